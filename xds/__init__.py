@@ -1,0 +1,1 @@
+"""An xDS control plane in pure Python: automatic mutual TLS for Envoy sidecars."""

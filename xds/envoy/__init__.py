@@ -1,0 +1,1 @@
+"""Facts and decisions as Envoy messages, one module per resource type."""

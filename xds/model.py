@@ -1,0 +1,427 @@
+"""Facts: what Kubernetes objects say, reduced to what a decision needs, as immutable values.
+
+`parse` makes facts out of kubectl-shaped dicts, `mesh` indexes them, `policy` decides from them. Nothing here knows
+YAML field names or Envoy. Two facts are equal when they mean the same: where an object was read from does not count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import NamedTuple, TypeAlias
+
+CLUSTER_DOMAIN = "cluster.local"
+"""The DNS suffix of service names. Not the trust domain, which is the mesh's to choose."""
+
+TLS_MODE_LABEL = "security.istio.io/tlsMode"
+"""Pod label that says whether the pod has a sidecar: `istio` if so."""
+
+INTERCEPTION_MODE = "sidecar.istio.io/interceptionMode"
+"""Pod annotation: `REDIRECT` (iptables, the default) or `NONE` (the application uses the proxy by address)."""
+
+APP_ADDRESS = "sidecar.xds/app-address"
+"""Pod annotation: where the application listens in interception mode NONE."""
+
+LOCALITY_LABEL = "istio-locality"
+"""Pod label `region.zone.subzone` (or with slashes in Istio's own files) that overrides where the pod is."""
+
+
+class Mode(StrEnum):
+    """What a server's listener accepts on a port (Istio's mutual TLS modes)."""
+
+    DISABLE = "DISABLE"
+    PERMISSIVE = "PERMISSIVE"
+    STRICT = "STRICT"
+
+
+class TlsMode(StrEnum):
+    """What a DestinationRule tells clients to send."""
+
+    DISABLE = "DISABLE"
+    SIMPLE = "SIMPLE"
+    MUTUAL = "MUTUAL"
+    ISTIO_MUTUAL = "ISTIO_MUTUAL"
+
+
+class Protocol(StrEnum):
+    """What is spoken on a service port, as far as routing cares. AUTO: undeclared, detected per connection."""
+
+    HTTP = "http"
+    HTTP2 = "http2"
+    TCP = "tcp"
+    AUTO = "auto"
+
+    @property
+    def is_http(self) -> bool:
+        """Whether the port was declared to speak HTTP of some version."""
+        return self in (Protocol.HTTP, Protocol.HTTP2)
+
+
+class Interception(StrEnum):
+    """How traffic reaches a sidecar."""
+
+    REDIRECT = "REDIRECT"
+    NONE = "NONE"
+
+
+class Ref(NamedTuple):
+    """The name of an object: what a decision, an error or a NACK points at."""
+
+    kind: str
+    namespace: str
+    """Empty for cluster-scoped kinds."""
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.namespace}/{self.name}" if self.namespace else f"{self.kind} {self.name}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Meta:
+    """What every object has."""
+
+    ref: Ref
+    labels: Mapping[str, str] = field(default_factory=dict)
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    created: datetime | None = None
+    """`metadata.creationTimestamp`, with a time zone; None where the object has none."""
+    origin: str = field(default="", compare=False)
+    """Where it was read: `FILE:LINE`, or empty."""
+
+    @property
+    def age_key(self) -> tuple[bool, float, str, str]:
+        """Sort key, oldest first; an object without a creation time is younger than any that has one."""
+        return (
+            self.created is None,
+            self.created.timestamp() if self.created else 0.0,
+            self.ref.namespace,
+            self.ref.name,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Object:
+    """A fact with a name."""
+
+    meta: Meta
+
+    @property
+    def ref(self) -> Ref:
+        """Kind, namespace and name."""
+        return self.meta.ref
+
+    @property
+    def namespace(self) -> str:
+        """The object's namespace; empty for cluster-scoped kinds."""
+        return self.meta.ref.namespace
+
+    @property
+    def name(self) -> str:
+        """The object's name."""
+        return self.meta.ref.name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Namespace(Object):
+    """v1 Namespace."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceAccount(Object):
+    """v1 ServiceAccount."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServicePort:
+    """One TCP port of a Service. UDP and SCTP ports never become facts."""
+
+    port: int
+    target: int | str
+    """targetPort: a number, or the name of a container port."""
+    name: str = ""
+    protocol: Protocol = Protocol.AUTO
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service(Object):
+    """v1 Service of type ClusterIP, NodePort or LoadBalancer; headless when it has no virtual addresses."""
+
+    addresses: tuple[str, ...] = ()
+    """clusterIPs; empty for a headless service, or one whose address is not known."""
+    headless: bool = False
+    ports: tuple[ServicePort, ...] = ()
+    selector: Mapping[str, str] = field(default_factory=dict)
+    publish_not_ready: bool = False
+    service_accounts: tuple[str, ...] = ()
+    """SPIFFE ids that may serve it besides its pods' own (annotation alpha.istio.io/canonical-serviceaccounts)."""
+
+    @property
+    def host(self) -> str:
+        """The full DNS name."""
+        return f"{self.name}.{self.namespace}.svc.{CLUSTER_DOMAIN}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerPort:
+    """A declared TCP container port, for named target ports."""
+
+    port: int
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pod(Object):
+    """v1 Pod: a workload, with or without a sidecar."""
+
+    address: str = ""
+    """status.podIP; empty until it has one."""
+    service_account: str = "default"
+    ready: bool = True
+    """False when a condition says so, when it ended, or when it is being deleted."""
+    ended: bool = False
+    """status.phase Succeeded or Failed: its address is no longer its own."""
+    ports: tuple[ContainerPort, ...] = ()
+    hostname: str = ""
+    """spec.hostname, when spec.subdomain names a headless service: POD.SERVICE resolves to this pod."""
+    subdomain: str = ""
+    interception: Interception = Interception.REDIRECT
+    app_address: str = "127.0.0.1"
+
+    @property
+    def has_sidecar(self) -> bool:
+        """Whether the pod can take and send mutual TLS."""
+        return self.meta.labels.get(TLS_MODE_LABEL) == "istio"
+
+    def identity(self, trust_domain: str) -> str:
+        """The pod's SPIFFE id."""
+        return f"spiffe://{trust_domain}/ns/{self.namespace}/sa/{self.service_account}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndpointAddress:
+    """One address of an EndpointSlice or Endpoints object."""
+
+    address: str
+    ready: bool = True
+    """False: listed, but not to be used now. Terminating addresses never become facts."""
+    pod: Ref | None = None
+    """targetRef, when it names a Pod."""
+    hostname: str = ""
+    zone: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndpointPort:
+    """A port of an EndpointSlice or Endpoints object; `name` equals the service port's name."""
+
+    port: int
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndpointGroup:
+    """Addresses that all serve the same ports."""
+
+    addresses: tuple[EndpointAddress, ...]
+    ports: tuple[EndpointPort, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoints(Object):
+    """discovery.k8s.io/v1 EndpointSlice (one group) or v1 Endpoints (any number of groups), told apart by `ref.kind`."""
+
+    service: str
+    groups: tuple[EndpointGroup, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """A target of an alpha Policy: a service of its namespace, and service ports of it (none named: all)."""
+
+    service: str
+    """A name, or a full host name."""
+    ports: tuple[int | str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuthenticationPolicy(Object):
+    """authentication.istio.io/v1alpha1 Policy or MeshPolicy. A policy without an mtls peer means plaintext."""
+
+    mode: Mode
+    targets: tuple[Target, ...] = ()
+    """Empty: the whole namespace (Policy `default`) or mesh (MeshPolicy `default`)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerAuthentication(Object):
+    """security.istio.io PeerAuthentication. None as a mode: UNSET, inherited."""
+
+    mode: Mode | None = None
+    selector: Mapping[str, str] = field(default_factory=dict)
+    ports: Mapping[int, Mode | None] = field(default_factory=dict)
+    """portLevelMtls, keyed by the workload's own port."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientTls:
+    """A DestinationRule's `tls`."""
+
+    mode: TlsMode
+    sni: str = ""
+    subject_alt_names: tuple[str, ...] = ()
+    certificate: str = ""
+    """clientCertificate, a path in the sidecar's file system (MUTUAL)."""
+    private_key: str = ""
+    """privateKey, likewise: a path, never the key."""
+    ca_certificates: str = ""
+    """caCertificates, a path; empty: the system's roots."""
+    insecure_skip_verify: bool = False
+
+
+class LoadBalancing(StrEnum):
+    """`loadBalancer.simple`."""
+
+    UNSPECIFIED = "UNSPECIFIED"
+    LEAST_REQUEST = "LEAST_REQUEST"
+    ROUND_ROBIN = "ROUND_ROBIN"
+    RANDOM = "RANDOM"
+    PASSTHROUGH = "PASSTHROUGH"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionPool:
+    """A DestinationRule's `connectionPool`. Durations are seconds; None: not said."""
+
+    max_connections: int | None = None
+    connect_timeout: float | None = None
+    tcp_keepalive: tuple[int | None, float | None, float | None] | None = None
+    """probes, time, interval."""
+    max_connection_duration: float | None = None
+    tcp_idle_timeout: float | None = None
+    http1_max_pending_requests: int | None = None
+    http2_max_requests: int | None = None
+    max_requests_per_connection: int | None = None
+    max_retries: int | None = None
+    http_idle_timeout: float | None = None
+    h2_upgrade: bool | None = None
+    """True: UPGRADE, False: DO_NOT_UPGRADE."""
+    max_concurrent_streams: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutlierDetection:
+    """A DestinationRule's `outlierDetection`. Durations are seconds; None: not said."""
+
+    consecutive_5xx: int | None = None
+    consecutive_gateway_errors: int | None = None
+    consecutive_local_origin_failures: int | None = None
+    split_external_local_origin_errors: bool = False
+    interval: float | None = None
+    base_ejection_time: float | None = None
+    max_ejection_percent: int | None = None
+    min_health_percent: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrafficPolicy:
+    """A DestinationRule's `trafficPolicy`, at the top, for a port, or for a subset. None: not said."""
+
+    tls: ClientTls | None = None
+    connection_pool: ConnectionPool | None = None
+    outlier_detection: OutlierDetection | None = None
+    load_balancer: LoadBalancing | None = None
+    ports: Mapping[int, TrafficPolicy] = field(default_factory=dict)
+    """portLevelSettings, keyed by service port; their own `ports` is empty."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subset:
+    """A DestinationRule's named subset of a service's pods."""
+
+    name: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+    policy: TrafficPolicy | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DestinationRule(Object):
+    """networking.istio.io DestinationRule."""
+
+    host: str
+    """Resolved: a full name, a wildcard such as `*.local`, or `*`."""
+    policy: TrafficPolicy | None = None
+    subsets: tuple[Subset, ...] = ()
+    export_to: tuple[str, ...] = ()
+    """Namespaces, `.` or `*`; empty: the mesh's default."""
+    selector: Mapping[str, str] | None = None
+    """workloadSelector.matchLabels: the clients it is for; None: all."""
+
+
+Fact: TypeAlias = (
+    Namespace
+    | ServiceAccount
+    | Service
+    | Pod
+    | Endpoints
+    | AuthenticationPolicy
+    | PeerAuthentication
+    | DestinationRule
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeshConfig:
+    """Mesh-wide settings, in Istio's words. Durations are seconds."""
+
+    enable_auto_mtls: bool = True
+    trust_domain: str = "cluster.local"
+    trust_domain_aliases: tuple[str, ...] = ()
+    root_namespace: str = "istio-system"
+    default_destination_rule_export_to: tuple[str, ...] = ("*",)
+    protocol_detection_timeout: float = 1.0
+    """How long a listener waits for a client that speaks first; never 0, which would wait for ever."""
+    connect_timeout: float = 10.0
+    allow_any_outbound: bool = True
+    """outboundTrafficPolicy ALLOW_ANY; False: REGISTRY_ONLY."""
+    passthrough_inbound: bool = True
+    """inboundTrafficPolicy PASSTHROUGH; False: LOCALHOST (ports of no service reach 127.0.0.1)."""
+    proxy_listen_port: int = 15001
+    proxy_inbound_listen_port: int = 15006
+    proxy_http_port: int = 15002
+    """Where a sidecar in interception mode NONE offers its HTTP proxy."""
+    min_tls_version: str = "TLSV1_2"
+    """meshMTLS.minProtocolVersion: TLSV1_2 or TLSV1_3."""
+    mtls_enabled: bool = False
+    """The install switch values.global.mtls.enabled: mutual TLS required, and sent, across the mesh."""
+
+    @property
+    def trust_domains(self) -> tuple[str, ...]:
+        """The trust domain and its aliases, without repetition."""
+        return tuple(dict.fromkeys((self.trust_domain, *self.trust_domain_aliases)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """Something in the input that cannot be used, or (`notice`) that was passed over on purpose."""
+
+    where: str
+    """`FILE:LINE`, or `KIND NAMESPACE/NAME`."""
+    what: str
+    hint: str = ""
+    """What to write instead."""
+    notice: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}" + (f" ({self.hint})" if self.hint else "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """What a source reports: these facts are now so (replacing any of the same Ref), these objects are gone."""
+
+    applied: tuple[Fact, ...] = ()
+    removed: tuple[Ref, ...] = ()
+    config: MeshConfig | None = None
+    """The mesh settings, when they changed."""

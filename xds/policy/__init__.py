@@ -1,0 +1,1 @@
+"""Who sends what to whom: the decisions, pure and in one place."""

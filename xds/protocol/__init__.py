@@ -1,0 +1,1 @@
+"""The xDS protocol as a sans-IO state machine."""

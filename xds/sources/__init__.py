@@ -1,0 +1,1 @@
+"""Where facts come from; every source yields the same changes."""
