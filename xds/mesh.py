@@ -1,10 +1,162 @@
-"""Mesh: the immutable set of facts, and the indexes that decisions are made from."""
+"""Mesh: the immutable set of facts at one moment, and the indexes that decisions are made from.
+
+`apply` makes the next mesh and shares with the old one all that the change does not touch: indexes of other namespaces, and
+whatever was worked out (`memo`) for services that cannot be affected. So the cost of a change follows the change.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
-from xds.model import Change, Fact, MeshConfig
+from xds.model import (
+    CLUSTER_DOMAIN,
+    LOCALITY_LABEL,
+    AuthenticationPolicy,
+    Change,
+    ClientTls,
+    DestinationRule,
+    Endpoints,
+    Fact,
+    MeshConfig,
+    Meta,
+    Mode,
+    Object,
+    PeerAuthentication,
+    Pod,
+    Ref,
+    Service,
+    ServicePort,
+    TlsMode,
+    TrafficPolicy,
+)
+
+T = TypeVar("T", bound=Object)
+ServiceKey: TypeAlias = tuple[str, str]
+"""namespace, name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """One address that serves a service port."""
+
+    address: str
+    port: int
+    pod: Pod | None = None
+    """The workload behind the address; None for an address outside the mesh."""
+    ready: bool = True
+    region: str = ""
+    zone: str = ""
+    sub_zone: str = ""
+
+    @property
+    def has_sidecar(self) -> bool:
+        """Whether a sidecar that takes mutual TLS is in front of it."""
+        return self.pod is not None and self.pod.has_sidecar
+
+
+class Exposure(NamedTuple):
+    """A service port that leads to a port of a pod."""
+
+    service: Service
+    port: ServicePort
+    target: int
+
+
+def covers(selector: Mapping[str, str], labels: Mapping[str, str]) -> bool:
+    """Whether an object with these labels is selected: every pair of the selector is among them."""
+    return all(labels.get(key) == value for key, value in selector.items())
+
+
+def oldest_first(objects: Iterable[T]) -> tuple[T, ...]:
+    """Sort by age (DESIGN.md section 3: creation time, then namespace, then name)."""
+    return tuple(sorted(objects, key=lambda found: found.meta.age_key))
+
+
+class NamespaceFacts:
+    """The facts of one namespace (`""`: cluster-scoped ones) by kind, with what is worked out from them on demand."""
+
+    def __init__(self, facts: Mapping[Ref, Fact]) -> None:
+        self.facts = facts
+
+    def _of(self, kind: type[T]) -> tuple[T, ...]:
+        return oldest_first(fact for fact in self.facts.values() if isinstance(fact, kind))
+
+    @cached_property
+    def services(self) -> Mapping[str, Service]:
+        """Services by name, oldest first."""
+        return {service.name: service for service in self._of(Service)}
+
+    @cached_property
+    def pods(self) -> Mapping[str, Pod]:
+        """Pods by name, in the order of their names: what depends on the order must not depend on age."""
+        return {pod.name: pod for pod in sorted(self._of(Pod), key=lambda pod: pod.name)}
+
+    @cached_property
+    def endpoints(self) -> Mapping[str, tuple[Endpoints, ...]]:
+        """EndpointSlices by service name; a service's Endpoints only where it has no EndpointSlice."""
+        found: dict[str, list[Endpoints]] = {}
+        for endpoints in sorted(self._of(Endpoints), key=lambda found: found.name):
+            found.setdefault(endpoints.service, []).append(endpoints)
+        return {
+            name: tuple(e for e in each if e.ref.kind == "EndpointSlice") or tuple(each)
+            for name, each in found.items()
+        }
+
+    @cached_property
+    def peer_authentications(self) -> tuple[PeerAuthentication, ...]:
+        """PeerAuthentications, oldest first."""
+        return self._of(PeerAuthentication)
+
+    @cached_property
+    def policies(self) -> tuple[AuthenticationPolicy, ...]:
+        """Alpha Policies (in the cluster scope: MeshPolicies), oldest first."""
+        return self._of(AuthenticationPolicy)
+
+    @cached_property
+    def rules(self) -> tuple[DestinationRule, ...]:
+        """DestinationRules, oldest first."""
+        return self._of(DestinationRule)
+
+    @cached_property
+    def selectors(self) -> tuple[Service, ...]:
+        """Services that choose their pods by labels, oldest first."""
+        return tuple(service for service in self.services.values() if service.selector)
+
+
+_NOTHING = NamespaceFacts({})
+
+
+def installed(config: MeshConfig) -> tuple[Fact, ...]:
+    """Return the objects that installing with `config` creates; an object of the same name takes their place.
+
+    What `values.global.mtls.enabled` creates is in Istio 1.4's Helm charts: MeshPolicy `default`, and when true the rules
+    `default` (`*.local`, ISTIO_MUTUAL) and `api-server` (DISABLE).
+    """
+    origin = f"values.global.mtls.enabled={str(config.mtls_enabled).lower()}"
+
+    def meta(kind: str, namespace: str, name: str) -> Meta:
+        return Meta(ref=Ref(kind, namespace, name), origin=origin)
+
+    mode = Mode.STRICT if config.mtls_enabled else Mode.PERMISSIVE
+    policy = AuthenticationPolicy(meta=meta("MeshPolicy", "", "default"), mode=mode)
+    if not config.mtls_enabled:
+        return (policy,)
+    return (
+        policy,
+        DestinationRule(
+            meta=meta("DestinationRule", config.root_namespace, "default"),
+            host="*.local",
+            policy=TrafficPolicy(tls=ClientTls(mode=TlsMode.ISTIO_MUTUAL)),
+        ),
+        DestinationRule(
+            meta=meta("DestinationRule", config.root_namespace, "api-server"),
+            host=f"kubernetes.default.svc.{CLUSTER_DOMAIN}",
+            policy=TrafficPolicy(tls=ClientTls(mode=TlsMode.DISABLE)),
+        ),
+    )
 
 
 class Mesh:
@@ -12,7 +164,237 @@ class Mesh:
 
     def __init__(self, facts: Iterable[Fact] = (), config: MeshConfig | None = None) -> None:
         self.config = config or MeshConfig()
+        self._given: Mapping[str, NamespaceFacts] = _by_namespace(_index(facts), {})
+        self._memos: dict[ServiceKey, dict[Any, Any]] = {}
+        self._pods_at: dict[str, Pod] | None = None
+        self._exposed_at: dict[str, list[ServiceKey]] | None = None
+        self._add_installed()
+
+    def _add_installed(self) -> None:
+        extra = {
+            fact.ref: fact
+            for fact in installed(self.config)
+            if fact.ref not in self.in_namespace(fact.namespace, given=True).facts
+        }
+        self._all = _by_namespace(extra, self._given)
 
     def apply(self, change: Change) -> Mesh:
-        """Return the mesh after a change."""
-        raise NotImplementedError
+        """Return the mesh after a change; `self` stays as it is."""
+        facts: dict[Ref, Fact | None] = {fact.ref: fact for fact in change.applied}
+        facts.update({ref: None for ref in change.removed if ref not in facts})
+        kinds = {ref.kind for ref in facts}
+        mesh = Mesh.__new__(Mesh)
+        mesh.config = change.config or self.config
+        mesh._given = _by_namespace(facts, self._given)
+        mesh._memos = {}
+        mesh._pods_at = None if "Pod" in kinds else self._pods_at
+        mesh._exposed_at = None if kinds & {"EndpointSlice", "Endpoints"} else self._exposed_at
+        mesh._add_installed()
+        if mesh.config != self.config:
+            return mesh
+        touched: set[ServiceKey] = set()
+        for ref, new in facts.items():
+            for state, fact in ((self, self.get(ref)), (mesh, new or mesh.get(ref))):
+                if fact is not None:
+                    touched.update(state.touched_by(fact))
+        mesh._memos = {key: memo for key, memo in self._memos.items() if key not in touched}
+        return mesh
+
+    def touched_by(self, fact: Fact) -> Iterator[ServiceKey]:
+        """Yield the services whose endpoints, decisions or client settings may depend on a fact."""
+        match fact:
+            case Pod():
+                yield from ((x.service.namespace, x.service.name) for x in self.exposures(fact))
+            case Endpoints():
+                yield fact.namespace, fact.service
+                for address in {a.address for group in fact.groups for a in group.addresses}:
+                    if pod := self.pod_at(address):
+                        yield from self.touched_by(pod)
+            case DestinationRule():
+                yield from ((s.namespace, s.name) for s in self.services() if host_matches(fact.host, s.host))
+            case Service() | AuthenticationPolicy() | PeerAuthentication():
+                everywhere = not fact.namespace or (
+                    isinstance(fact, PeerAuthentication) and fact.namespace == self.config.root_namespace
+                )
+                yield from (
+                    (s.namespace, s.name)
+                    for s in self.services()
+                    if everywhere or s.namespace == fact.namespace or not s.selector
+                )
+                if isinstance(fact, Service):
+                    yield fact.namespace, fact.name
+
+    # --- looking things up -------------------------------------------------------------------------------------------
+
+    def in_namespace(self, namespace: str, *, given: bool = False) -> NamespaceFacts:
+        """Return the facts of a namespace; `given`: without those that installing created."""
+        return (self._given if given else self._all).get(namespace, _NOTHING)
+
+    def get(self, ref: Ref) -> Fact | None:
+        """Return the object of that name."""
+        return self.in_namespace(ref.namespace).facts.get(ref)
+
+    def facts(self) -> Iterator[Fact]:
+        """Yield every object, also those that installing created."""
+        for namespace in sorted(self._all):
+            yield from self._all[namespace].facts.values()
+
+    def services(self) -> Iterator[Service]:
+        """Yield every service, by namespace, oldest first within it."""
+        for namespace in sorted(self._all):
+            yield from self._all[namespace].services.values()
+
+    def service(self, namespace: str, name: str) -> Service | None:
+        """Return the service of that name."""
+        return self.in_namespace(namespace).services.get(name)
+
+    def pods(self) -> Iterator[Pod]:
+        """Yield every pod, by namespace and name."""
+        for namespace in sorted(self._all):
+            yield from self._all[namespace].pods.values()
+
+    def pod(self, namespace: str, name: str) -> Pod | None:
+        """Return the pod of that name."""
+        return self.in_namespace(namespace).pods.get(name)
+
+    def pod_at(self, address: str) -> Pod | None:
+        """Return the pod that has an address; of several (host network), the first by namespace and name."""
+        if self._pods_at is None:
+            self._pods_at = {}
+            for pod in self.pods():
+                if pod.address and not pod.ended:
+                    self._pods_at.setdefault(pod.address, pod)
+        return self._pods_at.get(address)
+
+    def memo(self, service: Service, key: Any, make: Callable[[], Any]) -> Any:
+        """Return what `make` makes, which is kept until a change touches the service."""
+        memo = self._memos.setdefault((service.namespace, service.name), {})
+        if key not in memo:
+            memo[key] = make()
+        return memo[key]
+
+    # --- endpoints ---------------------------------------------------------------------------------------------------
+
+    def endpoints(self, service: Service, port: ServicePort) -> tuple[Endpoint, ...]:
+        """Return who serves a service port: from EndpointSlices or Endpoints, else from the selector.
+
+        Sorted by address and port, so that the order of the input never shows.
+        """
+
+        def make() -> tuple[Endpoint, ...]:
+            listed = self.in_namespace(service.namespace).endpoints.get(service.name)
+            found = self._listed(listed, port) if listed is not None else self._selected(service, port)
+            unique = {(endpoint.address, endpoint.port): endpoint for endpoint in found}
+            return tuple(unique[key] for key in sorted(unique))
+
+        found: tuple[Endpoint, ...] = self.memo(service, ("endpoints", port), make)
+        return found
+
+    def _listed(self, listed: tuple[Endpoints, ...], port: ServicePort) -> Iterator[Endpoint]:
+        for group in (group for endpoints in listed for group in endpoints.groups):
+            for target in (p.port for p in group.ports if p.name == port.name):
+                for entry in group.addresses:
+                    named = self.get(entry.pod) if entry.pod else None
+                    pod = named if isinstance(named, Pod) else self.pod_at(entry.address)
+                    yield _endpoint(entry.address, target, pod, ready=entry.ready, zone=entry.zone)
+
+    def _selected(self, service: Service, port: ServicePort) -> Iterator[Endpoint]:
+        # As Kubernetes' own endpoints controller does, except that pods that are not ready are left out, not listed as such.
+        for pod in self._pods_of(service):
+            if pod.address and not pod.ended and (pod.ready or service.publish_not_ready):
+                target = target_port(port, pod)
+                if target is not None:
+                    yield _endpoint(pod.address, target, pod)
+
+    def _pods_of(self, service: Service) -> Iterator[Pod]:
+        if service.selector:
+            for pod in self.in_namespace(service.namespace).pods.values():
+                if covers(service.selector, pod.meta.labels):
+                    yield pod
+
+    def exposures(self, pod: Pod) -> tuple[Exposure, ...]:
+        """Return the service ports that lead to a pod, ready or not, oldest service first."""
+        return tuple(sorted(self._exposures(pod), key=lambda exposure: exposure.service.meta.age_key))
+
+    def _exposures(self, pod: Pod) -> Iterator[Exposure]:
+        facts = self.in_namespace(pod.namespace)
+        for service in facts.selectors:
+            if service.name not in facts.endpoints and covers(service.selector, pod.meta.labels):
+                for port in service.ports:
+                    if (target := target_port(port, pod)) is not None:
+                        yield Exposure(service, port, target)
+        for namespace, name in self._listing(pod.address) if pod.address and not pod.ended else ():
+            if listing := self.service(namespace, name):
+                for port in listing.ports:
+                    for endpoint in self.endpoints(listing, port):
+                        if endpoint.pod and endpoint.pod.ref == pod.ref:
+                            yield Exposure(listing, port, endpoint.port)
+
+    def _listing(self, address: str) -> list[ServiceKey]:
+        if self._exposed_at is None:
+            self._exposed_at = {}
+            for namespace in sorted(self._all):
+                for name, listed in self._all[namespace].endpoints.items():
+                    groups = (group for endpoints in listed for group in endpoints.groups)
+                    for entry in {a.address for group in groups for a in group.addresses}:
+                        self._exposed_at.setdefault(entry, []).append((namespace, name))
+        return self._exposed_at.get(address, [])
+
+    def exposure(self, pod: Pod, port: int) -> Exposure | None:
+        """Return the service port that a pod's listener serves on `port`: the oldest service's, its first such port."""
+        return next((found for found in self.exposures(pod) if found.target == port), None)
+
+    def identities(self, service: Service) -> tuple[str, ...]:
+        """Return the SPIFFE ids that a service's pods may show, ready or not, under every trust domain; sorted."""
+
+        def make() -> tuple[str, ...]:
+            pods = {pod.ref: pod for pod in self._pods_of(service)}
+            for port in service.ports:
+                pods.update({e.pod.ref: e.pod for e in self.endpoints(service, port) if e.pod})
+            names = {pod.identity(domain) for pod in pods.values() for domain in self.config.trust_domains}
+            return tuple(sorted(names.union(service.service_accounts)))
+
+        found: tuple[str, ...] = self.memo(service, "identities", make)
+        return found
+
+
+def _index(facts: Iterable[Fact]) -> dict[Ref, Fact | None]:
+    return {fact.ref: fact for fact in facts}
+
+
+def _by_namespace(
+    changes: Mapping[Ref, Fact | None] | Mapping[Ref, Fact], old: Mapping[str, NamespaceFacts]
+) -> Mapping[str, NamespaceFacts]:
+    if not changes:
+        return old
+    changed: dict[str, dict[Ref, Fact]] = {}
+    for ref, fact in changes.items():
+        if ref.namespace not in changed:
+            changed[ref.namespace] = dict(old.get(ref.namespace, _NOTHING).facts)
+        facts = changed[ref.namespace]
+        if fact is None:
+            facts.pop(ref, None)
+        else:
+            facts[ref] = fact
+    return {**old, **{namespace: NamespaceFacts(facts) for namespace, facts in changed.items()}}
+
+
+def _endpoint(address: str, port: int, pod: Pod | None, *, ready: bool = True, zone: str = "") -> Endpoint:
+    region = sub_zone = ""
+    if pod and (locality := pod.meta.labels.get(LOCALITY_LABEL)):
+        region, zone, sub_zone = (*locality.replace("/", ".").split("."), "", "")[:3]
+    return Endpoint(
+        address=address, port=port, pod=pod, ready=ready, region=region, zone=zone, sub_zone=sub_zone
+    )
+
+
+def target_port(port: ServicePort, pod: Pod) -> int | None:
+    """Return the pod's port that a service port leads to; None if it names a port that the pod does not have."""
+    if isinstance(port.target, int):
+        return port.target
+    return next((p.port for p in pod.ports if p.name == port.target), None)
+
+
+def host_matches(pattern: str, host: str) -> bool:
+    """Whether a DestinationRule's host, exact or with a leading wildcard, covers a service's full name."""
+    return pattern == host or (pattern.startswith("*") and host.endswith(pattern[1:]))
