@@ -121,9 +121,19 @@ class NamespaceFacts:
         return self._of(DestinationRule)
 
     @cached_property
-    def selectors(self) -> tuple[Service, ...]:
-        """Services that choose their pods by labels, oldest first."""
-        return tuple(service for service in self.services.values() if service.selector)
+    def _by_selector(self) -> Mapping[tuple[str, str], list[Service]]:
+        found: dict[tuple[str, str], list[Service]] = {}
+        for service in self.services.values():
+            if service.selector:
+                found.setdefault(min(service.selector.items()), []).append(service)
+        return found
+
+    def selecting(self, labels: Mapping[str, str]) -> Iterator[Service]:
+        """Yield the services whose selector covers these labels."""
+        for pair in labels.items():
+            for service in self._by_selector.get(pair, ()):
+                if covers(service.selector, labels):
+                    yield service
 
 
 _NOTHING = NamespaceFacts({})
@@ -318,8 +328,8 @@ class Mesh:
 
     def _exposures(self, pod: Pod) -> Iterator[Exposure]:
         facts = self.in_namespace(pod.namespace)
-        for service in facts.selectors:
-            if service.name not in facts.endpoints and covers(service.selector, pod.meta.labels):
+        for service in facts.selecting(pod.meta.labels):
+            if service.name not in facts.endpoints:
                 for port in service.ports:
                     if (target := target_port(port, pod)) is not None:
                         yield Exposure(service, port, target)

@@ -1,0 +1,173 @@
+"""The decision: what a server's listener accepts, and what a client therefore sends to each endpoint.
+
+`decide` is the one function that knows. The translator, `reach`, and whoever explains or plans ask it; nobody repeats its rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+from xds.mesh import Endpoint, Mesh, covers
+from xds.model import (
+    AuthenticationPolicy,
+    ClientTls,
+    Mode,
+    PeerAuthentication,
+    Pod,
+    Ref,
+    Service,
+    ServicePort,
+    TlsMode,
+)
+from xds.policy.destination import ClientRule, client_rule
+
+
+@dataclass(frozen=True, slots=True)
+class InForce:
+    """What a pod's listener accepts on a port, and why."""
+
+    mode: Mode
+    because: Ref
+    """The object that decided; where none says a mode (PERMISSIVE, then), the nearest that could have."""
+    overruled: tuple[Ref, ...] = ()
+    """Objects that speak about this port too and lost, nearest first."""
+
+
+def in_force(mesh: Mesh, pod: Pod, port: int) -> InForce:
+    """Return the mode in force for a port of a pod.
+
+    A PeerAuthentication that applies to the pod, at any level, wins over alpha policies, which speak about services: for them the
+    port belongs to the oldest Service that leads to it, as in the pod's listener.
+    """
+    alpha = _alpha(mesh, pod, port)
+    beta = _peer_authentication(mesh, pod, port)
+    if beta is None:
+        return alpha
+    return InForce(beta.mode, beta.because, (*beta.overruled, alpha.because, *alpha.overruled))
+
+
+def _peer_authentication(mesh: Mesh, pod: Pod, port: int) -> InForce | None:
+    """Restate Istio's composition: mesh, then namespace, then workload, then port; the oldest of a level decides for it."""
+    root = mesh.config.root_namespace
+    levels: list[list[PeerAuthentication]] = []
+    if pod.namespace != root:
+        own = mesh.in_namespace(pod.namespace).peer_authentications
+        levels.append([pa for pa in own if pa.selector and covers(pa.selector, pod.meta.labels)])
+        levels.append([pa for pa in own if not pa.selector])
+    # In the root namespace a selector makes a PeerAuthentication apply to nothing, its own namespace included.
+    levels.append([pa for pa in mesh.in_namespace(root).peer_authentications if not pa.selector])
+    if not any(levels):
+        return None
+    speakers: list[tuple[Mode, Ref]] = []
+    for oldest in (level[0] for level in levels if level):
+        mode = (oldest.ports.get(port) if oldest.selector else None) or oldest.mode
+        if mode is not None:
+            speakers.append((mode, oldest.ref))
+    younger = [pa.ref for level in levels for pa in level[1:]]
+    if not speakers:
+        silent = [level[0].ref for level in levels if level]
+        return InForce(Mode.PERMISSIVE, silent[0], (*silent[1:], *younger))
+    (mode, because), *rest = speakers
+    return InForce(mode, because, (*(ref for _, ref in rest), *younger))
+
+
+def _alpha(mesh: Mesh, pod: Pod, port: int) -> InForce:
+    modes: dict[Ref, Mode] = {}
+    for policy in _alpha_policies(mesh, pod, port):
+        modes.setdefault(policy.ref, policy.mode)
+    first, *rest = modes
+    return InForce(modes[first], first, tuple(rest))
+
+
+def _alpha_policies(mesh: Mesh, pod: Pod, port: int) -> Iterator[AuthenticationPolicy]:
+    """Yield, as Istio 1.5 ranks them: policies for the service's port, for the service, the namespace's, the mesh's."""
+    exposed = mesh.exposure(pod, port)
+    policies = mesh.in_namespace(exposed.service.namespace if exposed else pod.namespace).policies
+    if exposed:
+        service, service_port, _ = exposed
+        names = (service_port.port, service_port.name or None)
+        targeted = [(p, t) for p in policies for t in p.targets if t.service in (service.name, service.host)]
+        yield from (policy for policy, target in targeted if any(name in names for name in target.ports))
+        yield from (policy for policy, target in targeted if not target.ports)
+    # A MeshPolicy there always is: installing creates it.
+    # A port of no Service, too, is under the namespace's and the mesh's policy: no port of a locked mesh stays open unnoticed.
+    yield from (policy for policy in policies if not policy.targets)
+    yield from mesh.in_namespace("").policies
+
+
+class Send(StrEnum):
+    """What a client puts on the wire to an endpoint."""
+
+    MTLS = "mtls"
+    """The mesh's mutual TLS."""
+    PLAINTEXT = "plaintext"
+    TLS = "tls"
+    """TLS of the DestinationRule's own (SIMPLE, MUTUAL), which the mesh's servers do not take."""
+
+
+class Reason(StrEnum):
+    """Why a client sends what it sends."""
+
+    CLIENT_WITHOUT_SIDECAR = "client-without-sidecar"
+    DESTINATION_RULE = "destination-rule"
+    AUTO_MTLS_OFF = "auto-mtls-off"
+    ENDPOINT_WITHOUT_SIDECAR = "endpoint-without-sidecar"
+    SERVER_PLAINTEXT = "server-plaintext"
+    AUTO_MTLS = "auto-mtls"
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What a client sends to one endpoint, and why."""
+
+    mode: Send
+    reason: Reason
+    because: Ref | None = None
+    """The object that decided; None where no object did (no sidecar, auto mTLS switched off, the default mode)."""
+    overruled: tuple[Ref, ...] = ()
+    """Objects that speak about this hop too and lost, nearest first."""
+
+
+_SENDS = {
+    TlsMode.DISABLE: Send.PLAINTEXT,
+    TlsMode.SIMPLE: Send.TLS,
+    TlsMode.MUTUAL: Send.TLS,
+    TlsMode.ISTIO_MUTUAL: Send.MTLS,
+}
+
+
+def explicit_tls(rule: ClientRule | None, port: int, subset: str = "") -> ClientTls | None:
+    """Return the TLS settings that a rule spells out for a port and subset; None leaves it to auto mTLS."""
+    return rule.for_port(port, subset).tls if rule else None
+
+
+def decide(  # noqa: PLR0917
+    mesh: Mesh, client: Pod, service: Service, port: ServicePort, endpoint: Endpoint, subset: str = ""
+) -> Decision:
+    """Decide what a client sends to an endpoint of a service port (asked for by way of a subset, if any)."""
+    if not client.has_sidecar:
+        return Decision(Send.PLAINTEXT, Reason.CLIENT_WITHOUT_SIDECAR)
+    return decide_for(
+        mesh, client_rule(mesh, client.namespace, client.meta.labels, service), port, endpoint, subset
+    )
+
+
+def decide_for(
+    mesh: Mesh, rule: ClientRule | None, port: ServicePort, endpoint: Endpoint, subset: str = ""
+) -> Decision:
+    """Decide as `decide` does, for all clients that have a sidecar and get the same rule for the service."""
+    server = in_force(mesh, endpoint.pod, endpoint.port) if endpoint.pod and endpoint.has_sidecar else None
+    speaking = (server.because, *server.overruled) if server else ()
+    tls = explicit_tls(rule, port.port, subset)
+    if rule and tls:
+        owner = rule.tls_owner(port.port, subset)
+        return Decision(_SENDS[tls.mode], Reason.DESTINATION_RULE, owner, speaking)
+    if not mesh.config.enable_auto_mtls:
+        return Decision(Send.PLAINTEXT, Reason.AUTO_MTLS_OFF, None, speaking)
+    if server is None:
+        return Decision(Send.PLAINTEXT, Reason.ENDPOINT_WITHOUT_SIDECAR)
+    if server.mode is Mode.DISABLE:
+        return Decision(Send.PLAINTEXT, Reason.SERVER_PLAINTEXT, server.because, server.overruled)
+    return Decision(Send.MTLS, Reason.AUTO_MTLS, server.because, server.overruled)
