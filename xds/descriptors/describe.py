@@ -1,0 +1,209 @@
+"""What envoy_data_plane's classes say about the protobuf files they were generated from.
+
+The generated classes keep every name, number, type and oneof in their field metadata, so a package can be described
+again as a `FileDescriptorProto`. Packages never import each other in a circle: one file per package is enough.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import keyword
+import sys
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any, TypeAlias, get_args, get_type_hints
+
+import betterproto2
+from envoy_data_plane.message_pool import default_message_pool
+from google.protobuf import (
+    any_pb2,
+    descriptor_pool,
+    duration_pb2,
+    empty_pb2,
+    struct_pb2,
+    timestamp_pb2,
+    wrappers_pb2,
+)
+from google.protobuf.descriptor_pb2 import (
+    DescriptorProto,
+    EnumDescriptorProto,
+    FieldDescriptorProto,
+    FileDescriptorProto,
+)
+
+ROOT = "envoy_data_plane"
+WELL_KNOWN = "google.protobuf"
+"""The one package that is not described again: protobuf's own files are used."""
+
+WELL_KNOWN_FILES = (any_pb2, duration_pb2, empty_pb2, struct_pb2, timestamp_pb2, wrappers_pb2)
+"""Imported so that protobuf's default pool has them."""
+
+_Used: TypeAlias = set[type[Any]]
+"""Classes of messages and enums that a description refers to."""
+
+_ENUM_NAMES = {
+    "envoy.config.core.v3.ProxyProtocolPassThroughTlVsPassTlVsMatchType": "ProxyProtocolPassThroughTLVs.PassTLVsMatchType",
+    "envoy.config.route.v3.RetryPolicyResetHeaderFormat": "RetryPolicy.ResetHeaderFormat",
+    "envoy.data.accesslog.v2.HttpAccessLogEntryHttpVersion": "HTTPAccessLogEntry.HTTPVersion",
+    "envoy.data.accesslog.v2.TlsPropertiesTlsVersion": "TLSProperties.TLSVersion",
+    "envoy.data.accesslog.v3.HttpAccessLogEntryHttpVersion": "HTTPAccessLogEntry.HTTPVersion",
+    "envoy.data.accesslog.v3.TlsPropertiesTlsVersion": "TLSProperties.TLSVersion",
+    "envoy.data.core.v2alpha.HealthCheckFailureType": "HealthCheckFailureType",
+    "envoy.data.core.v3.HealthCheckFailureType": "HealthCheckFailureType",
+    "envoy.extensions.common.ratelimit.v3.XRateLimitHeadersRfcVersion": "XRateLimitHeadersRFCVersion",
+    "envoy.extensions.filters.http.ratelimit.v3.RateLimitXRateLimitHeadersRfcVersion": "RateLimit.XRateLimitHeadersRFCVersion",
+    "envoy.service.status.v3.ClientConfigStatus": "ClientConfigStatus",
+}
+"""Enums whose protobuf name cannot be told from their class: acronyms, and nesting that is ambiguous."""
+
+
+def package_of(module_name: str) -> str:
+    """Return the protobuf package of a module of envoy_data_plane."""
+    return module_name.removeprefix(ROOT + ".")
+
+
+def full_name(cls: type[betterproto2.Message]) -> str:
+    """Return the protobuf name of a generated message class."""
+    return default_message_pool.type_to_url[cls].rpartition("/")[2]
+
+
+def file_name(package: str) -> str:
+    """Return the name of the file that describes a package."""
+    return package.replace(".", "/") + ".proto"
+
+
+def describe(module: ModuleType) -> FileDescriptorProto:
+    """Describe the package that a module of envoy_data_plane was generated from."""
+    package = package_of(module.__name__)
+    file = FileDescriptorProto(name=file_name(package), package=package, syntax="proto3")
+    used: _Used = set()
+    nests: dict[str, DescriptorProto] = {}
+    for cls in sorted(_own(module, _is_message), key=lambda cls: full_name(cls).count(".")):
+        path = full_name(cls).removeprefix(package + ".")
+        outer, _, name = path.rpartition(".")
+        nests[path] = (nests[outer].nested_type if outer else file.message_type).add(name=name)
+        _describe_fields(cls, nests[path], used)
+    for cls in _own(module, _is_enum):
+        outer, _, name = _enum_name(cls).removeprefix(package + ".").rpartition(".")
+        _describe_enum(cls, (nests[outer] if outer else file).enum_type.add(name=name))
+    for cls in _own(module, _is_service):
+        _describe_service(cls, file, used)
+    file.dependency.extend(sorted({_file_of(cls) for cls in used} - {file.name}))
+    return file
+
+
+def _own(module: ModuleType, wanted: Callable[[type[Any]], bool]) -> Iterator[type[Any]]:
+    for value in vars(module).values():
+        if isinstance(value, type) and value.__module__ == module.__name__ and wanted(value):
+            yield value
+
+
+def _is_message(cls: type[Any]) -> bool:
+    # Not issubclass(): Message is an ABC, and asking an ABC about every class of every package takes seconds.
+    return cls in default_message_pool.type_to_url
+
+
+def _is_enum(cls: type[Any]) -> bool:
+    return issubclass(cls, betterproto2.Enum)
+
+
+def _is_service(cls: type[Any]) -> bool:
+    return cls.__name__.endswith("Base") and hasattr(cls, "__mapping__")
+
+
+def _describe_fields(cls: type[Any], message: DescriptorProto, used: _Used) -> None:
+    hints = get_type_hints(cls, vars(sys.modules[cls.__module__]), {})
+    oneofs: dict[str, int] = {}
+    presence: list[FieldDescriptorProto] = []
+    for attribute in dataclasses.fields(cls):
+        meta = betterproto2.FieldMetadata.get(attribute)
+        field = message.field.add(name=proto_name(attribute.name), number=meta.number)
+        field.label = field.LABEL_REPEATED if meta.repeated or meta.map_meta else field.LABEL_OPTIONAL
+        if meta.map_meta:
+            entry = message.nested_type.add(name=_entry_name(field.name))
+            entry.options.map_entry = True
+            classes = get_args(hints[attribute.name])
+            for name, part, value in zip(("key", "value"), meta.map_meta, classes, strict=True):
+                half = entry.field.add(name=name, number=part.number, label=field.LABEL_OPTIONAL)
+                _describe_type(half, part, value, used)
+            field.type = field.TYPE_MESSAGE
+            field.type_name = f".{full_name(cls)}.{entry.name}"
+            continue
+        _describe_type(field, meta, hints[attribute.name], used)
+        if meta.group:
+            field.oneof_index = oneofs.setdefault(meta.group, len(oneofs))
+        elif meta.optional and meta.proto_type != betterproto2.TYPE_MESSAGE:
+            presence.append(field)
+    for name in oneofs:
+        message.oneof_decl.add(name=name)
+    for field in presence:  # protoc puts the oneofs that stand for `optional` last
+        field.proto3_optional = True
+        field.oneof_index = len(message.oneof_decl)
+        message.oneof_decl.add(name="_" + field.name)
+
+
+def _describe_type(
+    field: FieldDescriptorProto, meta: betterproto2.FieldMetadata, hint: Any, used: _Used
+) -> None:
+    field.type = FieldDescriptorProto.Type.Value(f"TYPE_{meta.proto_type.upper()}")
+    if meta.proto_type not in (betterproto2.TYPE_MESSAGE, betterproto2.TYPE_ENUM):
+        return
+    cls = meta.unwrap() if meta.unwrap else (get_args(hint) or (hint,))[0]
+    field.type_name = "." + (full_name(cls) if _is_message(cls) else _enum_name(cls))
+    used.add(cls)
+
+
+def _describe_enum(cls: type[betterproto2.Enum], enum: EnumDescriptorProto) -> None:
+    renamed = cls.betterproto_value_to_renamed_proto_names()
+    members = {proto_name(name): int(member) for name, member in cls.__members__.items()}
+    for name, number in sorted(members.items(), key=lambda item: item[1] != 0):  # proto3: zero comes first
+        enum.value.add(name=renamed.get(number, name), number=number)
+    enum.options.allow_alias = len(set(members.values())) < len(members)
+
+
+def _describe_service(base: type[Any], file: FileDescriptorProto, used: _Used) -> None:
+    for path, handler in base().__mapping__().items():
+        _, service_name, method_name = path.split("/")
+        name = service_name.removeprefix(file.package + ".")
+        service = next((known for known in file.service if known.name == name), None)
+        method = (service or file.service.add(name=name)).method.add(name=method_name)
+        method.input_type = "." + full_name(handler.request_type)
+        method.output_type = "." + full_name(handler.reply_type)
+        method.client_streaming = handler.cardinality.client_streaming
+        method.server_streaming = handler.cardinality.server_streaming
+        used.update((handler.request_type, handler.reply_type))
+
+
+def proto_name(attribute: str) -> str:
+    """Return the protobuf name of a generated attribute, which avoids keywords and leading digits."""
+    if attribute.endswith("_") and keyword.iskeyword(attribute[:-1]):
+        return attribute[:-1]
+    return attribute[1:] if attribute[:1] == "_" and attribute[1:2].isdigit() else attribute
+
+
+def _entry_name(field: str) -> str:
+    """Return the name protoc gives to the message behind a map field."""
+    return "".join(part[:1].upper() + part[1:] for part in field.split("_")) + "Entry"
+
+
+def _enum_name(cls: type[Any]) -> str:
+    """Return an enum's protobuf name: unlike a message's, it is not registered, so nesting is told from the names."""
+    package = package_of(cls.__module__)
+    plain = f"{package}.{cls.__name__}"
+    if plain in _ENUM_NAMES:
+        return f"{package}.{_ENUM_NAMES[plain]}"
+    outer: type[Any] | None = None
+    for message in _own(sys.modules[cls.__module__], _is_message):
+        rest = cls.__name__.removeprefix(message.__name__)
+        deeper = outer is None or len(message.__name__) > len(outer.__name__)
+        if rest != cls.__name__ and rest[:1].isupper() and deeper:
+            outer = message
+    return f"{full_name(outer)}.{cls.__name__.removeprefix(outer.__name__)}" if outer else plain
+
+
+def _file_of(cls: type[Any]) -> str:
+    package = package_of(cls.__module__)
+    if package != WELL_KNOWN:
+        return file_name(package)
+    name = full_name(cls) if _is_message(cls) else _enum_name(cls)
+    return descriptor_pool.Default().FindFileContainingSymbol(name).name
