@@ -41,7 +41,7 @@ WELL_KNOWN_FILES = (any_pb2, duration_pb2, empty_pb2, struct_pb2, timestamp_pb2,
 _Used: TypeAlias = set[type[Any]]
 """Classes of messages and enums that a description refers to."""
 
-_ENUM_NAMES = {
+ENUM_NAMES = {
     "envoy.config.core.v3.ProxyProtocolPassThroughTlVsPassTlVsMatchType": "ProxyProtocolPassThroughTLVs.PassTLVsMatchType",
     "envoy.config.route.v3.RetryPolicyResetHeaderFormat": "RetryPolicy.ResetHeaderFormat",
     "envoy.data.accesslog.v2.HttpAccessLogEntryHttpVersion": "HTTPAccessLogEntry.HTTPVersion",
@@ -84,7 +84,7 @@ def describe(module: ModuleType) -> FileDescriptorProto:
         nests[path] = (nests[outer].nested_type if outer else file.message_type).add(name=name)
         _describe_fields(cls, nests[path], used)
     for cls in _own(module, _is_enum):
-        outer, _, name = _enum_name(cls).removeprefix(package + ".").rpartition(".")
+        outer, _, name = enum_name(cls).removeprefix(package + ".").rpartition(".")
         _describe_enum(cls, (nests[outer] if outer else file).enum_type.add(name=name))
     for cls in _own(module, _is_service):
         _describe_service(cls, file, used)
@@ -149,7 +149,7 @@ def _describe_type(
     if meta.proto_type not in (betterproto2.TYPE_MESSAGE, betterproto2.TYPE_ENUM):
         return
     cls = meta.unwrap() if meta.unwrap else (get_args(hint) or (hint,))[0]
-    field.type_name = "." + (full_name(cls) if _is_message(cls) else _enum_name(cls))
+    field.type_name = "." + (full_name(cls) if _is_message(cls) else enum_name(cls))
     used.add(cls)
 
 
@@ -186,12 +186,12 @@ def _entry_name(field: str) -> str:
     return "".join(part[:1].upper() + part[1:] for part in field.split("_")) + "Entry"
 
 
-def _enum_name(cls: type[Any]) -> str:
+def enum_name(cls: type[Any]) -> str:
     """Return an enum's protobuf name: unlike a message's, it is not registered, so nesting is told from the names."""
     package = package_of(cls.__module__)
     plain = f"{package}.{cls.__name__}"
-    if plain in _ENUM_NAMES:
-        return f"{package}.{_ENUM_NAMES[plain]}"
+    if plain in ENUM_NAMES:
+        return f"{package}.{ENUM_NAMES[plain]}"
     outer: type[Any] | None = None
     for message in _own(sys.modules[cls.__module__], _is_message):
         rest = cls.__name__.removeprefix(message.__name__)
@@ -205,5 +205,5 @@ def _file_of(cls: type[Any]) -> str:
     package = package_of(cls.__module__)
     if package != WELL_KNOWN:
         return file_name(package)
-    name = full_name(cls) if _is_message(cls) else _enum_name(cls)
+    name = full_name(cls) if _is_message(cls) else enum_name(cls)
     return descriptor_pool.Default().FindFileContainingSymbol(name).name

@@ -42,7 +42,7 @@ def pack(message: betterproto2.Message) -> PackedMessage:
 
 def _copy(target: Any, message: betterproto2.Message) -> None:
     values = message.__dict__
-    for attribute, presence, write in _steps[type(message)]:
+    for attribute, presence, write in _STEPS[type(message)]:
         value = values[attribute]
         if value is None or not (presence or value):
             continue
@@ -59,7 +59,7 @@ class _Steps(dict[type[betterproto2.Message], tuple[_Step, ...]]):
         return steps
 
 
-_steps = _Steps()
+_STEPS = _Steps()
 
 
 def _step(attribute: dataclasses.Field[Any]) -> _Step:

@@ -7,20 +7,24 @@ from typing import Any
 import betterproto2
 from google.protobuf import json_format
 
+from xds.descriptors.describe import full_name
 from xds.descriptors.encoding import encode
-from xds.descriptors.pool import message_class, pool, type_url
+from xds.descriptors.pool import message_class, pool
 
 
 def to_dict(type_name: str, body: bytes) -> dict[str, Any]:
-    """Return the JSON form of an encoded message, given its type URL or full name.
+    """Return the JSON form of an encoded message, given its type URL or its full name.
 
-    A type that is not there is a KeyError, at the top and inside an Any; a body that is no such message is a
-    google.protobuf.message.DecodeError.
+    A type that is not known, here or in an Any inside, is a KeyError; a body that is no such message is protobuf's
+    DecodeError.
     """
     message = message_class(type_name.rpartition("/")[2]).FromString(body)
-    return json_format.MessageToDict(message, preserving_proto_field_name=True, descriptor_pool=pool)
+    try:
+        return json_format.MessageToDict(message, preserving_proto_field_name=True, descriptor_pool=pool)
+    except TypeError as error:
+        raise KeyError(str(error)) from error
 
 
 def to_json_dict(message: betterproto2.Message) -> dict[str, Any]:
     """Return the JSON form of a message."""
-    return to_dict(type_url(message), encode(message))
+    return to_dict(full_name(type(message)), encode(message))
