@@ -1,0 +1,29 @@
+"""The real httpbin, as the demo starts it."""
+
+import sys
+
+import pytest
+
+from xds.demo.curl import curl
+from xds.demo.play import Answer
+from xds.demo.pods import not_listening
+from xds.demo.processes import Processes
+
+pytest.importorskip("httpbin", reason="the extra `demo` is not installed")
+
+WHERE = ("127.10.9.3", 8080)
+
+
+@pytest.fixture(scope="module")
+def httpbin(tmp_path_factory):
+    with Processes(tmp_path_factory.mktemp("logs")) as processes:
+        processes.start("httpbin", sys.executable, "-m", "xds.demo.httpbin", WHERE[0], str(WHERE[1]))
+        processes.until("httpbin", lambda: not_listening({"httpbin": WHERE}))
+        yield
+
+
+@pytest.mark.usefixtures("httpbin")
+def test_it_answers_as_on_the_page():
+    url = "http://httpbin.full:8000/headers"
+    assert curl(url, source="127.10.9.4", to=WHERE) == Answer("200")
+    assert curl("http://httpbin.full:8000/status/503", source="127.10.9.4", to=WHERE) == Answer("503")

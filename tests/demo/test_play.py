@@ -1,0 +1,120 @@
+"""The table of what must be seen, and how what was seen is compared with it."""
+
+from collections import Counter
+
+import pytest
+
+from xds.demo.play import (
+    AUTOMATIC,
+    FULL_FULL,
+    FULL_PARTIAL,
+    LEGACY_FULL,
+    MIXED,
+    MTLS,
+    NO_ANSWER,
+    PATIENCE,
+    PLAINTEXT,
+    REQUESTS,
+    STEPS,
+    UNAVAILABLE,
+    Answer,
+    Seen,
+    Step,
+)
+
+SLEEP = "spiffe://cluster.local/ns/full/sa/sleep"
+MTLS_200, PLAIN_200 = Answer("200", SLEEP), Answer("200")
+
+
+def seen(expected, pair=FULL_FULL, **counts):
+    answers = {"mtls": MTLS_200, "plain": PLAIN_200, "none": Answer("000"), "unavailable": Answer("503")}
+    return Seen(
+        Step(name="a step", what="", expected={pair: expected}),
+        {pair: Counter({answers[name]: count for name, count in counts.items()})},
+    )
+
+
+@pytest.mark.parametrize(
+    ("expected", "counts"),
+    [
+        (MTLS, {"mtls": 10}),
+        (PLAINTEXT, {"plain": 10}),
+        (MIXED, {"mtls": 9, "plain": 1}),
+        (NO_ANSWER, {"none": 10}),
+        (UNAVAILABLE, {"unavailable": 10}),
+    ],
+)
+def test_what_is_expected_makes_no_difference(expected, counts):
+    assert list(seen(expected, **counts).differences()) == []
+
+
+@pytest.mark.parametrize(
+    ("expected", "counts"),
+    [
+        (MTLS, {"mtls": 9, "plain": 1}),
+        (MTLS, {}),
+        (PLAINTEXT, {"mtls": 1, "plain": 9}),
+        (MIXED, {"mtls": 10}),
+        (MIXED, {"plain": 10}),
+        (MIXED, {"mtls": 5, "plain": 4, "unavailable": 1}),
+        (NO_ANSWER, {"unavailable": 10}),
+        (UNAVAILABLE, {"none": 10}),
+    ],
+)
+def test_anything_else_is_a_difference(expected, counts):
+    assert len(list(seen(expected, **counts).differences())) == 1
+
+
+def test_a_difference_names_the_step_the_pair_and_both_sides():
+    (difference,) = seen(MTLS, mtls=9, plain=1).differences()
+    assert difference == (
+        f"a step: sleep.full to httpbin.full: expected 200 with {SLEEP}, "
+        f"saw 1x 200 without an identity, 9x 200 with {SLEEP}"
+    )
+
+
+def test_the_identity_of_another_client_is_a_difference():
+    other = Answer("200", "spiffe://cluster.local/ns/full/sa/httpbin")
+    step = Step(name="a step", what="", expected={FULL_FULL: MTLS})
+    assert list(Seen(step, {FULL_FULL: Counter({other: 10})}).differences())
+
+
+def test_requests_end_when_both_kinds_were_seen_but_not_before_the_page_s_ten():
+    assert not MIXED.fulfilled(FULL_PARTIAL, Counter({MTLS_200: 5, PLAIN_200: 4}))
+    assert not MIXED.fulfilled(FULL_PARTIAL, Counter({MTLS_200: REQUESTS}))
+    assert MIXED.fulfilled(FULL_PARTIAL, Counter({MTLS_200: REQUESTS, PLAIN_200: 1}))
+
+
+def test_requests_end_even_if_what_is_expected_never_comes():
+    assert MIXED.fulfilled(FULL_PARTIAL, Counter({MTLS_200: PATIENCE}))
+
+
+def test_the_steps_are_those_of_the_page_and_of_its_summary():
+    assert [step.name for step in STEPS] == [
+        "initial check",
+        "PERMISSIVE",
+        "migration",
+        "STRICT",
+        "plaintext policy",
+        "DestinationRule override",
+        "clean-up",
+        "auto=false",
+        "auto=false, STRICT",
+    ]
+
+
+def test_each_step_differs_from_automatic_mutual_tls_as_the_page_says():
+    special = {
+        step.name: {pair: e for pair, e in step.expected.items() if e != AUTOMATIC[pair]} for step in STEPS
+    }
+    assert special == {
+        "initial check": {},
+        "PERMISSIVE": {},
+        "migration": {},
+        "STRICT": {LEGACY_FULL: NO_ANSWER},
+        "plaintext policy": {FULL_FULL: PLAINTEXT},
+        "DestinationRule override": {FULL_FULL: UNAVAILABLE},
+        "clean-up": {},
+        "auto=false": {FULL_FULL: PLAINTEXT, FULL_PARTIAL: PLAINTEXT},
+        "auto=false, STRICT": {FULL_FULL: UNAVAILABLE, FULL_PARTIAL: PLAINTEXT, LEGACY_FULL: NO_ANSWER},
+    }

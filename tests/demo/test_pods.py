@@ -1,0 +1,140 @@
+"""Pods as local processes: their addresses, and how a pod `sleep` asks."""
+
+import socket
+import threading
+from collections import Counter
+
+import pytest
+
+from xds.demo.curl import curl, identity
+from xds.demo.play import FULL_FULL, LEGACY_PARTIAL, Answer
+from xds.demo.pods import Client, addresses, application, check_free, clients, not_listening
+from xds.demo.processes import UnavailableError
+from xds.mesh import Mesh
+from xds.model import TLS_MODE_LABEL, Meta, Pod, Ref, Service, ServicePort
+
+
+def pod(name, namespace, address, *, sidecar=False, app="httpbin", app_address="127.20.9.1"):
+    labels = {"app": app} | ({TLS_MODE_LABEL: "istio"} if sidecar else {})
+    return Pod(
+        meta=Meta(ref=Ref("Pod", namespace, name), labels=labels), address=address, app_address=app_address
+    )
+
+
+HTTPBIN = Service(
+    meta=Meta(ref=Ref("Service", "partial", "httpbin")),
+    selector={"app": "httpbin"},
+    ports=(ServicePort(port=8000, target=8080, name="http"),),
+)
+SLEEP = pod("sleep", "legacy", "127.10.3.2", app="sleep")
+MIGRATED = pod("httpbin", "partial", "127.10.2.1", sidecar=True)
+NAKED = pod("httpbin-nosidecar", "partial", "127.10.2.2")
+MESH = Mesh([HTTPBIN, SLEEP, MIGRATED, NAKED])
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What curl was told to do, instead of doing it."""
+    calls = []
+
+    def record(url, **options):
+        calls.append((url, options))
+        return Answer("200")
+
+    monkeypatch.setattr("xds.demo.pods.curl", record)
+    return calls
+
+
+def test_where_a_sidecar_has_the_pod_s_address_the_application_has_another():
+    assert application(MIGRATED) == ("127.20.9.1", 8080)
+    assert application(NAKED) == ("127.10.2.2", 8080)
+
+
+def test_a_pod_needs_addresses_for_its_application_and_its_sidecar():
+    assert set(addresses(SLEEP)) == set()
+    assert set(addresses(NAKED)) == {("127.10.2.2", 8080)}
+    assert set(addresses(MIGRATED)) == {
+        ("127.20.9.1", 8080),
+        *(("127.10.2.1", port) for port in (8080, 15000, 15002, 15021)),
+    }
+
+
+def test_an_address_that_is_in_use_is_told_before_anything_starts():
+    with socket.create_server(("127.10.9.1", 0)) as taken:
+        where = taken.getsockname()
+        with pytest.raises(UnavailableError, match=f"httpbin.full cannot listen on 127.10.9.1:{where[1]}"):
+            check_free({where: "httpbin.full"})
+
+
+def test_an_address_that_the_machine_does_not_have_is_told_too():
+    with pytest.raises(UnavailableError, match=r"127\.0\.0\.0/8"):
+        check_free({("192.0.2.1", 8080): "httpbin.full"})
+
+
+def test_a_client_without_a_sidecar_reaches_one_ready_pod_after_the_other(asked):
+    client = clients(MESH, iter([LEGACY_PARTIAL]))["sleep.legacy"]
+    for _ in range(4):
+        client.ask("httpbin.partial")
+    assert Counter(options["to"] for _, options in asked) == {
+        ("127.10.2.1", 8080): 2,
+        ("127.10.2.2", 8080): 2,
+    }
+    assert {url for url, _ in asked} == {"http://httpbin.partial:8000/headers"}
+    assert {options["source"] for _, options in asked} == {"127.10.3.2"}
+
+
+def test_a_client_with_a_sidecar_leaves_the_choice_to_it(asked):
+    Client(MESH, pod("sleep", "full", "127.10.1.2", sidecar=True, app="sleep")).ask("httpbin.partial")
+    assert asked == [
+        (
+            "http://httpbin.partial:8000/headers",
+            {"source": "127.10.1.2", "to": ("127.10.1.2", 15002), "through_proxy": True},
+        )
+    ]
+
+
+def test_without_a_sidecar_a_name_that_is_no_service_gives_no_answer(asked):
+    assert Client(MESH, SLEEP).ask("httpbin.nowhere") == Answer("000")
+    assert asked == []
+
+
+def test_only_the_clients_of_the_step_are_looked_for():
+    assert clients(MESH, iter([FULL_FULL])) == {}
+
+
+def test_a_server_that_does_not_listen_is_named():
+    with socket.create_server(("127.10.9.1", 0)) as server:
+        where = server.getsockname()
+        assert not_listening({"httpbin.full": where}) == ""
+    assert not_listening({"httpbin.full": where}).startswith("httpbin.full does not listen on 127.10.9.1:")
+
+
+@pytest.mark.parametrize("answer", [b"", b"nonsense\r\n\r\n"])
+def test_a_connection_that_is_closed_without_an_answer_is_000(answer):
+    with socket.create_server(("127.10.9.1", 0)) as server:
+        server.settimeout(0.2)
+
+        def serve():
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        got = curl("http://a.b:8000/headers", source="127.10.9.2", to=server.getsockname())
+        thread.join()
+    assert got == Answer("000")
+
+
+def test_a_connection_that_is_refused_is_000():
+    with socket.create_server(("127.10.9.1", 0)) as server:
+        where = server.getsockname()
+    assert curl("http://a.b:8000/headers", source="127.10.9.2", to=where) == Answer("000")
+
+
+def test_the_identity_is_the_uri_of_the_client_s_certificate():
+    told = 'By=spiffe://cluster.local/ns/full/sa/httpbin;Hash=0a1b;Subject=\\"\\";URI=spiffe://cluster.local/ns/full/sa/sleep'
+    body = f'{{"headers": {{"X-Forwarded-Client-Cert": "{told}"}}}}'.encode()
+    assert identity(body) == "spiffe://cluster.local/ns/full/sa/sleep"
+    assert identity(b'{"headers": {"Host": "httpbin.full:8000"}}') == ""

@@ -1,0 +1,105 @@
+"""Nothing that was started outlives the demo."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from xds.demo.processes import TIE, DemoError, Processes
+
+STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('on', flush=True); time.sleep(60)"
+
+
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    # Killed, but not yet reaped by whoever inherited it, is dead enough.
+    with contextlib.suppress(FileNotFoundError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def eventually(condition, within=10.0):
+    deadline = time.monotonic() + within
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_leaving_ends_all_that_were_started(tmp_path):
+    with Processes(tmp_path) as processes:
+        pids = [processes.start(name, "/bin/sleep", "60").process.pid for name in ("a", "b")]
+        assert all(map(alive, pids))
+    assert not any(map(alive, pids))
+
+
+def test_one_that_does_not_end_when_asked_is_killed(tmp_path, monkeypatch):
+    monkeypatch.setattr("xds.demo.processes.GRACE", 0.1)
+    with Processes(tmp_path) as processes:
+        running = processes.start("stubborn", sys.executable, "-c", STUBBORN)
+        eventually(lambda: "on" in running.last_words())
+    assert running.process.returncode == -signal.SIGKILL
+
+
+def test_an_exception_ends_them_too(tmp_path):
+    pids = []
+
+    def fail():
+        with Processes(tmp_path) as processes:
+            pids.append(processes.start("a", "/bin/sleep", "60").process.pid)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert not any(map(alive, pids))
+
+
+def test_a_killed_parent_takes_its_child_along():
+    program = f"""
+import os, subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-I", "-S", {str(TIE)!r}, str(os.getpid()), "/bin/sleep", "60"])
+print(child.pid, flush=True)
+time.sleep(60)
+"""
+    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    with parent:
+        child = int(parent.stdout.readline())
+        eventually(lambda: b"sleep\x0060" in Path(f"/proc/{child}/cmdline").read_bytes())
+        parent.kill()
+    eventually(lambda: not alive(child))
+
+
+def test_a_process_whose_parent_is_gone_already_does_not_start():
+    assert subprocess.run([sys.executable, TIE, "1", "/bin/true"], check=False).returncode == 1
+
+
+def test_waiting_ends_as_soon_as_nothing_is_missing(tmp_path):
+    answers = iter(["much", "little", ""])
+    with Processes(tmp_path) as processes:
+        processes.until("a thing", lambda: next(answers))
+    assert next(answers, None) is None
+
+
+def test_waiting_says_in_the_end_what_was_still_missing(tmp_path):
+    with Processes(tmp_path) as processes, pytest.raises(DemoError, match=r"a thing: a part of it"):
+        processes.until("a thing", lambda: "a part of it", within=0.05)
+
+
+def test_waiting_notices_a_process_that_ended_and_shows_the_end_of_its_log(tmp_path):
+    with Processes(tmp_path) as processes:
+        processes.start("the one", sys.executable, "-c", "print('out of luck'); raise SystemExit(3)")
+        with pytest.raises(DemoError, match="the one ended with status 3:\nout of luck"):
+            processes.until("a thing", lambda: "everything")
+
+
+def test_a_process_that_was_stopped_is_not_missed(tmp_path):
+    with Processes(tmp_path) as processes:
+        processes.stop(processes.start("a", "/bin/sleep", "60"))
+        processes.check()

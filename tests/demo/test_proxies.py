@@ -1,0 +1,77 @@
+"""What a sidecar's admin page shows, compared with what it should have."""
+
+from xds.demo.proxies import difference, in_force
+from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE
+
+
+def endpoint(address, mode):
+    metadata = {"filter_metadata": {"envoy.transport_socket_match": {"tlsMode": mode}}}
+    return {
+        "endpoint": {"address": {"socket_address": {"address": address, "port_value": 8080}}},
+        "metadata": metadata if mode else {},
+        "health_status": "HEALTHY",
+    }
+
+
+DUMP = {
+    "configs": [
+        {"@type": "type.googleapis.com/envoy.admin.v3.BootstrapConfigDump", "bootstrap": {}},
+        {
+            "static_clusters": [{"cluster": {"@type": CLUSTER, "name": "xds"}}],
+            "dynamic_active_clusters": [{"version_info": "1", "cluster": {"@type": CLUSTER, "name": "a"}}],
+            "dynamic_warming_clusters": [{"version_info": "2", "cluster": {"@type": CLUSTER, "name": "b"}}],
+        },
+        {
+            "dynamic_listeners": [
+                {"name": "x", "active_state": {"listener": {"@type": LISTENER, "name": "x", "port": 1}}},
+                {"name": "y", "warming_state": {"listener": {"@type": LISTENER, "name": "y"}}},
+                {"name": "z", "draining_state": {"listener": {"@type": LISTENER, "name": "z"}}},
+            ]
+        },
+        {"dynamic_route_configs": [{"route_config": {"@type": ROUTE, "name": "r"}}]},
+        {
+            "dynamic_endpoint_configs": [
+                {
+                    "endpoint_config": {
+                        "@type": ENDPOINT,
+                        "cluster_name": "a",
+                        "endpoints": [
+                            {"lb_endpoints": [endpoint("127.10.2.1", "istio"), endpoint("127.10.2.2", "")]}
+                        ],
+                    }
+                }
+            ]
+        },
+    ]
+}
+IN_FORCE = {
+    (CLUSTER, "a"): {"name": "a"},
+    (LISTENER, "x"): {"name": "x", "port": 1},
+    (ROUTE, "r"): {"name": "r"},
+    (ENDPOINT, "a"): {("127.10.2.1", 8080, "istio"), ("127.10.2.2", 8080, "")},
+}
+
+
+def test_in_force_is_what_is_active_not_what_is_warming_or_draining():
+    assert in_force(DUMP) == IN_FORCE
+
+
+def test_the_same_configuration_makes_no_difference():
+    assert difference(IN_FORCE, IN_FORCE) == ""
+
+
+def test_what_is_missing_is_named():
+    assert difference(IN_FORCE | {(LISTENER, "y"): {"name": "y"}}, IN_FORCE) == "has no Listener y"
+
+
+def test_what_is_another_than_it_should_be_is_named():
+    changed = IN_FORCE | {(LISTENER, "x"): {"name": "x", "port": 2}}
+    assert difference(changed, IN_FORCE) == "has another Listener x"
+
+
+def test_what_should_be_gone_is_named():
+    assert difference({}, {(CLUSTER, "a"): {"name": "a"}}) == "still has Cluster a"
+
+
+def test_a_route_that_lingers_makes_no_difference():
+    assert difference({}, {(ROUTE, "r"): {"name": "r"}}) == ""

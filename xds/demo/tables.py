@@ -1,0 +1,67 @@
+"""What the user sees: the page's tables, or JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.text import Text
+
+from xds.demo.play import POLICY, Answers, Seen
+from xds.demo.pods import ADMIN_PORT, PROXY_PORT, SERVER_PORT, name_of
+from xds.mesh import Mesh
+
+
+def table(seen: Seen, number: int) -> Text:
+    """Show what one step brought, as the page's commands print it; equal answers once, with how many they were."""
+    lines = [Text(f"{number}. {seen.step.name}: {seen.step.what}", style="bold")]
+    margin = max(len(str(pair)) for pair in seen.answers) + 2
+    for pair, answers in seen.answers.items():
+        who = str(pair)
+        for line in _lines(answers):
+            lines.append(Text.assemble(who.ljust(margin), line))
+            who = ""
+    return Text("\n").join(lines)
+
+
+def _lines(answers: Answers) -> Iterator[Text]:
+    for answer, count in sorted(answers.items(), key=lambda item: (not item[0].identity, item[0])):
+        if answer.identity:
+            yield Text(f"URI={answer.identity}", style="green")
+        yield Text(f"response code: {answer.code} ({count}x)", style="" if answer.code == "200" else "yellow")
+
+
+def as_json(steps: Iterable[Seen]) -> list[dict[str, Any]]:
+    """Say the same for programs."""
+    return [
+        {
+            "step": seen.step.name,
+            "from": pair.client,
+            "to": pair.server,
+            "codes": {code: _count(answers, code) for code in sorted({a.code for a in answers})},
+            "identities": sorted({answer.identity for answer in answers if answer.identity}),
+        }
+        for seen in steps
+        for pair, answers in seen.answers.items()
+    ]
+
+
+def things_to_try(mesh: Mesh, manifests: Path, examples: Path) -> list[str]:
+    """Say where everything is that `--keep` keeps running, and what one may do with it."""
+    pods = {name_of(pod): pod for pod in mesh.pods()}
+    proxy, server = pods["sleep.full"], pods["httpbin.full"]
+    return [
+        "Everything runs until Ctrl-C. Ask httpbin.full as sleep.full does, through its sidecar, and as sleep.legacy does:",
+        f"  curl --proxy http://{proxy.address}:{PROXY_PORT} http://httpbin.full:8000/headers",
+        f"  curl http://{server.address}:{SERVER_PORT}/headers",
+        "Change what is in the manifests folder, and ask again:",
+        f"  cp {examples / 'steps' / 'strict.yaml'} {manifests / POLICY}",
+        f"  xds reach --manifests {manifests}",
+        "Sidecars' admin pages:",
+        *(f"  http://{p.address}:{ADMIN_PORT}  {name}" for name, p in pods.items() if p.has_sidecar),
+    ]
+
+
+def _count(answers: Answers, code: str) -> int:
+    return sum(count for answer, count in answers.items() if answer.code == code)
