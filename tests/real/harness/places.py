@@ -1,0 +1,132 @@
+"""Where sockets and processes live: this machine's loopback, or a network namespace that a test made.
+
+A socket belongs to the namespace that its thread was in when it was made, for ever. So applications and clients of
+any number of pods run in the test's own process and event loop; only their sockets are made elsewhere.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+_CLONE_NEWNET = 0x40000000
+_NAMED = Path("/run/netns")
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Place:
+    """The network of this process."""
+
+    def tcp_socket(self) -> socket.socket:
+        """Make a TCP socket, ready for asyncio."""
+        made = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        made.setblocking(False)
+        return made
+
+    def listener(self, address: str, port: int) -> socket.socket:
+        """Make a listening TCP socket; port 0 takes a free one."""
+        made = self.tcp_socket()
+        try:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            made.bind((address, port))
+            made.listen(512)
+        except BaseException:
+            made.close()
+            raise
+        return made
+
+    def command(self, *argv: str) -> list[str]:
+        """Return the command line that runs `argv` here."""
+        return list(argv)
+
+
+HERE = Place()
+
+
+class Namespace(Place):
+    """A network namespace of its own. Close it when what runs in it has ended."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        run("ip", "netns", "add", name)
+        self.run("ip", "link", "set", "lo", "up")
+
+    def __repr__(self) -> str:
+        return f"Namespace({self.name!r})"
+
+    def close(self) -> None:
+        run("ip", "netns", "delete", self.name)
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """Move this thread into the namespace. Nothing may be awaited inside."""
+        home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            away = os.open(_NAMED / self.name, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                _setns(away)
+                try:
+                    yield
+                finally:
+                    _setns(home)
+            finally:
+                os.close(away)
+        finally:
+            os.close(home)
+
+    def tcp_socket(self) -> socket.socket:
+        with self.entered():
+            return super().tcp_socket()
+
+    def command(self, *argv: str) -> list[str]:
+        return ["ip", "netns", "exec", self.name, *argv]
+
+    def run(self, *argv: str, stdin: str = "") -> str:
+        """Run a command to its end here, and return what it printed."""
+        return run(*self.command(*argv), stdin=stdin)
+
+    def sysctl(self, name: str, value: str) -> None:
+        """Set a kernel parameter of this namespace."""
+        with self.entered():
+            Path("/proc/sys", *name.split(".")).write_text(value)
+
+
+def run(*argv: str, stdin: str = "") -> str:
+    """Run a short command to its end; its standard error becomes the failure's message."""
+    done = subprocess.run(argv, input=stdin, capture_output=True, text=True, check=False, timeout=30)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(argv)}: exit status {done.returncode}: {done.stderr.strip()}\n{stdin}")
+    return done.stdout
+
+
+@cache
+def why_no_namespaces() -> str:
+    """Say what keeps this machine from making network namespaces with interception; empty if nothing does."""
+    missing = [tool for tool in ("ip", "iptables-restore", "setpriv") if shutil.which(tool) is None]
+    if missing:
+        return f"needs {', '.join(missing)} (Debian: apt-get install iproute2 iptables util-linux)"
+    if os.geteuid() != 0:
+        return "needs root: network namespaces and iptables"
+    try:
+        trial = Namespace(f"xds-trial-{os.getpid()}")
+    except RuntimeError as error:
+        return f"cannot make a network namespace here: {error}"
+    try:
+        trial.run("iptables-restore", stdin="*nat\n-A OUTPUT -p tcp -j REDIRECT --to-ports 15001\nCOMMIT\n")
+    except RuntimeError as error:
+        return f"cannot set iptables rules here: {error}"
+    finally:
+        trial.close()
+    return ""
+
+
+def _setns(descriptor: int) -> None:
+    if _libc.setns(descriptor, _CLONE_NEWNET):
+        raise OSError(ctypes.get_errno(), "setns")

@@ -1,0 +1,189 @@
+"""The harness tried on Envoys without a control plane: what the other tests take for granted holds."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.real import static_envoy
+from tests.real.harness.apps import EchoApp
+from tests.real.harness.clients import Client
+from tests.real.harness.cluster import Cluster, ClusterPod
+from tests.real.harness.envoy import EnvoyProcess
+from tests.real.harness.places import run
+from tests.real.harness.tcp import LineApp, Relay
+
+
+class Pods:
+    """Pods with applications and, where they have one, a sidecar that lets everything pass."""
+
+    def __init__(self, cluster: Cluster, directory: Path, stack: AsyncExitStack) -> None:
+        self._cluster, self._directory, self._stack = cluster, directory, stack
+
+    async def add(self, name: str, namespace: str, *, sidecar: bool = False) -> ClusterPod:
+        pod = self._cluster.pod(name, namespace, sidecar=sidecar)
+        enter = self._stack.enter_async_context
+        await enter(EchoApp(name, 8080, place=pod.place))
+        await enter(LineApp(name, 9000, place=pod.place))
+        await enter(LineApp(name, 9001, place=pod.place, greets=True))
+        if sidecar:
+            bootstrap = static_envoy.passing_sidecar(name)
+            await enter(EnvoyProcess(name, bootstrap, self._directory, place=pod.place, as_sidecar=True))
+        return pod
+
+
+@pytest.fixture
+async def pods(cluster, tmp_path):
+    async with AsyncExitStack() as stack:
+        yield Pods(cluster, tmp_path, stack)
+
+
+@pytest.mark.netns
+@pytest.mark.envoy
+class TestCluster:
+    async def test_a_request_between_pods_with_sidecars_passes_through_both(self, pods):
+        sleep = await pods.add("sleep", "full", sidecar=True)
+        web = await pods.add("web", "full", sidecar=True)
+
+        answer = await sleep.client.get(f"http://{web.address}:8080/headers")
+
+        assert answer.pod == "web"
+        assert answer.echo["headers"] | {"X-Out": "sleep", "X-In": "web"} == answer.echo["headers"]
+        assert answer.echo["peer"][0] == "127.0.0.6"
+
+    async def test_http2_with_prior_knowledge_passes_through_both_sidecars(self, pods):
+        sleep = await pods.add("sleep", "full", sidecar=True)
+        web = await pods.add("web", "full", sidecar=True)
+
+        answer = await sleep.client.get_http2(f"http://{web.address}:8080/headers")
+
+        assert (answer.pod, answer.echo["protocol"]) == ("web", "HTTP/2")
+        assert answer.echo["headers"]["X-In"] == "web"
+
+    async def test_a_server_that_speaks_first_is_heard_through_both_sidecars(self, pods):
+        sleep = await pods.add("sleep", "full", sidecar=True)
+        web = await pods.add("web", "full", sidecar=True)
+
+        async with sleep.client.tcp(web.address, 9001) as conversation:
+            assert await conversation.hear() == "220 web"
+            assert await conversation.ask("hello") == "web: hello"
+
+    async def test_an_application_reaches_its_own_address_without_its_sidecar(self, pods):
+        web = await pods.add("web", "full", sidecar=True)
+
+        for address in (web.address, "127.0.0.1"):
+            answer = await web.client.get(f"http://{address}:8080/headers")
+            assert "X-In" not in answer.echo["headers"]
+            assert "X-Out" not in answer.echo["headers"]
+
+    async def test_only_a_pod_with_a_sidecar_is_intercepted(self, pods):
+        sleep = await pods.add("sleep", "legacy")
+        web = await pods.add("web", "full", sidecar=True)
+
+        to_web = await sleep.client.get(f"http://{web.address}:8080/headers")
+        to_sleep = await web.client.get(f"http://{sleep.address}:8080/headers")
+
+        assert {name: to_web.echo["headers"].get(name) for name in ("X-Out", "X-In")} == {
+            "X-Out": None,
+            "X-In": "web",
+        }
+        assert to_sleep.echo["headers"]["X-Out"] == "web"
+        assert to_sleep.echo["peer"][0] == web.address
+
+    async def test_a_service_name_leads_to_its_endpoints_in_turn(self, pods, cluster):
+        sleep = await pods.add("sleep", "legacy")
+        servers = [await pods.add(f"web-{n}", "full") for n in (0, 1)]
+        service = cluster.service("web", "full", {80: 8080}, servers)
+
+        answers = await sleep.client.gets("http://web.full/headers", 4)
+        assert Counter(answer.pod for answer in answers) == {"web-0": 2, "web-1": 2}
+
+        service.pods.pop()
+        cluster.publish()
+        answers = await sleep.client.gets("http://web.full.svc.cluster.local/headers", 2)
+        assert {answer.pod for answer in answers} == {"web-0"}
+
+    async def test_a_service_without_endpoints_refuses(self, pods, cluster):
+        sleep = await pods.add("sleep", "legacy")
+        cluster.service("web", "full", {80: 8080})
+
+        answer = await sleep.client.get("http://web.full/headers")
+
+        assert answer.code == "000", answer
+
+    async def test_a_pod_reaches_itself_through_its_own_service(self, pods, cluster):
+        outsider = await pods.add("plain", "legacy")
+        web = await pods.add("web", "full", sidecar=True)
+        cluster.service("plain", "legacy", {80: 8080}, [outsider])
+        cluster.service("web", "full", {80: 8080}, [web])
+
+        assert (await outsider.client.get("http://plain/headers")).pod == "plain"
+        through = await web.client.get("http://web/headers")
+
+        assert through.pod == "web"
+        assert through.echo["headers"]["X-Out"] == through.echo["headers"]["X-In"] == "web"
+
+    async def test_commands_in_a_pod_resolve_names_as_its_clients_do(self, pods, cluster):
+        sleep = await pods.add("sleep", "full")
+        web = await pods.add("web-0", "full")
+        service = cluster.service("web", "full", {80: 8080}, [web])
+        cluster.service("nodes", "full", {80: 8080}, [web], headless=True)
+
+        for name in ("web", "web.full", "web.full.svc", "web.full.svc.cluster.local"):
+            assert sleep.place.run("getent", "ahostsv4", name).split()[0] == service.address
+        assert sleep.place.run("getent", "ahostsv4", "web-0.nodes.full").split()[0] == web.address
+        assert cluster.resolve("nodes.full", seen_from="legacy") == [web.address]
+        assert cluster.resolve("web", seen_from="legacy") == []
+
+    async def test_a_relay_leads_out_of_a_pod_to_this_machine(self, pods):
+        sleep = await pods.add("sleep", "full", sidecar=True)
+
+        async with LineApp("here", 0, address="127.0.0.1") as outside:
+            door = sleep.place.listener("127.0.0.1", 15010)
+            async with (
+                Relay(door, lambda: Client().connect("127.0.0.1", outside.port)),
+                sleep.client.tcp("127.0.0.1", 15010) as conversation,
+            ):
+                assert await conversation.ask("hello") == "here: hello"
+
+    async def test_a_pod_cannot_reach_this_machine(self, pods, cluster):
+        sleep = await pods.add("sleep", "legacy")
+
+        async with LineApp("here", 0, address="0.0.0.0") as outside:
+            for address in ("127.0.0.1", "169.254.1.1"):
+                with pytest.raises(ConnectionRefusedError):
+                    await sleep.client.connect(address, outside.port)
+        assert "default" not in cluster.node.run("ip", "route")
+
+
+@pytest.mark.netns
+@pytest.mark.envoy
+async def test_a_cluster_leaves_nothing_behind_even_when_a_test_fails(tmp_path):
+    envoy_pid = 0
+
+    async def fail() -> None:
+        nonlocal envoy_pid
+        with Cluster() as cluster:
+            async with AsyncExitStack() as stack:
+                web = await Pods(cluster, tmp_path, stack).add("web", "full", sidecar=True)
+                bootstrap = static_envoy.idle("127.0.0.1", 15099)
+                envoy = await stack.enter_async_context(
+                    EnvoyProcess("other", bootstrap, tmp_path, place=web.place, as_sidecar=True)
+                )
+                envoy_pid = envoy.pid
+                names.append(cluster.run_id)
+                assert cluster.run_id in run("ip", "netns", "list")
+                raise ZeroDivisionError
+
+    names: list[str] = []
+    with pytest.raises(ZeroDivisionError):
+        await fail()
+
+    assert names[0] not in run("ip", "netns", "list")
+    assert not list(Path("/etc").glob(f"netns/{names[0]}*"))
+    with pytest.raises(ProcessLookupError):
+        os.kill(envoy_pid, 0)

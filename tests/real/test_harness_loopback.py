@@ -1,0 +1,121 @@
+"""The harness tried on loopback: the Envoy process, the applications, the clients and the load do what they say."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+
+import pytest
+
+from tests.real import static_envoy
+from tests.real.harness.apps import EchoApp, Httpbin
+from tests.real.harness.clients import Client, rotating
+from tests.real.harness.envoy import EnvoyProcess
+from tests.real.harness.load import Load
+from tests.real.harness.waiting import eventually
+
+
+@pytest.mark.envoy
+class TestEnvoyProcess:
+    async def test_an_envoy_that_dies_or_cannot_start_fails_the_test_with_its_log(self, tmp_path, loopback):
+        idle = static_envoy.idle(loopback.address(), 15000)
+        broken = idle | {"no_such_field": 1}
+
+        with pytest.raises(RuntimeError, match="no_such_field"):
+            async with EnvoyProcess("broken", broken, tmp_path):
+                pass
+
+        async def die() -> None:
+            async with EnvoyProcess("dying", idle, tmp_path) as envoy:
+                os.kill(envoy.pid, 9)
+                await envoy.ended()
+
+        with pytest.raises(AssertionError, match="ended with status -9"):
+            await die()
+
+    async def test_refused_configuration_fails_the_test(self, tmp_path, loopback):
+        listeners = tmp_path / "lds.yaml"
+        listeners.write_text("resources: [{'@type': type.googleapis.com/envoy.config.listener.v3.Listener}]")
+        bootstrap = static_envoy.idle(loopback.address(), 15000) | {
+            "node": {"id": "it", "cluster": "test"},
+            "dynamic_resources": {"lds_config": {"path_config_source": {"path": str(listeners)}}},
+        }
+
+        with pytest.raises(AssertionError, match=r"refused configuration: .*lds.update_rejected"):
+            async with EnvoyProcess("refusing", bootstrap, tmp_path):
+                pass
+
+
+class TestApplicationsAndClients:
+    async def test_the_echo_says_what_it_was_asked_as_httpbin_does(self):
+        headers = {"x-forwarded-client-cert": "By=a;URI=spiffe://cluster.local/ns/full/sa/sleep"}
+        async with EchoApp("web", 0, address="127.0.0.1") as app, Httpbin(0) as httpbin:
+            echo, real = [
+                await Client().get(f"http://127.0.0.1:{port}/headers", headers=headers)
+                for port in (app.port, httpbin.port)
+            ]
+
+        assert echo.identity == "spiffe://cluster.local/ns/full/sa/sleep"
+        assert real.identity == echo.identity
+        assert {**real.echo["headers"], "Host": ""} == {**echo.echo["headers"], "Host": ""}
+
+    async def test_one_port_speaks_both_versions_of_http(self):
+        async with EchoApp("web", 0, address="127.0.0.1") as app:
+            url = f"http://127.0.0.1:{app.port}/headers"
+            old, new = await Client().get(url), await Client().get_http2(url)
+
+        assert (old.echo["protocol"], new.echo["protocol"]) == ("HTTP/1.1", "HTTP/2")
+
+    @pytest.mark.parametrize("way", ["get", "get_http2"])
+    async def test_a_slow_response_arrives_piece_by_piece(self, way):
+        async with EchoApp("web", 0, address="127.0.0.1") as app:
+            began = time.monotonic()
+            answer = await getattr(Client(), way)(f"http://127.0.0.1:{app.port}/slow?seconds=0.5")
+
+        assert time.monotonic() - began >= 0.4
+        assert answer.text == "0\n1\n2\n3\n4\n"
+
+    @pytest.mark.parametrize("way", ["get", "get_http2"])
+    async def test_a_refused_a_cut_and_a_late_response_are_all_000(self, way):
+        get = getattr(Client(), way)
+        async with EchoApp("web", 0, address="127.0.0.1") as app:
+            slow = asyncio.create_task(get(f"http://127.0.0.1:{app.port}/slow?seconds=20"))
+            late = await get(f"http://127.0.0.1:{app.port}/slow?seconds=20", timeout=0.3)
+        refused = await get(f"http://127.0.0.1:{app.port}/headers")
+        unknown = await get("http://nowhere.test/headers")
+
+        assert {(await slow).code, late.code, refused.code, unknown.code} == {"000"}
+        assert all(answer.error for answer in (await slow, late, refused, unknown))
+
+    async def test_a_client_without_a_sidecar_takes_the_endpoints_in_turn(self):
+        async with (
+            EchoApp("a", 0, address="127.0.0.1") as a,
+            EchoApp("b", 0, address="127.0.0.1") as b,
+        ):
+            table = {("web.full", 8000): [("127.0.0.1", a.port), ("127.0.0.1", b.port)]}
+            answers = await Client(resolve=rotating(table)).gets("http://web.full:8000/headers", 4)
+
+        assert [answer.pod for answer in answers] == ["a", "b", "a", "b"]
+        assert answers[0].echo["headers"]["Host"] == "web.full:8000"
+
+    async def test_load_counts_every_request_and_what_failed(self):
+        async with EchoApp("web", 0, address="127.0.0.1") as app:
+            load = Load(client=Client(), url=f"http://127.0.0.1:{app.port}/headers", at_most=100_000)
+            async with load:
+                assert all(sent.answer.pod == "web" for sent in await load.more(50))
+        load.check()
+        assert len(load.sent) >= 50
+
+        async with load:
+            await eventually(lambda: load.failures)
+        with pytest.raises(AssertionError, match="requests failed"):
+            load.check()
+
+    async def test_waiting_ends_with_what_was_seen_last(self):
+        with pytest.raises(AssertionError, match="the moon is full; last seen: AssertionError: half"):
+            await eventually(lambda: _fail("half"), timeout=0.1, what="the moon is full")
+
+
+def _fail(seen: str) -> None:
+    raise AssertionError(seen)
