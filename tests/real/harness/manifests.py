@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ class Manifests:
         """Create or replace a file."""
         new = self.directory / f".{name}.new"
         new.write_text(yaml.safe_dump_all(objects, sort_keys=False))
-        os.replace(new, self.directory / f"{name}.yaml")
+        new.replace(self.directory / f"{name}.yaml")
 
     def remove(self, name: str) -> None:
         """Delete a file."""
