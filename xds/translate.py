@@ -1,24 +1,254 @@
-"""The configuration of one proxy: facts and decisions in, a snapshot of encoded resources out."""
+"""The configuration of one proxy: facts and decisions in, a snapshot of encoded resources out.
+
+What a client's sidecar needs of a service is worked out once per class of clients (those of a namespace that the same rules
+select), and kept until a change touches the service. What is equal is shared between proxies as the same objects.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import NamedTuple
 
-from xds.mesh import Mesh
-from xds.model import Pod
-from xds.snapshot import Resource, Snapshot
+from xds.envoy import clusters, endpoints, inbound, names, outbound, routes
+from xds.envoy.bootstrap import own_address
+from xds.mesh import Endpoint, Mesh, covers
+from xds.model import Interception, LoadBalancing, Pod, Protocol, Ref, Service, ServicePort, TrafficPolicy
+from xds.policy.destination import ClientRule, client_rule
+from xds.policy.mtls import Send, decide_for, in_force, ports_with_own_mode
+from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET, Resource, ResourceSet, Snapshot
 
 
-def steps(mesh: Mesh, pod: Pod, secrets: tuple[Resource, ...] = ()) -> Generator[None, None, Snapshot]:
-    """Build a pod's snapshot, yielding after each resource so that an event loop can breathe."""
-    raise NotImplementedError
+class _Outbound(NamedTuple):
+    """What one service adds to the sidecars of a class of clients."""
+
+    clusters: list[Resource]
+    endpoints: list[Resource]
+    destinations: list[Resource]
+    """Listeners for its own and its endpoints' addresses, for where traffic is intercepted."""
+    hosts: list[routes.Host]
 
 
 def translate(mesh: Mesh, pod: Pod, secrets: tuple[Resource, ...] = ()) -> Snapshot:
     """Build a pod's snapshot in one go."""
     run = steps(mesh, pod, secrets)
-    try:
-        while True:
+    while True:
+        try:
             next(run)
-    except StopIteration as done:
-        return done.value  # type: ignore[no-any-return]
+        except StopIteration as done:
+            snapshot: Snapshot = done.value
+            return snapshot
+
+
+def steps(mesh: Mesh, pod: Pod, secrets: tuple[Resource, ...] = ()) -> Generator[None, None, Snapshot]:
+    """Build a pod's snapshot, yielding after each service and route table so that an event loop can breathe."""
+    config = mesh.config
+    rules = mesh.in_namespace(pod.namespace).rules
+    selected = tuple(r.ref for r in rules if r.selector is not None and covers(r.selector, pod.meta.labels))
+    services: list[_Outbound] = []
+    for service in mesh.services():
+        key = ("outbound", pod.namespace, selected)
+        services.append(mesh.memo(service, key, partial(_service, mesh, pod, service)))
+        yield
+    intercepted = pod.interception is Interception.REDIRECT
+    ports = _inbound_ports(mesh, pod)
+    sources = _sources(mesh, *(port.because for port in ports), pod.ref)
+    cds = list(clusters.fixed(config, intercepted=intercepted))
+    cds += _inbound_clusters(mesh, pod, ports, sources)
+    cds += [resource for found in services for resource in found.clusters]
+    yield
+    lds: list[Resource] = []
+    rds: list[Resource] = []
+    hosts = tuple(host for found in services for host in found.hosts)
+    if intercepted:
+        lds += [outbound.entry(config), inbound.intercepted(config, tuple(p.served for p in ports), sources)]
+        lds += {r.name: r for found in reversed(services) for r in reversed(found.destinations)}.values()
+        http = [host for host in hosts if host.protocol.is_http and not host.addressed]
+        for number in sorted({host.port for host in http} - _own_ports(mesh)):
+            here = tuple(host for host in http if host.port == number)
+            lds.append(outbound.http_port(number))
+            rds.append(routes.route_configuration(str(number), here, allow_any=config.allow_any_outbound))
+            yield
+    else:
+        lds.append(outbound.http_proxy(config, own_address(pod)))
+        lds += [inbound.bound(config, pod.address, port.served, sources) for port in ports]
+        rds.append(routes.route_configuration(names.HTTP_PROXY, hosts, allow_any=False, proxied=True))
+    eds = (resource for found in services for resource in found.endpoints)
+    return Snapshot(
+        {
+            CLUSTER: _shared(tuple(cds)),
+            ENDPOINT: _shared(tuple(eds)),
+            LISTENER: _shared(tuple(lds)),
+            ROUTE: _shared(tuple(rds)),
+            SECRET: ResourceSet(secrets),
+        }
+    )
+
+
+@lru_cache(maxsize=256)
+def _shared(resources: tuple[Resource, ...]) -> ResourceSet:
+    return ResourceSet(resources)
+
+
+def _sources(mesh: Mesh, *refs: Ref) -> tuple[str, ...]:
+    """Name objects for whoever has to explain a rejection, with where they were read."""
+    found = []
+    for ref in dict.fromkeys(refs):
+        fact = mesh.get(ref)
+        found.append(f"{ref} ({fact.meta.origin})" if fact and fact.meta.origin else str(ref))
+    return tuple(found)
+
+
+def _own_ports(mesh: Mesh) -> set[int]:
+    """Ports that an intercepting sidecar listens on: no other listener can have them."""
+    return {mesh.config.proxy_listen_port, mesh.config.proxy_inbound_listen_port}
+
+
+# --- outbound ---------------------------------------------------------------------------------------------------------
+
+
+def _service(mesh: Mesh, client: Pod, service: Service) -> _Outbound:
+    rule = client_rule(mesh, client.namespace, client.meta.labels, service)
+    sources = _sources(mesh, *(rule.refs if rule else ()), service.ref)
+    found = _Outbound([], [], [], [])
+    for port in service.ports:
+        subsets = ("", *(subset.name for subset in rule.subsets)) if rule else ("",)
+        for subset in dict.fromkeys(subsets):
+            policy = rule.for_port(port.port, subset) if rule else TrafficPolicy()
+            build = _ServicePort(mesh, service, port, rule, subset, policy, sources)
+            build.balanced(found)
+            if not subset:
+                build.addressed(found, client.namespace)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _ServicePort:
+    """One service port (or subset of it) as a class of clients sees it."""
+
+    mesh: Mesh
+    service: Service
+    port: ServicePort
+    rule: ClientRule | None
+    subset: str
+    policy: TrafficPolicy
+    sources: tuple[str, ...]
+
+    def cluster(self, name: str) -> Resource:
+        spec = clusters.Outbound(
+            name=name,
+            sni=names.sni(self.service.host, self.port.port, self.subset),
+            protocol=self.port.protocol,
+            policy=self.policy,
+            identities=self.mesh.identities(self.service),
+        )
+        return clusters.outbound(self.mesh.config, spec, self.sources)
+
+    def target(self, endpoint: Endpoint) -> endpoints.Target:
+        sent = decide_for(self.mesh, self.rule, self.port, endpoint, self.subset).mode
+        return endpoints.target(endpoint, mtls=sent is Send.MTLS)
+
+    def balanced(self, found: _Outbound) -> None:
+        """Add the cluster that leads to all of the endpoints."""
+        name = names.outbound(self.service.host, self.port.port, self.subset)
+        chosen = self.rule.subset(self.subset) if self.rule else None
+        labels = chosen.labels if chosen else {}
+        outlier = self.policy.outlier_detection
+        only_ready = bool(outlier and outlier.min_health_percent)
+        targets = [
+            self.target(endpoint)
+            for endpoint in self.mesh.endpoints(self.service, self.port)
+            if covers(labels, endpoint.pod.meta.labels if endpoint.pod else {})
+            and (endpoint.ready or not only_ready)
+        ]
+        found.clusters.append(self.cluster(name))
+        found.endpoints.append(endpoints.assignment(name, targets, self.sources))
+
+    def addressed(self, found: _Outbound, namespace: str) -> None:
+        """Add what answers to the service's names and addresses and, where it is asked for, to each endpoint's own."""
+        service, port = self.service, self.port
+        name = names.outbound(service.host, port.port)
+        domains = routes.service_names(service, namespace)
+        found.hosts.append(routes.Host(domains, port.port, name, port.protocol))
+        if not port.protocol.is_http:
+            for address in service.addresses:
+                self.destination(found, address, port.port, name)
+        if service.headless or self.policy.load_balancer is LoadBalancing.PASSTHROUGH:
+            own = tuple(domain for host in domains for domain in (host, f"{host}:{port.port}"))
+            for endpoint in self.mesh.endpoints(service, port):
+                self.endpoint(found, endpoint, namespace, (own, name))
+
+    def endpoint(
+        self, found: _Outbound, endpoint: Endpoint, namespace: str, named: tuple[tuple[str, ...], str]
+    ) -> None:
+        """Add the cluster of one endpoint, and what leads to it: its address, and its name if it has one."""
+        name = names.outbound(self.service.host, self.port.port, endpoint.address)
+        # Whoever names a pod means it, ready or not.
+        alone = self.target(endpoint)._replace(ready=True)
+        found.clusters.append(self.cluster(name))
+        found.endpoints.append(endpoints.assignment(name, [alone], self.sources))
+        pod = endpoint.pod
+        known = bool(pod and pod.hostname and pod.subdomain == self.service.name)
+        by_name = routes.pod_names(pod.hostname, self.service, namespace) if pod and known else ()
+        for number in dict.fromkeys((self.port.port, endpoint.port)):
+            found.hosts.append(
+                routes.Host((*by_name, endpoint.address), number, name, self.port.protocol, addressed=True)
+            )
+            self.destination(found, endpoint.address, number, name, named)
+
+    def destination(
+        self,
+        found: _Outbound,
+        address: str,
+        number: int,
+        cluster: str,
+        named: tuple[tuple[str, ...], str] = ((), ""),
+    ) -> None:
+        if number in _own_ports(self.mesh):
+            return
+        pool = self.policy.connection_pool
+        wanted = outbound.Destination(
+            address, number, self.port.protocol, cluster, pool.tcp_idle_timeout if pool else None, named
+        )
+        found.destinations.append(outbound.destination(self.mesh.config, wanted, self.sources))
+
+
+# --- inbound ----------------------------------------------------------------------------------------------------------
+
+
+class _Served(NamedTuple):
+    served: inbound.Port
+    because: Ref
+
+
+def _inbound_ports(mesh: Mesh, pod: Pod) -> tuple[_Served, ...]:
+    """Return what the pod's listeners serve: the ports of its services and, where all is intercepted, every other."""
+    config = mesh.config
+    intercepted = pod.interception is Interception.REDIRECT
+    taken = _own_ports(mesh) if intercepted else {names.ADMIN_PORT, config.proxy_http_port, names.HEALTH_PORT}
+    ports: dict[int, tuple[Protocol, str]] = {}
+    for exposed in mesh.exposures(pod):
+        if exposed.target not in taken:
+            ports.setdefault(exposed.target, (exposed.port.protocol, names.inbound(exposed.target)))
+    if intercepted:
+        for number in (*ports_with_own_mode(mesh, pod), 0):
+            if number not in taken:
+                ports.setdefault(number, (Protocol.AUTO, names.INBOUND_PASSTHROUGH))
+    found = []
+    for number in sorted(ports):
+        protocol, cluster = ports[number]
+        mode, because, _ = in_force(mesh, pod, number)
+        found.append(_Served(inbound.Port(number, protocol, mode, cluster), because))
+    return tuple(found)
+
+
+def _inbound_clusters(
+    mesh: Mesh, pod: Pod, ports: tuple[_Served, ...], sources: tuple[str, ...]
+) -> Iterator[Resource]:
+    intercepted = pod.interception is Interception.REDIRECT
+    local = "" if mesh.config.passthrough_inbound else "127.0.0.1"
+    app_address = local if intercepted else pod.app_address
+    for port, _ in ports:
+        if port.cluster != names.INBOUND_PASSTHROUGH:
+            yield clusters.inbound(mesh.config, port.number, port.protocol, app_address, sources)

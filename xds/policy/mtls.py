@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from xds.mesh import Endpoint, Mesh, covers
 from xds.model import (
@@ -24,8 +25,7 @@ from xds.model import (
 from xds.policy.destination import ClientRule, client_rule
 
 
-@dataclass(frozen=True, slots=True)
-class InForce:
+class InForce(NamedTuple):
     """What a pod's listener accepts on a port, and why."""
 
     mode: Mode
@@ -48,29 +48,39 @@ def in_force(mesh: Mesh, pod: Pod, port: int) -> InForce:
     return InForce(beta.mode, beta.because, (*beta.overruled, alpha.because, *alpha.overruled))
 
 
+def _levels(mesh: Mesh, pod: Pod) -> tuple[list[PeerAuthentication], ...]:
+    """The PeerAuthentications that apply to a pod: its own, its namespace's, the mesh's; oldest first."""
+    root = mesh.in_namespace(mesh.config.root_namespace).peer_authentications
+    # In the root namespace a selector makes a PeerAuthentication apply to nothing, its own namespace included.
+    mesh_wide = [pa for pa in root if not pa.selector]
+    if pod.namespace == mesh.config.root_namespace:
+        return [], [], mesh_wide
+    own = mesh.in_namespace(pod.namespace).peer_authentications
+    workload = [pa for pa in own if pa.selector and covers(pa.selector, pod.meta.labels)]
+    return workload, [pa for pa in own if not pa.selector], mesh_wide
+
+
+def ports_with_own_mode(mesh: Mesh, pod: Pod) -> tuple[int, ...]:
+    """Return the ports for which the pod's PeerAuthentication has an entry, sorted."""
+    workload, _, _ = _levels(mesh, pod)
+    return tuple(sorted(workload[0].ports)) if workload else ()
+
+
 def _peer_authentication(mesh: Mesh, pod: Pod, port: int) -> InForce | None:
     """Restate Istio's composition: mesh, then namespace, then workload, then port; the oldest of a level decides for it."""
-    root = mesh.config.root_namespace
-    levels: list[list[PeerAuthentication]] = []
-    if pod.namespace != root:
-        own = mesh.in_namespace(pod.namespace).peer_authentications
-        levels.append([pa for pa in own if pa.selector and covers(pa.selector, pod.meta.labels)])
-        levels.append([pa for pa in own if not pa.selector])
-    # In the root namespace a selector makes a PeerAuthentication apply to nothing, its own namespace included.
-    levels.append([pa for pa in mesh.in_namespace(root).peer_authentications if not pa.selector])
-    if not any(levels):
+    levels = [level for level in _levels(mesh, pod) if level]
+    if not levels:
         return None
-    speakers: list[tuple[Mode, Ref]] = []
-    for oldest in (level[0] for level in levels if level):
-        mode = (oldest.ports.get(port) if oldest.selector else None) or oldest.mode
-        if mode is not None:
-            speakers.append((mode, oldest.ref))
+    oldest = [level[0] for level in levels]
     younger = [pa.ref for level in levels for pa in level[1:]]
-    if not speakers:
-        silent = [level[0].ref for level in levels if level]
-        return InForce(Mode.PERMISSIVE, silent[0], (*silent[1:], *younger))
-    (mode, because), *rest = speakers
-    return InForce(mode, because, (*(ref for _, ref in rest), *younger))
+    modes = [((pa.ports.get(port) if pa.selector else None) or pa.mode, pa.ref) for pa in oldest]
+    # Those that leave the mode to others come after the one that says it.
+    spoken = [
+        *((mode, ref) for mode, ref in modes if mode),
+        *((None, ref) for mode, ref in modes if not mode),
+    ]
+    (mode, because), *rest = spoken
+    return InForce(mode or Mode.PERMISSIVE, because, (*(ref for _, ref in rest), *younger))
 
 
 def _alpha(mesh: Mesh, pod: Pod, port: int) -> InForce:

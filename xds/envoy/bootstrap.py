@@ -1,0 +1,133 @@
+"""The configuration that a sidecar's Envoy starts with: who it is, where it asks, and how its health is seen."""
+
+from __future__ import annotations
+
+import ipaddress
+from datetime import timedelta
+
+from envoy_data_plane.envoy.config.bootstrap.v3 import (
+    Admin,
+    Bootstrap,
+    BootstrapDynamicResources,
+    BootstrapStaticResources,
+)
+from envoy_data_plane.envoy.config.cluster.v3 import Cluster, ClusterDiscoveryType
+from envoy_data_plane.envoy.config.core.v3 import (
+    ApiConfigSource,
+    ApiConfigSourceApiType,
+    ApiVersion,
+    GrpcService,
+    GrpcServiceEnvoyGrpc,
+    Http2ProtocolOptions,
+    KeepaliveSettings,
+    Node,
+)
+from envoy_data_plane.envoy.config.endpoint.v3 import (
+    ClusterLoadAssignment,
+    Endpoint,
+    LbEndpoint,
+    LocalityLbEndpoints,
+)
+from envoy_data_plane.envoy.config.listener.v3 import FilterChain, Listener
+from envoy_data_plane.envoy.config.route.v3 import Route, RouteAction, RouteMatch, VirtualHost
+from envoy_data_plane.envoy.extensions.upstreams.http.v3 import (
+    HttpProtocolOptions,
+    HttpProtocolOptionsExplicitHttpConfig,
+)
+
+from xds.descriptors import pack
+from xds.envoy import filters, names
+from xds.envoy.common import address, ads, strings
+from xds.model import Interception, Pod
+
+XDS_CLUSTER = "xds-grpc"
+_ADMIN_CLUSTER = "admin"
+_HEALTH = "health"
+_HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+
+
+def own_address(pod: Pod) -> str:
+    """Return where a sidecar may offer what must not leave the machine: its pod's address if that is loopback, too."""
+    if pod.interception is Interception.NONE and _is_loopback(pod.address):
+        return pod.address
+    return "127.0.0.1"
+
+
+def _is_loopback(text: str) -> bool:
+    return bool(text) and ipaddress.ip_address(text).is_loopback
+
+
+def bootstrap(pod: Pod, xds_host: str, xds_port: int, *, sotw: bool = False) -> Bootstrap:
+    """Return a sidecar's bootstrap.
+
+    Args:
+        pod: the sidecar's pod; it needs an address.
+        xds_host: the control plane's address or host name.
+        xds_port: its port.
+        sotw: ask for the state of the world each time, not for what changed.
+    """
+    api = ApiConfigSource(
+        api_type=ApiConfigSourceApiType.GRPC if sotw else ApiConfigSourceApiType.DELTA_GRPC,
+        transport_api_version=ApiVersion.V3,
+        grpc_services=[GrpcService(envoy_grpc=GrpcServiceEnvoyGrpc(cluster_name=XDS_CLUSTER))],
+        set_node_on_first_message_only=True,
+    )
+    own = own_address(pod)
+    health = pod.address if pod.interception is Interception.NONE else "0.0.0.0"
+    app = pod.meta.labels.get("app", pod.name)
+    return Bootstrap(
+        node=Node(
+            id=str(names.NodeId(pod.address, pod.name, pod.namespace)),
+            cluster=f"{app}.{pod.namespace}",
+            metadata=strings(NAME=pod.name, NAMESPACE=pod.namespace, SERVICE_ACCOUNT=pod.service_account),
+        ),
+        admin=Admin(address=address(own, names.ADMIN_PORT)),
+        dynamic_resources=BootstrapDynamicResources(ads_config=api, cds_config=ads(), lds_config=ads()),
+        static_resources=BootstrapStaticResources(
+            clusters=[_control_plane(xds_host, xds_port), _cluster(_ADMIN_CLUSTER, own, names.ADMIN_PORT)],
+            listeners=[_health(health)],
+        ),
+    )
+
+
+def _cluster(name: str, host: str, port: int) -> Cluster:
+    try:
+        ipaddress.ip_address(host)
+        kind = ClusterDiscoveryType.STATIC
+    except ValueError:
+        kind = ClusterDiscoveryType.STRICT_DNS
+    endpoint = LbEndpoint(endpoint=Endpoint(address=address(host, port)))
+    return Cluster(
+        name=name,
+        type=kind,
+        connect_timeout=timedelta(seconds=1),
+        load_assignment=ClusterLoadAssignment(
+            cluster_name=name, endpoints=[LocalityLbEndpoints(lb_endpoints=[endpoint])]
+        ),
+    )
+
+
+def _control_plane(host: str, port: int) -> Cluster:
+    cluster = _cluster(XDS_CLUSTER, host, port)
+    # A control plane that is gone without a word is noticed, and left for another.
+    keepalive = KeepaliveSettings(interval=timedelta(seconds=30), timeout=timedelta(seconds=10))
+    http2 = Http2ProtocolOptions(connection_keepalive=keepalive)
+    options = HttpProtocolOptions(
+        explicit_http_config=HttpProtocolOptionsExplicitHttpConfig(http2_protocol_options=http2)
+    )
+    cluster.typed_extension_protocol_options = {_HTTP_OPTIONS: pack(options)}
+    return cluster
+
+
+def _health(host: str) -> Listener:
+    """Of the admin interface, only readiness is shown to others."""
+    ready = Route(
+        match=RouteMatch(path="/healthz/ready"),
+        route=RouteAction(cluster=_ADMIN_CLUSTER, prefix_rewrite="/ready"),
+    )
+    hosts = [VirtualHost(name=_HEALTH, domains=["*"], routes=[ready])]
+    return Listener(
+        name=_HEALTH,
+        address=address(host, names.HEALTH_PORT),
+        filter_chains=[FilterChain(filters=[filters.http_to(_HEALTH, hosts)])],
+    )

@@ -1,0 +1,50 @@
+"""Pieces of Envoy configuration that several resource types use."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import betterproto2
+from envoy_data_plane.envoy.config.core.v3 import (
+    Address,
+    AggregatedConfigSource,
+    ApiVersion,
+    ConfigSource,
+    SocketAddress,
+)
+from envoy_data_plane.google.protobuf import Struct, Value
+
+from xds.descriptors import encode
+from xds.snapshot import Resource, ResourceKey
+
+
+def address(host: str, port: int) -> Address:
+    """Return a TCP address."""
+    return Address(socket_address=SocketAddress(address=host, port_value=port))
+
+
+def ads() -> ConfigSource:
+    """Return the config source that asks on the aggregated stream."""
+    return ConfigSource(ads=AggregatedConfigSource(), resource_api_version=ApiVersion.V3)
+
+
+def seconds(value: float | None) -> timedelta | None:
+    """Return a duration, or None for one that was not said."""
+    return None if value is None else timedelta(seconds=value)
+
+
+def strings(**values: str) -> Struct:
+    """Return a Struct of strings."""
+    return Struct(fields={key: Value(string_value=value) for key, value in values.items()})
+
+
+def resource(
+    type_url: str,
+    name: str,
+    message: betterproto2.Message,
+    *,
+    refs: tuple[ResourceKey, ...] = (),
+    sources: tuple[str, ...] = (),
+) -> Resource:
+    """Encode a message as a resource."""
+    return Resource.of(type_url, name, encode(message), refs=refs, sources=sources)

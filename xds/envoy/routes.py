@@ -1,0 +1,180 @@
+"""RDS: which cluster a request goes to, by the host that it is for."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from functools import lru_cache
+from typing import NamedTuple
+
+from envoy_data_plane.envoy.config.core.v3 import DataSource, SubstitutionFormatString
+from envoy_data_plane.envoy.config.route.v3 import (
+    DirectResponseAction,
+    RetryPolicy,
+    RetryPolicyRetryHostPredicate,
+    Route,
+    RouteAction,
+    RouteActionUpgradeConfig,
+    RouteActionUpgradeConfigConnectConfig,
+    RouteConfiguration,
+    RouteMatch,
+    RouteMatchConnectMatcher,
+    VirtualHost,
+)
+from envoy_data_plane.envoy.extensions.retry.host.previous_hosts.v3 import PreviousHostsPredicate
+
+from xds.descriptors import pack
+from xds.envoy import names
+from xds.envoy.common import resource
+from xds.envoy.filters import alpn_filter
+from xds.model import CLUSTER_DOMAIN, Protocol, Service
+from xds.snapshot import ROUTE, Resource
+
+_UNKNOWN = "502: no service of the mesh is called %REQ(:AUTHORITY)%; ask for SERVICE.NAMESPACE:PORT\n"
+_NOT_HTTP = "502: %REQ(:AUTHORITY)% speaks TCP: use CONNECT\n"
+
+
+class Host(NamedTuple):
+    """What answers to some names: one service port, or one endpoint of it."""
+
+    domains: tuple[str, ...]
+    """Without ports, the most specific first."""
+    port: int
+    cluster: str
+    protocol: Protocol = Protocol.HTTP
+    addressed: bool = False
+    """It is one endpoint, asked for by its own name or address; names of services come first."""
+
+
+def service_names(service: Service, namespace: str) -> tuple[str, ...]:
+    """Return every name that a client in a namespace may use for a service, its virtual addresses included."""
+    return (
+        service.host,
+        f"{service.host}.",
+        f"{service.name}.{service.namespace}.svc",
+        f"{service.name}.{service.namespace}",
+        *((service.name,) if service.namespace == namespace else ()),
+        *service.addresses,
+    )
+
+
+def pod_names(hostname: str, service: Service, namespace: str) -> tuple[str, ...]:
+    """Return every name that a client in a namespace may use for one pod of a headless service."""
+    base = f"{hostname}.{service.name}"
+    return (
+        f"{base}.{service.namespace}.svc.{CLUSTER_DOMAIN}",
+        f"{base}.{service.namespace}.svc.{CLUSTER_DOMAIN}.",
+        f"{base}.{service.namespace}.svc",
+        f"{base}.{service.namespace}",
+        *((base,) if service.namespace == namespace else ()),
+    )
+
+
+@lru_cache(maxsize=1)
+def _retries() -> RetryPolicy:
+    # Istio's defaults, for failures in which the request was not processed.
+    return RetryPolicy(
+        retry_on="connect-failure,refused-stream,unavailable,cancelled,reset-before-request",
+        num_retries=2,
+        retry_host_predicate=[
+            RetryPolicyRetryHostPredicate(
+                name="envoy.retry_host_predicates.previous_hosts", typed_config=pack(PreviousHostsPredicate())
+            )
+        ],
+        host_selection_retry_max_attempts=5,
+    )
+
+
+def to_cluster(cluster: str, *, retries: bool = True) -> Route:
+    """Return the route of every request to a cluster, without a time limit of its own."""
+    return Route(
+        match=RouteMatch(prefix="/"),
+        route=RouteAction(
+            cluster=cluster, timeout=timedelta(0), retry_policy=_retries() if retries else None
+        ),
+    )
+
+
+def _tunnel(cluster: str) -> Route:
+    connect = RouteActionUpgradeConfig(
+        upgrade_type="CONNECT", connect_config=RouteActionUpgradeConfigConnectConfig()
+    )
+    return Route(
+        match=RouteMatch(connect_matcher=RouteMatchConnectMatcher()),
+        route=RouteAction(cluster=cluster, timeout=timedelta(0), upgrade_configs=[connect]),
+    )
+
+
+def _refusals(text: str, *, connect: bool) -> list[Route]:
+    body = SubstitutionFormatString(text_format_source=DataSource(inline_string=text))
+    answer = DirectResponseAction(status=502, body_format=body)
+    found = [Route(match=RouteMatch(prefix="/"), direct_response=answer)]
+    if connect:
+        match = RouteMatch(connect_matcher=RouteMatchConnectMatcher())
+        found.insert(0, Route(match=match, direct_response=answer))
+    return found
+
+
+@lru_cache(maxsize=8192)
+def _virtual_host(name: str, domains: tuple[str, ...], host: Host, *, proxied: bool) -> VirtualHost:
+    if not proxied:
+        return VirtualHost(name=name, domains=list(domains), routes=[to_cluster(host.cluster)])
+    routes = [_tunnel(host.cluster)]
+    if host.protocol is Protocol.TCP:
+        routes += _refusals(_NOT_HTTP, connect=False)
+    else:
+        route = to_cluster(host.cluster)
+        if host.protocol is Protocol.AUTO:
+            override = alpn_filter("istio-http/1.1")
+            route.typed_per_filter_config = (
+                {override.name: override.typed_config} if override.typed_config else {}
+            )
+        routes.append(route)
+    return VirtualHost(name=name, domains=list(domains), routes=routes)
+
+
+def _with_ports(host: Host, *, bare: bool) -> list[str]:
+    literal = (f"[{name}]" if ":" in name else name for name in host.domains)
+    return [
+        text
+        for name in literal
+        for text in ((name, f"{name}:{host.port}") if bare else (f"{name}:{host.port}",))
+    ]
+
+
+@lru_cache(maxsize=4096)
+def route_configuration(
+    name: str, hosts: tuple[Host, ...], *, allow_any: bool, proxied: bool = False
+) -> Resource:
+    """Return the routes of a listener.
+
+    Args:
+        name: the listener's port, or `http_proxy`.
+        hosts: who answers; where two claim the same name, the first, and services before endpoints.
+        allow_any: whether requests for unknown hosts go where the client meant to go.
+        proxied: the client sends requests for any port to one proxy: names count with their port (bare ones mean port 80),
+            TCP is reached by CONNECT, and nothing goes to an address taken from a request.
+    """
+    taken: set[str] = set()
+    found: list[VirtualHost] = []
+    for host in sorted(hosts, key=lambda host: host.addressed):
+        bare = host.port == 80 if proxied else True
+        domains = tuple(d for d in dict.fromkeys(_with_ports(host, bare=bare)) if d.lower() not in taken)
+        taken.update(domain.lower() for domain in domains)
+        if domains:
+            label = f"{host.domains[0]}:{host.port}"
+            found.append(_virtual_host(label, domains, host, proxied=proxied))
+    if allow_any and not proxied:
+        found.append(
+            VirtualHost(
+                name="allow_any", domains=["*"], routes=[to_cluster(names.PASSTHROUGH, retries=False)]
+            )
+        )
+    else:
+        found.append(
+            VirtualHost(name="block_all", domains=["*"], routes=_refusals(_UNKNOWN, connect=proxied))
+        )
+    return resource(
+        ROUTE,
+        name,
+        RouteConfiguration(name=name, virtual_hosts=found, validate_clusters=False),
+    )
