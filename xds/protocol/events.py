@@ -1,0 +1,138 @@
+"""What a session learns from its client, as values for the shell to log, count and pass on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from xds.protocol.wire import ErrorDetail, Node
+from xds.snapshot import Resource
+
+_LONGEST_MESSAGE = 4096
+"""Of a client's error message; what goes beyond says nothing new, and is searched for every resource's name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Connected:
+    """The first request of a stream said who it is."""
+
+    node: Node
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subscribed:
+    """What the client wants of a type is now this."""
+
+    type_url: str
+    names: frozenset[str]
+    wildcard: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Acked:
+    """The client took a response."""
+
+    type_url: str
+    nonce: str
+    version: str
+    """Of the type as a whole, as the response said."""
+    resources: tuple[Resource, ...] = field(repr=False)
+    """Everything that the response carried."""
+    removed: tuple[str, ...] = ()
+    waited: float
+    """Seconds from when the response was handed out to when the answer came."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the resources."""
+        return tuple(resource.name for resource in self.resources)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Nacked:
+    """The client rejected a response. It may have taken parts of it all the same."""
+
+    type_url: str
+    nonce: str
+    version: str
+    code: int
+    message: str
+    """The client's own words, without any key material that they quote."""
+    resources: tuple[Resource, ...] = field(repr=False)
+    """Everything that the response carried."""
+    removed: tuple[str, ...] = ()
+    suspects: tuple[Resource, ...] = field(repr=False)
+    """The resources that the message names; all of them if it names none."""
+    waited: float
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the resources."""
+        return tuple(resource.name for resource in self.resources)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The objects that the suspects were made from, without repetition."""
+        return tuple(dict.fromkeys(source for suspect in self.suspects for source in suspect.sources))
+
+
+Event: TypeAlias = Connected | Subscribed | Acked | Nacked
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Response:
+    """What a session remembers of a response until it is answered."""
+
+    nonce: str
+    version: str
+    resources: tuple[Resource, ...]
+    removed: tuple[str, ...] = ()
+    fresh: tuple[Resource, ...] = ()
+    """Those of the resources that may be news to the client."""
+    sent_at: float
+    waiting_since: float
+    """When the client began to owe an answer: earlier than `sent_at` if this response replaced an unanswered one."""
+
+
+def acked(type_url: str, response: Response, now: float) -> Acked:
+    """Make the event of a response that was taken."""
+    return Acked(
+        type_url=type_url,
+        nonce=response.nonce,
+        version=response.version,
+        resources=response.resources,
+        removed=response.removed,
+        waited=now - response.sent_at,
+    )
+
+
+def nacked(type_url: str, response: Response, error: ErrorDetail, now: float) -> Nacked:
+    """Make the event of a response that was rejected."""
+    message = _without_keys(error.message[:_LONGEST_MESSAGE])
+    return Nacked(
+        type_url=type_url,
+        nonce=response.nonce,
+        version=response.version,
+        code=error.code,
+        message=message,
+        resources=response.resources,
+        removed=response.removed,
+        suspects=_suspects(message, response.resources),
+        waited=now - response.sent_at,
+    )
+
+
+def _without_keys(message: str) -> str:
+    """Cut a message where PEM begins: Envoy quotes the message that it could not validate, keys and all."""
+    return message.partition("-----BEGIN")[0]
+
+
+def _suspects(message: str, resources: Sequence[Resource]) -> tuple[Resource, ...]:
+    named = [resource for resource in resources if resource.name in message]
+    longest = [
+        resource
+        for resource in named
+        if not any(resource.name != other.name and resource.name in other.name for other in named)
+    ]
+    return tuple(longest or resources)

@@ -1,0 +1,193 @@
+"""One stream of discovery as a state machine without I/O: give it snapshots and requests, take responses.
+
+    session = Session(Variant.DELTA)
+    session.serve(snapshot)                     # whenever what the proxy should have has changed
+    events = session.receive(request, now)      # whenever it said something
+    while (response := session.next(now)) is not None:
+        ...                                     # write it; ask again at session.deadline() if not before
+
+The order in which types go out is what keeps traffic flowing while a proxy changes over: a route is sent when the
+clusters it names are in place, and a cluster goes away when no route names it any more. Assignments and secrets wait
+for nothing, because they are what a new cluster waits for before it acknowledges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import Enum
+from math import inf
+
+from xds.protocol.delta import DeltaWatch
+from xds.protocol.events import Connected, Event
+from xds.protocol.sotw import SotwWatch
+from xds.protocol.watch import Watch
+from xds.protocol.wire import Node, RequestError, parse_delta_request, parse_request
+from xds.snapshot import CLUSTER, EMPTY, ENDPOINT, LISTENER, ROUTE, SECRET, Resource, Snapshot
+
+_ORDER = {CLUSTER: 0, ENDPOINT: 1, SECRET: 2, LISTENER: 3, ROUTE: 4}
+"""The order in which types are sent; others come last."""
+
+_AFTER_CLUSTERS = (LISTENER, ROUTE)
+"""Types that name clusters, and so wait until those are in place."""
+
+_USERS = {
+    ROUTE: (LISTENER,),
+    CLUSTER: (LISTENER, ROUTE),
+    ENDPOINT: (CLUSTER,),
+    SECRET: (CLUSTER, LISTENER),
+}
+"""By type, the types that use its resources: one goes away after those that used it. Users come before used."""
+
+
+class Variant(Enum):
+    """The two forms of the protocol."""
+
+    SOTW = "sotw"
+    DELTA = "delta"
+
+
+class Session:
+    """One stream, from its first request to its end.
+
+    `type_url` is the only type of a stream that is not aggregated. `patience` is how long the client's answer to
+    clusters is waited for before listeners and routes are sent all the same, and `grace` how long something that is
+    gone is served at most while what used it has not been acknowledged, in seconds. What a client keeps using
+    because it rejected the change is served until it takes one.
+    """
+
+    def __init__(
+        self,
+        variant: Variant,
+        *,
+        type_url: str = "",
+        identifier: str = "",
+        patience: float = 20.0,
+        grace: float = 60.0,
+    ) -> None:
+        self.node: Node | None = None
+        self._variant = variant
+        self._type_url = type_url
+        self._identifier = identifier
+        self._patience = patience
+        self._grace = grace
+        self._snapshot: Snapshot | None = None
+        self._watches: dict[str, Watch] = {}
+        self._warming: dict[str, None] = {}
+        """Assignments of clusters that were sent before the client subscribed to any."""
+        self._nonces = 0
+        self._deadline = inf
+
+    def serve(self, snapshot: Snapshot) -> None:
+        """From now on the client should have this; what was served before and not sent yet is forgotten."""
+        self._snapshot = snapshot
+        for watch in self._watches.values():
+            watch.serve(snapshot.of(watch.type_url))
+
+    def receive(self, message: bytes, now: float) -> list[Event]:
+        """Take a request and say what it meant. RequestError: the stream must end."""
+        request = parse_request(message) if self._variant is Variant.SOTW else parse_delta_request(message)
+        events: list[Event] = []
+        if not self.node:
+            if not request.node or not request.node.id:
+                raise RequestError("the first request of a stream must have node.id")
+            self.node = request.node
+            events.append(Connected(node=request.node))
+        type_url = request.type_url or self._type_url
+        if not type_url:
+            raise RequestError("a request of an aggregated stream must have type_url")
+        if self._type_url and type_url != self._type_url:
+            raise RequestError(f"this stream is for {self._type_url} only")
+        watch = self._watch(type_url)
+        events += watch.receive(request, now)
+        if type_url == ENDPOINT and self._warming:
+            watch.push_again(self._warming)
+            self._warming.clear()
+        return events
+
+    def next(self, now: float) -> bytes | None:
+        """Return the response to write now, which counts as sent; None if there is nothing to send yet."""
+        self._deadline = inf
+        if not self._snapshot:
+            return None
+        self._let_go(now)
+        for watch in self._watches.values():
+            if watch.type_url not in _ORDER and watch.type_url not in self._snapshot.types:
+                continue  # A type that nobody serves: the client may wait, but the others must not suffer.
+            opens = self._opens(watch)
+            if now < opens:
+                if watch.pending:
+                    self._deadline = min(self._deadline, opens)
+                continue
+            composed = watch.compose(str(self._nonces + 1), now, self._identifier)
+            if composed:
+                response, message = composed
+                self._nonces += 1
+                if watch.type_url == CLUSTER:
+                    self._warm(response.fresh)
+                return message
+        return None
+
+    def deadline(self) -> float | None:
+        """When to call `next` again although nothing happened, after it returned None."""
+        return None if self._deadline == inf else self._deadline
+
+    def _watch(self, type_url: str) -> Watch:
+        if type_url not in self._watches:
+            resources = self._snapshot.of(type_url) if self._snapshot else EMPTY
+            watch: Watch = (SotwWatch if self._variant is Variant.SOTW else DeltaWatch)(type_url, resources)
+            together = (*self._watches.values(), watch)
+            self._watches = {
+                each.type_url: each
+                for each in sorted(together, key=lambda each: _ORDER.get(each.type_url, 9))
+            }
+        return self._watches[type_url]
+
+    def _opens(self, watch: Watch) -> float:
+        """Return from when on a type may be sent."""
+        waits = [watch.held_since]
+        if watch.type_url in _AFTER_CLUSTERS and CLUSTER in self._watches:
+            waits.append(self._watches[CLUSTER].waiting_since)
+        return max((since + self._patience for since in waits if since is not None), default=-inf)
+
+    def _warm(self, clusters: Iterable[Resource]) -> None:
+        """Send the assignments of clusters again: a cluster that is new or changed does not use what was there."""
+        names = [name for cluster in clusters for type_url, name in cluster.refs if type_url == ENDPOINT]
+        if ENDPOINT in self._watches:
+            self._watches[ENDPOINT].push_again(names)
+        else:
+            self._warming.update(dict.fromkeys(names))
+
+    def _let_go(self, now: float) -> None:
+        """Release what lingers and is used no more, or has been there for too long."""
+        for watch in self._watches.values():
+            if watch.type_url not in _USERS:
+                watch.release(tuple(watch.lingering))
+        for type_url, by in _USERS.items():
+            if type_url not in self._watches or not self._watches[type_url].lingering:
+                continue
+            watch = self._watches[type_url]
+            users = [self._watches[user] for user in by if user in self._watches]
+            if all(self._settled(user) for user in users):
+                watch.release(tuple(watch.lingering))
+            else:
+                self._expire(watch, now, rejected=any(user.parked for user in users))
+
+    def _expire(self, watch: Watch, now: float, *, rejected: bool) -> None:
+        for name, lingering in tuple(watch.lingering.items()):
+            if lingering.until is None:
+                lingering.until = now + self._grace
+            if rejected:
+                continue  # The client goes on with what it had, which still uses this.
+            if lingering.until <= now:
+                watch.release((name,))
+            else:
+                self._deadline = min(self._deadline, lingering.until)
+
+    def _settled(self, user: Watch) -> bool:
+        """Whether what the client has of a type is what it should have, to the last resource that it waits for."""
+        return user.quiet and not user.lingering and all(self._arrived(*ref) for ref in user.refs())
+
+    def _arrived(self, type_url: str, name: str) -> bool:
+        """Whether a resource that another one refers to is with the client."""
+        watch = self._watches.get(type_url)
+        return watch is not None and watch.subscription.covers(name) and watch.quiet

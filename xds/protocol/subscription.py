@@ -1,0 +1,79 @@
+"""Which resources of one type a client wants: names, or all of them, asked for in the old way or the new."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+WILDCARD = "*"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """What a request changed in a subscription."""
+
+    asked: tuple[str, ...] = ()
+    """Names that want an answer, whether or not there is such a resource."""
+    entered: bool = False
+    """Whether the client wants all resources from now on, and did not before."""
+    dropped: bool = False
+    """Whether there may be resources that the client no longer wants."""
+
+    def __bool__(self) -> bool:
+        return bool(self.asked) or self.entered or self.dropped
+
+
+class Subscription:
+    """A client's subscription to one type.
+
+    `legacy` says whether a client that has never named anything wants everything, as it was before `*`. That is so
+    for listeners and clusters; for the other types it would send the whole mesh to those who only said hello.
+    """
+
+    __slots__ = ("_legacy", "names", "wildcard")
+
+    def __init__(self, *, legacy: bool) -> None:
+        self.names: frozenset[str] = frozenset()
+        self.wildcard = False
+        self._legacy = legacy
+
+    def covers(self, name: str) -> bool:
+        """Whether the client wants the resource of this name, if there is one."""
+        return self.wildcard or name in self.names
+
+    def replace(self, names: Collection[str]) -> Difference:
+        """Take the whole list of a state-of-the-world request."""
+        if names:
+            self._legacy = False
+        wildcard = WILDCARD in names or self._legacy
+        wanted = dict.fromkeys(name for name in names if name != WILDCARD)
+        difference = Difference(
+            asked=tuple(name for name in wanted if name not in self.names),
+            entered=wildcard and not self.wildcard,
+            dropped=(self.wildcard and not wildcard) or any(name not in wanted for name in self.names),
+        )
+        if difference:
+            self.names, self.wildcard = frozenset(wanted), wildcard
+        return difference
+
+    def change(self, subscribe: Iterable[str], unsubscribe: Iterable[str]) -> Difference:
+        """Apply a delta request: first what it adds, then what it takes away."""
+        added, taken = dict.fromkeys(subscribe), dict.fromkeys(unsubscribe)
+        before = self.wildcard
+        self.wildcard = (
+            before or WILDCARD in added or (self._legacy and not added)
+        ) and WILDCARD not in taken
+        self._legacy = False
+        added.pop(WILDCARD, None)
+        taken.pop(WILDCARD, None)
+        together = self.names.union(added)
+        gone = [name for name in taken if name in together]
+        self.names = together.difference(gone)
+        # A client may subscribe again to what it has lost, and one that takes a name back from a subscription to
+        # everything has forgotten the resource, though it still wants it: both wait for an answer.
+        asked = (*(name for name in added if name in self.names), *(gone if self.wildcard else ()))
+        return Difference(
+            asked=asked,
+            entered=self.wildcard and not before,
+            dropped=(before and not self.wildcard) or bool(gone),
+        )

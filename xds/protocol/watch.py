@@ -1,0 +1,227 @@
+"""One stream's view of one type: what it should have, what it was sent, and what it said to that.
+
+There is no queue. A watch knows the names that may need sending (`_dirty`), and looks up what they are at the moment
+it sends: what was overtaken is never sent, and a slow client costs no more than the names it has yet to hear of.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from xds.protocol.events import Acked, Event, Nacked, Response, Subscribed, acked, nacked
+from xds.protocol.subscription import Difference, Subscription
+from xds.protocol.wire import ErrorDetail, size
+from xds.snapshot import CLUSTER, LISTENER, Resource, ResourceKey, ResourceSet
+
+WILDCARD_TYPES = frozenset({CLUSTER, LISTENER})
+"""Types that a client which names nothing wants all of, and that the older variant always sends in full."""
+
+RESPONSE_BUDGET = 3 * 1024 * 1024
+"""Responses that can be split stay below this, because many clients refuse messages above 4 MiB."""
+
+_MOST_DIFFERENCES = 1024
+_differences: dict[tuple[str, str], tuple[str, ...]] = {}
+
+
+@dataclass(slots=True)
+class Lingering:
+    """A resource that the client has and should lose, but not before what uses it is gone."""
+
+    resource: Resource | None
+    """None: the client brought it from an earlier stream, and only its name is known."""
+    until: float | None = None
+    """When it goes whatever happens; set by who keeps the time."""
+
+
+class Watch(ABC):
+    """What is common to both variants of the protocol."""
+
+    def __init__(self, type_url: str, resources: ResourceSet) -> None:
+        self.type_url = type_url
+        self.resources = resources
+        self.subscription = Subscription(legacy=type_url in WILDCARD_TYPES)
+        self.sent: dict[str, str] = {}
+        """Name and version of what the client has been sent, or had before."""
+        self.lingering: dict[str, Lingering] = {}
+        self.parked: dict[str, frozenset[str]] = {}
+        """What the client rejected, by name; each with all that came in the same response."""
+        self._dirty: dict[str, None] = {}
+        self._forced: set[str] = set()
+        self._owed = False
+        self._unanswered: dict[str, Response] = {}
+
+    @abstractmethod
+    def receive(self, request: Any, now: float) -> list[Event]:
+        """Take a request of the variant's own kind, and say what it meant."""
+
+    @abstractmethod
+    def compose(self, nonce: str, now: float, identifier: str) -> tuple[Response, bytes] | None:
+        """Make the response that is due, and take it as sent; None if there is nothing to send."""
+
+    @property
+    def pending(self) -> bool:
+        """Whether there is something to send."""
+        return self._owed or bool(self._due())
+
+    @property
+    def waiting_since(self) -> float | None:
+        """Since when the client owes an answer; None if it does not."""
+        return next((response.waiting_since for response in self._unanswered.values()), None)
+
+    @property
+    def held_since(self) -> float | None:
+        """Since when the client owes so many answers that it gets nothing more; None if it does not."""
+        return None
+
+    @property
+    def quiet(self) -> bool:
+        """Whether the client has all that it should have, and said so."""
+        return not self._unanswered and not self.parked and not self.pending
+
+    def get(self, name: str) -> Resource | None:
+        """Return the resource that the client should have now."""
+        resource = self.resources.get(name)
+        if resource is None and name in self.lingering:
+            return self.lingering[name].resource
+        return resource
+
+    def refs(self) -> Iterator[ResourceKey]:
+        """Go through what the client subscribes to because of what it has."""
+        for name in self.sent:
+            resource = self.get(name)
+            if resource:
+                yield from resource.refs
+
+    def serve(self, resources: ResourceSet) -> None:
+        """From now on the client should have these; what it loses lingers until released."""
+        if resources is self.resources:
+            return
+        before, self.resources = self.resources, resources
+        for name in _difference(before, resources):
+            if not self.subscription.covers(name):
+                continue
+            if name in resources:
+                self.lingering.pop(name, None)
+            elif name in self.sent:
+                self.lingering[name] = Lingering(before[name])
+            self._touch(name)
+
+    def release(self, names: Iterable[str]) -> None:
+        """Let the client lose what lingered."""
+        for name in names:
+            del self.lingering[name]
+            self._touch(name)
+
+    def push_again(self, names: Iterable[str]) -> None:
+        """Send resources although the client has them, because it now waits for them anew."""
+        for name in names:
+            if name in self.sent and name not in self.parked:
+                self._touch(name, force=True)
+
+    def _is_current(self, resource: Resource) -> bool:
+        now = self.get(resource.name)
+        return now is not None and now.version == resource.version
+
+    def _subscribe(self, difference: Difference) -> list[Event]:
+        """Follow a change of the subscription."""
+        if not difference:
+            return []
+        if difference.dropped:
+            self._forget()
+        if difference.entered:
+            for name in self.resources:
+                self._touch(name)
+        return [
+            Subscribed(
+                type_url=self.type_url, names=self.subscription.names, wildcard=self.subscription.wildcard
+            )
+        ]
+
+    def _forget(self) -> None:
+        """Drop everything about names that the client no longer wants: it is free to forget them too."""
+        covers = self.subscription.covers
+        for names in (self.sent, self.lingering, self.parked, self._dirty):
+            for name in [name for name in names if not covers(name)]:
+                del names[name]
+        self._forced = {name for name in self._forced if covers(name)}
+
+    def _touch(self, name: str, *, force: bool = False) -> None:
+        """Look at a name again. What was rejected together is sent together: the client may have taken none of it."""
+        self._dirty[name] = None
+        if force:
+            self._forced.add(name)
+        for other in self.parked.get(name, ()):
+            if self.parked.pop(other, None) and other != name:
+                self._dirty[other] = None
+                self._forced.add(other)
+
+    def _due(self) -> list[tuple[str, Resource | None]]:
+        """List what to send, first resources, then the names of those that are gone."""
+        present: list[tuple[str, Resource | None]] = []
+        absent: list[tuple[str, Resource | None]] = []
+        idle = []
+        for name in self._dirty:
+            resource = self.get(name)
+            if resource and (name in self._forced or self.sent.get(name) != resource.version):
+                present.append((name, resource))
+            elif not resource and self._tells_absence(name):
+                absent.append((name, None))
+            else:
+                idle.append(name)
+        for name in idle:
+            self._done(name)
+        return present + absent
+
+    def _tells_absence(self, name: str) -> bool:  # noqa: ARG002 - for those who can
+        """Whether the client has yet to learn that there is no resource of this name."""
+        return False
+
+    @staticmethod
+    def _batch(due: list[tuple[str, Resource | None]]) -> list[tuple[str, Resource | None]]:
+        """Take as much as fits into one response, and at least something."""
+        total = 0
+        for count, (name, resource) in enumerate(due):
+            total += size(resource) if resource else len(name)
+            if count and total > RESPONSE_BUDGET:
+                return due[:count]
+        return due
+
+    def _done(self, name: str) -> None:
+        self._dirty.pop(name, None)
+        self._forced.discard(name)
+
+    def _answer(self, nonce: str, error: ErrorDetail | None, now: float) -> list[Acked | Nacked]:
+        """Take the answer to a response; an answer to anything else says nothing."""
+        answered = self._unanswered.pop(nonce, None)
+        if not answered:
+            return []
+        if not error:
+            return [acked(self.type_url, answered, now)]
+        self._park(answered.resources)
+        return [nacked(self.type_url, answered, error, now)]
+
+    def _park(self, resources: tuple[Resource, ...]) -> None:
+        """Keep what was rejected from being sent as it was, until any of it changes. If some has, that is now."""
+        unchanged = frozenset(resource.name for resource in resources if self._is_current(resource))
+        if len(unchanged) == len(resources):
+            self.parked.update(dict.fromkeys(unchanged, unchanged))
+        else:
+            for name in unchanged:
+                self._touch(name, force=True)
+
+
+def _difference(before: ResourceSet, after: ResourceSet) -> tuple[str, ...]:
+    """Return the names that are not the same in both sets; found once for all streams that make the same step."""
+    key = (before.version, after.version)
+    names = _differences.get(key)
+    if names is None:
+        versions = {resource.name: resource.version for resource in before.values()}
+        changed = [name for name, resource in after.items() if versions.get(name) != resource.version]
+        names = (*changed, *(name for name in before if name not in after))
+        if len(_differences) >= _MOST_DIFFERENCES:
+            _differences.clear()
+        _differences[key] = names
+    return names
