@@ -1,0 +1,101 @@
+"""authentication.istio.io/v1alpha1 Policy and MeshPolicy: Istio's TestAuthNPolicies and the rules of 1.5."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.policy.world import mesh, pod, policy, service
+from xds.model import Mode, Protocol, ServicePort, Target
+from xds.policy.mtls import in_force
+
+NS = "test-namespace"
+
+
+def port(number: int, name: str = "") -> ServicePort:
+    return ServicePort(port=number, target=number, name=name, protocol=Protocol.AUTO)
+
+
+POLICIES = (
+    policy(NS, "DISABLE"),
+    policy(NS, "STRICT", "mtls-strict-svc-port", name="strict"),
+    policy(NS, "PERMISSIVE", Target(service="mtls-permissive-svc-port", ports=(80,)), name="permissive"),
+    policy(NS, "DISABLE", "mtls-disable-svc", name="disable"),
+    policy(NS, "STRICT", Target(service="mtls-strict-svc-named-port", ports=("http",)), name="named"),
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "namespace", "number", "expected", "because"),
+    [
+        ("mtls-strict-svc-port", NS, 80, "STRICT", "strict"),
+        ("mtls-permissive-svc-port", NS, 80, "PERMISSIVE", "permissive"),
+        ("mtls-permissive-svc-port", NS, 90, "DISABLE", "default"),
+        ("mtls-disable-svc", NS, 80, "DISABLE", "disable"),
+        ("mtls-strict-svc-port", "another-namespace", 80, "PERMISSIVE", "default"),
+        ("mtls-default-svc-port", NS, 80, "DISABLE", "default"),
+        ("mtls-strict-svc-named-port", NS, 80, "STRICT", "named"),
+        ("mtls-strict-svc-named-port", NS, 90, "DISABLE", "default"),
+    ],
+)
+def test_a_service_port_gets(name, namespace, number, expected, because):
+    server = pod(name, namespace)
+    world = mesh(*POLICIES, server, service(name, namespace, port(80, "http"), port(90)))
+    found = in_force(world, server, number)
+    assert (found.mode, found.because.name) == (expected, because)
+
+
+def test_a_policy_for_the_port_beats_an_older_one_for_the_service():
+    server = pod("b", "ns")
+    world = mesh(
+        server,
+        service("b", "ns", port(80, "http"), port(90)),
+        policy("ns", "DISABLE", "b", name="b", age=9),
+        policy("ns", "STRICT", Target(service="b", ports=("http",)), name="b-http", age=1),
+    )
+    assert in_force(world, server, 80).mode is Mode.STRICT
+    assert in_force(world, server, 90).mode is Mode.DISABLE
+
+
+def test_among_equals_the_oldest_wins():
+    server = pod("b", "ns")
+    world = mesh(
+        server,
+        service("b", "ns", port(80)),
+        policy("ns", "STRICT", "b", name="newer", age=1),
+        policy("ns", "DISABLE", "b", name="older", age=2),
+        policy("ns", "PERMISSIVE", "b", name="ageless"),
+    )
+    found = in_force(world, server, 80)
+    assert found.because.name == "older"
+    assert [ref.name for ref in found.overruled] == ["newer", "ageless", "default"]
+
+
+def test_a_full_host_name_names_the_service_too():
+    server = pod("b", "ns")
+    target = "b.ns.svc.cluster.local"
+    world = mesh(server, service("b", "ns", port(80)), policy("ns", "STRICT", target, name="x"))
+    assert in_force(world, server, 80).mode is Mode.STRICT
+
+
+def test_where_services_share_a_port_of_a_pod_the_oldest_decides():
+    server = pod("b", "ns")
+    young = service("a-young", "ns", port(80), age=1, app="b")
+    old = service("z-old", "ns", port(80), age=2, app="b")
+    locked = policy("ns", "STRICT", "a-young", name="locked")
+    assert in_force(mesh(server, young, old, locked), server, 80).mode is Mode.PERMISSIVE
+    assert in_force(mesh(server, young, locked), server, 80).mode is Mode.STRICT
+
+
+def test_a_port_of_no_service_is_under_the_namespace_and_the_mesh():
+    server = pod("b", "ns")
+    assert in_force(mesh(server), server, 1).mode is Mode.PERMISSIVE
+    assert in_force(mesh(server, policy("", "STRICT")), server, 1).mode is Mode.STRICT
+    world = mesh(server, policy("", "STRICT"), policy("ns", "DISABLE"), policy("ns", "STRICT", "b", name="b"))
+    assert in_force(world, server, 1).mode is Mode.DISABLE
+
+
+def test_installing_creates_the_mesh_policy_and_an_own_one_takes_its_place():
+    server = pod("b", "ns")
+    assert in_force(mesh(server), server, 80).because.kind == "MeshPolicy"
+    assert in_force(mesh(server, mtls_enabled=True), server, 80).mode is Mode.STRICT
+    assert in_force(mesh(server, policy("", "DISABLE"), mtls_enabled=True), server, 80).mode is Mode.DISABLE

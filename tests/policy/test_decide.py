@@ -1,0 +1,156 @@
+"""One hop at a time: what is sent, why, and who decided."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.policy.world import HTTP, mesh, only_endpoint, peer, pod, policy, rule, service
+from xds.model import Subset, TrafficPolicy
+from xds.policy.mtls import decide
+
+CLIENT, BARE_CLIENT = pod("client", "ns"), pod("bare-client", "ns", sidecar=False)
+SERVER, BARE = pod("server", "ns"), pod("bare", "ns", sidecar=False)
+HOST = "server.ns.svc.cluster.local"
+BASE = (CLIENT, BARE_CLIENT, SERVER, BARE, service("server", "ns"), service("bare", "ns"))
+
+CASES = {
+    "both have sidecars": ([], {}, "client", "server", "mtls", "auto-mtls", "MeshPolicy default"),
+    "the server has none": ([], {}, "client", "bare", "plaintext", "endpoint-without-sidecar", None),
+    "the client has none": ([], {}, "bare-client", "server", "plaintext", "client-without-sidecar", None),
+    "a policy says plaintext": (
+        [policy("ns", "DISABLE", "server", name="p")],
+        {},
+        "client",
+        "server",
+        "plaintext",
+        "server-plaintext",
+        "Policy ns/p",
+    ),
+    "a policy says STRICT": (
+        [policy("ns", "STRICT", "server", name="p")],
+        {},
+        "client",
+        "server",
+        "mtls",
+        "auto-mtls",
+        "Policy ns/p",
+    ),
+    "workload STRICT in a mesh that is plaintext (istio#56084)": (
+        [peer("istio-system", "DISABLE"), peer("ns", "STRICT", name="w", app="server")],
+        {},
+        "client",
+        "server",
+        "mtls",
+        "auto-mtls",
+        "PeerAuthentication ns/w",
+    ),
+    "the port is plaintext": (
+        [peer("ns", "STRICT", name="w", app="server", ports={8080: "DISABLE"})],
+        {},
+        "client",
+        "server",
+        "plaintext",
+        "server-plaintext",
+        "PeerAuthentication ns/w",
+    ),
+    "auto mTLS is off": (
+        [],
+        {"enable_auto_mtls": False},
+        "client",
+        "server",
+        "plaintext",
+        "auto-mtls-off",
+        None,
+    ),
+    "a rule says ISTIO_MUTUAL, whatever the server": (
+        [rule("ns", "*", "ISTIO_MUTUAL")],
+        {"enable_auto_mtls": False},
+        "client",
+        "bare",
+        "mtls",
+        "destination-rule",
+        "DestinationRule ns/rule",
+    ),
+    "a rule says DISABLE": (
+        [rule("ns", "*", "DISABLE")],
+        {},
+        "client",
+        "server",
+        "plaintext",
+        "destination-rule",
+        "DestinationRule ns/rule",
+    ),
+    "a rule says SIMPLE": (
+        [rule("ns", "*", "SIMPLE")],
+        {},
+        "client",
+        "server",
+        "tls",
+        "destination-rule",
+        "DestinationRule ns/rule",
+    ),
+    "a rule says nothing about TLS": (
+        [rule("ns", "*", policy=TrafficPolicy())],
+        {},
+        "client",
+        "server",
+        "mtls",
+        "auto-mtls",
+        "MeshPolicy default",
+    ),
+    "a rule that a client without a sidecar cannot follow": (
+        [rule("ns", "*", "ISTIO_MUTUAL")],
+        {},
+        "bare-client",
+        "server",
+        "plaintext",
+        "client-without-sidecar",
+        None,
+    ),
+    "mutual TLS installed for the mesh": (
+        [],
+        {"mtls_enabled": True},
+        "client",
+        "server",
+        "mtls",
+        "destination-rule",
+        "DestinationRule istio-system/default",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("facts", "config", "client", "target", "mode", "reason", "because"), CASES.values(), ids=CASES
+)
+def test_a_client_sends(facts, config, client, target, mode, reason, because):
+    world = mesh(*BASE, *facts, **config)
+    found = decide(
+        world, world.pod("ns", client), world.service("ns", target), HTTP, only_endpoint(world, "ns", target)
+    )
+    assert (found.mode, found.reason, found.because and str(found.because)) == (mode, reason, because)
+
+
+def test_a_port_level_rule_without_tls_leaves_the_port_to_auto_mtls():
+    ported = TrafficPolicy(tls=rule("", "", "DISABLE").policy.tls, ports={80: TrafficPolicy()})
+    world = mesh(*BASE, rule("ns", HOST, policy=ported))
+    service_ = world.service("ns", "server")
+    endpoint = only_endpoint(world, "ns", "server")
+    assert decide(world, CLIENT, service_, HTTP, endpoint).mode == "mtls"
+    assert decide(world, CLIENT, service_, service_.ports[1], endpoint).mode == "plaintext"
+
+
+def test_a_subset_decides_for_itself_and_inherits_what_it_leaves_out():
+    subsets = (
+        Subset(name="open", policy=rule("", "", "DISABLE").policy),
+        Subset(name="same"),
+    )
+    base = rule("", "", "ISTIO_MUTUAL").policy
+    world = mesh(*BASE, rule("ns", HOST, policy=base, subsets=subsets))
+    args = world, CLIENT, world.service("ns", "server"), HTTP, only_endpoint(world, "ns", "server")
+    assert [decide(*args, subset).mode for subset in ("", "open", "same")] == ["mtls", "plaintext", "mtls"]
+
+
+def test_what_lost_against_the_rule_is_named():
+    world = mesh(*BASE, rule("ns", HOST, "DISABLE"), policy("ns", "STRICT", "server", name="p"))
+    found = decide(world, CLIENT, world.service("ns", "server"), HTTP, only_endpoint(world, "ns", "server"))
+    assert [str(ref) for ref in found.overruled] == ["Policy ns/p", "MeshPolicy default"]

@@ -1,0 +1,161 @@
+"""Istio's TestComposePeerAuthentication and its neighbours, as tables."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.policy.world import ROOT, mesh, peer, pod, policy, service
+from xds.model import Mode
+from xds.policy.mtls import in_force, ports_with_own_mode
+
+FOO = pod("foo", "ns", version="v1")
+
+COMPOSED = {
+    "nothing said": ([], "PERMISSIVE"),
+    "mesh STRICT": ([peer(ROOT, "STRICT")], "STRICT"),
+    "mesh STRICT, namespace PERMISSIVE": ([peer(ROOT, "STRICT"), peer("ns", "PERMISSIVE")], "PERMISSIVE"),
+    "a selector in the root namespace applies to nothing": ([peer(ROOT, "STRICT", app="foo")], "PERMISSIVE"),
+    "namespace and workload say nothing": (
+        [peer("ns", None), peer("ns", None, name="w", app="foo")],
+        "PERMISSIVE",
+    ),
+    "namespace PERMISSIVE, mesh DISABLE": ([peer("ns", "PERMISSIVE"), peer(ROOT, "DISABLE")], "PERMISSIVE"),
+    "the oldest of the mesh, the first by name of equals": (
+        [
+            peer(ROOT, "DISABLE", name="a", age=0),
+            peer(ROOT, "PERMISSIVE", name="b", age=1),
+            peer(ROOT, "STRICT", name="c", age=1),
+        ],
+        "PERMISSIVE",
+    ),
+    "the oldest of the namespace, the first by name of equals": (
+        [
+            peer("ns", "DISABLE", name="a", age=0),
+            peer("ns", "PERMISSIVE", name="b", age=1),
+            peer("ns", "STRICT", name="c", age=1),
+        ],
+        "PERMISSIVE",
+    ),
+    "the oldest of the workload": (
+        [
+            peer("ns", "DISABLE", name="a", age=0, app="foo"),
+            peer("ns", "PERMISSIVE", name="b", age=1, app="foo"),
+            peer("ns", "STRICT", name="c", age=2, app="other"),
+        ],
+        "PERMISSIVE",
+    ),
+    "one without an age is younger than any with one": (
+        [peer("ns", "STRICT", name="a"), peer("ns", "DISABLE", name="z", age=0)],
+        "DISABLE",
+    ),
+    "mesh UNSET": ([peer(ROOT, None)], "PERMISSIVE"),
+    "mesh STRICT, workload UNSET": (
+        [peer(ROOT, "STRICT"), peer("ns", None, name="w", app="foo")],
+        "STRICT",
+    ),
+    "namespace STRICT, workload UNSET": (
+        [peer("ns", "STRICT"), peer("ns", None, name="w", app="foo")],
+        "STRICT",
+    ),
+    "mesh STRICT, namespace and workload UNSET": (
+        [peer(ROOT, "STRICT"), peer("ns", None), peer("ns", None, name="w", app="foo")],
+        "STRICT",
+    ),
+    "another namespace's counts for nothing": ([peer("other", "STRICT")], "PERMISSIVE"),
+}
+
+
+@pytest.mark.parametrize(("policies", "expected"), COMPOSED.values(), ids=COMPOSED)
+def test_levels_are_composed_as_istio_composes_them(policies, expected):
+    assert in_force(mesh(FOO, *policies), FOO, 8080).mode == expected
+
+
+def test_a_port_entry_wins_over_its_workload_and_one_that_is_unset_inherits():
+    world = mesh(
+        FOO,
+        peer(ROOT, "STRICT"),
+        peer("ns", None, name="w", app="foo", ports={80: "DISABLE", 90: None, 100: None}),
+    )
+    assert [in_force(world, FOO, port).mode for port in (80, 90, 100, 8080)] == [
+        "DISABLE",
+        "STRICT",
+        "STRICT",
+        "STRICT",
+    ]
+    assert ports_with_own_mode(world, FOO) == (80, 90, 100)
+
+
+INBOUND = {
+    "none": ([], "PERMISSIVE"),
+    "DISABLE": ([peer("ns", "DISABLE", app="foo")], "DISABLE"),
+    "STRICT": ([peer("ns", "STRICT", app="foo")], "STRICT"),
+    "older STRICT, newer DISABLE": (
+        [peer("ns", "STRICT", name="a", age=1, app="foo"), peer("ns", "DISABLE", name="b", age=0, app="foo")],
+        "STRICT",
+    ),
+    "newer DISABLE, older PERMISSIVE": (
+        [
+            peer("ns", "DISABLE", name="a", age=0, app="foo"),
+            peer("ns", "PERMISSIVE", name="b", age=1, app="foo"),
+        ],
+        "PERMISSIVE",
+    ),
+    "DISABLE with port 8080 STRICT": ([peer("ns", "DISABLE", app="foo", ports={8080: "STRICT"})], "STRICT"),
+    "UNSET with port 7070 STRICT": ([peer("ns", None, app="foo", ports={7070: "STRICT"})], "PERMISSIVE"),
+}
+
+
+@pytest.mark.parametrize(("policies", "expected"), INBOUND.values(), ids=INBOUND)
+def test_port_8080_gets(policies, expected):
+    assert in_force(mesh(FOO, *policies), FOO, 8080).mode == expected
+
+
+def test_an_older_workload_policy_hides_a_newer_one_with_ports():
+    world = mesh(
+        FOO,
+        peer("ns", "PERMISSIVE", name="old", age=9, app="foo"),
+        peer("ns", "STRICT", name="new", age=1, app="foo", ports={8080: "DISABLE"}),
+    )
+    assert in_force(world, FOO, 8080).mode is Mode.PERMISSIVE
+    assert ports_with_own_mode(world, FOO) == ()
+
+
+def test_workloads_of_the_root_namespace_are_under_the_mesh_policy_alone():
+    inside = pod("inside", ROOT)
+    world = mesh(inside, peer(ROOT, "STRICT"), peer(ROOT, "DISABLE", name="w", app="inside"))
+    assert in_force(world, inside, 80).mode is Mode.STRICT
+
+
+def test_it_wins_over_an_alpha_policy_even_where_it_leaves_the_mode_open():
+    world = mesh(FOO, service("foo", "ns"), policy("ns", "STRICT", "foo", name="foo"), peer("ns", None))
+    found = in_force(world, FOO, 8080)
+    assert (found.mode, str(found.because)) == ("PERMISSIVE", "PeerAuthentication ns/default")
+    assert [str(ref) for ref in found.overruled] == ["Policy ns/foo", "MeshPolicy default"]
+
+
+def test_one_that_does_not_apply_leaves_the_alpha_policy_in_force():
+    world = mesh(
+        FOO,
+        service("foo", "ns"),
+        policy("ns", "STRICT", "foo", name="foo"),
+        peer("ns", "DISABLE", name="w", app="bar"),
+    )
+    assert in_force(world, FOO, 8080).mode is Mode.STRICT
+
+
+def test_what_lost_is_named_nearest_first():
+    world = mesh(
+        FOO,
+        peer("ns", "STRICT", name="w", age=1, app="foo"),
+        peer("ns", "DISABLE", name="younger", age=0, app="foo"),
+        peer("ns", "PERMISSIVE"),
+        peer(ROOT, None),
+    )
+    found = in_force(world, FOO, 1)
+    assert str(found.because) == "PeerAuthentication ns/w"
+    assert [str(ref) for ref in found.overruled] == [
+        "PeerAuthentication ns/default",
+        "PeerAuthentication istio-system/default",
+        "PeerAuthentication ns/younger",
+        "MeshPolicy default",
+    ]

@@ -1,0 +1,313 @@
+"""Whole meshes: Istio's reachability matrices, predicted."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.policy.world import HTTP, ROOT, mesh, meta, peer, pod, policy, reach, rule, service, tls
+from xds.mesh import Mesh
+from xds.model import (
+    EndpointAddress,
+    EndpointGroup,
+    EndpointPort,
+    Endpoints,
+    Subset,
+    Target,
+    TrafficPolicy,
+)
+from xds.policy.mtls import decide
+from xds.policy.reach import outcome, predict
+
+APPS = ("a", "b", "naked")
+PODS = [pod(name, "apps", sidecar=name != "naked") for name in APPS]
+WORLD = (*PODS, *(service(name, "apps") for name in APPS))
+EVERY_PORT_OFF = {8080: "DISABLE", 9090: "DISABLE"}
+
+
+def expect(world: Mesh, *, success, mtls) -> None:
+    """`success` and `mtls`: (source is naked, target is naked) -> bool; None: Istio's test says nothing."""
+    for (client, target), result in reach(world).items():
+        source_naked, target_naked = client.startswith("naked"), target.startswith("naked")
+        wanted = success(source_naked, target_naked)
+        if wanted is None:
+            continue
+        assert (result != "fails") is wanted, (client, target, result)
+        if wanted:
+            assert (result == "mtls") is mtls(source_naked, target_naked), (client, target, result)
+
+
+def neither(source: bool, target: bool) -> bool:
+    return not source and not target
+
+
+MATRIX = {
+    "root STRICT, * ISTIO_MUTUAL": (
+        [peer(ROOT, "STRICT"), rule(ROOT, "*", "ISTIO_MUTUAL")],
+        neither,
+        neither,
+    ),
+    "root PERMISSIVE, * ISTIO_MUTUAL": (
+        [peer(ROOT, "PERMISSIVE"), rule(ROOT, "*", "ISTIO_MUTUAL")],
+        lambda s, t: None if s and t else not t,
+        neither,
+    ),
+    "root DISABLE, * DISABLE": (
+        [peer(ROOT, "DISABLE"), rule(ROOT, "*", "DISABLE")],
+        lambda s, t: True,
+        lambda s, t: False,
+    ),
+    "root PERMISSIVE, * DISABLE": (
+        [peer(ROOT, "PERMISSIVE"), rule(ROOT, "*", "DISABLE")],
+        lambda s, t: True,
+        lambda s, t: False,
+    ),
+    "root STRICT": ([peer(ROOT, "STRICT")], lambda s, t: None if s and t else not s, neither),
+    "root DISABLE": ([peer(ROOT, "DISABLE")], lambda s, t: True, lambda s, t: False),
+    "nothing": ([], lambda s, t: True, neither),
+    "* ISTIO_MUTUAL": ([rule(ROOT, "*", "ISTIO_MUTUAL")], lambda s, t: None if s and t else not t, neither),
+    "namespace STRICT with every port DISABLE": (
+        [peer("apps", "STRICT", name=name, app=name, ports=EVERY_PORT_OFF) for name in APPS],
+        lambda s, t: True,
+        lambda s, t: False,
+    ),
+    "workloads DISABLE, hosts DISABLE": (
+        [peer("apps", "DISABLE", name=name, app=name) for name in APPS]
+        + [rule("apps", f"{name}.apps.svc.cluster.local", "DISABLE", name=name) for name in APPS],
+        lambda s, t: True,
+        lambda s, t: False,
+    ),
+    # Istio 1.4 and 1.5
+    "MeshPolicy STRICT, *.local ISTIO_MUTUAL": (
+        [policy("", "STRICT"), rule(ROOT, "*.local", "ISTIO_MUTUAL")],
+        lambda s, t: neither(s, t) or (s and t),
+        neither,
+    ),
+    "MeshPolicy STRICT": ([policy("", "STRICT")], lambda s, t: t or not s, neither),
+    "MeshPolicy {}": ([policy("", "DISABLE")], lambda s, t: True, lambda s, t: False),
+    "ISTIO_MUTUAL except for targets without sidecar": (
+        [rule("apps", f"{name}.apps.svc.cluster.local", "ISTIO_MUTUAL", name=name) for name in ("a", "b")],
+        lambda s, t: True,
+        neither,
+    ),
+}
+
+
+@pytest.mark.parametrize(("facts", "success", "mtls"), MATRIX.values(), ids=MATRIX)
+def test_reachability(facts, success, mtls):
+    expect(mesh(*WORLD, *facts), success=success, mtls=mtls)
+
+
+def test_installed_with_mtls_enabled_is_the_matrix_of_global_mtls_on():
+    expect(mesh(*WORLD, mtls_enabled=True), success=lambda s, t: neither(s, t) or (s and t), mtls=neither)
+
+
+def test_one_strict_port_with_clients_told_to_send_plaintext_fails_on_that_port_alone():
+    world = mesh(
+        *WORLD,
+        policy("apps", "STRICT", Target(service="b", ports=("http",)), name="b-http"),
+        rule(ROOT, "*.local", "DISABLE"),
+    )
+    failing = {pair for pair, result in reach(world).items() if result == "fails"}
+    assert failing == {(f"{name}.apps", "b.apps:80") for name in APPS}
+
+
+def test_alpha_policies_and_auto_mtls():
+    world = mesh(
+        *WORLD,
+        policy("", "STRICT"),
+        policy("apps", "DISABLE", "b", name="b"),
+        policy("apps", "STRICT", Target(service="b", ports=("http",)), name="b-http"),
+    )
+    found = reach(world)
+    assert all(result != "fails" for (client, _), result in found.items() if not client.startswith("naked"))
+    naked = {target: result for (client, target), result in found.items() if client.startswith("naked")}
+    assert naked["naked.apps:80"] == naked["b.apps:90"] == "plaintext"
+    assert naked["a.apps:80"] == naked["b.apps:80"] == "fails"
+
+
+def test_a_workload_policy_with_a_strict_port_under_a_strict_namespace():
+    world = mesh(
+        *WORLD,
+        peer("apps", "STRICT"),
+        peer("apps", "DISABLE", name="b", app="b", ports={8080: "STRICT"}),
+    )
+    found = reach(world)
+    assert found["a.apps", "b.apps:80"] == "mtls"
+    assert found["a.apps", "b.apps:90"] == "plaintext"
+    assert found["naked.apps", "b.apps:90"] == "plaintext"
+    assert found["naked.apps", "b.apps:80"] == "fails"
+
+
+MIGRATED = pod("istio", "apps", app="multi", version="vistio")
+LEGACY = pod("legacy", "apps", sidecar=False, app="multi", version="vlegacy")
+SUBSETS = tuple(Subset(name=name, labels={"version": name}) for name in ("vistio", "vlegacy"))
+
+
+@pytest.mark.parametrize(
+    ("mode", "vistio", "vlegacy"),
+    [(None, "mtls", "plaintext"), ("DISABLE", "plaintext", "plaintext"), ("ISTIO_MUTUAL", "mtls", "mtls")],
+)
+def test_a_service_in_migration_is_sent(mode, vistio, vlegacy):
+    """Under STRICT: what a sidecar gets in plaintext, and the application in mutual TLS, fails."""
+    own = TrafficPolicy(tls=tls(mode)) if mode else None
+    subsets = tuple(Subset(name=s.name, labels=s.labels, policy=own) for s in SUBSETS)
+    host = "multi.apps.svc.cluster.local"
+    world = mesh(
+        *WORLD,
+        MIGRATED,
+        LEGACY,
+        service("multi", "apps"),
+        peer("apps", "STRICT"),
+        rule("apps", host, policy=own, subsets=subsets),
+    )
+    multi = world.service("apps", "multi")
+    by_pod = {endpoint.pod.name: endpoint for endpoint in world.endpoints(multi, HTTP)}
+    assert decide(world, PODS[0], multi, HTTP, by_pod["istio"], "vistio").mode == vistio
+    assert decide(world, PODS[0], multi, HTTP, by_pod["legacy"], "vlegacy").mode == vlegacy
+    results = {o.endpoint.pod.name: str(o.result) for o in predict(world, [PODS[0]], [(multi, HTTP)])}
+    assert (
+        results
+        == {
+            None: {"istio": "mtls", "legacy": "plaintext"},
+            "DISABLE": {"istio": "fails", "legacy": "plaintext"},
+            "ISTIO_MUTUAL": {"istio": "mtls", "legacy": "fails"},
+        }[mode]
+    )
+
+
+def test_the_seed_page():
+    full = [pod("httpbin", "full"), pod("sleep", "full")]
+    legacy = [pod("httpbin", "legacy", sidecar=False), pod("sleep", "legacy", sidecar=False)]
+    partial = [pod("httpbin", "partial"), pod("nosidecar", "partial", sidecar=False, app="httpbin")]
+    services = [service("httpbin", name, HTTP) for name in ("full", "partial", "legacy")]
+    base = (*full, *legacy, *partial, *services)
+
+    def row(client: str, *facts, **config) -> list[list[str]]:
+        world = mesh(*base, *facts, **config)
+        sleep = world.pod(client, "sleep")
+        return [
+            sorted(str(o.result) for o in predict(world, [sleep], [(world.service(ns, "httpbin"), HTTP)]))
+            for ns in ("full", "partial", "legacy")
+        ]
+
+    mixed, off = ["mtls", "plaintext"], ["plaintext"]
+    locked = policy("full", "STRICT", "httpbin", name="httpbin")
+    opened = policy("full", "DISABLE", "httpbin", name="httpbin")
+    override = rule("full", "httpbin.full.svc.cluster.local", "ISTIO_MUTUAL", name="httpbin-full-mtls")
+    assert row("full") == [["mtls"], mixed, off]
+    assert row("legacy") == [off, off * 2, off]
+    assert row("full", locked) == [["mtls"], mixed, off]
+    assert row("legacy", locked) == [["fails"], off * 2, off]
+    assert row("full", opened) == [off, mixed, off]
+    assert row("legacy", opened) == [off, off * 2, off]
+    assert row("full", opened, override) == [["fails"], mixed, off]
+    assert row("legacy", opened, override) == [off, off * 2, off]
+    assert row("full", locked, enable_auto_mtls=False) == [["fails"], off * 2, off]
+
+
+def one(world: Mesh, client: str, target: str):
+    (found,) = predict(world, [world.pod("apps", client)], [(world.service("apps", target), HTTP)])
+    return str(found.result), str(found.reason), [str(ref) for ref in found.because]
+
+
+FAILURES = {
+    "plaintext meets STRICT": (
+        [peer("apps", "STRICT")],
+        "naked",
+        "a",
+        "server-requires-mtls",
+        ["PeerAuthentication apps/default"],
+    ),
+    "mutual TLS meets plaintext": (
+        [peer("apps", "DISABLE"), rule("apps", "*", "ISTIO_MUTUAL")],
+        "a",
+        "b",
+        "server-plaintext",
+        ["DestinationRule apps/rule", "PeerAuthentication apps/default"],
+    ),
+    "mutual TLS meets an application": (
+        [rule("apps", "*", "ISTIO_MUTUAL")],
+        "a",
+        "naked",
+        "endpoint-without-sidecar",
+        ["DestinationRule apps/rule"],
+    ),
+    "other TLS meets a sidecar": (
+        [rule("apps", "*", "SIMPLE")],
+        "a",
+        "b",
+        "tls-not-the-meshs",
+        ["DestinationRule apps/rule", "MeshPolicy default"],
+    ),
+    "other TLS meets an application": (
+        [rule("apps", "*", "MUTUAL")],
+        "a",
+        "naked",
+        "tls-left-to-application",
+        ["DestinationRule apps/rule"],
+    ),
+    "other TLS meets a sidecar that passes everything on": (
+        [rule("apps", "*", "SIMPLE"), peer("apps", "DISABLE")],
+        "a",
+        "b",
+        "tls-left-to-application",
+        ["DestinationRule apps/rule", "PeerAuthentication apps/default"],
+    ),
+    "the identity is not among those that the rule accepts": (
+        [
+            rule(
+                "apps",
+                "*",
+                policy=TrafficPolicy(
+                    tls=tls("ISTIO_MUTUAL", subject_alt_names=("spiffe://cluster.local/ns/x/sa/y",))
+                ),
+            )
+        ],
+        "a",
+        "b",
+        "identity-refused",
+        ["DestinationRule apps/rule", "MeshPolicy default"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("facts", "client", "target", "reason", "because"), FAILURES.values(), ids=FAILURES)
+def test_a_hop_fails_when(facts, client, target, reason, because):
+    assert one(mesh(*WORLD, *facts), client, target) == ("fails", reason, because)
+
+
+def test_an_identity_that_the_rule_accepts_passes():
+    accepted = ("spiffe://cluster.local/ns/apps/sa/b",)
+    own = TrafficPolicy(tls=tls("ISTIO_MUTUAL", subject_alt_names=accepted))
+    assert one(mesh(*WORLD, rule("apps", "*", policy=own)), "a", "b")[0] == "mtls"
+
+
+def test_a_service_without_endpoints_is_told_as_such():
+    world = mesh(*WORLD, service("nobody", "apps"))
+    assert one(world, "a", "nobody") == ("fails", "no-endpoint", [])
+
+
+def test_an_endpoint_that_is_not_ready_or_outside_the_mesh():
+    addresses = (EndpointAddress(address="192.0.2.1"), EndpointAddress(address="192.0.2.2", ready=False))
+    listed = Endpoints(
+        meta=meta("EndpointSlice", "apps", "outside"),
+        service="outside",
+        groups=(EndpointGroup(addresses=addresses, ports=(EndpointPort(name="http", port=80),)),),
+    )
+    world = mesh(*WORLD, service("outside", "apps"), listed)
+    outside = world.service("apps", "outside")
+    found = [outcome(world, PODS[0], outside, HTTP, endpoint) for endpoint in world.endpoints(outside, HTTP)]
+    assert [(str(o.result), str(o.reason)) for o in found] == [
+        ("plaintext", "endpoint-without-sidecar"),
+        ("fails", "endpoint-not-ready"),
+    ]
+    world = mesh(
+        *WORLD,
+        world.service("apps", "outside"),
+        listed,
+        rule("apps", "*", policy=TrafficPolicy(tls=tls("ISTIO_MUTUAL", subject_alt_names=("x",)))),
+    )
+    assert (
+        str(outcome(world, PODS[0], outside, HTTP, world.endpoints(outside, HTTP)[0]).reason)
+        == "endpoint-without-sidecar"
+    )
