@@ -43,7 +43,7 @@ def neither(source: bool, target: bool) -> bool:
 MATRIX = {
     "root STRICT, * ISTIO_MUTUAL": (
         [peer(ROOT, "STRICT"), rule(ROOT, "*", "ISTIO_MUTUAL")],
-        neither,
+        lambda s, t: None if s and t else neither(s, t),
         neither,
     ),
     "root PERMISSIVE, * ISTIO_MUTUAL": (
