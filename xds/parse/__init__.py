@@ -1,0 +1,203 @@
+"""kubectl-shaped objects in, facts and problems out: the only place that knows YAML field names.
+
+Pure: what it gets was read from a file or an API server by somebody else, who also knows where each path of it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from xds.model import Fact, Meta, Problem, Ref
+from xds.parse import authentication, core, destinationrule, endpoints, names
+from xds.parse.meshconfig import mesh_config, settings
+from xds.parse.reading import Field, Flaw, Locate, Log, Path, dotted, nearest
+
+__all__ = ["Flaw", "Locate", "Parsed", "Path", "dotted", "mesh_config", "nearest", "parse", "settings"]
+
+DEFAULT_NAMESPACE = "default"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parsed:
+    """What one object came to."""
+
+    ref: Ref | None = None
+    """None: it has no name that could be told, or is of no kind that matters here."""
+    fact: Fact | None = None
+    origin: str = ""
+    problems: tuple[Problem, ...] = ()
+
+    @property
+    def refused(self) -> bool:
+        """Whether it was meant to be a fact and cannot be: what was known of it before should stay."""
+        return any(not problem.notice for problem in self.problems)
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """How a kind of object is read."""
+
+    name: str
+    group: str
+    versions: tuple[str, ...]
+    read: Callable[[Field, Meta], Fact | None]
+    check_name: Callable[[str], str] = names.subdomain
+    namespaced: bool = True
+
+    @property
+    def api_versions(self) -> tuple[str, ...]:
+        """Accepted values of apiVersion."""
+        return tuple(f"{self.group}/{version}" if self.group else version for version in self.versions)
+
+
+_ISTIO = ("v1alpha3", "v1beta1", "v1")
+_KINDS = (
+    Kind("Namespace", "", ("v1",), core.namespace, names.label, namespaced=False),
+    Kind("ServiceAccount", "", ("v1",), core.service_account),
+    Kind("Service", "", ("v1",), core.service, names.service),
+    Kind("Pod", "", ("v1",), core.pod),
+    Kind("Endpoints", "", ("v1",), endpoints.endpoints),
+    Kind("EndpointSlice", "discovery.k8s.io", ("v1",), endpoints.endpoint_slice),
+    Kind("Policy", "authentication.istio.io", ("v1alpha1",), authentication.policy),
+    Kind(
+        "MeshPolicy", "authentication.istio.io", ("v1alpha1",), authentication.mesh_policy, namespaced=False
+    ),
+    Kind("PeerAuthentication", "security.istio.io", ("v1beta1", "v1"), authentication.peer_authentication),
+    Kind("DestinationRule", "networking.istio.io", _ISTIO, destinationrule.destination_rule),
+)
+_BY_NAME = {kind.name: kind for kind in _KINDS}
+_BY_TYPE = {(version, kind.name): kind for kind in _KINDS for version in kind.api_versions}
+
+_OTHERS = frozenset(
+    {
+        *("Binding", "ConfigMap", "Event", "LimitRange", "Node", "PersistentVolume", "PersistentVolumeClaim"),
+        *("PodTemplate", "ReplicationController", "ResourceQuota", "Secret"),
+        *("AuthorizationPolicy", "RequestAuthentication", "EnvoyFilter", "Gateway", "ProxyConfig"),
+        *("ServiceEntry", "Sidecar", "VirtualService", "WorkloadEntry", "WorkloadGroup"),
+    }
+)
+"""Kinds of the same API groups that exist and do not matter here; anything else there is a spelling mistake."""
+
+_POD_OWNERS = frozenset(
+    {"Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "Job", "CronJob", "ReplicationController"}
+)
+_META = (
+    "name namespace labels annotations creationTimestamp deletionTimestamp deletionGracePeriodSeconds "
+    "finalizers generateName generation managedFields ownerReferences resourceVersion selfLink uid "
+    "clusterName"
+)
+
+
+def parse(document: object, locate: Locate, flaws: Sequence[Flaw] = ()) -> list[Parsed]:
+    """Read a document, one object or a List of them; `flaws` are what was wrong with its text."""
+    return list(_objects(Field(document, (), Log(locate)), flaws))
+
+
+def _objects(root: Field, flaws: Sequence[Flaw], default_type: str = "") -> Iterator[Parsed]:
+    log = Log(root.log.locate)
+    obj = Field(root.value, root.path, log)
+    flaws = [flaw for flaw in flaws if flaw[0][: len(root.path)] == root.path]
+    if not isinstance(obj.value, Mapping):
+        obj.refuse("is no Kubernetes object", "a mapping with apiVersion, kind and metadata")
+        yield _result(obj, None)
+        return
+    version, name = obj["apiVersion"].text(), obj["kind"].text()
+    if default_type and not version and not name:
+        version, _, name = default_type.rpartition("/")
+    if name.endswith("List"):
+        yield from _listed(obj, flaws, f"{version}/{name.removesuffix('List')}")
+        return
+    kind = _kind(obj, version, name)
+    if kind is None:
+        yield _result(obj, None)
+        return
+    meta = _meta(obj, kind)
+    for path, what in flaws:
+        log.add(path, what)
+    fact = kind.read(obj, meta) if meta else None
+    yield _result(obj, meta.ref if meta else None, None if log.refused else fact)
+
+
+def _result(obj: Field, ref: Ref | None, fact: Fact | None = None) -> Parsed:
+    return Parsed(ref=ref, fact=fact, origin=obj.log.locate(obj.path), problems=tuple(obj.log.problems))
+
+
+def _listed(obj: Field, flaws: Sequence[Flaw], member_type: str) -> Iterator[Parsed]:
+    """Unroll a List; members of a typed one (PodList) need not repeat their type."""
+    obj.mapping("apiVersion kind metadata items")
+    members = list(obj["items"].items())
+    for path, what in flaws:
+        if path[: len(obj.path) + 1] != (*obj.path, "items"):
+            obj.log.add(path, what)
+    if obj.log.problems:
+        yield _result(obj, None)
+    for member in members:
+        yield from _objects(member, flaws, "" if member_type.endswith("/") else member_type)
+
+
+def _kind(obj: Field, version: str, name: str) -> Kind | None:
+    """Tell how to read an object; a kind that does not matter here gets a notice, a misspelled one is refused."""
+    if kind := _BY_TYPE.get((version, name)):
+        return kind
+    for field in (obj["apiVersion"], obj["kind"]):
+        field.required()
+    if obj.log.refused:
+        return None
+    group = version.rpartition("/")[0]
+    known = _BY_NAME.get(name)
+    if known and (group == known.group or nearest(version, known.api_versions)):
+        wanted = " or ".join(known.api_versions)
+        obj["apiVersion"].refuse(f"{version} has no kind {name}", f"write apiVersion: {wanted}")
+        return None
+    ours = [kind.name for kind in _KINDS if kind.group == group]
+    if name not in _OTHERS and not known and (hint := nearest(name, ours)):
+        obj["kind"].refuse(f"{name} is no kind of {version}", hint)
+        return None
+    title = obj["metadata"]["name"].value
+    obj["kind"].notice(
+        f"{name} {title} is passed over" if isinstance(title, str) else f"{name} is passed over",
+        "its Pods are what counts" if name in _POD_OWNERS else "",
+    )
+    return None
+
+
+def _meta(obj: Field, kind: Kind) -> Meta | None:
+    """Read what every object has. The name comes first: with it, everything else can be said of a named object."""
+    meta = obj["metadata"].required().mapping()
+    namespace = meta["namespace"].name(names.label) if kind.namespaced else ""
+    name = meta["name"].name(kind.check_name)
+    if name and not obj.log.refused:
+        ref = Ref(kind.name, namespace or (DEFAULT_NAMESPACE if kind.namespaced else ""), name)
+        obj.log.subject = str(ref)
+    elif meta and not name:
+        hint = "generateName names nothing in a file" if meta["generateName"] else ""
+        meta["name"].refuse("is required", hint)
+    meta.mapping(_META)
+    if kind.namespaced and meta and not namespace:
+        meta["namespace"].notice("is absent: it is in namespace default")
+    if not kind.namespaced and meta["namespace"].value:
+        meta["namespace"].notice(f"is ignored: a {kind.name} is in no namespace")
+    labels = names.labels(meta["labels"])
+    annotations = {key: entry.text() for key, entry in meta["annotations"].entries()}
+    created = _time(meta["creationTimestamp"])
+    if not obj.log.subject:
+        return None
+    return Meta(
+        ref=ref, labels=labels, annotations=annotations, created=created, origin=obj.log.locate(obj.path)
+    )
+
+
+def _time(field: Field) -> datetime | None:
+    text = field.text()
+    if not text:
+        return None
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        time = None
+    if time is None or time.tzinfo is None:
+        field.refuse(f"{text!r} is not a time such as 2020-01-31T12:00:00Z")
+        return None
+    return time.astimezone(UTC)

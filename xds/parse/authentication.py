@@ -1,0 +1,145 @@
+"""What servers accept: authentication.istio.io Policy and MeshPolicy, security.istio.io PeerAuthentication."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import StrEnum
+
+from xds.model import AuthenticationPolicy, Meta, Mode, PeerAuthentication, Target
+from xds.parse import names
+from xds.parse.core import TOP
+from xds.parse.reading import Field
+
+
+class AlphaMode(StrEnum):
+    """mode of an alpha mtls peer. Plaintext is the lack of such a peer."""
+
+    STRICT = "STRICT"
+    PERMISSIVE = "PERMISSIVE"
+
+
+class PeerMode(StrEnum):
+    """mode of a PeerAuthentication."""
+
+    UNSET = "UNSET"
+    DISABLE = "DISABLE"
+    PERMISSIVE = "PERMISSIVE"
+    STRICT = "STRICT"
+
+
+def policy(obj: Field, meta: Meta) -> AuthenticationPolicy:
+    """Read a Policy: of the services it targets, or of its namespace."""
+    read = _alpha(obj, meta)
+    targets = obj["spec"]["targets"]
+    if meta.ref.name == "default" and read.targets:
+        targets.refuse(
+            "must be absent: a Policy named default is its whole namespace's",
+            "give a policy for some services another name",
+        )
+    elif meta.ref.name != "default" and not targets.value:
+        obj["metadata"]["name"].refuse(
+            f"must be default, not {meta.ref.name}, in a Policy without targets",
+            "name it default, or say in spec.targets which services it is for",
+        )
+    return read
+
+
+def mesh_policy(obj: Field, meta: Meta) -> AuthenticationPolicy:
+    """Read the MeshPolicy, which can only be named default."""
+    read = _alpha(obj, meta)
+    if meta.ref.name != "default":
+        obj["metadata"]["name"].refuse(f"must be default, not {meta.ref.name}: a mesh has one MeshPolicy")
+    if read.targets:
+        obj["spec"]["targets"].refuse("must be absent in a MeshPolicy", "write a Policy for some services")
+    return read
+
+
+def _alpha(obj: Field, meta: Meta) -> AuthenticationPolicy:
+    obj.mapping(f"{TOP} spec status")
+    spec = obj["spec"].mapping("targets peers peerIsOptional origins originIsOptional principalBinding")
+    for name in ("origins", "originIsOptional", "principalBinding", "peerIsOptional"):
+        if spec[name].value:
+            spec[name].notice("is ignored", "only mutual TLS is enforced, not JSON web tokens")
+    return AuthenticationPolicy(
+        meta=meta, mode=_alpha_mode(spec["peers"]), targets=tuple(_targets(spec["targets"]))
+    )
+
+
+def _alpha_mode(peers: Field) -> Mode:
+    """Tell the mode: the first mtls peer's, plaintext if there is none."""
+    modes: list[Mode] = []
+    for peer in peers.items():
+        peer.mapping("mtls jwt")
+        mtls = peer["mtls"].mapping("mode allowTls")
+        if peer.has("mtls"):
+            # `mtls: {}` and `mtls:` both say STRICT, the first value of the enumeration.
+            modes.append(Mode(_alpha_choice(mtls["mode"]) or AlphaMode.STRICT))
+            if mtls["allowTls"].boolean():
+                mtls["allowTls"].notice("is ignored: a client certificate is always asked for")
+        elif peer.has("jwt"):
+            peer["jwt"].notice("is ignored", "only mutual TLS is enforced, not JSON web tokens")
+        else:
+            peer.refuse("says no way to authenticate", "write mtls: {}")
+    return modes[0] if modes else Mode.DISABLE
+
+
+def _alpha_choice(mode: Field) -> AlphaMode | None:
+    said_off = mode.value in ("DISABLE", "NONE", "OFF", False)
+    return mode.choice(AlphaMode, "for plaintext leave spec.peers out" if said_off else "")
+
+
+def _targets(field: Field) -> Iterator[Target]:
+    for item in field.items():
+        item.mapping("name labels ports")
+        name = item["name"].required().text()
+        if "." in name:
+            first = name.partition(".")[0]
+            item["name"].refuse(
+                f"{name!r} must be a service of the Policy's own namespace, without a domain",
+                f"write {first}, in a Policy of that service's namespace",
+            )
+        elif name:
+            item["name"].name(names.label)
+        if item["labels"].value:
+            item["labels"].refuse("cannot be targeted", "a PeerAuthentication selects workloads by labels")
+        yield Target(service=name, ports=tuple(_target_ports(item["ports"])))
+
+
+def _target_ports(field: Field) -> Iterator[int | str]:
+    for item in field.items():
+        if not isinstance(item.value, dict):
+            item.refuse(f"must be a mapping, not {item.value!r}", "write '- number: 8000' or '- name: http'")
+            continue
+        item.mapping("number name")
+        if bool(item["number"]) == bool(item["name"]):
+            item.refuse("must have a number or a name, and not both")
+        yield item["number"].port() if item["number"] else item["name"].name(names.label)
+
+
+def peer_authentication(obj: Field, meta: Meta) -> PeerAuthentication:
+    """Read a PeerAuthentication: of the mesh, a namespace, or the workloads it selects."""
+    obj.mapping(f"{TOP} spec status")
+    spec = obj["spec"].mapping("selector mtls portLevelMtls")
+    selector = names.selected(spec["selector"]) or {}
+    ports: dict[int, Mode | None] = {}
+    for key, entry in spec["portLevelMtls"].entries():
+        if not key.isdecimal() or not 1 <= int(key) <= 65535:
+            entry.refuse("must be a port of the workload, a number from 1 to 65535")
+            continue
+        ports[int(key)] = _peer_mode(entry)
+    if spec["portLevelMtls"] and not ports:
+        spec["portLevelMtls"].refuse("names no port")
+    if ports and not selector:
+        spec["portLevelMtls"].refuse(
+            "needs a selector: ports are a workload's",
+            "add spec.selector.matchLabels, or leave the ports out",
+        )
+    return PeerAuthentication(meta=meta, mode=_peer_mode(spec["mtls"]), selector=selector, ports=ports)
+
+
+def _peer_mode(field: Field) -> Mode | None:
+    if isinstance(field.value, str):
+        field.refuse(f"must be a mapping, not {field.value!r}", f"write mode: {field.value} below it")
+        return None
+    mode = field.mapping("mode")["mode"].choice(PeerMode)
+    return None if mode in (None, PeerMode.UNSET) else Mode(mode)

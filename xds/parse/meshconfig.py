@@ -1,0 +1,160 @@
+"""Mesh-wide settings in Istio's words: MeshConfig from a file, and the install switches of `--set`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from enum import StrEnum
+from typing import Any
+
+from xds.model import MeshConfig, Problem
+from xds.parse import names
+from xds.parse.destinationrule import export_to
+from xds.parse.reading import Field, Flaw, Locate, Log, nearest
+
+_FIELDS = (
+    "enableAutoMtls trustDomain trustDomainAliases rootNamespace defaultDestinationRuleExportTo "
+    "protocolDetectionTimeout connectTimeout outboundTrafficPolicy inboundTrafficPolicy proxyListenPort "
+    "proxyInboundListenPort proxyHttpPort meshMTLS"
+)
+_WITHOUT_EFFECT = (
+    "accessLogEncoding accessLogFile accessLogFormat caCertificates certificates configSources "
+    "defaultConfig defaultHttpRetryPolicy defaultProviders defaultServiceExportTo "
+    "defaultVirtualServiceExportTo disableEnvoyListenerLog discoverySelectors dnsRefreshRate "
+    "enableEnvoyAccessLogService enablePrometheusMerge enableTracing extensionProviders h2UpgradePolicy "
+    "hboneIdleTimeout ingressClass ingressControllerMode ingressSelector ingressService "
+    "localityLbSetting mixerCheckServer mixerReportServer disablePolicyChecks pathNormalization "
+    "sdsUdsPath serviceScopeConfigs serviceSettings tcpKeepalive tlsDefaults verifyCertificateAtClient "
+    "thriftConfig authPolicy rdsRefreshDelay enableSdsTokenMount"
+)
+"""Istio's other settings: no mistake, and nothing that this control plane does."""
+
+_SWITCHES = {"values.global.mtls.auto": "enable_auto_mtls", "values.global.mtls.enabled": "mtls_enabled"}
+_PREFIX = "meshConfig."
+
+
+class OutboundPolicy(StrEnum):
+    """outboundTrafficPolicy.mode."""
+
+    ALLOW_ANY = "ALLOW_ANY"
+    REGISTRY_ONLY = "REGISTRY_ONLY"
+
+
+class InboundPolicy(StrEnum):
+    """inboundTrafficPolicy.mode."""
+
+    PASSTHROUGH = "PASSTHROUGH"
+    LOCALHOST = "LOCALHOST"
+
+
+class TlsVersion(StrEnum):
+    """meshMTLS.minProtocolVersion."""
+
+    TLS_AUTO = "TLS_AUTO"
+    TLSV1_2 = "TLSV1_2"
+    TLSV1_3 = "TLSV1_3"
+
+
+def mesh_config(
+    document: object, locate: Locate, base: MeshConfig | None = None, flaws: Sequence[Flaw] = ()
+) -> tuple[MeshConfig, list[Problem]]:
+    """Read Istio's MeshConfig over `base`. It is not to be used if one of the problems is more than a notice."""
+    log = Log(locate, "mesh config")
+    for path, what in flaws:
+        log.add(path, what)
+    read = _read(Field(document, (), log), base or MeshConfig())
+    return read, log.problems
+
+
+def _read(root: Field, base: MeshConfig) -> MeshConfig:
+    root.mapping(f"{_FIELDS} {_WITHOUT_EFFECT}")
+    for name in _WITHOUT_EFFECT.split():
+        if root[name]:
+            root[name].notice("has no effect here")
+    mesh_mtls = root["meshMTLS"].mapping("minProtocolVersion ecdhCurves cipherSuites")
+    for name in ("ecdhCurves", "cipherSuites"):
+        if mesh_mtls[name].value:
+            mesh_mtls[name].notice("has no effect here")
+    outbound = root["outboundTrafficPolicy"].mapping("mode")["mode"].choice(OutboundPolicy)
+    inbound = root["inboundTrafficPolicy"].mapping("mode")["mode"].choice(InboundPolicy)
+    version = mesh_mtls["minProtocolVersion"].choice(TlsVersion)
+    said: dict[str, Any] = {
+        "enable_auto_mtls": root["enableAutoMtls"].boolean(),
+        "trust_domain": root["trustDomain"].name(names.trust_domain) or None,
+        "trust_domain_aliases": tuple(
+            item.name(names.trust_domain) for item in root["trustDomainAliases"].items()
+        )
+        or None,
+        "root_namespace": root["rootNamespace"].name(names.label) or None,
+        "default_destination_rule_export_to": export_to(root["defaultDestinationRuleExportTo"]) or None,
+        "protocol_detection_timeout": _detection_timeout(root["protocolDetectionTimeout"]),
+        "connect_timeout": root["connectTimeout"].seconds(0.001),
+        "allow_any_outbound": outbound and outbound is OutboundPolicy.ALLOW_ANY,
+        "passthrough_inbound": inbound and inbound is InboundPolicy.PASSTHROUGH,
+        "proxy_listen_port": root["proxyListenPort"].integer(1, 65535),
+        "proxy_inbound_listen_port": root["proxyInboundListenPort"].integer(1, 65535),
+        "proxy_http_port": root["proxyHttpPort"].integer(1, 65535),
+        "min_tls_version": version and (TlsVersion.TLSV1_3 if version is TlsVersion.TLSV1_3 else "TLSV1_2"),
+    }
+    config = replace(base, **{name: value for name, value in said.items() if value is not None})
+    ports = (config.proxy_listen_port, config.proxy_inbound_listen_port, config.proxy_http_port)
+    if len(set(ports)) < len(ports):
+        root.refuse(
+            f"proxyListenPort, proxyInboundListenPort and proxyHttpPort ({', '.join(map(str, ports))}) must differ"
+        )
+    return config
+
+
+def _detection_timeout(field: Field) -> float | None:
+    timeout = field.seconds()
+    if timeout == 0:
+        field.refuse(
+            "must not be 0: Envoy would wait for ever for a client that lets the server speak first",
+            "the default is 1s",
+        )
+    return timeout
+
+
+def settings(assignments: Iterable[str], base: MeshConfig) -> tuple[MeshConfig, list[Problem]]:
+    """Read `--set KEY=VALUE` strings over `base`, in order. Here an unknown key is a mistake, not a notice."""
+    config = base
+    problems: list[Problem] = []
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        log = Log(lambda _, said=assignment: f"--set {said}")  # type: ignore[misc]
+        root = Field(None, (), log)
+        if not equals or not key:
+            root.refuse("is not of the form KEY=VALUE", "values.global.mtls.auto=true")
+        elif key in _SWITCHES:
+            on = Field(_value(value), (), log).boolean()
+            switched: dict[str, Any] = {} if on is None else {_SWITCHES[key]: on}
+            config = replace(config, **switched)
+        elif key.startswith(_PREFIX):
+            path = key.removeprefix(_PREFIX).split(".")
+            config, found = mesh_config(_nested(path, _value(value)), log.locate, config)
+            log.problems += [replace(problem, notice=path[0] in _WITHOUT_EFFECT.split()) for problem in found]
+        elif key == "profile":
+            root.notice("installation profiles have no effect here")
+        else:
+            known = (*_SWITCHES, *(_PREFIX + name for name in _FIELDS.split()))
+            root.refuse(f"{key} is not a setting", nearest(key, known) or f"known: {', '.join(known)}")
+        problems += log.problems
+    return config, problems
+
+
+def _nested(path: list[str], value: object) -> object:
+    """Turn a path `a.b` and a value into `{"a": {"b": value}}`."""
+    for name in reversed(path):
+        value = {name: value}
+    return value
+
+
+def _value(text: str) -> object:
+    """Read a value as Helm does: true, a number, `{a,b}` for a list, else a string."""
+    if text in ("true", "false"):
+        return text == "true"
+    if text.isdecimal():
+        return int(text)
+    if text.startswith("{") and text.endswith("}"):
+        return [item.strip() for item in text[1:-1].split(",") if item.strip()]
+    return text

@@ -1,0 +1,298 @@
+"""Facts from a folder of kubectl-shaped files, and from nothing but what is good in them.
+
+A `Folder` is read again and again; each reading tells only what became different. What is wrong is told once, with file
+and line, and changes nothing: the last good version of the object that was meant stays in force.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import stat
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+from watchfiles import awatch
+
+from xds.model import Change, Fact, MeshConfig, Problem, Ref
+from xds.parse import Parsed, parse
+from xds.sources.documents import read
+from xds.sources.settings import Settings
+
+SUFFIXES = frozenset({".yaml", ".yml", ".json"})
+LARGEST = 32 * 2**20
+"""Bytes of a file that is still read."""
+SETTLED = 0.05
+"""Seconds that a file must have rested before it is read, for it may be half written."""
+RESCAN = 0.5
+"""Seconds between looks at what cannot tell of its changes (network file systems, links that lead elsewhere)."""
+
+Signature: TypeAlias = tuple[int, ...]
+"""What changes when a file does: its times, its size, and which file it is."""
+
+_LINE = re.compile(r":\d+$")
+
+
+class Report(NamedTuple):
+    """What one reading found to be different from the last."""
+
+    change: Change = Change()
+    problems: tuple[Problem, ...] = ()
+    """Those that are new."""
+    solved: tuple[Problem, ...] = ()
+    """Those that are gone."""
+    unsettled: bool = False
+    """Whether a file was left for later, because it is being written."""
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to tell."""
+        return not self.problems and not self.solved and self.change == Change()
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A file as it was last read."""
+
+    signature: Signature | None
+    """None: to be read again next time."""
+    objects: tuple[Parsed, ...] = ()
+    problems: tuple[Problem, ...] = ()
+    """Of the file itself, and of documents that cannot be read."""
+
+
+class _Held(NamedTuple):
+    """A fact in force, and the file it was read from."""
+
+    fact: Fact
+    path: Path
+
+
+class Folder:
+    """All facts below a folder, and the settings of the mesh."""
+
+    def __init__(self, root: Path, settings: Settings | None = None) -> None:
+        self.root = root
+        self._settings = settings or Settings()
+        self._config: MeshConfig | None = None
+        self._files: dict[Path, _File] | None = None
+        self._held: dict[Ref, _Held] = {}
+        self._of_objects: tuple[Problem, ...] = ()
+        self._problems: tuple[Problem, ...] = ()
+
+    def load(self) -> Report:
+        """Read what changed since the last time. The first time that is everything, and the folder must exist."""
+        files, unread, unsettled = self._scan()
+        before = self._held
+        if files != self._files:
+            self._files = files
+            self._held, conflicts = _resolve(files, before)
+            of_files = [problem for file in files.values() for problem in file.problems]
+            of_objects = [p for file in files.values() for parsed in file.objects for p in parsed.problems]
+            self._of_objects = (*of_files, *of_objects, *conflicts)
+        config, of_settings = self._settings.load()
+        change = Change(
+            applied=tuple(
+                held.fact
+                for ref, held in self._held.items()
+                if ref not in before or before[ref].fact != held.fact
+            ),
+            removed=tuple(ref for ref in before if ref not in self._held),
+            config=config if config != self._config else None,
+        )
+        self._config = config
+        known, self._problems = self._problems, (*of_settings, *unread, *self._of_objects)
+        new, solved = _beyond(self._problems, known), _beyond(known, self._problems)
+        return Report(change, new, solved, unsettled)
+
+    def _scan(self) -> tuple[dict[Path, _File], list[Problem], bool]:
+        """Look at all files, and read those that are not as they were."""
+        known = self._files or {}
+        files: dict[Path, _File] = {}
+        unread: list[Problem] = []
+        unsettled = False
+        now = time.time()
+        for path, found in _walk(self.root, set()):
+            if isinstance(found, OSError):
+                if path == self.root and self._files is None:
+                    raise found
+                unread.append(Problem(where=str(path), what=f"cannot be read: {found.strerror}"))
+                files |= {below: file for below, file in known.items() if below.is_relative_to(path)}
+                continue
+            signature = (found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino, found.st_dev)
+            resting = not 0 <= now - found.st_mtime < SETTLED
+            if path in known and known[path].signature == signature:
+                files[path] = known[path]
+            elif resting or self._files is None:
+                files[path] = _read_file(path, signature if resting else None, found.st_size)
+            else:
+                unsettled = True
+                files |= {path: known[path]} if path in known else {}
+        return files, unread, unsettled
+
+
+def _walk(folder: Path, seen: set[tuple[int, int]]) -> Iterator[tuple[Path, os.stat_result | OSError]]:
+    """Yield the files below a folder in order of their names, each once, and what cannot be looked at.
+
+    Names that begin with a dot are left out: Kubernetes keeps the versions of a mounted ConfigMap below `..data`, and
+    who replaces files atomically writes them under such a name first.
+    """
+    try:
+        with os.scandir(folder) as listing:
+            entries = sorted(listing, key=lambda entry: entry.name)
+    except OSError as error:
+        yield folder, error
+        return
+    for entry in entries:
+        path = folder / entry.name
+        if entry.name.startswith("."):
+            continue
+        try:
+            found = entry.stat()
+        except OSError as error:
+            if path.suffix in SUFFIXES and (entry.is_symlink() or not isinstance(error, FileNotFoundError)):
+                yield path, error
+            continue
+        identity = (found.st_dev, found.st_ino)
+        if identity in seen:
+            continue
+        if stat.S_ISDIR(found.st_mode):
+            seen.add(identity)
+            yield from _walk(path, seen)
+        elif stat.S_ISREG(found.st_mode) and path.suffix in SUFFIXES:
+            seen.add(identity)
+            yield path, found
+
+
+def _read_file(path: Path, signature: Signature | None, size: int) -> _File:
+    """Read a file; what is wrong with it is part of the result."""
+    name = str(path)
+    if size > LARGEST:
+        problem = Problem(where=name, what=f"is larger than {LARGEST >> 20} MiB and is not read")
+        return _File(signature, problems=(problem,))
+    try:
+        data = path.read_bytes()
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        problem = Problem(where=f"{name}:{line}", what="is not UTF-8 text", hint="save it as UTF-8")
+        return _File(signature, problems=(problem,))
+    except OSError as error:
+        # Permissions may be given without the file changing: it is tried again.
+        return _File(None, problems=(Problem(where=name, what=f"cannot be read: {error.strerror}"),))
+    objects: list[Parsed] = []
+    problems: list[Problem] = []
+    for document in read(text, name, json=path.suffix == ".json"):
+        if isinstance(document, Problem):
+            problems.append(document)
+        else:
+            objects += parse(document.value, document.locate, document.flaws)
+    return _File(signature, tuple(objects), tuple(problems))
+
+
+def _resolve(
+    files: Mapping[Path, _File], before: Mapping[Ref, _Held]
+) -> tuple[dict[Ref, _Held], list[Problem]]:
+    """Tell which version of each object is in force, and complain of names that are used twice."""
+    claims: dict[Ref, list[tuple[Path, Parsed]]] = {}
+    for path, file in files.items():
+        for parsed in file.objects:
+            if parsed.ref:
+                claims.setdefault(parsed.ref, []).append((path, parsed))
+    held: dict[Ref, _Held] = {}
+    conflicts: list[Problem] = []
+    for ref, claimants in claims.items():
+        path, chosen = _choose(claimants, before.get(ref))
+        if chosen.fact:
+            held[ref] = _Held(chosen.fact, path)
+        elif chosen.refused and ref in before:
+            held[ref] = before[ref]
+        conflicts += [
+            Problem(
+                where=parsed.origin,
+                what=f"{ref} is at {chosen.origin} already, and that one is used",
+                hint="delete one of them, or give it another name",
+            )
+            for _, parsed in claimants
+            if parsed is not chosen
+        ]
+    for ref, kept in before.items():
+        if ref not in claims and kept.path in files and _hides_something(files[kept.path], before):
+            held[ref] = kept
+            what = f"{ref} is no longer here, but stays in force until all of this file can be used"
+            conflicts.append(Problem(where=str(kept.path), what=what, notice=True))
+    return held, conflicts
+
+
+def _hides_something(file: _File, before: Mapping[Ref, _Held]) -> bool:
+    """Whether something in a file may be a new, bad version of an object that is missing from it."""
+    return bool(file.problems) or any(
+        parsed.refused and (parsed.ref is None or parsed.ref not in before) for parsed in file.objects
+    )
+
+
+def _choose(claimants: list[tuple[Path, Parsed]], before: _Held | None) -> tuple[Path, Parsed]:
+    """Choose who has a name: what is in force already, else the first that is good."""
+
+    def unfit(claimant: tuple[Path, Parsed]) -> tuple[bool, bool]:
+        path, parsed = claimant
+        if before is None:
+            return parsed.fact is None, False
+        return path != before.path, parsed.fact != before.fact
+
+    return min(claimants, key=unfit)
+
+
+def _beyond(problems: Iterable[Problem], known: Iterable[Problem]) -> tuple[Problem, ...]:
+    """Tell which problems are not among the known ones. One that only moved to another line is."""
+
+    def said(problem: Problem) -> tuple[object, ...]:
+        return _LINE.sub("", problem.where), problem.what, problem.hint, problem.notice
+
+    left = Counter(said(problem) for problem in known)
+    new: list[Problem] = []
+    for problem in problems:
+        if left[said(problem)]:
+            left[said(problem)] -= 1
+        else:
+            new.append(problem)
+    return tuple(new)
+
+
+async def watch(folder: Folder) -> AsyncIterator[Report]:
+    """Read a folder, then follow it: whenever something is different, tell what."""
+    yield await asyncio.to_thread(folder.load)
+    async for _ in _signs_of_change(folder.root):
+        unsettled = True
+        while unsettled:
+            report = await asyncio.to_thread(folder.load)
+            if not report.empty:
+                yield report
+            unsettled = report.unsettled
+            if unsettled:
+                await asyncio.sleep(SETTLED)
+
+
+async def _signs_of_change(root: Path) -> AsyncIterator[None]:
+    """Come back whenever the folder says that something changed, and now and then because it may not say so."""
+    try:
+        async for _ in awatch(
+            root,
+            watch_filter=None,
+            debounce=200,
+            step=20,
+            rust_timeout=round(RESCAN * 1000),
+            yield_on_timeout=True,
+        ):
+            yield
+    except (OSError, RuntimeError):
+        # The kernel has no more watches to give: looking is slower than being told, and works.
+        pass
+    while True:
+        await asyncio.sleep(RESCAN)
+        yield

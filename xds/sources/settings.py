@@ -1,0 +1,49 @@
+"""The settings of the mesh: Istio's MeshConfig from a file (`--mesh-config`), and `--set` over it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from xds.model import MeshConfig, Problem
+from xds.parse import mesh_config, settings
+from xds.sources.documents import Document, read
+
+
+class Settings:
+    """Reads the settings whenever asked; a file that went bad leaves those of before in force."""
+
+    def __init__(self, file: Path | None = None, assignments: Sequence[str] = ()) -> None:
+        self._file = file
+        self._assignments = tuple(assignments)
+        self._text: str | None = None
+        self._config = MeshConfig()
+        self._problems: tuple[Problem, ...] = ()
+
+    def load(self) -> tuple[MeshConfig, tuple[Problem, ...]]:
+        """Return the settings in force, and what is wrong with those that were asked for."""
+        try:
+            text = self._file.read_text("utf-8-sig") if self._file else ""
+        except (OSError, UnicodeDecodeError) as error:
+            what = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+            self._text = None
+            self._problems = (Problem(where=str(self._file), what=f"cannot be read: {what}"),)
+            return self._config, self._problems
+        if text != self._text:
+            self._text = text
+            config, problems = self._read(text)
+            self._problems = tuple(problems)
+            if all(problem.notice for problem in problems):
+                self._config = config
+        return self._config, self._problems
+
+    def _read(self, text: str) -> tuple[MeshConfig, list[Problem]]:
+        documents = list(read(text, str(self._file)))
+        problems = [document for document in documents if isinstance(document, Problem)]
+        config = MeshConfig()
+        for document in documents:
+            if isinstance(document, Document):
+                config, found = mesh_config(document.value, document.locate, config, document.flaws)
+                problems += found
+        config, found = settings(self._assignments, config)
+        return config, problems + found
