@@ -56,7 +56,11 @@ class Namespace(Place):
     def __init__(self, name: str) -> None:
         self.name = name
         run("ip", "netns", "add", name)
-        self.run("ip", "link", "set", "lo", "up")
+        try:
+            self.run("ip", "link", "set", "lo", "up")
+        except BaseException:
+            self.close()
+            raise
 
     def __repr__(self) -> str:
         return f"Namespace({self.name!r})"
