@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 from xds.demo.pods import ADMIN_PORT, name_of
@@ -19,14 +19,14 @@ Config: TypeAlias = dict[tuple[str, str], Any]
 """Resources in protobuf's JSON form, by type and name."""
 
 
-def configurations(mesh: Mesh) -> dict[Pod, Config]:
+def configurations(mesh: Mesh) -> list[tuple[Pod, Config]]:
     """Return what every sidecar of the mesh should have."""
-    return {pod: wanted(translate(mesh, pod)) for pod in mesh.pods() if pod.has_sidecar}
+    return [(pod, wanted(translate(mesh, pod))) for pod in mesh.pods() if pod.has_sidecar]
 
 
-def lacking(configurations: Mapping[Pod, Config]) -> str:
+def lacking(configurations: Iterable[tuple[Pod, Config]]) -> str:
     """Say what a sidecar does not have in force yet; empty when all have everything."""
-    for pod, config in configurations.items():
+    for pod, config in configurations:
         if missing := _lacking(pod, config):
             return f"{name_of(pod)} {missing}"
     return ""

@@ -136,6 +136,9 @@ def _folder(errors: Console) -> Iterator[Path]:
     try:
         (folder / "logs").mkdir()
         yield folder
+    except UnavailableError:
+        shutil.rmtree(folder)
+        raise
     except DemoError:
         errors.print(f"logs: {folder / 'logs'}", markup=False, soft_wrap=True)
         raise

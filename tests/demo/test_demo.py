@@ -1,0 +1,165 @@
+"""`xds demo` itself, with real Envoys: what it prints, and that nothing is left of it, however it ends."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+
+from xds.demo.play import STEPS, Shown
+
+pytest.importorskip("envoy", reason="the extra `demo` is not installed")
+pytest.importorskip("httpbin", reason="the extra `demo` is not installed")
+
+pytestmark = pytest.mark.envoy
+
+
+class Demo:
+    """A demo that runs, and all processes that come of it."""
+
+    def __init__(self, folder, *options):
+        self.mark = f"XDS_DEMO_TEST={uuid.uuid4()}"
+        self.folder = folder
+        name, value = self.mark.split("=")
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", "from xds.cli import main; main()", "demo", *options],
+            stdout=subprocess.PIPE,
+            stderr=(folder.parent / "stderr").open("wb"),
+            env={**os.environ, name: value, "TMPDIR": str(folder)},
+            text=True,
+        )
+
+    @property
+    def progress(self):
+        return (self.folder.parent / "stderr").read_text()
+
+    def said(self, text, within=60.0):
+        """Wait until it says something on stderr."""
+        deadline = time.monotonic() + within
+        while text not in self.progress:
+            assert self.process.poll() is None, self.progress
+            assert time.monotonic() < deadline, self.progress
+            time.sleep(0.02)
+
+    def ended(self, within=60.0):
+        """Wait for its end; return its exit status and what it printed."""
+        output, _ = self.process.communicate(timeout=within)
+        return self.process.returncode, output
+
+    def left(self):
+        """What still runs: every process that it started has its mark."""
+        found = []
+        for environment in Path("/proc").glob("[0-9]*/environ"):
+            try:
+                if self.mark.encode() in environment.read_bytes().split(b"\0"):
+                    found.append((environment.parent / "cmdline").read_text().replace("\0", " "))
+            except OSError:
+                continue
+        return found
+
+    def nothing_left(self, within=10.0):
+        """Wait until nothing runs: the kernel, which ends what the demo cannot, takes a moment."""
+        deadline = time.monotonic() + within
+        while (found := self.left()) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert found == []
+        return True
+
+
+@pytest.fixture
+def start(tmp_path):
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    demos = []
+
+    def start(*options):
+        demos.append(Demo(folder, *options))
+        return demos[-1]
+
+    yield start
+    for demo in demos:
+        demo.process.kill()
+        demo.process.communicate()
+
+
+@pytest.mark.parametrize("options", [(), ("--sotw",)], ids=["delta", "sotw"])
+def test_the_page_comes_true(start, options):
+    demo = start("-o", "json", *options)
+    status, output = demo.ended()
+    assert status == 0, demo.progress
+    rows = {(row["step"], row["from"], row["to"]): row for row in json.loads(output)}
+    expected = {(step.name, *pair): (pair, e) for step in STEPS for pair, e in step.expected.items()}
+    assert rows.keys() == expected.keys()
+    for key, (pair, e) in expected.items():
+        (code,) = rows[key]["codes"]
+        assert code == e.code, key
+        assert rows[key]["codes"][code] >= 10, key
+        assert rows[key]["identities"] == ([] if e.shown is Shown.NONE else [pair.identity]), key
+    assert "matches the page: 9 steps, " in demo.progress
+    assert demo.nothing_left()
+    assert list(demo.folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_half_way_ends_everything(start, number):
+    demo = start()
+    demo.said("4/9")
+    demo.process.send_signal(number)
+    status, _ = demo.ended()
+    assert status == 128 + number
+    assert demo.nothing_left()
+    assert list(demo.folder.iterdir()) == []
+
+
+def test_even_a_demo_that_is_killed_leaves_nothing_running(start):
+    demo = start()
+    demo.said("1/9")
+    assert len(demo.left()) > 7
+    demo.process.kill()
+    demo.ended()
+    assert demo.nothing_left()
+
+
+def test_a_process_that_ends_by_itself_ends_the_demo_and_its_log_is_kept(start):
+    demo = start()
+    demo.said("1/9")
+    (pid,) = (
+        int(path.parent.name)
+        for path in Path("/proc").glob("[0-9]*/cmdline")
+        if str(demo.folder).encode() in path.read_bytes() and b"sleep.full.json" in path.read_bytes()
+    )
+    os.kill(pid, signal.SIGKILL)
+    status, _ = demo.ended()
+    assert status == 1
+    assert "sidecar of sleep.full ended with status -9" in demo.progress
+    assert demo.nothing_left()
+    assert list(demo.folder.glob("*/logs/sidecar-of-sleep.full.log"))
+
+
+def test_kept_running_it_says_what_to_try_and_ends_well_on_ctrl_c(start):
+    demo = start("--keep")
+    demo.said("Everything runs until Ctrl-C")
+    demo.said("127.10.1.2:15000")
+    (proxy,) = (line for line in demo.progress.splitlines() if "curl --proxy" in line)
+    body = subprocess.run(proxy.split(), check=True, capture_output=True, text=True).stdout
+    assert "URI=spiffe://cluster.local/ns/full/sa/sleep" in body
+    demo.process.send_signal(signal.SIGINT)
+    status, output = demo.ended()
+    assert (status, "matches the page" in output) == (0, True)
+    assert demo.nothing_left()
+    assert list(demo.folder.iterdir()) == []
+
+
+def test_an_address_in_use_is_told_at_once(start):
+    with socket.create_server(("127.10.1.1", 8080)):
+        demo = start()
+        status, output = demo.ended()
+    assert (status, output) == (2, "")
+    assert "httpbin.full cannot listen on 127.10.1.1:8080" in demo.progress
+    assert demo.nothing_left()

@@ -1,0 +1,84 @@
+"""The example's objects are what the page's commands make."""
+
+import pytest
+import yaml
+
+from xds.demo.play import STEPS
+from xds.demo.pods import addresses, name_of
+from xds.demo.stage import EXAMPLES
+from xds.mesh import Mesh
+from xds.model import AuthenticationPolicy, DestinationRule, Mode, Target, TlsMode
+from xds.parse import parse
+
+
+def facts(*files):
+    for file in files:
+        for document in yaml.safe_load_all(file.read_text()):
+            for parsed in parse(document, lambda _path: "here"):
+                assert parsed.problems == ()
+                yield parsed.fact
+
+
+def step(name):
+    (fact,) = facts(EXAMPLES / "steps" / name)
+    return fact
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return Mesh(facts(*sorted((EXAMPLES / "workloads").iterdir())))
+
+
+def test_only_pods_whose_migration_is_done_have_sidecars(mesh):
+    assert {name_of(pod): pod.has_sidecar for pod in mesh.pods()} == {
+        "httpbin.full": True,
+        "sleep.full": True,
+        "httpbin.partial": True,
+        "httpbin-nosidecar.partial": False,
+        "httpbin.legacy": False,
+        "sleep.legacy": False,
+    }
+
+
+@pytest.mark.parametrize(("namespace", "pods"), [("full", 1), ("partial", 2), ("legacy", 1)])
+def test_each_httpbin_is_served_by_all_of_its_namespace(mesh, namespace, pods):
+    service = mesh.service(namespace, "httpbin")
+    assert [port.port for port in service.ports] == [8000]
+    assert [e.port for e in mesh.endpoints(service, service.ports[0]) if e.ready] == [8080] * pods
+
+
+def test_the_two_pods_of_partial_have_identities_of_their_own(mesh):
+    assert mesh.identities(mesh.service("partial", "httpbin")) == (
+        "spiffe://cluster.local/ns/partial/sa/default",
+        "spiffe://cluster.local/ns/partial/sa/httpbin",
+    )
+
+
+def test_no_two_processes_want_the_same_address(mesh):
+    wanted = [where for pod in mesh.pods() for where in addresses(pod)]
+    assert len(wanted) == len(set(wanted))
+
+
+@pytest.mark.parametrize(("file", "mode"), [("strict.yaml", Mode.STRICT), ("plaintext.yaml", Mode.DISABLE)])
+def test_the_policies_are_the_page_s(file, mode):
+    policy = step(file)
+    assert isinstance(policy, AuthenticationPolicy)
+    assert (policy.namespace, policy.name, policy.mode) == ("full", "httpbin", mode)
+    assert policy.targets == (Target(service="httpbin"),)
+
+
+def test_the_destination_rule_is_the_page_s():
+    rule = step("destination-rule.yaml")
+    assert isinstance(rule, DestinationRule)
+    assert (rule.namespace, rule.name, rule.host) == (
+        "full",
+        "httpbin-full-mtls",
+        "httpbin.full.svc.cluster.local",
+    )
+    assert rule.policy.tls.mode is TlsMode.ISTIO_MUTUAL
+
+
+def test_every_file_that_a_step_applies_is_there():
+    assert {example for step in STEPS for example in step.apply.values()} == {
+        file.name for file in (EXAMPLES / "steps").iterdir()
+    }

