@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from textwrap import dedent
 
 import pytest
 
 from xds.model import Problem, Ref
-from xds.sources.files import Folder, Report
+from xds.sources.files import Folder
 
 SERVICE = """\
 apiVersion: v1
@@ -398,17 +398,11 @@ BAD = [
 ]
 
 
-def load(folder: Folder) -> Report:
-    """Read until nothing is left for later."""
-    while (report := folder.load()).unsettled:
-        pass
-    return report
-
-
 def place(path: Path, text: str) -> None:
-    """Put a file in place as an editor that knows its trade does, with times of its own."""
+    """Put a file in place as an editor that knows its trade does, and long ago as far as its times tell."""
     new = path.with_name(f".{path.name}")
-    new.write_text(dedent(text))
+    new.write_text(text)
+    os.utime(new, (1e9, 1e9))
     new.rename(path)
 
 
@@ -421,12 +415,12 @@ def test_a_bad_object_is_named_by_line_and_its_last_good_version_stays(
     beside = "apiVersion: v1\nkind: Namespace\nmetadata: {name: beside}\n"
     place(tmp_path / "object.yaml", good)
     folder = Folder(tmp_path)
-    first = load(folder)
+    first = folder.load()
     assert [p for p in first.problems if not p.notice] == []
     assert len(first.change.applied) == 1
 
     place(tmp_path / "object.yaml", f"{bad}---\n{beside}")
-    report = load(folder)
+    report = folder.load()
 
     refusals = [problem for problem in report.problems if not problem.notice]
     assert [p for p in refusals if p.where == f"{tmp_path}/object.yaml:{line}" and words in str(p)], refusals
@@ -434,7 +428,7 @@ def test_a_bad_object_is_named_by_line_and_its_last_good_version_stays(
     assert report.change.removed == ()
 
     place(tmp_path / "object.yaml", f"# as it was\n{good}")
-    report = load(folder)
+    report = folder.load()
     assert set(refusals) <= set(report.solved)
     assert report.problems == ()
     assert report.change.applied == ()
@@ -443,13 +437,13 @@ def test_a_bad_object_is_named_by_line_and_its_last_good_version_stays(
 
 def test_a_bad_object_that_was_never_good_is_left_out(tmp_path: Path) -> None:
     place(tmp_path / "bad.yaml", POLICY.replace("STRICT", "STRCT") + "---\n" + SERVICE)
-    report = load(Folder(tmp_path))
+    report = Folder(tmp_path).load()
     assert [fact.ref for fact in report.change.applied] == [Ref("Service", "shop", "web")]
 
 
 def test_all_that_is_wrong_with_an_object_is_told_at_once(tmp_path: Path) -> None:
     place(tmp_path / "bad.yaml", SERVICE.replace("port: 80", "port: http").replace("10.0.0.1", "ten"))
-    assert len(load(Folder(tmp_path)).problems) == 2
+    assert len(Folder(tmp_path).load().problems) == 2
 
 
 def test_nested_aliases_do_not_fill_the_memory(tmp_path: Path) -> None:
@@ -457,7 +451,7 @@ def test_nested_aliases_do_not_fill_the_memory(tmp_path: Path) -> None:
         f"{chr(97 + i)}: &{chr(97 + i)} [{', '.join([f'*{chr(96 + i)}'] * 10)}]\n" for i in range(1, 20)
     )
     place(tmp_path / "bomb.yaml", f"{SERVICE}---\n{SERVICE.replace('name: web', 'name: bomb')}{bomb}")
-    report = load(Folder(tmp_path))
+    report = Folder(tmp_path).load()
     assert [fact.name for fact in report.change.applied] == ["web"]
     assert any("aliases stand for more than" in problem.what for problem in report.problems)
 
@@ -469,13 +463,13 @@ def test_nested_aliases_do_not_fill_the_memory(tmp_path: Path) -> None:
 def test_deep_nesting_is_refused(tmp_path: Path, text: str) -> None:
     place(tmp_path / "deep.yaml", text)
     place(tmp_path / "good.yaml", SERVICE)
-    report = load(Folder(tmp_path))
+    report = Folder(tmp_path).load()
     assert len(report.change.applied) == 1
     assert report.problems
 
 
 def test_text_that_is_not_utf8_is_refused_with_its_line(tmp_path: Path) -> None:
     (tmp_path / "latin.yaml").write_bytes(b"apiVersion: v1\n# caf\xe9\n")
-    assert load(Folder(tmp_path)).problems == (
+    assert Folder(tmp_path).load().problems == (
         Problem(where=f"{tmp_path}/latin.yaml:2", what="is not UTF-8 text", hint="save it as UTF-8"),
     )

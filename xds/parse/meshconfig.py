@@ -122,19 +122,19 @@ def settings(assignments: Iterable[str], base: MeshConfig) -> tuple[MeshConfig, 
     for assignment in assignments:
         key, equals, value = assignment.partition("=")
         log = Log(lambda _, said=assignment: f"--set {said}")  # type: ignore[misc]
-        root = Field(None, (), log)
+        root = Field(_value(value), (), log)
+        path = key.removeprefix(_PREFIX).split(".")
         if not equals or not key:
             root.refuse("is not of the form KEY=VALUE", "values.global.mtls.auto=true")
         elif key in _SWITCHES:
-            on = Field(_value(value), (), log).boolean()
+            on = root.boolean()
             switched: dict[str, Any] = {} if on is None else {_SWITCHES[key]: on}
             config = replace(config, **switched)
-        elif key.startswith(_PREFIX):
-            path = key.removeprefix(_PREFIX).split(".")
-            config, found = mesh_config(_nested(path, _value(value)), log.locate, config)
-            log.problems += [replace(problem, notice=path[0] in _WITHOUT_EFFECT.split()) for problem in found]
-        elif key == "profile":
-            root.notice("installation profiles have no effect here")
+        elif key == "profile" or (key.startswith(_PREFIX) and path[0] in _WITHOUT_EFFECT.split()):
+            root.notice("has no effect here")
+        elif key.startswith(_PREFIX) and path[0] in _FIELDS.split():
+            config, found = mesh_config(_nested(path, root.value), log.locate, config)
+            log.problems += [replace(problem, notice=False) for problem in found]
         else:
             known = (*_SWITCHES, *(_PREFIX + name for name in _FIELDS.split()))
             root.refuse(f"{key} is not a setting", nearest(key, known) or f"known: {', '.join(known)}")

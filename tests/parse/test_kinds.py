@@ -1,0 +1,596 @@
+"""What each kind of object says, as a fact."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+import yaml
+
+from xds.model import (
+    AuthenticationPolicy,
+    ClientTls,
+    ConnectionPool,
+    ContainerPort,
+    DestinationRule,
+    EndpointAddress,
+    EndpointGroup,
+    EndpointPort,
+    Endpoints,
+    Fact,
+    Interception,
+    LoadBalancing,
+    Mode,
+    Namespace,
+    OutlierDetection,
+    PeerAuthentication,
+    Pod,
+    Protocol,
+    Ref,
+    Service,
+    ServiceAccount,
+    ServicePort,
+    Subset,
+    Target,
+    TlsMode,
+    TrafficPolicy,
+)
+from xds.parse import Parsed, Path, dotted, parse
+
+
+def where(path: Path) -> str:
+    return f"in.yaml:{dotted(path)}"
+
+
+def objects(text: str) -> list[Parsed]:
+    return parse(yaml.safe_load(text), where)
+
+
+def fact(text: str) -> Any:
+    """The one fact that a text stands for, without a complaint."""
+    [parsed] = objects(text)
+    assert parsed.problems == ()
+    assert parsed.fact is not None
+    assert parsed.ref == parsed.fact.ref
+    return parsed.fact
+
+
+def notices(text: str) -> list[str]:
+    """What is said about an object that is used all the same, or passed over."""
+    [parsed] = objects(text)
+    assert not parsed.refused
+    return [str(problem) for problem in parsed.problems]
+
+
+SERVICE = "{apiVersion: v1, kind: Service, metadata: {name: web, namespace: shop}, spec: {%s}}"
+POD = "{apiVersion: v1, kind: Pod, metadata: {name: web-1, namespace: shop}, spec: {}, status: {%s}}"
+SLICE = (
+    "{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: web-x, namespace: shop,"
+    " labels: {kubernetes.io/service-name: web}}, addressType: IPv4, %s}"
+)
+POLICY = (
+    "{apiVersion: authentication.istio.io/v1alpha1, kind: Policy,"
+    " metadata: {name: %s, namespace: shop}, spec: {%s}}"
+)
+PEER = (
+    "{apiVersion: security.istio.io/v1, kind: PeerAuthentication,"
+    " metadata: {name: web, namespace: shop}, spec: {%s}}"
+)
+RULE = (
+    "{apiVersion: networking.istio.io/v1, kind: DestinationRule,"
+    " metadata: {name: web, namespace: shop}, spec: {host: %s}}"
+)
+
+
+def test_what_every_object_has() -> None:
+    read = fact("""
+        apiVersion: v1
+        kind: Namespace
+        metadata:
+          name: shop
+          labels: {istio-injection: enabled, empty: ""}
+          annotations: {note: "free text: any"}
+          creationTimestamp: "2020-01-01T01:00:00+01:00"
+          uid: 0b0a
+          resourceVersion: "7"
+        spec: {finalizers: [kubernetes]}
+        status: {phase: Active}
+    """)
+    assert isinstance(read, Namespace)
+    assert read.ref == Ref("Namespace", "", "shop")
+    assert read.meta.labels == {"istio-injection": "enabled", "empty": ""}
+    assert read.meta.annotations == {"note": "free text: any"}
+    assert read.meta.created == datetime(2020, 1, 1, tzinfo=UTC)
+    assert read.meta.origin == "in.yaml:"
+
+
+def test_a_service_account() -> None:
+    read = fact("{apiVersion: v1, kind: ServiceAccount, metadata: {name: web, namespace: shop}, secrets: []}")
+    assert read == ServiceAccount(meta=read.meta)
+
+
+def test_a_service() -> None:
+    read = fact("""
+        apiVersion: v1
+        kind: Service
+        metadata:
+          name: web
+          namespace: shop
+          annotations: {alpha.istio.io/canonical-serviceaccounts: "spiffe://a/ns/b/sa/c, spiffe://d/ns/e/sa/f"}
+        spec:
+          type: LoadBalancer
+          clusterIP: 10.0.0.1
+          clusterIPs: [10.0.0.1, "fd00::1"]
+          publishNotReadyAddresses: true
+          selector: {app: web}
+          ports:
+          - {name: http-web, port: 80, targetPort: web}
+          - {name: db, port: 3306, nodePort: 30000}
+          - {name: dns, port: 53, protocol: UDP}
+          - {name: other, port: 9000, targetPort: 9001, protocol: TCP}
+    """)
+    assert read == Service(
+        meta=read.meta,
+        addresses=("10.0.0.1", "fd00::1"),
+        selector={"app": "web"},
+        ports=(
+            ServicePort(port=80, target="web", name="http-web", protocol=Protocol.HTTP),
+            ServicePort(port=3306, target=3306, name="db", protocol=Protocol.TCP),
+            ServicePort(port=9000, target=9001, name="other"),
+        ),
+        publish_not_ready=True,
+        service_accounts=("spiffe://a/ns/b/sa/c", "spiffe://d/ns/e/sa/f"),
+    )
+
+
+def test_a_headless_service_and_one_whose_address_is_not_known() -> None:
+    assert fact(SERVICE % "clusterIP: None, ports: [{port: 80}]").headless
+    assert fact(SERVICE % "clusterIP: None").ports == ()
+    unknown = fact(SERVICE % "ports: [{port: 80}]")
+    assert not unknown.headless
+    assert unknown.addresses == ()
+
+
+def test_an_external_name_is_passed_over() -> None:
+    [parsed] = objects(SERVICE % "type: ExternalName, externalName: example.com")
+    assert (parsed.ref, parsed.fact, parsed.refused) == (Ref("Service", "shop", "web"), None, False)
+    assert "ExternalName is passed over" in str(parsed.problems[0])
+
+
+@pytest.mark.parametrize(
+    ("port", "protocol"),
+    [
+        ("port: 80, name: http", Protocol.HTTP),
+        ("port: 80, name: http-web", Protocol.HTTP),
+        ("port: 80, name: httpweb", Protocol.AUTO),
+        ("port: 80, name: http2-web", Protocol.HTTP2),
+        ("port: 80, name: grpc", Protocol.HTTP2),
+        ("port: 80, name: grpc-web", Protocol.HTTP),
+        ("port: 80, name: grpc-web-front", Protocol.HTTP),
+        ("port: 80, name: https", Protocol.TCP),
+        ("port: 80, name: tls-x", Protocol.TCP),
+        ("port: 80, name: tcp", Protocol.TCP),
+        ("port: 80, name: mongo-a", Protocol.TCP),
+        ("port: 80, name: mysql", Protocol.TCP),
+        ("port: 80, name: redis", Protocol.TCP),
+        ("port: 80", Protocol.AUTO),
+        ("port: 80, name: web", Protocol.AUTO),
+        ("port: 25", Protocol.TCP),
+        ("port: 53", Protocol.TCP),
+        ("port: 3306, name: db", Protocol.TCP),
+        ("port: 27017", Protocol.TCP),
+        ("port: 3306, name: http", Protocol.HTTP),
+        ("port: 80, name: tcp, appProtocol: http", Protocol.HTTP),
+        ("port: 80, name: tcp, appProtocol: HTTP", Protocol.HTTP),
+        ("port: 80, name: tcp, appProtocol: http2", Protocol.HTTP2),
+        ("port: 80, name: http, appProtocol: grpc", Protocol.HTTP2),
+        ("port: 80, name: http, appProtocol: https", Protocol.TCP),
+        ("port: 80, name: http, appProtocol: tls", Protocol.TCP),
+        ("port: 80, name: http, appProtocol: tcp", Protocol.TCP),
+        ("port: 80, appProtocol: kubernetes.io/h2c", Protocol.HTTP2),
+        ("port: 80, appProtocol: kubernetes.io/ws", Protocol.HTTP),
+        ("port: 80, appProtocol: kubernetes.io/wss", Protocol.TCP),
+        ("port: 80, name: http, appProtocol: example.com/own", Protocol.AUTO),
+        ("port: 25, appProtocol: example.com/own", Protocol.TCP),
+    ],
+)
+def test_the_protocol_of_a_port(port: str, protocol: Protocol) -> None:
+    assert fact(SERVICE % f"ports: [{{{port}}}]").ports[0].protocol is protocol
+
+
+def test_a_pod() -> None:
+    read = fact("""
+        apiVersion: v1
+        kind: Pod
+        metadata:
+          name: web-0
+          namespace: shop
+          labels: {security.istio.io/tlsMode: istio}
+          annotations:
+            sidecar.istio.io/interceptionMode: NONE
+            sidecar.xds/app-address: 127.0.0.2
+        spec:
+          serviceAccountName: web
+          hostname: web-0
+          subdomain: web
+          initContainers:
+          - {name: setup, image: x, ports: [{name: gone, containerPort: 1}]}
+          - {name: proxy, image: x, restartPolicy: Always, ports: [{name: proxy, containerPort: 15090}]}
+          containers:
+          - name: web
+            ports:
+            - {name: http, containerPort: 8080}
+            - {containerPort: 8081}
+            - {name: dns, containerPort: 53, protocol: UDP}
+        status:
+          podIP: 10.1.0.1
+          phase: Running
+          conditions: [{type: Initialized, status: "False"}, {type: Ready, status: "True"}]
+    """)
+    assert read == Pod(
+        meta=read.meta,
+        address="10.1.0.1",
+        service_account="web",
+        ports=(
+            ContainerPort(port=15090, name="proxy"),
+            ContainerPort(port=8080, name="http"),
+            ContainerPort(port=8081),
+        ),
+        hostname="web-0",
+        subdomain="web",
+        interception=Interception.NONE,
+        app_address="127.0.0.2",
+    )
+    assert read.has_sidecar
+
+
+@pytest.mark.parametrize(
+    ("status", "ready", "ended"),
+    [
+        ("podIP: 10.1.0.1", True, False),
+        ("phase: Running", True, False),
+        ("phase: Pending", False, False),
+        ("phase: Unknown", False, False),
+        ("phase: Succeeded", False, True),
+        ("phase: Failed", False, True),
+        ("conditions: [{type: Ready, status: 'True'}]", True, False),
+        ("conditions: [{type: Ready, status: 'False'}]", False, False),
+        ("phase: Running, conditions: [{type: Ready, status: Unknown}]", False, False),
+        ("phase: Pending, conditions: [{type: Ready, status: 'True'}]", False, False),
+    ],
+)
+def test_when_a_pod_is_ready(status: str, ready: bool, ended: bool) -> None:
+    read = fact(POD % status)
+    assert (read.ready, read.ended) == (ready, ended)
+
+
+def test_a_pod_that_is_being_deleted_is_not_ready() -> None:
+    text = POD % "phase: Running"
+    assert not fact(
+        text.replace("name: web-1,", "name: web-1, deletionTimestamp: '2020-01-01T00:00:00Z',")
+    ).ready
+
+
+def test_a_pod_says_its_address_and_account_in_several_ways() -> None:
+    assert fact(POD % "podIPs: [{ip: 10.1.0.1}, {ip: 'fd00::1'}]").address == "10.1.0.1"
+    assert fact(POD % "").address == ""
+    assert fact(POD % "").service_account == "default"
+    assert fact((POD % "").replace("spec: {}", "spec: {serviceAccount: old}")).service_account == "old"
+
+
+def test_tproxy_is_served_as_redirect() -> None:
+    text = (POD % "").replace(
+        "name: web-1,", "name: web-1, annotations: {sidecar.istio.io/interceptionMode: TPROXY},"
+    )
+    [parsed] = objects(text)
+    assert isinstance(parsed.fact, Pod)
+    assert parsed.fact.interception is Interception.REDIRECT
+    assert "TPROXY is not supported" in str(parsed.problems[0])
+
+
+def test_an_endpoint_slice() -> None:
+    read = fact(
+        SLICE
+        % """
+        ports: [{name: http, port: 8080, protocol: TCP}, {name: dns, port: 53, protocol: UDP}],
+        endpoints: [
+          {addresses: [10.1.0.1], conditions: {ready: true}, zone: a, hostname: web-0,
+           targetRef: {kind: Pod, name: web-1, namespace: shop}},
+          {addresses: [10.1.0.2], conditions: {ready: false}, targetRef: {kind: Pod, name: web-2}},
+          {addresses: [10.1.0.3], conditions: {ready: false, serving: true, terminating: true}},
+          {addresses: [10.1.0.4], targetRef: {kind: Node, name: n}}]"""
+    )
+    assert read == Endpoints(
+        meta=read.meta,
+        service="web",
+        groups=(
+            EndpointGroup(
+                addresses=(
+                    EndpointAddress(
+                        address="10.1.0.1", pod=Ref("Pod", "shop", "web-1"), hostname="web-0", zone="a"
+                    ),
+                    EndpointAddress(address="10.1.0.2", ready=False, pod=Ref("Pod", "shop", "web-2")),
+                    EndpointAddress(address="10.1.0.4"),
+                ),
+                ports=(EndpointPort(port=8080, name="http"),),
+            ),
+        ),
+    )
+
+
+def test_an_endpoint_slice_of_no_service_or_of_names_is_passed_over() -> None:
+    assert "say no Service" in notices((SLICE % "").replace("{kubernetes.io/service-name: web}", "{}"))[0]
+    assert "FQDN is passed over" in notices((SLICE % "").replace("IPv4", "FQDN"))[0]
+
+
+def test_endpoints() -> None:
+    read = fact("""
+        apiVersion: v1
+        kind: Endpoints
+        metadata: {name: web, namespace: shop}
+        subsets:
+        - addresses: [{ip: 10.1.0.1, hostname: web-0, targetRef: {kind: Pod, name: web-1}}]
+          notReadyAddresses: [{ip: 10.1.0.2}]
+          ports: [{port: 8080}]
+        - addresses: [{ip: 10.1.0.3}]
+    """)
+    assert read.service == "web"
+    assert read.groups == (
+        EndpointGroup(
+            addresses=(
+                EndpointAddress(address="10.1.0.1", hostname="web-0", pod=Ref("Pod", "shop", "web-1")),
+                EndpointAddress(address="10.1.0.2", ready=False),
+            ),
+            ports=(EndpointPort(port=8080),),
+        ),
+        EndpointGroup(addresses=(EndpointAddress(address="10.1.0.3"),), ports=()),
+    )
+
+
+@pytest.mark.parametrize(
+    ("peers", "mode"),
+    [
+        ("", Mode.DISABLE),
+        ("peers: []", Mode.DISABLE),
+        ("peers: [{mtls: {}}]", Mode.STRICT),
+        ("peers: [{mtls: null}]", Mode.STRICT),
+        ("peers: [{mtls: {mode: STRICT}}]", Mode.STRICT),
+        ("peers: [{mtls: {mode: PERMISSIVE}}]", Mode.PERMISSIVE),
+        ("peers: [{mtls: {mode: PERMISSIVE}}, {mtls: {}}]", Mode.PERMISSIVE),
+    ],
+)
+def test_the_mode_of_an_alpha_policy(peers: str, mode: Mode) -> None:
+    read = fact(POLICY % ("default", peers))
+    assert read == AuthenticationPolicy(meta=read.meta, mode=mode)
+    mesh = fact(
+        (POLICY % ("default", peers))
+        .replace("kind: Policy", "kind: MeshPolicy")
+        .replace(", namespace: shop", "")
+    )
+    assert mesh.ref == Ref("MeshPolicy", "", "default")
+    assert mesh.mode is mode
+
+
+def test_the_targets_of_an_alpha_policy() -> None:
+    targets = "targets: [{name: web}, {name: api, ports: [{number: 80}, {name: http}]}], peers: [{mtls: {}}]"
+    assert fact(POLICY % ("web", targets)).targets == (
+        Target(service="web"),
+        Target(service="api", ports=(80, "http")),
+    )
+
+
+def test_json_web_tokens_are_no_mutual_tls() -> None:
+    [parsed] = objects(POLICY % ("default", "peers: [{jwt: {issuer: a}}], origins: [{jwt: {issuer: b}}]"))
+    assert isinstance(parsed.fact, AuthenticationPolicy)
+    assert parsed.fact.mode is Mode.DISABLE
+    assert ["is ignored" in problem.what for problem in parsed.problems] == [True, True]
+
+
+def test_a_peer_authentication() -> None:
+    read = fact(
+        PEER % "selector: {matchLabels: {app: web}}, mtls: {mode: STRICT},"
+        " portLevelMtls: {8080: {mode: DISABLE}, '8081': {mode: UNSET}, 8082: {}}"
+    )
+    assert read == PeerAuthentication(
+        meta=read.meta,
+        mode=Mode.STRICT,
+        selector={"app": "web"},
+        ports={8080: Mode.DISABLE, 8081: None, 8082: None},
+    )
+
+
+@pytest.mark.parametrize(
+    "spec", ["", "mtls: {}", "mtls: null", "mtls: {mode: UNSET}", "selector: {matchLabels: {}}"]
+)
+def test_a_peer_authentication_that_says_nothing_inherits(spec: str) -> None:
+    read = fact(PEER % spec)
+    assert read == PeerAuthentication(meta=read.meta)
+
+
+def test_a_destination_rule() -> None:
+    read = fact(
+        RULE
+        % """web, exportTo: ["."], workloadSelector: {matchLabels: {app: client}},
+        trafficPolicy: {
+          tls: {mode: MUTUAL, clientCertificate: /c, privateKey: /k, caCertificates: /ca, sni: a.b,
+                subjectAltNames: ["spiffe://x"], insecureSkipVerify: true},
+          connectionPool: {
+            tcp: {maxConnections: 5, connectTimeout: 1.5s, tcpKeepalive: {probes: 3, time: 1h, interval: 75s},
+                  maxConnectionDuration: 1h30m, idleTimeout: 0s},
+            http: {http1MaxPendingRequests: 1, http2MaxRequests: 2, maxRequestsPerConnection: 3, maxRetries: 0,
+                   idleTimeout: 500ms, h2UpgradePolicy: UPGRADE, maxConcurrentStreams: 9}},
+          outlierDetection: {consecutive5xxErrors: 0, consecutiveGatewayErrors: 2, interval: 10s,
+                             consecutiveLocalOriginFailures: 4, splitExternalLocalOriginErrors: true,
+                             baseEjectionTime: 30s, maxEjectionPercent: 100, minHealthPercent: 50},
+          loadBalancer: {simple: LEAST_CONN},
+          portLevelSettings: [{port: {number: 80}, loadBalancer: {simple: RANDOM}}]},
+        subsets: [{name: v1, labels: {version: v1}},
+                  {name: v2, trafficPolicy: {tls: {mode: ISTIO_MUTUAL}}}]"""
+    )
+    assert read == DestinationRule(
+        meta=read.meta,
+        host="web.shop.svc.cluster.local",
+        export_to=(".",),
+        selector={"app": "client"},
+        policy=TrafficPolicy(
+            tls=ClientTls(
+                mode=TlsMode.MUTUAL,
+                sni="a.b",
+                subject_alt_names=("spiffe://x",),
+                certificate="/c",
+                private_key="/k",
+                ca_certificates="/ca",
+                insecure_skip_verify=True,
+            ),
+            connection_pool=ConnectionPool(
+                max_connections=5,
+                connect_timeout=1.5,
+                tcp_keepalive=(3, 3600, 75),
+                max_connection_duration=5400,
+                tcp_idle_timeout=0,
+                http1_max_pending_requests=1,
+                http2_max_requests=2,
+                max_requests_per_connection=3,
+                http_idle_timeout=0.5,
+                h2_upgrade=True,
+                max_concurrent_streams=9,
+            ),
+            outlier_detection=OutlierDetection(
+                consecutive_5xx=0,
+                consecutive_gateway_errors=2,
+                consecutive_local_origin_failures=4,
+                split_external_local_origin_errors=True,
+                interval=10,
+                base_ejection_time=30,
+                max_ejection_percent=100,
+                min_health_percent=50,
+            ),
+            load_balancer=LoadBalancing.LEAST_REQUEST,
+            ports={80: TrafficPolicy(load_balancer=LoadBalancing.RANDOM)},
+        ),
+        subsets=(
+            Subset(name="v1", labels={"version": "v1"}),
+            Subset(name="v2", policy=TrafficPolicy(tls=ClientTls(mode=TlsMode.ISTIO_MUTUAL))),
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("written", "host"),
+    [
+        ("web", "web.shop.svc.cluster.local"),
+        ("web.full.svc.cluster.local", "web.full.svc.cluster.local"),
+        ("'*'", "*"),
+        ("'*.local'", "*.local"),
+        ("'*.full.svc.cluster.local'", "*.full.svc.cluster.local"),
+        ("www.example.com", "www.example.com"),
+    ],
+)
+def test_the_host_of_a_destination_rule(written: str, host: str) -> None:
+    assert fact(RULE % written).host == host
+
+
+@pytest.mark.parametrize("written", ["web.full", "web.full.svc"])
+def test_a_host_that_is_neither_short_nor_whole_is_pointed_out(written: str) -> None:
+    [parsed] = objects(RULE % written)
+    assert isinstance(parsed.fact, DestinationRule)
+    assert parsed.fact.host == written
+    assert "did you mean web.full.svc.cluster.local?" in str(parsed.problems[0])
+
+
+@pytest.mark.parametrize(
+    ("policy", "mode"),
+    [("tls: {}", TlsMode.DISABLE), ("tls: null", None), ("", None), ("tls: {mode: SIMPLE}", TlsMode.SIMPLE)],
+)
+def test_tls_that_says_nothing_is_plaintext_and_tls_that_is_absent_is_automatic(
+    policy: str, mode: TlsMode | None
+) -> None:
+    read = fact(RULE % f"web, trafficPolicy: {{{policy}}}")
+    assert (read.policy.tls and read.policy.tls.mode) == mode
+
+
+def test_what_is_not_supported_is_said_and_the_rest_is_used() -> None:
+    said = notices(
+        RULE
+        % "web, trafficPolicy: {loadBalancer: {consistentHash: {useSourceIp: true}, localityLbSetting: {enabled: true}},"
+        " tls: {mode: ISTIO_MUTUAL, caCertificates: /ca}, tunnel: {}, connectionPool: {http: {useClientProtocol: true}},"
+        " outlierDetection: {consecutiveErrors: 5}}"
+    )
+    assert len(said) == 6
+    assert all("is ignored" in line for line in said)
+
+
+def test_a_misspelled_field_is_pointed_out_and_the_object_is_used() -> None:
+    [line] = notices(PEER % "mtsl: {mode: STRICT}")
+    assert line == (
+        "in.yaml:spec.mtsl: PeerAuthentication shop/web: spec.mtsl is not a known field and is ignored"
+        " (did you mean mtls?)"
+    )
+
+
+def test_an_object_without_a_namespace_is_in_default() -> None:
+    [parsed] = objects("{apiVersion: v1, kind: ServiceAccount, metadata: {name: web}}")
+    assert parsed.ref == Ref("ServiceAccount", "default", "web")
+    assert parsed.fact is not None
+    assert "metadata.namespace is absent: it is in namespace default" in str(parsed.problems[0])
+
+
+def test_the_namespace_of_an_object_that_is_in_none_is_ignored() -> None:
+    [parsed] = objects("{apiVersion: v1, kind: Namespace, metadata: {name: shop, namespace: shop}}")
+    assert parsed.ref == Ref("Namespace", "", "shop")
+    assert "is ignored: a Namespace is in no namespace" in str(parsed.problems[0])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "{apiVersion: apps/v1, kind: Deployment, metadata: {name: web}}",
+            "Deployment web is passed over (its Pods are",
+        ),
+        ("{apiVersion: v1, kind: Secret, metadata: {name: web}}", "Secret web is passed over"),
+        ("{apiVersion: v1, kind: ConfigMap}", "ConfigMap is passed over"),
+        (
+            "{apiVersion: serving.knative.dev/v1, kind: Service, metadata: {name: web}}",
+            "Service web is passed over",
+        ),
+        ("{apiVersion: kyverno.io/v1, kind: Policy, metadata: {name: web}}", "Policy web is passed over"),
+        (
+            "{apiVersion: security.istio.io/v1, kind: RequestAuthentication}",
+            "RequestAuthentication is passed over",
+        ),
+    ],
+)
+def test_other_kinds_are_passed_over_with_a_notice(text: str, said: str) -> None:
+    [parsed] = objects(text)
+    assert (parsed.ref, parsed.fact, parsed.refused) == (None, None, False)
+    [problem] = parsed.problems
+    assert said in str(problem)
+
+
+def test_a_list_is_its_members() -> None:
+    text = (
+        f"{{apiVersion: v1, kind: List, items: [{POD % ''}, {SERVICE % 'clusterIP: None'}, {RULE % 'web'}]}}"
+    )
+    assert [parsed.fact.name for parsed in objects(text) if parsed.fact] == ["web-1", "web", "web"]
+
+
+def test_members_of_a_typed_list_need_not_repeat_their_type() -> None:
+    [parsed] = objects(
+        "{apiVersion: v1, kind: PodList, metadata: {}, items: [{metadata: {name: a, namespace: b}}]}"
+    )
+    assert isinstance(parsed.fact, Pod)
+
+
+def test_a_bad_member_of_a_list_leaves_the_others_alone() -> None:
+    bad, good = objects(f"{{apiVersion: v1, kind: List, items: [{SERVICE % ''}, {POD % ''}]}}")
+    assert bad.refused
+    assert bad.problems[0].where == "in.yaml:items[0].spec.ports"
+    assert isinstance(good.fact, Pod)
+
+
+def test_two_readings_of_the_same_are_equal_wherever_they_are_from() -> None:
+    document = yaml.safe_load(POD % "podIP: 10.1.0.1")
+    facts: list[Fact | None] = [parse(document, lambda _, at=at: at)[0].fact for at in ("here", "there")]
+    assert facts[0] == facts[1]

@@ -1,0 +1,139 @@
+"""Settings of the mesh, from MeshConfig and from --set."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from xds.model import MeshConfig
+from xds.parse import dotted, mesh_config, settings
+
+
+def read(document: Any) -> tuple[MeshConfig, list[str]]:
+    config, problems = mesh_config(document, lambda path: f"mesh.yaml:{dotted(path)}")
+    return config, [("notice: " if problem.notice else "") + str(problem) for problem in problems]
+
+
+def test_nothing_said_is_the_default() -> None:
+    assert read({}) == (MeshConfig(), [])
+    assert read(None) == (MeshConfig(), [])
+
+
+def test_everything_said() -> None:
+    config, problems = read(
+        {
+            "enableAutoMtls": False,
+            "trustDomain": "shop.example",
+            "trustDomainAliases": ["old.example"],
+            "rootNamespace": "istio-config",
+            "defaultDestinationRuleExportTo": ["."],
+            "protocolDetectionTimeout": "100ms",
+            "connectTimeout": "1s",
+            "outboundTrafficPolicy": {"mode": "REGISTRY_ONLY"},
+            "inboundTrafficPolicy": {"mode": "LOCALHOST"},
+            "proxyListenPort": 1,
+            "proxyInboundListenPort": 2,
+            "proxyHttpPort": 3,
+            "meshMTLS": {"minProtocolVersion": "TLSV1_3"},
+        }
+    )
+    assert problems == []
+    assert config == MeshConfig(
+        enable_auto_mtls=False,
+        trust_domain="shop.example",
+        trust_domain_aliases=("old.example",),
+        root_namespace="istio-config",
+        default_destination_rule_export_to=(".",),
+        protocol_detection_timeout=0.1,
+        connect_timeout=1,
+        allow_any_outbound=False,
+        passthrough_inbound=False,
+        proxy_listen_port=1,
+        proxy_inbound_listen_port=2,
+        proxy_http_port=3,
+        min_tls_version="TLSV1_3",
+    )
+
+
+@pytest.mark.parametrize(
+    ("document", "said"),
+    [
+        (["a"], "mesh.yaml:: mesh config: must be a mapping, not a list"),
+        ({"enableAutoMtls": "true"}, "enableAutoMtls must be true or false, not 'true' (without quotes)"),
+        ({"trustDomain": "spiffe://a"}, "'spiffe://a' is not a trust domain"),
+        ({"trustDomainAliases": "a"}, "trustDomainAliases must be a list, not 'a'"),
+        ({"rootNamespace": "A"}, "rootNamespace 'A' is not a DNS label"),
+        ({"protocolDetectionTimeout": "0s"}, "must not be 0: Envoy would wait for ever"),
+        ({"protocolDetectionTimeout": 5}, "must be a duration such as 10s or 500ms, not 5 (write 5s)"),
+        ({"connectTimeout": "0s"}, "connectTimeout must be at least 1ms, not 0s"),
+        ({"outboundTrafficPolicy": {"mode": "DENY"}}, "must be one of ALLOW_ANY, REGISTRY_ONLY, not 'DENY'"),
+        ({"proxyListenPort": 0}, "proxyListenPort must be a number from 1 to 65535, not 0"),
+        ({"proxyListenPort": 15006}, "(15006, 15006, 15002) must differ"),
+        ({"meshMTLS": {"minProtocolVersion": "TLSV1_1"}}, "must be one of TLS_AUTO, TLSV1_2, TLSV1_3"),
+        (
+            {"trustdomain": "a"},
+            "notice: mesh.yaml:trustdomain: mesh config: trustdomain is not a known field",
+        ),
+        ({"enableAutoMTLS": True}, "(did you mean enableAutoMtls?)"),
+        (
+            {"accessLogFile": "/dev/stdout"},
+            "notice: mesh.yaml:accessLogFile: mesh config: accessLogFile has no effect",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said(document: Any, said: str) -> None:
+    _, [problem] = read(document)
+    assert said in problem
+
+
+def test_set_wins_over_the_file_and_the_last_one_over_those_before() -> None:
+    base, _ = read({"trustDomain": "file", "connectTimeout": "3s"})
+    config, problems = settings(
+        [
+            "values.global.mtls.auto=true",
+            "values.global.mtls.enabled=true",
+            "meshConfig.trustDomain=set",
+            "meshConfig.trustDomainAliases={old,older}",
+            "meshConfig.outboundTrafficPolicy.mode=REGISTRY_ONLY",
+            "meshConfig.enableAutoMtls=false",
+        ],
+        base,
+    )
+    assert problems == []
+    assert config == MeshConfig(
+        enable_auto_mtls=False,
+        mtls_enabled=True,
+        trust_domain="set",
+        trust_domain_aliases=("old", "older"),
+        allow_any_outbound=False,
+        connect_timeout=3,
+    )
+
+
+@pytest.mark.parametrize(
+    ("assignment", "said"),
+    [
+        ("values.global.mtls.auto", "is not of the form KEY=VALUE"),
+        ("values.global.mtls.auto=yes", "must be true or false, not 'yes'"),
+        ("values.global.mtls.autos=true", "(did you mean values.global.mtls.auto?)"),
+        ("mtls=true", "mtls is not a setting (known: values.global.mtls.auto, "),
+        (
+            "meshConfig.trustDomian=a",
+            "meshConfig.trustDomian is not a setting (did you mean meshConfig.trustDomain?)",
+        ),
+        ("meshConfig.connectTimeout=0s", "must be at least 1ms"),
+        ("meshConfig.protocolDetectionTimeout=0s", "must not be 0"),
+    ],
+)
+def test_a_wrong_assignment_is_refused(assignment: str, said: str) -> None:
+    _, [problem] = settings([assignment], MeshConfig())
+    assert not problem.notice
+    assert problem.where == f"--set {assignment}"
+    assert said in str(problem)
+
+
+def test_what_an_installation_would_also_set_is_let_be() -> None:
+    config, problems = settings(["profile=demo", "meshConfig.accessLogFile=/dev/stdout"], MeshConfig())
+    assert config == MeshConfig()
+    assert [problem.notice for problem in problems] == [True, True]

@@ -1,0 +1,361 @@
+"""A folder of files, read again and again: what is in force, and what is told when."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from xds.model import AuthenticationPolicy, Change, MeshConfig, Mode, Pod, Problem, Ref
+from xds.sources.documents import Document, read
+from xds.sources.files import Folder
+from xds.sources.settings import Settings
+
+NAMESPACE = "apiVersion: v1\nkind: Namespace\nmetadata: {{name: {}}}\n"
+POLICY = (
+    "apiVersion: authentication.istio.io/v1alpha1\n"
+    "kind: Policy\n"
+    "metadata: {{name: default, namespace: shop}}\n"
+    "spec: {{peers: [{{mtls: {{mode: {}}}}}]}}\n"
+)
+
+
+def place(path: Path, text: str) -> None:
+    """Put a file in place at once, and long ago as far as its times tell."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}")
+    new.write_text(text)
+    os.utime(new, (1e9, 1e9))
+    new.rename(path)
+
+
+def names(change: Change) -> list[str]:
+    return [fact.name for fact in change.applied]
+
+
+def test_every_file_below_the_folder_is_read_in_order(tmp_path: Path) -> None:
+    place(tmp_path / "b.yml", NAMESPACE.format("b1") + "---\n" + NAMESPACE.format("b2"))
+    place(tmp_path / "a/deep/er.yaml", NAMESPACE.format("a"))
+    place(
+        tmp_path / "c.json", json.dumps({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "c"}})
+    )
+    place(tmp_path / "README.md", "# no manifest")
+    place(tmp_path / ".git/x.yaml", NAMESPACE.format("hidden"))
+    report = Folder(tmp_path).load()
+    assert names(report.change) == ["a", "b1", "b2", "c"]
+    assert report.change.config == MeshConfig()
+    assert report.problems == ()
+
+
+def test_only_differences_are_told(tmp_path: Path) -> None:
+    place(tmp_path / "a.yaml", NAMESPACE.format("a"))
+    place(tmp_path / "p.yaml", POLICY.format("STRICT"))
+    folder = Folder(tmp_path)
+    assert len(folder.load().change.applied) == 2
+    assert folder.load().empty
+
+    place(tmp_path / "a.yaml", "# another line\n\n" + NAMESPACE.format("a"))
+    assert folder.load().empty, "where something is written is no difference"
+
+    place(tmp_path / "p.yaml", POLICY.format("PERMISSIVE"))
+    [fact] = folder.load().change.applied
+    assert isinstance(fact, AuthenticationPolicy)
+    assert fact.mode is Mode.PERMISSIVE
+
+    (tmp_path / "a.yaml").unlink()
+    assert folder.load().change == Change(removed=(Ref("Namespace", "", "a"),))
+
+    place(tmp_path / "p.yaml", "")
+    assert folder.load().change == Change(removed=(Ref("Policy", "shop", "default"),))
+
+
+def test_an_object_that_moves_to_another_file_is_no_difference(tmp_path: Path) -> None:
+    place(tmp_path / "a.yaml", NAMESPACE.format("a"))
+    folder = Folder(tmp_path)
+    folder.load()
+    (tmp_path / "a.yaml").rename(tmp_path / "b.yaml")
+    assert folder.load().empty
+
+
+def test_a_name_used_twice_is_told_with_both_places_and_the_first_stays(tmp_path: Path) -> None:
+    place(tmp_path / "a.yaml", POLICY.format("STRICT"))
+    place(tmp_path / "b.yaml", POLICY.format("PERMISSIVE"))
+    folder = Folder(tmp_path)
+    report = folder.load()
+    [fact] = report.change.applied
+    assert isinstance(fact, AuthenticationPolicy)
+    assert fact.mode is Mode.STRICT
+    [problem] = report.problems
+    assert problem.where == f"{tmp_path}/b.yaml:1"
+    assert f"Policy shop/default is at {tmp_path}/a.yaml:1 already" in problem.what
+
+    (tmp_path / "a.yaml").unlink()
+    report = folder.load()
+    [fact] = report.change.applied
+    assert isinstance(fact, AuthenticationPolicy)
+    assert fact.mode is Mode.PERMISSIVE
+    assert report.solved == (problem,)
+
+    place(tmp_path / "a.yaml", POLICY.format("STRICT"))
+    report = folder.load()
+    assert report.change == Change(), "what is in force stays, though a.yaml comes first"
+    assert report.problems[0].where == f"{tmp_path}/a.yaml:1"
+
+
+def test_a_name_used_twice_in_a_file(tmp_path: Path) -> None:
+    place(tmp_path / "a.yaml", POLICY.format("STRICT"))
+    folder = Folder(tmp_path)
+    folder.load()
+    place(tmp_path / "a.yaml", POLICY.format("PERMISSIVE") + "---\n" + POLICY.format("STRICT"))
+    report = folder.load()
+    assert report.change == Change()
+    [problem] = report.problems
+    assert problem.where == f"{tmp_path}/a.yaml:1"
+    assert f"is at {tmp_path}/a.yaml:6 already" in problem.what
+
+
+def test_of_two_with_a_name_the_good_one_is_used(tmp_path: Path) -> None:
+    place(tmp_path / "a.yaml", POLICY.format("STRCT"))
+    place(tmp_path / "b.yaml", POLICY.format("STRICT"))
+    report = Folder(tmp_path).load()
+    assert names(report.change) == ["default"]
+    assert len(report.problems) == 2
+
+
+def test_a_bad_version_elsewhere_does_not_replace_what_is_in_force(tmp_path: Path) -> None:
+    place(tmp_path / "a.yaml", POLICY.format("STRICT"))
+    folder = Folder(tmp_path)
+    folder.load()
+    place(tmp_path / "a.yaml", POLICY.format("STRCT"))
+    assert folder.load().change == Change()
+    place(tmp_path / "b.yaml", POLICY.format("PERMISSIVE"))
+    assert folder.load().change == Change(), "the name is taken by a.yaml's last good version"
+
+
+def test_objects_of_a_file_that_cannot_be_read_stay_and_later_documents_are_read(tmp_path: Path) -> None:
+    good = NAMESPACE.format("a") + "---\n" + POLICY.format("STRICT")
+    place(tmp_path / "a.yaml", good)
+    folder = Folder(tmp_path)
+    folder.load()
+    place(tmp_path / "a.yaml", NAMESPACE.format("a") + "---\n{\n---\n" + NAMESPACE.format("later"))
+    report = folder.load()
+    assert report.change.removed == ()
+    assert names(report.change) == ["later"]
+    assert [problem.where for problem in report.problems] == [f"{tmp_path}/a.yaml:6", f"{tmp_path}/a.yaml"]
+    assert "Policy shop/default is no longer here, but stays in force" in report.problems[1].what
+
+    place(tmp_path / "a.yaml", NAMESPACE.format("a"))
+    report = folder.load()
+    assert set(report.change.removed) == {Ref("Policy", "shop", "default"), Ref("Namespace", "", "later")}
+    assert len(report.solved) == 2
+
+
+def test_what_is_passed_over_on_purpose_is_no_longer_in_force(tmp_path: Path) -> None:
+    service = "apiVersion: v1\nkind: Service\nmetadata: {{name: web, namespace: shop}}\nspec: {{{}}}\n"
+    place(tmp_path / "a.yaml", service.format("clusterIP: None"))
+    folder = Folder(tmp_path)
+    folder.load()
+    place(tmp_path / "a.yaml", service.format("type: ExternalName, externalName: example.com"))
+    assert folder.load().change.removed == (Ref("Service", "shop", "web"),)
+
+
+def test_a_problem_is_told_once_and_again_when_it_changes(tmp_path: Path) -> None:
+    place(tmp_path / "a.yaml", POLICY.format("STRCT"))
+    folder = Folder(tmp_path)
+    [first] = folder.load().problems
+    place(tmp_path / "a.yaml", "# moved\n" + POLICY.format("STRCT"))
+    assert folder.load().empty
+    place(tmp_path / "a.yaml", POLICY.format("STRKT"))
+    report = folder.load()
+    assert len(report.problems) == 1
+    assert [problem.what for problem in report.solved] == [first.what]
+    place(tmp_path / "a.yaml", POLICY.format("STRICT"))
+    report = folder.load()
+    assert report.problems == ()
+    assert len(report.solved) == 1
+
+
+def test_a_file_that_is_being_written_is_left_for_a_moment(tmp_path: Path) -> None:
+    place(tmp_path / "a.yaml", POLICY.format("STRICT"))
+    folder = Folder(tmp_path)
+    folder.load()
+    (tmp_path / "a.yaml").write_text("")
+    report = folder.load()
+    assert report.unsettled
+    assert report.change == Change()
+
+
+def test_links_are_followed_and_nothing_is_read_twice(tmp_path: Path) -> None:
+    folder = tmp_path / "manifests"
+    place(tmp_path / "elsewhere/a.yaml", NAMESPACE.format("a"))
+    folder.mkdir()
+    (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    (folder / "again").symlink_to(tmp_path / "elsewhere")
+    (folder / "linked.yaml").symlink_to(tmp_path / "elsewhere/a.yaml")
+    (folder / "loop").symlink_to(folder)
+    report = Folder(folder).load()
+    assert names(report.change) == ["a"]
+    assert report.problems == ()
+
+
+def test_a_mounted_config_map(tmp_path: Path) -> None:
+    place(tmp_path / "..v1/a.yaml", POLICY.format("STRICT"))
+    (tmp_path / "..data").symlink_to("..v1")
+    (tmp_path / "a.yaml").symlink_to("..data/a.yaml")
+    folder = Folder(tmp_path)
+    report = folder.load()
+    assert names(report.change) == ["default"]
+    assert report.problems == ()
+
+    place(tmp_path / "..v2/a.yaml", POLICY.format("PERMISSIVE"))
+    (tmp_path / "..new").symlink_to("..v2")
+    (tmp_path / "..new").rename(tmp_path / "..data")
+    [fact] = folder.load().change.applied
+    assert isinstance(fact, AuthenticationPolicy)
+    assert fact.mode is Mode.PERMISSIVE
+
+
+def test_a_link_to_nothing_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").symlink_to("gone.yaml")
+    [problem] = Folder(tmp_path).load().problems
+    assert problem.where == f"{tmp_path}/a.yaml"
+    assert problem.what.startswith("cannot be read")
+
+
+def test_a_folder_must_be_there_at_first_and_may_go_missing_later(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        Folder(tmp_path / "none").load()
+    place(tmp_path / "m/a.yaml", NAMESPACE.format("a"))
+    folder = Folder(tmp_path / "m")
+    folder.load()
+    (tmp_path / "m").rename(tmp_path / "away")
+    report = folder.load()
+    assert report.change == Change()
+    assert report.problems[0].where == f"{tmp_path}/m"
+    (tmp_path / "away").rename(tmp_path / "m")
+    report = folder.load()
+    assert report.change == Change()
+    assert len(report.solved) == 1
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("xds.sources.files.LARGEST", 2**20)
+    place(tmp_path / "a.yaml", "#" * (2**20 + 1))
+    assert "is larger than 1 MiB" in Folder(tmp_path).load().problems[0].what
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read_is_tried_again(tmp_path: Path) -> None:
+    place(tmp_path / "a.yaml", NAMESPACE.format("a"))
+    (tmp_path / "a.yaml").chmod(0)
+    folder = Folder(tmp_path)
+    assert "cannot be read: Permission denied" in folder.load().problems[0].what
+    (tmp_path / "a.yaml").chmod(0o600)
+    assert names(folder.load().change) == ["a"]
+
+
+def test_mesh_settings_come_with_the_facts_and_stay_when_their_file_goes_bad(tmp_path: Path) -> None:
+    place(tmp_path / "mesh.yaml", "trustDomain: shop.example\nenableAutoMtls: false\n")
+    (tmp_path / "m").mkdir()
+    folder = Folder(tmp_path / "m", Settings(tmp_path / "mesh.yaml", ["values.global.mtls.auto=true"]))
+    assert folder.load().change.config == MeshConfig(trust_domain="shop.example")
+    assert folder.load().change.config is None
+
+    place(tmp_path / "mesh.yaml", "trustDomain: [shop.example]\n")
+    report = folder.load()
+    assert report.change.config is None
+    assert report.problems[0].where == f"{tmp_path}/mesh.yaml:1"
+
+    place(tmp_path / "mesh.yaml", "trustDomain: {\n")
+    assert folder.load().change.config is None
+    (tmp_path / "mesh.yaml").unlink()
+    assert "cannot be read: No such file" in folder.load().problems[0].what
+
+    place(tmp_path / "mesh.yaml", "rootNamespace: mesh\n")
+    report = folder.load()
+    assert report.change.config == MeshConfig(root_namespace="mesh")
+    assert len(report.solved) == 1
+
+
+def documents(text: str, *, json: bool = False) -> list[object]:
+    return [
+        document.value if isinstance(document, Document) else str(document)
+        for document in read(text, "f", json=json)
+    ]
+
+
+def test_yaml_means_what_it_means_to_kubectl() -> None:
+    text = """
+        a: 2020-01-01T00:00:00Z
+        b: 12:30:45
+        c: 1e3
+        d: [0x1F, 0o17, 017, 0b11, 1_000, -7, +7, 1.5, .5]
+        e: [yes, On, false, ~, null, '']
+        8080: x
+        true: y
+        f: =
+        g: !!str 1
+    """
+    assert documents(text) == [
+        {
+            "a": "2020-01-01T00:00:00Z",
+            "b": "12:30:45",
+            "c": 1000.0,
+            "d": [31, 15, 15, 3, 1000, -7, 7, 1.5, 0.5],
+            "e": [True, True, False, None, None, ""],
+            "8080": "x",
+            "true": "y",
+            "f": "=",
+            "g": "1",
+        }
+    ]
+
+
+def test_anchors_and_merges() -> None:
+    assert documents("a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\nc: {<<: [{y: 4}, *a]}\n") == [
+        {"a": {"x": 1, "y": 2}, "b": {"x": 1, "y": 3}, "c": {"x": 1, "y": 4}}
+    ]
+
+
+def test_documents_are_told_apart_and_empty_ones_left_out() -> None:
+    text = "---\n# nothing\n---\na: |\n  ---\n  x\n--- {b: 1}\n%YAML 1.1\n---\nc: 1\n...\n"
+    assert documents(text) == [{"a": "---\nx\n"}, {"b": 1}, {"c": 1}]
+    assert documents("a: 1\r\n---\r\nb: 2\r\n") == [{"a": 1}, {"b": 2}]
+
+
+def test_json_with_what_yaml_does_not_know() -> None:
+    assert documents('{\t"a": "\\ud83d\\ude00 \\u003c \\/ \\\\ud83d"}', json=True) == [
+        {"a": "😀 < / \\ud83d"}
+    ]
+
+
+def test_lines_lead_through_lists_merges_and_aliases() -> None:
+    [document] = read("# x\na: &a\n  b:\n  - c: 1\n  - c: 2\nd:\n  <<: *a\n", "f")
+    assert isinstance(document, Document)
+    assert document.locate(()) == "f:2"
+    assert document.locate(("a", "b", 1, "c")) == "f:5"
+    assert document.locate(("d", "b", 1, "c")) == "f:5"
+    assert document.locate(("d", "b", 7, "c")) == "f:3"
+    assert document.locate(("d", "missing")) == "f:6"
+
+
+def test_a_list_of_a_thousand_pods_is_read_in_reasonable_time(tmp_path: Path) -> None:
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"namespace": "shop", "labels": {"app": "web"}},
+        "spec": {"containers": [{"name": "web", "ports": [{"containerPort": 8080}]}]},
+    }
+    items = [pod | {"metadata": {**pod["metadata"], "name": f"web-{n}"}} for n in range(1000)]  # type: ignore[dict-item]
+    place(tmp_path / "all.json", json.dumps({"apiVersion": "v1", "kind": "List", "items": items}))
+    report = Folder(tmp_path).load()
+    assert len(report.change.applied) == 1000
+    assert isinstance(report.change.applied[0], Pod)
+    assert report.problems == ()
+
+
+def test_a_problem_reads_well() -> None:
+    problem = Problem(where="a.yaml:3", what="Policy shop/web: spec.peers must be a list, not 'x'", hint="so")
+    assert str(problem) == "a.yaml:3: Policy shop/web: spec.peers must be a list, not 'x' (so)"

@@ -1,0 +1,197 @@
+"""Changes of files become reports by themselves."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from xds.model import Change, Ref
+from xds.sources import files
+from xds.sources.files import Folder, Report, watch
+
+WITHIN = 3.0
+"""The promise is one second; machines that are busy get three times that."""
+NAMESPACE = "apiVersion: v1\nkind: Namespace\nmetadata: {{name: {}}}\n"
+
+
+class Watched:
+    """What is in force, as somebody who listens knows it."""
+
+    def __init__(self, reports: AsyncIterator[Report]) -> None:
+        self._reports = reports
+        self.names: set[str] = set()
+        self.problems: list[str] = []
+
+    async def until(self, *names: str) -> None:
+        async with asyncio.timeout(WITHIN):
+            while self.names != set(names):
+                await self.next()
+
+    async def next(self) -> Report:
+        report = await anext(self._reports)
+        self.names |= {fact.name for fact in report.change.applied}
+        self.names -= {ref.name for ref in report.change.removed}
+        self.problems += [problem.what for problem in report.problems]
+        return report
+
+
+@asynccontextmanager
+async def watching(root: Path) -> AsyncIterator[Watched]:
+    reports = watch(Folder(root))
+    try:
+        yield Watched(reports)
+    finally:
+        await reports.aclose()  # type: ignore[attr-defined]
+
+
+async def test_files_are_created_edited_replaced_renamed_and_deleted(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(NAMESPACE.format("a"))
+    async with watching(tmp_path) as world:
+        await world.until("a")
+        (tmp_path / "b.yaml").write_text(NAMESPACE.format("b"))
+        await world.until("a", "b")
+        (tmp_path / "b.yaml").write_text(NAMESPACE.format("b2"))
+        await world.until("a", "b2")
+        (tmp_path / ".new").write_text(NAMESPACE.format("b3"))
+        (tmp_path / ".new").rename(tmp_path / "b.yaml")
+        await world.until("a", "b3")
+        (tmp_path / "b.yaml").rename(tmp_path / "b.txt")
+        await world.until("a")
+        (tmp_path / "b.txt").rename(tmp_path / "c.yaml")
+        await world.until("a", "b3")
+        (tmp_path / "a.yaml").unlink()
+        await world.until("b3")
+    assert world.problems == []
+
+
+async def test_folders_come_and_go(tmp_path: Path) -> None:
+    async with watching(tmp_path) as world:
+        await world.until()
+        (tmp_path / "x/y").mkdir(parents=True)
+        (tmp_path / "x/y/a.yaml").write_text(NAMESPACE.format("a"))
+        await world.until("a")
+        (tmp_path / "x").rename(tmp_path / "z")
+        (tmp_path / "z/y/b.yaml").write_text(NAMESPACE.format("b"))
+        await world.until("a", "b")
+        shutil.rmtree(tmp_path / "z")
+        await world.until()
+
+
+async def test_a_mounted_config_map_changes_at_once(tmp_path: Path) -> None:
+    (tmp_path / "..v1").mkdir()
+    (tmp_path / "..v1/a.yaml").write_text(NAMESPACE.format("v1"))
+    (tmp_path / "..data").symlink_to("..v1")
+    (tmp_path / "a.yaml").symlink_to("..data/a.yaml")
+    async with watching(tmp_path) as world:
+        await world.until("v1")
+        (tmp_path / "..v2").mkdir()
+        (tmp_path / "..v2/a.yaml").write_text(NAMESPACE.format("v2"))
+        (tmp_path / "..tmp").symlink_to("..v2")
+        (tmp_path / "..tmp").rename(tmp_path / "..data")
+        await world.until("v2")
+    assert world.problems == []
+
+
+async def test_files_behind_links_are_followed_though_nobody_tells(tmp_path: Path) -> None:
+    root, away = tmp_path / "root", tmp_path / "away"
+    root.mkdir()
+    away.mkdir()
+    (root / "linked").symlink_to(away)
+    async with watching(root) as world:
+        await world.until()
+        (away / "a.yaml").write_text(NAMESPACE.format("a"))
+        await world.until("a")
+
+
+async def test_the_folder_itself_may_be_a_link_that_is_moved(tmp_path: Path) -> None:
+    for version in ("v1", "v2"):
+        (tmp_path / version).mkdir()
+        (tmp_path / version / "a.yaml").write_text(NAMESPACE.format(version))
+    (tmp_path / "current").symlink_to("v1")
+    async with watching(tmp_path / "current") as world:
+        await world.until("v1")
+        (tmp_path / "next").symlink_to("v2")
+        (tmp_path / "next").rename(tmp_path / "current")
+        await world.until("v2")
+
+
+async def test_a_folder_that_goes_away_and_comes_back_is_followed_again(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "a.yaml").write_text(NAMESPACE.format("a"))
+    async with watching(root) as world:
+        await world.until("a")
+        root.rename(tmp_path / "away")
+        async with asyncio.timeout(WITHIN):
+            report = await world.next()
+        assert report.change == Change()
+        assert report.problems[0].where == str(root)
+        root.mkdir()
+        (root / "b.yaml").write_text(NAMESPACE.format("b"))
+        await world.until("b")
+
+
+async def test_many_files_at_once_are_few_reports(tmp_path: Path) -> None:
+    async with watching(tmp_path) as world:
+        await world.until()
+        for number in range(200):
+            (tmp_path / f"{number}.yaml").write_text(NAMESPACE.format(f"n{number}"))
+        reports = 0
+        async with asyncio.timeout(WITHIN):
+            while len(world.names) < 200:
+                await world.next()
+                reports += 1
+        assert reports < 20
+
+
+async def test_half_a_file_is_not_read(tmp_path: Path) -> None:
+    whole = NAMESPACE.format("a") + "---\n" + NAMESPACE.format("b")
+    (tmp_path / "a.yaml").write_text(whole)
+    async with watching(tmp_path) as world:
+        await world.until("a", "b")
+        with (tmp_path / "a.yaml").open("w") as file:
+            for part in (
+                NAMESPACE.format("a"),
+                "---\napiVersion: v1\nkind: Names",
+                "pace\nmetadata: {name: c}\n",
+            ):
+                file.write(part)
+                file.flush()
+        async with asyncio.timeout(WITHIN):
+            report = await world.next()
+        assert [fact.name for fact in report.change.applied] == ["c"]
+        assert report.change.removed == (Ref("Namespace", "", "b"),)
+    assert world.problems == []
+
+
+async def test_where_the_kernel_cannot_tell_the_folder_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_more_watches(*_: Any, **__: Any) -> AsyncIterator[None]:
+        raise OSError(28, "inotify watch limit reached")
+
+    monkeypatch.setattr(files, "awatch", no_more_watches)
+    async with watching(tmp_path) as world:
+        await world.until()
+        (tmp_path / "a.yaml").write_text(NAMESPACE.format("a"))
+        await world.until("a")
+
+
+async def test_a_watch_ends_when_its_task_is_cancelled(tmp_path: Path) -> None:
+    async def follow() -> None:
+        async for _ in watch(Folder(tmp_path)):
+            seen.set()
+
+    seen = asyncio.Event()
+    task = asyncio.create_task(follow())
+    await seen.wait()
+    task.cancel()
+    async with asyncio.timeout(WITHIN):
+        with pytest.raises(asyncio.CancelledError):
+            await task
