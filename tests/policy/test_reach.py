@@ -287,7 +287,7 @@ def test_a_service_without_endpoints_is_told_as_such():
     assert one(world, "a", "nobody") == ("fails", "no-endpoint", [])
 
 
-def test_an_endpoint_that_is_not_ready_or_outside_the_mesh():
+def test_an_endpoint_outside_the_mesh_gets_plaintext_and_one_that_is_not_ready_nothing():
     addresses = (EndpointAddress(address="192.0.2.1"), EndpointAddress(address="192.0.2.2", ready=False))
     listed = Endpoints(
         meta=meta("EndpointSlice", "apps", "outside"),
@@ -296,11 +296,9 @@ def test_an_endpoint_that_is_not_ready_or_outside_the_mesh():
     )
     world = mesh(*WORLD, service("outside", "apps"), listed)
     outside = world.service("apps", "outside")
-    found = [outcome(world, PODS[0], outside, HTTP, endpoint) for endpoint in world.endpoints(outside, HTTP)]
-    assert [(str(o.result), str(o.reason)) for o in found] == [
-        ("plaintext", "endpoint-without-sidecar"),
-        ("fails", "endpoint-not-ready"),
-    ]
+    (found,) = predict(world, [PODS[0]], [(outside, HTTP)])
+    assert (found.result, found.reason) == ("plaintext", "endpoint-without-sidecar")
+    assert found.endpoint.address == "192.0.2.1"
     world = mesh(
         *WORLD,
         world.service("apps", "outside"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import betterproto2
@@ -20,9 +21,12 @@ def to_dict(type_name: str, body: bytes) -> dict[str, Any]:
     """
     message = message_class(type_name.rpartition("/")[2]).FromString(body)
     try:
-        return json_format.MessageToDict(message, preserving_proto_field_name=True, descriptor_pool=pool)
+        text = json_format.MessageToJson(message, preserving_proto_field_name=True, descriptor_pool=pool)
     except TypeError as error:
         raise KeyError(str(error)) from error
+    # By way of text: MessageToDict gives an Any as an OrderedDict, which not every writer takes.
+    found: dict[str, Any] = json.loads(text)
+    return found
 
 
 def to_json_dict(message: betterproto2.Message) -> dict[str, Any]:

@@ -24,7 +24,7 @@ class Failure(StrEnum):
     """Why a connection fails."""
 
     NO_ENDPOINT = "no-endpoint"
-    ENDPOINT_NOT_READY = "endpoint-not-ready"
+    """None is ready, or there is none at all."""
     SERVER_REQUIRES_MTLS = "server-requires-mtls"
     """Plaintext meets STRICT."""
     SERVER_PLAINTEXT = "server-plaintext"
@@ -59,12 +59,12 @@ def predict(
     clients: Iterable[Pod] | None = None,
     targets: Iterable[tuple[Service, ServicePort]] | None = None,
 ) -> Iterator[Outcome]:
-    """Yield an outcome per client, service port and endpoint; of all clients and service ports unless some are given."""
+    """Yield an outcome per client, service port and ready endpoint; of all clients and service ports unless some are given."""
     where = tuple(targets or ((service, port) for service in mesh.services() for port in service.ports))
     for client in clients if clients is not None else (pod for pod in mesh.pods() if not pod.ended):
         for service, port in where:
-            endpoints: tuple[Endpoint | None, ...] = mesh.endpoints(service, port) or (None,)
-            for endpoint in endpoints:
+            ready = [endpoint for endpoint in mesh.endpoints(service, port) if endpoint.ready]
+            for endpoint in ready or (None,):
                 yield outcome(mesh, client, service, port, endpoint)
 
 
@@ -87,8 +87,6 @@ def outcome(
 
     if endpoint is None:
         return told(Result.FAILS, Failure.NO_ENDPOINT)
-    if not endpoint.ready:
-        return told(Result.FAILS, Failure.ENDPOINT_NOT_READY)
     sent = decide(mesh, client, service, port, endpoint)
     server = in_force(mesh, endpoint.pod, endpoint.port) if endpoint.pod and endpoint.has_sidecar else None
     failure = _clash(sent, server)
