@@ -1,0 +1,85 @@
+"""However the same facts arrive, the same bytes come out: the memory that `apply` keeps must never show."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.golden.cases import CASES, load
+from xds.mesh import Mesh
+from xds.model import Change, MeshConfig
+from xds.policy.reach import predict
+from xds.snapshot import SECRET
+from xds.translate import translate
+
+WORLDS = {param.id: load(param.values[0]) for param in CASES}
+FACTS = {
+    name: [f for f in world.facts() if world.in_namespace(f.namespace, given=True).facts.get(f.ref) is f]
+    for name, world in WORLDS.items()
+}
+
+
+def outcome(mesh: Mesh) -> dict[object, object]:
+    """All that a mesh comes to: every sidecar's resources, and every hop."""
+    found: dict[object, object] = {}
+    for pod in mesh.pods():
+        if pod.has_sidecar:
+            for type_url, resources in translate(mesh, pod).types.items():
+                if type_url != SECRET:
+                    found[pod.ref, type_url] = {r.name: (r.version, r.body) for r in resources.values()}
+    found["reach"] = [
+        (o.client.ref, o.service.ref, o.port, o.endpoint, o.result, o.because) for o in predict(mesh)
+    ]
+    return found
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.sampled_from(sorted(WORLDS)), st.data())
+def test_any_order_and_batching_of_the_same_changes_gives_the_same(name, data):
+    facts, config = FACTS[name], WORLDS[name].config
+    order = data.draw(st.permutations(facts))
+    detours = data.draw(st.lists(st.sampled_from(facts), max_size=6))
+    mesh = Mesh(config=MeshConfig())
+    queue = list(order)
+    while queue:
+        size = data.draw(st.integers(1, len(queue)))
+        batch, queue = queue[:size], queue[size:]
+        mesh = mesh.apply(Change(applied=tuple(batch)))
+        if data.draw(st.booleans()):
+            outcome(mesh)  # fill what is remembered
+    mesh = mesh.apply(Change(config=config))
+    for fact in detours:
+        outcome(mesh)
+        without = mesh.apply(Change(removed=(fact.ref,)))
+        if data.draw(st.booleans()):
+            outcome(without)
+        mesh = without.apply(Change(applied=(fact,)))
+    assert outcome(mesh) == outcome(Mesh(facts, config))
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_each_object_that_goes_and_comes_leaves_no_trace(name):
+    facts, config = FACTS[name], WORLDS[name].config
+    whole = Mesh(facts, config)
+    expected = outcome(whole)
+    for fact in facts:
+        without = whole.apply(Change(removed=(fact.ref,)))
+        assert outcome(without) == outcome(Mesh([other for other in facts if other is not fact], config))
+        assert outcome(without.apply(Change(applied=(fact,)))) == expected
+    assert outcome(whole) == expected
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.data())
+def test_facts_of_one_mesh_may_meet_those_of_any_other(data):
+    """The golden cases share names: changing from one to another changes labels, ports, selectors and policies."""
+    one, two = (data.draw(st.sampled_from(sorted(WORLDS))) for _ in range(2))
+    taken = data.draw(st.lists(st.sampled_from(FACTS[two]), max_size=8, unique_by=lambda fact: fact.ref))
+    mesh = Mesh(FACTS[one])
+    outcome(mesh)
+    for fact in taken:
+        mesh = mesh.apply(Change(applied=(fact,)))
+        if data.draw(st.booleans()):
+            outcome(mesh)
+    assert outcome(mesh) == outcome(Mesh([*FACTS[one], *taken]))
