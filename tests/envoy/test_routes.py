@@ -1,0 +1,97 @@
+"""Which names lead where, with and without interception."""
+
+from __future__ import annotations
+
+from tests.policy.world import mesh, pod, service
+from xds.descriptors import to_dict
+from xds.envoy import routes
+from xds.model import Protocol
+from xds.translate import translate
+
+
+def domains(*hosts: routes.Host, **more) -> dict[str, str]:
+    """Domain -> where its last route leads."""
+    found = routes.route_configuration("r", hosts, **{"allow_any": True, **more})
+    result = {}
+    for host in to_dict(found.type_url, found.body)["virtual_hosts"]:
+        last = host["routes"][-1]
+        for domain in host["domains"]:
+            assert result.setdefault(domain, None) is None
+            result[domain] = (
+                last["route"]["cluster"] if "route" in last else last["direct_response"]["status"]
+            )
+    return result
+
+
+WEB = service("web", "ns")
+
+
+def test_every_name_of_a_service_leads_to_it_with_and_without_port():
+    names = routes.service_names(WEB, "ns")
+    found = domains(routes.Host(names, 80, "c"))
+    full = [
+        "web.ns.svc.cluster.local",
+        "web.ns.svc.cluster.local.",
+        "web.ns.svc",
+        "web.ns",
+        "web",
+        *WEB.addresses,
+    ]
+    assert found == {
+        **dict.fromkeys([*full, *(f"{name}:80" for name in full)], "c"),
+        "*": "PassthroughCluster",
+    }
+
+
+def test_the_short_name_is_for_its_own_namespace():
+    assert "web" not in routes.service_names(WEB, "other")
+
+
+def test_where_two_claim_a_name_the_first_has_it_and_services_come_before_pods():
+    pod_host = routes.Host(("web.ns",), 80, "pod", addressed=True)
+    first, second = routes.Host(("web.ns", "x"), 80, "first"), routes.Host(("X", "y"), 80, "second")
+    assert domains(pod_host, first, second) == {
+        "web.ns": "first",
+        "web.ns:80": "first",
+        "x": "first",
+        "x:80": "first",
+        "y": "second",
+        "y:80": "second",
+        "*": "PassthroughCluster",
+    }
+
+
+def test_unknown_hosts_are_refused_where_only_the_registry_counts():
+    assert domains(allow_any=False) == {"*": 502}
+
+
+def test_a_proxy_goes_by_host_and_port_and_nowhere_else():
+    found = domains(
+        routes.Host(("web.ns",), 80, "web"),
+        routes.Host(("db.ns",), 5432, "db", Protocol.TCP),
+        routes.Host(("fd00::1",), 81, "six"),
+        proxied=True,
+    )
+    assert found == {
+        "web.ns": "web",
+        "web.ns:80": "web",
+        "db.ns:5432": 502,
+        "[fd00::1]:81": "six",
+        "*": 502,
+    }
+
+
+def test_routes_bound_no_request_in_time_and_retry_only_what_was_not_processed():
+    found = routes.route_configuration("r", (routes.Host(("web.ns",), 80, "c"),), allow_any=True)
+    route = to_dict(found.type_url, found.body)["virtual_hosts"][0]["routes"][0]["route"]
+    assert route["timeout"] == "0s"
+    assert "5xx" not in route["retry_policy"]["retry_on"]
+
+
+def test_proxies_that_need_the_same_share_the_same_objects():
+    replicas = [pod(f"web-{n}", "ns", app="web") for n in range(2)]
+    world = mesh(*replicas, WEB, service("other", "elsewhere"))
+    one, two = (translate(world, replica) for replica in replicas)
+    assert all(
+        one.types[type_url] is two.types[type_url] for type_url in one.types if "Secret" not in type_url
+    )
