@@ -1,0 +1,265 @@
+"""One task that keeps every connected proxy supplied: changes in, new mesh, new snapshots, sessions woken.
+
+Changes that arrive close together are taken together. Proxies are served one after the other, and whoever waits longest is
+next; the event loop gets its turn every few milliseconds. A run that newer facts overtake is dropped, but no proxy's
+twice in a row: under changes without end, everybody still gets something.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from typing import TypeAlias
+
+import grpc
+import structlog
+
+from xds.envoy.names import NodeId
+from xds.identity.ca import LEAF_LIFETIME, Authority
+from xds.identity.secrets import CERTIFICATE, Issuer, roots_secret
+from xds.mesh import Mesh
+from xds.model import Change, Fact, Pod, Ref
+from xds.protocol.events import Acked, Nacked
+from xds.protocol.wire import Node
+from xds.server import Refused, StreamInfo, Subscriber
+from xds.snapshot import Resource, Snapshot
+from xds.translate import steps
+
+log = structlog.get_logger(__name__)
+
+QUIET = 0.01
+"""Seconds without a change after which those that came are taken."""
+PATIENCE = 0.05
+"""Seconds after which they are taken, though more may be coming."""
+SLICE = 0.005
+"""Seconds of work after which the event loop gets its turn."""
+AGAIN = 1.0
+"""Seconds after which a renewal that failed is tried again."""
+CLOCK_CHECK = 60.0
+"""Seconds after which renewals are looked at again, should the clock have been set or the machine have slept."""
+
+PodName: TypeAlias = tuple[str, str]
+"""namespace, name."""
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Hub:
+    """What is known, and who is connected; tells each proxy what it should have."""
+
+    def __init__(
+        self,
+        authority: Authority,
+        *,
+        serve_keys: bool = True,
+        lifetime: timedelta = LEAF_LIFETIME,
+        now: Callable[[], datetime] = _utc_now,
+    ) -> None:
+        self.mesh = Mesh()
+        self.ready = asyncio.Event()
+        """Set once the first facts are in the mesh."""
+        self._roots = roots_secret((authority.certificate_pem,))
+        self._issuer = Issuer(authority, lifetime=lifetime) if serve_keys else None
+        """None where nobody may get a private key."""
+        self._without_key: set[NodeId] = set()
+        """Who was told of in the log for it."""
+        self._now = now
+        self._streams: dict[PodName, set[Subscriber]] = {}
+        self._due: dict[PodName, None] = {}
+        """Whose snapshot is to be made, in order."""
+        self._dropped: set[PodName] = set()
+        """Whose last run was dropped."""
+        self._pending: list[Change] = []
+        self._first = self._last = self._turn = 0.0
+        self._wake = asyncio.Event()
+
+    # --- what sources tell -------------------------------------------------------------------------------------------
+
+    def change(self, change: Change) -> None:
+        """Take note of a change; it is in force a moment later."""
+        self._last = asyncio.get_running_loop().time()
+        if not self._pending:
+            self._first = self._last
+        self._pending.append(change)
+        self._wake.set()
+
+    # --- what streams tell (server.Proxies) --------------------------------------------------------------------------
+
+    def connect(self, node: Node, stream: StreamInfo) -> Subscriber:
+        """Let a sidecar in. One whose pod is not known waits for it."""
+        try:
+            name = NodeId.parse(node.id)
+        except ValueError as error:
+            raise Refused(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from error
+        if self._issuer is None and name not in self._without_key:
+            self._without_key.add(name)
+            log.warning(
+                "proxy gets no certificate: streams here carry no credential",
+                proxy=node.id,
+                secret=CERTIFICATE,
+            )
+        subscriber = Subscriber(node, stream)
+        key = (name.namespace, name.pod)
+        self._streams.setdefault(key, set()).add(subscriber)
+        if self.mesh.pod(*key):
+            self._due.setdefault(key)
+            self._wake.set()
+        else:
+            log.warning(
+                "proxy waits: its pod is not known", proxy=node.id, pod=f"{name.namespace}/{name.pod}"
+            )
+        return subscriber
+
+    def disconnect(self, subscriber: Subscriber) -> None:
+        """Forget a stream that has ended."""
+        key = _pod_name(subscriber)
+        streams = self._streams[key]
+        streams.discard(subscriber)
+        if not streams:
+            del self._streams[key]
+            self._due.pop(key, None)
+            self._dropped.discard(key)
+
+    def observe(self, subscriber: Subscriber, event: Acked | Nacked) -> None:
+        """Log what a proxy took or rejected; a rejection with what it came from."""
+        about = log.bind(
+            proxy=subscriber.node.id, type=event.type_url.rpartition(".")[2], version=event.version
+        )
+        match event:
+            case Nacked():
+                about.warning("rejected by proxy", problem=event.message, made_from=list(event.sources))
+            case Acked():
+                about.debug("taken by proxy", waited=round(event.waited, 3))
+
+    # --- the task ----------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        while True:
+            self._wake.clear()
+            if self._is_time():
+                await self._apply()
+            elif self._due:
+                await self._serve(next(iter(self._due)))
+                await self._breathe()
+            else:
+                await self._rest()
+
+    def _is_time(self) -> bool:
+        """Whether pending changes are to be taken now."""
+        now = asyncio.get_running_loop().time()
+        return bool(self._pending) and (now >= self._last + QUIET or now >= self._first + PATIENCE)
+
+    async def _apply(self) -> None:
+        change, self._pending = _together(self._pending), []
+        old = self.mesh
+        try:
+            # In a thread, for its cost follows the change, and the first one is everything.
+            if self.ready.is_set():
+                self.mesh = await asyncio.to_thread(old.apply, change)
+            else:
+                self.mesh = await asyncio.to_thread(Mesh, change.applied, change.config)
+        except Exception:
+            log.exception("a change could not be applied and is left out")
+            return
+        for ref in change.removed:
+            if self._issuer and isinstance(gone := old.get(ref), Pod):
+                self._issuer.forget(gone)
+        for key in self._streams:
+            if self.mesh.pod(*key):
+                self._due.setdefault(key)
+        self.ready.set()
+
+    async def _serve(self, key: PodName) -> None:
+        """Make a pod's snapshot, and give it to its streams."""
+        del self._due[key]
+        pod = self.mesh.pod(*key)
+        if pod is None:
+            return
+        try:
+            snapshot = await self._translate(pod, droppable=key not in self._dropped)
+        except Exception:
+            log.exception("no configuration could be made; what the proxy has stays", pod="/".join(key))
+            return
+        if snapshot is None:
+            self._dropped.add(key)
+            self._due.setdefault(key)
+            return
+        self._dropped.discard(key)
+        for subscriber in self._streams.get(key, ()):
+            if subscriber.snapshot != snapshot:
+                subscriber.publish(snapshot)
+
+    async def _translate(self, pod: Pod, *, droppable: bool) -> Snapshot | None:
+        """Run a translation, giving the loop back now and then; None if newer facts overtook it."""
+        run = steps(self.mesh, pod, self._secrets(pod))
+        while True:
+            try:
+                next(run)
+            except StopIteration as done:
+                snapshot: Snapshot = done.value
+                return snapshot
+            if await self._breathe() and droppable and self._is_time():
+                return None
+
+    def _secrets(self, pod: Pod) -> tuple[Resource, ...]:
+        if self._issuer is None:
+            return (self._roots,)
+        return self._issuer.secrets_for(pod, self.mesh.config.trust_domain, self._now())
+
+    async def _breathe(self) -> bool:
+        """Give the event loop its turn if it is time; tell whether it was."""
+        loop = asyncio.get_running_loop()
+        if loop.time() < self._turn + SLICE:
+            return False
+        await asyncio.sleep(0)
+        self._turn = loop.time()
+        return True
+
+    async def _rest(self) -> None:
+        """Wait for something to do: somebody who wakes us, a change that has become due, a renewal."""
+        loop = asyncio.get_running_loop()
+        if self._pending:
+            seconds = min(self._last + QUIET, self._first + PATIENCE) - loop.time()
+        else:
+            soonest = min((at for at, _ in self._renewals()), default=None)
+            left = (soonest - self._now()).total_seconds() if soonest else CLOCK_CHECK
+            seconds = min(max(left, AGAIN), CLOCK_CHECK)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
+        self._turn = loop.time()
+        for at, key in self._renewals():
+            if at <= self._now():
+                self._due.setdefault(key)
+
+    def _renewals(self) -> Iterator[tuple[datetime, PodName]]:
+        """Yield when which connected pod needs a new certificate."""
+        for key in self._streams if self._issuer else ():
+            pod = self.mesh.pod(*key)
+            if self._issuer and pod and (at := self._issuer.renew_at(pod)):
+                yield at, key
+
+
+def _pod_name(subscriber: Subscriber) -> PodName:
+    name = NodeId.parse(subscriber.node.id)
+    return name.namespace, name.pod
+
+
+def _together(changes: list[Change]) -> Change:
+    """Make one change of several: what was said last of an object holds."""
+    last: dict[Ref, Fact | None] = {}
+    config = None
+    for change in changes:
+        last |= dict.fromkeys(change.removed)
+        last |= {fact.ref: fact for fact in change.applied}
+        config = change.config or config
+    return Change(
+        applied=tuple(fact for fact in last.values() if fact),
+        removed=tuple(ref for ref, fact in last.items() if fact is None),
+        config=config,
+    )
