@@ -1,7 +1,7 @@
 """The configuration of one proxy: facts and decisions in, a snapshot of encoded resources out.
 
-What a client's sidecar needs of a service is worked out once per class of clients (those of a namespace that the same rules
-select), and kept until a change touches the service. What is equal is shared between proxies as the same objects.
+What sidecars need of a service is worked out once for all clients that the same DestinationRule is for, and kept until a change
+touches the service. What is equal is shared between proxies as the same objects.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET, Resource, R
 
 
 class _Outbound(NamedTuple):
-    """What one service adds to the sidecars of a class of clients."""
+    """What one service adds to its clients' sidecars."""
 
     clusters: list[Resource]
     endpoints: list[Resource]
@@ -44,12 +44,12 @@ def translate(mesh: Mesh, pod: Pod, secrets: tuple[Resource, ...] = ()) -> Snaps
 def steps(mesh: Mesh, pod: Pod, secrets: tuple[Resource, ...] = ()) -> Generator[None, None, Snapshot]:
     """Build a pod's snapshot, yielding after each service and route table so that an event loop can breathe."""
     config = mesh.config
-    rules = mesh.in_namespace(pod.namespace).rules
-    selected = tuple(r.ref for r in rules if r.selector is not None and covers(r.selector, pod.meta.labels))
     services: list[_Outbound] = []
     for service in mesh.services():
-        key = ("outbound", pod.namespace, selected)
-        services.append(mesh.memo(service, key, partial(_service, mesh, pod, service)))
+        rule = client_rule(mesh, pod.namespace, pod.meta.labels, service)
+        own = pod.namespace == service.namespace
+        key = ("outbound", rule.refs if rule else (), own)
+        services.append(mesh.memo(service, key, partial(_service, mesh, service, rule, own=own)))
         yield
     intercepted = pod.interception is Interception.REDIRECT
     ports = _inbound_ports(mesh, pod)
@@ -108,8 +108,8 @@ def _own_ports(mesh: Mesh) -> set[int]:
 # --- outbound ---------------------------------------------------------------------------------------------------------
 
 
-def _service(mesh: Mesh, client: Pod, service: Service) -> _Outbound:
-    rule = client_rule(mesh, client.namespace, client.meta.labels, service)
+def _service(mesh: Mesh, service: Service, rule: ClientRule | None, *, own: bool) -> _Outbound:
+    """Build what all clients get that the same rule is for; `own`: those of the service's namespace."""
     sources = _sources(mesh, *(rule.refs if rule else ()), service.ref)
     found = _Outbound([], [], [], [])
     for port in service.ports:
@@ -119,13 +119,13 @@ def _service(mesh: Mesh, client: Pod, service: Service) -> _Outbound:
             build = _ServicePort(mesh, service, port, rule, subset, policy, sources)
             build.balanced(found)
             if not subset:
-                build.addressed(found, client.namespace)
+                build.addressed(found, own=own)
     return found
 
 
 @dataclass(frozen=True, slots=True)
 class _ServicePort:
-    """One service port (or subset of it) as a class of clients sees it."""
+    """One service port (or subset of it) as those clients see it."""
 
     mesh: Mesh
     service: Service
@@ -165,22 +165,22 @@ class _ServicePort:
         found.clusters.append(self.cluster(name))
         found.endpoints.append(endpoints.assignment(name, targets, self.sources))
 
-    def addressed(self, found: _Outbound, namespace: str) -> None:
+    def addressed(self, found: _Outbound, *, own: bool) -> None:
         """Add what answers to the service's names and addresses and, where it is asked for, to each endpoint's own."""
         service, port = self.service, self.port
         name = names.outbound(service.host, port.port)
-        domains = routes.service_names(service, namespace)
+        domains = routes.service_names(service, own=own)
         found.hosts.append(routes.Host(domains, port.port, name, port.protocol))
         if not port.protocol.is_http:
             for address in service.addresses:
                 self.destination(found, address, port.port, name)
         if service.headless or self.policy.load_balancer is LoadBalancing.PASSTHROUGH:
-            own = tuple(domain for host in domains for domain in (host, f"{host}:{port.port}"))
+            named = tuple(domain for host in domains for domain in (host, f"{host}:{port.port}"))
             for endpoint in self.mesh.endpoints(service, port):
-                self.endpoint(found, endpoint, namespace, (own, name))
+                self.endpoint(found, endpoint, (named, name), own=own)
 
     def endpoint(
-        self, found: _Outbound, endpoint: Endpoint, namespace: str, named: tuple[tuple[str, ...], str]
+        self, found: _Outbound, endpoint: Endpoint, named: tuple[tuple[str, ...], str], *, own: bool
     ) -> None:
         """Add the cluster of one endpoint, and what leads to it: its address, and its name if it has one."""
         name = names.outbound(self.service.host, self.port.port, endpoint.address)
@@ -190,7 +190,7 @@ class _ServicePort:
         found.endpoints.append(endpoints.assignment(name, [alone], self.sources))
         pod = endpoint.pod
         known = bool(pod and pod.hostname and pod.subdomain == self.service.name)
-        by_name = routes.pod_names(pod.hostname, self.service, namespace) if pod and known else ()
+        by_name = routes.pod_names(pod.hostname, self.service, own=own) if pod and known else ()
         for number in dict.fromkeys((self.port.port, endpoint.port)):
             found.hosts.append(
                 routes.Host((*by_name, endpoint.address), number, name, self.port.protocol, addressed=True)

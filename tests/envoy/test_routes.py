@@ -27,7 +27,7 @@ WEB = service("web", "ns")
 
 
 def test_every_name_of_a_service_leads_to_it_with_and_without_port():
-    names = routes.service_names(WEB, "ns")
+    names = routes.service_names(WEB, own=True)
     found = domains(routes.Host(names, 80, "c"))
     full = [
         "web.ns.svc.cluster.local",
@@ -44,7 +44,7 @@ def test_every_name_of_a_service_leads_to_it_with_and_without_port():
 
 
 def test_the_short_name_is_for_its_own_namespace():
-    assert "web" not in routes.service_names(WEB, "other")
+    assert "web" not in routes.service_names(WEB, own=False)
 
 
 def test_where_two_claim_a_name_the_first_has_it_and_services_come_before_pods():

@@ -45,27 +45,27 @@ class Host(NamedTuple):
     """It is one endpoint, asked for by its own name or address; names of services come first."""
 
 
-def service_names(service: Service, namespace: str) -> tuple[str, ...]:
-    """Return every name that a client in a namespace may use for a service, its virtual addresses included."""
+def service_names(service: Service, *, own: bool) -> tuple[str, ...]:
+    """Return every name that clients may use for a service (`own`: those of its namespace), with its addresses."""
     return (
         service.host,
         f"{service.host}.",
         f"{service.name}.{service.namespace}.svc",
         f"{service.name}.{service.namespace}",
-        *((service.name,) if service.namespace == namespace else ()),
+        *((service.name,) if own else ()),
         *service.addresses,
     )
 
 
-def pod_names(hostname: str, service: Service, namespace: str) -> tuple[str, ...]:
-    """Return every name that a client in a namespace may use for one pod of a headless service."""
+def pod_names(hostname: str, service: Service, *, own: bool) -> tuple[str, ...]:
+    """Return every name that clients may use for one pod of a headless service (`own`: those of its namespace)."""
     base = f"{hostname}.{service.name}"
     return (
         f"{base}.{service.namespace}.svc.{CLUSTER_DOMAIN}",
         f"{base}.{service.namespace}.svc.{CLUSTER_DOMAIN}.",
         f"{base}.{service.namespace}.svc",
         f"{base}.{service.namespace}",
-        *((base,) if service.namespace == namespace else ()),
+        *((base,) if own else ()),
     )
 
 
