@@ -178,6 +178,8 @@ class Mesh:
         self._memos: dict[ServiceKey, dict[Any, Any]] = {}
         self._pods_at: dict[str, Pod] | None = None
         self._exposed_at: dict[str, list[ServiceKey]] | None = None
+        self.scratch: dict[Any, Any] = {}
+        """What others worked out from this mesh as a whole; the next mesh starts with none of it."""
         self._add_installed()
 
     def _add_installed(self) -> None:
@@ -197,6 +199,7 @@ class Mesh:
         mesh.config = change.config or self.config
         mesh._given = _by_namespace(facts, self._given)
         mesh._memos = {}
+        mesh.scratch = {}
         mesh._pods_at = None if "Pod" in kinds else self._pods_at
         mesh._exposed_at = None if kinds & {"EndpointSlice", "Endpoints"} else self._exposed_at
         mesh._add_installed()

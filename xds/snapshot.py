@@ -64,24 +64,30 @@ class Resource:
 
 
 class ResourceSet(Mapping[str, Resource]):
-    """All resources of one type that a proxy may have, by name; immutable, compared by `version`."""
+    """All resources of one type that a proxy may have, by name; immutable, compared by `version`.
 
-    __slots__ = ("_by_name", "version")
+    With a `base` it is that set and some more, and costs what is more: what many proxies have in common is kept, and hashed, once.
+    """
 
-    def __init__(self, resources: Iterable[Resource] = ()) -> None:
-        self._by_name = {resource.name: resource for resource in resources}
-        self.version = content_version(
-            *(f"{name}={self._by_name[name].version}".encode() for name in sorted(self._by_name))
+    __slots__ = ("_base", "_own", "version")
+
+    def __init__(self, resources: Iterable[Resource] = (), *, base: ResourceSet | None = None) -> None:
+        self._own = {resource.name: resource for resource in resources}
+        self._base: Mapping[str, Resource] = base or {}
+        self.version: str = content_version(
+            *(f"{name}={self._own[name].version}".encode() for name in sorted(self._own)),
+            *((base.version.encode(),) if base else ()),
         )
 
     def __getitem__(self, name: str) -> Resource:
-        return self._by_name[name]
+        return self._own[name] if name in self._own else self._base[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._by_name)
+        yield from self._own
+        yield from (name for name in self._base if name not in self._own)
 
     def __len__(self) -> int:
-        return len(self._by_name)
+        return len(self._own) + sum(name not in self._own for name in self._base)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ResourceSet) and self.version == other.version
@@ -90,7 +96,7 @@ class ResourceSet(Mapping[str, Resource]):
         return hash(self.version)
 
     def __repr__(self) -> str:
-        return f"<ResourceSet {self.version}: {', '.join(self._by_name)}>"
+        return f"<ResourceSet {self.version}: {', '.join(self)}>"
 
 
 EMPTY = ResourceSet()

@@ -43,6 +43,42 @@ def translate(mesh: Mesh, pod: Pod, secrets: tuple[Resource, ...] = ()) -> Snaps
 
 def steps(mesh: Mesh, pod: Pod, secrets: tuple[Resource, ...] = ()) -> Generator[None, None, Snapshot]:
     """Build a pod's snapshot, yielding after each service and route table so that an event loop can breathe."""
+    rules = mesh.in_namespace(pod.namespace).rules
+    selected = tuple(r.ref for r in rules if r.selector is not None and covers(r.selector, pod.meta.labels))
+    kind = ("clients", pod.namespace, selected, pod.interception)
+    if kind not in mesh.scratch:
+        mesh.scratch[kind] = yield from _clients(mesh, pod)
+    common: _Common = mesh.scratch[kind]
+    ports = _inbound_ports(mesh, pod)
+    sources = _sources(mesh, *(port.because for port in ports), pod.ref)
+    served = tuple(port.served for port in ports)
+    if pod.interception is Interception.REDIRECT:
+        listeners = [inbound.intercepted(mesh.config, served, sources)]
+    else:
+        listeners = [inbound.bound(mesh.config, pod.address, port, sources) for port in served]
+        listeners.append(outbound.http_proxy(mesh.config, own_address(pod)))
+    own = tuple(_inbound_clusters(mesh, pod, served, sources))
+    return Snapshot(
+        {
+            CLUSTER: _with(common.clusters, own),
+            ENDPOINT: common.endpoints,
+            LISTENER: _with(common.listeners, tuple(listeners)),
+            ROUTE: common.routes,
+            SECRET: ResourceSet(secrets),
+        }
+    )
+
+
+class _Common(NamedTuple):
+    """What all sidecars have that the same rules are for; each adds its own inbound side."""
+
+    clusters: ResourceSet
+    endpoints: ResourceSet
+    listeners: ResourceSet
+    routes: ResourceSet
+
+
+def _clients(mesh: Mesh, pod: Pod) -> Generator[None, None, _Common]:
     config = mesh.config
     services: list[_Outbound] = []
     for service in mesh.services():
@@ -52,17 +88,13 @@ def steps(mesh: Mesh, pod: Pod, secrets: tuple[Resource, ...] = ()) -> Generator
         services.append(mesh.memo(service, key, partial(_service, mesh, service, rule, own=own)))
         yield
     intercepted = pod.interception is Interception.REDIRECT
-    ports = _inbound_ports(mesh, pod)
-    sources = _sources(mesh, *(port.because for port in ports), pod.ref)
-    cds = list(clusters.fixed(config, intercepted=intercepted))
-    cds += _inbound_clusters(mesh, pod, ports, sources)
-    cds += [resource for found in services for resource in found.clusters]
-    yield
+    cds = [*clusters.fixed(config, intercepted=intercepted), *(r for s in services for r in s.clusters)]
+    hosts = tuple(host for found in services for host in found.hosts)
     lds: list[Resource] = []
     rds: list[Resource] = []
-    hosts = tuple(host for found in services for host in found.hosts)
     if intercepted:
-        lds += [outbound.entry(config), inbound.intercepted(config, tuple(p.served for p in ports), sources)]
+        lds.append(outbound.entry(config))
+        # Of two that claim an address, the first has it.
         lds += {r.name: r for found in reversed(services) for r in reversed(found.destinations)}.values()
         http = [host for host in hosts if host.protocol.is_http and not host.addressed]
         for number in sorted({host.port for host in http} - _own_ports(mesh)):
@@ -71,24 +103,19 @@ def steps(mesh: Mesh, pod: Pod, secrets: tuple[Resource, ...] = ()) -> Generator
             rds.append(routes.route_configuration(str(number), here, allow_any=config.allow_any_outbound))
             yield
     else:
-        lds.append(outbound.http_proxy(config, own_address(pod)))
-        lds += [inbound.bound(config, pod.address, port.served, sources) for port in ports]
         rds.append(routes.route_configuration(names.HTTP_PROXY, hosts, allow_any=False, proxied=True))
-    eds = (resource for found in services for resource in found.endpoints)
-    return Snapshot(
-        {
-            CLUSTER: _shared(tuple(cds)),
-            ENDPOINT: _shared(tuple(eds)),
-            LISTENER: _shared(tuple(lds)),
-            ROUTE: _shared(tuple(rds)),
-            SECRET: ResourceSet(secrets),
-        }
-    )
+    eds = tuple(resource for found in services for resource in found.endpoints)
+    return _Common(_shared(tuple(cds)), _shared(eds), _shared(tuple(lds)), _shared(tuple(rds)))
 
 
 @lru_cache(maxsize=256)
 def _shared(resources: tuple[Resource, ...]) -> ResourceSet:
     return ResourceSet(resources)
+
+
+@lru_cache(maxsize=16384)
+def _with(base: ResourceSet, own: tuple[Resource, ...]) -> ResourceSet:
+    return ResourceSet(own, base=base)
 
 
 def _sources(mesh: Mesh, *refs: Ref) -> tuple[str, ...]:
@@ -244,11 +271,11 @@ def _inbound_ports(mesh: Mesh, pod: Pod) -> tuple[_Served, ...]:
 
 
 def _inbound_clusters(
-    mesh: Mesh, pod: Pod, ports: tuple[_Served, ...], sources: tuple[str, ...]
+    mesh: Mesh, pod: Pod, ports: tuple[inbound.Port, ...], sources: tuple[str, ...]
 ) -> Iterator[Resource]:
     intercepted = pod.interception is Interception.REDIRECT
     local = "" if mesh.config.passthrough_inbound else "127.0.0.1"
     app_address = local if intercepted else pod.app_address
-    for port, _ in ports:
+    for port in ports:
         if port.cluster != names.INBOUND_PASSTHROUGH:
             yield clusters.inbound(mesh.config, port.number, port.protocol, app_address, sources)
