@@ -32,6 +32,16 @@ def lacking(configurations: Iterable[tuple[Pod, Config]]) -> str:
     return ""
 
 
+def draining(mesh: Mesh) -> str:
+    """Say which sidecar still serves connections of listeners that it has replaced; empty when none does."""
+    for pod in mesh.pods():
+        if pod.has_sidecar:
+            answer = _get(pod.address, "/stats?format=json&filter=^listener_manager.total_.*_draining$")
+            if left := [stat["name"] for stat in answer["stats"] if stat["value"]]:
+                return f"{name_of(pod)} has {', '.join(left)}"
+    return ""
+
+
 def _lacking(pod: Pod, config: Config) -> str:
     try:
         dump = _get(pod.address, "/config_dump?include_eds")
@@ -57,8 +67,8 @@ def difference(wanted: Config, in_force: Config) -> str:
             return f"has no {_short(key)}"
         if wanted[key] != in_force[key]:
             return f"has another {_short(key)}"
-    # Routes may linger: a listener that drains still uses them.
-    left = next((key for key in in_force if key not in wanted and key[0] != ROUTE), None)
+    # Others show more than they were sent: endpoints of static clusters, and routes that a draining listener uses.
+    left = next((key for key in in_force if key not in wanted and key[0] in (CLUSTER, LISTENER)), None)
     return f"still has {_short(left)}" if left else ""
 
 

@@ -106,8 +106,11 @@ class Stage:
             self._write(name, EXAMPLES / "steps" / example)
         if step.auto != self.auto:
             self.install(auto=step.auto)
-        wanted = proxies.configurations(self.mesh())
+        mesh = self.mesh()
+        wanted = proxies.configurations(mesh)
         self._processes.until("the sidecars", lambda: proxies.lacking(wanted))
+        if step.drained:
+            self._processes.until("old connections to end", lambda: proxies.draining(mesh))
 
     def ask(self, step: Step) -> Seen:
         """Send the step's requests: to each pair enough to see all that there is to see."""
