@@ -125,15 +125,15 @@ class Hub:
             self._dropped.discard(key)
 
     def observe(self, subscriber: Subscriber, event: Acked | Nacked) -> None:
-        """Log what a proxy took or rejected; a rejection with what it came from."""
-        about = log.bind(
-            proxy=subscriber.node.id, type=event.type_url.rpartition(".")[2], version=event.version
-        )
-        match event:
-            case Nacked():
-                about.warning("rejected by proxy", problem=event.message, made_from=list(event.sources))
-            case Acked():
-                about.debug("taken by proxy", waited=round(event.waited, 3))
+        """Take note of what a proxy took; what it rejected is in the server's log."""
+        if isinstance(event, Acked):
+            log.debug(
+                "taken by proxy",
+                proxy=subscriber.node.id,
+                type=event.type_url.rpartition(".")[2],
+                version=event.version,
+                seconds=round(event.waited, 3),
+            )
 
     # --- the task ----------------------------------------------------------------------------------------------------
 

@@ -136,8 +136,11 @@ def settings(assignments: Iterable[str], base: MeshConfig) -> tuple[MeshConfig, 
             config, found = mesh_config(_nested(path, root.value), log.locate, config)
             log.problems += [replace(problem, notice=False) for problem in found]
         else:
-            known = (*_SWITCHES, *(_PREFIX + name for name in _FIELDS.split()))
-            root.refuse(f"{key} is not a setting", nearest(key, known) or f"known: {', '.join(known)}")
+            known = [*_SWITCHES, *(_PREFIX + name for name in _FIELDS.split())]
+            # What all of meshConfig's have in common is no likeness.
+            alike = nearest(path[0], _FIELDS.split()) if key.startswith(_PREFIX) else nearest(key, _SWITCHES)
+            hint = alike.replace("mean ", f"mean {_PREFIX}") if key.startswith(_PREFIX) else alike
+            root.refuse(f"{key} is not a setting", hint or f"known: {', '.join(known)}")
         problems += log.problems
     return config, problems
 

@@ -1,0 +1,138 @@
+"""What several subcommands have in common: their options, and how they end when something is wrong."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NamedTuple, NoReturn
+
+import typer
+
+if TYPE_CHECKING:  # heavy; every subcommand imports this module
+    from xds.mesh import Mesh
+    from xds.model import Pod, Problem
+    from xds.sources.settings import Settings
+
+MOST_NOTICES = 20
+"""How many notices are shown; who passes a whole cluster over to us need not read of each ConfigMap."""
+
+Manifests = Annotated[
+    Path,
+    typer.Option(
+        "--manifests",
+        metavar="DIR",
+        exists=True,
+        file_okay=False,
+        help="Folder of Kubernetes and Istio objects: *.yaml, *.yml and *.json, as kubectl takes them.",
+    ),
+]
+MeshConfigFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--mesh-config", metavar="FILE", exists=True, dir_okay=False, help="Istio's MeshConfig, as YAML."
+    ),
+]
+Assignments = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="A setting, over those of --mesh-config: values.global.mtls.auto=true, "
+        "values.global.mtls.enabled=false (the defaults), or meshConfig.KEY=VALUE. Can be repeated.",
+    ),
+]
+
+
+class Address(NamedTuple):
+    """Where something listens."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach it."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+
+def address(option: str, text: str) -> Address:
+    """Read an option's HOST:PORT; an IPv6 address is in brackets."""
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535 or (":" in host and host[0] + host[-1] != "[]"):
+        raise typer.BadParameter(
+            f"{text!r} is not HOST:PORT, such as 127.0.0.1:15010", param_hint=f"'{option}'"
+        )
+    return Address(host.strip("[]"), int(port))
+
+
+def show(problems: Iterable[Problem]) -> None:
+    """Print problems to stderr, one a line, in the form that editors and CI systems find files in."""
+    notices = 0
+    for problem in problems:
+        notices += problem.notice
+        if not problem.notice or notices <= MOST_NOTICES:
+            kind = typer.style("notice", dim=True) if problem.notice else typer.style("problem", fg="red")
+            hint = f" ({problem.hint})" if problem.hint else ""
+            typer.echo(f"{problem.where}: {kind}: {problem.what}{hint}", err=True)
+    if notices > MOST_NOTICES:
+        typer.echo(f"... and {notices - MOST_NOTICES} more notices", err=True)
+
+
+def fail(message: str, status: int = 2) -> NoReturn:
+    """End with a message: 2 for wrong use, 1 for a no."""
+    typer.echo(f"xds: {message}", err=True)
+    raise typer.Exit(status)
+
+
+def settings(config: Path | None, assignments: list[str] | None) -> Settings:
+    """Return the mesh's settings; whatever is wrong with them is wrong use, as nothing runs yet that could go on."""
+    from xds.sources.settings import Settings  # noqa: PLC0415
+
+    read = Settings(config, assignments or ())
+    _, problems = read.load()
+    if any(not problem.notice for problem in problems):
+        show(problems)
+        raise typer.Exit(2)
+    return read
+
+
+def load(manifests: Path, config: Path | None = None, assignments: list[str] | None = None) -> Mesh:
+    """Read everything once, and say what is wrong with it."""
+    from xds.mesh import Mesh  # noqa: PLC0415
+    from xds.sources.files import Folder  # noqa: PLC0415
+
+    try:
+        report = Folder(manifests, settings(config, assignments)).load()
+    except OSError as error:
+        fail(f"{manifests}: {error.strerror}")
+    show(report.problems)
+    return Mesh(report.change.applied, report.change.config)
+
+
+def find_pod(mesh: Mesh, name: str) -> Pod:
+    """Return the pod POD.NAMESPACE, or end with what could have been meant."""
+    pod, _, namespace = name.rpartition(".")
+    found = mesh.pod(namespace, pod)
+    if found is None:
+        unknown("pod", name, [f"{pod.name}.{pod.namespace}" for pod in mesh.pods()], "POD.NAMESPACE")
+    return found
+
+
+def unknown(kind: str, name: str, known: list[str], form: str) -> NoReturn:
+    """End because there is nothing of that name; suggest what there is."""
+    import difflib  # noqa: PLC0415
+
+    begin = [each for each in known if each.startswith(name) or each.split(".")[0] == name]
+    similar = begin or difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known
+    shown = ", ".join(similar[:5]) + (", ..." if len(similar) > 5 else "")
+    if not known:
+        fail(f"there is no {kind} {name}: the manifests have none at all")
+    asked = "did you mean" if similar is not known else "there are"
+    fail(f"there is no {kind} {name} ({form}); {asked} {shown}" + ("?" if asked.startswith("did") else ""))

@@ -1,0 +1,118 @@
+"""`xds reach`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from xds.cli import options
+
+if TYPE_CHECKING:
+    from xds.mesh import Mesh
+    from xds.model import Service, ServicePort
+    from xds.policy.reach import Outcome
+
+_STYLES = {"mtls": "green", "plaintext": "yellow", "fails": "red"}
+
+
+class Format(StrEnum):
+    """How to print it."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+def reach(
+    *,
+    manifests: options.Manifests,
+    mesh_config: options.MeshConfigFile = None,
+    assignments: options.Assignments = None,
+    client: Annotated[
+        str | None, typer.Option("--from", metavar="POD.NS", help="One client only.", show_default=False)
+    ] = None,
+    server: Annotated[
+        str | None,
+        typer.Option("--to", metavar="SERVICE.NS[:PORT]", help="One service only.", show_default=False),
+    ] = None,
+    output: Annotated[
+        Format, typer.Option("-o", "--output", help="A table for people, or JSON for programs.")
+    ] = Format.TABLE,
+) -> None:
+    """Say for every client, service port and endpoint: mtls, plaintext or fails, and why.
+
+    Nothing is sent: it follows from the manifests, as sidecars would be configured from them. Exit status: 0 everything
+    asked for works, 1 something fails, 2 wrong use.
+    """
+    from xds.policy.reach import Result, predict  # noqa: PLC0415
+
+    mesh = options.load(manifests, mesh_config, assignments)
+    clients = [options.find_pod(mesh, client)] if client else None
+    targets = list(_targets(mesh, server)) if server else None
+    outcomes = list(predict(mesh, clients, targets))
+    rows = [_row(outcome) for outcome in outcomes]
+    if output is Format.JSON:
+        typer.echo(json.dumps(rows, indent=2))
+    else:
+        _print_table(rows)
+    if any(outcome.result is Result.FAILS for outcome in outcomes):
+        raise typer.Exit(1)
+
+
+def _targets(mesh: Mesh, text: str) -> Iterator[tuple[Service, ServicePort]]:
+    name, _, port = text.partition(":")
+    short, _, namespace = name.removesuffix(".svc.cluster.local").removesuffix(".svc").rpartition(".")
+    service = mesh.service(namespace, short)
+    if service is None:
+        known = [f"{service.name}.{service.namespace}" for service in mesh.services()]
+        options.unknown("service", name, known, "SERVICE.NAMESPACE")
+    ports = [each for each in service.ports if port in ("", str(each.port), each.name)]
+    if not ports:
+        known = [str(each.port) for each in service.ports]
+        options.unknown("port", port, known, f"of service {name}")
+    yield from ((service, each) for each in ports)
+
+
+def _row(outcome: Outcome) -> dict[str, Any]:
+    endpoint = outcome.endpoint
+    pod = endpoint.pod if endpoint else None
+    return {
+        "client": f"{outcome.client.name}.{outcome.client.namespace}",
+        "service": f"{outcome.service.name}.{outcome.service.namespace}",
+        "port": outcome.port.port,
+        "endpoint": f"{pod.name}.{pod.namespace}" if pod else None,
+        "address": str(options.Address(endpoint.address, endpoint.port)) if endpoint else None,
+        "outcome": str(outcome.result),
+        "reason": str(outcome.reason),
+        "because": [str(ref) for ref in outcome.because],
+    }
+
+
+def _print_table(rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("CLIENT", "SERVICE", "ENDPOINT", "OUTCOME", "REASON", "BECAUSE"):
+        table.add_column(title, overflow="fold")
+    for row in rows:
+        where = f"{row['endpoint']} ({row['address']})" if row["endpoint"] else row["address"] or "-"
+        table.add_row(
+            Text(row["client"]),
+            Text(f"{row['service']}:{row['port']}"),
+            Text(where),
+            Text(row["outcome"], _STYLES[row["outcome"]]),
+            Text(row["reason"]),
+            Text(", ".join(row["because"])),
+        )
+    # Where nobody looks, a program does: it gets a line for each row, however long.
+    console = Console(width=None if sys.stdout.isatty() else 1000, highlight=False)
+    with console.capture() as drawn:
+        console.print(table)
+    for line in drawn.get().splitlines():
+        typer.echo(line.rstrip())

@@ -1,0 +1,169 @@
+"""`xds serve`."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from xds.cli import options
+from xds.cli.options import Address
+
+if TYPE_CHECKING:
+    from structlog.typing import FilteringBoundLogger as BoundLogger
+
+    from xds.hub import Hub
+    from xds.sources.files import Folder, Report
+
+
+def serve(
+    *,
+    manifests: options.Manifests,
+    mesh_config: options.MeshConfigFile = None,
+    assignments: options.Assignments = None,
+    xds_address: Annotated[
+        str, typer.Option("--xds-address", metavar="HOST:PORT", help="Where sidecars connect.")
+    ] = "127.0.0.1:15010",
+    admin_address: Annotated[
+        str, typer.Option("--admin-address", metavar="HOST:PORT", help="Where /healthz and /ready are.")
+    ] = "127.0.0.1:15014",
+    state_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--state-dir",
+            metavar="DIR",
+            file_okay=False,
+            help="Where the root certificate and its key are kept; made if need be. Without it they live as long "
+            "as the process.",
+            show_default=False,
+        ),
+    ] = None,
+    insecure_xds: Annotated[
+        bool,
+        typer.Option(
+            "--insecure-xds",
+            help="Allow an --xds-address that others can reach, though nobody has to prove who they are there. "
+            "No sidecar gets a private key then.",
+        ),
+    ] = False,
+) -> None:
+    """Configure sidecars from a folder of manifests, and follow its changes.
+
+    What is wrong with a manifest is logged with file and line, and the last good version of that object stays in force.
+    """
+    where = options.address("--xds-address", xds_address)
+    admin = options.address("--admin-address", admin_address)
+    if not where.is_loopback and not insecure_xds:
+        options.fail(
+            f"--xds-address {where} can be reached by others, and xDS is neither encrypted nor authenticated here. "
+            "Listen on 127.0.0.1, or say --insecure-xds (sidecars then get no private keys)"
+        )
+    settings = options.settings(mesh_config, assignments)
+    from datetime import UTC, datetime  # noqa: PLC0415
+
+    from xds.cli import logs  # noqa: PLC0415
+    from xds.hub import Hub  # noqa: PLC0415
+    from xds.sources.files import Folder  # noqa: PLC0415
+    from xds.state import StateError, root_authority  # noqa: PLC0415
+
+    config, _ = settings.load()
+    try:
+        authority = root_authority(state_dir, config.trust_domain, datetime.now(UTC))
+    except StateError as error:
+        options.fail(f"--state-dir: {error}", 1)
+    logs.configure()
+    hub = Hub(authority, serve_keys=where.is_loopback)
+    _say_what_is_at_stake(where, kept=state_dir is not None)
+    raise typer.Exit(asyncio.run(_run(hub, Folder(manifests, settings), where, admin)))
+
+
+def _say_what_is_at_stake(where: Address, *, kept: bool) -> None:
+    if where.is_loopback:
+        _log().warning(
+            "every user of this machine can take any pod's identity: nobody has to prove who they are"
+        )
+    else:
+        _log().warning(
+            "xDS is neither encrypted nor authenticated, and others can reach it", address=str(where)
+        )
+    if not kept:
+        _log().info("the root certificate is new, and lives as long as this process; --state-dir keeps it")
+
+
+async def _run(hub: Hub, folder: Folder, where: Address, admin_address: Address) -> int:
+    """Serve until a signal asks to end; return the exit status."""
+    from xds.admin import AdminServer  # noqa: PLC0415
+    from xds.server import XdsServer  # noqa: PLC0415
+
+    def lacking() -> str | None:
+        if stop.is_set():
+            return "shutting down"
+        return None if server.port else "the manifests are being read"
+
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    server = XdsServer(hub, str(where), identifier=f"xds {version('xds')}")
+    admin = AdminServer(lacking, *admin_address)
+    work = [asyncio.create_task(hub.run()), asyncio.create_task(_follow(folder, hub))]
+    events = [asyncio.create_task(stop.wait()), asyncio.create_task(hub.ready.wait())]
+    try:
+        await admin.start()
+        await asyncio.wait([*work, *events], return_when=asyncio.FIRST_COMPLETED)
+        if hub.ready.is_set():
+            await server.start()
+            _log().info("ready", admin=f"http://{admin_address}/ready")
+            await asyncio.wait([*work, events[0]], return_when=asyncio.FIRST_COMPLETED)
+    except (OSError, RuntimeError) as error:
+        _log().error("cannot listen", problem=str(error))
+        return 1
+    finally:
+        await server.stop()
+        for task in (*work, *events):
+            task.cancel()
+        ended = await asyncio.gather(*work, return_exceptions=True)
+        await admin.stop()
+    if stop.is_set():
+        _log().info("stopped")
+        return 0
+    for failure in ended:
+        if isinstance(failure, Exception):
+            _log().error("stopped by an error", exc_info=failure)
+    return 1
+
+
+async def _follow(folder: Folder, hub: Hub) -> None:
+    """Tell the hub what the folder says, and the log what is wrong with it."""
+    from xds.sources.files import watch  # noqa: PLC0415
+
+    async for report in watch(folder):
+        _log_problems(report)
+        change = report.change
+        if change.applied or change.removed or change.config or not hub.ready.is_set():
+            hub.change(change)
+            _log().info("manifests", applied=len(change.applied), removed=len(change.removed))
+
+
+def _log_problems(report: Report) -> None:
+    for problem in report.problems:
+        said = {"where": problem.where, "what": problem.what} | (
+            {"hint": problem.hint} if problem.hint else {}
+        )
+        if problem.notice:
+            _log().info("notice", **said)
+        else:
+            _log().warning("problem", **said)
+    for problem in report.solved:
+        if not problem.notice:
+            _log().info("solved", where=problem.where, what=problem.what)
+
+
+def _log() -> BoundLogger:
+    import structlog  # noqa: PLC0415
+
+    log: BoundLogger = structlog.get_logger("xds.cli.serve")
+    return log
