@@ -129,7 +129,10 @@ def unknown(kind: str, name: str, known: list[str], form: str) -> NoReturn:
     """End because there is nothing of that name; suggest what there is."""
     import difflib  # noqa: PLC0415
 
-    begin = [each for each in known if each.startswith(name) or each.split(".")[0] == name]
+    # What a name is without its namespace, and a Deployment's without the rest of the pod's.
+    first, _, rest = name.rpartition(".")
+    begin = [each for each in known if each.startswith((f"{name}.", f"{first}-")) and each.endswith(rest)]
+    begin += [each for each in known if each.split(".")[0] == name and each not in begin]
     similar = begin or difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known
     shown = ", ".join(similar[:5]) + (", ..." if len(similar) > 5 else "")
     if not known:

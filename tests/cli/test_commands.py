@@ -1,0 +1,268 @@
+"""The commands that answer and end: what they print, where, and with which exit status."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+from xds.cli import app
+
+MANIFESTS = """
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec: {selector: {app: web}, clusterIP: 10.0.0.1, ports: [{name: http, port: 80, targetPort: 8080}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: web-1, namespace: shop, labels: {app: web, security.istio.io/tlsMode: istio}}
+status: {podIP: 127.9.0.1}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: client, namespace: shop, labels: {security.istio.io/tlsMode: istio}}
+status: {podIP: 127.9.0.2}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: outsider, namespace: shop}
+status: {podIP: 127.9.0.3}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: new, namespace: shop}
+"""
+STRICT = """
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: default, namespace: shop}
+spec: {mtls: {mode: STRICT}}
+"""
+BAD = "apiVersion: v1\nkind: Service\nmetadata: {name: bad, namespace: shop}\nspec: {ports: [{port: x}]}\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m/all.yaml").write_text(MANIFESTS)
+    return tmp_path / "m"
+
+
+def xds(*words: object) -> Result:
+    return CliRunner().invoke(app, [str(word) for word in words], prog_name="xds")
+
+
+def answer(*words: object, status: int = 0) -> Any:
+    result = xds(*words)
+    assert (result.exit_code, result.stderr) == (status, "")
+    return json.loads(result.stdout)
+
+
+def test_reach_tells_of_every_hop(folder: Path) -> None:
+    rows = answer("reach", "--manifests", folder, "-o", "json", "--from", "client.shop")
+    assert rows == [
+        {
+            "client": "client.shop",
+            "service": "web.shop",
+            "port": 80,
+            "endpoint": "web-1.shop",
+            "address": "127.9.0.1:8080",
+            "outcome": "mtls",
+            "reason": "auto-mtls",
+            "because": ["MeshPolicy default"],
+        }
+    ]
+    assert len(answer("reach", "--manifests", folder, "-o", "json")) == 4
+
+
+def test_reach_says_no_with_its_exit_status(folder: Path) -> None:
+    (folder / "strict.yaml").write_text(STRICT)
+    arguments = ("reach", "--manifests", folder, "-o", "json", "--to", "web.shop:80")
+    assert {row["outcome"] for row in answer(*arguments, "--from", "client.shop")} == {"mtls"}
+    [row] = answer(*arguments, "--from", "outsider.shop", status=1)
+    assert (row["outcome"], row["reason"]) == ("fails", "server-requires-mtls")
+    assert row["because"] == ["PeerAuthentication shop/default"]
+
+
+def test_reach_as_a_table_has_a_line_for_each_hop(folder: Path) -> None:
+    result = xds("reach", "--manifests", folder)
+    assert result.exit_code == 0
+    header, *lines = result.stdout.splitlines()
+    assert header.split() == ["CLIENT", "SERVICE", "ENDPOINT", "OUTCOME", "REASON", "BECAUSE"]
+    assert len(lines) == 4
+    [line] = [line for line in lines if line.startswith("client.shop")]
+    assert line.split() == (
+        [
+            "client.shop",
+            "web.shop:80",
+            "web-1.shop",
+            "(127.9.0.1:8080)",
+            "mtls",
+            "auto-mtls",
+            "MeshPolicy",
+            "default",
+        ]
+    )
+    assert "\x1b" not in result.stdout
+
+
+@pytest.mark.parametrize("to", ["web.shop", "web.shop.svc", "web.shop.svc.cluster.local:80", "web.shop:http"])
+def test_a_service_can_be_named_in_several_ways(folder: Path, to: str) -> None:
+    assert len(answer("reach", "--manifests", folder, "-o", "json", "--to", to)) == 4
+
+
+def test_settings_change_the_answer(folder: Path, tmp_path: Path) -> None:
+    arguments = ("reach", "--manifests", folder, "-o", "json", "--from", "client.shop")
+    off = ("--set", "values.global.mtls.auto=false")
+    assert answer(*arguments, *off)[0]["outcome"] == "plaintext"
+    (tmp_path / "mesh.yaml").write_text("enableAutoMtls: false\n")
+    file = ("--mesh-config", tmp_path / "mesh.yaml")
+    assert answer(*arguments, *file)[0]["outcome"] == "plaintext"
+    assert answer(*arguments, *file, "--set", "meshConfig.enableAutoMtls=true")[0]["outcome"] == "mtls"
+
+
+def test_translate_prints_all_that_a_sidecar_gets(folder: Path) -> None:
+    shown = answer("translate", "client.shop", "--manifests", folder)
+    assert list(shown) == ["clusters", "endpoints", "listeners", "routes"]
+    name = "outbound|80||web.shop.svc.cluster.local"
+    [cluster] = [cluster for cluster in shown["clusters"] if cluster["name"] == name]
+    tls = cluster["transport_socket_matches"][0]["transport_socket"]["typed_config"]
+    assert tls["@type"] == "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext"
+    assert name in [endpoints["cluster_name"] for endpoints in shown["endpoints"]]
+    assert "PRIVATE KEY" not in json.dumps(shown)
+
+
+def test_translate_prints_one_type_and_yaml(folder: Path) -> None:
+    everything = answer("translate", "client.shop", "--manifests", folder)
+    result = xds("translate", "client.shop", "--manifests", folder, "--type", "listeners", "-o", "yaml")
+    assert result.exit_code == 0
+    assert yaml.safe_load(result.stdout) == {"listeners": everything["listeners"]}
+
+
+def test_bootstrap_prints_what_envoy_starts_with(folder: Path) -> None:
+    shown = answer("bootstrap", "client.shop", "--manifests", folder, "--xds-address", "127.0.0.5:99")
+    assert shown["node"]["id"] == "sidecar~127.9.0.2~client.shop~shop.svc.cluster.local"
+    assert shown["dynamic_resources"]["ads_config"]["api_type"] == "DELTA_GRPC"
+    assert '"port_value": 99' in json.dumps(shown)
+    shown = answer("bootstrap", "client.shop", "--manifests", folder, "--sotw")
+    assert shown["dynamic_resources"]["ads_config"]["api_type"] == "GRPC"
+    assert '"port_value": 15010' in json.dumps(shown)
+
+
+def test_what_is_wrong_with_manifests_is_said_on_stderr_and_the_answer_is_given(folder: Path) -> None:
+    (folder / "bad.yaml").write_text(BAD)
+    result = xds("reach", "--manifests", folder, "-o", "json")
+    assert result.exit_code == 0
+    assert result.stderr == (
+        f"{folder}/bad.yaml:4: problem: Service shop/bad: spec.ports[0].port must be a number from 1 to 65535,"
+        " not 'x'\n"
+    )
+    assert len(json.loads(result.stdout)) == 4
+
+
+def test_notices_do_not_drown_the_rest(folder: Path) -> None:
+    maps = [
+        f"apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: c{n}, namespace: shop}}\n" for n in range(100)
+    ]
+    (folder / "maps.yaml").write_text("---\n".join([*maps, BAD]))
+    lines = xds("reach", "--manifests", folder).stderr.splitlines()
+    assert len(lines) == 22
+    assert lines[0].endswith("notice: kind ConfigMap c0 is passed over")
+    assert "problem: Service shop/bad" in lines[-2]
+    assert lines[-1] == "... and 80 more notices"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("translate", "clint.shop"), "there is no pod clint.shop (POD.NAMESPACE); did you mean client.shop"),
+        (("translate", "web.shop"), "there is no pod web.shop (POD.NAMESPACE); did you mean web-1.shop?"),
+        (("bootstrap", "client"), "there is no pod client (POD.NAMESPACE); did you mean client.shop?"),
+        (("reach", "--from", "x.y"), "there is no pod x.y (POD.NAMESPACE); there are client.shop, new.shop"),
+        (
+            ("reach", "--to", "wb.shop"),
+            "there is no service wb.shop (SERVICE.NAMESPACE); did you mean web.shop?",
+        ),
+        (("reach", "--to", "web.shop:81"), "there is no port 81 (of service web.shop); did you mean 80?"),
+        (("bootstrap", "client.shop", "--xds-address", "x"), "'x' is not HOST:PORT"),
+        (("bootstrap", "client.shop", "--xds-address", "x:99999"), "'x:99999' is not HOST:PORT"),
+        (("bootstrap", "client.shop", "--xds-address", "::1:15010"), "'::1:15010' is not HOST:PORT"),
+        (("reach", "--set", "mtls=true"), "--set mtls=true: problem: mtls is not a setting"),
+        (("reach", "--set", "meshConfig.trustDomian=x"), "(did you mean meshConfig.trustDomain?)"),
+        (("reach", "--set", "meshConfig.foo=x"), "is not a setting (known: values.global.mtls.auto"),
+        (("reach", "-o", "xml"), "Invalid value for '-o'"),
+        (("reach", "--mesh-config", "/none"), "does not exist"),
+        (("serve", "--xds-address", "0.0.0.0:0"), "--xds-address 0.0.0.0:0 can be reached by others"),
+        (("serve", "--xds-address", "[::]:0"), "--xds-address [::]:0 can be reached by others"),
+        (("serve", "--xds-address", "example.com:0"), "say --insecure-xds"),
+        (("serve", "--admin-address", ":80"), "':80' is not HOST:PORT"),
+    ],
+)
+def test_wrong_use_ends_with_two_and_a_word_of_help(folder: Path, words: tuple[str, ...], said: str) -> None:
+    result = xds(*words, "--manifests", folder)
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert result.stdout == ""
+
+
+def test_a_mesh_config_that_is_wrong_is_wrong_use(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "mesh.yaml").write_text("trustDomain: spiffe://x\n")
+    result = xds("reach", "--manifests", folder, "--mesh-config", tmp_path / "mesh.yaml")
+    assert result.exit_code == 2
+    assert f"{tmp_path}/mesh.yaml:1: problem: mesh config: trustDomain 'spiffe://x' is not" in result.stderr
+
+
+def test_a_folder_must_be_named_and_be_there(tmp_path: Path) -> None:
+    assert xds("reach").exit_code == 2
+    assert xds("reach", "--manifests", tmp_path / "none").exit_code == 2
+
+
+@pytest.mark.parametrize("command", ["translate", "bootstrap"])
+def test_a_pod_without_an_address_is_a_no(folder: Path, command: str) -> None:
+    result = xds(command, "new.shop", "--manifests", folder)
+    assert result.exit_code == 1
+    assert result.stderr == "xds: pod new.shop has no address (status.podIP) yet\n"
+
+
+def test_an_empty_folder_has_nobody_to_mean(tmp_path: Path) -> None:
+    result = xds("translate", "a.b", "--manifests", tmp_path)
+    assert result.exit_code == 2
+    assert "there is no pod a.b: the manifests have none at all" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["", "serve", "bootstrap", "translate", "reach"])
+def test_help_reads_well(command: str) -> None:
+    result = xds(*command.split(), "--help")
+    assert result.exit_code == 0
+    assert result.stdout.startswith(f"Usage: xds {command}".rstrip())
+    assert not set(result.stdout) & set("`\x1b│╭"), "no markup, no frames"
+
+
+def test_help_names_every_command_without_importing_what_is_heavy() -> None:
+    code = (
+        "import sys; from xds.cli import app\n"
+        "try: app(['--help'], prog_name='xds')\n"
+        "except SystemExit: pass\n"
+        "heavy = {'envoy_data_plane', 'grpc', 'aiohttp', 'cryptography', 'yaml'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    for command in ("serve", "bootstrap", "translate", "reach", "demo"):
+        assert f"\n  {command} " in result.stdout
+
+
+def test_the_version_is_told() -> None:
+    assert xds("--version").stdout.startswith("xds ")
+
+
+def test_an_unknown_command_is_wrong_use() -> None:
+    result = xds("frobnicate")
+    assert result.exit_code == 2
+    assert "No such command 'frobnicate'" in result.stderr
