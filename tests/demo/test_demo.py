@@ -27,13 +27,14 @@ class Demo:
         self.mark = f"XDS_DEMO_TEST={uuid.uuid4()}"
         self.folder = folder
         name, value = self.mark.split("=")
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", "from xds.cli import main; main()", "demo", *options],
-            stdout=subprocess.PIPE,
-            stderr=(folder.parent / "stderr").open("wb"),
-            env={**os.environ, name: value, "TMPDIR": str(folder)},
-            text=True,
-        )
+        with (folder.parent / "stderr").open("wb") as stderr:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "xds", "demo", *options],
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                env={**os.environ, name: value, "TMPDIR": str(folder)},
+                text=True,
+            )
 
     @property
     def progress(self):

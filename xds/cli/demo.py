@@ -10,6 +10,7 @@ from xds.demo.run import Options, Output, run
 
 
 def demo(
+    *,
     keep: Annotated[
         bool, typer.Option("--keep", help="Keep everything running afterwards, and say what to try.")
     ] = False,

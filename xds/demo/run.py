@@ -79,7 +79,7 @@ def _play(stage: Stage, processes: Processes, options: Options, errors: Console)
     out = Console(highlight=False)
     progress = _progress(errors)
     began = time.monotonic()
-    with progress("Starting the control plane, five pods and three sidecars"):
+    with progress("Starting the control plane, the applications and their sidecars"):
         stage.start()
     seen: list[Seen] = []
     for number, step in enumerate(STEPS, 1):

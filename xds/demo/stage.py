@@ -47,7 +47,7 @@ class Stage:
         check_free({where: name_of(pod) for pod in mesh.pods() for where in addresses(pod)})
         applications = {name_of(pod): application(pod) for pod in mesh.pods() if is_httpbin(pod)}
         for name, (host, port) in applications.items():
-            self._processes.start(name, sys.executable, "-m", "xds.demo.httpbin", host, str(port))
+            self._processes.start(name, sys.executable, "-P", "-m", "xds.demo.httpbin", host, str(port))
         self.install(auto=True)
         for pod in mesh.pods():
             if pod.has_sidecar:
@@ -61,7 +61,7 @@ class Stage:
         self.auto = auto
         self._control_plane = self._processes.start(
             "control plane",
-            *(sys.executable, "-m", "xds", "serve"),
+            *(sys.executable, "-P", "-m", "xds", "serve"),
             *("--manifests", str(self.manifests)),
             *("--set", f"values.global.mtls.auto={str(auto).lower()}"),
             *("--set", "values.global.mtls.enabled=false"),
