@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -129,10 +130,15 @@ def _without_keys(message: str) -> str:
 
 
 def _suspects(message: str, resources: Sequence[Resource]) -> tuple[Resource, ...]:
-    named = [resource for resource in resources if resource.name in message]
+    named = [resource for resource in resources if _names(message, resource.name)]
     longest = [
         resource
         for resource in named
         if not any(resource.name != other.name and resource.name in other.name for other in named)
     ]
     return tuple(longest or resources)
+
+
+def _names(message: str, name: str) -> bool:
+    """Whether a message has a name in it, not as a part of a word."""
+    return name in message and re.search(rf"(?<!\w){re.escape(name)}(?!\w)", message) is not None

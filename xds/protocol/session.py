@@ -13,7 +13,7 @@ for nothing, because they are what a new cluster waits for before it acknowledge
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import Enum
 from math import inf
 
@@ -170,14 +170,18 @@ class Session:
             if all(self._settled(user) for user in users):
                 watch.release(tuple(watch.lingering))
             else:
-                self._expire(watch, now, rejected=any(user.parked for user in users))
+                self._expire(watch, users, now)
 
-    def _expire(self, watch: Watch, now: float, *, rejected: bool) -> None:
+    def _expire(self, watch: Watch, users: Sequence[Watch], now: float) -> None:
+        """Release what has lingered for too long, which is counted from when nobody is known to use it."""
+        rejected = any(user.parked for user in users)
+        used = {ref for user in users for ref in user.lingering_refs()}
         for name, lingering in tuple(watch.lingering.items()):
+            if rejected or (watch.type_url, name) in used:
+                lingering.until = None  # The client goes on with what it had.
+                continue
             if lingering.until is None:
                 lingering.until = now + self._grace
-            if rejected:
-                continue  # The client goes on with what it had, which still uses this.
             if lingering.until <= now:
                 watch.release((name,))
             else:

@@ -95,6 +95,12 @@ class Watch(ABC):
             if resource:
                 yield from resource.refs
 
+    def lingering_refs(self) -> Iterator[ResourceKey]:
+        """Go through what is used by resources that should be gone but are not yet."""
+        for lingering in self.lingering.values():
+            if lingering.resource:
+                yield from lingering.resource.refs
+
     def serve(self, resources: ResourceSet) -> None:
         """From now on the client should have these; what it loses lingers until released."""
         if resources is self.resources:
@@ -175,9 +181,9 @@ class Watch(ABC):
             self._done(name)
         return present + absent
 
-    def _tells_absence(self, name: str) -> bool:  # noqa: ARG002 - for those who can
+    @abstractmethod
+    def _tells_absence(self, name: str) -> bool:
         """Whether the client has yet to learn that there is no resource of this name."""
-        return False
 
     @staticmethod
     def _batch(due: list[tuple[str, Resource | None]]) -> list[tuple[str, Resource | None]]:

@@ -1,0 +1,173 @@
+"""A client in shorthand: a session, what is asked of it and what it sends, as `CDS a=1 b=2 -gone`.
+
+Requests are encoded and responses decoded with classes made from envoy_data_plane's, not with the codec under test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from xds.descriptors import message_class
+from xds.protocol.events import Event
+from xds.protocol.session import Session, Variant
+from xds.snapshot import (
+    CLUSTER,
+    ENDPOINT,
+    LISTENER,
+    ROUTE,
+    SECRET,
+    Resource,
+    ResourceKey,
+    ResourceSet,
+    Snapshot,
+)
+
+TYPES = {"CDS": CLUSTER, "EDS": ENDPOINT, "LDS": LISTENER, "RDS": ROUTE, "SDS": SECRET}
+SHORT = {url: name for name, url in TYPES.items()}
+REFERS = {"CDS": ENDPOINT, "LDS": ROUTE}
+NODE = "sidecar~127.0.0.1~client.ns~ns.svc.cluster.local"
+
+_PACKAGE = "envoy.service.discovery.v3"
+_MESSAGES = {
+    Variant.SOTW: tuple(
+        message_class(f"{_PACKAGE}.{name}") for name in ("DiscoveryRequest", "DiscoveryResponse")
+    ),
+    Variant.DELTA: tuple(
+        message_class(f"{_PACKAGE}.{name}") for name in ("DeltaDiscoveryRequest", "DeltaDiscoveryResponse")
+    ),
+}
+
+
+def world(*unserved: str, **types: str) -> Snapshot:
+    """Make a snapshot: `CDS="a=1 b=2"`, `LDS="l=1>r,s"`. A cluster refers to the assignment of its own name."""
+    sets = {}
+    for short, text in types.items():
+        url = TYPES.get(short, short)
+        sets[url] = ResourceSet(_resource(short, url, word) for word in text.split())
+    return Snapshot({url: ResourceSet() for url in unserved} | sets)
+
+
+def _resource(short: str, url: str, word: str) -> Resource:
+    named, _, referred = word.partition(">")
+    name, _, version = named.partition("=")
+    names = referred.split(",") if referred else [name] if short == "CDS" else []
+    refs: tuple[ResourceKey, ...] = tuple((REFERS.get(short, ""), ref) for ref in names)
+    return Resource.of(url, name, named.encode(), version=version, refs=refs, sources=(f"Object ns/{name}",))
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A response, decoded."""
+
+    type: str
+    nonce: str
+    version: str
+    resources: Mapping[str, str]
+    """Name and version."""
+    removed: tuple[str, ...]
+    identifier: str
+
+    def __str__(self) -> str:
+        words = [f"{name}={version}" for name, version in sorted(self.resources.items())]
+        return " ".join((self.type, *words, *(f"-{name}" for name in sorted(self.removed))))
+
+
+class Stream:
+    """A session and a client that answers only when told to."""
+
+    def __init__(self, variant: Variant, snapshot: Snapshot | None = None, **options: object) -> None:
+        self.variant = variant
+        self.session = Session(variant, **options)
+        self.now = 0.0
+        self.last: dict[str, Reply] = {}
+        self.replies: list[Reply] = []
+        self.names: dict[str, tuple[str, ...]] = {}
+        self._node = NODE
+        if snapshot:
+            self.session.serve(snapshot)
+
+    def serve(self, snapshot: Snapshot) -> None:
+        self.session.serve(snapshot)
+
+    def ask(
+        self,
+        short: str,
+        *names: str,
+        nonce: str = "",
+        error: str = "",
+        unsubscribe: tuple[str, ...] = (),
+        initial: Mapping[str, str] | None = None,
+    ) -> list[Event]:
+        """Send a request. In the delta variant `names` are those to add."""
+        request = _MESSAGES[self.variant][0](type_url=TYPES.get(short, short), response_nonce=nonce)
+        if self._node:
+            request.node.id, self._node = self._node, ""
+        if error:
+            request.error_detail.code, request.error_detail.message = 13, error
+        if self.variant is Variant.SOTW:
+            request.resource_names.extend(names)
+            self.names[short] = names
+        else:
+            request.resource_names_subscribe.extend(names)
+            request.resource_names_unsubscribe.extend(unsubscribe)
+            request.initial_resource_versions.update(initial or {})
+        return self.session.receive(request.SerializeToString(), self.now)
+
+    def ack(self, short: str, *, nonce: str = "") -> list[Event]:
+        """Accept the last response of a type."""
+        names = self.names[short] if self.variant is Variant.SOTW else ()
+        return self.ask(short, *names, nonce=nonce or self.last[short].nonce)
+
+    def nack(self, short: str, error: str = "no", *, nonce: str = "") -> list[Event]:
+        """Reject the last response of a type."""
+        names = self.names[short] if self.variant is Variant.SOTW else ()
+        return self.ask(short, *names, nonce=nonce or self.last[short].nonce, error=error)
+
+    def get(self) -> list[str]:
+        """Take everything that there is to take now."""
+        taken = []
+        while (data := self.session.next(self.now)) is not None:
+            taken.append(self._decode(data))
+        return [str(reply) for reply in taken]
+
+    def settle(self) -> list[str]:
+        """Take everything, accepting it, until there is nothing more."""
+        taken = []
+        while (data := self.session.next(self.now)) is not None:
+            reply = self._decode(data)
+            taken.append(str(reply))
+            self.ack(reply.type)
+        return taken
+
+    def _decode(self, data: bytes) -> Reply:
+        message = _MESSAGES[self.variant][1].FromString(data)
+        resources = {}
+        if self.variant is Variant.SOTW:
+            version, removed = message.version_info, ()
+            for any_ in message.resources:
+                assert any_.type_url == message.type_url
+                name, _, of = any_.value.decode().partition("=")
+                assert name not in resources, (
+                    "duplicate names in a response are rejected by clients (R30, O9)"
+                )
+                resources[name] = of
+        else:
+            version, removed = message.system_version_info, tuple(message.removed_resources)
+            for resource in message.resources:
+                assert resource.resource.type_url == message.type_url
+                assert resource.resource.value == f"{resource.name}={resource.version}".encode()
+                assert resource.name not in resources
+                resources[resource.name] = resource.version
+            assert not resources.keys() & set(removed)
+        reply = Reply(
+            type=SHORT.get(message.type_url, message.type_url),
+            nonce=message.nonce,
+            version=version,
+            resources=resources,
+            removed=removed,
+            identifier=message.control_plane.identifier,
+        )
+        self.last[reply.type] = reply
+        self.replies.append(reply)
+        return reply

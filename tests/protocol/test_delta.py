@@ -1,0 +1,331 @@
+"""Delta: what is sent when, for each rule of the protocol."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.protocol.stream import Stream, world
+from xds.protocol.delta import MOST_UNANSWERED
+from xds.protocol.events import Acked, Subscribed
+from xds.protocol.session import Variant
+from xds.protocol.wire import RequestError
+
+
+def delta(snapshot=None, **options) -> Stream:
+    return Stream(Variant.DELTA, snapshot, **options)
+
+
+@pytest.mark.parametrize("short", ["CDS", "LDS"])
+def test_o1_a_client_that_names_nothing_gets_all_clusters_and_listeners(short):
+    stream = delta(world(**{short: "a=1 b=2"}))
+    stream.ask(short)
+    assert stream.get() == [f"{short} a=1 b=2"]
+
+
+@pytest.mark.parametrize("short", ["EDS", "RDS", "SDS"])
+def test_r23_a_client_that_names_nothing_of_other_types_gets_nothing(short):
+    stream = delta(world(**{short: "a=1"}))
+    assert not any(isinstance(event, Subscribed) for event in stream.ask(short))
+    assert stream.get() == []
+
+
+def test_o6_the_first_wildcard_request_is_answered_in_an_empty_world():
+    stream = delta(world())
+    stream.ask("CDS")
+    stream.ask("LDS", "*")
+    assert stream.settle() == ["CDS", "LDS"]
+    assert stream.get() == []
+
+
+def test_nothing_is_sent_until_there_is_a_snapshot():
+    stream = delta()
+    stream.ask("CDS")
+    stream.ask("EDS", "a", "gone")
+    assert stream.get() == []
+    stream.serve(world(CDS="a=1", EDS="a=1"))
+    assert stream.get() == ["CDS a=1", "EDS a=1 -gone"]
+
+
+def test_r2_an_aggregated_stream_needs_a_type():
+    with pytest.raises(RequestError, match="type_url"):
+        delta(world()).ask("")
+
+
+def test_r3_a_type_that_nobody_serves_is_held_and_its_names_are_not_said_to_be_missing():
+    stream = delta(world(CDS="a=1"))
+    stream.ask("other", "x")
+    stream.ask("CDS")
+    assert stream.get() == ["CDS a=1"]
+    stream.ack("CDS")
+    stream.serve(world("other", CDS="a=1"))
+    assert stream.get() == ["other -x"]
+
+
+def test_r4_and_r58_a_large_push_is_split_into_responses_with_nonces_of_their_own(monkeypatch):
+    monkeypatch.setattr("xds.protocol.watch.RESPONSE_BUDGET", 190)
+    stream = delta(world(CDS=" ".join(f"n{number}=1" for number in range(5))))
+    stream.ask("CDS")
+    assert stream.get() == ["CDS n0=1 n1=1", "CDS n2=1 n3=1", "CDS n4=1"]
+    assert len({reply.nonce for reply in stream.replies}) == 3
+    for reply in stream.replies:
+        (acked,) = stream.ack("CDS", nonce=reply.nonce)
+        assert acked.names == tuple(reply.resources)
+
+
+def test_r58_one_resource_larger_than_the_limit_is_sent_all_the_same(monkeypatch):
+    monkeypatch.setattr("xds.protocol.watch.RESPONSE_BUDGET", 1)
+    stream = delta(world(CDS="a=1"))
+    stream.ask("CDS")
+    assert stream.get() == ["CDS a=1"]
+
+
+def test_r8_a_subscription_counts_whatever_the_nonce():
+    stream = delta(world(EDS="a=1 b=1"))
+    stream.ask("EDS", "a")
+    stream.get()
+    stream.serve(world(EDS="a=2 b=1"))
+    stream.get()
+    stream.ask("EDS", "b", nonce=stream.replies[0].nonce)
+    assert stream.get() == ["EDS b=1"]
+    stream.ask("EDS", unsubscribe=("b",), nonce="unheard-of")
+    stream.serve(world(EDS="a=2 b=2"))
+    assert stream.get() == []
+
+
+def test_r13_several_responses_may_be_in_flight_and_each_answer_is_for_one():
+    stream = delta(world(EDS="a=1"))
+    stream.ask("EDS", "a")
+    stream.get()
+    stream.serve(world(EDS="a=2"))
+    stream.get()
+    first, second = (reply.nonce for reply in stream.replies)
+    (acked,) = stream.ack("EDS", nonce=second)
+    assert (acked.nonce, acked.resources[0].version) == (second, "2")
+    (acked,) = stream.ack("EDS", nonce=first)
+    assert (acked.nonce, acked.resources[0].version) == (first, "1")
+    assert stream.ack("EDS", nonce=first) == []
+
+
+def test_r14_only_what_changed_is_sent():
+    stream = delta(world(CDS="a=1 b=1 c=1"))
+    stream.ask("CDS")
+    stream.settle()
+    stream.serve(world(CDS="a=1 b=2 d=1"))
+    assert stream.get()[0] == "CDS b=2 d=1 -c"
+
+
+def test_r15_an_ack_is_not_answered():
+    stream = delta(world(CDS="a=1"))
+    stream.ask("CDS")
+    stream.get()
+    assert [type(event) for event in stream.ack("CDS")] == [Acked]
+    assert stream.get() == []
+
+
+def test_r18_a_name_that_comes_back_is_sent_again():
+    stream = delta(world(EDS="a=1"))
+    stream.ask("EDS", "a")
+    stream.settle()
+    stream.ask("EDS", unsubscribe=("a",))
+    assert stream.get() == []
+    stream.ask("EDS", "a")
+    assert stream.get() == ["EDS a=1"]
+
+
+def test_r19_a_name_that_is_subscribed_to_again_is_sent_again():
+    stream = delta(world(EDS="a=1"))
+    stream.ask("EDS", "a")
+    stream.settle()
+    stream.ask("EDS", "a", "gone")
+    assert stream.get() == ["EDS a=1 -gone"]
+    stream.ask("EDS", "gone")
+    assert stream.get() == ["EDS -gone"]
+
+
+def test_r20_taking_back_what_was_never_asked_for_means_nothing():
+    stream = delta(world(CDS="a=1"))
+    stream.ask("CDS")
+    stream.settle()
+    stream.ask("CDS", unsubscribe=("a", "b"))
+    stream.ask("EDS", unsubscribe=("a",))
+    assert stream.get() == []
+
+
+def test_r21_taking_back_a_name_under_a_wildcard_is_answered_with_what_there_is():
+    stream = delta(world(CDS="a=1"))
+    stream.ask("CDS", "*", "a", "gone")
+    assert stream.settle() == ["CDS a=1 -gone"]
+    stream.ask("CDS", unsubscribe=("a",))
+    assert stream.settle() == ["CDS a=1"]
+    stream.ask("CDS", unsubscribe=("gone",))
+    assert stream.settle() == ["CDS -gone"]
+
+
+def test_r22_a_name_on_top_of_the_legacy_wildcard_does_not_end_it():
+    stream = delta(world(CDS="a=1"))
+    stream.ask("CDS")
+    stream.settle()
+    stream.ask("CDS", "x")
+    assert stream.settle() == ["CDS -x"]
+    stream.serve(world(CDS="a=2 x=1"))
+    assert stream.settle() == ["CDS a=2 x=1"]
+    stream.ask("CDS", unsubscribe=("*",))
+    stream.serve(world(CDS="a=3 x=2"))
+    assert stream.settle() == ["CDS x=2"]
+
+
+def test_r22_names_first_are_no_wildcard():
+    stream = delta(world(CDS="a=1 b=1"))
+    stream.ask("CDS", "a")
+    assert stream.settle() == ["CDS a=1"]
+    stream.ask("CDS")
+    assert stream.get() == []
+
+
+def test_r22_a_wildcard_entered_later_brings_only_what_the_client_lacks():
+    stream = delta(world(CDS="a=1 b=1"))
+    stream.ask("CDS", "a")
+    stream.settle()
+    stream.ask("CDS", "*")
+    assert stream.settle() == ["CDS b=1"]
+    stream.ask("CDS", "*")
+    assert stream.settle() == []
+
+
+def test_r22_adding_and_taking_back_everything_is_no_subscription():
+    stream = delta(world(CDS="a=1"))
+    stream.ask("CDS", "*", unsubscribe=("*",))
+    assert stream.get() == []
+
+
+def test_r24_leaving_the_wildcard_needs_no_answer_and_coming_back_sends_all():
+    stream = delta(world(CDS="a=1"))
+    stream.ask("CDS")
+    stream.settle()
+    stream.ask("CDS", unsubscribe=("*",))
+    assert stream.get() == []
+    stream.ask("CDS", "*")
+    assert stream.get() == ["CDS a=1"]
+
+
+def test_r26_a_name_that_does_not_exist_is_said_to_be_missing_once_and_sent_when_it_appears():
+    stream = delta(world())
+    stream.ask("EDS", "late")
+    assert stream.settle() == ["EDS -late"]
+    stream.serve(world(EDS="other=1"))
+    assert stream.settle() == []
+    stream.serve(world(EDS="late=1"))
+    assert stream.settle() == ["EDS late=1"]
+
+
+def test_r26_a_name_that_appears_and_vanishes_unsent_is_not_said_to_be_missing_again():
+    stream = delta(world())
+    stream.ask("EDS", "late")
+    stream.settle()
+    stream.serve(world(EDS="late=1"))
+    stream.serve(world())
+    assert stream.get() == []
+
+
+def test_r27_what_vanishes_is_removed_once():
+    stream = delta(world(EDS="a=1", RDS="r=1"))
+    stream.ask("EDS", "a")
+    stream.ask("RDS", "r")
+    stream.settle()
+    stream.serve(world())
+    assert stream.settle() == ["EDS -a", "RDS -r"]
+    assert stream.get() == []
+
+
+def test_r29_subscribing_comes_before_unsubscribing():
+    stream = delta(world(EDS="a=1"))
+    stream.ask("EDS", "a", "a", unsubscribe=("a", "a"))
+    assert stream.get() == []
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_r36_a_client_that_was_here_before_gets_only_what_differs(known):
+    after = world(CDS="same=1 other=2 new=1")
+    stream = delta(after if known else None)
+    stream.ask("CDS", initial={"same": "1", "other": "1", "gone": "1"})
+    if not known:
+        stream.serve(after)
+    assert stream.get() == ["CDS new=1 other=2 -gone"]
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize(("short", "names"), [("CDS", ()), ("EDS", ("a", "b"))])
+def test_o14_a_client_that_has_it_all_is_not_answered(known, short, names):
+    snapshot = world(**{short: "a=1 b=1"})
+    stream = delta(snapshot if known else None)
+    stream.ask(short, *names, initial={"a": "1", "b": "1"})
+    if not known:
+        stream.serve(snapshot)
+    assert stream.get() == []
+
+
+def test_r36_names_are_sent_that_the_client_did_not_bring():
+    stream = delta(world(EDS="a=1 b=1"))
+    stream.ask("EDS", "a", "b", "c", "d", initial={"a": "1", "d": "1"})
+    assert sorted(stream.settle()[0].split()) == ["-c", "-d", "EDS", "b=1"]
+
+
+def test_r36_versions_count_only_in_the_first_request_of_a_type():
+    stream = delta(world(EDS="a=1"))
+    stream.ask("EDS")
+    stream.ask("EDS", "a", initial={"a": "1"})
+    assert stream.get() == ["EDS a=1"]
+
+
+def test_r36_asking_again_for_a_brought_name_that_is_gone_is_answered_at_once():
+    stream = delta(world(CDS="x=1", LDS="l=1"))
+    stream.ask("LDS")
+    stream.ask("CDS", initial={"gone": "1", "x": "1"})
+    assert stream.get() == ["LDS l=1"]  # It is not acknowledged, so that `gone` has to stay.
+    stream.ask("CDS", "gone")
+    assert stream.get() == ["CDS -gone"]
+
+
+def test_r37_versions_of_what_is_not_subscribed_to_are_ignored():
+    stream = delta(world(EDS="a=1 b=1"))
+    stream.ask("EDS", "a", initial={"b": "0", "c": "1"})
+    assert stream.get() == ["EDS a=1"]
+
+
+def test_o5_secrets_are_sent_again_to_a_client_that_was_here_before():
+    stream = delta(world(SDS="default=1"))
+    stream.ask("SDS", "default", initial={"default": "1"})
+    assert stream.get() == ["SDS default=1"]
+
+
+def test_r46_the_system_version_is_that_of_the_type():
+    snapshot = world(CDS="a=1")
+    stream = delta(snapshot, identifier="xds-1")
+    stream.ask("CDS")
+    stream.get()
+    (version,) = {resources.version for resources in snapshot.types.values()}
+    assert (stream.last["CDS"].version, stream.last["CDS"].identifier) == (version, "xds-1")
+
+
+def test_r52_a_client_that_never_answers_is_held_and_costs_a_bounded_number_of_responses():
+    stream = delta(world(EDS="a=0"), patience=20.0)
+    stream.ask("EDS", "a")
+    sent = []
+    for version in range(1, 10 * MOST_UNANSWERED):
+        sent += stream.get()
+        stream.serve(world(EDS=f"a={version}"))
+    assert len(sent) == MOST_UNANSWERED
+    assert stream.session.deadline() == 20.0
+    stream.now = 20.0
+    assert stream.get() == [f"EDS a={10 * MOST_UNANSWERED - 1}"]
+    assert stream.ack("EDS", nonce=stream.replies[0].nonce) == []
+    assert stream.ack("EDS", nonce=stream.replies[1].nonce) != []
+
+
+def test_events_say_what_was_taken_and_what_was_removed():
+    stream = delta(world(EDS="a=1"))
+    stream.ask("EDS", "a", "gone")
+    stream.get()
+    stream.now = 2.0
+    (acked,) = stream.ack("EDS")
+    assert (acked.names, acked.removed, acked.waited) == (("a",), ("gone",), 2.0)

@@ -1,0 +1,294 @@
+"""Make before break: in which order the types go out, and when what is gone goes."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.protocol.stream import Stream, world
+from xds.protocol.session import Variant
+
+BEFORE = world(CDS="old=1", EDS="old=1", LDS="l=1>r", RDS="r=old")
+AFTER = world(CDS="new=1", EDS="new=1", LDS="l=1>r", RDS="r=new")
+
+
+@pytest.fixture(params=Variant, ids=lambda variant: variant.value)
+def variant(request) -> Variant:
+    return request.param
+
+
+def connect(variant: Variant, snapshot, *, names=("old", "new"), **options) -> Stream:
+    """A client that has all of a snapshot and said so."""
+    stream = Stream(variant, snapshot, **options)
+    stream.ask("CDS")
+    stream.ask("EDS", *names)
+    stream.ask("SDS", "default")
+    stream.ask("LDS")
+    stream.ask("RDS", "r")
+    stream.settle()
+    stream.replies.clear()
+    return stream
+
+
+def test_r40_types_go_out_in_the_order_in_which_they_are_needed(variant):
+    stream = Stream(variant, world(CDS="a=1", EDS="a=1", SDS="s=1", LDS="l=1>r", RDS="r=1"))
+    stream.ask("RDS", "r")
+    stream.ask("LDS")
+    stream.ask("SDS", "s")
+    stream.ask("EDS", "a")
+    stream.ask("CDS")
+    assert stream.get() == ["CDS a=1", "EDS a=1", "SDS s=1"]
+    stream.ack("CDS")
+    assert stream.get() == ["LDS l=1", "RDS r=1"]
+
+
+def test_o2_assignments_and_secrets_do_not_wait_for_the_clusters_to_be_acknowledged(variant):
+    stream = Stream(variant, world(CDS="a=1", EDS="a=1", SDS="s=1"))
+    stream.ask("CDS")
+    assert stream.get() == ["CDS a=1"]
+    stream.ask("EDS", "a")
+    stream.ask("SDS", "s")
+    assert stream.get() == ["EDS a=1", "SDS s=1"]
+
+
+def test_r42_listeners_and_routes_wait_for_the_clusters_but_not_for_ever(variant):
+    stream = connect(variant, BEFORE, patience=20.0)
+    stream.now = 100.0
+    stream.serve(world(CDS="old=1 new=1", EDS="old=1 new=1", LDS="l=2>r", RDS="r=new"))
+    assert stream.get() == (
+        ["CDS new=1", "EDS new=1"] if variant is Variant.DELTA else ["CDS new=1 old=1", "EDS new=1"]
+    )
+    assert stream.session.deadline() == 120.0
+    stream.now = 119.9
+    assert stream.get() == []
+    stream.now = 120.0
+    assert stream.get() == ["LDS l=2", "RDS r=new"]
+    assert stream.session.deadline() is None
+
+
+def test_r42_the_wait_is_counted_from_the_first_response_that_is_not_answered(variant):
+    stream = connect(variant, BEFORE, patience=20.0)
+    for second in range(25):
+        stream.now = float(second)
+        stream.serve(world(CDS=f"old=x{second}", EDS="old=1", LDS="l=2>r", RDS="r=1"))
+        if "LDS l=2" in stream.get():
+            break
+    assert stream.now == 20.0
+
+
+def test_r42_a_rejection_of_the_clusters_ends_the_wait(variant):
+    stream = connect(variant, BEFORE)
+    stream.serve(world(CDS="old=2", EDS="old=1", LDS="l=2>r", RDS="r=old"))
+    assert stream.get() == ["CDS old=2", "EDS old=1"]
+    stream.nack("CDS")
+    assert stream.get() == ["LDS l=2"]
+
+
+def test_r42_who_has_no_clusters_does_not_wait_for_them(variant):
+    stream = Stream(variant, AFTER)
+    stream.ask("LDS", "l")
+    stream.ask("RDS", "r")
+    assert stream.get() == ["LDS l=1", "RDS r=new"]
+
+
+def test_r38_the_assignment_of_a_cluster_that_changed_is_sent_again(variant):
+    stream = connect(variant, BEFORE)
+    stream.serve(world(CDS="old=2", EDS="old=1", LDS="l=1>r", RDS="r=old"))
+    assert stream.settle() == ["CDS old=2", "EDS old=1"]
+
+
+def test_r38_only_the_assignments_of_clusters_that_changed_are_sent_again(variant):
+    both = world(CDS="old=1 new=1", EDS="old=1 new=1")
+    stream = connect(variant, both)
+    stream.serve(world(CDS="old=1 new=2", EDS="old=1 new=1"))
+    assert [text for text in stream.settle() if text.startswith("EDS")] == ["EDS new=1"]
+
+
+def test_r38_a_cluster_that_comes_back_gets_its_assignment_again(variant):
+    stream = connect(variant, world(CDS="old=1", EDS="old=1 new=1"))
+    stream.serve(world(EDS="old=1 new=1"))
+    stream.settle()
+    stream.serve(world(CDS="old=1", EDS="old=1 new=1"))
+    assert stream.settle() == ["CDS old=1", "EDS old=1"]
+
+
+def test_r38_a_client_without_assignments_gets_none(variant):
+    stream = Stream(variant, BEFORE)
+    stream.ask("CDS")
+    stream.settle()
+    stream.serve(world(CDS="old=2", EDS="old=1"))
+    assert stream.settle() == ["CDS old=2"]
+
+
+def test_r38_a_reference_that_is_no_assignment_is_not_sent_again(variant):
+    stream = connect(variant, world(LDS="l=1>r", RDS="r=1"))
+    stream.serve(world(LDS="l=2>r", RDS="r=1"))
+    assert stream.settle() == ["LDS l=2"]  # R39: the client knows the route configuration.
+
+
+def test_r38_a_cluster_that_changed_while_the_client_was_away_gets_its_assignment_again():
+    stream = Stream(Variant.DELTA, world(CDS="a=2 b=1", EDS="a=1 b=1"))
+    stream.ask("CDS", initial={"a": "1", "b": "1"})
+    assert stream.get() == ["CDS a=2"]
+    stream.ask("EDS", "a", "b", initial={"a": "1", "b": "1"})
+    assert stream.settle() == ["EDS a=1"]
+
+
+def test_r41_a_cluster_stays_until_the_routes_that_drop_it_are_acknowledged(variant):
+    stream = connect(variant, BEFORE)
+    stream.serve(AFTER)
+    assert stream.get() == ["CDS new=1", "EDS new=1"] or stream.replies[0].resources == {
+        "new": "1",
+        "old": "1",
+    }
+    stream.ack("CDS")
+    stream.ack("EDS")
+    assert stream.get() == ["RDS r=new"]
+    stream.ack("RDS")
+    assert stream.get() == ["CDS -old" if variant is Variant.DELTA else "CDS new=1"]
+    # And the assignment after the cluster, if the client still wants it then.
+    stream.ack("CDS")
+    assert stream.get() == (["EDS -old"] if variant is Variant.DELTA else [])
+
+
+def test_r41_in_the_union_the_version_is_of_what_was_sent():
+    stream = connect(Variant.SOTW, BEFORE)
+    stream.serve(AFTER)
+    stream.get()
+    union, union_version = stream.last["CDS"].resources, stream.last["CDS"].version
+    stream.ack("CDS")
+    stream.settle()
+    assert union.keys() == {"old", "new"}
+    assert (
+        union_version
+        != stream.last["CDS"].version
+        == AFTER.of("type.googleapis.com/envoy.config.cluster.v3.Cluster").version
+    )
+
+
+def test_r41_a_cluster_goes_at_once_where_nobody_listens(variant):
+    stream = Stream(variant, BEFORE)
+    stream.ask("CDS")
+    stream.settle()
+    stream.serve(AFTER)
+    assert stream.get() == ["CDS new=1 -old" if variant is Variant.DELTA else "CDS new=1"]
+
+
+def test_r41_a_cluster_goes_in_the_end_though_the_routes_are_never_acknowledged(variant):
+    stream = connect(variant, BEFORE, grace=60.0)
+    stream.serve(AFTER)
+    stream.get()
+    stream.ack("CDS")
+    stream.ack("EDS")
+    assert stream.get() == ["RDS r=new"]
+    assert stream.session.deadline() == 60.0
+    stream.now = 59.9
+    assert stream.get() == []
+    stream.now = 60.0
+    assert "CDS -old" in stream.get() or stream.last["CDS"].resources == {"new": "1"}
+
+
+def test_r41_a_cluster_stays_as_long_as_the_client_goes_on_with_routes_that_use_it(variant):
+    stream = connect(variant, BEFORE)
+    stream.serve(AFTER)
+    stream.get()
+    stream.ack("CDS")
+    stream.ack("EDS")
+    stream.get()
+    stream.nack("RDS")
+    stream.now = 1e6
+    assert stream.get() == []
+    assert stream.session.deadline() is None
+    stream.serve(world(CDS="new=1", EDS="new=1", LDS="l=1>r", RDS="r=mended"))
+    assert stream.get() == ["RDS r=mended"]
+    assert stream.session.deadline() == stream.now + 60.0
+    stream.ack("RDS")
+    assert "CDS -old" in stream.get() or stream.last["CDS"].resources == {"new": "1"}
+
+
+def test_r41_a_cluster_stays_until_a_new_listener_has_the_routes_that_it_asks_for(variant):
+    stream = connect(variant, BEFORE)
+    stream.serve(world(CDS="new=1", EDS="new=1", LDS="l=2>r2", RDS="r2=new"))
+    stream.settle()
+    assert stream.get() == []
+    assert stream.last["LDS"].resources == {"l": "2"}
+    assert "old" in stream.last["CDS"].resources or not stream.last["CDS"].removed
+    stream.ask("RDS", *(("r", "r2") if variant is Variant.SOTW else ("r2",)), nonce=stream.last["RDS"].nonce)
+    assert stream.get() == ["RDS r2=new"]
+    stream.ack("RDS")
+    stream.settle()
+    assert stream.last["CDS"].removed == ("old",) or stream.last["CDS"].resources == {"new": "1"}
+
+
+def test_r41_a_cluster_that_comes_back_in_time_was_never_away(variant):
+    stream = connect(variant, BEFORE)
+    stream.serve(world(CDS="new=1", EDS="new=1", LDS="l=1>r", RDS="r=new"))
+    stream.get()
+    stream.serve(world(CDS="new=1 old=1", EDS="new=1 old=1", LDS="l=1>r", RDS="r=new"))
+    stream.ack("CDS")
+    stream.settle()
+    assert all(
+        "old" in reply.resources or not reply.removed for reply in stream.replies if reply.type == "CDS"
+    )
+
+
+def test_r41_an_assignment_that_goes_with_its_cluster_can_still_be_had(variant):
+    stream = connect(variant, BEFORE, names=())
+    stream.serve(world(LDS="l=1>r", RDS="r=none"))
+    assert stream.get() == ["RDS r=none"]
+    stream.ask("EDS", "old")
+    # The client has not been told of it yet, so that nothing is left of it but its name.
+    assert stream.get() == (["EDS -old"] if variant is Variant.DELTA else [])
+
+
+def test_r41_an_assignment_lingers_with_its_cluster(variant):
+    stream = connect(variant, BEFORE)
+    stream.serve(world(LDS="l=1>r", RDS="r=none"))
+    stream.get()
+    if variant is Variant.SOTW:
+        stream.ask("EDS", nonce=stream.last["EDS"].nonce)
+        stream.ask("EDS", "old", nonce=stream.last["EDS"].nonce)
+        assert stream.get() == []  # Once unsubscribed it is forgotten.
+    else:
+        stream.ask("EDS", "old")
+        assert stream.get() == ["EDS old=1"]
+
+
+def test_r41_what_a_client_brought_and_nobody_knows_goes_last_as_well():
+    stream = Stream(Variant.DELTA, AFTER)
+    stream.ask("CDS", initial={"old": "1", "new": "1"})
+    stream.ask("LDS", initial={"l": "1"})
+    stream.ask("RDS", "r", initial={"r": "old"})
+    assert stream.get() == ["RDS r=new"]
+    stream.ack("RDS")
+    assert stream.get() == ["CDS -old"]
+
+
+def test_o18_routes_go_after_the_listener_that_used_them():
+    stream = connect(Variant.DELTA, BEFORE)
+    stream.serve(world(CDS="old=1", EDS="old=1"))
+    assert stream.get() == ["LDS -l"]
+    stream.ack("LDS")
+    assert stream.get() == ["RDS -r"]
+
+
+def test_secrets_go_after_the_clusters_that_used_them():
+    stream = Stream(Variant.DELTA, world(CDS="a=1", EDS="a=1", SDS="s=1"))
+    stream.ask("CDS")
+    stream.ask("SDS", "s")
+    stream.settle()
+    stream.serve(world(CDS="b=1", EDS="b=1"))
+    assert stream.get() == ["CDS b=1 -a"]
+    stream.ack("CDS")
+    stream.ask("EDS", "b")
+    assert stream.get() == ["EDS b=1"]
+    stream.ack("EDS")
+    assert stream.get() == ["SDS -s"]
+
+
+def test_removals_of_a_type_without_users_are_not_held(variant):
+    stream = Stream(variant, world(LDS="l=1 m=1", other="x=1"))
+    stream.ask("LDS")
+    stream.ask("other", "x")
+    stream.settle()
+    stream.serve(world("other", LDS="m=1"))
+    assert stream.get() == (["LDS -l", "other -x"] if variant is Variant.DELTA else ["LDS m=1"])

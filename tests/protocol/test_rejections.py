@@ -1,0 +1,200 @@
+"""A rejected response: never sent again as it was, mended at once, and its cause named."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.protocol.stream import Stream, world
+from xds.protocol.events import Nacked
+from xds.protocol.session import Variant
+
+
+@pytest.fixture(params=Variant, ids=lambda variant: variant.value)
+def variant(request) -> Variant:
+    return request.param
+
+
+@pytest.mark.parametrize("short", ["CDS", "EDS", "LDS", "RDS", "SDS"])
+def test_r12_what_was_rejected_is_not_sent_again_until_it_changes(variant, short):
+    stream = Stream(variant, world(**{short: "a=1"}))
+    stream.ask(short, "a")
+    stream.get()
+    (nacked,) = stream.nack(short)
+    assert isinstance(nacked, Nacked)
+    assert stream.get() == []
+    stream.serve(world(**{short: "a=1"}))
+    assert stream.get() == []
+    stream.serve(world(**{short: "a=2"}))
+    assert stream.get() == [f"{short} a=2"]
+
+
+def test_r12_a_newer_version_is_sent_at_once(variant):
+    stream = Stream(variant, world(LDS="a=1"))
+    stream.ask("LDS")
+    stream.get()
+    stream.serve(world(LDS="a=2"))
+    assert stream.get() == ["LDS a=2"]
+    stream.nack("LDS")
+    assert stream.get() == []
+    stream.serve(world(LDS="a=3"))
+    assert stream.get() == ["LDS a=3"]
+
+
+def test_r12_what_was_rejected_together_is_sent_together_once_any_of_it_is_mended(variant):
+    stream = Stream(variant, world(EDS="good=1 bad=1"))
+    stream.ask("EDS", "good", "bad", "other")
+    stream.get()
+    stream.nack("EDS")
+    stream.serve(world(EDS="good=1 bad=1 other=1"))
+    assert stream.get() == ["EDS other=1"]
+    stream.ack("EDS")
+    stream.serve(world(EDS="good=1 bad=2 other=1"))
+    assert stream.get() == ["EDS bad=2 good=1"]
+    stream.ack("EDS")
+    stream.serve(world(EDS="good=1 bad=3 other=1"))
+    assert stream.get() == ["EDS bad=3"]
+
+
+def test_r12_what_was_rejected_with_something_that_is_mended_already_is_sent_at_once():
+    stream = Stream(Variant.DELTA, world(EDS="good=1 bad=1"))
+    stream.ask("EDS", "good", "bad")
+    stream.get()
+    stream.serve(world(EDS="good=1 bad=2"))
+    assert stream.get() == ["EDS bad=2"]
+    stream.nack("EDS", nonce=stream.replies[0].nonce)
+    assert stream.get() == ["EDS good=1"]
+
+
+def test_r12_what_was_rejected_is_sent_again_when_the_rest_of_it_is_gone():
+    stream = Stream(Variant.DELTA, world(EDS="good=1 bad=1"))
+    stream.ask("EDS", "good", "bad")
+    stream.get()
+    stream.nack("EDS")
+    stream.serve(world(EDS="good=1"))
+    assert stream.get() == ["EDS good=1 -bad"]
+
+
+def test_r12_clusters_that_were_rejected_go_along_when_others_change():
+    stream = Stream(Variant.SOTW, world(CDS="good=1 bad=1", EDS="good=1"))
+    stream.ask("CDS")
+    stream.ask("EDS", "good")
+    stream.get()
+    stream.nack("CDS")
+    stream.ack("EDS")
+    stream.serve(world(CDS="good=1 bad=1 new=1", EDS="good=1"))
+    # State of the world: what is left out is deleted. And the client may take `good` only now, and wait for it.
+    assert stream.get() == ["CDS bad=1 good=1 new=1", "EDS good=1"]
+
+
+def test_r12_an_assignment_that_was_rejected_is_not_pushed_with_its_cluster(variant):
+    stream = Stream(variant, world(CDS="a=1", EDS="a=1"))
+    stream.ask("CDS")
+    stream.ask("EDS", "a")
+    stream.get()
+    stream.ack("CDS")
+    stream.nack("EDS")
+    stream.serve(world(CDS="a=2", EDS="a=1"))
+    assert stream.get() == ["CDS a=2"]
+
+
+def test_r11_a_rejection_may_change_the_subscription(variant):
+    stream = Stream(variant, world(EDS="a=1 b=1"))
+    stream.ask("EDS", "a")
+    stream.get()
+    names = ("a", "b") if variant is Variant.SOTW else ("b",)
+    stream.ask("EDS", *names, nonce=stream.last["EDS"].nonce, error="no")
+    assert stream.get() == ["EDS b=1"]
+
+
+def test_r19_what_was_rejected_is_sent_when_the_client_asks_for_it():
+    stream = Stream(Variant.DELTA, world(EDS="a=1"))
+    stream.ask("EDS", "a")
+    stream.get()
+    stream.nack("EDS")
+    stream.ask("EDS", "a")
+    assert stream.get() == ["EDS a=1"]
+
+
+def test_r10_only_an_error_makes_a_rejection(variant):
+    stream = Stream(variant, world(EDS="a=1"))
+    stream.ask("EDS", "a")
+    stream.get()
+    events = stream.ack("EDS")
+    assert not any(isinstance(event, Nacked) for event in events)
+
+
+def test_o8_what_depends_on_rejected_clusters_is_served(variant):
+    stream = Stream(variant, world(CDS="good=1 bad=1", EDS="good=1"))
+    stream.ask("CDS")
+    stream.get()
+    stream.nack("CDS")
+    stream.ask("EDS", "good")
+    assert stream.get() == ["EDS good=1"]
+
+
+def test_what_is_no_longer_subscribed_to_stands_in_nobodys_way(variant):
+    stream = Stream(variant, world(CDS="a=1 b=1", LDS="l=1>r", RDS="r=1"))
+    stream.ask("CDS")
+    stream.ask("LDS", "l")
+    stream.ask("RDS", "r")
+    stream.get()
+    stream.ack("CDS")
+    stream.get()
+    stream.ack("LDS")
+    stream.nack("RDS")
+    stream.serve(world(CDS="a=1", LDS="", RDS="r=1"))
+    stream.settle()
+    if variant is Variant.SOTW:
+        stream.ask("RDS", nonce=stream.last["RDS"].nonce)
+    else:
+        stream.ask("RDS", unsubscribe=("r",))
+    stream.settle()
+    assert stream.last["CDS"].removed == ("b",) or stream.last["CDS"].resources == {"a": "1"}
+
+
+def test_a_rejection_that_removes_only_names_parks_nothing():
+    stream = Stream(Variant.DELTA, world(SDS="s=1"))
+    stream.ask("SDS", "s")
+    stream.settle()
+    stream.serve(world())
+    assert stream.get() == ["SDS -s"]
+    (nacked,) = stream.nack("SDS")
+    assert (nacked.resources, nacked.removed, nacked.sources) == ((), ("s",), ())
+    assert stream.get() == []
+
+
+def test_a_rejection_names_the_objects_behind_what_the_message_names(variant):
+    stream = Stream(variant, world(CDS="c=1 c1=1 c12=1 d=1"))
+    stream.ask("CDS")
+    stream.get()
+    stream.now = 3.0
+    (nacked,) = stream.nack("CDS", "Error adding/updating cluster(s) c12: bad, c12: worse")
+    assert nacked.sources == ("Object ns/c12",)
+    assert nacked.code == 13
+    assert nacked.message == "Error adding/updating cluster(s) c12: bad, c12: worse"
+    assert (nacked.nonce, nacked.version, nacked.waited) == (
+        stream.last["CDS"].nonce,
+        stream.last["CDS"].version,
+        3.0,
+    )
+    assert set(nacked.names) == {"c", "c1", "c12", "d"}
+
+
+def test_a_rejection_that_names_nothing_suspects_everything(variant):
+    stream = Stream(variant, world(CDS="one=1 two=1"))
+    stream.ask("CDS")
+    stream.get()
+    (nacked,) = stream.nack("CDS", "malformed")
+    assert nacked.sources == ("Object ns/one", "Object ns/two")
+
+
+def test_a_rejection_never_quotes_a_key_and_never_the_whole_configuration(variant):
+    stream = Stream(variant, world(SDS="s=1"))
+    stream.ask("SDS", "s")
+    stream.get()
+    (nacked,) = stream.nack("SDS", 'invalid Secret: inline_bytes: "-----BEGIN EC PRIVATE KEY-----\\nMHcCAQ')
+    assert nacked.message == 'invalid Secret: inline_bytes: "'
+    stream.serve(world(SDS="s=2"))
+    stream.get()
+    (nacked,) = stream.nack("SDS", "x" * 100_000)
+    assert len(nacked.message) == 4096

@@ -1,0 +1,164 @@
+"""The wire format against an independent codec, and against bytes that are nothing."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import pytest
+from envoy_data_plane.envoy.config.core.v3 import BuildVersion, ControlPlane
+from envoy_data_plane.envoy.config.core.v3 import Node as NodeMessage
+from envoy_data_plane.envoy.service.discovery.v3 import (
+    DeltaDiscoveryRequest,
+    DeltaDiscoveryResponse,
+    DiscoveryRequest,
+    DiscoveryResponse,
+)
+from envoy_data_plane.envoy.type.v3 import SemanticVersion
+from envoy_data_plane.google.rpc import Status
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from xds.protocol.wire import (
+    DeltaRequest,
+    ErrorDetail,
+    Node,
+    Request,
+    RequestError,
+    delta_response,
+    parse_delta_request,
+    parse_request,
+    response,
+    size,
+)
+from xds.snapshot import CLUSTER, Resource
+
+NAMES = st.lists(st.text(max_size=8), max_size=4)
+SIZES = st.sampled_from([0, 1, 0x7F, 0x80, 0x3FFF, 0x4000, 0x1FFFFF, 0x200000])
+
+
+@given(names=NAMES, version=st.text(max_size=5), type_url=st.text(max_size=5), nonce=st.text(max_size=5))
+def test_a_request_means_what_the_other_codec_wrote(names, version, type_url, nonce):
+    message = DiscoveryRequest(
+        resource_names=names, version_info=version, type_url=type_url, response_nonce=nonce
+    )
+    assert parse_request(bytes(message)) == Request(
+        type_url=type_url, nonce=nonce, names=tuple(names), version=version
+    )
+
+
+@given(
+    names=NAMES, gone=NAMES, versions=st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=3)
+)
+def test_a_delta_request_means_what_the_other_codec_wrote(names, gone, versions):
+    message = DeltaDiscoveryRequest(
+        type_url=CLUSTER,
+        resource_names_subscribe=names,
+        resource_names_unsubscribe=gone,
+        initial_resource_versions=versions,
+        response_nonce="7",
+    )
+    assert parse_delta_request(bytes(message)) == DeltaRequest(
+        type_url=CLUSTER,
+        nonce="7",
+        subscribe=tuple(names),
+        unsubscribe=tuple(gone),
+        initial_versions=tuple(versions.items()),
+    )
+
+
+@pytest.mark.parametrize(
+    ("parse", "message"), [(parse_request, DiscoveryRequest), (parse_delta_request, DeltaDiscoveryRequest)]
+)
+def test_the_node_and_the_error_are_read(parse, message):
+    data = bytes(
+        message(
+            node=NodeMessage(
+                id="me",
+                cluster="mine",
+                user_agent_name="envoy",
+                user_agent_build_version=BuildVersion(
+                    version=SemanticVersion(major_number=1, minor_number=40)
+                ),
+                client_features=["a", "b"],
+            ),
+            error_detail=Status(code=13, message="no"),
+        )
+    )
+    request = parse(data)
+    assert request.node == Node(
+        id="me",
+        cluster="mine",
+        user_agent_name="envoy",
+        user_agent_version="1.40.0",
+        client_features=("a", "b"),
+    )
+    assert request.error == ErrorDetail(code=13, message="no")
+
+
+def test_a_client_may_call_its_version_what_it_likes():
+    data = bytes(
+        DiscoveryRequest(node=NodeMessage(id="me", user_agent_name="gRPC", user_agent_version="1.85 x"))
+    )
+    node = parse_request(data).node
+    assert node is not None
+    assert (node.user_agent_name, node.user_agent_version) == ("gRPC", "1.85 x")
+
+
+@given(
+    names=st.lists(st.text(max_size=8), unique=True, max_size=3), body=SIZES, identifier=st.text(max_size=3)
+)
+@example(names=["a"], body=0, identifier="")
+def test_the_other_codec_reads_a_response(names, body, identifier):
+    resources = [Resource.of(CLUSTER, name, b"x" * body) for name in names]
+    data = response(type_url=CLUSTER, version="v", nonce="1", resources=resources, identifier=identifier)
+    message = DiscoveryResponse.parse(data)
+    assert (message.type_url, message.version_info, message.nonce) == (CLUSTER, "v", "1")
+    assert [(each.type_url, each.value) for each in message.resources] == [(CLUSTER, b"x" * body)] * len(
+        names
+    )
+    assert message.control_plane == (ControlPlane(identifier=identifier) if identifier else None)
+
+
+@given(
+    names=st.lists(st.text(max_size=8), unique=True, max_size=3),
+    body=SIZES,
+    removed=NAMES,
+    identifier=st.text(max_size=3),
+)
+def test_the_other_codec_reads_a_delta_response(names, body, removed, identifier):
+    resources = [Resource.of(CLUSTER, name, b"x" * body, version="1") for name in names]
+    data = delta_response(
+        type_url=CLUSTER, version="v", nonce="1", resources=resources, removed=removed, identifier=identifier
+    )
+    message = DeltaDiscoveryResponse.parse(data)
+    assert (message.type_url, message.system_version_info, message.nonce) == (CLUSTER, "v", "1")
+    assert [(each.name, each.version) for each in message.resources] == [(name, "1") for name in names]
+    for each in message.resources:
+        assert each.resource is not None
+        assert (each.resource.type_url, each.resource.value) == (CLUSTER, b"x" * body)
+    assert message.removed_resources == removed
+    assert message.control_plane == (ControlPlane(identifier=identifier) if identifier else None)
+
+
+@given(body=SIZES)
+def test_the_size_of_a_resource_is_what_it_adds_to_a_response(body):
+    resource = Resource.of(CLUSTER, "a", b"x" * body)
+    without = delta_response(type_url=CLUSTER, version="v", nonce="1", resources=[])
+    assert len(delta_response(type_url=CLUSTER, version="v", nonce="1", resources=[resource])) - len(
+        without
+    ) == size(resource)
+
+
+@given(data=st.binary(max_size=64))
+@example(data=b"\xff")
+@example(data=b"\x1a\x02\xff\xfe")
+@example(data=b"\x0a\xff\xff\xff\xff\x0f")
+@example(data=b"\x0b" * 1000)
+def test_any_bytes_are_a_request_or_refused(data):
+    for parse in (parse_request, parse_delta_request):
+        with suppress(RequestError):
+            parse(data)
+
+
+def test_fields_that_nobody_knows_are_skipped():
+    assert parse_request(b"\x22\x01t\xfa\x3e\x03new") == Request(type_url="t")
