@@ -114,7 +114,9 @@ def test_simple_verifies_by_file_or_by_the_system():
     assert alpn(socket) == []
     assert context(socket)["sni"] == "foo.com"
     socket = cluster(ClientTls(mode=TlsMode.SIMPLE), protocol=Protocol.HTTP2)["transport_socket"]
-    assert context(socket)["common_tls_context"]["validation_context"] == {"system_root_certs": {}}
+    assert context(socket)["common_tls_context"]["validation_context"] == {
+        "trusted_ca": {"filename": "/etc/ssl/certs/ca-certificates.crt"}
+    }
     assert alpn(socket) == ["h2"]
     assert context(socket)["auto_host_sni"] is True
     assert context(socket)["auto_sni_san_validation"] is True

@@ -8,7 +8,6 @@ from envoy_data_plane.envoy.config.core.v3 import DataSource, TransportSocket
 from envoy_data_plane.envoy.extensions.transport_sockets.raw_buffer.v3 import RawBuffer
 from envoy_data_plane.envoy.extensions.transport_sockets.tls.v3 import (
     CertificateValidationContext,
-    CertificateValidationContextSystemRootCerts,
     CommonTlsContext,
     CommonTlsContextCombinedCertificateValidationContext,
     DownstreamTlsContext,
@@ -33,6 +32,10 @@ HTTP_ALPN = ("istio-http/1.0", "istio-http/1.1", "istio-h2")
 """What it says instead where the port's protocol is undeclared and the connection turned out to carry HTTP."""
 TCP_ALPN = ("istio-peer-exchange", *MESH_ALPN)
 """What Istio's own sidecars say where the connection carries anything."""
+
+SYSTEM_ROOTS = "/etc/ssl/certs/ca-certificates.crt"
+"""Where Debian, Ubuntu, Alpine and Envoy's own images keep the system's roots. Envoy itself cannot be told to use those: it passes
+over `system_root_certs`, and verifies nothing."""
 
 _TLS = "envoy.transport_sockets.tls"
 
@@ -93,8 +96,7 @@ def explicit(
     validation = None
     if not tls.insecure_skip_verify:
         validation = CertificateValidationContext(
-            trusted_ca=DataSource(filename=tls.ca_certificates) if tls.ca_certificates else None,
-            system_root_certs=None if tls.ca_certificates else CertificateValidationContextSystemRootCerts(),
+            trusted_ca=DataSource(filename=tls.ca_certificates or SYSTEM_ROOTS),
             match_typed_subject_alt_names=[
                 SubjectAltNameMatcher(san_type=kind, matcher=StringMatcher(exact=name))
                 for name in tls.subject_alt_names
