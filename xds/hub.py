@@ -17,8 +17,9 @@ import grpc
 import structlog
 
 from xds.envoy.names import NodeId
+from xds.identity import CERTIFICATE
 from xds.identity.ca import LEAF_LIFETIME, Authority
-from xds.identity.secrets import CERTIFICATE, Issuer, roots_secret
+from xds.identity.secrets import Issuer, roots_secret
 from xds.mesh import Mesh
 from xds.model import Change, Fact, Pod, Ref
 from xds.protocol.events import Acked, Nacked

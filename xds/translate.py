@@ -129,7 +129,7 @@ def _sources(mesh: Mesh, *refs: Ref) -> tuple[str, ...]:
 
 def _own_ports(mesh: Mesh) -> set[int]:
     """Ports that an intercepting sidecar listens on: no other listener can have them."""
-    return {mesh.config.proxy_listen_port, mesh.config.proxy_inbound_listen_port}
+    return {mesh.config.proxy_listen_port, mesh.config.proxy_inbound_listen_port, names.HEALTH_PORT}
 
 
 # --- outbound ---------------------------------------------------------------------------------------------------------

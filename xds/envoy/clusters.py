@@ -45,11 +45,10 @@ from xds.envoy import names, tls
 from xds.envoy.common import address, ads, resource, seconds, strings
 from xds.model import ConnectionPool, LoadBalancing, MeshConfig, Protocol, TrafficPolicy
 from xds.model import OutlierDetection as OutlierPolicy
-from xds.snapshot import CLUSTER, ENDPOINT, SECRET, Resource
+from xds.snapshot import CLUSTER, ENDPOINT, Resource
 
 _HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 _NO_LIMIT = 2**32 - 1
-_SECRETS = ((SECRET, names.DEFAULT_SECRET), (SECRET, names.ROOT_SECRET))
 
 _LB = {
     LoadBalancing.UNSPECIFIED: ClusterLbPolicy.LEAST_REQUEST,
@@ -112,7 +111,7 @@ def outbound(config: MeshConfig, spec: Outbound, sources: tuple[str, ...]) -> Re
         transport_socket_matches=matches,
         transport_socket=socket,
     )
-    refs = ((ENDPOINT, spec.name), *_SECRETS)
+    refs = ((ENDPOINT, spec.name), *tls.SECRETS)
     return resource(CLUSTER, spec.name, cluster, refs=refs, sources=sources)
 
 
@@ -255,7 +254,7 @@ def fixed(config: MeshConfig, *, intercepted: bool) -> tuple[Resource, ...]:
     )
     found = [
         resource(CLUSTER, names.BLACK_HOLE, black_hole),
-        resource(CLUSTER, names.IDENTITY, identity, refs=_SECRETS),
+        resource(CLUSTER, names.IDENTITY, identity, refs=tls.SECRETS),
     ]
     if intercepted:
         options = _http_options(Protocol.AUTO, ConnectionPool(), http2=False)

@@ -31,12 +31,11 @@ from xds.envoy import filters, names, tls
 from xds.envoy.common import address, resource, seconds
 from xds.envoy.routes import to_cluster
 from xds.model import MeshConfig, Mode, Protocol
-from xds.snapshot import LISTENER, SECRET, Resource
+from xds.snapshot import LISTENER, Resource
 
 NAME = "virtualInbound"
 _HTTP_IN_CLEAR = ("http/1.0", "http/1.1", "h2c")
 _HTTP_IN_TLS = ("http/1.0", "http/1.1", "h2")
-_SECRETS = ((SECRET, names.DEFAULT_SECRET), (SECRET, names.ROOT_SECRET))
 
 
 class Port(NamedTuple):
@@ -143,7 +142,7 @@ def intercepted(config: MeshConfig, ports: tuple[Port, ...], sources: tuple[str,
         continue_on_listener_filters_timeout=True,
         traffic_direction=TrafficDirection.INBOUND,
     )
-    return resource(LISTENER, NAME, listener, refs=_SECRETS, sources=sources)
+    return resource(LISTENER, NAME, listener, refs=tls.SECRETS, sources=sources)
 
 
 @lru_cache(maxsize=8192)
@@ -159,4 +158,4 @@ def bound(config: MeshConfig, host: str, port: Port, sources: tuple[str, ...]) -
         continue_on_listener_filters_timeout=True,
         traffic_direction=TrafficDirection.INBOUND,
     )
-    return resource(LISTENER, name, listener, refs=_SECRETS, sources=sources)
+    return resource(LISTENER, name, listener, refs=tls.SECRETS, sources=sources)

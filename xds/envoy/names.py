@@ -15,8 +15,6 @@ BLACK_HOLE = "BlackHoleCluster"
 IDENTITY = "IdentityCluster"
 """Carries no traffic; its TLS settings make every sidecar hold its certificate and the roots from the start."""
 
-DEFAULT_SECRET = "default"  # noqa: S105 - the name of a secret
-ROOT_SECRET = "ROOTCA"  # noqa: S105 - likewise
 HTTP_PROXY = "http_proxy"
 """Listener and route configuration of a sidecar that the application uses as its HTTP proxy."""
 

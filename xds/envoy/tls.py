@@ -23,8 +23,9 @@ from envoy_data_plane.envoy.type.matcher.v3 import StringMatcher
 
 from xds.descriptors import pack
 from xds.envoy.common import ads
-from xds.envoy.names import DEFAULT_SECRET, ROOT_SECRET
+from xds.identity import CERTIFICATE, ROOTS
 from xds.model import ClientTls, MeshConfig, TlsMode
+from xds.snapshot import SECRET
 
 MESH_ALPN = ("istio",)
 """What a client says in TLS to be recognised as one of the mesh."""
@@ -36,6 +37,9 @@ TCP_ALPN = ("istio-peer-exchange", *MESH_ALPN)
 SYSTEM_ROOTS = "/etc/ssl/certs/ca-certificates.crt"
 """Where Debian, Ubuntu, Alpine and Envoy's own images keep the system's roots. Envoy itself cannot be told to use those: it passes
 over `system_root_certs`, and verifies nothing."""
+
+SECRETS = ((SECRET, CERTIFICATE), (SECRET, ROOTS))
+"""What whoever has a socket of the mesh subscribes to."""
 
 _TLS = "envoy.transport_sockets.tls"
 
@@ -64,10 +68,10 @@ def _mesh_context(
             tls_minimum_protocol_version=minimum,
             tls_maximum_protocol_version=TlsParametersTlsProtocol.TLSv1_3,
         ),
-        tls_certificate_sds_secret_configs=[SdsSecretConfig(name=DEFAULT_SECRET, sds_config=ads())],
+        tls_certificate_sds_secret_configs=[SdsSecretConfig(name=CERTIFICATE, sds_config=ads())],
         combined_validation_context=CommonTlsContextCombinedCertificateValidationContext(
             default_validation_context=CertificateValidationContext(match_typed_subject_alt_names=peers),
-            validation_context_sds_secret_config=SdsSecretConfig(name=ROOT_SECRET, sds_config=ads()),
+            validation_context_sds_secret_config=SdsSecretConfig(name=ROOTS, sds_config=ads()),
         ),
         alpn_protocols=list(alpn),
     )

@@ -18,14 +18,10 @@ from envoy_data_plane.envoy.extensions.transport_sockets.tls.v3 import (
 )
 
 from xds.descriptors import encode
+from xds.identity import CERTIFICATE, ROOTS
 from xds.identity.ca import LEAF_LIFETIME, Authority, Leaf
 from xds.model import Pod
 from xds.snapshot import SECRET, Resource
-
-CERTIFICATE = "default"
-"""The name of the secret with the sidecar's own certificate and key."""
-ROOTS = "ROOTCA"
-"""The name of the secret with the roots that peers are verified against."""
 
 _Owner: TypeAlias = tuple[str, str, datetime | None]
 """Service account, trust domain, and the pod's creation: whose key it is. A pod's successor of the same name is not
