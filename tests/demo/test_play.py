@@ -89,6 +89,10 @@ def test_requests_end_even_if_what_is_expected_never_comes():
     assert MIXED.fulfilled(FULL_PARTIAL, Counter({MTLS_200: PATIENCE}))
 
 
+def test_what_is_wrong_already_is_not_asked_for_again_and_again():
+    assert MTLS.fulfilled(FULL_FULL, Counter({PLAIN_200: REQUESTS}))
+
+
 def test_the_steps_are_those_of_the_page_and_of_its_summary():
     assert [step.name for step in STEPS] == [
         "initial check",

@@ -13,7 +13,7 @@ _IDENTITY = re.compile(r"URI=(spiffe://[^\s;,\"]+)")
 
 
 def curl(
-    url: str, *, source: str, to: tuple[str, int], through_proxy: bool = False, timeout: float = 10.0
+    url: str, *, source: str, to: tuple[str, int], through_proxy: bool = False, timeout: float = 5.0
 ) -> Answer:
     """Ask an httpbin for the headers that reached it: GET `url` from the address `source`.
 

@@ -73,8 +73,10 @@ class Expected:
                 return {with_identity, without}
 
     def fulfilled(self, pair: Pair, seen: Answers) -> bool:
-        """Whether enough was asked, and nothing that is expected is still to be seen."""
-        return seen.total() >= PATIENCE or (seen.total() >= REQUESTS and self.answers(pair) <= seen.keys())
+        """Whether asking on would tell nothing new: all that is expected was seen, or something that is not."""
+        wanted = self.answers(pair)
+        settled = wanted <= seen.keys() or not seen.keys() <= wanted
+        return seen.total() >= (REQUESTS if settled else PATIENCE)
 
 
 MTLS = Expected("200", Shown.ALL)
