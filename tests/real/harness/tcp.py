@@ -136,7 +136,8 @@ class Relay(TcpServer):
 
 
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with suppress(*BROKEN):
+    # Whoever has gone already cannot be told of an end either: OSError, "not connected".
+    with suppress(OSError, *BROKEN):
         while some := await reader.read(65536):
             writer.write(some)
             await writer.drain()

@@ -1,0 +1,175 @@
+"""Interception: what every kind of traffic becomes between pods as on Kubernetes, in every mode, with and without sidecars."""
+
+from __future__ import annotations
+
+import pytest
+import pytest_asyncio
+
+from tests.real.harness.cluster import Cluster
+from tests.real.harness.exchange import (
+    FAILS,
+    HTTP1,
+    HTTP2,
+    MTLS,
+    PLAINTEXT,
+    SERVER_FIRST,
+    TCP,
+)
+from tests.real.harness.manifests import peer_authentication
+from tests.real.harness.mesh import Mesh
+
+pytestmark = [pytest.mark.netns, pytest.mark.envoy, pytest.mark.asyncio(loop_scope="module")]
+
+PORTS = {
+    "http-web": (80, 8080),
+    "http2-web": (81, 8081),
+    "grpc-api": (82, 8082),
+    "tcp-lines": (90, 9000),
+    "tcp-greets": (91, 9001),
+    "web": (83, 8083),
+    "lines": (93, 9003),
+    "greets": (94, 9004),
+}
+"""Of every server."""
+UNDECLARED = (83, 93, 94)
+"""Those whose name does not say what they speak."""
+
+TRAFFIC = [
+    (HTTP1, 80), (HTTP2, 80), (HTTP1, 81), (HTTP2, 81), (HTTP2, 82), (TCP, 90), (SERVER_FIRST, 91),
+    (HTTP1, 83), (HTTP2, 83), (TCP, 93), (SERVER_FIRST, 94),
+]  # fmt: skip
+
+CLIENT, OUTSIDER = "client.permissive", "outsider.outside"
+SLEEP = "spiffe://cluster.local/ns/permissive/sa/sleep"
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def mesh(tmp_path_factory):
+    """Servers in namespaces that are named after what is in force there, a client with a sidecar, and one without."""
+    with Cluster() as cluster:
+        async with Mesh(cluster, tmp_path_factory.mktemp("mesh")) as mesh:
+            mesh.pod("client", "permissive", account="sleep")
+            mesh.pod("outsider", "outside", sidecar=False)
+            for namespace in ("permissive", "strict", "disable", "legacy"):
+                pod = mesh.pod("web", namespace, sidecar=namespace != "legacy")
+                mesh.service("web", namespace, PORTS)
+                await mesh.serve(pod, http=(8080, 8081, 8082, 8083), lines=(9000, 9003), greets=(9001, 9004))
+            mesh.service(
+                "apps",
+                "strict",
+                {"tcp-said-http": (80, 8084), "said-h2c": (81, 8085), "http-said-tcp": (90, 9005)},
+                selector={"app": "web"},
+                app_protocols={
+                    "tcp-said-http": "http",
+                    "said-h2c": "kubernetes.io/h2c",
+                    "http-said-tcp": "tcp",
+                },
+            )
+            mesh.service("unnamed", "strict", {"": (80, 8086)}, selector={"app": "web"})
+            await mesh.serve(mesh["web.strict"], http=(8084, 8085, 8086), greets=(9005,))
+            mesh.apply(peer_authentication("strict", "STRICT"), peer_authentication("disable", "DISABLE"))
+            mesh.apply(peer_authentication("legacy", "STRICT"))
+            await mesh.start()
+            yield mesh
+
+
+class TestEveryKindOfTraffic:
+    @pytest.mark.parametrize(
+        ("namespace", "how"),
+        [("permissive", MTLS), ("strict", MTLS), ("disable", PLAINTEXT), ("legacy", PLAINTEXT)],
+    )
+    @pytest.mark.parametrize(("what", "port"), TRAFFIC)
+    async def test_from_a_sidecar_is_encrypted_wherever_the_server_takes_it(
+        self, mesh, namespace, how, what, port
+    ):
+        mesh.wire.forget()
+
+        seen = await mesh.exchange(what, CLIENT, f"web.{namespace}", port)
+
+        assert (seen.how, seen.pod) == (how, f"web.{namespace}"), seen
+        assert mesh.wire.saw_tls(mesh[f"web.{namespace}"].address) == (how == MTLS)
+        if what in (HTTP1, HTTP2):
+            assert seen.identity == (SLEEP if how == MTLS else "")
+        if port in UNDECLARED:
+            assert seen.protocol == what.removeprefix("server-first ")
+        assert seen.seconds < 3
+
+    @pytest.mark.parametrize(
+        ("namespace", "how"),
+        [("permissive", PLAINTEXT), ("strict", FAILS), ("disable", PLAINTEXT), ("legacy", PLAINTEXT)],
+    )
+    @pytest.mark.parametrize(("what", "port"), TRAFFIC)
+    async def test_from_outside_is_plaintext_and_refused_where_the_server_is_strict(
+        self, mesh, namespace, how, what, port
+    ):
+        mesh.wire.forget()
+
+        seen = await mesh.exchange(what, OUTSIDER, f"web.{namespace}", port)
+
+        assert seen.how == how, seen
+        assert seen.pod == ("" if how == FAILS else f"web.{namespace}")
+        assert not mesh.wire.saw_tls(mesh[OUTSIDER].address)
+        assert not seen.identity
+        assert seen.seconds < 3
+
+
+class TestNames:
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "web",
+            "web.permissive",
+            "web.permissive.svc",
+            "web.permissive.svc.cluster.local",
+            "web.permissive.svc.cluster.local.",
+            "WEB.Permissive",
+            "VIP",
+        ],
+    )
+    @pytest.mark.parametrize("suffix", ["", ":80"])
+    async def test_a_service_is_reached_by_every_name_with_and_without_port(self, mesh, name, suffix):
+        address = mesh.address("web", "permissive")
+        host = address if name == "VIP" else name
+
+        answer = await mesh[CLIENT].client.get(f"http://{address}/", headers={"host": host + suffix})
+
+        assert (answer.pod, answer.identity) == ("web.permissive", SLEEP)
+        assert answer.echo["headers"]["Host"] == host + suffix
+
+    async def test_resolved_names_lead_to_services_of_any_protocol(self, mesh):
+        for name in ("web", "web.permissive", "web.permissive.svc", "web.permissive.svc.cluster.local"):
+            for what, port in ((HTTP1, 80), (HTTP2, 83), (TCP, 90), (TCP, 93)):
+                mesh.wire.forget()
+                seen = await mesh.exchange(what, CLIENT, name, port)
+                assert (seen.how, seen.pod) == (MTLS, "web.permissive"), (name, port)
+                assert mesh.wire.saw_tls(mesh["web.permissive"].address)
+
+    async def test_short_names_lead_to_services_of_the_own_namespace_only(self, mesh):
+        address = mesh.address("web", "strict")
+
+        answer = await mesh[CLIENT].client.get(f"http://{address}/", headers={"host": "apps"})
+
+        assert not answer.ok
+
+
+class TestProtocols:
+    async def test_app_protocol_is_believed_over_the_name_of_the_port(self, mesh):
+        http = await mesh.exchange(HTTP1, CLIENT, "apps.strict", 80)
+        http2 = await mesh.exchange(HTTP1, CLIENT, "apps.strict", 81)
+        tcp = await mesh.exchange(SERVER_FIRST, CLIENT, "apps.strict", 90)
+
+        assert (http.how, http.identity, http.protocol) == (MTLS, SLEEP, "HTTP/1.1")
+        assert (http2.how, http2.identity, http2.protocol) == (MTLS, SLEEP, "HTTP/2")
+        assert (tcp.how, tcp.pod) == (MTLS, "web.strict")
+
+    @pytest.mark.parametrize("what", [HTTP1, HTTP2])
+    async def test_a_port_without_a_name_is_detected(self, mesh, what):
+        seen = await mesh.exchange(what, CLIENT, "unnamed.strict", 80)
+
+        assert (seen.how, seen.pod, seen.identity, seen.protocol) == (MTLS, "web.strict", SLEEP, what)
+
+    @pytest.mark.parametrize(("port", "protocol"), [(80, "HTTP/1.1"), (81, "HTTP/2"), (82, "HTTP/2")])
+    async def test_a_declared_port_gets_what_it_declares(self, mesh, port, protocol):
+        for what in (HTTP1, HTTP2):
+            seen = await mesh.exchange(what, CLIENT, "web.strict", port)
+            assert (seen.protocol, seen.identity) == (protocol, SLEEP)
