@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 
 from xds.demo import run as demo
+from xds.demo.interrupt import Interrupted
 from xds.demo.processes import DemoError, UnavailableError
 
 
@@ -48,15 +49,16 @@ def folder_after(error):
     return kept[0], console.file.getvalue()
 
 
-@pytest.mark.parametrize("error", [None, demo.Interrupted(15), UnavailableError("no")])
+@pytest.mark.parametrize("error", [None, Interrupted(15), UnavailableError("no")])
 def test_the_folder_is_gone_afterwards(error, tmp_path, monkeypatch):
     monkeypatch.setattr(demo.tempfile, "tempdir", str(tmp_path))
     folder, said = folder_after(error)
     assert (folder.exists(), said) == (False, "")
 
 
-def test_the_logs_of_a_demo_that_went_wrong_are_kept(tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [DemoError("no"), ZeroDivisionError()])
+def test_the_logs_of_a_demo_that_went_wrong_are_kept(error, tmp_path, monkeypatch):
     monkeypatch.setattr(demo.tempfile, "tempdir", str(tmp_path))
-    folder, said = folder_after(DemoError("no"))
+    folder, said = folder_after(error)
     assert folder.exists()
     assert str(folder / "logs") in said

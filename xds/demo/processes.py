@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from xds.demo.interrupt import uninterrupted
+
 TIE = Path(__file__).with_name("tie.py")
 GRACE = 5.0
 """Seconds that a process has for ending by itself once asked to."""
@@ -55,13 +57,14 @@ class Processes:
         return self
 
     def __exit__(self, *_exception: object) -> None:
-        self.stop(*self._running)
+        with uninterrupted():
+            self.stop(*self._running)
 
     def start(self, name: str, *command: str, env: Mapping[str, str] | None = None) -> Running:
         """Start a command; its output is added to NAME.log."""
         log = self._logs / f"{name.replace(' ', '-')}.log"
         tied = [sys.executable, "-I", "-S", str(TIE), str(os.getpid()), *command]
-        with log.open("ab") as output:
+        with log.open("ab") as output, uninterrupted():
             process = subprocess.Popen(  # noqa: S603 -- our own command lines
                 tied,
                 stdin=subprocess.DEVNULL,
@@ -70,8 +73,8 @@ class Processes:
                 env={**os.environ, **(env or {})},
                 start_new_session=True,  # Ctrl-C is for the demo, which ends the others in order
             )
-        running = Running(name, process, log)
-        self._running.append(running)
+            running = Running(name, process, log)
+            self._running.append(running)
         return running
 
     def stop(self, *running: Running) -> None:

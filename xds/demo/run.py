@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
-import signal
 import sys
 import tempfile
 import time
@@ -14,11 +13,11 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from types import FrameType
 from typing import TypeAlias
 
 from rich.console import Console
 
+from xds.demo.interrupt import Interrupted, interruptible, uninterrupted
 from xds.demo.play import BEGINNING, STEPS, Seen
 from xds.demo.processes import DemoError, Processes, UnavailableError
 from xds.demo.stage import EXAMPLES, Stage
@@ -34,10 +33,6 @@ class Output(StrEnum):
     JSON = "json"
 
 
-class Interrupted(BaseException):
-    """A signal asked the demo to end."""
-
-
 @dataclass(frozen=True, slots=True)
 class Options:
     """What was asked for on the command line."""
@@ -51,12 +46,12 @@ def run(options: Options) -> int:
     """Play the demo and return the exit status: 0 as on the page, 1 not so, 2 cannot be played here."""
     errors = Console(stderr=True, highlight=False)
     try:
-        with _interrupted_by_signals():
+        with interruptible():
             check_requirements()
             with _folder(errors) as folder, Processes(folder / "logs") as processes:
                 _play(Stage(folder, processes, sotw=options.sotw), processes, options, errors)
     except Interrupted as interrupted:
-        return 128 + int(interrupted.args[0])
+        return interrupted.status
     except DemoError as problem:
         errors.print(f"xds demo: {problem}", style="red", markup=False, soft_wrap=True)
         return problem.status
@@ -133,35 +128,17 @@ def _progress(errors: Console) -> Progress:
 def _folder(errors: Console) -> Iterator[Path]:
     """Make a folder that is gone afterwards, unless its logs may tell what went wrong."""
     folder = Path(tempfile.mkdtemp(prefix="xds-demo-"))
+    keep = False
     try:
         (folder / "logs").mkdir()
         yield folder
     except UnavailableError:
-        shutil.rmtree(folder)
         raise
-    except DemoError:
+    except Exception:
+        keep = True
         errors.print(f"logs: {folder / 'logs'}", markup=False, soft_wrap=True)
         raise
-    except BaseException:
-        shutil.rmtree(folder)
-        raise
-    else:
-        shutil.rmtree(folder)
-
-
-@contextmanager
-def _interrupted_by_signals() -> Iterator[None]:
-    """Raise `Interrupted` at the first signal that asks to end; more of them do not hinder the cleaning up."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-    def interrupt(number: int, _frame: FrameType | None) -> None:
-        for each in numbers:
-            signal.signal(each, signal.SIG_IGN)
-        raise Interrupted(number)
-
-    before = {number: signal.signal(number, interrupt) for number in numbers}
-    try:
-        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        if not keep:
+            with uninterrupted():
+                shutil.rmtree(folder)
