@@ -6,8 +6,8 @@ whatever was worked out (`memo`) for services that cannot be affected. So the co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
@@ -47,6 +47,8 @@ class Endpoint:
     pod: Pod | None = None
     """The workload behind the address; None for an address outside the mesh."""
     ready: bool = True
+    hostname: str = ""
+    """HOSTNAME.SERVICE is a name for this endpoint alone."""
     region: str = ""
     zone: str = ""
     sub_zone: str = ""
@@ -71,7 +73,7 @@ def covers(selector: Mapping[str, str], labels: Mapping[str, str]) -> bool:
 
 
 def oldest_first(objects: Iterable[T]) -> tuple[T, ...]:
-    """Sort by age (DESIGN.md section 3: creation time, then namespace, then name)."""
+    """Sort by age: creation time, then namespace, then name (ADR 0007)."""
     return tuple(sorted(objects, key=lambda found: found.meta.age_key))
 
 
@@ -279,12 +281,9 @@ class Mesh:
                     self._pods_at.setdefault(pod.address, pod)
         return self._pods_at.get(address)
 
-    def memo(self, service: Service, key: Any, make: Callable[[], Any]) -> Any:
-        """Return what `make` makes, which is kept until a change touches the service."""
-        memo = self._memos.setdefault((service.namespace, service.name), {})
-        if key not in memo:
-            memo[key] = make()
-        return memo[key]
+    def memo(self, service: Service) -> dict[Any, Any]:
+        """Return a place for what is worked out for a service; it is kept until a change touches the service."""
+        return self._memos.setdefault((service.namespace, service.name), {})
 
     # --- endpoints ---------------------------------------------------------------------------------------------------
 
@@ -293,23 +292,32 @@ class Mesh:
 
         Sorted by address and port, so that the order of the input never shows.
         """
-
-        def make() -> tuple[Endpoint, ...]:
+        memo, key = self.memo(service), ("endpoints", port)
+        if key not in memo:
             listed = self.in_namespace(service.namespace).endpoints.get(service.name)
-            found = self._listed(listed, port) if listed is not None else self._selected(service, port)
+            found = (
+                self._listed(service, listed, port) if listed is not None else self._selected(service, port)
+            )
             unique = {(endpoint.address, endpoint.port): endpoint for endpoint in found}
-            return tuple(unique[key] for key in sorted(unique))
+            memo[key] = tuple(unique[key] for key in sorted(unique))
+        endpoints: tuple[Endpoint, ...] = memo[key]
+        return endpoints
 
-        found: tuple[Endpoint, ...] = self.memo(service, ("endpoints", port), make)
-        return found
-
-    def _listed(self, listed: tuple[Endpoints, ...], port: ServicePort) -> Iterator[Endpoint]:
+    def _listed(
+        self, service: Service, listed: tuple[Endpoints, ...], port: ServicePort
+    ) -> Iterator[Endpoint]:
         for group in (group for endpoints in listed for group in endpoints.groups):
             for target in (p.port for p in group.ports if p.name == port.name):
                 for entry in group.addresses:
                     named = self.get(entry.pod) if entry.pod else None
                     pod = named if isinstance(named, Pod) else self.pod_at(entry.address)
-                    yield _endpoint(entry.address, target, pod, ready=entry.ready, zone=entry.zone)
+                    found = _endpoint(service, entry.address, target, pod)
+                    yield replace(
+                        found,
+                        ready=entry.ready,
+                        zone=found.zone or entry.zone,
+                        hostname=entry.hostname or found.hostname,
+                    )
 
     def _selected(self, service: Service, port: ServicePort) -> Iterator[Endpoint]:
         # As Kubernetes' own endpoints controller does, except that pods that are not ready are left out, not listed as such.
@@ -317,7 +325,7 @@ class Mesh:
             if pod.address and not pod.ended and (pod.ready or service.publish_not_ready):
                 target = target_port(port, pod)
                 if target is not None:
-                    yield _endpoint(pod.address, target, pod)
+                    yield _endpoint(service, pod.address, target, pod)
 
     def _pods_of(self, service: Service) -> Iterator[Pod]:
         if service.selector:
@@ -359,16 +367,15 @@ class Mesh:
 
     def identities(self, service: Service) -> tuple[str, ...]:
         """Return the SPIFFE ids that a service's pods may show, ready or not, under every trust domain; sorted."""
-
-        def make() -> tuple[str, ...]:
+        memo = self.memo(service)
+        if "identities" not in memo:
             pods = {pod.ref: pod for pod in self._pods_of(service)}
             for port in service.ports:
                 pods.update({e.pod.ref: e.pod for e in self.endpoints(service, port) if e.pod})
-            names = {pod.identity(domain) for pod in pods.values() for domain in self.config.trust_domains}
-            return tuple(sorted(names.union(service.service_accounts)))
-
-        found: tuple[str, ...] = self.memo(service, "identities", make)
-        return found
+            found = {pod.identity(domain) for pod in pods.values() for domain in self.config.trust_domains}
+            memo["identities"] = tuple(sorted(found.union(service.service_accounts)))
+        identities: tuple[str, ...] = memo["identities"]
+        return identities
 
 
 def _index(facts: Iterable[Fact]) -> dict[Ref, Fact | None]:
@@ -392,12 +399,18 @@ def _by_namespace(
     return {**old, **{namespace: NamespaceFacts(facts) for namespace, facts in changed.items()}}
 
 
-def _endpoint(address: str, port: int, pod: Pod | None, *, ready: bool = True, zone: str = "") -> Endpoint:
-    region = sub_zone = ""
-    if pod and (locality := pod.meta.labels.get(LOCALITY_LABEL)):
-        region, zone, sub_zone = (*locality.replace("/", ".").split("."), "", "")[:3]
+def _endpoint(service: Service, address: str, port: int, pod: Pod | None) -> Endpoint:
+    locality = (pod.meta.labels.get(LOCALITY_LABEL) if pod else "") or ""
+    region, zone, sub_zone = (*locality.replace("/", ".").split("."), "", "", "")[:3]
+    hostname = pod.hostname if pod and pod.subdomain == service.name else ""
     return Endpoint(
-        address=address, port=port, pod=pod, ready=ready, region=region, zone=zone, sub_zone=sub_zone
+        address=address,
+        port=port,
+        pod=pod,
+        region=region,
+        zone=zone,
+        sub_zone=sub_zone,
+        hostname=hostname,
     )
 
 

@@ -132,13 +132,10 @@ def _virtual_host(name: str, domains: tuple[str, ...], host: Host, *, proxied: b
     return VirtualHost(name=name, domains=list(domains), routes=routes)
 
 
-def _with_ports(host: Host, *, bare: bool) -> list[str]:
-    literal = (f"[{name}]" if ":" in name else name for name in host.domains)
-    return [
-        text
-        for name in literal
-        for text in ((name, f"{name}:{host.port}") if bare else (f"{name}:{host.port}",))
-    ]
+def with_ports(found: tuple[str, ...], port: int, *, bare: bool) -> tuple[str, ...]:
+    """Return the domains under which names are asked for: each with the port, and also without it if `bare`."""
+    literal = (f"[{name}]" if ":" in name else name for name in found)
+    return tuple(text for name in literal for text in ((name,) if bare else ()) + (f"{name}:{port}",))
 
 
 @lru_cache(maxsize=4096)
@@ -158,7 +155,9 @@ def route_configuration(
     found: list[VirtualHost] = []
     for host in sorted(hosts, key=lambda host: host.addressed):
         bare = host.port == 80 if proxied else True
-        domains = tuple(d for d in dict.fromkeys(_with_ports(host, bare=bare)) if d.lower() not in taken)
+        domains = tuple(
+            d for d in dict.fromkeys(with_ports(host.domains, host.port, bare=bare)) if d.lower() not in taken
+        )
         taken.update(domain.lower() for domain in domains)
         if domains:
             label = f"{host.domains[0]}:{host.port}"
