@@ -74,6 +74,8 @@ class Hub:
         """Whose snapshot is to be made, in order."""
         self._dropped: set[PodName] = set()
         """Whose last run was dropped."""
+        self._failure = ""
+        """The last error that was told with its traceback."""
         self._pending: list[Change] = []
         self._first = self._last = self._turn = 0.0
         self._wake = asyncio.Event()
@@ -183,8 +185,16 @@ class Hub:
             return
         try:
             snapshot = await self._translate(pod, droppable=key not in self._dropped)
-        except Exception:
-            log.exception("no configuration could be made; what the proxy has stays", pod="/".join(key))
+        except Exception as error:
+            # What is wrong for one is often wrong for all; the traceback is worth telling once.
+            said, before = f"{type(error).__name__}: {error}", self._failure
+            self._failure = said
+            log.error(  # noqa: TRY400
+                "no configuration could be made; what the proxy has stays",
+                pod="/".join(key),
+                problem=said,
+                exc_info=said != before,
+            )
             return
         if snapshot is None:
             self._dropped.add(key)

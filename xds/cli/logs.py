@@ -19,7 +19,8 @@ def configure() -> None:
         _one_line,
     ]
     shown: list[Any] = (
-        [structlog.dev.ConsoleRenderer()]
+        # Tracebacks without local variables: there may be keys among them.
+        [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
         if terminal
         else [
             structlog.processors.format_exc_info,

@@ -1,0 +1,65 @@
+"""Logs: for people on a terminal, as logfmt elsewhere, and never more than they should say."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+
+CODE = """
+import logging, structlog
+from xds.cli import logs
+logs.configure()
+log = structlog.get_logger()
+log.info("hello", proxy="a~b", sources=["x", "y z"], said='one\\ntwo\\x1b[31m')
+logging.getLogger("grpc").warning("from a library")
+log.debug("too much")
+def inner():
+    secret = "PRIVATE KEY"
+    raise RuntimeError("a bug")
+try:
+    inner()
+except RuntimeError:
+    log.exception("failed")
+"""
+
+
+def run(stderr: int) -> None:
+    subprocess.run(
+        [sys.executable, "-c", CODE], stderr=stderr, check=True, env=os.environ | {"TERM": "xterm"}
+    )
+
+
+def test_logfmt_where_programs_read() -> None:
+    read, write = os.pipe()
+    run(write)
+    os.close(write)
+    with os.fdopen(read) as lines:
+        hello, library, failed = lines.read().splitlines()
+    assert hello.startswith("timestamp=")
+    assert hello.endswith('level=info event=hello proxy=a~b sources="x, y z" said="one two [31m"')
+    assert library.endswith('level=warning event="from a library"')
+    assert "event=failed" in failed
+    assert "RuntimeError: a bug" in failed
+    assert "PRIVATE KEY" not in failed.replace('secret = \\"PRIVATE KEY\\"', "")
+
+
+def test_a_form_that_people_read_on_a_terminal() -> None:
+    master, slave = pty.openpty()
+    run(slave)
+    os.close(slave)
+    text = b""
+    while True:
+        try:
+            text += os.read(master, 65536)
+        except OSError:  # the other end is closed
+            break
+    os.close(master)
+    shown = text.decode()
+    assert "hello" in shown
+    assert "from a library" in shown
+    assert "RuntimeError: a bug" in shown
+    assert "\x1b[31m'" not in shown
+    assert "PRIVATE KEY" not in shown.replace('secret = "PRIVATE KEY"', "")
+    assert "too much" not in shown
