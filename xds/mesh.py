@@ -8,32 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias
 
+from xds.installed import installed
 from xds.model import (
-    CLUSTER_DOMAIN,
     LOCALITY_LABEL,
     AuthenticationPolicy,
     Change,
-    ClientTls,
     DestinationRule,
     Endpoints,
     Fact,
     MeshConfig,
-    Meta,
-    Mode,
-    Object,
     PeerAuthentication,
     Pod,
     Ref,
     Service,
     ServicePort,
-    TlsMode,
-    TrafficPolicy,
 )
+from xds.namespace import NOTHING, NamespaceFacts, covers
 
-T = TypeVar("T", bound=Object)
 ServiceKey: TypeAlias = tuple[str, str]
 """namespace, name."""
 
@@ -65,110 +58,6 @@ class Exposure(NamedTuple):
     service: Service
     port: ServicePort
     target: int
-
-
-def covers(selector: Mapping[str, str], labels: Mapping[str, str]) -> bool:
-    """Whether an object with these labels is selected: every pair of the selector is among them."""
-    return all(labels.get(key) == value for key, value in selector.items())
-
-
-def oldest_first(objects: Iterable[T]) -> tuple[T, ...]:
-    """Sort by age: creation time, then namespace, then name (ADR 0007)."""
-    return tuple(sorted(objects, key=lambda found: found.meta.age_key))
-
-
-class NamespaceFacts:
-    """The facts of one namespace (`""`: cluster-scoped ones) by kind, with what is worked out from them on demand."""
-
-    def __init__(self, facts: Mapping[Ref, Fact]) -> None:
-        self.facts = facts
-
-    def _of(self, kind: type[T]) -> tuple[T, ...]:
-        return oldest_first(fact for fact in self.facts.values() if isinstance(fact, kind))
-
-    @cached_property
-    def services(self) -> Mapping[str, Service]:
-        """Services by name, oldest first."""
-        return {service.name: service for service in self._of(Service)}
-
-    @cached_property
-    def pods(self) -> Mapping[str, Pod]:
-        """Pods by name, in the order of their names: what depends on the order must not depend on age."""
-        return {pod.name: pod for pod in sorted(self._of(Pod), key=lambda pod: pod.name)}
-
-    @cached_property
-    def endpoints(self) -> Mapping[str, tuple[Endpoints, ...]]:
-        """EndpointSlices by service name; a service's Endpoints only where it has no EndpointSlice."""
-        found: dict[str, list[Endpoints]] = {}
-        for endpoints in sorted(self._of(Endpoints), key=lambda found: found.name):
-            found.setdefault(endpoints.service, []).append(endpoints)
-        return {
-            name: tuple(e for e in each if e.ref.kind == "EndpointSlice") or tuple(each)
-            for name, each in found.items()
-        }
-
-    @cached_property
-    def peer_authentications(self) -> tuple[PeerAuthentication, ...]:
-        """PeerAuthentications, oldest first."""
-        return self._of(PeerAuthentication)
-
-    @cached_property
-    def policies(self) -> tuple[AuthenticationPolicy, ...]:
-        """Alpha Policies (in the cluster scope: MeshPolicies), oldest first."""
-        return self._of(AuthenticationPolicy)
-
-    @cached_property
-    def rules(self) -> tuple[DestinationRule, ...]:
-        """DestinationRules, oldest first."""
-        return self._of(DestinationRule)
-
-    @cached_property
-    def _by_selector(self) -> Mapping[tuple[str, str], list[Service]]:
-        found: dict[tuple[str, str], list[Service]] = {}
-        for service in self.services.values():
-            if service.selector:
-                found.setdefault(min(service.selector.items()), []).append(service)
-        return found
-
-    def selecting(self, labels: Mapping[str, str]) -> Iterator[Service]:
-        """Yield the services whose selector covers these labels."""
-        for pair in labels.items():
-            for service in self._by_selector.get(pair, ()):
-                if covers(service.selector, labels):
-                    yield service
-
-
-_NOTHING = NamespaceFacts({})
-
-
-def installed(config: MeshConfig) -> tuple[Fact, ...]:
-    """Return the objects that installing with `config` creates; an object of the same name takes their place.
-
-    What `values.global.mtls.enabled` creates is in Istio 1.4's Helm charts: MeshPolicy `default`, and when true the rules
-    `default` (`*.local`, ISTIO_MUTUAL) and `api-server` (DISABLE).
-    """
-    origin = f"values.global.mtls.enabled={str(config.mtls_enabled).lower()}"
-
-    def meta(kind: str, namespace: str, name: str) -> Meta:
-        return Meta(ref=Ref(kind, namespace, name), origin=origin)
-
-    mode = Mode.STRICT if config.mtls_enabled else Mode.PERMISSIVE
-    policy = AuthenticationPolicy(meta=meta("MeshPolicy", "", "default"), mode=mode)
-    if not config.mtls_enabled:
-        return (policy,)
-    return (
-        policy,
-        DestinationRule(
-            meta=meta("DestinationRule", config.root_namespace, "default"),
-            host="*.local",
-            policy=TrafficPolicy(tls=ClientTls(mode=TlsMode.ISTIO_MUTUAL)),
-        ),
-        DestinationRule(
-            meta=meta("DestinationRule", config.root_namespace, "api-server"),
-            host=f"kubernetes.default.svc.{CLUSTER_DOMAIN}",
-            policy=TrafficPolicy(tls=ClientTls(mode=TlsMode.DISABLE)),
-        ),
-    )
 
 
 class Mesh:
@@ -226,7 +115,7 @@ class Mesh:
                     if pod := self.pod_at(address):
                         yield from self.touched_by(pod)
             case DestinationRule():
-                yield from ((s.namespace, s.name) for s in self.services() if host_matches(fact.host, s.host))
+                yield from ((s.namespace, s.name) for s in self.services() if fact.is_about(s.host))
             case Service() | AuthenticationPolicy() | PeerAuthentication():
                 everywhere = not fact.namespace or (
                     isinstance(fact, PeerAuthentication) and fact.namespace == self.config.root_namespace
@@ -243,7 +132,7 @@ class Mesh:
 
     def in_namespace(self, namespace: str, *, given: bool = False) -> NamespaceFacts:
         """Return the facts of a namespace; `given`: without those that installing created."""
-        return (self._given if given else self._all).get(namespace, _NOTHING)
+        return (self._given if given else self._all).get(namespace, NOTHING)
 
     def get(self, ref: Ref) -> Fact | None:
         """Return the object of that name."""
@@ -390,7 +279,7 @@ def _by_namespace(
     changed: dict[str, dict[Ref, Fact]] = {}
     for ref, fact in changes.items():
         if ref.namespace not in changed:
-            changed[ref.namespace] = dict(old.get(ref.namespace, _NOTHING).facts)
+            changed[ref.namespace] = dict(old.get(ref.namespace, NOTHING).facts)
         facts = changed[ref.namespace]
         if fact is None:
             facts.pop(ref, None)
@@ -419,8 +308,3 @@ def target_port(port: ServicePort, pod: Pod) -> int | None:
     if isinstance(port.target, int):
         return port.target
     return next((p.port for p in pod.ports if p.name == port.target), None)
-
-
-def host_matches(pattern: str, host: str) -> bool:
-    """Whether a DestinationRule's host, exact or with a leading wildcard, covers a service's full name."""
-    return pattern == host or (pattern.startswith("*") and host.endswith(pattern[1:]))

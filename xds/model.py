@@ -358,6 +358,10 @@ class DestinationRule(Object):
     selector: Mapping[str, str] | None = None
     """workloadSelector.matchLabels: the clients it is for; None: all."""
 
+    def is_about(self, host: str) -> bool:
+        """Whether its host, exact or with a leading wildcard, covers a service's full name."""
+        return self.host == host or (self.host.startswith("*") and host.endswith(self.host[1:]))
+
 
 Fact: TypeAlias = (
     Namespace
@@ -386,7 +390,10 @@ class MeshConfig:
     allow_any_outbound: bool = True
     """outboundTrafficPolicy ALLOW_ANY; False: REGISTRY_ONLY."""
     passthrough_inbound: bool = True
-    """inboundTrafficPolicy PASSTHROUGH; False: LOCALHOST (ports of no service reach 127.0.0.1)."""
+    """inboundTrafficPolicy PASSTHROUGH: applications are reached at the pod's address; False: LOCALHOST, at 127.0.0.1.
+
+    Ports of no Service always go where the client meant.
+    """
     proxy_listen_port: int = 15001
     proxy_inbound_listen_port: int = 15006
     proxy_http_port: int = 15002

@@ -7,21 +7,13 @@ pooled connections only when a host is replaced, and a changed locality replaces
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from envoy_data_plane.envoy.config.core.v3 import HealthStatus, Locality, Metadata
-from envoy_data_plane.envoy.config.endpoint.v3 import (
-    ClusterLoadAssignment,
-    Endpoint,
-    LbEndpoint,
-    LocalityLbEndpoints,
-)
+from xds.descriptors import message_class
+from xds.mesh import Endpoint
+from xds.snapshot import ENDPOINT, TYPE_PREFIX, Resource
 
-from xds.envoy.common import address, resource, strings
-from xds.mesh import Endpoint as MeshEndpoint
-from xds.snapshot import ENDPOINT, Resource
-
+_HEALTHY, _UNHEALTHY = 1, 2
 MTLS_ZONE = "istio"
 
 
@@ -37,7 +29,7 @@ class Target(NamedTuple):
     mtls: bool
 
 
-def target(endpoint: MeshEndpoint, *, mtls: bool) -> Target:
+def target(endpoint: Endpoint, *, mtls: bool) -> Target:
     """Return an endpoint as it is to be reached."""
     sub_zone = endpoint.sub_zone
     if mtls:
@@ -47,25 +39,25 @@ def target(endpoint: MeshEndpoint, *, mtls: bool) -> Target:
     )
 
 
-@lru_cache(maxsize=65536)
-def _lb_endpoint(found: Target) -> LbEndpoint:
-    metadata = {"envoy.transport_socket_match": strings(tlsMode="istio")} if found.mtls else {}
-    return LbEndpoint(
-        endpoint=Endpoint(address=address(found.address, found.port)),
-        health_status=HealthStatus.HEALTHY if found.ready else HealthStatus.UNHEALTHY,
-        metadata=Metadata(filter_metadata=metadata) if metadata else None,
-    )
-
-
 def assignment(name: str, targets: Iterable[Target], sources: tuple[str, ...]) -> Resource:
-    """Return a cluster's assignment, empty where there is no endpoint."""
-    localities: dict[tuple[str, str, str], LocalityLbEndpoints] = {}
+    """Return a cluster's assignment, empty where there is no endpoint.
+
+    The one message that can be large is filled in without betterproto2 in between: ten times faster (ADR 0002).
+    """
+    message: Any = message_class(ENDPOINT.removeprefix(TYPE_PREFIX))(cluster_name=name)
+    group: Any = None
+    zone: tuple[str, str, str] | None = None
     for found in sorted(targets):
-        key = found[:3]
-        if key not in localities:
-            region, zone, sub_zone = key
-            locality = Locality(region=region, zone=zone, sub_zone=sub_zone)
-            localities[key] = LocalityLbEndpoints(locality=locality)
-        localities[key].lb_endpoints.append(_lb_endpoint(found))
-    message = ClusterLoadAssignment(cluster_name=name, endpoints=list(localities.values()))
-    return resource(ENDPOINT, name, message, sources=sources)
+        if found[:3] != zone:
+            zone = found[:3]
+            group = message.endpoints.add()
+            group.locality.SetInParent()
+            group.locality.region, group.locality.zone, group.locality.sub_zone = zone
+        entry = group.lb_endpoints.add()
+        socket = entry.endpoint.address.socket_address
+        socket.address, socket.port_value = found.address, found.port
+        entry.health_status = _HEALTHY if found.ready else _UNHEALTHY
+        if found.mtls:
+            entry.metadata.filter_metadata["envoy.transport_socket_match"]["tlsMode"] = "istio"
+    body: bytes = message.SerializeToString(deterministic=True)
+    return Resource.of(ENDPOINT, name, body, sources=sources)

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from xds.mesh import Mesh, covers, host_matches
+from xds.mesh import Mesh
 from xds.model import Ref, Service, Subset, TrafficPolicy
+from xds.namespace import covers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +92,7 @@ def _rules(mesh: Mesh, namespace: str, service: Service) -> Iterator[ClientRule]
     default = mesh.config.default_destination_rule_export_to
     rules = mesh.in_namespace(namespace).rules
     for rule in sorted(rules, key=lambda rule: rule.selector is None):
-        if host_matches(rule.host, service.host):
+        if rule.is_about(service.host):
             names = rule.export_to or default
             yield ClientRule(
                 owners={"": rule.ref} | {subset.name: rule.ref for subset in rule.subsets},

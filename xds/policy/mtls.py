@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
-from xds.mesh import Endpoint, Mesh, covers
+from xds.mesh import Endpoint, Mesh
 from xds.model import (
     AuthenticationPolicy,
     ClientTls,
@@ -22,6 +22,7 @@ from xds.model import (
     ServicePort,
     TlsMode,
 )
+from xds.namespace import covers
 from xds.policy.destination import ClientRule, client_rule
 
 

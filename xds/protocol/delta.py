@@ -5,7 +5,7 @@ from __future__ import annotations
 from xds.protocol.events import Event, Response
 from xds.protocol.watch import Lingering, Watch
 from xds.protocol.wire import DeltaRequest, delta_response
-from xds.snapshot import SECRET, ResourceSet
+from xds.snapshot import CLUSTER, SECRET, ResourceSet
 
 MOST_UNANSWERED = 64
 """Responses of a type that a client may leave unanswered before it is held: each has to be remembered."""
@@ -81,6 +81,7 @@ class DeltaWatch(Watch):
         if self.type_url == SECRET:
             return frozenset()
         brought = {name: version for name, version in versions if self.subscription.covers(name)}
+        self.resumed = bool(brought) and self.type_url == CLUSTER
         for name, version in brought.items():
             self.sent[name] = version
             if name not in self.resources:

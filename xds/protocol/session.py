@@ -39,6 +39,10 @@ _USERS = {
 """By type, the types that use its resources: one goes away after those that used it. Users come before used."""
 
 
+_RESUMPTION = 1.0
+"""Seconds that a client which was here before has to ask again for all that it wants: it does so at once."""
+
+
 class Variant(Enum):
     """The two forms of the protocol."""
 
@@ -75,6 +79,7 @@ class Session:
         self._warming: dict[str, None] = {}
         """Assignments of clusters that were sent before the client subscribed to any."""
         self._nonces = 0
+        self._began = inf
         self._deadline = inf
 
     def serve(self, snapshot: Snapshot) -> None:
@@ -109,6 +114,7 @@ class Session:
         self._deadline = inf
         if not self._snapshot:
             return None
+        self._began = min(self._began, now)
         self._let_go(now)
         for watch in self._watches.values():
             if watch.type_url not in _ORDER and watch.type_url not in self._snapshot.types:
@@ -167,6 +173,8 @@ class Session:
                 continue
             watch = self._watches[type_url]
             users = [self._watches[user] for user in by if user in self._watches]
+            if watch.resumed and self._expects_listeners(now):
+                continue
             if all(self._settled(user) for user in users):
                 watch.release(tuple(watch.lingering))
             else:
@@ -190,6 +198,14 @@ class Session:
     def _settled(self, user: Watch) -> bool:
         """Whether what the client has of a type is what it should have, to the last resource that it waits for."""
         return user.quiet and not user.lingering and all(self._arrived(*ref) for ref in user.refs())
+
+    def _expects_listeners(self, now: float) -> bool:
+        """Whether a client that takes up its subscriptions again may be about to say that it uses clusters."""
+        end = self._began + _RESUMPTION
+        if self._type_url or LISTENER in self._watches or now >= end:
+            return False
+        self._deadline = min(self._deadline, end)
+        return True
 
     def _arrived(self, type_url: str, name: str) -> bool:
         """Whether a resource that another one refers to is with the client."""

@@ -39,7 +39,6 @@ class SotwWatch(Watch):
             self.sent.clear()
             self.parked.clear()
             self._dirty.clear()
-            self._forced.clear()
         else:
             resources = fresh = [resource for _, resource in self._batch(due) if resource]
             version = self.resources.version
@@ -65,7 +64,7 @@ class SotwWatch(Watch):
     def _is_news(self, resource: Resource) -> bool:
         """Whether the client may not have a resource as it is: new, changed, or in what it rejected."""
         name = resource.name
-        return self.sent.get(name) != resource.version or name in self._forced or name in self.parked
+        return self.sent.get(name) != resource.version or name in self.parked
 
     def _world(self) -> tuple[list[Resource], str]:
         """Return all that the client should have, and the version of that."""
@@ -84,6 +83,12 @@ class SotwWatch(Watch):
             for name in difference.asked:
                 self._touch(name)
         return super()._subscribe(difference)
+
+    def _park(self, resources: tuple[Resource, ...]) -> None:
+        if self._full:  # What was rejected together goes together anyway, with everything else.
+            self.parked = {resource.name: frozenset({resource.name}) for resource in resources}
+        else:
+            super()._park(resources)
 
     def _tells_absence(self, name: str) -> bool:
         return self._full and name in self.sent

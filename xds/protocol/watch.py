@@ -45,6 +45,8 @@ class Watch(ABC):
         self.subscription = Subscription(legacy=type_url in WILDCARD_TYPES)
         self.sent: dict[str, str] = {}
         """Name and version of what the client has been sent, or had before."""
+        self.resumed = False
+        """Whether the client brought clusters from an earlier stream."""
         self.lingering: dict[str, Lingering] = {}
         self.parked: dict[str, frozenset[str]] = {}
         """What the client rejected, by name; each with all that came in the same response."""

@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 from xds.envoy import clusters, inbound, names, outbound, routes
 from xds.envoy.bootstrap import own_address
-from xds.mesh import Mesh, covers
+from xds.mesh import Mesh
 from xds.model import Interception, Pod, Protocol, Ref
+from xds.namespace import covers
 from xds.policy.destination import client_rule
 from xds.policy.mtls import in_force, ports_with_own_mode
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET, Resource, ResourceSet, Snapshot
