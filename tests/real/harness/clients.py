@@ -1,4 +1,4 @@
-"""Clients: HTTP/1.1, HTTP/2 without TLS, and TCP, from any place, with names resolved as the pod would."""
+"""Clients: HTTP/1.1, HTTP/2 with prior knowledge, and TCP, from any place, with names resolved as the pod would."""
 
 from __future__ import annotations
 
@@ -82,15 +82,20 @@ class Client:
         return [await self.get(url, **how) for _ in range(count)]
 
     async def get_http2(
-        self, url: str, *, headers: Mapping[str, str] | None = None, timeout: float = 10
+        self,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        tls: ssl.SSLContext | None = None,
+        timeout: float = 10,
     ) -> Answer:
-        """Send one HTTP/2 request with prior knowledge, without TLS."""
-        authority, _, path = url.removeprefix("http://").partition("/")
+        """Send one HTTP/2 request with prior knowledge, without TLS unless given."""
+        authority, _, path = url.partition("://")[2].partition("/")
         host, _, port = authority.partition(":")
         try:
             async with asyncio.timeout(timeout):
                 connected = await self.connect(host, int(port or 80))
-                return await http2.request(connected, authority, f"/{path}", headers or {})
+                return await http2.request(connected, authority, f"/{path}", headers or {}, tls)
         except NO_ANSWER as error:
             return Answer.failed(error)
 

@@ -1,9 +1,10 @@
-"""HTTP/2 without TLS, prior knowledge: one request on a connection, and the server's side as a protocol."""
+"""HTTP/2 with prior knowledge: one request on a connection, and the server's side as a protocol."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 
 from h2.config import H2Configuration
@@ -31,9 +32,16 @@ class ClosedError(ConnectionError):
     """The connection or stream ended before the response did."""
 
 
-async def request(connected: socket.socket, authority: str, path: str, headers: Mapping[str, str]) -> Answer:
+async def request(
+    connected: socket.socket,
+    authority: str,
+    path: str,
+    headers: Mapping[str, str],
+    tls: ssl.SSLContext | None = None,
+) -> Answer:
     """Send a GET over an established connection, and close it."""
-    reader, writer = await asyncio.open_connection(sock=connected)
+    name = authority if tls else None
+    reader, writer = await asyncio.open_connection(sock=connected, ssl=tls, server_hostname=name)
     try:
         link = H2Connection(H2Configuration(client_side=True, header_encoding="utf-8"))
         link.initiate_connection()

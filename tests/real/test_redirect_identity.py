@@ -1,0 +1,200 @@
+"""X-Forwarded-Client-Cert: the application learns who asks from its sidecar, and nobody can make it believe anything else."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import ssl
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from tests.real.harness.cluster import Cluster
+from tests.real.harness.manifests import peer_authentication
+from tests.real.harness.mesh import Mesh
+from tests.real.harness.tcp import Conversation
+from xds.identity.ca import Authority, Leaf
+from xds.identity.keys import PrivateKey
+from xds.state import root_authority
+
+pytestmark = [pytest.mark.netns, pytest.mark.envoy, pytest.mark.asyncio(loop_scope="module")]
+
+PORTS = {"http-web": (80, 8080), "http2-web": (81, 8081), "web": (83, 8083)}
+UNNAMED = 7000
+CLIENT, OUTSIDER = "client.full", "outsider.outside"
+SLEEP = "spiffe://cluster.local/ns/full/sa/sleep"
+MEMBER = "spiffe://cluster.local/ns/outside/sa/member"
+
+HEADER = "x-forwarded-client-cert"
+FORGED = (
+    'By=spiffe://cluster.local/ns/a/sa/b;Hash=00;Subject="";URI=spiffe://cluster.local/ns/forged/sa/admin'
+)
+FORGERIES = [{HEADER: FORGED}, {"X-Forwarded-Client-Cert": f"{FORGED},{FORGED}"}, {HEADER: f'{FORGED},By="'}]
+MESH_ALPN = ("istio", "istio-peer-exchange", "istio-http/1.1", "istio-h2")
+METHODS = ["get", "get_http2"]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def mesh(tmp_path_factory):
+    """Servers in namespaces that are named after what is in force there, a client with a sidecar, and one without."""
+    with Cluster() as cluster:
+        async with Mesh(cluster, tmp_path_factory.mktemp("mesh")) as mesh:
+            mesh.pod("client", "full", account="sleep")
+            mesh.pod("outsider", "outside", sidecar=False)
+            for namespace in ("permissive", "strict", "disable", "legacy"):
+                pod = mesh.pod("web", namespace, sidecar=namespace != "legacy", account="web")
+                mesh.service("web", namespace, PORTS)
+                await mesh.serve(pod, http=(8080, 8081, 8083, UNNAMED), lines=(7100,))
+            mesh.apply(peer_authentication("strict", "STRICT"), peer_authentication("disable", "DISABLE"))
+            await mesh.start()
+            yield mesh
+
+
+@pytest.fixture(scope="module")
+def root(mesh) -> Authority:
+    """The authority that the sidecars' certificates are from."""
+    return root_authority(mesh.plane.state, "cluster.local", datetime.now(UTC))
+
+
+@pytest.fixture(scope="module")
+def member(root) -> Leaf:
+    """A certificate of somebody who belongs to the mesh and has no sidecar."""
+    return root.issue(MEMBER, datetime.now(UTC))
+
+
+def _own_tls(folder: Path, root: Authority, leaf: Leaf | None, *alpn: str) -> ssl.SSLContext:
+    context = ssl.create_default_context(cadata=root.certificate_pem.decode())
+    context.check_hostname = False  # a SPIFFE certificate names no host
+    if leaf:
+        file = folder / "leaf.pem"
+        file.touch(0o600)
+        file.write_bytes(leaf.chain + leaf.key.to_pem())
+        context.load_cert_chain(file)
+    if alpn:
+        context.set_alpn_protocols(list(alpn))
+    return context
+
+
+def _element(server: str, client: str, fingerprint: str = "[0-9a-f]{64}") -> re.Pattern[str]:
+    return re.compile(f'By={server};Hash={fingerprint};Subject="";URI={client}')
+
+
+class TestAClientWithASidecar:
+    @pytest.mark.parametrize("port", [80, 81, 83])
+    @pytest.mark.parametrize("method", METHODS)
+    @pytest.mark.parametrize("namespace", ["permissive", "strict"])
+    async def test_is_named_by_exactly_one_element(self, mesh, namespace, method, port):
+        for headers in ({}, *FORGERIES):
+            answer = await getattr(mesh[CLIENT].client, method)(
+                f"http://web.{namespace}:{port}/headers", headers=headers
+            )
+            server = f"spiffe://cluster.local/ns/{namespace}/sa/web"
+            assert _element(server, SLEEP).fullmatch(answer.certificate), answer.certificate
+
+    async def test_is_what_the_pages_grep_finds(self, mesh):
+        answer = await mesh[CLIENT].client.get("http://web.strict/headers", headers=FORGERIES[1])
+
+        grep = ["grep", "-Eo", "URI=spiffe.*sa/[a-z]*"]
+        found = subprocess.run(grep, input=answer.text, capture_output=True, text=True, check=True)
+
+        assert found.stdout == f"URI={SLEEP}\n"
+
+    @pytest.mark.parametrize("method", METHODS)
+    @pytest.mark.parametrize(
+        ("namespace", "port"),
+        [("disable", 80), ("disable", 81), ("disable", 83), ("legacy", 80), ("legacy", 83)],
+    )
+    async def test_is_not_named_where_it_speaks_plaintext(self, mesh, namespace, port, method):
+        for headers in ({}, *FORGERIES):
+            answer = await getattr(mesh[CLIENT].client, method)(
+                f"http://web.{namespace}:{port}/headers", headers=headers
+            )
+            assert (answer.pod, answer.certificate) == (f"web.{namespace}", "")
+
+
+class TestAPlaintextClient:
+    @pytest.mark.parametrize("port", [8080, 8081, 8083, UNNAMED])
+    @pytest.mark.parametrize("method", METHODS)
+    @pytest.mark.parametrize("namespace", ["permissive", "disable"])
+    async def test_is_nobody_whatever_it_says(self, mesh, namespace, method, port):
+        address = mesh[f"web.{namespace}"].address
+        for headers in FORGERIES:
+            answer = await getattr(mesh[OUTSIDER].client, method)(
+                f"http://{address}:{port}/headers", headers=headers
+            )
+            assert (answer.pod, answer.certificate) == (f"web.{namespace}", "")
+
+
+class TestAMemberThatSpeaksMutualTlsItself:
+    @pytest.mark.parametrize(
+        ("port", "alpn"),
+        [
+            *((port, alpn) for port in (8080, 8081) for alpn in MESH_ALPN),
+            *((port, alpn) for port in (8083, UNNAMED) for alpn in ("istio-http/1.1", "istio-h2")),
+        ],
+    )
+    @pytest.mark.parametrize("method", METHODS)
+    @pytest.mark.parametrize("namespace", ["permissive", "strict"])
+    async def test_is_known_by_its_certificate_whatever_it_says(
+        self, mesh, root, member, tmp_path, namespace, method, port, alpn
+    ):
+        tls = _own_tls(tmp_path, root, member, alpn)
+        get = getattr(mesh[OUTSIDER].client, method)
+        url = f"https://{mesh[f'web.{namespace}'].address}:{port}/headers"
+
+        for headers in FORGERIES:
+            answer = await get(url, headers=headers, tls=tls)
+            server = f"spiffe://cluster.local/ns/{namespace}/sa/web"
+            assert _element(server, MEMBER, member.fingerprint).fullmatch(answer.certificate), answer
+
+    @pytest.mark.parametrize(
+        ("port", "alpn"),
+        [(8080, ()), (8081, ()), (8080, ("http/1.1",)), (8083, ("http/1.1",)), (8083, ("h2",))],
+    )
+    async def test_is_known_at_a_strict_server_without_the_meshs_alpn_too(
+        self, mesh, root, member, tmp_path, port, alpn
+    ):
+        tls = _own_tls(tmp_path, root, member, *alpn)
+        client = mesh[OUTSIDER].client
+        get = client.get_http2 if alpn == ("h2",) else client.get
+
+        answer = await get(
+            f"https://{mesh['web.strict'].address}:{port}/headers", headers=FORGERIES[0], tls=tls
+        )
+
+        assert _element("spiffe://cluster.local/ns/strict/sa/web", MEMBER).fullmatch(answer.certificate)
+
+    async def test_reaches_tcp_ports_that_no_service_names(self, mesh, root, member, tmp_path):
+        tls = _own_tls(tmp_path, root, member, "istio")
+        for pod in (mesh["web.permissive"], mesh["web.strict"]):
+            connected = await mesh[OUTSIDER].client.connect(pod.address, 7100)
+            streams = await asyncio.open_connection(sock=connected, ssl=tls, server_hostname=pod.address)
+            conversation = Conversation(*streams, timeout=10)
+            assert await conversation.ask("hello") == f"web.{pod.namespace}: hello"
+            await conversation.close()
+
+
+class TestACertificateThatProvesNothing:
+    @pytest.mark.parametrize("port", [8080, 8083, UNNAMED])
+    @pytest.mark.parametrize("namespace", ["permissive", "strict"])
+    async def test_is_refused(self, mesh, root, tmp_path, namespace, port):
+        now = datetime.now(UTC)
+        other_root = Authority.create(PrivateKey.generate(), "cluster.local", now)
+        proofs = {
+            "fail_verify_no_cert": None,
+            "fail_verify_error": other_root.issue(MEMBER, now),
+            "fail_verify_san": root.issue("spiffe://elsewhere/ns/outside/sa/member", now),
+        }
+        pod = mesh[f"web.{namespace}"]
+        for reason, leaf in proofs.items():
+            counter = f"listener.0.0.0.0_15006.ssl.{reason}"
+            before = await mesh.sidecar(pod).admin.stat(counter)
+
+            tls = _own_tls(tmp_path, root, leaf, "istio-http/1.1")
+            answer = await mesh[OUTSIDER].client.get(f"https://{pod.address}:{port}/headers", tls=tls)
+
+            assert answer.code == "000", reason
+            assert await mesh.sidecar(pod).admin.stat(counter) == before + 1
