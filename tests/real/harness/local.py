@@ -1,0 +1,226 @@
+"""A mesh on loopback: every pod has a 127.x.y.z of its own, and sidecars in interception mode NONE led by `xds serve`.
+
+A pod with a sidecar has two addresses: its own, where the sidecar listens, and one for its application. Clients in it use
+the sidecar as their HTTP proxy; those in a pod without one resolve names themselves and take the endpoints in turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from tests.real.harness import manifests
+from tests.real.harness.apps import EchoApp
+from tests.real.harness.clients import Client, rotating
+from tests.real.harness.controlplane import ControlPlane
+from tests.real.harness.envoy import EnvoyProcess
+from tests.real.harness.loopback import Loopback
+from tests.real.harness.manifests import Manifest, Manifests
+from tests.real.harness.tcp import LineApp
+from tests.real.harness.waiting import eventually
+from xds.demo.proxies import difference, in_force, wanted
+from xds.descriptors import to_json_dict
+from xds.envoy.bootstrap import bootstrap
+from xds.mesh import Mesh, covers
+from xds.sources.files import Folder
+from xds.sources.settings import Settings
+from xds.translate import translate
+
+PROXY_PORT = 15002
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalPod:
+    """A pod, and who asks from it."""
+
+    name: str
+    namespace: str
+    address: str
+    app_address: str
+    """Where its application listens: another address if a sidecar has the pod's."""
+    client: Client
+    said: dict[str, Any] = field(default_factory=dict)
+    """What its manifest says besides."""
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.name}.{self.namespace}"
+
+
+class LocalMesh:
+    """Pods and services on loopback, and the manifests that say so; inside an `async with` block, `xds serve` follows them."""
+
+    def __init__(
+        self, loopback: Loopback, directory: Path, *, sotw: bool = False, settings: Sequence[str] = ()
+    ) -> None:
+        self.manifests = Manifests(directory / "manifests")
+        self.sidecars: dict[str, EnvoyProcess] = {}
+        """Those that run, by POD.NAMESPACE."""
+        self.sotw = sotw
+        self._loopback, self._directory = loopback, directory
+        self._settings = settings
+        self._pods: list[LocalPod] = []
+        self._services: list[Manifest] = []
+        self._table: dict[tuple[str, int], Sequence[tuple[str, int]]] = {}
+        self._exits = AsyncExitStack()
+        options = [f"--set={setting}" for setting in settings]
+        self.plane = ControlPlane(self.manifests.directory, directory, *options)
+
+    async def __aenter__(self) -> Self:
+        await self._exits.enter_async_context(self.plane)
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._exits.__aexit__(*error)
+
+    async def reinstall(self, *settings: str) -> None:
+        """Start the control plane anew with these settings (`--set`): in the installation, there is no other way."""
+        await self.plane.stop()
+        self._settings = settings
+        self.plane._options = tuple(f"--set={setting}" for setting in settings)
+        await self.plane.start()
+
+    # --- what there is -----------------------------------------------------------------------------------------------
+
+    def pod(self, name: str, namespace: str, *, sidecar: bool = True, **said: Any) -> LocalPod:
+        """Add a pod, with what `manifests.pod` may say of it. A sidecar starts with `start`."""
+        address = self._loopback.address()
+        app_address = self._loopback.address() if sidecar else address
+        said = {"labels": {"app": name}, "account": name} | said
+        if sidecar:
+            said["annotations"] = {
+                "sidecar.istio.io/interceptionMode": "NONE",
+                "sidecar.xds/app-address": app_address,
+            } | said.get("annotations", {})
+            client = Client(proxy=f"http://{address}:{PROXY_PORT}")
+        else:
+            client = Client(resolve=rotating(self._table))
+        pod = LocalPod(
+            name=name,
+            namespace=namespace,
+            address=address,
+            app_address=app_address,
+            client=client,
+            said=said,
+        )
+        self._pods.append(pod)
+        self.write_pod(pod, sidecar=sidecar)
+        self._publish()
+        return pod
+
+    def write_pod(self, pod: LocalPod, *, sidecar: bool, **said: Any) -> None:
+        """Write a pod's manifest anew; whether there is a sidecar may be said otherwise than when the pod was made."""
+        written = manifests.pod(pod.name, pod.namespace, pod.address, sidecar=sidecar, **pod.said | said)
+        self.apply(written)
+
+    def service(
+        self, name: str, namespace: str, ports: Mapping[str, tuple[int, int]], **said: Any
+    ) -> Manifest:
+        """Add a service over the pods that its selector (app: NAME) covers; `ports`: name -> (port, target port)."""
+        written = manifests.service(name, namespace, ports, **said)
+        self._services.append(written)
+        self.apply(written)
+        self._publish()
+        return written
+
+    def apply(self, *objects: Manifest) -> None:
+        """Create or replace objects, as `kubectl apply` does."""
+        for found in objects:
+            self.manifests.write(file_of(found), found)
+
+    def delete(self, *objects: Manifest) -> None:
+        """Delete objects."""
+        for found in objects:
+            self.manifests.remove(file_of(found))
+
+    def _publish(self) -> None:
+        """Have the services' names lead to the pods that they select."""
+        self._table.clear()
+        for service in self._services:
+            spec, meta = service["spec"], service["metadata"]
+            pods = [
+                pod
+                for pod in self._pods
+                if pod.namespace == meta["namespace"] and covers(spec["selector"], pod.said["labels"])
+            ]
+            for port in spec["ports"]:
+                where = [(pod.address, port["targetPort"]) for pod in pods]
+                self._table[f"{meta['name']}.{meta['namespace']}", port["port"]] = where
+
+    # --- what runs ---------------------------------------------------------------------------------------------------
+
+    async def enter(self, *running: Any) -> None:
+        """Have something run until the mesh ends."""
+        for each in running:
+            await self._exits.enter_async_context(each)
+
+    async def serve(
+        self,
+        pod: LocalPod,
+        *,
+        http: Sequence[int] = (),
+        lines: Sequence[int] = (),
+        greets: Sequence[int] = (),
+    ) -> None:
+        """Run applications in a pod: echoes over HTTP, over lines, and over lines with a greeting."""
+        name, at = pod.full_name, pod.app_address
+        await self.enter(
+            *(EchoApp(name, port, address=at) for port in http),
+            *(LineApp(name, port, address=at) for port in lines),
+            *(LineApp(name, port, address=at, greets=True) for port in greets),
+        )
+
+    async def start(self, *pods: LocalPod, **how: Any) -> None:
+        """Start the sidecars of pods, and wait until every sidecar has what the manifests come to."""
+        facts = self.facts()
+        envoys = [self._envoy(pod, facts, **how) for pod in pods]
+        await self.enter(*envoys)
+        self.sidecars |= {pod.full_name: envoy for pod, envoy in zip(pods, envoys, strict=True)}
+        await self.settled()
+
+    def sidecar(self, pod: LocalPod) -> EnvoyProcess:
+        """Return a pod's sidecar."""
+        return self.sidecars[pod.full_name]
+
+    async def settled(self, *pods: LocalPod, timeout: float = 10) -> None:
+        """Wait until sidecars (all, if none are named) have in force what the manifests come to now."""
+        facts = self.facts()
+        names = [pod.full_name for pod in pods] or list(self.sidecars)
+        await asyncio.gather(*(self._has(self.sidecars[name], name, facts, timeout) for name in names))
+
+    async def _has(self, envoy: EnvoyProcess, name: str, facts: Mesh, timeout: float) -> None:
+        pod_name, _, namespace = name.partition(".")
+        pod = facts.pod(namespace, pod_name)
+        assert pod, f"{name} has no manifest"
+        config = wanted(translate(facts, pod))
+
+        async def lacking() -> bool:
+            found = difference(config, in_force(await envoy.admin.json("/config_dump?include_eds")))
+            assert not found, found
+            return True
+
+        await eventually(lacking, timeout=timeout, what=f"{name} has what it should")
+
+    def facts(self) -> Mesh:
+        """Read the manifests as they are now."""
+        report = Folder(self.manifests.directory, Settings(None, self._settings)).load()
+        problems = [str(problem) for problem in report.problems if not problem.notice]
+        assert not problems, problems
+        return Mesh(report.change.applied, report.change.config)
+
+    def _envoy(self, pod: LocalPod, facts: Mesh, **how: Any) -> EnvoyProcess:
+        known = facts.pod(pod.namespace, pod.name)
+        assert known, pod
+        # What `xds bootstrap` prints, without a process for each.
+        begin = to_json_dict(bootstrap(known, "127.0.0.1", self.plane.port, sotw=self.sotw))
+        return EnvoyProcess(pod.full_name, begin, self._directory, **how)
+
+
+def file_of(found: Manifest) -> str:
+    """Return the name of the file that holds an object."""
+    meta = found["metadata"]
+    return "-".join([found["kind"], meta.get("namespace", ""), meta["name"]]).lower()

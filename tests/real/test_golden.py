@@ -1,0 +1,150 @@
+"""Every golden case loads in the real Envoy: nothing is refused, nothing waits, and everything that was sent is in force."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from itertools import cycle
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from tests.golden.cases import CASES, load, options
+from tests.real.harness.clients import Client
+from tests.real.harness.controlplane import ControlPlane
+from tests.real.harness.envoy import EnvoyProcess
+from tests.real.harness.manifests import Manifests
+from tests.real.harness.places import HERE, Namespace, Place, why_no_namespaces
+from tests.real.harness.tcp import Relay
+from tests.real.harness.waiting import eventually
+from xds.demo.proxies import difference, in_force, wanted
+from xds.descriptors import to_json_dict
+from xds.envoy.bootstrap import bootstrap
+from xds.model import Pod
+from xds.snapshot import LISTENER, Snapshot
+from xds.translate import translate
+
+pytestmark = [pytest.mark.envoy, pytest.mark.asyncio(loop_scope="module")]
+
+_DOOR = 15010
+_FAMILIES = {"cluster_manager", "listener_manager", "http", "cluster", "sds"}
+"""How the statistics about subscriptions begin: of CDS, LDS, RDS, EDS and SDS."""
+
+
+class Planes:
+    """A control plane for each combination of settings, whose one manifest is replaced by the next: to start one takes long."""
+
+    def __init__(self, directory: Path, exits: AsyncExitStack) -> None:
+        self._directory, self._exits = directory, exits
+        self._planes: dict[tuple[str, ...], ControlPlane] = {}
+
+    async def serve(self, case: Path) -> ControlPlane:
+        file, assignments = options(case)
+        settings = [f"--mesh-config={file}"] if file else []
+        key = (*settings, *(f"--set={assignment}" for assignment in assignments))
+        if key not in self._planes:
+            directory = self._directory / case.name
+            manifests = Manifests(directory / "manifests").directory
+            shutil.copy(case / "in.yaml", manifests)
+            self._planes[key] = await self._exits.enter_async_context(
+                ControlPlane(manifests, directory, *key)
+            )
+            return self._planes[key]
+        draft = self._directory / "in.yaml"
+        shutil.copy(case / "in.yaml", draft)
+        draft.replace(self._planes[key].manifests / "in.yaml")
+        return self._planes[key]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def planes(tmp_path_factory):
+    async with AsyncExitStack() as exits:
+        yield Planes(tmp_path_factory.mktemp("golden"), exits)
+
+
+@pytest.mark.parametrize("case", CASES)
+async def test_everything_that_is_sent_is_taken_and_in_force(case, planes, tmp_path):
+    mesh = load(case)
+    apps = {pod.meta.labels["app"]: pod for pod in reversed([*mesh.pods()]) if pod.has_sidecar}
+    # Each variant of the protocol gets every other application, and another one in the next case.
+    sotw = cycle((False, True) if [p.id for p in CASES].index(case.name) % 2 else (True, False))
+    plane = await planes.serve(case)
+    checks = [
+        check(pod, translate(mesh, pod), plane, tmp_path, sotw=in_full)
+        for pod, in_full in zip(apps.values(), sotw, strict=False)
+    ]
+    if why_no_namespaces():  # Ports of sidecars are the same for all, so one after the other.
+        for each in checks:
+            await each
+    else:
+        await asyncio.gather(*checks)
+
+
+async def check(pod: Pod, snapshot: Snapshot, plane: ControlPlane, directory: Path, *, sotw: bool) -> None:
+    with place_of_its_own(f"xds-golden-{plane.port}-{pod.name}") as place:
+        async with sidecar(pod, plane, directory, place, sotw=sotw) as envoy:
+            await has_everything(envoy, snapshot)
+            await refused_nothing(envoy)
+            await waits_for_nothing(envoy, snapshot)
+            (begun,) = await envoy.admin.config("BootstrapConfigDump")
+            api = begun["bootstrap"]["dynamic_resources"]["ads_config"]["api_type"]
+            assert api == ("GRPC" if sotw else "DELTA_GRPC")
+
+
+@contextmanager
+def place_of_its_own(name: str) -> Iterator[Place]:
+    """A namespace if we may, else this machine."""
+    if why_no_namespaces():
+        yield HERE
+        return
+    with ExitStack() as exits:
+        made = Namespace(name)
+        exits.callback(made.close)
+        yield made
+
+
+@asynccontextmanager
+async def sidecar(
+    pod: Pod, plane: ControlPlane, directory: Path, place: Place, *, sotw: bool
+) -> AsyncIterator[EnvoyProcess]:
+    """A pod's Envoy, which reaches the control plane from wherever it is."""
+    begin = to_json_dict(bootstrap(pod, "127.0.0.1", plane.port if place is HERE else _DOOR, sotw=sotw))
+    envoy = EnvoyProcess(f"{pod.name}.{pod.namespace}", begin, directory, place=place)
+    async with AsyncExitStack() as exits:
+        if place is not HERE:
+            door = place.listener("127.0.0.1", _DOOR)
+            await exits.enter_async_context(Relay(door, lambda: Client().connect("127.0.0.1", plane.port)))
+        yield await exits.enter_async_context(envoy)
+
+
+async def has_everything(envoy: EnvoyProcess, snapshot: Snapshot) -> None:
+    config = wanted(snapshot)
+
+    async def lacks_nothing() -> bool:
+        found = difference(config, in_force(await envoy.admin.json("/config_dump?include_eds")))
+        assert not found, f"{found}\n{await envoy.rejections()}\n{envoy.tail()}"
+        return True
+
+    await eventually(lacks_nothing, every=0.1, what=f"{envoy.name} has what it was sent")
+
+
+async def refused_nothing(envoy: EnvoyProcess) -> None:
+    rejections = await envoy.rejections()
+    assert {name.split(".")[0] for name in rejections} == _FAMILIES
+    assert not any(rejections.values()), f"{rejections}\n{envoy.tail()}"
+    assert await envoy.admin.stat("listener_manager.listener_create_failure") == 0
+
+
+async def waits_for_nothing(envoy: EnvoyProcess, snapshot: Snapshot) -> None:
+    assert await envoy.admin.ready()
+    stats = await envoy.admin.stats()
+    assert stats["cluster_manager.warming_clusters"] == stats["listener_manager.total_listeners_warming"] == 0
+    # One more: the listener that shows the sidecar's health.
+    assert stats["listener_manager.total_listeners_active"] == len(snapshot.of(LISTENER)) + 1
+    assert stats["control_plane.connected_state"] == 1
+    (secrets,) = await envoy.admin.config("SecretsConfigDump")
+    assert {found["name"] for found in secrets["dynamic_active_secrets"]} == {"default", "ROOTCA"}
+    assert not secrets.get("dynamic_warming_secrets")
