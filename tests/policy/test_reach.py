@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.policy.world import HTTP, ROOT, mesh, meta, peer, pod, policy, reach, rule, service, tls
+from tests.policy.world import HTTP, ROOT, TCP, mesh, meta, peer, pod, policy, reach, rule, service, tls
 from xds.mesh import Mesh
 from xds.model import (
     EndpointAddress,
@@ -246,11 +246,11 @@ FAILURES = {
         "tls-left-to-application",
         ["DestinationRule apps/rule"],
     ),
-    "other TLS meets a sidecar that passes everything on": (
+    "other TLS meets a sidecar that looks inside": (
         [rule("apps", "*", "SIMPLE"), peer("apps", "DISABLE")],
         "a",
         "b",
-        "tls-left-to-application",
+        "tls-not-the-meshs",
         ["DestinationRule apps/rule", "PeerAuthentication apps/default"],
     ),
     "the identity is not among those that the rule accepts": (
@@ -274,6 +274,20 @@ FAILURES = {
 @pytest.mark.parametrize(("facts", "client", "target", "reason", "because"), FAILURES.values(), ids=FAILURES)
 def test_a_hop_fails_when(facts, client, target, reason, because):
     assert one(mesh(*WORLD, *facts), client, target) == ("fails", reason, because)
+
+
+@pytest.mark.parametrize(
+    ("mode", "reason"),
+    [
+        ("DISABLE", "tls-left-to-application"),
+        ("PERMISSIVE", "tls-left-to-application"),
+        ("STRICT", "tls-not-the-meshs"),
+    ],
+)
+def test_other_tls_on_a_tcp_port_is_passed_on_unless_mutual_tls_is_required(mode, reason):
+    world = mesh(*WORLD, rule("apps", "*", "SIMPLE"), peer("apps", mode))
+    (found,) = predict(world, [PODS[0]], [(world.service("apps", "b"), TCP)])
+    assert (found.result, found.reason) == ("fails", reason)
 
 
 def test_an_identity_that_the_rule_accepts_passes():

@@ -69,6 +69,7 @@ def serve(
     from xds.hub import Hub  # noqa: PLC0415
     from xds.sources.files import Folder  # noqa: PLC0415
     from xds.state import StateError, root_authority  # noqa: PLC0415
+    from xds.translate import warm  # noqa: PLC0415
 
     config, _ = settings.load()
     try:
@@ -76,6 +77,7 @@ def serve(
     except StateError as error:
         options.fail(f"--state-dir: {error}", 1)
     logs.configure()
+    warm()
     hub = Hub(authority, serve_keys=where.is_loopback)
     _say_what_is_at_stake(where, kept=state_dir is not None)
     raise typer.Exit(asyncio.run(_run(hub, Folder(manifests, settings), where, admin)))
@@ -116,7 +118,7 @@ async def _run(hub: Hub, folder: Folder, where: Address, admin_address: Address)
         await asyncio.wait([*work, *events], return_when=asyncio.FIRST_COMPLETED)
         if hub.ready.is_set():
             await server.start()
-            _log().info("ready", admin=f"http://{admin_address}/ready")
+            _log().info("ready", admin=f"http://{admin_address._replace(port=admin.port)}/ready")
             await asyncio.wait([*work, events[0]], return_when=asyncio.FIRST_COMPLETED)
     except (OSError, RuntimeError) as error:
         _log().error("cannot listen", problem=str(error))

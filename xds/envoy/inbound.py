@@ -7,7 +7,7 @@ replaces only the chains that differ, and connections on the others go on (ADR 0
 |------------|-----------------------|---------------|-----------|
 | STRICT     | yes                   | mutual TLS    |           |
 | PERMISSIVE | yes (the same chain)  | passed on (1) | yes       |
-| DISABLE    |                       | passed on     | yes       |
+| DISABLE    |                       | passed on (1) | yes       |
 
 (1) Not on ports declared as HTTP, where TLS of the application's own would be a contradiction.
 """

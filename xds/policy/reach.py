@@ -34,7 +34,7 @@ class Failure(StrEnum):
     IDENTITY_REFUSED = "identity-refused"
     """The DestinationRule's subjectAltNames exclude the endpoint's identity."""
     TLS_NOT_THE_MESHS = "tls-not-the-meshs"
-    """A DestinationRule's SIMPLE or MUTUAL meets a sidecar that takes the mesh's certificates only."""
+    """A DestinationRule's SIMPLE or MUTUAL meets a sidecar that takes the mesh's certificates, or HTTP in clear, only."""
     TLS_LEFT_TO_APPLICATION = "tls-left-to-application"
     """A DestinationRule's SIMPLE or MUTUAL meets an application: only it could answer, and nothing here says that it does."""
 
@@ -89,7 +89,8 @@ def outcome(
         return told(Result.FAILS, Failure.NO_ENDPOINT)
     sent = decide(mesh, client, service, port, endpoint)
     server = in_force(mesh, endpoint.pod, endpoint.port) if endpoint.pod and endpoint.has_sidecar else None
-    failure = _clash(sent, server)
+    exposed = mesh.exposure(endpoint.pod, endpoint.port) if endpoint.pod else None
+    failure = _clash(sent, server, http=bool(exposed and exposed.port.protocol.is_http))
     if failure is None and sent.mode is Send.MTLS and _refuses(mesh, client, service, port, endpoint):
         failure = Failure.IDENTITY_REFUSED
     if failure:
@@ -98,7 +99,8 @@ def outcome(
     return told(result, sent.reason, sent.because, server.because if server else None)
 
 
-def _clash(sent: Decision, server: InForce | None) -> Failure | None:
+def _clash(sent: Decision, server: InForce | None, *, http: bool) -> Failure | None:
+    """Tell why what is sent is not taken; `http`: the server's port is declared as HTTP, and it looks inside."""
     match sent.mode, server and server.mode:
         case Send.MTLS, None:
             return Failure.ENDPOINT_WITHOUT_SIDECAR
@@ -106,7 +108,9 @@ def _clash(sent: Decision, server: InForce | None) -> Failure | None:
             return Failure.SERVER_PLAINTEXT
         case Send.PLAINTEXT, Mode.STRICT:
             return Failure.SERVER_REQUIRES_MTLS
-        case Send.TLS, (None | Mode.DISABLE):
+        case Send.TLS, (Mode.DISABLE | Mode.PERMISSIVE) if not http:
+            return Failure.TLS_LEFT_TO_APPLICATION
+        case Send.TLS, None:
             return Failure.TLS_LEFT_TO_APPLICATION
         case Send.TLS, _:
             return Failure.TLS_NOT_THE_MESHS
