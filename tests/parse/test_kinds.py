@@ -594,3 +594,28 @@ def test_two_readings_of_the_same_are_equal_wherever_they_are_from() -> None:
     document = yaml.safe_load(POD % "podIP: 10.1.0.1")
     facts: list[Fact | None] = [parse(document, lambda _, at=at: at)[0].fact for at in ("here", "there")]
     assert facts[0] == facts[1]
+
+
+def test_flaws_of_the_text_are_the_objects_that_they_are_in() -> None:
+    document = yaml.safe_load(f"{{apiVersion: v1, kind: List, items: [{POD % ''}, {RULE % 'web'}]}}")
+    flaws = [(("items", 0, "spec"), "is there twice"), (("kind",), "is there twice")]
+    listed, bad, good = parse(document, where, flaws)
+    assert [str(problem) for problem in listed.problems] == ["in.yaml:kind: kind is there twice"]
+    assert [str(problem) for problem in bad.problems] == [
+        "in.yaml:items[0].spec: Pod shop/web-1: items[0].spec is there twice"
+    ]
+    assert bad.ref == Ref("Pod", "shop", "web-1")
+    assert isinstance(good.fact, DestinationRule)
+
+
+def test_what_of_a_service_is_left_out_is_said() -> None:
+    assert "has no TCP port" in notices(SERVICE % "ports: [{port: 53, protocol: UDP}]")[0]
+    annotated = (SERVICE % "clusterIP: None").replace(
+        "name: web,", "name: web, annotations: {alpha.istio.io/kubernetes-serviceaccounts: a},"
+    )
+    assert "write whole SPIFFE ids into alpha.istio.io/canonical-serviceaccounts" in notices(annotated)[0]
+
+
+def test_tls_without_a_client_certificate_is_not_allowed_whatever_an_alpha_policy_says() -> None:
+    [line] = notices(POLICY % ("default", "peers: [{mtls: {allowTls: true}}]"))
+    assert "is ignored: a client certificate is always asked for" in line

@@ -137,3 +137,17 @@ def test_what_an_installation_would_also_set_is_let_be() -> None:
     config, problems = settings(["profile=demo", "meshConfig.accessLogFile=/dev/stdout"], MeshConfig())
     assert config == MeshConfig()
     assert [problem.notice for problem in problems] == [True, True]
+
+
+def test_flaws_of_the_text_and_ciphers() -> None:
+    document = {"meshMTLS": {"cipherSuites": ["x"]}}
+    _, problems = mesh_config(document, dotted, None, [(("trustDomain",), "is there twice")])
+    assert [(problem.notice, problem.what) for problem in problems] == [
+        (False, "mesh config: trustDomain is there twice"),
+        (True, "mesh config: meshMTLS.cipherSuites has no effect here"),
+    ]
+
+
+def test_numbers_can_be_set() -> None:
+    config, problems = settings(["meshConfig.proxyListenPort=16001"], MeshConfig())
+    assert (config.proxy_listen_port, problems) == (16001, [])

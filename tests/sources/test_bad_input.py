@@ -290,6 +290,20 @@ BAD = [
     (SLICE, "ready: true", 'ready: "true"', 10, "ready must be true or false, not 'true' (without quotes)"),
     (ENDPOINTS, "ip: 10.1.0.1", "ip: web-1", 6, "subsets[0].addresses[0].ip 'web-1' is not an IP address"),
     (ENDPOINTS, "{name: http, port", "{prot", 8, "subsets[0].ports[0].port is required"),
+    (
+        SLICE,
+        "- {name: http, port: 8080}",
+        "- {port: 80}\n- {name: a, port: 81}",
+        13,
+        "when there is more than one port",
+    ),
+    (
+        SLICE,
+        "- {name: http, port: 8080}",
+        "- {name: a, port: 80}\n- {name: a, port: 81}",
+        14,
+        "name of two ports",
+    ),
     # Policy, MeshPolicy
     (
         POLICY,
