@@ -1,0 +1,151 @@
+"""What one service adds to the sidecars of its clients."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from xds.envoy import clusters, endpoints, names, outbound, routes
+from xds.mesh import Endpoint, Mesh
+from xds.model import LoadBalancing, Ref, Service, ServicePort, TrafficPolicy
+from xds.namespace import covers
+from xds.policy.destination import ClientRule
+from xds.policy.mtls import Send, decide_for
+from xds.snapshot import Resource
+
+_AT_ONCE = 64
+"""Endpoints after which the event loop gets its turn: about 5 ms of work."""
+
+
+class Outbound(NamedTuple):
+    """What one service adds to its clients' sidecars."""
+
+    clusters: list[Resource]
+    endpoints: list[Resource]
+    destinations: list[Resource]
+    """Listeners for its own and its endpoints' addresses, for where traffic is intercepted."""
+    hosts: list[routes.Host]
+
+
+def sources_of(mesh: Mesh, *refs: Ref) -> tuple[str, ...]:
+    """Name objects for whoever has to explain a rejection, with where they were read."""
+    found = []
+    for ref in dict.fromkeys(refs):
+        fact = mesh.get(ref)
+        found.append(f"{ref} ({fact.meta.origin})" if fact and fact.meta.origin else str(ref))
+    return tuple(found)
+
+
+def own_ports(mesh: Mesh) -> set[int]:
+    """Return the ports that an intercepting sidecar listens on: no other listener can have them."""
+    return {mesh.config.proxy_listen_port, mesh.config.proxy_inbound_listen_port, names.HEALTH_PORT}
+
+
+def build(
+    mesh: Mesh, service: Service, rule: ClientRule | None, *, own: bool
+) -> Generator[None, None, Outbound]:
+    """Build what all clients get that the same rule is for; `own`: those of the service's namespace."""
+    sources = sources_of(mesh, *(rule.refs if rule else ()), service.ref)
+    found = Outbound([], [], [], [])
+    for port in service.ports:
+        subsets = ("", *(subset.name for subset in rule.subsets)) if rule else ("",)
+        for subset in dict.fromkeys(subsets):
+            policy = rule.for_port(port.port, subset) if rule else TrafficPolicy()
+            part = _ServicePort(mesh, service, port, rule, subset, policy, sources)
+            yield from part.balanced(found)
+            if not subset:
+                yield from part.addressed(found, own=own)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _ServicePort:
+    """One service port (or subset of it) as those clients see it."""
+
+    mesh: Mesh
+    service: Service
+    port: ServicePort
+    rule: ClientRule | None
+    subset: str
+    policy: TrafficPolicy
+    sources: tuple[str, ...]
+
+    def cluster(self, name: str) -> Resource:
+        spec = clusters.Outbound(
+            name=name,
+            sni=names.sni(self.service.host, self.port.port, self.subset),
+            protocol=self.port.protocol,
+            policy=self.policy,
+            identities=self.mesh.identities(self.service),
+        )
+        return clusters.outbound(self.mesh.config, spec, self.sources)
+
+    def target(self, endpoint: Endpoint) -> endpoints.Target:
+        sent = decide_for(self.mesh, self.rule, self.port, endpoint, self.subset).mode
+        return endpoints.target(endpoint, mtls=sent is Send.MTLS)
+
+    def balanced(self, found: Outbound) -> Iterator[None]:
+        """Add the cluster that leads to all of the endpoints."""
+        name = names.outbound(self.service.host, self.port.port, self.subset)
+        chosen = self.rule.subset(self.subset) if self.rule else None
+        labels = chosen.labels if chosen else {}
+        outlier = self.policy.outlier_detection
+        only_ready = bool(outlier and outlier.min_health_percent)
+        targets = []
+        for number, endpoint in enumerate(self.mesh.endpoints(self.service, self.port), 1):
+            pod_labels = endpoint.pod.meta.labels if endpoint.pod else {}
+            if covers(labels, pod_labels) and (endpoint.ready or not only_ready):
+                targets.append(self.target(endpoint))
+            if number % _AT_ONCE == 0:
+                yield
+        found.clusters.append(self.cluster(name))
+        found.endpoints.append(endpoints.assignment(name, targets, self.sources))
+        yield
+
+    def addressed(self, found: Outbound, *, own: bool) -> Iterator[None]:
+        """Add what answers to the service's names and addresses and, where it is asked for, to each endpoint's own."""
+        service, port = self.service, self.port
+        name = names.outbound(service.host, port.port)
+        domains = routes.service_names(service, own=own)
+        found.hosts.append(routes.Host(domains, port.port, name, port.protocol))
+        if not port.protocol.is_http:
+            for address in service.addresses:
+                self.destination(found, address, port.port, name)
+        if service.headless or self.policy.load_balancer is LoadBalancing.PASSTHROUGH:
+            named = routes.with_ports(domains, port.port, bare=True)
+            for endpoint in self.mesh.endpoints(service, port):
+                self.endpoint(found, endpoint, (named, name), own=own)
+                yield
+
+    def endpoint(
+        self, found: Outbound, endpoint: Endpoint, named: tuple[tuple[str, ...], str], *, own: bool
+    ) -> None:
+        """Add the cluster of one endpoint, and what leads to it: its address, and its name if it has one."""
+        name = names.outbound(self.service.host, self.port.port, endpoint.address)
+        # Whoever names a pod means it, ready or not.
+        alone = self.target(endpoint)._replace(ready=True)
+        found.clusters.append(self.cluster(name))
+        found.endpoints.append(endpoints.assignment(name, [alone], self.sources))
+        by_name = routes.pod_names(endpoint.hostname, self.service, own=own) if endpoint.hostname else ()
+        for number in dict.fromkeys((self.port.port, endpoint.port)):
+            found.hosts.append(
+                routes.Host((*by_name, endpoint.address), number, name, self.port.protocol, addressed=True)
+            )
+            self.destination(found, endpoint.address, number, name, named)
+
+    def destination(
+        self,
+        found: Outbound,
+        address: str,
+        number: int,
+        cluster: str,
+        named: tuple[tuple[str, ...], str] = ((), ""),
+    ) -> None:
+        if number in own_ports(self.mesh):
+            return
+        pool = self.policy.connection_pool
+        wanted = outbound.Destination(
+            address, number, self.port.protocol, cluster, pool.tcp_idle_timeout if pool else None, named
+        )
+        found.destinations.append(outbound.destination(self.mesh.config, wanted, self.sources))
