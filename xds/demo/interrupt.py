@@ -1,4 +1,8 @@
-"""Signals that ask the demo to end become an exception, held back where it would leave something behind."""
+"""Signals that ask the demo to end are noted, and acted upon where nothing can be left behind.
+
+Raising from the handler would not do: the exception may come between starting a process and knowing of it, and where it
+comes inside of a library's callback, Python prints it and goes on.
+"""
 
 from __future__ import annotations
 
@@ -19,45 +23,27 @@ class Interrupted(BaseException):
         """The exit status that says so, as shells have it."""
 
 
-class _State:
-    """What belongs to the process, as its signals do."""
-
-    holders = 0
-    """How many are holding the exception back."""
-    held = 0
-    """The signal that came meanwhile."""
+_noted: list[int] = []
+"""Signals that came. They are the process's, so this is too."""
 
 
 @contextmanager
-def interruptible() -> Iterator[None]:
-    """Raise `Interrupted` at the first signal that asks to end; more of them do not hinder the cleaning up."""
-    before = {number: signal.signal(number, _interrupt) for number in NUMBERS}
+def noting_signals() -> Iterator[None]:
+    """Note signals instead of ending at once; `check` then acts upon them."""
+    before = {number: signal.signal(number, _note) for number in NUMBERS}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        _noted.clear()
 
 
-@contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Raise `Interrupted` only afterwards, if a signal comes in between.
-
-    Blocking the signals would not do: another thread would take them, and the exception still be raised in this one.
-    """
-    _State.holders += 1
-    try:
-        yield
-    finally:
-        _State.holders -= 1
-        if _State.held and not _State.holders:
-            number, _State.held = _State.held, 0
-            raise Interrupted(number)
+def check() -> None:
+    """Raise `Interrupted` if a signal was noted. Called often: whenever the demo waits, and for each request."""
+    if _noted:
+        raise Interrupted(_noted[0])
 
 
-def _interrupt(number: int, _frame: FrameType | None) -> None:
-    for each in NUMBERS:
-        signal.signal(each, signal.SIG_IGN)
-    if not _State.holders:
-        raise Interrupted(number)
-    _State.held = number
+def _note(number: int, _frame: FrameType | None) -> None:
+    _noted.append(number)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from xds.demo.interrupt import uninterrupted
+from xds.demo import interrupt
 
 TIE = Path(__file__).with_name("tie.py")
 GRACE = 5.0
@@ -57,14 +57,13 @@ class Processes:
         return self
 
     def __exit__(self, *_exception: object) -> None:
-        with uninterrupted():
-            self.stop(*self._running)
+        self.stop(*self._running)
 
     def start(self, name: str, *command: str, env: Mapping[str, str] | None = None) -> Running:
         """Start a command; its output is added to NAME.log."""
         log = self._logs / f"{name.replace(' ', '-')}.log"
         tied = [sys.executable, "-I", "-S", str(TIE), str(os.getpid()), *command]
-        with log.open("ab") as output, uninterrupted():
+        with log.open("ab") as output:
             process = subprocess.Popen(  # noqa: S603 -- our own command lines
                 tied,
                 stdin=subprocess.DEVNULL,
@@ -73,8 +72,8 @@ class Processes:
                 env={**os.environ, **(env or {})},
                 start_new_session=True,  # Ctrl-C is for the demo, which ends the others in order
             )
-            running = Running(name, process, log)
-            self._running.append(running)
+        running = Running(name, process, log)
+        self._running.append(running)
         return running
 
     def stop(self, *running: Running) -> None:
@@ -91,7 +90,8 @@ class Processes:
         self._running = [each for each in self._running if each not in running]
 
     def check(self) -> None:
-        """Raise if one of them ended, which none does by itself."""
+        """Raise if one of them ended, which none does by itself, or if a signal asks for the end of all."""
+        interrupt.check()
         for each in self._running:
             if (status := each.process.poll()) is not None:
                 raise DemoError(f"{each.name} ended with status {status}:\n{each.last_words()}")

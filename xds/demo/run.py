@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import TypeAlias
 
 from rich.console import Console
 
-from xds.demo.interrupt import Interrupted, interruptible, uninterrupted
+from xds.demo.interrupt import Interrupted, noting_signals
 from xds.demo.play import BEGINNING, STEPS, Seen
 from xds.demo.processes import DemoError, Processes, UnavailableError
 from xds.demo.stage import EXAMPLES, Stage
@@ -46,7 +47,7 @@ def run(options: Options) -> int:
     """Play the demo and return the exit status: 0 as on the page, 1 not so, 2 cannot be played here."""
     errors = Console(stderr=True, highlight=False)
     try:
-        with interruptible():
+        with noting_signals():
             check_requirements()
             with _folder(errors) as folder, Processes(folder / "logs") as processes:
                 _play(Stage(folder, processes, sotw=options.sotw), processes, options, errors)
@@ -104,12 +105,8 @@ def _keep(stage: Stage, processes: Processes, errors: Console, progress: Progres
         stage.perform(BEGINNING)
     for line in things_to_try(stage.mesh(), stage.manifests, EXAMPLES):
         errors.print(line, markup=False, soft_wrap=True)
-    try:
-        while True:
-            processes.check()
-            time.sleep(0.5)
-    except Interrupted:  # the end that was asked for
-        return
+    with suppress(Interrupted):  # the end that was asked for
+        processes.until("an end", lambda: "a signal", within=math.inf)
 
 
 def _progress(errors: Console) -> Progress:
@@ -140,5 +137,4 @@ def _folder(errors: Console) -> Iterator[Path]:
         raise
     finally:
         if not keep:
-            with uninterrupted():
-                shutil.rmtree(folder)
+            shutil.rmtree(folder)

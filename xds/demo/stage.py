@@ -119,6 +119,7 @@ class Stage:
         for pair, expected in step.expected.items():
             answers = seen[pair] = Counter()
             while not expected.fulfilled(pair, answers):
+                self._processes.check()
                 answers[askers[pair.client].ask(pair.server)] += 1
         return Seen(step, seen)
 
