@@ -31,6 +31,8 @@ from xds.sources.settings import Settings
 from xds.translate import translate
 
 PROXY_PORT = 15002
+RECONNECTED = 45.0
+"""Seconds within which a sidecar is back: Envoy waits up to 30 between attempts, longer after each that failed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,6 +206,15 @@ class LocalMesh:
             return True
 
         await eventually(lacking, timeout=timeout, what=f"{name} has what it should")
+
+    async def drained(self, timeout: float = 15) -> None:
+        """Wait until no sidecar serves connections of listeners, or filter chains, that it has replaced."""
+
+        async def are_gone() -> bool:
+            left = [await envoy.admin.total(r"total_.*_draining$") for envoy in self.sidecars.values()]
+            return not any(left)
+
+        await eventually(are_gone, timeout=timeout, every=0.1, what="old connections are gone")
 
     def facts(self) -> Mesh:
         """Read the manifests as they are now."""

@@ -1,0 +1,157 @@
+"""Istio's task *Automatic mutual TLS*, step by step, with the real Envoy, httpbin and `xds serve`: codes and identities exactly."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+import pytest
+import yaml
+
+from tests.real.harness.apps import Httpbin
+from tests.real.harness.local import RECONNECTED, LocalMesh, LocalPod
+from tests.real.harness.manifests import Manifest
+
+pytestmark = pytest.mark.envoy
+
+STRICT = """
+apiVersion: "authentication.istio.io/v1alpha1"
+kind: "Policy"
+metadata:
+  name: "httpbin"
+spec:
+  targets:
+  - name: httpbin
+  peers:
+  - mtls: {}
+"""
+PLAINTEXT = """
+apiVersion: "authentication.istio.io/v1alpha1"
+kind: "Policy"
+metadata:
+  name: "httpbin"
+spec:
+  targets:
+  - name: httpbin
+"""
+OVERRIDE = """
+apiVersion: "networking.istio.io/v1alpha3"
+kind: "DestinationRule"
+metadata:
+  name: "httpbin-full-mtls"
+spec:
+  host: httpbin.full.svc.cluster.local
+  trafficPolicy:
+    tls:
+      mode: ISTIO_MUTUAL
+"""
+
+ME = "spiffe://cluster.local/ns/full/sa/sleep"
+MTLS, PLAIN = ("200", ME), ("200", "")
+REFUSED, UNAVAILABLE = ("000", ""), ("503", "")
+
+Seen = Mapping[tuple[str, str], set[tuple[str, str]]]
+"""(namespace of sleep, namespace of httpbin) -> every (code, identity that httpbin was shown) that requests brought."""
+
+EVERYTHING_PLAIN: Seen = {
+    (source, target): {PLAIN} for source in ("full", "legacy") for target in ("full", "partial", "legacy")
+}
+AUTOMATIC: Seen = {**EVERYTHING_PLAIN, ("full", "full"): {MTLS}, ("full", "partial"): {MTLS, PLAIN}}
+
+REQUESTS, AT_MOST = 10, 100
+
+
+class Page:
+    """What the page deploys: httpbin in three namespaces, and sleep in two of them."""
+
+    def __init__(self, mesh: LocalMesh) -> None:
+        self.mesh = mesh
+        self.sleeps: dict[str, LocalPod] = {}
+
+    async def deploy(self) -> None:
+        with_sidecar = []
+        for namespace, sidecar in (("full", True), ("legacy", False)):
+            httpbin = self._httpbin("httpbin", namespace, "httpbin", sidecar=sidecar)
+            sleep = self.sleeps[namespace] = self.mesh.pod("sleep", namespace, sidecar=sidecar)
+            with_sidecar += [httpbin, sleep] if sidecar else []
+            await self._run(httpbin)
+        migrated = self._httpbin("httpbin", "partial", "httpbin", sidecar=True)
+        waiting = self._httpbin("httpbin-nosidecar", "partial", "default", sidecar=False)
+        await self._run(migrated)
+        await self._run(waiting)
+        for namespace in ("full", "partial", "legacy"):
+            self.mesh.service("httpbin", namespace, {"http": (8000, 8080)})
+        await self.mesh.start(*with_sidecar, migrated)
+
+    def _httpbin(self, name: str, namespace: str, account: str, *, sidecar: bool) -> LocalPod:
+        return self.mesh.pod(name, namespace, sidecar=sidecar, account=account, labels={"app": "httpbin"})
+
+    async def _run(self, pod: LocalPod) -> None:
+        await self.mesh.enter(Httpbin(8080, address=pod.app_address))
+
+    async def seen(self, expected: Seen) -> Seen:
+        """Ask until everything expected was seen, and often enough to see what is not."""
+        return {pair: await self._ask(*pair, expected[pair]) for pair in expected}
+
+    async def _ask(self, source: str, target: str, expected: set[tuple[str, str]]) -> set[tuple[str, str]]:
+        url = f"http://httpbin.{target}:8000/headers"
+        seen: Counter[tuple[str, str]] = Counter()
+        while seen.total() < AT_MOST and (seen.total() < REQUESTS or not expected <= seen.keys()):
+            answer = await self.sleeps[source].client.get(url)
+            seen[answer.code, answer.identity if answer.ok else ""] += 1
+        return set(seen)
+
+
+@pytest.mark.parametrize("sotw", [True, False], ids=["sotw", "delta"])
+async def test_the_page_from_beginning_to_end(loopback, tmp_path, sotw):
+    async with LocalMesh(loopback, tmp_path, sotw=sotw) as mesh:
+        page = Page(mesh)
+        await page.deploy()
+        sidecar = mesh.sidecar(page.sleeps["full"])
+        assert await mesh.plane.bootstrap("sleep.full", *(["--sotw"] if sotw else [])) == sidecar.bootstrap
+
+        # PERMISSIVE is what the installation begins with, and sidecars migrate pod by pod.
+        assert await page.seen(AUTOMATIC) == AUTOMATIC
+
+        strict = printed(STRICT)
+        mesh.apply(strict)
+        await mesh.settled()
+        locked: Seen = {**AUTOMATIC, ("legacy", "full"): {REFUSED}}
+        assert await page.seen(locked) == locked
+
+        mesh.apply(printed(PLAINTEXT))
+        await mesh.settled()
+        opened: Seen = {**AUTOMATIC, ("full", "full"): {PLAIN}}
+        assert await page.seen(opened) == opened
+
+        override = printed(OVERRIDE)
+        mesh.apply(override)
+        await mesh.settled()
+        overruled: Seen = {**AUTOMATIC, ("full", "full"): {UNAVAILABLE}}
+        assert await page.seen(overruled) == overruled
+
+        mesh.delete(strict, override)
+        await mesh.settled()
+        assert await page.seen(AUTOMATIC) == AUTOMATIC
+
+        # What the page's summary warns of.
+        await mesh.reinstall("values.global.mtls.auto=false", "values.global.mtls.enabled=false")
+        await mesh.settled(timeout=RECONNECTED)
+        assert await page.seen(EVERYTHING_PLAIN) == EVERYTHING_PLAIN
+
+        mesh.apply(strict)
+        await mesh.settled()
+        await mesh.drained()
+        broken: Seen = {
+            **EVERYTHING_PLAIN,
+            ("full", "full"): {UNAVAILABLE},
+            ("legacy", "full"): {REFUSED},
+        }
+        assert await page.seen(broken) == broken
+
+
+def printed(text: str) -> Manifest:
+    """An object as the page prints it, in the namespace that its `kubectl apply -n full` says."""
+    found: Manifest = yaml.safe_load(text)
+    found["metadata"]["namespace"] = "full"
+    return found
