@@ -18,6 +18,7 @@ from tests.real.harness.exchange import (
 )
 from tests.real.harness.manifests import peer_authentication
 from tests.real.harness.mesh import Mesh
+from tests.real.harness.rules import INBOUND, OUTBOUND
 from tests.real.harness.wire import Wire
 
 pytestmark = [pytest.mark.netns, pytest.mark.envoy, pytest.mark.asyncio(loop_scope="module")]
@@ -25,7 +26,6 @@ pytestmark = [pytest.mark.netns, pytest.mark.envoy, pytest.mark.asyncio(loop_sco
 PORTS = {"http-web": (80, 8080), "http2-web": (81, 8081), "tcp-lines": (90, 9000), "web": (83, 8083)}
 TRAFFIC = [(HTTP1, 80), (HTTP2, 81), (TCP, 90), (HTTP1, 83), (HTTP2, 83)]
 TO_STRANGER = [(HTTP1, 80), (HTTP2, 80), (HTTP1, 7777), (HTTP2, 7777), (SERVER_FIRST, 90)]
-INBOUND, OUTBOUND = 15006, 15001
 
 OPEN, STRICT = "web.permissive", "web.strict"
 OUTSIDER, STRANGER = "outsider.outside", "stranger.elsewhere"
@@ -64,8 +64,8 @@ class TestAPodThatAsksForItself:
     @pytest.mark.parametrize(("what", "port"), TRAFFIC)
     async def test_through_its_own_service_speaks_mutual_tls_with_itself(self, mesh, namespace, what, port):
         pod = mesh[f"web.{namespace}"]
-        with Wire(pod.place, INBOUND) as inward:
-            seen = await exchange(inward, what, pod, "web", port)
+        with Wire(pod.place, within=pod.address) as inward:
+            seen = await exchange(inward.saw, what, pod, "web", port)
 
             assert (seen.how, seen.pod) == (MTLS, f"web.{namespace}"), seen
             assert inward.saw_tls("127.0.0.1")

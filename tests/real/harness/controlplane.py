@@ -94,8 +94,8 @@ async def bootstrap(pod: str, manifests: Path, address: str, *options: str) -> d
     )
 
 
-async def xds(*arguments: str) -> str:
-    """Run an xds command to its end, and return what it printed; any exit status but 0 is a failure."""
+async def xds(*arguments: str, may_be_no: bool = False) -> str:
+    """Run an xds command to its end, and return what it printed; any exit status but 0 (and 1, "no") is a failure."""
     process = await asyncio.create_subprocess_exec(
         XDS, *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
@@ -105,6 +105,6 @@ async def xds(*arguments: str) -> str:
         if process.returncode is None:
             process.kill()
             await process.wait()
-    if process.returncode:
+    if process.returncode and not (may_be_no and process.returncode == 1):
         raise RuntimeError(f"xds {' '.join(arguments)}: exit status {process.returncode}\n{err.decode()}")
     return out.decode()

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tests.real.harness.clients import NO_ANSWER, Client
 from tests.real.harness.cluster import ClusterPod
-from tests.real.harness.wire import Wire
 
 HTTP1, HTTP2, TCP, SERVER_FIRST = "HTTP/1.1", "HTTP/2", "TCP", "server-first TCP"
 MTLS, PLAINTEXT, FAILS = "mtls", "plaintext", "fails"
+
+Saw = Callable[[str], bool]
+"""Whether this went over the wire where everybody could read it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +35,7 @@ class Exchange:
 
 
 async def exchange(
-    wire: Wire, what: str, client: ClusterPod, host: str, port: int, *, timeout: float = 10
+    saw: Saw, what: str, client: ClusterPod, host: str, port: int, *, timeout: float = 10
 ) -> Exchange:
     """Ask for something that nobody ever asked for before, and look for it on the wire."""
     token = secrets.token_hex(12)
@@ -45,7 +48,7 @@ async def exchange(
             return Exchange(how=FAILS, why=f"{answer.code} {answer.error or answer.text}", seconds=seconds)
         assert answer.echo["path"] == f"/{token}"
         return Exchange(
-            how=PLAINTEXT if wire.saw(token) else MTLS,
+            how=PLAINTEXT if saw(token) else MTLS,
             pod=answer.pod,
             identity=answer.identity,
             protocol=answer.echo["protocol"],
@@ -57,7 +60,7 @@ async def exchange(
         return Exchange(how=FAILS, why=f"{type(error).__name__}: {error}", seconds=time.monotonic() - began)
     pod, _, echo = said.partition(": ")
     assert echo == token
-    how = PLAINTEXT if wire.saw(token) else MTLS
+    how = PLAINTEXT if saw(token) else MTLS
     return Exchange(how=how, pod=pod, protocol="TCP", seconds=time.monotonic() - began)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -14,7 +15,7 @@ from tests.real.harness import manifests
 from tests.real.harness.apps import EchoApp
 from tests.real.harness.clients import Client
 from tests.real.harness.cluster import Cluster, ClusterPod, ClusterService
-from tests.real.harness.controlplane import ControlPlane
+from tests.real.harness.controlplane import ControlPlane, xds
 from tests.real.harness.envoy import EnvoyProcess
 from tests.real.harness.exchange import Exchange, exchange
 from tests.real.harness.manifests import Manifest, Manifests
@@ -64,8 +65,8 @@ class Mesh:
         await self._exits.__aexit__(*error)
 
     def __getitem__(self, name: str) -> ClusterPod:
-        """Return the pod POD.NAMESPACE."""
-        (found,) = (pod for pod in self.cluster.pods if f"{pod.name}.{pod.namespace}" == name)
+        """Return the pod POD.NAMESPACE; of those that had the name, the last."""
+        *_, found = (pod for pod in self.cluster.pods if f"{pod.name}.{pod.namespace}" == name)
         return found
 
     # --- what there is -----------------------------------------------------------------------------------------------
@@ -178,10 +179,19 @@ class Mesh:
         await self.settled()
 
     async def exchange(self, what: str, client: ClusterPod | str, host: str, port: int) -> Exchange:
-        """Ask from a pod, and see how it goes over the links between pods."""
-        return await exchange(
-            self.wire, what, self[client] if isinstance(client, str) else client, host, port
-        )
+        """Ask from a pod, and see how it goes over the wire."""
+        pod = self[client] if isinstance(client, str) else client
+        names = [service for service in self.cluster.services if host in service.names(pod.namespace)]
+        if not any(pod in service.pods for service in names):
+            return await exchange(self.wire.saw, what, pod, host, port)
+        # Who asks for itself may do so inside its own pod, where no link between pods is.
+        with Wire(pod.place, within=pod.address) as within:
+            return await exchange(lambda text: self.wire.saw(text) or within.saw(text), what, pod, host, port)
+
+    async def reach(self) -> list[dict[str, Any]]:
+        """Return what `xds reach` predicts for the whole mesh."""
+        options = (f"--manifests={self.manifests.directory}", f"--mesh-config={self._settings}")
+        return json.loads(await xds("reach", *options, "--output=json", may_be_no=True))  # type: ignore[no-any-return]
 
     async def settled(self) -> None:
         """Wait until every sidecar has in force what the manifests come to now."""

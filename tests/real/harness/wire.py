@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import Self
 
 from tests.real.harness.places import Namespace
+from tests.real.harness.rules import INBOUND
 
 _EVERY_PROTOCOL = 0x0003
 _SO_RCVBUFFORCE = 33
@@ -16,10 +17,13 @@ _APPLICATION_DATA = (b"\x17\x03\x03", b"\x17\x03\x01")
 
 
 class Wire:
-    """Listens on all links of a namespace inside a `with` block; without `port`, to every TCP port."""
+    """Listens on all links of a namespace inside a `with` block, to everything that goes over TCP.
 
-    def __init__(self, place: Namespace, port: int = 0) -> None:
-        self._place, self._port = place, port
+    With the address of a pod, in that pod's namespace: only to what its sidecar sends to itself.
+    """
+
+    def __init__(self, place: Namespace, within: str = "") -> None:
+        self._place, self._within = place, within
         self._heard: list[tuple[str, str, bytes]] = []
         """From which address to which, and what."""
 
@@ -62,7 +66,11 @@ class Wire:
         if len(packet) < 40 or packet[0] >> 4 != 4 or packet[9] != socket.IPPROTO_TCP:
             return
         segment = packet[(packet[0] & 15) * 4 : int.from_bytes(packet[2:4])]
-        ports = int.from_bytes(segment[:2]), int.from_bytes(segment[2:4])
         payload = segment[(segment[12] >> 4) * 4 :]
-        if payload and (not self._port or self._port in ports):
-            self._heard.append((socket.inet_ntoa(packet[12:16]), socket.inet_ntoa(packet[16:20]), payload))
+        if not payload:
+            return
+        source, target = socket.inet_ntoa(packet[12:16]), socket.inet_ntoa(packet[16:20])
+        port = int.from_bytes(segment[2:4])
+        # Questions are seen redirected already, answers as if they never had been.
+        if not self._within or port == INBOUND or source == target == self._within:
+            self._heard.append((source, target, payload))

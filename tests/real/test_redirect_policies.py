@@ -1,0 +1,224 @@
+"""Policies and rules that change while sidecars run: what is sent is what the server takes, port by port."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from tests.real.harness.cluster import Cluster
+from tests.real.harness.exchange import FAILS, HTTP1, MTLS, PLAINTEXT, TCP
+from tests.real.harness.manifests import Manifest, destination_rule, peer_authentication
+from tests.real.harness.mesh import Mesh
+
+pytestmark = [pytest.mark.netns, pytest.mark.envoy, pytest.mark.asyncio(loop_scope="module")]
+
+PORTS = {"http-web": (80, 8080), "tcp-lines": (90, 9000), "web": (83, 8083)}
+CLIENT, OUTSIDER = "client.apps", "outsider.outside"
+WEB, BARE = "web.full", "bare.full"
+APP = {"app": "web"}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def running(tmp_path_factory):
+    """One server with a sidecar and one without, a client with a sidecar and one without; policy is up to the test."""
+    with Cluster() as cluster:
+        # A peer that does not understand TLS may say nothing at all to it.
+        async with Mesh(cluster, tmp_path_factory.mktemp("mesh"), connectTimeout="1s") as mesh:
+            mesh.pod("client", "apps")
+            mesh.pod("outsider", "outside", sidecar=False)
+            for name in ("web", "bare"):
+                pod = mesh.pod(name, "full", sidecar=name == "web")
+                mesh.service(name, "full", PORTS)
+                await mesh.serve(pod, http=(8080, 8083), lines=(9000,))
+            await mesh.start()
+            yield mesh
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def mesh(running):
+    """The mesh; what a test applies to it, it has to say with `under`."""
+    yield running
+    running.set(connectTimeout="1s")
+    for file in running.manifests.directory.glob("*.yaml"):
+        if file.name.startswith(("peerauthentication", "destinationrule")):
+            file.unlink()
+
+
+async def under(mesh: Mesh, *objects: Manifest) -> None:
+    """Put these objects in force."""
+    mesh.apply(*objects)
+    await mesh.settled()
+    # A pooled connection that is not allowed any more gets one more response, which says so.
+    for host in (WEB, BARE):
+        for port in (80, 83):
+            await mesh.exchange(HTTP1, CLIENT, host, port)
+
+
+async def ways(mesh: Mesh, client: str, host: str = WEB) -> dict[int, str]:
+    """Tell how a client's traffic goes, by port of the service."""
+    seen = {
+        port: await mesh.exchange(what, client, host, port)
+        for what, port in ((HTTP1, 80), (TCP, 90), (HTTP1, 83))
+    }
+    for port in (80, 83):
+        assert bool(seen[port].identity) == (seen[port].how == MTLS)
+    return {port: each.how for port, each in seen.items()}
+
+
+def all_of(how: str) -> dict[int, str]:
+    return dict.fromkeys((80, 90, 83), how)
+
+
+def mesh_wide(mode: str) -> Manifest:
+    return peer_authentication("istio-system", mode)
+
+
+def namespaced(mode: str) -> Manifest:
+    return peer_authentication("full", mode)
+
+
+def workload(mode: str, ports: dict[int, str] | None = None, **labels: str) -> Manifest:
+    return peer_authentication("full", mode, name="workload", selector=labels or APP, ports=ports)
+
+
+class TestPeerAuthentication:
+    @pytest.mark.parametrize(
+        ("objects", "inside", "outside"),
+        [
+            pytest.param([], all_of(MTLS), all_of(PLAINTEXT), id="none is PERMISSIVE"),
+            pytest.param([mesh_wide("DISABLE")], all_of(PLAINTEXT), all_of(PLAINTEXT), id="mesh DISABLE"),
+            pytest.param(
+                [mesh_wide("DISABLE"), workload("STRICT")], all_of(MTLS), all_of(FAILS),
+                id="mesh DISABLE, workload STRICT (istio#56084)",
+            ),
+            pytest.param(
+                [mesh_wide("DISABLE"), workload("PERMISSIVE")], all_of(MTLS), all_of(PLAINTEXT),
+                id="mesh DISABLE, workload PERMISSIVE",
+            ),
+            pytest.param(
+                [mesh_wide("DISABLE"), namespaced("STRICT"), workload("DISABLE")],
+                all_of(PLAINTEXT), all_of(PLAINTEXT), id="namespace STRICT, workload DISABLE",
+            ),
+            pytest.param(
+                [namespaced("STRICT"), workload("DISABLE", app="other")], all_of(MTLS), all_of(FAILS),
+                id="namespace STRICT, another workload DISABLE",
+            ),
+            pytest.param(
+                [workload("STRICT", {8080: "DISABLE"})],
+                {80: PLAINTEXT, 90: MTLS, 83: MTLS}, {80: PLAINTEXT, 90: FAILS, 83: FAILS},
+                id="workload STRICT, a port DISABLE",
+            ),
+            pytest.param(
+                [namespaced("STRICT"), workload("DISABLE", {9000: "STRICT", 8083: "PERMISSIVE"})],
+                {80: PLAINTEXT, 90: MTLS, 83: MTLS}, {80: PLAINTEXT, 90: FAILS, 83: PLAINTEXT},
+                id="workload DISABLE, ports STRICT and PERMISSIVE",
+            ),
+        ],
+    )  # fmt: skip
+    async def test_is_in_force_on_both_sides_of_every_port(
+        self, mesh, objects: list[Manifest], inside: dict[int, str], outside: dict[int, str]
+    ):
+        await under(mesh, *objects)
+
+        assert await ways(mesh, CLIENT) == inside
+        assert await ways(mesh, OUTSIDER) == outside
+        assert await ways(mesh, CLIENT, BARE) == await ways(mesh, OUTSIDER, BARE) == all_of(PLAINTEXT)
+
+    async def test_may_change_again_and_again(self, mesh):
+        for mode, inside, outside in 2 * [
+            ("STRICT", MTLS, FAILS),
+            ("DISABLE", PLAINTEXT, PLAINTEXT),
+            ("PERMISSIVE", MTLS, PLAINTEXT),
+            ("DISABLE", PLAINTEXT, PLAINTEXT),
+        ]:
+            await under(mesh, mesh_wide("DISABLE"), workload(mode))
+            assert await ways(mesh, CLIENT) == all_of(inside), mode
+            assert await ways(mesh, OUTSIDER) == all_of(outside), mode
+
+
+def rule(host: str, policy: dict[str, Any], namespace: str = "full", name: str = "rule") -> Manifest:
+    made = destination_rule(name, namespace, host, "DISABLE")
+    made["spec"]["trafficPolicy"] = policy
+    return made
+
+
+def tls(mode: str, **more: Any) -> dict[str, Any]:
+    return {"tls": {"mode": mode, **more}}
+
+
+class TestADestinationRule:
+    @pytest.mark.parametrize(
+        ("server", "mode", "how"),
+        [
+            ("STRICT", "DISABLE", FAILS),
+            ("STRICT", "ISTIO_MUTUAL", MTLS),
+            ("PERMISSIVE", "DISABLE", PLAINTEXT),
+            ("PERMISSIVE", "ISTIO_MUTUAL", MTLS),
+            ("PERMISSIVE", "SIMPLE", FAILS),
+            ("DISABLE", "DISABLE", PLAINTEXT),
+            ("DISABLE", "ISTIO_MUTUAL", FAILS),
+        ],
+    )
+    async def test_is_followed_whatever_the_server_takes(self, mesh, server, mode, how):
+        await under(mesh, namespaced(server), rule("web.full.svc.cluster.local", tls(mode)))
+
+        assert await ways(mesh, CLIENT) == all_of(how)
+        assert await ways(mesh, OUTSIDER) == all_of(FAILS if server == "STRICT" else PLAINTEXT)
+
+    @pytest.mark.parametrize(("mode", "how"), [("DISABLE", PLAINTEXT), ("ISTIO_MUTUAL", FAILS)])
+    async def test_is_followed_where_there_is_no_sidecar(self, mesh, mode, how):
+        await under(mesh, rule("*.full.svc.cluster.local", tls(mode)))
+
+        assert await ways(mesh, CLIENT, BARE) == all_of(how)
+
+    async def test_that_the_server_does_not_match_is_answered_by_503(self, mesh):
+        await under(mesh, namespaced("DISABLE"), rule("web", tls("ISTIO_MUTUAL")))
+
+        answer = await mesh[CLIENT].client.get("http://web.full/headers")
+
+        assert answer.code == "503"
+        assert "connection failure" in answer.text
+
+    async def test_may_say_something_else_for_a_port(self, mesh):
+        ports = [{"port": {"number": 80}, **tls("ISTIO_MUTUAL")}, {"port": {"number": 83}}]
+        await under(mesh, rule("web", tls("DISABLE") | {"portLevelSettings": ports}))
+
+        # A port's settings replace those above it, also what they leave out: that is for auto mTLS to say then.
+        assert await ways(mesh, CLIENT) == {80: MTLS, 90: PLAINTEXT, 83: MTLS}
+
+    async def test_in_the_clients_namespace_comes_before_that_of_the_service(self, mesh):
+        await under(
+            mesh,
+            rule("web.full.svc.cluster.local", tls("DISABLE"), "apps"),
+            rule("web", tls("ISTIO_MUTUAL")),
+        )
+
+        assert await ways(mesh, CLIENT) == all_of(PLAINTEXT)
+
+    async def test_may_insist_on_an_identity(self, mesh):
+        server = "spiffe://cluster.local/ns/full/sa/default"
+        await under(mesh, rule("web", tls("ISTIO_MUTUAL", subjectAltNames=[server])))
+        assert await ways(mesh, CLIENT) == all_of(MTLS)
+
+        await under(mesh, rule("web", tls("ISTIO_MUTUAL", subjectAltNames=[f"{server}x"])))
+        assert await ways(mesh, CLIENT) == all_of(FAILS)
+
+    async def test_for_all_hosts_leaves_nothing_to_auto_mtls(self, mesh):
+        await under(mesh, mesh_wide("STRICT"), rule("*.local", tls("ISTIO_MUTUAL"), "istio-system"))
+
+        assert await ways(mesh, CLIENT) == all_of(MTLS)
+        assert await ways(mesh, CLIENT, BARE) == all_of(FAILS)
+
+
+async def test_with_auto_mtls_off_clients_speak_plaintext_unless_a_rule_says_otherwise(mesh):
+    mesh.set(enableAutoMtls=False, connectTimeout="1s")
+    await under(mesh)
+    assert await ways(mesh, CLIENT) == all_of(PLAINTEXT)
+
+    await under(mesh, namespaced("STRICT"))
+    assert await ways(mesh, CLIENT) == all_of(FAILS)
+
+    await under(mesh, rule("web", tls("ISTIO_MUTUAL")))
+    assert await ways(mesh, CLIENT) == all_of(MTLS)
