@@ -244,13 +244,14 @@ def test_r29_subscribing_comes_before_unsubscribing():
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_r36_a_client_that_was_here_before_gets_only_what_differs(known):
-    after = world(CDS="same=1 other=2 new=1")
+@pytest.mark.parametrize(("short", "names"), [("LDS", ()), ("RDS", ("same", "other", "new", "gone"))])
+def test_r36_a_client_that_was_here_before_gets_only_what_differs(known, short, names):
+    after = world(**{short: "same=1 other=2 new=1"})
     stream = delta(after if known else None)
-    stream.ask("CDS", initial={"same": "1", "other": "1", "gone": "1"})
+    stream.ask(short, *names, initial={"same": "1", "other": "1", "gone": "1"})
     if not known:
         stream.serve(after)
-    assert stream.get() == ["CDS new=1 other=2 -gone"]
+    assert stream.settle()[-1] == f"{short} new=1 other=2 -gone"
 
 
 @pytest.mark.parametrize("known", [True, False])

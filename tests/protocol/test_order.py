@@ -6,6 +6,7 @@ import pytest
 
 from tests.protocol.stream import Stream, world
 from xds.protocol.session import Variant
+from xds.snapshot import CLUSTER
 
 BEFORE = world(CDS="old=1", EDS="old=1", LDS="l=1>r", RDS="r=old")
 AFTER = world(CDS="new=1", EDS="new=1", LDS="l=1>r", RDS="r=new")
@@ -158,11 +159,7 @@ def test_r41_in_the_union_the_version_is_of_what_was_sent():
     stream.ack("CDS")
     stream.settle()
     assert union.keys() == {"old", "new"}
-    assert (
-        union_version
-        != stream.last["CDS"].version
-        == AFTER.of("type.googleapis.com/envoy.config.cluster.v3.Cluster").version
-    )
+    assert union_version != stream.last["CDS"].version == AFTER.of(CLUSTER).version
 
 
 def test_r41_a_cluster_goes_at_once_where_nobody_listens(variant):
@@ -231,36 +228,85 @@ def test_r41_a_cluster_that_comes_back_in_time_was_never_away(variant):
     )
 
 
-def test_r41_an_assignment_that_goes_with_its_cluster_can_still_be_had(variant):
-    stream = connect(variant, BEFORE, names=())
+@pytest.mark.parametrize("known", [True, False])
+def test_r41_an_assignment_lingers_with_its_cluster_for_a_client_that_comes_to_it_only_now(variant, known):
+    stream = connect(variant, BEFORE, names=("old",) if known else ())
     stream.serve(world(LDS="l=1>r", RDS="r=none"))
     assert stream.get() == ["RDS r=none"]
-    stream.ask("EDS", "old")
-    # The client has not been told of it yet, so that nothing is left of it but its name.
-    assert stream.get() == (["EDS -old"] if variant is Variant.DELTA else [])
-
-
-def test_r41_an_assignment_lingers_with_its_cluster(variant):
-    stream = connect(variant, BEFORE)
-    stream.serve(world(LDS="l=1>r", RDS="r=none"))
-    stream.get()
-    if variant is Variant.SOTW:
+    if variant is Variant.SOTW and known:
         stream.ask("EDS", nonce=stream.last["EDS"].nonce)
-        stream.ask("EDS", "old", nonce=stream.last["EDS"].nonce)
-        assert stream.get() == []  # Once unsubscribed it is forgotten.
-    else:
-        stream.ask("EDS", "old")
-        assert stream.get() == ["EDS old=1"]
+    stream.ask("EDS", "old")
+    assert stream.get() == ["EDS old=1"]
+
+
+def test_o2_a_cluster_that_is_gone_before_its_assignment_was_asked_for_can_be_acknowledged(variant):
+    stream = Stream(variant, BEFORE)
+    stream.ask("CDS")
+    assert stream.get() == ["CDS old=1"]
+    stream.serve(world(LDS="l=1>r", RDS="r=none"))
+    stream.ask("LDS")
+    stream.ask("EDS", "old")
+    assert stream.get() == ["EDS old=1"]
+    stream.ack("CDS")
+    assert stream.get() == ["LDS l=1"]
+
+
+def test_r41_a_lingering_assignment_gives_way_to_the_one_that_comes_back(variant):
+    stream = connect(variant, BEFORE, names=())
+    stream.serve(world(LDS="l=1>r", RDS="r=none"))
+    stream.serve(world(CDS="old=1", EDS="old=2", LDS="l=1>r", RDS="r=none"))
+    stream.ask("EDS", "old")
+    assert stream.settle()[0] == "EDS old=2"
 
 
 def test_r41_what_a_client_brought_and_nobody_knows_goes_last_as_well():
     stream = Stream(Variant.DELTA, AFTER)
     stream.ask("CDS", initial={"old": "1", "new": "1"})
+    stream.ask("EDS", "old", "new", initial={"old": "1", "new": "1"})
+    assert stream.get() == []  # Its listeners and routes are still to come.
     stream.ask("LDS", initial={"l": "1"})
+    assert stream.get() == []
     stream.ask("RDS", "r", initial={"r": "old"})
     assert stream.get() == ["RDS r=new"]
     stream.ack("RDS")
     assert stream.get() == ["CDS -old"]
+
+
+def test_r41_what_is_about_to_go_is_not_brought_up_to_date(variant):
+    stream = connect(variant, BEFORE)
+    stream.serve(world(CDS="old=2", EDS="old=2", LDS="l=1>r", RDS="r=old"))
+    stream.serve(world(LDS="l=1>r", RDS="r=none"))
+    assert stream.get() == ["RDS r=none"]
+
+
+def test_r41_an_assignment_can_be_had_though_the_client_brought_it_and_it_is_gone():
+    stream = Stream(Variant.DELTA, world(CDS="a=2", EDS="a=1", LDS="l=1>r", RDS="r=a"))
+    stream.ask("CDS", initial={"a": "1"})
+    assert stream.get() == ["CDS a=2"]
+    stream.serve(world(LDS="l=1>r", RDS="r=1"))
+    stream.ask("EDS", "a", initial={"a": "1"})
+    assert stream.get() == ["EDS a=1"]
+
+
+def test_r41_what_a_client_brought_goes_soon_if_it_does_not_ask_for_listeners():
+    stream = Stream(Variant.DELTA, AFTER)
+    stream.ask("CDS", initial={"old": "1", "new": "1"})
+    assert stream.get() == []
+    assert stream.session.deadline() == 1.0
+    stream.now = 1.0
+    assert stream.get() == ["CDS -old"]
+
+
+def test_r41_what_a_client_brought_goes_at_once_on_a_stream_that_has_no_listeners():
+    stream = Stream(Variant.DELTA, AFTER, type_url=CLUSTER)
+    stream.ask("", initial={"old": "1", "new": "1"})
+    assert stream.get() == ["CDS -old"]
+
+
+def test_r41_routes_that_are_gone_keep_no_cluster_from_going():
+    stream = connect(Variant.SOTW, BEFORE)
+    stream.serve(world())
+    assert stream.settle() == ["LDS", "CDS"]
 
 
 def test_o18_routes_go_after_the_listener_that_used_them():

@@ -74,6 +74,18 @@ def test_r12_what_was_rejected_is_sent_again_when_the_rest_of_it_is_gone():
     assert stream.get() == ["EDS good=1 -bad"]
 
 
+def test_r12_what_was_rejected_is_sent_again_when_the_client_gives_up_the_rest_of_it(variant):
+    stream = Stream(variant, world(EDS="good=1 bad=1"))
+    stream.ask("EDS", "good", "bad")
+    stream.get()
+    stream.nack("EDS")
+    if variant is Variant.SOTW:
+        stream.ask("EDS", "good", nonce=stream.last["EDS"].nonce)
+    else:
+        stream.ask("EDS", unsubscribe=("bad",))
+    assert stream.get() == ["EDS good=1"]
+
+
 def test_r12_clusters_that_were_rejected_go_along_when_others_change():
     stream = Stream(Variant.SOTW, world(CDS="good=1 bad=1", EDS="good=1"))
     stream.ask("CDS")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from xds.protocol.events import Event, Response
 from xds.protocol.watch import Lingering, Watch
 from xds.protocol.wire import DeltaRequest, delta_response
-from xds.snapshot import CLUSTER, SECRET, ResourceSet
+from xds.snapshot import CLUSTER, SECRET
 
 MOST_UNANSWERED = 64
 """Responses of a type that a client may leave unanswered before it is held: each has to be remembered."""
@@ -14,21 +16,31 @@ MOST_UNANSWERED = 64
 class DeltaWatch(Watch):
     """A watch of one type on a delta stream."""
 
-    def __init__(self, type_url: str, resources: ResourceSet) -> None:
-        super().__init__(type_url, resources)
-        self._first = True
+    def __init__(self, type_url: str) -> None:
+        super().__init__(type_url)
+        self._awaited: set[str] = set()
+        """What to push again once the client has said what it brought."""
 
     def receive(self, request: DeltaRequest, now: float) -> list[Event]:
         """Take a request. What it says of the subscription counts whatever it answers."""
         answered = self._answer(request.nonce, request.error, now)
         difference = self.subscription.change(request.subscribe, request.unsubscribe)
-        brought = self._remember(request.initial_versions) if self._first else frozenset()
+        brought = self._remember(request.initial_versions) if not self.begun else frozenset()
         if difference.entered and not brought:
             self._owed = True
         for name in difference.asked:
             self._touch(name, force=name not in brought)
-        self._first = False
+        self.begun = True
+        self.push_again(self._awaited)
+        self._awaited.clear()
         return [*answered, *self._subscribe(difference)]
+
+    def push_again(self, names: Iterable[str]) -> None:
+        """Send resources although the client has them, because it now waits for them anew."""
+        if self.begun:
+            super().push_again(names)
+        else:
+            self._awaited.update(names)
 
     @property
     def held_since(self) -> float | None:
@@ -84,7 +96,7 @@ class DeltaWatch(Watch):
         self.resumed = bool(brought) and self.type_url == CLUSTER
         for name, version in brought.items():
             self.sent[name] = version
-            if name not in self.resources:
+            if not self.get(name):
                 self.lingering[name] = Lingering(None)
             self._touch(name)
         return frozenset(brought)

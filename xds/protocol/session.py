@@ -22,7 +22,7 @@ from xds.protocol.events import Connected, Event
 from xds.protocol.sotw import SotwWatch
 from xds.protocol.watch import Watch
 from xds.protocol.wire import Node, RequestError, parse_delta_request, parse_request
-from xds.snapshot import CLUSTER, EMPTY, ENDPOINT, LISTENER, ROUTE, SECRET, Resource, Snapshot
+from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET, Resource, Snapshot
 
 _ORDER = {CLUSTER: 0, ENDPOINT: 1, SECRET: 2, LISTENER: 3, ROUTE: 4}
 """The order in which types are sent; others come last."""
@@ -75,18 +75,21 @@ class Session:
         self._patience = patience
         self._grace = grace
         self._snapshot: Snapshot | None = None
-        self._watches: dict[str, Watch] = {}
-        self._warming: dict[str, None] = {}
-        """Assignments of clusters that were sent before the client subscribed to any."""
+        self._watches: dict[str, Watch] = {known: self._new_watch(known) for known in _ORDER}
+        """By type, in the order in which they are sent."""
         self._nonces = 0
         self._began = inf
         self._deadline = inf
 
     def serve(self, snapshot: Snapshot) -> None:
         """From now on the client should have this; what was served before and not sent yet is forgotten."""
-        self._snapshot = snapshot
+        before, self._snapshot = self._snapshot, snapshot
         for watch in self._watches.values():
             watch.serve(snapshot.of(watch.type_url))
+        if before:
+            # A cluster that has been sent may not have its assignment yet, and is not acknowledged without it.
+            for type_url, name in self._watches[CLUSTER].lingering_refs():
+                self._watch(type_url).keep(name, before.of(type_url).get(name))
 
     def receive(self, message: bytes, now: float) -> list[Event]:
         """Take a request and say what it meant. RequestError: the stream must end."""
@@ -102,12 +105,7 @@ class Session:
             raise RequestError("a request of an aggregated stream must have type_url")
         if self._type_url and type_url != self._type_url:
             raise RequestError(f"this stream is for {self._type_url} only")
-        watch = self._watch(type_url)
-        events += watch.receive(request, now)
-        if type_url == ENDPOINT and self._warming:
-            watch.push_again(self._warming)
-            self._warming.clear()
-        return events
+        return events + self._watch(type_url).receive(request, now)
 
     def next(self, now: float) -> bytes | None:
         """Return the response to write now, which counts as sent; None if there is nothing to send yet."""
@@ -137,31 +135,28 @@ class Session:
         """When to call `next` again although nothing happened, after it returned None."""
         return None if self._deadline == inf else self._deadline
 
+    def _new_watch(self, type_url: str) -> Watch:
+        return SotwWatch(type_url) if self._variant is Variant.SOTW else DeltaWatch(type_url)
+
     def _watch(self, type_url: str) -> Watch:
         if type_url not in self._watches:
-            resources = self._snapshot.of(type_url) if self._snapshot else EMPTY
-            watch: Watch = (SotwWatch if self._variant is Variant.SOTW else DeltaWatch)(type_url, resources)
-            together = (*self._watches.values(), watch)
-            self._watches = {
-                each.type_url: each
-                for each in sorted(together, key=lambda each: _ORDER.get(each.type_url, 9))
-            }
+            watch = self._watches[type_url] = self._new_watch(type_url)
+            if self._snapshot:
+                watch.serve(self._snapshot.of(type_url))
         return self._watches[type_url]
 
     def _opens(self, watch: Watch) -> float:
         """Return from when on a type may be sent."""
         waits = [watch.held_since]
-        if watch.type_url in _AFTER_CLUSTERS and CLUSTER in self._watches:
+        if watch.type_url in _AFTER_CLUSTERS:
             waits.append(self._watches[CLUSTER].waiting_since)
         return max((since + self._patience for since in waits if since is not None), default=-inf)
 
     def _warm(self, clusters: Iterable[Resource]) -> None:
         """Send the assignments of clusters again: a cluster that is new or changed does not use what was there."""
-        names = [name for cluster in clusters for type_url, name in cluster.refs if type_url == ENDPOINT]
-        if ENDPOINT in self._watches:
-            self._watches[ENDPOINT].push_again(names)
-        else:
-            self._warming.update(dict.fromkeys(names))
+        self._watches[ENDPOINT].push_again(
+            name for cluster in clusters for type_url, name in cluster.refs if type_url == ENDPOINT
+        )
 
     def _let_go(self, now: float) -> None:
         """Release what lingers and is used no more, or has been there for too long."""
@@ -169,11 +164,9 @@ class Session:
             if watch.type_url not in _USERS:
                 watch.release(tuple(watch.lingering))
         for type_url, by in _USERS.items():
-            if type_url not in self._watches or not self._watches[type_url].lingering:
-                continue
             watch = self._watches[type_url]
-            users = [self._watches[user] for user in by if user in self._watches]
-            if watch.resumed and self._expects_listeners(now):
+            users = [self._watches[user] for user in by]
+            if not watch.lingering or (watch.resumed and self._expects_listeners(now)):
                 continue
             if all(self._settled(user) for user in users):
                 watch.release(tuple(watch.lingering))
@@ -202,7 +195,7 @@ class Session:
     def _expects_listeners(self, now: float) -> bool:
         """Whether a client that takes up its subscriptions again may be about to say that it uses clusters."""
         end = self._began + _RESUMPTION
-        if self._type_url or LISTENER in self._watches or now >= end:
+        if self._type_url or self._watches[LISTENER].begun or now >= end:
             return False
         self._deadline = min(self._deadline, end)
         return True

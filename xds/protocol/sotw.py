@@ -16,8 +16,8 @@ class SotwWatch(Watch):
     response says nothing about what it leaves out, so that only what is new is sent, and nothing can be deleted.
     """
 
-    def __init__(self, type_url: str, resources: ResourceSet) -> None:
-        super().__init__(type_url, resources)
+    def __init__(self, type_url: str) -> None:
+        super().__init__(type_url)
         self._full = type_url in WILDCARD_TYPES
         self._nonce = ""
 
@@ -25,6 +25,7 @@ class SotwWatch(Watch):
         """Take a request; one that answers an older response than the last is void, the client will repeat itself."""
         if request.nonce and self._nonce and request.nonce != self._nonce:
             return []
+        self.begun = True
         answered = self._answer(request.nonce, request.error, now)
         return [*answered, *self._subscribe(self.subscription.replace(request.names))]
 
@@ -70,7 +71,7 @@ class SotwWatch(Watch):
         """Return all that the client should have, and the version of that."""
         covers = self.subscription.covers
         resources = [resource for name, resource in self.resources.items() if covers(name)]
-        lingering = [item.resource for item in self.lingering.values() if item.resource]
+        lingering = [item.resource for name, item in self.lingering.items() if item.resource and covers(name)]
         if not lingering:
             return resources, self.resources.version
         resources += lingering

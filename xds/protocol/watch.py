@@ -14,7 +14,7 @@ from typing import Any
 from xds.protocol.events import Acked, Event, Nacked, Response, Subscribed, acked, nacked
 from xds.protocol.subscription import Difference, Subscription
 from xds.protocol.wire import ErrorDetail, size
-from xds.snapshot import CLUSTER, LISTENER, Resource, ResourceKey, ResourceSet
+from xds.snapshot import CLUSTER, EMPTY, LISTENER, Resource, ResourceKey, ResourceSet
 
 WILDCARD_TYPES = frozenset({CLUSTER, LISTENER})
 """Types that a client which names nothing wants all of, and that the older variant always sends in full."""
@@ -39,9 +39,11 @@ class Lingering:
 class Watch(ABC):
     """What is common to both variants of the protocol."""
 
-    def __init__(self, type_url: str, resources: ResourceSet) -> None:
+    def __init__(self, type_url: str) -> None:
         self.type_url = type_url
-        self.resources = resources
+        self.begun = False
+        """Whether the client has asked for anything of this type."""
+        self.resources: ResourceSet = EMPTY
         self.subscription = Subscription(legacy=type_url in WILDCARD_TYPES)
         self.sent: dict[str, str] = {}
         """Name and version of what the client has been sent, or had before."""
@@ -109,13 +111,17 @@ class Watch(ABC):
             return
         before, self.resources = self.resources, resources
         for name in _difference(before, resources):
-            if not self.subscription.covers(name):
-                continue
             if name in resources:
                 self.lingering.pop(name, None)
             elif name in self.sent:
                 self.lingering[name] = Lingering(before[name])
-            self._touch(name)
+            if self.subscription.covers(name):
+                self._touch(name)
+
+    def keep(self, name: str, resource: Resource | None) -> None:
+        """Let a resource linger though the client does not have it, for it may yet ask for it."""
+        if resource and not self.get(name):
+            self.lingering[name] = Lingering(resource)
 
     def release(self, names: Iterable[str]) -> None:
         """Let the client lose what lingered."""
@@ -151,7 +157,10 @@ class Watch(ABC):
     def _forget(self) -> None:
         """Drop everything about names that the client no longer wants: it is free to forget them too."""
         covers = self.subscription.covers
-        for names in (self.sent, self.lingering, self.parked, self._dirty):
+        for name in tuple(self.parked):
+            if not covers(name):
+                self._touch(name)  # What else was rejected with it may have been good.
+        for names in (self.sent, self._dirty):
             for name in [name for name in names if not covers(name)]:
                 del names[name]
         self._forced = {name for name in self._forced if covers(name)}
@@ -173,7 +182,7 @@ class Watch(ABC):
         idle = []
         for name in self._dirty:
             resource = self.get(name)
-            if resource and (name in self._forced or self.sent.get(name) != resource.version):
+            if resource and (name in self._forced or self._is_outdated(resource)):
                 present.append((name, resource))
             elif not resource and self._tells_absence(name):
                 absent.append((name, None))
@@ -182,6 +191,11 @@ class Watch(ABC):
         for name in idle:
             self._done(name)
         return present + absent
+
+    def _is_outdated(self, resource: Resource) -> bool:
+        """Whether the client has to get a resource; not if it will lose it soon and has it in some form."""
+        sent = self.sent.get(resource.name)
+        return sent != resource.version and not (sent and resource.name in self.lingering)
 
     @abstractmethod
     def _tells_absence(self, name: str) -> bool:
