@@ -7,20 +7,23 @@ the sidecar as their HTTP proxy; those in a pod without one resolve names themse
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from tests.real.harness import manifests
+from tests.real.harness import http2, manifests
+from tests.real.harness.answers import Answer
 from tests.real.harness.apps import EchoApp
 from tests.real.harness.clients import Client, rotating
 from tests.real.harness.controlplane import ControlPlane
 from tests.real.harness.envoy import EnvoyProcess
 from tests.real.harness.loopback import Loopback
 from tests.real.harness.manifests import Manifest, Manifests
-from tests.real.harness.tcp import LineApp
+from tests.real.harness.places import HERE
+from tests.real.harness.tcp import LineApp, TcpServer
 from tests.real.harness.waiting import eventually
 from xds.demo.proxies import difference, in_force, wanted
 from xds.descriptors import to_json_dict
@@ -235,3 +238,56 @@ def file_of(found: Manifest) -> str:
     """Return the name of the file that holds an object."""
     meta = found["metadata"]
     return "-".join([found["kind"], meta.get("namespace", ""), meta["name"]]).lower()
+
+
+async def raw(pod: LocalPod, *requests: str) -> list[str]:
+    """Send requests as they are to a pod's proxy, each on a connection of its own; return the answers as they are."""
+    return await asyncio.gather(*(_raw(pod, request) for request in requests))
+
+
+async def _raw(pod: LocalPod, request: str) -> str:
+    reader, writer = await asyncio.open_connection(sock=await Client().connect(pod.address, PROXY_PORT))
+    writer.write(f"{request}Connection: close\n\n".replace("\n", "\r\n").encode())
+    try:
+        async with asyncio.timeout(10):
+            return (await reader.read()).decode()
+    finally:
+        writer.close()
+
+
+async def http2_inside(pod: LocalPod, host: str, port: int) -> Answer:
+    """Send one HTTP/2 request through a tunnel of a pod's proxy."""
+    loop = asyncio.get_running_loop()
+    made = await Client().connect(pod.address, PROXY_PORT)
+    await loop.sock_sendall(made, f"CONNECT {host}:{port} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+    seen = b""
+    while not seen.endswith(b"\r\n\r\n"):
+        some = await loop.sock_recv(made, 1)
+        assert some, f"closed after {seen!r}"
+        seen += some
+    assert b" 200 " in seen, seen
+    return await http2.request(made, f"{host}:{port}", "/headers", {})
+
+
+class Spy(TcpServer):
+    """Somewhere that nobody may be led to: remembers who came."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__(HERE.listener(address, 0))
+        self.address = address
+        self.came = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.came += 1
+
+
+def listening(pid: int) -> set[tuple[str, int]]:
+    """Where a process listens."""
+    held = {str(path.readlink()) for path in Path(f"/proc/{pid}/fd").iterdir()}
+    found = set()
+    for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]:
+        _, local, _, state, *_, inode = line.split()[:10]
+        if state == "0A" and f"socket:[{inode}]" in held:
+            address, port = local.split(":")
+            found.add((socket.inet_ntoa(bytes.fromhex(address)[::-1]), int(port, 16)))
+    return found

@@ -1,0 +1,300 @@
+"""Interception mode NONE on real sidecars: what the outbound proxy forwards, what it refuses, and what listens where."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable
+from contextlib import AsyncExitStack, ExitStack
+
+import pytest
+import pytest_asyncio
+
+from tests.real.harness import manifests
+from tests.real.harness.answers import Answer
+from tests.real.harness.apps import EchoApp
+from tests.real.harness.clients import Client
+from tests.real.harness.envoy import EnvoyProcess
+from tests.real.harness.local import PROXY_PORT, LocalMesh, LocalPod, Spy, http2_inside, listening, raw
+from tests.real.harness.loopback import Loopback, free_port
+from tests.real.harness.places import Namespace
+from tests.real.harness.tcp import Relay
+from tests.real.harness.waiting import eventually
+
+pytestmark = [pytest.mark.envoy, pytest.mark.asyncio(loop_scope="module")]
+
+CLIENT_ID = "spiffe://cluster.local/ns/ns/sa/client"
+HTTP, GRPC, ANY_HTTP = 8080, 8082, 9090
+TCP, GREETS, ANY_TCP, ANY_GREETS = 9000, 9001, 9091, 9092
+PORTS = {
+    "http": (80, HTTP),
+    "grpc": (81, GRPC),
+    "tcp": (82, TCP),
+    "tcp-greets": (83, GREETS),
+    "any-http": (84, ANY_HTTP),
+    "any-tcp": (85, ANY_TCP),
+    "any-greets": (86, ANY_GREETS),
+}
+
+
+class Pods:
+    """A client, servers with and without a sidecar, and a headless service over one of each kind."""
+
+    def __init__(self, mesh: LocalMesh, spy: Spy) -> None:
+        self.mesh, self.spy = mesh, spy
+        self.client = mesh.pod("client", "ns")
+        self.web = mesh.pod("web", "ns")
+        self.plain = mesh.pod("plain", "ns", sidecar=False)
+        self.db = [
+            mesh.pod(f"db-{n}", "ns", sidecar=not n, labels={"app": "db"}, subdomain="db") for n in (0, 1)
+        ]
+
+    async def start(self) -> None:
+        for pod in (self.web, self.plain, *self.db):
+            await self.mesh.serve(
+                pod, http=(HTTP, GRPC, ANY_HTTP), lines=(TCP, ANY_TCP), greets=(GREETS, ANY_GREETS)
+            )
+        for name in ("web", "plain"):
+            self.mesh.service(name, "ns", PORTS, address=f"10.96.0.{len(name)}")
+        self.mesh.service("db", "ns", {"http": (HTTP, HTTP), "tcp": (TCP, TCP)})
+        self.mesh.service("nobody", "ns", {"http": (80, HTTP)}, address="10.96.0.9")
+        await self.mesh.start(self.client, self.web, self.db[0])
+
+    async def get(self, host: str, **how: object) -> Answer:
+        return await self.client.client.get(f"http://{host}/headers", **how)
+
+    def tcp(self, host: str, port: int):
+        return self.client.client.tcp(host, port)
+
+    async def handshakes(self, pod: LocalPod, port: int) -> int:
+        """Return how many mutual TLS connections a port has taken."""
+        name = re.escape(f"listener.{pod.address}_{port}.ssl.handshake")
+        return await self.mesh.sidecar(pod).admin.total(f"^{name}$")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def pods(tmp_path_factory):
+    async with AsyncExitStack() as exits:
+        loopback = exits.enter_context(Loopback())
+        spy = await exits.enter_async_context(Spy(loopback.address()))
+        directory = tmp_path_factory.mktemp("none")
+        mesh = await exits.enter_async_context(LocalMesh(loopback, directory))
+        made = Pods(mesh, spy)
+        await made.start()
+        yield made
+
+
+class TestHttp:
+    @pytest.mark.parametrize("name", ["web", "web.ns", "web.ns.svc", "web.ns.svc.cluster.local", "10.96.0.3"])
+    async def test_every_name_of_a_service_leads_to_it_with_mutual_tls(self, pods, name):
+        for host in (name, f"{name}:80"):
+            answer = await pods.get(host)
+            assert (answer.pod, answer.identity) == ("web.ns", CLIENT_ID)
+
+    async def test_a_pod_without_a_sidecar_gets_plaintext(self, pods):
+        answer = await pods.get("plain")
+        assert (answer.pod, answer.certificate) == ("plain.ns", "")
+
+    async def test_http_on_an_undeclared_port_is_known_for_http_inside_tls(self, pods):
+        answer = await pods.get("web:84")
+
+        assert (answer.pod, answer.identity) == ("web.ns", CLIENT_ID)
+        assert (await pods.get("plain:84")).certificate == ""
+
+    @pytest.mark.parametrize(("name", "identity"), [("web", CLIENT_ID), ("plain", "")])
+    async def test_a_grpc_port_is_spoken_to_in_http2(self, pods, name, identity):
+        answer = await pods.get(f"{name}:81")
+
+        assert (answer.echo["protocol"], answer.identity) == ("HTTP/2", identity)
+
+    async def test_the_application_learns_of_one_certificate_only(self, pods):
+        forged = {"x-forwarded-client-cert": "By=me;URI=spiffe://cluster.local/ns/ns/sa/admin"}
+
+        answer = await pods.get("web", headers=forged)
+        outsider = await Client().get(f"http://{pods.web.address}:{HTTP}/headers", headers=forged)
+
+        assert answer.certificate.count("URI=") == 1
+        assert answer.identity == CLIENT_ID
+        assert (outsider.code, outsider.certificate) == ("200", "")
+
+    async def test_the_application_is_where_the_annotation_says(self, pods):
+        assert pods.web.app_address != pods.web.address
+        through = await pods.get("web")
+        straight = await Client().get(f"http://{pods.web.app_address}:{HTTP}/headers")
+
+        assert through.pod == straight.pod == "web.ns"
+
+    async def test_a_service_without_endpoints_is_unavailable(self, pods):
+        assert (await pods.get("nobody")).code == "503"
+
+
+class TestPodsOfAHeadlessService:
+    @pytest.mark.parametrize(("number", "identity"), [(0, CLIENT_ID), (1, "")])
+    async def test_a_pods_own_name_and_address_lead_to_it_in_its_mode(self, pods, number, identity):
+        pod = pods.db[number]
+        for host in (f"db-{number}.db", f"db-{number}.db.ns.svc.cluster.local", pod.address):
+            for _ in range(3):
+                answer = await pods.get(f"{host}:{HTTP}")
+                assert (answer.pod, answer.identity) == (pod.full_name, identity)
+            async with pods.tcp(host, TCP) as conversation:
+                assert await conversation.ask("hello") == f"{pod.full_name}: hello"
+
+    async def test_the_services_name_leads_to_both(self, pods):
+        seen = {(a.pod, a.identity) for a in [await pods.get(f"db:{HTTP}") for _ in range(30)]}
+
+        assert seen == {("db-0.ns", CLIENT_ID), ("db-1.ns", "")}
+
+
+class TestConnect:
+    @pytest.mark.parametrize(("port", "target"), [(82, TCP), (85, ANY_TCP)])
+    async def test_tcp_passes_with_mutual_tls(self, pods, port, target):
+        before = await pods.handshakes(pods.web, target)
+        async with pods.tcp("web.ns", port) as conversation:
+            assert await conversation.ask("hello") == "web.ns: hello"
+            assert await conversation.ask("again") == "web.ns: again"
+
+        assert await pods.handshakes(pods.web, target) == before + 1
+
+    @pytest.mark.parametrize(("port", "target"), [(83, GREETS), (86, ANY_GREETS)])
+    async def test_a_server_that_speaks_first_is_heard(self, pods, port, target):
+        before = await pods.handshakes(pods.web, target)
+        for name in ("web", "plain"):
+            async with pods.tcp(f"{name}.ns", port) as conversation:
+                assert await conversation.hear() == f"220 {name}.ns"
+                assert await conversation.ask("hello") == f"{name}.ns: hello"
+
+        assert await pods.handshakes(pods.web, target) == before + 1
+
+    async def test_on_an_undeclared_port_it_is_tcp_whatever_it_carries(self, pods):
+        """The same port that speaks HTTP to HTTP requests: what goes through a tunnel is nobody's to read."""
+        before = await pods.handshakes(pods.web, ANY_HTTP)
+        answer = await http2_inside(pods.client, "web.ns", 84)
+
+        assert (answer.pod, answer.echo["protocol"], answer.certificate) == ("web.ns", "HTTP/2", "")
+        assert await pods.handshakes(pods.web, ANY_HTTP) == before + 1
+
+    @pytest.mark.parametrize(("name", "identity"), [("web.ns", CLIENT_ID), ("plain.ns", "")])
+    async def test_grpc_passes_through_a_tunnel(self, pods, name, identity):
+        answer = await http2_inside(pods.client, name, 81)
+
+        assert (answer.pod, answer.echo["protocol"], answer.identity) == (name, "HTTP/2", identity)
+
+
+class TestRefusals:
+    @pytest.mark.parametrize("host", ["example.org", "web.elsewhere", "web:99", f"web:{HTTP}", "client"])
+    async def test_what_is_no_service_is_answered_with_502_and_what_to_do(self, pods, host):
+        answer = await pods.get(host)
+
+        said = f"502: no service of the mesh is called {host}; ask for SERVICE.NAMESPACE:PORT\n"
+        assert (answer.code, answer.text) == ("502", said)
+
+    @pytest.mark.parametrize("authority", ["example.org:443", "web.elsewhere:80", "web:99", "client:80"])
+    async def test_a_tunnel_to_what_is_no_service_is_refused_likewise(self, pods, authority):
+        said = f"502: no service of the mesh is called {authority}; ask for SERVICE.NAMESPACE:PORT\n"
+
+        with pytest.raises(ConnectionRefusedError, match=re.escape(f"502 Bad Gateway: {said}")):
+            async with pods.tcp(*authority.split(":")):
+                pass
+
+    async def test_http_to_a_tcp_service_is_told_how(self, pods):
+        answer = await pods.get("web:82")
+
+        assert (answer.code, answer.text) == ("502", "502: web:82 speaks TCP: use CONNECT\n")
+
+    async def test_nothing_is_forwarded_to_an_address_taken_from_the_request(self, pods):
+        spy = f"{pods.spy.address}:{pods.spy.port}"
+        requests = [
+            f"GET http://{spy}/ HTTP/1.1\nHost: {spy}\n",
+            f"GET http://{spy}/ HTTP/1.1\nHost: web\n",
+            f"GET / HTTP/1.1\nHost: {spy}\n",
+            f"GET http://web@{spy}/ HTTP/1.1\nHost: web\n",
+            f"CONNECT {spy} HTTP/1.1\nHost: {spy}\n",
+            f"CONNECT {spy} HTTP/1.1\nHost: web:82\n",
+        ]
+        hints = [
+            f"GET / HTTP/1.1\nHost: web\n{header}: {spy}\n"
+            for header in ("X-Envoy-Original-Dst-Host", "X-Forwarded-Host", "Forwarded")
+        ]
+
+        for request, answer in zip(requests, await raw(pods.client, *requests), strict=True):
+            assert answer.startswith("HTTP/1.1 502 "), f"{request}: {answer}"
+        for request, answer in zip(hints, await raw(pods.client, *hints), strict=True):
+            assert answer.startswith("HTTP/1.1 200 "), f"{request}: {answer}"
+            assert '"pod": "web.ns"' in answer
+
+        assert pods.spy.came == 0
+        async with Client().tcp(pods.spy.address, pods.spy.port) as conversation:
+            await conversation.closed()
+        assert pods.spy.came == 1
+
+    async def test_nor_to_a_sidecar_itself_or_a_pod_behind_a_service(self, pods):
+        requests = [
+            f"GET http://{pod.address}:{port}/ HTTP/1.1\nHost: web\n"
+            for pod in (pods.client, pods.web)
+            for port in (15000, PROXY_PORT, 15021, HTTP)
+        ]
+
+        for request, answer in zip(requests, await raw(pods.client, *requests), strict=True):
+            assert answer.startswith("HTTP/1.1 502 "), f"{request}: {answer}"
+
+    async def test_the_url_counts_where_the_host_header_says_otherwise(self, pods):
+        (answer,) = await raw(pods.client, "GET http://web/ HTTP/1.1\nHost: example.org\n")
+
+        assert '"pod": "web.ns"' in answer
+
+
+class TestListeners:
+    async def test_readiness_is_all_of_the_admin_interface_that_shows_on_the_health_port(self, pods):
+        def get(path: str):
+            return Client().get(f"http://{pods.web.address}:15021{path}")
+
+        ready = await get("/healthz/ready")
+        assert (ready.code, ready.text.strip()) == ("200", "LIVE")
+        assert {(await get(path)).code for path in ("/", "/ready", "/config_dump", "/quitquitquit")} == {
+            "404"
+        }
+
+    async def test_a_sidecar_on_loopback_listens_on_its_pods_address_only(self, pods):
+        sockets = listening(pods.mesh.sidecar(pods.web).pid)
+
+        assert {address for address, _ in sockets} == {pods.web.address}
+        assert {port for _, port in sockets} == {15000, PROXY_PORT, 15021, *(t for _, t in PORTS.values())}
+
+    @pytest.mark.netns
+    async def test_proxy_and_admin_stay_on_loopback_where_the_pods_address_is_not(self, tmp_path):
+        address, port = "10.78.0.1", free_port()
+        with ExitStack() as places, Loopback() as loopback:
+            place = Namespace(f"xds-none-{port}")
+            places.callback(place.close)
+            place.run("ip", "addr", "add", f"{address}/32", "dev", "lo")
+            mesh = LocalMesh(loopback, tmp_path)
+            # Without the other annotation, the application is at 127.0.0.1.
+            annotations = {"sidecar.istio.io/interceptionMode": "NONE"}
+            mesh.apply(
+                manifests.pod("web", "ns", address, labels={"app": "web"}, annotations=annotations),
+                manifests.service("web", "ns", {"http": (80, port)}),
+            )
+            async with mesh:
+                door = Relay(
+                    place.listener("127.0.0.1", mesh.plane.port),
+                    lambda: Client().connect("127.0.0.1", mesh.plane.port),
+                )
+                web = EnvoyProcess("web.ns", await mesh.plane.bootstrap("web.ns"), tmp_path, place=place)
+                async with door, EchoApp("web", port, place=place, address="127.0.0.1"), web:
+                    client = Client(place)
+                    url = f"http://{address}:{port}/headers"
+                    answer = await eventually(lambda: only_ok(client.get(url)))
+
+                    assert answer.pod == "web"
+                    assert listening(web.pid) == {
+                        ("127.0.0.1", 15000),
+                        ("127.0.0.1", PROXY_PORT),
+                        (address, 15021),
+                        (address, port),
+                    }
+                    assert (await client.get(f"http://{address}:15021/healthz/ready")).ok
+
+
+async def only_ok(asking: Awaitable[Answer]) -> Answer:
+    answer = await asking
+    assert answer.ok, answer
+    return answer
