@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
 import pytest
 import pytest_asyncio
 
+from tests.real.harness import manifests
+from tests.real.harness.apps import EchoApp
 from tests.real.harness.cluster import Cluster
 from tests.real.harness.exchange import (
     FAILS,
@@ -16,19 +22,45 @@ from tests.real.harness.exchange import (
     TCP,
     exchange,
 )
-from tests.real.harness.manifests import peer_authentication
+from tests.real.harness.manifests import Manifest, peer_authentication
 from tests.real.harness.mesh import Mesh
 from tests.real.harness.rules import INBOUND, OUTBOUND
 from tests.real.harness.wire import Wire
 
 pytestmark = [pytest.mark.netns, pytest.mark.envoy, pytest.mark.asyncio(loop_scope="module")]
 
-PORTS = {"http-web": (80, 8080), "http2-web": (81, 8081), "tcp-lines": (90, 9000), "web": (83, 8083)}
+PORTS = {
+    "http-web": (80, 8080),
+    "http2-web": (81, 8081),
+    "tcp-lines": (90, 9000),
+    "web": (83, 8083),
+    "http-local": (85, 8085),
+}
 TRAFFIC = [(HTTP1, 80), (HTTP2, 81), (TCP, 90), (HTTP1, 83), (HTTP2, 83)]
 TO_STRANGER = [(HTTP1, 80), (HTTP2, 80), (HTTP1, 7777), (HTTP2, 7777), (SERVER_FIRST, 90)]
 
 OPEN, STRICT = "web.permissive", "web.strict"
 OUTSIDER, STRANGER = "outsider.outside", "stranger.elsewhere"
+
+
+def listed(mesh: Mesh, name: str, pod: str, ports: dict[str, tuple[int, int]]) -> Iterator[Manifest]:
+    """Write a service without a selector, and who serves it."""
+    service = mesh.cluster.service(name, "listed", dict(ports.values()), [mesh[pod]])
+    written = manifests.service(name, "listed", ports, address=service.address)
+    del written["spec"]["selector"]
+    yield written
+    yield {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {
+            "name": f"{name}-1",
+            "namespace": "listed",
+            "labels": {"kubernetes.io/service-name": name},
+        },
+        "addressType": "IPv4",
+        "ports": [{"name": key, "port": target} for key, (_, target) in ports.items()],
+        "endpoints": [{"addresses": [mesh[pod].address], "conditions": {"ready": True}}],
+    }
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -46,6 +78,11 @@ async def mesh(tmp_path_factory):
                     pod, http=(8080, 8081, 8083, 7000, 7001, 7002), lines=(9000, 7100), greets=(7200, 7201)
                 )
             mesh.apply(
+                *listed(mesh, "outside", STRANGER, {"http-web": (80, 7777), "greets": (90, 90)}),
+                *listed(mesh, "inside", STRICT, {"http-web": (80, 8080), "lines": (90, 9000)}),
+                peer_authentication(
+                    "permissive", "PERMISSIVE", name="web", selector={"app": "web"}, ports={7002: "STRICT"}
+                ),
                 peer_authentication("strict", "STRICT"),
                 peer_authentication(
                     "strict",
@@ -107,6 +144,16 @@ class TestTheSidecarsOwnPorts:
         after = sum([await admin.total(accepted) for admin in sidecars])
         assert 3 <= after - before <= 6
 
+    async def test_show_health_to_everybody_and_the_rest_to_the_pod_alone(self, mesh):
+        for pod in (mesh[OPEN], mesh[STRICT]):
+            for client in (mesh[OUTSIDER], mesh[OPEN], mesh[STRICT]):
+                ready = await client.client.get(f"http://{pod.address}:15021/healthz/ready")
+                more = await client.client.get(f"http://{pod.address}:15021/stats")
+                admin = await client.client.get(f"http://{pod.address}:15000/ready")
+                assert (ready.code, more.code) == ("200", "404")
+                assert admin.code in ("000", "503"), admin
+            assert (await pod.client.get("http://127.0.0.1:15000/ready")).ok
+
 
 class TestAPortThatNoServiceNames:
     @pytest.mark.parametrize(
@@ -130,25 +177,60 @@ class TestAPortThatNoServiceNames:
             seen = await mesh.exchange(what, client, mesh[STRICT].address, port)
             assert (seen.how, seen.pod) == (PLAINTEXT, "web.strict"), seen
 
+    async def test_may_be_locked_alone(self, mesh):
+        for what in (HTTP1, HTTP2):
+            open_ = await mesh.exchange(what, OUTSIDER, mesh[OPEN].address, 7001)
+            locked = await mesh.exchange(what, OUTSIDER, mesh[OPEN].address, 7002)
+            assert (open_.how, locked.how) == (PLAINTEXT, FAILS)
+
+
+class TestAnApplicationThatListensOnLoopback:
+    async def test_is_reached_where_inbound_traffic_is_sent_there(self, mesh):
+        async def asked() -> str:
+            return (await mesh.exchange(HTTP1, OPEN, "web.strict", 85)).how
+
+        async with EchoApp("web.strict", 8085, place=mesh[STRICT].place, address="127.0.0.1"):
+            assert await asked() == FAILS, "by default it is nobody's but the pod's"
+
+            async with settings(mesh, inboundTrafficPolicy={"mode": "LOCALHOST"}):
+                assert await asked() == MTLS
+                for what, port in TRAFFIC:
+                    seen = await mesh.exchange(what, OPEN, "web.strict", port)
+                    assert (seen.how, seen.pod) == (MTLS, STRICT)
+
+
+class TestAServiceWithListedEndpoints:
+    async def test_leads_to_addresses_that_are_nobodys_pod(self, mesh):
+        http = await mesh.exchange(HTTP1, OPEN, "outside.listed", 80)
+        tcp = await mesh.exchange(SERVER_FIRST, OPEN, "outside.listed", 90)
+
+        assert (http.how, http.pod) == (tcp.how, tcp.pod) == (PLAINTEXT, STRANGER)
+
+    async def test_leads_to_pods_in_their_own_mode(self, mesh):
+        for what, port in ((HTTP1, 80), (TCP, 90)):
+            inside = await mesh.exchange(what, OPEN, "inside.listed", port)
+            outside = await mesh.exchange(what, OUTSIDER, "inside.listed", port)
+            assert (inside.how, inside.pod, outside.how) == (MTLS, STRICT, FAILS)
+
+
+@asynccontextmanager
+async def settings(mesh: Mesh, **settings: Any) -> AsyncIterator[None]:
+    """Have other mesh-wide settings in force for a while."""
+    mesh.set(**settings)
+    await mesh.settled()
+    yield
+    mesh.set()
+    await mesh.settled()
+
 
 class TestAnUnknownDestination:
-    @pytest.fixture
-    def registry_only(self, mesh):
-        mesh.set(outboundTrafficPolicy={"mode": "REGISTRY_ONLY"})
-        yield
-        mesh.set()
-
     @pytest.mark.parametrize(("what", "port"), TO_STRANGER)
     async def test_is_reached_where_any_is_allowed(self, mesh, what, port):
-        await mesh.settled()
-
         seen = await mesh.exchange(what, OPEN, mesh[STRANGER].address, port)
 
         assert (seen.how, seen.pod) == (PLAINTEXT, "stranger.elsewhere"), seen
 
     async def test_is_reached_by_whatever_name_it_is_asked_for(self, mesh):
-        await mesh.settled()
-
         answer = await mesh[OPEN].client.get(
             f"http://{mesh[STRANGER].address}/", headers={"host": "www.example.org"}
         )
@@ -156,14 +238,13 @@ class TestAnUnknownDestination:
         assert answer.pod == "stranger.elsewhere"
         assert answer.echo["headers"]["Host"] == "www.example.org"
 
-    async def test_is_refused_where_only_services_are_allowed(self, mesh, registry_only):
-        await mesh.settled()
-
-        for what, port in TO_STRANGER:
-            seen = await mesh.exchange(what, OPEN, mesh[STRANGER].address, port)
-            assert seen.how == FAILS, (what, port, seen)
-            if port == 80 and what == HTTP1:
-                assert seen.why.startswith("502 502: no service of the mesh is called"), seen
-        for what, port in TRAFFIC:
-            seen = await mesh.exchange(what, OPEN, "web.strict", port)
-            assert (seen.how, seen.pod) == (MTLS, "web.strict"), seen
+    async def test_is_refused_where_only_services_are_allowed(self, mesh):
+        async with settings(mesh, outboundTrafficPolicy={"mode": "REGISTRY_ONLY"}):
+            for what, port in TO_STRANGER:
+                seen = await mesh.exchange(what, OPEN, mesh[STRANGER].address, port)
+                assert seen.how == FAILS, (what, port, seen)
+                if port == 80 and what == HTTP1:
+                    assert seen.why.startswith("502 502: no service of the mesh is called"), seen
+            for what, port in TRAFFIC:
+                seen = await mesh.exchange(what, OPEN, "web.strict", port)
+                assert (seen.how, seen.pod) == (MTLS, STRICT), seen

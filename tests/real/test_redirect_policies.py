@@ -15,45 +15,40 @@ from tests.real.harness.mesh import Mesh
 pytestmark = [pytest.mark.netns, pytest.mark.envoy, pytest.mark.asyncio(loop_scope="module")]
 
 PORTS = {"http-web": (80, 8080), "tcp-lines": (90, 9000), "web": (83, 8083)}
-CLIENT, OUTSIDER = "client.apps", "outsider.outside"
+CLIENTS = ("client.apps", "old.apps")
+"""One is told of what changed, the other, as the server is, of the state of the world."""
+OUTSIDER = "outsider.outside"
 WEB, BARE = "web.full", "bare.full"
 APP = {"app": "web"}
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def running(tmp_path_factory):
-    """One server with a sidecar and one without, a client with a sidecar and one without; policy is up to the test."""
+async def mesh(tmp_path_factory):
+    """A server with a sidecar and one without, two clients with and one without. Policy is up to the tests."""
     with Cluster() as cluster:
-        # A peer that does not understand TLS may say nothing at all to it.
-        async with Mesh(cluster, tmp_path_factory.mktemp("mesh"), connectTimeout="1s") as mesh:
+        async with Mesh(cluster, tmp_path_factory.mktemp("mesh")) as mesh:
             mesh.pod("client", "apps")
+            mesh.pod("old", "apps", sotw=True)
             mesh.pod("outsider", "outside", sidecar=False)
             for name in ("web", "bare"):
-                pod = mesh.pod(name, "full", sidecar=name == "web")
+                pod = mesh.pod(name, "full", sidecar=name == "web", sotw=True)
                 mesh.service(name, "full", PORTS)
                 await mesh.serve(pod, http=(8080, 8083), lines=(9000,))
             await mesh.start()
             yield mesh
 
 
-@pytest_asyncio.fixture(loop_scope="module")
-async def mesh(running):
-    """The mesh; what a test applies to it, it has to say with `under`."""
-    yield running
-    running.set(connectTimeout="1s")
-    for file in running.manifests.directory.glob("*.yaml"):
-        if file.name.startswith(("peerauthentication", "destinationrule")):
-            file.unlink()
-
-
-async def under(mesh: Mesh, *objects: Manifest) -> None:
-    """Put these objects in force."""
-    mesh.apply(*objects)
+async def under(mesh: Mesh, *objects: Manifest, **settings: Any) -> None:
+    """Put these objects in force, and none but these."""
+    # A peer that does not understand TLS may say nothing at all to it.
+    mesh.set(connectTimeout="1s", **settings)
+    mesh.manifests.write("policies", *objects)
     await mesh.settled()
     # A pooled connection that is not allowed any more gets one more response, which says so.
-    for host in (WEB, BARE):
-        for port in (80, 83):
-            await mesh.exchange(HTTP1, CLIENT, host, port)
+    for client in CLIENTS:
+        for host in (WEB, BARE):
+            for port in (80, 83):
+                await mesh.exchange(HTTP1, client, host, port)
 
 
 async def ways(mesh: Mesh, client: str, host: str = WEB) -> dict[int, str]:
@@ -65,6 +60,18 @@ async def ways(mesh: Mesh, client: str, host: str = WEB) -> dict[int, str]:
     for port in (80, 83):
         assert bool(seen[port].identity) == (seen[port].how == MTLS)
     return {port: each.how for port, each in seen.items()}
+
+
+async def inside(mesh: Mesh, host: str = WEB) -> dict[int, str]:
+    """Tell how the traffic of every client with a sidecar goes."""
+    one, other = [await ways(mesh, client, host) for client in CLIENTS]
+    assert one == other
+    return one
+
+
+async def outside(mesh: Mesh, host: str = WEB) -> dict[int, str]:
+    """Tell how the traffic of a client without a sidecar goes."""
+    return await ways(mesh, OUTSIDER, host)
 
 
 def all_of(how: str) -> dict[int, str]:
@@ -85,7 +92,7 @@ def workload(mode: str, ports: dict[int, str] | None = None, **labels: str) -> M
 
 class TestPeerAuthentication:
     @pytest.mark.parametrize(
-        ("objects", "inside", "outside"),
+        ("objects", "from_inside", "from_outside"),
         [
             pytest.param([], all_of(MTLS), all_of(PLAINTEXT), id="none is PERMISSIVE"),
             pytest.param([mesh_wide("DISABLE")], all_of(PLAINTEXT), all_of(PLAINTEXT), id="mesh DISABLE"),
@@ -118,24 +125,24 @@ class TestPeerAuthentication:
         ],
     )  # fmt: skip
     async def test_is_in_force_on_both_sides_of_every_port(
-        self, mesh, objects: list[Manifest], inside: dict[int, str], outside: dict[int, str]
+        self, mesh, objects: list[Manifest], from_inside: dict[int, str], from_outside: dict[int, str]
     ):
         await under(mesh, *objects)
 
-        assert await ways(mesh, CLIENT) == inside
-        assert await ways(mesh, OUTSIDER) == outside
-        assert await ways(mesh, CLIENT, BARE) == await ways(mesh, OUTSIDER, BARE) == all_of(PLAINTEXT)
+        assert await inside(mesh) == from_inside
+        assert await outside(mesh) == from_outside
+        assert await inside(mesh, BARE) == await outside(mesh, BARE) == all_of(PLAINTEXT)
 
     async def test_may_change_again_and_again(self, mesh):
-        for mode, inside, outside in 2 * [
+        for mode, from_inside, from_outside in 2 * [
             ("STRICT", MTLS, FAILS),
             ("DISABLE", PLAINTEXT, PLAINTEXT),
             ("PERMISSIVE", MTLS, PLAINTEXT),
             ("DISABLE", PLAINTEXT, PLAINTEXT),
         ]:
             await under(mesh, mesh_wide("DISABLE"), workload(mode))
-            assert await ways(mesh, CLIENT) == all_of(inside), mode
-            assert await ways(mesh, OUTSIDER) == all_of(outside), mode
+            assert await inside(mesh) == all_of(from_inside), mode
+            assert await outside(mesh) == all_of(from_outside), mode
 
 
 def rule(host: str, policy: dict[str, Any], namespace: str = "full", name: str = "rule") -> Manifest:
@@ -164,19 +171,19 @@ class TestADestinationRule:
     async def test_is_followed_whatever_the_server_takes(self, mesh, server, mode, how):
         await under(mesh, namespaced(server), rule("web.full.svc.cluster.local", tls(mode)))
 
-        assert await ways(mesh, CLIENT) == all_of(how)
-        assert await ways(mesh, OUTSIDER) == all_of(FAILS if server == "STRICT" else PLAINTEXT)
+        assert await inside(mesh) == all_of(how)
+        assert await outside(mesh) == all_of(FAILS if server == "STRICT" else PLAINTEXT)
 
     @pytest.mark.parametrize(("mode", "how"), [("DISABLE", PLAINTEXT), ("ISTIO_MUTUAL", FAILS)])
     async def test_is_followed_where_there_is_no_sidecar(self, mesh, mode, how):
         await under(mesh, rule("*.full.svc.cluster.local", tls(mode)))
 
-        assert await ways(mesh, CLIENT, BARE) == all_of(how)
+        assert await inside(mesh, BARE) == all_of(how)
 
     async def test_that_the_server_does_not_match_is_answered_by_503(self, mesh):
         await under(mesh, namespaced("DISABLE"), rule("web", tls("ISTIO_MUTUAL")))
 
-        answer = await mesh[CLIENT].client.get("http://web.full/headers")
+        answer = await mesh[CLIENTS[0]].client.get("http://web.full/headers")
 
         assert answer.code == "503"
         assert "connection failure" in answer.text
@@ -186,7 +193,7 @@ class TestADestinationRule:
         await under(mesh, rule("web", tls("DISABLE") | {"portLevelSettings": ports}))
 
         # A port's settings replace those above it, also what they leave out: that is for auto mTLS to say then.
-        assert await ways(mesh, CLIENT) == {80: MTLS, 90: PLAINTEXT, 83: MTLS}
+        assert await inside(mesh) == {80: MTLS, 90: PLAINTEXT, 83: MTLS}
 
     async def test_in_the_clients_namespace_comes_before_that_of_the_service(self, mesh):
         await under(
@@ -195,30 +202,29 @@ class TestADestinationRule:
             rule("web", tls("ISTIO_MUTUAL")),
         )
 
-        assert await ways(mesh, CLIENT) == all_of(PLAINTEXT)
+        assert await inside(mesh) == all_of(PLAINTEXT)
 
     async def test_may_insist_on_an_identity(self, mesh):
         server = "spiffe://cluster.local/ns/full/sa/default"
         await under(mesh, rule("web", tls("ISTIO_MUTUAL", subjectAltNames=[server])))
-        assert await ways(mesh, CLIENT) == all_of(MTLS)
+        assert await inside(mesh) == all_of(MTLS)
 
         await under(mesh, rule("web", tls("ISTIO_MUTUAL", subjectAltNames=[f"{server}x"])))
-        assert await ways(mesh, CLIENT) == all_of(FAILS)
+        assert await inside(mesh) == all_of(FAILS)
 
     async def test_for_all_hosts_leaves_nothing_to_auto_mtls(self, mesh):
         await under(mesh, mesh_wide("STRICT"), rule("*.local", tls("ISTIO_MUTUAL"), "istio-system"))
 
-        assert await ways(mesh, CLIENT) == all_of(MTLS)
-        assert await ways(mesh, CLIENT, BARE) == all_of(FAILS)
+        assert await inside(mesh) == all_of(MTLS)
+        assert await inside(mesh, BARE) == all_of(FAILS)
 
 
 async def test_with_auto_mtls_off_clients_speak_plaintext_unless_a_rule_says_otherwise(mesh):
-    mesh.set(enableAutoMtls=False, connectTimeout="1s")
-    await under(mesh)
-    assert await ways(mesh, CLIENT) == all_of(PLAINTEXT)
+    await under(mesh, enableAutoMtls=False)
+    assert await inside(mesh) == all_of(PLAINTEXT)
 
-    await under(mesh, namespaced("STRICT"))
-    assert await ways(mesh, CLIENT) == all_of(FAILS)
+    await under(mesh, namespaced("STRICT"), enableAutoMtls=False)
+    assert await inside(mesh) == all_of(FAILS)
 
-    await under(mesh, rule("web", tls("ISTIO_MUTUAL")))
-    assert await ways(mesh, CLIENT) == all_of(MTLS)
+    await under(mesh, namespaced("STRICT"), rule("web", tls("ISTIO_MUTUAL")), enableAutoMtls=False)
+    assert await inside(mesh) == all_of(MTLS)

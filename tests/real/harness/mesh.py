@@ -47,7 +47,8 @@ class Mesh:
         self.wire = Wire(cluster.node)
         self._directory = directory
         self._settings = directory / "mesh.yaml"
-        self._intercepted: list[ClusterPod] = []
+        self._intercepted: list[tuple[ClusterPod, bool]] = []
+        """Pods with a sidecar, and whether it asks for the state of the world."""
         self._labels: dict[str, Mapping[str, str]] = {}
         """Of the pods that are there, by address."""
         self._selectors: list[tuple[ClusterService, Mapping[str, str]]] = []
@@ -80,12 +81,13 @@ class Mesh:
         labels: Mapping[str, str] | None = None,
         account: str = "default",
         subdomain: str = "",
+        sotw: bool = False,
     ) -> ClusterPod:
-        """Add a pod. Its sidecar starts with `start`."""
+        """Add a pod. Its sidecar starts with `start`; `sotw`: it asks for the state of the world."""
         pod = self.cluster.pod(name, namespace, sidecar=sidecar)
         self._labels[pod.address] = labels or {"app": name}
         if sidecar:
-            self._intercepted.append(pod)
+            self._intercepted.append((pod, sotw))
         self.write_pod(pod, sidecar=sidecar, account=account, subdomain=subdomain)
         self._select()
         return pod
@@ -172,10 +174,10 @@ class Mesh:
 
     async def start(self) -> None:
         """Start the sidecars that do not run yet, and wait until all have what the manifests come to."""
-        new = [pod for pod in self._intercepted if pod.address not in self.sidecars]
+        new = [(pod, sotw) for pod, sotw in self._intercepted if pod.address not in self.sidecars]
         facts = self._facts()
-        envoys = await asyncio.gather(*(self._envoy(pod, facts) for pod in new))
-        self.sidecars |= {pod.address: envoy for pod, envoy in zip(new, envoys, strict=True)}
+        envoys = await asyncio.gather(*(self._envoy(pod, facts, sotw=sotw) for pod, sotw in new))
+        self.sidecars |= {pod.address: envoy for (pod, _), envoy in zip(new, envoys, strict=True)}
         await self.settled()
 
     async def exchange(self, what: str, client: ClusterPod | str, host: str, port: int) -> Exchange:
@@ -214,7 +216,7 @@ class Mesh:
         assert not read.problems, read.problems
         return Facts(read.change.applied, read.change.config)
 
-    async def _envoy(self, pod: ClusterPod, facts: Facts) -> EnvoyProcess:
+    async def _envoy(self, pod: ClusterPod, facts: Facts, *, sotw: bool) -> EnvoyProcess:
         door = Relay(
             pod.place.listener("127.0.0.1", _DOOR), lambda: Client().connect("127.0.0.1", self.plane.port)
         )
@@ -222,7 +224,7 @@ class Mesh:
         known = facts.pod(pod.namespace, pod.name)
         assert known
         # What `xds bootstrap` prints, without a process for each.
-        begin = to_json_dict(bootstrap(known, "127.0.0.1", _DOOR))
+        begin = to_json_dict(bootstrap(known, "127.0.0.1", _DOOR, sotw=sotw))
         name = f"{pod.name}.{pod.namespace}"
         envoy = EnvoyProcess(name, begin, self._directory, place=pod.place, as_sidecar=True)
         return await self._exits.enter_async_context(envoy)
