@@ -54,23 +54,6 @@ async def mesh(tmp_path_factory):
                 pod = mesh.pod("web", namespace, sidecar=namespace != "legacy")
                 mesh.service("web", namespace, PORTS)
                 await mesh.serve(pod, http=(8080, 8081, 8082, 8083), lines=(9000, 9003), greets=(9001, 9004))
-            mesh.service(
-                "apps",
-                "strict",
-                {"tcp-said-http": (80, 8084), "said-h2c": (81, 8085), "http-said-tcp": (90, 9005)},
-                selector={"app": "web"},
-                app_protocols={
-                    "tcp-said-http": "http",
-                    "said-h2c": "kubernetes.io/h2c",
-                    "http-said-tcp": "tcp",
-                },
-            )
-            mesh.service(
-                "others", "strict", {"tcp-lines": (80, 9006), "mysql": (3306, 9007)}, selector={"app": "web"}
-            )
-            await mesh.serve(mesh["web.strict"], lines=(9006,), greets=(9007,))
-            mesh.service("unnamed", "strict", {"": (80, 8086)}, selector={"app": "web"})
-            await mesh.serve(mesh["web.strict"], http=(8084, 8085, 8086), greets=(9005,))
             mesh.apply(peer_authentication("strict", "STRICT"), peer_authentication("disable", "DISABLE"))
             mesh.apply(peer_authentication("legacy", "STRICT"))
             await mesh.start()
@@ -151,60 +134,6 @@ class TestNames:
     async def test_short_names_lead_to_services_of_the_own_namespace_only(self, mesh):
         address = mesh.address("web", "strict")
 
-        answer = await mesh[CLIENT].client.get(f"http://{address}/", headers={"host": "apps"})
+        answer = await mesh[CLIENT].client.get(f"http://{address}/", headers={"host": "web2"})
 
         assert not answer.ok
-
-
-class TestProtocols:
-    async def test_app_protocol_is_believed_over_the_name_of_the_port(self, mesh):
-        http = await mesh.exchange(HTTP1, CLIENT, "apps.strict", 80)
-        http2 = await mesh.exchange(HTTP1, CLIENT, "apps.strict", 81)
-        tcp = await mesh.exchange(SERVER_FIRST, CLIENT, "apps.strict", 90)
-
-        assert (http.how, http.identity, http.protocol) == (MTLS, SLEEP, "HTTP/1.1")
-        assert (http2.how, http2.identity, http2.protocol) == (MTLS, SLEEP, "HTTP/2")
-        assert (tcp.how, tcp.pod) == (MTLS, "web.strict")
-
-    @pytest.mark.parametrize("what", [HTTP1, HTTP2])
-    async def test_a_port_without_a_name_is_detected(self, mesh, what):
-        seen = await mesh.exchange(what, CLIENT, "unnamed.strict", 80)
-
-        assert (seen.how, seen.pod, seen.identity, seen.protocol) == (MTLS, "web.strict", SLEEP, what)
-
-    @pytest.mark.parametrize(("port", "protocol"), [(80, "HTTP/1.1"), (81, "HTTP/2"), (82, "HTTP/2")])
-    async def test_a_declared_port_gets_what_it_declares(self, mesh, port, protocol):
-        for what in (HTTP1, HTTP2):
-            seen = await mesh.exchange(what, CLIENT, "web.strict", port)
-            assert (seen.protocol, seen.identity) == (protocol, SLEEP)
-
-    async def test_services_that_share_a_port_may_differ_in_what_they_speak(self, mesh):
-        tcp = await mesh.exchange(TCP, CLIENT, "others.strict", 80)
-        http = await mesh.exchange(HTTP1, CLIENT, "web.strict", 80)
-
-        assert (tcp.how, tcp.pod) == (http.how, http.pod) == (MTLS, "web.strict")
-
-    async def test_only_who_cannot_know_waits_for_who_speaks_first(self, mesh):
-        async def waited(host: str, port: int) -> list[int]:
-            sidecars = [mesh.sidecar(mesh[name]).admin for name in (CLIENT, "web.strict", "web.disable")]
-            stat = r"^listener\..*\.downstream_pre_cx_timeout$"
-            before = [await admin.total(stat) for admin in sidecars]
-            seen = await mesh.exchange(SERVER_FIRST, CLIENT, host, port)
-            assert seen.how != FAILS
-            return [await admin.total(stat) - n for admin, n in zip(sidecars, before, strict=True)]
-
-        declared, undeclared, known = 91, 94, 3306
-        assert await waited("web.strict", declared) == [0, 0, 0]
-        assert await waited("web.strict", undeclared) == [1, 0, 0]
-        assert await waited("others.strict", known) == [0, 0, 0]
-        assert await waited("web.disable", declared) == [0, 0, 1]
-        assert await waited("web.disable", undeclared) == [1, 0, 1]
-
-    async def test_a_client_asks_for_the_service_that_it_means(self, mesh):
-        mesh.wire.forget()
-
-        await mesh.exchange(TCP, CLIENT, "web.strict", 90)
-
-        assert mesh.wire.saw("outbound_.90_._.web.strict.svc.cluster.local"), (
-            "in the hello, which all can read"
-        )

@@ -43,7 +43,9 @@ OPEN, STRICT = "web.permissive", "web.strict"
 OUTSIDER, STRANGER = "outsider.outside", "stranger.elsewhere"
 
 
-def listed(mesh: Mesh, name: str, pod: str, ports: dict[str, tuple[int, int]]) -> Iterator[Manifest]:
+def listed(
+    mesh: Mesh, name: str, pod: str, ports: dict[str, tuple[int, int]], *, ready: bool = True
+) -> Iterator[Manifest]:
     """Write a service without a selector, and who serves it."""
     service = mesh.cluster.service(name, "listed", dict(ports.values()), [mesh[pod]])
     written = manifests.service(name, "listed", ports, address=service.address)
@@ -59,7 +61,7 @@ def listed(mesh: Mesh, name: str, pod: str, ports: dict[str, tuple[int, int]]) -
         },
         "addressType": "IPv4",
         "ports": [{"name": key, "port": target} for key, (_, target) in ports.items()],
-        "endpoints": [{"addresses": [mesh[pod].address], "conditions": {"ready": True}}],
+        "endpoints": [{"addresses": [mesh[pod].address], "conditions": {"ready": ready}}],
     }
 
 
@@ -80,6 +82,7 @@ async def mesh(tmp_path_factory):
             mesh.apply(
                 *listed(mesh, "outside", STRANGER, {"http-web": (80, 7777), "greets": (90, 90)}),
                 *listed(mesh, "inside", STRICT, {"http-web": (80, 8080), "lines": (90, 9000)}),
+                *listed(mesh, "unready", STRICT, {"http-web": (80, 8080), "lines": (90, 9000)}, ready=False),
                 peer_authentication(
                     "permissive", "PERMISSIVE", name="web", selector={"app": "web"}, ports={7002: "STRICT"}
                 ),
@@ -206,6 +209,13 @@ class TestAServiceWithListedEndpoints:
             inside = await mesh.exchange(what, OPEN, "inside.listed", port)
             outside = await mesh.exchange(what, OUTSIDER, "inside.listed", port)
             assert (inside.how, inside.pod, outside.how) == (MTLS, STRICT, FAILS)
+
+    async def test_leads_nowhere_while_none_is_ready(self, mesh):
+        http = await mesh.exchange(HTTP1, OPEN, "unready.listed", 80)
+        tcp = await mesh.exchange(TCP, OPEN, "unready.listed", 90)
+
+        assert (http.how, tcp.how) == (FAILS, FAILS)
+        assert http.why.startswith("503 no healthy upstream"), http
 
 
 @asynccontextmanager
