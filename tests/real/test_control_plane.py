@@ -1,0 +1,274 @@
+"""`xds serve` as a process, with real sidecars: what it follows, what it survives, what it says, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from asyncio.subprocess import PIPE
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
+from itertools import groupby
+
+import pytest
+
+from tests.real.harness import controlplane, manifests
+from tests.real.harness.answers import Answer
+from tests.real.harness.clients import Client
+from tests.real.harness.controlplane import ControlPlane
+from tests.real.harness.envoy import EnvoyProcess
+from tests.real.harness.local import RECONNECTED, LocalMesh, file_of
+from tests.real.harness.places import HERE, Namespace
+from tests.real.harness.sidecars import (
+    DEADLINE,
+    Sidecars,
+    everything,
+    service_at,
+    text_of,
+    updates,
+    version_infos,
+)
+from tests.real.harness.tcp import Relay
+from tests.real.harness.waiting import eventually
+from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET
+
+pytestmark = pytest.mark.envoy
+
+
+@pytest.fixture
+async def sidecars(loopback, tmp_path):
+    async with LocalMesh(loopback, tmp_path) as mesh:
+        made = Sidecars(mesh)
+        await made.start()
+        yield made
+
+
+class TestFiles:
+    async def test_whatever_happens_to_a_file_reaches_sidecars_within_a_second(self, sidecars):
+        folder, aside = sidecars.folder, sidecars.folder.parent
+        file, below, mounted = folder / "svc.yaml", folder / "below", folder / "mounted"
+
+        def create() -> None:
+            file.write_text(text_of(service_at("svc", "10.0.0.1")))
+
+        def edit() -> None:
+            file.write_text(text_of(service_at("svc", "10.0.0.2")))
+
+        def replace() -> None:
+            (aside / "new").write_text(text_of(service_at("svc", "10.0.0.3")))
+            (aside / "new").replace(file)
+
+        def move() -> None:
+            below.mkdir()
+            file.write_text(text_of(service_at("svc", "10.0.0.4")))
+            file.replace(below / "other.yml")
+
+        def delete() -> None:
+            (below / "other.yml").unlink()
+
+        def mount(number: int) -> None:
+            # As a kubelet brings a ConfigMap up to date: all of its files at once.
+            version = mounted / f"..{number}"
+            version.mkdir(parents=True)
+            (version / "svc.yaml").write_text(text_of(service_at("svc", f"10.0.0.{number}")))
+            (mounted / "..new").symlink_to(version.name)
+            (mounted / "..new").replace(mounted / "..data")
+            if not (mounted / "svc.yaml").exists():
+                (mounted / "svc.yaml").symlink_to("..data/svc.yaml")
+
+        steps: list[tuple[Callable[[], None], str | None]] = [
+            (create, "10.0.0.1"),
+            (edit, "10.0.0.2"),
+            (replace, "10.0.0.3"),
+            (move, "10.0.0.4"),
+            (delete, None),
+            (lambda: mount(5), "10.0.0.5"),
+            (lambda: mount(6), "10.0.0.6"),
+        ]
+        took = []
+        for step, expected in steps:
+            step()
+            took.append(await sidecars.find("svc", expected))
+        print(f"seconds from a file to both sidecars: {[round(each, 2) for each in took]}")
+
+    async def test_bad_input_changes_nothing_is_told_with_its_line_and_holds_nothing_up(self, sidecars):
+        kept, other = sidecars.folder / "kept.yaml", sidecars.folder / "other.yaml"
+        kept.write_text(text_of(service_at("kept", "10.0.0.1")))
+        await sidecars.find("kept", "10.0.0.1")
+
+        changed = text_of(service_at("kept", "10.0.0.2"))
+        kept.write_text(changed.replace("  - ip:", "\t- ip:"))
+        other.write_text(text_of(service_at("other", "10.0.0.3")))
+        await sidecars.find("other", "10.0.0.3")
+        line = await sidecars.logged("level=warning", "event=problem", str(kept))
+
+        number = changed[: changed.index("  - ip:")].count("\n") + 1
+        assert f"where={kept}:{number} " in line
+        assert await sidecars.addresses("kept") == [{"10.0.0.1"}] * 2
+        # Told once, not again with every look at the folder.
+        assert sum(f"event=problem where={kept}" in each for each in sidecars.log()) == 1
+
+        kept.write_text(changed)
+        await sidecars.find("kept", "10.0.0.2")
+        await sidecars.logged("event=solved", str(kept))
+
+
+@pytest.mark.parametrize("sotw", [True, False], ids=["sotw", "delta"])
+async def test_a_rejection_is_told_with_its_cause_and_harms_nothing_else(loopback, tmp_path, sotw):
+    async with LocalMesh(loopback, tmp_path, sotw=sotw) as mesh:
+        client, web = mesh.pod("client", "ns"), mesh.pod("web", "ns", sidecar=False)
+        await mesh.serve(web, http=(8080,))
+        mesh.service("web", "ns", {"http": (80, 8080)}, address="10.96.0.1")
+        mesh.service("bad", "ns", {"http": (80, 8080)}, address="10.96.0.2", selector={"app": "web"})
+        await mesh.start(client, may_reject=True)
+        sidecars = Sidecars(mesh, client)
+
+        rule = manifests.destination_rule("bad", "ns", "bad", "SIMPLE")
+        rule["spec"]["trafficPolicy"]["tls"]["caCertificates"] = "/no/such/file.pem"
+        mesh.apply(rule)
+        line = await sidecars.logged("level=warning", "rejected", "/no/such/file.pem")
+
+        where = sidecars.folder / f"{file_of(rule)}.yaml"
+        assert f"proxy=sidecar~{client.address}~client.ns~ns.svc.cluster.local" in line
+        assert "bad.ns.svc.cluster.local: Invalid path: /no/such/file.pem" in line
+        assert f"DestinationRule ns/bad ({where}:1)" in line
+        assert await sidecars.rejections() == 1
+
+        # What was refused stays as it was, and everything else goes on, without another attempt.
+        for host in ("web", "bad"):
+            assert (await client.client.get(f"http://{host}/headers")).pod == "web.ns"
+        await sidecars.follow("svc")
+        # Of the state of the world, every new cluster brings all others along.
+        others = 1 if sotw else 0
+        assert await sidecars.rejections() == 1 + others
+        await sidecars.follow("svc")
+        assert await sidecars.rejections() == 1 + others
+
+        rule["spec"]["trafficPolicy"]["tls"]["caCertificates"] = "/not/there/either.pem"
+        mesh.apply(rule)
+        await sidecars.logged("level=warning", "rejected", "/not/there/either.pem")
+        assert await sidecars.rejections() == 2 + others
+
+        rule["spec"]["trafficPolicy"]["tls"] = {"mode": "ISTIO_MUTUAL"}
+        mesh.apply(rule)
+        await mesh.settled()
+        assert (await client.client.get("http://bad/headers")).code == "503"
+        await sidecars.follow("svc")
+        assert await sidecars.rejections() == 2 + others
+        assert sum("rejected" in line for line in sidecars.log()) == 2 + others
+
+
+class TestRestart:
+    async def test_it_ends_at_once_and_comes_back_with_the_same_and_sidecars_get_only_what_is_new(
+        self, sidecars
+    ):
+        (sidecars.folder / "before.yaml").write_text(text_of(service_at("before", "10.0.0.1")))
+        await sidecars.find("before", "10.0.0.1")
+        mesh, (sotw, delta) = sidecars.mesh, sidecars.envoys
+        before = [await everything(mesh.plane.port, pod) for pod in sidecars.pods]
+        updated = await updates(delta)
+        versions = await version_infos(sotw)
+
+        began = time.monotonic()
+        assert await mesh.plane.stop() == 0
+        assert time.monotonic() - began < DEADLINE
+        assert "event=stopped" in sidecars.log()[-1]
+        await mesh.plane.start()
+
+        for was, pod in zip(before, sidecars.pods, strict=True):
+            now = await everything(mesh.plane.port, pod)
+            # Keys are not kept; everything else is the same to the byte.
+            assert now.pop((SECRET, "default")) != was.pop((SECRET, "default"))
+            assert now == was
+            assert {type_url for type_url, _ in now} == {CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET}
+        secrets = "sds.default.update_success"
+        await eventually(lambda: is_more(delta, secrets, updated[secrets]), timeout=RECONNECTED)
+        await eventually(lambda: is_more(sotw, "control_plane.connected_state", 0), timeout=RECONNECTED)
+        (sidecars.folder / "after.yaml").write_text(text_of(service_at("after", "10.0.0.2")))
+        await sidecars.find("after", "10.0.0.2")
+
+        since = await updates(delta)
+        changed = {name for name, count in since.items() if count != updated.get(name)}
+        assert changed == {
+            "cluster_manager.cds.update_success",
+            "cluster.outbound|80||after.ns.svc.cluster.local;.update_success",
+            "http.outbound_http_proxy.rds.http_proxy.update_success",
+            secrets,
+            "sds.ROOTCA.update_success",
+        }
+        assert all(since[name] == updated.get(name, 0) + 1 for name in changed)
+        (sidecars.folder / "after.yaml").unlink()
+        await sidecars.find("after", None)
+        assert await version_infos(sotw) == versions
+        assert not any("Traceback" in line for line in sidecars.log())
+
+
+class TestAddresses:
+    async def test_health_and_readiness_are_told(self, tmp_path):
+        plane = ControlPlane(tmp_path, tmp_path)
+        starting = asyncio.create_task(plane.start())
+        codes = []
+        while not starting.done():
+            codes.append((await Client().get(f"http://{plane._admin}/ready")).code)
+            await asyncio.sleep(0.02)
+        await starting
+        try:
+            assert [code for code, _ in groupby(codes)] in (["000", "200"], ["000", "503", "200"], ["000"])
+            for path, text in (("healthz", "ok\n"), ("ready", "ready\n")):
+                answer = await Client().get(f"http://{plane._admin}/{path}")
+                assert (answer.code, answer.text) == ("200", text)
+        finally:
+            assert await plane.stop() == 0
+        assert (await Client().get(f"http://{plane._admin}/healthz")).code == "000"
+
+    @pytest.mark.parametrize(
+        "address", ["0.0.0.0:15010", "10.0.0.1:15010", "[::]:15010", "example.org:15010"]
+    )
+    async def test_where_others_could_listen_it_does_not_serve_unasked(self, tmp_path, address):
+        process = await asyncio.create_subprocess_exec(
+            *(controlplane.XDS, "serve", f"--manifests={tmp_path}", f"--xds-address={address}"),
+            stdout=PIPE,
+            stderr=PIPE,
+        )
+        out, err = await asyncio.wait_for(process.communicate(), timeout=10)
+
+        assert (process.returncode, out) == (2, b"")
+        assert address in err.decode()
+        assert "--insecure-xds" in err.decode()
+
+    @pytest.mark.netns
+    async def test_where_others_can_listen_nobody_gets_a_private_key(self, loopback, tmp_path):
+        mesh = LocalMesh(loopback, tmp_path)
+        client = mesh.pod("client", "ns")
+        mesh.service("client", "ns", {"http": (80, 8080)}, address="10.96.0.1")
+        async with mesh:
+            assert b"PRIVATE KEY" in (await everything(mesh.plane.port, client))[SECRET, "default"][1]
+        with ExitStack() as places:
+            place = Namespace(f"xds-insecure-{mesh.plane.port}")
+            places.callback(place.close)
+            serve = ("serve", f"--manifests={mesh.manifests.directory}", "--xds-address=0.0.0.0:15010")
+            process = await asyncio.create_subprocess_exec(
+                *place.command(controlplane.XDS, *serve, "--insecure-xds"), stdout=PIPE, stderr=PIPE
+            )
+            try:
+                await eventually(lambda: is_ok(Client(place).get("http://127.0.0.1:15014/ready")))
+                door = HERE.listener(loopback.address(), 0)
+                async with Relay(door, lambda: Client(place).connect("127.0.0.1", 15010)):
+                    host, port = door.getsockname()
+                    found = await everything(port, client, host=host)
+            finally:
+                process.terminate()
+                out, err = await process.communicate()
+
+        assert {type_url for type_url, _ in found} == {CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET}
+        assert [name for type_url, name in found if type_url == SECRET] == ["ROOTCA"]
+        assert not any(b"PRIVATE KEY" in body for _, body in found.values())
+        assert (process.returncode, out) == (0, b"")
+        assert b"gets no certificate" in err
+
+
+async def is_more(envoy: EnvoyProcess, name: str, than: int) -> bool:
+    return await envoy.admin.stat(name) > than
+
+
+async def is_ok(asking: Awaitable[Answer]) -> bool:
+    return (await asking).ok
