@@ -37,7 +37,9 @@ class World:
     def snapshot(self) -> Snapshot:
         return Snapshot(
             {
-                TYPES[short]: ResourceSet(resource(short, name, version) for name, version in versions.items())
+                TYPES[short]: ResourceSet(
+                    resource(short, name, version) for name, version in versions.items()
+                )
                 for short, versions in self.versions.items()
             }
         )
@@ -75,9 +77,18 @@ class Client:
         self.withheld: list[str] = []
         self.warm |= self.warming
         self.warming.clear()  # What is warming when a stream breaks has to wait for its time-out.
-        for short, names in (("CDS", ()), ("EDS", self.wanted("EDS")), ("LDS", ()), ("RDS", self.wanted("RDS"))):
+        for short, names in (
+            ("CDS", ()),
+            ("EDS", self.wanted("EDS")),
+            ("LDS", ()),
+            ("RDS", self.wanted("RDS")),
+        ):
             if short in FULL or names:
-                brought = {name: self.have[short][name] for name in names or self.have[short] if name in self.have[short]}
+                brought = {
+                    name: self.have[short][name]
+                    for name in names or self.have[short]
+                    if name in self.have[short]
+                }
                 initial = {"initial": brought} if self.variant is Variant.DELTA else {}
                 self.subscribed[short] = names
                 self.outbox.append((short, names, initial))
@@ -115,8 +126,9 @@ class Client:
             self.resubscribe("EDS")
             self.withheld.append(reply.nonce)
         elif short == "LDS":
-            self.resubscribe("RDS")
+            # The acknowledgement may come first, and then it says nothing of the routes that are still to be asked for.
             self.answer(short, reply.nonce)
+            self.resubscribe("RDS")
         else:
             self.answer(short, reply.nonce, error=f"no: {bad[0]}" if bad else "")
             self.resubscribe("RDS")
@@ -170,12 +182,18 @@ class SessionMachine(RuleBasedStateMachine):
     patience = grace = float("inf")
     rejecting = False
 
-    @initialize(variant=st.sampled_from(Variant))
-    def begin(self, variant: Variant) -> None:
+    @initialize(variant=st.sampled_from(Variant), settled=st.booleans())
+    def begin(self, variant: Variant, settled: bool) -> None:
         self.world = World()
         self.client = Client(variant)
         self.now = 0.0
         self.connected()
+        if settled:
+            self.put_cluster("a", bad=False)
+            self.put_cluster("b", bad=False)
+            self.put_route("r", {"a"}, bad=False)
+            self.put_listener("l", "r", bad=False)
+            self.let_everything_flow()
 
     def connected(self) -> None:
         stream = Stream(self.client.variant, patience=self.patience, grace=self.grace)
@@ -199,7 +217,15 @@ class SessionMachine(RuleBasedStateMachine):
         if name in self.world.versions["CDS"]:
             self.world.put("EDS", name, bad=bad and self.rejecting)
 
-    @rule(name=st.sampled_from(ROUTES), uses=st.sets(st.sampled_from(CLUSTERS), max_size=2), bad=st.booleans())
+    @rule(bad=st.sampled_from(CLUSTERS))
+    def change_all_assignments(self, bad: str) -> None:
+        for name in self.world.versions["CDS"]:
+            self.put_assignment(name, bad=name == bad)
+        self.serve()
+
+    @rule(
+        name=st.sampled_from(ROUTES), uses=st.sets(st.sampled_from(CLUSTERS), max_size=2), bad=st.booleans()
+    )
     def put_route(self, name: str, uses: set[str], bad: bool) -> None:
         uses &= self.world.versions["CDS"].keys()
         self.world.put("RDS", name, *sorted(uses), bad=bad and self.rejecting)
@@ -217,6 +243,31 @@ class SessionMachine(RuleBasedStateMachine):
                 if name in referred(version):
                     self.world.put("RDS", route, *(ref for ref in referred(version) if ref != name))
 
+    @rule(old=st.sampled_from(CLUSTERS), new=st.sampled_from(CLUSTERS))
+    def replace_cluster(self, old: str, new: str) -> None:
+        if old != new and old in self.world.versions["CDS"]:
+            self.put_cluster(new, bad=False)
+            for route, version in tuple(self.world.versions["RDS"].items()):
+                if old in referred(version):
+                    self.world.put("RDS", route, *{new if ref == old else ref for ref in referred(version)})
+            self.drop_cluster(old)
+            self.serve()
+
+    @rule(name=st.sampled_from(LISTENERS), old=st.sampled_from(ROUTES))
+    def replace_route(self, name: str, old: str) -> None:
+        """Another listener, another route, another cluster: all at once."""
+        new = next(route for route in ROUTES if route != old)
+        if name in self.world.versions["LDS"] and old in self.world.versions["RDS"]:
+            used = referred(self.world.versions["RDS"].pop(old))
+            unused = next(cluster for cluster in CLUSTERS if cluster not in used)
+            self.put_cluster(unused, bad=False)
+            self.put_route(new, {unused}, bad=False)
+            for listener in self.world.versions["LDS"]:
+                self.world.put("LDS", listener, new)
+            for cluster in used:
+                self.drop_cluster(cluster)
+            self.serve()
+
     @rule(name=st.sampled_from(LISTENERS))
     def drop_listener(self, name: str) -> None:
         self.world.versions["LDS"].pop(name, None)
@@ -230,9 +281,13 @@ class SessionMachine(RuleBasedStateMachine):
 
     # --- the network -------------------------------------------------------------------------------------------------
 
-    @rule()
-    def a_request_arrives(self) -> None:
-        self.deliver_request()
+    @rule(steps=st.lists(st.sampled_from(["ask", "write", "read"]), min_size=1, max_size=12))
+    def let_some_flow(self, steps: list[str]) -> None:
+        for step in steps:
+            {"ask": self.deliver_request, "write": self.deliver_response, "read": self.process_response}[
+                step
+            ]()
+            self.make_before_break()
 
     def deliver_request(self) -> bool:
         if not self.client.outbox:
@@ -247,10 +302,6 @@ class SessionMachine(RuleBasedStateMachine):
         self.client.stream.ask(short, *names, **more)
         return True
 
-    @rule()
-    def a_response_is_written(self) -> None:
-        self.deliver_response()
-
     def deliver_response(self) -> bool:
         data = self.client.stream.session.next(self.now)
         if data is None:
@@ -259,10 +310,6 @@ class SessionMachine(RuleBasedStateMachine):
         self._check(reply)
         self.client.inbox.append(reply)
         return True
-
-    @rule()
-    def the_client_reads(self) -> None:
-        self.process_response()
 
     def process_response(self) -> bool:
         if not self.client.inbox:
@@ -274,12 +321,19 @@ class SessionMachine(RuleBasedStateMachine):
     def let_everything_flow(self) -> None:
         self.serve()
         while self.deliver_request() or self.deliver_response() or self.process_response():
-            pass
+            self.make_before_break()
 
     @rule()
     @precondition(lambda self: self.client.variant is Variant.DELTA)
     def reconnect(self) -> None:
         self.connected()
+
+    @rule(old=st.sampled_from(CLUSTERS), new=st.sampled_from(CLUSTERS))
+    @precondition(lambda self: self.client.variant is Variant.DELTA)
+    def reconnect_to_another_world(self, old: str, new: str) -> None:
+        self.replace_cluster(old, new)
+        self.connected()
+        self.serve()
 
     @rule(name=st.sampled_from(CLUSTERS))
     @precondition(lambda self: self.client.variant is Variant.DELTA)
@@ -347,7 +401,9 @@ class SessionMachine(RuleBasedStateMachine):
             return
         for route in self.client.active.values():
             for cluster in referred(self.client.have["RDS"][route]):
-                assert cluster in self.client.warm, f"R41: the route {route} is in force, the cluster {cluster} is not"
+                assert cluster in self.client.warm, (
+                    f"R41: the route {route} is in force, the cluster {cluster} is not"
+                )
 
     def teardown(self) -> None:
         if not hasattr(self, "client"):
@@ -361,7 +417,9 @@ class SessionMachine(RuleBasedStateMachine):
             self.now = self.client.stream.now = self.client.stream.session.deadline()
             self.let_everything_flow()
         for short in ("CDS", "EDS", "LDS"):
-            assert self.client.have[short] == self.world.versions[short], f"the client has the {short} that it should"
+            assert self.client.have[short] == self.world.versions[short], (
+                f"the client has the {short} that it should"
+            )
         wanted = self.client.wanted("RDS")
         assert {name: self.client.have["RDS"].get(name) for name in wanted} == {
             name: self.world.versions["RDS"].get(name) for name in wanted
@@ -390,7 +448,7 @@ class RejectingMachine(SessionMachine):
         self.connected()
 
 
-BUDGET = settings(max_examples=150, stateful_step_count=40, deadline=None)
+BUDGET = settings(max_examples=200, stateful_step_count=40, deadline=None)
 TestSession = SessionMachine.TestCase
 TestSession.settings = BUDGET
 TestRejections = RejectingMachine.TestCase

@@ -328,3 +328,11 @@ def test_events_say_what_was_subscribed_and_what_was_taken():
     (acked,) = stream.ack("EDS")
     assert isinstance(acked, Acked)
     assert (acked.names, acked.waited, acked.version) == (("a",), 1.5, stream.last["EDS"].version)
+
+
+def test_r3_a_type_may_be_asked_for_before_there_is_a_snapshot_that_has_it():
+    stream = sotw()
+    stream.ask("other", "x")
+    assert stream.get() == []
+    stream.serve(world(other="x=1"))
+    assert stream.get() == ["other x=1"]
