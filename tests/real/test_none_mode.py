@@ -118,10 +118,8 @@ class TestHttp:
 
     async def test_the_application_is_where_the_annotation_says(self, pods):
         assert pods.web.app_address != pods.web.address
-        through = await pods.get("web")
         straight = await Client().get(f"http://{pods.web.app_address}:{HTTP}/headers")
-
-        assert through.pod == straight.pod == "web.ns"
+        assert (await pods.get("web")).pod == straight.pod == "web.ns"
 
     async def test_a_service_without_endpoints_is_unavailable(self, pods):
         assert (await pods.get("nobody")).code == "503"
