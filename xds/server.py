@@ -114,6 +114,7 @@ class DiscoveryService:
         self._proxies = proxies
         self._identifier = identifier
         self._subscribers: set[Subscriber] = set()
+        self._streams: set[asyncio.Task[None]] = set()
         self._stopping = False
 
     def handlers(self) -> tuple[grpc.GenericRpcHandler, ...]:
@@ -135,8 +136,17 @@ class DiscoveryService:
         for subscriber in self._subscribers:
             subscriber.changed.set()
 
+    async def ended(self, *, within: float) -> None:
+        """Wait until no stream is left, so that everybody was told that it is gone."""
+        if self._streams:
+            await asyncio.wait(self._streams, timeout=within)
+
     def _method(self, variant: Variant, type_url: str) -> grpc.RpcMethodHandler:
         async def stream(_: object, context: grpc.aio.ServicerContext) -> None:
+            task = asyncio.current_task()
+            assert task  # noqa: S101 - gRPC runs each stream in a task of its own
+            self._streams.add(task)
+            task.add_done_callback(self._streams.discard)
             await self._stream(context, StreamInfo(peer=context.peer(), variant=variant, type_url=type_url))
 
         return grpc.stream_stream_rpc_method_handler(stream)
@@ -164,7 +174,7 @@ class DiscoveryService:
         except Refused as refused:
             about.warning("proxy refused", code=refused.code.name, reason=refused.message)
             raise
-        about.info("proxy connected", agent=f"{node.user_agent_name} {node.user_agent_version}")
+        about.info("proxy connected", agent=f"{node.user_agent_name} {node.user_agent_version}".strip())
         self._subscribers.add(subscriber)
         reader = asyncio.create_task(self._read(context, session, subscriber))
         reader.add_done_callback(lambda _: subscriber.changed.set())
@@ -250,6 +260,7 @@ class XdsServer:
             await self._health.enter_graceful_shutdown()
             self._service.stop()
             await self._server.stop(self._grace)
+            await self._service.ended(within=self._grace)
             self._server = None
 
 

@@ -1,0 +1,281 @@
+"""The discovery services over a real socket."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import grpc
+import grpc.aio
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from structlog.testing import capture_logs
+
+from tests.protocol.stream import world
+from tests.server.proxies import Client, OneForAll
+from xds.protocol.events import Acked, Nacked
+from xds.protocol.session import Session, Variant
+from xds.server import ADS, OPTIONS, DiscoveryService, Refused, XdsServer
+from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET, Resource, ResourceSet, Snapshot
+
+PER_TYPE = {
+    "cluster.v3.ClusterDiscoveryService": ("Clusters", "CDS", CLUSTER),
+    "endpoint.v3.EndpointDiscoveryService": ("Endpoints", "EDS", ENDPOINT),
+    "listener.v3.ListenerDiscoveryService": ("Listeners", "LDS", LISTENER),
+    "route.v3.RouteDiscoveryService": ("Routes", "RDS", ROUTE),
+    "secret.v3.SecretDiscoveryService": ("Secrets", "SDS", SECRET),
+}
+
+
+@pytest.fixture
+def proxies() -> OneForAll:
+    return OneForAll(world(CDS="a=1"))
+
+
+@pytest.fixture
+async def server(proxies) -> AsyncIterator[XdsServer]:
+    server = XdsServer(proxies, "127.0.0.1:0", identifier="xds-test", grace=0.2)
+    await server.start()
+    yield server
+    await server.stop()
+
+
+@pytest.fixture
+async def channel(server) -> AsyncIterator[grpc.aio.Channel]:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        yield channel
+
+
+@pytest.fixture(params=Variant, ids=lambda variant: variant.value)
+def variant(request) -> Variant:
+    return request.param
+
+
+async def test_a_client_gets_what_it_asks_for_and_every_change(proxies, channel, variant):
+    client = Client(channel, variant)
+    await client.ask(CLUSTER)
+    first = await client.get()
+    assert first.control_plane.identifier == "xds-test"
+    await client.ask(CLUSTER, nonce=first.nonce)
+    proxies.publish(world(CDS="a=2"))
+    second = await client.get()
+    assert first.nonce != second.nonce
+    acked = await proxies.events.get()
+    assert isinstance(acked, Acked)
+    assert (acked.nonce, acked.names) == (first.nonce, ("a",))
+    assert proxies.streams[0].peer.startswith("ipv4:127.0.0.1:")
+    assert (proxies.streams[0].variant, proxies.streams[0].type_url) == (variant, "")
+
+
+async def test_a_client_waits_until_there_is_a_snapshot(proxies, channel, variant):
+    snapshot, proxies.snapshot = proxies.snapshot, None
+    client = Client(channel, variant)
+    await client.ask(CLUSTER)
+    while not proxies.subscribers:
+        await asyncio.sleep(0)
+    proxies.publish(snapshot)
+    assert (await client.get()).type_url == CLUSTER
+
+
+async def test_a_rejection_is_logged_with_the_message_and_the_objects_and_nothing_is_sent_again(
+    proxies, channel, variant
+):
+    client = Client(channel, variant)
+    await client.ask(CLUSTER)
+    response = await client.get()
+    with capture_logs() as logs:
+        await client.ask(CLUSTER, nonce=response.nonce, error="cluster a: bad")
+        nacked = await proxies.events.get()
+    assert isinstance(nacked, Nacked)
+    assert nacked.message == "cluster a: bad"
+    (line,) = (line for line in logs if line["event"] == "proxy rejected configuration")
+    assert line["proxy"] == "sidecar~127.0.0.1~client.ns~ns.svc.cluster.local"
+    assert (line["type"], line["message"]) == ("Cluster", "cluster a: bad")
+    assert line["sources"] == ("Object ns/a",)
+    assert line["log_level"] == "warning"
+    proxies.publish(world(CDS="a=2"))
+    assert b"a=2" in (await client.get()).SerializeToString()
+
+
+@pytest.mark.parametrize("service", PER_TYPE)
+async def test_each_type_has_a_service_of_its_own(proxies, channel, variant, service):
+    method, short, type_url = PER_TYPE[service]
+    proxies.publish(world(**{short: "x=1"}))
+    kind = "Stream" if variant is Variant.SOTW else "Delta"
+    client = Client(channel, variant, f"/envoy.service.{service}/{kind}{method}")
+    await client.ask("", "x")
+    assert (await client.get()).type_url == type_url
+    assert proxies.streams[0].type_url == type_url
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        (b"\xff\xff", "not a protobuf message"),
+        (b"", "node.id"),
+        (b"\x12\x03\x0a\x01x", "type_url"),
+    ],
+)
+async def test_a_malformed_request_ends_its_stream_and_no_other(proxies, channel, data, problem):
+    good = Client(channel)
+    await good.ask(CLUSTER)
+    await good.get()
+    bad = Client(channel)
+    await bad.call.write(data)
+    code, details = await bad.end()
+    assert code == grpc.StatusCode.INVALID_ARGUMENT
+    assert problem in details
+    proxies.publish(world(CDS="a=2"))
+    await good.get()
+
+
+async def test_a_malformed_request_in_mid_stream_ends_it(proxies, channel, variant):
+    client = Client(channel, variant)
+    await client.ask(CLUSTER)
+    await client.get()
+    await client.call.write(b"\xff")
+    assert (await client.end())[0] == grpc.StatusCode.INVALID_ARGUMENT
+    await proxies.left.get()
+
+
+async def test_a_stream_that_is_refused_gets_the_status_and_the_reason(proxies, channel):
+    proxies.refusal = Refused(grpc.StatusCode.PERMISSION_DENIED, "not you")
+    client = Client(channel)
+    await client.ask(CLUSTER)
+    assert await client.end() == (grpc.StatusCode.PERMISSION_DENIED, "not you")
+    assert proxies.left.empty()
+
+
+async def test_r61_a_client_that_closes_its_half_is_let_go(proxies, channel, variant):
+    client = Client(channel, variant)
+    await client.ask(CLUSTER)
+    await client.get()
+    await client.call.done_writing()
+    assert (await client.end())[0] == grpc.StatusCode.OK
+    await proxies.left.get()
+    assert proxies.subscribers == []
+
+
+async def test_a_client_that_says_nothing_and_leaves_is_nobody(proxies, channel):
+    client = Client(channel)
+    await client.call.done_writing()
+    assert (await client.end())[0] == grpc.StatusCode.OK
+    assert proxies.streams == []
+
+
+async def test_r61_streams_that_are_cancelled_leave_nothing_behind(proxies, channel, variant):
+    tasks = len(asyncio.all_tasks())
+    for _ in range(50):
+        client = Client(channel, variant)
+        await client.ask(CLUSTER)
+        await client.get()
+        client.call.cancel()
+        await proxies.left.get()
+    assert proxies.subscribers == []
+    while len(asyncio.all_tasks()) > tasks:
+        await asyncio.sleep(0)
+
+
+async def test_r51_streams_of_the_same_proxy_are_independent(proxies, channel):
+    old, new = Client(channel), Client(channel, Variant.DELTA)
+    await old.ask(CLUSTER)
+    await new.ask(CLUSTER)
+    await old.get()
+    await new.get()
+    old.call.cancel()
+    await proxies.left.get()
+    proxies.publish(world(CDS="a=2"))
+    await new.get()
+
+
+async def test_r57_a_request_far_above_the_usual_limit_is_taken(proxies, channel):
+    names = [f"{number:0>100}" for number in range(100_000)]
+    proxies.publish(world(EDS=f"{names[-1]}=1"))
+    client = Client(channel, Variant.DELTA)
+    await client.ask(ENDPOINT, names[-1])
+    await client.get()
+    other = Client(channel)
+    await other.ask(ENDPOINT, *names)
+    assert len((await other.get()).resources) == 1
+
+
+async def test_r52_a_client_that_does_not_read_delays_nobody_and_gets_only_the_latest(proxies, server):
+    def big(version: int) -> Snapshot:
+        body = version.to_bytes(4, "big") + bytes(1 << 20)
+        return Snapshot({CLUSTER: ResourceSet([Resource.of(CLUSTER, "a", body, version=str(version))])})
+
+    narrow = (("grpc.http2.lookahead_bytes", 65535), ("grpc.http2.bdp_probe", 0))
+    async with (
+        grpc.aio.insecure_channel(f"127.0.0.1:{server.port}", options=narrow) as stalled_channel,
+        grpc.aio.insecure_channel(
+            f"127.0.0.1:{server.port}", options=(("grpc.use_local_subchannel_pool", 1),)
+        ) as channel,
+    ):
+        proxies.publish(big(0))
+        stalled = Client(stalled_channel, Variant.DELTA)
+        await stalled.ask(CLUSTER)
+        other = Client(channel, Variant.DELTA)
+        await other.ask(CLUSTER)
+        await other.get()
+        for version in range(1, 51):
+            proxies.publish(big(version))
+            response = await other.get()
+            assert response.resources[0].version == str(version)
+            await other.ask(CLUSTER, nonce=response.nonce)
+        seen = []
+        while "50" not in seen:
+            seen.append((await stalled.get()).resources[0].version)
+        assert len(seen) < 25
+
+
+async def test_on_shutdown_streams_end_as_unavailable_and_health_says_so(proxies, channel, server, variant):
+    health = health_pb2_grpc.HealthStub(channel)
+    request = health_pb2.HealthCheckRequest(service=ADS)
+    assert (await health.Check(request)).status == health_pb2.HealthCheckResponse.SERVING
+    client = Client(channel, variant)
+    await client.ask(CLUSTER)
+    await client.get()
+    await server.stop()
+    assert await client.end() == (grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
+    assert proxies.subscribers == []
+    await server.stop()
+
+
+async def test_a_stream_that_comes_during_shutdown_is_sent_elsewhere(proxies):
+    service = DiscoveryService(proxies)
+    server = grpc.aio.server(options=OPTIONS)
+    server.add_generic_rpc_handlers(service.handlers())
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        service.stop()
+        client = Client(channel)
+        await client.ask(CLUSTER)
+        assert (await client.end())[0] == grpc.StatusCode.UNAVAILABLE
+    await server.stop(None)
+
+
+async def test_shutdown_does_not_wait_for_a_client_that_does_not_read(proxies, channel, server):
+    proxies.publish(Snapshot({CLUSTER: ResourceSet([Resource.of(CLUSTER, "a", bytes(30 << 20))])}))
+    client = Client(channel)
+    await client.ask(CLUSTER)
+    while not proxies.subscribers:
+        await asyncio.sleep(0)
+    await asyncio.wait_for(server.stop(), 10)
+    assert proxies.subscribers == []
+
+
+async def test_a_port_that_is_taken_is_an_error(proxies, server):
+    other = XdsServer(proxies, f"127.0.0.1:{server.port}")
+    with pytest.raises(RuntimeError):
+        await other.start()
+
+
+async def test_r42_what_waits_for_a_time_limit_is_sent_when_it_is_up(proxies, channel, monkeypatch):
+    monkeypatch.setitem(Session.__init__.__kwdefaults__, "patience", 0.05)
+    proxies.publish(world(CDS="a=1", LDS="l=1"))
+    client = Client(channel)
+    await client.ask(CLUSTER)
+    assert (await client.get()).type_url == CLUSTER
+    await client.ask(LISTENER)
+    assert (await client.get()).type_url == LISTENER
