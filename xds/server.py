@@ -177,12 +177,18 @@ class DiscoveryService:
         about.info("proxy connected", agent=f"{node.user_agent_name} {node.user_agent_version}".strip())
         self._subscribers.add(subscriber)
         reader = asyncio.create_task(self._read(context, session, subscriber))
-        reader.add_done_callback(lambda _: subscriber.changed.set())
+
+        def done(reader: asyncio.Task[None]) -> None:
+            if not reader.cancelled():
+                reader.exception()  # It is raised where the reader is awaited, if anybody still does.
+            subscriber.changed.set()
+
+        reader.add_done_callback(done)
         try:
             await self._write(context, session, subscriber, reader)
         finally:
+            # Nothing is awaited here: a stream may be cancelled while it ends, and would not be forgotten.
             reader.cancel()
-            await asyncio.gather(reader, return_exceptions=True)
             self._subscribers.discard(subscriber)
             self._proxies.disconnect(subscriber)
             about.info("proxy disconnected")

@@ -57,12 +57,12 @@ async def test_a_client_gets_what_it_asks_for_and_every_change(proxies, channel,
     first = await client.get()
     assert first.control_plane.identifier == "xds-test"
     await client.ask(CLUSTER, nonce=first.nonce)
-    proxies.publish(world(CDS="a=2"))
-    second = await client.get()
-    assert first.nonce != second.nonce
     acked = await proxies.events.get()
     assert isinstance(acked, Acked)
     assert (acked.nonce, acked.names) == (first.nonce, ("a",))
+    proxies.publish(world(CDS="a=2"))
+    second = await client.get()
+    assert first.nonce != second.nonce
     assert proxies.streams[0].peer.startswith("ipv4:127.0.0.1:")
     assert (proxies.streams[0].variant, proxies.streams[0].type_url) == (variant, "")
 
