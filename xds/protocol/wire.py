@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from sys import intern
 from typing import Any
 
 from google.protobuf.descriptor_pb2 import DescriptorProto, FieldDescriptorProto, FileDescriptorProto
@@ -116,7 +117,7 @@ def parse_request(data: bytes) -> Request:
         type_url=message.type_url,
         nonce=message.response_nonce,
         error=_error(message),
-        names=tuple(message.resource_names),
+        names=_names(message.resource_names),
         version=message.version_info,
     )
 
@@ -129,8 +130,8 @@ def parse_delta_request(data: bytes) -> DeltaRequest:
         type_url=message.type_url,
         nonce=message.response_nonce,
         error=_error(message),
-        subscribe=tuple(message.resource_names_subscribe),
-        unsubscribe=tuple(message.resource_names_unsubscribe),
+        subscribe=_names(message.resource_names_subscribe),
+        unsubscribe=_names(message.resource_names_unsubscribe),
         initial_versions=tuple((pair.key, pair.value) for pair in message.initial_resource_versions),
     )
 
@@ -220,6 +221,11 @@ def _tag(number: int, length: int) -> bytes:
         length >>= 7
     head.append(length)
     return bytes(head)
+
+
+def _names(names: Iterable[str]) -> tuple[str, ...]:
+    """Take names out of a request. A thousand proxies name the same resources, whose names need not be there twice."""
+    return tuple(map(intern, names))
 
 
 def _node(message: Any) -> Node | None:
