@@ -16,11 +16,13 @@ from envoy_data_plane.envoy.config.core.v3 import (
     ApiConfigSource,
     ApiConfigSourceApiType,
     ApiVersion,
+    BackoffStrategy,
     GrpcService,
     GrpcServiceEnvoyGrpc,
     Http2ProtocolOptions,
     KeepaliveSettings,
     Node,
+    RetryPolicy,
 )
 from envoy_data_plane.envoy.config.endpoint.v3 import (
     ClusterLoadAssignment,
@@ -66,10 +68,15 @@ def bootstrap(pod: Pod, xds_host: str, xds_port: int, *, sotw: bool = False) -> 
         xds_port: its port.
         sotw: ask for the state of the world each time, not for what changed.
     """
+    # A control plane that was away is found again within seconds; by default Envoy waits up to 30.
+    again = BackoffStrategy(base_interval=timedelta(milliseconds=500), max_interval=timedelta(seconds=5))
+    control_plane = GrpcServiceEnvoyGrpc(
+        cluster_name=XDS_CLUSTER, retry_policy=RetryPolicy(retry_back_off=again)
+    )
     api = ApiConfigSource(
         api_type=ApiConfigSourceApiType.GRPC if sotw else ApiConfigSourceApiType.DELTA_GRPC,
         transport_api_version=ApiVersion.V3,
-        grpc_services=[GrpcService(envoy_grpc=GrpcServiceEnvoyGrpc(cluster_name=XDS_CLUSTER))],
+        grpc_services=[GrpcService(envoy_grpc=control_plane)],
         set_node_on_first_message_only=True,
     )
     own = own_address(pod)

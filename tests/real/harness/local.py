@@ -28,7 +28,8 @@ from tests.real.harness.waiting import eventually
 from xds.demo.proxies import difference, in_force, wanted
 from xds.descriptors import to_json_dict
 from xds.envoy.bootstrap import bootstrap
-from xds.mesh import Mesh, covers
+from xds.mesh import Mesh
+from xds.namespace import covers
 from xds.sources.files import Folder
 from xds.sources.settings import Settings
 from xds.translate import translate

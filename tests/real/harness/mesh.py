@@ -26,8 +26,8 @@ from xds.demo.proxies import Config, difference, in_force, wanted
 from xds.descriptors import to_json_dict
 from xds.envoy.bootstrap import bootstrap
 from xds.mesh import Mesh as Facts
-from xds.mesh import covers
 from xds.model import Pod
+from xds.namespace import covers
 from xds.sources.files import Folder
 from xds.sources.settings import Settings
 from xds.translate import translate
