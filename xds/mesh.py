@@ -68,7 +68,7 @@ class Mesh:
         self._given: Mapping[str, NamespaceFacts] = _by_namespace(_index(facts), {})
         self._memos: dict[ServiceKey, dict[Any, Any]] = {}
         self._pods_at: dict[str, Pod] | None = None
-        self._exposed_at: dict[str, list[ServiceKey]] | None = None
+        self._exposed_at: dict[str | Ref | None, list[ServiceKey]] | None = None
         self.scratch: dict[Any, Any] = {}
         """What others worked out from this mesh as a whole; the next mesh starts with none of it."""
         self._add_installed()
@@ -108,12 +108,19 @@ class Mesh:
         """Yield the services whose endpoints, decisions or client settings may depend on a fact."""
         match fact:
             case Pod():
-                yield from ((x.service.namespace, x.service.name) for x in self.exposures(fact))
+                # Selected, though not listed: a service's identities are those of all its pods.
+                selecting = self.in_namespace(fact.namespace).selecting(fact.meta.labels)
+                yield from ((service.namespace, service.name) for service in selecting)
+                yield from self._listing(fact)
             case Endpoints():
                 yield fact.namespace, fact.service
-                for address in {a.address for group in fact.groups for a in group.addresses}:
-                    if pod := self.pod_at(address):
-                        yield from self.touched_by(pod)
+                entries = [entry for group in fact.groups for entry in group.addresses]
+                pods = [self.get(e.pod) if e.pod else self.pod_at(e.address) for e in entries]
+                if service := self.service(fact.namespace, fact.service):
+                    # Being listed at all takes the place of being selected.
+                    pods += self._pods_of(service)
+                for pod in {pod.ref: pod for pod in pods if isinstance(pod, Pod)}.values():
+                    yield from self.touched_by(pod)
             case DestinationRule():
                 yield from ((s.namespace, s.name) for s in self.services() if fact.is_about(s.host))
             case Service() | AuthenticationPolicy() | PeerAuthentication():
@@ -233,22 +240,26 @@ class Mesh:
                 for port in service.ports:
                     if (target := target_port(port, pod)) is not None:
                         yield Exposure(service, port, target)
-        for namespace, name in self._listing(pod.address) if pod.address and not pod.ended else ():
+        for namespace, name in self._listing(pod):
             if listing := self.service(namespace, name):
                 for port in listing.ports:
                     for endpoint in self.endpoints(listing, port):
                         if endpoint.pod and endpoint.pod.ref == pod.ref:
                             yield Exposure(listing, port, endpoint.port)
 
-    def _listing(self, address: str) -> list[ServiceKey]:
+    def _listing(self, pod: Pod) -> Iterable[ServiceKey]:
+        """The services whose EndpointSlices or Endpoints list a pod, by its name or by its address."""
         if self._exposed_at is None:
             self._exposed_at = {}
             for namespace in sorted(self._all):
                 for name, listed in self._all[namespace].endpoints.items():
                     groups = (group for endpoints in listed for group in endpoints.groups)
-                    for entry in {a.address for group in groups for a in group.addresses}:
-                        self._exposed_at.setdefault(entry, []).append((namespace, name))
-        return self._exposed_at.get(address, [])
+                    entries = [entry for group in groups for entry in group.addresses]
+                    for key in {entry.address for entry in entries} | {entry.pod for entry in entries}:
+                        self._exposed_at.setdefault(key, []).append((namespace, name))
+        by_name = self._exposed_at.get(pod.ref, [])
+        by_address = self._exposed_at.get(pod.address, []) if pod.address and not pod.ended else []
+        return dict.fromkeys((*by_name, *by_address))
 
     def exposure(self, pod: Pod, port: int) -> Exposure | None:
         """Return the service port that a pod's listener serves on `port`: the oldest service's, its first such port."""
