@@ -201,6 +201,11 @@ class Hub:
             self._due.setdefault(key)
             return
         self._dropped.discard(key)
+        while self.mesh.failures:
+            ref, failure = self.mesh.failures.popitem()
+            log.error(
+                "a service could not be translated and stays as it was", service=str(ref), exc_info=failure
+            )
         for subscriber in self._streams.get(key, ()):
             if subscriber.snapshot != snapshot:
                 subscriber.publish(snapshot)

@@ -71,6 +71,9 @@ class Mesh:
         self._exposed_at: dict[str | Ref | None, list[ServiceKey]] | None = None
         self.scratch: dict[Any, Any] = {}
         """What others worked out from this mesh as a whole; the next mesh starts with none of it."""
+        self.failures: dict[Ref, Exception] = {}
+        """Objects for which something could not be worked out, which should never happen, and why."""
+        self._before: dict[ServiceKey, dict[Any, Any]] = {}
         self._add_installed()
 
     def _add_installed(self) -> None:
@@ -91,6 +94,8 @@ class Mesh:
         mesh._given = _by_namespace(facts, self._given)
         mesh._memos = {}
         mesh.scratch = {}
+        mesh.failures = {}
+        mesh._before = {}
         mesh._pods_at = None if "Pod" in kinds else self._pods_at
         mesh._exposed_at = None if kinds & {"EndpointSlice", "Endpoints"} else self._exposed_at
         mesh._add_installed()
@@ -102,6 +107,7 @@ class Mesh:
                 if fact is not None:
                     touched.update(state.touched_by(fact))
         mesh._memos = {key: memo for key, memo in self._memos.items() if key not in touched}
+        mesh._before = self._before | {key: memo for key, memo in self._memos.items() if key in touched}
         return mesh
 
     def touched_by(self, fact: Fact) -> Iterator[ServiceKey]:
@@ -180,6 +186,10 @@ class Mesh:
     def memo(self, service: Service) -> dict[Any, Any]:
         """Return a place for what is worked out for a service; it is kept until a change touches the service."""
         return self._memos.setdefault((service.namespace, service.name), {})
+
+    def before(self, service: Service) -> Mapping[Any, Any]:
+        """Return what was worked out for a service before the last change that touched it, for want of better."""
+        return self._before.get((service.namespace, service.name), {})
 
     # --- endpoints ---------------------------------------------------------------------------------------------------
 

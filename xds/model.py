@@ -199,6 +199,15 @@ class Pod(Object):
         return f"spiffe://{trust_domain}/ns/{self.namespace}/sa/{self.service_account}"
 
 
+BESIDE_SIDECAR = {
+    # Istio's telemetry and health ports, which its iptables rules leave alone.
+    Interception.REDIRECT: frozenset((15020, 15021, 15090)),
+    # The sidecar's own: admin, HTTP proxy, health.
+    Interception.NONE: frozenset((15000, 15002, 15021)),
+}
+"""Ports of a pod with a sidecar at which its inbound side is not in front of the application."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EndpointAddress:
     """One address of an EndpointSlice or Endpoints object."""
@@ -290,6 +299,16 @@ class LoadBalancing(StrEnum):
     PASSTHROUGH = "PASSTHROUGH"
 
 
+class TcpLimits(NamedTuple):
+    """When a TCP connection ends though both sides would keep it: in seconds; None: not for that reason."""
+
+    idle_timeout: float | None = None
+    max_duration: float | None = None
+
+
+NO_LIMITS = TcpLimits()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionPool:
     """A DestinationRule's `connectionPool`. Durations are seconds; None: not said."""
@@ -308,6 +327,11 @@ class ConnectionPool:
     h2_upgrade: bool | None = None
     """True: UPGRADE, False: DO_NOT_UPGRADE."""
     max_concurrent_streams: int | None = None
+
+    @property
+    def tcp_limits(self) -> TcpLimits:
+        """What holds for connections whose bytes are passed on."""
+        return TcpLimits(self.tcp_idle_timeout, self.max_connection_duration)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -402,6 +426,11 @@ class MeshConfig:
     """meshMTLS.minProtocolVersion: TLSV1_2 or TLSV1_3."""
     mtls_enabled: bool = False
     """The install switch values.global.mtls.enabled: mutual TLS required, and sent, across the mesh."""
+
+    @property
+    def intercepting_ports(self) -> frozenset[int]:
+        """Where intercepted connections arrive; whoever asks a pod for these ports themselves is turned away."""
+        return frozenset((self.proxy_listen_port, self.proxy_inbound_listen_port))
 
     @property
     def trust_domains(self) -> tuple[str, ...]:

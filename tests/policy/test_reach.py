@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tests.policy.world import HTTP, ROOT, TCP, mesh, meta, peer, pod, policy, reach, rule, service, tls
@@ -11,6 +13,7 @@ from xds.model import (
     EndpointGroup,
     EndpointPort,
     Endpoints,
+    Interception,
     Subset,
     Target,
     TrafficPolicy,
@@ -288,6 +291,24 @@ def test_other_tls_on_a_tcp_port_is_passed_on_unless_mutual_tls_is_required(mode
     world = mesh(*WORLD, rule("apps", "*", "SIMPLE"), peer("apps", mode))
     (found,) = predict(world, [PODS[0]], [(world.service("apps", "b"), TCP)])
     assert (found.result, found.reason) == ("fails", reason)
+
+
+@pytest.mark.parametrize(
+    ("target", "redirected", "none"),
+    [
+        (15006, ("fails", "port-of-sidecar"), ("mtls", "auto-mtls")),
+        (15021, ("plaintext", "endpoint-without-sidecar"), ("plaintext", "endpoint-without-sidecar")),
+        (15090, ("plaintext", "endpoint-without-sidecar"), ("mtls", "auto-mtls")),
+        (15000, ("mtls", "auto-mtls"), ("plaintext", "endpoint-without-sidecar")),
+    ],
+)
+def test_ports_that_are_the_sidecars_own_are_told_as_such(target, redirected, none):
+    port = replace(HTTP, target=target)
+    for interception, expected in ((Interception.REDIRECT, redirected), (Interception.NONE, none)):
+        server = replace(PODS[1], interception=interception)
+        world = mesh(PODS[0], server, service("b", "apps", port), peer("apps", "PERMISSIVE"))
+        (found,) = predict(world, [PODS[0]], [(world.service("apps", "b"), port)])
+        assert (found.result, found.reason) == expected
 
 
 def test_an_identity_that_the_rule_accepts_passes():

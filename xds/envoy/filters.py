@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from datetime import timedelta
 from functools import lru_cache
 
-from envoy_data_plane.envoy.config.core.v3 import DataSource, SubstitutionFormatString
+from envoy_data_plane.envoy.config.core.v3 import DataSource, Http1ProtocolOptions, SubstitutionFormatString
 from envoy_data_plane.envoy.config.listener.v3 import Filter, ListenerFilter
 from envoy_data_plane.envoy.config.route.v3 import RouteConfiguration, VirtualHost
 from envoy_data_plane.envoy.extensions.filters.common.set_filter_state.v3 import (
@@ -32,6 +32,7 @@ from envoy_data_plane.envoy.extensions.filters.network.tcp_proxy.v3 import TcpPr
 
 from xds.descriptors import pack
 from xds.envoy.common import ads, seconds
+from xds.model import NO_LIMITS, TcpLimits
 
 _HCM = "envoy.filters.network.http_connection_manager"
 _SET_FILTER_STATE = "envoy.filters.http.set_filter_state"
@@ -56,9 +57,14 @@ def http_inspector() -> ListenerFilter:
 
 
 @lru_cache(maxsize=8192)
-def tcp(cluster: str, idle_timeout: float | None = None) -> Filter:
+def tcp(cluster: str, limits: TcpLimits = NO_LIMITS) -> Filter:
     """Return the filter that passes a connection's bytes on to a cluster."""
-    proxy = TcpProxy(stat_prefix=cluster, cluster=cluster, idle_timeout=seconds(idle_timeout))
+    proxy = TcpProxy(
+        stat_prefix=cluster,
+        cluster=cluster,
+        idle_timeout=seconds(limits.idle_timeout),
+        max_downstream_connection_duration=seconds(limits.max_duration),
+    )
     return Filter(name="envoy.filters.network.tcp_proxy", typed_config=pack(proxy))
 
 
@@ -92,6 +98,8 @@ def _manager(stat_prefix: str, *, upgrades: Iterable[str] = ("websocket",)) -> H
         # A sidecar is not the application: it bounds nothing, and does not sign in its name.
         stream_idle_timeout=timedelta(0),
         server_header_transformation=HttpConnectionManagerServerHeaderTransformation.PASS_THROUGH,
+        # Clients that an application without a sidecar would have served.
+        http_protocol_options=Http1ProtocolOptions(accept_http_10=True),
         upgrade_configs=[HttpConnectionManagerUpgradeConfig(upgrade_type=name) for name in upgrades],
         normalize_path=True,
     )

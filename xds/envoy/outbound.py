@@ -12,7 +12,7 @@ from envoy_data_plane.envoy.config.route.v3 import VirtualHost
 from xds.envoy import filters, names
 from xds.envoy.common import address, resource, seconds
 from xds.envoy.routes import to_cluster
-from xds.model import MeshConfig, Protocol
+from xds.model import NO_LIMITS, MeshConfig, Protocol, TcpLimits
 from xds.snapshot import LISTENER, ROUTE, Resource
 
 NAME = "virtualOutbound"
@@ -25,8 +25,7 @@ class Destination(NamedTuple):
     port: int
     protocol: Protocol
     cluster: str
-    idle_timeout: float | None = None
-    """For TCP, in seconds."""
+    limits: TcpLimits = NO_LIMITS
     named: tuple[tuple[str, ...], str] = ((), "")
     """Domains whose HTTP requests go to another cluster: a service's own name, asked of one of its endpoints."""
 
@@ -110,7 +109,7 @@ def _chains(found: Destination) -> tuple[FilterChain, ...]:
     hosts = [VirtualHost(name=found.cluster, domains=["*"], routes=[to_cluster(found.cluster)])]
     if domains:
         hosts.insert(0, VirtualHost(name=cluster, domains=list(domains), routes=[to_cluster(cluster)]))
-    tcp = FilterChain(name="tcp", filters=[filters.tcp(found.cluster, found.idle_timeout)])
+    tcp = FilterChain(name="tcp", filters=[filters.tcp(found.cluster, found.limits)])
     match found.protocol:
         case Protocol.TCP:
             return (tcp,)

@@ -13,6 +13,7 @@ from envoy_data_plane.envoy.config.route.v3 import (
     RetryPolicyRetryHostPredicate,
     Route,
     RouteAction,
+    RouteActionMaxStreamDuration,
     RouteActionUpgradeConfig,
     RouteActionUpgradeConfigConnectConfig,
     RouteConfiguration,
@@ -24,9 +25,9 @@ from envoy_data_plane.envoy.extensions.retry.host.previous_hosts.v3 import Previ
 
 from xds.descriptors import pack
 from xds.envoy import names
-from xds.envoy.common import resource
+from xds.envoy.common import resource, seconds
 from xds.envoy.filters import alpn_filter
-from xds.model import CLUSTER_DOMAIN, Protocol, Service
+from xds.model import CLUSTER_DOMAIN, NO_LIMITS, Protocol, Service, TcpLimits
 from xds.snapshot import ROUTE, Resource
 
 _UNKNOWN = "502: no service of the mesh is called %REQ(:AUTHORITY)%; ask for SERVICE.NAMESPACE:PORT\n"
@@ -43,6 +44,8 @@ class Host(NamedTuple):
     protocol: Protocol = Protocol.HTTP
     addressed: bool = False
     """It is one endpoint, asked for by its own name or address; names of services come first."""
+    limits: TcpLimits = NO_LIMITS
+    """For what is tunnelled by CONNECT."""
 
 
 def service_names(service: Service, *, own: bool) -> tuple[str, ...]:
@@ -94,13 +97,22 @@ def to_cluster(cluster: str, *, retries: bool = True) -> Route:
     )
 
 
-def _tunnel(cluster: str) -> Route:
+def _tunnel(cluster: str, limits: TcpLimits) -> Route:
     connect = RouteActionUpgradeConfig(
         upgrade_type="CONNECT", connect_config=RouteActionUpgradeConfigConnectConfig()
     )
+    most = None
+    if limits.max_duration is not None:
+        most = RouteActionMaxStreamDuration(max_stream_duration=seconds(limits.max_duration))
     return Route(
         match=RouteMatch(connect_matcher=RouteMatchConnectMatcher()),
-        route=RouteAction(cluster=cluster, timeout=timedelta(0), upgrade_configs=[connect]),
+        route=RouteAction(
+            cluster=cluster,
+            timeout=timedelta(0),
+            idle_timeout=seconds(limits.idle_timeout),
+            max_stream_duration=most,
+            upgrade_configs=[connect],
+        ),
     )
 
 
@@ -118,7 +130,7 @@ def _refusals(text: str, *, connect: bool) -> list[Route]:
 def _virtual_host(name: str, domains: tuple[str, ...], host: Host, *, proxied: bool) -> VirtualHost:
     if not proxied:
         return VirtualHost(name=name, domains=list(domains), routes=[to_cluster(host.cluster)])
-    routes = [_tunnel(host.cluster)]
+    routes = [_tunnel(host.cluster, host.limits)]
     if host.protocol is Protocol.TCP:
         routes += _refusals(_NOT_HTTP, connect=False)
     else:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from xds.mesh import Endpoint, Mesh
 from xds.model import (
+    BESIDE_SIDECAR,
     AuthenticationPolicy,
     ClientTls,
     Mode,
@@ -47,6 +48,14 @@ def in_force(mesh: Mesh, pod: Pod, port: int) -> InForce:
     if beta is None:
         return alpha
     return InForce(beta.mode, beta.because, (*beta.overruled, alpha.because, *alpha.overruled))
+
+
+def at_endpoint(mesh: Mesh, endpoint: Endpoint) -> InForce | None:
+    """Return the mode in force at an endpoint; None: no sidecar is in front of it."""
+    pod = endpoint.pod
+    if pod is None or not pod.has_sidecar or endpoint.port in BESIDE_SIDECAR[pod.interception]:
+        return None
+    return in_force(mesh, pod, endpoint.port)
 
 
 def _levels(mesh: Mesh, pod: Pod) -> tuple[list[PeerAuthentication], ...]:
@@ -169,7 +178,7 @@ def decide_for(
     mesh: Mesh, rule: ClientRule | None, port: ServicePort, endpoint: Endpoint, subset: str = ""
 ) -> Decision:
     """Decide as `decide` does, for all clients that have a sidecar and get the same rule for the service."""
-    server = in_force(mesh, endpoint.pod, endpoint.port) if endpoint.pod and endpoint.has_sidecar else None
+    server = at_endpoint(mesh, endpoint)
     speaking = (server.because, *server.overruled) if server else ()
     tls = explicit_tls(rule, port.port, subset)
     if rule and tls:

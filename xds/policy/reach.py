@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from xds.mesh import Endpoint, Mesh
-from xds.model import Mode, Pod, Ref, Service, ServicePort, TlsMode
+from xds.model import Interception, Mode, Pod, Ref, Service, ServicePort, TlsMode
 from xds.policy.destination import client_rule
-from xds.policy.mtls import Decision, InForce, Reason, Send, decide, explicit_tls, in_force
+from xds.policy.mtls import Decision, InForce, Reason, Send, at_endpoint, decide, explicit_tls
 
 
 class Result(StrEnum):
@@ -25,6 +25,8 @@ class Failure(StrEnum):
 
     NO_ENDPOINT = "no-endpoint"
     """None is ready, or there is none at all."""
+    PORT_OF_SIDECAR = "port-of-sidecar"
+    """The endpoint's port is one at which its sidecar takes intercepted connections, and is closed to others."""
     SERVER_REQUIRES_MTLS = "server-requires-mtls"
     """Plaintext meets STRICT."""
     SERVER_PLAINTEXT = "server-plaintext"
@@ -87,8 +89,10 @@ def outcome(
 
     if endpoint is None:
         return told(Result.FAILS, Failure.NO_ENDPOINT)
+    server = at_endpoint(mesh, endpoint)
+    if server and _is_closed(mesh, endpoint):
+        return told(Result.FAILS, Failure.PORT_OF_SIDECAR)
     sent = decide(mesh, client, service, port, endpoint)
-    server = in_force(mesh, endpoint.pod, endpoint.port) if endpoint.pod and endpoint.has_sidecar else None
     exposed = mesh.exposure(endpoint.pod, endpoint.port) if endpoint.pod else None
     failure = _clash(sent, server, http=bool(exposed and exposed.port.protocol.is_http))
     if failure is None and sent.mode is Send.MTLS and _refuses(mesh, client, service, port, endpoint):
@@ -115,6 +119,11 @@ def _clash(sent: Decision, server: InForce | None, *, http: bool) -> Failure | N
         case Send.TLS, _:
             return Failure.TLS_NOT_THE_MESHS
     return None
+
+
+def _is_closed(mesh: Mesh, endpoint: Endpoint) -> bool:
+    redirected = endpoint.pod is not None and endpoint.pod.interception is Interception.REDIRECT
+    return redirected and endpoint.port in mesh.config.intercepting_ports
 
 
 def _refuses(mesh: Mesh, client: Pod, service: Service, port: ServicePort, endpoint: Endpoint) -> bool:

@@ -13,7 +13,17 @@ from typing import NamedTuple
 from xds.envoy import clusters, inbound, names, outbound, routes
 from xds.envoy.bootstrap import own_address
 from xds.mesh import Mesh
-from xds.model import TLS_MODE_LABEL, Interception, Meta, Pod, Protocol, Ref, Service, ServicePort
+from xds.model import (
+    BESIDE_SIDECAR,
+    TLS_MODE_LABEL,
+    Interception,
+    Meta,
+    Pod,
+    Protocol,
+    Ref,
+    Service,
+    ServicePort,
+)
 from xds.namespace import covers
 from xds.policy.destination import client_rule
 from xds.policy.mtls import in_force, ports_with_own_mode
@@ -80,7 +90,11 @@ def _clients(mesh: Mesh, pod: Pod) -> Generator[None, None, _Common]:
         key = ("outbound", rule.refs if rule else (), own)
         memo = mesh.memo(service)
         if key not in memo:
-            memo[key] = yield from build(mesh, service, rule, own=own)
+            try:
+                memo[key] = yield from build(mesh, service, rule, own=own)
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with one service, the others go on
+                mesh.failures[service.ref] = error
+                memo[key] = mesh.before(service).get(key, Outbound([], [], [], []))
         services.append(memo[key])
         yield
     intercepted = pod.interception is Interception.REDIRECT
@@ -143,7 +157,7 @@ def _inbound_ports(mesh: Mesh, pod: Pod) -> tuple[_Served, ...]:
     """Return what the pod's listeners serve: the ports of its services and, where all is intercepted, every other."""
     config = mesh.config
     intercepted = pod.interception is Interception.REDIRECT
-    taken = own_ports(mesh) if intercepted else {names.ADMIN_PORT, config.proxy_http_port, names.HEALTH_PORT}
+    taken = BESIDE_SIDECAR[pod.interception] | (config.intercepting_ports if intercepted else frozenset())
     ports: dict[int, tuple[Protocol, str]] = {}
     for exposed in mesh.exposures(pod):
         if exposed.target not in taken:

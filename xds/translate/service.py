@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from xds.envoy import clusters, endpoints, names, outbound, routes
 from xds.mesh import Endpoint, Mesh
-from xds.model import LoadBalancing, Ref, Service, ServicePort, TrafficPolicy
+from xds.model import NO_LIMITS, LoadBalancing, Ref, Service, ServicePort, TrafficPolicy
 from xds.namespace import covers
 from xds.policy.destination import ClientRule
 from xds.policy.mtls import Send, decide_for
@@ -37,9 +37,9 @@ def sources_of(mesh: Mesh, *refs: Ref) -> tuple[str, ...]:
     return tuple(found)
 
 
-def own_ports(mesh: Mesh) -> set[int]:
-    """Return the ports that an intercepting sidecar listens on: no other listener can have them."""
-    return {mesh.config.proxy_listen_port, mesh.config.proxy_inbound_listen_port, names.HEALTH_PORT}
+def own_ports(mesh: Mesh) -> frozenset[int]:
+    """Return the ports at which an intercepting sidecar listens on every address: no other listener can have them so."""
+    return mesh.config.intercepting_ports | {names.HEALTH_PORT}
 
 
 def build(
@@ -108,8 +108,10 @@ class _ServicePort:
         service, port = self.service, self.port
         name = names.outbound(service.host, port.port)
         domains = routes.service_names(service, own=own)
-        found.hosts.append(routes.Host(domains, port.port, name, port.protocol))
-        if not port.protocol.is_http:
+        pool = self.policy.connection_pool
+        limits = pool.tcp_limits if pool else NO_LIMITS
+        found.hosts.append(routes.Host(domains, port.port, name, port.protocol, limits=limits))
+        if not port.protocol.is_http or port.port in own_ports(self.mesh):
             for address in service.addresses:
                 self.destination(found, address, port.port, name)
         if service.headless or self.policy.load_balancer is LoadBalancing.PASSTHROUGH:
@@ -142,10 +144,8 @@ class _ServicePort:
         cluster: str,
         named: tuple[tuple[str, ...], str] = ((), ""),
     ) -> None:
-        if number in own_ports(self.mesh):
-            return
         pool = self.policy.connection_pool
         wanted = outbound.Destination(
-            address, number, self.port.protocol, cluster, pool.tcp_idle_timeout if pool else None, named
+            address, number, self.port.protocol, cluster, pool.tcp_limits if pool else NO_LIMITS, named
         )
         found.destinations.append(outbound.destination(self.mesh.config, wanted, self.sources))
