@@ -100,6 +100,13 @@ class TestHttp:
         assert (answer.pod, answer.identity) == ("web.ns", CLIENT_ID)
         assert (await pods.get("plain:84")).certificate == ""
 
+    async def test_a_client_of_http_1_0_is_served_through_both_sidecars(self, pods):
+        for port in (80, 84):
+            (answer,) = await raw(pods.client, f"GET http://web:{port}/headers HTTP/1.0\nHost: web:{port}\n")
+
+            assert " 200 OK" in answer.splitlines()[0]
+            assert CLIENT_ID in answer
+
     @pytest.mark.parametrize(("name", "identity"), [("web", CLIENT_ID), ("plain", "")])
     async def test_a_grpc_port_is_spoken_to_in_http2(self, pods, name, identity):
         answer = await pods.get(f"{name}:81")
