@@ -438,6 +438,11 @@ class MeshConfig:
         return tuple(dict.fromkeys((self.trust_domain, *self.trust_domain_aliases)))
 
 
+def printable(text: str) -> str:
+    """Return a text in which words of the input can neither look like lines of ours nor speak to a terminal."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
     """Something in the input that cannot be used, or (`notice`) that was passed over on purpose."""
@@ -450,7 +455,7 @@ class Problem:
     notice: bool = False
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.what}" + (f" ({self.hint})" if self.hint else "")
+        return printable(f"{self.where}: {self.what}" + (f" ({self.hint})" if self.hint else ""))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

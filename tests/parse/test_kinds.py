@@ -522,10 +522,18 @@ def test_what_is_not_supported_is_said_and_the_rest_is_used() -> None:
 
 
 def test_a_misspelled_field_is_pointed_out_and_the_object_is_used() -> None:
-    [line] = notices(PEER % "mtsl: {mode: STRICT}")
-    assert line == (
-        "in.yaml:spec.mtsl: PeerAuthentication shop/web: spec.mtsl is not a known field and is ignored"
-        " (did you mean mtls?)"
+    [parsed] = objects(
+        "{apiVersion: v1, kind: Service, metadata: {name: web, namespace: shop}, spec: {port: 1}}"
+    )
+    assert any("spec.port is not a known field and is ignored" in str(p) for p in parsed.problems if p.notice)
+
+
+def test_where_security_depends_on_it_a_misspelled_field_is_refused() -> None:
+    [parsed] = objects(PEER % "mtsl: {mode: STRICT}")
+    assert parsed.refused
+    [problem] = parsed.problems
+    assert str(problem) == (
+        "in.yaml:spec.mtsl: PeerAuthentication shop/web: spec.mtsl is not a known field (did you mean mtls?)"
     )
 
 

@@ -64,7 +64,11 @@ def test_everything_said() -> None:
         ({"trustDomain": "spiffe://a"}, "'spiffe://a' is not a trust domain"),
         ({"trustDomainAliases": "a"}, "trustDomainAliases must be a list, not 'a'"),
         ({"rootNamespace": "A"}, "rootNamespace 'A' is not a DNS label"),
-        ({"protocolDetectionTimeout": "0s"}, "must not be 0: Envoy would wait for ever"),
+        ({"protocolDetectionTimeout": "0s"}, "must be at least 1ms: with less Envoy would wait for ever"),
+        ({"protocolDetectionTimeout": "1ns"}, "must be at least 1ms"),
+        ({"protocolDetectionTimeout": "99999999h"}, "must be at most 2562047h"),
+        ({"connectTimeout": "99999999999999h"}, "must be at most 2562047h"),
+        ({"proxyListenPort": 15021}, "port 15021 is the sidecar's own"),
         ({"protocolDetectionTimeout": 5}, "must be a duration such as 10s or 500ms, not 5 (write 5s)"),
         ({"connectTimeout": "0s"}, "connectTimeout must be at least 1ms, not 0s"),
         ({"outboundTrafficPolicy": {"mode": "DENY"}}, "must be one of ALLOW_ANY, REGISTRY_ONLY, not 'DENY'"),
@@ -123,7 +127,7 @@ def test_set_wins_over_the_file_and_the_last_one_over_those_before() -> None:
             "meshConfig.trustDomian is not a setting (did you mean meshConfig.trustDomain?)",
         ),
         ("meshConfig.connectTimeout=0s", "must be at least 1ms"),
-        ("meshConfig.protocolDetectionTimeout=0s", "must not be 0"),
+        ("meshConfig.protocolDetectionTimeout=0s", "must be at least 1ms"),
     ],
 )
 def test_a_wrong_assignment_is_refused(assignment: str, said: str) -> None:

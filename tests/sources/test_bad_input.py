@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from xds.model import Problem, Ref
+from xds.sources import files
 from xds.sources.files import Folder
 
 SERVICE = """\
@@ -407,6 +408,24 @@ BAD = [
     (RULE, "exportTo: [", 'exportTo: ["*", ', 8, "'*' is every namespace, and cannot be listed with others"),
     (RULE, "exportTo: [", 'exportTo: [".", ', 8, "'.' is listed twice"),
     (RULE, 'exportTo: ["."]', "exportTo: [Shop]", 8, "spec.exportTo[0] 'Shop' is not a DNS label"),
+    (POD, "2020-01-01T00:00:00Z", "0001-01-01T00:00:00+05:00", 6, "is not a time such as"),
+    (POD, "2020-01-01T00:00:00Z", "9999-12-31T23:59:59-05:00", 6, "is not a time such as"),
+    (POD, "app-address: 127.0.0.1", "app-address: 10.1.0.1", 11, "the sidecar would send requests to itself"),
+    (POD, "podIP: 10.1.0.1", "podIP: 127.0.0.1", 11, "the sidecar would send requests to itself"),
+    (PEER, "  selector:", "  selectr:", 7, "spec.selectr is not a known field (did you mean selector?)"),
+    (PEER, "spec:", "specs:", 6, "specs is not a known field (did you mean spec?)"),
+    (POLICY, "peers:", "peer:", 11, "spec.peer is not a known field (did you mean peers?)"),
+    (
+        RULE,
+        "privateKey: /etc",
+        "privatKey: /etc",
+        13,
+        "tls.privatKey is not a known field (did you mean privateKey?)",
+    ),
+    (RULE, "privateKey: /etc", "privateKey: etc", 13, "privateKey must be an absolute path"),
+    (RULE, "connectTimeout: 1s", "connectTimeout: 99999999999999h", 15, "must be at most 2562047h"),
+    (RULE, "maxConnections: 10", "tcpKeepalive: {time: 2562047h}", 15, "time must be at most 596523h"),
+    (RULE, "mode: MUTUAL", 'mode: MUTUAL\n      subjectAltNames: [""]', 12, "subjectAltNames[0] is required"),
     (RULE, 'exportTo: ["."]', 'exportTo: "."', 8, "spec.exportTo must be a list, not '.'"),
     (RULE, 'exportTo: ["."]', 'exportTo: ["*"]\n  workloadSelector: {matchLabels: {a: b}}', 8, "must be '.'"),
 ]
@@ -458,6 +477,41 @@ def test_a_bad_object_that_was_never_good_is_left_out(tmp_path: Path) -> None:
 def test_all_that_is_wrong_with_an_object_is_told_at_once(tmp_path: Path) -> None:
     place(tmp_path / "bad.yaml", SERVICE.replace("port: 80", "port: http").replace("10.0.0.1", "ten"))
     assert len(Folder(tmp_path).load().problems) == 2
+
+
+def test_what_may_be_a_key_is_not_repeated(tmp_path: Path) -> None:
+    place(tmp_path / "bad.yaml", RULE.replace("/etc/certs/key.pem", "MC4CAQAwBQYDK2VwBCIEI"))
+    [problem] = Folder(tmp_path).load().problems
+    assert "absolute path" in str(problem)
+    assert "MC4CAQ" not in str(problem)
+
+
+def test_words_of_the_input_cannot_look_like_lines_of_ours(tmp_path: Path) -> None:
+    place(
+        tmp_path / "odd.yaml",
+        'apiVersion: v1\nkind: "Odd\\nx.yaml:1: problem: forged \\e[31m"\nmetadata: {name: x}\n',
+    )
+    [notice] = Folder(tmp_path).load().problems
+    assert str(notice).isprintable()
+
+
+def test_a_fault_of_ours_costs_one_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = files.parse
+
+    def broken(document: object, *more: object) -> object:
+        if "kind: Pod" in str(document) or "'Pod'" in str(document):
+            raise RecursionError("too deep")
+        return real(document, *more)
+
+    monkeypatch.setattr(files, "parse", broken)
+    place(tmp_path / "two.yaml", POD + "---\n" + SERVICE)
+    report = Folder(tmp_path).load()
+    assert [fact.ref for fact in report.change.applied] == [Ref("Service", "shop", "web")]
+    [problem] = report.problems
+    assert (
+        str(problem)
+        == f"{tmp_path}/two.yaml:1: cannot be read: RecursionError: too deep (please report this)"
+    )
 
 
 def test_nested_aliases_do_not_fill_the_memory(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple, NoReturn
 
 import typer
 
+from xds.model import printable
+
 if TYPE_CHECKING:  # heavy; every subcommand imports this module
     from xds.mesh import Mesh
     from xds.model import Pod, Problem
@@ -79,8 +81,8 @@ def show(problems: Iterable[Problem]) -> None:
         notices += problem.notice
         if not problem.notice or notices <= MOST_NOTICES:
             kind = typer.style("notice", dim=True) if problem.notice else typer.style("problem", fg="red")
-            hint = f" ({problem.hint})" if problem.hint else ""
-            typer.echo(f"{problem.where}: {kind}: {problem.what}{hint}", err=True)
+            said = problem.what + (f" ({problem.hint})" if problem.hint else "")
+            typer.echo(f"{printable(problem.where)}: {kind}: {printable(said)}", err=True)
     if notices > MOST_NOTICES:
         typer.echo(f"... and {notices - MOST_NOTICES} more notices", err=True)
 

@@ -195,9 +195,9 @@ def _time(field: Field) -> datetime | None:
         return None
     try:
         time = datetime.fromisoformat(text)
-    except ValueError:
-        time = None
-    if time is None or time.tzinfo is None:
-        field.refuse(f"{text!r} is not a time such as 2020-01-31T12:00:00Z")
-        return None
-    return time.astimezone(UTC)
+        if time.tzinfo is not None:
+            return time.astimezone(UTC)
+    except (ValueError, OverflowError):
+        pass  # said below
+    field.refuse(f"{text!r} is not a time such as 2020-01-31T12:00:00Z")
+    return None

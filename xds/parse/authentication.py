@@ -55,8 +55,10 @@ def mesh_policy(obj: Field, meta: Meta) -> AuthenticationPolicy:
 
 
 def _alpha(obj: Field, meta: Meta) -> AuthenticationPolicy:
-    obj.mapping(f"{TOP} spec status")
-    spec = obj["spec"].mapping("targets peers peerIsOptional origins originIsOptional principalBinding")
+    obj.mapping(f"{TOP} spec status", strict=True)
+    spec = obj["spec"].mapping(
+        "targets peers peerIsOptional origins originIsOptional principalBinding", strict=True
+    )
     for name in ("origins", "originIsOptional", "principalBinding", "peerIsOptional"):
         if spec[name].value:
             spec[name].notice("is ignored", "only mutual TLS is enforced, not JSON web tokens")
@@ -69,8 +71,8 @@ def _alpha_mode(peers: Field) -> Mode:
     """Tell the mode: the first mtls peer's, plaintext if there is none."""
     modes: list[Mode] = []
     for peer in peers.items():
-        peer.mapping("mtls jwt")
-        mtls = peer["mtls"].mapping("mode allowTls")
+        peer.mapping("mtls jwt", strict=True)
+        mtls = peer["mtls"].mapping("mode allowTls", strict=True)
         if peer.has("mtls"):
             # `mtls: {}` and `mtls:` both say STRICT, the first value of the enumeration.
             modes.append(Mode(_alpha_choice(mtls["mode"]) or AlphaMode.STRICT))
@@ -90,7 +92,7 @@ def _alpha_choice(mode: Field) -> AlphaMode | None:
 
 def _targets(field: Field) -> Iterator[Target]:
     for item in field.items():
-        item.mapping("name labels ports")
+        item.mapping("name labels ports", strict=True)
         name = item["name"].required().text()
         if "." in name:
             first = name.partition(".")[0]
@@ -110,7 +112,7 @@ def _target_ports(field: Field) -> Iterator[int | str]:
         if not isinstance(item.value, dict):
             item.refuse(f"must be a mapping, not {item.value!r}", "write '- number: 8000' or '- name: http'")
             continue
-        item.mapping("number name")
+        item.mapping("number name", strict=True)
         if bool(item["number"]) == bool(item["name"]):
             item.refuse("must have a number or a name, and not both")
         yield item["number"].port() if item["number"] else item["name"].name(names.label)
@@ -118,8 +120,8 @@ def _target_ports(field: Field) -> Iterator[int | str]:
 
 def peer_authentication(obj: Field, meta: Meta) -> PeerAuthentication:
     """Read a PeerAuthentication: of the mesh, a namespace, or the workloads it selects."""
-    obj.mapping(f"{TOP} spec status")
-    spec = obj["spec"].mapping("selector mtls portLevelMtls")
+    obj.mapping(f"{TOP} spec status", strict=True)
+    spec = obj["spec"].mapping("selector mtls portLevelMtls", strict=True)
     selector = names.selected(spec["selector"]) or {}
     ports: dict[int, Mode | None] = {}
     for key, entry in spec["portLevelMtls"].entries():
@@ -141,5 +143,5 @@ def _peer_mode(field: Field) -> Mode | None:
     if isinstance(field.value, str):
         field.refuse(f"must be a mapping, not {field.value!r}", f"write mode: {field.value} below it")
         return None
-    mode = field.mapping("mode")["mode"].choice(PeerMode)
+    mode = field.mapping("mode", strict=True)["mode"].choice(PeerMode)
     return None if mode in (None, PeerMode.UNSET) else Mode(mode)

@@ -167,17 +167,26 @@ def pod(obj: Field, meta: Meta) -> Pod:
     account = spec["serviceAccountName"].name(names.subdomain) or spec["serviceAccount"].name(names.subdomain)
     first = next((item["ip"].name(names.address) for item in status["podIPs"].items()), "")
     deleted = bool(obj["metadata"]["deletionTimestamp"])
+    address = status["podIP"].name(names.address) or first
+    interception = _interception(obj["metadata"]["annotations"][INTERCEPTION_MODE])
+    application = obj["metadata"]["annotations"][APP_ADDRESS]
+    app_address = application.name(names.address) or "127.0.0.1"
+    if interception is Interception.NONE and address == app_address:
+        (application or status["podIP"]).refuse(
+            f"{address} is both the pod's address and its application's: the sidecar would send requests to itself",
+            f"let the application listen on another address, and name it in the annotation {APP_ADDRESS}",
+        )
     return Pod(
         meta=meta,
-        address=status["podIP"].name(names.address) or first,
+        address=address,
         service_account=account or "default",
         ready=phase is Phase.RUNNING and not deleted and _is_ready(status),
         ended=phase in (Phase.SUCCEEDED, Phase.FAILED),
         ports=tuple(_container_ports(spec)),
         hostname=spec["hostname"].name(names.label),
         subdomain=spec["subdomain"].name(names.label),
-        interception=_interception(obj["metadata"]["annotations"][INTERCEPTION_MODE]),
-        app_address=obj["metadata"]["annotations"][APP_ADDRESS].name(names.address) or "127.0.0.1",
+        interception=interception,
+        app_address=app_address,
     )
 
 

@@ -24,6 +24,8 @@ from xds.parse.reading import Field
 _POLICY = "tls connectionPool outlierDetection loadBalancer"
 _UNSUPPORTED = "tunnel proxyProtocol retryBudget"
 _LEAST_TIMEOUT = 0.001
+_MOST_KEEPALIVE = 2**31 // 3600 * 3600.0
+"""In seconds: the system's setting is a whole number of 32 bits."""
 
 
 class UpgradePolicy(StrEnum):
@@ -47,8 +49,8 @@ class Simple(StrEnum):
 
 def destination_rule(obj: Field, meta: Meta) -> DestinationRule:
     """Read a DestinationRule."""
-    obj.mapping(f"{TOP} spec status")
-    spec = obj["spec"].mapping("host trafficPolicy subsets exportTo workloadSelector")
+    obj.mapping(f"{TOP} spec status", strict=True)
+    spec = obj["spec"].mapping("host trafficPolicy subsets exportTo workloadSelector", strict=True)
     return DestinationRule(
         meta=meta,
         host=_host(spec["host"].required(), meta.ref.namespace),
@@ -89,11 +91,11 @@ def export_to(field: Field, *, private: bool = False) -> tuple[str, ...]:
 
 
 def _policy(field: Field) -> TrafficPolicy | None:
-    if not field.mapping(f"{_POLICY} {_UNSUPPORTED} portLevelSettings"):
+    if not field.mapping(f"{_POLICY} {_UNSUPPORTED} portLevelSettings", strict=True):
         return None
     ports: dict[int, TrafficPolicy] = {}
     for item in field["portLevelSettings"].items():
-        item.mapping(f"port {_POLICY}")
+        item.mapping(f"port {_POLICY}", strict=True)
         port = item["port"].required().mapping("number")
         if port and not port["number"]:
             port["number"].refuse("is required", "a port level setting needs the Service's port number")
@@ -121,7 +123,8 @@ def _tls(field: Field) -> ClientTls | None:
     """Read the TLS that clients must send; `{}` says DISABLE, the first value of the enumeration."""
     if not field.mapping(
         "mode clientCertificate privateKey caCertificates credentialName subjectAltNames sni "
-        "insecureSkipVerify caCrl"
+        "insecureSkipVerify caCrl",
+        strict=True,
     ):
         return None
     mode = field["mode"].choice(TlsMode) or TlsMode.DISABLE
@@ -146,12 +149,21 @@ def _tls(field: Field) -> ClientTls | None:
     return ClientTls(
         mode=mode,
         sni=field["sni"].name(names.host),
-        subject_alt_names=field["subjectAltNames"].texts(),
-        certificate=field["clientCertificate"].text(),
-        private_key=field["privateKey"].text(),
-        ca_certificates=field["caCertificates"].text(),
+        subject_alt_names=tuple(item.required().text() for item in field["subjectAltNames"].items()),
+        certificate=_file(field["clientCertificate"]),
+        private_key=_file(field["privateKey"]),
+        ca_certificates=_file(field["caCertificates"]),
         insecure_skip_verify=field["insecureSkipVerify"].boolean() or False,
     )
+
+
+def _file(field: Field) -> str:
+    """Read a path in the sidecar's file system. What is none is not repeated: it may be the key itself."""
+    text = field.text()
+    if text and (not text.startswith("/") or not text.isprintable()):
+        field.refuse("must be an absolute path in the sidecar's file system", "not what the file holds")
+        return ""
+    return text
 
 
 def _connection_pool(field: Field) -> ConnectionPool | None:
@@ -171,8 +183,8 @@ def _connection_pool(field: Field) -> ConnectionPool | None:
         connect_timeout=tcp["connectTimeout"].seconds(_LEAST_TIMEOUT),
         tcp_keepalive=(
             _set(keepalive["probes"]),
-            keepalive["time"].seconds(),
-            keepalive["interval"].seconds(),
+            keepalive["time"].seconds(most=_MOST_KEEPALIVE),
+            keepalive["interval"].seconds(most=_MOST_KEEPALIVE),
         )
         if keepalive
         else None,
@@ -230,7 +242,7 @@ def _load_balancer(field: Field) -> LoadBalancing | None:
 def _subsets(field: Field) -> Iterator[Subset]:
     seen: set[str] = set()
     for item in field.items():
-        item.mapping("name labels trafficPolicy")
+        item.mapping("name labels trafficPolicy", strict=True)
         name = item["name"].required().name(names.label)
         if name and name in seen:
             item["name"].refuse(f"{name!r} is the name of two subsets")

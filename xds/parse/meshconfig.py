@@ -12,6 +12,8 @@ from xds.parse import names
 from xds.parse.destinationrule import export_to
 from xds.parse.reading import Field, Flaw, Locate, Log, nearest
 
+_LEAST_TIMEOUT = 0.001
+"""Seconds: what is less, Envoy takes for 0."""
 _FIELDS = (
     "enableAutoMtls trustDomain trustDomainAliases rootNamespace defaultDestinationRuleExportTo "
     "protocolDetectionTimeout connectTimeout outboundTrafficPolicy inboundTrafficPolicy proxyListenPort "
@@ -88,7 +90,7 @@ def _read(root: Field, base: MeshConfig) -> MeshConfig:
         "root_namespace": root["rootNamespace"].name(names.label) or None,
         "default_destination_rule_export_to": export_to(root["defaultDestinationRuleExportTo"]) or None,
         "protocol_detection_timeout": _detection_timeout(root["protocolDetectionTimeout"]),
-        "connect_timeout": root["connectTimeout"].seconds(0.001),
+        "connect_timeout": root["connectTimeout"].seconds(_LEAST_TIMEOUT),
         "allow_any_outbound": outbound and outbound is OutboundPolicy.ALLOW_ANY,
         "passthrough_inbound": inbound and inbound is InboundPolicy.PASSTHROUGH,
         "proxy_listen_port": root["proxyListenPort"].integer(1, 65535),
@@ -98,6 +100,8 @@ def _read(root: Field, base: MeshConfig) -> MeshConfig:
     }
     config = replace(base, **{name: value for name, value in said.items() if value is not None})
     ports = (config.proxy_listen_port, config.proxy_inbound_listen_port, config.proxy_http_port)
+    if taken := set(ports) & {15000, 15021}:
+        root.refuse(f"port {min(taken)} is the sidecar's own, for its admin interface or its health")
     if len(set(ports)) < len(ports):
         root.refuse(
             f"proxyListenPort, proxyInboundListenPort and proxyHttpPort ({', '.join(map(str, ports))}) must differ"
@@ -107,9 +111,9 @@ def _read(root: Field, base: MeshConfig) -> MeshConfig:
 
 def _detection_timeout(field: Field) -> float | None:
     timeout = field.seconds()
-    if timeout == 0:
+    if timeout is not None and timeout < _LEAST_TIMEOUT:
         field.refuse(
-            "must not be 0: Envoy would wait for ever for a client that lets the server speak first",
+            "must be at least 1ms: with less Envoy would wait for ever for a client that lets the server speak first",
             "the default is 1s",
         )
     return timeout

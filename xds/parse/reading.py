@@ -64,6 +64,10 @@ def dotted(path: Path) -> str:
     return text
 
 
+LONGEST = 2562047 * 3600.0
+"""Seconds of the longest duration that Go, and so Kubernetes and Envoy, can hold: 2^63 ns in whole hours."""
+
+
 class Log:
     """What was found wrong with one object, in order."""
 
@@ -125,8 +129,11 @@ class Field:
     def _wants(self, what: str, hint: str = "") -> None:
         self.refuse(f"must be {what}, not {shown(self.value)}", hint)
 
-    def mapping(self, known: str = "") -> Field:
-        """Expect a mapping of these fields (of any, if none are named); others are pointed out and ignored."""
+    def mapping(self, known: str = "", *, strict: bool = False) -> Field:
+        """Expect a mapping of these fields (of any, if none are named); others are pointed out and ignored.
+
+        `strict`: others are refused. So it must be where leaving out what was meant would open what was to be closed.
+        """
         if self.value is None:
             return self
         if not isinstance(self.value, Mapping):
@@ -135,7 +142,11 @@ class Field:
         words = known.split()
         for name in self.value if words else ():
             if name not in words:
-                self[str(name)].notice("is not a known field and is ignored", nearest(str(name), words))
+                hint = nearest(str(name), words)
+                if strict:
+                    self[str(name)].refuse("is not a known field", hint)
+                else:
+                    self[str(name)].notice("is not a known field and is ignored", hint)
         return self
 
     def items(self) -> Iterator[Field]:
@@ -173,10 +184,6 @@ class Field:
             self.refuse(f"{shown(text)} {wrong}")
         return text
 
-    def texts(self) -> tuple[str, ...]:
-        """Expect a list of strings."""
-        return tuple(item.text() for item in self.items())
-
     def boolean(self) -> bool | None:
         """Expect true or false."""
         if self.value is None or isinstance(self.value, bool):
@@ -198,7 +205,7 @@ class Field:
         """Expect a port number."""
         return self.integer(1, 65535) or 1
 
-    def seconds(self, least: float = 0.0) -> float | None:
+    def seconds(self, least: float = 0.0, most: float = LONGEST) -> float | None:
         """Expect a duration such as `10s`, `500ms` or `1h30m`; return seconds."""
         if self.value is None:
             return None
@@ -211,6 +218,9 @@ class Field:
         total = sum(float(part.rstrip("hmsuµn")) * _SECONDS[part.lstrip("0123456789.")] for part in parts)
         if total < least:
             self.refuse(f"must be at least {round(least * 1000)}ms, not {text}")
+            return None
+        if total > most:
+            self.refuse(f"must be at most {round(most / 3600)}h, not {shown(text)}")
             return None
         return total
 

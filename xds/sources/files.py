@@ -191,7 +191,11 @@ def _read_file(path: Path, signature: Signature | None, size: int) -> _File:
         if isinstance(document, Problem):
             problems.append(document)
         else:
-            objects += parse(document.value, document.locate, document.flaws)
+            try:
+                objects += parse(document.value, document.locate, document.flaws)
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with one document, the others go on
+                what = f"cannot be read: {type(error).__name__}: {error}"
+                problems.append(Problem(where=document.locate(()), what=what, hint="please report this"))
     return _File(signature, tuple(objects), tuple(problems))
 
 
