@@ -2,19 +2,8 @@
 
 from __future__ import annotations
 
-from xds.model import (
-    CLUSTER_DOMAIN,
-    AuthenticationPolicy,
-    ClientTls,
-    DestinationRule,
-    Fact,
-    MeshConfig,
-    Meta,
-    Mode,
-    Ref,
-    TlsMode,
-    TrafficPolicy,
-)
+from xds.model import CLUSTER_DOMAIN, AuthenticationPolicy, DestinationRule, Fact, MeshConfig, Meta, Mode, Ref
+from xds.traffic import ClientTls, TlsMode, TrafficPolicy
 
 
 def installed(config: MeshConfig) -> tuple[Fact, ...]:

@@ -7,8 +7,9 @@ from xds.demo.play import STEPS
 from xds.demo.pods import addresses, name_of
 from xds.demo.stage import EXAMPLES
 from xds.mesh import Mesh
-from xds.model import AuthenticationPolicy, DestinationRule, Mode, Target, TlsMode
+from xds.model import AuthenticationPolicy, DestinationRule, Mode, Target
 from xds.parse import parse
+from xds.traffic import TlsMode
 
 
 def facts(*files):

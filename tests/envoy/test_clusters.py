@@ -8,16 +8,8 @@ import pytest
 
 from xds.descriptors import to_dict
 from xds.envoy import clusters
-from xds.model import (
-    ClientTls,
-    ConnectionPool,
-    LoadBalancing,
-    MeshConfig,
-    OutlierDetection,
-    Protocol,
-    TlsMode,
-    TrafficPolicy,
-)
+from xds.model import MeshConfig, Protocol
+from xds.traffic import ClientTls, ConnectionPool, LoadBalancing, OutlierDetection, TlsMode, TrafficPolicy
 
 SANS = ("spiffe://cluster.local/ns/foo/sa/1",)
 

@@ -7,8 +7,9 @@ from dataclasses import replace
 from tests.policy.world import HTTP, TCP, mesh, pod, rule, service
 from xds.descriptors import to_dict
 from xds.envoy import clusters
-from xds.model import Change, ConnectionPool, Interception, Protocol, ServicePort, TrafficPolicy
+from xds.model import Change, Interception, Protocol, ServicePort
 from xds.snapshot import CLUSTER, LISTENER, ROUTE
+from xds.traffic import ConnectionPool, TrafficPolicy
 from xds.translate import translate
 
 CLIENT = pod("client", "ns")

@@ -10,8 +10,6 @@ import yaml
 
 from xds.model import (
     AuthenticationPolicy,
-    ClientTls,
-    ConnectionPool,
     ContainerPort,
     DestinationRule,
     EndpointAddress,
@@ -20,10 +18,8 @@ from xds.model import (
     Endpoints,
     Fact,
     Interception,
-    LoadBalancing,
     Mode,
     Namespace,
-    OutlierDetection,
     PeerAuthentication,
     Pod,
     Protocol,
@@ -31,12 +27,18 @@ from xds.model import (
     Service,
     ServiceAccount,
     ServicePort,
-    Subset,
     Target,
+)
+from xds.parse import Parsed, Path, dotted, parse
+from xds.traffic import (
+    ClientTls,
+    ConnectionPool,
+    LoadBalancing,
+    OutlierDetection,
+    Subset,
     TlsMode,
     TrafficPolicy,
 )
-from xds.parse import Parsed, Path, dotted, parse
 
 
 def where(path: Path) -> str:

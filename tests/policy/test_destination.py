@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.policy.world import ROOT, mesh, rule, service, tls
-from xds.model import ConnectionPool, LoadBalancing, OutlierDetection, Subset, TlsMode, TrafficPolicy
 from xds.policy.destination import client_rule
+from xds.traffic import ConnectionPool, LoadBalancing, OutlierDetection, Subset, TlsMode, TrafficPolicy
 
 HOST = "web.server.svc.cluster.local"
 WEB = service("web", "server")

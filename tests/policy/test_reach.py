@@ -8,18 +8,10 @@ import pytest
 
 from tests.policy.world import HTTP, ROOT, TCP, mesh, meta, peer, pod, policy, reach, rule, service, tls
 from xds.mesh import Mesh
-from xds.model import (
-    EndpointAddress,
-    EndpointGroup,
-    EndpointPort,
-    Endpoints,
-    Interception,
-    Subset,
-    Target,
-    TrafficPolicy,
-)
+from xds.model import EndpointAddress, EndpointGroup, EndpointPort, Endpoints, Interception, Target
 from xds.policy.mtls import decide
 from xds.policy.reach import outcome, predict
+from xds.traffic import Subset, TrafficPolicy
 
 APPS = ("a", "b", "naked")
 PODS = [pod(name, "apps", sidecar=name != "naked") for name in APPS]

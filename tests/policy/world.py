@@ -8,7 +8,6 @@ from xds.mesh import Endpoint, Mesh
 from xds.model import (
     TLS_MODE_LABEL,
     AuthenticationPolicy,
-    ClientTls,
     DestinationRule,
     Fact,
     MeshConfig,
@@ -20,12 +19,10 @@ from xds.model import (
     Ref,
     Service,
     ServicePort,
-    Subset,
     Target,
-    TlsMode,
-    TrafficPolicy,
 )
 from xds.policy.reach import predict
+from xds.traffic import ClientTls, Subset, TlsMode, TrafficPolicy
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 ROOT = "istio-system"

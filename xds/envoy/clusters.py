@@ -43,9 +43,10 @@ from envoy_data_plane.google.protobuf import Any, Struct
 from xds.descriptors import pack
 from xds.envoy import names, tls
 from xds.envoy.common import address, ads, resource, seconds, strings
-from xds.model import ConnectionPool, LoadBalancing, MeshConfig, Protocol, TrafficPolicy
-from xds.model import OutlierDetection as OutlierPolicy
+from xds.model import MeshConfig, Protocol
 from xds.snapshot import CLUSTER, ENDPOINT, Resource
+from xds.traffic import ConnectionPool, LoadBalancing, TrafficPolicy
+from xds.traffic import OutlierDetection as OutlierPolicy
 
 _HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 _NO_LIMIT = 2**32 - 1

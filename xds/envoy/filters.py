@@ -32,7 +32,7 @@ from envoy_data_plane.envoy.extensions.filters.network.tcp_proxy.v3 import TcpPr
 
 from xds.descriptors import pack
 from xds.envoy.common import ads, seconds
-from xds.model import NO_LIMITS, TcpLimits
+from xds.traffic import NO_LIMITS, TcpLimits
 
 _HCM = "envoy.filters.network.http_connection_manager"
 _SET_FILTER_STATE = "envoy.filters.http.set_filter_state"

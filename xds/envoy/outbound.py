@@ -12,8 +12,9 @@ from envoy_data_plane.envoy.config.route.v3 import VirtualHost
 from xds.envoy import filters, names
 from xds.envoy.common import address, resource, seconds
 from xds.envoy.routes import to_cluster
-from xds.model import NO_LIMITS, MeshConfig, Protocol, TcpLimits
+from xds.model import MeshConfig, Protocol
 from xds.snapshot import LISTENER, ROUTE, Resource
+from xds.traffic import NO_LIMITS, TcpLimits
 
 NAME = "virtualOutbound"
 

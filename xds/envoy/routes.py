@@ -27,8 +27,9 @@ from xds.descriptors import pack
 from xds.envoy import names
 from xds.envoy.common import resource, seconds
 from xds.envoy.filters import alpn_filter
-from xds.model import CLUSTER_DOMAIN, NO_LIMITS, Protocol, Service, TcpLimits
+from xds.model import CLUSTER_DOMAIN, Protocol, Service
 from xds.snapshot import ROUTE, Resource
+from xds.traffic import NO_LIMITS, TcpLimits
 
 _UNKNOWN = "502: no service of the mesh is called %REQ(:AUTHORITY)%; ask for SERVICE.NAMESPACE:PORT\n"
 _NOT_HTTP = "502: %REQ(:AUTHORITY)% speaks TCP: use CONNECT\n"

@@ -24,8 +24,9 @@ from envoy_data_plane.envoy.type.matcher.v3 import StringMatcher
 from xds.descriptors import pack
 from xds.envoy.common import ads
 from xds.identity import CERTIFICATE, ROOTS
-from xds.model import ClientTls, MeshConfig, TlsMode
+from xds.model import MeshConfig
 from xds.snapshot import SECRET
+from xds.traffic import ClientTls, TlsMode
 
 MESH_ALPN = ("istio",)
 """What a client says in TLS to be recognised as one of the mesh."""

@@ -5,21 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from enum import StrEnum
 
-from xds.model import (
-    CLUSTER_DOMAIN,
+from xds.model import CLUSTER_DOMAIN, DestinationRule, Meta
+from xds.parse import names
+from xds.parse.core import TOP
+from xds.parse.reading import Field
+from xds.traffic import (
     ClientTls,
     ConnectionPool,
-    DestinationRule,
     LoadBalancing,
-    Meta,
     OutlierDetection,
     Subset,
     TlsMode,
     TrafficPolicy,
 )
-from xds.parse import names
-from xds.parse.core import TOP
-from xds.parse.reading import Field
 
 _POLICY = "tls connectionPool outlierDetection loadBalancer"
 _UNSUPPORTED = "tunnel proxyProtocol retryBudget"

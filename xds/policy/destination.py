@@ -10,8 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from xds.mesh import Mesh
-from xds.model import Ref, Service, Subset, TrafficPolicy
+from xds.model import Ref, Service
 from xds.namespace import covers
+from xds.traffic import Subset, TrafficPolicy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

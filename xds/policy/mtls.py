@@ -14,17 +14,16 @@ from xds.mesh import Endpoint, Mesh
 from xds.model import (
     BESIDE_SIDECAR,
     AuthenticationPolicy,
-    ClientTls,
     Mode,
     PeerAuthentication,
     Pod,
     Ref,
     Service,
     ServicePort,
-    TlsMode,
 )
 from xds.namespace import covers
 from xds.policy.destination import ClientRule, client_rule
+from xds.traffic import ClientTls, TlsMode
 
 
 class InForce(NamedTuple):

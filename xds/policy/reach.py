@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from xds.mesh import Endpoint, Mesh
-from xds.model import Interception, Mode, Pod, Ref, Service, ServicePort, TlsMode
+from xds.model import Interception, Mode, Pod, Ref, Service, ServicePort
 from xds.policy.destination import client_rule
 from xds.policy.mtls import Decision, InForce, Reason, Send, at_endpoint, decide, explicit_tls
+from xds.traffic import TlsMode
 
 
 class Result(StrEnum):

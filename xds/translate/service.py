@@ -8,11 +8,12 @@ from typing import NamedTuple
 
 from xds.envoy import clusters, endpoints, names, outbound, routes
 from xds.mesh import Endpoint, Mesh
-from xds.model import NO_LIMITS, LoadBalancing, Ref, Service, ServicePort, TrafficPolicy
+from xds.model import Ref, Service, ServicePort
 from xds.namespace import covers
 from xds.policy.destination import ClientRule
 from xds.policy.mtls import Send, decide_for
 from xds.snapshot import Resource
+from xds.traffic import NO_LIMITS, LoadBalancing, TrafficPolicy
 
 _AT_ONCE = 64
 """Endpoints after which the event loop gets its turn: about 5 ms of work."""
