@@ -265,6 +265,22 @@ BAD = [
     (SERVICE, SERVICE[SERVICE.index("  ports") :], "", 7, "spec.ports is required (only a headless Service"),
     # Pod
     (POD, "podIP: 10.1.0.1", "podIP: localhost", 21, "status.podIP 'localhost' is not an IP address"),
+    (POD, "podIP: 10.1.0.1", "podIPs: [10.1.0.1]", 21, "status.podIPs[0] must be a mapping, not '10.1.0.1'"),
+    (POD, "podIP: 10.1.0.1", "podIPs: [{}]", 21, "status.podIPs[0].ip is required"),
+    (
+        POD,
+        "podIP: 10.1.0.1",
+        "conditions: [Ready]",
+        21,
+        "status.conditions[0] must be a mapping, not 'Ready'",
+    ),
+    (
+        POD,
+        "podIP: 10.1.0.1",
+        "conditions: [{type: A, status: true}]",
+        21,
+        "status must be a string, not true",
+    ),
     (POD, "phase: Running", "phase: Runing", 20, "status.phase must be one of Pending, Running"),
     (POD, "name: admin,", "name: http,", 18, "'http' is the name of two ports of this container"),
     (

@@ -165,7 +165,12 @@ def pod(obj: Field, meta: Meta) -> Pod:
     status = obj["status"].mapping()
     phase = status["phase"].choice(Phase) or Phase.RUNNING
     account = spec["serviceAccountName"].name(names.subdomain) or spec["serviceAccount"].name(names.subdomain)
-    first = next((item["ip"].name(names.address) for item in status["podIPs"].items()), "")
+    listed = [
+        item.mapping("ip")["ip"].required().name(names.address)
+        for item in status["podIPs"].items()
+        if isinstance(item.mapping().value, dict)
+    ]
+    first = listed[0] if listed else ""
     deleted = bool(obj["metadata"]["deletionTimestamp"])
     address = status["podIP"].name(names.address) or first
     interception = _interception(obj["metadata"]["annotations"][INTERCEPTION_MODE])
@@ -192,10 +197,11 @@ def pod(obj: Field, meta: Meta) -> Pod:
 
 def _is_ready(status: Field) -> bool:
     """Whether the Ready condition holds; a Pod without one (written by hand) is ready."""
-    for condition in status["conditions"].items():
-        if condition["type"].text() == "Ready":
-            return condition["status"].text() == "True"
-    return True
+    said = [
+        (condition.mapping()["type"].text(), condition["status"].text())
+        for condition in status["conditions"].items()
+    ]
+    return next((holds == "True" for kind, holds in said if kind == "Ready"), True)
 
 
 def _interception(field: Field) -> Interception:
