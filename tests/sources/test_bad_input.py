@@ -175,6 +175,7 @@ BAD = [
         "metadata.labels has a key that is neither a word nor",
     ),
     (SERVICE, "{app: web}\nspec", "{<<: [1]}\nspec", 6, "merges (<<) something that is no mapping"),
+    (SERVICE, "port: 81", "port: 0x" + "f" * 5000, 15, "spec.ports[1].port is no number"),
     (SERVICE, "port: 81", "port: 1" + "0" * 5000, 15, "spec.ports[1].port is no number"),
     # what every object has
     (SERVICE, SERVICE, "- just\n- a list\n", 1, "is no Kubernetes object"),

@@ -154,11 +154,17 @@ class Document:
         return None
 
 
+_MOST_DIGITS = 1000
+"""Python writes no longer number out in decimal, as an error about it would have to."""
+
+
 def _integer(text: str) -> int:
     """Read a number as YAML 1.1 writes it: decimal, 0x, 0b, and octal with 0 or 0o before it."""
     digits = text.replace("_", "").lower()
     sign = -1 if digits.startswith("-") else 1
     digits = digits.lstrip("+-")
+    if len(digits) > _MOST_DIGITS:
+        raise ValueError(f"{len(digits)} digits")
     if re.fullmatch(r"0[0-7]+", digits):
         return sign * int(digits, 8)
     return sign * int(digits, 0)
