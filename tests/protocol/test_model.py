@@ -63,6 +63,8 @@ class Client:
         self.have: dict[str, dict[str, str]] = {short: {} for short in TYPES}
         self.active: dict[str, str] = {}
         """The routes of each listener in force."""
+        self.draining: set[str] = set()
+        """Routes of listeners that are gone, whose connections are not."""
         self.warming: set[str] = set()
         self.warm: set[str] = set()
         """Clusters that have been warm, and so can be used."""
@@ -97,7 +99,7 @@ class Client:
         if short == "EDS":
             return tuple(sorted(self.have["CDS"]))
         listeners = [ref for version in self.have["LDS"].values() for ref in referred(version)]
-        return tuple(sorted({*listeners, *self.active.values()}))
+        return tuple(sorted({*listeners, *self.active.values(), *self.draining}))
 
     def process(self) -> None:
         """Take the next response, and say what comes of it."""
@@ -118,7 +120,7 @@ class Client:
             self.take(short, name, version)
         for listener, version in self.have["LDS"].items():
             if all(ref in self.have["RDS"] for ref in referred(version)):
-                self.active[listener] = referred(version)[0]
+                self.use(listener, referred(version)[0])
         if short in FULL and bad:
             self.resubscribe("EDS" if short == "CDS" else "RDS")
             self.answer(short, reply.nonce, error=f"no: {bad[0]}")
@@ -151,8 +153,19 @@ class Client:
         if short == "CDS":
             self.warming.discard(name)
             self.warm.discard(name)
-        else:
-            self.active.pop(name, None)
+        elif name in self.active:
+            self.draining.add(self.active.pop(name))
+
+    def use(self, listener: str, route: str) -> None:
+        before = self.active.get(listener, route)
+        self.active[listener] = route
+        if before != route:
+            self.draining.add(before)
+
+    def drain(self) -> None:
+        """The last connections of listeners that are gone are gone."""
+        self.draining.clear()
+        self.resubscribe("RDS")
 
     def resubscribe(self, short: str) -> None:
         """Follow what the client has: names come and go with clusters and listeners."""
@@ -171,7 +184,7 @@ class Client:
 
     def answer(self, short: str, nonce: str, error: str = "") -> None:
         if self.variant is Variant.SOTW and nonce != self.nonces[short]:
-            return  # The answer to the latest response is an answer to all.
+            return  # The answer to the latest response that was read is an answer to all.
         names = self.subscribed.get(short, ()) if self.variant is Variant.SOTW else ()
         self.outbox.append((short, names, {"nonce": nonce, "error": error}))
 
@@ -203,6 +216,8 @@ class SessionMachine(RuleBasedStateMachine):
         self.delivered: dict[tuple[str, str], str] = {}
         self.again: set[tuple[str, str]] = set()
         """What may be sent though the client was sent it before, for a reason."""
+        self.unanswered: dict[str, set[str]] = {}
+        """By nonce, the clusters that were news in a response that the client has not answered."""
         self.rejected: list[tuple[str, frozenset[tuple[str, str]]]] = []
 
     # --- the world ---------------------------------------------------------------------------------------------------
@@ -297,6 +312,9 @@ class SessionMachine(RuleBasedStateMachine):
             self._note_change(short, names, more)
         else:
             self._note_list(short, names, more)
+        if more.get("nonce") in self.unanswered:
+            while more["nonce"] in self.unanswered:  # Those before it will not get an answer any more.
+                del self.unanswered[next(iter(self.unanswered))]
         if more.get("error"):
             self._note_rejection(short, more["nonce"])
         self.client.stream.ask(short, *names, **more)
@@ -334,6 +352,10 @@ class SessionMachine(RuleBasedStateMachine):
         self.replace_cluster(old, new)
         self.connected()
         self.serve()
+
+    @rule()
+    def drain(self) -> None:
+        self.client.drain()
 
     @rule(name=st.sampled_from(CLUSTERS))
     @precondition(lambda self: self.client.variant is Variant.DELTA)
@@ -377,12 +399,21 @@ class SessionMachine(RuleBasedStateMachine):
         if reply.type in FULL and not delta:
             # After another response, the same as before may be needed to take that one back.
             self.rejected = [each for each in self.rejected if each[0] != reply.type]
+        if reply.type == "CDS":
+            before = {name for names in self.unanswered.values() for name in names}
+            news = {
+                name
+                for name, version in reply.resources.items()
+                if self.delivered.get(("CDS", name)) != version
+                or ("CDS", name) in self.again
+                or name in before
+            }
+            self.again |= {("EDS", name) for name in news}
+            self.unanswered[reply.nonce] = news
         for name, version in reply.resources.items():
             key = (reply.type, name)
             if delta or reply.type not in FULL:
                 assert self.delivered.get(key) != version or key in self.again, "R14: the client has it"
-            if reply.type == "CDS" and (self.delivered.get(key) != version or key in self.again):
-                self.again.add(("EDS", name))
             self.again.discard(key)
             self.delivered[key] = version
         for name in reply.removed:
@@ -399,11 +430,16 @@ class SessionMachine(RuleBasedStateMachine):
     def make_before_break(self) -> None:
         if not hasattr(self, "client") or self.rejecting:
             return
-        for route in self.client.active.values():
+        for route in {*self.client.active.values(), *self.client.draining}:
             for cluster in referred(self.client.have["RDS"][route]):
                 assert cluster in self.client.warm, (
                     f"R41: the route {route} is in force, the cluster {cluster} is not"
                 )
+
+    def flow_and_drain(self) -> None:
+        for _ in range(2):
+            self.let_everything_flow()
+            self.drain()
 
     def teardown(self) -> None:
         if not hasattr(self, "client"):
@@ -412,10 +448,10 @@ class SessionMachine(RuleBasedStateMachine):
             for name, version in tuple(versions.items()):
                 if BAD in version:
                     self.world.put(short, name, *referred(version))
-        self.let_everything_flow()
+        self.flow_and_drain()
         while self.client.stream.session.deadline() is not None:
             self.now = self.client.stream.now = self.client.stream.session.deadline()
-            self.let_everything_flow()
+            self.flow_and_drain()
         for short in ("CDS", "EDS", "LDS"):
             assert self.client.have[short] == self.world.versions[short], (
                 f"the client has the {short} that it should"

@@ -9,9 +9,6 @@ from xds.protocol.watch import Lingering, Watch
 from xds.protocol.wire import DeltaRequest, delta_response
 from xds.snapshot import CLUSTER, SECRET
 
-MOST_UNANSWERED = 64
-"""Responses of a type that a client may leave unanswered before it is held: each has to be remembered."""
-
 
 class DeltaWatch(Watch):
     """A watch of one type on a delta stream."""
@@ -25,7 +22,7 @@ class DeltaWatch(Watch):
         """Take a request. What it says of the subscription counts whatever it answers."""
         answered = self._answer(request.nonce, request.error, now)
         difference = self.subscription.change(request.subscribe, request.unsubscribe)
-        brought = self._remember(request.initial_versions) if not self.begun else frozenset()
+        brought = self._resume(request.initial_versions) if not self.begun else frozenset()
         if difference.entered and not brought:
             self._owed = True
         for name in difference.asked:
@@ -41,11 +38,6 @@ class DeltaWatch(Watch):
             super().push_again(names)
         else:
             self._awaited.update(names)
-
-    @property
-    def held_since(self) -> float | None:
-        """Since when the client owes so many answers that it gets nothing more; None if it does not."""
-        return self.waiting_since if len(self._unanswered) >= MOST_UNANSWERED else None
 
     def compose(self, nonce: str, now: float, identifier: str) -> tuple[Response, bytes] | None:
         """Make the response that is due, or the first part of it if it is large."""
@@ -70,11 +62,8 @@ class DeltaWatch(Watch):
             removed=removed,
             fresh=resources,
             sent_at=now,
-            waiting_since=now,
         )
-        if self.held_since is not None:
-            del self._unanswered[next(iter(self._unanswered))]
-        self._unanswered[nonce] = composed
+        self._remember(composed)
         return composed, delta_response(
             type_url=self.type_url,
             version=composed.version,
@@ -84,7 +73,7 @@ class DeltaWatch(Watch):
             identifier=identifier,
         )
 
-    def _remember(self, versions: tuple[tuple[str, str], ...]) -> frozenset[str]:
+    def _resume(self, versions: tuple[tuple[str, str], ...]) -> frozenset[str]:
         """Take what a client that was here before has, so that it gets only what differs.
 
         Not for secrets: a cluster that changed while the client was away waits for its secret, and the client has

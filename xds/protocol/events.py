@@ -92,8 +92,6 @@ class Response:
     fresh: tuple[Resource, ...] = ()
     """Those of the resources that may be news to the client."""
     sent_at: float
-    waiting_since: float
-    """When the client began to owe an answer: earlier than `sent_at` if this response replaced an unanswered one."""
 
 
 def acked(type_url: str, response: Response, now: float) -> Acked:

@@ -189,8 +189,12 @@ class Session:
                 self._deadline = min(self._deadline, lingering.until)
 
     def _settled(self, user: Watch) -> bool:
-        """Whether what the client has of a type is what it should have, to the last resource that it waits for."""
-        return user.quiet and not user.lingering and all(self._arrived(*ref) for ref in user.refs())
+        """Whether a client has what it should have of a type, to the last resource that it waits for, and no more.
+
+        Envoy goes on with the routes of a listener that is gone, and keeps their names, until its connections are.
+        """
+        has_it = user.quiet and all(self._arrived(*ref) for ref in user.refs())
+        return has_it and not user.lingering and not user.gone
 
     def _expects_listeners(self, now: float) -> bool:
         """Whether a client that takes up its subscriptions again may be about to say that it uses clusters."""

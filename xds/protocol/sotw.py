@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from xds.protocol.events import Event, Response
+from xds.protocol.events import Acked, Event, Nacked, Response
 from xds.protocol.subscription import Difference
 from xds.protocol.watch import WILDCARD_TYPES, Watch
-from xds.protocol.wire import Request, response
+from xds.protocol.wire import ErrorDetail, Request, response
 from xds.snapshot import Resource, ResourceSet
 
 
@@ -22,21 +22,23 @@ class SotwWatch(Watch):
         self._nonce = ""
 
     def receive(self, request: Request, now: float) -> list[Event]:
-        """Take a request; one that answers an older response than the last is void, the client will repeat itself."""
-        if request.nonce and self._nonce and request.nonce != self._nonce:
-            return []
+        """Take a request. If it answers an older response than the last, what it asks for is void.
+
+        The client will ask again when it answers the last.
+        """
+        stale = request.nonce and self._nonce and request.nonce != self._nonce
         self.begun = True
         answered = self._answer(request.nonce, request.error, now)
-        return [*answered, *self._subscribe(self.subscription.replace(request.names))]
+        return [*answered, *(() if stale else self._subscribe(self.subscription.replace(request.names)))]
 
     def compose(self, nonce: str, now: float, identifier: str) -> tuple[Response, bytes] | None:
-        """Make the response that is due; it takes the place of an unanswered one."""
+        """Make the response that is due."""
         due = self._due()
         if not due and not self._owed:
             return None
         if self._full:
             resources, version = self._world()
-            fresh = [resource for resource in resources if self._is_news(resource)]
+            fresh = self._news(resources)
             self.sent.clear()
             self.parked.clear()
             self._dirty.clear()
@@ -48,24 +50,27 @@ class SotwWatch(Watch):
             self._done(resource.name)
         self._owed = False
         self._nonce = nonce
-        since = self.waiting_since
         composed = Response(
             nonce=nonce,
             version=version,
             resources=tuple(resources),
             fresh=tuple(fresh),
             sent_at=now,
-            waiting_since=now if since is None else since,
         )
-        self._unanswered = {nonce: composed}
+        self._remember(composed)
         return composed, response(
             type_url=self.type_url, version=version, nonce=nonce, resources=resources, identifier=identifier
         )
 
-    def _is_news(self, resource: Resource) -> bool:
-        """Whether the client may not have a resource as it is: new, changed, or in what it rejected."""
-        name = resource.name
-        return self.sent.get(name) != resource.version or name in self.parked
+    def _news(self, resources: list[Resource]) -> list[Resource]:
+        """Return those that the client may not have as they are: new, changed, rejected, or not acknowledged yet."""
+        unsure = {resource.name for response in self._unanswered.values() for resource in response.fresh}
+        unsure.update(self.parked)
+        return [
+            resource
+            for resource in resources
+            if self.sent.get(resource.name) != resource.version or resource.name in unsure
+        ]
 
     def _world(self) -> tuple[list[Resource], str]:
         """Return all that the client should have, and the version of that."""
@@ -84,6 +89,18 @@ class SotwWatch(Watch):
             for name in difference.asked:
                 self._touch(name)
         return super()._subscribe(difference)
+
+    def _answer(self, nonce: str, error: ErrorDetail | None, now: float) -> list[Acked | Nacked]:
+        """Take the answer to a response. Older ones without one will not get any, and may have been rejected."""
+        if nonce in self._unanswered:
+            while (oldest := next(iter(self._unanswered))) != nonce:
+                skipped = self._unanswered.pop(oldest).resources
+                if not self._full:
+                    self.push_again(resource.name for resource in skipped if self._is_current(resource))
+        events = super()._answer(nonce, error, now)
+        if self._full and events and not error:
+            self.parked.clear()
+        return events
 
     def _park(self, resources: tuple[Resource, ...]) -> None:
         if self._full:  # What was rejected together goes together anyway, with everything else.

@@ -22,6 +22,9 @@ WILDCARD_TYPES = frozenset({CLUSTER, LISTENER})
 RESPONSE_BUDGET = 3 * 1024 * 1024
 """Responses that can be split stay below this, because many clients refuse messages above 4 MiB."""
 
+MOST_UNANSWERED = 64
+"""Responses of a type that a client may leave unanswered before it is held: each has to be remembered."""
+
 _MOST_DIFFERENCES = 1024
 _differences: dict[tuple[str, str], tuple[str, ...]] = {}
 
@@ -50,6 +53,8 @@ class Watch(ABC):
         self.resumed = False
         """Whether the client brought clusters from an earlier stream."""
         self.lingering: dict[str, Lingering] = {}
+        self.gone: set[str] = set()
+        """What the client had and may still use, for it has not given up the name. Clusters and listeners just go."""
         self.parked: dict[str, frozenset[str]] = {}
         """What the client rejected, by name; each with all that came in the same response."""
         self._dirty: dict[str, None] = {}
@@ -73,12 +78,12 @@ class Watch(ABC):
     @property
     def waiting_since(self) -> float | None:
         """Since when the client owes an answer; None if it does not."""
-        return next((response.waiting_since for response in self._unanswered.values()), None)
+        return next((response.sent_at for response in self._unanswered.values()), None)
 
     @property
     def held_since(self) -> float | None:
         """Since when the client owes so many answers that it gets nothing more; None if it does not."""
-        return None
+        return self.waiting_since if len(self._unanswered) >= MOST_UNANSWERED else None
 
     @property
     def quiet(self) -> bool:
@@ -113,9 +118,10 @@ class Watch(ABC):
         for name in _difference(before, resources):
             if name in resources:
                 self.lingering.pop(name, None)
+                self.gone.discard(name)
             elif name in self.sent:
                 self.lingering[name] = Lingering(before[name])
-            if self.subscription.covers(name):
+            if self.subscription.covers(name) and not self._is_rejected(name):
                 self._touch(name)
 
     def keep(self, name: str, resource: Resource | None) -> None:
@@ -127,13 +133,21 @@ class Watch(ABC):
         """Let the client lose what lingered."""
         for name in names:
             del self.lingering[name]
+            if self.type_url not in WILDCARD_TYPES and name in self.sent and name in self.subscription.names:
+                self.gone.add(name)
             self._touch(name)
+            self.parked.pop(name, None)
 
     def push_again(self, names: Iterable[str]) -> None:
         """Send resources although the client has them, because it now waits for them anew."""
         for name in names:
             if name in self.sent and name not in self.parked:
                 self._touch(name, force=True)
+
+    def _is_rejected(self, name: str) -> bool:
+        """Whether a resource is what the client rejected, so that nothing has changed for it."""
+        resource = self.resources.get(name)
+        return name in self.parked and resource is not None and self.sent.get(name) == resource.version
 
     def _is_current(self, resource: Resource) -> bool:
         now = self.get(resource.name)
@@ -160,10 +174,11 @@ class Watch(ABC):
         for name in tuple(self.parked):
             if not covers(name):
                 self._touch(name)  # What else was rejected with it may have been good.
-        for names in (self.sent, self._dirty):
+        for names in (self.sent, self.parked, self._dirty):
             for name in [name for name in names if not covers(name)]:
                 del names[name]
         self._forced = {name for name in self._forced if covers(name)}
+        self.gone.intersection_update(self.subscription.names)
 
     def _touch(self, name: str, *, force: bool = False) -> None:
         """Look at a name again. What was rejected together is sent together: the client may have taken none of it."""
@@ -171,7 +186,13 @@ class Watch(ABC):
         if force:
             self._forced.add(name)
         for other in self.parked.get(name, ()):
-            if self.parked.pop(other, None) and other != name:
+            if other not in self.parked:
+                continue
+            if other not in self.resources:
+                self.parked[other] = frozenset({other})  # It lingers, and stays what it is until it goes.
+                continue
+            del self.parked[other]
+            if other != name:
                 self._dirty[other] = None
                 self._forced.add(other)
 
@@ -214,6 +235,12 @@ class Watch(ABC):
     def _done(self, name: str) -> None:
         self._dirty.pop(name, None)
         self._forced.discard(name)
+
+    def _remember(self, response: Response) -> None:
+        """Expect an answer to a response, and no longer to the oldest if there are too many."""
+        if len(self._unanswered) >= MOST_UNANSWERED:
+            del self._unanswered[next(iter(self._unanswered))]
+        self._unanswered[response.nonce] = response
 
     def _answer(self, nonce: str, error: ErrorDetail | None, now: float) -> list[Acked | Nacked]:
         """Take the answer to a response; an answer to anything else says nothing."""
