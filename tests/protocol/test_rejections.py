@@ -86,6 +86,53 @@ def test_r12_what_was_rejected_is_sent_again_when_the_client_gives_up_the_rest_o
     assert stream.get() == ["EDS good=1"]
 
 
+def test_r12_what_was_rejected_twice_holds_back_nothing_when_it_is_mended(variant):
+    stream = Stream(variant, world(CDS="bad=1", EDS="good=1 bad=1"))
+    stream.ask("CDS")
+    stream.ask("EDS", "good", "bad")
+    assert stream.get() == ["CDS bad=1", "EDS bad=1 good=1"]
+    stream.serve(world(CDS="bad=2", EDS="good=1 bad=1"))
+    assert stream.get() == ["CDS bad=2", "EDS bad=1"]
+    stream.nack("EDS", nonce=stream.replies[1].nonce)
+    stream.nack("EDS", nonce=stream.replies[3].nonce)
+    stream.serve(world(CDS="bad=2", EDS="good=1 bad=3"))
+    assert stream.get() == ["EDS bad=3 good=1"]
+
+
+def test_r12_a_response_that_gets_no_answer_of_its_own_may_have_been_rejected():
+    stream = Stream(Variant.SOTW, world(EDS="good=1 bad=1"))
+    stream.ask("EDS", "good", "bad")
+    stream.get()
+    stream.serve(world(EDS="good=1 bad=2"))
+    assert stream.get() == ["EDS bad=2"]
+    stream.ack("EDS")
+    assert stream.get() == ["EDS good=1"]
+
+
+def test_r6_a_rejection_of_an_older_response_is_known_though_its_subscription_is_void():
+    stream = Stream(Variant.SOTW, world(EDS="good=1 bad=1"))
+    stream.ask("EDS", "good", "bad")
+    stream.get()
+    stream.serve(world(EDS="good=1 bad=2"))
+    stream.get()
+    (nacked,) = stream.ask("EDS", nonce=stream.replies[0].nonce, error="bad")
+    assert isinstance(nacked, Nacked)
+    assert stream.get() == ["EDS good=1"]
+
+
+def test_r12_a_rejected_resource_that_goes_is_not_sent_again_while_it_lingers():
+    stream = Stream(Variant.DELTA, world(CDS="c=1", EDS="good=1 bad=1", LDS="l=1"))
+    stream.ask("CDS")
+    stream.ask("LDS")
+    stream.ask("EDS", "good", "bad")
+    stream.get()
+    stream.nack("EDS")
+    stream.serve(world(CDS="c=1", EDS="good=1", LDS="l=1"))
+    assert stream.get() == ["EDS good=1"]
+    stream.serve(world(CDS="c=1", EDS="good=1 bad=1", LDS="l=1"))
+    assert stream.get() == []
+
+
 def test_r12_clusters_that_were_rejected_go_along_when_others_change():
     stream = Stream(Variant.SOTW, world(CDS="good=1 bad=1", EDS="good=1"))
     stream.ask("CDS")

@@ -256,7 +256,8 @@ class Watch(ABC):
         """Keep what was rejected from being sent as it was, until any of it changes. If some has, that is now."""
         unchanged = frozenset(resource.name for resource in resources if self._is_current(resource))
         if len(unchanged) == len(resources):
-            self.parked.update(dict.fromkeys(unchanged, unchanged))
+            group = unchanged.union(*(self.parked.get(name, ()) for name in unchanged))
+            self.parked.update((name, group) for name in group if name in unchanged or name in self.parked)
         else:
             for name in unchanged:
                 self._touch(name, force=True)
