@@ -120,17 +120,69 @@ def test_r6_a_rejection_of_an_older_response_is_known_though_its_subscription_is
     assert stream.get() == ["EDS good=1"]
 
 
-def test_r12_a_rejected_resource_that_goes_is_not_sent_again_while_it_lingers():
+def test_r12_a_rejected_resource_that_goes_and_comes_back_is_still_rejected():
+    stream = Stream(Variant.DELTA, world(CDS="c=1", EDS="bad=1", LDS="l=1"))
+    stream.ask("CDS")
+    stream.ask("LDS")
+    stream.ask("EDS", "bad")
+    stream.get()
+    stream.nack("EDS")
+    stream.serve(world(CDS="c=1", LDS="l=1"))
+    assert stream.get() == []
+    stream.serve(world(CDS="c=1", EDS="bad=1", LDS="l=1"))
+    assert stream.get() == []
+
+
+def test_r12_what_was_rejected_on_its_own_waits_for_no_other():
+    stream = Stream(Variant.DELTA, world(EDS="good=1 bad=1"))
+    stream.ask("EDS", "good", "bad")
+    stream.get()
+    stream.nack("EDS")
+    stream.ask("EDS", "bad")
+    assert stream.get() == ["EDS bad=1"]
+    stream.nack("EDS")
+    stream.serve(world(EDS="good=2 bad=1"))
+    assert stream.get() == ["EDS good=2"]
+
+
+def test_r12_what_was_rejected_is_not_pushed_though_that_was_due_already():
+    stream = Stream(Variant.SOTW, world(CDS="a=1", EDS="a=1"))
+    stream.ask("CDS")
+    stream.ask("EDS", "a")
+    stream.get()
+    stream.serve(world(CDS="a=2", EDS="a=1"))
+    assert stream.session.next(0.0)
+    stream.nack("EDS")
+    assert stream.get() == []
+
+
+def test_r12_what_was_rejected_with_others_and_comes_back_when_those_are_mended_is_sent():
     stream = Stream(Variant.DELTA, world(CDS="c=1", EDS="good=1 bad=1", LDS="l=1"))
     stream.ask("CDS")
     stream.ask("LDS")
     stream.ask("EDS", "good", "bad")
     stream.get()
     stream.nack("EDS")
-    stream.serve(world(CDS="c=1", EDS="good=1", LDS="l=1"))
-    assert stream.get() == ["EDS good=1"]
+    stream.serve(world(CDS="c=1", EDS="bad=1", LDS="l=1"))
+    assert stream.get() == ["EDS bad=1"]  # It might have been the other.
+    stream.nack("EDS")
     stream.serve(world(CDS="c=1", EDS="good=1 bad=1", LDS="l=1"))
-    assert stream.get() == []
+    assert stream.get() == ["EDS good=1"]
+
+
+def test_r12_a_rejection_of_what_is_given_up_already_stands_in_nobodys_way():
+    stream = Stream(Variant.SOTW, world(CDS="a=1 b=1", LDS="l=1>r", RDS="r=1"))
+    stream.ask("CDS")
+    stream.ask("LDS")
+    stream.ask("RDS", "r")
+    stream.get()
+    stream.ack("CDS")
+    stream.get()
+    stream.ack("LDS")
+    stream.ask("RDS")
+    stream.nack("RDS")
+    stream.serve(world(CDS="a=1"))
+    assert stream.settle() == ["LDS", "CDS a=1"]
 
 
 def test_r12_clusters_that_were_rejected_go_along_when_others_change():

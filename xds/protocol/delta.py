@@ -48,8 +48,7 @@ class DeltaWatch(Watch):
         resources = tuple(resource for _, resource in batch if resource)
         removed = tuple(name for name, resource in batch if not resource)
         for resource in resources:
-            self.sent[resource.name] = resource.version
-            self._done(resource.name)
+            self._sent(resource)
         for name in removed:
             self.sent.pop(name, None)
             self.lingering.pop(name, None)

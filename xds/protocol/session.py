@@ -175,7 +175,7 @@ class Session:
 
     def _expire(self, watch: Watch, users: Sequence[Watch], now: float) -> None:
         """Release what has lingered for too long, which is counted from when nobody is known to use it."""
-        rejected = any(user.parked for user in users)
+        rejected = any(user.rejections for user in users)
         used = {ref for user in users for ref in user.lingering_refs()}
         for name, lingering in tuple(watch.lingering.items()):
             if rejected or (watch.type_url, name) in used:

@@ -40,14 +40,13 @@ class SotwWatch(Watch):
             resources, version = self._world()
             fresh = self._news(resources)
             self.sent.clear()
-            self.parked.clear()
+            self.rejections.clear()
             self._dirty.clear()
         else:
             resources = fresh = [resource for _, resource in self._batch(due) if resource]
             version = self.resources.version
         for resource in resources:
-            self.sent[resource.name] = resource.version
-            self._done(resource.name)
+            self._sent(resource)
         self._owed = False
         self._nonce = nonce
         composed = Response(
@@ -65,7 +64,7 @@ class SotwWatch(Watch):
     def _news(self, resources: list[Resource]) -> list[Resource]:
         """Return those that the client may not have as they are: new, changed, rejected, or not acknowledged yet."""
         unsure = {resource.name for response in self._unanswered.values() for resource in response.fresh}
-        unsure.update(self.parked)
+        unsure.update(self.rejections.names())
         return [
             resource
             for resource in resources
@@ -96,17 +95,19 @@ class SotwWatch(Watch):
             while (oldest := next(iter(self._unanswered))) != nonce:
                 skipped = self._unanswered.pop(oldest).resources
                 if not self._full:
-                    self.push_again(resource.name for resource in skipped if self._is_current(resource))
+                    self.push_again(resource.name for resource in skipped if self._is_wanted(resource))
         events = super()._answer(nonce, error, now)
         if self._full and events and not error:
-            self.parked.clear()
+            self.rejections.clear()
         return events
 
-    def _park(self, resources: tuple[Resource, ...]) -> None:
+    def _reject(self, resources: tuple[Resource, ...]) -> None:
         if self._full:  # What was rejected together goes together anyway, with everything else.
-            self.parked = {resource.name: frozenset({resource.name}) for resource in resources}
+            self.rejections.add_each(
+                frozenset(resource.name for resource in resources if self._is_wanted(resource))
+            )
         else:
-            super()._park(resources)
+            super()._reject(resources)
 
     def _tells_absence(self, name: str) -> bool:
         return self._full and name in self.sent

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from xds.protocol.events import Acked, Event, Nacked, Response, Subscribed, acked, nacked
+from xds.protocol.rejections import Rejections
 from xds.protocol.subscription import Difference, Subscription
 from xds.protocol.wire import ErrorDetail, size
 from xds.snapshot import CLUSTER, EMPTY, LISTENER, Resource, ResourceKey, ResourceSet
@@ -55,10 +56,12 @@ class Watch(ABC):
         self.lingering: dict[str, Lingering] = {}
         self.gone: set[str] = set()
         """What the client had and may still use, for it has not given up the name. Clusters and listeners just go."""
-        self.parked: dict[str, frozenset[str]] = {}
-        """What the client rejected, by name; each with all that came in the same response."""
+        self.rejections = Rejections()
         self._dirty: dict[str, None] = {}
         self._forced: set[str] = set()
+        """What to send although the client has been sent it: because it asked, or may not have taken it,"""
+        self._pushed: set[str] = set()
+        """or because it waits for it, unless it turns out to have rejected it."""
         self._owed = False
         self._unanswered: dict[str, Response] = {}
 
@@ -88,7 +91,7 @@ class Watch(ABC):
     @property
     def quiet(self) -> bool:
         """Whether the client has all that it should have, and said so."""
-        return not self._unanswered and not self.parked and not self.pending
+        return not self._unanswered and not self.rejections and not self.pending
 
     def get(self, name: str) -> Resource | None:
         """Return the resource that the client should have now."""
@@ -122,7 +125,7 @@ class Watch(ABC):
             elif name in self.sent:
                 self.lingering[name] = Lingering(before[name])
             if self.subscription.covers(name) and not self._is_rejected(name):
-                self._touch(name)
+                self._change(name)
 
     def keep(self, name: str, resource: Resource | None) -> None:
         """Let a resource linger though the client does not have it, for it may yet ask for it."""
@@ -135,23 +138,26 @@ class Watch(ABC):
             del self.lingering[name]
             if self.type_url not in WILDCARD_TYPES and name in self.sent and name in self.subscription.names:
                 self.gone.add(name)
-            self._touch(name)
-            self.parked.pop(name, None)
+            self._change(name)
+            self.rejections.discard(name)
 
     def push_again(self, names: Iterable[str]) -> None:
         """Send resources although the client has them, because it now waits for them anew."""
         for name in names:
-            if name in self.sent and name not in self.parked:
-                self._touch(name, force=True)
+            if name in self.sent and name not in self.rejections:
+                self._touch(name)
+                self._pushed.add(name)
 
     def _is_rejected(self, name: str) -> bool:
         """Whether a resource is what the client rejected, so that nothing has changed for it."""
         resource = self.resources.get(name)
-        return name in self.parked and resource is not None and self.sent.get(name) == resource.version
+        same = resource is not None and self.sent.get(name) == resource.version
+        return same and self.rejections.is_known(name)
 
-    def _is_current(self, resource: Resource) -> bool:
+    def _is_wanted(self, resource: Resource) -> bool:
+        """Whether the client should still have exactly this."""
         now = self.get(resource.name)
-        return now is not None and now.version == resource.version
+        return now is not None and now.version == resource.version and self.subscription.covers(resource.name)
 
     def _subscribe(self, difference: Difference) -> list[Event]:
         """Follow a change of the subscription."""
@@ -171,30 +177,28 @@ class Watch(ABC):
     def _forget(self) -> None:
         """Drop everything about names that the client no longer wants: it is free to forget them too."""
         covers = self.subscription.covers
-        for name in tuple(self.parked):
+        for name in self.rejections.names():
             if not covers(name):
-                self._touch(name)  # What else was rejected with it may have been good.
-        for names in (self.sent, self.parked, self._dirty):
+                self._change(name)  # What else was rejected with it may have been good.
+                self.rejections.discard(name)
+        for names in (self.sent, self._dirty):
             for name in [name for name in names if not covers(name)]:
                 del names[name]
-        self._forced = {name for name in self._forced if covers(name)}
+        for forced in (self._forced, self._pushed):
+            forced.difference_update([name for name in forced if not covers(name)])
         self.gone.intersection_update(self.subscription.names)
 
+    def _change(self, name: str) -> None:
+        """Look at a name again because it is not what it was, and at what was rejected with it."""
+        self._touch(name)
+        for other in self.rejections.change(name, self.resources):
+            self._touch(other, force=True)
+
     def _touch(self, name: str, *, force: bool = False) -> None:
-        """Look at a name again. What was rejected together is sent together: the client may have taken none of it."""
+        """Look at a name before the next response, and `force`: send it in any case."""
         self._dirty[name] = None
         if force:
             self._forced.add(name)
-        for other in self.parked.get(name, ()):
-            if other not in self.parked:
-                continue
-            if other not in self.resources:
-                self.parked[other] = frozenset({other})  # It lingers, and stays what it is until it goes.
-                continue
-            del self.parked[other]
-            if other != name:
-                self._dirty[other] = None
-                self._forced.add(other)
 
     def _due(self) -> list[tuple[str, Resource | None]]:
         """List what to send, first resources, then the names of those that are gone."""
@@ -203,7 +207,8 @@ class Watch(ABC):
         idle = []
         for name in self._dirty:
             resource = self.get(name)
-            if resource and (name in self._forced or self._is_outdated(resource)):
+            forced = name in self._forced or name in self._pushed
+            if resource and (forced or self._is_outdated(resource)):
                 present.append((name, resource))
             elif not resource and self._tells_absence(name):
                 absent.append((name, None))
@@ -232,9 +237,16 @@ class Watch(ABC):
                 return due[:count]
         return due
 
+    def _sent(self, resource: Resource) -> None:
+        """The client gets a resource, and another chance to take it if it had rejected it."""
+        self.sent[resource.name] = resource.version
+        self.rejections.discard(resource.name)
+        self._done(resource.name)
+
     def _done(self, name: str) -> None:
         self._dirty.pop(name, None)
         self._forced.discard(name)
+        self._pushed.discard(name)
 
     def _remember(self, response: Response) -> None:
         """Expect an answer to a response, and no longer to the oldest if there are too many."""
@@ -249,17 +261,17 @@ class Watch(ABC):
             return []
         if not error:
             return [acked(self.type_url, answered, now)]
-        self._park(answered.resources)
+        self._reject(answered.resources)
         return [nacked(self.type_url, answered, error, now)]
 
-    def _park(self, resources: tuple[Resource, ...]) -> None:
-        """Keep what was rejected from being sent as it was, until any of it changes. If some has, that is now."""
-        unchanged = frozenset(resource.name for resource in resources if self._is_current(resource))
-        if len(unchanged) == len(resources):
-            group = unchanged.union(*(self.parked.get(name, ()) for name in unchanged))
-            self.parked.update((name, group) for name in group if name in unchanged or name in self.parked)
+    def _reject(self, resources: tuple[Resource, ...]) -> None:
+        """Keep what was rejected from being sent as it was; if some of it has changed, the rest goes out again."""
+        names = frozenset(resource.name for resource in resources if self._is_wanted(resource))
+        if len(names) == len(resources):
+            self.rejections.add(names)
+            self._pushed -= names
         else:
-            for name in unchanged:
+            for name in names:
                 self._touch(name, force=True)
 
 
