@@ -30,6 +30,12 @@ LOCALITY_LABEL = "istio-locality"
 """Pod label `region.zone.subzone` (or with slashes in Istio's own files) that overrides where the pod is."""
 
 
+ADMIN_PORT = 15000
+"""Where a sidecar's Envoy has its admin interface."""
+HEALTH_PORT = 15021
+"""Where a sidecar says whether it is ready."""
+
+
 class Mode(StrEnum):
     """What a server's listener accepts on a port (Istio's mutual TLS modes)."""
 
@@ -192,15 +198,6 @@ class Pod(Object):
         return f"spiffe://{trust_domain}/ns/{self.namespace}/sa/{self.service_account}"
 
 
-BESIDE_SIDECAR = {
-    # Istio's telemetry and health ports, which its iptables rules leave alone.
-    Interception.REDIRECT: frozenset((15020, 15021, 15090)),
-    # The sidecar's own: admin, HTTP proxy, health.
-    Interception.NONE: frozenset((15000, 15002, 15021)),
-}
-"""Ports of a pod with a sidecar at which its inbound side is not in front of the application."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EndpointAddress:
     """One address of an EndpointSlice or Endpoints object."""
@@ -328,6 +325,13 @@ class MeshConfig:
     def intercepting_ports(self) -> frozenset[int]:
         """Where intercepted connections arrive; whoever asks a pod for these ports themselves is turned away."""
         return frozenset((self.proxy_listen_port, self.proxy_inbound_listen_port))
+
+    def beside_sidecar(self, interception: Interception) -> frozenset[int]:
+        """Return the ports of a pod with a sidecar at which its inbound side is not in front of the application."""
+        if interception is Interception.NONE:
+            return frozenset((ADMIN_PORT, self.proxy_http_port, HEALTH_PORT))
+        # Istio's telemetry and health ports, which its iptables rules leave alone.
+        return frozenset((15020, HEALTH_PORT, 15090))
 
     @property
     def trust_domains(self) -> tuple[str, ...]:

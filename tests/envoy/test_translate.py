@@ -57,3 +57,11 @@ def test_limits_of_tcp_connections_hold_with_and_without_interception():
     found = translate(mesh(client, web, limited), client).of(ROUTE)["http_proxy"]
     tunnel = to_dict(found.type_url, found.body)["virtual_hosts"][0]["routes"][0]["route"]
     assert (tunnel["idle_timeout"], tunnel["max_stream_duration"]) == ("60s", {"max_stream_duration": "600s"})
+
+
+def test_the_proxys_port_is_the_one_that_the_mesh_says():
+    ports = [ServicePort(port=n, target=n, name=f"http-{n}", protocol=Protocol.HTTP) for n in (15002, 16002)]
+    web = replace(pod("web", "ns"), interception=Interception.NONE, address="127.0.0.1")
+    for own, served in ((15002, 16002), (16002, 15002)):
+        found = translate(mesh(web, service("web", "ns", *ports), proxy_http_port=own), web).of(LISTENER)
+        assert set(found) == {"http_proxy", f"127.0.0.1_{served}"}

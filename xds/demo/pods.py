@@ -12,11 +12,9 @@ from xds.demo.curl import curl
 from xds.demo.play import Answer, Pair
 from xds.demo.processes import UnavailableError
 from xds.mesh import Mesh
-from xds.model import Pod, Service, ServicePort
+from xds.model import ADMIN_PORT, HEALTH_PORT, MeshConfig, Pod, Service, ServicePort
 
-ADMIN_PORT = 15000
-PROXY_PORT = 15002
-HEALTH_PORT = 15021
+PROXY_PORT = MeshConfig().proxy_http_port
 SERVER_PORT = 8080
 """The services' targetPort: below 1024 would need root."""
 

@@ -7,10 +7,10 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
-from xds.demo.pods import ADMIN_PORT, name_of
+from xds.demo.pods import name_of
 from xds.descriptors import to_dict
 from xds.mesh import Mesh
-from xds.model import Pod
+from xds.model import ADMIN_PORT, Pod
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, Snapshot
 from xds.translate import translate
 

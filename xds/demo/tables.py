@@ -9,8 +9,9 @@ from typing import Any
 from rich.text import Text
 
 from xds.demo.play import POLICY, Answers, Seen
-from xds.demo.pods import ADMIN_PORT, PROXY_PORT, SERVER_PORT, name_of
+from xds.demo.pods import PROXY_PORT, SERVER_PORT, name_of
 from xds.mesh import Mesh
+from xds.model import ADMIN_PORT
 
 
 def table(seen: Seen, number: int) -> Text:

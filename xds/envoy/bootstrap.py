@@ -40,7 +40,7 @@ from envoy_data_plane.envoy.extensions.upstreams.http.v3 import (
 from xds.descriptors import pack
 from xds.envoy import filters, names
 from xds.envoy.common import address, ads, strings
-from xds.model import Interception, Pod
+from xds.model import ADMIN_PORT, HEALTH_PORT, Interception, Pod
 
 XDS_CLUSTER = "xds-grpc"
 _ADMIN_CLUSTER = "admin"
@@ -88,10 +88,10 @@ def bootstrap(pod: Pod, xds_host: str, xds_port: int, *, sotw: bool = False) -> 
             cluster=f"{app}.{pod.namespace}",
             metadata=strings(NAME=pod.name, NAMESPACE=pod.namespace, SERVICE_ACCOUNT=pod.service_account),
         ),
-        admin=Admin(address=address(own, names.ADMIN_PORT)),
+        admin=Admin(address=address(own, ADMIN_PORT)),
         dynamic_resources=BootstrapDynamicResources(ads_config=api, cds_config=ads(), lds_config=ads()),
         static_resources=BootstrapStaticResources(
-            clusters=[_control_plane(xds_host, xds_port), _cluster(_ADMIN_CLUSTER, own, names.ADMIN_PORT)],
+            clusters=[_control_plane(xds_host, xds_port), _cluster(_ADMIN_CLUSTER, own, ADMIN_PORT)],
             listeners=[_health(health)],
         ),
     )
@@ -135,6 +135,6 @@ def _health(host: str) -> Listener:
     hosts = [VirtualHost(name=_HEALTH, domains=["*"], routes=[ready])]
     return Listener(
         name=_HEALTH,
-        address=address(host, names.HEALTH_PORT),
+        address=address(host, HEALTH_PORT),
         filter_chains=[FilterChain(filters=[filters.http_to(_HEALTH, hosts)])],
     )

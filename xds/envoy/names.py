@@ -20,8 +20,6 @@ HTTP_PROXY = "http_proxy"
 
 PASSTHROUGH_SOURCE = "127.0.0.6"
 """Source address of what a sidecar forwards to its application: interception leaves it alone."""
-ADMIN_PORT = 15000
-HEALTH_PORT = 15021
 
 
 def outbound(host: str, port: int, subset: str = "") -> str:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from enum import StrEnum
 from typing import Any
 
-from xds.model import MeshConfig, Problem
+from xds.model import ADMIN_PORT, HEALTH_PORT, MeshConfig, Problem
 from xds.parse import names
 from xds.parse.destinationrule import export_to
 from xds.parse.reading import Field, Flaw, Locate, Log, nearest
@@ -100,7 +100,7 @@ def _read(root: Field, base: MeshConfig) -> MeshConfig:
     }
     config = replace(base, **{name: value for name, value in said.items() if value is not None})
     ports = (config.proxy_listen_port, config.proxy_inbound_listen_port, config.proxy_http_port)
-    if taken := set(ports) & {15000, 15021}:
+    if taken := set(ports) & {ADMIN_PORT, HEALTH_PORT}:
         root.refuse(f"port {min(taken)} is the sidecar's own, for its admin interface or its health")
     if len(set(ports)) < len(ports):
         root.refuse(

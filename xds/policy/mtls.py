@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 from xds.mesh import Endpoint, Mesh
 from xds.model import (
-    BESIDE_SIDECAR,
     AuthenticationPolicy,
     Mode,
     PeerAuthentication,
@@ -52,7 +51,9 @@ def in_force(mesh: Mesh, pod: Pod, port: int) -> InForce:
 def at_endpoint(mesh: Mesh, endpoint: Endpoint) -> InForce | None:
     """Return the mode in force at an endpoint; None: no sidecar is in front of it."""
     pod = endpoint.pod
-    if pod is None or not pod.has_sidecar or endpoint.port in BESIDE_SIDECAR[pod.interception]:
+    if pod is None or not pod.has_sidecar:
+        return None
+    if endpoint.port in mesh.config.beside_sidecar(pod.interception):
         return None
     return in_force(mesh, pod, endpoint.port)
 

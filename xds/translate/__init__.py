@@ -14,7 +14,6 @@ from xds.envoy import clusters, inbound, names, outbound, routes
 from xds.envoy.bootstrap import own_address
 from xds.mesh import Mesh
 from xds.model import (
-    BESIDE_SIDECAR,
     TLS_MODE_LABEL,
     Interception,
     Meta,
@@ -157,7 +156,9 @@ def _inbound_ports(mesh: Mesh, pod: Pod) -> tuple[_Served, ...]:
     """Return what the pod's listeners serve: the ports of its services and, where all is intercepted, every other."""
     config = mesh.config
     intercepted = pod.interception is Interception.REDIRECT
-    taken = BESIDE_SIDECAR[pod.interception] | (config.intercepting_ports if intercepted else frozenset())
+    taken = config.beside_sidecar(pod.interception) | (
+        config.intercepting_ports if intercepted else frozenset()
+    )
     ports: dict[int, tuple[Protocol, str]] = {}
     for exposed in mesh.exposures(pod):
         if exposed.target not in taken:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from xds.envoy import clusters, endpoints, names, outbound, routes
 from xds.mesh import Endpoint, Mesh
-from xds.model import Ref, Service, ServicePort
+from xds.model import HEALTH_PORT, Ref, Service, ServicePort
 from xds.namespace import covers
 from xds.policy.destination import ClientRule
 from xds.policy.mtls import Send, decide_for
@@ -40,7 +40,7 @@ def sources_of(mesh: Mesh, *refs: Ref) -> tuple[str, ...]:
 
 def own_ports(mesh: Mesh) -> frozenset[int]:
     """Return the ports at which an intercepting sidecar listens on every address: no other listener can have them so."""
-    return mesh.config.intercepting_ports | {names.HEALTH_PORT}
+    return mesh.config.intercepting_ports | {HEALTH_PORT}
 
 
 def build(
