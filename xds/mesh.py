@@ -46,11 +46,6 @@ class Endpoint:
     zone: str = ""
     sub_zone: str = ""
 
-    @property
-    def has_sidecar(self) -> bool:
-        """Whether a sidecar that takes mutual TLS is in front of it."""
-        return self.pod is not None and self.pod.has_sidecar
-
 
 class Exposure(NamedTuple):
     """A service port that leads to a port of a pod."""
@@ -65,7 +60,7 @@ class Mesh:
 
     def __init__(self, facts: Iterable[Fact] = (), config: MeshConfig | None = None) -> None:
         self.config = config or MeshConfig()
-        self._given: Mapping[str, NamespaceFacts] = _by_namespace(_index(facts), {})
+        self._given: Mapping[str, NamespaceFacts] = _by_namespace({fact.ref: fact for fact in facts}, {})
         self._memos: dict[ServiceKey, dict[Any, Any]] = {}
         self._pods_at: dict[str, Pod] | None = None
         self._exposed_at: dict[str | Ref | None, list[ServiceKey]] | None = None
@@ -89,13 +84,8 @@ class Mesh:
         facts: dict[Ref, Fact | None] = {fact.ref: fact for fact in change.applied}
         facts.update({ref: None for ref in change.removed if ref not in facts})
         kinds = {ref.kind for ref in facts}
-        mesh = Mesh.__new__(Mesh)
-        mesh.config = change.config or self.config
+        mesh = Mesh(config=change.config or self.config)
         mesh._given = _by_namespace(facts, self._given)
-        mesh._memos = {}
-        mesh.scratch = {}
-        mesh.failures = {}
-        mesh._before = {}
         mesh._pods_at = None if "Pod" in kinds else self._pods_at
         mesh._exposed_at = None if kinds & {"EndpointSlice", "Endpoints"} else self._exposed_at
         mesh._add_installed()
@@ -286,10 +276,6 @@ class Mesh:
             memo["identities"] = tuple(sorted(found.union(service.service_accounts)))
         identities: tuple[str, ...] = memo["identities"]
         return identities
-
-
-def _index(facts: Iterable[Fact]) -> dict[Ref, Fact | None]:
-    return {fact.ref: fact for fact in facts}
 
 
 def _by_namespace(

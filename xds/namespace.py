@@ -73,8 +73,8 @@ class NamespaceFacts:
 
     @cached_property
     def rules(self) -> tuple[DestinationRule, ...]:
-        """DestinationRules, oldest first."""
-        return self._of(DestinationRule)
+        """DestinationRules, those for some clients only first, then oldest first."""
+        return tuple(sorted(self._of(DestinationRule), key=lambda rule: rule.selector is None))
 
     @cached_property
     def _by_selector(self) -> Mapping[tuple[str, str], list[Service]]:

@@ -24,12 +24,6 @@ from envoy_data_plane.envoy.config.core.v3 import (
     Node,
     RetryPolicy,
 )
-from envoy_data_plane.envoy.config.endpoint.v3 import (
-    ClusterLoadAssignment,
-    Endpoint,
-    LbEndpoint,
-    LocalityLbEndpoints,
-)
 from envoy_data_plane.envoy.config.listener.v3 import FilterChain, Listener
 from envoy_data_plane.envoy.config.route.v3 import Route, RouteAction, RouteMatch, VirtualHost
 from envoy_data_plane.envoy.extensions.upstreams.http.v3 import (
@@ -39,13 +33,12 @@ from envoy_data_plane.envoy.extensions.upstreams.http.v3 import (
 
 from xds.descriptors import pack
 from xds.envoy import filters, names
-from xds.envoy.common import address, ads, strings
+from xds.envoy.common import HTTP_OPTIONS, address, ads, one_endpoint, strings
 from xds.model import ADMIN_PORT, HEALTH_PORT, Interception, Pod
 
 XDS_CLUSTER = "xds-grpc"
 _ADMIN_CLUSTER = "admin"
 _HEALTH = "health"
-_HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 
 
 def own_address(pod: Pod) -> str:
@@ -103,14 +96,11 @@ def _cluster(name: str, host: str, port: int) -> Cluster:
         kind = ClusterDiscoveryType.STATIC
     except ValueError:
         kind = ClusterDiscoveryType.STRICT_DNS
-    endpoint = LbEndpoint(endpoint=Endpoint(address=address(host, port)))
     return Cluster(
         name=name,
         type=kind,
         connect_timeout=timedelta(seconds=1),
-        load_assignment=ClusterLoadAssignment(
-            cluster_name=name, endpoints=[LocalityLbEndpoints(lb_endpoints=[endpoint])]
-        ),
+        load_assignment=one_endpoint(name, host, port),
     )
 
 
@@ -122,7 +112,7 @@ def _control_plane(host: str, port: int) -> Cluster:
     options = HttpProtocolOptions(
         explicit_http_config=HttpProtocolOptionsExplicitHttpConfig(http2_protocol_options=http2)
     )
-    cluster.typed_extension_protocol_options = {_HTTP_OPTIONS: pack(options)}
+    cluster.typed_extension_protocol_options = {HTTP_OPTIONS: pack(options)}
     return cluster
 
 

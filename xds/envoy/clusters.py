@@ -26,12 +26,6 @@ from envoy_data_plane.envoy.config.core.v3 import (
     TransportSocket,
 )
 from envoy_data_plane.envoy.config.core.v3 import HttpProtocolOptions as CommonHttpOptions
-from envoy_data_plane.envoy.config.endpoint.v3 import (
-    ClusterLoadAssignment,
-    Endpoint,
-    LbEndpoint,
-    LocalityLbEndpoints,
-)
 from envoy_data_plane.envoy.extensions.upstreams.http.v3 import (
     HttpProtocolOptions,
     HttpProtocolOptionsExplicitHttpConfig,
@@ -42,13 +36,12 @@ from envoy_data_plane.google.protobuf import Any, Struct
 
 from xds.descriptors import pack
 from xds.envoy import names, tls
-from xds.envoy.common import address, ads, resource, seconds, strings
+from xds.envoy.common import HTTP_OPTIONS, ads, one_endpoint, resource, seconds, strings
 from xds.model import MeshConfig, Protocol
 from xds.snapshot import CLUSTER, ENDPOINT, Resource
 from xds.traffic import ConnectionPool, LoadBalancing, TrafficPolicy
 from xds.traffic import OutlierDetection as OutlierPolicy
 
-_HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 _NO_LIMIT = 2**32 - 1
 
 _LB = {
@@ -190,7 +183,7 @@ def _http_options(protocol: Protocol, pool: ConnectionPool, *, http2: bool) -> d
         )
     else:
         return {}
-    return {_HTTP_OPTIONS: pack(options)}
+    return {HTTP_OPTIONS: pack(options)}
 
 
 @lru_cache(maxsize=8192)
@@ -209,7 +202,6 @@ def inbound(
 
 
 def _static(config: MeshConfig, name: str, host: str, port: int, *, options: dict[str, Any]) -> Cluster:
-    endpoint = LbEndpoint(endpoint=Endpoint(address=address(host, port)))
     return Cluster(
         name=name,
         alt_stat_name=f"{name};",
@@ -217,9 +209,7 @@ def _static(config: MeshConfig, name: str, host: str, port: int, *, options: dic
         connect_timeout=seconds(config.connect_timeout),
         circuit_breakers=_circuit_breakers(ConnectionPool()),
         typed_extension_protocol_options=options,
-        load_assignment=ClusterLoadAssignment(
-            cluster_name=name, endpoints=[LocalityLbEndpoints(lb_endpoints=[endpoint])]
-        ),
+        load_assignment=one_endpoint(name, host, port),
     )
 
 

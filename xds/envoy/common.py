@@ -12,10 +12,19 @@ from envoy_data_plane.envoy.config.core.v3 import (
     ConfigSource,
     SocketAddress,
 )
+from envoy_data_plane.envoy.config.endpoint.v3 import (
+    ClusterLoadAssignment,
+    Endpoint,
+    LbEndpoint,
+    LocalityLbEndpoints,
+)
 from envoy_data_plane.google.protobuf import Struct, Value
 
 from xds.descriptors import encode
 from xds.snapshot import Resource, ResourceKey
+
+HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+"""The key of a cluster's HTTP settings."""
 
 
 def address(host: str, port: int) -> Address:
@@ -26,6 +35,14 @@ def address(host: str, port: int) -> Address:
 def ads() -> ConfigSource:
     """Return the config source that asks on the aggregated stream."""
     return ConfigSource(ads=AggregatedConfigSource(), resource_api_version=ApiVersion.V3)
+
+
+def one_endpoint(cluster: str, host: str, port: int) -> ClusterLoadAssignment:
+    """Return the assignment of a cluster that leads to one address."""
+    endpoint = LbEndpoint(endpoint=Endpoint(address=address(host, port)))
+    return ClusterLoadAssignment(
+        cluster_name=cluster, endpoints=[LocalityLbEndpoints(lb_endpoints=[endpoint])]
+    )
 
 
 def seconds(value: float | None) -> timedelta | None:

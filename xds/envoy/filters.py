@@ -7,7 +7,7 @@ from datetime import timedelta
 from functools import lru_cache
 
 from envoy_data_plane.envoy.config.core.v3 import DataSource, Http1ProtocolOptions, SubstitutionFormatString
-from envoy_data_plane.envoy.config.listener.v3 import Filter, ListenerFilter
+from envoy_data_plane.envoy.config.listener.v3 import Filter, FilterChain, FilterChainMatch, ListenerFilter
 from envoy_data_plane.envoy.config.route.v3 import RouteConfiguration, VirtualHost
 from envoy_data_plane.envoy.extensions.filters.common.set_filter_state.v3 import (
     FilterStateValue,
@@ -32,6 +32,8 @@ from envoy_data_plane.envoy.extensions.filters.network.tcp_proxy.v3 import TcpPr
 
 from xds.descriptors import pack
 from xds.envoy.common import ads, seconds
+from xds.envoy.names import BLACK_HOLE
+from xds.model import MeshConfig
 from xds.traffic import NO_LIMITS, TcpLimits
 
 _HCM = "envoy.filters.network.http_connection_manager"
@@ -66,6 +68,18 @@ def tcp(cluster: str, limits: TcpLimits = NO_LIMITS) -> Filter:
         max_downstream_connection_duration=seconds(limits.max_duration),
     )
     return Filter(name="envoy.filters.network.tcp_proxy", typed_config=pack(proxy))
+
+
+def closed(config: MeshConfig) -> list[FilterChain]:
+    """Return the chains that let nobody through to the ports of interception, from where a connection would come round again."""
+    return [
+        FilterChain(
+            name=f"{BLACK_HOLE}-{port}",
+            filter_chain_match=FilterChainMatch(destination_port=port),
+            filters=[tcp(BLACK_HOLE)],
+        )
+        for port in (config.proxy_listen_port, config.proxy_inbound_listen_port)
+    ]
 
 
 @lru_cache(maxsize=8)

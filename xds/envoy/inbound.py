@@ -27,7 +27,7 @@ from envoy_data_plane.envoy.config.listener.v3 import (
 )
 from envoy_data_plane.envoy.config.route.v3 import VirtualHost
 
-from xds.envoy import filters, names, tls
+from xds.envoy import filters, tls
 from xds.envoy.common import address, resource, seconds
 from xds.envoy.routes import to_cluster
 from xds.model import MeshConfig, Mode, Protocol
@@ -122,15 +122,7 @@ def _inspectors() -> list[ListenerFilter]:
 @lru_cache(maxsize=8192)
 def intercepted(config: MeshConfig, ports: tuple[Port, ...], sources: tuple[str, ...]) -> Resource:
     """Return the listener that all inbound connections of a pod are redirected to."""
-    found = [
-        FilterChain(
-            name=f"{names.BLACK_HOLE}-{own}",
-            filter_chain_match=FilterChainMatch(destination_port=own),
-            filters=[filters.tcp(names.BLACK_HOLE)],
-        )
-        # Nobody is let through to the sidecar's own ports, from where a connection would come round again.
-        for own in (config.proxy_listen_port, config.proxy_inbound_listen_port)
-    ]
+    found = filters.closed(config)
     for port in ports:
         found.extend(chains(config, port, by_port=True))
     listener = Listener(

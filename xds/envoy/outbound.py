@@ -34,20 +34,12 @@ class Destination(NamedTuple):
 @lru_cache(maxsize=1024)
 def entry(config: MeshConfig) -> Resource:
     """Return the listener that all outbound connections are redirected to, from where the others get theirs."""
-    closed = [
-        FilterChain(
-            name=f"{names.BLACK_HOLE}-{own}",
-            filter_chain_match=FilterChainMatch(destination_port=own),
-            filters=[filters.tcp(names.BLACK_HOLE)],
-        )
-        for own in (config.proxy_listen_port, config.proxy_inbound_listen_port)
-    ]
     onward = names.PASSTHROUGH if config.allow_any_outbound else names.BLACK_HOLE
     listener = Listener(
         name=NAME,
         address=address("0.0.0.0", config.proxy_listen_port),
         use_original_dst=True,
-        filter_chains=closed,
+        filter_chains=filters.closed(config),
         default_filter_chain=FilterChain(name=onward, filters=[filters.tcp(onward)]),
         traffic_direction=TrafficDirection.OUTBOUND,
     )

@@ -91,8 +91,7 @@ def client_rule(mesh: Mesh, namespace: str, labels: Mapping[str, str], service: 
 def _rules(mesh: Mesh, namespace: str, service: Service) -> Iterator[ClientRule]:
     """Yield a namespace's rules for a service, those for some clients only first, then oldest first."""
     default = mesh.config.default_destination_rule_export_to
-    rules = mesh.in_namespace(namespace).rules
-    for rule in sorted(rules, key=lambda rule: rule.selector is None):
+    for rule in mesh.in_namespace(namespace).rules:
         if rule.is_about(service.host):
             names = rule.export_to or default
             yield ClientRule(

@@ -13,7 +13,7 @@ from xds.namespace import covers
 from xds.policy.destination import ClientRule
 from xds.policy.mtls import Send, decide_for
 from xds.snapshot import Resource
-from xds.traffic import NO_LIMITS, LoadBalancing, TrafficPolicy
+from xds.traffic import NO_LIMITS, LoadBalancing, TcpLimits, TrafficPolicy
 
 _AT_ONCE = 64
 """Endpoints after which the event loop gets its turn: about 5 ms of work."""
@@ -72,6 +72,11 @@ class _ServicePort:
     policy: TrafficPolicy
     sources: tuple[str, ...]
 
+    @property
+    def limits(self) -> TcpLimits:
+        pool = self.policy.connection_pool
+        return pool.tcp_limits if pool else NO_LIMITS
+
     def cluster(self, name: str) -> Resource:
         spec = clusters.Outbound(
             name=name,
@@ -109,9 +114,7 @@ class _ServicePort:
         service, port = self.service, self.port
         name = names.outbound(service.host, port.port)
         domains = routes.service_names(service, own=own)
-        pool = self.policy.connection_pool
-        limits = pool.tcp_limits if pool else NO_LIMITS
-        found.hosts.append(routes.Host(domains, port.port, name, port.protocol, limits=limits))
+        found.hosts.append(routes.Host(domains, port.port, name, port.protocol, limits=self.limits))
         if not port.protocol.is_http or port.port in own_ports(self.mesh):
             for address in service.addresses:
                 self.destination(found, address, port.port, name)
@@ -145,8 +148,5 @@ class _ServicePort:
         cluster: str,
         named: tuple[tuple[str, ...], str] = ((), ""),
     ) -> None:
-        pool = self.policy.connection_pool
-        wanted = outbound.Destination(
-            address, number, self.port.protocol, cluster, pool.tcp_limits if pool else NO_LIMITS, named
-        )
+        wanted = outbound.Destination(address, number, self.port.protocol, cluster, self.limits, named)
         found.destinations.append(outbound.destination(self.mesh.config, wanted, self.sources))
