@@ -22,7 +22,7 @@ from xds.identity.ca import LEAF_LIFETIME, Authority
 from xds.identity.secrets import Issuer, roots_secret
 from xds.mesh import Mesh
 from xds.model import Change, Fact, Pod, Ref
-from xds.protocol.events import Acked, Nacked
+from xds.protocol.events import Acked, Nacked, Subscribed
 from xds.protocol.wire import Node
 from xds.server import Refused, StreamInfo, Subscriber
 from xds.snapshot import Resource, Snapshot
@@ -127,7 +127,7 @@ class Hub:
             self._due.pop(key, None)
             self._dropped.discard(key)
 
-    def observe(self, subscriber: Subscriber, event: Acked | Nacked) -> None:
+    def observe(self, subscriber: Subscriber, event: Subscribed | Acked | Nacked) -> None:
         """Take note of what a proxy took; what it rejected is in the server's log."""
         if isinstance(event, Acked):
             log.debug(

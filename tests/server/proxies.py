@@ -9,7 +9,7 @@ import grpc
 import grpc.aio
 
 from xds.descriptors import message_class
-from xds.protocol.events import Acked, Nacked
+from xds.protocol.events import Acked, Nacked, Subscribed
 from xds.protocol.session import Variant
 from xds.protocol.wire import Node
 from xds.server import ADS, Refused, StreamInfo, Subscriber
@@ -47,9 +47,10 @@ class OneForAll:
         self.subscribers.remove(subscriber)
         self.left.put_nowait(subscriber)
 
-    def observe(self, subscriber: Subscriber, event: Acked | Nacked) -> None:
+    def observe(self, subscriber: Subscriber, event: Subscribed | Acked | Nacked) -> None:
         assert subscriber in self.subscribers
-        self.events.put_nowait(event)
+        if not isinstance(event, Subscribed):
+            self.events.put_nowait(event)
 
     def publish(self, snapshot: Snapshot) -> None:
         self.snapshot = snapshot

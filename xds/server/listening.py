@@ -1,0 +1,83 @@
+"""A gRPC server with the discovery services."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import grpc.aio
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
+
+from xds.server.discovery import DiscoveryService
+from xds.server.proxies import Proxies
+from xds.server.services import ADS
+from xds.server.stream import Observer
+
+log = structlog.get_logger(__name__)
+
+OPTIONS = (
+    # A proxy that reconnects names all that it has, which is more than the default 4 MiB in a large mesh.
+    ("grpc.max_receive_message_length", 32 * 1024 * 1024),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_concurrent_streams", 1_000_000),
+    # Without these a storm of connects is answered with CANCELLED.
+    ("grpc.server.max_pending_requests", 100_000),
+    ("grpc.server.max_pending_requests_hard_limit", 200_000),
+    # Find out that a proxy is gone, and let proxies find out that we are.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", 15_000),
+    # A port that another process has is an error, not something to share.
+    ("grpc.so_reuseport", 0),
+)
+
+
+class XdsServer:
+    """A gRPC server with the discovery services and health, and what else is `added` to it before it starts."""
+
+    def __init__(
+        self,
+        proxies: Proxies,
+        address: str,
+        *,
+        identifier: str = "",
+        grace: float = 1.0,
+        observer: Observer | None = None,
+        added: Iterable[Callable[[grpc.aio.Server, DiscoveryService], None]] = (),
+    ) -> None:
+        self.discovery = DiscoveryService(proxies, identifier=identifier, observer=observer)
+        self._added = tuple(added)
+        self._health = health.aio.HealthServicer()
+        self._address = address
+        self._grace = grace
+        self._server: grpc.aio.Server | None = None
+        self.port = 0
+        """The port that it listens on, once started; of use when the address leaves the choice with port 0."""
+
+    async def start(self) -> None:
+        """Listen. RuntimeError: the address cannot be had."""
+        server = grpc.aio.server(options=OPTIONS)
+        server.add_generic_rpc_handlers(self.discovery.handlers())
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        for add in self._added:
+            add(server, self.discovery)
+        await self._health.set(ADS, health_pb2.HealthCheckResponse.SERVING)
+        try:
+            self.port = server.add_insecure_port(self._address)
+        except RuntimeError:
+            await server.stop(None)
+            raise
+        await server.start()
+        self._server = server
+        log.info("serving xDS", address=self._address, port=self.port)
+
+    async def stop(self) -> None:
+        """Stop accepting, end the streams with UNAVAILABLE, and cancel those that do not end within the grace."""
+        if self._server:
+            await self._health.enter_graceful_shutdown()
+            self.discovery.stop()
+            await self._server.stop(self._grace)
+            await self.discovery.ended(within=self._grace)
+            self._server = None

@@ -1,0 +1,63 @@
+"""Who decides what clients get, and what it knows of them."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Protocol
+
+import grpc
+
+from xds.protocol.events import Acked, Nacked, Subscribed
+from xds.protocol.session import Variant
+from xds.protocol.wire import Node
+from xds.snapshot import Snapshot
+
+
+class Refused(Exception):  # noqa: N818 - it is an answer, not an accident
+    """A stream is not let in; it ends with this status."""
+
+    def __init__(self, code: grpc.StatusCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamInfo:
+    """What is known of a stream besides what its client says."""
+
+    peer: str
+    """The client's address, in gRPC's form."""
+    variant: Variant
+    type_url: str
+    """The type that the stream is for; empty if it is aggregated."""
+
+
+class Subscriber:
+    """A stream that was let in. It gets the latest snapshot; as long as there is none it waits."""
+
+    def __init__(self, node: Node, stream: StreamInfo) -> None:
+        self.node = node
+        self.stream = stream
+        self.snapshot: Snapshot | None = None
+        self.changed = asyncio.Event()
+        """Set to make the stream look again whether there is something to send."""
+
+    def publish(self, snapshot: Snapshot) -> None:
+        """From now on the proxy should have this."""
+        self.snapshot = snapshot
+        self.changed.set()
+
+
+class Proxies(Protocol):
+    """Who decides what proxies get. Nothing here may block: it is called on the event loop."""
+
+    def connect(self, node: Node, stream: StreamInfo) -> Subscriber:
+        """Let a stream in, or raise Refused. Two streams of one proxy are two subscribers."""
+
+    def disconnect(self, subscriber: Subscriber) -> None:
+        """Forget a stream that has ended; called exactly once for each that was let in."""
+
+    def observe(self, subscriber: Subscriber, event: Subscribed | Acked | Nacked) -> None:
+        """Learn what a proxy wants, took or rejected."""

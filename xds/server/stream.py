@@ -1,0 +1,137 @@
+"""One stream of a client: bytes in both directions, and a Session in between.
+
+A stream has one reader, whoever runs it is its one writer, and there is never more than one write under way:
+whatever changes meanwhile is in the next response.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import Protocol
+
+import grpc
+import grpc.aio
+import structlog
+
+from xds.protocol.events import Acked, Event, Nacked, Subscribed
+from xds.protocol.session import Session
+from xds.protocol.wire import Node
+from xds.server.proxies import Proxies, Refused, StreamInfo, Subscriber
+
+log = structlog.get_logger(__name__)
+
+_MOST_NAMES = 10
+"""Of resources or objects in one line of the log."""
+
+
+class Observer(Protocol):
+    """Who counts what happens on streams. Nothing here may block: it is called on the event loop."""
+
+    def opened(self, stream: Stream) -> None:
+        """A stream was let in."""
+
+    def sent(self, stream: Stream, size: int) -> None:
+        """A response of `size` bytes was handed to the stream: what `stream.session.sent` says."""
+
+    def received(self, stream: Stream, event: Event) -> None:
+        """A request meant this."""
+
+    def closed(self, stream: Stream) -> None:
+        """A stream has ended."""
+
+
+class Stream:
+    """A stream that was let in, until it ends."""
+
+    def __init__(self, info: StreamInfo, node: Node, session: Session, subscriber: Subscriber) -> None:
+        self.info = info
+        self.node = node
+        self.session = session
+        self.subscriber = subscriber
+        self.opened_at = now()
+        """In seconds of the event loop's clock, as are all times of its session."""
+        self._stopping: str | None = None
+
+    def stop(self, why: str) -> None:
+        """End it with UNAVAILABLE, so that its client goes elsewhere."""
+        self._stopping = why
+        self.subscriber.changed.set()
+
+    async def run(
+        self, context: grpc.aio.ServicerContext, proxies: Proxies, observer: Observer | None
+    ) -> None:
+        """Read and write until the client or the server ends it. Refused, RequestError: how it is to end."""
+        reader = asyncio.create_task(self._read(context, proxies, observer))
+
+        def done(reader: asyncio.Task[None]) -> None:
+            if not reader.cancelled():
+                reader.exception()  # It is raised where the reader is awaited, if anybody still does.
+            self.subscriber.changed.set()
+
+        reader.add_done_callback(done)
+        try:
+            await self._write(context, reader, observer)
+        finally:
+            # Nothing is awaited here: a stream may be cancelled while it ends, and would not be forgotten.
+            reader.cancel()
+
+    def take(self, events: list[Event], proxies: Proxies, observer: Observer | None) -> None:
+        """Tell those who care what a request meant."""
+        for event in events:
+            if observer:
+                observer.received(self, event)
+            if isinstance(event, Nacked):
+                _log_rejection(self.node, event)
+            if isinstance(event, Subscribed | Acked | Nacked):
+                proxies.observe(self.subscriber, event)
+
+    async def _read(
+        self, context: grpc.aio.ServicerContext, proxies: Proxies, observer: Observer | None
+    ) -> None:
+        """Take requests until the client has no more."""
+        while (request := await context.read()) is not grpc.aio.EOF:
+            self.take(self.session.receive(request, now()), proxies, observer)
+            self.subscriber.changed.set()
+
+    async def _write(
+        self, context: grpc.aio.ServicerContext, reader: asyncio.Task[None], observer: Observer | None
+    ) -> None:
+        """Send what is due whenever something happened, until the reader or the server ends."""
+        served = None
+        changed = self.subscriber.changed
+        while not reader.done() and self._stopping is None:
+            changed.clear()
+            snapshot = self.subscriber.snapshot
+            if snapshot and snapshot is not served:
+                served = snapshot
+                self.session.serve(snapshot)
+            response = self.session.next(now())
+            if response:
+                if observer:
+                    observer.sent(self, len(response))
+                await context.write(response)
+            else:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout_at(self.session.deadline()):
+                        await changed.wait()
+        if self._stopping is not None:
+            raise Refused(grpc.StatusCode.UNAVAILABLE, self._stopping)
+        await reader
+
+
+def now() -> float:
+    """Return the time of the event loop's clock, in seconds."""
+    return asyncio.get_running_loop().time()
+
+
+def _log_rejection(node: Node, event: Nacked) -> None:
+    log.warning(
+        "proxy rejected configuration",
+        proxy=node.id,
+        type=event.type_url.rpartition(".")[2],
+        version=event.version,
+        message=event.message,
+        resources=[resource.name for resource in event.suspects[:_MOST_NAMES]],
+        sources=event.sources[:_MOST_NAMES],
+    )
