@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TypeAlias
 
 TYPE_PREFIX = "type.googleapis.com/"
@@ -67,27 +68,51 @@ class ResourceSet(Mapping[str, Resource]):
     """All resources of one type that a proxy may have, by name; immutable, compared by `version`.
 
     With a `base` it is that set and some more, and costs what is more: what many proxies have in common is kept, and hashed, once.
+    The version says what is in the set, and not how it was put together: it is the same with and without a base.
     """
 
-    __slots__ = ("_base", "_own", "version")
+    __slots__ = ("_base", "_depth", "_length", "_own", "_sum", "version")
 
     def __init__(self, resources: Iterable[Resource] = (), *, base: ResourceSet | None = None) -> None:
-        self._own = {resource.name: resource for resource in resources}
-        self._base: Mapping[str, Resource] = base or {}
-        self.version: str = content_version(
-            *(f"{name}={self._own[name].version}".encode() for name in sorted(self._own)),
-            *((base.version.encode(),) if base else ()),
-        )
+        own = {resource.name: resource for resource in resources}
+        hidden = [base[name] for name in own if name in base] if base is not None else []
+        self._fill(own, base, _sum(own.values()) - _sum(hidden), len(own) - len(hidden))
+
+    def _fill(self, own: dict[str, Resource], base: ResourceSet | None, total: int, count: int) -> None:
+        """Take what is the set's own, and by how much that changes the sum and the length of the base."""
+        self._own, self._base = own, base
+        self._depth: int = base._depth + 1 if base is not None else 0
+        self._length: int = count + (base._length if base is not None else 0)
+        self._sum: int = (total + (base._sum if base is not None else 0)) % _MODULUS
+        self.version: str = content_version(self._sum.to_bytes(_DIGEST_SIZE, "big"))
+
+    def updated(self, resources: Iterable[Resource] = (), removed: Iterable[str] = ()) -> ResourceSet:
+        """Return a set without the names in `removed` and then with `resources`; it is hashed at the cost of the change.
+
+        Only for sets without a base. What is removed and was not there is no matter.
+        """
+        assert self._base is None  # noqa: S101 - what is below a layer is not the layer's to change
+        own = dict(self._own)
+        gone = [own.pop(name) for name in removed if name in own]
+        fresh = {resource.name: resource for resource in resources}
+        gone += [own[name] for name in fresh if name in own]
+        own |= fresh
+        updated = ResourceSet.__new__(ResourceSet)
+        updated._fill(own, None, self._sum + _sum(fresh.values()) - _sum(gone), len(own))
+        return updated
 
     def __getitem__(self, name: str) -> Resource:
-        return self._own[name] if name in self._own else self._base[name]
+        if self._base is None or name in self._own:
+            return self._own[name]
+        return self._base[name]
 
     def __iter__(self) -> Iterator[str]:
         yield from self._own
-        yield from (name for name in self._base if name not in self._own)
+        if self._base is not None:
+            yield from (name for name in self._base if name not in self._own)
 
     def __len__(self) -> int:
-        return len(self._own) + sum(name not in self._own for name in self._base)
+        return self._length
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ResourceSet) and self.version == other.version
@@ -97,6 +122,71 @@ class ResourceSet(Mapping[str, Resource]):
 
     def __repr__(self) -> str:
         return f"<ResourceSet {self.version}: {', '.join(self)}>"
+
+
+_DIGEST_SIZE = hashlib.sha256().digest_size
+_MODULUS = 1 << 8 * _DIGEST_SIZE
+
+
+def _sum(resources: Iterable[Resource]) -> int:
+    """What resources add to the number that their set's version is made of: a sum, so that one part changes by itself."""
+    return sum(_digest(resource.name, resource.version) for resource in resources)
+
+
+@lru_cache(maxsize=1 << 16)
+def _digest(name: str, version: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{len(name)} {name}={version}".encode()).digest(), "big")
+
+
+def difference(before: ResourceSet, after: ResourceSet) -> tuple[str, ...]:
+    """Return the names that are not the same in both sets, first those that are in the second one.
+
+    Costs what differs and what is in layers; between sets without a base it is found once for all who make the same step.
+    """
+    present, absent = [], []
+    for name in dict.fromkeys(_candidates(before, after)):
+        old, new = before.get(name), after.get(name)
+        if new is None:
+            absent.append(name)
+        elif old is None or old.version != new.version:
+            present.append(name)
+    return (*present, *absent)
+
+
+def _candidates(before: ResourceSet, after: ResourceSet) -> Iterator[str]:
+    """Yield at least the names that are not the same."""
+    if before.version == after.version:
+        return
+    if before._depth == after._depth == 0:
+        yield from _compare(before, after)
+        return
+    old, new = before, after
+    if before._depth >= after._depth:
+        yield from before._own
+        old = before._base or EMPTY
+    if after._depth >= before._depth:
+        yield from after._own
+        new = after._base or EMPTY
+    yield from _candidates(old, new)
+
+
+_MOST_COMPARED = 1024
+_compared: dict[tuple[str, str], tuple[str, ...]] = {}
+"""By the versions of two sets, for it must not keep the sets."""
+
+
+def _compare(before: ResourceSet, after: ResourceSet) -> tuple[str, ...]:
+    """Return the names that are not the same in sets without a base."""
+    key = (before.version, after.version)
+    names = _compared.get(key)
+    if names is None:
+        versions = {resource.name: resource.version for resource in before.values()}
+        changed = [name for name, resource in after.items() if versions.get(name) != resource.version]
+        names = (*changed, *(name for name in before if name not in after))
+        if len(_compared) >= _MOST_COMPARED:
+            _compared.clear()
+        _compared[key] = names
+    return names
 
 
 EMPTY = ResourceSet()
