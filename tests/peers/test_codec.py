@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
-from tests.peers.xdsprotos import Codec, CodecError
+from tests.peers.xdsprotos import CodecError
 
 RESPONSE = "envoy.service.discovery.v3.DiscoveryResponse"
 LISTENER = {
@@ -28,12 +26,6 @@ LISTENER = {
         }
     ],
 }
-
-
-@pytest.fixture(scope="module")
-def codec() -> Iterator[Codec]:
-    with Codec() as codec:
-        yield codec
 
 
 def test_a_message_comes_back_with_every_any_opened(codec):
