@@ -8,13 +8,15 @@ What is copied, and how, is worked out once per class.
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import betterproto2
 from envoy_data_plane.google.protobuf import Any as PackedMessage
 from envoy_data_plane.google.protobuf import Duration, Timestamp
+from google.protobuf.message import Message
 
 from xds.descriptors.describe import full_name, proto_name
 from xds.descriptors.pool import message_class, type_url
@@ -24,6 +26,9 @@ _Write: TypeAlias = Callable[[Any, Any], None]
 _Step: TypeAlias = tuple[str, bool, _Write]
 """An attribute, whether its default is None (and every other value counts as set), and how to write it."""
 
+encoded: Final[Counter[str]] = Counter()
+"""How many messages this process has encoded, by full name. It grows with distinct contents, not with proxies."""
+
 
 def encode(message: betterproto2.Message) -> bytes:
     """Encode a message; equal messages give equal bytes, in every process.
@@ -32,7 +37,14 @@ def encode(message: betterproto2.Message) -> bytes:
     """
     target = message_class(full_name(type(message)))()
     _copy(target, message)
-    return target.SerializeToString(deterministic=True)
+    return serialise(target)
+
+
+def serialise(message: Message) -> bytes:
+    """Encode a protobuf message that was filled in without betterproto2; counted, and deterministic like `encode`."""
+    encoded[message.DESCRIPTOR.full_name] += 1
+    body: bytes = message.SerializeToString(deterministic=True)
+    return body
 
 
 def pack(message: betterproto2.Message) -> PackedMessage:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from xds.descriptors import message_class
+from xds.descriptors import message_class, serialise
 from xds.mesh import Endpoint
 from xds.snapshot import ENDPOINT, TYPE_PREFIX, Resource
 
@@ -59,5 +59,4 @@ def assignment(name: str, targets: Iterable[Target], sources: tuple[str, ...]) -
         entry.health_status = _HEALTHY if found.ready else _UNHEALTHY
         if found.mtls:
             entry.metadata.filter_metadata["envoy.transport_socket_match"]["tlsMode"] = "istio"
-    body: bytes = message.SerializeToString(deterministic=True)
-    return Resource.of(ENDPOINT, name, body, sources=sources)
+    return Resource.of(ENDPOINT, name, serialise(message), sources=sources)
