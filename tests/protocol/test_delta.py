@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tests.protocol.stream import Stream, world
+from xds.protocol.answers import MOST_UNANSWERED
 from xds.protocol.events import Acked, Subscribed
 from xds.protocol.session import Variant
-from xds.protocol.watch import MOST_UNANSWERED
 from xds.protocol.wire import RequestError
 
 

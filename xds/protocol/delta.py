@@ -55,6 +55,7 @@ class DeltaWatch(Watch):
             self._done(name)
         self._owed = False
         composed = Response(
+            type_url=self.type_url,
             nonce=nonce,
             version=self.resources.version,
             resources=resources,
@@ -62,7 +63,7 @@ class DeltaWatch(Watch):
             fresh=resources,
             sent_at=now,
         )
-        self._remember(composed)
+        self.answers.expect(composed)
         return composed, delta_response(
             type_url=self.type_url,
             version=composed.version,
@@ -81,6 +82,7 @@ class DeltaWatch(Watch):
         if self.type_url == SECRET:
             return frozenset()
         brought = {name: version for name, version in versions if self.subscription.covers(name)}
+        self.answers.brought = bool(brought)
         self.resumed = bool(brought) and self.type_url == CLUSTER
         for name, version in brought.items():
             self.sent[name] = version

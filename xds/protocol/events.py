@@ -85,19 +85,21 @@ Event: TypeAlias = Connected | Subscribed | Acked | Nacked
 class Response:
     """What a session remembers of a response until it is answered."""
 
+    type_url: str
     nonce: str
     version: str
     resources: tuple[Resource, ...]
     removed: tuple[str, ...] = ()
+    """What the client loses by it: named, or left out of what is all that there is."""
     fresh: tuple[Resource, ...] = ()
     """Those of the resources that may be news to the client."""
     sent_at: float
 
 
-def acked(type_url: str, response: Response, now: float) -> Acked:
+def acked(response: Response, now: float) -> Acked:
     """Make the event of a response that was taken."""
     return Acked(
-        type_url=type_url,
+        type_url=response.type_url,
         nonce=response.nonce,
         version=response.version,
         resources=response.resources,
@@ -106,11 +108,11 @@ def acked(type_url: str, response: Response, now: float) -> Acked:
     )
 
 
-def nacked(type_url: str, response: Response, error: ErrorDetail, now: float) -> Nacked:
+def nacked(response: Response, error: ErrorDetail, now: float) -> Nacked:
     """Make the event of a response that was rejected."""
     message = _without_keys(error.message[:_LONGEST_MESSAGE])
     return Nacked(
-        type_url=type_url,
+        type_url=response.type_url,
         nonce=response.nonce,
         version=response.version,
         code=error.code,

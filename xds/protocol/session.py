@@ -18,26 +18,13 @@ from enum import Enum
 from math import inf
 
 from xds.protocol.delta import DeltaWatch
-from xds.protocol.events import Connected, Event
+from xds.protocol.events import Connected, Event, Response
+from xds.protocol.order import AFTER_CLUSTERS, ORDER, USERS
 from xds.protocol.sotw import SotwWatch
+from xds.protocol.status import SNAPSHOT, TypeStatus, Waiting, type_status, waiting
 from xds.protocol.watch import Watch
 from xds.protocol.wire import Node, RequestError, parse_delta_request, parse_request
-from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET, Resource, Snapshot
-
-_ORDER = {CLUSTER: 0, ENDPOINT: 1, SECRET: 2, LISTENER: 3, ROUTE: 4}
-"""The order in which types are sent; others come last."""
-
-_AFTER_CLUSTERS = (LISTENER, ROUTE)
-"""Types that name clusters, and so wait until those are in place."""
-
-_USERS = {
-    ROUTE: (LISTENER,),
-    CLUSTER: (LISTENER, ROUTE),
-    ENDPOINT: (CLUSTER,),
-    SECRET: (CLUSTER, LISTENER),
-}
-"""By type, the types that use its resources: one goes away after those that used it. Users come before used."""
-
+from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, Resource, Snapshot
 
 _RESUMPTION = 1.0
 """Seconds that a client which was here before has to ask again for all that it wants: it does so at once."""
@@ -69,15 +56,19 @@ class Session:
         grace: float = 60.0,
     ) -> None:
         self.node: Node | None = None
+        self.sent: Response | None = None
+        """What the last call of `next` handed out; None if there was nothing."""
         self._variant = variant
         self._type_url = type_url
         self._identifier = identifier
         self._patience = patience
         self._grace = grace
         self._snapshot: Snapshot | None = None
-        self._watches: dict[str, Watch] = {known: self._new_watch(known) for known in _ORDER}
+        self._watches: dict[str, Watch] = {known: self._new_watch(known) for known in ORDER}
         """By type, in the order in which they are sent."""
         self._nonces = 0
+        self._opened = inf
+        self._handed_out = inf
         self._began = inf
         self._deadline = inf
 
@@ -95,6 +86,7 @@ class Session:
         """Take a request and say what it meant. RequestError: the stream must end."""
         request = parse_request(message) if self._variant is Variant.SOTW else parse_delta_request(message)
         events: list[Event] = []
+        self._opened = min(self._opened, now)
         if not self.node:
             if not request.node or not request.node.id:
                 raise RequestError("the first request of a stream must have node.id")
@@ -110,13 +102,14 @@ class Session:
     def next(self, now: float) -> bytes | None:
         """Return the response to write now, which counts as sent; None if there is nothing to send yet."""
         self._deadline = inf
+        self.sent = None
         if not self._snapshot:
             return None
         self._began = min(self._began, now)
         self._let_go(now)
         for watch in self._watches.values():
-            if watch.type_url not in _ORDER and watch.type_url not in self._snapshot.types:
-                continue  # A type that nobody serves: the client may wait, but the others must not suffer.
+            if not self._serves(watch.type_url):
+                continue  # The client may wait, but the others must not suffer.
             opens = self._opens(watch)
             if now < opens:
                 if watch.pending:
@@ -125,6 +118,7 @@ class Session:
             composed = watch.compose(str(self._nonces + 1), now, self._identifier)
             if composed:
                 response, message = composed
+                self.sent, self._handed_out = response, now
                 self._nonces += 1
                 if watch.type_url == CLUSTER:
                     self._warm(response.fresh)
@@ -134,6 +128,22 @@ class Session:
     def deadline(self) -> float | None:
         """When to call `next` again although nothing happened, after it returned None."""
         return None if self._deadline == inf else self._deadline
+
+    def status(self) -> tuple[TypeStatus, ...]:
+        """Say how far the client is with each type that it asked for, in the order in which they are sent."""
+        return tuple(
+            type_status(watch, self._waiting(watch)) for watch in self._watches.values() if watch.begun
+        )
+
+    def _waiting(self, watch: Watch) -> Waiting | None:
+        if not self._serves(watch.type_url):
+            return Waiting(for_=SNAPSHOT, since=self._opened)
+        since = self._opened if self._handed_out == inf else self._handed_out
+        return waiting(watch, self._watches, handed_out=since, aggregated=not self._type_url)
+
+    def _serves(self, type_url: str) -> bool:
+        """Whether anything can be said of a type: also that there is nothing, of one that has its place here."""
+        return self._snapshot is not None and (type_url in ORDER or type_url in self._snapshot.types)
 
     def _new_watch(self, type_url: str) -> Watch:
         return SotwWatch(type_url) if self._variant is Variant.SOTW else DeltaWatch(type_url)
@@ -147,9 +157,9 @@ class Session:
 
     def _opens(self, watch: Watch) -> float:
         """Return from when on a type may be sent."""
-        waits = [watch.held_since]
-        if watch.type_url in _AFTER_CLUSTERS:
-            waits.append(self._watches[CLUSTER].waiting_since)
+        waits = [watch.answers.held_since]
+        if watch.type_url in AFTER_CLUSTERS:
+            waits.append(self._watches[CLUSTER].answers.waiting_since)
         return max((since + self._patience for since in waits if since is not None), default=-inf)
 
     def _warm(self, clusters: Iterable[Resource]) -> None:
@@ -161,9 +171,9 @@ class Session:
     def _let_go(self, now: float) -> None:
         """Release what lingers and is used no more, or has been there for too long."""
         for watch in self._watches.values():
-            if watch.type_url not in _USERS:
+            if watch.type_url not in USERS:
                 watch.release(tuple(watch.lingering))
-        for type_url, by in _USERS.items():
+        for type_url, by in USERS.items():
             watch = self._watches[type_url]
             users = [self._watches[user] for user in by]
             if not watch.lingering or (watch.resumed and self._expects_listeners(now)):

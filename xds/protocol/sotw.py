@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from xds.protocol.events import Acked, Event, Nacked, Response
+from xds.protocol.order import WILDCARD_TYPES
 from xds.protocol.subscription import Difference
-from xds.protocol.watch import WILDCARD_TYPES, Watch
+from xds.protocol.watch import Watch
 from xds.protocol.wire import ErrorDetail, Request, response
 from xds.snapshot import Resource, ResourceSet
 
@@ -39,32 +40,34 @@ class SotwWatch(Watch):
         if self._full:
             resources, version = self._world()
             fresh = self._news(resources)
+            removed = tuple(self.sent.keys() - {resource.name for resource in resources})
             self.sent.clear()
             self.rejections.clear()
             self._dirty.clear()
         else:
             resources = fresh = [resource for _, resource in self._batch(due) if resource]
-            version = self.resources.version
+            version, removed = self.resources.version, ()
         for resource in resources:
             self._sent(resource)
         self._owed = False
         self._nonce = nonce
         composed = Response(
+            type_url=self.type_url,
             nonce=nonce,
             version=version,
             resources=tuple(resources),
+            removed=removed,
             fresh=tuple(fresh),
             sent_at=now,
         )
-        self._remember(composed)
+        self.answers.expect(composed)
         return composed, response(
             type_url=self.type_url, version=version, nonce=nonce, resources=resources, identifier=identifier
         )
 
     def _news(self, resources: list[Resource]) -> list[Resource]:
         """Return those that the client may not have as they are: new, changed, rejected, or not acknowledged yet."""
-        unsure = {resource.name for response in self._unanswered.values() for resource in response.fresh}
-        unsure.update(self.rejections.names())
+        unsure = self.answers.unsure.union(self.rejections.names())
         return [
             resource
             for resource in resources
@@ -91,11 +94,9 @@ class SotwWatch(Watch):
 
     def _answer(self, nonce: str, error: ErrorDetail | None, now: float) -> list[Acked | Nacked]:
         """Take the answer to a response. Older ones without one will not get any, and may have been rejected."""
-        if nonce in self._unanswered:
-            while (oldest := next(iter(self._unanswered))) != nonce:
-                skipped = self._unanswered.pop(oldest).resources
-                if not self._full:
-                    self.push_again(resource.name for resource in skipped if self._is_wanted(resource))
+        for skipped in self.answers.skip(nonce):
+            if not self._full:
+                self.push_again(resource.name for resource in skipped.resources if self._is_wanted(resource))
         events = super()._answer(nonce, error, now)
         if self._full and events and not error:
             self.rejections.clear()

@@ -11,20 +11,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from xds.protocol.events import Acked, Event, Nacked, Response, Subscribed, acked, nacked
+from xds.protocol.answers import Answers
+from xds.protocol.events import Acked, Event, Nacked, Response, Subscribed
+from xds.protocol.order import WILDCARD_TYPES
 from xds.protocol.rejections import Rejections
 from xds.protocol.subscription import Difference, Subscription
 from xds.protocol.wire import ErrorDetail, size
-from xds.snapshot import CLUSTER, EMPTY, LISTENER, Resource, ResourceKey, ResourceSet
-
-WILDCARD_TYPES = frozenset({CLUSTER, LISTENER})
-"""Types that a client which names nothing wants all of, and that the older variant always sends in full."""
+from xds.snapshot import EMPTY, Resource, ResourceKey, ResourceSet
 
 RESPONSE_BUDGET = 3 * 1024 * 1024
 """Responses that can be split stay below this, because many clients refuse messages above 4 MiB."""
-
-MOST_UNANSWERED = 64
-"""Responses of a type that a client may leave unanswered before it is held: each has to be remembered."""
 
 _MOST_DIFFERENCES = 1024
 _differences: dict[tuple[str, str], tuple[str, ...]] = {}
@@ -63,7 +59,7 @@ class Watch(ABC):
         self._pushed: set[str] = set()
         """or because it waits for it, unless it turns out to have rejected it."""
         self._owed = False
-        self._unanswered: dict[str, Response] = {}
+        self.answers = Answers()
 
     @abstractmethod
     def receive(self, request: Any, now: float) -> list[Event]:
@@ -79,19 +75,9 @@ class Watch(ABC):
         return self._owed or bool(self._due())
 
     @property
-    def waiting_since(self) -> float | None:
-        """Since when the client owes an answer; None if it does not."""
-        return next((response.sent_at for response in self._unanswered.values()), None)
-
-    @property
-    def held_since(self) -> float | None:
-        """Since when the client owes so many answers that it gets nothing more; None if it does not."""
-        return self.waiting_since if len(self._unanswered) >= MOST_UNANSWERED else None
-
-    @property
     def quiet(self) -> bool:
         """Whether the client has all that it should have, and said so."""
-        return not self._unanswered and not self.rejections and not self.pending
+        return not self.answers.unanswered and not self.rejections and not self.pending
 
     def get(self, name: str) -> Resource | None:
         """Return the resource that the client should have now."""
@@ -99,6 +85,13 @@ class Watch(ABC):
         if resource is None and name in self.lingering:
             return self.lingering[name].resource
         return resource
+
+    def known(self) -> list[str]:
+        """Return the names of all that the client should have, has or asked for."""
+        names = self.subscription.names
+        if self.subscription.wildcard:
+            names = names.union(self.resources, self.lingering, self.sent)
+        return sorted(names)
 
     def refs(self) -> Iterator[ResourceKey]:
         """Go through what the client subscribes to because of what it has."""
@@ -140,6 +133,7 @@ class Watch(ABC):
                 self.gone.add(name)
             self._change(name)
             self.rejections.discard(name)
+            self.answers.forgive((name,))
 
     def push_again(self, names: Iterable[str]) -> None:
         """Send resources although the client has them, because it now waits for them anew."""
@@ -187,6 +181,7 @@ class Watch(ABC):
         for forced in (self._forced, self._pushed):
             forced.difference_update([name for name in forced if not covers(name)])
         self.gone.intersection_update(self.subscription.names)
+        self.answers.forget(covers)
 
     def _change(self, name: str) -> None:
         """Look at a name again because it is not what it was, and at what was rejected with it."""
@@ -248,21 +243,12 @@ class Watch(ABC):
         self._forced.discard(name)
         self._pushed.discard(name)
 
-    def _remember(self, response: Response) -> None:
-        """Expect an answer to a response, and no longer to the oldest if there are too many."""
-        if len(self._unanswered) >= MOST_UNANSWERED:
-            del self._unanswered[next(iter(self._unanswered))]
-        self._unanswered[response.nonce] = response
-
     def _answer(self, nonce: str, error: ErrorDetail | None, now: float) -> list[Acked | Nacked]:
-        """Take the answer to a response; an answer to anything else says nothing."""
-        answered = self._unanswered.pop(nonce, None)
-        if not answered:
-            return []
-        if not error:
-            return [acked(self.type_url, answered, now)]
-        self._reject(answered.resources)
-        return [nacked(self.type_url, answered, error, now)]
+        """Take the answer to a response."""
+        event = self.answers.take(nonce, error, now)
+        if isinstance(event, Nacked):
+            self._reject(event.resources)
+        return [event] if event else []
 
     def _reject(self, resources: tuple[Resource, ...]) -> None:
         """Keep what was rejected from being sent as it was; if some of it has changed, the rest goes out again."""

@@ -1,0 +1,317 @@
+"""What a session says of its client: how far it is with each type and resource, and what it waits for."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.protocol.stream import SHORT, Stream, world
+from xds.protocol.session import Variant
+from xds.protocol.status import ACK, READ, SNAPSHOT, State, TypeStatus
+from xds.snapshot import CLUSTER
+
+
+@pytest.fixture(params=Variant, ids=lambda variant: variant.value)
+def variant(request) -> Variant:
+    return request.param
+
+
+def status(stream: Stream, short: str) -> TypeStatus:
+    return next(each for each in stream.session.status() if SHORT.get(each.type_url, each.type_url) == short)
+
+
+def states(stream: Stream, short: str) -> dict[str, State]:
+    return {each.name: each.state for each in status(stream, short).resources}
+
+
+def waits(stream: Stream, short: str) -> tuple[str, float] | None:
+    waiting = status(stream, short).waiting
+    return (SHORT.get(waiting.for_, waiting.for_), waiting.since) if waiting else None
+
+
+def test_only_what_was_asked_for_is_told_in_the_order_in_which_it_is_sent(variant):
+    stream = Stream(variant, world(CDS="a=1", EDS="a=1"))
+    assert stream.session.status() == ()
+    stream.ask("RDS", "r")
+    stream.ask("EDS", "a")
+    stream.ask("CDS")
+    assert [SHORT[each.type_url] for each in stream.session.status()] == ["CDS", "EDS", "RDS"]
+    assert (status(stream, "CDS").wildcard, status(stream, "CDS").names) == (True, frozenset())
+    assert (status(stream, "EDS").wildcard, status(stream, "EDS").names) == (False, {"a"})
+
+
+def test_a_resource_is_not_sent_then_stale_then_synced_and_stale_again_when_a_newer_one_is_due(variant):
+    stream = Stream(variant, world(SDS="a=1"))
+    stream.now = 1.0
+    stream.ask("SDS", "a", "none")
+    first = status(stream, "SDS")
+    assert states(stream, "SDS") == {"a": State.NOT_SENT, "none": State.NOT_SENT}
+    assert (first.synced, first.sent_at, first.acked_at, first.version) == (False, None, None, "")
+    assert waits(stream, "SDS") == (READ, 1.0)
+    stream.now = 2.0
+    stream.get()
+    assert states(stream, "SDS")["a"] is State.STALE
+    assert (status(stream, "SDS").sent_at, status(stream, "SDS").unanswered) == (2.0, 1)
+    assert waits(stream, "SDS") == (ACK, 2.0)
+    stream.now = 3.0
+    stream.ack("SDS")
+    taken = status(stream, "SDS")
+    assert states(stream, "SDS") == {"a": State.SYNCED, "none": State.NOT_SENT}
+    assert (taken.synced, taken.waiting, taken.acked_at) == (True, None, 3.0)
+    assert taken.version == stream.last["SDS"].version
+    a, none = taken.resources
+    assert (a.version, a.updated_at, a.resource and a.resource.version) == ("1", 2.0, "1")
+    assert (none.version, none.updated_at, none.resource) == ("", None, None)
+    stream.serve(world(SDS="a=2"))
+    assert states(stream, "SDS")["a"] is State.STALE
+    assert waits(stream, "SDS") == (READ, 2.0)
+    stream.now = 4.0
+    stream.get()
+    a, _ = status(stream, "SDS").resources
+    assert (a.state, a.version, a.updated_at) == (State.STALE, "2", 4.0)
+
+
+def test_what_did_not_change_keeps_its_time(variant):
+    stream = Stream(variant, world(CDS="a=1 b=1"))
+    stream.ask("CDS")
+    stream.settle()
+    stream.now = 5.0
+    stream.serve(world(CDS="a=1 b=2 c=1"))
+    stream.settle()
+    assert {each.name: each.updated_at for each in status(stream, "CDS").resources} == {
+        "a": 0.0,
+        "b": 5.0,
+        "c": 5.0,
+    }
+
+
+def test_a_name_that_goes_and_comes_back_has_a_new_time(variant):
+    stream = Stream(variant, world(CDS="a=1"))
+    stream.ask("CDS")
+    stream.settle()
+    for now, text in ((1.0, "b=1"), (2.0, "a=1"), (3.0, "a=1 b=1")):
+        stream.now = now
+        stream.serve(world(CDS=text))
+        stream.settle()
+    assert {each.name: each.updated_at for each in status(stream, "CDS").resources} == {"a": 2.0, "b": 3.0}
+
+
+def test_times_are_not_kept_for_what_is_gone_or_given_up(variant):
+    stream = Stream(variant, world(CDS="a=1", EDS="a=1"))
+    stream.ask("CDS")
+    stream.settle()
+    for number in range(50):
+        stream.serve(world(CDS=f"c{number}=1", EDS=f"c{number}=1"))
+        stream.ask("EDS", f"c{number}", unsubscribe=(f"c{number - 1}",))
+        stream.settle()
+    assert len(stream.session._watches[CLUSTER].answers._times) == 1
+    assert sum(len(watch.answers._times) for watch in stream.session._watches.values()) <= 2
+
+
+def test_what_a_client_brought_is_synced_and_has_no_time():
+    stream = Stream(Variant.DELTA, world(CDS="a=1 b=2"))
+    stream.ask("CDS", initial={"a": "1", "b": "1"})
+    stream.now = 7.0
+    stream.settle()
+    assert [(each.name, each.state, each.updated_at) for each in status(stream, "CDS").resources] == [
+        ("a", State.SYNCED, None),
+        ("b", State.SYNCED, 7.0),
+    ]
+
+
+def test_a_rejected_resource_says_why_until_it_is_taken(variant):
+    stream = Stream(variant, world(SDS="good=1 bad=1"))
+    stream.ask("SDS", "good", "bad")
+    stream.now = 1.0
+    stream.get()
+    version = stream.last["SDS"].version
+    stream.now = 2.0
+    stream.nack("SDS", "secret bad: no")
+    assert states(stream, "SDS") == {"bad": State.ERROR, "good": State.STALE}
+    bad = next(iter(status(stream, "SDS").resources))
+    assert bad.error is not None
+    assert (bad.error.message, bad.error.code, bad.error.version, bad.error.at, bad.error.sources) == (
+        "secret bad: no",
+        13,
+        "1",
+        2.0,
+        ("Object ns/bad",),
+    )
+    rejected = status(stream, "SDS")
+    assert rejected.last_error is not None
+    assert (rejected.last_error.version, rejected.last_error.at) == (version, 2.0)
+    assert (rejected.synced, rejected.waiting) == (False, None)
+    stream.serve(world(SDS="good=1 bad=2"))
+    stream.get()
+    assert states(stream, "SDS") == {"bad": State.STALE, "good": State.STALE}
+    assert next(iter(status(stream, "SDS").resources)).error == bad.error
+    assert status(stream, "SDS").last_error is not None
+    stream.ack("SDS")
+    assert states(stream, "SDS") == {"bad": State.SYNCED, "good": State.SYNCED}
+    assert next(iter(status(stream, "SDS").resources)).error is None
+    assert status(stream, "SDS").last_error is None
+
+
+def test_a_rejection_is_forgotten_with_what_was_rejected(variant):
+    stream = Stream(variant, world(EDS="bad=1"))
+    stream.ask("EDS", "bad")
+    stream.get()
+    stream.nack("EDS")
+    if variant is Variant.SOTW:
+        stream.ask("EDS", nonce=stream.last["EDS"].nonce)
+    else:
+        stream.ask("EDS", unsubscribe=("bad",))
+    assert status(stream, "EDS").last_error is None
+    stream.ask("EDS", "bad")
+    stream.get()
+    stream.nack("EDS")
+    stream.serve(world())
+    stream.settle()
+    assert status(stream, "EDS").last_error is None
+
+
+def test_a_rejected_removal_is_told_until_another_response_is_taken():
+    stream = Stream(Variant.DELTA, world(SDS="s=1"))
+    stream.ask("SDS", "s")
+    stream.settle()
+    stream.serve(world())
+    stream.get()
+    stream.nack("SDS", "no removal")
+    last = status(stream, "SDS").last_error
+    assert last is not None
+    assert last.message == "no removal"
+    stream.serve(world(SDS="s=2"))
+    stream.settle()
+    assert status(stream, "SDS").last_error is None
+
+
+def test_what_should_be_gone_and_is_not_yet_is_stale(variant):
+    stream = Stream(variant, world(CDS="old=1", EDS="old=1", LDS="l=1>r", RDS="r=old"))
+    stream.ask("CDS")
+    stream.ask("EDS", "old")
+    stream.ask("LDS")
+    stream.ask("RDS", "r")
+    stream.settle()
+    assert states(stream, "CDS") == {"old": State.SYNCED}
+    stream.serve(world(CDS="new=1", EDS="new=1", LDS="l=1>r", RDS="r=new"))
+    assert states(stream, "CDS") == {"old": State.STALE, "new": State.NOT_SENT}
+
+
+def test_listeners_and_routes_wait_for_clusters_that_are_not_acknowledged(variant):
+    stream = Stream(variant, world(CDS="a=1", EDS="a=1", LDS="l=1>r", RDS="r=1"))
+    for short, names in (("CDS", ()), ("EDS", ("a",)), ("LDS", ()), ("RDS", ("r",))):
+        stream.ask(short, *names)
+    stream.now = 1.0
+    stream.get()
+    assert waits(stream, "LDS") == waits(stream, "RDS") == ("CDS", 1.0)
+    stream.ack("EDS")
+    assert waits(stream, "CDS") == (ACK, 1.0)
+    stream.ack("CDS")
+    assert waits(stream, "CDS") is None
+    assert waits(stream, "LDS") == waits(stream, "RDS") == (READ, 1.0)
+
+
+def test_clusters_wait_for_assignments_and_secrets_that_the_client_has_not_got(variant):
+    stream = Stream(variant, world(CDS="a=1", EDS="a=1"))
+    stream.ask("CDS")
+    stream.now = 1.0
+    stream.get()
+    assert waits(stream, "CDS") == ("EDS", 1.0)  # It has not even asked.
+    stream.ask("EDS", "a")
+    assert waits(stream, "CDS") == ("EDS", 1.0)
+    stream.get()
+    assert waits(stream, "CDS") == ("EDS", 1.0)
+    stream.ack("EDS")
+    assert waits(stream, "CDS") == (ACK, 1.0)
+
+
+def test_clusters_wait_for_assignments_that_were_rejected_or_sent_anew(variant):
+    stream = Stream(variant, world(CDS="a=1", EDS="a=1"))
+    stream.ask("CDS")
+    stream.ask("EDS", "a")
+    stream.get()
+    stream.nack("EDS")
+    assert waits(stream, "CDS") == ("EDS", 0.0)
+    stream.serve(world(CDS="a=1", EDS="a=2"))
+    stream.settle()
+    stream.ack("CDS")
+    stream.serve(world(CDS="a=2", EDS="a=2"))
+    stream.now = 3.0
+    stream.get()
+    assert waits(stream, "CDS") == ("EDS", 3.0)
+    stream.ack("EDS")
+    assert waits(stream, "CDS") == (ACK, 3.0)
+
+
+def test_a_listener_waits_for_routes_that_do_not_come_since_it_was_sent(variant):
+    stream = Stream(variant, world(LDS="l=1>r", RDS="r=1"))
+    stream.ask("LDS")
+    stream.ask("RDS", "r")
+    stream.settle()
+    assert waits(stream, "LDS") is None
+    stream.now = 10.0
+    stream.serve(world(LDS="l=1>r m=1>late", RDS="r=1"))
+    stream.settle()
+    assert waits(stream, "LDS") == ("RDS", 10.0)
+    stream.ask("RDS", *(("r", "late") if variant is Variant.SOTW else ("late",)))
+    stream.now = 20.0
+    stream.serve(world(LDS="l=2>r m=1>late", RDS="r=1"))
+    stream.settle()
+    assert waits(stream, "LDS") == ("RDS", 10.0)
+    assert not status(stream, "LDS").synced
+    stream.serve(world(LDS="l=2>r m=1>late", RDS="r=1 late=1"))
+    stream.settle()
+    assert waits(stream, "LDS") is None
+    assert status(stream, "LDS").synced
+
+
+def test_a_rejected_listener_waits_for_nothing(variant):
+    stream = Stream(variant, world(LDS="l=1>r"))
+    stream.ask("LDS")
+    stream.get()
+    stream.nack("LDS")
+    assert waits(stream, "LDS") is None
+
+
+def test_a_cluster_does_not_wait_for_an_assignment_that_the_client_was_told_is_not_there():
+    stream = Stream(Variant.DELTA, world(CDS="a=1"))
+    stream.ask("CDS")
+    stream.get()
+    assert waits(stream, "CDS") == ("EDS", 0.0)
+    stream.ask("EDS", "a")
+    stream.get()
+    assert waits(stream, "CDS") == (ACK, 0.0)
+
+
+def test_a_stream_for_one_type_knows_nothing_of_what_others_bring(variant):
+    stream = Stream(variant, world(CDS="a=1"), type_url=CLUSTER)
+    stream.ask("")
+    stream.get()
+    assert waits(stream, "CDS") == (ACK, 0.0)
+
+
+def test_a_type_waits_for_a_snapshot_that_has_it(variant):
+    stream = Stream(variant)
+    stream.now = 4.0
+    stream.ask("CDS")
+    assert waits(stream, "CDS") == (SNAPSHOT, 4.0)
+    stream.serve(world())
+    stream.now = 5.0
+    stream.ask("other", "x")
+    stream.settle()
+    assert waits(stream, "CDS") is None
+    assert waits(stream, "other") == (SNAPSHOT, 4.0)
+    assert not status(stream, "other").synced
+
+
+def test_the_session_says_what_it_has_just_handed_out(variant):
+    stream = Stream(variant, world(CDS="a=1 b=1"))
+    assert stream.session.sent is None
+    stream.ask("CDS")
+    stream.settle()
+    assert stream.session.sent is None
+    stream.serve(world(CDS="a=1"))
+    assert stream.session.next(2.0)
+    sent = stream.session.sent
+    assert sent is not None
+    assert (sent.type_url, sent.removed, sent.sent_at) == (CLUSTER, ("b",), 2.0)
+    assert [each.name for each in sent.resources] == (["a"] if variant is Variant.SOTW else [])

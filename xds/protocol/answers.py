@@ -1,0 +1,142 @@
+"""What a client was sent of one type, when, and what it said to that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from xds.protocol.events import Acked, Nacked, Response, acked, nacked
+from xds.protocol.wire import ErrorDetail
+
+MOST_UNANSWERED = 64
+"""Responses of a type that a client may leave unanswered before it is held: each has to be remembered."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejection:
+    """Why a client did not take a resource, or a response."""
+
+    version: str
+    """What was rejected: the version of the resource, or of the type as the response said it."""
+    code: int
+    message: str
+    """The client's own words, without any key material that they quote."""
+    at: float
+    sources: tuple[str, ...] = field(default=(), repr=False)
+    """The objects that what was rejected was made from."""
+
+
+class Answers:
+    """The responses of one type that are not answered yet, and what is known from the answers to the others.
+
+    What it costs is in proportion to what is unanswered, rejected, or has changed since the first answer.
+    """
+
+    __slots__ = (
+        "_first",
+        "_times",
+        "acked_at",
+        "brought",
+        "last_error",
+        "rejected",
+        "sent_at",
+        "unanswered",
+        "version",
+    )
+
+    def __init__(self) -> None:
+        self.unanswered: dict[str, Response] = {}
+        """By nonce, oldest first."""
+        self.sent_at: float | None = None
+        self.acked_at: float | None = None
+        self.version = ""
+        """Of the type, as the last response that was taken said it."""
+        self.rejected: dict[str, Rejection] = {}
+        """By name, until it is taken or goes away."""
+        self.last_error: Rejection | None = None
+        """The last one; None once all that was rejected is taken or gone."""
+        self.brought = False
+        """Whether the client has some of what it has from an earlier stream."""
+        self._first: float | None = None
+        self._times: dict[str, float] = {}
+
+    @property
+    def waiting_since(self) -> float | None:
+        """Since when the client owes an answer; None if it does not."""
+        return next((response.sent_at for response in self.unanswered.values()), None)
+
+    @property
+    def held_since(self) -> float | None:
+        """Since when the client owes so many answers that it gets nothing more; None if it does not."""
+        return self.waiting_since if len(self.unanswered) >= MOST_UNANSWERED else None
+
+    @property
+    def unsure(self) -> set[str]:
+        """What may have been news to the client in a response that it has not answered."""
+        return {resource.name for response in self.unanswered.values() for resource in response.fresh}
+
+    def updated_at(self, name: str) -> float | None:
+        """Return when something that the client has was last sent, as news; None if that was on an earlier stream.
+
+        What it got before it had answered anything of the type counts as sent with the last of that.
+        """
+        return self._times.get(name, self._first)
+
+    def expect(self, response: Response) -> None:
+        """Expect an answer to a response, and no longer to the oldest if there are too many."""
+        if len(self.unanswered) >= MOST_UNANSWERED:
+            del self.unanswered[next(iter(self.unanswered))]
+        self.unanswered[response.nonce] = response
+        self.sent_at = response.sent_at
+        if self.acked_at is None and not self.last_error and not self.brought:
+            self._first = response.sent_at
+        else:
+            self._times.update((resource.name, response.sent_at) for resource in response.fresh)
+        for name in response.removed:
+            self._times.pop(name, None)
+
+    def skip(self, nonce: str) -> list[Response]:
+        """Give up on answers to what was sent before a response; return that."""
+        skipped = []
+        while nonce in self.unanswered and (oldest := next(iter(self.unanswered))) != nonce:
+            skipped.append(self.unanswered.pop(oldest))
+        return skipped
+
+    def take(self, nonce: str, error: ErrorDetail | None, now: float) -> Acked | Nacked | None:
+        """Take the answer to a response; an answer to anything else says nothing."""
+        response = self.unanswered.pop(nonce, None)
+        if not response:
+            return None
+        if error:
+            event = nacked(response, error, now)
+            self._reject(event, now)
+            return event
+        self.acked_at, self.version = now, response.version
+        self.forgive((*(resource.name for resource in response.resources), *response.removed))
+        return acked(response, now)
+
+    def forgive(self, names: Iterable[str]) -> None:
+        """Forget that these were rejected: they were taken, or are gone."""
+        for name in names:
+            self.rejected.pop(name, None)
+        if not self.rejected:
+            self.last_error = None
+
+    def forget(self, covers: Callable[[str], bool]) -> None:
+        """Forget what the client has given up."""
+        self.forgive([name for name in self.rejected if not covers(name)])
+        for name in [name for name in self._times if not covers(name)]:
+            del self._times[name]
+
+    def _reject(self, event: Nacked, now: float) -> None:
+        self.last_error = Rejection(
+            version=event.version, code=event.code, message=event.message, at=now, sources=event.sources
+        )
+        for resource in event.suspects:
+            self.rejected[resource.name] = Rejection(
+                version=resource.version,
+                code=event.code,
+                message=event.message,
+                at=now,
+                sources=resource.sources,
+            )

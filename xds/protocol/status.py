@@ -1,0 +1,180 @@
+"""How far a client is: what it has of each type, what it waits for, and what it rejected.
+
+Nothing of this is kept for its own sake: it is put together, when asked for, from what the watches of a stream know.
+Times are those that the session was given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+from xds.protocol.answers import Rejection
+from xds.protocol.order import AFTER_CLUSTERS
+from xds.protocol.watch import Watch
+from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, Resource
+
+ACK = "ACK"
+"""Waiting for the client to answer a response."""
+
+READ = "READ"
+"""Waiting for the client to read: something is due, and what was handed out before is not written yet."""
+
+SNAPSHOT = "SNAPSHOT"
+"""Waiting for the server to have anything of the type to serve."""
+
+
+class State(Enum):
+    """How a resource stands with a client: the meanings of `ConfigStatus` in envoy.service.status.v3."""
+
+    SYNCED = "synced"
+    """The client has it as it should be, and said so."""
+    STALE = "stale"
+    """It was sent and is not acknowledged: on its way, or rejected together with another. Or a newer one, or its end, is due."""
+    NOT_SENT = "not sent"
+    """The client should have it and was never sent it, or asked for it and there is none (`resource` is None)."""
+    ERROR = "error"
+    """The client rejected what it was sent."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResourceStatus:
+    """One resource of one client."""
+
+    name: str
+    state: State
+    version: str
+    """Of what the client was last sent; empty if it was sent none."""
+    resource: Resource | None
+    """What the client should have now, which may be newer than what it was sent; None if there is none."""
+    updated_at: float | None
+    """When it was last sent in a version that was news; None if it was not sent on this stream."""
+    error: Rejection | None
+    """The last rejection of it, until it is taken."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting:
+    """What keeps a type from being as it should."""
+
+    for_: str
+    """ACK, READ or SNAPSHOT, or the URL of the type that has to arrive first."""
+    since: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TypeStatus:
+    """One type of one client."""
+
+    type_url: str
+    names: frozenset[str]
+    """What the client asked for by name,"""
+    wildcard: bool
+    """and whether it asked for everything."""
+    sent_at: float | None
+    acked_at: float | None
+    version: str
+    """Of the type, as the last response that the client took said it; empty if it took none."""
+    unanswered: int
+    """Responses that the client has not answered."""
+    waiting: Waiting | None
+    last_error: Rejection | None
+    """The last rejection, until all that was rejected is taken or gone."""
+    synced: bool
+    """Whether the client has all that it should have of the type, said so, and waits for nothing else to use it."""
+    watch: Watch = field(repr=False, compare=False)
+
+    @property
+    def resources(self) -> Iterator[ResourceStatus]:
+        """Go through all that the client should have, has, or asked for, as it is now: do not keep the iterator."""
+        watch = self.watch
+        unsure = watch.answers.unsure
+        for name in watch.known():
+            yield _resource_status(watch, name, unsure)
+
+
+def type_status(watch: Watch, waiting: Waiting | None) -> TypeStatus:
+    """Put together the status of one type."""
+    answers = watch.answers
+    return TypeStatus(
+        type_url=watch.type_url,
+        names=watch.subscription.names,
+        wildcard=watch.subscription.wildcard,
+        sent_at=answers.sent_at,
+        acked_at=answers.acked_at,
+        version=answers.version,
+        unanswered=len(answers.unanswered),
+        waiting=waiting,
+        last_error=answers.last_error,
+        synced=watch.quiet and not waiting,
+        watch=watch,
+    )
+
+
+def waiting(
+    watch: Watch, watches: Mapping[str, Watch], *, handed_out: float, aggregated: bool
+) -> Waiting | None:
+    """Say what a type waits for that is served.
+
+    `handed_out` is when the last response of the stream was. What other types have to bring is only known of a stream
+    that is `aggregated`.
+    """
+    unanswered, clusters = watch.answers.waiting_since, watches[CLUSTER].answers.waiting_since
+    if unanswered is not None:
+        needed = _needed(watch, watches, handed_out) if aggregated and watch.type_url == CLUSTER else None
+        return Waiting(for_=needed[0] if needed else ACK, since=unanswered)
+    if watch.pending:
+        if watch.type_url in AFTER_CLUSTERS and clusters is not None:
+            return Waiting(for_=CLUSTER, since=clusters)
+        return Waiting(for_=READ, since=handed_out)
+    if aggregated and watch.type_url == LISTENER and (needed := _needed(watch, watches, handed_out)):
+        return Waiting(for_=needed[0], since=needed[1])
+    return None
+
+
+def _needed(watch: Watch, watches: Mapping[str, Watch], brought: float) -> tuple[str, float] | None:
+    """Return the type that what a client took of another waits for, and since when: `brought` for what it had already."""
+    unsure = {type_url: each.answers.unsure for type_url, each in watches.items()}
+    waits: dict[str, float] = {}
+    for name in watch.sent:
+        resource = watch.get(name)
+        if not resource or name in watch.answers.rejected:
+            continue
+        for type_url, ref in resource.refs:
+            used = watches.get(type_url)
+            if used and _lacks(used, ref, unsure[type_url]):
+                since = watch.answers.updated_at(name) or brought
+                waits[type_url] = min(waits.get(type_url, since), since)
+    return min(waits.items(), key=lambda item: item[1]) if waits else None
+
+
+def _lacks(watch: Watch, name: str, unsure: set[str]) -> bool:
+    """Whether a client has yet to ask for, get or take something that another resource refers to."""
+    if not watch.subscription.covers(name):
+        return True
+    if watch.type_url == ENDPOINT and not watch.get(name):
+        return False  # It was told that there is none, and goes on.
+    return name not in watch.sent or name in unsure or name in watch.answers.rejected
+
+
+def _resource_status(watch: Watch, name: str, unsure: set[str]) -> ResourceStatus:
+    resource = watch.get(name)
+    version = watch.sent.get(name, "")
+    error = watch.answers.rejected.get(name)
+    if name not in watch.sent:
+        state = State.NOT_SENT
+    elif name in unsure or not resource or resource.version != version or name in watch.lingering:
+        state = State.STALE
+    elif error and error.version == version:
+        state = State.ERROR
+    else:
+        state = State.STALE if name in watch.rejections else State.SYNCED
+    return ResourceStatus(
+        name=name,
+        state=state,
+        version=version,
+        resource=resource,
+        updated_at=watch.answers.updated_at(name) if name in watch.sent else None,
+        error=error,
+    )
