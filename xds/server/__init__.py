@@ -1,6 +1,7 @@
-"""The discovery services on gRPC: bytes in both directions, and a Session for each stream in between.
+"""The discovery services: bytes in both directions, and a Session for each stream in between.
 
-`XdsServer` is a server of its own; `DiscoveryService` goes into one that you have. Both ask a `Proxies` what a client gets.
+`XdsServer` is a server of its own; `DiscoveryService` goes into one that you have; `xds.server.rest.RestServer` is for
+who polls with HTTP and JSON. All ask a `Proxies` what a client gets.
 """
 
 from xds.server.discovery import DiscoveryService

@@ -6,7 +6,8 @@ Who a stream belongs to, what it gets and what becomes of its answers is up to `
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import AsyncIterator, Collection
+from contextlib import ExitStack, asynccontextmanager, suppress
 
 import grpc
 import grpc.aio
@@ -15,17 +16,24 @@ import structlog
 from xds.protocol.events import Connected
 from xds.protocol.session import Session, Variant
 from xds.protocol.wire import RequestError
+from xds.server.fetch import fetch
 from xds.server.proxies import Proxies, Refused, StreamInfo
-from xds.server.services import SERVICES
+from xds.server.services import SERVICES, Service
 from xds.server.stream import Observer, Stream, now
 
 log = structlog.get_logger(__name__)
 
 _SHUTTING_DOWN = "the server is shutting down"
+_LONGEST_PAUSE = 0.01
+"""Seconds between the ends of two streams on shutdown, if there are few."""
 
 
 class DiscoveryService:
-    """The discovery services as gRPC handlers, for any grpc.aio server: ADS, and one for each type."""
+    """The discovery services as gRPC handlers, for any grpc.aio server: ADS, and those for one type each.
+
+    A request that no client should send ends its stream with INVALID_ARGUMENT, an error of ours (in a Proxies, say)
+    with INTERNAL; neither touches another stream. `fetch` is asked on behalf of the proxies too, but has no stream.
+    """
 
     def __init__(self, proxies: Proxies, *, identifier: str = "", observer: Observer | None = None) -> None:
         self._proxies = proxies
@@ -43,14 +51,8 @@ class DiscoveryService:
     def handlers(self) -> tuple[grpc.GenericRpcHandler, ...]:
         """Return what to give to a server's `add_generic_rpc_handlers`."""
         return tuple(
-            grpc.method_handlers_generic_handler(
-                service,
-                {
-                    sotw: self._method(Variant.SOTW, type_url),
-                    delta: self._method(Variant.DELTA, type_url),
-                },
-            )
-            for service, (type_url, sotw, delta) in SERVICES.items()
+            grpc.method_handlers_generic_handler(name, self._methods(service))
+            for name, service in SERVICES.items()
         )
 
     def stop(self) -> None:
@@ -59,29 +61,55 @@ class DiscoveryService:
         for stream in self._streams:
             stream.stop(_SHUTTING_DOWN)
 
+    async def drain(self, *, within: float) -> None:
+        """End the streams one after the other, so that not all proxies go elsewhere at once; return when all have.
+
+        Both are given up after `within` seconds: what is left then is a client that does not read.
+        """
+        self._stopping = True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within):
+                pause = min(_LONGEST_PAUSE, within / 2 / max(len(self._streams), 1))
+                for stream in tuple(self._streams):
+                    stream.stop(_SHUTTING_DOWN)
+                    await asyncio.sleep(pause)
+                await self.ended(within=within)
+
     async def ended(self, *, within: float) -> None:
         """Wait until no stream is left, so that everybody was told that it is gone."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=within)
 
-    def _method(self, variant: Variant, type_url: str) -> grpc.RpcMethodHandler:
+    def _methods(self, service: Service) -> dict[str, grpc.RpcMethodHandler]:
+        made = {
+            service.stream: self._stream_method(Variant.SOTW, service.type_url),
+            service.delta: self._stream_method(Variant.DELTA, service.type_url),
+            service.fetch: self._fetch_method(service.type_url),
+        }
+        return {name: handler for name, handler in made.items() if name}
+
+    def _stream_method(self, variant: Variant, type_url: str) -> grpc.RpcMethodHandler:
         async def stream(_: object, context: grpc.aio.ServicerContext) -> None:
             task = asyncio.current_task()
             assert task  # noqa: S101 - gRPC runs each stream in a task of its own
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-            await self._stream(context, StreamInfo(peer=context.peer(), variant=variant, type_url=type_url))
+            async with _ending(context):
+                info = StreamInfo(peer=context.peer(), variant=variant, type_url=type_url)
+                await self._converse(context, info)
 
         return grpc.stream_stream_rpc_method_handler(stream)
 
-    async def _stream(self, context: grpc.aio.ServicerContext, info: StreamInfo) -> None:
-        try:
-            await self._converse(context, info)
-        except RequestError as error:
-            log.warning("malformed request", peer=info.peer, problem=str(error))
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-        except Refused as refused:
-            await context.abort(refused.code, refused.message)
+    def _fetch_method(self, type_url: str) -> grpc.RpcMethodHandler:
+        async def fetch_once(message: bytes, context: grpc.aio.ServicerContext) -> bytes:
+            async with _ending(context):
+                if self._stopping:
+                    raise Refused(grpc.StatusCode.UNAVAILABLE, _SHUTTING_DOWN)
+                fetched = await fetch(self._proxies, type_url, message, peer=context.peer())
+            # Also to who has this version: there is no status for it, and an empty response would take it away.
+            return fetched.response(self._identifier)
+
+        return grpc.unary_unary_rpc_method_handler(fetch_once)
 
     async def _converse(self, context: grpc.aio.ServicerContext, info: StreamInfo) -> None:
         if self._stopping:
@@ -99,16 +127,33 @@ class DiscoveryService:
             about.warning("proxy refused", code=refused.code.name, reason=refused.message)
             raise
         about.info("proxy connected", agent=f"{node.user_agent_name} {node.user_agent_version}".strip())
-        stream = Stream(info, node, session, subscriber)
-        self._streams.add(stream)
-        if self._observer:
-            self._observer.opened(stream)
-        try:
+        # Nothing is awaited when it ends: a stream may be cancelled meanwhile, and would not be forgotten.
+        with ExitStack() as ending:
+            ending.callback(about.info, "proxy disconnected")
+            stream = Stream(info, node, session, subscriber)
+            if self._observer:
+                ending.callback(self._observer.closed, stream)
+            ending.callback(self._proxies.disconnect, subscriber)
+            ending.callback(self._streams.discard, stream)
+            self._streams.add(stream)
+            if self._observer:
+                self._observer.opened(stream)
             stream.take(events, self._proxies, self._observer)
             await stream.run(context, self._proxies, self._observer)
-        finally:
-            self._streams.discard(stream)
-            self._proxies.disconnect(subscriber)
-            if self._observer:
-                self._observer.closed(stream)
-            about.info("proxy disconnected")
+
+
+@asynccontextmanager
+async def _ending(context: grpc.aio.ServicerContext) -> AsyncIterator[None]:
+    """End a call with the status of what goes wrong in it."""
+    try:
+        yield
+    except RequestError as error:
+        log.warning("malformed request", peer=context.peer(), problem=str(error))
+        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+    except Refused as refused:
+        await context.abort(refused.code, refused.message)
+    except Exception:
+        if context.done():
+            raise  # It is gRPC's, who lost the client.
+        log.exception("a call ends with an error of ours", peer=context.peer())
+        await context.abort(grpc.StatusCode.INTERNAL, "an error in the server; its log says more")

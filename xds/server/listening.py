@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import grpc.aio
 import structlog
@@ -33,9 +35,18 @@ OPTIONS = (
     ("grpc.so_reuseport", 0),
 )
 
+MAX_CONNECTION_AGE = 30 * 60.0
+"""Seconds after which connections have to be made anew, unless told otherwise."""
+
 
 class XdsServer:
-    """A gRPC server with the discovery services and health, and what else is `added` to it before it starts."""
+    """A gRPC server with the discovery services and health, and what else is `added` to it before it starts.
+
+    `max_connection_age` is after how many seconds a connection has to be made anew, give or take a tenth that is
+    drawn for each, so that proxies spread over servers that were added: its client is told to open streams elsewhere
+    (GOAWAY), and those that it has end with UNAVAILABLE ten seconds later. None: never. `grace` is how many seconds
+    streams have to end on shutdown. `options` are gRPC's channel arguments, over those in OPTIONS.
+    """
 
     def __init__(
         self,
@@ -44,6 +55,8 @@ class XdsServer:
         *,
         identifier: str = "",
         grace: float = 1.0,
+        max_connection_age: float | None = MAX_CONNECTION_AGE,
+        options: Iterable[tuple[str, Any]] = (),
         observer: Observer | None = None,
         added: Iterable[Callable[[grpc.aio.Server, DiscoveryService], None]] = (),
     ) -> None:
@@ -52,13 +65,15 @@ class XdsServer:
         self._health = health.aio.HealthServicer()
         self._address = address
         self._grace = grace
+        age = () if max_connection_age is None else _connection_age(max_connection_age)
+        self._options = tuple(dict((*OPTIONS, *age, *options)).items())
         self._server: grpc.aio.Server | None = None
         self.port = 0
         """The port that it listens on, once started; of use when the address leaves the choice with port 0."""
 
     async def start(self) -> None:
         """Listen. RuntimeError: the address cannot be had."""
-        server = grpc.aio.server(options=OPTIONS)
+        server = grpc.aio.server(options=self._options)
         server.add_generic_rpc_handlers(self.discovery.handlers())
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         for add in self._added:
@@ -74,10 +89,16 @@ class XdsServer:
         log.info("serving xDS", address=self._address, port=self.port)
 
     async def stop(self) -> None:
-        """Stop accepting, end the streams with UNAVAILABLE, and cancel those that do not end within the grace."""
+        """Stop accepting, end the streams with UNAVAILABLE, one by one, and cancel those left after the grace."""
         if self._server:
             await self._health.enter_graceful_shutdown()
-            self.discovery.stop()
-            await self._server.stop(self._grace)
+            await asyncio.gather(self._server.stop(self._grace), self.discovery.drain(within=self._grace))
             await self.discovery.ended(within=self._grace)
             self._server = None
+
+
+def _connection_age(seconds: float) -> tuple[tuple[str, int], ...]:
+    return (
+        ("grpc.max_connection_age_ms", round(seconds * 1000)),
+        ("grpc.max_connection_age_grace_ms", 10_000),
+    )

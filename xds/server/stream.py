@@ -21,6 +21,9 @@ from xds.server.proxies import Proxies, Refused, StreamInfo, Subscriber
 
 log = structlog.get_logger(__name__)
 
+MOST_TAKEN = 4 * 1024 * 1024
+"""Bytes of the largest message that gRPC clients take unless told otherwise."""
+
 _MOST_NAMES = 10
 """Of resources or objects in one line of the log."""
 
@@ -52,6 +55,8 @@ class Stream:
         self.opened_at = now()
         """In seconds of the event loop's clock, as are all times of its session."""
         self._stopping: str | None = None
+        self._is_writing = False
+        self._was_too_large = False
 
     def stop(self, why: str) -> None:
         """End it with UNAVAILABLE, so that its client goes elsewhere."""
@@ -63,15 +68,21 @@ class Stream:
     ) -> None:
         """Read and write until the client or the server ends it. Refused, RequestError: how it is to end."""
         reader = asyncio.create_task(self._read(context, proxies, observer))
+        writer = asyncio.current_task()
+        assert writer  # noqa: S101 - gRPC runs each stream in a task of its own
 
         def done(reader: asyncio.Task[None]) -> None:
-            if not reader.cancelled():
-                reader.exception()  # It is raised where the reader is awaited, if anybody still does.
             self.subscriber.changed.set()
+            if not reader.cancelled() and reader.exception() and self._is_writing:
+                writer.cancel()  # Who does not read could otherwise go on with a stream that should end.
 
         reader.add_done_callback(done)
         try:
             await self._write(context, reader, observer)
+        except asyncio.CancelledError:
+            if reader.done() and not reader.cancelled() and reader.exception() and not writer.uncancel():
+                await reader
+            raise
         finally:
             # Nothing is awaited here: a stream may be cancelled while it ends, and would not be forgotten.
             reader.cancel()
@@ -108,9 +119,12 @@ class Stream:
                 self.session.serve(snapshot)
             response = self.session.next(now())
             if response:
+                self._note_size(len(response))
                 if observer:
                     observer.sent(self, len(response))
+                self._is_writing = True
                 await context.write(response)
+                self._is_writing = False
             else:
                 with suppress(TimeoutError):
                     async with asyncio.timeout_at(self.session.deadline()):
@@ -118,6 +132,20 @@ class Stream:
         if self._stopping is not None:
             raise Refused(grpc.StatusCode.UNAVAILABLE, self._stopping)
         await reader
+
+    def _note_size(self, size: int) -> None:
+        """Say once if a response is larger than many clients take: they reconnect, and get the same again."""
+        if size <= MOST_TAKEN or self._was_too_large:
+            return
+        self._was_too_large = True
+        log.warning(
+            "response may be too large for the proxy",
+            proxy=self.node.id,
+            bytes=size,
+            limit=MOST_TAKEN,
+            hint="gRPC clients take 4 MiB unless told otherwise (Envoy's own takes more): use delta xDS, which sends "
+            "many resources in parts, or let the client take more",
+        )
 
 
 def now() -> float:

@@ -1,0 +1,85 @@
+"""Discovery without a stream: one request, one response, for gRPC's Fetch methods and for REST."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+import grpc
+
+from xds.protocol.events import Subscribed
+from xds.protocol.session import Variant
+from xds.protocol.subscription import WILDCARD
+from xds.protocol.wire import RequestError, parse_request, response
+from xds.server.proxies import Proxies, Refused, StreamInfo, Subscriber
+from xds.snapshot import Resource, ResourceSet, Snapshot
+
+PATIENCE = 0.5
+"""Seconds that a request is held for the first snapshot of its proxy. Envoy gives up on a poll after one, by default."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fetched:
+    """What a proxy should have of what it asked for."""
+
+    type_url: str
+    version: str
+    """Of the resources in here, so that it is another one if other names are asked for."""
+    resources: tuple[Resource, ...] = field(repr=False)
+    is_known: bool
+    """Whether the request came with this version, as the one that the proxy has."""
+
+    def response(self, identifier: str = "") -> bytes:
+        """Return it as a DiscoveryResponse. Its nonce is the version: there is no stream for it to be unique on."""
+        return response(
+            type_url=self.type_url,
+            version=self.version,
+            nonce=self.version,
+            resources=self.resources,
+            identifier=identifier,
+        )
+
+
+async def fetch(
+    proxies: Proxies, type_url: str, message: bytes, *, peer: str, patience: float = PATIENCE
+) -> Fetched:
+    """Answer a DiscoveryRequest for the resources that it names, or for all of the type if it names none, or `*`.
+
+    The proxy is a subscriber for as long as it takes until it has a snapshot. RequestError: there is something wrong
+    with the request. Refused: the proxy is not let in, or (UNAVAILABLE) had no snapshot after `patience` seconds.
+    """
+    request = parse_request(message)
+    if not request.node or not request.node.id:
+        raise RequestError("a request must have node.id")
+    if request.type_url not in {"", type_url}:
+        raise RequestError(f"this is for {type_url} only, not for {request.type_url}")
+    names = frozenset(request.names) - {WILDCARD}
+    wildcard = not names or WILDCARD in request.names
+    subscriber = proxies.connect(request.node, StreamInfo(peer=peer, variant=Variant.SOTW, type_url=type_url))
+    try:
+        proxies.observe(subscriber, Subscribed(type_url=type_url, names=names, wildcard=wildcard))
+        found = await _first_snapshot(subscriber, patience)
+    finally:
+        proxies.disconnect(subscriber)
+    resources = found.of(type_url)
+    if not wildcard:
+        resources = ResourceSet(resources[name] for name in sorted(names) if name in resources)
+    return Fetched(
+        type_url=type_url,
+        version=resources.version,
+        resources=tuple(resources.values()),
+        is_known=request.version == resources.version,
+    )
+
+
+async def _first_snapshot(subscriber: Subscriber, patience: float) -> Snapshot:
+    try:
+        async with asyncio.timeout(patience):
+            while subscriber.snapshot is None:
+                subscriber.changed.clear()
+                await subscriber.changed.wait()
+    except TimeoutError:
+        raise Refused(
+            grpc.StatusCode.UNAVAILABLE, f"nothing is known for {subscriber.node.id} yet; ask again"
+        ) from None
+    return subscriber.snapshot

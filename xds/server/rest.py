@@ -1,0 +1,141 @@
+"""Discovery by polling: HTTP POST with JSON in both directions, for who does not speak gRPC.
+
+The paths are those in Envoy's protos (`option (google.api.http).post`), and the JSON is protobuf's own form of
+DiscoveryRequest and DiscoveryResponse. All types come in snapshots of their own moment: there is no order between
+them, as there is on one aggregated stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import grpc
+import structlog
+from aiohttp import web
+from google.protobuf import json_format
+
+from xds.descriptors import message_class, pool, to_dict
+from xds.protocol.wire import RequestError
+from xds.server.fetch import PATIENCE, fetch
+from xds.server.proxies import Proxies, Refused
+from xds.server.services import SERVICES
+
+log = structlog.get_logger(__name__)
+
+LARGEST_REQUEST = 32 * 1024 * 1024
+"""Bytes of the largest request that is read."""
+
+TYPES = {service.path: service.type_url for service in SERVICES.values() if service.path}
+"""By path, the type that is asked for."""
+
+_DISCOVERY = "envoy.service.discovery.v3"
+_STATUS = {
+    grpc.StatusCode.INVALID_ARGUMENT: 400,
+    grpc.StatusCode.UNAUTHENTICATED: 401,
+    grpc.StatusCode.PERMISSION_DENIED: 403,
+    grpc.StatusCode.NOT_FOUND: 404,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
+    grpc.StatusCode.UNAVAILABLE: 503,
+}
+
+
+class RestServer:
+    """An HTTP server of the discovery services: POST a DiscoveryRequest to `/v3/discovery:clusters` and the like.
+
+    200 is a DiscoveryResponse; 304: the request's version_info is what the proxy should have. 400: the request is not
+    one, 404: there is no such path, 503: there is no snapshot yet for this proxy, and whatever `Proxies` refuse with.
+    `patience` is how many seconds a request is held for the first snapshot.
+    """
+
+    def __init__(
+        self, proxies: Proxies, host: str, port: int, *, identifier: str = "", patience: float = PATIENCE
+    ) -> None:
+        self._proxies = proxies
+        self._host = host
+        self._port = port
+        self._identifier = identifier
+        self._patience = patience
+        self._runner: web.AppRunner | None = None
+        self.port = 0
+        """The port that it listens on, once started; of use when the choice was left with port 0."""
+
+    async def start(self) -> None:
+        """Listen. OSError: the address cannot be had."""
+        app = web.Application(client_max_size=LARGEST_REQUEST)
+        for path in TYPES:
+            app.router.add_post(path, self._poll)
+        app.router.add_route("*", "/{path:.*}", _unknown)
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, self._host, self._port).start()
+        except OSError:
+            await runner.cleanup()
+            raise
+        self._runner = runner
+        self.port = runner.addresses[0][1]
+        log.info("serving xDS by REST", host=self._host, port=self.port)
+
+    async def stop(self) -> None:
+        """Stop listening; requests under way are answered."""
+        if self._runner:
+            await self._runner.cleanup()
+            self._runner = None
+
+    async def _poll(self, request: web.Request) -> web.Response:
+        peer = _peer(request)
+        try:
+            fetched = await fetch(
+                self._proxies,
+                TYPES[request.path],
+                _parse(await request.read()),
+                peer=peer,
+                patience=self._patience,
+            )
+            if fetched.is_known:
+                return web.Response(status=304)
+            # In a thread, for its cost follows what is served.
+            body = await asyncio.to_thread(_json, fetched.response(self._identifier))
+        except RequestError as error:
+            log.warning("malformed request", peer=peer, path=request.path, problem=str(error))
+            return _text(400, str(error))
+        except Refused as refused:
+            log.info("poll refused", peer=peer, code=refused.code.name, reason=refused.message)
+            return _text(_STATUS.get(refused.code, 500), refused.message)
+        except web.HTTPException:
+            raise
+        except Exception:
+            log.exception("a call ends with an error of ours", peer=peer, path=request.path)
+            return _text(500, "an error in the server; its log says more")
+        return web.Response(body=body, content_type="application/json")
+
+
+async def _unknown(request: web.Request) -> web.Response:
+    if request.path in TYPES:
+        return _text(405, f"{request.path} is for POST, not {request.method}")
+    return _text(404, f"there is nothing at {request.path}; there are: {', '.join(TYPES)}")
+
+
+def _parse(body: bytes) -> bytes:
+    """Encode a DiscoveryRequest that came as JSON. What only a newer client knows of is skipped, as in the other form."""
+    message = message_class(f"{_DISCOVERY}.DiscoveryRequest")()
+    try:
+        json_format.Parse(body, message, ignore_unknown_fields=True, descriptor_pool=pool)
+    except (json_format.ParseError, TypeError, UnicodeDecodeError, RecursionError) as error:
+        raise RequestError(f"the request is not the JSON form of a DiscoveryRequest: {error}") from error
+    return message.SerializeToString()
+
+
+def _json(response: bytes) -> bytes:
+    return json.dumps(to_dict(f"{_DISCOVERY}.DiscoveryResponse", response)).encode()
+
+
+def _peer(request: web.Request) -> str:
+    """Return the client's address in gRPC's form."""
+    host, port = request.transport.get_extra_info("peername")[:2] if request.transport else ("", 0)
+    return f"ipv6:[{host}]:{port}" if ":" in host else f"ipv4:{host}:{port}"
+
+
+def _text(status: int, what: str) -> web.Response:
+    return web.Response(status=status, text=f"{what}\n")
