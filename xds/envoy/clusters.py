@@ -36,9 +36,9 @@ from envoy_data_plane.google.protobuf import Any, Struct
 
 from xds.descriptors import pack
 from xds.envoy import names, tls
-from xds.envoy.common import HTTP_OPTIONS, ads, one_endpoint, resource, seconds, strings
+from xds.envoy.common import HTTP_OPTIONS, ads, one_endpoint, seconds, strings
 from xds.model import MeshConfig, Protocol
-from xds.snapshot import CLUSTER, ENDPOINT, Resource
+from xds.resources import Resource, resource
 from xds.traffic import ConnectionPool, LoadBalancing, TrafficPolicy
 from xds.traffic import OutlierDetection as OutlierPolicy
 
@@ -105,8 +105,7 @@ def outbound(config: MeshConfig, spec: Outbound, sources: tuple[str, ...]) -> Re
         transport_socket_matches=matches,
         transport_socket=socket,
     )
-    refs = ((ENDPOINT, spec.name), *tls.SECRETS)
-    return resource(CLUSTER, spec.name, cluster, refs=refs, sources=sources)
+    return resource(cluster, sources=sources)
 
 
 def _circuit_breakers(pool: ConnectionPool) -> CircuitBreakers:
@@ -195,10 +194,8 @@ def inbound(
     http2 = protocol is Protocol.HTTP2
     options = _http_options(protocol, ConnectionPool(), http2=http2)
     if app_address:
-        return resource(
-            CLUSTER, name, _static(config, name, app_address, port, options=options), sources=sources
-        )
-    return resource(CLUSTER, name, _original_destination(config, name, options=options), sources=sources)
+        return resource(_static(config, name, app_address, port, options=options), sources=sources)
+    return resource(_original_destination(config, name, options=options), sources=sources)
 
 
 def _static(config: MeshConfig, name: str, host: str, port: int, *, options: dict[str, Any]) -> Cluster:
@@ -243,14 +240,10 @@ def fixed(config: MeshConfig, *, intercepted: bool) -> tuple[Resource, ...]:
         connect_timeout=seconds(config.connect_timeout),
         transport_socket=tls.mutual(config, "", ()),
     )
-    found = [
-        resource(CLUSTER, names.BLACK_HOLE, black_hole),
-        resource(CLUSTER, names.IDENTITY, identity, refs=tls.SECRETS),
-    ]
+    found = [black_hole, identity]
     if intercepted:
         options = _http_options(Protocol.AUTO, ConnectionPool(), http2=False)
         outward = _original_destination(config, names.PASSTHROUGH, source="", options=options)
         inward = _original_destination(config, names.INBOUND_PASSTHROUGH, options=options)
-        found.append(resource(CLUSTER, names.PASSTHROUGH, outward))
-        found.append(resource(CLUSTER, names.INBOUND_PASSTHROUGH, inward))
-    return tuple(found)
+        found += outward, inward
+    return tuple(map(resource, found))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-import betterproto2
 from envoy_data_plane.envoy.config.core.v3 import (
     Address,
     AggregatedConfigSource,
@@ -19,9 +18,6 @@ from envoy_data_plane.envoy.config.endpoint.v3 import (
     LocalityLbEndpoints,
 )
 from envoy_data_plane.google.protobuf import Struct, Value
-
-from xds.descriptors import encode
-from xds.snapshot import Resource, ResourceKey
 
 HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 """The key of a cluster's HTTP settings."""
@@ -53,15 +49,3 @@ def seconds(value: float | None) -> timedelta | None:
 def strings(**values: str) -> Struct:
     """Return a Struct of strings."""
     return Struct(fields={key: Value(string_value=value) for key, value in values.items()})
-
-
-def resource(
-    type_url: str,
-    name: str,
-    message: betterproto2.Message,
-    *,
-    refs: tuple[ResourceKey, ...] = (),
-    sources: tuple[str, ...] = (),
-) -> Resource:
-    """Encode a message as a resource."""
-    return Resource.of(type_url, name, encode(message), refs=refs, sources=sources)

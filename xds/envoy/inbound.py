@@ -28,10 +28,10 @@ from envoy_data_plane.envoy.config.listener.v3 import (
 from envoy_data_plane.envoy.config.route.v3 import VirtualHost
 
 from xds.envoy import filters, tls
-from xds.envoy.common import address, resource, seconds
+from xds.envoy.common import address, seconds
 from xds.envoy.routes import to_cluster
 from xds.model import MeshConfig, Mode, Protocol
-from xds.snapshot import LISTENER, Resource
+from xds.resources import Resource, resource
 
 NAME = "virtualInbound"
 _HTTP_IN_CLEAR = ("http/1.0", "http/1.1", "h2c")
@@ -134,7 +134,7 @@ def intercepted(config: MeshConfig, ports: tuple[Port, ...], sources: tuple[str,
         continue_on_listener_filters_timeout=True,
         traffic_direction=TrafficDirection.INBOUND,
     )
-    return resource(LISTENER, NAME, listener, refs=tls.SECRETS, sources=sources)
+    return resource(listener, sources=sources)
 
 
 @lru_cache(maxsize=8192)
@@ -150,4 +150,4 @@ def bound(config: MeshConfig, host: str, port: Port, sources: tuple[str, ...]) -
         continue_on_listener_filters_timeout=True,
         traffic_direction=TrafficDirection.INBOUND,
     )
-    return resource(LISTENER, name, listener, refs=tls.SECRETS, sources=sources)
+    return resource(listener, sources=sources)

@@ -10,10 +10,10 @@ from envoy_data_plane.envoy.config.listener.v3 import FilterChain, FilterChainMa
 from envoy_data_plane.envoy.config.route.v3 import VirtualHost
 
 from xds.envoy import filters, names
-from xds.envoy.common import address, resource, seconds
+from xds.envoy.common import address, seconds
 from xds.envoy.routes import to_cluster
 from xds.model import MeshConfig, Protocol
-from xds.snapshot import LISTENER, ROUTE, Resource
+from xds.resources import Resource, resource
 from xds.traffic import NO_LIMITS, TcpLimits
 
 NAME = "virtualOutbound"
@@ -43,7 +43,7 @@ def entry(config: MeshConfig) -> Resource:
         default_filter_chain=FilterChain(name=onward, filters=[filters.tcp(onward)]),
         traffic_direction=TrafficDirection.OUTBOUND,
     )
-    return resource(LISTENER, NAME, listener)
+    return resource(listener)
 
 
 @lru_cache(maxsize=1024)
@@ -57,7 +57,7 @@ def http_port(port: int) -> Resource:
         filter_chains=[FilterChain(name=name, filters=[filters.http_by_rds(str(port))])],
         traffic_direction=TrafficDirection.OUTBOUND,
     )
-    return resource(LISTENER, name, listener, refs=((ROUTE, str(port)),))
+    return resource(listener)
 
 
 @lru_cache(maxsize=1024)
@@ -71,7 +71,7 @@ def http_proxy(config: MeshConfig, host: str) -> Resource:
         ],
         traffic_direction=TrafficDirection.OUTBOUND,
     )
-    return resource(LISTENER, names.HTTP_PROXY, listener, refs=((ROUTE, names.HTTP_PROXY),))
+    return resource(listener)
 
 
 def destination(config: MeshConfig, found: Destination, sources: tuple[str, ...]) -> Resource:
@@ -89,7 +89,7 @@ def destination(config: MeshConfig, found: Destination, sources: tuple[str, ...]
         # A client that waits for the server to speak first is taken for TCP when this time is over.
         listener.listener_filters_timeout = seconds(config.protocol_detection_timeout)
         listener.continue_on_listener_filters_timeout = True
-    return resource(LISTENER, name, listener, sources=sources)
+    return resource(listener, sources=sources)
 
 
 def _detectors(protocol: Protocol) -> list[ListenerFilter]:

@@ -25,10 +25,10 @@ from envoy_data_plane.envoy.extensions.retry.host.previous_hosts.v3 import Previ
 
 from xds.descriptors import pack
 from xds.envoy import names
-from xds.envoy.common import resource, seconds
+from xds.envoy.common import seconds
 from xds.envoy.filters import alpn_filter
 from xds.model import CLUSTER_DOMAIN, Protocol, Service
-from xds.snapshot import ROUTE, Resource
+from xds.resources import Resource, resource
 from xds.traffic import NO_LIMITS, TcpLimits
 
 _UNKNOWN = "502: no service of the mesh is called %REQ(:AUTHORITY)%; ask for SERVICE.NAMESPACE:PORT\n"
@@ -185,8 +185,4 @@ def route_configuration(
         found.append(
             VirtualHost(name="block_all", domains=["*"], routes=_refusals(_UNKNOWN, connect=proxied))
         )
-    return resource(
-        ROUTE,
-        name,
-        RouteConfiguration(name=name, virtual_hosts=found, validate_clusters=False),
-    )
+    return resource(RouteConfiguration(name=name, virtual_hosts=found, validate_clusters=False))

@@ -25,7 +25,6 @@ from xds.descriptors import pack
 from xds.envoy.common import ads
 from xds.identity import CERTIFICATE, ROOTS
 from xds.model import MeshConfig
-from xds.snapshot import SECRET
 from xds.traffic import ClientTls, TlsMode
 
 MESH_ALPN = ("istio",)
@@ -38,9 +37,6 @@ TCP_ALPN = ("istio-peer-exchange", *MESH_ALPN)
 SYSTEM_ROOTS = "/etc/ssl/certs/ca-certificates.crt"
 """Where Debian, Ubuntu, Alpine and Envoy's own images keep the system's roots. Envoy itself cannot be told to use those: it passes
 over `system_root_certs`, and verifies nothing."""
-
-SECRETS = ((SECRET, CERTIFICATE), (SECRET, ROOTS))
-"""What whoever has a socket of the mesh subscribes to."""
 
 _TLS = "envoy.transport_sockets.tls"
 

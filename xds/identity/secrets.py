@@ -21,7 +21,7 @@ from xds.descriptors import encode
 from xds.identity import CERTIFICATE, ROOTS
 from xds.identity.ca import LEAF_LIFETIME, Authority, Leaf
 from xds.model import Pod
-from xds.snapshot import SECRET, Resource
+from xds.resources import SECRET, Resource, resource
 
 _Owner: TypeAlias = tuple[str, str, datetime | None]
 """Service account, trust domain, and the pod's creation: whose key it is. A pod's successor of the same name is not
@@ -47,7 +47,7 @@ def roots_secret(roots: Iterable[bytes]) -> Resource:
         name=ROOTS,
         validation_context=CertificateValidationContext(trusted_ca=DataSource(inline_bytes=bundle)),
     )
-    return Resource.of(SECRET, ROOTS, encode(secret))
+    return resource(secret)
 
 
 @dataclass(frozen=True, slots=True)
