@@ -99,6 +99,7 @@ def _say_what_is_at_stake(where: Address, *, kept: bool) -> None:
 async def _run(hub: Hub, folder: Folder, where: Address, admin_address: Address) -> int:
     """Serve until a signal asks to end; return the exit status."""
     from xds.admin import AdminServer  # noqa: PLC0415
+    from xds.introspect import Introspection  # noqa: PLC0415
     from xds.server import XdsServer  # noqa: PLC0415
 
     def lacking() -> str | None:
@@ -109,7 +110,7 @@ async def _run(hub: Hub, folder: Folder, where: Address, admin_address: Address)
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    server = XdsServer(hub, str(where), identifier=f"xds {version('xds')}")
+    server = XdsServer(hub, str(where), identifier=f"xds {version('xds')}", added=[Introspection()])
     admin = AdminServer(lacking, *admin_address)
     work = [asyncio.create_task(hub.run()), asyncio.create_task(_follow(folder, hub))]
     events = [asyncio.create_task(stop.wait()), asyncio.create_task(hub.ready.wait())]

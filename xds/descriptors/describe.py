@@ -158,7 +158,8 @@ def _describe_enum(cls: type[betterproto2.Enum], enum: EnumDescriptorProto) -> N
     members = {proto_name(name): int(member) for name, member in cls.__members__.items()}
     for name, number in sorted(members.items(), key=lambda item: item[1] != 0):  # proto3: zero comes first
         enum.value.add(name=renamed.get(number, name), number=number)
-    enum.options.allow_alias = len(set(members.values())) < len(members)
+    if len(set(members.values())) < len(members):
+        enum.options.allow_alias = True
 
 
 def _describe_service(base: type[Any], file: FileDescriptorProto, used: _Used) -> None:

@@ -1,0 +1,40 @@
+"""What answers questions about a server: reflection, channelz, and what others add. Of use to grpcurl and its kind.
+
+XdsServer(..., added=[Introspection()])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TypeAlias
+
+import grpc.aio
+from grpc_channelz.v1 import channelz, channelz_pb2_grpc  # type: ignore[import-untyped]
+from grpc_health.v1 import health  # type: ignore[import-untyped]
+
+from xds.introspect import reflection
+from xds.introspect.guard import LocalOnly
+from xds.server import DiscoveryService
+
+Add: TypeAlias = Callable[[LocalOnly, DiscoveryService], None]
+"""Adds a service."""
+
+
+class Introspection:
+    """Adds these services to a server, and those that are `added`; all of them answer local callers only.
+
+    Reflection lists them besides the discovery services and health, which answer anybody.
+    """
+
+    def __init__(self, added: Iterable[Add] = ()) -> None:
+        self._added = tuple(added)
+
+    def __call__(self, server: grpc.aio.Server, discovery: DiscoveryService) -> None:
+        """Add them, before the server starts."""
+        local = LocalOnly(server)
+        channelz_pb2_grpc.add_ChannelzServicer_to_server(channelz.aio.ChannelzServicer(), local)
+        for add in self._added:
+            add(local, discovery)
+        open_to_all = (handler.service_name() for handler in discovery.handlers())
+        services = (*open_to_all, health.SERVICE_NAME, *local.services)
+        local.add_generic_rpc_handlers(reflection.handlers(services))
