@@ -17,13 +17,10 @@ from xds.protocol.order import WILDCARD_TYPES
 from xds.protocol.rejections import Rejections
 from xds.protocol.subscription import Difference, Subscription
 from xds.protocol.wire import ErrorDetail, size
-from xds.snapshot import EMPTY, Resource, ResourceKey, ResourceSet
+from xds.snapshot import EMPTY, Resource, ResourceKey, ResourceSet, difference
 
 RESPONSE_BUDGET = 3 * 1024 * 1024
 """Responses that can be split stay below this, because many clients refuse messages above 4 MiB."""
-
-_MOST_DIFFERENCES = 1024
-_differences: dict[tuple[str, str], tuple[str, ...]] = {}
 
 
 @dataclass(slots=True)
@@ -111,7 +108,7 @@ class Watch(ABC):
         if resources is self.resources:
             return
         before, self.resources = self.resources, resources
-        for name in _difference(before, resources):
+        for name in difference(before, resources):
             if name in resources:
                 self.lingering.pop(name, None)
                 self.gone.discard(name)
@@ -259,17 +256,3 @@ class Watch(ABC):
         else:
             for name in names:
                 self._touch(name, force=True)
-
-
-def _difference(before: ResourceSet, after: ResourceSet) -> tuple[str, ...]:
-    """Return the names that are not the same in both sets; found once for all streams that make the same step."""
-    key = (before.version, after.version)
-    names = _differences.get(key)
-    if names is None:
-        versions = {resource.name: resource.version for resource in before.values()}
-        changed = [name for name, resource in after.items() if versions.get(name) != resource.version]
-        names = (*changed, *(name for name in before if name not in after))
-        if len(_differences) >= _MOST_DIFFERENCES:
-            _differences.clear()
-        _differences[key] = names
-    return names
