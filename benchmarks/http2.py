@@ -1,0 +1,199 @@
+"""One delta ADS stream on a connection of its own, by hand: as much of HTTP/2 and gRPC as a server can be measured with.
+
+Bodies are skipped, not kept or decoded, unless they are asked for: a thousand clients must not cost more than the server.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import NamedTuple
+
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+_DATA, _HEADERS, _SETTINGS, _PING, _WINDOW_UPDATE = 0, 1, 4, 6, 8
+_ACK, _END_HEADERS, _END_STREAM = 1, 4, 1
+_INITIAL_WINDOW_SIZE, _MAX_FRAME_SIZE = 4, 5
+_WINDOW = 2**31 - 1
+_REPLENISH = 2**30
+_DEFAULT_WINDOW, _DEFAULT_FRAME = 65535, 16384
+_PATH = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
+
+TAIL = 512
+"""Bytes of a response's end that are kept: its type and nonce come after the resources."""
+HEAD = 18
+"""Bytes of a response's beginning that are kept: its version comes first."""
+
+
+class Ended(Exception):  # noqa: N818 - told to who started it
+    """The server ended the stream or the connection."""
+
+
+class Received(NamedTuple):
+    """A gRPC message, or what was kept of it."""
+
+    size: int
+    head: bytes
+    tail: bytes
+    body: bytes
+    """Empty if the stream does not keep bodies."""
+
+
+def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    return len(payload).to_bytes(3, "big") + bytes((kind, flags)) + stream.to_bytes(4, "big") + payload
+
+
+def _setting(name: int, value: int) -> bytes:
+    return name.to_bytes(2, "big") + value.to_bytes(4, "big")
+
+
+def _text(text: str) -> bytes:
+    return bytes((len(text),)) + text.encode()
+
+
+def _headers() -> bytes:
+    # HPACK: indexed fields of the static table, then literals that are not indexed, with a name from it or a new one.
+    post, http, path, authority = b"\x83", b"\x86", b"\x04", b"\x01"
+    return b"".join(
+        (
+            post,
+            http,
+            path + _text(_PATH),
+            authority + _text("localhost"),
+            b"\x00" + _text("content-type") + _text("application/grpc"),
+            b"\x00" + _text("te") + _text("trailers"),
+        )
+    )
+
+
+_OPENING = b"".join(
+    (
+        _PREFACE,
+        _frame(
+            _SETTINGS, 0, 0, _setting(_INITIAL_WINDOW_SIZE, _WINDOW) + _setting(_MAX_FRAME_SIZE, 2**24 - 1)
+        ),
+        _frame(_WINDOW_UPDATE, 0, 0, (_WINDOW - _DEFAULT_WINDOW).to_bytes(4, "big")),
+        _frame(_HEADERS, _END_HEADERS, 1, _headers()),
+    )
+)
+
+
+class Http2Stream:
+    """A connection with one stream. `feed` it what arrives; it calls `receive` with every message."""
+
+    def __init__(
+        self, connected: socket.socket, receive: Callable[[Received], None], *, keep: bool = False
+    ) -> None:
+        self.socket = connected
+        self._receive = receive
+        self._keep = keep
+        self.out = bytearray(_OPENING)
+        """What is to be written to the socket."""
+        self._queue = bytearray()
+        """What has to wait for the server's windows, too."""
+        self._windows = [_DEFAULT_WINDOW, _DEFAULT_WINDOW]
+        """Bytes that may be sent: on the connection, on the stream."""
+        self._initial, self._frame_size = _DEFAULT_WINDOW, _DEFAULT_FRAME
+        self._partial = bytearray()
+        """A frame that is not complete; of data frames, only the head."""
+        self._data = 0
+        """Bytes of a data frame that are still to come,"""
+        self._prefix = bytearray()
+        self._size = self._message = 0
+        """and of a message, and its size."""
+        self._head = self._tail = self._body = b""
+        self._kept: list[bytes] = []
+        self._taken = 0
+
+    def send(self, message: bytes) -> None:
+        """Send a gRPC message, when the server lets it."""
+        self._queue += b"\0" + len(message).to_bytes(4, "big") + message
+        self._release()
+
+    def feed(self, data: memoryview) -> None:
+        """Take what arrived. Ended: there will be no more."""
+        at, end = 0, len(data)
+        while at < end:
+            if self._data:
+                took = min(self._data, end - at)
+                self._data -= took
+                self._payload(data[at : at + took])
+                at += took
+                continue
+            known = len(self._partial) >= 9
+            length = int.from_bytes(self._partial[:3], "big") if known else 0
+            took = min(9 + length - len(self._partial), end - at)
+            self._partial += data[at : at + took]
+            at += took
+            if len(self._partial) < 9 + length:
+                return
+            if not known:
+                length = int.from_bytes(self._partial[:3], "big")
+                if self._partial[3] == _DATA:
+                    self._data = length
+                    self._partial.clear()
+                    continue
+                if length:
+                    continue
+            frame, self._partial = bytes(self._partial), bytearray()
+            self._control(frame[3], frame[4], int.from_bytes(frame[5:9], "big"), frame[9:])
+
+    def _payload(self, data: memoryview) -> None:
+        at, end = 0, len(data)
+        while at < end:
+            if not self._message:
+                took = min(5 - len(self._prefix), end - at)
+                self._prefix += data[at : at + took]
+                at += took
+                if len(self._prefix) == 5:
+                    self._size = self._message = int.from_bytes(self._prefix[1:], "big")
+                    self._prefix.clear()
+                    self._head = self._tail = b""
+                continue
+            took = min(self._message, end - at)
+            piece = data[at : at + took]
+            at += took
+            self._message -= took
+            if len(self._head) < HEAD:
+                self._head += bytes(piece[: HEAD - len(self._head)])
+            self._tail = bytes(piece[-TAIL:]) if took >= TAIL else (self._tail + bytes(piece))[-TAIL:]
+            if self._keep:
+                self._kept.append(bytes(piece))
+            if not self._message:
+                body, self._kept = b"".join(self._kept), []
+                self._receive(Received(self._size, self._head, self._tail, body))
+        self._taken += end
+        if self._taken >= _REPLENISH:
+            more = self._taken.to_bytes(4, "big")
+            self._taken = 0
+            self.out += _frame(_WINDOW_UPDATE, 0, 0, more) + _frame(_WINDOW_UPDATE, 0, 1, more)
+
+    def _control(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
+        match kind:
+            case 4 if not flags & _ACK:
+                for start in range(0, len(payload), 6):
+                    name = int.from_bytes(payload[start : start + 2], "big")
+                    value = int.from_bytes(payload[start + 2 : start + 6], "big")
+                    if name == _INITIAL_WINDOW_SIZE:
+                        self._windows[1] += value - self._initial
+                        self._initial = value
+                    elif name == _MAX_FRAME_SIZE:
+                        self._frame_size = value
+                self.out += _frame(_SETTINGS, _ACK, 0, b"")
+                self._release()
+            case 6 if not flags & _ACK:
+                self.out += _frame(_PING, _ACK, 0, payload)
+            case 8:
+                self._windows[1 if stream else 0] += int.from_bytes(payload, "big")
+                self._release()
+            case 1 if flags & _END_STREAM:
+                raise Ended("the server ended the stream")
+            case 3:
+                raise Ended("the server reset the stream")
+            case 7:
+                raise Ended(f"the server ended the connection: {payload[8:].decode(errors='replace')}")
+
+    def _release(self) -> None:
+        while self._queue and (some := min(len(self._queue), self._frame_size, *self._windows)) > 0:
+            self.out += _frame(_DATA, 0, 1, bytes(self._queue[:some]))
+            del self._queue[:some]
+            self._windows = [window - some for window in self._windows]

@@ -1,0 +1,110 @@
+"""The library alone, watched: a server that gives everybody the same snapshot, without a mesh behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+import time
+from datetime import timedelta
+
+from control import answer
+from envoy_data_plane.envoy.config.cluster import v3 as cluster
+from envoy_data_plane.envoy.config.core import v3 as core
+from envoy_data_plane.envoy.config.endpoint import v3 as endpoint
+from probe import Probe
+
+from xds.cli import logs
+from xds.descriptors import encode
+from xds.protocol.events import Acked, Nacked, Subscribed
+from xds.protocol.wire import Node
+from xds.server import StreamInfo, Subscriber, XdsServer
+from xds.snapshot import CLUSTER, ENDPOINT, Resource, ResourceSet, Snapshot
+
+
+def name(number: int) -> str:
+    return f"outbound|8000||svc-{number:04}.shop.svc.cluster.local"
+
+
+def a_cluster(number: int) -> Resource:
+    ads = core.ConfigSource(ads=core.AggregatedConfigSource())
+    message = cluster.Cluster(
+        name=name(number),
+        type=cluster.ClusterDiscoveryType.EDS,
+        connect_timeout=timedelta(seconds=10),
+        eds_cluster_config=cluster.ClusterEdsClusterConfig(eds_config=ads),
+    )
+    return Resource.of(CLUSTER, message.name, encode(message), refs=((ENDPOINT, message.name),))
+
+
+def an_assignment(number: int, size: int, port: int) -> Resource:
+    hosts = [
+        endpoint.LbEndpoint(
+            endpoint=endpoint.Endpoint(
+                address=core.Address(
+                    socket_address=core.SocketAddress(address=f"10.1.1.{host}", port_value=port)
+                )
+            )
+        )
+        for host in range(1, size + 1)
+    ]
+    message = endpoint.ClusterLoadAssignment(
+        cluster_name=name(number), endpoints=[endpoint.LocalityLbEndpoints(lb_endpoints=hosts)]
+    )
+    return Resource.of(ENDPOINT, message.cluster_name, encode(message))
+
+
+class OneForAll:
+    """Gives every proxy the latest snapshot."""
+
+    def __init__(self, services: int, endpoints: int) -> None:
+        self._size = endpoints
+        self._clusters = ResourceSet(a_cluster(number) for number in range(services))
+        self._assignments = [an_assignment(number, endpoints, 8000) for number in range(services)]
+        self._subscribers: set[Subscriber] = set()
+        self._port = 8000
+        self.snapshot = self._made()
+
+    def connect(self, node: Node, stream: StreamInfo) -> Subscriber:
+        subscriber = Subscriber(node, stream)
+        subscriber.publish(self.snapshot)
+        self._subscribers.add(subscriber)
+        return subscriber
+
+    def disconnect(self, subscriber: Subscriber) -> None:
+        self._subscribers.discard(subscriber)
+
+    def observe(self, subscriber: Subscriber, event: Subscribed | Acked | Nacked) -> None:
+        """Nobody asks."""
+
+    def change(self, count: int) -> None:
+        """Change so many assignments, and tell everybody; encoding them does not count."""
+        self._port += 1
+        self._assignments[:count] = [an_assignment(n, self._size, self._port) for n in range(count)]
+        probe.changed = time.monotonic()
+        self.snapshot = self._made()
+        for subscriber in self._subscribers:
+            subscriber.publish(self.snapshot)
+
+    def _made(self) -> Snapshot:
+        return Snapshot({CLUSTER: self._clusters, ENDPOINT: ResourceSet(self._assignments)})
+
+
+async def main(services: int, endpoints: int) -> None:
+    proxies = OneForAll(services, endpoints)
+    probe.commands |= {"one": lambda: proxies.change(1), "all": lambda: proxies.change(services)}
+    probe.attach(lambda: [proxies.snapshot], lambda: True)
+    server = XdsServer(proxies, "127.0.0.1:0")
+    await server.start()
+    answer({"port": server.port, "listening": time.monotonic()})
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    await stop.wait()
+    await server.stop()
+
+
+probe = Probe()
+
+if __name__ == "__main__":
+    logs.configure()  # To stderr: stdout is for answers.
+    asyncio.run(main(int(sys.argv[1]), int(sys.argv[2])))

@@ -1,0 +1,102 @@
+"""What is measured inside a server process, and told when it is asked for."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import sys
+import time
+from asyncio import events
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from control import answer, read_commands
+
+from xds.descriptors import encoded
+from xds.snapshot import TYPE_PREFIX, Snapshot
+
+_BEAT = 0.005
+"""Seconds between two looks at whether the event loop is late."""
+_PAGE = resource.getpagesize()
+
+
+class Probe:
+    """Watches an event loop: what it does longest without a break, and how late somebody else's turn comes."""
+
+    def __init__(self) -> None:
+        self.commands: dict[str, Callable[[], object]] = {"sample": self.sample}
+        self.changed = 0.0
+        """When the last change was told to the server, on the system's monotonic clock."""
+        self._block = 0.0
+        self._culprit = ""
+        self._late = 0.0
+        self._contents: set[tuple[str, str, str]] = set()
+
+    def attach(self, snapshots: Callable[[], Iterable[Snapshot]], idle: Callable[[], bool]) -> None:
+        """Begin; on the event loop. `snapshots`: what the proxies have; `idle`: whether nothing is left to do."""
+        self._snapshots = snapshots
+        self._idle = idle
+        loop = asyncio.get_running_loop()
+        self._time_callbacks()
+        self._due = loop.time() + _BEAT
+        loop.call_at(self._due, self._beat)
+        loop.add_reader(sys.stdin.fileno(), read_commands, self._do)
+
+    def sample(self) -> dict[str, Any]:
+        """Tell what was seen since the last time, and begin anew."""
+        seen = {
+            "idle": self._idle(),
+            "changed": self.changed,
+            "cpu": time.process_time(),
+            "rss": int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE,
+            "block": self._block,
+            "culprit": self._culprit,
+            "late": self._late,
+            "encoded": dict(encoded),
+            "contents": self._new_contents(),
+        }
+        self._block = self._late = 0.0
+        return seen
+
+    def _new_contents(self) -> dict[str, int]:
+        """Count the resources that proxies have and did not have the last time, by type: what had to be encoded."""
+        sets = {found for snapshot in self._snapshots() for found in snapshot.types.values()}
+        contents = {(r.type_url, r.name, r.version) for found in sets for r in found.values()}
+        new, self._contents = contents - self._contents, contents
+        return Counter(type_url.removeprefix(TYPE_PREFIX) for type_url, _, _ in new)
+
+    def _do(self, command: dict[str, Any]) -> None:
+        found = self.commands[command["do"]]()
+        answer(found if isinstance(found, dict) else {})
+        self._due = asyncio.get_running_loop().time() + _BEAT  # This is not a part of what is measured.
+
+    def _beat(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._late = max(self._late, loop.time() - self._due)
+        self._due = loop.time() + _BEAT
+        loop.call_at(self._due, self._beat)
+
+    def _time_callbacks(self) -> None:
+        """Measure everything that the loop runs, in CPU time: others on the machine do not count."""
+        run = events.Handle._run
+
+        def timed(handle: events.Handle) -> None:
+            began = time.thread_time()
+            run(handle)
+            took = time.thread_time() - began
+            if took > self._block and getattr(handle, "_callback", None) is not read_commands:
+                self._block = took
+                self._culprit = _name(handle)
+
+        events.Handle._run = timed  # type: ignore[method-assign]
+
+
+def _name(handle: events.Handle) -> str:
+    """Say what a handle runs: the task's coroutine if it is a task."""
+    callback: Any = handle._callback  # type: ignore[attr-defined]
+    owner = getattr(callback, "__self__", None)
+    if isinstance(owner, asyncio.Task):
+        return getattr(owner.get_coro(), "__qualname__", "?")
+    return getattr(callback, "__qualname__", repr(callback))

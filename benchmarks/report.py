@@ -1,0 +1,91 @@
+"""What was measured, for people and for programs."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+import platform
+from collections.abc import Iterable
+from statistics import median
+
+from rich.console import Console
+from rich.table import Table
+from rounds import Measured, Size
+
+
+def as_json(size: Size, results: dict[str, list[Measured]]) -> str:
+    """Everything, for programs."""
+    return json.dumps(
+        {
+            "machine": _machine(),
+            "size": dataclasses.asdict(size),
+            "results": {
+                name: [dataclasses.asdict(found) | {"ratio": found.ratio} for found in rounds]
+                for name, rounds in results.items()
+            },
+        },
+        indent=1,
+    )
+
+
+def as_table(size: Size, results: dict[str, list[Measured]]) -> str:
+    """Medians, with the least and the most where they matter."""
+    table = Table(title=f"{size.streams:,} delta streams, {size.services:,} services x {size.endpoints} endpoints")
+    for column in ("", "times the floor", "last client, ms", "floor, ms", "MB", "server CPU, s", "block, ms", "late, ms", "encoded/new"):
+        table.add_column(column, justify="right" if column else "left")
+    notes = []
+    for name, rounds in results.items():
+        worst = max(rounds, key=lambda found: found.block)
+        table.add_row(
+            name,
+            _spread((found.ratio for found in rounds), 1, 1),
+            _spread((found.seconds for found in rounds), 1000, 0),
+            _spread((found.floor for found in rounds), 1000, 0),
+            f"{median(found.megabytes for found in rounds):,.1f}",
+            f"{median(found.cpu for found in rounds):.2f}",
+            f"{worst.block * 1000:.0f}",
+            f"{max(found.late for found in rounds) * 1000:.0f}",
+            _encodings(rounds[-1]),
+        )
+        for what in rounds[0].more:
+            values = _spread((found.more[what] for found in rounds), 1, 2)
+            notes.append(f"{name}: {_WORDS[what]} {values}")
+        notes.append(f"{name}: longest block was {worst.culprit}")
+    out = io.StringIO()
+    console = Console(file=out, width=200)
+    console.print(table)
+    console.print("median [least-most] of the rounds; block: most CPU time in one go; late: a timer of 5 ms")
+    for note in notes:
+        console.print(note, highlight=False)
+    console.print(_machine(), highlight=False)
+    return out.getvalue().rstrip()
+
+
+_WORDS = {
+    "read": "manifests read, seconds after the process was started:",
+    "listening": "listening, seconds after that:",
+    "everything": "all clients have everything, seconds after the process was started:",
+    "kib_per_stream": "KiB of server memory for each stream:",
+    "mib": "MiB of server memory in all:",
+    "noticed": "seconds until the changed file was noticed and read:",
+}
+
+
+def _encodings(found: Measured) -> str:
+    kinds = sorted(found.encoded.keys() | found.contents.keys())
+    return " ".join(
+        f"{''.join(c for c in kind if c.isupper())} {found.encoded.get(kind, 0)}/{found.contents.get(kind, 0)}"
+        for kind in kinds
+    )
+
+
+def _spread(values: Iterable[float], factor: float, digits: int) -> str:
+    found = sorted(value * factor for value in values)
+    return f"{median(found):,.{digits}f} [{found[0]:,.{digits}f}-{found[-1]:,.{digits}f}]"
+
+
+def _machine() -> str:
+    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
+    return f"Python {platform.python_version()}, {os.cpu_count()} cores, {platform.machine()}, load {load}"

@@ -1,0 +1,46 @@
+"""`xds serve`, watched: `python benchmarks/serve.py serve --manifests DIR --xds-address 127.0.0.1:0 ...`."""
+
+from __future__ import annotations
+
+import time
+
+from control import answer
+from probe import Probe
+
+import xds.hub
+import xds.server
+from xds import cli
+from xds.model import Change
+
+probe = Probe()
+
+
+class WatchedHub(xds.hub.Hub):
+    """Says when it was told of a change, and has what it does measured."""
+
+    def change(self, change: Change) -> None:
+        probe.changed = time.monotonic()
+        if not self.ready.is_set():
+            answer({"read": probe.changed})
+        super().change(change)
+
+    async def run(self) -> None:
+        probe.attach(
+            lambda: (s.snapshot for streams in self._streams.values() for s in streams if s.snapshot),
+            lambda: not self._pending and not self._due,
+        )
+        await super().run()
+
+
+class WatchedServer(xds.server.XdsServer):
+    """Says where it listens, and since when."""
+
+    async def start(self) -> None:
+        await super().start()
+        answer({"port": self.port, "listening": time.monotonic()})
+
+
+if __name__ == "__main__":
+    xds.hub.Hub = WatchedHub  # type: ignore[misc]
+    xds.server.XdsServer = WatchedServer  # type: ignore[misc]
+    cli.main()
