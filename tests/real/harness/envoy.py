@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
@@ -86,6 +86,7 @@ class EnvoyProcess:
         directory: Path,
         *,
         place: Place = HERE,
+        options: Sequence[str] = OPTIONS,
         as_sidecar: bool = False,
         may_reject: bool = False,
     ) -> None:
@@ -93,6 +94,7 @@ class EnvoyProcess:
         self.bootstrap = bootstrap
         self.log = directory / f"{name}.log"
         self._place = place
+        self._options = options
         self._as_sidecar = as_sidecar
         self._may_reject = may_reject
         at = bootstrap["admin"]["address"]["socket_address"]
@@ -109,7 +111,7 @@ class EnvoyProcess:
             files.callback(os.close, binary)
             log = files.enter_context(self.log.open("wb"))
             # By descriptor: the proxy's user may not be allowed into the folders that lead to the binary.
-            argv = [f"/proc/self/fd/{binary}", *OPTIONS, "--config-yaml", json.dumps(self.bootstrap)]
+            argv = [f"/proc/self/fd/{binary}", *self._options, "--config-yaml", json.dumps(self.bootstrap)]
             if self._as_sidecar:
                 become = (f"--reuid={PROXY_ID}", f"--regid={PROXY_ID}", "--clear-groups")
                 argv = ["setpriv", *become, *argv]

@@ -1,0 +1,251 @@
+"""A small world for one Envoy, with everything that changes in one: clusters, assignments, listeners, routes, secrets.
+
+It is a value: equal worlds give equal resources in every process, and it goes from one to another as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from datetime import timedelta
+from functools import cache
+from typing import Any, Self
+
+import betterproto2
+from envoy_data_plane.envoy.config.cluster.v3 import Cluster as ClusterMessage
+from envoy_data_plane.envoy.config.cluster.v3 import (
+    ClusterDiscoveryType,
+    ClusterEdsClusterConfig,
+    ClusterTransportSocketMatch,
+)
+from envoy_data_plane.envoy.config.core.v3 import HealthCheck, HealthCheckHttpHealthCheck, TransportSocket
+from envoy_data_plane.envoy.config.endpoint.v3 import (
+    ClusterLoadAssignment,
+    Endpoint,
+    LbEndpoint,
+    LocalityLbEndpoints,
+)
+from envoy_data_plane.envoy.config.listener.v3 import Filter, FilterChain
+from envoy_data_plane.envoy.config.listener.v3 import Listener as ListenerMessage
+from envoy_data_plane.envoy.config.route.v3 import (
+    Route,
+    RouteAction,
+    RouteConfiguration,
+    RouteMatch,
+    VirtualHost,
+)
+from envoy_data_plane.envoy.extensions.filters.http.router.v3 import Router
+from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v3 import (
+    HttpConnectionManager,
+    HttpFilter,
+    Rds,
+)
+from envoy_data_plane.envoy.extensions.transport_sockets.tls.v3 import (
+    CommonTlsContext,
+    SdsSecretConfig,
+    UpstreamTlsContext,
+)
+
+from tests.real.harness.upstream import SLOW_PATH
+from xds.descriptors import encode, pack
+from xds.envoy.common import address, ads, strings
+from xds.envoy.tls import raw_buffer
+from xds.identity import ROOTS
+from xds.identity.secrets import roots_secret
+from xds.snapshot import (
+    CLUSTER,
+    ENDPOINT,
+    LISTENER,
+    ROUTE,
+    SECRET,
+    Resource,
+    ResourceKey,
+    ResourceSet,
+    Snapshot,
+)
+
+HOST = "127.0.0.1"
+"""Where Envoy listens, and where the applications are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """A cluster and its endpoints."""
+
+    endpoints: tuple[int, ...] | None = ()
+    """Ports of applications; None: there is no assignment at all."""
+    static: bool = False
+    """The endpoints are in the cluster itself, not in an assignment."""
+    setting: int = 0
+    """Stands for all settings which, changed, make Envoy warm the cluster anew."""
+    checked: bool = False
+    """Health is checked, so that warming takes until the endpoints have answered."""
+    secured: bool = False
+    """It has a TLS context that no endpoint uses, and so waits for a secret."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """A listener for HTTP whose routes come by RDS."""
+
+    port: int
+    routes: str
+    setting: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """Everything that the Envoy should have."""
+
+    clusters: Mapping[str, Cluster] = field(default_factory=dict)
+    listeners: Mapping[str, Listener] = field(default_factory=dict)
+    routes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """By the route configuration's name: which cluster a path goes to."""
+    roots: str = ""
+    """Certificates, in PEM form, of the secret that secured clusters wait for."""
+
+    def routes_at(self, port: int) -> str:
+        """Return the name of the route configuration of the listener at a port; empty if there is none."""
+        return next((each.routes for each in self.listeners.values() if each.port == port), "")
+
+    def serves(self, port: int, path: str) -> frozenset[int]:
+        """Return the applications that may answer a request."""
+        name = self.routes.get(self.routes_at(port), {}).get(path)
+        cluster = self.clusters.get(name) if name else None
+        return frozenset((cluster and cluster.endpoints) or ())
+
+    def having(self, **clusters: Cluster | None) -> World:
+        """Return the world with other clusters; None: without."""
+        together = {**self.clusters, **clusters}
+        return replace(self, clusters={name: each for name, each in together.items() if each})
+
+    def routing(self, routes: str, **paths: str) -> World:
+        """Return the world with some paths of a route configuration going elsewhere."""
+        moved = {f"/{path}": cluster for path, cluster in paths.items()}
+        return replace(self, routes={**self.routes, routes: {**self.routes.get(routes, {}), **moved}})
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        read: dict[str, Any] = json.loads(text)
+        clusters = {
+            name: Cluster(**{**each, "endpoints": each["endpoints"] and tuple(each["endpoints"])})
+            for name, each in read.pop("clusters").items()
+        }
+        listeners = {name: Listener(**each) for name, each in read.pop("listeners").items()}
+        return cls(clusters=clusters, listeners=listeners, **read)
+
+    def snapshot(self) -> Snapshot:
+        """Return the resources."""
+        assigned = {
+            name: each.endpoints
+            for name, each in self.clusters.items()
+            if not each.static and each.endpoints is not None
+        }
+        resources = {
+            CLUSTER: [_cluster(name, _without_eds(each)) for name, each in self.clusters.items()],
+            ENDPOINT: [_assignment(name, endpoints) for name, endpoints in assigned.items()],
+            LISTENER: [_listener(name, each) for name, each in self.listeners.items()],
+            ROUTE: [_routes(name, tuple(paths.items())) for name, paths in self.routes.items()],
+            SECRET: [_secret(self.roots)] if self.roots else [],
+        }
+        return Snapshot({type_url: ResourceSet(some) for type_url, some in resources.items()})
+
+
+def _without_eds(cluster: Cluster) -> Cluster:
+    """Leave only what the cluster's own message says."""
+    return cluster if cluster.static else replace(cluster, endpoints=())
+
+
+@cache
+def _cluster(name: str, spec: Cluster) -> Resource:
+    message = ClusterMessage(name=name, connect_timeout=timedelta(milliseconds=1000 + spec.setting))
+    refs: list[ResourceKey] = []
+    if spec.static:
+        message.type = ClusterDiscoveryType.STATIC
+        message.load_assignment = _load_assignment(name, spec.endpoints or ())
+    else:
+        message.type = ClusterDiscoveryType.EDS
+        message.eds_cluster_config = ClusterEdsClusterConfig(eds_config=ads())
+        refs.append((ENDPOINT, name))
+    if spec.checked:
+        message.health_checks = [
+            HealthCheck(
+                timeout=timedelta(seconds=5),
+                interval=timedelta(seconds=60),
+                unhealthy_threshold=3,
+                healthy_threshold=1,
+                http_health_check=HealthCheckHttpHealthCheck(path=SLOW_PATH),
+            )
+        ]
+        message.ignore_health_on_host_removal = True
+    if spec.secured:
+        context = CommonTlsContext(
+            validation_context_sds_secret_config=SdsSecretConfig(name=ROOTS, sds_config=ads())
+        )
+        socket = TransportSocket(
+            name="envoy.transport_sockets.tls",
+            typed_config=pack(UpstreamTlsContext(common_tls_context=context)),
+        )
+        message.transport_socket = raw_buffer()
+        message.transport_socket_matches = [
+            ClusterTransportSocketMatch(name="tls", match=strings(tls="yes"), transport_socket=socket)
+        ]
+        refs.append((SECRET, ROOTS))
+    return _resource(CLUSTER, name, message, *refs)
+
+
+@cache
+def _assignment(name: str, endpoints: tuple[int, ...]) -> Resource:
+    return _resource(ENDPOINT, name, _load_assignment(name, endpoints))
+
+
+def _load_assignment(name: str, endpoints: tuple[int, ...]) -> ClusterLoadAssignment:
+    found = [LbEndpoint(endpoint=Endpoint(address=address(HOST, port))) for port in endpoints]
+    localities = [LocalityLbEndpoints(lb_endpoints=found)] if found else []
+    return ClusterLoadAssignment(cluster_name=name, endpoints=localities)
+
+
+@cache
+def _listener(name: str, spec: Listener) -> Resource:
+    manager = HttpConnectionManager(
+        stat_prefix=name,
+        rds=Rds(config_source=ads(), route_config_name=spec.routes),
+        http_filters=[HttpFilter(name="envoy.filters.http.router", typed_config=pack(Router()))],
+        max_request_headers_kb=60 + spec.setting % 30,
+    )
+    message = ListenerMessage(
+        name=name,
+        address=address(HOST, spec.port),
+        filter_chains=[
+            FilterChain(
+                filters=[
+                    Filter(name="envoy.filters.network.http_connection_manager", typed_config=pack(manager))
+                ]
+            )
+        ],
+        # Every other change concerns the listener as a whole, not only its filter chains, which Envoy can change alone.
+        listener_filters_timeout=timedelta(seconds=15 + spec.setting // 2),
+    )
+    return _resource(LISTENER, name, message, (ROUTE, spec.routes))
+
+
+@cache
+def _routes(name: str, paths: tuple[tuple[str, str], ...]) -> Resource:
+    routes = [
+        Route(match=RouteMatch(path=path), route=RouteAction(cluster=cluster)) for path, cluster in paths
+    ]
+    hosts = [VirtualHost(name="all", domains=["*"], routes=routes)]
+    return _resource(ROUTE, name, RouteConfiguration(name=name, virtual_hosts=hosts))
+
+
+@cache
+def _secret(roots: str) -> Resource:
+    return roots_secret([roots.encode()])
+
+
+def _resource(type_url: str, name: str, message: betterproto2.Message, *refs: ResourceKey) -> Resource:
+    return Resource.of(type_url, name, encode(message), refs=refs)

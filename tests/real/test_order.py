@@ -1,0 +1,238 @@
+"""Make before break with a real Envoy: whatever changes, no request is lost that a data plane that is right would serve."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import pytest
+
+from tests.real.harness.changes import PATHS, Changes
+from tests.real.harness.envoy import OPTIONS, Admin, EnvoyProcess
+from tests.real.harness.history import History
+from tests.real.harness.loopback import free_port
+from tests.real.harness.serving import OneWorld, Stream, bootstrap
+from tests.real.harness.traffic import Connection, Target, Traffic
+from tests.real.harness.upstream import Upstream
+from tests.real.harness.waiting import eventually
+from tests.real.harness.world import Cluster, Listener, World
+from xds.identity.ca import Authority
+from xds.identity.keys import PrivateKey
+from xds.protocol.session import Variant
+from xds.server import XdsServer
+from xds.snapshot import CLUSTER, ENDPOINT
+
+pytestmark = pytest.mark.envoy
+
+CHANGES = 500
+REFUSED = -1000
+"""A setting with which a cluster has no time to connect, which Envoy does not accept."""
+WARM = 3.0
+"""Seconds within which a change must be in place: far from the 15 that Envoy waits for what does not come."""
+
+
+@pytest.fixture(params=Variant, ids=lambda variant: variant.value)
+def variant(request) -> Variant:
+    return request.param
+
+
+@dataclass
+class Serving:
+    """A server, an Envoy that asks it, and what was published."""
+
+    proxies: OneWorld
+    history: History
+    envoy: EnvoyProcess
+
+    @property
+    def admin(self) -> Admin:
+        return self.envoy.admin
+
+    @property
+    def stream(self) -> Stream:
+        """The only one."""
+        (stream,) = self.proxies.streams
+        return stream
+
+    def publish(self, world: World, what: str = "") -> None:
+        self.history.publish(world, what)
+        self.proxies.publish(world)
+
+    async def settled(self) -> None:
+        """Wait until the latest world is in place, and nothing warms."""
+        await self.proxies.settled(WARM)
+        await eventually(self._is_warm, timeout=WARM, every=0.005)
+        self.history.settle()
+
+    async def holds_only_its_world(self) -> None:
+        """Wait until the Envoy has let go of all that is not in the latest world."""
+        world = self.history.world
+
+        async def holds() -> bool:
+            clusters = (await self.admin.json("/clusters?format=json"))["cluster_statuses"]
+            listeners = (await self.admin.json("/listeners?format=json")).get("listener_statuses", ())
+            assert {each["name"] for each in clusters} == {*world.clusters, "xds"}
+            assert {each["name"] for each in listeners} == {*world.listeners}
+            return True
+
+        await eventually(holds, timeout=30)
+
+    async def _is_warm(self) -> bool:
+        return "cluster_manager.warming_clusters: 0" in await self.admin.get("/stats?filter=warming_clusters")
+
+
+@asynccontextmanager
+async def serving(variant: Variant, world: World, directory, *, may_reject: bool = False):
+    proxies = OneWorld(world)
+    history = History(world)
+    server = XdsServer(proxies, "127.0.0.1:0", observer=proxies)
+    await server.start()
+    try:
+        config = bootstrap("envoy", variant, free_port(), server.port)
+        options = (*OPTIONS[:-1], "1")  # Listeners drain for a second.
+        async with EnvoyProcess("envoy", config, directory, options=options, may_reject=may_reject) as envoy:
+            serving = Serving(proxies, history, envoy)
+            await serving.settled()
+            yield serving
+    finally:
+        await server.stop()
+
+
+def roots(count: int) -> list[str]:
+    now = datetime.now(UTC)
+    made = [Authority.create(PrivateKey.generate(), "cluster.local", now) for _ in range(count)]
+    return [authority.certificate_pem.decode() for authority in made]
+
+
+async def test_r41_random_changes_lose_no_request(variant, tmp_path):
+    seed = int(os.environ.get("XDS_TEST_SEED") or random.randrange(2**32))
+    told: list[str] = []
+    slowest = 0.0
+    async with AsyncExitStack() as stack:
+        apps = [(await stack.enter_async_context(Upstream())).port for _ in range(4)]
+        ports = [free_port() for _ in range(3)]
+        rng = random.Random(seed)
+        changes = Changes(rng, apps=apps, ports=ports, roots=roots(2))
+        serving_ = await stack.enter_async_context(serving(variant, changes.world, tmp_path))
+        traffic = Traffic(targets=[Target(port, path) for port in ports for path in PATHS])
+        async with traffic:
+            await traffic.more(20)
+            while len(told) < CHANGES:
+                began = time.monotonic()
+                for _ in range(rng.choice((1, 1, 1, 2, 3))):
+                    told.append(changes.next())
+                    serving_.publish(changes.world, told[-1])
+                    await traffic.more(rng.randrange(4))
+                await serving_.settled()
+                slowest = max(slowest, time.monotonic() - began)
+                await traffic.more(3)
+        served = serving_.history.served(traffic.sent)
+        faults = serving_.history.faults(traffic.sent)
+        print(
+            f"{seed=}: {len(told)} changes, {len(traffic.sent)} requests, {len(served)} to be served, {slowest=:.3f}"
+        )
+        assert not faults, f"XDS_TEST_SEED={seed}: {len(faults)} of {len(served)}: \n" + "\n".join(faults[:9])
+        assert len(served) > len(traffic.sent) / 2
+        assert not serving_.stream.rejections
+        await serving_.holds_only_its_world()
+
+
+async def test_o2_assignments_come_before_the_clusters_are_acknowledged(variant, tmp_path):
+    async with Upstream() as app, serving(variant, World(), tmp_path) as serving_:
+        serving_.publish(World().having(new=Cluster((app.port,), checked=True)))
+        await serving_.settled()
+        acked = [each.type_url for each in serving_.stream.answers if "new" in each.names]
+    assert acked == [ENDPOINT, CLUSTER]
+
+
+async def test_r38_the_assignment_of_a_cluster_that_changed_is_sent_again_unasked(variant, tmp_path):
+    async with Upstream() as app:
+        before = World().having(one=Cluster((app.port,)), other=Cluster((app.port,)))
+        async with serving(variant, before, tmp_path) as serving_:
+            stream = serving_.stream
+            asked, start = stream.asked[ENDPOINT], len(stream.answers)
+            serving_.publish(before.having(one=Cluster((app.port,), setting=1)))
+            await serving_.settled()
+            assigned = [each.names for each in stream.answers[start:] if each.type_url == ENDPOINT]
+            assert assigned == [("one",)]
+            assert stream.asked[ENDPOINT] == asked
+            assert await serving_.admin.stat("cluster.one.membership_total") == 1
+
+
+async def test_o16_a_cluster_without_an_assignment_does_not_keep_envoy_waiting(variant, tmp_path):
+    async with Upstream() as app:
+        port = free_port()
+        listener = Listener(port, "r")
+        before = World(listeners={"l": listener}).having(one=Cluster((app.port,))).routing("r", a="one")
+        async with (
+            serving(variant, before, tmp_path) as serving_,
+            Traffic(targets=[Target(port, "/a")]) as traffic,
+        ):
+            await traffic.more(5)
+            serving_.publish(
+                before.having(bare=Cluster(None), two=Cluster((app.port,)), one=None).routing("r", a="two")
+            )
+            await serving_.settled()
+            await traffic.more(5)
+            await traffic.stop()
+            assert await serving_.admin.stat("cluster.bare.membership_total") == 0
+            assert serving_.history.faults(traffic.sent) == []
+            serving_.publish(serving_.history.world.having(bare=Cluster((app.port,))))
+            await serving_.settled()
+            assert await serving_.admin.stat("cluster.bare.membership_total") == 1
+
+
+async def test_o6_an_empty_world_is_an_answer(variant, tmp_path):
+    began = time.monotonic()
+    async with serving(variant, World(), tmp_path):
+        assert time.monotonic() - began < 10, "Envoy waits 15 s for each type that is not answered"
+
+
+async def test_r12_a_rejected_cluster_is_sent_once_holds_up_nothing_and_can_be_mended(variant, tmp_path):
+    async with Upstream() as app, Upstream() as other:
+        port = free_port()
+        before = World(listeners={"l": Listener(port, "r")}).having(one=Cluster((app.port,)))
+        before = before.routing("r", a="one")
+        bad = before.having(bad=Cluster((app.port,), static=True, setting=REFUSED))
+        async with (
+            serving(variant, before, tmp_path, may_reject=True) as serving_,
+            Traffic(targets=[Target(port, "/a")]) as traffic,
+        ):
+            stream = serving_.stream
+            serving_.publish(bad)
+            await serving_.proxies.until(lambda: stream.rejections)
+            sent = stream.responses[CLUSTER]
+            for apps in ((other.port,), (app.port, other.port), (app.port,)):
+                serving_.publish(bad.having(one=Cluster(apps)))
+                await serving_.proxies.until(
+                    lambda: stream.lacks(serving_.proxies.snapshot) == ["Cluster bad"], WARM
+                )
+                await traffic.more(5)
+            rejected = stream.rejections
+            assert [[each.name for each in rejection.suspects] for rejection in rejected] == [["bad"]]
+            assert stream.responses[CLUSTER] == sent
+            serving_.publish(bad.having(bad=Cluster((app.port,))).routing("r", b="bad"))
+            await serving_.settled()
+            await traffic.stop()
+            assert serving_.history.faults(traffic.sent) == []
+            assert await serving_.admin.stat("cluster_manager.cds.update_rejected") == 1
+
+
+async def test_r41_connections_of_a_listener_that_is_gone_keep_their_clusters(variant, tmp_path):
+    async with Upstream() as app:
+        port = free_port()
+        world = World(listeners={"l": Listener(port, "r")}).having(one=Cluster((app.port,)))
+        async with serving(variant, world.routing("r", a="one"), tmp_path) as serving_:
+            connection = Connection(port)
+            assert (await connection.ask("/a")).app == app.port
+            serving_.publish(World())
+            await serving_.settled()
+            assert not (await Connection(port).ask("/a")).code, "the listener is gone"
+            last = await connection.ask("/a")
+            assert (last.app, last.kept, connection.open) == (app.port, True, False)
+            connection.close()
+            await serving_.holds_only_its_world()
