@@ -9,7 +9,7 @@ from typing import Protocol
 import grpc
 
 from xds.protocol.events import Acked, Nacked, Subscribed
-from xds.protocol.session import Variant
+from xds.protocol.session import Session, Variant
 from xds.protocol.wire import Node
 from xds.snapshot import Snapshot
 
@@ -41,6 +41,8 @@ class Subscriber:
         self.node = node
         self.stream = stream
         self.snapshot: Snapshot | None = None
+        self.session: Session | None = None
+        """Knows how far the client is; set before anything is observed. A fetch has none."""
         self.changed = asyncio.Event()
         """Set to make the stream look again whether there is something to send."""
 
