@@ -152,8 +152,9 @@ async def _ending(context: grpc.aio.ServicerContext) -> AsyncIterator[None]:
         await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
     except Refused as refused:
         await context.abort(refused.code, refused.message)
+    except grpc.aio.InternalError as error:
+        # The client was lost during a read or write. Nobody is there to be told how the call ends.
+        raise asyncio.CancelledError from error
     except Exception:
-        if context.done():
-            raise  # It is gRPC's, who lost the client.
         log.exception("a call ends with an error of ours", peer=context.peer())
         await context.abort(grpc.StatusCode.INTERNAL, "an error in the server; its log says more")

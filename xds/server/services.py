@@ -7,7 +7,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET, TYPE_PREFIX
+from xds.snapshot import (
+    CLUSTER,
+    ENDPOINT,
+    EXTENSION_CONFIG,
+    LB_ENDPOINT,
+    LISTENER,
+    ROUTE,
+    RUNTIME,
+    SCOPED_ROUTE,
+    SECRET,
+    VIRTUAL_HOST,
+)
 
 ADS = "envoy.service.discovery.v3.AggregatedDiscoveryService"
 
@@ -43,22 +54,20 @@ SERVICES = {
     "envoy.service.cluster.v3.ClusterDiscoveryService": _service(CLUSTER, "Clusters", "clusters"),
     "envoy.service.endpoint.v3.EndpointDiscoveryService": _service(ENDPOINT, "Endpoints", "endpoints"),
     "envoy.service.endpoint.v3.LocalityEndpointDiscoveryService": Service(
-        type_url=TYPE_PREFIX + "envoy.config.endpoint.v3.LbEndpoint", delta="DeltaLocalityEndpoints"
+        type_url=LB_ENDPOINT, delta="DeltaLocalityEndpoints"
     ),
     "envoy.service.listener.v3.ListenerDiscoveryService": _service(LISTENER, "Listeners", "listeners"),
     "envoy.service.route.v3.RouteDiscoveryService": _service(ROUTE, "Routes", "routes"),
     "envoy.service.route.v3.ScopedRoutesDiscoveryService": _service(
-        TYPE_PREFIX + "envoy.config.route.v3.ScopedRouteConfiguration", "ScopedRoutes", "scoped-routes"
+        SCOPED_ROUTE, "ScopedRoutes", "scoped-routes"
     ),
     "envoy.service.route.v3.VirtualHostDiscoveryService": Service(
-        type_url=TYPE_PREFIX + "envoy.config.route.v3.VirtualHost", delta="DeltaVirtualHosts"
+        type_url=VIRTUAL_HOST, delta="DeltaVirtualHosts"
     ),
     "envoy.service.secret.v3.SecretDiscoveryService": _service(SECRET, "Secrets", "secrets"),
-    "envoy.service.runtime.v3.RuntimeDiscoveryService": _service(
-        TYPE_PREFIX + "envoy.service.runtime.v3.Runtime", "Runtime", "runtime"
-    ),
+    "envoy.service.runtime.v3.RuntimeDiscoveryService": _service(RUNTIME, "Runtime", "runtime"),
     "envoy.service.extension.v3.ExtensionConfigDiscoveryService": _service(
-        TYPE_PREFIX + "envoy.config.core.v3.TypedExtensionConfig", "ExtensionConfigs", "extension_configs"
+        EXTENSION_CONFIG, "ExtensionConfigs", "extension_configs"
     ),
 }
 """By name."""

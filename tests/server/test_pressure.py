@@ -1,0 +1,208 @@
+"""The server under pressure: clients that do not read, that come all at once, that come and go, that hang."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import resource
+import signal
+import sys
+import tracemalloc
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import grpc
+import grpc.aio
+import pytest
+import structlog
+
+from tests.protocol.stream import world
+from tests.server.proxies import Client, OneForAll
+from xds.protocol.session import Variant
+from xds.server import OPTIONS, XdsServer
+from xds.snapshot import CLUSTER, Resource, ResourceSet, Snapshot
+
+CROWD = Path(__file__).with_name("crowd.py")
+STORM = 3_000
+CONNECTS = 10_000
+WARM_UP = 1_000
+MIB = 1 << 20
+NARROW = (("grpc.http2.lookahead_bytes", 65_535), ("grpc.http2.bdp_probe", 0))
+"""A client that has read as much as this, and nobody takes it, lets its server send no more."""
+KEEPALIVE = {"grpc.keepalive_time_ms", "grpc.keepalive_timeout_ms", "grpc.http2.ping_timeout_ms"}
+OWN = (("grpc.use_local_subchannel_pool", 1),)
+"""A connection that is not shared with other clients of this process."""
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> AsyncIterator[None]:
+    """Thousands of lines of a log that nobody reads would be what is measured."""
+    before = structlog.get_config()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    yield
+    structlog.configure(**before)
+
+
+@pytest.fixture
+def proxies() -> OneForAll:
+    return OneForAll(world(CDS="a=1"))
+
+
+@pytest.fixture
+async def server(proxies) -> AsyncIterator[XdsServer]:
+    server = XdsServer(proxies, "127.0.0.1:0")
+    await server.start()
+    yield server
+    await server.stop()
+
+
+@pytest.fixture
+def files() -> AsyncIterator[None]:
+    """Let this process have a connection for each client."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if before[1] < STORM + 500:
+        pytest.skip(f"needs {STORM + 500} open files; the hard limit (ulimit -Hn) is {before[1]}")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before[1], before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@asynccontextmanager
+async def crowd(server: XdsServer, what: str, many: int) -> AsyncIterator[Process]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, CROWD, str(server.port), what, str(many), stdout=PIPE
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+async def said(process: Process, within: float = 60.0) -> int:
+    return int(await asyncio.wait_for(process.stdout.readline(), within))
+
+
+async def everybody_left(proxies: OneForAll) -> None:
+    async with asyncio.timeout(60):
+        while proxies.subscribers:
+            await proxies.left.get()
+    while not proxies.left.empty():
+        proxies.left.get_nowait()
+
+
+def resident() -> int:
+    """Bytes of this process that are in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def large(version: int) -> Snapshot:
+    body = version.to_bytes(4, "big") + bytes(MIB)
+    return Snapshot({CLUSTER: ResourceSet([Resource.of(CLUSTER, "a", body, version=str(version))])})
+
+
+@pytest.mark.usefixtures("files")
+async def test_a_storm_of_streams_is_served_and_all_get_the_next_change(proxies, server):
+    async with crowd(server, "hold", STORM) as process:
+        assert await said(process) == STORM
+        assert len(proxies.subscribers) == len(server.discovery.streams) == STORM
+        for version in (2, 3):
+            proxies.publish(world(CDS=f"a={version}"))
+            assert await said(process) == STORM
+    await everybody_left(proxies)
+    assert not server.discovery.streams
+
+
+@pytest.mark.timeout(400)
+async def test_r61_ten_thousand_connects_leave_nothing_behind(proxies, server):
+    async def churn(many: int) -> tuple[int, int]:
+        async with crowd(server, "churn", many) as process:
+            assert await said(process, within=300) == many
+        await everybody_left(proxies)
+        assert not server.discovery.streams
+        gc.collect()
+        return len(asyncio.all_tasks()), len(tuple(Path("/proc/self/fd").iterdir()))
+
+    before = await churn(WARM_UP)
+    memory = resident()
+    assert await churn(CONNECTS) == before
+    assert resident() < memory + 16 * MIB
+
+
+async def test_r52_a_client_that_does_not_read_costs_the_same_whatever_changes(proxies, server):
+    proxies.observe = lambda *_: None  # or what was ACKed would be kept
+    proxies.publish(large(0))
+    address = f"127.0.0.1:{server.port}"
+    async with (
+        grpc.aio.insecure_channel(address, options=NARROW) as narrow,
+        grpc.aio.insecure_channel(address, options=OWN) as channel,
+    ):
+        stalled, other = Client(narrow, Variant.DELTA), Client(channel, Variant.DELTA)
+        for client in (stalled, other):
+            await client.ask(CLUSTER)
+        nonce = (await other.get()).nonce
+
+        async def change(versions: range) -> None:
+            nonlocal nonce
+            for version in versions:
+                await other.ask(CLUSTER, nonce=nonce)
+                proxies.publish(large(version))
+                response = await asyncio.wait_for(other.get(), 10)
+                assert response.resources[0].version == str(version)
+                nonce = response.nonce
+
+        await change(range(1, 11))
+        gc.collect()
+        memory = resident()
+        tracemalloc.start()
+        await change(range(11, 311))
+        gc.collect()
+        kept, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert kept < 8 * MIB
+        assert resident() < memory + 64 * MIB
+        seen = []
+        while "310" not in seen:
+            seen.append((await stalled.get()).resources[0].version)
+        assert len(seen) < 10
+
+
+async def test_r54_a_client_that_hangs_is_let_go(proxies):
+    server = XdsServer(
+        proxies,
+        "127.0.0.1:0",
+        options=tuple((name, 500) for name, _ in OPTIONS if name in KEEPALIVE),
+    )
+    await server.start()
+    try:
+        async with crowd(server, "hold", 1) as process:
+            assert await said(process) == 1
+            process.send_signal(signal.SIGSTOP)
+            await asyncio.wait_for(proxies.left.get(), 30)
+            assert not server.discovery.streams
+    finally:
+        await server.stop()
+
+
+async def test_a_client_that_lives_but_does_not_read_is_let_go_with_its_connection(proxies):
+    server = XdsServer(
+        proxies,
+        "127.0.0.1:0",
+        max_connection_age=0.5,
+        options=(("grpc.max_connection_age_grace_ms", 200),),
+    )
+    await server.start()
+    proxies.publish(large(0))
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}", options=NARROW) as channel:
+            client = Client(channel)
+            await client.ask(CLUSTER)
+            await asyncio.wait_for(proxies.left.get(), 30)
+            assert not server.discovery.streams
+    finally:
+        await server.stop()
