@@ -69,12 +69,14 @@ def resource(
     type_url: str = "",
     name: str = "",
     sources: Iterable[str] = (),
+    aliases: Iterable[str] = (),
+    ttl: float | None = None,
 ) -> Resource:
     """Make a resource of a message, or of an encoded one and its `type_url`.
 
     The message is encoded here: what is done to it afterwards changes nothing. Bytes are served as they are. `name` is
     for types that do not say their own: VirtualHost and LbEndpoint. `sources` are the objects that it was made from, as
-    a rejection is to name them.
+    a rejection is to name them. For `aliases` and `ttl` see Resource.
 
     For types other than Envoy's own ten there is `Resource.of`.
 
@@ -96,7 +98,9 @@ def resource(
     if name and own != name:
         raise ValueError(f"{kind} {own}: name={name!r} is not its {field}")
     refs = tuple(dict.fromkeys(_refs(parsed, parsed, f"{kind} {own}")))
-    return Resource.of(type_url, own, body, refs=refs, sources=tuple(sources))
+    return Resource.of(
+        type_url, own, body, refs=refs, sources=tuple(sources), aliases=tuple(aliases), ttl=ttl
+    )
 
 
 def check_type(type_url: str) -> None:

@@ -1,0 +1,332 @@
+"""What a store has for whom: scopes, changes, sharing. Streams are in test_serving.py."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import pytest
+from envoy_data_plane.envoy.config.cluster.v3 import Cluster
+from envoy_data_plane.envoy.config.endpoint.v3 import LbEndpoint
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.library.messages import assignment, eds_cluster, listener, routes
+from xds.descriptors import encoded
+from xds.protocol.session import Variant
+from xds.protocol.wire import Node
+from xds.resources import CLUSTER, ENDPOINT, LISTENER, ROUTE, Resource, resource
+from xds.server import StreamInfo
+from xds.snapshot import TYPE_PREFIX, _digest
+from xds.store import Store
+
+STREAM = StreamInfo(peer="test", variant=Variant.DELTA, type_url="")
+
+
+def connect(store: Store, node: str, cluster: str = ""):
+    return store.connect(Node(id=node, cluster=cluster), STREAM)
+
+
+def cluster(name: str, content: str = "") -> Resource:
+    return resource(Cluster(name=name, alt_stat_name=content))
+
+
+def seen(snapshot) -> dict[tuple[str, str], Resource]:
+    return {(type_url, name): one for type_url, of in snapshot.types.items() for name, one in of.items()}
+
+
+# --- scopes ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_narrowest_scope_wins():
+    store = Store()
+    everybodys, groups, nodes = (cluster("c", where) for where in ("all", "group", "node"))
+    store.set(everybodys)
+    store.set(groups, group="edge")
+    store.set(nodes, node="n1")
+    assert store.view("n1", "edge").of(CLUSTER)["c"] == nodes
+    assert store.view("n1", "else").of(CLUSTER)["c"] == nodes
+    assert store.view("n2", "edge").of(CLUSTER)["c"] == groups
+    assert store.view("n2").of(CLUSTER)["c"] == everybodys
+    store.remove(CLUSTER, "c", node="n1")
+    assert store.view("n1", "edge").of(CLUSTER)["c"] == groups
+    store.remove(groups, group="edge")
+    assert store.view("n1", "edge").of(CLUSTER)["c"] == everybodys
+    store.remove(Cluster(name="c"))
+    assert not store.view("n1", "edge").of(CLUSTER)
+
+
+def test_a_nodes_group_is_its_cluster_or_what_the_program_says():
+    store = Store()
+    store.set(cluster("c"), group="edge")
+    assert "c" in connect(store, "n1", "edge").snapshot.of(CLUSTER)
+    assert "c" not in connect(store, "n1", "else").snapshot.of(CLUSTER)
+    store = Store(group=lambda node: node.id.partition(".")[0])
+    store.set(cluster("c"), group="edge")
+    assert "c" in connect(store, "edge.n1").snapshot.of(CLUSTER)
+
+
+NAMES = st.sampled_from("ab")
+SCOPES = st.sampled_from([{}, {"group": "g"}, {"node": "n"}, {"group": "h"}, {"node": "m"}])
+SOME = st.dictionaries(
+    st.tuples(st.sampled_from([CLUSTER, ROUTE]), NAMES), st.sampled_from(["1", "2"]), max_size=3
+)
+STEPS = st.one_of(
+    st.tuples(st.just("set"), SCOPES, SOME),
+    st.tuples(st.just("remove"), SCOPES, SOME),
+    st.tuples(st.just("replace"), SCOPES, SOME),
+    st.tuples(st.just("replace clusters"), SCOPES, SOME),
+)
+
+
+def made(some) -> list[Resource]:
+    return [Resource.of(type_url, name, body.encode()) for (type_url, name), body in some.items()]
+
+
+@given(st.lists(st.lists(STEPS, max_size=4), max_size=6))
+def test_after_any_changes_a_node_gets_what_a_model_says(changes):
+    store, model = Store(), {}
+    clients = [connect(store, node, group) for node in "nx" for group in ("g", "h", "")]
+    for steps in changes:
+        with store.change() as change:
+            for kind, scope, some in steps:
+                there = model.setdefault((*scope.items(),), {})
+                if kind == "set":
+                    change.set(*made(some), **scope)
+                    there |= some
+                elif kind == "remove":
+                    for type_url, name in some:
+                        change.remove(type_url, name, **scope)
+                        there.pop((type_url, name), None)
+                elif kind == "replace":
+                    change.replace(made(some), **scope)
+                    there.clear()
+                    there |= some
+                else:
+                    only = {key: body for key, body in some.items() if key[0] == CLUSTER}
+                    change.replace(made(only), type_url=CLUSTER, **scope)
+                    for key in [key for key in there if key[0] == CLUSTER]:
+                        del there[key]
+                    there |= only
+        for client in clients:
+            group, node = client.node.cluster, client.node.id
+            expected = (
+                model.get((), {}) | model.get((("group", group),), {}) | model.get((("node", node),), {})
+            )
+            found = {key: one.body.decode() for key, one in seen(client.snapshot).items()}
+            assert found == expected
+    other = Store()
+    for scope, some in reversed(model.items()):
+        other.set(*made(some), **dict(scope))
+    for client in clients if changes else ():
+        same = other.view(client.node.id, client.node.cluster)
+        for type_url, of in client.snapshot.types.items():
+            assert of.version == same.of(type_url).version
+
+
+# --- changes ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_changed_together_is_published_once():
+    store = Store()
+    client = connect(store, "n")
+    published = []
+    client.publish = published.append
+    store.set(cluster("a"), cluster("b"))
+    assert len(published) == 1
+    with store.change() as change:
+        change.set(cluster("c"))
+        change.remove(CLUSTER, "a", "b")
+        change.set(cluster("c", "newer"), listener("l"))
+        assert len(published) == 1
+    assert len(published) == 2
+    assert {*seen(published[1])} == {(CLUSTER, "c"), (LISTENER, "l")}
+    assert published[1].of(CLUSTER)["c"] == cluster("c", "newer")
+
+
+def test_a_change_that_fails_changes_nothing():
+    store = Store()
+    store.set(cluster("a"))
+    before = store.view("n")
+    with suppress(ZeroDivisionError), store.change() as change:
+        change.set(cluster("b"))
+        raise ZeroDivisionError
+    with pytest.raises(ValueError, match="Cluster without a name"):
+        store.set(cluster("b"), Cluster())
+    assert store.view("n") is before
+
+
+def test_two_changes_at_the_same_time_do_not_mix():
+    store = Store()
+    with store.change() as one:
+        one.set(cluster("a"))
+        with suppress(ZeroDivisionError), store.change() as other:
+            other.set(cluster("b"))
+            raise ZeroDivisionError
+        store.set(cluster("c"))
+        assert {*store.view("n").of(CLUSTER)} == {"c"}
+    assert {*store.view("n").of(CLUSTER)} == {"a", "c"}
+
+
+def test_to_replace_is_to_have_these_and_no_other_in_that_scope():
+    store = Store()
+    store.set(cluster("a"), cluster("b"), routes("r"))
+    store.set(cluster("d"), node="n")
+    store.replace([cluster("b"), cluster("c")], type_url=CLUSTER)
+    assert {*seen(store.view("n"))} == {(CLUSTER, "b"), (CLUSTER, "c"), (ROUTE, "r"), (CLUSTER, "d")}
+    store.replace([cluster("x")])
+    assert {*seen(store.view("n"))} == {(CLUSTER, "x"), (CLUSTER, "d")}
+    store.replace([], node="n")
+    assert {*seen(store.view("n"))} == {(CLUSTER, "x")}
+
+
+def test_nothing_is_told_before_the_first_change_and_then_also_that_there_is_nothing():
+    store = Store()
+    client = connect(store, "n")
+    assert client.snapshot is None
+    store.replace([])
+    assert client.snapshot is not None
+
+
+def test_what_is_not_there_need_not_be_removed():
+    store = Store()
+    store.remove(CLUSTER, "a")
+    store.remove(cluster("a"), node="n")
+    store.set(cluster("b"))
+    store.remove(CLUSTER, "a", "b")
+    assert not store.view("n").of(CLUSTER)
+
+
+def test_a_type_that_is_no_more_is_empty_and_not_unknown():
+    """Or a client that has some of it would never be told."""
+    store = Store()
+    own = TYPE_PREFIX + "my.Own"
+    client = connect(store, "n")
+    store.set(Resource.of(own, "a", b""), node="n")
+    other = connect(store, "other")
+    assert own in other.snapshot.types
+    store.replace([], node="n")
+    assert not client.snapshot.types[own]
+
+
+def test_what_is_equal_changes_nothing():
+    store = Store()
+    store.set(eds_cluster("c"), assignment("c"))
+    client = connect(store, "n")
+    client.changed.clear()
+    store.set(eds_cluster("c"), assignment("c"))
+    store.replace([assignment("c"), eds_cluster("c")])
+    assert not client.changed.is_set()
+    store.set(resource(eds_cluster("c"), sources=["said.yaml"]))
+    assert client.snapshot.of(CLUSTER)["c"].sources == ("said.yaml",)
+
+
+BAD = {
+    "two of a name": (
+        lambda s: s.set(cluster("a"), cluster("a", "x")),
+        ValueError,
+        "Cluster a twice in one call",
+    ),
+    "one twice": (lambda s: s.replace([cluster("a")] * 2), ValueError, "Cluster a twice in one call"),
+    "node and group": (lambda s: s.set(node="n", group="g"), ValueError, "either node='n' or group='g'"),
+    "a node by what is not its name": (lambda s: s.set(node=Node(id="n")), TypeError, "are names, not Node"),
+    "a list": (lambda s: s.set([cluster("a")]), TypeError, "list is no protobuf message"),
+    "no name": (lambda s: s.set(LbEndpoint()), ValueError, "LbEndpoint does not say its name: give name="),
+    "a short type": (lambda s: s.remove("Cluster", "a"), ValueError, "not a type URL: 'Cluster'"),
+    "not a name": (
+        lambda s: s.remove(CLUSTER, cluster("a")),
+        TypeError,
+        "after a type URL come names, not Resource",
+    ),
+    "not of the type": (
+        lambda s: s.replace([routes("r")], type_url=CLUSTER),
+        ValueError,
+        "RouteConfiguration r is not of the type that is replaced, .*Cluster",
+    ),
+    "no events": (lambda s: s.events(limit=0), ValueError, "limit=0"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_told_and_changes_nothing(case):
+    act, kind, message = BAD[case]
+    store = Store()
+    with pytest.raises(kind, match=message):
+        act(store)
+    assert connect(store, "n").snapshot is None
+
+
+# --- sharing ---------------------------------------------------------------------------------------------------------
+
+
+def test_nodes_with_the_same_view_share_it():
+    store = Store()
+    store.set(cluster("c"), routes("r"))
+    store.set(cluster("d"), group="edge")
+    store.set(cluster("e"), node="own")
+    plain, edge, own = (
+        [connect(store, f"{name}{n}", group).snapshot for n in range(3)]
+        for name, group in (("plain", ""), ("edge", "edge"), ("own", "edge"))
+    )
+    assert len({*map(id, plain)}) == len({*map(id, edge)}) == 1
+    alone = connect(store, "own", "edge").snapshot
+    assert alone.of(ROUTE) is edge[0].of(ROUTE) is plain[0].of(ROUTE)
+    assert {*alone.of(CLUSTER)} == {"c", "d", "e"}
+    assert own[0] is edge[0]
+
+
+def test_what_is_equal_is_there_once_though_set_for_many():
+    store = Store()
+    for node in "abc":
+        store.set(eds_cluster("c"), node=node)
+    bodies = [store.view(node).of(CLUSTER)["c"].body for node in "abc"]
+    assert len({*map(id, bodies)}) == 1
+
+
+def test_one_change_costs_what_changes_however_much_there_is_and_however_many_there_are():
+    store = Store()
+    store.set(*(eds_cluster(f"c{n}") for n in range(2000)), *(assignment(f"c{n}") for n in range(2000)))
+    for n in range(100):
+        store.set(listener("own", certificate=str(n)), node=f"n{n}")
+    clients = [connect(store, f"n{n}", "edge") for n in range(1000)]
+    clusters = {id(client.snapshot.of(CLUSTER)) for client in clients}
+    listeners = [client.snapshot.of(LISTENER) for client in clients]
+    changed = resource(assignment("c7"), ttl=1)
+    hashed, made = sum(_digest.cache_info()[:2]), encoded.total()
+    store.set(changed)
+    # The old and the new one: 2,000 others, and 1,000 nodes, are left alone.
+    assert sum(_digest.cache_info()[:2]) - hashed == 2
+    assert encoded.total() == made
+    assert len({id(client.snapshot.of(ENDPOINT)) for client in clients}) == 1
+    assert {id(client.snapshot.of(CLUSTER)) for client in clients} == clusters
+    assert all(
+        before is client.snapshot.of(LISTENER) for before, client in zip(listeners, clients, strict=True)
+    )
+    assert clients[-1].snapshot.of(ENDPOINT)["c7"] is changed
+
+
+def test_a_change_for_one_node_or_group_is_nothing_to_the_others():
+    store = Store()
+    store.set(cluster("c"))
+    one, other, edge = connect(store, "one"), connect(store, "other"), connect(store, "another", "edge")
+    for client in (one, other, edge):
+        client.changed.clear()
+    store.set(cluster("d"), node="one")
+    store.set(cluster("d"), group="edge")
+    assert one.changed.is_set()
+    assert edge.changed.is_set()
+    assert not other.changed.is_set()
+
+
+def test_what_nobody_gets_any_more_is_forgotten():
+    store = Store()
+    store.set(cluster("c"))
+    for _ in range(3):
+        for n in range(10):
+            store.disconnect(connect(store, f"n{n}", f"g{n}"))
+    contents = store._contents
+    assert (len(contents._nodes), len(contents._groups), len(store.clients)) == (0, 0, 0)
+    store.set(cluster("d"), node="n")
+    store.replace([], node="n")
+    assert len(contents._sets) == 1
+    store.remove(CLUSTER, "c")
+    assert len(contents._known) == 0

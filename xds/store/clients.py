@@ -1,0 +1,97 @@
+"""Who is connected, and whether it has what it should."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+from xds.protocol.status import SNAPSHOT, TypeStatus
+from xds.protocol.wire import Node
+from xds.server import StreamInfo, Subscriber
+from xds.store.scopes import Scope, View
+
+_AGAIN = 0.01
+"""Seconds after which a stream is looked at again that had no turn yet since it was given something."""
+_AT_ONCE = 100
+"""Clients that are looked at before the event loop gets its turn: a few milliseconds."""
+
+
+class NackError(Exception):
+    """A client rejected what it should have, and is sent nothing in its place until that is changed."""
+
+    def __init__(self, node: Node, type_url: str, message: str, sources: tuple[str, ...]) -> None:
+        super().__init__(f"{node.id} rejected {type_url.rpartition('.')[2]}: {message}")
+        self.node = node
+        self.type_url = type_url
+        self.message = message
+        """The client's own words, without any key material that they quote."""
+        self.sources = sources
+        """The objects that what it rejected was made from."""
+
+
+class Client(Subscriber):
+    """A stream, and what it is to get."""
+
+    def __init__(self, node: Node, stream: StreamInfo, view: View, group: str) -> None:
+        super().__init__(node, stream)
+        self.view = view
+        self.group = group
+
+    def is_in(self, scope: Scope) -> bool:
+        """Whether it is one of those that a scope is for."""
+        return scope.node in {"", self.node.id} and scope.group in {"", self.group}
+
+    def has_all(self) -> bool:
+        """Whether the client has what it should, and said so. NackError: it rejected something."""
+        if not self.session or not self.snapshot:
+            return False
+        if self.session.quiet:
+            return all(status.synced or _is_unserved(status) for status in self.session.status())
+        for status in self.session.status():
+            if status.last_error and not status.waiting:
+                error = status.last_error
+                raise NackError(self.node, status.type_url, error.message, error.sources)
+        return False
+
+
+def _is_unserved(status: TypeStatus) -> bool:
+    return status.waiting is not None and status.waiting.for_ == SNAPSHOT
+
+
+class Wait:
+    """Waits until clients have what they should."""
+
+    def __init__(self, clients: Iterable[Client]) -> None:
+        self._left = set(clients)
+        self._due = set(self._left)
+        """Those of them that may have it now."""
+        self._wake = asyncio.Event()
+
+    def look_at(self, client: Client) -> None:
+        """Something happened to a client."""
+        if client in self._left:
+            self._due.add(client)
+            self._wake.set()
+
+    def leave_out(self, client: Client) -> None:
+        """Wait for a client no more."""
+        self._left.discard(client)
+        self._due.discard(client)
+        self._wake.set()
+
+    async def done(self) -> None:
+        """Return when all have. NackError: one will not."""
+        while self._left:
+            self._wake.clear()
+            await asyncio.sleep(0)  # What was published is looked at by the streams first.
+            for number, client in enumerate(tuple(self._due), 1):
+                if not client.changed.is_set():
+                    self._due.discard(client)
+                    if client.has_all():
+                        self._left.discard(client)
+                if number % _AT_ONCE == 0:
+                    await asyncio.sleep(0)
+            if self._due:
+                await asyncio.sleep(_AGAIN)
+            elif self._left:
+                await self._wake.wait()

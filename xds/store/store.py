@@ -1,0 +1,137 @@
+"""A store of resources that discovery services serve from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
+from typing import overload
+from weakref import WeakSet
+
+from xds.protocol.events import Acked, Connected, Nacked, Subscribed
+from xds.protocol.wire import Node
+from xds.server import StreamInfo, Subscriber
+from xds.snapshot import Snapshot
+from xds.store.clients import Client, Wait
+from xds.store.events import Disconnected, Event, Events
+from xds.store.scopes import Change, Contents, Resourceful, Scope
+
+
+class Store:
+    """Resources for those who connect, for a DiscoveryService or XdsServer to serve.
+
+    `group` says which group a node is in; by default its cluster is. It may raise Refused, and its stream ends with that.
+
+    Until the first change nobody is told anything: a server that starts must not say that everything is gone, only
+    because it has not been filled. `store.replace([])` says that there is nothing.
+
+    Everything is to be called on the event loop's thread, and nothing waits: a change is in force when the call
+    returns, and on its way when the event loop goes on. What is changed with no `await` in between, or in one
+    `change()`, reaches each node in one snapshot.
+    """
+
+    def __init__(self, *, group: Callable[[Node], str] = lambda node: node.cluster) -> None:
+        self._group = group
+        self._contents = Contents()
+        self._clients: dict[Subscriber, Client] = {}
+        self._followers: WeakSet[Events] = WeakSet()
+        self._waits: set[Wait] = set()
+
+    # --- what is served ----------------------------------------------------------------------------------------------
+
+    def set(self, *resources: Resourceful, node: str = "", group: str = "") -> None:
+        """Set resources for everybody, or for one node or group, as Change.set does."""
+        with self.change() as change:
+            change.set(*resources, node=node, group=group)
+
+    @overload
+    def remove(self, type_url: str, /, *names: str, node: str = "", group: str = "") -> None: ...
+
+    @overload
+    def remove(self, *resources: Resourceful, node: str = "", group: str = "") -> None: ...
+
+    def remove(self, *what: str | Resourceful, node: str = "", group: str = "") -> None:
+        """Take away what is set in exactly this scope, as Change.remove does."""
+        with self.change() as change:
+            change.remove(*what, node=node, group=group)  # type: ignore[arg-type]
+
+    def replace(
+        self, resources: Iterable[Resourceful], *, node: str = "", group: str = "", type_url: str = ""
+    ) -> None:
+        """Set these and nothing else in a scope, as Change.replace does."""
+        with self.change() as change:
+            change.replace(resources, node=node, group=group, type_url=type_url)
+
+    @contextmanager
+    def change(self) -> Iterator[Change]:
+        """Make several changes together: all of them when the block ends, none if it raises."""
+        change = Change()
+        yield change
+        self._contents.apply(change)
+        for client in self._clients.values():
+            if client.snapshot is not client.view.snapshot:
+                client.publish(client.view.snapshot)
+                for wait in self._waits:
+                    wait.look_at(client)
+
+    def view(self, node: str, group: str = "") -> Snapshot:
+        """Return what a node of a group gets, whether or not it is connected."""
+        return self._contents.view(node, group).snapshot
+
+    # --- who gets it -------------------------------------------------------------------------------------------------
+
+    @property
+    def clients(self) -> Collection[Subscriber]:
+        """The streams that there are now; a node may have several."""
+        return self._clients.keys()
+
+    def events(self, *, limit: int = 4096) -> Events:
+        """Return what happens from now on, to iterate over: pairs of a stream and what it did."""
+        events = Events(limit)
+        self._followers.add(events)
+        return events
+
+    async def applied(self, *, node: str = "", group: str = "") -> None:
+        """Wait until every client that is connected now (of a node or group) has what it should, and said so.
+
+        What is meant is all that it asks for, and what that makes it ask for; what is removed may outlast this, for as
+        long as something uses it. There is no time limit but the caller's.
+
+        NackError: a client rejected something, and so will not have it until it is changed.
+        """
+        scope = Scope.of(node, group)
+        wait = Wait(client for client in self._clients.values() if client.is_in(scope))
+        self._waits.add(wait)
+        try:
+            await wait.done()
+        finally:
+            self._waits.discard(wait)
+
+    # --- what a discovery service tells (xds.server.Proxies) ---------------------------------------------------------
+
+    def connect(self, node: Node, stream: StreamInfo) -> Subscriber:
+        """Let a stream in."""
+        group = self._group(node)
+        client = Client(node, stream, self._contents.view(node.id, group), group)
+        if self._contents.begun:
+            client.publish(client.view.snapshot)
+        self._clients[client] = client
+        self._tell(client, Connected(node=node))
+        return client
+
+    def disconnect(self, subscriber: Subscriber) -> None:
+        """Forget a stream that has ended."""
+        client = self._clients.pop(subscriber)
+        for wait in self._waits:
+            wait.leave_out(client)
+        self._tell(client, Disconnected(node=client.node))
+
+    def observe(self, subscriber: Subscriber, event: Subscribed | Acked | Nacked) -> None:
+        """Take note of what a node wants, took or rejected."""
+        client = self._clients[subscriber]
+        for wait in self._waits:
+            wait.look_at(client)
+        self._tell(client, event)
+
+    def _tell(self, client: Client, event: Event) -> None:
+        for events in self._followers:
+            events.put(client, event)
