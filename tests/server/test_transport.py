@@ -1,0 +1,318 @@
+"""What goes wrong on the way: limits, malformed requests, errors of ours, connections and servers that end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import grpc
+import grpc.aio
+import pytest
+from structlog.testing import capture_logs
+
+from tests.protocol.stream import world
+from tests.server.proxies import DELTA_REQUEST, REQUEST, Client, OneForAll
+from xds.protocol.session import Session, Variant
+from xds.protocol.wire import RequestError
+from xds.server import ADS, OPTIONS, DiscoveryService, Refused, XdsServer
+from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, Resource, ResourceSet, Snapshot
+
+MIB = 1 << 20
+EDS = "/envoy.service.endpoint.v3.EndpointDiscoveryService"
+UNLIMITED = (("grpc.max_receive_message_length", -1), ("grpc.use_local_subchannel_pool", 1))
+NARROW = (("grpc.http2.lookahead_bytes", 65_535), ("grpc.http2.bdp_probe", 0))
+
+
+@pytest.fixture
+def proxies() -> OneForAll:
+    return OneForAll(world(CDS="a=1"))
+
+
+@pytest.fixture
+async def server(proxies) -> AsyncIterator[XdsServer]:
+    server = XdsServer(proxies, "127.0.0.1:0", grace=0.5)
+    await server.start()
+    yield server
+    await server.stop()
+
+
+@pytest.fixture
+async def channel(server) -> AsyncIterator[grpc.aio.Channel]:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        yield channel
+
+
+@pytest.fixture(params=Variant, ids=lambda variant: variant.value)
+def variant(request) -> Variant:
+    return request.param
+
+
+def sized(type_url: str, count: int, size: int) -> Snapshot:
+    resources = (Resource.of(type_url, f"r{number}", bytes(size), version="1") for number in range(count))
+    return Snapshot({type_url: ResourceSet(resources)})
+
+
+async def good(proxies: OneForAll, channel: grpc.aio.Channel) -> Client:
+    """A stream on the same connection, that has been served."""
+    client = Client(channel)
+    await client.ask(CLUSTER)
+    await client.get()
+    return client
+
+
+async def goes_on(proxies: OneForAll, client: Client) -> None:
+    proxies.publish(world(CDS="a=other"))
+    assert b"a=other" in (await asyncio.wait_for(client.get(), 10)).SerializeToString()
+
+
+# --- how large -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [5 * MIB, 31 * MIB])
+async def test_r57_large_requests_are_taken(proxies, channel, variant, size):
+    proxies.publish(world(EDS="x=1"))
+    names = [f"{number:0>1000}" for number in range(size // 1000)]
+    client = Client(channel, variant)
+    await client.ask(ENDPOINT, *names, "x")
+    assert b"x=1" in (await client.get()).SerializeToString()
+
+
+async def test_r57_a_request_beyond_the_limit_ends_its_stream_and_no_other(proxies, channel, variant):
+    other = await good(proxies, channel)
+    client = Client(channel, variant)
+    await client.ask(ENDPOINT, "x" * (33 * MIB))
+    assert (await client.end())[0] == grpc.StatusCode.RESOURCE_EXHAUSTED
+    await goes_on(proxies, other)
+    assert len(proxies.subscribers) == 1
+
+
+async def test_r58_what_is_large_comes_in_parts_that_every_client_takes(proxies, channel, variant):
+    proxies.publish(sized(ENDPOINT, 1000, 10_000))
+    client = Client(channel, variant)
+    await client.ask(ENDPOINT, *(f"r{number}" for number in range(1000)))
+    responses = []
+    while sum(len(response.resources) for response in responses) < 1000:
+        responses.append(await client.get())
+    assert len({response.nonce for response in responses}) == len(responses) == 4
+    assert max(response.ByteSize() for response in responses) < 3 * MIB
+
+
+async def test_r58_clusters_that_cannot_come_in_parts_are_warned_of_once(proxies, server):
+    proxies.publish(sized(CLUSTER, 500, 10_000))
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}", options=UNLIMITED) as channel:
+        with capture_logs() as logs:
+            client = Client(channel)
+            await client.ask(CLUSTER)
+            response = await client.get()
+            proxies.publish(sized(CLUSTER, 501, 10_000))
+            await client.get()
+    assert len(response.resources) == 500
+    (line,) = (line for line in logs if line["log_level"] == "warning")
+    assert line["event"] == "response may be too large for the proxy"
+    assert (line["bytes"], line["limit"]) == (response.ByteSize(), 4 * MIB)
+    assert "delta" in line["hint"]
+
+
+# --- what is no request ----------------------------------------------------------------------------------------------
+
+NODE = {"id": "proxy"}
+
+
+@pytest.mark.parametrize(
+    ("method", "request_", "problem"),
+    [
+        (f"/{ADS}/StreamAggregatedResources", b"\xff\xff", "not a protobuf message"),
+        (f"/{ADS}/DeltaAggregatedResources", b"\xff\xff", "not a protobuf message"),
+        (f"{EDS}/StreamEndpoints", b"\x0a\xff", "not a protobuf message"),
+        (f"/{ADS}/StreamAggregatedResources", REQUEST(type_url=CLUSTER), "node.id"),
+        (f"/{ADS}/DeltaAggregatedResources", DELTA_REQUEST(type_url=CLUSTER, node={}), "node.id"),
+        (f"{EDS}/DeltaEndpoints", DELTA_REQUEST(), "node.id"),
+        (f"/{ADS}/StreamAggregatedResources", REQUEST(node=NODE), "type_url"),
+        (f"/{ADS}/DeltaAggregatedResources", DELTA_REQUEST(node=NODE), "type_url"),
+        (f"{EDS}/StreamEndpoints", REQUEST(node=NODE, type_url=CLUSTER), "ClusterLoadAssignment only"),
+        (f"{EDS}/DeltaEndpoints", DELTA_REQUEST(node=NODE, type_url=CLUSTER), "ClusterLoadAssignment only"),
+    ],
+)
+async def test_r60_a_malformed_request_ends_its_stream_and_no_other(
+    proxies, channel, method, request_, problem
+):
+    other = await good(proxies, channel)
+    bad = Client(channel, method=method)
+    await bad.call.write(request_ if isinstance(request_, bytes) else request_.SerializeToString())
+    code, details = await bad.end()
+    assert code == grpc.StatusCode.INVALID_ARGUMENT
+    assert problem in details
+    assert len(proxies.streams) == 1
+    await goes_on(proxies, other)
+
+
+# --- what is wrong with us -------------------------------------------------------------------------------------------
+
+
+class Failing:
+    """An Observer that fails in one of its methods."""
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+
+    def __getattr__(self, name: str):
+        def observe(*_: object) -> None:
+            if name == self._where:
+                raise ZeroDivisionError(name)
+
+        return observe
+
+
+def fail(*_: object) -> None:
+    raise ZeroDivisionError
+
+
+async def ends_with_internal(proxies: OneForAll, channel: grpc.aio.Channel, variant: Variant) -> None:
+    with capture_logs() as logs:
+        client = Client(channel, variant)
+        await client.ask(CLUSTER)
+        code, details = await asyncio.wait_for(client.end(), 10)
+    assert (code, details) == (grpc.StatusCode.INTERNAL, "an error in the server; its log says more")
+    (line,) = (line for line in logs if line["log_level"] == "error")
+    assert line["exc_info"] is True
+    assert proxies.subscribers == []
+
+
+@pytest.mark.parametrize("what", ["connect", "observe"])
+async def test_an_error_in_who_decides_ends_the_stream(proxies, server, channel, variant, what, monkeypatch):
+    other = await good(proxies, channel)
+    subscribers, proxies.subscribers = proxies.subscribers, []
+    with monkeypatch.context() as patch:
+        patch.setattr(proxies, what, fail)
+        await ends_with_internal(proxies, channel, variant)
+    assert len(server.discovery.streams) == 1
+    proxies.subscribers = subscribers
+    await goes_on(proxies, other)
+
+
+async def test_an_error_while_a_stream_is_forgotten_is_told_too(proxies, server, channel, monkeypatch):
+    monkeypatch.setattr(proxies, "disconnect", fail)
+    client = await good(proxies, channel)
+    with capture_logs() as logs:
+        await client.call.done_writing()
+        assert (await client.end())[0] == grpc.StatusCode.INTERNAL
+    assert [line["exc_info"] for line in logs if line["log_level"] == "error"] == [True]
+    assert not server.discovery.streams
+
+
+@pytest.mark.parametrize("where", ["opened", "sent", "received"])
+async def test_an_error_in_who_counts_ends_the_stream(proxies, variant, where):
+    server = XdsServer(proxies, "127.0.0.1:0", observer=Failing(where))
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        await ends_with_internal(proxies, channel, variant)
+    assert not server.discovery.streams
+    await server.stop()
+
+
+@pytest.mark.parametrize("what", ["serve", "next", "receive"])
+async def test_an_error_in_the_session_ends_the_stream(proxies, channel, variant, what, monkeypatch):
+    monkeypatch.setattr(Session, what, fail)
+    await ends_with_internal(proxies, channel, variant)
+
+
+@pytest.mark.parametrize("error", [RequestError("no"), ZeroDivisionError()], ids=["theirs", "ours"])
+async def test_a_stream_that_should_end_does_though_its_client_does_not_read(
+    proxies, server, monkeypatch, error
+):
+    receive = Session.receive
+
+    def fail_later(session: Session, message: bytes, now: float):
+        if session.node:
+            raise error
+        return receive(session, message, now)
+
+    monkeypatch.setattr(Session, "receive", fail_later)
+    proxies.publish(sized(CLUSTER, 1, 20 * MIB))
+    options = (*NARROW, ("grpc.max_receive_message_length", -1))
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}", options=options) as channel:
+        client = Client(channel)
+        await client.ask(CLUSTER)
+        async with asyncio.timeout(10):
+            while not any(stream._is_writing for stream in server.discovery.streams):
+                await asyncio.sleep(0.001)
+            await client.ask(CLUSTER)
+            await proxies.left.get()
+        assert not server.discovery.streams
+
+
+# --- what ends -------------------------------------------------------------------------------------------------------
+
+
+async def test_r59_who_is_not_ready_sends_its_clients_elsewhere(proxies, channel, variant):
+    proxies.refusal = Refused(grpc.StatusCode.UNAVAILABLE, "not ready")
+    client = Client(channel, variant)
+    await client.ask(CLUSTER)
+    assert await client.end() == (grpc.StatusCode.UNAVAILABLE, "not ready")
+
+
+async def test_r55_a_connection_is_ended_at_its_age(proxies, variant):
+    grace = (("grpc.max_connection_age_grace_ms", 100),)
+    server = XdsServer(proxies, "127.0.0.1:0", max_connection_age=0.3, options=grace)
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        for _ in range(2):
+            client = Client(channel, variant)
+            await client.ask(CLUSTER)
+            await client.get()
+            assert await client.end() == (grpc.StatusCode.UNAVAILABLE, "max connection age")
+            await proxies.left.get()
+    await server.stop()
+
+
+async def test_r55_on_shutdown_streams_end_one_after_the_other(proxies, server, channel):
+    left = []
+    disconnect = proxies.disconnect
+
+    def note(subscriber: object) -> None:
+        disconnect(subscriber)
+        left.append(asyncio.get_running_loop().time())
+
+    proxies.disconnect = note
+    clients = [await good(proxies, channel) for _ in range(20)]
+    await server.stop()
+    assert [await client.end() for client in clients] == [
+        (grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
+    ] * 20
+    assert len(left) == 20
+    assert 0.15 < left[-1] - left[0] < 0.5
+
+
+async def test_r56_a_connection_carries_as_many_streams_as_there_are(proxies, channel):
+    clients = [Client(channel) for _ in range(300)]
+    for client in clients:
+        await client.ask(CLUSTER)
+    for client in clients:
+        assert (await client.get()).type_url == CLUSTER
+
+
+async def test_a_server_of_ones_own_can_be_drained(proxies):
+    service = DiscoveryService(proxies)
+    server = grpc.aio.server(options=OPTIONS)
+    server.add_generic_rpc_handlers(service.handlers())
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        client = await good(proxies, channel)
+        await service.drain(within=5)
+        assert not service.streams
+        assert (await client.end())[0] == grpc.StatusCode.UNAVAILABLE
+        method = "/envoy.service.cluster.v3.ClusterDiscoveryService/FetchClusters"
+        with pytest.raises(grpc.aio.AioRpcError, match="shutting down"):
+            await channel.unary_unary(method)(REQUEST(node=NODE).SerializeToString())
+    await server.stop(None)
+
+
+async def test_options_of_ones_own_are_over_ours(proxies):
+    server = XdsServer(proxies, "127.0.0.1:0", options=(("grpc.max_receive_message_length", 1000),))
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        client = Client(channel)
+        await client.ask(LISTENER, "x" * 1000)
+        assert (await client.end())[0] == grpc.StatusCode.RESOURCE_EXHAUSTED
+    await server.stop()
