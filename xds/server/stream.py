@@ -54,6 +54,8 @@ class Stream:
         self.subscriber = subscriber
         self.opened_at = now()
         """In seconds of the event loop's clock, as are all times of its session."""
+        self.moves = 0
+        """How many requests and responses there were: nothing the client does changes its status without another."""
         self._stopping: str | None = None
         self._is_writing = False
         self._was_too_large = False
@@ -89,6 +91,7 @@ class Stream:
 
     def take(self, events: list[Event], proxies: Proxies, observer: Observer | None) -> None:
         """Tell those who care what a request meant."""
+        self.moves += 1
         for event in events:
             if observer:
                 observer.received(self, event)
@@ -119,6 +122,7 @@ class Stream:
                 self.session.serve(snapshot)
             response = self.session.next(now())
             if response:
+                self.moves += 1
                 self._note_size(len(response))
                 if observer:
                     observer.sent(self, len(response))
