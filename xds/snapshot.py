@@ -20,6 +20,9 @@ LB_ENDPOINT = TYPE_PREFIX + "envoy.config.endpoint.v3.LbEndpoint"
 RUNTIME = TYPE_PREFIX + "envoy.service.runtime.v3.Runtime"
 EXTENSION_CONFIG = TYPE_PREFIX + "envoy.config.core.v3.TypedExtensionConfig"
 
+LONGEST_TTL = 1e8
+"""Seconds: three years. More is a mistake."""
+
 ResourceKey: TypeAlias = tuple[str, str]
 """type_url, name."""
 
@@ -33,7 +36,7 @@ def content_version(*parts: bytes) -> str:
     return digest.hexdigest()[:16]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True)
 class Resource:
     """One xDS resource, ready to send."""
 
@@ -46,6 +49,13 @@ class Resource:
     """Resources that this one makes its client subscribe to by name (a cluster's assignment, a listener's routes)."""
     sources: tuple[str, ...] = field(default=(), compare=False, repr=False)
     """The objects it was made from, most telling first, for whoever has to explain a rejection."""
+    aliases: tuple[str, ...] = field(default=(), repr=False)
+    """Other names that clients ask for it by: of a virtual host, ROUTE_CONFIGURATION/DOMAIN for each of its domains."""
+    ttl: float | None = None
+    """Seconds that a client keeps it without hearing from the server; None: as long as it is not told otherwise.
+
+    Only said in the delta variant: in the other one Envoy crashes when it runs out (envoy#24271).
+    """
 
     @classmethod
     def of(
@@ -57,15 +67,32 @@ class Resource:
         version: str = "",
         refs: tuple[ResourceKey, ...] = (),
         sources: tuple[str, ...] = (),
+        aliases: tuple[str, ...] = (),
+        ttl: float | None = None,
     ) -> Resource:
-        """Make a resource whose version is the hash of its body, unless `version` says otherwise."""
+        """Make a resource whose version is the hash of its body and what goes with it, unless `version` says otherwise.
+
+        ValueError: `aliases` of something that is no virtual host, or a `ttl` that is not positive.
+        """
+        if aliases and type_url != VIRTUAL_HOST:
+            raise ValueError(f"{name}: only a VirtualHost can have aliases, and this is {type_url}")
+        if ttl is not None and not 0.001 <= ttl <= LONGEST_TTL:
+            raise ValueError(
+                f"{name}: ttl={ttl} is not between 0.001 and {LONGEST_TTL:.0f} seconds; leave it out for ever"
+            )
+        extras = (
+            *(alias.encode() for alias in aliases),
+            *((f"ttl={ttl}".encode(),) if ttl is not None else ()),
+        )
         return cls(
             type_url=type_url,
             name=name,
-            version=version or content_version(body),
+            version=version or content_version(body, *extras),
             body=body,
             refs=refs,
             sources=sources,
+            aliases=aliases,
+            ttl=ttl,
         )
 
 
@@ -76,7 +103,7 @@ class ResourceSet(Mapping[str, Resource]):
     The version says what is in the set, and not how it was put together: it is the same with and without a base.
     """
 
-    __slots__ = ("_base", "_depth", "_length", "_own", "_sum", "version")
+    __slots__ = ("_aliases", "_base", "_depth", "_length", "_own", "_sum", "version")
 
     def __init__(self, resources: Iterable[Resource] = (), *, base: ResourceSet | None = None) -> None:
         own = {resource.name: resource for resource in resources}
@@ -86,6 +113,7 @@ class ResourceSet(Mapping[str, Resource]):
     def _fill(self, own: dict[str, Resource], base: ResourceSet | None, total: int, count: int) -> None:
         """Take what is the set's own, and by how much that changes the sum and the length of the base."""
         self._own, self._base = own, base
+        self._aliases: dict[str, str] | None = None
         self._depth: int = base._depth + 1 if base is not None else 0
         self._length: int = count + (base._length if base is not None else 0)
         self._sum: int = (total + (base._sum if base is not None else 0)) % _MODULUS
@@ -110,6 +138,14 @@ class ResourceSet(Mapping[str, Resource]):
         if self._base is None or name in self._own:
             return self._own[name]
         return self._base[name]
+
+    def resolve(self, alias: str) -> str:
+        """Return the name of the resource that has an alias; what is none is returned as it is."""
+        if alias in self:
+            return alias
+        if self._aliases is None:
+            self._aliases = {alias: each.name for each in self.values() for alias in each.aliases}
+        return self._aliases.get(alias, alias)
 
     def __iter__(self) -> Iterator[str]:
         yield from self._own

@@ -14,18 +14,34 @@ from xds.protocol.session import Session, Variant
 from xds.snapshot import (
     CLUSTER,
     ENDPOINT,
+    EXTENSION_CONFIG,
+    LB_ENDPOINT,
     LISTENER,
     ROUTE,
+    RUNTIME,
+    SCOPED_ROUTE,
     SECRET,
+    VIRTUAL_HOST,
     Resource,
     ResourceKey,
     ResourceSet,
     Snapshot,
 )
 
-TYPES = {"CDS": CLUSTER, "EDS": ENDPOINT, "LDS": LISTENER, "RDS": ROUTE, "SDS": SECRET}
+TYPES = {
+    "CDS": CLUSTER,
+    "EDS": ENDPOINT,
+    "LDS": LISTENER,
+    "RDS": ROUTE,
+    "SDS": SECRET,
+    "SRDS": SCOPED_ROUTE,
+    "VHDS": VIRTUAL_HOST,
+    "RTDS": RUNTIME,
+    "ECDS": EXTENSION_CONFIG,
+    "LEDS": LB_ENDPOINT,
+}
 SHORT = {url: name for name, url in TYPES.items()}
-REFERS = {"CDS": ENDPOINT, "LDS": ROUTE}
+REFERS = {"CDS": ENDPOINT, "LDS": ROUTE, "SRDS": ROUTE}
 NODE = "sidecar~127.0.0.1~client.ns~ns.svc.cluster.local"
 
 _PACKAGE = "envoy.service.discovery.v3"
@@ -67,9 +83,15 @@ class Reply:
     """Name and version."""
     removed: tuple[str, ...]
     identifier: str
+    heartbeats: Mapping[str, str]
+    """Name and version of what came without a body."""
+    unknown: tuple[str, ...]
+    """Aliases that are nothing's."""
 
     def __str__(self) -> str:
         words = [f"{name}={version}" for name, version in sorted(self.resources.items())]
+        words += [f"~{name}={version}" for name, version in sorted(self.heartbeats.items())]
+        words += [f"?{alias}" for alias in sorted(self.unknown)]
         return " ".join((self.type, *words, *(f"-{name}" for name in sorted(self.removed))))
 
 
@@ -142,12 +164,12 @@ class Stream:
 
     def _decode(self, data: bytes) -> Reply:
         message = _MESSAGES[self.variant][1].FromString(data)
-        resources = {}
+        resources, heartbeats, unknown = {}, {}, []
         if self.variant is Variant.SOTW:
             version, removed = message.version_info, ()
             for any_ in message.resources:
                 assert any_.type_url == message.type_url
-                name, _, of = any_.value.decode().partition("=")
+                name, _, of = any_.value.decode().rpartition("=")
                 assert name not in resources, (
                     "duplicate names in a response are rejected by clients (R30, O9)"
                 )
@@ -155,6 +177,14 @@ class Stream:
         else:
             version, removed = message.system_version_info, tuple(message.removed_resources)
             for resource in message.resources:
+                if not resource.HasField("resource"):
+                    if resource.version:
+                        assert resource.HasField("ttl")
+                        heartbeats[resource.name] = resource.version
+                    else:
+                        assert [*resource.aliases] == [resource.name]
+                        unknown.append(resource.name)
+                    continue
                 assert resource.resource.type_url == message.type_url
                 assert resource.resource.value == f"{resource.name}={resource.version}".encode()
                 assert resource.name not in resources
@@ -167,6 +197,8 @@ class Stream:
             resources=resources,
             removed=removed,
             identifier=message.control_plane.identifier,
+            heartbeats=heartbeats,
+            unknown=tuple(unknown),
         )
         self.last[reply.type] = reply
         self.replies.append(reply)

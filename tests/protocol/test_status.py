@@ -315,3 +315,24 @@ def test_the_session_says_what_it_has_just_handed_out(variant):
     assert sent is not None
     assert (sent.type_url, sent.removed, sent.sent_at) == (CLUSTER, ("b",), 2.0)
     assert [each.name for each in sent.resources] == (["a"] if variant is Variant.SOTW else [])
+
+
+def test_a_session_is_quiet_when_the_client_has_all_that_is_served_and_said_so(variant):
+    stream = Stream(variant, world(CDS="a=1", EDS="a=1"))
+    assert stream.session.quiet
+    stream.ask("other", "x")
+    stream.ask("CDS")
+    assert not stream.session.quiet
+    stream.get()
+    assert not stream.session.quiet
+    stream.ack("CDS")
+    assert stream.session.quiet
+
+
+def test_a_client_that_says_nothing_more_is_not_waited_for(variant):
+    stream = Stream(variant, world(CDS="a=1", LDS="l=1"))
+    stream.ask("CDS")
+    stream.ask("LDS")
+    assert stream.get() == ["CDS a=1"]
+    stream.session.expect_no_answers()
+    assert stream.get() == ["LDS l=1"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from datetime import timedelta
 
 import pytest
 from envoy_data_plane.envoy.config.core.v3 import BuildVersion, ControlPlane
@@ -15,22 +16,20 @@ from envoy_data_plane.envoy.service.discovery.v3 import (
 )
 from envoy_data_plane.envoy.type.v3 import SemanticVersion
 from envoy_data_plane.google.rpc import Status
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from xds.protocol.responses import delta_response, response, size
 from xds.protocol.wire import (
     DeltaRequest,
     ErrorDetail,
     Node,
     Request,
     RequestError,
-    delta_response,
     parse_delta_request,
     parse_request,
-    response,
-    size,
 )
-from xds.snapshot import CLUSTER, Resource
+from xds.snapshot import CLUSTER, LONGEST_TTL, VIRTUAL_HOST, Resource
 
 NAMES = st.lists(st.text(max_size=8), max_size=4)
 SIZES = st.sampled_from([0, 1, 0x7F, 0x80, 0x3FFF, 0x4000, 0x1FFFFF, 0x200000])
@@ -104,6 +103,7 @@ def test_a_client_may_call_its_version_what_it_likes():
     assert (node.user_agent_name, node.user_agent_version) == ("gRPC", "1.85 x")
 
 
+@settings(deadline=None)
 @given(
     names=st.lists(st.text(max_size=8), unique=True, max_size=3), body=SIZES, identifier=st.text(max_size=3)
 )
@@ -119,6 +119,7 @@ def test_the_other_codec_reads_a_response(names, body, identifier):
     assert message.control_plane == (ControlPlane(identifier=identifier) if identifier else None)
 
 
+@settings(deadline=None)
 @given(
     names=st.lists(st.text(max_size=8), unique=True, max_size=3),
     body=SIZES,
@@ -140,11 +141,41 @@ def test_the_other_codec_reads_a_delta_response(names, body, removed, identifier
     assert message.control_plane == (ControlPlane(identifier=identifier) if identifier else None)
 
 
+@given(
+    ttl=st.one_of(st.none(), st.floats(min_value=0.001, max_value=LONGEST_TTL)),
+    aliases=st.lists(st.text(max_size=8), max_size=3),
+)
+@example(ttl=1.0, aliases=[])
+@example(ttl=0.5, aliases=["r/a"])
+@example(ttl=LONGEST_TTL, aliases=[])
+def test_the_other_codec_reads_what_goes_with_a_resource(ttl, aliases):
+    resource = Resource.of(VIRTUAL_HOST, "r/v", b"body", aliases=tuple(aliases), ttl=ttl)
+    data = delta_response(
+        type_url=VIRTUAL_HOST,
+        version="v",
+        nonce="1",
+        resources=[resource],
+        heartbeats=[resource],
+        unknown=["r/x"],
+    )
+    full, beat, unknown = DeltaDiscoveryResponse.parse(data).resources
+    assert (full.name, full.version, full.aliases, full.resource.value) == (
+        "r/v",
+        resource.version,
+        aliases,
+        b"body",
+    )
+    for each in (full, beat):
+        assert each.ttl == (None if ttl is None else timedelta(seconds=ttl))
+    assert (beat.name, beat.version, beat.resource) == ("r/v", resource.version, None)
+    assert (unknown.name, unknown.aliases, unknown.resource, unknown.ttl) == ("r/x", ["r/x"], None, None)
+
+
 @given(body=SIZES)
 def test_the_size_of_a_resource_is_what_it_adds_to_a_response(body):
-    resource = Resource.of(CLUSTER, "a", b"x" * body)
-    without = delta_response(type_url=CLUSTER, version="v", nonce="1", resources=[])
-    assert len(delta_response(type_url=CLUSTER, version="v", nonce="1", resources=[resource])) - len(
+    resource = Resource.of(VIRTUAL_HOST, "a", b"x" * body, aliases=("b", "c"), ttl=300.0)
+    without = delta_response(type_url=VIRTUAL_HOST, version="v", nonce="1", resources=[])
+    assert len(delta_response(type_url=VIRTUAL_HOST, version="v", nonce="1", resources=[resource])) - len(
         without
     ) == size(resource)
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import inf
 
-from xds.protocol.events import Event, Response
+from xds.protocol.events import Acked, Event, Nacked, Response
+from xds.protocol.heartbeats import Heartbeats
+from xds.protocol.order import NEVER_REMOVED
+from xds.protocol.responses import delta_response
 from xds.protocol.watch import Lingering, Watch
-from xds.protocol.wire import DeltaRequest, delta_response
-from xds.snapshot import CLUSTER, SECRET
+from xds.protocol.wire import DeltaRequest, ErrorDetail
+from xds.snapshot import CLUSTER, SECRET, VIRTUAL_HOST
 
 
 class DeltaWatch(Watch):
@@ -17,16 +21,21 @@ class DeltaWatch(Watch):
         super().__init__(type_url)
         self._awaited: set[str] = set()
         """What to push again once the client has said what it brought."""
+        self._heartbeats = Heartbeats()
 
     def receive(self, request: DeltaRequest, now: float) -> list[Event]:
         """Take a request. What it says of the subscription counts whatever it answers."""
         answered = self._answer(request.nonce, request.error, now)
-        difference = self.subscription.change(request.subscribe, request.unsubscribe)
-        brought = self._resume(request.initial_versions) if not self.begun else frozenset()
+        known = [resource for name in request.unsubscribe if (resource := self.get(name))]
+        aliases = [alias for resource in known for alias in resource.aliases]
+        difference = self.subscription.change(request.subscribe, (*request.unsubscribe, *aliases))
+        brought = self._resume(request.initial_versions, now) if not self.begun else frozenset()
         if difference.entered and not brought:
             self._owed = True
         for name in difference.asked:
-            self._touch(name, force=name not in brought)
+            self._owed |= name in self.subscription.collections and not brought
+            for meant in self._meant(name):
+                self._touch(meant, force=meant not in brought)
         self.begun = True
         self.push_again(self._awaited)
         self._awaited.clear()
@@ -46,20 +55,24 @@ class DeltaWatch(Watch):
             return None
         batch = self._batch(due)
         resources = tuple(resource for _, resource in batch if resource)
-        removed = tuple(name for name, resource in batch if not resource)
+        absent = [name for name, resource in batch if not resource]
+        unknown = [name for name in absent if self.type_url == VIRTUAL_HOST and name not in self.sent]
+        removed = [name for name in absent if name not in unknown]
         for resource in resources:
             self._sent(resource)
-        for name in removed:
+        for name in absent:
             self.sent.pop(name, None)
             self.lingering.pop(name, None)
             self._done(name)
+        if absent:
+            self._heartbeats.keep(self.sent.__contains__)
         self._owed = False
         composed = Response(
             type_url=self.type_url,
             nonce=nonce,
             version=self.resources.version,
             resources=resources,
-            removed=removed,
+            removed=tuple(absent),
             fresh=resources,
             sent_at=now,
         )
@@ -70,10 +83,48 @@ class DeltaWatch(Watch):
             nonce=nonce,
             resources=resources,
             removed=removed,
+            unknown=unknown,
             identifier=identifier,
         )
 
-    def _resume(self, versions: tuple[tuple[str, str], ...]) -> frozenset[str]:
+    def heartbeat(self, nonce: str, now: float, identifier: str) -> tuple[Response, bytes] | None:
+        """Make the response, if it is due, that says what is still good."""
+        if self.answers.held_since is not None:
+            return None
+        resources = self._heartbeats.take(self.answers.unsure, now)
+        if not resources:
+            return None
+        composed = Response(
+            type_url=self.type_url, nonce=nonce, version=self.resources.version, resources=(), sent_at=now
+        )
+        self.answers.expect(composed)
+        return composed, delta_response(
+            type_url=self.type_url,
+            version=composed.version,
+            nonce=nonce,
+            resources=(),
+            heartbeats=resources,
+            identifier=identifier,
+        )
+
+    @property
+    def next_heartbeat(self) -> float:
+        """When that is due; infinity if it never is."""
+        return inf if self.answers.held_since is not None else self._heartbeats.next(self.answers.unsure)
+
+    def _answer(self, nonce: str, error: ErrorDetail | None, now: float) -> list[Acked | Nacked]:
+        """Take the answer to a response. What the client took lives from now on."""
+        events = super()._answer(nonce, error, now)
+        for event in events:
+            if isinstance(event, Acked):
+                self._heartbeats.start((each for each in event.resources if each.name in self.sent), now)
+        return events
+
+    def _forget(self) -> None:
+        super()._forget()
+        self._heartbeats.keep(self.covers)
+
+    def _resume(self, versions: tuple[tuple[str, str], ...], now: float) -> frozenset[str]:
         """Take what a client that was here before has, so that it gets only what differs.
 
         Not for secrets: a cluster that changed while the client was away waits for its secret, and the client has
@@ -81,15 +132,19 @@ class DeltaWatch(Watch):
         """
         if self.type_url == SECRET:
             return frozenset()
-        brought = {name: version for name, version in versions if self.subscription.covers(name)}
+        brought = {name: version for name, version in versions if self.covers(name)}
         self.answers.brought = bool(brought)
         self.resumed = bool(brought) and self.type_url == CLUSTER
         for name, version in brought.items():
             self.sent[name] = version
-            if not self.get(name):
+            if resource := self.get(name):
+                self._heartbeats.resume(resource, version, now)
+            else:
                 self.lingering[name] = Lingering(None)
             self._touch(name)
         return frozenset(brought)
 
     def _tells_absence(self, name: str) -> bool:
-        return name in self._forced or (name in self.sent and name not in self.lingering)
+        if name in self._forced:
+            return True
+        return name in self.sent and name not in self.lingering and self.type_url not in NEVER_REMOVED

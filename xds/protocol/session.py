@@ -24,7 +24,13 @@ from xds.protocol.sotw import SotwWatch
 from xds.protocol.status import SNAPSHOT, TypeStatus, Waiting, type_status, waiting
 from xds.protocol.watch import Watch
 from xds.protocol.wire import Node, RequestError, parse_delta_request, parse_request
-from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, Resource, Snapshot
+from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET, Resource, Snapshot
+
+_ALWAYS = (CLUSTER, ENDPOINT, SECRET, LISTENER, ROUTE)
+"""Types that nearly every client asks for; the others take no room on streams without them."""
+
+MOST_TYPES = 64
+"""Types that a client may ask for on one stream: each has to be remembered, also if nobody serves it."""
 
 _RESUMPTION = 1.0
 """Seconds that a client which was here before has to ask again for all that it wants: it does so at once."""
@@ -64,7 +70,7 @@ class Session:
         self._patience = patience
         self._grace = grace
         self._snapshot: Snapshot | None = None
-        self._watches: dict[str, Watch] = {known: self._new_watch(known) for known in ORDER}
+        self._watches: dict[str, Watch] = {known: self._new_watch(known) for known in _ALWAYS}
         """By type, in the order in which they are sent."""
         self._nonces = 0
         self._opened = inf
@@ -97,7 +103,13 @@ class Session:
             raise RequestError("a request of an aggregated stream must have type_url")
         if self._type_url and type_url != self._type_url:
             raise RequestError(f"this stream is for {self._type_url} only")
+        if type_url not in self._watches and len(self._watches) >= MOST_TYPES:
+            raise RequestError(f"a stream is for at most {MOST_TYPES} types")
         return events + self._watch(type_url).receive(request, now)
+
+    def expect_no_answers(self) -> None:
+        """The client says nothing more: what waits for its answers goes out at once."""
+        self._patience = 0.0
 
     def next(self, now: float) -> bytes | None:
         """Return the response to write now, which counts as sent; None if there is nothing to send yet."""
@@ -117,17 +129,20 @@ class Session:
                 continue
             composed = watch.compose(str(self._nonces + 1), now, self._identifier)
             if composed:
-                response, message = composed
-                self.sent, self._handed_out = response, now
-                self._nonces += 1
                 if watch.type_url == CLUSTER:
-                    self._warm(response.fresh)
-                return message
-        return None
+                    self._warm(composed[0].fresh)
+                return self._hand_out(*composed)
+        return self._heartbeat(now)
 
     def deadline(self) -> float | None:
         """When to call `next` again although nothing happened, after it returned None."""
         return None if self._deadline == inf else self._deadline
+
+    @property
+    def quiet(self) -> bool:
+        """Whether the client has what it should have of all that it asked for, and said so."""
+        begun = (watch for watch in self._watches.values() if watch.begun)
+        return all(watch.quiet for watch in begun if self._serves(watch.type_url))
 
     def status(self) -> tuple[TypeStatus, ...]:
         """Say how far the client is with each type that it asked for, in the order in which they are sent."""
@@ -145,12 +160,29 @@ class Session:
         """Whether anything can be said of a type: also that there is nothing, of one that has its place here."""
         return self._snapshot is not None and (type_url in ORDER or type_url in self._snapshot.types)
 
+    def _hand_out(self, response: Response, message: bytes) -> bytes:
+        self.sent, self._handed_out = response, response.sent_at
+        self._nonces += 1
+        return message
+
+    def _heartbeat(self, now: float) -> bytes | None:
+        """Say what is still good, now that nothing else is to be said."""
+        for watch in self._watches.values():
+            composed = watch.heartbeat(str(self._nonces + 1), now, self._identifier)
+            if composed:
+                return self._hand_out(*composed)
+            self._deadline = min(self._deadline, watch.next_heartbeat)
+        return None
+
     def _new_watch(self, type_url: str) -> Watch:
         return SotwWatch(type_url) if self._variant is Variant.SOTW else DeltaWatch(type_url)
 
     def _watch(self, type_url: str) -> Watch:
         if type_url not in self._watches:
             watch = self._watches[type_url] = self._new_watch(type_url)
+            self._watches = dict(
+                sorted(self._watches.items(), key=lambda item: ORDER.get(item[0], len(ORDER)))
+            )
             if self._snapshot:
                 watch.serve(self._snapshot.of(type_url))
         return self._watches[type_url]
@@ -174,8 +206,10 @@ class Session:
             if watch.type_url not in USERS:
                 watch.release(tuple(watch.lingering))
         for type_url, by in USERS.items():
+            if type_url not in self._watches:
+                continue
             watch = self._watches[type_url]
-            users = [self._watches[user] for user in by]
+            users = [self._watches[user] for user in by if user in self._watches]
             if not watch.lingering or (watch.resumed and self._expects_listeners(now)):
                 continue
             if all(self._settled(user) for user in users):
@@ -217,4 +251,4 @@ class Session:
     def _arrived(self, type_url: str, name: str) -> bool:
         """Whether a resource that another one refers to is with the client."""
         watch = self._watches.get(type_url)
-        return watch is not None and watch.subscription.covers(name) and watch.quiet
+        return watch is not None and watch.covers(name) and watch.quiet

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from xds.protocol.events import Acked, Event, Nacked, Response
 from xds.protocol.order import WILDCARD_TYPES
+from xds.protocol.responses import response
 from xds.protocol.subscription import Difference
 from xds.protocol.watch import Watch
-from xds.protocol.wire import ErrorDetail, Request, response
+from xds.protocol.wire import ErrorDetail, Request
 from xds.snapshot import Resource, ResourceSet
 
 
@@ -76,7 +77,7 @@ class SotwWatch(Watch):
 
     def _world(self) -> tuple[list[Resource], str]:
         """Return all that the client should have, and the version of that."""
-        covers = self.subscription.covers
+        covers = self.covers
         resources = [resource for name, resource in self.resources.items() if covers(name)]
         lingering = [item.resource for name, item in self.lingering.items() if item.resource and covers(name)]
         if not lingering:
@@ -89,7 +90,9 @@ class SotwWatch(Watch):
             self._owed = True
         if not self._full:
             for name in difference.asked:
-                self._touch(name)
+                self._owed |= name in self.subscription.collections
+                for meant in self._meant(name):
+                    self._touch(meant)
         return super()._subscribe(difference)
 
     def _answer(self, nonce: str, error: ErrorDetail | None, now: float) -> list[Acked | Nacked]:

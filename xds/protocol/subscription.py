@@ -7,6 +7,19 @@ from dataclasses import dataclass
 
 WILDCARD = "*"
 
+_URN = "xdstp://"
+_MEMBERS = "/*"
+
+
+def collection(name: str) -> str:
+    """Return the glob collection that a resource is in by its name: what is before the last slash, and `/*`.
+
+    The parameters of an xdstp name are those of its collection. Empty: there is no slash in the name.
+    """
+    path, mark, parameters = name.partition("?") if name.startswith(_URN) else (name, "", "")
+    parent, slash, _ = path.rpartition("/")
+    return f"{parent}{_MEMBERS}{mark}{parameters}" if slash else ""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
@@ -27,19 +40,27 @@ class Subscription:
     """A client's subscription to one type.
 
     `legacy` says whether a client that has never named anything wants everything, as it was before `*`. That is so
-    for listeners and clusters; for the other types it would send the whole mesh to those who only said hello.
+    for listeners and clusters; for the other types it would send the whole mesh to those who only said hello. `globs`
+    says whether a name that ends in `/*` stands for a collection.
     """
 
-    __slots__ = ("_legacy", "names", "wildcard")
+    __slots__ = ("_globs", "_legacy", "collections", "names", "wildcard")
 
-    def __init__(self, *, legacy: bool) -> None:
+    def __init__(self, *, legacy: bool, globs: bool = True) -> None:
         self.names: frozenset[str] = frozenset()
+        self.collections: frozenset[str] = frozenset()
+        """Those of the names that stand for all resources of a collection."""
         self.wildcard = False
         self._legacy = legacy
+        self._globs = globs
 
     def covers(self, name: str) -> bool:
         """Whether the client wants the resource of this name, if there is one."""
-        return self.wildcard or name in self.names
+        return (
+            self.wildcard
+            or name in self.names
+            or (bool(self.collections) and collection(name) in self.collections)
+        )
 
     def replace(self, names: Collection[str]) -> Difference:
         """Take the whole list of a state-of-the-world request."""
@@ -53,7 +74,8 @@ class Subscription:
             dropped=(self.wildcard and not wildcard) or any(name not in wanted for name in self.names),
         )
         if difference:
-            self.names, self.wildcard = frozenset(wanted), wildcard
+            self._set(frozenset(wanted))
+            self.wildcard = wildcard
         return difference
 
     def change(self, subscribe: Iterable[str], unsubscribe: Iterable[str]) -> Difference:
@@ -68,7 +90,7 @@ class Subscription:
         taken.pop(WILDCARD, None)
         together = self.names.union(added)
         gone = [name for name in taken if name in together]
-        self.names = together.difference(gone)
+        self._set(together.difference(gone))
         # A client may subscribe again to what it has lost, and one that takes a name back from a subscription to
         # everything has forgotten the resource, though it still wants it: both wait for an answer.
         asked = (*(name for name in added if name in self.names), *(gone if self.wildcard else ()))
@@ -77,3 +99,8 @@ class Subscription:
             entered=self.wildcard and not before,
             dropped=(before and not self.wildcard) or bool(gone),
         )
+
+    def _set(self, names: frozenset[str]) -> None:
+        self.names = names
+        if self._globs:
+            self.collections = frozenset(name for name in names if name == collection(name))

@@ -9,15 +9,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 from xds.protocol.answers import Answers
 from xds.protocol.events import Acked, Event, Nacked, Response, Subscribed
 from xds.protocol.order import WILDCARD_TYPES
 from xds.protocol.rejections import Rejections
-from xds.protocol.subscription import Difference, Subscription
-from xds.protocol.wire import ErrorDetail, size
-from xds.snapshot import EMPTY, Resource, ResourceKey, ResourceSet, difference
+from xds.protocol.responses import size
+from xds.protocol.subscription import Difference, Subscription, collection
+from xds.protocol.wire import ErrorDetail
+from xds.snapshot import EMPTY, VIRTUAL_HOST, Resource, ResourceKey, ResourceSet, difference
 
 RESPONSE_BUDGET = 3 * 1024 * 1024
 """Responses that can be split stay below this, because many clients refuse messages above 4 MiB."""
@@ -41,7 +43,7 @@ class Watch(ABC):
         self.begun = False
         """Whether the client has asked for anything of this type."""
         self.resources: ResourceSet = EMPTY
-        self.subscription = Subscription(legacy=type_url in WILDCARD_TYPES)
+        self.subscription = Subscription(legacy=type_url in WILDCARD_TYPES, globs=type_url != VIRTUAL_HOST)
         self.sent: dict[str, str] = {}
         """Name and version of what the client has been sent, or had before."""
         self.resumed = False
@@ -76,6 +78,22 @@ class Watch(ABC):
         """Whether the client has all that it should have, and said so."""
         return not self.answers.unanswered and not self.rejections and not self.pending
 
+    def covers(self, name: str) -> bool:
+        """Whether the client wants the resource of this name, if there is one: it may have asked by an alias."""
+        if self.subscription.covers(name):
+            return True
+        resource = self.get(name)
+        return resource is not None and not self.subscription.names.isdisjoint(resource.aliases)
+
+    def heartbeat(self, nonce: str, now: float, identifier: str) -> tuple[Response, bytes] | None:  # noqa: ARG002
+        """Make the response, if it is due, that says what is still good."""
+        return None
+
+    @property
+    def next_heartbeat(self) -> float:
+        """When that is due; infinity if it never is."""
+        return inf
+
     def get(self, name: str) -> Resource | None:
         """Return the resource that the client should have now."""
         resource = self.resources.get(name)
@@ -85,9 +103,9 @@ class Watch(ABC):
 
     def known(self) -> list[str]:
         """Return the names of all that the client should have, has or asked for."""
-        names = self.subscription.names
+        names = {meant for name in self.subscription.names for meant in self._meant(name)}
         if self.subscription.wildcard:
-            names = names.union(self.resources, self.lingering, self.sent)
+            names.update(self.resources, self.lingering, self.sent)
         return sorted(names)
 
     def refs(self) -> Iterator[ResourceKey]:
@@ -114,7 +132,7 @@ class Watch(ABC):
                 self.gone.discard(name)
             elif name in self.sent:
                 self.lingering[name] = Lingering(before[name])
-            if self.subscription.covers(name) and not self._is_rejected(name):
+            if self.covers(name) and not self._is_rejected(name):
                 self._change(name)
 
     def keep(self, name: str, resource: Resource | None) -> None:
@@ -148,7 +166,7 @@ class Watch(ABC):
     def _is_wanted(self, resource: Resource) -> bool:
         """Whether the client should still have exactly this."""
         now = self.get(resource.name)
-        return now is not None and now.version == resource.version and self.subscription.covers(resource.name)
+        return now is not None and now.version == resource.version and self.covers(resource.name)
 
     def _subscribe(self, difference: Difference) -> list[Event]:
         """Follow a change of the subscription."""
@@ -165,9 +183,15 @@ class Watch(ABC):
             )
         ]
 
+    def _meant(self, name: str) -> Iterable[str]:
+        """Return the names of what a client asks for by a name."""
+        if name in self.subscription.collections:
+            return [each for each in (*self.resources, *self.lingering) if collection(each) == name]
+        return (self.resources.resolve(name) if self.type_url == VIRTUAL_HOST else name,)
+
     def _forget(self) -> None:
         """Drop everything about names that the client no longer wants: it is free to forget them too."""
-        covers = self.subscription.covers
+        covers = self.covers
         for name in self.rejections.names():
             if not covers(name):
                 self._change(name)  # What else was rejected with it may have been good.

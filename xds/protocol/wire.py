@@ -1,4 +1,4 @@
-"""The wire format of discovery: requests from bytes, responses joined from bytes that are ready already.
+"""The wire format of discovery requests.
 
 Only the fields that a server acts on are described; everything else in a request is skipped. The description is
 this module's own, in a pool of its own, so that the protocol stands without any generated code.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 from sys import intern
 from typing import Any
 
@@ -16,8 +15,6 @@ from google.protobuf.descriptor_pb2 import DescriptorProto, FieldDescriptorProto
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
-
-from xds.snapshot import Resource
 
 _PACKAGE = "xds.protocol.wire"
 
@@ -134,93 +131,6 @@ def parse_delta_request(data: bytes) -> DeltaRequest:
         unsubscribe=_names(message.resource_names_unsubscribe),
         initial_versions=tuple((pair.key, pair.value) for pair in message.initial_resource_versions),
     )
-
-
-def response(
-    *, type_url: str, version: str, nonce: str, resources: Iterable[Resource], identifier: str = ""
-) -> bytes:
-    """Join a DiscoveryResponse."""
-    parts = [_text(1, version)]
-    for resource in resources:
-        parts += _any_head(resource.type_url, len(resource.body)), resource.body
-    parts += _text(4, type_url), _text(5, nonce), _control_plane(6, identifier)
-    return b"".join(parts)
-
-
-def delta_response(
-    *,
-    type_url: str,
-    version: str,
-    nonce: str,
-    resources: Iterable[Resource],
-    removed: Iterable[str] = (),
-    identifier: str = "",
-) -> bytes:
-    """Join a DeltaDiscoveryResponse."""
-    parts = [_text(1, version)]
-    for resource in resources:
-        parts += _resource_head(resource), resource.body
-    parts += _text(4, type_url), _text(5, nonce)
-    parts += (_bytes(6, name.encode()) for name in removed)
-    parts.append(_control_plane(7, identifier))
-    return b"".join(parts)
-
-
-def size(resource: Resource) -> int:
-    """Return how many bytes a resource takes in a delta response, which is a little more than in the other kind."""
-    return len(_resource_head(resource)) + len(resource.body)
-
-
-# A resource's body is by far the most of it, so what is kept is only what goes before the body: small, and the
-# same for every stream. The fields of a message may come in any order, so the body can be the last of them.
-
-
-@lru_cache(maxsize=1 << 12)
-def _any_head(type_url: str, body: int) -> bytes:
-    """Everything of a DiscoveryResponse's `resources` element that goes before the resource's own `body` bytes."""
-    return _tag(2, _any_size(type_url, body)) + _any(type_url, body)
-
-
-def _resource_head(resource: Resource) -> bytes:
-    """Everything of a DeltaDiscoveryResponse's `resources` element that goes before the resource's own bytes."""
-    return _named_head(resource.type_url, resource.name, resource.version, len(resource.body))
-
-
-@lru_cache(maxsize=1 << 16)
-def _named_head(type_url: str, name: str, version: str, body: int) -> bytes:
-    wrapper = _any_size(type_url, body)
-    head = _text(3, name) + _text(1, version) + _tag(2, wrapper)
-    return _tag(2, len(head) + wrapper) + head + _any(type_url, body)
-
-
-def _any(type_url: str, body: int) -> bytes:
-    return _text(1, type_url) + _tag(2, body)
-
-
-def _any_size(type_url: str, body: int) -> int:
-    return len(_any(type_url, body)) + body
-
-
-def _control_plane(number: int, identifier: str) -> bytes:
-    return _bytes(number, _text(1, identifier)) if identifier else b""
-
-
-def _text(number: int, text: str) -> bytes:
-    return _bytes(number, text.encode()) if text else b""
-
-
-def _bytes(number: int, payload: bytes) -> bytes:
-    return _tag(number, len(payload)) + payload
-
-
-def _tag(number: int, length: int) -> bytes:
-    """The start of a length-delimited field with a number below 16."""
-    head = bytearray((number << 3 | 2,))
-    while length > 0x7F:
-        head.append(length & 0x7F | 0x80)
-        length >>= 7
-    head.append(length)
-    return bytes(head)
 
 
 def _names(names: Iterable[str]) -> tuple[str, ...]:

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 import grpc
 
 from xds.protocol.events import Subscribed
+from xds.protocol.responses import response
 from xds.protocol.session import Variant
 from xds.protocol.subscription import WILDCARD
-from xds.protocol.wire import RequestError, parse_request, response
+from xds.protocol.wire import RequestError, parse_request
 from xds.server.proxies import Proxies, Refused, StreamInfo, Subscriber
 from xds.snapshot import Resource, ResourceSet, Snapshot
 

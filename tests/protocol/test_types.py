@@ -1,0 +1,412 @@
+"""The types that are served in a way of their own: scopes, virtual hosts, runtime layers, filters, collections, time to live."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.protocol.stream import TYPES, Stream, world
+from xds.protocol.events import Nacked
+from xds.protocol.session import MOST_TYPES, Variant
+from xds.protocol.status import State
+from xds.protocol.wire import RequestError
+from xds.snapshot import CLUSTER, EXTENSION_CONFIG, SECRET, VIRTUAL_HOST, Resource, ResourceSet, Snapshot
+
+
+@pytest.fixture(params=Variant, ids=lambda variant: variant.value)
+def variant(request) -> Variant:
+    return request.param
+
+
+def one(resource: Resource, *more: Resource) -> Snapshot:
+    return Snapshot({resource.type_url: ResourceSet((resource, *more))})
+
+
+def host(name: str, *aliases: str, version: str = "1") -> Resource:
+    return Resource.of(VIRTUAL_HOST, name, f"{name}={version}".encode(), version=version, aliases=aliases)
+
+
+def lived(name: str, version: str, ttl: float | None, *, type_url: str = SECRET) -> Resource:
+    return Resource.of(type_url, name, f"{name}={version}".encode(), version=version, ttl=ttl)
+
+
+# --- order -----------------------------------------------------------------------------------------------------------
+
+
+def test_r40_every_type_has_its_place_whenever_it_is_asked_for():
+    stream = Stream(Variant.DELTA, world(**dict.fromkeys(TYPES, "x=1")))
+    for short in reversed(TYPES):
+        stream.ask(short, "x")
+    assert [text.split()[0] for text in stream.settle()] == [
+        "RTDS",
+        "CDS",
+        "EDS",
+        "LEDS",
+        "SDS",
+        "ECDS",
+        "LDS",
+        "SRDS",
+        "RDS",
+        "VHDS",
+    ]
+
+
+def test_r42_scopes_and_virtual_hosts_wait_for_clusters_but_filters_and_runtime_do_not(variant):
+    stream = Stream(variant, world(**dict.fromkeys(("CDS", "SRDS", "VHDS", "RTDS", "ECDS"), "x=1")))
+    for short in ("CDS", "SRDS", "VHDS", "RTDS", "ECDS"):
+        stream.ask(short, "x")
+    assert stream.get() == ["RTDS x=1", "CDS x=1", "ECDS x=1"]
+    stream.ack("CDS")
+    assert stream.get() == ["SRDS x=1", "VHDS x=1"]
+
+
+def test_r41_a_cluster_stays_until_the_virtual_hosts_that_drop_it_are_acknowledged():
+    stream = Stream(Variant.DELTA, world(CDS="old=1", EDS="old=1", VHDS="v=old"))
+    for short, names in (("CDS", ()), ("EDS", ("old",)), ("VHDS", ("v",))):
+        stream.ask(short, *names)
+    stream.settle()
+    stream.serve(world(VHDS="v=none"))
+    assert stream.get() == ["VHDS v=none"]
+    stream.ack("VHDS")
+    assert stream.settle() == ["CDS -old", "EDS -old"]
+
+
+def test_r41_routes_go_after_the_scopes_that_used_them():
+    stream = Stream(Variant.DELTA, world(SRDS="s=1>r", RDS="r=1"))
+    stream.ask("SRDS")
+    stream.ask("RDS", "r")
+    stream.settle()
+    stream.serve(world(SRDS="s=2"))
+    assert stream.get() == ["SRDS s=2"]
+    stream.ack("SRDS")
+    assert stream.get() == ["RDS -r"]
+
+
+# --- SRDS, RTDS, ECDS ------------------------------------------------------------------------------------------------
+
+
+def test_r23_scopes_are_asked_for_without_a_name_and_sent_in_full(variant):
+    stream = Stream(variant, world(SRDS="a=1 b=1"))
+    stream.ask("SRDS")
+    assert stream.settle() == ["SRDS a=1 b=1"]
+    stream.serve(world(SRDS="a=2 b=1"))
+    assert stream.settle() == [{Variant.SOTW: "SRDS a=2 b=1", Variant.DELTA: "SRDS a=2"}[variant]]
+    stream.serve(world(SRDS="a=2"))
+    assert stream.settle() == [{Variant.SOTW: "SRDS a=2", Variant.DELTA: "SRDS -b"}[variant]]
+
+
+@pytest.mark.parametrize("short", ["RTDS", "ECDS", "LEDS", "VHDS"])
+def test_r23_r32_nothing_is_sent_of_other_types_to_who_names_nothing(variant, short):
+    stream = Stream(variant, world(**{short: "a=1"}))
+    stream.ask(short)
+    assert stream.get() == []
+
+
+def test_a_runtime_layer_is_sent_when_it_is_named_and_when_it_changes(variant):
+    stream = Stream(variant, world(RTDS="layer=1 other=1"))
+    stream.ask("RTDS", "layer")
+    assert stream.settle() == ["RTDS layer=1"]
+    stream.serve(world(RTDS="layer=2 other=2"))
+    assert stream.settle() == ["RTDS layer=2"]
+
+
+def test_r27_a_filter_that_is_asked_for_is_never_taken_away():
+    stream = Stream(Variant.DELTA, world(ECDS="f=1"))
+    stream.ask("ECDS", "f", "none")
+    assert stream.settle() == ["ECDS f=1 -none"]
+    stream.serve(world())
+    assert stream.get() == []
+    stream.serve(world(ECDS="f=1"))
+    assert stream.get() == []
+    stream.serve(world(ECDS="f=2"))
+    assert stream.settle() == ["ECDS f=2"]
+    stream.serve(world())
+    stream.ask("ECDS", "f")
+    assert stream.get() == ["ECDS -f"]  # It asked, so that it has lost it.
+
+
+def test_r27_a_filter_that_a_client_brought_is_not_taken_away_either():
+    stream = Stream(Variant.DELTA, world(ECDS="g=1"))
+    stream.ask("ECDS", "f", "g", initial={"f": "1", "g": "1"})
+    assert stream.get() == []
+    assert stream.session._watches[EXTENSION_CONFIG].sent == {"f": "1", "g": "1"}
+
+
+def test_r33_a_cluster_is_asked_for_by_name_on_top_of_all_and_said_to_be_missing_at_once():
+    stream = Stream(Variant.DELTA, world(CDS="a=1"))
+    stream.ask("CDS", "*")
+    stream.settle()
+    stream.ask("CDS", "a", "missing")
+    assert stream.settle() == ["CDS a=1 -missing"]
+    stream.serve(world(CDS="a=1 missing=1"))
+    assert stream.settle() == ["CDS missing=1"]
+    stream.ask("CDS", unsubscribe=("missing",))
+    assert stream.settle() == ["CDS missing=1"]
+
+
+def test_r3_a_stream_has_a_bounded_number_of_types(variant):
+    stream = Stream(variant, world())
+    known = len(stream.session._watches)
+    for number in range(known, MOST_TYPES):
+        stream.ask(f"type.googleapis.com/t{number}", "x")
+    stream.ask("CDS")
+    with pytest.raises(RequestError, match="at most 64 types"):
+        stream.ask("type.googleapis.com/more", "x")
+
+
+# --- virtual hosts by alias ------------------------------------------------------------------------------------------
+
+
+def test_r31_a_virtual_host_asked_for_by_a_domain_comes_under_its_name_with_its_aliases():
+    stream = Stream(Variant.DELTA, one(host("r/v", "r/a.com", "r/b.com"), host("r/w", "r/c.com")))
+    stream.ask("VHDS")
+    stream.ask("VHDS", "r/a.com")
+    data = stream.session.next(0.0)
+    assert data is not None
+    assert b"r/a.com" in data
+    assert str(stream._decode(data)) == "VHDS r/v=1"
+    stream.ack("VHDS")
+    stream.serve(one(host("r/v", "r/a.com", version="2"), host("r/w", "r/c.com", version="2")))
+    assert stream.settle() == ["VHDS r/v=2"]
+    stream.serve(one(host("r/w", "r/c.com", version="2")))
+    assert stream.settle() == ["VHDS -r/v"]
+
+
+def test_r31_an_alias_that_is_nothings_is_answered_without_a_body_and_remembered():
+    stream = Stream(Variant.DELTA, one(host("r/v", "r/a.com")))
+    stream.ask("VHDS", "r/late.com")
+    assert stream.settle() == ["VHDS ?r/late.com"]
+    stream.ask("VHDS", "r/late.com")
+    assert stream.settle() == ["VHDS ?r/late.com"]
+    stream.serve(one(host("r/v", "r/a.com"), host("r/l", "r/late.com")))
+    assert stream.settle() == ["VHDS r/l=1"]
+
+
+def test_r31_a_virtual_host_is_wanted_until_all_names_for_it_are_taken_back():
+    stream = Stream(Variant.DELTA, one(host("r/v", "r/a.com", "r/b.com")))
+    stream.ask("VHDS", "r/a.com", "r/b.com")
+    assert stream.settle() == ["VHDS r/v=1"]
+    stream.ask("VHDS", unsubscribe=("r/a.com",))
+    stream.serve(one(host("r/v", "r/a.com", "r/b.com", version="2")))
+    assert stream.settle() == ["VHDS r/v=2"]
+    stream.ask("VHDS", unsubscribe=("r/b.com",))
+    stream.serve(one(host("r/v", "r/a.com", "r/b.com", version="3")))
+    assert stream.settle() == []
+
+
+def test_r31_the_name_takes_back_what_was_asked_for_by_an_alias():
+    stream = Stream(Variant.DELTA, one(host("r/v", "r/a.com")))
+    stream.ask("VHDS", "r/a.com")
+    stream.settle()
+    stream.ask("VHDS", unsubscribe=("r/v",))
+    stream.serve(one(host("r/v", "r/a.com", version="2")))
+    assert stream.settle() == []
+
+
+def test_r31_a_client_that_was_here_before_gets_the_virtual_hosts_that_differ():
+    stream = Stream(Variant.DELTA, one(host("r/v", "r/a.com"), host("r/w", "r/b.com", version="2")))
+    stream.ask("VHDS", "r/a.com", "r/b.com", initial={"r/v": "1", "r/w": "1", "r/x": "1"})
+    assert stream.settle() == ["VHDS r/w=2"]
+
+
+def test_r31_the_status_is_of_the_resource_that_an_alias_means():
+    stream = Stream(Variant.DELTA, one(host("r/v", "r/a.com")))
+    stream.ask("VHDS", "r/a.com", "r/none.com")
+    stream.settle()
+    (status,) = stream.session.status()
+    assert [(each.name, each.state) for each in status.resources] == [
+        ("r/none.com", State.NOT_SENT),
+        ("r/v", State.SYNCED),
+    ]
+
+
+def test_only_virtual_hosts_have_aliases():
+    with pytest.raises(ValueError, match="only a VirtualHost can have aliases"):
+        Resource.of(CLUSTER, "c", b"", aliases=("d",))
+
+
+def test_a_virtual_host_may_be_called_like_a_collection():
+    stream = Stream(Variant.DELTA, one(host("r/*"), host("r/v")))
+    stream.ask("VHDS", "r/*")
+    assert stream.settle() == ["VHDS r/*=1"]
+
+
+# --- collections -----------------------------------------------------------------------------------------------------
+
+URN = "xdstp://authority/envoy.config.endpoint.v3.LbEndpoint/zone"
+
+
+def members(*names: str, version: str = "1") -> Snapshot:
+    return one(
+        *(Resource.of(TYPES["LEDS"], name, f"{name}={version}".encode(), version=version) for name in names)
+    )
+
+
+@pytest.mark.parametrize(("prefix", "suffix"), [(URN, ""), (URN, "?env=prod"), ("zone", "")])
+def test_r34_a_collection_is_all_that_is_named_like_it_and_no_deeper(variant, prefix, suffix):
+    inside = f"{prefix}/a{suffix}", f"{prefix}/b{suffix}"
+    outside = f"{prefix}{suffix}", f"{prefix}/deeper/c{suffix}", "other/d", "e"
+    stream = Stream(variant, members(*inside, *outside))
+    stream.ask("LEDS", f"{prefix}/*{suffix}")
+    stream.get()
+    assert stream.last["LEDS"].resources.keys() == set(inside)
+    stream.ack("LEDS")
+    stream.serve(members(inside[0], *outside, version="2"))
+    stream.get()
+    assert stream.last["LEDS"].resources == {inside[0]: "2"}
+    assert stream.last["LEDS"].removed == ((inside[1],) if variant is Variant.DELTA else ())
+
+
+def test_r34_parameters_tell_collections_apart():
+    stream = Stream(Variant.DELTA, members(f"{URN}/a?env=prod", f"{URN}/a?env=test", f"{URN}/a"))
+    stream.ask("LEDS", f"{URN}/*?env=test")
+    stream.get()
+    assert stream.last["LEDS"].resources.keys() == {f"{URN}/a?env=test"}
+
+
+def test_r34_an_empty_collection_is_answered_and_grows(variant):
+    stream = Stream(variant, members("other/a"))
+    stream.ask("LEDS", "zone/*")
+    assert stream.settle() == ["LEDS"]
+    stream.serve(members("other/a", "zone/a"))
+    assert stream.settle() == ["LEDS zone/a=1"]
+
+
+def test_r34_a_collection_can_be_left_and_asked_for_again():
+    stream = Stream(Variant.DELTA, members("zone/a"))
+    stream.ask("LEDS", "zone/*")
+    stream.settle()
+    stream.ask("LEDS", "zone/*")
+    assert stream.settle() == ["LEDS zone/a=1"]  # R19
+    stream.ask("LEDS", unsubscribe=("zone/*",))
+    stream.serve(members("zone/a", version="2"))
+    assert stream.settle() == []
+
+
+def test_r34_r36_a_client_that_has_the_collection_is_not_answered():
+    stream = Stream(Variant.DELTA, members("zone/a", "zone/b"))
+    stream.ask("LEDS", "zone/*", initial={"zone/a": "1", "zone/b": "0", "zone/c": "1"})
+    assert stream.settle() == ["LEDS zone/b=1 -zone/c"]
+
+
+# --- time to live ----------------------------------------------------------------------------------------------------
+
+
+def test_r44_a_resource_with_a_time_to_live_is_kept_alive_by_heartbeats():
+    stream = Stream(Variant.DELTA, one(lived("s", "1", 10.0), lived("for-ever", "1", None)))
+    stream.ask("SDS", "s", "for-ever")
+    assert stream.get() == ["SDS for-ever=1 s=1"]
+    assert stream.session.deadline() is None  # It may still reject it.
+    stream.ack("SDS")
+    assert stream.get() == []
+    assert stream.session.deadline() == 5.0
+    for now in (5.0, 10.0):
+        stream.now = now
+        assert stream.get() == ["SDS ~s=1"]
+        assert stream.session.deadline() == now + 5.0
+        stream.ack("SDS")
+    assert len({reply.nonce for reply in stream.replies}) == 3
+
+
+def test_r44_heartbeats_are_of_the_version_that_the_client_took():
+    stream = Stream(Variant.DELTA, one(lived("s", "1", 10.0)))
+    stream.ask("SDS", "s")
+    stream.settle()
+    stream.now = 4.0
+    stream.serve(one(lived("s", "2", 10.0)))
+    assert stream.get() == ["SDS s=2"]
+    stream.now = 5.0
+    assert stream.get() == []  # The client may have either.
+    (nacked,) = stream.nack("SDS")
+    assert isinstance(nacked, Nacked)
+    assert stream.get() == ["SDS ~s=1"]
+    stream.ack("SDS")
+    stream.now = 6.0
+    stream.serve(one(lived("s", "3", 2.0)))
+    assert stream.settle() == ["SDS s=3"]
+    assert stream.session.deadline() == 7.0
+
+
+def test_r44_a_time_to_live_can_be_given_up():
+    stream = Stream(Variant.DELTA, one(lived("s", "1", 10.0)))
+    stream.ask("SDS", "s")
+    stream.settle()
+    stream.serve(one(Resource.of(SECRET, "s", b"s=2", version="2")))
+    assert stream.settle() == ["SDS s=2"]
+    assert stream.session.deadline() is None
+
+
+@pytest.mark.parametrize("how", ["removed", "unsubscribed"])
+def test_r44_what_is_gone_has_no_heartbeats(how):
+    stream = Stream(Variant.DELTA, one(lived("s", "1", 10.0)))
+    stream.ask("SDS", "s")
+    if how == "removed":
+        stream.settle()
+        stream.serve(world())
+        assert stream.settle() == ["SDS -s"]
+    else:
+        stream.get()
+        stream.ask("SDS", unsubscribe=("s",))
+        stream.ack("SDS")
+        stream.get()
+    assert stream.session.deadline() is None
+    stream.now = 60.0
+    assert stream.get() == []
+
+
+def test_r44_what_is_unsubscribed_later_has_no_heartbeats():
+    stream = Stream(Variant.DELTA, one(lived("s", "1", 10.0)))
+    stream.ask("SDS", "s")
+    stream.settle()
+    stream.ask("SDS", unsubscribe=("s",))
+    stream.now = 5.0
+    assert stream.get() == []
+
+
+def test_r44_a_client_that_was_here_before_is_told_at_once_that_what_it_has_is_good():
+    stream = Stream(
+        Variant.DELTA, one(lived("a", "1", 10.0, type_url=CLUSTER), lived("b", "1", None, type_url=CLUSTER))
+    )
+    stream.now = 3.0
+    stream.ask("CDS", initial={"a": "1", "b": "1"})
+    assert stream.get() == ["CDS ~a=1"]
+    stream.ack("CDS")
+    stream.get()
+    assert stream.session.deadline() == 8.0
+
+
+def test_r44_a_client_that_does_not_answer_gets_a_bounded_number_of_heartbeats():
+    stream = Stream(Variant.DELTA, one(lived("s", "1", 10.0)))
+    stream.ask("SDS", "s")
+    stream.settle()
+    for beat in range(1, 200):
+        stream.now = 5.0 * beat
+        stream.get()
+    assert len(stream.session._watches[SECRET].answers.unanswered) == 64
+    assert stream.session.deadline() is None
+    stream.ack("SDS", nonce=stream.replies[1].nonce)
+    assert stream.get() == ["SDS ~s=1"]
+
+
+def test_o20_state_of_the_world_never_says_a_time_to_live():
+    stream = Stream(Variant.SOTW, one(lived("s", "1", 10.0)))
+    stream.ask("SDS", "s")
+    data = stream.session.next(0.0)
+    assert data is not None
+    assert (
+        str(stream._decode(data)) == "SDS s=1"
+    )  # As an Any of the type itself, without a Resource around it.
+    stream.ack("SDS")
+    assert stream.get() == []
+    assert stream.session.deadline() is None
+
+
+@pytest.mark.parametrize("ttl", [0.0, -1.0, float("nan"), float("inf"), 1e9])
+def test_a_time_to_live_is_some_time(ttl):
+    with pytest.raises(ValueError, match="ttl="):
+        Resource.of(SECRET, "s", b"", ttl=ttl)
+
+
+def test_what_goes_with_a_resource_is_in_its_version():
+    plain = Resource.of(VIRTUAL_HOST, "v", b"body")
+    assert plain.version != Resource.of(VIRTUAL_HOST, "v", b"body", aliases=("a",)).version
+    assert plain.version != Resource.of(VIRTUAL_HOST, "v", b"body", ttl=1.0).version
