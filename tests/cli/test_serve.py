@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import socket
 import stat
@@ -160,7 +161,7 @@ def test_a_state_dir_that_cannot_be_used_is_said(folder: Path, tmp_path: Path) -
 def test_a_port_that_is_taken_is_said(folder: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        for option in ("--xds-address", "--admin-address"):
+        for option in ("--xds-address", "--admin-address", "--rest-address"):
             process = Process(folder, option, f"127.0.0.1:{port}")
             assert process.process.wait(WITHIN) == 1
             assert "cannot listen" in process.log.read_text()
@@ -177,6 +178,43 @@ def test_where_others_could_listen_nobody_gets_a_key(folder: Path) -> None:
     with serving(folder) as process:
         secrets = process.ask("web.shop", SECRET, "default", "ROOTCA").resources
         assert len(secrets) == 2
+
+
+def poll(port: int, what: str, pod: str, *names: str) -> tuple[int, bytes]:
+    request = {"node": {"id": f"sidecar~127.9.0.1~{pod}~shop.svc.cluster.local"}, "resource_names": names}
+    url = f"http://127.0.0.1:{port}/v3/discovery:{what}"
+    try:
+        with urllib.request.urlopen(url, json.dumps(request).encode(), timeout=WITHIN) as response:
+            return response.status, response.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+
+
+def test_who_polls_gets_the_same_as_json(folder: Path) -> None:
+    port = free_port()
+    with serving(folder, "--rest-address", f"127.0.0.1:{port}", "--max-connection-age", 60) as process:
+        status, body = poll(port, "secrets", "web.shop", "default", "ROOTCA")
+        assert status == 200
+        assert [secret["name"] for secret in json.loads(body)["resources"]] == ["ROOTCA", "default"]
+        streamed = process.ask("web.shop", CLUSTER).resources
+        status, body = poll(port, "clusters", "web.shop")
+        assert len(json.loads(body)["resources"]) == len(streamed) > 0
+        status, body = poll(port, "clusters", "other.shop")
+        assert (status, b"nothing is known for sidecar~127.9.0.1~other.shop" in body) == (503, True)
+        status, body = poll(port, "clusters", "shop")
+        assert (status, b"POD.NAMESPACE" in body) == (400, True)
+
+
+def test_where_others_could_poll_nobody_gets_a_key(folder: Path) -> None:
+    port = free_port()
+    process = Process(folder, "--rest-address", f"0.0.0.0:{port}")
+    assert process.process.wait(WITHIN) == 2
+    assert f"--rest-address 0.0.0.0:{port} can be reached by others" in process.log.read_text()
+    with serving(folder, "--insecure-xds", "--rest-address", f"0.0.0.0:{port}") as process:
+        _, body = poll(port, "secrets", "web.shop", "default", "ROOTCA")
+        assert [secret["name"] for secret in json.loads(body)["resources"]] == ["ROOTCA"]
+        [secret] = process.ask("web.shop", SECRET, "default", "ROOTCA").resources
+        assert b"PRIVATE KEY" not in secret.value
 
 
 def test_logs_cannot_be_forged(folder: Path) -> None:

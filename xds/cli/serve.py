@@ -31,6 +31,26 @@ def serve(
     admin_address: Annotated[
         str, typer.Option("--admin-address", metavar="HOST:PORT", help="Where /healthz and /ready are.")
     ] = "127.0.0.1:15014",
+    rest_address: Annotated[
+        str | None,
+        typer.Option(
+            "--rest-address",
+            metavar="HOST:PORT",
+            help="Where the same is served to who polls with HTTP and JSON (POST /v3/discovery:clusters and so on). "
+            "Off unless said.",
+            show_default=False,
+        ),
+    ] = None,
+    max_connection_age: Annotated[
+        float,
+        typer.Option(
+            "--max-connection-age",
+            metavar="SECONDS",
+            min=0,
+            help="How long a sidecar's connection lasts, give or take a tenth, before it has to connect anew: so "
+            "sidecars spread over control planes that were added. 0: for ever.",
+        ),
+    ] = 1800,
     state_dir: Annotated[
         Path | None,
         typer.Option(
@@ -46,7 +66,7 @@ def serve(
         bool,
         typer.Option(
             "--insecure-xds",
-            help="Allow an --xds-address that others can reach, though nobody has to prove who they are there. "
+            help="Allow an --xds-address or --rest-address that others can reach, though nobody has to prove who they are there. "
             "No sidecar gets a private key then.",
         ),
     ] = False,
@@ -55,11 +75,14 @@ def serve(
 
     What is wrong with a manifest is logged with file and line, and the last good version of that object stays in force.
     """
-    where = options.address("--xds-address", xds_address)
+    where = {"--xds-address": options.address("--xds-address", xds_address)}
+    if rest_address:
+        where["--rest-address"] = options.address("--rest-address", rest_address)
     admin = options.address("--admin-address", admin_address)
-    if not where.is_loopback and not insecure_xds:
+    exposed = [f"{option} {at}" for option, at in where.items() if not at.is_loopback]
+    if exposed and not insecure_xds:
         options.fail(
-            f"--xds-address {where} can be reached by others, and xDS is neither encrypted nor authenticated here. "
+            f"{exposed[0]} can be reached by others, and xDS is neither encrypted nor authenticated here. "
             "Listen on 127.0.0.1, or say --insecure-xds (sidecars then get no private keys)"
         )
     settings = options.settings(mesh_config, assignments)
@@ -78,29 +101,44 @@ def serve(
         options.fail(f"--state-dir: {error}", 1)
     logs.configure()
     warm()
-    hub = Hub(authority, serve_keys=where.is_loopback)
-    _say_what_is_at_stake(where, kept=state_dir is not None)
-    raise typer.Exit(asyncio.run(_run(hub, Folder(manifests, settings), where, admin)))
+    hub = Hub(authority, serve_keys=not exposed)
+    _say_what_is_at_stake(exposed, kept=state_dir is not None)
+    run = _run(
+        hub,
+        Folder(manifests, settings),
+        where["--xds-address"],
+        admin,
+        rest_address=where.get("--rest-address"),
+        max_connection_age=max_connection_age or None,
+    )
+    raise typer.Exit(asyncio.run(run))
 
 
-def _say_what_is_at_stake(where: Address, *, kept: bool) -> None:
-    if where.is_loopback:
+def _say_what_is_at_stake(exposed: list[str], *, kept: bool) -> None:
+    if not exposed:
         _log().warning(
             "every user of this machine can take any pod's identity: nobody has to prove who they are"
         )
     else:
-        _log().warning(
-            "xDS is neither encrypted nor authenticated, and others can reach it", address=str(where)
-        )
+        _log().warning("xDS is neither encrypted nor authenticated, and others can reach it", address=exposed)
     if not kept:
         _log().info("the root certificate is new, and lives as long as this process; --state-dir keeps it")
 
 
-async def _run(hub: Hub, folder: Folder, where: Address, admin_address: Address) -> int:
+async def _run(
+    hub: Hub,
+    folder: Folder,
+    where: Address,
+    admin_address: Address,
+    *,
+    rest_address: Address | None,
+    max_connection_age: float | None,
+) -> int:
     """Serve until a signal asks to end; return the exit status."""
     from xds.admin import AdminServer  # noqa: PLC0415
     from xds.introspect import Introspection  # noqa: PLC0415
     from xds.server import XdsServer  # noqa: PLC0415
+    from xds.server.rest import RestServer  # noqa: PLC0415
 
     def lacking() -> str | None:
         if stop.is_set():
@@ -110,7 +148,15 @@ async def _run(hub: Hub, folder: Folder, where: Address, admin_address: Address)
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    server = XdsServer(hub, str(where), identifier=f"xds {version('xds')}", added=[Introspection()])
+    identifier = f"xds {version('xds')}"
+    server = XdsServer(
+        hub,
+        str(where),
+        identifier=identifier,
+        max_connection_age=max_connection_age,
+        added=[Introspection()],
+    )
+    rest = RestServer(hub, *rest_address, identifier=identifier) if rest_address else None
     admin = AdminServer(lacking, *admin_address)
     work = [asyncio.create_task(hub.run()), asyncio.create_task(_follow(folder, hub))]
     events = [asyncio.create_task(stop.wait()), asyncio.create_task(hub.ready.wait())]
@@ -118,6 +164,8 @@ async def _run(hub: Hub, folder: Folder, where: Address, admin_address: Address)
         await admin.start()
         await asyncio.wait([*work, *events], return_when=asyncio.FIRST_COMPLETED)
         if hub.ready.is_set():
+            if rest:
+                await rest.start()
             await server.start()
             _log().info("ready", admin=f"http://{admin_address._replace(port=admin.port)}/ready")
             await asyncio.wait([*work, events[0]], return_when=asyncio.FIRST_COMPLETED)
@@ -125,6 +173,8 @@ async def _run(hub: Hub, folder: Folder, where: Address, admin_address: Address)
         _log().error("cannot listen", problem=str(error))
         return 1
     finally:
+        if rest:
+            await rest.stop()
         await server.stop()
         for task in (*work, *events):
             task.cancel()
