@@ -59,8 +59,8 @@ def assignment(name: str) -> ClusterLoadAssignment:
     return ClusterLoadAssignment(cluster_name=name)
 
 
-def routes(name: str) -> RouteConfiguration:
-    return RouteConfiguration(name=name)
+def routes(name: str, vhost_header: str = "") -> RouteConfiguration:
+    return RouteConfiguration(name=name, vhost_header=vhost_header)
 
 
 def http(route: str, source: ConfigSource = ADS) -> HttpConnectionManager:

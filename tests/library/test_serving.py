@@ -1,0 +1,363 @@
+"""A store behind real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+
+import grpc
+import grpc.aio
+import pytest
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from tests.library.messages import api_listener, assignment, eds_cluster, routes
+from tests.server.proxies import Client
+from xds.descriptors import encoded
+from xds.protocol.session import Variant
+from xds.resources import CLUSTER, ENDPOINT, LISTENER, ROUTE, resource
+from xds.server import ADS, DiscoveryService, Refused, XdsServer
+from xds.store import Acked, Connected, Disconnected, Nacked, NackError, Store, Subscribed
+
+
+@pytest.fixture
+def store() -> Store:
+    return Store(group=lambda node: node.id.partition(".")[0])
+
+
+@pytest.fixture
+async def channel(store) -> AsyncIterator[grpc.aio.Channel]:
+    server = XdsServer(store, "127.0.0.1:0", grace=0.2)
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        yield channel
+    await server.stop()
+
+
+@pytest.fixture(params=Variant, ids=lambda variant: variant.value)
+def variant(request) -> Variant:
+    return request.param
+
+
+class Node:
+    """A client that knows what it has."""
+
+    def __init__(self, channel: grpc.aio.Channel, variant: Variant, name: str = "edge.1") -> None:
+        self.stream = Client(channel, variant, node=name)
+        self.has: dict[str, dict[str, bytes]] = {}
+        self.last = None
+
+    async def take(self, *, error: str = "") -> set[str]:
+        """Take the next response, or reject it; return the names in it."""
+        self.last = await self.stream.get()
+        there = self.has.setdefault(self.last.type_url, {})
+        wrapped = hasattr(self.last, "removed_resources")
+        found = {}
+        for one in self.last.resources:
+            packed = one.resource if wrapped else one
+            message = resource(packed.value, type_url=packed.type_url)
+            found[message.name] = packed.value
+        if wrapped:
+            for name in self.last.removed_resources:
+                there.pop(name, None)
+        elif self.last.type_url in (CLUSTER, LISTENER) and not error:
+            there.clear()
+        if not error:
+            there |= found
+        names = [] if wrapped or self.last.type_url in (CLUSTER, LISTENER) else [*there]
+        await self.stream.ask(self.last.type_url, *names, nonce=self.last.nonce, error=error)
+        return {*found}
+
+
+async def test_what_is_set_changed_and_removed_reaches_those_whom_it_is_for(store, channel, variant):
+    store.set(eds_cluster("a"))
+    edge, other = Node(channel, variant), Node(channel, variant, "other.1")
+    for node in (edge, other):
+        await node.stream.ask(CLUSTER)
+        assert await node.take() == {"a"}
+    store.set(eds_cluster("b"), eds_cluster("a", "elsewhere"), group="edge")
+    assert await edge.take() == {"a", "b"}
+    assert edge.has[CLUSTER]["a"] != other.has[CLUSTER]["a"]
+    store.set(eds_cluster("c"), node="other.1")
+    await other.take()
+    assert {*other.has[CLUSTER]} == {"a", "c"}
+    store.replace([], group="edge")
+    while edge.has != {CLUSTER: {"a": other.has[CLUSTER]["a"]}}:
+        await edge.take()
+
+
+async def test_all_of_one_call_is_in_one_response(store, channel, variant):
+    store.replace([])
+    node = Node(channel, variant)
+    await node.stream.ask(CLUSTER)
+    assert await node.take() == set()
+    store.set(*(eds_cluster(f"c{n}") for n in range(50)))
+    assert len(await node.take()) == 50
+    for n in range(50):
+        store.set(eds_cluster(f"c{n}", "changed"))
+    assert len(await node.take()) == 50
+
+
+async def test_references_make_the_order_without_being_said(store, channel):
+    """A cluster's assignment is pushed again when the cluster changes: delta Envoy would wait for it, and not ask."""
+    store.set(eds_cluster("c"), assignment("c"))
+    node = Node(channel, Variant.DELTA)
+    await node.stream.ask(CLUSTER)
+    await node.take()
+    await node.stream.ask(ENDPOINT, "c")
+    await node.take()
+    store.set(eds_cluster("c", certificate="x"))
+    assert await node.take() == {"c"}
+    assert node.last.type_url == CLUSTER
+    assert await node.take() == {"c"}
+    assert node.last.type_url == ENDPOINT
+
+
+async def test_however_many_connect_everything_is_encoded_once(store, channel, variant):
+    store.set(eds_cluster("c"), api_listener("l", "r"))
+    before = encoded.total()
+    nodes = [Node(channel, variant, f"{n}.x") for n in range(30)]
+    for node in nodes:
+        await node.stream.ask(CLUSTER)
+        await node.take()
+    changed = resource(eds_cluster("c", "changed"))
+    store.set(changed)
+    for node in nodes:
+        await node.take()
+        assert node.has[CLUSTER]["c"] == changed.body
+    assert encoded.total() == before + 1
+
+
+# --- events ----------------------------------------------------------------------------------------------------------
+
+
+async def test_what_a_node_does_is_told_with_the_node(store, channel, variant):
+    events = store.events()
+    store.set(eds_cluster("c"))
+    node = Node(channel, variant)
+    await node.stream.ask(CLUSTER)
+    await node.take()
+    store.set(eds_cluster("c", "bad"))
+    await node.take(error="cluster c: bad")
+    told = []
+    async for client, event in events:
+        assert client.node.id == "edge.1"
+        assert client.stream.variant is variant
+        told.append(event)
+        if isinstance(event, Nacked):
+            node.stream.call.cancel()
+        if isinstance(event, Disconnected):
+            events.close()
+    connected, subscribed, acked, nacked, disconnected = told
+    assert isinstance(connected, Connected)
+    assert isinstance(subscribed, Subscribed)
+    assert (subscribed.type_url, subscribed.wildcard) == (CLUSTER, True)
+    assert isinstance(acked, Acked)
+    assert (acked.type_url, acked.names) == (CLUSTER, ("c",))
+    assert (nacked.message, nacked.names) == ("cluster c: bad", ("c",))
+    assert disconnected.node.id == "edge.1"
+    assert store.clients == set()
+
+
+async def test_who_does_not_keep_up_misses_the_oldest_and_is_told_how_many(store, channel):
+    slow, fast = store.events(limit=2), store.events()
+    for n in range(3):
+        node = Node(channel, Variant.SOTW, f"n{n}.x")
+        await node.stream.ask(ROUTE, "r")
+        while not isinstance((await anext(fast))[1], Subscribed):
+            pass
+    assert slow.missed == 4
+    assert [(client.node.id, type(event)) for client, event in [await anext(slow), await anext(slow)]] == [
+        ("n2.x", Connected),
+        ("n2.x", Subscribed),
+    ]
+    assert fast.missed == 0
+
+
+async def test_who_no_longer_listens_costs_nothing(store):
+    events = store.events()
+    assert len(store._followers) == 1
+    del events
+    assert len(store._followers) == 0
+
+
+# --- applied ---------------------------------------------------------------------------------------------------------
+
+
+async def is_waiting(task: asyncio.Task[None]) -> bool:
+    """Whether a task goes on waiting, given the time of a few looks."""
+    return not (await asyncio.wait([task], timeout=0.1))[0]
+
+
+async def test_a_change_is_applied_when_every_client_that_asked_for_it_has_taken_it(store, channel, variant):
+    store.set(eds_cluster("c"), routes("r"))
+    nodes = [Node(channel, variant, name) for name in ("edge.1", "edge.2", "other.1")]
+    for node in nodes:
+        await node.stream.ask(CLUSTER)
+        await node.take()
+    await store.applied()
+    store.set(routes("r", "changed"))
+    await store.applied()
+    store.set(eds_cluster("c", "changed"), group="edge")
+    await store.applied(group="other")
+    done, one = asyncio.create_task(store.applied()), asyncio.create_task(store.applied(node="edge.1"))
+    await nodes[0].take()
+    await one
+    assert await is_waiting(done)
+    await nodes[1].take()
+    await done
+
+
+async def test_what_is_changed_and_changed_back_is_applied(store, channel, variant):
+    store.set(eds_cluster("c"))
+    node = Node(channel, variant)
+    await node.stream.ask(CLUSTER)
+    await node.take()
+    store.set(eds_cluster("c", "changed"))
+    store.set(eds_cluster("c"))
+    await store.applied()
+
+
+async def test_what_a_change_makes_a_client_ask_for_belongs_to_it(store, channel, variant):
+    store.replace([])
+    node = Node(channel, variant)
+    await node.stream.ask(LISTENER)
+    await node.take()
+    store.set(api_listener("l", "r"), routes("r"))
+    done = asyncio.create_task(store.applied())
+    await node.take()
+    assert await is_waiting(done)
+    await node.stream.ask(ROUTE, "r")
+    await node.take()
+    await done
+
+
+async def test_a_rejection_is_raised_with_who_and_why_until_there_is_something_better(
+    store, channel, variant
+):
+    store.set(eds_cluster("c"))
+    node, good = Node(channel, variant), Node(channel, variant, "good.1")
+    for one in (node, good):
+        await one.stream.ask(CLUSTER)
+        await one.take()
+    store.set(resource(eds_cluster("c", "bad"), sources=["mine.py:3"]))
+    done = asyncio.create_task(store.applied())
+    await good.take()
+    await node.take(error="cluster c: bad")
+    with pytest.raises(NackError, match=r"edge.1 rejected Cluster: cluster c: bad") as raised:
+        await done
+    error = raised.value
+    assert (error.node.id, error.type_url, error.message) == ("edge.1", CLUSTER, "cluster c: bad")
+    assert error.sources == ("mine.py:3",)
+    await store.applied(node="good.1")
+    store.set(eds_cluster("c", "better"))
+    done = asyncio.create_task(store.applied(node="edge.1"))
+    assert await is_waiting(done)
+    await node.take()
+    await done
+
+
+async def test_who_leaves_is_not_waited_for(store, channel, variant):
+    store.set(eds_cluster("c"))
+    node = Node(channel, variant)
+    await node.stream.ask(CLUSTER)
+    await node.take()
+    store.set(eds_cluster("c", "changed"))
+    done = asyncio.create_task(store.applied())
+    assert await is_waiting(done)
+    node.stream.call.cancel()
+    await done
+    assert store._waits == set()
+
+
+async def test_a_type_that_nobody_serves_is_not_waited_for(store, channel, variant):
+    store.set(eds_cluster("c"))
+    events = store.events()
+    node = Node(channel, variant)
+    await node.stream.ask("type.googleapis.com/my.Own", "x")
+    await node.stream.ask(CLUSTER)
+    await node.take()
+    while not isinstance((await anext(events))[1], Acked):
+        pass
+    await store.applied()
+
+
+# --- embedding -------------------------------------------------------------------------------------------------------
+
+
+async def test_the_services_go_into_a_server_that_is_there_next_to_others(store, variant):
+    store.set(eds_cluster("c"))
+    server = grpc.aio.server()
+    service = DiscoveryService(store)
+    server.add_generic_rpc_handlers(service.handlers())
+    mine = health.aio.HealthServicer()
+    await mine.set("mine", health_pb2.HealthCheckResponse.SERVING)
+    health_pb2_grpc.add_HealthServicer_to_server(mine, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        node = Node(channel, variant)
+        await node.stream.ask(CLUSTER)
+        assert await node.take() == {"c"}
+        answer = await health_pb2_grpc.HealthStub(channel).Check(
+            health_pb2.HealthCheckRequest(service="mine")
+        )
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        assert len(service.streams) == 1
+        await service.drain(within=5)
+        assert (await node.stream.end())[0] == grpc.StatusCode.UNAVAILABLE
+    await server.stop(None)
+
+
+async def test_a_program_can_refuse_a_node():
+    class Guarded(Store):
+        def connect(self, node, stream):
+            if node.id != "friend":
+                raise Refused(grpc.StatusCode.PERMISSION_DENIED, f"{node.id} is nobody's friend")
+            return super().connect(node, stream)
+
+    store = Guarded()
+    store.set(eds_cluster("c"))
+    server = XdsServer(store, "127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        stranger, friend = Node(channel, Variant.SOTW, "stranger"), Node(channel, Variant.SOTW, "friend")
+        await stranger.stream.ask(CLUSTER)
+        assert await stranger.stream.end() == (
+            grpc.StatusCode.PERMISSION_DENIED,
+            "stranger is nobody's friend",
+        )
+        await friend.stream.ask(CLUSTER)
+        assert await friend.take() == {"c"}
+    await server.stop()
+
+
+async def test_what_is_polled_is_told_as_a_short_stream(store, channel):
+    store.set(eds_cluster("c"))
+    events = store.events()
+    fetch = channel.unary_unary("/envoy.service.cluster.v3.ClusterDiscoveryService/FetchClusters")
+    assert b"service_name" not in await fetch(b"\x12\x04\x0a\x02me")
+    kinds = [type((await anext(events))[1]) for _ in range(3)]
+    assert kinds == [Connected, Subscribed, Disconnected]
+    await store.applied()
+
+
+ALONE = """
+import sys
+import xds.resources, xds.server, xds.store
+unwanted = {"kubernetes", "yaml", "watchfiles", "typer", "aiohttp", "cryptography", "envoy"}
+ours = {"descriptors", "protocol", "resources", "server", "snapshot", "store"}
+found = {name for name in sys.modules if name.partition(".")[0] in unwanted}
+found |= {name for name in sys.modules if name.startswith("xds.") and name.split(".")[1] not in ours}
+print(*sorted(found))
+"""
+
+
+def test_the_library_stands_alone():
+    ran = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == ""
+
+
+def test_ads_is_among_the_services(store):
+    assert ADS in [handler.service_name() for handler in DiscoveryService(store).handlers()]
