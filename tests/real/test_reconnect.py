@@ -1,0 +1,259 @@
+"""A control plane that is killed under traffic, and one that takes over: proxies come back and hardly notice."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import pytest
+
+from tests.real.harness.envoy import EnvoyProcess
+from tests.real.harness.history import History
+from tests.real.harness.instance import Instance
+from tests.real.harness.loopback import free_port
+from tests.real.harness.serving import bootstrap
+from tests.real.harness.traffic import Target, Traffic
+from tests.real.harness.upstream import Upstream
+from tests.real.harness.waiting import eventually
+from tests.real.harness.world import Cluster, Listener, World
+from xds.identity.ca import Authority
+from xds.identity.keys import PrivateKey
+from xds.protocol.session import Variant
+
+pytestmark = pytest.mark.envoy
+
+TYPES = ("Cluster", "ClusterLoadAssignment", "Secret", "Listener", "RouteConfiguration")
+CONFIGURED = (
+    r"^cluster_manager\.cluster_(added|modified|removed)$|\.membership_change$"
+    r"|^listener_manager\.listener_(added|modified|removed|in_place_updated)$|\.config_reload$"
+)
+"""What Envoy counts when its configuration really changes. A route configuration's `config_reload` is among them."""
+TAKEN = r"(cds|lds|rds\.r|^cluster\.(one|two|three))\.update_success$"
+"""And when a response came that it accepted, whether or not that changed anything."""
+
+
+WARM = 3.0
+"""Seconds, far from the 15 that Envoy waits for an assignment that does not come."""
+
+
+@pytest.fixture(params=Variant, ids=lambda variant: variant.value)
+def variant(request) -> Variant:
+    return request.param
+
+
+@dataclass
+class Site:
+    """Instances with the same world, an Envoy that may ask any of them, and traffic through it."""
+
+    instances: list[Instance]
+    envoy: EnvoyProcess
+    traffic: Traffic
+    history: History
+    apps: list[int]
+
+    async def active(self) -> Instance:
+        """Return the instance that the Envoy is connected to."""
+        waits = [asyncio.create_task(each.said("connected")) for each in self.instances]
+        done, others = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for task in others:
+            task.cancel()
+        return self.instances[waits.index(done.pop())]
+
+    def other_than(self, instance: Instance) -> Instance:
+        (other,) = (each for each in self.instances if each is not instance)
+        return other
+
+    async def resumed(self, instance: Instance) -> None:
+        """Wait until the Envoy has asked an instance for all that it asked the other for."""
+        for name in TYPES:
+            await instance.said("subscribed", type=name)
+
+    async def counts(self, pattern: str = CONFIGURED) -> dict[str, int]:
+        return await self.envoy.admin.stats(pattern)
+
+    async def publish(self, instance: Instance, world: World, *, dies_before: str = "") -> None:
+        self.history.publish(world)
+        await instance.publish(world, dies_before=dies_before)
+
+    async def is_warm(self) -> bool:
+        return await self.envoy.admin.stat("cluster_manager.warming_clusters") == 0
+
+    async def check(self) -> None:
+        """End the traffic; nothing may have failed."""
+        await self.traffic.more(10)
+        await self.traffic.stop()
+        assert self.history.faults(self.traffic.sent) == []
+        assert len(self.history.served(self.traffic.sent)) >= 30
+        assert await self.is_warm()
+
+
+@asynccontextmanager
+async def site(variant: Variant, directory, *, instances: int = 1):
+    async with AsyncExitStack() as stack:
+        apps = [(await stack.enter_async_context(Upstream())).port for _ in range(2)]
+        port = free_port()
+        world = World(
+            clusters={
+                "one": Cluster((apps[0],)),
+                "two": Cluster((apps[0],), checked=True),
+                "three": Cluster(tuple(apps), secured=True),
+                "fixed": Cluster((apps[1],), static=True),
+            },
+            listeners={"l": Listener(port, "r")},
+            roots=certificate(),
+        ).routing("r", a="one", b="two", c="three", d="fixed")
+        running = [
+            await stack.enter_async_context(Instance(f"instance-{number}", world, directory))
+            for number in range(instances)
+        ]
+        config = bootstrap("envoy", variant, free_port(), *(each.port for each in running))
+        envoy = await stack.enter_async_context(EnvoyProcess("envoy", config, directory))
+        traffic = Traffic(targets=[Target(port, f"/{path}") for path in "abcd"], workers=4)
+        async with traffic:
+            made = Site(running, envoy, traffic, History(world), apps)
+            active = await made.active()
+            for name in TYPES:
+                await active.said("acked", type=name)
+            await traffic.more(20)
+            made.history.settle()
+            traffic.sent.clear()
+            yield made
+
+
+def certificate() -> str:
+    made = Authority.create(PrivateKey.generate(), "cluster.local", datetime.now(UTC))
+    return made.certificate_pem.decode()
+
+
+async def kill(each: Site, instance: Instance) -> None:
+    """Kill an instance under traffic, and see the Envoy go on without it."""
+    await instance.kill()
+    await each.traffic.more(20)
+
+
+async def test_r36_a_delta_client_that_comes_back_is_sent_what_differs(tmp_path):
+    async with site(Variant.DELTA, tmp_path) as here:
+        (instance,) = here.instances
+        before, taken = await here.counts(), await here.counts(TAKEN)
+        await kill(here, instance)
+        await instance.start()
+        await here.resumed(instance)
+        # Whatever is sent unasked goes out before the answer to a later change.
+        await here.publish(instance, instance.world.routing("r", e="one"))
+        await instance.said("acked", type="RouteConfiguration")
+        here.history.settle()
+        assert instance.sent == {"Secret": 1, "RouteConfiguration": 1}
+        moved = {name: count for name, count in (await here.counts()).items() if count != before[name]}
+        assert moved == {"http.l.rds.r.config_reload": before["http.l.rds.r.config_reload"] + 1}
+        news = {name for name, count in (await here.counts(TAKEN)).items() if count != taken[name]}
+        assert news == {"http.l.rds.r.update_success"}
+        await here.check()
+
+
+async def test_r36_what_changed_while_it_was_away_is_sent_and_nothing_else(tmp_path):
+    async with site(Variant.DELTA, tmp_path) as here:
+        (instance,) = here.instances
+        before = await here.counts()
+        await kill(here, instance)
+        world = here.history.world.routing("r", a="new").having(
+            one=None, new=Cluster((here.apps[1],)), three=Cluster((here.apps[1],), secured=True)
+        )
+        here.history.publish(world)
+        instance.world = world
+        await instance.start()
+        # The cluster that is gone goes when its routes have gone.
+        await instance.said("acked", type="Cluster", names=[], removed=["one"])
+        assert instance.sent == {
+            "Cluster": 2,
+            "ClusterLoadAssignment": 2,
+            "Secret": 1,
+            "RouteConfiguration": 1,
+        }
+        here.history.settle()
+        after = await here.counts()
+        moved = {name: count - before.get(name, 0) for name, count in after.items()}
+        assert {name for name, count in moved.items() if count} == {
+            "cluster_manager.cluster_added",
+            "cluster_manager.cluster_removed",
+            "cluster_manager.cds.config_reload",
+            "cluster.new.membership_change",
+            "cluster.three.membership_change",
+            "http.l.rds.r.config_reload",
+        }
+        await here.check()
+
+
+async def test_r36_another_instance_with_the_same_world_sends_a_delta_client_nothing(tmp_path):
+    async with site(Variant.DELTA, tmp_path, instances=2) as here:
+        first = await here.active()
+        second = here.other_than(first)
+        assert not second.sent
+        before = await here.counts()
+        await kill(here, first)
+        await here.resumed(second)
+        await here.publish(second, second.world.routing("r", e="one"))
+        await second.said("acked", type="RouteConfiguration")
+        here.history.settle()
+        assert second.sent == {"Secret": 1, "RouteConfiguration": 1}
+        moved = {name for name, count in (await here.counts()).items() if count != before[name]}
+        assert moved == {"http.l.rds.r.config_reload"}
+        await here.check()
+
+
+@pytest.mark.parametrize("instances", [1, 2], ids=["started-again", "another"])
+async def test_r35_a_client_of_the_older_variant_is_answered_and_changes_nothing(instances, tmp_path):
+    async with site(Variant.SOTW, tmp_path, instances=instances) as here:
+        first = await here.active()
+        before, taken = await here.counts(), await here.counts(TAKEN)
+        await kill(here, first)
+        if instances == 1:
+            await first.start()
+        successor = await here.active() if instances == 1 else here.other_than(first)
+        for name in TYPES:
+            await successor.said("acked", type=name)
+        everything = {
+            "Cluster": 4,
+            "ClusterLoadAssignment": 3,
+            "Secret": 1,
+            "Listener": 1,
+            "RouteConfiguration": 1,
+        }
+        assert successor.sent == everything
+        assert await here.counts() == before
+        still = {name: count for name, count in (await here.counts(TAKEN)).items() if count == taken[name]}
+        assert still == {}
+        await here.publish(successor, here.history.world.routing("r", a="fixed"))
+        await successor.said("acked", type="RouteConfiguration", times=2)
+        here.history.settle()
+        assert successor.sent == {**everything, "RouteConfiguration": 2}
+        await here.check()
+
+
+async def test_r38_a_cluster_that_was_warming_when_the_server_died_gets_its_assignment(variant, tmp_path):
+    async with site(variant, tmp_path) as here:
+        (instance,) = here.instances
+        world = here.history.world.having(one=Cluster((here.apps[0],), setting=1))
+        await here.publish(instance, world, dies_before="ClusterLoadAssignment")
+        await instance.died()
+        assert await here.envoy.admin.stat("cluster_manager.warming_clusters") == 1
+        await instance.start()
+        await instance.said("connected")
+        await eventually(here.is_warm, timeout=WARM)
+        await here.check()
+
+
+async def test_r43_routes_do_not_overtake_the_clusters_of_a_client_that_was_warming(variant, tmp_path):
+    async with site(variant, tmp_path) as here:
+        (instance,) = here.instances
+        world = here.history.world.having(one=Cluster((here.apps[0],), setting=1))
+        await here.publish(instance, world, dies_before="ClusterLoadAssignment")
+        await instance.died()
+        world = world.having(new=Cluster((here.apps[1],), checked=True)).routing("r", a="new")
+        here.history.publish(world)
+        instance.world = world
+        await instance.start()
+        await instance.said("acked", type="RouteConfiguration")
+        here.history.settle()
+        await here.check()
