@@ -103,4 +103,4 @@ class Subscription:
     def _set(self, names: frozenset[str]) -> None:
         self.names = names
         if self._globs:
-            self.collections = frozenset(name for name in names if name == collection(name))
+            self.collections = frozenset(name for name in names if name and name == collection(name))
