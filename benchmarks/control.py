@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 _HERE = Path(__file__).parent
 
@@ -59,7 +59,7 @@ class Process:
                 bufsize=0,  # What is read ahead is not seen by select.
             )
 
-    def __enter__(self) -> Process:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -32,8 +32,20 @@ def as_json(size: Size, results: dict[str, list[Measured]]) -> str:
 
 def as_table(size: Size, results: dict[str, list[Measured]]) -> str:
     """Medians, with the least and the most where they matter."""
-    table = Table(title=f"{size.streams:,} delta streams, {size.services:,} services x {size.endpoints} endpoints")
-    for column in ("", "times the floor", "last client, ms", "floor, ms", "MB", "server CPU, s", "block, ms", "late, ms", "encoded/new"):
+    table = Table(
+        title=f"{size.streams:,} delta streams, {size.services:,} services x {size.endpoints} endpoints"
+    )
+    for column in (
+        "",
+        "times the floor",
+        "last client, ms",
+        "floor, ms",
+        "MB",
+        "server CPU, s",
+        "block, ms",
+        "late, ms",
+        "encoded/new",
+    ):
         table.add_column(column, justify="right" if column else "left")
     notes = []
     for name, rounds in results.items():

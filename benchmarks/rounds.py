@@ -75,6 +75,7 @@ class Bench:
         self.say = say
         self.fleet = stack.enter_context(Process("fleet.py", log=folder / "fleet.log"))
         self.floor = stack.enter_context(Process("floor.py", log=folder / "floor.log"))
+        self.fleet.hear()
         self._floor_port = self.floor.hear()["port"]
 
     def connect(self, port: int, nodes: list[str], types: tuple[str, ...]) -> tuple[float, dict[str, Any]]:
@@ -119,7 +120,7 @@ class Bench:
             time.sleep(_POLL)
 
 
-def settle(server: Process, bench: Bench, wait: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
+def settle(server: Process, wait: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Wait for the clients, and for the server to have nothing left to do."""
     seen = wait()
     while not (sample := server.ask("sample"))["idle"]:
@@ -178,7 +179,7 @@ def library(bench: Bench, results: dict[str, list[Measured]]) -> None:
                 before = server.ask("sample")
                 bench.fleet.ask("mark")
                 server.ask(what)
-                seen, after = settle(server, bench, bench.changed)
+                seen, after = settle(server, bench.changed)
                 floor = bench.floor_of_push(seen["bytes"] // size.streams)
                 results.setdefault(f"library: {what} of {size.services:,} changes", []).append(
                     measured(
@@ -205,7 +206,15 @@ def mesh(bench: Bench, kinds: int, results: dict[str, list[Measured]]) -> None:
     folder.write()
     folder.set_mode("PERMISSIVE")
     nodes = folder.nodes(size.streams, kinds)
-    args = ("serve", "--manifests", str(folder.root), "--xds-address", "127.0.0.1:0", "--admin-address", "127.0.0.1:0")
+    args = (
+        "serve",
+        "--manifests",
+        str(folder.root),
+        "--xds-address",
+        "127.0.0.1:0",
+        "--admin-address",
+        "127.0.0.1:0",
+    )
     for number in range(size.starts):
         bench.say(f"{title}: start {number + 1} of {size.starts}")
         with Process("serve.py", *args, log=bench.folder / f"serve-{kinds}.log") as server:
@@ -257,7 +266,7 @@ def _changes(
             bench.fleet.ask("mark")
             written = time.monotonic()
             change()
-            seen, after = settle(server, bench, bench.changed)
+            seen, after = settle(server, bench.changed)
             floor = bench.floor_of_push(seen["bytes"] // size.streams)
             results.setdefault(f"{title}: {name}", []).append(
                 measured(

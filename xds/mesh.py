@@ -25,7 +25,7 @@ from xds.model import (
     Service,
     ServicePort,
 )
-from xds.namespace import NOTHING, NamespaceFacts, covers
+from xds.namespace import NOTHING, NamespaceFacts
 
 ServiceKey: TypeAlias = tuple[str, str]
 """namespace, name."""
@@ -224,10 +224,7 @@ class Mesh:
                     yield _endpoint(service, pod.address, target, pod)
 
     def _pods_of(self, service: Service) -> Iterator[Pod]:
-        if service.selector:
-            for pod in self.in_namespace(service.namespace).pods.values():
-                if covers(service.selector, pod.meta.labels):
-                    yield pod
+        return self.in_namespace(service.namespace).selected(service.selector)
 
     def exposures(self, pod: Pod) -> tuple[Exposure, ...]:
         """Return the service ports that lead to a pod, ready or not, oldest service first."""

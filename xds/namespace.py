@@ -51,6 +51,19 @@ class NamespaceFacts:
         return {pod.name: pod for pod in sorted(self._of(Pod), key=lambda pod: pod.name)}
 
     @cached_property
+    def _by_label(self) -> Mapping[tuple[str, str], list[Pod]]:
+        found: dict[tuple[str, str], list[Pod]] = {}
+        for pod in self.pods.values():
+            for pair in pod.meta.labels.items():
+                found.setdefault(pair, []).append(pod)
+        return found
+
+    def selected(self, selector: Mapping[str, str]) -> Iterator[Pod]:
+        """Yield the pods that a selector covers, in the order of their names; an empty selector covers none."""
+        rarest = min((self._by_label.get(pair, []) for pair in selector.items()), key=len, default=[])
+        yield from (pod for pod in rarest if covers(selector, pod.meta.labels))
+
+    @cached_property
     def endpoints(self) -> Mapping[str, tuple[Endpoints, ...]]:
         """EndpointSlices by service name; a service's Endpoints only where it has no EndpointSlice."""
         found: dict[str, list[Endpoints]] = {}

@@ -28,7 +28,7 @@ def test_a_service_that_cannot_be_translated_stays_as_it_was_and_the_others_go_o
         return real(config, spec, sources)
 
     monkeypatch.setattr(clusters, "outbound", broken)
-    changed = tuple(replace(s, ports=(replace(HTTP, target=9),)) for s in (good, bad))
+    changed = tuple(replace(s, ports=(replace(HTTP, protocol=Protocol.HTTP2),)) for s in (good, bad))
     after = world.apply(Change(applied=(*changed, service("new", "ns", HTTP))))
     found = translate(after, CLIENT).of(CLUSTER)
     assert found[name] is before

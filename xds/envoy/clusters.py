@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from envoy_data_plane.envoy.config.cluster.v3 import (
@@ -185,17 +185,21 @@ def _http_options(protocol: Protocol, pool: ConnectionPool, *, http2: bool) -> d
     return {HTTP_OPTIONS: pack(options)}
 
 
-@lru_cache(maxsize=8192)
 def inbound(
     config: MeshConfig, port: int, protocol: Protocol, app_address: str, sources: tuple[str, ...]
 ) -> Resource:
     """Return the cluster that leads from a sidecar to its application; an empty address: to where the client went."""
+    return replace(_inbound(config, port, protocol, app_address), sources=sources)
+
+
+@lru_cache(maxsize=8192)
+def _inbound(config: MeshConfig, port: int, protocol: Protocol, app_address: str) -> Resource:
     name = names.inbound(port)
     http2 = protocol is Protocol.HTTP2
     options = _http_options(protocol, ConnectionPool(), http2=http2)
     if app_address:
-        return resource(_static(config, name, app_address, port, options=options), sources=sources)
-    return resource(_original_destination(config, name, options=options), sources=sources)
+        return resource(_static(config, name, app_address, port, options=options))
+    return resource(_original_destination(config, name, options=options))
 
 
 def _static(config: MeshConfig, name: str, host: str, port: int, *, options: dict[str, Any]) -> Cluster:

@@ -14,6 +14,7 @@ replaces only the chains that differ, and connections on the others go on (ADR 0
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -119,9 +120,13 @@ def _inspectors() -> list[ListenerFilter]:
     return [filters.tls_inspector(), filters.http_inspector()]
 
 
-@lru_cache(maxsize=8192)
 def intercepted(config: MeshConfig, ports: tuple[Port, ...], sources: tuple[str, ...]) -> Resource:
     """Return the listener that all inbound connections of a pod are redirected to."""
+    return replace(_intercepted(config, ports), sources=sources)
+
+
+@lru_cache(maxsize=8192)
+def _intercepted(config: MeshConfig, ports: tuple[Port, ...]) -> Resource:
     found = filters.closed(config)
     for port in ports:
         found.extend(chains(config, port, by_port=True))
@@ -134,7 +139,7 @@ def intercepted(config: MeshConfig, ports: tuple[Port, ...], sources: tuple[str,
         continue_on_listener_filters_timeout=True,
         traffic_direction=TrafficDirection.INBOUND,
     )
-    return resource(listener, sources=sources)
+    return resource(listener)
 
 
 @lru_cache(maxsize=8192)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from xds.envoy import clusters, endpoints, names, outbound, routes
@@ -85,7 +85,21 @@ class _ServicePort:
             policy=self.policy,
             identities=self.mesh.identities(self.service),
         )
-        return clusters.outbound(self.mesh.config, spec, self.sources)
+        return self._kept(name, spec, lambda: clusters.outbound(self.mesh.config, spec, self.sources))
+
+    def assignment(self, name: str, targets: list[endpoints.Target]) -> Resource:
+        return self._kept(name, targets, lambda: endpoints.assignment(name, targets, self.sources))
+
+    def _kept(self, name: str, made_of: object, make: Callable[[], Resource]) -> Resource:
+        """Make what was not made of the same for other clients, or before the last change."""
+        key = ("kept", name)
+        kept: list[tuple[object, Resource]] = self.mesh.memo(self.service).setdefault(key, [])
+        found = next((resource for known, resource in kept if known == made_of), None)
+        if found is None:
+            before = self.mesh.before(self.service).get(key, ())
+            found = next((resource for known, resource in before if known == made_of), None) or make()
+            kept.append((made_of, found))
+        return found if found.sources == self.sources else replace(found, sources=self.sources)
 
     def target(self, endpoint: Endpoint) -> endpoints.Target:
         sent = decide_for(self.mesh, self.rule, self.port, endpoint, self.subset).mode
@@ -106,7 +120,7 @@ class _ServicePort:
             if number % _AT_ONCE == 0:
                 yield
         found.clusters.append(self.cluster(name))
-        found.endpoints.append(endpoints.assignment(name, targets, self.sources))
+        found.endpoints.append(self.assignment(name, targets))
         yield
 
     def addressed(self, found: Outbound, *, own: bool) -> Iterator[None]:
@@ -132,7 +146,7 @@ class _ServicePort:
         # Whoever names a pod means it, ready or not.
         alone = self.target(endpoint)._replace(ready=True)
         found.clusters.append(self.cluster(name))
-        found.endpoints.append(endpoints.assignment(name, [alone], self.sources))
+        found.endpoints.append(self.assignment(name, [alone]))
         by_name = routes.pod_names(endpoint.hostname, self.service, own=own) if endpoint.hostname else ()
         for number in dict.fromkeys((self.port.port, endpoint.port)):
             found.hosts.append(
@@ -149,4 +163,9 @@ class _ServicePort:
         named: tuple[tuple[str, ...], str] = ((), ""),
     ) -> None:
         wanted = outbound.Destination(address, number, self.port.protocol, cluster, self.limits, named)
-        found.destinations.append(outbound.destination(self.mesh.config, wanted, self.sources))
+        listener = self._kept(
+            f"{address}_{number}",
+            wanted,
+            lambda: outbound.destination(self.mesh.config, wanted, self.sources),
+        )
+        found.destinations.append(listener)

@@ -1,0 +1,119 @@
+"""Every distinct content is encoded once, whoever needs it and whatever changes around it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from tests.policy.world import ROOT, mesh, peer, pod, rule, service
+from xds.descriptors import encoded
+from xds.envoy import outbound, routes
+from xds.mesh import Mesh
+from xds.model import Change, Fact, Interception
+from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, TYPE_PREFIX
+from xds.traffic import ConnectionPool, Subset, TrafficPolicy
+from xds.translate import translate
+
+TYPES = (CLUSTER, ENDPOINT, LISTENER, ROUTE)
+NAMESPACES = ("a", "b", "c")
+APPS = ("enc-x", "enc-y", "enc-z")
+PODS = [
+    pod(f"{app}-{number}", namespace, app=app)
+    for namespace in NAMESPACES
+    for app in APPS
+    for number in (1, 2)
+]
+SERVICES = [
+    replace(service(app, namespace), addresses=(f"10.97.{first}.{second}",))
+    for first, namespace in enumerate(NAMESPACES)
+    for second, app in enumerate(APPS)
+]
+
+Contents = set[tuple[str, str, str]]
+
+
+@pytest.fixture(autouse=True)
+def forget_what_does_not_depend_on_the_mesh() -> None:
+    outbound.http_port.cache_clear()
+    routes.route_configuration.cache_clear()
+
+
+def count(world: Mesh) -> tuple[Contents, Counter[str]]:
+    """Translate for every pod: what there is, and what was encoded for it, by type."""
+    before = encoded.copy()
+    snapshots = [translate(world, each) for each in world.pods()]
+    contents = {
+        (type_url, found.name, found.version)
+        for snapshot in snapshots
+        for type_url in TYPES
+        for found in snapshot.of(type_url).values()
+    }
+    made = encoded - before
+    return contents, Counter({url: made[url.removeprefix(TYPE_PREFIX)] for url in TYPES})
+
+
+def distinct(contents: Contents) -> Counter[str]:
+    return Counter({url: sum(found[0] == url for found in contents) for url in TYPES})
+
+
+def domain(number: int) -> str:
+    """A trust domain that no other test has, so that nothing is in a cache."""
+    return f"encodings-{number}.example"
+
+
+def test_what_all_pods_get_is_encoded_once_for_each_distinct_content():
+    contents, made = count(mesh(*PODS, *SERVICES, trust_domain=domain(1)))
+    assert made == distinct(contents)
+    assert made[ENDPOINT] == len(SERVICES) * 2
+
+
+def test_clients_with_rules_of_their_own_share_what_the_rules_do_not_change():
+    pool = TrafficPolicy(connection_pool=ConnectionPool(max_connections=7))
+    host = "enc-x.a.svc.cluster.local"
+    rules = (
+        rule("b", host, policy=pool, subsets=(Subset(name="v1", labels={"v": "1"}),)),
+        rule("c", host, policy=pool, name="other"),
+    )
+    contents, made = count(mesh(*PODS, *SERVICES, *rules, trust_domain=domain(2)))
+    assert made[ENDPOINT] == distinct(contents)[ENDPOINT]
+    assert made[CLUSTER] == distinct(contents)[CLUSTER]
+
+
+def test_pods_without_interception_share_what_is_not_bound_to_their_address():
+    pods = [replace(each, interception=Interception.NONE) for each in PODS]
+    contents, made = count(mesh(*pods, *SERVICES, trust_domain=domain(3)))
+    assert made[ENDPOINT] == distinct(contents)[ENDPOINT]
+    assert made[CLUSTER] == distinct(contents)[CLUSTER]
+
+
+CHANGES: dict[str, tuple[tuple[Fact, ...], dict[str, int]]] = {
+    "an endpoint moves": ((replace(PODS[0], address="10.9.9.9"),), {ENDPOINT: 2}),
+    "a pod is labelled": (
+        (replace(PODS[0], meta=replace(PODS[0].meta, labels={**PODS[0].meta.labels, "v": "1"})),),
+        {},
+    ),
+    "mutual TLS only, everywhere": ((peer(ROOT, "STRICT"),), {LISTENER: 1}),
+    "plaintext, everywhere": ((peer(ROOT, "DISABLE"),), {LISTENER: 1, ENDPOINT: len(SERVICES) * 2}),
+    "plaintext in a namespace": ((peer("a", "DISABLE"),), {LISTENER: 1, ENDPOINT: len(APPS) * 2}),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_a_change_encodes_what_it_makes_different_and_nothing_else(what: str):
+    facts, expected = CHANGES[what]
+    config = {"trust_domain": domain(10 + list(CHANGES).index(what))}
+    before = mesh(*PODS, *SERVICES, **config)
+    contents, _ = count(before)
+    after, made = count(before.apply(Change(applied=facts)))
+    assert +made == +distinct(after - contents) == Counter(expected)
+
+
+def test_what_was_encoded_on_the_way_to_the_same_content_is_the_same_bytes():
+    before = mesh(*PODS, *SERVICES, trust_domain=domain(30))
+    strict = before.apply(Change(applied=(peer(ROOT, "DISABLE"),)))
+    count(before)
+    count(strict)
+    back = strict.apply(Change(removed=(peer(ROOT, "DISABLE").ref,)))
+    assert count(back)[0] == count(mesh(*PODS, *SERVICES, trust_domain=domain(30)))[0]
