@@ -24,6 +24,9 @@ log = structlog.get_logger(__name__)
 MOST_TAKEN = 4 * 1024 * 1024
 """Bytes of the largest message that gRPC clients take unless told otherwise."""
 
+FIRST_SNAPSHOT = 5.0
+"""Seconds that a client which asks for nothing more waits at most for there to be anything for it."""
+
 _MOST_NAMES = 10
 """Of resources or objects in one line of the log."""
 
@@ -111,11 +114,19 @@ class Stream:
     async def _write(
         self, context: grpc.aio.ServicerContext, reader: asyncio.Task[None], observer: Observer | None
     ) -> None:
-        """Send what is due whenever something happened, until the reader or the server ends."""
+        """Send what is due whenever something happened, until the server ends or the client has all it asked for.
+
+        A client that says that it asks for nothing more is not told of changes either: it could not answer.
+        """
         served = None
+        closed_at: float | None = None
         changed = self.subscriber.changed
-        while not reader.done() and self._stopping is None:
+        while self._stopping is None:
             changed.clear()
+            if reader.done() and closed_at is None:
+                await reader
+                closed_at = now()
+                self.session.expect_no_answers()
             snapshot = self.subscriber.snapshot
             if snapshot and snapshot is not served:
                 served = snapshot
@@ -129,13 +140,20 @@ class Stream:
                 self._is_writing = True
                 await context.write(response)
                 self._is_writing = False
-            else:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout_at(self.session.deadline()):
-                        await changed.wait()
-        if self._stopping is not None:
-            raise Refused(grpc.StatusCode.UNAVAILABLE, self._stopping)
-        await reader
+                continue
+            until = self.session.deadline()
+            if closed_at is not None:
+                if snapshot:
+                    return
+                until = closed_at + FIRST_SNAPSHOT
+                if now() >= until:
+                    raise Refused(
+                        grpc.StatusCode.UNAVAILABLE, f"nothing is known for {self.node.id} yet; ask again"
+                    )
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(until):
+                    await changed.wait()
+        raise Refused(grpc.StatusCode.UNAVAILABLE, self._stopping)
 
     def _note_size(self, size: int) -> None:
         """Say once if a response is larger than many clients take: they reconnect, and get the same again."""

@@ -1,0 +1,127 @@
+"""A client that asks, and says that it asks for nothing more, gets what it asked for before its stream ends."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc
+import grpc.aio
+import pytest
+
+from tests.protocol.stream import world
+from tests.server.proxies import DELTA_REQUEST, REQUEST, Client, OneForAll
+from xds.protocol.session import Session, Variant
+from xds.protocol.watch import RESPONSE_BUDGET
+from xds.server import XdsServer, stream
+from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, Resource, ResourceSet, Snapshot
+
+SHORT = 10.0
+"""Seconds, less than a client that still might answer is waited for."""
+
+
+@pytest.fixture
+def proxies():
+    return OneForAll(world(CDS="a=1", EDS="a=1", LDS="l=1", RDS="r=1"))
+
+
+@pytest.fixture
+async def server(proxies):
+    server = XdsServer(proxies, "127.0.0.1:0", grace=0.2)
+    await server.start()
+    yield server
+    await server.stop()
+
+
+@pytest.fixture
+async def channel(server):
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        yield channel
+
+
+@pytest.fixture(params=Variant, ids=lambda variant: variant.value)
+def variant(request):
+    return request.param
+
+
+async def test_every_type_is_answered_without_answers_to_the_clusters(channel, variant):
+    for _ in range(20):
+        client = Client(channel, variant)
+        await client.ask(CLUSTER)
+        await client.ask(ENDPOINT, "a")
+        await client.ask(LISTENER)
+        await client.ask(ROUTE, "r")
+        await client.call.done_writing()
+        async with asyncio.timeout(SHORT):
+            assert {(await client.get()).type_url for _ in range(4)} == {CLUSTER, ENDPOINT, LISTENER, ROUTE}
+            assert await client.end() == (grpc.StatusCode.OK, "")
+
+
+async def test_it_waits_for_the_first_snapshot(proxies, channel, variant):
+    snapshot, proxies.snapshot = proxies.snapshot, None
+    client = Client(channel, variant)
+    await client.ask(CLUSTER)
+    await client.call.done_writing()
+    while not proxies.subscribers:
+        await asyncio.sleep(0)
+    await asyncio.sleep(0.05)
+    proxies.publish(snapshot)
+    assert (await client.get()).type_url == CLUSTER
+    assert (await client.end())[0] == grpc.StatusCode.OK
+    await proxies.left.get()
+
+
+async def test_it_is_told_if_nothing_is_known_for_it(proxies, channel, variant, monkeypatch):
+    monkeypatch.setattr(stream, "FIRST_SNAPSHOT", 0.05)
+    proxies.snapshot = None
+    client = Client(channel, variant, node="nobody")
+    await client.ask(CLUSTER)
+    await client.call.done_writing()
+    code, details = await client.end()
+    assert (code, details) == (grpc.StatusCode.UNAVAILABLE, "nothing is known for nobody yet; ask again")
+    await proxies.left.get()
+
+
+async def test_what_is_sent_in_parts_comes_to_the_last_part(proxies, channel):
+    body = bytes(RESPONSE_BUDGET // 2 + 1)
+    resources = [Resource.of(CLUSTER, f"c{number}", body) for number in range(5)]
+    proxies.publish(Snapshot({CLUSTER: ResourceSet(resources)}))
+    client = Client(channel, Variant.DELTA)
+    await client.ask(CLUSTER)
+    await client.call.done_writing()
+    names = [(await client.get()).resources[0].name for _ in resources]
+    assert sorted(names) == [resource.name for resource in resources]
+    assert (await client.end())[0] == grpc.StatusCode.OK
+
+
+async def test_a_stream_is_not_kept_for_changes(proxies, channel, variant):
+    client = Client(channel, variant)
+    await client.ask(ENDPOINT, "there is none")
+    await client.call.done_writing()
+    async with asyncio.timeout(SHORT):
+        await client.end()
+    await proxies.left.get()
+
+
+async def test_a_malformed_last_request_still_ends_it_with_its_status(channel, variant):
+    client = Client(channel, variant)
+    await client.ask(CLUSTER)
+    await client.get()
+    await client.call.write(b"\xff")
+    await client.call.done_writing()
+    assert (await client.end())[0] == grpc.StatusCode.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize("kind", [LISTENER, ROUTE])
+def test_a_session_that_expects_no_answers_does_not_wait_for_them(kind, variant):
+    session = Session(variant)
+    session.serve(world(CDS="a=1", LDS="r=1", RDS="r=1"))
+    request = REQUEST if variant is Variant.SOTW else DELTA_REQUEST
+    session.receive(request(type_url=CLUSTER, node={"id": "n"}).SerializeToString(), 0)
+    named = {"resource_names" if variant is Variant.SOTW else "resource_names_subscribe": ["r"]}
+    session.receive(request(type_url=kind, **named).SerializeToString(), 0)
+    assert session.next(0)
+    assert session.next(0) is None
+    session.expect_no_answers()
+    assert session.next(0)
+    assert session.sent
+    assert session.sent.type_url == kind
