@@ -142,6 +142,7 @@ async def test_what_there_is_nothing_of_is_an_empty_answer(poller):
         (b"\xff", "invalid start byte"),
         (b"null", "NoneType"),
         (b"[]", "node.id"),
+        (b'"x"', "node.id"),
         (b'{"node": {"id": 5}}', "Failed to parse id field"),
         (b'{"node": {"id": "x"}, "resource_names": "a"}', "resource_names must be in []"),
         (b'{"node": {"cluster": "x"}}', "node.id"),
