@@ -109,6 +109,7 @@ async def test_r58_clusters_that_cannot_come_in_parts_are_warned_of_once(proxies
     assert len(response.resources) == 500
     (line,) = (line for line in logs if line["log_level"] == "warning")
     assert line["event"] == "response may be too large for the proxy"
+    assert line["type"] == "Cluster"
     assert (line["bytes"], line["limit"]) == (response.ByteSize(), 4 * MIB)
     assert "delta" in line["hint"]
 

@@ -163,6 +163,7 @@ class Stream:
         log.warning(
             "response may be too large for the proxy",
             proxy=self.node.id,
+            type=self.session.sent.type_url.rpartition(".")[2] if self.session.sent else "",
             bytes=size,
             limit=MOST_TAKEN,
             hint="gRPC clients take 4 MiB unless told otherwise (Envoy's own takes more): use delta xDS, which sends "
