@@ -15,7 +15,7 @@ from tests.real.harness.changes import PATHS, Changes
 from tests.real.harness.envoy import OPTIONS, Admin, EnvoyProcess
 from tests.real.harness.history import History
 from tests.real.harness.loopback import free_port
-from tests.real.harness.serving import OneWorld, Stream, bootstrap
+from tests.real.harness.serving import OneWorld, Stream, bootstrap, serving
 from tests.real.harness.traffic import Connection, Target, Traffic
 from tests.real.harness.upstream import Upstream
 from tests.real.harness.waiting import eventually
@@ -23,7 +23,6 @@ from tests.real.harness.world import Cluster, Listener, World
 from xds.identity.ca import Authority
 from xds.identity.keys import PrivateKey
 from xds.protocol.session import Variant
-from xds.server import XdsServer
 from xds.snapshot import CLUSTER, ENDPOINT
 
 pytestmark = pytest.mark.envoy
@@ -41,7 +40,7 @@ def variant(request) -> Variant:
 
 
 @dataclass
-class Serving:
+class Running:
     """A server, an Envoy that asks it, and what was published."""
 
     proxies: OneWorld
@@ -86,20 +85,16 @@ class Serving:
 
 
 @asynccontextmanager
-async def serving(variant: Variant, world: World, directory, *, may_reject: bool = False):
-    proxies = OneWorld(world)
+async def running(variant: Variant, world: World, directory, *, may_reject: bool = False):
+    """Serve a world to an Envoy that has all of it."""
     history = History(world)
-    server = XdsServer(proxies, "127.0.0.1:0", observer=proxies)
-    await server.start()
-    try:
-        config = bootstrap("envoy", variant, free_port(), server.port)
-        options = (*OPTIONS[:-1], "1")  # Listeners drain for a second.
+    options = (*OPTIONS[:-1], "1")  # Listeners drain for a second.
+    async with serving(world) as (proxies, port):
+        config = bootstrap("envoy", variant, free_port(), port)
         async with EnvoyProcess("envoy", config, directory, options=options, may_reject=may_reject) as envoy:
-            serving = Serving(proxies, history, envoy)
-            await serving.settled()
-            yield serving
-    finally:
-        await server.stop()
+            here = Running(proxies, history, envoy)
+            await here.settled()
+            yield here
 
 
 def roots(count: int) -> list[str]:
@@ -117,7 +112,7 @@ async def test_r41_random_changes_lose_no_request(variant, tmp_path):
         ports = [free_port() for _ in range(3)]
         rng = random.Random(seed)
         changes = Changes(rng, apps=apps, ports=ports, roots=roots(2))
-        serving_ = await stack.enter_async_context(serving(variant, changes.world, tmp_path))
+        here = await stack.enter_async_context(running(variant, changes.world, tmp_path))
         traffic = Traffic(targets=[Target(port, path) for port in ports for path in PATHS])
         async with traffic:
             await traffic.more(20)
@@ -125,42 +120,42 @@ async def test_r41_random_changes_lose_no_request(variant, tmp_path):
                 began = time.monotonic()
                 for _ in range(rng.choice((1, 1, 1, 2, 3))):
                     told.append(changes.next())
-                    serving_.publish(changes.world, told[-1])
+                    here.publish(changes.world, told[-1])
                     await traffic.more(rng.randrange(4))
-                await serving_.settled()
+                await here.settled()
                 slowest = max(slowest, time.monotonic() - began)
                 await traffic.more(3)
-        served = serving_.history.served(traffic.sent)
-        faults = serving_.history.faults(traffic.sent)
+        served = here.history.served(traffic.sent)
+        faults = here.history.faults(traffic.sent)
         print(
             f"{seed=}: {len(told)} changes, {len(traffic.sent)} requests, {len(served)} to be served, {slowest=:.3f}"
         )
         assert not faults, f"XDS_TEST_SEED={seed}: {len(faults)} of {len(served)}: \n" + "\n".join(faults[:9])
         assert len(served) > len(traffic.sent) / 2
-        assert not serving_.stream.rejections
-        await serving_.holds_only_its_world()
+        assert not here.stream.rejections
+        await here.holds_only_its_world()
 
 
 async def test_o2_assignments_come_before_the_clusters_are_acknowledged(variant, tmp_path):
-    async with Upstream() as app, serving(variant, World(), tmp_path) as serving_:
-        serving_.publish(World().having(new=Cluster((app.port,), checked=True)))
-        await serving_.settled()
-        acked = [each.type_url for each in serving_.stream.answers if "new" in each.names]
+    async with Upstream() as app, running(variant, World(), tmp_path) as here:
+        here.publish(World().having(new=Cluster((app.port,), checked=True)))
+        await here.settled()
+        acked = [each.type_url for each in here.stream.answers if "new" in each.names]
     assert acked == [ENDPOINT, CLUSTER]
 
 
 async def test_r38_the_assignment_of_a_cluster_that_changed_is_sent_again_unasked(variant, tmp_path):
     async with Upstream() as app:
         before = World().having(one=Cluster((app.port,)), other=Cluster((app.port,)))
-        async with serving(variant, before, tmp_path) as serving_:
-            stream = serving_.stream
+        async with running(variant, before, tmp_path) as here:
+            stream = here.stream
             asked, start = stream.asked[ENDPOINT], len(stream.answers)
-            serving_.publish(before.having(one=Cluster((app.port,), setting=1)))
-            await serving_.settled()
+            here.publish(before.having(one=Cluster((app.port,), setting=1)))
+            await here.settled()
             assigned = [each.names for each in stream.answers[start:] if each.type_url == ENDPOINT]
             assert assigned == [("one",)]
             assert stream.asked[ENDPOINT] == asked
-            assert await serving_.admin.stat("cluster.one.membership_total") == 1
+            assert await here.admin.stat("cluster.one.membership_total") == 1
 
 
 async def test_o16_a_cluster_without_an_assignment_does_not_keep_envoy_waiting(variant, tmp_path):
@@ -169,26 +164,26 @@ async def test_o16_a_cluster_without_an_assignment_does_not_keep_envoy_waiting(v
         listener = Listener(port, "r")
         before = World(listeners={"l": listener}).having(one=Cluster((app.port,))).routing("r", a="one")
         async with (
-            serving(variant, before, tmp_path) as serving_,
+            running(variant, before, tmp_path) as here,
             Traffic(targets=[Target(port, "/a")]) as traffic,
         ):
             await traffic.more(5)
-            serving_.publish(
+            here.publish(
                 before.having(bare=Cluster(None), two=Cluster((app.port,)), one=None).routing("r", a="two")
             )
-            await serving_.settled()
+            await here.settled()
             await traffic.more(5)
             await traffic.stop()
-            assert await serving_.admin.stat("cluster.bare.membership_total") == 0
-            assert serving_.history.faults(traffic.sent) == []
-            serving_.publish(serving_.history.world.having(bare=Cluster((app.port,))))
-            await serving_.settled()
-            assert await serving_.admin.stat("cluster.bare.membership_total") == 1
+            assert await here.admin.stat("cluster.bare.membership_total") == 0
+            assert here.history.faults(traffic.sent) == []
+            here.publish(here.history.world.having(bare=Cluster((app.port,))))
+            await here.settled()
+            assert await here.admin.stat("cluster.bare.membership_total") == 1
 
 
 async def test_o6_an_empty_world_is_an_answer(variant, tmp_path):
     began = time.monotonic()
-    async with serving(variant, World(), tmp_path):
+    async with running(variant, World(), tmp_path):
         assert time.monotonic() - began < 10, "Envoy waits 15 s for each type that is not answered"
 
 
@@ -199,40 +194,38 @@ async def test_r12_a_rejected_cluster_is_sent_once_holds_up_nothing_and_can_be_m
         before = before.routing("r", a="one")
         bad = before.having(bad=Cluster((app.port,), static=True, setting=REFUSED))
         async with (
-            serving(variant, before, tmp_path, may_reject=True) as serving_,
+            running(variant, before, tmp_path, may_reject=True) as here,
             Traffic(targets=[Target(port, "/a")]) as traffic,
         ):
-            stream = serving_.stream
-            serving_.publish(bad)
-            await serving_.proxies.until(lambda: stream.rejections)
+            stream = here.stream
+            here.publish(bad)
+            await here.proxies.until(lambda: stream.rejections)
             sent = stream.responses[CLUSTER]
             for apps in ((other.port,), (app.port, other.port), (app.port,)):
-                serving_.publish(bad.having(one=Cluster(apps)))
-                await serving_.proxies.until(
-                    lambda: stream.lacks(serving_.proxies.snapshot) == ["Cluster bad"], WARM
-                )
+                here.publish(bad.having(one=Cluster(apps)))
+                await here.proxies.until(lambda: stream.lacks(here.proxies.snapshot) == ["Cluster bad"], WARM)
                 await traffic.more(5)
             rejected = stream.rejections
             assert [[each.name for each in rejection.suspects] for rejection in rejected] == [["bad"]]
             assert stream.responses[CLUSTER] == sent
-            serving_.publish(bad.having(bad=Cluster((app.port,))).routing("r", b="bad"))
-            await serving_.settled()
+            here.publish(bad.having(bad=Cluster((app.port,))).routing("r", b="bad"))
+            await here.settled()
             await traffic.stop()
-            assert serving_.history.faults(traffic.sent) == []
-            assert await serving_.admin.stat("cluster_manager.cds.update_rejected") == 1
+            assert here.history.faults(traffic.sent) == []
+            assert await here.admin.stat("cluster_manager.cds.update_rejected") == 1
 
 
 async def test_r41_connections_of_a_listener_that_is_gone_keep_their_clusters(variant, tmp_path):
     async with Upstream() as app:
         port = free_port()
         world = World(listeners={"l": Listener(port, "r")}).having(one=Cluster((app.port,)))
-        async with serving(variant, world.routing("r", a="one"), tmp_path) as serving_:
+        async with running(variant, world.routing("r", a="one"), tmp_path) as here:
             connection = Connection(port)
             assert (await connection.ask("/a")).app == app.port
-            serving_.publish(World())
-            await serving_.settled()
+            here.publish(World())
+            await here.settled()
             assert not (await Connection(port).ask("/a")).code, "the listener is gone"
             last = await connection.ask("/a")
             assert (last.app, last.kept, connection.open) == (app.port, True, False)
             connection.close()
-            await serving_.holds_only_its_world()
+            await here.holds_only_its_world()

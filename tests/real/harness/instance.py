@@ -19,9 +19,9 @@ import structlog
 
 from tests.real.harness.serving import OneWorld
 from tests.real.harness.world import World
-from xds import server
 from xds.protocol.events import Acked, Event, Nacked, Subscribed
 from xds.protocol.wire import Node
+from xds.server import Stream as ServerStream
 from xds.server import StreamInfo, Subscriber, XdsServer
 
 _ROOT = Path(__file__).parents[3]
@@ -123,7 +123,7 @@ class _Telling(OneWorld):
         _tell("connected", node=node.id)
         return super().connect(node, stream)
 
-    def sent(self, stream: server.Stream, size: int) -> None:
+    def sent(self, stream: ServerStream, size: int) -> None:
         super().sent(stream, size)
         if response := stream.session.sent:
             if _short(response.type_url) == self.dies_before:
@@ -135,7 +135,7 @@ class _Telling(OneWorld):
                 removed=response.removed,
             )
 
-    def received(self, stream: server.Stream, event: Event) -> None:
+    def received(self, stream: ServerStream, event: Event) -> None:
         match event:
             case Subscribed():
                 _tell("subscribed", type=_short(event.type_url))

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, defaultdict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from tests.real.harness.world import HOST, World
-from xds import server
 from xds.protocol.events import Acked, Event, Nacked, Response, Subscribed
 from xds.protocol.session import Variant
 from xds.protocol.wire import Node
-from xds.server import StreamInfo, Subscriber
+from xds.server import Stream as ServerStream
+from xds.server import StreamInfo, Subscriber, XdsServer
 from xds.snapshot import CLUSTER, LISTENER, Resource, Snapshot
 
 
@@ -94,17 +96,17 @@ class OneWorld:
         for subscriber in self.open:
             subscriber.publish(self.snapshot)
 
-    def opened(self, stream: server.Stream) -> None:
+    def opened(self, stream: ServerStream) -> None:
         """A stream was let in."""
 
-    def sent(self, stream: server.Stream, size: int) -> None:
+    def sent(self, stream: ServerStream, size: int) -> None:
         if response := stream.session.sent:
             self.open[stream.subscriber].sent(response)
 
-    def received(self, stream: server.Stream, event: Event) -> None:
+    def received(self, stream: ServerStream, event: Event) -> None:
         """A request meant this."""
 
-    def closed(self, stream: server.Stream) -> None:
+    def closed(self, stream: ServerStream) -> None:
         """A stream has ended."""
 
     async def until(self, check: Any, timeout: float = 10) -> Any:
@@ -127,6 +129,18 @@ class OneWorld:
             lacking = [stream.lacks(self.snapshot) for stream in self.open.values()]
             rejected = [each.message for stream in self.open.values() for each in stream.rejections]
             raise AssertionError(f"not acknowledged within {timeout} s: {lacking}; {rejected=}") from None
+
+
+@asynccontextmanager
+async def serving(world: World) -> AsyncIterator[tuple[OneWorld, int]]:
+    """Serve a world in this process, at the port that comes with it."""
+    proxies = OneWorld(world)
+    server = XdsServer(proxies, f"{HOST}:0", observer=proxies)
+    await server.start()
+    try:
+        yield proxies, server.port
+    finally:
+        await server.stop()
 
 
 def bootstrap(node: str, variant: Variant, admin: int, *servers: int) -> dict[str, Any]:
