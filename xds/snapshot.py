@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar, overload
 
 TYPE_PREFIX = "type.googleapis.com/"
 CLUSTER = TYPE_PREFIX + "envoy.config.cluster.v3.Cluster"
@@ -22,6 +22,8 @@ EXTENSION_CONFIG = TYPE_PREFIX + "envoy.config.core.v3.TypedExtensionConfig"
 
 LONGEST_TTL = 1e8
 """Seconds: three years. More is a mistake."""
+
+T = TypeVar("T")
 
 ResourceKey: TypeAlias = tuple[str, str]
 """type_url, name."""
@@ -139,6 +141,22 @@ class ResourceSet(Mapping[str, Resource]):
             return self._own[name]
         return self._base[name]
 
+    # What Mapping has for the next two asks for forgiveness, which every stream would pay for every resource.
+
+    @overload
+    def get(self, key: str, /) -> Resource | None: ...
+    @overload
+    def get(self, key: str, /, default: Resource | T) -> Resource | T: ...
+    def get(self, key: str, /, default: Resource | T | None = None) -> Resource | T | None:
+        """Return the resource of this name, if there is one."""
+        found = self._own.get(key)
+        if found is not None:
+            return found
+        return default if self._base is None else self._base.get(key, default)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._own or (self._base is not None and name in self._base)
+
     def resolve(self, alias: str) -> str:
         """Return the name of the resource that has an alias; what is none is returned as it is."""
         if alias in self:
@@ -184,6 +202,10 @@ def difference(before: ResourceSet, after: ResourceSet) -> tuple[str, ...]:
 
     Costs what differs and what is in layers; between sets without a base it is found once for all who make the same step.
     """
+    if before.version == after.version:
+        return ()
+    if before._depth == after._depth == 0:
+        return _compare(before, after)
     present, absent = [], []
     for name in dict.fromkeys(_candidates(before, after)):
         old, new = before.get(name), after.get(name)

@@ -90,7 +90,8 @@ class Subscription:
         taken.pop(WILDCARD, None)
         together = self.names.union(added)
         gone = [name for name in taken if name in together]
-        self._set(together.difference(gone))
+        if added or gone:
+            self._set(together.difference(gone))
         # A client may subscribe again to what it has lost, and one that takes a name back from a subscription to
         # everything has forgotten the resource, though it still wants it: both wait for an answer.
         asked = (*(name for name in added if name in self.names), *(gone if self.wildcard else ()))
@@ -103,4 +104,6 @@ class Subscription:
     def _set(self, names: frozenset[str]) -> None:
         self.names = names
         if self._globs:
-            self.collections = frozenset(name for name in names if name and name == collection(name))
+            self.collections = frozenset(
+                name for name in names if _MEMBERS in name and name == collection(name)
+            )
