@@ -7,7 +7,7 @@ has its routes, and takes the good part of a rejected response of clusters or li
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 
 from hypothesis import settings
@@ -435,6 +435,12 @@ class SessionMachine(RuleBasedStateMachine):
                 assert cluster in self.client.warm, (
                     f"R41: the route {route} is in force, the cluster {cluster} is not"
                 )
+
+    @invariant()
+    def resources_are_counted_as_they_are(self) -> None:
+        if hasattr(self, "client"):
+            for status in self.client.stream.session.status():
+                assert +status.counts == Counter(resource.state for resource in status.resources)
 
     def flow_and_drain(self) -> None:
         for _ in range(2):
