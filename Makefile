@@ -10,7 +10,12 @@ PYTHON ?= $(shell for p in $(NEWEST_FIRST); do \
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help demo test check golden clean
+# Generated code is in a package of its own: xds/mesh.py is another module.
+PROTOS := $(patsubst protos/xds/mesh/v1/%,xds/api/%,$(wildcard protos/xds/mesh/v1/*.proto))
+PROTOC = $(BIN)/python -m grpc_tools.protoc -Ixds/api=protos/xds/mesh/v1 --python_out=$(1) --pyi_out=$(1) \
+	--include_source_info --descriptor_set_out=$(1)/xds/api/descriptors.binpb $(PROTOS)
+
+.PHONY: help demo test check proto golden clean
 
 help: ## Say what there is to make
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,12 +26,18 @@ demo: $(READY) ## Play Istio's automatic mutual TLS task with real Envoys
 test: $(READY) ## Run all tests (those in network namespaces need root)
 	@$(BIN)/pytest
 
-check: $(READY) ## Lint, formatting, types, layers, and packages that must not be here
+check: $(READY) ## Lint, formatting, types, layers, generated code, and packages that must not be here
 	@$(BIN)/python -c "$$FOREIGN"
+	@made=$$(mktemp -d) && trap 'rm -rf "$$made"' EXIT && mkdir -p "$$made/xds/api" && $(call PROTOC,$$made) && \
+		diff -r --exclude=__init__.py --exclude=__pycache__ "$$made/xds/api" xds/api || \
+		{ echo "xds/api is not what protos/ gives: run make proto, and commit the result"; exit 1; } >&2
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+proto: $(READY) ## Generate xds/api from protos/
+	$(call PROTOC,.)
 
 golden: $(READY) ## Write the golden files anew; read the diff before you commit it
 	@$(BIN)/pytest tests/golden --golden
