@@ -8,10 +8,12 @@ twice in a row: under changes without end, everybody still gets something.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import grpc
 import structlog
@@ -45,6 +47,37 @@ PodName: TypeAlias = tuple[str, str]
 """namespace, name."""
 
 
+@dataclass(slots=True)
+class Work:
+    """What was done since the start, for whoever counts."""
+
+    changes: int = 0
+    """Changes that sources told of."""
+    applied: int = 0
+    """Meshes made of them; those that came close together are one."""
+    apply_seconds: float = 0.0
+    made: int = 0
+    """Configurations of proxies: made,"""
+    overtaken: int = 0
+    """given up because newer facts came,"""
+    failed: int = 0
+    """and not possible."""
+    translate_seconds: float = 0.0
+    """Spent on them, without the event loop's turns in between."""
+
+
+class Certificates(NamedTuple):
+    """Which certificates there are."""
+
+    issued: int
+    """Since the start."""
+    held: int
+    """By pods that there are."""
+    soonest_expiry: datetime | None
+    """Of those held."""
+    root_expiry: datetime
+
+
 def _utc_now() -> datetime:
     return datetime.now(UTC)
 
@@ -63,6 +96,8 @@ class Hub:
         self.mesh = Mesh()
         self.ready = asyncio.Event()
         """Set once the first facts are in the mesh."""
+        self.work = Work()
+        self._authority = authority
         self._roots = roots_secret((authority.certificate_pem,))
         self._issuer = Issuer(authority, lifetime=lifetime) if serve_keys else None
         """None where nobody may get a private key."""
@@ -70,12 +105,14 @@ class Hub:
         """Who was told of in the log for it."""
         self._now = now
         self._streams: dict[PodName, set[Subscriber]] = {}
-        self._due: dict[PodName, None] = {}
-        """Whose snapshot is to be made, in order."""
+        self._due: dict[PodName, float | None] = {}
+        """Whose snapshot is to be made, in order, and since when a change waits for that."""
         self._dropped: set[PodName] = set()
         """Whose last run was dropped."""
         self._failure = ""
         """The last error that was told with its traceback."""
+        self._failures: dict[PodName, str] = {}
+        """Why there is no newer configuration for whom."""
         self._pending: list[Change] = []
         self._first = self._last = self._turn = 0.0
         self._wake = asyncio.Event()
@@ -88,6 +125,7 @@ class Hub:
         if not self._pending:
             self._first = self._last
         self._pending.append(change)
+        self.work.changes += 1
         self._wake.set()
 
     # --- what streams tell (server.Proxies) --------------------------------------------------------------------------
@@ -109,7 +147,7 @@ class Hub:
         key = (name.namespace, name.pod)
         self._streams.setdefault(key, set()).add(subscriber)
         if self.mesh.pod(*key):
-            self._due.setdefault(key)
+            self._want(key)
             self._wake.set()
         else:
             log.warning(
@@ -124,6 +162,7 @@ class Hub:
         streams.discard(subscriber)
         if not streams:
             del self._streams[key]
+            self._failures.pop(key, None)
             self._due.pop(key, None)
             self._dropped.discard(key)
 
@@ -137,6 +176,21 @@ class Hub:
                 version=event.version,
                 seconds=round(event.waited, 3),
             )
+
+    # --- what may be asked -------------------------------------------------------------------------------------------
+
+    def missing(self, subscriber: Subscriber) -> str:
+        """Say why a sidecar gets no configuration, or no newer one; empty if it does."""
+        key = _pod_name(subscriber)
+        return self._failures.get(key, "") if self.mesh.pod(*key) else "its pod is not known"
+
+    def certificates(self) -> Certificates:
+        """Tell which certificates there are."""
+        root_expiry = self._authority.certificate.not_valid_after_utc
+        if self._issuer is None:
+            return Certificates(0, 0, None, root_expiry)
+        expiries = self._issuer.expiries()
+        return Certificates(self._issuer.issued, len(expiries), min(expiries, default=None), root_expiry)
 
     # --- the task ----------------------------------------------------------------------------------------------------
 
@@ -159,7 +213,8 @@ class Hub:
 
     async def _apply(self) -> None:
         change, self._pending = _together(self._pending), []
-        old = self.mesh
+        changed_at, old = self._first, self.mesh
+        began = time.perf_counter()
         try:
             # In a thread, for its cost follows the change, and the first one is everything.
             if self.ready.is_set():
@@ -169,17 +224,25 @@ class Hub:
         except Exception:
             log.exception("a change could not be applied and is left out")
             return
+        finally:
+            self.work.applied += 1
+            self.work.apply_seconds += time.perf_counter() - began
         for ref in change.removed:
             if self._issuer and isinstance(gone := old.get(ref), Pod):
                 self._issuer.forget(gone)
         for key in self._streams:
             if self.mesh.pod(*key):
-                self._due.setdefault(key)
+                self._want(key, changed_at)
         self.ready.set()
+
+    def _want(self, key: PodName, changed_at: float | None = None) -> None:
+        """Have a pod's snapshot made."""
+        before = self._due.get(key)
+        self._due[key] = changed_at if before is None else before
 
     async def _serve(self, key: PodName) -> None:
         """Make a pod's snapshot, and give it to its streams."""
-        del self._due[key]
+        changed_at = self._due.pop(key)
         pod = self.mesh.pod(*key)
         if pod is None:
             return
@@ -189,6 +252,8 @@ class Hub:
             # What is wrong for one is often wrong for all; the traceback is worth telling once.
             said, before = f"{type(error).__name__}: {error}", self._failure
             self._failure = said
+            self._failures[key] = f"no configuration could be made: {said}"
+            self.work.failed += 1
             log.error(  # noqa: TRY400
                 "no configuration could be made; what the proxy has stays",
                 pod="/".join(key),
@@ -198,8 +263,11 @@ class Hub:
             return
         if snapshot is None:
             self._dropped.add(key)
-            self._due.setdefault(key)
+            self._want(key, changed_at)
+            self.work.overtaken += 1
             return
+        self.work.made += 1
+        self._failures.pop(key, None)
         self._dropped.discard(key)
         while self.mesh.failures:
             ref, failure = self.mesh.failures.popitem()
@@ -208,17 +276,20 @@ class Hub:
             )
         for subscriber in self._streams.get(key, ()):
             if subscriber.snapshot != snapshot:
-                subscriber.publish(snapshot)
+                subscriber.publish(snapshot, changed_at)
 
     async def _translate(self, pod: Pod, *, droppable: bool) -> Snapshot | None:
         """Run a translation, giving the loop back now and then; None if newer facts overtook it."""
         run = steps(self.mesh, pod, self._secrets(pod))
         while True:
+            began = time.perf_counter()
             try:
                 next(run)
             except StopIteration as done:
                 snapshot: Snapshot = done.value
                 return snapshot
+            finally:
+                self.work.translate_seconds += time.perf_counter() - began
             if await self._breathe() and droppable and self._is_time():
                 return None
 
@@ -251,7 +322,7 @@ class Hub:
         self._turn = loop.time()
         for at, key in self._renewals():
             if at <= self._now():
-                self._due.setdefault(key)
+                self._want(key)
 
     def _renewals(self) -> Iterator[tuple[datetime, PodName]]:
         """Yield when which connected pod needs a new certificate."""

@@ -68,6 +68,8 @@ class Issuer:
         self._roots = roots_secret((authority.certificate_pem, *also_trust))
         self._issued: dict[tuple[str, str], _Issued] = {}
         """By the pod's namespace and name."""
+        self.issued = 0
+        """How many certificates it has given out."""
 
     def secrets_for(self, pod: Pod, trust_domain: str, now: datetime) -> tuple[Resource, Resource]:
         """Return the pod's `default` and `ROOTCA`: the same as before until renewal is due."""
@@ -82,12 +84,17 @@ class Issuer:
             leaf = self._authority.issue(pod.identity(trust_domain), now, self._lifetime)
             issued = _Issued(owner, leaf, certificate_secret(leaf))
             self._issued[pod.namespace, pod.name] = issued
+            self.issued += 1
         return issued.secret, self._roots
 
     def renew_at(self, pod: Pod) -> datetime | None:
         """Return when the pod's certificate is due for renewal; None if it has none."""
         issued = self._issued.get((pod.namespace, pod.name))
         return issued.leaf.renew_at if issued else None
+
+    def expiries(self) -> list[datetime]:
+        """Return until when the certificates are good that pods have."""
+        return [issued.leaf.not_after for issued in self._issued.values()]
 
     def forget(self, pod: Pod) -> None:
         """Drop the key of a pod that is gone."""

@@ -45,10 +45,14 @@ class Subscriber:
         """Knows how far the client is; set before anything is observed. A fetch has none."""
         self.changed = asyncio.Event()
         """Set to make the stream look again whether there is something to send."""
+        self.changed_at: float | None = None
+        """When the first change was noted that nobody has looked at here since; in seconds of the event loop's clock."""
 
-    def publish(self, snapshot: Snapshot) -> None:
-        """From now on the proxy should have this."""
+    def publish(self, snapshot: Snapshot, changed_at: float | None = None) -> None:
+        """From now on the proxy should have this; `changed_at`: since when, if something changed for it."""
         self.snapshot = snapshot
+        if changed_at is not None:
+            self.changed_at = changed_at if self.changed_at is None else min(changed_at, self.changed_at)
         self.changed.set()
 
 
