@@ -18,11 +18,11 @@ from grpc_reflection.v1alpha import reflection_pb2
 
 from tests.introspect.grpcurl import grpcurl
 from xds.descriptors import describe, full_name
-from xds.introspect import reflection
+from xds.introspect import csds, reflection
 from xds.server.services import SERVICES
 
 VERSIONS = (reflection.V1, reflection.V1ALPHA)
-LISTED = {*SERVICES, *VERSIONS, "grpc.channelz.v1.Channelz", "grpc.health.v1.Health"}
+LISTED = {*SERVICES, *VERSIONS, csds.SERVICE, "grpc.channelz.v1.Channelz", "grpc.health.v1.Health"}
 
 
 async def ask(channel: grpc.aio.Channel, version: str, *requests: dict[str, str]):

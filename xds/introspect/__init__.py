@@ -1,4 +1,4 @@
-"""What answers questions about a server: reflection, channelz, and what others add. Of use to grpcurl and its kind.
+"""What answers questions about a server: reflection, channelz, CSDS, and what others add. Of use to grpcurl and its kind.
 
 XdsServer(..., added=[Introspection()])
 """
@@ -13,6 +13,7 @@ from grpc_channelz.v1 import channelz, channelz_pb2_grpc  # type: ignore[import-
 from grpc_health.v1 import health  # type: ignore[import-untyped]
 
 from xds.introspect import reflection
+from xds.introspect.csds import add_csds
 from xds.introspect.guard import LocalOnly
 from xds.server import DiscoveryService
 
@@ -33,7 +34,7 @@ class Introspection:
         """Add them, before the server starts."""
         local = LocalOnly(server)
         channelz_pb2_grpc.add_ChannelzServicer_to_server(channelz.aio.ChannelzServicer(), local)
-        for add in self._added:
+        for add in (add_csds, *self._added):
             add(local, discovery)
         open_to_all = (handler.service_name() for handler in discovery.handlers())
         services = (*open_to_all, health.SERVICE_NAME, *local.services)

@@ -1,0 +1,217 @@
+"""Envoy's client status discovery service (CSDS): what each proxy has of each resource, and what it said to it.
+
+`envoy/service/status/v3/csds.proto`, in the part that is a management server's. Every stream is a client of its own: a
+proxy that has two, while it restarts say, is listed twice, and `client_scope` tells which is which.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from typing import Any, Final, TypeAlias
+from urllib.parse import unquote
+
+import grpc
+import grpc.aio
+from google.protobuf.message import DecodeError
+
+from xds.descriptors import message_class
+from xds.introspect.guard import LocalOnly
+from xds.introspect.redaction import redacted
+from xds.protocol.status import ResourceStatus
+from xds.protocol.wire import RequestError
+from xds.server import ADS, DiscoveryService, Stream
+from xds.snapshot import Resource
+
+SERVICE: Final = "envoy.service.status.v3.ClientStatusDiscoveryService"
+
+PART: Final = 3 * 1024 * 1024
+"""Bytes above which an answer on a stream is continued in another message: many clients refuse more than 4 MiB."""
+LARGEST: Final = 32 * 1024 * 1024
+"""Bytes above which there is no answer in one message."""
+_OVERHEAD: Final = 16
+"""Bytes that a resource takes in an answer besides its own, at most."""
+SLICE: Final = 0.005
+"""Seconds of work after which the event loop gets its turn."""
+
+_MATCHES: Final[dict[str, Callable[[str, str], bool]]] = {
+    "exact": str.__eq__,
+    "prefix": str.startswith,
+    "suffix": str.endswith,
+    "contains": str.__contains__,
+}
+_Wanted: TypeAlias = Callable[[str], bool]
+"""Whether a node of this id is asked for."""
+
+
+def add_csds(server: LocalOnly, discovery: DiscoveryService) -> None:
+    """Add the service to a server."""
+    status = _ClientStatus(discovery)
+    methods = {
+        "FetchClientStatus": grpc.unary_unary_rpc_method_handler(status.fetch),
+        "StreamClientStatus": grpc.stream_stream_rpc_method_handler(status.stream),
+    }
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
+
+
+class _ClientStatus:
+    """The service, as encoded messages in both directions."""
+
+    def __init__(self, discovery: DiscoveryService) -> None:
+        self._discovery = discovery
+        # Found once: to import and describe what they are made of takes a moment.
+        self._request: Any = message_class("envoy.service.status.v3.ClientStatusRequest")
+        self._response: Any = message_class("envoy.service.status.v3.ClientStatusResponse")
+        self._resource: Any = message_class("envoy.service.status.v3.ClientConfig.GenericXdsConfig")
+
+    async def fetch(self, body: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        """Answer one request with one message."""
+        parts = self._answer(body, LARGEST)
+        try:
+            answer = await anext(parts)
+            is_all = await anext(parts, None) is None
+        except RequestError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        if not is_all:
+            await context.abort(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                f"the answer is larger than {LARGEST >> 20} MiB: name fewer nodes (node_matchers), leave the resources "
+                "out (exclude_resource_contents), or use StreamClientStatus, which sends it in parts",
+            )
+        return answer
+
+    async def stream(
+        self, bodies: AsyncIterator[bytes], context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[bytes]:
+        """Answer each request, in parts if it takes much."""
+        try:
+            async for body in bodies:
+                async for part in self._answer(body, PART):
+                    yield part
+        except RequestError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+
+    async def _answer(self, body: bytes, limit: int) -> AsyncIterator[bytes]:
+        """Answer a request with messages of up to `limit` bytes each, but for a resource that alone is larger.
+
+        A client that is not done with at the end of one goes on in the next, under the same node and scope.
+        """
+        try:
+            request = self._request.FromString(body)
+        except DecodeError as error:
+            raise RequestError("the request is not a ClientStatusRequest") from error
+        wanted = _wanted(request.node_matchers)
+        contents = None if request.exclude_resource_contents else _Contents()
+        response, size = self._response(), 0
+        for stream in sorted(self._discovery.streams, key=lambda each: (each.node.id, each.opened_at)):
+            if not wanted(stream.node.id):
+                continue
+            client = _add_client(response, stream)
+            async for resource in self._resources(stream, contents):
+                more = resource.ByteSize() + _OVERHEAD
+                if size and size + more > limit:
+                    yield response.SerializeToString()
+                    response, size = self._response(), 0
+                    client = _add_client(response, stream)
+                client.generic_xds_configs.append(resource)
+                size += more
+        yield response.SerializeToString()
+
+    async def _resources(self, stream: Stream, contents: _Contents | None) -> AsyncIterator[Any]:
+        """Go through what is known of a client's resources, giving the event loop its turn."""
+        loop = asyncio.get_running_loop()
+        turn = loop.time()
+        for kind in stream.session.status():
+            for status in tuple(kind.resources):  # They may change meanwhile.
+                if loop.time() > turn + SLICE:
+                    await asyncio.sleep(0)
+                    turn = loop.time()
+                yield self._describe(kind.type_url, status, contents)
+
+    def _describe(self, type_url: str, status: ResourceStatus, contents: _Contents | None) -> Any:
+        """Make what is said of one resource."""
+        made = self._resource(
+            type_url=type_url,
+            name=status.name,
+            version_info=status.version,
+            config_status=status.state.name,
+        )
+        resource, error = status.resource, status.error
+        if status.updated_at is not None:
+            _set_time(made.last_updated, status.updated_at)
+        if contents and resource:
+            contents.put(made.xds_config, resource)
+        if error:
+            failure = made.error_state
+            failure.details, failure.version_info = error.message, error.version
+            _set_time(failure.last_update_attempt, error.at)
+            if contents and resource and resource.version == error.version:
+                contents.put(failure.failed_configuration, resource)
+        return made
+
+
+class _Contents:
+    """The resources themselves, without secrets; each is looked through once, however many clients have it."""
+
+    def __init__(self) -> None:
+        self._shown: dict[int, tuple[bytes, bytes | None]] = {}
+        """By a body's identity: the body, so that nothing else can get that identity, and what is shown of it."""
+
+    def put(self, packed: Any, resource: Resource) -> None:
+        """Fill an Any, unless it is not known what is in the resource."""
+        body = resource.body
+        if id(body) not in self._shown:
+            self._shown[id(body)] = body, redacted(resource.type_url, body)
+        shown = self._shown[id(body)][1]
+        if shown is not None:
+            packed.type_url, packed.value = resource.type_url, shown
+
+
+def _add_client(response: Any, stream: Stream) -> Any:
+    node = stream.node
+    client = response.config.add(client_scope=_scope(stream))
+    client.node.id = node.id
+    client.node.cluster = node.cluster
+    client.node.user_agent_name = node.user_agent_name
+    if node.user_agent_version:
+        client.node.user_agent_version = node.user_agent_version
+    client.node.client_features.extend(node.client_features)
+    return client
+
+
+def _scope(stream: Stream) -> str:
+    """Tell streams of the same node apart: by what they are for, and where they come from."""
+    info = stream.info
+    service = info.type_url.rpartition(".")[2] or ADS.rpartition(".")[2]
+    return f"{service} ({info.variant.value}) from {unquote(info.peer)}"
+
+
+def _set_time(timestamp: Any, at: float) -> None:
+    """Set a Timestamp from the event loop's clock."""
+    timestamp.FromMicroseconds(round((time.time() - asyncio.get_running_loop().time() + at) * 1e6))
+
+
+def _wanted(matchers: Iterable[Any]) -> _Wanted:
+    """Return what tells whether a node is asked for: one matcher is enough, and without any all are. RequestError: it cannot be told."""
+    wanted = [_matcher(f"node_matchers[{number}]", matcher) for number, matcher in enumerate(matchers)]
+    return lambda node_id: not wanted or any(each(node_id) for each in wanted)
+
+
+def _matcher(where: str, matcher: Any) -> _Wanted:
+    if matcher.node_metadatas:
+        raise RequestError(
+            f"{where}.node_metadatas is not supported, as metadata of nodes is not kept: use node_id"
+        )
+    if not matcher.HasField("node_id"):
+        return lambda _: True
+    pattern = matcher.node_id
+    kind = pattern.WhichOneof("match_pattern")
+    if kind not in _MATCHES:
+        known = ", ".join(_MATCHES)
+        problem = f"{where}.node_id.{kind} is not supported" if kind else f"{where}.node_id has no pattern"
+        raise RequestError(f"{problem}: use one of {known}")
+    matches, text, ignore_case = _MATCHES[kind], getattr(pattern, kind), pattern.ignore_case
+    if ignore_case:
+        return lambda node_id: matches(node_id.lower(), text.lower())
+    return lambda node_id: matches(node_id, text)

@@ -1,0 +1,273 @@
+"""Our own service, xds.mesh.v1.Proxies: who is connected, how far each proxy is, and what keeps it.
+
+protos/xds/mesh/v1/proxies.proto says what it answers. Nothing is kept for it: an answer is put together when it is asked for,
+from what the streams know, a few milliseconds at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import grpc
+import grpc.aio
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from xds.api import proxies_pb2 as pb
+from xds.envoy.names import NodeId
+from xds.introspect.guard import LocalOnly
+from xds.protocol.answers import Rejection
+from xds.protocol.session import Variant
+from xds.protocol.status import ACK, READ, SNAPSHOT, ResourceStatus, State, TypeStatus, Waiting
+from xds.server import DiscoveryService, Stream, Subscriber
+from xds.server.stream import now
+from xds.status import settled
+
+SERVICE = "xds.mesh.v1.Proxies"
+
+EVERY = 0.25
+"""Seconds in which changes are put together for who watches."""
+UNSETTLED = 1.0
+"""Seconds after which a proxy that is not synced is looked at again, though it said nothing: it may be done waiting."""
+SLICE = 0.005
+"""Seconds of work after which the event loop gets its turn."""
+
+Missing: TypeAlias = Callable[[Subscriber], str]
+"""Says in words why a proxy gets no configuration, or no newer one; empty if it does."""
+
+_VARIANTS = {Variant.SOTW: pb.Stream.SOTW, Variant.DELTA: pb.Stream.DELTA}
+_STATES = {
+    State.STALE: pb.Resource.STALE,
+    State.NOT_SENT: pb.Resource.NOT_SENT,
+    State.ERROR: pb.Resource.ERROR,
+}
+_REASONS = {ACK: pb.Waiting.ACK, READ: pb.Waiting.READ, SNAPSHOT: pb.Waiting.CONFIGURATION}
+
+
+class ProxiesService:
+    """The service, for `Introspection(added=[...])`. `missing` is asked why a proxy waits: `Hub.missing`."""
+
+    def __init__(self, missing: Missing = lambda _: "") -> None:
+        self._missing = missing
+
+    def __call__(self, server: LocalOnly, discovery: DiscoveryService) -> None:
+        """Add it, before the server starts."""
+
+        async def list_(
+            request: pb.ListProxiesRequest, _: grpc.aio.ServicerContext
+        ) -> pb.ListProxiesResponse:
+            clock = _Clock.read()
+            breathe = _Breath()
+            proxies = []
+            for streams in _chosen(discovery, request).values():
+                proxies.append(_proxy(streams, self._why(streams), clock, unsynced=request.unsynced))
+                await breathe()
+            return pb.ListProxiesResponse(proxies=proxies, time=clock.at(now()))
+
+        async def watch(
+            request: pb.WatchProxiesRequest, _: grpc.aio.ServicerContext
+        ) -> AsyncIterator[pb.WatchProxiesResponse]:
+            watched = _Watched(request, self._why)
+            while True:
+                changes = await watched.look(discovery)
+                if changes:
+                    yield changes
+                await asyncio.sleep(EVERY)
+
+        methods = {
+            "List": grpc.unary_unary_rpc_method_handler(
+                list_, pb.ListProxiesRequest.FromString, pb.ListProxiesResponse.SerializeToString
+            ),
+            "Watch": grpc.unary_stream_rpc_method_handler(
+                watch, pb.WatchProxiesRequest.FromString, pb.WatchProxiesResponse.SerializeToString
+            ),
+        }
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
+
+    def _why(self, streams: Sequence[Stream]) -> str:
+        return self._missing(streams[0].subscriber)
+
+
+@dataclass(frozen=True, slots=True)
+class _Clock:
+    """The event loop's clock and everybody's, as they stood to each other once: what did not change stays the same."""
+
+    offset: float
+
+    @classmethod
+    def read(cls) -> _Clock:
+        return cls(time.time() - now())
+
+    def at(self, moment: float) -> Timestamp:
+        stamp = Timestamp()
+        stamp.FromMilliseconds(round((moment + self.offset) * 1000))
+        return stamp
+
+
+class _Breath:
+    """Gives the event loop its turn if it is time."""
+
+    def __init__(self) -> None:
+        self._turn = now()
+
+    async def __call__(self) -> None:
+        if now() >= self._turn + SLICE:
+            await asyncio.sleep(0)
+            self._turn = now()
+
+
+@dataclass(slots=True)
+class _Seen:
+    """A proxy as a watcher was told of it."""
+
+    marks: tuple[Any, ...]
+    """What it is told from; as long as this is the same nothing the proxy does has changed it."""
+    proxy: pb.Proxy
+    looked_at: float
+
+
+class _Watched:
+    """What one caller of Watch has been told."""
+
+    def __init__(self, request: pb.WatchProxiesRequest, why: Callable[[Sequence[Stream]], str]) -> None:
+        self._request = request
+        self._why = why
+        self._clock = _Clock.read()
+        self._seen: dict[str, _Seen] | None = None
+
+    async def look(self, discovery: DiscoveryService) -> pb.WatchProxiesResponse | None:
+        """Return what has changed since the last look, the first time everything; None if nothing has."""
+        before, self._seen = self._seen, {}
+        changed = []
+        breathe = _Breath()
+        for node_id, streams in _chosen(discovery, self._request).items():
+            missing = self._why(streams)
+            marks = (missing, *((stream, stream.moves, stream.subscriber.snapshot) for stream in streams))
+            seen = before.get(node_id) if before else None
+            if seen is None or seen.marks != marks or _may_be_done(seen):
+                proxy = _proxy(streams, missing, self._clock, unsynced=self._request.unsynced)
+                if seen is None or seen.proxy != proxy:
+                    changed.append(proxy)
+                seen = _Seen(marks, proxy, now())
+            self._seen[node_id] = seen
+            await breathe()
+        gone = before.keys() - self._seen.keys() if before else ()
+        if before is not None and not changed and not gone:
+            return None
+        return pb.WatchProxiesResponse(proxies=changed, gone=sorted(gone), time=self._clock.at(now()))
+
+
+def _may_be_done(seen: _Seen) -> bool:
+    return now() >= seen.looked_at + UNSETTLED and not settled(seen.proxy)
+
+
+def _chosen(
+    discovery: DiscoveryService, request: pb.ListProxiesRequest | pb.WatchProxiesRequest
+) -> dict[str, list[Stream]]:
+    """Return the streams of the proxies that were asked for, by node id, in the order of the answer."""
+    found: dict[str, list[Stream]] = {}
+    for stream in sorted(discovery.streams, key=lambda stream: stream.opened_at):
+        found.setdefault(stream.node.id, []).append(stream)
+    names = {node_id: _pod(node_id) for node_id in found}
+    chosen = [node_id for node_id in found if request.namespace in {"", names[node_id][0]}]
+    if request.proxy:
+        said = {node_id: (f"{names[node_id][1]}.{names[node_id][0]}", node_id) for node_id in chosen}
+        exact = [node_id for node_id in chosen if request.proxy in said[node_id]]
+        chosen = exact or [
+            node_id for node_id in chosen if any(name.startswith(request.proxy) for name in said[node_id])
+        ]
+    return {
+        node_id: found[node_id] for node_id in sorted(chosen, key=lambda node_id: (*names[node_id], node_id))
+    }
+
+
+def _pod(node_id: str) -> tuple[str, str]:
+    """Return the namespace and name of a sidecar's pod; empty for who is none."""
+    try:
+        name = NodeId.parse(node_id)
+    except ValueError:
+        return "", ""
+    return name.namespace, name.pod
+
+
+def _proxy(streams: Sequence[Stream], missing: str, clock: _Clock, *, unsynced: bool) -> pb.Proxy:
+    node = streams[-1].node
+    namespace, pod = _pod(node.id)
+    return pb.Proxy(
+        node_id=node.id,
+        namespace=namespace,
+        pod=pod,
+        agent=node.user_agent_name,
+        agent_version=node.user_agent_version,
+        missing=missing,
+        streams=(
+            pb.Stream(
+                peer=stream.info.peer,
+                variant=_VARIANTS[stream.info.variant],
+                type_url=stream.info.type_url,
+                connected_at=clock.at(stream.opened_at),
+                types=(_type(status, clock, unsynced=unsynced) for status in stream.session.status()),
+            )
+            for stream in streams
+        ),
+    )
+
+
+def _type(status: TypeStatus, clock: _Clock, *, unsynced: bool) -> pb.Type:
+    error = status.last_error
+    state = pb.REJECTED if error else pb.SYNCED if status.synced else pb.WAITING
+    counts = status.counts
+    listed = error or (unsynced and counts.total() > counts[State.SYNCED])
+    resources = [each for each in status.resources if each.state is not State.SYNCED] if listed else []
+    return pb.Type(
+        type_url=status.type_url,
+        state=state,
+        waiting=_waiting(status.waiting, clock) if status.waiting else None,
+        rejection=_rejection(error, clock, [each.name for each in resources if each.error])
+        if error
+        else None,
+        resources=pb.Counts(
+            synced=counts[State.SYNCED],
+            stale=counts[State.STALE],
+            not_sent=counts[State.NOT_SENT],
+            error=counts[State.ERROR],
+        ),
+        wildcard=status.wildcard,
+        names=len(status.names),
+        version=status.version,
+        sent_at=None if status.sent_at is None else clock.at(status.sent_at),
+        acked_at=None if status.acked_at is None else clock.at(status.acked_at),
+        unanswered=status.unanswered,
+        unsynced=[_resource(each, clock) for each in resources] if unsynced else (),
+    )
+
+
+def _waiting(waiting: Waiting, clock: _Clock) -> pb.Waiting:
+    reason = _REASONS.get(waiting.for_, pb.Waiting.TYPE)
+    type_url = waiting.for_ if reason == pb.Waiting.TYPE else ""
+    return pb.Waiting(reason=reason, type_url=type_url, since=clock.at(waiting.since))
+
+
+def _rejection(rejection: Rejection, clock: _Clock, names: Sequence[str] = ()) -> pb.Rejection:
+    return pb.Rejection(
+        version=rejection.version,
+        code=rejection.code,
+        message=rejection.message,
+        time=clock.at(rejection.at),
+        resources=names,
+        sources=rejection.sources,
+    )
+
+
+def _resource(status: ResourceStatus, clock: _Clock) -> pb.Resource:
+    return pb.Resource(
+        name=status.name,
+        state=_STATES[status.state],
+        sent_version=status.version,
+        version=status.resource.version if status.resource else "",
+        updated_at=None if status.updated_at is None else clock.at(status.updated_at),
+        rejection=_rejection(status.error, clock) if status.error else None,
+    )

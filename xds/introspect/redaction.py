@@ -1,0 +1,162 @@
+"""Resources without what is secret in them, as Envoy shows its own configuration: `[redacted]` stands in its place.
+
+Envoy's API marks the fields that are secret (`udpa.annotations.sensitive`), but the mark does not reach generated Python
+classes, so they are listed here. What is in such a field is hidden to any depth, inside of an Any too.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import DecodeError
+
+from xds.descriptors import message_class
+
+REDACTED = "[redacted]"
+
+_PEM = b"PRIVATE KEY-----"
+_ANY = "google.protobuf.Any"
+
+_GOOGLE = "envoy.config.core.v3.GrpcService.GoogleGrpc"
+_CALLS = "envoy.extensions.grpc_service.call_credentials"
+_TLS = "envoy.extensions.transport_sockets.tls.v3"
+_AWS = "envoy.extensions.common.aws.v3"
+_REDIS = "envoy.extensions.filters.network.redis_proxy.v3"
+
+MARKED = frozenset(
+    {
+        f"{_TLS}.GenericSecret.secret",
+        f"{_TLS}.GenericSecret.secrets",
+        f"{_TLS}.PrivateKeyProvider.typed_config",
+        f"{_TLS}.TlsCertificate.password",
+        f"{_TLS}.TlsCertificate.pkcs12",
+        f"{_TLS}.TlsCertificate.private_key",
+        f"{_TLS}.TlsSessionTicketKeys.keys",
+        f"{_GOOGLE}.SslCredentials.private_key",
+        f"{_AWS}.AssumeRoleWithWebIdentityCredentialProvider.web_identity_token_data_source",
+        f"{_AWS}.CredentialsFileCredentialProvider.credentials_data_source",
+        f"{_AWS}.IAMRolesAnywhereCredentialProvider.private_key",
+        f"{_AWS}.InlineCredentialProvider.secret_access_key",
+        f"{_AWS}.InlineCredentialProvider.session_token",
+        f"{_REDIS}.RedisProtocolOptions.Credential.auth_password",
+        f"{_REDIS}.RedisProtocolOptions.Credential.auth_username",
+        f"{_REDIS}.RedisProtocolOptions.auth_password",
+        f"{_REDIS}.RedisProtocolOptions.auth_username",
+        f"{_REDIS}.RedisProxy.downstream_auth_password",
+        f"{_REDIS}.RedisProxy.downstream_auth_passwords",
+        f"{_REDIS}.RedisProxy.downstream_auth_username",
+        "envoy.config.grpc_credential.v3.FileBasedMetadataConfig.secret_data",
+        "envoy.config.trace.v3.ClientConfig.backend_token",
+        "envoy.extensions.filters.http.api_key_auth.v3.ApiKeyAuth.credentials",
+        "envoy.extensions.filters.http.api_key_auth.v3.ApiKeyAuthPerRoute.credentials",
+        "envoy.extensions.filters.http.basic_auth.v3.BasicAuth.users",
+        "envoy.extensions.filters.http.basic_auth.v3.BasicAuthPerRoute.users",
+        "envoy.extensions.filters.http.ext_authz.v3.CheckSettings.context_extensions",
+        f"{_CALLS}.file_based_metadata.v3.FileBasedMetadataCallCredentials.secret_data",
+        "envoy.api.v2.auth.GenericSecret.secret",
+        "envoy.api.v2.auth.PrivateKeyProvider.config",
+        "envoy.api.v2.auth.PrivateKeyProvider.typed_config",
+        "envoy.api.v2.auth.TlsCertificate.password",
+        "envoy.api.v2.auth.TlsCertificate.private_key",
+        "envoy.api.v2.auth.TlsSessionTicketKeys.keys",
+        "envoy.api.v2.core.GrpcService.GoogleGrpc.SslCredentials.private_key",
+        "envoy.config.filter.network.redis_proxy.v2.RedisProtocolOptions.auth_password",
+        "envoy.config.filter.network.redis_proxy.v2.RedisProxy.downstream_auth_password",
+        "envoy.config.grpc_credential.v2alpha.FileBasedMetadataConfig.secret_data",
+    }
+)
+"""What Envoy's API marks as secret, v2 included: nothing is served in it, but an Any may have it."""
+
+_SECRET = MARKED | {
+    f"{_GOOGLE}.CallCredentials.access_token",
+    f"{_GOOGLE}.CallCredentials.google_refresh_token",
+    f"{_GOOGLE}.CallCredentials.ServiceAccountJWTAccessCredentials.json_key",
+    "envoy.config.trace.v3.LightstepConfig.access_token",
+}
+"""And what it does not mark, but is no less."""
+
+
+def redacted(type_url: str, body: bytes) -> bytes | None:
+    """Return an encoded resource without its secrets; None if it cannot be known that there are none in it.
+
+    That is so if its type is not known, or if it still has a private key in PEM, in some text say. What is in an Any of
+    a type that is not known is left out, and so are fields that are not known.
+    """
+    clean = _clean(type_url, body, wholly=False)
+    return None if clean is None or _PEM in clean else clean
+
+
+def _clean(type_url: str, body: bytes, *, wholly: bool) -> bytes | None:
+    """Redact an encoded message, or `wholly`: everything in it; None: it is not known what is in it."""
+    try:
+        message = message_class(type_url.rpartition("/")[2]).FromString(body)
+    except (KeyError, DecodeError):
+        return None
+    message.DiscardUnknownFields()
+    _redact(message, wholly=wholly)
+    return message.SerializeToString(deterministic=True)
+
+
+def _redact(message: Any, *, wholly: bool) -> None:
+    if message.DESCRIPTOR.full_name == _ANY:
+        message.value = _clean(message.type_url, message.value, wholly=wholly) or b""
+        return
+    for field, value in message.ListFields():
+        secret = wholly or field.full_name in _SECRET
+        inner = field.message_type
+        if not inner:
+            if secret:
+                _blank(message, field, value)
+        elif not secret and not _may_have_secrets(inner):
+            continue
+        elif inner.GetOptions().map_entry:
+            _redact_map(value, inner.fields_by_name["value"], wholly=secret)
+        elif field.is_repeated:
+            for item in value:
+                _redact(item, wholly=secret)
+        else:
+            _redact(value, wholly=secret)
+
+
+def _redact_map(entries: Any, values: FieldDescriptor, *, wholly: bool) -> None:
+    """Redact the values of a map; its keys stay."""
+    for key in list(entries):
+        if values.message_type:
+            _redact(entries[key], wholly=wholly)
+        elif wholly:
+            entries[key] = _placeholder(values) or values.default_value
+
+
+def _blank(message: Any, field: FieldDescriptor, value: Any) -> None:
+    placeholder = _placeholder(field)
+    if placeholder is None:
+        message.ClearField(field.name)
+    elif field.is_repeated:
+        value[:] = [placeholder] * len(value)
+    else:
+        setattr(message, field.name, placeholder)
+
+
+def _placeholder(field: FieldDescriptor) -> str | bytes | None:
+    """Return what stands for a secret in a field of this type; None if nothing can."""
+    if field.type == FieldDescriptor.TYPE_STRING:
+        return REDACTED
+    return REDACTED.encode() if field.type == FieldDescriptor.TYPE_BYTES else None
+
+
+@cache
+def _may_have_secrets(descriptor: Descriptor) -> bool:
+    """Whether a message of this type can have a secret in it, at any depth; what is in an Any cannot be foreseen."""
+    seen, left = {descriptor.full_name}, [descriptor]
+    while left:
+        current = left.pop()
+        if current.full_name == _ANY or any(field.full_name in _SECRET for field in current.fields):
+            return True
+        for field in current.fields:
+            inner = field.message_type
+            if inner and inner.full_name not in seen:
+                seen.add(inner.full_name)
+                left.append(inner)
+    return False
