@@ -270,5 +270,20 @@ async def test_r49_r50_each_type_comes_on_its_own_and_every_change_of_it(tmp_pat
         await eventually(lambda: world.check(envoy, 2), timeout=20)
         proxies.publish(world.snapshot(1))
         await eventually(lambda: world.check(envoy, 1), timeout=20)
+        if kind == "REST":
+            await only_news_is_sent(envoy)
         rejections = await envoy.rejections()
         assert not any(rejections.values()), rejections
+
+
+async def only_news_is_sent(envoy: EnvoyProcess) -> None:
+    """Assert that polls by an Envoy that is up to date go on, and bring it nothing."""
+    updates = r"^(cluster_manager\.cds|listener_manager\.lds)\.update_success$"
+    polls = r"^(cluster_manager\.cds|listener_manager\.lds)\.update_attempt$"
+    had, asked = await envoy.admin.total(updates), await envoy.admin.total(polls)
+
+    async def polled() -> bool:
+        return await envoy.admin.total(polls) >= asked + 6
+
+    await eventually(polled)
+    assert await envoy.admin.total(updates) == had > 0

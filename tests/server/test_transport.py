@@ -81,7 +81,7 @@ async def test_r57_a_request_beyond_the_limit_ends_its_stream_and_no_other(proxi
     other = await good(proxies, channel)
     client = Client(channel, variant)
     await client.ask(ENDPOINT, "x" * (33 * MIB))
-    assert (await client.end())[0] == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert (await asyncio.wait_for(client.end(), 30))[0] == grpc.StatusCode.RESOURCE_EXHAUSTED
     await goes_on(proxies, other)
     assert len(proxies.subscribers) == 1
 
