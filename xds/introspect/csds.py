@@ -28,7 +28,7 @@ SERVICE: Final = "envoy.service.status.v3.ClientStatusDiscoveryService"
 
 PART: Final = 3 * 1024 * 1024
 """Bytes above which an answer on a stream is continued in another message: many clients refuse more than 4 MiB."""
-LARGEST: Final = 32 * 1024 * 1024
+LARGEST: Final = 16 * 1024 * 1024
 """Bytes above which there is no answer in one message."""
 _OVERHEAD: Final = 16
 """Bytes that a resource takes in an answer besides its own, at most."""
@@ -43,6 +43,10 @@ _MATCHES: Final[dict[str, Callable[[str, str], bool]]] = {
 }
 _Wanted: TypeAlias = Callable[[str], bool]
 """Whether a node of this id is asked for."""
+
+
+class _TooLargeError(Exception):
+    """There is too much to say; the message tells what to do."""
 
 
 def add_csds(server: LocalOnly, discovery: DiscoveryService) -> None:
@@ -67,18 +71,12 @@ class _ClientStatus:
 
     async def fetch(self, body: bytes, context: grpc.aio.ServicerContext) -> bytes:
         """Answer one request with one message."""
-        parts = self._answer(body, LARGEST)
         try:
-            answer = await anext(parts)
-            is_all = await anext(parts, None) is None
+            (answer,) = [part async for part in self._answer(body, LARGEST, whole=True)]
         except RequestError as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-        if not is_all:
-            await context.abort(
-                grpc.StatusCode.RESOURCE_EXHAUSTED,
-                f"the answer is larger than {LARGEST >> 20} MiB: name fewer nodes (node_matchers), leave the resources "
-                "out (exclude_resource_contents), or use StreamClientStatus, which sends it in parts",
-            )
+        except _TooLargeError as error:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
         return answer
 
     async def stream(
@@ -92,10 +90,11 @@ class _ClientStatus:
         except RequestError as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
 
-    async def _answer(self, body: bytes, limit: int) -> AsyncIterator[bytes]:
+    async def _answer(self, body: bytes, limit: int, *, whole: bool = False) -> AsyncIterator[bytes]:
         """Answer a request with messages of up to `limit` bytes each, but for a resource that alone is larger.
 
-        A client that is not done with at the end of one goes on in the next, under the same node and scope.
+        A client that is not done with at the end of one goes on in the next, under the same node and scope. If there
+        must not be a next one (`whole`), that is a _TooLargeError.
         """
         try:
             request = self._request.FromString(body)
@@ -111,6 +110,11 @@ class _ClientStatus:
             async for resource in self._resources(stream, contents):
                 more = resource.ByteSize() + _OVERHEAD
                 if size and size + more > limit:
+                    if whole:
+                        raise _TooLargeError(
+                            f"the answer is larger than {limit >> 20} MiB: name fewer nodes (node_matchers), leave the "
+                            "resources out (exclude_resource_contents), or use StreamClientStatus, which sends it in parts"
+                        )
                     yield response.SerializeToString()
                     response, size = self._response(), 0
                     client = _add_client(response, stream)

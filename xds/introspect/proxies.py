@@ -17,14 +17,13 @@ import grpc.aio
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from xds.api import proxies_pb2 as pb
-from xds.envoy.names import NodeId
 from xds.introspect.guard import LocalOnly
 from xds.protocol.answers import Rejection
 from xds.protocol.session import Variant
 from xds.protocol.status import ACK, READ, SNAPSHOT, ResourceStatus, State, TypeStatus, Waiting
 from xds.server import DiscoveryService, Stream, Subscriber
 from xds.server.stream import now
-from xds.status import settled
+from xds.status import pod, settled
 
 SERVICE = "xds.mesh.v1.Proxies"
 
@@ -171,7 +170,7 @@ def _chosen(
     found: dict[str, list[Stream]] = {}
     for stream in sorted(discovery.streams, key=lambda stream: stream.opened_at):
         found.setdefault(stream.node.id, []).append(stream)
-    names = {node_id: _pod(node_id) for node_id in found}
+    names = {node_id: pod(node_id) for node_id in found}
     chosen = [node_id for node_id in found if request.namespace in {"", names[node_id][0]}]
     if request.proxy:
         said = {node_id: (f"{names[node_id][1]}.{names[node_id][0]}", node_id) for node_id in chosen}
@@ -184,22 +183,13 @@ def _chosen(
     }
 
 
-def _pod(node_id: str) -> tuple[str, str]:
-    """Return the namespace and name of a sidecar's pod; empty for who is none."""
-    try:
-        name = NodeId.parse(node_id)
-    except ValueError:
-        return "", ""
-    return name.namespace, name.pod
-
-
 def _proxy(streams: Sequence[Stream], missing: str, clock: _Clock, *, unsynced: bool) -> pb.Proxy:
     node = streams[-1].node
-    namespace, pod = _pod(node.id)
+    namespace, name = pod(node.id)
     return pb.Proxy(
         node_id=node.id,
         namespace=namespace,
-        pod=pod,
+        pod=name,
         agent=node.user_agent_name,
         agent_version=node.user_agent_version,
         missing=missing,
