@@ -15,7 +15,7 @@ PROTOS := $(patsubst protos/xds/mesh/v1/%,xds/api/%,$(wildcard protos/xds/mesh/v
 PROTOC = $(BIN)/python -m grpc_tools.protoc -Ixds/api=protos/xds/mesh/v1 --python_out=$(1) --pyi_out=$(1) \
 	--include_source_info --descriptor_set_out=$(1)/xds/api/descriptors.binpb $(PROTOS)
 
-.PHONY: help demo test check proto golden clean
+.PHONY: help demo test check proto golden bench clean
 
 help: ## Say what there is to make
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ proto: $(READY) ## Generate xds/api from protos/
 
 golden: $(READY) ## Write the golden files anew; read the diff before you commit it
 	@$(BIN)/pytest tests/golden --golden
+
+bench: $(READY) ## Measure how long changes take to reach 1,000 sidecars: several minutes
+	@$(BIN)/python benchmarks/bench.py
 
 clean: ## Remove .venv and what tools left behind (.cache stays: it is slow to fill)
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import resource
 import select
-import signal
 import subprocess
 import sys
 import time
@@ -89,16 +88,15 @@ class Process:
 
     def stop(self) -> None:
         """End it, and wait until it is gone."""
+        self._process.terminate()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
         for stream in (self._process.stdin, self._process.stdout):
             if stream:
                 stream.close()
-        if self._process.poll() is None:
-            self._process.send_signal(signal.SIGTERM)
-            try:
-                self._process.wait(10)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
 
     def _fail(self, what: str) -> None:
         raise SystemExit(f"{self._name} {what}:\n{self._log.read_text(errors='replace')[-3000:]}")

@@ -59,7 +59,7 @@ def as_table(size: Size, results: dict[str, list[Measured]]) -> str:
             f"{median(found.cpu for found in rounds):.2f}",
             f"{worst.block * 1000:.0f}",
             f"{max(found.late for found in rounds) * 1000:.0f}",
-            _encodings(rounds[-1]),
+            _encodings(rounds[0]),
         )
         for what in rounds[0].more:
             values = _spread((found.more[what] for found in rounds), 1, 2)
@@ -68,7 +68,9 @@ def as_table(size: Size, results: dict[str, list[Measured]]) -> str:
     out = io.StringIO()
     console = Console(file=out, width=200)
     console.print(table)
-    console.print("median [least-most] of the rounds; block: most CPU time in one go; late: a timer of 5 ms")
+    console.print(
+        "median [[least-most] of the rounds; block: most CPU time in one go; late: a timer of 5 ms; encoded/new: of the first round"
+    )
     for note in notes:
         console.print(note, highlight=False)
     console.print(_machine(), highlight=False)

@@ -190,7 +190,7 @@ def library(bench: Bench, results: dict[str, list[Measured]]) -> None:
                         size=seen["bytes"],
                     )
                 )
-    bench.fleet.ask("close")
+        bench.fleet.ask("close")
 
 
 def mesh(bench: Bench, kinds: int, results: dict[str, list[Measured]]) -> None:
@@ -221,7 +221,7 @@ def mesh(bench: Bench, kinds: int, results: dict[str, list[Measured]]) -> None:
             _start(bench, server, nodes, title, results)
             if number == size.starts - 1:
                 _changes(bench, server, folder, title, results)
-        bench.fleet.ask("close")
+            bench.fleet.ask("close")
 
 
 def _start(

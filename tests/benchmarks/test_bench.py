@@ -1,0 +1,69 @@
+"""The benchmark works: small, so that it takes seconds. What it says of speed is not looked at here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).parents[2] / "benchmarks" / "bench.py"
+
+ROWS = {
+    "library: connect",
+    "library: one of 20 changes",
+    "library: all of 20 changes",
+    "mesh, 2 kinds: cold start",
+    "mesh, 2 kinds: one endpoint",
+    "mesh, 2 kinds: PERMISSIVE to STRICT",
+    "mesh, 2 kinds: STRICT to DISABLE",
+    "mesh, 2 kinds: DISABLE to PERMISSIVE",
+}
+
+
+def bench(*args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(BENCH), *args], capture_output=True, text=True, timeout=110, check=False
+    )
+
+
+def test_everything_is_measured_and_every_distinct_content_is_encoded_once():
+    done = bench("--quick", "-o", "json")
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["size"]["streams"] == 20
+    assert set(said["results"]) == ROWS
+    for name, rounds in said["results"].items():
+        for measured in rounds:
+            assert measured["seconds"] > 0 < measured["floor"], name
+            assert measured["ratio"] == pytest.approx(measured["seconds"] / measured["floor"])
+            assert measured["megabytes"] > 0, name
+            for kind, count in measured["encoded"].items():
+                assert count <= measured["contents"].get(kind, 0), (name, kind)
+
+    def first(name: str) -> dict[str, int]:
+        return said["results"][f"mesh, 2 kinds: {name}"][0]["encoded"]
+
+    # 20 services, pods that all serve the same port, and a private key for each sidecar.
+    cold = first("cold start")
+    assert (cold["ClusterLoadAssignment"], cold["RouteConfiguration"], cold["Secret"]) == (20, 2, 20)
+    assert first("one endpoint") == {"ClusterLoadAssignment": 1}
+    assert first("PERMISSIVE to STRICT") == {"Listener": 1}
+    assert first("STRICT to DISABLE") == {"ClusterLoadAssignment": 20, "Listener": 1}
+
+
+def test_more_streams_than_pods_are_refused_with_what_is_wrong():
+    done = bench("--quick", "--only", "mesh", "--streams", "1000")
+    assert done.returncode == 1
+    assert "too few pods" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_more_open_files_than_allowed_are_refused_with_what_to_do():
+    limited = f"ulimit -n 300 && exec {sys.executable} {BENCH} --quick --streams 1000"
+    done = subprocess.run(["bash", "-c", limited], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "2200 open files are needed" in done.stderr
+    assert "ulimit -Hn 2200" in done.stderr
