@@ -28,8 +28,6 @@ from xds.snapshot import CLUSTER, ENDPOINT
 pytestmark = pytest.mark.envoy
 
 CHANGES = 500
-REFUSED = -1000
-"""A setting with which a cluster has no time to connect, which Envoy does not accept."""
 WARM = 3.0
 """Seconds within which a change must be in place: far from the 15 that Envoy waits for what does not come."""
 
@@ -187,29 +185,42 @@ async def test_o6_an_empty_world_is_an_answer(variant, tmp_path):
         assert time.monotonic() - began < 10, "Envoy waits 15 s for each type that is not answered"
 
 
-async def test_r12_a_rejected_cluster_is_sent_once_holds_up_nothing_and_can_be_mended(variant, tmp_path):
+@pytest.mark.parametrize("fault", ["unfit", "invalid"])
+async def test_r12_a_rejected_cluster_is_sent_once_holds_up_nothing_and_can_be_mended(
+    variant, fault, tmp_path
+):
     async with Upstream() as app, Upstream() as other:
         port = free_port()
         before = World(listeners={"l": Listener(port, "r")}).having(one=Cluster((app.port,)))
-        before = before.routing("r", a="one")
-        bad = before.having(bad=Cluster((app.port,), static=True, setting=REFUSED))
+        before = before.routing("r", a="one", b="one")
+        bad = before.having(bad=Cluster((app.port,), static=True, fault=fault))
+        if fault == "unfit":
+            # What came with it, and what needs that, goes on.
+            bad = bad.having(new=Cluster((other.port,))).routing("r", b="new")
         async with (
             running(variant, before, tmp_path, may_reject=True) as here,
-            Traffic(targets=[Target(port, "/a")]) as traffic,
+            Traffic(targets=[Target(port, "/a"), Target(port, "/b")]) as traffic,
         ):
+
+            async def settled_but_for_the_bad_one() -> None:
+                await here.proxies.until(lambda: stream.lacks(here.proxies.snapshot) == ["Cluster bad"], WARM)
+                here.history.settle()
+
             stream = here.stream
             here.publish(bad)
-            await here.proxies.until(lambda: stream.rejections)
+            await here.proxies.until(lambda: stream.rejections, WARM)
+            await settled_but_for_the_bad_one()
             sent = stream.responses[CLUSTER]
             for apps in ((other.port,), (app.port, other.port), (app.port,)):
                 here.publish(bad.having(one=Cluster(apps)))
-                await here.proxies.until(lambda: stream.lacks(here.proxies.snapshot) == ["Cluster bad"], WARM)
+                await settled_but_for_the_bad_one()
                 await traffic.more(5)
-            rejected = stream.rejections
-            assert [[each.name for each in rejection.suspects] for rejection in rejected] == [["bad"]]
             assert stream.responses[CLUSTER] == sent
-            here.publish(bad.having(bad=Cluster((app.port,))).routing("r", b="bad"))
+            (rejection,) = stream.rejections
+            assert [each.name for each in rejection.suspects] == ["bad"]
+            here.publish(bad.having(bad=Cluster((app.port,), static=True)).routing("r", a="bad"))
             await here.settled()
+            await traffic.more(5)
             await traffic.stop()
             assert here.history.faults(traffic.sent) == []
             assert await here.admin.stat("cluster_manager.cds.update_rejected") == 1

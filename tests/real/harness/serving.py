@@ -44,13 +44,14 @@ class Stream:
         self.answers.append(event)
         if self.unanswered.get(event.type_url) == event.nonce:
             del self.unanswered[event.type_url]
+        taken = self.taken[event.type_url]
         if isinstance(event, Acked):
-            taken = self.taken[event.type_url]
             if self.subscriber.stream.variant is Variant.SOTW and event.type_url in (CLUSTER, LISTENER):
                 taken.clear()
-            taken.update({resource.name: resource.version for resource in event.resources})
             for name in event.removed:
                 taken.pop(name, None)
+        spoiled = () if isinstance(event, Acked) else event.culprits or event.resources
+        taken.update({each.name: each.version for each in event.resources if each not in spoiled})
 
     @property
     def rejections(self) -> list[Nacked]:

@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from functools import cache
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import betterproto2
 from envoy_data_plane.envoy.config.cluster.v3 import Cluster as ClusterMessage
 from envoy_data_plane.envoy.config.cluster.v3 import (
     ClusterDiscoveryType,
     ClusterEdsClusterConfig,
+    ClusterLbPolicy,
     ClusterTransportSocketMatch,
 )
 from envoy_data_plane.envoy.config.core.v3 import HealthCheck, HealthCheckHttpHealthCheck, TransportSocket
@@ -83,6 +84,8 @@ class Cluster:
     """Health is checked, so that warming takes until the endpoints have answered."""
     secured: bool = False
     """It has a TLS context that no endpoint uses, and so waits for a secret."""
+    fault: Literal["", "invalid", "unfit"] = ""
+    """Envoy rejects it: with all that comes in the same response, for the message is invalid; or by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +166,10 @@ def _without_eds(cluster: Cluster) -> Cluster:
 @cache
 def _cluster(name: str, spec: Cluster) -> Resource:
     message = ClusterMessage(name=name, connect_timeout=timedelta(milliseconds=1000 + spec.setting))
+    if spec.fault == "invalid":
+        message.connect_timeout = timedelta(0)
+    if spec.fault == "unfit":
+        message.lb_policy = ClusterLbPolicy.CLUSTER_PROVIDED
     refs: list[ResourceKey] = []
     if spec.static:
         message.type = ClusterDiscoveryType.STATIC
