@@ -27,10 +27,12 @@ from envoy_data_plane.envoy.extensions.filters.listener.tls_inspector import v3 
 from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager import v3 as hcm
 from envoy_data_plane.envoy.extensions.filters.network.set_filter_state import v3 as network_filter_state
 from envoy_data_plane.envoy.extensions.filters.network.tcp_proxy import v3 as tcp_proxy
+from envoy_data_plane.envoy.extensions.retry.host.previous_hosts import v3 as previous_hosts
 from envoy_data_plane.envoy.extensions.transport_sockets.raw_buffer import v3 as raw_buffer
 from envoy_data_plane.envoy.extensions.transport_sockets.tls import v3 as tls
 from envoy_data_plane.envoy.extensions.upstreams.http import v3 as upstreams
 from envoy_data_plane.envoy.service.discovery import v3 as discovery
+from envoy_data_plane.envoy.service.runtime import v3 as runtime
 from envoy_data_plane.envoy.service.status import v3 as status
 from envoy_data_plane.google.protobuf import Any as PackedMessage
 from envoy_data_plane.google.protobuf import ListValue, NullValue, Struct, Value
@@ -51,6 +53,7 @@ USED = [
     listener.Listener,
     network_filter_state.Config,
     original_dst.OriginalDst,
+    previous_hosts.PreviousHostsPredicate,
     raw_buffer.RawBuffer,
     route.RouteConfiguration,
     router.Router,
@@ -61,6 +64,12 @@ USED = [
     tls.UpstreamTlsContext,
     tls_inspector.TlsInspector,
     upstreams.HttpProtocolOptions,
+    # Types that programs can serve with the library.
+    core.TypedExtensionConfig,
+    endpoint.LbEndpoint,
+    route.ScopedRouteConfiguration,
+    route.VirtualHost,
+    runtime.Runtime,
     discovery.DiscoveryRequest,
     discovery.DiscoveryResponse,
     discovery.DeltaDiscoveryRequest,
