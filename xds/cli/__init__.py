@@ -14,6 +14,7 @@ _COMMANDS = {
     "bootstrap": "Print the Envoy bootstrap of a pod's sidecar.",
     "translate": "Print the configuration that a pod's sidecar gets.",
     "reach": "Say who reaches whom, encrypted or not, and why.",
+    "status": "Say how far each connected sidecar is: synced, waiting for what, or what it rejected and why.",
     "demo": "Play Istio's automatic mutual TLS task with real Envoys.",
 }
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from xds.cli import options
+from xds.cli import options, tables
 
 if TYPE_CHECKING:
     from xds.mesh import Mesh
@@ -93,13 +92,9 @@ def _row(outcome: Outcome) -> dict[str, Any]:
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("CLIENT", "SERVICE", "ENDPOINT", "OUTCOME", "REASON", "BECAUSE"):
-        table.add_column(title, overflow="fold")
+    table = tables.table("CLIENT", "SERVICE", "ENDPOINT", "OUTCOME", "REASON", "BECAUSE")
     for row in rows:
         where = f"{row['endpoint']} ({row['address']})" if row["endpoint"] else row["address"] or "-"
         table.add_row(
@@ -110,9 +105,4 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
             Text(row["reason"]),
             Text(", ".join(row["because"])),
         )
-    # Where nobody looks, a program does: it gets a line for each row, however long.
-    console = Console(width=None if sys.stdout.isatty() else 1000, highlight=False)
-    with console.capture() as drawn:
-        console.print(table)
-    for line in drawn.get().splitlines():
-        typer.echo(line.rstrip())
+    tables.show(table)

@@ -137,6 +137,7 @@ async def _run(
     """Serve until a signal asks to end; return the exit status."""
     from xds.admin import AdminServer  # noqa: PLC0415
     from xds.introspect import Introspection  # noqa: PLC0415
+    from xds.introspect.proxies import ProxiesService  # noqa: PLC0415
     from xds.server import XdsServer  # noqa: PLC0415
     from xds.server.rest import RestServer  # noqa: PLC0415
 
@@ -154,7 +155,7 @@ async def _run(
         str(where),
         identifier=identifier,
         max_connection_age=max_connection_age,
-        added=[Introspection()],
+        added=[Introspection([ProxiesService(hub.missing)])],
     )
     rest = RestServer(hub, *rest_address, identifier=identifier) if rest_address else None
     admin = AdminServer(lacking, *admin_address)

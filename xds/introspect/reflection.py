@@ -17,6 +17,7 @@ from google.protobuf import descriptor_pool, text_format
 from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorProto
 from grpc_reflection.v1alpha import reflection_pb2  # type: ignore[import-untyped]
 
+from xds.api import described
 from xds.descriptors.pool import Packages
 
 V1 = "grpc.reflection.v1.ServerReflection"
@@ -115,7 +116,7 @@ def _find(symbol: str) -> FileDescriptorProto:
 def _file(name: str) -> FileDescriptorProto:
     """Return the file of this name with every field's JSON name, which some clients do not make themselves."""
     try:
-        file = _v1() if name == _v1().name else _packages.FindFileByName(name)
+        file = _v1() if name == _v1().name else described(name) or _packages.FindFileByName(name)
     except KeyError:
         raise KeyError(f"there is no file {name}") from None
     for message in _messages(file.message_type):

@@ -1,0 +1,152 @@
+"""How far a proxy is, in words: `synced 2s ago`, `waiting 14s for RDS`, `rejected: MESSAGE (from DestinationRule/full/x)`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from xds.api import proxies_pb2 as pb
+from xds.envoy.names import NodeId
+from xds.model import printable
+from xds.snapshot import (
+    CLUSTER,
+    ENDPOINT,
+    EXTENSION_CONFIG,
+    LB_ENDPOINT,
+    LISTENER,
+    ROUTE,
+    RUNTIME,
+    SCOPED_ROUTE,
+    SECRET,
+    VIRTUAL_HOST,
+)
+
+SHORT = {
+    CLUSTER: "CDS",
+    ENDPOINT: "EDS",
+    SECRET: "SDS",
+    LISTENER: "LDS",
+    ROUTE: "RDS",
+    SCOPED_ROUTE: "SRDS",
+    VIRTUAL_HOST: "VHDS",
+    LB_ENDPOINT: "LEDS",
+    RUNTIME: "RTDS",
+    EXTENSION_CONFIG: "ECDS",
+}
+"""By type, what the service that serves it is called for short, as in Envoy's documentation."""
+
+_MOST_SOURCES = 2
+"""Objects that one line names."""
+
+_ORIGIN = re.compile(r" \([^()]*\)$")
+"""Where a source was read, after its name."""
+
+
+def short(type_url: str) -> str:
+    """Return what people call a type: `CDS`, or the message's name if its service has no such name."""
+    return SHORT.get(type_url) or type_url.rpartition(".")[2] or type_url
+
+
+def words(kind: pb.Type, missing: str, now: Timestamp) -> str:
+    """Say in one line how far a proxy is with a type, at a time of the same clock; `missing` is the proxy's."""
+    because = f" ({missing})" if missing else ""
+    if kind.state == pb.REJECTED:
+        said = " ".join(kind.rejection.message.split()) or f"code {kind.rejection.code}"
+        return printable(f"rejected: {said}{_from(kind.rejection.sources)}")
+    if kind.state == pb.SYNCED:
+        if not kind.HasField("acked_at"):
+            return printable(f"synced{because}")  # It came with everything.
+        return printable(f"synced {_since(kind.acked_at, now)} ago{because}")
+    waiting = kind.waiting
+    if waiting.reason == pb.Waiting.CONFIGURATION and missing:
+        return printable(f"waiting: {missing}")
+    return printable(f"waiting {_since(waiting.since, now)} for {_awaited(waiting)}{because}")
+
+
+def resource_words(resource: pb.Resource, now: Timestamp) -> str:
+    """Say why a resource is not synced."""
+    if resource.state == pb.Resource.ERROR:
+        sources = ", ".join(resource.rejection.sources)
+        return printable(f"rejected, made from {sources}" if sources else "rejected")
+    if resource.state == pb.Resource.NOT_SENT:
+        return "not sent yet" if resource.version else "there is none"
+    if not resource.version:
+        return "to be removed"
+    if resource.version != resource.sent_version:
+        return "a newer one is due"
+    sent = f" {_since(resource.updated_at, now)} ago" if resource.HasField("updated_at") else ""
+    return f"sent{sent}, not acknowledged"
+
+
+def stream_words(stream: pb.Stream, now: Timestamp) -> str:
+    """Say what a stream is: `delta ADS from ipv4:127.0.0.1:41234, connected 14s ago`."""
+    variant = pb.Stream.Variant.Name(stream.variant).lower()
+    what = short(stream.type_url) if stream.type_url else "ADS"
+    return printable(f"{variant} {what} from {stream.peer}, connected {_since(stream.connected_at, now)} ago")
+
+
+def object_name(source: str) -> str:
+    """Return a source's object as one word, without where it was read: `DestinationRule/full/x`."""
+    return _ORIGIN.sub("", source).replace(" ", "/", 1)
+
+
+def duration(seconds: float) -> str:
+    """Write a length of time to two units at most: `14s`, `3m20s`, `5h`, `2d7h`."""
+    whole = max(0, round(seconds))
+    for unit, length, smaller, part in (("d", 86400, "h", 3600), ("h", 3600, "m", 60), ("m", 60, "s", 1)):
+        if whole >= length:
+            rest = whole % length // part
+            return f"{whole // length}{unit}" + (f"{rest}{smaller}" if rest else "")
+    return f"{whole}s"
+
+
+def settled(proxy: pb.Proxy) -> bool:
+    """Whether a proxy has all that it should have, and nothing keeps it from getting more."""
+    return not proxy.missing and all(kind.state == pb.SYNCED for kind in types(proxy))
+
+
+def pod(node_id: str) -> tuple[str, str]:
+    """Return the namespace and name of a sidecar's pod; empty for who is none."""
+    try:
+        name = NodeId.parse(node_id)
+    except ValueError:
+        return "", ""
+    return name.namespace, name.pod
+
+
+def proxy_name(node_id: str) -> str:
+    """Return what to call a proxy: POD.NAMESPACE, or the node id of who is no sidecar."""
+    namespace, name = pod(node_id)
+    return printable(f"{name}.{namespace}" if name else node_id)
+
+
+def types(proxy: pb.Proxy) -> Iterator[pb.Type]:
+    """Go through the types of all of a proxy's streams."""
+    for stream in proxy.streams:
+        yield from stream.types
+
+
+def _awaited(waiting: pb.Waiting) -> str:
+    match waiting.reason:
+        case pb.Waiting.ACK:
+            return "its answer"
+        case pb.Waiting.READ:
+            return "it to read"
+        case pb.Waiting.TYPE:
+            return short(waiting.type_url)
+        case _:
+            return "its configuration"
+
+
+def _from(sources: Sequence[str]) -> str:
+    if not sources:
+        return ""
+    named = ", ".join(object_name(source) for source in sources[:_MOST_SOURCES])
+    more = len(sources) - _MOST_SOURCES
+    return f" (from {named}{f' and {more} more' if more > 0 else ''})"
+
+
+def _since(moment: Timestamp, now: Timestamp) -> str:
+    return duration((now.ToMilliseconds() - moment.ToMilliseconds()) / 1000)
