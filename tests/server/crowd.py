@@ -3,6 +3,8 @@
     python crowd.py PORT hold COUNT     connect all at once; a line for each round of responses that all have had
     python crowd.py PORT churn COUNT    connect COUNT times, a hundred at once, and leave in each of the ways there are
 
+Every other one speaks delta.
+
 It knows nothing of this project: the only thing that it reads are frames.
 """
 
@@ -20,7 +22,7 @@ _DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PING, _GOAWAY = 0, 1, 3, 4, 6, 7
 _END_STREAM = _ACK = 1
 _END_HEADERS = 4
 
-_PATH = b"/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources"
+_SERVICE = b"/envoy.service.discovery.v3.AggregatedDiscoveryService/"
 _TYPE = b"type.googleapis.com/envoy.config.cluster.v3.Cluster"
 
 
@@ -42,25 +44,24 @@ def message(body: bytes) -> bytes:
     return b"\x00" + struct.pack("!I", len(body)) + body
 
 
-_FIELDS = b"".join(
-    (
+def opening(number: int) -> bytes:
+    """What a proxy says first: that it wants all clusters."""
+    delta = number % 2
+    node, type_url = (1, 2) if delta else (2, 4)
+    path = _SERVICE + (b"DeltaAggregatedResources" if delta else b"StreamAggregatedResources")
+    request = field(node, field(1, b"proxy-%d" % number)) + field(type_url, _TYPE)
+    headers = (
         b"\x83\x86",  # :method POST, :scheme http
-        b"\x04" + text(_PATH),
+        b"\x04" + text(path),
         b"\x01" + text(b"xds"),  # :authority
         b"\x0f\x10" + text(b"application/grpc"),
         b"\x00" + text(b"te") + text(b"trailers"),
     )
-)
-
-
-def opening(node: str) -> bytes:
-    """What a proxy says first: that it wants all clusters."""
-    request = field(2, field(1, node.encode())) + field(4, _TYPE)
     return b"".join(
         (
             _PREFACE,
             frame(_SETTINGS, 0, 0),
-            frame(_HEADERS, _END_HEADERS, 1, _FIELDS),
+            frame(_HEADERS, _END_HEADERS, 1, b"".join(headers)),
             frame(_DATA, 0, 1, message(request)),
         )
     )
@@ -69,8 +70,8 @@ def opening(node: str) -> bytes:
 class Proxy(asyncio.Protocol):
     """One connection with one stream."""
 
-    def __init__(self, node: str) -> None:
-        self._opening = opening(node)
+    def __init__(self, number: int) -> None:
+        self._opening = opening(number)
         self._data = bytearray()
         self._body = bytearray()
         self.responses = 0
@@ -122,16 +123,19 @@ class Proxy(asyncio.Protocol):
         return self.responses >= responses
 
     async def leave(self, how: int) -> None:
-        """End, in one of four ways."""
-        match how % 4:
+        """End, in one of five ways."""
+        match how % 5:
             case 0:  # cancel the stream, as gRPC clients do
                 self.transport.write(frame(_RST_STREAM, 0, 1, struct.pack("!I", 8)))
                 self.transport.close()
             case 1:  # just close
                 self.transport.close()
             case 2:  # say that there will be no more, and wait until the server agrees
-                self.ended = False
                 self.transport.write(frame(_DATA, _END_STREAM, 1))
+                await self.until(1 << 30)
+                self.transport.close()
+            case 4:  # say what is no request, and wait for the server's answer
+                self.transport.write(frame(_DATA, 0, 1, message(b"\xff")))
                 await self.until(1 << 30)
                 self.transport.close()
             case 3:  # a process that is killed with unread data
@@ -141,7 +145,7 @@ class Proxy(asyncio.Protocol):
 
 async def connect(port: int, number: int) -> Proxy:
     loop = asyncio.get_running_loop()
-    _, proxy = await loop.create_connection(lambda: Proxy(f"proxy-{number}"), "127.0.0.1", port)
+    _, proxy = await loop.create_connection(lambda: Proxy(number), "127.0.0.1", port)
     return proxy
 
 

@@ -42,7 +42,7 @@ OWN = (("grpc.use_local_subchannel_pool", 1),)
 def quiet() -> AsyncIterator[None]:
     """Thousands of lines of a log that nobody reads would be what is measured."""
     before = structlog.get_config()
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     yield
     structlog.configure(**before)
 

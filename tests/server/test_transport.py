@@ -242,6 +242,19 @@ async def test_a_stream_that_should_end_does_though_its_client_does_not_read(
         assert not server.discovery.streams
 
 
+async def test_a_client_that_is_lost_during_a_write_is_no_error(proxies, server, caplog):
+    proxies.publish(sized(CLUSTER, 1, 20 * MIB))
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}", options=NARROW) as channel:
+        await Client(channel).ask(CLUSTER)
+        while not any(stream._is_writing for stream in server.discovery.streams):
+            await asyncio.sleep(0.001)
+    with capture_logs() as logs:
+        await asyncio.wait_for(proxies.left.get(), 10)
+        await server.stop()
+    assert {line["log_level"] for line in logs} == {"info"}
+    assert caplog.records == []
+
+
 # --- what ends -------------------------------------------------------------------------------------------------------
 
 
