@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 import grpc.aio
 import pytest
 
-pytest.register_assert_rewrite("tests.peers.adapter", "tests.peers.client")
+pytest.register_assert_rewrite("tests.peers.adapter", "tests.peers.client", "tests.peers.programs")
 
 from tests.peers.adapter import Adapter  # noqa: E402 - failed assertions in it are to be explained
 from tests.peers.client import NODE, Client, Variant  # noqa: E402

@@ -1,0 +1,161 @@
+"""gRPC's own client: C code that is not ours asks for listeners and clusters by name, and calls go where it is told."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+
+import grpc
+import grpc.aio
+import pytest
+from envoy_data_plane.envoy.config.cluster.v3 import ClusterLbPolicy
+
+from tests.peers.meshless import SERVICE, cluster, endpoints, listener, routes, world
+from tests.peers.programs import DEADLINE, Caller, end, kill, start
+from xds.server import XdsServer
+from xds.snapshot import CLUSTER, ENDPOINT, LISTENER
+from xds.store import Acked, Nacked, NackError, Store
+
+
+async def backend(name: str) -> tuple[grpc.aio.Server, int]:
+    async def describe(_: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        return json.dumps({"name": name}).encode()
+
+    server = grpc.aio.server()
+    methods = {"Describe": grpc.unary_unary_rpc_method_handler(describe)}
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("peers.Backend", methods)])
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    return server, port
+
+
+@pytest.fixture
+async def backends() -> AsyncIterator[dict[str, int]]:
+    """Two of them, by name."""
+    servers = {name: await backend(name) for name in ("one", "two")}
+    yield {name: port for name, (_, port) in servers.items()}
+    for server, _ in servers.values():
+        await server.stop(None)
+
+
+@pytest.fixture
+def store(backends) -> Store:
+    store = Store()
+    store.set(*world("a", backends["one"]))
+    return store
+
+
+@pytest.fixture
+async def server(store) -> AsyncIterator[XdsServer]:
+    server = XdsServer(store, "127.0.0.1:0", grace=0.2)
+    await server.start()
+    yield server
+    await server.stop()
+
+
+@pytest.fixture(params=["sync", "aio"])
+async def caller(request, server) -> AsyncIterator[Caller]:
+    caller = await Caller.start(request.param, server.port)
+    yield caller
+    await end(caller.process)
+
+
+async def test_calls_go_through(store, caller):
+    assert await caller.answer() == "one"
+    await asyncio.wait_for(store.applied(), DEADLINE)
+
+
+async def test_calls_follow_endpoints(store, caller, backends):
+    assert await caller.answer() == "one"
+    store.set(endpoints("a", [backends["two"]]))
+    await caller.moves("one", "two")
+
+
+async def test_calls_are_spread_over_all_endpoints(store, caller, backends):
+    assert await caller.answer() == "one"
+    store.set(endpoints("a", backends.values()))
+    async with asyncio.timeout(DEADLINE):
+        while await caller.answer() == "one":
+            pass
+    assert {await caller.answer() for _ in range(10)} == {"one", "two"}
+
+
+async def test_calls_follow_routes_to_another_cluster_and_none_is_lost(store, caller, backends):
+    assert await caller.answer() == "one"
+    with store.change() as change:
+        change.set(cluster("b"), endpoints("b", [backends["two"]]), routes("b"))
+        change.remove(cluster("a"), endpoints("a", []))
+    await caller.moves("one", "two")
+    store.set(cluster("a"), endpoints("a", [backends["one"]]), routes("a"))
+    await caller.moves("two", "one")
+
+
+async def test_calls_fail_without_a_listener_and_heal_with_it(store, caller):
+    assert await caller.answer() == "one"
+    store.remove(LISTENER, SERVICE)
+    await caller.fails(after="one")
+    store.set(listener())
+    await caller.heals("one")
+
+
+async def test_a_call_waits_for_a_listener_that_appears(store, caller):
+    store.remove(LISTENER, SERVICE)
+    events = store.events()
+    call = asyncio.create_task(caller.call())
+    async with asyncio.timeout(DEADLINE):
+        acked = await anext(event async for _, event in events if isinstance(event, Acked))
+    assert acked.names == ()
+    store.set(listener())
+    assert await call == {"answer": {"name": "one"}}
+
+
+async def test_what_grpc_rejects_is_named_once_and_what_it_had_stays(store, caller, backends):
+    assert await caller.answer() == "one"
+    events = store.events()
+    store.set(cluster("a", policy=ClusterLbPolicy.MAGLEV))
+    with pytest.raises(NackError, match="LB policy is not supported"):
+        await asyncio.wait_for(store.applied(), DEADLINE)
+    assert {await caller.answer() for _ in range(10)} == {"one"}
+    store.set(cluster("a"), endpoints("a", [backends["two"]]))
+    await asyncio.wait_for(store.applied(), DEADLINE)
+    await caller.moves("one", "two")
+    events.close()
+    rejections = [event async for _, event in events if isinstance(event, Nacked)]
+    assert [event.type_url for event in rejections] == [CLUSTER]
+    assert "LB policy is not supported" in rejections[0].message
+    assert [resource.name for resource in rejections[0].suspects] == ["a"]
+
+
+async def test_assignments_of_more_than_four_mebibytes_come_in_parts_that_grpc_takes(store, caller, backends):
+    names = [f"c{number}" for number in range(60)]
+    with store.change() as change:
+        change.set(routes(*names), *map(cluster, names))
+        change.set(*(endpoints(name, [backends["one"]], remark="x" * 100_000) for name in names))
+    events = store.events()
+    assert await caller.answer() == "one"
+    await asyncio.wait_for(store.applied(), DEADLINE)
+    assert {await caller.answer() for _ in range(120)} == {"one"}
+    events.close()
+    taken = [event async for _, event in events if isinstance(event, Acked) and event.type_url == ENDPOINT]
+    sizes = [sum(len(resource.body) for resource in event.resources) for event in taken]
+    assert sum(sizes) > 6_000_000
+    assert max(sizes) < 4 << 20
+    assert {name for event in taken for name in event.names} == {f"{name}-endpoints" for name in names}
+
+
+async def test_calls_survive_a_server_that_is_killed_and_started_again(backends):
+    async with AsyncExitStack() as stack:
+        first = await start("control_plane.py", "127.0.0.1:0", "a", backends["one"])
+        stack.push_async_callback(kill, first)
+        assert first.stdout
+        port = int(await first.stdout.readline())
+        caller = await Caller.start("aio", port)
+        stack.push_async_callback(end, caller.process)
+        assert await caller.answer() == "one"
+        await kill(first)
+        assert {await caller.answer() for _ in range(20)} == {"one"}
+        second = await start("control_plane.py", f"127.0.0.1:{port}", "b", backends["two"])
+        stack.push_async_callback(kill, second)
+        await caller.moves("one", "two")
