@@ -6,6 +6,7 @@ Who a stream belongs to, what it gets and what becomes of its answers is up to `
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Collection
 from contextlib import ExitStack, asynccontextmanager, suppress
 
@@ -39,6 +40,8 @@ class DiscoveryService:
         self._proxies = proxies
         self._identifier = identifier
         self._observer = observer
+        self.failed: Counter[grpc.StatusCode] = Counter()
+        """How many calls were refused, malformed or went wrong here, by the status that they ended with."""
         self._streams: set[Stream] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
@@ -94,7 +97,7 @@ class DiscoveryService:
             assert task  # noqa: S101 - gRPC runs each stream in a task of its own
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-            async with _ending(context):
+            async with self._ending(context):
                 info = StreamInfo(peer=context.peer(), variant=variant, type_url=type_url)
                 await self._converse(context, info)
 
@@ -102,7 +105,7 @@ class DiscoveryService:
 
     def _fetch_method(self, type_url: str) -> grpc.RpcMethodHandler:
         async def fetch_once(message: bytes, context: grpc.aio.ServicerContext) -> bytes:
-            async with _ending(context):
+            async with self._ending(context):
                 if self._stopping:
                     raise Refused(grpc.StatusCode.UNAVAILABLE, _SHUTTING_DOWN)
                 fetched = await fetch(self._proxies, type_url, message, peer=context.peer())
@@ -141,20 +144,22 @@ class DiscoveryService:
             stream.take(events, self._proxies, self._observer)
             await stream.run(context, self._proxies, self._observer)
 
-
-@asynccontextmanager
-async def _ending(context: grpc.aio.ServicerContext) -> AsyncIterator[None]:
-    """End a call with the status of what goes wrong in it."""
-    try:
-        yield
-    except RequestError as error:
-        log.warning("malformed request", peer=context.peer(), problem=str(error))
-        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-    except Refused as refused:
-        await context.abort(refused.code, refused.message)
-    except grpc.aio.InternalError as error:
-        # The client was lost during a read or write. Nobody is there to be told how the call ends.
-        raise asyncio.CancelledError from error
-    except Exception:
-        log.exception("a call ends with an error of ours", peer=context.peer())
-        await context.abort(grpc.StatusCode.INTERNAL, "an error in the server; its log says more")
+    @asynccontextmanager
+    async def _ending(self, context: grpc.aio.ServicerContext) -> AsyncIterator[None]:
+        """End a call with the status of what goes wrong in it."""
+        try:
+            yield
+            return
+        except RequestError as error:
+            log.warning("malformed request", peer=context.peer(), problem=str(error))
+            code, message = grpc.StatusCode.INVALID_ARGUMENT, str(error)
+        except Refused as refused:
+            code, message = refused.code, refused.message
+        except grpc.aio.InternalError as error:
+            # The client was lost during a read or write. Nobody is there to be told how the call ends.
+            raise asyncio.CancelledError from error
+        except Exception:
+            log.exception("a call ends with an error of ours", peer=context.peer())
+            code, message = grpc.StatusCode.INTERNAL, "an error in the server; its log says more"
+        self.failed[code] += 1
+        await context.abort(code, message)
