@@ -13,11 +13,12 @@ import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from tests.library.messages import api_listener, assignment, eds_cluster, routes
-from tests.server.proxies import Client
+from tests.server.proxies import DELTA_REQUEST, DELTA_RESPONSE, Client
 from xds.descriptors import encoded
-from xds.protocol.session import Variant
+from xds.protocol import wire
+from xds.protocol.session import Session, Variant
 from xds.resources import CLUSTER, ENDPOINT, LISTENER, ROUTE, resource
-from xds.server import ADS, DiscoveryService, Refused, XdsServer
+from xds.server import ADS, DiscoveryService, Refused, StreamInfo, XdsServer
 from xds.store import Acked, Connected, Disconnected, Nacked, NackError, Store, Subscribed
 
 
@@ -269,6 +270,45 @@ async def test_who_leaves_is_not_waited_for(store, channel, variant):
     node.stream.call.cancel()
     await done
     assert store._waits == set()
+
+
+async def test_what_a_stream_had_no_turn_to_look_at_is_not_applied(store):
+    """As when it is still writing to a client that does not read."""
+    store.set(eds_cluster("c"))
+    client = store.connect(wire.Node(id="n"), StreamInfo(peer="", variant=Variant.DELTA, type_url=""))
+    session = client.session = Session(Variant.DELTA)
+
+    def turn(*requests):
+        client.changed.clear()
+        session.serve(client.snapshot)
+        for request in requests:
+            for event in session.receive(request.SerializeToString(), 0):
+                if not isinstance(event, Connected):
+                    store.observe(client, event)
+        return session.next(0)
+
+    response = DELTA_RESPONSE.FromString(turn(DELTA_REQUEST(node={"id": "n"}, type_url=CLUSTER)))
+    ack = DELTA_REQUEST(type_url=CLUSTER, response_nonce=response.nonce)
+    turn(ack)
+    await store.applied()
+    store.set(eds_cluster("c", "changed"))
+    done = asyncio.create_task(store.applied())
+    assert await is_waiting(done)
+    ack.response_nonce = DELTA_RESPONSE.FromString(turn()).nonce
+    turn(ack)
+    await done
+
+
+async def test_once_there_is_anything_to_say_to_have_nothing_is_to_have_all(store, channel):
+    events = store.events()
+    node = Node(channel, Variant.SOTW)
+    await node.stream.ask(ROUTE, "r")
+    while not isinstance((await anext(events))[1], Subscribed):
+        pass
+    done = asyncio.create_task(store.applied())
+    assert await is_waiting(done)
+    store.replace([])
+    await done
 
 
 async def test_a_type_that_nobody_serves_is_not_waited_for(store, channel, variant):
