@@ -240,9 +240,9 @@ def secrets() -> tuple[Resource, Resource]:
 
 
 @asynccontextmanager
-async def serving(kind: str, proxies: OneForAll) -> AsyncIterator[int]:
+async def serving(kind: str, proxies: OneForAll, **options: Any) -> AsyncIterator[int]:
     server: RestServer | XdsServer = (
-        RestServer(proxies, HOST, 0) if kind == "REST" else XdsServer(proxies, f"{HOST}:0")
+        RestServer(proxies, HOST, 0) if kind == "REST" else XdsServer(proxies, f"{HOST}:0", **options)
     )
     await server.start()
     try:
@@ -274,6 +274,31 @@ async def test_r49_r50_each_type_comes_on_its_own_and_every_change_of_it(tmp_pat
             await only_news_is_sent(envoy)
         rejections = await envoy.rejections()
         assert not any(rejections.values()), rejections
+
+
+@pytest.mark.envoy
+@pytest.mark.parametrize("kind", ["GRPC", "DELTA_GRPC"])
+async def test_r55_connections_that_end_at_their_age_are_made_anew(tmp_path: Path, kind: str) -> None:
+    proxies = OneForAll()
+    age = {"max_connection_age": 0.5, "options": (("grpc.max_connection_age_grace_ms", 100),)}
+    async with AsyncExitStack() as stack:
+        one, two = [
+            await stack.enter_async_context(EchoApp(name, 0, address=HOST)) for name in ("one", "two")
+        ]
+        world = World(kind, (one, two), secrets())
+        proxies.publish(world.snapshot(1))
+        port = await stack.enter_async_context(serving(kind, proxies, **age))
+        envoy = await stack.enter_async_context(EnvoyProcess("proxy", world.bootstrap(port), tmp_path))
+        await eventually(lambda: world.check(envoy, 1), timeout=20)
+        clusters = "/envoy.config.cluster.v3.Cluster"
+
+        def connections() -> set[str]:
+            return {stream.peer for stream in proxies.streams if stream.type_url.endswith(clusters)}
+
+        await eventually(lambda: len(connections()) >= 3, timeout=30)
+        assert await world.check(envoy, 1)
+        proxies.publish(world.snapshot(2))
+        await eventually(lambda: world.check(envoy, 2), timeout=30)
 
 
 async def only_news_is_sent(envoy: EnvoyProcess) -> None:

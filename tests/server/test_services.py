@@ -11,6 +11,7 @@ import grpc
 import grpc.aio
 import pytest
 from grpclib.const import Cardinality
+from structlog.testing import capture_logs
 
 from tests.server.proxies import REQUEST, RESPONSE, Client, OneForAll
 from xds.protocol.events import Subscribed
@@ -168,8 +169,9 @@ async def test_r60_fetch_refuses_what_is_no_request(proxies, channel, message, p
 
 async def test_fetch_is_refused_as_a_stream_is(proxies, channel):
     proxies.refusal = Refused(grpc.StatusCode.PERMISSION_DENIED, "not you")
-    with pytest.raises(grpc.aio.AioRpcError, match="not you") as caught:
+    with capture_logs() as logs, pytest.raises(grpc.aio.AioRpcError, match="not you") as caught:
         await fetch(channel, "/envoy.service.cluster.v3.ClusterDiscoveryService/FetchClusters")
+    assert [(line["event"], line["proxy"]) for line in logs] == [("fetch refused", NODE)]
     assert caught.value.code() == grpc.StatusCode.PERMISSION_DENIED
     assert proxies.left.empty()
 

@@ -149,7 +149,6 @@ class DiscoveryService:
         """End a call with the status of what goes wrong in it."""
         try:
             yield
-            return
         except RequestError as error:
             log.warning("malformed request", peer=context.peer(), problem=str(error))
             code, message = grpc.StatusCode.INVALID_ARGUMENT, str(error)
@@ -161,5 +160,7 @@ class DiscoveryService:
         except Exception:
             log.exception("a call ends with an error of ours", peer=context.peer())
             code, message = grpc.StatusCode.INTERNAL, "an error in the server; its log says more"
+        else:
+            return
         self.failed[code] += 1
         await context.abort(code, message)

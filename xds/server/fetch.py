@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass, field
 
 import grpc
+import structlog
 
 from xds.protocol.events import Subscribed
 from xds.protocol.responses import response
@@ -14,6 +15,8 @@ from xds.protocol.subscription import WILDCARD
 from xds.protocol.wire import RequestError, parse_request
 from xds.server.proxies import Proxies, Refused, StreamInfo, Subscriber
 from xds.snapshot import Resource, ResourceSet, Snapshot
+
+log = structlog.get_logger(__name__)
 
 PATIENCE = 0.5
 """Seconds that a request is held for the first snapshot of its proxy. Envoy gives up on a poll after one, by default."""
@@ -56,12 +59,24 @@ async def fetch(
         raise RequestError(f"this is for {type_url} only, not for {request.type_url}")
     names = frozenset(request.names) - {WILDCARD}
     wildcard = not names or WILDCARD in request.names
-    subscriber = proxies.connect(request.node, StreamInfo(peer=peer, variant=Variant.SOTW, type_url=type_url))
+    info = StreamInfo(peer=peer, variant=Variant.SOTW, type_url=type_url)
     try:
-        proxies.observe(subscriber, Subscribed(type_url=type_url, names=names, wildcard=wildcard))
-        found = await _first_snapshot(subscriber, patience)
-    finally:
-        proxies.disconnect(subscriber)
+        subscriber = proxies.connect(request.node, info)
+        try:
+            proxies.observe(subscriber, Subscribed(type_url=type_url, names=names, wildcard=wildcard))
+            found = await _first_snapshot(subscriber, patience)
+        finally:
+            proxies.disconnect(subscriber)
+    except Refused as refused:
+        # Not a warning: who polls comes again and again.
+        log.info(
+            "fetch refused",
+            proxy=request.node.id,
+            peer=peer,
+            code=refused.code.name,
+            reason=refused.message,
+        )
+        raise
     resources = found.of(type_url)
     if not wildcard:
         resources = ResourceSet(resources[name] for name in sorted(names) if name in resources)

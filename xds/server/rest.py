@@ -101,7 +101,6 @@ class RestServer:
             log.warning("malformed request", peer=peer, path=request.path, problem=str(error))
             return _text(400, str(error))
         except Refused as refused:
-            log.info("poll refused", peer=peer, code=refused.code.name, reason=refused.message)
             return _text(_STATUS.get(refused.code, 500), refused.message)
         except web.HTTPException:
             raise
