@@ -55,6 +55,7 @@ class Stream:
         self.node = node
         self.session = session
         self.subscriber = subscriber
+        subscriber.session = session
         self.opened_at = now()
         """In seconds of the event loop's clock, as are all times of its session."""
         self.moves = 0
