@@ -192,8 +192,8 @@ def _scope(stream: Stream) -> str:
 
 
 def _set_time(timestamp: Any, at: float) -> None:
-    """Set a Timestamp from the event loop's clock."""
-    timestamp.FromMicroseconds(round((time.time() - asyncio.get_running_loop().time() + at) * 1e6))
+    """Set a Timestamp from a time of the event loop's clock, which is not that of the wall: to the millisecond."""
+    timestamp.FromMilliseconds(round((time.time() - asyncio.get_running_loop().time() + at) * 1e3))
 
 
 def _wanted(matchers: Iterable[Any]) -> _Wanted:

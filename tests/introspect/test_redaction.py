@@ -1,0 +1,185 @@
+"""Secrets are not shown, wherever they are, and everything else is."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from google.protobuf.descriptor import FieldDescriptor
+
+from tests.golden.cases import CASES, load
+from tests.peers import xdsprotos
+from xds.descriptors import message_class, pool, to_dict
+from xds.introspect import redaction
+from xds.introspect.redaction import REDACTED, redacted
+from xds.snapshot import CLUSTER, LISTENER, SECRET
+from xds.translate import translate
+
+PackedMessage = message_class("google.protobuf.Any")
+PREFIX = "type.googleapis.com/"
+KEY = "-----BEGIN PRIVATE KEY-----\nMIIEvQ\n-----END PRIVATE KEY-----\n"
+SHOWN = "not a secret"
+WHERE = ("inline_string", "inline_bytes", "filename")
+TLS = "envoy.extensions.transport_sockets.tls.v3"
+
+
+def fill(message, field: FieldDescriptor, where: str) -> None:
+    """Put the key into a field, and into whatever it takes to have it there."""
+    inner = field.message_type
+    if inner is None:
+        value = KEY.encode() if field.type == FieldDescriptor.TYPE_BYTES else KEY
+        if field.is_repeated:
+            getattr(message, field.name).extend([value, value])
+        else:
+            setattr(message, field.name, value)
+    elif inner.GetOptions().map_entry:
+        entries = getattr(message, field.name)
+        if inner.fields_by_name["value"].message_type:
+            put(entries[SHOWN], where)
+        else:
+            entries[SHOWN] = KEY
+    elif field.is_repeated:
+        put(getattr(message, field.name).add(), where)
+    else:
+        put(getattr(message, field.name), where)
+
+
+def put(message, where: str) -> None:
+    """Fill a message that is secret as a whole."""
+    match message.DESCRIPTOR.name:
+        case "DataSource":
+            fill(message, message.DESCRIPTOR.fields_by_name[where], where)
+        case "Struct":
+            message.update({SHOWN: KEY, "list": [KEY, 7, True, None]})
+        case "Any":
+            struct = message_class("google.protobuf.Struct")()
+            put(struct, where)
+            message.Pack(struct)
+        case "Credential":
+            message.key, message.client = KEY, KEY
+        case name:
+            pytest.fail(f"{name}: say what to put there")
+
+
+def with_key(name: str, where: str = "inline_string"):
+    """Make a message that has the key in the field of this full name."""
+    owner, _, field = name.rpartition(".")
+    message = message_class(owner)()
+    fill(message, message.DESCRIPTOR.fields_by_name[field], where)
+    return message
+
+
+def inside(message):
+    """Put a message deep into a Listener: into a socket's configuration, which is an Any."""
+    listener = message_class("envoy.config.listener.v3.Listener")(name=SHOWN)
+    socket = listener.filter_chains.add().transport_socket
+    wrapper = message_class("envoy.config.core.v3.TypedExtensionConfig")(name=SHOWN)
+    wrapper.typed_config.Pack(message)
+    socket.typed_config.Pack(wrapper)
+    return listener
+
+
+def test_what_the_api_marks_is_known_and_nothing_else():
+    done = subprocess.run(
+        [sys.executable, "-P", Path(__file__).with_name("marked_fields.py")],
+        env=xdsprotos.environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert set(done.stdout.split()) == redaction.MARKED
+
+
+@pytest.mark.parametrize("where", WHERE)
+@pytest.mark.parametrize("name", sorted(redaction._SECRET))
+def test_no_secret_field_is_shown_at_any_depth(name, where):
+    message = with_key(name, where)
+    for outer in (message, inside(message)):
+        body = outer.SerializeToString()
+        assert b"MIIEvQ" in body
+        shown = redacted(PREFIX + outer.DESCRIPTOR.full_name, body)
+        assert shown is not None
+        assert b"MIIEvQ" not in shown
+        assert REDACTED.encode() in shown
+        to_dict(outer.DESCRIPTOR.full_name, shown)
+
+
+def test_what_is_secret_as_a_whole_loses_its_numbers_too_and_keeps_its_keys():
+    message = with_key(f"{TLS}.PrivateKeyProvider.typed_config")
+    message.provider_name = SHOWN
+    shown = to_dict(
+        f"{TLS}.PrivateKeyProvider",
+        redacted(PREFIX + f"{TLS}.PrivateKeyProvider", message.SerializeToString()),
+    )
+    assert shown == {
+        "provider_name": SHOWN,
+        "typed_config": {
+            "@type": PREFIX + "google.protobuf.Struct",
+            "value": {SHOWN: REDACTED, "list": [REDACTED, None, None, None]},
+        },
+    }
+
+
+def test_a_secret_keeps_what_is_not_secret():
+    secret = message_class(f"{TLS}.Secret")(name="default")
+    secret.tls_certificate.certificate_chain.inline_string = SHOWN
+    secret.tls_certificate.private_key.inline_string = KEY
+    shown = to_dict(SECRET, redacted(SECRET, secret.SerializeToString()))
+    assert shown == {
+        "name": "default",
+        "tls_certificate": {
+            "certificate_chain": {"inline_string": SHOWN},
+            "private_key": {"inline_string": REDACTED},
+        },
+    }
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_has_no_secret_stays_byte_for_byte(case):
+    mesh = load(case)
+    for pod in [pod for pod in mesh.pods() if pod.has_sidecar][:2]:
+        for resources in translate(mesh, pod).types.values():
+            for resource in resources.values():
+                assert redacted(resource.type_url, resource.body) == resource.body
+
+
+def test_what_is_not_known_is_not_shown():
+    body = with_key(f"{TLS}.TlsCertificate.private_key").SerializeToString()
+    assert redacted(PREFIX + "somebody.else.v1.Thing", body) is None
+    assert redacted(CLUSTER, b"\xff") is None
+
+    listener = message_class("envoy.config.listener.v3.Listener")(name=SHOWN)
+    listener.metadata.typed_filter_metadata[SHOWN].CopyFrom(
+        PackedMessage(type_url=PREFIX + "somebody.else.v1.Thing", value=body)
+    )
+    listener.metadata.typed_filter_metadata["broken"].CopyFrom(
+        PackedMessage(type_url=LISTENER, value=b"\xff")
+    )
+    shown = redacted(LISTENER, listener.SerializeToString())
+    assert shown
+    assert b"MIIEvQ" not in shown
+    assert b"somebody.else" in shown
+    assert b"\xff" not in shown
+
+    unknown_field = b"\xfa\x3f" + bytes([len(KEY)]) + KEY.encode()
+    packed = PackedMessage(type_url=LISTENER, value=unknown_field)
+    for type_url, message in (
+        (LISTENER, unknown_field),
+        (PREFIX + "google.protobuf.Any", packed.SerializeToString()),
+    ):
+        shown = redacted(type_url, message)
+        assert shown is not None
+        assert b"MIIEvQ" not in shown
+
+
+def test_a_resource_with_a_key_where_none_belongs_is_not_shown():
+    cluster = message_class("envoy.config.cluster.v3.Cluster")(name=KEY)
+    assert redacted(CLUSTER, cluster.SerializeToString()) is None
+
+
+def test_every_secret_field_exists():
+    for name in redaction._SECRET:
+        owner, _, field = name.rpartition(".")
+        assert field in pool.FindMessageTypeByName(owner).fields_by_name
