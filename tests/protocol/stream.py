@@ -44,6 +44,7 @@ SHORT = {url: name for name, url in TYPES.items()}
 REFERS = {"CDS": ENDPOINT, "LDS": ROUTE, "SRDS": ROUTE}
 NODE = "sidecar~127.0.0.1~client.ns~ns.svc.cluster.local"
 
+_ASSIGNMENT = message_class("envoy.config.endpoint.v3.ClusterLoadAssignment")
 _PACKAGE = "envoy.service.discovery.v3"
 _MESSAGES = {
     Variant.SOTW: tuple(
@@ -170,6 +171,9 @@ class Stream:
             for any_ in message.resources:
                 assert any_.type_url == message.type_url
                 name, _, of = any_.value.decode().rpartition("=")
+                if not name:  # What the session makes of nothing.
+                    name, of = _ASSIGNMENT.FromString(any_.value).cluster_name, "empty"
+                    assert any_.value == _ASSIGNMENT(cluster_name=name).SerializeToString()
                 assert name not in resources, (
                     "duplicate names in a response are rejected by clients (R30, O9)"
                 )

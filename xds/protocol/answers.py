@@ -112,7 +112,7 @@ class Answers:
             self._reject(event, now)
             return event
         self.acked_at, self.version = now, response.version
-        self.forgive((*(resource.name for resource in response.resources), *response.removed))
+        self.forgive((*(resource.name for resource in response.fresh), *response.removed))
         return acked(response, now)
 
     def forgive(self, names: Iterable[str]) -> None:

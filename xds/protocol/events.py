@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from xds.protocol.culprits import culprits
 from xds.protocol.wire import ErrorDetail, Node
 from xds.snapshot import Resource
 
@@ -65,6 +66,8 @@ class Nacked:
     removed: tuple[str, ...] = ()
     suspects: tuple[Resource, ...] = field(repr=False)
     """The resources that the message names; all of them if it names none."""
+    culprits: tuple[Resource, ...] = field(default=(), repr=False)
+    """Those that the client rejected each by itself, as it says; then it took all others of the response."""
     waited: float
 
     @property
@@ -111,6 +114,7 @@ def acked(response: Response, now: float) -> Acked:
 def nacked(response: Response, error: ErrorDetail, now: float) -> Nacked:
     """Make the event of a response that was rejected."""
     message = _without_keys(error.message[:_LONGEST_MESSAGE])
+    found = culprits(error.message, response.resources)
     return Nacked(
         type_url=response.type_url,
         nonce=response.nonce,
@@ -119,7 +123,8 @@ def nacked(response: Response, error: ErrorDetail, now: float) -> Nacked:
         message=message,
         resources=response.resources,
         removed=response.removed,
-        suspects=_suspects(message, response.resources),
+        suspects=found or _suspects(message, response.resources),
+        culprits=found,
         waited=now - response.sent_at,
     )
 

@@ -12,10 +12,10 @@ def response(
     *, type_url: str, version: str, nonce: str, resources: Iterable[Resource], identifier: str = ""
 ) -> bytes:
     """Join a DiscoveryResponse."""
-    parts = [_text(1, version)]
+    parts = [text(1, version)]
     for resource in resources:
         parts += _any_head(resource.type_url, len(resource.body)), resource.body
-    parts += _text(4, type_url), _text(5, nonce), _control_plane(6, identifier)
+    parts += text(4, type_url), text(5, nonce), _control_plane(6, identifier)
     return b"".join(parts)
 
 
@@ -35,12 +35,12 @@ def delta_response(
     `unknown` are aliases that are nothing's: each is answered with a resource without a body. `heartbeats` are resources
     that the client has and may keep for another `ttl`.
     """
-    parts = [_text(1, version)]
+    parts = [text(1, version)]
     for resource in resources:
         parts += _resource_head(resource), resource.body
     parts += map(_heartbeat, heartbeats)
     parts += map(_unknown, unknown)
-    parts += _text(4, type_url), _text(5, nonce)
+    parts += text(4, type_url), text(5, nonce)
     parts += (_bytes(6, name.encode()) for name in removed)
     parts.append(_control_plane(7, identifier))
     return b"".join(parts)
@@ -93,7 +93,7 @@ def _unknown(alias: str) -> bytes:
 
 def _named(name: str, version: str, aliases: tuple[str, ...], ttl: float | None) -> bytes:
     """Everything of a Resource besides what it is."""
-    parts = [_text(3, name), *(_bytes(4, alias.encode()) for alias in aliases), _text(1, version)]
+    parts = [text(3, name), *(_bytes(4, alias.encode()) for alias in aliases), text(1, version)]
     if ttl is not None:
         parts.append(_bytes(6, _duration(ttl)))
     return b"".join(parts)
@@ -106,7 +106,7 @@ def _duration(seconds: float) -> bytes:
 
 
 def _any(type_url: str, body: int) -> bytes:
-    return _text(1, type_url) + _tag(2, body)
+    return text(1, type_url) + _tag(2, body)
 
 
 def _any_size(type_url: str, body: int) -> int:
@@ -114,11 +114,12 @@ def _any_size(type_url: str, body: int) -> int:
 
 
 def _control_plane(number: int, identifier: str) -> bytes:
-    return _bytes(number, _text(1, identifier)) if identifier else b""
+    return _bytes(number, text(1, identifier)) if identifier else b""
 
 
-def _text(number: int, text: str) -> bytes:
-    return _bytes(number, text.encode()) if text else b""
+def text(number: int, value: str) -> bytes:
+    """Encode a field that is a string, of a number below 16."""
+    return _bytes(number, value.encode()) if value else b""
 
 
 def _bytes(number: int, payload: bytes) -> bytes:

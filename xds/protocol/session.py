@@ -19,11 +19,12 @@ from math import inf
 
 from xds.protocol.delta import DeltaWatch
 from xds.protocol.events import Connected, Event, Response
-from xds.protocol.order import AFTER_CLUSTERS, ORDER, USERS
+from xds.protocol.order import AFTER_CLUSTERS, ORDER, USERS, WILDCARD_TYPES
 from xds.protocol.sotw import SotwWatch
 from xds.protocol.status import SNAPSHOT, TypeStatus, Waiting, type_status, waiting
 from xds.protocol.watch import Watch
 from xds.protocol.wire import Node, RequestError, parse_delta_request, parse_request
+from xds.protocol.world import WorldWatch
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET, Resource, Snapshot
 
 _ALWAYS = (CLUSTER, ENDPOINT, SECRET, LISTENER, ROUTE)
@@ -87,6 +88,8 @@ class Session:
             # A cluster that has been sent may not have its assignment yet, and is not acknowledged without it.
             for type_url, name in self._watches[CLUSTER].lingering_refs():
                 self._watch(type_url).keep(name, before.of(type_url).get(name))
+        if not self._watches[CLUSTER].begun:
+            self._stand_in()
 
     def receive(self, message: bytes, now: float) -> list[Event]:
         """Take a request and say what it meant. RequestError: the stream must end."""
@@ -105,7 +108,10 @@ class Session:
             raise RequestError(f"this stream is for {self._type_url} only")
         if type_url not in self._watches and len(self._watches) >= MOST_TYPES:
             raise RequestError(f"a stream is for at most {MOST_TYPES} types")
-        return events + self._watch(type_url).receive(request, now)
+        events += self._watch(type_url).receive(request, now)
+        if type_url == ENDPOINT:
+            self._stand_in()
+        return events
 
     def expect_no_answers(self) -> None:
         """The client says nothing more: what waits for its answers goes out at once."""
@@ -175,7 +181,9 @@ class Session:
         return None
 
     def _new_watch(self, type_url: str) -> Watch:
-        return SotwWatch(type_url) if self._variant is Variant.SOTW else DeltaWatch(type_url)
+        if self._variant is Variant.DELTA:
+            return DeltaWatch(type_url)
+        return WorldWatch(type_url) if type_url in WILDCARD_TYPES else SotwWatch(type_url)
 
     def _watch(self, type_url: str) -> Watch:
         if type_url not in self._watches:
@@ -199,6 +207,24 @@ class Session:
         self._watches[ENDPOINT].push_again(
             name for cluster in clusters for type_url, name in cluster.refs if type_url == ENDPOINT
         )
+
+    def _stand_in(self) -> None:
+        """Answer for the assignments that clusters have not got, where it cannot be said that there is none."""
+        assignments, clusters = self._watches[ENDPOINT], self._watches[CLUSTER]
+        if (
+            not self._snapshot
+            or not isinstance(assignments, SotwWatch)
+            or not (missing := assignments.missing())
+        ):
+            return
+        known = clusters if clusters.begun else self._snapshot.of(CLUSTER)
+        refs = (
+            known.refs()
+            if isinstance(known, Watch)
+            else (ref for each in known.values() for ref in each.refs)
+        )
+        used = {name for type_url, name in refs if type_url == ENDPOINT}
+        assignments.stand_in(name for name in missing if name in used)
 
     def _let_go(self, now: float) -> None:
         """Release what lingers and is used no more, or has been there for too long."""

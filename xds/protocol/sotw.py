@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+
 from xds.protocol.events import Acked, Event, Nacked, Response
-from xds.protocol.order import WILDCARD_TYPES
-from xds.protocol.responses import response
+from xds.protocol.responses import response, text
 from xds.protocol.subscription import Difference
 from xds.protocol.watch import Watch
 from xds.protocol.wire import ErrorDetail, Request
-from xds.snapshot import Resource, ResourceSet
+from xds.snapshot import ENDPOINT, Resource
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Content:
+    """What goes into a response."""
+
+    resources: list[Resource]
+    version: str
+    fresh: list[Resource]
+    """Those that may be news to the client."""
+    removed: tuple[str, ...] = ()
 
 
 class SotwWatch(Watch):
     """A watch of one type on a state-of-the-world stream.
 
-    Listeners and clusters are always sent in full, as what a response leaves out is deleted. Of the other types a
-    response says nothing about what it leaves out, so that only what is new is sent, and nothing can be deleted.
+    A response says nothing about what it leaves out, so that only what is new is sent, and nothing can be deleted.
     """
 
     def __init__(self, type_url: str) -> None:
         super().__init__(type_url)
-        self._full = type_url in WILDCARD_TYPES
         self._nonce = ""
+        self._empty: set[str] = set()
+        """Assignments that do not exist, of clusters that do."""
 
     def receive(self, request: Request, now: float) -> list[Event]:
         """Take a request. If it answers an older response than the last, what it asks for is void.
@@ -38,80 +52,89 @@ class SotwWatch(Watch):
         due = self._due()
         if not due and not self._owed:
             return None
-        if self._full:
-            resources, version = self._world()
-            fresh = self._news(resources)
-            removed = tuple(self.sent.keys() - {resource.name for resource in resources})
-            self.sent.clear()
-            self.rejections.clear()
-            self._dirty.clear()
-        else:
-            resources = fresh = [resource for _, resource in self._batch(due) if resource]
-            version, removed = self.resources.version, ()
-        for resource in resources:
+        content = self._content(due)
+        for resource in content.resources:
             self._sent(resource)
         self._owed = False
         self._nonce = nonce
         composed = Response(
             type_url=self.type_url,
             nonce=nonce,
-            version=version,
-            resources=tuple(resources),
-            removed=removed,
-            fresh=tuple(fresh),
+            version=content.version,
+            resources=tuple(content.resources),
+            removed=content.removed,
+            fresh=tuple(content.fresh),
             sent_at=now,
         )
         self.answers.expect(composed)
         return composed, response(
-            type_url=self.type_url, version=version, nonce=nonce, resources=resources, identifier=identifier
+            type_url=self.type_url,
+            version=content.version,
+            nonce=nonce,
+            resources=content.resources,
+            identifier=identifier,
         )
 
-    def _news(self, resources: list[Resource]) -> list[Resource]:
-        """Return those that the client may not have as they are: new, changed, rejected, or not acknowledged yet."""
-        unsure = self.answers.unsure.union(self.rejections.names())
-        return [
-            resource
-            for resource in resources
-            if self.sent.get(resource.name) != resource.version or resource.name in unsure
-        ]
+    def get(self, name: str) -> Resource | None:
+        """Return the resource that the client should have now."""
+        resource = super().get(name)
+        return without_endpoints(name) if resource is None and name in self._empty else resource
 
-    def _world(self) -> tuple[list[Resource], str]:
-        """Return all that the client should have, and the version of that."""
-        covers = self.covers
-        resources = [resource for name, resource in self.resources.items() if covers(name)]
-        lingering = [item.resource for name, item in self.lingering.items() if item.resource and covers(name)]
-        if not lingering:
-            return resources, self.resources.version
-        resources += lingering
-        return resources, ResourceSet(resources).version
+    def missing(self) -> list[str]:
+        """Return what the client asked for by name, never got and cannot get, as there is none."""
+        return [name for name in self.subscription.names if name not in self.sent and not self.get(name)]
+
+    def stand_in(self, names: Iterable[str]) -> None:
+        """Answer for assignments that do not exist that they have no endpoints.
+
+        Otherwise a cluster waits for its assignment until a time-out of 15 s, and the client with the acknowledgement.
+        """
+        for name in names:
+            self._empty.add(name)
+            self._touch(name)
+
+    def _content(self, due: list[tuple[str, Resource | None]]) -> Content:
+        resources = [resource for _, resource in self._batch(due) if resource]
+        return Content(resources=resources, fresh=resources, version=self.resources.version)
 
     def _subscribe(self, difference: Difference) -> list[Event]:
-        if difference.entered or (self._full and difference.asked):
-            self._owed = True
-        if not self._full:
-            for name in difference.asked:
-                self._owed |= name in self.subscription.collections
-                for meant in self._meant(name):
-                    self._touch(meant)
+        self._owed |= difference.entered
+        self._ask(difference.asked)
         return super()._subscribe(difference)
+
+    def _ask(self, names: Iterable[str]) -> None:
+        for name in names:
+            self._owed |= name in self.subscription.collections
+            for meant in self._meant(name):
+                self._touch(meant)
 
     def _answer(self, nonce: str, error: ErrorDetail | None, now: float) -> list[Acked | Nacked]:
         """Take the answer to a response. Older ones without one will not get any, and may have been rejected."""
         for skipped in self.answers.skip(nonce):
-            if not self._full:
-                self.push_again(resource.name for resource in skipped.resources if self._is_wanted(resource))
-        events = super()._answer(nonce, error, now)
-        if self._full and events and not error:
-            self.rejections.clear()
-        return events
+            self._skip(skipped)
+        return super()._answer(nonce, error, now)
 
-    def _reject(self, resources: tuple[Resource, ...]) -> None:
-        if self._full:  # What was rejected together goes together anyway, with everything else.
-            self.rejections.add_each(
-                frozenset(resource.name for resource in resources if self._is_wanted(resource))
-            )
-        else:
-            super()._reject(resources)
+    def _skip(self, skipped: Response) -> None:
+        self.push_again(resource.name for resource in skipped.resources if self._is_wanted(resource))
 
-    def _tells_absence(self, name: str) -> bool:
-        return self._full and name in self.sent
+    def _sent(self, resource: Resource) -> None:
+        super()._sent(resource)
+        if resource.name in self.resources:
+            self._empty.discard(resource.name)
+
+    def _forget(self) -> None:
+        super()._forget()
+        self._empty.intersection_update(self.subscription.names)
+
+    def _tells_absence(self, name: str) -> bool:  # noqa: ARG002
+        return False
+
+    def _tell_absence(self, name: str) -> None:
+        self.stand_in((name,))
+        self._pushed.add(name)
+
+
+@lru_cache(maxsize=1 << 12)
+def without_endpoints(name: str) -> Resource:
+    """Return the assignment of a cluster that has no endpoints."""
+    return Resource.of(ENDPOINT, name, text(1, name))

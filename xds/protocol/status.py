@@ -174,12 +174,12 @@ def _resource_status(watch: Watch, name: str, unsure: set[str]) -> ResourceStatu
     resource = watch.get(name)
     version = watch.sent.get(name, "")
     error = watch.answers.rejected.get(name)
-    if name not in watch.sent:
+    if error and resource and error.version == resource.version and name not in unsure:
+        state = State.ERROR
+    elif name not in watch.sent:
         state = State.NOT_SENT
     elif name in unsure or not resource or resource.version != version or name in watch.lingering:
         state = State.STALE
-    elif error and error.version == version:
-        state = State.ERROR
     else:
         state = State.STALE if name in watch.rejections else State.SYNCED
     return ResourceStatus(

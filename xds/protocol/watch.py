@@ -129,7 +129,6 @@ class Watch(ABC):
         for name in difference(before, resources):
             if name in resources:
                 self.lingering.pop(name, None)
-                self.gone.discard(name)
             elif name in self.sent:
                 self.lingering[name] = Lingering(before[name])
             if self.covers(name) and not self._is_rejected(name):
@@ -153,7 +152,11 @@ class Watch(ABC):
     def push_again(self, names: Iterable[str]) -> None:
         """Send resources although the client has them, because it now waits for them anew."""
         for name in names:
-            if name in self.sent and name not in self.rejections:
+            if name in self.rejections:
+                continue
+            if not self.get(name) and self.subscription.covers(name):
+                self._tell_absence(name)
+            elif name in self.sent:
                 self._touch(name)
                 self._pushed.add(name)
 
@@ -230,6 +233,8 @@ class Watch(ABC):
                 absent.append((name, None))
             else:
                 idle.append(name)
+                if resource:
+                    self.gone.discard(name)
         for name in idle:
             self._done(name)
         return present + absent
@@ -242,6 +247,10 @@ class Watch(ABC):
     @abstractmethod
     def _tells_absence(self, name: str) -> bool:
         """Whether the client has yet to learn that there is no resource of this name."""
+
+    def _tell_absence(self, name: str) -> None:
+        """Say that there is no resource of this name to a client that waits for one."""
+        self._touch(name, force=True)
 
     @staticmethod
     def _batch(due: list[tuple[str, Resource | None]]) -> list[tuple[str, Resource | None]]:
@@ -256,6 +265,7 @@ class Watch(ABC):
     def _sent(self, resource: Resource) -> None:
         """The client gets a resource, and another chance to take it if it had rejected it."""
         self.sent[resource.name] = resource.version
+        self.gone.discard(resource.name)
         self.rejections.discard(resource.name)
         self._done(resource.name)
 
@@ -268,13 +278,18 @@ class Watch(ABC):
         """Take the answer to a response."""
         event = self.answers.take(nonce, error, now)
         if isinstance(event, Nacked):
-            self._reject(event.resources)
+            self._reject(event)
         return [event] if event else []
 
-    def _reject(self, resources: tuple[Resource, ...]) -> None:
+    def _reject(self, event: Nacked) -> None:
         """Keep what was rejected from being sent as it was; if some of it has changed, the rest goes out again."""
-        names = frozenset(resource.name for resource in resources if self._is_wanted(resource))
-        if len(names) == len(resources):
+        rejected = event.culprits or event.resources
+        names = frozenset(resource.name for resource in rejected if self._is_wanted(resource))
+        if event.culprits:
+            for name in names:
+                self.rejections.add(frozenset({name}))
+            self._pushed -= names
+        elif len(names) == len(rejected):
             self.rejections.add(names)
             self._pushed -= names
         else:

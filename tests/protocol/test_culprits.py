@@ -1,0 +1,313 @@
+"""What a client rejected by itself, as it says: never sent again, the rest is taken, and what it had before stays."""
+
+from __future__ import annotations
+
+import pytest
+from envoy_data_plane.envoy.config.core.v3 import Node
+from envoy_data_plane.envoy.service.discovery.v3 import DiscoveryRequest
+
+from tests.protocol.stream import Stream, world
+from xds.protocol.events import Nacked
+from xds.protocol.session import Variant
+from xds.protocol.status import State
+from xds.snapshot import CLUSTER
+
+KNOWN = bytes(DiscoveryRequest(version_info="known", node=Node(id="n"), type_url=CLUSTER))
+ENVOY = "Error adding/updating {}(s) {}"
+
+
+@pytest.fixture(params=Variant, ids=lambda variant: variant.value)
+def variant(request) -> Variant:
+    return request.param
+
+
+@pytest.fixture(params=["CDS", "LDS"])
+def short(request) -> str:
+    return request.param
+
+
+def reject(stream: Stream, short: str, *names: str, separator: str = ", ") -> Nacked:
+    what = {"CDS": "cluster", "LDS": "listener"}[short]
+    (nacked,) = stream.nack(short, ENVOY.format(what, separator.join(f"{name}: is bad" for name in names)))
+    assert isinstance(nacked, Nacked)
+    return nacked
+
+
+def connect(variant: Variant, short: str, text: str) -> Stream:
+    stream = Stream(variant, world(**{short: text}))
+    stream.ask(short)
+    stream.settle()
+    return stream
+
+
+def states(stream: Stream) -> dict[str, State]:
+    (status,) = stream.session.status()
+    return {each.name: each.state for each in status.resources}
+
+
+# --- what a message says ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("message", "culprits"),
+    [
+        ("Error adding/updating cluster(s) b: no", "b"),
+        ("Error adding/updating cluster(s) b: no, reason: no", "b reason"),
+        ("Error adding/updating listener(s) reason: no\na.b: no\n", "reason a.b"),
+        ("Error adding/updating cluster(s) b: the reason is a.b", "b"),
+        ("Error adding/updating cluster(s) c: no", ""),
+        ("Proto constraint validation failed (reason: value must be set): name: b", ""),
+        ("b: no", ""),
+        ("duplicate cluster b found", ""),
+        ("Error adding/updating cluster(s) b: no...(truncated)", ""),
+        ("Error adding/updating cluster(s) b: no" + "!" * 70_000, ""),
+        ("xDS response validation errors: [resource index 0: b: INVALID_ARGUMENT: no]", "b"),
+        ("xDS response validation errors: [resource index 1: no; resource index 2: a.b: no]", "reason a.b"),
+        ("xDS response validation errors: [resource index 7: no]", ""),
+    ],
+)
+def test_only_what_is_said_to_be_rejected_by_itself_is(message, culprits):
+    stream = Stream(Variant.SOTW, world(CDS="b=1 reason=1 a.b=1"))
+    stream.ask("CDS")
+    stream.get()
+    (nacked,) = stream.nack("CDS", message)
+    assert [each.name for each in nacked.culprits] == culprits.split()
+    if culprits:
+        assert nacked.suspects == nacked.culprits
+
+
+# --- state of the world ----------------------------------------------------------------------------------------------
+
+
+def test_r12_what_was_rejected_is_left_out_if_the_client_never_had_it(short):
+    stream = Stream(Variant.SOTW, world(**{short: "good=1 bad=1"}))
+    stream.ask(short)
+    stream.get()
+    reject(stream, short, "bad")
+    assert stream.get() == []
+    assert states(stream) == {"good": State.SYNCED, "bad": State.ERROR}
+    stream.serve(world(**{short: "good=1 bad=1 new=1"}))
+    assert stream.settle() == [f"{short} good=1 new=1"]
+    assert stream.replies[-1].version != world(**{short: "good=1 bad=1 new=1"})
+    assert states(stream) == {"good": State.SYNCED, "bad": State.ERROR, "new": State.SYNCED}
+    stream.serve(world(**{short: "good=1 bad=2 new=1"}))
+    assert stream.settle() == [f"{short} bad=2 good=1 new=1"]
+    assert states(stream) == {"good": State.SYNCED, "bad": State.SYNCED, "new": State.SYNCED}
+
+
+def test_r12_what_the_client_had_before_goes_in_the_place_of_what_it_rejected(short):
+    stream = connect(Variant.SOTW, short, "a=1 b=1")
+    stream.serve(world(**{short: "a=2 b=2"}))
+    stream.get()
+    reject(stream, short, "a")
+    stream.serve(world(**{short: "a=2 b=3"}))
+    assert stream.settle() == [f"{short} a=1 b=3"]
+    stream.serve(world(**{short: "a=2 b=4"}))
+    assert stream.settle() == [f"{short} a=1 b=4"]
+    (status,) = stream.session.status()
+    a, b = status.resources
+    assert (a.state, a.version, a.resource and a.resource.version) == (State.ERROR, "1", "2")
+    assert a.error is not None
+    assert a.error.version == "2"
+    assert b.state is State.SYNCED
+    stream.serve(world(**{short: "a=3 b=4"}))
+    assert stream.settle() == [f"{short} a=3 b=4"]
+    assert set(states(stream).values()) == {State.SYNCED}
+
+
+def test_r12_what_was_taken_in_between_is_what_goes_in_its_place():
+    stream = connect(Variant.SOTW, "CDS", "a=1")
+    stream.serve(world(CDS="a=2"))
+    stream.get()
+    stream.serve(world(CDS="a=3"))
+    stream.ack("CDS")
+    stream.get()
+    reject(stream, "CDS", "a")
+    stream.serve(world(CDS="a=3 b=1"))
+    assert stream.settle() == ["CDS a=2 b=1"]
+
+
+def test_r12_what_was_rejected_on_the_way_is_not_what_goes_in_its_place():
+    stream = connect(Variant.SOTW, "CDS", "a=1")
+    for version in (2, 3):
+        stream.serve(world(CDS=f"a={version}"))
+        stream.get()
+        reject(stream, "CDS", "a")
+    stream.serve(world(CDS="a=3 b=1"))
+    assert stream.settle() == ["CDS a=1 b=1"]
+
+
+def test_r12_what_was_taken_along_with_what_was_rejected_can_go_in_its_place():
+    stream = connect(Variant.SOTW, "CDS", "a=1 b=1")
+    stream.serve(world(CDS="a=2 b=2"))
+    stream.get()
+    reject(stream, "CDS", "b")
+    stream.serve(world(CDS="a=3 b=2"))
+    stream.get()
+    reject(stream, "CDS", "a")
+    stream.serve(world(CDS="a=3 b=2 c=1"))
+    assert stream.settle() == ["CDS a=2 b=1 c=1"]
+
+
+def test_r12_a_newer_one_on_its_way_is_not_held_because_the_older_was_rejected():
+    stream = connect(Variant.SOTW, "CDS", "a=1")
+    stream.serve(world(CDS="a=2"))
+    stream.get()
+    stream.serve(world(CDS="a=3"))
+    stream.get()
+    stream.nack("CDS", "Error adding/updating cluster(s) a: no", nonce=stream.replies[-2].nonce)
+    stream.ack("CDS")
+    stream.serve(world(CDS="a=3 b=1"))
+    assert stream.settle() == ["CDS a=3 b=1"]
+
+
+def test_r12_there_and_back_does_not_send_it_again():
+    stream = connect(Variant.SOTW, "CDS", "a=1")
+    stream.serve(world(CDS="a=2"))
+    stream.get()
+    reject(stream, "CDS", "a")
+    stream.serve(world(CDS="a=3"))
+    stream.serve(world(CDS="a=2"))
+    assert stream.get() == []
+    assert states(stream) == {"a": State.ERROR}
+
+
+def test_r12_what_a_client_may_have_from_an_earlier_stream_is_never_left_out():
+    stream = Stream(Variant.SOTW, world(CDS="a=2 b=1"))
+    stream.session.receive(KNOWN, 0.0)
+    stream.names["CDS"], stream._node = (), ""
+    stream.get()
+    reject(stream, "CDS", "a")
+    stream.serve(world(CDS="a=2 b=2"))
+    assert stream.get() == [
+        "CDS a=2 b=2"
+    ]  # Without it the client would lose a version that nobody here knows.
+    reject(stream, "CDS", "a")
+    stream.serve(world(CDS="a=3 b=2"))
+    stream.settle()
+    stream.serve(world(CDS="a=4 b=2 c=1"))
+    stream.get()
+    reject(stream, "CDS", "a", "c")
+    stream.serve(world(CDS="a=4 b=3 c=1"))
+    assert stream.settle() == ["CDS a=3 b=3"]
+
+
+def test_r12_what_is_left_out_or_sent_in_its_place_is_no_news():
+    stream = Stream(Variant.SOTW, world(CDS="a=1 b=1", EDS="a=1 b=1"))
+    stream.ask("CDS")
+    stream.ask("EDS", "a", "b")
+    stream.settle()
+    stream.serve(world(CDS="a=2 b=1", EDS="a=1 b=1"))
+    assert stream.get() == ["CDS a=2 b=1", "EDS a=1"]
+    stream.ack("EDS")
+    reject(stream, "CDS", "a")
+    stream.serve(world(CDS="a=2 b=2", EDS="a=1 b=1"))
+    assert stream.settle() == ["CDS a=1 b=2", "EDS b=1"]
+    sent = [each.removed for each in stream.replies]
+    assert sent == [()] * len(sent)
+
+
+def test_r12_what_goes_away_after_it_was_rejected_goes_as_the_client_has_it():
+    stream = Stream(Variant.SOTW, world(CDS="a=1 b=1", EDS="a=1 b=1", LDS="l=1>r", RDS="r=a"))
+    for short, names in (("CDS", ()), ("EDS", ("a", "b")), ("LDS", ()), ("RDS", ("r",))):
+        stream.ask(short, *names)
+    stream.settle()
+    stream.serve(world(CDS="a=2 b=1", EDS="a=1 b=1", LDS="l=1>r", RDS="r=a"))
+    stream.get()
+    stream.ack("EDS")
+    reject(stream, "CDS", "a")
+    stream.serve(world(CDS="b=2", EDS="b=1", LDS="l=1>r", RDS="r=b"))
+    assert stream.settle() == ["CDS a=1 b=2", "EDS b=1", "RDS r=b", "CDS b=2"]
+
+
+def test_r41_clusters_stay_for_a_listener_that_the_client_goes_on_with_after_it_rejected_the_new_one():
+    stream = Stream(Variant.SOTW, world(CDS="a=1", EDS="a=1", LDS="l=1 m=1"))
+    stream.ask("CDS")
+    stream.ask("EDS", "a")
+    stream.ask("LDS")
+    stream.settle()
+    stream.serve(world(CDS="b=1", EDS="b=1", LDS="l=2 m=1"))
+    stream.get()
+    stream.ack("CDS")
+    stream.get()
+    reject(stream, "LDS", "l")
+    stream.serve(world(CDS="b=1", EDS="b=1", LDS="l=2 m=2"))
+    assert stream.settle() == ["LDS l=1 m=2"]
+    stream.now = 1e6
+    assert stream.get() == []
+    stream.serve(world(CDS="b=1", EDS="b=1", LDS="l=3 m=2"))
+    assert stream.settle() == ["LDS l=3 m=2", "CDS b=1"]
+
+
+@pytest.mark.parametrize("between", [True, False])
+def test_r12_to_go_back_to_what_was_taken_mends_what_was_rejected(between):
+    stream = connect(Variant.SOTW, "CDS", "a=1 b=1")
+    stream.serve(world(CDS="a=2 b=1"))
+    stream.get()
+    reject(stream, "CDS", "a")
+    if between:
+        stream.serve(world(CDS="a=2 b=2"))
+        stream.settle()
+        assert stream.session.status()[0].last_error
+    stream.serve(world(CDS="a=1 b=2"))
+    stream.settle()
+    assert stream.last["CDS"].resources == {"a": "1", "b": "2"}
+    assert states(stream) == {"a": State.SYNCED, "b": State.SYNCED}
+    assert stream.session.status()[0].last_error is None
+    assert stream.session.quiet
+    stream.serve(world(CDS="a=2 b=2"))
+    assert stream.get() == ["CDS a=2 b=2"]  # It has changed since.
+
+
+def test_r12_what_was_taken_after_all_is_held_no_longer():
+    stream = Stream(Variant.SOTW, world(CDS="a=2 b=1"))
+    stream.session.receive(KNOWN, 0.0)
+    stream.names["CDS"], stream._node = (), ""
+    stream.get()
+    reject(stream, "CDS", "a")
+    stream.serve(world(CDS="a=2 b=2"))
+    assert stream.settle() == ["CDS a=2 b=2"]
+    assert states(stream) == {"a": State.SYNCED, "b": State.SYNCED}
+    assert stream.session.quiet
+
+
+def test_r12_a_rejection_of_all_does_not_forget_what_was_rejected_by_itself():
+    stream = connect(Variant.SOTW, "CDS", "a=1 b=1")
+    stream.serve(world(CDS="a=2 b=1"))
+    stream.get()
+    reject(stream, "CDS", "a")
+    stream.serve(world(CDS="a=2 b=2"))
+    assert stream.get() == ["CDS a=1 b=2"]
+    stream.nack("CDS", "something is wrong")
+    stream.serve(world(CDS="a=2 b=3"))
+    assert stream.settle() == ["CDS a=1 b=3"]
+
+
+def test_r12_what_is_given_up_and_asked_for_again_is_sent():
+    stream = Stream(Variant.SOTW, world(LDS="a=1 b=1"))
+    stream.ask("LDS", "a", "b")
+    stream.settle()
+    stream.serve(world(LDS="a=2 b=2"))
+    stream.get()
+    reject(stream, "LDS", "a")
+    stream.ask("LDS", "b", nonce=stream.last["LDS"].nonce)
+    assert stream.session.quiet
+    stream.ask("LDS", "a", "b", nonce=stream.last["LDS"].nonce)
+    assert stream.get() == ["LDS a=2 b=2"]
+
+
+# --- delta -----------------------------------------------------------------------------------------------------------
+
+
+def test_r12_only_what_was_rejected_by_itself_is_sent_again_once_it_changes(short):
+    stream = Stream(Variant.DELTA, world(**{short: "good=1 bad=1 worse=1"}))
+    stream.ask(short)
+    stream.get()
+    nacked = reject(stream, short, "bad", "worse", separator="\n")
+    assert nacked.sources == ("Object ns/bad", "Object ns/worse")
+    assert states(stream) == {"good": State.SYNCED, "bad": State.ERROR, "worse": State.ERROR}
+    stream.serve(world(**{short: "good=1 bad=2 worse=1"}))
+    assert stream.settle() == [f"{short} bad=2"]
+    stream.serve(world(**{short: "good=2 bad=2 worse=1"}))
+    assert stream.settle() == [f"{short} good=2"]
+    assert states(stream) == {"good": State.SYNCED, "bad": State.SYNCED, "worse": State.ERROR}
