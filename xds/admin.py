@@ -1,20 +1,28 @@
-"""The admin port: whether the process runs, and whether it serves what it should."""
+"""The admin port: whether the process runs, whether it serves what it should, and what it counts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 from aiohttp import web
+
+Exposed: TypeAlias = Callable[[str], tuple[bytes, str]]
+"""Returns metrics, and their content type, for an Accept header."""
 
 
 class AdminServer:
     """A small HTTP server for those who look after the process.
 
-    `ready` returns None when the process serves what it should, else in words what it still lacks.
+    `ready` returns None when the process serves what it should, else in words what it still lacks. `metrics` returns
+    what is told at /metrics.
     """
 
-    def __init__(self, ready: Callable[[], str | None], host: str, port: int) -> None:
+    def __init__(
+        self, ready: Callable[[], str | None], host: str, port: int, *, metrics: Exposed | None = None
+    ) -> None:
         self._ready = ready
+        self._metrics = metrics
         self._host = host
         self._port = port
         self._runner: web.AppRunner | None = None
@@ -26,6 +34,8 @@ class AdminServer:
         app = web.Application()
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/ready", self._readiness)
+        if self._metrics:
+            app.router.add_get("/metrics", self._counted)
         runner = web.AppRunner(app, access_log=None)
         await runner.setup()
         try:
@@ -41,6 +51,11 @@ class AdminServer:
         if self._runner:
             await self._runner.cleanup()
             self._runner = None
+
+    async def _counted(self, request: web.Request) -> web.Response:
+        assert self._metrics  # noqa: S101 - else there is no such path
+        body, content_type = self._metrics(request.headers.get("Accept", ""))
+        return web.Response(body=body, headers={"Content-Type": content_type})
 
     async def _healthz(self, _: web.Request) -> web.Response:
         return web.Response(text="ok\n")

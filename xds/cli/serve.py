@@ -29,7 +29,8 @@ def serve(
         str, typer.Option("--xds-address", metavar="HOST:PORT", help="Where sidecars connect.")
     ] = "127.0.0.1:15010",
     admin_address: Annotated[
-        str, typer.Option("--admin-address", metavar="HOST:PORT", help="Where /healthz and /ready are.")
+        str,
+        typer.Option("--admin-address", metavar="HOST:PORT", help="Where /healthz, /ready and /metrics are."),
     ] = "127.0.0.1:15014",
     rest_address: Annotated[
         str | None,
@@ -138,6 +139,7 @@ async def _run(
     from xds.admin import AdminServer  # noqa: PLC0415
     from xds.introspect import Introspection  # noqa: PLC0415
     from xds.introspect.proxies import ProxiesService  # noqa: PLC0415
+    from xds.metrics.controlplane import Metrics  # noqa: PLC0415
     from xds.server import XdsServer  # noqa: PLC0415
     from xds.server.rest import RestServer  # noqa: PLC0415
 
@@ -149,17 +151,21 @@ async def _run(
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    metrics = Metrics(hub, lambda: folder.problems)
     identifier = f"xds {version('xds')}"
     server = XdsServer(
         hub,
         str(where),
         identifier=identifier,
         max_connection_age=max_connection_age,
+        observer=metrics.streams,
         added=[Introspection([ProxiesService(hub.missing)])],
     )
     rest = RestServer(hub, *rest_address, identifier=identifier) if rest_address else None
-    admin = AdminServer(lacking, *admin_address)
-    work = [asyncio.create_task(hub.run()), asyncio.create_task(_follow(folder, hub))]
+    metrics.connected(server.discovery)
+    admin = AdminServer(lacking, *admin_address, metrics=metrics.exposed)
+    tasks = (hub.run(), _follow(folder, hub), metrics.watch_loop())
+    work = [asyncio.create_task(task) for task in tasks]
     events = [asyncio.create_task(stop.wait()), asyncio.create_task(hub.ready.wait())]
     try:
         await admin.start()

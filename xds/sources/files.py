@@ -110,6 +110,11 @@ class Folder:
         new, solved = _beyond(self._problems, known), _beyond(known, self._problems)
         return Report(change, new, solved, unsettled)
 
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """What is wrong now."""
+        return self._problems
+
     def _scan(self) -> tuple[dict[Path, _File], list[Problem], bool]:
         """Look at all files, and read those that are not as they were."""
         known = self._files or {}

@@ -1,0 +1,68 @@
+"""Everything that a control plane tells at /metrics."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Iterator
+
+from prometheus_client import CollectorRegistry, Histogram, Metric, PlatformCollector, ProcessCollector
+from prometheus_client.exposition import choose_encoder
+
+from xds.hub import Hub
+from xds.metrics.scraped import Build, Connected, Problems, Work
+from xds.metrics.streams import LATENCIES, StreamMetrics
+from xds.model import Problem
+from xds.server import DiscoveryService
+
+LOOK = 0.5
+"""Seconds between looks at how late the event loop is."""
+
+
+class Metrics:
+    """What is told at /metrics, in a registry of its own."""
+
+    def __init__(self, hub: Hub, problems: Callable[[], Collection[Problem]] = tuple) -> None:
+        self._hub = hub
+        self._registry = CollectorRegistry()
+        self.streams = StreamMetrics(self._registry)
+        """The observer of the server's streams."""
+        self._lag = Histogram(
+            "xds_event_loop_lag_seconds",
+            "How late the event loop was with what was due: what everything else had to wait, too.",
+            registry=self._registry,
+            buckets=LATENCIES,
+        )
+        self._registry.register(Build())
+        self._registry.register(Work(hub))
+        self._registry.register(Problems(problems))
+        ProcessCollector(registry=self._registry)
+        PlatformCollector(registry=self._registry)
+
+    def connected(self, discovery: DiscoveryService) -> None:
+        """Tell of a server's streams, too."""
+        self._registry.register(Connected(discovery, self._hub))
+
+    def exposed(self, accept: str = "") -> tuple[bytes, str]:
+        """Return all metrics as text, and its content type: in the OpenMetrics format for who accepts that."""
+        encode, content_type = choose_encoder(accept)
+        return encode(_WithoutCreation(self._registry)), content_type
+
+    async def watch_loop(self) -> None:
+        """Measure how late the event loop is, until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + LOOK
+            await asyncio.sleep(LOOK)
+            self._lag.observe(max(0.0, loop.time() - due))
+
+
+class _WithoutCreation:
+    """A registry without the time at which each metric was made, which is the process's start."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    def collect(self) -> Iterator[Metric]:
+        for family in self._registry.collect():
+            family.samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
+            yield family

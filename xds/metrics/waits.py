@@ -1,0 +1,87 @@
+"""What changed for a stream, and since when that waits to be acknowledged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from xds.protocol.events import Acked, Nacked, Response, Subscribed
+from xds.protocol.order import WILDCARD_TYPES
+from xds.protocol.session import Variant
+from xds.protocol.subscription import collection
+from xds.server import Stream
+from xds.snapshot import Snapshot, difference
+
+_MOST = 64
+"""Changes of a type, or responses, that are remembered for one stream."""
+
+
+class Waits:
+    """The changes that one stream has not acknowledged.
+
+    A change counts from when a source told of it to the acknowledgement of the first response that carries any of it.
+    What the client did not ask for does not count, nor does what it rejects.
+    """
+
+    __slots__ = ("_due", "_sent", "_snapshot", "_subscribed")
+
+    def __init__(self) -> None:
+        self._snapshot = Snapshot()
+        self._subscribed: dict[str, Subscribed] = {}
+        self._due: dict[str, list[tuple[float, frozenset[str]]]] = {}
+        """By type: since when which resources are not what was sent."""
+        self._sent: dict[str, float] = {}
+        """By nonce, since when what a response carries had changed."""
+
+    def sent(self, stream: Stream, response: Response) -> None:
+        """A response was handed out, of what the stream's proxy should have now."""
+        self._look(stream)
+        due = self._due.get(response.type_url)
+        if not due:
+            return
+        names = {resource.name for resource in response.resources}
+        names.update(response.removed)
+        carried = [change for change in due if not change[1].isdisjoint(names)]
+        if carried:
+            self._due[response.type_url] = [change for change in due if change not in carried]
+            self._sent[response.nonce] = min(since for since, _ in carried)
+            if len(self._sent) > _MOST:
+                del self._sent[next(iter(self._sent))]
+
+    def answered(self, event: Acked | Nacked) -> float | None:
+        """Return since when what a response carried had changed; None if it was not sent for a change."""
+        return self._sent.pop(event.nonce, None)
+
+    def subscribed(self, event: Subscribed) -> None:
+        """The client wants something else now."""
+        self._subscribed[event.type_url] = event
+        due = self._due.get(event.type_url)
+        if due:
+            still = ((since, frozenset(_wanted(event, names))) for since, names in due)
+            self._due[event.type_url] = [change for change in still if change[1]]
+
+    def _look(self, stream: Stream) -> None:
+        """Find out what changed since the last look."""
+        snapshot = stream.subscriber.snapshot
+        if snapshot is None or snapshot is self._snapshot:
+            return
+        before, self._snapshot = self._snapshot, snapshot
+        since, stream.subscriber.changed_at = stream.subscriber.changed_at, None
+        if since is None:
+            return
+        for type_url, subscription in self._subscribed.items():
+            after = snapshot.of(type_url)
+            changed = _wanted(subscription, difference(before.of(type_url), after))
+            if stream.info.variant is Variant.SOTW and type_url not in WILDCARD_TYPES:
+                changed = (name for name in changed if name in after)  # That one has gone cannot be said.
+            names = frozenset(changed)
+            if names:
+                due = self._due.setdefault(type_url, [])
+                due.append((since, names))
+                del due[:-_MOST]
+
+
+def _wanted(subscription: Subscribed, names: tuple[str, ...] | frozenset[str]) -> Iterator[str]:
+    if subscription.wildcard:
+        return iter(names)
+    wanted = subscription.names
+    return (name for name in names if name in wanted or collection(name) in wanted)
