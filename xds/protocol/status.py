@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from xds.protocol.answers import Rejection
-from xds.protocol.order import AFTER_CLUSTERS, ORDER
+from xds.protocol.order import AFTER_CLUSTERS
 from xds.protocol.watch import Watch
-from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, Resource
+from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, VIRTUAL_HOST, Resource
 
 ACK = "ACK"
 """Waiting for the client to answer a response."""
@@ -90,7 +90,7 @@ class TypeStatus:
     def counts(self) -> Counter[State]:
         """Count the resources by state; that costs next to nothing if the client has them all."""
         watch = self.watch
-        by_name = self.type_url in ORDER and not watch.subscription.collections
+        by_name = self.type_url != VIRTUAL_HOST and not watch.subscription.collections
         ends = watch.lingering or watch.gone
         if self.synced and by_name and not ends and not watch.answers.rejected:
             absent = len(watch.subscription.names.difference(watch.sent))
