@@ -9,9 +9,9 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from xds.metrics.waits import Waits
 from xds.protocol.events import Acked, Event, Nacked, Subscribed
-from xds.protocol.order import ORDER
 from xds.server import Stream
 from xds.server.stream import now
+from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET
 from xds.status import SHORT
 
 OTHER: Final = "other"
@@ -70,7 +70,7 @@ class StreamMetrics:
             histogram("xds_push_to_ack_seconds", "From when a response was sent to when a proxy took it."),
         )
         self._known: dict[str, _OfType] = {}
-        for type_url in ORDER:
+        for type_url in (CLUSTER, ENDPOINT, SECRET, LISTENER, ROUTE):
             self._of(type_url)  # So that what has not happened yet is 0, and its first time an increase.
 
     def _of(self, type_url: str) -> _OfType:
