@@ -12,7 +12,6 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[i
 
 from xds.server.discovery import DiscoveryService
 from xds.server.proxies import Proxies
-from xds.server.services import ADS
 from xds.server.stream import Observer
 
 log = structlog.get_logger(__name__)
@@ -80,7 +79,8 @@ class XdsServer:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         for add in self._added:
             add(server, self.discovery)
-        await self._health.set(ADS, health_pb2.HealthCheckResponse.SERVING)
+        for handler in self.discovery.handlers():
+            await self._health.set(handler.service_name(), health_pb2.HealthCheckResponse.SERVING)
         try:
             self.port = server.add_insecure_port(self._address)
         except RuntimeError:
