@@ -1,0 +1,58 @@
+"""gRPC health: of the server as a whole and of each discovery service, asked once and watched."""
+
+from __future__ import annotations
+
+import grpc
+import grpc.aio
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from tests.introspect.grpcurl import call, grpcurl
+from xds.server.services import SERVICES
+
+STATUS = health_pb2.HealthCheckResponse
+
+
+@pytest.mark.parametrize("service", ["", *SERVICES])
+async def test_every_discovery_service_is_healthy_until_the_server_stops(server, channel, service):
+    health = health_pb2_grpc.HealthStub(channel)
+    request = health_pb2.HealthCheckRequest(service=service)
+    assert (await health.Check(request)).status == STATUS.SERVING
+    watching = health.Watch(request)
+    assert (await watching.read()).status == STATUS.SERVING
+    await server.stop()
+    assert (await watching.read()).status == STATUS.NOT_SERVING
+
+
+async def test_what_is_not_served_is_not_healthy(channel):
+    health = health_pb2_grpc.HealthStub(channel)
+    request = health_pb2.HealthCheckRequest(service="nothing")
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await health.Check(request)
+    assert refused.value.code() is grpc.StatusCode.NOT_FOUND
+    watching = health.Watch(request)
+    assert (await watching.read()).status == STATUS.SERVICE_UNKNOWN
+    watching.cancel()
+
+
+async def test_grpcurl_asks_for_health(target):
+    assert await call(target, "grpc.health.v1.Health/Check") == [{"status": "SERVING"}]
+    status, output = await grpcurl(target, "grpc.health.v1.Health/Check", stdin='{"service": "nothing"}')
+    assert status == 64 + grpc.StatusCode.NOT_FOUND.value[0]
+    assert "NotFound" in output
+
+
+async def test_channelz_knows_the_server_and_its_sockets(target, server):
+    ((found),) = await call(target, "grpc.channelz.v1.Channelz/GetServers")
+    # A process may have had other servers, and channelz pages.
+    ours = [each for each in found["server"] if f":{server.port}" in str(each.get("listenSocket"))] or found[
+        "server"
+    ]
+    answer = await call(
+        target, "grpc.channelz.v1.Channelz/GetServer", {"serverId": ours[-1]["ref"]["serverId"]}
+    )
+    assert answer[0]["server"]["data"]["callsStarted"]
+    ((sockets),) = await call(
+        target, "grpc.channelz.v1.Channelz/GetServerSockets", {"serverId": ours[-1]["ref"]["serverId"]}
+    )
+    assert sockets["end"]
