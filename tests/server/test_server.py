@@ -16,15 +16,7 @@ from tests.server.proxies import Client, OneForAll
 from xds.protocol.events import Acked, Nacked
 from xds.protocol.session import Session, Variant
 from xds.server import ADS, OPTIONS, DiscoveryService, Refused, XdsServer
-from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET, Resource, ResourceSet, Snapshot
-
-PER_TYPE = {
-    "cluster.v3.ClusterDiscoveryService": ("Clusters", "CDS", CLUSTER),
-    "endpoint.v3.EndpointDiscoveryService": ("Endpoints", "EDS", ENDPOINT),
-    "listener.v3.ListenerDiscoveryService": ("Listeners", "LDS", LISTENER),
-    "route.v3.RouteDiscoveryService": ("Routes", "RDS", ROUTE),
-    "secret.v3.SecretDiscoveryService": ("Secrets", "SDS", SECRET),
-}
+from xds.snapshot import CLUSTER, LISTENER, Resource, ResourceSet, Snapshot
 
 
 @pytest.fixture
@@ -97,38 +89,6 @@ async def test_a_rejection_is_logged_with_the_message_and_the_objects_and_nothin
     assert b"a=2" in (await client.get()).SerializeToString()
 
 
-@pytest.mark.parametrize("service", PER_TYPE)
-async def test_each_type_has_a_service_of_its_own(proxies, channel, variant, service):
-    method, short, type_url = PER_TYPE[service]
-    proxies.publish(world(**{short: "x=1"}))
-    kind = "Stream" if variant is Variant.SOTW else "Delta"
-    client = Client(channel, variant, f"/envoy.service.{service}/{kind}{method}")
-    await client.ask("", "x")
-    assert (await client.get()).type_url == type_url
-    assert proxies.streams[0].type_url == type_url
-
-
-@pytest.mark.parametrize(
-    ("data", "problem"),
-    [
-        (b"\xff\xff", "not a protobuf message"),
-        (b"", "node.id"),
-        (b"\x12\x03\x0a\x01x", "type_url"),
-    ],
-)
-async def test_a_malformed_request_ends_its_stream_and_no_other(proxies, channel, data, problem):
-    good = Client(channel)
-    await good.ask(CLUSTER)
-    await good.get()
-    bad = Client(channel)
-    await bad.call.write(data)
-    code, details = await bad.end()
-    assert code == grpc.StatusCode.INVALID_ARGUMENT
-    assert problem in details
-    proxies.publish(world(CDS="a=2"))
-    await good.get()
-
-
 async def test_a_malformed_request_in_mid_stream_ends_it(proxies, channel, variant):
     client = Client(channel, variant)
     await client.ask(CLUSTER)
@@ -186,46 +146,6 @@ async def test_r51_streams_of_the_same_proxy_are_independent(proxies, channel):
     await proxies.left.get()
     proxies.publish(world(CDS="a=2"))
     await new.get()
-
-
-async def test_r57_a_request_far_above_the_usual_limit_is_taken(proxies, channel):
-    names = [f"{number:0>100}" for number in range(100_000)]
-    proxies.publish(world(EDS=f"{names[-1]}=1"))
-    client = Client(channel, Variant.DELTA)
-    await client.ask(ENDPOINT, names[-1])
-    await client.get()
-    other = Client(channel)
-    await other.ask(ENDPOINT, *names)
-    assert len((await other.get()).resources) == 1
-
-
-async def test_r52_a_client_that_does_not_read_delays_nobody_and_gets_only_the_latest(proxies, server):
-    def big(version: int) -> Snapshot:
-        body = version.to_bytes(4, "big") + bytes(1 << 20)
-        return Snapshot({CLUSTER: ResourceSet([Resource.of(CLUSTER, "a", body, version=str(version))])})
-
-    narrow = (("grpc.http2.lookahead_bytes", 65535), ("grpc.http2.bdp_probe", 0))
-    async with (
-        grpc.aio.insecure_channel(f"127.0.0.1:{server.port}", options=narrow) as stalled_channel,
-        grpc.aio.insecure_channel(
-            f"127.0.0.1:{server.port}", options=(("grpc.use_local_subchannel_pool", 1),)
-        ) as channel,
-    ):
-        proxies.publish(big(0))
-        stalled = Client(stalled_channel, Variant.DELTA)
-        await stalled.ask(CLUSTER)
-        other = Client(channel, Variant.DELTA)
-        await other.ask(CLUSTER)
-        await other.get()
-        for version in range(1, 51):
-            proxies.publish(big(version))
-            response = await other.get()
-            assert response.resources[0].version == str(version)
-            await other.ask(CLUSTER, nonce=response.nonce)
-        seen = []
-        while "50" not in seen:
-            seen.append((await stalled.get()).resources[0].version)
-        assert len(seen) < 25
 
 
 async def test_on_shutdown_streams_end_as_unavailable_and_health_says_so(proxies, channel, server, variant):
