@@ -1,0 +1,66 @@
+"""What is said of the library is so: the programs run, and the tests that are named exist."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+from envoy_data_plane.envoy.config.route.v3 import VirtualHost
+from envoy_data_plane.envoy.service.runtime.v3 import Runtime
+
+from tests.library import messages
+from tests.library.test_examples import running
+from xds import resources
+from xds.descriptors import encode
+from xds.store import Store
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "docs" / "library.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+NAMED = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", TEXT)
+
+
+@pytest.mark.parametrize(("path", "name"), NAMED, ids=[name for _, name in NAMED])
+def test_every_guarantee_has_its_test(path, name):
+    tree = ast.parse((ROOT / path).read_text())
+    functions = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+    assert name in {function.name for function in functions}
+
+
+def test_guarantees_are_named():
+    assert len(NAMED) > 30
+
+
+async def test_the_first_program_runs(tmp_path):
+    program = tmp_path / "first.py"
+    program.write_text(BLOCKS[0].replace("127.0.0.1:18000", "127.0.0.1:0"))
+    async with running(str(program)) as started:
+        await started.says(r"serving xDS .*port=\d+")
+
+
+def test_what_is_shown_of_resources_and_scopes_works():
+    names = vars(resources) | {
+        "cluster": messages.eds_cluster("web"),
+        "listener": messages.listener("web", "default"),
+        "route": messages.routes("default"),
+        "assignments": [messages.assignment("web")],
+        "virtual_host": VirtualHost(name="web", domains=["web.example"]),
+        "runtime": Runtime(name="flags"),
+        "data": encode(messages.eds_cluster("web")),
+        "store": Store(),
+    }
+    shown = [
+        block for block in BLOCKS[1:] if block.startswith(("resource(", "store.set(cluster", "with store"))
+    ]
+    assert len(shown) == 3
+    for block in shown:
+        exec(block, names)
+    view = names["store"].view("ingress-1", "edge")
+    assert {(type_url, *of) for type_url, of in view.types.items() if of} == {
+        (resources.CLUSTER, "web"),
+        (resources.ENDPOINT, "web"),
+        (resources.LISTENER, "web"),
+        (resources.ROUTE, "default"),
+    }
