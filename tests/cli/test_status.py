@@ -1,0 +1,220 @@
+"""`xds status` against a real server: what it prints, and with which exit status."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import sys
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from typer.testing import CliRunner, Result
+
+from tests.protocol.stream import world
+from tests.server.proxies import Client, OneForAll
+from xds.cli import app
+from xds.introspect import Introspection
+from xds.introspect.proxies import ProxiesService
+from xds.protocol.session import Variant
+from xds.server import XdsServer
+from xds.snapshot import CLUSTER, SECRET
+
+WITHIN = 10.0
+MISSING = {"lost.shop": "its pod is not known"}
+
+
+def node(name: str) -> str:
+    return f"sidecar~127.0.0.1~{name}~{name.partition('.')[2]}.svc.cluster.local"
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[XdsServer]:
+    proxies = OneForAll(world(CDS="a=1 b=1", SDS="s=1"))
+    missing = {node(name): why for name, why in MISSING.items()}
+    service = ProxiesService(lambda subscriber: missing.get(subscriber.node.id, ""))
+    server = XdsServer(proxies, "127.0.0.1:0", grace=0.2, added=[Introspection([service])])
+    await server.start()
+    yield server
+    await server.stop()
+
+
+@pytest.fixture
+async def channel(server: XdsServer) -> AsyncIterator[grpc.aio.Channel]:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        yield channel
+
+
+async def xds(*words: object, port: int) -> Result:
+    arguments = ["status", *map(str, words), "--xds-address", f"127.0.0.1:{port}"]
+    return await asyncio.to_thread(CliRunner().invoke, app, arguments, prog_name="xds")
+
+
+async def synced(channel: grpc.aio.Channel, server: XdsServer, name: str) -> Client:
+    client = Client(channel, Variant.DELTA, node=node(name))
+    await client.ask(SECRET, "s")
+    response = await client.get()
+    await client.ask(SECRET, nonce=response.nonce)
+    [stream] = [each for each in server.discovery.streams if each.node.id == node(name)]
+    async with asyncio.timeout(WITHIN):
+        while not stream.session.quiet:
+            await asyncio.sleep(0.01)
+    return client
+
+
+async def rejecting(channel: grpc.aio.Channel, server: XdsServer, name: str) -> Client:
+    client = Client(channel, Variant.DELTA, node=node(name))
+    await client.ask(CLUSTER)
+    response = await client.get()
+    await client.ask(CLUSTER, nonce=response.nonce, error="cluster b is nonsense")
+    [stream] = [each for each in server.discovery.streams if each.node.id == node(name)]
+    async with asyncio.timeout(WITHIN):
+        while not any(status.last_error for status in stream.session.status()):
+            await asyncio.sleep(0.01)
+    return client
+
+
+async def test_one_line_for_each_proxy_and_type(server: XdsServer, channel: grpc.aio.Channel):
+    await synced(channel, server, "good.shop")
+    result = await xds(port=server.port)
+    assert (result.exit_code, result.stderr) == (0, "")
+    header, line = result.stdout.splitlines()
+    assert header.split() == ["PROXY", "TYPE", "RESOURCES", "STATUS"]
+    assert line.split()[:4] == ["good.shop", "SDS", "1/1", "synced"]
+
+    await rejecting(channel, server, "bad.shop")
+    waits = Client(channel, Variant.DELTA, node=node("lost.shop"))
+    await waits.ask(CLUSTER)
+    await waits.get()
+    result = await xds(port=server.port)
+    assert result.exit_code == 1
+    _, bad, good, lost = result.stdout.splitlines()
+    assert bad.split(maxsplit=3) == [
+        "bad.shop",
+        "CDS",
+        "0/2",
+        "rejected: cluster b is nonsense (from Object/ns/b)",
+    ]
+    assert good.split()[:4] == ["good.shop", "SDS", "1/1", "synced"]
+    assert lost.split(maxsplit=3)[:3] == ["lost.shop", "CDS", "0/2"]
+    assert lost.endswith("(its pod is not known)")
+    assert "\x1b" not in result.stdout
+
+
+async def test_one_proxy_and_its_resources(server: XdsServer, channel: grpc.aio.Channel):
+    await synced(channel, server, "good.shop")
+    await rejecting(channel, server, "bad.shop")
+    for proxy in ("bad.shop", "bad", node("bad.shop")):
+        result = await xds(proxy, port=server.port)
+        assert result.exit_code == 1
+        about, _, header, line, _, _, *resources = result.stdout.splitlines()
+        assert about.startswith("bad.shop:")
+        assert ", delta ADS from ipv4:127.0.0.1:" in about
+        assert header.startswith("PROXY")
+        assert line.startswith("bad.shop")
+        assert [line.split(maxsplit=2) for line in resources][1] == [
+            "CDS",
+            "b",
+            "rejected, made from Object ns/b",
+        ]
+    result = await xds("good", port=server.port)
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[-1].startswith("good.shop")
+
+
+async def test_json_is_what_the_service_says(server: XdsServer, channel: grpc.aio.Channel):
+    await rejecting(channel, server, "bad.shop")
+    result = await xds("-o", "json", port=server.port)
+    assert result.exit_code == 1
+    answer: dict[str, Any] = json.loads(result.stdout)
+    assert answer["time"].endswith("Z")
+    [proxy] = answer["proxies"]
+    assert (proxy["pod"], proxy["namespace"], proxy["missing"]) == ("bad", "shop", "")
+    [kind] = proxy["streams"][0]["types"]
+    assert (kind["state"], kind["typeUrl"], kind["unanswered"]) == ("REJECTED", CLUSTER, 0)
+    assert kind["rejection"]["sources"] == ["Object ns/b"]
+    assert {each["name"] for each in kind["unsynced"]} == {"a", "b"}
+
+
+async def test_watch_goes_on(server: XdsServer, channel: grpc.aio.Channel):
+    client = await synced(channel, server, "good.shop")
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-u", "-m", "xds", "status", "--watch", "-o", "json"),
+        *("--xds-address", f"127.0.0.1:{server.port}"),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        assert process.stdout
+        async with asyncio.timeout(3 * WITHIN):
+            first = json.loads(await process.stdout.readline())
+            assert [each["pod"] for each in first["proxies"]] == ["good"]
+            client.call.cancel()
+            second = json.loads(await process.stdout.readline())
+            assert second["gone"] == [node("good.shop")]
+            await server.stop()
+            assert await process.wait() == 3
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def test_nobody_is_connected(server: XdsServer):
+    result = await xds(port=server.port)
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert result.stderr == f"no proxy is connected to 127.0.0.1:{server.port}\n"
+    result = await xds("-n", "shop", port=server.port)
+    assert "no proxy of namespace shop is connected" in result.stderr
+    result = await xds("web.shop", port=server.port)
+    assert result.exit_code == 2
+    assert "there is no proxy web.shop: none is connected" in result.stderr
+
+
+async def test_a_proxy_that_is_not_there_or_not_the_only_one(server: XdsServer, channel: grpc.aio.Channel):
+    for name in ("web-1.shop", "web-2.shop", "db.bank"):
+        await synced(channel, server, name)
+    result = await xds("webb.shop", port=server.port)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "there is no proxy webb.shop (POD.NAMESPACE); did you mean web-" in result.stderr
+    result = await xds("web", port=server.port)
+    assert result.exit_code == 2
+    assert "web may be each of web-1.shop, web-2.shop: say which" in result.stderr
+    result = await xds("db", "-n", "shop", port=server.port)
+    assert result.exit_code == 2
+
+
+async def test_nobody_listens():
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    result = await xds(port=port)
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert f"no control plane answers at 127.0.0.1:{port}: start `xds serve` first" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+async def test_a_server_that_does_not_have_the_service():
+    server = XdsServer(OneForAll(), "127.0.0.1:0", grace=0.2)
+    await server.start()
+    try:
+        result = await xds(port=server.port)
+        assert result.exit_code == 3
+        assert f"who answers at 127.0.0.1:{server.port} does not have xds.mesh.v1.Proxies" in result.stderr
+    finally:
+        await server.stop()
+
+
+@pytest.mark.parametrize("words", [("--xds-address", "x"), ("-o", "xml"), ("a", "b")])
+def test_wrong_use(words: tuple[str, ...]):
+    result = CliRunner().invoke(app, ["status", *words], prog_name="xds")
+    assert result.exit_code == 2
+
+
+def test_help_says_what_the_exit_status_means():
+    result = CliRunner().invoke(app, ["status", "--help"], prog_name="xds")
+    assert result.exit_code == 0
+    said = " ".join(result.stdout.split())
+    assert "Exit status: 0 all sidecars have what they should, 1 some do not" in said
+    assert not set(result.stdout) & set("`\x1b│╭"), "no markup, no frames"

@@ -1,0 +1,309 @@
+"""xds.mesh.v1.Proxies: who is connected, how far each proxy is, and what keeps it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+import grpc
+import grpc.aio
+import pytest
+
+from tests.introspect.grpcurl import call, grpcurl
+from tests.protocol.stream import world
+from tests.server.proxies import Client, OneForAll
+from xds.api import proxies_pb2 as pb
+from xds.introspect import Introspection
+from xds.introspect.proxies import SERVICE, ProxiesService, _Watched
+from xds.protocol.session import Variant
+from xds.server import Subscriber, XdsServer
+from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE
+
+WITHIN = 10.0
+SNAPSHOT = world(CDS="a=1 b=1", LDS="l=1>r", RDS="r=1")
+
+
+def node(name: str) -> str:
+    namespace = name.partition(".")[2]
+    return f"sidecar~127.0.0.1~{name}~{namespace}.svc.cluster.local"
+
+
+class Ask:
+    """A client of the service, and of discovery."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._channel = channel
+
+    async def list(self, **request: str | bool) -> list[pb.Proxy]:
+        method = self._channel.unary_unary(
+            f"/{SERVICE}/List",
+            request_serializer=pb.ListProxiesRequest.SerializeToString,
+            response_deserializer=pb.ListProxiesResponse.FromString,
+        )
+        response = await method(pb.ListProxiesRequest(**request), timeout=WITHIN)
+        assert abs(response.time.ToSeconds() - time.time()) < WITHIN
+        return list(response.proxies)
+
+    async def type(self, type_url: str, **request: str | bool) -> pb.Type:
+        """How far the only stream of the only proxy is with a type."""
+        [proxy] = await self.list(**request)
+        [stream] = proxy.streams
+        [found] = [kind for kind in stream.types if kind.type_url == type_url]
+        return found
+
+    async def until(self, state: pb.State, type_url: str, **request: str | bool) -> pb.Type:
+        """Ask until a type is so: when the server has read what a client wrote, only it knows."""
+        async with asyncio.timeout(WITHIN):
+            while (found := await self.type(type_url, **request)).state != state:
+                await asyncio.sleep(0.01)
+        return found
+
+    def watch(self, **request: str | bool) -> grpc.aio.UnaryStreamCall:
+        method = self._channel.unary_stream(
+            f"/{SERVICE}/Watch",
+            request_serializer=pb.WatchProxiesRequest.SerializeToString,
+            response_deserializer=pb.WatchProxiesResponse.FromString,
+        )
+        return method(pb.WatchProxiesRequest(**request), timeout=3 * WITHIN)
+
+    async def client(self, name: str = "web.shop", variant: Variant = Variant.DELTA) -> Client:
+        """A client that asked for clusters, and was answered."""
+        client = Client(self._channel, variant, node=node(name) if "." in name else name)
+        await client.ask(CLUSTER)
+        await client.get()
+        return client
+
+
+@pytest.fixture
+def proxies() -> OneForAll:
+    return OneForAll(SNAPSHOT)
+
+
+@pytest.fixture
+def missing() -> dict[str, str]:
+    """By node id, why a proxy gets nothing."""
+    return {}
+
+
+@pytest.fixture
+async def server(proxies: OneForAll, missing: dict[str, str]) -> AsyncIterator[XdsServer]:
+    def why(subscriber: Subscriber) -> str:
+        return missing.get(subscriber.node.id, "")
+
+    added = [Introspection([ProxiesService(why)])]
+    server = XdsServer(proxies, "127.0.0.1:0", grace=0.2, added=added)
+    await server.start()
+    yield server
+    await server.stop()
+
+
+@pytest.fixture
+async def ask(server: XdsServer) -> AsyncIterator[Ask]:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        yield Ask(channel)
+
+
+async def test_nobody_is_connected(ask: Ask):
+    assert await ask.list() == []
+
+
+async def test_who_is_connected_and_how(ask: Ask):
+    before = time.time()
+    await ask.client("web.shop", Variant.DELTA)
+    await ask.client("app.shop", Variant.SOTW)
+    await ask.client("not-a-sidecar", Variant.SOTW)
+    await ask.client("web.shop", Variant.DELTA)
+    found = await ask.list()
+    assert [(each.namespace, each.pod, len(each.streams)) for each in found] == [
+        ("", "", 1),
+        ("shop", "app", 1),
+        ("shop", "web", 2),
+    ]
+    assert [each.node_id for each in found] == ["not-a-sidecar", node("app.shop"), node("web.shop")]
+    assert [each.streams[0].variant for each in found] == [pb.Stream.SOTW, pb.Stream.SOTW, pb.Stream.DELTA]
+    for proxy in found:
+        for stream in proxy.streams:
+            assert stream.peer.startswith("ipv4:127.0.0.1:")
+            assert stream.type_url == ""
+            assert before - 1 < stream.connected_at.ToMilliseconds() / 1000 < time.time() + 1
+    first, second = found[2].streams
+    assert first.connected_at.ToNanoseconds() <= second.connected_at.ToNanoseconds()
+
+
+async def test_a_stream_for_one_type_says_which(server: XdsServer, ask: Ask):
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        method = "/envoy.service.cluster.v3.ClusterDiscoveryService/DeltaClusters"
+        client = Client(channel, Variant.DELTA, method=method)
+        await client.ask()
+        await client.get()
+        [proxy] = await ask.list()
+        assert proxy.streams[0].type_url == CLUSTER
+
+
+async def test_a_type_waits_for_an_answer_until_it_is_synced(ask: Ask):
+    client = Client(ask._channel, Variant.SOTW, node=node("web.shop"))
+    await client.ask(ROUTE, "r", "none")
+    response = await client.get()
+    kind = await ask.type(ROUTE)
+    assert (kind.state, kind.waiting.reason, kind.unanswered) == (pb.WAITING, pb.Waiting.ACK, 1)
+    assert (kind.wildcard, kind.names, kind.version) == (False, 2, "")
+    assert kind.waiting.since == kind.sent_at
+    assert not kind.HasField("acked_at")
+    assert kind.resources == pb.Counts(stale=1, not_sent=1)
+    await client.ask(ROUTE, "r", "none", nonce=response.nonce)
+    kind = await ask.until(pb.SYNCED, ROUTE)
+    assert (kind.unanswered, kind.version) == (0, response.version_info)
+    assert not kind.HasField("waiting")
+    assert kind.acked_at.ToNanoseconds() >= kind.sent_at.ToNanoseconds()
+    assert kind.resources == pb.Counts(synced=1, not_sent=1)
+
+
+async def test_a_type_waits_for_another(ask: Ask):
+    client = await ask.client()
+    kind = await ask.type(CLUSTER)
+    assert (kind.waiting.reason, kind.waiting.type_url) == (pb.Waiting.TYPE, ENDPOINT)
+    await client.ask(LISTENER)
+    kind = await ask.until(pb.WAITING, LISTENER, unsynced=True)
+    assert (kind.waiting.reason, kind.waiting.type_url) == (pb.Waiting.TYPE, CLUSTER)
+    [listener] = kind.unsynced
+    assert (listener.name, listener.state, listener.version) == ("l", pb.Resource.NOT_SENT, "1")
+    assert (listener.sent_version, listener.HasField("updated_at")) == ("", False)
+
+
+async def test_a_rejection_names_resources_and_the_objects_that_they_were_made_from(ask: Ask):
+    client = Client(ask._channel, Variant.DELTA, node=node("web.shop"))
+    await client.ask(CLUSTER)
+    response = await client.get()
+    await client.ask(CLUSTER, nonce=response.nonce, error="Error adding cluster b: nonsense")
+    kind = await ask.until(pb.REJECTED, CLUSTER, unsynced=True)
+    rejection = kind.rejection
+    assert rejection.message == "Error adding cluster b: nonsense"
+    assert (list(rejection.resources), list(rejection.sources)) == (["b"], ["Object ns/b"])
+    assert rejection.version == response.system_version_info
+    assert abs(rejection.time.ToSeconds() - time.time()) < WITHIN
+    assert kind.resources.error == 1
+    [rejected] = [each for each in kind.unsynced if each.state == pb.Resource.ERROR]
+    assert (rejected.name, rejected.sent_version, rejected.version) == ("b", "1", "1")
+    assert list(rejected.rejection.sources) == ["Object ns/b"]
+    # Names are told only to who asks for them; the rejection always.
+    kind = await ask.type(CLUSTER)
+    assert not kind.unsynced
+    assert kind.rejection == rejection
+
+
+async def test_a_proxy_without_configuration_says_why(ask: Ask, proxies: OneForAll, missing: dict[str, str]):
+    proxies.snapshot = None
+    missing[node("web.shop")] = "its pod is not known"
+    client = Client(ask._channel, node=node("web.shop"))
+    await client.ask(CLUSTER)
+    async with asyncio.timeout(WITHIN):
+        while not (found := await ask.list()):
+            await asyncio.sleep(0.01)
+    [proxy] = found
+    assert proxy.missing == "its pod is not known"
+    [kind] = proxy.streams[0].types
+    assert (kind.state, kind.waiting.reason) == (pb.WAITING, pb.Waiting.CONFIGURATION)
+    since, connected_at = kind.waiting.since, proxy.streams[0].connected_at
+    assert abs(since.ToMilliseconds() - connected_at.ToMilliseconds()) < 1000
+
+
+@pytest.mark.parametrize(
+    ("request_", "found"),
+    [
+        ({"proxy": "web.shop"}, ["web.shop"]),
+        ({"proxy": "web"}, ["web.bank", "web.shop", "web.shop2"]),
+        ({"proxy": "web.shop2"}, ["web.shop2"]),
+        ({"proxy": node("web.shop")}, ["web.shop"]),
+        ({"proxy": "sidecar~127.0.0.1~web.s"}, ["web.shop", "web.shop2"]),
+        ({"proxy": "eb.shop"}, []),
+        ({"namespace": "bank"}, ["web.bank"]),
+        ({"namespace": "ban"}, []),
+        ({"proxy": "web", "namespace": "shop"}, ["web.shop"]),
+    ],
+)
+async def test_who_is_asked_for(ask: Ask, request_: dict[str, str], found: list[str]):
+    for name in ("web.shop2", "web.shop", "web.bank"):
+        await ask.client(name)
+    assert [f"{each.pod}.{each.namespace}" for each in await ask.list(**request_)] == found
+
+
+async def test_no_resource_is_shown(ask: Ask):
+    client = await ask.client()
+    await client.ask(ROUTE, "r")
+    found = await ask.list(unsynced=True)
+    assert [each.name for each in found[0].streams[0].types[0].unsynced] == ["a", "b"]
+    shown = b"".join(each.SerializeToString() for each in found)
+    for resources in SNAPSHOT.types.values():
+        for resource in resources.values():
+            assert resource.body not in shown
+
+
+async def test_watch_tells_everything_and_then_what_changes(ask: Ask, missing: dict[str, str]):
+    first, other = await ask.client("web.shop"), await ask.client("app.shop")
+    watch = ask.watch()
+    told = await watch.read()
+    assert [each.pod for each in told.proxies] == ["app", "web"]
+    connected_at = {each.pod: each.streams[0].connected_at for each in told.proxies}
+    await first.ask(ROUTE, "r")
+    told = await watch.read()
+    assert ([each.pod for each in told.proxies], list(told.gone)) == (["web"], [])
+    assert told.proxies[0].streams[0].connected_at == connected_at["web"], (
+        "what did not change looks the same"
+    )
+    # What the proxy itself does not do is told as well.
+    missing[node("app.shop")] = "its pod is not known"
+    told = await watch.read()
+    assert [(each.pod, each.missing) for each in told.proxies] == [("app", "its pod is not known")]
+    other.call.cancel()
+    told = await watch.read()
+    assert (list(told.proxies), list(told.gone)) == ([], [node("app.shop")])
+    watch.cancel()
+
+
+async def test_watch_says_nothing_while_nothing_changes_and_tells_of_changes_together(
+    server: XdsServer, ask: Ask
+):
+    client = await ask.client()
+    watched = _Watched(pb.WatchProxiesRequest(), lambda _: "")
+    discovery = server.discovery
+    [stream] = discovery.streams
+    assert (await watched.look(discovery)).proxies
+    assert await watched.look(discovery) is None
+    before = stream.moves
+    for name in ("r", "s", "t"):
+        await client.ask(ROUTE, name)
+    async with asyncio.timeout(WITHIN):
+        while stream.moves < before + 3:
+            await asyncio.sleep(0.01)
+    told = await watched.look(discovery)
+    assert told.proxies[0].streams[0].types[-1].names == 3
+    # A look later it may be written too; then there is silence.
+    await watched.look(discovery)
+    assert await watched.look(discovery) is None
+
+
+async def test_watch_tells_of_those_only_who_are_asked_for(ask: Ask):
+    client = await ask.client("web.shop")
+    watch = ask.watch(namespace="bank")
+    told = await watch.read()
+    assert (list(told.proxies), list(told.gone)) == ([], [])
+    await client.ask(ROUTE, "r")
+    await ask.client("web.bank")
+    told = await watch.read()
+    assert [each.namespace for each in told.proxies] == ["bank"]
+    watch.cancel()
+
+
+async def test_grpcurl_describes_it_with_comments_and_calls_it(server: XdsServer, ask: Ask):
+    target = f"127.0.0.1:{server.port}"
+    await ask.client()
+    status, output = await grpcurl(target, "list")
+    assert status == 0
+    assert SERVICE in output.split()
+    status, output = await grpcurl(target, "describe", "xds.mesh.v1.Waiting")
+    assert status == 0, output
+    assert "// The proxy has not answered a response." in output
+    [listed] = await call(target, f"{SERVICE}/List", {"proxy": "web", "unsynced": True})
+    assert listed["proxies"][0]["pod"] == "web"
+    assert listed["proxies"][0]["streams"][0]["types"][0]["waiting"]["reason"] == "TYPE"
