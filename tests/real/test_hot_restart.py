@@ -41,7 +41,7 @@ async def test_r51_two_streams_of_one_node_are_served_each_on_its_own(variant, t
             await traffic.more(20)
 
             new = await envoys.start()
-            assert [stream.subscriber.node.id for stream in proxies.open.values()] == ["envoy", "envoy"]
+            assert [stream.node for stream in proxies.open.values()] == ["envoy", "envoy"]
             world = world.having(two=Cluster((other.port,))).routing("r", a="two")
             await change(world)
             before, after = proxies.open.values()

@@ -203,7 +203,7 @@ async def test_r12_a_rejected_cluster_is_sent_once_holds_up_nothing_and_can_be_m
         ):
 
             async def settled_but_for_the_bad_one() -> None:
-                await here.proxies.until(lambda: stream.lacks(here.proxies.snapshot) == ["Cluster bad"], WARM)
+                await here.proxies.until(lambda: here.proxies.lacking() == [["Cluster bad"]], WARM)
                 here.history.settle()
 
             stream = here.stream

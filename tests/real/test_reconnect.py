@@ -158,7 +158,7 @@ async def test_r36_what_changed_while_it_was_away_is_sent_and_nothing_else(tmp_p
         before = await here.counts()
         await kill(here, instance)
         world = here.history.world.routing("r", a="new").having(
-            one=None, new=Cluster((here.apps[1],)), three=Cluster((here.apps[1],), secured=True)
+            one=None, new=Cluster((here.apps[1],), checked=True), three=Cluster((here.apps[1],), secured=True)
         )
         here.history.publish(world)
         instance.world = world

@@ -20,9 +20,8 @@ import structlog
 from tests.real.harness.serving import OneWorld
 from tests.real.harness.world import World
 from xds.protocol.events import Acked, Event, Nacked, Subscribed
-from xds.protocol.wire import Node
 from xds.server import Stream as ServerStream
-from xds.server import StreamInfo, Subscriber, XdsServer
+from xds.server import XdsServer
 
 _ROOT = Path(__file__).parents[3]
 
@@ -119,9 +118,9 @@ class _Telling(OneWorld):
 
     dies_before = ""
 
-    def connect(self, node: Node, stream: StreamInfo) -> Subscriber:
-        _tell("connected", node=node.id)
-        return super().connect(node, stream)
+    def opened(self, stream: ServerStream) -> None:
+        super().opened(stream)
+        _tell("connected", node=stream.node.id)
 
     def sent(self, stream: ServerStream, size: int) -> None:
         super().sent(stream, size)
@@ -136,6 +135,7 @@ class _Telling(OneWorld):
             )
 
     def received(self, stream: ServerStream, event: Event) -> None:
+        super().received(stream, event)
         match event:
             case Subscribed():
                 _tell("subscribed", type=_short(event.type_url))
@@ -151,7 +151,7 @@ async def _serve(port: int) -> None:
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     _, world = json.loads(await reader.readline())
     proxies = _Telling(World.from_json(world))
-    serving = XdsServer(proxies, f"127.0.0.1:{port}", observer=proxies)
+    serving = XdsServer(proxies.store, f"127.0.0.1:{port}", observer=proxies)
     await serving.start()
     _tell("serving", port=serving.port)
     while line := await reader.readline():

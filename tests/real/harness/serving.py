@@ -1,10 +1,10 @@
-"""The library's server with one world for everybody, and what is known of who takes it."""
+"""The library's server and store with one world for everybody, and what is known of who takes it."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,17 +12,18 @@ from typing import Any
 from tests.real.harness.world import HOST, World
 from xds.protocol.events import Acked, Event, Nacked, Response, Subscribed
 from xds.protocol.session import Variant
-from xds.protocol.wire import Node
 from xds.server import Stream as ServerStream
-from xds.server import StreamInfo, Subscriber, XdsServer
-from xds.snapshot import CLUSTER, LISTENER, Resource, Snapshot
+from xds.server import XdsServer
+from xds.snapshot import CLUSTER, LISTENER, Resource
+from xds.store import Store
 
 
 @dataclass(slots=True)
 class Stream:
-    """What one stream has said so far."""
+    """What was sent on a stream, and what became of it."""
 
-    subscriber: Subscriber
+    variant: Variant
+    node: str
     answers: list[Acked | Nacked] = field(default_factory=list)
     taken: defaultdict[str, dict[str, str]] = field(default_factory=lambda: defaultdict(dict))
     """By type: name and version of what was acknowledged."""
@@ -37,80 +38,72 @@ class Stream:
         self.responses[response.type_url] += 1
         self.unanswered[response.type_url] = response.nonce
 
-    def observe(self, event: Subscribed | Acked | Nacked) -> None:
-        if isinstance(event, Subscribed):
-            self.asked[event.type_url] += 1
-            return
-        self.answers.append(event)
-        if self.unanswered.get(event.type_url) == event.nonce:
-            del self.unanswered[event.type_url]
-        taken = self.taken[event.type_url]
-        if isinstance(event, Acked):
-            if self.subscriber.stream.variant is Variant.SOTW and event.type_url in (CLUSTER, LISTENER):
+    def received(self, event: Event) -> None:
+        match event:
+            case Subscribed():
+                self.asked[event.type_url] += 1
+            case Acked() | Nacked():
+                self._answered(event)
+
+    def _answered(self, answer: Acked | Nacked) -> None:
+        self.answers.append(answer)
+        if self.unanswered.get(answer.type_url) == answer.nonce:
+            del self.unanswered[answer.type_url]
+        taken = self.taken[answer.type_url]
+        if isinstance(answer, Acked):
+            if self.variant is Variant.SOTW and answer.type_url in (CLUSTER, LISTENER):
                 taken.clear()
-            for name in event.removed:
+            for name in answer.removed:
                 taken.pop(name, None)
-        spoiled = () if isinstance(event, Acked) else event.culprits or event.resources
-        taken.update({each.name: each.version for each in event.resources if each not in spoiled})
+        spoiled = () if isinstance(answer, Acked) else answer.culprits or answer.resources
+        taken.update({each.name: each.version for each in answer.resources if each not in spoiled})
 
     @property
     def rejections(self) -> list[Nacked]:
         return [answer for answer in self.answers if isinstance(answer, Nacked)]
 
-    def lacks(self, snapshot: Snapshot) -> list[str]:
-        """Say what the proxy has not acknowledged: what it was sent last, and what it needs of a snapshot."""
+    def lacks(self, resources: Sequence[Resource]) -> list[str]:
+        """Say what the proxy has not acknowledged: what it was sent last, and what it needs of a world."""
         return [f"an answer for {type_url}" for type_url in self.unanswered] + [
             f"{resource.type_url.rpartition('.')[2]} {resource.name}"
-            for resource in _used(snapshot)
+            for resource in _used(resources)
             if self.taken[resource.type_url].get(resource.name) != resource.version
         ]
 
 
 class OneWorld:
-    """Gives every stream the same world. A `Proxies` and an `Observer` for the server."""
+    """Gives every stream the same world, from a store, and takes notes. An `Observer` for the server."""
 
     def __init__(self, world: World) -> None:
-        self.snapshot = world.snapshot()
+        self.store = Store()
         self.streams: list[Stream] = []
         """All that there ever were."""
-        self.open: dict[Subscriber, Stream] = {}
+        self.open: dict[ServerStream, Stream] = {}
         self._news = asyncio.Event()
-
-    def connect(self, node: Node, stream: StreamInfo) -> Subscriber:
-        subscriber = Subscriber(node, stream)
-        subscriber.publish(self.snapshot)
-        self.open[subscriber] = Stream(subscriber)
-        self.streams.append(self.open[subscriber])
-        self._news.set()
-        return subscriber
-
-    def disconnect(self, subscriber: Subscriber) -> None:
-        del self.open[subscriber]
-        self._news.set()
-
-    def observe(self, subscriber: Subscriber, event: Subscribed | Acked | Nacked) -> None:
-        self.open[subscriber].observe(event)
-        self._news.set()
+        self.publish(world)
 
     def publish(self, world: World) -> None:
-        self.snapshot = world.snapshot()
-        for subscriber in self.open:
-            subscriber.publish(self.snapshot)
+        self._resources = world.resources()
+        self.store.replace(self._resources)
 
     def opened(self, stream: ServerStream) -> None:
-        """A stream was let in."""
+        self.open[stream] = Stream(stream.info.variant, stream.node.id)
+        self.streams.append(self.open[stream])
+        self._news.set()
 
     def sent(self, stream: ServerStream, size: int) -> None:
         if response := stream.session.sent:
-            self.open[stream.subscriber].sent(response)
+            self.open[stream].sent(response)
 
     def received(self, stream: ServerStream, event: Event) -> None:
-        """A request meant this."""
+        self.open[stream].received(event)
+        self._news.set()
 
     def closed(self, stream: ServerStream) -> None:
-        """A stream has ended."""
+        del self.open[stream]
+        self._news.set()
 
-    async def until(self, check: Any, timeout: float = 10) -> Any:
+    async def until(self, check: Callable[[], Any], timeout: float = 10) -> Any:
         """Ask again whenever a proxy has said something, until the answer is true; return that."""
         async with asyncio.timeout(timeout):
             while not (found := check()):
@@ -119,24 +112,27 @@ class OneWorld:
             return found
 
     async def settled(self, timeout: float = 10) -> None:
-        """Wait until every open stream, and at least one, has acknowledged all that it needs of the latest world."""
+        """Wait until every open stream, and at least one, has all that it needs of the latest world.
 
-        def has_it() -> bool:
-            return bool(self.open) and not any(stream.lacks(self.snapshot) for stream in self.open.values())
-
+        The store says when. That it is right is seen from what the proxies have acknowledged.
+        """
         try:
-            await self.until(has_it, timeout)
+            await self.until(lambda: self.open, timeout)
+            await asyncio.wait_for(self.store.applied(), timeout)
         except TimeoutError:
-            lacking = [stream.lacks(self.snapshot) for stream in self.open.values()]
-            rejected = [each.message for stream in self.open.values() for each in stream.rejections]
-            raise AssertionError(f"not acknowledged within {timeout} s: {lacking}; {rejected=}") from None
+            raise AssertionError(f"not within {timeout} s: {self.lacking()}") from None
+        assert not any(self.lacking()), self.lacking()
+
+    def lacking(self) -> list[list[str]]:
+        """Say for each open stream what it lacks of the latest world."""
+        return [stream.lacks(self._resources) for stream in self.open.values()]
 
 
 @asynccontextmanager
 async def serving(world: World) -> AsyncIterator[tuple[OneWorld, int]]:
     """Serve a world in this process, at the port that comes with it."""
     proxies = OneWorld(world)
-    server = XdsServer(proxies, f"{HOST}:0", observer=proxies)
+    server = XdsServer(proxies.store, f"{HOST}:0", observer=proxies)
     await server.start()
     try:
         yield proxies, server.port
@@ -193,12 +189,11 @@ def bootstrap(node: str, variant: Variant, admin: int, *servers: int) -> dict[st
     }
 
 
-def _used(snapshot: Snapshot) -> list[Resource]:
+def _used(resources: Sequence[Resource]) -> list[Resource]:
     """List the clusters and listeners, and what those make a proxy ask for."""
-    used = [*snapshot.of(CLUSTER).values(), *snapshot.of(LISTENER).values()]
-    refs = dict.fromkeys(ref for resource in used for ref in resource.refs)
-    found = [snapshot.of(type_url).get(name) for type_url, name in refs]
-    return used + [resource for resource in found if resource]
+    used = [each for each in resources if each.type_url in (CLUSTER, LISTENER)]
+    refs = {ref for each in used for ref in each.refs}
+    return used + [each for each in resources if (each.type_url, each.name) in refs]
 
 
 def _address(port: int) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from datetime import timedelta
 from functools import cache
 from typing import Any, Literal, Self
 
-import betterproto2
 from envoy_data_plane.envoy.config.cluster.v3 import Cluster as ClusterMessage
 from envoy_data_plane.envoy.config.cluster.v3 import (
     ClusterDiscoveryType,
@@ -49,22 +48,12 @@ from envoy_data_plane.envoy.extensions.transport_sockets.tls.v3 import (
 )
 
 from tests.real.harness.upstream import SLOW_PATH
-from xds.descriptors import encode, pack
+from xds.descriptors import pack
 from xds.envoy.common import address, ads, strings
 from xds.envoy.tls import raw_buffer
 from xds.identity import ROOTS
 from xds.identity.secrets import roots_secret
-from xds.snapshot import (
-    CLUSTER,
-    ENDPOINT,
-    LISTENER,
-    ROUTE,
-    SECRET,
-    Resource,
-    ResourceKey,
-    ResourceSet,
-    Snapshot,
-)
+from xds.resources import Resource, resource
 
 HOST = "127.0.0.1"
 """Where Envoy listens, and where the applications are."""
@@ -141,21 +130,18 @@ class World:
         listeners = {name: Listener(**each) for name, each in read.pop("listeners").items()}
         return cls(clusters=clusters, listeners=listeners, **read)
 
-    def snapshot(self) -> Snapshot:
-        """Return the resources."""
-        assigned = {
-            name: each.endpoints
-            for name, each in self.clusters.items()
-            if not each.static and each.endpoints is not None
-        }
-        resources = {
-            CLUSTER: [_cluster(name, _without_eds(each)) for name, each in self.clusters.items()],
-            ENDPOINT: [_assignment(name, endpoints) for name, endpoints in assigned.items()],
-            LISTENER: [_listener(name, each) for name, each in self.listeners.items()],
-            ROUTE: [_routes(name, tuple(paths.items())) for name, paths in self.routes.items()],
-            SECRET: [_secret(self.roots)] if self.roots else [],
-        }
-        return Snapshot({type_url: ResourceSet(some) for type_url, some in resources.items()})
+    def resources(self) -> list[Resource]:
+        return [
+            *(_cluster(name, _without_eds(each)) for name, each in self.clusters.items()),
+            *(
+                _assignment(name, each.endpoints)
+                for name, each in self.clusters.items()
+                if not each.static and each.endpoints is not None
+            ),
+            *(_listener(name, each) for name, each in self.listeners.items()),
+            *(_routes(name, tuple(paths.items())) for name, paths in self.routes.items()),
+            *([_secret(self.roots)] if self.roots else []),
+        ]
 
 
 def _without_eds(cluster: Cluster) -> Cluster:
@@ -170,14 +156,12 @@ def _cluster(name: str, spec: Cluster) -> Resource:
         message.connect_timeout = timedelta(0)
     if spec.fault == "unfit":
         message.lb_policy = ClusterLbPolicy.CLUSTER_PROVIDED
-    refs: list[ResourceKey] = []
     if spec.static:
         message.type = ClusterDiscoveryType.STATIC
         message.load_assignment = _load_assignment(name, spec.endpoints or ())
     else:
         message.type = ClusterDiscoveryType.EDS
         message.eds_cluster_config = ClusterEdsClusterConfig(eds_config=ads())
-        refs.append((ENDPOINT, name))
     if spec.checked:
         message.health_checks = [
             HealthCheck(
@@ -201,13 +185,12 @@ def _cluster(name: str, spec: Cluster) -> Resource:
         message.transport_socket_matches = [
             ClusterTransportSocketMatch(name="tls", match=strings(tls="yes"), transport_socket=socket)
         ]
-        refs.append((SECRET, ROOTS))
-    return _resource(CLUSTER, name, message, *refs)
+    return resource(message)
 
 
 @cache
 def _assignment(name: str, endpoints: tuple[int, ...]) -> Resource:
-    return _resource(ENDPOINT, name, _load_assignment(name, endpoints))
+    return resource(_load_assignment(name, endpoints))
 
 
 def _load_assignment(name: str, endpoints: tuple[int, ...]) -> ClusterLoadAssignment:
@@ -237,7 +220,7 @@ def _listener(name: str, spec: Listener) -> Resource:
         # Every other change concerns the listener as a whole, not only its filter chains, which Envoy can change alone.
         listener_filters_timeout=timedelta(seconds=15 + spec.setting // 2),
     )
-    return _resource(LISTENER, name, message, (ROUTE, spec.routes))
+    return resource(message)
 
 
 @cache
@@ -246,13 +229,9 @@ def _routes(name: str, paths: tuple[tuple[str, str], ...]) -> Resource:
         Route(match=RouteMatch(path=path), route=RouteAction(cluster=cluster)) for path, cluster in paths
     ]
     hosts = [VirtualHost(name="all", domains=["*"], routes=routes)]
-    return _resource(ROUTE, name, RouteConfiguration(name=name, virtual_hosts=hosts))
+    return resource(RouteConfiguration(name=name, virtual_hosts=hosts))
 
 
 @cache
 def _secret(roots: str) -> Resource:
     return roots_secret([roots.encode()])
-
-
-def _resource(type_url: str, name: str, message: betterproto2.Message, *refs: ResourceKey) -> Resource:
-    return Resource.of(type_url, name, encode(message), refs=refs)
