@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from xds.metrics.waits import Waits
 from xds.protocol.events import Acked, Event, Nacked, Subscribed
+from xds.protocol.session import Variant
 from xds.server import Stream
 from xds.server.stream import now
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET
@@ -48,6 +49,9 @@ class StreamMetrics:
         self._opened = Counter(
             "xds_streams_opened", "Streams that were let in.", ("variant",), registry=registry
         )
+
+        for variant in Variant:
+            self._opened.labels(variant.value)
 
         def counter(name: str, what: str) -> Counter:
             return Counter(name, what, ("type",), registry=registry)
@@ -103,7 +107,7 @@ class StreamMetrics:
         match event:
             case Subscribed():
                 self._of(event.type_url).subscriptions.inc()
-                self._streams[stream].subscribed(event)
+                self._streams[stream].subscribed(stream, event)
             case Acked():
                 of = self._of(event.type_url)
                 of.acks.inc()

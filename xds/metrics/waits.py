@@ -51,8 +51,9 @@ class Waits:
         """Return since when what a response carried had changed; None if it was not sent for a change."""
         return self._sent.pop(event.nonce, None)
 
-    def subscribed(self, event: Subscribed) -> None:
+    def subscribed(self, stream: Stream, event: Subscribed) -> None:
         """The client wants something else now."""
+        self._look(stream)  # What changed before it asked has not changed for it.
         self._subscribed[event.type_url] = event
         due = self._due.get(event.type_url)
         if due:

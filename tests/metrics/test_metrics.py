@@ -1,0 +1,302 @@
+"""What is told at /metrics: its form, what it says of what happens, and that it is documented."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import aiohttp
+import grpc
+import grpc.aio
+import pytest
+from prometheus_client.openmetrics.parser import (
+    text_string_to_metric_families as openmetrics,
+)
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.server.proxies import Client
+from xds.admin import AdminServer
+from xds.hub import Hub
+from xds.identity.ca import Authority
+from xds.identity.keys import PrivateKey
+from xds.metrics.controlplane import Metrics
+from xds.model import Change, Meta, Pod, Problem, Ref, Service, ServicePort
+from xds.protocol.session import Variant
+from xds.server import XdsServer
+from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, SECRET
+
+WITHIN = 10.0
+DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
+NODE = "sidecar~127.9.0.1~web.shop~shop.svc.cluster.local"
+CDS, EDS = {"type": "cds"}, {"type": "eds"}
+
+
+def pod(name: str, address: str) -> Pod:
+    labels = {"app": "web", "security.istio.io/tlsMode": "istio"}
+    return Pod(meta=Meta(ref=Ref("Pod", "shop", name), labels=labels), address=address)
+
+
+SERVICE = Service(
+    meta=Meta(ref=Ref("Service", "shop", "web")),
+    addresses=("10.1.0.1",),
+    ports=(ServicePort(port=80, target=8080, name="http"),),
+    selector={"app": "web"},
+)
+NAME = "outbound|80||web.shop.svc.cluster.local"
+
+
+class Plane:
+    """A control plane with its metrics."""
+
+    def __init__(self) -> None:
+        authority = Authority.create(PrivateKey.generate(), "cluster.local", datetime.now(UTC))
+        self.hub = Hub(authority)
+        self.problems: list[Problem] = []
+        self.metrics = Metrics(self.hub, lambda: self.problems)
+        self.server = XdsServer(self.hub, "127.0.0.1:0", grace=0.2, observer=self.metrics.streams)
+        self.metrics.connected(self.server.discovery)
+
+    def samples(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+        body, _ = self.metrics.exposed()
+        return {
+            (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+            for family in text_string_to_metric_families(body.decode())
+            for sample in family.samples
+        }
+
+    def get(self, name: str, **labels: str) -> float:
+        return self.samples().get((name, tuple(sorted(labels.items()))), 0.0)
+
+    async def until(self, name: str, value: float, **labels: str) -> None:
+        async with asyncio.timeout(WITHIN):
+            while self.get(name, **labels) != value:
+                await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+async def plane() -> AsyncIterator[Plane]:
+    plane = Plane()
+    work = asyncio.create_task(plane.hub.run())
+    plane.hub.change(Change(applied=(pod("web", "127.9.0.1"), SERVICE)))
+    await plane.hub.ready.wait()
+    await plane.server.start()
+    yield plane
+    await plane.server.stop()
+    work.cancel()
+    await asyncio.gather(work, return_exceptions=True)
+
+
+@pytest.fixture
+async def channel(plane: Plane) -> AsyncIterator[grpc.aio.Channel]:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{plane.server.port}") as channel:
+        yield channel
+
+
+async def test_streams_are_counted_as_they_come_and_go(plane: Plane, channel: grpc.aio.Channel):
+    assert plane.get("xds_proxies") == 0
+    first, second = (Client(channel, Variant.DELTA, node=NODE) for _ in range(2))
+    for client in (first, second):
+        await client.ask(CLUSTER)
+        await client.get()
+    lost = Client(channel, Variant.SOTW, node=NODE.replace("web", "lost"))
+    await lost.ask(CLUSTER)
+    await plane.until("xds_streams", 1, variant="sotw", type="ads")
+    assert plane.get("xds_streams", variant="delta", type="ads") == 2
+    assert plane.get("xds_streams_opened_total", variant="delta") == 2
+    assert (plane.get("xds_proxies"), plane.get("xds_proxies_waiting")) == (2, 1)
+    lost.call.cancel()
+    await plane.until("xds_streams", 0, variant="sotw", type="ads")
+    assert (plane.get("xds_proxies"), plane.get("xds_proxies_waiting")) == (1, 0)
+    assert plane.get("xds_streams_opened_total", variant="sotw") == 1
+
+
+async def test_what_is_sent_and_answered_is_counted_by_type(plane: Plane, channel: grpc.aio.Channel):
+    client = Client(channel, Variant.DELTA, node=NODE)
+    await client.ask(CLUSTER)
+    response = await client.get()
+    assert plane.get("xds_pushes_total", **CDS) == 1
+    assert plane.get("xds_push_bytes_total", **CDS) == response.ByteSize()
+    assert plane.get("xds_resources_sent_total", **CDS) == len(response.resources)
+    assert plane.get("xds_subscriptions_total", **CDS) == 1
+    await client.ask(CLUSTER, nonce=response.nonce)
+    await plane.until("xds_acks_total", 1, **CDS)
+    assert plane.get("xds_push_to_ack_seconds_count", **CDS) == 1
+    await client.ask(ENDPOINT, NAME)
+    response = await client.get()
+    await client.ask(ENDPOINT, nonce=response.nonce, error="no")
+    await plane.until("xds_nacks_total", 1, **EDS)
+    assert plane.get("xds_acks_total", **EDS) == 0
+    assert plane.get("xds_push_to_ack_seconds_count", **EDS) == 0
+
+
+async def test_types_that_clients_make_up_have_no_label(plane: Plane, channel: grpc.aio.Channel):
+    client = Client(channel, Variant.DELTA, node=NODE)
+    for made_up in ("type.googleapis.com/made.Up", "nonsense\n"):
+        await client.ask(made_up, "x")
+    await plane.until("xds_subscriptions_total", 2, type="other")
+    assert not [
+        labels for _, labels in plane.samples() if "made.Up" in str(labels) or "nonsense" in str(labels)
+    ]
+
+
+async def test_a_change_counts_until_it_is_acknowledged(plane: Plane, channel: grpc.aio.Channel):
+    client = Client(channel, Variant.DELTA, node=NODE)
+    for type_url, names in ((CLUSTER, ()), (ENDPOINT, (NAME,))):
+        await client.ask(type_url, *names)
+        response = await client.get()
+        await client.ask(type_url, nonce=response.nonce)
+    await plane.until("xds_acks_total", 1, **EDS)
+    # What it got because it came is no change.
+    assert plane.get("xds_change_to_ack_seconds_count", **CDS) == 0
+    assert plane.get("xds_change_to_ack_seconds_count", **EDS) == 0
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    plane.hub.change(Change(applied=(pod("web-2", "127.9.0.2"),)))
+    response = await client.get()
+    assert [each.name for each in response.resources] == [NAME]
+    answered = loop.time()
+    await client.ask(ENDPOINT, nonce=response.nonce)
+    await plane.until("xds_change_to_ack_seconds_count", 1, **EDS)
+    seconds = plane.get("xds_change_to_ack_seconds_sum", **EDS)
+    assert answered - began <= seconds <= loop.time() - began
+    # It counts from the change, not from the push.
+    assert seconds > plane.get("xds_push_to_ack_seconds_sum", **EDS) / 2
+    # Nothing else had changed for it.
+    assert plane.get("xds_change_to_ack_seconds_count", **CDS) == 0
+    assert plane.get("xds_changes_total") == 2
+    assert plane.get("xds_change_batches_total") == 2
+
+
+async def test_a_change_that_is_rejected_or_not_asked_for_does_not_count(
+    plane: Plane, channel: grpc.aio.Channel
+):
+    client = Client(channel, Variant.DELTA, node=NODE)
+    await client.ask(ENDPOINT, NAME)
+    response = await client.get()
+    await client.ask(ENDPOINT, nonce=response.nonce)
+    plane.hub.change(Change(applied=(pod("web-2", "127.9.0.2"),)))
+    response = await client.get()
+    await client.ask(ENDPOINT, nonce=response.nonce, error="no")
+    await plane.until("xds_nacks_total", 1, **EDS)
+    # The cluster of a new service is nothing to who asked for none; asked for later, it is no change.
+    other = Service(meta=Meta(ref=Ref("Service", "shop", "db")), addresses=("10.1.0.2",), ports=SERVICE.ports)
+    plane.hub.change(Change(applied=(other,)))
+    await plane.until("xds_change_batches_total", 3)
+    await plane.until("xds_translations_total", 3, result="made")
+    await client.ask(CLUSTER)
+    response = await client.get()
+    await client.ask(CLUSTER, nonce=response.nonce)
+    await plane.until("xds_acks_total", 1, **CDS)
+    assert plane.get("xds_change_to_ack_seconds_count", **CDS) == 0
+    assert plane.get("xds_change_to_ack_seconds_count", **EDS) == 0
+
+
+async def test_refused_and_malformed_calls_are_counted_by_status(plane: Plane, channel: grpc.aio.Channel):
+    for name in ("no-sidecar", "neither"):
+        client = Client(channel, Variant.SOTW, node=name)
+        await client.ask(LISTENER)
+        assert (await client.end())[0] is grpc.StatusCode.INVALID_ARGUMENT
+    assert plane.get("xds_calls_failed_total", code="INVALID_ARGUMENT") == 2
+    assert plane.get("xds_streams_opened_total", variant="sotw") == 0
+
+
+async def test_certificates_problems_and_the_process(plane: Plane, channel: grpc.aio.Channel):
+    assert plane.get("xds_certificates") == 0
+    assert ("xds_certificate_expiry_timestamp_seconds", ()) not in plane.samples()
+    client = Client(channel, Variant.DELTA, node=NODE)
+    await client.ask(SECRET, "default", "ROOTCA")
+    await client.get()
+    now = datetime.now(UTC).timestamp()
+    assert (plane.get("xds_certificates"), plane.get("xds_certificates_issued_total")) == (1, 1)
+    assert now < plane.get("xds_certificate_expiry_timestamp_seconds") <= now + 86400
+    assert plane.get("xds_root_certificate_expiry_timestamp_seconds") > now + 9 * 365 * 86400
+    for where, notice in (("a:1", False), ("a:2", False), ("a:3", True)):
+        plane.problems.append(Problem(where=where, what="x", notice=notice))
+    assert plane.get("xds_problems", severity="problem") == 2
+    assert plane.get("xds_problems", severity="notice") == 1
+    assert plane.get("process_resident_memory_bytes") > 1e6
+    assert [labels for name, labels in plane.samples() if name == "xds_build_info"]
+
+
+async def test_the_loop_is_found_late(plane: Plane, monkeypatch: pytest.MonkeyPatch):
+    import time
+
+    monkeypatch.setattr("xds.metrics.controlplane.LOOK", 0.01)
+    watching = asyncio.create_task(plane.metrics.watch_loop())
+    await plane.until("xds_event_loop_lag_seconds_count", 1)
+    assert plane.get("xds_event_loop_lag_seconds_sum") < 0.3
+    time.sleep(0.3)
+    count = plane.get("xds_event_loop_lag_seconds_count")
+    async with asyncio.timeout(WITHIN):
+        while plane.get("xds_event_loop_lag_seconds_count") == count:
+            await asyncio.sleep(0.01)
+    assert plane.get("xds_event_loop_lag_seconds_sum") > 0.25
+    watching.cancel()
+
+
+async def test_the_admin_port_tells_them_in_both_formats(plane: Plane):
+    admin = AdminServer(lambda: None, "127.0.0.1", 0, metrics=plane.metrics.exposed)
+    await admin.start()
+    try:
+        url = f"http://127.0.0.1:{admin.port}/metrics"
+        async with aiohttp.ClientSession() as session:
+            async with session.get(url) as response:
+                assert response.headers["Content-Type"].startswith("text/plain; version=")
+                families = list(text_string_to_metric_families(await response.text()))
+            accept = {"Accept": "application/openmetrics-text; version=1.0.0"}
+            async with session.get(url, headers=accept) as response:
+                assert response.headers["Content-Type"].startswith("application/openmetrics-text")
+                assert list(openmetrics(await response.text()))
+        assert {family.name for family in families} >= {"xds_pushes", "xds_proxies", "process_cpu_seconds"}
+    finally:
+        await admin.stop()
+
+
+async def test_the_names_are_as_prometheus_wants_them(plane: Plane):
+    """What `promtool check metrics` looks at."""
+    body, _ = plane.metrics.exposed()
+    for family in text_string_to_metric_families(body.decode()):
+        if not family.name.startswith("xds_"):
+            continue
+        assert family.documentation.endswith("."), family.name
+        assert re.fullmatch(r"[a-z][a-z0-9_]*", family.name)
+        assert not family.name.endswith(("_count", "_sum", "_bucket"))
+        assert not re.search(r"_(milliseconds|ms|minutes|kilobytes)\b", family.name)
+        for sample in family.samples:
+            assert not sample.name.endswith("_created")
+            assert (family.type == "counter") == sample.name.endswith("_total"), sample.name
+            assert "le" not in sample.labels or family.type == "histogram"
+
+
+async def test_the_documentation_says_what_there_is(plane: Plane, channel: grpc.aio.Channel):
+    client = Client(channel, Variant.DELTA, node=NODE)
+    await client.ask(CLUSTER)
+    await client.get()
+    await Client(channel, Variant.SOTW, node="none").ask(LISTENER)
+    await plane.until("xds_calls_failed_total", 1, code="INVALID_ARGUMENT")
+    body, _ = plane.metrics.exposed()
+    told = {}
+    for family in text_string_to_metric_families(body.decode()):
+        if family.name.startswith("xds_"):
+            name = family.name + ("_total" if family.type == "counter" else "")
+            labels = dict.fromkeys(label for sample in family.samples for label in sorted(sample.labels))
+            labels.pop("le", None)
+            told[name] = (family.type, ", ".join(sorted(labels)), family.documentation)
+    rows = re.findall(r"^\| `(xds_\w+)` \| (\w+) \| (.*?) ?\| (.+?) \|$", DOCS.read_text(), re.MULTILINE)
+    documented = {name: (kind, labels.replace("`", ""), what) for name, kind, labels, what in rows}
+    assert documented == told
+
+
+async def test_expressions_in_the_documentation_name_metrics_that_there_are():
+    text = DOCS.read_text()
+    documented = set(re.findall(r"^\| `(xds_\w+)` \|", text, re.MULTILINE))
+    used = {
+        re.sub(r"_(bucket|sum|count)$", "", name)
+        for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+        for name in re.findall(r"\bxds_\w+", block)
+    }
+    assert len(used) > 5
+    assert used <= documented
