@@ -246,10 +246,11 @@ async def test_a_rejection_is_raised_with_who_and_why_until_there_is_something_b
     done = asyncio.create_task(store.applied())
     await good.take()
     await node.take(error="cluster c: bad")
-    with pytest.raises(NackError, match=r"edge.1 rejected Cluster: cluster c: bad") as raised:
+    with pytest.raises(NackError, match=r"edge.1 rejected Cluster c: cluster c: bad") as raised:
         await done
     error = raised.value
-    assert (error.node.id, error.type_url, error.message) == ("edge.1", CLUSTER, "cluster c: bad")
+    assert (error.node.id, error.type_url, error.names) == ("edge.1", CLUSTER, ("c",))
+    assert error.message == "cluster c: bad"
     assert error.sources == ("mine.py:3",)
     await store.applied(node="good.1")
     store.set(eds_cluster("c", "better"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
+from xds.protocol.answers import Rejection
 from xds.protocol.status import SNAPSHOT, TypeStatus
 from xds.protocol.wire import Node
 from xds.server import StreamInfo, Subscriber
@@ -12,6 +13,8 @@ from xds.store.scopes import Scope, View
 
 _AGAIN = 0.01
 """Seconds after which a stream is looked at again that had no turn yet since it was given something."""
+_MOST_NAMES = 10
+"""Of resources in one error."""
 _AT_ONCE = 100
 """Clients that are looked at before the event loop gets its turn: a few milliseconds."""
 
@@ -19,14 +22,17 @@ _AT_ONCE = 100
 class NackError(Exception):
     """A client rejected what it should have, and is sent nothing in its place until that is changed."""
 
-    def __init__(self, node: Node, type_url: str, message: str, sources: tuple[str, ...]) -> None:
-        super().__init__(f"{node.id} rejected {type_url.rpartition('.')[2]}: {message}")
+    def __init__(self, node: Node, status: TypeStatus, rejection: Rejection) -> None:
         self.node = node
-        self.type_url = type_url
-        self.message = message
+        self.type_url = status.type_url
+        self.names = tuple(one.name for one in status.resources if one.error)
+        """Of the resources that it means, as far as it says so; of all that came together if it does not."""
+        self.message = rejection.message
         """The client's own words, without any key material that they quote."""
-        self.sources = sources
+        self.sources = rejection.sources
         """The objects that what it rejected was made from."""
+        kind = self.type_url.rpartition(".")[2]
+        super().__init__(f"{node.id} rejected {kind} {', '.join(self.names[:_MOST_NAMES])}: {self.message}")
 
 
 class Client(Subscriber):
@@ -49,8 +55,7 @@ class Client(Subscriber):
             return all(status.synced or _is_unserved(status) for status in self.session.status())
         for status in self.session.status():
             if status.last_error and not status.waiting:
-                error = status.last_error
-                raise NackError(self.node, status.type_url, error.message, error.sources)
+                raise NackError(self.node, status, status.last_error)
         return False
 
 
