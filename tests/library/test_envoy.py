@@ -83,7 +83,9 @@ async def test_what_is_for_one_node_is_over_what_is_for_all(variant, tmp_path):
             assert (await client.get(f"http://127.0.0.1:{port}/a")).text == str(all_get.port)
 
 
-@pytest.mark.parametrize(("fault", "words"), [("invalid", "ConnectTimeout"), ("unfit", "did not provide one")])
+@pytest.mark.parametrize(
+    ("fault", "words"), [("invalid", "ConnectTimeout"), ("unfit", "did not provide one")]
+)
 async def test_what_envoy_rejects_is_raised_in_its_own_words(variant, fault, words, tmp_path):
     async with Upstream() as app:
         port = free_port()

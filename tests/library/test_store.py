@@ -65,6 +65,13 @@ def test_a_nodes_group_is_its_cluster_or_what_the_program_says():
     assert "c" in connect(store, "edge.n1").snapshot.of(CLUSTER)
 
 
+def test_what_is_no_group_is_told():
+    store = Store(group=lambda node: 7)
+    with pytest.raises(TypeError, match="are names, not '' and 7"):
+        connect(store, "n")
+    assert not store.clients
+
+
 NAMES = st.sampled_from("ab")
 SCOPES = st.sampled_from([{}, {"group": "g"}, {"node": "n"}, {"group": "h"}, {"node": "m"}])
 SOME = st.dictionaries(

@@ -110,7 +110,7 @@ class Store:
 
     def connect(self, node: Node, stream: StreamInfo) -> Subscriber:
         """Let a stream in."""
-        group = self._group(node)
+        group = Scope.of("", self._group(node)).group
         client = Client(node, stream, self._contents.view(node.id, group), group)
         if self._contents.begun:
             client.publish(client.view.snapshot)
