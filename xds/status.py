@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -37,7 +38,7 @@ SHORT = {
 }
 """By type, what the service that serves it is called for short, as in Envoy's documentation."""
 
-_MOST_SOURCES = 2
+_MOST_CAUSES = 2
 """Objects that one line names."""
 
 _ORIGIN = re.compile(r" \([^()]*\)$")
@@ -54,7 +55,7 @@ def words(kind: pb.Type, missing: str, now: Timestamp) -> str:
     because = f" ({missing})" if missing else ""
     if kind.state == pb.REJECTED:
         said = " ".join(kind.rejection.message.split()) or f"code {kind.rejection.code}"
-        return printable(f"rejected: {said}{_from(kind.rejection.sources)}")
+        return printable(f"rejected: {said}{_from(kind.rejection.causes)}")
     if kind.state == pb.SYNCED:
         if not kind.HasField("acked_at"):
             return printable(f"synced{because}")  # It came with everything.
@@ -107,6 +108,7 @@ def settled(proxy: pb.Proxy) -> bool:
     return not proxy.missing and all(kind.state == pb.SYNCED for kind in types(proxy))
 
 
+@lru_cache(maxsize=1 << 14)
 def pod(node_id: str) -> tuple[str, str]:
     """Return the namespace and name of a sidecar's pod; empty for who is none."""
     try:
@@ -140,11 +142,11 @@ def _awaited(waiting: pb.Waiting) -> str:
             return "its configuration"
 
 
-def _from(sources: Sequence[str]) -> str:
-    if not sources:
+def _from(causes: Sequence[str]) -> str:
+    if not causes:
         return ""
-    named = ", ".join(object_name(source) for source in sources[:_MOST_SOURCES])
-    more = len(sources) - _MOST_SOURCES
+    named = ", ".join(object_name(cause) for cause in causes[:_MOST_CAUSES])
+    more = len(causes) - _MOST_CAUSES
     return f" (from {named}{f' and {more} more' if more > 0 else ''})"
 
 

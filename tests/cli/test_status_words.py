@@ -23,8 +23,8 @@ def waiting(reason: pb.Waiting.Reason, ago: float, type_url: str = "") -> pb.Typ
     return pb.Type(state=pb.WAITING, waiting=pb.Waiting(reason=reason, since=at(ago), type_url=type_url))
 
 
-def rejected(message: str, *sources: str) -> pb.Type:
-    return pb.Type(state=pb.REJECTED, rejection=pb.Rejection(code=13, message=message, sources=sources))
+def rejected(message: str, *causes: str) -> pb.Type:
+    return pb.Type(state=pb.REJECTED, rejection=pb.Rejection(code=13, message=message, causes=causes))
 
 
 @pytest.mark.parametrize(

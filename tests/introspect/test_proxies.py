@@ -180,6 +180,7 @@ async def test_a_rejection_names_resources_and_the_objects_that_they_were_made_f
     rejection = kind.rejection
     assert rejection.message == "Error adding cluster b: nonsense"
     assert (list(rejection.resources), list(rejection.sources)) == (["b"], ["Object ns/b"])
+    assert list(rejection.causes) == ["Object ns/b"]
     assert rejection.version == response.system_version_info
     assert abs(rejection.time.ToSeconds() - time.time()) < WITHIN
     assert kind.resources.error == 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -212,13 +212,12 @@ def _type(status: TypeStatus, clock: _Clock, *, unsynced: bool) -> pb.Type:
     counts = status.counts
     listed = error or (unsynced and counts.total() > counts[State.SYNCED])
     resources = [each for each in status.resources if each.state is not State.SYNCED] if listed else []
+    rejected = {each.name: each.error for each in resources if each.error}
     return pb.Type(
         type_url=status.type_url,
         state=state,
         waiting=_waiting(status.waiting, clock) if status.waiting else None,
-        rejection=_rejection(error, clock, [each.name for each in resources if each.error])
-        if error
-        else None,
+        rejection=_rejection(error, clock, rejected) if error else None,
         resources=pb.Counts(
             synced=counts[State.SYNCED],
             stale=counts[State.STALE],
@@ -241,14 +240,17 @@ def _waiting(waiting: Waiting, clock: _Clock) -> pb.Waiting:
     return pb.Waiting(reason=reason, type_url=type_url, since=clock.at(waiting.since))
 
 
-def _rejection(rejection: Rejection, clock: _Clock, names: Sequence[str] = ()) -> pb.Rejection:
+def _rejection(rejection: Rejection, clock: _Clock, of: Mapping[str, Rejection]) -> pb.Rejection:
+    """Tell of a rejection, and `of` which resources it is."""
+    causes = dict.fromkeys(source for each in of.values() for source in each.sources[:1])
     return pb.Rejection(
         version=rejection.version,
         code=rejection.code,
         message=rejection.message,
         time=clock.at(rejection.at),
-        resources=names,
+        resources=of,
         sources=rejection.sources,
+        causes=causes,
     )
 
 
@@ -259,5 +261,5 @@ def _resource(status: ResourceStatus, clock: _Clock) -> pb.Resource:
         sent_version=status.version,
         version=status.resource.version if status.resource else "",
         updated_at=None if status.updated_at is None else clock.at(status.updated_at),
-        rejection=_rejection(status.error, clock) if status.error else None,
+        rejection=_rejection(status.error, clock, {status.name: status.error}) if status.error else None,
     )

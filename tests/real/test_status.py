@@ -1,0 +1,127 @@
+"""`xds status` with real sidecars: one that is synced, one that rejected, one that waits, one whose pod is not known."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from tests.real.harness.controlplane import xds
+from tests.real.harness.envoy import EnvoyProcess
+from tests.real.harness.local import LocalMesh
+from tests.real.harness.manifests import destination_rule
+from tests.real.harness.waiting import eventually
+from xds.descriptors import to_json_dict
+from xds.envoy.bootstrap import bootstrap
+
+pytestmark = pytest.mark.envoy
+
+TYPES = {"CDS", "EDS", "SDS", "LDS", "RDS"}
+NOWHERE = "/does/not/exist.pem"
+
+
+class Running(EnvoyProcess):
+    """An Envoy that is not waited for until it is live: it has nothing to live on."""
+
+    async def _is_live(self) -> bool:
+        return bool(await self.admin.json("/server_info"))
+
+
+class Status:
+    """What `xds status` says of a mesh."""
+
+    def __init__(self, mesh: LocalMesh) -> None:
+        self._at = f"--xds-address={mesh.plane.address}"
+
+    async def lines(self, *arguments: str) -> dict[tuple[str, str], str]:
+        """By proxy and type, the words."""
+        _, *lines = (await xds("status", self._at, *arguments, may_be_no=True)).splitlines()
+        rows = [line.split(maxsplit=3) for line in lines]
+        return {(proxy, kind): words for proxy, kind, _, words in rows}
+
+    async def says(self, proxy: str, kind: str, words: str) -> bool:
+        """Whether the words are those of a regular expression."""
+        said = (await self.lines())[proxy, kind]
+        assert re.fullmatch(words, said), said
+        return True
+
+    async def text(self, *arguments: str) -> str:
+        return await xds("status", self._at, *arguments, may_be_no=True)
+
+    async def json(self, *arguments: str) -> list[dict[str, Any]]:
+        answer = json.loads(await xds("status", self._at, "-o", "json", *arguments, may_be_no=True))
+        proxies: list[dict[str, Any]] = answer["proxies"]
+        return proxies
+
+
+@contextmanager
+def stopped(envoy: EnvoyProcess) -> Iterator[None]:
+    """Have an Envoy hang, as if the machine had no time for it."""
+    os.kill(envoy.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(envoy.pid, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("sotw", [True, False], ids=["sotw", "delta"])
+async def test_what_real_sidecars_have_wait_for_and_reject(loopback, tmp_path, sotw):
+    async with LocalMesh(loopback, tmp_path, sotw=sotw) as mesh:
+        status = Status(mesh)
+        web, good = mesh.pod("web", "ns"), mesh.pod("good", "ns")
+        slow, bad = mesh.pod("slow", "ns"), mesh.pod("bad", "other")
+        mesh.pod("lost", "ns")
+        mesh.service("web", "ns", {"http": (80, 8080)})
+        known = mesh.facts().pod("ns", "lost")
+        assert known
+        begin = to_json_dict(bootstrap(known, "127.0.0.1", mesh.plane.port, sotw=sotw))
+        mesh.manifests.remove("pod-ns-lost")
+        await mesh.start(web, good, slow)
+        await mesh.start(bad, may_reject=True)
+
+        async def all_synced() -> bool:
+            lines = await status.lines()
+            assert {kind for _, kind in lines} == TYPES
+            assert {proxy for proxy, _ in lines} == {"web.ns", "good.ns", "slow.ns", "bad.other"}
+            return all(words.startswith("synced ") and words.endswith("s ago") for words in lines.values())
+
+        await eventually(all_synced, what="every sidecar is synced")
+        found = {proxy["pod"]: proxy for proxy in await status.json()}
+        assert found["good"]["agent"] == "envoy"
+        assert found["good"]["agentVersion"].startswith("1.")
+        [stream] = found["good"]["streams"]
+        assert stream["variant"] == ("SOTW" if sotw else "DELTA")
+
+        # Only clients in the rule's own namespace follow it, and there is no such file in the sidecar.
+        rule = destination_rule("broken", "other", "web.ns.svc.cluster.local", "SIMPLE")
+        rule["spec"] |= {"exportTo": ["."]}
+        rule["spec"]["trafficPolicy"]["tls"]["caCertificates"] = NOWHERE
+        mesh.apply(rule)
+
+        words = rf"rejected: .*{NOWHERE}.* \(from DestinationRule/other/broken\)"
+        await eventually(lambda: status.says("bad.other", "CDS", words))
+        lines = await status.lines()
+        assert [key for key, words in lines.items() if words.startswith("rejected")] == [("bad.other", "CDS")]
+        text = await status.text("bad.other")
+        assert "outbound|80||web.ns.svc.cluster.local" in text
+        assert "rejected, made from DestinationRule other/broken (" in text
+        assert "destinationrule-other-broken" in text, "where it was read"
+
+        await mesh.enter(Running("lost.ns", begin, tmp_path))
+
+        await eventually(lambda: status.says("lost.ns", "CDS", "waiting: its pod is not known"), timeout=20)
+
+        with stopped(mesh.sidecar(slow)):
+            mesh.pod("web-2", "ns", sidecar=False, labels={"app": "web"})
+            await eventually(lambda: status.says("slow.ns", "EDS", r"waiting \d+s for its answer"))
+            mesh.service("other", "ns", {"http": (81, 8081)}, selector={"app": "web"})
+            await eventually(lambda: status.says("slow.ns", "CDS", r"waiting \d+s for EDS"))
+            await eventually(lambda: status.says("good.ns", "CDS", r"synced \d+s ago"))
+        await eventually(lambda: status.says("slow.ns", "CDS", r"synced \d+s ago"))
+        await eventually(lambda: status.says("slow.ns", "EDS", r"synced \d+s ago"))
