@@ -54,12 +54,14 @@ async def main(address: str = "127.0.0.1:18000") -> None:
 
     store = Store()
     store.set(listener, route, cluster, assignment(port))
-    server = XdsServer(store, address)
-    await server.start()
-    print(f"ask 127.0.0.1:{server.port} where svc is: it is 127.0.0.1:{port}", flush=True)
-    async for client, event in store.events():
-        if isinstance(event, Acked):
-            print(f"{client.node.id} took {', '.join(event.names)}", flush=True)
+    try:
+        async with XdsServer(store, address) as server:
+            print(f"ask 127.0.0.1:{server.port} where svc is: it is 127.0.0.1:{port}", flush=True)
+            async for client, event in store.events():
+                if isinstance(event, Acked):
+                    print(f"{client.node.id} took {', '.join(event.names)}", flush=True)
+    finally:
+        await backend.stop(None)
 
 
 if __name__ == "__main__":

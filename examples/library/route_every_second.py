@@ -5,6 +5,7 @@ python route_every_second.py [ADDRESS [PORT]]      where to serve xDS, and the p
 """
 
 import asyncio
+import itertools
 import sys
 from contextlib import suppress
 
@@ -48,24 +49,20 @@ def configuration(count: int) -> routes.RouteConfiguration:
 async def main(address: str = "127.0.0.1:18000", port: str = "10000") -> None:
     store = Store()
     store.set(listener(int(port)), configuration(0))
-    server = XdsServer(store, address)
-    await server.start()
-    print(f"start an Envoy that asks 127.0.0.1:{server.port}", flush=True)
-    async for client, event in store.events():
-        if isinstance(event, Subscribed) and event.type_url == ROUTE:
-            print(f"{client.node.id} asks for {', '.join(event.names)}", flush=True)
-            break
-    count = 0
-    while True:
-        count += 1
-        store.set(configuration(count))
-        print(f"added /{count}", end=": ", flush=True)
-        try:
-            await store.applied()
-            print("acknowledged", flush=True)
-        except NackError as error:
-            print(error, flush=True)
-        await asyncio.sleep(1)
+    async with XdsServer(store, address) as server:
+        print(f"start an Envoy that asks 127.0.0.1:{server.port}", flush=True)
+        async for client, event in store.events():
+            if isinstance(event, Subscribed) and event.type_url == ROUTE:
+                print(f"{client.node.id} asks for {', '.join(event.names)}", flush=True)
+                break
+        for count in itertools.count(1):
+            store.set(configuration(count))
+            try:
+                await store.applied()
+                print(f"added /{count}: acknowledged", flush=True)
+            except NackError as error:
+                print(f"added /{count}: {error}", flush=True)
+            await asyncio.sleep(1)
 
 
 if __name__ == "__main__":

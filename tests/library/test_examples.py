@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -90,6 +91,15 @@ async def test_envoy_gets_a_route_every_second(tmp_path):
                 answer = await client.get(f"http://127.0.0.1:{at}/{number}")
                 assert (answer.code, answer.text) == ("200", f"this is route {number}\n")
             assert (await client.get(f"http://127.0.0.1:{at}/99")).code == "404"
+
+
+@pytest.mark.parametrize("name", ["api_listener.py", "route_every_second.py"])
+async def test_they_end_quietly_when_they_are_interrupted(name):
+    async with running(name, "127.0.0.1:0") as program:
+        await program.says(r"(ask|asks) 127\.0\.0\.1:\d+")
+        program.process.send_signal(signal.SIGINT)
+        rest, _ = await asyncio.wait_for(program.process.communicate(), LONG)
+        assert (program.process.returncode, rest.decode()) == (0, "")
 
 
 def test_the_envoy_of_the_example_asks_where_the_programs_serve():

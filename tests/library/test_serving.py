@@ -360,9 +360,10 @@ async def test_a_program_can_refuse_a_node():
 
     store = Guarded()
     store.set(eds_cluster("c"))
-    server = XdsServer(store, "127.0.0.1:0")
-    await server.start()
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+    async with (
+        XdsServer(store, "127.0.0.1:0") as server,
+        grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel,
+    ):
         stranger, friend = Node(channel, Variant.SOTW, "stranger"), Node(channel, Variant.SOTW, "friend")
         await stranger.stream.ask(CLUSTER)
         assert await stranger.stream.end() == (
@@ -371,7 +372,6 @@ async def test_a_program_can_refuse_a_node():
         )
         await friend.stream.ask(CLUSTER)
         assert await friend.take() == {"c"}
-    await server.stop()
 
 
 async def test_what_is_polled_is_told_as_a_short_stream(store, channel):

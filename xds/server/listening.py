@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Self
 
 import grpc.aio
 import structlog
@@ -71,6 +71,13 @@ class XdsServer:
         self._server: grpc.aio.Server | None = None
         self.port = 0
         """The port that it listens on, once started; of use when the address leaves the choice with port 0."""
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
 
     async def start(self) -> None:
         """Listen. RuntimeError: the address cannot be had."""
