@@ -150,6 +150,17 @@ def test_kept_running_it_says_what_to_try_and_ends_well_on_ctrl_c(start):
     (proxy,) = (line for line in demo.progress.splitlines() if "curl --proxy" in line)
     body = subprocess.run(proxy.split(), check=True, capture_output=True, text=True).stdout
     assert "URI=spiffe://cluster.local/ns/full/sa/sleep" in body
+    (status_command,) = (line for line in demo.progress.splitlines() if "xds status" in line)
+    _, *arguments = status_command.split()
+    done = subprocess.run(
+        [sys.executable, "-m", "xds", *arguments], check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {line.split()[0] for line in done.stdout.splitlines()[1:]} == {
+        "httpbin.full",
+        "sleep.full",
+        "httpbin.partial",
+    }
     demo.process.send_signal(signal.SIGINT)
     status, output = demo.ended()
     assert (status, "matches the page" in output) == (0, True)

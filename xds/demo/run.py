@@ -103,7 +103,7 @@ def _play(stage: Stage, processes: Processes, options: Options, errors: Console)
 def _keep(stage: Stage, processes: Processes, errors: Console, progress: Progress) -> None:
     with progress("Going back to the beginning"):
         stage.perform(BEGINNING)
-    for line in things_to_try(stage.mesh(), stage.manifests, EXAMPLES):
+    for line in things_to_try(stage.mesh(), stage.manifests, EXAMPLES, stage.xds, stage.admin):
         errors.print(line, markup=False, soft_wrap=True)
     with suppress(Interrupted):  # the end that was asked for
         processes.until("an end", lambda: "a signal", within=math.inf)

