@@ -19,6 +19,7 @@ GUARDED = (
     "grpc.channelz.v1.Channelz/GetTopChannels",
     "envoy.service.status.v3.ClientStatusDiscoveryService/FetchClientStatus",
     "envoy.service.status.v3.ClientStatusDiscoveryService/StreamClientStatus",
+    "xds.mesh.v1.Proxies/List",
 )
 HEALTH = "grpc.health.v1.Health/Check"
 FETCH = "envoy.service.cluster.v3.ClusterDiscoveryService/FetchClusters"
