@@ -29,7 +29,7 @@ test: $(READY) ## Run all tests (those in network namespaces need root)
 check: $(READY) ## Lint, formatting, types, layers, generated code, and packages that must not be here
 	@$(BIN)/python -c "$$FOREIGN"
 	@made=$$(mktemp -d) && trap 'rm -rf "$$made"' EXIT && mkdir -p "$$made/xds/api" && $(call PROTOC,$$made) && \
-		diff -r --exclude=__init__.py --exclude=__pycache__ "$$made/xds/api" xds/api || \
+		diff -rq --exclude=__init__.py --exclude=__pycache__ "$$made/xds/api" xds/api || \
 		{ echo "xds/api is not what protos/ gives: run make proto, and commit the result"; exit 1; } >&2
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
