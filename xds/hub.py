@@ -11,9 +11,8 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import grpc
 import structlog
@@ -29,6 +28,7 @@ from xds.protocol.wire import Node
 from xds.server import Refused, StreamInfo, Subscriber
 from xds.snapshot import Resource, Snapshot
 from xds.translate import steps
+from xds.work import Certificates, Work
 
 log = structlog.get_logger(__name__)
 
@@ -45,37 +45,6 @@ CLOCK_CHECK = 60.0
 
 PodName: TypeAlias = tuple[str, str]
 """namespace, name."""
-
-
-@dataclass(slots=True)
-class Work:
-    """What was done since the start, for whoever counts."""
-
-    changes: int = 0
-    """Changes that sources told of."""
-    applied: int = 0
-    """Meshes made of them; those that came close together are one."""
-    apply_seconds: float = 0.0
-    made: int = 0
-    """Configurations of proxies: made,"""
-    overtaken: int = 0
-    """given up because newer facts came,"""
-    failed: int = 0
-    """and not possible."""
-    translate_seconds: float = 0.0
-    """Spent on them, without the event loop's turns in between."""
-
-
-class Certificates(NamedTuple):
-    """Which certificates there are."""
-
-    issued: int
-    """Since the start."""
-    held: int
-    """By pods that there are."""
-    soonest_expiry: datetime | None
-    """Of those held."""
-    root_expiry: datetime
 
 
 def _utc_now() -> datetime:

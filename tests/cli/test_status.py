@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import socket
 import sys
 from collections.abc import AsyncIterator
@@ -156,6 +157,32 @@ async def test_watch_goes_on(server: XdsServer, channel: grpc.aio.Channel):
             assert second["gone"] == [node("good.shop")]
             await server.stop()
             assert await process.wait() == 3
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def test_watch_as_a_table_ends_well_on_ctrl_c(server: XdsServer, channel: grpc.aio.Channel):
+    await synced(channel, server, "good.shop")
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-u", "-m", "xds", "status", "-w", "--xds-address", f"127.0.0.1:{server.port}"),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        assert process.stdout
+        async with asyncio.timeout(3 * WITHIN):
+            assert (await process.stdout.readline()).startswith(b"PROXY ")
+            assert (await process.stdout.readline()).startswith(b"good.shop ")
+            await rejecting(channel, server, "bad.shop")
+            told = b""
+            while b"rejected: cluster b is nonsense" not in told:
+                told = await process.stdout.readline()
+                assert told.startswith(b"bad.shop "), "what changed, without another header"
+            process.send_signal(signal.SIGINT)
+            _, errors = await process.communicate()
+            assert (process.returncode, errors) == (0, b"")
     finally:
         if process.returncode is None:
             process.kill()

@@ -43,7 +43,7 @@ def status(
     proxy: Annotated[
         str | None,
         typer.Argument(
-            metavar="[PROXY]",
+            metavar="PROXY",
             help="One sidecar only: POD.NAMESPACE, its node id, or how one of these begins. Its resources that are "
             "not synced are told too.",
             show_default=False,
