@@ -27,6 +27,9 @@ MOST_TAKEN = 4 * 1024 * 1024
 FIRST_SNAPSHOT = 5.0
 """Seconds that a client which asks for nothing more waits at most for there to be anything for it."""
 
+LAST_WRITE = 1.0
+"""Seconds that a write may still take when the stream should end: gRPC cannot say why it ends before."""
+
 _MOST_NAMES = 10
 """Of resources or objects in one line of the log."""
 
@@ -76,11 +79,14 @@ class Stream:
         reader = asyncio.create_task(self._read(context, proxies, observer))
         writer = asyncio.current_task()
         assert writer  # noqa: S101 - gRPC runs each stream in a task of its own
+        too_late: asyncio.TimerHandle | None = None
 
         def done(reader: asyncio.Task[None]) -> None:
+            nonlocal too_late
             self.subscriber.changed.set()
             if not reader.cancelled() and reader.exception() and self._is_writing:
-                writer.cancel()  # Who does not read could otherwise go on with a stream that should end.
+                # Who does not read could otherwise go on with a stream that should end.
+                too_late = reader.get_loop().call_later(LAST_WRITE, writer.cancel)
 
         reader.add_done_callback(done)
         try:
@@ -92,6 +98,8 @@ class Stream:
         finally:
             # Nothing is awaited here: a stream may be cancelled while it ends, and would not be forgotten.
             reader.cancel()
+            if too_late:
+                too_late.cancel()
 
     def take(self, events: list[Event], proxies: Proxies, observer: Observer | None) -> None:
         """Tell those who care what a request meant."""
