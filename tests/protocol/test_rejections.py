@@ -309,3 +309,13 @@ def test_a_rejection_never_quotes_a_key_and_never_the_whole_configuration(varian
     stream.get()
     (nacked,) = stream.nack("SDS", "x" * 100_000)
     assert len(nacked.message) == 4096
+
+
+@pytest.mark.parametrize("short", ["CDS", "EDS", "LDS"])
+def test_r12_what_changed_before_the_rejection_came_is_sent_at_once(variant, short):
+    stream = Stream(variant, world(**{short: "a=1"}))
+    stream.ask(short, "a")
+    stream.get()
+    stream.serve(world(**{short: "a=2"}))
+    stream.nack(short)
+    assert stream.get() == [f"{short} a=2"]

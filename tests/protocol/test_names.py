@@ -1,0 +1,63 @@
+"""What is sent for the names that a client gives: nothing that it did not ask for, and nothing twice."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.protocol.stream import TYPES, Stream, world
+from xds.protocol.session import Variant
+
+ALL = world(**dict.fromkeys(TYPES, "a=1 b=1"))
+
+
+@pytest.fixture(params=Variant, ids=lambda variant: variant.value)
+def variant(request) -> Variant:
+    return request.param
+
+
+def test_r28_nothing_comes_of_types_and_names_that_nobody_asked_for(variant):
+    stream = Stream(variant, ALL)
+    stream.ask("CDS", "a")
+    stream.ask("EDS", "b")
+    assert stream.settle() == ["CDS a=1", "EDS b=1"]
+    stream.serve(world(**dict.fromkeys(TYPES, "a=2 b=2 c=1")))
+    assert stream.settle() == ["CDS a=2", "EDS b=2"]
+    stream.serve(world())
+    stream.settle()
+    assert {reply.type for reply in stream.replies} == {"CDS", "EDS"}
+    told = {(reply.type, name) for reply in stream.replies for name in reply.removed}
+    assert told == ({("CDS", "a"), ("EDS", "b")} if variant is Variant.DELTA else set())
+
+
+@pytest.mark.parametrize("short", ["CDS", "LDS"])
+def test_r28_what_came_with_all_is_sent_again_to_who_asks_for_it_by_name(variant, short):
+    stream = Stream(variant, world(**{short: "a=1"}))
+    stream.ask(short, "*")
+    assert stream.settle() == [f"{short} a=1"]
+    nonce = stream.last[short].nonce
+    stream.ask(short, *(("*", "a") if variant is Variant.SOTW else ("a",)), nonce=nonce)
+    assert stream.settle() == [f"{short} a=1"]
+
+
+def test_r30_what_is_asked_for_in_several_ways_comes_once(variant):
+    stream = Stream(variant, world(LEDS="zone/a=1 zone/b=1"))
+    stream.ask("LEDS", "*", "zone/a", "zone/*", "zone/a", "*")
+    assert stream.settle() == ["LEDS zone/a=1 zone/b=1"]
+    stream.serve(world(LEDS="zone/a=2 zone/b=1"))
+    assert stream.settle() == ["LEDS zone/a=2"]
+
+
+def test_r30_what_should_be_gone_and_comes_back_changed_comes_once(variant):
+    stream = Stream(variant, world(CDS="old=1", EDS="old=1", LDS="l=1>r", RDS="r=old"))
+    for short, names in (("CDS", ()), ("EDS", ("old",)), ("LDS", ()), ("RDS", ("r",))):
+        stream.ask(short, *names)
+    stream.settle()
+    stream.replies.clear()
+    stream.serve(world(CDS="new=1", EDS="new=1", LDS="l=1>r", RDS="r=new"))
+    stream.get()
+    # The cluster is kept until its routes are gone, and what comes back takes its place.
+    stream.serve(world(CDS="old=2 new=1", EDS="old=1 new=1", LDS="l=1>r", RDS="r=old"))
+    stream.ack("CDS")
+    stream.settle()
+    clusters = [reply.resources.get("old") for reply in stream.replies if reply.type == "CDS"]
+    assert clusters == (["1", "2"] if variant is Variant.SOTW else [None, "2"])
