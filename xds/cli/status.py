@@ -71,10 +71,11 @@ def status(
     1 some do not yet or rejected something, 2 wrong use, 3 the control plane cannot be asked.
     """
     where = options.address("--xds-address", xds_address)
-    with suppress(KeyboardInterrupt), _Asking(where) as asking:
+    with _Asking(where) as asking:
         chosen = {"proxy": asking.find(proxy, namespace) if proxy else "", "namespace": namespace}
         if watch:
-            _follow(asking.watch(chosen, unsynced=bool(proxy)), output)
+            with suppress(KeyboardInterrupt):  # the end that was asked for
+                _follow(asking.watch(chosen, unsynced=output is Format.JSON), output)
             return
         answer = asking.list(chosen, unsynced=bool(proxy) or output is Format.JSON)
         if output is Format.JSON:
