@@ -29,14 +29,11 @@ class Stream:
     """By type: name and version of what was acknowledged."""
     responses: Counter[str] = field(default_factory=Counter)
     """By type: how many were sent."""
-    unanswered: dict[str, str] = field(default_factory=dict)
-    """By type: the nonce of the last response, until it is answered."""
     asked: Counter[str] = field(default_factory=Counter)
     """By type: how many requests changed the subscription."""
 
     def sent(self, response: Response) -> None:
         self.responses[response.type_url] += 1
-        self.unanswered[response.type_url] = response.nonce
 
     def received(self, event: Event) -> None:
         match event:
@@ -47,8 +44,6 @@ class Stream:
 
     def _answered(self, answer: Acked | Nacked) -> None:
         self.answers.append(answer)
-        if self.unanswered.get(answer.type_url) == answer.nonce:
-            del self.unanswered[answer.type_url]
         taken = self.taken[answer.type_url]
         if isinstance(answer, Acked):
             if self.variant is Variant.SOTW and answer.type_url in (CLUSTER, LISTENER):
@@ -63,8 +58,8 @@ class Stream:
         return [answer for answer in self.answers if isinstance(answer, Nacked)]
 
     def lacks(self, resources: Sequence[Resource]) -> list[str]:
-        """Say what the proxy has not acknowledged: what it was sent last, and what it needs of a world."""
-        return [f"an answer for {type_url}" for type_url in self.unanswered] + [
+        """Name what the proxy needs of a world and has not acknowledged."""
+        return [
             f"{resource.type_url.rpartition('.')[2]} {resource.name}"
             for resource in _used(resources)
             if self.taken[resource.type_url].get(resource.name) != resource.version
