@@ -1,13 +1,9 @@
-"""Tell gRPC clients where `xds:///svc` is, with no proxy in between.
-
-python api_listener.py [ADDRESS]      where to serve xDS; 127.0.0.1:18000 if it is not said
-"""
+"""Tell gRPC clients where `xds:///svc` is, here: python api_listener.py [ADDRESS], 127.0.0.1:18000 if it is not said."""
 
 import asyncio
 import sys
 from contextlib import suppress
 
-import grpc.aio
 from envoy_data_plane.envoy.config.cluster import v3 as clusters
 from envoy_data_plane.envoy.config.core import v3 as core
 from envoy_data_plane.envoy.config.endpoint import v3 as endpoints
@@ -15,55 +11,42 @@ from envoy_data_plane.envoy.config.listener import v3 as listeners
 from envoy_data_plane.envoy.config.route import v3 as routes
 from envoy_data_plane.envoy.extensions.filters.http.router.v3 import Router
 from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager import v3 as http
-from grpc_health.v1 import health, health_pb2_grpc
 
 from xds.descriptors import pack
 from xds.server import XdsServer
 from xds.store import Acked, Store
 
 ADS = core.ConfigSource(ads=core.AggregatedConfigSource())
-
+rds = http.Rds(config_source=ADS, route_config_name="svc-routes")
 router = http.HttpFilter(name="router", typed_config=pack(Router()))
-manager = http.HttpConnectionManager(
-    rds=http.Rds(config_source=ADS, route_config_name="svc-routes"), http_filters=[router]
-)
-listener = listeners.Listener(name="svc", api_listener=listeners.ApiListener(api_listener=pack(manager)))
-
-everything = routes.Route(match=routes.RouteMatch(prefix=""), route=routes.RouteAction(cluster="backends"))
-host = routes.VirtualHost(name="all", domains=["*"], routes=[everything])
-route = routes.RouteConfiguration(name="svc-routes", virtual_hosts=[host])
-
+api = listeners.ApiListener(api_listener=pack(http.HttpConnectionManager(rds=rds, http_filters=[router])))
+every = routes.Route(match=routes.RouteMatch(prefix=""), route=routes.RouteAction(cluster="backends"))
+host = routes.VirtualHost(name="all", domains=["*"], routes=[every])
 eds = clusters.ClusterEdsClusterConfig(eds_config=ADS)
-cluster = clusters.Cluster(name="backends", type=clusters.ClusterDiscoveryType.EDS, eds_cluster_config=eds)
 
 
-def assignment(port: int) -> endpoints.ClusterLoadAssignment:
+def backends(port: int) -> endpoints.ClusterLoadAssignment:
     address = core.Address(socket_address=core.SocketAddress(address="127.0.0.1", port_value=port))
     one = endpoints.LbEndpoint(endpoint=endpoints.Endpoint(address=address))
-    here = endpoints.LocalityLbEndpoints(
-        locality=core.Locality(zone="a"), load_balancing_weight=1, lb_endpoints=[one]
-    )
-    return endpoints.ClusterLoadAssignment(cluster_name="backends", endpoints=[here])
+    zone = core.Locality(zone="a")
+    local = endpoints.LocalityLbEndpoints(locality=zone, load_balancing_weight=1, lb_endpoints=[one])
+    return endpoints.ClusterLoadAssignment(cluster_name="backends", endpoints=[local])
 
 
 async def main(address: str = "127.0.0.1:18000") -> None:
-    backend = grpc.aio.server()  # What the clients are to reach: any gRPC server.
-    health_pb2_grpc.add_HealthServicer_to_server(health.aio.HealthServicer(), backend)
-    port = backend.add_insecure_port("127.0.0.1:0")
-    await backend.start()
-
     store = Store()
-    store.set(listener, route, cluster, assignment(port))
-    try:
-        async with XdsServer(store, address) as server:
-            print(f"ask 127.0.0.1:{server.port} where svc is: it is 127.0.0.1:{port}", flush=True)
-            async for client, event in store.events():
-                if isinstance(event, Acked):
-                    print(f"{client.node.id} took {', '.join(event.names)}", flush=True)
-    finally:
-        await backend.stop(None)
+    store.set(listeners.Listener(name="svc", api_listener=api))
+    store.set(routes.RouteConfiguration(name="svc-routes", virtual_hosts=[host]))
+    store.set(
+        clusters.Cluster(name="backends", type=clusters.ClusterDiscoveryType.EDS, eds_cluster_config=eds)
+    )
+    async with XdsServer(store, address) as server:
+        store.set(backends(server.port))  # It serves gRPC's health service, too: something to reach.
+        print(f"ask 127.0.0.1:{server.port} where svc is", flush=True)
+        async for client, event in store.events():
+            if isinstance(event, Acked):
+                print(f"{client.node.id} took {', '.join(event.names)}", flush=True)
 
 
-if __name__ == "__main__":
-    with suppress(KeyboardInterrupt):
-        asyncio.run(main(*sys.argv[1:]))
+with suppress(KeyboardInterrupt):
+    asyncio.run(main(*sys.argv[1:]))
