@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -162,8 +163,6 @@ async def test_a_change_counts_until_it_is_acknowledged(plane: Plane, channel: g
     await plane.until("xds_change_to_ack_seconds_count", 1, **EDS)
     seconds = plane.get("xds_change_to_ack_seconds_sum", **EDS)
     assert answered - began <= seconds <= loop.time() - began
-    # It counts from the change, not from the push.
-    assert seconds > plane.get("xds_push_to_ack_seconds_sum", **EDS) / 2
     # Nothing else had changed for it.
     assert plane.get("xds_change_to_ack_seconds_count", **CDS) == 0
     assert plane.get("xds_changes_total") == 2
@@ -222,18 +221,16 @@ async def test_certificates_problems_and_the_process(plane: Plane, channel: grpc
 
 
 async def test_the_loop_is_found_late(plane: Plane, monkeypatch: pytest.MonkeyPatch):
-    import time
-
     monkeypatch.setattr("xds.metrics.controlplane.LOOK", 0.01)
     watching = asyncio.create_task(plane.metrics.watch_loop())
     await plane.until("xds_event_loop_lag_seconds_count", 1)
-    assert plane.get("xds_event_loop_lag_seconds_sum") < 0.3
-    time.sleep(0.3)
+    before = plane.get("xds_event_loop_lag_seconds_sum")
     count = plane.get("xds_event_loop_lag_seconds_count")
+    time.sleep(0.3)
     async with asyncio.timeout(WITHIN):
         while plane.get("xds_event_loop_lag_seconds_count") == count:
             await asyncio.sleep(0.01)
-    assert plane.get("xds_event_loop_lag_seconds_sum") > 0.25
+    assert plane.get("xds_event_loop_lag_seconds_sum") > before + 0.25
     watching.cancel()
 
 
