@@ -1,6 +1,6 @@
 """A control plane to be killed: it serves the world of one service, and says on which port.
 
-control_plane.py ADDRESS CLUSTER BACKEND_PORT
+control_plane.py CLUSTER BACKEND_PORT
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from xds.server import XdsServer
 from xds.store import Store
 
 
-async def serve(address: str, cluster: str, port: int) -> None:
+async def serve(cluster: str, port: int) -> None:
     """Serve for ever."""
     store = Store()
     store.set(*world(cluster, port))
-    server = XdsServer(store, address)
+    server = XdsServer(store, "127.0.0.1:0")
     await server.start()
     sys.stdout.write(f"{server.port}\n")
     sys.stdout.flush()
@@ -28,4 +28,4 @@ async def serve(address: str, cluster: str, port: int) -> None:
 
 if __name__ == "__main__":
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
-    asyncio.run(serve(sys.argv[1], sys.argv[2], int(sys.argv[3])))
+    asyncio.run(serve(sys.argv[1], int(sys.argv[2])))

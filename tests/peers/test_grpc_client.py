@@ -15,7 +15,7 @@ from envoy_data_plane.envoy.config.cluster.v3 import ClusterLbPolicy
 from tests.peers.meshless import SERVICE, cluster, endpoints, listener, routes, world
 from tests.peers.programs import DEADLINE, Caller, end, kill, start
 from xds.server import XdsServer
-from xds.snapshot import CLUSTER, ENDPOINT, LISTENER
+from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE
 from xds.store import Acked, Nacked, NackError, Store
 
 
@@ -84,12 +84,18 @@ async def test_calls_are_spread_over_all_endpoints(store, caller, backends):
 
 async def test_calls_follow_routes_to_another_cluster_and_none_is_lost(store, caller, backends):
     assert await caller.answer() == "one"
-    with store.change() as change:
-        change.set(cluster("b"), endpoints("b", [backends["two"]]), routes("b"))
-        change.remove(cluster("a"), endpoints("a", []))
-    await caller.moves("one", "two")
-    store.set(cluster("a"), endpoints("a", [backends["one"]]), routes("a"))
-    await caller.moves("two", "one")
+    here, there = ("a", "one"), ("b", "two")
+    for _ in range(2):
+        events = store.events()
+        with store.change() as change:
+            change.set(cluster(there[0]), endpoints(there[0], [backends[there[1]]]), routes(there[0]))
+            change.remove(cluster(here[0]), endpoints(here[0], []))
+        await caller.moves(here[1], there[1])
+        events.close()
+        taken = [event async for _, event in events if isinstance(event, Acked)]
+        moved = next(number for number, event in enumerate(taken) if event.type_url == ROUTE)
+        assert all(here[0] in event.names for event in taken[:moved] if event.type_url == CLUSTER)
+        here, there = there, here
 
 
 async def test_calls_fail_without_a_listener_and_heal_with_it(store, caller):
@@ -130,13 +136,15 @@ async def test_what_grpc_rejects_is_named_once_and_what_it_had_stays(store, call
 
 async def test_assignments_of_more_than_four_mebibytes_come_in_parts_that_grpc_takes(store, caller, backends):
     names = [f"c{number}" for number in range(60)]
-    with store.change() as change:
-        change.set(routes(*names), *map(cluster, names))
-        change.set(*(endpoints(name, [backends["one"]], remark="x" * 100_000) for name in names))
-    events = store.events()
+    store.set(routes(*names), *map(cluster, names), *(endpoints(name, [backends["one"]]) for name in names))
     assert await caller.answer() == "one"
     await asyncio.wait_for(store.applied(), DEADLINE)
-    assert {await caller.answer() for _ in range(120)} == {"one"}
+    events = store.events()
+    store.set(*(endpoints(name, [backends["two"]], remark="x" * 100_000) for name in names))
+    await asyncio.wait_for(store.applied(), DEADLINE)
+    async with asyncio.timeout(DEADLINE):
+        while {await caller.answer() for _ in names} != {"two"}:
+            pass
     events.close()
     taken = [event async for _, event in events if isinstance(event, Acked) and event.type_url == ENDPOINT]
     sizes = [sum(len(resource.body) for resource in event.resources) for event in taken]
@@ -145,9 +153,9 @@ async def test_assignments_of_more_than_four_mebibytes_come_in_parts_that_grpc_t
     assert {name for event in taken for name in event.names} == {f"{name}-endpoints" for name in names}
 
 
-async def test_calls_survive_a_server_that_is_killed_and_started_again(backends):
+async def test_calls_survive_a_server_that_is_killed_and_the_next_one_is_listened_to(backends):
     async with AsyncExitStack() as stack:
-        first = await start("control_plane.py", "127.0.0.1:0", "a", backends["one"])
+        first = await start("control_plane.py", "a", backends["one"])
         stack.push_async_callback(kill, first)
         assert first.stdout
         port = int(await first.stdout.readline())
@@ -155,7 +163,10 @@ async def test_calls_survive_a_server_that_is_killed_and_started_again(backends)
         stack.push_async_callback(end, caller.process)
         assert await caller.answer() == "one"
         await kill(first)
-        assert {await caller.answer() for _ in range(20)} == {"one"}
-        second = await start("control_plane.py", f"127.0.0.1:{port}", "b", backends["two"])
-        stack.push_async_callback(kill, second)
+        assert {await caller.answer() for _ in range(10)} == {"one"}
+        store = Store()
+        store.set(*world("a", backends["two"]))
+        second = XdsServer(store, f"127.0.0.1:{port}", grace=0.2)
+        await second.start()
+        stack.push_async_callback(second.stop)
         await caller.moves("one", "two")
