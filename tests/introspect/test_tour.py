@@ -1,0 +1,135 @@
+"""Every command of docs/grpcurl.md, with the real grpcurl and a real `xds serve`, prints what is shown there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.introspect import tour
+from tests.introspect.grpcurl import GRPCURL, read
+
+STEPS = list(tour.steps(tour.TOUR.read_text()))
+WITHIN = 20.0
+"""Seconds: what a server takes from a proxy, it takes in its own time, so what is shown is asked for again until then."""
+
+Run = Callable[[str], str]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the request files, as the tour writes a file beside them."""
+    return shutil.copytree(tour.FOLDER, tmp_path_factory.mktemp("tour") / "grpcurl")
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A control plane for the demo's mesh."""
+    log = tmp_path_factory.mktemp("serve") / "log"
+    with log.open("w") as stderr:
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "xds", "serve", "--manifests", tour.MESH),
+                *("--xds-address", "127.0.0.1:0", "--admin-address", "127.0.0.1:0"),
+            ],
+            stderr=stderr,
+        )
+    try:
+        end = time.monotonic() + 3 * WITHIN
+        while "event=ready" not in log.read_text():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < end, log.read_text()
+            time.sleep(0.05)
+        port = log.read_text().partition('event="serving xDS"')[2].partition("port=")[2].split()[0]
+        yield f"127.0.0.1:{port}"
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def run(address: str, folder: Path) -> Iterator[Run]:
+    """Run a command as in a shell; one that stays runs until all have run."""
+    paths = os.pathsep.join((str(GRPCURL.parent), os.environ["PATH"]))
+    staying = []
+
+    def run(command: str) -> str:
+        shell = ["bash", "-c", command.replace(tour.ADDRESS, address).removesuffix("&")]
+        # Where `xds status` asks if not told otherwise cannot be had, as other tests may have the port.
+        if command.startswith("xds status"):
+            shell[-1] += f" --xds-address {address}"
+        options = {"cwd": folder, "env": os.environ | {"PATH": paths, "COLUMNS": "200"}, "text": True}
+        if command.endswith("&"):
+            staying.append(subprocess.Popen(shell, start_new_session=True, **options))
+            return ""
+        done = subprocess.run(
+            shell, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60, check=False, **options
+        )
+        return done.stdout.replace(address, tour.ADDRESS)
+
+    yield run
+    for process in staying:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: f"line-{step.line}")
+def test_every_command_prints_what_the_tour_shows(step: tour.Step, run: Run) -> None:
+    end = time.monotonic() + WITHIN
+    while True:
+        output = run(step.command)
+        if step.fits(output):
+            return
+        if time.monotonic() > end:
+            pytest.fail(f"{step.command}\n--- printed\n{output}\n--- is to print\n{step.output}")
+        time.sleep(0.1)
+
+
+def test_the_tour_goes_everywhere() -> None:
+    commands = " ".join(step.command for step in STEPS)
+    for file in tour.FOLDER.glob("*.json"):
+        assert f" {file.name}" in commands, file
+        assert file.name in (tour.FOLDER / "README.md").read_text()
+        assert read(file.read_text()), file
+    for what in (
+        "list",
+        "describe",
+        "Aggregated",
+        "Clusters",
+        "Endpoints",
+        "Health",
+        "Channelz",
+        "ClientStatus",
+    ):
+        assert what in commands
+
+
+@pytest.mark.parametrize(
+    ("shown", "printed", "fits"),
+    [
+        ("a\n", "a\n", True),
+        ("a\n", "a  \n\n", True),
+        ("a\n", "a\nb\n", False),
+        ("a\n", "", False),
+        ("", "", True),
+        ("", "a\n", False),
+        ("a\n  ...\nd\n", "a\nb\nc\nd\n", True),
+        ("a\n...\nd\n", "a\nd\n", True),
+        ("a\n...\nd\n", "a\nb\n", False),
+        ("a...c\n", "abbc\n", True),
+        ("a...c\n", "abb\nc\n", False),
+        ('"versionInfo": "0123456789abcdef"\n', '"versionInfo": "fedcba9876543210"\n', True),
+        ('"versionInfo": "0123456789abcdef"\n', '"versionInfo": ""\n', False),
+        ('"lastUpdated": "2026-11-24T19:13:39.046Z"\n', '"lastUpdated": "2027-01-01T00:00:00Z"\n', True),
+        ("a.c\n", "abc\n", False),
+    ],
+)
+def test_what_is_compared(shown: str, printed: str, fits: bool) -> None:
+    assert tour.Step(0, "", shown).fits(printed) is fits
