@@ -91,7 +91,7 @@ class Answers:
         if self.acked_at is None and not self.last_error and not self.brought:
             self._first = response.sent_at
         else:
-            self._times.update((resource.name, response.sent_at) for resource in response.fresh)
+            self._times.update(dict.fromkeys((each.name for each in response.fresh), response.sent_at))
         for name in response.removed:
             self._times.pop(name, None)
 
@@ -112,7 +112,8 @@ class Answers:
             self._reject(event, now)
             return event
         self.acked_at, self.version = now, response.version
-        self.forgive((*(resource.name for resource in response.fresh), *response.removed))
+        if self.last_error:
+            self.forgive((*(resource.name for resource in response.fresh), *response.removed))
         return acked(response, now)
 
     def forgive(self, names: Iterable[str]) -> None:

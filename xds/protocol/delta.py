@@ -53,17 +53,14 @@ class DeltaWatch(Watch):
         due = self._due()
         if not due and not self._owed:
             return None
-        batch = self._batch(due)
-        resources = tuple(resource for _, resource in batch if resource)
-        absent = [name for name, resource in batch if not resource]
+        resources, joined, absent = self._part(due)
         unknown = [name for name in absent if self.type_url == VIRTUAL_HOST and name not in self.sent]
         removed = [name for name in absent if name not in unknown]
-        for resource in resources:
-            self._sent(resource)
+        self._sent(resources)
         for name in absent:
             self.sent.pop(name, None)
             self.lingering.pop(name, None)
-            self._done(name)
+        self._done(absent)
         if absent:
             self._heartbeats.keep(self.sent.__contains__)
         self._owed = False
@@ -81,7 +78,7 @@ class DeltaWatch(Watch):
             type_url=self.type_url,
             version=composed.version,
             nonce=nonce,
-            resources=resources,
+            joined=joined,
             removed=removed,
             unknown=unknown,
             identifier=identifier,
@@ -102,7 +99,6 @@ class DeltaWatch(Watch):
             type_url=self.type_url,
             version=composed.version,
             nonce=nonce,
-            resources=(),
             heartbeats=resources,
             identifier=identifier,
         )
@@ -117,7 +113,8 @@ class DeltaWatch(Watch):
         events = super()._answer(nonce, error, now)
         for event in events:
             if isinstance(event, Acked):
-                self._heartbeats.start((each for each in event.resources if each.name in self.sent), now)
+                lasting = (each for each in event.resources if each.ttl is None or each.name in self.sent)
+                self._heartbeats.start(lasting, now)
         return events
 
     def _forget(self) -> None:
@@ -143,6 +140,14 @@ class DeltaWatch(Watch):
                 self.lingering[name] = Lingering(None)
             self._touch(name)
         return frozenset(brought)
+
+    def _reject(self, event: Nacked) -> None:
+        """Keep what was rejected from being sent as it was. What was to go with it may go by itself."""
+        super()._reject(event)
+        if event.resources and not event.culprits:
+            for name in event.removed:
+                if self.covers(name) and not self.get(name):
+                    self._touch(name, force=True)
 
     def _tells_absence(self, name: str) -> bool:
         if name in self._forced:

@@ -30,10 +30,10 @@ class Heartbeats:
     def start(self, resources: Iterable[Resource], now: float) -> None:
         """The client has these as of now. Those without a time to live need no heartbeats, or none any more."""
         for resource in resources:
-            if resource.ttl is None:
-                self._beats.pop(resource.name, None)
-            else:
+            if resource.ttl is not None:
                 self._beats[resource.name] = _Beat(now + resource.ttl / _PER_TTL, replace(resource, body=b""))
+            elif self._beats:
+                self._beats.pop(resource.name, None)
 
     def resume(self, resource: Resource, version: str, now: float) -> None:
         """The client has a version of this from an earlier stream, and its time is running."""

@@ -24,7 +24,8 @@ def delta_response(
     type_url: str,
     version: str,
     nonce: str,
-    resources: Iterable[Resource],
+    resources: Iterable[Resource] = (),
+    joined: bytes = b"",
     removed: Iterable[str] = (),
     unknown: Iterable[str] = (),
     heartbeats: Iterable[Resource] = (),
@@ -32,10 +33,10 @@ def delta_response(
 ) -> bytes:
     """Join a DeltaDiscoveryResponse.
 
-    `unknown` are aliases that are nothing's: each is answered with a resource without a body. `heartbeats` are resources
-    that the client has and may keep for another `ttl`.
+    `joined` are resources that `first_part` has joined. `unknown` are aliases that are nothing's: each is answered with a
+    resource without a body. `heartbeats` are resources that the client has and may keep for another `ttl`.
     """
-    parts = [text(1, version)]
+    parts = [text(1, version), joined]
     for resource in resources:
         parts += _resource_head(resource), resource.body
     parts += map(_heartbeat, heartbeats)
@@ -44,6 +45,34 @@ def delta_response(
     parts += (_bytes(6, name.encode()) for name in removed)
     parts.append(_control_plane(7, identifier))
     return b"".join(parts)
+
+
+_MOST_PARTS = 8
+_parts: dict[tuple[int, ...], tuple[tuple[Resource, ...], tuple[Resource, ...], bytes]] = {}
+"""By the ids of resources, for that is quick to look up: these, so that their ids stay theirs, and what is made of them."""
+
+
+def first_part(resources: tuple[Resource, ...], budget: int) -> tuple[tuple[Resource, ...], bytes]:
+    """Take as many resources as fit into a delta response of so many bytes, and at least one; join them.
+
+    That is done once for all streams that are to send the same.
+    """
+    if len(resources) < 2:
+        return resources, b"".join(part for each in resources for part in (_resource_head(each), each.body))
+    key = (budget, *map(id, resources))
+    known = _parts.get(key)
+    if known is None:
+        parts: list[bytes] = []
+        total = 0
+        for count, resource in enumerate(resources):
+            total += size(resource)
+            if count and total > budget:
+                break
+            parts += _resource_head(resource), resource.body
+        if len(_parts) >= _MOST_PARTS:
+            del _parts[next(iter(_parts))]
+        known = _parts[key] = resources, resources[: len(parts) // 2], b"".join(parts)
+    return known[1:]
 
 
 def size(resource: Resource) -> int:

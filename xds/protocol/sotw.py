@@ -53,8 +53,7 @@ class SotwWatch(Watch):
         if not due and not self._owed:
             return None
         content = self._content(due)
-        for resource in content.resources:
-            self._sent(resource)
+        self._sent(content.resources)
         self._owed = False
         self._nonce = nonce
         composed = Response(
@@ -117,10 +116,10 @@ class SotwWatch(Watch):
     def _skip(self, skipped: Response) -> None:
         self.push_again(resource.name for resource in skipped.resources if self._is_wanted(resource))
 
-    def _sent(self, resource: Resource) -> None:
-        super()._sent(resource)
-        if resource.name in self.resources:
-            self._empty.discard(resource.name)
+    def _sent(self, resources: Iterable[Resource]) -> None:
+        super()._sent(resources)
+        if self._empty:
+            self._empty.difference_update(each.name for each in resources if each.name in self.resources)
 
     def _forget(self) -> None:
         super()._forget()

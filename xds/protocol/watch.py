@@ -7,8 +7,9 @@ it sends: what was overtaken is never sent, and a slow client costs no more than
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from math import inf
 from typing import Any
 
@@ -16,7 +17,7 @@ from xds.protocol.answers import Answers
 from xds.protocol.events import Acked, Event, Nacked, Response, Subscribed
 from xds.protocol.order import WILDCARD_TYPES
 from xds.protocol.rejections import Rejections
-from xds.protocol.responses import size
+from xds.protocol.responses import first_part, size
 from xds.protocol.subscription import Difference, Subscription, collection
 from xds.protocol.wire import ErrorDetail
 from xds.snapshot import EMPTY, VIRTUAL_HOST, Resource, ResourceKey, ResourceSet, difference
@@ -85,6 +86,10 @@ class Watch(ABC):
         resource = self.get(name)
         return resource is not None and not self.subscription.names.isdisjoint(resource.aliases)
 
+    def _covers_all(self, names: Sequence[str]) -> bool:
+        """Whether the client is known, without a look at each of many names, to want them all."""
+        return self.subscription.wildcard or self.subscription.names.issuperset(names)
+
     def heartbeat(self, nonce: str, now: float, identifier: str) -> tuple[Response, bytes] | None:  # noqa: ARG002
         """Make the response, if it is due, that says what is still good."""
         return None
@@ -100,6 +105,10 @@ class Watch(ABC):
         if resource is None and name in self.lingering:
             return self.lingering[name].resource
         return resource
+
+    def is_due(self, name: str) -> bool:
+        """Whether something is to be sent again although the client may have it."""
+        return name in self._forced or name in self._pushed
 
     def known(self) -> list[str]:
         """Return the names of all that the client should have, has or asked for."""
@@ -126,13 +135,21 @@ class Watch(ABC):
         if resources is self.resources:
             return
         before, self.resources = self.resources, resources
-        for name in difference(before, resources):
-            if name in resources:
-                self.lingering.pop(name, None)
-            elif name in self.sent:
+        names = difference(before, resources)
+        if self.lingering:
+            for name in names:
+                if name in resources:
+                    self.lingering.pop(name, None)
+        for name in takewhile(lambda name: name not in resources, reversed(names)):
+            if name in self.sent:
                 self.lingering[name] = Lingering(before[name])
-            if self.covers(name) and not self._is_rejected(name):
-                self._change(name)
+        wanted = names if self._covers_all(names) else [name for name in names if self.covers(name)]
+        if self.rejections:
+            for name in wanted:
+                if not self._is_rejected(name):
+                    self._change(name)
+        else:
+            self._dirty.update(dict.fromkeys(wanted))
 
     def keep(self, name: str, resource: Resource | None) -> None:
         """Let a resource linger though the client does not have it, for it may yet ask for it."""
@@ -235,8 +252,7 @@ class Watch(ABC):
                 idle.append(name)
                 if resource:
                     self.gone.discard(name)
-        for name in idle:
-            self._done(name)
+        self._done(idle)
         return present + absent
 
     def _is_outdated(self, resource: Resource) -> bool:
@@ -262,17 +278,36 @@ class Watch(ABC):
                 return due[:count]
         return due
 
-    def _sent(self, resource: Resource) -> None:
-        """The client gets a resource, and another chance to take it if it had rejected it."""
-        self.sent[resource.name] = resource.version
-        self.gone.discard(resource.name)
-        self.rejections.discard(resource.name)
-        self._done(resource.name)
+    @staticmethod
+    def _part(due: list[tuple[str, Resource | None]]) -> tuple[tuple[Resource, ...], bytes, list[str]]:
+        """Take as much as fits into one response, and at least something: resources, joined, and names of what is gone."""
+        resources = tuple(resource for _, resource in due if resource)
+        taken, joined = first_part(resources, RESPONSE_BUDGET)
+        absent: list[str] = []
+        room = RESPONSE_BUDGET - len(joined)
+        for name, _ in due[len(resources) :] if len(taken) == len(resources) else ():
+            room -= len(name)
+            if room < 0 and (taken or absent):
+                break
+            absent.append(name)
+        return taken, joined, absent
 
-    def _done(self, name: str) -> None:
-        self._dirty.pop(name, None)
-        self._forced.discard(name)
-        self._pushed.discard(name)
+    def _sent(self, resources: Iterable[Resource]) -> None:
+        """The client gets these, and another chance to take them if it had rejected them."""
+        sent = {resource.name: resource.version for resource in resources}
+        self.sent.update(sent)
+        self.gone.difference_update(sent)
+        if self.rejections:
+            for name in sent:
+                self.rejections.discard(name)
+        self._done(sent)
+
+    def _done(self, names: Iterable[str]) -> None:
+        for name in names:
+            self._dirty.pop(name, None)
+        for forced in (self._forced, self._pushed):
+            if forced:
+                forced.difference_update(names)
 
     def _answer(self, nonce: str, error: ErrorDetail | None, now: float) -> list[Acked | Nacked]:
         """Take the answer to a response."""
