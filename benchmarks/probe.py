@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import resource
 import sys
 import time
@@ -32,6 +33,7 @@ class Probe:
         self._block = 0.0
         self._culprit = ""
         self._late = 0.0
+        self._collecting = self._collection_began = 0.0
         self._contents: set[tuple[str, str, str]] = set()
 
     def attach(self, snapshots: Callable[[], Iterable[Snapshot]], idle: Callable[[], bool]) -> None:
@@ -40,6 +42,7 @@ class Probe:
         self._idle = idle
         loop = asyncio.get_running_loop()
         self._time_callbacks()
+        gc.callbacks.append(self._time_collections)
         self._due = loop.time() + _BEAT
         loop.call_at(self._due, self._beat)
         loop.add_reader(sys.stdin.fileno(), read_commands, self._do)
@@ -54,10 +57,11 @@ class Probe:
             "block": self._block,
             "culprit": self._culprit,
             "late": self._late,
+            "collecting": self._collecting,
             "encoded": dict(encoded),
             "contents": self._new_contents(),
         }
-        self._block = self._late = 0.0
+        self._block = self._late = self._collecting = 0.0
         return seen
 
     def _new_contents(self) -> dict[str, int]:
@@ -77,6 +81,12 @@ class Probe:
         self._late = max(self._late, loop.time() - self._due)
         self._due = loop.time() + _BEAT
         loop.call_at(self._due, self._beat)
+
+    def _time_collections(self, phase: str, _: object) -> None:
+        if phase == "start":
+            self._collection_began = time.thread_time()
+        else:
+            self._collecting = max(self._collecting, time.thread_time() - self._collection_began)
 
     def _time_callbacks(self) -> None:
         """Measure everything that the loop runs, in CPU time: others on the machine do not count."""

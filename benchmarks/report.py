@@ -64,7 +64,10 @@ def as_table(size: Size, results: dict[str, list[Measured]]) -> str:
         for what in rounds[0].more:
             values = _spread((found.more[what] for found in rounds), 1, 2)
             notes.append(f"{name}: {_WORDS[what]} {values}")
-        notes.append(f"{name}: longest block was {worst.culprit}")
+        notes.append(
+            f"{name}: the longest block was {worst.culprit}, of which garbage collection "
+            f"{worst.collecting * 1000:.0f} ms at most"
+        )
     out = io.StringIO()
     console = Console(file=out, width=200)
     console.print(table)

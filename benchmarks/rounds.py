@@ -54,6 +54,8 @@ class Measured:
     """and what that was."""
     late: float
     """The most that a timer was late."""
+    collecting: float
+    """The longest garbage collection, in CPU seconds; it is a part of a block."""
     encoded: dict[str, int]
     """How many resources were encoded, by type,"""
     contents: dict[str, int]
@@ -146,6 +148,7 @@ def measured(
         block=after["block"],
         culprit=after["culprit"],
         late=after["late"],
+        collecting=after["collecting"],
         encoded=encoded,
         contents={name.rpartition(".")[2]: count for name, count in after["contents"].items()},
         more=more,
