@@ -52,7 +52,7 @@ def test_all_others_are_not(peer):
     assert not is_local(peer)
 
 
-def test_a_method_that_would_run_in_a_thread_is_refused():
+async def test_a_method_that_would_run_in_a_thread_is_refused():
     class Blocking(health_pb2_grpc.HealthServicer):
         pass
 

@@ -142,19 +142,21 @@ async def test_the_files_of_a_service_make_a_pool_of_its_own(channel):
 
 
 def test_every_message_and_enum_of_envoy_is_found_in_an_answer_that_every_client_takes() -> None:
-    names = set()
+    names: dict[str, set[str]] = {}
     for module in pkgutil.walk_packages(envoy_data_plane.__path__, "envoy_data_plane."):
         package = module.name.removeprefix("envoy_data_plane.")
         for cls in tuple(vars(importlib.import_module(module.name)).values()):
             if not isinstance(cls, type) or cls.__module__ != module.name or package == "google.protobuf":
                 continue
             if cls in default_message_pool.type_to_url:
-                names.add(full_name(cls))
+                names.setdefault(package, set()).add(full_name(cls))
             elif issubclass(cls, betterproto2.Enum):
-                names.add(describe.enum_name(cls))
-    assert len(names) > 2000
-    found = {reflection.file_of(name) for name in names}
-    for file in found:
+                names.setdefault(package, set()).add(describe.enum_name(cls))
+    assert sum(map(len, names.values())) > 2000
+    for package, wanted in names.items():
+        file = reflection.file_of(min(wanted))
+        assert file == describe.file_name(package)
+        assert wanted <= set(reflection._symbols(reflection._file(file)))
         whole = sum(reflection._file(each).ByteSize() for each in reflection.closure(file))
         assert whole < 1024 * 1024, file
 
