@@ -8,6 +8,7 @@ import grpc.aio
 import pytest
 
 from tests.protocol.stream import world
+from tests.real.harness.places import why_no_namespaces
 from tests.server.proxies import OneForAll
 from xds.introspect import Introspection
 from xds.server import XdsServer
@@ -35,3 +36,8 @@ def target(server: XdsServer) -> str:
 async def channel(target: str) -> AsyncIterator[grpc.aio.Channel]:
     async with grpc.aio.insecure_channel(target) as channel:
         yield channel
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("netns") and (reason := why_no_namespaces()):
+        pytest.skip(reason)
