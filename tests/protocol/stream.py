@@ -121,6 +121,7 @@ class Stream:
         error: str = "",
         unsubscribe: tuple[str, ...] = (),
         initial: Mapping[str, str] | None = None,
+        version: str = "",
     ) -> list[Event]:
         """Send a request. In the delta variant `names` are those to add."""
         request = _MESSAGES[self.variant][0](type_url=TYPES.get(short, short), response_nonce=nonce)
@@ -130,6 +131,7 @@ class Stream:
             request.error_detail.code, request.error_detail.message = 13, error
         if self.variant is Variant.SOTW:
             request.resource_names.extend(names)
+            request.version_info = version
             self.names[short] = names
         else:
             request.resource_names_subscribe.extend(names)

@@ -1,192 +1,29 @@
-"""Sessions against a model of Envoy, driven at random: what must hold whatever happens in whatever order.
-
-The model does what Envoy was seen to do (O1-O18): it subscribes to the assignments of the clusters that it has and to
-the routes of its listeners, acknowledges clusters only when they are warm, keeps a listener in force until the new one
-has its routes, and takes the good part of a rejected response of clusters or listeners but nothing of any other.
-"""
+"""Sessions against a model of Envoy, driven at random: what must hold whatever happens in whatever order."""
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from dataclasses import dataclass, field
+from collections import Counter
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tests.protocol.stream import TYPES, Reply, Stream
+from tests.protocol.envoy_model import (
+    BAD,
+    CLUSTERS,
+    EMPTY,
+    FULL,
+    LISTENERS,
+    ORDER,
+    ROUTES,
+    UNREADABLE,
+    Client,
+    World,
+    referred,
+)
+from tests.protocol.stream import SHORT, Reply, Stream
 from xds.protocol.session import Variant
-from xds.snapshot import ENDPOINT, ROUTE, Resource, ResourceSet, Snapshot
-
-CLUSTERS, LISTENERS, ROUTES = ("a", "b", "c"), ("l", "m"), ("r", "s")
-FULL = ("CDS", "LDS")
-BAD = "bad"
-
-
-@dataclass
-class World:
-    """What should be, by type and name: the version, which also says what the resource refers to."""
-
-    versions: dict[str, dict[str, str]] = field(default_factory=lambda: {short: {} for short in TYPES})
-    count: int = 0
-
-    def put(self, short: str, name: str, *refs: str, bad: bool = False) -> None:
-        self.count += 1
-        self.versions[short][name] = f"{self.count}{BAD if bad else ''}/{'+'.join(refs)}"
-
-    def snapshot(self) -> Snapshot:
-        return Snapshot(
-            {
-                TYPES[short]: ResourceSet(
-                    resource(short, name, version) for name, version in versions.items()
-                )
-                for short, versions in self.versions.items()
-            }
-        )
-
-
-def resource(short: str, name: str, version: str) -> Resource:
-    refs = {"CDS": ((ENDPOINT, name),), "LDS": tuple((ROUTE, ref) for ref in referred(version))}
-    body = f"{name}={version}".encode()
-    return Resource.of(TYPES[short], name, body, version=version, refs=refs.get(short, ()))
-
-
-def referred(version: str) -> list[str]:
-    return [name for name in version.partition("/")[2].split("+") if name]
-
-
-class Client:
-    """A model of Envoy: what it has, and what it says."""
-
-    def __init__(self, variant: Variant) -> None:
-        self.variant = variant
-        self.have: dict[str, dict[str, str]] = {short: {} for short in TYPES}
-        self.active: dict[str, str] = {}
-        """The routes of each listener in force."""
-        self.draining: set[str] = set()
-        """Routes of listeners that are gone, whose connections are not."""
-        self.warming: set[str] = set()
-        self.warm: set[str] = set()
-        """Clusters that have been warm, and so can be used."""
-
-    def connect(self, stream: Stream) -> None:
-        """Begin a stream, with what it has from the last one."""
-        self.stream = stream
-        self.inbox: deque[Reply] = deque()
-        self.outbox: deque[tuple[str, tuple[str, ...], dict]] = deque()
-        self.nonces: dict[str, str] = {}
-        self.subscribed: dict[str, tuple[str, ...]] = {}
-        self.withheld: list[str] = []
-        self.warm |= self.warming
-        self.warming.clear()  # What is warming when a stream breaks has to wait for its time-out.
-        for short, names in (
-            ("CDS", ()),
-            ("EDS", self.wanted("EDS")),
-            ("LDS", ()),
-            ("RDS", self.wanted("RDS")),
-        ):
-            if short in FULL or names:
-                brought = {
-                    name: self.have[short][name]
-                    for name in names or self.have[short]
-                    if name in self.have[short]
-                }
-                initial = {"initial": brought} if self.variant is Variant.DELTA else {}
-                self.subscribed[short] = names
-                self.outbox.append((short, names, initial))
-
-    def wanted(self, short: str) -> tuple[str, ...]:
-        if short == "EDS":
-            return tuple(sorted(self.have["CDS"]))
-        listeners = [ref for version in self.have["LDS"].values() for ref in referred(version)]
-        return tuple(sorted({*listeners, *self.active.values(), *self.draining}))
-
-    def process(self) -> None:
-        """Take the next response, and say what comes of it."""
-        reply = self.inbox.popleft()
-        short = reply.type
-        self.nonces[short] = reply.nonce
-        bad = [name for name, version in reply.resources.items() if BAD in version]
-        good = {name: version for name, version in reply.resources.items() if name not in bad}
-        if bad and short not in FULL:
-            good = {}
-        if self.variant is Variant.SOTW and short in FULL:
-            for name in self.have[short].keys() - reply.resources.keys():
-                self.lose(short, name)
-        for name in reply.removed:
-            if short in FULL:
-                self.lose(short, name)
-        for name, version in good.items():
-            self.take(short, name, version)
-        for listener, version in self.have["LDS"].items():
-            if all(ref in self.have["RDS"] for ref in referred(version)):
-                self.use(listener, referred(version)[0])
-        if short in FULL and bad:
-            self.resubscribe("EDS" if short == "CDS" else "RDS")
-            self.answer(short, reply.nonce, error=f"no: {bad[0]}")
-        elif short == "CDS":
-            self.resubscribe("EDS")
-            self.withheld.append(reply.nonce)
-        elif short == "LDS":
-            # The acknowledgement may come first, and then it says nothing of the routes that are still to be asked for.
-            self.answer(short, reply.nonce)
-            self.resubscribe("RDS")
-        else:
-            self.answer(short, reply.nonce, error=f"no: {bad[0]}" if bad else "")
-            self.resubscribe("RDS")
-        if not self.warming:
-            while self.withheld:
-                self.answer("CDS", self.withheld.pop(0))
-
-    def take(self, short: str, name: str, version: str) -> None:
-        if short not in FULL and name not in self.subscribed.get(short, ()):
-            return
-        if short == "CDS" and self.have["CDS"].get(name) != version:
-            self.warming.add(name)
-        if short == "EDS" and name in self.have["CDS"]:
-            self.warming.discard(name)
-            self.warm.add(name)
-        self.have[short][name] = version
-
-    def lose(self, short: str, name: str) -> None:
-        self.have[short].pop(name, None)
-        if short == "CDS":
-            self.warming.discard(name)
-            self.warm.discard(name)
-        elif name in self.active:
-            self.draining.add(self.active.pop(name))
-
-    def use(self, listener: str, route: str) -> None:
-        before = self.active.get(listener, route)
-        self.active[listener] = route
-        if before != route:
-            self.draining.add(before)
-
-    def drain(self) -> None:
-        """The last connections of listeners that are gone are gone."""
-        self.draining.clear()
-        self.resubscribe("RDS")
-
-    def resubscribe(self, short: str) -> None:
-        """Follow what the client has: names come and go with clusters and listeners."""
-        names, before = self.wanted(short), self.subscribed.get(short, ())
-        if names == before:
-            return
-        self.subscribed[short] = names
-        gone = tuple(name for name in before if name not in names)
-        for name in gone:
-            self.have[short].pop(name, None)
-        if self.variant is Variant.SOTW:
-            self.outbox.append((short, names, {"nonce": self.nonces.get(short, "")}))
-        else:
-            added = tuple(name for name in names if name not in before)
-            self.outbox.append((short, added, {"unsubscribe": gone}))
-
-    def answer(self, short: str, nonce: str, error: str = "") -> None:
-        if self.variant is Variant.SOTW and nonce != self.nonces[short]:
-            return  # The answer to the latest response that was read is an answer to all.
-        names = self.subscribed.get(short, ()) if self.variant is Variant.SOTW else ()
-        self.outbox.append((short, names, {"nonce": nonce, "error": error}))
+from xds.protocol.status import State
 
 
 class SessionMachine(RuleBasedStateMachine):
@@ -202,15 +39,19 @@ class SessionMachine(RuleBasedStateMachine):
         self.now = 0.0
         self.connected()
         if settled:
-            self.put_cluster("a", bad=False)
-            self.put_cluster("b", bad=False)
-            self.put_route("r", {"a"}, bad=False)
-            self.put_listener("l", "r", bad=False)
+            self.put_cluster("a", bad="")
+            self.put_cluster("b", bad="")
+            self.put_route("r", {"a"}, bad="")
+            self.put_listener("l", "r", bad="")
             self.let_everything_flow()
 
     def connected(self) -> None:
         stream = Stream(self.client.variant, patience=self.patience, grace=self.grace)
         stream.now = self.now
+        self.was_here = {short for short in FULL if self.client.have[short]}
+        """Types that the client has something of from before this stream."""
+        self.uncertain: set[tuple[str, str]] = set()
+        """What it may have, for all that the server knows."""
         self.client.connect(stream)
         self.nonces: set[str] = set()
         self.delivered: dict[tuple[str, str], str] = {}
@@ -219,41 +60,58 @@ class SessionMachine(RuleBasedStateMachine):
         self.unanswered: dict[str, set[str]] = {}
         """By nonce, the clusters that were news in a response that the client has not answered."""
         self.rejected: list[tuple[str, frozenset[tuple[str, str]]]] = []
+        self.never: set[tuple[str, str, str]] = set()
+        """What the client rejected by itself."""
+        self.in_flight: dict[str, list[str]] = {short: [] for short in ORDER}
+        """Nonces of responses that the server has no answer to."""
+        self.served: dict[str, dict[str, str]] = {}
+        self.last_type = 0
+        """The place in the order of what was sent last, since anything else happened."""
 
     # --- the world ---------------------------------------------------------------------------------------------------
 
-    @rule(name=st.sampled_from(CLUSTERS), bad=st.booleans())
-    def put_cluster(self, name: str, bad: bool) -> None:
-        self.world.put("CDS", name, bad=bad and self.rejecting)
+    @rule(name=st.sampled_from(CLUSTERS), bad=st.sampled_from(["", BAD, UNREADABLE]))
+    def put_cluster(self, name: str, bad: str) -> None:
+        self.world.put("CDS", name, bad=bad if self.rejecting else "")
         self.world.versions["EDS"].setdefault(name, "0/")
 
-    @rule(name=st.sampled_from(CLUSTERS), bad=st.booleans())
-    def put_assignment(self, name: str, bad: bool) -> None:
+    @rule(name=st.sampled_from(CLUSTERS), bad=st.sampled_from(["", BAD, UNREADABLE]))
+    def put_assignment(self, name: str, bad: str) -> None:
         if name in self.world.versions["CDS"]:
-            self.world.put("EDS", name, bad=bad and self.rejecting)
+            self.world.put("EDS", name, bad=bad if self.rejecting else "")
 
     @rule(bad=st.sampled_from(CLUSTERS))
     def change_all_assignments(self, bad: str) -> None:
         for name in self.world.versions["CDS"]:
-            self.put_assignment(name, bad=name == bad)
+            self.put_assignment(name, bad=BAD if name == bad else "")
         self.serve()
 
-    @rule(
-        name=st.sampled_from(ROUTES), uses=st.sets(st.sampled_from(CLUSTERS), max_size=2), bad=st.booleans()
-    )
-    def put_route(self, name: str, uses: set[str], bad: bool) -> None:
-        uses &= self.world.versions["CDS"].keys()
-        self.world.put("RDS", name, *sorted(uses), bad=bad and self.rejecting)
+    @rule(name=st.sampled_from(CLUSTERS))
+    def drop_assignment(self, name: str) -> None:
+        self.world.versions["EDS"].pop(name, None)
 
-    @rule(name=st.sampled_from(LISTENERS), route=st.sampled_from(ROUTES), bad=st.booleans())
-    def put_listener(self, name: str, route: str, bad: bool) -> None:
+    @rule(
+        name=st.sampled_from(ROUTES),
+        uses=st.sets(st.sampled_from(CLUSTERS), max_size=2),
+        bad=st.sampled_from(["", BAD, UNREADABLE]),
+    )
+    def put_route(self, name: str, uses: set[str], bad: str) -> None:
+        uses &= self.world.versions["CDS"].keys()
+        self.world.put("RDS", name, *sorted(uses), bad=bad if self.rejecting else "")
+
+    @rule(
+        name=st.sampled_from(LISTENERS),
+        route=st.sampled_from(ROUTES),
+        bad=st.sampled_from(["", BAD, UNREADABLE]),
+    )
+    def put_listener(self, name: str, route: str, bad: str) -> None:
         if route in self.world.versions["RDS"]:
-            self.world.put("LDS", name, route, bad=bad and self.rejecting)
+            self.world.put("LDS", name, route, bad=bad if self.rejecting else "")
 
     @rule(name=st.sampled_from(CLUSTERS))
     def drop_cluster(self, name: str) -> None:
         if self.world.versions["CDS"].pop(name, None):
-            del self.world.versions["EDS"][name]
+            self.world.versions["EDS"].pop(name, None)
             for route, version in tuple(self.world.versions["RDS"].items()):
                 if name in referred(version):
                     self.world.put("RDS", route, *(ref for ref in referred(version) if ref != name))
@@ -261,7 +119,7 @@ class SessionMachine(RuleBasedStateMachine):
     @rule(old=st.sampled_from(CLUSTERS), new=st.sampled_from(CLUSTERS))
     def replace_cluster(self, old: str, new: str) -> None:
         if old != new and old in self.world.versions["CDS"]:
-            self.put_cluster(new, bad=False)
+            self.put_cluster(new, bad="")
             for route, version in tuple(self.world.versions["RDS"].items()):
                 if old in referred(version):
                     self.world.put("RDS", route, *{new if ref == old else ref for ref in referred(version)})
@@ -275,8 +133,8 @@ class SessionMachine(RuleBasedStateMachine):
         if name in self.world.versions["LDS"] and old in self.world.versions["RDS"]:
             used = referred(self.world.versions["RDS"].pop(old))
             unused = next(cluster for cluster in CLUSTERS if cluster not in used)
-            self.put_cluster(unused, bad=False)
-            self.put_route(new, {unused}, bad=False)
+            self.put_cluster(unused, bad="")
+            self.put_route(new, {unused}, bad="")
             for listener in self.world.versions["LDS"]:
                 self.world.put("LDS", listener, new)
             for cluster in used:
@@ -292,6 +150,8 @@ class SessionMachine(RuleBasedStateMachine):
 
     @rule()
     def serve(self) -> None:
+        self.last_type = 0
+        self.served = {short: dict(versions) for short, versions in self.world.versions.items()}
         self.client.stream.serve(self.world.snapshot())
 
     # --- the network -------------------------------------------------------------------------------------------------
@@ -308,6 +168,11 @@ class SessionMachine(RuleBasedStateMachine):
         if not self.client.outbox:
             return False
         short, names, more = self.client.outbox.popleft()
+        self.last_type = 0
+        flying = self.in_flight[short]
+        if more.get("nonce") in flying:
+            place = flying.index(more["nonce"])
+            del flying[place if self.client.variant is Variant.DELTA else 0 : place + 1]
         if self.client.variant is Variant.DELTA:
             self._note_change(short, names, more)
         else:
@@ -383,12 +248,46 @@ class SessionMachine(RuleBasedStateMachine):
     def _note_rejection(self, short: str, nonce: str) -> None:
         reply = next(reply for reply in self.client.stream.replies if reply.nonce == nonce)
         self.rejected.append((short, frozenset(reply.resources.items())))
-        for name in reply.resources:
+        for name in (*reply.resources, *reply.removed):
             self.again.add((short, name))
+        bad = [(short, *item) for item in reply.resources.items() if BAD in item[1]]
+        if short in FULL and not any(UNREADABLE in version for version in reply.resources.values()):
+            self.never.update(bad)
+
+    def _check_order(self, reply: Reply) -> None:
+        place = ORDER.index(reply.type)
+        assert place >= self.last_type, "R40: types go out in order"
+        self.last_type = place
+        if self.patience == float("inf") and reply.type in {"LDS", "RDS"}:
+            assert not self.in_flight["CDS"], "R42: listeners and routes wait for the clusters"
+        if self.grace == float("inf") and reply.type == "CDS" and self._loses(reply):
+            assert not self.in_flight["LDS"] + self.in_flight["RDS"], "R41: clusters go last"
+        self.in_flight[reply.type].append(reply.nonce)
+
+    def _loses(self, reply: Reply) -> set[str]:
+        """What the client loses by a response, and did not lose by an earlier one."""
+        before = {name for short, name in self.delivered if short == reply.type}
+        if self.client.variant is Variant.DELTA:
+            return set(reply.removed) & before
+        return before - reply.resources.keys() if reply.type in FULL else set()
+
+    def _check_rejected(self, reply: Reply) -> None:
+        for name, version in reply.resources.items():
+            again = (reply.type, name, version) in self.never
+            unknown = (reply.type, name) in self.uncertain
+            assert not again or unknown, "R12: what was rejected by itself is never sent again"
+        if reply.type in self.was_here and self.client.variant is Variant.SOTW:
+            self.uncertain.update((reply.type, name) for name in reply.resources)
+            self.was_here.discard(reply.type)
+        if self.client.variant is Variant.SOTW and reply.type in FULL:
+            left_out = self.client.have[reply.type].keys() - reply.resources.keys()
+            assert not left_out & self.served[reply.type].keys(), "R12: what the client has is not left out"
 
     def _check(self, reply: Reply) -> None:
         assert reply.nonce not in self.nonces, "R4: nonces are unique"
         self.nonces.add(reply.nonce)
+        self._check_order(reply)
+        self._check_rejected(reply)
         delta = self.client.variant is Variant.DELTA
         for short, rejected in self.rejected:
             if short == reply.type and rejected:
@@ -416,6 +315,8 @@ class SessionMachine(RuleBasedStateMachine):
                 assert self.delivered.get(key) != version or key in self.again, "R14: the client has it"
             self.again.discard(key)
             self.delivered[key] = version
+        for name in self._loses(reply) - set(reply.removed):
+            self.delivered.pop((reply.type, name))
         for name in reply.removed:
             key = (reply.type, name)
             assert key in self.delivered or key in self.again, "R27: only what the client knows is removed"
@@ -442,6 +343,18 @@ class SessionMachine(RuleBasedStateMachine):
             for status in self.client.stream.session.status():
                 assert +status.counts == Counter(resource.state for resource in status.resources)
 
+    @invariant()
+    def what_is_said_to_be_synced_is(self) -> None:
+        if not hasattr(self, "client"):
+            return
+        silent = {short for short, *_ in self.client.outbox}
+        for status in self.client.stream.session.status():
+            short = SHORT[status.type_url]
+            have = self.client.have[short]
+            for each in () if short in silent or self.client.inbox else status.resources:
+                if each.state is State.SYNCED and have.get(each.name) != EMPTY:
+                    assert have.get(each.name) == each.version, f"the client has the {short} {each.name}"
+
     def flow_and_drain(self) -> None:
         for _ in range(2):
             self.let_everything_flow()
@@ -452,16 +365,17 @@ class SessionMachine(RuleBasedStateMachine):
             return
         for short, versions in self.world.versions.items():
             for name, version in tuple(versions.items()):
-                if BAD in version:
+                if BAD in version or UNREADABLE in version:
                     self.world.put(short, name, *referred(version))
         self.flow_and_drain()
         while self.client.stream.session.deadline() is not None:
             self.now = self.client.stream.now = self.client.stream.session.deadline()
             self.flow_and_drain()
-        for short in ("CDS", "EDS", "LDS"):
-            assert self.client.have[short] == self.world.versions[short], (
-                f"the client has the {short} that it should"
-            )
+        for short in FULL:
+            assert self.client.have[short] == self.world.versions[short], f"the client has all {short}"
+        assert self.client.have["EDS"].keys() <= self.world.versions["CDS"].keys()
+        for name, version in self.world.versions["EDS"].items():
+            assert self.client.have["EDS"][name] == version, "the client has all EDS"
         wanted = self.client.wanted("RDS")
         assert {name: self.client.have["RDS"].get(name) for name in wanted} == {
             name: self.world.versions["RDS"].get(name) for name in wanted
@@ -471,6 +385,8 @@ class SessionMachine(RuleBasedStateMachine):
             name: referred(version)[0] for name, version in self.world.versions["LDS"].items()
         }
         assert not self.deliver_response()
+        for status in self.client.stream.session.status():
+            assert status.synced, f"nothing is waited for: {status}"
 
 
 class RejectingMachine(SessionMachine):
@@ -481,6 +397,7 @@ class RejectingMachine(SessionMachine):
 
     @rule(seconds=st.sampled_from([1.0, 19.0, 61.0]))
     def pass_time(self, seconds: float) -> None:
+        self.last_type = 0
         self.now += seconds
         self.client.stream.now = self.now
 

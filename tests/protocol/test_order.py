@@ -6,7 +6,7 @@ import pytest
 
 from tests.protocol.stream import Stream, world
 from xds.protocol.session import Variant
-from xds.snapshot import CLUSTER, ENDPOINT
+from xds.snapshot import CLUSTER
 
 BEFORE = world(CDS="old=1", EDS="old=1", LDS="l=1>r", RDS="r=old")
 AFTER = world(CDS="new=1", EDS="new=1", LDS="l=1>r", RDS="r=new")
@@ -89,49 +89,6 @@ def test_r42_who_has_no_clusters_does_not_wait_for_them(variant):
     stream.ask("LDS", "l")
     stream.ask("RDS", "r")
     assert stream.get() == ["LDS l=1", "RDS r=new"]
-
-
-def test_r38_the_assignment_of_a_cluster_that_changed_is_sent_again(variant):
-    stream = connect(variant, BEFORE)
-    stream.serve(world(CDS="old=2", EDS="old=1", LDS="l=1>r", RDS="r=old"))
-    assert stream.settle() == ["CDS old=2", "EDS old=1"]
-
-
-def test_r38_only_the_assignments_of_clusters_that_changed_are_sent_again(variant):
-    both = world(CDS="old=1 new=1", EDS="old=1 new=1")
-    stream = connect(variant, both)
-    stream.serve(world(CDS="old=1 new=2", EDS="old=1 new=1"))
-    assert [text for text in stream.settle() if text.startswith("EDS")] == ["EDS new=1"]
-
-
-def test_r38_a_cluster_that_comes_back_gets_its_assignment_again(variant):
-    stream = connect(variant, world(CDS="old=1", EDS="old=1 new=1"))
-    stream.serve(world(EDS="old=1 new=1"))
-    stream.settle()
-    stream.serve(world(CDS="old=1", EDS="old=1 new=1"))
-    assert stream.settle() == ["CDS old=1", "EDS old=1"]
-
-
-def test_r38_a_client_without_assignments_gets_none(variant):
-    stream = Stream(variant, BEFORE)
-    stream.ask("CDS")
-    stream.settle()
-    stream.serve(world(CDS="old=2", EDS="old=1"))
-    assert stream.settle() == ["CDS old=2"]
-
-
-def test_r38_a_reference_that_is_no_assignment_is_not_sent_again(variant):
-    stream = connect(variant, world(LDS="l=1>r", RDS="r=1"))
-    stream.serve(world(LDS="l=2>r", RDS="r=1"))
-    assert stream.settle() == ["LDS l=2"]  # R39: the client knows the route configuration.
-
-
-def test_r38_a_cluster_that_changed_while_the_client_was_away_gets_its_assignment_again():
-    stream = Stream(Variant.DELTA, world(CDS="a=2 b=1", EDS="a=1 b=1"))
-    stream.ask("CDS", initial={"a": "1", "b": "1"})
-    assert stream.get() == ["CDS a=2"]
-    stream.ask("EDS", "a", "b", initial={"a": "1", "b": "1"})
-    assert stream.settle() == ["EDS a=1"]
 
 
 def test_r41_a_cluster_stays_until_the_routes_that_drop_it_are_acknowledged(variant):
@@ -240,64 +197,6 @@ def test_r41_an_assignment_lingers_with_its_cluster_for_a_client_that_comes_to_i
         stream.ask("EDS", nonce=stream.last["EDS"].nonce)
     stream.ask("EDS", "old")
     assert stream.get() == ["EDS old=1"]
-
-
-def test_o16_a_new_cluster_without_an_assignment_can_be_acknowledged_at_once(variant):
-    stream = Stream(variant, world(CDS="a=1 b=1", EDS="b=1"))
-    stream.ask("CDS")
-    stream.get()
-    stream.ask("EDS", "a", "b", "no-cluster")
-    assert stream.get() == [
-        "EDS a=empty b=1" if variant is Variant.SOTW else "EDS b=1 -a -no-cluster",
-    ]
-
-
-def test_o16_an_assignment_that_comes_later_is_sent_and_its_end_is_not(variant):
-    stream = Stream(variant, world(CDS="a=1"))
-    stream.ask("CDS")
-    stream.ask("EDS", "a")
-    stream.settle()
-    stream.serve(world(CDS="a=1", EDS="a=1"))
-    assert stream.settle() == ["EDS a=1"]
-    stream.serve(world(CDS="a=1"))
-    assert stream.settle() == ([] if variant is Variant.SOTW else ["EDS -a"])
-
-
-def test_o16_a_cluster_that_changes_without_an_assignment_is_not_left_waiting(variant):
-    stream = connect(variant, BEFORE, names=("old",))
-    stream.serve(world(CDS="old=1", LDS="l=1>r", RDS="r=old"))
-    stream.settle()
-    stream.serve(world(CDS="old=2", LDS="l=1>r", RDS="r=old"))
-    empty = "EDS old=empty" if variant is Variant.SOTW else "EDS -old"
-    assert stream.settle() == ["CDS old=2", empty]
-    stream.serve(world(CDS="old=2", EDS="old=1", LDS="l=1>r", RDS="r=old"))
-    assert stream.settle() == ["EDS old=1"]
-
-
-def test_o16_an_assignment_asked_for_before_there_is_a_cluster_is_answered_with_it(variant):
-    stream = Stream(variant, world())
-    stream.ask("CDS")
-    stream.ask("EDS", "a")
-    assert stream.settle() == (["CDS"] if variant is Variant.SOTW else ["CDS", "EDS -a"])
-    stream.serve(world(CDS="a=1"))
-    assert stream.settle() == ["CDS a=1", "EDS a=empty" if variant is Variant.SOTW else "EDS -a"]
-
-
-@pytest.mark.parametrize("known", [True, False])
-def test_o16_a_stream_of_assignments_alone_is_told_of_the_clusters_that_there_are(known):
-    snapshot = world(CDS="a=1")
-    stream = Stream(Variant.SOTW, snapshot if known else None, type_url=ENDPOINT)
-    stream.ask("", "a", "b")
-    if not known:
-        assert stream.get() == []
-        stream.serve(snapshot)
-    stream.names["EDS"] = ("a", "b")
-    assert stream.settle() == ["EDS a=empty"]
-    stream.serve(world(CDS="a=1 b=1"))
-    assert stream.settle() == ["EDS b=empty"]
-    stream.ask("", nonce=stream.last["EDS"].nonce)
-    stream.ask("", "a", nonce=stream.last["EDS"].nonce)
-    assert stream.get() == ["EDS a=empty"]
 
 
 def test_o2_a_cluster_that_is_gone_before_its_assignment_was_asked_for_can_be_acknowledged(variant):

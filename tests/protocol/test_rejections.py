@@ -263,6 +263,18 @@ def test_what_is_no_longer_subscribed_to_stands_in_nobodys_way(variant):
     assert stream.last["CDS"].removed == ("b",) or stream.last["CDS"].resources == {"a": "1"}
 
 
+def test_r27_what_was_to_go_with_what_was_rejected_goes_by_itself():
+    stream = Stream(Variant.DELTA, world(LDS="l=1 m=1"))
+    stream.ask("LDS")
+    stream.settle()
+    stream.serve(world(LDS="m=2"))
+    assert stream.get() == ["LDS m=2 -l"]
+    stream.nack("LDS", "cannot be read")
+    assert stream.get() == ["LDS -l"]
+    stream.nack("LDS", "no removal")
+    assert stream.get() == []
+
+
 def test_a_rejection_that_removes_only_names_parks_nothing():
     stream = Stream(Variant.DELTA, world(SDS="s=1"))
     stream.ask("SDS", "s")

@@ -166,7 +166,8 @@ def test_the_other_codec_reads_what_goes_with_a_resource(ttl, aliases):
         b"body",
     )
     for each in (full, beat):
-        assert each.ttl == (None if ttl is None else timedelta(seconds=ttl))
+        assert (each.ttl is None) == (ttl is None)
+        assert abs((each.ttl or timedelta()) - timedelta(seconds=ttl or 0)) <= timedelta(microseconds=1)
     assert (beat.name, beat.version, beat.resource) == ("r/v", resource.version, None)
     assert (unknown.name, unknown.aliases, unknown.resource, unknown.ttl) == ("r/x", ["r/x"], None, None)
 

@@ -92,6 +92,14 @@ class SotwWatch(Watch):
             self._empty.add(name)
             self._touch(name)
 
+    def release(self, names: Iterable[str]) -> None:
+        """Let the client lose what lingered. It has nothing of what it rejected, and may still wait for it."""
+        names = tuple(names)
+        rejected = [name for name in names if name in self.rejections and self.covers(name)]
+        super().release(names)
+        if self.type_url == ENDPOINT:
+            self.stand_in(rejected)
+
     def _content(self, due: list[tuple[str, Resource | None]]) -> Content:
         resources = [resource for _, resource in self._batch(due) if resource]
         return Content(resources=resources, fresh=resources, version=self.resources.version)

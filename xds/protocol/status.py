@@ -181,7 +181,7 @@ def _resource_status(watch: Watch, name: str, unsure: set[str]) -> ResourceStatu
     elif name in unsure or not resource or resource.version != version or name in watch.lingering:
         state = State.STALE
     else:
-        state = State.STALE if name in watch.rejections else State.SYNCED
+        state = State.STALE if name in watch.rejections or watch.is_due(name) else State.SYNCED
     return ResourceStatus(
         name=name,
         state=state,
