@@ -23,7 +23,7 @@ from xds.protocol.order import AFTER_CLUSTERS, ORDER, USERS, WILDCARD_TYPES
 from xds.protocol.sotw import SotwWatch
 from xds.protocol.status import SNAPSHOT, TypeStatus, Waiting, type_status, waiting
 from xds.protocol.watch import Watch
-from xds.protocol.wire import Node, RequestError, parse_delta_request, parse_request
+from xds.protocol.wire import DeltaRequest, Node, Request, RequestError, parse_delta_request, parse_request
 from xds.protocol.world import WorldWatch
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET, Resource, Snapshot
 
@@ -74,6 +74,8 @@ class Session:
         self._watches: dict[str, Watch] = {known: self._new_watch(known) for known in _ALWAYS}
         """By type, in the order in which they are sent."""
         self._nonces = 0
+        self._left_warming = False
+        """Whether clusters are warming that the client has not asked for yet."""
         self._opened = inf
         self._handed_out = inf
         self._began = inf
@@ -108,9 +110,16 @@ class Session:
             raise RequestError(f"this stream is for {self._type_url} only")
         if type_url not in self._watches and len(self._watches) >= MOST_TYPES:
             raise RequestError(f"a stream is for at most {MOST_TYPES} types")
-        events += self._watch(type_url).receive(request, now)
+        watch = self._watch(type_url)
+        left_warming = type_url == ENDPOINT and not watch.begun and self._seems_warming(request)
+        events += watch.receive(request, now)
         if type_url == ENDPOINT:
             self._stand_in()
+        if left_warming:
+            self._left_warming = True
+            watch.push_again(tuple(watch.sent))
+        elif type_url == CLUSTER:
+            self._left_warming = False
         return events
 
     def expect_no_answers(self) -> None:
@@ -200,7 +209,19 @@ class Session:
         waits = [watch.answers.held_since]
         if watch.type_url in AFTER_CLUSTERS:
             waits.append(self._watches[CLUSTER].answers.waiting_since)
-        return max((since + self._patience for since in waits if since is not None), default=-inf)
+        opens = [since + self._patience for since in waits if since is not None]
+        if watch.type_url in AFTER_CLUSTERS and self._left_warming:
+            opens.append(self._began + min(_RESUMPTION, self._patience))
+        return max(opens, default=-inf)
+
+    def _seems_warming(self, request: Request | DeltaRequest) -> bool:
+        """Whether a first request for assignments is of a client that lost its last stream while clusters were warming.
+
+        Envoy then says nothing of clusters on the new stream either, until they are warm: not that it has them, nor that
+        they wait for their assignments, all of which it says it has.
+        """
+        was_here = request.version if isinstance(request, Request) else request.initial_versions
+        return bool(was_here) and not self._type_url and not self._watches[CLUSTER].begun
 
     def _warm(self, clusters: Iterable[Resource]) -> None:
         """Send the assignments of clusters again: a cluster that is new or changed does not use what was there."""
