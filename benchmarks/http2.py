@@ -9,6 +9,8 @@ import socket
 from collections.abc import Callable
 from typing import NamedTuple
 
+from hpack import Decoder
+
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _DATA, _HEADERS, _SETTINGS, _PING, _WINDOW_UPDATE = 0, 1, 4, 6, 8
 _ACK, _END_HEADERS, _END_STREAM = 1, 4, 1
@@ -102,6 +104,7 @@ class Http2Stream:
         """and of a message, and its size."""
         self._head = self._tail = self._body = b""
         self._kept: list[bytes] = []
+        self._decoder = Decoder()
         self._taken = 0
 
     def send(self, message: bytes) -> None:
@@ -185,8 +188,11 @@ class Http2Stream:
             case 8:
                 self._windows[1 if stream else 0] += int.from_bytes(payload, "big")
                 self._release()
-            case 1 if flags & _END_STREAM:
-                raise Ended("the server ended the stream")
+            case 1:
+                headers = self._decoder.decode(payload)
+                if flags & _END_STREAM:
+                    why = ", ".join(f"{name}: {value}" for name, value in headers if name.startswith("grpc-"))
+                    raise Ended(f"the server ended the stream: {why}")
             case 3:
                 raise Ended("the server reset the stream")
             case 7:
