@@ -36,6 +36,14 @@ def test_r38_it_is_sent_the_assignments_that_it_says_it_has(variant):
     assert stream.get() == []
 
 
+def test_r38_so_is_it_if_the_server_had_nothing_to_serve_yet():
+    stream = Stream(Variant.DELTA)
+    stream.ask("EDS", "a", "gone", initial={"a": "1", "gone": "1"})
+    assert stream.get() == []
+    stream.serve(WORLD)
+    assert stream.get() == ["EDS a=1 -gone"]
+
+
 def test_r43_its_routes_wait_for_the_clusters_that_it_will_ask_for(variant):
     stream = come_back(variant)
     stream.get()
