@@ -24,6 +24,8 @@ OPTIONS = (
     # Without these a storm of connects is answered with CANCELLED.
     ("grpc.server.max_pending_requests", 100_000),
     ("grpc.server.max_pending_requests_hard_limit", 200_000),
+    # So are, by default, those whose turn does not come within 30 s: after a cold start of a large mesh, on a busy machine.
+    ("grpc.server_max_unrequested_time_in_server", 600),
     # Find out that a proxy is gone, and let proxies find out that we are.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
