@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from control import raise_file_limit
-from report import as_json, as_table
+from report import as_json, as_markdown, as_table
 from rounds import Bench, Measured, Size, library, mesh
 
 _SPARE = 200
@@ -40,7 +40,7 @@ def main() -> None:
             library(bench, results)
         for kinds in options.kinds if "mesh" in options.only else ():
             mesh(bench, kinds, results)
-    print(as_json(size, results) if options.output == "json" else as_table(size, results))
+    print({"table": as_table, "markdown": as_markdown, "json": as_json}[options.output](size, results))
 
 
 def _options() -> argparse.Namespace:
@@ -62,7 +62,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--only", choices=("library", "mesh"), nargs=1, default=["library", "mesh"], help="one half of it"
     )
-    parser.add_argument("-o", "--output", choices=("table", "json"), default="table")
+    parser.add_argument("-o", "--output", choices=("table", "markdown", "json"), default="table")
     return parser.parse_args()
 
 

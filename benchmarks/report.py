@@ -80,6 +80,34 @@ def as_table(size: Size, results: dict[str, list[Measured]]) -> str:
     return out.getvalue().rstrip()
 
 
+def as_markdown(size: Size, results: dict[str, list[Measured]]) -> str:
+    """The table of docs/performance.md, and what stands below it."""
+    lines = [
+        "| | times the floor | last client, s | floor, s | MB in all | server CPU, s | block, ms | late, ms | encoded / new |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    notes = []
+    for name, rounds in results.items():
+        cells = (
+            name,
+            f"**{_spread((found.ratio for found in rounds), 1, 1)}**",
+            _spread((found.seconds for found in rounds), 1, 2),
+            _spread((found.floor for found in rounds), 1, 3),
+            f"{median(found.megabytes for found in rounds):,.1f}",
+            _spread((found.cpu for found in rounds), 1, 2),
+            f"{max(found.block for found in rounds) * 1000:.0f}",
+            f"{max(found.late for found in rounds) * 1000:,.0f}",
+            _encodings(rounds[0]),
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+        notes += [
+            f"- {name}: {_WORDS[what]} {_spread((found.more[what] for found in rounds), 1, 1)}"
+            for what in rounds[0].more
+        ]
+    about = f"{size.rounds} rounds, {size.starts} starts; {_machine()}"
+    return "\n".join([*lines, "", *notes, "", about])
+
+
 _WORDS = {
     "read": "manifests read, seconds after the process was started:",
     "listening": "listening, seconds after that:",
