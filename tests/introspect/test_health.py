@@ -43,12 +43,15 @@ async def test_grpcurl_asks_for_health(target):
 
 
 async def test_channelz_knows_the_server_and_its_sockets(target):
-    channelz, newest, page = "grpc.channelz.v1.Channelz", 0, {}
-    while "end" not in page:  # Of all servers that this process has had, the last is ours.
-        (page,) = await call(target, f"{channelz}/GetServers", {"startServerId": newest + 1})
-        newest = max([newest, *(int(each["ref"]["serverId"]) for each in page.get("server", ()))])
-    (found,) = await call(target, f"{channelz}/GetServer", {"serverId": newest})
+    channelz, servers, page = "grpc.channelz.v1.Channelz", [], {}
+    while "end" not in page:
+        start = int(servers[-1]["ref"]["serverId"]) + 1 if servers else 0
+        (page,) = await call(target, f"{channelz}/GetServers", {"startServerId": start})
+        servers += page.get("server", [])
+    # Of all servers that this process has had, ours is the one that was just called.
+    ours = max(servers, key=lambda each: each["data"].get("lastCallStartedTimestamp", ""))["ref"]["serverId"]
+    (found,) = await call(target, f"{channelz}/GetServer", {"serverId": ours})
     assert int(found["server"]["data"]["callsStarted"]) >= 2
-    (found,) = await call(target, f"{channelz}/GetServerSockets", {"serverId": newest})
+    (found,) = await call(target, f"{channelz}/GetServerSockets", {"serverId": ours})
     assert found["end"]
     assert found["socketRef"], "the one that this very call came on"
