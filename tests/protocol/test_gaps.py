@@ -35,16 +35,3 @@ def test_r41_a_client_that_names_clusters_keeps_those_that_are_gone_until_it_has
     for short, name in (("CDS", "a"), ("EDS", "a"), ("LDS", "l"), ("RDS", "r")):
         stream.ask(short, name, version="known")
     assert stream.get()[:2] == ["LDS l=1", "RDS r=b"]
-
-
-@pytest.mark.xfail(
-    reason="an assignment that is made up is not sent again when what it was rejected with is mended"
-)
-def test_o16_an_empty_assignment_that_was_rejected_with_another_is_sent_again():
-    stream = Stream(Variant.SOTW, world(CDS="a=1 b=1", EDS="b=1"))
-    stream.ask("CDS")
-    stream.ask("EDS", "a", "b")
-    assert stream.get() == ["CDS a=1 b=1", "EDS a=empty b=1"]
-    stream.nack("EDS")
-    stream.serve(world(CDS="a=1 b=1", EDS="b=2"))
-    assert stream.get() == ["EDS a=empty b=2"]

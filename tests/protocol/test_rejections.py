@@ -275,6 +275,17 @@ def test_r27_what_was_to_go_with_what_was_rejected_goes_by_itself():
     assert stream.get() == []
 
 
+def test_r27_what_was_to_go_and_came_back_meanwhile_does_not_go():
+    stream = Stream(Variant.DELTA, world(LDS="l=1 m=1"))
+    stream.ask("LDS")
+    stream.settle()
+    stream.serve(world(LDS="m=2"))
+    assert stream.get() == ["LDS m=2 -l"]
+    stream.serve(world(LDS="l=1 m=2"))
+    stream.nack("LDS", "cannot be read")
+    assert stream.get() == ["LDS l=1"]
+
+
 def test_a_rejection_that_removes_only_names_parks_nothing():
     stream = Stream(Variant.DELTA, world(SDS="s=1"))
     stream.ask("SDS", "s")

@@ -285,3 +285,11 @@ def test_r34_r36_a_client_that_has_the_collection_is_not_answered():
     stream = Stream(Variant.DELTA, members("zone/a", "zone/b"))
     stream.ask("LEDS", "zone/*", initial={"zone/a": "1", "zone/b": "0", "zone/c": "1"})
     assert stream.settle() == ["LEDS zone/b=1 -zone/c"]
+
+
+def test_r21_r34_a_collection_that_is_taken_back_under_a_wildcard_is_no_name():
+    stream = Stream(Variant.DELTA, world(CDS="g/a=1 b=1"))
+    stream.ask("CDS", "*", "g/*")
+    assert stream.settle() == ["CDS b=1 g/a=1"]
+    stream.ask("CDS", unsubscribe=("g/*",))
+    assert stream.settle() == ["CDS g/a=1"]

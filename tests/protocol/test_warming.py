@@ -140,3 +140,15 @@ def test_o16_an_assignment_that_is_dropped_after_it_was_rejected_leaves_no_clust
     assert stream.get() == []  # The cluster may go as well, as it is not acknowledged.
     stream.now = 60.0
     assert stream.get() == ["EDS a=empty" if variant is Variant.SOTW else "EDS -a"]
+
+
+def test_o16_an_assignment_that_does_not_exist_is_answered_again_when_what_it_was_rejected_with_is_mended():
+    stream = Stream(Variant.SOTW, world(CDS="a=1 b=1", EDS="b=1"))
+    stream.ask("CDS")
+    stream.ask("EDS", "a", "b")
+    stream.get()
+    stream.nack("EDS")
+    stream.serve(world(CDS="a=1 b=1", EDS="b=2"))
+    assert stream.settle() == ["EDS a=empty b=2"]
+    stream.ack("CDS")
+    assert stream.session.quiet

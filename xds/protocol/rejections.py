@@ -6,7 +6,7 @@ sent again once any of it changes: the cause may be gone then. What was rejected
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Callable
 
 _UNTIL_IT_RETURNS: frozenset[str] = frozenset()
 
@@ -40,16 +40,16 @@ class Rejections:
         """Note that these were rejected, without holding one back because of another."""
         self._causes = {name: frozenset({name}) for name in names}
 
-    def change(self, changed: str, present: Container[str]) -> list[str]:
+    def change(self, changed: str, exists: Callable[[str], bool]) -> list[str]:
         """Return what else is worth another try, now that a resource has changed or gone.
 
-        What is not present cannot be sent; it waits until it comes back.
+        What does not exist cannot be sent; it waits until it comes back.
         """
         if changed not in self._causes:
             return []
         freed = []
         for name in [name for name, causes in self._causes.items() if changed in causes or name == changed]:
-            if name in present:
+            if exists(name):
                 causes = self._causes.pop(name)
                 if name != changed or not causes:
                     freed.append(name)

@@ -129,6 +129,9 @@ class SotwWatch(Watch):
         if self._empty:
             self._empty.difference_update(each.name for each in resources if each.name in self.resources)
 
+    def _exists(self, name: str) -> bool:
+        return name in self._empty or super()._exists(name)
+
     def _forget(self) -> None:
         super()._forget()
         self._empty.intersection_update(self.subscription.names)

@@ -101,9 +101,11 @@ class Subscription:
             dropped=(before and not self.wildcard) or bool(gone),
         )
 
+    def is_collection(self, name: str) -> bool:
+        """Whether a name stands for all resources of a collection."""
+        return self._globs and _MEMBERS in name and name == collection(name)
+
     def _set(self, names: frozenset[str]) -> None:
         self.names = names
         if self._globs:
-            self.collections = frozenset(
-                name for name in names if _MEMBERS in name and name == collection(name)
-            )
+            self.collections = frozenset(filter(self.is_collection, names))

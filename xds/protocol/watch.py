@@ -205,7 +205,7 @@ class Watch(ABC):
 
     def _meant(self, name: str) -> Iterable[str]:
         """Return the names of what a client asks for by a name."""
-        if name in self.subscription.collections:
+        if self.subscription.is_collection(name):
             return [each for each in (*self.resources, *self.lingering) if collection(each) == name]
         return (self.resources.resolve(name) if self.type_url == VIRTUAL_HOST else name,)
 
@@ -227,8 +227,11 @@ class Watch(ABC):
     def _change(self, name: str) -> None:
         """Look at a name again because it is not what it was, and at what was rejected with it."""
         self._touch(name)
-        for other in self.rejections.change(name, self.resources):
+        for other in self.rejections.change(name, self._exists):
             self._touch(other, force=True)
+
+    def _exists(self, name: str) -> bool:
+        return name in self.resources
 
     def _touch(self, name: str, *, force: bool = False) -> None:
         """Look at a name before the next response, and `force`: send it in any case."""
