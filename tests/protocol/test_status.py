@@ -7,7 +7,7 @@ import pytest
 from tests.protocol.stream import SHORT, Stream, world
 from xds.protocol.session import Variant
 from xds.protocol.status import ACK, READ, SNAPSHOT, State, TypeStatus
-from xds.snapshot import CLUSTER
+from xds.snapshot import CLUSTER, SECRET
 
 
 @pytest.fixture(params=Variant, ids=lambda variant: variant.value)
@@ -336,3 +336,32 @@ def test_a_client_that_says_nothing_more_is_not_waited_for(variant):
     assert stream.get() == ["CDS a=1"]
     stream.session.expect_no_answers()
     assert stream.get() == ["LDS l=1"]
+
+
+def test_what_is_due_again_is_not_synced_though_it_was_sent():
+    stream = Stream(Variant.DELTA, world(SDS="good=1 bad=1"))
+    stream.ask("SDS", "good", "bad")
+    stream.get()
+    stream.nack("SDS")
+    stream.ask("SDS", unsubscribe=("bad",))
+    assert states(stream, "SDS") == {"good": State.ERROR}
+    stream.settle()
+    assert states(stream, "SDS") == {"good": State.SYNCED}
+
+
+@pytest.mark.parametrize("settled", [True, False])
+def test_resources_are_counted_by_state(variant, settled):
+    stream = Stream(variant, world(SDS="a=1 b=1"))
+    stream.ask("SDS", "a", "b", "none")
+    if settled:
+        stream.settle()
+    counts = status(stream, "SDS").counts
+    assert +counts == ({State.SYNCED: 2, State.NOT_SENT: 1} if settled else {State.NOT_SENT: 3})
+
+
+def test_what_goes_unsent_leaves_nothing_behind(variant):
+    stream = Stream(variant, world(SDS="a=1"))
+    stream.ask("SDS", "a")
+    stream.serve(world())
+    assert stream.session._watches[SECRET].lingering == {}
+    assert stream.get() == ([] if variant is Variant.SOTW else ["SDS -a"])
