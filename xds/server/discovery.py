@@ -21,6 +21,7 @@ from xds.server.fetch import fetch
 from xds.server.proxies import Proxies, Refused, StreamInfo
 from xds.server.services import SERVICES, Service
 from xds.server.stream import Observer, Stream, now
+from xds.server.turns import Turns
 
 log = structlog.get_logger(__name__)
 
@@ -43,6 +44,7 @@ class DiscoveryService:
         self.failed: Counter[grpc.StatusCode] = Counter()
         """How many calls were refused, malformed or went wrong here, by the status that they ended with."""
         self._streams: set[Stream] = set()
+        self._turns = Turns()
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
 
@@ -133,9 +135,11 @@ class DiscoveryService:
         # Nothing is awaited when it ends: a stream may be cancelled meanwhile, and would not be forgotten.
         with ExitStack() as ending:
             ending.callback(about.info, "proxy disconnected")
-            stream = Stream(info, node, session, subscriber)
+            stream = Stream(info, node, session, subscriber, self._turns)
             if self._observer:
                 ending.callback(self._observer.closed, stream)
+            # Who keeps the subscriber, as one of an event that is still to be taken, need not keep all that it had.
+            ending.callback(setattr, subscriber, "session", None)
             ending.callback(self._proxies.disconnect, subscriber)
             ending.callback(self._streams.discard, stream)
             self._streams.add(stream)

@@ -18,6 +18,7 @@ from xds.protocol.events import Acked, Event, Nacked, Subscribed
 from xds.protocol.session import Session
 from xds.protocol.wire import Node
 from xds.server.proxies import Proxies, Refused, StreamInfo, Subscriber
+from xds.server.turns import Turns
 
 log = structlog.get_logger(__name__)
 
@@ -53,7 +54,9 @@ class Observer(Protocol):
 class Stream:
     """A stream that was let in, until it ends."""
 
-    def __init__(self, info: StreamInfo, node: Node, session: Session, subscriber: Subscriber) -> None:
+    def __init__(
+        self, info: StreamInfo, node: Node, session: Session, subscriber: Subscriber, turns: Turns
+    ) -> None:
         self.info = info
         self.node = node
         self.session = session
@@ -63,6 +66,7 @@ class Stream:
         """In seconds of the event loop's clock, as are all times of its session."""
         self.moves = 0
         """How many requests and responses there were: nothing the client does changes its status without another."""
+        self._turns = turns
         self._stopping: str | None = None
         self._is_writing = False
         self._was_too_large = False
@@ -117,6 +121,7 @@ class Stream:
     ) -> None:
         """Take requests until the client has no more."""
         while (request := await context.read()) is not grpc.aio.EOF:
+            await self._turns.take()
             self.take(self.session.receive(request, now()), proxies, observer)
             self.subscriber.changed.set()
 
@@ -131,6 +136,7 @@ class Stream:
         closed_at: float | None = None
         changed = self.subscriber.changed
         while self._stopping is None:
+            await self._turns.take()
             changed.clear()
             if reader.done() and closed_at is None:
                 await reader
