@@ -23,7 +23,15 @@ from xds.protocol.order import AFTER_CLUSTERS, ORDER, USERS, WILDCARD_TYPES
 from xds.protocol.sotw import SotwWatch
 from xds.protocol.status import SNAPSHOT, TypeStatus, Waiting, type_status, waiting
 from xds.protocol.watch import Watch
-from xds.protocol.wire import DeltaRequest, Node, Request, RequestError, parse_delta_request, parse_request
+from xds.protocol.wire import (
+    DeltaRequest,
+    Node,
+    Request,
+    RequestError,
+    check_count,
+    parse_delta_request,
+    parse_request,
+)
 from xds.protocol.world import WorldWatch
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET, Resource, Snapshot
 
@@ -113,6 +121,7 @@ class Session:
         watch = self._watch(type_url)
         left_warming = type_url == ENDPOINT and not watch.begun and self._seems_warming(request)
         events += watch.receive(request, now)
+        check_count(type_url, len(watch.subscription.names))
         if type_url == ENDPOINT:
             self._stand_in()
         if left_warming:

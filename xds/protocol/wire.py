@@ -56,6 +56,13 @@ _SCHEMA = {
 }
 
 
+MOST_NAMES = 500_000
+"""Names that a client may ask for of one type: each takes some microseconds in which nobody else is served."""
+
+LONGEST_ID = 1024
+"""Bytes of the longest node.id, and type_url: they are kept for each stream, and said in the log."""
+
+
 class RequestError(ValueError):
     """A request that no client should send; its stream ends with INVALID_ARGUMENT."""
 
@@ -109,6 +116,7 @@ class DeltaRequest:
 def parse_request(data: bytes) -> Request:
     """Read a DiscoveryRequest, or raise RequestError."""
     message = _decode(_REQUEST, data)
+    _check(message, "resource_names")
     return Request(
         node=_node(message),
         type_url=message.type_url,
@@ -122,6 +130,7 @@ def parse_request(data: bytes) -> Request:
 def parse_delta_request(data: bytes) -> DeltaRequest:
     """Read a DeltaDiscoveryRequest, or raise RequestError."""
     message = _decode(_DELTA_REQUEST, data)
+    _check(message, "resource_names_subscribe", "resource_names_unsubscribe", "initial_resource_versions")
     return DeltaRequest(
         node=_node(message),
         type_url=message.type_url,
@@ -131,6 +140,24 @@ def parse_delta_request(data: bytes) -> DeltaRequest:
         unsubscribe=_names(message.resource_names_unsubscribe),
         initial_versions=tuple((pair.key, pair.value) for pair in message.initial_resource_versions),
     )
+
+
+def _check(message: Any, *lists: str) -> None:
+    """Refuse what is too much before anything is done with it, and say so in few words: they go into a header."""
+    for name in lists:
+        check_count(name, len(getattr(message, name)))
+    for name, value in (("node.id", message.node.id), ("type_url", message.type_url)):
+        if len(value.encode()) > LONGEST_ID:
+            raise RequestError(f"{name} is longer than {LONGEST_ID:,} bytes")
+
+
+def check_count(what: str, count: int) -> None:
+    """Raise RequestError if these are more names than a client may ask for."""
+    if count > MOST_NAMES:
+        raise RequestError(
+            f"{what}: {count:,} names, and a client may ask for at most {MOST_NAMES:,} of one type on a stream; "
+            "ask for all with '*', or use several streams"
+        )
 
 
 def _names(names: Iterable[str]) -> tuple[str, ...]:
