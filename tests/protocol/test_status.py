@@ -215,6 +215,9 @@ def test_clusters_wait_for_assignments_and_secrets_that_the_client_has_not_got(v
     stream.ask("CDS")
     stream.now = 1.0
     stream.get()
+    assert waits(stream, "CDS") == (ACK, 1.0)
+    stream.now = 2.0
+    stream.ask("LDS")
     assert waits(stream, "CDS") == ("EDS", 1.0)  # It has not even asked.
     stream.ask("EDS", "a")
     assert waits(stream, "CDS") == ("EDS", 1.0)
@@ -222,6 +225,20 @@ def test_clusters_wait_for_assignments_and_secrets_that_the_client_has_not_got(v
     assert waits(stream, "CDS") == ("EDS", 1.0)
     stream.ack("EDS")
     assert waits(stream, "CDS") == (ACK, 1.0)
+
+
+def test_a_client_that_says_nothing_since_it_was_sent_clusters_owes_an_answer_whatever_it_lacks(variant):
+    stream = Stream(variant, world(CDS="a=1", EDS="a=1"))
+    stream.ask("CDS")
+    stream.ask("EDS", "a")
+    stream.settle()
+    stream.serve(world(CDS="a=1 b=1", EDS="a=1 b=1"))
+    stream.now = 5.0
+    stream.get()
+    stream.now = 24.0
+    assert waits(stream, "CDS") == (ACK, 5.0)
+    stream.ask("EDS", *(("a", "b") if variant is Variant.SOTW else ("b",)))
+    assert waits(stream, "CDS") == ("EDS", 5.0)
 
 
 def test_clusters_wait_for_assignments_that_were_rejected_or_sent_anew(variant):
@@ -237,6 +254,7 @@ def test_clusters_wait_for_assignments_that_were_rejected_or_sent_anew(variant):
     stream.serve(world(CDS="a=2", EDS="a=2"))
     stream.now = 3.0
     stream.get()
+    stream.ask("LDS")
     assert waits(stream, "CDS") == ("EDS", 3.0)
     stream.ack("EDS")
     assert waits(stream, "CDS") == (ACK, 3.0)

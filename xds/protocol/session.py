@@ -85,6 +85,7 @@ class Session:
         self._left_warming = False
         """Whether clusters are warming that the client has not asked for yet."""
         self._opened = inf
+        self._heard = -inf
         self._handed_out = inf
         self._began = inf
         self._deadline = inf
@@ -106,6 +107,7 @@ class Session:
         request = parse_request(message) if self._variant is Variant.SOTW else parse_delta_request(message)
         events: list[Event] = []
         self._opened = min(self._opened, now)
+        self._heard = now
         if not self.node:
             if not request.node or not request.node.id:
                 raise RequestError("the first request of a stream must have node.id")
@@ -178,7 +180,9 @@ class Session:
         if not self._serves(watch.type_url):
             return Waiting(for_=SNAPSHOT, since=self._opened)
         since = self._opened if self._handed_out == inf else self._handed_out
-        return waiting(watch, self._watches, handed_out=since, aggregated=not self._type_url)
+        return waiting(
+            watch, self._watches, handed_out=since, heard=self._heard, aggregated=not self._type_url
+        )
 
     def _serves(self, type_url: str) -> bool:
         """Whether anything can be said of a type: also that there is nothing, of one that has its place here."""

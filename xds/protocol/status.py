@@ -125,16 +125,18 @@ def type_status(watch: Watch, waiting: Waiting | None) -> TypeStatus:
 
 
 def waiting(
-    watch: Watch, watches: Mapping[str, Watch], *, handed_out: float, aggregated: bool
+    watch: Watch, watches: Mapping[str, Watch], *, handed_out: float, heard: float, aggregated: bool
 ) -> Waiting | None:
     """Say what a type waits for that is served.
 
-    `handed_out` is when the last response of the stream was. What other types have to bring is only known of a stream
-    that is `aggregated`.
+    `handed_out` is when the last response of the stream was, and `heard` when the client last said anything. What other
+    types have to bring is only known of a stream that is `aggregated`.
     """
     unanswered, clusters = watch.answers.waiting_since, watches[CLUSTER].answers.waiting_since
     if unanswered is not None:
-        needed = _needed(watch, watches, handed_out) if aggregated and watch.type_url == CLUSTER else None
+        # A client that has been silent since then may be hung: nothing tells that it waits for more.
+        warms = aggregated and watch.type_url == CLUSTER and heard >= unanswered
+        needed = _needed(watch, watches, handed_out) if warms else None
         return Waiting(for_=needed[0] if needed else ACK, since=unanswered)
     if watch.pending:
         if watch.type_url in AFTER_CLUSTERS and clusters is not None:
