@@ -7,6 +7,8 @@ from typing import TypeAlias
 
 from aiohttp import web
 
+from xds.http import listen
+
 Exposed: TypeAlias = Callable[[str], tuple[bytes, str]]
 """Returns metrics, and their content type, for an Accept header."""
 
@@ -36,15 +38,8 @@ class AdminServer:
         app.router.add_get("/ready", self._readiness)
         if self._metrics:
             app.router.add_get("/metrics", self._counted)
-        runner = web.AppRunner(app, access_log=None)
-        await runner.setup()
-        try:
-            await web.TCPSite(runner, self._host, self._port).start()
-        except OSError:
-            await runner.cleanup()
-            raise
-        self._runner = runner
-        self.port = runner.addresses[0][1]
+        self._runner = await listen(app, self._host, self._port)
+        self.port = self._runner.addresses[0][1]
 
     async def stop(self) -> None:
         """Stop listening."""

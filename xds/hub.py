@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -70,8 +71,6 @@ class Hub:
         self._roots = roots_secret((authority.certificate_pem,))
         self._issuer = Issuer(authority, lifetime=lifetime) if serve_keys else None
         """None where nobody may get a private key."""
-        self._without_key: set[NodeId] = set()
-        """Who was told of in the log for it."""
         self._now = now
         self._streams: dict[PodName, set[Subscriber]] = {}
         self._due: dict[PodName, float | None] = {}
@@ -105,15 +104,14 @@ class Hub:
             name = NodeId.parse(node.id)
         except ValueError as error:
             raise Refused(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from error
-        if self._issuer is None and name not in self._without_key:
-            self._without_key.add(name)
+        key = (name.namespace, name.pod)
+        if self._issuer is None and key not in self._streams:
             log.warning(
                 "proxy gets no certificate: streams here carry no credential",
                 proxy=node.id,
                 secret=CERTIFICATE,
             )
         subscriber = Subscriber(node, stream)
-        key = (name.namespace, name.pod)
         self._streams.setdefault(key, set()).add(subscriber)
         if self.mesh.pod(*key):
             self._want(key)
@@ -190,8 +188,8 @@ class Hub:
                 self.mesh = await asyncio.to_thread(old.apply, change)
             else:
                 self.mesh = await asyncio.to_thread(Mesh, change.applied, change.config)
-        except Exception:
-            log.exception("a change could not be applied and is left out")
+        except Exception as error:  # noqa: BLE001 - told in full
+            log.error("a change could not be applied and is left out", stack=_traceback(error))  # noqa: TRY400
             return
         finally:
             self.work.applied += 1
@@ -217,7 +215,7 @@ class Hub:
             return
         try:
             snapshot = await self._translate(pod, droppable=key not in self._dropped)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - told in full, or was before
             # What is wrong for one is often wrong for all; the traceback is worth telling once.
             said, before = f"{type(error).__name__}: {error}", self._failure
             self._failure = said
@@ -227,7 +225,7 @@ class Hub:
                 "no configuration could be made; what the proxy has stays",
                 pod="/".join(key),
                 problem=said,
-                exc_info=said != before,
+                **({"stack": _traceback(error)} if said != before else {}),
             )
             return
         if snapshot is None:
@@ -241,7 +239,9 @@ class Hub:
         while self.mesh.failures:
             ref, failure = self.mesh.failures.popitem()
             log.error(
-                "a service could not be translated and stays as it was", service=str(ref), exc_info=failure
+                "a service could not be translated and stays as it was",
+                service=str(ref),
+                stack=_traceback(failure),
             )
         for subscriber in self._streams.get(key, ()):
             if subscriber.snapshot != snapshot:
@@ -299,6 +299,11 @@ class Hub:
             pod = self.mesh.pod(*key)
             if self._issuer and pod and (at := self._issuer.renew_at(pod)):
                 yield at, key
+
+
+def _traceback(error: Exception) -> str:
+    """Return it for the log, as text: who formats tracebacks may show local variables, and there may be keys there."""
+    return "".join(traceback.format_exception(error))
 
 
 def _pod_name(subscriber: Subscriber) -> PodName:

@@ -1,6 +1,8 @@
 """Many proxies in a process of their own, each on a connection of its own, that speak just enough HTTP/2.
 
     python crowd.py PORT hold COUNT     connect all at once; a line for each round of responses that all have had
+    python crowd.py PORT stay COUNT     a line when all are served, and one when all have ended: how many were told that
+                                        the server is shutting down
     python crowd.py PORT churn COUNT    connect COUNT times, a hundred at once, and leave in each of the ways there are
 
 Every other one speaks delta.
@@ -75,6 +77,8 @@ class Proxy(asyncio.Protocol):
         self._data = bytearray()
         self._body = bytearray()
         self.responses = 0
+        self.headers = b""
+        """The last ones, which say how the stream ended."""
         self.ended = False
         """Whether the server ended the stream or the connection."""
         self.news = asyncio.Event()
@@ -111,7 +115,9 @@ class Proxy(asyncio.Protocol):
                 del self._body[: 5 + length]
                 self.responses += 1
                 self.news.set()
-        if kind in {_RST_STREAM, _GOAWAY} or (kind in {_DATA, _HEADERS} and flags & _END_STREAM):
+        elif kind == _HEADERS:
+            self.headers = payload
+        if kind == _RST_STREAM or (kind in {_DATA, _HEADERS} and flags & _END_STREAM):
             self.ended = True
             self.news.set()
 
@@ -158,6 +164,14 @@ async def hold(port: int, count_: int) -> None:
             return
 
 
+async def stay(port: int, count_: int) -> None:
+    proxies = await asyncio.gather(*(connect(port, number) for number in range(count_)))
+    print(sum(await asyncio.gather(*(proxy.until(1) for proxy in proxies))), flush=True)
+    await asyncio.gather(*(proxy.until(1 << 30) for proxy in proxies))
+    # gRPC does not compress what it says here, and refers to nothing that it said before, as there was nothing.
+    print(sum(b"the server is shutting down" in proxy.headers for proxy in proxies), flush=True)
+
+
 async def churn(port: int, count_: int) -> None:
     numbers = iter(range(count_))
     good = 0
@@ -179,4 +193,4 @@ if __name__ == "__main__":
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):
-        asyncio.run({"hold": hold, "churn": churn}[what](int(port), int(many)))
+        asyncio.run({"hold": hold, "stay": stay, "churn": churn}[what](int(port), int(many)))

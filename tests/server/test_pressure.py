@@ -206,3 +206,12 @@ async def test_a_client_that_lives_but_does_not_read_is_let_go_with_its_connecti
             assert not server.discovery.streams
     finally:
         await server.stop()
+
+
+@pytest.mark.usefixtures("files")
+async def test_r55_on_shutdown_everybody_is_told_however_many_there_are(proxies, server):
+    async with crowd(server, "stay", STORM) as process:
+        assert await said(process) == STORM
+        await server.stop()
+        assert await said(process) == STORM
+    assert proxies.subscribers == []

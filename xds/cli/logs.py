@@ -8,6 +8,9 @@ from typing import Any
 
 import structlog
 
+_LONGEST = 1000
+"""Characters that are shown of a value: some are what proxies say, and they may say much."""
+
 
 def configure() -> None:
     """Set up logging for the process; what libraries log comes out in the same form."""
@@ -46,8 +49,14 @@ def _one_line(_logger: object, _method: str, event: structlog.typing.EventDict) 
     """Keep what proxies and files say from forging lines or steering a terminal."""
     for key, value in event.items():
         said = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
-        if isinstance(said, str) and not said.isprintable():
-            said = "".join(c if c.isprintable() else " " for c in said).strip()
+        if isinstance(said, str) and key == "stack":
+            said = "\n".join(_printable(line) for line in said.splitlines())
+        elif isinstance(said, str):
+            said = _printable(said if len(said) <= _LONGEST else f"{said[:_LONGEST]}...").strip()
         if key != "exc_info":
             event[key] = said
     return event
+
+
+def _printable(text: str) -> str:
+    return text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)

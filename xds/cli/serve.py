@@ -162,7 +162,11 @@ async def _run(
         observer=metrics.streams,
         added=[Introspection([ProxiesService(hub.missing)])],
     )
-    rest = RestServer(hub, *rest_address, identifier=identifier) if rest_address else None
+    rest = (
+        RestServer(hub, *rest_address, identifier=identifier, failed=server.discovery.failed)
+        if rest_address
+        else None
+    )
     metrics.connected(server.discovery)
     admin = AdminServer(lacking, *admin_address, metrics=metrics.exposed)
     tasks = (hub.run(), _follow(folder, hub), metrics.watch_loop())

@@ -59,7 +59,7 @@ class Connected(Collector):
         yield _by(
             CounterMetricFamily(
                 "xds_calls_failed",
-                "Streams and fetches that were refused, malformed or went wrong here, by gRPC status.",
+                "Streams, fetches and polls that were refused, malformed or went wrong here, by gRPC status.",
                 labels=("code",),
             ),
             codes.items(),

@@ -6,9 +6,11 @@ Who a stream belongs to, what it gets and what becomes of its answers is up to `
 from __future__ import annotations
 
 import asyncio
+import traceback
 from collections import Counter
 from collections.abc import AsyncIterator, Collection
 from contextlib import ExitStack, asynccontextmanager, suppress
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -18,7 +20,7 @@ from xds.protocol.events import Connected
 from xds.protocol.session import Session, Variant
 from xds.protocol.wire import RequestError
 from xds.server.fetch import fetch
-from xds.server.proxies import Proxies, Refused, StreamInfo
+from xds.server.proxies import Proxies, Refused, StreamInfo, cut
 from xds.server.services import SERVICES, Service
 from xds.server.stream import Observer, Stream, now
 from xds.server.turns import Turns
@@ -28,6 +30,8 @@ log = structlog.get_logger(__name__)
 _SHUTTING_DOWN = "the server is shutting down"
 _LONGEST_PAUSE = 0.01
 """Seconds between the ends of two streams on shutdown, if there are few."""
+_FIRST_REQUEST = 30.0
+"""Seconds in which a stream's first request has to come: until then nobody knows whose it is."""
 
 
 class DiscoveryService:
@@ -44,6 +48,8 @@ class DiscoveryService:
         self.failed: Counter[grpc.StatusCode] = Counter()
         """How many calls were refused, malformed or went wrong here, by the status that they ended with."""
         self._streams: set[Stream] = set()
+        self._unheard: set[asyncio.Timeout] = set()
+        """When streams end whose first request has not come."""
         self._turns = Turns()
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
@@ -62,7 +68,7 @@ class DiscoveryService:
 
     def stop(self) -> None:
         """End all streams, now and from now on, so that their proxies go elsewhere."""
-        self._stopping = True
+        self._stop_unheard()
         for stream in self._streams:
             stream.stop(_SHUTTING_DOWN)
 
@@ -71,19 +77,29 @@ class DiscoveryService:
 
         Both are given up after `within` seconds: what is left then is a client that does not read.
         """
-        self._stopping = True
+        self._stop_unheard()
         with suppress(TimeoutError):
             async with asyncio.timeout(within):
                 pause = min(_LONGEST_PAUSE, within / 2 / max(len(self._streams), 1))
+                due = now()
                 for stream in tuple(self._streams):
                     stream.stop(_SHUTTING_DOWN)
-                    await asyncio.sleep(pause)
+                    due += pause
+                    if now() < due:  # No sleep ends on time: where there are many, several end after each.
+                        await asyncio.sleep(due - now())
                 await self.ended(within=within)
 
     async def ended(self, *, within: float) -> None:
         """Wait until no stream is left, so that everybody was told that it is gone."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=within)
+
+    def _stop_unheard(self) -> None:
+        """Let nobody in from now on, and end the streams that nobody is known to have."""
+        self._stopping = True
+        for until in self._unheard:
+            if not until.expired():
+                until.reschedule(now())
 
     def _methods(self, service: Service) -> dict[str, grpc.RpcMethodHandler]:
         made = {
@@ -120,7 +136,7 @@ class DiscoveryService:
         if self._stopping:
             raise Refused(grpc.StatusCode.UNAVAILABLE, _SHUTTING_DOWN)
         session = Session(info.variant, type_url=info.type_url, identifier=self._identifier)
-        request = await context.read()
+        request = await self._first_request(context)
         if request is grpc.aio.EOF:
             return
         events = session.receive(request, now())
@@ -148,21 +164,41 @@ class DiscoveryService:
             stream.take(events, self._proxies, self._observer)
             await stream.run(context, self._proxies, self._observer)
 
+    async def _first_request(self, context: grpc.aio.ServicerContext) -> Any:
+        """Read a request, or grpc.aio.EOF. Refused: none comes in time, or the server is shutting down."""
+        try:
+            async with asyncio.timeout(_FIRST_REQUEST) as until:
+                self._unheard.add(until)
+                return await context.read()
+        except TimeoutError:
+            if self._stopping:
+                raise Refused(grpc.StatusCode.UNAVAILABLE, _SHUTTING_DOWN) from None
+            problem = (
+                f"no request came within {_FIRST_REQUEST:g} s; send the first one when the stream is opened"
+            )
+            log.warning("stream without a request", peer=context.peer(), problem=problem)
+            raise Refused(grpc.StatusCode.DEADLINE_EXCEEDED, problem) from None
+        finally:
+            self._unheard.discard(until)
+
     @asynccontextmanager
     async def _ending(self, context: grpc.aio.ServicerContext) -> AsyncIterator[None]:
         """End a call with the status of what goes wrong in it."""
         try:
             yield
         except RequestError as error:
-            log.warning("malformed request", peer=context.peer(), problem=str(error))
-            code, message = grpc.StatusCode.INVALID_ARGUMENT, str(error)
+            code, message = grpc.StatusCode.INVALID_ARGUMENT, cut(str(error))
+            log.warning("malformed request", peer=context.peer(), problem=message)
         except Refused as refused:
-            code, message = refused.code, refused.message
+            code, message = refused.code, cut(refused.message)
         except grpc.aio.InternalError as error:
             # The client was lost during a read or write. Nobody is there to be told how the call ends.
             raise asyncio.CancelledError from error
-        except Exception:
-            log.exception("a call ends with an error of ours", peer=context.peer())
+        except Exception:  # noqa: BLE001 - told in full
+            # As text: who formats tracebacks may show local variables, and there may be keys among them.
+            log.error(  # noqa: TRY400
+                "a call ends with an error of ours", peer=context.peer(), stack=traceback.format_exc()
+            )
             code, message = grpc.StatusCode.INTERNAL, "an error in the server; its log says more"
         else:
             return

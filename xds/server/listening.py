@@ -48,7 +48,7 @@ class XdsServer:
     `max_connection_age` is after how many seconds a connection has to be made anew, give or take a tenth that is
     drawn for each, so that proxies spread over servers that were added: its client is told to open streams elsewhere
     (GOAWAY), and those that it has end with UNAVAILABLE ten seconds later. None: never. `grace` is how many seconds
-    streams have to end on shutdown. `options` are gRPC's channel arguments, over those in OPTIONS.
+    streams have to end on shutdown. `options` are gRPC's channel arguments, over those in OPTIONS. It is started once.
     """
 
     def __init__(
@@ -71,6 +71,7 @@ class XdsServer:
         age = () if max_connection_age is None else _connection_age(max_connection_age)
         self._options = tuple(dict((*OPTIONS, *age, *options)).items())
         self._server: grpc.aio.Server | None = None
+        self._is_over = False
         self.port = 0
         """The port that it listens on, once started; of use when the address leaves the choice with port 0."""
 
@@ -82,7 +83,13 @@ class XdsServer:
         await self.stop()
 
     async def start(self) -> None:
-        """Listen. RuntimeError: the address cannot be had."""
+        """Listen. RuntimeError: the address cannot be had, or it was started before."""
+        if self._server:
+            raise RuntimeError("the server is started already")
+        if self._is_over:
+            raise RuntimeError(
+                "the server was stopped, and its clients sent elsewhere: make another XdsServer to serve"
+            )
         server = grpc.aio.server(options=self._options)
         server.add_generic_rpc_handlers(self.discovery.handlers())
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
@@ -105,7 +112,7 @@ class XdsServer:
             await self._health.enter_graceful_shutdown()
             await asyncio.gather(self._server.stop(self._grace), self.discovery.drain(within=self._grace))
             await self.discovery.ended(within=self._grace)
-            self._server = None
+            self._server, self._is_over = None, True
 
 
 def _connection_age(seconds: float) -> tuple[tuple[str, int], ...]:

@@ -13,9 +13,17 @@ from xds.protocol.session import Session, Variant
 from xds.protocol.wire import Node
 from xds.snapshot import Snapshot
 
+_LONGEST_MESSAGE = 1000
+"""Characters of what a client is told. gRPC sends up to three bytes for each, and clients take 16 KiB of headers."""
+
+
+def cut(message: str) -> str:
+    """Return a message in a length that can be sent as the status of a call."""
+    return message if len(message) <= _LONGEST_MESSAGE else f"{message[: _LONGEST_MESSAGE - 3]}..."
+
 
 class Refused(Exception):  # noqa: N818 - it is an answer, not an accident
-    """A stream is not let in; it ends with this status."""
+    """A stream is not let in; it ends with this status. Of the message, a client is told 1,000 characters."""
 
     def __init__(self, code: grpc.StatusCode, message: str) -> None:
         super().__init__(message)

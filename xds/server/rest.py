@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import traceback
+from collections import Counter
+from typing import Any
 
 import grpc
 import structlog
@@ -16,9 +19,10 @@ from aiohttp import web
 from google.protobuf import json_format
 
 from xds.descriptors import message_class, pool, to_dict
-from xds.protocol.wire import RequestError
+from xds.http import listen
+from xds.protocol.wire import RequestError, check_count
 from xds.server.fetch import PATIENCE, fetch
-from xds.server.proxies import Proxies, Refused
+from xds.server.proxies import Proxies, Refused, cut
 from xds.server.services import SERVICES
 
 log = structlog.get_logger(__name__)
@@ -45,17 +49,26 @@ class RestServer:
 
     200 is a DiscoveryResponse; 304: the request's version_info is what the proxy should have. 400: the request is not
     one, 404: there is no such path, 503: there is no snapshot yet for this proxy, and whatever `Proxies` refuse with.
-    `patience` is how many seconds a request is held for the first snapshot.
+    `patience` is how many seconds a request is held for the first snapshot. `failed` counts the requests that were
+    refused, malformed or went wrong here, by the gRPC status that means the same: a DiscoveryService's, say.
     """
 
     def __init__(
-        self, proxies: Proxies, host: str, port: int, *, identifier: str = "", patience: float = PATIENCE
+        self,
+        proxies: Proxies,
+        host: str,
+        port: int,
+        *,
+        identifier: str = "",
+        patience: float = PATIENCE,
+        failed: Counter[grpc.StatusCode] | None = None,
     ) -> None:
         self._proxies = proxies
         self._host = host
         self._port = port
         self._identifier = identifier
         self._patience = patience
+        self._failed: Counter[grpc.StatusCode] = Counter() if failed is None else failed
         self._runner: web.AppRunner | None = None
         self.port = 0
         """The port that it listens on, once started; of use when the choice was left with port 0."""
@@ -66,15 +79,8 @@ class RestServer:
         for path in TYPES:
             app.router.add_post(path, self._poll)
         app.router.add_route("*", "/{path:.*}", _unknown)
-        runner = web.AppRunner(app, access_log=None)
-        await runner.setup()
-        try:
-            await web.TCPSite(runner, self._host, self._port).start()
-        except OSError:
-            await runner.cleanup()
-            raise
-        self._runner = runner
-        self.port = runner.addresses[0][1]
+        self._runner = await listen(app, self._host, self._port)
+        self.port = self._runner.addresses[0][1]
         log.info("serving xDS by REST", host=self._host, port=self.port)
 
     async def stop(self) -> None:
@@ -89,7 +95,8 @@ class RestServer:
             fetched = await fetch(
                 self._proxies,
                 TYPES[request.path],
-                _parse(await request.read()),
+                # In a thread, for its cost follows what the client sends.
+                await asyncio.to_thread(_parse, await request.read()),
                 peer=peer,
                 patience=self._patience,
             )
@@ -98,16 +105,25 @@ class RestServer:
             # In a thread, for its cost follows what is served.
             body = await asyncio.to_thread(_json, fetched.response(self._identifier))
         except RequestError as error:
-            log.warning("malformed request", peer=peer, path=request.path, problem=str(error))
-            return _text(400, str(error))
+            log.warning("malformed request", peer=peer, path=request.path, problem=cut(str(error)))
+            return self._refusal(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except Refused as refused:
-            return _text(_STATUS.get(refused.code, 500), refused.message)
+            return self._refusal(refused.code, refused.message)
         except web.HTTPException:
             raise
-        except Exception:
-            log.exception("a call ends with an error of ours", peer=peer, path=request.path)
-            return _text(500, "an error in the server; its log says more")
+        except Exception:  # noqa: BLE001 - told in full; for its form see DiscoveryService
+            log.error(  # noqa: TRY400
+                "a call ends with an error of ours",
+                peer=peer,
+                path=request.path,
+                stack=traceback.format_exc(),
+            )
+            return self._refusal(grpc.StatusCode.INTERNAL, "an error in the server; its log says more")
         return web.Response(body=body, content_type="application/json")
+
+    def _refusal(self, code: grpc.StatusCode, why: str) -> web.Response:
+        self._failed[code] += 1
+        return _text(_STATUS.get(code, 500), cut(why))
 
 
 async def _unknown(request: web.Request) -> web.Response:
@@ -123,10 +139,20 @@ def _parse(body: bytes) -> bytes:
         value = json.loads(body)
         if isinstance(value, dict) and isinstance(node := value.get("node"), dict):
             node.pop("extensions", None)  # Nine tenths of what Envoy says of itself, and nothing to us.
+        _check_names(value)
         json_format.ParseDict(value, message, ignore_unknown_fields=True, descriptor_pool=pool)
+    except RequestError:
+        raise
     except (ValueError, TypeError, RecursionError, json_format.ParseError) as error:
         raise RequestError(f"the request is not the JSON form of a DiscoveryRequest: {error}") from error
     return message.SerializeToString()
+
+
+def _check_names(value: Any) -> None:
+    """Refuse names that are too many before the second and slower half of reading them."""
+    for key in ("resource_names", "resourceNames") if isinstance(value, dict) else ():
+        if isinstance(names := value.get(key), list):
+            check_count(key, len(names))
 
 
 def _json(response: bytes) -> bytes:

@@ -1,0 +1,104 @@
+"""How servers and streams end that nobody is served by any more."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import grpc
+import grpc.aio
+import pytest
+from structlog.testing import capture_logs
+
+from tests.protocol.stream import world
+from tests.server.proxies import Client, OneForAll
+from xds.server import XdsServer, discovery
+from xds.snapshot import CLUSTER
+
+
+@pytest.fixture
+def proxies() -> OneForAll:
+    return OneForAll(world(CDS="a=1"))
+
+
+@pytest.fixture
+async def server(proxies) -> AsyncIterator[XdsServer]:
+    server = XdsServer(proxies, "127.0.0.1:0", grace=60)
+    await server.start()
+    yield server
+    await server.stop()
+
+
+@pytest.fixture
+async def channel(server) -> AsyncIterator[grpc.aio.Channel]:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        yield channel
+
+
+async def silent(server: XdsServer, channel: grpc.aio.Channel) -> Client:
+    """A stream whose client says nothing."""
+    client = Client(channel)
+    async with asyncio.timeout(10):
+        await client.call.wait_for_connection()
+        while not server.discovery._unheard:
+            await asyncio.sleep(0.001)
+    return client
+
+
+async def test_a_stream_without_a_request_ends(proxies, server, channel, monkeypatch):
+    monkeypatch.setattr(discovery, "_FIRST_REQUEST", 0.05)
+    with capture_logs() as logs:
+        code, details = await asyncio.wait_for(Client(channel).end(), 10)
+    assert code == grpc.StatusCode.DEADLINE_EXCEEDED
+    assert details == "no request came within 0.05 s; send the first one when the stream is opened"
+    assert [line["event"] for line in logs] == ["stream without a request"]
+    assert server.discovery.failed[grpc.StatusCode.DEADLINE_EXCEEDED] == 1
+    assert not server.discovery._unheard
+    assert proxies.streams == []
+
+
+async def test_a_stream_whose_request_came_in_time_goes_on(proxies, server, channel, monkeypatch):
+    monkeypatch.setattr(discovery, "_FIRST_REQUEST", 0.2)
+    client = Client(channel)
+    await client.ask(CLUSTER)
+    await client.get()
+    await asyncio.sleep(0.4)
+    proxies.publish(world(CDS="a=2"))
+    assert b"a=2" in (await asyncio.wait_for(client.get(), 10)).SerializeToString()
+    assert not server.discovery._unheard
+
+
+@pytest.mark.parametrize("how", ["stop", "drain"])
+async def test_a_stream_without_a_request_does_not_hold_up_shutdown(server, channel, how):
+    client = await silent(server, channel)
+    async with asyncio.timeout(20):  # a third of the grace
+        if how == "stop":
+            server.discovery.stop()
+        else:
+            await server.discovery.drain(within=60)
+        assert await client.end() == (grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
+        await server.stop()
+
+
+async def test_a_server_is_started_once(proxies, server):
+    with pytest.raises(RuntimeError, match="started already"):
+        await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        client = Client(channel)
+        await client.ask(CLUSTER)
+        await client.get()
+    await server.stop()
+    with pytest.raises(RuntimeError, match="make another XdsServer"):
+        await server.start()
+
+
+async def test_a_server_that_could_not_start_may_try_again(proxies, server):
+    other = XdsServer(proxies, f"127.0.0.1:{server.port}")
+    await other.stop()
+    with pytest.raises(RuntimeError, match="bind"):
+        await other.start()
+    await server.stop()
+    async with other, grpc.aio.insecure_channel(f"127.0.0.1:{other.port}") as channel:
+        client = Client(channel)
+        await client.ask(CLUSTER)
+        await client.get()
