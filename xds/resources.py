@@ -78,10 +78,10 @@ def resource(
     for types that do not say their own: VirtualHost and LbEndpoint. `sources` are the objects that it was made from, as
     a rejection is to name them. For `aliases` and `ttl` see Resource.
 
-    For types other than Envoy's own ten there is `Resource.of`.
+    For types other than Envoy's own ten there is `Resource.of`. It may be called by several threads at the same time.
 
     Raises:
-        TypeError: it is no message, or of no type that clients ask for.
+        TypeError: it is no message, or of no type that clients ask for, or something else is of the wrong type.
         ValueError: it has no name or another one than `name`, or the bytes are not of that type, here or in an Any inside.
     """
     type_url, body = _encoded(message, type_url)
@@ -98,9 +98,7 @@ def resource(
     if name and own != name:
         raise ValueError(f"{kind} {own}: name={name!r} is not its {field}")
     refs = tuple(dict.fromkeys(_refs(parsed, parsed, f"{kind} {own}")))
-    return Resource.of(
-        type_url, own, body, refs=refs, sources=tuple(sources), aliases=tuple(aliases), ttl=ttl
-    )
+    return Resource.of(type_url, own, body, refs=refs, sources=sources, aliases=aliases, ttl=ttl)
 
 
 def check_type(type_url: str) -> None:
@@ -113,7 +111,7 @@ def _encoded(message: Any, type_url: str) -> tuple[str, bytes]:
     """Return a message's type and bytes."""
     if isinstance(message, bytes):
         if not type_url:
-            raise ValueError("bytes do not say their type: give type_url=")
+            raise ValueError("bytes do not say their type: give resource(data, type_url=...)")
         check_type(type_url)
         _check_asked_for(type_url)
         return type_url, message
@@ -121,9 +119,13 @@ def _encoded(message: Any, type_url: str) -> tuple[str, bytes]:
         own = TYPE_PREFIX + message.DESCRIPTOR.full_name
     elif isinstance(message, betterproto2.Message):
         own = TYPE_PREFIX + full_name(type(message))
+    elif isinstance(message, bytearray | memoryview):
+        kind = type(message).__name__
+        raise TypeError(f"{kind} may change: give a copy, resource(bytes(data), type_url=...)")
     else:
         raise TypeError(
-            f"{type(message).__name__} is no protobuf message: give one of envoy_data_plane, or bytes and type_url="
+            f"{type(message).__name__} is no protobuf message: give one of envoy_data_plane,"
+            " or bytes as resource(data, type_url=...)"
         )
     if type_url not in ("", own):
         raise ValueError(f"the message is of type {own}, not {type_url}")

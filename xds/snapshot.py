@@ -68,16 +68,22 @@ class Resource:
         *,
         version: str = "",
         refs: tuple[ResourceKey, ...] = (),
-        sources: tuple[str, ...] = (),
-        aliases: tuple[str, ...] = (),
+        sources: Iterable[str] = (),
+        aliases: Iterable[str] = (),
         ttl: float | None = None,
     ) -> Resource:
         """Make a resource whose version is the hash of its body and what goes with it, unless `version` says otherwise.
 
+        TypeError: one of them is of another type than it says here; a single str is neither `sources` nor `aliases`.
         ValueError: `aliases` of something that is no virtual host, or a `ttl` that is not positive.
         """
+        _check(type_url, name, body)
+        sources = _strings(name, "sources", sources)
+        aliases = _strings(name, "aliases", aliases)
         if aliases and type_url != VIRTUAL_HOST:
             raise ValueError(f"{name}: only a VirtualHost can have aliases, and this is {type_url}")
+        if ttl is not None and not isinstance(ttl, int | float):
+            raise TypeError(f"{name}: ttl={ttl!r} is no number: give seconds")
         if ttl is not None and not 0.001 <= ttl <= LONGEST_TTL:
             raise ValueError(
                 f"{name}: ttl={ttl} is not between 0.001 and {LONGEST_TTL:.0f} seconds; leave it out for ever"
@@ -96,6 +102,29 @@ class Resource:
             aliases=aliases,
             ttl=ttl,
         )
+
+
+def _check(type_url: object, name: object, body: object) -> None:
+    """Raise TypeError for what could not be sent."""
+    if not isinstance(type_url, str) or not isinstance(name, str):
+        raise TypeError(
+            f"a resource is named by a type URL and a name, which are str, not {type_url!r} and {name!r}"
+        )
+    if not isinstance(body, bytes):
+        raise TypeError(f"{name}: the body is {type(body).__name__}, not bytes: give the encoded message")
+
+
+def _strings(name: str, what: str, given: Iterable[str]) -> tuple[str, ...]:
+    """Return sources or aliases as a tuple. TypeError: a str, which would come apart, or something else in it."""
+    if not given:
+        return ()
+    if isinstance(given, str):
+        raise TypeError(f"{name}: {what}={given!r} is one str: give a list, {what}=[{given!r}]")
+    found = tuple(given)
+    for one in found:
+        if not isinstance(one, str):
+            raise TypeError(f"{name}: in {what} there is {one!r}, which is no str")
+    return found
 
 
 class ResourceSet(Mapping[str, Resource]):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from envoy_data_plane.envoy.config.cluster.v3 import Cluster, ClusterDiscoveryType
 from envoy_data_plane.envoy.config.core.v3 import (
@@ -39,6 +43,7 @@ from xds.resources import (
     SCOPED_ROUTE,
     SECRET,
     VIRTUAL_HOST,
+    Resource,
     resource,
 )
 from xds.snapshot import TYPE_PREFIX, content_version
@@ -116,7 +121,46 @@ BAD = {
     "a class": (lambda: resource(Cluster), TypeError, "is no protobuf message"),
     "a dict": (lambda: resource({"name": "x"}), TypeError, "dict is no protobuf message"),
     "a string": (lambda: resource("x", type_url=CLUSTER), TypeError, "str is no protobuf message"),
-    "bytes alone": (lambda: resource(b""), ValueError, "give type_url="),
+    "bytes alone": (lambda: resource(b""), ValueError, r"give resource\(data, type_url=\.\.\.\)"),
+    "bytes that may change": (
+        lambda: resource(bytearray(), type_url=CLUSTER),
+        TypeError,
+        r"bytearray may change: give a copy, resource\(bytes\(data\), type_url=",
+    ),
+    "bytes of somebody else": (
+        lambda: resource(memoryview(b""), type_url=CLUSTER),
+        TypeError,
+        "memoryview may change",
+    ),
+    "one source": (
+        lambda: resource(Cluster(name="x"), sources="clusters.toml:12"),
+        TypeError,
+        r"x: sources='clusters.toml:12' is one str: give a list, sources=\['clusters.toml:12'\]",
+    ),
+    "one alias": (
+        lambda: resource(VirtualHost(name="x"), name="r/x", aliases="r/x.example"),
+        TypeError,
+        "r/x: aliases='r/x.example' is one str",
+    ),
+    "one source, ready": (lambda: Resource.of(CLUSTER, "x", b"", sources="y"), TypeError, "is one str"),
+    "no source": (lambda: resource(Cluster(name="x"), sources=[7]), TypeError, "x: in sources there is 7"),
+    "a time as text": (lambda: resource(Runtime(name="x"), ttl="5"), TypeError, "x: ttl='5' .* give seconds"),
+    "no time": (
+        lambda: resource(Runtime(name="x"), ttl=float("nan")),
+        ValueError,
+        "x: ttl=nan is not between",
+    ),
+    "a number for a name": (
+        lambda: Resource.of(CLUSTER, 7, b""),
+        TypeError,
+        "a type URL and a name, which are str, not '.*Cluster' and 7",
+    ),
+    "a class for a type": (lambda: Resource.of(Cluster, "x", b""), TypeError, "a type URL and a name"),
+    "text for a body": (
+        lambda: Resource.of(CLUSTER, "x", "body"),
+        TypeError,
+        "x: the body is str, not bytes: give the encoded message",
+    ),
     "a short type": (lambda: resource(b"", type_url="Cluster"), ValueError, "not a type URL: 'Cluster'"),
     "an unknown type": (
         lambda: resource(b"", type_url=TYPE_PREFIX + "my.Own"),
@@ -163,6 +207,34 @@ def _extension(name: str, source) -> Listener:
     chain = messages.chain("r")
     chain.filters[0].typed_config = pack(manager)
     return Listener(name="l", filter_chains=[chain])
+
+
+TOGETHER = """
+import sys, threading
+from tests.library import messages
+from xds.resources import resource
+
+sys.setswitchinterval(1e-6)
+given = [messages.eds_cluster("c", certificate="s"), messages.listener("l", "r"), messages.routes("r")]
+start, made = threading.Barrier(8), []
+
+def make(order):
+    start.wait()
+    found = [resource(given[number]) for number in order]
+    made.append({(one.type_url, one.name, one.body, one.refs) for one in found})
+
+threads = [threading.Thread(target=make, args=([[0, 1, 2], [2, 1, 0]][n % 2],)) for n in range(8)]
+for step in (threading.Thread.start, threading.Thread.join):
+    for thread in threads:
+        step(thread)
+assert len(made) == 8 and all(one == made[0] for one in made), made
+"""
+
+
+def test_threads_may_make_resources_at_the_same_time():
+    """In a new process each time: what may go wrong is what is done once."""
+    for _ in range(3):
+        subprocess.run([sys.executable, "-c", TOGETHER], cwd=Path(__file__).parents[2], check=True)
 
 
 REFERENCES = {

@@ -306,10 +306,10 @@ async def test_once_there_is_anything_to_say_to_have_nothing_is_to_have_all(stor
     await node.stream.ask(ROUTE, "r")
     while not isinstance((await anext(events))[1], Subscribed):
         pass
-    done = asyncio.create_task(store.applied())
-    assert await is_waiting(done)
+    with pytest.raises(RuntimeError, match=r"before the first change: set something, or say replace\(\[\]\)"):
+        await store.applied()
     store.replace([])
-    await done
+    await store.applied()
 
 
 async def test_a_type_that_nobody_serves_is_not_waited_for(store, channel, variant):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import threading
 from functools import cache
 from typing import Final
 
@@ -55,10 +56,17 @@ pool: Final = descriptor_pool.DescriptorPool(descriptor_db=Packages())
 """Every message, enum and service of envoy_data_plane, and the real google.protobuf.*."""
 
 
+_filling = threading.RLock()
+
+
 @cache
 def message_class(name: str) -> type[Message]:
-    """Return the protobuf class of a full name such as `envoy.config.cluster.v3.Cluster`; KeyError if there is none."""
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName(name))
+    """Return the protobuf class of a full name such as `envoy.config.cluster.v3.Cluster`; KeyError if there is none.
+
+    It may be called by several threads at the same time.
+    """
+    with _filling:  # While the pool imports a package, another thread would have it add the same file again.
+        return message_factory.GetMessageClass(pool.FindMessageTypeByName(name))
 
 
 def type_url(message: betterproto2.Message | type[betterproto2.Message]) -> str:

@@ -14,6 +14,7 @@ from weakref import WeakValueDictionary
 import betterproto2
 from google.protobuf.message import Message
 
+from xds.protocol.subscription import WILDCARD
 from xds.resources import check_type, resource
 from xds.snapshot import EMPTY, Resource, ResourceKey, ResourceSet, Snapshot
 
@@ -56,17 +57,23 @@ class _Step:
 
 
 class Change:
-    """Changes that are made together, in the order in which they are said. They reach every node in one snapshot."""
+    """Changes that are made together, in the order in which they are said. They reach every node in one snapshot.
+
+    RuntimeError, from every method: the block of `store.change()` has ended, and nothing would come of it.
+    """
 
     def __init__(self) -> None:
         self.steps: list[_Step] = []
+        self.ended = False
+        """Whether it is too late to add anything."""
 
     def set(self, *resources: Resourceful, node: str = "", group: str = "") -> None:
         """Set resources for everybody, or for one node or group; each takes the place of one of its type and name.
 
-        ValueError: two of a type and name in one call, or a message that `resource` refuses; nothing of the call counts.
+        ValueError: two of a type and name in one call, a type or a name that can be no resource's, or a message that
+        `resource` refuses; nothing of the call counts.
         """
-        self.steps.append(_Step(Scope.of(node, group), _made(resources)))
+        self._add(_Step(Scope.of(node, group), _made(resources)))
 
     @overload
     def remove(self, type_url: str, /, *names: str, node: str = "", group: str = "") -> None: ...
@@ -78,20 +85,33 @@ class Change:
         """Take away what is set in exactly this scope: a type URL and names, or resources with these names.
 
         What a wider scope has of the name is what counts again then. What is not there need not be removed.
+
+        ValueError: a type URL without names, or nothing at all; all of a type are removed by `replace`.
         """
-        self.steps.append(_Step(Scope.of(node, group), removed=_keys(what)))
+        self._add(_Step(Scope.of(node, group), removed=_keys(what)))
 
     def replace(
         self, resources: Iterable[Resourceful], *, node: str = "", group: str = "", type_url: str = ""
     ) -> None:
         """Set these and nothing else in a scope; with `type_url`, nothing else of that type."""
+        if isinstance(resources, Resource | betterproto2.Message | Message | str | bytes) or not isinstance(
+            resources, Iterable
+        ):
+            raise TypeError(f"replace takes a list of resources, not one {type(resources).__name__}")
         made = _made(resources)
         if type_url:
             check_type(type_url)
             for other in made:
                 if other.type_url != type_url:
                     raise ValueError(f"{_describe(other)} is not of the type that is replaced, {type_url}")
-        self.steps.append(_Step(Scope.of(node, group), made, replaces=True, type_url=type_url))
+        self._add(_Step(Scope.of(node, group), made, replaces=True, type_url=type_url))
+
+    def _add(self, step: _Step) -> None:
+        if self.ended:
+            raise RuntimeError(
+                "this change has ended with its block, and nothing more comes of it: open another with store.change()"
+            )
+        self.steps.append(step)
 
 
 class View:
@@ -241,15 +261,38 @@ def _keys(what: tuple[Any, ...]) -> tuple[ResourceKey, ...]:
     if what and isinstance(what[0], str):
         type_url, *names = what
         check_type(type_url)
+        if not names:
+            raise ValueError(
+                f"no names to remove after {type_url}; to remove all of the type, replace([], type_url=...)"
+            )
         for name in names:
             if not isinstance(name, str):
                 raise TypeError(f"after a type URL come names, not {type(name).__name__}")
+            _check_name(type_url, name)
         return tuple((type_url, name) for name in names)
+    if not what:
+        raise ValueError(
+            "nothing to remove: say which; to remove all of a type, replace([], type_url=...), or all, replace([])"
+        )
     return tuple((each.type_url, each.name) for each in map(_as_resource, what))
 
 
+def _check_name(type_url: str, name: str) -> None:
+    """Raise ValueError for a name that no resource can have."""
+    kind = type_url.rpartition(".")[2]
+    if not name:
+        raise ValueError(f"{kind} without a name: clients ask for resources by name; give it one")
+    if name == WILDCARD:
+        raise ValueError(
+            f"{kind} {name}: in requests this name means all resources of a type; give it another"
+        )
+
+
 def _as_resource(what: Resourceful) -> Resource:
-    return what if isinstance(what, Resource) else resource(what)
+    made = what if isinstance(what, Resource) else resource(what)
+    check_type(made.type_url)
+    _check_name(made.type_url, made.name)
+    return made
 
 
 def _describe(one: Resource) -> str:

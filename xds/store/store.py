@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import overload
@@ -24,9 +25,9 @@ class Store:
     Until the first change nobody is told anything: a server that starts must not say that everything is gone, only
     because it has not been filled. `store.replace([])` says that there is nothing.
 
-    Everything is to be called on the event loop's thread, and nothing waits: a change is in force when the call
-    returns, and on its way when the event loop goes on. What is changed with no `await` in between, or in one
-    `change()`, reaches each node in one snapshot.
+    Everything is to be called on the event loop's thread (before there is one, on any), and nothing waits: a change is
+    in force when the call returns, and on its way when the event loop goes on. What is changed with no `await` in
+    between, or in one `change()`, reaches each node in one snapshot. RuntimeError: it is called from another thread.
     """
 
     def __init__(self, *, group: Callable[[Node], str] = lambda node: node.cluster) -> None:
@@ -35,6 +36,8 @@ class Store:
         self._clients: dict[Subscriber, Client] = {}
         self._followers: WeakSet[Events] = WeakSet()
         self._waits: set[Wait] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """Where it is used; None as long as that is before any loop."""
 
     # --- what is served ----------------------------------------------------------------------------------------------
 
@@ -64,17 +67,23 @@ class Store:
     @contextmanager
     def change(self) -> Iterator[Change]:
         """Make several changes together: all of them when the block ends, none if it raises."""
+        self._check_thread()
         change = Change()
-        yield change
+        try:
+            yield change
+        finally:
+            change.ended = True
         self._contents.apply(change)
+        now = self._loop.time() if self._loop else None
         for client in self._clients.values():
             if client.snapshot is not client.view.snapshot:
-                client.publish(client.view.snapshot)
+                client.publish(client.view.snapshot, now)
                 for wait in self._waits:
                     wait.look_at(client)
 
     def view(self, node: str, group: str = "") -> Snapshot:
         """Return what a node of a group gets, whether or not it is connected."""
+        self._check_thread()
         return self._contents.view(node, group).snapshot
 
     # --- who gets it -------------------------------------------------------------------------------------------------
@@ -86,6 +95,7 @@ class Store:
 
     def events(self, *, limit: int = 4096) -> Events:
         """Return what happens from now on, to iterate over: pairs of a stream and what it did."""
+        self._check_thread()
         events = Events(limit)
         self._followers.add(events)
         return events
@@ -97,7 +107,13 @@ class Store:
         long as something uses it. There is no time limit but the caller's.
 
         NackError: a client rejected something, and so will not have it until it is changed.
+        RuntimeError: nothing was ever set, so that nobody is told anything and there is nothing to wait for.
         """
+        self._check_thread()
+        if not self._contents.begun:
+            raise RuntimeError(
+                "nothing is told to clients before the first change: set something, or say replace([]), before applied()"
+            )
         scope = Scope.of(node, group)
         wait = Wait(client for client in self._clients.values() if client.is_in(scope))
         self._waits.add(wait)
@@ -110,7 +126,12 @@ class Store:
 
     def connect(self, node: Node, stream: StreamInfo) -> Subscriber:
         """Let a stream in."""
-        group = Scope.of("", self._group(node)).group
+        self._check_thread()
+        group = self._group(node)
+        if not isinstance(group, str):
+            raise TypeError(
+                f"Store(group=...) says that {node.id} is in group {group!r}: it must return a name, or '' for none"
+            )
         client = Client(node, stream, self._contents.view(node.id, group), group)
         if self._contents.begun:
             client.publish(client.view.snapshot)
@@ -131,6 +152,20 @@ class Store:
         for wait in self._waits:
             wait.look_at(client)
         self._tell(client, event)
+
+    def _check_thread(self) -> None:
+        """Remember the event loop. RuntimeError: it is another thread's."""
+        try:
+            here = asyncio.get_running_loop()
+        except RuntimeError:
+            here = None
+        if self._loop is None or not self._loop.is_running():
+            self._loop = here
+        elif self._loop is not here:
+            raise RuntimeError(
+                "a store is not to be called from another thread than its event loop's:"
+                " say loop.call_soon_threadsafe(store.set, ...), with that loop"
+            )
 
     def _tell(self, client: Client, event: Event) -> None:
         for events in self._followers:
