@@ -41,6 +41,9 @@ OPTIONS = (
 MAX_CONNECTION_AGE = 30 * 60.0
 """Seconds after which connections have to be made anew, unless told otherwise."""
 
+_UNLIMITED = 24 * 3600.0
+"""Seconds, as gRPC knows no other way to stop accepting and cancel nothing."""
+
 
 class XdsServer:
     """A gRPC server with the discovery services and health, and what else is `added` to it before it starts.
@@ -110,7 +113,15 @@ class XdsServer:
         """Stop accepting, end the streams with UNAVAILABLE, one by one, and cancel those left after the grace."""
         if self._server:
             await self._health.enter_graceful_shutdown()
-            await asyncio.gather(self._server.stop(self._grace), self.discovery.drain(within=self._grace))
+            # gRPC counts the grace from now on, but the last of many streams is told later.
+            closing = asyncio.create_task(self._server.stop(_UNLIMITED))
+            try:
+                await asyncio.gather(
+                    asyncio.wait((closing,), timeout=self._grace), self.discovery.drain(within=self._grace)
+                )
+            finally:
+                closing.cancel()
+            await self._server.stop(None)
             await self.discovery.ended(within=self._grace)
             self._server, self._is_over = None, True
 
