@@ -20,7 +20,9 @@ ORDER = ("CDS", "EDS", "SDS", "LDS", "RDS")
 BAD = "bad"
 """Of a version: the client rejects this resource."""
 UNREADABLE = "unreadable"
-"""The client rejects every response that this is in."""
+"""The client rejects every response that this is in, and says what it is,"""
+NAMELESS = "unreadable-nameless"
+"""or does not."""
 EMPTY = "empty"
 
 
@@ -108,9 +110,11 @@ class Client:
         reply = self.inbox.popleft()
         short = reply.type
         self.nonces[short] = reply.nonce
-        if any(UNREADABLE in version for version in reply.resources.values()):
-            self.answer(short, reply.nonce, error="Proto constraint validation failed")
-            return
+        for name, version in reply.resources.items():
+            if UNREADABLE in version:
+                said = "" if NAMELESS in version else f'name: "{name}"'
+                self.answer(short, reply.nonce, error=f"Proto constraint validation failed {said}")
+                return
         bad = [name for name, version in reply.resources.items() if BAD in version]
         good = {name: version for name, version in reply.resources.items() if name not in bad}
         if bad and short not in FULL:

@@ -115,6 +115,20 @@ def test_r12_what_the_client_had_before_goes_in_the_place_of_what_it_rejected(sh
     assert set(states(stream).values()) == {State.SYNCED}
 
 
+def test_r12_what_was_to_go_and_comes_back_as_something_else_goes_in_its_place():
+    stream = Stream(Variant.SOTW, world(CDS="a=1 b=1", LDS="l=1>r", RDS="r=1"))
+    for short, names in (("CDS", ()), ("LDS", ()), ("RDS", ("r",))):
+        stream.ask(short, *names)
+    stream.settle()
+    stream.serve(world(CDS="a=1", LDS="l=1>r", RDS="r=2"))
+    assert stream.get() == ["RDS r=2"]
+    stream.serve(world(CDS="a=1 b=2", LDS="l=1>r", RDS="r=2"))
+    assert stream.get() == ["CDS a=1 b=2"]
+    reject(stream, "CDS", "b")
+    stream.serve(world(CDS="a=2 b=2", LDS="l=1>r", RDS="r=2"))
+    assert stream.get() == ["CDS a=2 b=1"]
+
+
 def test_r12_what_was_taken_in_between_is_what_goes_in_its_place():
     stream = connect(Variant.SOTW, "CDS", "a=1")
     stream.serve(world(CDS="a=2"))

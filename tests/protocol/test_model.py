@@ -6,16 +6,15 @@ from collections import Counter
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import initialize, invariant, precondition, rule
 
+from tests.protocol.changing_world import ChangingWorld
 from tests.protocol.envoy_model import (
     BAD,
     CLUSTERS,
     EMPTY,
     FULL,
-    LISTENERS,
     ORDER,
-    ROUTES,
     UNREADABLE,
     Client,
     World,
@@ -26,11 +25,10 @@ from xds.protocol.session import Variant
 from xds.protocol.status import State
 
 
-class SessionMachine(RuleBasedStateMachine):
+class SessionMachine(ChangingWorld):
     """A world that changes, a client, and a network that delivers when it likes."""
 
     patience = grace = float("inf")
-    rejecting = False
 
     @initialize(variant=st.sampled_from(Variant), settled=st.booleans())
     def begin(self, variant: Variant, settled: bool) -> None:
@@ -67,86 +65,6 @@ class SessionMachine(RuleBasedStateMachine):
         self.served: dict[str, dict[str, str]] = {}
         self.last_type = 0
         """The place in the order of what was sent last, since anything else happened."""
-
-    # --- the world ---------------------------------------------------------------------------------------------------
-
-    @rule(name=st.sampled_from(CLUSTERS), bad=st.sampled_from(["", BAD, UNREADABLE]))
-    def put_cluster(self, name: str, bad: str) -> None:
-        self.world.put("CDS", name, bad=bad if self.rejecting else "")
-        self.world.versions["EDS"].setdefault(name, "0/")
-
-    @rule(name=st.sampled_from(CLUSTERS), bad=st.sampled_from(["", BAD, UNREADABLE]))
-    def put_assignment(self, name: str, bad: str) -> None:
-        if name in self.world.versions["CDS"]:
-            self.world.put("EDS", name, bad=bad if self.rejecting else "")
-
-    @rule(bad=st.sampled_from(CLUSTERS))
-    def change_all_assignments(self, bad: str) -> None:
-        for name in self.world.versions["CDS"]:
-            self.put_assignment(name, bad=BAD if name == bad else "")
-        self.serve()
-
-    @rule(name=st.sampled_from(CLUSTERS))
-    def drop_assignment(self, name: str) -> None:
-        self.world.versions["EDS"].pop(name, None)
-
-    @rule(
-        name=st.sampled_from(ROUTES),
-        uses=st.sets(st.sampled_from(CLUSTERS), max_size=2),
-        bad=st.sampled_from(["", BAD, UNREADABLE]),
-    )
-    def put_route(self, name: str, uses: set[str], bad: str) -> None:
-        uses &= self.world.versions["CDS"].keys()
-        self.world.put("RDS", name, *sorted(uses), bad=bad if self.rejecting else "")
-
-    @rule(
-        name=st.sampled_from(LISTENERS),
-        route=st.sampled_from(ROUTES),
-        bad=st.sampled_from(["", BAD, UNREADABLE]),
-    )
-    def put_listener(self, name: str, route: str, bad: str) -> None:
-        if route in self.world.versions["RDS"]:
-            self.world.put("LDS", name, route, bad=bad if self.rejecting else "")
-
-    @rule(name=st.sampled_from(CLUSTERS))
-    def drop_cluster(self, name: str) -> None:
-        if self.world.versions["CDS"].pop(name, None):
-            self.world.versions["EDS"].pop(name, None)
-            for route, version in tuple(self.world.versions["RDS"].items()):
-                if name in referred(version):
-                    self.world.put("RDS", route, *(ref for ref in referred(version) if ref != name))
-
-    @rule(old=st.sampled_from(CLUSTERS), new=st.sampled_from(CLUSTERS))
-    def replace_cluster(self, old: str, new: str) -> None:
-        if old != new and old in self.world.versions["CDS"]:
-            self.put_cluster(new, bad="")
-            for route, version in tuple(self.world.versions["RDS"].items()):
-                if old in referred(version):
-                    self.world.put("RDS", route, *{new if ref == old else ref for ref in referred(version)})
-            self.drop_cluster(old)
-            self.serve()
-
-    @rule(name=st.sampled_from(LISTENERS), old=st.sampled_from(ROUTES))
-    def replace_route(self, name: str, old: str) -> None:
-        """Another listener, another route, another cluster: all at once."""
-        new = next(route for route in ROUTES if route != old)
-        if name in self.world.versions["LDS"] and old in self.world.versions["RDS"]:
-            used = referred(self.world.versions["RDS"].pop(old))
-            unused = next(cluster for cluster in CLUSTERS if cluster not in used)
-            self.put_cluster(unused, bad="")
-            self.put_route(new, {unused}, bad="")
-            for listener in self.world.versions["LDS"]:
-                self.world.put("LDS", listener, new)
-            for cluster in used:
-                self.drop_cluster(cluster)
-            self.serve()
-
-    @rule(name=st.sampled_from(LISTENERS))
-    def drop_listener(self, name: str) -> None:
-        self.world.versions["LDS"].pop(name, None)
-        used = {ref for version in self.world.versions["LDS"].values() for ref in referred(version)}
-        for route in self.world.versions["RDS"].keys() - used:
-            del self.world.versions["RDS"][route]
 
     @rule()
     def serve(self) -> None:

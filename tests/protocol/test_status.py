@@ -139,10 +139,14 @@ def test_a_rejected_resource_says_why_until_it_is_taken(variant):
     rejected = status(stream, "SDS")
     assert rejected.last_error is not None
     assert (rejected.last_error.version, rejected.last_error.at) == (version, 2.0)
+    assert stream.settle() == ["SDS good=1"]
+    assert states(stream, "SDS") == {"bad": State.ERROR, "good": State.SYNCED}
+    rejected = status(stream, "SDS")
+    assert rejected.last_error is not None
     assert (rejected.synced, rejected.waiting) == (False, None)
     stream.serve(world(SDS="good=1 bad=2"))
     stream.get()
-    assert states(stream, "SDS") == {"bad": State.STALE, "good": State.STALE}
+    assert states(stream, "SDS") == {"bad": State.STALE, "good": State.SYNCED}
     assert next(iter(status(stream, "SDS").resources)).error == bad.error
     assert status(stream, "SDS").last_error is not None
     stream.ack("SDS")

@@ -194,9 +194,7 @@ async def test_r12_a_rejected_cluster_is_sent_once_holds_up_nothing_and_can_be_m
         before = World(listeners={"l": Listener(port, "r")}).having(one=Cluster((app.port,)))
         before = before.routing("r", a="one", b="one")
         bad = before.having(bad=Cluster((app.port,), static=True, fault=fault))
-        if fault == "unfit":
-            # What came with it, and what needs that, goes on.
-            bad = bad.having(new=Cluster((other.port,))).routing("r", b="new")
+        bad = bad.having(new=Cluster((other.port,))).routing("r", b="new")  # That goes on.
         async with (
             running(variant, before, tmp_path, may_reject=True) as here,
             Traffic(targets=[Target(port, "/a"), Target(port, "/b")]) as traffic,

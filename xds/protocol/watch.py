@@ -59,6 +59,8 @@ class Watch(ABC):
         self._pushed: set[str] = set()
         """or because it waits for it, unless it turns out to have rejected it."""
         self._owed = False
+        self._retried: dict[str, str] = {}
+        """Name and version of what was sent again without what its response was rejected for."""
         self.answers = Answers()
 
     @abstractmethod
@@ -317,11 +319,14 @@ class Watch(ABC):
         event = self.answers.take(nonce, error, now)
         if isinstance(event, Nacked):
             self._reject(event)
+        elif event:
+            self._retried.clear()
         return [event] if event else []
 
     def _reject(self, event: Nacked) -> None:
         """Keep what was rejected from being sent as it was; if some of it has changed, the rest goes out again."""
-        rejected = event.culprits or event.resources
+        others = self._bystanders(event)
+        rejected = event.culprits or (event.suspects if others else event.resources)
         names = frozenset(resource.name for resource in rejected if self._is_wanted(resource))
         if event.culprits:
             for name in names:
@@ -331,5 +336,24 @@ class Watch(ABC):
             self.rejections.add(names)
             self._pushed -= names
         else:
-            for name in names:
-                self._touch(name, force=True)
+            others = names
+        for name in others:
+            self._touch(name, force=True)
+
+    def _bystanders(self, event: Nacked) -> frozenset[str]:
+        """Return what a client did not take because of others that it names, and may take without these: try that once.
+
+        Envoy takes nothing of a response if one resource in it breaks a constraint of its proto.
+        """
+        suspects = {suspect.name for suspect in event.suspects}
+        if event.culprits or not all(self._is_wanted(suspect) for suspect in event.suspects):
+            return frozenset()
+        others = {
+            each.name: each.version
+            for each in event.resources
+            if each.name not in suspects and self._is_wanted(each)
+        }
+        if others.items() <= self._retried.items():
+            return frozenset()
+        self._retried.update(others)
+        return frozenset(others)

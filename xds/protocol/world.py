@@ -38,9 +38,10 @@ class WorldWatch(SotwWatch):
         if resources is self.resources:
             return
         before, unsure = self.resources, self.answers.unsure.union(self.rejections.names())
+        lingering = {name: item.resource for name, item in self.lingering.items()}
         super().serve(resources)
         for name in self._dirty:
-            old = before.get(name)
+            old = before.get(name) or lingering.get(name)
             if old and self.sent.get(name) == old.version and name not in unsure:
                 self._taken[name] = old
         self._reject_held()
@@ -153,12 +154,21 @@ class WorldWatch(SotwWatch):
 
     def _reject(self, event: Nacked) -> None:
         """Keep what was rejected by itself from being sent again. If it was rejected together, it goes together."""
-        rejected = [each for each in event.culprits or event.resources if self._is_wanted(each)]
-        if event.culprits:
-            self._held.update((each.name, each.version) for each in rejected)
-        else:
-            self.rejections.add_each(frozenset(each.name for each in rejected))
+        others = self._bystanders(event)
+        held = event.culprits or (event.suspects if others else ())
+        self._held.update((each.name, each.version) for each in held if self._is_wanted(each))
+        if not event.culprits:
+            names = (each.name for each in event.resources if self._is_wanted(each))
+            self.rejections.add_each(frozenset(names))
+        for name in others:
+            self._touch(name, force=True)
         self._reject_held()
+
+    def _bystanders(self, event: Nacked) -> frozenset[str]:
+        """Return nothing if what the client rejected cannot be left out, as it may have it in an unknown version."""
+        if any(suspect.name in self._unknown.difference(self._taken) for suspect in event.suspects):
+            return frozenset()
+        return super()._bystanders(event)
 
     def _forget(self) -> None:
         super()._forget()

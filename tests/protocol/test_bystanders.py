@@ -1,0 +1,134 @@
+"""What a client did not take because of another resource in the response, which it names: sent again without that, once."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.protocol.stream import Stream, world
+from xds.protocol.session import Variant
+from xds.protocol.status import State
+
+
+@pytest.fixture(params=Variant, ids=lambda variant: variant.value)
+def variant(request) -> Variant:
+    return request.param
+
+
+def unfit(name: str) -> str:
+    return f'name: "{name}" connect_timeout {{ }} Proto constraint validation failed'
+
+
+def clusters(text: str, route: str = "one"):
+    assignments = " ".join(f"{word.partition('=')[0]}=1" for word in text.split())
+    return world(CDS=text, EDS=assignments, LDS="l=1>r", RDS=f"r={route}")
+
+
+def connect(variant: Variant, text: str = "one=1") -> Stream:
+    """A client that has clusters and a route, and asks for the assignments of any that may come."""
+    stream = Stream(variant, clusters(text))
+    for short, names in (("CDS", ()), ("EDS", ("one", "bad", "new", "also")), ("LDS", ()), ("RDS", ("r",))):
+        stream.ask(short, *names)
+    stream.settle()
+    stream.replies.clear()
+    return stream
+
+
+def sent(stream: Stream, short: str) -> list[str]:
+    return [reply for reply in stream.get() if reply.startswith(short)]
+
+
+def states(stream: Stream) -> dict[str, State]:
+    return {each.name: each.state for each in stream.session.status()[0].resources}
+
+
+def test_r12_what_was_rejected_because_of_another_is_sent_without_it(variant):
+    stream = connect(variant)
+    stream.serve(clusters("one=1 bad=1 new=1", "new"))
+    stream.get()
+    stream.nack("CDS", unfit("bad"))
+    assert stream.get()[0] == ("CDS new=1" if variant is Variant.DELTA else "CDS new=1 one=1")
+    assert all(reply.type != "RDS" for reply in stream.replies)
+    stream.ack("CDS")
+    assert stream.get() == ["RDS r=new"]
+    assert states(stream) == {"one": State.SYNCED, "bad": State.ERROR, "new": State.SYNCED}
+    stream.serve(clusters("one=1 bad=1 new=2", "new"))
+    assert stream.get()[0] == ("CDS new=2" if variant is Variant.DELTA else "CDS new=2 one=1")
+    stream.ack("CDS")
+    stream.serve(clusters("one=1 bad=2 new=2", "new"))
+    assert stream.get()[0] == ("CDS bad=2" if variant is Variant.DELTA else "CDS bad=2 new=2 one=1")
+    stream.ack("CDS")
+    assert set(states(stream).values()) == {State.SYNCED}
+
+
+def test_r12_what_the_client_had_goes_in_the_place_of_what_others_were_rejected_for():
+    stream = connect(Variant.SOTW, "one=1 bad=1")
+    stream.serve(clusters("one=1 bad=2 new=1", "new"))
+    stream.get()
+    stream.nack("CDS", unfit("bad"))
+    assert stream.get()[0] == "CDS bad=1 new=1 one=1"
+    stream.ack("CDS")
+    assert stream.get() == ["RDS r=new"]
+    assert states(stream) == {"one": State.SYNCED, "bad": State.ERROR, "new": State.SYNCED}
+
+
+@pytest.mark.parametrize("message", [unfit("new"), "something is wrong"])
+def test_r12_what_is_rejected_without_the_other_too_is_held_until_it_changes(variant, message):
+    stream = connect(variant)
+    stream.serve(clusters("one=1 bad=1 new=1 also=1"))
+    stream.get()
+    stream.nack("CDS", unfit("bad"))
+    assert len(sent(stream, "CDS")) == 1
+    stream.nack("CDS", message)
+    assert sent(stream, "CDS") == []
+    stream.serve(clusters("one=1 bad=1 new=2 also=1"))
+    assert sent(stream, "CDS") == [
+        "CDS also=1 new=2" if variant is Variant.DELTA else "CDS also=1 new=2 one=1"
+    ]
+    stream.ack("CDS")
+    stream.get()
+    assert states(stream)["bad"] is State.ERROR
+    assert states(stream)["also"] is State.SYNCED
+
+
+def test_r12_each_change_is_tried_once_without_what_is_still_rejected(variant):
+    stream = connect(variant)
+    for version in (1, 2, 3):
+        stream.serve(clusters(f"one=1 bad={version} new=1"))
+        tried = sent(stream, "CDS")
+        stream.nack("CDS", unfit("bad"))
+        assert len(tried) == 1
+        assert "bad" in tried[0]
+        again = sent(stream, "CDS")
+        if version == 1 or variant is Variant.SOTW:
+            assert again == ["CDS new=1" if variant is Variant.DELTA else "CDS new=1 one=1"]
+            stream.ack("CDS")
+        else:
+            assert again == []  # It came by itself.
+
+
+def test_r12_what_has_been_mended_meanwhile_goes_along_with_what_was_rejected_because_of_it(variant):
+    stream = connect(variant)
+    stream.serve(clusters("one=1 bad=1 new=1"))
+    stream.get()
+    first = stream.last["CDS"].nonce
+    stream.serve(clusters("one=1 bad=2 new=1"))
+    stream.nack("CDS", unfit("bad"), nonce=first)
+    assert sent(stream, "CDS") == ["CDS bad=2 new=1" if variant is Variant.DELTA else "CDS bad=2 new=1 one=1"]
+    stream.nack("CDS", unfit("bad"))
+    assert sent(stream, "CDS") == ["CDS new=1" if variant is Variant.DELTA else "CDS new=1 one=1"]
+
+
+def test_r12_what_the_client_may_have_in_an_unknown_version_is_not_left_out():
+    stream = Stream(Variant.SOTW, clusters("one=1 bad=1"))
+    stream.ask("CDS", version="known")
+    stream.get()
+    stream.nack("CDS", unfit("bad"))
+    assert sent(stream, "CDS") == []
+
+
+def test_r12_so_are_the_assignments_that_came_with_one_that_was_rejected(variant):
+    stream = Stream(variant, world(EDS="a=1 b=1"))
+    stream.ask("EDS", "a", "b")
+    stream.get()
+    stream.nack("EDS", unfit("a"))
+    assert stream.settle() == ["EDS b=1"]
