@@ -22,6 +22,7 @@ try:
     inner()
 except RuntimeError:
     log.exception("failed")
+log.error("long", said="x" * 2000, names=["y" * 600] * 2, stack="line 1\\nline 2" + "\x1b" + "z" * 2000)
 """
 
 
@@ -36,13 +37,16 @@ def test_logfmt_where_programs_read() -> None:
     run(write)
     os.close(write)
     with os.fdopen(read) as lines:
-        hello, library, failed = lines.read().splitlines()
+        hello, library, failed, long = lines.read().splitlines()
     assert hello.startswith("timestamp=")
     assert hello.endswith('level=info event=hello proxy=a~b sources="x, y z" said="one two [31m"')
     assert library.endswith('level=warning event="from a library"')
     assert "event=failed" in failed
     assert "RuntimeError: a bug" in failed
     assert "PRIVATE KEY" not in failed.replace('secret = \\"PRIVATE KEY\\"', "")
+    assert f" said={'x' * 1000}... " in long
+    assert f' names="{"y" * 600}, {"y" * 398}..." ' in long
+    assert f'stack="line 1\\nline 2 {"z" * 2000}"' in long
 
 
 def test_a_form_that_people_read_on_a_terminal() -> None:
@@ -63,3 +67,4 @@ def test_a_form_that_people_read_on_a_terminal() -> None:
     assert "\x1b[31m'" not in shown
     assert "PRIVATE KEY" not in shown.replace('secret = "PRIVATE KEY"', "")
     assert "too much" not in shown
+    assert f"line 1\r\nline 2 {'z' * 2000}" in shown

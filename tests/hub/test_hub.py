@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator, Generator, MutableMapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -81,6 +81,13 @@ async def published(subscriber: Subscriber) -> Snapshot:
     subscriber.changed.clear()
     assert subscriber.snapshot is not None
     return subscriber.snapshot
+
+
+def assert_traceback_is_text(entry: MutableMapping[str, Any]) -> None:
+    """Who formats a traceback may show local variables, and there may be keys among them."""
+    assert entry["stack"].startswith("Traceback")
+    assert "RuntimeError: a bug" in entry["stack"]
+    assert "exc_info" not in entry
 
 
 @pytest.mark.parametrize(
@@ -269,7 +276,9 @@ async def test_one_pod_whose_configuration_cannot_be_made_does_not_hold_up_the_o
         with capture_logs() as logs:
             hub.connect(node("a"), STREAM)
             await published(hub.connect(node("bb"), STREAM))
-        assert [entry["pod"] for entry in logs if entry["log_level"] == "error"] == ["shop/a"]
+        (entry,) = (entry for entry in logs if entry["log_level"] == "error")
+        assert entry["pod"] == "shop/a"
+        assert_traceback_is_text(entry)
 
 
 async def test_a_change_that_cannot_be_applied_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,6 +298,7 @@ async def test_a_change_that_cannot_be_applied_is_left_out(monkeypatch: pytest.M
             async with asyncio.timeout(WITHIN):
                 while not logs:
                     await asyncio.sleep(module.QUIET)
+        assert_traceback_is_text(logs[0])
         hub.change(Change(applied=(service("web"),)))
         assert "outbound|80||web.shop.svc.cluster.local" in (await published(subscriber)).of(CLUSTER)
 
@@ -330,13 +340,18 @@ async def test_a_renewal_that_fails_is_tried_again_and_not_without_pause(
         assert (await published(subscriber)).of(SECRET)["default"]
 
 
-async def test_where_no_keys_are_served_the_roots_are_and_it_is_said_once() -> None:
+async def test_where_no_keys_are_served_the_roots_are_and_each_proxy_is_told_of_once() -> None:
     async with running(pod("a"), serve_keys=False) as hub:
         with capture_logs() as logs:
-            first = await published(hub.connect(node("a"), STREAM))
-            await published(hub.connect(node("a"), STREAM))
+            subscribers = [hub.connect(node("a"), STREAM) for _ in range(2)]
+            first = await published(subscribers[0])
+        for subscriber in subscribers:
+            hub.disconnect(subscriber)
+        with capture_logs() as later:
+            hub.connect(node("a"), STREAM)
         assert list(first.of(SECRET)) == ["ROOTCA"]
         [entry] = logs
+        assert [again["event"] for again in later] == [entry["event"]]
         assert entry["proxy"] == node("a").id
         assert entry["secret"] == "default"
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+
 import aiohttp
 import pytest
+from aiohttp import web
 
 from xds.admin import AdminServer
+from xds.http import listen
 
 
 async def get(port: int, path: str) -> tuple[int, str]:
@@ -36,3 +41,45 @@ async def test_a_port_that_is_taken_is_an_error():
     with pytest.raises(OSError, match="address already in use"):
         await AdminServer(lambda: None, "127.0.0.1", first.port).start()
     await first.stop()
+
+
+TLS_HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(range(256)) * 2
+
+
+async def test_what_is_no_http_is_refused_without_a_word_in_the_log(caplog):
+    server = AdminServer(lambda: None, "127.0.0.1", 0)
+    await server.start()
+    asked = b"GET /healthz HTTP/1.1\r\nHost: x\r\n"
+    try:
+        for sent in (
+            TLS_HELLO,
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+            b"GET / HTTP/x\r\n\r\n",
+            asked + b"a b: c\r\n\r\n",
+            asked + b"\r\n" + asked + b"a b: c\r\n\r\n",
+        ):
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(sent)
+            answer = await asyncio.wait_for(reader.read(), 10)
+            assert b"HTTP/1.0 400" in answer or b"HTTP/1.1 400" in answer
+            writer.close()
+        assert await get(server.port, "/healthz") == (200, "ok\n")
+    finally:
+        await server.stop()
+    assert [record for record in caplog.records if record.levelno > logging.DEBUG] == []
+
+
+async def test_an_error_of_ours_is_in_the_log(caplog):
+    async def fail(_: web.Request) -> web.Response:
+        raise ZeroDivisionError("a bug")
+
+    app = web.Application()
+    app.router.add_get("/", fail)
+    runner = await listen(app, "127.0.0.1", 0)
+    try:
+        assert (await get(runner.addresses[0][1], "/"))[0] == 500
+    finally:
+        await runner.cleanup()
+    (record,) = caplog.records
+    assert record.levelno == logging.ERROR
+    assert isinstance(record.exc_info[1], ZeroDivisionError)

@@ -1,0 +1,189 @@
+"""What one client can do to the server at most: the time it takes, and what it has others read."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import AsyncIterator
+
+import aiohttp
+import grpc
+import grpc.aio
+import pytest
+from structlog.testing import capture_logs
+
+from tests.protocol.stream import world
+from tests.server.proxies import REQUEST, Client, OneForAll
+from xds.protocol.session import Variant
+from xds.protocol.wire import MOST_NAMES
+from xds.server import Refused, XdsServer, rest
+from xds.server.rest import RestServer
+from xds.snapshot import CLUSTER, ENDPOINT
+
+NODE = {"id": "proxy"}
+TOO_MANY = [str(number) for number in range(MOST_NAMES + 1)]
+
+
+@pytest.fixture
+def proxies() -> OneForAll:
+    return OneForAll(world(CDS="a=1"))
+
+
+@pytest.fixture
+async def server(proxies) -> AsyncIterator[XdsServer]:
+    async with XdsServer(proxies, "127.0.0.1:0", grace=0.5) as server:
+        yield server
+
+
+@pytest.fixture
+async def channel(server) -> AsyncIterator[grpc.aio.Channel]:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        yield channel
+
+
+@pytest.fixture
+async def polled(proxies) -> AsyncIterator[RestServer]:
+    server = RestServer(proxies, "127.0.0.1", 0, failed=Counter())
+    await server.start()
+    yield server
+    await server.stop()
+
+
+@pytest.fixture(params=Variant, ids=lambda variant: variant.value)
+def variant(request) -> Variant:
+    return request.param
+
+
+async def poll(server: RestServer, body: bytes) -> tuple[int, str]:
+    url = f"http://127.0.0.1:{server.port}/v3/discovery:clusters"
+    async with aiohttp.ClientSession() as session, session.post(url, data=io.BytesIO(body)) as response:
+        return response.status, await response.text()
+
+
+async def test_r57_who_asks_for_too_many_names_is_told_so(proxies, channel, variant):
+    client = Client(channel, variant)
+    await client.ask(ENDPOINT, *TOO_MANY)
+    code, details = await asyncio.wait_for(client.end(), 30)
+    assert code == grpc.StatusCode.INVALID_ARGUMENT
+    assert "500,001 names, and a client may ask for at most 500,000 of one type" in details
+    assert proxies.streams == []
+
+
+@pytest.mark.parametrize("key", ["resource_names", "resourceNames"])
+async def test_r57_so_is_who_polls(proxies, polled, key):
+    status, why = await poll(polled, json.dumps({"node": NODE, key: TOO_MANY}).encode())
+    assert status == 400
+    assert f"{key}: 500,001 names" in why
+    assert proxies.streams == []
+
+
+async def test_r57_so_is_who_fetches(proxies, channel):
+    fetch = channel.unary_unary("/envoy.service.cluster.v3.ClusterDiscoveryService/FetchClusters")
+    with pytest.raises(grpc.aio.AioRpcError, match="500,001 names"):
+        await fetch(REQUEST(node=NODE, resource_names=TOO_MANY).SerializeToString())
+    assert proxies.streams == []
+
+
+async def test_polls_are_read_in_a_thread(polled, monkeypatch):
+    """Reading one may take seconds, in which nobody else would be served."""
+    parse, threads = rest._parse, []
+
+    def note(body: bytes) -> bytes:
+        threads.append(threading.current_thread())
+        return parse(body)
+
+    monkeypatch.setattr(rest, "_parse", note)
+    body = json.dumps({"node": NODE, "resource_names": ["none"]}).encode()
+    assert (await poll(polled, body))[0] == 200
+    (thread,) = threads
+    assert thread is not threading.main_thread()
+
+
+async def test_refused_polls_are_counted_with_the_others(proxies, polled):
+    assert (await poll(polled, b""))[0] == 400
+    proxies.refusal = Refused(grpc.StatusCode.PERMISSION_DENIED, "not you")
+    assert (await poll(polled, json.dumps({"node": NODE}).encode()))[0] == 403
+    proxies.connect = None
+    assert (await poll(polled, json.dumps({"node": NODE}).encode()))[0] == 500
+    assert polled._failed == {
+        grpc.StatusCode.INVALID_ARGUMENT: 1,
+        grpc.StatusCode.PERMISSION_DENIED: 1,
+        grpc.StatusCode.INTERNAL: 1,
+    }
+
+
+@pytest.mark.parametrize("word", ["x", "é"])
+async def test_what_a_client_is_told_fits_into_its_headers(proxies, channel, polled, word):
+    proxies.refusal = Refused(grpc.StatusCode.PERMISSION_DENIED, word * 100_000)
+    client = Client(channel)
+    await client.ask(CLUSTER)
+    code, details = await client.end()
+    assert (code, details) == (grpc.StatusCode.PERMISSION_DENIED, f"{word * 997}...")
+    status, why = await poll(polled, json.dumps({"node": NODE}).encode())
+    assert (status, why) == (403, f"{word * 997}...\n")
+
+
+@pytest.mark.parametrize("word", ["x", "é"])
+async def test_what_a_client_says_comes_back_in_part_only(proxies, channel, polled, word):
+    fetch = channel.unary_unary("/envoy.service.cluster.v3.ClusterDiscoveryService/FetchClusters")
+    with capture_logs() as logs:
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await fetch(REQUEST(node=NODE, type_url=word * 500).SerializeToString())
+        assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+        _, why = await poll(polled, json.dumps({"node": {"id": {word * 100_000: 1}}}).encode())
+        node = Client(channel, node=word * 100_000)
+        await node.ask(CLUSTER)
+        _, details = await node.end()
+    assert details == "node.id is longer than 1,024 bytes"
+    assert len(refused.value.details()) <= 1000
+    assert len(why) <= 1001
+    assert [line["event"] for line in logs] == ["malformed request"] * 3
+    assert all(len(line["problem"]) <= 1000 for line in logs)
+
+
+SECRET_IN_A_LOCAL = """
+import asyncio, sys
+import grpc.aio
+from tests.server.proxies import Client, OneForAll
+from tests.protocol.stream import world
+from xds.server import XdsServer
+from xds.server.rest import RestServer
+from xds.snapshot import CLUSTER
+
+class Failing(OneForAll):
+    def observe(self, *_):
+        key = "PRI" + "VATE"
+        raise ZeroDivisionError("a bug")
+
+async def main():
+    proxies = Failing(world(CDS="a=1"))
+    rest = RestServer(proxies, "127.0.0.1", 0)
+    await rest.start()
+    async with XdsServer(proxies, "127.0.0.1:0", grace=0.1) as server:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+            client = Client(channel)
+            await client.ask(CLUSTER)
+            assert (await client.end())[0] is grpc.StatusCode.INTERNAL
+    import aiohttp
+    async with aiohttp.ClientSession() as session:
+        url = f"http://127.0.0.1:{rest.port}/v3/discovery:clusters"
+        async with session.post(url, json={"node": {"id": "x"}}) as response:
+            assert response.status == 500
+    await rest.stop()
+
+asyncio.run(main())
+"""
+
+
+def test_no_local_variable_is_logged_whatever_formats_tracebacks():
+    pytest.importorskip("rich", reason="structlog shows local variables if rich is there")
+    done = subprocess.run(
+        [sys.executable, "-c", SECRET_IN_A_LOCAL], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.count("ZeroDivisionError: a bug") == 2
+    assert "PRIVATE" not in done.stdout + done.stderr
