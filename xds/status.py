@@ -47,7 +47,7 @@ _ORIGIN = re.compile(r" \([^()]*\)$")
 
 def short(type_url: str) -> str:
     """Return what people call a type: `CDS`, or the message's name if its service has no such name."""
-    return SHORT.get(type_url) or type_url.rpartition(".")[2] or type_url
+    return SHORT.get(type_url) or type_url.rpartition("/")[2].rpartition(".")[2] or type_url
 
 
 def words(kind: pb.Type, missing: str, now: Timestamp) -> str:

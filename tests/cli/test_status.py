@@ -59,18 +59,20 @@ async def synced(channel: grpc.aio.Channel, server: XdsServer, name: str) -> Cli
     await client.ask(SECRET, "s")
     response = await client.get()
     await client.ask(SECRET, nonce=response.nonce)
-    [stream] = [each for each in server.discovery.streams if each.node.id == node(name)]
+    streams = [each for each in server.discovery.streams if each.node.id == node(name)]
     async with asyncio.timeout(WITHIN):
-        while not stream.session.quiet:
+        while not all(stream.session.quiet for stream in streams):
             await asyncio.sleep(0.01)
     return client
 
 
-async def rejecting(channel: grpc.aio.Channel, server: XdsServer, name: str) -> Client:
+async def rejecting(
+    channel: grpc.aio.Channel, server: XdsServer, name: str, error: str = "cluster b is nonsense"
+) -> Client:
     client = Client(channel, Variant.DELTA, node=node(name))
     await client.ask(CLUSTER)
     response = await client.get()
-    await client.ask(CLUSTER, nonce=response.nonce, error="cluster b is nonsense")
+    await client.ask(CLUSTER, nonce=response.nonce, error=error)
     [stream] = [each for each in server.discovery.streams if each.node.id == node(name)]
     async with asyncio.timeout(WITHIN):
         while not any(status.last_error for status in stream.session.status()):
@@ -135,9 +137,41 @@ async def test_json_is_what_the_service_says(server: XdsServer, channel: grpc.ai
     [proxy] = answer["proxies"]
     assert (proxy["pod"], proxy["namespace"], proxy["missing"]) == ("bad", "shop", "")
     [kind] = proxy["streams"][0]["types"]
-    assert (kind["state"], kind["typeUrl"], kind["unanswered"]) == ("REJECTED", CLUSTER, 0)
+    assert (kind["state"], kind["typeUrl"], kind["names"]) == ("REJECTED", CLUSTER, 0)
     assert kind["rejection"]["sources"] == ["Object ns/b"]
     assert {each["name"] for each in kind["unsynced"]} == {"a", "b"}
+
+
+async def test_a_row_is_one_line_for_a_program_however_long(server: XdsServer, channel: grpc.aio.Channel):
+    name = f"{'long-' * 30}name.shop"
+    await rejecting(channel, server, name, f"cluster b is {'nonsense ' * 500}")
+    result = await xds(port=server.port)
+    _, line = result.stdout.splitlines()
+    assert line.startswith(f"{name}  CDS   0/2        rejected: cluster b is nonsense nonsense")
+    assert len(line) > 4000
+    assert line.endswith("(from Object/ns/b)")
+
+
+async def test_the_first_of_many_streams_of_a_proxy(server: XdsServer, channel: grpc.aio.Channel):
+    clients = [Client(channel, Variant.DELTA, node=node("many.shop")) for _ in range(12)]
+    for client in clients:
+        await client.ask(SECRET, "s")
+        await client.get()
+    result = await xds(port=server.port)
+    _, *lines, rest = result.stdout.splitlines()
+    assert [line.split()[:3] for line in lines] == [["many.shop", "SDS", "0/1"]] * 8
+    assert rest.split(maxsplit=3) == [
+        *("many.shop", "-", "-"),
+        "4 more streams, 4 of them not synced; -o json has them",
+    ]
+    result = await xds("many", port=server.port)
+    about, table, resources = result.stdout.split("\n\n")
+    assert about.count(" from ipv4:127.0.0.1:") == 8
+    assert about.splitlines()[-1] == "many.shop: 12 streams in all"
+    assert len(table.splitlines()) == 10
+    assert len(resources.splitlines()) == 9
+    result = await xds("-o", "json", port=server.port)
+    assert len(json.loads(result.stdout)["proxies"][0]["streams"]) == 12
 
 
 async def test_watch_goes_on(server: XdsServer, channel: grpc.aio.Channel):
@@ -146,9 +180,11 @@ async def test_watch_goes_on(server: XdsServer, channel: grpc.aio.Channel):
         *(sys.executable, "-u", "-m", "xds", "status", "--watch", "-o", "json"),
         *("--xds-address", f"127.0.0.1:{server.port}"),
         stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
     )
     try:
         assert process.stdout
+        assert process.stderr
         async with asyncio.timeout(3 * WITHIN):
             first = json.loads(await process.stdout.readline())
             assert [each["pod"] for each in first["proxies"]] == ["good"]
@@ -157,6 +193,8 @@ async def test_watch_goes_on(server: XdsServer, channel: grpc.aio.Channel):
             assert second["gone"] == [node("good.shop")]
             await server.stop()
             assert await process.wait() == 3
+            said = (await process.stderr.read()).decode()
+            assert said == f"xds: the control plane at 127.0.0.1:{server.port} went away\n"
     finally:
         if process.returncode is None:
             process.kill()
@@ -187,6 +225,40 @@ async def test_watch_as_a_table_ends_well_on_ctrl_c(server: XdsServer, channel: 
         if process.returncode is None:
             process.kill()
             await process.wait()
+
+
+async def test_watch_tells_only_the_lines_that_changed(server: XdsServer, channel: grpc.aio.Channel):
+    client = await synced(channel, server, "good.shop")
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-u", "-m", "xds", "status", "-w", "--xds-address", f"127.0.0.1:{server.port}"),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        assert process.stdout
+        async with asyncio.timeout(3 * WITHIN):
+            header = (await process.stdout.readline()).decode()
+            lines = [(await process.stdout.readline()).decode()]
+            await client.ask(CLUSTER)
+            response = await client.get()
+            await client.ask(CLUSTER, nonce=response.nonce)
+            while "CDS   2/2        synced" not in lines[-1]:
+                lines.append((await process.stdout.readline()).decode())
+            assert [line.split()[1] for line in lines].count("SDS") == 1, "it did not change"
+            assert {line.index(line.split()[2]) for line in lines} == {header.index("RESOURCES")}
+            second = await synced(channel, server, "good.shop")
+            lines = [(await process.stdout.readline()).decode()]
+            second.call.cancel()
+            while "ended" not in lines[-1]:
+                lines.append((await process.stdout.readline()).decode())
+            assert {line.split()[1] for line in lines[:-1]} == {"SDS"}
+            assert lines[-1].startswith("good.shop  -     -          its stream from ipv4:127.0.0.1:")
+            await synced(channel, server, "longer-than-good.shop")
+            again = [(await process.stdout.readline()).decode() for _ in range(2)]
+            assert again[0].split() == header.split(), "columns begin anew"
+            assert again[1].index("1/1") == again[0].index("RESOURCES")
+    finally:
+        process.kill()
+        await process.wait()
 
 
 async def test_nobody_is_connected(server: XdsServer):
@@ -233,7 +305,7 @@ async def test_a_server_that_does_not_have_the_service():
         await server.stop()
 
 
-@pytest.mark.parametrize("words", [("--xds-address", "x"), ("-o", "xml"), ("a", "b")])
+@pytest.mark.parametrize("words", [("--xds-address", "x"), ("-o", "xml"), ("a", "b"), ("",), ("-n", "")])
 def test_wrong_use(words: tuple[str, ...]):
     result = CliRunner().invoke(app, ["status", *words], prog_name="xds")
     assert result.exit_code == 2

@@ -108,6 +108,10 @@ def test_a_stream_and_what_it_is_for() -> None:
 
 def test_names() -> None:
     assert (short(CLUSTER), short("type.googleapis.com/a.b.Thing"), short("odd")) == ("CDS", "Thing", "odd")
+    assert (short("type.googleapis.com/evil0"), short("type.googleapis.com/")) == (
+        "evil0",
+        "type.googleapis.com/",
+    )
     assert object_name("Policy full/x (m.yaml:1)") == "Policy/full/x"
     assert proxy_name("sidecar~1.2.3.4~web.shop~shop.svc.cluster.local") == "web.shop"
     assert proxy_name("odd\x1bnode") == "odd\\x1bnode"

@@ -94,7 +94,7 @@ def _row(outcome: Outcome) -> dict[str, Any]:
 def _print_table(rows: list[dict[str, Any]]) -> None:
     from rich.text import Text  # noqa: PLC0415
 
-    table = tables.table("CLIENT", "SERVICE", "ENDPOINT", "OUTCOME", "REASON", "BECAUSE")
+    table = tables.Table("CLIENT", "SERVICE", "ENDPOINT", "OUTCOME", "REASON", "BECAUSE")
     for row in rows:
         where = f"{row['endpoint']} ({row['address']})" if row["endpoint"] else row["address"] or "-"
         table.add_row(
@@ -105,4 +105,4 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
             Text(row["reason"]),
             Text(", ".join(row["because"])),
         )
-    tables.show(table)
+    table.show()

@@ -3,32 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeAlias
 
 import typer
 
 from xds.cli import options, tables
+from xds.cli.asking import Asking
 
 if TYPE_CHECKING:
-    import grpc
     from google.protobuf.message import Message
     from google.protobuf.timestamp_pb2 import Timestamp
+    from rich.text import Text
 
     from xds.api import proxies_pb2 as pb
-    from xds.cli.options import Address
 
-_Answer = TypeVar("_Answer")
-
-SERVICE = "xds.mesh.v1.Proxies"
-WITHIN = 10.0
-"""Seconds for an answer."""
-CANNOT_ASK = 3
-"""The exit status if there is nobody to ask, or who is there does not answer."""
+_Key: TypeAlias = tuple[str, int, str]
+"""A stream's peer and when it came, and the type."""
 
 _TITLES = ("PROXY", "TYPE", "RESOURCES", "STATUS")
+
+_MOST_STREAMS = 8
+"""Streams of one proxy that a table has. An Envoy that uses ADS has one, or two while it restarts."""
 
 
 class Format(StrEnum):
@@ -50,8 +48,9 @@ def status(
         ),
     ] = None,
     namespace: Annotated[
-        str, typer.Option("-n", "--namespace", metavar="NS", help="One namespace only.", show_default=False)
-    ] = "",
+        str | None,
+        typer.Option("-n", "--namespace", metavar="NS", help="One namespace only.", show_default=False),
+    ] = None,
     output: Annotated[
         Format,
         typer.Option(
@@ -70,9 +69,14 @@ def status(
     A running control plane is asked (service xds.mesh.v1.Proxies). Exit status: 0 all sidecars have what they should,
     1 some do not yet or rejected something, 2 wrong use, 3 the control plane cannot be asked.
     """
+    if "" in (proxy, namespace):
+        options.fail("PROXY and --namespace must not be empty: leave them out to ask for all")
     where = options.address("--xds-address", xds_address)
-    with _Asking(where) as asking:
-        chosen = {"proxy": asking.find(proxy, namespace) if proxy else "", "namespace": namespace}
+    with Asking(where) as asking:
+        chosen = {
+            "proxy": asking.find(proxy, namespace or "") if proxy else "",
+            "namespace": namespace or "",
+        }
         if watch:
             with suppress(KeyboardInterrupt):  # the end that was asked for
                 _follow(asking.watch(chosen, unsynced=output is Format.JSON), output)
@@ -81,7 +85,7 @@ def status(
         if output is Format.JSON:
             typer.echo(json.dumps(_as_json(answer), indent=2))
         elif answer.proxies:
-            _print(answer.proxies, answer.time, resources=bool(proxy))
+            _print(answer, resources=bool(proxy))
         else:
             typer.echo(
                 f"no proxy {f'of namespace {namespace} ' if namespace else ''}is connected to {where}",
@@ -93,107 +97,29 @@ def status(
             raise typer.Exit(1)
 
 
-class _Asking:
-    """A control plane that can be asked; what goes wrong ends the command."""
-
-    def __init__(self, where: Address) -> None:
-        import grpc  # noqa: PLC0415
-
-        self._where = where
-        # Everything about a large mesh is more than the default 4 MiB, and a proxy for the web cannot know this port.
-        settings = (("grpc.max_receive_message_length", -1), ("grpc.enable_http_proxy", 0))
-        self._channel: grpc.Channel = grpc.insecure_channel(str(where), settings)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._channel.close()
-
-    def list(self, chosen: dict[str, str], *, unsynced: bool) -> pb.ListProxiesResponse:
-        """Ask how far proxies are."""
-        from xds.api import proxies_pb2 as pb  # noqa: PLC0415
-
-        ask = self._channel.unary_unary(
-            f"/{SERVICE}/List",
-            request_serializer=pb.ListProxiesRequest.SerializeToString,
-            response_deserializer=pb.ListProxiesResponse.FromString,
-        )
-        request = pb.ListProxiesRequest(**chosen, unsynced=unsynced)
-        answer: pb.ListProxiesResponse = self._or_end(lambda: ask(request, timeout=WITHIN))
-        return answer
-
-    def watch(self, chosen: dict[str, str], *, unsynced: bool) -> Iterator[pb.WatchProxiesResponse]:
-        """Ask how far proxies are, and go on."""
-        from xds.api import proxies_pb2 as pb  # noqa: PLC0415
-
-        ask = self._channel.unary_stream(
-            f"/{SERVICE}/Watch",
-            request_serializer=pb.WatchProxiesRequest.SerializeToString,
-            response_deserializer=pb.WatchProxiesResponse.FromString,
-        )
-        responses = iter(ask(pb.WatchProxiesRequest(**chosen, unsynced=unsynced)))
-        while True:
-            response = self._or_end(lambda: next(responses, None))
-            if response is None:
-                return
-            yield response
-
-    def find(self, proxy: str, namespace: str) -> str:
-        """Return what names the one proxy that is meant, or end with what could have been."""
-        from xds.status import proxy_name  # noqa: PLC0415
-
-        found = self.list({"proxy": proxy, "namespace": namespace}, unsynced=False).proxies
-        if not found:
-            others = self.list({"proxy": "", "namespace": namespace}, unsynced=False).proxies
-            if not others:
-                options.fail(f"there is no proxy {proxy}: none is connected to {self._where}")
-            known = dict.fromkeys(proxy_name(each.node_id) for each in others)
-            options.unknown("proxy", proxy, list(known), "POD.NAMESPACE")
-        names = list(dict.fromkeys(proxy_name(each.node_id) for each in found))
-        if len(names) > 1:
-            shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-            options.fail(f"{proxy} may be each of {shown}: say which")
-        return proxy
-
-    def _or_end(self, ask: Callable[[], _Answer]) -> _Answer:
-        import grpc  # noqa: PLC0415
-
-        try:
-            return ask()
-        except grpc.RpcError as error:
-            self._end(error)
-
-    def _end(self, error: grpc.RpcError) -> NoReturn:
-        from grpc import StatusCode  # noqa: PLC0415
-
-        from xds.model import printable  # noqa: PLC0415
-
-        match error.code():
-            case StatusCode.UNAVAILABLE:
-                what = (
-                    f"no control plane answers at {self._where}: start `xds serve` first, or say with --xds-address "
-                    f"where it serves xDS"
-                )
-            case StatusCode.UNIMPLEMENTED:
-                what = f"who answers at {self._where} does not have {SERVICE}: it is no `xds serve`, or an older one"
-            case StatusCode.DEADLINE_EXCEEDED:
-                what = f"who listens at {self._where} does not answer within {WITHIN:.0f} s"
-            case code:
-                what = f"{self._where} answers {code.name}"
-        details = error.details() or ""
-        options.fail(what + (f" ({printable(details)})" if details else ""), CANNOT_ASK)
-
-
 def _follow(responses: Iterable[pb.WatchProxiesResponse], output: Format) -> None:
-    """Print what comes, one after the other."""
-    first = True
-    for response in responses:
-        if output is Format.JSON:
+    """Print what comes, one after the other: of a proxy that changed, the lines that did."""
+    if output is Format.JSON:
+        for response in responses:
             typer.echo(json.dumps(_as_json(response)))
-        else:
-            _print(response.proxies, response.time, gone=response.gone, header=first)
-        first = False
+        return
+    table = tables.Table(*_TITLES)
+    told: dict[str, dict[_Key, Any]] = {}
+    for response in responses:
+        for proxy in response.proxies:
+            before = told.get(proxy.node_id, {})
+            lines = {line.key: line for line in _lines(proxy, response.time)}
+            for line in lines.values():
+                if before.get(line.key) != line.told:
+                    table.add_row(*line.cells)
+            for peer, _ in sorted({key[:2] for key in before} - {key[:2] for key in lines}):
+                if peer:
+                    _add_note(table, proxy.node_id, f"its stream from {peer} ended")
+            told[proxy.node_id] = {line.key: line.told for line in lines.values()}
+        for node_id in response.gone:
+            told.pop(node_id, None)
+            _add_note(table, node_id, "gone")
+        table.show()
 
 
 def _as_json(answer: Message) -> dict[str, Any]:
@@ -202,46 +128,78 @@ def _as_json(answer: Message) -> dict[str, Any]:
     return MessageToDict(answer, always_print_fields_with_no_presence=True)
 
 
-def _print(
-    proxies: Iterable[pb.Proxy],
-    now: Timestamp,
-    *,
-    gone: Iterable[str] = (),
-    header: bool = True,
-    resources: bool = False,
-) -> None:
+class _Line(NamedTuple):
+    """What a table says of one type of one stream, or of the streams that it does not have."""
+
+    key: _Key
+    told: Any
+    """What it is told from; the words change with time alone."""
+    cells: tuple[Text, ...]
+
+
+def _lines(proxy: pb.Proxy, now: Timestamp) -> Iterator[_Line]:
+    """Go through what a table says of a proxy."""
     from rich.text import Text  # noqa: PLC0415
 
     from xds.api import proxies_pb2 as pb  # noqa: PLC0415
-    from xds.model import printable  # noqa: PLC0415
-    from xds.status import proxy_name, short, stream_words, types, words  # noqa: PLC0415
+    from xds.status import proxy_name, short, words  # noqa: PLC0415
 
     styles = {pb.SYNCED: "green", pb.WAITING: "yellow", pb.REJECTED: "red"}
-    proxies = tuple(proxies)
-    if resources:
-        for proxy in proxies:
-            agent = printable(f" {proxy.agent} {proxy.agent_version}".rstrip())
-            for stream in proxy.streams:
-                typer.echo(f"{proxy_name(proxy.node_id)}:{agent}, {stream_words(stream, now)}")
-        typer.echo()
-    table = tables.table(*_TITLES, header=header)
-    for proxy in proxies:
-        for kind in types(proxy):
+    name = proxy_name(proxy.node_id)
+    for stream in proxy.streams[:_MOST_STREAMS]:
+        for kind in stream.types:
             count = kind.resources
             total = count.synced + count.stale + count.not_sent + count.error
-            said = Text(words(kind, proxy.missing, now), styles.get(kind.state, ""))
-            table.add_row(
-                Text(proxy_name(proxy.node_id)),
-                Text(short(kind.type_url)),
-                Text(f"{count.synced}/{total}"),
-                said,
+            yield _Line(
+                (stream.peer, stream.connected_at.ToNanoseconds(), kind.type_url),
+                (kind, proxy.missing),
+                (
+                    Text(name),
+                    Text(short(kind.type_url)),
+                    Text(f"{count.synced}/{total}"),
+                    Text(words(kind, proxy.missing, now), styles.get(kind.state, "")),
+                ),
             )
-    for node_id in gone:
-        table.add_row(Text(proxy_name(node_id)), Text("-"), Text("-"), Text("gone"))
-    tables.show(table)
-    listed = [(kind, each) for proxy in proxies for kind in types(proxy) for each in kind.unsynced]
-    if resources and listed:
-        _print_resources(listed, now)
+    if more := proxy.streams[_MOST_STREAMS:]:
+        waiting = sum(any(kind.state != pb.SYNCED for kind in stream.types) for stream in more)
+        said = f"{len(more)} more streams, {waiting} of them not synced; -o json has them"
+        yield _Line(("", 0, ""), said, (Text(name), Text("-"), Text("-"), Text(said)))
+
+
+def _add_note(table: tables.Table, node_id: str, said: str) -> None:
+    from rich.text import Text  # noqa: PLC0415
+
+    from xds.model import printable  # noqa: PLC0415
+    from xds.status import proxy_name  # noqa: PLC0415
+
+    table.add_row(Text(proxy_name(node_id)), Text("-"), Text("-"), Text(printable(said)))
+
+
+def _print(answer: pb.ListProxiesResponse, *, resources: bool) -> None:
+    from xds.model import printable  # noqa: PLC0415
+    from xds.status import proxy_name, stream_words  # noqa: PLC0415
+
+    if resources:
+        for proxy in answer.proxies:
+            name, agent = (
+                proxy_name(proxy.node_id),
+                printable(f" {proxy.agent} {proxy.agent_version}".rstrip()),
+            )
+            for stream in proxy.streams[:_MOST_STREAMS]:
+                typer.echo(f"{name}:{agent}, {stream_words(stream, answer.time)}")
+            if len(proxy.streams) > _MOST_STREAMS:
+                typer.echo(f"{name}: {len(proxy.streams)} streams in all")
+        typer.echo()
+    table = tables.Table(*_TITLES)
+    for proxy in answer.proxies:
+        for line in _lines(proxy, answer.time):
+            table.add_row(*line.cells)
+    table.show()
+    if resources:
+        shown = (stream for proxy in answer.proxies for stream in proxy.streams[:_MOST_STREAMS])
+        listed = [(kind, each) for stream in shown for kind in stream.types for each in kind.unsynced]
+        if listed:
+            _print_resources(listed, answer.time)
 
 
 def _print_resources(listed: Iterable[tuple[pb.Type, pb.Resource]], now: Timestamp) -> None:
@@ -250,9 +208,9 @@ def _print_resources(listed: Iterable[tuple[pb.Type, pb.Resource]], now: Timesta
     from xds.model import printable  # noqa: PLC0415
     from xds.status import resource_words, short  # noqa: PLC0415
 
-    table = tables.table("TYPE", "RESOURCE", "STATE")
+    table = tables.Table("TYPE", "RESOURCE", "STATE")
     for kind, resource in listed:
         name = Text(printable(resource.name))
         table.add_row(Text(short(kind.type_url)), name, Text(resource_words(resource, now)))
     typer.echo()
-    tables.show(table)
+    table.show()

@@ -1,0 +1,76 @@
+"""Tables on a terminal, and elsewhere."""
+
+from __future__ import annotations
+
+import os
+import pty
+import sys
+
+import click
+import pytest
+from rich.text import Text
+
+from xds.cli.tables import Table
+
+NAME = "a-pod-with-a-long-name.and-a-namespace"
+
+
+def on_terminal(made: Table, columns: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Show a table on a terminal of so many columns, and return what is to be seen there."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TERM", "xterm")
+    other_end, end = pty.openpty()
+    try:
+        with os.fdopen(end, "w") as stdout, monkeypatch.context() as patched:
+            patched.setattr(sys, "stdout", stdout)
+            made.show()
+            stdout.flush()
+            return click.unstyle(os.read(other_end, 1 << 16).decode()).splitlines()
+    finally:
+        os.close(other_end)
+
+
+def table(*rows: tuple[str, str, str]) -> Table:
+    made = Table("PROXY", "TYPE", "STATUS")
+    for row in rows:
+        made.add_row(*map(Text, row))
+    return made
+
+
+def test_on_a_terminal_the_last_column_goes_on_below(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = table(("web.shop", "CDS", "rejected: no such certificate"), ("db.shop", "SDS", "synced"))
+    assert on_terminal(made, 36, monkeypatch) == [
+        "PROXY     TYPE  STATUS",
+        "web.shop  CDS   rejected: no such",
+        "                certificate",
+        "db.shop   SDS   synced",
+    ]
+
+
+def test_on_a_narrow_terminal_names_stay_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = on_terminal(table((NAME, "CDS", "synced 20s ago")), 40, monkeypatch)
+    assert [line.split() for line in lines[1:]] == [[NAME, "CDS", "synced", "20s"], ["ago"]]
+
+
+def test_where_nobody_looks_a_row_is_a_line(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    said = "word " * 1000
+    table((NAME, "CDS", said)).show()
+    assert capsys.readouterr().out.splitlines()[1] == f"{NAME}  CDS   {said.rstrip()}"
+
+
+def test_titles_come_again_only_where_columns_begin_anew(capsys: pytest.CaptureFixture[str]) -> None:
+    made = table(("web.shop", "CDS", "x"))
+    for name in ("db.shop", "longer.shop", "web.shop"):
+        made.show()
+        made.add_row(*map(Text, (name, "CDS", "x")))
+    made.show()
+    made.show()
+    assert capsys.readouterr().out.splitlines() == [
+        "PROXY     TYPE  STATUS",
+        "web.shop  CDS   x",
+        "db.shop   CDS   x",
+        "PROXY        TYPE  STATUS",
+        "longer.shop  CDS   x",
+        "web.shop     CDS   x",
+    ]

@@ -1,0 +1,120 @@
+"""How subcommands ask a running control plane how far its proxies are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, NoReturn, Self, TypeVar
+
+from xds.cli import options
+
+if TYPE_CHECKING:
+    import grpc
+
+    from xds.api import proxies_pb2 as pb
+    from xds.cli.options import Address
+
+_Answer = TypeVar("_Answer")
+
+SERVICE = "xds.mesh.v1.Proxies"
+WITHIN = 10.0
+"""Seconds for an answer."""
+CANNOT_ASK = 3
+"""The exit status if there is nobody to ask, or who is there does not answer."""
+
+
+class Asking:
+    """A control plane that can be asked; what goes wrong ends the command."""
+
+    def __init__(self, where: Address) -> None:
+        import grpc  # noqa: PLC0415
+
+        self._where = where
+        # Everything about a large mesh is more than the default 4 MiB, and a proxy for the web cannot know this port.
+        settings = (("grpc.max_receive_message_length", -1), ("grpc.enable_http_proxy", 0))
+        self._channel: grpc.Channel = grpc.insecure_channel(str(where), settings)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._channel.close()
+
+    def list(self, chosen: dict[str, str], *, unsynced: bool) -> pb.ListProxiesResponse:
+        """Ask how far proxies are."""
+        from xds.api import proxies_pb2 as pb  # noqa: PLC0415
+
+        ask = self._channel.unary_unary(
+            f"/{SERVICE}/List",
+            request_serializer=pb.ListProxiesRequest.SerializeToString,
+            response_deserializer=pb.ListProxiesResponse.FromString,
+        )
+        request = pb.ListProxiesRequest(**chosen, unsynced=unsynced)
+        answer: pb.ListProxiesResponse = self._or_end(lambda: ask(request, timeout=WITHIN))
+        return answer
+
+    def watch(self, chosen: dict[str, str], *, unsynced: bool) -> Iterator[pb.WatchProxiesResponse]:
+        """Ask how far proxies are, and go on for as long as the control plane is there."""
+        import grpc  # noqa: PLC0415
+
+        from xds.api import proxies_pb2 as pb  # noqa: PLC0415
+
+        ask = self._channel.unary_stream(
+            f"/{SERVICE}/Watch",
+            request_serializer=pb.WatchProxiesRequest.SerializeToString,
+            response_deserializer=pb.WatchProxiesResponse.FromString,
+        )
+        responses = iter(ask(pb.WatchProxiesRequest(**chosen, unsynced=unsynced)))
+        first = self._or_end(lambda: next(responses, None))
+        try:
+            if first:
+                yield first
+            yield from responses
+        except grpc.RpcError as error:
+            if error.code() not in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}:
+                self._end(error)
+        options.fail(f"the control plane at {self._where} went away", CANNOT_ASK)
+
+    def find(self, proxy: str, namespace: str) -> str:
+        """Return what names the one proxy that is meant, or end with what could have been."""
+        from xds.status import proxy_name  # noqa: PLC0415
+
+        found = self.list({"proxy": proxy, "namespace": namespace}, unsynced=False).proxies
+        if not found:
+            others = self.list({"proxy": "", "namespace": namespace}, unsynced=False).proxies
+            if not others:
+                options.fail(f"there is no proxy {proxy}: none is connected to {self._where}")
+            known = dict.fromkeys(proxy_name(each.node_id) for each in others)
+            options.unknown("proxy", proxy, list(known), "POD.NAMESPACE")
+        names = list(dict.fromkeys(proxy_name(each.node_id) for each in found))
+        if len(names) > 1:
+            shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+            options.fail(f"{proxy} may be each of {shown}: say which")
+        return proxy
+
+    def _or_end(self, ask: Callable[[], _Answer]) -> _Answer:
+        import grpc  # noqa: PLC0415
+
+        try:
+            return ask()
+        except grpc.RpcError as error:
+            self._end(error)
+
+    def _end(self, error: grpc.RpcError) -> NoReturn:
+        from grpc import StatusCode  # noqa: PLC0415
+
+        from xds.model import printable  # noqa: PLC0415
+
+        match error.code():
+            case StatusCode.UNAVAILABLE:
+                what = (
+                    f"no control plane answers at {self._where}: start `xds serve` first, or say with --xds-address "
+                    f"where it serves xDS"
+                )
+            case StatusCode.UNIMPLEMENTED:
+                what = f"who answers at {self._where} does not have {SERVICE}: it is no `xds serve`, or an older one"
+            case StatusCode.DEADLINE_EXCEEDED:
+                what = f"who listens at {self._where} does not answer within {WITHIN:.0f} s"
+            case code:
+                what = f"{self._where} answers {code.name}"
+        details = error.details() or ""
+        options.fail(what + (f" ({printable(details)})" if details else ""), CANNOT_ASK)
