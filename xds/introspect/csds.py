@@ -17,6 +17,7 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 
 from xds.descriptors import message_class
+from xds.introspect.breath import Breath, portions
 from xds.introspect.guard import LocalOnly
 from xds.introspect.redaction import redacted
 from xds.protocol.status import ResourceStatus
@@ -32,8 +33,6 @@ LARGEST: Final = 16 * 1024 * 1024
 """Bytes above which there is no answer in one message."""
 _OVERHEAD: Final = 16
 """Bytes that a resource takes in an answer besides its own, at most."""
-SLICE: Final = 0.005
-"""Seconds of work after which the event loop gets its turn."""
 
 _MATCHES: Final[dict[str, Callable[[str, str], bool]]] = {
     "exact": str.__eq__,
@@ -103,11 +102,12 @@ class _ClientStatus:
         wanted = _wanted(request.node_matchers)
         contents = None if request.exclude_resource_contents else _Contents()
         response, size = self._response(), 0
+        breathe = Breath()
         for stream in sorted(self._discovery.streams, key=lambda each: (each.node.id, each.opened_at)):
             if not wanted(stream.node.id):
                 continue
             client = _add_client(response, stream)
-            async for resource in self._resources(stream, contents):
+            async for resource in self._resources(stream, contents, breathe):
                 more = resource.ByteSize() + _OVERHEAD
                 if size and size + more > limit:
                     if whole:
@@ -122,16 +122,18 @@ class _ClientStatus:
                 size += more
         yield response.SerializeToString()
 
-    async def _resources(self, stream: Stream, contents: _Contents | None) -> AsyncIterator[Any]:
+    async def _resources(
+        self, stream: Stream, contents: _Contents | None, breathe: Breath
+    ) -> AsyncIterator[Any]:
         """Go through what is known of a client's resources, giving the event loop its turn."""
-        loop = asyncio.get_running_loop()
-        turn = loop.time()
+        await breathe()
         for kind in stream.session.status():
-            for status in tuple(kind.resources):  # They may change meanwhile.
-                if loop.time() > turn + SLICE:
-                    await asyncio.sleep(0)
-                    turn = loop.time()
-                yield self._describe(kind.type_url, status, contents)
+            async for portion in portions(kind, breathe):
+                if contents:
+                    await contents.look_through(portion)
+                for status in portion:
+                    await breathe()
+                    yield self._describe(kind.type_url, status, contents)
 
     def _describe(self, type_url: str, status: ResourceStatus, contents: _Contents | None) -> Any:
         """Make what is said of one resource."""
@@ -162,12 +164,20 @@ class _Contents:
         self._shown: dict[int, tuple[bytes, bytes | None]] = {}
         """By a body's identity: the body, so that nothing else can get that identity, and what is shown of it."""
 
+    async def look_through(self, statuses: Iterable[ResourceStatus]) -> None:
+        """Have a thread look through what is new: to import and describe what is in it may take a while."""
+        resources = (status.resource for status in statuses)
+        new = [each for each in resources if each and id(each.body) not in self._shown]
+        if new:
+            await asyncio.to_thread(self._look_through, new)
+
+    def _look_through(self, resources: Iterable[Resource]) -> None:
+        for resource in resources:
+            self._shown[id(resource.body)] = resource.body, redacted(resource.type_url, resource.body)
+
     def put(self, packed: Any, resource: Resource) -> None:
-        """Fill an Any, unless it is not known what is in the resource."""
-        body = resource.body
-        if id(body) not in self._shown:
-            self._shown[id(body)] = body, redacted(resource.type_url, body)
-        shown = self._shown[id(body)][1]
+        """Fill an Any with what was looked through, unless it is not known what is in it."""
+        shown = self._shown[id(resource.body)][1]
         if shown is not None:
             packed.type_url, packed.value = resource.type_url, shown
 

@@ -17,6 +17,7 @@ import grpc.aio
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from xds.api import proxies_pb2 as pb
+from xds.introspect.breath import Breath, portions
 from xds.introspect.guard import LocalOnly
 from xds.protocol.answers import Rejection
 from xds.protocol.session import Variant
@@ -31,8 +32,6 @@ EVERY = 0.25
 """Seconds in which changes are put together for who watches."""
 UNSETTLED = 1.0
 """Seconds after which a proxy that is not synced is looked at again, though it said nothing: it may be done waiting."""
-SLICE = 0.005
-"""Seconds of work after which the event loop gets its turn."""
 
 Missing: TypeAlias = Callable[[Subscriber], str]
 """Says in words why a proxy gets no configuration, or no newer one; empty if it does."""
@@ -59,11 +58,11 @@ class ProxiesService:
             request: pb.ListProxiesRequest, _: grpc.aio.ServicerContext
         ) -> pb.ListProxiesResponse:
             clock = _Clock.read()
-            breathe = _Breath()
+            breathe = Breath()
             proxies = []
             for streams in _chosen(discovery, request).values():
-                proxies.append(_proxy(streams, self._why(streams), clock, unsynced=request.unsynced))
-                await breathe()
+                missing = self._why(streams)
+                proxies.append(await _proxy(streams, missing, clock, breathe, unsynced=request.unsynced))
             return pb.ListProxiesResponse(proxies=proxies, time=clock.at(now()))
 
         async def watch(
@@ -106,18 +105,6 @@ class _Clock:
         return stamp
 
 
-class _Breath:
-    """Gives the event loop its turn if it is time."""
-
-    def __init__(self) -> None:
-        self._turn = now()
-
-    async def __call__(self) -> None:
-        if now() >= self._turn + SLICE:
-            await asyncio.sleep(0)
-            self._turn = now()
-
-
 @dataclass(slots=True)
 class _Seen:
     """A proxy as a watcher was told of it."""
@@ -141,13 +128,13 @@ class _Watched:
         """Return what has changed since the last look, the first time everything; None if nothing has."""
         before, self._seen = self._seen, {}
         changed = []
-        breathe = _Breath()
+        breathe = Breath()
         for node_id, streams in _chosen(discovery, self._request).items():
             missing = self._why(streams)
             marks = (missing, *((stream, stream.moves, stream.subscriber.snapshot) for stream in streams))
             seen = before.get(node_id) if before else None
             if seen is None or seen.marks != marks or _may_be_done(seen):
-                proxy = _proxy(streams, missing, self._clock, unsynced=self._request.unsynced)
+                proxy = await _proxy(streams, missing, self._clock, breathe, unsynced=self._request.unsynced)
                 if seen is None or seen.proxy != proxy:
                     changed.append(proxy)
                 seen = _Seen(marks, proxy, now())
@@ -183,35 +170,41 @@ def _chosen(
     }
 
 
-def _proxy(streams: Sequence[Stream], missing: str, clock: _Clock, *, unsynced: bool) -> pb.Proxy:
+async def _proxy(
+    streams: Sequence[Stream], missing: str, clock: _Clock, breathe: Breath, *, unsynced: bool
+) -> pb.Proxy:
     node = streams[-1].node
     namespace, name = pod(node.id)
-    return pb.Proxy(
+    proxy = pb.Proxy(
         node_id=node.id,
         namespace=namespace,
         pod=name,
         agent=node.user_agent_name,
         agent_version=node.user_agent_version,
         missing=missing,
-        streams=(
-            pb.Stream(
-                peer=stream.info.peer,
-                variant=_VARIANTS[stream.info.variant],
-                type_url=stream.info.type_url,
-                connected_at=clock.at(stream.opened_at),
-                types=(_type(status, clock, unsynced=unsynced) for status in stream.session.status()),
-            )
-            for stream in streams
-        ),
     )
+    for stream in streams:
+        await breathe()
+        statuses = stream.session.status()
+        proxy.streams.add(
+            peer=stream.info.peer,
+            variant=_VARIANTS[stream.info.variant],
+            type_url=stream.info.type_url,
+            connected_at=clock.at(stream.opened_at),
+            types=[await _type(status, clock, breathe, unsynced=unsynced) for status in statuses],
+        )
+    return proxy
 
 
-def _type(status: TypeStatus, clock: _Clock, *, unsynced: bool) -> pb.Type:
+async def _type(status: TypeStatus, clock: _Clock, breathe: Breath, *, unsynced: bool) -> pb.Type:
     error = status.last_error
     state = pb.REJECTED if error else pb.SYNCED if status.synced else pb.WAITING
     counts = status.counts
     listed = error or (unsynced and counts.total() > counts[State.SYNCED])
-    resources = [each for each in status.resources if each.state is not State.SYNCED] if listed else []
+    resources: list[ResourceStatus] = []
+    if listed:
+        async for portion in portions(status, breathe):
+            resources += (each for each in portion if each.state is not State.SYNCED)
     rejected = {each.name: each.error for each in resources if each.error}
     return pb.Type(
         type_url=status.type_url,

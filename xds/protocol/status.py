@@ -7,7 +7,7 @@ Times are those that the session was given.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -100,10 +100,13 @@ class TypeStatus:
     @property
     def resources(self) -> Iterator[ResourceStatus]:
         """Go through all that the client should have, has, or asked for, as it is now: do not keep the iterator."""
-        watch = self.watch
-        unsure = watch.answers.unsure
-        for name in watch.known():
-            yield _resource_status(watch, name, unsure)
+        yield from self.look(self.watch.known())
+
+    def look(self, names: Iterable[str]) -> Iterator[ResourceStatus]:
+        """Go through some of these resources, as they are now: do not keep the iterator."""
+        unsure = self.watch.answers.unsure
+        for name in names:
+            yield _resource_status(self.watch, name, unsure)
 
 
 def type_status(watch: Watch, waiting: Waiting | None) -> TypeStatus:
