@@ -31,7 +31,7 @@ class Introspection:
         self._added = tuple(added)
 
     def __call__(self, server: grpc.aio.Server, discovery: DiscoveryService) -> None:
-        """Add them, before the server starts."""
+        """Add them. A server that runs already answers them from then on."""
         local = LocalOnly(server)
         channelz_pb2_grpc.add_ChannelzServicer_to_server(channelz.aio.ChannelzServicer(), local)
         for add in (add_csds, *self._added):
