@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import grpc.aio
 from prometheus_client import CollectorRegistry
@@ -16,7 +17,7 @@ from xds.metrics.streams import StreamMetrics
 from xds.protocol.session import Variant
 from xds.server import XdsServer
 from xds.snapshot import RUNTIME, Resource
-from xds.store import Store
+from xds.store import Acked, Store
 
 
 async def test_a_store_is_counted_and_asked():
@@ -45,3 +46,36 @@ async def test_a_store_is_counted_and_asked():
             assert line.endswith(" for its answer")
     finally:
         await server.stop()
+
+
+async def test_how_long_a_change_takes_is_measured():
+    """From the call to the acknowledgement; what a client gets because it asks is no change."""
+    registry = CollectorRegistry()
+    store = Store()
+    store.set(Resource.of(RUNTIME, "layer", b""))
+    events = store.events()
+
+    def measured() -> dict[str, float | None]:
+        return {
+            what: registry.get_sample_value(f"xds_change_to_ack_seconds_{what}", {"type": "rtds"})
+            for what in ("count", "sum")
+        }
+
+    async with (
+        XdsServer(store, "127.0.0.1:0", grace=0.2, observer=StreamMetrics(registry)) as server,
+        grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel,
+    ):
+        client = Client(channel, Variant.DELTA, node="edge-1")
+        await client.ask(RUNTIME, "layer")
+        for changed in (False, True):
+            before = time.monotonic()
+            if changed:
+                store.set(Resource.of(RUNTIME, "layer", b"\n\x05layer"))
+            await client.ask(RUNTIME, nonce=(await client.get()).nonce)
+            while not isinstance((await anext(events))[1], Acked):
+                pass
+            await asyncio.sleep(0)  # The observer is told in the same turn as the store.
+            if not changed:
+                assert measured() == {"count": 0, "sum": 0}
+    assert measured()["count"] == 1
+    assert 0 < measured()["sum"] < time.monotonic() - before
