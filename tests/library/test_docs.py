@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from envoy_data_plane.envoy.config.route.v3 import VirtualHost
 from envoy_data_plane.envoy.service.runtime.v3 import Runtime
 
@@ -38,6 +42,44 @@ async def test_the_first_program_runs(tmp_path):
     program.write_text(BLOCKS[0].replace("127.0.0.1:18000", "127.0.0.1:0"))
     async with running(str(program)) as started:
         await started.says(r"serving xDS .*port=\d+")
+
+
+def test_the_bootstrap_that_is_shown_is_the_examples():
+    (shown,) = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
+    example = yaml.safe_load((ROOT / "examples" / "library" / "envoy.yaml").read_text())
+    del example["admin"]
+    assert yaml.safe_load(shown) == example
+
+
+LOG = """
+import logging, structlog, sys
+logging.basicConfig(level=logging.WARNING, format="%(name)s %(levelname)s %(message)s %(proxy)s")
+from xds.server import discovery
+{shown}
+discovery.log.info("unimportant", proxy="a")
+try:
+    secret = "s3cret"
+    secret / 0
+except TypeError:
+    discovery.log.error("it broke", proxy="a", exc_info=True)
+"""
+
+
+def test_logging_can_be_configured_as_shown():
+    """With the traceback, without local variables."""
+    as_json, as_records = (block for block in BLOCKS if block.startswith("structlog.configure("))
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", LOG.format(shown=block)], capture_output=True, text=True, check=True
+        )
+        for block in (as_json, as_records)
+    ]
+    (line,) = said[0].stderr.splitlines()
+    assert json.loads(line).items() >= {"event": "it broke", "level": "error", "proxy": "a"}.items()
+    assert said[1].stderr.startswith("xds.server.discovery ERROR it broke a\nTraceback")
+    for each in said:
+        assert (each.stdout, each.stderr.count("TypeError: unsupported operand")) == ("", 1)
+        assert "s3cret" not in each.stderr
 
 
 def test_what_is_shown_of_resources_and_scopes_works():
