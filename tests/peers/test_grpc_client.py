@@ -167,7 +167,7 @@ async def test_calls_survive_a_server_that_is_killed_and_the_next_one_is_listene
         await kill(first)
         assert {await caller.answer() for _ in range(10)} == {"one"}
         store = Store()
-        store.set(*world("a", backends["two"]))
+        store.set(*world("b", backends["two"]))
         second = XdsServer(store, f"127.0.0.1:{port}", grace=0.2)
         await second.start()
         stack.push_async_callback(second.stop)

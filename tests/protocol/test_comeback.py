@@ -1,4 +1,8 @@
-"""Clients that lost their last stream while clusters were warming: Envoy then asks for these last, when they are warm."""
+"""Clients that come back to a world that has changed.
+
+Envoy asks for clusters last if some were warming when its last stream ended. gRPC names the clusters that it has, and
+drops those that it is not sent.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import pytest
 
 from tests.protocol.stream import Stream, world
 from xds.protocol.session import Variant
-from xds.snapshot import ENDPOINT
+from xds.snapshot import CLUSTER, ENDPOINT, LISTENER
 
 WORLD = world(CDS="a=2 new=1", EDS="a=1 new=1", SDS="s=1", LDS="l=1>r", RDS="r=new")
 
@@ -92,3 +96,98 @@ def test_r42_the_routes_of_a_new_client_do_not_wait_for_clusters_that_it_does_no
     stream.ask("EDS", "a")
     stream.ask("RDS", "r")
     assert stream.get() == ["EDS a=1", "RDS r=new"]
+
+
+# --- clusters by name ------------------------------------------------------------------------------------------------
+
+MOVED = world(CDS="b=1", EDS="b=1", LDS="l=1>r", RDS="r=b")
+
+
+def named(snapshot=MOVED, *, clusters: tuple[str, ...] = ("a",), users=("LDS", "RDS"), **options) -> Stream:
+    stream = Stream(Variant.SOTW, snapshot, **options)
+    for short, names in (("CDS", clusters), ("EDS", clusters), ("LDS", ("l",)), ("RDS", ("r",))):
+        if short in {"CDS", "EDS", *users}:
+            stream.ask(short, *names, version="known")
+    return stream
+
+
+def test_r41_a_client_that_names_clusters_keeps_those_that_are_gone_until_it_has_its_routes():
+    stream = named()
+    assert stream.get() == ["LDS l=1", "RDS r=b"]
+    stream.ack("LDS")
+    assert stream.get() == []
+    stream.ask("CDS", "a", "b")
+    assert stream.get() == []
+    stream.ack("RDS")
+    assert stream.get() == ["CDS b=1"]
+    stream.ask("EDS", "a", "b")
+    assert stream.get() == ["EDS b=1"]
+    assert not stream.session.quiet
+    for short in ("CDS", "EDS"):
+        stream.ack(short)
+    assert stream.session.quiet
+
+
+def test_r41_that_is_what_is_said_of_it():
+    stream = named()
+    stream.now = 3.0
+    stream.get()
+    clusters = stream.session.status()[0]
+    assert clusters.waiting is not None
+    assert (clusters.waiting.for_, clusters.waiting.since) == (LISTENER, 3.0)
+
+
+def test_r41_what_is_there_again_is_sent_at_once():
+    stream = named()
+    stream.get()
+    stream.serve(world(CDS="a=1 b=1", EDS="b=1", LDS="l=1>r", RDS="r=b"))
+    assert stream.get()[0] == "CDS a=1"
+
+
+def test_r41_so_is_what_is_there_once_the_client_gives_up_the_rest():
+    stream = named(clusters=("a", "b"))
+    stream.get()
+    stream.ask("CDS", "b")
+    assert stream.get()[0] == "CDS b=1"
+
+
+def test_r41_the_clusters_of_routes_that_are_rejected_are_not_kept_for_ever():
+    stream = named()
+    stream.get()
+    stream.ack("LDS")
+    stream.nack("RDS")
+    assert stream.get() == []
+    assert stream.session.deadline() == 20.0
+    stream.now = 20.0
+    assert stream.get() == ["CDS"]
+    stream.ask("CDS", "b", nonce=stream.last["CDS"].nonce)
+    assert stream.get() == ["CDS b=1"]
+
+
+def test_r41_nor_are_those_that_nothing_is_asked_for_to_use():
+    stream = named(users=())
+    assert stream.get() == []
+    assert stream.session.deadline() == 1.0
+    stream.now = 1.0
+    assert stream.get() == ["CDS"]
+
+
+@pytest.mark.parametrize("clusters", [("b",), ()])
+def test_r43_who_names_only_clusters_that_are_there_or_none_gets_them_first(clusters):
+    assert named(clusters=clusters).get()[0] == "CDS b=1"
+
+
+def test_r41_nothing_is_kept_for_a_new_client_or_on_a_stream_of_clusters_alone():
+    stream = Stream(Variant.SOTW, MOVED)
+    stream.ask("CDS", "a")
+    assert stream.get() == ["CDS"]
+    stream = Stream(Variant.SOTW, MOVED, type_url=CLUSTER)
+    stream.ask("", "a", version="known")
+    assert stream.get() == ["CDS"]
+
+
+def test_r41_nothing_is_kept_where_no_answer_is_heard():
+    stream = Stream(Variant.SOTW, MOVED)
+    stream.ask("CDS", "a", version="known")
+    stream.session.expect_no_answers()
+    assert stream.get() == ["CDS"]

@@ -64,6 +64,8 @@ class Nacked:
     resources: tuple[Resource, ...] = field(repr=False)
     """Everything that the response carried."""
     removed: tuple[str, ...] = ()
+    fresh: tuple[Resource, ...] = field(default=(), repr=False)
+    """Those of the resources that may have been news to the client."""
     suspects: tuple[Resource, ...] = field(repr=False)
     """The resources that the message names; all of them if it names none."""
     culprits: tuple[Resource, ...] = field(default=(), repr=False)
@@ -123,6 +125,7 @@ def nacked(response: Response, error: ErrorDetail, now: float) -> Nacked:
         message=message,
         resources=response.resources,
         removed=response.removed,
+        fresh=response.fresh,
         suspects=found or _suspects(message, response.resources),
         culprits=found,
         waited=now - response.sent_at,

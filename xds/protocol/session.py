@@ -223,6 +223,8 @@ class Session:
         if watch.type_url in AFTER_CLUSTERS:
             waits.append(self._watches[CLUSTER].answers.waiting_since)
         opens = [since + self._patience for since in waits if since is not None]
+        if watch.withheld:
+            opens.append(self._began + self._patience)
         if watch.type_url in AFTER_CLUSTERS and self._left_warming:
             opens.append(self._began + min(_RESUMPTION, self._patience))
         return max(opens, default=-inf)

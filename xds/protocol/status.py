@@ -144,7 +144,7 @@ def waiting(
     if watch.pending:
         if watch.type_url in AFTER_CLUSTERS and clusters is not None:
             return Waiting(for_=CLUSTER, since=clusters)
-        return Waiting(for_=READ, since=handed_out)
+        return Waiting(for_=LISTENER if watch.withheld else READ, since=handed_out)
     if aggregated and watch.type_url == LISTENER and (needed := _needed(watch, watches, handed_out)):
         return Waiting(for_=needed[0], since=needed[1])
     return None

@@ -48,7 +48,7 @@ class Watch(ABC):
         self.sent: dict[str, str] = {}
         """Name and version of what the client has been sent, or had before."""
         self.resumed = False
-        """Whether the client brought clusters from an earlier stream."""
+        """Whether the client has clusters from an earlier stream that may be gone."""
         self.lingering: dict[str, Lingering] = {}
         self.gone: set[str] = set()
         """What the client had and may still use, for it has not given up the name. Clusters and listeners just go."""
@@ -80,6 +80,11 @@ class Watch(ABC):
     def quiet(self) -> bool:
         """Whether the client has all that it should have, and said so."""
         return not self.answers.unanswered and not self.rejections and not self.pending
+
+    @property
+    def withheld(self) -> bool:
+        """Whether any response would take something from the client that it may still use."""
+        return False
 
     def covers(self, name: str) -> bool:
         """Whether the client wants the resource of this name, if there is one: it may have asked by an alias."""
@@ -326,7 +331,7 @@ class Watch(ABC):
     def _reject(self, event: Nacked) -> None:
         """Keep what was rejected from being sent as it was; if some of it has changed, the rest goes out again."""
         others = self._bystanders(event)
-        rejected = event.culprits or (event.suspects if others else event.resources)
+        rejected = event.culprits or (event.resources if others is None else event.suspects)
         names = frozenset(resource.name for resource in rejected if self._is_wanted(resource))
         if event.culprits:
             for name in names:
@@ -337,23 +342,26 @@ class Watch(ABC):
             self._pushed -= names
         else:
             others = names
-        for name in others:
+        for name in others or ():
             self._touch(name, force=True)
 
-    def _bystanders(self, event: Nacked) -> frozenset[str]:
+    def _bystanders(self, event: Nacked) -> frozenset[str] | None:
         """Return what a client did not take because of others that it names, and may take without these: try that once.
 
-        Envoy takes nothing of a response if one resource in it breaks a constraint of its proto.
+        None: it does not say so, or was tried. Envoy takes nothing of a response if a resource in it breaks a constraint
+        of its proto.
         """
         suspects = {suspect.name for suspect in event.suspects}
-        if event.culprits or not all(self._is_wanted(suspect) for suspect in event.suspects):
-            return frozenset()
+        if event.culprits or len(suspects) == len(event.resources):
+            return None
+        if not all(self._is_wanted(suspect) for suspect in event.suspects):
+            return None
         others = {
             each.name: each.version
-            for each in event.resources
+            for each in event.fresh
             if each.name not in suspects and self._is_wanted(each)
         }
-        if others.items() <= self._retried.items():
-            return frozenset()
+        if others and others.items() <= self._retried.items():
+            return None
         self._retried.update(others)
         return frozenset(others)

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 
 from xds.protocol.events import Acked, Event, Nacked, Response
 from xds.protocol.sotw import Content, SotwWatch
+from xds.protocol.watch import Lingering
 from xds.protocol.wire import ErrorDetail, Request
-from xds.snapshot import Resource, ResourceSet
+from xds.snapshot import CLUSTER, Resource, ResourceSet
 
 
 class WorldWatch(SotwWatch):
@@ -29,9 +30,20 @@ class WorldWatch(SotwWatch):
 
     def receive(self, request: Request, now: float) -> list[Event]:
         """Take a request. One that begins with a version comes from a client that has something already."""
-        if not self.begun:
+        first = not self.begun
+        if first:
             self._was_here = bool(request.version)
-        return super().receive(request, now)
+        events = super().receive(request, now)
+        if first and self._was_here and self.type_url == CLUSTER:
+            gone = [name for name in self.subscription.names if name not in self.resources]
+            self.lingering.update((name, Lingering(None)) for name in gone)
+            self.resumed = bool(gone)
+        return events
+
+    @property
+    def withheld(self) -> bool:
+        """Whether any response would leave out what the client has from an earlier stream and may still use."""
+        return any(not item.resource and self.covers(name) for name, item in self.lingering.items())
 
     def serve(self, resources: ResourceSet) -> None:
         """From now on the client should have these; what it has is remembered until it takes the new ones."""
@@ -45,10 +57,11 @@ class WorldWatch(SotwWatch):
             if old and self.sent.get(name) == old.version and name not in unsure:
                 self._taken[name] = old
         self._reject_held()
-        mended = [name for name in self._held if self._has(name)]
-        self.answers.forgive(mended)
-        for name in mended:
+        over = [name for name in self._held if self._has(name) or not self.get(name)]
+        self.answers.forgive(over)
+        for name in over:
             del self._held[name]
+            self.rejections.discard(name)
 
     def compose(self, nonce: str, now: float, identifier: str) -> tuple[Response, bytes] | None:
         """Make the response that is due."""
@@ -70,6 +83,7 @@ class WorldWatch(SotwWatch):
         )
         self._unknown &= names
         self._taken = {name: resource for name, resource in self._taken.items() if name in names}
+        self.lingering = {name: item for name, item in self.lingering.items() if item.resource}
         self.sent.clear()
         self.rejections.clear()
         self._dirty.clear()
@@ -155,19 +169,19 @@ class WorldWatch(SotwWatch):
     def _reject(self, event: Nacked) -> None:
         """Keep what was rejected by itself from being sent again. If it was rejected together, it goes together."""
         others = self._bystanders(event)
-        held = event.culprits or (event.suspects if others else ())
+        held = event.culprits if others is None else event.suspects
         self._held.update((each.name, each.version) for each in held if self._is_wanted(each))
         if not event.culprits:
-            names = (each.name for each in event.resources if self._is_wanted(each))
-            self.rejections.add_each(frozenset(names))
-        for name in others:
+            together = event.fresh or event.resources
+            self.rejections.add_each(frozenset(each.name for each in together if self._is_wanted(each)))
+        for name in others or ():
             self._touch(name, force=True)
         self._reject_held()
 
-    def _bystanders(self, event: Nacked) -> frozenset[str]:
+    def _bystanders(self, event: Nacked) -> frozenset[str] | None:
         """Return nothing if what the client rejected cannot be left out, as it may have it in an unknown version."""
         if any(suspect.name in self._unknown.difference(self._taken) for suspect in event.suspects):
-            return frozenset()
+            return None
         return super()._bystanders(event)
 
     def _forget(self) -> None:
