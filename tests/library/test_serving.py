@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 
 import grpc
@@ -382,22 +380,6 @@ async def test_what_is_polled_is_told_as_a_short_stream(store, channel):
     kinds = [type((await anext(events))[1]) for _ in range(3)]
     assert kinds == [Connected, Subscribed, Disconnected]
     await store.applied()
-
-
-ALONE = """
-import sys
-import xds.resources, xds.server, xds.store
-unwanted = {"kubernetes", "yaml", "watchfiles", "typer", "aiohttp", "cryptography", "envoy"}
-ours = {"descriptors", "protocol", "resources", "server", "snapshot", "store"}
-found = {name for name in sys.modules if name.partition(".")[0] in unwanted}
-found |= {name for name in sys.modules if name.startswith("xds.") and name.split(".")[1] not in ours}
-print(*sorted(found))
-"""
-
-
-def test_the_library_stands_alone():
-    ran = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True, check=True)
-    assert ran.stdout.strip() == ""
 
 
 def test_ads_is_among_the_services(store):
