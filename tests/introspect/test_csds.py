@@ -36,11 +36,6 @@ def codec():
         yield codec
 
 
-@pytest.fixture(params=Variant, ids=lambda variant: variant.value)
-def variant(request):
-    return request.param
-
-
 def cluster(name: str, **more: object) -> Resource:
     made = message_class("envoy.config.cluster.v3.Cluster")(name=name, **more)
     return Resource.of(CLUSTER, name, made.SerializeToString(), sources=(f"Service ns/{name}",))

@@ -33,11 +33,6 @@ def codec():
         yield codec
 
 
-@pytest.fixture(params=Variant, ids=lambda variant: variant.value)
-def variant(request):
-    return request.param
-
-
 def snapshots(case) -> list[Snapshot]:
     """Of one pod of each application, with the roots: all types that are served."""
     mesh = load(case)

@@ -21,11 +21,6 @@ from xds.store import NackError, Store, Subscribed
 pytestmark = pytest.mark.envoy
 
 
-@pytest.fixture(params=Variant, ids=lambda variant: variant.value)
-def variant(request) -> Variant:
-    return request.param
-
-
 @asynccontextmanager
 async def asking(store: Store, variant: Variant, tmp_path, **options) -> AsyncIterator[EnvoyProcess]:
     """An Envoy, `edge-1` of `tests`, once it has asked for listeners."""

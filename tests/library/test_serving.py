@@ -34,11 +34,6 @@ async def channel(store) -> AsyncIterator[grpc.aio.Channel]:
     await server.stop()
 
 
-@pytest.fixture(params=Variant, ids=lambda variant: variant.value)
-def variant(request) -> Variant:
-    return request.param
-
-
 class Node:
     """A client that knows what it has."""
 

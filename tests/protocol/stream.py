@@ -209,3 +209,16 @@ class Stream:
         self.last[reply.type] = reply
         self.replies.append(reply)
         return reply
+
+
+def connect(variant: Variant, snapshot, *, names=("old", "new"), **options) -> Stream:
+    """Make a client that has all of a snapshot and said so."""
+    stream = Stream(variant, snapshot, **options)
+    stream.ask("CDS")
+    stream.ask("EDS", *names)
+    stream.ask("SDS", "default")
+    stream.ask("LDS")
+    stream.ask("RDS", "r")
+    stream.settle()
+    stream.replies.clear()
+    return stream

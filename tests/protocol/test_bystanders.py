@@ -9,11 +9,6 @@ from xds.protocol.session import Variant
 from xds.protocol.status import State
 
 
-@pytest.fixture(params=Variant, ids=lambda variant: variant.value)
-def variant(request) -> Variant:
-    return request.param
-
-
 def unfit(name: str) -> str:
     return f'name: "{name}" connect_timeout {{ }} Proto constraint validation failed'
 

@@ -15,11 +15,6 @@ from xds.snapshot import CLUSTER, ENDPOINT, LISTENER
 WORLD = world(CDS="a=2 new=1", EDS="a=1 new=1", SDS="s=1", LDS="l=1>r", RDS="r=new")
 
 
-@pytest.fixture(params=Variant, ids=lambda variant: variant.value)
-def variant(request) -> Variant:
-    return request.param
-
-
 def come_back(variant: Variant, **options) -> Stream:
     """A client that has the old routes, and waits for the assignment of a cluster that has changed."""
     stream = Stream(variant, WORLD, **options)

@@ -16,11 +16,6 @@ KNOWN = bytes(DiscoveryRequest(version_info="known", node=Node(id="n"), type_url
 ENVOY = "Error adding/updating {}(s) {}"
 
 
-@pytest.fixture(params=Variant, ids=lambda variant: variant.value)
-def variant(request) -> Variant:
-    return request.param
-
-
 @pytest.fixture(params=["CDS", "LDS"])
 def short(request) -> str:
     return request.param

@@ -29,11 +29,6 @@ print(ResourceSet(Resource.of(CLUSTER, name, name.encode()) for name in {"a", "b
 """
 
 
-@pytest.fixture(params=Variant, ids=lambda variant: variant.value)
-def variant(request) -> Variant:
-    return request.param
-
-
 def test_r1_another_node_later_on_is_not_believed(variant):
     session = Session(variant)
     request = REQUESTS[variant]

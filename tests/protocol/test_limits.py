@@ -13,11 +13,6 @@ NODE = {"id": "proxy"}
 TOO_MANY = [str(number) for number in range(MOST_NAMES + 1)]
 
 
-@pytest.fixture(params=Variant, ids=lambda variant: variant.value)
-def variant(request) -> Variant:
-    return request.param
-
-
 def opening(variant: Variant, **fields: object) -> bytes:
     message = REQUEST if variant is Variant.SOTW else DELTA_REQUEST
     return message(**{"node": NODE, "type_url": ENDPOINT} | fields).SerializeToString()

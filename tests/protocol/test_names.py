@@ -10,11 +10,6 @@ from xds.protocol.session import Variant
 ALL = world(**dict.fromkeys(TYPES, "a=1 b=1"))
 
 
-@pytest.fixture(params=Variant, ids=lambda variant: variant.value)
-def variant(request) -> Variant:
-    return request.param
-
-
 def test_r28_nothing_comes_of_types_and_names_that_nobody_asked_for(variant):
     stream = Stream(variant, ALL)
     stream.ask("CDS", "a")

@@ -4,30 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from tests.protocol.stream import Stream, world
+from tests.protocol.stream import Stream, connect, world
 from xds.protocol.session import Variant
 from xds.snapshot import CLUSTER
 
 BEFORE = world(CDS="old=1", EDS="old=1", LDS="l=1>r", RDS="r=old")
 AFTER = world(CDS="new=1", EDS="new=1", LDS="l=1>r", RDS="r=new")
-
-
-@pytest.fixture(params=Variant, ids=lambda variant: variant.value)
-def variant(request) -> Variant:
-    return request.param
-
-
-def connect(variant: Variant, snapshot, *, names=("old", "new"), **options) -> Stream:
-    """A client that has all of a snapshot and said so."""
-    stream = Stream(variant, snapshot, **options)
-    stream.ask("CDS")
-    stream.ask("EDS", *names)
-    stream.ask("SDS", "default")
-    stream.ask("LDS")
-    stream.ask("RDS", "r")
-    stream.settle()
-    stream.replies.clear()
-    return stream
 
 
 def test_r40_types_go_out_in_the_order_in_which_they_are_needed(variant):

@@ -9,11 +9,6 @@ from xds.protocol.events import Nacked
 from xds.protocol.session import Variant
 
 
-@pytest.fixture(params=Variant, ids=lambda variant: variant.value)
-def variant(request) -> Variant:
-    return request.param
-
-
 @pytest.mark.parametrize("short", ["CDS", "EDS", "LDS", "RDS", "SDS"])
 def test_r12_what_was_rejected_is_not_sent_again_until_it_changes(variant, short):
     stream = Stream(variant, world(**{short: "a=1"}))

@@ -10,11 +10,6 @@ from xds.protocol.status import ACK, READ, SNAPSHOT, State, TypeStatus
 from xds.snapshot import CLUSTER, SECRET
 
 
-@pytest.fixture(params=Variant, ids=lambda variant: variant.value)
-def variant(request) -> Variant:
-    return request.param
-
-
 def status(stream: Stream, short: str) -> TypeStatus:
     return next(each for each in stream.session.status() if SHORT.get(each.type_url, each.type_url) == short)
 

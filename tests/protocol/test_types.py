@@ -11,11 +11,6 @@ from xds.protocol.wire import RequestError
 from xds.snapshot import CLUSTER, EXTENSION_CONFIG, SECRET, VIRTUAL_HOST, Resource, ResourceSet, Snapshot
 
 
-@pytest.fixture(params=Variant, ids=lambda variant: variant.value)
-def variant(request) -> Variant:
-    return request.param
-
-
 def one(resource: Resource, *more: Resource) -> Snapshot:
     return Snapshot({resource.type_url: ResourceSet((resource, *more))})
 

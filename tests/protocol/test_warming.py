@@ -4,29 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from tests.protocol.stream import Stream, world
+from tests.protocol.stream import Stream, connect, world
 from xds.protocol.session import Variant
 from xds.snapshot import ENDPOINT
 
 BEFORE = world(CDS="old=1", EDS="old=1", LDS="l=1>r", RDS="r=old")
-
-
-@pytest.fixture(params=Variant, ids=lambda variant: variant.value)
-def variant(request) -> Variant:
-    return request.param
-
-
-def connect(variant: Variant, snapshot, *, names=("old", "new"), **options) -> Stream:
-    """A client that has all of a snapshot and said so."""
-    stream = Stream(variant, snapshot, **options)
-    stream.ask("CDS")
-    stream.ask("EDS", *names)
-    stream.ask("SDS", "default")
-    stream.ask("LDS")
-    stream.ask("RDS", "r")
-    stream.settle()
-    stream.replies.clear()
-    return stream
 
 
 def test_r38_the_assignment_of_a_cluster_that_changed_is_sent_again(variant):

@@ -32,11 +32,6 @@ WARM = 3.0
 """Seconds within which a change must be in place: far from the 15 that Envoy waits for what does not come."""
 
 
-@pytest.fixture(params=Variant, ids=lambda variant: variant.value)
-def variant(request) -> Variant:
-    return request.param
-
-
 @dataclass
 class Running:
     """A server, an Envoy that asks it, and what was published."""

@@ -38,11 +38,6 @@ WARM = 3.0
 """Seconds, far from the 15 that Envoy waits for an assignment that does not come."""
 
 
-@pytest.fixture(params=Variant, ids=lambda variant: variant.value)
-def variant(request) -> Variant:
-    return request.param
-
-
 @dataclass
 class Site:
     """Instances with the same world, an Envoy that may ask any of them, and traffic through it."""

@@ -12,7 +12,7 @@ from tests.protocol.stream import world
 from tests.server.proxies import DELTA_REQUEST, REQUEST, Client, OneForAll
 from xds.protocol.session import Session, Variant
 from xds.protocol.watch import RESPONSE_BUDGET
-from xds.server import XdsServer, stream
+from xds.server import stream
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, Resource, ResourceSet, Snapshot
 
 SHORT = 10.0
@@ -22,25 +22,6 @@ SHORT = 10.0
 @pytest.fixture
 def proxies():
     return OneForAll(world(CDS="a=1", EDS="a=1", LDS="l=1", RDS="r=1"))
-
-
-@pytest.fixture
-async def server(proxies):
-    server = XdsServer(proxies, "127.0.0.1:0", grace=0.2)
-    await server.start()
-    yield server
-    await server.stop()
-
-
-@pytest.fixture
-async def channel(server):
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-        yield channel
-
-
-@pytest.fixture(params=Variant, ids=lambda variant: variant.value)
-def variant(request):
-    return request.param
 
 
 async def test_every_type_is_answered_without_answers_to_the_clusters(channel, variant):

@@ -17,9 +17,7 @@ import grpc.aio
 import pytest
 from structlog.testing import capture_logs
 
-from tests.protocol.stream import world
-from tests.server.proxies import REQUEST, Client, OneForAll
-from xds.protocol.session import Variant
+from tests.server.proxies import REQUEST, Client
 from xds.protocol.wire import MOST_NAMES
 from xds.server import Refused, XdsServer, rest
 from xds.server.rest import RestServer
@@ -30,20 +28,9 @@ TOO_MANY = [str(number) for number in range(MOST_NAMES + 1)]
 
 
 @pytest.fixture
-def proxies() -> OneForAll:
-    return OneForAll(world(CDS="a=1"))
-
-
-@pytest.fixture
 async def server(proxies) -> AsyncIterator[XdsServer]:
     async with XdsServer(proxies, "127.0.0.1:0", grace=0.5) as server:
         yield server
-
-
-@pytest.fixture
-async def channel(server) -> AsyncIterator[grpc.aio.Channel]:
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-        yield channel
 
 
 @pytest.fixture
@@ -52,11 +39,6 @@ async def polled(proxies) -> AsyncIterator[RestServer]:
     await server.start()
     yield server
     await server.stop()
-
-
-@pytest.fixture(params=Variant, ids=lambda variant: variant.value)
-def variant(request) -> Variant:
-    return request.param
 
 
 async def poll(server: RestServer, body: bytes) -> tuple[int, str]:

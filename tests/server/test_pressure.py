@@ -48,11 +48,6 @@ def quiet() -> AsyncIterator[None]:
 
 
 @pytest.fixture
-def proxies() -> OneForAll:
-    return OneForAll(world(CDS="a=1"))
-
-
-@pytest.fixture
 async def server(proxies) -> AsyncIterator[XdsServer]:
     server = XdsServer(proxies, "127.0.0.1:0")
     await server.start()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import grpc
 import grpc.aio
@@ -12,35 +11,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from structlog.testing import capture_logs
 
 from tests.protocol.stream import world
-from tests.server.proxies import Client, OneForAll
+from tests.server.proxies import Client
 from xds.protocol.events import Acked, Nacked
 from xds.protocol.session import Session, Variant
 from xds.server import ADS, OPTIONS, DiscoveryService, Refused, XdsServer
 from xds.snapshot import CLUSTER, LISTENER, Resource, ResourceSet, Snapshot
-
-
-@pytest.fixture
-def proxies() -> OneForAll:
-    return OneForAll(world(CDS="a=1"))
-
-
-@pytest.fixture
-async def server(proxies) -> AsyncIterator[XdsServer]:
-    server = XdsServer(proxies, "127.0.0.1:0", identifier="xds-test", grace=0.2)
-    await server.start()
-    yield server
-    await server.stop()
-
-
-@pytest.fixture
-async def channel(server) -> AsyncIterator[grpc.aio.Channel]:
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-        yield channel
-
-
-@pytest.fixture(params=Variant, ids=lambda variant: variant.value)
-def variant(request) -> Variant:
-    return request.param
 
 
 async def test_a_client_gets_what_it_asks_for_and_every_change(proxies, channel, variant):

@@ -11,14 +11,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from tests.protocol.stream import world
-from tests.server.proxies import Client, OneForAll
+from tests.server.proxies import Client
 from xds.server import XdsServer, discovery
 from xds.snapshot import CLUSTER
-
-
-@pytest.fixture
-def proxies() -> OneForAll:
-    return OneForAll(world(CDS="a=1"))
 
 
 @pytest.fixture
@@ -27,12 +22,6 @@ async def server(proxies) -> AsyncIterator[XdsServer]:
     await server.start()
     yield server
     await server.stop()
-
-
-@pytest.fixture
-async def channel(server) -> AsyncIterator[grpc.aio.Channel]:
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-        yield channel
 
 
 async def silent(server: XdsServer, channel: grpc.aio.Channel) -> Client:

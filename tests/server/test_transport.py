@@ -24,27 +24,11 @@ NARROW = (("grpc.http2.lookahead_bytes", 65_535), ("grpc.http2.bdp_probe", 0))
 
 
 @pytest.fixture
-def proxies() -> OneForAll:
-    return OneForAll(world(CDS="a=1"))
-
-
-@pytest.fixture
 async def server(proxies) -> AsyncIterator[XdsServer]:
     server = XdsServer(proxies, "127.0.0.1:0", grace=0.5)
     await server.start()
     yield server
     await server.stop()
-
-
-@pytest.fixture
-async def channel(server) -> AsyncIterator[grpc.aio.Channel]:
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-        yield channel
-
-
-@pytest.fixture(params=Variant, ids=lambda variant: variant.value)
-def variant(request) -> Variant:
-    return request.param
 
 
 def sized(type_url: str, count: int, size: int) -> Snapshot:
