@@ -28,7 +28,7 @@ class Build(Collector):
 
 
 class Connected(Collector):
-    """Who is connected. `missing` says of a stream's subscriber why it gets no configuration."""
+    """Who is connected, and who of them waits."""
 
     def __init__(self, discovery: DiscoveryService, hub: Hub) -> None:
         self._discovery = discovery

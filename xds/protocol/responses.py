@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 from xds.snapshot import Resource
@@ -62,17 +62,22 @@ def first_part(resources: tuple[Resource, ...], budget: int) -> tuple[tuple[Reso
     key = (budget, *map(id, resources))
     known = _parts.get(key)
     if known is None:
-        parts: list[bytes] = []
-        total = 0
-        for count, resource in enumerate(resources):
-            total += size(resource)
-            if count and total > budget:
-                break
-            parts += _resource_head(resource), resource.body
+        taken = resources[: fitting(resources, budget)]
+        joined = b"".join(part for each in taken for part in (_resource_head(each), each.body))
         if len(_parts) >= _MOST_PARTS:
             del _parts[next(iter(_parts))]
-        known = _parts[key] = resources, resources[: len(parts) // 2], b"".join(parts)
+        known = _parts[key] = resources, taken, joined
     return known[1:]
+
+
+def fitting(resources: Sequence[Resource], budget: int) -> int:
+    """Return how many resources, from the first on, fit into a response of so many bytes: at least one, if there is any."""
+    total = 0
+    for count, resource in enumerate(resources):
+        total += size(resource)
+        if count and total > budget:
+            return count
+    return len(resources)
 
 
 def size(resource: Resource) -> int:

@@ -253,12 +253,8 @@ class Session:
             or not (missing := assignments.missing())
         ):
             return
-        known = clusters if clusters.begun else self._snapshot.of(CLUSTER)
-        refs = (
-            known.refs()
-            if isinstance(known, Watch)
-            else (ref for each in known.values() for ref in each.refs)
-        )
+        served = self._snapshot.of(CLUSTER).values()
+        refs = clusters.refs() if clusters.begun else (ref for each in served for ref in each.refs)
         used = {name for type_url, name in refs if type_url == ENDPOINT}
         assignments.stand_in(name for name in missing if name in used)
 

@@ -101,7 +101,7 @@ class SotwWatch(Watch):
             self.stand_in(rejected)
 
     def _content(self, due: list[tuple[str, Resource | None]]) -> Content:
-        resources = [resource for _, resource in self._batch(due) if resource]
+        resources = self._fitting([resource for _, resource in due if resource])
         return Content(resources=resources, fresh=resources, version=self.resources.version)
 
     def _subscribe(self, difference: Difference) -> list[Event]:

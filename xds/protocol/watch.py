@@ -17,7 +17,7 @@ from xds.protocol.answers import Answers
 from xds.protocol.events import Acked, Event, Nacked, Response, Subscribed
 from xds.protocol.order import WILDCARD_TYPES
 from xds.protocol.rejections import Rejections
-from xds.protocol.responses import first_part, size
+from xds.protocol.responses import first_part, fitting
 from xds.protocol.subscription import Difference, Subscription, collection
 from xds.protocol.wire import ErrorDetail
 from xds.snapshot import EMPTY, VIRTUAL_HOST, Resource, ResourceKey, ResourceSet, difference
@@ -279,14 +279,9 @@ class Watch(ABC):
         self._touch(name, force=True)
 
     @staticmethod
-    def _batch(due: list[tuple[str, Resource | None]]) -> list[tuple[str, Resource | None]]:
-        """Take as much as fits into one response, and at least something."""
-        total = 0
-        for count, (name, resource) in enumerate(due):
-            total += size(resource) if resource else len(name)
-            if count and total > RESPONSE_BUDGET:
-                return due[:count]
-        return due
+    def _fitting(resources: list[Resource]) -> list[Resource]:
+        """Take as many as fit into one response, and at least one."""
+        return resources[: fitting(resources, RESPONSE_BUDGET)]
 
     @staticmethod
     def _part(due: list[tuple[str, Resource | None]]) -> tuple[tuple[Resource, ...], bytes, list[str]]:

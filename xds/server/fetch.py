@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
-import grpc
 import structlog
 
 from xds.protocol.events import Subscribed
@@ -13,7 +12,7 @@ from xds.protocol.responses import response
 from xds.protocol.session import Variant
 from xds.protocol.subscription import WILDCARD
 from xds.protocol.wire import RequestError, parse_request
-from xds.server.proxies import Proxies, Refused, StreamInfo, Subscriber
+from xds.server.proxies import Proxies, Refused, StreamInfo, Subscriber, nothing_known
 from xds.snapshot import Resource, ResourceSet, Snapshot
 
 log = structlog.get_logger(__name__)
@@ -95,7 +94,5 @@ async def _first_snapshot(subscriber: Subscriber, patience: float) -> Snapshot:
                 subscriber.changed.clear()
                 await subscriber.changed.wait()
     except TimeoutError:
-        raise Refused(
-            grpc.StatusCode.UNAVAILABLE, f"nothing is known for {subscriber.node.id} yet; ask again"
-        ) from None
+        raise nothing_known(subscriber.node) from None
     return subscriber.snapshot

@@ -31,6 +31,11 @@ class Refused(Exception):  # noqa: N818 - it is an answer, not an accident
         self.message = message
 
 
+def nothing_known(node: Node) -> Refused:
+    """Return how a call ends that does not wait any longer for a first snapshot."""
+    return Refused(grpc.StatusCode.UNAVAILABLE, f"nothing is known for {node.id} yet; ask again")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamInfo:
     """What is known of a stream besides what its client says."""

@@ -17,7 +17,7 @@ import structlog
 from xds.protocol.events import Acked, Event, Nacked, Subscribed
 from xds.protocol.session import Session
 from xds.protocol.wire import Node
-from xds.server.proxies import Proxies, Refused, StreamInfo, Subscriber
+from xds.server.proxies import Proxies, Refused, StreamInfo, Subscriber, nothing_known
 from xds.server.turns import Turns
 
 log = structlog.get_logger(__name__)
@@ -162,9 +162,7 @@ class Stream:
                     return
                 until = closed_at + FIRST_SNAPSHOT
                 if now() >= until:
-                    raise Refused(
-                        grpc.StatusCode.UNAVAILABLE, f"nothing is known for {self.node.id} yet; ask again"
-                    )
+                    raise nothing_known(self.node)
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(until):
                     await changed.wait()
