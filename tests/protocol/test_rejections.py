@@ -337,3 +337,15 @@ def test_r12_what_changed_before_the_rejection_came_is_sent_at_once(variant, sho
     stream.serve(world(**{short: "a=2"}))
     stream.nack(short)
     assert stream.get() == [f"{short} a=2"]
+
+
+def test_a_rejection_of_what_was_given_up_before_it_came_is_not_kept(variant):
+    stream = Stream(variant, world(EDS="a=bad"))
+    stream.ask("EDS", "a")
+    assert stream.get() == ["EDS a=bad"]
+    stream.ask("EDS", unsubscribe=("a",))
+    (event,) = stream.nack("EDS", "no")
+    assert event.suspects
+    (status,) = stream.session.status()
+    assert status.synced
+    assert not status.last_error

@@ -319,6 +319,8 @@ class Watch(ABC):
         event = self.answers.take(nonce, error, now)
         if isinstance(event, Nacked):
             self._reject(event)
+            if given_up := [each.name for each in event.suspects if not self.covers(each.name)]:
+                self.answers.forgive(given_up)
         elif event:
             self._retried.clear()
         return [event] if event else []
