@@ -54,22 +54,35 @@ class Demo:
         return self.process.returncode, output
 
     def left(self):
-        """What still runs: every process that it started has its mark."""
-        found = []
+        """What still runs, by pid: every process that it started has its mark."""
+        found = {}
         for environment in Path("/proc").glob("[0-9]*/environ"):
             try:
                 if self.mark.encode() in environment.read_bytes().split(b"\0"):
-                    found.append((environment.parent / "cmdline").read_text().replace("\0", " "))
+                    command = (environment.parent / "cmdline").read_text().replace("\0", " ")
+                    found[int(environment.parent.name)] = command
             except OSError:
                 continue
         return found
+
+    def pid_of(self, text, within=10.0):
+        """Wait for the process with that in its command line, which is empty while a process becomes another program."""
+        deadline = time.monotonic() + within
+        while True:
+            running = self.left()
+            found = [pid for pid, command in running.items() if text in command]
+            if found:
+                (pid,) = found
+                return pid
+            assert time.monotonic() < deadline, running
+            time.sleep(0.02)
 
     def nothing_left(self, within=10.0):
         """Wait until nothing runs: the kernel, which ends what the demo cannot, takes a moment."""
         deadline = time.monotonic() + within
         while (found := self.left()) and time.monotonic() < deadline:
             time.sleep(0.02)
-        assert found == []
+        assert found == {}
         return True
 
 
@@ -130,12 +143,7 @@ def test_even_a_demo_that_is_killed_leaves_nothing_running(start):
 def test_a_process_that_ends_by_itself_ends_the_demo_and_its_log_is_kept(start):
     demo = start()
     demo.said("1/9")
-    (pid,) = (
-        int(path.parent.name)
-        for path in Path("/proc").glob("[0-9]*/cmdline")
-        if str(demo.folder).encode() in path.read_bytes() and b"sleep.full.json" in path.read_bytes()
-    )
-    os.kill(pid, signal.SIGKILL)
+    os.kill(demo.pid_of("sleep.full.json"), signal.SIGKILL)
     status, _ = demo.ended()
     assert status == 1
     assert "sidecar of sleep.full ended with status -9" in demo.progress
