@@ -68,7 +68,7 @@ class Hub:
         """Set once the first facts are in the mesh."""
         self.work = Work()
         self._authority = authority
-        self._roots = roots_secret((authority.certificate_pem,))
+        self._roots = roots_secret((authority.root_pem,))
         self._issuer = Issuer(authority, lifetime=lifetime) if serve_keys else None
         """None where nobody may get a private key."""
         self._now = now
@@ -153,7 +153,7 @@ class Hub:
 
     def certificates(self) -> Certificates:
         """Tell which certificates there are."""
-        root_expiry = self._authority.certificate.not_valid_after_utc
+        root_expiry = self._authority.expires
         if self._issuer is None:
             return Certificates(0, 0, None, root_expiry)
         expiries = self._issuer.expiries()

@@ -278,7 +278,8 @@ EC_KEY = ec.generate_private_key(ec.SECP256R1())
 OTHER_EC_KEY = ec.generate_private_key(ec.SECP256R1())
 RSA_KEY = rsa.generate_private_key(65537, 2048)
 ED_KEY = ed25519.Ed25519PrivateKey.generate()
-P384_KEY = ec.generate_private_key(ec.SECP384R1())
+P521_KEY = ec.generate_private_key(ec.SECP521R1())
+WEAK_RSA_KEY = rsa.generate_private_key(65537, 1024)
 GOOD = certified(EC_KEY, CA, usage(sign=True))
 
 
@@ -303,12 +304,18 @@ BROKEN = damaged(TRUE, b"\x31" + TRUE[1:])
         (GOOD, b"", "no private key in PEM form"),
         (GOOD, GOOD, "no private key in PEM form"),
         (GOOD, key_pem(EC_KEY, b"secret"), "encrypted with a password"),
-        (GOOD, key_pem(RSA_KEY), "private key is of another kind than EC P-256"),
-        (GOOD, key_pem(P384_KEY), "private key is of another kind than EC P-256"),
+        (GOOD, key_pem(WEAK_RSA_KEY), "private key is of another kind than EC P-256"),
+        (GOOD, key_pem(P521_KEY), "private key is of another kind than EC P-256"),
+        (GOOD, key_pem(ED_KEY), "private key is of another kind than EC P-256"),
+        (GOOD, key_pem(RSA_KEY), "private key is not the certificate's"),
         (GOOD, key_pem(OTHER_EC_KEY), "private key is not the certificate's"),
-        (certified(RSA_KEY, CA, usage(sign=True)), key_pem(EC_KEY), "certificate's key is of another kind"),
+        (
+            certified(WEAK_RSA_KEY, CA, usage(sign=True)),
+            key_pem(EC_KEY),
+            "certificate's key is of another kind",
+        ),
         (certified(ED_KEY, CA, usage(sign=True)), key_pem(EC_KEY), "certificate's key is of another kind"),
-        (certified(P384_KEY, CA, usage(sign=True)), key_pem(EC_KEY), "certificate's key is of another kind"),
+        (certified(P521_KEY, CA, usage(sign=True)), key_pem(EC_KEY), "certificate's key is of another kind"),
         (DOUBLED, key_pem(EC_KEY), "malformed"),
         (BROKEN, key_pem(EC_KEY), "malformed"),
         (certified(EC_KEY), key_pem(EC_KEY), "not a CA's: it lacks basicConstraints or keyUsage"),

@@ -109,7 +109,7 @@ def test_a_certificate_without_its_key_is_refused_and_kept(state: Path) -> None:
 def test_a_key_of_another_root_is_refused(state: Path) -> None:
     load(state)
     (state / KEY_FILE).write_bytes(PrivateKey.generate().to_pem())
-    with pytest.raises(StateError, match=rf"{state}.*two different roots.*remove both") as refusal:
+    with pytest.raises(StateError, match=rf"{state}.*two different CAs.*remove both") as refusal:
         load(state)
     assert "PRIVATE" not in str(refusal.value)
 

@@ -1,20 +1,22 @@
 """A certificate authority for SPIFFE identities, after the X.509-SVID standard.
 
-Pure, given a key and the time: nothing here reads a clock or a file. The root and every leaf are EC P-256.
+Pure, given a key and the time: nothing here reads a clock or a file. What is made here is EC P-256; a CA that somebody
+else made may have an RSA key, and a root above it.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives import hashes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from xds.identity import chain as chains
 from xds.identity.keys import IdentityError, PrivateKey
 
 ROOT_LIFETIME = timedelta(days=3652)
@@ -27,16 +29,19 @@ _TRUST_DOMAIN = re.compile(r"[a-z0-9._-]{1,255}")
 _SEGMENT = r"(?!\.{1,2}(?:/|$))[A-Za-z0-9._-]+"
 _IDENTITY = re.compile(rf"spiffe://{_TRUST_DOMAIN.pattern}/ns/{_SEGMENT}/sa/{_SEGMENT}")
 _IDENTITY_BYTES = 2048  # the standard's limit
+_DNS_NAME = re.compile(
+    r"(?=.{1,253}$)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Leaf:
-    """A workload's certificate, with its key."""
+    """A workload's or a server's certificate, with its key."""
 
     identity: str
-    """The SPIFFE id."""
+    """The SPIFFE id, or the first name of a server."""
     chain: bytes
-    """The certificate in PEM form. The root that signed it is not in it: peers have that already."""
+    """The certificate in PEM form, and the intermediates above it. The root is not in it: peers have that already."""
     key: PrivateKey
     fingerprint: str
     """SHA-256 of the certificate, in hex digits."""
@@ -48,10 +53,13 @@ class Leaf:
 
 @dataclass(frozen=True, slots=True)
 class Authority:
-    """A root certificate and its key: issues leaves."""
+    """A CA's certificate and its key: issues leaves."""
 
     certificate: x509.Certificate
+    """The one that it signs with: a root's, or an intermediate's."""
     key: PrivateKey
+    above: tuple[x509.Certificate, ...] = ()
+    """What is above an intermediate, its signer first and the root last; nothing above a root."""
 
     @classmethod
     def create(
@@ -80,56 +88,97 @@ class Authority:
         return cls(certificate, key)
 
     @classmethod
-    def load(cls, certificate: bytes, key: bytes, now: datetime) -> Authority:
-        """Read a root and its key from PEM, and say what is wrong if they are not fit to sign with."""
-        try:
-            (root, *others) = x509.load_pem_x509_certificates(certificate)
-        except ValueError:
-            raise IdentityError("this is no certificate in PEM form") from None
-        if others:
+    def load(
+        cls, certificate: bytes, key: bytes, now: datetime, *, root: bytes = b"", chain: bytes = b""
+    ) -> Authority:
+        """Read a CA from PEM, and say what is wrong if it is not fit to sign with.
+
+        Args:
+            certificate: the CA's own; without `root` it has to be a root.
+            key: its key.
+            now: the time.
+            root: what peers trust. Of several, one that the certificate leads to becomes the CA's root.
+            chain: certificates between the two; the two may be in it.
+        """
+        (own, *others) = chains.read(certificate)
+        if others and not root:
             raise IdentityError(f"there are {1 + len(others)} certificates: put the root alone there")
-        _require_root(root)
         private = PrivateKey.from_pem(key)
-        if root.public_key() != private.public_key:
-            raise IdentityError("the private key is not the certificate's: they are of two different roots")
-        if now >= root.not_valid_after_utc:
-            raise IdentityError(f"the certificate expired at {root.not_valid_after_utc:%Y-%m-%d %H:%M} UTC")
-        if now < root.not_valid_before_utc:
-            raise IdentityError(
-                f"the certificate is not valid before {root.not_valid_before_utc:%Y-%m-%d %H:%M} UTC"
-            )
-        return cls(root, private)
+        roots = chains.read(root) if root else ()
+        between = (*others, *(chains.read(chain) if chain.strip() else ()))
+        if not root or own in roots:
+            chains.require_root(own)
+            between = roots = ()
+        else:
+            chains.require_ca(own)
+        if own.public_key() != private.public_key:
+            raise IdentityError("the private key is not the certificate's: they are of two different CAs")
+        chains.require_valid(own, now)
+        return cls(own, private, chains.path(own, between, roots, now) if roots else ())
+
+    @property
+    def root(self) -> x509.Certificate:
+        """What peers trust."""
+        return self.above[-1] if self.above else self.certificate
+
+    @property
+    def root_pem(self) -> bytes:
+        """The root certificate in PEM form."""
+        return chains.to_pem([self.root])
 
     @property
     def certificate_pem(self) -> bytes:
-        """The root certificate in PEM form: what peers trust."""
-        return self.certificate.public_bytes(serialization.Encoding.PEM)
+        """The CA's own certificate in PEM form."""
+        return chains.to_pem([self.certificate])
+
+    @property
+    def expires(self) -> datetime:
+        """When the first of the certificates up to the root expires: nothing issued here lives longer."""
+        return min(each.not_valid_after_utc for each in (self.certificate, *self.above))
 
     def issue(self, identity: str, now: datetime, lifetime: timedelta = LEAF_LIFETIME) -> Leaf:
-        """Issue a certificate for `spiffe://TRUST_DOMAIN/ns/NAMESPACE/sa/SERVICE_ACCOUNT`, with a fresh key."""
+        """Issue a certificate for `spiffe://TRUST_DOMAIN/ns/NAMESPACE/sa/SERVICE_ACCOUNT`, with a fresh key.
+
+        It is good for both sides of a connection: a sidecar's, or the control plane's own.
+        """
         if not _IDENTITY.fullmatch(identity) or len(identity) > _IDENTITY_BYTES:
             raise IdentityError(f"{identity!r} is no SPIFFE id of a service account")
-        if now >= self.certificate.not_valid_after_utc:
-            raise IdentityError(
-                f"the root certificate expired at {self.certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"
-            )
+        usage = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+        return self._issue(identity, _uri(identity), usage, now, lifetime)
+
+    def issue_server(self, names: Sequence[str], now: datetime, lifetime: timedelta = LEAF_LIFETIME) -> Leaf:
+        """Issue a TLS server's certificate for DNS names (or IP addresses), with a fresh key."""
+        if not names:
+            raise IdentityError("a server's certificate needs a name")
+        alternatives = x509.SubjectAlternativeName([_server_name(name) for name in names])
+        return self._issue(names[0], alternatives, [ExtendedKeyUsageOID.SERVER_AUTH], now, lifetime)
+
+    def _issue(
+        self,
+        identity: str,
+        names: x509.SubjectAlternativeName,
+        usage: Sequence[x509.ObjectIdentifier],
+        now: datetime,
+        lifetime: timedelta,
+    ) -> Leaf:
+        if now >= self.expires:
+            which = "root" if now >= self.root.not_valid_after_utc else "CA's"
+            raise IdentityError(f"the {which} certificate expired at {self.expires:%Y-%m-%d %H:%M} UTC")
         key = PrivateKey.generate()
-        end = min(now + lifetime, self.certificate.not_valid_after_utc)
+        end = min(now + lifetime, self.expires)
         certificate = self.key.sign(
             _builder(key, now, end, self._identifier)
             .subject_name(x509.Name([]))
             .issuer_name(self.certificate.subject)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_usage(ca=False), critical=True)
-            .add_extension(
-                x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]),
-                critical=False,
-            )
-            .add_extension(_uri(identity), critical=True)  # RFC 5280: critical when the subject is empty
+            .add_extension(x509.ExtendedKeyUsage(usage), critical=False)
+            .add_extension(names, critical=True)  # RFC 5280: critical when the subject is empty
         )
+        intermediates = (self.certificate, *self.above)[:-1]
         return Leaf(
             identity=identity,
-            chain=certificate.public_bytes(serialization.Encoding.PEM),
+            chain=chains.to_pem([certificate, *intermediates]),
             key=key,
             fingerprint=certificate.fingerprint(hashes.SHA256()).hex(),
             not_before=certificate.not_valid_before_utc,
@@ -185,24 +234,10 @@ def _uri(identity: str) -> x509.SubjectAlternativeName:
     return x509.SubjectAlternativeName([x509.UniformResourceIdentifier(identity)])
 
 
-def _require_root(certificate: x509.Certificate) -> None:
+def _server_name(name: str) -> x509.GeneralName:
     try:
-        public = certificate.public_key()
-        extensions = certificate.extensions
-    except (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension):
-        raise IdentityError("the certificate is malformed") from None
-    if not isinstance(public, ec.EllipticCurvePublicKey) or not isinstance(public.curve, ec.SECP256R1):
-        raise IdentityError("the certificate's key is of another kind than EC P-256")
-    try:
-        is_ca = extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-        signs = extensions.get_extension_for_class(x509.KeyUsage).value.key_cert_sign
-    except x509.ExtensionNotFound:
-        raise IdentityError("the certificate is not a CA's: it lacks basicConstraints or keyUsage") from None
-    if not is_ca:
-        raise IdentityError("the certificate is not a CA's: its basicConstraints say CA:FALSE")
-    if not signs:
-        raise IdentityError("the certificate is not a CA's: its keyUsage lacks keyCertSign")
-    try:
-        certificate.verify_directly_issued_by(certificate)
-    except (ValueError, TypeError, InvalidSignature):
-        raise IdentityError("the certificate is not a root: it is not signed with its own key") from None
+        return x509.IPAddress(ipaddress.ip_address(name))
+    except ValueError:
+        if not _DNS_NAME.fullmatch(name):
+            raise IdentityError(f"{name!r} is no DNS name in lower case, and no address") from None
+        return x509.DNSName(name)

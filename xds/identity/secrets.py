@@ -65,7 +65,7 @@ class Issuer:
     ) -> None:
         self._authority = authority
         self._lifetime = lifetime
-        self._roots = roots_secret((authority.certificate_pem, *also_trust))
+        self._roots = roots_secret((authority.root_pem, *also_trust))
         self._issued: dict[tuple[str, str], _Issued] = {}
         """By the pod's namespace and name."""
         self.issued = 0
