@@ -6,21 +6,14 @@ reach, or be reached from, the machine it runs on. Leaving the `with` block remo
 
 from __future__ import annotations
 
-import itertools
-import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Self
 
 from tests.real.harness import rules
 from tests.real.harness.clients import Client
+from tests.real.harness.node import Node, etc
 from tests.real.harness.places import Namespace
-
-_ETC = Path("/etc/netns")
-_GATEWAY = "169.254.1.1"
-_runs = itertools.count(1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,35 +50,28 @@ class Cluster:
     """Pods, services, and the node between them."""
 
     def __init__(self) -> None:
-        self.run_id = f"xds-{os.getpid():x}-{next(_runs)}"
+        self._node = Node()
         self.pods: list[ClusterPod] = []
         self.services: list[ClusterService] = []
-        self._cleanup = ExitStack()
+
+    @property
+    def run_id(self) -> str:
+        return self._node.run_id
+
+    @property
+    def node(self) -> Namespace:
+        return self._node.place
 
     def __enter__(self) -> Self:
-        self.node = self._namespace("node")
-        self.node.sysctl("net.ipv4.ip_forward", "1")
+        self._node.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._cleanup.close()
+        self._node.__exit__()
 
     def pod(self, name: str, namespace: str, *, sidecar: bool) -> ClusterPod:
         """Add a pod; with `sidecar`, its traffic is redirected to one from now on."""
-        index = len(self.pods) + 1
-        address = f"10.77.{index >> 8}.{index & 255}"
-        place = self._namespace(f"p{index}")
-        link = f"pod{index}"
-        self.node.run("ip", "link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", place.name)
-        self.node.run(
-            "ip", "-batch", "-",
-            stdin=f"link set {link} up\naddr add {_GATEWAY}/32 dev {link}\nroute add {address}/32 dev {link}\n",
-        )  # fmt: skip
-        place.run(
-            "ip", "-batch", "-",
-            stdin=f"addr add {address}/32 dev eth0\nlink set eth0 up\n"
-            f"route add {_GATEWAY}/32 dev eth0 src {address}\nroute add default via {_GATEWAY} src {address}\n",
-        )  # fmt: skip
+        place, address = self._node.add()
         if sidecar:
             place.run("iptables-restore", stdin=rules.sidecar())
 
@@ -128,8 +114,7 @@ class Cluster:
         self.node.run("iptables-restore", stdin=rules.node([pod.address for pod in self.pods], virtual))
         for pod in self.pods:
             lines = [f"{address}\t{name}" for name, address in self._records(pod.namespace)]
-            hosts = _ETC / pod.place.name / "hosts"
-            hosts.write_text("\n".join(["127.0.0.1\tlocalhost", *lines, ""]))
+            etc(pod.place, "hosts").write_text("\n".join(["127.0.0.1\tlocalhost", *lines, ""]))
 
     def resolve(self, name: str, *, seen_from: str) -> Sequence[str]:
         """Look a name up as a pod of that namespace would."""
@@ -144,28 +129,3 @@ class Cluster:
                 for pod in service.pods:
                     yield name, pod.address
                     yield f"{pod.name}.{name}", pod.address
-
-    def _namespace(self, suffix: str) -> Namespace:
-        name = f"{self.run_id}-{suffix}"
-        self._cleanup.enter_context(_etc(name))
-        namespace = Namespace(name)
-        self._cleanup.callback(namespace.close)
-        return namespace
-
-
-@contextmanager
-def _etc(name: str) -> Iterator[None]:
-    """Give commands that run in the namespace (`ip netns exec`) a hosts file and a resolver of their own."""
-    directory = _ETC / name
-    made = not _ETC.exists()
-    directory.mkdir(parents=True)
-    (directory / "hosts").write_text("127.0.0.1\tlocalhost\n")
-    (directory / "resolv.conf").write_text("")
-    try:
-        yield
-    finally:
-        for file in directory.iterdir():
-            file.unlink()
-        directory.rmdir()
-        if made and not any(_ETC.iterdir()):
-            _ETC.rmdir()
