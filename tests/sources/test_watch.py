@@ -13,7 +13,8 @@ import pytest
 
 from xds.model import Change, Ref
 from xds.sources import files
-from xds.sources.files import Folder, Report, watch
+from xds.sources.files import Folder
+from xds.sources.report import Report
 
 WITHIN = 3.0
 """The promise is one second; machines that are busy get three times that."""
@@ -43,7 +44,7 @@ class Watched:
 
 @asynccontextmanager
 async def watching(root: Path) -> AsyncIterator[Watched]:
-    reports = watch(Folder(root))
+    reports = Folder(root).watch()
     try:
         yield Watched(reports)
     finally:
@@ -185,7 +186,7 @@ async def test_where_the_kernel_cannot_tell_the_folder_is_looked_at(
 
 async def test_a_watch_ends_when_its_task_is_cancelled(tmp_path: Path) -> None:
     async def follow() -> None:
-        async for _ in watch(Folder(tmp_path)):
+        async for _ in Folder(tmp_path).watch():
             seen.set()
 
     seen = asyncio.Event()

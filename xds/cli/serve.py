@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import gc
-import signal
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from xds.cli import options
-from xds.cli.options import Address
+from xds.cli.running import Addresses, Part, run
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger as BoundLogger
-
-    from xds.hub import Hub
-    from xds.sources.files import Folder, Report
 
 
 def serve(
@@ -105,15 +99,11 @@ def serve(
     warm()
     hub = Hub(authority, serve_keys=not exposed)
     _say_what_is_at_stake(exposed, kept=state_dir is not None)
-    run = _run(
-        hub,
-        Folder(manifests, settings),
-        where["--xds-address"],
-        admin,
-        rest_address=where.get("--rest-address"),
-        max_connection_age=max_connection_age or None,
-    )
-    raise typer.Exit(asyncio.run(run))
+    at = Addresses(xds=where["--xds-address"], admin=admin, rest=where.get("--rest-address"))
+    parts: list[Part] = []  # each that is to run besides is added here
+    source = Folder(manifests, settings)
+    serving = run(hub, source, at, max_connection_age=max_connection_age or None, parts=parts)
+    raise typer.Exit(asyncio.run(serving))
 
 
 def _say_what_is_at_stake(exposed: list[str], *, kept: bool) -> None:
@@ -125,109 +115,6 @@ def _say_what_is_at_stake(exposed: list[str], *, kept: bool) -> None:
         _log().warning("xDS is neither encrypted nor authenticated, and others can reach it", address=exposed)
     if not kept:
         _log().info("the root certificate is new, and lives as long as this process; --state-dir keeps it")
-
-
-async def _run(
-    hub: Hub,
-    folder: Folder,
-    where: Address,
-    admin_address: Address,
-    *,
-    rest_address: Address | None,
-    max_connection_age: float | None,
-) -> int:
-    """Serve until a signal asks to end; return the exit status."""
-    from xds.admin import AdminServer  # noqa: PLC0415
-    from xds.introspect import Introspection  # noqa: PLC0415
-    from xds.introspect.proxies import ProxiesService  # noqa: PLC0415
-    from xds.metrics.controlplane import Metrics  # noqa: PLC0415
-    from xds.server import XdsServer  # noqa: PLC0415
-    from xds.server.rest import RestServer  # noqa: PLC0415
-
-    def lacking() -> str | None:
-        if stop.is_set():
-            return "shutting down"
-        return None if server.port else "the manifests are being read"
-
-    stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    metrics = Metrics(hub, lambda: folder.problems)
-    identifier = f"xds {version('xds')}"
-    server = XdsServer(
-        hub,
-        str(where),
-        identifier=identifier,
-        max_connection_age=max_connection_age,
-        observer=metrics.streams,
-        added=[Introspection([ProxiesService(hub.missing)])],
-    )
-    rest = (
-        RestServer(hub, *rest_address, identifier=identifier, failed=server.discovery.failed)
-        if rest_address
-        else None
-    )
-    metrics.connected(server.discovery)
-    admin = AdminServer(lacking, *admin_address, metrics=metrics.exposed)
-    tasks = (hub.run(), _follow(folder, hub), metrics.watch_loop())
-    work = [asyncio.create_task(task) for task in tasks]
-    events = [asyncio.create_task(stop.wait()), asyncio.create_task(hub.ready.wait())]
-    try:
-        await admin.start()
-        await asyncio.wait([*work, *events], return_when=asyncio.FIRST_COMPLETED)
-        if hub.ready.is_set():
-            # The facts stay: without them a collection of garbage takes a tenth of the time, in which nobody is served.
-            gc.collect()
-            gc.freeze()
-            if rest:
-                await rest.start()
-            await server.start()
-            _log().info("ready", admin=f"http://{admin_address._replace(port=admin.port)}/ready")
-            await asyncio.wait([*work, events[0]], return_when=asyncio.FIRST_COMPLETED)
-    except (OSError, RuntimeError) as error:
-        _log().error("cannot listen", problem=str(error))
-        return 1
-    finally:
-        if rest:
-            await rest.stop()
-        await server.stop()
-        for task in (*work, *events):
-            task.cancel()
-        ended = await asyncio.gather(*work, return_exceptions=True)
-        await admin.stop()
-    if stop.is_set():
-        _log().info("stopped")
-        return 0
-    for failure in ended:
-        if isinstance(failure, Exception):
-            _log().error("stopped by an error", exc_info=failure)
-    return 1
-
-
-async def _follow(folder: Folder, hub: Hub) -> None:
-    """Tell the hub what the folder says, and the log what is wrong with it."""
-    from xds.sources.files import watch  # noqa: PLC0415
-
-    async for report in watch(folder):
-        _log_problems(report)
-        change = report.change
-        if change.applied or change.removed or change.config or not hub.ready.is_set():
-            hub.change(change)
-            _log().info("manifests", applied=len(change.applied), removed=len(change.removed))
-
-
-def _log_problems(report: Report) -> None:
-    for problem in report.problems:
-        said = {"where": problem.where, "what": problem.what} | (
-            {"hint": problem.hint} if problem.hint else {}
-        )
-        if problem.notice:
-            _log().info("notice", **said)
-        else:
-            _log().warning("problem", **said)
-    for problem in report.solved:
-        if not problem.notice:
-            _log().info("solved", where=problem.where, what=problem.what)
 
 
 def _log() -> BoundLogger:

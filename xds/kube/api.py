@@ -72,9 +72,9 @@ class KubeApi:
         namespace = "default"
         try:
             if kubeconfig is None and context is None and _in_cluster(configuration):
-                namespace = _NAMESPACE.read_text().strip() if _NAMESPACE.exists() else namespace
+                namespace = _own_namespace() or namespace
             else:
-                loader = await config.load_kube_config(
+                loader = await config.load_kube_config(  # type: ignore[no-untyped-call]
                     config_file=str(kubeconfig) if kubeconfig else None,
                     context=context,
                     client_configuration=configuration,
@@ -94,7 +94,7 @@ class KubeApi:
 
     async def close(self) -> None:
         """Close its connections."""
-        await self._client.close()
+        await self._client.close()  # type: ignore[no-untyped-call]
 
     async def get(self, path: str, **query: Any) -> Json:
         """Read an object or a list. KubeError."""
@@ -128,7 +128,9 @@ class KubeApi:
     ) -> Json:
         """Call the server and return its JSON. KubeError."""
         limit = aiohttp.ClientTimeout(total=timeout, sock_connect=_CONNECT)
-        async with self._request(method, path, body, query or {}, content_type, limit) as response:
+        async with self._request(
+            method, path, query or {}, limit, body=body, content_type=content_type
+        ) as response:
             try:
                 text = await response.read()
                 answer = json.loads(text) if text else {}
@@ -142,7 +144,7 @@ class KubeApi:
     async def stream(self, path: str, *, idle: float, **query: Any) -> AsyncIterator[aiohttp.StreamReader]:
         """Open an answer that goes on, such as a watch's; reading fails after `idle` seconds without a byte. KubeError."""
         limit = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT, sock_read=idle)
-        async with self._request("GET", path, None, query, "application/json", limit) as response:
+        async with self._request("GET", path, query, limit) as response:
             yield response.content
 
     @asynccontextmanager
@@ -150,10 +152,11 @@ class KubeApi:
         self,
         method: str,
         path: str,
-        body: Any,
         query: Mapping[str, Any],
-        content_type: str,
         limit: aiohttp.ClientTimeout,
+        *,
+        body: Any = None,
+        content_type: str = "application/json",
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         parameters = [(name, _query(value)) for name, value in query.items() if value is not None]
         headers = {"Accept": "application/json", "Content-Type": content_type}
@@ -184,10 +187,14 @@ class KubeApi:
 
 def _in_cluster(configuration: client.Configuration) -> bool:
     try:
-        config.load_incluster_config(configuration)
+        config.load_incluster_config(configuration)  # type: ignore[no-untyped-call]
     except ConfigException:
         return False
     return True
+
+
+def _own_namespace() -> str:
+    return _NAMESPACE.read_text().strip() if _NAMESPACE.exists() else ""
 
 
 def _query(value: object) -> str:

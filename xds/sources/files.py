@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import stat
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
@@ -22,6 +20,7 @@ from watchfiles import awatch
 from xds.model import Change, Fact, MeshConfig, Problem, Ref
 from xds.parse import Parsed, parse
 from xds.sources.documents import read
+from xds.sources.report import Report, beyond
 from xds.sources.settings import Settings
 
 SUFFIXES = frozenset({".yaml", ".yml", ".json"})
@@ -34,25 +33,6 @@ RESCAN = 0.5
 
 Signature: TypeAlias = tuple[int, ...]
 """What changes when a file does: its times, its size, and which file it is."""
-
-_LINE = re.compile(r":\d+$")
-
-
-class Report(NamedTuple):
-    """What one reading found to be different from the last."""
-
-    change: Change = Change()
-    problems: tuple[Problem, ...] = ()
-    """Those that are new."""
-    solved: tuple[Problem, ...] = ()
-    """Those that are gone."""
-    unsettled: bool = False
-    """Whether a file was left for later, because it is being written."""
-
-    @property
-    def empty(self) -> bool:
-        """Whether there is nothing to tell."""
-        return not self.problems and not self.solved and self.change == Change()
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +55,9 @@ class _Held(NamedTuple):
 
 class Folder:
     """All facts below a folder, and the settings of the mesh."""
+
+    what = "manifests"
+    """What it reads, in a word for the log."""
 
     def __init__(self, root: Path, settings: Settings | None = None) -> None:
         self.root = root
@@ -107,13 +90,30 @@ class Folder:
         )
         self._config = config
         known, self._problems = self._problems, (*of_settings, *unread, *self._of_objects)
-        new, solved = _beyond(self._problems, known), _beyond(known, self._problems)
+        new, solved = beyond(self._problems, known), beyond(known, self._problems)
         return Report(change, new, solved, unsettled)
 
     @property
     def problems(self) -> tuple[Problem, ...]:
         """What is wrong now."""
         return self._problems
+
+    def lacking(self) -> str:
+        """Say what is not known yet."""
+        return "the manifests are being read"
+
+    async def watch(self) -> AsyncIterator[Report]:
+        """Read the folder, then follow it: whenever something is different, tell what."""
+        yield await asyncio.to_thread(self.load)
+        async for _ in _signs_of_change(self.root):
+            unsettled = True
+            while unsettled:
+                report = await asyncio.to_thread(self.load)
+                if not report.empty:
+                    yield report
+                unsettled = report.unsettled
+                if unsettled:
+                    await asyncio.sleep(SETTLED)
 
     def _scan(self) -> tuple[dict[Path, _File], list[Problem], bool]:
         """Look at all files, and read those that are not as they were."""
@@ -255,36 +255,6 @@ def _choose(claimants: list[tuple[Path, Parsed]], before: _Held | None) -> tuple
         return path != before.path, parsed.fact != before.fact
 
     return min(claimants, key=unfit)
-
-
-def _beyond(problems: Iterable[Problem], known: Iterable[Problem]) -> tuple[Problem, ...]:
-    """Tell which problems are not among the known ones. One that only moved to another line is."""
-
-    def said(problem: Problem) -> tuple[object, ...]:
-        return _LINE.sub("", problem.where), problem.what, problem.hint, problem.notice
-
-    left = Counter(said(problem) for problem in known)
-    new: list[Problem] = []
-    for problem in problems:
-        if left[said(problem)]:
-            left[said(problem)] -= 1
-        else:
-            new.append(problem)
-    return tuple(new)
-
-
-async def watch(folder: Folder) -> AsyncIterator[Report]:
-    """Read a folder, then follow it: whenever something is different, tell what."""
-    yield await asyncio.to_thread(folder.load)
-    async for _ in _signs_of_change(folder.root):
-        unsettled = True
-        while unsettled:
-            report = await asyncio.to_thread(folder.load)
-            if not report.empty:
-                yield report
-            unsettled = report.unsettled
-            if unsettled:
-                await asyncio.sleep(SETTLED)
 
 
 async def _signs_of_change(root: Path) -> AsyncIterator[None]:
