@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import TypeAlias
@@ -19,15 +19,16 @@ import grpc
 import structlog
 
 from xds.envoy.names import NodeId
-from xds.identity import CERTIFICATE
+from xds.identity import CERTIFICATE, ROOTS
 from xds.identity.ca import LEAF_LIFETIME, Authority
-from xds.identity.secrets import Issuer, roots_secret
+from xds.identity.secrets import Issuer, trusted_roots
 from xds.mesh import Mesh
 from xds.model import Change, Fact, Pod, Ref
 from xds.protocol.events import Acked, Nacked, Subscribed
+from xds.protocol.status import State
 from xds.protocol.wire import Node
 from xds.server import Refused, StreamInfo, Subscriber
-from xds.snapshot import Resource, Snapshot
+from xds.snapshot import SECRET, Resource, Snapshot
 from xds.translate import steps
 from xds.work import Certificates, Work
 
@@ -59,6 +60,7 @@ class Hub:
         self,
         authority: Authority,
         *,
+        also_trust: Iterable[bytes] = (),
         serve_keys: bool = True,
         lifetime: timedelta = LEAF_LIFETIME,
         now: Callable[[], datetime] = _utc_now,
@@ -67,9 +69,10 @@ class Hub:
         self.ready = asyncio.Event()
         """Set once the first facts are in the mesh."""
         self.work = Work()
+        also_trust = tuple(also_trust)
         self._authority = authority
-        self._roots = roots_secret((authority.root_pem,))
-        self._issuer = Issuer(authority, lifetime=lifetime) if serve_keys else None
+        self._roots = trusted_roots(authority, also_trust)
+        self._issuer = Issuer(authority, also_trust=also_trust, lifetime=lifetime) if serve_keys else None
         """None where nobody may get a private key."""
         self._now = now
         self._streams: dict[PodName, set[Subscriber]] = {}
@@ -94,6 +97,18 @@ class Hub:
             self._first = self._last
         self._pending.append(change)
         self.work.changes += 1
+        self._wake.set()
+
+    def rotate(self, authority: Authority, also_trust: Iterable[bytes] = ()) -> None:
+        """Trust these roots from now on, and give out this authority's certificates; a moment later, everybody has them."""
+        also_trust = tuple(also_trust)
+        self._authority = authority
+        self._roots = trusted_roots(authority, also_trust)
+        if self._issuer:
+            self._issuer.rotate(authority, also_trust)
+        for key in self._streams:
+            if self.mesh.pod(*key):
+                self._want(key)
         self._wake.set()
 
     # --- what streams tell (server.Proxies) --------------------------------------------------------------------------
@@ -150,6 +165,21 @@ class Hub:
         """Say why a sidecar gets no configuration, or no newer one; empty if it does."""
         key = _pod_name(subscriber)
         return self._failures.get(key, "") if self.mesh.pod(*key) else "its pod is not known"
+
+    def distrusting(self) -> list[str]:
+        """Return the proxies (node ids) that use the roots and have not taken those that hold now."""
+        return sorted(
+            {each.node.id for streams in self._streams.values() for each in streams if self._lags(each)}
+        )
+
+    def _lags(self, subscriber: Subscriber) -> bool:
+        for kind in subscriber.session.status() if subscriber.session else ():
+            if kind.type_url == SECRET and ROOTS in kind.names:
+                return not any(
+                    found.state is State.SYNCED and found.version == self._roots.version
+                    for found in kind.look([ROOTS])
+                )
+        return False
 
     def certificates(self) -> Certificates:
         """Tell which certificates there are."""

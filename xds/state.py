@@ -18,6 +18,8 @@ from xds.identity.keys import IdentityError, PrivateKey
 
 KEY_FILE = "root-key.pem"
 CERTIFICATE_FILE = "root-cert.pem"
+MORE_ROOTS_FILE = "more-roots.pem"
+"""Roots that are trusted besides; read if somebody put it there. So a root is replaced by hand: docs/certificates.md."""
 
 
 class StateError(Exception):
@@ -50,7 +52,9 @@ def _load_or_create(directory: Path, trust_domain: str, now: datetime) -> Author
         if not certificate_file.exists():
             made = Authority.create(PrivateKey.from_pem(key), trust_domain, now)
             _create(certificate_file, made.certificate_pem, 0o644)
-        return Authority.load(certificate_file.read_bytes(), key, now)
+        root, more = certificate_file.read_bytes(), directory / MORE_ROOTS_FILE
+        made = Authority.load(root, key, now)
+        return Authority.load(root, key, now, root=root + more.read_bytes()) if more.exists() else made
     except IdentityError as error:
         raise StateError(
             f"{directory} holds a root that cannot be used: {error}. Put the right {KEY_FILE} and "

@@ -381,3 +381,32 @@ async def test_pods_that_change_are_served_anew() -> None:
         first = await published(subscriber)
         hub.change(Change(applied=(replace(pod("a"), address="10.9.9.9"),)))
         assert (await published(subscriber)).of(ENDPOINT) != first.of(ENDPOINT)
+
+
+# --- another root ----------------------------------------------------------------------------------------------------------
+
+
+async def test_everybody_gets_the_roots_and_then_the_certificates_of_another_authority() -> None:
+    new = Authority.create(PrivateKey.generate(), "cluster.local", NOW)
+    async with running(pod("a"), pod("bb")) as hub:
+        streams = [hub.connect(node(name), STREAM) for name in ("a", "bb")]
+        first = [await published(stream) for stream in streams]
+        hub.rotate(AUTHORITY, [new.root_pem])
+        second = [await published(stream) for stream in streams]
+        hub.rotate(new, [AUTHORITY.root_pem])
+        third = [await published(stream) for stream in streams]
+        assert hub.certificates().issued == 4
+    for before, between, after in zip(first, second, third, strict=True):
+        assert before.of(SECRET)["default"] == between.of(SECRET)["default"] != after.of(SECRET)["default"]
+        assert len({each.of(SECRET)["ROOTCA"].version for each in (before, between, after)}) == 3
+
+
+async def test_roots_reach_those_who_get_no_keys() -> None:
+    new = Authority.create(PrivateKey.generate(), "cluster.local", NOW)
+    async with running(pod("a"), serve_keys=False) as hub:
+        stream = hub.connect(node("a"), STREAM)
+        before = await published(stream)
+        hub.rotate(AUTHORITY, [new.root_pem])
+        after = await published(stream)
+    assert list(after.of(SECRET)) == ["ROOTCA"]
+    assert before.of(SECRET)["ROOTCA"] != after.of(SECRET)["ROOTCA"]

@@ -7,6 +7,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from envoy_data_plane.envoy.extensions.transport_sockets.tls.v3 import Secret
 
+from tests.identity.companies import Company, key_pem, pem
 from xds.identity.ca import Authority, Leaf
 from xds.identity.keys import IdentityError, PrivateKey
 from xds.identity.secrets import Issuer, certificate_secret, roots_secret
@@ -166,3 +167,32 @@ def test_several_roots_are_trusted_each_once_and_the_version_is_the_contents(aut
 def test_the_version_of_a_leaf_is_the_same_wherever_it_is_encoded(authority: Authority) -> None:
     leaf: Leaf = authority.issue("spiffe://cluster.local/ns/full/sa/sleep", NOW)
     assert certificate_secret(leaf) == certificate_secret(leaf)
+
+
+def test_a_root_that_is_only_trusted_changes_no_certificate(authority: Authority, issuer: Issuer) -> None:
+    before, _ = issuer.secrets_for(pod(), "cluster.local", NOW)
+    new = Authority.create(PrivateKey.generate(), "cluster.local", NOW)
+    issuer.rotate(authority, [new.root_pem])
+    after, roots = issuer.secrets_for(pod(), "cluster.local", NOW)
+    assert after is before
+    assert roots == issuer.roots == roots_secret([authority.root_pem, new.root_pem])
+
+
+def test_another_authority_issues_everybody_a_certificate_with_a_new_key_at_once(
+    authority: Authority, issuer: Issuer
+) -> None:
+    before, _ = issuer.secrets_for(pod(), "cluster.local", NOW)
+    new = Authority.create(PrivateKey.generate(), "cluster.local", NOW)
+    issuer.rotate(new, [authority.root_pem])
+    after, roots = issuer.secrets_for(pod(), "cluster.local", NOW)
+    leaf_of(after).verify_directly_issued_by(new.certificate)
+    assert key_of(after) != key_of(before)
+    assert roots == roots_secret([new.root_pem, authority.root_pem])
+    assert issuer.secrets_for(pod(), "cluster.local", NOW)[0] is after
+
+
+def test_roots_that_came_with_a_ca_are_trusted_as_well() -> None:
+    other, mine = Company.root("Other", NOW), Company.root("Mine", NOW)
+    ca = Authority.load(pem(mine), key_pem(mine), NOW, root=pem(other) + pem(mine))
+    _, roots = Issuer(ca).secrets_for(pod(), "cluster.local", NOW)
+    assert roots == roots_secret([pem(mine), pem(other)])

@@ -12,7 +12,7 @@ import pytest
 
 from xds.identity.ca import Authority
 from xds.identity.keys import PrivateKey
-from xds.state import CERTIFICATE_FILE, KEY_FILE, StateError, root_authority
+from xds.state import CERTIFICATE_FILE, KEY_FILE, MORE_ROOTS_FILE, StateError, root_authority
 
 NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)
 
@@ -178,3 +178,17 @@ def test_processes_that_start_at_once_agree_on_one_root(state: Path) -> None:
     assert [racer.returncode for racer in racers] == [0] * 4
     assert roots == {load(state, datetime.now(UTC)).certificate_pem.hex() + "\n"}
     assert {file.name for file in state.iterdir()} == {KEY_FILE, CERTIFICATE_FILE}
+
+
+def test_further_roots_that_somebody_put_there_are_trusted(state: Path) -> None:
+    mine = load(state)
+    other = Authority.create(PrivateKey.generate(), "cluster.local", NOW)
+    (state / MORE_ROOTS_FILE).write_bytes(other.certificate_pem + mine.certificate_pem)
+    assert load(state).roots == (mine.certificate, other.certificate)
+
+
+def test_further_roots_that_cannot_be_read_are_refused(state: Path) -> None:
+    load(state)
+    (state / MORE_ROOTS_FILE).write_bytes(b"-----BEGIN CERTIFICATE-----\nAA\n-----END CERTIFICATE-----\n")
+    with pytest.raises(StateError, match="no certificate in PEM form"):
+        load(state)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from cryptography import x509
@@ -60,6 +60,8 @@ class Authority:
     key: PrivateKey
     above: tuple[x509.Certificate, ...] = ()
     """What is above an intermediate, its signer first and the root last; nothing above a root."""
+    beside: tuple[x509.Certificate, ...] = ()
+    """Other roots that came with it: peers trust them as well."""
 
     @classmethod
     def create(
@@ -97,24 +99,22 @@ class Authority:
             certificate: the CA's own; without `root` it has to be a root.
             key: its key.
             now: the time.
-            root: what peers trust. Of several, one that the certificate leads to becomes the CA's root.
+            root: what peers trust. Of several, one that the certificate leads to becomes the CA's root; the others are beside it.
             chain: certificates between the two; the two may be in it.
         """
         (own, *others) = chains.read(certificate)
         if others and not root:
             raise IdentityError(f"there are {1 + len(others)} certificates: put the root alone there")
         private = PrivateKey.from_pem(key)
-        roots = chains.read(root) if root else ()
-        between = (*others, *(chains.read(chain) if chain.strip() else ()))
-        if not root or own in roots:
-            chains.require_root(own)
-            between = roots = ()
-        else:
-            chains.require_ca(own)
+        roots = tuple(dict.fromkeys(chains.read(root))) if root else (own,)
+        (chains.require_root if own in roots else chains.require_ca)(own)
         if own.public_key() != private.public_key:
             raise IdentityError("the private key is not the certificate's: they are of two different CAs")
         chains.require_valid(own, now)
-        return cls(own, private, chains.path(own, between, roots, now) if roots else ())
+        between = (*others, *(chains.read(chain) if chain.strip() else ()))
+        above = () if own in roots else chains.path(own, between, roots, now)
+        made = cls(own, private, above)
+        return replace(made, beside=tuple(each for each in roots if each != made.root))
 
     @property
     def root(self) -> x509.Certificate:
@@ -125,6 +125,11 @@ class Authority:
     def root_pem(self) -> bytes:
         """The root certificate in PEM form."""
         return chains.to_pem([self.root])
+
+    @property
+    def roots(self) -> tuple[x509.Certificate, ...]:
+        """All that peers trust: its own root, and those beside it."""
+        return (self.root, *self.beside)
 
     @property
     def certificate_pem(self) -> bytes:

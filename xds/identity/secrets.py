@@ -18,7 +18,7 @@ from envoy_data_plane.envoy.extensions.transport_sockets.tls.v3 import (
 )
 
 from xds.descriptors import encode
-from xds.identity import CERTIFICATE, ROOTS
+from xds.identity import CERTIFICATE, ROOTS, chain
 from xds.identity.ca import LEAF_LIFETIME, Authority, Leaf
 from xds.model import Pod
 from xds.resources import SECRET, Resource, resource
@@ -42,12 +42,14 @@ def certificate_secret(leaf: Leaf) -> Resource:
 
 def roots_secret(roots: Iterable[bytes]) -> Resource:
     """Return root certificates in PEM form as the secret `ROOTCA`. Several: all are trusted, as a rotation needs."""
-    bundle = b"".join(root.strip() + b"\n" for root in dict.fromkeys(roots))
-    secret = Secret(
-        name=ROOTS,
-        validation_context=CertificateValidationContext(trusted_ca=DataSource(inline_bytes=bundle)),
-    )
+    trusted = DataSource(inline_bytes=chain.bundle(roots))
+    secret = Secret(name=ROOTS, validation_context=CertificateValidationContext(trusted_ca=trusted))
     return resource(secret)
+
+
+def trusted_roots(authority: Authority, also_trust: Iterable[bytes] = ()) -> Resource:
+    """Return the secret `ROOTCA` of an authority: its roots, and further ones."""
+    return roots_secret((chain.to_pem(authority.roots), *also_trust))
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +67,19 @@ class Issuer:
     ) -> None:
         self._authority = authority
         self._lifetime = lifetime
-        self._roots = roots_secret((authority.root_pem, *also_trust))
+        self.roots = trusted_roots(authority, also_trust)
+        """What everybody trusts: the secret `ROOTCA`."""
         self._issued: dict[tuple[str, str], _Issued] = {}
         """By the pod's namespace and name."""
         self.issued = 0
         """How many certificates it has given out."""
+
+    def rotate(self, authority: Authority, also_trust: Iterable[bytes] = ()) -> None:
+        """From now on trust these roots; if the authority is another, everybody's next certificate is due, and is its."""
+        if authority.certificate != self._authority.certificate:
+            self._issued.clear()
+        self._authority = authority
+        self.roots = trusted_roots(authority, also_trust)
 
     def secrets_for(self, pod: Pod, trust_domain: str, now: datetime) -> tuple[Resource, Resource]:
         """Return the pod's `default` and `ROOTCA`: the same as before until renewal is due."""
@@ -85,7 +95,7 @@ class Issuer:
             issued = _Issued(owner, leaf, certificate_secret(leaf))
             self._issued[pod.namespace, pod.name] = issued
             self.issued += 1
-        return issued.secret, self._roots
+        return issued.secret, self.roots
 
     def renew_at(self, pod: Pod) -> datetime | None:
         """Return when the pod's certificate is due for renewal; None if it has none."""

@@ -1,0 +1,146 @@
+"""The steps of a rotation, and that any of them can be kept and gone on from."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from tests.identity.companies import Company, key_pem, pem
+from xds.identity import chain
+from xds.identity.ca import LEAF_LIFETIME, Authority
+from xds.identity.keys import IdentityError, PrivateKey
+from xds.identity.rotation import WAITS, Authorities, Stage, authority
+
+NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)
+MINUTE = timedelta(minutes=1)
+OLD, NEW = (Authority.create(PrivateKey.generate(), "cluster.local", NOW) for _ in range(2))
+STEADY = Authorities(authority=OLD)
+SPREADING = STEADY.begin(NEW, NOW)
+RETIRING = SPREADING.advance(NOW + WAITS.spread, everybody_trusts=True)
+
+
+def test_first_the_new_root_is_trusted_and_the_old_ca_still_issues() -> None:
+    assert SPREADING.stage is Stage.SPREADING
+    assert SPREADING.authority is OLD
+    assert SPREADING.also_trust == (NEW.root_pem,)
+    assert SPREADING.trusted_pem == OLD.root_pem + NEW.root_pem
+
+
+def test_then_the_new_ca_issues_and_the_old_root_is_still_trusted() -> None:
+    assert RETIRING.stage is Stage.RETIRING
+    assert RETIRING.authority is NEW
+    assert RETIRING.also_trust == (OLD.root_pem,)
+    assert RETIRING.since == NOW + WAITS.spread
+
+
+def test_at_last_the_old_root_goes() -> None:
+    done = RETIRING.advance(NOW + WAITS.spread + WAITS.retire, everybody_trusts=True)
+    assert done == Authorities(authority=NEW)
+    assert done.stage is Stage.STEADY
+    assert done.also_trust == ()
+
+
+def test_no_certificate_of_the_old_ca_outlives_the_trust_in_its_root() -> None:
+    assert WAITS.retire > LEAF_LIFETIME
+
+
+@pytest.mark.parametrize(
+    ("at", "after", "everybody_trusts"),
+    [
+        (STEADY, timedelta(days=365), True),
+        (SPREADING, WAITS.spread - MINUTE, True),
+        (SPREADING, WAITS.give_up - MINUTE, False),
+        (RETIRING, WAITS.spread + WAITS.retire - MINUTE, True),
+    ],
+    ids=["nothing to do", "too early", "a proxy lags", "certificates of the old one live"],
+)
+def test_no_step_is_taken_before_its_time(at: Authorities, after: timedelta, everybody_trusts: bool) -> None:
+    assert at.advance(NOW + after, everybody_trusts=everybody_trusts) is at
+
+
+def test_a_proxy_that_never_takes_the_new_root_does_not_hold_everybody_up_for_ever() -> None:
+    assert SPREADING.advance(NOW + WAITS.give_up, everybody_trusts=False).authority is NEW
+
+
+@pytest.mark.parametrize("kept", [STEADY, SPREADING, RETIRING], ids=lambda kept: kept.stage.value)
+def test_whoever_reads_what_was_kept_goes_on_from_there(kept: Authorities) -> None:
+    read = Authorities.from_data(kept.to_data(), NOW)
+    assert read.to_data() == kept.to_data()
+    assert (read.stage, read.since, read.trusted) == (kept.stage, kept.since, kept.trusted)
+    assert read.authority.certificate == kept.authority.certificate
+
+
+def test_an_intermediate_is_kept_with_its_chain_and_the_roots_beside_its_own() -> None:
+    root, other = Company.root("Root", NOW), Company.root("Other", NOW)
+    issuing = root.subsidiary("Issuing", pathlen=0)
+    ca = Authority.load(pem(issuing), key_pem(issuing), NOW, root=pem(other) + pem(root))
+    read = authority(Authorities(authority=ca).to_data(), NOW)
+    assert read.above == (root.certificate,)
+    assert read.roots == (root.certificate, other.certificate)
+
+
+def test_another_intermediate_of_the_same_root_issues_at_once() -> None:
+    root = Company.root("Root", NOW)
+    first, second = (
+        Authority.load(pem(each), key_pem(each), NOW, root=pem(root))
+        for each in (root.subsidiary("First"), root.subsidiary("Second"))
+    )
+    changed = Authorities(authority=first).begin(second, NOW)
+    assert changed == Authorities(authority=second)
+
+
+def test_going_back_to_a_root_that_is_still_trusted_needs_no_wait() -> None:
+    back = RETIRING.begin(OLD, NOW)
+    assert back.authority is OLD
+    assert back.also_trust == (NEW.root_pem,)
+    assert back.stage is Stage.RETIRING
+
+
+def test_changing_ones_mind_while_the_new_root_spreads_begins_that_step_anew() -> None:
+    third = Authority.create(PrivateKey.generate(), "cluster.local", NOW)
+    changed = SPREADING.begin(third, NOW + MINUTE)
+    assert changed.authority is OLD
+    assert changed.also_trust == (third.root_pem,)
+    assert changed.since == NOW + MINUTE
+    # Even to what is trusted already: nobody knows yet who has it.
+    assert SPREADING.begin(NEW, NOW + MINUTE).stage is Stage.SPREADING
+
+
+def test_a_rotation_that_begins_while_an_old_root_retires_keeps_all_three() -> None:
+    third = Authority.create(PrivateKey.generate(), "cluster.local", NOW)
+    begun = RETIRING.begin(third, NOW)
+    assert begun.also_trust == (third.root_pem, OLD.root_pem)
+    further = begun.advance(NOW + WAITS.spread, everybody_trusts=True)
+    assert further.authority is third
+    assert further.also_trust == (NEW.root_pem, OLD.root_pem)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"ca-key.pem": None}, "ca-key.pem is missing"),
+        ({"ca-cert.pem": b" "}, "ca-cert.pem is missing"),
+        ({"next-ca-key.pem": None}, "next-ca-key.pem is missing"),
+        ({"rotation-since": None}, "rotation-since does not say since when"),
+        ({"rotation-since": b"yesterday"}, "rotation-since does not say since when"),
+        ({"rotation-since": b"2030-01-01T12:00:00"}, "rotation-since has no time zone"),
+        ({"ca-key.pem": NEW.key.to_pem()}, "of two different CAs"),
+    ],
+)
+def test_what_was_kept_and_damaged_is_refused_with_the_reason(
+    change: dict[str, bytes | None], complaint: str
+) -> None:
+    data = {name: value for name, value in (SPREADING.to_data() | change).items() if value is not None}
+    with pytest.raises(IdentityError, match=complaint) as refusal:
+        Authorities.from_data(data, NOW)
+    assert "PRIVATE" not in str(refusal.value)
+
+
+def test_no_key_is_shown() -> None:
+    for line in SPREADING.authority.key.to_pem().splitlines()[1:2]:
+        assert line.decode() not in repr(SPREADING)
+
+
+def test_a_bundle_has_each_certificate_once() -> None:
+    assert chain.bundle([OLD.root_pem, NEW.root_pem + OLD.root_pem]) == OLD.root_pem + NEW.root_pem
