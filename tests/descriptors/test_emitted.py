@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from functools import cache
 from typing import Any
 
@@ -13,11 +14,15 @@ from google.protobuf.message import Message
 from tests.descriptors.test_encoding import USED
 from tests.golden.cases import CASES, load
 from xds.descriptors import encode, full_name, message_class
-from xds.envoy.bootstrap import bootstrap
+from xds.envoy.bootstrap import TokenFile, bootstrap
+from xds.identity.ca import Authority
+from xds.identity.keys import PrivateKey
 from xds.identity.secrets import roots_secret
 from xds.translate import translate
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+ROOT = Authority.create(PrivateKey.generate(), "cluster.local", datetime.now(UTC)).root_pem
 
 Emitted = set[tuple[str, bytes]]
 """Full name and encoded message."""
@@ -31,12 +36,14 @@ def emitted() -> Emitted:
         for pod in (pod for pod in mesh.pods() if pod.has_sidecar):
             bodies = [
                 (resource.type_url, resource.body)
-                for resources in translate(mesh, pod, (roots_secret([b"-----BEGIN"]),)).types.values()
+                for resources in translate(mesh, pod, (roots_secret([ROOT]),)).types.values()
                 for resource in resources.values()
             ]
             if pod.address:
-                message = bootstrap(pod, "127.0.0.1", 15010)
-                bodies.append((full_name(type(message)), encode(message)))
+                files = TokenFile(token="/token", roots="/roots.pem")
+                for credential in (None, files):
+                    message = bootstrap(pod, "127.0.0.1", 15010, credential=credential)
+                    bodies.append((full_name(type(message)), encode(message)))
             for url, body in bodies:
                 name = url.rpartition("/")[2]
                 if (name, body) not in found:

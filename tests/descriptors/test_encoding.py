@@ -16,6 +16,7 @@ from envoy_data_plane.envoy.config.bootstrap import v3 as bootstrap
 from envoy_data_plane.envoy.config.cluster import v3 as cluster
 from envoy_data_plane.envoy.config.core import v3 as core
 from envoy_data_plane.envoy.config.endpoint import v3 as endpoint
+from envoy_data_plane.envoy.config.grpc_credential import v3 as grpc_credential
 from envoy_data_plane.envoy.config.listener import v3 as listener
 from envoy_data_plane.envoy.config.route import v3 as route
 from envoy_data_plane.envoy.extensions.filters.common.set_filter_state import v3 as filter_state
@@ -46,6 +47,7 @@ USED = [
     bootstrap.Bootstrap,
     cluster.Cluster,
     endpoint.ClusterLoadAssignment,
+    grpc_credential.FileBasedMetadataConfig,
     filter_state.FilterStateValue,
     hcm.HttpConnectionManager,
     http_filter_state.Config,

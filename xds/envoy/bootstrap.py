@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import timedelta
 
 from envoy_data_plane.envoy.config.bootstrap.v3 import (
@@ -17,13 +19,22 @@ from envoy_data_plane.envoy.config.core.v3 import (
     ApiConfigSourceApiType,
     ApiVersion,
     BackoffStrategy,
+    DataSource,
     GrpcService,
     GrpcServiceEnvoyGrpc,
+    GrpcServiceGoogleGrpc,
+    GrpcServiceGoogleGrpcCallCredentials,
+    GrpcServiceGoogleGrpcCallCredentialsMetadataCredentialsFromPlugin,
+    GrpcServiceGoogleGrpcChannelArgs,
+    GrpcServiceGoogleGrpcChannelArgsValue,
+    GrpcServiceGoogleGrpcChannelCredentials,
+    GrpcServiceGoogleGrpcSslCredentials,
     Http2ProtocolOptions,
     KeepaliveSettings,
     Node,
     RetryPolicy,
 )
+from envoy_data_plane.envoy.config.grpc_credential.v3 import FileBasedMetadataConfig
 from envoy_data_plane.envoy.config.listener.v3 import FilterChain, Listener
 from envoy_data_plane.envoy.config.route.v3 import Route, RouteAction, RouteMatch, VirtualHost
 from envoy_data_plane.envoy.extensions.upstreams.http.v3 import (
@@ -39,6 +50,20 @@ from xds.model import ADMIN_PORT, HEALTH_PORT, Interception, Pod
 XDS_CLUSTER = "xds-grpc"
 _ADMIN_CLUSTER = "admin"
 _HEALTH = "health"
+_FILE_BASED = "envoy.grpc_credentials.file_based_metadata"
+
+LARGEST_MESSAGE = 32 * 1024 * 1024
+"""Bytes of the largest response that a sidecar takes; Google's gRPC takes 4 MiB unless told otherwise."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenFile:
+    """How a sidecar proves who it is, and knows the control plane: by files in its own container."""
+
+    token: str
+    """Path of a token for a bearer, without a line break. Envoy reads it whenever it opens a stream."""
+    roots: str
+    """Path of the roots in PEM form that the control plane's certificate is verified against. Envoy reads it once."""
 
 
 def own_address(pod: Pod) -> str:
@@ -52,24 +77,30 @@ def _is_loopback(text: str) -> bool:
     return bool(text) and ipaddress.ip_address(text).is_loopback
 
 
-def bootstrap(pod: Pod, xds_host: str, xds_port: int, *, sotw: bool = False) -> Bootstrap:
+def bootstrap(
+    pod: Pod,
+    xds_host: str,
+    xds_port: int,
+    *,
+    sotw: bool = False,
+    credential: TokenFile | None = None,
+    added: Iterable[Cluster | Listener] = (),
+) -> Bootstrap:
     """Return a sidecar's bootstrap.
 
     Args:
         pod: the sidecar's pod; it needs an address.
-        xds_host: the control plane's address or host name.
+        xds_host: the control plane's address or host name; with a credential, one that its certificate has.
         xds_port: its port.
         sotw: ask for the state of the world each time, not for what changed.
+        credential: how to prove who it is, over TLS; None: not at all, in plaintext.
+        added: static clusters and listeners, besides those that every sidecar has.
     """
-    # A control plane that was away is found again within seconds; by default Envoy waits up to 30.
-    again = BackoffStrategy(base_interval=timedelta(milliseconds=500), max_interval=timedelta(seconds=5))
-    control_plane = GrpcServiceEnvoyGrpc(
-        cluster_name=XDS_CLUSTER, retry_policy=RetryPolicy(retry_back_off=again)
-    )
+    added = tuple(added)
     api = ApiConfigSource(
         api_type=ApiConfigSourceApiType.GRPC if sotw else ApiConfigSourceApiType.DELTA_GRPC,
         transport_api_version=ApiVersion.V3,
-        grpc_services=[GrpcService(envoy_grpc=control_plane)],
+        grpc_services=[_authenticated(xds_host, xds_port, credential) if credential else _plaintext()],
         set_node_on_first_message_only=True,
     )
     own = own_address(pod)
@@ -84,9 +115,65 @@ def bootstrap(pod: Pod, xds_host: str, xds_port: int, *, sotw: bool = False) -> 
         admin=Admin(address=address(own, ADMIN_PORT)),
         dynamic_resources=BootstrapDynamicResources(ads_config=api, cds_config=ads(), lds_config=ads()),
         static_resources=BootstrapStaticResources(
-            clusters=[_control_plane(xds_host, xds_port), _cluster(_ADMIN_CLUSTER, own, ADMIN_PORT)],
-            listeners=[_health(health)],
+            clusters=[
+                *([] if credential else [_control_plane(xds_host, xds_port)]),
+                _cluster(_ADMIN_CLUSTER, own, ADMIN_PORT),
+                *(each for each in added if isinstance(each, Cluster)),
+            ],
+            listeners=[_health(health), *(each for each in added if isinstance(each, Listener))],
         ),
+    )
+
+
+def _again() -> RetryPolicy:
+    """A control plane that was away is found again within seconds; by default Envoy waits up to 30."""
+    times = BackoffStrategy(base_interval=timedelta(milliseconds=500), max_interval=timedelta(seconds=5))
+    return RetryPolicy(retry_back_off=times)
+
+
+def _plaintext() -> GrpcService:
+    return GrpcService(
+        envoy_grpc=GrpcServiceEnvoyGrpc(cluster_name=XDS_CLUSTER, retry_policy=_again()),
+    )
+
+
+def _authenticated(host: str, port: int, credential: TokenFile) -> GrpcService:
+    """Ask with Google's gRPC: Envoy's own cannot read a token from a file."""
+    roots = GrpcServiceGoogleGrpcSslCredentials(root_certs=DataSource(filename=credential.roots))
+    bearer = FileBasedMetadataConfig(
+        secret_data=DataSource(filename=credential.token), header_prefix="Bearer "
+    )
+    plugin = GrpcServiceGoogleGrpcCallCredentialsMetadataCredentialsFromPlugin(
+        name=_FILE_BASED, typed_config=pack(bearer)
+    )
+    return GrpcService(
+        google_grpc=GrpcServiceGoogleGrpc(
+            target_uri=f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+            stat_prefix=XDS_CLUSTER,
+            channel_credentials=GrpcServiceGoogleGrpcChannelCredentials(ssl_credentials=roots),
+            call_credentials=[GrpcServiceGoogleGrpcCallCredentials(from_plugin=plugin)],
+            credentials_factory_name=_FILE_BASED,
+            channel_args=_integers(
+                {
+                    "grpc.max_receive_message_length": LARGEST_MESSAGE,
+                    # A control plane that is gone without a word is noticed, and left for another.
+                    "grpc.keepalive_time_ms": 30_000,
+                    "grpc.keepalive_timeout_ms": 10_000,
+                    "grpc.http2.ping_timeout_ms": 10_000,
+                    "grpc.http2.max_pings_without_data": 0,
+                    # Beside the pauses between streams, gRPC makes its own between connections, of up to two minutes.
+                    "grpc.initial_reconnect_backoff_ms": 500,
+                    "grpc.max_reconnect_backoff_ms": 5000,
+                }
+            ),
+        ),
+        retry_policy=_again(),
+    )
+
+
+def _integers(values: dict[str, int]) -> GrpcServiceGoogleGrpcChannelArgs:
+    return GrpcServiceGoogleGrpcChannelArgs(
+        args={name: GrpcServiceGoogleGrpcChannelArgsValue(int_value=value) for name, value in values.items()}
     )
 
 
