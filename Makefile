@@ -17,10 +17,12 @@ PROTOS := $(patsubst protos/xds/mesh/v1/%,xds/api/%,$(wildcard protos/xds/mesh/v
 PROTOC = $(BIN)/python -m grpc_tools.protoc -Ixds/api=protos/xds/mesh/v1 --python_out=$(1) --pyi_out=$(1) \
 	--include_source_info --descriptor_set_out=$(1)/xds/api/descriptors.binpb $(PROTOS)
 
-.PHONY: help demo test check proto golden bench clean
+KUBERNETES = $(BIN)/python -m tests.kubernetes.environment.binaries
+
+.PHONY: help demo test kubernetes check proto golden bench clean
 
 help: ## Say what there is to make
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(READY) ## Play Istio's automatic mutual TLS task with real Envoys
 	@$(BIN)/xds demo
@@ -28,7 +30,11 @@ demo: $(READY) ## Play Istio's automatic mutual TLS task with real Envoys
 test: $(READY) ## Run all tests (those in network namespaces need root)
 	@$(BIN)/pytest $(COVERED) --cov=xds.policy --cov=xds.protocol --cov-branch \
 		--cov-report=term-missing:skip-covered --cov-fail-under=100
+	@$(KUBERNETES) || test -z "$$XDS_REQUIRE_KUBERNETES"
 	@$(BIN)/pytest $(COVERED:%=--ignore=%)
+
+kubernetes: $(READY) ## Build the Kubernetes control plane that the tests run, where Go is installed
+	@$(KUBERNETES)
 
 check: $(READY) ## Lint, formatting, types, layers, generated code, and packages that must not be here
 	@$(BIN)/python -c "$$FOREIGN"

@@ -1,0 +1,53 @@
+"""A real Kubernetes cluster for the tests; where its programs are missing they skip, and say how to get them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from tests.kubernetes.environment import binaries
+from tests.kubernetes.environment.cluster import Cluster
+from tests.kubernetes.environment.control_plane import ControlPlane
+
+
+@pytest.fixture(scope="session")
+def control_plane() -> Iterator[ControlPlane]:
+    """The processes that all tests of this run share. Nothing may be stopped in it."""
+    _skip_without_programs()
+    with ControlPlane() as running:
+        yield running
+
+
+@pytest.fixture
+async def cluster(control_plane: ControlPlane) -> AsyncIterator[Cluster]:
+    """A cluster that other tests use too: objects go into namespaces of the test's own."""
+    async with Cluster(control_plane) as entered:
+        yield entered
+
+
+@pytest.fixture
+async def own_cluster() -> AsyncIterator[Cluster]:
+    """A cluster for this test alone, which may stop parts of it."""
+    _skip_without_programs()
+    with ControlPlane() as running:
+        async with Cluster(running) as entered:
+            yield entered
+
+
+@pytest.fixture
+def controllers() -> None:
+    """Skip where there is no controller manager: Deployments have no pods, Services no EndpointSlices."""
+    _skip_without_programs()
+    if "kube-controller-manager" not in binaries.find():
+        pytest.skip(
+            "needs kube-controller-manager, which KUBEBUILDER_ASSETS has not: unset it and `make kubernetes`"
+        )
+
+
+def _skip_without_programs() -> None:
+    if reason := binaries.why_none():
+        if os.environ.get(binaries.REQUIRED) and binaries.go():
+            pytest.fail(f"{binaries.REQUIRED} is set: {reason}")
+        pytest.skip(reason)

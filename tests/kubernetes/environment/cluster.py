@@ -1,0 +1,215 @@
+"""What a test does with a Kubernetes cluster: call it as anybody, run kubectl, have namespaces of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Self
+from uuid import uuid4
+
+from tests.kubernetes.environment.control_plane import ControlPlane
+from tests.real.harness.waiting import eventually
+from xds.kube.api import KubeApi, KubeError
+
+PATIENCE = 30.0
+"""Seconds within which controllers react, on a machine that does much else at once."""
+
+
+class KubectlError(Exception):
+    """kubectl ended with another status than 0."""
+
+    def __init__(self, arguments: tuple[str, ...], status: int, output: str, error: str) -> None:
+        super().__init__(f"kubectl {' '.join(arguments)}: exit status {status}: {error}")
+        self.status, self.output, self.error = status, output, error
+
+
+class Cluster:
+    """A control plane as one test sees it. To be entered in the test's own event loop."""
+
+    api: KubeApi
+    """The API server, as an administrator."""
+
+    def __init__(self, control_plane: ControlPlane) -> None:
+        self.control_plane = control_plane
+        self.server = control_plane.server
+
+    async def __aenter__(self) -> Self:
+        self.api = await self.connect()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.api.close()
+
+    async def connect(self, user: str = "admin") -> KubeApi:
+        """Return the API server for a user, see `kubeconfig`; the caller closes it."""
+        return await KubeApi.connect(await self.kubeconfig(user))
+
+    async def kubeconfig(
+        self, *users: str, current: str = "", namespace: str = "default", audience: str = ""
+    ) -> Path:
+        """Write a kubeconfig with a context for each user, called as the user is; the first is current unless said.
+
+        `admin` may do everything; `NAMESPACE/NAME` is a service account, with a token for `audience` if that is given; any
+        other name is that of a user who may do what RBAC grants to that name.
+        """
+        users = users or ("admin",)
+        entries = {user: await self._credentials(user, audience) for user in users}
+        document = self.control_plane.kubeconfig(entries, current or users[0], namespace)
+        path = self._new_file("kubeconfig.json")
+        path.write_text(json.dumps(document))
+        return path
+
+    async def token(
+        self,
+        namespace: str,
+        service_account: str,
+        *,
+        audience: str = "",
+        pod: str = "",
+        seconds: int = 3600,
+    ) -> str:
+        """Ask for a service account's token, bound to a pod if one is named; the API server gives 600 seconds at least."""
+        spec: dict[str, Any] = {"audiences": [audience] if audience else [], "expirationSeconds": seconds}
+        if pod:
+            spec["boundObjectRef"] = {"apiVersion": "v1", "kind": "Pod", "name": pod}
+        path = f"/api/v1/namespaces/{namespace}/serviceaccounts/{service_account}/token"
+        request = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec}
+        return str((await self.api.create(path, request))["status"]["token"])
+
+    async def kubectl(
+        self, *arguments: str, stdin: str = "", kubeconfig: Path | None = None, timeout: float = 60
+    ) -> str:
+        """Run kubectl and return what it printed. KubectlError."""
+        home = self.control_plane.folder / "home"
+        home.mkdir(exist_ok=True)
+        process = await asyncio.create_subprocess_exec(
+            self.control_plane.kubectl,
+            *arguments,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env={**os.environ, "HOME": str(home), "KUBECONFIG": str(kubeconfig or await self.kubeconfig())},
+        )
+        try:
+            async with asyncio.timeout(timeout):
+                output, error = await process.communicate(stdin.encode())
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        if process.returncode:
+            raise KubectlError(arguments, process.returncode, output.decode(), error.decode())
+        return output.decode()
+
+    @asynccontextmanager
+    async def namespace(
+        self, prefix: str = "test", labels: Mapping[str, str] | None = None
+    ) -> AsyncIterator[str]:
+        """Make a namespace with a name of its own, ready for pods; its deletion is begun afterwards, not awaited."""
+        metadata = {"generateName": f"{prefix}-", "labels": dict(labels or {})}
+        made = await self.api.create("/api/v1/namespaces", {"metadata": metadata})
+        name = str(made["metadata"]["name"])
+        try:
+            await self._until_pods_may_come(name)
+            yield name
+        finally:
+            await self.delete_namespace(name)
+
+    async def delete_namespace(self, name: str) -> None:
+        """Delete a namespace. Its pods go at once: there is no kubelet that would say that they have ended."""
+        await self.api.delete(f"/api/v1/namespaces/{name}")
+        await self.api.delete(f"/api/v1/namespaces/{name}/pods", gracePeriodSeconds=0)
+
+    async def node(self, name: str) -> None:
+        """Make sure that there is a node of that name: a pod on a node that is not there has no endpoints."""
+        try:
+            await self.api.create("/api/v1/nodes", {"metadata": {"name": name}})
+        except KubeError as error:
+            if error.reason != "AlreadyExists":
+                raise
+
+    async def run_pod(self, namespace: str, name: str, address: str, *, node: str = "node") -> None:
+        """Say of a pod what the scheduler and a kubelet would: it runs on a node, has this address, and is ready."""
+        await self.node(node)
+        path = f"/api/v1/namespaces/{namespace}/pods/{name}"
+        binding = {"target": {"kind": "Node", "name": node}, "metadata": {"name": name}}
+        await self.api.create(f"{path}/binding", binding)
+        status = {
+            "phase": "Running",
+            "podIP": address,
+            "podIPs": [{"ip": address}],
+            "conditions": [{"type": "Ready", "status": "True"}],
+        }
+        await self.api.patch(f"{path}/status", {"status": status})
+
+    async def until(self, path: str, check: Any, *, timeout: float = PATIENCE) -> Any:
+        """Read an object or list until `check` finds it right, and return what was read. AssertionError."""
+
+        async def read() -> Any:
+            try:
+                found = await self.api.get(path)
+            except KubeError as error:
+                raise AssertionError(error) from error
+            assert check(found), found
+            return found
+
+        return await eventually(read, timeout=timeout, every=0.05, what=f"{path} as it should be")
+
+    async def compact(self) -> None:
+        """Make the API server forget everything that has been: resourceVersions from before are Expired (410) from now on.
+
+        etcd is compacted, and the API server, which has a memory of its own, is killed and started again.
+        """
+        self.stop_api_server()
+        self.control_plane.compact()
+        await self.start_api_server()
+
+    def stop_api_server(self) -> None:
+        """Kill it. For a cluster that is the test's own."""
+        self.control_plane.stop_api_server()
+
+    async def start_api_server(self) -> None:
+        """Start it again, at the same address and on the same data, and wait until it is ready."""
+        self.control_plane.start_api_server()
+        await asyncio.to_thread(self.control_plane.until_ready)
+
+    def freeze_api_server(self) -> None:
+        """Stop it from running: its connections stay open and silent. For a cluster that is the test's own."""
+        self.control_plane.freeze_api_server()
+
+    def thaw_api_server(self) -> None:
+        """Let it run again."""
+        self.control_plane.thaw_api_server()
+
+    async def _credentials(self, user: str, audience: str) -> dict[str, str]:
+        if "/" in user:
+            return {"token": await self.token(*user.split("/"), audience=audience)}
+        plane = self.control_plane
+        certificate, key = plane.admin if user == "admin" else plane.certificates.client(user)
+        return {"client-certificate": str(certificate), "client-key": str(key)}
+
+    async def _until_pods_may_come(self, namespace: str) -> None:
+        """Wait for the service account that pods have by default; without controllers, make it."""
+        accounts = f"/api/v1/namespaces/{namespace}/serviceaccounts"
+        if self.control_plane.has_controllers:
+            await self.until(f"{accounts}/default", lambda _: True)
+        else:
+            await self.api.create(accounts, {"metadata": {"name": "default"}})
+
+    def _new_file(self, name: str) -> Path:
+        return self.control_plane.folder / f"{uuid4().hex}-{name}"
+
+
+def own_address() -> str:
+    """Return an address of this machine that is not on loopback, or nothing if it has none."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as trial:
+        try:
+            trial.connect(("192.0.2.1", 9))  # sends nothing: asks which address would
+        except OSError:
+            return ""
+        return str(trial.getsockname()[0])

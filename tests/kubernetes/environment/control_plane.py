@@ -1,0 +1,217 @@
+"""etcd, the API server and the controller manager, as processes on this machine that end with the tests."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import ssl
+import tempfile
+import urllib.request
+from pathlib import Path
+from typing import Any, Self
+
+from tests.kubernetes.environment import binaries
+from tests.kubernetes.environment.certificates import Certificates
+from tests.real.harness.loopback import Loopback
+from xds.demo.processes import Processes, Running
+
+SERVICES = "10.96.0.0/16"
+"""Where Services get their addresses; nothing on this machine routes them."""
+ISSUER = "https://kubernetes.default.svc.cluster.local"
+"""Of service account tokens, and their audience if no other is asked for."""
+
+_FIRST_SERVICE = "10.96.0.1"
+_PORT = 6443
+_START = 90.0
+_NAMES = (
+    "kubernetes",
+    "kubernetes.default",
+    "kubernetes.default.svc",
+    "kubernetes.default.svc.cluster.local",
+)
+# Without a kubelet, nodes do not report: what would evict and collect their pods stays away.
+_CONTROLLERS = "*,-node-lifecycle-controller,-taint-eviction-controller,-pod-garbage-collector-controller"
+
+
+class ControlPlane:
+    """A Kubernetes control plane with addresses, files and data of its own, so that any number run at once.
+
+    Made and entered in the main thread: the processes end with the thread that started them.
+    """
+
+    def __init__(self, address: str | None = None) -> None:
+        """Put the API server on `address`, which this machine must have, port 6443; by default on loopback.
+
+        An address that is not on loopback is published as the Service `kubernetes` of namespace `default`, so pods in
+        network namespaces find the API server there.
+        """
+        self._loopback = Loopback()
+        self.address = address or self._loopback.address()
+        self.server = f"https://{self.address}:{_PORT}"
+        self._etcd = f"http://{self._loopback.address()}"
+        self._programs = binaries.find()
+        assert self._programs, binaries.why_none()
+        self.has_controllers = "kube-controller-manager" in self._programs
+
+    def __enter__(self) -> Self:
+        self.folder = Path(tempfile.mkdtemp(prefix="xds-kubernetes-"))
+        self.certificates = Certificates(self.folder / "pki")
+        self._serving = self.certificates.server(
+            ["localhost", *_NAMES], ["127.0.0.1", self.address, _FIRST_SERVICE]
+        )
+        self._issuing = self.certificates.key_pair("service-accounts")
+        self.admin = self.certificates.client("admin", "system:masters")
+        self._processes = Processes(self.folder)
+        self._running: list[Running] = []
+        try:
+            self._start_etcd()
+            self.start_api_server()
+            self.until_ready()
+            if self.has_controllers:
+                self._start_controllers()
+        except BaseException as error:
+            error.add_note(self.logs())
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for running in self._running:
+            running.process.kill()  # asked to end, each would wait for the others
+        self._processes.__exit__()
+        self._loopback.__exit__()
+        shutil.rmtree(self.folder)
+
+    @property
+    def kubectl(self) -> str:
+        """The program."""
+        return str(self._programs["kubectl"])
+
+    def start_api_server(self) -> None:
+        """Start the API server, where and with what it was before; see `until_ready`."""
+        certificate, key = self._serving
+        public, private = self._issuing
+        own_address = not self.address.startswith("127.")
+        self._api_server = self._start(
+            "kube-apiserver",
+            f"--etcd-servers={self._etcd}:2379",
+            f"--bind-address={self.address}",
+            f"--secure-port={_PORT}",
+            f"--endpoint-reconciler-type={'lease' if own_address else 'none'}",
+            f"--service-cluster-ip-range={SERVICES}",
+            f"--cert-dir={self.folder}",
+            f"--tls-cert-file={certificate}",
+            f"--tls-private-key-file={key}",
+            f"--client-ca-file={self.certificates.root}",
+            f"--service-account-issuer={ISSUER}",
+            f"--service-account-key-file={public}",
+            f"--service-account-signing-key-file={private}",
+            "--authorization-mode=Node,RBAC",
+            "--allow-privileged=true",
+            # A webhook's Service is called at one of its endpoints: nothing here routes Services' own addresses.
+            "--enable-aggregator-routing=true",
+            "--profiling=false",
+        )
+
+    def stop_api_server(self) -> None:
+        """Kill the API server, which has no time to say good-bye."""
+        self._signal(signal.SIGKILL)
+        self._api_server.process.wait()
+        self._processes.stop(self._api_server)
+        self._running.remove(self._api_server)
+
+    def freeze_api_server(self) -> None:
+        """Stop it from running, with all its connections open."""
+        self._signal(signal.SIGSTOP)
+
+    def thaw_api_server(self) -> None:
+        """Let it run again."""
+        self._signal(signal.SIGCONT)
+
+    def until_ready(self) -> None:
+        """Wait until the API server is ready for calls. DemoError: it ended, or is late; its log is in the text."""
+        self._processes.until("the API server", self._why_not_ready, within=_START)
+
+    def compact(self) -> int:
+        """Forget all revisions but the newest, in etcd alone; return that one."""
+        newest = int(self._ask_etcd("range", key="AA==", limit=1)["header"]["revision"])
+        self._ask_etcd("compaction", revision=newest, physical=True)
+        return newest
+
+    def logs(self) -> str:
+        """Return the end of each process's log."""
+        return "\n".join(
+            f"--- {path.name}\n{''.join(path.read_text(errors='replace').splitlines(keepends=True)[-30:])}"
+            for path in sorted(self.folder.glob("*.log"))
+        )
+
+    def _start_etcd(self) -> None:
+        client, peer = f"{self._etcd}:2379", f"{self._etcd}:2380"
+        self._start(
+            "etcd",
+            f"--data-dir={self.folder / 'etcd'}",
+            f"--listen-client-urls={client}",
+            f"--advertise-client-urls={client}",
+            f"--listen-peer-urls={peer}",
+            f"--initial-advertise-peer-urls={peer}",
+            f"--initial-cluster=default={peer}",
+            "--unsafe-no-fsync",  # its data need not outlive the machine
+            "--log-level=warn",
+        )
+
+    def _start_controllers(self) -> None:
+        certificate, key = self.admin
+        kubeconfig = self.folder / "controllers.json"
+        user = {"client-certificate": str(certificate), "client-key": str(key)}
+        kubeconfig.write_text(json.dumps(self.kubeconfig({"controllers": user}, "controllers")))
+        self._start(
+            "kube-controller-manager",
+            f"--kubeconfig={kubeconfig}",
+            f"--root-ca-file={self.certificates.root}",
+            f"--service-account-private-key-file={self._issuing[1]}",
+            f"--controllers={_CONTROLLERS}",
+            "--leader-elect=false",
+            "--secure-port=0",
+            "--kube-api-qps=500",
+            "--kube-api-burst=1000",
+        )
+
+    def kubeconfig(self, users: dict[str, dict[str, str]], current: str, namespace: str = "default") -> Any:
+        """Return the document of a kubeconfig with a context for each user, who is called as it is."""
+        cluster = {"server": self.server, "certificate-authority": str(self.certificates.root)}
+        return {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "test", "cluster": cluster}],
+            "users": [{"name": name, "user": user} for name, user in users.items()],
+            "contexts": [
+                {"name": name, "context": {"cluster": "test", "user": name, "namespace": namespace}}
+                for name in users
+            ],
+            "current-context": current,
+        }
+
+    def _start(self, name: str, *options: str) -> Running:
+        running = self._processes.start(name, str(self._programs[name]), *options)
+        self._running.append(running)
+        return running
+
+    def _signal(self, number: signal.Signals) -> None:
+        self._api_server.process.send_signal(number)
+
+    def _why_not_ready(self) -> str:
+        context = ssl.create_default_context(cafile=self.certificates.root)
+        context.load_cert_chain(*self.admin)
+        try:
+            with urllib.request.urlopen(f"{self.server}/readyz", timeout=5, context=context):
+                return ""
+        except OSError as error:
+            return str(error)
+
+    def _ask_etcd(self, what: str, **body: Any) -> Any:
+        request = urllib.request.Request(
+            f"{self._etcd}:2379/v3/kv/{what}", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=30) as response:
+            return json.load(response)
