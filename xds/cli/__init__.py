@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 _COMMANDS = {
     "serve": "Configure sidecars from a folder of manifests, and follow its changes.",
     "bootstrap": "Print the Envoy bootstrap of a pod's sidecar.",
+    "inject": "Add the sidecar to the pods of manifests, for kubectl apply.",
     "translate": "Print the configuration that a pod's sidecar gets.",
     "reach": "Say who reaches whom, encrypted or not, and why.",
     "status": "Say how far each connected sidecar is: synced, waiting for what, or what it rejected and why.",

@@ -29,7 +29,7 @@ _START = re.compile(r"^(?:%[^\n]*\n)*---(?=\s|$)", re.MULTILINE)
 _SURROGATES = re.compile(r"(?<!\\)((?:\\\\)*)\\u(d[89ab][0-9a-f]{2})\\u(d[c-f][0-9a-f]{2})", re.IGNORECASE)
 
 
-class _Parser(CParser, BaseResolver):
+class Parser(CParser, BaseResolver):
     """libyaml, with the meanings that kubectl gives to plain words."""
 
     def __init__(self, text: str) -> None:
@@ -52,7 +52,7 @@ for _kind, _pattern, _first in (
     ),
     ("merge", r"<<", ["<"]),
 ):
-    _Parser.add_implicit_resolver(_TAG + _kind, re.compile(f"^(?:{_pattern})$"), _first)
+    Parser.add_implicit_resolver(_TAG + _kind, re.compile(f"^(?:{_pattern})$"), _first)
 
 
 @dataclass(slots=True)
@@ -197,23 +197,35 @@ def _find(node: MappingNode, key: str | int, searched: set[int]) -> tuple[Node, 
 
 def read(text: str, file: str, *, json: bool = False) -> Iterator[Document | Problem]:
     """Yield a file's documents; in place of one that cannot be read, a Problem."""
-    if json:
-        # JSON writes what is beyond 16 bits as two escapes, which YAML does not know.
-        text = _SURROGATES.sub(lambda m: m[1] + chr(_beyond(int(m[2], 16), int(m[3], 16))), text)
+    for line, chunk in chunks(joined(text) if json else text):
+        yield from parsed(chunk, file, line)
+
+
+def joined(json: str) -> str:
+    """Return JSON as YAML: it writes what is beyond 16 bits as two escapes, which YAML does not know."""
+    return _SURROGATES.sub(lambda m: m[1] + chr(_beyond(int(m[2], 16), int(m[3], 16))), json)
+
+
+def chunks(text: str) -> Iterator[tuple[int, str]]:
+    """Yield parts of a text that can be read each for itself, and the line that each begins on; together they are it."""
     starts = [0, *(match.start() for match in _START.finditer(text) if match.start())]
     line = 1
     for start, end in zip(starts, [*starts[1:], len(text)], strict=True):
-        chunk = text[start:end]
-        try:
-            parser = _Parser(chunk)
-            while parser.check_node():
-                node = parser.get_node()
-                document = Document(node, file, line) if node else None
-                if document and (document.value is not None or document.flaws):
-                    yield document
-        except YAMLError as error:
-            yield _unreadable(error, chunk, file, line)
-        line += chunk.count("\n")
+        yield line, text[start:end]
+        line += text.count("\n", start, end)
+
+
+def parsed(chunk: str, file: str, line: int) -> Iterator[Document | Problem]:
+    """Yield the documents of a chunk; in place of what cannot be read, a Problem."""
+    try:
+        parser = Parser(chunk)
+        while parser.check_node():
+            node = parser.get_node()
+            document = Document(node, file, line) if node else None
+            if document and (document.value is not None or document.flaws):
+                yield document
+    except YAMLError as error:
+        yield _unreadable(error, chunk, file, line)
 
 
 def _beyond(high: int, low: int) -> int:

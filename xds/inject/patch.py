@@ -1,0 +1,212 @@
+"""A pod's template with a sidecar. Pure: the same for `xds inject` and the webhook."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from xds.inject import choice, containers, probes, traffic
+from xds.inject.settings import Settings
+from xds.model import ADMIN_PORT, HEALTH_PORT, INTERCEPTION_MODE, TLS_MODE_LABEL, Interception, Problem
+from xds.parse.reading import Field, Locate, Log, Path
+from xds.sidecar.settings import METRICS_PORT, PROBE_PORT, PROXY_ID
+
+Json: TypeAlias = dict[str, Any]
+
+STATUS = "sidecar.istio.io/status"
+"""Pod annotation: what was added, as JSON."""
+NATIVE = "sidecar.istio.io/nativeSidecar"
+"""Pod annotation: `true` or `false`, over the operator's choice."""
+
+_OWN_PREFIX = "sidecar.istio.io/"
+_KNOWN = frozenset(
+    {
+        *(choice.INJECT, STATUS, NATIVE, probes.REWRITE, INTERCEPTION_MODE),
+        *(containers.PROXY_IMAGE, containers.LOG_LEVEL),
+        *containers.RESOURCE_ANNOTATIONS,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Injection:
+    """What became of a pod."""
+
+    pod: Mapping[str, Any]
+    """With the sidecar, or as it was."""
+    left: str = ""
+    """Why the pod has been left as it was, if it was not refused either."""
+    problems: tuple[Problem, ...] = ()
+
+    @property
+    def refused(self) -> bool:
+        """Whether the pod should have a sidecar and cannot."""
+        return any(not problem.notice for problem in self.problems)
+
+
+def inject(
+    pod: Mapping[str, Any],
+    settings: Settings,
+    *,
+    namespace: str = "",
+    locate: Locate,
+    path: Path = (),
+    subject: str = "",
+) -> Injection:
+    """Give a pod, or the template of one, its sidecar.
+
+    Args:
+        pod: a mapping with `metadata` and `spec`; it is not changed.
+        settings: how the sidecar is to be.
+        namespace: the pod's, as far as it is known.
+        locate: where a path of the document is, for problems.
+        path: where in that document the pod is.
+        subject: what problems call it.
+    """
+    log = Log(locate, subject)
+    field = Field(pod, path, log)
+    if not _readable(field):
+        return Injection(pod=pod, problems=tuple(log.problems))
+    if left := choice.why_not(field, namespace):
+        return Injection(pod=pod, left=left)
+    result = _with_sidecar(field, settings)
+    if log.refused:
+        return Injection(pod=pod, problems=tuple(log.problems))
+    return Injection(pod=result, problems=tuple(log.problems))
+
+
+def _readable(pod: Field) -> bool:
+    """Say what is not of the type that it must be; everything after this may rely on it."""
+    meta, spec = pod["metadata"].mapping(), pod["spec"].required().mapping()
+    for name in ("labels", "annotations"):
+        for _, entry in meta[name].entries():
+            entry.text()
+    for name in ("securityContext", "os", "nodeSelector"):
+        spec[name].mapping()
+    spec["containers"].required()
+    for name in ("containers", "initContainers"):
+        for container in spec[name].items():
+            if container.mapping():
+                container["name"].required().text()
+                for part in ("lifecycle", "securityContext"):
+                    container[part].mapping()
+                for port in container["ports"].items():
+                    port.mapping()
+    for volume in spec["volumes"].items():
+        volume.mapping()["name"].text()
+    return not pod.log.refused
+
+
+def _with_sidecar(pod: Field, settings: Settings) -> Json:
+    annotations = pod["metadata"]["annotations"]
+    _say_what_has_no_effect(annotations)
+    mode = traffic.interception(annotations)
+    native = _flag(annotations[NATIVE], default=settings.native)
+    rewritten = _flag(annotations[probes.REWRITE], default=True)
+
+    result: Json = copy.deepcopy(dict(pod.value))
+    spec: Json = result["spec"]
+    originals: dict[str, Json] = {}
+    for container in _application(pod) if rewritten else ():
+        originals |= probes.rewrite(container, _at(result, container.path[len(pod.path) :]))
+
+    proxy = containers.proxy_container(
+        settings,
+        annotations.value or {},
+        originals,
+        native=native,
+        mode=mode,
+        grace=pod["spec"]["terminationGracePeriodSeconds"].integer(0, 2**31),
+    )
+    first = [containers.init_container(settings, traffic.arguments(annotations, settings))]
+    first = first if mode is Interception.REDIRECT else []
+    added: dict[str, list[Json]] = {
+        "initContainers": first,
+        "containers": [],
+        "volumes": containers.volumes(settings),
+    }
+    added["initContainers" if native else "containers"].append(proxy)
+    _refuse_conflicts(pod, settings, mode, added)
+
+    meta: Json = result.setdefault("metadata", {}) or {}
+    result["metadata"] = meta
+    meta["labels"] = {TLS_MODE_LABEL: "istio"} | (meta.get("labels") or {})
+    status = {kind: [part["name"] for part in parts] for kind, parts in added.items()}
+    meta["annotations"] = (meta.get("annotations") or {}) | {STATUS: json.dumps(status)}
+    if added["initContainers"]:
+        # Before those of the application: they may need the mesh.
+        spec["initContainers"] = added["initContainers"] + (spec.get("initContainers") or [])
+    spec["containers"] += added["containers"]
+    spec["volumes"] = (spec.get("volumes") or []) + added["volumes"]
+    return result
+
+
+def _application(pod: Field) -> Iterator[Field]:
+    """Yield the containers that run along with the sidecar: their probes are asked while it intercepts."""
+    yield from pod["spec"]["containers"].items()
+    for container in pod["spec"]["initContainers"].items():
+        if container["restartPolicy"].value == "Always":
+            yield container
+
+
+def _at(value: Any, path: Path) -> Any:
+    for step in path:
+        value = value[step]
+    return value
+
+
+def _flag(field: Field, *, default: bool) -> bool:
+    word = field.text().lower()
+    if word not in ("", "true", "false"):
+        field.refuse(f'must be "true" or "false", not {field.value!r}')
+    return default if not word else word == "true"
+
+
+def _say_what_has_no_effect(annotations: Field) -> None:
+    if (templates := annotations[choice.TEMPLATES]) and templates.text() != "sidecar":
+        templates.refuse(f"asks for {templates.text()!r}; there is only sidecar here")
+    for name, field in annotations.entries():
+        if name.startswith((_OWN_PREFIX, "proxy.istio.io/")) and name not in _KNOWN:
+            field.notice("has no effect here")
+
+
+def _refuse_conflicts(
+    pod: Field, settings: Settings, mode: Interception, added: Mapping[str, list[Json]]
+) -> None:
+    """Refuse what would keep the sidecar from working, or work around it."""
+    spec = pod["spec"]
+    for kind in ("initContainers", "containers", "volumes"):
+        ours = {part["name"] for part in added["volumes" if kind == "volumes" else kind]}
+        for part in spec[kind].items():
+            if part["name"].value in ours:
+                part["name"].refuse(
+                    f"is {part['name'].value}, which the sidecar needs", "choose another name"
+                )
+    taken = {
+        ADMIN_PORT: "the sidecar's admin interface",
+        HEALTH_PORT: "the sidecar's health",
+        PROBE_PORT: "the sidecar's probes",
+        METRICS_PORT: "the sidecar's metrics",
+    }
+    if mode is Interception.REDIRECT:
+        taken |= {
+            settings.outbound_port: "outbound interception",
+            settings.inbound_port: "inbound interception",
+        }
+    for container in _application(pod):
+        for port in container["ports"].items():
+            number = port["containerPort"].value
+            if number in taken and port["protocol"].value in (None, "TCP"):
+                port["containerPort"].refuse(
+                    f"is {number}, which {taken[number]} takes", "let the application listen elsewhere"
+                )
+    for owner in (spec, *_application(pod)):
+        user = owner["securityContext"]["runAsUser"]
+        if user.value == PROXY_ID and mode is Interception.REDIRECT:
+            user.refuse(
+                f"is {PROXY_ID}, the sidecar's user: what it sends would not be intercepted",
+                "choose another user",
+            )
