@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import ssl
 
 import pytest
+from aiohttp import web
 
 from tests.kubernetes.environment import binaries
-from tests.kubernetes.environment.cluster import Cluster, KubectlError
+from tests.kubernetes.environment.cluster import PATIENCE, Cluster, KubectlError, own_address
+from tests.kubernetes.environment.control_plane import ControlPlane
+from tests.real.harness.waiting import eventually
 from xds.kube.api import KubeError
 
 DEPLOYMENT = """
@@ -81,6 +86,83 @@ async def test_users_may_do_what_they_were_granted(cluster: Cluster) -> None:
         grant = ("create", "rolebinding", "view", "-n", namespace, "--clusterrole=view")
         await cluster.kubectl(*grant, f"--serviceaccount={namespace}:default")
         assert not await cluster.kubectl("--context", account, "get", "pods", kubeconfig=kubeconfig)
+
+
+@pytest.mark.parametrize("way", ["url", "service"])
+async def test_webhooks_of_the_test_are_called(cluster: Cluster, way: str) -> None:
+    address = own_address()
+    if not address:
+        pytest.skip("this machine has no address but loopback's, where endpoints cannot be")
+
+    async def admit(request: web.Request) -> web.Response:
+        review = await request.json()
+        patch = [{"op": "add", "path": "/data", "value": {"seen": "yes"}}]
+        review["response"] = {
+            "uid": review["request"]["uid"],
+            "allowed": True,
+            "patchType": "JSONPatch",
+            "patch": base64.b64encode(json.dumps(patch).encode()).decode(),
+        }
+        return web.json_response(review)
+
+    async with cluster.namespace() as namespace:
+        host = f"hook.{namespace}.svc"
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(*cluster.control_plane.certificates.server([host], [address]))
+        application = web.Application()
+        application.router.add_post("/admit", admit)
+        runner = web.AppRunner(application)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, address, 0, ssl_context=context).start()
+            port = runner.addresses[0][1]
+            await cluster.service_here(namespace, "hook", port=443, target=port)
+            service = {"namespace": namespace, "name": "hook", "path": "/admit"}
+            where = {"url": f"https://{address}:{port}/admit"} if way == "url" else {"service": service}
+            root = cluster.control_plane.certificates.root.read_bytes()
+            hook = {
+                "name": "hook.test.xds",
+                "clientConfig": {**where, "caBundle": base64.b64encode(root).decode()},
+                "admissionReviewVersions": ["v1"],
+                "sideEffects": "None",
+                "failurePolicy": "Fail",
+                "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}},
+                "rules": [
+                    {
+                        "operations": ["CREATE"],
+                        "apiGroups": [""],
+                        "apiVersions": ["v1"],
+                        "resources": ["configmaps"],
+                    }
+                ],
+            }
+            hooks = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations"
+            await cluster.api.create(hooks, {"metadata": {"name": namespace}, "webhooks": [hook]})
+            try:
+                await eventually(lambda: _is_admitted(cluster, namespace), timeout=PATIENCE)
+            finally:
+                await cluster.api.delete(f"{hooks}/{namespace}")
+        finally:
+            await runner.cleanup()
+
+
+async def _is_admitted(cluster: Cluster, namespace: str) -> bool:
+    """Whether the webhook, which the API server learns of a little later, has seen a new object."""
+    body = {"metadata": {"generateName": "seen-"}}
+    made = await cluster.api.create(f"/api/v1/namespaces/{namespace}/configmaps", body)
+    return made.get("data") == {"seen": "yes"}
+
+
+async def test_pods_find_an_api_server_that_is_not_on_loopback() -> None:
+    address = own_address()
+    if binaries.why_none() or not address:
+        pytest.skip(binaries.why_none() or "this machine has no address but loopback's")
+    with ControlPlane(address) as plane:
+        async with Cluster(plane) as cluster:
+            slices = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/kubernetes"
+            found = await cluster.until(slices, lambda found: found["endpoints"])
+            assert found["endpoints"][0]["addresses"] == [address]
+            assert found["ports"][0]["port"] == plane.port
 
 
 async def test_a_restarted_api_server_knows_what_it_knew_and_compaction_makes_it_forget_the_past(

@@ -23,20 +23,24 @@ class Certificates:
         self._folder = folder
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = _name("kubernetes")
+        self._clients: dict[tuple[str, tuple[str, ...]], tuple[Path, Path]] = {}
         self.root = folder / "ca.crt"
         self.root.write_bytes(_pem(self._made(self._name, self._key.public_key(), authority=True)))
 
     def server(self, names: Sequence[str], addresses: Sequence[str]) -> tuple[Path, Path]:
-        """Return the files of a server's certificate and its key."""
+        """Make a server's certificate and its key, in files called by its first name."""
         alternatives = [
             *(x509.DNSName(name) for name in names),
             *(x509.IPAddress(ipaddress.ip_address(address)) for address in addresses),
         ]
-        return self._leaf("server", _name("kube-apiserver"), alternatives)
+        return self._leaf(names[0], _name(names[0]), alternatives)
 
     def client(self, user: str, *groups: str) -> tuple[Path, Path]:
         """Return the files of a client's certificate, which proves a user's name and groups, and of its key."""
-        return self._leaf(user.replace(":", "-"), _name(user, *groups), [])
+        if (user, groups) not in self._clients:
+            file = f"client-{len(self._clients)}"
+            self._clients[user, groups] = self._leaf(file, _name(user, *groups), [])
+        return self._clients[user, groups]
 
     def key_pair(self, name: str) -> tuple[Path, Path]:
         """Return the files of a public key and its private key, such as service account tokens are signed with."""

@@ -147,6 +147,23 @@ class Cluster:
         }
         await self.api.patch(f"{path}/status", {"status": status})
 
+    async def service_here(self, namespace: str, name: str, *, port: int, target: int) -> None:
+        """Make a Service whose one endpoint is this machine, at `own_address()` and port `target`.
+
+        This is how the API server reaches a webhook of the test's own by `clientConfig.service`: endpoints cannot be on
+        loopback, and the API server of the tests calls a Service's endpoints, not its address. (By `clientConfig.url` it
+        calls any address.)
+        """
+        path = f"/api/v1/namespaces/{namespace}/services"
+        await self.api.create(path, {"metadata": {"name": name}, "spec": {"ports": [{"port": port}]}})
+        slices = {
+            "metadata": {"name": name, "labels": {"kubernetes.io/service-name": name}},
+            "addressType": "IPv4",
+            "ports": [{"port": target}],
+            "endpoints": [{"addresses": [own_address()], "conditions": {"ready": True}}],
+        }
+        await self.api.create(f"/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices", slices)
+
     async def until(self, path: str, check: Any, *, timeout: float = PATIENCE) -> Any:
         """Read an object or list until `check` finds it right, and return what was read. AssertionError."""
 

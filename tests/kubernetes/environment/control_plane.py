@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from tests.kubernetes.environment import binaries
 from tests.kubernetes.environment.certificates import Certificates
-from tests.real.harness.loopback import Loopback
+from tests.real.harness.loopback import Loopback, free_port
 from xds.demo.processes import Processes, Running
 
 SERVICES = "10.96.0.0/16"
@@ -41,14 +41,15 @@ class ControlPlane:
     """
 
     def __init__(self, address: str | None = None) -> None:
-        """Put the API server on `address`, which this machine must have, port 6443; by default on loopback.
+        """Put the API server on `address`, which this machine must have; by default on loopback.
 
         An address that is not on loopback is published as the Service `kubernetes` of namespace `default`, so pods in
         network namespaces find the API server there.
         """
         self._loopback = Loopback()
         self.address = address or self._loopback.address()
-        self.server = f"https://{self.address}:{_PORT}"
+        self.port = free_port(address) if address else _PORT
+        self.server = f"https://{self.address}:{self.port}"
         self._etcd = f"http://{self._loopback.address()}"
         self._programs = binaries.find()
         assert self._programs, binaries.why_none()
@@ -58,7 +59,7 @@ class ControlPlane:
         self.folder = Path(tempfile.mkdtemp(prefix="xds-kubernetes-"))
         self.certificates = Certificates(self.folder / "pki")
         self._serving = self.certificates.server(
-            ["localhost", *_NAMES], ["127.0.0.1", self.address, _FIRST_SERVICE]
+            [*_NAMES, "localhost"], ["127.0.0.1", self.address, _FIRST_SERVICE]
         )
         self._issuing = self.certificates.key_pair("service-accounts")
         self.admin = self.certificates.client("admin", "system:masters")
@@ -97,7 +98,7 @@ class ControlPlane:
             "kube-apiserver",
             f"--etcd-servers={self._etcd}:2379",
             f"--bind-address={self.address}",
-            f"--secure-port={_PORT}",
+            f"--secure-port={self.port}",
             f"--endpoint-reconciler-type={'lease' if own_address else 'none'}",
             f"--service-cluster-ip-range={SERVICES}",
             f"--cert-dir={self.folder}",
