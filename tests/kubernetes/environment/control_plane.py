@@ -40,12 +40,14 @@ class ControlPlane:
     Made and entered in the main thread: the processes end with the thread that started them.
     """
 
-    def __init__(self, address: str | None = None) -> None:
+    def __init__(self, address: str | None = None, *, egress: bool = False) -> None:
         """Put the API server on `address`, which this machine must have; by default on loopback.
 
         An address that is not on loopback is published as the Service `kubernetes` of namespace `default`, so pods in
-        network namespaces find the API server there.
+        network namespaces find the API server there. With `egress`, the API server calls Services (of webhooks) through
+        an HTTP CONNECT proxy that the test has to run at the Unix socket `egress`: pods may be where only that reaches.
         """
+        self._has_egress = egress
         self._loopback = Loopback()
         self.address = address or self._loopback.address()
         self.port = free_port(address) if address else _PORT
@@ -85,6 +87,11 @@ class ControlPlane:
         shutil.rmtree(self.folder)
 
     @property
+    def egress(self) -> Path:
+        """The socket through which the API server calls Services, if that was asked for."""
+        return self.folder / "egress.sock"
+
+    @property
     def kubectl(self) -> str:
         """The program."""
         return str(self._programs["kubectl"])
@@ -113,6 +120,7 @@ class ControlPlane:
             # A webhook's Service is called at one of its endpoints: nothing here routes Services' own addresses.
             "--enable-aggregator-routing=true",
             "--profiling=false",
+            *([f"--egress-selector-config-file={self._egress_selection()}"] if self._has_egress else []),
         )
 
     def stop_api_server(self) -> None:
@@ -192,6 +200,20 @@ class ControlPlane:
             ],
             "current-context": current,
         }
+
+    def _egress_selection(self) -> Path:
+        proxy = {"proxyProtocol": "HTTPConnect", "transport": {"uds": {"udsName": str(self.egress)}}}
+        path = self.folder / "egress.json"
+        path.write_text(
+            json.dumps(
+                {
+                    "apiVersion": "apiserver.k8s.io/v1beta1",
+                    "kind": "EgressSelectorConfiguration",
+                    "egressSelections": [{"name": "cluster", "connection": proxy}],
+                }
+            )
+        )
+        return path
 
     def _start(self, name: str, *options: str) -> Running:
         running = self._processes.start(name, str(self._programs[name]), *options)
