@@ -16,15 +16,22 @@ Exposed: TypeAlias = Callable[[str], tuple[bytes, str]]
 class AdminServer:
     """A small HTTP server for those who look after the process.
 
-    `ready` returns None when the process serves what it should, else in words what it still lacks. `metrics` returns
-    what is told at /metrics.
+    `ready` returns None when the process serves what it should, else in words what it still lacks; `standing` what there is
+    to say though it does, or nothing. `metrics` returns what is told at /metrics.
     """
 
     def __init__(
-        self, ready: Callable[[], str | None], host: str, port: int, *, metrics: Exposed | None = None
+        self,
+        ready: Callable[[], str | None],
+        host: str,
+        port: int,
+        *,
+        metrics: Exposed | None = None,
+        standing: Callable[[], str] = str,
     ) -> None:
         self._ready = ready
         self._metrics = metrics
+        self._standing = standing
         self._host = host
         self._port = port
         self._runner: web.AppRunner | None = None
@@ -57,4 +64,7 @@ class AdminServer:
 
     async def _readiness(self, _: web.Request) -> web.Response:
         missing = self._ready()
-        return web.Response(text=f"{missing}\n", status=503) if missing else web.Response(text="ready\n")
+        if missing:
+            return web.Response(text=f"{missing}\n", status=503)
+        said = ": ".join(filter(None, ("ready", self._standing())))
+        return web.Response(text=f"{said}\n")

@@ -5,18 +5,34 @@ from __future__ import annotations
 import asyncio
 import gc
 import signal
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Coroutine,
+    Iterable,
+    Sequence,
+)
+from contextlib import aclosing
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
+
+import typer
 
 from xds.cli.options import Address
+from xds.model import Change, MeshConfig
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger as BoundLogger
 
     from xds.hub import Hub
+    from xds.metrics.controlplane import Metrics
     from xds.model import Problem
+    from xds.server import XdsServer
+    from xds.server.rest import RestServer
     from xds.sources.report import Report
 
 Part: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
@@ -36,11 +52,17 @@ class Source(Protocol):
     def problems(self) -> Collection[Problem]:
         """What is wrong now."""
 
-    def watch(self) -> AsyncIterator[Report]:
+    def watch(self) -> AsyncGenerator[Report, None]:
         """Yield everything, then what is different, without end."""
 
     def lacking(self) -> str:
-        """Say what is not known yet, for who asks whether we are ready."""
+        """Say what is not known yet, for who asks whether we are ready; empty if everything is."""
+
+    def standing(self) -> str:
+        """Say how old what is known is, if it can be out of date; else empty."""
+
+    def behind(self) -> float:
+        """Tell for how many seconds it has not been possible to learn of changes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,88 +74,166 @@ class Addresses:
     rest: Address | None = None
 
 
-async def run(
-    hub: Hub,
-    source: Source,
-    at: Addresses,
-    *,
-    max_connection_age: float | None,
-    parts: Sequence[Part] = (),
-) -> int:
+class Serving(NamedTuple):
+    """Whom to serve with, made once the mesh's settings are known."""
+
+    hub: Hub
+    parts: Sequence[Part] = ()
+    """What is to run besides."""
+
+
+Prepare: TypeAlias = Callable[["MeshConfig"], Awaitable[Serving]]
+"""Makes the hub and what runs besides, from the settings of the mesh. May take its time: /ready says what is missing."""
+
+
+async def run(source: Source, prepare: Prepare, at: Addresses, *, max_connection_age: float | None) -> int:
     """Serve until a signal asks to end; return the exit status."""
     from xds.admin import AdminServer  # noqa: PLC0415
-    from xds.introspect import Introspection  # noqa: PLC0415
-    from xds.introspect.proxies import ProxiesService  # noqa: PLC0415
-    from xds.metrics.controlplane import Metrics  # noqa: PLC0415
-    from xds.server import XdsServer  # noqa: PLC0415
-    from xds.server.rest import RestServer  # noqa: PLC0415
-
-    def lacking() -> str | None:
-        if stop.is_set():
-            return "shutting down"
-        return None if server.port else source.lacking()
 
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    metrics = Metrics(hub, lambda: source.problems)
-    identifier = f"xds {version('xds')}"
-    server = XdsServer(
-        hub,
-        str(at.xds),
-        identifier=identifier,
-        max_connection_age=max_connection_age,
-        observer=metrics.streams,
-        added=[Introspection([ProxiesService(hub.missing)])],
-    )
-    rest = (
-        RestServer(hub, *at.rest, identifier=identifier, failed=server.discovery.failed) if at.rest else None
-    )
-    metrics.connected(server.discovery)
-    admin = AdminServer(lacking, *at.admin, metrics=metrics.exposed)
-    tasks = (hub.run(), _follow(source, hub), metrics.watch_loop(), *(part() for part in parts))
-    work = [asyncio.create_task(task) for task in tasks]
-    events = [asyncio.create_task(stop.wait()), asyncio.create_task(hub.ready.wait())]
+    control_plane = ControlPlane(source, prepare, at, max_connection_age)
+
+    def lacking() -> str | None:
+        return "shutting down" if stop.is_set() else control_plane.lacking()
+
+    admin = AdminServer(lacking, *at.admin, metrics=control_plane.exposed, standing=source.standing)
     try:
         await admin.start()
-        await asyncio.wait([*work, *events], return_when=asyncio.FIRST_COMPLETED)
-        if hub.ready.is_set():
-            # The facts stay: without them a collection of garbage takes a tenth of the time, in which nobody is served.
-            gc.collect()
-            gc.freeze()
-            if rest:
-                await rest.start()
-            await server.start()
-            _log().info("ready", admin=f"http://{at.admin._replace(port=admin.port)}/ready")
-            await asyncio.wait([*work, events[0]], return_when=asyncio.FIRST_COMPLETED)
-    except (OSError, RuntimeError) as error:
+    except OSError as error:
         _log().error("cannot listen", problem=str(error))
         return 1
+    ready = f"http://{at.admin._replace(port=admin.port)}/ready"
+    work = asyncio.create_task(control_plane.run(ready))
+    asked = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait([work, asked], return_when=asyncio.FIRST_COMPLETED)
     finally:
-        if rest:
-            await rest.stop()
-        await server.stop()
-        for task in (*work, *events):
-            task.cancel()
-        ended = await asyncio.gather(*work, return_exceptions=True)
+        asked.cancel()
+        work.cancel()
+        [ended] = await asyncio.gather(work, return_exceptions=True)
         await admin.stop()
-    if stop.is_set():
+    if isinstance(ended, CannotListenError):
+        _log().error("cannot listen", problem=str(ended))
+    elif isinstance(ended, typer.Exit):
+        raise ended
+    elif isinstance(ended, Exception):
+        _log().error("stopped by an error", exc_info=ended)
+    elif stop.is_set():
         _log().info("stopped")
         return 0
-    for failure in ended:
-        if isinstance(failure, Exception):
-            _log().error("stopped by an error", exc_info=failure)
     return 1
 
 
-async def _follow(source: Source, hub: Hub) -> None:
-    """Tell the hub what the source says, and the log what is wrong with it."""
-    async for report in source.watch():
-        _log_problems(report)
-        change = report.change
-        if change.applied or change.removed or change.config or not hub.ready.is_set():
+class CannotListenError(Exception):
+    """An address cannot be had."""
+
+
+class ControlPlane:
+    """A source, and everybody who is served from it."""
+
+    def __init__(
+        self, source: Source, prepare: Prepare, at: Addresses, max_connection_age: float | None
+    ) -> None:
+        self._source = source
+        self._prepare = prepare
+        self._at = at
+        self._max_connection_age = max_connection_age
+        self._metrics: Metrics | None = None
+        self._listening = False
+
+    def lacking(self) -> str | None:
+        """Say why nobody is served yet; None: they are."""
+        return None if self._listening else self._source.lacking() or "the first configuration is being made"
+
+    def exposed(self, accept: str) -> tuple[bytes, str]:
+        """Return the metrics; there are none before the settings of the mesh are known."""
+        return self._metrics.exposed(accept) if self._metrics else (b"", "text/plain")
+
+    async def run(self, ready: str) -> None:
+        """Serve until cancelled, or until something fails. CannotListenError, and whatever a part raises."""
+        async with aclosing(self._source.watch()) as reports:
+            change = await _first(reports)
+            hub, parts = await self._prepare(change.config or MeshConfig())
             hub.change(change)
-            _log().info(source.what, applied=len(change.applied), removed=len(change.removed))
+            _say(self._source, change)
+            await self._serve(hub, ready, (_follow(self._source, reports, hub), *(part() for part in parts)))
+
+    async def _serve(self, hub: Hub, ready: str, besides: Iterable[Coroutine[Any, Any, None]]) -> None:
+        from xds.introspect import Introspection  # noqa: PLC0415
+        from xds.introspect.proxies import ProxiesService  # noqa: PLC0415
+        from xds.metrics.controlplane import Metrics  # noqa: PLC0415
+        from xds.server import XdsServer  # noqa: PLC0415
+        from xds.server.rest import RestServer  # noqa: PLC0415
+
+        self._metrics = Metrics(hub, lambda: self._source.problems, self._source.behind)
+        identifier = f"xds {version('xds')}"
+        server = XdsServer(
+            hub,
+            str(self._at.xds),
+            identifier=identifier,
+            max_connection_age=self._max_connection_age,
+            observer=self._metrics.streams,
+            added=[Introspection([ProxiesService(hub.missing)])],
+        )
+        failed = server.discovery.failed
+        rest = (
+            RestServer(hub, *self._at.rest, identifier=identifier, failed=failed) if self._at.rest else None
+        )
+        self._metrics.connected(server.discovery)
+        work = [asyncio.create_task(task) for task in (hub.run(), self._metrics.watch_loop(), *besides)]
+        known = asyncio.create_task(hub.ready.wait())
+        try:
+            await asyncio.wait([*work, known], return_when=asyncio.FIRST_COMPLETED)
+            if hub.ready.is_set():
+                # The facts stay: without them a collection of garbage takes a tenth of the time, in which nobody is served.
+                gc.collect()
+                gc.freeze()
+                await _start(*(each for each in (rest, server) if each))
+                self._listening = True
+                _log().info("ready", admin=ready)
+            await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if rest:
+                await rest.stop()
+            await server.stop()
+            for task in (*work, known):
+                task.cancel()
+            ended = await asyncio.gather(*work, return_exceptions=True)
+        for failure in ended:
+            if isinstance(failure, Exception):
+                raise failure
+
+
+async def _start(*servers: XdsServer | RestServer) -> None:
+    for server in servers:
+        try:
+            await server.start()
+        except (OSError, RuntimeError) as error:
+            raise CannotListenError(str(error)) from error
+
+
+async def _first(reports: AsyncIterator[Report]) -> Change:
+    """Wait until everything is known; the log is told what stands in the way."""
+    async for report in reports:
+        _log_problems(report)
+        if report.complete:
+            return report.change
+    raise RuntimeError("the source of facts ended")
+
+
+async def _follow(source: Source, reports: AsyncIterator[Report], hub: Hub) -> None:
+    """Tell the hub what the source says, and the log what is wrong with it."""
+    async for report in reports:
+        _log_problems(report)
+        if report.change != Change():
+            hub.change(report.change)
+            _say(source, report.change)
+
+
+def _say(source: Source, change: Change) -> None:
+    _log().info(source.what, applied=len(change.applied), removed=len(change.removed))
 
 
 def _log_problems(report: Report) -> None:

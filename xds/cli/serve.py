@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from xds.cli import options
-from xds.cli.running import Addresses, Part, run
+from xds.cli.running import Addresses, Part, Serving, run
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger as BoundLogger
+
+    from xds.model import MeshConfig
 
 
 def serve(
@@ -90,20 +92,20 @@ def serve(
     from xds.state import StateError, root_authority  # noqa: PLC0415
     from xds.translate import warm  # noqa: PLC0415
 
-    config, _ = settings.load()
-    try:
-        authority = root_authority(state_dir, config.trust_domain, datetime.now(UTC))
-    except StateError as error:
-        options.fail(f"--state-dir: {error}", 1)
+    async def prepare(config: MeshConfig) -> Serving:
+        try:
+            authority = root_authority(state_dir, config.trust_domain, datetime.now(UTC))
+        except StateError as error:
+            options.fail(f"--state-dir: {error}", 1)
+        _say_what_is_at_stake(exposed, kept=state_dir is not None)
+        parts: list[Part] = []  # each that is to run besides is added here
+        return Serving(Hub(authority, serve_keys=not exposed), parts)
+
     logs.configure()
     warm()
-    hub = Hub(authority, serve_keys=not exposed)
-    _say_what_is_at_stake(exposed, kept=state_dir is not None)
     at = Addresses(xds=where["--xds-address"], admin=admin, rest=where.get("--rest-address"))
-    parts: list[Part] = []  # each that is to run besides is added here
     source = Folder(manifests, settings)
-    serving = run(hub, source, at, max_connection_age=max_connection_age or None, parts=parts)
-    raise typer.Exit(asyncio.run(serving))
+    raise typer.Exit(asyncio.run(run(source, prepare, at, max_connection_age=max_connection_age or None)))
 
 
 def _say_what_is_at_stake(exposed: list[str], *, kept: bool) -> None:

@@ -21,7 +21,12 @@ LOOK = 0.5
 class Metrics:
     """What is told at /metrics, in a registry of its own."""
 
-    def __init__(self, hub: Hub, problems: Callable[[], Collection[Problem]] = tuple) -> None:
+    def __init__(
+        self,
+        hub: Hub,
+        problems: Callable[[], Collection[Problem]] = tuple,
+        behind: Callable[[], float] = float,
+    ) -> None:
         self._hub = hub
         self._registry = CollectorRegistry()
         self.streams = StreamMetrics(self._registry)
@@ -34,7 +39,7 @@ class Metrics:
         )
         self._registry.register(Build())
         self._registry.register(Work(hub))
-        self._registry.register(Problems(problems))
+        self._registry.register(Problems(problems, behind))
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)
 

@@ -121,10 +121,13 @@ class Work(Collector):
 
 
 class Problems(Collector):
-    """What is wrong with what sources say."""
+    """What is wrong with what sources say, and for how long they have said nothing."""
 
-    def __init__(self, problems: Callable[[], Collection[Problem]]) -> None:
+    def __init__(
+        self, problems: Callable[[], Collection[Problem]], behind: Callable[[], float] = float
+    ) -> None:
         self._problems = problems
+        self._behind = behind
 
     def collect(self) -> Iterator[Metric]:
         """Tell."""
@@ -136,6 +139,11 @@ class Problems(Collector):
                 labels=("severity",),
             ),
             (((severity,), counts[severity]) for severity in ("problem", "notice")),
+        )
+        yield GaugeMetricFamily(
+            "xds_source_behind_seconds",
+            "For how long it has not been possible to learn of changes, because the API server is away; 0 while it is there.",
+            value=self._behind(),
         )
 
 

@@ -10,7 +10,7 @@ import asyncio
 import os
 import stat
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
@@ -99,10 +99,18 @@ class Folder:
         return self._problems
 
     def lacking(self) -> str:
-        """Say what is not known yet."""
-        return "the manifests are being read"
+        """Say what is not known yet; empty if nothing."""
+        return "" if self._files is not None else "the manifests are being read"
 
-    async def watch(self) -> AsyncIterator[Report]:
+    def standing(self) -> str:
+        """Say how old what is known is: files are at hand."""
+        return ""
+
+    def behind(self) -> float:
+        """Tell for how many seconds it has not been possible to learn of changes."""
+        return 0.0
+
+    async def watch(self) -> AsyncGenerator[Report, None]:
         """Read the folder, then follow it: whenever something is different, tell what."""
         yield await asyncio.to_thread(self.load)
         async for _ in _signs_of_change(self.root):

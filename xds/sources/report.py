@@ -22,6 +22,8 @@ class Report(NamedTuple):
     """Those that are gone."""
     unsettled: bool = False
     """Whether something was left for later, because it is being written."""
+    complete: bool = True
+    """Whether everything is known. Before, only problems are told."""
 
     @property
     def empty(self) -> bool:
