@@ -16,6 +16,7 @@ _COMMANDS = {
     "translate": "Print the configuration that a pod's sidecar gets.",
     "reach": "Say who reaches whom, encrypted or not, and why.",
     "status": "Say how far each connected sidecar is: synced, waiting for what, or what it rejected and why.",
+    "proxy": "Become the Envoy of this pod: what a sidecar's container runs.",
     "init": "Redirect a pod's traffic to its sidecar, with iptables: what an init container does.",
     "demo": "Play Istio's automatic mutual TLS task with real Envoys.",
 }

@@ -49,7 +49,6 @@ from xds.model import ADMIN_PORT, HEALTH_PORT, Interception, Pod
 
 XDS_CLUSTER = "xds-grpc"
 _ADMIN_CLUSTER = "admin"
-_HEALTH = "health"
 _FILE_BASED = "envoy.grpc_credentials.file_based_metadata"
 
 LARGEST_MESSAGE = 32 * 1024 * 1024
@@ -120,7 +119,10 @@ def bootstrap(
                 _cluster(_ADMIN_CLUSTER, own, ADMIN_PORT),
                 *(each for each in added if isinstance(each, Cluster)),
             ],
-            listeners=[_health(health), *(each for each in added if isinstance(each, Listener))],
+            listeners=[
+                shown("health", health, HEALTH_PORT, "/healthz/ready", "/ready"),
+                *(each for each in added if isinstance(each, Listener)),
+            ],
         ),
     )
 
@@ -203,15 +205,15 @@ def _control_plane(host: str, port: int) -> Cluster:
     return cluster
 
 
-def _health(host: str) -> Listener:
-    """Of the admin interface, only readiness is shown to others."""
-    ready = Route(
-        match=RouteMatch(path="/healthz/ready"),
-        route=RouteAction(cluster=_ADMIN_CLUSTER, prefix_rewrite="/ready"),
+def shown(name: str, host: str, port: int, path: str, of_admin: str) -> Listener:
+    """Return a listener that shows one page of the admin interface, and no other, to whoever asks for `path`."""
+    page = Route(
+        match=RouteMatch(path=path),
+        route=RouteAction(cluster=_ADMIN_CLUSTER, prefix_rewrite=of_admin),
     )
-    hosts = [VirtualHost(name=_HEALTH, domains=["*"], routes=[ready])]
+    hosts = [VirtualHost(name=name, domains=["*"], routes=[page])]
     return Listener(
-        name=_HEALTH,
-        address=address(host, HEALTH_PORT),
-        filter_chains=[FilterChain(filters=[filters.http_to(_HEALTH, hosts)])],
+        name=name,
+        address=address(host, port),
+        filter_chains=[FilterChain(filters=[filters.http_to(name, hosts)])],
     )

@@ -8,11 +8,12 @@ from functools import lru_cache
 
 from envoy_data_plane.envoy.config.core.v3 import DataSource, Http1ProtocolOptions, SubstitutionFormatString
 from envoy_data_plane.envoy.config.listener.v3 import Filter, FilterChain, FilterChainMatch, ListenerFilter
-from envoy_data_plane.envoy.config.route.v3 import RouteConfiguration, VirtualHost
+from envoy_data_plane.envoy.config.route.v3 import HeaderMatcher, RouteConfiguration, VirtualHost
 from envoy_data_plane.envoy.extensions.filters.common.set_filter_state.v3 import (
     FilterStateValue,
     FilterStateValueSharedWithUpstream,
 )
+from envoy_data_plane.envoy.extensions.filters.http.health_check.v3 import HealthCheck
 from envoy_data_plane.envoy.extensions.filters.http.router.v3 import Router
 from envoy_data_plane.envoy.extensions.filters.http.set_filter_state.v3 import Config as SetFilterState
 from envoy_data_plane.envoy.extensions.filters.listener.http_inspector.v3 import HttpInspector
@@ -29,6 +30,8 @@ from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v
     Rds,
 )
 from envoy_data_plane.envoy.extensions.filters.network.tcp_proxy.v3 import TcpProxy
+from envoy_data_plane.envoy.type.matcher.v3 import StringMatcher
+from envoy_data_plane.envoy.type.v3 import Percent
 
 from xds.descriptors import pack
 from xds.envoy.common import ads, seconds
@@ -101,6 +104,17 @@ def alpn_filter(*protocols: str) -> HttpFilter:
     return HttpFilter(name=_SET_FILTER_STATE, typed_config=pack(config))
 
 
+def healthy(cluster: str, path: str) -> HttpFilter:
+    """Return the HTTP filter that answers a path: 200 if all of a cluster's endpoints pass its active health check, else 503."""
+    asked = HeaderMatcher(name=":path", string_match=StringMatcher(exact=path))
+    check = HealthCheck(
+        pass_through_mode=False,
+        headers=[asked],
+        cluster_min_healthy_percentages={cluster: Percent(value=100.0)},
+    )
+    return HttpFilter(name="envoy.filters.http.health_check", typed_config=pack(check))
+
+
 @lru_cache(maxsize=1)
 def _router() -> HttpFilter:
     return HttpFilter(name="envoy.filters.http.router", typed_config=pack(Router()))
@@ -131,13 +145,19 @@ def http_by_rds(route_config: str, *, proxy: bool = False) -> Filter:
     return Filter(name=_HCM, typed_config=pack(manager))
 
 
-def http_to(stat_prefix: str, virtual_hosts: Iterable[VirtualHost], *, alpn: str = "") -> Filter:
-    """Return the filter for outbound HTTP to fixed virtual hosts; `alpn`: what upstream TLS says."""
+def http_to(
+    stat_prefix: str,
+    virtual_hosts: Iterable[VirtualHost],
+    *,
+    alpn: str = "",
+    first: Iterable[HttpFilter] = (),
+) -> Filter:
+    """Return the filter for HTTP to fixed virtual hosts; `alpn`: what upstream TLS says; `first`: who sees a request before."""
     manager = _manager(stat_prefix)
     manager.route_config = RouteConfiguration(
         name=stat_prefix, virtual_hosts=list(virtual_hosts), validate_clusters=False
     )
-    manager.http_filters = [alpn_filter(alpn), _router()] if alpn else [_router()]
+    manager.http_filters = [*first, *([alpn_filter(alpn)] if alpn else []), _router()]
     return Filter(name=_HCM, typed_config=pack(manager))
 
 

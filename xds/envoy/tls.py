@@ -46,6 +46,12 @@ def raw_buffer() -> TransportSocket:
     return TransportSocket(name="envoy.transport_sockets.raw_buffer", typed_config=pack(RawBuffer()))
 
 
+@lru_cache(maxsize=1)
+def unverified() -> TransportSocket:
+    """Return a client's socket that encrypts, and takes any server's certificate."""
+    return TransportSocket(name=_TLS, typed_config=pack(UpstreamTlsContext()))
+
+
 def uri(*, exact: str = "", prefix: str = "") -> SubjectAltNameMatcher:
     """Return a matcher for the SPIFFE id in a certificate."""
     matcher = StringMatcher(exact=exact) if exact else StringMatcher(prefix=prefix)

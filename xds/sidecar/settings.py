@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from xds.model import HEALTH_PORT
+
 PROXY_ID = 1337
 """The user and the group that the sidecar runs as: how its own traffic is told from the application's."""
 
 PROBE_PORT = 15020
 """Where a sidecar answers the kubelet's probes in the application's stead."""
 METRICS_PORT = 15090
-"""Where a sidecar shows its metrics, for Prometheus, under `/stats/prometheus`."""
+"""Where a sidecar shows its metrics to Prometheus, under `/stats/prometheus`."""
 READY_PATH = "/healthz/ready"
 """Where on port 15021 a sidecar says whether it is ready."""
 
-NOT_INTERCEPTED = (15090, 15021, 15020)
+NOT_INTERCEPTED = (METRICS_PORT, HEALTH_PORT, PROBE_PORT)
 """Ports of the sidecar itself: metrics, readiness, probes. `xds init -d`."""
 
 TOKEN_AUDIENCE = "xds-ca"  # noqa: S105  # a name, not a secret
