@@ -1,0 +1,320 @@
+"""The CA's key in a Secret: one for all replicas, the user's own if there is one, and never shown."""
+
+from __future__ import annotations
+
+import asyncio
+from base64 import b64decode, b64encode
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
+from structlog.testing import capture_logs
+
+from tests.identity.companies import Company, key_pem, pem
+from tests.kubernetes.environment.cluster import Cluster
+from xds.identity.ca import Authority
+from xds.identity.rotation import Authorities, Stage, Waits
+from xds.kube.api import KubeApi, KubeError
+from xds.kube.authority import SECRET, USERS, AuthorityError, Rotation, Secrets, kept_authority
+
+NOW = datetime.now(UTC)
+RULES = [
+    {"apiGroups": [""], "resources": ["secrets"], "resourceNames": [SECRET, USERS], "verbs": ["get"]},
+    {"apiGroups": [""], "resources": ["secrets"], "resourceNames": [SECRET], "verbs": ["update"]},
+    {"apiGroups": [""], "resources": ["secrets"], "verbs": ["create"]},
+]
+"""What the module says that it needs."""
+
+
+@pytest.fixture
+async def namespace(cluster: Cluster) -> AsyncIterator[str]:
+    async with cluster.namespace("ca") as name:
+        yield name
+
+
+async def users_ca(cluster: Cluster, namespace: str, company: Company, root: Company) -> None:
+    """Put a CA into `cacerts` as Istio's documentation says to."""
+    data = {
+        "ca-cert.pem": pem(company),
+        "ca-key.pem": key_pem(company),
+        "root-cert.pem": pem(root),
+        "cert-chain.pem": pem(company) + pem(root),
+    }
+    await put(cluster, namespace, USERS, data)
+
+
+async def put(cluster: Cluster, namespace: str, name: str, data: dict[str, bytes]) -> None:
+    path = f"/api/v1/namespaces/{namespace}/secrets"
+    body = {
+        "metadata": {"name": name},
+        "data": {key: b64encode(value).decode() for key, value in data.items()},
+    }
+    try:
+        await cluster.api.create(path, body)
+    except KubeError as error:
+        if error.reason != "AlreadyExists":
+            raise
+        await cluster.api.replace(f"{path}/{name}", body)
+
+
+async def kept(cluster: Cluster, namespace: str) -> dict[str, bytes]:
+    found = await cluster.api.get(f"/api/v1/namespaces/{namespace}/secrets/{SECRET}")
+    return {name: b64decode(value) for name, value in found["data"].items()}
+
+
+async def authorities(api: KubeApi, namespace: str) -> Authorities:
+    return await kept_authority(api, namespace, "cluster.local", NOW)
+
+
+async def test_ten_replicas_that_start_at_once_agree_on_one_root(cluster: Cluster, namespace: str) -> None:
+    async with AsyncExitStack() as stack:
+        replicas = [await stack.enter_async_context(await cluster.connect()) for _ in range(10)]
+        found = await asyncio.gather(*(authorities(api, namespace) for api in replicas))
+    assert len({each.authority.certificate_pem for each in found}) == 1
+    assert len({each.authority.key.to_pem() for each in found}) == 1
+    assert (await kept(cluster, namespace))["ca-cert.pem"] == found[0].authority.certificate_pem
+    # And who comes later, too.
+    assert (await authorities(cluster.api, namespace)).authority.root_pem == found[0].authority.root_pem
+
+
+async def test_needs_no_more_than_it_says(cluster: Cluster, namespace: str) -> None:
+    rbac = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}"
+    await cluster.api.create(f"{rbac}/roles", {"metadata": {"name": "xds"}, "rules": RULES})
+    subject = {"kind": "User", "name": f"ca-{namespace}", "apiGroup": "rbac.authorization.k8s.io"}
+    role = {"kind": "Role", "name": "xds", "apiGroup": "rbac.authorization.k8s.io"}
+    binding = {"metadata": {"name": "xds"}, "roleRef": role, "subjects": [subject]}
+    await cluster.api.create(f"{rbac}/rolebindings", binding)
+    async with await cluster.connect(f"ca-{namespace}") as api:
+        await until_allowed(api, namespace)
+        await authorities(api, namespace)
+        root = Company.root("Root", NOW)
+        await users_ca(cluster, namespace, root, root)
+        assert (await authorities(api, namespace)).stage is Stage.SPREADING
+
+
+async def until_allowed(api: KubeApi, namespace: str) -> None:
+    """RBAC hears of a new binding a moment later."""
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                await Secrets(api, namespace).read(NOW)
+            except KubeError as error:
+                if error.status != 403:
+                    raise
+                await asyncio.sleep(0.05)
+            else:
+                return
+
+
+async def test_who_may_not_read_the_secret_is_told_so(cluster: Cluster, namespace: str) -> None:
+    async with await cluster.connect("nobody") as api:
+        with pytest.raises(KubeError, match=r'cannot get resource "secrets"'):
+            await authorities(api, namespace)
+
+
+async def test_the_users_own_ca_is_taken_with_its_chain(cluster: Cluster, namespace: str) -> None:
+    root = Company.root("Root", NOW, key=rsa.generate_private_key(65537, 4096))
+    issuing = root.subsidiary("Issuing", pathlen=0, key=rsa.generate_private_key(65537, 4096))
+    await users_ca(cluster, namespace, issuing, root)
+    found = await authorities(cluster.api, namespace)
+    assert found.authority.certificate == issuing.certificate
+    assert found.authority.root_pem == pem(root)
+    assert found.stage is Stage.STEADY
+    # Another replica has the same, from our copy as well as from the user's Secret.
+    await cluster.api.delete(f"/api/v1/namespaces/{namespace}/secrets/{USERS}")
+    again = await authorities(cluster.api, namespace)
+    assert again.authority.certificate == issuing.certificate
+    assert again.authority.above == (root.certificate,)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "complaint"),
+    [
+        ("ca-key.pem", None, "ca-key.pem is missing"),
+        (
+            "ca-key.pem",
+            b"-----BEGIN PRIVATE KEY-----\nc2VjcmV0\n-----END PRIVATE KEY-----\n",
+            "no private key",
+        ),
+        ("root-cert.pem", b"nothing", "no certificate in PEM form"),
+        ("root-cert.pem", pem(Company.root("Other", NOW)), "does not lead to the root"),
+        (
+            "ca-cert.pem",
+            pem(Company.root("Other", NOW - timedelta(days=1000))),
+            "of two different CAs|expired",
+        ),
+    ],
+)
+async def test_a_bad_ca_of_the_users_is_refused_with_the_remedy_and_not_silently_replaced(
+    cluster: Cluster, namespace: str, name: str, value: bytes | None, complaint: str
+) -> None:
+    root = Company.root("Root", NOW)
+    data = {"ca-cert.pem": pem(root), "ca-key.pem": key_pem(root), "root-cert.pem": pem(root), name: value}
+    await put(cluster, namespace, USERS, {key: each for key, each in data.items() if each is not None})
+    with pytest.raises(AuthorityError, match=complaint) as refusal:
+        await authorities(cluster.api, namespace)
+    assert f"{namespace}/cacerts" in str(refusal.value)
+    assert f"kubectl -n {namespace} delete secret cacerts" in str(refusal.value)
+    assert "c2VjcmV0" not in str(refusal.value)
+    with pytest.raises(KubeError) as missing:
+        await kept(cluster, namespace)
+    assert missing.value.missing
+
+
+async def test_what_we_kept_and_somebody_damaged_is_refused_with_the_remedy(
+    cluster: Cluster, namespace: str
+) -> None:
+    await put(cluster, namespace, SECRET, {"ca-cert.pem": pem(Company.root("Root", NOW))})
+    with pytest.raises(AuthorityError, match=rf"{namespace}/{SECRET}.*ca-key.pem is missing.*delete secret"):
+        await authorities(cluster.api, namespace)
+
+
+async def test_no_key_is_logged(cluster: Cluster, namespace: str) -> None:
+    with capture_logs() as logs:
+        found = await authorities(cluster.api, namespace)
+        root = Company.root("Root", NOW)
+        await users_ca(cluster, namespace, root, root)
+        await authorities(cluster.api, namespace)
+    assert len(logs) == 2
+    for key in (found.authority.key.to_pem(), key_pem(root)):
+        assert key.splitlines()[1].decode() not in str(logs)
+
+
+# --- rotation ------------------------------------------------------------------------------------------------------------
+
+
+class Replica:
+    """A replica that follows the Secret, and what it was told."""
+
+    def __init__(self, api: KubeApi, namespace: str, first: Authorities, **how: Any) -> None:
+        self.told: list[Authorities] = []
+        self.lagging: Sequence[str] = ()
+        self.leads = True
+        self.time = NOW
+        self.rotation = Rotation(
+            Secrets(api, namespace),
+            first,
+            taken=self.told.append,
+            lagging=lambda: self.lagging,
+            leads=lambda: self.leads,
+            now=lambda: self.time,
+            waits=Waits(timedelta(minutes=1), timedelta(hours=1), timedelta(hours=2)),
+            **how,
+        )
+
+    async def look(self, after: timedelta = timedelta()) -> Stage:
+        self.time += after
+        await self.rotation.look()
+        return self.rotation.current.stage
+
+
+async def replicas(cluster: Cluster, namespace: str) -> tuple[Replica, Replica]:
+    first = await authorities(cluster.api, namespace)
+    leader, follower = (Replica(cluster.api, namespace, first) for _ in range(2))
+    follower.leads = False
+    return leader, follower
+
+
+async def test_another_ca_of_the_users_goes_through_all_steps_and_any_replica_goes_on(
+    cluster: Cluster, namespace: str
+) -> None:
+    leader, follower = await replicas(cluster, namespace)
+    old = leader.rotation.current.authority
+    root = Company.root("Root", NOW)
+    issuing = root.subsidiary("Issuing")
+    await users_ca(cluster, namespace, issuing, root)
+
+    assert await follower.look() is Stage.STEADY  # only the leader writes
+    assert await leader.look() is Stage.SPREADING
+    assert await follower.look() is Stage.SPREADING
+    for replica in (leader, follower):
+        assert replica.told[-1].authority.certificate == old.certificate
+        assert replica.told[-1].also_trust == (pem(root),)
+
+    # The leader is gone; the follower goes on where it was, and waits for its proxies.
+    follower.leads, follower.lagging = True, ["sidecar~10.0.0.1~a.b~b.svc.cluster.local"]
+    assert await follower.look(timedelta(minutes=2)) is Stage.SPREADING
+    follower.lagging = ()
+    assert await follower.look() is Stage.RETIRING
+    assert follower.told[-1].authority.certificate == issuing.certificate
+    assert follower.told[-1].also_trust == (old.root_pem,)
+
+    # A replica that starts now finds the same.
+    started = await authorities(cluster.api, namespace)
+    assert started.to_data() == follower.told[-1].to_data()
+
+    assert await follower.look(timedelta(hours=3)) is Stage.STEADY
+    assert follower.told[-1].trusted_pem == pem(root)
+    assert len(follower.told) == 3
+    assert await follower.look() is Stage.STEADY
+    assert len(follower.told) == 3
+
+
+async def test_a_bad_ca_of_the_users_changes_nothing_of_what_runs(cluster: Cluster, namespace: str) -> None:
+    leader, _ = await replicas(cluster, namespace)
+    before = await kept(cluster, namespace)
+    await put(cluster, namespace, USERS, {"ca-cert.pem": b"x"})
+    with pytest.raises(AuthorityError):
+        await leader.look()
+    assert await kept(cluster, namespace) == before
+    assert leader.told == []
+
+
+async def test_a_secret_that_somebody_removed_is_put_back(cluster: Cluster, namespace: str) -> None:
+    leader, follower = await replicas(cluster, namespace)
+    before = await kept(cluster, namespace)
+    await cluster.api.delete(f"/api/v1/namespaces/{namespace}/secrets/{SECRET}")
+    await follower.look()
+    assert await kept(cluster, namespace) == before
+    await leader.look()
+    assert leader.told == []
+
+
+async def test_two_that_write_at_once_do_not_overwrite_each_other(cluster: Cluster, namespace: str) -> None:
+    leader, other = await replicas(cluster, namespace)
+    other.leads = True
+    root = Company.root("Root", NOW)
+    await users_ca(cluster, namespace, root, root)
+    await asyncio.gather(leader.look(), other.look())
+    await asyncio.gather(leader.look(), other.look())
+    assert leader.rotation.current.to_data() == other.rotation.current.to_data()
+    assert leader.rotation.current.also_trust == (pem(root),)
+
+
+async def test_it_follows_by_itself_and_says_once_what_is_wrong(cluster: Cluster, namespace: str) -> None:
+    first = await authorities(cluster.api, namespace)
+    told = asyncio.Event()
+    follower = Replica(cluster.api, namespace, first, every=0.01)
+    follower.rotation._taken = lambda _: told.set()
+    looks = 0
+    look = follower.rotation.look
+
+    async def counted() -> None:
+        nonlocal looks
+        looks += 1
+        await look()
+
+    follower.rotation.look = counted
+    await put(cluster, namespace, USERS, {"ca-cert.pem": b"x"})
+    with capture_logs() as logs:
+        task = asyncio.create_task(follower.rotation.run())
+        async with asyncio.timeout(30):
+            while looks < 5:
+                await asyncio.sleep(0.01)
+            root = Company.root("Root", NOW)
+            await users_ca(cluster, namespace, root, root)
+            await told.wait()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    errors = [entry for entry in logs if entry["log_level"] == "error"]
+    assert len(errors) == 1
+    assert "ca-key.pem is missing" in errors[0]["problem"]
+
+
+async def test_the_ca_made_here_is_the_trust_domains(cluster: Cluster, namespace: str) -> None:
+    made = await kept_authority(cluster.api, namespace, "prod.example", NOW)
+    assert isinstance(made.authority, Authority)
+    assert "prod.example" in made.authority.certificate.subject.rfc4514_string()

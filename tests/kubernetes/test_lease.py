@@ -1,0 +1,125 @@
+"""One at a time may write, somebody always may, and no clocks are compared."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from tests.kubernetes.environment.cluster import Cluster
+from tests.real.harness.waiting import eventually
+from xds.kube.lease import NAME, Lease
+
+DURATION = 1.5
+
+
+@pytest.fixture
+async def namespace(cluster: Cluster) -> AsyncIterator[str]:
+    async with cluster.namespace("lease") as name:
+        yield name
+
+
+@asynccontextmanager
+async def running(lease: Lease) -> AsyncIterator[asyncio.Task[None]]:
+    task = asyncio.create_task(lease.run())
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def until_held(*leases: Lease) -> Lease:
+    await eventually(lambda: any(lease.held for lease in leases), timeout=30, what="one of them leads")
+    (holder,) = [lease for lease in leases if lease.held]
+    return holder
+
+
+async def spec(cluster: Cluster, namespace: str) -> dict[str, Any]:
+    path = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases/{NAME}"
+    return (await cluster.api.get(path))["spec"]
+
+
+def lease(cluster: Cluster, namespace: str, identity: str, duration: float = DURATION) -> Lease:
+    return Lease(cluster.api, namespace, identity, duration=duration)
+
+
+async def test_of_several_one_leads_and_gives_it_back_at_its_end(cluster: Cluster, namespace: str) -> None:
+    claims = [lease(cluster, namespace, name, 60) for name in "abc"]
+    async with running(claims[0]) as first, running(claims[1]), running(claims[2]):
+        holder = await until_held(*claims)
+        others = [each for each in claims if each is not holder]
+        identity = (await spec(cluster, namespace))["holderIdentity"]
+        assert identity == holder._identity
+    assert first.done()
+    found = await spec(cluster, namespace)
+    assert found.get("holderIdentity", "") == ""
+    assert not holder.held
+    # Long before the duration of a minute is over.
+    async with running(others[0]):
+        assert await until_held(*others) is others[0]
+        assert (await spec(cluster, namespace))["leaseTransitions"] >= 1
+
+
+async def test_a_holder_that_is_gone_without_a_word_is_followed_by_another(
+    cluster: Cluster, namespace: str
+) -> None:
+    gone, next_ = lease(cluster, namespace, "gone"), lease(cluster, namespace, "next")
+    await gone._try()
+    assert (await spec(cluster, namespace))["holderIdentity"] == "gone"
+    async with running(next_):
+        assert await until_held(next_) is next_
+        assert not gone.held
+    assert (await spec(cluster, namespace))["leaseTransitions"] >= 1
+
+
+async def test_the_time_that_is_written_there_counts_for_nothing(cluster: Cluster, namespace: str) -> None:
+    holder, other = lease(cluster, namespace, "holder", 60), lease(cluster, namespace, "other", 60)
+    await holder._try()
+    path = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases/{NAME}"
+    for stamp in ("2001-01-01T00:00:00.000000Z", "2101-01-01T00:00:00.000000Z"):
+        await cluster.api.patch(path, {"spec": {"renewTime": stamp}})
+        await other._try()
+        assert not other.held
+    assert holder.held
+
+
+async def test_a_holder_that_keeps_renewing_keeps_it(cluster: Cluster, namespace: str) -> None:
+    holder, other = lease(cluster, namespace, "holder", 60), lease(cluster, namespace, "other", 60)
+    await holder._try()
+    for _ in range(3):
+        await other._try()
+        assert other._seen is not None
+        other._seen = (other._seen[0], float("-inf"))  # as if it had watched for ever
+        await holder._try()
+        await other._try()
+        assert holder.held
+        assert not other.held
+
+
+async def test_one_that_cannot_reach_the_server_stops_before_another_may_begin(
+    cluster: Cluster, namespace: str
+) -> None:
+    holder = lease(cluster, namespace, "holder")
+    await holder._try()
+    began = asyncio.get_running_loop().time()
+    assert holder._until < began + DURATION
+    nobody = await cluster.connect("nobody")
+    async with nobody:
+        holder._api = nobody
+        with capture_logs() as logs:
+            await holder._try()
+            await holder._try()
+    assert [entry["event"] for entry in logs] == ["the Lease cannot be kept up"]
+    assert "leases" in logs[0]["problem"]
+    await eventually(lambda: not holder.held, timeout=30)
+
+
+async def test_two_that_see_it_free_do_not_both_get_it(cluster: Cluster, namespace: str) -> None:
+    claims = [lease(cluster, namespace, f"replica-{number}", 60) for number in range(8)]
+    await asyncio.gather(*(claim._try() for claim in claims))
+    assert sum(claim.held for claim in claims) == 1
