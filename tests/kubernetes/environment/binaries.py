@@ -103,7 +103,8 @@ def _compile(tool: str, into: Path) -> None:
     values = {f"{said}.gitVersion": f"v{number}", f"{said}.gitMajor": major, f"{said}.gitMinor": minor}
     linking = " ".join(["-s", "-w", *(f"-X {name}={value}" for name, value in values.items())])
     command = [tool, "build", "-v", "-trimpath", "-ldflags", linking, "-o", str(into / _ONE), "."]
-    flags = f"-mod=mod -p={_PACKAGES_AT_ONCE}"
+    # The folder is ignored by git: there is no version to be found out from it.
+    flags = f"-mod=mod -buildvcs=false -p={_PACKAGES_AT_ONCE}"
     with subprocess.Popen(
         command,
         cwd=source,
