@@ -6,13 +6,14 @@ who polls with HTTP and JSON. All ask a `Proxies` what a client gets.
 
 from xds.server.discovery import DiscoveryService
 from xds.server.listening import OPTIONS, XdsServer
-from xds.server.proxies import Proxies, Refused, StreamInfo, Subscriber
+from xds.server.proxies import Authenticate, Proxies, Refused, StreamInfo, Subscriber, is_encrypted
 from xds.server.services import ADS
 from xds.server.stream import Observer, Stream
 
 __all__ = [
     "ADS",
     "OPTIONS",
+    "Authenticate",
     "DiscoveryService",
     "Observer",
     "Proxies",
@@ -21,4 +22,5 @@ __all__ = [
     "StreamInfo",
     "Subscriber",
     "XdsServer",
+    "is_encrypted",
 ]

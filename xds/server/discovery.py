@@ -20,7 +20,7 @@ from xds.protocol.events import Connected
 from xds.protocol.session import Session, Variant
 from xds.protocol.wire import RequestError
 from xds.server.fetch import fetch
-from xds.server.proxies import Proxies, Refused, StreamInfo, cut
+from xds.server.proxies import Authenticate, Proxies, Refused, StreamInfo, cut
 from xds.server.services import SERVICES, Service
 from xds.server.stream import Observer, Stream, now
 from xds.server.turns import Turns
@@ -39,10 +39,19 @@ class DiscoveryService:
 
     A request that no client should send ends its stream with INVALID_ARGUMENT, an error of ours (in a Proxies, say)
     with INTERNAL; neither touches another stream. `fetch` is asked on behalf of the proxies too, but has no stream.
+    `authenticate` is asked who makes each call, before anything is read of it.
     """
 
-    def __init__(self, proxies: Proxies, *, identifier: str = "", observer: Observer | None = None) -> None:
+    def __init__(
+        self,
+        proxies: Proxies,
+        *,
+        identifier: str = "",
+        observer: Observer | None = None,
+        authenticate: Authenticate | None = None,
+    ) -> None:
         self._proxies = proxies
+        self._authenticate = authenticate
         self._identifier = identifier
         self._observer = observer
         self.failed: Counter[grpc.StatusCode] = Counter()
@@ -113,8 +122,12 @@ class DiscoveryService:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
             async with self._ending(context):
-                info = StreamInfo(peer=context.peer(), variant=variant, type_url=type_url)
-                await self._converse(context, info)
+                if self._stopping:
+                    raise Refused(grpc.StatusCode.UNAVAILABLE, _SHUTTING_DOWN)
+                caller, request = await self._first_request(context)
+                if request is not grpc.aio.EOF:
+                    info = StreamInfo(peer=context.peer(), variant=variant, type_url=type_url, caller=caller)
+                    await self._converse(context, info, request)
 
         return grpc.stream_stream_rpc_method_handler(stream)
 
@@ -123,19 +136,15 @@ class DiscoveryService:
             async with self._ending(context):
                 if self._stopping:
                     raise Refused(grpc.StatusCode.UNAVAILABLE, _SHUTTING_DOWN)
-                fetched = await fetch(self._proxies, type_url, message, peer=context.peer())
+                caller = await self._authenticate(context) if self._authenticate else None
+                fetched = await fetch(self._proxies, type_url, message, peer=context.peer(), caller=caller)
             # Also to who has this version: there is no status for it, and an empty response would take it away.
             return fetched.response(self._identifier)
 
         return grpc.unary_unary_rpc_method_handler(fetch_once)
 
-    async def _converse(self, context: grpc.aio.ServicerContext, info: StreamInfo) -> None:
-        if self._stopping:
-            raise Refused(grpc.StatusCode.UNAVAILABLE, _SHUTTING_DOWN)
+    async def _converse(self, context: grpc.aio.ServicerContext, info: StreamInfo, request: bytes) -> None:
         session = Session(info.variant, type_url=info.type_url, identifier=self._identifier)
-        request = await self._first_request(context)
-        if request is grpc.aio.EOF:
-            return
         events = session.receive(request, now())
         node = next(event.node for event in events if isinstance(event, Connected))
         about = log.bind(proxy=node.id, peer=info.peer, variant=info.variant.value)
@@ -161,12 +170,16 @@ class DiscoveryService:
             stream.take(events, self._proxies, self._observer)
             await stream.run(context, self._proxies, self._observer)
 
-    async def _first_request(self, context: grpc.aio.ServicerContext) -> Any:
-        """Read a request, or grpc.aio.EOF. Refused: none comes in time, or the server is shutting down."""
+    async def _first_request(self, context: grpc.aio.ServicerContext) -> tuple[Any, Any]:
+        """Return who calls, and a request or grpc.aio.EOF.
+
+        Refused: the caller is not let in, no request comes in time, or the server is shutting down.
+        """
         try:
             async with asyncio.timeout(_FIRST_REQUEST) as until:
                 self._unheard.add(until)
-                return await context.read()
+                caller = await self._authenticate(context) if self._authenticate else None
+                return caller, await context.read()
         except TimeoutError:
             if self._stopping:
                 raise Refused(grpc.StatusCode.UNAVAILABLE, _SHUTTING_DOWN) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from typing import Any
 
 import structlog
 
@@ -44,7 +45,13 @@ class Fetched:
 
 
 async def fetch(
-    proxies: Proxies, type_url: str, message: bytes, *, peer: str, patience: float = PATIENCE
+    proxies: Proxies,
+    type_url: str,
+    message: bytes,
+    *,
+    peer: str,
+    caller: Any = None,
+    patience: float = PATIENCE,
 ) -> Fetched:
     """Answer a DiscoveryRequest for the resources that it names, or for all of the type if it names none, or `*`.
 
@@ -58,7 +65,7 @@ async def fetch(
         raise RequestError(f"this is for {type_url} only, not for {request.type_url}")
     names = frozenset(request.names) - {WILDCARD}
     wildcard = not names or WILDCARD in request.names
-    info = StreamInfo(peer=peer, variant=Variant.SOTW, type_url=type_url)
+    info = StreamInfo(peer=peer, variant=Variant.SOTW, type_url=type_url, caller=caller)
     try:
         subscriber = proxies.connect(request.node, info)
         try:
@@ -92,6 +99,8 @@ async def _first_snapshot(subscriber: Subscriber, patience: float) -> Snapshot:
         async with asyncio.timeout(patience):
             while subscriber.snapshot is None:
                 subscriber.changed.clear()
+                if subscriber.refused:
+                    raise subscriber.refused
                 await subscriber.changed.wait()
     except TimeoutError:
         raise nothing_known(subscriber.node) from None

@@ -6,12 +6,13 @@ import asyncio
 from collections.abc import Callable, Iterable
 from typing import Any, Self
 
+import grpc
 import grpc.aio
 import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
 from xds.server.discovery import DiscoveryService
-from xds.server.proxies import Proxies
+from xds.server.proxies import Authenticate, Proxies
 from xds.server.stream import Observer
 
 log = structlog.get_logger(__name__)
@@ -52,6 +53,10 @@ class XdsServer:
     drawn for each, so that proxies spread over servers that were added: its client is told to open streams elsewhere
     (GOAWAY), and those that it has end with UNAVAILABLE ten seconds later. None: never. `grace` is how many seconds
     streams have to end on shutdown. `options` are gRPC's channel arguments, over those in OPTIONS. It is started once.
+
+    `address` is in plaintext; `secure` are others with gRPC's credentials for each, where the same is served over TLS.
+    `authenticate` is asked who makes a call, on all of them (`is_encrypted` tells them apart); what it returns is the
+    `caller` in StreamInfo, and Refused ends the call. Health answers anybody.
     """
 
     def __init__(
@@ -65,8 +70,13 @@ class XdsServer:
         options: Iterable[tuple[str, Any]] = (),
         observer: Observer | None = None,
         added: Iterable[Callable[[grpc.aio.Server, DiscoveryService], None]] = (),
+        secure: Iterable[tuple[str, grpc.ServerCredentials]] = (),
+        authenticate: Authenticate | None = None,
     ) -> None:
-        self.discovery = DiscoveryService(proxies, identifier=identifier, observer=observer)
+        self.discovery = DiscoveryService(
+            proxies, identifier=identifier, observer=observer, authenticate=authenticate
+        )
+        self._secure = tuple(secure)
         self._added = tuple(added)
         self._health = health.aio.HealthServicer()
         self._address = address
@@ -77,6 +87,8 @@ class XdsServer:
         self._is_over = False
         self.port = 0
         """The port that it listens on, once started; of use when the address leaves the choice with port 0."""
+        self.secure_ports: tuple[int, ...] = ()
+        """Those of `secure`, in that order."""
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -102,12 +114,15 @@ class XdsServer:
             await self._health.set(handler.service_name(), health_pb2.HealthCheckResponse.SERVING)
         try:
             self.port = server.add_insecure_port(self._address)
+            self.secure_ports = tuple(server.add_secure_port(*each) for each in self._secure)
         except RuntimeError:
             await server.stop(None)
             raise
         await server.start()
         self._server = server
         log.info("serving xDS", address=self._address, port=self.port)
+        for (address, _), port in zip(self._secure, self.secure_ports, strict=True):
+            log.info("serving xDS over TLS", address=address, port=port)
 
     async def stop(self) -> None:
         """Stop accepting, end the streams with UNAVAILABLE, one by one, and cancel those left after the grace."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, TypeAlias
 
 import grpc
+import grpc.aio
 
 from xds.protocol.events import Acked, Nacked, Subscribed
 from xds.protocol.session import Session, Variant
@@ -15,6 +17,15 @@ from xds.snapshot import Snapshot
 
 _LONGEST_MESSAGE = 1000
 """Characters of what a client is told. gRPC sends up to three bytes for each, and clients take 16 KiB of headers."""
+
+
+Authenticate: TypeAlias = Callable[[grpc.aio.ServicerContext], Awaitable[Any]]
+"""Finds out who makes a call: returns what is then a stream's `caller`, or raises Refused."""
+
+
+def is_encrypted(context: grpc.aio.ServicerContext) -> bool:
+    """Whether a call came over TLS, so that somebody may prove in it who they are."""
+    return b"ssl" in context.auth_context().get("transport_security_type", ())
 
 
 def cut(message: str) -> str:
@@ -45,6 +56,8 @@ class StreamInfo:
     variant: Variant
     type_url: str
     """The type that the stream is for; empty if it is aggregated."""
+    caller: Any = None
+    """Who opened it, as `authenticate` said; None if nobody had to prove who they are."""
 
 
 class Subscriber:
@@ -60,12 +73,19 @@ class Subscriber:
         """Set to make the stream look again whether there is something to send."""
         self.changed_at: float | None = None
         """When the first change was noted that nobody has looked at here since; in seconds of the event loop's clock."""
+        self.refused: Refused | None = None
+        """How the stream is to end, if it is."""
 
     def publish(self, snapshot: Snapshot, changed_at: float | None = None) -> None:
         """From now on the proxy should have this; `changed_at`: since when, if something changed for it."""
         self.snapshot = snapshot
         if changed_at is not None:
             self.changed_at = changed_at if self.changed_at is None else min(changed_at, self.changed_at)
+        self.changed.set()
+
+    def refuse(self, code: grpc.StatusCode, message: str) -> None:
+        """End the stream with this status; the first one that is said counts."""
+        self.refused = self.refused or Refused(code, message)
         self.changed.set()
 
 
@@ -79,4 +99,4 @@ class Proxies(Protocol):
         """Forget a stream that has ended; called exactly once for each that was let in."""
 
     def observe(self, subscriber: Subscriber, event: Subscribed | Acked | Nacked) -> None:
-        """Learn what a proxy wants, took or rejected."""
+        """Learn what a proxy wants, took or rejected. Refused: the stream ends with that."""

@@ -17,7 +17,7 @@ import structlog
 from xds.protocol.events import Acked, Event, Nacked, Subscribed
 from xds.protocol.session import Session
 from xds.protocol.wire import Node
-from xds.server.proxies import Proxies, Refused, StreamInfo, Subscriber, nothing_known
+from xds.server.proxies import Proxies, StreamInfo, Subscriber, nothing_known
 from xds.server.turns import Turns
 
 log = structlog.get_logger(__name__)
@@ -67,14 +67,12 @@ class Stream:
         self.moves = 0
         """How many requests and responses there were: nothing the client does changes its status without another."""
         self._turns = turns
-        self._stopping: str | None = None
         self._is_writing = False
         self._was_too_large = False
 
     def stop(self, why: str) -> None:
         """End it with UNAVAILABLE, so that its client goes elsewhere."""
-        self._stopping = why
-        self.subscriber.changed.set()
+        self.subscriber.refuse(grpc.StatusCode.UNAVAILABLE, why)
 
     async def run(
         self, context: grpc.aio.ServicerContext, proxies: Proxies, observer: Observer | None
@@ -135,7 +133,7 @@ class Stream:
         served = None
         closed_at: float | None = None
         changed = self.subscriber.changed
-        while self._stopping is None:
+        while self.subscriber.refused is None:
             await self._turns.take()
             changed.clear()
             if reader.done() and closed_at is None:
@@ -166,7 +164,7 @@ class Stream:
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(until):
                     await changed.wait()
-        raise Refused(grpc.StatusCode.UNAVAILABLE, self._stopping)
+        raise self.subscriber.refused
 
     def _note_size(self, size: int) -> None:
         """Say once if a response is larger than many clients take: they reconnect, and get the same again."""

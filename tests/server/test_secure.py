@@ -1,0 +1,171 @@
+"""TLS beside plaintext, who calls, and streams that a Proxies ends: over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+
+import grpc
+import grpc.aio
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from tests.protocol.stream import world
+from tests.server.proxies import REQUEST, Client, OneForAll
+from xds.identity.ca import Authority
+from xds.identity.keys import PrivateKey
+from xds.protocol.session import Variant
+from xds.server import Refused, XdsServer, is_encrypted
+from xds.snapshot import CLUSTER, ENDPOINT
+
+NOW = datetime.now(UTC)
+CA = Authority.create(PrivateKey.generate(), "cluster.local", NOW)
+FETCH = "/envoy.service.cluster.v3.ClusterDiscoveryService/FetchClusters"
+
+
+class Door:
+    """Asks everybody for a name in the metadata; plaintext callers have none."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.open = asyncio.Event()
+        self.open.set()
+
+    async def __call__(self, context: grpc.aio.ServicerContext) -> str | None:
+        self.asked.set()
+        await self.open.wait()
+        if not is_encrypted(context):
+            return None
+        name = dict(context.invocation_metadata()).get("name")
+        if name is None:
+            raise Refused(grpc.StatusCode.UNAUTHENTICATED, "say your name")
+        return str(name)
+
+
+@pytest.fixture
+def door() -> Door:
+    return Door()
+
+
+@pytest.fixture
+async def server(proxies, door) -> AsyncIterator[XdsServer]:
+    leaf = CA.issue_server(["localhost"], NOW)
+    credentials = grpc.ssl_server_credentials([(leaf.key.to_pem(), leaf.chain)])
+    secure = [("127.0.0.1:0", credentials)]
+    async with XdsServer(proxies, "127.0.0.1:0", grace=0.2, secure=secure, authenticate=door) as server:
+        yield server
+
+
+@asynccontextmanager
+async def over_tls(server: XdsServer, name: str = "") -> AsyncIterator[grpc.aio.Channel]:
+    credentials = grpc.ssl_channel_credentials(CA.root_pem)
+    if name:
+        named = grpc.metadata_call_credentials(lambda _, give: give((("name", name),), None))
+        credentials = grpc.composite_channel_credentials(credentials, named)
+    async with grpc.aio.secure_channel(f"localhost:{server.secure_ports[0]}", credentials) as channel:
+        yield channel
+
+
+def fetch(channel: grpc.aio.Channel):
+    request = REQUEST()
+    request.node.id = "x"
+    return channel.unary_unary(FETCH)(request.SerializeToString())
+
+
+@pytest.mark.parametrize("variant", Variant)
+async def test_a_stream_knows_who_opened_it(proxies, server, variant):
+    async with over_tls(server, "anne") as channel:
+        client = Client(channel, variant)
+        await client.ask(CLUSTER)
+        assert (await client.get()).type_url == CLUSTER
+        assert [stream.caller for stream in proxies.streams] == ["anne"]
+
+
+async def test_in_plaintext_the_same_is_served_to_nobody_in_particular(proxies, server, channel):
+    client = Client(channel)
+    await client.ask(CLUSTER)
+    await client.get()
+    assert [stream.caller for stream in proxies.streams] == [None]
+
+
+async def test_who_is_not_let_in_is_told_before_anything_is_read(proxies, server):
+    async with over_tls(server) as channel:
+        client = Client(channel)
+        assert await client.end() == (grpc.StatusCode.UNAUTHENTICATED, "say your name")
+        with pytest.raises(grpc.aio.AioRpcError, match="say your name"):
+            await fetch(channel)
+    assert not proxies.streams
+    assert server.discovery.failed == {grpc.StatusCode.UNAUTHENTICATED: 2}
+
+
+async def test_a_fetch_is_somebodys_too(proxies, server):
+    async with over_tls(server, "anne") as channel:
+        await fetch(channel)
+    assert [stream.caller for stream in proxies.streams] == ["anne"]
+
+
+async def test_health_answers_anybody(server):
+    async with over_tls(server) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        answer = await stub.Check(health_pb2.HealthCheckRequest(service=""))
+    assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+async def test_who_is_still_being_asked_does_not_hold_up_the_end(server, door):
+    door.open.clear()
+    async with over_tls(server, "anne") as channel:
+        client = Client(channel)
+        await door.asked.wait()
+        await server.stop()
+        assert (await client.end())[0] is grpc.StatusCode.UNAVAILABLE
+
+
+@pytest.mark.parametrize("variant", Variant)
+async def test_a_stream_that_is_not_to_go_on_ends_with_the_reason(proxies, server, channel, variant):
+    client = Client(channel, variant)
+    await client.ask(CLUSTER)
+    await client.get()
+    [subscriber] = proxies.subscribers
+    subscriber.refuse(grpc.StatusCode.PERMISSION_DENIED, "your pod is gone")
+    subscriber.refuse(grpc.StatusCode.UNAVAILABLE, "another reason")
+    proxies.publish(world(CDS="a=2"))
+    assert await client.end() == (grpc.StatusCode.PERMISSION_DENIED, "your pod is gone")
+    await proxies.left.get()
+
+
+async def test_a_fetch_that_waits_ends_with_the_reason(proxies, server, channel):
+    proxies.snapshot = None
+    call = fetch(channel)
+    while not proxies.subscribers:
+        await asyncio.sleep(0)
+    proxies.subscribers[0].refuse(grpc.StatusCode.PERMISSION_DENIED, "your pod is gone")
+    with pytest.raises(grpc.aio.AioRpcError, match="your pod is gone"):
+        await call
+
+
+class Picky(OneForAll):
+    """Ends streams that ask for assignments."""
+
+    def observe(self, subscriber, event):
+        if event.type_url == ENDPOINT:
+            raise Refused(grpc.StatusCode.PERMISSION_DENIED, "not these")
+
+
+@pytest.mark.parametrize("variant", Variant)
+async def test_a_stream_that_asks_for_what_it_must_not_ends(variant):
+    proxies = Picky(world(CDS="a=1"))
+    async with (
+        XdsServer(proxies, "127.0.0.1:0", grace=0.2) as server,
+        grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel,
+    ):
+        client = Client(channel, variant)
+        await client.ask(CLUSTER)
+        await client.get()
+        await client.ask(ENDPOINT, "a")
+        assert await client.end() == (grpc.StatusCode.PERMISSION_DENIED, "not these")
+        at_once = Client(channel, variant)
+        await at_once.ask(ENDPOINT, "a")
+        assert await at_once.end() == (grpc.StatusCode.PERMISSION_DENIED, "not these")
+    assert not proxies.subscribers
