@@ -50,7 +50,7 @@ proto: $(READY) ## Generate xds/api from protos/
 	$(call PROTOC,.)
 
 golden: $(READY) ## Write the golden files anew; read the diff before you commit it
-	@$(BIN)/pytest tests/golden --golden
+	@$(BIN)/pytest tests/golden tests/inject/test_golden.py --golden
 
 bench: $(READY) ## Measure how long changes take to reach 1,000 sidecars: several minutes
 	@$(BIN)/python benchmarks/bench.py

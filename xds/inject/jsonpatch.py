@@ -11,8 +11,7 @@ Json: TypeAlias = dict[str, Any]
 def difference(before: Any, after: Any) -> list[Json]:
     """Return the operations, in order, that make `after` of `before`.
 
-    Only `add`, `remove` and `replace`: Kubernetes applies these alike everywhere. What is new in a list is added where it
-    is; what is the same at its beginning and its end is not touched.
+    Only `add`, `remove` and `replace` are used. What is new in a list is added where it is; its other members stay.
     """
     return list(_changes(before, after, ""))
 
@@ -33,24 +32,33 @@ def _changes(before: Any, after: Any, path: str) -> Iterator[Json]:
 
 
 def _list_changes(before: list[Any], after: list[Any], path: str) -> Iterator[Json]:
-    start, end = unchanged(before, after)
-    old, new = len(before) - start - end, len(after) - start - end
-    both = min(old, new)
-    for index in range(start, start + both):
+    start, end = alike(before, after)
+    for index in range(start):
         yield from _changes(before[index], after[index], _step(path, index))
-    for _ in range(old - both):
-        yield {"op": "remove", "path": _step(path, start + both)}
-    for index in range(start + both, start + new):
+    for index in range(1, end + 1):
+        yield from _changes(before[-index], after[-index], _step(path, len(before) - index))
+    for _ in before[start : len(before) - end]:
+        yield {"op": "remove", "path": _step(path, start)}
+    for index in range(start, len(after) - end):
         yield {"op": "add", "path": _step(path, index), "value": after[index]}
 
 
-def unchanged(before: list[Any], after: list[Any]) -> tuple[int, int]:
-    """Return how many members two lists have in common at their beginning, and how many of the rest at their end."""
+def alike(before: list[Any], after: list[Any]) -> tuple[int, int]:
+    """Return how many members two lists share at their beginning, and how many of the rest at their end.
+
+    Shared is what is equal, or has the same name, as containers and volumes do.
+    """
     shorter = min(len(before), len(after))
-    start = next((i for i in range(shorter) if not _same(before[i], after[i])), shorter)
+    start = next((i for i in range(shorter) if not _shared(before[i], after[i])), shorter)
     rest = shorter - start
-    end = next((i for i in range(rest) if not _same(before[-1 - i], after[-1 - i])), rest)
+    end = next((i for i in range(rest) if not _shared(before[-1 - i], after[-1 - i])), rest)
     return start, end
+
+
+def _shared(one: Any, other: Any) -> bool:
+    if isinstance(one, dict) and isinstance(other, dict) and "name" in one and "name" in other:
+        return _same(one["name"], other["name"])
+    return _same(one, other)
 
 
 def _same(one: Any, other: Any) -> bool:

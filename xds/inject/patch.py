@@ -84,6 +84,8 @@ def _readable(pod: Field) -> bool:
     for name in ("labels", "annotations"):
         for _, entry in meta[name].entries():
             entry.text()
+    if not spec:
+        return False
     for name in ("securityContext", "os", "nodeSelector"):
         spec[name].mapping()
     spec["containers"].required()

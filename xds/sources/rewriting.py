@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import yaml
 from yaml import CollectionNode, MappingNode, Node, ScalarNode, SequenceNode
 
-from xds.inject.jsonpatch import unchanged
+from xds.inject.jsonpatch import alike
 from xds.sources.documents import Document, Parser, parsed
 
 
@@ -47,7 +47,8 @@ def rewritten(text: str, changes: Sequence[tuple[Document, Any]]) -> str:
         edit for document, value in changes for edit in _edits(text, document.root, document.value, value)
     ]
     result = text
-    for start, end, new in sorted(edits, key=lambda edit: edit.start, reverse=True):
+    # From the end, so that places stay what they are; of two at one place, what was found first (deeper) comes first.
+    for start, end, new in sorted(edits, key=lambda edit: edit.start)[::-1]:
         result = result[:start] + new + result[end:]
     return result if _says(result, wanted) else "".join(f"---\n{_dump(value)}" for value in wanted)
 
@@ -63,7 +64,8 @@ def _plain(value: Any) -> str:
     return json.dumps(value, sort_keys=True)
 
 
-def _edits(text: str, node: Node, before: Any, after: Any) -> Iterator[_Edit]:
+def _edits(text: str, node: Node, before: Any, after: Any, column: int | None = None) -> Iterator[_Edit]:
+    """Yield what to change; `column` is that of the node's key, if that is in block style."""
     if before == after:
         return
     if (
@@ -76,18 +78,19 @@ def _edits(text: str, node: Node, before: Any, after: Any) -> Iterator[_Edit]:
     elif isinstance(node, SequenceNode) and isinstance(after, list) and node.value:
         yield from _sequence(text, node, before, after)
     else:
-        yield _replaced(text, node, after)
+        yield _replaced(text, node, after, column)
 
 
 def _mapping(text: str, node: MappingNode, before: dict[str, Any], after: dict[str, Any]) -> Iterator[_Edit]:
+    key, _ = node.value[0]
+    column = None if node.flow_style else key.start_mark.column
     said = {str(key.value): value for key, value in node.value if isinstance(key, ScalarNode)}
     for name, child in said.items():
         if name in before:
-            yield from _edits(text, child, before[name], after[name])
+            yield from _edits(text, child, before[name], after[name], column)
     new = {name: value for name, value in after.items() if name not in said and value != before.get(name)}
     if not new:
         return
-    key, _ = node.value[0]
     if node.flow_style:
         parts = [f"{_json(name)}: {_json(value)}" for name, value in new.items()]
         yield _into_flow(node, key, node.value[-1][1], parts)
@@ -96,35 +99,40 @@ def _mapping(text: str, node: MappingNode, before: dict[str, Any], after: dict[s
 
 
 def _sequence(text: str, node: SequenceNode, before: list[Any], after: list[Any]) -> Iterator[_Edit]:
-    start, end = unchanged(before, after)
-    both = min(len(before), len(after)) - start - end
-    for index in range(start, start + both):
+    start, end = alike(before, after)
+    for index in (*range(start), *range(-end, 0)):
         yield from _edits(text, node.value[index], before[index], after[index])
-    new = after[start + both : len(after) - end]
-    if len(before) > len(after):
-        yield _replaced(text, node, after)
+    new = after[start : len(after) - end]
+    if len(before) > start + end:
+        yield _replaced(text, node, after, None)
     elif new and node.flow_style:
         parts = [_json(item) for item in new]
-        if start + both == len(before):
+        if start == len(before):
             yield _into_flow(node, node.value[0], node.value[-1], parts)
         else:
-            at = node.value[start + both].start_mark.index
+            at = node.value[start].start_mark.index
             yield _Edit(at, at, "".join(f"{part}, " for part in parts))
     elif new:
         lines = _indented(_dump(new), node.start_mark.column)
-        if start + both == len(before):
+        if start == len(before):
             yield _after(text, node, lines)
         else:
-            at = text.rfind("\n", 0, node.value[start + both].start_mark.index) + 1
+            at = text.rfind("\n", 0, node.value[start].start_mark.index) + 1
             yield _Edit(at, at, lines)
 
 
-def _replaced(text: str, node: Node, after: Any) -> _Edit:
+def _replaced(text: str, node: Node, after: Any, column: int | None) -> _Edit:
     start, end = node.start_mark.index, _end(node)
-    if not isinstance(node, CollectionNode) or node.flow_style or not after:
-        gap = "" if start != end or text[start - 1 : start].isspace() else " "
-        return _Edit(start, end, gap + _json(after))
-    return _Edit(start, end, _indented(_dump(after), node.start_mark.column).strip())
+    if isinstance(after, dict | list) and after:
+        if isinstance(node, CollectionNode) and not node.flow_style:
+            return _Edit(start, end, _indented(_dump(after), node.start_mark.column).strip())
+        if column is not None and not node.value:
+            # Where there was nothing, below its key.
+            start = len(text[:start].rstrip(" "))
+            lines = _indented(_dump(after), column + 2 * isinstance(after, dict)).rstrip("\n")
+            return _Edit(start, end, f"\n{lines}")
+    gap = "" if start != end or text[start - 1 : start].isspace() else " "
+    return _Edit(start, end, gap + _json(after))
 
 
 def _after(text: str, node: Node, lines: str) -> _Edit:

@@ -1,0 +1,96 @@
+"""Files in, files out: `cases/NAME` -> `cases/NAME.out`, and what was said about it in `cases/NAME.err`.
+
+`make golden` writes what comes out; the difference to what was there is for a person to read.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from xds.cli import app
+from xds.inject import templates
+from xds.sources.documents import Document, joined, read
+
+CASES = sorted(
+    path for path in (Path(__file__).parent / "cases").iterdir() if path.suffix in {".yaml", ".json"}
+)
+SAMPLES = Path("examples/envoy/kubernetes/samples")
+
+
+def injected(text: str, *options: str):
+    return CliRunner().invoke(app, ["inject", "-f", "-", *options], input=text.encode())
+
+
+def values(text: str) -> list[object]:
+    documents = list(read(text, ""))
+    assert all(isinstance(document, Document) and not document.flaws for document in documents)
+    return [document.value for document in documents]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.stem)
+def test_a_file_is_injected_as_before(case: Path, request: pytest.FixtureRequest) -> None:
+    result = injected(case.read_text())
+    assert result.exit_code == 0, result.output
+    for suffix, text in ((".out", result.stdout), (".err", result.stderr)):
+        expected = case.with_name(case.name + suffix)
+        if request.config.getoption("--golden"):
+            expected.write_text(text)
+        assert expected.read_text() == text, f"{expected}: run `make golden` and read the difference"
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.stem)
+def test_injecting_twice_is_the_same_as_once(case: Path) -> None:
+    once = injected(case.read_text()).stdout
+    twice = injected(once)
+    assert twice.stdout == once
+    assert "refused" not in twice.stderr
+
+
+def lines_are_kept(before: str, after: str) -> bool:
+    """Whether all lines of one text are in another, in that order."""
+    rest = iter(after.splitlines())
+    return all(line in rest for line in before.splitlines())
+
+
+def test_nothing_but_what_is_added_differs() -> None:
+    before = (SAMPLES / "httpbin/httpbin.yaml").read_text()
+    after = injected(before).stdout
+    assert lines_are_kept(before, after)
+    service, *_ = [value for value in values(after) if value["kind"] == "Service"]
+    assert service in values(before)
+
+
+def test_what_has_no_sidecar_to_get_is_the_same_to_the_byte() -> None:
+    text = (Path(__file__).parent / "cases/left.yaml").read_text()
+    assert injected(text).stdout == text
+
+
+def test_json_stays_json() -> None:
+    text = (Path(__file__).parent / "cases/list.json").read_text()
+    after = json.loads(injected(text).stdout)
+    before = json.loads(text)
+    assert (
+        after["items"][0]["metadata"]["annotations"]["says"]
+        == before["items"][0]["metadata"]["annotations"]["says"]
+    )
+    assert [c["name"] for c in after["items"][0]["spec"]["initContainers"]] == ["xds-init", "xds-proxy"]
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case.suffix == ".yaml"], ids=lambda case: case.stem
+)
+def test_what_is_written_means_the_same_to_another_reader(case: Path) -> None:
+    """Nothing that is added relies on how a plain word is understood: PyYAML's rules are not kubectl's."""
+    text = injected(case.read_text()).stdout
+    ours = [template for value in values(text) for template in templates(value)]
+    theirs = [template for value in yaml.safe_load_all(text) for template in templates(value)]
+    assert ours == theirs
+
+
+def test_a_surrogate_pair_is_a_character() -> None:
+    assert values(joined('{"a": "\\ud83d\\ude00"}')) == [{"a": "😀"}]

@@ -1,0 +1,43 @@
+"""The patch that the webhook answers with, applied by somebody else's implementation."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import jsonpatch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xds.inject import difference
+
+KEYS = st.sampled_from(["name", "a", "b/c", "d~1", ""]) | st.text(max_size=3)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 2) | st.sampled_from([0.0, 1.0]) | st.text(max_size=2),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(VALUES, VALUES)
+def test_a_patch_makes_one_value_of_another(before: object, after: object) -> None:
+    patch = difference(before, after)
+    found = jsonpatch.apply_patch(copy.deepcopy(before), patch)
+    assert json.dumps(found, sort_keys=True) == json.dumps(after, sort_keys=True)
+
+
+@given(VALUES)
+def test_there_is_nothing_to_patch_in_what_is_the_same(value: object) -> None:
+    assert difference(value, copy.deepcopy(value)) == []
+
+
+def test_what_is_named_keeps_its_place_in_the_patch() -> None:
+    before = [{"name": "a", "port": 1}, {"name": "b"}]
+    after = [{"name": "new"}, {"name": "a", "port": 2}, {"name": "b"}, {"name": "last"}]
+    assert difference(before, [*before, {"name": "c"}]) == [
+        {"op": "add", "path": "/2", "value": {"name": "c"}}
+    ]
+    assert difference(before, after[:3]) == [
+        {"op": "replace", "path": "/0/port", "value": 2},
+        {"op": "add", "path": "/0", "value": {"name": "new"}},
+    ]

@@ -1,0 +1,288 @@
+"""What a pod gets, why one gets nothing, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+import jsonpatch
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xds.inject import STATUS, Injection, Settings, difference, inject
+from xds.model import MeshConfig
+from xds.parse import dotted
+
+
+def pod(**changes: Any) -> dict[str, Any]:
+    meta = {name: changes.pop(name) for name in ("labels", "annotations") if name in changes}
+    spec = {"containers": [{"name": "web", "image": "web"}]} | changes
+    return {"metadata": {"name": "web", **meta}, "spec": spec}
+
+
+def injected(value: dict[str, Any], settings: Settings | None = None, namespace: str = "shop") -> Injection:
+    kept = copy.deepcopy(value)
+    result = inject(value, settings or Settings(), namespace=namespace, locate=dotted)
+    assert value == kept, "the argument was changed"
+    return result
+
+
+def container(result: Injection, name: str) -> dict[str, Any]:
+    spec = result.pod["spec"]
+    (found,) = [c for c in [*spec.get("initContainers", ()), *spec["containers"]] if c["name"] == name]
+    return found
+
+
+def environment(result: Injection) -> dict[str, str]:
+    return {e["name"]: e["value"] for e in container(result, "xds-proxy")["env"] if "value" in e}
+
+
+def refusals(value: dict[str, Any]) -> list[str]:
+    result = injected(value)
+    assert result.pod is value
+    return [f"{problem.where}: {problem.what}" for problem in result.problems if not problem.notice]
+
+
+def test_a_pod_becomes_one_with_a_sidecar() -> None:
+    result = injected(pod(labels={"app": "web"}))
+    assert result.pod["metadata"]["labels"] == {"app": "web", "security.istio.io/tlsMode": "istio"}
+    added = json.loads(result.pod["metadata"]["annotations"][STATUS])
+    assert added["initContainers"] == ["xds-init", "xds-proxy"]
+    assert [v["name"] for v in result.pod["spec"]["volumes"]] == added["volumes"]
+
+
+def test_the_label_that_a_user_set_stays() -> None:
+    result = injected(pod(labels={"security.istio.io/tlsMode": "disabled"}))
+    assert result.pod["metadata"]["labels"]["security.istio.io/tlsMode"] == "disabled"
+
+
+def test_only_the_init_container_may_change_the_network_and_only_that() -> None:
+    result = injected(pod())
+    init = container(result, "xds-init")["securityContext"]
+    assert init["capabilities"] == {"add": ["NET_ADMIN", "NET_RAW"], "drop": ["ALL"]}
+    proxy = container(result, "xds-proxy")["securityContext"]
+    assert proxy["capabilities"] == {"drop": ["ALL"]}
+    assert (proxy["runAsUser"], proxy["runAsNonRoot"], proxy["readOnlyRootFilesystem"]) == (1337, True, True)
+    assert not init["privileged"]
+    assert not init["allowPrivilegeEscalation"]
+    assert not proxy["privileged"]
+
+
+def test_interception_comes_first_then_the_sidecar_then_the_rest() -> None:
+    first = pod(initContainers=[{"name": "prepare", "image": "web"}])
+    names = [c["name"] for c in injected(first).pod["spec"]["initContainers"]]
+    assert names == ["xds-init", "xds-proxy", "prepare"]
+
+
+def test_an_ordinary_container_comes_last_so_that_exec_and_logs_mean_the_application() -> None:
+    result = injected(pod(), Settings(native=False))
+    assert [c["name"] for c in result.pod["spec"]["containers"]] == ["web", "xds-proxy"]
+    assert "restartPolicy" not in container(result, "xds-proxy")
+    again = injected(pod(annotations={"sidecar.istio.io/nativeSidecar": "true"}), Settings(native=False))
+    assert container(again, "xds-proxy") in again.pod["spec"]["initContainers"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "annotations", "gets"),
+    [
+        ({}, {}, True),
+        ({"sidecar.istio.io/inject": "true"}, {"sidecar.istio.io/inject": "false"}, True),
+        ({"sidecar.istio.io/inject": "false"}, {"sidecar.istio.io/inject": "true"}, False),
+        ({}, {"sidecar.istio.io/inject": "false"}, False),
+        ({}, {"sidecar.istio.io/inject": "On"}, True),
+        ({}, {"sidecar.istio.io/inject": ""}, True),
+        ({}, {"sidecar.istio.io/inject": "nonsense"}, False),
+    ],
+)
+def test_a_pod_decides_for_itself_as_with_istio(labels, annotations, gets: bool) -> None:
+    result = injected(pod(labels=labels, annotations=annotations))
+    assert (result.left == "") is gets
+    assert (STATUS in result.pod["metadata"]["annotations"]) is gets
+
+
+@pytest.mark.parametrize(
+    ("changes", "namespace"),
+    [
+        ({"hostNetwork": True}, "shop"),
+        ({"os": {"name": "windows"}}, "shop"),
+        ({"nodeSelector": {"kubernetes.io/os": "windows"}}, "shop"),
+        ({"containers": [{"name": "istio-proxy"}]}, "shop"),
+        ({"initContainers": [{"name": "istio-init"}]}, "shop"),
+        ({"containers": [{"name": "xds-proxy"}]}, "shop"),
+        ({}, "kube-system"),
+    ],
+)
+def test_what_cannot_have_a_sidecar_is_left_as_it_is(changes, namespace) -> None:
+    value = pod(**changes)
+    result = injected(value, namespace=namespace)
+    assert result.left
+    assert result.pod is value
+    assert not result.problems
+
+
+@pytest.mark.parametrize("port", [15000, 15001, 15006, 15020, 15021, 15090])
+def test_a_port_that_the_sidecar_needs_is_refused(port: int) -> None:
+    (refused,) = refusals(pod(containers=[{"name": "web", "ports": [{"containerPort": port}]}]))
+    assert refused.startswith(
+        f"spec.containers[0].ports[0].containerPort: spec.containers[0].ports[0].containerPort is {port}, which"
+    )
+
+
+def test_the_meshs_own_ports_are_what_counts() -> None:
+    moved = Settings().under(MeshConfig(proxy_listen_port=16001, proxy_inbound_listen_port=16006))
+    value = pod(containers=[{"name": "web", "ports": [{"containerPort": 15001}, {"containerPort": 80}]}])
+    result = injected(value, moved)
+    assert not result.problems
+    assert container(result, "xds-init")["args"][:5] == ["init", "-p", "16001", "-z", "16006"]
+
+
+def test_udp_is_nobodys_business() -> None:
+    udp = [{"containerPort": 15001, "protocol": "UDP"}]
+    assert not injected(pod(containers=[{"name": "web", "ports": udp}])).problems
+
+
+@pytest.mark.parametrize(
+    ("value", "where"),
+    [
+        (pod(securityContext={"runAsUser": 1337}), "spec.securityContext.runAsUser"),
+        (
+            pod(containers=[{"name": "web", "securityContext": {"runAsUser": 1337}}]),
+            "spec.containers[0].securityContext.runAsUser",
+        ),
+        (pod(volumes=[{"name": "xds-token", "emptyDir": {}}]), "spec.volumes[0].name"),
+        (pod(initContainers=[{"name": "xds-init"}]), "spec.initContainers[0].name"),
+        (
+            pod(annotations={"inject.istio.io/templates": "gateway"}),
+            'metadata.annotations["inject.istio.io/templates"]',
+        ),
+        (
+            pod(annotations={"sidecar.istio.io/interceptionMode": "TPROXY"}),
+            'metadata.annotations["sidecar.istio.io/interceptionMode"]',
+        ),
+        (
+            pod(annotations={"sidecar.istio.io/nativeSidecar": "maybe"}),
+            'metadata.annotations["sidecar.istio.io/nativeSidecar"]',
+        ),
+        (
+            pod(annotations={"traffic.sidecar.istio.io/excludeInboundPorts": "80,http"}),
+            'metadata.annotations["traffic.sidecar.istio.io/excludeInboundPorts"]',
+        ),
+        (
+            pod(annotations={"traffic.sidecar.istio.io/excludeInboundPorts": "*"}),
+            'metadata.annotations["traffic.sidecar.istio.io/excludeInboundPorts"]',
+        ),
+        (
+            pod(annotations={"traffic.sidecar.istio.io/includeOutboundIPRanges": "10.0.0.1/8"}),
+            'metadata.annotations["traffic.sidecar.istio.io/includeOutboundIPRanges"]',
+        ),
+        (
+            pod(annotations={"traffic.sidecar.istio.io/excludeInterfaces": "-j ACCEPT"}),
+            'metadata.annotations["traffic.sidecar.istio.io/excludeInterfaces"]',
+        ),
+        (pod(containers="web"), "spec.containers"),
+        (pod(containers=["web"]), "spec.containers[0]"),
+        (pod(containers=[{"image": "web"}]), "spec.containers[0].name"),
+        (pod(containers=None), "spec.containers"),
+        (pod(volumes={"name": "x"}), "spec.volumes"),
+        (pod(annotations={"a": 1}), "metadata.annotations.a"),
+        (pod(containers=[{"name": "web", "livenessProbe": []}]), "spec.containers[0].livenessProbe"),
+        (
+            pod(containers=[{"name": "web", "livenessProbe": {"tcpSocket": {"port": 70000}}}]),
+            "spec.containers[0].livenessProbe.tcpSocket.port",
+        ),
+        (pod(containers=[{"name": "web", "lifecycle": "x"}]), "spec.containers[0].lifecycle"),
+        ({"metadata": {}}, "spec"),
+    ],
+)
+def test_what_would_not_work_is_refused_where_it_is(value, where: str) -> None:
+    assert [refused.partition(": ")[0] for refused in refusals(value)] == [where]
+
+
+def test_a_probe_that_asks_the_sidecar_already_stays() -> None:
+    asked = {"httpGet": {"path": "/x", "port": 15020}}
+    result = injected(pod(containers=[{"name": "web", "readinessProbe": asked}]))
+    assert container(result, "web")["readinessProbe"] == asked
+    assert "XDS_APP_PROBES" not in environment(result)
+
+
+def test_probes_of_the_application_are_known_to_the_sidecar() -> None:
+    web = {
+        "name": "web",
+        "ports": [{"name": "http", "containerPort": 8080}],
+        "readinessProbe": {"httpGet": {"path": "/$(HOME)", "port": "http"}, "timeoutSeconds": 7},
+        "livenessProbe": {"grpc": {"port": 9090, "service": ""}},
+    }
+    result = injected(pod(containers=[web]))
+    assert json.loads(environment(result)["XDS_APP_PROBES"].replace("$$(", "$(")) == {
+        "/app-health/web/readyz": {"httpGet": {"path": "/$(HOME)", "port": 8080}, "timeoutSeconds": 7},
+        "/app-health/web/livez": {"grpc": {"port": 9090, "service": ""}},
+    }
+    assert container(result, "web")["readinessProbe"] == {
+        "httpGet": {"path": "/app-health/web/readyz", "port": 15020},
+        "timeoutSeconds": 7,
+    }
+
+
+def test_a_socket_of_the_node_is_mounted_where_the_sidecar_looks() -> None:
+    result = injected(pod(), Settings(sds="unix:///run/spire/agent/sds.sock"))
+    assert environment(result)["XDS_SDS"] == "unix:///run/spire/agent/sds.sock"
+    assert {"name": "xds-sds", "mountPath": "/run/spire/agent", "readOnly": True} in container(
+        result, "xds-proxy"
+    )["volumeMounts"]
+    assert {"name": "xds-sds", "hostPath": {"path": "/run/spire/agent", "type": "Directory"}} in result.pod[
+        "spec"
+    ]["volumes"]
+
+
+PROBES = st.one_of(
+    st.fixed_dictionaries({"httpGet": st.fixed_dictionaries({"port": st.sampled_from([80, "http"])})}),
+    st.fixed_dictionaries(
+        {"tcpSocket": st.fixed_dictionaries({"port": st.sampled_from([80, "http", "no"])})}
+    ),
+    st.fixed_dictionaries({"exec": st.just({"command": ["true"]})}),
+    st.none(),
+)
+CONTAINERS = st.lists(
+    st.fixed_dictionaries(
+        {"name": st.sampled_from(["a", "b", "c"]), "image": st.just("web")},
+        optional={
+            "ports": st.just([{"name": "http", "containerPort": 8080}]),
+            "livenessProbe": PROBES,
+            "readinessProbe": PROBES,
+            "restartPolicy": st.just("Always"),
+            "lifecycle": st.sampled_from([None, {}, {"preStop": {"httpGet": {"port": 80}}}]),
+        },
+    ),
+    max_size=3,
+    unique_by=lambda c: c["name"],
+)
+PODS = st.fixed_dictionaries(
+    {
+        "metadata": st.fixed_dictionaries(
+            {}, optional={"labels": st.none() | st.just({"a": "b"}), "annotations": st.none() | st.just({})}
+        ),
+        "spec": st.fixed_dictionaries(
+            {"containers": CONTAINERS.filter(bool)},
+            optional={
+                "initContainers": st.none() | CONTAINERS,
+                "volumes": st.none() | st.just([{"name": "v", "emptyDir": {}}]),
+            },
+        ),
+    }
+)
+
+
+@given(PODS, st.booleans())
+def test_twice_is_once_and_the_patch_says_the_same(value: dict[str, Any], native: bool) -> None:
+    settings = Settings(native=native)
+    once = injected(value, settings)
+    assert not once.refused
+    again = injected(dict(once.pod), settings)
+    assert again.pod == once.pod
+    assert again.left
+    patch = difference(value, once.pod)
+    assert jsonpatch.apply_patch(copy.deepcopy(value), patch) == once.pod
+    before = [c["name"] for c in value["spec"]["containers"]]
+    assert [c["name"] for c in once.pod["spec"]["containers"]][: len(before)] == before
