@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from pathlib import Path
@@ -38,13 +38,17 @@ class KubeConfigError(Exception):
 class KubeError(Exception):
     """The API server refused a call, or could not be reached (`status` 0)."""
 
-    def __init__(self, status: int, message: str, *, reason: str = "", body: Json | None = None) -> None:
+    def __init__(
+        self, status: int, message: str, *, reason: str = "", body: Json | None = None, wait: float = 0.0
+    ) -> None:
         super().__init__(message)
         self.status = status
         """HTTP status; 0: no answer."""
         self.reason = reason
         """Of Kubernetes' Status: `NotFound`, `AlreadyExists`, `Conflict`, `Expired`, ..."""
         self.body = body or {}
+        self.wait = wait
+        """Seconds that the server asks to wait before the next try; 0: it does not."""
 
     @property
     def missing(self) -> bool:
@@ -55,12 +59,23 @@ class KubeError(Exception):
 class KubeApi:
     """An API server, and who we are there. Made with `connect`; to be closed."""
 
-    def __init__(self, configuration: client.Configuration, namespace: str) -> None:
+    def __init__(
+        self,
+        configuration: client.Configuration,
+        namespace: str,
+        *,
+        in_cluster: bool = False,
+        renew: Callable[[], Awaitable[client.Configuration]] | None = None,
+    ) -> None:
+        self._configuration = configuration
         self._client = client.ApiClient(configuration)
+        self._renew = renew
         self.server: str = configuration.host
         """Its URL, for messages."""
         self.namespace = namespace
         """The pod's own, or that of the kubeconfig's context."""
+        self.in_cluster = in_cluster
+        """Whether we are one of the cluster's pods."""
 
     @classmethod
     async def connect(cls, kubeconfig: Path | None = None, context: str | None = None) -> Self:
@@ -68,23 +83,28 @@ class KubeApi:
 
         KubeConfigError: there is none, or it cannot be used. Nothing is asked of the server yet.
         """
-        configuration = client.Configuration()
-        namespace = "default"
-        try:
+
+        async def read() -> tuple[client.Configuration, str, bool]:
+            configuration = client.Configuration()
+            configuration.connection_pool_maxsize = 100  # each watch has a connection of its own
             if kubeconfig is None and context is None and _in_cluster(configuration):
-                namespace = _own_namespace() or namespace
-            else:
-                loader = await config.load_kube_config(  # type: ignore[no-untyped-call]
-                    config_file=str(kubeconfig) if kubeconfig else None,
-                    context=context,
-                    client_configuration=configuration,
-                    persist_config=False,
-                )
-                namespace = loader.current_context["context"].get("namespace") or namespace
+                return configuration, _own_namespace() or "default", True
+            loader = await config.load_kube_config(  # type: ignore[no-untyped-call]
+                config_file=str(kubeconfig) if kubeconfig else None,
+                context=context,
+                client_configuration=configuration,
+                persist_config=False,
+            )
+            return configuration, loader.current_context["context"].get("namespace") or "default", False
+
+        async def renew() -> client.Configuration:
+            return (await read())[0]
+
+        try:
+            configuration, namespace, in_cluster = await read()
         except (ConfigException, OSError) as error:
             raise KubeConfigError(str(error)) from error
-        configuration.connection_pool_maxsize = 100  # each watch has a connection of its own
-        return cls(configuration, namespace)
+        return cls(configuration, namespace, in_cluster=in_cluster, renew=renew)
 
     async def __aenter__(self) -> Self:
         return self
@@ -158,21 +178,11 @@ class KubeApi:
         body: Any = None,
         content_type: str = "application/json",
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        parameters = [(name, _query(value)) for name, value in query.items() if value is not None]
-        headers = {"Accept": "application/json", "Content-Type": content_type}
-        try:
-            call = await self._client.param_serialize(
-                method,
-                path,
-                query_params=parameters,
-                header_params=headers,
-                body=body,
-                auth_settings=["BearerToken"],
-            )
-            found = await self._client.call_api(*call, _request_timeout=limit)
-        except (aiohttp.ClientError, ApiException, TimeoutError, OSError) as error:
-            raise _unreachable(self.server, error) from error
-        response: aiohttp.ClientResponse = found.response
+        used = self._token
+        response = await self._send(method, path, query, limit, body, content_type)
+        if response.status == HTTPStatus.UNAUTHORIZED and await self._renewed(used):
+            response.release()
+            response = await self._send(method, path, query, limit, body, content_type)
         try:
             if response.status >= HTTPStatus.BAD_REQUEST:
                 raise await _refused(method, path, response)
@@ -183,6 +193,46 @@ class KubeApi:
         finally:
             # An answer that goes on cannot be read to its end: its connection is of no more use.
             response.close() if limit.total is None else response.release()
+
+    async def _send(  # noqa: PLR0917
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, Any],
+        limit: aiohttp.ClientTimeout,
+        body: Any,
+        content_type: str,
+    ) -> aiohttp.ClientResponse:
+        try:
+            call = await self._client.param_serialize(
+                method,
+                path,
+                query_params=[(name, _query(value)) for name, value in query.items() if value is not None],
+                header_params={"Accept": "application/json", "Content-Type": content_type},
+                body=body,
+                auth_settings=["BearerToken"],
+            )
+            found = await self._client.call_api(*call, _request_timeout=limit)
+        except (aiohttp.ClientError, ApiException, TimeoutError, OSError) as error:
+            raise _unreachable(self.server, error) from error
+        response: aiohttp.ClientResponse = found.response
+        return response
+
+    @property
+    def _token(self) -> str | None:
+        token: str | None = self._configuration.api_key.get("BearerToken")
+        return token
+
+    async def _renewed(self, used: str | None) -> bool:
+        """Read again who we are, unless somebody has; tell whether it is another token than the one that was used."""
+        if self._renew and self._token == used:
+            try:
+                read = await self._renew()
+            except (ConfigException, OSError):
+                return False
+            self._configuration.api_key.update(read.api_key)
+            self._configuration.refresh_api_key_hook = read.refresh_api_key_hook
+        return self._token != used
 
 
 def _in_cluster(configuration: client.Configuration) -> bool:
@@ -212,4 +262,11 @@ async def _refused(method: str, path: str, response: aiohttp.ClientResponse) -> 
         body = {}
     body = body if isinstance(body, dict) else {}
     message = body.get("message") or f"{method} {path}: {response.status} {response.reason}"
-    return KubeError(response.status, str(message), reason=str(body.get("reason", "")), body=body)
+    asked = response.headers.get("Retry-After", "")
+    return KubeError(
+        response.status,
+        str(message),
+        reason=str(body.get("reason", "")),
+        body=body,
+        wait=float(asked) if asked.isdecimal() else 0.0,
+    )

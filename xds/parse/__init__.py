@@ -14,7 +14,19 @@ from xds.parse import authentication, core, destinationrule, endpoints, names
 from xds.parse.meshconfig import mesh_config, settings
 from xds.parse.reading import Field, Flaw, Locate, Log, Path, dotted, nearest
 
-__all__ = ["Flaw", "Locate", "Parsed", "Path", "dotted", "mesh_config", "nearest", "parse", "settings"]
+__all__ = [
+    "KINDS",
+    "Flaw",
+    "Kind",
+    "Locate",
+    "Parsed",
+    "Path",
+    "dotted",
+    "mesh_config",
+    "nearest",
+    "parse",
+    "settings",
+]
 
 DEFAULT_NAMESPACE = "default"
 
@@ -47,13 +59,18 @@ class Kind:
     namespaced: bool = True
 
     @property
+    def built_in(self) -> bool:
+        """Whether it is Kubernetes' own."""
+        return self.group in {"", "discovery.k8s.io"}
+
+    @property
     def api_versions(self) -> tuple[str, ...]:
         """Accepted values of apiVersion."""
         return tuple(f"{self.group}/{version}" if self.group else version for version in self.versions)
 
 
 _ISTIO = ("v1alpha3", "v1beta1", "v1")
-_KINDS = (
+KINDS = (
     Kind("Namespace", "", ("v1",), core.namespace, names.label, namespaced=False),
     Kind("ServiceAccount", "", ("v1",), core.service_account),
     Kind("Service", "", ("v1",), core.service, names.service),
@@ -67,8 +84,9 @@ _KINDS = (
     Kind("PeerAuthentication", "security.istio.io", ("v1beta1", "v1"), authentication.peer_authentication),
     Kind("DestinationRule", "networking.istio.io", _ISTIO, destinationrule.destination_rule),
 )
-_BY_NAME = {kind.name: kind for kind in _KINDS}
-_BY_TYPE = {(version, kind.name): kind for kind in _KINDS for version in kind.api_versions}
+"""All kinds that matter here."""
+_BY_NAME = {kind.name: kind for kind in KINDS}
+_BY_TYPE = {(version, kind.name): kind for kind in KINDS for version in kind.api_versions}
 
 _OTHERS = frozenset(
     {
@@ -90,12 +108,19 @@ _META = (
 )
 
 
-def parse(document: object, locate: Locate, flaws: Sequence[Flaw] = ()) -> list[Parsed]:
-    """Read a document, one object or a List of them; `flaws` are what was wrong with its text."""
-    return list(_objects(Field(document, (), Log(locate)), flaws))
+def parse(
+    document: object, locate: Locate, flaws: Sequence[Flaw] = (), *, served: bool = False
+) -> list[Parsed]:
+    """Read a document, one object or a List of them; `flaws` are what was wrong with its text.
+
+    `served`: an API server gave it, which knows the fields of its own kinds: those that are new to us are no mistake.
+    """
+    return list(_objects(Field(document, (), Log(locate)), flaws, served=served))
 
 
-def _objects(root: Field, flaws: Sequence[Flaw], default_type: str = "") -> Iterator[Parsed]:
+def _objects(
+    root: Field, flaws: Sequence[Flaw], default_type: str = "", *, served: bool = False
+) -> Iterator[Parsed]:
     log = Log(root.log.locate)
     obj = Field(root.value, root.path, log)
     flaws = [flaw for flaw in flaws if flaw[0][: len(root.path)] == root.path]
@@ -107,12 +132,13 @@ def _objects(root: Field, flaws: Sequence[Flaw], default_type: str = "") -> Iter
     if default_type and not version and not name:
         version, _, name = default_type.rpartition("/")
     if name.endswith("List"):
-        yield from _listed(obj, flaws, f"{version}/{name.removesuffix('List')}")
+        yield from _listed(obj, flaws, f"{version}/{name.removesuffix('List')}", served=served)
         return
     kind = _kind(obj, version, name)
     if kind is None:
         yield _result(obj, None)
         return
+    log.any_field = served and kind.built_in
     meta = _meta(obj, kind)
     for path, what in flaws:
         log.add(path, what)
@@ -124,7 +150,7 @@ def _result(obj: Field, ref: Ref | None, fact: Fact | None = None) -> Parsed:
     return Parsed(ref=ref, fact=fact, origin=obj.log.locate(obj.path), problems=tuple(obj.log.problems))
 
 
-def _listed(obj: Field, flaws: Sequence[Flaw], member_type: str) -> Iterator[Parsed]:
+def _listed(obj: Field, flaws: Sequence[Flaw], member_type: str, *, served: bool) -> Iterator[Parsed]:
     """Unroll a List; members of a typed one (PodList) need not repeat their type."""
     obj.mapping("apiVersion kind metadata items")
     members = list(obj["items"].items())
@@ -134,7 +160,8 @@ def _listed(obj: Field, flaws: Sequence[Flaw], member_type: str) -> Iterator[Par
     if obj.log.problems:
         yield _result(obj, None)
     for member in members:
-        yield from _objects(member, flaws, "" if member_type.endswith("/") else member_type)
+        default_type = "" if member_type.endswith("/") else member_type
+        yield from _objects(member, flaws, default_type, served=served)
 
 
 def _kind(obj: Field, version: str, name: str) -> Kind | None:
@@ -151,7 +178,7 @@ def _kind(obj: Field, version: str, name: str) -> Kind | None:
         wanted = " or ".join(known.api_versions)
         obj["apiVersion"].refuse(f"{version} has no kind {name}", f"write apiVersion: {wanted}")
         return None
-    ours = [kind.name for kind in _KINDS if kind.group == group]
+    ours = [kind.name for kind in KINDS if kind.group == group]
     if name not in _OTHERS and not known and (hint := nearest(name, ours)):
         obj["kind"].refuse(f"{name} is no kind of {version}", hint)
         return None
@@ -184,9 +211,9 @@ def _meta(obj: Field, kind: Kind) -> Meta | None:
     created = _time(meta["creationTimestamp"])
     if not obj.log.subject:
         return None
-    return Meta(
-        ref=ref, labels=labels, annotations=annotations, created=created, origin=obj.log.locate(obj.path)
-    )
+    where = obj.log.locate(obj.path)
+    origin = "" if where == obj.log.subject else where
+    return Meta(ref=ref, labels=labels, annotations=annotations, created=created, origin=origin)
 
 
 def _time(field: Field) -> datetime | None:

@@ -75,6 +75,8 @@ class Log:
         self.locate = locate
         self.subject = subject
         """The object's name, once it is known."""
+        self.any_field = False
+        """Whether fields that are not known are no mistake."""
         self.problems: list[Problem] = []
 
     @property
@@ -84,11 +86,11 @@ class Log:
 
     def add(self, path: Path, what: str, hint: str = "", *, notice: bool = False) -> None:
         """Note something about a path."""
-        words = ": ".join(part for part in (self.subject, dotted(path)) if part)
+        where = self.locate(path)
+        subject = "" if self.subject == where else self.subject
+        words = ": ".join(part for part in (subject, dotted(path)) if part)
         joint = " " if path else ": " if words else ""
-        self.problems.append(
-            Problem(where=self.locate(path), what=words + joint + what, hint=hint, notice=notice)
-        )
+        self.problems.append(Problem(where=where, what=words + joint + what, hint=hint, notice=notice))
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +147,7 @@ class Field:
                 hint = nearest(str(name), words)
                 if strict:
                     self[str(name)].refuse("is not a known field", hint)
-                else:
+                elif not self.log.any_field:
                     self[str(name)].notice("is not a known field and is ignored", hint)
         return self
 
