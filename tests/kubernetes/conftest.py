@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 
+from tests.kubernetes.agent.agent import Agent
 from tests.kubernetes.environment import binaries
 from tests.kubernetes.environment.cluster import Cluster
 from tests.kubernetes.environment.control_plane import ControlPlane
@@ -34,6 +36,17 @@ async def own_cluster() -> AsyncIterator[Cluster]:
     with ControlPlane() as running:
         async with Cluster(running) as entered:
             yield entered
+
+
+@pytest.fixture
+async def agent(controllers: None, tmp_path: Path) -> AsyncIterator[Agent]:
+    """A cluster for this test alone, whose pods really run, in network namespaces."""
+    with ControlPlane(egress=True) as running:
+        async with (
+            Cluster(running) as entered,
+            Agent(entered, tmp_path, egress=running.egress) as made,
+        ):
+            yield made
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack, suppress
+from contextlib import suppress
 from typing import Self
 
 from tests.real.harness.places import HERE, Place
@@ -129,10 +129,16 @@ class Relay(TcpServer):
         self._connect = connect
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        async with AsyncExitStack() as stack:
-            onward_reader, onward = await asyncio.open_connection(sock=await self._connect())
-            stack.callback(onward.close)
-            await asyncio.gather(_pump(reader, onward), _pump(onward_reader, writer))
+        await pumped(reader, writer, await self._connect())
+
+
+async def pumped(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, onward: socket.socket) -> None:
+    """Hand on what comes, both ways, until both sides have said all."""
+    onward_reader, onward_writer = await asyncio.open_connection(sock=onward)
+    try:
+        await asyncio.gather(_pump(reader, onward_writer), _pump(onward_reader, writer))
+    finally:
+        onward_writer.close()
 
 
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -1,0 +1,246 @@
+"""The node: it takes every pod that nobody has, runs it, and leads Services' names and addresses to ready endpoints."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+import traceback
+from collections.abc import Iterable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any, NoReturn, Self
+from urllib.parse import urlsplit
+
+from tests.kubernetes.agent.dns import Resolver
+from tests.kubernetes.agent.egress import Egress
+from tests.kubernetes.agent.pods import Pod, Surroundings
+from tests.kubernetes.agent.services import API_SERVER, Services
+from tests.kubernetes.agent.watching import Key, Watched
+from tests.kubernetes.environment.cluster import Cluster
+from tests.real.harness import rules
+from tests.real.harness.node import GATEWAY, Node
+from tests.real.harness.places import HERE
+from tests.real.harness.tcp import Relay
+from tests.real.harness.waiting import eventually
+from xds.kube.api import Json, KubeError
+
+_API_SERVER_HERE = 6443
+_DNS = 53
+_RETRY = 0.2
+
+
+class Agent:
+    """Runs the pods of a cluster inside an `async with` block, which ends all of them."""
+
+    def __init__(self, cluster: Cluster, folder: Path, *, egress: Path | None = None) -> None:
+        """Keep volumes, logs and the like in `folder`, which exists and is nobody else's.
+
+        `egress`: the socket where the API server asks for connections to pods.
+        """
+        self.cluster = cluster
+        self._api = api = cluster.api
+        self._folder, self._egress = folder, egress
+        self._pods: dict[Key, Pod] = {}
+        self._lives: set[asyncio.Task[None]] = set()
+        self._seen: set[str] = set()
+        self._binding: set[str] = set()
+        self._failures: list[BaseException] = []
+        self._services_changed = asyncio.Event()
+        self._resolver = Resolver()
+        self._watched = Watched(api, "/api/v1/pods", self._pod_changed)
+        self._services = Watched(api, "/api/v1/services", self._service_changed)
+        self._slices = Watched(api, "/apis/discovery.k8s.io/v1/endpointslices", self._service_changed)
+        self._config_maps = Watched(api, "/api/v1/configmaps", self._config_map_changed)
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            self.node = stack.enter_context(Node())
+            self.name = self.node.run_id
+            await self._listen(stack)
+            await self._register(stack)
+            followed = (self._services, self._slices, self._config_maps, self._watched)
+            self._tasks = [asyncio.create_task(each.run()) for each in followed]
+            self._tasks.append(asyncio.create_task(self._publish()))
+            stack.push_async_callback(self._stop)
+            self._cleanup = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._cleanup.aclose()
+        if self._failures:
+            raise BaseExceptionGroup("what the node agent could not do", self._failures)
+
+    def pod(self, namespace: str, name: str) -> Pod:
+        """Return a pod that runs here."""
+        return self._pods[Key(namespace, name)]
+
+    def pods(self, namespace: str, app: str) -> list[Pod]:
+        """Return the pods of an application (label `app`) that run here and are not being deleted."""
+        return [
+            pod
+            for key, pod in sorted(self._pods.items())
+            if key.namespace == namespace
+            and pod.object["metadata"].get("labels", {}).get("app") == app
+            and "deletionTimestamp" not in pod.object["metadata"]
+        ]
+
+    def logs(self, lines: int = 30) -> str:
+        """Return the end of each container's log."""
+        return "\n".join(
+            f"--- {path.relative_to(self._folder)}\n"
+            + "".join(path.read_text(errors="replace").splitlines(keepends=True)[-lines:])
+            for path in sorted(self._folder.glob("*/*.log"))
+        )
+
+    async def _listen(self, stack: AsyncExitStack) -> None:
+        """Open what pods find on the node: DNS and the API server, and what the API server finds: pods."""
+        with self.node.place.entered():
+            made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            made.bind(("0.0.0.0", _DNS))
+        made.setblocking(False)
+        transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(
+            lambda: self._resolver, sock=made
+        )
+        stack.callback(transport.close)
+        relay = Relay(self.node.place.listener("0.0.0.0", _API_SERVER_HERE), self._to_api_server)
+        await stack.enter_async_context(relay)
+        if self._egress:
+            await stack.enter_async_context(Egress(self._egress, self.node.place))
+
+    async def _to_api_server(self) -> socket.socket:
+        at = urlsplit(self._api.server)
+        made = HERE.tcp_socket()
+        try:
+            await asyncio.get_running_loop().sock_connect(made, (at.hostname, at.port))
+        except BaseException:
+            made.close()
+            raise
+        return made
+
+    async def _register(self, stack: AsyncExitStack) -> None:
+        body = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": self.name}}
+        await self._api.create("/api/v1/nodes", body)
+        stack.push_async_callback(self._leave)
+        status = {
+            "conditions": [{"type": "Ready", "status": "True"}],
+            "addresses": [{"type": "InternalIP", "address": GATEWAY}],
+        }
+        await self._api.patch(f"/api/v1/nodes/{self.name}/status", {"status": status})
+
+        async def service() -> Any:
+            path = f"/api/v1/namespaces/{API_SERVER.namespace}/services/{API_SERVER.name}"
+            try:
+                return (await self._api.get(path))["spec"]["clusterIP"]
+            except KubeError as error:
+                if error.missing:
+                    return None
+                raise
+
+        address = await eventually(service, timeout=60, what="the Service `kubernetes`")
+        told = {"KUBERNETES_SERVICE_HOST": address, "KUBERNETES_SERVICE_PORT": "443"}
+        self._around = Surroundings(self._api, self.node, self._folder, told)
+
+    async def _leave(self) -> None:
+        try:
+            await self._api.delete(f"/api/v1/nodes/{self.name}")
+        except KubeError as error:
+            if error.status:  # else the API server was stopped before
+                raise
+
+    async def _stop(self) -> None:
+        await _cancelled([*self._tasks, *self._lives])
+
+    def _pod_changed(self, key: Key) -> None:
+        pod, known = self._watched.objects.get(key), self._pods.get(key)
+        if known and (pod is None or pod["metadata"]["uid"] != known.uid):
+            known.update(None)
+            known = None
+        if pod is None:
+            return
+        uid = pod["metadata"]["uid"]
+        if known:
+            if _shown(known.object) != _shown(pod):
+                self._start(known.refresh())
+            known.update(pod)
+        elif "nodeName" not in pod["spec"]:
+            if uid not in self._binding and "deletionTimestamp" not in pod["metadata"]:
+                self._binding.add(uid)
+                self._start(self._bind(key, pod))
+        elif pod["spec"]["nodeName"] == self.name and uid not in self._seen:
+            self._seen.add(uid)
+            self._start(self._run(key, pod))
+
+    async def _bind(self, key: Key, pod: Json) -> None:
+        target = {"apiVersion": "v1", "kind": "Node", "name": self.name}
+        body = {
+            "apiVersion": "v1",
+            "kind": "Binding",
+            "metadata": {"name": key.name, "uid": pod["metadata"]["uid"]},
+            "target": target,
+        }
+        path = f"/api/v1/namespaces/{key.namespace}/pods/{key.name}/binding"
+        while True:
+            try:
+                await self._api.create(path, body)
+            except KubeError as error:
+                if error.status:  # it is gone, or another node has it
+                    return
+                await asyncio.sleep(_RETRY)
+            else:
+                return
+
+    async def _run(self, key: Key, pod: Json) -> None:
+        while before := self._pods.get(key):
+            await before.gone.wait()
+        self._pods[key] = made = Pod(self._around, pod)
+        made.update(pod)
+        try:
+            await made.run()
+        finally:
+            del self._pods[key]
+            made.gone.set()
+
+    def _start(self, life: Any) -> None:
+        task = asyncio.create_task(life)
+        self._lives.add(task)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._lives.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            traceback.print_exception(error, file=sys.stderr)
+            self._failures.append(error)
+
+    def _service_changed(self, _: Key) -> None:
+        self._services_changed.set()
+
+    def _config_map_changed(self, key: Key) -> None:
+        for of, pod in self._pods.items():
+            if of.namespace == key.namespace:
+                self._start(pod.refresh())
+
+    async def _publish(self) -> NoReturn:
+        """Make names and virtual addresses lead where Services say."""
+        here = (GATEWAY, _API_SERVER_HERE)
+        while True:
+            await self._services_changed.wait()
+            self._services_changed.clear()
+            services = Services(self._services.objects, self._slices.objects.values(), here)
+            self._resolver.records = services.records()
+            pods = [pod.address for pod in self._pods.values() if pod.address]
+            self.node.place.run("iptables-restore", stdin=rules.node(pods, services.virtual()))
+
+
+def _shown(pod: Json) -> Json:
+    """Return what files in a pod may show of it, and may change."""
+    return {name: pod["metadata"].get(name) for name in ("labels", "annotations")}
+
+
+async def _cancelled(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    waiting = list(tasks)
+    for task in waiting:
+        task.cancel()
+    for result in await asyncio.gather(*waiting, return_exceptions=True):
+        if isinstance(result, Exception):
+            raise result

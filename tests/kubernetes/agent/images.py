@@ -1,0 +1,82 @@
+"""What an image's name stands for, and the command line that runs a container of it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tests.kubernetes.agent.fields import expanded
+from tests.kubernetes.agent.volumes import Mount
+from tests.real.harness.places import Namespace
+from xds.kube.api import Json
+
+LAUNCH = Path(__file__).with_name("launch.py")
+_PATH = f"{Path(sys.executable).parent}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_NAME = re.compile(r"(?:.*/)?([^/:@]+)(?:[:@].*)?")
+_ROOT, _NOBODY = 0, 65534
+
+
+def command(container: Json, variables: Mapping[str, str]) -> list[str]:
+    """Return what a container of this image runs. ValueError: nobody knows the image."""
+    name = _NAME.sub(r"\1", container["image"])
+    if name == "httpbin":
+        return [sys.executable, "-m", "xds.demo.httpbin", "0.0.0.0", "80"]
+    if name in {"sleep", "curl", "curl-ssl"}:
+        return ["sleep", "infinity"]
+    if name == "xds":
+        given = [expanded(text, variables) for text in container.get("args", ())]
+        entry = [expanded(text, variables) for text in container.get("command", ())] or ["xds"]
+        return [sys.executable, "-m", *entry, *given] if entry[0] == "xds" else [*entry, *given]
+    raise ValueError(f"no image {container['image']!r}: there are httpbin, sleep, curl and xds")
+
+
+def launched(
+    pod: Json,
+    container: Json,
+    variables: Mapping[str, str],
+    mounts: Sequence[Mount],
+    place: Namespace,
+    file: Path,
+) -> list[str]:
+    """Write down in `file` what a container's process is to become, and return the command line that does it.
+
+    The script beside it, FILE.exec, runs any command the same way.
+    """
+    user, group, groups = identity(pod, container)
+    become = ["setpriv", "--pdeathsig", "KILL", f"--reuid={user}", f"--regid={group}"]
+    become += [f"--groups={','.join(map(str, groups))}"] if groups else ["--clear-groups"]
+    if user != _ROOT and not _everybody_can_read(Path(sys.executable), LAUNCH):
+        # An image's files are for every user; these here may be below somebody's home.
+        become += ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
+    security = container.get("securityContext", {})
+    told = {
+        "become": [*become, "--"],
+        "argv": command(container, variables),
+        "environment": {"PATH": _PATH, "HOME": "/", "HOSTNAME": pod["metadata"]["name"], **variables},
+        "hostname": pod["metadata"]["name"],
+        "mounts": list(mounts),
+        "read_only": bool(security.get("readOnlyRootFilesystem")),
+    }
+    file.write_text(json.dumps(told))
+    line = place.command(sys.executable, "-I", "-S", str(LAUNCH), str(file))
+    script = file.with_suffix(".exec")
+    script.write_text(f'#!/bin/sh\nexec {shlex.join(line)} "$@"\n')
+    script.chmod(0o755)
+    return line
+
+
+def identity(pod: Json, container: Json) -> tuple[int, int, list[int]]:
+    """Return the user, group and further groups that a container runs as."""
+    asked = {**pod["spec"].get("securityContext", {}), **container.get("securityContext", {})}
+    user = asked.get("runAsUser", _NOBODY if asked.get("runAsNonRoot") else _ROOT)
+    further = [*asked.get("supplementalGroups", ()), *([asked["fsGroup"]] if "fsGroup" in asked else ())]
+    return user, asked.get("runAsGroup", user if user in {_ROOT, _NOBODY} else 0), further
+
+
+def _everybody_can_read(*files: Path) -> bool:
+    folders = {parent for file in files for path in (file, file.resolve()) for parent in path.parents}
+    return all(folder.stat().st_mode & 0o001 for folder in folders)

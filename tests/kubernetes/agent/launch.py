@@ -1,0 +1,62 @@
+"""Become a container's process: `python launch.py FILE [COMMAND ...]`, where FILE says what it sees and runs. In its pod's network already.
+
+With a command, run that instead: what kubelet's exec does.
+
+It may neither need nor import anything of the project: what it mounts may hide that.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import socket
+import sys
+from pathlib import Path
+
+_BIND, _REC, _PRIVATE, _RDONLY, _REMOUNT = 0x1000, 0x4000, 1 << 18, 0x1, 0x20
+_NEWUTS, _NEWNS = 0x04000000, 0x00020000
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def main() -> None:
+    """Make the mounts, become the user, and then the command."""
+    told = json.loads(Path(sys.argv[1]).read_text())
+    _checked(_libc.unshare(_NEWUTS | _NEWNS), "unshare")
+    socket.sethostname(told["hostname"])
+    _mount(None, "/", _REC | _PRIVATE)
+    sources = [os.open(source, os.O_PATH) for source, *_ in told["mounts"]]
+    # The pod's own /run, whatever this machine has there: where tokens and the like are mounted.
+    _mount("tmpfs", "/run", 0, "tmpfs")
+    for source, (_, target, read_only) in zip(sources, told["mounts"], strict=True):
+        at = Path(target)
+        if not at.exists():
+            _make(at, directory=Path(f"/proc/self/fd/{source}").is_dir())
+        _mount(f"/proc/self/fd/{source}", target, _BIND)
+        if read_only:
+            _mount(None, target, _BIND | _REMOUNT | _RDONLY)
+    if told["read_only"]:
+        _mount(None, "/", _BIND | _REMOUNT | _RDONLY)
+    os.chdir("/")
+    argv = [*told["become"], *(sys.argv[2:] or told["argv"])]
+    os.execvpe(argv[0], argv, told["environment"])
+
+
+def _make(at: Path, *, directory: bool) -> None:
+    assert at.resolve().is_relative_to("/run"), f"a mount point that is not below /run must exist here: {at}"
+    at.parent.mkdir(parents=True, exist_ok=True)
+    at.mkdir() if directory else at.touch()
+
+
+def _mount(source: str | None, target: str, flags: int, kind: str | None = None) -> None:
+    arguments = [text.encode() if text is not None else None for text in (source, target, kind)]
+    _checked(_libc.mount(*arguments, ctypes.c_ulong(flags), None), f"mount {source} at {target}")
+
+
+def _checked(status: int, what: str) -> None:
+    if status:
+        raise OSError(ctypes.get_errno(), f"{what}: {os.strerror(ctypes.get_errno())}")
+
+
+if __name__ == "__main__":
+    main()

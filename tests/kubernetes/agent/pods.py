@@ -1,0 +1,252 @@
+"""The life of a pod on the node: its place, volumes, init containers, containers, status, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.kubernetes.agent.containers import GRACE, Container, now
+from tests.kubernetes.agent.fields import NotYetError, environment
+from tests.kubernetes.agent.images import launched
+from tests.kubernetes.agent.services import DOMAIN
+from tests.kubernetes.agent.volumes import Volumes
+from tests.real.harness.node import GATEWAY, Node, etc
+from tests.real.harness.places import Namespace
+from xds.kube.api import Json, KubeApi, KubeError
+
+_RETRY = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What all pods of a node share."""
+
+    api: KubeApi
+    node: Node
+    folder: Path
+    environment: dict[str, str]
+    """What every container is told: where the API server is."""
+
+
+class Pod:
+    """A pod that was bound to the node. `run` is its life; `update` tells it what the API server now says."""
+
+    def __init__(self, around: Surroundings, pod: Json) -> None:
+        about = pod["metadata"]
+        self.uid: str = about["uid"]
+        self.object = pod
+        self.name = f"{about['namespace']}.{about['name']}"
+        self.place: Namespace | None = None
+        self.address = ""
+        self.gone = asyncio.Event()
+        """Set when nothing of it is left here."""
+        self._around = around
+        self._path = f"/api/v1/namespaces/{about['namespace']}/pods/{about['name']}"
+        self._folder = around.folder / self.name
+        self._folder.mkdir()
+        self._volumes = Volumes(around.api, pod, self._folder / "volumes")
+        self._changed = asyncio.Event()
+        self._deleted = asyncio.Event()
+        self._killed = asyncio.Event()
+        self._all_done = asyncio.Event()
+        """Set when all containers but sidecars have ended for good."""
+        self._init = [self._container(spec, "init-") for spec in pod["spec"].get("initContainers", ())]
+        self.containers = [self._container(spec) for spec in pod["spec"]["containers"]]
+        self._phase = "Pending"
+        self._since = {"ContainersReady": ("False", now()), "Ready": ("False", now())}
+
+    def update(self, pod: Json | None) -> None:
+        """Take over what the API server says; None: the pod is gone, whatever still runs of it."""
+        if pod is None:
+            self._killed.set()
+            self._deleted.set()
+            return
+        self.object = self._volumes.pod = pod
+        if "deletionTimestamp" in pod["metadata"]:
+            self._deleted.set()
+
+    async def refresh(self) -> None:
+        """Write its volumes anew, because something changed that they show."""
+        with suppress(NotYetError, KubeError):
+            await self._volumes.write()
+
+    async def execute(self, container: str, *command: str) -> tuple[int, str, str]:
+        """Run a command to its end as kubelet's exec does; return its exit status, output and standard error."""
+        process = await asyncio.create_subprocess_exec(
+            str(self._folder / f"{container}.exec"),
+            *command,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        output, error = await process.communicate()
+        assert process.returncode is not None
+        return process.returncode, output.decode(), error.decode()
+
+    async def run(self) -> None:
+        """Live until deleted, or until all that should run has ended and deletion follows."""
+        self.place, self.address = self._around.node.add()
+        try:
+            living = asyncio.create_task(self._live())
+            reporting = asyncio.create_task(self._report())
+            deleted = asyncio.create_task(self._deleted.wait())
+            try:
+                await asyncio.wait([living, deleted], return_when=asyncio.FIRST_COMPLETED)
+                if living.done():
+                    living.result()
+                await deleted
+                await self._end(living)
+            finally:
+                for task in (living, reporting, deleted):
+                    task.cancel()
+                await asyncio.wait([living, reporting, deleted])
+        finally:
+            place, self.place = self.place, None
+            self._around.node.remove(place)
+        await self._forget()
+
+    async def _live(self) -> None:
+        assert self.place
+        namespace = self.object["metadata"]["namespace"]
+        search = f"{namespace}.{DOMAIN} {DOMAIN} {DOMAIN.partition('.')[2]}"
+        etc(self.place, "resolv.conf").write_text(
+            f"nameserver {GATEWAY}\nsearch {search}\noptions ndots:5 timeout:2\n"
+        )
+        # An application may open any port, as in containers everywhere.
+        self.place.sysctl("net.ipv4.ip_unprivileged_port_start", "0")
+        self._changed.set()
+        await self._write_volumes()
+        async with asyncio.TaskGroup() as group:
+            where = self.address, self._around.node.place
+            keeping = group.create_task(self._volumes.keep())
+            sidecars = []
+            for container in self._init:
+                if container.is_sidecar:
+                    sidecars.append(container)
+                    group.create_task(container.run("Always", *where))
+                    await container.began.wait()
+                else:
+                    await container.run("OnFailure", *where)
+            self._phase = "Running"
+            policy = self.object["spec"]["restartPolicy"]
+            await asyncio.wait(
+                [group.create_task(container.run(policy, *where)) for container in self.containers]
+            )
+            self._all_done.set()
+            for container in sidecars:
+                container.stop(signal.SIGTERM)
+            keeping.cancel()
+        if not self._deleted.is_set():
+            self._phase = "Failed" if any(each.exit_status for each in self.containers) else "Succeeded"
+            self._changed.set()
+
+    async def _end(self, living: asyncio.Task[None]) -> None:
+        """Ask all containers to end, and end what has not in time."""
+        grace = self.object["metadata"].get("deletionGracePeriodSeconds", GRACE)
+        ending = [asyncio.create_task(self._end_one(container)) for container in self._everything()]
+        killed = asyncio.create_task(self._killed.wait())
+        await asyncio.wait([living, killed], timeout=grace, return_when=asyncio.FIRST_COMPLETED)
+        for task in (killed, *ending):
+            task.cancel()
+        await asyncio.wait([killed, *ending])
+        for container in self._everything():
+            container.stop(signal.SIGKILL)
+        await asyncio.wait([living])
+
+    async def _end_one(self, container: Container) -> None:
+        await container.before_stop()
+        if container.is_sidecar:
+            await self._all_done.wait()
+        container.stop(signal.SIGTERM)
+
+    async def _forget(self) -> None:
+        """Tell the API server that nothing of it runs any more."""
+        while not self._killed.is_set():
+            body = {"gracePeriodSeconds": 0, "preconditions": {"uid": self.uid}}
+            try:
+                await self._around.api.call("DELETE", self._path, body)
+            except KubeError as error:
+                if error.missing or error.status == 409:
+                    return
+                await asyncio.sleep(_RETRY)
+            else:
+                return
+
+    async def _report(self) -> None:
+        """Keep the pod's status in the API server as it is."""
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            try:
+                await self._around.api.patch(f"{self._path}/status", {"status": self._status()})
+            except KubeError as error:
+                if error.missing:
+                    return
+                self._changed.set()
+                await asyncio.sleep(_RETRY)
+
+    def _status(self) -> Json:
+        running = self._phase == "Running"
+        lasting = [*self.containers, *(each for each in self._init if each.is_sidecar)]
+        ready = running and all(container.ready for container in lasting)
+        for kind in self._since:
+            status = str(ready)
+            if self._since[kind][0] != status:
+                self._since[kind] = status, now()
+        conditions = [
+            {"type": kind, "status": status, "lastTransitionTime": since}
+            for kind, (status, since) in {
+                **self._since,
+                "Initialized": (str(running), now()),
+                "PodScheduled": ("True", self.object["metadata"]["creationTimestamp"]),
+            }.items()
+        ]
+        return {
+            "phase": self._phase,
+            "podIP": self.address,
+            "podIPs": [{"ip": self.address}],
+            "hostIP": GATEWAY,
+            "hostIPs": [{"ip": GATEWAY}],
+            "startTime": self.object["metadata"]["creationTimestamp"],
+            "conditions": conditions,
+            "containerStatuses": [container.status() for container in self.containers],
+            "initContainerStatuses": [container.status() for container in self._init],
+        }
+
+    async def _write_volumes(self) -> None:
+        while True:
+            try:
+                await self._volumes.write()
+            except (NotYetError, KubeError):
+                await asyncio.sleep(_RETRY)
+            else:
+                return
+
+    def _container(self, spec: Json, prefix: str = "") -> Container:
+        async def command() -> list[str]:
+            assert self.place
+            while True:
+                try:
+                    given = await environment(self._around.api, self._as_told(), spec)
+                except (NotYetError, KubeError):
+                    await asyncio.sleep(_RETRY)
+                else:
+                    break
+            variables = {**self._around.environment, **given}
+            file = self._folder / f"{prefix}{spec['name']}.json"
+            mounts = list(self._volumes.mounts(spec))
+            return launched(self.object, spec, variables, mounts, self.place, file)
+
+        return Container(spec, command, self._folder / f"{prefix}{spec['name']}.log", self._changed.set)
+
+    def _as_told(self) -> Json:
+        """Return the pod with the addresses that its containers may ask for, which are about to be reported."""
+        return {**self.object, "status": {"podIP": self.address, "hostIP": GATEWAY}}
+
+    def _everything(self) -> Iterator[Container]:
+        yield from self._init
+        yield from self.containers

@@ -1,0 +1,66 @@
+"""Where Services lead: the names that DNS knows, and the addresses that kube-proxy balances."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from tests.kubernetes.agent.watching import Key
+from xds.kube.api import Json
+
+Target = tuple[str, int]
+"""(address, port)."""
+API_SERVER = Key("default", "kubernetes")
+DOMAIN = "svc.cluster.local"
+
+
+class Services:
+    """The Services and EndpointSlices of a moment."""
+
+    def __init__(self, services: Mapping[Key, Json], slices: Iterable[Json], api_server: Target) -> None:
+        """Let the Service `kubernetes` lead to `api_server`, which no slice names."""
+        self._services = services
+        self._api_server = api_server
+        self._slices: dict[Key, list[Json]] = {}
+        for each in slices:
+            name = each["metadata"].get("labels", {}).get("kubernetes.io/service-name")
+            self._slices.setdefault(Key(each["metadata"]["namespace"], name), []).append(each)
+
+    def virtual(self) -> dict[Target, list[Target]]:
+        """Return the ready endpoints behind each Service's address and port."""
+        return {
+            (address, port["port"]): self._behind(key, port.get("name", ""))
+            for key, service in self._services.items()
+            if (address := service["spec"].get("clusterIP", "None")) != "None"
+            for port in service["spec"].get("ports", ())
+            if port.get("protocol", "TCP") == "TCP"
+        }
+
+    def records(self) -> dict[str, list[str]]:
+        """Return the addresses of each name."""
+        found: dict[str, list[str]] = {}
+        for key, service in self._services.items():
+            address = service["spec"].get("clusterIP", "None")
+            found[f"{key.name}.{key.namespace}.{DOMAIN}"] = (
+                self._addresses(key) if address == "None" else [address]
+            )
+        return found
+
+    def _behind(self, key: Key, port: str) -> list[Target]:
+        if key == API_SERVER:
+            return [self._api_server]
+        return [
+            (address, known["port"])
+            for each in self._slices.get(key, ())
+            for known in each.get("ports") or ()
+            if known.get("name", "") == port
+            for address in _ready(each)
+        ]
+
+    def _addresses(self, key: Key) -> list[str]:
+        return sorted({address for each in self._slices.get(key, ()) for address in _ready(each)})
+
+
+def _ready(endpoint_slice: Json) -> Iterable[str]:
+    for endpoint in endpoint_slice.get("endpoints") or ():
+        if endpoint.get("conditions", {}).get("ready", True):
+            yield from endpoint["addresses"]

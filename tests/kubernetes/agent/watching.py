@@ -1,0 +1,78 @@
+"""The objects of a collection as the API server tells them, from a list and a watch that begin again when they break."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from typing import NamedTuple, NoReturn
+
+from xds.kube.api import Json, KubeApi, KubeError
+
+_IDLE = 30.0
+"""Seconds without a byte, after which a watch is taken for dead; less than this goes by between bookmarks only rarely."""
+_PAUSE = 0.2
+
+
+class Key(NamedTuple):
+    """What tells an object of a collection from others."""
+
+    namespace: str
+    name: str
+
+
+class Watched:
+    """A collection. `changed` is called with the key of whatever was added, modified or deleted."""
+
+    def __init__(self, api: KubeApi, path: str, changed: Callable[[Key], None]) -> None:
+        self._api, self._path, self._changed = api, path, changed
+        self.objects: dict[Key, Json] = {}
+
+    async def run(self) -> NoReturn:
+        """Follow the collection for ever."""
+        while True:
+            # The server may be gone, or have forgotten the version that the watch was at: what is missed is listed.
+            with suppress(KubeError, OSError, TimeoutError):
+                await self._follow(await self._list())
+            await asyncio.sleep(_PAUSE)
+
+    async def _list(self) -> str:
+        found = await self._api.get(self._path)
+        listed = {key_of(item): item for item in found["items"]}
+        gone = self.objects.keys() - listed.keys()
+        changed = [key for key, item in listed.items() if self.objects.get(key) != item]
+        self.objects = listed
+        for key in (*gone, *changed):
+            self._changed(key)
+        return str(found["metadata"]["resourceVersion"])
+
+    async def _follow(self, version: str) -> None:
+        query = {"watch": True, "allowWatchBookmarks": True, "resourceVersion": version}
+        async with self._api.stream(self._path, idle=_IDLE, **query) as stream:
+            async for line in _lines(stream.iter_any()):
+                event = json.loads(line)
+                item = event["object"]
+                match event["type"]:
+                    case "BOOKMARK":
+                        continue
+                    case "ERROR":
+                        return
+                    case "DELETED":
+                        self.objects.pop(key_of(item), None)
+                    case _:
+                        self.objects[key_of(item)] = item
+                self._changed(key_of(item))
+
+
+def key_of(item: Json) -> Key:
+    """Return the key of an object."""
+    return Key(item["metadata"].get("namespace", ""), item["metadata"]["name"])
+
+
+async def _lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    rest = b""
+    async for piece in pieces:
+        *whole, rest = (rest + piece).split(b"\n")
+        for line in whole:
+            yield line
