@@ -24,8 +24,8 @@ from tests.real.harness.exchange import (
 )
 from tests.real.harness.manifests import Manifest, peer_authentication
 from tests.real.harness.mesh import Mesh
-from tests.real.harness.rules import INBOUND, OUTBOUND
 from tests.real.harness.wire import Wire
+from xds.sidecar.rules import Interception
 
 pytestmark = [pytest.mark.netns, pytest.mark.envoy, pytest.mark.asyncio(loop_scope="module")]
 
@@ -122,7 +122,7 @@ class TestAPodThatAsksForItself:
 
 
 class TestTheSidecarsOwnPorts:
-    @pytest.mark.parametrize("port", [INBOUND, OUTBOUND])
+    @pytest.mark.parametrize("port", [Interception().inbound_port, Interception().outbound_port])
     @pytest.mark.parametrize(("target", "other"), [(OPEN, STRICT), (STRICT, OPEN)])
     @pytest.mark.parametrize("who", ["outsider", "another with a sidecar", "the pod itself"])
     async def test_are_closed_and_nothing_goes_round_in_circles(self, mesh, who, target, other, port):

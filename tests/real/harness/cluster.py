@@ -14,6 +14,7 @@ from tests.real.harness import rules
 from tests.real.harness.clients import Client
 from tests.real.harness.node import Node, etc
 from tests.real.harness.places import Namespace
+from xds.sidecar.rules import Interception, redirect
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +74,7 @@ class Cluster:
         """Add a pod; with `sidecar`, its traffic is redirected to one from now on."""
         place, address = self._node.add()
         if sidecar:
-            place.run("iptables-restore", stdin=rules.sidecar())
+            place.run("iptables-restore", "--noflush", stdin=redirect(Interception()))
 
         def resolve(host: str, port: int) -> list[tuple[str, int]]:
             return [(found, port) for found in self.resolve(host, seen_from=namespace)]

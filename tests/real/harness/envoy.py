@@ -13,8 +13,8 @@ from typing import Any, Self
 
 from tests.real.harness.clients import Client
 from tests.real.harness.places import HERE, Place
-from tests.real.harness.rules import PROXY_ID
 from tests.real.harness.waiting import eventually
+from xds.sidecar.settings import PROXY_ID
 
 OPTIONS = (
     "--disable-hot-restart",

@@ -7,8 +7,9 @@ from contextlib import suppress
 from typing import Self
 
 from tests.real.harness.places import Namespace
-from tests.real.harness.rules import INBOUND
+from xds.sidecar.rules import Interception
 
+_INBOUND = Interception().inbound_port
 _EVERY_PROTOCOL = 0x0003
 _SO_RCVBUFFORCE = 33
 _ETHERNET = 14
@@ -72,5 +73,5 @@ class Wire:
         source, target = socket.inet_ntoa(packet[12:16]), socket.inet_ntoa(packet[16:20])
         port = int.from_bytes(segment[2:4])
         # Questions are seen redirected already, answers as if they never had been.
-        if not self._within or port == INBOUND or source == target == self._within:
+        if not self._within or port == _INBOUND or source == target == self._within:
             self._heard.append((source, target, payload))
