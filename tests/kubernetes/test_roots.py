@@ -1,0 +1,194 @@
+"""The roots in every namespace: there quickly, put back, and never a noise about namespaces that go.
+
+The cluster is shared, and so are its namespaces: each test's ConfigMaps are looked at in namespaces of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from tests.kubernetes.environment.cluster import Cluster
+from tests.real.harness.waiting import eventually
+from xds.kube import roots as module
+from xds.kube.api import KubeApi, KubeError
+from xds.kube.lease import Lease
+from xds.kube.roots import KEY, NAME, Roots
+
+RULES = [
+    {"apiGroups": [""], "resources": ["namespaces"], "verbs": ["list", "watch"]},
+    {
+        "apiGroups": [""],
+        "resources": ["configmaps"],
+        "resourceNames": [NAME],
+        "verbs": ["list", "watch", "patch"],
+    },
+    {"apiGroups": [""], "resources": ["configmaps"], "verbs": ["create"]},
+]
+"""What the module says that it needs."""
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "REST", 0.01)
+    monkeypatch.setattr(module, "PACE", 0.0)
+    monkeypatch.setattr(module, "AGAIN", 0.2)
+
+
+@asynccontextmanager
+async def running(part: Roots | Lease) -> AsyncIterator[asyncio.Task[None]]:
+    task = asyncio.create_task(part.run())
+    try:
+        yield task
+        assert not task.done(), await task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def path(namespace: str) -> str:
+    return f"/api/v1/namespaces/{namespace}/configmaps/{NAME}"
+
+
+async def until(cluster: Cluster, namespace: str, text: str) -> dict[str, Any]:
+    return await cluster.until(path(namespace), lambda found: found.get("data", {}).get(KEY) == text)
+
+
+def leading(cluster: Cluster, text: str, **how: Any) -> Roots:
+    return Roots(cluster.api, text.encode, leads=lambda: True, **how)
+
+
+async def test_are_in_every_namespace_in_new_ones_too_and_follow_a_rotation(own_cluster: Cluster) -> None:
+    cluster = own_cluster
+    said = b"first"
+    roots = Roots(cluster.api, lambda: said, leads=lambda: True)
+    async with cluster.namespace() as old, running(roots):
+        for namespace in (old, "default", "kube-system"):
+            await until(cluster, namespace, "first")
+        async with cluster.namespace() as new:
+            await until(cluster, new, "first")
+            said = b"second"
+            roots.changed()
+            for namespace in (old, new, "default"):
+                await until(cluster, namespace, "second")
+
+
+async def test_what_somebody_changed_or_removed_is_put_back(own_cluster: Cluster) -> None:
+    cluster = own_cluster
+    async with cluster.namespace() as namespace, running(leading(cluster, "right")):
+        await until(cluster, namespace, "right")
+        await cluster.api.patch(path(namespace), {"data": {KEY: "wrong"}})
+        await until(cluster, namespace, "right")
+        await cluster.api.patch(path(namespace), {"data": None})
+        await until(cluster, namespace, "right")
+        await cluster.api.delete(path(namespace))
+        await until(cluster, namespace, "right")
+
+
+async def test_nothing_is_written_while_all_is_right(own_cluster: Cluster) -> None:
+    cluster = own_cluster
+    roots = leading(cluster, "right")
+    async with cluster.namespace() as namespace:
+        assert await roots.compare()
+        before = (await until(cluster, namespace, "right"))["metadata"]["resourceVersion"]
+        assert await roots.compare()
+        after = (await until(cluster, namespace, "right"))["metadata"]["resourceVersion"]
+    assert before == after
+
+
+async def test_namespaces_that_are_named_are_left_alone(own_cluster: Cluster) -> None:
+    cluster = own_cluster
+    async with cluster.namespace() as excluded, cluster.namespace() as namespace:
+        assert await leading(cluster, "right", exclude=[excluded]).compare()
+        await until(cluster, namespace, "right")
+        with pytest.raises(KubeError) as missing:
+            await cluster.api.get(path(excluded))
+    assert missing.value.missing
+
+
+async def test_a_namespace_that_is_being_deleted_is_no_news(own_cluster: Cluster) -> None:
+    cluster = own_cluster
+    holding = "example.com/hold"
+    async with cluster.namespace() as namespace:
+        await cluster.api.create(
+            f"/api/v1/namespaces/{namespace}/configmaps", {"metadata": {"name": "x", "finalizers": [holding]}}
+        )
+    try:
+        roots = leading(cluster, "right")
+        with capture_logs() as logs:
+            assert await roots.compare()
+            # Even if it was not known to be ending when it was read.
+            assert await roots._write(namespace, "right")
+            assert await roots._write("never-there", "right")
+        assert logs == []
+    finally:
+        await cluster.api.patch(
+            f"/api/v1/namespaces/{namespace}/configmaps/x", {"metadata": {"finalizers": None}}
+        )
+
+
+async def test_needs_no_more_than_it_says_and_says_once_what_it_lacks(own_cluster: Cluster) -> None:
+    cluster = own_cluster
+    async with AsyncExitStack() as stack:
+        namespace = await stack.enter_async_context(cluster.namespace())
+        api: KubeApi = await stack.enter_async_context(await cluster.connect("publisher"))
+        roots = Roots(api, lambda: b"right", leads=lambda: True)
+        with capture_logs() as logs:
+            assert not await roots.compare()
+            assert not await roots.compare()
+        assert len(logs) == 1
+        assert 'cannot list resource "namespaces"' in logs[0]["problem"]
+
+        rbac = "/apis/rbac.authorization.k8s.io/v1"
+        await cluster.api.create(f"{rbac}/clusterroles", {"metadata": {"name": "publisher"}, "rules": RULES})
+        group = "rbac.authorization.k8s.io"
+        binding = {
+            "metadata": {"name": "publisher"},
+            "roleRef": {"kind": "ClusterRole", "name": "publisher", "apiGroup": group},
+            "subjects": [{"kind": "User", "name": "publisher", "apiGroup": group}],
+        }
+        await cluster.api.create(f"{rbac}/clusterrolebindings", binding)
+        async with running(roots):
+            await until(cluster, namespace, "right")
+            await cluster.api.delete(path(namespace))
+            await until(cluster, namespace, "right")
+
+
+async def test_when_the_replica_that_writes_is_killed_another_goes_on(own_cluster: Cluster) -> None:
+    cluster = own_cluster
+    async with AsyncExitStack() as stack:
+        namespace = await stack.enter_async_context(cluster.namespace())
+        leases = [Lease(cluster.api, "default", name, duration=1.5) for name in ("a", "b")]
+        texts = dict(zip(leases, ("by a", "by b"), strict=True))
+        tasks = {}
+        for lease, text in texts.items():
+            roots = Roots(cluster.api, text.encode, leads=lambda lease=lease: lease.held)
+            tasks[lease] = [await stack.enter_async_context(_killable(part)) for part in (lease, roots)]
+        await eventually(lambda: any(lease.held for lease in leases), timeout=30)
+        (holder,) = [lease for lease in leases if lease.held]
+        await until(cluster, namespace, texts[holder])
+        # As by SIGKILL: it gives nothing back.
+        holder._release = _nothing
+        for task in tasks[holder]:
+            task.cancel()
+        (other,) = [lease for lease in leases if lease is not holder]
+        await until(cluster, namespace, texts[other])
+
+
+async def _nothing() -> None:
+    pass
+
+
+@asynccontextmanager
+async def _killable(part: Roots | Lease) -> AsyncIterator[asyncio.Task[None]]:
+    task = asyncio.create_task(part.run())
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
