@@ -13,11 +13,14 @@ from xds.sources.documents import Document, read
 class Settings:
     """Reads the settings whenever asked; a file that went bad leaves those of before in force."""
 
-    def __init__(self, file: Path | None = None, assignments: Sequence[str] = ()) -> None:
+    def __init__(
+        self, file: Path | None = None, assignments: Sequence[str] = (), base: MeshConfig | None = None
+    ) -> None:
         self._file = file
         self._assignments = tuple(assignments)
+        self._base = base or MeshConfig()
         self._text: str | None = None
-        self._config = MeshConfig()
+        self._config = self._base
         self._problems: tuple[Problem, ...] = ()
 
     def load(self) -> tuple[MeshConfig, tuple[Problem, ...]]:
@@ -31,16 +34,17 @@ class Settings:
             return self._config, self._problems
         if text != self._text:
             self._text = text
-            config, problems = self._read(text)
+            config, problems = self.read(text, str(self._file))
             self._problems = tuple(problems)
             if all(problem.notice for problem in problems):
                 self._config = config
         return self._config, self._problems
 
-    def _read(self, text: str) -> tuple[MeshConfig, list[Problem]]:
-        documents = list(read(text, str(self._file)))
+    def read(self, text: str, name: str) -> tuple[MeshConfig, list[Problem]]:
+        """Read Istio's MeshConfig, as YAML, and what is set over it; `name` is the file's, for problems."""
+        documents = list(read(text, name))
         problems = [document for document in documents if isinstance(document, Problem)]
-        config = MeshConfig()
+        config = self._base
         for document in documents:
             if isinstance(document, Document):
                 config, found = mesh_config(document.value, document.locate, config, document.flaws)

@@ -1,0 +1,332 @@
+"""Facts from a Kubernetes API server: the same as from files, and kept up to date.
+
+Nothing is told before everything is known. From then on each change is told as it comes; while the server is away, or says
+nonsense, all that is known stays in force.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any, TypeAlias
+
+from xds.kube.api import Json, KubeApi
+from xds.model import Change, Fact, MeshConfig, Problem, Ref
+from xds.parse import KINDS, Kind, parse
+from xds.sources.reflector import Key, Reflector, State, Trouble
+from xds.sources.report import Report, beyond
+from xds.sources.resource import Pace, Resource
+from xds.sources.settings import Settings
+
+CONFIG_MAP = "xds"
+"""The ConfigMap that has the settings of the mesh, unless another is named."""
+ROOT_NAMESPACE = "istio-system"
+"""Where it is, unless we are a pod: then it is in our own namespace."""
+
+_PLURALS = {
+    "Namespace": "namespaces",
+    "ServiceAccount": "serviceaccounts",
+    "Service": "services",
+    "Pod": "pods",
+    "EndpointSlice": "endpointslices",
+    "Policy": "policies",
+    "MeshPolicy": "meshpolicies",
+    "PeerAuthentication": "peerauthentications",
+    "DestinationRule": "destinationrules",
+}
+"""What is watched. No Endpoints: Kubernetes makes EndpointSlices of each."""
+_NOISE = (
+    "kubectl.kubernetes.io/last-applied-configuration",
+    "endpoints.kubernetes.io/last-change-trigger-time",
+)
+"""Annotations that are large or always new, and mean nothing."""
+_LINE = re.compile(r":(\d+)$")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """What is kept of an object."""
+
+    uid: str
+    fact: Fact | None = None
+    problems: tuple[Problem, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldConfig:
+    """What is kept of the ConfigMap with the mesh's settings."""
+
+    config: MeshConfig
+    problems: tuple[Problem, ...] = ()
+
+
+_Watched: TypeAlias = Reflector[Held] | Reflector[HeldConfig]
+
+
+class Kubernetes:
+    """All facts of a cluster, and the settings of its mesh.
+
+    `assignments` are those of `--set`, over what the ConfigMap says. Of use once.
+    """
+
+    what = "kubernetes"
+    """What it reads, in a word for the log."""
+
+    def __init__(
+        self,
+        api: KubeApi,
+        *,
+        assignments: Sequence[str] = (),
+        namespace: str = "",
+        config_map: str = CONFIG_MAP,
+        pace: Pace = Pace(),  # noqa: B008 - immutable
+    ) -> None:
+        self._api = api
+        self.namespace = namespace or (api.namespace if api.in_cluster else ROOT_NAMESPACE)
+        """Where the control plane, and its ConfigMap, is."""
+        self._settings = Settings(None, assignments, MeshConfig(root_namespace=self.namespace))
+        self._map = Ref("ConfigMap", self.namespace, config_map)
+        self._default = self._read_config("", None)
+        self._woken = asyncio.Event()
+        self._kinds = [
+            Reflector(api, _resource(kind), partial(_keep, kind), self._woken.set, pace)
+            for kind in KINDS
+            if kind.name in _PLURALS
+        ]
+        mesh = Resource(kind="ConfigMap", plural="configmaps", namespace=self.namespace, name=config_map)
+        self._maps = Reflector(api, mesh, self._keep_config, self._woken.set, pace)
+        self._config: MeshConfig | None = None
+        self._config_problems: tuple[Problem, ...] = ()
+        self._of_objects: dict[tuple[str, Key], tuple[Problem, ...]] = {}
+        self._of_watching: tuple[Problem, ...] = ()
+        self._away: Problem | None = None
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """What is wrong now."""
+        of_objects = [problem for found in self._of_objects.values() for problem in found]
+        return (*self._of_watching, *self._config_problems, *of_objects)
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything is known."""
+        return all(reflector.complete for reflector in self._reflectors)
+
+    def lacking(self) -> str:
+        """Say what is not known yet; empty if nothing."""
+        missing = [each.resource.title for each in self._reflectors if not each.complete]
+        if not missing:
+            return ""
+        away = self._standing_away()
+        return f"waiting for {', '.join(missing)} of {self._api.server}" + (f": {away}" if away else "")
+
+    def standing(self) -> str:
+        """Say how old what is known is, if changes cannot be learned of; else empty."""
+        away = self._standing_away()
+        if not away:
+            return ""
+        behind = self.behind()
+        since = datetime.now(UTC) - timedelta(seconds=behind)
+        return (
+            f"what is known is of {since:%Y-%m-%dT%H:%M:%SZ}, {behind:.0f} s ago, and stays in force: {away}"
+        )
+
+    def behind(self) -> float:
+        """Tell for how many seconds it has not been possible to learn of changes."""
+        now = asyncio.get_running_loop().time()
+        return max((now - state.since for _, state in self._troubles(Trouble.AWAY)), default=0.0)
+
+    async def watch(self) -> AsyncGenerator[Report, None]:
+        """Tell everything, then follow it: whenever something is different, tell what."""
+        work = [asyncio.create_task(reflector.run()) for reflector in self._reflectors]
+        try:
+            told = False
+            while True:
+                await self._wait(work)
+                report = self._report() if self.complete else self._only_problems()
+                first, told = self.complete and not told, self.complete
+                if first or not report.empty:
+                    yield report
+        finally:
+            for task in work:
+                task.cancel()
+            await asyncio.gather(*work, return_exceptions=True)
+
+    async def _wait(self, work: Sequence[asyncio.Task[None]]) -> None:
+        """Wait until a reflector has something to tell; none of them ends but by a mistake of ours."""
+        waking = asyncio.create_task(self._woken.wait())
+        try:
+            await asyncio.wait([waking, *work], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waking.cancel()
+        self._woken.clear()
+        for task in work:
+            if task.done():
+                task.result()
+
+    @property
+    def _reflectors(self) -> tuple[_Watched, ...]:
+        return (*self._kinds, self._maps)
+
+    # --- what is kept ------------------------------------------------------------------------------------------------
+
+    def _keep_config(self, obj: Json, before: HeldConfig | None) -> HeldConfig:
+        data = obj.get("data")
+        text = data.get("mesh") if isinstance(data, dict) else None
+        if not isinstance(text, str):
+            problem = Problem(
+                where=str(self._map),
+                what="has no key mesh: nothing is set",
+                hint="put Istio's MeshConfig there, as YAML",
+                notice=True,
+            )
+            return replace(self._default, problems=(*self._default.problems, problem))
+        return self._read_config(text, before)
+
+    def _read_config(self, text: str, before: HeldConfig | None) -> HeldConfig:
+        config, problems = self._settings.read(text, str(self._map))
+        if before and not all(problem.notice for problem in problems):
+            config = before.config
+        elif not all(problem.notice for problem in problems):
+            config = self._default.config
+        return HeldConfig(config=config, problems=tuple(_without_line(problem) for problem in problems))
+
+    # --- what is told ------------------------------------------------------------------------------------------------
+
+    def _only_problems(self) -> Report:
+        new, solved = self._watching()
+        return Report(problems=new, solved=solved, complete=False)
+
+    def _report(self) -> Report:
+        """Tell what became different since the last time."""
+        applied: list[Fact] = []
+        removed: list[Ref] = []
+        new, solved = (list(problems) for problems in self._watching())
+        for reflector in self._kinds:
+            for key, (before, after) in reflector.take().items():
+                old, fact = (each.fact if each else None for each in (before, after))
+                if fact and fact != old:
+                    applied.append(fact)
+                elif old and not fact:
+                    removed.append(old.ref)
+                known, found = (each.problems if each else () for each in (before, after))
+                new += beyond(found, known)
+                solved += beyond(known, found)
+                self._note((reflector.resource.kind, key), found)
+        config, found = self._settings_now()
+        new += beyond(found, self._config_problems)
+        solved += beyond(self._config_problems, found)
+        change = Change(
+            applied=tuple(applied),
+            removed=tuple(removed),
+            config=config if config != self._config else None,
+        )
+        self._config, self._config_problems = config, found
+        return Report(change, tuple(new), tuple(solved))
+
+    def _note(self, what: tuple[str, Key], problems: tuple[Problem, ...]) -> None:
+        if problems:
+            self._of_objects[what] = problems
+        else:
+            self._of_objects.pop(what, None)
+
+    def _settings_now(self) -> tuple[MeshConfig, tuple[Problem, ...]]:
+        self._maps.take()
+        held = next(iter(self._maps.objects.values()), None)
+        if held:
+            return held.config, held.problems
+        none = Problem(where=str(self._map), what="is not there: the defaults are in force", notice=True)
+        return self._default.config, (*self._default.problems, none)
+
+    # --- what stands in the way --------------------------------------------------------------------------------------
+
+    def _troubles(self, *which: Trouble) -> Iterator[tuple[_Watched, State]]:
+        for reflector in self._reflectors:
+            if reflector.state and reflector.state.trouble in which:
+                yield reflector, reflector.state
+
+    def _standing_away(self) -> str:
+        return next((state.what for _, state in self._troubles(Trouble.AWAY)), "")
+
+    def _watching(self) -> tuple[tuple[Problem, ...], tuple[Problem, ...]]:
+        """Tell what is new and what is solved of what stands in the way."""
+        found = [
+            _denied(reflector, state) for reflector, state in self._troubles(Trouble.REFUSED, Trouble.MISSING)
+        ]
+        away = self._standing_away()
+        # All that is watched breaks at once: it is told once, in the words of the first.
+        self._away = (self._away or Problem(where=self._api.server, what=away)) if away else None
+        if self._away:
+            found.insert(0, self._away)
+        known, self._of_watching = self._of_watching, tuple(found)
+        return beyond(found, known), beyond(known, found)
+
+
+def _resource(kind: Kind) -> Resource:
+    return Resource(
+        kind=kind.name,
+        plural=_PLURALS[kind.name],
+        versions=kind.versions,
+        group=kind.group,
+        custom=not kind.built_in,
+    )
+
+
+def _keep(kind: Kind, obj: Json, before: Held | None) -> Held:
+    """Read an object; the last good version of it stays where the new one cannot be used."""
+    meta = obj["metadata"]
+    uid = str(meta.get("uid") or "")
+    name = str(Ref(kind.name, str(meta.get("namespace") or "") if kind.namespaced else "", str(meta["name"])))
+    if isinstance(meta.get("annotations"), dict):
+        meta["annotations"] = {
+            name: value for name, value in meta["annotations"].items() if name not in _NOISE
+        }
+    try:
+        [parsed] = parse(obj, lambda _: name, served=True)
+    except Exception as error:  # noqa: BLE001 - whatever is wrong with one object, the others go on
+        what = f"cannot be read: {type(error).__name__}: {error}"
+        problem = Problem(where=name, what=what, hint="please report this")
+        return Held(uid=uid, fact=_last_good(before, uid), problems=(problem,))
+    fact = _last_good(before, uid) if parsed.refused else parsed.fact
+    return Held(uid=uid, fact=fact, problems=parsed.problems)
+
+
+def _last_good(before: Held | None, uid: str) -> Fact | None:
+    """Return what was known of an object, unless that was another of the same name."""
+    return before.fact if before and before.uid == uid else None
+
+
+def _without_line(problem: Problem) -> Problem:
+    """Name the ConfigMap, and say in words where in it."""
+    line = _LINE.search(problem.where)
+    if not line:
+        return problem
+    return replace(
+        problem, where=_LINE.sub("", problem.where), what=f"{problem.what}, in line {line[1]} of mesh"
+    )
+
+
+def _denied(reflector: Reflector[Any], state: State) -> Problem:
+    resource = reflector.resource
+    if state.trouble is Trouble.REFUSED:
+        role = f"a Role in namespace {resource.namespace}" if resource.namespace else "the ClusterRole"
+        stays = (
+            "what is known of them stays in force" if reflector.had else "there are none as far as we know"
+        )
+        return Problem(
+            where=resource.title,
+            what=f"may not be read, so {stays}: {state.what}",
+            hint=f"add to the rules of {role}: - {resource.rule}",
+        )
+    return Problem(
+        where=resource.title,
+        what=f"cannot be watched: {state.what}",
+        hint="xds install-crds adds it"
+        if not reflector.had
+        else "it was there before; xds install-crds adds it",
+        notice=not reflector.had,
+    )
