@@ -86,6 +86,8 @@ class Meta:
     annotations: Mapping[str, str] = field(default_factory=dict)
     created: datetime | None = None
     """`metadata.creationTimestamp`, with a time zone; None where the object has none."""
+    uid: str = ""
+    """`metadata.uid`: another one for a successor of the same name; empty outside a cluster."""
     origin: str = field(default="", compare=False)
     """Where it was read: `FILE:LINE`, or empty."""
 

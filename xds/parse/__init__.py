@@ -209,11 +209,12 @@ def _meta(obj: Field, kind: Kind) -> Meta | None:
     labels = names.labels(meta["labels"])
     annotations = {key: entry.text() for key, entry in meta["annotations"].entries()}
     created = _time(meta["creationTimestamp"])
+    uid = meta["uid"].text()
     if not obj.log.subject:
         return None
     where = obj.log.locate(obj.path)
     origin = "" if where == obj.log.subject else where
-    return Meta(ref=ref, labels=labels, annotations=annotations, created=created, origin=origin)
+    return Meta(ref=ref, labels=labels, annotations=annotations, created=created, uid=uid, origin=origin)
 
 
 def _time(field: Field) -> datetime | None:

@@ -1,0 +1,205 @@
+"""Which credential proves what, and for which pod its owner may speak."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from tests.identity.credentials import certificate, token
+from xds.identity import claims
+from xds.identity.ca import Authority
+from xds.identity.claims import Caller, How, Identity, NotProvenError
+from xds.identity.keys import PrivateKey
+from xds.model import Meta, Pod, Ref
+
+NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)
+CA = Authority.create(PrivateKey.generate(), "cluster.local", NOW)
+LATER = int((NOW + timedelta(hours=1)).timestamp())
+SLEEP = "spiffe://cluster.local/ns/full/sa/sleep"
+MESH = ("cluster.local", "old.example")
+
+
+def review(**changes: Any) -> dict[str, Any]:
+    """The status of a TokenReview, as a real API server answers."""
+    user = {
+        "username": "system:serviceaccount:full:sleep",
+        "uid": "0c5f",
+        "groups": ["system:serviceaccounts", "system:serviceaccounts:full", "system:authenticated"],
+        "extra": {
+            "authentication.kubernetes.io/credential-id": ["JTI=2f0a"],
+            "authentication.kubernetes.io/pod-name": ["sleep-1"],
+            "authentication.kubernetes.io/pod-uid": ["11-22"],
+        },
+    }
+    return {"authenticated": True, "user": user, "audiences": ["xds-ca"]} | changes
+
+
+@pytest.mark.parametrize("audience", ["xds-ca", ["xds-ca"], ["other", "xds-ca"]])
+def test_a_token_says_until_when_it_is_good(audience):
+    assert claims.end_of_token(token({"aud": audience, "exp": LATER}), NOW) == NOW + timedelta(hours=1)
+
+
+def test_an_expired_token_is_shown_to_who_issued_it_as_long_as_only_our_clock_may_be_wrong():
+    ended = int((NOW - timedelta(minutes=4)).timestamp())
+    assert claims.end_of_token(token({"aud": "xds-ca", "exp": ended}), NOW) < NOW
+
+
+@pytest.mark.parametrize(
+    ("shown", "why"),
+    [
+        ("", "no token of a service account"),
+        ("secret", "no token of a service account"),
+        ("a.b", "no token of a service account"),
+        ("a.b.c.d", "no token of a service account"),
+        ("..", "no token of a service account"),
+        ("a.é.c", "no token of a service account"),
+        ("a.AAAA.c", "no token of a service account"),
+        (token([]), "no token of a service account"),
+        (token("x" * 20_000), "no token of a service account"),
+        ("." + "W1tb" * 3000 + ".", "no token of a service account"),
+        (token({}), "not for audience xds-ca"),
+        (token({"aud": "istio-ca", "exp": LATER}), "not for audience xds-ca"),
+        (token({"aud": ["https://kubernetes.default.svc"], "exp": LATER}), "not for audience xds-ca"),
+        (token({"aud": {"xds-ca": 1}, "exp": LATER}), "not for audience xds-ca"),
+        (token({"aud": "xds-ca"}), "never expires"),
+        (token({"aud": "xds-ca", "exp": "soon"}), "never expires"),
+        (token({"aud": "xds-ca", "exp": 1e300}), "never expires"),
+        (token({"aud": "xds-ca", "exp": float("nan")}), "never expires"),
+        (token({"aud": "xds-ca", "exp": LATER - 7200}), "expired at 2030-01-01 11:00 UTC"),
+    ],
+)
+def test_a_token_that_is_plainly_no_good_is_shown_to_nobody(shown, why):
+    with pytest.raises(NotProvenError, match=why) as refused:
+        claims.end_of_token(shown, NOW)
+    assert not shown or shown not in str(refused.value)
+
+
+def test_a_review_tells_the_account_and_the_pod():
+    assert claims.from_review(review()) == Caller(
+        namespace="full", service_account="sleep", pod="sleep-1", pod_uid="11-22", how=How.TOKEN
+    )
+
+
+def test_a_token_may_be_bound_to_no_pod():
+    caller = claims.from_review(review(user={"username": "system:serviceaccount:full:sleep"}))
+    assert (caller.pod, caller.pod_uid) == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("status", "why"),
+    [
+        (None, "does not accept"),
+        ({}, "does not accept"),
+        (review(authenticated=False, error="token expired"), "does not accept"),
+        (review(authenticated="true"), "does not accept"),
+        (review(audiences=[]), "audience xds-ca"),
+        (review(audiences=None), "audience xds-ca"),
+        (review(audiences=["istio-ca"]), "audience xds-ca"),
+        (review(user=None), "no service account"),
+        (review(user={"username": "kubernetes-admin"}), "no service account"),
+        (review(user={"username": "system:serviceaccount:full"}), "no service account"),
+        (review(user={"username": "system:serviceaccount:full:"}), "no service account"),
+        (review(user={"username": "system:serviceaccount:full:a:b"}), "no service account"),
+        (review(user={"username": "system:serviceaccount:full/x:sleep"}), "no service account"),
+        (review(user={"username": "system:node:one"}), "no service account"),
+    ],
+)
+def test_a_review_that_proves_nothing(status, why):
+    with pytest.raises(NotProvenError, match=why):
+        claims.from_review(status)
+
+
+def test_a_certificate_that_we_issued_tells_the_account():
+    leaf = CA.issue(SLEEP, NOW)
+    assert claims.from_certificate(leaf.chain, MESH, NOW) == Caller(
+        namespace="full", service_account="sleep", how=How.CERTIFICATE
+    )
+
+
+def test_so_does_one_from_before_the_trust_domain_was_another():
+    shown, _ = certificate(CA, NOW, uris=("spiffe://old.example/ns/full/sa/sleep",))
+    assert claims.from_certificate(shown, MESH, NOW).namespace == "full"
+
+
+@pytest.mark.parametrize(
+    ("shown", "why"),
+    [
+        (b"", "malformed"),
+        (b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "malformed"),
+        (CA.issue_server(["xds.istio-system.svc"], NOW).chain, "no SPIFFE id"),
+        (CA.root_pem, "no SPIFFE id"),
+        (certificate(CA, NOW)[0], "no SPIFFE id"),
+        (certificate(CA, NOW, dns=("sleep.full",))[0], "no SPIFFE id"),
+        (certificate(CA, NOW, uris=("spiffe://cluster.local",))[0], "no SPIFFE id"),
+        (certificate(CA, NOW, uris=("https://cluster.local/ns/full/sa/sleep",))[0], "no SPIFFE id"),
+        (certificate(CA, NOW, uris=(f"{SLEEP}/x",))[0], "no SPIFFE id"),
+        (certificate(CA, NOW, uris=(SLEEP, "spiffe://cluster.local/ns/full/sa/x"))[0], "no SPIFFE id"),
+        (certificate(CA, NOW, uris=("spiffe://other/ns/full/sa/sleep",))[0], "trust domain other"),
+        (
+            certificate(CA, NOW, uris=(SLEEP,), lifetime=timedelta(seconds=-1))[0],
+            "valid from 2029-12-30 12:00 to 2030-01-01 11:59 UTC",
+        ),
+        (certificate(CA, NOW + timedelta(days=3), uris=(SLEEP,))[0], "valid from 2030-01-02"),
+    ],
+)
+def test_a_certificate_that_proves_nothing(shown, why):
+    with pytest.raises(NotProvenError, match=why):
+        claims.from_certificate(shown, MESH, NOW)
+
+
+TOKEN = Caller(namespace="full", service_account="sleep", pod="sleep-1", pod_uid="11-22", how=How.TOKEN)
+UNBOUND = replace(TOKEN, pod="", pod_uid="")
+CERTIFICATE = Caller(namespace="full", service_account="sleep", how=How.CERTIFICATE)
+
+
+def pod(account: str = "sleep", uid: str = "11-22") -> Pod:
+    return Pod(meta=Meta(ref=Ref("Pod", "full", "sleep-1"), uid=uid), service_account=account)
+
+
+@pytest.mark.parametrize("caller", [TOKEN, UNBOUND, CERTIFICATE])
+@pytest.mark.parametrize("known", [None, pod(), pod(uid="")])
+def test_who_may_speak_for_a_pod(caller, known):
+    assert claims.objection(caller, "full", "sleep-1", known) == ""
+
+
+@pytest.mark.parametrize(
+    ("caller", "namespace", "name", "known", "why"),
+    [
+        (TOKEN, "legacy", "sleep-1", None, "another namespace"),
+        (UNBOUND, "legacy", "sleep-1", pod(), "another namespace"),
+        (CERTIFICATE, "legacy", "sleep-1", None, "another namespace"),
+        (TOKEN, "full", "sleep-2", None, "bound to pod sleep-1"),
+        (TOKEN, "full", "sleep-1", pod("httpbin"), "another service account"),
+        (UNBOUND, "full", "sleep-1", pod("httpbin"), "another service account"),
+        (CERTIFICATE, "full", "sleep-1", pod("httpbin"), "another service account"),
+        (TOKEN, "full", "sleep-1", pod(uid="33-44"), "an earlier pod"),
+    ],
+)
+def test_who_may_not(caller, namespace, name, known, why):
+    said = claims.objection(caller, namespace, name, known)
+    assert why in said
+    assert said.startswith(f"service account full/sleep may not speak for pod {namespace}/{name}: ")
+
+
+@pytest.mark.parametrize("text", ["full/sleep", SLEEP, "spiffe://old.example/ns/full/sa/sleep"])
+def test_an_identity_is_named_by_account_or_spiffe_id(text):
+    identity = Identity.parse(text)
+    assert identity.is_of(TOKEN, MESH)
+    assert identity.is_of(CERTIFICATE, MESH)
+    assert not identity.is_of(replace(TOKEN, namespace="legacy"), MESH)
+    assert not identity.is_of(replace(TOKEN, service_account="httpbin"), MESH)
+
+
+def test_an_identity_of_another_trust_domain_is_nobody_here():
+    assert not Identity.parse("spiffe://other/ns/full/sa/sleep").is_of(TOKEN, MESH)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "sleep", "a/b/c", "spiffe://x/ns/a", "full/", "spiffe://X/ns/a/sa/b", "full/*"]
+)
+def test_what_names_nobody_is_refused(text):
+    with pytest.raises(ValueError, match="is neither NAMESPACE/SERVICE_ACCOUNT nor"):
+        Identity.parse(text)
