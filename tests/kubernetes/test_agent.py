@@ -57,12 +57,12 @@ spec:
     env:
     - {name: ADDRESS, valueFrom: {fieldRef: {fieldPath: status.podIP}}}
     - {name: PLAIN, valueFrom: {configMapKeyRef: {name: settings, key: mesh}}}
-    securityContext: {readOnlyRootFilesystem: true}
+    securityContext: {readOnlyRootFilesystem: true, allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}}
     volumeMounts:
     - {name: told, mountPath: /var/run/told}
     - {name: tokens, mountPath: /var/run/secrets/tokens}
     - {name: settings, mountPath: /run/settings, readOnly: true}
-    - {name: about, mountPath: /run/about}
+    - {name: about, mountPath: /etc/xds-tests/about}
   volumes:
   - {name: told, emptyDir: {}}
   - {name: settings, configMap: {name: settings}}
@@ -97,7 +97,8 @@ async def test_pods_run_behind_services(agent: Agent) -> None:
 
         assert await shell("cat /var/run/told/who") == "sleep of sleep\n"
         assert await shell("echo $ADDRESS $PLAIN; hostname; id -u") == f"{sleep.address} first\nsleep\n1337\n"
-        assert await shell("cat /run/settings/mesh /run/about/labels") == 'firsta="b"\napp="sleep"'
+        assert await shell("cat /run/settings/mesh /etc/xds-tests/about/labels") == 'firsta="b"\napp="sleep"'
+        assert await shell("grep CapBnd /proc/self/status") == f"CapBnd:\t{0:016x}\n"
         assert "Read-only" in (await sleep.execute("sleep", "touch", "/forbidden"))[2]
         review = {
             "spec": {"token": await shell("cat /var/run/secrets/tokens/xds-token"), "audiences": ["xds-ca"]}
@@ -111,7 +112,10 @@ async def test_pods_run_behind_services(agent: Agent) -> None:
         await kubectl("label", "pod", "sleep", "a-", "c=d")
 
         async def rewritten() -> bool:
-            return await shell("cat /run/settings/mesh /run/about/labels") == 'secondapp="sleep"\nc="d"'
+            return (
+                await shell("cat /run/settings/mesh /etc/xds-tests/about/labels")
+                == 'secondapp="sleep"\nc="d"'
+            )
 
         await eventually(rewritten, timeout=30)
 

@@ -11,12 +11,14 @@ from pathlib import Path
 
 from tests.kubernetes.agent.fields import expanded
 from tests.kubernetes.agent.volumes import Mount
+from tests.real.harness.node import etc
 from tests.real.harness.places import Namespace
 from xds.kube.api import Json
 
 LAUNCH = Path(__file__).with_name("launch.py")
 _PATH = f"{Path(sys.executable).parent}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _NAME = re.compile(r"(?:.*/)?([^/:@]+)(?:[:@].*)?")
+_NAMES = ("hosts", "resolv.conf")
 _ROOT, _NOBODY = 0, 65534
 
 
@@ -49,16 +51,24 @@ def launched(
     user, group, groups = identity(pod, container)
     become = ["setpriv", "--pdeathsig", "KILL", f"--reuid={user}", f"--regid={group}"]
     become += [f"--groups={','.join(map(str, groups))}"] if groups else ["--clear-groups"]
+    security = container.get("securityContext", {})
+    capabilities = security.get("capabilities", {})
+    kept = [f"+{name.lower()}" for name in capabilities.get("add", ())]
     if user != _ROOT and not _everybody_can_read(Path(sys.executable), LAUNCH):
         # An image's files are for every user; these here may be below somebody's home.
         become += ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
-    security = container.get("securityContext", {})
+        kept.append("+dac_read_search")
+    if "ALL" in capabilities.get("drop", ()):
+        become.append(f"--bounding-set={','.join(['-all', *kept])}")
+    if security.get("allowPrivilegeEscalation") is False:
+        become.append("--no-new-privs")
     told = {
         "become": [*become, "--"],
         "argv": command(container, variables),
         "environment": {"PATH": _PATH, "HOME": "/", "HOSTNAME": pod["metadata"]["name"], **variables},
         "hostname": pod["metadata"]["name"],
-        "mounts": list(mounts),
+        # Last, because mounting something below /etc may cover it.
+        "mounts": [*mounts, *(Mount(str(etc(place, name)), f"/etc/{name}", False) for name in _NAMES)],
         "read_only": bool(security.get("readOnlyRootFilesystem")),
     }
     file.write_text(json.dumps(told))

@@ -16,6 +16,7 @@ from pathlib import Path
 
 _BIND, _REC, _PRIVATE, _RDONLY, _REMOUNT = 0x1000, 0x4000, 1 << 18, 0x1, 0x20
 _NEWUTS, _NEWNS = 0x04000000, 0x00020000
+_RUN = Path("/run")
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -43,14 +44,22 @@ def main() -> None:
 
 
 def _make(at: Path, *, directory: bool) -> None:
-    assert at.resolve().is_relative_to("/run"), f"a mount point that is not below /run must exist here: {at}"
+    """Make a mount point, which this machine does not get: outside /run its folder is covered by a copy."""
+    if not at.resolve().is_relative_to(_RUN):
+        above = next(parent for parent in at.parents if parent.exists())
+        assert above != Path("/"), f"{at} would have to be made in /"
+        upper, work = (_RUN / f"cover{above}/{name}" for name in ("upper", "work"))
+        upper.mkdir(parents=True)
+        work.mkdir()
+        _mount("overlay", str(above), 0, "overlay", f"lowerdir={above},upperdir={upper},workdir={work}")
     at.parent.mkdir(parents=True, exist_ok=True)
     at.mkdir() if directory else at.touch()
 
 
-def _mount(source: str | None, target: str, flags: int, kind: str | None = None) -> None:
+def _mount(source: str | None, target: str, flags: int, kind: str | None = None, options: str = "") -> None:
     arguments = [text.encode() if text is not None else None for text in (source, target, kind)]
-    _checked(_libc.mount(*arguments, ctypes.c_ulong(flags), None), f"mount {source} at {target}")
+    status = _libc.mount(*arguments, ctypes.c_ulong(flags), options.encode())
+    _checked(status, f"mount {source} at {target}")
 
 
 def _checked(status: int, what: str) -> None:
