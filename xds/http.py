@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import ssl
 from typing import Any
 
 from aiohttp import web
@@ -19,12 +20,14 @@ class _Log(logging.LoggerAdapter[logging.Logger]):
             super().exception(msg, *args, exc_info=exc_info, **kwargs)
 
 
-async def listen(app: web.Application, host: str, port: int) -> web.AppRunner:
+async def listen(
+    app: web.Application, host: str, port: int, *, tls: ssl.SSLContext | None = None
+) -> web.AppRunner:
     """Serve an application; `cleanup` of what is returned ends that. OSError: the address cannot be had."""
     runner = web.AppRunner(app, access_log=None, logger=_Log(logging.getLogger("aiohttp.server")))
     await runner.setup()
     try:
-        await web.TCPSite(runner, host, port).start()
+        await web.TCPSite(runner, host, port, ssl_context=tls).start()
     except OSError:
         await runner.cleanup()
         raise

@@ -11,6 +11,8 @@ TEMPLATES = "inject.istio.io/templates"
 SYSTEM_NAMESPACES = frozenset({"kube-system", "kube-public", "kube-node-lease"})
 """Never injected into: a cluster must be able to start without us."""
 
+HAS_ONE = "it has a sidecar already"
+
 PROXY = "xds-proxy"
 INIT = "xds-init"
 _ISTIO_CONTAINERS = frozenset({"istio-proxy", "istio-init", "istio-validation"})
@@ -25,11 +27,11 @@ def why_not(pod: Field, namespace: str) -> str:
     spec = pod["spec"]
     names = _container_names(spec)
     if PROXY in names:
-        return "it has a sidecar already"
+        return HAS_ONE
     if istios := sorted(names & _ISTIO_CONTAINERS):
         return f"it has Istio's container {istios[0]}: only one sidecar can intercept a pod's traffic"
     wanted = wish(pod)
-    if wanted and wanted.lower() not in _YES:
+    if wanted and not is_yes(wanted):
         return f"{INJECT} is {wanted!r}"
     if namespace in SYSTEM_NAMESPACES:
         return f"namespace {namespace} is the cluster's own"
@@ -39,11 +41,15 @@ def why_not(pod: Field, namespace: str) -> str:
     return "" if system == "linux" else f"it runs on {system}, and sidecars on Linux only"
 
 
+def is_yes(wish: str) -> bool:
+    """Tell whether what a pod says means that it is to have a sidecar, as YAML 1.1 understands words."""
+    return wish.lower() in _YES
+
+
 def wish(pod: Field) -> str:
     """Return what the pod itself says about having a sidecar; empty: nothing."""
     meta = pod["metadata"]
-    label = meta["labels"][INJECT]
-    value = (label or meta["annotations"][INJECT]).value
+    value = (meta["labels"][INJECT] or meta["annotations"][INJECT]).value
     # Unquoted in a file, it is a boolean, which the API server would refuse.
     return {True: "true", False: "false"}[value] if isinstance(value, bool) else str(value or "")
 

@@ -39,6 +39,8 @@ class Injection:
     """With the sidecar, or as it was."""
     left: str = ""
     """Why the pod has been left as it was, if it was not refused either."""
+    disappoints: bool = False
+    """Whether it was left although it says that it is to have a sidecar."""
     problems: tuple[Problem, ...] = ()
 
     @property
@@ -71,7 +73,8 @@ def inject(
     if not _readable(field):
         return Injection(pod=pod, problems=tuple(log.problems))
     if left := choice.why_not(field, namespace):
-        return Injection(pod=pod, left=left)
+        disappoints = left != choice.HAS_ONE and choice.is_yes(choice.wish(field))
+        return Injection(pod=pod, left=left, disappoints=disappoints)
     result = _with_sidecar(field, settings)
     if log.refused:
         return Injection(pod=pod, problems=tuple(log.problems))

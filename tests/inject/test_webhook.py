@@ -1,0 +1,251 @@
+"""The webhook's HTTPS server: what it answers to the API server, and to anybody else."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import copy
+import io
+import json
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import aiohttp
+import jsonpatch
+import pytest
+from structlog.testing import capture_logs
+
+from xds.identity.ca import Authority, Leaf
+from xds.identity.keys import IdentityError, PrivateKey
+from xds.inject import Settings, inject
+from xds.parse import dotted
+from xds.webhook import MOST_BYTES, WebhookServer
+
+NAME = "xds.istio-system.svc"
+POD = {"metadata": {"generateName": "web-"}, "spec": {"containers": [{"name": "web", "image": "web"}]}}
+NOW = datetime.now(UTC)
+
+
+def authority() -> Authority:
+    return Authority.create(PrivateKey.generate(), "cluster.local", NOW)
+
+
+class Call:
+    """What the API server does: it trusts a caBundle, and knows the server by the Service's name."""
+
+    def __init__(self, port: int, ca: Authority) -> None:
+        self.url = f"https://127.0.0.1:{port}/inject"
+        self.ca = ca
+
+    async def __call__(
+        self, body: bytes | dict[str, Any], url: str = "", method: str = "POST"
+    ) -> tuple[int, Any]:
+        tls = ssl.create_default_context(cadata=self.ca.certificate_pem.decode())
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        async with (
+            aiohttp.ClientSession() as session,
+            session.request(method, url or self.url, data=io.BytesIO(data), ssl=tls, server_hostname=NAME) as response,
+        ):
+            text = await response.text()
+            return response.status, json.loads(text) if response.content_type == "application/json" else text
+
+
+@asynccontextmanager
+async def running(server: WebhookServer) -> AsyncIterator[WebhookServer]:
+    task = asyncio.create_task(server.run())
+    waiting = asyncio.create_task(server.listening.wait())
+    try:
+        await asyncio.wait([task, waiting], return_when=asyncio.FIRST_COMPLETED, timeout=30)
+        assert server.port
+        yield server
+    finally:
+        task.cancel()
+        waiting.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+@pytest.fixture
+async def call() -> AsyncIterator[Call]:
+    ca = authority()
+    async with running(
+        WebhookServer(Settings, lambda: ca.issue_server([NAME], NOW), "127.0.0.1", 0)
+    ) as server:
+        yield Call(server.port, ca)
+
+
+def review(pod: Any, **request: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": "admission.k8s.io/v1",
+        "kind": "AdmissionReview",
+        "request": {
+            "uid": "705ab4f5-6393-11e8-b7cc-42010a800002",
+            "kind": {"group": "", "version": "v1", "kind": "Pod"},
+            "resource": {"group": "", "version": "v1", "resource": "pods"},
+            "namespace": "shop",
+            "operation": "CREATE",
+            "object": pod,
+            **request,
+        },
+    }
+
+
+async def test_a_pod_gets_what_xds_inject_gives_it(call: Call) -> None:
+    status, answered = await call(review(POD))
+    assert (status, answered["apiVersion"], answered["kind"]) == (
+        200,
+        "admission.k8s.io/v1",
+        "AdmissionReview",
+    )
+    response = answered["response"]
+    assert (response["uid"], response["allowed"]) == ("705ab4f5-6393-11e8-b7cc-42010a800002", True)
+    assert response["patchType"] == "JSONPatch"
+    patched = jsonpatch.apply_patch(copy.deepcopy(POD), base64.b64decode(response["patch"]).decode())
+    assert patched == inject(POD, Settings(), locate=dotted).pod
+    assert (await call(review(POD, dryRun=True)))[1] == answered
+
+
+async def test_a_pod_that_has_a_sidecar_is_allowed_as_it_is(call: Call) -> None:
+    injected = inject(POD, Settings(), locate=dotted).pod
+    _, answered = await call(review(injected))
+    assert answered["response"] == {"uid": review(POD)["request"]["uid"], "allowed": True}
+
+
+async def test_a_pod_that_cannot_have_one_is_refused_with_what_to_change(call: Call) -> None:
+    pod = copy.deepcopy(POD)
+    pod["spec"]["containers"][0]["ports"] = [{"containerPort": 15001}]
+    with capture_logs() as logs:
+        _, answered = await call(review(pod))
+    assert answered["response"]["allowed"] is False
+    assert answered["response"]["status"] == {
+        "code": 422,
+        "reason": "Invalid",
+        "message": "Pod shop/web-: spec.containers[0].ports[0].containerPort is 15001, which outbound interception takes "
+        "(let the application listen elsewhere)",
+    }
+    assert [entry["pod"] for entry in logs if entry["event"] == "pod refused"] == ["shop/web-"]
+
+
+async def test_a_pod_that_asks_for_what_it_cannot_get_is_told_so(call: Call) -> None:
+    pod = copy.deepcopy(POD)
+    pod["metadata"]["labels"] = {"sidecar.istio.io/inject": "true"}
+    pod["spec"]["hostNetwork"] = True
+    _, answered = await call(review(pod))
+    assert answered["response"]["allowed"]
+    (warning,) = answered["response"]["warnings"]
+    assert warning.startswith("Pod shop/web- gets no sidecar: hostNetwork is true")
+    del pod["metadata"]["labels"]
+    assert "warnings" not in (await call(review(pod)))[1]["response"]
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {"operation": "UPDATE"},
+        {"subResource": "ephemeralcontainers"},
+        {"resource": {"group": "apps", "version": "v1", "resource": "deployments"}},
+    ],
+)
+async def test_what_is_no_new_pod_is_allowed_as_it_is(call: Call, request_: dict[str, Any]) -> None:
+    _, answered = await call(review(POD, **request_))
+    assert answered["response"] == {"uid": review(POD)["request"]["uid"], "allowed": True}
+
+
+DEEP = b'{"kind":' * 200_000
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"", "no JSON"),
+        (b"{", "no JSON"),
+        (b"\xff", "no JSON"),
+        (b"[]", "no AdmissionReview"),
+        (b"{}", "no AdmissionReview"),
+        (DEEP, ""),
+        (review(POD) | {"apiVersion": "admission.k8s.io/v1beta1"}, "is of 'admission.k8s.io/v1beta1'"),
+        (review(POD) | {"request": None}, "no request with a uid"),
+        (review(POD, uid=""), "no request with a uid"),
+        (review(None), "creates a pod and has none"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+async def test_a_bad_request_is_told_what_is_wrong_and_the_next_one_is_served(
+    call: Call, body, said: str
+) -> None:
+    status, text = await call(body)
+    assert status == 400
+    assert said in text
+    assert (await call(review(POD)))[1]["response"]["allowed"]
+
+
+@pytest.mark.parametrize(
+    "spec", [None, [], {"containers": 1}, {"containers": [None]}, {"containers": [{"name": {}}]}]
+)
+async def test_a_pod_that_is_none_is_refused(call: Call, spec: Any) -> None:
+    _, answered = await call(review({"metadata": {"name": "x"}, "spec": spec}))
+    assert answered["response"]["allowed"] is False
+
+
+async def test_what_is_too_large_is_refused(call: Call) -> None:
+    assert (await call(b" " * (MOST_BYTES + 1)))[0] == 413
+
+
+async def test_nothing_else_is_served(call: Call) -> None:
+    assert (await call(b"", method="GET"))[0] == 405
+    assert (await call(b"", url=call.url.replace("/inject", "/")))[0] == 404
+
+
+async def test_another_ca_takes_over_without_a_restart() -> None:
+    old, new = authority(), authority()
+    current = [old]
+    server = WebhookServer(Settings, lambda: current[0].issue_server([NAME], NOW), "127.0.0.1", 0)
+    async with running(server):
+        assert (await Call(server.port, old)(review(POD)))[0] == 200
+        with pytest.raises(aiohttp.ClientConnectorCertificateError):
+            await Call(server.port, new)(review(POD))
+        current[0] = new
+        server.rotated()
+        async with asyncio.timeout(30):
+            while True:
+                with suppress(aiohttp.ClientConnectorCertificateError):
+                    await Call(server.port, new)(review(POD))
+                    return
+
+
+async def test_a_certificate_that_cannot_be_had_leaves_the_last_one_in_force() -> None:
+    ca = authority()
+    asked = asyncio.Event()
+    issued: list[Leaf] = []
+
+    def issue() -> Leaf:
+        if issued:
+            asked.set()
+            raise IdentityError("the root certificate expired")
+        issued.append(ca.issue_server([NAME], NOW, timedelta(hours=1)))
+        return issued[0]
+
+    server = WebhookServer(Settings, issue, "127.0.0.1", 0)
+    with capture_logs() as logs:
+        async with running(server):
+            server.rotated()
+            async with asyncio.timeout(30):
+                await asked.wait()
+            assert (await Call(server.port, ca)(review(POD)))[0] == 200
+    assert [entry["problem"] for entry in logs if entry["log_level"] == "error"] == [
+        "the root certificate expired"
+    ]
+
+
+async def test_an_address_that_is_taken_is_an_error() -> None:
+    ca = authority()
+
+    def server(port: int) -> WebhookServer:
+        return WebhookServer(Settings, lambda: ca.issue_server([NAME], NOW), "127.0.0.1", port)
+
+    async with running(server(0)) as first:
+        with pytest.raises(OSError, match="address already in use"):
+            await server(first.port).run()
