@@ -85,7 +85,7 @@ class Certificates:
         uses = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
         builder = (
             x509.CertificateBuilder(self._name, name, key, x509.random_serial_number())
-            .not_valid_before(now - timedelta(hours=1))
+            .not_valid_before(now - timedelta(days=30))
             .not_valid_after(now + _LIFETIME)
             .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)

@@ -50,16 +50,23 @@ class Cluster:
         return await KubeApi.connect(await self.kubeconfig(user))
 
     async def kubeconfig(
-        self, *users: str, current: str = "", namespace: str = "default", audience: str = ""
+        self,
+        *users: str,
+        current: str = "",
+        namespace: str = "default",
+        audience: str = "",
+        server: str = "",
     ) -> Path:
         """Write a kubeconfig with a context for each user, called as the user is; the first is current unless said.
 
         `admin` may do everything; `NAMESPACE/NAME` is a service account, with a token for `audience` if that is given; any
-        other name is that of a user who may do what RBAC grants to that name.
+        other name is that of a user who may do what RBAC grants to that name. `server`: another URL of the API server.
         """
         users = users or ("admin",)
         entries = {user: await self._credentials(user, audience) for user in users}
         document = self.control_plane.kubeconfig(entries, current or users[0], namespace)
+        if server:
+            document["clusters"][0]["cluster"]["server"] = server
         path = self._new_file("kubeconfig.json")
         path.write_text(json.dumps(document))
         return path

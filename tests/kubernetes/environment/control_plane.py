@@ -9,7 +9,8 @@ import ssl
 import tempfile
 import urllib.request
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
+from urllib.parse import parse_qsl, urlsplit
 
 from tests.kubernetes.environment import binaries
 from tests.kubernetes.environment.certificates import Certificates
@@ -31,7 +32,17 @@ _NAMES = (
     "kubernetes.default.svc.cluster.local",
 )
 # Without a kubelet, nodes do not report: what would evict and collect their pods stays away.
+_AUDIT = "audit.log"
 _CONTROLLERS = "*,-node-lifecycle-controller,-taint-eviction-controller,-pod-garbage-collector-controller"
+
+
+class Asked(NamedTuple):
+    """A call of the API server that read a collection."""
+
+    verb: str
+    """`list` or `watch`."""
+    path: str
+    query: dict[str, str]
 
 
 class ControlPlane:
@@ -119,6 +130,9 @@ class ControlPlane:
             "--allow-privileged=true",
             # A webhook's Service is called at one of its endpoints: nothing here routes Services' own addresses.
             "--enable-aggregator-routing=true",
+            f"--audit-policy-file={self._audit_policy()}",
+            f"--audit-log-path={self.folder / _AUDIT}",
+            "--audit-log-mode=blocking",
             "--profiling=false",
             *([f"--egress-selector-config-file={self._egress_selection()}"] if self._has_egress else []),
         )
@@ -147,6 +161,19 @@ class ControlPlane:
         newest = int(self._ask_etcd("range", key="AA==", limit=1)["header"]["revision"])
         self._ask_etcd("compaction", revision=newest, physical=True)
         return newest
+
+    def asked(self, user: str) -> list[Asked]:
+        """Return how a user has read collections until now, in the order of the answers."""
+        events = map(json.loads, (self.folder / _AUDIT).read_text().splitlines())
+        return [
+            Asked(
+                each["verb"],
+                urlsplit(each["requestURI"]).path,
+                dict(parse_qsl(urlsplit(each["requestURI"]).query)),
+            )
+            for each in events
+            if each["user"]["username"] == user
+        ]
 
     def logs(self) -> str:
         """Return the end of each process's log."""
@@ -201,18 +228,22 @@ class ControlPlane:
             "current-context": current,
         }
 
+    def _audit_policy(self) -> Path:
+        rules = [{"level": "Metadata", "verbs": ["list", "watch"]}, {"level": "None"}]
+        # A watch is written down when it begins, a list when it has been answered.
+        return self._written(
+            "audit", "audit.k8s.io/v1", "Policy", rules=rules, omitStages=["RequestReceived"]
+        )
+
     def _egress_selection(self) -> Path:
         proxy = {"proxyProtocol": "HTTPConnect", "transport": {"uds": {"udsName": str(self.egress)}}}
-        path = self.folder / "egress.json"
-        path.write_text(
-            json.dumps(
-                {
-                    "apiVersion": "apiserver.k8s.io/v1beta1",
-                    "kind": "EgressSelectorConfiguration",
-                    "egressSelections": [{"name": "cluster", "connection": proxy}],
-                }
-            )
-        )
+        selections = [{"name": "cluster", "connection": proxy}]
+        kind = "EgressSelectorConfiguration"
+        return self._written("egress", "apiserver.k8s.io/v1beta1", kind, egressSelections=selections)
+
+    def _written(self, name: str, api_version: str, kind: str, **content: Any) -> Path:
+        path = self.folder / f"{name}.json"
+        path.write_text(json.dumps({"apiVersion": api_version, "kind": kind, **content}))
         return path
 
     def _start(self, name: str, *options: str) -> Running:
