@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple, NoReturn
 
@@ -12,6 +13,7 @@ import typer
 from xds.model import printable
 
 if TYPE_CHECKING:  # heavy; every subcommand imports this module
+    from xds.kube.api import KubeApi
     from xds.mesh import Mesh
     from xds.model import Pod, Problem
     from xds.sources.settings import Settings
@@ -19,16 +21,14 @@ if TYPE_CHECKING:  # heavy; every subcommand imports this module
 MOST_NOTICES = 20
 """How many notices are shown; who passes a whole cluster over to us need not read of each ConfigMap."""
 
-Manifests = Annotated[
-    Path,
-    typer.Option(
-        "--manifests",
-        metavar="DIR",
-        exists=True,
-        file_okay=False,
-        help="Folder of Kubernetes and Istio objects: *.yaml, *.yml and *.json, as kubectl takes them.",
-    ),
-]
+MANIFESTS = typer.Option(
+    "--manifests",
+    metavar="DIR",
+    exists=True,
+    file_okay=False,
+    help="Folder of Kubernetes and Istio objects: *.yaml, *.yml and *.json, as kubectl takes them.",
+)
+Manifests = Annotated[Path, MANIFESTS]
 MeshConfigFile = Annotated[
     Path | None,
     typer.Option(
@@ -43,6 +43,22 @@ Assignments = Annotated[
         help="A setting, over those of --mesh-config: values.global.mtls.auto=true, "
         "values.global.mtls.enabled=false (the defaults), or meshConfig.KEY=VALUE. Can be repeated.",
     ),
+]
+
+Kubeconfig = Annotated[
+    Path | None,
+    typer.Option(
+        "--kubeconfig",
+        metavar="FILE",
+        exists=True,
+        dir_okay=False,
+        help="Where the API server is, and who we are there. Default: the pod's own service account, else what "
+        "kubectl uses.",
+    ),
+]
+Context = Annotated[
+    str | None,
+    typer.Option("--context", metavar="NAME", help="The kubeconfig's context to use.", show_default=False),
 ]
 
 
@@ -91,6 +107,20 @@ def fail(message: str, status: int = 2) -> NoReturn:
     """End with a message: 2 for wrong use, 1 for a no."""
     typer.echo(f"xds: {message}", err=True)
     raise typer.Exit(status)
+
+
+@asynccontextmanager
+async def connected(kubeconfig: Path | None, context: str | None) -> AsyncIterator[KubeApi]:
+    """Connect to the API server; end with what it says if it refuses something (1) or cannot be asked (3)."""
+    from xds.kube.api import KubeApi, KubeConfigError, KubeError  # noqa: PLC0415
+
+    try:
+        async with await KubeApi.connect(kubeconfig, context) as api:
+            yield api
+    except KubeConfigError as error:
+        fail(str(error))
+    except KubeError as error:
+        fail(str(error), 1 if error.status else 3)
 
 
 def settings(config: Path | None, assignments: list[str] | None) -> Settings:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,12 +16,46 @@ from xds.cli.running import Addresses, Part, Serving, run
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger as BoundLogger
 
+    from xds.kube.api import KubeApi
     from xds.model import MeshConfig
+    from xds.sources.files import Folder
+    from xds.sources.kubernetes import Kubernetes
+    from xds.sources.settings import Settings
 
 
 def serve(
     *,
-    manifests: options.Manifests,
+    manifests: Annotated[Path | None, options.MANIFESTS] = None,
+    kubernetes: Annotated[
+        bool,
+        typer.Option(
+            "--kubernetes",
+            help="Configure the sidecars of a Kubernetes cluster, from its API server: the one that we are a pod of, or "
+            "else the one that kubectl would use (KUBECONFIG, ~/.kube/config).",
+        ),
+    ] = False,
+    kubeconfig: options.Kubeconfig = None,
+    context: options.Context = None,
+    namespace: Annotated[
+        str | None,
+        typer.Option(
+            "--namespace",
+            metavar="NAME",
+            help="With --kubernetes: where the control plane is, and what belongs to it. Without it: the pod's own, or "
+            "istio-system if we are no pod.",
+            show_default=False,
+        ),
+    ] = None,
+    mesh_config_map: Annotated[
+        str | None,
+        typer.Option(
+            "--mesh-config-map",
+            metavar="NAME",
+            help="With --kubernetes: the ConfigMap of that namespace whose key mesh is Istio's MeshConfig; Istio's own "
+            "is named istio. Without it: xds.",
+            show_default=False,
+        ),
+    ] = None,
     mesh_config: options.MeshConfigFile = None,
     assignments: options.Assignments = None,
     xds_address: Annotated[
@@ -69,10 +105,21 @@ def serve(
         ),
     ] = False,
 ) -> None:
-    """Configure sidecars from a folder of manifests, and follow its changes.
+    """Configure sidecars from a folder of manifests or from a Kubernetes cluster, and follow its changes.
 
-    What is wrong with a manifest is logged with file and line, and the last good version of that object stays in force.
+    What is wrong with an object is logged, with file and line or its name, and the last good version of it stays in force.
+    While the API server cannot be reached, all that is known stays in force.
     """
+    if kubernetes == (manifests is not None):
+        options.fail("say either --manifests DIR or --kubernetes" + (", not both" if kubernetes else ""))
+    if kubernetes and mesh_config:
+        options.fail(
+            "--mesh-config is for --manifests; a cluster's settings are in a ConfigMap (--mesh-config-map)"
+        )
+    asked = {"--kubeconfig": kubeconfig, "--context": context, "--namespace": namespace}
+    for option, value in (asked | {"--mesh-config-map": mesh_config_map}).items():
+        if value and not kubernetes:
+            options.fail(f"{option} is for --kubernetes")
     where = {"--xds-address": options.address("--xds-address", xds_address)}
     if rest_address:
         where["--rest-address"] = options.address("--rest-address", rest_address)
@@ -88,32 +135,60 @@ def serve(
 
     from xds.cli import logs  # noqa: PLC0415
     from xds.hub import Hub  # noqa: PLC0415
-    from xds.sources.files import Folder  # noqa: PLC0415
     from xds.state import StateError, root_authority  # noqa: PLC0415
     from xds.translate import warm  # noqa: PLC0415
 
-    async def prepare(config: MeshConfig) -> Serving:
+    async def prepare(api: KubeApi | None, config: MeshConfig) -> Serving:
         try:
             authority = root_authority(state_dir, config.trust_domain, datetime.now(UTC))
         except StateError as error:
             options.fail(f"--state-dir: {error}", 1)
-        _say_what_is_at_stake(exposed, kept=state_dir is not None)
+        serve_keys = not exposed and api is None
+        _say_what_is_at_stake(exposed, keys=serve_keys, kept=state_dir is not None)
         parts: list[Part] = []  # each that is to run besides is added here
-        return Serving(Hub(authority, serve_keys=not exposed), parts)
+        return Serving(Hub(authority, serve_keys=serve_keys), parts)
 
+    async def serving() -> int:
+        async with AsyncExitStack() as stack:
+            source: Folder | Kubernetes
+            api = None
+            if manifests:
+                source = _folder(manifests, settings)
+            else:
+                api = await stack.enter_async_context(options.connected(kubeconfig, context))
+                source = _cluster(api, assignments, namespace, mesh_config_map)
+            return await run(source, partial(prepare, api), at, max_connection_age=max_connection_age or None)
+
+    at = Addresses(xds=where["--xds-address"], admin=admin, rest=where.get("--rest-address"))
     logs.configure()
     warm()
-    at = Addresses(xds=where["--xds-address"], admin=admin, rest=where.get("--rest-address"))
-    source = Folder(manifests, settings)
-    raise typer.Exit(asyncio.run(run(source, prepare, at, max_connection_age=max_connection_age or None)))
+    raise typer.Exit(asyncio.run(serving()))
 
 
-def _say_what_is_at_stake(exposed: list[str], *, kept: bool) -> None:
-    if not exposed:
+def _folder(manifests: Path, settings: Settings) -> Folder:
+    from xds.sources.files import Folder  # noqa: PLC0415
+
+    return Folder(manifests, settings)
+
+
+def _cluster(
+    api: KubeApi, assignments: list[str] | None, namespace: str | None, config_map: str | None
+) -> Kubernetes:
+    from xds.sources.kubernetes import CONFIG_MAP, Kubernetes  # noqa: PLC0415
+
+    source = Kubernetes(
+        api, assignments=assignments or (), namespace=namespace or "", config_map=config_map or CONFIG_MAP
+    )
+    _log().info("kubernetes", server=api.server, namespace=source.namespace)
+    return source
+
+
+def _say_what_is_at_stake(exposed: list[str], *, keys: bool, kept: bool) -> None:
+    if keys:
         _log().warning(
             "every user of this machine can take any pod's identity: nobody has to prove who they are"
         )
-    else:
+    elif exposed:
         _log().warning("xDS is neither encrypted nor authenticated, and others can reach it", address=exposed)
     if not kept:
         _log().info("the root certificate is new, and lives as long as this process; --state-dir keeps it")

@@ -104,6 +104,9 @@ class KubeApi:
             configuration, namespace, in_cluster = await read()
         except (ConfigException, OSError) as error:
             raise KubeConfigError(str(error)) from error
+        except Exception as error:  # whatever else is wrong with the file, the library stumbles over it
+            what = f"{kubeconfig or 'the kubeconfig'} cannot be used: {type(error).__name__}: {error}"
+            raise KubeConfigError(what) from error
         return cls(configuration, namespace, in_cluster=in_cluster, renew=renew)
 
     async def __aenter__(self) -> Self:
