@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from xds.sidecar.rules import Family, Interception, redirect, undo
@@ -57,10 +58,7 @@ def release() -> None:
     """
     _check_rights()
     for family in _families():
-        for kind in _kinds(family):
-            if text := undo(_save(family, kind)):
-                _restore(family, kind, text)
-                break
+        _of_kinds(family, partial(_release, family))
 
 
 def ipv6_addresses() -> list[str]:
@@ -79,15 +77,31 @@ def _families() -> Iterator[Family]:
 
 
 def _apply(family: Family, text: Callable[[str], str]) -> None:
+    def apply(kind: str) -> bool:
+        _restore(family, kind, text(_save(family, kind)))
+        return True
+
+    _of_kinds(family, apply)
+
+
+def _release(family: Family, kind: str) -> bool:
+    if text := undo(_save(family, kind)):
+        _restore(family, kind, text)
+    return bool(text)
+
+
+def _of_kinds(family: Family, do: Callable[[str], bool]) -> None:
+    """Try one kind of iptables after the other, until one has done it. Fail if none works here at all."""
     failed = []
-    for kind in _kinds(family):
+    kinds = _kinds(family)
+    for kind in kinds:
         try:
-            _restore(family, kind, text(_save(family, kind)))
+            if do(kind):
+                return
         except IptablesError as error:
             failed.append(str(error))
-        else:
-            return
-    raise IptablesError("; ".join(failed))
+    if len(failed) == len(kinds):
+        raise IptablesError("; ".join(failed))
 
 
 def _kinds(family: Family) -> list[str]:

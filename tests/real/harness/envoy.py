@@ -111,10 +111,7 @@ class EnvoyProcess:
             files.callback(os.close, binary)
             log = files.enter_context(self.log.open("wb"))
             # By descriptor: the proxy's user may not be allowed into the folders that lead to the binary.
-            argv = [f"/proc/self/fd/{binary}", *self._options, "--config-yaml", json.dumps(self.bootstrap)]
-            if self._as_sidecar:
-                become = (f"--reuid={PROXY_ID}", f"--regid={PROXY_ID}", "--clear-groups")
-                argv = ["setpriv", *become, *argv]
+            argv = self._command(f"/proc/self/fd/{binary}")
             self._process = await asyncio.create_subprocess_exec(
                 *self._place.command(*argv), pass_fds=[binary], stdout=log, stderr=log, cwd="/"
             )
@@ -134,6 +131,12 @@ class EnvoyProcess:
                     assert not rejected, f"{self.name} refused configuration: {rejected}\n{self.tail()}"
         finally:
             await self._end()
+
+    def _command(self, binary: str) -> list[str]:
+        argv = [binary, *self._options, "--config-yaml", json.dumps(self.bootstrap)]
+        if self._as_sidecar:
+            argv = ["setpriv", f"--reuid={PROXY_ID}", f"--regid={PROXY_ID}", "--clear-groups", *argv]
+        return argv
 
     async def ended(self) -> int:
         """Wait until the process is gone, and return its status."""

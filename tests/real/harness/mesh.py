@@ -225,9 +225,11 @@ class Mesh:
         assert known
         # What `xds bootstrap` prints, without a process for each.
         begin = to_json_dict(bootstrap(known, "127.0.0.1", _DOOR, sotw=sotw))
+        return await self._exits.enter_async_context(self._process(pod, begin))
+
+    def _process(self, pod: ClusterPod, begin: Mapping[str, Any]) -> EnvoyProcess:
         name = f"{pod.name}.{pod.namespace}"
-        envoy = EnvoyProcess(name, begin, self._directory, place=pod.place, as_sidecar=True)
-        return await self._exits.enter_async_context(envoy)
+        return EnvoyProcess(name, begin, self._directory, place=pod.place, as_sidecar=True)
 
     def _select(self) -> None:
         """Have the services lead to the pods that their selectors cover."""

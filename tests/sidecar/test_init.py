@@ -1,0 +1,328 @@
+"""`xds init` in real network namespaces: whom connections reach once the rules are in force."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, closing
+
+import pytest
+import pytest_asyncio
+
+from tests.real.harness.cluster import Cluster, ClusterPod
+from tests.real.harness.places import Namespace
+from tests.real.harness.tcp import LineApp
+from xds.sidecar.settings import PROXY_ID
+
+pytestmark = pytest.mark.netns
+
+OTHERS = "*nat\n-A PREROUTING -p udp --dport 53 -j RETURN\n-A OUTPUT -p udp --dport 53 -j RETURN\nCOMMIT\n"
+
+
+def init(place: Namespace, *flags: str, before: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    """Run `xds init` as an init container does."""
+    return subprocess.run(
+        place.command(*before, sys.executable, "-m", "xds", "init", *flags),
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+
+
+def did(done: subprocess.CompletedProcess[str]) -> None:
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def rules(place: Namespace, tool: str = "iptables-save") -> list[str]:
+    """Return all rules and chains of the nat table, without the comments, which have the time."""
+    return [line for line in place.run(tool, "-t", "nat").splitlines() if not line.startswith("#")]
+
+
+class Pods:
+    """A pod in which an application and something in the sidecar's place listen, and another pod."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.pod = cluster.pod("web", "ns", sidecar=False)
+        self.other = cluster.pod("other", "ns", sidecar=False)
+
+    def apps(self) -> list[LineApp]:
+        there = [(15001, "outbound"), (15006, "inbound"), (15020, "probes"), (8080, "app"), (8081, "app")]
+        return [
+            *(LineApp(name, port, place=self.pod.place) for port, name in there),
+            *(LineApp("other", port, place=self.other.place) for port in (8080, 8081)),
+        ]
+
+    async def reached(self, client: ClusterPod, server: ClusterPod | str, port: int) -> str:
+        """Return who answers a connection."""
+        address = server if isinstance(server, str) else server.address
+        async with client.client.tcp(address, port) as conversation:
+            return (await conversation.ask("hello")).partition(":")[0]
+
+    async def comes(self, port: int) -> str:
+        return await self.reached(self.other, self.pod, port)
+
+    async def leaves(self, port: int) -> str:
+        return await self.reached(self.pod, self.other, port)
+
+
+@pytest_asyncio.fixture
+async def pods(cluster: Cluster) -> AsyncIterator[Pods]:
+    pods = Pods(cluster)
+    async with AsyncExitStack() as stack:
+        for app in pods.apps():
+            await stack.enter_async_context(app)
+        yield pods
+
+
+class TestWhatIsRedirected:
+    async def test_nothing_before_everything_after_nothing_when_undone(self, pods):
+        assert [await pods.comes(8080), await pods.leaves(8080)] == ["app", "other"]
+
+        did(init(pods.pod.place))
+        assert [await pods.comes(8080), await pods.comes(8081)] == ["inbound", "inbound"]
+        assert await pods.comes(15020) == "probes"
+        assert await pods.leaves(8080) == "outbound"
+
+        did(init(pods.pod.place, "--undo"))
+        assert [await pods.comes(8080), await pods.leaves(8080)] == ["app", "other"]
+
+    async def test_what_the_pod_says_to_itself_is_left_alone(self, pods):
+        did(init(pods.pod.place))
+
+        for address in (pods.pod.address, "127.0.0.1"):
+            assert await pods.reached(pods.pod, address, 8080) == "app"
+
+    async def test_the_sidecar_reaches_others_and_its_own_pod_through_itself(self, pods):
+        did(init(pods.pod.place))
+
+        def asked(address: str, *, source: str = "") -> str:
+            # Whose connection it is counts, and a thread cannot be another user without its process.
+            program = (
+                "import socket, sys; s = socket.create_connection((sys.argv[1], 8080), 10, (sys.argv[2], 0));"
+                "s.sendall(b'hello\\n'); print(s.makefile().readline().partition(':')[0])"
+            )
+            who = (f"--reuid={PROXY_ID}", f"--regid={PROXY_ID}", "--clear-groups")
+            return pods.pod.place.run("setpriv", *who, _python(), "-c", program, address, source).strip()
+
+        import asyncio
+
+        assert await asyncio.to_thread(asked, pods.other.address) == "other"
+        assert await asyncio.to_thread(asked, pods.pod.address) == "inbound"
+        assert await asyncio.to_thread(asked, "127.0.0.1") == "app"
+        assert await asyncio.to_thread(asked, pods.pod.address, source="127.0.0.6") == "app"
+
+    @pytest.mark.parametrize(
+        ("flags", "comes", "leaves"),
+        [
+            (["-b", "8080"], ["inbound", "app"], ["outbound", "outbound"]),
+            (["-b", ""], ["app", "app"], ["outbound", "outbound"]),
+            (["-d", "15020,8081"], ["inbound", "app"], ["outbound", "outbound"]),
+            (["-o", "8081"], ["inbound", "inbound"], ["outbound", "other"]),
+            (["-x", "10.77.0.0/16"], ["inbound", "inbound"], ["other", "other"]),
+            (["-i", "10.77.0.0/16"], ["inbound", "inbound"], ["outbound", "outbound"]),
+            (["-i", "10.96.0.0/16"], ["inbound", "inbound"], ["other", "other"]),
+            (["-i", "", "-q", "8081"], ["inbound", "inbound"], ["other", "outbound"]),
+            (["-c", "eth0"], ["app", "app"], ["other", "other"]),
+            (["-p", "15006", "-z", "15001"], ["outbound", "outbound"], ["inbound", "inbound"]),
+            (["--istio-inbound-ports=8080", "--istio-local-outbound-ports-exclude=8080"], ["inbound", "app"], ["other", "outbound"]),
+        ],
+    )  # fmt: skip
+    async def test_flags_leave_out_what_they_say(self, pods, flags, comes, leaves):
+        did(init(pods.pod.place, *flags))
+
+        assert [await pods.comes(8080), await pods.comes(8081)] == comes
+        assert [await pods.leaves(8080), await pods.leaves(8081)] == leaves
+
+
+class TestRules:
+    @pytest.fixture
+    def place(self, cluster: Cluster) -> Namespace:
+        place = cluster.pod("web", "ns", sidecar=False).place
+        place.run("iptables-restore", "--noflush", stdin=OTHERS)
+        return place
+
+    def test_twice_is_once(self, place):
+        did(init(place))
+        once = rules(place)
+        did(init(place))
+
+        assert rules(place) == once
+        assert len([line for line in once if line.startswith("-A OUTPUT")]) == 2
+
+    def test_the_last_word_counts(self, place):
+        did(init(place, "-b", "80"))
+        did(init(place, "-b", "81"))
+
+        assert [line for line in rules(place) if "--dport 8" in line] == [
+            "-A ISTIO_INBOUND -p tcp -m tcp --dport 81 -j ISTIO_IN_REDIRECT"
+        ]
+
+    def test_undo_leaves_what_others_made_and_may_come_twice(self, place):
+        before = rules(place)
+        did(init(place))
+        assert rules(place) != before
+
+        did(init(place, "--undo"))
+        did(init(place, "--undo"))
+
+        assert rules(place) == before
+
+    def test_dry_run_prints_what_would_be_set_and_sets_nothing(self, place):
+        before = rules(place)
+
+        printed = init(place, "--dry-run", "-o", "5432")
+
+        assert printed.returncode == 0
+        assert rules(place) == before
+        place.run("iptables-restore", "--noflush", stdin=printed.stdout)
+        by_hand = rules(place)
+        did(init(place, "-o", "5432"))
+        assert sorted(rules(place)) == sorted(by_hand)
+
+    def test_mode_none_changes_nothing(self, place):
+        before = rules(place)
+
+        done = init(place, "-m", "NONE")
+
+        assert (done.returncode, done.stderr) == (0, "interception mode NONE: nothing is redirected\n")
+        assert rules(place) == before
+
+    def test_a_rule_that_cannot_be_leaves_all_as_it_was(self, place):
+        before = rules(place)
+
+        done = init(place, "-u", str(2**40))
+
+        assert done.returncode == 1
+        assert "iptables-restore: exit status" in done.stderr
+        assert rules(place) == before
+
+
+class TestIpv6:
+    @pytest.fixture
+    def places(self, cluster: Cluster) -> tuple[Namespace, Namespace]:
+        """A pod and another, with a link between them that knows IPv6 too."""
+        pod, other = (cluster.pod(name, "ns", sidecar=False).place for name in ("web", "other"))
+        other.run("ip", "link", "add", "v6", "type", "veth", "peer", "name", "v6", "netns", pod.name)
+        for number, place in enumerate((pod, other), 1):
+            place.run("ip", "addr", "add", f"fd77::{number}/64", "dev", "v6", "nodad")
+            place.run("ip", "link", "set", "v6", "up")
+        return pod, other
+
+    def connects(self, places: tuple[Namespace, Namespace]) -> bool:
+        """Whether the other reaches the application in the pod over IPv6."""
+        pod, other = places
+        with pod.entered():
+            listener = socket.create_server(("fd77::1", 8080), family=socket.AF_INET6)
+        with closing(listener), other.entered():
+            try:
+                socket.create_connection(("fd77::1", 8080), timeout=10).close()
+            except ConnectionRefusedError:
+                return False
+            return True
+
+    def test_nobody_passes_by_over_ipv6(self, places):
+        assert self.connects(places)
+        did(init(places[0]))
+        assert not self.connects(places)
+
+        once = rules(places[0], "ip6tables-save")
+        did(init(places[0]))
+        assert rules(places[0], "ip6tables-save") == once
+
+        did(init(places[0], "--undo"))
+        assert self.connects(places)
+
+    def test_it_is_an_error_if_somebody_could(self, places, tmp_path):
+        for tool in ("iptables-save", "iptables-restore"):
+            (tmp_path / tool).symlink_to(shutil.which(tool) or "")
+
+        done = init(places[0], before=("env", f"PATH={tmp_path}"))
+
+        assert done.returncode == 1
+        assert "has IPv6 addresses, whose traffic would pass by: ip6tables-restore is missing" in done.stderr
+
+    def test_a_pod_without_ipv6_needs_no_ip6tables(self, cluster, tmp_path):
+        place = cluster.pod("web", "ns", sidecar=False).place
+        place.sysctl("net.ipv6.conf.all.disable_ipv6", "1")
+        for tool in ("iptables-save", "iptables-restore"):
+            (tmp_path / tool).symlink_to(shutil.which(tool) or "")
+
+        did(init(place, before=("env", f"PATH={tmp_path}")))
+
+
+class TestWhereItCannot:
+    @pytest.fixture
+    def place(self, cluster: Cluster) -> Namespace:
+        return cluster.pod("web", "ns", sidecar=False).place
+
+    def test_iptables_is_missing(self, place):
+        done = init(place, before=("env", "PATH=/nowhere"))
+
+        assert done.returncode == 1
+        assert done.stderr.startswith(
+            "xds: iptables-restore is missing (Debian, Ubuntu: apt-get install iptables;"
+        )
+
+    def test_without_the_capability(self, place):
+        done = init(place, before=("setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin"))
+
+        assert done.returncode == 1
+        assert "needs the capability NET_ADMIN (securityContext.capabilities.add" in done.stderr
+
+    def test_who_is_not_root(self, place):
+        as_nobody = ("setpriv", "--reuid=65534", "--inh-caps=+dac_override", "--ambient-caps=+dac_override")
+
+        done = init(place, before=as_nobody)
+
+        assert (done.returncode, done.stderr) == (1, "xds: needs to be root (securityContext.runAsUser: 0)\n")
+
+    def test_the_kind_of_iptables_that_works_is_used(self, place, tmp_path):
+        if not shutil.which("iptables-legacy-restore"):
+            pytest.skip("needs iptables-legacy-restore beside iptables-restore")
+        place.sysctl("net.ipv6.conf.all.disable_ipv6", "1")
+        for tool in ("iptables-save", "iptables-restore"):
+            (tmp_path / tool).write_text("#!/bin/sh\necho this kernel has no nf_tables >&2\nexit 1\n")
+            (tmp_path / tool).chmod(0o755)
+            legacy = tool.replace("-", "-legacy-")
+            (tmp_path / legacy).symlink_to(shutil.which(legacy) or "")
+        env = ("env", f"PATH={tmp_path}")
+
+        did(init(place, before=env))
+        assert "-A OUTPUT -p tcp -j ISTIO_OUTPUT" in rules(place, "iptables-legacy-save")
+        assert not [line for line in rules(place, "iptables-nft-save") if "ISTIO" in line]
+
+        did(init(place, before=env))
+        assert len([line for line in rules(place, "iptables-legacy-save") if "-A OUTPUT" in line]) == 1
+        done = init(place, "--undo", before=env)
+        assert done.returncode == 0, done.stderr
+        assert not [line for line in rules(place, "iptables-legacy-save") if "ISTIO" in line]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["-b", "http"], "'-b': 'http' is not a port"),
+        (["-x", "10.0.0.1/8"], "'-x': 10.0.0.1/8 has host bits set"),
+        (["-x", "*"], "'-x': '*' would be everything"),
+        (["-m", "TPROXY"], "'-m': 'TPROXY' is not REDIRECT or NONE"),
+    ],
+)
+def test_a_wrong_flag_is_named(flags, said):
+    done = subprocess.run(
+        [sys.executable, "-m", "xds", "init", "-n", *flags],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+    assert done.returncode == 2
+    assert said in " ".join(done.stderr.split())
+
+
+def _python() -> str:
+    """Return a Python that every user may run."""
+    return next(
+        found for name in ("python3",) if (found := shutil.which(name, path="/usr/bin:/usr/local/bin"))
+    )
