@@ -13,6 +13,7 @@ _COMMANDS = {
     "serve": "Configure sidecars from a folder of manifests, and follow its changes.",
     "bootstrap": "Print the Envoy bootstrap of a pod's sidecar.",
     "inject": "Add the sidecar to the pods of manifests, for kubectl apply.",
+    "install-crds": "Create the kinds of objects that a cluster lacks, and leave those that it has.",
     "translate": "Print the configuration that a pod's sidecar gets.",
     "reach": "Say who reaches whom, encrypted or not, and why.",
     "status": "Say how far each connected sidecar is: synced, waiting for what, or what it rejected and why.",
@@ -32,7 +33,8 @@ class _Commands(TyperGroup):
         if cmd_name not in _COMMANDS:
             return None
         app = _app()
-        app.command(cmd_name)(getattr(import_module(f"xds.cli.{cmd_name}"), cmd_name))
+        name = cmd_name.replace("-", "_")
+        app.command(cmd_name)(getattr(import_module(f"xds.cli.{name}"), name))
         return typer.main.get_command(app)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002

@@ -125,7 +125,7 @@ def peer_authentication(obj: Field, meta: Meta) -> PeerAuthentication:
     selector = names.selected(spec["selector"]) or {}
     ports: dict[int, Mode | None] = {}
     for key, entry in spec["portLevelMtls"].entries():
-        if not key.isdecimal() or not 1 <= int(key) <= 65535:
+        if not (key.isascii() and key.isdecimal()) or not 1 <= int(key) <= 65535:
             entry.refuse("must be a port of the workload, a number from 1 to 65535")
             continue
         ports[int(key)] = _peer_mode(entry)

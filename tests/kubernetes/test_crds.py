@@ -1,0 +1,446 @@
+"""Our custom resource definitions: the API server refuses what `parse` refuses; kinds that are there are left alone."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.kubernetes.environment import binaries
+from tests.kubernetes.environment.cluster import Cluster, KubectlError
+from tests.kubernetes.environment.control_plane import ControlPlane
+from tests.sources.test_bad_input import BAD, MESH_POLICY, PEER, POLICY, RULE
+from xds.kube import crds
+from xds.kube.api import KubeApi, KubeError
+from xds.model import Problem
+from xds.parse import Parsed, parse
+from xds.sources.documents import read
+
+FOLDER = Path(crds.__file__).parents[1] / "crds"
+
+ALPHA = "apiVersion: authentication.istio.io/v1alpha1\nkind: {}\nmetadata: {{name: {}}}\n"
+PEER_HEAD = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: web}\n"
+RULE_HEAD = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: web}\n"
+DEFAULT, WEB, MESH = (
+    ALPHA.format(*of) for of in (("Policy", "default"), ("Policy", "web"), ("MeshPolicy", "default"))
+)
+
+# What is not in the table of files' bad input: edges, and what must be let through. `parse` says which is which.
+SPECS = [
+    (DEFAULT, "{}"),
+    (DEFAULT, "{targets: [], peers: []}"),
+    (DEFAULT, "{peers: [{mtls: }]}"),
+    (DEFAULT, "{peers: [{mtls: {}}, {jwt: {issuer: x}}]}"),
+    (DEFAULT, "{peers: [{mtls: {mode: STRICT, allowTls: true}}], peerIsOptional: true}"),
+    (DEFAULT, "{peers: [{mtls: {allowTls: 1}}]}"),
+    (DEFAULT, "{origins: [{jwt: {issuer: x}}], originIsOptional: true, principalBinding: USE_ORIGIN}"),
+    (DEFAULT, "{peers: [{jwt: {}, mtls: {}, x: 1}]}"),
+    (DEFAULT, "{peers: [{mtls: {mode: }}]}"),
+    (DEFAULT, '{peers: [{mtls: {mode: ""}}]}'),
+    (DEFAULT, "{peers: [{mtls: {mode: 1}}]}"),
+    (DEFAULT, "{peers: [null]}"),
+    (DEFAULT, "{peer: [{mtls: {}}]}"),
+    (DEFAULT, "[]"),
+    (DEFAULT, "text"),
+    (WEB, "{}"),
+    (WEB, "{targets: [{name: web}]}"),
+    (WEB, "{targets: [{name: web, ports: [{number: 65535}, {name: http}]}]}"),
+    (WEB, "{targets: [{name: web, ports: [{number: 65536}]}]}"),
+    (WEB, "{targets: [{name: web, ports: [{number: 80.5}]}]}"),
+    (WEB, '{targets: [{name: web, ports: [{number: "80"}]}]}'),
+    (WEB, "{targets: [{name: web, ports: [{}]}]}"),
+    (WEB, "{targets: [{name: web, ports: [{number: 80, nmae: x}]}]}"),
+    (WEB, "{targets: [{name: web, port: 80}]}"),
+    (WEB, "{targets: [{name: web, labels: {}}]}"),
+    (WEB, "{targets: [{name: Web}]}"),
+    (WEB, f"{{targets: [{{name: {'w' * 64}}}]}}"),
+    (MESH, "{}"),
+    (MESH, "{peers: [{mtls: {mode: PERMISSIVE}}]}"),
+    (MESH, "{targets: [], peers: []}"),
+    (MESH, "{mode: STRICT}"),
+    (PEER_HEAD, "{}"),
+    (PEER_HEAD, "{mtls: {}}"),
+    (PEER_HEAD, "{mtls: {mode: UNSET}}"),
+    (PEER_HEAD, "{mtls: {mdoe: STRICT}}"),
+    (PEER_HEAD, "{mtls: {mode: STRICT, more: 1}}"),
+    (PEER_HEAD, "{mtls: {mode: strict}}"),
+    (PEER_HEAD, "{selector: {}}"),
+    (
+        PEER_HEAD,
+        "{selector: {matchLabels: {app: web}}, portLevelMtls: {80: , 81: {}, 65535: {mode: DISABLE}}}",
+    ),
+    (PEER_HEAD, "{selector: {matchLabels: {app: }}, mtls: {mode: STRICT}}"),
+    (PEER_HEAD, "{selector: {matchLabels: {app: 1}}}"),
+    (PEER_HEAD, "{selector: {matchLabels: {app: a b}}}"),
+    (PEER_HEAD, "{selector: {matchLabels: {a/b/c: d}}}"),
+    (PEER_HEAD, f"{{selector: {{matchLabels: {{app: {'x' * 64}}}}}}}"),
+    (PEER_HEAD, f"{{selector: {{matchLabels: {{{'x' * 64}: a}}}}}}"),
+    (PEER_HEAD, "{selector: {matchLabels: {example.com/app: web}}}"),
+    (PEER_HEAD, "{selector: {matchLabels: {app: web}, matchExpressions: []}}"),
+    (PEER_HEAD, "{selector: {}, portLevelMtls: {80: {}}}"),
+    (PEER_HEAD, "{selector: {matchLabels: {app: web}}, portLevelMtls: {0: {}}}"),
+    (PEER_HEAD, "{selector: {matchLabels: {app: web}}, portLevelMtls: {65536: {}}}"),
+    (PEER_HEAD, "{selector: {matchLabels: {app: web}}, portLevelMtls: {-1: {}}}"),
+    (PEER_HEAD, '{selector: {matchLabels: {app: web}}, portLevelMtls: {"\u0668\u0660": {}}}'),
+    (PEER_HEAD, "{selector: {matchLabels: {app: web}}, portLevelMtls: {80: {mod: STRICT}}}"),
+    (PEER_HEAD, "{selector: {matchLabels: {app: web}}, portLevelMtls: {80: STRICT}}"),
+    (RULE_HEAD, "{}"),
+    (RULE_HEAD, "{host: web}"),
+    (RULE_HEAD, '{host: ""}'),
+    (RULE_HEAD, '{host: "*"}'),
+    (RULE_HEAD, '{host: "*.local"}'),
+    (RULE_HEAD, '{host: "*local"}'),
+    (RULE_HEAD, "{host: http://web}"),
+    (RULE_HEAD, f"{{host: {'.'.join(['w' * 60] * 5)}}}"),
+    (RULE_HEAD, '{host: web, exportTo: ["*"]}'),
+    (RULE_HEAD, '{host: web, exportTo: [".", shop]}'),
+    (RULE_HEAD, '{host: web, exportTo: [""]}'),
+    (RULE_HEAD, '{host: web, exportTo: ["."], workloadSelector: {matchLabels: {app: a}}}'),
+    (RULE_HEAD, "{host: web, workloadSelector: {matchExpressions: []}}"),
+    (RULE_HEAD, "{host: web, trafficPolicy: {tls: {}}}"),
+    (RULE_HEAD, "{host: web, trafficPolicy: {tls: }}"),
+    (RULE_HEAD, "{host: web, trafficPolicy: {tsl: {mode: DISABLE}}}"),
+    (RULE_HEAD, "{host: web, traficPolicy: {tls: {mode: ISTIO_MUTUAL}}}"),
+    (
+        RULE_HEAD,
+        "{host: web, trafficPolicy: {tls: {mode: ISTIO_MUTUAL, sni: web.example, subjectAltNames: [a]}}}",
+    ),
+    (
+        RULE_HEAD,
+        "{host: web, trafficPolicy: {tls: {mode: SIMPLE, caCertificates: /ca.pem, insecureSkipVerify: true}}}",
+    ),
+    (RULE_HEAD, "{host: web, trafficPolicy: {tls: {mode: SIMPLE, caCertificates: ca.pem}}}"),
+    (RULE_HEAD, '{host: web, trafficPolicy: {tls: {mode: SIMPLE, caCertificates: "/c\\na"}}}'),
+    (RULE_HEAD, '{host: web, trafficPolicy: {tls: {mode: SIMPLE, credentialName: ""}}}'),
+    (RULE_HEAD, "{host: web, trafficPolicy: {tls: {mode: SIMPLE, credentialName: web}}}"),
+    (RULE_HEAD, "{host: web, trafficPolicy: {tls: {mode: SIMPLE, insecureSkipVerify: 'yes'}}}"),
+    (RULE_HEAD, '{host: web, trafficPolicy: {tls: {mode: MUTUAL, clientCertificate: "", privateKey: /k}}}'),
+    (RULE_HEAD, "{host: web, trafficPolicy: {tls: {mode: MUTUAL, clientCertificate: /c, privateKey: /k}}}"),
+    (
+        RULE_HEAD,
+        "{host: web, trafficPolicy: {tunnel: {}, proxyProtocol: {version: V1}, retryBudget: {percent: 2}}}",
+    ),
+    (
+        RULE_HEAD,
+        "{host: web, trafficPolicy: {connectionPool: {tcp: {connectTimeout: 1h2m3.5s, idleTimeout: 0s}}}}",
+    ),
+    (RULE_HEAD, "{host: web, trafficPolicy: {connectionPool: {tcp: {connectTimeout: 0s}}}}"),
+    (
+        RULE_HEAD,
+        "{host: web, trafficPolicy: {connectionPool: {tcp: {connectTimeout: .5s, tcpKeepalive: {time: 1.s}}}}}",
+    ),
+    (RULE_HEAD, "{host: web, trafficPolicy: {connectionPool: {tcp: {idleTimeout: 1d}}}}"),
+    (RULE_HEAD, "{host: web, trafficPolicy: {connectionPool: {http: {maxRetries: 2147483648}}}}"),
+    (RULE_HEAD, "{host: web, trafficPolicy: {connectionPool: {http: {maxRetries: -1}}}}"),
+    (RULE_HEAD, "{host: web, trafficPolicy: {connectionPool: {http: {h2UpgradePolicy: MAYBE}}}}"),
+    (RULE_HEAD, "{host: web, trafficPolicy: {connectionPool: {http: {newInIstio: 1}, quic: {}}}}"),
+    (RULE_HEAD, "{host: web, trafficPolicy: {outlierDetection: {consecutive5xxErrors: 4294967295}}}"),
+    (RULE_HEAD, "{host: web, trafficPolicy: {outlierDetection: {consecutive5xxErrors: 4294967296}}}"),
+    (RULE_HEAD, "{host: web, trafficPolicy: {outlierDetection: {interval: 0s}}}"),
+    (
+        RULE_HEAD,
+        "{host: web, trafficPolicy: {outlierDetection: {consecutiveErrors: 5, minHealthPercent: 100}}}",
+    ),
+    (RULE_HEAD, "{host: web, trafficPolicy: {loadBalancer: {consistentHash: {useSourceIp: true}}}}"),
+    (RULE_HEAD, "{host: web, trafficPolicy: {loadBalancer: {simple: LEAST_CONN, localityLbSetting: {}}}}"),
+    (RULE_HEAD, "{host: web, trafficPolicy: {portLevelSettings: [{tls: {}}]}}"),
+    (RULE_HEAD, "{host: web, trafficPolicy: {portLevelSettings: [{port: {number: 80}, tunnel: {}}]}}"),
+    (
+        RULE_HEAD,
+        "{host: web, trafficPolicy: {portLevelSettings: [{port: {number: 80}}, {port: {number: 81}}]}}",
+    ),
+    (RULE_HEAD, "{host: web, trafficPolicy: {portLevelSettings: {}}}"),
+    (
+        RULE_HEAD,
+        "{host: web, subsets: [{name: v1}, {name: v2, labels: {v: v2}, trafficPolicy: {tls: {mode: DISABLE}}}]}",
+    ),
+    (RULE_HEAD, "{host: web, subsets: [{name: v.1}]}"),
+    (RULE_HEAD, "{host: web, subsets: [{name: v1, label: {v: v1}}]}"),
+    (RULE_HEAD, "{host: web, subsets: [{name: v1, labels: {v: v 1}}]}"),
+    (RULE_HEAD, "{host: web, subsets: [{name: v1, trafficPolicy: {tls: {mode: OFF}}}]}"),
+]
+# Of the files' table: what is wrong with a whole object of ours, not with its text, its type or its metadata.
+FILES = [
+    good.replace(old, new, 1)
+    for good, old, new, *_ in BAD
+    if good in (POLICY, MESH_POLICY, PEER, RULE) and "kind: peer" not in new and "v1alpha1" not in new
+]
+CASES = [head + f"spec: {spec}\n" for head, spec in SPECS] + FILES + [POLICY, MESH_POLICY, PEER, RULE]
+
+
+@pytest.fixture(scope="module")
+def bare() -> Iterator[ControlPlane]:
+    """A cluster without any of our kinds; each test takes away what it brought."""
+    if reason := binaries.why_none():
+        pytest.skip(reason)
+    with ControlPlane() as running:
+        yield running
+
+
+@pytest.fixture
+async def cluster(bare: ControlPlane) -> AsyncIterator[Cluster]:
+    async with Cluster(bare) as entered:
+        yield entered
+
+
+@pytest.fixture
+async def kinds(cluster: Cluster) -> Cluster:
+    """The same, with all of our kinds."""
+    await crds.install(cluster.api)
+    return cluster
+
+
+def plural(document: dict) -> str:
+    group = document["apiVersion"]
+    if document["kind"] == "MeshPolicy":
+        return f"/apis/{group}/meshpolicies"
+    name = {"Policy": "policies", "PeerAuthentication": "peerauthentications"}.get(document["kind"])
+    return f"/apis/{group}/namespaces/default/{name or 'destinationrules'}"
+
+
+def the_object(text: str) -> tuple[dict, bool]:
+    """Return what kubectl would send, and whether parse refuses it."""
+    [document] = read(text, "case.yaml")
+    assert not isinstance(document, Problem), document
+    [parsed] = parse(document.value, document.locate, document.flaws)
+    return document.value, parsed.refused  # type: ignore[return-value]
+
+
+async def verdict(api: KubeApi, document: dict, validation: str) -> str:
+    """Return why the API server refuses an object; empty: it takes it."""
+    metadata = {
+        **document["metadata"],
+        **({"namespace": "default"} if document["kind"] != "MeshPolicy" else {}),
+    }
+    try:
+        made = await api.create(
+            plural(document), {**document, "metadata": metadata}, dryRun="All", fieldValidation=validation
+        )
+    except KubeError as error:
+        if error.status not in (400, 422):
+            raise
+        return str(error)
+    stored = {**document, **{name: made[name] for name in ("spec", "status") if name in made}}
+    assert meaning(stored) == meaning(document), "what is kept means what was sent"
+    return ""
+
+
+def meaning(document: dict) -> Parsed:
+    [parsed] = parse(document, str)
+    return parsed
+
+
+@pytest.mark.parametrize("text", CASES)
+async def test_the_api_server_refuses_what_parse_refuses_and_only_that(kinds: Cluster, text: str) -> None:
+    document, refused = the_object(text)
+    for validation in ("Strict", "Ignore"):
+        said = await verdict(kinds.api, document, validation)
+        assert bool(said) == refused, said or "the API server takes it"
+
+
+def test_the_table_has_both_verdicts_of_every_kind() -> None:
+    seen = {(document["kind"], refused) for document, refused in map(the_object, CASES)}
+    assert len(seen) == 8, seen
+
+
+async def test_every_served_version_has_the_same_schema(kinds: Cluster) -> None:
+    for definition in crds.definitions():
+        versions = definition["spec"]["versions"]
+        assert all(version["schema"] == versions[0]["schema"] for version in versions)
+        assert [version["name"] for version in versions if version["storage"]] == [versions[0]["name"]]
+    for version in ("v1beta1", "v1alpha3"):
+        path = f"/apis/networking.istio.io/{version}/namespaces/default/destinationrules"
+        document, _ = the_object(RULE_HEAD.replace("io/v1", f"io/{version}") + "spec: {host: web}\n")
+        await kinds.api.create(path, document, dryRun="All")
+
+
+async def test_kubectl_refuses_a_misspelled_field_with_and_without_its_validation(kinds: Cluster) -> None:
+    text = PEER_HEAD + "spec: {mtls: {mdoe: STRICT}}\n"
+    for validation in ("strict", "warn", "ignore"):
+        with pytest.raises(KubectlError, match=r"spec\.mtls: .* not known: only mode is"):
+            await kinds.kubectl("apply", f"--validate={validation}", "-f", "-", stdin=text)
+
+
+async def test_what_may_be_a_key_is_not_repeated(kinds: Cluster) -> None:
+    document, _ = the_object(RULE)
+    document["spec"]["trafficPolicy"]["tls"]["privateKey"] = (
+        "-----BEGIN EC PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEI"
+    )
+    said = await verdict(kinds.api, document, "Strict")
+    assert "absolute path" in said
+    assert "MC4CAQ" not in said
+    document["spec"]["trafficPolicy"]["tls"]["privateKey"] += "\nMC4CAQAwBQYDK2VwBCIEI" * 99
+    assert "MC4CAQ" not in await verdict(kinds.api, document, "Strict")
+
+
+async def test_kubectl_shows_what_one_looks_for(kinds: Cluster) -> None:
+    objects = (
+        MESH
+        + "spec: {peers: [{mtls: {mode: PERMISSIVE}}]}\n---\n"
+        + PEER_HEAD
+        + "spec: {mtls: {mode: STRICT}}\n"
+    )
+    objects += "---\n" + RULE_HEAD + "spec: {host: web, trafficPolicy: {tls: {mode: ISTIO_MUTUAL}}}\n"
+    await kinds.kubectl("apply", "-f", "-", stdin=objects)
+    try:
+        shown = await kinds.kubectl("get", "meshpolicies", "-o", "yaml")
+        # What the seed page prints, to the space.
+        assert [line for line in shown.splitlines() if " mode" in line] == ["        mode: PERMISSIVE"]
+        for name, cells in (
+            ("meshpolicies", ["NAME MODE AGE", "default PERMISSIVE"]),
+            ("pa", ["NAME MODE AGE", "web STRICT"]),
+            ("dr", ["NAME HOST TLS AGE", "web web ISTIO_MUTUAL"]),
+        ):
+            lines = [" ".join(line.split()) for line in (await kinds.kubectl("get", name)).splitlines()]
+            assert [line[: len(want)] for line, want in zip(lines, cells, strict=True)] == cells
+        everything = await kinds.kubectl("get", "istio-io", "-o", "name")
+        assert sorted(everything.split()) == [
+            "destinationrule.networking.istio.io/web",
+            "meshpolicy.authentication.istio.io/default",
+            "peerauthentication.security.istio.io/web",
+        ]
+        assert "STRICT: mutual TLS only" in await kinds.kubectl("explain", "pa.spec.mtls.mode")
+    finally:
+        await kinds.kubectl("delete", "-f", "-", stdin=objects)
+
+
+async def test_the_status_is_written_apart_from_what_it_is_about(kinds: Cluster) -> None:
+    document, _ = the_object(PEER_HEAD + "spec: {mtls: {mode: STRICT}}\n")
+    made = await kinds.api.create(plural(document), document)
+    path = f"{plural(document)}/web"
+    try:
+        condition = {
+            "type": "Accepted",
+            "status": "False",
+            "reason": "Overruled",
+            "message": "an older one decides",
+            "observedGeneration": 1,
+            "lastTransitionTime": "2020-01-31T12:00:00Z",
+        }
+        patch = {"spec": {"mtls": {"mode": "DISABLE"}}, "status": {"conditions": [condition]}}
+        changed = await kinds.api.patch(f"{path}/status", patch)
+        assert changed["spec"] == made["spec"]
+        assert changed["status"] == {"conditions": [condition]}
+        assert changed["metadata"]["generation"] == made["metadata"]["generation"]
+        assert not parse(changed, str)[0].refused
+    finally:
+        await kinds.api.delete(path)
+
+
+async def test_only_kinds_that_are_lacking_are_created(cluster: Cluster) -> None:
+    """Foreign ones are there: one without any schema, one with another version, one of another scope."""
+    await _without_kinds(cluster)
+    theirs = [
+        foreign(
+            "peerauthentications", "security.istio.io", "PeerAuthentication", ["v1beta1"], manager="Helm"
+        ),
+        foreign("destinationrules", "networking.istio.io", "DestinationRule", ["v9"]),
+    ]
+    for each in theirs:
+        await cluster.api.create(crds.PATH, each)
+    before = [await cluster.api.get(f"{crds.PATH}/{each['metadata']['name']}") for each in theirs]
+
+    asked = await crds.install(cluster.api, dry_run=True)
+    assert [definition.created for definition in asked] == [True, True, False, False]
+    names = {each["metadata"]["name"] for each in (await cluster.api.get(crds.PATH))["items"]}
+    assert "policies.authentication.istio.io" not in names, "it was only asked what would be done"
+
+    policies, mesh_policies, peers, rules = await crds.install(cluster.api)
+    assert (policies.created, mesh_policies.created) == (True, True)
+    assert (peers.created, peers.versions, peers.owner, peers.trouble) == (False, ("v1beta1",), "Helm", "")
+    assert rules.trouble == "serves v9, and xds reads v1, v1alpha3, v1beta1"
+    await cluster.api.create(
+        "/apis/authentication.istio.io/v1alpha1/meshpolicies", the_object(MESH)[0], dryRun="All"
+    )
+
+    def same(definition: dict) -> tuple:
+        return definition["metadata"]["resourceVersion"], definition["spec"]
+
+    after = [await cluster.api.get(f"{crds.PATH}/{each['metadata']['name']}") for each in theirs]
+    assert [same(each)[1] for each in after] == [same(each)[1] for each in before]
+    assert [each["metadata"]["generation"] for each in after] == [1, 1]
+    assert not any(definition.created for definition in await crds.install(cluster.api))
+    await _without_kinds(cluster)
+
+
+async def test_several_may_install_at_once(cluster: Cluster) -> None:
+    await _without_kinds(cluster)
+    found = await asyncio.gather(*(crds.install(cluster.api) for _ in range(4)))
+    for definitions in zip(*found, strict=True):
+        assert sum(definition.created for definition in definitions) == 1
+        assert not any(definition.trouble for definition in definitions)
+
+
+async def test_the_command_says_what_it_did(cluster: Cluster) -> None:
+    await _without_kinds(cluster)
+    config = str(await cluster.kubeconfig("admin", "nobody"))
+    status, output, _ = await run("install-crds", "--dry-run", "--kubeconfig", config)
+    assert (status, output.count("would be created")) == (0, 4), output
+    status, output, _ = await run("install-crds", "--kubeconfig", config)
+    assert (status, output.count(" created")) == (0, 4), output
+    status, output, _ = await run("install-crds", "--kubeconfig", config)
+    assert (status, output.count("is there already, and used as it is")) == (0, 4), output
+    status, _, error = await run("install-crds", "--kubeconfig", config, "--context", "nobody")
+    assert status == 1
+    assert 'User "nobody" cannot get resource "customresourcedefinitions"' in error
+    status, _, error = await run("install-crds", "--kubeconfig", config, "--context", "other")
+    assert status == 2
+    assert "other" in error
+
+
+async def test_the_kustomization_has_all_kinds(cluster: Cluster) -> None:
+    shown = await cluster.kubectl("kustomize", str(FOLDER))
+    assert list(yaml.safe_load_all(shown)) == sorted(
+        crds.definitions(), key=lambda each: each["metadata"]["name"]
+    )
+    assert {path.name for path in FOLDER.glob("*.yaml")} == {
+        "kustomization.yaml",
+        *yaml.safe_load((FOLDER / "kustomization.yaml").read_text())["resources"],
+    }
+
+
+async def run(*arguments: str) -> tuple[int, str, str]:
+    """Run `xds`; return its exit status, what it printed, and what it complained of."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "xds",
+        *arguments,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    output, error = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, output.decode(), error.decode()
+
+
+def foreign(plural: str, group: str, kind: str, versions: list[str], *, manager: str = "") -> dict:
+    """Return a definition of another's: anything goes."""
+    schema = {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}}
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {
+            "name": f"{plural}.{group}",
+            "labels": {"app.kubernetes.io/managed-by": manager} if manager else {},
+        },
+        "spec": {
+            "group": group,
+            "scope": "Namespaced",
+            "names": {"kind": kind, "plural": plural, "singular": kind.lower()},
+            "versions": [
+                {"name": name, "served": True, "storage": name == versions[0], "schema": schema}
+                for name in versions
+            ],
+        },
+    }
+
+
+async def _without_kinds(cluster: Cluster) -> None:
+    """Take the kinds away, with all objects of them, and wait until they are gone."""
+    names = [definition["metadata"]["name"] for definition in crds.definitions()]
+    await cluster.kubectl("delete", "crd", "--ignore-not-found", "--wait", *names)
