@@ -121,18 +121,22 @@ class Kubernetes:
         missing = [each.resource.title for each in self._reflectors if not each.complete]
         if not missing:
             return ""
-        away = self._standing_away()
-        return f"waiting for {', '.join(missing)} of {self._api.server}" + (f": {away}" if away else "")
+        away = self._reason()
+        waiting = f"waiting for {', '.join(missing)}"
+        return (
+            f"{waiting}: the API server at {self._api.server} cannot be reached: {away}" if away else waiting
+        )
 
     def standing(self) -> str:
-        """Say how old what is known is, if changes cannot be learned of; else empty."""
-        away = self._standing_away()
+        """Say since when changes cannot be learned of; empty if they can."""
+        away = self._reason()
         if not away:
             return ""
         behind = self.behind()
         since = datetime.now(UTC) - timedelta(seconds=behind)
         return (
-            f"what is known is of {since:%Y-%m-%dT%H:%M:%SZ}, {behind:.0f} s ago, and stays in force: {away}"
+            f"the API server at {self._api.server} cannot be reached since {since:%Y-%m-%dT%H:%M:%SZ} "
+            f"({behind:.0f} s), and what was known then stays in force: {away}"
         )
 
     def behind(self) -> float:
@@ -249,17 +253,20 @@ class Kubernetes:
             if reflector.state and reflector.state.trouble in which:
                 yield reflector, reflector.state
 
-    def _standing_away(self) -> str:
-        return next((state.what for _, state in self._troubles(Trouble.AWAY)), "")
+    def _reason(self) -> str:
+        """Say why the server cannot be reached; empty if it can."""
+        said = next((state.what for _, state in self._troubles(Trouble.AWAY)), "")
+        return said.removeprefix(f"the API server at {self._api.server} cannot be reached: ")
 
     def _watching(self) -> tuple[tuple[Problem, ...], tuple[Problem, ...]]:
         """Tell what is new and what is solved of what stands in the way."""
         found = [
             _denied(reflector, state) for reflector, state in self._troubles(Trouble.REFUSED, Trouble.MISSING)
         ]
-        away = self._standing_away()
+        away = self._reason()
         # All that is watched breaks at once: it is told once, in the words of the first.
-        self._away = (self._away or Problem(where=self._api.server, what=away)) if away else None
+        problem = Problem(where=self._api.server, what=f"the API server cannot be reached: {away}")
+        self._away = (self._away or problem) if away else None
         if self._away:
             found.insert(0, self._away)
         known, self._of_watching = self._of_watching, tuple(found)

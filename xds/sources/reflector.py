@@ -99,6 +99,8 @@ class Reflector(Generic[T]):
         """How many watches in a row the server answered, and brought nothing."""
         self._opened = False
         """Whether the server answered the current watch."""
+        self._broke = 0.0
+        """When what fails now failed first."""
         self._heard = 0.0
         self._turn = 0.0
 
@@ -130,6 +132,10 @@ class Reflector(Generic[T]):
 
     def _failed(self, error: KubeError) -> float:
         """Take note of a failure; return how long to wait."""
+        if not self._failures:
+            # Who says nothing any more has been away since the last word.
+            silent = isinstance(error.__cause__, TimeoutError) and self._heard
+            self._broke = self._heard if silent else asyncio.get_running_loop().time()
         self._failures += 1
         wait = max(self._pace.after(self._failures), min(error.wait, self._pace.look))
         missing = error.missing and self.resource.custom
@@ -158,11 +164,10 @@ class Reflector(Generic[T]):
         return max(self._pace.until_look(), wait)
 
     def _troubled(self, trouble: Trouble, what: str) -> None:
-        if self.state is None or self.state.trouble is not trouble:
-            known = bool(self._heard) and trouble is Trouble.AWAY
-            since = self._heard if known else asyncio.get_running_loop().time()
-            self.state = State(trouble, since, what)
-        self._wake()
+        before = self.state if self.state and self.state.trouble is trouble else None
+        self.state = State(trouble, before.since if before else self._broke, what)
+        if not before:
+            self._wake()
 
     def _well(self) -> None:
         """Take note that the server answers as it should."""
