@@ -1,0 +1,84 @@
+"""Pods whose sidecar is started as its container does: by `xds proxy`, from the environment that injection gives it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from tests.real.harness.cluster import ClusterPod
+from tests.real.harness.envoy import EnvoyProcess
+from tests.real.harness.mesh import Mesh
+from xds.sidecar.settings import PROXY_ID
+
+AS_SIDECAR = (
+    "setpriv",
+    f"--reuid={PROXY_ID}",
+    f"--regid={PROXY_ID}",
+    "--clear-groups",
+    # This user may not be allowed into the folder that Python and Envoy are in; a container's is.
+    "--inh-caps=+dac_override",
+    "--ambient-caps=+dac_override",
+)
+
+
+def environment(pod: ClusterPod, **more: str) -> dict[str, str]:
+    """Return the environment of a pod's sidecar that asks a control plane on its own loopback."""
+    return {
+        "POD_NAME": pod.name,
+        "POD_NAMESPACE": pod.namespace,
+        "INSTANCE_IP": pod.address,
+        "XDS_ADDRESS": "127.0.0.1:15010",
+        "XDS_ROOT_FILE": "",
+        "XDS_CONCURRENCY": "1",
+        "XDS_LOG_LEVEL": "info",
+        **more,
+    }
+
+
+def command(environment: Mapping[str, str], *arguments: str) -> list[str]:
+    """Return the command line of `xds proxy` in a sidecar's container."""
+    variables = (f"{name}={value}" for name, value in environment.items())
+    return ["env", *variables, *AS_SIDECAR, sys.executable, "-m", "xds", "proxy", *arguments]
+
+
+class ProxyProcess(EnvoyProcess):
+    """An Envoy that `xds proxy` became."""
+
+    def __init__(self, *what: Any, environment: Mapping[str, str], **how: Any) -> None:
+        super().__init__(*what, **how)
+        self.environment = environment
+
+    def _command(self, binary: str) -> list[str]:
+        return command(self.environment)
+
+
+class ProxyMesh(Mesh):
+    """A mesh whose sidecars are started by `xds proxy`."""
+
+    def __init__(self, *what: Any, **settings: Any) -> None:
+        super().__init__(*what, **settings)
+        self.probes: dict[str, dict[str, Any]] = {}
+        """What `XDS_APP_PROBES` says, by address of the pod."""
+
+    def _process(self, pod: ClusterPod, begin: Mapping[str, Any]) -> EnvoyProcess:
+        variables = environment(pod, XDS_APP_PROBES=json.dumps(self.probes.get(pod.address, {})))
+        name = f"{pod.name}.{pod.namespace}"
+        return ProxyProcess(name, begin, self._directory, place=pod.place, environment=variables)
+
+
+async def finished(*argv: str, timeout: float = 60) -> tuple[int, str, str]:
+    """Run a command to its end; return its exit status, and what it printed."""
+    process = await asyncio.create_subprocess_exec(
+        *argv, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, cwd="/"
+    )
+    try:
+        out, err = await asyncio.wait_for(process.communicate(), timeout)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode is not None
+    return process.returncode, out.decode(), err.decode()

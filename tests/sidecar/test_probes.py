@@ -1,0 +1,267 @@
+"""Probes of a pod under STRICT: the kubelet asks the sidecar, which asks the application."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+
+import grpc.aio
+import pytest
+import pytest_asyncio
+from aiohttp import web
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health
+
+from tests.real.harness.answers import Answer
+from tests.real.harness.clients import Client
+from tests.real.harness.cluster import Cluster
+from tests.real.harness.manifests import peer_authentication
+from tests.real.harness.places import Place
+from tests.real.harness.tcp import LineApp
+from tests.real.harness.waiting import eventually
+from tests.sidecar.pods import ProxyMesh
+from xds.identity.ca import Authority
+from xds.identity.keys import PrivateKey
+
+pytestmark = [pytest.mark.netns, pytest.mark.envoy, pytest.mark.asyncio(loop_scope="module")]
+
+HTTP, HTTPS, TCP, GRPC, HANGING, NOBODY = 8080, 8443, 9000, 9001, 9002, 9003
+PERIOD = 2
+"""Seconds of the probes that the sidecar makes on its own."""
+
+ORIGINALS = {
+    "/app-health/web/readyz": {
+        "httpGet": {
+            "path": "healthz?deep=1&name=a%20b",
+            "port": HTTP,
+            "httpHeaders": [{"name": "X-Probe", "value": "100% ready"}, {"name": "Host", "value": "web.example"}],
+        },
+        "timeoutSeconds": 5,
+    },
+    "/app-health/web/livez": {"httpGet": {"port": HTTP}},
+    "/app-health/web/startupz": {"httpGet": {"path": "/moved", "port": HTTP}, "timeoutSeconds": 5},
+    "/app-health/tls/livez": {"httpGet": {"path": "/tls", "port": HTTPS, "scheme": "HTTPS"}, "timeoutSeconds": 5},
+    "/app-health/tcp/livez": {"tcpSocket": {"port": TCP}, "timeoutSeconds": 5, "periodSeconds": PERIOD},
+    "/app-health/grpc/livez": {"grpc": {"port": GRPC}, "timeoutSeconds": 5, "periodSeconds": PERIOD},
+    "/app-health/grpc/readyz": {"grpc": {"port": GRPC, "service": "shop"}, "timeoutSeconds": 5, "periodSeconds": PERIOD},
+    "/app-health/hanging/livez": {"httpGet": {"port": HANGING}, "timeoutSeconds": 1},
+    "/app-health/nobody/livez": {"httpGet": {"port": NOBODY}},
+    "/app-health/nobody/readyz": {"tcpSocket": {"port": NOBODY}},
+    "/app-health/nobody/startupz": {"grpc": {"port": NOBODY}},
+}  # fmt: skip
+
+
+class App:
+    """An HTTP application that says what it is told to, and what it was asked."""
+
+    def __init__(self) -> None:
+        self.status = 200
+        self.asked: list[web.BaseRequest] = []
+
+    async def answer(self, request: web.BaseRequest) -> web.Response:
+        self.asked.append(request)
+        if request.path == "/moved":
+            return web.Response(status=302, headers={"location": "/elsewhere"})
+        return web.Response(status=self.status, text=f"{request.path_qs} is {self.status}")
+
+    @asynccontextmanager
+    async def at(self, place: Place, port: int, tls: ssl.SSLContext | None = None) -> AsyncIterator[None]:
+        server = web.Server(self.answer, access_log=None)
+        listening = await asyncio.get_running_loop().create_server(
+            server, sock=place.listener("0.0.0.0", port), ssl=tls
+        )
+        try:
+            yield
+        finally:
+            listening.close()
+            await server.shutdown(1)
+            await listening.wait_closed()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def mesh(tmp_path_factory):
+    """A pod under STRICT whose applications do not run yet, and somebody outside the mesh."""
+    with Cluster() as cluster:
+        async with ProxyMesh(cluster, tmp_path_factory.mktemp("mesh")) as mesh:
+            pod = mesh.pod("web", "strict")
+            mesh.pod("outsider", "outside", sidecar=False)
+            mesh.service("web", "strict", {"http": (80, HTTP), "tcp": (90, TCP)})
+            mesh.apply(peer_authentication("strict", "STRICT"))
+            mesh.probes[pod.address] = ORIGINALS
+            await mesh.start()
+            yield mesh
+
+
+@pytest.fixture
+def pod(mesh):
+    return mesh["web.strict"]
+
+
+@pytest.fixture
+def kubelet(mesh, pod):
+    """Ask as the kubelet does: from the node, in plaintext, at the pod's address."""
+
+    async def ask(path: str, port: int = 15020, **how: object) -> Answer:
+        headers = {"user-agent": "kube-probe/1.37", "accept": "*/*"}
+        url = f"http://{pod.address}:{port}{path}"
+        return await Client(mesh.cluster.node).get(url, headers=headers, **how)
+
+    return ask
+
+
+async def becomes(kubelet, path: str, code: str) -> None:
+    """Wait until a probe has this outcome: at most a period, a time limit, and what a slow machine takes."""
+
+    async def has() -> bool:
+        answer = await kubelet(path)
+        assert answer.code == code, answer
+        return True
+
+    await eventually(has, timeout=3 * (PERIOD + 5), every=0.1, what=f"{path} is {code}")
+
+
+class TestHttp:
+    async def test_the_probe_as_it_was_would_fail(self, kubelet, pod):
+        async with App().at(pod.place, HTTP):
+            assert (await kubelet("/healthz", HTTP)).code == "000"
+            assert (await pod.client.get(f"http://{pod.address}:{HTTP}/healthz")).ok
+
+    async def test_the_answer_is_the_applications(self, kubelet, pod):
+        app = App()
+        async with app.at(pod.place, HTTP):
+            answer = await kubelet("/app-health/web/readyz")
+            assert (answer.code, answer.text) == ("200", "/healthz?deep=1&name=a%20b is 200")
+
+            app.status = 500
+            answer = await kubelet("/app-health/web/readyz")
+            assert (answer.code, answer.text) == ("500", "/healthz?deep=1&name=a%20b is 500")
+
+            app.status = 204
+            assert (await kubelet("/app-health/web/readyz")).code == "204"
+
+    async def test_it_is_asked_what_the_probe_asks(self, kubelet, pod):
+        app = App()
+        async with app.at(pod.place, HTTP):
+            await kubelet("/app-health/web/readyz")
+            await kubelet("/app-health/web/livez")
+
+        full, bare = app.asked
+        assert (full.headers["Host"], full.headers["X-Probe"]) == ("web.example", "100% ready")
+        assert (bare.path_qs, bare.headers["Host"]) == ("/", f"{pod.address}:{HTTP}")
+        assert {request.headers["User-Agent"] for request in app.asked} == {"kube-probe/1.37"}
+
+    async def test_headers_that_the_kubelet_still_sends_come_once(self, mesh, pod):
+        app = App()
+        async with app.at(pod.place, HTTP):
+            await Client(mesh.cluster.node).get(
+                f"http://{pod.address}:15020/app-health/web/readyz",
+                headers={"X-Probe": "100% ready", "Host": "web.example"},
+            )
+
+        (request,) = app.asked
+        assert request.headers.getall("X-Probe") == ["100% ready"]
+        assert request.headers.getall("Host") == ["web.example"]
+
+    async def test_it_fails_when_the_application_is_gone(self, kubelet, pod):
+        async with App().at(pod.place, HTTP):
+            assert (await kubelet("/app-health/web/livez")).ok
+
+        assert (await kubelet("/app-health/web/livez")).code == "503"
+        assert (await kubelet("/app-health/nobody/livez")).code == "503"
+
+        async with App().at(pod.place, HTTP):
+            assert (await kubelet("/app-health/web/livez")).ok
+
+    async def test_an_application_that_hangs_fails_in_the_probes_own_time(self, kubelet, pod):
+        listener = pod.place.listener("0.0.0.0", HANGING)
+        try:
+            answer = await kubelet("/app-health/hanging/livez", timeout=30)
+        finally:
+            listener.close()
+
+        assert answer.code == "504"
+
+    async def test_a_redirect_is_a_success_that_leads_nowhere(self, kubelet, pod):
+        async with App().at(pod.place, HTTP):
+            answer = await kubelet("/app-health/web/startupz")
+
+        assert answer.code == "302"
+        assert "location" not in answer.headers
+
+    async def test_over_tls_any_certificate_will_do(self, kubelet, pod, tmp_path):
+        authority = Authority.create(PrivateKey.generate(), "example.org", datetime.now(UTC))
+        leaf = authority.issue("spiffe://example.org/ns/own/sa/app", datetime.now(UTC))
+        (tmp_path / "leaf.pem").write_bytes(leaf.chain + leaf.key.to_pem())
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(tmp_path / "leaf.pem")
+        async with App().at(pod.place, HTTPS, tls):
+            answer = await kubelet("/app-health/tls/livez")
+            assert (answer.code, answer.text) == ("200", "/tls is 200")
+
+        assert (await kubelet("/app-health/tls/livez")).code == "503"
+
+
+class TestTcpAndGrpc:
+    async def test_nobody_listens(self, kubelet):
+        assert (await kubelet("/app-health/nobody/readyz")).code == "503"
+        assert (await kubelet("/app-health/nobody/startupz")).code == "503"
+
+    async def test_a_tcp_probe_follows_the_application(self, kubelet, pod):
+        for _ in range(2):
+            async with LineApp("web", TCP, place=pod.place):
+                await becomes(kubelet, "/app-health/tcp/livez", "200")
+            await becomes(kubelet, "/app-health/tcp/livez", "503")
+
+    async def test_a_grpc_probe_follows_the_service_that_it_names(self, kubelet, pod):
+        status = health_pb2.HealthCheckResponse
+        servicer = health.HealthServicer()
+        server = grpc.aio.server()
+        health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+        with pod.place.entered():
+            server.add_insecure_port(f"0.0.0.0:{GRPC}")
+        await server.start()
+        try:
+            await servicer.set("shop", status.NOT_SERVING)
+            await becomes(kubelet, "/app-health/grpc/livez", "200")
+            assert (await kubelet("/app-health/grpc/readyz")).code == "503"
+
+            await servicer.set("shop", status.SERVING)
+            await becomes(kubelet, "/app-health/grpc/readyz", "200")
+
+            await servicer.set("shop", status.NOT_SERVING)
+            await becomes(kubelet, "/app-health/grpc/readyz", "503")
+            assert (await kubelet("/app-health/grpc/livez")).code == "200"
+        finally:
+            await server.stop(None)
+        await becomes(kubelet, "/app-health/grpc/livez", "503")
+
+
+class TestWhatElseIsOpen:
+    async def test_the_application_stays_closed_to_plaintext(self, mesh, pod):
+        async with App().at(pod.place, HTTP), LineApp("web", TCP, place=pod.place):
+            for place in (mesh.cluster.node, mesh["outsider.outside"].place):
+                assert (
+                    await Client(place).get(f"http://{pod.address}:{HTTP}/app-health/web/livez")
+                ).code == "000"
+                with pytest.raises(ConnectionError):
+                    async with Client(place).tcp(pod.address, TCP) as conversation:
+                        await conversation.ask("hello")
+
+    @pytest.mark.parametrize(
+        "path", ["/", "/app-health/web", "/app-health/web/readyz/", "/healthz", "/app-health/other/livez"]
+    )
+    async def test_nothing_is_asked_but_what_the_probes_ask(self, kubelet, pod, path):
+        app = App()
+        async with app.at(pod.place, HTTP):
+            assert (await kubelet(path)).code == "404"
+        assert not app.asked
+
+    async def test_readiness_and_metrics_of_the_sidecar_itself(self, kubelet):
+        assert (await kubelet("/healthz/ready", 15021)).text.strip() == "LIVE"
+        metrics = await kubelet("/stats/prometheus", 15090)
+        assert "# TYPE envoy_server_live gauge\nenvoy_server_live{} 1\n" in metrics.text
+        assert (await kubelet("/config_dump", 15090)).code == "404"
+        assert (await kubelet("/stats", 15090)).code == "404"
