@@ -9,9 +9,13 @@ from pathlib import Path
 import pytest
 
 from tests.kubernetes.agent.agent import Agent
+from tests.kubernetes.agent.terminal import Terminal
 from tests.kubernetes.environment import binaries
 from tests.kubernetes.environment.cluster import Cluster
 from tests.kubernetes.environment.control_plane import ControlPlane
+from tests.kubernetes.player import Player
+
+EXAMPLES = Path(__file__).parents[2] / "examples/envoy/kubernetes"
 
 
 @pytest.fixture(scope="session")
@@ -47,6 +51,15 @@ async def agent(controllers: None, tmp_path: Path) -> AsyncIterator[Agent]:
             Agent(entered, tmp_path, egress=running.egress) as made,
         ):
             yield made
+
+
+@pytest.fixture
+def player(agent: Agent, tmp_path: Path) -> Player:
+    """Somebody who follows Istio's task on that cluster; nothing is installed yet."""
+    if not (EXAMPLES / "install.sh").exists():
+        pytest.skip("there is no install yet")
+    terminal = Terminal(agent, tmp_path / "tools", install=EXAMPLES / "install.sh", folder=EXAMPLES)
+    return Player(agent, terminal)
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from tests.kubernetes.agent.services import API_SERVER, Services
 from tests.kubernetes.agent.watching import Key, Watched
 from tests.kubernetes.environment.cluster import Cluster
 from tests.real.harness import rules
+from tests.real.harness.clients import Client
 from tests.real.harness.node import GATEWAY, Node
 from tests.real.harness.places import HERE
 from tests.real.harness.tcp import Relay
@@ -40,7 +41,7 @@ class Agent:
         """
         self.cluster = cluster
         self._api = api = cluster.api
-        self._folder, self._egress = folder, egress
+        self.folder, self._egress = folder, egress
         self._pods: dict[Key, Pod] = {}
         self._lives: set[asyncio.Task[None]] = set()
         self._seen: set[str] = set()
@@ -85,12 +86,21 @@ class Agent:
             and "deletionTimestamp" not in pod.object["metadata"]
         ]
 
+    def client(self, pod: Pod) -> Client:
+        """Return a client in a pod, which knows what the cluster's DNS does, by the whole names."""
+
+        def resolve(host: str, port: int) -> list[tuple[str, int]]:
+            return [(address, port) for address in self._resolver.records.get(host, ())]
+
+        assert pod.place
+        return Client(pod.place, resolve)
+
     def logs(self, lines: int = 30) -> str:
         """Return the end of each container's log."""
         return "\n".join(
-            f"--- {path.relative_to(self._folder)}\n"
+            f"--- {path.relative_to(self.folder)}\n"
             + "".join(path.read_text(errors="replace").splitlines(keepends=True)[-lines:])
-            for path in sorted(self._folder.glob("*/*.log"))
+            for path in sorted(self.folder.glob("*/*.log"))
         )
 
     async def _listen(self, stack: AsyncExitStack) -> None:
@@ -139,7 +149,7 @@ class Agent:
 
         address = await eventually(service, timeout=60, what="the Service `kubernetes`")
         told = {"KUBERNETES_SERVICE_HOST": address, "KUBERNETES_SERVICE_PORT": "443"}
-        self._around = Surroundings(self._api, self.node, self._folder, told)
+        self._around = Surroundings(self._api, self.node, self.folder, told)
 
     async def _leave(self) -> None:
         try:

@@ -59,6 +59,10 @@ class Pod:
         self._phase = "Pending"
         self._since = {"ContainersReady": ("False", now()), "Ready": ("False", now())}
 
+    def file(self, volume: str, path: str) -> Path:
+        """Return a file of a volume."""
+        return self._folder / "volumes" / volume / path
+
     def update(self, pod: Json | None) -> None:
         """Take over what the API server says; None: the pod is gone, whatever still runs of it."""
         if pod is None:

@@ -1,0 +1,88 @@
+"""Who plays the page: types its commands, and looks at what requests then bring."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from tests.kubernetes import page
+from tests.kubernetes.agent.agent import Agent
+from tests.kubernetes.agent.terminal import Terminal
+from tests.real.harness.waiting import eventually
+from xds.demo.play import Answers, Pair, Seen, Step
+
+PATIENCE = 90
+"""Seconds within which everything is in force, on a machine that does much else at once."""
+
+
+class Player:
+    """Performs the page's steps and looks at what then is."""
+
+    def __init__(self, agent: Agent, terminal: Terminal) -> None:
+        self.agent, self.terminal = agent, terminal
+
+    async def types(self, commands: str) -> str:
+        """Run commands that must succeed, and return what they printed."""
+        printed = await self.terminal.run(f"set -e -o pipefail\n{commands}")
+        assert printed.status == 0, f"{commands}\n{printed.error}\n{self.agent.logs()}"
+        return printed.output
+
+    async def ask(self, pair: Pair, times: int) -> Answers:
+        """Send requests as the page does, without asking anew for the pod's name each time."""
+        name, namespace = pair.client.split(".")
+        (pod,) = self.agent.pods(namespace, name)
+        request = (
+            f'curl http://{pair.server}:8000/headers -s -w "response code: %{{http_code}}\\n"'
+            " | grep -E -o 'URI=spiffe.*sa/[a-z]*|response.*$'"
+        )
+        _, output, _ = await pod.execute(name, "sh", "-c", f"for i in $(seq {times}); do {request}; done")
+        return page.answers(output)
+
+    async def see(self, step: Step) -> Seen:
+        """Ask each pair until there is nothing new to see."""
+        seen: dict[Pair, Answers] = {}
+        for pair, expected in step.expected.items():
+            answers = seen[pair] = Counter()
+            while not expected.fulfilled(pair, answers):
+                answers += await self.ask(pair, 10)
+        return Seen(step, seen)
+
+    async def holds(self, step: Step) -> bool:
+        """Whether the first requests bring what the step says. Raise AssertionError if not."""
+        for pair, expected in step.expected.items():
+            seen = await self.ask(pair, 2)
+            assert seen.keys() <= expected.answers(pair), f"{pair}: {dict(seen)}"
+        return True
+
+    async def perform(self, step: Step) -> None:
+        """Type the step's commands, and look at the table as the page prints it, and at many more requests."""
+        await self.types(page.STEPS[step.name])
+        try:
+            await eventually(lambda: self.holds(step), timeout=PATIENCE, every=0.3, what=step.name)
+            one_by_one = page.TEN_TIMES_PARTIAL if step.name == "migration" else page.EVERY_PAIR
+            printed = await self.terminal.run(one_by_one)
+            if step.name == "migration":
+                (pair,) = step.expected
+                table = {pair: page.answers(printed.output)}
+                assert table[pair].total() == 10
+            else:
+                table = page.table(printed.output)
+                assert all(answers.total() == 1 for answers in table.values()), printed
+            assert table.keys() == step.expected.keys()
+            for pair, answers in table.items():
+                assert answers.keys() <= step.expected[pair].answers(pair), f"{step.name}: {pair}: {printed}"
+            refused = sum(expected.code == "000" for expected in step.expected.values())
+            assert printed.error.count("command terminated with exit code") == refused
+            seen = await self.see(step)
+        except AssertionError as error:
+            error.add_note(self.agent.logs())
+            raise
+        assert not list(seen.differences())
+
+    async def ready(self) -> bool:
+        """Whether `kubectl get pods` shows what the page shows. AssertionError: what it shows instead."""
+        for namespace, command in zip(page.READY, page.PODS.strip().splitlines(), strict=True):
+            output = await self.types(command)
+            rows = [line.split() for line in output.splitlines()[1:]]
+            assert sorted(row[1] for row in rows) == page.READY[namespace], output
+            assert all(row[2] == "Running" for row in rows), output
+        return True

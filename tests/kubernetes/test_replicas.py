@@ -1,0 +1,149 @@
+"""Replicas of the control plane, and the API server: who of them dies, and when, is nothing that a request notices."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+
+import grpc
+import grpc.aio
+import pytest
+
+from tests.kubernetes import page
+from tests.kubernetes.agent.agent import Agent
+from tests.kubernetes.agent.pods import Pod
+from tests.kubernetes.player import PATIENCE, Player
+from tests.real.harness.clients import Client
+from tests.real.harness.envoy import Admin
+from tests.real.harness.load import Load
+from tests.real.harness.places import HERE
+from tests.real.harness.tcp import Relay
+from tests.real.harness.waiting import eventually
+from tests.server.proxies import REQUEST, RESPONSE
+from xds.demo.play import STEPS, Pair
+
+pytestmark = [pytest.mark.envoy, pytest.mark.netns, pytest.mark.timeout(400)]
+
+URL = "http://httpbin.full.svc.cluster.local:8000/headers"
+SERVICES = {
+    service: f"/envoy.service.{service}.v3.{name}DiscoveryService/Fetch{name}s"
+    for service, name in {
+        "cluster": "Cluster",
+        "endpoint": "Endpoint",
+        "listener": "Listener",
+        "route": "Route",
+    }.items()
+}
+
+
+@pytest.fixture
+async def mesh(player: Player) -> Player:
+    """The page's namespaces `full` and `legacy`."""
+    await player.types(page.INSTALL)
+    full, _, legacy, _ = page.DEPLOY
+    await player.types(full)
+    await player.types(legacy)
+    wait = "kubectl wait --for=condition=Available --timeout={}s -n {} deployment --all"
+    for namespace in ("istio-system", "full", "legacy"):
+        await player.types(wait.format(PATIENCE, namespace))
+    return player
+
+
+async def test_all_replicas_give_a_proxy_the_same_bytes(agent: Agent, mesh: Player) -> None:
+    (sleep,) = agent.pods("full", "sleep")
+    one, other = replicas(agent)
+
+    async def same() -> bool:
+        first, second = await everything(agent, one, sleep), await everything(agent, other, sleep)
+        assert first == second
+        return True
+
+    # Each learns of the pods that have just come by itself.
+    await eventually(same, timeout=30)
+    assert all((await everything(agent, one, sleep)).values())
+
+
+async def test_no_request_fails_whoever_is_killed(agent: Agent, mesh: Player) -> None:
+    (sleep,), (httpbin,) = agent.pods("full", "sleep"), agent.pods("full", "httpbin")
+    load = Load(client=agent.client(sleep), url=URL, connections=2, pause=0.02, seconds=300)
+    async with load:
+        await load.more(20)
+        for replica in replicas(agent):
+            await killed(replica)
+            await until_connected(agent, sleep, httpbin)
+            await load.more(20)
+
+        agent.cluster.stop_api_server()
+        await load.more(50)
+        await until_connected(agent, sleep, httpbin)
+        await agent.cluster.start_api_server()
+        await load.more(20)
+
+        # Those who were killed, and those who saw it, all know of what changes now.
+        await mesh.types(page.STRICT)
+        legacy = Pair("sleep.legacy", "httpbin.full")
+        (strict,) = (step for step in STEPS if step.name == "STRICT")
+
+        async def refused() -> bool:
+            return (await mesh.ask(legacy, 1)).keys() == strict.expected[legacy].answers(legacy)
+
+        await eventually(refused, timeout=PATIENCE, every=0.2)
+        await load.more(20)
+    load.check()
+
+
+def replicas(agent: Agent) -> list[Pod]:
+    found = agent.pods("istio-system", "xds")
+    assert len(found) == 2
+    return found
+
+
+async def killed(replica: Pod) -> None:
+    """Kill a replica, and wait until it is there again."""
+    (container,) = replica.containers
+    deaths = container.restarts
+    container.kill(signal.SIGKILL)
+    await eventually(lambda: container.restarts > deaths and container.ready, timeout=PATIENCE)
+
+
+async def until_connected(agent: Agent, *pods: Pod) -> None:
+    """Wait until each pod's sidecar has a stream to a control plane."""
+    for pod in pods:
+        admin = Admin(agent.client(pod), "127.0.0.1", 15000)
+        await eventually(partial(admin.stat, "control_plane.connected_state"), timeout=PATIENCE)
+
+
+async def everything(agent: Agent, replica: Pod, pod: Pod) -> dict[str, dict[bytes, bytes]]:
+    """Ask a replica for all that a pod's sidecar may have from it, as that sidecar."""
+    request = REQUEST()
+    name, namespace = pod.object["metadata"]["name"], pod.object["metadata"]["namespace"]
+    request.node.id = f"sidecar~{pod.address}~{name}.{namespace}~{namespace}.svc.cluster.local"
+    given: dict[str, dict[bytes, bytes]] = {}
+    async with channel(agent, replica, pod) as open_channel:
+        for service, method in SERVICES.items():
+            answer = await open_channel.unary_unary(method)(request.SerializeToString(), timeout=10)
+            given[service] = {
+                each.value: each.type_url.encode() for each in RESPONSE.FromString(answer).resources
+            }
+    return given
+
+
+@asynccontextmanager
+async def channel(agent: Agent, replica: Pod, pod: Pod) -> AsyncIterator[grpc.aio.Channel]:
+    """Open a channel to a replica with what a pod shows there."""
+    root = pod.file("xds-root", "root-cert.pem").read_bytes()
+    token = pod.file("xds-token", "xds-token").read_text()
+    credentials = grpc.composite_channel_credentials(
+        grpc.ssl_channel_credentials(root), grpc.access_token_call_credentials(token)
+    )
+    to_replica = Relay(
+        HERE.listener("127.0.0.1", 0), lambda: Client(agent.node.place).connect(replica.address, 15012)
+    )
+    name = ("grpc.ssl_target_name_override", "xds.istio-system.svc")
+    async with (
+        to_replica,
+        grpc.aio.secure_channel(f"127.0.0.1:{to_replica.port}", credentials, [name]) as made,
+    ):
+        yield made

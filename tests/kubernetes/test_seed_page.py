@@ -1,0 +1,36 @@
+"""Istio's task *Automatic mutual TLS* on a real cluster: its commands as printed, from `create ns` to `delete ns`."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.kubernetes import page
+from tests.kubernetes.agent.agent import Agent
+from tests.kubernetes.player import PATIENCE, Player
+from tests.real.harness.waiting import eventually
+from xds.demo.play import STEPS, Pair
+
+pytestmark = [pytest.mark.envoy, pytest.mark.netns, pytest.mark.timeout(600)]
+
+
+async def test_the_page_by_kubectl(agent: Agent, player: Player) -> None:
+    await player.types(page.INSTALL)
+    for commands in page.DEPLOY:
+        await player.types(commands)
+    await eventually(player.ready, timeout=PATIENCE, every=0.3, what="all pods are ready")
+
+    policies = (await player.types(page.POLICIES)).splitlines()
+    assert [line.split() for line in policies] == [["mode:", "PERMISSIVE"]]
+    rules = await player.terminal.run(page.RULES)
+    assert not [line for line in rules.output.splitlines() if any(name in line for name in page.READY)]
+    pair = Pair("sleep.full", "httpbin.full")
+    first = page.answers(await player.types(page.FIRST_CHECK))
+    assert first.keys() == STEPS[0].expected[pair].answers(pair)
+    assert first.total() == 1
+
+    assert [step.name for step in STEPS] == list(page.STEPS)
+    for step in STEPS:
+        await player.perform(step)
+
+    await player.types(page.CLEAN_UP)
+    assert not any(agent.pods(namespace, app) for namespace in page.READY for app in ("httpbin", "sleep"))
