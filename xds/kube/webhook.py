@@ -23,6 +23,7 @@ from xds.kube.lines import lines
 log = structlog.get_logger(__name__)
 
 NAME = "xds-sidecar-injector"
+FIELD_MANAGER = "xds-webhook"
 _PATH = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations"
 
 EVERY = 60.0
@@ -85,7 +86,7 @@ class CaBundle:
         try:
             patch = self._patch(await self._api.get(path))
             if patch:
-                await self._api.patch(path, patch, kind=JSON_PATCH)
+                await self._api.patch(path, patch, kind=JSON_PATCH, fieldManager=FIELD_MANAGER)
                 log.info("the webhook's caBundle is put right", configuration=self._name)
         except KubeError as error:
             if error.status in {HTTPStatus.CONFLICT, HTTPStatus.UNPROCESSABLE_ENTITY}:

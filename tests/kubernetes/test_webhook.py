@@ -1,0 +1,376 @@
+"""Injection by a real API server: it calls our webhook, and trusts what we write into its configuration."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from tests.kubernetes.environment.cluster import Cluster, KubectlError, own_address
+from tests.real.harness.waiting import eventually
+from xds.cli import app
+from xds.identity.ca import Authority
+from xds.identity.keys import PrivateKey
+from xds.inject import STATUS, Settings
+from xds.kube.api import KubeApi, KubeError
+from xds.kube.webhook import FIELD_MANAGER, CaBundle
+from xds.webhook import WebhookServer
+
+CONFIGURATIONS = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations"
+INSTALLED = Path("xds/install/webhook.yaml")
+SAMPLES = Path("examples/envoy/kubernetes/samples")
+CASES = Path("tests/inject/cases")
+
+POD = {
+    "apiVersion": "v1",
+    "kind": "Pod",
+    "metadata": {"generateName": "web-"},
+    "spec": {"containers": [{"name": "web", "image": "web"}]},
+}
+RULES = [
+    {
+        "apiGroups": ["admissionregistration.k8s.io"],
+        "resources": ["mutatingwebhookconfigurations"],
+        "verbs": ["get", "list", "watch", "patch"],
+    }
+]
+"""What the module says that it needs, for one name."""
+
+
+def authority() -> Authority:
+    now = datetime.now(UTC)
+    return Authority.create(PrivateKey.generate(), "cluster.local", now)
+
+
+class Mesh:
+    """A control plane's webhook: for namespaces that the test makes, in the one where it has its Service."""
+
+    def __init__(self, cluster: Cluster, namespace: str) -> None:
+        self.cluster = cluster
+        self.namespace = namespace
+        self.name = f"xds-sidecar-injector-{namespace}"
+        self.path = f"{CONFIGURATIONS}/{self.name}"
+        self.ca = authority()
+        self.trusted = [self.ca]
+        self.leads = True
+        self.server: WebhookServer | None = None
+        self.api: KubeApi | None = None
+        self._port = 0
+        self._tasks: list[asyncio.Task[None]] = []
+        self._serving: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._install()
+        except BaseException:
+            await self.__aexit__()
+            raise
+        return self
+
+    async def _install(self) -> None:
+        await self.start()
+        await self.cluster.service_here(self.namespace, "xds", port=443, target=self._port)
+        await self.cluster.api.create(CONFIGURATIONS, self.configuration())
+        self.api = await self._with_least_privileges()
+        self.bundle = CaBundle(self.api, self.roots, leads=lambda: self.leads, name=self.name)
+        self._tasks.append(asyncio.create_task(self.bundle.run()))
+        await self.until_trusted()
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self.api:
+            await self.api.close()
+        for path in (
+            self.path,
+            f"{_RBAC}/clusterroles/{self.name}",
+            f"{_RBAC}/clusterrolebindings/{self.name}",
+        ):
+            with suppress(KubeError):
+                await self.cluster.api.delete(path)
+
+    def configuration(self) -> dict[str, Any]:
+        """What we install, for the test's own namespaces alone: others use this cluster too."""
+        made: dict[str, Any] = yaml.safe_load(INSTALLED.read_text())
+        made["metadata"]["name"] = self.name
+        for webhook in made["webhooks"]:
+            webhook["clientConfig"] = {
+                "service": {**webhook["clientConfig"]["service"], "namespace": self.namespace}
+            }
+            ours = {"key": "test", "operator": "In", "values": [self.namespace]}
+            expressions = webhook["namespaceSelector"]["matchExpressions"]
+            webhook["namespaceSelector"] = {"matchExpressions": [*expressions, ours]}
+        return made
+
+    def roots(self) -> bytes:
+        return b"".join(ca.certificate_pem for ca in self.trusted)
+
+    async def start(self) -> None:
+        """Serve, at the port from before if there was one."""
+        server = WebhookServer(Settings, self._issue, own_address(), self._port)
+        self._serving = asyncio.create_task(server.run())
+        async with asyncio.timeout(30):
+            await server.listening.wait()
+        self.server, self._port = server, server.port
+
+    def _issue(self) -> Any:
+        return self.ca.issue_server([f"xds.{self.namespace}.svc"], datetime.now(UTC))
+
+    async def stop(self) -> None:
+        if self._serving:
+            self._serving.cancel()
+            await asyncio.gather(self._serving, return_exceptions=True)
+            self._serving = None
+
+    async def until_trusted(self) -> None:
+        """Wait until the API server has the caBundle, and until it uses it: its webhooks come to know a little later."""
+        wanted = base64.b64encode(self.roots()).decode()
+        await self.cluster.until(
+            self.path, lambda c: all(w["clientConfig"].get("caBundle") == wanted for w in c["webhooks"])
+        )
+        async with self.namespace_of("enabled") as namespace:
+
+            async def trial() -> bool:
+                try:
+                    made = await self.create(namespace, dryRun="All")
+                except KubeError as error:
+                    raise AssertionError(error) from error
+                return STATUS in made["metadata"].get("annotations", {})
+
+            await eventually(trial, timeout=60, every=0.1, what="a pod is injected")
+
+    def namespace_of(self, injection: str = "") -> Any:
+        """Make a namespace that the test's configuration is for."""
+        labels = {"test": self.namespace} | ({"istio-injection": injection} if injection else {})
+        return self.cluster.namespace("webhook", labels)
+
+    async def create(self, namespace: str, pod: Any = None, **query: Any) -> Any:
+        return await self.cluster.api.create(f"/api/v1/namespaces/{namespace}/pods", pod or POD, **query)
+
+    async def _with_least_privileges(self) -> KubeApi:
+        """Call the API server as one who may do no more than what the module needs."""
+        rules = [rule | {"resourceNames": [self.name]} for rule in RULES]
+        await self.cluster.api.create(
+            f"{_RBAC}/clusterroles", {"metadata": {"name": self.name}, "rules": rules}
+        )
+        binding = {
+            "metadata": {"name": self.name},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": self.name},
+            "subjects": [{"kind": "ServiceAccount", "name": "default", "namespace": self.namespace}],
+        }
+        await self.cluster.api.create(f"{_RBAC}/clusterrolebindings", binding)
+        return await self.cluster.connect(f"{self.namespace}/default")
+
+
+_RBAC = "/apis/rbac.authorization.k8s.io/v1"
+
+
+@pytest.fixture
+async def mesh(cluster: Cluster) -> AsyncIterator[Mesh]:
+    if not own_address():
+        pytest.skip("needs an address that is not on loopback: a Service's endpoints cannot be there")
+    async with AsyncExitStack() as stack:
+        namespace = await stack.enter_async_context(cluster.namespace("mesh"))
+        yield await stack.enter_async_context(Mesh(cluster, namespace))
+
+
+def has_sidecar(pod: dict[str, Any]) -> bool:
+    names = [c["name"] for c in pod["spec"].get("initContainers", ())]
+    assert (names == ["xds-init", "xds-proxy"]) is (STATUS in pod["metadata"].get("annotations", {}))
+    return bool(names)
+
+
+async def test_the_pods_of_a_deployment_get_their_sidecar(controllers: None, mesh: Mesh) -> None:
+    async with mesh.namespace_of("enabled") as namespace:
+        await mesh.cluster.kubectl("apply", "-n", namespace, "-f", str(SAMPLES / "httpbin/httpbin.yaml"))
+        pods = await mesh.cluster.until(f"/api/v1/namespaces/{namespace}/pods", lambda found: found["items"])
+        (pod,) = pods["items"]
+        assert has_sidecar(pod)
+        assert pod["metadata"]["labels"]["security.istio.io/tlsMode"] == "istio"
+        assert pod["spec"]["initContainers"][1]["restartPolicy"] == "Always"
+        deployment = await mesh.cluster.api.get(f"/apis/apps/v1/namespaces/{namespace}/deployments/httpbin")
+        assert [c["name"] for c in deployment["spec"]["template"]["spec"]["containers"]] == ["httpbin"]
+
+
+@pytest.mark.parametrize(
+    ("injection", "labels", "annotations", "gets"),
+    [
+        ("enabled", {}, {}, True),
+        ("enabled", {"sidecar.istio.io/inject": "false"}, {}, False),
+        ("enabled", {}, {"sidecar.istio.io/inject": "false"}, False),
+        ("enabled", {"sidecar.istio.io/inject": "true"}, {"sidecar.istio.io/inject": "false"}, True),
+        ("", {}, {}, False),
+        ("", {"sidecar.istio.io/inject": "true"}, {}, True),
+        ("", {}, {"sidecar.istio.io/inject": "true"}, False),
+        ("disabled", {"sidecar.istio.io/inject": "true"}, {}, False),
+    ],
+)
+async def test_namespaces_and_pods_choose_as_with_istio(
+    mesh: Mesh, injection, labels, annotations, gets
+) -> None:
+    meta = {"generateName": "web-", "labels": labels, "annotations": annotations}
+    async with mesh.namespace_of(injection) as namespace:
+        assert has_sidecar(await mesh.create(namespace, POD | {"metadata": meta})) is gets
+
+
+async def test_a_pod_that_cannot_have_a_sidecar_is_refused_with_what_to_change(mesh: Mesh) -> None:
+    spec = {"containers": [{"name": "web", "image": "web", "ports": [{"containerPort": 15006}]}]}
+    async with mesh.namespace_of("enabled") as namespace:
+        with pytest.raises(KubeError, match="containerPort is 15006, which inbound interception takes"):
+            await mesh.create(namespace, POD | {"spec": spec})
+
+
+async def test_a_dry_run_shows_the_sidecar(mesh: Mesh) -> None:
+    async with mesh.namespace_of("enabled") as namespace:
+        text = yaml.safe_dump(POD | {"metadata": {"name": "web"}})
+        kubectl = (
+            "-n",
+            namespace,
+            "--dry-run=server",
+            "-o",
+            "jsonpath={.spec.initContainers[*].name}",
+            "-f",
+            "-",
+        )
+        assert await mesh.cluster.kubectl("create", *kubectl, stdin=text) == "xds-init xds-proxy"
+        assert not (await mesh.cluster.api.get(f"/api/v1/namespaces/{namespace}/pods"))["items"]
+
+
+async def test_the_ca_bundle_is_put_back_and_nothing_else(mesh: Mesh) -> None:
+    before = await mesh.cluster.api.get(mesh.path)
+    edited = {"webhooks": before["webhooks"]}
+    for webhook in edited["webhooks"]:
+        webhook["clientConfig"]["caBundle"] = base64.b64encode(authority().certificate_pem).decode()
+    edited["webhooks"][0]["timeoutSeconds"] = 7
+    await mesh.cluster.api.patch(mesh.path, edited)
+    await mesh.until_trusted()
+    after = await mesh.cluster.api.get(mesh.path)
+    assert [webhook["timeoutSeconds"] for webhook in after["webhooks"]] == [7, 10]
+    (ours,) = [m for m in after["metadata"]["managedFields"] if m["manager"] == FIELD_MANAGER]
+    assert "f:caBundle" in str(ours["fieldsV1"])
+    assert "f:timeoutSeconds" not in str(ours["fieldsV1"])
+
+
+async def test_a_root_that_takes_over_is_followed_and_pods_go_on_being_injected(mesh: Mesh) -> None:
+    old, new = mesh.ca, authority()
+    async with mesh.namespace_of("enabled") as namespace:
+        for trusted, issuing in (([old, new], old), ([new, old], new), ([new], new)):
+            mesh.trusted, mesh.ca = trusted, issuing
+            mesh.bundle.changed()
+            assert mesh.server
+            mesh.server.rotated()
+            await mesh.until_trusted()
+            assert has_sidecar(await mesh.create(namespace))
+
+
+async def test_who_does_not_lead_writes_nothing(mesh: Mesh) -> None:
+    mesh.leads = False
+    mesh.trusted = [authority()]
+    mesh.bundle.changed()
+    standing_by = CaBundle(mesh.cluster.api, mesh.roots, leads=lambda: True, name=mesh.name)
+    assert await standing_by.compare()  # the one who leads instead
+    found = await mesh.cluster.api.get(mesh.path)
+    assert {w["clientConfig"]["caBundle"] for w in found["webhooks"]} == {
+        base64.b64encode(mesh.roots()).decode()
+    }
+    assert not await CaBundle(mesh.api, mesh.roots, leads=lambda: True, name="another").compare()
+    assert await CaBundle(mesh.cluster.api, mesh.roots, leads=lambda: True, name="no-such").compare()
+
+
+async def test_while_the_webhook_is_down_pods_wait_and_come_once_it_is_back(
+    controllers: None, mesh: Mesh
+) -> None:
+    async with mesh.namespace_of("enabled") as namespace, mesh.namespace_of() as elsewhere:
+        await mesh.stop()
+        with pytest.raises(KubeError, match=r"failed calling webhook .*sidecar-injector"):
+            await mesh.create(namespace)
+        assert not has_sidecar(await mesh.create(elsewhere))
+        out = POD | {"metadata": {"name": "out", "labels": {"sidecar.istio.io/inject": "false"}}}
+        assert not has_sidecar(await mesh.create(namespace, out))
+        await mesh.cluster.kubectl("apply", "-n", namespace, "-f", str(SAMPLES / "sleep/sleep.yaml"))
+        await mesh.cluster.until(
+            f"/apis/apps/v1/namespaces/{namespace}/replicasets",
+            lambda found: any(
+                "failed calling webhook" in condition.get("message", "")
+                for replicas in found["items"]
+                for condition in replicas["status"].get("conditions", ())
+            ),
+        )
+        await mesh.start()
+        pods = await mesh.cluster.until(
+            f"/api/v1/namespaces/{namespace}/pods?labelSelector=app=sleep",
+            lambda found: found["items"],
+            timeout=90,
+        )
+        assert has_sidecar(pods["items"][0])
+
+
+@pytest.mark.parametrize(
+    "file", [*sorted(SAMPLES.rglob("*.yaml")), CASES / "probes.yaml", CASES / "annotations.yaml"]
+)
+@pytest.mark.parametrize("native", ["--native-sidecar", "--no-native-sidecar"])
+async def test_the_api_server_takes_what_xds_inject_writes(cluster: Cluster, file: Path, native: str) -> None:
+    injected = CliRunner().invoke(
+        app, ["inject", "-f", str(file), native, "--sds", "unix:///run/spire/agent.sock"]
+    )
+    async with cluster.namespace("inject") as namespace:
+        output = await cluster.kubectl(
+            "create",
+            "-n",
+            namespace,
+            "--dry-run=server",
+            "--validate=strict",
+            "-f",
+            "-",
+            stdin=injected.stdout,
+        )
+    assert output.count("created (server dry run)") == injected.stdout.count("apiVersion: ")
+
+
+async def test_jobs_end_although_their_sidecar_does_not(cluster: Cluster) -> None:
+    """A native sidecar does not count: the API server knows a pod's restartable init containers from those that must end."""
+    text = (CASES / "kinds.yaml").read_text()
+    (job,) = [part for part in text.split("---") if "kind: Job" in part]
+    injected = CliRunner().invoke(app, ["inject", "-f", "-"], input=job)
+    async with cluster.namespace("inject") as namespace:
+        made = await cluster.kubectl(
+            "create", "-n", namespace, "-o", "json", "-f", "-", stdin=injected.stdout
+        )
+    template = yaml.safe_load(made)["spec"]["template"]["spec"]
+    assert [c["name"] for c in template["containers"]] == ["work"]
+    assert template["initContainers"][1]["restartPolicy"] == "Always"
+
+
+async def test_without_interception_the_sidecar_is_fit_for_the_strictest_namespaces(mesh: Mesh) -> None:
+    security = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}, "runAsNonRoot": True}
+    web = {
+        "name": "web",
+        "image": "web",
+        "securityContext": security | {"seccompProfile": {"type": "RuntimeDefault"}},
+    }
+    plain = {"generateName": "web-", "annotations": {"sidecar.istio.io/interceptionMode": "NONE"}}
+    async with mesh.namespace_of("enabled") as namespace:
+        enforced = {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}
+        await mesh.cluster.api.patch(f"/api/v1/namespaces/{namespace}", enforced)
+        made = await mesh.create(namespace, POD | {"metadata": plain, "spec": {"containers": [web]}})
+        assert [c["name"] for c in made["spec"]["initContainers"]] == ["xds-proxy"]
+        with pytest.raises(KubeError, match="NET_ADMIN"):
+            await mesh.create(namespace, POD | {"spec": {"containers": [web]}})
+
+
+async def test_kubectl_says_that_nothing_came_if_a_file_is_refused(cluster: Cluster) -> None:
+    bad = "apiVersion: v1\nkind: Pod\nmetadata: {name: x}\nspec: {containers: [{name: x, ports: [{containerPort: 15001}]}]}\n"
+    injected = CliRunner().invoke(app, ["inject", "-f", "-"], input=bad)
+    assert (injected.exit_code, injected.stdout) == (1, "")
+    with pytest.raises(KubectlError, match="no objects passed"):
+        await cluster.kubectl("apply", "-f", "-", stdin=injected.stdout)
