@@ -293,6 +293,8 @@ class Hub:
                 return None
 
     def _secrets(self, pod: Pod) -> tuple[Resource, ...]:
+        if self.mesh.config.sds_socket:
+            return ()  # They have other certificates, and other roots.
         if self._issuer is None:
             return (self._roots,)
         return self._issuer.secrets_for(pod, self.mesh.config.trust_domain, self._now())

@@ -322,6 +322,8 @@ class MeshConfig:
     """meshMTLS.minProtocolVersion: TLSV1_2 or TLSV1_3."""
     mtls_enabled: bool = False
     """The install switch values.global.mtls.enabled: mutual TLS required, and sent, across the mesh."""
+    sds_socket: str = ""
+    """sdsUdsPath: the path of a Unix socket where sidecars get certificates and roots, SPIRE's say; empty: from us."""
 
     @property
     def intercepting_ports(self) -> frozenset[int]:

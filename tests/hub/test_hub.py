@@ -410,3 +410,13 @@ async def test_roots_reach_those_who_get_no_keys() -> None:
         after = await published(stream)
     assert list(after.of(SECRET)) == ["ROOTCA"]
     assert before.of(SECRET)["ROOTCA"] != after.of(SECRET)["ROOTCA"]
+
+
+async def test_nobody_gets_secrets_where_the_mesh_has_them_from_a_socket() -> None:
+    async with running(pod("a")) as hub:
+        stream = hub.connect(node("a"), STREAM)
+        assert set((await published(stream)).of(SECRET)) == {"ROOTCA", "default"}
+        hub.change(Change(config=MeshConfig(sds_socket="/run/agent.sock")))
+        assert not (await published(stream)).of(SECRET)
+        hub.change(Change(config=MeshConfig()))
+        assert set((await published(stream)).of(SECRET)) == {"ROOTCA", "default"}

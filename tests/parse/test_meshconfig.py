@@ -36,6 +36,7 @@ def test_everything_said() -> None:
             "proxyInboundListenPort": 2,
             "proxyHttpPort": 3,
             "meshMTLS": {"minProtocolVersion": "TLSV1_3"},
+            "sdsUdsPath": "unix:/run/spire/agent.sock",
         }
     )
     assert problems == []
@@ -53,7 +54,33 @@ def test_everything_said() -> None:
         proxy_inbound_listen_port=2,
         proxy_http_port=3,
         min_tls_version="TLSV1_3",
+        sds_socket="/run/spire/agent.sock",
     )
+
+
+@pytest.mark.parametrize("said", ["unix:///run/a.sock", "unix:/run/a.sock", ""])
+def test_the_socket_for_secrets_is_said_in_either_way_or_taken_back(said: str) -> None:
+    config, problems = mesh_config({"sdsUdsPath": said}, str, MeshConfig(sds_socket="/old"))
+    assert problems == []
+    assert config.sds_socket == ("/run/a.sock" if said else "")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "/run/a.sock",
+        "unix:",
+        "unix:///",
+        "unix://run/a.sock",
+        "unix:///a b",
+        "unix:///" + "a" * 107,
+        "http:/x",
+    ],
+)
+def test_what_is_no_socket_is_refused(said: str) -> None:
+    config, problems = read({"sdsUdsPath": said})
+    assert config.sds_socket == ""
+    assert "is not unix:///PATH" in problems[0]
 
 
 @pytest.mark.parametrize(

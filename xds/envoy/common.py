@@ -7,8 +7,12 @@ from datetime import timedelta
 from envoy_data_plane.envoy.config.core.v3 import (
     Address,
     AggregatedConfigSource,
+    ApiConfigSource,
+    ApiConfigSourceApiType,
     ApiVersion,
     ConfigSource,
+    GrpcService,
+    GrpcServiceGoogleGrpc,
     SocketAddress,
 )
 from envoy_data_plane.envoy.config.endpoint.v3 import (
@@ -18,6 +22,8 @@ from envoy_data_plane.envoy.config.endpoint.v3 import (
     LocalityLbEndpoints,
 )
 from envoy_data_plane.google.protobuf import Struct, Value
+
+from xds.model import MeshConfig
 
 HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 """The key of a cluster's HTTP settings."""
@@ -31,6 +37,24 @@ def address(host: str, port: int) -> Address:
 def ads() -> ConfigSource:
     """Return the config source that asks on the aggregated stream."""
     return ConfigSource(ads=AggregatedConfigSource(), resource_api_version=ApiVersion.V3)
+
+
+def secrets(config: MeshConfig) -> ConfigSource:
+    """Return where sidecars get certificates and roots: the aggregated stream, or the mesh's socket.
+
+    The socket is in what the control plane serves, not in the bootstrap: Google's gRPC, unlike Envoy's own, needs no cluster for
+    it. State of the world: SPIRE's agent knows no other.
+    """
+    if not config.sds_socket:
+        return ads()
+    socket = GrpcServiceGoogleGrpc(target_uri=f"unix:{config.sds_socket}", stat_prefix="sds")
+    api = ApiConfigSource(
+        api_type=ApiConfigSourceApiType.GRPC,
+        transport_api_version=ApiVersion.V3,
+        grpc_services=[GrpcService(google_grpc=socket)],
+        set_node_on_first_message_only=True,
+    )
+    return ConfigSource(api_config_source=api, resource_api_version=ApiVersion.V3)
 
 
 def one_endpoint(cluster: str, host: str, port: int) -> ClusterLoadAssignment:

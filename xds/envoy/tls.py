@@ -22,7 +22,7 @@ from envoy_data_plane.envoy.extensions.transport_sockets.tls.v3 import (
 from envoy_data_plane.envoy.type.matcher.v3 import StringMatcher
 
 from xds.descriptors import pack
-from xds.envoy.common import ads
+from xds.envoy.common import secrets
 from xds.identity import CERTIFICATE, ROOTS
 from xds.model import MeshConfig
 from xds.traffic import ClientTls, TlsMode
@@ -66,15 +66,16 @@ def _mesh_context(
     config: MeshConfig, peers: list[SubjectAltNameMatcher], alpn: tuple[str, ...]
 ) -> CommonTlsContext:
     minimum = getattr(TlsParametersTlsProtocol, config.min_tls_version.replace("TLSV", "TLSv"))
+    source = secrets(config)
     return CommonTlsContext(
         tls_params=TlsParameters(
             tls_minimum_protocol_version=minimum,
             tls_maximum_protocol_version=TlsParametersTlsProtocol.TLSv1_3,
         ),
-        tls_certificate_sds_secret_configs=[SdsSecretConfig(name=CERTIFICATE, sds_config=ads())],
+        tls_certificate_sds_secret_configs=[SdsSecretConfig(name=CERTIFICATE, sds_config=source)],
         combined_validation_context=CommonTlsContextCombinedCertificateValidationContext(
             default_validation_context=CertificateValidationContext(match_typed_subject_alt_names=peers),
-            validation_context_sds_secret_config=SdsSecretConfig(name=ROOTS, sds_config=ads()),
+            validation_context_sds_secret_config=SdsSecretConfig(name=ROOTS, sds_config=source),
         ),
         alpn_protocols=list(alpn),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from enum import StrEnum
@@ -10,14 +11,16 @@ from typing import Any
 from xds.model import ADMIN_PORT, HEALTH_PORT, MeshConfig, Problem
 from xds.parse import names
 from xds.parse.destinationrule import export_to
-from xds.parse.reading import Field, Flaw, Locate, Log, nearest
+from xds.parse.reading import Field, Flaw, Locate, Log, nearest, shown
 
+_LONGEST_SOCKET = 107  # what fits into the kernel's sockaddr_un
+_SOCKET = re.compile(rf"(?=.{{2,{_LONGEST_SOCKET}}}$)/[A-Za-z0-9._/@+-]*[A-Za-z0-9._@+-]")
 _LEAST_TIMEOUT = 0.001
 """Seconds: what is less, Envoy takes for 0."""
 _FIELDS = (
     "enableAutoMtls trustDomain trustDomainAliases rootNamespace defaultDestinationRuleExportTo "
     "protocolDetectionTimeout connectTimeout outboundTrafficPolicy inboundTrafficPolicy proxyListenPort "
-    "proxyInboundListenPort proxyHttpPort meshMTLS"
+    "proxyInboundListenPort proxyHttpPort meshMTLS sdsUdsPath"
 )
 _WITHOUT_EFFECT = (
     "accessLogEncoding accessLogFile accessLogFormat caCertificates certificates configSources "
@@ -26,7 +29,7 @@ _WITHOUT_EFFECT = (
     "enableEnvoyAccessLogService enablePrometheusMerge enableTracing extensionProviders h2UpgradePolicy "
     "hboneIdleTimeout ingressClass ingressControllerMode ingressSelector ingressService "
     "localityLbSetting mixerCheckServer mixerReportServer disablePolicyChecks pathNormalization "
-    "sdsUdsPath serviceScopeConfigs serviceSettings tcpKeepalive tlsDefaults verifyCertificateAtClient "
+    "serviceScopeConfigs serviceSettings tcpKeepalive tlsDefaults verifyCertificateAtClient "
     "thriftConfig authPolicy rdsRefreshDelay enableSdsTokenMount"
 )
 """Istio's other settings: no mistake, and nothing that this control plane does."""
@@ -97,6 +100,7 @@ def _read(root: Field, base: MeshConfig) -> MeshConfig:
         "proxy_inbound_listen_port": root["proxyInboundListenPort"].integer(1, 65535),
         "proxy_http_port": root["proxyHttpPort"].integer(1, 65535),
         "min_tls_version": version and (TlsVersion.TLSV1_3 if version is TlsVersion.TLSV1_3 else "TLSV1_2"),
+        "sds_socket": _socket(root["sdsUdsPath"]),
     }
     config = replace(base, **{name: value for name, value in said.items() if value is not None})
     ports = (config.proxy_listen_port, config.proxy_inbound_listen_port, config.proxy_http_port)
@@ -107,6 +111,20 @@ def _read(root: Field, base: MeshConfig) -> MeshConfig:
             f"proxyListenPort, proxyInboundListenPort and proxyHttpPort ({', '.join(map(str, ports))}) must differ"
         )
     return config
+
+
+def _socket(field: Field) -> str | None:
+    """Read unix:///PATH, or unix:/PATH as Istio's documentation had it; an empty text takes back what was said."""
+    if field.value is None:
+        return None
+    text = field.text()
+    path = text.removeprefix("unix:").removeprefix("//")
+    if text and (not text.startswith("unix:") or not _SOCKET.fullmatch(path)):
+        field.refuse(
+            f"{shown(text)} is not unix:///PATH with the path of a socket (at most {_LONGEST_SOCKET} characters)"
+        )
+        return None
+    return path
 
 
 def _detection_timeout(field: Field) -> float | None:

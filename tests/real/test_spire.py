@@ -1,0 +1,97 @@
+"""Certificates from SPIRE's agent instead of ours: sidecars ask the socket that the mesh's settings name, and us for none.
+
+The agent here is a store of ours on a Unix socket; it tells sidecars apart by their node id, where SPIRE's looks at the process.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+
+from tests.real.harness.controlplane import xds
+from tests.real.harness.local import LocalMesh, LocalPod
+from tests.real.harness.waiting import eventually
+from xds.envoy.names import NodeId
+from xds.identity.ca import Authority
+from xds.identity.keys import PrivateKey
+from xds.identity.secrets import certificate_secret, roots_secret
+from xds.server import XdsServer
+from xds.snapshot import CLUSTER, SECRET
+from xds.store import Store
+
+pytestmark = pytest.mark.envoy
+
+HTTP = 8080
+
+
+class Agent:
+    """Plays SPIRE's agent."""
+
+    def __init__(self) -> None:
+        now = datetime.now(UTC)
+        self.authority = Authority.create(PrivateKey.generate(), "cluster.local", now)
+        self.store = Store()
+        self.store.set(roots_secret([self.authority.root_pem]))
+
+    def issue(self, pod: LocalPod) -> int:
+        """Give a pod's sidecar a certificate, and return its serial number."""
+        identity = f"spiffe://cluster.local/ns/{pod.namespace}/sa/{pod.said['account']}"
+        leaf = self.authority.issue(identity, datetime.now(UTC))
+        node = NodeId(pod.address, pod.name, pod.namespace)
+        self.store.set(certificate_secret(leaf), node=str(node))
+        return x509.load_pem_x509_certificate(leaf.chain).serial_number
+
+
+async def serials(mesh: LocalMesh, pod: LocalPod) -> tuple[set[int], set[int]]:
+    """Return the serial numbers of the roots that a sidecar trusts, and of what it shows."""
+    certificates = (await mesh.sidecar(pod).admin.json("/certs"))["certificates"]
+    return tuple(  # type: ignore[return-value]
+        {int(cert["serial_number"], 16) for each in certificates for cert in each.get(kind, ())}
+        for kind in ("ca_cert", "cert_chain")
+    )
+
+
+@pytest.mark.parametrize("sotw", [True, False], ids=["sotw", "delta"])
+async def test_sidecars_take_certificates_from_the_socket_and_none_from_us(
+    loopback, tmp_path: Path, *, sotw: bool
+) -> None:
+    socket = tmp_path / "agent.sock"
+    agent = Agent()
+    async with (
+        XdsServer(agent.store, f"unix:{socket}"),
+        LocalMesh(loopback, tmp_path, sotw=sotw, settings=[f"meshConfig.sdsUdsPath=unix://{socket}"]) as mesh,
+    ):
+        client = mesh.pod("client", "ns")
+        server = mesh.pod("web", "ns")
+        first = {pod.name: agent.issue(pod) for pod in (client, server)}
+        await mesh.serve(server, http=(HTTP,))
+        mesh.service("web", "ns", {"http": (80, HTTP)})
+        await mesh.start(client, server)
+
+        answer = await client.client.get("http://web:80/headers")
+        assert answer.ok, answer
+        assert answer.identity == "spiffe://cluster.local/ns/ns/sa/client"
+        root = agent.authority.certificate.serial_number
+        for pod in (client, server):
+            trusted, shown = await serials(mesh, pod)
+            assert trusted == {root}
+            assert shown == {first[pod.name]}
+
+        # The agent renews what it gave out.
+        second = {pod.name: agent.issue(pod) for pod in (client, server)}
+
+        async def renewed() -> bool:
+            return all([(await serials(mesh, pod))[1] == {second[pod.name]} for pod in (client, server)])
+
+        await eventually(renewed, timeout=30, what="what the agent renewed is shown")
+        assert (await client.client.get("http://web:80/headers")).identity
+
+        # The control plane is asked for everything else.
+        status = json.loads(await xds("status", f"--xds-address={mesh.plane.address}", "-o", "json"))
+        types = {kind["typeUrl"] for proxy in status["proxies"] for each in proxy["streams"] for kind in each["types"]}
+        assert CLUSTER in types
+        assert SECRET not in types
