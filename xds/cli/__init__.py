@@ -13,6 +13,7 @@ _COMMANDS = {
     "serve": "Configure sidecars from a folder of manifests, and follow its changes.",
     "bootstrap": "Print the Envoy bootstrap of a pod's sidecar.",
     "inject": "Add the sidecar to the pods of manifests, for kubectl apply.",
+    "install": "Install the control plane into a Kubernetes cluster, or bring it up to date.",
     "install-crds": "Create the kinds of objects that a cluster lacks, and leave those that it has.",
     "translate": "Print the configuration that a pod's sidecar gets.",
     "reach": "Say who reaches whom, encrypted or not, and why.",

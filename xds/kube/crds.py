@@ -58,6 +58,17 @@ async def install(api: KubeApi, *, dry_run: bool = False) -> list[Definition]:
     return found
 
 
+async def served(api: KubeApi) -> dict[str, tuple[str, ...]]:
+    """Return the versions of each kind that the cluster serves and we read, newest first; kinds that it lacks are left out."""
+    found: dict[str, tuple[str, ...]] = {}
+    for ours in definitions():
+        there = await _read(api, ours["metadata"]["name"])
+        if there and not (definition := _as_it_is(there, ours)).trouble:
+            readable = [version["name"] for version in ours["spec"]["versions"]]
+            found[definition.name] = tuple(name for name in readable if name in definition.versions)
+    return found
+
+
 async def _until_served(api: KubeApi, names: list[str]) -> None:
     try:
         async with asyncio.timeout(_SERVED_WITHIN):

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 from xds.model import Fact, Meta, Problem, Ref
 from xds.parse import authentication, core, destinationrule, endpoints, names
-from xds.parse.meshconfig import mesh_config, settings
+from xds.parse.meshconfig import merged, mesh_config, settings
 from xds.parse.reading import Field, Flaw, Locate, Log, Path, dotted, nearest
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "Parsed",
     "Path",
     "dotted",
+    "merged",
     "mesh_config",
     "nearest",
     "parse",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
 from typing import Any
@@ -165,6 +165,28 @@ def settings(assignments: Iterable[str], base: MeshConfig) -> tuple[MeshConfig, 
             root.refuse(f"{key} is not a setting", hint or f"known: {', '.join(known)}")
         problems += log.problems
     return config, problems
+
+
+def merged(document: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
+    """Write `--set` assignments into Istio's MeshConfig. What `settings` refuses must not get here.
+
+    `values.global.mtls.enabled` is no setting: it says what installing creates.
+    """
+    result = dict(document)
+    for assignment in assignments:
+        key, _, value = assignment.partition("=")
+        if key == "values.global.mtls.auto":
+            result["enableAutoMtls"] = _value(value)
+        elif key.startswith(_PREFIX):
+            result = _over(result, _nested(key.removeprefix(_PREFIX).split("."), _value(value)))
+    return result
+
+
+def _over(base: Any, said: Any) -> Any:
+    """Merge mappings, the second having the last word."""
+    if not (isinstance(base, dict) and isinstance(said, dict)):
+        return said
+    return base | {name: _over(base.get(name), value) for name, value in said.items()}
 
 
 def _nested(path: list[str], value: object) -> object:
