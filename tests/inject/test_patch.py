@@ -153,6 +153,11 @@ def test_udp_is_nobodys_business() -> None:
         ),
         (pod(volumes=[{"name": "xds-token", "emptyDir": {}}]), "spec.volumes[0].name"),
         (pod(initContainers=[{"name": "xds-init"}]), "spec.initContainers[0].name"),
+        (pod(securityContext={"runAsGroup": 1337}), "spec.securityContext.runAsGroup"),
+        (
+            pod(annotations={"sidecar.istio.io/logLevel": "all:debug"}),
+            'metadata.annotations["sidecar.istio.io/logLevel"]',
+        ),
         (
             pod(annotations={"inject.istio.io/templates": "gateway"}),
             'metadata.annotations["inject.istio.io/templates"]',

@@ -47,7 +47,9 @@ class Call:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         async with (
             aiohttp.ClientSession() as session,
-            session.request(method, url or self.url, data=io.BytesIO(data), ssl=tls, server_hostname=NAME) as response,
+            session.request(
+                method, url or self.url, data=io.BytesIO(data), ssl=tls, server_hostname=NAME
+            ) as response,
         ):
             text = await response.text()
             return response.status, json.loads(text) if response.content_type == "application/json" else text

@@ -122,7 +122,6 @@ def proxy_container(
                 for name, variable in _FILES.items()
             ),
             *([{"name": "xds-sds", "mountPath": _sds(settings), "readOnly": True}] if settings.sds else []),
-            {"name": "xds-tmp", "mountPath": "/tmp"},  # noqa: S108 - the rest of the file system is read-only
         ],
     }
 
@@ -146,7 +145,6 @@ def volumes(settings: Settings) -> list[Json]:
                 ]
             },
         },
-        {"name": "xds-tmp", "emptyDir": {"medium": "Memory"}},
         *(
             [{"name": "xds-sds", "hostPath": {"path": _sds(settings), "type": "Directory"}}]
             if settings.sds
@@ -183,7 +181,7 @@ def _environment(
     if level := annotations.get(LOG_LEVEL):
         values[variables.LOG_LEVEL] = level
     if grace is not None:
-        values[variables.DRAIN_SECONDS] = str(max(0, grace - 5))
+        values[variables.DRAIN_SECONDS] = str(min(max(0, grace - 5), 86400))
     if probes:
         values[variables.APP_PROBES] = json.dumps(probes, separators=(",", ":"))
     # Kubernetes replaces $(NAME) in values: a header or path that looks like one must stay as it is.

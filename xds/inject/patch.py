@@ -11,8 +11,8 @@ from typing import Any, TypeAlias
 from xds.inject import choice, containers, probes, traffic
 from xds.inject.settings import Settings
 from xds.model import ADMIN_PORT, HEALTH_PORT, INTERCEPTION_MODE, TLS_MODE_LABEL, Interception, Problem
-from xds.parse.reading import Field, Locate, Log, Path
-from xds.sidecar.settings import METRICS_PORT, PROBE_PORT, PROXY_ID
+from xds.parse.reading import Field, Locate, Log, Path, nearest
+from xds.sidecar.settings import LOG_LEVELS, METRICS_PORT, PROBE_PORT, PROXY_ID
 
 Json: TypeAlias = dict[str, Any]
 
@@ -107,7 +107,7 @@ def _readable(pod: Field) -> bool:
 
 def _with_sidecar(pod: Field, settings: Settings) -> Json:
     annotations = pod["metadata"]["annotations"]
-    _say_what_has_no_effect(annotations)
+    _check(annotations)
     mode = traffic.interception(annotations)
     native = _flag(annotations[NATIVE], default=settings.native)
     rewritten = _flag(annotations[probes.REWRITE], default=True)
@@ -170,7 +170,13 @@ def _flag(field: Field, *, default: bool) -> bool:
     return default if not word else word == "true"
 
 
-def _say_what_has_no_effect(annotations: Field) -> None:
+def _check(annotations: Field) -> None:
+    """Refuse what the sidecar could not start with, and say what is meant for another one."""
+    level = annotations[containers.LOG_LEVEL]
+    if level and level.text() not in LOG_LEVELS:
+        level.refuse(
+            f"must be one of {', '.join(LOG_LEVELS)}, not {level.text()!r}", nearest(level.text(), LOG_LEVELS)
+        )
     if (templates := annotations[choice.TEMPLATES]) and templates.text() != "sidecar":
         templates.refuse(f"asks for {templates.text()!r}; there is only sidecar here")
     for name, field in annotations.entries():
@@ -209,9 +215,10 @@ def _refuse_conflicts(
                     f"is {number}, which {taken[number]} takes", "let the application listen elsewhere"
                 )
     for owner in (spec, *_application(pod)):
-        user = owner["securityContext"]["runAsUser"]
-        if user.value == PROXY_ID and mode is Interception.REDIRECT:
-            user.refuse(
-                f"is {PROXY_ID}, the sidecar's user: what it sends would not be intercepted",
-                "choose another user",
-            )
+        for name in ("runAsUser", "runAsGroup"):
+            who = owner["securityContext"][name]
+            if who.value == PROXY_ID and mode is Interception.REDIRECT:
+                who.refuse(
+                    f"is {PROXY_ID}, the sidecar's own: what the application sends would not be intercepted",
+                    "choose another",
+                )

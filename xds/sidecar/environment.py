@@ -17,7 +17,6 @@ from xds.sidecar import settings as names
 from xds.sidecar.settings import Variable
 
 _LABEL = re.compile(r'([^=]+)="(.*)"')
-_LEVELS = ("trace", "debug", "info", "warning", "warn", "error", "critical", "off")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +117,7 @@ def read(environment: Mapping[str, str], labels: str = "") -> tuple[Sidecar, lis
         credential=envoy.TokenFile(token=reading.text(names.TOKEN_FILE), roots=roots) if roots else None,
         probes=found,
         concurrency=reading.number(names.CONCURRENCY, 1024),
-        log_level=reading.choice(names.LOG_LEVEL, _LEVELS),
+        log_level=reading.choice(names.LOG_LEVEL, names.LOG_LEVELS),
         wait_seconds=reading.number(names.WAIT_SECONDS, 86400),
         drain_seconds=reading.number(names.DRAIN_SECONDS, 86400),
     )

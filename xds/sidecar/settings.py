@@ -23,6 +23,9 @@ NOT_INTERCEPTED = (METRICS_PORT, HEALTH_PORT, PROBE_PORT)
 TOKEN_AUDIENCE = "xds-ca"  # noqa: S105  # a name, not a secret
 """For whom the sidecar's service account token is."""
 
+LOG_LEVELS = ("trace", "debug", "info", "warning", "error", "critical", "off")
+"""What Envoy can be told to log."""
+
 
 class Variable(NamedTuple):
     """An environment variable of the sidecar's container."""

@@ -1,0 +1,68 @@
+"""What injection writes, `xds init` and `xds proxy` take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from xds.cli import app
+from xds.inject import templates
+from xds.sidecar import environment, probes
+from xds.sidecar.settings import variables
+
+DOWNWARD = {
+    "metadata.name": "web-1",
+    "metadata.namespace": "shop",
+    "status.podIP": "10.0.0.1",
+    "spec.serviceAccountName": "default",
+}
+
+
+def containers(name: str) -> Iterator[Any]:
+    for case in sorted((Path(__file__).parent / "cases").glob("*.yaml.out")):
+        for document in yaml.safe_load_all(case.read_text()):
+            for template in templates(document):
+                spec = template.value["spec"]
+                for container in [*spec.get("initContainers", ()), *spec["containers"]]:
+                    if container["name"] == name:
+                        yield pytest.param(container, id=f"{case.name}-{template.subject}")
+
+
+@pytest.mark.parametrize("container", [*containers("xds-init")])
+def test_init_understands_its_arguments(container: dict[str, Any]) -> None:
+    result = CliRunner().invoke(app, [*container["args"], "--dry-run"])
+    assert result.exit_code == 0, result.output
+    assert "-A PREROUTING -p tcp -j ISTIO_INBOUND" in result.stdout
+
+
+@pytest.mark.parametrize("container", [*containers("xds-proxy")])
+def test_the_proxy_understands_its_environment(container: dict[str, Any]) -> None:
+    given = {
+        entry["name"]: entry["value"].replace("$$(", "$(")
+        if "value" in entry
+        else DOWNWARD[entry["valueFrom"]["fieldRef"]["fieldPath"]]
+        for entry in container["env"]
+    }
+    assert given.keys() <= {variable.name for variable in variables()}
+    sidecar, problems = environment.read(given)
+    assert not problems
+    assert sidecar.bootstrap()
+    found, _ = probes.read(given.get("XDS_APP_PROBES", ""))
+    assert len(sidecar.probes) == len(found)
+
+
+def test_probes_of_every_kind_are_among_what_is_tried() -> None:
+    tried = str([container.values for container in containers("xds-proxy")])
+    for what in (
+        '"tcpSocket"',
+        '"grpc"',
+        '"scheme":"HTTPS"',
+        "/app-lifecycle/web/prestopz",
+        "/app-health/logs/readyz",
+    ):
+        assert what in tried
