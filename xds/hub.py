@@ -21,6 +21,7 @@ import structlog
 from xds.envoy.names import NodeId
 from xds.identity import CERTIFICATE, ROOTS
 from xds.identity.ca import LEAF_LIFETIME, Authority
+from xds.identity.claims import Caller, objection
 from xds.identity.secrets import Issuer, trusted_roots
 from xds.mesh import Mesh
 from xds.model import Change, Fact, Pod, Ref
@@ -28,7 +29,7 @@ from xds.protocol.events import Acked, Nacked, Subscribed
 from xds.protocol.status import State
 from xds.protocol.wire import Node
 from xds.server import Refused, StreamInfo, Subscriber
-from xds.snapshot import SECRET, Resource, Snapshot
+from xds.snapshot import SECRET, Resource, ResourceSet, Snapshot
 from xds.translate import steps
 from xds.work import Certificates, Work
 
@@ -45,6 +46,12 @@ AGAIN = 1.0
 CLOCK_CHECK = 60.0
 """Seconds after which renewals are looked at again, should the clock have been set or the machine have slept."""
 
+NO_KEY = (
+    "private keys are not served in plaintext, where nobody proves who they are: connect over TLS, with a service account's "
+    "token or a certificate"
+)
+"""Why a stream does not get the secret `default`."""
+
 PodName: TypeAlias = tuple[str, str]
 """namespace, name."""
 
@@ -54,7 +61,11 @@ def _utc_now() -> datetime:
 
 
 class Hub:
-    """What is known, and who is connected; tells each proxy what it should have."""
+    """What is known, and who is connected; tells each proxy what it should have.
+
+    A stream whose caller is known (`xds.auth`) may speak only for what it proved, and ends when that is so no longer. One
+    in plaintext may speak for any pod, and gets a private key only if `serve_keys`.
+    """
 
     def __init__(
         self,
@@ -72,8 +83,8 @@ class Hub:
         also_trust = tuple(also_trust)
         self._authority = authority
         self._roots = trusted_roots(authority, also_trust)
-        self._issuer = Issuer(authority, also_trust=also_trust, lifetime=lifetime) if serve_keys else None
-        """None where nobody may get a private key."""
+        self._issuer = Issuer(authority, also_trust=also_trust, lifetime=lifetime)
+        self._serve_keys = serve_keys
         self._now = now
         self._streams: dict[PodName, set[Subscriber]] = {}
         self._due: dict[PodName, float | None] = {}
@@ -104,8 +115,7 @@ class Hub:
         also_trust = tuple(also_trust)
         self._authority = authority
         self._roots = trusted_roots(authority, also_trust)
-        if self._issuer:
-            self._issuer.rotate(authority, also_trust)
+        self._issuer.rotate(authority, also_trust)
         for key in self._streams:
             if self.mesh.pod(*key):
                 self._want(key)
@@ -114,19 +124,18 @@ class Hub:
     # --- what streams tell (server.Proxies) --------------------------------------------------------------------------
 
     def connect(self, node: Node, stream: StreamInfo) -> Subscriber:
-        """Let a sidecar in. One whose pod is not known waits for it."""
+        """Let a sidecar in, if its pod is the caller's. One whose pod is not known waits for it."""
         try:
             name = NodeId.parse(node.id)
         except ValueError as error:
             raise Refused(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from error
         key = (name.namespace, name.pod)
-        if self._issuer is None and key not in self._streams:
-            log.warning(
-                "proxy gets no certificate: streams here carry no credential",
-                proxy=node.id,
-                secret=CERTIFICATE,
-            )
+        caller: Caller | None = stream.caller
+        if caller and (reason := objection(caller, *key, self.mesh.pod(*key))):
+            raise Refused(grpc.StatusCode.PERMISSION_DENIED, reason)
         subscriber = Subscriber(node, stream)
+        if not self._may_have_key(subscriber) and key not in self._streams:
+            log.warning("proxy gets no certificate", proxy=node.id, secret=CERTIFICATE, reason=NO_KEY)
         self._streams.setdefault(key, set()).add(subscriber)
         if self.mesh.pod(*key):
             self._want(key)
@@ -149,7 +158,14 @@ class Hub:
             self._dropped.discard(key)
 
     def observe(self, subscriber: Subscriber, event: Subscribed | Acked | Nacked) -> None:
-        """Take note of what a proxy took; what it rejected is in the server's log."""
+        """Take note of what a proxy took; what it rejected is in the server's log.
+
+        Refused: it asks for a private key on a stream for secrets alone, and must not have it.
+        """
+        if isinstance(event, Subscribed):
+            wanted = event.type_url == subscriber.stream.type_url == SECRET and CERTIFICATE in event.names
+            if wanted and not self._may_have_key(subscriber):
+                raise Refused(grpc.StatusCode.PERMISSION_DENIED, NO_KEY)
         if isinstance(event, Acked):
             log.debug(
                 "taken by proxy",
@@ -183,11 +199,9 @@ class Hub:
 
     def certificates(self) -> Certificates:
         """Tell which certificates there are."""
-        root_expiry = self._authority.expires
-        if self._issuer is None:
-            return Certificates(0, 0, None, root_expiry)
         expiries = self._issuer.expiries()
-        return Certificates(self._issuer.issued, len(expiries), min(expiries, default=None), root_expiry)
+        first = min(expiries, default=None)
+        return Certificates(self._issuer.issued, len(expiries), first, self._authority.expires)
 
     # --- the task ----------------------------------------------------------------------------------------------------
 
@@ -225,10 +239,14 @@ class Hub:
             self.work.applied += 1
             self.work.apply_seconds += time.perf_counter() - began
         for ref in change.removed:
-            if self._issuer and isinstance(gone := old.get(ref), Pod):
+            if isinstance(gone := old.get(ref), Pod):
                 self._issuer.forget(gone)
-        for key in self._streams:
-            if self.mesh.pod(*key):
+        for key, streams in self._streams.items():
+            pod, was = self.mesh.pod(*key), old.pod(*key)
+            if pod is not was:
+                for subscriber in streams:
+                    _look_again(subscriber, was, pod)
+            if pod:
                 self._want(key, changed_at)
         self.ready.set()
 
@@ -243,8 +261,10 @@ class Hub:
         pod = self.mesh.pod(*key)
         if pod is None:
             return
+        with_key = any(self._may_have_key(each) for each in self._streams.get(key, ()))
         try:
-            snapshot = await self._translate(pod, droppable=key not in self._dropped)
+            secrets = self._secrets(pod, with_key=with_key)
+            snapshot = await self._translate(pod, secrets, droppable=key not in self._dropped)
         except Exception as error:  # noqa: BLE001 - told in full, or was before
             # What is wrong for one is often wrong for all; the traceback is worth telling once.
             said, before = f"{type(error).__name__}: {error}", self._failure
@@ -273,13 +293,21 @@ class Hub:
                 service=str(ref),
                 stack=_traceback(failure),
             )
+        keyless = _without_key(snapshot)
         for subscriber in self._streams.get(key, ()):
-            if subscriber.snapshot != snapshot:
-                subscriber.publish(snapshot, changed_at)
+            found = snapshot if self._may_have_key(subscriber) else keyless
+            # Who came meanwhile, and is the first that may have a key, is served next.
+            if subscriber.snapshot != found and (with_key or found is keyless):
+                subscriber.publish(found, changed_at)
 
-    async def _translate(self, pod: Pod, *, droppable: bool) -> Snapshot | None:
+    def _may_have_key(self, subscriber: Subscriber) -> bool:
+        return self._serve_keys or subscriber.stream.caller is not None
+
+    async def _translate(
+        self, pod: Pod, secrets: tuple[Resource, ...], *, droppable: bool
+    ) -> Snapshot | None:
         """Run a translation, giving the loop back now and then; None if newer facts overtook it."""
-        run = steps(self.mesh, pod, self._secrets(pod))
+        run = steps(self.mesh, pod, secrets)
         while True:
             began = time.perf_counter()
             try:
@@ -292,10 +320,10 @@ class Hub:
             if await self._breathe() and droppable and self._is_time():
                 return None
 
-    def _secrets(self, pod: Pod) -> tuple[Resource, ...]:
+    def _secrets(self, pod: Pod, *, with_key: bool) -> tuple[Resource, ...]:
         if self.mesh.config.sds_socket:
             return ()  # They have other certificates, and other roots.
-        if self._issuer is None:
+        if not with_key:
             return (self._roots,)
         return self._issuer.secrets_for(pod, self.mesh.config.trust_domain, self._now())
 
@@ -327,9 +355,9 @@ class Hub:
 
     def _renewals(self) -> Iterator[tuple[datetime, PodName]]:
         """Yield when which connected pod needs a new certificate."""
-        for key in self._streams if self._issuer else ():
+        for key in self._streams:
             pod = self.mesh.pod(*key)
-            if self._issuer and pod and (at := self._issuer.renew_at(pod)):
+            if pod and (at := self._issuer.renew_at(pod)):
                 yield at, key
 
 
@@ -341,6 +369,29 @@ def _traceback(error: Exception) -> str:
 def _pod_name(subscriber: Subscriber) -> PodName:
     name = NodeId.parse(subscriber.node.id)
     return name.namespace, name.pod
+
+
+def _look_again(subscriber: Subscriber, was: Pod | None, pod: Pod | None) -> None:
+    """End a stream whose caller does not speak for the pod any longer, now that it is another one or gone."""
+    caller: Caller | None = subscriber.stream.caller
+    if caller is None:
+        return
+    namespace, name = _pod_name(subscriber)
+    if pod is None:
+        reason = f"pod {namespace}/{name} is gone" if was else ""
+    else:
+        reason = objection(caller, namespace, name, pod)
+        if not reason and was and was.meta.uid != pod.meta.uid:
+            reason = f"pod {namespace}/{name} is another one now"
+    if reason:
+        log.info("stream ends", proxy=subscriber.node.id, reason=reason)
+        subscriber.refuse(grpc.StatusCode.PERMISSION_DENIED, reason)
+
+
+def _without_key(snapshot: Snapshot) -> Snapshot:
+    """Return what somebody gets who has proved nothing."""
+    secrets = [each for each in snapshot.of(SECRET).values() if each.name != CERTIFICATE]
+    return Snapshot({**snapshot.types, SECRET: ResourceSet(secrets)}, {(SECRET, CERTIFICATE): NO_KEY})
 
 
 def _together(changes: list[Change]) -> Change:

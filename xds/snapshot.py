@@ -289,7 +289,13 @@ class Snapshot:
     """Everything that one proxy should have now, by type. Types that it lacks are empty."""
 
     types: Mapping[str, ResourceSet] = field(default_factory=dict)
+    refusals: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    """Why there is no resource of a type and name that it may ask for."""
 
     def of(self, type_url: str) -> ResourceSet:
         """Return the resources of a type."""
         return self.types.get(type_url, EMPTY)
+
+    def refused(self, type_url: str) -> Mapping[str, str]:
+        """Return which names of a type there are not for this proxy, and why."""
+        return {name: why for (kind, name), why in self.refusals.items() if kind == type_url}

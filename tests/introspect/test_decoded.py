@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import grpc.aio
 import pytest
 
@@ -11,6 +13,8 @@ from tests.peers.xdsprotos import Codec
 from tests.protocol.stream import NODE
 from tests.server.proxies import DELTA_REQUEST, REQUEST, OneForAll
 from xds.descriptors import to_dict
+from xds.identity.ca import Authority
+from xds.identity.keys import PrivateKey
 from xds.identity.secrets import roots_secret
 from xds.introspect import Introspection
 from xds.protocol.session import Session, Variant
@@ -24,7 +28,8 @@ RESPONSES = {
     Variant.DELTA: f"{PACKAGE}.DeltaDiscoveryResponse",
 }
 METHODS = {Variant.SOTW: "StreamAggregatedResources", Variant.DELTA: "DeltaAggregatedResources"}
-ROOTS = roots_secret([b"-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----"])
+ROOT = Authority.create(PrivateKey.generate(), "cluster.local", datetime.now(UTC))
+ROOTS = roots_secret([ROOT.root_pem])
 
 
 @pytest.fixture(scope="module")

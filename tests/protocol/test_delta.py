@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from envoy_data_plane.envoy.service.discovery.v3 import DeltaDiscoveryResponse
 
 from tests.protocol.stream import Stream, world
 from xds.protocol.answers import MOST_UNANSWERED
 from xds.protocol.events import Acked, Subscribed
 from xds.protocol.session import Variant
 from xds.protocol.wire import RequestError
+from xds.snapshot import SECRET, Snapshot
 
 
 def delta(snapshot=None, **options) -> Stream:
@@ -269,6 +271,17 @@ def test_r36_names_are_sent_that_the_client_did_not_bring():
     stream = delta(world(RDS="a=1 b=1"))
     stream.ask("RDS", "a", "b", "c", "d", initial={"a": "1", "d": "1"})
     assert sorted(stream.settle()[0].split()) == ["-c", "-d", "RDS", "b=1"]
+
+
+def test_who_asks_for_what_it_must_not_have_is_told_why_there_is_none():
+    served = world(SDS="roots=1")
+    stream = delta(Snapshot(served.types, {(SECRET, "default"): "not in plaintext"}))
+    stream.ask("SDS", "default", "roots", "other")
+    message = DeltaDiscoveryResponse.parse(stream.session.next(0.0))
+    assert [each.name for each in message.resources] == ["roots"]
+    assert sorted(message.removed_resources) == ["default", "other"]
+    [error] = message.resource_errors
+    assert (error.resource_name.name, error.error_detail.message) == ("default", "not in plaintext")
 
 
 def test_r36_versions_count_only_in_the_first_request_of_a_type():

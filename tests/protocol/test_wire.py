@@ -29,7 +29,7 @@ from xds.protocol.wire import (
     parse_delta_request,
     parse_request,
 )
-from xds.snapshot import CLUSTER, LONGEST_TTL, VIRTUAL_HOST, Resource
+from xds.snapshot import CLUSTER, LONGEST_TTL, SECRET, VIRTUAL_HOST, Resource
 
 NAMES = st.lists(st.text(max_size=8), max_size=4)
 SIZES = st.sampled_from([0, 1, 0x7F, 0x80, 0x3FFF, 0x4000, 0x1FFFFF, 0x200000])
@@ -179,6 +179,19 @@ def test_the_size_of_a_resource_is_what_it_adds_to_a_response(body):
     assert len(delta_response(type_url=VIRTUAL_HOST, version="v", nonce="1", resources=[resource])) - len(
         without
     ) == size(resource)
+
+
+def test_the_other_codec_reads_why_there_is_no_resource():
+    data = delta_response(
+        type_url=SECRET, version="v", nonce="1", removed=["a", "b"], errors=[("a", "not yours"), ("b", "")]
+    )
+    message = DeltaDiscoveryResponse.parse(data)
+    assert message.removed_resources == ["a", "b"]
+    found = [
+        (each.resource_name.name, each.error_detail.code, each.error_detail.message)
+        for each in message.resource_errors
+    ]
+    assert found == [("a", 7, "not yours"), ("b", 7, "")]
 
 
 @given(data=st.binary(max_size=64))

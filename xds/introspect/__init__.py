@@ -14,28 +14,30 @@ from grpc_health.v1 import health  # type: ignore[import-untyped]
 
 from xds.introspect import reflection
 from xds.introspect.csds import add_csds
-from xds.introspect.guard import LocalOnly
+from xds.introspect.guard import Admit, Guarded
 from xds.server import DiscoveryService
 
-Add: TypeAlias = Callable[[LocalOnly, DiscoveryService], None]
+Add: TypeAlias = Callable[[Guarded, DiscoveryService], None]
 """Adds a service."""
 
 
 class Introspection:
-    """Adds these services to a server, and those that are `added`; all of them answer local callers only.
+    """Adds these services to a server, and those that are `added`; in plaintext they answer local callers only.
 
-    Reflection lists them besides the discovery services and health, which answer anybody.
+    Over TLS `admit` says who is answered, or, if there is none, local callers are. Reflection lists them besides the
+    discovery services and health, which answer anybody.
     """
 
-    def __init__(self, added: Iterable[Add] = ()) -> None:
+    def __init__(self, added: Iterable[Add] = (), *, admit: Admit | None = None) -> None:
         self._added = tuple(added)
+        self._admit = admit
 
     def __call__(self, server: grpc.aio.Server, discovery: DiscoveryService) -> None:
         """Add them. A server that runs already answers them from then on."""
-        local = LocalOnly(server)
-        channelz_pb2_grpc.add_ChannelzServicer_to_server(channelz.aio.ChannelzServicer(), local)
+        guarded = Guarded(server, self._admit)
+        channelz_pb2_grpc.add_ChannelzServicer_to_server(channelz.aio.ChannelzServicer(), guarded)
         for add in (add_csds, *self._added):
-            add(local, discovery)
+            add(guarded, discovery)
         open_to_all = (handler.service_name() for handler in discovery.handlers())
-        services = (*open_to_all, health.SERVICE_NAME, *local.services)
-        local.add_generic_rpc_handlers(reflection.handlers(services))
+        services = (*open_to_all, health.SERVICE_NAME, *guarded.services)
+        guarded.add_generic_rpc_handlers(reflection.handlers(services))

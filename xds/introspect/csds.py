@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError
 
 from xds.descriptors import message_class
 from xds.introspect.breath import Breath, portions
-from xds.introspect.guard import LocalOnly
+from xds.introspect.guard import Guarded
 from xds.introspect.redaction import redacted
 from xds.protocol.status import ResourceStatus
 from xds.protocol.wire import RequestError
@@ -48,7 +48,7 @@ class _TooLargeError(Exception):
     """There is too much to say; the message tells what to do."""
 
 
-def add_csds(server: LocalOnly, discovery: DiscoveryService) -> None:
+def add_csds(server: Guarded, discovery: DiscoveryService) -> None:
     """Add the service to a server."""
     status = _ClientStatus(discovery)
     methods = {

@@ -18,7 +18,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from xds.api import proxies_pb2 as pb
 from xds.introspect.breath import Breath, portions
-from xds.introspect.guard import LocalOnly
+from xds.introspect.guard import Guarded
 from xds.protocol.answers import Rejection
 from xds.protocol.session import Variant
 from xds.protocol.status import ACK, READ, SNAPSHOT, ResourceStatus, State, TypeStatus, Waiting
@@ -51,7 +51,7 @@ class ProxiesService:
     def __init__(self, missing: Missing = lambda _: "") -> None:
         self._missing = missing
 
-    def __call__(self, server: LocalOnly, discovery: DiscoveryService) -> None:
+    def __call__(self, server: Guarded, discovery: DiscoveryService) -> None:
         """Add it, before the server starts."""
 
         async def list_(

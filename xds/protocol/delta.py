@@ -81,6 +81,7 @@ class DeltaWatch(Watch):
             joined=joined,
             removed=removed,
             unknown=unknown,
+            errors=[(name, self.refused[name]) for name in removed if name in self.refused],
             identifier=identifier,
         )
 

@@ -7,6 +7,9 @@ from functools import lru_cache
 
 from xds.snapshot import Resource
 
+PERMISSION_DENIED = 7
+"""A google.rpc.Code."""
+
 
 def response(
     *, type_url: str, version: str, nonce: str, resources: Iterable[Resource], identifier: str = ""
@@ -28,13 +31,14 @@ def delta_response(
     joined: bytes = b"",
     removed: Iterable[str] = (),
     unknown: Iterable[str] = (),
+    errors: Iterable[tuple[str, str]] = (),
     heartbeats: Iterable[Resource] = (),
     identifier: str = "",
 ) -> bytes:
     """Join a DeltaDiscoveryResponse.
 
     `joined` are resources that `first_part` has joined. `unknown` are aliases that are nothing's: each is answered with a
-    resource without a body. `heartbeats` are resources that the client has and may keep for another `ttl`.
+    resource without a body. `errors` say of names why the client may not have them. `heartbeats` are resources that the client has and may keep for another `ttl`.
     """
     parts = [text(1, version), joined]
     for resource in resources:
@@ -44,6 +48,7 @@ def delta_response(
     parts += text(4, type_url), text(5, nonce)
     parts += (_bytes(6, name.encode()) for name in removed)
     parts.append(_control_plane(7, identifier))
+    parts += (_bytes(9, _error(name, why)) for name, why in errors)
     return b"".join(parts)
 
 
@@ -131,6 +136,11 @@ def _named(name: str, version: str, aliases: tuple[str, ...], ttl: float | None)
     if ttl is not None:
         parts.append(_bytes(6, _duration(ttl)))
     return b"".join(parts)
+
+
+def _error(name: str, why: str) -> bytes:
+    """A ResourceError: the resource's name, and a google.rpc.Status."""
+    return _bytes(1, text(1, name)) + _bytes(2, b"\x08" + _varint(PERMISSION_DENIED) + text(2, why))
 
 
 def _duration(seconds: float) -> bytes:

@@ -94,7 +94,7 @@ class Session:
         """From now on the client should have this; what was served before and not sent yet is forgotten."""
         before, self._snapshot = self._snapshot, snapshot
         for watch in self._watches.values():
-            watch.serve(snapshot.of(watch.type_url))
+            self._serve(watch, snapshot)
         if before:
             # A cluster that has been sent may not have its assignment yet, and is not acknowledged without it.
             for type_url, name in self._watches[CLUSTER].lingering_refs():
@@ -214,8 +214,13 @@ class Session:
                 sorted(self._watches.items(), key=lambda item: ORDER.get(item[0], len(ORDER)))
             )
             if self._snapshot:
-                watch.serve(self._snapshot.of(type_url))
+                self._serve(watch, self._snapshot)
         return self._watches[type_url]
+
+    @staticmethod
+    def _serve(watch: Watch, snapshot: Snapshot) -> None:
+        watch.refused = snapshot.refused(watch.type_url)
+        watch.serve(snapshot.of(watch.type_url))
 
     def _opens(self, watch: Watch) -> float:
         """Return from when on a type may be sent."""

@@ -7,7 +7,7 @@ it sends: what was overtaken is never sent, and a slow client costs no more than
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from math import inf
@@ -44,6 +44,8 @@ class Watch(ABC):
         self.begun = False
         """Whether the client has asked for anything of this type."""
         self.resources: ResourceSet = EMPTY
+        self.refused: Mapping[str, str] = {}
+        """Names of which there is no resource for this client, and why; only a delta response can say that."""
         self.subscription = Subscription(legacy=type_url in WILDCARD_TYPES, globs=type_url != VIRTUAL_HOST)
         self.sent: dict[str, str] = {}
         """Name and version of what the client has been sent, or had before."""
