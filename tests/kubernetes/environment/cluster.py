@@ -118,14 +118,19 @@ class Cluster:
         self, prefix: str = "test", labels: Mapping[str, str] | None = None
     ) -> AsyncIterator[str]:
         """Make a namespace with a name of its own, ready for pods; its deletion is begun afterwards, not awaited."""
-        metadata = {"generateName": f"{prefix}-", "labels": dict(labels or {})}
-        made = await self.api.create("/api/v1/namespaces", {"metadata": metadata})
-        name = str(made["metadata"]["name"])
+        name = await self.new_namespace(prefix, labels)
         try:
-            await self._until_pods_may_come(name)
             yield name
         finally:
             await self.delete_namespace(name)
+
+    async def new_namespace(self, prefix: str = "test", labels: Mapping[str, str] | None = None) -> str:
+        """Make a namespace that stays, with a name of its own, ready for pods; return its name."""
+        metadata = {"generateName": f"{prefix}-", "labels": dict(labels or {})}
+        made = await self.api.create("/api/v1/namespaces", {"metadata": metadata})
+        name = str(made["metadata"]["name"])
+        await self._until_pods_may_come(name)
+        return name
 
     async def delete_namespace(self, name: str) -> None:
         """Delete a namespace. Its pods go at once: there is no kubelet that would say that they have ended."""

@@ -1,0 +1,222 @@
+"""`xds serve --kubernetes` as a process, and what sits at both ends of it: a sidecar, and a cable to the API server."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import re
+import signal
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Self
+
+import aiohttp
+import grpc.aio
+
+from tests.real.harness.loopback import free_port
+from tests.real.harness.places import HERE
+from tests.real.harness.tcp import TcpServer
+from tests.real.harness.waiting import eventually
+from xds.descriptors import message_class
+from xds.snapshot import CLUSTER, ENDPOINT
+
+PATIENCE = 60.0
+"""Seconds within which a change has come through, on a machine that does much else at once."""
+
+_REQUEST = message_class("envoy.service.discovery.v3.DiscoveryRequest")
+_RESPONSE = message_class("envoy.service.discovery.v3.DiscoveryResponse")
+_CLUSTER = message_class("envoy.config.cluster.v3.Cluster")
+_ASSIGNMENT = message_class("envoy.config.endpoint.v3.ClusterLoadAssignment")
+_METHOD = "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources"
+
+
+class Serving:
+    """The control plane inside an `async with` block: `xds serve --kubernetes`."""
+
+    def __init__(
+        self, kubeconfig: Path, folder: Path, *options: str, env: Mapping[str, str] | None = None
+    ) -> None:
+        self.log = folder / "xds-serve.log"
+        self._xds, self._admin = (f"127.0.0.1:{free_port()}" for _ in range(2))
+        self._command = [
+            *(sys.executable, "-m", "xds", "serve", "--kubernetes", f"--kubeconfig={kubeconfig}"),
+            *(f"--xds-address={self._xds}", f"--admin-address={self._admin}", *options),
+        ]
+        self._env = {**os.environ, **(env or {})}
+
+    async def __aenter__(self) -> Self:
+        with self.log.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._command, stdout=log, stderr=log, env=self._env
+            )
+        self._http = aiohttp.ClientSession()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._http.close()
+        if self._process.returncode is None:
+            self._process.kill()
+        await self._process.wait()
+
+    async def ready(self) -> tuple[int, str]:
+        """Return the status and the text of /ready; status 0 if nobody answers."""
+        assert self._process.returncode is None, f"xds serve ended\n{self.log.read_text()}"
+        try:
+            async with self._http.get(f"http://{self._admin}/ready") as response:
+                return response.status, (await response.text()).strip()
+        except aiohttp.ClientError as error:
+            return 0, str(error)
+
+    async def until_ready(self, text: str = "ready") -> str:
+        """Wait until /ready answers 200 with a text that this pattern matches as a whole; return it."""
+
+        async def asked() -> str:
+            status, said = await self.ready()
+            assert status == 200, f"{status}: {said}\n{self.log.read_text()}"
+            assert re.fullmatch(text, said), f"{said}\n{self.log.read_text()}"
+            return said
+
+        return str(await eventually(asked, timeout=PATIENCE, what=f"/ready says {text!r}"))
+
+    def freeze(self) -> None:
+        """Stop it from running, with all its connections open."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it run again."""
+        self._process.send_signal(signal.SIGCONT)
+
+    def sidecar(self, pod: str, namespace: str, address: str) -> Sidecar:
+        """Return the sidecar of a pod, to be connected."""
+        return Sidecar(self._xds, f"sidecar~{address}~{pod}.{namespace}~{namespace}.svc.cluster.local")
+
+
+class Sidecar:
+    """Asks for all clusters and their endpoints inside an `async with` block, on one stream, and accepts everything."""
+
+    def __init__(self, address: str, node: str) -> None:
+        self._address, self._node = address, node
+        self.seen: dict[str, list[set[str]]] = {}
+        """By cluster: the addresses of its endpoints in each response that has it."""
+        self._last = {CLUSTER: _REQUEST(type_url=CLUSTER), ENDPOINT: _REQUEST(type_url=ENDPOINT)}
+        self._news = asyncio.Condition()
+
+    async def __aenter__(self) -> Self:
+        options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
+        self._channel = grpc.aio.insecure_channel(self._address, options)
+        self._call: Any = self._channel.stream_stream(_METHOD)()
+        self._last[CLUSTER].node.id = self._node
+        await self._ask(CLUSTER)
+        self._reading = asyncio.create_task(self._read())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._reading.cancel()
+        await asyncio.gather(self._reading, return_exceptions=True)
+        await self._channel.close()
+
+    @property
+    def connected(self) -> bool:
+        """Whether the stream goes on."""
+        return not self._reading.done()
+
+    async def until(self, cluster: str, addresses: set[str]) -> None:
+        """Wait until a cluster has these endpoints and no others."""
+
+        async def heard() -> None:
+            async with self._news:
+                await self._news.wait_for(lambda: self.seen.get(cluster, [None])[-1] == addresses)
+
+        waiting = asyncio.create_task(heard())
+        try:
+            await asyncio.wait(
+                [waiting, self._reading], timeout=PATIENCE, return_when=asyncio.FIRST_COMPLETED
+            )
+            if not self.connected:
+                self._reading.result()
+            assert waiting.done(), f"{cluster}: {self.seen.get(cluster)}, and never {addresses}"
+        finally:
+            waiting.cancel()
+
+    async def _read(self) -> None:
+        while (data := await self._call.read()) is not grpc.aio.EOF:
+            response = _RESPONSE.FromString(data)
+            kind, bodies = response.type_url, [each.value for each in response.resources]
+            self._last[kind].version_info = response.version_info
+            self._last[kind].response_nonce = response.nonce
+            await self._ask(kind)
+            if kind == CLUSTER:
+                names = [_CLUSTER.FromString(body).name for body in bodies]
+                self._last[ENDPOINT].resource_names[:] = [
+                    name for name in names if name.startswith("outbound|")
+                ]
+                await self._ask(ENDPOINT)
+            else:
+                await self._learn([_ASSIGNMENT.FromString(body) for body in bodies])
+        raise AssertionError(f"the stream ended: {await self._call.code()}: {await self._call.details()}")
+
+    async def _ask(self, kind: str) -> None:
+        await self._call.write(self._last[kind].SerializeToString())
+
+    async def _learn(self, assignments: list[Any]) -> None:
+        for each in assignments:
+            addresses = {
+                endpoint.endpoint.address.socket_address.address
+                for locality in each.endpoints
+                for endpoint in locality.lb_endpoints
+            }
+            self.seen.setdefault(each.cluster_name, []).append(addresses)
+        async with self._news:
+            self._news.notify_all()
+
+
+class Cable(TcpServer):
+    """What connections to the API server go over, inside an `async with` block: it can be cut."""
+
+    def __init__(self, target: str, port: int) -> None:
+        super().__init__(HERE.listener("127.0.0.1", 0))
+        self._target = target, port
+        self._left = math.inf
+        self.cuts = 0
+        """How often it was cut."""
+
+    @property
+    def server(self) -> str:
+        """The API server's URL at this end."""
+        return f"https://127.0.0.1:{self.port}"
+
+    def cut_after(self, count: int) -> None:
+        """Let so many bytes of the API server's through, and then break all connections, once."""
+        self._left = count
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        onward_reader, onward_writer = await asyncio.open_connection(*self._target)
+        try:
+            await asyncio.gather(
+                self._pass(reader, onward_writer), self._pass(onward_reader, writer, answers=True)
+            )
+        finally:
+            onward_writer.close()
+
+    async def _pass(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, answers: bool = False
+    ) -> None:
+        with suppress(OSError):
+            while some := await reader.read(65536):
+                if answers and len(some) > self._left:
+                    writer.write(some[: int(self._left)])
+                    self._cut()
+                    return
+                self._left -= len(some) if answers else 0
+                writer.write(some)
+                await writer.drain()
+            writer.write_eof()
+
+    def _cut(self) -> None:
+        self._left = math.inf
+        self.cuts += 1
+        for task in list(self._serving):
+            task.cancel()

@@ -1,0 +1,218 @@
+"""What befalls a cluster while `xds serve --kubernetes` serves its sidecars: nothing that is known is ever lost."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.kubernetes.environment.cluster import Cluster
+from tests.kubernetes.serving import Cable, Serving
+
+pytestmark = [pytest.mark.usefixtures("controllers"), pytest.mark.timeout(300)]
+
+USER = "control-plane"
+OUTDATED = r"ready: the API server .+ cannot be reached since \S+Z \(\d{1,3} s\), .+"
+
+
+class Shop:
+    """A namespace with a Service, and pods that come and go behind it."""
+
+    def __init__(self, cluster: Cluster, namespace: str) -> None:
+        self._cluster = cluster
+        self.namespace = namespace
+        self.service = f"outbound|80||web.{namespace}.svc.cluster.local"
+
+    async def open(self) -> None:
+        path = f"/api/v1/namespaces/{self.namespace}/services"
+        ports = [{"name": "http", "port": 80, "targetPort": 8080}]
+        await self._cluster.api.create(
+            path, {"metadata": {"name": "web"}, "spec": {"selector": {"app": "web"}, "ports": ports}}
+        )
+        await self.add(101, app="client")
+
+    async def add(self, *numbers: int, app: str = "web") -> None:
+        """Run pods, and wait until the cluster has endpoints for them."""
+        for number in numbers:
+            await self.create(f"{app}-{number}", app)
+            await self._cluster.run_pod(self.namespace, f"{app}-{number}", address(number))
+        if app == "web":
+            await self._until(lambda found: found >= addresses(numbers))
+
+    async def create(self, name: str, app: str) -> None:
+        """Make a pod that does not run yet."""
+        pod = {
+            "metadata": {"name": name, "labels": {"app": app, "security.istio.io/tlsMode": "istio"}},
+            "spec": {"containers": [{"name": "app", "image": "app", "ports": [{"containerPort": 8080}]}]},
+        }
+        await self._cluster.api.create(f"/api/v1/namespaces/{self.namespace}/pods", pod)
+
+    async def remove(self, *numbers: int) -> None:
+        """Delete pods, and wait until the cluster has no endpoints for them."""
+        for number in numbers:
+            path = f"/api/v1/namespaces/{self.namespace}/pods/web-{number}"
+            await self._cluster.api.delete(path, gracePeriodSeconds=0)
+        await self._until(lambda found: not found & addresses(numbers))
+
+    async def _until(self, right) -> None:
+        await self._cluster.until(
+            f"/apis/discovery.k8s.io/v1/namespaces/{self.namespace}/endpointslices",
+            lambda slices: right(
+                {
+                    each
+                    for item in slices["items"]
+                    for endpoint in item["endpoints"] or ()
+                    if endpoint["conditions"]["ready"]
+                    for each in endpoint["addresses"]
+                }
+            ),
+        )
+
+
+def address(number: int) -> str:
+    return f"10.244.{number // 250}.{number % 250 + 1}"
+
+
+def addresses(numbers: Iterable[int]) -> set[str]:
+    return {address(number) for number in numbers}
+
+
+@pytest.fixture
+async def shop(own_cluster: Cluster) -> Shop:
+    """Three pods behind a Service, and one that asks."""
+    grant = ("create", "clusterrolebinding", USER, "--clusterrole=cluster-admin", f"--user={USER}")
+    await own_cluster.kubectl(*grant)
+    shop = Shop(own_cluster, await own_cluster.new_namespace("shop"))
+    await shop.open()
+    await shop.add(1, 2, 3)
+    return shop
+
+
+@asynccontextmanager
+async def connected(serving: Serving, shop: Shop, known: set[str]):
+    """A sidecar that has been told of everything."""
+    async with serving.sidecar("client-101", shop.namespace, address(101)) as sidecar:
+        await sidecar.until(shop.service, known)
+        yield sidecar
+
+
+def lists(cluster: Cluster, plural: str) -> list[dict[str, str]]:
+    """How the control plane has listed a resource."""
+    asked = cluster.control_plane.asked(USER)
+    return [each.query for each in asked if each.verb == "list" and each.path.endswith(f"/{plural}")]
+
+
+async def test_while_the_api_server_is_dead_everything_known_stays(
+    own_cluster: Cluster, shop: Shop, tmp_path: Path
+) -> None:
+    kubeconfig = await own_cluster.kubeconfig(USER)
+    async with Serving(kubeconfig, tmp_path) as serving:
+        await serving.until_ready()
+        async with connected(serving, shop, addresses([1, 2, 3])) as sidecar:
+            for deaths in range(2):
+                own_cluster.stop_api_server()
+                await serving.until_ready(OUTDATED)
+                async with connected(serving, shop, addresses([deaths + 1, deaths + 2, deaths + 3])):
+                    pass  # who comes only now is told everything all the same
+                await own_cluster.start_api_server()
+                await serving.until_ready()
+                await shop.add(deaths + 4)
+                await shop.remove(deaths + 1)
+                await sidecar.until(shop.service, addresses([deaths + 2, deaths + 3, deaths + 4]))
+            assert sidecar.connected
+            known = [each for each in sidecar.seen[shop.service] if len(each) < 3]
+            assert not known, "an endpoint was gone that had not gone"
+
+
+async def test_what_changed_before_a_compaction_is_all_that_is_different_after_it(
+    own_cluster: Cluster, shop: Shop, tmp_path: Path
+) -> None:
+    kubeconfig = await own_cluster.kubeconfig(USER)
+    async with Serving(kubeconfig, tmp_path) as serving:
+        await serving.until_ready()
+        async with connected(serving, shop, addresses([1, 2, 3])) as sidecar:
+            before = len(lists(own_cluster, "pods"))
+            serving.freeze()
+            own_cluster.stop_api_server()
+            await own_cluster.start_api_server()
+            await shop.add(4)
+            await shop.remove(1)
+            await own_cluster.compact()
+            serving.thaw()
+            await sidecar.until(shop.service, addresses([2, 3, 4]))
+            await serving.until_ready()
+            assert len(lists(own_cluster, "pods")) == before + 1, "the version it was at was gone"
+            assert all(each >= addresses([2, 3]) for each in sidecar.seen[shop.service])
+
+
+async def test_a_connection_that_breaks_in_the_middle_of_what_it_says_loses_nothing(
+    own_cluster: Cluster, shop: Shop, tmp_path: Path
+) -> None:
+    randomly = random.Random(4)
+    plane = own_cluster.control_plane
+    async with Cable(plane.address, plane.port) as cable:
+        kubeconfig = await own_cluster.kubeconfig(USER, server=cable.server)
+        async with Serving(kubeconfig, tmp_path) as serving:
+            await serving.until_ready()
+            async with connected(serving, shop, addresses([1, 2, 3])) as sidecar:
+                before = len(lists(own_cluster, "pods"))
+                for number in range(1, 11):
+                    cable.cut_after(randomly.randrange(1500))
+                    await shop.add(number + 3)
+                    await shop.remove(number)
+                    await sidecar.until(shop.service, addresses(range(number + 1, number + 4)))
+                assert cable.cuts == 10
+                assert len(lists(own_cluster, "pods")) == before, "watches go on from where they were"
+                assert all(len(each) >= 3 for each in sidecar.seen[shop.service])
+
+
+async def test_five_thousand_pods_are_listed_in_pages(
+    own_cluster: Cluster, shop: Shop, tmp_path: Path
+) -> None:
+    names = iter(range(5000))
+
+    async def create() -> None:
+        for number in names:
+            await shop.create(f"idle-{number:04}", "idle")
+
+    await asyncio.gather(*(create() for _ in range(32)))
+    kubeconfig = await own_cluster.kubeconfig(USER)
+    async with Serving(kubeconfig, tmp_path) as serving:
+        await serving.until_ready()
+        async with connected(serving, shop, addresses([1, 2, 3])) as sidecar:
+            pages = lists(own_cluster, "pods")
+            assert len(pages) == 11
+            assert {page["limit"] for page in pages} == {"500"}
+            assert len({page.get("continue") for page in pages}) == 11
+            await shop.add(4)
+            await sidecar.until(shop.service, addresses([1, 2, 3, 4]))
+
+
+@pytest.mark.parametrize("skew", ["+26h", "-26h"])
+async def test_the_clock_of_the_api_server_may_be_another(
+    own_cluster: Cluster, shop: Shop, tmp_path: Path, skew: str
+) -> None:
+    library = faketime()
+    env = {"LD_PRELOAD": library, "FAKETIME": skew, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+    kubeconfig = await own_cluster.kubeconfig(USER)
+    async with Serving(kubeconfig, tmp_path, env=env) as serving:
+        await serving.until_ready()
+        async with connected(serving, shop, addresses([1, 2, 3])) as sidecar:
+            own_cluster.stop_api_server()
+            await serving.until_ready(OUTDATED)
+            await own_cluster.start_api_server()
+            await shop.add(4)
+            await sidecar.until(shop.service, addresses([1, 2, 3, 4]))
+
+
+def faketime() -> str:
+    """Return the library that gives a process another clock."""
+    for name in ("faketimeMT", "faketime"):
+        for folder in Path("/usr/lib").glob("*/faketime"):
+            if (found := folder / f"lib{name}.so.1").exists():
+                return str(found)
+    pytest.skip("needs libfaketime (Debian: apt-get install libfaketime)")
