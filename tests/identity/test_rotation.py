@@ -5,10 +5,12 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from cryptography import x509
+from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
 from tests.identity.companies import Company, key_pem, pem
 from xds.identity import chain
-from xds.identity.ca import LEAF_LIFETIME, Authority
+from xds.identity.ca import LEAF_LIFETIME, Authority, Leaf
 from xds.identity.keys import IdentityError, PrivateKey
 from xds.identity.rotation import WAITS, Authorities, Stage, authority
 
@@ -36,7 +38,7 @@ def test_then_the_new_ca_issues_and_the_old_root_is_still_trusted() -> None:
 
 def test_at_last_the_old_root_goes() -> None:
     done = RETIRING.advance(NOW + WAITS.spread + WAITS.retire, everybody_trusts=True)
-    assert done == Authorities(authority=NEW)
+    assert done == Authorities(authority=NEW, bridges=RETIRING.bridges)
     assert done.stage is Stage.STEADY
     assert done.also_trust == ()
 
@@ -71,6 +73,62 @@ def test_whoever_reads_what_was_kept_goes_on_from_there(kept: Authorities) -> No
     assert read.authority.certificate == kept.authority.certificate
 
 
+def trusted_by_who_knows_only(root: Authority, leaf: Leaf, bridges: bytes) -> None:
+    cert, *between = x509.load_pem_x509_certificates(leaf.chain + bridges)
+    verifier = (
+        PolicyBuilder()
+        .store(Store(root.roots))
+        .time(NOW + WAITS.spread)
+        .build_server_verifier(x509.DNSName("xds.svc"))
+    )
+    verifier.verify(cert, between)
+
+
+def test_who_knows_only_an_older_root_knows_the_control_plane_by_a_bridge() -> None:
+    third = Authority.create(PrivateKey.generate(), "cluster.local", NOW)
+    twice = RETIRING.begin(third, NOW).advance(NOW + WAITS.spread, everybody_trusts=True)
+    for kept, roots in ((STEADY, [OLD]), (RETIRING, [OLD, NEW]), (twice, [OLD, NEW, third])):
+        leaf = kept.authority.issue_server(["xds.svc"], NOW)
+        for root in roots:
+            trusted_by_who_knows_only(root, leaf, kept.bridges_pem)
+    with pytest.raises(VerificationError):
+        trusted_by_who_knows_only(OLD, third.issue_server(["xds.svc"], NOW), b"")
+
+
+def test_a_bridge_leads_from_an_intermediate_to_an_intermediate() -> None:
+    first, second = Company.root("First", NOW), Company.root("Second", NOW)
+    below = first.subsidiary("Below the first")
+    old = Authority.load(pem(below), key_pem(below), NOW, root=pem(first))
+    issuing = second.subsidiary("Below the second", pathlen=0)
+    new = Authority.load(pem(issuing), key_pem(issuing), NOW, root=pem(second))
+    bridge = old.bridge(new, NOW)
+    assert len(chain.read(bridge)) == 2
+    trusted_by_who_knows_only(old, new.issue_server(["xds.svc"], NOW), bridge)
+
+
+@pytest.mark.parametrize("pathlen", [0, 1])
+def test_there_is_no_bridge_from_a_ca_that_may_have_none_below(pathlen: int) -> None:
+    root, other = Company.root("Root", NOW, pathlen=pathlen), Company.root("Other", NOW)
+    issuing = other.subsidiary("Issuing")
+    old = Authority.load(pem(root), key_pem(root), NOW)
+    new = Authority.load(pem(issuing), key_pem(issuing), NOW, root=pem(other))
+    assert (old.bridge(new, NOW) == b"") is (pathlen < 2)
+    assert (
+        Authorities(authority=old).begin(new, NOW).advance(NOW + WAITS.spread, everybody_trusts=True).bridges
+        == ()
+    )
+
+
+def test_no_bridge_is_kept_after_its_end() -> None:
+    short = Authority.create(PrivateKey.generate(), "cluster.local", NOW, timedelta(days=1))
+    once = Authorities(authority=short).begin(NEW, NOW).advance(NOW + WAITS.spread, everybody_trusts=True)
+    assert len(once.bridges) == 1
+    later = NOW + timedelta(days=2)
+    third = Authority.create(PrivateKey.generate(), "cluster.local", NOW)
+    again = once.begin(third, later).advance(later + WAITS.spread, everybody_trusts=True)
+    assert [each.issuer for each in again.bridges] == [NEW.certificate.subject]
+
+
 def test_an_intermediate_is_kept_with_its_chain_and_the_roots_beside_its_own() -> None:
     root, other = Company.root("Root", NOW), Company.root("Other", NOW)
     issuing = root.subsidiary("Issuing", pathlen=0)
@@ -93,6 +151,7 @@ def test_another_intermediate_of_the_same_root_issues_at_once() -> None:
 def test_going_back_to_a_root_that_is_still_trusted_needs_no_wait() -> None:
     back = RETIRING.begin(OLD, NOW)
     assert back.authority is OLD
+    assert len(back.bridges) == 2
     assert back.also_trust == (NEW.root_pem,)
     assert back.stage is Stage.RETIRING
 

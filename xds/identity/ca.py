@@ -72,13 +72,14 @@ class Authority:
             raise IdentityError(
                 f"{trust_domain!r} is no trust domain: lower-case letters, digits, '.', '-' and '_'"
             )
+        identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key)
+        # No two roots have one name: who looks for a certificate's signer looks by name.
         name = x509.Name(
             [
                 x509.NameAttribute(NameOID.ORGANIZATION_NAME, trust_domain[:64]),
-                x509.NameAttribute(NameOID.COMMON_NAME, "xds root"),
+                x509.NameAttribute(NameOID.COMMON_NAME, f"xds root {identifier.digest.hex()[:16]}"),
             ]
         )
-        identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key)
         certificate = key.sign(
             _builder(key, now, now + lifetime, identifier)
             .subject_name(name)
@@ -172,7 +173,7 @@ class Authority:
         key = PrivateKey.generate()
         end = min(now + lifetime, self.expires)
         certificate = self.key.sign(
-            _builder(key, now, end, self._identifier)
+            _builder(key, now, end, _identifier(self.certificate))
             .subject_name(x509.Name([]))
             .issuer_name(self.certificate.subject)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
@@ -192,12 +193,44 @@ class Authority:
             renew_at=min(now + lifetime / 2, certificate.not_valid_after_utc),
         )
 
-    @property
-    def _identifier(self) -> x509.SubjectKeyIdentifier:
-        try:
-            return self.certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
-        except x509.ExtensionNotFound:
-            return x509.SubjectKeyIdentifier.from_public_key(self.key.public_key)
+    def bridge(self, other: Authority, now: datetime) -> bytes:
+        """Certify another CA's root, in PEM form with what is above: who trusts only this one's root then trusts that one's CA.
+
+        Empty if that cannot be: a CA's certificate may say that no other is below it (pathlen).
+        """
+        if other.root in self.roots:
+            return b""
+        root, below = other.root, len(other.above)
+        for position, certificate in enumerate((self.certificate, *self.above)):
+            allowed = chains.path_length(certificate)
+            if allowed is not None and allowed < below + 1 + position:
+                return b""
+        made = self.key.sign(
+            x509.CertificateBuilder()
+            .serial_number(x509.random_serial_number())
+            .subject_name(root.subject)
+            .issuer_name(self.certificate.subject)
+            .public_key(root.public_key())
+            .not_valid_before(_utc(now - CLOCK_SKEW))
+            .not_valid_after(min(self.expires, root.not_valid_after_utc))
+            .add_extension(
+                x509.BasicConstraints(ca=True, path_length=chains.path_length(root)), critical=True
+            )
+            .add_extension(_usage(ca=True), critical=True)
+            .add_extension(_identifier(root), critical=False)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(_identifier(self.certificate)),
+                critical=False,
+            )
+        )
+        return chains.to_pem([made, *(self.certificate, *self.above)[:-1]])
+
+
+def _identifier(certificate: x509.Certificate) -> x509.SubjectKeyIdentifier:
+    try:
+        return certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    except x509.ExtensionNotFound:
+        return x509.SubjectKeyIdentifier.from_public_key(certificate.public_key())
 
 
 def _builder(

@@ -95,7 +95,7 @@ def path(
         (require_root if signer in roots else require_ca)(signer, which)
         require_valid(signer, now, which)
         below = 1 + len(found)
-        allowed = signer.extensions.get_extension_for_class(x509.BasicConstraints).value.path_length
+        allowed = path_length(signer)
         if allowed is not None and allowed < below:
             raise IdentityError(
                 f"{which} allows {allowed} CA certificates below it (pathlen), and there are {below}"
@@ -104,6 +104,11 @@ def path(
         left = [each for each in left if each != signer]
         last = signer
     return tuple(found)
+
+
+def path_length(certificate: x509.Certificate) -> int | None:
+    """Return how many CAs' certificates there may be below a CA's; None: any number."""
+    return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.path_length
 
 
 def _signed(certificate: x509.Certificate, signer: x509.Certificate) -> bool:

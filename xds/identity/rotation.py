@@ -23,8 +23,12 @@ from xds.identity.keys import IdentityError
 
 CERTIFICATE, KEY, ROOT, CHAIN = "ca-cert.pem", "ca-key.pem", "root-cert.pem", "cert-chain.pem"
 """What a CA is kept under: Istio's names."""
-OLD_ROOTS, SINCE, NEXT = "old-roots.pem", "rotation-since", "next-"
+OLD_ROOTS, BRIDGES, SINCE, NEXT = "old-roots.pem", "bridges.pem", "rotation-since", "next-"
 """The rest of a rotation's state; the new CA is under the same names with `next-` before them."""
+
+
+MOST_BRIDGES = 8
+"""That are kept: they make each handshake with the control plane longer."""
 
 
 class Waits(NamedTuple):
@@ -59,6 +63,9 @@ class Authorities:
     """The one that will, once its root is trusted everywhere."""
     retired: tuple[x509.Certificate, ...] = ()
     """Roots of those that did."""
+    bridges: tuple[x509.Certificate, ...] = ()
+    """Certificates of roots by the CAs before them, the newest first. Envoy reads the roots by which it knows the control plane
+    once: a sidecar that is older than a root knows it by these."""
     since: datetime | None = None
     """Since when the stage is what it is; None if no rotation is under way."""
 
@@ -103,13 +110,25 @@ class Authorities:
             case Stage.SPREADING if waited >= waits.spread and (everybody_trusts or waited >= waits.give_up):
                 return self._promoted(now)
             case Stage.RETIRING if waited >= waits.retire:
-                return Authorities(authority=self.authority)
+                return Authorities(authority=self.authority, bridges=self.bridges)
         return self
 
     def _promoted(self, now: datetime) -> Authorities:
         new = self.upcoming or self.authority
         retired = tuple(root for root in self.trusted if root not in new.roots)
-        return Authorities(authority=new, retired=retired, since=now if retired else None)
+        bridge = self.authority.bridge(new, now)
+        bridges = ((*chain.read(bridge), *self.bridges) if bridge else self.bridges)[:MOST_BRIDGES]
+        return Authorities(
+            authority=new,
+            retired=retired,
+            bridges=tuple(each for each in bridges if each.not_valid_after_utc > now),
+            since=now if retired else None,
+        )
+
+    @property
+    def bridges_pem(self) -> bytes:
+        """The bridges in PEM form: what the control plane shows besides its own chain."""
+        return chain.to_pem(self.bridges)
 
     def to_data(self) -> dict[str, bytes]:
         """Return what is to be kept, keys and all: it must not be logged."""
@@ -118,6 +137,8 @@ class Authorities:
             data |= {NEXT + name: pem for name, pem in _to_data(self.upcoming).items()}
         if self.retired:
             data[OLD_ROOTS] = chain.to_pem(self.retired)
+        if self.bridges:
+            data[BRIDGES] = chain.to_pem(self.bridges)
         if self.since:
             data[SINCE] = self.since.isoformat().encode()
         return data
@@ -127,6 +148,7 @@ class Authorities:
         """Read what was kept. IdentityError: it cannot be used, and why."""
         upcoming = authority(data, now, NEXT) if NEXT + CERTIFICATE in data else None
         retired = chain.read(data[OLD_ROOTS]) if OLD_ROOTS in data else ()
+        bridges = chain.read(data[BRIDGES]) if BRIDGES in data else ()
         since = None
         if upcoming or retired:
             try:
@@ -135,7 +157,13 @@ class Authorities:
                 raise IdentityError(f"{SINCE} does not say since when the rotation waits") from None
             if since.tzinfo is None:
                 raise IdentityError(f"{SINCE} has no time zone")
-        return cls(authority=authority(data, now), upcoming=upcoming, retired=retired, since=since)
+        return cls(
+            authority=authority(data, now),
+            upcoming=upcoming,
+            retired=retired,
+            bridges=bridges,
+            since=since,
+        )
 
 
 def authority(data: Mapping[str, bytes], now: datetime, prefix: str = "") -> Authority:
