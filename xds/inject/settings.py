@@ -29,7 +29,10 @@ class Settings:
     inbound_port: int = 15006
 
     def under(self, mesh: MeshConfig) -> Settings:
-        """Return these settings with the ports that the mesh has."""
+        """Return these settings with what the mesh's say about sidecars."""
         return replace(
-            self, outbound_port=mesh.proxy_listen_port, inbound_port=mesh.proxy_inbound_listen_port
+            self,
+            outbound_port=mesh.proxy_listen_port,
+            inbound_port=mesh.proxy_inbound_listen_port,
+            sds=self.sds or (f"unix://{mesh.sds_socket}" if mesh.sds_socket else ""),
         )
