@@ -23,7 +23,7 @@ class Player:
     async def types(self, commands: str) -> str:
         """Run commands that must succeed, and return what they printed."""
         printed = await self.terminal.run(f"set -e -o pipefail\n{commands}")
-        assert printed.status == 0, f"{commands}\n{printed.error}\n{self.agent.logs()}"
+        assert printed.status == 0, f"{commands}\n{printed.error}"
         return printed.output
 
     async def ask(self, pair: Pair, times: int) -> Answers:
@@ -56,26 +56,22 @@ class Player:
     async def perform(self, step: Step) -> None:
         """Type the step's commands, and look at the table as the page prints it, and at many more requests."""
         await self.types(page.STEPS[step.name])
-        try:
-            await eventually(lambda: self.holds(step), timeout=PATIENCE, every=0.3, what=step.name)
-            one_by_one = page.TEN_TIMES_PARTIAL if step.name == "migration" else page.EVERY_PAIR
-            printed = await self.terminal.run(one_by_one)
-            if step.name == "migration":
-                (pair,) = step.expected
-                table = {pair: page.answers(printed.output)}
-                assert table[pair].total() == 10
-            else:
-                table = page.table(printed.output)
-                assert all(answers.total() == 1 for answers in table.values()), printed
-            assert table.keys() == step.expected.keys()
-            for pair, answers in table.items():
-                assert answers.keys() <= step.expected[pair].answers(pair), f"{step.name}: {pair}: {printed}"
-            refused = sum(expected.code == "000" for expected in step.expected.values())
-            assert printed.error.count("command terminated with exit code") == refused
-            seen = await self.see(step)
-        except AssertionError as error:
-            error.add_note(self.agent.logs())
-            raise
+        await eventually(lambda: self.holds(step), timeout=PATIENCE, every=0.3, what=step.name)
+        one_by_one = page.TEN_TIMES_PARTIAL if step.name == "migration" else page.EVERY_PAIR
+        printed = await self.terminal.run(one_by_one)
+        if step.name == "migration":
+            (pair,) = step.expected
+            table = {pair: page.answers(printed.output)}
+            assert table[pair].total() == 10
+        else:
+            table = page.table(printed.output)
+            assert all(answers.total() == 1 for answers in table.values()), printed
+        assert table.keys() == step.expected.keys()
+        for pair, answers in table.items():
+            assert answers.keys() <= step.expected[pair].answers(pair), f"{step.name}: {pair}: {printed}"
+        refused = sum(expected.code == "000" for expected in step.expected.values())
+        assert printed.error.count("command terminated with exit code") == refused
+        seen = await self.see(step)
         assert not list(seen.differences())
 
     async def ready(self) -> bool:

@@ -77,12 +77,12 @@ class Agent:
         return self._pods[Key(namespace, name)]
 
     def pods(self, namespace: str, app: str) -> list[Pod]:
-        """Return the pods of an application (label `app`) that run here and are not being deleted."""
+        """Return the pods of an application that run here and are not being deleted."""
         return [
             pod
             for key, pod in sorted(self._pods.items())
             if key.namespace == namespace
-            and pod.object["metadata"].get("labels", {}).get("app") == app
+            and app in {pod.label("app"), pod.label("app.kubernetes.io/name")}
             and "deletionTimestamp" not in pod.object["metadata"]
         ]
 

@@ -59,6 +59,10 @@ class Pod:
         self._phase = "Pending"
         self._since = {"ContainersReady": ("False", now()), "Ready": ("False", now())}
 
+    def label(self, name: str) -> str:
+        """Return a label; empty if it has none of that name."""
+        return str(self.object["metadata"].get("labels", {}).get(name, ""))
+
     def file(self, volume: str, path: str) -> Path:
         """Return a file of a volume."""
         return self._folder / "volumes" / volume / path

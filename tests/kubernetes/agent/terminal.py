@@ -31,11 +31,16 @@ exit $status
 """
 _ISTIOCTL = """\
 #!/bin/bash
-case "$1 $2" in
-  "manifest apply") shift 2; exec '{install}' "$@" ;;
-  "kube-inject -f") shift; exec '{python}' -m xds inject "$@" ;;
+command="$1 $2"; shift 2
+case "$command" in
+  "manifest apply")
+    # There are no profiles.
+    given=()
+    while [ $# -gt 0 ]; do [ "$2" = profile=demo ] || given+=("$1" "$2"); shift 2; done
+    exec '{python}' -m xds install "${{given[@]}}" ;;
+  "kube-inject -f") exec '{python}' -m xds inject -f "$@" ;;
 esac
-echo "what is to be done for istioctl $*?" >&2
+echo "what is to be done for istioctl $command?" >&2
 exit 1
 """
 
@@ -52,12 +57,12 @@ class Printed:
 class Terminal:
     """Runs command lines in a folder, as an administrator of an agent's cluster."""
 
-    def __init__(self, agent: Agent, tools: Path, *, install: Path, folder: Path) -> None:
-        """Make the tools in `tools`; `install` is the program that `istioctl manifest apply` becomes."""
+    def __init__(self, agent: Agent, tools: Path, folder: Path) -> None:
+        """Make the tools in `tools`, to be used in `folder`."""
         tools.mkdir()
         self._tools, self._folder, self._cluster = tools, folder, agent.cluster
         kubectl = _KUBECTL.format(kubectl=agent.cluster.control_plane.kubectl, pods=agent.folder)
-        istioctl = _ISTIOCTL.format(install=install, python=sys.executable)
+        istioctl = _ISTIOCTL.format(python=sys.executable)
         for name, text in {"kubectl": kubectl, "istioctl": istioctl}.items():
             (tools / name).write_text(text)
             (tools / name).chmod(0o755)
