@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -50,6 +52,17 @@ class ProxyProcess(EnvoyProcess):
     def __init__(self, *what: Any, environment: Mapping[str, str], **how: Any) -> None:
         super().__init__(*what, **how)
         self.environment = environment
+        self._over = False
+
+    async def __aexit__(self, *error: object) -> None:
+        if not self._over:
+            await super().__aexit__(*error)
+
+    async def terminate(self) -> int:
+        """End it as the kubelet does, and return its exit status."""
+        self._over = True
+        os.kill(self.pid, signal.SIGTERM)
+        return await asyncio.wait_for(self.ended(), 60)
 
     def _command(self, binary: str) -> list[str]:
         return command(self.environment)

@@ -19,7 +19,7 @@ LEAST = 5.0
 """Seconds in which clients hear that the pod is going, and choose another."""
 
 _ACTIVE = r"^(listener|http)\..*\.downstream_(cx|rq)_active$"
-_LISTENER = re.compile(r"listener\.(?!.*\.worker_\d+\.).*\.downstream_cx_active")
+_LISTENER = re.compile(r"listener\.(?!.*\.(?:worker_\d+|main_thread)\.).*\.downstream_cx_active")
 _CONNECTIONS = re.compile(r"http\..*\.downstream_cx_active")
 _REQUESTS = re.compile(r"http\.(?!(?:admin|health|metrics)\.).*\.downstream_rq_active")
 

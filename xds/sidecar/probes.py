@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 
 from xds.envoy.probes import AnyProbe, GrpcProbe, HttpProbe, TcpProbe
@@ -10,6 +11,7 @@ from xds.model import Problem
 from xds.parse.reading import Field, Log
 from xds.sidecar.settings import APP_PROBES
 
+_HEADER_NAME = re.compile(r"[-A-Za-z0-9]+")
 _HANDLERS = ("httpGet", "tcpSocket", "grpc")
 _HOOKS = "/app-lifecycle/"
 """Where the paths of lifecycle hooks begin: Kubernetes gives them no time limit of their own."""
@@ -55,13 +57,20 @@ def _probe(path: str, probe: Field) -> Iterator[AnyProbe]:
             timeout=limit,
             target=handler["path"].text("/"),
             https=scheme == "HTTPS",
-            headers=tuple(
-                (header["name"].required().text(), header["value"].text())
-                for header in handler["httpHeaders"].items()
-            ),
+            headers=tuple(_header(header) for header in handler["httpHeaders"].items()),
         )
     elif found[0] == "tcpSocket":
         yield TcpProbe(path=path, port=port, host=host, timeout=limit, period=period)
     else:
         service = handler["service"].text()
         yield GrpcProbe(path=path, port=port, timeout=limit, period=period, service=service)
+
+
+def _header(header: Field) -> tuple[str, str]:
+    """Read a header. Envoy would not start with one that cannot be sent."""
+    name, value = header["name"].required().text(), header["value"].text()
+    if name and not _HEADER_NAME.fullmatch(name):
+        header["name"].refuse("must have letters, digits and - only", "as Kubernetes has it")
+    if not value.isprintable():
+        header["value"].refuse("has characters that no header can have")
+    return name, value

@@ -1,0 +1,128 @@
+"""The end of a pod: nobody's request ends with it."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+import pytest_asyncio
+
+from tests.real.harness.apps import PIECES_PER_SECOND
+from tests.real.harness.clients import ask
+from tests.real.harness.cluster import Cluster
+from tests.real.harness.waiting import eventually
+from tests.sidecar.pods import ProxyMesh, ProxyProcess, command, finished
+from xds.sidecar.draining import LEAST, in_flight
+
+SLOW = LEAST + 3
+"""Seconds of a request that takes longer than a drain at least does."""
+
+
+@pytest_asyncio.fixture
+async def mesh(tmp_path):
+    with Cluster() as cluster:
+        async with ProxyMesh(cluster, tmp_path) as mesh:
+            mesh.pod("web", "ns")
+            mesh.pod("outsider", "outside", sidecar=False)
+            mesh.service("web", "ns", {"http-web": (80, 8080)})
+            await mesh.serve(mesh["web.ns"], http=(8080,))
+            await mesh.serve(mesh["outsider.outside"], lines=(9000,))
+            await mesh.start()
+            yield mesh
+
+
+@pytest.fixture
+def sidecar(mesh) -> ProxyProcess:
+    found = mesh.sidecar(mesh["web.ns"])
+    assert isinstance(found, ProxyProcess)
+    return found
+
+
+@pytest.fixture
+def client(mesh):
+    return mesh["outsider.outside"].client
+
+
+@pytest.fixture
+def url(mesh) -> str:
+    return f"http://{mesh['web.ns'].address}:8080"
+
+
+async def drained(mesh, sidecar: ProxyProcess, seconds: int) -> tuple[int, str, str]:
+    """Run the preStop hook."""
+    variables = sidecar.environment | {"XDS_DRAIN_SECONDS": str(seconds)}
+    return await finished(*mesh["web.ns"].place.command(*command(variables, "--drain")))
+
+
+async def until_in_flight(sidecar: ProxyProcess) -> None:
+    async def is_so() -> bool:
+        return in_flight(await sidecar.admin.stats("active$")) > 0
+
+    await eventually(is_so, what="something is in flight")
+
+
+@pytest.mark.netns
+@pytest.mark.envoy
+class TestDrain:
+    async def test_it_waits_for_requests_in_flight_and_tells_clients_to_go(self, mesh, sidecar, client, url):
+        async with client.session(keep_alive=True) as busy, client.session(keep_alive=True) as idle:
+            for session in (busy, idle):
+                assert "connection" not in (await ask(session, url)).headers
+            slow = asyncio.create_task(client.get(f"{url}/slow?seconds={SLOW}", timeout=60))
+            await until_in_flight(sidecar)
+            hook = asyncio.create_task(drained(mesh, sidecar, 100))
+
+            async def is_told_to_go() -> bool:
+                return (await ask(busy, url)).headers.get("connection") == "close"
+
+            await eventually(is_told_to_go, timeout=30, what="a client is told to close its connection")
+            assert not hook.done()
+            assert (await client.get(url)).ok, "new connections are served on"
+            assert await hook == (0, "", "")
+            assert await sidecar.terminate() == 0
+            answer = await slow
+
+        assert answer.ok
+        assert len(answer.text.splitlines()) == int(SLOW * PIECES_PER_SECOND)
+
+    async def test_without_it_requests_are_cut(self, mesh, sidecar, client, url):
+        slow = asyncio.create_task(client.get(f"{url}/slow?seconds={SLOW}", timeout=60))
+        await until_in_flight(sidecar)
+
+        assert await sidecar.terminate() == 0
+        assert (await slow).code == "000"
+
+    async def test_it_waits_for_what_the_application_still_has_to_say_but_not_for_ever(self, mesh, sidecar):
+        other = mesh["outsider.outside"].address
+        async with mesh["web.ns"].client.tcp(other, 9000) as conversation:
+            assert await conversation.ask("before") == "outsider.outside: before"
+
+            status, out, err = await drained(mesh, sidecar, 7)
+
+            assert (status, out) == (0, "")
+            assert err == "xds: after 7 s, 1 connections or requests are in flight\n"
+            assert await conversation.ask("after") == "outsider.outside: after"
+        # The application can go on to ask others, too.
+        async with mesh["web.ns"].client.tcp(other, 9000) as conversation:
+            assert await conversation.ask("more") == "outsider.outside: more"
+
+
+def test_what_is_in_flight():
+    stats = {
+        "listener.0.0.0.0_15006.downstream_cx_active": 5,
+        "listener.0.0.0.0_15006.worker_0.downstream_cx_active": 5,
+        "listener.0.0.0.0_15001.downstream_cx_active": 2,
+        "listener.admin.downstream_cx_active": 1,
+        "listener.admin.main_thread.downstream_cx_active": 1,
+        "http.inbound_0.0.0.0_8080.downstream_cx_active": 4,
+        "http.inbound_0.0.0.0_8080.downstream_rq_active": 1,
+        "http.outbound_80.downstream_cx_active": 1,
+        "http.admin.downstream_cx_active": 1,
+        "http.admin.downstream_rq_active": 1,
+        "http.metrics.downstream_rq_active": 1,
+        "cluster.x.upstream_cx_active": 9,
+    }
+    two_of_tcp, one_request = 2, 1
+
+    assert in_flight(stats) == two_of_tcp + one_request
+    assert in_flight({}) == 0

@@ -1,0 +1,275 @@
+"""`xds proxy`: it becomes the Envoy that the environment describes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import signal
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.real.harness.cluster import Cluster, ClusterPod
+from tests.real.harness.waiting import eventually
+from tests.sidecar.pods import command, environment, finished
+
+PROBES = {
+    "/app-health/web/livez": {"httpGet": {"port": 8080}},
+    "/app-health/web/readyz": {"tcpSocket": {"port": 80}},
+}
+POD = {"POD_NAME": "web-0", "POD_NAMESPACE": "shop", "INSTANCE_IP": "10.1.2.3"}
+
+
+async def proxy(*arguments: str, **variables: str) -> tuple[int, str, str]:
+    """Run `xds proxy` to its end with this environment and no other."""
+    assignments = (f"{name}={value}" for name, value in variables.items())
+    return await finished("env", "-i", *assignments, sys.executable, "-m", "xds", "proxy", *arguments)
+
+
+class TestDryRun:
+    async def bootstrap(self, **variables: str) -> dict[str, Any]:
+        status, out, err = await proxy("--dry-run", **POD, **variables)
+        assert (status, err) == (0, "")
+        return json.loads(out)  # type: ignore[no-any-return]
+
+    async def test_prints_the_bootstrap(self, tmp_path):
+        (tmp_path / "labels").write_text('app="web"\nsecurity.istio.io/tlsMode="istio"\n')
+
+        printed = await self.bootstrap(
+            SERVICE_ACCOUNT="keeper",
+            XDS_LABELS_FILE=str(tmp_path / "labels"),
+            XDS_ADDRESS="xds.elsewhere.svc:15012",
+            XDS_APP_PROBES=json.dumps(PROBES),
+        )
+
+        assert printed["node"] == {
+            "id": "sidecar~10.1.2.3~web-0.shop~shop.svc.cluster.local",
+            "cluster": "web.shop",
+            "metadata": {"NAME": "web-0", "NAMESPACE": "shop", "SERVICE_ACCOUNT": "keeper"},
+        }
+        (service,) = printed["dynamic_resources"]["ads_config"]["grpc_services"]
+        assert service["google_grpc"]["target_uri"] == "xds.elsewhere.svc:15012"
+        assert "/var/run/secrets/tokens/xds-token" in json.dumps(service)
+        listeners = printed["static_resources"]["listeners"]
+        sockets = {each["name"]: each["address"]["socket_address"] for each in listeners}
+        assert sockets == {
+            "health": {"address": "0.0.0.0", "port_value": 15021},
+            "metrics": {"address": "0.0.0.0", "port_value": 15090},
+            "probes": {"address": "0.0.0.0", "port_value": 15020},
+        }
+
+    async def test_without_probes_nothing_answers_them(self):
+        printed = await self.bootstrap()
+
+        assert {each["name"] for each in printed["static_resources"]["listeners"]} == {"health", "metrics"}
+
+    async def test_without_interception_it_keeps_to_the_pods_address(self):
+        printed = await self.bootstrap(XDS_INTERCEPTION_MODE="NONE", XDS_APP_PROBES=json.dumps(PROBES))
+
+        resources = printed["static_resources"]
+        sockets = {each["address"]["socket_address"]["address"] for each in resources["listeners"]}
+        assert sockets == {"10.1.2.3"}
+        (web,) = (each for each in resources["clusters"] if each["name"] == "probe|/app-health/web/livez")
+        assert "upstream_bind_config" not in web
+        assert '"address": "127.0.0.1"' in json.dumps(web)
+
+
+class TestWhatIsWrong:
+    async def test_all_of_it_is_told_at_once(self):
+        status, out, err = await proxy(
+            POD_NAME="web-0",
+            INSTANCE_IP="",
+            XDS_ADDRESS="nowhere",
+            XDS_INTERCEPTION_MODE="TPROXY",
+            XDS_CONCURRENCY="many",
+            XDS_LOG_LEVEL="loud",
+            XDS_APP_PROBES='{"/a": {"httpGet": {"port": "http"}, "tcpSocket": {}}, "b": {}, "/c": {"grpc": {}}}',
+        )
+
+        assert (status, out) == (1, "")
+        assert err.splitlines() == [
+            "POD_NAMESPACE: problem: is not set (The pod's namespace (metadata.namespace).)",
+            "XDS_INTERCEPTION_MODE: problem: must be one of REDIRECT, NONE, not 'TPROXY'",
+            "INSTANCE_IP: problem: is empty (The pod's address (status.podIP).)",
+            "XDS_ADDRESS: problem: must be HOST:PORT, not 'nowhere' (write xds.istio-system.svc:15012)",
+            "XDS_CONCURRENCY: problem: must be a number from 0 to 1024, not 'many'",
+            "XDS_LOG_LEVEL: problem: must be one of trace, debug, info, warning, error, critical, off, not 'loud'",
+            'XDS_APP_PROBES: problem: ["/a"] must have exactly one of httpGet, tcpSocket, grpc',
+            "XDS_APP_PROBES: problem: b must be a path (write /b)",
+            'XDS_APP_PROBES: problem: ["/c"].grpc.port is required',
+        ]
+
+    @pytest.mark.parametrize(
+        ("probes", "said"),
+        [
+            ("{", "is not JSON"),
+            ("[]", "must be a mapping, not a list"),
+            ('{"/a": {"httpGet": {"port": 99999}}}', "port must be a number from 1 to 65535, not 99999"),
+            ('{"/a": {"httpGet": {"port": 1, "scheme": "FTP"}}}', "scheme must be HTTP or HTTPS, not FTP"),
+            (
+                '{"/a": {"httpGet": {"port": 1}, "timeoutSeconds": 0}}',
+                "timeoutSeconds must be a number from 1",
+            ),
+            ('{"/a": {"httpGet": {"port": 1, "httpHeaders": [{"value": "x"}]}}}', "name is required"),
+            (
+                '{"/a": {"httpGet": {"port": 1, "httpHeaders": [{"name": ":path"}]}}}',
+                "letters, digits and - only",
+            ),
+            (
+                '{"/a": {"httpGet": {"port": 1, "httpHeaders": [{"name": "x", "value": "a\\nb"}]}}}',
+                "value has characters that no header can have",
+            ),
+        ],
+    )
+    async def test_probes(self, probes, said):
+        status, _, err = await proxy("--dry-run", **POD, XDS_APP_PROBES=probes)
+
+        assert status == 1
+        assert "XDS_APP_PROBES" in err
+        assert said in err
+
+    async def test_there_is_no_such_envoy(self):
+        status, _, err = await proxy("--envoy", "/nowhere/envoy", **POD, XDS_ROOT_FILE="")
+
+        assert (status, err) == (1, "xds: /nowhere/envoy is not there, or cannot be executed\n")
+
+    async def test_an_envoy_that_is_none(self, tmp_path):
+        (tmp_path / "envoy").write_bytes(b"\x7fELF no")
+        (tmp_path / "envoy").chmod(0o755)
+
+        status, _, err = await proxy(**POD, XDS_ROOT_FILE="", XDS_ENVOY=str(tmp_path / "envoy"))
+
+        assert (status, err) == (1, f"xds: cannot execute {tmp_path}/envoy: Exec format error\n")
+
+    async def test_more_probes_than_an_argument_holds(self):
+        probes = {f"/app-health/{number}/livez": {"httpGet": {"port": 8080}} for number in range(500)}
+
+        status, _, err = await proxy(**POD, XDS_ROOT_FILE="", XDS_APP_PROBES=json.dumps(probes))
+
+        assert status == 1
+        assert "Envoy can be given 131071: this pod has too many probes" in err
+
+    async def test_nothing_to_drain(self):
+        # An address of its own, where no sidecar's admin interface is.
+        there = {"INSTANCE_IP": "127.99.98.97", "XDS_INTERCEPTION_MODE": "NONE"}
+        status, _, err = await proxy("--drain", **POD | there)
+
+        assert status == 1
+        assert "the sidecar does not answer at 127.99.98.97:15000: [Errno 111] Connection refused" in err
+
+
+class TestWaiting:
+    async def test_it_gives_up_in_time_and_says_what_is_missing(self, tmp_path):
+        (tmp_path / "root").touch()
+        status, _, err = await proxy(
+            **POD,
+            XDS_TOKEN_FILE=str(tmp_path / "token"),
+            XDS_ROOT_FILE=str(tmp_path / "root"),
+            XDS_WAIT_SECONDS="1",
+        )
+
+        what = (
+            f"the service account token {tmp_path}/token is not there yet and "
+            f"the root certificate {tmp_path}/root is empty"
+        )
+        assert status == 1
+        assert err.splitlines() == [f"xds: waiting: {what}", f"xds: {what}, after 1 s"]
+
+    async def test_it_goes_on_when_all_is_there(self, tmp_path):
+        token, root = tmp_path / "token", tmp_path / "root"
+        variables = POD | {"XDS_TOKEN_FILE": str(token), "XDS_ROOT_FILE": str(root), "XDS_ENVOY": "/bin/echo"}
+        process = await asyncio.create_subprocess_exec(
+            "env", "-i", *(f"{name}={value}" for name, value in variables.items()), sys.executable, "-m", "xds", "proxy",
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, cwd="/",
+        )  # fmt: skip
+        assert process.stderr
+        async with asyncio.timeout(60):
+            assert (await process.stderr.readline()).decode() == (
+                f"xds: waiting: the service account token {token} is not there yet and "
+                f"the root certificate {root} is not there yet\n"
+            )
+            token.write_text("secret of the token")
+            said = (await process.stderr.readline()).decode()
+            assert said == f"xds: waiting: the root certificate {root} is not there yet\n"
+            root.write_text("PEM")
+            out, err = await process.communicate()
+
+        assert (process.returncode, err) == (0, b"")
+        words = out.decode().split()
+        assert words[0] == "--config-yaml"
+        assert " ".join(words[-9:]) == (
+            "--concurrency 2 --log-level warning --drain-strategy immediate --drain-time-s 5 --disable-hot-restart"
+        )
+        assert b"secret of the token" not in out
+
+
+@asynccontextmanager
+async def running(
+    pod: ClusterPod, variables: Mapping[str, str], log: Path
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    with log.open("wb") as file:
+        process = await asyncio.create_subprocess_exec(
+            *pod.place.command(*command(variables)), stdout=file, stderr=file, cwd="/"
+        )
+    try:
+        await eventually(lambda: is_live(pod), timeout=60, what="Envoy answers")
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+async def is_live(pod: ClusterPod) -> bool:
+    return (await pod.client.get("http://127.0.0.1:15000/server_info")).ok
+
+
+@pytest.mark.netns
+@pytest.mark.envoy
+class TestTheProcess:
+    async def test_is_envoy_itself(self, cluster: Cluster, tmp_path):
+        pod = cluster.pod("web", "ns", sidecar=True)
+
+        async with running(pod, environment(pod), tmp_path / "log") as process:
+            assert Path(f"/proc/{process.pid}/exe").readlink().name == "envoy"
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            assert "\nUid:\t1337\t1337\t1337\t1337\n" in status
+            process.send_signal(signal.SIGTERM)
+            assert await asyncio.wait_for(process.wait(), 60) == 0
+
+    async def test_needs_no_disk_that_can_be_written(self, cluster: Cluster, tmp_path):
+        pod = cluster.pod("web", "ns", sidecar=True)
+        # All that is mounted becomes read-only, in a mount namespace of the process's own.
+        script = (
+            'while read -r _ where _; do mount -o remount,bind,ro "$where" 2>/dev/null; done < /proc/self/mounts;'
+            '! touch /tmp/x 2>/dev/null || exit 9; exec "$@"'
+        )
+        argv = ["unshare", "--mount", "sh", "-c", script, "sh", *command(environment(pod))]
+        with (tmp_path / "log").open("wb") as log:
+            process = await asyncio.create_subprocess_exec(
+                *pod.place.command(*argv), stdout=log, stderr=log, cwd="/"
+            )
+        try:
+            await eventually(lambda: is_live(pod), timeout=60, what=(tmp_path / "log").read_text())
+            assert process.returncode is None
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+
+    async def test_a_configuration_that_envoy_refuses_ends_with_envoys_words_and_status(
+        self, cluster: Cluster
+    ):
+        pod = cluster.pod("web", "ns", sidecar=True)
+        # Envoy reads nothing from there.
+        variables = environment(pod, XDS_ROOT_FILE="/proc/version", XDS_TOKEN_FILE="/etc/hostname")
+
+        status, _, err = await finished(*pod.place.command(*command(variables)))
+
+        assert status == 1
+        assert "Invalid path: /proc/version" in err
