@@ -21,6 +21,7 @@ import structlog
 from xds.envoy.names import NodeId
 from xds.identity import CERTIFICATE, ROOTS
 from xds.identity.ca import LEAF_LIFETIME, Authority
+from xds.identity.chain import bundle, to_pem
 from xds.identity.claims import Caller, objection
 from xds.identity.secrets import Issuer, trusted_roots
 from xds.mesh import Mesh
@@ -80,7 +81,7 @@ class Hub:
         self.ready = asyncio.Event()
         """Set once the first facts are in the mesh."""
         self.work = Work()
-        also_trust = tuple(also_trust)
+        also_trust = self._also_trust = tuple(also_trust)
         self._authority = authority
         self._roots = trusted_roots(authority, also_trust)
         self._issuer = Issuer(authority, also_trust=also_trust, lifetime=lifetime)
@@ -110,9 +111,14 @@ class Hub:
         self.work.changes += 1
         self._wake.set()
 
+    @property
+    def trust(self) -> tuple[Authority, bytes]:
+        """Who issues now, and the roots that are trusted, in PEM form."""
+        return self._authority, bundle((to_pem(self._authority.roots), *self._also_trust))
+
     def rotate(self, authority: Authority, also_trust: Iterable[bytes] = ()) -> None:
         """Trust these roots from now on, and give out this authority's certificates; a moment later, everybody has them."""
-        also_trust = tuple(also_trust)
+        also_trust = self._also_trust = tuple(also_trust)
         self._authority = authority
         self._roots = trusted_roots(authority, also_trust)
         self._issuer.rotate(authority, also_trust)

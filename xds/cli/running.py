@@ -26,12 +26,14 @@ from xds.cli.options import Address
 from xds.model import Change, MeshConfig
 
 if TYPE_CHECKING:
+    import grpc
     from structlog.typing import FilteringBoundLogger as BoundLogger
 
     from xds.hub import Hub
+    from xds.introspect.guard import Admit
     from xds.metrics.controlplane import Metrics
     from xds.model import Problem
-    from xds.server import XdsServer
+    from xds.server import Authenticate, XdsServer
     from xds.server.rest import RestServer
     from xds.sources.report import Report
 
@@ -74,12 +76,24 @@ class Addresses:
     rest: Address | None = None
 
 
+class Door(NamedTuple):
+    """Where xDS is served over TLS, and to whom."""
+
+    secure: Sequence[tuple[str, grpc.ServerCredentials]]
+    """Addresses, and gRPC's credentials for each."""
+    authenticate: Authenticate
+    admit: Admit
+    """Lets those in who may ask about the server."""
+
+
 class Serving(NamedTuple):
     """Whom to serve with, made once the mesh's settings are known."""
 
     hub: Hub
     parts: Sequence[Part] = ()
     """What is to run besides."""
+    door: Door | None = None
+    """How others than this machine get in."""
 
 
 Prepare: TypeAlias = Callable[["MeshConfig"], Awaitable[Serving]]
@@ -155,12 +169,15 @@ class ControlPlane:
         """Serve until cancelled, or until something fails. CannotListenError, and whatever a part raises."""
         async with aclosing(self._source.watch()) as reports:
             change = await _first(reports)
-            hub, parts = await self._prepare(change.config or MeshConfig())
+            hub, parts, door = await self._prepare(change.config or MeshConfig())
             hub.change(change)
             _say(self._source, change)
-            await self._serve(hub, ready, (_follow(self._source, reports, hub), *(part() for part in parts)))
+            besides = (_follow(self._source, reports, hub), *(part() for part in parts))
+            await self._serve(hub, door, ready, besides)
 
-    async def _serve(self, hub: Hub, ready: str, besides: Iterable[Coroutine[Any, Any, None]]) -> None:
+    async def _serve(
+        self, hub: Hub, door: Door | None, ready: str, besides: Iterable[Coroutine[Any, Any, None]]
+    ) -> None:
         from xds.introspect import Introspection  # noqa: PLC0415
         from xds.introspect.proxies import ProxiesService  # noqa: PLC0415
         from xds.metrics.controlplane import Metrics  # noqa: PLC0415
@@ -175,7 +192,9 @@ class ControlPlane:
             identifier=identifier,
             max_connection_age=self._max_connection_age,
             observer=self._metrics.streams,
-            added=[Introspection([ProxiesService(hub.missing)])],
+            added=[Introspection([ProxiesService(hub.missing)], admit=door.admit if door else None)],
+            secure=door.secure if door else (),
+            authenticate=door.authenticate if door else None,
         )
         failed = server.discovery.failed
         rest = (

@@ -139,18 +139,25 @@ def from_review(status: Any, audience: str = AUDIENCE) -> Caller:
     if audience not in (status.get("audiences") or ()):
         raise NotProvenError(f"the API server does not say that the token is for audience {audience}")
     user = status.get("user") or {}
-    name = str(user.get("username", ""))
-    namespace, _, account = name.removeprefix(_USER).partition(":")
-    if not name.startswith(_USER) or not _ACCOUNT.fullmatch(f"{namespace}/{account}"):
+    namespace, name = account(str(user.get("username", "")))
+    if not name:
         raise NotProvenError("the token is of no service account")
     extra = user.get("extra") or {}
     return Caller(
         namespace=namespace,
-        service_account=account,
+        service_account=name,
         pod=_only(extra, "pod-name"),
         pod_uid=_only(extra, "pod-uid"),
         how=How.TOKEN,
     )
+
+
+def account(user: str) -> tuple[str, str]:
+    """Return the namespace and name of the service account that a user is; both empty if it is none."""
+    namespace, _, name = user.removeprefix(_USER).partition(":")
+    if not user.startswith(_USER) or not _ACCOUNT.fullmatch(f"{namespace}/{name}"):
+        return "", ""
+    return namespace, name
 
 
 def _only(extra: Mapping[str, Any], key: str) -> str:
