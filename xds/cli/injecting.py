@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from xds.cli.options import Address
-from xds.inject import DEFAULT_IMAGE, Settings
+from xds.cli import options
+from xds.inject import Settings
+from xds.model import CLUSTER_DOMAIN
 
 if TYPE_CHECKING:
     from xds.cli.running import Part
-    from xds.identity.ca import Authority
+    from xds.hub import Hub
     from xds.kube.api import KubeApi
-    from xds.model import MeshConfig
 
 SERVICE = "xds"
 """The control plane's Service: the API server and sidecars know it by this name."""
+XDS_PORT = 15012
 
 WebhookAddress = Annotated[
     str | None,
@@ -45,68 +47,65 @@ SidecarAddress = Annotated[
 ]
 
 
-class Injecting:
-    """The webhook, and its configuration in the cluster."""
+_LOOK = 5.0
+"""Seconds between looks at who issues: peers trust the CA of before for hours after it was replaced."""
 
-    def __init__(
-        self,
-        api: KubeApi,
-        namespace: str,
-        at: Address,
-        settings: Settings,
-        *,
-        mesh: Callable[[], MeshConfig],
-        authority: Callable[[], Authority],
-        roots: Callable[[], bytes],
-        leads: Callable[[], bool],
-    ) -> None:
-        """Make both.
+
+class Injecting:
+    """What the options said."""
+
+    def __init__(self, *, kubernetes: bool, at: str | None, image: str, xds_address: str | None) -> None:
+        self._at = options.address("--webhook-address", at) if at else None
+        self._image = image
+        self._xds_address = xds_address
+        if xds_address:
+            options.address("--sidecar-xds-address", xds_address)
+        if at and not kubernetes:
+            options.fail("--webhook-address is for --kubernetes: it is an API server that asks there")
+
+    def parts(self, hub: Hub, api: KubeApi, namespace: str, leads: Callable[[], bool]) -> list[Part]:
+        """Return what is to run: nothing unless an address was said.
 
         Args:
+            hub: has the mesh's settings, and the CA.
             api: the API server.
             namespace: the control plane's.
-            at: where to listen.
-            settings: how sidecars are to be.
-            mesh: returns the mesh's settings.
-            authority: returns the CA that issues now.
-            roots: returns all roots that are trusted now, in PEM form.
             leads: says whether this replica may write.
         """
+        if not self._at:
+            return []
         from datetime import UTC, datetime  # noqa: PLC0415
 
         from xds.kube.webhook import CaBundle  # noqa: PLC0415
         from xds.webhook import WebhookServer  # noqa: PLC0415
 
-        names = [f"{SERVICE}.{namespace}.svc", f"{SERVICE}.{namespace}.svc.cluster.local"]
-        self._bundle = CaBundle(api, roots, leads=leads)
-        self._server = WebhookServer(
-            lambda: settings.under(mesh()),
-            lambda: authority().issue_server(names, datetime.now(UTC)),
-            *at,
+        names = [f"{SERVICE}.{namespace}.svc", f"{SERVICE}.{namespace}.svc.{CLUSTER_DOMAIN}"]
+        address = self._xds_address or f"{names[0]}:{XDS_PORT}"
+        settings = Settings(image=self._image, xds_address=address)
+        server = WebhookServer(
+            lambda: settings.under(hub.mesh.config),
+            lambda: hub.trust[0].issue_server(names, datetime.now(UTC)),
+            *self._at,
         )
+        bundle = CaBundle(api, lambda: hub.trust[1], leads=leads)
 
-    @property
-    def parts(self) -> list[Part]:
-        """What is to run."""
-        return [self._listen, self._bundle.run]
+        async def listen() -> None:
+            from xds.cli.running import CannotListenError  # noqa: PLC0415
 
-    def changed(self) -> None:
-        """Take note that the CA or the roots changed."""
-        self._server.rotated()
-        self._bundle.changed()
+            # Before the facts are there, the mesh's settings are not either.
+            await hub.ready.wait()
+            try:
+                await server.run()
+            except OSError as error:
+                raise CannotListenError(str(error)) from error
 
-    async def _listen(self) -> None:
-        from xds.cli.running import CannotListenError  # noqa: PLC0415
+        async def follow() -> None:
+            trust = hub.trust
+            while True:
+                await asyncio.sleep(_LOOK)
+                if hub.trust != trust:
+                    trust = hub.trust
+                    server.rotated()
+                    bundle.changed()
 
-        try:
-            await self._server.run()
-        except OSError as error:
-            raise CannotListenError(str(error)) from error
-
-
-def sidecars(image: str, address: str | None, namespace: str) -> Settings:
-    """Return how sidecars are to be, as the options have it."""
-    return Settings(image=image, xds_address=address or f"{SERVICE}.{namespace}.svc:15012")
-
-
-__all__ = ["DEFAULT_IMAGE", "Injecting", "SidecarAddress", "SidecarImage", "WebhookAddress", "sidecars"]
+        return [listen, bundle.run, follow]
