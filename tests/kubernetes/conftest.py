@@ -13,6 +13,7 @@ from tests.kubernetes.agent.terminal import Terminal
 from tests.kubernetes.environment import binaries
 from tests.kubernetes.environment.cluster import Cluster
 from tests.kubernetes.environment.control_plane import ControlPlane
+from tests.kubernetes.places import NAMED, Place, fake, named, real
 from tests.kubernetes.player import Player
 
 EXAMPLES = Path(__file__).parents[2] / "examples/envoy/kubernetes"
@@ -68,6 +69,22 @@ def controllers() -> None:
         pytest.skip(
             "needs kube-controller-manager, which KUBEBUILDER_ASSETS has not: unset it and `make kubernetes`"
         )
+
+
+@pytest.fixture(params=["fake", "real", *(["named"] if NAMED else [])])
+async def place(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Place]:
+    """A server that others use too."""
+    match request.param:
+        case "fake":
+            async with fake(tmp_path) as place:
+                yield place
+        case "real":
+            control_plane = request.getfixturevalue("control_plane")
+            async with Cluster(control_plane) as cluster, real(cluster) as place:
+                yield place
+        case "named":
+            async with named(Path(NAMED)) as place:
+                yield place
 
 
 def _skip_without_programs() -> None:

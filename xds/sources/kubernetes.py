@@ -51,7 +51,6 @@ _LINE = re.compile(r":(\d+)$")
 class Held:
     """What is kept of an object."""
 
-    uid: str
     fact: Fact | None = None
     problems: tuple[Problem, ...] = ()
 
@@ -297,14 +296,14 @@ def _keep(kind: Kind, obj: Json, before: Held | None) -> Held:
     except Exception as error:  # noqa: BLE001 - whatever is wrong with one object, the others go on
         what = f"cannot be read: {type(error).__name__}: {error}"
         problem = Problem(where=name, what=what, hint="please report this")
-        return Held(uid=uid, fact=_last_good(before, uid), problems=(problem,))
+        return Held(fact=_last_good(before, uid), problems=(problem,))
     fact = _last_good(before, uid) if parsed.refused else parsed.fact
-    return Held(uid=uid, fact=fact, problems=parsed.problems)
+    return Held(fact=fact, problems=parsed.problems)
 
 
 def _last_good(before: Held | None, uid: str) -> Fact | None:
     """Return what was known of an object, unless that was another of the same name."""
-    return before.fact if before and before.uid == uid else None
+    return before.fact if before and before.fact and before.fact.meta.uid == uid else None
 
 
 def _without_line(problem: Problem) -> Problem:

@@ -23,8 +23,6 @@ T = TypeVar("T")
 Key: TypeAlias = tuple[str, str]
 """namespace (empty for cluster-scoped kinds), name."""
 
-PAGE = 500
-"""How many objects are asked for at once."""
 SLICE = 0.005
 """Seconds of work after which the event loop gets its turn."""
 CONFIRMED = 3
@@ -209,7 +207,7 @@ class Reflector(Generic[T]):
     async def _list(self) -> None:
         """List everything, and take note of what is different from what is known."""
         seen: dict[Key, T] = {}
-        limit: int | None = PAGE
+        limit: int | None = self._pace.page
         following: str | None = None
         while True:
             query = {"limit": limit, "continue": following, "fieldSelector": self._selector}

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class Pace(NamedTuple):
-    """How patient a reflector is, in seconds."""
+    """How patient a reflector is, in seconds, and how much it asks for at once."""
 
     first: float = 0.25
     """The shortest wait after something went wrong; it doubles each time."""
@@ -21,6 +21,8 @@ class Pace(NamedTuple):
     """After which the server is to end a watch, so that servers share the work; between one and two of these."""
     answer: float = 60.0
     """For a whole page of a list."""
+    page: int = 500
+    """How many objects are asked for in one page."""
 
     def after(self, failures: int) -> float:
         """How long to wait after so many failures: never all at the same time."""

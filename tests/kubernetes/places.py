@@ -1,0 +1,87 @@
+"""Where the contract of the watch is asked for: of a fake API server, of a real one, and of one that is named."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from tests.kubernetes.environment.cluster import Cluster
+from tests.sources.fake_apiserver import NOBODY, FakeApiServer
+from xds.kube.api import KubeApi
+from xds.sources.resource import Resource
+
+NAMED = os.environ.get("XDS_TEST_KUBECONFIG", "")
+"""A kubeconfig: its cluster is asked too, in namespaces and with CRDs of the tests' own."""
+
+
+@dataclass
+class Place:
+    """An API server, and a namespace there that is the test's own."""
+
+    api: KubeApi
+    """As somebody who may do everything."""
+    other: KubeApi
+    """The same; what the test itself does is not counted there."""
+    namespace: str
+    stack: AsyncExitStack
+    fake: FakeApiServer | None = None
+    cluster: Cluster | None = None
+
+    def path(self, plural: str, name: str = "") -> str:
+        return f"/api/v1/namespaces/{self.namespace}/{plural}" + (f"/{name}" if name else "")
+
+    @property
+    def maps(self) -> Resource:
+        return Resource(kind="ConfigMap", plural="configmaps", namespace=self.namespace)
+
+    async def put(self, name: str, **data: str) -> None:
+        await self.other.create(self.path("configmaps"), {"metadata": {"name": name}, "data": data})
+
+    async def patch(self, name: str, **data: str | None) -> None:
+        await self.other.patch(self.path("configmaps", name), {"data": data})
+
+    async def delete(self, name: str) -> None:
+        await self.other.delete(self.path("configmaps", name))
+
+    async def nobody(self) -> KubeApi:
+        """The server, as somebody who may do nothing."""
+        if self.fake:
+            return await self.stack.enter_async_context(await self.fake.connect(NOBODY))
+        if not self.cluster:
+            pytest.skip("only of a server of our own")
+        return await self.stack.enter_async_context(await self.cluster.connect(f"nobody-{uuid4().hex}"))
+
+
+@asynccontextmanager
+async def fake(folder: Path) -> AsyncIterator[Place]:
+    async with AsyncExitStack() as stack:
+        fake = await stack.enter_async_context(FakeApiServer(folder))
+        apis = [await stack.enter_async_context(await fake.connect()) for _ in range(2)]
+        await fake.put("namespaces", {"metadata": {"name": "test"}})
+        yield Place(*apis, "test", stack, fake=fake)
+
+
+@asynccontextmanager
+async def real(cluster: Cluster) -> AsyncIterator[Place]:
+    async with AsyncExitStack() as stack:
+        apis = [await stack.enter_async_context(await cluster.connect()) for _ in range(2)]
+        namespace = await stack.enter_async_context(cluster.namespace())
+        yield Place(*apis, namespace, stack, cluster=cluster)
+
+
+@asynccontextmanager
+async def named(kubeconfig: Path) -> AsyncIterator[Place]:
+    async with AsyncExitStack() as stack:
+        apis = [await stack.enter_async_context(await KubeApi.connect(kubeconfig)) for _ in range(2)]
+        namespace = f"xds-test-{uuid4().hex[:10]}"
+        await apis[1].create("/api/v1/namespaces", {"metadata": {"name": namespace}})
+        try:
+            yield Place(*apis, namespace, stack)
+        finally:
+            await apis[1].delete(f"/api/v1/namespaces/{namespace}")

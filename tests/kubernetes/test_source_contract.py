@@ -1,0 +1,156 @@
+"""What the source of facts makes of an API server's objects: the same of a real one and of the fake one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tests.kubernetes.places import Place
+from tests.sources.following import QUICK, Followed, refs
+from xds.model import Pod, Ref
+from xds.sources.files import Folder
+from xds.sources.kubernetes import Kubernetes
+
+POD = {
+    "metadata": {"name": "web", "labels": {"app": "web", "security.istio.io/tlsMode": "istio"}},
+    "spec": {
+        "containers": [{"name": "app", "image": "app", "ports": [{"name": "http", "containerPort": 80}]}]
+    },
+}
+RUNNING = {
+    "phase": "Running",
+    "podIP": "10.244.7.7",
+    "podIPs": [{"ip": "10.244.7.7"}],
+    "conditions": [{"type": "Ready", "status": "True"}],
+}
+
+
+async def test_facts_are_those_of_the_same_objects_in_files(place: Place, tmp_path: Path) -> None:
+    plurals = {"pods": "", "services": "", "serviceaccounts": "", "endpointslices": "discovery.k8s.io"}
+    account = {"metadata": {"name": "web"}}
+    ports = [
+        {"name": "http", "port": 8000, "targetPort": "http"},
+        {"name": "dns", "port": 53, "protocol": "UDP"},
+    ]
+    service = {"metadata": {"name": "web"}, "spec": {"selector": {"app": "web"}, "ports": ports}}
+    last = {"kubectl.kubernetes.io/last-applied-configuration": json.dumps(service)}
+    slices = {
+        "metadata": {"name": "web-made", "labels": {"kubernetes.io/service-name": "web"}},
+        "addressType": "IPv4",
+        "ports": [{"name": "http", "port": 80, "protocol": "TCP"}],
+        "endpoints": [
+            {
+                "addresses": ["10.244.7.7"],
+                "conditions": {"ready": True},
+                "targetRef": {"kind": "Pod", "name": "web", "namespace": place.namespace},
+            }
+        ],
+    }
+    source = Kubernetes(place.api, pace=QUICK)
+    async with Followed(source) as followed:
+        await followed.until(lambda: followed.complete)
+        service["metadata"]["annotations"] = last  # type: ignore[index]
+        await place.other.create(place.path("serviceaccounts"), account)
+        await place.other.create(place.path("services"), service)
+        await place.other.create(
+            place.path("pods"), {**POD, "spec": {**POD["spec"], "serviceAccountName": "web"}}
+        )
+        await place.other.patch(f"{place.path('pods', 'web')}/status", {"status": RUNNING})
+        await place.other.create(
+            f"/apis/discovery.k8s.io/v1/namespaces/{place.namespace}/endpointslices", slices
+        )
+        wanted = {f"{kind} {place.namespace}/web" for kind in ("Service", "Pod", "ServiceAccount")}
+        wanted.add(f"EndpointSlice {place.namespace}/web-made")
+
+        def pod() -> Any:
+            found = followed.facts.get(Ref("Pod", place.namespace, "web"))
+            return isinstance(found, Pod) and found.ready and found.address
+
+        await followed.until(lambda: refs(followed.facts) >= wanted and pod())
+        said = [line for line in followed.said(notices=True) if place.namespace in line]
+        assert said == []
+        found = {ref: fact for ref, fact in followed.of(place.namespace).items() if str(ref) in wanted}
+    for plural, group in plurals.items():
+        root = f"/apis/{group}/v1" if group else "/api/v1"
+        listed = await place.other.get(f"{root}/namespaces/{place.namespace}/{plural}")
+        for item in listed["items"]:
+            item["metadata"].get("annotations", {}).pop(
+                "kubectl.kubernetes.io/last-applied-configuration", None
+            )
+        (tmp_path / "files").mkdir(exist_ok=True)
+        (tmp_path / f"files/{plural}.json").write_text(json.dumps(listed))
+    read = {fact.ref: fact for fact in Folder(tmp_path / "files").load().change.applied}
+    assert found == {ref: fact for ref, fact in read.items() if str(ref) in wanted}
+
+
+async def test_a_bad_version_of_an_object_is_told_by_name_and_the_last_good_one_stays(place: Place) -> None:
+    ref = Ref("Pod", place.namespace, "web")
+    async with Followed(Kubernetes(place.api, pace=QUICK)) as followed:
+        await followed.until(lambda: followed.complete)
+        await place.other.create(place.path("pods"), POD)
+        good = await followed.until(lambda: followed.facts.get(ref))
+        mode = {
+            "metadata": {
+                "annotations": {"sidecar.istio.io/interceptionMode": "HOPE"},
+                "labels": {"app": "new"},
+            }
+        }
+        await place.other.patch(place.path("pods", "web"), mode)
+        [said] = await followed.until(lambda: [line for line in followed.said() if place.namespace in line])
+        assert said.startswith(
+            f'{ref}: metadata.annotations["sidecar.istio.io/interceptionMode"] must be one of'
+        )
+        assert followed.facts[ref] == good
+        await place.other.patch(place.path("pods", "web"), {"metadata": {"annotations": None}})
+        await followed.until(lambda: not [line for line in followed.said() if place.namespace in line])
+        assert followed.facts[ref].meta.labels["app"] == "new"
+        await place.other.patch(place.path("pods", "web"), mode)
+        await followed.until(lambda: [line for line in followed.said() if place.namespace in line])
+        await place.other.delete(place.path("pods", "web"), gracePeriodSeconds=0)
+        await followed.until(lambda: ref not in followed.facts)
+        assert not [line for line in followed.said() if place.namespace in line]
+
+
+async def test_the_settings_of_the_mesh_are_in_a_config_map_and_over_it_is_what_was_set(place: Place) -> None:
+    source = Kubernetes(
+        place.api,
+        assignments=["values.global.mtls.auto=false"],
+        namespace=place.namespace,
+        config_map="istio",
+        pace=QUICK,
+    )
+    where = f"ConfigMap {place.namespace}/istio"
+    async with Followed(source) as followed:
+        await followed.until(lambda: followed.complete)
+        assert followed.config
+        assert followed.config.root_namespace == place.namespace
+        assert not followed.config.enable_auto_mtls
+        assert f"{where}: is not there: the defaults are in force" in followed.said(notices=True)
+        await place.put(
+            "istio", mesh="trustDomain: first\nenableAutoMtls: true\ndefaultConfig: {tracing: {}}\n"
+        )
+        await followed.until(lambda: followed.config and followed.config.trust_domain == "first")
+        assert not followed.config.enable_auto_mtls
+        told = [line for line in followed.said(notices=True) if line.startswith(where)]
+        assert told == [f"{where}: mesh config: defaultConfig has no effect here, in line 3 of mesh"]
+        await place.patch("istio", mesh="trustDomain: [second]\n")
+        [said] = await followed.until(lambda: [line for line in followed.said() if line.startswith(where)])
+        assert said == f"{where}: mesh config: trustDomain must be a string, not a list, in line 1 of mesh"
+        await place.patch("istio", mesh="trustDomain: third\n")
+        await followed.until(lambda: followed.config and followed.config.trust_domain == "third")
+        await place.delete("istio")
+        await followed.until(lambda: followed.config and followed.config.trust_domain == "cluster.local")
+
+
+async def test_nothing_is_told_before_everything_is_known(place: Place) -> None:
+    await place.other.create(place.path("pods"), POD)
+    source = Kubernetes(place.api, pace=QUICK)
+    assert source.lacking().startswith("waiting for namespaces, serviceaccounts, services, pods")
+    async with Followed(source) as followed:
+        await followed.until(lambda: followed.complete)
+        first = next(report for report in followed.reports if report.complete)
+        assert f"Pod {place.namespace}/web" in refs(fact.ref for fact in first.change.applied)
+        assert first.change.config
+        assert source.lacking() == source.standing() == ""
+        assert source.behind() == 0

@@ -1,0 +1,195 @@
+"""What a reflector relies on in an API server: the same of a real one and of the fake that fails on purpose."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from tests.kubernetes.environment.cluster import Cluster
+from tests.kubernetes.places import Place, fake, real
+from tests.sources.following import QUICK, Following
+from xds.sources.reflector import Trouble
+from xds.sources.resource import Resource
+
+
+@pytest.fixture
+async def fake_place(tmp_path: Path) -> AsyncIterator[Place]:
+    async with fake(tmp_path) as place:
+        yield place
+
+
+@pytest.fixture
+async def real_place(own_cluster: Cluster) -> AsyncIterator[Place]:
+    """A server of the test's own, which may be stopped."""
+    async with real(own_cluster) as place:
+        yield place
+
+
+def own(names: set[str]) -> set[str]:
+    """Without what a cluster puts into every namespace by itself."""
+    return names - {"kube-root-ca.crt"}
+
+
+async def test_everything_is_listed_in_pages(place: Place) -> None:
+    names = {f"map-{number}" for number in range(7)}
+    for name in names:
+        await place.put(name, key=name)
+    async with Following(place.api, place.maps, QUICK._replace(page=3)) as following:
+        await following.until(lambda: following.reflector.complete)
+        assert own(following.names) == names
+        assert following.reflector.objects[place.namespace, "map-3"] == {"key": "map-3"}
+        assert following.lists == 3
+        assert len(following.told) == 1, "a list is told when it is complete, and not page by page"
+
+
+async def test_what_is_made_changed_and_deleted_is_told(place: Place) -> None:
+    async with Following(place.api, place.maps) as following:
+        await following.until(lambda: following.reflector.complete)
+        await place.put("one", key="old")
+        await following.until(lambda: {"one": {"key": "old"}} in following.told)
+        await place.patch("one", key="new")
+        await following.until(lambda: {"one": {"key": "new"}} in following.told)
+        await place.delete("one")
+        await following.until(lambda: {"one": None} in following.told)
+        assert following.lists == 1
+
+
+async def test_what_changes_nothing_of_what_is_kept_is_not_told(place: Place) -> None:
+    await place.put("one", key="value")
+    async with Following(place.api, place.maps) as following:
+        await following.until(lambda: "one" in following.names)
+        told = list(following.told)
+        await place.other.patch(place.path("configmaps", "one"), {"metadata": {"labels": {"of": "nothing"}}})
+        await place.put("two")
+        await following.until(lambda: "two" in following.names)
+        new = [each for each in following.told if each not in told]
+        assert [own(set(each)) for each in new if own(set(each))] == [{"two"}]
+
+
+async def test_a_watch_that_the_server_ends_goes_on_where_it_was(place: Place) -> None:
+    async with Following(place.api, place.maps, QUICK._replace(renew=1.0)) as following:
+        await following.until(lambda: following.watches > 2)
+        await place.put("one")
+        await following.until(lambda: "one" in following.names)
+        assert following.lists == 1
+        assert following.reflector.state is None
+
+
+async def test_a_version_that_is_forgotten_is_listed_anew_by_a_fake_server(fake_place: Place) -> None:
+    await a_forgotten_version_is_listed_anew(fake_place)
+
+
+async def test_a_version_that_is_forgotten_is_listed_anew_by_a_real_server(real_place: Place) -> None:
+    await a_forgotten_version_is_listed_anew(real_place)
+
+
+async def a_forgotten_version_is_listed_anew(place: Place) -> None:
+    for name in ("stays", "changes", "goes"):
+        await place.put(name, key="old")
+    following = Following(place.api, place.maps)
+    async with following:
+        await following.until(lambda: own(following.names) == {"stays", "changes", "goes"})
+    await place.delete("goes")
+    await place.patch("changes", key="new")
+    await place.put("comes", key="new")
+    told = len(following.told)
+    if place.fake:
+        await place.fake.compact()
+    else:
+        assert place.cluster
+        await place.cluster.compact()
+    async with following:
+        await following.until(lambda: own(following.names) == {"stays", "changes", "comes"})
+        assert following.told[told:] == [{"changes": {"key": "new"}, "goes": None, "comes": {"key": "new"}}]
+        assert following.lists == 2
+
+
+async def test_one_object_can_be_followed_by_its_name(place: Place) -> None:
+    one = replace(place.maps, name="one")
+    await place.put("other")
+    async with Following(place.api, one) as following:
+        await following.until(lambda: following.reflector.complete)
+        assert not following.names
+        await place.put("another")
+        await place.put("one", key="value")
+        await following.until(lambda: following.told == [{"one": {"key": "value"}}])
+        await place.delete("one")
+        await following.until(lambda: not following.names)
+
+
+async def test_who_may_not_read_is_told_so_with_the_rule_that_is_missing(place: Place) -> None:
+    async with Following(await place.nobody(), place.maps) as following:
+        await following.until(lambda: following.reflector.complete)
+        state = following.reflector.state
+        assert state
+        assert state.trouble is Trouble.REFUSED
+        assert 'cannot list resource "configmaps"' in state.what
+        assert not following.told
+
+
+def definition(group: str, **served: bool) -> dict[str, Any]:
+    """A CRD with these versions; the last one is stored."""
+    schema = {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}}
+    versions = [
+        {"name": name, "served": on, "storage": name == list(served)[-1], "schema": schema}
+        for name, on in served.items()
+    ]
+    names = {"plural": "things", "singular": "thing", "kind": "Thing", "listKind": "ThingList"}
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"things.{group}"},
+        "spec": {"group": group, "names": names, "scope": "Namespaced", "versions": versions},
+    }
+
+
+async def test_a_custom_resource_may_come_be_served_otherwise_and_go(place: Place) -> None:
+    group = f"t{uuid4().hex[:12]}.example.com"
+    things = Resource(
+        kind="Thing",
+        plural="things",
+        group=group,
+        versions=("v1beta1", "v1"),
+        custom=True,
+        namespace=place.namespace,
+    )
+    definitions = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+
+    async def make(name: str, version: str) -> bool:
+        thing = {"apiVersion": f"{group}/{version}", "kind": "Thing", "metadata": {"name": name}}
+        path = f"/apis/{group}/{version}/namespaces/{place.namespace}/things"
+        await place.other.create(path, thing | {"data": {"key": name}})
+        return True
+
+    async def serve(**served: bool) -> None:
+        body = await place.other.get(f"{definitions}/things.{group}")
+        body["spec"]["versions"] = definition(group, **served)["spec"]["versions"]
+        await place.other.replace(f"{definitions}/things.{group}", body)
+
+    async with Following(place.api, things) as following:
+        reflector = following.reflector
+        await following.until(lambda: reflector.complete)
+        assert reflector.state
+        assert reflector.state.trouble is Trouble.MISSING
+        await place.other.create(definitions, definition(group, v2=False, v1=False, v1beta1=True))
+        try:
+            await following.until(lambda: reflector.state is None)
+            await make("one", "v1beta1")
+            await following.until(lambda: following.names == {"one"})
+            await serve(v2=True, v1=True, v1beta1=False)
+            await following.until(lambda: reflector._served == "v1" and reflector.state is None)
+            await make("two", "v1")
+            await following.until(lambda: following.names == {"one", "two"})
+            assert following.told == [{"one": {"key": "one"}}, {"two": {"key": "two"}}]
+            await serve(v2=True, v1=False, v1beta1=False)
+            await following.until(lambda: reflector.state)
+            assert "serves v2 of it, and only v1beta1 and v1 can be read" in reflector.state.what
+        finally:
+            await place.other.delete(f"{definitions}/things.{group}")
+        await following.until(lambda: reflector.state and "no such kind" in reflector.state.what)
+        assert not following.names

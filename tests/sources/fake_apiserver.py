@@ -1,0 +1,381 @@
+"""A small API server: versions, pages, watches, bookmarks and expiry as Kubernetes has them, and faults as networks have them.
+
+What the tests of the contract find out about a real server, they find out about this one; the faults are for it alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections import deque
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+from uuid import uuid4
+
+import yaml
+from aiohttp import web
+
+from xds.kube.api import KubeApi
+
+CORE = {
+    "namespaces": "Namespace",
+    "services": "Service",
+    "pods": "Pod",
+    "serviceaccounts": "ServiceAccount",
+    "configmaps": "ConfigMap",
+}
+ISTIO = (
+    ("authentication.istio.io", "v1alpha1", "policies", "Policy"),
+    ("authentication.istio.io", "v1alpha1", "meshpolicies", "MeshPolicy"),
+    ("security.istio.io", "v1", "peerauthentications", "PeerAuthentication"),
+    ("networking.istio.io", "v1", "destinationrules", "DestinationRule"),
+)
+NOBODY = "nobody"
+"""A token with which nothing may be done."""
+
+Fault = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Event(NamedTuple):
+    version: int
+    type: str
+    object: dict[str, Any]
+
+
+class Kind:
+    """A resource: what there is of it, and what happened to it."""
+
+    def __init__(self, group: str, plural: str, kind: str, versions: list[str]) -> None:
+        self.group, self.plural, self.kind, self.versions = group, plural, kind, versions
+        self.objects: dict[tuple[str, str], dict[str, Any]] = {}
+        self.events: deque[Event] = deque()
+
+    @property
+    def newest(self) -> int:
+        return self.events[-1].version if self.events else 0
+
+
+class FakeApiServer:
+    """A server inside an `async with` block."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.version = 100
+        self.compacted = 0
+        """What was before is no longer known."""
+        self.token = "good"
+        self.asked: list[web.Request] = []
+        self.faults: dict[str, list[Fault]] = {}
+        """By `list`, `watch` or `discovery` and plural, such as `watch pods`: what happens instead, each once."""
+        self.bookmarks = 0.05
+        """Seconds between bookmarks."""
+        self._kinds = {("", plural): Kind("", plural, kind, ["v1"]) for plural, kind in CORE.items()}
+        self._kinds["discovery.k8s.io", "endpointslices"] = Kind(
+            "discovery.k8s.io", "endpointslices", "EndpointSlice", ["v1"]
+        )
+        self._definitions: dict[str, dict[str, Any]] = {}
+        self._changed = asyncio.Condition()
+        self._watches: set[asyncio.Task[Any]] = set()
+        self._pages: dict[str, tuple[int, list[dict[str, Any]]]] = {}
+        self._port = 0
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """Listen, at the same address as before."""
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", self._answer)
+        self._runner = web.AppRunner(app, shutdown_timeout=0)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", self._port, reuse_address=True)
+        await site.start()
+        self._port = self._runner.addresses[0][1]
+        self.url = f"http://127.0.0.1:{self._port}"
+
+    async def stop(self) -> None:
+        """End, and cut every connection."""
+        for task in list(self._watches):
+            task.cancel()
+        await self._runner.cleanup()
+
+    def kubeconfig(self, token: str = "") -> Path:
+        """Write a kubeconfig."""
+        path = self.folder / f"kubeconfig-{uuid4().hex}"
+        token_file = self.folder / f"token-{uuid4().hex}"
+        token_file.write_text(token or self.token)
+        config = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "fake",
+            "contexts": [{"name": "fake", "context": {"cluster": "fake", "user": "fake"}}],
+            "clusters": [{"name": "fake", "cluster": {"server": self.url}}],
+            "users": [{"name": "fake", "user": {"tokenFile": str(token_file)}}],
+        }
+        path.write_text(yaml.safe_dump(config))
+        self.token_file = token_file
+        return path
+
+    async def connect(self, token: str = "") -> KubeApi:
+        return await KubeApi.connect(self.kubeconfig(token))
+
+    def serve_istio(self) -> None:
+        """Have the four kinds of policies."""
+        for group, version, plural, kind in ISTIO:
+            self._kinds[group, plural] = Kind(group, plural, kind, [version])
+
+    def asked_for(self, what: str) -> list[web.Request]:
+        """The requests of a sort, such as `list pods`."""
+        return [request for request in self.asked if _sort(request) == what]
+
+    def fail(self, what: str, *faults: Fault) -> None:
+        """Have the next requests of a sort fail."""
+        self.faults.setdefault(what, []).extend(faults)
+
+    async def compact(self) -> None:
+        """Forget everything that was; who watches is cut."""
+        self.compacted = self.version
+        self._pages.clear()
+        for kind in self._kinds.values():
+            kind.events.clear()
+        await self.cut()
+
+    async def cut(self) -> None:
+        """Cut all watches."""
+        for task in list(self._watches):
+            task.cancel()
+
+    async def put(self, plural: str, obj: dict[str, Any], group: str = "") -> dict[str, Any]:
+        """Create or replace an object."""
+        kind = self._kinds[group, plural]
+        meta = obj.setdefault("metadata", {})
+        key = (meta.get("namespace", ""), meta["name"])
+        known = kind.objects.get(key)
+        self.version += 1
+        meta |= {"resourceVersion": str(self.version), "managedFields": [{"manager": "test"}]}
+        meta["uid"] = known["metadata"]["uid"] if known else str(uuid4())
+        meta.setdefault("creationTimestamp", "2026-01-01T00:00:00Z")
+        kind.objects[key] = obj
+        await self._happened(kind, Event(self.version, "MODIFIED" if known else "ADDED", obj))
+        return obj
+
+    async def remove(self, plural: str, namespace: str, name: str, group: str = "") -> None:
+        """Delete an object."""
+        kind = self._kinds[group, plural]
+        gone = json.loads(json.dumps(kind.objects.pop((namespace, name))))
+        self.version += 1
+        gone["metadata"]["resourceVersion"] = str(self.version)
+        await self._happened(kind, Event(self.version, "DELETED", gone))
+
+    async def _happened(self, kind: Kind, event: Event) -> None:
+        kind.events.append(Event(event.version, event.type, json.loads(json.dumps(event.object))))
+        async with self._changed:
+            self._changed.notify_all()
+
+    # --- answers -----------------------------------------------------------------------------------------------------
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        self.asked.append(request)
+        who = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        if who not in {self.token, NOBODY}:
+            return failure(401, "Unauthorized", "Unauthorized")
+        if faults := self.faults.get(_sort(request)):
+            return await faults.pop(0)(request)
+        parts = request.path.strip("/").split("/")
+        if parts[0] == "apis" and len(parts) <= 3:
+            return self._discovery(parts)
+        group, version, rest = ("", *parts[1:2], parts[2:]) if parts[0] == "api" else (*parts[1:3], parts[3:])
+        if group == "apiextensions.k8s.io":
+            return await self._definition(request, rest)
+        namespace = ""
+        if len(rest) > 2 and rest[0] == "namespaces":
+            namespace, rest = rest[1], rest[2:]
+        kind = self._kinds.get((group, rest[0]))
+        if who == NOBODY:
+            message = f'{rest[0]} is forbidden: User "nobody" cannot list resource "{rest[0]}" in API group "{group}"'
+            return failure(403, "Forbidden", message)
+        if kind is None or version not in kind.versions:
+            return failure(404, "NotFound", "the server could not find the requested resource")
+        api_version = f"{group}/{version}" if group else version
+        if request.method == "GET" and len(rest) == 1:
+            chosen = _Chosen(kind, api_version, namespace, _name(request))
+            if request.query.get("watch") == "true":
+                return await self._watch(request, chosen)
+            return self._list(request, chosen)
+        return await self._object(request, kind, (namespace, *rest[1:2]))
+
+    def _discovery(self, parts: list[str]) -> web.Response:
+        kinds = [kind for kind in self._kinds.values() if kind.group == parts[1]]
+        versions = list(dict.fromkeys(version for kind in kinds for version in kind.versions))
+        if len(parts) == 2 and versions:
+            listed = [{"groupVersion": f"{parts[1]}/{version}", "version": version} for version in versions]
+            return web.json_response({"kind": "APIGroup", "name": parts[1], "versions": listed})
+        if len(parts) == 3 and parts[2] in versions:
+            resources = [
+                {"name": kind.plural, "kind": kind.kind} for kind in kinds if parts[2] in kind.versions
+            ]
+            return web.json_response({"kind": "APIResourceList", "resources": resources})
+        return failure(404, "NotFound", "the server could not find the requested resource")
+
+    async def _definition(self, request: web.Request, rest: list[str]) -> web.Response:
+        """CustomResourceDefinitions, as far as that they can be made, changed and deleted."""
+        if request.method == "GET":
+            return web.json_response(self._definitions[rest[1]])
+        if request.method == "DELETE":
+            plural, _, group = rest[1].partition(".")
+            del self._kinds[group, plural]
+            await self.cut()
+            return web.json_response({"kind": "Status", "status": "Success"})
+        body = await request.json()
+        spec = body["spec"]
+        versions = [each["name"] for each in spec["versions"] if each["served"]]
+        key = (spec["group"], spec["names"]["plural"])
+        self._definitions[body["metadata"]["name"]] = body
+        if request.method == "POST":
+            self._kinds[key] = Kind(spec["group"], spec["names"]["plural"], spec["names"]["kind"], versions)
+        else:
+            self._kinds[key].versions = versions
+            await self.cut()
+        return web.json_response(body)
+
+    async def _object(self, request: web.Request, kind: Kind, key: tuple[str, ...]) -> web.Response:
+        if request.method == "POST":
+            body = await request.json()
+            if key[0]:
+                body["metadata"]["namespace"] = key[0]
+            return web.json_response(await self.put(kind.plural, body, kind.group), status=201)
+        found = kind.objects.get((key[0], key[1]))
+        if found is None:
+            return failure(404, "NotFound", f'{kind.plural} "{key[1]}" not found')
+        match request.method:
+            case "GET":
+                return web.json_response(found)
+            case "PUT":
+                return web.json_response(await self.put(kind.plural, await request.json(), kind.group))
+            case "PATCH":
+                patched = _merged(json.loads(json.dumps(found)), await request.json())
+                return web.json_response(await self.put(kind.plural, patched, kind.group))
+        await self.remove(kind.plural, key[0], key[1], kind.group)
+        return web.json_response({"kind": "Status", "status": "Success"})
+
+    def _list(self, request: web.Request, chosen: _Chosen) -> web.Response:
+        limit = int(request.query.get("limit", 0)) or 10**9
+        if token := request.query.get("continue"):
+            if token not in self._pages:
+                return failure(410, "Expired", "The provided continue parameter is too old")
+            version, left = self._pages.pop(token)
+        else:
+            version, left = self.version, [json.loads(json.dumps(obj)) for obj in chosen.objects()]
+        page, left = left[:limit], left[limit:]
+        meta: dict[str, Any] = {"resourceVersion": str(version)}
+        if left:
+            token = base64.b64encode(f"{version}-{uuid4().hex}".encode()).decode()
+            self._pages[token] = (version, left)
+            meta |= {"continue": token, "remainingItemCount": len(left)}
+        items = [
+            {key: value for key, value in obj.items() if key not in ("kind", "apiVersion")} for obj in page
+        ]
+        body = {"kind": f"{chosen.kind.kind}List", "apiVersion": chosen.api_version, "metadata": meta}
+        return web.json_response(body | {"items": items})
+
+    async def _watch(self, request: web.Request, chosen: _Chosen) -> web.StreamResponse:
+        at = int(request.query["resourceVersion"])
+        response = web.StreamResponse(headers={"Content-Type": "application/json"})
+        await response.prepare(request)
+        if at < self.compacted:
+            gone = {"kind": "Status", "code": 410, "reason": "Expired", "message": f"too old: {at}"}
+            await response.write(line("ERROR", gone))
+            return response
+        task = asyncio.current_task()
+        assert task
+        self._watches.add(task)
+        try:
+            with suppress(TimeoutError, ConnectionError):
+                async with asyncio.timeout(float(request.query["timeoutSeconds"])):
+                    await self._follow(response, chosen, at)
+        except asyncio.CancelledError:
+            if request.transport:
+                request.transport.abort()
+            raise
+        finally:
+            self._watches.discard(task)
+        return response
+
+    async def _follow(self, response: web.StreamResponse, chosen: _Chosen, at: int) -> None:
+        while True:
+            for event in [event for event in chosen.kind.events if event.version > at]:
+                at = event.version
+                if chosen.has(event.object):
+                    await response.write(line(event.type, chosen.typed(event.object)))
+            try:
+                async with asyncio.timeout(self.bookmarks), self._changed:
+                    await self._changed.wait_for(lambda after=at: chosen.kind.newest > after)
+            except TimeoutError:
+                if chosen.kind.newest > at:
+                    continue
+                at = max(at, self.version)
+                bookmark = {"kind": chosen.kind.kind, "metadata": {"resourceVersion": str(at)}}
+                await response.write(line("BOOKMARK", bookmark))
+
+
+class _Chosen(NamedTuple):
+    """What a list or a watch is about."""
+
+    kind: Kind
+    api_version: str
+    namespace: str
+    name: str
+
+    def has(self, obj: dict[str, Any]) -> bool:
+        meta = obj["metadata"]
+        return self.namespace in {"", meta.get("namespace", "")} and self.name in {"", meta["name"]}
+
+    def objects(self) -> list[dict[str, Any]]:
+        return [obj for _, obj in sorted(self.kind.objects.items()) if self.has(obj)]
+
+    def typed(self, obj: dict[str, Any]) -> dict[str, Any]:
+        return obj | {"kind": self.kind.kind, "apiVersion": self.api_version}
+
+
+def line(kind: str, obj: dict[str, Any]) -> bytes:
+    """An event of a watch."""
+    return json.dumps({"type": kind, "object": obj}).encode() + b"\n"
+
+
+def failure(code: int, reason: str, message: str, headers: dict[str, str] | None = None) -> web.Response:
+    """An answer that says no."""
+    body = {"kind": "Status", "status": "Failure", "code": code, "reason": reason, "message": message}
+    named = {name.replace("_", "-"): value for name, value in (headers or {}).items()}
+    return web.json_response(body, status=code, headers=named)
+
+
+def _sort(request: web.Request) -> str:
+    parts = request.path.strip("/").split("/")
+    if parts[0] == "apis" and len(parts) <= 3:
+        return f"discovery {parts[1]}"
+    what = "watch" if request.query.get("watch") == "true" else "list" if request.method == "GET" else "write"
+    return f"{what} {parts[-1]}"
+
+
+def _name(request: web.Request) -> str:
+    return request.query.get("fieldSelector", "").removeprefix("metadata.name=")
+
+
+def _merged(obj: Any, patch: Any) -> Any:
+    """RFC 7386."""
+    if not isinstance(patch, dict):
+        return patch
+    obj = obj if isinstance(obj, dict) else {}
+    for key, value in patch.items():
+        if value is None:
+            obj.pop(key, None)
+        else:
+            obj[key] = _merged(obj.get(key), value)
+    return obj

@@ -1,0 +1,127 @@
+"""A reflector, or a whole source, as a test follows it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from typing import Any, Self
+
+from tests.real.harness.waiting import eventually
+from xds.kube.api import KubeApi
+from xds.model import Change, Fact, MeshConfig, Problem, Ref
+from xds.sources.kubernetes import Kubernetes
+from xds.sources.reflector import Reflector
+from xds.sources.report import Report
+from xds.sources.resource import Pace, Resource
+
+PATIENCE = 30.0
+"""Seconds within which what is to come has come, on a machine that does much else at once."""
+QUICK = Pace(first=0.01, most=0.2, look=0.1, idle=30.0, renew=60.0, answer=30.0)
+CONFIG_MAPS = Resource(kind="ConfigMap", plural="configmaps")
+
+
+class Following:
+    """A reflector inside an `async with` block; of each ConfigMap its data are kept."""
+
+    def __init__(
+        self, api: KubeApi, resource: Resource = CONFIG_MAPS, pace: Pace = QUICK, keep: Any = None
+    ) -> None:
+        self.lists = self.watches = 0
+        """How often the server was asked."""
+        self.told: list[dict[str, Any]] = []
+        """What was different, each time it was: by name what is kept now, None if it is gone."""
+        self._count(api)
+        self.reflector: Reflector[Any] = Reflector(
+            api, resource, keep or (lambda obj, _: obj.get("data") or {}), self._take, pace
+        )
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self.reflector.run())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def stop(self) -> None:
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+    @property
+    def names(self) -> set[str]:
+        return {name for _, name in self.reflector.objects}
+
+    async def until(self, check: Callable[[], Any]) -> None:
+        await eventually(check, timeout=PATIENCE, what=f"with {self.reflector.state}: {self.names}")
+        assert not self._task.done()
+
+    def _take(self) -> None:
+        if taken := self.reflector.take():
+            self.told.append({name: after for (_, name), (_, after) in taken.items()})
+
+    def _count(self, api: KubeApi) -> None:
+        call, stream = api.call, api.stream
+
+        async def counted(method: str, path: str, *args: Any, **kwargs: Any) -> Any:
+            self.lists += method == "GET" and path == self.reflector.resource.path(self.reflector._served)
+            return await call(method, path, *args, **kwargs)
+
+        def streamed(*args: Any, **kwargs: Any) -> Any:
+            self.watches += 1
+            return stream(*args, **kwargs)
+
+        api.call, api.stream = counted, streamed  # type: ignore[method-assign]
+
+
+class Followed:
+    """A source inside an `async with` block, and all that it has told."""
+
+    def __init__(self, source: Kubernetes) -> None:
+        self.source = source
+        self.facts: dict[Ref, Fact] = {}
+        self.config: MeshConfig | None = None
+        self.problems: list[Problem] = []
+        self.reports: list[Report] = []
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._follow())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+    async def _follow(self) -> None:
+        async for report in self.source.watch():
+            self.reports.append(report)
+            assert report.complete or report.change == Change()
+            self.facts |= {fact.ref: fact for fact in report.change.applied}
+            for ref in report.change.removed:
+                del self.facts[ref]
+            self.config = report.change.config or self.config
+            self.problems += report.problems
+            for problem in report.solved:
+                self.problems.remove(problem)
+
+    @property
+    def complete(self) -> bool:
+        return any(report.complete for report in self.reports)
+
+    def of(self, namespace: str) -> dict[Ref, Fact]:
+        """The facts of a namespace."""
+        return {ref: fact for ref, fact in self.facts.items() if ref.namespace == namespace}
+
+    def said(self, *, notices: bool = False) -> list[str]:
+        """The problems that are not solved."""
+        return [str(problem) for problem in self.problems if notices or not problem.notice]
+
+    async def until(self, check: Callable[[], Any]) -> Any:
+        def checked() -> Any:
+            if self._task.done():
+                self._task.result()
+            return check()
+
+        return await eventually(checked, timeout=PATIENCE)
+
+
+def refs(facts: Iterable[Ref]) -> set[str]:
+    return {str(ref) for ref in facts}
