@@ -1,0 +1,124 @@
+"""`xds inject`: what it reads, where it writes, and how it says what is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+from xds.cli import app
+
+POD = (
+    "apiVersion: v1\nkind: Pod\nmetadata:\n  name: web\nspec:\n  containers:\n  - name: web\n    image: web\n"
+)
+OTHER = "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: other\n"
+
+
+def inject(*words: object, stdin: str | bytes = "") -> Result:
+    return CliRunner().invoke(app, ["inject", *map(str, words)], input=stdin)
+
+
+def test_files_come_out_one_after_another(tmp_path: Path) -> None:
+    (tmp_path / "pod.yaml").write_text(POD.rstrip())
+    (tmp_path / "other.yaml").write_text(OTHER)
+    result = inject(
+        "-f", tmp_path / "pod.yaml", "-f", "-", "-f", tmp_path / "other.yaml", stdin="---\n" + OTHER
+    )
+    assert result.exit_code == 0, result.output
+    kinds = [document["kind"] for document in yaml.safe_load_all(result.stdout)]
+    assert kinds == ["Pod", "ConfigMap", "ConfigMap"]
+    assert result.stdout.endswith(f"\n---\n{OTHER}---\n{OTHER}")
+    assert result.stderr == ""
+
+
+def test_it_writes_to_a_file_if_told_to(tmp_path: Path) -> None:
+    result = inject("-f", "-", "-o", tmp_path / "out.yaml", stdin=POD)
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert (tmp_path / "out.yaml").read_text() == inject("-f", "-", stdin=POD).stdout
+
+
+def test_options_say_how_the_sidecar_is_to_be() -> None:
+    options = (
+        "--image",
+        "r.example/xds:1",
+        "--image-pull-policy",
+        "Always",
+        "--xds-address",
+        "xds.mesh.svc:443",
+    )
+    result = inject("-f", "-", *options, "--set", "meshConfig.proxyListenPort=16001", stdin=POD)
+    init, proxy = yaml.safe_load(result.stdout)["spec"]["initContainers"]
+    assert {(c["image"], c["imagePullPolicy"]) for c in (init, proxy)} == {("r.example/xds:1", "Always")}
+    assert {"name": "XDS_ADDRESS", "value": "xds.mesh.svc:443"} in proxy["env"]
+    assert init["args"][1:3] == ["-p", "16001"]
+
+
+def test_a_socket_of_the_mesh_is_mounted_too() -> None:
+    result = inject("-f", "-", "--set", "meshConfig.sdsUdsPath=unix:///run/spire/agent.sock", stdin=POD)
+    volumes = yaml.safe_load(result.stdout)["spec"]["volumes"]
+    assert {"name": "xds-sds", "hostPath": {"path": "/run/spire", "type": "Directory"}} in volumes
+
+
+def test_all_that_is_wrong_is_said_with_file_and_line_and_nothing_is_written(tmp_path: Path) -> None:
+    (tmp_path / "good.yaml").write_text(POD)
+    bad = (
+        POD
+        + "    ports:\n    - containerPort: 15001\n---\n"
+        + OTHER
+        + "---\n"
+        + POD
+        + "  volumes: x\n---\na: [\n"
+    )
+    (tmp_path / "bad.yaml").write_text(bad)
+    result = inject("-f", tmp_path / "good.yaml", "-f", tmp_path / "bad.yaml", "-o", tmp_path / "out")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert not (tmp_path / "out").exists()
+    lines = [line.removeprefix(f"{tmp_path}/") for line in result.stderr.splitlines()]
+    assert [line.split(" problem: ")[0] for line in lines] == ["bad.yaml:10:", "bad.yaml:25:", "bad.yaml:28:"]
+    assert lines[0].endswith(
+        "problem: Pod web: spec.containers[0].ports[0].containerPort is 15001, which outbound interception takes "
+        "(let the application listen elsewhere)"
+    )
+
+
+def test_a_key_that_is_there_twice_is_a_mistake_only_where_a_sidecar_is_added() -> None:
+    twice = POD.replace("    image: web\n", "    image: web\n    image: other\n")
+    result = inject("-f", "-", stdin=twice)
+    assert result.exit_code == 1
+    assert result.stderr == "stdin:9: problem: spec.containers[0].image is there twice\n"
+    assert inject("-f", "-", stdin=OTHER + "kind: ConfigMap\n").stdout == OTHER + "kind: ConfigMap\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "stdin", "said"),
+    [
+        ([], "", "Missing option"),
+        (["-f", "/no/such.yaml"], "", "xds: /no/such.yaml: No such file or directory"),
+        (["-f", "/"], "", "xds: /: Is a directory"),
+        (["-f", "-"], b"\xff\xfe", "xds: -: is not UTF-8 text"),
+        (["-f", "-", "-o", "/no/such/file"], POD, "xds: /no/such/file: No such file or directory"),
+        (["-f", "-", "--image-pull-policy", "Sometimes"], POD, "'Sometimes' is none of"),
+        (["-f", "-", "--xds-address", "xds"], POD, "'xds' is not HOST:PORT"),
+        (["-f", "-", "--sds", "unix:///sock"], POD, "is not unix:///DIRECTORY/SOCKET"),
+        (["-f", "-", "--set", "meshConfig.nonsense=1"], POD, "nonsense"),
+    ],
+)
+def test_wrong_use_is_told(words: list[str], stdin: str, said: str) -> None:
+    result = inject(*words, stdin=stdin)
+    assert said in " ".join(result.stderr.replace("│", " ").split())
+    assert result.stdout == ""
+    assert result.exit_code == 2
+
+
+def test_nothing_in_nothing_out() -> None:
+    assert inject("-f", "-").stdout == ""
+    assert inject("-f", "-", stdin="# only a comment\n").stdout == "# only a comment\n"
+
+
+def test_a_byte_order_mark_is_no_part_of_the_text() -> None:
+    assert (
+        inject("-f", "-", stdin="\ufeff".encode() + POD.encode()).stdout
+        == inject("-f", "-", stdin=POD).stdout
+    )
