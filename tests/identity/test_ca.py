@@ -51,6 +51,7 @@ def test_the_root_is_a_spiffe_signing_certificate_for_ten_years(authority: Autho
     assert root.issuer == root.subject
     assert root.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     assert uris(root) == ["spiffe://cluster.local"]
+    assert authority.trust_domain == "cluster.local"
     constraints = extension(root, x509.BasicConstraints)
     assert constraints.critical
     assert constraints.value.ca

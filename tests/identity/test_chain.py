@@ -47,6 +47,7 @@ def test_an_intermediates_leaf_brings_the_chain_up_to_the_root_and_not_the_root(
     leaf = authority.issue(SLEEP, NOW)
     assert x509.load_pem_x509_certificates(leaf.chain)[1:] == [ISSUING.certificate]
     assert authority.root_pem == pem(ROOT)
+    assert authority.trust_domain == ""
     assert authority.certificate_pem == pem(ISSUING)
     assert verified(authority, leaf.chain) == [SLEEP]
 

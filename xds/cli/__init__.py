@@ -15,6 +15,7 @@ _COMMANDS = {
     "inject": "Add the sidecar to the pods of manifests, for kubectl apply.",
     "install": "Install the control plane into a Kubernetes cluster, or bring it up to date.",
     "install-crds": "Create the kinds of objects that a cluster lacks, and leave those that it has.",
+    "rotate-root": "Begin to replace a cluster's root certificate, or say how far that is.",
     "translate": "Print the configuration that a pod's sidecar gets.",
     "reach": "Say who reaches whom, encrypted or not, and why.",
     "status": "Say how far each connected sidecar is: synced, waiting for what, or what it rejected and why.",

@@ -96,6 +96,16 @@ def serve(
             show_default=False,
         ),
     ] = None,
+    sds: Annotated[
+        str | None,
+        typer.Option(
+            "--sds",
+            metavar="unix:///PATH",
+            help="Where sidecars get their certificates and roots instead, such as the socket of SPIRE's agent: the "
+            "setting meshConfig.sdsUdsPath. The path is that in the sidecar's container.",
+            show_default=False,
+        ),
+    ] = None,
     insecure_xds: Annotated[
         bool,
         typer.Option(
@@ -130,39 +140,69 @@ def serve(
             f"{exposed[0]} can be reached by others, and xDS is neither encrypted nor authenticated here. "
             "Listen on 127.0.0.1, or say --insecure-xds (sidecars then get no private keys)"
         )
+    if kubernetes and state_dir:
+        options.fail("--state-dir is for --manifests; a cluster keeps its CA in a Secret (xds-ca-secret)")
+    assignments = [*(assignments or ()), *([f"meshConfig.sdsUdsPath={sds}"] if sds else ())]
     settings = options.settings(mesh_config, assignments)
-    from datetime import UTC, datetime  # noqa: PLC0415
-
     from xds.cli import logs  # noqa: PLC0415
-    from xds.hub import Hub  # noqa: PLC0415
-    from xds.state import StateError, root_authority  # noqa: PLC0415
     from xds.translate import warm  # noqa: PLC0415
-
-    async def prepare(api: KubeApi | None, config: MeshConfig) -> Serving:
-        try:
-            authority = root_authority(state_dir, config.trust_domain, datetime.now(UTC))
-        except StateError as error:
-            options.fail(f"--state-dir: {error}", 1)
-        serve_keys = not exposed and api is None
-        _say_what_is_at_stake(exposed, keys=serve_keys, kept=state_dir is not None)
-        parts: list[Part] = []  # each that is to run besides is added here
-        return Serving(Hub(authority, serve_keys=serve_keys), parts)
 
     async def serving() -> int:
         async with AsyncExitStack() as stack:
             source: Folder | Kubernetes
-            api = None
             if manifests:
                 source = _folder(manifests, settings)
+                prepare = partial(_alone, exposed, opened, state_dir)
             else:
                 api = await stack.enter_async_context(options.connected(kubeconfig, context))
                 source = _cluster(api, assignments, namespace, mesh_config_map)
-            return await run(source, partial(prepare, api), at, max_connection_age=max_connection_age or None)
+                prepare = partial(_in_cluster, exposed, opened, api, source.namespace)
+            return await run(source, prepare, at, max_connection_age=max_connection_age or None)
 
     at = Addresses(xds=where["--xds-address"], admin=admin, rest=where.get("--rest-address"))
     logs.configure()
     warm()
     raise typer.Exit(asyncio.run(serving()))
+
+
+async def _alone(
+    exposed: list[str], opened: doors.Doors, state_dir: Path | None, config: MeshConfig
+) -> Serving:
+    """Prepare to serve manifests."""
+    from datetime import UTC, datetime  # noqa: PLC0415
+
+    from xds.hub import Hub  # noqa: PLC0415
+    from xds.state import StateError, root_authority  # noqa: PLC0415
+
+    try:
+        authority = root_authority(state_dir, config.trust_domain, datetime.now(UTC))
+    except StateError as error:
+        options.fail(f"--state-dir: {error}", 1)
+    # Who can be reached by others is no demo, and a forwarded port looks like this machine.
+    serve_keys = not exposed and all(each.is_loopback for each in opened.addresses)
+    _say_what_is_at_stake(exposed, keys=serve_keys, kept=state_dir is not None)
+    hub = Hub(authority, serve_keys=serve_keys)
+    return Serving(hub, door=await opened.door(hub))
+
+
+async def _in_cluster(
+    exposed: list[str], opened: doors.Doors, api: KubeApi, namespace: str, config: MeshConfig
+) -> Serving:
+    """Prepare to serve a cluster, as one of several."""
+    from xds.hub import Hub  # noqa: PLC0415
+    from xds.kube.authority import AuthorityError  # noqa: PLC0415
+    from xds.kube.replica import Replica  # noqa: PLC0415
+
+    try:
+        replica = await Replica.join(api, namespace, config.trust_domain)
+    except AuthorityError as error:
+        options.fail(str(error), 1)
+    _say_what_is_at_stake(exposed, keys=False, kept=True)
+    kept = replica.authorities
+    hub = Hub(kept.authority, also_trust=kept.also_trust, serve_keys=False)
+    replica.follow(hub)
+    parts: list[Part] = [*replica.parts]  # each that is to run besides is added here
+    return Serving(hub, parts, await opened.door(hub, api, namespace))
 
 
 def _folder(manifests: Path, settings: Settings) -> Folder:

@@ -133,6 +133,16 @@ class Authority:
         return (self.root, *self.beside)
 
     @property
+    def trust_domain(self) -> str:
+        """The trust domain that the root says it is for; empty if it says none."""
+        try:
+            names = self.root.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        except x509.ExtensionNotFound:
+            return ""
+        uris = names.get_values_for_type(x509.UniformResourceIdentifier)
+        return uris[0].removeprefix("spiffe://") if uris and uris[0].startswith("spiffe://") else ""
+
+    @property
     def certificate_pem(self) -> bytes:
         """The CA's own certificate in PEM form."""
         return chains.to_pem([self.certificate])

@@ -1,0 +1,107 @@
+"""`xds serve --kubernetes` twice: one CA, one that publishes the roots, a rotation by command, and a death."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from base64 import b64decode, b64encode
+from pathlib import Path
+
+import pytest
+
+from tests.kubernetes.environment.cluster import Cluster
+from tests.kubernetes.serving import Serving
+from xds.identity import chain
+from xds.kube.authority import SECRET, USERS
+from xds.kube.roots import KEY, NAME
+
+PATIENCE = 90.0
+HOME = "istio-system"
+
+
+async def xds(*arguments: str) -> tuple[int, str]:
+    """Run a command; return its exit status and all that it printed."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "xds", *arguments),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    output, _ = await process.communicate()
+    return process.returncode or 0, " ".join(output.decode().split())
+
+
+async def kept(cluster: Cluster) -> dict[str, bytes]:
+    found = await cluster.api.get(f"/api/v1/namespaces/{HOME}/secrets/{SECRET}")
+    return {name: b64decode(value) for name, value in found["data"].items()}
+
+
+async def until_published(cluster: Cluster, namespace: str, *roots: bytes) -> None:
+    wanted = {cert for root in roots for cert in chain.read(root)}
+    await cluster.until(
+        f"/api/v1/namespaces/{namespace}/configmaps/{NAME}",
+        lambda found: set(chain.read(found["data"][KEY].encode())) == wanted,
+        timeout=PATIENCE,
+    )
+
+
+@pytest.mark.timeout(300)
+async def test_two_share_a_ca_and_one_publishes_its_root_until_it_is_killed(
+    own_cluster: Cluster, tmp_path: Path
+) -> None:
+    cluster = own_cluster
+    kubeconfig = await cluster.kubeconfig()
+    await cluster.api.create("/api/v1/namespaces", {"metadata": {"name": HOME}})
+    command = ("rotate-root", f"--kubeconfig={kubeconfig}")
+    status, said = await xds(*command)
+    assert status == 1
+    assert f"there is no CA yet: xds serve makes the Secret {HOME}/{SECRET}" in said
+
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        folder.mkdir()
+    async with Serving(kubeconfig, folders[0]) as first, Serving(kubeconfig, folders[1]) as second:
+        for each in (first, second):
+            await each.until_ready()
+        old = (await kept(cluster))["ca-cert.pem"]
+        await until_published(cluster, "default", old)
+
+        status, said = await xds(*command, "--status")
+        assert status == 0
+        assert "no rotation is under way: certificates are issued by CN=xds root" in said
+        status, said = await xds(*command)
+        assert status == 0
+        assert "step 1 of 2" in said
+        assert (await xds(*command))[1].startswith("step 1 of 2")  # once is enough
+        new = (await kept(cluster))["next-ca-cert.pem"]
+        await until_published(cluster, "default", old, new)
+
+        leads = [b"this replica leads" in each.log.read_bytes() for each in (first, second)]
+        assert sorted(leads) == [False, True]
+        leader = (first, second)[leads.index(True)]
+        leader._process.send_signal(signal.SIGKILL)
+        await cluster.api.delete(f"/api/v1/namespaces/default/configmaps/{NAME}")
+        await until_published(cluster, "default", old, new)
+
+        log = b"".join(each.log.read_bytes() for each in (first, second))
+        assert b"PRIVATE" not in log
+        for name, value in (await kept(cluster)).items():
+            if name.endswith("key.pem"):
+                assert value.splitlines()[1] not in log
+
+
+async def test_a_bad_ca_of_the_users_is_a_start_refused_that_says_how_to_mend_it(
+    own_cluster: Cluster, tmp_path: Path
+) -> None:
+    cluster = own_cluster
+    kubeconfig = await cluster.kubeconfig()
+    await cluster.api.create("/api/v1/namespaces", {"metadata": {"name": HOME}})
+    body = {"metadata": {"name": USERS}, "data": {"ca-cert.pem": b64encode(b"x").decode()}}
+    await cluster.api.create(f"/api/v1/namespaces/{HOME}/secrets", body)
+    status, said = await xds(
+        *("serve", "--kubernetes", f"--kubeconfig={kubeconfig}", "--xds-address=127.0.0.1:0"),
+        "--admin-address=127.0.0.1:0",
+    )
+    assert status == 1
+    assert f"the Secret {HOME}/{USERS} cannot be used as the mesh's CA: ca-key.pem is missing" in said
+    assert "kubectl -n istio-system delete secret cacerts" in said
