@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -88,6 +89,7 @@ class TestWhatIsWrong:
             XDS_INTERCEPTION_MODE="TPROXY",
             XDS_CONCURRENCY="many",
             XDS_LOG_LEVEL="loud",
+            XDS_SDS="/run/spire.sock",
             XDS_APP_PROBES='{"/a": {"httpGet": {"port": "http"}, "tcpSocket": {}}, "b": {}, "/c": {"grpc": {}}}',
         )
 
@@ -97,6 +99,7 @@ class TestWhatIsWrong:
             "XDS_INTERCEPTION_MODE: problem: must be one of REDIRECT, NONE, not 'TPROXY'",
             "INSTANCE_IP: problem: is empty (The pod's address (status.podIP).)",
             "XDS_ADDRESS: problem: must be HOST:PORT, not 'nowhere' (write xds.istio-system.svc:15012)",
+            "XDS_SDS: problem: must be unix:///PATH, not '/run/spire.sock'",
             "XDS_CONCURRENCY: problem: must be a number from 0 to 1024, not 'many'",
             "XDS_LOG_LEVEL: problem: must be one of trace, debug, info, warning, error, critical, off, not 'loud'",
             'XDS_APP_PROBES: problem: ["/a"] must have exactly one of httpGet, tcpSocket, grpc',
@@ -171,18 +174,28 @@ class TestWaiting:
             XDS_TOKEN_FILE=str(tmp_path / "token"),
             XDS_ROOT_FILE=str(tmp_path / "root"),
             XDS_WAIT_SECONDS="1",
+            XDS_SDS=f"unix://{tmp_path}/root",
         )
 
         what = (
             f"the service account token {tmp_path}/token is not there yet and "
-            f"the root certificate {tmp_path}/root is empty"
+            f"the root certificate {tmp_path}/root is empty and "
+            f"the certificates' socket {tmp_path}/root is not there yet"
         )
         assert status == 1
         assert err.splitlines() == [f"xds: waiting: {what}", f"xds: {what}, after 1 s"]
 
     async def test_it_goes_on_when_all_is_there(self, tmp_path):
         token, root = tmp_path / "token", tmp_path / "root"
-        variables = POD | {"XDS_TOKEN_FILE": str(token), "XDS_ROOT_FILE": str(root), "XDS_ENVOY": "/bin/echo"}
+        variables = POD | {
+            "XDS_TOKEN_FILE": str(token),
+            "XDS_ROOT_FILE": str(root),
+            "XDS_SDS": f"unix://{tmp_path}/sds",
+            "XDS_ENVOY": "/bin/echo",
+        }
+        served = socket.socket(socket.AF_UNIX)
+        served.bind(str(tmp_path / "sds"))
+        served.close()
         process = await asyncio.create_subprocess_exec(
             "env", "-i", *(f"{name}={value}" for name, value in variables.items()), sys.executable, "-m", "xds", "proxy",
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, cwd="/",

@@ -11,7 +11,7 @@ import http.client
 import json
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from xds.model import ADMIN_PORT
 
@@ -28,16 +28,12 @@ class DrainError(Exception):
     """The sidecar does not answer, or will not drain."""
 
 
-def drain(
-    admin: str, seconds: float, *, pause: Callable[[float], object] = time.sleep, least: float = LEAST
-) -> int:
+def drain(admin: str, seconds: float) -> int:
     """Have a sidecar give up its inbound connections; return how much is in flight at the end.
 
     Args:
         admin: the address of its admin interface.
         seconds: the longest to wait.
-        pause: waits, for tests.
-        least: seconds to go on at least.
 
     Raises:
         DrainError: it does not answer.
@@ -48,9 +44,9 @@ def drain(
     while True:
         left = in_flight(_active(admin))
         waited = time.monotonic() - began
-        if waited >= seconds or (not left and waited >= least):
+        if waited >= seconds or (not left and waited >= LEAST):
             return left
-        pause(0.25)
+        time.sleep(0.25)
 
 
 def in_flight(stats: Mapping[str, int]) -> int:

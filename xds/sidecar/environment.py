@@ -29,6 +29,8 @@ class Sidecar:
     port: int
     credential: envoy.TokenFile | None
     """None: plaintext, without a token."""
+    sds_socket: str
+    """The Unix socket where Envoy is told to get its certificate; empty: it comes from the control plane."""
     probes: tuple[AnyProbe, ...]
     concurrency: int
     log_level: str
@@ -67,6 +69,12 @@ class _Reading:
             self.refuse(variable, f"must be a number from 0 to {most}, not {text!r}")
             return 0
         return int(text)
+
+    def socket(self, variable: Variable) -> str:
+        text = self.text(variable)
+        if text and not text.startswith("unix:///"):
+            self.refuse(variable, f"must be unix:///PATH, not {text!r}")
+        return text.removeprefix("unix://")
 
     def choice(self, variable: Variable, known: tuple[str, ...]) -> str:
         text = self.text(variable)
@@ -115,6 +123,7 @@ def read(environment: Mapping[str, str], labels: str = "") -> tuple[Sidecar, lis
         host=host,
         port=port,
         credential=envoy.TokenFile(token=reading.text(names.TOKEN_FILE), roots=roots) if roots else None,
+        sds_socket=reading.socket(names.SDS),
         probes=found,
         concurrency=reading.number(names.CONCURRENCY, 1024),
         log_level=reading.choice(names.LOG_LEVEL, names.LOG_LEVELS),

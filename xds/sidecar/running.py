@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -73,33 +73,41 @@ def find_envoy(named: str) -> str:
     )
 
 
-def wait_for_files(
-    sidecar: Sidecar, *, say: Callable[[str], object], pause: Callable[[float], object] = time.sleep
-) -> None:
-    """Wait until the token and the root certificate are there and have something in them.
+def wait_for_files(sidecar: Sidecar, *, say: Callable[[str], object]) -> None:
+    """Wait until the token and the root certificate are there and have something in them, and the socket is there.
 
-    A ConfigMap that its controller has yet to write appears in the volume later, if the volume says that it may.
+    A ConfigMap that its controller has yet to write appears in the volume later, if the volume says that it may; a socket when who
+    serves it has started.
 
     Args:
         sidecar: names the files, and how long to wait.
-        say: told once of what is missing.
-        pause: waits, for tests.
+        say: told of what is missing, whenever that changes.
 
     Raises:
         NotStartedError: they are still not there.
     """
-    if not sidecar.credential:
-        return
-    files = {"service account token": sidecar.credential.token, "root certificate": sidecar.credential.roots}
     said: list[str] = []
     until = time.monotonic() + sidecar.wait_seconds
-    while missing := [f"the {what} {path} {why}" for what, path in files.items() if (why := _lack(path))]:
+    while missing := list(_missing(sidecar)):
         if time.monotonic() >= until:
             raise NotStartedError(f"{' and '.join(missing)}, after {sidecar.wait_seconds} s")
         if missing != said:
             said = missing
             say(f"waiting: {' and '.join(missing)}")
-        pause(0.25)
+        time.sleep(0.25)
+
+
+def _missing(sidecar: Sidecar) -> Iterator[str]:
+    if sidecar.credential:
+        files = {
+            "service account token": sidecar.credential.token,
+            "root certificate": sidecar.credential.roots,
+        }
+        for what, path in files.items():
+            if why := _lack(path):
+                yield f"the {what} {path} {why}"
+    if sidecar.sds_socket and not Path(sidecar.sds_socket).is_socket():
+        yield f"the certificates' socket {sidecar.sds_socket} is not there yet"
 
 
 def _lack(path: str) -> str:

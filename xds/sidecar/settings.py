@@ -59,14 +59,21 @@ ROOT_FILE = Variable(
     "The certificate authority of the control plane. Empty: plaintext and no token, which the control plane "
     "takes on loopback only.",
 )
-SDS = Variable("XDS_SDS", "", "unix:///PATH of another source of certificates, such as SPIRE's agent.")
+SDS = Variable(
+    "XDS_SDS",
+    "",
+    "unix:///PATH of the socket where the control plane lets sidecars get certificates (sdsUdsPath), such as SPIRE's "
+    "agent's: it is waited for.",
+)
 INTERCEPTION = Variable(
     "XDS_INTERCEPTION_MODE",
     "REDIRECT",
     "REDIRECT (by `xds init`), or NONE: the application uses the proxy by address.",
 )
 APP_ADDRESS = Variable(
-    "XDS_APP_ADDRESS", "", "Where the application listens, for probes. Empty: at the pod's address."
+    "XDS_APP_ADDRESS",
+    "",
+    "Where the application listens, for probes. Empty: at the pod's address, or in mode NONE at 127.0.0.1.",
 )
 APP_PROBES = Variable(
     "XDS_APP_PROBES",
@@ -76,7 +83,9 @@ APP_PROBES = Variable(
     "tcpSocket, grpc, timeoutSeconds and periodSeconds count. Ports are numbers.",
 )
 CONCURRENCY = Variable("XDS_CONCURRENCY", "2", "Envoy's worker threads. 0: as many as the machine has CPUs.")
-LOG_LEVEL = Variable("XDS_LOG_LEVEL", "warning", "What Envoy logs: trace, debug, info, warning, error, off.")
+LOG_LEVEL = Variable(
+    "XDS_LOG_LEVEL", "warning", "What Envoy logs: trace, debug, info, warning, error, critical or off."
+)
 DRAIN_SECONDS = Variable(
     "XDS_DRAIN_SECONDS",
     "25",
@@ -84,7 +93,9 @@ DRAIN_SECONDS = Variable(
     "less than the pod's terminationGracePeriodSeconds.",
 )
 WAIT_SECONDS = Variable(
-    "XDS_WAIT_SECONDS", "120", "How long to wait for the token and the root certificate to be there."
+    "XDS_WAIT_SECONDS",
+    "120",
+    "How long to wait for the token, the root certificate and the socket to be there.",
 )
 ENVOY = Variable(
     "XDS_ENVOY",
