@@ -211,8 +211,10 @@ def test_where_others_could_poll_nobody_gets_a_key(folder: Path) -> None:
     assert process.process.wait(WITHIN) == 2
     assert f"--rest-address 0.0.0.0:{port} can be reached by others" in process.log.read_text()
     with serving(folder, "--insecure-xds", "--rest-address", f"0.0.0.0:{port}") as process:
-        _, body = poll(port, "secrets", "web.shop", "default", "ROOTCA")
+        _, body = poll(port, "secrets", "web.shop", "ROOTCA")
         assert [secret["name"] for secret in json.loads(body)["resources"]] == ["ROOTCA"]
+        status, body = poll(port, "secrets", "web.shop", "default", "ROOTCA")
+        assert (status, b"private keys are not served in plaintext" in body) == (403, True)
         [secret] = process.ask("web.shop", SECRET, "default", "ROOTCA").resources
         assert b"PRIVATE KEY" not in secret.value
 
