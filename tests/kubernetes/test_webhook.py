@@ -15,6 +15,8 @@ import yaml
 from typer.testing import CliRunner
 
 from tests.kubernetes.environment.cluster import Cluster, KubectlError, own_address
+from tests.kubernetes.serving import Serving
+from tests.real.harness.loopback import free_port
 from tests.real.harness.waiting import eventually
 from xds.cli import app
 from xds.identity.ca import Authority
@@ -374,3 +376,33 @@ async def test_kubectl_says_that_nothing_came_if_a_file_is_refused(cluster: Clus
     assert (injected.exit_code, injected.stdout) == (1, "")
     with pytest.raises(KubectlError, match="no objects passed"):
         await cluster.kubectl("apply", "-f", "-", stdin=injected.stdout)
+
+
+async def test_the_control_plane_adds_sidecars_as_it_was_told_to(
+    own_cluster: Cluster, tmp_path: Path
+) -> None:
+    """`xds serve` itself, with the configuration that is installed, in a cluster of its own."""
+    if not own_address():
+        pytest.skip("needs an address that is not on loopback: a Service's endpoints cannot be there")
+    cluster, port = own_cluster, free_port()
+    await cluster.api.create("/api/v1/namespaces", {"metadata": {"name": "istio-system"}})
+    await cluster.service_here("istio-system", "xds", port=443, target=port)
+    await cluster.api.create(CONFIGURATIONS, yaml.safe_load(INSTALLED.read_text()))
+    options = (f"--webhook-address={own_address()}:{port}", "--sidecar-image=registry.example/xds:9")
+    async with (
+        cluster.namespace("full", {"istio-injection": "enabled"}) as namespace,
+        Serving(await cluster.kubeconfig(), tmp_path, *options) as serving,
+    ):
+        await serving.until_ready()
+
+        async def injected() -> bool:
+            try:
+                made = await cluster.api.create(f"/api/v1/namespaces/{namespace}/pods", POD, dryRun="All")
+            except KubeError as error:
+                raise AssertionError(error) from error
+            proxy = made["spec"]["initContainers"][1]
+            assert proxy["image"] == "registry.example/xds:9"
+            assert {"name": "XDS_ADDRESS", "value": "xds.istio-system.svc:15012"} in proxy["env"]
+            return True
+
+        await eventually(injected, timeout=90, every=0.2, what="a pod is injected")

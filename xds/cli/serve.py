@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from xds.cli import options
+from xds.cli import doors, injecting, options
 from xds.cli.running import Addresses, Part, Serving, run
+from xds.inject import DEFAULT_IMAGE
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger as BoundLogger
@@ -61,6 +62,10 @@ def serve(
     xds_address: Annotated[
         str, typer.Option("--xds-address", metavar="HOST:PORT", help="Where sidecars connect.")
     ] = "127.0.0.1:15010",
+    xds_tls_address: doors.TlsAddress = None,
+    xds_mtls_address: doors.MtlsAddress = None,
+    tls_names: doors.TlsNames = None,
+    admin_identities: doors.AdminIdentities = None,
     admin_address: Annotated[
         str,
         typer.Option("--admin-address", metavar="HOST:PORT", help="Where /healthz, /ready and /metrics are."),
@@ -106,12 +111,15 @@ def serve(
             show_default=False,
         ),
     ] = None,
+    webhook_address: injecting.WebhookAddress = None,
+    sidecar_image: injecting.SidecarImage = DEFAULT_IMAGE,
+    sidecar_xds_address: injecting.SidecarAddress = None,
     insecure_xds: Annotated[
         bool,
         typer.Option(
             "--insecure-xds",
             help="Allow an --xds-address or --rest-address that others can reach, though nobody has to prove who they are there. "
-            "No sidecar gets a private key then.",
+            "No sidecar gets a private key in plaintext then.",
         ),
     ] = False,
 ) -> None:
@@ -138,8 +146,18 @@ def serve(
     if exposed and not insecure_xds:
         options.fail(
             f"{exposed[0]} can be reached by others, and xDS is neither encrypted nor authenticated here. "
-            "Listen on 127.0.0.1, or say --insecure-xds (sidecars then get no private keys)"
+            "Listen on 127.0.0.1, or say --insecure-xds (sidecars then get no private keys in plaintext)"
         )
+    opened = doors.Doors(
+        kubernetes=kubernetes,
+        tls=xds_tls_address,
+        mtls=xds_mtls_address,
+        names=tls_names,
+        admins=admin_identities,
+    )
+    injected = injecting.Injecting(
+        kubernetes=kubernetes, at=webhook_address, image=sidecar_image, xds_address=sidecar_xds_address
+    )
     if kubernetes and state_dir:
         options.fail("--state-dir is for --manifests; a cluster keeps its CA in a Secret (xds-ca-secret)")
     assignments = [*(assignments or ()), *([f"meshConfig.sdsUdsPath={sds}"] if sds else ())]
@@ -156,7 +174,7 @@ def serve(
             else:
                 api = await stack.enter_async_context(options.connected(kubeconfig, context))
                 source = _cluster(api, assignments, namespace, mesh_config_map)
-                prepare = partial(_in_cluster, exposed, opened, api, source.namespace)
+                prepare = partial(_in_cluster, exposed, opened, api, source.namespace, injected=injected)
             return await run(source, prepare, at, max_connection_age=max_connection_age or None)
 
     at = Addresses(xds=where["--xds-address"], admin=admin, rest=where.get("--rest-address"))
@@ -186,7 +204,13 @@ async def _alone(
 
 
 async def _in_cluster(
-    exposed: list[str], opened: doors.Doors, api: KubeApi, namespace: str, config: MeshConfig
+    exposed: list[str],
+    opened: doors.Doors,
+    api: KubeApi,
+    namespace: str,
+    config: MeshConfig,
+    *,
+    injected: injecting.Injecting,
 ) -> Serving:
     """Prepare to serve a cluster, as one of several."""
     from xds.hub import Hub  # noqa: PLC0415
@@ -201,7 +225,8 @@ async def _in_cluster(
     kept = replica.authorities
     hub = Hub(kept.authority, also_trust=kept.also_trust, serve_keys=False)
     replica.follow(hub)
-    parts: list[Part] = [*replica.parts]  # each that is to run besides is added here
+    # Each that is to run besides is added here.
+    parts: list[Part] = [*replica.parts, *injected.parts(hub, api, namespace, replica.leads)]
     return Serving(hub, parts, await opened.door(hub, api, namespace))
 
 
