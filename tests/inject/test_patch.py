@@ -76,6 +76,12 @@ def test_interception_comes_first_then_the_sidecar_then_the_rest() -> None:
     assert names == ["xds-init", "xds-proxy", "prepare"]
 
 
+def test_what_runs_before_an_ordinary_sidecar_is_not_redirected_to_it() -> None:
+    first = pod(initContainers=[{"name": "prepare", "image": "web"}])
+    names = [c["name"] for c in injected(first, Settings(native=False)).pod["spec"]["initContainers"]]
+    assert names == ["prepare", "xds-init"]
+
+
 def test_an_ordinary_container_comes_last_so_that_exec_and_logs_mean_the_application() -> None:
     result = injected(pod(), Settings(native=False))
     assert [c["name"] for c in result.pod["spec"]["containers"]] == ["web", "xds-proxy"]

@@ -142,8 +142,12 @@ def _with_sidecar(pod: Field, settings: Settings) -> Json:
     status = {kind: [part["name"] for part in parts] for kind, parts in added.items()}
     meta["annotations"] = (meta.get("annotations") or {}) | {STATUS: json.dumps(status)}
     if added["initContainers"]:
-        # Before those of the application: they may need the mesh.
-        spec["initContainers"] = added["initContainers"] + (spec.get("initContainers") or [])
+        others = spec.get("initContainers") or []
+        # A native sidecar runs while init containers of the application do, and they may need the mesh. Another one does not
+        # run yet: what is redirected to it before the application starts would be lost.
+        spec["initContainers"] = (
+            added["initContainers"] + others if native else others + added["initContainers"]
+        )
     spec["containers"] += added["containers"]
     spec["volumes"] = (spec.get("volumes") or []) + added["volumes"]
     return result
