@@ -30,6 +30,8 @@ _REQUEST = message_class("envoy.service.discovery.v3.DiscoveryRequest")
 _RESPONSE = message_class("envoy.service.discovery.v3.DiscoveryResponse")
 _CLUSTER = message_class("envoy.config.cluster.v3.Cluster")
 _ASSIGNMENT = message_class("envoy.config.endpoint.v3.ClusterLoadAssignment")
+_MATCH = "envoy.transport_socket_match"
+"""Metadata of an endpoint that gets mutual TLS."""
 _METHOD = "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources"
 
 
@@ -43,7 +45,8 @@ class Serving:
         self._xds, self._admin = (f"127.0.0.1:{free_port()}" for _ in range(2))
         self._command = [
             *(sys.executable, "-m", "xds", "serve", "--kubernetes", f"--kubeconfig={kubeconfig}"),
-            *(f"--xds-address={self._xds}", f"--admin-address={self._admin}", *options),
+            *(f"--xds-address={self._xds}", f"--admin-address={self._admin}"),
+            *("--xds-tls-address=127.0.0.1:0", "--xds-mtls-address=127.0.0.1:0", *options),
         ]
         self._env = {**os.environ, **(env or {})}
 
@@ -99,8 +102,8 @@ class Sidecar:
 
     def __init__(self, address: str, node: str) -> None:
         self._address, self._node = address, node
-        self.seen: dict[str, list[set[str]]] = {}
-        """By cluster: the addresses of its endpoints in each response that has it."""
+        self.seen: dict[str, list[dict[str, bool]]] = {}
+        """By cluster, in each response that has it: the addresses of its endpoints, and whether they get mutual TLS."""
         self._last = {CLUSTER: _REQUEST(type_url=CLUSTER), ENDPOINT: _REQUEST(type_url=ENDPOINT)}
         self._news = asyncio.Condition()
 
@@ -123,12 +126,13 @@ class Sidecar:
         """Whether the stream goes on."""
         return not self._reading.done()
 
-    async def until(self, cluster: str, addresses: set[str]) -> None:
-        """Wait until a cluster has these endpoints and no others."""
+    async def until(self, cluster: str, addresses: set[str], *, mtls: bool = True) -> None:
+        """Wait until a cluster has these endpoints and no others, which all get mutual TLS, or none of them."""
+        wanted = dict.fromkeys(addresses, mtls)
 
         async def heard() -> None:
             async with self._news:
-                await self._news.wait_for(lambda: self.seen.get(cluster, [None])[-1] == addresses)
+                await self._news.wait_for(lambda: self.seen.get(cluster, [None])[-1] == wanted)
 
         waiting = asyncio.create_task(heard())
         try:
@@ -137,7 +141,7 @@ class Sidecar:
             )
             if not self.connected:
                 self._reading.result()
-            assert waiting.done(), f"{cluster}: {self.seen.get(cluster)}, and never {addresses}"
+            assert waiting.done(), f"{cluster}: {self.seen.get(cluster)}, and never {wanted}"
         finally:
             waiting.cancel()
 
@@ -163,12 +167,12 @@ class Sidecar:
 
     async def _learn(self, assignments: list[Any]) -> None:
         for each in assignments:
-            addresses = {
-                endpoint.endpoint.address.socket_address.address
+            modes = {
+                endpoint.endpoint.address.socket_address.address: _MATCH in endpoint.metadata.filter_metadata
                 for locality in each.endpoints
                 for endpoint in locality.lb_endpoints
             }
-            self.seen.setdefault(each.cluster_name, []).append(addresses)
+            self.seen.setdefault(each.cluster_name, []).append(modes)
         async with self._news:
             self._news.notify_all()
 

@@ -12,6 +12,7 @@ import pytest
 
 from tests.kubernetes.environment.cluster import Cluster
 from tests.kubernetes.serving import Cable, Serving
+from xds.kube.crds import install
 
 pytestmark = [pytest.mark.usefixtures("controllers"), pytest.mark.timeout(300)]
 
@@ -86,6 +87,7 @@ async def shop(own_cluster: Cluster) -> Shop:
     """Three pods behind a Service, and one that asks."""
     grant = ("create", "clusterrolebinding", USER, "--clusterrole=cluster-admin", f"--user={USER}")
     await own_cluster.kubectl(*grant)
+    await own_cluster.kubectl("create", "namespace", "istio-system")
     shop = Shop(own_cluster, await own_cluster.new_namespace("shop"))
     await shop.open()
     await shop.add(1, 2, 3)
@@ -128,6 +130,26 @@ async def test_while_the_api_server_is_dead_everything_known_stays(
             assert not known, "an endpoint was gone that had not gone"
 
 
+async def test_policies_outlive_the_api_server(own_cluster: Cluster, shop: Shop, tmp_path: Path) -> None:
+    await install(own_cluster.api)
+    plaintext = {"metadata": {"name": "default"}, "spec": {"mtls": {"mode": "DISABLE"}}}
+    kind = {"apiVersion": "security.istio.io/v1", "kind": "PeerAuthentication"}
+    path = f"/apis/security.istio.io/v1/namespaces/{shop.namespace}/peerauthentications"
+    await own_cluster.api.create(path, kind | plaintext)
+    kubeconfig = await own_cluster.kubeconfig(USER)
+    async with Serving(kubeconfig, tmp_path) as serving:
+        await serving.until_ready()
+        async with serving.sidecar("client-101", shop.namespace, address(101)) as sidecar:
+            await sidecar.until(shop.service, addresses([1, 2, 3]), mtls=False)
+            for deaths in range(2):
+                own_cluster.stop_api_server()
+                await serving.until_ready(OUTDATED)
+                await own_cluster.start_api_server()
+                await shop.add(deaths + 4)
+                await sidecar.until(shop.service, addresses(range(1, deaths + 5)), mtls=False)
+            assert not any(mtls for each in sidecar.seen[shop.service] for mtls in each.values())
+
+
 async def test_what_changed_before_a_compaction_is_all_that_is_different_after_it(
     own_cluster: Cluster, shop: Shop, tmp_path: Path
 ) -> None:
@@ -146,7 +168,7 @@ async def test_what_changed_before_a_compaction_is_all_that_is_different_after_i
             await sidecar.until(shop.service, addresses([2, 3, 4]))
             await serving.until_ready()
             assert len(lists(own_cluster, "pods")) == before + 1, "the version it was at was gone"
-            assert all(each >= addresses([2, 3]) for each in sidecar.seen[shop.service])
+            assert all(each.keys() >= addresses([2, 3]) for each in sidecar.seen[shop.service])
 
 
 async def test_a_connection_that_breaks_in_the_middle_of_what_it_says_loses_nothing(
