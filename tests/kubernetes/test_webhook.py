@@ -12,13 +12,11 @@ from typing import Any, Self
 
 import pytest
 import yaml
-from typer.testing import CliRunner
 
-from tests.kubernetes.environment.cluster import Cluster, KubectlError, own_address
+from tests.kubernetes.environment.cluster import Cluster, own_address
 from tests.kubernetes.serving import Serving
 from tests.real.harness.loopback import free_port
 from tests.real.harness.waiting import eventually
-from xds.cli import app
 from xds.identity.ca import Authority
 from xds.identity.keys import PrivateKey
 from xds.inject import STATUS, Settings
@@ -29,7 +27,6 @@ from xds.webhook import WebhookServer
 CONFIGURATIONS = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations"
 INSTALLED = Path("xds/install/webhook.yaml")
 SAMPLES = Path("examples/envoy/kubernetes/samples")
-CASES = Path("tests/inject/cases")
 
 POD = {
     "apiVersion": "v1",
@@ -317,42 +314,6 @@ async def test_while_the_webhook_is_down_pods_wait_and_come_once_it_is_back(
         assert has_sidecar(pods["items"][0])
 
 
-@pytest.mark.parametrize(
-    "file", [*sorted(SAMPLES.rglob("*.yaml")), CASES / "probes.yaml", CASES / "annotations.yaml"]
-)
-@pytest.mark.parametrize("native", ["--native-sidecar", "--no-native-sidecar"])
-async def test_the_api_server_takes_what_xds_inject_writes(cluster: Cluster, file: Path, native: str) -> None:
-    injected = CliRunner().invoke(
-        app, ["inject", "-f", str(file), native, "--sds", "unix:///run/spire/agent.sock"]
-    )
-    async with cluster.namespace("inject") as namespace:
-        output = await cluster.kubectl(
-            "create",
-            "-n",
-            namespace,
-            "--dry-run=server",
-            "--validate=strict",
-            "-f",
-            "-",
-            stdin=injected.stdout,
-        )
-    assert output.count("created (server dry run)") == injected.stdout.count("apiVersion: ")
-
-
-async def test_jobs_end_although_their_sidecar_does_not(cluster: Cluster) -> None:
-    """A native sidecar does not count: the API server knows a pod's restartable init containers from those that must end."""
-    text = (CASES / "kinds.yaml").read_text()
-    (job,) = [part for part in text.split("---") if "kind: Job" in part]
-    injected = CliRunner().invoke(app, ["inject", "-f", "-"], input=job)
-    async with cluster.namespace("inject") as namespace:
-        made = await cluster.kubectl(
-            "create", "-n", namespace, "-o", "json", "-f", "-", stdin=injected.stdout
-        )
-    template = yaml.safe_load(made)["spec"]["template"]["spec"]
-    assert [c["name"] for c in template["containers"]] == ["work"]
-    assert template["initContainers"][1]["restartPolicy"] == "Always"
-
-
 async def test_without_interception_the_sidecar_is_fit_for_the_strictest_namespaces(mesh: Mesh) -> None:
     security = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}, "runAsNonRoot": True}
     web = {
@@ -368,14 +329,6 @@ async def test_without_interception_the_sidecar_is_fit_for_the_strictest_namespa
         assert [c["name"] for c in made["spec"]["initContainers"]] == ["xds-proxy"]
         with pytest.raises(KubeError, match="NET_ADMIN"):
             await mesh.create(namespace, POD | {"spec": {"containers": [web]}})
-
-
-async def test_kubectl_says_that_nothing_came_if_a_file_is_refused(cluster: Cluster) -> None:
-    bad = "apiVersion: v1\nkind: Pod\nmetadata: {name: x}\nspec: {containers: [{name: x, ports: [{containerPort: 15001}]}]}\n"
-    injected = CliRunner().invoke(app, ["inject", "-f", "-"], input=bad)
-    assert (injected.exit_code, injected.stdout) == (1, "")
-    with pytest.raises(KubectlError, match="no objects passed"):
-        await cluster.kubectl("apply", "-f", "-", stdin=injected.stdout)
 
 
 async def test_the_control_plane_adds_sidecars_as_it_was_told_to(

@@ -1,0 +1,59 @@
+"""What `xds inject` writes, a real API server takes, and kubectl brings there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from tests.kubernetes.environment.cluster import Cluster, KubectlError
+from xds.cli import app
+
+SAMPLES = Path("examples/envoy/kubernetes/samples")
+CASES = Path("tests/inject/cases")
+
+
+@pytest.mark.parametrize(
+    "file", [*sorted(SAMPLES.rglob("*.yaml")), CASES / "probes.yaml", CASES / "annotations.yaml"]
+)
+@pytest.mark.parametrize("native", ["--native-sidecar", "--no-native-sidecar"])
+async def test_the_api_server_takes_what_xds_inject_writes(cluster: Cluster, file: Path, native: str) -> None:
+    injected = CliRunner().invoke(
+        app, ["inject", "-f", str(file), native, "--sds", "unix:///run/spire/agent.sock"]
+    )
+    async with cluster.namespace("inject") as namespace:
+        output = await cluster.kubectl(
+            "create",
+            "-n",
+            namespace,
+            "--dry-run=server",
+            "--validate=strict",
+            "-f",
+            "-",
+            stdin=injected.stdout,
+        )
+    assert output.count("created (server dry run)") == injected.stdout.count("apiVersion: ")
+
+
+async def test_jobs_end_although_their_sidecar_does_not(cluster: Cluster) -> None:
+    """A native sidecar does not count: the API server knows a pod's restartable init containers from those that must end."""
+    text = (CASES / "kinds.yaml").read_text()
+    (job,) = [part for part in text.split("---") if "kind: Job" in part]
+    injected = CliRunner().invoke(app, ["inject", "-f", "-"], input=job)
+    async with cluster.namespace("inject") as namespace:
+        made = await cluster.kubectl(
+            "create", "-n", namespace, "-o", "json", "-f", "-", stdin=injected.stdout
+        )
+    template = yaml.safe_load(made)["spec"]["template"]["spec"]
+    assert [c["name"] for c in template["containers"]] == ["work"]
+    assert template["initContainers"][1]["restartPolicy"] == "Always"
+
+
+async def test_kubectl_says_that_nothing_came_if_a_file_is_refused(cluster: Cluster) -> None:
+    bad = "apiVersion: v1\nkind: Pod\nmetadata: {name: x}\nspec: {containers: [{name: x, ports: [{containerPort: 15001}]}]}\n"
+    injected = CliRunner().invoke(app, ["inject", "-f", "-"], input=bad)
+    assert (injected.exit_code, injected.stdout) == (1, "")
+    with pytest.raises(KubectlError, match="no objects passed"):
+        await cluster.kubectl("apply", "-f", "-", stdin=injected.stdout)
