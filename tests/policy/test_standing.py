@@ -1,0 +1,111 @@
+"""Who decides nothing, and who decides instead."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.policy.world import ROOT, mesh, peer, pod, policy, rule, service
+from xds.model import Ref
+from xds.policy.standing import Overruled, overruled
+from xds.traffic import Subset, TrafficPolicy
+
+WEB = [pod("web", "ns"), service("web", "ns")]
+
+
+def pa(namespace: str, name: str = "default") -> Ref:
+    return Ref("PeerAuthentication", namespace, name)
+
+
+def dr(name: str, namespace: str = "ns") -> Ref:
+    return Ref("DestinationRule", namespace, name)
+
+
+CASES = {
+    "the younger of two for a namespace": (
+        [peer("ns", "STRICT", name="old", age=9), peer("ns", "DISABLE", name="young", age=1)],
+        {pa("ns", "young"): Overruled((pa("ns", "old"),), "")},
+    ),
+    "one that still decides elsewhere": (
+        [peer(ROOT, "STRICT"), peer("ns", "DISABLE"), pod("x", "other")],
+        {},
+    ),
+    "one that decides for a port": (
+        [
+            peer("ns", "STRICT", name="w", app="web"),
+            peer("ns", "STRICT", name="p", ports={8080: "DISABLE"}, app="web"),
+        ],
+        {pa("ns", "w"): Overruled((pa("ns", "p"),), "")},
+    ),
+    "one that leaves it to others": ([peer(ROOT, "STRICT"), peer("ns", None)], {}),
+    "one that is about nobody": ([peer("ns", "STRICT", app="nobody")], {}),
+    "an alpha policy where a PeerAuthentication speaks": (
+        [peer("ns", "STRICT"), policy("ns", "DISABLE", "web")],
+        {Ref("Policy", "ns", "default"): Overruled((pa("ns"),), "")},
+    ),
+    "one that only pods without a sidecar would follow": (
+        [peer("bare", "STRICT", name="a"), peer("bare", "STRICT", name="b"), pod("x", "bare", sidecar=False)],
+        {},
+    ),
+}
+
+
+@pytest.mark.parametrize(("facts", "wanted"), CASES.values(), ids=CASES)
+def test_a_policy_is_overruled_that_decides_at_no_port(facts, wanted) -> None:
+    found = overruled(mesh(*WEB, *facts))
+    # The mesh's own, which installing makes, is not in question here.
+    assert {ref: said for ref, said in found.items() if ref.kind != "MeshPolicy"} == wanted
+
+
+HOST = "web.ns.svc.cluster.local"
+V1, V2 = Subset(name="v1", labels={"v": "1"}), Subset(name="v2", labels={"v": "2"})
+
+RULES = {
+    "the younger of two for a host": (
+        [
+            rule("ns", HOST, "DISABLE", name="old", age=9),
+            rule("ns", HOST, "ISTIO_MUTUAL", name="young", age=1),
+        ],
+        {dr("young"): Overruled((dr("old"),), "")},
+    ),
+    "the younger of two, of which one has subsets of its own": (
+        [
+            rule("ns", HOST, "DISABLE", name="old", age=9, subsets=(V1,)),
+            rule("ns", HOST, "ISTIO_MUTUAL", name="young", age=1, subsets=(V1, V2)),
+        ],
+        {dr("young"): Overruled((dr("old"),), "its trafficPolicy, its subset v1")},
+    ),
+    "by two": (
+        [
+            rule("ns", HOST, name="a", age=9, subsets=(V1,)),
+            rule("ns", HOST, name="b", age=8, subsets=(V2,)),
+            rule("ns", HOST, name="c", age=1, subsets=(V1, V2)),
+        ],
+        {dr("c"): Overruled((dr("a"), dr("b")), "")},
+    ),
+    "those that are merged": (
+        [rule("ns", HOST, "DISABLE", name="a"), rule("ns", HOST, name="b", subsets=(V1,))],
+        {},
+    ),
+    "for other clients, another host or namespace": (
+        [
+            rule("ns", HOST, "DISABLE", name="a"),
+            rule("ns", HOST, "DISABLE", name="b", selector={"app": "x"}),
+            rule("ns", HOST, "DISABLE", name="c", export_to=(".",)),
+            rule("ns", "*.local", "DISABLE", name="d"),
+            rule("other", HOST, "DISABLE", name="a"),
+        ],
+        {},
+    ),
+    "the same clients": (
+        [
+            rule("ns", HOST, policy=TrafficPolicy(), name=name, selector={"app": "x", "v": "1"})
+            for name in ("a", "b")
+        ],
+        {dr("b"): Overruled((dr("a"),), "")},
+    ),
+}
+
+
+@pytest.mark.parametrize(("facts", "wanted"), RULES.values(), ids=RULES)
+def test_a_rule_is_overruled_by_an_older_one_for_the_same(facts, wanted) -> None:
+    assert overruled(mesh(*facts)) == wanted
