@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from xds.cli.running import Door
     from xds.hub import Hub
     from xds.identity.claims import Identity
+    from xds.identity.rotation import Authorities
     from xds.kube.api import KubeApi
 
 TlsAddress = Annotated[
@@ -87,8 +88,13 @@ class Doors:
         """Where TLS is spoken."""
         return tuple(each for each in (self._tls, self._mtls) if each)
 
-    async def door(self, hub: Hub, api: KubeApi | None = None, namespace: str = "") -> Door | None:
-        """Return what opens; None: nothing does. `namespace`: where the control plane is, if it is in a cluster."""
+    async def door(
+        self, hub: Hub, ca: Callable[[], Authorities], api: KubeApi | None = None, namespace: str = ""
+    ) -> Door | None:
+        """Return what opens; None: nothing does.
+
+        `ca` says who issues and which roots are trusted, `namespace` where the control plane is, if it is in a cluster.
+        """
         if not self.addresses:
             return None
         from xds.auth import Admins, Authentication  # noqa: PLC0415
@@ -98,8 +104,13 @@ class Doors:
         from xds.tls import OwnCertificate, Trust, service_names  # noqa: PLC0415
 
         names = (*(service_names(namespace) if api else ()), *self._names, *_here(self.addresses))
+
+        def trust() -> Trust:
+            now = ca()
+            return Trust(now.authority, now.trusted_pem, now.bridges_pem)
+
         try:
-            own = OwnCertificate(tuple(dict.fromkeys(names)), lambda: Trust(*hub.trust))
+            own = OwnCertificate(tuple(dict.fromkeys(names)), trust)
         except IdentityError as error:
             options.fail(f"--tls-name: {error}")
         places = [(self._tls, api is None), (self._mtls, True)]

@@ -190,6 +190,7 @@ async def _alone(
     from datetime import UTC, datetime  # noqa: PLC0415
 
     from xds.hub import Hub  # noqa: PLC0415
+    from xds.identity.rotation import Authorities  # noqa: PLC0415
     from xds.state import StateError, root_authority  # noqa: PLC0415
 
     try:
@@ -200,7 +201,8 @@ async def _alone(
     serve_keys = not exposed and all(each.is_loopback for each in opened.addresses)
     _say_what_is_at_stake(exposed, keys=serve_keys, kept=state_dir is not None)
     hub = Hub(authority, serve_keys=serve_keys)
-    return Serving(hub, door=await opened.door(hub))
+    authorities = Authorities(authority=authority)
+    return Serving(hub, door=await opened.door(hub, lambda: authorities))
 
 
 async def _in_cluster(
@@ -227,7 +229,7 @@ async def _in_cluster(
     replica.follow(hub)
     # Each that is to run besides is added here.
     parts: list[Part] = [*replica.parts, *injected.parts(hub, api, namespace, replica.leads)]
-    return Serving(hub, parts, await opened.door(hub, api, namespace))
+    return Serving(hub, parts, await opened.door(hub, lambda: replica.authorities, api, namespace))
 
 
 def _folder(manifests: Path, settings: Settings) -> Folder:
