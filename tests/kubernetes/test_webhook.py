@@ -12,6 +12,7 @@ from typing import Any, Self
 
 import pytest
 import yaml
+from structlog.testing import capture_logs
 
 from tests.kubernetes.environment.cluster import Cluster, own_address
 from tests.kubernetes.serving import Serving
@@ -273,17 +274,38 @@ async def test_a_root_that_takes_over_is_followed_and_pods_go_on_being_injected(
 
 
 async def test_who_does_not_lead_writes_nothing(mesh: Mesh) -> None:
-    mesh.leads = False
-    mesh.trusted = [authority()]
-    mesh.bundle.changed()
-    standing_by = CaBundle(mesh.cluster.api, mesh.roots, leads=lambda: True, name=mesh.name)
-    assert await standing_by.compare()  # the one who leads instead
+    asked = asyncio.Event()
+
+    def leads() -> bool:
+        asked.set()
+        return False
+
+    other = authority().certificate_pem
+    task = asyncio.create_task(CaBundle(mesh.cluster.api, lambda: other, leads=leads, name=mesh.name).run())
+    try:
+        async with asyncio.timeout(60):
+            for _ in range(3):  # by the third time, two rounds are over
+                await asked.wait()
+                asked.clear()
+    finally:
+        task.cancel()
     found = await mesh.cluster.api.get(mesh.path)
     assert {w["clientConfig"]["caBundle"] for w in found["webhooks"]} == {
         base64.b64encode(mesh.roots()).decode()
     }
-    assert not await CaBundle(mesh.api, mesh.roots, leads=lambda: True, name="another").compare()
+
+
+async def test_a_configuration_that_is_not_there_is_somebodys_choice_and_one_that_is_forbidden_is_told(
+    mesh: Mesh,
+) -> None:
     assert await CaBundle(mesh.cluster.api, mesh.roots, leads=lambda: True, name="no-such").compare()
+    assert mesh.api
+    forbidden = CaBundle(mesh.api, mesh.roots, leads=lambda: True, name="another")
+    with capture_logs() as logs:
+        assert not await forbidden.compare()
+        assert not await forbidden.compare()
+    (said,) = [entry for entry in logs if entry["log_level"] == "warning"]
+    assert 'cannot get resource "mutatingwebhookconfigurations"' in said["problem"]
 
 
 async def test_while_the_webhook_is_down_pods_wait_and_come_once_it_is_back(
