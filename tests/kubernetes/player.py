@@ -8,7 +8,7 @@ from tests.kubernetes import page
 from tests.kubernetes.agent.agent import Agent
 from tests.kubernetes.agent.terminal import Terminal
 from tests.real.harness.waiting import eventually
-from xds.demo.play import Answers, Pair, Seen, Step
+from xds.demo.play import Answers, Expected, Pair, Seen, Step
 
 PATIENCE = 90
 """Seconds within which everything is in force, on a machine that does much else at once."""
@@ -47,10 +47,15 @@ class Player:
         return Seen(step, seen)
 
     async def holds(self, step: Step) -> bool:
-        """Whether the first requests bring what the step says. Raise AssertionError if not."""
+        """Whether the first requests bring what the step says. AssertionError: what they bring instead."""
         for pair, expected in step.expected.items():
-            seen = await self.ask(pair, 2)
-            assert seen.keys() <= expected.answers(pair), f"{pair}: {dict(seen)}"
+            await self.brings(pair, expected)
+        return True
+
+    async def brings(self, pair: Pair, expected: Expected) -> bool:
+        """Whether a pair's first requests bring what they should. AssertionError: what they bring instead."""
+        seen = await self.ask(pair, 2)
+        assert seen.keys() <= expected.answers(pair), f"{pair}: {dict(seen)}"
         return True
 
     async def perform(self, step: Step) -> None:
