@@ -80,6 +80,7 @@ def control_plane(*, image: str = IMAGE, mesh: Mapping[str, Any] | None = None) 
         elif each["kind"] == "Deployment":
             for container in each["spec"]["template"]["spec"]["containers"]:
                 container["image"] = image
+                container["args"] = [each.replace(f"={IMAGE}", f"={image}") for each in container["args"]]
     return objects
 
 

@@ -1,0 +1,434 @@
+"""Installing into a real cluster: by `kubectl apply -k`, by `xds install`, again and again, with no more rights than needed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.kubernetes.environment import binaries
+from tests.kubernetes.environment.cluster import Cluster
+from tests.kubernetes.environment.control_plane import ControlPlane
+from tests.kubernetes.recorder import Grant, Recorder, granted
+from tests.real.harness.waiting import eventually
+from xds.installed import installed
+from xds.kube import crds
+from xds.kube.api import KubeApi
+from xds.kube.authority import Kept, Secrets, kept_authority
+from xds.kube.install import control_plane, first_policies
+from xds.kube.lease import Lease
+from xds.kube.roots import Roots
+from xds.kube.tokens import TokenReviews
+from xds.kube.webhook import CaBundle
+from xds.model import MeshConfig
+from xds.parse import merged, parse
+from xds.sources.kubernetes import Kubernetes
+
+KUSTOMIZATION = "examples/envoy/kubernetes"
+SYSTEM = "istio-system"
+MESH_POLICIES = "/apis/authentication.istio.io/v1alpha1/meshpolicies"
+RULES = f"/apis/networking.istio.io/v1/namespaces/{SYSTEM}/destinationrules"
+
+
+@pytest.fixture(scope="module")
+def bare() -> Iterator[ControlPlane]:
+    """A cluster without anything of ours; each test takes away what it brought."""
+    if reason := binaries.why_none():
+        pytest.skip(reason)
+    with ControlPlane() as running:
+        yield running
+
+
+@pytest.fixture
+async def cluster(bare: ControlPlane) -> AsyncIterator[Cluster]:
+    async with Cluster(bare) as entered:
+        yield entered
+        await _uninstall(entered)
+
+
+async def _uninstall(cluster: Cluster) -> None:
+    """Take everything away, and wait until it is gone; but the namespace, which takes its time."""
+    await cluster.kubectl("delete", "-k", "xds/install", "--ignore-not-found", "--wait")
+    names = [definition["metadata"]["name"] for definition in crds.definitions()]
+    await cluster.kubectl("delete", "crd", "--ignore-not-found", "--wait", *names)
+
+
+async def install(cluster: Cluster, *arguments: str, kubeconfig: Path | None = None) -> dict[str, str]:
+    """Run `xds install`; return what it said of each object."""
+    config = kubeconfig or await cluster.kubeconfig()
+    status, output, error = await run("install", f"--kubeconfig={config}", *arguments)
+    assert status == 0, output + error
+    rows = (line.split("  ") for line in output.splitlines() if "  " in line)
+    return {first: rest[-1].strip() for first, *rest in rows}
+
+
+async def run(*arguments: str) -> tuple[int, str, str]:
+    """Run `xds`; return its exit status, what it printed, and what it complained of."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "xds", *arguments),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    output, error = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, output.decode(), error.decode()
+
+
+async def spec(cluster: Cluster, path: str) -> dict:
+    return (await cluster.api.get(path))["spec"]
+
+
+async def policies(cluster: Cluster) -> tuple[str, list[str]]:
+    """Return the mode of MeshPolicy default, and the names of the mesh's rules."""
+    [peer] = (await spec(cluster, f"{MESH_POLICIES}/default"))["peers"]
+    rules = (await cluster.api.get(RULES))["items"]
+    return peer["mtls"]["mode"], sorted(rule["metadata"]["name"] for rule in rules)
+
+
+# --- kubectl apply -k ------------------------------------------------------------------------------------------------
+
+
+async def test_kubectl_applies_it_and_applies_it_again(cluster: Cluster) -> None:
+    first = await cluster.kubectl("apply", "-k", KUSTOMIZATION)
+    outcomes = dict(line.rsplit(" ", 1) for line in first.splitlines())
+    outcomes.pop(f"namespace/{SYSTEM}")
+    assert set(outcomes.values()) == {"created"}
+    installed_first = await _versions(cluster)
+    await cluster.kubectl("apply", "-k", KUSTOMIZATION)
+    assert await _versions(cluster) == installed_first, "nothing was changed"
+    await cluster.kubectl(
+        *("apply", "-k", KUSTOMIZATION, "--server-side", "--dry-run=server", "--force-conflicts")
+    )
+
+
+async def test_what_the_control_plane_writes_stays_when_it_is_applied_again(cluster: Cluster) -> None:
+    await cluster.kubectl("apply", "-k", KUSTOMIZATION)
+    webhook = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/xds-sidecar-injector"
+    roots = lambda: b"-----BEGIN CERTIFICATE-----\n"  # noqa: E731
+    await CaBundle(cluster.api, roots, leads=lambda: True).compare()
+    written = (await cluster.api.get(webhook))["webhooks"]
+    assert all("caBundle" in each["clientConfig"] for each in written)
+    await cluster.kubectl("apply", "-k", KUSTOMIZATION)
+    await install(cluster)
+    assert (await cluster.api.get(webhook))["webhooks"] == written
+
+
+async def _versions(cluster: Cluster) -> dict[str, str]:
+    """Return the resourceVersion of everything that the kustomization has; the status of some changes by itself."""
+    found = json.loads(await cluster.kubectl("get", "-k", KUSTOMIZATION, "-o", "json"))["items"]
+    return {
+        f"{each['kind']} {each['metadata']['name']}": each["metadata"].get(
+            "generation", each["metadata"]["resourceVersion"]
+        )
+        for each in found
+    }
+
+
+async def test_both_ways_install_the_same(cluster: Cluster) -> None:
+    shown = list(yaml.safe_load_all(await cluster.kubectl("kustomize", KUSTOMIZATION)))
+    job = [each for each in shown if each["metadata"]["name"] == "xds-install" or each["kind"] == "Namespace"]
+    ours = [each for each in shown if each not in job]
+
+    def key(each: dict) -> tuple[str, str]:
+        return each["kind"], each["metadata"]["name"]
+
+    assert sorted(ours, key=key) == sorted(control_plane(), key=key)
+    assert {each["kind"] for each in job} >= {"Job", "Namespace", "ServiceAccount", "ClusterRole"}
+
+
+async def test_the_job_does_its_part_with_its_own_rights_and_no_more(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    await cluster.kubectl("apply", "-k", KUSTOMIZATION)
+    objects = list(yaml.safe_load_all(await cluster.kubectl("kustomize", KUSTOMIZATION)))
+    [job] = [each for each in objects if each["kind"] == "Job"]
+    [container] = job["spec"]["template"]["spec"]["containers"]
+    subcommand, *arguments = container["args"]
+    assert subcommand == "install"
+    async with Recorder(cluster) as recorder:
+        config = await recorder.kubeconfig(f"{SYSTEM}/xds-install", tmp_path)
+        said = await install(cluster, *arguments, kubeconfig=config)
+        assert said["MeshPolicy default"] == "created"
+        assert await policies(cluster) == ("PERMISSIVE", [])
+        said = await install(cluster, *arguments, kubeconfig=config)
+        assert said["MeshPolicy default"] == "unchanged"
+        # Somebody changes the switch in the Job, and changes it back.
+        strict = [each.replace("enabled=false", "enabled=true") for each in arguments]
+        await install(cluster, *strict, kubeconfig=config)
+        assert await policies(cluster) == ("STRICT", ["api-server", "default"])
+        await install(cluster, *arguments, kubeconfig=config)
+        assert await policies(cluster) == ("PERMISSIVE", [])
+    assert not recorder.refused
+    assert unused(granted(objects, "xds-install"), recorder) == set()
+
+
+async def test_deleting_it_leaves_kinds_and_policies(
+    cluster: Cluster,
+) -> None:
+    await install(cluster, "--set", "values.global.mtls.enabled=true")
+    await cluster.kubectl("delete", "-k", "xds/install", "--ignore-not-found")
+    assert await policies(cluster) == ("STRICT", ["api-server", "default"])
+    left = await cluster.kubectl(
+        "get", "all,roles,rolebindings,clusterroles,clusterrolebindings,mutatingwebhookconfigurations,configmaps,pdb",
+        "-A", "-l", "app.kubernetes.io/name=xds", "-o", "name",
+    )  # fmt: skip
+    assert left == ""
+    # Without the control plane pods are created as if it had never been there.
+    pod = {"metadata": {"name": "web"}, "spec": {"containers": [{"name": "web", "image": "web"}]}}
+    async with cluster.namespace(labels={"istio-injection": "enabled"}) as namespace:
+        await cluster.api.create(f"/api/v1/namespaces/{namespace}/pods", pod)
+
+
+# --- xds install -----------------------------------------------------------------------------------------------------
+
+
+async def test_the_two_switches_of_the_page(cluster: Cluster) -> None:
+    """Each installation makes the cluster what it says, whatever the one before it was."""
+    page = (
+        "--set",
+        "profile=demo",
+        "--set",
+        "values.global.mtls.auto=true",
+        "--set",
+        "values.global.mtls.enabled={}",
+    )
+    said = await install(cluster, *(each.format("false") for each in page))
+    assert said[f"Deployment {SYSTEM}/xds"] == "created"
+    assert said["policies.authentication.istio.io"] == "created"
+    assert await policies(cluster) == ("PERMISSIVE", [])
+    assert await _mesh(cluster) == {"enableAutoMtls": True}
+    assert set((await install(cluster, *(each.format("false") for each in page))).values()) <= {
+        *("unchanged", "is there already, and used as it is", "STATUS"),
+    }
+
+    said = await install(cluster, *(each.format("true") for each in page))
+    assert (said["MeshPolicy default"], said[f"DestinationRule {SYSTEM}/default"]) == ("changed", "created")
+    assert await policies(cluster) == ("STRICT", ["api-server", "default"])
+
+    said = await install(cluster, "--set", "values.global.mtls.auto=false")
+    assert (said[f"ConfigMap {SYSTEM}/xds"], said[f"DestinationRule {SYSTEM}/default"]) == (
+        "changed",
+        "deleted",
+    )
+    assert await policies(cluster) == ("PERMISSIVE", [])
+    assert await _mesh(cluster) == {"enableAutoMtls": False}
+
+
+async def _mesh(cluster: Cluster) -> dict:
+    found = await cluster.api.get(f"/api/v1/namespaces/{SYSTEM}/configmaps/xds")
+    return yaml.safe_load(found["data"]["mesh"])
+
+
+async def test_what_others_have_changed_is_left_as_it_is(cluster: Cluster) -> None:
+    await install(cluster, "--set", "values.global.mtls.enabled=true")
+    permissive = {"spec": {"peers": [{"mtls": {"mode": "PERMISSIVE"}}]}}
+    await cluster.kubectl("patch", "meshpolicy", "default", "--type=merge", "-p", json.dumps(permissive))
+    other = {"spec": {"host": "*.shop.svc.cluster.local"}}
+    await cluster.kubectl("patch", "dr", "default", "-n", SYSTEM, "--type=merge", "-p", json.dumps(other))
+
+    said = await install(cluster, "--set", "values.global.mtls.enabled=true")
+    assert said["MeshPolicy default"].startswith('left as it is: .spec.peers (conflict with "kubectl-patch"')
+    assert said[f"DestinationRule {SYSTEM}/default"].startswith("left as it is: .spec.host")
+    assert await policies(cluster) == ("PERMISSIVE", ["api-server", "default"])
+
+    said = await install(cluster, "--set", "values.global.mtls.enabled=false")
+    assert said[f"DestinationRule {SYSTEM}/default"] == "left as it is: changed by kubectl-patch"
+    assert await policies(cluster) == ("PERMISSIVE", ["default"])
+
+
+async def test_a_dry_run_says_what_would_be_and_does_nothing(cluster: Cluster) -> None:
+    await cluster.kubectl("delete", "namespace", SYSTEM, "--ignore-not-found", "--wait")
+    said = await install(cluster, "--dry-run", "--set", "values.global.mtls.enabled=true")
+    assert set(said.values()) == {"would be created", "STATUS"}
+    for path in ("/api/v1/namespaces", "/apis/rbac.authorization.k8s.io/v1/clusterroles", crds.PATH):
+        items = (await cluster.api.get(path))["items"]
+        assert not [
+            each for each in items if "xds" in each["metadata"]["name"] or "istio" in each["metadata"]["name"]
+        ]
+    await install(cluster)
+    said = await install(cluster, "--dry-run", "--set", "values.global.mtls.auto=false", "--image", "xds:2")
+    assert said[f"ConfigMap {SYSTEM}/xds"] == said[f"Deployment {SYSTEM}/xds"] == "would be changed"
+    assert await _mesh(cluster) == {"enableAutoMtls": True}
+
+
+async def test_it_prints_what_kubectl_can_apply(cluster: Cluster) -> None:
+    status, text, _ = await run(
+        "install", "-o", "yaml", "--set", "values.global.mtls.enabled=true", "--only", "crds"
+    )
+    assert status == 0
+    await cluster.kubectl("apply", "-f", "-", stdin=text)
+    await cluster.kubectl("wait", "crd", "--for=condition=Established", "--all")
+    status, text, _ = await run("install", "-o", "yaml", "--set", "values.global.mtls.enabled=true")
+    assert status == 0
+    await cluster.kubectl("apply", "-f", "-", stdin=text)
+    assert await policies(cluster) == ("STRICT", ["api-server", "default"])
+
+
+def test_the_image_is_that_of_the_control_plane_and_of_sidecars() -> None:
+    [deployment] = [
+        each for each in control_plane(image="registry.example/xds:1") if each["kind"] == "Deployment"
+    ]
+    [container] = deployment["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == "registry.example/xds:1"
+    assert container["args"][4] == "--sidecar-image=registry.example/xds:1"
+    assert not [argument for argument in container["args"] if "latest" in argument]
+
+
+async def test_wrong_use_touches_nothing(cluster: Cluster) -> None:
+    config = await cluster.kubeconfig()
+    status, _, error = await run("install", f"--kubeconfig={config}", "--set", "values.global.mtls.atuo=true")
+    assert status == 2
+    assert "did you mean values.global.mtls.auto?" in error
+    assert not [
+        each for each in (await cluster.api.get(crds.PATH))["items"] if "istio" in each["metadata"]["name"]
+    ]
+    status, _, error = await run("install", f"--kubeconfig={await cluster.kubeconfig('nobody')}")
+    assert status == 1
+    assert 'User "nobody" cannot' in error
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_first_policies_are_those_that_files_would_have(enabled: bool) -> None:
+    config = MeshConfig(mtls_enabled=enabled)
+    read = [parse(each, str)[0].fact for each in first_policies(config)]
+    assert [replace(each.meta, labels={}) for each in read if each] == [
+        each.meta for each in installed(config)
+    ]
+    assert [
+        replace(each, meta=fact.meta) for each, fact in zip(read, installed(config), strict=True) if each
+    ] == list(installed(config))
+
+
+def test_assignments_are_written_into_the_settings() -> None:
+    assignments = [
+        "profile=demo",
+        "values.global.mtls.auto=false",
+        "meshConfig.outboundTrafficPolicy.mode=REGISTRY_ONLY",
+    ]
+    document = {"outboundTrafficPolicy": {"x": 1}, "trustDomain": "a"}
+    assert merged(document, [*assignments, "values.global.mtls.enabled=true"]) == {
+        "outboundTrafficPolicy": {"x": 1, "mode": "REGISTRY_ONLY"},
+        "trustDomain": "a",
+        "enableAutoMtls": False,
+    }
+    assert document["outboundTrafficPolicy"] == {"x": 1}
+
+
+# --- what runs there -------------------------------------------------------------------------------------------------
+
+
+async def test_pods_are_as_restricted_as_kubernetes_can_ask_for(cluster: Cluster) -> None:
+    """The control plane's pods and the Job's are let into a namespace that enforces the profile `restricted`."""
+    objects = list(yaml.safe_load_all(await cluster.kubectl("kustomize", KUSTOMIZATION)))
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    async with cluster.namespace(labels=labels) as namespace:
+        for kind in ("Deployment", "Job"):
+            [found] = [each for each in objects if each["kind"] == kind]
+            template = found["spec"]["template"]
+            pod_spec = {**template["spec"], "serviceAccountName": "default"}
+            body = {"metadata": {"name": "trial", "labels": template["metadata"]["labels"]}, "spec": pod_spec}
+            await cluster.api.create(f"/api/v1/namespaces/{namespace}/pods", body, dryRun="All")
+            for container in pod_spec["containers"]:
+                assert container["securityContext"]["readOnlyRootFilesystem"]
+                assert container["resources"].keys() == {"requests", "limits"}
+
+
+def test_the_command_lines_are_good() -> None:
+    """Every option of the containers is one that the command knows."""
+    [deployment] = [each for each in control_plane() if each["kind"] == "Deployment"]
+    [container] = deployment["spec"]["template"]["spec"]["containers"]
+    from typer.main import get_command
+
+    from xds.cli import app
+
+    command = get_command(app)
+    subcommand, *arguments = container["args"]
+    serve = command.get_command(None, subcommand)  # type: ignore[attr-defined]
+    known = {option for parameter in serve.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    assert {argument.partition("=")[0] for argument in arguments} <= known
+
+
+async def test_the_control_plane_is_granted_what_it_asks_and_asks_for_all_it_is_granted(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    await install(cluster)
+    async with Recorder(cluster) as recorder:
+        config = await recorder.kubeconfig(f"{SYSTEM}/xds", tmp_path)
+        async with await KubeApi.connect(config) as api:
+            await _do_all_that_needs_the_server(cluster, api, recorder)
+    assert not recorder.refused
+    rights = granted(control_plane(), "xds")
+    assert not {call for call in recorder.calls if not any(right.covers(call) for right in rights)}
+    assert unused(rights, recorder) <= SELDOM
+
+
+SELDOM: set[Grant] = set()
+"""Rights that this test does not see used."""
+
+
+def unused(rights: set[Grant], recorder: Recorder) -> set[Grant]:
+    return {right for right in rights if not any(right.covers(call) for call in recorder.calls)}
+
+
+async def _do_all_that_needs_the_server(cluster: Cluster, api: KubeApi, recorder: Recorder) -> None:
+    """Do what the parts of a control plane do, each for itself."""
+    source = Kubernetes(api, namespace=SYSTEM)
+    async with _first(source):
+        assert source.complete
+        assert not [problem for problem in source.problems if not problem.notice]
+
+        def watched() -> bool:
+            return len({call.resource for call in recorder.calls if call.verb == "watch"}) == 10
+
+        await eventually(watched, timeout=30, what="everything is watched")
+    now = datetime.now(UTC)
+    first = await kept_authority(api, SYSTEM, "cluster.local", now)
+    secrets = Secrets(api, SYSTEM)
+    kept = await secrets.read(now)
+    assert kept
+    assert await secrets.replace(Kept(first, kept.version), first)
+
+    lease = Lease(api, SYSTEM, "test", duration=1.0)
+    leading = asyncio.create_task(lease.run())
+    await eventually(lambda: lease.held, what="it leads")
+
+    bundle, roots = (
+        kind(api, lambda: b"-----BEGIN CERTIFICATE-----\n", leads=lambda: True) for kind in (CaBundle, Roots)
+    )
+    working = [asyncio.create_task(each.run()) for each in (bundle, roots)]
+    await cluster.until("/api/v1/namespaces/default/configmaps/xds-ca-root-cert", lambda _: True)
+
+    def kept_right() -> bool:
+        watches = {call.name for call in recorder.calls if call.verb == "watch"}
+        return {"xds-sidecar-injector", "xds-ca-root-cert"} <= watches
+
+    await eventually(kept_right, timeout=30, what="the webhook and the roots are watched")
+    assert await roots.compare()
+    await bundle.compare()
+
+    token = await cluster.token(SYSTEM, "xds", audience="xds-ca")
+    assert (await TokenReviews(api)(token, "ipv4:127.0.0.1:1")).service_account == "xds"
+    for task in (leading, *working):
+        task.cancel()
+    await asyncio.gather(leading, *working, return_exceptions=True)
+
+
+@asynccontextmanager
+async def _first(source: Kubernetes) -> AsyncIterator[None]:
+    """Follow a source, and wait until it has told everything."""
+    watching = source.watch()
+    try:
+        async for report in watching:
+            if report.complete:
+                break
+        yield
+    finally:
+        await watching.aclose()
