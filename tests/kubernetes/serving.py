@@ -21,7 +21,7 @@ from tests.real.harness.places import HERE
 from tests.real.harness.tcp import TcpServer
 from tests.real.harness.waiting import eventually
 from xds.descriptors import message_class
-from xds.snapshot import CLUSTER, ENDPOINT
+from xds.snapshot import CLUSTER, ENDPOINT, SECRET
 
 PATIENCE = 60.0
 """Seconds within which a change has come through, on a machine that does much else at once."""
@@ -32,6 +32,8 @@ _CLUSTER = message_class("envoy.config.cluster.v3.Cluster")
 _ASSIGNMENT = message_class("envoy.config.endpoint.v3.ClusterLoadAssignment")
 _MATCH = "envoy.transport_socket_match"
 """Metadata of an endpoint that gets mutual TLS."""
+_SECRET = message_class("envoy.extensions.transport_sockets.tls.v3.Secret")
+_SECRETS = "/envoy.service.secret.v3.SecretDiscoveryService/FetchSecrets"
 _METHOD = "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources"
 
 
@@ -42,11 +44,11 @@ class Serving:
         self, kubeconfig: Path, folder: Path, *options: str, env: Mapping[str, str] | None = None
     ) -> None:
         self.log = folder / "xds-serve.log"
-        self._xds, self._admin = (f"127.0.0.1:{free_port()}" for _ in range(2))
+        self._xds, self.tls, self._admin = (f"127.0.0.1:{free_port()}" for _ in range(3))
         self._command = [
             *(sys.executable, "-m", "xds", "serve", "--kubernetes", f"--kubeconfig={kubeconfig}"),
             *(f"--xds-address={self._xds}", f"--admin-address={self._admin}"),
-            *("--xds-tls-address=127.0.0.1:0", "--xds-mtls-address=127.0.0.1:0", *options),
+            *(f"--xds-tls-address={self.tls}", "--xds-mtls-address=127.0.0.1:0", *options),
         ]
         self._env = {**os.environ, **(env or {})}
 
@@ -73,6 +75,15 @@ class Serving:
         except aiohttp.ClientError as error:
             return 0, str(error)
 
+    async def until_waiting(self) -> None:
+        """Wait until /ready answers that it waits for something."""
+
+        async def asked() -> bool:
+            status, said = await self.ready()
+            return status == 503 and "waiting for" in said
+
+        await eventually(asked, timeout=PATIENCE, what="/ready says what it waits for")
+
     async def until_ready(self, text: str = "ready") -> str:
         """Wait until /ready answers 200 with a text that this pattern matches as a whole; return it."""
 
@@ -92,27 +103,51 @@ class Serving:
         """Let it run again."""
         self._process.send_signal(signal.SIGCONT)
 
+    async def certificate(self, pod: str, namespace: str, address: str, root: str, token: str) -> Any:
+        """Ask for a pod's certificate over TLS, with its token; return the Secret."""
+        credentials = grpc.composite_channel_credentials(
+            grpc.ssl_channel_credentials(root.encode()), grpc.access_token_call_credentials(token)
+        )
+        name = ("grpc.ssl_target_name_override", "xds.istio-system.svc")
+        request = _REQUEST(type_url=SECRET, resource_names=["default"])
+        request.node.id = f"sidecar~{address}~{pod}.{namespace}~{namespace}.svc.cluster.local"
+        async with grpc.aio.secure_channel(self.tls, credentials, [name]) as channel:
+            answer = await channel.unary_unary(_SECRETS)(
+                request.SerializeToString(), timeout=PATIENCE, wait_for_ready=True
+            )
+        [found] = _RESPONSE.FromString(answer).resources
+        return _SECRET.FromString(found.value)
+
     def sidecar(self, pod: str, namespace: str, address: str) -> Sidecar:
         """Return the sidecar of a pod, to be connected."""
         return Sidecar(self._xds, f"sidecar~{address}~{pod}.{namespace}~{namespace}.svc.cluster.local")
 
 
 class Sidecar:
-    """Asks for all clusters and their endpoints inside an `async with` block, on one stream, and accepts everything."""
+    """Asks for all clusters and their endpoints inside an `async with` block, on one stream, and accepts everything.
+
+    It waits for a control plane that does not listen yet.
+    """
 
     def __init__(self, address: str, node: str) -> None:
         self._address, self._node = address, node
         self.seen: dict[str, list[dict[str, bool]]] = {}
         """By cluster, in each response that has it: the addresses of its endpoints, and whether they get mutual TLS."""
+        self.clusters: list[set[str]] = []
+        """The names in each response with clusters."""
         self._last = {CLUSTER: _REQUEST(type_url=CLUSTER), ENDPOINT: _REQUEST(type_url=ENDPOINT)}
         self._news = asyncio.Condition()
 
     async def __aenter__(self) -> Self:
-        options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
-        self._channel = grpc.aio.insecure_channel(self._address, options)
-        self._call: Any = self._channel.stream_stream(_METHOD)()
+        options = {
+            "grpc.use_local_subchannel_pool": 1,
+            "grpc.max_receive_message_length": -1,
+            "grpc.initial_reconnect_backoff_ms": 50,
+            "grpc.max_reconnect_backoff_ms": 50,
+        }
+        self._channel = grpc.aio.insecure_channel(self._address, list(options.items()))
+        self._call: Any = self._channel.stream_stream(_METHOD)(wait_for_ready=True)
         self._last[CLUSTER].node.id = self._node
-        await self._ask(CLUSTER)
         self._reading = asyncio.create_task(self._read())
         return self
 
@@ -146,6 +181,7 @@ class Sidecar:
             waiting.cancel()
 
     async def _read(self) -> None:
+        await self._ask(CLUSTER)
         while (data := await self._call.read()) is not grpc.aio.EOF:
             response = _RESPONSE.FromString(data)
             kind, bodies = response.type_url, [each.value for each in response.resources]
@@ -154,6 +190,7 @@ class Sidecar:
             await self._ask(kind)
             if kind == CLUSTER:
                 names = [_CLUSTER.FromString(body).name for body in bodies]
+                self.clusters.append(set(names))
                 self._last[ENDPOINT].resource_names[:] = [
                     name for name in names if name.startswith("outbound|")
                 ]

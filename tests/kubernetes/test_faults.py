@@ -6,9 +6,11 @@ import asyncio
 import random
 from collections.abc import Iterable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 
 from tests.kubernetes.environment.cluster import Cluster
 from tests.kubernetes.serving import Cable, Serving
@@ -218,8 +220,7 @@ async def test_five_thousand_pods_are_listed_in_pages(
 async def test_the_clock_of_the_api_server_may_be_another(
     own_cluster: Cluster, shop: Shop, tmp_path: Path, skew: str
 ) -> None:
-    library = faketime()
-    env = {"LD_PRELOAD": library, "FAKETIME": skew, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+    env = {"LD_PRELOAD": faketime(), "FAKETIME": skew, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
     kubeconfig = await own_cluster.kubeconfig(USER)
     async with Serving(kubeconfig, tmp_path, env=env) as serving:
         await serving.until_ready()
@@ -229,6 +230,27 @@ async def test_the_clock_of_the_api_server_may_be_another(
             await own_cluster.start_api_server()
             await shop.add(4)
             await sidecar.until(shop.service, addresses([1, 2, 3, 4]))
+
+
+@pytest.mark.parametrize("skew", ["+4m", "-4m"])
+async def test_credentials_and_certificates_are_good_though_clocks_are_minutes_apart(
+    own_cluster: Cluster, shop: Shop, tmp_path: Path, skew: str
+) -> None:
+    env = {"LD_PRELOAD": faketime(), "FAKETIME": skew, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+    kubeconfig = await own_cluster.kubeconfig(USER)
+    async with Serving(kubeconfig, tmp_path, env=env) as serving:
+        await serving.until_ready()
+        root = await own_cluster.until(
+            f"/api/v1/namespaces/{shop.namespace}/configmaps/xds-ca-root-cert",
+            lambda found: found["data"]["root-cert.pem"],
+        )
+        token = await own_cluster.token(shop.namespace, "default", audience="xds-ca", pod="client-101")
+        secret = await serving.certificate(
+            "client-101", shop.namespace, address(101), root["data"]["root-cert.pem"], token
+        )
+        [leaf, *_] = x509.load_pem_x509_certificates(secret.tls_certificate.certificate_chain.inline_bytes)
+        assert leaf.not_valid_before_utc <= datetime.now(UTC) <= leaf.not_valid_after_utc
+        assert secret.tls_certificate.private_key.inline_bytes
 
 
 def faketime() -> str:
