@@ -78,6 +78,7 @@ class FakeApiServer:
         )
         self._definitions: dict[str, dict[str, Any]] = {}
         self._changed = asyncio.Condition()
+        self._answering: set[Any] = set()
         self._watches: set[asyncio.Task[Any]] = set()
         self._pages: dict[str, tuple[int, list[dict[str, Any]]]] = {}
         self._port = 0
@@ -92,7 +93,7 @@ class FakeApiServer:
     async def start(self) -> None:
         """Listen, at the same address as before."""
         app = web.Application()
-        app.router.add_route("*", "/{path:.*}", self._answer)
+        app.router.add_route("*", "/{path:.*}", self._counted)
         self._runner = web.AppRunner(app, shutdown_timeout=0)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", self._port, reuse_address=True)
@@ -102,7 +103,7 @@ class FakeApiServer:
 
     async def stop(self) -> None:
         """End, and cut every connection."""
-        for task in list(self._watches):
+        for task in list(self._answering):
             task.cancel()
         await self._runner.cleanup()
 
@@ -181,7 +182,15 @@ class FakeApiServer:
 
     # --- answers -----------------------------------------------------------------------------------------------------
 
-    async def _answer(self, request: web.Request) -> web.StreamResponse:
+    async def _counted(self, request: web.Request) -> web.StreamResponse:
+        task = asyncio.current_task()
+        self._answering.add(task)
+        try:
+            return await self.answer(request)
+        finally:
+            self._answering.discard(task)
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
         self.asked.append(request)
         who = request.headers.get("Authorization", "").removeprefix("Bearer ")
         if who not in {self.token, NOBODY}:

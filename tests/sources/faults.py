@@ -55,7 +55,7 @@ def slow(server: FakeApiServer, pieces: int) -> Fault:
     """Answer a list rightly, but a bit at a time."""
 
     async def answer(request: web.Request) -> web.StreamResponse:
-        whole = await server._answer(request)
+        whole = await server.answer(request)
         assert isinstance(whole, web.Response)
         assert isinstance(whole.body, bytes)
         response = web.StreamResponse(headers={"Content-Type": "application/json"})

@@ -1,0 +1,319 @@
+"""A reflector on a server and a network that misbehave: nothing that is known is lost, nothing is told twice."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.sources.fake_apiserver import FakeApiServer, line
+from tests.sources.faults import events, silence, slow, status
+from tests.sources.following import QUICK, Following
+from xds.kube.api import KubeApi
+from xds.kube.lines import LONGEST
+from xds.sources.reflector import Trouble
+from xds.sources.resource import Pace, Resource
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[FakeApiServer]:
+    async with FakeApiServer(tmp_path) as server:
+        yield server
+
+
+@pytest.fixture
+async def api(server: FakeApiServer) -> AsyncIterator[KubeApi]:
+    async with await server.connect() as api:
+        yield api
+
+
+def config_map(name: str, namespace: str = "shop", **data: str) -> dict[str, Any]:
+    return {"metadata": {"name": name, "namespace": namespace}, "data": data}
+
+
+async def fill(server: FakeApiServer, *names: str) -> None:
+    for name in names:
+        await server.put("configmaps", config_map(name, key="old"))
+
+
+def said(what: str, name: str, version: int, **data: str) -> bytes:
+    obj = config_map(name, **data)
+    obj["metadata"]["resourceVersion"] = str(version)
+    return line(what, obj)
+
+
+BROKEN = {
+    "in the middle of an object": (said("ADDED", "b", 900)[:40], "cut"),
+    "after an object": (said("ADDED", "b", 101, key="new"), "cut"),
+    "by a reset": (said("ADDED", "b", 101, key="new")[:40], "reset"),
+    "by an end without a line's end": (said("ADDED", "b", 900).rstrip(), "end"),
+    "with a garbled line": (b'{"type": "ADDED", "object": {"metad\xff\xfe\n', "end"),
+    "with a line that is no event": (b"[1, 2, 3]\n", "end"),
+    "with an event without an object": (b'{"type": "ADDED"}\n', "end"),
+    "with an error": (line("ERROR", {"code": 500, "message": "etcdserver: leader changed"}), "end"),
+    "by saying nothing any more": (said("ADDED", "b", 101, key="new"), "more"),
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+async def test_a_watch_that_breaks_goes_on_where_it_was(
+    server: FakeApiServer, api: KubeApi, how: str
+) -> None:
+    await fill(server, "a")
+    content, then = BROKEN[how]
+    server.fail("watch configmaps", events(content, then=then))
+    async with Following(api, pace=QUICK._replace(idle=1.0)) as following:
+        await following.until(lambda: following.watches > 1)
+        await server.put("configmaps", config_map("c", key="new"))
+        await following.until(lambda: "c" in following.names)
+        assert following.lists == 1, "the version was known: nothing had to be listed"
+        [first, second, *_] = server.asked_for("watch configmaps")
+        got = "key" in str(content) and content.endswith(b"\n")
+        assert (first.query["resourceVersion"], second.query["resourceVersion"]) == ("101", "101")
+        assert ("b" in following.names) == got
+        assert following.reflector.state is None
+
+
+async def test_what_comes_a_byte_at_a_time_is_the_same(server: FakeApiServer, api: KubeApi) -> None:
+    content = said("ADDED", "a", 102, key="value") + said("MODIFIED", "a", 103, key="ünïcödé")
+    server.fail("watch configmaps", events(*(bytes([byte]) for byte in content)))
+    async with Following(api) as following:
+        await following.until(lambda: following.reflector.objects == {("shop", "a"): {"key": "ünïcödé"}})
+
+
+@pytest.mark.parametrize("size", [64 << 10, 3 << 20, 9 << 20])
+async def test_objects_may_be_larger_than_any_buffer(server: FakeApiServer, api: KubeApi, size: int) -> None:
+    await server.put("configmaps", config_map("listed", key="x" * size))
+    async with Following(api, keep=lambda obj, _: len(obj["data"]["key"])) as following:
+        await following.until(lambda: following.reflector.objects == {("shop", "listed"): size})
+        await server.put("configmaps", config_map("watched", key="y" * size))
+        await following.until(lambda: following.reflector.objects.get(("shop", "watched")) == size)
+        assert following.lists == 1
+
+
+async def test_a_line_without_an_end_is_not_kept_in_memory_for_ever(
+    server: FakeApiServer, api: KubeApi
+) -> None:
+    endless = [b'{"type": "ADDED", "object": {"data": {"key": "', *[b"x" * (1 << 20)] * ((LONGEST >> 20) + 2)]
+    server.fail("watch configmaps", events(*endless, then="more"))
+    async with Following(api) as following:
+        await following.until(lambda: following.watches > 1)
+        await fill(server, "a")
+        await following.until(lambda: following.names == {"a"})
+
+
+async def test_bookmarks_move_the_version_on(server: FakeApiServer, api: KubeApi) -> None:
+    await fill(server, "a")
+    async with Following(api) as following:
+        await following.until(lambda: following.watches == 1)
+        for number in range(5):
+            await server.put("pods", {"metadata": {"name": f"pod-{number}", "namespace": "shop"}})
+        await following.until(lambda: following.reflector._version == str(server.version))
+        server.compacted = server.version
+        await server.cut()
+        await fill(server, "b")
+        await following.until(lambda: following.names == {"a", "b"})
+        assert following.lists == 1
+
+
+async def test_pages_that_were_compacted_away_are_listed_in_one_piece(
+    server: FakeApiServer, api: KubeApi
+) -> None:
+    names = {f"map-{number}" for number in range(9)}
+    await fill(server, *names)
+    first = asyncio.Event()
+
+    def keep(obj: dict[str, Any], _: Any) -> dict[str, Any]:
+        if not first.is_set():
+            first.set()
+            server._pages.clear()  # as a compaction does
+        return dict(obj["data"])
+
+    async with Following(api, pace=QUICK._replace(page=2), keep=keep) as following:
+        await following.until(lambda: following.reflector.complete)
+        assert following.names == names
+        assert [request.query.get("limit") for request in server.asked_for("list configmaps")] == [
+            "2",
+            "2",
+            None,
+        ]
+        assert len(following.told) == 1
+
+
+async def test_a_list_that_breaks_off_or_is_slow_takes_nothing_away(
+    server: FakeApiServer, api: KubeApi
+) -> None:
+    await fill(server, "a", "b")
+    async with Following(api) as following:
+        await following.until(lambda: following.watches == 1)
+        whole = json.dumps({"metadata": {"resourceVersion": "999"}, "items": [config_map("a")]}).encode()
+        server.fail(
+            "list configmaps",
+            events(whole[:50], then="cut"),
+            events(whole[:50]),
+            events(b"[]"),
+            events(json.dumps({"items": []}).encode()),
+            slow(server, 40),
+        )
+        await server.remove("configmaps", "shop", "a")
+        await server.put("configmaps", config_map("c"))
+        told = len(following.told)
+        await server.compact()
+        await following.until(lambda: following.names == {"b", "c"})
+        assert [each for each in following.told[told:] if "b" in each] == []
+        assert following.lists == 6
+        await following.until(lambda: following.reflector.state is None)
+
+
+async def test_a_server_that_is_away_is_known_as_it_was_and_asked_less_and_less(
+    server: FakeApiServer, api: KubeApi
+) -> None:
+    await fill(server, "a")
+    async with Following(api) as following:
+        await following.until(lambda: following.watches == 1)
+        await server.stop()
+        await following.until(lambda: following.reflector.state)
+        state = following.reflector.state
+        assert state
+        assert state.trouble is Trouble.AWAY
+        assert "cannot be reached" in state.what
+        await following.until(lambda: following.watches > 6)
+        assert following.names == {"a"}
+        assert following.reflector.state
+        assert following.reflector.state.since == state.since
+        await server.start()
+        await following.until(lambda: following.reflector.state is None)
+        await fill(server, "b")
+        await following.until(lambda: following.names == {"a", "b"})
+        assert following.lists == 1, "it was away, and forgot nothing"
+
+
+async def test_a_connection_that_is_half_open_is_noticed_and_old_is_what_is_known(
+    server: FakeApiServer, api: KubeApi
+) -> None:
+    await fill(server, "a")
+    server.fail("watch configmaps", *(silence() for _ in range(3)))
+    async with Following(api, pace=QUICK._replace(idle=0.2)) as following:
+        await following.until(lambda: following.reflector.state)
+        assert following.reflector.state
+        assert following.reflector.state.since == following.reflector._heard > 0, (
+            "since the last word, not since now"
+        )
+        await following.until(lambda: following.reflector.state is None)
+        assert following.names == {"a"}
+
+
+async def test_a_server_that_asks_to_wait_is_waited_for(server: FakeApiServer, api: KubeApi) -> None:
+    server.fail("list configmaps", status(429, "TooManyRequests", "too many", Retry_After="1"))
+    began = time.monotonic()
+    async with Following(api, pace=QUICK._replace(look=5.0)) as following:
+        await following.until(lambda: following.reflector.complete)
+        assert time.monotonic() - began >= 1.0
+
+
+async def test_a_token_that_expired_is_read_anew(server: FakeApiServer, api: KubeApi) -> None:
+    async with Following(api) as following:
+        await following.until(lambda: following.watches == 1)
+        server.token = "renewed"
+        await server.cut()
+        await following.until(lambda: following.reflector.state)
+        assert following.reflector.state
+        assert following.reflector.state.trouble is Trouble.AWAY
+        server.token_file.write_text("renewed")
+        await fill(server, "a")
+        await following.until(lambda: following.names == {"a"})
+        assert following.lists == 1
+
+
+async def test_a_refusal_or_an_absence_is_believed_only_when_it_is_said_again(
+    server: FakeApiServer, api: KubeApi
+) -> None:
+    await fill(server, "a")
+    server.fail("list configmaps", *(status(403, "Forbidden") for _ in range(2)))
+    async with Following(api) as following:
+        await following.until(lambda: following.reflector.complete)
+        assert following.names == {"a"}, "a server that starts may say so of everything"
+    group = "authentication.istio.io"
+    things = Resource(kind="Policy", plural="policies", versions=("v1alpha1",), group=group, custom=True)
+    server.serve_istio()
+    server.fail("discovery authentication.istio.io", *(status(404, "NotFound") for _ in range(2)))
+    async with Following(api, things) as following:
+        await following.until(lambda: following.reflector.complete)
+        assert following.reflector.had
+
+
+async def test_what_was_known_of_what_may_no_longer_be_read_stays(
+    server: FakeApiServer, api: KubeApi
+) -> None:
+    await fill(server, "a")
+    async with Following(api) as following:
+        await following.until(lambda: following.watches == 1)
+        for what in ("list", "watch"):
+            server.fail(f"{what} configmaps", *(status(403, "Forbidden") for _ in range(4)))
+        await server.cut()
+        await following.until(lambda: following.reflector.state)
+        assert following.reflector.state
+        assert following.reflector.state.trouble is Trouble.REFUSED
+        assert following.names == {"a"}
+        await following.until(lambda: following.reflector.state is None)
+
+
+async def test_a_version_that_never_gets_on_is_given_up(server: FakeApiServer, api: KubeApi) -> None:
+    await fill(server, "a")
+    wrong = {"code": 400, "reason": "BadRequest", "message": "resourceVersion: too large"}
+    server.fail("watch configmaps", *(events(line("ERROR", wrong)) for _ in range(3)))
+    async with Following(api) as following:
+        await following.until(lambda: following.lists == 2)
+        await fill(server, "b")
+        await following.until(lambda: following.names == {"a", "b"})
+
+
+async def test_nameless_and_unknown_things_are_passed_over(server: FakeApiServer, api: KubeApi) -> None:
+    strange = [
+        line("ADDED", {"metadata": {}}),
+        line("ADDED", {"metadata": [1]}),
+        line("PONDERED", config_map("x")),
+    ]
+    server.fail("watch configmaps", events(*strange, said("ADDED", "a", 103, key="v")))
+    async with Following(api) as following:
+        await following.until(lambda: following.names == {"a"})
+
+
+async def test_many_objects_do_not_keep_the_event_loop_from_others(
+    server: FakeApiServer, api: KubeApi
+) -> None:
+    names = [f"map-{number:04}" for number in range(300)]
+    await fill(server, *names)
+    turns: list[int] = []
+    seen = 0
+
+    def keep(obj: dict[str, Any], _: Any) -> Any:
+        nonlocal seen
+        seen += 1
+        time.sleep(0.0005)  # as reading a large object takes
+        return obj["data"]
+
+    async def others() -> None:
+        while True:
+            turns.append(seen)
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(others())
+    async with Following(api, keep=keep) as following:
+        await following.until(lambda: following.reflector.complete)
+    task.cancel()
+    between = [turn for turn in turns if 0 < turn < len(names)]
+    assert len(set(between)) > 10
+
+
+def test_waits_double_up_to_a_limit_and_are_never_the_same() -> None:
+    pace = Pace(first=1.0, most=10.0)
+    for failures, longest in ((1, 1.0), (2, 2.0), (4, 8.0), (5, 10.0), (10_000, 10.0)):
+        waits = {pace.after(failures) for _ in range(50)}
+        assert all(longest / 2 <= wait <= longest for wait in waits)
+        assert len(waits) > 40
