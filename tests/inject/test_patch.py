@@ -192,6 +192,12 @@ def test_udp_is_nobodys_business() -> None:
             pod(annotations={"traffic.sidecar.istio.io/excludeInterfaces": "-j ACCEPT"}),
             'metadata.annotations["traffic.sidecar.istio.io/excludeInterfaces"]',
         ),
+        (pod(labels={"sidecar.istio.io/inject": False}), 'metadata.labels["sidecar.istio.io/inject"]'),
+        (
+            pod(containers=[{"name": "web", "ports": [{"containerPort": [80]}]}]),
+            "spec.containers[0].ports[0].containerPort",
+        ),
+        (pod(containers=[{"name": "web", "ports": [80]}]), "spec.containers[0].ports[0]"),
         (pod(containers="web"), "spec.containers"),
         (pod(containers=["web"]), "spec.containers[0]"),
         (pod(containers=[{"image": "web"}]), "spec.containers[0].name"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from xds.parse.reading import Field
+from xds.parse.reading import Field, shown
 
 INJECT = "sidecar.istio.io/inject"
 """Pod label, or annotation: `true` or `false`. The label counts before the annotation."""
@@ -32,13 +32,13 @@ def why_not(pod: Field, namespace: str) -> str:
         return f"it has Istio's container {istios[0]}: only one sidecar can intercept a pod's traffic"
     wanted = wish(pod)
     if wanted and not is_yes(wanted):
-        return f"{INJECT} is {wanted!r}"
+        return f"{INJECT} is {shown(wanted)}"
     if namespace in SYSTEM_NAMESPACES:
         return f"namespace {namespace} is the cluster's own"
     if spec["hostNetwork"].value is True:
         return "hostNetwork is true: interception would take the traffic of the whole node"
     system = spec["os"]["name"].value or spec["nodeSelector"]["kubernetes.io/os"].value or "linux"
-    return "" if system == "linux" else f"it runs on {system}, and sidecars on Linux only"
+    return "" if system == "linux" else f"it runs on {shown(system)}, and sidecars on Linux only"
 
 
 def is_yes(wish: str) -> bool:
@@ -49,9 +49,7 @@ def is_yes(wish: str) -> bool:
 def wish(pod: Field) -> str:
     """Return what the pod itself says about having a sidecar; empty: nothing."""
     meta = pod["metadata"]
-    value = (meta["labels"][INJECT] or meta["annotations"][INJECT]).value
-    # Unquoted in a file, it is a boolean, which the API server would refuse.
-    return {True: "true", False: "false"}[value] if isinstance(value, bool) else str(value or "")
+    return (meta["labels"][INJECT] or meta["annotations"][INJECT]).text()
 
 
 def _container_names(spec: Field) -> set[str]:

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 from xds.inject import choice, containers, probes, traffic
 from xds.inject.settings import Settings
 from xds.model import ADMIN_PORT, HEALTH_PORT, INTERCEPTION_MODE, TLS_MODE_LABEL, Interception, Problem
-from xds.parse.reading import Field, Locate, Log, Path, nearest
+from xds.parse.reading import Field, Locate, Log, Path, nearest, shown
 from xds.sidecar.settings import LOG_LEVELS, METRICS_PORT, PROBE_PORT, PROXY_ID
 
 Json: TypeAlias = dict[str, Any]
@@ -170,7 +170,7 @@ def _at(value: Any, path: Path) -> Any:
 def _flag(field: Field, *, default: bool) -> bool:
     word = field.text().lower()
     if word not in ("", "true", "false"):
-        field.refuse(f'must be "true" or "false", not {field.value!r}')
+        field.refuse(f'must be "true" or "false", not {shown(field.value)}')
     return default if not word else word == "true"
 
 
@@ -179,10 +179,11 @@ def _check(annotations: Field) -> None:
     level = annotations[containers.LOG_LEVEL]
     if level and level.text() not in LOG_LEVELS:
         level.refuse(
-            f"must be one of {', '.join(LOG_LEVELS)}, not {level.text()!r}", nearest(level.text(), LOG_LEVELS)
+            f"must be one of {', '.join(LOG_LEVELS)}, not {shown(level.value)}",
+            nearest(level.text(), LOG_LEVELS),
         )
     if (templates := annotations[choice.TEMPLATES]) and templates.text() != "sidecar":
-        templates.refuse(f"asks for {templates.text()!r}; there is only sidecar here")
+        templates.refuse(f"asks for {shown(templates.value)}; there is only sidecar here")
     for name, field in annotations.entries():
         if name.startswith((_OWN_PREFIX, "proxy.istio.io/")) and name not in _KNOWN:
             field.notice("has no effect here")
@@ -198,7 +199,7 @@ def _refuse_conflicts(
         for part in spec[kind].items():
             if part["name"].value in ours:
                 part["name"].refuse(
-                    f"is {part['name'].value}, which the sidecar needs", "choose another name"
+                    f"is {shown(part['name'].value)}, which the sidecar needs", "choose another name"
                 )
     taken = {
         ADMIN_PORT: "the sidecar's admin interface",
@@ -213,7 +214,7 @@ def _refuse_conflicts(
         }
     for container in _application(pod):
         for port in container["ports"].items():
-            number = port["containerPort"].value
+            number = port["containerPort"].integer(1, 65535)
             if number in taken and port["protocol"].value in (None, "TCP"):
                 port["containerPort"].refuse(
                     f"is {number}, which {taken[number]} takes", "let the application listen elsewhere"

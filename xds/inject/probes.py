@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
-from xds.parse.reading import Field
+from xds.parse.reading import Field, shown
 from xds.sidecar.settings import PROBE_PORT
 
 Json: TypeAlias = dict[str, Any]
@@ -65,7 +65,7 @@ def _number(container: Field, port: Field) -> int | None:
         for candidate in _mappings(container["ports"]):
             if candidate["name"].value == port.value:
                 return candidate["containerPort"].integer(1, 65535)
-        port.notice(f"names no port of the container: {port.value}; the probe is left as it is")
+        port.notice(f"names no port of the container: {shown(port.value)}; the probe is left as it is")
         return None
     return port.integer(1, 65535)
 

@@ -12,6 +12,8 @@ from xds.sidecar.settings import NOT_INTERCEPTED, PROXY_ID
 
 _PREFIX = "traffic.sidecar.istio.io/"
 
+_SHOWN = 200
+"""Characters of what is wrong with a value that are repeated."""
 _ANNOTATIONS: dict[str, tuple[str, str, Callable[[str], object]]] = {
     "includeOutboundIPRanges": ("-i", "*", rules.networks),
     "excludeOutboundIPRanges": ("-x", "", rules.networks),
@@ -57,5 +59,5 @@ def _list(field: Field, default: str, read: Callable[[str], object]) -> str:
     try:
         read(text)
     except ValueError as error:
-        field.refuse(f"is not understood: {error}")
+        field.refuse(f"is not understood: {str(error)[:_SHOWN]}")
     return text
