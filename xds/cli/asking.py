@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, NoReturn, Self, TypeVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Self, TypeVar
+
+import typer
 
 from xds.cli import options
 
@@ -22,16 +26,74 @@ CANNOT_ASK = 3
 """The exit status if there is nobody to ask, or who is there does not answer."""
 
 
+def _file(option: str, about: str) -> Any:
+    return typer.Option(option, metavar="FILE", exists=True, dir_okay=False, help=about, show_default=False)
+
+
+CaFile = Annotated[
+    Path | None,
+    _file("--ca-file", "Ask over TLS, and verify the control plane against these roots (PEM)."),
+]
+TokenFile = Annotated[
+    Path | None,
+    _file("--token-file", "Over TLS: the token of a service account that may ask (audience xds-ca)."),
+]
+CertFile = Annotated[
+    Path | None, _file("--cert-file", "Over TLS: the certificate of a service account that may ask (PEM).")
+]
+KeyFile = Annotated[Path | None, _file("--key-file", "The key of --cert-file (PEM).")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proof:
+    """How to ask over TLS; without roots it is asked in plaintext."""
+
+    roots: Path | None = None
+    token: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+
+    def credentials(self) -> grpc.ChannelCredentials | None:
+        """Read the files. What is missing or cannot be read ends the command."""
+        import grpc  # noqa: PLC0415
+
+        if (self.certificate is None) != (self.key is None):
+            options.fail("--cert-file and --key-file go together")
+        if self.roots is None:
+            if self.token or self.certificate:
+                options.fail(
+                    "a credential is shown over TLS only: say with --ca-file how the control plane is verified"
+                )
+            return None
+        try:
+            made = grpc.ssl_channel_credentials(
+                self.roots.read_bytes(),
+                self.key.read_bytes() if self.key else None,
+                self.certificate.read_bytes() if self.certificate else None,
+            )
+            if self.token:
+                token = grpc.access_token_call_credentials(self.token.read_text().strip())
+                made = grpc.composite_channel_credentials(made, token)
+        except (OSError, ValueError) as error:
+            options.fail(str(error))
+        return made
+
+
 class Asking:
     """A control plane that can be asked; what goes wrong ends the command."""
 
-    def __init__(self, where: Address) -> None:
+    def __init__(self, where: Address, proof: Proof = Proof()) -> None:
         import grpc  # noqa: PLC0415
 
         self._where = where
         # Everything about a large mesh is more than the default 4 MiB, and a proxy for the web cannot know this port.
         settings = (("grpc.max_receive_message_length", -1), ("grpc.enable_http_proxy", 0))
-        self._channel: grpc.Channel = grpc.insecure_channel(str(where), settings)
+        credentials = proof.credentials()
+        self._channel: grpc.Channel = (
+            grpc.secure_channel(str(where), credentials, settings)
+            if credentials
+            else grpc.insecure_channel(str(where), settings)
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -110,6 +172,8 @@ class Asking:
                     f"no control plane answers at {self._where}: start `xds serve` first, or say with --xds-address "
                     f"where it serves xDS"
                 )
+            case StatusCode.UNAUTHENTICATED | StatusCode.PERMISSION_DENIED:
+                what = f"{self._where} does not let us ask"
             case StatusCode.UNIMPLEMENTED:
                 what = f"who answers at {self._where} does not have {SERVICE}: it is no `xds serve`, or an older one"
             case StatusCode.DEADLINE_EXCEEDED:

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeAlias
 
 import typer
 
-from xds.cli import options, tables
-from xds.cli.asking import Asking
+from xds.cli import asking, options, tables
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -63,6 +62,10 @@ def status(
     xds_address: Annotated[
         str, typer.Option("--xds-address", metavar="HOST:PORT", help="Where the control plane serves xDS.")
     ] = "127.0.0.1:15010",
+    ca_file: asking.CaFile = None,
+    token_file: asking.TokenFile = None,
+    cert_file: asking.CertFile = None,
+    key_file: asking.KeyFile = None,
 ) -> None:
     """Say for every connected sidecar and type of resource: synced, waiting for what, or rejected and why.
 
@@ -72,16 +75,17 @@ def status(
     if "" in (proxy, namespace):
         options.fail("PROXY and --namespace must not be empty: leave them out to ask for all")
     where = options.address("--xds-address", xds_address)
-    with Asking(where) as asking:
+    proof = asking.Proof(roots=ca_file, token=token_file, certificate=cert_file, key=key_file)
+    with asking.Asking(where, proof) as control_plane:
         chosen = {
-            "proxy": asking.find(proxy, namespace or "") if proxy else "",
+            "proxy": control_plane.find(proxy, namespace or "") if proxy else "",
             "namespace": namespace or "",
         }
         if watch:
             with suppress(KeyboardInterrupt):  # the end that was asked for
-                _follow(asking.watch(chosen, unsynced=output is Format.JSON), output)
+                _follow(control_plane.watch(chosen, unsynced=output is Format.JSON), output)
             return
-        answer = asking.list(chosen, unsynced=bool(proxy) or output is Format.JSON)
+        answer = control_plane.list(chosen, unsynced=bool(proxy) or output is Format.JSON)
         if output is Format.JSON:
             typer.echo(json.dumps(_as_json(answer), indent=2))
         elif answer.proxies:
