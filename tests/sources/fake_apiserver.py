@@ -127,10 +127,11 @@ class FakeApiServer:
     async def connect(self, token: str = "") -> KubeApi:
         return await KubeApi.connect(self.kubeconfig(token))
 
-    def serve_istio(self) -> None:
+    def serve_istio(self, newest: str = "v1") -> None:
         """Have the four kinds of policies."""
         for group, version, plural, kind in ISTIO:
-            self._kinds[group, plural] = Kind(group, plural, kind, [version])
+            versions = [newest if version == "v1" else version]
+            self._kinds[group, plural] = Kind(group, plural, kind, versions)
 
     def asked_for(self, what: str) -> list[web.Request]:
         """The requests of a sort, such as `list pods`."""
@@ -142,6 +143,7 @@ class FakeApiServer:
 
     async def compact(self) -> None:
         """Forget everything that was; who watches is cut."""
+        self.version += 1
         self.compacted = self.version
         self._pages.clear()
         for kind in self._kinds.values():
