@@ -255,6 +255,19 @@ class TestTheProcess:
             process.send_signal(signal.SIGTERM)
             assert await asyncio.wait_for(process.wait(), 60) == 0
 
+    async def test_is_not_ready_while_it_knows_nothing(self, cluster: Cluster, tmp_path):
+        """Envoy's own default would be 30 s, so a pod would be ready that refuses everything."""
+        pod = cluster.pod("web", "ns", sidecar=True)
+
+        async with running(pod, environment(pod), tmp_path / "log"):
+            sources = ("cluster_manager.cds", "listener_manager.lds")
+            stats = (await pod.client.get("http://127.0.0.1:15000/stats")).text
+            assert [f"{source}.init_fetch_timeout: 0" in stats for source in sources] == [True, True]
+            ready = await pod.client.get("http://127.0.0.1:15000/ready")
+            assert (ready.code, ready.text.strip()) == ("503", "PRE_INITIALIZING")
+            dump = (await pod.client.get("http://127.0.0.1:15000/config_dump")).text
+            assert dump.count('"initial_fetch_timeout": "0s"') == len(sources)
+
     async def test_needs_no_disk_that_can_be_written(self, cluster: Cluster, tmp_path):
         pod = cluster.pod("web", "ns", sidecar=True)
         # All that is mounted becomes read-only, in a mount namespace of the process's own.

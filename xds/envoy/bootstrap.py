@@ -19,6 +19,7 @@ from envoy_data_plane.envoy.config.core.v3 import (
     ApiConfigSourceApiType,
     ApiVersion,
     BackoffStrategy,
+    ConfigSource,
     DataSource,
     GrpcService,
     GrpcServiceEnvoyGrpc,
@@ -112,7 +113,9 @@ def bootstrap(
             metadata=strings(NAME=pod.name, NAMESPACE=pod.namespace, SERVICE_ACCOUNT=pod.service_account),
         ),
         admin=Admin(address=address(own, ADMIN_PORT)),
-        dynamic_resources=BootstrapDynamicResources(ads_config=api, cds_config=ads(), lds_config=ads()),
+        dynamic_resources=BootstrapDynamicResources(
+            ads_config=api, cds_config=_awaited(), lds_config=_awaited()
+        ),
         static_resources=BootstrapStaticResources(
             clusters=[
                 *([] if credential else [_control_plane(xds_host, xds_port)]),
@@ -125,6 +128,13 @@ def bootstrap(
             ],
         ),
     )
+
+
+def _awaited() -> ConfigSource:
+    """Wait for the first answer. By default, Envoy is ready after half a minute without one: ready to refuse everything."""
+    source = ads()
+    source.initial_fetch_timeout = timedelta(0)
+    return source
 
 
 def _again() -> RetryPolicy:
