@@ -19,6 +19,8 @@ from kubernetes.aio import client, config
 from kubernetes.aio.client.exceptions import ApiException
 from kubernetes.aio.config.config_exception import ConfigException
 
+from xds.kube.decoding import decoded
+
 Json: TypeAlias = dict[str, Any]
 
 MERGE = "application/merge-patch+json"
@@ -54,6 +56,14 @@ class KubeError(Exception):
     def missing(self) -> bool:
         """Whether what was asked for does not exist."""
         return self.status == HTTPStatus.NOT_FOUND
+
+    @property
+    def ending(self) -> bool:
+        """Whether nothing can be created because the namespace is being deleted."""
+        causes = (self.body.get("details") or {}).get("causes") or ()
+        return self.status == HTTPStatus.FORBIDDEN and any(
+            cause.get("reason") == "NamespaceTerminating" for cause in causes
+        )
 
 
 class KubeApi:
@@ -156,7 +166,7 @@ class KubeApi:
         ) as response:
             try:
                 text = await response.read()
-                answer = json.loads(text) if text else {}
+                answer = decoded(text) if text else {}
             except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
                 raise _unreachable(self.server, error) from error
         if not isinstance(answer, dict):

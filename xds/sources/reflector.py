@@ -7,7 +7,6 @@ is everything listed again, and compared with what is known; whatever cannot be 
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 from collections.abc import Callable, Mapping
 from enum import Enum
@@ -15,6 +14,7 @@ from http import HTTPStatus
 from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 from xds.kube.api import Json, KubeApi, KubeError
+from xds.kube.decoding import decoded
 from xds.kube.lines import lines
 from xds.sources.resource import Pace, Resource
 
@@ -325,7 +325,7 @@ class Reflector(Generic[T]):
 
 def _decoded(line: bytes) -> Json:
     try:
-        event = json.loads(line)
+        event = decoded(line)
     except ValueError as error:
         raise KubeError(0, f"an event could not be read: {error}") from error
     if not isinstance(event, dict):

@@ -1,0 +1,42 @@
+"""JSON of an API server, whatever others have stored there."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+DEEPEST = 100
+"""Levels that are read; no object that means anything comes near."""
+TOO_DEEP = b'"(nested too deeply)"'
+"""What is read in place of what is deeper."""
+
+_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*+"|[\[{]|[\]}]', re.DOTALL)
+
+
+def decoded(text: bytes) -> Any:
+    """Read JSON. ValueError: it is none.
+
+    An object may be nested as deeply as its author likes where its kind has no schema, and Python's reader gives up at about a
+    thousand levels; with it a whole page of a list would be lost.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        return json.loads(_shallow(text))
+
+
+def _shallow(text: bytes) -> bytes:
+    parts: list[bytes] = []
+    depth = kept = 0
+    for found in _TOKEN.finditer(text):
+        token = found[0]
+        if token in b"[{":
+            depth += 1
+            if depth == DEEPEST + 1:
+                parts += [text[kept : found.start()], TOO_DEEP]
+        elif token in b"]}":
+            depth -= 1
+            if depth == DEEPEST:
+                kept = found.end()
+    return b"".join([*parts, text[kept:]])
