@@ -7,12 +7,14 @@ import signal
 import sys
 from base64 import b64decode, b64encode
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.kubernetes.environment.cluster import Cluster
 from tests.kubernetes.serving import Serving
 from xds.identity import chain
+from xds.kube import crds
 from xds.kube.authority import SECRET, USERS
 from xds.kube.roots import KEY, NAME
 
@@ -88,6 +90,52 @@ async def test_two_share_a_ca_and_one_publishes_its_root_until_it_is_killed(
         for name, value in (await kept(cluster)).items():
             if name.endswith("key.pem"):
                 assert value.splitlines()[1] not in log
+
+
+@pytest.mark.timeout(300)
+async def test_a_policy_that_is_overruled_says_so_until_the_other_one_goes(
+    own_cluster: Cluster, tmp_path: Path
+) -> None:
+    cluster = own_cluster
+    await crds.install(cluster.api)
+    await cluster.api.create("/api/v1/namespaces", {"metadata": {"name": HOME}})
+    path = f"/apis/security.istio.io/v1/namespaces/{HOME}/peerauthentications"
+
+    async def apply(name: str) -> None:
+        spec = {"mtls": {"mode": "STRICT"}}
+        body = {"apiVersion": "security.istio.io/v1", "kind": "PeerAuthentication", "spec": spec}
+        await cluster.api.create(path, body | {"metadata": {"name": name}})
+
+    async def until(name: str, *messages: str) -> dict[str, Any]:
+        def said(found: dict[str, Any]) -> bool:
+            conditions = found.get("status", {}).get("conditions", ())
+            return [each["message"] for each in conditions] == list(messages)
+
+        found: dict[str, Any] = await cluster.until(f"{path}/{name}", said, timeout=PATIENCE)
+        return found
+
+    await apply("a")
+    await apply("b")
+    async with cluster.namespace() as namespace, Serving(await cluster.kubeconfig(), tmp_path) as serving:
+        await serving.until_ready()
+        await cluster.api.create(
+            f"/api/v1/namespaces/{namespace}/serviceaccounts", {"metadata": {"name": "web"}}
+        )
+        pod = {
+            "metadata": {"name": "web", "labels": {"security.istio.io/tlsMode": "istio"}},
+            "spec": {"serviceAccountName": "web", "containers": [{"name": "web", "image": "web"}]},
+        }
+        await cluster.api.create(f"/api/v1/namespaces/{namespace}/pods", pod)
+        before = await until("b", f"PeerAuthentication {HOME}/a decides instead")
+        # What we write is no news to ourselves: while another object is written to, this one stays as it is.
+        await apply("c")
+        await until("c", f"PeerAuthentication {HOME}/a decides instead")
+        assert await cluster.api.get(f"{path}/b") == before
+        assert "status" not in await cluster.api.get(f"{path}/a")
+
+        await cluster.api.delete(f"{path}/a")
+        await until("b")
+        await until("c", f"PeerAuthentication {HOME}/b decides instead")
 
 
 async def test_a_bad_ca_of_the_users_is_a_start_refused_that_says_how_to_mend_it(

@@ -1,19 +1,18 @@
-"""The roots in every namespace: there quickly, put back, and never a noise about namespaces that go.
-
-The cluster is shared, and so are its namespaces: each test's ConfigMaps are looked at in namespaces of its own.
-"""
+"""The roots in every namespace: there quickly, put back, and never a noise about namespaces that go."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
+from tests.kubernetes.conftest import _skip_without_programs
 from tests.kubernetes.environment.cluster import Cluster
+from tests.kubernetes.environment.control_plane import ControlPlane
 from tests.real.harness.waiting import eventually
 from xds.kube import roots as module
 from xds.kube.api import KubeApi, KubeError
@@ -31,6 +30,14 @@ RULES = [
     {"apiGroups": [""], "resources": ["configmaps"], "verbs": ["create"]},
 ]
 """What the module says that it needs."""
+
+
+@pytest.fixture(scope="module")
+def control_plane() -> Iterator[ControlPlane]:
+    """Of this file's own: what is written here is written in every namespace."""
+    _skip_without_programs()
+    with ControlPlane() as started:
+        yield started
 
 
 @pytest.fixture(autouse=True)
@@ -63,8 +70,7 @@ def leading(cluster: Cluster, text: str, **how: Any) -> Roots:
     return Roots(cluster.api, text.encode, leads=lambda: True, **how)
 
 
-async def test_are_in_every_namespace_in_new_ones_too_and_follow_a_rotation(own_cluster: Cluster) -> None:
-    cluster = own_cluster
+async def test_are_in_every_namespace_in_new_ones_too_and_follow_a_rotation(cluster: Cluster) -> None:
     said = b"first"
     roots = Roots(cluster.api, lambda: said, leads=lambda: True)
     async with cluster.namespace() as old, running(roots):
@@ -78,8 +84,7 @@ async def test_are_in_every_namespace_in_new_ones_too_and_follow_a_rotation(own_
                 await until(cluster, namespace, "second")
 
 
-async def test_what_somebody_changed_or_removed_is_put_back(own_cluster: Cluster) -> None:
-    cluster = own_cluster
+async def test_what_somebody_changed_or_removed_is_put_back(cluster: Cluster) -> None:
     async with cluster.namespace() as namespace, running(leading(cluster, "right")):
         await until(cluster, namespace, "right")
         await cluster.api.patch(path(namespace), {"data": {KEY: "wrong"}})
@@ -90,8 +95,7 @@ async def test_what_somebody_changed_or_removed_is_put_back(own_cluster: Cluster
         await until(cluster, namespace, "right")
 
 
-async def test_nothing_is_written_while_all_is_right(own_cluster: Cluster) -> None:
-    cluster = own_cluster
+async def test_nothing_is_written_while_all_is_right(cluster: Cluster) -> None:
     roots = leading(cluster, "right")
     async with cluster.namespace() as namespace:
         assert await roots.compare()
@@ -101,8 +105,7 @@ async def test_nothing_is_written_while_all_is_right(own_cluster: Cluster) -> No
     assert before == after
 
 
-async def test_namespaces_that_are_named_are_left_alone(own_cluster: Cluster) -> None:
-    cluster = own_cluster
+async def test_namespaces_that_are_named_are_left_alone(cluster: Cluster) -> None:
     async with cluster.namespace() as excluded, cluster.namespace() as namespace:
         assert await leading(cluster, "right", exclude=[excluded]).compare()
         await until(cluster, namespace, "right")
@@ -111,8 +114,7 @@ async def test_namespaces_that_are_named_are_left_alone(own_cluster: Cluster) ->
     assert missing.value.missing
 
 
-async def test_a_namespace_that_is_being_deleted_is_no_news(own_cluster: Cluster) -> None:
-    cluster = own_cluster
+async def test_a_namespace_that_is_being_deleted_is_no_news(cluster: Cluster) -> None:
     holding = "example.com/hold"
     async with cluster.namespace() as namespace:
         await cluster.api.create(
@@ -132,8 +134,7 @@ async def test_a_namespace_that_is_being_deleted_is_no_news(own_cluster: Cluster
         )
 
 
-async def test_needs_no_more_than_it_says_and_says_once_what_it_lacks(own_cluster: Cluster) -> None:
-    cluster = own_cluster
+async def test_needs_no_more_than_it_says_and_says_once_what_it_lacks(cluster: Cluster) -> None:
     async with AsyncExitStack() as stack:
         namespace = await stack.enter_async_context(cluster.namespace())
         api: KubeApi = await stack.enter_async_context(await cluster.connect("publisher"))
@@ -159,8 +160,7 @@ async def test_needs_no_more_than_it_says_and_says_once_what_it_lacks(own_cluste
             await until(cluster, namespace, "right")
 
 
-async def test_when_the_replica_that_writes_is_killed_another_goes_on(own_cluster: Cluster) -> None:
-    cluster = own_cluster
+async def test_when_the_replica_that_writes_is_killed_another_goes_on(cluster: Cluster) -> None:
     async with AsyncExitStack() as stack:
         namespace = await stack.enter_async_context(cluster.namespace())
         leases = [Lease(cluster.api, "default", name, duration=1.5) for name in ("a", "b")]

@@ -174,7 +174,7 @@ def serve(
             else:
                 api = await stack.enter_async_context(options.connected(kubeconfig, context))
                 source = _cluster(api, assignments, namespace, mesh_config_map)
-                prepare = partial(_in_cluster, exposed, opened, api, source.namespace, injected=injected)
+                prepare = partial(_in_cluster, exposed, opened, api, source, injected=injected)
             return await run(source, prepare, at, max_connection_age=max_connection_age or None)
 
     at = Addresses(xds=where["--xds-address"], admin=admin, rest=where.get("--rest-address"))
@@ -209,7 +209,7 @@ async def _in_cluster(
     exposed: list[str],
     opened: doors.Doors,
     api: KubeApi,
-    namespace: str,
+    source: Kubernetes,
     config: MeshConfig,
     *,
     injected: injecting.Injecting,
@@ -217,8 +217,10 @@ async def _in_cluster(
     """Prepare to serve a cluster, as one of several."""
     from xds.hub import Hub  # noqa: PLC0415
     from xds.kube.authority import AuthorityError  # noqa: PLC0415
+    from xds.kube.conditions import Conditions  # noqa: PLC0415
     from xds.kube.replica import Replica  # noqa: PLC0415
 
+    namespace = source.namespace
     try:
         replica = await Replica.join(api, namespace, config.trust_domain)
     except AuthorityError as error:
@@ -227,8 +229,9 @@ async def _in_cluster(
     kept = replica.authorities
     hub = Hub(kept.authority, also_trust=kept.also_trust, serve_keys=False)
     replica.follow(hub)
+    told = Conditions(api, lambda: source.problems, lambda: hub.mesh, leads=replica.leads)
     # Each that is to run besides is added here.
-    parts: list[Part] = [*replica.parts, *injected.parts(hub, api, namespace, replica.leads)]
+    parts: list[Part] = [*replica.parts, told.run, *injected.parts(hub, api, namespace, replica.leads)]
     return Serving(hub, parts, await opened.door(hub, lambda: replica.authorities, api, namespace))
 
 

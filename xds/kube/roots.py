@@ -13,7 +13,6 @@ import asyncio
 import random
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from http import HTTPStatus
 from typing import Any
 
 import structlog
@@ -132,7 +131,7 @@ class Roots:
         try:
             await self._api.patch(path, body, kind=APPLY, fieldManager=FIELD_MANAGER, force=True)
         except KubeError as error:
-            if error.missing or _is_ending(error):
+            if error.missing or error.ending:
                 return True
             self._say(namespace, str(error))
             return False
@@ -168,11 +167,3 @@ class Roots:
             self._said[namespace] = problem
         else:
             self._said.pop(namespace, None)
-
-
-def _is_ending(error: KubeError) -> bool:
-    """Whether a write failed because its namespace is being deleted."""
-    causes = (error.body.get("details") or {}).get("causes") or ()
-    return error.status == HTTPStatus.FORBIDDEN and any(
-        cause.get("reason") == "NamespaceTerminating" for cause in causes
-    )

@@ -1,0 +1,332 @@
+"""What is wrong is said on the object: as a condition or an Event, once, and no longer than it is so."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from tests.kubernetes.conftest import _skip_without_programs
+from tests.kubernetes.environment.cluster import Cluster
+from tests.kubernetes.environment.control_plane import ControlPlane
+from tests.policy.world import mesh, peer, pod
+from tests.real.harness.waiting import eventually
+from xds.kube import conditions as module
+from xds.kube import crds
+from xds.kube.api import KubeApi, KubeError
+from xds.kube.conditions import Conditions, Said, standing
+from xds.mesh import Mesh
+from xds.model import Problem, Ref
+
+PEER = "/apis/security.istio.io/v1/namespaces/{}/peerauthentications"
+REFUSED = "spec.mtls.mode must be one of STRICT, not LOOSE"
+RULES = [
+    {
+        "apiGroups": ["authentication.istio.io", "security.istio.io", "networking.istio.io"],
+        "resources": ["policies", "meshpolicies", "peerauthentications", "destinationrules"],
+        "verbs": ["list"],
+    },
+    {
+        "apiGroups": ["authentication.istio.io", "security.istio.io", "networking.istio.io"],
+        "resources": [
+            f"{plural}/status"
+            for plural in ("policies", "meshpolicies", "peerauthentications", "destinationrules")
+        ],
+        "verbs": ["patch"],
+    },
+    {"apiGroups": [""], "resources": ["events"], "verbs": ["create"]},
+    {
+        "apiGroups": [""],
+        "resources": ["pods", "services", "serviceaccounts", "namespaces"],
+        "verbs": ["list"],
+    },
+    {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["list"]},
+]
+"""What the module says that it needs."""
+
+
+@pytest.fixture(scope="module")
+def control_plane() -> Iterator[ControlPlane]:
+    """Of this file's own: what is written here is written in every namespace."""
+    _skip_without_programs()
+    with ControlPlane() as started:
+        yield started
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "REST", 0.01)
+    monkeypatch.setattr(module, "PACE", 0.0)
+    monkeypatch.setattr(module, "AGAIN", 0.1)
+
+
+class World:
+    """What is known, as the test says."""
+
+    def __init__(self, api: KubeApi, namespace: str) -> None:
+        self.api, self.namespace = api, namespace
+        self.problems: list[Problem] = []
+        self.mesh = Mesh()
+        self.leads = True
+        self.conditions = self.another(api)
+
+    def another(self, api: KubeApi) -> Conditions:
+        return Conditions(api, lambda: self.problems, lambda: self.mesh, leads=lambda: self.leads)
+
+    async def compare(self, conditions: Conditions | None = None) -> bool:
+        return await (conditions or self.conditions).compare(standing(self.mesh, self.problems))
+
+    def refuse(self, kind: str, name: str, what: str = REFUSED) -> None:
+        where = str(Ref(kind, "" if kind in ("MeshPolicy", "Namespace") else self.namespace, name))
+        self.problems = [Problem(where=where, what=what)]
+
+    async def apply(self, name: str, mode: str = "STRICT") -> dict[str, Any]:
+        body = {
+            "apiVersion": "security.istio.io/v1",
+            "kind": "PeerAuthentication",
+            "metadata": {"name": name},
+            "spec": {"mtls": {"mode": mode}},
+        }
+        try:
+            return await self.api.create(PEER.format(self.namespace), body)
+        except KubeError as error:
+            if error.reason != "AlreadyExists":
+                raise
+            return await self.api.patch(f"{PEER.format(self.namespace)}/{name}", {"spec": body["spec"]})
+
+    async def get(self, name: str) -> dict[str, Any]:
+        return await self.api.get(f"{PEER.format(self.namespace)}/{name}")
+
+    async def conditions_of(self, name: str) -> dict[str, dict[str, Any]]:
+        status = (await self.get(name)).get("status", {})
+        return {each["type"]: each for each in status.get("conditions", ())}
+
+    async def events(self, kind: str, namespace: str = "") -> list[dict[str, Any]]:
+        found = await self.api.get(f"/api/v1/namespaces/{namespace or self.namespace}/events")
+        return [each for each in found["items"] if each["involvedObject"]["kind"] == kind]
+
+
+@pytest.fixture
+async def world(cluster: Cluster) -> AsyncIterator[World]:
+    await crds.install(cluster.api)
+    async with cluster.namespace() as namespace:
+        yield World(cluster.api, namespace)
+
+
+def test_what_is_said_of_what() -> None:
+    facts = [
+        pod("web", "ns"),
+        *(peer("ns", "STRICT", name=name, age=age) for name, age in (("old", 9), ("young", 1))),
+    ]
+    problems = [
+        Problem(where="PeerAuthentication ns/young", what="is odd", hint="make it even"),
+        Problem(where="PeerAuthentication ns/young", what="is long\nand broken"),
+        Problem(where="MeshPolicy other", what="is wrong"),
+        Problem(where="Service ns/web", what="was passed over", notice=True),
+        Problem(where="https://10.0.0.1:443", what="cannot be reached"),
+    ]
+    said = standing(mesh(*facts), problems)
+    assert said[Ref("PeerAuthentication", "ns", "young")] == {
+        "Accepted": Said("Refused", r"is odd (make it even); is long\nand broken"),
+        "InForce": Said("Overruled", "PeerAuthentication ns/old decides instead"),
+    }
+    assert said[Ref("MeshPolicy", "", "other")] == {"Accepted": Said("Refused", "is wrong")}
+    assert set(said) == {
+        Ref("PeerAuthentication", "ns", "young"),
+        Ref("MeshPolicy", "", "other"),
+        Ref("MeshPolicy", "", "default"),
+    }
+
+
+async def test_a_condition_is_there_as_long_as_it_is_so(world: World) -> None:
+    made = await world.apply("default")
+    await world.apply("fine")
+    world.refuse("PeerAuthentication", "default")
+    assert await world.compare()
+    found = await world.conditions_of("default")
+    assert found == {
+        "Accepted": {
+            "type": "Accepted",
+            "status": "False",
+            "reason": "Refused",
+            "message": REFUSED,
+            "observedGeneration": made["metadata"]["generation"],
+            "lastTransitionTime": found["Accepted"]["lastTransitionTime"],
+        }
+    }
+    fields = (await world.get("default"))["metadata"]["managedFields"]
+    assert ("xds-status", "status") in {(each["manager"], each.get("subresource")) for each in fields}
+    assert "status" not in await world.get("fine")
+
+    # Another mistake is the same state, since the same time, of another generation.
+    await world.api.patch(
+        f"{PEER.format(world.namespace)}/default/status",
+        {"status": {"conditions": [found["Accepted"] | {"lastTransitionTime": "2001-01-01T00:00:00Z"}]}},
+    )
+    await world.apply("default", "DISABLE")
+    world.refuse("PeerAuthentication", "default", "is wrong otherwise")
+    assert await world.compare()
+    again = (await world.conditions_of("default"))["Accepted"]
+    assert again["message"] == "is wrong otherwise"
+    assert again["lastTransitionTime"] == "2001-01-01T00:00:00Z"
+    assert again["observedGeneration"] == made["metadata"]["generation"] + 1
+
+    world.problems = []
+    assert await world.compare()
+    assert await world.conditions_of("default") == {}
+
+
+async def test_nothing_is_written_that_is_there_and_others_conditions_stay(world: World) -> None:
+    await world.apply("default")
+    theirs = {"type": "Reconciled", "status": "True", "reason": "Fine"}
+    path = f"{PEER.format(world.namespace)}/default"
+    await world.api.patch(f"{path}/status", {"status": {"conditions": [theirs], "observedGeneration": 7}})
+    world.refuse("PeerAuthentication", "default")
+    assert await world.compare()
+    before = await world.get("default")
+    assert [each["type"] for each in before["status"]["conditions"]] == ["Reconciled", "Accepted"]
+    # This replica and another find nothing to do.
+    assert await world.compare()
+    assert await world.compare(world.another(world.api))
+    assert await world.get("default") == before
+    world.problems = []
+    assert await world.compare(world.another(world.api))
+    assert (await world.get("default"))["status"] == {"conditions": [theirs], "observedGeneration": 7}
+
+
+async def test_who_does_not_lead_writes_nothing(world: World) -> None:
+    await world.apply("default")
+    world.refuse("PeerAuthentication", "default")
+    world.leads = False
+    await world.compare()
+    assert await world.conditions_of("default") == {}
+
+
+async def test_a_kind_without_a_status_gets_an_event_and_no_second_one(world: World) -> None:
+    plain = {"metadata": {"name": "web"}, "spec": {"containers": [{"name": "web", "image": "web"}]}}
+    await world.api.create(
+        f"/api/v1/namespaces/{world.namespace}/serviceaccounts", {"metadata": {"name": "web"}}
+    )
+    plain["spec"]["serviceAccountName"] = "web"
+    made = await world.api.create(f"/api/v1/namespaces/{world.namespace}/pods", plain)
+    world.refuse("Pod", "web")
+    for conditions in (world.conditions, world.conditions, world.another(world.api)):
+        assert await world.compare(conditions)
+    (event,) = await world.events("Pod")
+    assert event["involvedObject"]["uid"] == made["metadata"]["uid"]
+    assert (event["type"], event["reason"], event["message"]) == ("Warning", "Refused", REFUSED)
+    # Something else that is wrong is news.
+    world.refuse("Pod", "web", "claims the address of another")
+    assert await world.compare()
+    assert len(await world.events("Pod")) == 2
+    # Of what is gone nothing is said.
+    world.refuse("Pod", "gone")
+    assert await world.compare()
+    assert len(await world.events("Pod")) == 2
+
+
+async def test_a_foreign_definition_without_a_status_gets_events(own_cluster: Cluster) -> None:
+    await crds.install(own_cluster.api)
+    world = World(own_cluster.api, "default")
+    path = f"{crds.PATH}/meshpolicies.authentication.istio.io"
+    definition = await world.api.get(path)
+    for version in definition["spec"]["versions"]:
+        version.pop("subresources")
+    await world.api.replace(path, definition)
+    mesh_policy = {
+        "apiVersion": "authentication.istio.io/v1alpha1",
+        "kind": "MeshPolicy",
+        "metadata": {"name": "default"},
+        "spec": {"peers": [{"mtls": {"mode": "PERMISSIVE"}}]},
+    }
+    await world.api.create("/apis/authentication.istio.io/v1alpha1/meshpolicies", mesh_policy)
+    world.refuse("MeshPolicy", "default")
+
+    async def said() -> bool:
+        # Discovery hears of the definition's change a moment later.
+        assert await world.compare(world.another(world.api))
+        return bool(await world.events("MeshPolicy", "default"))
+
+    await eventually(said, timeout=30)
+    (event,) = await world.events("MeshPolicy", "default")
+    assert event["message"] == REFUSED
+
+
+async def test_kinds_that_the_cluster_lacks_are_passed_over(own_cluster: Cluster) -> None:
+    world = World(own_cluster.api, "default")
+    world.refuse("PeerAuthentication", "default")
+    with capture_logs() as logs:
+        assert await world.compare()
+    assert logs == []
+
+
+async def test_needs_no_more_than_it_says_and_says_once_what_it_lacks(world: World, cluster: Cluster) -> None:
+    await world.apply("default")
+    async with await cluster.connect("teller") as api:
+        conditions = world.another(api)
+        world.refuse("PeerAuthentication", "default")
+        with capture_logs() as logs:
+            assert not await world.compare(conditions)
+            assert not await world.compare(conditions)
+        assert len(logs) == 1
+        assert "cannot list resource" in logs[0]["problem"]
+
+        rbac = "/apis/rbac.authorization.k8s.io/v1"
+        await cluster.api.create(f"{rbac}/clusterroles", {"metadata": {"name": "teller"}, "rules": RULES})
+        group = "rbac.authorization.k8s.io"
+        binding = {
+            "metadata": {"name": "teller"},
+            "roleRef": {"kind": "ClusterRole", "name": "teller", "apiGroup": group},
+            "subjects": [{"kind": "User", "name": "teller", "apiGroup": group}],
+        }
+        await cluster.api.create(f"{rbac}/clusterrolebindings", binding)
+        async with running(conditions):
+            await eventually(lambda: world.conditions_of("default"), timeout=30)
+            world.refuse("Namespace", world.namespace)
+            await eventually(lambda: world.events("Namespace", "default"), timeout=30)
+            assert await world.conditions_of("default") == {}
+
+
+async def test_it_follows_by_itself_and_survives_a_mistake_of_ours(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.apply("default")
+
+    def broken(*_: object) -> dict[Ref, Any]:
+        raise RuntimeError("a bug")
+
+    with monkeypatch.context() as patched, capture_logs() as logs:
+        patched.setattr(module, "standing", broken)
+        async with running(world.conditions):
+            await eventually(lambda: logs, timeout=30)
+            patched.undo()
+            monkeypatch.setattr(module, "REST", 0.01)
+            world.refuse("PeerAuthentication", "default")
+            await eventually(lambda: world.conditions_of("default"), timeout=30)
+            before = await world.get("default")
+            world.mesh = mesh(pod("web", "ns"))  # a change that matters to nobody here
+            world.problems = [*world.problems, Problem(where=f"Namespace {world.namespace}", what="is odd")]
+            await eventually(lambda: world.events("Namespace", "default"), timeout=30)
+            assert await world.get("default") == before
+            world.problems = []
+
+            async def cleared() -> bool:
+                return not await world.conditions_of("default")
+
+            await eventually(cleared, timeout=30)
+    assert "RuntimeError: a bug" in logs[0]["problem"]
+
+
+@asynccontextmanager
+async def running(conditions: Conditions) -> AsyncIterator[None]:
+    task = asyncio.create_task(conditions.run())
+    try:
+        yield
+        assert not task.done(), await task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
