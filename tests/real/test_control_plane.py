@@ -246,7 +246,7 @@ class TestAddresses:
                 *place.command(controlplane.XDS, *serve, "--insecure-xds"), stdout=PIPE, stderr=PIPE
             )
             try:
-                await eventually(lambda: is_ok(Client(place).get("http://127.0.0.1:15014/ready")))
+                await eventually(lambda: is_ok(Client(place).get("http://127.0.0.1:15014/ready")), timeout=30)
                 door = HERE.listener(loopback.address(), 0)
                 async with Relay(door, lambda: Client(place).connect("127.0.0.1", 15010)):
                     host, port = door.getsockname()
