@@ -1,0 +1,177 @@
+"""The real Envoy over TLS with a token from a file: large answers, tokens that are replaced, certificates and servers that change."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import grpc
+import pytest
+from envoy_data_plane.envoy.config.cluster.v3 import Cluster, ClusterDiscoveryType
+from envoy_data_plane.envoy.config.core.v3 import Metadata
+from envoy_data_plane.google.protobuf import Struct, Value
+
+from tests.real.harness.envoy import EnvoyProcess
+from tests.real.harness.loopback import Loopback, free_port
+from tests.server.test_own_certificate import bridge
+from xds.auth import Authentication
+from xds.descriptors import to_json_dict
+from xds.envoy.bootstrap import TokenFile, bootstrap
+from xds.identity.ca import Authority
+from xds.identity.claims import Caller, How, NotProvenError
+from xds.identity.keys import PrivateKey
+from xds.model import Interception, Meta, Pod, Ref
+from xds.server import XdsServer
+from xds.store import Store
+from xds.tls import OwnCertificate, Trust
+
+pytestmark = [pytest.mark.envoy, pytest.mark.parametrize("sotw", [True, False], ids=["sotw", "delta"])]
+
+NOW = datetime.now(UTC)
+WITHIN = 60.0
+LARGE = 6 * 1024 * 1024
+
+
+@dataclass
+class Site:
+    """A control plane at one port, and what it makes of tokens."""
+
+    folder: Path
+    port: int = field(default_factory=free_port)
+    trust: Trust = field(init=False)
+    store: Store = field(default_factory=Store)
+    good: set[str] = field(default_factory=lambda: {"first"})
+    shown: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
+    """Every token that was shown, good or bad."""
+
+    def __post_init__(self) -> None:
+        ca = authority()
+        self.trust = Trust(ca, ca.root_pem)
+        (self.folder / "roots.pem").write_bytes(ca.root_pem)
+        self.project("first")
+
+    def project(self, token: str) -> None:
+        """Put another token in the place of the one before, as the kubelet does: at once."""
+        (self.folder / "new").write_text(token)
+        (self.folder / "new").rename(self.folder / "token")
+
+    async def judge(self, token: str, _: str) -> Caller:
+        self.shown.put_nowait(token)
+        if token not in self.good:
+            raise NotProvenError("the token expired")
+        return Caller(namespace="ns", service_account=token, how=How.TOKEN)
+
+    @asynccontextmanager
+    async def serving(self) -> AsyncIterator[XdsServer]:
+        own = OwnCertificate(["localhost"], lambda: self.trust)
+        async with XdsServer(
+            self.store,
+            "127.0.0.1:0",
+            grace=0.5,
+            secure=[(f"127.0.0.1:{self.port}", own.credentials(certificate_required=False))],
+            authenticate=Authentication(lambda: ("cluster.local",), self.judge),
+        ) as server:
+            yield server
+
+    def envoy(self, loopback: Loopback, *, sotw: bool) -> EnvoyProcess:
+        meta = Meta(ref=Ref("Pod", "ns", "web"))
+        pod = Pod(meta=meta, address=loopback.address(), interception=Interception.NONE)
+        files = TokenFile(token=str(self.folder / "token"), roots=str(self.folder / "roots.pem"))
+        config = bootstrap(pod, "localhost", self.port, sotw=sotw, credential=files)
+        return EnvoyProcess("web", to_json_dict(config), self.folder)
+
+    async def until_shown(self, token: str) -> None:
+        async with asyncio.timeout(WITHIN):
+            while await self.shown.get() != token:
+                pass
+
+    async def until_known_as(self, token: str) -> None:
+        """Wait until the Envoy has everything, on a stream that it opened with this token."""
+        async with asyncio.timeout(WITHIN):
+            while [client.stream.caller.service_account for client in self.store.clients] != [token]:
+                await asyncio.sleep(0.02)
+            await self.store.applied()
+
+
+def authority() -> Authority:
+    return Authority.create(PrivateKey.generate(), "cluster.local", NOW)
+
+
+def cluster(name: str, size: int = 0) -> Cluster:
+    filler = Struct(fields={"filler": Value(string_value="x" * size)})
+    return Cluster(
+        name=name, type=ClusterDiscoveryType.STATIC, metadata=Metadata(filter_metadata={"test": filler})
+    )
+
+
+def replace(store: Store, *clusters: Cluster) -> None:
+    """Say that these are all the clusters, and that there are no listeners."""
+    store.replace(clusters)
+
+
+async def test_six_megabytes_in_one_answer_are_taken(loopback, tmp_path, sotw):
+    site = Site(tmp_path)
+    replace(site.store, *(cluster(f"c{number}", LARGE // 100) for number in range(100)))
+    async with site.serving(), site.envoy(loopback, sotw=sotw) as envoy:
+        await site.until_known_as("first")
+        assert await envoy.admin.stat("cluster_manager.active_clusters") == 101
+        largest = site.store.view("").of("type.googleapis.com/envoy.config.cluster.v3.Cluster")
+        assert sum(len(each.body) for each in largest.values()) >= LARGE * 0.99
+
+
+async def test_a_token_that_was_replaced_is_shown_on_the_next_stream(loopback, tmp_path, sotw):
+    site = Site(tmp_path)
+    replace(site.store, cluster("a"))
+    async with site.serving(), site.envoy(loopback, sotw=sotw) as envoy:
+        await site.until_known_as("first")
+        site.project("second")
+        replace(site.store, cluster("b"))
+        await site.until_known_as("first")  # a stream that goes on needs no other
+        site.good = {"second"}
+        end(site.store)
+        await site.until_known_as("second")
+
+        # One that expires while the stream goes on is noticed by the next one, and who has it waits for the kubelet.
+        site.good = set()
+        end(site.store)
+        await site.until_shown("second")
+        await site.until_shown("second")
+        site.good = {"third"}
+        site.project("third")
+        await site.until_known_as("third")
+        replace(site.store, cluster("c"))
+        await site.until_known_as("third")
+        assert await envoy.admin.stat("cluster_manager.cluster_added") == 4
+
+
+async def test_a_control_plane_that_was_away_is_found_again_after_a_rotation_too(loopback, tmp_path, sotw):
+    site = Site(tmp_path)
+    replace(site.store, cluster("a"))
+    async with site.serving():
+        envoy = site.envoy(loopback, sotw=sotw)
+        await envoy.__aenter__()
+        await site.until_known_as("first")
+    old, new = site.trust.authority, authority()
+    try:
+        async with site.serving():
+            await site.until_known_as("first")
+            # Envoy reads its roots once: what is the new CA's has to be led back to the old one.
+            site.trust = Trust(new, new.root_pem + old.root_pem, bridge(old, new))
+            end(site.store)
+            await site.until_known_as("first")
+        replace(site.store, cluster("b"))
+        async with site.serving():
+            await site.until_known_as("first")
+            assert await envoy.admin.stat("cluster_manager.cluster_removed") == 1
+    finally:
+        await envoy.__aexit__(None, None, None)
+
+
+def end(store: Store) -> None:
+    """End the streams that there are: their clients open others."""
+    for client in tuple(store.clients):
+        client.refuse(grpc.StatusCode.UNAVAILABLE, "the connection is old")
