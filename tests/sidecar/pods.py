@@ -8,7 +8,8 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 from tests.real.harness.cluster import ClusterPod
 from tests.real.harness.envoy import EnvoyProcess
@@ -95,3 +96,24 @@ async def finished(*argv: str, timeout: float = 60) -> tuple[int, str, str]:
             await process.wait()
     assert process.returncode is not None
     return process.returncode, out.decode(), err.decode()
+
+
+class Process:
+    """`xds proxy` with this environment, inside an `async with` block."""
+
+    def __init__(self, environment: Mapping[str, str], log: Path) -> None:
+        self._argv = ["env", *(f"{name}={value}" for name, value in environment.items())]
+        self._log = log
+
+    async def __aenter__(self) -> Self:
+        with self._log.open("wb") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._argv, sys.executable, "-m", "xds", "proxy", stdout=log, stderr=log, cwd="/"
+            )
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._process.returncode is None:
+            self._process.terminate()
+        status = await asyncio.wait_for(self._process.wait(), 60)
+        assert kind or status == 0, self._log.read_text()

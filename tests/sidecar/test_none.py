@@ -1,0 +1,65 @@
+"""A sidecar without interception: the application is elsewhere than at the pod's address, which the sidecar has."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.real.harness.clients import Client
+from tests.real.harness.local import LocalMesh
+from tests.real.harness.loopback import Loopback
+from tests.real.harness.manifests import peer_authentication
+from tests.real.harness.waiting import eventually
+from tests.sidecar.pods import Process
+
+PROBES = {
+    "/app-health/web/readyz": {"httpGet": {"path": "/ready", "port": 8080}, "timeoutSeconds": 10},
+    "/app-health/web/livez": {"tcpSocket": {"port": 8080}, "timeoutSeconds": 10, "periodSeconds": 1},
+}
+
+
+@pytest.mark.envoy
+async def test_probes_and_metrics_are_at_the_pods_address_with_and_without_a_control_plane(tmp_path):
+    with Loopback() as loopback:
+        mesh = LocalMesh(loopback, tmp_path)
+        pod = mesh.pod("web", "ns")
+        mesh.service("web", "ns", {"http": (80, 8080)})
+        mesh.apply(peer_authentication("ns", "STRICT"))
+        variables = {
+            "POD_NAME": "web",
+            "POD_NAMESPACE": "ns",
+            "INSTANCE_IP": pod.address,
+            "XDS_ADDRESS": mesh.plane.address,
+            "XDS_ROOT_FILE": "",
+            "XDS_INTERCEPTION_MODE": "NONE",
+            "XDS_APP_ADDRESS": pod.app_address,
+            "XDS_APP_PROBES": json.dumps(PROBES),
+            "XDS_CONCURRENCY": "1",
+        }
+
+        async def code(path: str, port: int = 15020) -> str:
+            return (await Client().get(f"http://{pod.address}:{port}{path}")).code
+
+        async def codes() -> list[str]:
+            return [await code(path) for path in PROBES]
+
+        async def are(*wanted: str) -> bool:
+            found = await codes()
+            assert found == list(wanted), found
+            return True
+
+        async with mesh, Process(variables, tmp_path / "log"):
+            await eventually(lambda: are("503", "503"), timeout=60, what="Envoy answers probes")
+            assert await code("/ready", 8080) == "000"
+            assert (await code("/stats/prometheus", 15090), await code("/healthz/ready", 15021)) == (
+                "200",
+                "200",
+            )
+
+            await mesh.serve(pod, http=(8080,))
+            await eventually(lambda: are("200", "200"), timeout=30, what="the application is up")
+
+            assert await mesh.plane.stop() == 0
+            assert await codes() == ["200", "200"]
+            await mesh.plane.start()
