@@ -38,35 +38,36 @@ SERVICES = {
 }
 
 
-@pytest.fixture
-async def mesh(player: Player) -> Player:
-    """The page's namespaces `full` and `legacy`."""
+WEBHOOK = "mutatingwebhookconfiguration/xds-sidecar-injector"
+DEPLOY = f"""
+kubectl wait --for=jsonpath='{{.webhooks[0].clientConfig.caBundle}}' --timeout={PATIENCE}s {WEBHOOK}
+kubectl wait --for=condition=Available --timeout={PATIENCE}s -n istio-system deployment --all
+kubectl create ns legacy
+kubectl create ns full
+kubectl label ns full istio-injection=enabled
+kubectl apply -n legacy -f samples/sleep/sleep.yaml
+kubectl apply -n full -f samples/httpbin/httpbin.yaml -f samples/sleep/sleep.yaml
+kubectl wait --for=condition=Available --timeout={PATIENCE}s -n full deployment --all
+kubectl wait --for=condition=Available --timeout={PATIENCE}s -n legacy deployment --all
+kubectl get pods -n full
+"""
+FULL_FULL, LEGACY_FULL = Pair("sleep.full", "httpbin.full"), Pair("sleep.legacy", "httpbin.full")
+
+
+async def test_no_request_fails_whoever_is_killed(agent: Agent, player: Player) -> None:
+    expected = {step.name: step.expected for step in STEPS}
     await player.types(page.INSTALL)
-    full, _, legacy, _ = page.DEPLOY
-    await player.types(full)
-    await player.types(legacy)
-    wait = "kubectl wait --for=condition=Available --timeout={}s -n {} deployment --all"
-    for namespace in ("istio-system", "full", "legacy"):
-        await player.types(wait.format(PATIENCE, namespace))
-    return player
+    rows = [line.split() for line in (await player.types(DEPLOY)).splitlines()[-2:]]
+    # The API server asked the webhook, whom it found among the pods of a Service.
+    assert [row[1:4] for row in rows] == [["2/2", "Running", "0"]] * 2
+    # The sample says of itself that it is ready before it listens.
+    permissive = expected["PERMISSIVE"][FULL_FULL]
+    await eventually(lambda: player.brings(FULL_FULL, permissive), timeout=PATIENCE, every=0.2)
 
-
-async def test_all_replicas_give_a_proxy_the_same_bytes(agent: Agent, mesh: Player) -> None:
-    (sleep,) = agent.pods("full", "sleep")
-    one, other = replicas(agent)
-
-    async def same() -> bool:
-        first, second = await everything(agent, one, sleep), await everything(agent, other, sleep)
-        assert first == second
-        return True
-
-    # Each learns of the pods that have just come by itself.
-    await eventually(same, timeout=30)
-    assert all((await everything(agent, one, sleep)).values())
-
-
-async def test_no_request_fails_whoever_is_killed(agent: Agent, mesh: Player) -> None:
     (sleep,), (httpbin,) = agent.pods("full", "sleep"), agent.pods("full", "httpbin")
+    # Each replica learns by itself of the pods that have just come.
+    await eventually(lambda: is_the_same(agent, sleep), timeout=PATIENCE, every=0.2)
+
     load = Load(client=agent.client(sleep), url=URL, connections=2, pause=0.02, seconds=300)
     async with load:
         await load.more(20)
@@ -82,16 +83,20 @@ async def test_no_request_fails_whoever_is_killed(agent: Agent, mesh: Player) ->
         await load.more(20)
 
         # Those who were killed, and those who saw it, all know of what changes now.
-        await mesh.types(page.STRICT)
-        legacy = Pair("sleep.legacy", "httpbin.full")
-        (strict,) = (step for step in STEPS if step.name == "STRICT")
-
-        async def refused() -> bool:
-            return (await mesh.ask(legacy, 1)).keys() == strict.expected[legacy].answers(legacy)
-
-        await eventually(refused, timeout=PATIENCE, every=0.2)
+        await player.types(page.STRICT)
+        strict = expected["STRICT"][LEGACY_FULL]
+        await eventually(lambda: player.brings(LEGACY_FULL, strict), timeout=PATIENCE, every=0.2)
         await load.more(20)
+        await eventually(lambda: is_the_same(agent, sleep), timeout=PATIENCE, every=0.2)
     load.check()
+
+
+async def is_the_same(agent: Agent, pod: Pod) -> bool:
+    """Whether all replicas give a pod's sidecar the same bytes, of every type. AssertionError: what differs."""
+    one, other = [await everything(agent, replica, pod) for replica in replicas(agent)]
+    assert all(one.values()), one.keys()
+    assert one == other
+    return True
 
 
 def replicas(agent: Agent) -> list[Pod]:

@@ -34,26 +34,3 @@ async def test_the_page_by_kubectl(agent: Agent, player: Player) -> None:
 
     await player.types(page.CLEAN_UP)
     assert not any(agent.pods(namespace, app) for namespace in page.READY for app in ("httpbin", "sleep"))
-
-
-WEBHOOK = "mutatingwebhookconfiguration/xds-sidecar-injector"
-LABELLED = f"""
-kubectl wait --for=jsonpath='{{.webhooks[0].clientConfig.caBundle}}' --timeout={PATIENCE}s {WEBHOOK}
-kubectl wait --for=condition=Available --timeout={PATIENCE}s -n istio-system deployment --all
-kubectl create ns full
-kubectl label ns full istio-injection=enabled
-kubectl apply -n full -f samples/httpbin/httpbin.yaml -f samples/sleep/sleep.yaml
-kubectl wait --for=condition=Available --timeout={PATIENCE}s -n full deployment --all
-kubectl get pods -n full
-"""
-
-
-async def test_a_labelled_namespace_needs_no_kube_inject(player: Player) -> None:
-    """The webhook does it, whom the API server finds among the pods of a Service."""
-    await player.types(page.INSTALL)
-    rows = [line.split() for line in (await player.types(LABELLED)).splitlines()[-2:]]
-    assert [row[1:4] for row in rows] == [["2/2", "Running", "0"]] * 2
-    (permissive,) = (step for step in STEPS if step.name == "PERMISSIVE")
-    pair = Pair("sleep.full", "httpbin.full")
-    expected = permissive.expected[pair]
-    await eventually(lambda: player.brings(pair, expected), timeout=PATIENCE, every=0.3)

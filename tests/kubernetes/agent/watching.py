@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from typing import NamedTuple, NoReturn
 
+import aiohttp
+
 from xds.kube.api import Json, KubeApi, KubeError
 
 _IDLE = 30.0
@@ -33,7 +35,7 @@ class Watched:
         """Follow the collection for ever."""
         while True:
             # The server may be gone, or have forgotten the version that the watch was at: what is missed is listed.
-            with suppress(KubeError, OSError, TimeoutError):
+            with suppress(KubeError, aiohttp.ClientError, OSError, TimeoutError):
                 await self._follow(await self._list())
             await asyncio.sleep(_PAUSE)
 
