@@ -204,8 +204,11 @@ class Cluster:
 
     async def start_api_server(self) -> None:
         """Start it again, at the same address and on the same data, and wait until it is ready."""
-        self.control_plane.start_api_server()
-        await asyncio.to_thread(self.control_plane.until_ready)
+        plane = self.control_plane
+        plane.start_api_server()
+        await asyncio.to_thread(plane.until_ready)
+        plane.start_controllers()
+        await asyncio.to_thread(plane.until_controllers)
 
     def freeze_api_server(self) -> None:
         """Stop it from running: its connections stay open and silent. For a cluster that is the test's own."""

@@ -78,12 +78,14 @@ class ControlPlane:
         self.admin = self.certificates.client("admin", "system:masters")
         self._processes = Processes(self.folder)
         self._running: list[Running] = []
+        self._controllers = Processes(self.folder)
+        self._controller_manager: Running | None = None
         try:
             self._start_etcd()
             self.start_api_server()
             self.until_ready()
-            if self.has_controllers:
-                self._start_controllers()
+            self.start_controllers()
+            self.until_controllers()
         except BaseException as error:
             error.add_note(self.logs())
             self.__exit__()
@@ -93,6 +95,9 @@ class ControlPlane:
     def __exit__(self, *_: object) -> None:
         for running in self._running:
             running.process.kill()  # asked to end, each would wait for the others
+        if self._controller_manager:
+            self._controller_manager.process.kill()
+        self._controllers.__exit__()
         self._processes.__exit__()
         self._loopback.__exit__()
         shutil.rmtree(self.folder)
@@ -154,7 +159,38 @@ class ControlPlane:
 
     def until_ready(self) -> None:
         """Wait until the API server is ready for calls. DemoError: it ended, or is late; its log is in the text."""
-        self._processes.until("the API server", self._why_not_ready, within=_START)
+        self._processes.until("the API server", lambda: self._why_not("/readyz"), within=_START)
+
+    def start_controllers(self) -> None:
+        """Start the controller manager, if there is one, unless it runs: without an API server it gives up after 10 s."""
+        if not self.has_controllers:
+            return
+        if self._controller_manager:
+            if self._controller_manager.process.poll() is None:
+                return
+            self._controllers.stop(self._controller_manager)
+        certificate, key = self.admin
+        kubeconfig = self.folder / "controllers.json"
+        user = {"client-certificate": str(certificate), "client-key": str(key)}
+        kubeconfig.write_text(json.dumps(self.kubeconfig({"controllers": user}, "controllers")))
+        self._controller_manager = self._controllers.start(
+            "kube-controller-manager",
+            str(self._programs["kube-controller-manager"]),
+            f"--kubeconfig={kubeconfig}",
+            f"--root-ca-file={self.certificates.root}",
+            f"--service-account-private-key-file={self._issuing[1]}",
+            f"--controllers={_CONTROLLERS}",
+            "--leader-elect=false",
+            "--secure-port=0",
+            "--kube-api-qps=500",
+            "--kube-api-burst=1000",
+        )
+
+    def until_controllers(self) -> None:
+        """Wait until the controllers, if there are any, have begun. DemoError."""
+        if self.has_controllers:
+            account = "/api/v1/namespaces/default/serviceaccounts/default"
+            self._controllers.until("the controllers", lambda: self._why_not(account), within=_START)
 
     def compact(self) -> int:
         """Forget all revisions but the newest, in etcd alone; return that one."""
@@ -194,23 +230,6 @@ class ControlPlane:
             f"--initial-cluster=default={peer}",
             "--unsafe-no-fsync",  # its data need not outlive the machine
             "--log-level=warn",
-        )
-
-    def _start_controllers(self) -> None:
-        certificate, key = self.admin
-        kubeconfig = self.folder / "controllers.json"
-        user = {"client-certificate": str(certificate), "client-key": str(key)}
-        kubeconfig.write_text(json.dumps(self.kubeconfig({"controllers": user}, "controllers")))
-        self._start(
-            "kube-controller-manager",
-            f"--kubeconfig={kubeconfig}",
-            f"--root-ca-file={self.certificates.root}",
-            f"--service-account-private-key-file={self._issuing[1]}",
-            f"--controllers={_CONTROLLERS}",
-            "--leader-elect=false",
-            "--secure-port=0",
-            "--kube-api-qps=500",
-            "--kube-api-burst=1000",
         )
 
     def kubeconfig(self, users: dict[str, dict[str, str]], current: str, namespace: str = "default") -> Any:
@@ -254,14 +273,15 @@ class ControlPlane:
     def _signal(self, number: signal.Signals) -> None:
         self._api_server.process.send_signal(number)
 
-    def _why_not_ready(self) -> str:
+    def _why_not(self, path: str) -> str:
+        """Say what keeps the API server from answering; empty if nothing does."""
         context = ssl.create_default_context(cafile=self.certificates.root)
         context.load_cert_chain(*self.admin)
         try:
-            with urllib.request.urlopen(f"{self.server}/readyz", timeout=5, context=context):
+            with urllib.request.urlopen(self.server + path, timeout=5, context=context):
                 return ""
         except OSError as error:
-            return str(error)
+            return f"{path}: {error}"
 
     def _ask_etcd(self, what: str, **body: Any) -> Any:
         request = urllib.request.Request(
