@@ -74,7 +74,7 @@ ANYTHING = st.sampled_from(
 )
 
 
-@settings(max_examples=400)
+@settings(max_examples=400, deadline=None)
 @given(st.data(), st.booleans())
 def test_whatever_a_pod_has_it_is_patched_or_left_or_refused(data: st.DataObject, native: bool) -> None:
     pod = data.draw(st.sampled_from(PODS))

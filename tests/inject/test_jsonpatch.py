@@ -6,7 +6,7 @@ import copy
 import json
 
 import jsonpatch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xds.inject import difference
@@ -19,6 +19,7 @@ VALUES = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(VALUES, VALUES)
 def test_a_patch_makes_one_value_of_another(before: object, after: object) -> None:
     patch = difference(before, after)
@@ -26,6 +27,7 @@ def test_a_patch_makes_one_value_of_another(before: object, after: object) -> No
     assert json.dumps(found, sort_keys=True) == json.dumps(after, sort_keys=True)
 
 
+@settings(deadline=None)
 @given(VALUES)
 def test_there_is_nothing_to_patch_in_what_is_the_same(value: object) -> None:
     assert difference(value, copy.deepcopy(value)) == []

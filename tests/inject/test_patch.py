@@ -8,7 +8,7 @@ from typing import Any
 
 import jsonpatch
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xds.inject import STATUS, Injection, Settings, difference, inject
@@ -291,6 +291,7 @@ PODS = st.fixed_dictionaries(
 )
 
 
+@settings(deadline=None)
 @given(PODS, st.booleans())
 def test_twice_is_once_and_the_patch_says_the_same(value: dict[str, Any], native: bool) -> None:
     settings = Settings(native=native)

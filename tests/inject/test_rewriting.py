@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xds.sources.documents import Document, chunks, parsed
@@ -109,6 +109,7 @@ VALUES = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(st.dictionaries(KEYS, VALUES, min_size=1, max_size=4), st.data(), st.sampled_from([None, True, False]))
 def test_whatever_changes_is_said_and_nothing_else(
     value: dict[str, Any], data: st.DataObject, flow: bool | None
