@@ -146,6 +146,24 @@ def test_translate_prints_one_type_and_yaml(folder: Path) -> None:
     assert yaml.safe_load(result.stdout) == {"listeners": everything["listeners"]}
 
 
+def test_bootstrap_with_a_token_asks_over_tls(folder: Path) -> None:
+    where = ("--manifests", folder, "--xds-address", "xds.istio-system.svc:15012")
+    shown = answer("bootstrap", "client.shop", *where, "--token-file", "/token", "--ca-file", "/roots.pem")
+    ads = shown["dynamic_resources"]["ads_config"]
+    assert ads["api_type"] == "DELTA_GRPC"
+    asked = ads["grpc_services"][0]["google_grpc"]
+    assert asked["target_uri"] == "xds.istio-system.svc:15012"
+    roots = asked["channel_credentials"]["ssl_credentials"]["root_certs"]
+    [token] = asked["call_credentials"]
+    assert (roots["filename"], token["from_plugin"]["typed_config"]["secret_data"]["filename"]) == (
+        "/roots.pem",
+        "/token",
+    )
+    limit = asked["channel_args"]["args"]["grpc.max_receive_message_length"]
+    assert int(limit["int_value"]) == 32 * 1024 * 1024
+    assert not [c for c in shown["static_resources"]["clusters"] if c["name"] == "xds-grpc"]
+
+
 def test_bootstrap_prints_what_envoy_starts_with(folder: Path) -> None:
     shown = answer("bootstrap", "client.shop", "--manifests", folder, "--xds-address", "127.0.0.5:99")
     assert shown["node"]["id"] == "sidecar~127.9.0.2~client.shop~shop.svc.cluster.local"
@@ -192,6 +210,7 @@ def test_notices_do_not_drown_the_rest(folder: Path) -> None:
         ),
         (("reach", "--to", "web.shop:81"), "there is no port 81 (of service web.shop); did you mean 80?"),
         (("bootstrap", "client.shop", "--xds-address", "x"), "'x' is not HOST:PORT"),
+        (("bootstrap", "client.shop", "--token-file", "/x"), "--token-file and --ca-file go together"),
         (("bootstrap", "client.shop", "--xds-address", "x:99999"), "'x:99999' is not HOST:PORT"),
         (("bootstrap", "client.shop", "--xds-address", "::1:15010"), "'::1:15010' is not HOST:PORT"),
         (("reach", "--set", "mtls=true"), "--set mtls=true: problem: mtls is not a setting"),

@@ -35,6 +35,8 @@ OPTIONS = (
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.http2.min_ping_interval_without_data_ms", 15_000),
+    # Who connects and does not say hello is gone soon; by default after two minutes.
+    ("grpc.server_handshake_timeout_ms", 30_000),
     # A port that another process has is an error, not something to share.
     ("grpc.so_reuseport", 0),
 )
