@@ -62,7 +62,7 @@ class Mesh:
         self.config = config or MeshConfig()
         self._given: Mapping[str, NamespaceFacts] = _by_namespace({fact.ref: fact for fact in facts}, {})
         self._memos: dict[ServiceKey, dict[Any, Any]] = {}
-        self._pods_at: dict[str, Pod] | None = None
+        self._pods_at: dict[tuple[str, str], Pod] | None = None
         self._exposed_at: dict[str | Ref | None, list[ServiceKey]] | None = None
         self.scratch: dict[Any, Any] = {}
         """What others worked out from this mesh as a whole; the next mesh starts with none of it."""
@@ -111,7 +111,7 @@ class Mesh:
             case Endpoints():
                 yield fact.namespace, fact.service
                 entries = [entry for group in fact.groups for entry in group.addresses]
-                pods = [self.get(e.pod) if e.pod else self.pod_at(e.address) for e in entries]
+                pods = [self.get(e.pod) if e.pod else self.pod_at(e.address, fact.namespace) for e in entries]
                 if service := self.service(fact.namespace, fact.service):
                     # Being listed at all takes the place of being selected.
                     pods += self._pods_of(service)
@@ -164,14 +164,18 @@ class Mesh:
         """Return the pod of that name."""
         return self.in_namespace(namespace).pods.get(name)
 
-    def pod_at(self, address: str) -> Pod | None:
-        """Return the pod that has an address; of several (host network), the first by namespace and name."""
+    def pod_at(self, address: str, namespace: str = "") -> Pod | None:
+        """Return the pod that has an address, as seen from a namespace (empty: from none).
+
+        Of several (host network, or one that claims another's) the first by name, those of the namespace before any other.
+        """
         if self._pods_at is None:
             self._pods_at = {}
             for pod in self.pods():
                 if pod.address and not pod.ended:
-                    self._pods_at.setdefault(pod.address, pod)
-        return self._pods_at.get(address)
+                    for seen_from in ("", pod.namespace):
+                        self._pods_at.setdefault((seen_from, pod.address), pod)
+        return self._pods_at.get((namespace, address)) or self._pods_at.get(("", address))
 
     def memo(self, service: Service) -> dict[Any, Any]:
         """Return a place for what is worked out for a service; it is kept until a change touches the service."""
@@ -206,7 +210,7 @@ class Mesh:
             for target in (p.port for p in group.ports if p.name == port.name):
                 for entry in group.addresses:
                     named = self.get(entry.pod) if entry.pod else None
-                    pod = named if isinstance(named, Pod) else self.pod_at(entry.address)
+                    pod = named if isinstance(named, Pod) else self.pod_at(entry.address, service.namespace)
                     found = _endpoint(service, entry.address, target, pod)
                     yield replace(
                         found,
@@ -238,7 +242,8 @@ class Mesh:
                     if (target := target_port(port, pod)) is not None:
                         yield Exposure(service, port, target)
         for namespace, name in self._listing(pod):
-            if listing := self.service(namespace, name):
+            # Anybody may list any address in a namespace of their own: that must not bring their policies here.
+            if namespace == pod.namespace and (listing := self.service(namespace, name)):
                 for port in listing.ports:
                     for endpoint in self.endpoints(listing, port):
                         if endpoint.pod and endpoint.pod.ref == pod.ref:
