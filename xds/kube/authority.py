@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 from http import HTTPStatus
 from typing import NamedTuple
 
@@ -31,6 +31,8 @@ log = structlog.get_logger(__name__)
 SECRET = "xds-ca-secret"  # noqa: S105 - a name
 USERS = "cacerts"
 """The Secret with a CA of the user's own, as Istio names it and the keys in it."""
+NOTICE = timedelta(days=30)
+"""How long before the CA's end the log says so, once a day."""
 POLL = 10.0
 """Seconds after which the Secrets are looked at again."""
 
@@ -196,6 +198,8 @@ class Rotation:
         self._taken, self._lagging, self._leads = taken, lagging, leads
         self._now, self._waits, self._every = now, waits, every
         self._said = ""
+        self._held_up_by = 0
+        self._warned: date | None = None
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -218,6 +222,7 @@ class Rotation:
             return
         if found.authorities.to_data() != self.current.to_data():
             self._take(found.authorities)
+        self._warn_of_the_end(now)
         if not self._leads():
             return
         next_ = await self._next(found.authorities, now)
@@ -229,9 +234,18 @@ class Rotation:
         if users and not is_target(found, users):
             return found.begin(users, now)
         lagging = self._lagging() if found.stage is Stage.SPREADING else ()
-        if lagging:
-            log.info("proxies have not taken the new root yet", count=len(lagging), first=lagging[0])
-        return found.advance(now, everybody_trusts=not lagging, waits=self._waits)
+        next_ = found.advance(now, everybody_trusts=not lagging, waits=self._waits)
+        held_up = (
+            lagging
+            and next_ is found
+            and found.advance(now, everybody_trusts=True, waits=self._waits) is not found
+        )
+        if held_up and len(lagging) != self._held_up_by:
+            log.warning(
+                "the new root waits for proxies that have not taken it", count=len(lagging), first=lagging[0]
+            )
+        self._held_up_by = len(lagging) if held_up else 0
+        return next_
 
     def _take(self, authorities: Authorities) -> None:
         self.current = authorities
@@ -243,6 +257,12 @@ class Rotation:
             roots=len(authorities.trusted),
             issuer=issuer,
         )
+
+    def _warn_of_the_end(self, now: datetime) -> None:
+        left = self.current.authority.expires - now
+        if left < NOTICE and self._warned != now.date():
+            self._warned = now.date()
+            log.warning("the mesh's CA ends: replace it", expires=self.current.authority.expires.isoformat())
 
     def _say(self, what: str, problem: str) -> None:
         if problem and problem != self._said:
