@@ -8,54 +8,22 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 from uuid import uuid4
 
 import yaml
 from aiohttp import web
 
+from tests.sources.fake_objects import CORE, ISTIO, OTHERS, Chosen, Event, Kind
 from xds.kube.api import KubeApi
 
-CORE = {
-    "namespaces": "Namespace",
-    "services": "Service",
-    "pods": "Pod",
-    "serviceaccounts": "ServiceAccount",
-    "configmaps": "ConfigMap",
-}
-ISTIO = (
-    ("authentication.istio.io", "v1alpha1", "policies", "Policy"),
-    ("authentication.istio.io", "v1alpha1", "meshpolicies", "MeshPolicy"),
-    ("security.istio.io", "v1", "peerauthentications", "PeerAuthentication"),
-    ("networking.istio.io", "v1", "destinationrules", "DestinationRule"),
-)
 NOBODY = "nobody"
 """A token with which nothing may be done."""
 
 Fault = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-class Event(NamedTuple):
-    version: int
-    type: str
-    object: dict[str, Any]
-
-
-class Kind:
-    """A resource: what there is of it, and what happened to it."""
-
-    def __init__(self, group: str, plural: str, kind: str, versions: list[str]) -> None:
-        self.group, self.plural, self.kind, self.versions = group, plural, kind, versions
-        self.objects: dict[tuple[str, str], dict[str, Any]] = {}
-        self.events: deque[Event] = deque()
-
-    @property
-    def newest(self) -> int:
-        return self.events[-1].version if self.events else 0
 
 
 class FakeApiServer:
@@ -73,9 +41,8 @@ class FakeApiServer:
         self.bookmarks = 0.05
         """Seconds between bookmarks."""
         self._kinds = {("", plural): Kind("", plural, kind, ["v1"]) for plural, kind in CORE.items()}
-        self._kinds["discovery.k8s.io", "endpointslices"] = Kind(
-            "discovery.k8s.io", "endpointslices", "EndpointSlice", ["v1"]
-        )
+        for group, plural, kind in OTHERS:
+            self._kinds[group, plural] = Kind(group, plural, kind, ["v1"])
         self._definitions: dict[str, dict[str, Any]] = {}
         self._changed = asyncio.Condition()
         self._answering: set[Any] = set()
@@ -132,6 +99,10 @@ class FakeApiServer:
         for group, version, plural, kind in ISTIO:
             versions = [newest if version == "v1" else version]
             self._kinds[group, plural] = Kind(group, plural, kind, versions)
+
+    def objects(self, plural: str, group: str = "") -> dict[tuple[str, str], dict[str, Any]]:
+        """What there is of a resource, by namespace and name."""
+        return self._kinds[group, plural].objects
 
     def asked_for(self, what: str) -> list[web.Request]:
         """The requests of a sort, such as `list pods`."""
@@ -216,7 +187,7 @@ class FakeApiServer:
             return failure(404, "NotFound", "the server could not find the requested resource")
         api_version = f"{group}/{version}" if group else version
         if request.method == "GET" and len(rest) == 1:
-            chosen = _Chosen(kind, api_version, namespace, _name(request))
+            chosen = Chosen(kind, api_version, namespace, _name(request))
             if request.query.get("watch") == "true":
                 return await self._watch(request, chosen)
             return self._list(request, chosen)
@@ -261,6 +232,8 @@ class FakeApiServer:
             body = await request.json()
             if key[0]:
                 body["metadata"]["namespace"] = key[0]
+            if (key[0], body["metadata"].get("name", "")) in kind.objects:
+                return failure(409, "AlreadyExists", f"{kind.plural} already exists")
             return web.json_response(await self.put(kind.plural, body, kind.group), status=201)
         found = kind.objects.get((key[0], key[1]))
         if found is None:
@@ -276,7 +249,7 @@ class FakeApiServer:
         await self.remove(kind.plural, key[0], key[1], kind.group)
         return web.json_response({"kind": "Status", "status": "Success"})
 
-    def _list(self, request: web.Request, chosen: _Chosen) -> web.Response:
+    def _list(self, request: web.Request, chosen: Chosen) -> web.Response:
         limit = int(request.query.get("limit", 0)) or 10**9
         if token := request.query.get("continue"):
             if token not in self._pages:
@@ -296,7 +269,7 @@ class FakeApiServer:
         body = {"kind": f"{chosen.kind.kind}List", "apiVersion": chosen.api_version, "metadata": meta}
         return web.json_response(body | {"items": items})
 
-    async def _watch(self, request: web.Request, chosen: _Chosen) -> web.StreamResponse:
+    async def _watch(self, request: web.Request, chosen: Chosen) -> web.StreamResponse:
         at = int(request.query["resourceVersion"])
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         await response.prepare(request)
@@ -319,7 +292,7 @@ class FakeApiServer:
             self._watches.discard(task)
         return response
 
-    async def _follow(self, response: web.StreamResponse, chosen: _Chosen, at: int) -> None:
+    async def _follow(self, response: web.StreamResponse, chosen: Chosen, at: int) -> None:
         while True:
             for event in [event for event in chosen.kind.events if event.version > at]:
                 at = event.version
@@ -334,25 +307,6 @@ class FakeApiServer:
                 at = max(at, self.version)
                 bookmark = {"kind": chosen.kind.kind, "metadata": {"resourceVersion": str(at)}}
                 await response.write(line("BOOKMARK", bookmark))
-
-
-class _Chosen(NamedTuple):
-    """What a list or a watch is about."""
-
-    kind: Kind
-    api_version: str
-    namespace: str
-    name: str
-
-    def has(self, obj: dict[str, Any]) -> bool:
-        meta = obj["metadata"]
-        return self.namespace in {"", meta.get("namespace", "")} and self.name in {"", meta["name"]}
-
-    def objects(self) -> list[dict[str, Any]]:
-        return [obj for _, obj in sorted(self.kind.objects.items()) if self.has(obj)]
-
-    def typed(self, obj: dict[str, Any]) -> dict[str, Any]:
-        return obj | {"kind": self.kind.kind, "apiVersion": self.api_version}
 
 
 def line(kind: str, obj: dict[str, Any]) -> bytes:

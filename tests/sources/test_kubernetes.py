@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from tests.golden.cases import CASES, options
-from tests.sources.fake_apiserver import ISTIO, NOBODY, FakeApiServer
+from tests.sources.fake_apiserver import NOBODY, FakeApiServer
+from tests.sources.fake_objects import ISTIO
 from tests.sources.faults import status
 from tests.sources.following import QUICK, Followed, refs
 from xds.kube.api import KubeApi

@@ -247,14 +247,30 @@ async def test_a_refusal_or_an_absence_is_believed_only_when_it_is_said_again(
         assert following.reflector.had
 
 
+async def test_a_server_that_starts_is_not_believed_that_it_may_not_be_read(
+    server: FakeApiServer, api: KubeApi
+) -> None:
+    await fill(server, "a")
+    starting = [status(503, "ServiceUnavailable")] * 4 + [status(403, "Forbidden")] * 8
+    server.fail("list configmaps", *starting)
+    async with Following(api, pace=QUICK._replace(doubt=30)) as following:
+        await following.until(lambda: following.reflector.complete)
+        assert following.names == {"a"}
+        server.fail("watch configmaps", *starting)
+        await server.cut()
+        await fill(server, "b")
+        await following.until(lambda: following.names == {"a", "b"})
+        assert following.lists == len(starting) + 1, "it went on from where it was"
+
+
 async def test_what_was_known_of_what_may_no_longer_be_read_stays(
     server: FakeApiServer, api: KubeApi
 ) -> None:
     await fill(server, "a")
     async with Following(api) as following:
         await following.until(lambda: following.watches == 1)
-        for what in ("list", "watch"):
-            server.fail(f"{what} configmaps", *(status(403, "Forbidden") for _ in range(4)))
+        server.fail("watch configmaps", *(status(403, "Forbidden") for _ in range(30)))
+        server.fail("list configmaps", *(status(403, "Forbidden") for _ in range(2)))
         await server.cut()
         await following.until(lambda: following.reflector.state)
         assert following.reflector.state

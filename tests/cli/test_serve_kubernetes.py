@@ -1,0 +1,176 @@
+"""`xds serve --kubernetes` as a process: whom it asks, what it says of itself, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from base64 import b64decode
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import aiohttp
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from tests.real.harness.loopback import free_port
+from tests.real.harness.waiting import eventually
+from tests.sources.fake_apiserver import FakeApiServer
+
+PATIENCE = 30.0
+
+
+class Serve:
+    """The process inside an `async with` block."""
+
+    def __init__(self, folder: Path, *options: object, kubeconfig: Path | None = None) -> None:
+        self.log = folder / f"log-{free_port()}"
+        self.admin = f"127.0.0.1:{free_port()}"
+        self._options = [*map(str, options), f"--admin-address={self.admin}", "--xds-address=127.0.0.1:0"]
+        self._env = {"PATH": "/usr/bin", "HOME": str(folder)} | (
+            {"KUBECONFIG": str(kubeconfig)} if kubeconfig else {}
+        )
+
+    async def __aenter__(self) -> Self:
+        with self.log.open("w") as log:
+            self.process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "xds", "serve", *self._options), stdout=log, stderr=log, env=self._env
+            )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self.process.returncode is None:
+            self.process.kill()
+        await self.process.wait()
+
+    async def get(self, path: str) -> tuple[int, str]:
+        async with aiohttp.ClientSession() as session, session.get(f"http://{self.admin}{path}") as response:
+            return response.status, await response.text()
+
+    async def until_ready(self, status: int, *words: str) -> str:
+        async def asked() -> str:
+            assert self.process.returncode is None, self.log.read_text()
+            found, text = await self.get("/ready")
+            assert found == status, (found, text)
+            assert all(word in text for word in words), text
+            return text
+
+        return str(await eventually(asked, timeout=PATIENCE, what=self.log.read_text()))
+
+    async def end(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(PATIENCE):
+            return await self.process.wait()
+
+    def logged(self, *words: str) -> list[str]:
+        return [line for line in self.log.read_text().splitlines() if all(word in line for word in words)]
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[FakeApiServer]:
+    async with FakeApiServer(tmp_path) as server:
+        server.serve_istio()
+        await server.put("pods", pod("web"))
+        yield server
+
+
+def pod(name: str) -> dict[str, Any]:
+    meta = {"name": name, "namespace": "shop", "labels": {"security.istio.io/tlsMode": "istio"}}
+    return {"metadata": meta, "status": {"podIP": "127.9.0.1", "phase": "Running"}}
+
+
+@asynccontextmanager
+async def serving(server: FakeApiServer, folder: Path, *options: object) -> AsyncIterator[Serve]:
+    async with Serve(folder, "--kubernetes", "--kubeconfig", server.kubeconfig(), *options) as serve:
+        yield serve
+
+
+async def test_it_says_since_when_it_cannot_reach_the_server_and_serves_on(
+    server: FakeApiServer, tmp_path: Path
+) -> None:
+    async with serving(server, tmp_path) as serve:
+        assert await serve.until_ready(200) == "ready\n"
+        assert serve.logged("event=kubernetes applied=1")
+        assert not serve.logged("any pod's identity"), "on Kubernetes nobody gets a key without a credential"
+        assert "xds_source_behind_seconds 0.0" in (await serve.get("/metrics"))[1]
+        await server.stop()
+        said = await serve.until_ready(200, "cannot be reached since", "stays in force")
+        assert said.startswith(f"ready: the API server at {server.url} cannot be reached since 20")
+        _, metrics = await serve.get("/metrics")
+        assert "xds_source_behind_seconds 0.0" not in metrics
+        await server.start()
+        await serve.until_ready(200)
+        await eventually(lambda: serve.logged("event=solved", "cannot be reached"), timeout=PATIENCE)
+        assert len(serve.logged("event=problem", "cannot be reached")) == 1
+        await server.put("pods", pod("more"))
+        await eventually(lambda: len(serve.logged("event=kubernetes applied=1")) == 2, timeout=PATIENCE)
+        assert await serve.end() == 0
+        assert serve.logged("event=stopped")
+        assert not serve.logged("Traceback")
+
+
+async def test_a_fresh_process_is_not_ready_before_everything_is_known_and_ends_at_once_all_the_same(
+    server: FakeApiServer, tmp_path: Path
+) -> None:
+    await server.stop()
+    async with serving(server, tmp_path) as serve:
+        said = await serve.until_ready(503, "waiting for namespaces", "cannot be reached")
+        assert server.url in said
+        assert await serve.get("/healthz") == (200, "ok\n")
+        assert (await serve.get("/metrics"))[0] == 200
+        assert not serve.logged("event=ready")
+        assert await serve.end() == 0
+    async with serving(server, tmp_path) as serve:
+        await serve.until_ready(503)
+        await server.start()
+        await serve.until_ready(200)
+
+
+async def test_the_settings_and_the_trust_domain_are_the_config_maps(
+    server: FakeApiServer, tmp_path: Path
+) -> None:
+    meta = {"name": "istio", "namespace": "mesh"}
+    await server.put("configmaps", {"metadata": meta, "data": {"mesh": "trustDomain: example.org\nbad: 1\n"}})
+    options = (
+        "--namespace",
+        "mesh",
+        "--mesh-config-map",
+        "istio",
+        "--set",
+        "meshConfig.trustDomain=over.org",
+    )
+    async with serving(server, tmp_path, *options) as serve:
+        await serve.until_ready(200)
+        assert serve.logged("event=notice", 'where="ConfigMap mesh/istio"', "bad is not a known field")
+        secret = server.objects("secrets")["mesh", "xds-ca-secret"]
+        root = x509.load_pem_x509_certificate(b64decode(secret["data"]["ca-cert.pem"]))
+        assert b"over.org" in root.public_bytes(Encoding.DER)
+
+
+async def test_kubeconfig_comes_from_the_environment_too(server: FakeApiServer, tmp_path: Path) -> None:
+    async with Serve(tmp_path, "--kubernetes", "--context=fake", kubeconfig=server.kubeconfig()) as serve:
+        await serve.until_ready(200)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ((), "say either --manifests DIR or --kubernetes"),
+        (("--kubernetes", "--manifests", "."), "say either --manifests DIR or --kubernetes, not both"),
+        (("--manifests", ".", "--context", "x"), "--context is for --kubernetes"),
+        (("--manifests", ".", "--mesh-config-map", "x"), "--mesh-config-map is for --kubernetes"),
+        (("--kubernetes", "--mesh-config", "/dev/null"), "a cluster's settings are in a ConfigMap"),
+        (("--kubernetes", "--kubeconfig", __file__), "cannot be used"),
+        (("--kubernetes", "--context", "nowhere"), "kube-config"),
+        (("--kubernetes", "--set", "nonsense"), "is not of the form KEY=VALUE"),
+    ],
+)
+async def test_wrong_use_is_said(tmp_path: Path, options: tuple[str, ...], said: str) -> None:
+    async with Serve(tmp_path, *options) as serve:
+        async with asyncio.timeout(PATIENCE):
+            assert await serve.process.wait() == 2
+        assert said in serve.log.read_text()
+        assert "Traceback" not in serve.log.read_text()
