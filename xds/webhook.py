@@ -10,6 +10,7 @@ import json
 import os
 import ssl
 from base64 import b64encode
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -31,6 +32,8 @@ log = structlog.get_logger(__name__)
 
 API_VERSION = "admission.k8s.io/v1"
 PATH = "/inject"
+RESULTS = ("injected", "left", "refused", "malformed")
+"""What becomes of a request; `left`: the pod stays as it is."""
 MOST_BYTES = 8 << 20
 """Of a request: the API server takes objects of 3 MiB, and wraps them."""
 PATIENCE = 10.0
@@ -51,6 +54,7 @@ class WebhookServer:
         host: str,
         port: int,
         *,
+        answers: Counter[str] | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         """Make one.
@@ -60,12 +64,14 @@ class WebhookServer:
             issue: makes the server's certificate, from the CA that the webhook's configuration trusts.
             host: address to listen on.
             port: 0 leaves the choice to the system.
+            answers: counts requests by what became of them (RESULTS).
             now: a clock.
         """
         self._settings = settings
         self._issue = issue
         self._host = host
         self._port = port
+        self._answers = Counter[str]() if answers is None else answers
         self._now = now
         self._tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         self._rotated = asyncio.Event()
@@ -112,14 +118,23 @@ class WebhookServer:
             async with asyncio.timeout(PATIENCE):
                 body = await request.read()
         except TimeoutError:
+            self._answers["malformed"] += 1
             return web.Response(status=408, text="the request did not come in time\n")
         try:
             review = _review(body)
             response = answer(review["request"], self._settings())
         except (ValueError, RecursionError) as error:
+            self._answers["malformed"] += 1
             # Whoever may reach this port may send anything: it is told, and nobody else needs to know.
             return web.Response(status=400, text=f"{printable(str(error))}\n")
+        self._answers[_result(response)] += 1
         return web.json_response({"apiVersion": API_VERSION, "kind": "AdmissionReview", "response": response})
+
+
+def _result(response: Json) -> str:
+    if not response["allowed"]:
+        return "refused"
+    return "injected" if "patch" in response else "left"
 
 
 def _load(tls: ssl.SSLContext, leaf: Leaf) -> None:

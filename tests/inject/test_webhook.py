@@ -8,6 +8,7 @@ import copy
 import io
 import json
 import ssl
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -16,11 +17,13 @@ from typing import Any
 import aiohttp
 import jsonpatch
 import pytest
+from prometheus_client import generate_latest
 from structlog.testing import capture_logs
 
 from xds.identity.ca import Authority, Leaf
 from xds.identity.keys import IdentityError, PrivateKey
 from xds.inject import Settings, inject
+from xds.metrics.admission import Admissions
 from xds.parse import dotted
 from xds.webhook import MOST_BYTES, WebhookServer
 
@@ -251,3 +254,16 @@ async def test_an_address_that_is_taken_is_an_error() -> None:
     async with running(server(0)) as first:
         with pytest.raises(OSError, match="address already in use"):
             await server(first.port).run()
+
+
+async def test_requests_are_counted_by_what_became_of_them() -> None:
+    ca, answers = authority(), Counter[str]()
+    server = WebhookServer(Settings, lambda: ca.issue_server([NAME], NOW), "127.0.0.1", 0, answers=answers)
+    async with running(server):
+        call = Call(server.port, ca)
+        for body in (review(POD), review(POD), review(POD, operation="UPDATE"), review({}), b"?"):
+            await call(body)
+    assert answers == {"injected": 2, "left": 1, "refused": 1, "malformed": 1}
+    exposed = generate_latest(Admissions(answers)).decode()  # type: ignore[arg-type]
+    assert 'xds_webhook_requests_total{result="injected"} 2.0' in exposed
+    assert 'xds_webhook_requests_total{result="malformed"} 1.0' in exposed

@@ -23,6 +23,7 @@ from xds.admin import AdminServer
 from xds.hub import Hub
 from xds.identity.ca import Authority
 from xds.identity.keys import PrivateKey
+from xds.metrics.admission import Admissions
 from xds.metrics.controlplane import Metrics
 from xds.model import Change, Meta, Pod, Problem, Ref, Service, ServicePort
 from xds.protocol.session import Variant
@@ -274,6 +275,7 @@ async def test_the_documentation_says_what_there_is(plane: Plane, channel: grpc.
     await client.get()
     await Client(channel, Variant.SOTW, node="none").ask(LISTENER)
     await plane.until("xds_calls_failed_total", 1, code="INVALID_ARGUMENT")
+    plane.metrics.register(Admissions({}))
     body, _ = plane.metrics.exposed()
     told = {}
     for family in text_string_to_metric_families(body.decode()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,8 @@ from xds.inject import Settings
 from xds.model import CLUSTER_DOMAIN
 
 if TYPE_CHECKING:
+    from prometheus_client.registry import Collector
+
     from xds.cli.running import Part
     from xds.hub import Hub
     from xds.kube.api import KubeApi
@@ -58,10 +61,18 @@ class Injecting:
         self._at = options.address("--webhook-address", at) if at else None
         self._image = image
         self._xds_address = xds_address
+        self._answers = Counter[str]()
         if xds_address:
             options.address("--sidecar-xds-address", xds_address)
         if at and not kubernetes:
             options.fail("--webhook-address is for --kubernetes: it is an API server that asks there")
+
+    @property
+    def metrics(self) -> list[Collector]:
+        """Return what is counted."""
+        from xds.metrics.admission import Admissions  # noqa: PLC0415
+
+        return [Admissions(self._answers)] if self._at else []
 
     def parts(self, hub: Hub, api: KubeApi, namespace: str, leads: Callable[[], bool]) -> list[Part]:
         """Return what is to run: nothing unless an address was said.
@@ -86,6 +97,7 @@ class Injecting:
             lambda: settings.under(hub.mesh.config),
             lambda: hub.trust[0].issue_server(names, datetime.now(UTC)),
             *self._at,
+            answers=self._answers,
         )
         bundle = CaBundle(api, lambda: hub.trust[1], leads=leads)
 

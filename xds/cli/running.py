@@ -27,6 +27,7 @@ from xds.model import Change, MeshConfig
 
 if TYPE_CHECKING:
     import grpc
+    from prometheus_client.registry import Collector
     from structlog.typing import FilteringBoundLogger as BoundLogger
 
     from xds.hub import Hub
@@ -94,6 +95,8 @@ class Serving(NamedTuple):
     """What is to run besides."""
     door: Door | None = None
     """How others than this machine get in."""
+    metrics: Sequence[Collector] = ()
+    """What the parts count."""
 
 
 Prepare: TypeAlias = Callable[["MeshConfig"], Awaitable[Serving]]
@@ -169,14 +172,14 @@ class ControlPlane:
         """Serve until cancelled, or until something fails. CannotListenError, and whatever a part raises."""
         async with aclosing(self._source.watch()) as reports:
             change = await _first(reports)
-            hub, parts, door = await self._prepare(change.config or MeshConfig())
-            hub.change(change)
+            serving = await self._prepare(change.config or MeshConfig())
+            serving.hub.change(change)
             _say(self._source, change)
-            besides = (_follow(self._source, reports, hub), *(part() for part in parts))
-            await self._serve(hub, door, ready, besides)
+            follow = _follow(self._source, reports, serving.hub)
+            await self._serve(serving, ready, (follow, *(part() for part in serving.parts)))
 
     async def _serve(
-        self, hub: Hub, door: Door | None, ready: str, besides: Iterable[Coroutine[Any, Any, None]]
+        self, serving: Serving, ready: str, besides: Iterable[Coroutine[Any, Any, None]]
     ) -> None:
         from xds.introspect import Introspection  # noqa: PLC0415
         from xds.introspect.proxies import ProxiesService  # noqa: PLC0415
@@ -184,7 +187,10 @@ class ControlPlane:
         from xds.server import XdsServer  # noqa: PLC0415
         from xds.server.rest import RestServer  # noqa: PLC0415
 
+        hub, door = serving.hub, serving.door
         self._metrics = Metrics(hub, lambda: self._source.problems, self._source.behind)
+        for collector in serving.metrics:
+            self._metrics.register(collector)
         identifier = f"xds {version('xds')}"
         server = XdsServer(
             hub,

@@ -232,7 +232,8 @@ async def _in_cluster(
     told = Conditions(api, lambda: source.problems, lambda: hub.mesh, leads=replica.leads)
     # Each that is to run besides is added here.
     parts: list[Part] = [*replica.parts, told.run, *injected.parts(hub, api, namespace, replica.leads)]
-    return Serving(hub, parts, await opened.door(hub, lambda: replica.authorities, api, namespace))
+    door = await opened.door(hub, lambda: replica.authorities, api, namespace)
+    return Serving(hub, parts, door, injected.metrics)
 
 
 def _folder(manifests: Path, settings: Settings) -> Folder:

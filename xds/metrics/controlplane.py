@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterator
 
 from prometheus_client import CollectorRegistry, Histogram, Metric, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
 
 from xds.hub import Hub
 from xds.metrics.scraped import Build, Connected, Problems, Work
@@ -46,6 +47,10 @@ class Metrics:
     def connected(self, discovery: DiscoveryService) -> None:
         """Tell of a server's streams, too."""
         self._registry.register(Connected(discovery, self._hub))
+
+    def register(self, collector: Collector) -> None:
+        """Tell what a part of the control plane counts, too."""
+        self._registry.register(collector)
 
     def exposed(self, accept: str = "") -> tuple[bytes, str]:
         """Return all metrics as text, and its content type: in the OpenMetrics format for who accepts that."""
