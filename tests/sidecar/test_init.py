@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import socket
 import subprocess
@@ -15,7 +16,7 @@ import pytest_asyncio
 from tests.real.harness.cluster import Cluster, ClusterPod
 from tests.real.harness.places import Namespace
 from tests.real.harness.tcp import LineApp
-from xds.sidecar.settings import PROXY_ID
+from tests.sidecar.pods import AS_SIDECAR
 
 pytestmark = pytest.mark.netns
 
@@ -102,10 +103,7 @@ class TestWhatIsRedirected:
                 "import socket, sys; s = socket.create_connection((sys.argv[1], 8080), 10, (sys.argv[2], 0));"
                 "s.sendall(b'hello\\n'); print(s.makefile().readline().partition(':')[0])"
             )
-            who = (f"--reuid={PROXY_ID}", f"--regid={PROXY_ID}", "--clear-groups")
-            return pods.pod.place.run("setpriv", *who, _python(), "-c", program, address, source).strip()
-
-        import asyncio
+            return pods.pod.place.run(*AS_SIDECAR, sys.executable, "-c", program, address, source).strip()
 
         assert await asyncio.to_thread(asked, pods.other.address) == "other"
         assert await asyncio.to_thread(asked, pods.pod.address) == "inbound"
@@ -319,10 +317,3 @@ def test_a_wrong_flag_is_named(flags, said):
 
     assert done.returncode == 2
     assert said in " ".join(done.stderr.split())
-
-
-def _python() -> str:
-    """Return a Python that every user may run."""
-    return next(
-        found for name in ("python3",) if (found := shutil.which(name, path="/usr/bin:/usr/local/bin"))
-    )

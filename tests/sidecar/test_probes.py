@@ -39,16 +39,16 @@ ORIGINALS = {
             "port": HTTP,
             "httpHeaders": [{"name": "X-Probe", "value": "100% ready"}, {"name": "Host", "value": "web.example"}],
         },
-        "timeoutSeconds": 5,
+        "timeoutSeconds": 10,
     },
-    "/app-health/web/livez": {"httpGet": {"port": HTTP}},
-    "/app-health/web/startupz": {"httpGet": {"path": "/moved", "port": HTTP}, "timeoutSeconds": 5},
-    "/app-health/tls/livez": {"httpGet": {"path": "/tls", "port": HTTPS, "scheme": "HTTPS"}, "timeoutSeconds": 5},
-    "/app-health/tcp/livez": {"tcpSocket": {"port": TCP}, "timeoutSeconds": 5, "periodSeconds": PERIOD},
-    "/app-health/grpc/livez": {"grpc": {"port": GRPC}, "timeoutSeconds": 5, "periodSeconds": PERIOD},
-    "/app-health/grpc/readyz": {"grpc": {"port": GRPC, "service": "shop"}, "timeoutSeconds": 5, "periodSeconds": PERIOD},
+    "/app-health/web/livez": {"httpGet": {"port": HTTP}, "timeoutSeconds": 10},
+    "/app-health/web/startupz": {"httpGet": {"path": "/moved", "port": HTTP}, "timeoutSeconds": 10},
+    "/app-health/tls/livez": {"httpGet": {"path": "/tls", "port": HTTPS, "scheme": "HTTPS"}, "timeoutSeconds": 10},
+    "/app-health/tcp/livez": {"tcpSocket": {"port": TCP}, "timeoutSeconds": 10, "periodSeconds": PERIOD},
+    "/app-health/grpc/livez": {"grpc": {"port": GRPC}, "timeoutSeconds": 10, "periodSeconds": PERIOD},
+    "/app-health/grpc/readyz": {"grpc": {"port": GRPC, "service": "shop"}, "timeoutSeconds": 10, "periodSeconds": PERIOD},
     "/app-health/hanging/livez": {"httpGet": {"port": HANGING}, "timeoutSeconds": 1},
-    "/app-health/nobody/livez": {"httpGet": {"port": NOBODY}},
+    "/app-health/nobody/livez": {"httpGet": {"port": NOBODY}, "timeoutSeconds": 10},
     "/app-health/nobody/readyz": {"tcpSocket": {"port": NOBODY}},
     "/app-health/nobody/startupz": {"grpc": {"port": NOBODY}},
 }  # fmt: skip
@@ -120,7 +120,7 @@ async def becomes(kubelet, path: str, code: str) -> None:
         assert answer.code == code, answer
         return True
 
-    await eventually(has, timeout=3 * (PERIOD + 5), every=0.1, what=f"{path} is {code}")
+    await eventually(has, timeout=3 * (PERIOD + 10), every=0.1, what=f"{path} is {code}")
 
 
 class TestHttp:

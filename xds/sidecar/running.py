@@ -89,11 +89,11 @@ def wait_for_files(sidecar: Sidecar, *, say: Callable[[str], object]) -> None:
     said: list[str] = []
     until = time.monotonic() + sidecar.wait_seconds
     while missing := list(_missing(sidecar)):
-        if time.monotonic() >= until:
-            raise NotStartedError(f"{' and '.join(missing)}, after {sidecar.wait_seconds} s")
         if missing != said:
             said = missing
             say(f"waiting: {' and '.join(missing)}")
+        if time.monotonic() >= until:
+            raise NotStartedError(f"{' and '.join(missing)}, after {sidecar.wait_seconds} s")
         time.sleep(0.25)
 
 
