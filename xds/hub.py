@@ -18,6 +18,7 @@ from typing import TypeAlias
 import grpc
 import structlog
 
+from xds.callers import NO_KEY, look_again, without_key
 from xds.envoy.names import NodeId
 from xds.identity import CERTIFICATE, ROOTS
 from xds.identity.ca import LEAF_LIFETIME, Authority
@@ -30,7 +31,7 @@ from xds.protocol.events import Acked, Nacked, Subscribed
 from xds.protocol.status import State
 from xds.protocol.wire import Node
 from xds.server import Refused, StreamInfo, Subscriber
-from xds.snapshot import SECRET, Resource, ResourceSet, Snapshot
+from xds.snapshot import SECRET, Resource, Snapshot
 from xds.translate import steps
 from xds.work import Certificates, Work
 
@@ -46,12 +47,6 @@ AGAIN = 1.0
 """Seconds after which a renewal that failed is tried again."""
 CLOCK_CHECK = 60.0
 """Seconds after which renewals are looked at again, should the clock have been set or the machine have slept."""
-
-NO_KEY = (
-    "private keys are not served in plaintext, where nobody proves who they are: connect over TLS, with a service account's "
-    "token or a certificate"
-)
-"""Why a stream does not get the secret `default`."""
 
 PodName: TypeAlias = tuple[str, str]
 """namespace, name."""
@@ -195,13 +190,10 @@ class Hub:
         )
 
     def _lags(self, subscriber: Subscriber) -> bool:
-        for kind in subscriber.session.status() if subscriber.session else ():
-            if kind.type_url == SECRET and ROOTS in kind.names:
-                return not any(
-                    found.state is State.SYNCED and found.version == self._roots.version
-                    for found in kind.look([ROOTS])
-                )
-        return False
+        found = subscriber.session.look(SECRET, ROOTS) if subscriber.session else None
+        return found is not None and not (
+            found.state is State.SYNCED and found.version == self._roots.version
+        )
 
     def certificates(self) -> Certificates:
         """Tell which certificates there are."""
@@ -251,7 +243,7 @@ class Hub:
             pod, was = self.mesh.pod(*key), old.pod(*key)
             if pod is not was:
                 for subscriber in streams:
-                    _look_again(subscriber, was, pod)
+                    look_again(subscriber, key, was, pod)
             if pod:
                 self._want(key, changed_at)
         self.ready.set()
@@ -299,7 +291,7 @@ class Hub:
                 service=str(ref),
                 stack=_traceback(failure),
             )
-        keyless = _without_key(snapshot)
+        keyless = without_key(snapshot)
         for subscriber in self._streams.get(key, ()):
             found = snapshot if self._may_have_key(subscriber) else keyless
             # Who came meanwhile, and is the first that may have a key, is served next.
@@ -375,29 +367,6 @@ def _traceback(error: Exception) -> str:
 def _pod_name(subscriber: Subscriber) -> PodName:
     name = NodeId.parse(subscriber.node.id)
     return name.namespace, name.pod
-
-
-def _look_again(subscriber: Subscriber, was: Pod | None, pod: Pod | None) -> None:
-    """End a stream whose caller does not speak for the pod any longer, now that it is another one or gone."""
-    caller: Caller | None = subscriber.stream.caller
-    if caller is None:
-        return
-    namespace, name = _pod_name(subscriber)
-    if pod is None:
-        reason = f"pod {namespace}/{name} is gone" if was else ""
-    else:
-        reason = objection(caller, namespace, name, pod)
-        if not reason and was and was.meta.uid != pod.meta.uid:
-            reason = f"pod {namespace}/{name} is another one now"
-    if reason:
-        log.info("stream ends", proxy=subscriber.node.id, reason=reason)
-        subscriber.refuse(grpc.StatusCode.PERMISSION_DENIED, reason)
-
-
-def _without_key(snapshot: Snapshot) -> Snapshot:
-    """Return what somebody gets who has proved nothing."""
-    secrets = [each for each in snapshot.of(SECRET).values() if each.name != CERTIFICATE]
-    return Snapshot({**snapshot.types, SECRET: ResourceSet(secrets)}, {(SECRET, CERTIFICATE): NO_KEY})
 
 
 def _together(changes: list[Change]) -> Change:

@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 
 from tests.hub.test_hub import NOW, STREAM, node, published, running, service
 from tests.hub.test_hub import pod as make_pod
-from xds.hub import NO_KEY
+from xds.callers import NO_KEY
 from xds.identity.claims import Caller, How
 from xds.model import Change, Pod, Ref
 from xds.protocol.events import Subscribed

@@ -65,6 +65,18 @@ def test_a_resource_is_not_sent_then_stale_then_synced_and_stale_again_when_a_ne
     assert (a.state, a.version, a.updated_at) == (State.STALE, "2", 4.0)
 
 
+def test_one_resource_can_be_looked_at(variant):
+    stream = Stream(variant, world(SDS="a=1"))
+    assert stream.session.look(SECRET, "a") is None
+    assert stream.session.look("of no type", "a") is None
+    stream.ask("SDS", "a")
+    assert stream.session.look(SECRET, "b") is None
+    stream.settle()
+    found = stream.session.look(SECRET, "a")
+    assert found == next(status(stream, "SDS").resources)
+    assert found.state is State.SYNCED
+
+
 def test_what_did_not_change_keeps_its_time(variant):
     stream = Stream(variant, world(CDS="a=1 b=1"))
     stream.ask("CDS")

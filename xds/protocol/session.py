@@ -21,7 +21,7 @@ from xds.protocol.delta import DeltaWatch
 from xds.protocol.events import Connected, Event, Response
 from xds.protocol.order import AFTER_CLUSTERS, ORDER, USERS, WILDCARD_TYPES
 from xds.protocol.sotw import SotwWatch
-from xds.protocol.status import SNAPSHOT, TypeStatus, Waiting, type_status, waiting
+from xds.protocol.status import SNAPSHOT, ResourceStatus, TypeStatus, Waiting, type_status, waiting
 from xds.protocol.watch import Watch
 from xds.protocol.wire import (
     DeltaRequest,
@@ -175,6 +175,13 @@ class Session:
         return tuple(
             type_status(watch, self._waiting(watch)) for watch in self._watches.values() if watch.begun
         )
+
+    def look(self, type_url: str, name: str) -> ResourceStatus | None:
+        """Say how one resource stands with the client; None: it did not ask for that by name. Costs next to nothing."""
+        watch = self._watches.get(type_url)
+        if watch is None or name not in watch.subscription.names:
+            return None
+        return next(type_status(watch, None).look([name]))
 
     def _waiting(self, watch: Watch) -> Waiting | None:
         if not self._serves(watch.type_url):
