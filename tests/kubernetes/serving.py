@@ -84,6 +84,11 @@ class Serving:
 
         await eventually(asked, timeout=PATIENCE, what="/ready says what it waits for")
 
+    async def metrics(self) -> str:
+        """Return what /metrics tells."""
+        async with self._http.get(f"http://{self._admin}/metrics") as response:
+            return await response.text()
+
     async def until_ready(self, text: str = "ready") -> str:
         """Wait until /ready answers 200 with a text that this pattern matches as a whole; return it."""
 

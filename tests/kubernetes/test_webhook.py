@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime
@@ -381,3 +382,4 @@ async def test_the_control_plane_adds_sidecars_as_it_was_told_to(
             return True
 
         await eventually(injected, timeout=90, every=0.2, what="a pod is injected")
+        assert re.search(r'xds_webhook_requests_total\{result="injected"\} [1-9]', await serving.metrics())
