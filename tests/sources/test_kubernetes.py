@@ -265,9 +265,10 @@ async def test_a_nonsensical_object_takes_nothing_with_it(server: FakeApiServer,
 async def test_a_list_that_is_refused_by_and_by_is_told_as_the_server_that_cannot_be_reached(
     server: FakeApiServer, api: KubeApi
 ) -> None:
-    server.fail("list pods", *(status(500, "InternalError", "etcdserver: no leader") for _ in range(4)))
+    server.fail("list pods", *(status(500, "InternalError", "etcdserver: no leader") for _ in range(10_000)))
     async with Followed(Kubernetes(api, pace=QUICK)) as followed:
         [said] = await followed.until(followed.said)
         assert said == f"{server.url}: the API server cannot be reached: etcdserver: no leader"
         assert "pods" in followed.source.lacking()
+        server.faults.clear()
         await followed.until(lambda: followed.complete)

@@ -32,6 +32,10 @@ async def api(server: FakeApiServer) -> AsyncIterator[KubeApi]:
         yield api
 
 
+MANY = 10_000
+"""Faults: so many until there are to be none."""
+
+
 def config_map(name: str, namespace: str = "shop", **data: str) -> dict[str, Any]:
     return {"metadata": {"name": name, "namespace": namespace}, "data": data}
 
@@ -197,13 +201,14 @@ async def test_a_connection_that_is_half_open_is_noticed_and_old_is_what_is_know
     server: FakeApiServer, api: KubeApi
 ) -> None:
     await fill(server, "a")
-    server.fail("watch configmaps", *(silence() for _ in range(3)))
+    server.fail("watch configmaps", *(silence() for _ in range(MANY)))
     async with Following(api, pace=QUICK._replace(idle=0.2)) as following:
         await following.until(lambda: following.reflector.state)
         assert following.reflector.state
         assert following.reflector.state.since == following.reflector._heard > 0, (
             "since the last word, not since now"
         )
+        server.faults.clear()
         await following.until(lambda: following.reflector.state is None)
         assert following.names == {"a"}
 
@@ -274,8 +279,9 @@ async def test_what_was_known_of_what_may_no_longer_be_read_stays(
         await server.cut()
         await following.until(lambda: following.reflector.state)
         assert following.reflector.state
-        assert following.reflector.state.trouble is Trouble.REFUSED
+        await following.until(lambda: following.reflector.state.trouble is Trouble.REFUSED)
         assert following.names == {"a"}
+        server.faults.clear()
         await following.until(lambda: following.reflector.state is None)
 
 
