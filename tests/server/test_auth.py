@@ -2,183 +2,48 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import grpc
 import grpc.aio
 import pytest
 from envoy_data_plane.envoy.extensions.transport_sockets.tls.v3 import Secret
-from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from structlog.testing import capture_logs
 
 from tests.identity.credentials import certificate
-from tests.server.proxies import REQUEST, RESPONSE, Client
-from xds.api import proxies_pb2 as pb
-from xds.auth import Admins, Authentication
+from tests.server.doors import (
+    CA,
+    DENIED,
+    FOREIGN,
+    NODE,
+    NOW,
+    SDS,
+    SLEEP,
+    TRUST_DOMAINS,
+    UNPROVEN,
+    Site,
+    fetch,
+    issued,
+    opened,
+    refused,
+    secret,
+    sleep,
+)
+from tests.server.proxies import REQUEST, Client
+from xds.auth import Authentication
 from xds.hub import Hub
-from xds.identity.ca import Authority
-from xds.identity.claims import Caller, How, Identity, NotProvenError, TooManyError, UndecidedError
-from xds.identity.keys import PrivateKey
-from xds.introspect import Introspection
-from xds.introspect.proxies import SERVICE, ProxiesService
-from xds.model import Change, Meta, Pod, Ref
+from xds.model import Change, Ref
 from xds.protocol.session import Variant
 from xds.server import ADS, XdsServer
 from xds.snapshot import SECRET
 from xds.tls import OwnCertificate, Trust
 
-NOW = datetime.now(UTC)
-CA = Authority.create(PrivateKey.generate(), "cluster.local", NOW)
-FOREIGN = Authority.create(PrivateKey.generate(), "cluster.local", NOW)
-SLEEP = "spiffe://cluster.local/ns/full/sa/sleep"
-NODE = "sidecar~10.0.0.1~{}.full~full.svc.cluster.local"
-SDS = "/envoy.service.secret.v3.SecretDiscoveryService"
-DENIED, UNPROVEN = grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED
-TRUST_DOMAINS = ("cluster.local",)
-
-
-def caller(namespace: str, account: str, pod: str = "", uid: str = "") -> Caller:
-    return Caller(namespace=namespace, service_account=account, pod=pod, pod_uid=uid, how=How.TOKEN)
-
-
-TOKENS = {
-    "own": caller("full", "sleep", "sleep-1", "1"),
-    "unbound": caller("full", "sleep"),
-    "other-namespace": caller("legacy", "sleep"),
-    "other-account": caller("full", "httpbin"),
-    "other-pod": caller("full", "sleep", "sleep-2", "2"),
-    "deleted-pod": caller("full", "sleep", "sleep-1", "0"),
-    "admin": caller("istio-system", "xds"),
-}
-
-
-async def judge(token: str, peer: str) -> Caller:
-    """Stand in for TokenReviews: the real API server's are in tests/kubernetes."""
-    assert peer.startswith("ipv4:127.0.0.1:")
-    if token == "undecided":
-        raise UndecidedError("nobody can be asked")
-    if token == "too-many":
-        raise TooManyError("too many tokens")
-    if found := TOKENS.get(token):
-        return found
-    raise NotProvenError("the API server does not accept the token")
-
-
-@dataclass(frozen=True)
-class Site:
-    server: XdsServer
-    hub: Hub
-
-    @asynccontextmanager
-    async def plain(self) -> AsyncIterator[grpc.aio.Channel]:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{self.server.port}") as channel:
-            yield channel
-
-    @asynccontextmanager
-    async def token(self, text: str | None, scheme: str = "Bearer") -> AsyncIterator[grpc.aio.Channel]:
-        credentials = grpc.ssl_channel_credentials(CA.root_pem)
-        if text is not None:
-            value = (("authorization", f"{scheme} {text}"),)
-            bearer = grpc.metadata_call_credentials(lambda _, give: give(value, None))
-            credentials = grpc.composite_channel_credentials(credentials, bearer)
-        target = f"localhost:{self.server.secure_ports[0]}"
-        async with grpc.aio.secure_channel(target, credentials) as channel:
-            yield channel
-
-    @asynccontextmanager
-    async def shows(self, shown: tuple[bytes, bytes]) -> AsyncIterator[grpc.aio.Channel]:
-        chain, key = shown
-        credentials = grpc.ssl_channel_credentials(CA.root_pem, key, chain)
-        target = f"localhost:{self.server.secure_ports[1]}"
-        async with grpc.aio.secure_channel(target, credentials) as channel:
-            yield channel
-
-
-def sleep(uid: str = "1") -> Pod:
-    return Pod(
-        meta=Meta(ref=Ref("Pod", "full", "sleep-1"), uid=uid), service_account="sleep", address="10.0.0.1"
-    )
-
 
 @pytest.fixture
 async def site() -> AsyncIterator[Site]:
-    hub = Hub(CA, serve_keys=False)
-    async with AsyncExitStack() as stack:
-        task = asyncio.create_task(hub.run())
-        stack.callback(task.cancel)
-        hub.change(Change(applied=(sleep(),)))
-        await hub.ready.wait()
-        own = OwnCertificate(["localhost"], lambda: Trust(CA, CA.root_pem))
-        authentication = Authentication(lambda: TRUST_DOMAINS, judge)
-        admins = Admins(authentication, [Identity("istio-system", "xds")], lambda: TRUST_DOMAINS)
-        server = XdsServer(
-            hub,
-            "127.0.0.1:0",
-            grace=0.2,
-            added=[Introspection([ProxiesService(hub.missing)], admit=admins)],
-            secure=[
-                ("127.0.0.1:0", own.credentials(certificate_required=False)),
-                ("127.0.0.1:0", own.credentials(certificate_required=True)),
-            ],
-            authenticate=authentication,
-        )
-        await stack.enter_async_context(server)
-        yield Site(server, hub)
-
-
-def issued(identity: str, ca: Authority = CA) -> tuple[bytes, bytes]:
-    leaf = ca.issue(identity, NOW)
-    return leaf.chain, leaf.key.to_pem()
-
-
-async def secret(channel: grpc.aio.Channel, variant: Variant, pod: str = "sleep-1") -> Secret:
-    """Ask for a pod's own secret alone."""
-    word = "Stream" if variant is Variant.SOTW else "Delta"
-    client = Client(channel, variant, f"{SDS}/{word}Secrets", node=NODE.format(pod))
-    await client.ask(SECRET, "default")
-    answer = await client.get()
-    [resource] = answer.resources
-    body = resource.value if variant is Variant.SOTW else resource.resource.value
-    return Secret.parse(body)
-
-
-async def refused(channel: grpc.aio.Channel, pod: str = "sleep-1") -> tuple[grpc.StatusCode, str]:
-    """Ask in every way; return how all of them end. Nobody may get a key in any."""
-    ends = [
-        await ended(channel, variant, method, pod)
-        for variant, word in ((Variant.SOTW, "Stream"), (Variant.DELTA, "Delta"))
-        for method in ("", f"{SDS}/{word}Secrets")
-    ]
-    with pytest.raises(grpc.aio.AioRpcError) as error:
-        await fetch(channel, pod)
-    ends.append((error.value.code(), error.value.details()))
-    assert len(set(ends)) == 1, ends
-    return ends[0]
-
-
-async def ended(
-    channel: grpc.aio.Channel, variant: Variant, method: str, pod: str
-) -> tuple[grpc.StatusCode, str]:
-    """Ask for a key; return how the stream ends."""
-    client = Client(channel, variant, method, node=NODE.format(pod))
-    with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
-        await client.ask(SECRET, "default")
-    end = await client.end()
-    if end == (grpc.StatusCode.INTERNAL, "Internal error from Core"):
-        # That is how gRPC's client sees a call that ended while it wrote: the server did not want to read.
-        return await Client(channel, variant, method).end()
-    return end
-
-
-async def fetch(channel: grpc.aio.Channel, pod: str = "sleep-1"):
-    request = REQUEST(resource_names=["default"])
-    request.node.id = NODE.format(pod)
-    return RESPONSE.FromString(await channel.unary_unary(f"{SDS}/FetchSecrets")(request.SerializeToString()))
+    async with opened() as site:
+        yield site
 
 
 @pytest.mark.parametrize("variant", Variant)
@@ -333,57 +198,6 @@ async def test_who_is_refused_again_and_again_is_logged_once(site):
     assert told.count("warning") == 1
     assert told.count("debug") >= 14
     assert "garbage" not in str(logs)
-
-
-async def look(channel: grpc.aio.Channel) -> list[str]:
-    """Ask in every way that an admin has; return what came."""
-    ends = []
-
-    async def end(call) -> None:
-        try:
-            await call
-        except grpc.aio.AioRpcError as error:
-            ends.append(f"{error.code().name} {error.details()}")
-        else:
-            ends.append("OK")
-
-    async def first(call) -> None:
-        assert await call.read() is not grpc.aio.EOF, await call.code()
-
-    await end(channelz_pb2_grpc.ChannelzStub(channel).GetServers(channelz_pb2.GetServersRequest()))
-    ask = channel.unary_unary(f"/{SERVICE}/List", response_deserializer=pb.ListProxiesResponse.FromString)
-    await end(ask(b""))
-    watch = channel.unary_stream(f"/{SERVICE}/Watch")(b"")
-    await end(first(watch))
-    watch.cancel()
-    request = reflection_pb2.ServerReflectionRequest(list_services="")
-    await end(first(reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([request]))))
-    await end(
-        channel.unary_unary("/envoy.service.status.v3.ClientStatusDiscoveryService/FetchClientStatus")(b"")
-    )
-    return ends
-
-
-async def test_the_control_planes_own_account_may_look_over_tls(site):
-    async with site.token("admin") as channel:
-        assert await look(channel) == ["OK"] * 5
-    async with site.shows(issued("spiffe://cluster.local/ns/istio-system/sa/xds")) as channel:
-        assert await look(channel) == ["OK"] * 5
-    async with site.plain() as channel:
-        assert await look(channel) == ["OK"] * 5
-
-
-async def test_others_may_not(site):
-    async with site.token("own") as channel:
-        found = await look(channel)
-    assert len(found) == 5
-    assert {each.partition(":")[0] for each in found} == {
-        "PERMISSION_DENIED service account full/sleep may not look at this"
-    }
-    async with site.shows(issued(SLEEP)) as channel:
-        assert await look(channel) == found
-    async with site.token(None) as channel:
-        assert {each.partition(" ")[0] for each in await look(channel)} == {"UNAUTHENTICATED"}
 
 
 async def test_where_no_tokens_are_taken_that_is_said():

@@ -1,0 +1,177 @@
+"""A control plane with a door for each kind of credential, and who comes to it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import grpc
+import grpc.aio
+import pytest
+from envoy_data_plane.envoy.extensions.transport_sockets.tls.v3 import Secret
+
+from tests.server.proxies import REQUEST, RESPONSE, Client
+from xds.auth import Admins, Authentication
+from xds.hub import Hub
+from xds.identity.ca import Authority
+from xds.identity.claims import Caller, How, Identity, NotProvenError, TooManyError, UndecidedError
+from xds.identity.keys import PrivateKey
+from xds.introspect import Introspection
+from xds.introspect.proxies import ProxiesService
+from xds.model import Change, Meta, Pod, Ref
+from xds.protocol.session import Variant
+from xds.server import XdsServer
+from xds.snapshot import SECRET
+from xds.tls import OwnCertificate, Trust
+
+NOW = datetime.now(UTC)
+CA = Authority.create(PrivateKey.generate(), "cluster.local", NOW)
+FOREIGN = Authority.create(PrivateKey.generate(), "cluster.local", NOW)
+SLEEP = "spiffe://cluster.local/ns/full/sa/sleep"
+NODE = "sidecar~10.0.0.1~{}.full~full.svc.cluster.local"
+SDS = "/envoy.service.secret.v3.SecretDiscoveryService"
+DENIED, UNPROVEN = grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED
+TRUST_DOMAINS = ("cluster.local",)
+
+
+def caller(namespace: str, account: str, pod: str = "", uid: str = "") -> Caller:
+    return Caller(namespace=namespace, service_account=account, pod=pod, pod_uid=uid, how=How.TOKEN)
+
+
+TOKENS = {
+    "own": caller("full", "sleep", "sleep-1", "1"),
+    "unbound": caller("full", "sleep"),
+    "other-namespace": caller("legacy", "sleep"),
+    "other-account": caller("full", "httpbin"),
+    "other-pod": caller("full", "sleep", "sleep-2", "2"),
+    "deleted-pod": caller("full", "sleep", "sleep-1", "0"),
+    "admin": caller("istio-system", "xds"),
+}
+
+
+async def judge(token: str, peer: str) -> Caller:
+    """Stand in for TokenReviews: the real API server's are in tests/kubernetes."""
+    assert peer.startswith("ipv4:127.0.0.1:")
+    if token == "undecided":
+        raise UndecidedError("nobody can be asked")
+    if token == "too-many":
+        raise TooManyError("too many tokens")
+    if found := TOKENS.get(token):
+        return found
+    raise NotProvenError("the API server does not accept the token")
+
+
+@dataclass(frozen=True)
+class Site:
+    server: XdsServer
+    hub: Hub
+
+    @asynccontextmanager
+    async def plain(self) -> AsyncIterator[grpc.aio.Channel]:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{self.server.port}") as channel:
+            yield channel
+
+    @asynccontextmanager
+    async def token(self, text: str | None, scheme: str = "Bearer") -> AsyncIterator[grpc.aio.Channel]:
+        credentials = grpc.ssl_channel_credentials(CA.root_pem)
+        if text is not None:
+            value = (("authorization", f"{scheme} {text}"),)
+            bearer = grpc.metadata_call_credentials(lambda _, give: give(value, None))
+            credentials = grpc.composite_channel_credentials(credentials, bearer)
+        target = f"localhost:{self.server.secure_ports[0]}"
+        async with grpc.aio.secure_channel(target, credentials) as channel:
+            yield channel
+
+    @asynccontextmanager
+    async def shows(self, shown: tuple[bytes, bytes]) -> AsyncIterator[grpc.aio.Channel]:
+        chain, key = shown
+        credentials = grpc.ssl_channel_credentials(CA.root_pem, key, chain)
+        target = f"localhost:{self.server.secure_ports[1]}"
+        async with grpc.aio.secure_channel(target, credentials) as channel:
+            yield channel
+
+
+def sleep(uid: str = "1") -> Pod:
+    return Pod(
+        meta=Meta(ref=Ref("Pod", "full", "sleep-1"), uid=uid), service_account="sleep", address="10.0.0.1"
+    )
+
+
+@asynccontextmanager
+async def opened() -> AsyncIterator[Site]:
+    """Serve, with a hub that knows pod full/sleep-1."""
+    hub = Hub(CA, serve_keys=False)
+    async with AsyncExitStack() as stack:
+        task = asyncio.create_task(hub.run())
+        stack.callback(task.cancel)
+        hub.change(Change(applied=(sleep(),)))
+        await hub.ready.wait()
+        own = OwnCertificate(["localhost"], lambda: Trust(CA, CA.root_pem))
+        authentication = Authentication(lambda: TRUST_DOMAINS, judge)
+        admins = Admins(authentication, [Identity("istio-system", "xds")], lambda: TRUST_DOMAINS)
+        server = XdsServer(
+            hub,
+            "127.0.0.1:0",
+            grace=0.2,
+            added=[Introspection([ProxiesService(hub.missing)], admit=admins)],
+            secure=[
+                ("127.0.0.1:0", own.credentials(certificate_required=False)),
+                ("127.0.0.1:0", own.credentials(certificate_required=True)),
+            ],
+            authenticate=authentication,
+        )
+        await stack.enter_async_context(server)
+        yield Site(server, hub)
+
+
+def issued(identity: str, ca: Authority = CA) -> tuple[bytes, bytes]:
+    leaf = ca.issue(identity, NOW)
+    return leaf.chain, leaf.key.to_pem()
+
+
+async def secret(channel: grpc.aio.Channel, variant: Variant, pod: str = "sleep-1") -> Secret:
+    """Ask for a pod's own secret alone."""
+    word = "Stream" if variant is Variant.SOTW else "Delta"
+    client = Client(channel, variant, f"{SDS}/{word}Secrets", node=NODE.format(pod))
+    await client.ask(SECRET, "default")
+    answer = await client.get()
+    [resource] = answer.resources
+    body = resource.value if variant is Variant.SOTW else resource.resource.value
+    return Secret.parse(body)
+
+
+async def refused(channel: grpc.aio.Channel, pod: str = "sleep-1") -> tuple[grpc.StatusCode, str]:
+    """Ask in every way; return how all of them end. Nobody may get a key in any."""
+    ends = [
+        await ended(channel, variant, method, pod)
+        for variant, word in ((Variant.SOTW, "Stream"), (Variant.DELTA, "Delta"))
+        for method in ("", f"{SDS}/{word}Secrets")
+    ]
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await fetch(channel, pod)
+    ends.append((error.value.code(), error.value.details()))
+    assert len(set(ends)) == 1, ends
+    return ends[0]
+
+
+async def ended(
+    channel: grpc.aio.Channel, variant: Variant, method: str, pod: str
+) -> tuple[grpc.StatusCode, str]:
+    """Ask for a key; return how the stream ends."""
+    client = Client(channel, variant, method, node=NODE.format(pod))
+    with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+        await client.ask(SECRET, "default")
+    end = await client.end()
+    if end == (grpc.StatusCode.INTERNAL, "Internal error from Core"):
+        # That is how gRPC's client sees a call that ended while it wrote: the server did not want to read.
+        return await Client(channel, variant, method).end()
+    return end
+
+
+async def fetch(channel: grpc.aio.Channel, pod: str = "sleep-1"):
+    request = REQUEST(resource_names=["default"])
+    request.node.id = NODE.format(pod)
+    return RESPONSE.FromString(await channel.unary_unary(f"{SDS}/FetchSecrets")(request.SerializeToString()))

@@ -1,0 +1,77 @@
+"""Who may ask about the control plane: in plaintext who is local, over TLS who is named."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import grpc
+import grpc.aio
+import pytest
+from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from tests.server.doors import (
+    SLEEP,
+    Site,
+    issued,
+    opened,
+)
+from xds.api import proxies_pb2 as pb
+from xds.introspect.proxies import SERVICE
+
+
+@pytest.fixture
+async def site() -> AsyncIterator[Site]:
+    async with opened() as site:
+        yield site
+
+
+async def look(channel: grpc.aio.Channel) -> list[str]:
+    """Ask in every way that an admin has; return what came."""
+    ends = []
+
+    async def end(call) -> None:
+        try:
+            await call
+        except grpc.aio.AioRpcError as error:
+            ends.append(f"{error.code().name} {error.details()}")
+        else:
+            ends.append("OK")
+
+    async def first(call) -> None:
+        assert await call.read() is not grpc.aio.EOF, await call.code()
+
+    await end(channelz_pb2_grpc.ChannelzStub(channel).GetServers(channelz_pb2.GetServersRequest()))
+    ask = channel.unary_unary(f"/{SERVICE}/List", response_deserializer=pb.ListProxiesResponse.FromString)
+    await end(ask(b""))
+    watch = channel.unary_stream(f"/{SERVICE}/Watch")(b"")
+    await end(first(watch))
+    watch.cancel()
+    request = reflection_pb2.ServerReflectionRequest(list_services="")
+    await end(first(reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([request]))))
+    await end(
+        channel.unary_unary("/envoy.service.status.v3.ClientStatusDiscoveryService/FetchClientStatus")(b"")
+    )
+    return ends
+
+
+async def test_the_control_planes_own_account_may_look_over_tls(site):
+    async with site.token("admin") as channel:
+        assert await look(channel) == ["OK"] * 5
+    async with site.shows(issued("spiffe://cluster.local/ns/istio-system/sa/xds")) as channel:
+        assert await look(channel) == ["OK"] * 5
+    async with site.plain() as channel:
+        assert await look(channel) == ["OK"] * 5
+
+
+async def test_others_may_not(site):
+    async with site.token("own") as channel:
+        found = await look(channel)
+    assert len(found) == 5
+    assert {each.partition(":")[0] for each in found} == {
+        "PERMISSION_DENIED service account full/sleep may not look at this"
+    }
+    async with site.shows(issued(SLEEP)) as channel:
+        assert await look(channel) == found
+    async with site.token(None) as channel:
+        assert {each.partition(" ")[0] for each in await look(channel)} == {"UNAUTHENTICATED"}
