@@ -291,9 +291,9 @@ async def test_kubectl_shows_what_one_looks_for(kinds: Cluster) -> None:
         # What the seed page prints, to the space.
         assert [line for line in shown.splitlines() if " mode" in line] == ["        mode: PERMISSIVE"]
         for name, cells in (
-            ("meshpolicies", ["NAME MODE AGE", "default PERMISSIVE"]),
-            ("pa", ["NAME MODE AGE", "web STRICT"]),
-            ("dr", ["NAME HOST TLS AGE", "web web ISTIO_MUTUAL"]),
+            ("meshpolicies", ["NAME MODE PROBLEM AGE", "default PERMISSIVE"]),
+            ("pa", ["NAME MODE PROBLEM AGE", "web STRICT"]),
+            ("dr", ["NAME HOST TLS PROBLEM AGE", "web web ISTIO_MUTUAL"]),
         ):
             lines = [" ".join(line.split()) for line in (await kinds.kubectl("get", name)).splitlines()]
             assert [line[: len(want)] for line, want in zip(lines, cells, strict=True)] == cells
@@ -314,7 +314,7 @@ async def test_the_status_is_written_apart_from_what_it_is_about(kinds: Cluster)
     path = f"{plural(document)}/web"
     try:
         condition = {
-            "type": "Accepted",
+            "type": "InForce",
             "status": "False",
             "reason": "Overruled",
             "message": "an older one decides",
@@ -327,6 +327,8 @@ async def test_the_status_is_written_apart_from_what_it_is_about(kinds: Cluster)
         assert changed["status"] == {"conditions": [condition]}
         assert changed["metadata"]["generation"] == made["metadata"]["generation"]
         assert not parse(changed, str)[0].refused
+        shown = (await kinds.kubectl("get", "pa", "web")).splitlines()[1]
+        assert shown.split()[:3] == ["web", "STRICT", "Overruled"]
     finally:
         await kinds.api.delete(path)
 

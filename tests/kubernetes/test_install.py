@@ -23,12 +23,14 @@ from xds.installed import installed
 from xds.kube import crds
 from xds.kube.api import KubeApi
 from xds.kube.authority import Kept, Secrets, kept_authority
+from xds.kube.conditions import Conditions, standing
 from xds.kube.install import control_plane, first_policies
 from xds.kube.lease import Lease
 from xds.kube.roots import Roots
 from xds.kube.tokens import TokenReviews
 from xds.kube.webhook import CaBundle
-from xds.model import MeshConfig
+from xds.mesh import Mesh
+from xds.model import MeshConfig, Problem, Ref
 from xds.parse import merged, parse
 from xds.sources.kubernetes import Kubernetes
 
@@ -414,11 +416,32 @@ async def _do_all_that_needs_the_server(cluster: Cluster, api: KubeApi, recorder
     assert await roots.compare()
     await bundle.compare()
 
+    await _say_what_is_wrong(cluster, api)
     token = await cluster.token(SYSTEM, "xds", audience="xds-ca")
     assert (await TokenReviews(api)(token, "ipv4:127.0.0.1:1")).service_account == "xds"
     for task in (leading, *working):
         task.cancel()
     await asyncio.gather(leading, *working, return_exceptions=True)
+
+
+async def _say_what_is_wrong(cluster: Cluster, api: KubeApi) -> None:
+    objects = {
+        "Policy": ("authentication.istio.io/v1alpha1", f"namespaces/{SYSTEM}/policies", {}),
+        "MeshPolicy": ("authentication.istio.io/v1alpha1", "meshpolicies", None),
+        "PeerAuthentication": ("security.istio.io/v1", f"namespaces/{SYSTEM}/peerauthentications", {}),
+        "DestinationRule": ("networking.istio.io/v1", f"namespaces/{SYSTEM}/destinationrules", {"host": "a"}),
+    }
+    problems = [Problem(where=f"Namespace {SYSTEM}", what="is only said to be wrong")]
+    for kind, (version, path, its_spec) in objects.items():
+        if its_spec is not None:
+            body = {"apiVersion": version, "kind": kind, "metadata": {"name": "default"}, "spec": its_spec}
+            await cluster.api.create(f"/apis/{version}/{path}", body)
+        ref = Ref(kind, "" if its_spec is None else SYSTEM, "default")
+        problems.append(Problem(where=str(ref), what="is only said to be wrong"))
+    assert await Conditions(api, lambda: (), Mesh, leads=lambda: True).compare(standing(Mesh(), problems))
+    for version, path, _ in objects.values():
+        found = await cluster.api.get(f"/apis/{version}/{path}/default")
+        assert [each["type"] for each in found["status"]["conditions"]] == ["Accepted"]
 
 
 @asynccontextmanager
