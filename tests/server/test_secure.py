@@ -18,7 +18,7 @@ from xds.identity.ca import Authority
 from xds.identity.keys import PrivateKey
 from xds.protocol.session import Variant
 from xds.server import Refused, XdsServer, is_encrypted
-from xds.snapshot import CLUSTER, ENDPOINT
+from xds.snapshot import CLUSTER, ENDPOINT, Resource, ResourceSet, Snapshot
 
 NOW = datetime.now(UTC)
 CA = Authority.create(PrivateKey.generate(), "cluster.local", NOW)
@@ -133,6 +133,19 @@ async def test_a_stream_that_is_not_to_go_on_ends_with_the_reason(proxies, serve
     proxies.publish(world(CDS="a=2"))
     assert await client.end() == (grpc.StatusCode.PERMISSION_DENIED, "your pod is gone")
     await proxies.left.get()
+
+
+async def test_a_stream_ends_also_if_its_client_does_not_read(proxies, server, channel):
+    client = Client(channel)
+    body = bytes(16 * 1024 * 1024)
+    proxies.publish(Snapshot({CLUSTER: ResourceSet([Resource.of(CLUSTER, "large", body)])}))
+    await client.ask(CLUSTER)
+    while not [stream for stream in server.discovery.streams if stream._is_writing]:
+        await asyncio.sleep(0.01)
+    proxies.subscribers[0].refuse(grpc.StatusCode.PERMISSION_DENIED, "your pod is gone")
+    async with asyncio.timeout(30):
+        await proxies.left.get()
+    assert server.discovery.failed == {grpc.StatusCode.PERMISSION_DENIED: 1}
 
 
 async def test_a_fetch_that_waits_ends_with_the_reason(proxies, server, channel):

@@ -82,19 +82,32 @@ class Stream:
         writer = asyncio.current_task()
         assert writer  # noqa: S101 - gRPC runs each stream in a task of its own
         too_late: asyncio.TimerHandle | None = None
+        gave_up = False
+
+        def give_up() -> None:
+            nonlocal gave_up
+            gave_up = True
+            writer.cancel()
+
+        def hurry() -> None:
+            """Who does not read could otherwise go on with a stream that should end."""
+            nonlocal too_late
+            if self._is_writing and too_late is None:
+                too_late = reader.get_loop().call_later(LAST_WRITE, give_up)
 
         def done(reader: asyncio.Task[None]) -> None:
-            nonlocal too_late
             self.subscriber.changed.set()
-            if not reader.cancelled() and reader.exception() and self._is_writing:
-                # Who does not read could otherwise go on with a stream that should end.
-                too_late = reader.get_loop().call_later(LAST_WRITE, writer.cancel)
+            if not reader.cancelled() and reader.exception():
+                hurry()
 
         reader.add_done_callback(done)
+        self.subscriber.on_refused = hurry
         try:
             await self._write(context, reader, observer)
         except asyncio.CancelledError:
-            if reader.done() and not reader.cancelled() and reader.exception() and not writer.uncancel():
+            if gave_up and not writer.uncancel():
+                if self.subscriber.refused:
+                    raise self.subscriber.refused from None
                 await reader
             raise
         finally:
