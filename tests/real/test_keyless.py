@@ -1,0 +1,44 @@
+"""The real Envoy where private keys are not served: it is told why, and rejects nothing."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.hub.test_hub import AUTHORITY
+from tests.real.harness.envoy import EnvoyProcess
+from tests.real.harness.waiting import eventually
+from xds.descriptors import to_json_dict
+from xds.envoy.bootstrap import bootstrap
+from xds.hub import Hub
+from xds.model import Change, Interception, Meta, Pod, Ref
+from xds.server import XdsServer
+
+pytestmark = pytest.mark.envoy
+
+
+async def test_everything_but_the_key_is_taken_in_plaintext(loopback, tmp_path):
+    meta = Meta(ref=Ref("Pod", "ns", "web"), labels={"security.istio.io/tlsMode": "istio"})
+    pod = Pod(meta=meta, address=loopback.address(), interception=Interception.NONE)
+    hub = Hub(AUTHORITY, serve_keys=False)
+    task = asyncio.create_task(hub.run())
+    hub.change(Change(applied=(pod,)))
+    await hub.ready.wait()
+    try:
+        async with XdsServer(hub, "127.0.0.1:0", grace=0.5) as server:
+            config = to_json_dict(bootstrap(pod, "127.0.0.1", server.port))
+            async with EnvoyProcess("web", config, tmp_path) as envoy:
+
+                async def told() -> bool:
+                    [stream] = server.discovery.streams
+                    types = {each.type_url.rpartition(".")[2]: each for each in stream.session.status()}
+                    return types["Secret"].synced and types["Cluster"].synced and types["Listener"].synced
+
+                await eventually(told, timeout=60, what="everything is taken")
+                assert await envoy.admin.stat("control_plane.connected_state") == 1
+                dumped = await envoy.admin.get("/config_dump")
+                assert "PRIVATE" not in dumped
+                assert "ROOTCA" in dumped
+    finally:
+        task.cancel()
