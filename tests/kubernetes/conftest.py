@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -58,6 +59,8 @@ async def agent(controllers: None, tmp_path: Path) -> AsyncIterator[Agent]:
 @pytest.fixture
 def player(agent: Agent, tmp_path: Path) -> Player:
     """Somebody who follows Istio's task on that cluster; nothing is installed yet."""
+    if shutil.which("curl") is None:
+        pytest.skip("needs curl (Debian: apt-get install curl)")
     return Player(agent, Terminal(agent, tmp_path / "tools", EXAMPLES))
 
 
