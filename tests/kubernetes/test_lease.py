@@ -34,8 +34,10 @@ async def running(lease: Lease) -> AsyncIterator[asyncio.Task[None]]:
 
 
 async def until_held(*leases: Lease) -> Lease:
-    await eventually(lambda: any(lease.held for lease in leases), timeout=30, what="one of them leads")
-    (holder,) = [lease for lease in leases if lease.held]
+    (holder,) = await eventually(
+        lambda: [lease for lease in leases if lease.held], timeout=60, what="one of them leads"
+    )
+    assert isinstance(holder, Lease)
     return holder
 
 

@@ -163,14 +163,13 @@ async def test_needs_no_more_than_it_says_and_says_once_what_it_lacks(cluster: C
 async def test_when_the_replica_that_writes_is_killed_another_goes_on(cluster: Cluster) -> None:
     async with AsyncExitStack() as stack:
         namespace = await stack.enter_async_context(cluster.namespace())
-        leases = [Lease(cluster.api, "default", name, duration=1.5) for name in ("a", "b")]
+        leases = [Lease(cluster.api, "default", name, duration=6) for name in ("a", "b")]
         texts = dict(zip(leases, ("by a", "by b"), strict=True))
         tasks = {}
         for lease, text in texts.items():
             roots = Roots(cluster.api, text.encode, leads=lambda lease=lease: lease.held)
             tasks[lease] = [await stack.enter_async_context(_killable(part)) for part in (lease, roots)]
-        await eventually(lambda: any(lease.held for lease in leases), timeout=30)
-        (holder,) = [lease for lease in leases if lease.held]
+        (holder,) = await eventually(lambda: [lease for lease in leases if lease.held], timeout=60)
         await until(cluster, namespace, texts[holder])
         # As by SIGKILL: it gives nothing back.
         holder._release = _nothing

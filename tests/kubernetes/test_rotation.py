@@ -33,13 +33,13 @@ from xds.server import XdsServer
 from xds.sources.files import Folder
 from xds.sources.settings import Settings
 
-pytestmark = pytest.mark.envoy
+pytestmark = [pytest.mark.envoy, pytest.mark.timeout(300)]
 __all__ = ["loopback"]
 
 PORT = 8080
 KEPT, FRESH = "http://kept:80/headers", "http://fresh:80/headers"
 """Two services with the same servers: connections to one are kept, and each request to the other makes a new one."""
-PATIENCE = 30.0
+PATIENCE = 60.0
 
 
 class Dam(TcpServer):
@@ -142,7 +142,7 @@ class World:
             await self.mesh.start(client)
         for client in self.clients:
             for url in (KEPT, FRESH):
-                load = Load(client=client.client, url=url, connections=2, seconds=110, pause=0.01)
+                load = Load(client=client.client, url=url, connections=2, seconds=280, pause=0.01)
                 self.loads.append(await self._stack.enter_async_context(load))
         await self.more()
 

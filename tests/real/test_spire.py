@@ -46,6 +46,12 @@ class Agent:
         return x509.load_pem_x509_certificate(leaf.chain).serial_number
 
 
+def with_socket(mesh: LocalMesh, option: str) -> LocalMesh:
+    """Have the control plane told by its own option what the test knows by a setting."""
+    mesh.plane._options = (option,)
+    return mesh
+
+
 async def serials(mesh: LocalMesh, pod: LocalPod) -> tuple[set[int], set[int]]:
     """Return the serial numbers of the roots that a sidecar trusts, and of what it shows."""
     certificates = (await mesh.sidecar(pod).admin.json("/certs"))["certificates"]
@@ -61,9 +67,12 @@ async def test_sidecars_take_certificates_from_the_socket_and_none_from_us(
 ) -> None:
     socket = tmp_path / "agent.sock"
     agent = Agent()
+    said = f"meshConfig.sdsUdsPath=unix://{socket}"
     async with (
         XdsServer(agent.store, f"unix:{socket}"),
-        LocalMesh(loopback, tmp_path, sotw=sotw, settings=[f"meshConfig.sdsUdsPath=unix://{socket}"]) as mesh,
+        with_socket(
+            LocalMesh(loopback, tmp_path, sotw=sotw, settings=[said]), f"--sds=unix://{socket}"
+        ) as mesh,
     ):
         client = mesh.pod("client", "ns")
         server = mesh.pod("web", "ns")
@@ -92,6 +101,11 @@ async def test_sidecars_take_certificates_from_the_socket_and_none_from_us(
 
         # The control plane is asked for everything else.
         status = json.loads(await xds("status", f"--xds-address={mesh.plane.address}", "-o", "json"))
-        types = {kind["typeUrl"] for proxy in status["proxies"] for each in proxy["streams"] for kind in each["types"]}
+        types = {
+            kind["typeUrl"]
+            for proxy in status["proxies"]
+            for each in proxy["streams"]
+            for kind in each["types"]
+        }
         assert CLUSTER in types
         assert SECRET not in types
