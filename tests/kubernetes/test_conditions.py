@@ -229,6 +229,15 @@ async def test_a_kind_without_a_status_gets_an_event_and_no_second_one(world: Wo
     assert len(await world.events("Pod")) == 2
 
 
+async def test_settings_that_cannot_be_used_are_told_of_their_config_map(world: World) -> None:
+    maps = f"/api/v1/namespaces/{world.namespace}/configmaps"
+    await world.api.create(maps, {"metadata": {"name": "xds"}, "data": {"mesh": "enableAutoMtls: maybe"}})
+    world.refuse("ConfigMap", "xds", "must be true or false, in line 1 of mesh")
+    assert await world.compare()
+    (event,) = await world.events("ConfigMap")
+    assert event["message"] == "must be true or false, in line 1 of mesh"
+
+
 async def test_a_foreign_definition_without_a_status_gets_events(own_cluster: Cluster) -> None:
     await crds.install(own_cluster.api)
     world = World(own_cluster.api, "default")

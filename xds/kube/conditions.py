@@ -5,7 +5,8 @@ force), and `InForce: False` (others decide instead). What is there is compared 
 replica wrote it. Objects of which nothing is to be said, and nothing was, are never written; conditions of others are left alone.
 
 Needs in the cluster: policies, meshpolicies, peerauthentications, destinationrules: list; their `/status`: patch; events: create;
-and, to name them in Events, list of what else may be wrong: pods, services, serviceaccounts, namespaces, endpointslices.
+and, to name them in Events, list of what else may be wrong: pods, services, serviceaccounts, namespaces, endpointslices. In its own
+namespace: configmaps, list of the one with the mesh's settings.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ _OTHERS = {
     "Service": ("v1", "services"),
     "ServiceAccount": ("v1", "serviceaccounts"),
     "Namespace": ("v1", "namespaces"),
+    "ConfigMap": ("v1", "configmaps"),
     "EndpointSlice": ("discovery.k8s.io/v1", "endpointslices"),
 }
 _WHERE = re.compile(r"([A-Za-z]+) (?:([^/ ]+)/)?([^/ ]+)")
