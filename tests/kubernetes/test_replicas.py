@@ -24,7 +24,7 @@ from tests.real.harness.waiting import eventually
 from tests.server.proxies import REQUEST, RESPONSE
 from xds.demo.play import STEPS, Pair
 
-pytestmark = [pytest.mark.envoy, pytest.mark.netns, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.envoy, pytest.mark.netns, pytest.mark.timeout(600)]
 
 URL = "http://httpbin.full.svc.cluster.local:8000/headers"
 SERVICES = {
@@ -40,6 +40,8 @@ SERVICES = {
 
 WEBHOOK = "mutatingwebhookconfiguration/xds-sidecar-injector"
 DEPLOY = f"""
+kubectl apply -k .
+kubectl wait --for=condition=Complete --timeout={PATIENCE}s -n istio-system job/xds-install
 kubectl wait --for=jsonpath='{{.webhooks[0].clientConfig.caBundle}}' --timeout={PATIENCE}s {WEBHOOK}
 kubectl wait --for=condition=Available --timeout={PATIENCE}s -n istio-system deployment --all
 kubectl create ns legacy
@@ -56,7 +58,6 @@ FULL_FULL, LEGACY_FULL = Pair("sleep.full", "httpbin.full"), Pair("sleep.legacy"
 
 async def test_no_request_fails_whoever_is_killed(agent: Agent, player: Player) -> None:
     expected = {step.name: step.expected for step in STEPS}
-    await player.types(page.INSTALL)
     rows = [line.split() for line in (await player.types(DEPLOY)).splitlines()[-2:]]
     # The API server asked the webhook, whom it found among the pods of a Service.
     assert [row[1:4] for row in rows] == [["2/2", "Running", "0"]] * 2
@@ -68,25 +69,25 @@ async def test_no_request_fails_whoever_is_killed(agent: Agent, player: Player) 
     # Each replica learns by itself of the pods that have just come.
     await eventually(lambda: is_the_same(agent, sleep), timeout=PATIENCE, every=0.2)
 
-    load = Load(client=agent.client(sleep), url=URL, connections=2, pause=0.02, seconds=300)
+    load = Load(client=agent.client(sleep), url=URL, connections=2, pause=0.02, seconds=600)
     async with load:
-        await load.more(20)
+        await load.more(20, PATIENCE)
         for replica in replicas(agent):
             await killed(replica)
             await until_connected(agent, sleep, httpbin)
-            await load.more(20)
+            await load.more(20, PATIENCE)
 
         agent.cluster.stop_api_server()
-        await load.more(50)
+        await load.more(50, PATIENCE)
         await until_connected(agent, sleep, httpbin)
         await agent.cluster.start_api_server()
-        await load.more(20)
+        await load.more(20, PATIENCE)
 
         # Those who were killed, and those who saw it, all know of what changes now.
         await player.types(page.STRICT)
         strict = expected["STRICT"][LEGACY_FULL]
         await eventually(lambda: player.brings(LEGACY_FULL, strict), timeout=PATIENCE, every=0.2)
-        await load.more(20)
+        await load.more(20, PATIENCE)
         await eventually(lambda: is_the_same(agent, sleep), timeout=PATIENCE, every=0.2)
     load.check()
 
