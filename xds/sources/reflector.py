@@ -26,8 +26,7 @@ Key: TypeAlias = tuple[str, str]
 SLICE = 0.005
 """Seconds of work after which the event loop gets its turn."""
 CONFIRMED = 3
-"""How often the server must say that a resource is not there, or not for us, before that is believed: while it starts, it may
-say so of everything."""
+"""How often in a row the server must say that a resource is not there, or not for us, before that is believed."""
 STUBBORN = 3
 """After how many watches in a row that brought nothing everything is listed again."""
 
@@ -99,6 +98,10 @@ class Reflector(Generic[T]):
         """Whether the server answered the current watch."""
         self._broke = 0.0
         """When what fails now failed first."""
+        self._denials = 0
+        """How often in a row the server said that the resource is not there, or not for us."""
+        self._doubted = 0.0
+        """When it said so first."""
         self._heard = 0.0
         self._turn = 0.0
 
@@ -134,6 +137,7 @@ class Reflector(Generic[T]):
             # Who says nothing any more has been away since the last word.
             silent = isinstance(error.__cause__, TimeoutError) and self._heard
             self._broke = self._heard if silent else asyncio.get_running_loop().time()
+            self._denials = 0
         self._failures += 1
         wait = max(self._pace.after(self._failures), min(error.wait, self._pace.look))
         missing = error.missing and self.resource.custom
@@ -142,6 +146,7 @@ class Reflector(Generic[T]):
             return 0.0
         if missing or error.status == HTTPStatus.FORBIDDEN:
             return self._denied(Trouble.MISSING if missing else Trouble.REFUSED, error, wait)
+        self._denials = 0
         self._barren += self._opened or error.status not in _NO_ANSWER
         if self._barren >= STUBBORN or error.status == HTTPStatus.GONE:
             self._version, self._barren = "", 0
@@ -152,8 +157,15 @@ class Reflector(Generic[T]):
 
     def _denied(self, trouble: Trouble, error: KubeError, wait: float) -> float:
         """Take note that the resource is not there, or not for us; return how long to wait."""
-        if self._failures < CONFIRMED:
-            return wait
+        now = asyncio.get_running_loop().time()
+        if not self._denials:
+            self._doubted = now
+        self._denials += 1
+        # What is missing is only missed once the server has all of its paths (it answers 503 until then), but nobody may
+        # read anything until it knows all roles.
+        doubt = self._pace.doubt if self.had or trouble is Trouble.REFUSED else 0.0
+        if self._denials < CONFIRMED or now < self._doubted + doubt:
+            return min(wait, self._pace.in_doubt())
         self._version = ""
         if trouble is Trouble.MISSING:
             self._forget()
