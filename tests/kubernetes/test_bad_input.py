@@ -1,7 +1,7 @@
 """Objects that an API server lets through when nothing guards the kinds: each has its outcome, and nothing else moves.
 
 The kinds are served without any schema, as a foreign installation may have left them. What is asked is what sidecars get: the
-real source reads the real API server, and every resource of every sidecar is compared, byte by byte. docs/kubernetes.md has the
+real source reads the real API server, and every resource of every sidecar is compared, byte by byte. docs/bad-input.md has the
 same table for people.
 """
 
@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import aiohttp
@@ -33,6 +35,7 @@ from xds.translate import translate
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
+PAGE = Path("docs/bad-input.md")
 SYSTEM, SHOP, EVIL = "istio-system", "shop", "evil"
 PATIENCE = 30.0
 
@@ -55,7 +58,7 @@ class Case:
     """A bad object, and what becomes of it."""
 
     title: str
-    """As docs/kubernetes.md has it."""
+    """As docs/bad-input.md has it."""
     kind: str
     """apiVersion and kind."""
     body: str | Callable[[], Any]
@@ -548,3 +551,12 @@ async def test_bad_settings_leave_those_of_before_in_force(followed: Watching, m
         await followed.cluster.api.delete(f"{path}/xds")
         await followed.until(lambda: followed.mesh.config.trust_domain == "cluster.local", "they are gone")
     assert not followed.problems()
+
+
+async def test_every_case_has_its_row_in_the_documentation() -> None:
+    rows = re.findall(r"^\| (.+?) \| (\w+) \| (.+?) \|$", PAGE.read_text(), re.MULTILINE)
+    documented = {(title, kind): outcome for title, kind, outcome in rows}
+    for case in (*REFUSED, *HARMLESS):
+        outcome = documented.get((case.title, case.kind.partition(" ")[2]))
+        assert outcome, f"{PAGE} has no row for {case.title}"
+        assert case.said in outcome, f"{case.title}: {outcome}"

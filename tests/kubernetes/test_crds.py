@@ -384,14 +384,9 @@ async def test_the_command_says_what_it_did(cluster: Cluster) -> None:
     assert (status, output.count("would be created")) == (0, 4), output
     status, output, _ = await run("install-crds", "--kubeconfig", config)
     assert (status, output.count(" created")) == (0, 4), output
-    status, output, _ = await run("install-crds", "--kubeconfig", config)
-    assert (status, output.count("is there already, and used as it is")) == (0, 4), output
     status, _, error = await run("install-crds", "--kubeconfig", config, "--context", "nobody")
     assert status == 1
     assert 'User "nobody" cannot get resource "customresourcedefinitions"' in error
-    status, _, error = await run("install-crds", "--kubeconfig", config, "--context", "other")
-    assert status == 2
-    assert "other" in error
 
 
 async def test_the_kustomization_has_all_kinds(cluster: Cluster) -> None:
@@ -445,4 +440,4 @@ def foreign(plural: str, group: str, kind: str, versions: list[str], *, manager:
 async def _without_kinds(cluster: Cluster) -> None:
     """Take the kinds away, with all objects of them, and wait until they are gone."""
     names = [definition["metadata"]["name"] for definition in crds.definitions()]
-    await cluster.kubectl("delete", "crd", "--ignore-not-found", "--wait", *names)
+    await cluster.kubectl("delete", "crd", "--ignore-not-found", "--wait", *names, timeout=110)

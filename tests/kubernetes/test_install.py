@@ -58,9 +58,9 @@ async def cluster(bare: ControlPlane) -> AsyncIterator[Cluster]:
 
 async def _uninstall(cluster: Cluster) -> None:
     """Take everything away, and wait until it is gone; but the namespace, which takes its time."""
-    await cluster.kubectl("delete", "-k", "xds/install", "--ignore-not-found", "--wait")
+    await cluster.kubectl("delete", "-k", "xds/install", "--ignore-not-found", "--wait", timeout=110)
     names = [definition["metadata"]["name"] for definition in crds.definitions()]
-    await cluster.kubectl("delete", "crd", "--ignore-not-found", "--wait", *names)
+    await cluster.kubectl("delete", "crd", "--ignore-not-found", "--wait", *names, timeout=110)
 
 
 async def install(cluster: Cluster, *arguments: str, kubeconfig: Path | None = None) -> dict[str, str]:
