@@ -12,7 +12,7 @@ import json
 import re
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -24,7 +24,9 @@ import yaml
 from tests.kubernetes.environment import binaries
 from tests.kubernetes.environment.cluster import Cluster
 from tests.kubernetes.environment.control_plane import ControlPlane
+from tests.kubernetes.serving import Serving
 from tests.kubernetes.test_crds import foreign
+from tests.real.harness.waiting import eventually
 from xds.kube import crds
 from xds.mesh import Endpoint, Mesh
 from xds.model import TLS_MODE_LABEL, Problem
@@ -551,6 +553,57 @@ async def test_bad_settings_leave_those_of_before_in_force(followed: Watching, m
         await followed.cluster.api.delete(f"{path}/xds")
         await followed.until(lambda: followed.mesh.config.trust_domain == "cluster.local", "they are gone")
     assert not followed.problems()
+
+
+async def test_the_control_plane_serves_on_with_all_of_them_at_once(
+    followed: Watching, tmp_path: Path
+) -> None:
+    """The process itself: started among them, as after a restart, and told of them while it runs."""
+    cases = [replace(case, name=f"bad-{number}") for number, case in enumerate(REFUSED) if case.name == "web"]
+    half = len(cases) // 2
+    paths = [await create(followed.cluster, *_where(case), body_of(case)) for case in cases[:half]]
+    try:
+        async with Serving(await followed.cluster.kubeconfig(), tmp_path, f"--namespace={SYSTEM}") as serving:
+            await serving.until_ready()
+            async with serving.sidecar("client", SHOP, "10.1.0.2") as sidecar:
+                await sidecar.until("outbound|80||web.shop.svc.cluster.local", {"10.1.0.1"})
+                paths += [
+                    await create(followed.cluster, *_where(case), body_of(case)) for case in cases[half:]
+                ]
+                wanted = {f"{case.kind.partition(' ')[2]} {case.namespace}/{case.name}" for case in cases}
+
+                def all_told() -> bool:
+                    said = serving.log.read_text()
+                    return all(name.replace(" /", " ") in said for name in wanted)
+
+                await eventually(all_told, timeout=PATIENCE, what="each is named in the log")
+                await pod(followed.cluster, SHOP, "later", "10.1.0.7")
+                paths.append(f"/api/v1/namespaces/{SHOP}/pods/later")
+                await _list_too(followed.cluster, "10.1.0.7")
+                await sidecar.until("outbound|80||web.shop.svc.cluster.local", {"10.1.0.1", "10.1.0.7"})
+                assert (await serving.ready())[0] == 200
+            said = serving.log.read_text()
+            assert "Traceback" not in said
+            assert "MC4CAQ" not in said
+            assert "\x1b[31m" not in said
+    finally:
+        await _list_too(followed.cluster)
+        for path in paths:
+            await followed.cluster.api.delete(path, gracePeriodSeconds=0)
+        await followed.until(lambda: not followed.problems(), "all is solved")
+        await followed.until(lambda: not followed.mesh.pod(SHOP, "later"), "nothing is left")
+
+
+def _where(case: Case) -> tuple[str, str, str]:
+    return case.kind, case.namespace, case.name
+
+
+async def _list_too(cluster: Cluster, *addresses: str) -> None:
+    """Have the shop's EndpointSlice list these addresses besides its pod's."""
+    path = f"/apis/discovery.k8s.io/v1/namespaces/{SHOP}/endpointslices/web-1"
+    there = await cluster.api.get(path)
+    more = [{"addresses": [address], "conditions": {"ready": True}} for address in addresses]
+    await cluster.api.replace(path, {**there, "endpoints": [there["endpoints"][0], *more]})
 
 
 async def test_every_case_has_its_row_in_the_documentation() -> None:
