@@ -270,7 +270,8 @@ async def test_private_keys_never_show(proxies, channel, target, codec):
     leaf = authority.issue("spiffe://cluster.local/ns/shop/sa/web", now)
     issued = (certificate_secret(leaf), roots_secret([authority.certificate_pem]))
     pem = message_class("envoy.extensions.transport_sockets.tls.v3.Secret").FromString(issued[0].body)
-    lines = leaf.key.to_pem().splitlines()[1:-2]  # The last one is of the public key, which the certificate has too.
+    # Without the last, which is of the public key: the certificate has that too.
+    lines = leaf.key.to_pem().splitlines()[1:-2]
     assert len(lines[0]) > 40
     upstream = message_class("envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext")()
     upstream.common_tls_context.tls_certificates.add().CopyFrom(pem.tls_certificate)
