@@ -290,6 +290,23 @@ async def test_a_secret_that_somebody_removed_is_put_back(cluster: Cluster, name
     assert leader.told == []
 
 
+async def test_what_others_put_on_the_secret_stays(cluster: Cluster, namespace: str) -> None:
+    ca = Company.root("Root", NOW)
+    await put(cluster, namespace, SECRET, {"ca-cert.pem": pem(ca), "ca-key.pem": key_pem(ca)})
+    path = f"/api/v1/namespaces/{namespace}/secrets/{SECRET}"
+    await cluster.api.patch(path, {"metadata": {"labels": {"backup": "nightly"}}})
+    leader, _ = await replicas(cluster, namespace)
+    other = Company.root("Other", NOW)
+    await users_ca(cluster, namespace, other, other)
+    assert await leader.look() is Stage.SPREADING
+    found = await cluster.api.get(path)
+    assert found["metadata"]["labels"] == {"backup": "nightly"}
+    assert found["type"] == "Opaque"
+    kept_now = await leader.rotation._secrets.read(NOW)
+    assert key_pem(ca).splitlines()[1].decode() not in repr(kept_now)
+    assert "PRIVATE" not in repr(kept_now)
+
+
 async def test_two_that_write_at_once_do_not_overwrite_each_other(cluster: Cluster, namespace: str) -> None:
     leader, other = await replicas(cluster, namespace)
     other.leads = True

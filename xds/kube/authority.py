@@ -13,9 +13,9 @@ from __future__ import annotations
 import asyncio
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from http import HTTPStatus
-from typing import NamedTuple
 
 import structlog
 from cryptography.hazmat.primitives import hashes
@@ -41,12 +41,13 @@ class AuthorityError(Exception):
     """There is no CA to issue certificates with: what is wrong, and how to mend it."""
 
 
-class Kept(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Kept:
     """What the Secret held."""
 
     authorities: Authorities
-    version: str
-    """Its resourceVersion."""
+    rest: Json = field(repr=False)
+    """All of the Secret but its data: what others put there stays."""
 
 
 def utc_now() -> datetime:
@@ -110,7 +111,7 @@ class Secrets:
         if found is None:
             return None
         try:
-            return Kept(Authorities.from_data(_data(found), now), found["metadata"]["resourceVersion"])
+            return Kept(Authorities.from_data(_data(found), now), _rest(found))
         except IdentityError as error:
             raise AuthorityError(
                 f"the Secret {self._namespace}/{SECRET} holds a CA that cannot be used: {error}. Restore it, or remove it "
@@ -121,7 +122,7 @@ class Secrets:
     async def create(self, authorities: Authorities) -> bool:
         """Keep them, unless somebody was faster: False. KubeError."""
         try:
-            await self._api.create(self._path, self._body(authorities))
+            await self._api.create(self._path, self._new() | _as_data(authorities))
         except KubeError as error:
             if error.reason != "AlreadyExists":
                 raise
@@ -130,15 +131,13 @@ class Secrets:
 
     async def replace(self, old: Kept, new: Authorities) -> Kept | None:
         """Keep others; None: somebody has written there since. KubeError."""
-        body = self._body(new)
-        body["metadata"]["resourceVersion"] = old.version
         try:
-            written = await self._api.replace(f"{self._path}/{SECRET}", body)
+            written = await self._api.replace(f"{self._path}/{SECRET}", old.rest | _as_data(new))
         except KubeError as error:
             if error.status not in {HTTPStatus.CONFLICT, HTTPStatus.NOT_FOUND}:
                 raise
             return None
-        return Kept(new, written["metadata"]["resourceVersion"])
+        return Kept(new, _rest(written))
 
     async def _get(self, name: str) -> Json | None:
         try:
@@ -148,7 +147,7 @@ class Secrets:
                 return None
             raise
 
-    def _body(self, authorities: Authorities) -> Json:
+    def _new(self) -> Json:
         return {
             "apiVersion": "v1",
             "kind": "Secret",
@@ -158,7 +157,6 @@ class Secrets:
                 "namespace": self._namespace,
                 "labels": {"app.kubernetes.io/managed-by": "xds"},
             },
-            "data": {name: b64encode(pem).decode() for name, pem in authorities.to_data().items()},
         }
 
 
@@ -268,6 +266,14 @@ class Rotation:
         if problem and problem != self._said:
             log.error(what, problem=problem)
         self._said = problem
+
+
+def _rest(secret: Json) -> Json:
+    return {name: value for name, value in secret.items() if name != "data"}
+
+
+def _as_data(authorities: Authorities) -> Json:
+    return {"data": {name: b64encode(pem).decode() for name, pem in authorities.to_data().items()}}
 
 
 def _data(secret: Json) -> dict[str, bytes]:
