@@ -48,7 +48,7 @@ class Demo:
             assert time.monotonic() < deadline, self.progress
             time.sleep(0.02)
 
-    def ended(self, within=60.0):
+    def ended(self, within=100.0):
         """Wait for its end; return its exit status and what it printed."""
         output, _ = self.process.communicate(timeout=within)
         return self.process.returncode, output
