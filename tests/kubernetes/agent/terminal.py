@@ -67,7 +67,7 @@ class Terminal:
             (tools / name).write_text(text)
             (tools / name).chmod(0o755)
 
-    async def run(self, commands: str, *, timeout: float = 120) -> Printed:
+    async def run(self, commands: str, *, timeout: float = 300) -> Printed:
         """Run commands to their end."""
         kubeconfig = await self._cluster.kubeconfig()
         path = f"{self._tools}:{Path(sys.executable).parent}:{os.environ['PATH']}"
