@@ -151,9 +151,10 @@ class Reflector(Generic[T]):
         if self._barren >= STUBBORN or error.status == HTTPStatus.GONE:
             self._version, self._barren = "", 0
         # A watch that broke is opened again, and only if that fails there is something to tell.
-        if self._failures > 1 or not self.had:
+        gone = error.status == HTTPStatus.GONE
+        if not self.had or (self._failures > 1 and not gone):
             self._troubled(Trouble.AWAY, str(error))
-        return 0.0 if error.status == HTTPStatus.GONE and self._failures == 1 else wait
+        return 0.0 if gone and self._failures == 1 else wait
 
     def _denied(self, trouble: Trouble, error: KubeError, wait: float) -> float:
         """Take note that the resource is not there, or not for us; return how long to wait."""
