@@ -42,6 +42,7 @@ async def own_cluster() -> AsyncIterator[Cluster]:
     with ControlPlane() as running:
         async with Cluster(running) as entered:
             yield entered
+            print(running.logs())  # which pytest shows if the test failed
 
 
 @pytest.fixture
