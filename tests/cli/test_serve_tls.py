@@ -55,7 +55,14 @@ def fetch(port: int, roots: Path, shown: Shown, pod: str = "web.shop") -> list[s
         roots.read_bytes(), shown.key.read_bytes(), shown.certificate.read_bytes()
     )
     with grpc.secure_channel(f"localhost:{port}", credentials) as channel:
-        answer = DiscoveryResponse.parse(channel.unary_unary(FETCH)(request, timeout=WITHIN))
+        call = channel.unary_unary(FETCH)
+        while True:
+            try:
+                answer = DiscoveryResponse.parse(call(request, timeout=WITHIN))
+                break
+            except grpc.RpcError as error:
+                if "yet; ask again" not in error.details():  # Else it came before its pod's first snapshot.
+                    raise
     return [each.value.decode(errors="replace") for each in answer.resources]
 
 

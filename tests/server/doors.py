@@ -174,4 +174,12 @@ async def ended(
 async def fetch(channel: grpc.aio.Channel, pod: str = "sleep-1"):
     request = REQUEST(resource_names=["default"])
     request.node.id = NODE.format(pod)
-    return RESPONSE.FromString(await channel.unary_unary(f"{SDS}/FetchSecrets")(request.SerializeToString()))
+    call = channel.unary_unary(f"{SDS}/FetchSecrets")
+    while True:
+        try:
+            return RESPONSE.FromString(await call(request.SerializeToString()))
+        except grpc.aio.AioRpcError as error:
+            if "yet; ask again" not in (
+                error.details() or ""
+            ):  # Else it came before its pod's first snapshot.
+                raise
