@@ -21,6 +21,7 @@ from tests.real.harness.waiting import eventually
 from tests.sources.fake_apiserver import FakeApiServer
 
 PATIENCE = 30.0
+ANY_PORT = ("--xds-tls-address=127.0.0.1:0", "--xds-mtls-address=127.0.0.1:0")
 
 
 class Serve:
@@ -84,7 +85,9 @@ def pod(name: str) -> dict[str, Any]:
 
 @asynccontextmanager
 async def serving(server: FakeApiServer, folder: Path, *options: object) -> AsyncIterator[Serve]:
-    async with Serve(folder, "--kubernetes", "--kubeconfig", server.kubeconfig(), *options) as serve:
+    async with Serve(
+        folder, "--kubernetes", "--kubeconfig", server.kubeconfig(), *ANY_PORT, *options
+    ) as serve:
         yield serve
 
 
@@ -151,7 +154,9 @@ async def test_the_settings_and_the_trust_domain_are_the_config_maps(
 
 
 async def test_kubeconfig_comes_from_the_environment_too(server: FakeApiServer, tmp_path: Path) -> None:
-    async with Serve(tmp_path, "--kubernetes", "--context=fake", kubeconfig=server.kubeconfig()) as serve:
+    async with Serve(
+        tmp_path, "--kubernetes", "--context=fake", *ANY_PORT, kubeconfig=server.kubeconfig()
+    ) as serve:
         await serve.until_ready(200)
 
 

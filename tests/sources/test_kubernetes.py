@@ -176,6 +176,25 @@ async def test_what_may_not_be_read_counts_as_empty_and_the_missing_rules_are_to
         assert sum(len(report.problems) for report in followed.reports) == told
 
 
+async def test_what_may_no_longer_be_read_is_said_with_since_when_and_stays(
+    server: FakeApiServer, api: KubeApi
+) -> None:
+    await put(server, policy("STRICT"))
+    source = Kubernetes(api, pace=QUICK)
+    async with Followed(source) as followed:
+        await followed.until(lambda: followed.complete)
+        for what in ("list", "watch"):
+            server.fail(f"{what} peerauthentications", *(status(403, "Forbidden") for _ in range(10_000)))
+        await server.cut()
+        [said] = await followed.until(lambda: [line for line in followed.said() if "may not be read" in line])
+        assert "so what is known of them stays in force" in said
+        assert source.standing().startswith("peerauthentications.security.istio.io may not be read since 20")
+        assert source.behind() > 0
+        assert refs(followed.facts) == {"PeerAuthentication shop/default"}
+        server.faults.clear()
+        await followed.until(lambda: source.standing() == "" and followed.said() == [])
+
+
 async def test_kinds_that_a_cluster_lacks_are_told_and_taken_up_when_they_come(
     server: FakeApiServer, api: KubeApi
 ) -> None:

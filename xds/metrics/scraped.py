@@ -142,7 +142,7 @@ class Problems(Collector):
         )
         yield GaugeMetricFamily(
             "xds_source_behind_seconds",
-            "For how long it has not been possible to learn of changes, because the API server is away; 0 while it is there.",
+            "For how long it has not been possible to learn of changes, because the API server is away or refuses; 0 while it tells them.",
             value=self._behind(),
         )
 

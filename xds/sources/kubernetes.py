@@ -128,20 +128,27 @@ class Kubernetes:
 
     def standing(self) -> str:
         """Say since when changes cannot be learned of; empty if they can."""
-        away = self._reason()
-        if not away:
-            return ""
         behind = self.behind()
-        since = datetime.now(UTC) - timedelta(seconds=behind)
-        return (
-            f"the API server at {self._api.server} cannot be reached since {since:%Y-%m-%dT%H:%M:%SZ} "
-            f"({behind:.0f} s), and what was known then stays in force: {away}"
-        )
+        since = f"{datetime.now(UTC) - timedelta(seconds=behind):%Y-%m-%dT%H:%M:%SZ} ({behind:.0f} s)"
+        if away := self._reason():
+            what = f"the API server at {self._api.server} cannot be reached since {since}"
+            return f"{what}, and what was known then stays in force: {away}"
+        if refused := [each.resource.title for each, _ in self._stale()]:
+            return (
+                f"{', '.join(refused)} may not be read since {since}, and what was known then stays in force"
+            )
+        return ""
 
     def behind(self) -> float:
         """Tell for how many seconds it has not been possible to learn of changes."""
         now = asyncio.get_running_loop().time()
-        return max((now - state.since for _, state in self._troubles(Trouble.AWAY)), default=0.0)
+        return max((now - state.since for _, state in self._stale()), default=0.0)
+
+    def _stale(self) -> Iterator[tuple[_Watched, State]]:
+        """Yield what was read before, or is to be read, and cannot be now."""
+        for reflector, state in self._troubles(Trouble.AWAY, Trouble.REFUSED):
+            if reflector.had or state.trouble is Trouble.AWAY:
+                yield reflector, state
 
     async def watch(self) -> AsyncGenerator[Report, None]:
         """Tell everything, then follow it: whenever something is different, tell what."""
