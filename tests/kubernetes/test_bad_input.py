@@ -8,213 +8,31 @@ same table for people.
 from __future__ import annotations
 
 import asyncio
-import json
 import re
-import ssl
-from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-import aiohttp
 import pytest
 import pytest_asyncio
 import yaml
 
+from tests.kubernetes.bad_objects import EVIL, HARMLESS, POLICY, REFUSED, SHOP, SYSTEM, Case
 from tests.kubernetes.environment import binaries
 from tests.kubernetes.environment.cluster import Cluster
 from tests.kubernetes.environment.control_plane import ControlPlane
+from tests.kubernetes.schemaless import PATIENCE, Watching, create, pod, send, service, set_up, slice_of
 from tests.kubernetes.serving import Serving
-from tests.kubernetes.test_crds import foreign
 from tests.real.harness.waiting import eventually
-from xds.kube import crds
-from xds.mesh import Endpoint, Mesh
-from xds.model import TLS_MODE_LABEL, Problem
+from xds.mesh import Endpoint
+from xds.model import Problem
 from xds.policy.mtls import Send, decide
-from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE
-from xds.sources.kubernetes import Kubernetes
-from xds.translate import translate
+from xds.snapshot import ROUTE
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 PAGE = Path("docs/bad-input.md")
-SYSTEM, SHOP, EVIL = "istio-system", "shop", "evil"
-PATIENCE = 30.0
-
-PEER = "security.istio.io/v1beta1 PeerAuthentication"
-RULE = "networking.istio.io/v1beta1 DestinationRule"
-POLICY = "authentication.istio.io/v1alpha1 Policy"
-MESH_POLICY = "authentication.istio.io/v1alpha1 MeshPolicy"
-STRICT = "{selector: {matchLabels: {app: web}}, mtls: {mode: STRICT}}"
-PLURALS = {
-    "PeerAuthentication": "peerauthentications",
-    "DestinationRule": "destinationrules",
-    "Policy": "policies",
-    "MeshPolicy": "meshpolicies",
-    "EndpointSlice": "endpointslices",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """A bad object, and what becomes of it."""
-
-    title: str
-    """As docs/bad-input.md has it."""
-    kind: str
-    """apiVersion and kind."""
-    body: str | Callable[[], Any]
-    """What it has besides its metadata: the spec, or if that is a mapping with other keys, those."""
-    said: str = ""
-    """Words of the problem; empty: it is a good object that moves nothing."""
-    good: str = ""
-    """A spec that is good, of which it takes the place."""
-    namespace: str = SHOP
-    name: str = "web"
-    metadata: str = "{}"
-
-
-ENDLESS = {"ENDLESS": 5000}
-"""Words that stand for something nested so deep."""
-
-REFUSED = [
-    # PeerAuthentication
-    Case("a mode that there is not", PEER, "{mtls: {mode: STRCT}}", "did you mean STRICT?", STRICT),
-    Case("a mode in lower case", PEER, "{mtls: {mode: strict}}", "mode must be one of", STRICT),
-    Case("a number for a mode", PEER, "{mtls: {mode: 1}}", "mode must be one of", STRICT),
-    Case("a list for a mode", PEER, "{mtls: {mode: [STRICT]}}", "mode must be one of UNSET, DISABLE", STRICT),
-    Case("control characters in a mode", PEER, '{mtls: {mode: "STRICT\\e[31m\\n"}}', "must be one of", STRICT),
-    Case("a mode of a megabyte", PEER, lambda: {"mtls": {"mode": "STRICT" * 170_000}}, "must be one of", STRICT),
-    Case("a spec that is text", PEER, "STRICT", "spec must be a mapping, not 'STRICT'", STRICT),
-    Case("a spec that is a list", PEER, "[]", "spec must be a mapping, not a list", STRICT),
-    Case("a misspelled field", PEER, "{mtsl: {mode: STRICT}}", "did you mean mtls?", STRICT),
-    Case("a mode where the mapping should be", PEER, "{mtls: STRICT}", "write mode: STRICT below it", STRICT),
-    Case("a selector that is none", PEER, "{selector: {matchExpressions: []}}", "only matchLabels can", STRICT),
-    Case("labels that are a list", PEER, "{selector: {matchLabels: [app]}}", "must be a mapping, not a list", STRICT),
-    Case("a label that is a mapping", PEER, "{selector: {matchLabels: {app: {}}}}", "must be a string", STRICT),
-    Case("a huge label", PEER, lambda: {"selector": {"matchLabels": {"a": "b" * 10_000}}}, "label's value", STRICT),
-    Case("ports without a selector", PEER, "{portLevelMtls: {80: {mode: DISABLE}}}", "needs a selector", STRICT),
-    Case(
-        "ports that are none", PEER,
-        '{selector: {matchLabels: {app: web}}, portLevelMtls: {0: {}, 65536: {}, http: {}, "-1": {}, "8\\0": {}}}',
-        "must be a port of the workload", STRICT,
-    ),
-    Case("nesting that has no end", PEER, "{mtls: ENDLESS}", "must be", STRICT),
-    Case("a field nested without end that nobody knows", PEER, "{x: ENDLESS}", "not a known field", STRICT),
-    # Policy, MeshPolicy
-    Case("peers that are a mapping", POLICY, "{targets: [{name: web}], peers: {mtls: {}}}", "spec.peers must be a list"),
-    Case("a policy for no service", POLICY, "{peers: [{mtls: {}}]}", "must be default, not web"),
-    Case("a misspelled peers: plaintext otherwise", POLICY, "{targets: [{name: web}], peer: []}", "did you mean peers?"),
-    Case(
-        "another namespace's service in a policy", POLICY,
-        "{targets: [{name: web.shop.svc.cluster.local}]}", "must be a service of the Policy's own", namespace=EVIL,
-    ),
-    Case("a port of 1e300", POLICY, "{targets: [{name: web, ports: [{number: 1.0e+300}]}]}", "must be a number from 1"),
-    Case("a second MeshPolicy", MESH_POLICY, "{peers: []}", "must be default, not web: a mesh has one", namespace=""),
-    Case("a MeshPolicy for a service", MESH_POLICY, "{targets: [{name: web}]}", "must be absent", namespace="", name="default"),
-    # DestinationRule
-    Case("a TLS mode that there is not", RULE, "{host: web, trafficPolicy: {tls: {mode: OFF}}}", "must be one of DISABLE"),
-    Case("a host that is a number", RULE, "{host: 17, trafficPolicy: {tls: {}}}", "host must be a string"),
-    Case("a rule for nothing", RULE, "{trafficPolicy: {tls: {mode: DISABLE}}}", "spec.host is required"),
-    Case("a misspelled tls", RULE, "{host: web, trafficPolicy: {tsl: {mode: SIMPLE}}}", "did you mean tls?"),
-    Case("two subsets of one name", RULE, "{host: web, subsets: [{name: a}, {name: a}]}", "the name of two subsets"),
-    Case("NUL in a subset's name", RULE, '{host: web, subsets: [{name: "v\\0"}]}', "is not a DNS label"),
-    Case(
-        "one port set twice", RULE,
-        "{host: web, trafficPolicy: {portLevelSettings: [{port: {number: 80}}, {port: {number: 80}}]}}", "set twice",
-    ),
-    Case("all namespaces and one of them", RULE, '{host: web, exportTo: ["*", shop]}', "cannot be listed with others"),
-    Case(
-        "a time that is none", RULE,
-        "{host: web, trafficPolicy: {connectionPool: {tcp: {connectTimeout: 9999999999999h}}}}", "at most 2562047h",
-    ),
-    Case(
-        "1e300 connections", RULE,
-        "{host: web, trafficPolicy: {connectionPool: {tcp: {maxConnections: 1.0e+300}}}}", "must be a number from 0",
-    ),
-    Case(
-        "a private key where its path should be", RULE,
-        '{host: web, trafficPolicy: {tls: {mode: MUTUAL, clientCertificate: /c, privateKey: "MC4CAQAwBQYDK2VwBCIEI"}}}',
-        "must be an absolute path",
-    ),
-    Case(
-        "a Secret that only gateways read", RULE,
-        "{host: web, trafficPolicy: {tls: {mode: SIMPLE, credentialName: web}}}", "a sidecar could only send plaintext",
-    ),
-]  # fmt: skip
-HARMLESS = [
-    Case("a selector of nothing", PEER, "{selector: {matchLabels: {app: nobody}}, mtls: {mode: DISABLE}}"),
-    Case(
-        "a selector in the root namespace", PEER,
-        "{selector: {matchLabels: {app: web}}, mtls: {mode: DISABLE}}", namespace=SYSTEM,
-    ),
-    Case("a policy of another namespace", PEER, "{mtls: {mode: DISABLE}}", namespace=EVIL),
-    Case(
-        "another namespace's service in a rule", RULE,
-        "{host: web.shop.svc.cluster.local, exportTo: ['*'], trafficPolicy: {tls: {mode: DISABLE}}}", namespace=EVIL,
-    ),
-    Case("a rule that waits for a service that never was", RULE, "{host: nobody, trafficPolicy: {tls: {}}}"),
-    Case("a younger object that contradicts", PEER, "{selector: {matchLabels: {app: older}}, mtls: {mode: DISABLE}}"),
-    Case("a name of 253 characters", PEER, STRICT.replace("web", "nobody"), name="a" * 253),
-    Case(
-        "annotations of 250 kilobytes", PEER, STRICT.replace("web", "nobody"),
-        metadata=json.dumps({"annotations": {"note": "x" * 250_000}}),
-    ),
-    Case(
-        "an object that owns itself", PEER, STRICT.replace("web", "nobody"),
-        metadata="{ownerReferences: [{apiVersion: security.istio.io/v1beta1, kind: PeerAuthentication, name: web, "
-        "uid: 00000000-0000-0000-0000-000000000000}]}",
-    ),
-    Case(
-        "an EndpointSlice of a service that is not there", "discovery.k8s.io/v1 EndpointSlice",
-        "{addressType: IPv4, ports: [{name: http, port: 8080}], endpoints: [{addresses: [10.1.0.1]}]}",
-        metadata="{labels: {kubernetes.io/service-name: nobody}}",
-    ),
-    Case(
-        "an EndpointSlice of another namespace with our pod's address", "discovery.k8s.io/v1 EndpointSlice",
-        "{addressType: IPv4, ports: [{name: http, port: 8080}], endpoints: [{addresses: [10.1.0.1], "
-        "targetRef: {kind: Pod, namespace: shop, name: web}}]}",
-        metadata="{labels: {kubernetes.io/service-name: elder}}", namespace=EVIL,
-    ),
-]  # fmt: skip
-
-View: TypeAlias = dict[tuple[str, str, str], str]
-
-
-class Watching:
-    """What the control plane knows of a cluster, followed."""
-
-    def __init__(self, cluster: Cluster) -> None:
-        self.cluster = cluster
-        self._source = Kubernetes(cluster.api, namespace=SYSTEM)
-        self._reports = self._source.watch()
-        self.mesh = Mesh()
-
-    async def until(self, check: Callable[[], Any], what: str) -> None:
-        """Follow what the cluster tells until `check` holds."""
-        async with asyncio.timeout(PATIENCE):
-            while not check():
-                report = await anext(self._reports)
-                self.mesh = self.mesh.apply(report.change)
-        assert check(), what
-
-    def view(self) -> View:
-        """Return what each sidecar gets: version by pod, type and name."""
-        return {
-            (f"{pod.namespace}/{pod.name}", url, resource.name): resource.version
-            for pod in self.mesh.pods()
-            if pod.meta.labels.get(TLS_MODE_LABEL) == "istio"
-            for url in (CLUSTER, ENDPOINT, LISTENER, ROUTE)
-            for resource in translate(self.mesh, pod).of(url).values()
-            # What the neighbour does to its own services is its affair.
-            if not resource.name.endswith(f".{EVIL}.svc.cluster.local")
-        }
-
-    def problems(self) -> list[Problem]:
-        return [problem for problem in self._source.problems if not problem.notice]
-
-    async def close(self) -> None:
-        await self._reports.aclose()
 
 
 @pytest.fixture(scope="module")
@@ -229,7 +47,7 @@ def bare() -> Iterator[ControlPlane]:
 async def followed(bare: ControlPlane) -> AsyncIterator[Watching]:
     """A mesh in a cluster whose kinds have no schemas: a STRICT service, its client, and a neighbour that means no good."""
     async with Cluster(bare) as cluster:
-        await _set_up(cluster)
+        await set_up(cluster)
         watching = Watching(cluster)
         await watching.until(lambda: watching.mesh.pod(SHOP, "older"), "everything is known")
         assert not watching.problems()
@@ -237,102 +55,6 @@ async def followed(bare: ControlPlane) -> AsyncIterator[Watching]:
         await watching.close()
         # TLS connections that were closed in the middle of an answer take a moment to end.
         await asyncio.sleep(0.25)
-
-
-async def _set_up(cluster: Cluster) -> None:
-    for definition in crds.definitions():
-        spec = definition["spec"]
-        theirs = foreign(
-            spec["names"]["plural"], spec["group"], spec["names"]["kind"],
-            [version["name"] for version in spec["versions"]],
-        )  # fmt: skip
-        theirs["spec"]["scope"] = spec["scope"]
-        await cluster.api.create(crds.PATH, theirs)
-    await crds.install(cluster.api)
-    for namespace in (SYSTEM, SHOP, EVIL):
-        await cluster.api.create("/api/v1/namespaces", {"metadata": {"name": namespace}})
-        await cluster.until(f"/api/v1/namespaces/{namespace}/serviceaccounts/default", lambda _: True)
-    # Older than all that is of the shop: where age decides, it would win.
-    await service(cluster, EVIL, "elder")
-    await service(cluster, SHOP, "web")
-    await pod(cluster, SHOP, "web", "10.1.0.1")
-    await pod(cluster, SHOP, "client", "10.1.0.2")
-    await slice_of(cluster, SHOP, "web", "10.1.0.1", target="web")
-    older = {"selector": {"matchLabels": {"app": "older"}}, "mtls": {"mode": "STRICT"}}
-    await create(cluster, PEER, SHOP, "older", {"spec": older})
-    await pod(cluster, SHOP, "older", "10.1.0.3")
-
-
-async def service(cluster: Cluster, namespace: str, name: str) -> str:
-    """Make a Service whose EndpointSlices are written by hand: controllers leave it alone. Return its path."""
-    spec = {"ports": [{"name": "http", "port": 80, "targetPort": 8080}]}
-    path = f"/api/v1/namespaces/{namespace}/services"
-    await cluster.api.create(path, {"metadata": {"name": name}, "spec": spec})
-    return f"{path}/{name}"
-
-
-async def slice_of(cluster: Cluster, namespace: str, owner: str, address: str, *, target: str = "") -> str:
-    endpoint: dict[str, Any] = {"addresses": [address], "conditions": {"ready": True}}
-    if target:
-        endpoint["targetRef"] = {"kind": "Pod", "namespace": namespace, "name": target}
-    body = {
-        "metadata": {"name": f"{owner}-1", "labels": {"kubernetes.io/service-name": owner}},
-        "addressType": "IPv4",
-        "ports": [{"name": "http", "port": 8080}],
-        "endpoints": [endpoint],
-    }
-    path = f"/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices"
-    await cluster.api.create(path, body)
-    return f"{path}/{owner}-1"
-
-
-async def pod(
-    cluster: Cluster,
-    namespace: str,
-    name: str,
-    address: str,
-    *,
-    tls_mode: str = "istio",
-    annotations: Any = None,
-) -> str:
-    """Make a pod that runs, with a sidecar unless said; return its path."""
-    path = f"/api/v1/namespaces/{namespace}/pods"
-    metadata = {"name": name, "labels": {"app": name, TLS_MODE_LABEL: tls_mode}, "annotations": annotations}
-    spec = {"containers": [{"name": "app", "image": "app"}]}
-    await cluster.api.create(path, {"metadata": metadata, "spec": spec})
-    await cluster.run_pod(namespace, name, address)
-    return f"{path}/{name}"
-
-
-async def create(cluster: Cluster, kind: str, namespace: str, name: str, body: dict[str, Any]) -> str:
-    """Create an object of any kind; return its path."""
-    version, _, kind = kind.partition(" ")
-    within = f"/namespaces/{namespace}" if namespace else ""
-    path = f"/apis/{version}{within}/{PLURALS[kind]}"
-    metadata = {**body.get("metadata", {}), "name": name}
-    await send(cluster, "POST", path, {**body, "apiVersion": version, "kind": kind, "metadata": metadata})
-    return f"{path}/{name}"
-
-
-async def send(cluster: Cluster, method: str, path: str, body: dict[str, Any]) -> None:
-    """Send what our own client and Python's JSON would not: anything may be nested without end."""
-    context = ssl.create_default_context(cafile=cluster.control_plane.certificates.root)
-    context.load_cert_chain(*cluster.control_plane.admin)
-    headers = {"Content-Type": "application/json"}
-    async with (
-        aiohttp.ClientSession() as session,
-        session.request(
-            method, cluster.server + path, data=as_json(body), headers=headers, ssl=context
-        ) as answer,
-    ):
-        assert answer.status in (200, 201), await answer.text()
-
-
-def as_json(body: dict[str, Any]) -> str:
-    text = json.dumps(body)
-    for name, depth in ENDLESS.items():
-        text = text.replace(f'"{name}"', '{"mode": ' * depth + '"STRICT"' + "}" * depth)
-    return text
 
 
 def body_of(case: Case) -> dict[str, Any]:

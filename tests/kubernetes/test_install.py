@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -17,25 +13,15 @@ import yaml
 from tests.kubernetes.environment import binaries
 from tests.kubernetes.environment.cluster import Cluster
 from tests.kubernetes.environment.control_plane import ControlPlane
-from tests.kubernetes.recorder import Grant, Recorder, granted
-from tests.real.harness.waiting import eventually
+from tests.kubernetes.installing import KUSTOMIZATION, SYSTEM, install, run, uninstall, unused
+from tests.kubernetes.recorder import Recorder, granted
 from xds.installed import installed
 from xds.kube import crds
-from xds.kube.api import KubeApi
-from xds.kube.authority import Kept, Secrets, kept_authority
-from xds.kube.conditions import Conditions, standing
 from xds.kube.install import control_plane, first_policies
-from xds.kube.lease import Lease
-from xds.kube.roots import Roots
-from xds.kube.tokens import TokenReviews
 from xds.kube.webhook import CaBundle
-from xds.mesh import Mesh
-from xds.model import MeshConfig, Problem, Ref
+from xds.model import MeshConfig
 from xds.parse import merged, parse
-from xds.sources.kubernetes import Kubernetes
 
-KUSTOMIZATION = "examples/envoy/kubernetes"
-SYSTEM = "istio-system"
 MESH_POLICIES = "/apis/authentication.istio.io/v1alpha1/meshpolicies"
 RULES = f"/apis/networking.istio.io/v1/namespaces/{SYSTEM}/destinationrules"
 
@@ -53,35 +39,7 @@ def bare() -> Iterator[ControlPlane]:
 async def cluster(bare: ControlPlane) -> AsyncIterator[Cluster]:
     async with Cluster(bare) as entered:
         yield entered
-        await _uninstall(entered)
-
-
-async def _uninstall(cluster: Cluster) -> None:
-    """Take everything away, and wait until it is gone; but the namespace, which takes its time."""
-    await cluster.kubectl("delete", "-k", "xds/install", "--ignore-not-found", "--wait", timeout=110)
-    names = [definition["metadata"]["name"] for definition in crds.definitions()]
-    await cluster.kubectl("delete", "crd", "--ignore-not-found", "--wait", *names, timeout=110)
-
-
-async def install(cluster: Cluster, *arguments: str, kubeconfig: Path | None = None) -> dict[str, str]:
-    """Run `xds install`; return what it said of each object."""
-    config = kubeconfig or await cluster.kubeconfig()
-    status, output, error = await run("install", f"--kubeconfig={config}", *arguments)
-    assert status == 0, output + error
-    rows = (line.split("  ") for line in output.splitlines() if "  " in line)
-    return {first: rest[-1].strip() for first, *rest in rows}
-
-
-async def run(*arguments: str) -> tuple[int, str, str]:
-    """Run `xds`; return its exit status, what it printed, and what it complained of."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "xds", *arguments),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    output, error = await process.communicate()
-    assert process.returncode is not None
-    return process.returncode, output.decode(), error.decode()
+        await uninstall(entered)
 
 
 async def spec(cluster: Cluster, path: str) -> dict:
@@ -267,7 +225,8 @@ async def test_it_prints_what_kubectl_can_apply(cluster: Cluster) -> None:
     )
     assert status == 0
     await cluster.kubectl("apply", "-f", "-", stdin=text)
-    await cluster.kubectl("wait", "crd", "--for=condition=Established", "--all")
+    for definition in crds.definitions():
+        await cluster.until(f"{crds.PATH}/{definition['metadata']['name']}", _is_served)
     status, text, _ = await run("install", "-o", "yaml", "--set", "values.global.mtls.enabled=true")
     assert status == 0
     await cluster.kubectl("apply", "-f", "-", stdin=text)
@@ -282,6 +241,11 @@ def test_the_image_is_that_of_the_control_plane_and_of_sidecars() -> None:
     assert container["image"] == "registry.example/xds:1"
     assert container["args"][4] == "--sidecar-image=registry.example/xds:1"
     assert not [argument for argument in container["args"] if "latest" in argument]
+
+
+def _is_served(definition: dict) -> bool:
+    conditions = definition.get("status", {}).get("conditions") or ()
+    return any(each["type"] == "Established" and each["status"] == "True" for each in conditions)
 
 
 async def test_wrong_use_touches_nothing(cluster: Cluster) -> None:
@@ -356,102 +320,3 @@ def test_the_command_lines_are_good() -> None:
     serve = command.get_command(None, subcommand)  # type: ignore[attr-defined]
     known = {option for parameter in serve.params for option in (*parameter.opts, *parameter.secondary_opts)}
     assert {argument.partition("=")[0] for argument in arguments} <= known
-
-
-async def test_the_control_plane_is_granted_what_it_asks_and_asks_for_all_it_is_granted(
-    cluster: Cluster, tmp_path: Path
-) -> None:
-    await install(cluster)
-    async with Recorder(cluster) as recorder:
-        config = await recorder.kubeconfig(f"{SYSTEM}/xds", tmp_path)
-        async with await KubeApi.connect(config) as api:
-            await _do_all_that_needs_the_server(cluster, api, recorder)
-    assert not recorder.refused
-    rights = granted(control_plane(), "xds")
-    assert not {call for call in recorder.calls if not any(right.covers(call) for right in rights)}
-    assert unused(rights, recorder) <= SELDOM
-
-
-SELDOM: set[Grant] = set()
-"""Rights that this test does not see used."""
-
-
-def unused(rights: set[Grant], recorder: Recorder) -> set[Grant]:
-    return {right for right in rights if not any(right.covers(call) for call in recorder.calls)}
-
-
-async def _do_all_that_needs_the_server(cluster: Cluster, api: KubeApi, recorder: Recorder) -> None:
-    """Do what the parts of a control plane do, each for itself."""
-    source = Kubernetes(api, namespace=SYSTEM)
-    async with _first(source):
-        assert source.complete
-        assert not [problem for problem in source.problems if not problem.notice]
-
-        def watched() -> bool:
-            return len({call.resource for call in recorder.calls if call.verb == "watch"}) == 10
-
-        await eventually(watched, timeout=30, what="everything is watched")
-    now = datetime.now(UTC)
-    first = await kept_authority(api, SYSTEM, "cluster.local", now)
-    secrets = Secrets(api, SYSTEM)
-    kept = await secrets.read(now)
-    assert kept
-    assert await secrets.replace(Kept(first, kept.version), first)
-
-    lease = Lease(api, SYSTEM, "test", duration=1.0)
-    leading = asyncio.create_task(lease.run())
-    await eventually(lambda: lease.held, what="it leads")
-
-    bundle, roots = (
-        kind(api, lambda: b"-----BEGIN CERTIFICATE-----\n", leads=lambda: True) for kind in (CaBundle, Roots)
-    )
-    working = [asyncio.create_task(each.run()) for each in (bundle, roots)]
-    await cluster.until("/api/v1/namespaces/default/configmaps/xds-ca-root-cert", lambda _: True)
-
-    def kept_right() -> bool:
-        watches = {call.name for call in recorder.calls if call.verb == "watch"}
-        return {"xds-sidecar-injector", "xds-ca-root-cert"} <= watches
-
-    await eventually(kept_right, timeout=30, what="the webhook and the roots are watched")
-    assert await roots.compare()
-    await bundle.compare()
-
-    await _say_what_is_wrong(cluster, api)
-    token = await cluster.token(SYSTEM, "xds", audience="xds-ca")
-    assert (await TokenReviews(api)(token, "ipv4:127.0.0.1:1")).service_account == "xds"
-    for task in (leading, *working):
-        task.cancel()
-    await asyncio.gather(leading, *working, return_exceptions=True)
-
-
-async def _say_what_is_wrong(cluster: Cluster, api: KubeApi) -> None:
-    objects = {
-        "Policy": ("authentication.istio.io/v1alpha1", f"namespaces/{SYSTEM}/policies", {}),
-        "MeshPolicy": ("authentication.istio.io/v1alpha1", "meshpolicies", None),
-        "PeerAuthentication": ("security.istio.io/v1", f"namespaces/{SYSTEM}/peerauthentications", {}),
-        "DestinationRule": ("networking.istio.io/v1", f"namespaces/{SYSTEM}/destinationrules", {"host": "a"}),
-    }
-    problems = [Problem(where=f"Namespace {SYSTEM}", what="is only said to be wrong")]
-    for kind, (version, path, its_spec) in objects.items():
-        if its_spec is not None:
-            body = {"apiVersion": version, "kind": kind, "metadata": {"name": "default"}, "spec": its_spec}
-            await cluster.api.create(f"/apis/{version}/{path}", body)
-        ref = Ref(kind, "" if its_spec is None else SYSTEM, "default")
-        problems.append(Problem(where=str(ref), what="is only said to be wrong"))
-    assert await Conditions(api, lambda: (), Mesh, leads=lambda: True).compare(standing(Mesh(), problems))
-    for version, path, _ in objects.values():
-        found = await cluster.api.get(f"/apis/{version}/{path}/default")
-        assert [each["type"] for each in found["status"]["conditions"]] == ["Accepted"]
-
-
-@asynccontextmanager
-async def _first(source: Kubernetes) -> AsyncIterator[None]:
-    """Follow a source, and wait until it has told everything."""
-    watching = source.watch()
-    try:
-        async for report in watching:
-            if report.complete:
-                break
-        yield
-    finally:
-        await watching.aclose()

@@ -1,0 +1,46 @@
+"""Installs into a cluster of the tests, and takes away again."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+from tests.kubernetes.environment.cluster import Cluster
+from tests.kubernetes.recorder import Grant, Recorder
+from xds.kube import crds
+
+KUSTOMIZATION = "examples/envoy/kubernetes"
+SYSTEM = "istio-system"
+
+
+async def uninstall(cluster: Cluster) -> None:
+    """Take everything away, and wait until it is gone; but the namespace, which takes its time."""
+    await cluster.kubectl("delete", "-k", "xds/install", "--ignore-not-found", "--wait", timeout=110)
+    names = [definition["metadata"]["name"] for definition in crds.definitions()]
+    await cluster.kubectl("delete", "crd", "--ignore-not-found", "--wait", *names, timeout=110)
+
+
+async def install(cluster: Cluster, *arguments: str, kubeconfig: Path | None = None) -> dict[str, str]:
+    """Run `xds install`; return what it said of each object."""
+    config = kubeconfig or await cluster.kubeconfig()
+    status, output, error = await run("install", f"--kubeconfig={config}", *arguments)
+    assert status == 0, output + error
+    rows = (line.split("  ") for line in output.splitlines() if "  " in line)
+    return {first: rest[-1].strip() for first, *rest in rows}
+
+
+async def run(*arguments: str) -> tuple[int, str, str]:
+    """Run `xds`; return its exit status, what it printed, and what it complained of."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "xds", *arguments),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    output, error = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, output.decode(), error.decode()
+
+
+def unused(rights: set[Grant], recorder: Recorder) -> set[Grant]:
+    return {right for right in rights if not any(right.covers(call) for call in recorder.calls)}

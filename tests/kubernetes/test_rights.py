@@ -1,0 +1,170 @@
+"""The control plane may do what it has to, and nothing else: a real API server is asked, and listened in on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from tests.kubernetes.environment import binaries
+from tests.kubernetes.environment.cluster import Cluster
+from tests.kubernetes.environment.control_plane import ControlPlane
+from tests.kubernetes.installing import SYSTEM, install, uninstall, unused
+from tests.kubernetes.recorder import Recorder, granted
+from tests.kubernetes.serving import Serving
+from tests.real.harness.waiting import eventually
+from xds.kube.api import KubeApi
+from xds.kube.authority import Secrets, kept_authority
+from xds.kube.conditions import Conditions, standing
+from xds.kube.install import control_plane
+from xds.kube.lease import Lease
+from xds.kube.roots import Roots
+from xds.kube.tokens import TokenReviews
+from xds.kube.webhook import CaBundle
+from xds.mesh import Mesh
+from xds.model import Problem, Ref
+from xds.sources.kubernetes import Kubernetes
+
+
+@pytest.fixture(scope="module")
+def bare() -> Iterator[ControlPlane]:
+    """A cluster without anything of ours; each test takes away what it brought."""
+    if reason := binaries.why_none():
+        pytest.skip(reason)
+    with ControlPlane() as running:
+        yield running
+
+
+@pytest.fixture
+async def cluster(bare: ControlPlane) -> AsyncIterator[Cluster]:
+    async with Cluster(bare) as entered:
+        yield entered
+        await uninstall(entered)
+
+
+async def test_the_control_plane_is_granted_what_it_asks_and_asks_for_all_it_is_granted(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    await install(cluster)
+    async with Recorder(cluster) as recorder:
+        config = await recorder.kubeconfig(f"{SYSTEM}/xds", tmp_path)
+        async with await KubeApi.connect(config) as api:
+            await _do_all_that_needs_the_server(cluster, api, recorder)
+    assert not recorder.refused
+    rights = granted(control_plane(), "xds")
+    assert not {call for call in recorder.calls if not any(right.covers(call) for right in rights)}
+    assert not unused(rights, recorder)
+
+
+async def test_the_process_with_its_command_line_and_its_account_is_refused_nothing(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    await install(cluster)
+    [deployment] = [each for each in control_plane() if each["kind"] == "Deployment"]
+    [container] = deployment["spec"]["template"]["spec"]["containers"]
+    # Addresses of its own pod are for this machine's loopback here.
+    options = [
+        each.partition("=")[0] + "=127.0.0.1:0" if "0.0.0.0:" in each else each
+        for each in container["args"][2:]
+        if "--admin-address" not in each
+    ]
+    async with Recorder(cluster) as recorder:
+        config = await recorder.kubeconfig(f"{SYSTEM}/xds", tmp_path)
+        async with Serving(config, tmp_path, f"--namespace={SYSTEM}", *options) as serving:
+            await serving.until_ready()
+            # It leads, has a CA, publishes its roots, and keeps the webhook right.
+            for path in (
+                f"namespaces/{SYSTEM}/secrets/xds-ca-secret",
+                "namespaces/default/configmaps/xds-ca-root-cert",
+            ):
+                await cluster.until(f"/api/v1/{path}", lambda _: True)
+            webhook = "mutatingwebhookconfigurations/xds-sidecar-injector"
+            await cluster.until(
+                f"/apis/admissionregistration.k8s.io/v1/{webhook}",
+                lambda found: all("caBundle" in each["clientConfig"] for each in found["webhooks"]),
+            )
+            assert "Traceback" not in serving.log.read_text()
+    assert not recorder.refused
+    rights = granted(control_plane(), "xds")
+    assert not {call for call in recorder.calls if not any(right.covers(call) for right in rights)}
+
+
+async def _do_all_that_needs_the_server(cluster: Cluster, api: KubeApi, recorder: Recorder) -> None:
+    """Do what the parts of a control plane do, each for itself."""
+    source = Kubernetes(api, namespace=SYSTEM)
+    async with _first(source):
+        assert source.complete
+        assert not [problem for problem in source.problems if not problem.notice]
+
+        def watched() -> bool:
+            return len({call.resource for call in recorder.calls if call.verb == "watch"}) == 10
+
+        await eventually(watched, timeout=30, what="everything is watched")
+    now = datetime.now(UTC)
+    first = await kept_authority(api, SYSTEM, "cluster.local", now)
+    secrets = Secrets(api, SYSTEM)
+    kept = await secrets.read(now)
+    assert kept
+    assert await secrets.replace(kept, first)
+
+    lease = Lease(api, SYSTEM, "test", duration=1.0)
+    leading = asyncio.create_task(lease.run())
+    await eventually(lambda: lease.held, what="it leads")
+
+    bundle, roots = (
+        kind(api, lambda: b"-----BEGIN CERTIFICATE-----\n", leads=lambda: True) for kind in (CaBundle, Roots)
+    )
+    working = [asyncio.create_task(each.run()) for each in (bundle, roots)]
+    await cluster.until("/api/v1/namespaces/default/configmaps/xds-ca-root-cert", lambda _: True)
+
+    def kept_right() -> bool:
+        watches = {call.name for call in recorder.calls if call.verb == "watch"}
+        return {"xds-sidecar-injector", "xds-ca-root-cert"} <= watches
+
+    await eventually(kept_right, timeout=30, what="the webhook and the roots are watched")
+    assert await roots.compare()
+    await bundle.compare()
+
+    await _say_what_is_wrong(cluster, api)
+    token = await cluster.token(SYSTEM, "xds", audience="xds-ca")
+    assert (await TokenReviews(api)(token, "ipv4:127.0.0.1:1")).service_account == "xds"
+    for task in (leading, *working):
+        task.cancel()
+    await asyncio.gather(leading, *working, return_exceptions=True)
+
+
+async def _say_what_is_wrong(cluster: Cluster, api: KubeApi) -> None:
+    objects = {
+        "Policy": ("authentication.istio.io/v1alpha1", f"namespaces/{SYSTEM}/policies", {}),
+        "MeshPolicy": ("authentication.istio.io/v1alpha1", "meshpolicies", None),
+        "PeerAuthentication": ("security.istio.io/v1", f"namespaces/{SYSTEM}/peerauthentications", {}),
+        "DestinationRule": ("networking.istio.io/v1", f"namespaces/{SYSTEM}/destinationrules", {"host": "a"}),
+    }
+    problems = [Problem(where=f"Namespace {SYSTEM}", what="is only said to be wrong")]
+    for kind, (version, path, its_spec) in objects.items():
+        if its_spec is not None:
+            body = {"apiVersion": version, "kind": kind, "metadata": {"name": "default"}, "spec": its_spec}
+            await cluster.api.create(f"/apis/{version}/{path}", body)
+        ref = Ref(kind, "" if its_spec is None else SYSTEM, "default")
+        problems.append(Problem(where=str(ref), what="is only said to be wrong"))
+    assert await Conditions(api, lambda: (), Mesh, leads=lambda: True).compare(standing(Mesh(), problems))
+    for version, path, _ in objects.values():
+        found = await cluster.api.get(f"/apis/{version}/{path}/default")
+        assert [each["type"] for each in found["status"]["conditions"]] == ["Accepted"]
+
+
+@asynccontextmanager
+async def _first(source: Kubernetes) -> AsyncIterator[None]:
+    """Follow a source, and wait until it has told everything."""
+    watching = source.watch()
+    try:
+        async for report in watching:
+            if report.complete:
+                break
+        yield
+    finally:
+        await watching.aclose()
