@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -37,7 +38,15 @@ SERVICES = {
     }.items()
 }
 
-
+CAREFUL = json.dumps(
+    {
+        "name": "httpbin",
+        "readinessProbe": {"httpGet": {"path": "/status/200", "port": 80}, "periodSeconds": 1},
+        # httpbin ends at once when asked to: not before nobody sends it requests any more.
+        "lifecycle": {"preStop": {"sleep": {"seconds": 3}}},
+    }
+)
+"""What makes a server one that can be replaced without losing a request, with a sidecar or without."""
 WEBHOOK = "mutatingwebhookconfiguration/xds-sidecar-injector"
 DEPLOY = f"""
 kubectl apply -k .
@@ -49,19 +58,23 @@ kubectl create ns full
 kubectl label ns full istio-injection=enabled
 kubectl apply -n legacy -f samples/sleep/sleep.yaml
 kubectl apply -n full -f samples/httpbin/httpbin.yaml -f samples/sleep/sleep.yaml
+kubectl patch deployment httpbin -n full -p '{{"spec": {{"template": {{"spec": {{"containers": [{CAREFUL}]}}}}}}}}'
+kubectl rollout status -n full deployment/httpbin --timeout={PATIENCE}s
 kubectl wait --for=condition=Available --timeout={PATIENCE}s -n full deployment --all
 kubectl wait --for=condition=Available --timeout={PATIENCE}s -n legacy deployment --all
-kubectl get pods -n full
+"""
+REPLACE = f"""
+kubectl rollout restart -n full deployment/httpbin
+kubectl rollout status -n full deployment/httpbin --timeout={PATIENCE}s
+kubectl wait --for=delete --timeout={PATIENCE}s -n full pod/{{}}
 """
 FULL_FULL, LEGACY_FULL = Pair("sleep.full", "httpbin.full"), Pair("sleep.legacy", "httpbin.full")
 
 
 async def test_no_request_fails_whoever_is_killed(agent: Agent, player: Player) -> None:
     expected = {step.name: step.expected for step in STEPS}
-    rows = [line.split() for line in (await player.types(DEPLOY)).splitlines()[-2:]]
-    # The API server asked the webhook, whom it found among the pods of a Service.
-    assert [row[1:4] for row in rows] == [["2/2", "Running", "0"]] * 2
-    # The sample says of itself that it is ready before it listens.
+    await player.types(DEPLOY)
+    await eventually(lambda: has_sidecars(player), timeout=PATIENCE, every=0.3)
     permissive = expected["PERMISSIVE"][FULL_FULL]
     await eventually(lambda: player.brings(FULL_FULL, permissive), timeout=PATIENCE, every=0.2)
 
@@ -77,6 +90,11 @@ async def test_no_request_fails_whoever_is_killed(agent: Agent, player: Player) 
             await until_connected(agent, sleep, httpbin)
             await load.more(20, PATIENCE)
 
+        # Pods come and go, with their sidecars.
+        await player.types(REPLACE.format(httpbin.object["metadata"]["name"]))
+        (httpbin,) = agent.pods("full", "httpbin")
+        await load.more(20, PATIENCE)
+
         agent.cluster.stop_api_server()
         await load.more(50, PATIENCE)
         await until_connected(agent, sleep, httpbin)
@@ -90,6 +108,13 @@ async def test_no_request_fails_whoever_is_killed(agent: Agent, player: Player) 
         await load.more(20, PATIENCE)
         await eventually(lambda: is_the_same(agent, sleep), timeout=PATIENCE, every=0.2)
     load.check()
+
+
+async def has_sidecars(player: Player) -> bool:
+    """Whether the API server asked the webhook, found among the pods of a Service. AssertionError: what there is instead."""
+    output = await player.types("kubectl get pods -n full --no-headers")
+    assert [line.split()[1:4] for line in output.splitlines()] == [["2/2", "Running", "0"]] * 2, output
+    return True
 
 
 async def is_the_same(agent: Agent, pod: Pod) -> bool:
