@@ -75,8 +75,8 @@ class Subscriber:
         """When the first change was noted that nobody has looked at here since; in seconds of the event loop's clock."""
         self.refused: Refused | None = None
         """How the stream is to end, if it is."""
-        self.on_refused: Callable[[], None] = lambda: None
-        """Called when that is said."""
+        self.on_refused: Callable[[], None] | None = None
+        """Called when that is said, while the stream runs."""
 
     def publish(self, snapshot: Snapshot, changed_at: float | None = None) -> None:
         """From now on the proxy should have this; `changed_at`: since when, if something changed for it."""
@@ -89,7 +89,8 @@ class Subscriber:
         """End the stream with this status; the first one that is said counts."""
         self.refused = self.refused or Refused(code, message)
         self.changed.set()
-        self.on_refused()
+        if self.on_refused:
+            self.on_refused()
 
 
 class Proxies(Protocol):

@@ -113,6 +113,7 @@ class Stream:
         finally:
             # Nothing is awaited here: a stream may be cancelled while it ends, and would not be forgotten.
             reader.cancel()
+            self.subscriber.on_refused = None  # It keeps all of this.
             if too_late:
                 too_late.cancel()
 
