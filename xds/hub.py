@@ -291,11 +291,15 @@ class Hub:
                 service=str(ref),
                 stack=_traceback(failure),
             )
-        keyless = without_key(snapshot)
+        keyless: Snapshot | None = None
         for subscriber in self._streams.get(key, ()):
-            found = snapshot if self._may_have_key(subscriber) else keyless
-            # Who came meanwhile, and is the first that may have a key, is served next.
-            if subscriber.snapshot != found and (with_key or found is keyless):
+            if not self._may_have_key(subscriber):
+                found = keyless = keyless or without_key(snapshot)
+            elif with_key:
+                found = snapshot
+            else:
+                continue  # It came meanwhile, is the first that may have a key, and is served next.
+            if subscriber.snapshot != found:
                 subscriber.publish(found, changed_at)
 
     def _may_have_key(self, subscriber: Subscriber) -> bool:
