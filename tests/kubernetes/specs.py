@@ -33,6 +33,8 @@ SPECS = [
     (WEB, '{targets: [{name: web, ports: [{number: "80"}]}]}'),
     (WEB, "{targets: [{name: web, ports: [{}]}]}"),
     (WEB, "{targets: [{name: web, ports: [{number: 80, nmae: x}]}]}"),
+    (WEB, '{targets: [{name: web, ports: [{name: ""}]}]}'),
+    (WEB, '{targets: [{name: ""}]}'),
     (WEB, "{targets: [{name: web, port: 80}]}"),
     (WEB, "{targets: [{name: web, labels: {}}]}"),
     (WEB, "{targets: [{name: Web}]}"),

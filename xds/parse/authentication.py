@@ -115,7 +115,7 @@ def _target_ports(field: Field) -> Iterator[int | str]:
         item.mapping("number name", strict=True)
         if bool(item["number"]) == bool(item["name"]):
             item.refuse("must have a number or a name, and not both")
-        yield item["number"].port() if item["number"] else item["name"].name(names.label)
+        yield item["number"].port() if item["number"] else item["name"].required().name(names.label)
 
 
 def peer_authentication(obj: Field, meta: Meta) -> PeerAuthentication:
