@@ -13,7 +13,7 @@ from tests.kubernetes.agent.agent import Agent
 from tests.kubernetes.environment.cluster import Cluster
 from tests.real.harness.waiting import eventually
 
-pytestmark = [pytest.mark.netns, pytest.mark.usefixtures("controllers")]
+pytestmark = [pytest.mark.netns, pytest.mark.usefixtures("controllers"), pytest.mark.timeout(400)]
 
 HTTPBIN = """
 apiVersion: apps/v1
