@@ -9,6 +9,8 @@ from typing import Any
 
 import grpc
 import pytest
+from envoy_data_plane.envoy.config.core.v3 import Node as EnvoyNode
+from envoy_data_plane.envoy.service.discovery.v3 import DiscoveryRequest
 from structlog.testing import capture_logs
 
 from tests.hub.test_hub import NOW, STREAM, node, published, running, service
@@ -18,6 +20,7 @@ from xds.identity.claims import Caller, How
 from xds.model import Change, Pod, Ref
 from xds.protocol.events import Subscribed
 from xds.server import Refused, StreamInfo
+from xds.server.fetch import fetch
 from xds.snapshot import CLUSTER, SECRET
 
 CERTIFICATE = Caller(namespace="shop", service_account="web", how=How.CERTIFICATE)
@@ -90,6 +93,23 @@ async def test_who_waits_for_a_pod_is_looked_at_when_it_comes():
         again = hub.connect(node("b"), of(replace(TOKEN, pod="b")))
         hub.change(Change(applied=(pod("b"),)))
         assert "default" in (await published(again)).of(SECRET)
+
+
+async def test_who_is_refused_a_pod_when_it_comes_is_not_given_its_key_first():
+    other = replace(CERTIFICATE, service_account="other")
+    wanted = DiscoveryRequest(node=EnvoyNode(id=node("a").id), resource_names=["default"])
+    async with running() as hub:
+        asking = asyncio.create_task(
+            fetch(hub, SECRET, bytes(wanted), peer="ipv4:10.0.0.9:1", caller=other, patience=30.0)
+        )
+        waiting = hub.connect(node("a"), of(other))
+        owner = hub.connect(node("a"), of(TOKEN))
+        hub.change(Change(applied=(pod(),)))
+        assert "default" in (await published(owner)).of(SECRET)
+        assert waiting.refused
+        assert waiting.snapshot is None
+        with pytest.raises(Refused, match="another service account"):
+            await asking
 
 
 @pytest.mark.parametrize("caller", [CERTIFICATE, TOKEN])

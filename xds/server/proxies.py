@@ -79,7 +79,12 @@ class Subscriber:
         """Called when that is said, while the stream runs."""
 
     def publish(self, snapshot: Snapshot, changed_at: float | None = None) -> None:
-        """From now on the proxy should have this; `changed_at`: since when, if something changed for it."""
+        """From now on the proxy should have this; `changed_at`: since when, if something changed for it.
+
+        Who is refused gets nothing more, however long the stream takes to end.
+        """
+        if self.refused:
+            return
         self.snapshot = snapshot
         if changed_at is not None:
             self.changed_at = changed_at if self.changed_at is None else min(changed_at, self.changed_at)
