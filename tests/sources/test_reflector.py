@@ -295,6 +295,34 @@ async def test_a_version_that_never_gets_on_is_given_up(server: FakeApiServer, a
         await following.until(lambda: following.names == {"a", "b"})
 
 
+async def test_a_server_that_forgets_what_it_has_just_listed_is_asked_less_and_less(
+    server: FakeApiServer, api: KubeApi
+) -> None:
+    await fill(server, "a")
+    gone = {"code": 410, "reason": "Expired", "message": "too old resource version"}
+    forgets = [events(line("ERROR", gone)), status(410, "Expired")]
+    server.fail("watch configmaps", *(forgets * MANY))
+    waits: list[int] = []
+
+    class Counted(Pace):
+        def after(self, failures: int) -> float:
+            waits.append(failures)
+            return super().after(failures)
+
+    async with Following(api, pace=Counted(*QUICK)) as following:
+        await following.until(lambda: following.lists > 5)
+        assert set(range(1, 5)) <= set(waits), "the first time it is listed at once, and then later each time"
+        server.faults.clear()
+        await fill(server, "b")
+        await following.until(lambda: following.names == {"a", "b"} and following.reflector._expired == 0)
+        assert following.reflector.state is None
+        lists = following.lists
+        await server.compact()
+        await fill(server, "c")
+        await following.until(lambda: following.names == {"a", "b", "c"})
+        assert following.lists <= lists + 1
+
+
 async def test_nameless_and_unknown_things_are_passed_over(server: FakeApiServer, api: KubeApi) -> None:
     strange = [
         line("ADDED", {"metadata": {}}),

@@ -94,6 +94,8 @@ class Reflector(Generic[T]):
         self._failures = 0
         self._barren = 0
         """How many watches in a row the server answered, and brought nothing."""
+        self._expired = 0
+        """How often in a row the version that we were at was gone, though it had just been listed."""
         self._opened = False
         """Whether the server answered the current watch."""
         self._broke = 0.0
@@ -143,18 +145,22 @@ class Reflector(Generic[T]):
         missing = error.missing and self.resource.custom
         if missing and self._served:
             self._served = self._version = ""  # it may be served in another version
-            return 0.0
+            return 0.0 if self._failures == 1 else wait
         if missing or error.status == HTTPStatus.FORBIDDEN:
             return self._denied(Trouble.MISSING if missing else Trouble.REFUSED, error, wait)
         self._denials = 0
+        gone = error.status == HTTPStatus.GONE
         self._barren += self._opened or error.status not in _NO_ANSWER
-        if self._barren >= STUBBORN or error.status == HTTPStatus.GONE:
+        if self._barren >= STUBBORN or gone:
             self._version, self._barren = "", 0
         # A watch that broke is opened again, and only if that fails there is something to tell.
-        gone = error.status == HTTPStatus.GONE
         if not self.had or (self._failures > 1 and not gone):
             self._troubled(Trouble.AWAY, str(error))
-        return 0.0 if gone and self._failures == 1 else wait
+        if not gone:
+            return wait
+        # That it can be listed is no success here: who lists again and again at once keeps a server in trouble there.
+        self._expired += 1
+        return max(wait, self._pace.after(self._expired - 1)) if self._expired > 1 else 0.0
 
     def _denied(self, trouble: Trouble, error: KubeError, wait: float) -> float:
         """Take note that the resource is not there, or not for us; return how long to wait."""
@@ -281,13 +287,13 @@ class Reflector(Generic[T]):
                 for line in batch:
                     await self._breathe()
                     self._event(_decoded(line))
-                self._failures = self._barren = 0
+                self._failures = self._barren = self._expired = 0
                 self._well()
                 if self._before:
                     self._wake()
         if loop.time() - began < self._pace.first and self._heard == opened:
             raise KubeError(0, f"{self._api.server} ends every watch at once")
-        self._failures = 0
+        self._failures = self._expired = 0
 
     def _event(self, event: Json) -> None:
         kind, obj = event.get("type"), event.get("object")
