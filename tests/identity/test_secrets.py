@@ -33,8 +33,9 @@ def pod(
     namespace: str = "full",
     service_account: str = "sleep",
     created: datetime | None = None,
+    uid: str = "",
 ) -> Pod:
-    meta = Meta(ref=Ref("Pod", namespace, name), created=created)
+    meta = Meta(ref=Ref("Pod", namespace, name), created=created, uid=uid)
     return Pod(meta=meta, service_account=service_account)
 
 
@@ -121,8 +122,9 @@ def test_no_two_pods_share_a_key_not_even_of_one_service_account(issuer: Issuer)
         (pod(service_account="other"), "cluster.local"),
         (pod(), "prod.example"),
         (pod(created=NOW), "cluster.local"),
+        (pod(uid="2"), "cluster.local"),
     ],
-    ids=["another service account", "another trust domain", "another pod of the same name"],
+    ids=["another service account", "another trust domain", "another pod of the same name", "within a second"],
 )
 def test_a_pod_that_is_somebody_else_now_gets_a_key_of_its_own(
     issuer: Issuer, successor: Pod, trust_domain: str

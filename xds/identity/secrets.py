@@ -23,9 +23,9 @@ from xds.identity.ca import LEAF_LIFETIME, Authority, Leaf
 from xds.model import Pod
 from xds.resources import SECRET, Resource, resource
 
-_Owner: TypeAlias = tuple[str, str, datetime | None]
-"""Service account, trust domain, and the pod's creation: whose key it is. A pod's successor of the same name is not
-given its predecessor's key."""
+_Owner: TypeAlias = tuple[str, str, str, datetime | None]
+"""Service account, trust domain, the pod's uid and its creation: whose key it is. A pod's successor of the same name is not
+given its predecessor's key, not even within the second that times are told in."""
 
 
 def certificate_secret(leaf: Leaf) -> Resource:
@@ -83,7 +83,7 @@ class Issuer:
 
     def secrets_for(self, pod: Pod, trust_domain: str, now: datetime) -> tuple[Resource, Resource]:
         """Return the pod's `default` and `ROOTCA`: the same as before until renewal is due."""
-        owner = (pod.service_account, trust_domain, pod.meta.created)
+        owner = (pod.service_account, trust_domain, pod.meta.uid, pod.meta.created)
         issued = self._issued.get((pod.namespace, pod.name))
         # The lower bound: a clock that was set back must not leave a pod with a certificate from the future.
         if (
