@@ -124,7 +124,12 @@ def test_no_two_pods_share_a_key_not_even_of_one_service_account(issuer: Issuer)
         (pod(created=NOW), "cluster.local"),
         (pod(uid="2"), "cluster.local"),
     ],
-    ids=["another service account", "another trust domain", "another pod of the same name", "within a second"],
+    ids=[
+        "another service account",
+        "another trust domain",
+        "another pod of the same name",
+        "within a second",
+    ],
 )
 def test_a_pod_that_is_somebody_else_now_gets_a_key_of_its_own(
     issuer: Issuer, successor: Pod, trust_domain: str
