@@ -38,8 +38,14 @@ MOST_BYTES = 8 << 20
 """Of a request: the API server takes objects of 3 MiB, and wraps them."""
 PATIENCE = 10.0
 """Seconds that a request may take to come in: what the API server waits for the answer at most, as we are installed."""
+LARGE = 64 << 10
+"""Bytes of a request that is answered in a thread, one at a time: the largest take seconds, in which no sidecar would be served."""
 _LONGEST_WARNING = 256
 """Characters; the API server cuts what is longer, and others besides."""
+_MOST_PROBLEMS = 16
+"""That are told of a pod: one may have a hundred thousand."""
+_LONGEST_REFUSAL = 4096
+"""Characters of what is told to who creates a pod that cannot have a sidecar."""
 _AGAIN = 60.0
 """Seconds after which a certificate that could not be had is asked for again, and between two at least."""
 
@@ -75,6 +81,7 @@ class WebhookServer:
         self._now = now
         self._tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         self._rotated = asyncio.Event()
+        self._one_large = asyncio.Semaphore(1)
         self.port = 0
         """The port that it listens on; 0 until it does."""
         self.listening = asyncio.Event()
@@ -121,14 +128,33 @@ class WebhookServer:
             self._answers["malformed"] += 1
             return web.Response(status=408, text="the request did not come in time\n")
         try:
-            review = _review(body)
-            response = answer(review["request"], self._settings())
+            result, text = await self._answered(body)
         except (ValueError, RecursionError) as error:
             self._answers["malformed"] += 1
             # Whoever may reach this port may send anything: it is told, and nobody else needs to know.
-            return web.Response(status=400, text=f"{printable(str(error))}\n")
-        self._answers[_result(response)] += 1
-        return web.json_response({"apiVersion": API_VERSION, "kind": "AdmissionReview", "response": response})
+            return web.Response(status=400, text=f"{printable(str(error))[:_LONGEST_REFUSAL]}\n")
+        except TimeoutError:
+            return web.Response(status=503, text="there are too many large requests; try again\n")
+        self._answers[result] += 1
+        return web.Response(body=text, content_type="application/json")
+
+    async def _answered(self, body: bytes) -> tuple[str, bytes]:
+        settings = self._settings()
+        if len(body) <= LARGE:
+            return _answered(body, settings)
+        async with asyncio.timeout(PATIENCE):
+            await self._one_large.acquire()
+        try:
+            return await asyncio.to_thread(_answered, body, settings)
+        finally:
+            self._one_large.release()
+
+
+def _answered(body: bytes, settings: Settings) -> tuple[str, bytes]:
+    """Return what becomes of a request, and the answer. ValueError, RecursionError: it is no request."""
+    response = answer(_review(body)["request"], settings)
+    review = {"apiVersion": API_VERSION, "kind": "AdmissionReview", "response": response}
+    return _result(response), json.dumps(review).encode()
 
 
 def _result(response: Json) -> str:
@@ -181,12 +207,13 @@ def answer(request: Mapping[str, Any], settings: Settings) -> Json:
         said = "; ".join(
             _said(problem.what, problem.hint) for problem in result.problems if not problem.notice
         )
-        return response | {"allowed": False, "status": {"code": 422, "reason": "Invalid", "message": said}}
+        status = {"code": 422, "reason": "Invalid", "message": said[:_LONGEST_REFUSAL]}
+        return response | {"allowed": False, "status": status}
     warnings = [_said(problem.what, problem.hint) for problem in result.problems]
     if result.disappoints:
         warnings.append(f"{subject} gets no sidecar: {result.left}")
     if warnings:
-        response["warnings"] = [warning[:_LONGEST_WARNING] for warning in warnings]
+        response["warnings"] = [warning[:_LONGEST_WARNING] for warning in warnings[:_MOST_PROBLEMS]]
     if patch := difference(pod, result.pod):
         response |= {"patchType": "JSONPatch", "patch": b64encode(json.dumps(patch).encode()).decode()}
     return response
@@ -206,7 +233,9 @@ def _log(subject: str, result: Injection, *, dry_run: bool) -> None:
     about = {"dry_run": True} if dry_run else {}
     if result.refused:
         problems = [problem.what for problem in result.problems if not problem.notice]
-        log.warning("pod refused", pod=subject.removeprefix("Pod "), problems=problems, **about)
+        log.warning(
+            "pod refused", pod=subject.removeprefix("Pod "), problems=problems[:_MOST_PROBLEMS], **about
+        )
     elif result.left:
         log.debug("pod left as it is", pod=subject.removeprefix("Pod "), reason=result.left, **about)
     else:

@@ -8,6 +8,7 @@ import copy
 import io
 import json
 import ssl
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -20,6 +21,7 @@ import pytest
 from prometheus_client import generate_latest
 from structlog.testing import capture_logs
 
+from xds import webhook
 from xds.identity.ca import Authority, Leaf
 from xds.identity.keys import IdentityError, PrivateKey
 from xds.inject import Settings, inject
@@ -197,6 +199,52 @@ async def test_a_pod_that_is_none_is_refused(call: Call, spec: Any) -> None:
 
 async def test_what_is_too_large_is_refused(call: Call) -> None:
     assert (await call(b" " * (MOST_BYTES + 1)))[0] == 413
+
+
+async def test_what_is_large_is_answered_beside_the_event_loop(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may take seconds, in which no sidecar would be served."""
+    answer, threads = webhook.answer, []
+
+    def note(*args: Any) -> Any:
+        threads.append(threading.current_thread())
+        return answer(*args)
+
+    monkeypatch.setattr(webhook, "answer", note)
+    large = copy.deepcopy(POD) | {"x": "x" * webhook.LARGE}
+    for _ in range(2):
+        assert (await call(review(large)))[1]["response"]["allowed"]
+    assert threading.main_thread() not in threads
+    assert (await call(review(POD)))[1]["response"]["allowed"]
+    assert threads[2:] == [threading.main_thread()]
+
+
+async def test_of_large_ones_that_come_at_once_only_so_many_wait(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer, done = webhook.answer, threading.Event()
+
+    def wait(*args: Any) -> Any:
+        done.wait(30)
+        return answer(*args)
+
+    monkeypatch.setattr(webhook, "answer", wait)
+    monkeypatch.setattr(webhook, "PATIENCE", 3.0)
+    large = copy.deepcopy(POD) | {"x": "x" * webhook.LARGE}
+    first, second = (asyncio.create_task(call(review(large))) for _ in range(2))
+    await asyncio.wait([first, second], return_when=asyncio.FIRST_COMPLETED)
+    done.set()
+    assert sorted([(await first)[0], (await second)[0]]) == [200, 503]
+
+
+async def test_of_a_hundred_thousand_problems_a_few_are_told(call: Call) -> None:
+    labels = {f"label-{number}": number for number in range(20_000)}
+    pod = copy.deepcopy(POD) | {"metadata": {"name": "web", "labels": labels}}
+    with capture_logs() as logs:
+        _, answered = await call(review(pod))
+    assert len(answered["response"]["status"]["message"]) < 5_000
+    assert [len(line["problems"]) for line in logs if line["event"] == "pod refused"] == [16]
 
 
 async def test_nothing_else_is_served(call: Call) -> None:
