@@ -14,6 +14,7 @@ from tests.kubernetes.conftest import _skip_without_programs
 from tests.kubernetes.environment.cluster import Cluster
 from tests.kubernetes.environment.control_plane import ControlPlane
 from tests.real.harness.waiting import eventually
+from xds.kube import keeping
 from xds.kube import roots as module
 from xds.kube.api import KubeApi, KubeError
 from xds.kube.lease import Lease
@@ -25,9 +26,8 @@ RULES = [
         "apiGroups": [""],
         "resources": ["configmaps"],
         "resourceNames": [NAME],
-        "verbs": ["list", "watch", "patch"],
+        "verbs": ["list", "watch", "create", "patch"],
     },
-    {"apiGroups": [""], "resources": ["configmaps"], "verbs": ["create"]},
 ]
 """What the module says that it needs."""
 
@@ -42,9 +42,9 @@ def control_plane() -> Iterator[ControlPlane]:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "REST", 0.01)
+    monkeypatch.setattr(keeping, "REST", 0.01)
+    monkeypatch.setattr(keeping, "AGAIN", 0.2)
     monkeypatch.setattr(module, "PACE", 0.0)
-    monkeypatch.setattr(module, "AGAIN", 0.2)
 
 
 @asynccontextmanager

@@ -40,7 +40,7 @@ RULES = [
     {
         "apiGroups": ["admissionregistration.k8s.io"],
         "resources": ["mutatingwebhookconfigurations"],
-        "verbs": ["get", "list", "watch", "patch"],
+        "verbs": ["get", "watch", "patch"],
     }
 ]
 """What the module says that it needs, for one name."""

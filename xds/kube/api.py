@@ -133,6 +133,17 @@ class KubeApi:
         """Read an object or a list. KubeError."""
         return await self.call("GET", path, query=query)
 
+    async def all(self, path: str, **query: Any) -> list[Json]:
+        """Read all objects of a list, page by page. KubeError: 410 if it takes longer than the server remembers."""
+        found: list[Json] = []
+        more = ""
+        while True:
+            page = await self.get(path, limit=500, **query, **({"continue": more} if more else {}))
+            found += page.get("items") or ()
+            more = page["metadata"].get("continue") or ""
+            if not more:
+                return found
+
     async def create(self, path: str, body: Json, **query: Any) -> Json:
         """Create an object in a collection. KubeError."""
         return await self.call("POST", path, body, query=query)

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from http import HTTPStatus
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import structlog
 
@@ -131,7 +131,7 @@ class Conditions:
             for kind, (group, plural) in _POLICIES.items():
                 version, has_status = await self._served(group, plural)
                 if has_status:
-                    for obj in await self._list(f"/apis/{group}/{version}/{plural}"):
+                    for obj in await self._api.all(f"/apis/{group}/{version}/{plural}"):
                         await self._say(group, version, plural, obj, left.pop(_ref(kind, obj), {}))
                 elif version:
                     for ref in [ref for ref in left if ref.kind == kind]:
@@ -198,7 +198,7 @@ class Conditions:
         scope = f"namespaces/{ref.namespace}/" if ref.namespace else ""
         if new:
             query = {"fieldSelector": f"metadata.name={ref.name}"}
-            for obj in await self._list(f"{root}/{scope}{plural}", **query):
+            for obj in await self._api.all(f"{root}/{scope}{plural}", **query):
                 for each in new if self._leads() else ():
                     await self._create_event(ref, api_version, obj["metadata"]["uid"], each)
                     self._told.add((ref, each))
@@ -233,16 +233,6 @@ class Conditions:
             if error.reason != "AlreadyExists" and not error.ending:
                 raise
         await asyncio.sleep(PACE)
-
-    async def _list(self, path: str, **query: Any) -> list[Json]:
-        found: list[Json] = []
-        more = ""
-        while True:
-            page = await self._api.get(path, limit=500, **query, **({"continue": more} if more else {}))
-            found += page.get("items") or ()
-            more = page["metadata"].get("continue") or ""
-            if not more:
-                return found
 
 
 def standing(mesh: Mesh, problems: Iterable[Problem]) -> Wanted:

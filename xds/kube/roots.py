@@ -1,24 +1,19 @@
 """The mesh's roots in every namespace, as a ConfigMap that pods mount to know the control plane by.
 
-What is there is compared with what should be: whenever a namespace or one of these ConfigMaps changes, and now and then. So it
-does not matter what happened, or in what order. The replica that leads writes.
+It is compared whenever a namespace or one of these ConfigMaps changes (`xds.kube.keeping`).
 
-Needs in the cluster: namespaces: list, watch; configmaps `xds-ca-root-cert`: list, watch, patch; configmaps: create (RBAC
-cannot restrict that to a name).
+Needs in the cluster: namespaces: list, watch; configmaps `xds-ca-root-cert`: list, watch, create, patch.
 """
 
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Callable, Collection
-from contextlib import suppress
-from typing import Any
 
 import structlog
 
-from xds.kube.api import APPLY, Json, KubeApi, KubeError
-from xds.kube.lines import lines
+from xds.kube.api import APPLY, KubeApi, KubeError
+from xds.kube.keeping import Keeping, Watched
 
 log = structlog.get_logger(__name__)
 
@@ -28,18 +23,9 @@ FIELD_MANAGER = "xds-roots"
 
 _NAMESPACES = "/api/v1/namespaces"
 _MAPS = "/api/v1/configmaps"
-_ONLY_OURS = f"metadata.name={NAME}"
 
-EVERY = 60.0
-"""Seconds after which all is compared, though nothing is known to have changed."""
 PACE = 0.02
 """Seconds between two writes."""
-REST = 0.5
-"""Seconds between two comparisons: somebody who keeps changing it back costs a write in that time, no more."""
-AGAIN = 5.0
-"""Seconds after which what failed is tried again."""
-_WATCH = 290
-"""Seconds for which the API server is asked to tell changes; then it is asked again."""
 
 
 class Roots:
@@ -65,39 +51,24 @@ class Roots:
         self._roots = roots
         self._leads = leads
         self._exclude = frozenset(exclude)
-        self._changed = asyncio.Event()
+        watched = (Watched(_NAMESPACES), Watched(_MAPS, NAME))
+        self._keeping = Keeping(api, self.compare, watched, leads=leads)
         self._said: dict[str, str] = {}
         """What was said of which namespace (empty: of the whole), so that it is said once."""
 
     def changed(self) -> None:
         """Compare, because the roots changed or this replica has begun to lead."""
-        self._changed.set()
+        self._keeping.changed()
 
     async def run(self) -> None:
         """Work until cancelled."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._listen(_NAMESPACES))
-            tasks.create_task(self._listen(_MAPS, fieldSelector=_ONLY_OURS))
-            tasks.create_task(self._publish())
-
-    async def _publish(self) -> None:
-        while True:
-            self._changed.clear()
-            wait = EVERY
-            if not self._leads():
-                wait = REST
-            elif not await self.compare():
-                wait = AGAIN
-            await asyncio.sleep(REST)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(wait):
-                    await self._changed.wait()
+        await self._keeping.run()
 
     async def compare(self) -> bool:
         """Put right what is not; tell whether that worked everywhere."""
         try:
-            namespaces = await self._list(_NAMESPACES)
-            found = await self._list(_MAPS, fieldSelector=_ONLY_OURS)
+            namespaces = await self._api.all(_NAMESPACES)
+            found = await self._api.all(_MAPS, fieldSelector=f"metadata.name={NAME}")
         except KubeError as error:
             self._say("", str(error))
             return False
@@ -137,28 +108,6 @@ class Roots:
             return False
         self._say(namespace, "")
         return True
-
-    async def _list(self, path: str, **query: Any) -> list[Json]:
-        found: list[Json] = []
-        more = ""
-        while True:
-            page = await self._api.get(path, limit=500, **query, **({"continue": more} if more else {}))
-            found += page.get("items") or ()
-            more = page["metadata"].get("continue") or ""
-            if not more:
-                return found
-
-    async def _listen(self, path: str, **query: Any) -> None:
-        """Have all compared whenever something changes. What changed is of no interest, nor whether something was missed."""
-        while True:
-            with suppress(KubeError):
-                async with self._api.stream(
-                    path, idle=_WATCH + 30, watch=True, timeoutSeconds=_WATCH, **query
-                ) as stream:
-                    async for _ in lines(stream):
-                        self._changed.set()
-            await asyncio.sleep(AGAIN * random.uniform(0.5, 1))  # noqa: S311
-            self._changed.set()
 
     def _say(self, namespace: str, problem: str) -> None:
         if problem and problem != self._said.get(namespace):
