@@ -159,8 +159,9 @@ def test_bootstrap_with_a_token_asks_over_tls(folder: Path) -> None:
         "/roots.pem",
         "/token",
     )
-    limit = asked["channel_args"]["args"]["grpc.max_receive_message_length"]
-    assert int(limit["int_value"]) == 32 * 1024 * 1024
+    args = {name: int(value["int_value"]) for name, value in asked["channel_args"]["args"].items()}
+    assert args["grpc.max_receive_message_length"] == 32 * 1024 * 1024
+    assert (args["grpc.keepalive_time_ms"], args["grpc.keepalive_timeout_ms"]) == (30_000, 10_000)
     assert not [c for c in shown["static_resources"]["clusters"] if c["name"] == "xds-grpc"]
 
 
