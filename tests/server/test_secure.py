@@ -17,11 +17,12 @@ from tests.server.proxies import REQUEST, Client, OneForAll
 from xds.identity.ca import Authority
 from xds.identity.keys import PrivateKey
 from xds.protocol.session import Variant
-from xds.server import Refused, XdsServer, is_encrypted
+from xds.server import Refused, XdsServer, is_encrypted, reading
 from xds.snapshot import CLUSTER, ENDPOINT, Resource, ResourceSet, Snapshot
 
 NOW = datetime.now(UTC)
 CA = Authority.create(PrivateKey.generate(), "cluster.local", NOW)
+HEALTH = "/grpc.health.v1.Health/Check"
 FETCH = "/envoy.service.cluster.v3.ClusterDiscoveryService/FetchClusters"
 
 
@@ -111,6 +112,37 @@ async def test_health_answers_anybody(server):
         stub = health_pb2_grpc.HealthStub(channel)
         answer = await stub.Check(health_pb2.HealthCheckRequest(service=""))
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+async def test_who_is_not_let_in_need_not_have_sent_a_request(server):
+    """A request may be 32 MiB: those of strangers must not be in memory."""
+    async with over_tls(server) as channel:
+        call = channel.stream_unary(FETCH)()
+        assert (await call.code(), await call.details()) == (grpc.StatusCode.UNAUTHENTICATED, "say your name")
+
+
+async def test_a_call_without_a_request_is_malformed_and_one_is_not_waited_for_for_ever(
+    server, channel, monkeypatch
+):
+    for method in (FETCH, HEALTH):
+        call = channel.stream_unary(method)()
+        await call.done_writing()
+        assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
+    monkeypatch.setattr(reading, "REQUEST_WITHIN", 0.1)
+    assert await channel.stream_unary(HEALTH)().code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+async def test_strangers_hear_how_the_server_is_and_need_not_have_asked(server):
+    async with over_tls(server) as channel:
+        answer = await channel.stream_unary(HEALTH)()
+        assert (
+            answer
+            == health_pb2.HealthCheckResponse(
+                status=health_pb2.HealthCheckResponse.SERVING
+            ).SerializeToString()
+        )
+        with pytest.raises(grpc.aio.AioRpcError, match="ask Check or Watch"):
+            await health_pb2_grpc.HealthStub(channel).List(health_pb2.HealthListRequest())
 
 
 async def test_who_is_still_being_asked_does_not_hold_up_the_end(server, door):

@@ -35,7 +35,7 @@ async def silent(server: XdsServer, channel: grpc.aio.Channel) -> Client:
 
 
 async def test_a_stream_without_a_request_ends(proxies, server, channel, monkeypatch):
-    monkeypatch.setattr(discovery, "_FIRST_REQUEST", 0.05)
+    monkeypatch.setattr(discovery, "REQUEST_WITHIN", 0.05)
     with capture_logs() as logs:
         code, details = await asyncio.wait_for(Client(channel).end(), 10)
     assert code == grpc.StatusCode.DEADLINE_EXCEEDED
@@ -47,7 +47,7 @@ async def test_a_stream_without_a_request_ends(proxies, server, channel, monkeyp
 
 
 async def test_a_stream_whose_request_came_in_time_goes_on(proxies, server, channel, monkeypatch):
-    monkeypatch.setattr(discovery, "_FIRST_REQUEST", 0.2)
+    monkeypatch.setattr(discovery, "REQUEST_WITHIN", 0.2)
     client = Client(channel)
     await client.ask(CLUSTER)
     await client.get()

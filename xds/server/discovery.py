@@ -21,6 +21,7 @@ from xds.protocol.session import Session, Variant
 from xds.protocol.wire import RequestError
 from xds.server.fetch import fetch
 from xds.server.proxies import Authenticate, Proxies, Refused, StreamInfo, cut
+from xds.server.reading import REQUEST_WITHIN
 from xds.server.services import SERVICES, Service
 from xds.server.stream import Observer, Stream, now
 from xds.server.turns import Turns
@@ -30,8 +31,6 @@ log = structlog.get_logger(__name__)
 _SHUTTING_DOWN = "the server is shutting down"
 _LONGEST_PAUSE = 0.01
 """Seconds between the ends of two streams on shutdown, if there are few."""
-_FIRST_REQUEST = 30.0
-"""Seconds in which a stream's first request has to come: until then nobody knows whose it is."""
 
 
 class DiscoveryService:
@@ -132,16 +131,19 @@ class DiscoveryService:
         return grpc.stream_stream_rpc_method_handler(stream)
 
     def _fetch_method(self, type_url: str) -> grpc.RpcMethodHandler:
-        async def fetch_once(message: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        async def fetch_once(_: object, context: grpc.aio.ServicerContext) -> bytes:
             async with self._ending(context):
                 if self._stopping:
                     raise Refused(grpc.StatusCode.UNAVAILABLE, _SHUTTING_DOWN)
-                caller = await self._authenticate(context) if self._authenticate else None
+                caller, message = await self._first_request(context)
+                if message is grpc.aio.EOF:
+                    raise RequestError("there is no request in this call")
                 fetched = await fetch(self._proxies, type_url, message, peer=context.peer(), caller=caller)
             # Also to who has this version: there is no status for it, and an empty response would take it away.
             return fetched.response(self._identifier)
 
-        return grpc.unary_unary_rpc_method_handler(fetch_once)
+        # The same on the wire as with one request, but that waits to be read: see `xds.server.reading`.
+        return grpc.stream_unary_rpc_method_handler(fetch_once)
 
     async def _converse(self, context: grpc.aio.ServicerContext, info: StreamInfo, request: bytes) -> None:
         session = Session(info.variant, type_url=info.type_url, identifier=self._identifier)
@@ -176,7 +178,7 @@ class DiscoveryService:
         Refused: the caller is not let in, no request comes in time, or the server is shutting down.
         """
         try:
-            async with asyncio.timeout(_FIRST_REQUEST) as until:
+            async with asyncio.timeout(REQUEST_WITHIN) as until:
                 self._unheard.add(until)
                 caller = await self._authenticate(context) if self._authenticate else None
                 return caller, await context.read()
@@ -184,7 +186,7 @@ class DiscoveryService:
             if self._stopping:
                 raise Refused(grpc.StatusCode.UNAVAILABLE, _SHUTTING_DOWN) from None
             problem = (
-                f"no request came within {_FIRST_REQUEST:g} s; send the first one when the stream is opened"
+                f"no request came within {REQUEST_WITHIN:g} s; send the first one when the stream is opened"
             )
             log.warning("stream without a request", peer=context.peer(), problem=problem)
             raise Refused(grpc.StatusCode.DEADLINE_EXCEEDED, problem) from None

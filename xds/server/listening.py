@@ -12,7 +12,8 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
 from xds.server.discovery import DiscoveryService
-from xds.server.proxies import Authenticate, Proxies
+from xds.server.proxies import Authenticate, Proxies, is_encrypted
+from xds.server.reading import Checked
 from xds.server.stream import Observer
 
 log = structlog.get_logger(__name__)
@@ -58,7 +59,7 @@ class XdsServer:
 
     `address` is in plaintext; `secure` are others with gRPC's credentials for each, where the same is served over TLS.
     `authenticate` is asked who makes a call, on all of them (`is_encrypted` tells them apart); what it returns is the
-    `caller` in StreamInfo, and Refused ends the call. Health answers anybody.
+    `caller` in StreamInfo, and Refused ends the call. Health answers anybody, over TLS for the server as a whole.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class XdsServer:
         )
         self._secure = tuple(secure)
         self._added = tuple(added)
-        self._health = health.aio.HealthServicer()
+        self._health = _Health()
         self._address = address
         self._grace = grace
         age = () if max_connection_age is None else _connection_age(max_connection_age)
@@ -109,7 +110,7 @@ class XdsServer:
             )
         server = grpc.aio.server(options=self._options)
         server.add_generic_rpc_handlers(self.discovery.handlers())
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, _AskedForHealth(server, _anybody))
         for add in self._added:
             add(server, self.discovery)
         for handler in self.discovery.handlers():
@@ -141,6 +142,24 @@ class XdsServer:
             await self._server.stop(None)
             await self.discovery.ended(within=self._grace)
             self._server, self._is_over = None, True
+
+
+class _Health(health.aio.HealthServicer):  # type: ignore[misc]  # it has no types
+    async def List(self, _: object, context: grpc.aio.ServicerContext) -> None:  # noqa: N802 - gRPC's name for it
+        """Say that there is none: what is inherited would say so in a thread."""
+        await context.abort(
+            grpc.StatusCode.UNIMPLEMENTED, "ask Check or Watch; reflection lists the services"
+        )
+
+
+class _AskedForHealth(Checked):
+    async def _read(self, context: grpc.aio.ServicerContext) -> Any:
+        """Read of which service the health is asked, but not of strangers: all are as well as the server is."""
+        return health_pb2.HealthCheckRequest() if is_encrypted(context) else await super()._read(context)
+
+
+async def _anybody(_: grpc.aio.ServicerContext) -> None:
+    """Let everybody in."""
 
 
 def _connection_age(seconds: float) -> tuple[tuple[str, int], ...]:

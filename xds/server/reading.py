@@ -1,0 +1,105 @@
+"""Calls with one request, which is read only once the caller is let in.
+
+gRPC reads the request of a unary call, up to 32 MiB of it, before its handler learns that there is a call: twenty of them, from
+anybody who can connect, are half a gigabyte. A stream of requests, which is the same on the wire, waits to be read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
+from typing import Any, TypeAlias
+
+import grpc
+import grpc.aio
+
+REQUEST_WITHIN = 30.0
+"""Seconds in which a call's first request has to come."""
+
+Check: TypeAlias = Callable[[grpc.aio.ServicerContext], Awaitable[None]]
+"""Lets a caller in, or aborts the call."""
+
+_Behaviour: TypeAlias = Callable[[Any, grpc.aio.ServicerContext], Any]
+
+
+class Checked:
+    """A server as the generated `add_..._to_server` functions see it: what they add reads nothing of who is not let in."""
+
+    def __init__(self, server: grpc.aio.Server, check: Check) -> None:
+        self._server = server
+        self._check = check
+        self.services: list[str] = []
+        """The full names of what was added."""
+
+    def add_generic_rpc_handlers(self, handlers: Sequence[grpc.ServiceRpcHandler]) -> None:
+        """Add services. TypeError: one of their methods is not asynchronous."""
+        self.services += (handler.service_name() for handler in handlers)
+        self._server.add_generic_rpc_handlers(tuple(_Service(handler, self._checked) for handler in handlers))
+
+    def add_registered_method_handlers(
+        self, service: str, methods: Mapping[str, grpc.RpcMethodHandler]
+    ) -> None:
+        """Add the methods of a service by name, which gRPC does besides."""
+        checked = {name: self._checked(handler) for name, handler in methods.items()}
+        self._server.add_registered_method_handlers(service, checked)
+
+    def _checked(self, handler: grpc.RpcMethodHandler) -> grpc.RpcMethodHandler:
+        request = "stream" if handler.request_streaming else "unary"
+        response = "stream" if handler.response_streaming else "unary"
+        behaviour = self._behaviour(
+            getattr(handler, f"{request}_{response}"), streaming=handler.request_streaming
+        )
+        make = getattr(grpc, f"stream_{response}_rpc_method_handler")
+        return make(behaviour, handler.request_deserializer, handler.response_serializer)
+
+    def _behaviour(self, behaviour: _Behaviour, *, streaming: bool) -> _Behaviour:
+        async def let_in(requests: Any, context: grpc.aio.ServicerContext) -> Any:
+            await self._check(context)
+            return requests if streaming else await self._read(context)
+
+        if inspect.isasyncgenfunction(behaviour):
+
+            async def stream(requests: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+                request = await let_in(requests, context)
+                async with aclosing(behaviour(request, context)) as responses:
+                    async for response in responses:
+                        yield response
+
+            return stream
+        if not inspect.iscoroutinefunction(behaviour):
+            raise TypeError(
+                f"{behaviour!r} is not asynchronous: it would run in a thread, beside the event loop"
+            )
+
+        async def call(requests: Any, context: grpc.aio.ServicerContext) -> Any:
+            return await behaviour(await let_in(requests, context), context)
+
+        return call
+
+    async def _read(self, context: grpc.aio.ServicerContext) -> Any:
+        try:
+            async with asyncio.timeout(REQUEST_WITHIN):
+                request = await context.read()
+        except TimeoutError:
+            await context.abort(
+                grpc.StatusCode.DEADLINE_EXCEEDED, f"no request came within {REQUEST_WITHIN:g} s"
+            )
+        if request is grpc.aio.EOF:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "there is no request in this call")
+        return request
+
+
+class _Service(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no types
+    def __init__(
+        self,
+        inner: grpc.GenericRpcHandler,
+        checked: Callable[[grpc.RpcMethodHandler], grpc.RpcMethodHandler],
+    ) -> None:
+        self._inner = inner
+        self._checked = checked
+
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+        handler = self._inner.service(details)
+        return handler and self._checked(handler)
