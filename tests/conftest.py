@@ -10,7 +10,6 @@ import pytest
 from tests.real.harness.places import why_no_namespaces
 from xds.protocol.session import Variant
 
-
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # So a shell starts what it runs in the background, and programs that tests interrupt would inherit it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
