@@ -40,6 +40,8 @@ PATIENCE = 10.0
 """Seconds that a request may take to come in: what the API server waits for the answer at most, as we are installed."""
 LARGE = 64 << 10
 """Bytes of a request that is answered in a thread, one at a time: the largest take seconds, in which no sidecar would be served."""
+LARGE_IN_MEMORY = 8
+"""How many of these are read at the same time."""
 _LONGEST_WARNING = 256
 """Characters; the API server cuts what is longer, and others besides."""
 _MOST_PROBLEMS = 16
@@ -81,6 +83,7 @@ class WebhookServer:
         self._now = now
         self._tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         self._rotated = asyncio.Event()
+        self._few_large = asyncio.Semaphore(LARGE_IN_MEMORY)
         self._one_large = asyncio.Semaphore(1)
         self.port = 0
         """The port that it listens on; 0 until it does."""
@@ -121,6 +124,19 @@ class WebhookServer:
         return max(_AGAIN, (leaf.renew_at - self._now()).total_seconds())
 
     async def _inject(self, request: web.Request) -> web.Response:
+        if (request.content_length or MOST_BYTES) <= LARGE:
+            return await self._respond(request)
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await self._few_large.acquire()
+        except TimeoutError:
+            return _too_many()
+        try:
+            return await self._respond(request)
+        finally:
+            self._few_large.release()
+
+    async def _respond(self, request: web.Request) -> web.Response:
         try:
             async with asyncio.timeout(PATIENCE):
                 body = await request.read()
@@ -134,7 +150,7 @@ class WebhookServer:
             # Whoever may reach this port may send anything: it is told, and nobody else needs to know.
             return web.Response(status=400, text=f"{printable(str(error))[:_LONGEST_REFUSAL]}\n")
         except TimeoutError:
-            return web.Response(status=503, text="there are too many large requests; try again\n")
+            return _too_many()
         self._answers[result] += 1
         return web.Response(body=text, content_type="application/json")
 
@@ -148,6 +164,10 @@ class WebhookServer:
             return await asyncio.to_thread(_answered, body, settings)
         finally:
             self._one_large.release()
+
+
+def _too_many() -> web.Response:
+    return web.Response(status=503, text="there are too many large requests; try again\n")
 
 
 def _answered(body: bytes, settings: Settings) -> tuple[str, bytes]:

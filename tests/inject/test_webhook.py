@@ -20,6 +20,7 @@ import jsonpatch
 import pytest
 from prometheus_client import generate_latest
 from structlog.testing import capture_logs
+from yarl import URL
 
 from xds import webhook
 from xds.identity.ca import Authority, Leaf
@@ -236,6 +237,30 @@ async def test_of_large_ones_that_come_at_once_only_so_many_wait(
     await asyncio.wait([first, second], return_when=asyncio.FIRST_COMPLETED)
     done.set()
     assert sorted([(await first)[0], (await second)[0]]) == [200, 503]
+
+
+async def test_of_large_ones_a_few_are_in_memory_and_small_ones_do_not_wait_for_them(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhook, "PATIENCE", 5.0)
+    tls = ssl.create_default_context(cadata=call.ca.certificate_pem.decode())
+    head = b"POST /inject HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n{"
+    port = URL(call.url).port
+    slow = [
+        await asyncio.open_connection("127.0.0.1", port, ssl=tls, server_hostname=NAME)
+        for _ in range(webhook.LARGE_IN_MEMORY)
+    ]
+    for _, writer in slow:
+        writer.write(head)
+    first = [asyncio.create_task(reader.readline()) for reader, _ in slow]
+    assert (await call(review(POD)))[1]["response"]["allowed"]
+    large = asyncio.create_task(call(review(copy.deepcopy(POD) | {"x": "x" * webhook.LARGE})))
+    done, _ = await asyncio.wait([large, *first], return_when=asyncio.FIRST_COMPLETED)
+    assert done & {*first} or large.result()[0] == 503, "it waits until there is room"
+    assert {line.split()[1] for line in await asyncio.gather(*first)} == {b"408"}
+    assert (await large)[0] in {200, 503}
+    for _, writer in slow:
+        writer.close()
 
 
 async def test_of_a_hundred_thousand_problems_a_few_are_told(call: Call) -> None:
