@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ from tests.kubernetes.conftest import _skip_without_programs
 from tests.kubernetes.environment.cluster import Cluster
 from tests.kubernetes.environment.control_plane import ControlPlane
 from tests.policy.world import mesh, peer, pod
+from tests.real.harness.manifests import Manifest
 from tests.real.harness.waiting import eventually
 from xds.kube import conditions as module
 from xds.kube import crds
@@ -238,13 +239,26 @@ async def test_settings_that_cannot_be_used_are_told_of_their_config_map(world: 
     assert event["message"] == "must be true or false, in line 1 of mesh"
 
 
-async def test_a_foreign_definition_without_a_status_gets_events(own_cluster: Cluster) -> None:
+def without_status(version: Manifest) -> None:
+    version.pop("subresources")
+
+
+def other_status(version: Manifest) -> None:
+    conditions = {"type": "string"}
+    properties = version["schema"]["openAPIV3Schema"]["properties"]
+    properties["status"] = {"type": "object", "properties": {"conditions": conditions}}
+
+
+@pytest.mark.parametrize("change", [without_status, other_status])
+async def test_a_foreign_definition_that_has_no_place_for_conditions_gets_events(
+    own_cluster: Cluster, change: Callable[[Manifest], None]
+) -> None:
     await crds.install(own_cluster.api)
     world = World(own_cluster.api, "default")
     path = f"{crds.PATH}/meshpolicies.authentication.istio.io"
     definition = await world.api.get(path)
     for version in definition["spec"]["versions"]:
-        version.pop("subresources")
+        change(version)
     await world.api.replace(path, definition)
     mesh_policy = {
         "apiVersion": "authentication.istio.io/v1alpha1",

@@ -132,7 +132,8 @@ class Conditions:
                 version, has_status = await self._served(group, plural)
                 if has_status:
                     for obj in await self._api.all(f"/apis/{group}/{version}/{plural}"):
-                        await self._say(group, version, plural, obj, left.pop(_ref(kind, obj), {}))
+                        ref = _ref(kind, obj)
+                        await self._say(ref, f"{group}/{version}", plural, obj, left.pop(ref, {}))
                 elif version:
                     for ref in [ref for ref in left if ref.kind == kind]:
                         await self._tell(ref, f"{group}/{version}", plural, left.pop(ref))
@@ -155,7 +156,7 @@ class Conditions:
     # --- conditions --------------------------------------------------------------------------------------------------
 
     async def _say(
-        self, group: str, version: str, plural: str, obj: Json, wanted: Mapping[str, Said]
+        self, ref: Ref, api_version: str, plural: str, obj: Json, wanted: Mapping[str, Said]
     ) -> None:
         meta = obj["metadata"]
         status = obj.get("status")
@@ -171,10 +172,12 @@ class Conditions:
             "status": {"conditions": conditions},
         }
         try:
-            path = f"/apis/{group}/{version}/{where}/{meta['name']}/status"
+            path = f"/apis/{api_version}/{where}/{meta['name']}/status"
             await self._api.patch(path, patch, fieldManager=FIELD_MANAGER)
         except KubeError as error:
-            if error.status not in {HTTPStatus.CONFLICT, HTTPStatus.NOT_FOUND}:
+            if error.status == HTTPStatus.UNPROCESSABLE_ENTITY:  # another's definition, with another status
+                await self._tell(ref, api_version, plural, wanted)
+            elif error.status not in {HTTPStatus.CONFLICT, HTTPStatus.NOT_FOUND}:
                 raise
         await asyncio.sleep(PACE)
 
