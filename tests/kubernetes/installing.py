@@ -1,4 +1,4 @@
-"""Installs into a cluster of the tests, and takes away again."""
+"""Installs into a cluster of the tests."""
 
 from __future__ import annotations
 
@@ -8,17 +8,9 @@ from pathlib import Path
 
 from tests.kubernetes.environment.cluster import Cluster
 from tests.kubernetes.recorder import Grant, Recorder
-from xds.kube import crds
 
 KUSTOMIZATION = "examples/envoy/kubernetes"
 SYSTEM = "istio-system"
-
-
-async def uninstall(cluster: Cluster) -> None:
-    """Take everything away, and wait until it is gone; but the namespace, which takes its time."""
-    await cluster.kubectl("delete", "-k", "xds/install", "--ignore-not-found", "--wait", timeout=110)
-    names = [definition["metadata"]["name"] for definition in crds.definitions()]
-    await cluster.kubectl("delete", "crd", "--ignore-not-found", "--wait", *names, timeout=110)
 
 
 async def install(cluster: Cluster, *arguments: str, kubeconfig: Path | None = None) -> dict[str, str]:

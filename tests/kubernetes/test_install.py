@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.kubernetes.environment import binaries
 from tests.kubernetes.environment.cluster import Cluster
-from tests.kubernetes.environment.control_plane import ControlPlane
-from tests.kubernetes.installing import KUSTOMIZATION, SYSTEM, install, run, uninstall, unused
+from tests.kubernetes.installing import KUSTOMIZATION, SYSTEM, install, run, unused
 from tests.kubernetes.recorder import Recorder, granted
 from xds.installed import installed
 from xds.kube import crds
@@ -26,20 +23,10 @@ MESH_POLICIES = "/apis/authentication.istio.io/v1alpha1/meshpolicies"
 RULES = f"/apis/networking.istio.io/v1/namespaces/{SYSTEM}/destinationrules"
 
 
-@pytest.fixture(scope="module")
-def bare() -> Iterator[ControlPlane]:
-    """A cluster without anything of ours; each test takes away what it brought."""
-    if reason := binaries.why_none():
-        pytest.skip(reason)
-    with ControlPlane() as running:
-        yield running
-
-
 @pytest.fixture
-async def cluster(bare: ControlPlane) -> AsyncIterator[Cluster]:
-    async with Cluster(bare) as entered:
-        yield entered
-        await uninstall(entered)
+def cluster(own_cluster: Cluster) -> Cluster:
+    """A cluster without anything of ours: kinds that are made again soon after they were deleted may never go any more."""
+    return own_cluster
 
 
 async def spec(cluster: Cluster, path: str) -> dict:

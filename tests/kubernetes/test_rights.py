@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from tests.kubernetes.environment import binaries
 from tests.kubernetes.environment.cluster import Cluster
-from tests.kubernetes.environment.control_plane import ControlPlane
-from tests.kubernetes.installing import SYSTEM, install, uninstall, unused
+from tests.kubernetes.installing import SYSTEM, install, unused
 from tests.kubernetes.recorder import Recorder, granted
 from tests.kubernetes.serving import Serving
 from tests.real.harness.waiting import eventually
@@ -30,20 +28,10 @@ from xds.model import Problem, Ref
 from xds.sources.kubernetes import Kubernetes
 
 
-@pytest.fixture(scope="module")
-def bare() -> Iterator[ControlPlane]:
-    """A cluster without anything of ours; each test takes away what it brought."""
-    if reason := binaries.why_none():
-        pytest.skip(reason)
-    with ControlPlane() as running:
-        yield running
-
-
 @pytest.fixture
-async def cluster(bare: ControlPlane) -> AsyncIterator[Cluster]:
-    async with Cluster(bare) as entered:
-        yield entered
-        await uninstall(entered)
+def cluster(own_cluster: Cluster) -> Cluster:
+    """A cluster without anything of ours: kinds that are made again soon after they were deleted may never go any more."""
+    return own_cluster
 
 
 async def test_the_control_plane_is_granted_what_it_asks_and_asks_for_all_it_is_granted(
