@@ -34,7 +34,7 @@ CASES = [head + f"spec: {spec}\n" for head, spec in SPECS] + FILES + [POLICY, ME
 
 @pytest.fixture(scope="module")
 def bare() -> Iterator[ControlPlane]:
-    """A cluster without any of our kinds; each test takes away what it brought."""
+    """A cluster for the tests of our kinds; those that need one without have one each: deleting kinds can take for ever."""
     if reason := binaries.why_none():
         pytest.skip(reason)
     with ControlPlane() as running:
@@ -193,9 +193,8 @@ async def test_the_status_is_written_apart_from_what_it_is_about(kinds: Cluster)
         await kinds.api.delete(path)
 
 
-async def test_only_kinds_that_are_lacking_are_created(cluster: Cluster) -> None:
+async def test_only_kinds_that_are_lacking_are_created(own_cluster: Cluster) -> None:
     """Foreign ones are there: one without any schema, one with another version, one of another scope."""
-    await _without_kinds(cluster)
     theirs = [
         foreign(
             "peerauthentications", "security.istio.io", "PeerAuthentication", ["v1beta1"], manager="Helm"
@@ -203,43 +202,40 @@ async def test_only_kinds_that_are_lacking_are_created(cluster: Cluster) -> None
         foreign("destinationrules", "networking.istio.io", "DestinationRule", ["v9"]),
     ]
     for each in theirs:
-        await cluster.api.create(crds.PATH, each)
-    before = [await cluster.api.get(f"{crds.PATH}/{each['metadata']['name']}") for each in theirs]
+        await own_cluster.api.create(crds.PATH, each)
+    before = [await own_cluster.api.get(f"{crds.PATH}/{each['metadata']['name']}") for each in theirs]
 
-    asked = await crds.install(cluster.api, dry_run=True)
+    asked = await crds.install(own_cluster.api, dry_run=True)
     assert [definition.created for definition in asked] == [True, True, False, False]
-    names = {each["metadata"]["name"] for each in (await cluster.api.get(crds.PATH))["items"]}
+    names = {each["metadata"]["name"] for each in (await own_cluster.api.get(crds.PATH))["items"]}
     assert "policies.authentication.istio.io" not in names, "it was only asked what would be done"
 
-    policies, mesh_policies, peers, rules = await crds.install(cluster.api)
+    policies, mesh_policies, peers, rules = await crds.install(own_cluster.api)
     assert (policies.created, mesh_policies.created) == (True, True)
     assert (peers.created, peers.versions, peers.owner, peers.trouble) == (False, ("v1beta1",), "Helm", "")
     assert rules.trouble == "serves v9, and xds reads v1, v1alpha3, v1beta1"
-    await cluster.api.create(
+    await own_cluster.api.create(
         "/apis/authentication.istio.io/v1alpha1/meshpolicies", the_object(MESH)[0], dryRun="All"
     )
 
     def same(definition: dict) -> tuple:
         return definition["metadata"]["resourceVersion"], definition["spec"]
 
-    after = [await cluster.api.get(f"{crds.PATH}/{each['metadata']['name']}") for each in theirs]
+    after = [await own_cluster.api.get(f"{crds.PATH}/{each['metadata']['name']}") for each in theirs]
     assert [same(each)[1] for each in after] == [same(each)[1] for each in before]
     assert [each["metadata"]["generation"] for each in after] == [1, 1]
-    assert not any(definition.created for definition in await crds.install(cluster.api))
-    await _without_kinds(cluster)
+    assert not any(definition.created for definition in await crds.install(own_cluster.api))
 
 
-async def test_several_may_install_at_once(cluster: Cluster) -> None:
-    await _without_kinds(cluster)
-    found = await asyncio.gather(*(crds.install(cluster.api) for _ in range(4)))
+async def test_several_may_install_at_once(own_cluster: Cluster) -> None:
+    found = await asyncio.gather(*(crds.install(own_cluster.api) for _ in range(4)))
     for definitions in zip(*found, strict=True):
         assert sum(definition.created for definition in definitions) == 1
         assert not any(definition.trouble for definition in definitions)
 
 
-async def test_the_command_says_what_it_did(cluster: Cluster) -> None:
-    await _without_kinds(cluster)
-    config = str(await cluster.kubeconfig("admin", "nobody"))
+async def test_the_command_says_what_it_did(own_cluster: Cluster) -> None:
+    config = str(await own_cluster.kubeconfig("admin", "nobody"))
     status, output, _ = await run("install-crds", "--dry-run", "--kubeconfig", config)
     assert (status, output.count("would be created")) == (0, 4), output
     status, output, _ = await run("install-crds", "--kubeconfig", config)
@@ -295,9 +291,3 @@ def foreign(plural: str, group: str, kind: str, versions: list[str], *, manager:
             ],
         },
     }
-
-
-async def _without_kinds(cluster: Cluster) -> None:
-    """Take the kinds away, with all objects of them, and wait until they are gone."""
-    names = [definition["metadata"]["name"] for definition in crds.definitions()]
-    await cluster.kubectl("delete", "crd", "--ignore-not-found", "--wait", *names, timeout=110)
