@@ -11,7 +11,6 @@ import typer
 
 from xds.cli import options
 from xds.inject import Settings
-from xds.model import CLUSTER_DOMAIN
 
 if TYPE_CHECKING:
     from prometheus_client.registry import Collector
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
     from xds.hub import Hub
     from xds.kube.api import KubeApi
 
-SERVICE = "xds"
-"""The control plane's Service: the API server and sidecars know it by this name."""
 XDS_PORT = 15012
 
 WebhookAddress = Annotated[
@@ -88,9 +85,10 @@ class Injecting:
         from datetime import UTC, datetime  # noqa: PLC0415
 
         from xds.kube.webhook import CaBundle  # noqa: PLC0415
+        from xds.tls import service_names  # noqa: PLC0415
         from xds.webhook import WebhookServer  # noqa: PLC0415
 
-        names = [f"{SERVICE}.{namespace}.svc", f"{SERVICE}.{namespace}.svc.{CLUSTER_DOMAIN}"]
+        names = service_names(namespace)[:2]
         address = self._xds_address or f"{names[0]}:{XDS_PORT}"
         settings = Settings(image=self._image, xds_address=address)
         server = WebhookServer(
