@@ -144,6 +144,15 @@ class KubeApi:
             if not more:
                 return found
 
+    async def find(self, path: str) -> Json | None:
+        """Read an object; None: there is none. KubeError: it cannot be told."""
+        try:
+            return await self.get(path)
+        except KubeError as error:
+            if error.missing:
+                return None
+            raise
+
     async def create(self, path: str, body: Json, **query: Any) -> Json:
         """Create an object in a collection. KubeError."""
         return await self.call("POST", path, body, query=query)

@@ -25,6 +25,7 @@ from xds.identity.ca import Authority
 from xds.identity.keys import IdentityError, PrivateKey
 from xds.identity.rotation import Authorities, Stage, Waits
 from xds.kube.api import Json, KubeApi, KubeError
+from xds.kube.complaint import Complaint
 
 log = structlog.get_logger(__name__)
 
@@ -93,7 +94,7 @@ class Secrets:
 
     async def users(self, now: datetime) -> Authority | None:
         """Return the user's own CA; None: there is none. AuthorityError, KubeError."""
-        found = await self._get(USERS)
+        found = await self._api.find(f"{self._path}/{USERS}")
         if found is None:
             return None
         try:
@@ -107,7 +108,7 @@ class Secrets:
 
     async def read(self, now: datetime) -> Kept | None:
         """Return what is kept; None: nothing is. AuthorityError, KubeError."""
-        found = await self._get(SECRET)
+        found = await self._api.find(f"{self._path}/{SECRET}")
         if found is None:
             return None
         try:
@@ -138,14 +139,6 @@ class Secrets:
                 raise
             return None
         return Kept(new, _rest(written))
-
-    async def _get(self, name: str) -> Json | None:
-        try:
-            return await self._api.get(f"{self._path}/{name}")
-        except KubeError as error:
-            if error.missing:
-                return None
-            raise
 
     def _new(self) -> Json:
         return {
@@ -195,7 +188,8 @@ class Rotation:
         self._secrets = secrets
         self._taken, self._lagging, self._leads = taken, lagging, leads
         self._now, self._waits, self._every = now, waits, every
-        self._said = ""
+        what = "the CA's Secret cannot be followed; what is known stays in force"
+        self._complain = Complaint(log, what, level="error")
         self._held_up_by = 0
         self._warned: date | None = None
 
@@ -206,9 +200,9 @@ class Rotation:
             try:
                 await self.look()
             except (AuthorityError, KubeError) as error:
-                self._say("the CA's Secret cannot be followed; what is known stays in force", str(error))
+                self._complain(str(error))
             else:
-                self._say("", "")
+                self._complain("")
 
     async def look(self) -> None:
         """Look at the Secrets once. AuthorityError, KubeError."""
@@ -261,11 +255,6 @@ class Rotation:
         if left < NOTICE and self._warned != now.date():
             self._warned = now.date()
             log.warning("the mesh's CA ends: replace it", expires=self.current.authority.expires.isoformat())
-
-    def _say(self, what: str, problem: str) -> None:
-        if problem and problem != self._said:
-            log.error(what, problem=problem)
-        self._said = problem
 
 
 def _rest(secret: Json) -> Json:

@@ -23,6 +23,7 @@ from typing import NamedTuple, TypeAlias
 import structlog
 
 from xds.kube.api import Json, KubeApi, KubeError
+from xds.kube.complaint import Complaint
 from xds.mesh import Mesh
 from xds.model import Problem, Ref, printable
 from xds.policy.standing import overruled
@@ -97,7 +98,7 @@ class Conditions:
         self._problems, self._mesh, self._leads = problems, mesh, leads
         self._told: set[tuple[Ref, Said]] = set()
         """What Events were made of."""
-        self._problem = ""
+        self._complain = Complaint(log, "what is wrong cannot be said on the objects themselves")
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -145,13 +146,8 @@ class Conditions:
             return False
         # What is mended and breaks again is told again.
         self._told = {(ref, said) for ref, said in self._told if said in wanted.get(ref, {}).values()}
-        self._problem = ""
+        self._complain("")
         return True
-
-    def _complain(self, problem: str) -> None:
-        if problem != self._problem:
-            log.warning("what is wrong cannot be said on the objects themselves", problem=problem)
-        self._problem = problem
 
     # --- conditions --------------------------------------------------------------------------------------------------
 

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from importlib.resources import files
-
-import yaml
 
 from xds.kube.api import Json, KubeApi, KubeError
+from xds.kube.packaged import FIELD_MANAGER, packaged
 
 PATH = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 
-_FOLDER = files("xds") / "crds"
 _SERVED_WITHIN = 30.0
 _TICK = 0.1
 _OWNERS = ("app.kubernetes.io/managed-by", "app.kubernetes.io/part-of", "operator.istio.io/component", "app")
@@ -38,10 +35,7 @@ class Definition:
 
 def definitions() -> tuple[Json, ...]:
     """Return our own definitions."""
-    listed = yaml.load(_FOLDER.joinpath("kustomization.yaml").read_text("utf-8"), yaml.CSafeLoader)
-    return tuple(
-        yaml.load(_FOLDER.joinpath(name).read_text("utf-8"), yaml.CSafeLoader) for name in listed["resources"]
-    )
+    return tuple(each for _, each in packaged("crds"))
 
 
 async def install(api: KubeApi, *, dry_run: bool = False) -> list[Definition]:
@@ -82,18 +76,13 @@ async def _until_served(api: KubeApi, names: list[str]) -> None:
 
 
 async def _read(api: KubeApi, name: str) -> Json | None:
-    try:
-        return await api.get(f"{PATH}/{name}")
-    except KubeError as error:
-        if error.missing:
-            return None
-        raise
+    return await api.find(f"{PATH}/{name}")
 
 
 async def _created(api: KubeApi, ours: Json, *, dry_run: bool) -> Json | None:
     """Create a kind; if another did so meanwhile, return what that one made."""
     try:
-        await api.create(PATH, ours, fieldManager="xds-install", dryRun="All" if dry_run else None)
+        await api.create(PATH, ours, fieldManager=FIELD_MANAGER, dryRun="All" if dry_run else None)
     except KubeError as error:
         if error.reason != "AlreadyExists":
             raise

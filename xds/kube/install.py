@@ -7,23 +7,20 @@ from copy import deepcopy
 from dataclasses import dataclass
 from enum import StrEnum
 from http import HTTPStatus
-from importlib.resources import files
 from typing import Any
 
 import yaml
 
 from xds.installed import installed
 from xds.kube.api import APPLY, Json, KubeApi, KubeError
+from xds.kube.packaged import FIELD_MANAGER, packaged
 from xds.model import AuthenticationPolicy, DestinationRule, Fact, MeshConfig
 
 NAMESPACE = "istio-system"
 IMAGE = "xds:latest"
-FIELD_MANAGER = "xds-install"
 
-_FOLDER = files("xds") / "install"
 _JOB = "job.yaml"
 """Does from inside the cluster what we do."""
-_SETTINGS = "xds"
 _OWNED = {"app.kubernetes.io/name": "xds", "app.kubernetes.io/managed-by": FIELD_MANAGER}
 _ALPHA = "authentication.istio.io/v1alpha1"
 _RULES = "destinationrules.networking.istio.io"
@@ -64,16 +61,8 @@ class Done:
 
 def control_plane(*, image: str = IMAGE, mesh: Mapping[str, Any] | None = None) -> list[Json]:
     """Return the control plane's objects, with `mesh` (Istio's MeshConfig) as the settings; its namespace is not among them."""
-    listed = yaml.load(_FOLDER.joinpath("kustomization.yaml").read_text("utf-8"), yaml.CSafeLoader)[
-        "resources"
-    ]
     # An anchor's value is one object wherever it is used: what is changed in one place would be in the others.
-    objects: list[Json] = [
-        deepcopy(each)
-        for name in listed
-        if name != _JOB
-        for each in yaml.load_all(_FOLDER.joinpath(name).read_text("utf-8"), yaml.CSafeLoader)
-    ]
+    objects = [deepcopy(each) for name, each in packaged("install") if name != _JOB]
     for each in objects:
         if each["kind"] == "ConfigMap" and mesh is not None:
             each["data"] = {"mesh": yaml.safe_dump(dict(mesh), sort_keys=False)}
@@ -194,12 +183,7 @@ class Installer:
         return [Done(_title(rule), Outcome.DELETED)]
 
     async def _read(self, wanted: Json) -> Json | None:
-        try:
-            return await self._api.get(_path(wanted))
-        except KubeError as error:
-            if error.missing:
-                return None
-            raise
+        return await self._api.find(_path(wanted))
 
 
 def _path(body: Json) -> str:

@@ -16,6 +16,7 @@ from http import HTTPStatus
 import structlog
 
 from xds.kube.api import Json, KubeApi, KubeError
+from xds.kube.complaint import Complaint
 
 log = structlog.get_logger(__name__)
 
@@ -38,7 +39,7 @@ class Lease:
         """Up to when it is ours for certain; in seconds of the event loop's clock."""
         self._seen: tuple[str, float] | None = None
         """The version of another's claim, and when we first saw it."""
-        self._problem = ""
+        self._complain = Complaint(log, "the Lease cannot be kept up")
 
     @property
     def held(self) -> bool:
@@ -60,27 +61,25 @@ class Lease:
     async def _try(self) -> None:
         loop = asyncio.get_running_loop()
         began, had = loop.time(), self.held
+        lease = f"{self._namespace}/{self._name}"
         try:
             async with asyncio.timeout(self._duration / 3):
                 got = await self._claim(began)
         except TimeoutError:
-            self._say("the API server did not answer in time")
+            self._complain("the API server did not answer in time", lease=lease)
             return
         except KubeError as error:
-            self._say(str(error))
+            self._complain(str(error), lease=lease)
             return
-        self._say("")
+        self._complain("", lease=lease)
         # Counted from before the request: the server may have written it at any moment since.
         self._until = began + self._duration * 2 / 3 if got else 0.0
         if got and not had:
-            log.info("this replica leads", lease=f"{self._namespace}/{self._name}", identity=self._identity)
+            log.info("this replica leads", lease=lease, identity=self._identity)
 
     async def _claim(self, now: float) -> bool:
-        try:
-            found = await self._api.get(f"{self._path}/{self._name}")
-        except KubeError as error:
-            if not error.missing:
-                raise
+        found = await self._api.find(f"{self._path}/{self._name}")
+        if found is None:
             return await self._write(None)
         holder = found.get("spec", {}).get("holderIdentity") or ""
         if holder in {"", self._identity}:
@@ -130,10 +129,3 @@ class Lease:
                     await self._write(found, release=True)
         except (KubeError, TimeoutError):
             return
-
-    def _say(self, problem: str) -> None:
-        if problem and problem != self._problem:
-            log.warning(
-                "the Lease cannot be kept up", lease=f"{self._namespace}/{self._name}", problem=problem
-            )
-        self._problem = problem

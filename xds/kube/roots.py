@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection
 import structlog
 
 from xds.kube.api import APPLY, KubeApi, KubeError
+from xds.kube.complaint import Complaint
 from xds.kube.keeping import Keeping, Watched
 
 log = structlog.get_logger(__name__)
@@ -53,8 +54,7 @@ class Roots:
         self._exclude = frozenset(exclude)
         watched = (Watched(_NAMESPACES), Watched(_MAPS, NAME))
         self._keeping = Keeping(api, self.compare, watched, leads=leads)
-        self._said: dict[str, str] = {}
-        """What was said of which namespace (empty: of the whole), so that it is said once."""
+        self._complain = Complaint(log, "the roots cannot be published")
 
     def changed(self) -> None:
         """Compare, because the roots changed or this replica has begun to lead."""
@@ -70,9 +70,9 @@ class Roots:
             namespaces = await self._api.all(_NAMESPACES)
             found = await self._api.all(_MAPS, fieldSelector=f"metadata.name={NAME}")
         except KubeError as error:
-            self._say("", str(error))
+            self._complain(str(error), namespace="(all)")
             return False
-        self._say("", "")
+        self._complain("", namespace="(all)")
         roots = self._roots().decode()
         have = {each["metadata"]["namespace"]: (each.get("data") or {}).get(KEY) for each in found}
         good = True
@@ -104,15 +104,7 @@ class Roots:
         except KubeError as error:
             if error.missing or error.ending:
                 return True
-            self._say(namespace, str(error))
+            self._complain(str(error), namespace=namespace)
             return False
-        self._say(namespace, "")
+        self._complain("", namespace=namespace)
         return True
-
-    def _say(self, namespace: str, problem: str) -> None:
-        if problem and problem != self._said.get(namespace):
-            log.warning("the roots cannot be published", namespace=namespace or "(all)", problem=problem)
-        if problem:
-            self._said[namespace] = problem
-        else:
-            self._said.pop(namespace, None)

@@ -15,6 +15,7 @@ from http import HTTPStatus
 import structlog
 
 from xds.kube.api import JSON_PATCH, Json, KubeApi, KubeError
+from xds.kube.complaint import Complaint
 from xds.kube.keeping import Keeping, Watched
 
 log = structlog.get_logger(__name__)
@@ -42,7 +43,7 @@ class CaBundle:
         self._roots = roots
         self._name = name
         self._keeping = Keeping(api, self.compare, (Watched(_PATH, name),), leads=leads)
-        self._said = ""
+        self._complain = Complaint(log, "the webhook's caBundle cannot be kept right")
 
     def changed(self) -> None:
         """Compare, because the roots changed or this replica has begun to lead."""
@@ -65,9 +66,9 @@ class CaBundle:
                 # Somebody was faster: what is there now is looked at anew.
                 self._keeping.changed()
             # No such configuration: pods are injected by `xds inject` alone, as somebody decided.
-            self._say("" if error.missing else str(error))
+            self._complain("" if error.missing else str(error), configuration=self._name)
             return error.missing
-        self._say("")
+        self._complain("", configuration=self._name)
         return True
 
     def _patch(self, configuration: Json) -> list[Json]:
@@ -79,10 +80,3 @@ class CaBundle:
                 operations.append({"op": "test", "path": f"{at}/name", "value": webhook["name"]})
                 operations.append({"op": "add", "path": f"{at}/clientConfig/caBundle", "value": bundle})
         return operations
-
-    def _say(self, problem: str) -> None:
-        if problem and problem != self._said:
-            log.warning(
-                "the webhook's caBundle cannot be kept right", configuration=self._name, problem=problem
-            )
-        self._said = problem
