@@ -35,6 +35,14 @@ async def cluster(control_plane: ControlPlane) -> AsyncIterator[Cluster]:
         yield entered
 
 
+@pytest.fixture(scope="module")
+def bare() -> Iterator[ControlPlane]:
+    """A control plane for one file's tests, which nobody else has put anything into."""
+    _skip_without_programs()
+    with ControlPlane() as running:
+        yield running
+
+
 @pytest.fixture
 async def own_cluster() -> AsyncIterator[Cluster]:
     """A cluster for this test alone, which may stop parts of it."""

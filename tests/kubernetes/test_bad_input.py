@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ import pytest_asyncio
 import yaml
 
 from tests.kubernetes.bad_objects import EVIL, HARMLESS, POLICY, REFUSED, SHOP, SYSTEM, Case
-from tests.kubernetes.environment import binaries
 from tests.kubernetes.environment.cluster import Cluster
 from tests.kubernetes.environment.control_plane import ControlPlane
 from tests.kubernetes.schemaless import PATIENCE, Watching, create, pod, send, service, set_up, slice_of
@@ -33,14 +32,6 @@ from xds.snapshot import ROUTE
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 PAGE = Path("docs/bad-input.md")
-
-
-@pytest.fixture(scope="module")
-def bare() -> Iterator[ControlPlane]:
-    if reason := binaries.why_none():
-        pytest.skip(reason)
-    with ControlPlane() as running:
-        yield running
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.kubernetes.environment import binaries
 from tests.kubernetes.environment.cluster import Cluster, KubectlError
 from tests.kubernetes.environment.control_plane import ControlPlane
 from tests.kubernetes.specs import MESH, PEER_HEAD, RULE_HEAD, SPECS
@@ -32,17 +31,9 @@ FILES = [
 CASES = [head + f"spec: {spec}\n" for head, spec in SPECS] + FILES + [POLICY, MESH_POLICY, PEER, RULE]
 
 
-@pytest.fixture(scope="module")
-def bare() -> Iterator[ControlPlane]:
-    """A cluster for the tests of our kinds; those that need one without have one each: deleting kinds can take for ever."""
-    if reason := binaries.why_none():
-        pytest.skip(reason)
-    with ControlPlane() as running:
-        yield running
-
-
 @pytest.fixture
 async def cluster(bare: ControlPlane) -> AsyncIterator[Cluster]:
+    """For all but those who need one without kinds, and have one each: kinds that are deleted may take for ever to go."""
     async with Cluster(bare) as entered:
         yield entered
 

@@ -237,7 +237,7 @@ async def test_five_thousand_pods_are_listed_in_pages(
 async def test_the_clock_of_the_api_server_may_be_another(
     own_cluster: Cluster, shop: Shop, tmp_path: Path, skew: str
 ) -> None:
-    env = {"LD_PRELOAD": faketime(), "FAKETIME": skew, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+    env = another_clock(skew)
     kubeconfig = await own_cluster.kubeconfig(USER)
     async with Serving(kubeconfig, tmp_path, env=env) as serving:
         await serving.until_ready()
@@ -253,7 +253,7 @@ async def test_the_clock_of_the_api_server_may_be_another(
 async def test_credentials_and_certificates_are_good_though_clocks_are_minutes_apart(
     own_cluster: Cluster, shop: Shop, tmp_path: Path, skew: str
 ) -> None:
-    env = {"LD_PRELOAD": faketime(), "FAKETIME": skew, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+    env = another_clock(skew)
     kubeconfig = await own_cluster.kubeconfig(USER)
     async with Serving(kubeconfig, tmp_path, env=env) as serving:
         await serving.until_ready()
@@ -270,10 +270,10 @@ async def test_credentials_and_certificates_are_good_though_clocks_are_minutes_a
         assert secret.tls_certificate.private_key.inline_bytes
 
 
-def faketime() -> str:
-    """Return the library that gives a process another clock."""
+def another_clock(skew: str) -> dict[str, str]:
+    """Return the environment that gives a process another clock."""
     for name in ("faketimeMT", "faketime"):
         for folder in Path("/usr/lib").glob("*/faketime"):
             if (found := folder / f"lib{name}.so.1").exists():
-                return str(found)
+                return {"LD_PRELOAD": str(found), "FAKETIME": skew, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
     pytest.skip("needs libfaketime (Debian: apt-get install libfaketime)")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
-from tests.kubernetes.conftest import _skip_without_programs
 from tests.kubernetes.environment.cluster import Cluster
 from tests.kubernetes.environment.control_plane import ControlPlane
 from tests.real.harness.waiting import eventually
@@ -33,11 +32,9 @@ RULES = [
 
 
 @pytest.fixture(scope="module")
-def control_plane() -> Iterator[ControlPlane]:
+def control_plane(bare: ControlPlane) -> ControlPlane:
     """Of this file's own: what is written here is written in every namespace."""
-    _skip_without_programs()
-    with ControlPlane() as started:
-        yield started
+    return bare
 
 
 @pytest.fixture(autouse=True)
