@@ -17,10 +17,8 @@ from typing import Any, NamedTuple
 
 from cryptography import x509
 
+from xds.identity import AUDIENCE
 from xds.model import Pod
-
-AUDIENCE = "xds-ca"
-"""Whom a pod's token is for: us, and nobody else."""
 
 SKEW = timedelta(minutes=5)
 """How far our clock may be ahead of the one that a token's end was set by: until then, who issued it is asked."""

@@ -6,17 +6,17 @@ import json
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
+from xds.identity import AUDIENCE, ROOT_CONFIG_MAP
 from xds.inject.choice import INIT, PROXY
 from xds.inject.settings import Settings
 from xds.model import APP_ADDRESS, HEALTH_PORT, Interception
 from xds.sidecar import settings as variables
-from xds.sidecar.settings import METRICS_PORT, PROXY_ID, READY_PATH, TOKEN_AUDIENCE
+from xds.sidecar.settings import METRICS_PORT, PROXY_ID, READY_PATH
 
 Json: TypeAlias = dict[str, Any]
 
 TOKEN_LIFETIME = 43200
 """Seconds, as Istio's; kubelet renews the token after four fifths of it."""
-ROOT_CONFIG_MAP = "xds-ca-root-cert"
 
 _FILES = {
     "xds-token": variables.TOKEN_FILE,
@@ -132,7 +132,7 @@ def volumes(settings: Settings) -> list[Json]:
     No fsGroup goes with the token: kubelet lets everybody in the pod read it unless the pod has one, and with a pod's own
     fsGroup its group may; one of ours would change the owner of the application's volumes.
     """
-    token = {"path": "xds-token", "audience": TOKEN_AUDIENCE, "expirationSeconds": TOKEN_LIFETIME}
+    token = {"path": "xds-token", "audience": AUDIENCE, "expirationSeconds": TOKEN_LIFETIME}
     return [
         {"name": "xds-token", "projected": {"sources": [{"serviceAccountToken": token}]}},
         {"name": "xds-root", "configMap": {"name": ROOT_CONFIG_MAP}},

@@ -12,13 +12,14 @@ from collections.abc import Callable, Collection
 
 import structlog
 
+from xds.identity import ROOT_CONFIG_MAP
 from xds.kube.api import APPLY, KubeApi, KubeError
 from xds.kube.complaint import Complaint
 from xds.kube.keeping import Keeping, Watched
 
 log = structlog.get_logger(__name__)
 
-NAME = "xds-ca-root-cert"
+NAME = ROOT_CONFIG_MAP
 KEY = "root-cert.pem"
 FIELD_MANAGER = "xds-roots"
 

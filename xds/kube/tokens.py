@@ -17,8 +17,8 @@ from typing import NamedTuple, TypeAlias
 
 import structlog
 
-from xds.identity import claims
-from xds.identity.claims import AUDIENCE, Caller, NotProvenError, TooManyError, UndecidedError
+from xds.identity import AUDIENCE, claims
+from xds.identity.claims import Caller, NotProvenError, TooManyError, UndecidedError
 from xds.kube.api import KubeApi, KubeError
 
 log = structlog.get_logger(__name__)

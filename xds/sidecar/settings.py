@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from xds.identity import AUDIENCE
 from xds.model import HEALTH_PORT
 
 PROXY_ID = 1337
@@ -19,9 +20,6 @@ READY_PATH = "/healthz/ready"
 
 NOT_INTERCEPTED = (METRICS_PORT, HEALTH_PORT, PROBE_PORT)
 """Ports of the sidecar itself: metrics, readiness, probes. `xds init -d`."""
-
-TOKEN_AUDIENCE = "xds-ca"  # noqa: S105  # a name, not a secret
-"""For whom the sidecar's service account token is."""
 
 LOG_LEVELS = ("trace", "debug", "info", "warning", "error", "critical", "off")
 """What Envoy can be told to log."""
@@ -51,7 +49,7 @@ ADDRESS = Variable("XDS_ADDRESS", "xds.istio-system.svc:15012", "The control pla
 TOKEN_FILE = Variable(
     "XDS_TOKEN_FILE",
     "/var/run/secrets/tokens/xds-token",
-    f"The service account token for the control plane (projected, audience {TOKEN_AUDIENCE}).",
+    f"The service account token for the control plane (projected, audience {AUDIENCE}).",
 )
 ROOT_FILE = Variable(
     "XDS_ROOT_FILE",
