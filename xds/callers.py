@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import grpc
 import structlog
 
@@ -40,4 +42,5 @@ def look_again(subscriber: Subscriber, name: tuple[str, str], was: Pod | None, p
 def without_key(snapshot: Snapshot) -> Snapshot:
     """Return what somebody gets who has proved nothing."""
     secrets = [each for each in snapshot.of(SECRET).values() if each.name != CERTIFICATE]
-    return Snapshot({**snapshot.types, SECRET: ResourceSet(secrets)}, {(SECRET, CERTIFICATE): NO_KEY})
+    types = {**snapshot.types, SECRET: ResourceSet(secrets)}
+    return replace(snapshot, types=types, refusals={(SECRET, CERTIFICATE): NO_KEY})

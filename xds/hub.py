@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from typing import TypeAlias
+from math import inf
 
 import grpc
 import structlog
@@ -30,6 +30,7 @@ from xds.model import Change, Fact, Pod, Ref
 from xds.protocol.events import Acked, Nacked, Subscribed
 from xds.protocol.status import State
 from xds.protocol.wire import Node
+from xds.rolling import EVERY, PodName, Rolling, RolloutLog
 from xds.server import Refused, StreamInfo, Subscriber
 from xds.snapshot import SECRET, Resource, Snapshot
 from xds.translate import steps
@@ -43,13 +44,14 @@ PATIENCE = 0.05
 """Seconds after which they are taken, though more may be coming."""
 SLICE = 0.005
 """Seconds of work after which the event loop gets its turn."""
+ROLL_ANYWAY = 0.5
+"""Seconds after which rollouts go on, though proxies are still being served."""
 AGAIN = 1.0
 """Seconds after which a renewal that failed is tried again."""
+ROLLOUT_TIMEOUT = 30.0
+"""Seconds that a proxy is waited for when a mode changes."""
 CLOCK_CHECK = 60.0
 """Seconds after which renewals are looked at again, should the clock have been set or the machine have slept."""
-
-PodName: TypeAlias = tuple[str, str]
-"""namespace, name."""
 
 
 def _utc_now() -> datetime:
@@ -70,6 +72,7 @@ class Hub:
         also_trust: Iterable[bytes] = (),
         serve_keys: bool = True,
         lifetime: timedelta = LEAF_LIFETIME,
+        rollout_timeout: float | None = ROLLOUT_TIMEOUT,
         now: Callable[[], datetime] = _utc_now,
     ) -> None:
         self.mesh = Mesh()
@@ -83,8 +86,13 @@ class Hub:
         self._serve_keys = serve_keys
         self._now = now
         self._streams: dict[PodName, set[Subscriber]] = {}
+        self.rolling = Rolling(self._streams, rollout_timeout)
+        """How far changes of mode are; `rollout_timeout` is how long a proxy is waited for, None: not at all."""
         self._due: dict[PodName, float | None] = {}
         """Whose snapshot is to be made, in order, and since when a change waits for that."""
+        self._log = RolloutLog()
+        self._held: set[PodName] = set()
+        """Whose proxies have a configuration and wait for a newer one until it is known how far others are."""
         self._dropped: set[PodName] = set()
         """Whose last run was dropped."""
         self._failure = ""
@@ -138,6 +146,7 @@ class Hub:
         if not self._may_have_key(subscriber) and key not in self._streams:
             log.warning("proxy gets no certificate", proxy=node.id, secret=CERTIFICATE, reason=NO_KEY)
         self._streams.setdefault(key, set()).add(subscriber)
+        self.rolling.connected(subscriber, _clock())
         if self.mesh.pod(*key):
             self._want(key)
             self._wake.set()
@@ -152,11 +161,13 @@ class Hub:
         key = _pod_name(subscriber)
         streams = self._streams[key]
         streams.discard(subscriber)
+        self.rolling.disconnected(subscriber, key, _clock())
         if not streams:
             del self._streams[key]
             self._failures.pop(key, None)
             self._due.pop(key, None)
             self._dropped.discard(key)
+            self._held.discard(key)
 
     def observe(self, subscriber: Subscriber, event: Subscribed | Acked | Nacked) -> None:
         """Take note of what a proxy took; what it rejected is in the server's log.
@@ -167,6 +178,7 @@ class Hub:
             wanted = event.type_url == subscriber.stream.type_url == SECRET and CERTIFICATE in event.names
             if wanted and not self._may_have_key(subscriber):
                 raise Refused(grpc.StatusCode.PERMISSION_DENIED, NO_KEY)
+            self.rolling.asked(subscriber, _pod_name(subscriber), event.type_url)
         if isinstance(event, Acked):
             log.debug(
                 "taken by proxy",
@@ -209,6 +221,8 @@ class Hub:
             self._wake.clear()
             if self._is_time():
                 await self._apply()
+            elif self._is_time_to_roll():
+                await self._roll()
             elif self._due:
                 await self._serve(next(iter(self._due)))
                 await self._breathe()
@@ -226,10 +240,12 @@ class Hub:
         began = time.perf_counter()
         try:
             # In a thread, for its cost follows the change, and the first one is everything.
+            now = _clock()
             if self.ready.is_set():
-                self.mesh = await asyncio.to_thread(old.apply, change)
+                known = self.rolling.known(now)
+                self.mesh = await asyncio.to_thread(self.rolling.apply, old, change, known, now)
             else:
-                self.mesh = await asyncio.to_thread(Mesh, change.applied, change.config)
+                self.mesh = await asyncio.to_thread(self._first_mesh, change, now)
         except Exception as error:  # noqa: BLE001 - told in full
             log.error("a change could not be applied and is left out", stack=_traceback(error))  # noqa: TRY400
             return
@@ -246,7 +262,30 @@ class Hub:
                     look_again(subscriber, key, was, pod)
             if pod:
                 self._want(key, changed_at)
-        self.ready.set()
+        self._log.tell(self.mesh, self.rolling.rollout, _clock())
+        if not self.ready.is_set():
+            self.rolling.began(self.mesh, _clock())
+            self.ready.set()
+
+    def _first_mesh(self, change: Change, now: float) -> Mesh:
+        return self.rolling.first(Mesh(change.applied, change.config), now)
+
+    def _is_time_to_roll(self) -> bool:
+        """Whether to look how far proxies are: once everybody has what they should, or it has been a while."""
+        now = _clock()
+        due = self.rolling.due(now)
+        return now >= (due + ROLL_ANYWAY if self._due else due)
+
+    async def _roll(self) -> None:
+        """Take the next step of what is on its way, if proxies are as far."""
+        now = _clock()
+        known, before = self.rolling.known(now), self.mesh
+        self.mesh = await asyncio.to_thread(self.rolling.advance, before, known, now)
+        if self.mesh is not before:
+            for key in self._streams:
+                if self.mesh.pod(*key):
+                    self._want(key)
+        self._log.tell(self.mesh, self.rolling.rollout, _clock())
 
     def _want(self, key: PodName, changed_at: float | None = None) -> None:
         """Have a pod's snapshot made."""
@@ -259,6 +298,11 @@ class Hub:
         pod = self.mesh.pod(*key)
         if pod is None:
             return
+        now = _clock()
+        if any(self.rolling.holds(each, key, now) for each in self._streams.get(key, ())):
+            self._held.add(key)
+            return
+        self._held.discard(key)
         with_key = any(self._may_have_key(each) for each in self._streams.get(key, ()))
         try:
             secrets = self._secrets(pod, with_key=with_key)
@@ -299,7 +343,8 @@ class Hub:
                 found = snapshot
             else:
                 continue  # It came meanwhile, is the first that may have a key, and is served next.
-            if subscriber.snapshot != found:
+            had = subscriber.snapshot
+            if had is None or had != found or had.edition != found.edition:
                 subscriber.publish(found, changed_at)
 
     def _may_have_key(self, subscriber: Subscriber) -> bool:
@@ -347,10 +392,14 @@ class Hub:
             soonest = min((at for at, _ in self._renewals()), default=None)
             left = (soonest - self._now()).total_seconds() if soonest else CLOCK_CHECK
             seconds = min(max(left, AGAIN), CLOCK_CHECK)
+        seconds = min(seconds, self.rolling.due(loop.time()) - loop.time(), EVERY if self._held else inf)
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._wake.wait()
         self._turn = loop.time()
+        for key in self._held:
+            if not any(self.rolling.holds(each, key, self._turn) for each in self._streams.get(key, ())):
+                self._want(key)
         for at, key in self._renewals():
             if at <= self._now():
                 self._want(key)
@@ -361,6 +410,10 @@ class Hub:
             pod = self.mesh.pod(*key)
             if pod and (at := self._issuer.renew_at(pod)):
                 yield at, key
+
+
+def _clock() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _traceback(error: Exception) -> str:

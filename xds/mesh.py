@@ -6,7 +6,7 @@ whatever was worked out (`memo`) for services that cannot be affected. So the co
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeAlias
 
@@ -21,7 +21,9 @@ from xds.model import (
     MeshConfig,
     PeerAuthentication,
     Pod,
+    PortKey,
     Ref,
+    Served,
     Service,
     ServicePort,
 )
@@ -69,6 +71,10 @@ class Mesh:
         self.failures: dict[Ref, Exception] = {}
         """Objects for which something could not be worked out, which should never happen, and why."""
         self._before: dict[ServiceKey, dict[Any, Any]] = {}
+        self.touched: frozenset[ServiceKey] | None = None
+        """The services that the change may have affected which made this mesh; None: all of them."""
+        self.served = Served()
+        """Where sidecars are not served what is wanted yet."""
         self._add_installed()
 
     def _add_installed(self) -> None:
@@ -85,6 +91,7 @@ class Mesh:
         facts.update({ref: None for ref in change.removed if ref not in facts})
         kinds = {ref.kind for ref in facts}
         mesh = Mesh(config=change.config or self.config)
+        mesh.served = self.served
         mesh._given = _by_namespace(facts, self._given)
         mesh._pods_at = None if "Pod" in kinds else self._pods_at
         mesh._exposed_at = None if kinds & {"EndpointSlice", "Endpoints"} else self._exposed_at
@@ -96,9 +103,29 @@ class Mesh:
             for state, fact in ((self, self.get(ref)), (mesh, new or mesh.get(ref))):
                 if fact is not None:
                     touched.update(state.touched_by(fact))
-        mesh._memos = {key: memo for key, memo in self._memos.items() if key not in touched}
-        mesh._before = self._before | {key: memo for key, memo in self._memos.items() if key in touched}
+        mesh.touched = frozenset(touched)
+        mesh._take_memos(self, touched)
         return mesh
+
+    def serving(self, served: Served) -> Mesh:
+        """Return the same facts with something else served; `self` stays as it is."""
+        before = self.served
+        changed: set[PortKey] = set()
+        for was, now in ((before.modes, served.modes), (before.mtls, served.mtls)):
+            changed |= {key for key in was.keys() | now.keys() if was.get(key) != now.get(key)}
+        pods = {pod.ref: pod for ref, _ in changed if isinstance(pod := self.get(ref), Pod)}
+        mesh = Mesh(config=self.config)
+        mesh._given, mesh._all = self._given, self._all
+        mesh._pods_at, mesh._exposed_at = self._pods_at, self._exposed_at
+        mesh.served = served
+        mesh.touched = frozenset(key for pod in pods.values() for key in self.touched_by(pod))
+        mesh._take_memos(self, mesh.touched)
+        return mesh
+
+    def _take_memos(self, before: Mesh, touched: Collection[ServiceKey]) -> None:
+        memos = before._memos
+        self._memos = {key: memo for key, memo in memos.items() if key not in touched}
+        self._before = before._before | {key: memo for key, memo in memos.items() if key in touched}
 
     def touched_by(self, fact: Fact) -> Iterator[ServiceKey]:
         """Yield the services whose endpoints, decisions or client settings may depend on a fact."""

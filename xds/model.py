@@ -77,6 +77,10 @@ class Ref(NamedTuple):
         return f"{self.kind} {self.namespace}/{self.name}" if self.namespace else f"{self.kind} {self.name}"
 
 
+PortKey: TypeAlias = tuple[Ref, int]
+"""A port of a pod."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Meta:
     """What every object has."""
@@ -361,6 +365,22 @@ class Problem:
 
     def __str__(self) -> str:
         return printable(f"{self.where}: {self.what}" + (f" ({self.hint})" if self.hint else ""))
+
+
+ROLLOUT = "sidecar.xds/rollout"
+"""Annotation of a policy: `immediate` puts it in force at once, and waits for no proxy."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """Where what is served is not yet what policy wants, because proxies are not as far; made by `xds.policy.rollout`."""
+
+    edition: int = 0
+    """Grows with each step."""
+    modes: Mapping[PortKey, Mode] = field(default_factory=dict)
+    """What listeners accept now."""
+    mtls: Mapping[PortKey, bool] = field(default_factory=dict)
+    """Whether clients without a DestinationRule of their own send mutual TLS now."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

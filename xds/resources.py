@@ -71,12 +71,13 @@ def resource(
     sources: Iterable[str] = (),
     aliases: Iterable[str] = (),
     ttl: float | None = None,
+    tag: str = "",
 ) -> Resource:
     """Make a resource of a message, or of an encoded one and its `type_url`.
 
     The message is encoded here: what is done to it afterwards changes nothing. Bytes are served as they are. `name` is
     for types that do not say their own: VirtualHost and LbEndpoint. `sources` are the objects that it was made from, as
-    a rejection is to name them. For `aliases` and `ttl` see Resource.
+    a rejection is to name them. For `aliases`, `ttl` and `tag` see Resource.
 
     For types other than Envoy's own ten there is `Resource.of`. It may be called by several threads at the same time.
 
@@ -98,7 +99,7 @@ def resource(
     if name and own != name:
         raise ValueError(f"{kind} {own}: name={name!r} is not its {field}")
     refs = tuple(dict.fromkeys(_refs(parsed, parsed, f"{kind} {own}")))
-    return Resource.of(type_url, own, body, refs=refs, sources=sources, aliases=aliases, ttl=ttl)
+    return Resource.of(type_url, own, body, refs=refs, sources=sources, aliases=aliases, ttl=ttl, tag=tag)
 
 
 def check_type(type_url: str) -> None:

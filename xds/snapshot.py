@@ -58,6 +58,8 @@ class Resource:
 
     Only said in the delta variant: in the other one Envoy crashes when it runs out (envoy#24271).
     """
+    tag: str = ""
+    """What the content comes to, in a word that is part of the version; see `tag_of`."""
 
     @classmethod
     def of(
@@ -67,12 +69,15 @@ class Resource:
         body: bytes,
         *,
         version: str = "",
+        tag: str = "",
         refs: tuple[ResourceKey, ...] = (),
         sources: Iterable[str] = (),
         aliases: Iterable[str] = (),
         ttl: float | None = None,
     ) -> Resource:
         """Make a resource whose version is the hash of its body and what goes with it, unless `version` says otherwise.
+
+        A `tag` says in a word what the content comes to, for whoever meets the version again: see `tag_of`.
 
         TypeError: one of them is of another type than it says here; a single str is neither `sources` nor `aliases`.
         ValueError: `aliases` of something that is no virtual host, or a `ttl` that is not positive.
@@ -95,13 +100,22 @@ class Resource:
         return cls(
             type_url=type_url,
             name=name,
-            version=version or content_version(body, *extras),
+            version=version or content_version(body, *extras) + (f".{tag}" if tag else ""),
             body=body,
             refs=refs,
             sources=sources,
             aliases=aliases,
             ttl=ttl,
+            tag=tag,
         )
+
+
+def tag_of(version: str) -> str:
+    """Return the tag in the version of a resource, or those in the version of a set, without anything between them.
+
+    Clients bring the versions of what they have to each stream: so a server that has just started knows what a tag says.
+    """
+    return version.partition(".")[2]
 
 
 def _check(type_url: object, name: object, body: object) -> None:
@@ -134,7 +148,7 @@ class ResourceSet(Mapping[str, Resource]):
     The version says what is in the set, and not how it was put together: it is the same with and without a base.
     """
 
-    __slots__ = ("_aliases", "_base", "_depth", "_length", "_own", "_sum", "version")
+    __slots__ = ("_aliases", "_base", "_depth", "_length", "_own", "_sum", "_tags", "version")
 
     def __init__(self, resources: Iterable[Resource] = (), *, base: ResourceSet | None = None) -> None:
         own = {resource.name: resource for resource in resources}
@@ -148,7 +162,14 @@ class ResourceSet(Mapping[str, Resource]):
         self._depth: int = base._depth + 1 if base is not None else 0
         self._length: int = count + (base._length if base is not None else 0)
         self._sum: int = (total + (base._sum if base is not None else 0)) % _MODULUS
-        self.version: str = content_version(self._sum.to_bytes(_DIGEST_SIZE, "big"))
+        tags = {name: each.tag for name, each in own.items() if each.tag}
+        if base is not None:
+            tags |= {name: tag for name, tag in base._tags.items() if name not in own}
+        self._tags: dict[str, str] = tags
+        tag = "".join(tags[name] for name in sorted(tags))
+        self.version: str = content_version(self._sum.to_bytes(_DIGEST_SIZE, "big")) + (
+            f".{tag}" if tag else ""
+        )
 
     def updated(self, resources: Iterable[Resource] = (), removed: Iterable[str] = ()) -> ResourceSet:
         """Return a set without the names in `removed` and then with `resources`; it is hashed at the cost of the change.
@@ -193,6 +214,11 @@ class ResourceSet(Mapping[str, Resource]):
         if self._aliases is None:
             self._aliases = {alias: each.name for each in self.values() for alias in each.aliases}
         return self._aliases.get(alias, alias)
+
+    @property
+    def tagged(self) -> list[str]:
+        """The names of the resources that have a tag, sorted."""
+        return sorted(self._tags)
 
     def __iter__(self) -> Iterator[str]:
         yield from self._own
@@ -291,6 +317,8 @@ class Snapshot:
     types: Mapping[str, ResourceSet] = field(default_factory=dict)
     refusals: Mapping[tuple[str, str], str] = field(default_factory=dict)
     """Why there is no resource of a type and name that it may ask for."""
+    edition: int = field(default=0, compare=False)
+    """A number of its maker's, by which a session says how far its client is."""
 
     def of(self, type_url: str) -> ResourceSet:
         """Return the resources of a type."""

@@ -14,6 +14,8 @@ replaces only the chains that differ, and connections on the others go on (ADR 0
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
@@ -33,6 +35,7 @@ from xds.envoy.common import address, seconds
 from xds.envoy.routes import to_cluster
 from xds.model import MeshConfig, Mode, Protocol
 from xds.resources import Resource, resource
+from xds.snapshot import tag_of
 
 NAME = "virtualInbound"
 _HTTP_IN_CLEAR = ("http/1.0", "http/1.1", "h2c")
@@ -115,6 +118,21 @@ def _http(port: Port) -> Filter:
     return filters.http_from_peer(stat_prefix, host)
 
 
+_LETTERS = {Mode.DISABLE: "D", Mode.PERMISSIVE: "P", Mode.STRICT: "S"}
+_MODES = {letter: mode for mode, letter in _LETTERS.items()}
+
+
+def tag(ports: Iterable[Port]) -> str:
+    """Return what a listener accepts, as its version says it: `0P8080S`."""
+    return "".join(f"{port.number}{_LETTERS[port.mode]}" for port in ports)
+
+
+def accepting(versions: Iterable[str]) -> dict[int, Mode]:
+    """Return what is accepted on which port by listeners of these versions."""
+    tags = "".join(tag_of(version) for version in versions)
+    return {int(number): _MODES[letter] for number, letter in re.findall(r"(\d+)([DPS])", tags)}
+
+
 def _inspectors() -> list[ListenerFilter]:
     # In every mode and for every port: what stands outside the filter chains must not depend on policy.
     return [filters.tls_inspector(), filters.http_inspector()]
@@ -139,7 +157,7 @@ def _intercepted(config: MeshConfig, ports: tuple[Port, ...]) -> Resource:
         continue_on_listener_filters_timeout=True,
         traffic_direction=TrafficDirection.INBOUND,
     )
-    return resource(listener)
+    return resource(listener, tag=tag(ports))
 
 
 @lru_cache(maxsize=8192)
@@ -155,4 +173,4 @@ def bound(config: MeshConfig, host: str, port: Port, sources: tuple[str, ...]) -
         continue_on_listener_filters_timeout=True,
         traffic_direction=TrafficDirection.INBOUND,
     )
-    return resource(listener, sources=sources)
+    return resource(listener, sources=sources, tag=tag((port,)))

@@ -117,6 +117,13 @@ def _alpha_policies(mesh: Mesh, pod: Pod, port: int) -> Iterator[AuthenticationP
     yield from mesh.in_namespace("").policies
 
 
+def accepted(mesh: Mesh, pod: Pod, port: int) -> InForce:
+    """Return what a pod's listener is served now: the mode in force, unless a rollout is on its way there."""
+    wanted = in_force(mesh, pod, port)
+    now = mesh.served.modes.get((pod.ref, port))
+    return wanted if now is None else wanted._replace(mode=now)
+
+
 class Send(StrEnum):
     """What a client puts on the wire to an endpoint."""
 
@@ -149,6 +156,9 @@ class Decision:
     overruled: tuple[Ref, ...] = ()
     """Objects that speak about this hop too and lost, nearest first."""
 
+
+_BY_ENDPOINT = (Reason.AUTO_MTLS, Reason.SERVER_PLAINTEXT)
+"""Where the server's mode decides."""
 
 _SENDS = {
     TlsMode.DISABLE: Send.PLAINTEXT,
@@ -191,3 +201,15 @@ def decide_for(
     if server.mode is Mode.DISABLE:
         return Decision(Send.PLAINTEXT, Reason.SERVER_PLAINTEXT, server.because, server.overruled)
     return Decision(Send.MTLS, Reason.AUTO_MTLS, server.because, server.overruled)
+
+
+def sends_mtls(
+    mesh: Mesh, rule: ClientRule | None, port: ServicePort, endpoint: Endpoint, subset: str = ""
+) -> bool:
+    """Whether these clients send mutual TLS now: as `decide_for` has it, unless a rollout is on its way there."""
+    decision = decide_for(mesh, rule, port, endpoint, subset)
+    if mesh.served.mtls and endpoint.pod and decision.reason in _BY_ENDPOINT:
+        now = mesh.served.mtls.get((endpoint.pod.ref, endpoint.port))
+        if now is not None:
+            return now
+    return decision.mode is Send.MTLS

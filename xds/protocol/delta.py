@@ -29,6 +29,8 @@ class DeltaWatch(Watch):
         known = [resource for name in request.unsubscribe if (resource := self.get(name))]
         aliases = [alias for resource in known for alias in resource.aliases]
         difference = self.subscription.change(request.subscribe, (*request.unsubscribe, *aliases))
+        if not self.begun:
+            self.brought = tuple(version for _, version in request.initial_versions)
         brought = self._resume(request.initial_versions, now) if not self.begun else frozenset()
         if difference.entered and not brought:
             self._owed = True
@@ -72,6 +74,7 @@ class DeltaWatch(Watch):
             removed=tuple(absent),
             fresh=resources,
             sent_at=now,
+            edition=-1 if self.pending else self.edition,
         )
         self.answers.expect(composed)
         return composed, delta_response(

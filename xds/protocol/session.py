@@ -13,10 +13,11 @@ for nothing, because they are what a new cluster waits for before it acknowledge
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from math import inf
 
+from xds.protocol.answers import Rejection
 from xds.protocol.delta import DeltaWatch
 from xds.protocol.events import Connected, Event, Response
 from xds.protocol.order import AFTER_CLUSTERS, ORDER, USERS, WILDCARD_TYPES
@@ -176,6 +177,45 @@ class Session:
             type_status(watch, self._waiting(watch)) for watch in self._watches.values() if watch.begun
         )
 
+    @property
+    def edition(self) -> int:
+        """Of the snapshot that is served; -1: none is."""
+        return self._snapshot.edition if self._snapshot else -1
+
+    def reached(self, type_url: str) -> int:
+        """Return the edition of the last snapshot of which the client has answered all that there is of a type; -1: of none.
+
+        What it has not asked for it cannot be using, unless something that it has names it.
+        """
+        watch = self._watch(type_url)
+        if watch.begun or not self._snapshot:
+            return watch.reached if self._snapshot else -1
+        named = (ref for each in self._watches.values() for ref in each.refs())
+        return -1 if any(kind == type_url for kind, _ in named) else self.edition
+
+    def in_force(self, type_url: str, names: Iterable[str]) -> bool:
+        """Whether the client took these as they should be now, and all that they name."""
+        watch = self._watch(type_url)
+        for name in names:
+            if not watch.begun or not watch.has(name):
+                return False
+            resource = watch.get(name)
+            if not all(self._watch(kind).has(ref) for kind, ref in (resource.refs if resource else ())):
+                return False
+        return True
+
+    def tagged(self, type_url: str) -> list[str]:
+        """Return the names of what the client should have of a type that has a tag."""
+        return self._snapshot.of(type_url).tagged if self._snapshot else []
+
+    def brought(self, type_url: str) -> tuple[str, ...]:
+        """Return the versions of what the client had of a type when it came: each resource's, or (SotW) that of all."""
+        return self._watch(type_url).brought
+
+    def rejected(self, type_url: str) -> Mapping[str, Rejection]:
+        """Return what the client last rejected of a type, by name, until it is taken or goes away."""
+        return self._watch(type_url).answers.rejected
+
     def look(self, type_url: str, name: str) -> ResourceStatus | None:
         """Say how one resource stands with the client; None: it did not ask for that by name. Costs next to nothing."""
         watch = self._watches.get(type_url)
@@ -227,6 +267,7 @@ class Session:
     @staticmethod
     def _serve(watch: Watch, snapshot: Snapshot) -> None:
         watch.refused = snapshot.refused(watch.type_url)
+        watch.edition = snapshot.edition
         watch.serve(snapshot.of(watch.type_url))
 
     def _opens(self, watch: Watch) -> float:

@@ -43,6 +43,8 @@ class SotwWatch(Watch):
         The client will ask again when it answers the last.
         """
         stale = request.nonce and self._nonce and request.nonce != self._nonce
+        if not self.begun and request.version:
+            self.brought = (request.version,)
         self.begun = True
         answered = self._answer(request.nonce, request.error, now)
         return [*answered, *(() if stale else self._subscribe(self.subscription.replace(request.names)))]
@@ -64,6 +66,7 @@ class SotwWatch(Watch):
             removed=content.removed,
             fresh=tuple(content.fresh),
             sent_at=now,
+            edition=-1 if self.pending else self.edition,
         )
         self.answers.expect(composed)
         return composed, response(

@@ -64,6 +64,11 @@ class Watch(ABC):
         self._retried: dict[str, str] = {}
         """Name and version of what was sent again without what its response was rejected for."""
         self.answers = Answers()
+        self.edition = 0
+        """Of the snapshot that the resources are from."""
+        self.brought: tuple[str, ...] = ()
+        """Versions of what the client had when it came: of each resource in the delta variant, of them all in the other."""
+        self._reached = -1
 
     @abstractmethod
     def receive(self, request: Any, now: float) -> list[Event]:
@@ -82,6 +87,22 @@ class Watch(ABC):
     def quiet(self) -> bool:
         """Whether the client has all that it should have, and said so."""
         return not self.answers.unanswered and not self.rejections and not self.pending
+
+    @property
+    def reached(self) -> int:
+        """The edition of the last snapshot of which the client has answered everything; -1: of none."""
+        return self._reached if self.answers.unanswered or self.pending else self.edition
+
+    def has(self, name: str) -> bool:
+        """Whether the client has, and took, a resource as it should be."""
+        resource = self.get(name)
+        taken = resource is not None and self.covers(name) and self.sent.get(name) == resource.version
+        return (
+            taken
+            and not self.is_due(name)
+            and name not in self.answers.unsure
+            and name not in self.answers.rejected
+        )
 
     @property
     def withheld(self) -> bool:
@@ -318,6 +339,9 @@ class Watch(ABC):
 
     def _answer(self, nonce: str, error: ErrorDetail | None, now: float) -> list[Acked | Nacked]:
         """Take the answer to a response."""
+        answered = self.answers.unanswered.get(nonce)
+        if answered and answered is next(iter(self.answers.unanswered.values())):
+            self._reached = max(self._reached, answered.edition)
         event = self.answers.take(nonce, error, now)
         if isinstance(event, Nacked):
             self._reject(event)

@@ -25,7 +25,7 @@ from xds.model import (
 )
 from xds.namespace import covers
 from xds.policy.destination import client_rule
-from xds.policy.mtls import in_force, ports_with_own_mode
+from xds.policy.mtls import accepted, ports_with_own_mode
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET, Resource, ResourceSet, Snapshot
 from xds.translate.service import Outbound, build, own_ports, sources_of
 
@@ -67,7 +67,8 @@ def steps(mesh: Mesh, pod: Pod, secrets: tuple[Resource, ...] = ()) -> Generator
             LISTENER: _with(common.listeners, tuple(listeners)),
             ROUTE: common.routes,
             SECRET: ResourceSet(secrets),
-        }
+        },
+        edition=mesh.served.edition,
     )
 
 
@@ -170,7 +171,7 @@ def _inbound_ports(mesh: Mesh, pod: Pod) -> tuple[_Served, ...]:
     found = []
     for number in sorted(ports):
         protocol, cluster = ports[number]
-        mode, because, _ = in_force(mesh, pod, number)
+        mode, because, _ = accepted(mesh, pod, number)
         found.append(_Served(inbound.Port(number, protocol, mode, cluster), because))
     return tuple(found)
 

@@ -11,7 +11,7 @@ from xds.mesh import Endpoint, Mesh
 from xds.model import HEALTH_PORT, Ref, Service, ServicePort
 from xds.namespace import covers
 from xds.policy.destination import ClientRule
-from xds.policy.mtls import Send, decide_for
+from xds.policy.mtls import sends_mtls
 from xds.snapshot import Resource
 from xds.traffic import NO_LIMITS, LoadBalancing, TcpLimits, TrafficPolicy
 
@@ -102,8 +102,8 @@ class _ServicePort:
         return found if found.sources == self.sources else replace(found, sources=self.sources)
 
     def target(self, endpoint: Endpoint) -> endpoints.Target:
-        sent = decide_for(self.mesh, self.rule, self.port, endpoint, self.subset).mode
-        return endpoints.target(endpoint, mtls=sent is Send.MTLS)
+        mtls = sends_mtls(self.mesh, self.rule, self.port, endpoint, self.subset)
+        return endpoints.target(endpoint, mtls=mtls)
 
     def balanced(self, found: Outbound) -> Iterator[None]:
         """Add the cluster that leads to all of the endpoints."""

@@ -1,0 +1,484 @@
+"""What is served now, given what is wanted and what is known to be in force: how modes change without a failed request.
+
+A server passes through PERMISSIVE, its clients change over once its listener takes what they are going to send, and it is locked
+(or goes back to plaintext) once none of them is going to send anything else; each port of each pod by itself. Nothing here knows
+time or proxies: `step` is told both, and says what to serve next. The order, and why it takes acknowledgements:
+docs/rollout.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from math import inf
+from typing import NamedTuple
+
+from xds.mesh import Mesh
+from xds.model import (
+    ROLLOUT,
+    Change,
+    DestinationRule,
+    Fact,
+    Mode,
+    Pod,
+    PortKey,
+    Ref,
+    Served,
+    Service,
+)
+from xds.policy.mtls import Send, at_endpoint
+from xds.traffic import TlsMode
+
+TAKES: Mapping[Mode, frozenset[Send]] = {
+    Mode.DISABLE: frozenset({Send.PLAINTEXT}),
+    Mode.PERMISSIVE: frozenset({Send.PLAINTEXT, Send.MTLS}),
+    Mode.STRICT: frozenset({Send.MTLS}),
+}
+"""What a server accepts in each mode. TLS of the application's own is passed on where plaintext is, and counts as that."""
+_FOR = {takes: mode for mode, takes in TAKES.items()}
+
+_BOTH = TAKES[Mode.PERMISSIVE]
+
+
+class Stage(StrEnum):
+    """What a port waits for."""
+
+    LISTENER = "listener"
+    """The server's sidecar, to have the listener that it was given in force;"""
+    CLIENTS = "clients"
+    """or clients, to have taken what they are to send."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Elsewhere:
+    """What other replicas say of the proxies that are connected to them."""
+
+    unknown: bool = False
+    """Whether one of them has not seen the same policies yet, so that nothing is known of its proxies."""
+    modes: Mapping[PortKey, frozenset[Mode]] = field(default_factory=dict)
+    """What may be in force at the servers that they have."""
+    sends: Mapping[PortKey, frozenset[Send]] = field(default_factory=dict)
+    """What their clients may be sending."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """How far proxies are: which edition (`Served.edition`) of what was served is in force."""
+
+    servers: Mapping[Ref, int] = field(default_factory=dict)
+    """By pod, of its inbound listeners with the secrets that these name; only of those that are waited for."""
+    rejected: Mapping[Ref, str] = field(default_factory=dict)
+    """By pod, why its sidecar does not take the listener."""
+    clients: Mapping[str, int] = field(default_factory=dict)
+    """By name, of its clusters and endpoints."""
+    refusing: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """By client, which clusters or endpoints it rejected, and why."""
+    elsewhere: Elsewhere = field(default_factory=Elsewhere)
+
+
+class Step(NamedTuple):
+    """What is to be served from now on."""
+
+    served: Served
+    rules: Change
+    """DestinationRules that were held back, and may be in force now."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Crossing:
+    """A port of a pod on its way to another mode."""
+
+    wanted: Mode
+    will: Send
+    """What clients are going to send."""
+    immediate: bool
+    serves: Mode
+    """What its listener accepts, as it was last served; from which edition on, and what may be in force meanwhile."""
+    serves_at: int
+    may_serve: set[Mode]
+    tells: Send
+    """What clients were last told to send; from which edition on, and what they may still be sending."""
+    tells_at: int
+    may_tell: set[Send]
+    hosts: frozenset[tuple[str, int]]
+    """The services, and ports of them, that it belongs to."""
+    began: float
+    served_since: float
+    told_since: float
+    stage: Stage | None = None
+    """What it waits for now; None: for nothing."""
+    laggards: tuple[str, ...] = ()
+    """The clients that it waits for, or did not wait for any longer."""
+    rejection: str = ""
+    """Why it cannot go on: what a sidecar said."""
+
+    @property
+    def since(self) -> float:
+        """Since when it waits."""
+        return self.served_since if self.stage is Stage.LISTENER else self.told_since
+
+    @property
+    def awaits_lock(self) -> bool:
+        """Whether plaintext is still accepted though policy forbids it."""
+        return self.wanted is Mode.STRICT and (self.serves is not Mode.STRICT or len(self.may_serve) > 1)
+
+    @property
+    def done(self) -> bool:
+        """Whether what is wanted is in force."""
+        there = self.serves is self.wanted and self.tells is self.will
+        return there and self.may_serve == {self.serves} and self.may_tell == {self.tells}
+
+
+@dataclass(slots=True, kw_only=True)
+class RuleChange:
+    """A DestinationRule that is another one, or gone: its clients may be sending what the old one said, and will the new one's."""
+
+    old: DestinationRule | None
+    new: DestinationRule | None
+    since: float
+    at: int | None = None
+    """The edition that it is in force from; None: the old one is in force still."""
+
+    def is_about(self, hosts: Iterable[tuple[str, int]]) -> bool:
+        """Whether it may concern clients of any of these services."""
+        rules = [rule for rule in (self.old, self.new) if rule]
+        return any(rule.is_about(host) for rule in rules for host, _ in hosts)
+
+
+class _Want(NamedTuple):
+    mode: Mode
+    will: Send
+    uid: str
+    immediate: bool
+
+
+class Rollout:
+    """Where all ports of all pods are on their way to what is wanted.
+
+    `timeout` is how many seconds any proxy is waited for; None: nobody is waited for, what is wanted is served at once.
+    """
+
+    def __init__(self, timeout: float | None = 30.0) -> None:
+        self.timeout = timeout
+        self.served = Served(edition=1)
+        self.crossings: dict[PortKey, Crossing] = {}
+        self.rules: dict[Ref, RuleChange] = {}
+        self.late: dict[PortKey, Crossing] = {}
+        """Where somebody was not waited for any longer and is not there yet, as it was then."""
+        self.passed_over = 0
+        """How many times that was so."""
+        self.locked = 0
+        """How many times a port was closed to plaintext."""
+        self._wanted: dict[Ref, dict[int, _Want]] = {}
+
+    # --- what is wanted ----------------------------------------------------------------------------------------------
+
+    def follow(self, mesh: Mesh, removed: Iterable[Ref], now: float) -> None:
+        """Learn what a mesh wants; `removed` is what is gone since the one before."""
+        for ref in removed:
+            self._wanted.pop(ref, None)
+        touched = mesh.touched
+        services = (
+            mesh.services()
+            if touched is None
+            else (found for key in sorted(touched) if (found := mesh.service(*key)))
+        )
+        for service in services:
+            for key, want in _wants(mesh, service):
+                self._want(mesh, key, want, now)
+
+    def recover(self, mesh: Mesh, pod: Ref, modes: Mapping[int, Mode], now: float) -> None:
+        """Learn from a server which modes it has had in force since before we were here."""
+        for port, mode in modes.items():
+            want = self._wanted.get(pod, {}).get(port)
+            key = (pod, port)
+            if want is None or key in self.crossings or want.mode is mode or self.timeout is None:
+                continue
+            tells = want.will if want.will in TAKES[mode] else _other(want.will)
+            crossing = self._open(mesh, key, want._replace(mode=mode, will=tells), now)
+            crossing.wanted, crossing.will = want.mode, want.will
+            # Its clients may be sending either.
+            crossing.may_tell, crossing.tells_at = set(_BOTH), self.served.edition
+
+    def change_rule(self, old: Fact | None, new: Fact | None, ref: Ref, now: float) -> None:
+        """Learn that a DestinationRule is to be another one, or none; `step` says when."""
+        before = self.rules.get(ref)
+        if before and before.at is None:
+            old = before.old
+        self.rules[ref] = RuleChange(
+            old=old if isinstance(old, DestinationRule) else None,
+            new=new if isinstance(new, DestinationRule) else None,
+            since=now,
+        )
+
+    def _want(self, mesh: Mesh, key: PortKey, want: _Want, now: float) -> None:
+        pod, port = key
+        known = self._wanted.setdefault(pod, {})
+        before = known.get(port)
+        known[port] = want
+        if before is None or before.uid != want.uid or self.timeout is None:
+            self.crossings.pop(key, None)  # Nobody uses what has just come.
+        elif key in self.crossings:
+            crossing = self.crossings[key]
+            crossing.wanted, crossing.will, crossing.immediate = want.mode, want.will, want.immediate
+            crossing.hosts = _hosts(mesh, key)
+        elif (before.mode, before.will) != (want.mode, want.will):
+            crossing = self._open(mesh, key, before, now)
+            crossing.wanted, crossing.will, crossing.immediate = want.mode, want.will, want.immediate
+
+    def _open(self, mesh: Mesh, key: PortKey, now_is: _Want, now: float) -> Crossing:
+        self.late.pop(key, None)
+        crossing = self.crossings[key] = Crossing(
+            wanted=now_is.mode,
+            will=now_is.will,
+            immediate=now_is.immediate,
+            serves=now_is.mode,
+            serves_at=0,
+            may_serve={now_is.mode},
+            tells=now_is.will,
+            tells_at=0,
+            may_tell={now_is.will},
+            hosts=_hosts(mesh, key),
+            began=now,
+            served_since=now,
+            told_since=now,
+        )
+        return crossing
+
+    # --- what is served ----------------------------------------------------------------------------------------------
+
+    def step(self, mesh: Mesh, known: Known, now: float) -> Step | None:
+        """Go on as far as is known to be good; None: nothing is to be served that was not before."""
+        edition = self.served.edition + 1
+        for key in [key for key in self.crossings if not _is_there(mesh, key)]:
+            del self.crossings[key]
+        self._look_after_late(mesh, known)
+        self._confirm_rules(known, now)
+        released = self._release_rules(edition, now)
+        moved = False
+        for key, crossing in tuple(self.crossings.items()):
+            self._confirm(key, crossing, known, now)
+            moved |= self._move(key, crossing, known, edition, now)
+            if crossing.done:
+                del self.crossings[key]
+            else:
+                self._tell(key, crossing, known)
+        modes = {key: each.serves for key, each in self.crossings.items() if each.serves is not each.wanted}
+        mtls = {
+            key: each.tells is Send.MTLS
+            for key, each in self.crossings.items()
+            if each.tells is not each.will
+        }
+        changed = (modes, mtls) != (self.served.modes, self.served.mtls)
+        if not (moved or released or changed):
+            return None
+        self.served = Served(edition=edition, modes=modes, mtls=mtls)
+        return Step(
+            self.served,
+            Change(
+                applied=tuple(each.new for each in released.values() if each.new),
+                removed=tuple(ref for ref, each in released.items() if not each.new),
+            ),
+        )
+
+    def deadline(self) -> float | None:
+        """When to take the next step although nothing happened."""
+        if self.timeout is None:
+            return None
+        starts = [each.since for each in self.crossings.values() if each.stage and not each.rejection]
+        starts += [each.since for each in self.rules.values()]
+        soonest = min(starts, default=inf)
+        return None if soonest == inf else soonest + self.timeout
+
+    def _is_late(self, since: float, now: float) -> bool:
+        return self.timeout is None or now >= since + self.timeout
+
+    def _confirm(self, key: PortKey, crossing: Crossing, known: Known, now: float) -> None:
+        """Draw the conclusions from what is known to be in force."""
+        pod, _ = key
+        if key in known.elsewhere.modes:
+            crossing.may_serve = set(known.elsewhere.modes[key])
+        elif (reached := known.servers.get(pod)) is None or reached >= crossing.serves_at:
+            crossing.may_serve = {crossing.serves}
+        elif not known.rejected.get(pod) and self._is_late(crossing.served_since, now):
+            self._pass_over(key, crossing, Stage.LISTENER, known)
+            crossing.may_serve = {crossing.serves}
+        if crossing.may_tell == {crossing.tells}:
+            return
+        if not self._behind(crossing, known):
+            crossing.may_tell = {crossing.tells}
+        elif self._is_late(crossing.told_since, now):
+            self._pass_over(key, crossing, Stage.CLIENTS, known)
+            crossing.may_tell = {crossing.tells}
+
+    def _pass_over(self, key: PortKey, crossing: Crossing, stage: Stage, known: Known) -> None:
+        behind = self._behind(crossing, known) if stage is Stage.CLIENTS else {}
+        self.late[key] = replace(
+            crossing,
+            may_serve=set(crossing.may_serve),
+            may_tell=set(crossing.may_tell),
+            stage=stage,
+            laggards=tuple(sorted(behind)),
+            rejection=next(filter(None, behind.values()), ""),
+        )
+        self.passed_over += 1
+
+    def _look_after_late(self, mesh: Mesh, known: Known) -> None:
+        """Forget who was late once they are there."""
+        for key, late in tuple(self.late.items()):
+            reached = known.servers.get(key[0], late.serves_at)
+            is_there = (
+                reached >= late.serves_at if late.stage is Stage.LISTENER else not self._behind(late, known)
+            )
+            if is_there or not _is_there(mesh, key):
+                del self.late[key]
+
+    def _move(self, key: PortKey, crossing: Crossing, known: Known, edition: int, now: float) -> bool:
+        """Say what to serve; tell whether that is something else."""
+        wanted, before = TAKES[crossing.wanted], (crossing.serves, crossing.tells)
+        if crossing.immediate:
+            self._serve(crossing, crossing.wanted, edition, now)
+            self._say(crossing, crossing.will, edition, now)
+            crossing.may_serve, crossing.may_tell = {crossing.serves}, {crossing.tells}
+            return before != (crossing.serves, crossing.tells)
+        will_work = crossing.will in wanted
+        if not will_work or all(crossing.will in TAKES[mode] for mode in crossing.may_serve):
+            self._say(crossing, crossing.will, edition, now)
+        need = set(wanted)
+        if will_work:
+            need |= crossing.may_tell & TAKES[crossing.serves]
+        for uses, wants in self._users(crossing):
+            if wants & wanted:
+                need |= uses & TAKES[crossing.serves]
+        need |= known.elsewhere.sends.get(key, frozenset()) & TAKES[crossing.serves]
+        if known.elsewhere.unknown:
+            need |= TAKES[crossing.serves]
+        self._serve(crossing, _FOR[frozenset(need)], edition, now)
+        return before != (crossing.serves, crossing.tells)
+
+    def _serve(self, crossing: Crossing, mode: Mode, edition: int, now: float) -> None:
+        if crossing.serves is not mode:
+            self.locked += mode is Mode.STRICT
+            crossing.serves, crossing.serves_at, crossing.served_since = mode, edition, now
+            crossing.may_serve.add(mode)
+
+    def _say(self, crossing: Crossing, send: Send, edition: int, now: float) -> None:
+        if crossing.tells is not send:
+            crossing.tells, crossing.tells_at, crossing.told_since = send, edition, now
+            crossing.may_tell.add(send)
+
+    def _tell(self, key: PortKey, crossing: Crossing, known: Known) -> None:
+        """Note what it waits for."""
+        pod, _ = key
+        waits_for_clients = crossing.may_tell != {crossing.tells} or any(self._users(crossing))
+        if crossing.may_serve != {crossing.serves}:
+            crossing.stage, crossing.rejection = Stage.LISTENER, known.rejected.get(pod, "")
+            crossing.laggards = ()
+        elif waits_for_clients:
+            behind = self._behind(crossing, known)
+            crossing.stage, crossing.laggards = Stage.CLIENTS, tuple(sorted(behind))
+            crossing.rejection = next(filter(None, behind.values()), "")
+        else:
+            crossing.stage = Stage.CLIENTS if known.elsewhere.sends.get(key) else None
+            crossing.laggards, crossing.rejection = (), ""
+
+    @staticmethod
+    def _behind(crossing: Crossing, known: Known) -> dict[str, str]:
+        """Return the clients that have not taken what they were told, with what they said if they rejected it."""
+        behind = {name: "" for name, reached in known.clients.items() if reached < crossing.tells_at}
+        for name, rejected in known.refusing.items():
+            for cluster, why in rejected.items():
+                if _service_of(cluster) in crossing.hosts:
+                    behind[name] = why
+        return behind
+
+    # --- DestinationRules --------------------------------------------------------------------------------------------
+
+    def _confirm_rules(self, known: Known, now: float) -> None:
+        for ref, rule in tuple(self.rules.items()):
+            confirmed = rule.at is not None and all(each >= rule.at for each in known.clients.values())
+            if rule.at is not None and (confirmed or self._is_late(rule.since, now)):
+                del self.rules[ref]
+
+    def _release_rules(self, edition: int, now: float) -> dict[Ref, RuleChange]:
+        """Put those in force that no server would refuse by which it was not meant to."""
+        released = {}
+        for ref, rule in self.rules.items():
+            if rule.at is None and (self._is_late(rule.since, now) or not self._is_too_early(rule)):
+                rule.at, rule.since = edition, now
+                released[ref] = rule
+        return released
+
+    def _is_too_early(self, rule: RuleChange) -> bool:
+        return any(
+            send in TAKES[crossing.wanted] and any(send not in TAKES[mode] for mode in crossing.may_serve)
+            for crossing in self.crossings.values()
+            if rule.is_about(crossing.hosts)
+            for send in _says(rule.new, {crossing.tells})
+        )
+
+    def _users(self, crossing: Crossing) -> Iterator[tuple[set[Send], set[Send]]]:
+        """Yield, for each change of a DestinationRule, what its clients may be sending and what they will send."""
+        for rule in self.rules.values():
+            if rule.is_about(crossing.hosts):
+                wants = _says(rule.new, {crossing.will})
+                yield _says(rule.old, crossing.may_tell) | wants, wants
+
+
+_SENDS = {TlsMode.ISTIO_MUTUAL: Send.MTLS}
+
+
+def _says(rule: DestinationRule | None, otherwise: Collection[Send]) -> set[Send]:
+    """Return what clients send by any part of a rule; `otherwise`: what those send that it leaves alone."""
+    if rule is None:
+        return set(otherwise)
+    policies = [rule.policy, *(subset.policy for subset in rule.subsets)]
+    found: set[Send] = set()
+    for policy in policies:
+        for each in (policy, *(policy.ports.values() if policy else ())):
+            if each and each.tls:
+                found.add(_SENDS.get(each.tls.mode, Send.PLAINTEXT))
+            else:
+                found.update(otherwise)
+    return found
+
+
+def _other(send: Send) -> Send:
+    return Send.PLAINTEXT if send is Send.MTLS else Send.MTLS
+
+
+def _service_of(cluster: str) -> tuple[str, int]:
+    """Return the host and port that a cluster `outbound|PORT|SUBSET|HOST` leads to."""
+    kind, _, rest = cluster.partition("|")
+    port, _, rest = rest.partition("|")
+    return (rest.rpartition("|")[2], int(port)) if kind == "outbound" and port.isdecimal() else ("", 0)
+
+
+def _is_there(mesh: Mesh, key: PortKey) -> bool:
+    pod = mesh.get(key[0])
+    return isinstance(pod, Pod) and pod.has_sidecar and not pod.ended
+
+
+def _hosts(mesh: Mesh, key: PortKey) -> frozenset[tuple[str, int]]:
+    pod = mesh.get(key[0])
+    found = mesh.exposures(pod) if isinstance(pod, Pod) else ()
+    return frozenset((each.service.host, each.port.port) for each in found if each.target == key[1])
+
+
+def _wants(mesh: Mesh, service: Service) -> Iterator[tuple[PortKey, _Want]]:
+    """Yield what is wanted of each endpoint of a service that has a sidecar."""
+    for port in service.ports:
+        for endpoint in mesh.endpoints(service, port):
+            server = at_endpoint(mesh, endpoint)
+            if server and endpoint.pod:
+                mtls = mesh.config.enable_auto_mtls and server.mode is not Mode.DISABLE
+                because = mesh.get(server.because)
+                immediate = bool(because) and because.meta.annotations.get(ROLLOUT) == "immediate"  # type: ignore[union-attr]
+                want = _Want(
+                    server.mode,
+                    Send.MTLS if mtls else Send.PLAINTEXT,
+                    endpoint.pod.meta.uid,
+                    immediate,
+                )
+                yield (endpoint.pod.ref, endpoint.port), want

@@ -1,0 +1,286 @@
+"""Between the streams and `xds.policy.rollout`: how far each proxy is, as facts for the rollout's next step.
+
+Nothing is kept about resources: a session says up to which edition its client has answered.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from math import inf
+from typing import NamedTuple, TypeAlias
+
+import structlog
+
+from xds.envoy.inbound import accepting
+from xds.mesh import Mesh
+from xds.model import Change, DestinationRule, Mode, Ref
+from xds.policy.progress import progress
+from xds.policy.rollout import Elsewhere, Known, Rollout
+from xds.protocol.session import Session
+from xds.server import Subscriber
+from xds.snapshot import CLUSTER, ENDPOINT, LISTENER
+
+log = structlog.get_logger(__name__)
+
+PodName: TypeAlias = tuple[str, str]
+"""namespace, name."""
+
+SETTLE = 0.2
+"""Seconds after an acknowledgement until Envoy's worker threads, too, do what its main thread has taken."""
+AWAY = 10.0
+"""Seconds that a proxy which has lost its stream is reckoned with: it comes back within five."""
+RECOVERY = 6.0
+"""Seconds after the start in which proxies come back that were there before."""
+HELLO = 1.0
+"""Seconds that a proxy which comes back has to say what it listens with."""
+EVERY = 0.1
+"""Seconds between two looks at how far proxies are, while something is on its way."""
+LATE_EVERY = 1.0
+"""The same, while only those are looked after that were not waited for any longer."""
+TOLD_EVERY = 5.0
+"""Seconds between two lines of the log about a service that is on its way,"""
+MOST_TOLD = 10
+"""and of how many services there are lines."""
+MOST_STEPS = 8
+"""Taken at a time, which only happens where nobody has to be waited for."""
+
+
+class _Reach:
+    """The newest edition that has been in force for a while."""
+
+    def __init__(self) -> None:
+        self._ripe = -1
+        self._noted: deque[tuple[int, float]] = deque()
+
+    def note(self, edition: int, now: float) -> int:
+        """Take note that an edition is in force; return the one that has been for long enough."""
+        if edition > (self._noted[-1][0] if self._noted else self._ripe):
+            self._noted.append((edition, now + SETTLE))
+        while self._noted and self._noted[0][1] <= now:
+            self._ripe, _ = self._noted.popleft()
+        return self._ripe
+
+
+class _Stream:
+    """How far one stream is, as a client and as a server."""
+
+    def __init__(self, now: float) -> None:
+        self.came = now
+        self.client = _Reach()
+        self.server = _Reach()
+
+
+class _Reached(NamedTuple):
+    client: int
+    server: int
+
+
+class Rolling:
+    """Takes a mesh from one step of its rollouts to the next. `apply` and `advance` may run in a thread, nothing else may.
+
+    `timeout`: how many seconds a proxy is waited for; None: what is wanted is served at once.
+    """
+
+    def __init__(self, streams: Mapping[PodName, set[Subscriber]], timeout: float | None) -> None:
+        self.rollout = Rollout(timeout)
+        self.elsewhere: Callable[[], Elsewhere] = Elsewhere
+        """Says what other replicas know."""
+        self._subscribers = streams
+        self._streams: dict[Subscriber, _Stream] = {}
+        self._away: dict[PodName, tuple[_Reached, float]] = {}
+        self._met: set[PodName] = set()
+        self._came_back: dict[Ref, Mapping[int, Mode]] = {}
+        self._recovers_until = inf
+        self._missing: set[PodName] = set()
+        """Pods that may be about to come back."""
+        self._looked = -inf
+
+    # --- how far proxies are -----------------------------------------------------------------------------------------
+
+    def connected(self, subscriber: Subscriber, now: float) -> None:
+        """Take note of a new stream."""
+        self._streams[subscriber] = _Stream(now)
+
+    def disconnected(self, subscriber: Subscriber, key: PodName, now: float) -> None:
+        """Take note that a stream has ended: its proxy goes on with what it has, and will be back."""
+        stream = self._streams.pop(subscriber)
+        if self.rollout.timeout is not None and subscriber.session and not self._subscribers.get(key):
+            self._away[key] = (self._reached(subscriber.session, stream, now), now + AWAY)
+
+    def asked(self, subscriber: Subscriber, key: PodName, type_url: str) -> None:
+        """Take note that a proxy has asked for a type: one that was here before says then what it listens with."""
+        session = subscriber.session
+        if type_url != LISTENER or not session or key in self._met or self.rollout.timeout is None:
+            return
+        self._met.add(key)
+        self._missing.discard(key)
+        if modes := accepting(session.brought(LISTENER)):
+            self._came_back[Ref("Pod", *key)] = modes
+
+    def holds(self, subscriber: Subscriber, key: PodName, now: float) -> bool:
+        """Whether a proxy that was here before, and has a configuration, is to wait until it is known how far others are."""
+        session = subscriber.session
+        if session is None or self.rollout.timeout is None or subscriber.snapshot is not None:
+            return False
+        if not any(session.brought(each) for each in (CLUSTER, ENDPOINT, LISTENER)):
+            return False
+        if key not in self._met and now < self._streams[subscriber].came + HELLO:
+            return True
+        return Ref("Pod", *key) in self._came_back or self.is_recovering(now)
+
+    def began(self, mesh: Mesh, now: float) -> None:
+        """Take note that everything is known, and proxies are about to be let in."""
+        self._recovers_until = now + RECOVERY
+        self._missing = {
+            (pod.namespace, pod.name) for pod in mesh.pods() if pod.has_sidecar and not pod.ended
+        }
+
+    def is_recovering(self, now: float) -> bool:
+        """Whether proxies may be about to come back that were there before the control plane was."""
+        return bool(self._missing) and now < self._recovers_until < inf
+
+    @property
+    def is_open(self) -> bool:
+        """Whether anything is on its way."""
+        return bool(self.rollout.crossings or self.rollout.rules or self._came_back)
+
+    def due(self, now: float) -> float:
+        """Return when to look again how far proxies are; infinity: not until something happens."""
+        if self.is_open:
+            return max(self._looked + EVERY, now)
+        return max(self._looked + LATE_EVERY, now) if self.rollout.late else inf
+
+    def known(self, now: float) -> Known:
+        """Return how far proxies are."""
+        self._looked = now
+        waited = {pod for pod, _ in (*self.rollout.crossings, *self.rollout.late)}
+        servers: dict[Ref, int] = {}
+        clients: dict[str, int] = {}
+        rejected: dict[Ref, str] = {}
+        refusing: dict[str, dict[str, str]] = {}
+        for key, (session, reached) in self._sessions(now):
+            namespace, pod = key
+            name, ref = f"{pod}.{namespace}", Ref("Pod", namespace, pod)
+            clients[name] = min(reached.client, clients.get(name, reached.client))
+            if ref in waited:
+                servers[ref] = min(reached.server, servers.get(ref, reached.server))
+            if session is None:
+                continue
+            if ref in waited and (why := _rejection(session, _inbound(session))):
+                rejected[ref] = why
+            for type_url in (CLUSTER, ENDPOINT):
+                for what, rejection in session.rejected(type_url).items():
+                    refusing.setdefault(name, {})[what] = rejection.message
+        return Known(
+            servers=servers, rejected=rejected, clients=clients, refusing=refusing, elsewhere=self.elsewhere()
+        )
+
+    def _sessions(self, now: float) -> Iterator[tuple[PodName, tuple[Session | None, _Reached]]]:
+        for key, subscribers in self._subscribers.items():
+            self._away.pop(key, None)
+            for subscriber in subscribers:
+                # One that nothing is served to yet has nothing that could be waited for, or is held.
+                if subscriber.session and (subscriber.snapshot or self.holds(subscriber, key, now)):
+                    stream = self._streams[subscriber]
+                    yield key, (subscriber.session, self._reached(subscriber.session, stream, now))
+        for key, (reached, until) in tuple(self._away.items()):
+            if now >= until:
+                del self._away[key]
+            else:
+                yield key, (None, reached)
+
+    @staticmethod
+    def _reached(session: Session, stream: _Stream, now: float) -> _Reached:
+        inbound = _inbound(session)
+        in_force = inbound and session.in_force(LISTENER, inbound)
+        return _Reached(
+            stream.client.note(min(session.reached(CLUSTER), session.reached(ENDPOINT)), now),
+            stream.server.note(session.edition if in_force else -1, now),
+        )
+
+    # --- steps -------------------------------------------------------------------------------------------------------
+
+    def first(self, mesh: Mesh, now: float) -> Mesh:
+        """Return the first mesh, with nothing on its way."""
+        self.rollout.follow(mesh, (), now)
+        return mesh.serving(self.rollout.served)
+
+    def apply(self, mesh: Mesh, change: Change, known: Known, now: float) -> Mesh:
+        """Return the mesh after a change, as it is to be served."""
+        if self.rollout.timeout is None:
+            return mesh.apply(change)
+        rules, others = _rules_apart(change)
+        after = mesh.apply(others)
+        self.rollout.follow(after, change.removed, now)
+        for rule in rules.applied:
+            self.rollout.change_rule(mesh.get(rule.ref), rule, rule.ref, now)
+        for ref in rules.removed:
+            self.rollout.change_rule(mesh.get(ref), None, ref, now)
+        return self.advance(after, known, now)
+
+    def advance(self, mesh: Mesh, known: Known, now: float) -> Mesh:
+        """Return the mesh as it is to be served now, given how far proxies are; itself, if nothing is to be served anew."""
+        while self._came_back:
+            ref, modes = self._came_back.popitem()
+            self.rollout.recover(mesh, ref, modes, now)
+        for _ in range(MOST_STEPS):
+            step = self.rollout.step(mesh, known, now)
+            if step is None:
+                break
+            if step.rules != Change():
+                mesh = mesh.apply(step.rules)
+                self.rollout.follow(mesh, (), now)
+            mesh = mesh.serving(step.served)
+        return mesh
+
+
+def _rules_apart(change: Change) -> tuple[Change, Change]:
+    """Return what a change says of DestinationRules, and the rest."""
+    rules = Change(
+        applied=tuple(each for each in change.applied if isinstance(each, DestinationRule)),
+        removed=tuple(ref for ref in change.removed if ref.kind == "DestinationRule"),
+    )
+    others = Change(
+        applied=tuple(each for each in change.applied if not isinstance(each, DestinationRule)),
+        removed=tuple(ref for ref in change.removed if ref.kind != "DestinationRule"),
+        config=change.config,
+    )
+    return rules, others
+
+
+def _inbound(session: Session) -> list[str]:
+    """Return the names of the listeners that take what comes for a session's pod: those that say what they accept."""
+    return session.tagged(LISTENER)
+
+
+def _rejection(session: Session, names: Iterable[str]) -> str:
+    rejected = session.rejected(LISTENER)
+    return next((rejected[name].message for name in names if name in rejected), "")
+
+
+class RolloutLog:
+    """Says in the log how far services are: when that changes, but not more often than every few seconds."""
+
+    def __init__(self) -> None:
+        self._told: dict[tuple[str, str], str] = {}
+        self._told_at = -inf
+
+    def tell(self, mesh: Mesh, rollout: Rollout, now: float) -> None:
+        """Say what is new, of some services if there are many."""
+        going_on = bool(rollout.crossings or rollout.late)
+        if not (going_on or self._told) or (going_on and now < self._told_at + TOLD_EVERY):
+            return
+        self._told_at = now
+        found = progress(mesh, rollout) if going_on else []
+        told: dict[tuple[str, str], str] = {}
+        for each in found[:MOST_TOLD]:
+            key = (each.namespace, each.service)
+            told[key] = each.words(now)
+            stuck = any(endpoint.passed_over or endpoint.rejection for endpoint in each.waiting)
+            (log.warning if stuck else log.info)("rollout", status=told[key])
+        if more := found[MOST_TOLD:]:
+            log.info("rollout", more=len(more))
+        for namespace, name in sorted(self._told.keys() - told.keys()):
+            log.info("rollout", status=f"{name}.{namespace}: done")
+        self._told = told
