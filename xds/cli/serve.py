@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
+from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -22,6 +23,13 @@ if TYPE_CHECKING:
     from xds.sources.files import Folder
     from xds.sources.kubernetes import Kubernetes
     from xds.sources.settings import Settings
+
+
+class Rollout(StrEnum):
+    """How a change of mode is put in force."""
+
+    GATED = "gated"
+    IMMEDIATE = "immediate"
 
 
 def serve(
@@ -90,6 +98,23 @@ def serve(
             "sidecars spread over control planes that were added. 0: for ever.",
         ),
     ] = 1800,
+    rollout: Annotated[
+        Rollout,
+        typer.Option(
+            "--rollout",
+            help="How a change of mode is put in force. gated: servers take both for as long as clients change over, so "
+            "that no request fails. immediate: at once, on both sides.",
+        ),
+    ] = Rollout.GATED,
+    rollout_timeout: Annotated[
+        float,
+        typer.Option(
+            "--rollout-timeout",
+            metavar="SECONDS",
+            min=0,
+            help="How long a change of mode waits for any sidecar before it goes on without it.",
+        ),
+    ] = 30,
     state_dir: Annotated[
         Path | None,
         typer.Option(
@@ -165,16 +190,20 @@ def serve(
     from xds.cli import logs  # noqa: PLC0415
     from xds.translate import warm  # noqa: PLC0415
 
+    timeout = rollout_timeout if rollout is Rollout.GATED else None
+
     async def serving() -> int:
         async with AsyncExitStack() as stack:
             source: Folder | Kubernetes
             if manifests:
                 source = _folder(manifests, settings)
-                prepare = partial(_alone, exposed, opened, state_dir)
+                prepare = partial(_alone, exposed, opened, state_dir, rollout_timeout=timeout)
             else:
                 api = await stack.enter_async_context(options.connected(kubeconfig, context))
                 source = _cluster(api, assignments, namespace, mesh_config_map)
-                prepare = partial(_in_cluster, exposed, opened, api, source, injected=injected)
+                prepare = partial(
+                    _in_cluster, exposed, opened, api, source, injected=injected, rollout_timeout=timeout
+                )
             return await run(source, prepare, at, max_connection_age=max_connection_age or None)
 
     at = Addresses(xds=where["--xds-address"], admin=admin, rest=where.get("--rest-address"))
@@ -184,7 +213,12 @@ def serve(
 
 
 async def _alone(
-    exposed: list[str], opened: doors.Doors, state_dir: Path | None, config: MeshConfig
+    exposed: list[str],
+    opened: doors.Doors,
+    state_dir: Path | None,
+    config: MeshConfig,
+    *,
+    rollout_timeout: float | None,
 ) -> Serving:
     """Prepare to serve manifests."""
     from datetime import UTC, datetime  # noqa: PLC0415
@@ -200,7 +234,7 @@ async def _alone(
     # Who can be reached by others is no demo, and a forwarded port looks like this machine.
     serve_keys = not exposed and all(each.is_loopback for each in opened.addresses)
     _say_what_is_at_stake(exposed, keys=serve_keys, kept=state_dir is not None)
-    hub = Hub(authority, serve_keys=serve_keys)
+    hub = Hub(authority, serve_keys=serve_keys, rollout_timeout=rollout_timeout)
     authorities = Authorities(authority=authority)
     return Serving(hub, door=await opened.door(hub, lambda: authorities))
 
@@ -213,6 +247,7 @@ async def _in_cluster(
     config: MeshConfig,
     *,
     injected: injecting.Injecting,
+    rollout_timeout: float | None,
 ) -> Serving:
     """Prepare to serve a cluster, as one of several."""
     from xds.hub import Hub  # noqa: PLC0415
@@ -227,7 +262,7 @@ async def _in_cluster(
         options.fail(str(error), 1)
     _say_what_is_at_stake(exposed, keys=False, kept=True)
     kept = replica.authorities
-    hub = Hub(kept.authority, also_trust=kept.also_trust, serve_keys=False)
+    hub = Hub(kept.authority, also_trust=kept.also_trust, serve_keys=False, rollout_timeout=rollout_timeout)
     replica.follow(hub)
     told = Conditions(api, lambda: source.problems, lambda: hub.mesh, leads=replica.leads)
     # Each that is to run besides is added here.

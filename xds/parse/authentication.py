@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from enum import StrEnum
 
-from xds.model import AuthenticationPolicy, Meta, Mode, PeerAuthentication, Target
+from xds.model import ROLLOUT, AuthenticationPolicy, Meta, Mode, PeerAuthentication, Target
 from xds.parse import names
 from xds.parse.core import TOP
 from xds.parse.reading import Field
@@ -54,8 +54,18 @@ def mesh_policy(obj: Field, meta: Meta) -> AuthenticationPolicy:
     return read
 
 
+def _look_at_rollout(obj: Field, meta: Meta) -> None:
+    # Not refused: the policy itself must not depend on how it is put in force.
+    if (said := meta.annotations.get(ROLLOUT, "immediate")) != "immediate":
+        obj["metadata"]["annotations"][ROLLOUT].notice(
+            f"is ignored: {said!r} says nothing",
+            "write immediate, or leave it out to have proxies waited for",
+        )
+
+
 def _alpha(obj: Field, meta: Meta) -> AuthenticationPolicy:
     obj.mapping(f"{TOP} spec status", strict=True)
+    _look_at_rollout(obj, meta)
     spec = obj["spec"].mapping(
         "targets peers peerIsOptional origins originIsOptional principalBinding", strict=True
     )
@@ -121,6 +131,7 @@ def _target_ports(field: Field) -> Iterator[int | str]:
 def peer_authentication(obj: Field, meta: Meta) -> PeerAuthentication:
     """Read a PeerAuthentication: of the mesh, a namespace, or the workloads it selects."""
     obj.mapping(f"{TOP} spec status", strict=True)
+    _look_at_rollout(obj, meta)
     spec = obj["spec"].mapping("selector mtls portLevelMtls", strict=True)
     selector = names.selected(spec["selector"]) or {}
     ports: dict[int, Mode | None] = {}
