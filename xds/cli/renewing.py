@@ -1,0 +1,130 @@
+"""What `xds token --out-dir` keeps: a folder for each pod, with its token and the mesh's roots."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+import structlog
+
+from xds import state
+from xds.identity.claims import Caller, How
+from xds.identity.tokens import TokenKey
+from xds.kube.complaint import Complaint
+from xds.mesh import Mesh
+from xds.model import Pod, Problem
+from xds.sources.files import RESCAN, Folder
+
+log = structlog.get_logger("xds.cli.token")
+
+TOKEN, ROOTS = "token", "root-cert.pem"
+
+Whom: TypeAlias = Callable[[], Mapping[str, Caller | None]]
+"""Says whom the token of each POD.NAMESPACE is for now; None: there is no such pod."""
+
+
+class Known:
+    """What manifests say of pods now."""
+
+    def __init__(self, manifests: Path) -> None:
+        self._folder = Folder(manifests)
+        self.mesh = Mesh()
+
+    def load(self) -> Iterable[Problem]:
+        """Read what changed; return what is newly wrong with it. OSError: the folder is not there, the first time."""
+        report = self._folder.load()
+        self.mesh = self.mesh.apply(report.change)
+        return report.problems
+
+    def callers(self, names: Iterable[str]) -> Mapping[str, Caller | None]:
+        """Return whom the pods' tokens are for, by what is there now."""
+        self.load()
+        found: dict[str, Caller | None] = {}
+        for name in names:
+            pod, _, namespace = name.rpartition(".")
+            known = self.mesh.pod(namespace, pod)
+            found[name] = of_pod(known) if known else None
+        return found
+
+
+def of_pod(pod: Pod) -> Caller:
+    """Return who a pod is."""
+    return Caller(
+        namespace=pod.namespace,
+        service_account=pod.service_account,
+        pod=pod.name,
+        pod_uid=pod.meta.uid,
+        how=How.TOKEN,
+    )
+
+
+class _Written(NamedTuple):
+    caller: Caller
+    key: TokenKey
+    roots: bytes
+    at: datetime
+
+
+class Files:
+    """The files of some pods, in a folder for each."""
+
+    def __init__(
+        self,
+        whom: Whom,
+        state_dir: Path,
+        out_dir: Path,
+        lifetime: timedelta,
+        *,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._whom = whom
+        self._state_dir = state_dir
+        self._out_dir = out_dir
+        self._lifetime = lifetime
+        self._now = now
+        self._written: dict[str, _Written] = {}
+
+    def write(self) -> dict[str, str]:
+        """Write what is not good for long enough, as far as that is possible; tell for each pod what is wrong, or nothing."""
+        return {name: self._problem(name, caller) for name, caller in self._whom().items()}
+
+    def _problem(self, name: str, caller: Caller | None) -> str:
+        if caller is None:
+            return "there is no such pod in the manifests any more"
+        try:
+            self._keep(name, caller, state.token_key(self._state_dir), state.roots(self._state_dir))
+        except state.StateError as error:
+            return str(error)
+        except OSError as error:
+            return f"{error.filename or self._out_dir}: {error.strerror}"
+        return ""
+
+    def _keep(self, name: str, caller: Caller, key: TokenKey, roots: bytes) -> None:
+        now = self._now()
+        last = self._written.get(name)
+        if last and last == (caller, key, roots, last.at) and last.at <= now < last.at + self._lifetime / 2:
+            return
+        folder = self._out_dir / name
+        folder.mkdir(parents=True, exist_ok=True)
+        state.replace(folder / ROOTS, roots, 0o644)
+        state.replace(folder / TOKEN, key.issue(caller, now, self._lifetime).encode(), 0o600)
+        self._written[name] = _Written(caller, key, roots, now)
+        expires = (now + self._lifetime).isoformat(timespec="seconds")
+        account = f"{caller.namespace}/{caller.service_account}"
+        log.info("token", pod=name, account=account, file=str(folder / TOKEN), expires=expires)
+
+
+def renew(files: Files) -> None:
+    """Keep files good until SIGTERM or SIGINT; the log is told what cannot be done, which is tried again."""
+    ends = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, ends)  # so that no file is left half made
+    complain = Complaint(log, "no token written")
+    while True:
+        for name, problem in files.write().items():
+            complain(problem, pod=name)
+        if signal.sigtimedwait(ends, RESCAN):
+            log.info("stopped")
+            return
