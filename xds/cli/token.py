@@ -125,10 +125,10 @@ def _write(files: Files, *, stay: bool) -> None:
     from xds.cli import logs  # noqa: PLC0415
     from xds.cli.renewing import renew  # noqa: PLC0415
 
-    logs.configure()
     if stay:
+        logs.configure()
         renew(files)
-    elif problems := [problem for problem in files.write().values() if problem]:
+    elif problems := [outcome.problem for outcome in files.write().values() if outcome.problem]:
         options.fail("; ".join(dict.fromkeys(problems)), 1)
 
 
