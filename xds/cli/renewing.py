@@ -97,15 +97,18 @@ class Files:
 
     def write(self) -> dict[str, Outcome]:
         """Write what is not good for long enough, as far as that is possible."""
-        return {name: self._keep(name, caller) for name, caller in self._whom().items()}
+        whom = self._whom()
+        try:
+            key, roots = state.token_key(self._state_dir), state.roots(self._state_dir)
+        except state.StateError as error:
+            return dict.fromkeys(whom, Outcome(str(error)))
+        return {name: self._keep(name, caller, key, roots) for name, caller in whom.items()}
 
-    def _keep(self, name: str, caller: Caller | None) -> Outcome:
+    def _keep(self, name: str, caller: Caller | None, key: TokenKey, roots: bytes) -> Outcome:
         if caller is None:
             return Outcome("there is no such pod in the manifests any more")
         try:
-            return self._write(name, caller, state.token_key(self._state_dir), state.roots(self._state_dir))
-        except state.StateError as error:
-            return Outcome(str(error))
+            return self._write(name, caller, key, roots)
         except OSError as error:
             return Outcome(f"{error.filename or self._out_dir}: {error.strerror}")
 

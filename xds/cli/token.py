@@ -33,7 +33,7 @@ def token(
             metavar="DIR",
             exists=True,
             file_okay=False,
-            help="That of `xds serve`: the key that signs is there.",
+            help="That of xds serve: the key that signs is there.",
         ),
     ],
     manifests: Annotated[
@@ -52,7 +52,7 @@ def token(
         typer.Option(
             "--service-account",
             metavar="NAME",
-            help="Without --manifests: the account of the pods; `default` unless said. Without a pod: "
+            help="Without --manifests: the account of the pods; default unless said. Without a pod: "
             "NAMESPACE/NAME, whom a token is for that is bound to no pod, such as that of an --admin-identity.",
             show_default=False,
         ),
@@ -80,7 +80,7 @@ def token(
         ),
     ] = False,
 ) -> None:
-    """Give sidecars the tokens by which they prove to `xds serve --manifests` who they are.
+    """Give sidecars the tokens by which they prove to xds serve --manifests who they are.
 
     A token is signed with the key in --state-dir, for one service account, bound to one pod, and good for a short time. What
     kubelet and API server do in a cluster, this does elsewhere.
