@@ -163,8 +163,7 @@ class Rolling:
             namespace, pod = key
             name, ref = f"{pod}.{namespace}", Ref("Pod", namespace, pod)
             clients[name] = min(reached.client, clients.get(name, reached.client))
-            if ref in waited:
-                servers[ref] = min(reached.server, servers.get(ref, reached.server))
+            servers[ref] = min(reached.server, servers.get(ref, reached.server))
             if session is None:
                 continue
             if ref in waited and (why := _rejection(session, _inbound(session))):
