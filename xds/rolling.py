@@ -272,7 +272,7 @@ class RolloutLog:
         if not (going_on or self._told) or (going_on and now < self._told_at + TOLD_EVERY):
             return
         self._told_at = now
-        found = progress(mesh, rollout) if going_on else []
+        found = list(progress(mesh, rollout)) if going_on else []
         told: dict[tuple[str, str], str] = {}
         for each in found[:MOST_TOLD]:
             key = (each.namespace, each.service)
