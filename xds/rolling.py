@@ -214,9 +214,11 @@ class Rolling:
         after = mesh.apply(others)
         self.rollout.follow(after, change.removed, now)
         for rule in rules.applied:
-            self.rollout.change_rule(mesh.get(rule.ref), rule, rule.ref, now)
+            self.rollout.change_rule(
+                after, rule.ref, rule if isinstance(rule, DestinationRule) else None, now
+            )
         for ref in rules.removed:
-            self.rollout.change_rule(mesh.get(ref), None, ref, now)
+            self.rollout.change_rule(after, ref, None, now)
         return self.advance(after, known, now)
 
     def advance(self, mesh: Mesh, known: Known, now: float) -> Mesh:
