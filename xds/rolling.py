@@ -226,6 +226,7 @@ class Rolling:
         while self._came_back:
             ref, modes = self._came_back.popitem()
             self.rollout.recover(mesh, ref, modes, now)
+            mesh = mesh.apply(self.rollout.withdraw_rules(mesh, now))
         for _ in range(MOST_STEPS):
             step = self.rollout.step(mesh, known, now)
             if step is None:

@@ -75,7 +75,7 @@ class Proxies:
         for name, server in self.servers.items():
             server.said = server.edition = -1
             if server.connected and server.modes:
-                self.rollout.recover(self.mesh, Ref("Pod", "ns", name), server.modes, self.now)
+                self.rolling._came_back[Ref("Pod", "ns", name)] = server.modes
         for client in self.clients.values():
             client.said = client.edition = -1
         self.step()

@@ -88,7 +88,7 @@ class RolloutMachine(RuleBasedStateMachine):
 
 TestRollout = RolloutMachine.TestCase
 TestRollout.settings = settings(
-    max_examples=1000, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=1500, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
 )
 
 

@@ -225,6 +225,20 @@ class Rollout:
             since=now,
         )
 
+    def withdraw_rules(self, mesh: Mesh, now: float) -> Change:
+        """Return the DestinationRules to take back because servers are found not to take yet what they say."""
+        for rule in mesh.rules():
+            change = RuleChange(
+                old=None,
+                new=rule,
+                others=tuple(other for other in mesh.rules() if other.ref != rule.ref),
+                since=now,
+            )
+            if rule.ref not in self.rules and self._is_too_early(change):
+                self.rules[rule.ref] = change
+        held = [ref for ref, each in self.rules.items() if each.at is None and not each.old and each.new]
+        return Change(removed=tuple(ref for ref in held if mesh.get(ref)))
+
     def _want(self, mesh: Mesh, key: PortKey, want: _Want, now: float) -> None:
         pod, port = key
         known = self._wanted.setdefault(pod, {})
