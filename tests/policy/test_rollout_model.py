@@ -88,7 +88,7 @@ class RolloutMachine(RuleBasedStateMachine):
 
 TestRollout = RolloutMachine.TestCase
 TestRollout.settings = settings(
-    max_examples=1500, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=150, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
 )
 
 
@@ -96,5 +96,5 @@ def test_the_model_fails_without_the_gate() -> None:
     world = Proxies(timeout=None)
     world.set_mode("DISABLE")
     world.deliver_to_server("web-1")
-    with pytest.raises(AssertionError, match="sends mtls to web-1:8080, which takes DISABLE"):
+    with pytest.raises(AssertionError, match="sends mtls to web-1:.*, which takes DISABLE"):
         world.check()

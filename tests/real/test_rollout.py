@@ -293,3 +293,57 @@ async def test_random_flips_under_traffic_fail_no_request(loopback, tmp_path):
         log = pods.mesh.plane.tail(400)
     print(f"{sent} requests, {FLIPS} flips: {dict(kinds)}")
     assert not failed, f"seed {seed}: {sum(failed.values())} of {sent} failed: {failed.most_common(5)}\n{log}"
+
+
+@pytest.mark.timeout(120)
+async def test_the_same_load_loses_requests_when_nobody_is_waited_for(loopback, tmp_path):
+    async with running(loopback, tmp_path, "--rollout=immediate") as pods:
+        await pods.load()
+        for mode in ("DISABLE", "STRICT") * 6:
+            pods.say(manifests.peer_authentication("ns", mode))
+            await pods.mesh.settled()
+            await pods.more()
+        sent, failed = await pods.stop()
+    print(f"{sent} requests, {sum(failed.values())} failed")
+    assert failed
+
+
+@pytest.mark.timeout(120)
+async def test_requests_change_over_and_plaintext_ends(loopback, tmp_path):
+    """DISABLE to STRICT: what clients send after the change, and when others are refused."""
+    async with running(loopback, tmp_path) as pods:
+        pods.say(manifests.peer_authentication("ns", "DISABLE"))
+        await pods.mesh.settled()
+        await pods.load()
+        assert not any(sent.answer.identity for sent in await pods.more())
+        async with AsyncExitStack() as stack:
+            # An application without a sidecar, and one that opened a connection while plaintext was served.
+            plain = await stack.enter_async_context(Client().tcp(pods.servers[0].address, TCP))
+            tunnel = await stack.enter_async_context(pods.clients[1].client.tcp("web.ns", 90))
+            assert (await plain.ask("hello")).endswith(": hello")
+            said = time.monotonic()
+            pods.say(manifests.peer_authentication("ns", "STRICT"))
+            await pods.mesh.settled()
+            locked = time.monotonic()
+            await asyncio.sleep(0)
+            refused = await Client().get(f"http://{pods.servers[0].address}:{HTTP}/headers")
+            assert refused.code == "000", refused
+            # Both were opened in plaintext, and end at the drain time.
+            assert await plain.closed()
+            assert await tunnel.closed()
+            assert time.monotonic() - locked < 3 * 5
+        later = await pods.more(20)
+        assert all(sent.answer.identity for sent in later)
+        old = [
+            sent
+            for load in pods.loads
+            for sent in load.since(said)
+            if not sent.answer.identity and sent.began > locked + 2
+        ]
+        assert not old
+        lag = max(sent.began for load in pods.loads for sent in load.sent if not sent.answer.identity)
+        _, failed = await pods.stop()
+    assert not failed
+    print(
+        f"locked {locked - said:.2f} s after the change; the last request in plaintext began {lag - locked:+.2f} s from then"
+    )
