@@ -66,7 +66,7 @@ class Known:
     """How far proxies are: which edition (`Served.edition`) of what was served is in force."""
 
     servers: Mapping[Ref, int] = field(default_factory=dict)
-    """By pod, of its inbound listeners with the secrets that these name; only of those that are waited for."""
+    """By pod, of its inbound listeners with the secrets that these name; who is not named is not connected."""
     rejected: Mapping[Ref, str] = field(default_factory=dict)
     """By pod, why its sidecar does not take the listener."""
     clients: Mapping[str, int] = field(default_factory=dict)
