@@ -8,7 +8,7 @@ docs/rollout.md.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from math import inf
@@ -184,6 +184,8 @@ class Rollout:
         """How many times that was so."""
         self.locked = 0
         """How many times a port was closed to plaintext."""
+        self.finished: Callable[[float], object] = float
+        """Told how many seconds a port was on its way, when what is wanted is in force there."""
         self._wanted: dict[Ref, dict[int, _Want]] = {}
 
     # --- what is wanted ----------------------------------------------------------------------------------------------
@@ -290,6 +292,7 @@ class Rollout:
             moved |= self._move(key, crossing, known, edition, now)
             if crossing.done:
                 del self.crossings[key]
+                self.finished(now - crossing.began)
             else:
                 self._tell(key, crossing, known)
         modes = {key: each.serves for key, each in self.crossings.items() if each.serves is not each.wanted}
