@@ -1,4 +1,4 @@
-"""Who makes a call: by the certificate that TLS has verified, or by a token that somebody else can judge.
+"""Who makes a call: by the certificate that TLS has verified, or by a token that we signed or somebody else can judge.
 
 What these prove is said in `xds.identity.claims`; here they are taken from a call, and what is wrong becomes its status.
 """
@@ -16,6 +16,7 @@ import structlog
 
 from xds.identity import claims
 from xds.identity.claims import Caller, Identity, NotProvenError, TooManyError, UndecidedError
+from xds.identity.tokens import TokenKey
 from xds.server import Refused, is_encrypted
 
 log = structlog.get_logger(__name__)
@@ -25,6 +26,15 @@ Judge: TypeAlias = Callable[[str, str], Awaitable[Caller]]
 
 _BEARER = "bearer "
 _MOST_TOLD = 1024
+
+
+def own_signature(key: TokenKey, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> Judge:
+    """Judge tokens that were signed with our own key."""
+
+    async def judge(token: str, _peer: str) -> Caller:
+        return key.prove(token, now())
+
+    return judge
 
 
 class Authentication:

@@ -28,7 +28,6 @@ from xds.identity.secrets import Issuer, trusted_roots
 from xds.mesh import Mesh
 from xds.model import Change, Fact, Pod, Ref
 from xds.policy.exchange import Exchange
-from xds.policy.rollout import Known
 from xds.protocol.events import Acked, Nacked, Subscribed
 from xds.protocol.status import State
 from xds.protocol.wire import Node

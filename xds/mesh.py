@@ -178,6 +178,11 @@ class Mesh:
         for namespace in sorted(self._all):
             yield from self._all[namespace].services.values()
 
+    def rules(self) -> Iterator[DestinationRule]:
+        """Yield every DestinationRule, by namespace."""
+        for namespace in sorted(self._all):
+            yield from self._all[namespace].rules
+
     def service(self, namespace: str, name: str) -> Service | None:
         """Return the service of that name."""
         return self.in_namespace(namespace).services.get(name)

@@ -248,9 +248,11 @@ class Rolling:
         self._rules.follow(rules.applied, rules.removed, after.config)
         self.rollout.follow(after, change.removed, now)
         for rule in rules.applied:
-            self.rollout.change_rule(mesh.get(rule.ref), rule, rule.ref, now)
+            self.rollout.change_rule(
+                after, rule.ref, rule if isinstance(rule, DestinationRule) else None, now
+            )
         for ref in rules.removed:
-            self.rollout.change_rule(mesh.get(ref), None, ref, now)
+            self.rollout.change_rule(after, ref, None, now)
         return self.advance(after, known, now)
 
     def advance(self, mesh: Mesh, known: Known, now: float) -> Mesh:
@@ -258,6 +260,7 @@ class Rolling:
         while self._came_back:
             ref, modes = self._came_back.popitem()
             self.rollout.recover(mesh, ref, modes, now)
+            mesh = mesh.apply(self.rollout.withdraw_rules(mesh, now))
         if self._has_met:
             self._has_met = False
             self.rollout.meet(now)

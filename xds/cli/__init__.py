@@ -21,6 +21,7 @@ _COMMANDS = {
     "status": "Say how far each connected sidecar is: synced, waiting for what, or what it rejected and why.",
     "proxy": "Become the Envoy of this pod: what a sidecar's container runs.",
     "init": "Redirect a pod's traffic to its sidecar, with iptables: what an init container does.",
+    "token": "Give sidecars outside of Kubernetes the tokens by which they prove who they are.",
     "demo": "Play Istio's automatic mutual TLS task with real Envoys.",
 }
 

@@ -12,6 +12,7 @@ from xds.cli import options
 from xds.cli.options import Address
 
 if TYPE_CHECKING:
+    from xds.auth import Judge
     from xds.cli.running import Door
     from xds.hub import Hub
     from xds.identity.claims import Identity
@@ -24,7 +25,7 @@ TlsAddress = Annotated[
         "--xds-tls-address",
         metavar="HOST:PORT",
         help="Where sidecars connect over TLS, and show a service account's token. With --kubernetes 0.0.0.0:15012 "
-        "unless said; with --manifests off, and if said, what they have to show is a client certificate of our CA.",
+        "unless said. With --manifests off unless said; it takes the tokens of xds token, and needs --state-dir.",
         show_default=False,
     ),
 ]
@@ -63,12 +64,13 @@ TLS, MTLS = "0.0.0.0:15012", "0.0.0.0:15013"
 
 
 class Doors:
-    """What the options said."""
+    """What the options said; `tokens`: somebody can judge them."""
 
     def __init__(
         self,
         *,
         kubernetes: bool,
+        tokens: bool,
         tls: str | None,
         mtls: str | None,
         names: Iterable[str] | None,
@@ -82,6 +84,15 @@ class Doors:
         if given and not self.addresses:
             which = "--tls-name" if self._names else "--admin-identity"
             options.fail(f"{which} is for --xds-tls-address and --xds-mtls-address: say one of them")
+        if self._tls and not tokens:
+            options.fail(
+                "--xds-tls-address takes the tokens of `xds token`: say with --state-dir where the key is kept that signs them"
+            )
+
+    @property
+    def takes_tokens(self) -> bool:
+        """Whether somebody has to judge tokens."""
+        return self._tls is not None
 
     @property
     def addresses(self) -> tuple[Address, ...]:
@@ -89,18 +100,24 @@ class Doors:
         return tuple(each for each in (self._tls, self._mtls) if each)
 
     async def door(
-        self, hub: Hub, ca: Callable[[], Authorities], api: KubeApi | None = None, namespace: str = ""
+        self,
+        hub: Hub,
+        ca: Callable[[], Authorities],
+        *,
+        judge: Judge | None,
+        api: KubeApi | None = None,
+        namespace: str = "",
     ) -> Door | None:
         """Return what opens; None: nothing does.
 
-        `ca` says who issues and which roots are trusted, `namespace` where the control plane is, if it is in a cluster.
+        `ca` says who issues and which roots are trusted, `judge` whose a token is, `namespace` where the control plane is, if it
+        is in a cluster.
         """
         if not self.addresses:
             return None
         from xds.auth import Admins, Authentication  # noqa: PLC0415
         from xds.cli.running import Door  # noqa: PLC0415
         from xds.identity.keys import IdentityError  # noqa: PLC0415
-        from xds.kube.tokens import TokenReviews  # noqa: PLC0415
         from xds.tls import OwnCertificate, Trust, service_names  # noqa: PLC0415
 
         names = (*(service_names(namespace) if api else ()), *self._names, *_here(self.addresses))
@@ -113,13 +130,13 @@ class Doors:
             own = OwnCertificate(tuple(dict.fromkeys(names)), trust)
         except IdentityError as error:
             options.fail(f"--tls-name: {error}")
-        places = [(self._tls, api is None), (self._mtls, True)]
+        places = [(self._tls, False), (self._mtls, True)]
         secure = [(str(at), own.credentials(certificate_required=required)) for at, required in places if at]
 
         def trust_domains() -> Sequence[str]:
             return hub.mesh.config.trust_domains
 
-        authentication = Authentication(trust_domains, TokenReviews(api) if api else None)
+        authentication = Authentication(trust_domains, judge)
         admins = self._admins or (await _own_identity(api) if api else ())
         return Door(secure, authentication, Admins(authentication, admins, trust_domains))
 

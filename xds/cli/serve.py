@@ -121,8 +121,8 @@ def serve(
             "--state-dir",
             metavar="DIR",
             file_okay=False,
-            help="Where the root certificate and its key are kept; made if need be. Without it they live as long "
-            "as the process.",
+            help="Where the root certificate and its key are kept, and the key that signs tokens; made if need be. "
+            "Without it the root lives as long as the process.",
             show_default=False,
         ),
     ] = None,
@@ -175,6 +175,7 @@ def serve(
         )
     opened = doors.Doors(
         kubernetes=kubernetes,
+        tokens=kubernetes or state_dir is not None,
         tls=xds_tls_address,
         mtls=xds_mtls_address,
         names=tls_names,
@@ -223,12 +224,14 @@ async def _alone(
     """Prepare to serve manifests."""
     from datetime import UTC, datetime  # noqa: PLC0415
 
+    from xds.auth import own_signature  # noqa: PLC0415
     from xds.hub import Hub  # noqa: PLC0415
     from xds.identity.rotation import Authorities  # noqa: PLC0415
-    from xds.state import StateError, root_authority  # noqa: PLC0415
+    from xds.state import StateError, root_authority, token_key  # noqa: PLC0415
 
     try:
         authority = root_authority(state_dir, config.trust_domain, datetime.now(UTC))
+        judge = own_signature(token_key(state_dir)) if state_dir and opened.takes_tokens else None
     except StateError as error:
         options.fail(f"--state-dir: {error}", 1)
     # Who can be reached by others is no demo, and a forwarded port looks like this machine.
@@ -236,7 +239,7 @@ async def _alone(
     _say_what_is_at_stake(exposed, keys=serve_keys, kept=state_dir is not None)
     hub = Hub(authority, serve_keys=serve_keys, rollout_timeout=rollout_timeout)
     authorities = Authorities(authority=authority)
-    return Serving(hub, door=await opened.door(hub, lambda: authorities))
+    return Serving(hub, door=await opened.door(hub, lambda: authorities, judge=judge))
 
 
 async def _in_cluster(
@@ -254,6 +257,7 @@ async def _in_cluster(
     from xds.kube.authority import AuthorityError  # noqa: PLC0415
     from xds.kube.conditions import Conditions  # noqa: PLC0415
     from xds.kube.replica import Replica  # noqa: PLC0415
+    from xds.kube.tokens import TokenReviews  # noqa: PLC0415
 
     namespace = source.namespace
     try:
@@ -267,7 +271,9 @@ async def _in_cluster(
     told = Conditions(api, lambda: source.problems, lambda: hub.mesh, leads=replica.leads)
     # Each that is to run besides is added here.
     parts: list[Part] = [*replica.parts, told.run, *injected.parts(hub, api, namespace, replica.leads)]
-    door = await opened.door(hub, lambda: replica.authorities, api, namespace)
+    door = await opened.door(
+        hub, lambda: replica.authorities, judge=TokenReviews(api), api=api, namespace=namespace
+    )
     return Serving(hub, parts, door, injected.metrics)
 
 

@@ -93,13 +93,13 @@ class Identity(NamedTuple):
         return same and (not self.trust_domain or self.trust_domain in trust_domains)
 
 
-def end_of_token(token: str, now: datetime, audience: str = AUDIENCE) -> datetime:
+def end_of_token(token: str, now: datetime, audience: str = AUDIENCE, *, skew: timedelta = SKEW) -> datetime:
     """Return until when a token says that it is good. What it says is proved by nobody yet.
 
     NotProvenError: it need not be shown to an API server, because it is none of a service account (a JSON Web Token,
     RFC 7519), is not for the audience, or has expired.
     """
-    said = _claims(token)
+    said = said_by(token)
     meant = said.get("aud")
     if audience not in (meant if isinstance(meant, list) else [meant]):
         raise NotProvenError(f"the token is not for audience {audience}: project one for it into the pod")
@@ -107,13 +107,14 @@ def end_of_token(token: str, now: datetime, audience: str = AUDIENCE) -> datetim
         end = datetime.fromtimestamp(said["exp"], UTC)
     except (KeyError, TypeError, ValueError, OverflowError, OSError):
         raise NotProvenError("the token never expires: project one for the pod that does") from None
-    if end <= now - SKEW:
+    if end <= now - skew:
         raise NotProvenError(f"the token expired at {end:%Y-%m-%d %H:%M} UTC")
     return end
 
 
-def _claims(token: str) -> Mapping[str, Any]:
-    parts = token.split(".") if len(token) <= _LONGEST_TOKEN else []
+def said_by(token: str) -> Mapping[str, Any]:
+    """Return the claims of a token. NotProvenError: it has not the form of one."""
+    parts = token.split(".") if len(token) <= _LONGEST_TOKEN and token.isascii() else []
     try:
         _, payload, _ = parts
         said = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
@@ -148,6 +149,11 @@ def from_review(status: Any, audience: str = AUDIENCE) -> Caller:
         pod_uid=_only(extra, "pod-uid"),
         how=How.TOKEN,
     )
+
+
+def user(namespace: str, account: str) -> str:
+    """Return the user that a service account is."""
+    return f"{_USER}{namespace}:{account}"
 
 
 def account(user: str) -> tuple[str, str]:

@@ -19,7 +19,6 @@ from xds.model import (
     ROLLOUT,
     Change,
     DestinationRule,
-    Fact,
     Mode,
     Pod,
     PortKey,
@@ -135,6 +134,8 @@ class RuleChange:
 
     old: DestinationRule | None
     new: DestinationRule | None
+    others: tuple[DestinationRule, ...]
+    """Those that may speak where this one does not."""
     since: float
     at: int | None = None
     """The edition that it is in force from; None: the old one is in force still."""
@@ -143,6 +144,19 @@ class RuleChange:
         """Whether it may concern clients of any of these services."""
         rules = [rule for rule in (self.old, self.new) if rule]
         return any(rule.is_about(host) for rule in rules for host, _ in hosts)
+
+    def said_by(
+        self, rule: DestinationRule | None, hosts: Iterable[tuple[str, int]], otherwise: Collection[Send]
+    ) -> set[Send]:
+        """Return what clients of these services may send while a rule is the old or the new one, or there is none.
+
+        Which of several rules speaks for a client is not asked: too much is waited for, if anything.
+        """
+        found = _says(rule, otherwise) if rule else set(otherwise)
+        for other in self.others:
+            if any(other.is_about(host) for host, _ in hosts):
+                found |= _says(other, otherwise)
+        return found
 
 
 class _Want(NamedTuple):
@@ -214,16 +228,29 @@ class Rollout:
                 crossing.told_since = now
             crossing.may_tell, crossing.settled = set(_BOTH), False
 
-    def change_rule(self, old: Fact | None, new: Fact | None, ref: Ref, now: float) -> None:
+    def change_rule(self, mesh: Mesh, ref: Ref, new: DestinationRule | None, now: float) -> None:
         """Learn that a DestinationRule is to be another one, or none; `step` says when."""
-        before = self.rules.get(ref)
-        if before and before.at is None:
-            old = before.old
+        old = mesh.get(ref)
         self.rules[ref] = RuleChange(
             old=old if isinstance(old, DestinationRule) else None,
-            new=new if isinstance(new, DestinationRule) else None,
+            new=new,
+            others=tuple(rule for rule in mesh.rules() if rule.ref != ref),
             since=now,
         )
+
+    def withdraw_rules(self, mesh: Mesh, now: float) -> Change:
+        """Return the DestinationRules to take back because servers are found not to take yet what they say."""
+        for rule in mesh.rules():
+            change = RuleChange(
+                old=None,
+                new=rule,
+                others=tuple(other for other in mesh.rules() if other.ref != rule.ref),
+                since=now,
+            )
+            if rule.ref not in self.rules and self._is_too_early(change, Elsewhere()):
+                self.rules[rule.ref] = change
+        held = [ref for ref, each in self.rules.items() if each.at is None and not each.old and each.new]
+        return Change(removed=tuple(ref for ref in held if mesh.get(ref)))
 
     def _want(self, mesh: Mesh, key: PortKey, want: _Want, now: float) -> None:
         pod, port = key
@@ -305,10 +332,11 @@ class Rollout:
         self._join(mesh, known.elsewhere, now)
         self._look_after_late(mesh, known)
         self._confirm_rules(known, now)
+        for key, crossing in self.crossings.items():
+            self._confirm(key, crossing, known, now)
         released = self._release_rules(known, edition, now)
         moved = False
         for key, crossing in tuple(self.crossings.items()):
-            self._confirm(key, crossing, known, now)
             moved |= self._move(key, crossing, known, edition, now)
             if self._is_over(key, crossing, known, now):
                 del self.crossings[key]
@@ -525,30 +553,24 @@ class Rollout:
             or others.refusing(key, send)
             for key, crossing in self.crossings.items()
             if rule.is_about(crossing.hosts)
-            for send in _says(rule.new, {crossing.tells}) & TAKES[crossing.wanted]
+            for send in rule.said_by(rule.new, crossing.hosts, {crossing.tells}) & TAKES[crossing.wanted]
         )
 
     def _users(self, crossing: Crossing) -> Iterator[tuple[set[Send], set[Send]]]:
         """Yield, for each change of a DestinationRule, what its clients may be sending and what they will send."""
         for rule in self.rules.values():
             if rule.is_about(crossing.hosts):
-                wants = _says(rule.new, {crossing.will})
-                yield _says(rule.old, crossing.may_tell) | wants, wants
+                wants = rule.said_by(rule.new, crossing.hosts, {crossing.will})
+                yield rule.said_by(rule.old, crossing.hosts, crossing.may_tell) | wants, wants
 
 
-_SENDS = {TlsMode.ISTIO_MUTUAL: Send.MTLS}
-
-
-def _says(rule: DestinationRule | None, otherwise: Collection[Send]) -> set[Send]:
+def _says(rule: DestinationRule, otherwise: Collection[Send]) -> set[Send]:
     """Return what clients send by any part of a rule; `otherwise`: what those send that it leaves alone."""
-    if rule is None:
-        return set(otherwise)
-    policies = [rule.policy, *(subset.policy for subset in rule.subsets)]
     found: set[Send] = set()
-    for policy in policies:
+    for policy in (rule.policy, *(subset.policy for subset in rule.subsets)):
         for each in (policy, *(policy.ports.values() if policy else ())):
             if each and each.tls:
-                found.add(_SENDS.get(each.tls.mode, Send.PLAINTEXT))
+                found.add(Send.MTLS if each.tls.mode is TlsMode.ISTIO_MUTUAL else Send.PLAINTEXT)
             else:
                 found.update(otherwise)
     return found

@@ -30,6 +30,7 @@ class Load:
     client: Client
     url: str
     connections: int = 8
+    keep_alive: bool = True
     pause: float = 0.005
     at_most: int = 20_000
     seconds: float = 60
@@ -77,7 +78,7 @@ class Load:
 
     async def _ask_on(self) -> None:
         timeout = aiohttp.ClientTimeout(30)
-        async with self.client.session(keep_alive=True) as session:
+        async with self.client.session(keep_alive=self.keep_alive) as session:
             while time.monotonic() < self._ends and len(self.sent) < self.at_most:
                 began = time.monotonic()
                 answer = await ask(session, self.url, proxy=self.client.proxy, timeout=timeout)

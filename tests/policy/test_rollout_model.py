@@ -1,0 +1,100 @@
+"""Rollouts driven at random: whatever is delivered in whatever order, no request fails, and what is wanted comes to be."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from tests.policy.rollout_world import CLIENTS, PORTS, RULES, SERVERS, Client, Proxies, Server
+
+MODES = (None, "DISABLE", "PERMISSIVE", "STRICT")
+mode = st.sampled_from(MODES)
+server = st.sampled_from(SERVERS)
+client = st.sampled_from(CLIENTS)
+
+
+class RolloutMachine(RuleBasedStateMachine):
+    """Policies that change, proxies that lag, and a control plane that dies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = Proxies()
+
+    @rule(mode=mode)
+    def say_for_all(self, mode: str | None) -> None:
+        self.world.set_mode(mode)
+
+    @rule(mode=mode, name=server)
+    def say_for_server(self, mode: str | None, name: str) -> None:
+        self.world.set_mode(mode, name=name)
+
+    @rule(mode=mode, name=server, port=st.sampled_from(PORTS))
+    def say_for_port(self, mode: str | None, name: str, port: int) -> None:
+        self.world.set_mode(mode, name=name, port=port)
+
+    @rule(mode=st.sampled_from(RULES), name=st.sampled_from(("", *CLIENTS)))
+    def say_for_clients(self, mode: str | None, name: str) -> None:
+        self.world.set_rule(mode, name)
+
+    @rule(name=server, heard=st.booleans())
+    def server_takes(self, name: str, heard: bool) -> None:
+        if self.world.servers[name].connected:
+            self.world.deliver_to_server(name)
+            if heard:
+                self.world.hear(self.world.servers[name])
+
+    @rule(name=client, heard=st.booleans())
+    def client_takes(self, name: str, heard: bool) -> None:
+        if self.world.clients[name].connected:
+            self.world.deliver_to_client(name)
+            if heard:
+                self.world.hear(self.world.clients[name])
+
+    @rule(name=st.sampled_from((*SERVERS, *CLIENTS)))
+    def answer_arrives(self, name: str) -> None:
+        self.world.hear({**self.world.servers, **self.world.clients}[name])
+
+    @rule()
+    def step(self) -> None:
+        self.world.step()
+
+    @rule(name=client)
+    def client_restarts(self, name: str) -> None:
+        self.world.clients[name] = Client()
+
+    @rule(name=server)
+    def server_restarts(self, name: str) -> None:
+        self.world.servers[name] = Server()
+
+    # What a server accepts that starts anew together with the control plane, nobody can know.
+    @precondition(lambda self: all(each.modes for each in self.world.servers.values()))
+    @rule()
+    def control_plane_restarts(self) -> None:
+        self.world.start()
+
+    @rule()
+    def settle(self) -> None:
+        self.world.settle()
+
+    @invariant()
+    def nobody_is_refused(self) -> None:
+        self.world.check()
+
+    def teardown(self) -> None:
+        self.world.settle()
+
+
+TestRollout = RolloutMachine.TestCase
+TestRollout.settings = settings(
+    max_examples=150, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+)
+
+
+def test_the_model_fails_without_the_gate() -> None:
+    world = Proxies(timeout=None)
+    world.set_mode("DISABLE")
+    world.deliver_to_server("web-1")
+    with pytest.raises(AssertionError, match="sends mtls to web-1:.*, which takes DISABLE"):
+        world.check()

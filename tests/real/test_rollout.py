@@ -1,0 +1,349 @@
+"""Modes that change under traffic: no request fails that the policies before and after would both have served.
+
+Of clients and servers there are two each, one that speaks state-of-the-world xDS and one that speaks delta, and two more whose
+sidecars come and go. Traffic is HTTP/1.1 on kept and on new connections, HTTP/2 between the sidecars, and TCP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Self
+
+import pytest
+
+from tests.real.harness import manifests
+from tests.real.harness.clients import NO_ANSWER, Client
+from tests.real.harness.load import Load, Sent
+from tests.real.harness.local import RECONNECTED, LocalMesh
+from tests.real.harness.manifests import Manifest
+from xds.policy.reach import Outcome, Result, predict
+
+pytestmark = pytest.mark.envoy
+
+HTTP, HTTP2, TCP = 8080, 8081, 9000
+URL = "http://web:80/headers"
+URL2 = "http://web:81/headers"
+MODES = ("DISABLE", "PERMISSIVE", "STRICT")
+FLIPS = 50
+
+
+@dataclass
+class Lines:
+    """Opens a TCP connection, has a word answered and closes it, again and again."""
+
+    client: Client
+    seconds: float = 240
+    asked: int = 0
+    failures: list[str] = field(default_factory=list)
+    pause: float = 0.02
+
+    async def __aenter__(self) -> Self:
+        self._ends = time.monotonic() + self.seconds
+        self._task = asyncio.create_task(self._ask_on())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def stop(self) -> None:
+        self._ends = 0
+        await self._task
+
+    async def _ask_on(self) -> None:
+        while time.monotonic() < self._ends:
+            began = time.monotonic()
+            try:
+                async with self.client.tcp("web.ns", 90) as conversation:
+                    assert (await conversation.ask("hello")).endswith(": hello")
+            except (*NO_ANSWER, AssertionError) as error:
+                self.failures.append(f"at {began:.3f}: {error}")
+            self.asked += 1
+            await asyncio.sleep(self.pause)
+
+
+class Pods:
+    """The pods, their traffic, and the policies that are in force."""
+
+    def __init__(self, mesh: LocalMesh, stack: AsyncExitStack) -> None:
+        self.mesh = mesh
+        self._stack = stack
+        variants = ("sotw", "delta")
+        self.clients = [mesh.pod(f"client-{each}", "ns") for each in variants]
+        self.servers = [mesh.pod(f"web-{each}", "ns", labels={"app": "web", "at": each}) for each in variants]
+        self.restless = [mesh.pod("restless-client", "ns"), mesh.pod("restless-server", "other")]
+        self.loads: list[Load] = []
+        self.lines: list[Lines] = []
+        self.objects: dict[str, Manifest] = {}
+
+    async def start(self) -> None:
+        for server in self.servers:
+            await self.mesh.serve(server, http=(HTTP, HTTP2), lines=(TCP,))
+        self.mesh.service("web", "ns", {"http": (80, HTTP), "http2": (81, HTTP2), "tcp": (90, TCP)})
+        self.mesh.service("restless-server", "other", {"http": (80, HTTP)})
+        for sotw, *pods in zip((True, False), self.clients, self.servers, self.restless, strict=True):
+            self.mesh.sotw = sotw
+            await self.mesh.start(*pods)
+
+    async def load(self, *, seconds: float = 240, connections: int = 2) -> None:
+        for client in self.clients:
+            ways = ((URL, True), (URL, False), (URL2, True))
+            for url, kept in ways:
+                load = Load(
+                    client=client.client,
+                    url=url,
+                    connections=connections,
+                    keep_alive=kept,
+                    seconds=seconds,
+                    pause=0.02,
+                    at_most=100_000,
+                )
+                self.loads.append(await self._stack.enter_async_context(load))
+            lines = Lines(client.client, seconds=seconds)
+            self.lines.append(await self._stack.enter_async_context(lines))
+
+    async def more(self, count: int = 5) -> list[Sent]:
+        found = await asyncio.gather(*(load.more(count, timeout=20) for load in self.loads))
+        return [sent for each in found for sent in each]
+
+    async def stop(self) -> tuple[int, Counter[str]]:
+        """End the traffic; return how much there was, and what failed."""
+        for each in (*self.loads, *self.lines):
+            await each.stop()
+        failed: Counter[str] = Counter()
+        for load in self.loads:
+            for sent in load.failures:
+                failed[f"{load.url}: {sent.answer.code} {sent.answer.error or sent.answer.text}"] += 1
+        for lines in self.lines:
+            failed.update(lines.failures)
+        return sum(len(load.sent) for load in self.loads) + sum(each.asked for each in self.lines), failed
+
+    def say(self, found: Manifest) -> None:
+        self.objects[f"{found['kind']}/{found['metadata']['namespace']}/{found['metadata']['name']}"] = found
+        self.mesh.apply(found)
+
+    def unsay(self, key: str) -> None:
+        self.mesh.delete(self.objects.pop(key))
+
+    def outcomes(self) -> list[Outcome]:
+        """Return what becomes of the traffic by the policies as they are."""
+        names = {pod.name for pod in self.clients}
+        return [
+            each
+            for each in predict(self.mesh.facts())
+            if each.client.name in names and each.service.name == "web"
+        ]
+
+    @property
+    def all_served(self) -> bool:
+        return all(each.result is not Result.FAILS for each in self.outcomes())
+
+    async def restart(self, number: int) -> None:
+        """Have a sidecar that nobody uses start anew, whatever is on its way."""
+        pod = self.restless[number]
+        self.mesh.sotw = number == 0
+        sidecar = self.mesh.sidecars[pod.full_name]
+        sidecar._process.kill()
+        await sidecar.ended()
+        # It takes the place of the one that the mesh ends.
+        fresh = self.mesh._envoy(pod, self.mesh.facts())
+        await fresh.__aenter__()
+        sidecar._process = fresh._process
+
+
+@asynccontextmanager
+async def running(loopback, directory, *options: str):
+    async with LocalMesh(loopback, directory) as mesh, AsyncExitStack() as stack:
+        if options:
+            await mesh.plane.stop()
+            mesh.plane._options = (*mesh.plane._options, *options)
+            await mesh.plane.start()
+        pods = Pods(mesh, stack)
+        await pods.start()
+        yield pods
+
+
+def flips(pods: Pods, dice: random.Random) -> Iterator[Callable[[], str]]:
+    """Yield changes without end, each of which leaves all traffic served."""
+
+    def mode() -> str:
+        return dice.choice(MODES)
+
+    def mesh_wide() -> str:
+        pods.say(manifests.peer_authentication("istio-system", mode()))
+        return "mesh"
+
+    def namespace() -> str:
+        pods.say(manifests.peer_authentication("ns", mode()))
+        return "namespace"
+
+    def workload() -> str:
+        at = dice.choice(("sotw", "delta"))
+        pods.say(manifests.peer_authentication("ns", mode(), name=at, selector={"at": at}))
+        return "workload"
+
+    def port() -> str:
+        at = dice.choice(("sotw", "delta"))
+        ports = {dice.choice((HTTP, HTTP2, TCP)): mode()}
+        pods.say(manifests.peer_authentication("ns", mode(), name=at, selector={"at": at}, ports=ports))
+        return "port"
+
+    def rule() -> str:
+        tls = dice.choice(("DISABLE", "ISTIO_MUTUAL"))
+        pods.say(manifests.destination_rule("web", "ns", "web.ns.svc.cluster.local", tls))
+        return "rule"
+
+    def away() -> str:
+        if pods.objects:
+            pods.unsay(dice.choice(sorted(pods.objects)))
+        return "away"
+
+    while True:
+        yield dice.choice((mesh_wide, namespace, workload, port, rule, away))
+
+
+def flip(pods: Pods, changes: Iterator[Callable[[], str]]) -> str:
+    """Make the next change after which everything is still served; undo those of which that is not so."""
+    for change in changes:
+        before = dict(pods.objects)
+        applied = _Paused(pods)
+        with applied:
+            kind = change()
+            good = pods.objects != before and served_with(pods)
+        if good:
+            applied.write()
+            return kind
+        pods.objects = before
+    raise AssertionError("changes have no end")
+
+
+class _Paused:
+    """Keeps changes from the folder until it is known that they are wanted."""
+
+    def __init__(self, pods: Pods) -> None:
+        self._pods, self._mesh = pods, pods.mesh
+        self._written: list[tuple[str, Manifest]] = []
+
+    def __enter__(self) -> None:
+        self._pods.mesh = self  # type: ignore[assignment]
+
+    def __exit__(self, *_: object) -> None:
+        self._pods.mesh = self._mesh
+
+    def apply(self, found: Manifest) -> None:
+        self._written.append(("apply", found))
+
+    def delete(self, found: Manifest) -> None:
+        self._written.append(("delete", found))
+
+    def write(self) -> None:
+        for how, found in self._written:
+            getattr(self._mesh, how)(found)
+
+    def facts(self):
+        return facts_with(self._mesh, self._pods.objects)
+
+
+def facts_with(mesh: LocalMesh, objects: dict[str, Manifest]):
+    from xds.mesh import Mesh
+    from xds.parse import parse
+
+    base = mesh.facts()
+    kinds = {"PeerAuthentication", "DestinationRule"}
+    kept = [fact for fact in base.facts() if fact.ref.kind not in kinds]
+    said = [each.fact for found in objects.values() for each in parse(found, lambda _: "test")]
+    return Mesh([*kept, *filter(None, said)], base.config)
+
+
+def served_with(pods: Pods) -> bool:
+    return pods.all_served
+
+
+@pytest.mark.timeout(420)
+async def test_random_flips_under_traffic_fail_no_request(loopback, tmp_path):
+    seed = random.randrange(1 << 32)
+    dice = random.Random(seed)
+    print(f"seed {seed}")
+    kinds: Counter[str] = Counter()
+    async with running(loopback, tmp_path) as pods:
+        await pods.load()
+        changes = flips(pods, dice)
+        for number in range(FLIPS):
+            kinds[flip(pods, changes)] += 1
+            if number % 10 == 3:
+                await pods.restart(number // 10 % 2)
+            if number in (15, 35):
+                pods.mesh.plane._process.kill()
+                await pods.mesh.plane.stop()
+                await pods.more()
+                await pods.mesh.plane.start()
+            # Some policies change again half-way.
+            if dice.random() < 0.5:
+                await pods.mesh.settled(timeout=RECONNECTED)
+            else:
+                await pods.more(dice.randrange(1, 10))
+        await pods.mesh.settled(timeout=RECONNECTED)
+        await pods.more()
+        sent, failed = await pods.stop()
+        log = pods.mesh.plane.tail(400)
+    print(f"{sent} requests, {FLIPS} flips: {dict(kinds)}")
+    assert not failed, f"seed {seed}: {sum(failed.values())} of {sent} failed: {failed.most_common(5)}\n{log}"
+
+
+@pytest.mark.timeout(120)
+async def test_the_same_load_loses_requests_when_nobody_is_waited_for(loopback, tmp_path):
+    async with running(loopback, tmp_path, "--rollout=immediate") as pods:
+        await pods.load()
+        for mode in ("DISABLE", "STRICT") * 6:
+            pods.say(manifests.peer_authentication("ns", mode))
+            await pods.mesh.settled()
+            await pods.more()
+        sent, failed = await pods.stop()
+    print(f"{sent} requests, {sum(failed.values())} failed")
+    assert failed
+
+
+@pytest.mark.timeout(120)
+async def test_requests_change_over_and_plaintext_ends(loopback, tmp_path):
+    """DISABLE to STRICT: what clients send after the change, and when others are refused."""
+    async with running(loopback, tmp_path) as pods:
+        pods.say(manifests.peer_authentication("ns", "DISABLE"))
+        await pods.mesh.settled()
+        await pods.load()
+        assert not any(sent.answer.identity for sent in await pods.more())
+        async with AsyncExitStack() as stack:
+            # An application without a sidecar, and one that opened a connection while plaintext was served.
+            plain = await stack.enter_async_context(Client().tcp(pods.servers[0].address, TCP))
+            tunnel = await stack.enter_async_context(pods.clients[1].client.tcp("web.ns", 90))
+            assert (await plain.ask("hello")).endswith(": hello")
+            said = time.monotonic()
+            pods.say(manifests.peer_authentication("ns", "STRICT"))
+            await pods.mesh.settled()
+            locked = time.monotonic()
+            await asyncio.sleep(0)
+            refused = await Client().get(f"http://{pods.servers[0].address}:{HTTP}/headers")
+            assert refused.code == "000", refused
+            # Both were opened in plaintext, and end at the drain time.
+            assert await plain.closed()
+            assert await tunnel.closed()
+            assert time.monotonic() - locked < 3 * 5
+        later = await pods.more(20)
+        assert all(sent.answer.identity for sent in later)
+        old = [
+            sent
+            for load in pods.loads
+            for sent in load.since(said)
+            if not sent.answer.identity and sent.began > locked + 2
+        ]
+        assert not old
+        lag = max(sent.began for load in pods.loads for sent in load.sent if not sent.answer.identity)
+        _, failed = await pods.stop()
+    assert not failed
+    print(
+        f"locked {locked - said:.2f} s after the change; the last request in plaintext began {lag - locked:+.2f} s from then"
+    )
