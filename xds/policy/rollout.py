@@ -397,7 +397,8 @@ class Rollout:
             crossing.done_since = now
         if crossing.immediate or self._is_late(crossing.done_since, now):
             crossing.settled = True
-        else:
+        elif not crossing.settled:
+            # Once they have been there together, others may cease to speak of it.
             crossing.settled = not known.elsewhere.apart(key, crossing.serves, crossing.tells)
         return crossing.settled and key not in known.elsewhere.opened
 
