@@ -163,7 +163,6 @@ class Rolling:
             namespace, pod = key
             name, ref = f"{pod}.{namespace}", Ref("Pod", namespace, pod)
             clients[name] = min(reached.client, clients.get(name, reached.client))
-            # All of them: a change that this is asked for may be the one that makes them waited for.
             servers[ref] = min(reached.server, servers.get(ref, reached.server))
             if session is None:
                 continue

@@ -66,7 +66,7 @@ class Known:
     """How far proxies are: which edition (`Served.edition`) of what was served is in force."""
 
     servers: Mapping[Ref, int] = field(default_factory=dict)
-    """By pod, of its inbound listeners with the secrets that these name; who is not named is not connected."""
+    """By pod, of its inbound listeners with the secrets that these name. Who is not connected is not waited for."""
     rejected: Mapping[Ref, str] = field(default_factory=dict)
     """By pod, why its sidecar does not take the listener."""
     clients: Mapping[str, int] = field(default_factory=dict)
@@ -332,7 +332,11 @@ class Rollout:
             crossing.may_serve = set(known.elsewhere.modes[key])
         elif (reached := known.servers.get(pod)) is None or reached >= crossing.serves_at:
             crossing.may_serve = {crossing.serves}
-        elif not known.rejected.get(pod) and self._is_late(crossing.served_since, now):
+        elif (
+            crossing.may_serve != {crossing.serves}
+            and not known.rejected.get(pod)
+            and self._is_late(crossing.served_since, now)
+        ):
             self._pass_over(key, crossing, Stage.LISTENER, known)
             crossing.may_serve = {crossing.serves}
         if crossing.may_tell == {crossing.tells}:
