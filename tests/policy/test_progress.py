@@ -198,6 +198,20 @@ def test_three_are_named_and_the_rest_is_counted():
     assert "web-1 waiting for client-0.ns and client-1.ns and client-2.ns and 1 more clients (0 s)" in words
 
 
+def test_who_is_stuck_or_waits_longest_is_named_first():
+    world = World("DISABLE", servers=5)
+    world.change(peer("ns", "PERMISSIVE"))
+    edition = world.rolling.rollout.served.edition
+    world.servers |= {ref(f"web-{number}"): edition for number in (1, 2, 3)}
+    world.known = {"rejected": {ref("web-5"): "no"}}
+    world.step(seconds=2)
+    [words] = world.says()
+    assert words.startswith(
+        "web.ns: 0/5 endpoints mTLS, web-5 stopped, it rejected its listener: no (2 s), "
+        "web-4 waiting for its listener (2 s), web-1 waiting for one.clients (0 s), 2 more"
+    )
+
+
 def test_a_pod_that_waits_twice_is_named_with_its_ports():
     world = World("DISABLE", ports=(HTTP, TCP))
     world.change(peer("ns", "PERMISSIVE"))

@@ -55,10 +55,14 @@ class ServiceProgress:
         there, mode = (self.plaintext, "plaintext") if self.to_plaintext else (self.mtls, "mTLS")
         said = [f"{self.service}.{self.namespace}: {there}/{self.endpoints} endpoints {mode}"]
         ports = Counter(pod for pod, _ in {(each.pod, each.port) for each in self.waiting})
+        # Those first that most want to be known of.
+        waiting = sorted(
+            self.waiting, key=lambda each: (not (each.passed_over or each.rejection), each.since)
+        )
         said += _some(
             [
                 _endpoint_words(each, f"{each.pod}:{each.port}" if ports[each.pod] > 1 else each.pod, now)
-                for each in self.waiting
+                for each in waiting
             ],
             "endpoints",
         )
