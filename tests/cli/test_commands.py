@@ -257,7 +257,7 @@ def test_an_empty_folder_has_nobody_to_mean(tmp_path: Path) -> None:
     assert "there is no pod a.b: the manifests have none at all" in result.stderr
 
 
-@pytest.mark.parametrize("command", ["", "serve", "bootstrap", "translate", "reach"])
+@pytest.mark.parametrize("command", ["", "serve", "bootstrap", "translate", "reach", "token"])
 def test_help_reads_well(command: str) -> None:
     result = xds(*command.split(), "--help")
     assert result.exit_code == 0

@@ -1,4 +1,4 @@
-"""`xds serve` and `xds status` over TLS, as processes, with client certificates; tokens are in tests/kubernetes."""
+"""`xds serve` and `xds status` over TLS, as processes, with client certificates; tokens are in test_serve_tokens.py."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def status(port: int, *options: object) -> subprocess.CompletedProcess[str]:
 
 def test_who_shows_a_certificate_gets_its_own_key_and_admins_may_look(folder: Path, tmp_path: Path) -> None:
     port = free_port()
-    options = ("--state-dir", tmp_path / "state", "--xds-tls-address", f"127.0.0.1:{port}")
+    options = ("--state-dir", tmp_path / "state", "--xds-mtls-address", f"127.0.0.1:{port}")
     with serving(folder, *options, "--admin-identity", ADMIN) as process:
         roots = tmp_path / "state/root-cert.pem"
         web, other, admin = (
@@ -125,7 +125,8 @@ def test_where_others_could_connect_over_tls_plaintext_has_no_keys(folder: Path,
             ("--xds-tls-address", "127.0.0.1:0", "--admin-identity", "root"),
             "is neither NAMESPACE/SERVICE_ACCOUNT",
         ),
-        (("--xds-tls-address", "127.0.0.1:0", "--tls-name", "not a name"), "'not a name' is no DNS name"),
+        (("--xds-mtls-address", "127.0.0.1:0", "--tls-name", "not a name"), "'not a name' is no DNS name"),
+        (("--xds-tls-address", "127.0.0.1:0"), "takes the tokens of `xds token`: say with --state-dir where"),
     ],
 )
 def test_what_cannot_be_meant_is_said(folder: Path, options: tuple[str, ...], said: str) -> None:

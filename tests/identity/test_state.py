@@ -12,7 +12,17 @@ import pytest
 
 from xds.identity.ca import Authority
 from xds.identity.keys import PrivateKey
-from xds.state import CERTIFICATE_FILE, KEY_FILE, MORE_ROOTS_FILE, StateError, root_authority
+from xds.state import (
+    CERTIFICATE_FILE,
+    KEY_FILE,
+    MORE_ROOTS_FILE,
+    TOKEN_KEY_FILE,
+    StateError,
+    replace,
+    root_authority,
+    roots,
+    token_key,
+)
 
 NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)
 
@@ -151,21 +161,23 @@ def test_whoever_links_a_file_first_wins(state: Path, monkeypatch: pytest.Monkey
     assert {file.name for file in state.iterdir()} == {KEY_FILE, CERTIFICATE_FILE}
 
 
-def test_processes_that_start_at_once_agree_on_one_root(state: Path) -> None:
-    script = (
-        "import sys\n"
-        "from datetime import UTC, datetime\n"
-        "from pathlib import Path\n"
-        "from xds.state import root_authority\n"
-        "print('ready', flush=True)\n"
-        "sys.stdin.readline()\n"
-        "root = root_authority(Path(sys.argv[1]), 'cluster.local', datetime.now(UTC))\n"
-        "leaf = root.issue('spiffe://cluster.local/ns/a/sa/b', datetime.now(UTC))\n"
-        "print(root.certificate_pem.hex())\n"
+def race(script: str, state: Path) -> set[str]:
+    """Run a script in several processes at once; return what they printed."""
+    lines = (
+        "import sys",
+        "from datetime import UTC, datetime",
+        "from pathlib import Path",
+        "from xds.state import root_authority, token_key",
+        "state, now = Path(sys.argv[1]), datetime.now(UTC)",
+        "print('ready', flush=True)",
+        "sys.stdin.readline()",
     )
     racers = [
         subprocess.Popen(
-            [sys.executable, "-c", script, state], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", "\n".join((*lines, script)), state],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         for _ in range(4)
     ]
@@ -174,10 +186,77 @@ def test_processes_that_start_at_once_agree_on_one_root(state: Path) -> None:
     for racer in racers:
         racer.stdin.write("\n")
         racer.stdin.flush()
-    roots = {racer.communicate()[0] for racer in racers}
+    printed = {racer.communicate()[0] for racer in racers}
     assert [racer.returncode for racer in racers] == [0] * 4
-    assert roots == {load(state, datetime.now(UTC)).certificate_pem.hex() + "\n"}
+    return printed
+
+
+def test_processes_that_start_at_once_agree_on_one_root(state: Path) -> None:
+    printed = race(
+        "root = root_authority(state, 'cluster.local', now)\n"
+        "leaf = root.issue('spiffe://cluster.local/ns/a/sa/b', now)\n"
+        "print(root.certificate_pem.hex())\n",
+        state,
+    )
+    assert printed == {load(state, datetime.now(UTC)).certificate_pem.hex() + "\n"}
     assert {file.name for file in state.iterdir()} == {KEY_FILE, CERTIFICATE_FILE}
+
+
+def test_processes_that_start_at_once_agree_on_one_key_for_tokens(state: Path) -> None:
+    state.mkdir()
+    printed = race("print(token_key(state).to_text().decode(), end='')", state)
+    assert printed == {(state / TOKEN_KEY_FILE).read_text()}
+    assert {file.name for file in state.iterdir()} == {TOKEN_KEY_FILE}
+    assert mode(state / TOKEN_KEY_FILE) == 0o600
+
+
+def test_the_key_for_tokens_is_made_once_and_only_where_there_is_a_directory(state: Path) -> None:
+    with pytest.raises(StateError, match=f"{state}.*No such file"):
+        token_key(state)
+    state.mkdir()
+    assert token_key(state) == token_key(state)
+
+
+def test_a_key_for_tokens_that_cannot_be_used_is_refused_with_the_remedy(state: Path) -> None:
+    state.mkdir()
+    token_key(state)
+    file = state / TOKEN_KEY_FILE
+    file.chmod(0o644)
+    with pytest.raises(StateError, match=rf"run 'chmod 600 {file}'.*remove it to start with a new one"):
+        token_key(state)
+    file.chmod(0o600)
+    file.write_text("something else")
+    with pytest.raises(StateError, match=rf"{file}: this is no key.*refuses all tokens") as refusal:
+        token_key(state)
+    assert "something else" not in str(refusal.value)
+
+
+def test_the_roots_can_be_read_without_any_key(state: Path) -> None:
+    with pytest.raises(StateError, match=r"root-cert\.pem is not there yet: xds serve makes it"):
+        roots(state)
+    mine = load(state)
+    (state / KEY_FILE).unlink()
+    assert roots(state) == mine.certificate_pem
+    other = Authority.create(PrivateKey.generate(), "cluster.local", NOW)
+    (state / MORE_ROOTS_FILE).write_bytes(other.certificate_pem + mine.certificate_pem)
+    assert roots(state) == mine.certificate_pem + other.certificate_pem
+    (state / MORE_ROOTS_FILE).write_text("no")
+    with pytest.raises(StateError, match="roots that cannot be used"):
+        roots(state)
+
+
+def test_a_file_is_replaced_at_once_whoever_looks_meanwhile(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("before")
+    with file.open() as held:
+        replace(file, b"after", 0o600)
+        assert held.read() == "before"
+    assert (file.read_text(), mode(file)) == ("after", 0o600)
+    assert list(tmp_path.iterdir()) == [file]
+    (tmp_path / "d").mkdir()
+    with pytest.raises(IsADirectoryError):
+        replace(tmp_path / "d", b"", 0o600)
+    assert {each.name for each in tmp_path.iterdir()} == {"token", "d"}
 
 
 def test_further_roots_that_somebody_put_there_are_trusted(state: Path) -> None:

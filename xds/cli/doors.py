@@ -25,7 +25,7 @@ TlsAddress = Annotated[
         "--xds-tls-address",
         metavar="HOST:PORT",
         help="Where sidecars connect over TLS, and show a service account's token. With --kubernetes 0.0.0.0:15012 "
-        "unless said. With --manifests off unless said; it takes the tokens of `xds token`, and needs --state-dir.",
+        "unless said. With --manifests off unless said; it takes the tokens of xds token, and needs --state-dir.",
         show_default=False,
     ),
 ]

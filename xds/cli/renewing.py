@@ -68,6 +68,14 @@ class _Written(NamedTuple):
     at: datetime
 
 
+class Outcome(NamedTuple):
+    """What became of a pod's files: they were written, were not to be, or cannot be."""
+
+    problem: str = ""
+    written: Caller | None = None
+    expires: datetime | None = None
+
+
 class Files:
     """The files of some pods, in a folder for each."""
 
@@ -87,34 +95,34 @@ class Files:
         self._now = now
         self._written: dict[str, _Written] = {}
 
-    def write(self) -> dict[str, str]:
-        """Write what is not good for long enough, as far as that is possible; tell for each pod what is wrong, or nothing."""
-        return {name: self._problem(name, caller) for name, caller in self._whom().items()}
-
-    def _problem(self, name: str, caller: Caller | None) -> str:
-        if caller is None:
-            return "there is no such pod in the manifests any more"
+    def write(self) -> dict[str, Outcome]:
+        """Write what is not good for long enough, as far as that is possible."""
+        whom = self._whom()
         try:
-            self._keep(name, caller, state.token_key(self._state_dir), state.roots(self._state_dir))
+            key, roots = state.token_key(self._state_dir), state.roots(self._state_dir)
         except state.StateError as error:
-            return str(error)
-        except OSError as error:
-            return f"{error.filename or self._out_dir}: {error.strerror}"
-        return ""
+            return dict.fromkeys(whom, Outcome(str(error)))
+        return {name: self._keep(name, caller, key, roots) for name, caller in whom.items()}
 
-    def _keep(self, name: str, caller: Caller, key: TokenKey, roots: bytes) -> None:
+    def _keep(self, name: str, caller: Caller | None, key: TokenKey, roots: bytes) -> Outcome:
+        if caller is None:
+            return Outcome("there is no such pod in the manifests any more")
+        try:
+            return self._write(name, caller, key, roots)
+        except OSError as error:
+            return Outcome(f"{error.filename or self._out_dir}: {error.strerror}")
+
+    def _write(self, name: str, caller: Caller, key: TokenKey, roots: bytes) -> Outcome:
         now = self._now()
         last = self._written.get(name)
         if last and last == (caller, key, roots, last.at) and last.at <= now < last.at + self._lifetime / 2:
-            return
+            return Outcome()
         folder = self._out_dir / name
         folder.mkdir(parents=True, exist_ok=True)
         state.replace(folder / ROOTS, roots, 0o644)
         state.replace(folder / TOKEN, key.issue(caller, now, self._lifetime).encode(), 0o600)
         self._written[name] = _Written(caller, key, roots, now)
-        expires = (now + self._lifetime).isoformat(timespec="seconds")
-        account = f"{caller.namespace}/{caller.service_account}"
-        log.info("token", pod=name, account=account, file=str(folder / TOKEN), expires=expires)
+        return Outcome(written=caller, expires=now + self._lifetime)
 
 
 def renew(files: Files) -> None:
@@ -123,8 +131,11 @@ def renew(files: Files) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, ends)  # so that no file is left half made
     complain = Complaint(log, "no token written")
     while True:
-        for name, problem in files.write().items():
-            complain(problem, pod=name)
+        for name, outcome in files.write().items():
+            complain(outcome.problem, pod=name)
+            if who := outcome.written:
+                expires = f"{outcome.expires:%Y-%m-%dT%H:%M:%SZ}"
+                log.info("token", pod=name, account=f"{who.namespace}/{who.service_account}", expires=expires)
         if signal.sigtimedwait(ends, RESCAN):
             log.info("stopped")
             return

@@ -33,7 +33,7 @@ def token(
             metavar="DIR",
             exists=True,
             file_okay=False,
-            help="That of `xds serve`: the key that signs is there.",
+            help="That of xds serve: the key that signs is there.",
         ),
     ],
     manifests: Annotated[
@@ -52,7 +52,7 @@ def token(
         typer.Option(
             "--service-account",
             metavar="NAME",
-            help="Without --manifests: the account of the pods; `default` unless said. Without a pod: "
+            help="Without --manifests: the account of the pods; default unless said. Without a pod: "
             "NAMESPACE/NAME, whom a token is for that is bound to no pod, such as that of an --admin-identity.",
             show_default=False,
         ),
@@ -80,7 +80,7 @@ def token(
         ),
     ] = False,
 ) -> None:
-    """Give sidecars the tokens by which they prove to `xds serve --manifests` who they are.
+    """Give sidecars the tokens by which they prove to xds serve --manifests who they are.
 
     A token is signed with the key in --state-dir, for one service account, bound to one pod, and good for a short time. What
     kubelet and API server do in a cluster, this does elsewhere.
@@ -125,10 +125,10 @@ def _write(files: Files, *, stay: bool) -> None:
     from xds.cli import logs  # noqa: PLC0415
     from xds.cli.renewing import renew  # noqa: PLC0415
 
-    logs.configure()
     if stay:
+        logs.configure()
         renew(files)
-    elif problems := [problem for problem in files.write().values() if problem]:
+    elif problems := [outcome.problem for outcome in files.write().values() if outcome.problem]:
         options.fail("; ".join(dict.fromkeys(problems)), 1)
 
 

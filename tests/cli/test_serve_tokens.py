@@ -1,0 +1,256 @@
+"""Who gets another pod's key from `xds serve --manifests`: nobody. With the tokens of `xds token`, and as processes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import grpc
+import grpc.aio
+import pytest
+
+from tests.cli.test_serve import WITHIN, Process, free_port, serving
+from tests.identity.credentials import token
+from tests.introspect.grpcurl import GRPCURL
+from tests.server.doors import DENIED, SDS, UNPROVEN
+from tests.server.proxies import REQUEST, RESPONSE, Client
+from xds.descriptors import message_class
+from xds.identity.claims import Caller, How
+from xds.identity.tokens import TokenKey
+from xds.snapshot import SECRET
+from xds.state import TOKEN_KEY_FILE, roots, token_key
+
+POD = """
+apiVersion: v1
+kind: Pod
+metadata: {{name: {name}, namespace: shop, labels: {{security.istio.io/tlsMode: istio}}{more}}}
+spec: {{serviceAccountName: {account}}}
+status: {{podIP: 127.9.0.{number}}}
+---
+"""
+NODE = "sidecar~127.9.0.1~{}.shop~shop.svc.cluster.local"
+_SECRET = message_class("envoy.extensions.transport_sockets.tls.v3.Secret")
+
+
+def pod(name: str, account: str = "web", number: int = 1, uid: str = "") -> str:
+    return POD.format(name=name, account=account, number=number, more=f", uid: {uid}" if uid else "")
+
+
+@dataclass
+class Site:
+    """Pods web-1 and web-2 of account web, and a control plane with a port for tokens."""
+
+    folder: Path
+    state: Path
+    port: int
+    process: Process
+
+    def options(self) -> tuple[object, ...]:
+        where = f"127.0.0.1:{self.port}"
+        return "--state-dir", self.state, "--xds-tls-address", where, "--admin-identity", "ops/admin"
+
+    def token(self, *words: object) -> str:
+        """What a user gets from `xds token`."""
+        command = [sys.executable, "-m", "xds", "token", "--state-dir", self.state, *words]
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=60, check=True)
+        return done.stdout.strip()
+
+    def signed(
+        self,
+        account: str = "web",
+        pod: str = "web-1",
+        *,
+        namespace: str = "shop",
+        uid: str = "",
+        age: float = 0,
+        key: TokenKey | None = None,
+    ) -> str:
+        """One as `xds token` would have signed it so many seconds ago, good for a minute."""
+        whom = Caller(namespace=namespace, service_account=account, pod=pod, pod_uid=uid, how=How.TOKEN)
+        began = datetime.now(UTC) - timedelta(seconds=age)
+        return (key or token_key(self.state)).issue(whom, began, timedelta(minutes=1))
+
+    @asynccontextmanager
+    async def channel(self, text: str | None) -> AsyncIterator[grpc.aio.Channel]:
+        credentials = grpc.ssl_channel_credentials(roots(self.state))
+        if text is not None:
+            shown = grpc.access_token_call_credentials(text)
+            credentials = grpc.composite_channel_credentials(credentials, shown)
+        async with grpc.aio.secure_channel(f"localhost:{self.port}", credentials) as channel:
+            yield channel
+
+    async def asked(self, text: str | None, pod: str = "web-1") -> tuple[grpc.StatusCode, str]:
+        """Fetch a pod's key with a token; return the status, and what is wrong or the certificate."""
+        request = REQUEST(resource_names=["default"])
+        request.node.id = NODE.format(pod)
+        async with self.channel(text) as channel, asyncio.timeout(60):
+            call = channel.unary_unary(f"{SDS}/FetchSecrets")
+            while True:
+                try:
+                    answer = RESPONSE.FromString(await call(request.SerializeToString(), timeout=WITHIN))
+                    break
+                except grpc.aio.AioRpcError as error:
+                    if "yet; ask again" not in (
+                        error.details() or ""
+                    ):  # Else it came before the first snapshot.
+                        return error.code(), error.details() or ""
+        [resource] = answer.resources
+        secret = _SECRET.FromString(resource.value)
+        assert b"PRIVATE KEY" in secret.tls_certificate.private_key.inline_bytes
+        return grpc.StatusCode.OK, secret.tls_certificate.certificate_chain.inline_bytes.decode()
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    folder = tmp_path / "m"
+    folder.mkdir()
+    (folder / "pods.yaml").write_text(pod("web-1", uid="11-22") + pod("web-2", number=2))
+    made = Site(folder, tmp_path / "state", free_port(), None)  # type: ignore[arg-type]
+    with serving(folder, *made.options()) as made.process:
+        yield made
+
+
+async def test_nobody_gets_another_pods_key(site: Site) -> None:
+    own = site.token("web-1.shop", "--manifests", site.folder)
+    code, first = await site.asked(own)
+    assert code is grpc.StatusCode.OK, first
+    code, second = await site.asked(site.token("web-2.shop", "--service-account", "web"), "web-2")
+    assert (code, first == second) == (grpc.StatusCode.OK, False)
+    assert (await site.asked(site.token("--service-account", "shop/web")))[0] is grpc.StatusCode.OK
+
+    header, said, _ = own.split(".")
+    shown = {
+        "none": (None, UNPROVEN, "no credential"),
+        "garbage": ("garbage", UNPROVEN, "no token of a service account"),
+        "forged": (f"{header}.{said}.AAAA", UNPROVEN, "not signed with the key of this control plane"),
+        "alg none": (f"eyJhbGciOiJub25lIn0.{said}.", UNPROVEN, "not signed with the key"),
+        "a cluster's": (token({"aud": ["xds-ca"], "exp": 2e9}), UNPROVEN, "not signed with the key"),
+        "of another key": (site.signed(key=TokenKey.generate()), UNPROVEN, "made with another --state-dir"),
+        "expired": (site.signed(age=61), UNPROVEN, "expired at"),
+        "not valid yet": (site.signed(age=-600), UNPROVEN, "not valid yet"),
+        "another namespace's": (site.signed(namespace="other"), DENIED, "in another namespace"),
+        "another account's": (site.signed("other"), DENIED, "another service account"),
+        "another pod's": (site.signed(pod="web-2"), DENIED, "bound to pod web-2"),
+        "an earlier pod's": (site.signed(uid="00-00"), DENIED, "an earlier pod of that name"),
+        "the admin's": (site.token("--service-account", "ops/admin"), DENIED, "in another namespace"),
+    }
+    for name, (text, code, why) in shown.items():
+        ended = await site.asked(text)
+        assert (name, ended[0], why in ended[1]) == (name, code, True), ended
+    log = site.process.log.read_text()
+    assert not [name for name, (text, *_) in shown.items() if text and text in log]
+    assert own not in log
+    assert (site.state / TOKEN_KEY_FILE).read_text().strip() not in log
+
+
+async def test_one_for_another_audience_is_none_for_us(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("xds.identity.tokens.AUDIENCE", "istio-ca")
+    code, said = await site.asked(site.signed())
+    assert (code, "not for audience xds-ca" in said) == (UNPROVEN, True)
+
+
+async def test_a_stream_ends_with_its_pod_or_its_account(site: Site) -> None:
+    async with site.channel(site.signed()) as one, site.channel(site.signed(pod="web-2")) as two:
+        streams = [
+            Client(each, method=f"{SDS}/StreamSecrets", node=NODE.format(name))
+            for each, name in ((one, "web-1"), (two, "web-2"))
+        ]
+        for stream in streams:
+            await stream.ask(SECRET, "default")
+            assert (await stream.get()).resources
+        (site.folder / "pods.yaml").write_text(pod("web-2", "other", 2))
+        ends = [await stream.end() for stream in streams]
+        assert ends[0] == (DENIED, "pod shop/web-1 is gone")
+        assert (ends[1][0], "another service account" in ends[1][1]) == (DENIED, True)
+        assert (await site.asked(site.token("web-2.shop", "--manifests", site.folder), "web-2"))[
+            0
+        ] is grpc.StatusCode.OK
+
+
+async def test_a_token_outlives_the_control_plane_but_not_its_state(site: Site, tmp_path: Path) -> None:
+    text = site.signed()
+    site.process.process.kill()
+    site.process.process.wait()
+    with serving(site.folder, *site.options()):
+        assert (await site.asked(text))[0] is grpc.StatusCode.OK
+    site.state = tmp_path / "other"
+    with serving(site.folder, *site.options()):
+        code, said = await site.asked(text)
+    assert (code, "made with another --state-dir" in said) == (UNPROVEN, True)
+
+
+async def test_plaintext_has_no_keys_where_tokens_are_taken_from_elsewhere(
+    site: Site, tmp_path: Path
+) -> None:
+    port = free_port()
+    options = (
+        "--state-dir",
+        site.state,
+        "--xds-tls-address",
+        f"0.0.0.0:{port}",
+        "--tls-name",
+        "control-plane",
+    )
+    with serving(site.folder, *options) as process:
+        [secret] = await asyncio.to_thread(
+            lambda: process.ask("web-1.shop", SECRET, "default", "ROOTCA").resources
+        )
+        assert b"PRIVATE KEY" not in secret.value
+        assert not process.logged("any pod's identity")
+        assert process.logged('names="control-plane, localhost')
+        site.port = port
+        assert (await site.asked(site.signed()))[0] is grpc.StatusCode.OK
+
+
+def test_the_admin_may_look_with_what_people_have(site: Site, tmp_path: Path) -> None:
+    written = tmp_path / "out/admin.ops"
+    site.token("admin.ops", "--service-account", "admin", "--out-dir", tmp_path / "out")
+    (tmp_path / "web").write_text(site.signed())
+    where = f"localhost:{site.port}"
+
+    def status(file: Path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [
+                *(sys.executable, "-m", "xds", "status", "-o", "json", "--xds-address", where),
+                *("--ca-file", str(written / "root-cert.pem"), "--token-file", str(file)),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    seen = status(written / "token")
+    assert (seen.returncode, "time" in json.loads(seen.stdout)) == (0, True), seen.stderr
+    refused = status(tmp_path / "web")
+    assert (refused.returncode, "shop/web may not look at this" in refused.stderr) == (3, True)
+
+    def grpcurl(text: str) -> subprocess.CompletedProcess[str]:
+        shown = ("-H", f"authorization: Bearer {text}") if text else ()
+        command = [GRPCURL, "-cacert", written / "root-cert.pem", *shown, "-max-time", "30", where]
+        return subprocess.run(
+            [*command, "xds.mesh.v1.Proxies/List"], capture_output=True, text=True, timeout=60, check=False
+        )
+
+    seen = grpcurl(site.token("--service-account", "ops/admin"))
+    assert (seen.returncode, "time" in json.loads(seen.stdout)) == (0, True), seen.stderr
+    for text, why in (("", "no credential"), (site.signed(), "may not look at this")):
+        refused = grpcurl(text)
+        assert (refused.returncode != 0, why in refused.stderr) == (True, True), refused.stderr
+
+
+def test_a_key_that_cannot_be_used_is_said(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / TOKEN_KEY_FILE).write_text("no key")
+    process = Process(tmp_path / "m", "--state-dir", tmp_path / "state", "--xds-tls-address", "127.0.0.1:0")
+    assert process.process.wait(WITHIN) == 1
+    log = process.log.read_text()
+    assert f"--state-dir: {tmp_path}/state/{TOKEN_KEY_FILE} can be used by others (mode 0644)" in log

@@ -1,0 +1,292 @@
+"""`xds token`: what it prints, writes and renews; what its tokens are good for is in test_serve_tokens.py."""
+
+from __future__ import annotations
+
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from xds.cli import app
+from xds.cli.renewing import Files
+from xds.identity.ca import Authority
+from xds.identity.claims import Caller, How
+from xds.identity.keys import PrivateKey
+from xds.state import MORE_ROOTS_FILE, TOKEN_KEY_FILE, root_authority, roots, token_key
+
+POD = """
+apiVersion: v1
+kind: Pod
+metadata: {{name: web-0, namespace: shop, uid: "11-22"}}
+spec: {{serviceAccountName: {}}}
+"""
+WITHIN = 30.0
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    """A state directory that `xds serve` has used."""
+    root_authority(tmp_path / "state", "cluster.local", datetime.now(UTC))
+    return tmp_path / "state"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m/pod.yaml").write_text(POD.format("seller"))
+    return tmp_path / "m"
+
+
+def caller(account: str, pod: str = "web-0", uid: str = "") -> Caller:
+    return Caller(namespace="shop", service_account=account, pod=pod, pod_uid=uid, how=How.TOKEN)
+
+
+def xds(*words: object) -> Result:
+    return CliRunner().invoke(app, ["token", *map(str, words)], prog_name="xds")
+
+
+def proved(state: Path, text: str) -> Caller:
+    return token_key(state).prove(text, datetime.now(UTC))
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_one_token_is_printed_and_nothing_else(state: Path, folder: Path) -> None:
+    for options, who in (
+        ((), caller("default")),
+        (("--service-account", "seller"), caller("seller")),
+        (("--manifests", folder), caller("seller", uid="11-22")),
+    ):
+        done = xds("web-0.shop", "--state-dir", state, *options)
+        assert (done.exit_code, done.stderr, done.stdout.count("\n")) == (0, "", 1)
+        assert proved(state, done.stdout.strip()) == who
+    assert mode(state / TOKEN_KEY_FILE) == 0o600
+
+
+def test_one_of_no_pod_is_for_those_who_look(state: Path) -> None:
+    done = xds("--service-account", "ops/admin", "--state-dir", state)
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert proved(state, done.stdout.strip()) == Caller(
+        namespace="ops", service_account="admin", how=How.TOKEN
+    )
+
+
+def test_it_lives_as_long_as_was_said(state: Path) -> None:
+    for options, seconds in (((), 3600), (("--lifetime", 60), 60)):
+        began = datetime.now(UTC)
+        text = xds("web-0.shop", "--state-dir", state, *options).stdout.strip()
+        assert token_key(state).prove(text, began + timedelta(seconds=seconds - 1))
+        with pytest.raises(Exception, match="expired"):
+            token_key(state).prove(text, datetime.now(UTC) + timedelta(seconds=seconds))
+
+
+def test_a_folder_for_each_pod_is_written(state: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (out / "web-0.shop").mkdir(parents=True)  # as where a volume is mounted
+    for _ in range(2):
+        done = xds("web-0.shop", "my.db.shop", "--state-dir", state, "--out-dir", out)
+        assert (done.exit_code, done.stdout) == (0, ""), done.output
+    for pod in ("web-0", "my.db"):
+        found = out / f"{pod}.shop"
+        assert {each.name for each in found.iterdir()} == {"token", "root-cert.pem"}
+        assert (mode(found / "token"), mode(found / "root-cert.pem")) == (0o600, 0o644)
+        assert proved(state, (found / "token").read_text()) == caller("default", pod)
+        assert (found / "root-cert.pem").read_bytes() == roots(state)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "say for whom: POD.NAMESPACE, or --service-account NAMESPACE/NAME"),
+        (
+            ("--service-account", "admin"),
+            "--service-account admin: without a pod it has to be NAMESPACE/NAME",
+        ),
+        (("--service-account", "spiffe://x/ns/a/sa/b"), "without a pod it has to be NAMESPACE/NAME"),
+        (("--service-account", "a/b", "--out-dir", "OUT"), "say for whom: POD.NAMESPACE"),
+        (("a.b", "c.d"), "say with --out-dir where to write several"),
+        (("a.b", "--renew"), "--renew is for --out-dir"),
+        (
+            ("a.b", "--service-account", "x", "--manifests", "M"),
+            "--service-account is for pods without --man",
+        ),
+        (("a.b", "--service-account", "x/y"), "--service-account 'x/y' is not a DNS name"),
+        (("web",), "'web' is not POD.NAMESPACE, such as web-0.shop"),
+        (("../x.shop",), "'../x.shop' is not POD.NAMESPACE"),
+        (("a/b.shop",), "'a/b.shop' is not POD.NAMESPACE"),
+        (("a.b", "--lifetime", "9"), "Invalid value for '--lifetime'"),
+        (
+            ("web.shop", "--manifests", "M"),
+            "there is no pod web.shop (POD.NAMESPACE); did you mean web-0.shop?",
+        ),
+    ],
+)
+def test_what_cannot_be_meant_is_said(
+    state: Path, folder: Path, tmp_path: Path, words: tuple[str, ...], said: str
+) -> None:
+    places = {"M": str(folder), "OUT": str(tmp_path / "out")}
+    done = xds(*(places.get(word, word) for word in words), "--state-dir", state)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert said in " ".join(done.stderr.replace("│", " ").split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_cannot_be_read_or_written_is_said(state: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "empty").mkdir()
+    for options, status, said in (
+        (("--state-dir", tmp_path / "none"), 2, "does not exist"),
+        (
+            ("--state-dir", tmp_path / "empty", "--out-dir", tmp_path / "out"),
+            1,
+            "root-cert.pem is not there yet",
+        ),
+        (
+            ("--state-dir", state, "--out-dir", tmp_path / "file/x"),
+            1,
+            f"{tmp_path}/file/x/web-0.shop: Not a dir",
+        ),
+    ):
+        done = xds("web-0.shop", *options)
+        assert (done.exit_code, said in " ".join(done.stderr.replace("│", " ").split())) == (status, True), (
+            said
+        )
+    (state / TOKEN_KEY_FILE).write_text("no key")
+    (state / TOKEN_KEY_FILE).chmod(0o600)
+    done = xds("web-0.shop", "--state-dir", state)
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert f"xds: --state-dir: {state}/{TOKEN_KEY_FILE}: this is no key for tokens" in done.stderr
+
+
+class Renewing:
+    """`xds token --renew`, as a process."""
+
+    def __init__(self, tmp_path: Path, *options: object) -> None:
+        self.out, self._log, self._said = tmp_path / "out/web-0.shop", tmp_path / "log", tmp_path / "stdout"
+        with self._log.open("w") as log, self._said.open("w") as said:
+            self.process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "xds", "token", "web-0.shop", "--state-dir", tmp_path / "state"),
+                    *("--out-dir", tmp_path / "out", "--renew", *map(str, options)),
+                ],
+                stderr=log,
+                stdout=said,
+            )
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def token(self) -> str:
+        return (self.out / "token").read_text() if (self.out / "token").exists() else ""
+
+    def until(self, what: Callable[[], object]) -> None:
+        end = time.monotonic() + WITHIN
+        while not what():
+            assert time.monotonic() < end, self.log
+            assert self.process.poll() is None, self.log
+            time.sleep(0.02)
+
+    def end(self, number: int = signal.SIGTERM) -> None:
+        self.process.send_signal(number)
+        assert (self.process.wait(WITHIN), self._said.read_text()) == (0, "")
+        assert "event=stopped" in self.log.splitlines()[-1]
+
+
+@contextmanager
+def renewing(tmp_path: Path, *options: object) -> Iterator[Renewing]:
+    made = Renewing(tmp_path, *options)
+    try:
+        yield made
+        assert "Traceback" not in made.log
+    finally:
+        made.process.kill()
+        made.process.wait()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_is_renewed_before_it_expires(state: Path, tmp_path: Path, number: int) -> None:
+    with renewing(tmp_path, "--lifetime", 10) as process:
+        process.until(process.token)
+        for _ in range(2):
+            before = process.token()
+            process.until(lambda before=before: process.token() != before)
+            assert proved(state, before) == caller("default")
+        process.end(number)
+        assert process.log.count("event=token pod=web-0.shop account=shop/default") == 3
+        assert not [line for line in process.log.splitlines() if before in line]
+
+
+def test_what_is_not_there_yet_is_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    with renewing(tmp_path) as process:
+        process.until(lambda: 'event="no token written"' in process.log)
+        assert "root-cert.pem is not there yet: xds serve makes it" in process.log
+        root_authority(tmp_path / "state", "cluster.local", datetime.now(UTC))
+        process.until(process.token)
+        process.end()
+        assert process.log.count("no token written") == 1
+
+
+def test_it_is_written_anew_when_roots_or_key_are_others(state: Path, tmp_path: Path) -> None:
+    with renewing(tmp_path) as process:
+        process.until(process.token)
+        other = Authority.create(PrivateKey.generate(), "cluster.local", datetime.now(UTC))
+        (state / MORE_ROOTS_FILE).write_bytes(other.certificate_pem)
+        process.until(lambda: other.certificate_pem in (process.out / "root-cert.pem").read_bytes())
+        before = process.token()
+        (state / TOKEN_KEY_FILE).unlink()
+        process.until(lambda: process.token() != before)
+        assert proved(state, process.token()) == caller("default")
+        process.end()
+
+
+def test_it_is_written_anew_when_the_pods_account_is_another(
+    state: Path, folder: Path, tmp_path: Path
+) -> None:
+    with renewing(tmp_path, "--manifests", folder) as process:
+        process.until(process.token)
+        assert proved(state, process.token()) == caller("seller", uid="11-22")
+        before = process.token()
+        (folder / "pod.yaml").unlink()
+        process.until(lambda: "there is no such pod in the manifests any more" in process.log)
+        assert process.token() == before
+        (folder / "pod.yaml").write_text(POD.format("buyer"))
+        process.until(lambda: process.token() != before)
+        assert proved(state, process.token()) == caller("buyer", uid="11-22")
+        process.end()
+
+
+def test_a_clock_that_was_set_back_does_not_delay_it(state: Path, tmp_path: Path) -> None:
+    now = datetime.now(UTC)
+    times = iter([now, now + timedelta(minutes=29), now - timedelta(days=1)])
+    whom = {"web-0.shop": caller("seller")}
+    files = Files(lambda: whom, state, tmp_path / "out", timedelta(hours=1), now=lambda: next(times))
+    written = []
+    for _ in range(3):
+        assert not files.write()["web-0.shop"].problem
+        written.append((tmp_path / "out/web-0.shop/token").read_text())
+    assert written[0] == written[1] != written[2]
+
+
+def test_what_goes_wrong_for_one_pod_does_not_keep_the_others_waiting(state: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/web-0.shop").write_text("in the way")
+    whom = {"web-0.shop": caller("seller"), "web-1.shop": caller("seller", "web-1"), "gone.shop": None}
+    files = Files(lambda: whom, state, tmp_path / "out", timedelta(hours=1))
+    assert {name: outcome.problem for name, outcome in files.write().items()} == {
+        "web-0.shop": f"{tmp_path}/out/web-0.shop: File exists",
+        "web-1.shop": "",
+        "gone.shop": "there is no such pod in the manifests any more",
+    }
+    assert (tmp_path / "out/web-1.shop/token").exists()

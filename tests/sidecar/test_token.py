@@ -1,0 +1,159 @@
+"""A sidecar outside of Kubernetes: `xds proxy` with the files that `xds token --renew` keeps, and `xds serve --manifests` over TLS."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from tests.cli import test_serve
+from tests.cli.test_serve import serving
+from tests.real.harness.clients import Client
+from tests.real.harness.loopback import Loopback, free_port
+from tests.real.harness.waiting import eventually
+from tests.sidecar.pods import Process, finished
+from xds.identity.claims import NotProvenError
+from xds.state import token_key
+
+LIFETIME = 10
+POD = """
+apiVersion: v1
+kind: Pod
+metadata:
+  name: web
+  namespace: shop
+  labels: {{security.istio.io/tlsMode: istio}}
+  annotations: {{sidecar.istio.io/interceptionMode: NONE}}
+spec: {{serviceAccountName: seller, containers: [{{name: app, ports: [{{containerPort: 8080}}]}}]}}
+status: {{podIP: {}}}
+"""
+
+
+class Site:
+    """Where the control plane, the one who renews, and a sidecar find their files and each other."""
+
+    def __init__(self, folder: Path, address: str) -> None:
+        self.address = address
+        self.state, self.manifests, self._out, self._log = (
+            folder / name for name in ("state", "m", "out", "log")
+        )
+        self.manifests.mkdir()
+        (self.manifests / "pod.yaml").write_text(POD.format(address))
+        self.port = free_port()
+        self.files = self._out / "web.shop"
+
+    def serving(self):
+        options = ("--state-dir", self.state, "--xds-tls-address", f"127.0.0.1:{self.port}")
+        return serving(self.manifests, *options)
+
+    @asynccontextmanager
+    async def renewing(self) -> AsyncIterator[None]:
+        words = ("--state-dir", self.state, "--manifests", self.manifests, "--out-dir", self._out)
+        with self._log.open("ab") as log:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "xds", "token", "web.shop", *map(str, words)),
+                *("--renew", "--lifetime", str(LIFETIME)),
+                stderr=log,
+            )
+        try:
+            yield
+        finally:
+            process.terminate()
+            assert await asyncio.wait_for(process.wait(), 60) == 0, self._log.read_text()
+
+    def environment(self) -> dict[str, str]:
+        return {
+            "POD_NAME": "web",
+            "POD_NAMESPACE": "shop",
+            "SERVICE_ACCOUNT": "seller",
+            "INSTANCE_IP": self.address,
+            "XDS_ADDRESS": f"localhost:{self.port}",
+            "XDS_TOKEN_FILE": str(self.files / "token"),
+            "XDS_ROOT_FILE": str(self.files / "root-cert.pem"),
+            "XDS_INTERCEPTION_MODE": "NONE",
+            "XDS_CONCURRENCY": "1",
+        }
+
+    def has_expired(self, token: str) -> bool:
+        try:
+            token_key(self.state).prove(token, datetime.now(UTC))
+        except NotProvenError as error:
+            return "expired" in str(error)
+        return False
+
+    async def certificate(self) -> str:
+        """Return the certificate that the sidecar has, or nothing."""
+        answer = await Client().get(
+            f"http://{self.address}:15000/config_dump?resource=dynamic_active_secrets"
+        )
+        assert answer.ok
+        found = {each["name"]: each["secret"] for each in json.loads(answer.text).get("configs", ())}
+        return (
+            found["default"]["tls_certificate"]["certificate_chain"]["inline_bytes"]
+            if "default" in found
+            else ""
+        )
+
+    async def has_other(self, certificate: str) -> bool:
+        return await self.certificate() not in {"", certificate}
+
+
+async def is_synced(plane: test_serve.Process) -> bool:
+    """Whether the sidecar is connected, and has all that it should."""
+    where = f"--xds-address=127.0.0.1:{plane.xds}"
+    status, out, err = await finished(sys.executable, "-m", "xds", "status", "web.shop", where)
+    assert status == 0, out + err
+    return re.search(r"^web\.shop +SDS +2/2 +synced", out, re.MULTILINE) is not None
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    with Loopback() as loopback:
+        yield Site(tmp_path, loopback.address())
+
+
+@pytest.mark.envoy
+@pytest.mark.timeout(300)
+async def test_it_gets_its_key_and_comes_back_with_the_token_that_is_good_by_then(
+    site: Site, tmp_path: Path
+) -> None:
+    site.state.mkdir()
+    # The sidecar waits for its files, and who writes them for the control plane.
+    async with site.renewing(), Process(site.environment(), tmp_path / "envoy"):
+        with site.serving() as plane:
+            await eventually(lambda: is_synced(plane), timeout=60, what="the sidecar has everything")
+            first = (site.files / "token").read_text()
+            certificate = await eventually(site.certificate, timeout=30)
+            await eventually(lambda: site.has_expired(first), timeout=60, what="the first token has expired")
+            assert await is_synced(plane)  # a stream outlives its token
+        with site.serving() as plane:
+            await eventually(lambda: is_synced(plane), timeout=60, what="the sidecar came back")
+            assert not plane.logged("caller refused")
+            # Its key is in memory only: another control plane makes another.
+            await eventually(lambda: site.has_other(certificate), timeout=30)
+
+
+@pytest.mark.envoy
+@pytest.mark.timeout(300)
+async def test_with_a_token_that_nobody_renews_it_stays_out(site: Site, tmp_path: Path) -> None:
+    site.state.mkdir()
+    async with Process(site.environment(), tmp_path / "envoy"):
+        with site.serving() as plane:
+            async with site.renewing():
+                await eventually(lambda: is_synced(plane), timeout=60, what="the sidecar has everything")
+            last = (site.files / "token").read_text()
+            await eventually(lambda: site.has_expired(last), timeout=60, what="the last token has expired")
+        with site.serving() as plane:
+            await eventually(lambda: plane.logged("caller refused"), timeout=60)
+            assert plane.logged("code=UNAUTHENTICATED")
+            assert plane.logged("the token expired at")
+            assert await site.certificate()  # what it has stays in force
+            async with site.renewing():
+                await eventually(lambda: is_synced(plane), timeout=60, what="the sidecar came back")
