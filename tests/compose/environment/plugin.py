@@ -61,12 +61,26 @@ def _built() -> Path:
         print(f"Building Compose {VERSION}: the first time takes about 2 minutes", flush=True)
         making = plugin.parent.with_suffix(".making")
         shutil.rmtree(making, ignore_errors=True)
+        making.mkdir()
+        # `go install` would do, if theirs did not exclude versions of others.
+        (making / "go.mod").write_text(f"module xds.test/compose\ngo 1.24.0\nrequire {MODULE} {VERSION}\n")
         linking = f"-s -w -X {MODULE}/internal.Version={VERSION}"
-        command = [tool, "install", "-p=2", "-trimpath", "-ldflags", linking, f"{MODULE}/cmd@{VERSION}"]
-        environment = {**os.environ, "GOBIN": str(making), "GOFLAGS": "", "CGO_ENABLED": "0"}
-        built = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        command = [
+            tool,
+            "build",
+            "-p=2",
+            "-trimpath",
+            "-ldflags",
+            linking,
+            "-o",
+            plugin.name,
+            f"{MODULE}/cmd",
+        ]
+        environment = {**os.environ, "GOFLAGS": "-mod=mod -buildvcs=false", "CGO_ENABLED": "0"}
+        built = subprocess.run(
+            command, cwd=making, env=environment, capture_output=True, text=True, check=False
+        )
         if built.returncode:
             raise MissingError(f"Compose {VERSION} could not be built:\n{built.stderr[-2000:]}")
-        (making / "cmd").rename(making / plugin.name)
         making.rename(plugin.parent)
     return plugin
