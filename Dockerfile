@@ -1,7 +1,10 @@
 # One image for every role, which the command says: serve, proxy (becomes Envoy), init (iptables rules), token, install.
 # docs/image.md says how to build and run it. No syntax directive and no mounts: every builder that there is can build it.
 
-FROM python:3.13-slim AS build
+ARG BASE=python:3.13-slim
+
+# hadolint ignore=DL3006
+FROM ${BASE} AS build
 WORKDIR /src
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
 
@@ -23,7 +26,8 @@ RUN /opt/build/bin/pip wheel --no-build-isolation --no-deps --wheel-dir wheels .
  && /opt/build/bin/pip --python /opt/xds/bin/python install --no-deps wheels/*.whl
 
 
-FROM python:3.13-slim
+# hadolint ignore=DL3006
+FROM ${BASE}
 LABEL org.opencontainers.image.title="xds" \
       org.opencontainers.image.description="Automatic mutual TLS for Envoy sidecars: control plane, sidecar and its iptables rules" \
       org.opencontainers.image.version="0.1.0" \

@@ -31,9 +31,8 @@ def client() -> Iterator[dict[str, str]]:
 def docker(client: dict[str, str]) -> Iterator[Docker]:
     """An engine that has our image, built from the Dockerfile as it is."""
     with ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="xds-dockerd-"))
         try:
-            environment = stack.enter_context(engine.running(client, Path(folder)))
+            environment = stack.enter_context(engine.running(client))
             base.provide(environment)
         except MissingError as missing:
             _lack(missing)

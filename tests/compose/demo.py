@@ -74,7 +74,7 @@ class Demo:
     def kill(self, service: str) -> None:
         """End a service's first process as if it had crashed: what `docker kill` ends, Docker does not start again."""
         pid = str(self.state(service)["State"]["Pid"])
-        options = ["--pid=host", "--privileged", "--user=0:0", "--entrypoint=kill", "--network=none"]
+        options = ["--pid=host", "--user=0:0", "--entrypoint=kill", "--network=none"]
         done = self.docker.image("-9", pid, options=options)
         assert done.returncode == 0, done.stderr
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ _FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
 
 
 @contextmanager
-def running(environment: dict[str, str], folder: Path) -> Iterator[dict[str, str]]:
+def running(environment: dict[str, str]) -> Iterator[dict[str, str]]:
     """Yield the environment in which `docker` has an engine to talk to.
 
     Raises:
@@ -32,8 +33,18 @@ def running(environment: dict[str, str], folder: Path) -> Iterator[dict[str, str
             "needs Docker: start it, or be root where dockerd and iptables are installed "
             "(Debian: apt-get install docker.io iptables)"
         )
-    with _kept_as_it_is(), _started(folder) as socket:
+    with _kept_as_it_is(), _folder() as folder, _started(folder) as socket:
         yield {**environment, "DOCKER_HOST": f"unix://{socket}"}
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    """Make a folder that is gone afterwards, though it has 40,000 files then."""
+    folder = Path(tempfile.mkdtemp(prefix="xds-dockerd-"))
+    try:
+        yield folder
+    finally:
+        subprocess.run(["rm", "-rf", folder], check=True)
 
 
 @contextmanager
