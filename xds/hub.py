@@ -27,6 +27,7 @@ from xds.identity.claims import Caller, objection
 from xds.identity.secrets import Issuer, trusted_roots
 from xds.mesh import Mesh
 from xds.model import Change, Fact, Pod, Ref
+from xds.policy.exchange import Exchange
 from xds.protocol.events import Acked, Nacked, Subscribed
 from xds.protocol.status import State
 from xds.protocol.wire import Node
@@ -215,6 +216,22 @@ class Hub:
         first = min(expiries, default=None)
         return Certificates(self._issuer.issued, len(expiries), first, self._authority.expires)
 
+    # --- other replicas ----------------------------------------------------------------------------------------------
+
+    def share(self) -> Exchange | None:
+        """Begin to reckon with other replicas: nobody is served before it is known what is on its way with them.
+
+        None: there is nothing to share, for nobody is waited for here.
+        """
+        if self.rolling.rollout.timeout is not None:
+            self.rolling.exchange = Exchange()
+        return self.rolling.exchange
+
+    def hear(self) -> None:
+        """Take note that others have said something, or know by now what we said."""
+        self.rolling.hear()
+        self._wake.set()
+
     # --- the task ----------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
@@ -223,7 +240,7 @@ class Hub:
             self._wake.clear()
             if self._is_time():
                 await self._apply()
-            elif self._is_time_to_roll():
+            elif self.ready.is_set() and self._is_time_to_roll():
                 await self._roll()
             elif self._due:
                 await self._serve(next(iter(self._due)))
@@ -234,7 +251,11 @@ class Hub:
     def _is_time(self) -> bool:
         """Whether pending changes are to be taken now."""
         now = asyncio.get_running_loop().time()
-        return bool(self._pending) and (now >= self._last + QUIET or now >= self._first + PATIENCE)
+        return self._has_changes and (now >= self._last + QUIET or now >= self._first + PATIENCE)
+
+    @property
+    def _has_changes(self) -> bool:
+        return bool(self._pending) and self.rolling.may_begin
 
     async def _apply(self) -> None:
         change, self._pending = _together(self._pending), []
@@ -244,11 +265,12 @@ class Hub:
             # In a thread, for its cost follows the change, and the first one is everything.
             now = _clock()
             async with self.at_rest:
+                known = self.rolling.known(now)
                 if self.ready.is_set():
-                    known = self.rolling.known(now)
                     self.mesh = await asyncio.to_thread(self.rolling.apply, old, change, known, now)
                 else:
-                    self.mesh = await asyncio.to_thread(self._first_mesh, change, now)
+                    self.mesh = await asyncio.to_thread(self.rolling.first, change, known, now)
+            self.rolling.tell()
         except Exception as error:  # noqa: BLE001 - told in full
             log.error("a change could not be applied and is left out", stack=_traceback(error))  # noqa: TRY400
             return
@@ -270,9 +292,6 @@ class Hub:
             self.rolling.began(self.mesh, _clock())
             self.ready.set()
 
-    def _first_mesh(self, change: Change, now: float) -> Mesh:
-        return self.rolling.first(Mesh(change.applied, change.config), now)
-
     def _is_time_to_roll(self) -> bool:
         """Whether to look how far proxies are: once everybody has what they should, or it has been a while."""
         now = _clock()
@@ -285,6 +304,7 @@ class Hub:
         async with self.at_rest:
             known = self.rolling.known(now)
             self.mesh = await asyncio.to_thread(self.rolling.advance, before, known, now)
+        self.rolling.tell()
         if self.mesh is not before:
             for key in self._streams:
                 if self.mesh.pod(*key):
@@ -390,13 +410,14 @@ class Hub:
     async def _rest(self) -> None:
         """Wait for something to do: somebody who wakes us, a change that has become due, a renewal."""
         loop = asyncio.get_running_loop()
-        if self._pending:
+        if self._has_changes:
             seconds = min(self._last + QUIET, self._first + PATIENCE) - loop.time()
         else:
             soonest = min((at for at, _ in self._renewals()), default=None)
             left = (soonest - self._now()).total_seconds() if soonest else CLOCK_CHECK
             seconds = min(max(left, AGAIN), CLOCK_CHECK)
-        seconds = min(seconds, self.rolling.due(loop.time()) - loop.time(), EVERY if self._held else inf)
+        rolls = self.rolling.due(loop.time()) - loop.time() if self.ready.is_set() else inf
+        seconds = min(seconds, rolls, EVERY if self._held else inf)
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._wake.wait()

@@ -6,7 +6,7 @@ Nothing is kept about resources: a session says up to which edition its client h
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from math import inf
 from typing import NamedTuple, TypeAlias
 
@@ -14,9 +14,11 @@ import structlog
 
 from xds.envoy.inbound import accepting
 from xds.mesh import Mesh
-from xds.model import Change, DestinationRule, Mode, Ref
+from xds.model import Change, DestinationRule, Mode, PortKey, Ref
+from xds.policy.elsewhere import Elsewhere, Stand
+from xds.policy.exchange import Exchange, View
 from xds.policy.progress import progress
-from xds.policy.rollout import Elsewhere, Known, Rollout
+from xds.policy.rollout import Known, Rollout
 from xds.protocol.session import Session
 from xds.server import Subscriber
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER
@@ -84,8 +86,11 @@ class Rolling:
 
     def __init__(self, streams: Mapping[PodName, set[Subscriber]], timeout: float | None) -> None:
         self.rollout = Rollout(timeout)
-        self.elsewhere: Callable[[], Elsewhere] = Elsewhere
-        """Says what other replicas know."""
+        self.exchange: Exchange | None = None
+        """What other replicas know, and are told; None: there are none."""
+        self._rules = View()
+        self._says: Mapping[PortKey, Stand] = {}
+        self._is_heard = self._has_met = False
         self._subscribers = streams
         self._streams: dict[Subscriber, _Stream] = {}
         self._away: dict[PodName, tuple[_Reached, float]] = {}
@@ -107,10 +112,14 @@ class Rolling:
         stream = self._streams.pop(subscriber)
         if self.rollout.timeout is not None and subscriber.session and not self._subscribers.get(key):
             self._away[key] = (self._reached(subscriber.session, stream, now), now + AWAY)
+            if self.exchange:
+                self._met.discard(key)  # It may have been with another replica when it comes back.
 
     def asked(self, subscriber: Subscriber, key: PodName, type_url: str) -> None:
         """Take note that a proxy has asked for a type: one that was here before says then what it listens with."""
         session = subscriber.session
+        if self.exchange and session and type_url == CLUSTER and key not in self._met:
+            self._has_met |= bool(session.brought(CLUSTER))
         if type_url != LISTENER or not session or key in self._met or self.rollout.timeout is None:
             return
         self._met.add(key)
@@ -143,17 +152,19 @@ class Rolling:
     @property
     def is_open(self) -> bool:
         """Whether anything is on its way."""
-        return bool(self.rollout.crossings or self.rollout.rules or self._came_back)
+        return bool(self.rollout.crossings or self.rollout.rules or self._came_back or self._has_met)
 
     def due(self, now: float) -> float:
         """Return when to look again how far proxies are; infinity: not until something happens."""
+        if self._is_heard:
+            return now
         if self.is_open:
             return max(self._looked + EVERY, now)
         return max(self._looked + LATE_EVERY, now) if self.rollout.late else inf
 
     def known(self, now: float) -> Known:
         """Return how far proxies are."""
-        self._looked = now
+        self._looked, self._is_heard = now, False
         waited = {pod for pod, _ in (*self.rollout.crossings, *self.rollout.late)}
         servers: dict[Ref, int] = {}
         clients: dict[str, int] = {}
@@ -163,6 +174,7 @@ class Rolling:
             namespace, pod = key
             name, ref = f"{pod}.{namespace}", Ref("Pod", namespace, pod)
             clients[name] = min(reached.client, clients.get(name, reached.client))
+            # All of them: a change that this is asked for may be the one that makes them waited for.
             servers[ref] = min(reached.server, servers.get(ref, reached.server))
             if session is None:
                 continue
@@ -172,7 +184,11 @@ class Rolling:
                 for what, rejection in session.rejected(type_url).items():
                     refusing.setdefault(name, {})[what] = rejection.message
         return Known(
-            servers=servers, rejected=rejected, clients=clients, refusing=refusing, elsewhere=self.elsewhere()
+            servers=servers,
+            rejected=rejected,
+            clients=clients,
+            refusing=refusing,
+            elsewhere=self.exchange.elsewhere(now) if self.exchange else Elsewhere(),
         )
 
     def _sessions(self, now: float) -> Iterator[tuple[PodName, tuple[Session | None, _Reached]]]:
@@ -198,12 +214,30 @@ class Rolling:
             stream.server.note(session.edition if in_force else -1, now),
         )
 
+    # --- other replicas ----------------------------------------------------------------------------------------------
+
+    @property
+    def may_begin(self) -> bool:
+        """Whether others reckon with us, and it is known what is on its way with them."""
+        return self.exchange is None or self.exchange.is_known
+
+    def hear(self) -> None:
+        """Take note that others have said something, or can know by now what we said."""
+        self._is_heard = True
+
+    def tell(self) -> None:
+        """Have others told how far we are."""
+        if self.exchange:
+            self.exchange.say(self._rules.version, self._says)
+
     # --- steps -------------------------------------------------------------------------------------------------------
 
-    def first(self, mesh: Mesh, now: float) -> Mesh:
-        """Return the first mesh, with nothing on its way."""
+    def first(self, change: Change, known: Known, now: float) -> Mesh:
+        """Return the first mesh, with nothing on its way but what is with other replicas."""
+        mesh = Mesh(change.applied, change.config)
+        self._rules.follow(change.applied, (), mesh.config)
         self.rollout.follow(mesh, (), now)
-        return mesh.serving(self.rollout.served)
+        return self.advance(mesh.serving(self.rollout.served), known, now)
 
     def apply(self, mesh: Mesh, change: Change, known: Known, now: float) -> Mesh:
         """Return the mesh after a change, as it is to be served."""
@@ -211,6 +245,7 @@ class Rolling:
             return mesh.apply(change)
         rules, others = _rules_apart(change)
         after = mesh.apply(others)
+        self._rules.follow(rules.applied, rules.removed, after.config)
         self.rollout.follow(after, change.removed, now)
         for rule in rules.applied:
             self.rollout.change_rule(
@@ -226,6 +261,9 @@ class Rolling:
             ref, modes = self._came_back.popitem()
             self.rollout.recover(mesh, ref, modes, now)
             mesh = mesh.apply(self.rollout.withdraw_rules(mesh, now))
+        if self._has_met:
+            self._has_met = False
+            self.rollout.meet(now)
         for _ in range(MOST_STEPS):
             step = self.rollout.step(mesh, known, now)
             if step is None:
@@ -234,6 +272,8 @@ class Rolling:
                 mesh = mesh.apply(step.rules)
                 self.rollout.follow(mesh, (), now)
             mesh = mesh.serving(step.served)
+        if self.exchange:
+            self._says = self.rollout.stands()
         return mesh
 
 

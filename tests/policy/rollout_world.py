@@ -71,7 +71,7 @@ class Proxies:
         """Have a control plane start that knows nothing but the facts, and what proxies bring."""
         self.rolling = Rolling({}, self.timeout)
         self.rollout = self.rolling.rollout
-        self.mesh = self.rolling.first(Mesh(self.facts.values()), self.now)
+        self.mesh = self.rolling.first(Change(applied=tuple(self.facts.values())), Known(), self.now)
         for name, server in self.servers.items():
             server.said = server.edition = -1
             if server.connected and server.modes:

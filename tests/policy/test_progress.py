@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from tests.policy.world import HTTP, TCP, peer, pod, rule, service
-from xds.mesh import Mesh
 from xds.model import Change, Fact, Pod, Ref, ServicePort
 from xds.policy.mtls import Send
 from xds.policy.progress import progress, rules
@@ -47,7 +46,7 @@ class World:
             peer("ns", before),
             *more,
         ]
-        self.mesh = self.rolling.first(Mesh(facts), self.now)
+        self.mesh = self.rolling.first(Change(applied=tuple(facts)), Known(), self.now)
 
     def change(self, *applied: Fact, removed: tuple[Ref, ...] = ()) -> None:
         change = Change(applied=applied, removed=removed)

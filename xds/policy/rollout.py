@@ -26,18 +26,16 @@ from xds.model import (
     Served,
     Service,
 )
+from xds.policy.elsewhere import NOT_HERE, TAKES, Elsewhere, Stand
 from xds.policy.mtls import Send, at_endpoint
 from xds.traffic import TlsMode
 
-TAKES: Mapping[Mode, frozenset[Send]] = {
-    Mode.DISABLE: frozenset({Send.PLAINTEXT}),
-    Mode.PERMISSIVE: frozenset({Send.PLAINTEXT, Send.MTLS}),
-    Mode.STRICT: frozenset({Send.MTLS}),
-}
-"""What a server accepts in each mode. TLS of the application's own is passed on where plaintext is, and counts as that."""
 _FOR = {takes: mode for mode, takes in TAKES.items()}
 
 _BOTH = TAKES[Mode.PERMISSIVE]
+
+THE_API = "the API server"
+"""What is waited for while other replicas cannot know yet what is about to be done."""
 
 
 class Stage(StrEnum):
@@ -46,19 +44,9 @@ class Stage(StrEnum):
     LISTENER = "listener"
     """The server's sidecar, to have the listener that it was given in force;"""
     CLIENTS = "clients"
-    """or clients, to have taken what they are to send."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Elsewhere:
-    """What other replicas say of the proxies that are connected to them."""
-
-    unknown: bool = False
-    """Whether one of them has not seen the same policies yet, so that nothing is known of its proxies."""
-    modes: Mapping[PortKey, frozenset[Mode]] = field(default_factory=dict)
-    """What may be in force at the servers that they have."""
-    sends: Mapping[PortKey, frozenset[Send]] = field(default_factory=dict)
-    """What their clients may be sending."""
+    """or clients, to have taken what they are to send;"""
+    REPLICAS = "replicas"
+    """or other replicas of the control plane, to say that theirs are as far."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,16 +93,27 @@ class Crossing:
     began: float
     served_since: float
     told_since: float
+    to_serve: Mode
+    """What its listener will accept next, and clients will be told, as soon as other replicas know it."""
+    to_tell: Send
+    held_since: float | None = None
+    """Since when only other replicas are in the way of that, and which."""
+    held_by: tuple[str, ...] = ()
+    done_since: float | None = None
+    settled: bool = False
+    """Whether nothing is on its way here, nor known to be elsewhere."""
     stage: Stage | None = None
     """What it waits for now; None: for nothing."""
     laggards: tuple[str, ...] = ()
-    """The clients that it waits for, or did not wait for any longer."""
+    """The clients, or replicas, that it waits for, or did not wait for any longer."""
     rejection: str = ""
     """Why it cannot go on: what a sidecar said."""
 
     @property
     def since(self) -> float:
         """Since when it waits."""
+        if self.stage is Stage.REPLICAS and self.held_since is not None:
+            return self.held_since
         return self.served_since if self.stage is Stage.LISTENER else self.told_since
 
     @property
@@ -187,6 +186,10 @@ class Rollout:
         self.finished: Callable[[float], object] = float
         """Told how many seconds a port was on its way, when what is wanted is in force there."""
         self._wanted: dict[Ref, dict[int, _Want]] = {}
+        self._new: set[PortKey] = set()
+        """What has just come, and may be on its way with other replicas."""
+        self._asked: frozenset[PortKey] = frozenset()
+        """What other replicas want to know of."""
 
     # --- what is wanted ----------------------------------------------------------------------------------------------
 
@@ -209,13 +212,23 @@ class Rollout:
         for port, mode in modes.items():
             want = self._wanted.get(pod, {}).get(port)
             key = (pod, port)
-            if want is None or key in self.crossings or want.mode is mode or self.timeout is None:
+            if key in self.crossings:
+                self.crossings[key].may_serve.add(mode)  # Another replica may have told it that.
+                continue
+            if want is None or want.mode is mode or self.timeout is None:
                 continue
             tells = want.will if want.will in TAKES[mode] else _other(want.will)
             crossing = self._open(mesh, key, want._replace(mode=mode, will=tells), now)
             crossing.wanted, crossing.will = want.mode, want.will
             # Its clients may be sending either.
             crossing.may_tell, crossing.tells_at = set(_BOTH), self.served.edition
+
+    def meet(self, now: float) -> None:
+        """Learn that a client has come which another replica may have told something else."""
+        for crossing in self.crossings.values():
+            if crossing.may_tell == {crossing.tells}:
+                crossing.told_since = now
+            crossing.may_tell, crossing.settled = set(_BOTH), False
 
     def change_rule(self, mesh: Mesh, ref: Ref, new: DestinationRule | None, now: float) -> None:
         """Learn that a DestinationRule is to be another one, or none; `step` says when."""
@@ -236,7 +249,7 @@ class Rollout:
                 others=tuple(other for other in mesh.rules() if other.ref != rule.ref),
                 since=now,
             )
-            if rule.ref not in self.rules and self._is_too_early(change):
+            if rule.ref not in self.rules and self._is_too_early(change, Elsewhere()):
                 self.rules[rule.ref] = change
         held = [ref for ref, each in self.rules.items() if each.at is None and not each.old and each.new]
         return Change(removed=tuple(ref for ref in held if mesh.get(ref)))
@@ -248,6 +261,8 @@ class Rollout:
         known[port] = want
         if before is None or before.uid != want.uid or self.timeout is None:
             self.crossings.pop(key, None)  # Nobody uses what has just come.
+            if self.timeout is not None:
+                self._new.add(key)
         elif key in self.crossings:
             crossing = self.crossings[key]
             crossing.wanted, crossing.will, crossing.immediate = want.mode, want.will, want.immediate
@@ -272,8 +287,42 @@ class Rollout:
             began=now,
             served_since=now,
             told_since=now,
+            to_serve=now_is.mode,
+            to_tell=now_is.will,
         )
         return crossing
+
+    # --- other replicas ----------------------------------------------------------------------------------------------
+
+    def stands(self) -> dict[PortKey, Stand]:
+        """Return what other replicas are to know."""
+        found = dict.fromkeys(self._asked, NOT_HERE)
+        return found | {key: self._stand(crossing) for key, crossing in self.crossings.items()}
+
+    def _stand(self, crossing: Crossing) -> Stand:
+        wanted = TAKES[crossing.wanted]
+        sends = {crossing.to_tell, *crossing.may_tell} if crossing.will in wanted else set()
+        for uses, wants in self._users(crossing):
+            if wants & wanted:
+                sends |= uses
+        modes = frozenset({crossing.to_serve, *crossing.may_serve})
+        return Stand(open=not crossing.settled, modes=modes, sends=frozenset(sends))
+
+    def _join(self, mesh: Mesh, elsewhere: Elsewhere, now: float) -> None:
+        """Take part in what is on its way elsewhere: what nothing is said of here, nobody can go on with."""
+        self._asked = elsewhere.opened
+        for key in elsewhere.opened - self.crossings.keys():
+            pod, port = key
+            if (want := self._wanted.get(pod, {}).get(port)) is None or not _is_there(mesh, key):
+                continue
+            crossing = self._open(mesh, key, want, now)
+            modes = elsewhere.modes(key)
+            if key in self._new and any(want.will not in TAKES[mode] for mode in modes):
+                # It is new here alone: until it takes what is wanted, it takes what it did before.
+                crossing.tells = crossing.to_tell = _other(want.will)
+                crossing.serves = crossing.to_serve = Mode.PERMISSIVE
+                crossing.may_tell, crossing.may_serve = {crossing.tells}, {crossing.serves}
+        self._new.clear()
 
     # --- what is served ----------------------------------------------------------------------------------------------
 
@@ -282,15 +331,16 @@ class Rollout:
         edition = self.served.edition + 1
         for key in [key for key in self.crossings if not _is_there(mesh, key)]:
             del self.crossings[key]
+        self._join(mesh, known.elsewhere, now)
         self._look_after_late(mesh, known)
         self._confirm_rules(known, now)
         for key, crossing in self.crossings.items():
             self._confirm(key, crossing, known, now)
-        released = self._release_rules(edition, now)
+        released = self._release_rules(known, edition, now)
         moved = False
         for key, crossing in tuple(self.crossings.items()):
             moved |= self._move(key, crossing, known, edition, now)
-            if crossing.done:
+            if self._is_over(key, crossing, known, now):
                 del self.crossings[key]
                 self.finished(now - crossing.began)
             else:
@@ -328,9 +378,7 @@ class Rollout:
     def _confirm(self, key: PortKey, crossing: Crossing, known: Known, now: float) -> None:
         """Draw the conclusions from what is known to be in force."""
         pod, _ = key
-        if key in known.elsewhere.modes:
-            crossing.may_serve = set(known.elsewhere.modes[key])
-        elif (reached := known.servers.get(pod)) is None or reached >= crossing.serves_at:
+        if (reached := known.servers.get(pod)) is None or reached >= crossing.serves_at:
             crossing.may_serve = {crossing.serves}
         elif (
             crossing.may_serve != {crossing.serves}
@@ -347,8 +395,24 @@ class Rollout:
             self._pass_over(key, crossing, Stage.CLIENTS, known)
             crossing.may_tell = {crossing.tells}
 
+    def _is_over(self, key: PortKey, crossing: Crossing, known: Known, now: float) -> bool:
+        """Whether nothing is on its way any more, nor anybody wants to know of it."""
+        if not crossing.done:
+            crossing.done_since, crossing.settled = None, False
+            return False
+        if crossing.done_since is None:
+            crossing.done_since = now
+        if crossing.immediate or self._is_late(crossing.done_since, now):
+            crossing.settled = True
+        elif not crossing.settled:
+            # Once they have been there together, others may cease to speak of it.
+            crossing.settled = not known.elsewhere.apart(key, crossing.serves, crossing.tells)
+        return crossing.settled and key not in known.elsewhere.opened
+
     def _pass_over(self, key: PortKey, crossing: Crossing, stage: Stage, known: Known) -> None:
-        behind = self._behind(crossing, known) if stage is Stage.CLIENTS else {}
+        behind = (
+            self._behind(crossing, known) if stage is Stage.CLIENTS else dict.fromkeys(crossing.held_by, "")
+        )
         self.late[key] = replace(
             crossing,
             may_serve=set(crossing.may_serve),
@@ -363,9 +427,13 @@ class Rollout:
         """Forget who was late once they are there."""
         for key, late in tuple(self.late.items()):
             reached = known.servers.get(key[0], late.serves_at)
-            is_there = (
-                reached >= late.serves_at if late.stage is Stage.LISTENER else not self._behind(late, known)
-            )
+            match late.stage:
+                case Stage.LISTENER:
+                    is_there = reached >= late.serves_at
+                case Stage.REPLICAS:
+                    is_there = key not in self.crossings
+                case _:
+                    is_there = not self._behind(late, known)
             if is_there or not _is_there(mesh, key):
                 del self.late[key]
 
@@ -377,20 +445,59 @@ class Rollout:
             self._say(crossing, crossing.will, edition, now)
             crossing.may_serve, crossing.may_tell = {crossing.serves}, {crossing.tells}
             return before != (crossing.serves, crossing.tells)
-        will_work = crossing.will in wanted
-        if not will_work or all(crossing.will in TAKES[mode] for mode in crossing.may_serve):
-            self._say(crossing, crossing.will, edition, now)
+        will_work, others = crossing.will in wanted, known.elsewhere
+        late = crossing.held_since is not None and self._is_late(crossing.held_since, now)
+        held: list[str] | None = None
+        crossing.to_tell = crossing.tells
+        if crossing.tells is not crossing.will and (
+            not will_work or all(crossing.will in TAKES[mode] for mode in crossing.may_serve)
+        ):
+            crossing.to_tell = crossing.will
+            if will_work and (
+                (who := others.refusing(key, crossing.will)) or not others.may_tell(key, crossing.will)
+            ):
+                held = who
+            if held is None or late:
+                self._say(crossing, crossing.will, edition, now)
         need = set(wanted)
         if will_work:
             need |= crossing.may_tell & TAKES[crossing.serves]
         for uses, wants in self._users(crossing):
             if wants & wanted:
                 need |= uses & TAKES[crossing.serves]
-        need |= known.elsewhere.sends.get(key, frozenset()) & TAKES[crossing.serves]
-        if known.elsewhere.unknown:
-            need |= TAKES[crossing.serves]
-        self._serve(crossing, _FOR[frozenset(need)], edition, now)
+        crossing.to_serve = _FOR[frozenset(need)]
+        refused = TAKES[crossing.serves] - need
+        narrower: list[str] | None = None
+        if refused and (
+            (who := others.sending(key, refused)) or not others.may_serve(key, crossing.to_serve)
+        ):
+            narrower = who
+        if narrower is None or late:
+            self._serve(crossing, crossing.to_serve, edition, now)
+        if narrower is not None:
+            held = [*(held or ()), *narrower]
+        self._hold(key, crossing, known, held, now, late=late)
         return before != (crossing.serves, crossing.tells)
+
+    def _hold(
+        self,
+        key: PortKey,
+        crossing: Crossing,
+        known: Known,
+        held: list[str] | None,
+        now: float,
+        *,
+        late: bool,
+    ) -> None:
+        """Note which replicas are in the way; None: none was, not even our own report."""
+        if held is not None and late:
+            self._pass_over(key, crossing, Stage.REPLICAS, known)
+        if held is None or late:
+            crossing.held_since, crossing.held_by = None, ()
+            return
+        crossing.held_by = tuple(sorted(set(held))) or (THE_API,)
+        if crossing.held_since is None:
+            crossing.held_since = now
 
     def _serve(self, crossing: Crossing, mode: Mode, edition: int, now: float) -> None:
         if crossing.serves is not mode:
@@ -415,8 +522,8 @@ class Rollout:
             crossing.stage, crossing.laggards = Stage.CLIENTS, tuple(sorted(behind))
             crossing.rejection = next(filter(None, behind.values()), "")
         else:
-            crossing.stage = Stage.CLIENTS if known.elsewhere.sends.get(key) else None
-            crossing.laggards, crossing.rejection = (), ""
+            crossing.stage = Stage.REPLICAS if crossing.held_by else None
+            crossing.laggards, crossing.rejection = crossing.held_by, ""
 
     @staticmethod
     def _behind(crossing: Crossing, known: Known) -> dict[str, str]:
@@ -436,21 +543,25 @@ class Rollout:
             if rule.at is not None and (confirmed or self._is_late(rule.since, now)):
                 del self.rules[ref]
 
-    def _release_rules(self, edition: int, now: float) -> dict[Ref, RuleChange]:
+    def _release_rules(self, known: Known, edition: int, now: float) -> dict[Ref, RuleChange]:
         """Put those in force that no server would refuse by which it was not meant to."""
         released = {}
         for ref, rule in self.rules.items():
-            if rule.at is None and (self._is_late(rule.since, now) or not self._is_too_early(rule)):
+            if rule.at is None and (
+                self._is_late(rule.since, now) or not self._is_too_early(rule, known.elsewhere)
+            ):
                 rule.at, rule.since = edition, now
                 released[ref] = rule
         return released
 
-    def _is_too_early(self, rule: RuleChange) -> bool:
-        return any(
-            send in TAKES[crossing.wanted] and any(send not in TAKES[mode] for mode in crossing.may_serve)
-            for crossing in self.crossings.values()
+    def _is_too_early(self, rule: RuleChange, others: Elsewhere) -> bool:
+        return not others.rules_said or any(
+            any(send not in TAKES[mode] for mode in crossing.may_serve)
+            or not others.may_tell(key, send)
+            or others.refusing(key, send)
+            for key, crossing in self.crossings.items()
             if rule.is_about(crossing.hosts)
-            for send in rule.said_by(rule.new, crossing.hosts, {crossing.tells})
+            for send in rule.said_by(rule.new, crossing.hosts, {crossing.tells}) & TAKES[crossing.wanted]
         )
 
     def _users(self, crossing: Crossing) -> Iterator[tuple[set[Send], set[Send]]]:
