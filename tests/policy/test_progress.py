@@ -6,7 +6,7 @@ import pytest
 
 from tests.policy.world import HTTP, TCP, peer, pod, rule, service
 from xds.model import Change, Fact, Pod, Ref, ServicePort
-from xds.policy.progress import progress, rules
+from xds.policy.progress import how_many, progress, rules
 from xds.policy.rollout import Elsewhere, Known
 from xds.rolling import Rolling
 
@@ -257,6 +257,7 @@ def test_only_endpoints_with_a_sidecar_count_and_only_those_of_services_that_the
     assert world.says() == ["web.ns: 0/1 endpoints mTLS, web-1 waiting for its listener (0 s)"]
     rollout = world.rolling.rollout
     assert [each.service for each in progress(world.mesh, rollout, "ns")] == ["web"]
+    assert how_many(rollout) == 1
     assert list(progress(world.mesh, rollout, "away")) == []
     # Nothing leads to the pod any more; what it was on its way for is told until it arrives.
     world.change(removed=(Ref("Service", "ns", "web"),))

@@ -90,14 +90,14 @@ class RuleProgress:
 
 def progress(mesh: Mesh, rollout: Rollout, namespace: str = "") -> Iterator[ServiceProgress]:
     """Yield the services (of a namespace) of which anything is on its way, or went on without somebody, in order."""
-    services: dict[tuple[str, str], list[_Found]] = {}
-    for crossings, passed in ((rollout.late, True), (rollout.crossings, False)):
-        for key, crossing in crossings.items():
-            for service in {_service(host) for host, _ in crossing.hosts}:
-                services.setdefault(service, []).append(_Found(key, passed, crossing))
-    for service, found in sorted(services.items()):
+    for service, found in sorted(_by_service(rollout).items()):
         if namespace in {"", service[0]}:
             yield _of_service(mesh, *service, sorted(found, key=lambda each: (each.key, not each.passed)))
+
+
+def how_many(rollout: Rollout) -> int:
+    """Return of how many services there is progress."""
+    return len(_by_service(rollout))
 
 
 def rules(rollout: Rollout) -> list[RuleProgress]:
@@ -120,6 +120,15 @@ class _Found(NamedTuple):
     key: PortKey
     passed: bool
     crossing: Crossing
+
+
+def _by_service(rollout: Rollout) -> dict[tuple[str, str], list[_Found]]:
+    services: dict[tuple[str, str], list[_Found]] = {}
+    for crossings, passed in ((rollout.late, True), (rollout.crossings, False)):
+        for key, crossing in crossings.items():
+            for service in {_service(host) for host, _ in crossing.hosts}:
+                services.setdefault(service, []).append(_Found(key, passed, crossing))
+    return services
 
 
 def _service(host: str) -> tuple[str, str]:
