@@ -6,8 +6,7 @@ import pytest
 
 from tests.policy.world import HTTP, TCP, peer, pod, rule, service
 from xds.model import Change, Fact, Pod, Ref, ServicePort
-from xds.policy.mtls import Send
-from xds.policy.progress import progress, rules
+from xds.policy.progress import how_many, progress, rules
 from xds.policy.rollout import Elsewhere, Known
 from xds.rolling import Rolling
 
@@ -170,20 +169,31 @@ def test_clients_are_passed_over_and_the_server_is_locked():
     assert world.says() == []
 
 
-def test_who_is_not_known_is_somebody_elses():
-    """Clients of another replica have no names here; one that has not seen the policies yet holds everything."""
+def test_other_replicas_are_waited_for():
+    """They are told first what is about to be done; one that has not seen the same rules yet may have anything in force."""
     world = World("DISABLE")
+    world.known = {"elsewhere": Elsewhere(said=({},))}
     world.change(peer("ns", "STRICT"))
-    world.known = {
-        "elsewhere": Elsewhere(sends={(ref("web-1"), 8080): frozenset({Send.PLAINTEXT, Send.MTLS})})
-    }
-    world.step(servers=True, clients=True)
-    world.step(clients=True)
+    world.step(servers=True)
     open_still = "; plaintext is still accepted there"
-    assert world.says() == [f"web.ns: 1/1 endpoints mTLS, web-1 waiting for clients (0 s{open_still})"]
-    world.known = {"elsewhere": Elsewhere(unknown=True)}
-    world.step()
-    assert world.says() == ["web.ns: 1/1 endpoints mTLS"]
+    assert world.says() == [f"web.ns: 0/1 endpoints mTLS, web-1 waiting for the API server (0 s{open_still})"]
+    world.known = {"elsewhere": Elsewhere(said=({},), others={"xds-a": None, "xds-b": None})}
+    world.step(seconds=2)
+    assert world.says() == [
+        f"web.ns: 0/1 endpoints mTLS, web-1 waiting for replica xds-a and xds-b (2 s{open_still})"
+    ]
+    world.step(seconds=28)
+
+    [words] = world.says()
+    assert "web-1 did not wait for replica xds-a and xds-b any longer (30 s)" in words
+
+
+def test_clients_without_a_name_are_those_of_a_rule():
+    new = rule("clients", "web.ns.svc.cluster.local", "ISTIO_MUTUAL")
+    world = World("PERMISSIVE", more=(rule("clients", "web.ns.svc.cluster.local", "DISABLE"),))
+    world.change(peer("ns", "STRICT"), new)
+    open_still = "; plaintext is still accepted there"
+    assert world.says()[0] == f"web.ns: 1/1 endpoints mTLS, web-1 waiting for clients (0 s{open_still})"
 
 
 def test_three_are_named_and_the_rest_is_counted():
@@ -247,6 +257,7 @@ def test_only_endpoints_with_a_sidecar_count_and_only_those_of_services_that_the
     assert world.says() == ["web.ns: 0/1 endpoints mTLS, web-1 waiting for its listener (0 s)"]
     rollout = world.rolling.rollout
     assert [each.service for each in progress(world.mesh, rollout, "ns")] == ["web"]
+    assert how_many(rollout) == 1
     assert list(progress(world.mesh, rollout, "away")) == []
     # Nothing leads to the pod any more; what it was on its way for is told until it arrives.
     world.change(removed=(Ref("Service", "ns", "web"),))
