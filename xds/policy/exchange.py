@@ -122,9 +122,8 @@ class Exchange:
             said=tuple(stands for _, stands in said),
             cut_off=cut_off,
             rules_said=not cut_off and all(view == self._view for view, _ in said),
-            others={
-                name: report.stands if report.view == self._view else None for name, report in reports.items()
-            },
+            others={name: report.stands for name, report in reports.items()},
+            apart_in_rules=frozenset(name for name, report in reports.items() if report.view != self._view),
             opened=frozenset(
                 key
                 for report in reports.values()
