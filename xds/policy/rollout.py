@@ -314,12 +314,14 @@ class Rollout:
             if (want := self._wanted.get(pod, {}).get(port)) is None or not _is_there(mesh, key):
                 continue
             crossing = self._open(mesh, key, want, now)
-            modes = elsewhere.modes(key)
-            if key in self._new and any(want.will not in TAKES[mode] for mode in modes):
-                # It is new here alone: until it takes what is wanted, it takes what it did before.
+            if key not in self._new:
+                continue
+            # It is new here alone: it takes all that others may send, and is sent what all others take.
+            crossing.serves = crossing.to_serve = Mode.PERMISSIVE
+            crossing.may_serve = {crossing.serves}
+            if any(want.will not in TAKES[mode] for mode in elsewhere.modes(key)):
                 crossing.tells = crossing.to_tell = _other(want.will)
-                crossing.serves = crossing.to_serve = Mode.PERMISSIVE
-                crossing.may_tell, crossing.may_serve = {crossing.tells}, {crossing.serves}
+                crossing.may_tell = {crossing.tells}
         self._new.clear()
 
     # --- what is served ----------------------------------------------------------------------------------------------
