@@ -92,6 +92,10 @@ class Elsewhere:
         """Return who is not, or is not known to be, where nothing but this is in force."""
         return self._who(key, lambda stand: not (stand.modes <= {mode} and stand.sends <= {send}))
 
+    def silent(self, key: PortKey) -> list[str]:
+        """Return who says nothing of a port."""
+        return [name for name, stands in self.others.items() if stands is None or key not in stands]
+
     def modes(self, key: PortKey) -> set[Mode]:
         """Return what may be in force at others', as far as is known."""
         stands = [each[key] for each in self.others.values() if each and key in each]

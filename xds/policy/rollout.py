@@ -230,11 +230,13 @@ class Rollout:
 
     def change_rule(self, mesh: Mesh, ref: Ref, new: DestinationRule | None, now: float) -> None:
         """Learn that a DestinationRule is to be another one, or none; `step` says when."""
-        old = mesh.get(ref)
+        old, before = mesh.get(ref), self.rules.get(ref)
+        # Clients may not even have taken the change before.
+        earlier = (*before.others, before.old) if before and before.at is not None else ()
         self.rules[ref] = RuleChange(
             old=old if isinstance(old, DestinationRule) else None,
             new=new,
-            others=tuple(rule for rule in mesh.rules() if rule.ref != ref),
+            others=(*(rule for rule in mesh.rules() if rule.ref != ref), *filter(None, earlier)),
             since=now,
         )
 
@@ -319,8 +321,10 @@ class Rollout:
             # It is new here alone: it takes all that others may send, and is sent what all others take.
             crossing.serves = crossing.to_serve = Mode.PERMISSIVE
             crossing.may_serve = {crossing.serves}
-            if any(want.will not in TAKES[mode] for mode in elsewhere.modes(key)):
-                crossing.tells = crossing.to_tell = _other(want.will)
+            modes, other = elsewhere.modes(key), _other(want.will)
+            is_taken = all(want.will in TAKES[mode] for mode in modes) and not elsewhere.silent(key)
+            if not is_taken and all(other in TAKES[mode] for mode in modes):
+                crossing.tells = crossing.to_tell = other
                 crossing.may_tell = {crossing.tells}
         self._new.clear()
 
