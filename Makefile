@@ -11,6 +11,8 @@ BIN := .venv/bin
 READY := .venv/.ready
 # What every server and client depends on is tested to the last branch, by tests of its own.
 COVERED := tests/policy tests/protocol
+# Needs Docker, and minutes.
+COMPOSE := tests/compose
 
 # Generated code is in a package of its own: xds/mesh.py is another module.
 PROTOS := $(patsubst protos/xds/mesh/v1/%,xds/api/%,$(wildcard protos/xds/mesh/v1/*.proto))
@@ -19,10 +21,10 @@ PROTOC = $(BIN)/python -m grpc_tools.protoc -Ixds/api=protos/xds/mesh/v1 --pytho
 
 KUBERNETES = $(BIN)/python -m tests.kubernetes.environment.binaries
 
-.PHONY: help demo test kubernetes check proto golden bench clean
+.PHONY: help demo test test-compose kubernetes check proto golden bench clean
 
 help: ## Say what there is to make
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(READY) ## Play Istio's automatic mutual TLS task with real Envoys
 	@$(BIN)/xds demo
@@ -31,7 +33,10 @@ test: $(READY) ## Run all tests (those in network namespaces need root)
 	@$(BIN)/pytest $(COVERED) --cov=xds.policy --cov=xds.protocol --cov-branch \
 		--cov-report=term-missing:skip-covered --cov-fail-under=100
 	@$(KUBERNETES) || test -z "$$XDS_REQUIRE_KUBERNETES"
-	@$(BIN)/pytest $(COVERED:%=--ignore=%)
+	@$(BIN)/pytest $(COVERED:%=--ignore=%) --ignore=$(COMPOSE)
+
+test-compose: $(READY) ## Build the image, and play the demo in containers, with Docker
+	@$(BIN)/pytest $(COMPOSE)
 
 kubernetes: $(READY) ## Build the Kubernetes control plane that the tests run, where Go is installed
 	@$(KUBERNETES)
@@ -45,6 +50,7 @@ check: $(READY) ## Lint, formatting, types, layers, generated code, and packages
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile
 
 proto: $(READY) ## Generate xds/api from protos/
 	$(call PROTOC,.)

@@ -89,6 +89,8 @@ class Hub:
         self._streams: dict[PodName, set[Subscriber]] = {}
         self.rolling = Rolling(self._streams, rollout_timeout)
         """How far changes of mode are; `rollout_timeout` is how long a proxy is waited for, None: not at all."""
+        self.at_rest = asyncio.Lock()
+        """Held while a thread works on the mesh and the rollouts, and by who asks them more than a field."""
         self._due: dict[PodName, float | None] = {}
         """Whose snapshot is to be made, in order, and since when a change waits for that."""
         self._log = RolloutLog()
@@ -262,11 +264,12 @@ class Hub:
         try:
             # In a thread, for its cost follows the change, and the first one is everything.
             now = _clock()
-            known = self.rolling.known(now)
-            if self.ready.is_set():
-                self.mesh = await asyncio.to_thread(self.rolling.apply, old, change, known, now)
-            else:
-                self.mesh = await asyncio.to_thread(self.rolling.first, change, known, now)
+            async with self.at_rest:
+                known = self.rolling.known(now)
+                if self.ready.is_set():
+                    self.mesh = await asyncio.to_thread(self.rolling.apply, old, change, known, now)
+                else:
+                    self.mesh = await asyncio.to_thread(self.rolling.first, change, known, now)
             self.rolling.tell()
         except Exception as error:  # noqa: BLE001 - told in full
             log.error("a change could not be applied and is left out", stack=_traceback(error))  # noqa: TRY400
@@ -297,9 +300,10 @@ class Hub:
 
     async def _roll(self) -> None:
         """Take the next step of what is on its way, if proxies are as far."""
-        now = _clock()
-        known, before = self.rolling.known(now), self.mesh
-        self.mesh = await asyncio.to_thread(self.rolling.advance, before, known, now)
+        now, before = _clock(), self.mesh
+        async with self.at_rest:
+            known = self.rolling.known(now)
+            self.mesh = await asyncio.to_thread(self.rolling.advance, before, known, now)
         self.rolling.tell()
         if self.mesh is not before:
             for key in self._streams:

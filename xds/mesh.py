@@ -125,7 +125,10 @@ class Mesh:
     def _take_memos(self, before: Mesh, touched: Collection[ServiceKey]) -> None:
         memos = before._memos
         self._memos = {key: memo for key, memo in memos.items() if key not in touched}
-        self._before = before._before | {key: memo for key, memo in memos.items() if key in touched}
+        # A mesh that nobody has translated has nothing better than the one before it.
+        self._before = before._before | {
+            key: memo for key, memo in memos.items() if key in touched and not memo.keys() <= _own_keys(memo)
+        }
 
     def touched_by(self, fact: Fact) -> Iterator[ServiceKey]:
         """Yield the services whose endpoints, decisions or client settings may depend on a fact."""
@@ -310,6 +313,11 @@ class Mesh:
             memo["identities"] = tuple(sorted(found.union(service.service_accounts)))
         identities: tuple[str, ...] = memo["identities"]
         return identities
+
+
+def _own_keys(memo: Mapping[Any, Any]) -> set[Any]:
+    """Return the keys of what a mesh itself keeps in a memo."""
+    return {key for key in memo if key == "identities" or key[0] == "endpoints"}
 
 
 def _by_namespace(

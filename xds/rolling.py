@@ -174,8 +174,8 @@ class Rolling:
             namespace, pod = key
             name, ref = f"{pod}.{namespace}", Ref("Pod", namespace, pod)
             clients[name] = min(reached.client, clients.get(name, reached.client))
-            if ref in waited:
-                servers[ref] = min(reached.server, servers.get(ref, reached.server))
+            # All of them: a change that this is asked for may be the one that makes them waited for.
+            servers[ref] = min(reached.server, servers.get(ref, reached.server))
             if session is None:
                 continue
             if ref in waited and (why := _rejection(session, _inbound(session))):
@@ -314,7 +314,7 @@ class RolloutLog:
         if not (going_on or self._told) or (going_on and now < self._told_at + TOLD_EVERY):
             return
         self._told_at = now
-        found = progress(mesh, rollout) if going_on else []
+        found = list(progress(mesh, rollout)) if going_on else []
         told: dict[tuple[str, str], str] = {}
         for each in found[:MOST_TOLD]:
             key = (each.namespace, each.service)

@@ -12,6 +12,8 @@ from xds.descriptors import encoded
 from xds.envoy import outbound, routes
 from xds.mesh import Mesh
 from xds.model import Change, Fact, Interception
+from xds.policy.rollout import Known
+from xds.rolling import Rolling
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, TYPE_PREFIX
 from xds.traffic import ConnectionPool, Subset, TrafficPolicy
 from xds.translate import translate
@@ -117,3 +119,18 @@ def test_what_was_encoded_on_the_way_to_the_same_content_is_the_same_bytes():
     count(strict)
     back = strict.apply(Change(removed=(peer(ROOT, "DISABLE").ref,)))
     assert count(back)[0] == count(mesh(*PODS, *SERVICES, trust_domain=domain(30)))[0]
+
+
+def test_steps_of_a_rollout_encode_only_what_is_different():
+    rolling = Rolling({}, 30.0)
+    facts = (*PODS, *SERVICES, peer("a", "DISABLE"))
+    config = replace(mesh().config, trust_domain=domain(4))
+    at = Known(servers={each.ref: 0 for each in PODS})
+    world = rolling.first(Change(applied=facts, config=config), at, 0.0)
+    before, _ = count(world)
+    # Two meshes are made, one after the other, and only the second one is translated.
+    world = rolling.apply(world, Change(applied=(peer("a", "STRICT"),)), at, 0.0)
+    assert world.served.modes
+    after, made = count(world)
+    assert made == distinct(after - before)
+    assert made[CLUSTER] == made[ENDPOINT] == 0

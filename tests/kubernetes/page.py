@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from collections.abc import Mapping
 
-from xds.demo.play import Answer, Answers, Pair
+from xds.demo import tour
+from xds.demo.play import Answers, Pair
 
 INSTALL = r"""
 istioctl manifest apply --set profile=demo \
@@ -151,27 +150,14 @@ STEPS: Mapping[str, str] = {
 
 def answers(output: str) -> Answers:
     """Read what one pair's commands printed."""
-    seen: Answers = Counter()
-    identity = ""
-    for line in _lines(output):
-        if line.startswith("URI="):
-            identity = line.removeprefix("URI=")
-        elif found := re.fullmatch(r"response(?: code:)? (\d+)", line):
-            seen[Answer(found[1], identity)] += 1
-            identity = ""
-    return seen
+    return tour.answers(_plain(output))
 
 
-def table(output: str) -> dict[Pair, Answers]:
+def table(output: str) -> Mapping[Pair, Answers]:
     """Read what the command for every pair printed."""
-    seen: dict[Pair, Answers] = {}
-    _, *sections = re.split(r"^(sleep\.\w+ to httpbin\.\w+)$", "\n".join(_lines(output)), flags=re.MULTILINE)
-    for title, text in zip(sections[::2], sections[1::2], strict=True):
-        client, server = title.split(" to ")
-        seen[Pair(client, server)] = answers(text)
-    return seen
+    return tour.table(_plain(output))
 
 
-def _lines(output: str) -> list[str]:
+def _plain(output: str) -> str:
     # bash's `echo -n "\n"` prints just that.
-    return output.replace("\\n", "\n").splitlines()
+    return output.replace("\\n", "\n")

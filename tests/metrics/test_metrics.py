@@ -6,6 +6,7 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -25,10 +26,22 @@ from xds.identity.ca import Authority
 from xds.identity.keys import PrivateKey
 from xds.metrics.admission import Admissions
 from xds.metrics.controlplane import Metrics
-from xds.model import Change, Meta, Pod, Problem, Ref, Service, ServicePort
+from xds.model import (
+    Change,
+    DestinationRule,
+    Meta,
+    Mode,
+    PeerAuthentication,
+    Pod,
+    Problem,
+    Ref,
+    Service,
+    ServicePort,
+)
 from xds.protocol.session import Variant
 from xds.server import XdsServer
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, SECRET
+from xds.traffic import ClientTls, TlsMode, TrafficPolicy
 
 WITHIN = 10.0
 DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
@@ -47,6 +60,7 @@ SERVICE = Service(
     ports=(ServicePort(port=80, target=8080, name="http"),),
     selector={"app": "web"},
 )
+LOCK = PeerAuthentication(meta=Meta(ref=Ref("PeerAuthentication", "shop", "default")), mode=Mode.STRICT)
 NAME = "outbound|80||web.shop.svc.cluster.local"
 
 
@@ -219,6 +233,62 @@ async def test_certificates_problems_and_the_process(plane: Plane, channel: grpc
     assert plane.get("xds_problems", severity="notice") == 1
     assert plane.get("process_resident_memory_bytes") > 1e6
     assert [labels for name, labels in plane.samples() if name == "xds_build_info"]
+
+
+async def test_what_is_on_its_way_is_counted(plane: Plane, channel: grpc.aio.Channel):
+    def told() -> dict[str, float]:
+        return {
+            name.removeprefix("xds_rollout_") + "".join(f" {value}" for _, value in labels): number
+            for (name, labels), number in plane.samples().items()
+            if name.startswith("xds_rollout_") and "seconds" not in name and number
+        }
+
+    assert told() == {}
+    server = Client(channel, Variant.DELTA, node=NODE)
+    for type_url, names in (
+        (CLUSTER, ()),
+        (ENDPOINT, (NAME,)),
+        (SECRET, ("default", "ROOTCA")),
+        (LISTENER, ()),
+    ):
+        await server.ask(type_url, *names)
+        await server.ask(type_url, nonce=(await server.get()).nonce)
+    # Its clients send mutual TLS already, so it is closed to plaintext once it says so.
+    plane.hub.change(Change(applied=(LOCK,)))
+    response = await server.get()
+    await plane.until("xds_rollout_unlocked_endpoints", 1)
+    assert told() == {"endpoints listener": 1, "unlocked_endpoints": 1, "locks_total": 1}
+    await server.ask(LISTENER, nonce=response.nonce, error="not to my taste")
+    await plane.until("xds_rollout_rejections", 1)
+    assert plane.get("xds_rollout_seconds_count") == 0
+    # Policy wants again what the server never stopped to do.
+    plane.hub.change(Change(removed=(LOCK.ref,)))
+    response = await server.get()
+    await server.ask(LISTENER, nonce=response.nonce)
+    await plane.until("xds_rollout_unlocked_endpoints", 0)
+    await plane.until("xds_rollout_seconds_count", 1)
+    assert 0 < plane.get("xds_rollout_seconds_sum") < WITHIN
+    assert told() == {"locks_total": 1}
+
+
+async def test_who_is_not_waited_for_is_counted(plane: Plane, channel: grpc.aio.Channel):
+    plane.hub.change(Change(applied=(replace(LOCK, mode=Mode.DISABLE),)))
+    await plane.until("xds_rollout_seconds_count", 1)  # Nobody is there to be waited for.
+    server = Client(channel, Variant.DELTA, node=NODE)
+    await server.ask(LISTENER)
+    await server.ask(LISTENER, nonce=(await server.get()).nonce)
+    rule = DestinationRule(
+        meta=Meta(ref=Ref("DestinationRule", "shop", "rule")),
+        host="web.shop.svc.cluster.local",
+        policy=TrafficPolicy(tls=ClientTls(mode=TlsMode.ISTIO_MUTUAL)),
+    )
+    plane.hub.change(Change(applied=(LOCK, rule)))
+    await plane.until("xds_rollout_rules_held", 1)
+    assert plane.get("xds_rollout_passed_over_total") == 0
+    plane.hub.rolling.rollout.timeout = 0.1
+    await plane.until("xds_rollout_late_endpoints", 1)
+    assert plane.get("xds_rollout_passed_over_total") >= 1
+    await plane.until("xds_rollout_rules_held", 0)
 
 
 async def test_the_loop_is_found_late(plane: Plane, monkeypatch: pytest.MonkeyPatch):

@@ -96,5 +96,5 @@ def test_the_model_fails_without_the_gate() -> None:
     world = Proxies(timeout=None)
     world.set_mode("DISABLE")
     world.deliver_to_server("web-1")
-    with pytest.raises(AssertionError, match="sends mtls to web-1:.*, which takes DISABLE"):
+    with pytest.raises(AssertionError, match=r"sends mtls to web-1:.*, which takes DISABLE"):
         world.check()

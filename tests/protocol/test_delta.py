@@ -8,9 +8,11 @@ from envoy_data_plane.envoy.service.discovery.v3 import DeltaDiscoveryResponse
 from tests.protocol.stream import Stream, world
 from xds.protocol.answers import MOST_UNANSWERED
 from xds.protocol.events import Acked, Subscribed
+from xds.protocol.responses import size
 from xds.protocol.session import Variant
+from xds.protocol.watch import RESPONSE_BUDGET
 from xds.protocol.wire import RequestError
-from xds.snapshot import SECRET, Snapshot
+from xds.snapshot import ENDPOINT, SECRET, Resource, ResourceSet, Snapshot
 
 
 def delta(snapshot=None, **options) -> Stream:
@@ -79,6 +81,34 @@ def test_r58_one_resource_larger_than_the_limit_is_sent_all_the_same(monkeypatch
     stream = delta(world(CDS="a=1"))
     stream.ask("CDS")
     assert stream.get() == ["CDS a=1"]
+
+
+def test_r58_a_response_that_is_full_is_below_3_mib_with_all_that_is_around_it():
+    body = bytes(RESPONSE_BUDGET // 2)
+    pair = [Resource.of(ENDPOINT, name, body, version="1") for name in "ab"]
+    over = sum(map(size, pair)) - RESPONSE_BUDGET
+    full = [pair[0], Resource.of(ENDPOINT, "b", body[over:], version="1")]
+    assert sum(map(size, full)) == RESPONSE_BUDGET
+    stream = delta(Snapshot({ENDPOINT: ResourceSet(full)}), identifier="x" * 100)
+    stream.ask("EDS", "a", "b", "none")
+    data = stream.session.next(0.0)
+    assert data is not None
+    assert len(DeltaDiscoveryResponse.parse(data).resources) == 2
+    assert RESPONSE_BUDGET < len(data) < 3 << 20
+
+
+@pytest.mark.parametrize("short", ["EDS", "VHDS"])
+def test_r58_what_does_not_exist_is_told_in_parts_too(short):
+    stream = delta(world())
+    names = [f"{number}{'ü' * 200}" for number in range(10_000)]
+    stream.ask(short, *names)
+    parts = []
+    while data := stream.session.next(0.0):
+        assert len(data) < 3 << 20
+        parts.append(DeltaDiscoveryResponse.parse(data))
+    told = [name for part in parts for name in part.removed_resources]
+    told += [resource.name for part in parts for resource in part.resources]
+    assert sorted(told) == sorted(names)
 
 
 def test_r8_a_subscription_counts_whatever_the_nonce():

@@ -349,3 +349,18 @@ def test_a_rejection_of_what_was_given_up_before_it_came_is_not_kept(variant):
     (status,) = stream.session.status()
     assert status.synced
     assert not status.last_error
+
+
+def test_r12_what_a_client_may_have_that_never_answered_for_it_is_not_left_out():
+    """A client that warms withholds its answer, and gives a later one first."""
+    stream = Stream(Variant.SOTW, world(CDS="a=1"))
+    stream.ask("CDS")
+    stream.settle()
+    stream.serve(world(CDS="a=2 new=1"))
+    assert stream.get() == ["CDS a=2 new=1"]
+    stream.serve(world(CDS="a=2 new=2"))
+    assert stream.get() == ["CDS a=2 new=2"]
+    stream.nack("CDS", "Proto constraint validation failed (new: no)")
+    assert stream.get() == ["CDS a=2 new=1"]
+    stream.ack("CDS")
+    assert stream.get() == []

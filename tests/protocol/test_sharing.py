@@ -54,6 +54,6 @@ def test_many_removed_names_are_split_like_resources(monkeypatch):
     stream.ask("CDS")
     stream.get()
     stream.ack("CDS")
-    monkeypatch.setattr("xds.protocol.watch.RESPONSE_BUDGET", 5)
+    monkeypatch.setattr("xds.protocol.watch.RESPONSE_BUDGET", 40)
     stream.serve(world())
     assert stream.get() == ["CDS -n0 -n1", "CDS -n2 -n3", "CDS -n4"]

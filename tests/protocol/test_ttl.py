@@ -34,6 +34,17 @@ def test_r44_a_resource_with_a_time_to_live_is_kept_alive_by_heartbeats():
     assert len({reply.nonce for reply in stream.replies}) == 3
 
 
+def test_r44_many_heartbeats_come_in_parts(monkeypatch):
+    names = [f"n{number}" for number in range(5)]
+    stream = Stream(Variant.DELTA, one(*(lived(name, "1", 10.0) for name in names)))
+    stream.ask("SDS", *names)
+    stream.settle()
+    monkeypatch.setattr("xds.protocol.watch.RESPONSE_BUDGET", 250)
+    stream.now = 5.0
+    assert stream.get() == ["SDS ~n0=1 ~n1=1", "SDS ~n2=1 ~n3=1", "SDS ~n4=1"]
+    assert stream.session.deadline() == 10.0
+
+
 def test_r44_heartbeats_are_of_the_version_that_the_client_took():
     stream = Stream(Variant.DELTA, one(lived("s", "1", 10.0)))
     stream.ask("SDS", "s")

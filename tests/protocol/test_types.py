@@ -75,6 +75,18 @@ def test_r41_routes_go_after_the_scopes_that_used_them():
     assert stream.get() == ["RDS -r"]
 
 
+@pytest.mark.parametrize(("user", "used"), [("LDS", "SRDS"), ("RDS", "VHDS"), ("EDS", "LEDS")])
+def test_r41_what_was_used_goes_after_its_user_has_let_it_go(user, used):
+    stream = Stream(Variant.DELTA, world(**{user: "x=1", used: "y=1"}))
+    for short, name in ((user, "x"), (used, "y")):
+        stream.ask(short, name)
+    stream.settle()
+    stream.serve(world(**{user: "x=2"}))
+    assert stream.get() == [f"{user} x=2"]
+    stream.ack(user)
+    assert stream.settle() == [f"{used} -y"]
+
+
 # --- SRDS, RTDS, ECDS ------------------------------------------------------------------------------------------------
 
 

@@ -18,7 +18,15 @@ from xds.server import XdsServer
 pytestmark = pytest.mark.envoy
 
 
-async def test_everything_but_the_key_is_taken_in_plaintext(loopback, tmp_path):
+class Patient(EnvoyProcess):
+    """An Envoy that is not waited for until it is live: without an answer, it waits for its key for 15 s."""
+
+    async def _is_live(self) -> bool:
+        return bool(await self.admin.json("/server_info"))
+
+
+@pytest.mark.parametrize("sotw", [False, True], ids=["delta", "sotw"])
+async def test_everything_but_the_key_is_taken_in_plaintext(loopback, tmp_path, sotw):
     meta = Meta(ref=Ref("Pod", "ns", "web"), labels={"security.istio.io/tlsMode": "istio"})
     pod = Pod(meta=meta, address=loopback.address(), interception=Interception.NONE)
     hub = Hub(AUTHORITY, serve_keys=False)
@@ -27,15 +35,18 @@ async def test_everything_but_the_key_is_taken_in_plaintext(loopback, tmp_path):
     await hub.ready.wait()
     try:
         async with XdsServer(hub, "127.0.0.1:0", grace=0.5) as server:
-            config = to_json_dict(bootstrap(pod, "127.0.0.1", server.port))
-            async with EnvoyProcess("web", config, tmp_path) as envoy:
+            config = to_json_dict(bootstrap(pod, "127.0.0.1", server.port, sotw=sotw))
+            async with (Patient if sotw else EnvoyProcess)("web", config, tmp_path) as envoy:
 
                 async def told() -> bool:
                     [stream] = server.discovery.streams
-                    types = {each.type_url.rpartition(".")[2]: each for each in stream.session.status()}
-                    return types["Secret"].synced and types["Cluster"].synced and types["Listener"].synced
+                    synced = {
+                        each.type_url.rpartition(".")[2] for each in stream.session.status() if each.synced
+                    }
+                    return synced >= {"Secret", "Cluster", "Listener"}
 
                 await eventually(told, timeout=60, what="everything is taken")
+                await eventually(envoy.admin.ready, timeout=60, what="it is live")
                 assert await envoy.admin.stat("control_plane.connected_state") == 1
                 dumped = await envoy.admin.get("/config_dump")
                 assert "PRIVATE" not in dumped

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -22,6 +23,8 @@ from tests.real.harness.clients import NO_ANSWER, Client
 from tests.real.harness.load import Load, Sent
 from tests.real.harness.local import RECONNECTED, LocalMesh
 from tests.real.harness.manifests import Manifest
+from tests.real.harness.places import HERE
+from tests.real.harness.tcp import SlowRelay
 from xds.policy.reach import Outcome, Result, predict
 
 pytestmark = pytest.mark.envoy
@@ -86,9 +89,17 @@ class Pods:
             await self.mesh.serve(server, http=(HTTP, HTTP2), lines=(TCP,))
         self.mesh.service("web", "ns", {"http": (80, HTTP), "http2": (81, HTTP2), "tcp": (90, TCP)})
         self.mesh.service("restless-server", "other", {"http": (80, HTTP)})
+        # One server and another client are far away: what is sent to all at once arrives at different times.
+        for pod, seconds in ((self.servers[0], 0.3), (self.clients[1], 0.5)):
+            relay = SlowRelay(HERE.listener("127.0.0.1", 0), self._control_plane, seconds)
+            await self._stack.enter_async_context(relay)
+            self.mesh.through[pod.full_name] = relay.port
         for sotw, *pods in zip((True, False), self.clients, self.servers, self.restless, strict=True):
             self.mesh.sotw = sotw
             await self.mesh.start(*pods)
+
+    async def _control_plane(self) -> socket.socket:
+        return await Client().connect("127.0.0.1", self.mesh.plane.port)
 
     async def load(self, *, seconds: float = 240, connections: int = 2) -> None:
         for client in self.clients:
@@ -204,7 +215,7 @@ def flips(pods: Pods, dice: random.Random) -> Iterator[Callable[[], str]]:
         return "away"
 
     while True:
-        yield dice.choice((mesh_wide, namespace, workload, port, rule, away))
+        yield dice.choice((mesh_wide, namespace, workload, port, rule, rule, away))
 
 
 def flip(pods: Pods, changes: Iterator[Callable[[], str]]) -> str:

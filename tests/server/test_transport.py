@@ -265,6 +265,31 @@ async def test_r55_a_connection_is_ended_at_its_age(proxies, variant):
     await server.stop()
 
 
+async def test_r55_connections_that_were_made_together_do_not_end_together(proxies):
+    age = 4.0
+    server = XdsServer(
+        proxies,
+        "127.0.0.1:0",
+        max_connection_age=age,
+        options=(("grpc.max_connection_age_grace_ms", 50),),
+        grace=0.2,
+    )
+    await server.start()
+
+    async def lives() -> float:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}", options=UNLIMITED) as channel:
+            await (await good(proxies, channel)).end()
+        return loop.time() - began
+
+    ages = await asyncio.gather(*(lives() for _ in range(20)))
+    # A machine that is busy makes them longer, and nothing makes them shorter.
+    assert min(ages) < age
+    assert max(ages) - min(ages) > age / 50
+    await server.stop()
+
+
 async def test_r55_on_shutdown_streams_end_one_after_the_other(proxies, server, channel):
     left = []
     disconnect = proxies.disconnect

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import asyncio
 
+import grpc.aio
 import pytest
 
-from xds.server import turns
+from tests.protocol.stream import world
+from tests.server.proxies import DELTA_REQUEST, OneForAll
+from xds.protocol.session import Session, Variant
+from xds.protocol.wire import Node
+from xds.server import StreamInfo, turns
+from xds.server.stream import Stream, now
 from xds.server.turns import Turns
+from xds.snapshot import CLUSTER
 
 
 class Rounds:
@@ -87,3 +94,56 @@ async def test_one_that_gives_up_holds_up_nobody(rounds, monkeypatch):
     await asyncio.wait_for(staying, 10)
     assert all(task.cancelled() for task in leaving[1:])
     await asyncio.wait_for(line.take(), 10)
+
+
+class Peer:
+    """The other end of a stream: it reads at once, and says what it is told to."""
+
+    def __init__(self) -> None:
+        self.requests: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def read(self) -> bytes:
+        return await self.requests.get()
+
+    async def write(self, _: bytes) -> None:
+        pass
+
+
+class Noting:
+    """An Observer of the rounds in which streams did something."""
+
+    def __init__(self, rounds: Rounds) -> None:
+        self.sent_in: list[int] = []
+        self.received_in: list[int] = []
+        self._rounds = rounds
+
+    def sent(self, *_: object) -> None:
+        self.sent_in.append(self._rounds.number)
+
+    def received(self, *_: object) -> None:
+        self.received_in.append(self._rounds.number)
+
+
+async def test_streams_that_are_ready_together_write_and_read_in_turn(rounds, monkeypatch):
+    monkeypatch.setattr(turns, "SLICE", 0.0)
+    proxies, noting, line = OneForAll(world(CDS="a=1")), Noting(rounds), Turns()
+    node = Node(id="proxy")
+    info = StreamInfo(peer="", variant=Variant.DELTA, type_url="")
+    peers = [Peer() for _ in range(50)]
+    running = []
+    for peer in peers:
+        session = Session(info.variant)
+        session.receive(DELTA_REQUEST(node={"id": node.id}, type_url=CLUSTER).SerializeToString(), now())
+        stream = Stream(info, node, session, proxies.connect(node, info), line)
+        running.append(asyncio.create_task(stream.run(peer, proxies, noting)))
+    async with asyncio.timeout(20):
+        while len(noting.sent_in) < len(peers):
+            await asyncio.sleep(0)
+        for peer in peers:
+            peer.requests.put_nowait(DELTA_REQUEST(type_url=CLUSTER, response_nonce="1").SerializeToString())
+        for _ in peers:
+            await proxies.events.get()
+        for peer in peers:
+            peer.requests.put_nowait(grpc.aio.EOF)
+        await asyncio.gather(*running)
+    assert len({*noting.sent_in}) == len({*noting.received_in}) == len(peers)

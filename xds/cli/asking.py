@@ -1,4 +1,4 @@
-"""How subcommands ask a running control plane how far its proxies are."""
+"""How subcommands ask a running control plane how far its proxies, and changes of mode, are."""
 
 from __future__ import annotations
 
@@ -13,13 +13,17 @@ from xds.cli import options
 
 if TYPE_CHECKING:
     import grpc
+    from google.protobuf.message import Message
 
     from xds.api import proxies_pb2 as pb
+    from xds.api import rollouts_pb2 as rollouts_pb
     from xds.cli.options import Address
 
 _Answer = TypeVar("_Answer")
+_Message = TypeVar("_Message", bound="Message")
 
-SERVICE = "xds.mesh.v1.Proxies"
+PROXIES = "xds.mesh.v1.Proxies"
+ROLLOUTS = "xds.mesh.v1.Rollouts"
 WITHIN = 10.0
 """Seconds for an answer."""
 CANNOT_ASK = 3
@@ -105,35 +109,54 @@ class Asking:
         """Ask how far proxies are."""
         from xds.api import proxies_pb2 as pb  # noqa: PLC0415
 
-        ask = self._channel.unary_unary(
-            f"/{SERVICE}/List",
-            request_serializer=pb.ListProxiesRequest.SerializeToString,
-            response_deserializer=pb.ListProxiesResponse.FromString,
-        )
         request = pb.ListProxiesRequest(**chosen, unsynced=unsynced)
-        answer: pb.ListProxiesResponse = self._or_end(lambda: ask(request, timeout=WITHIN))
-        return answer
+        return self._once(PROXIES, request, pb.ListProxiesResponse)
 
     def watch(self, chosen: dict[str, str], *, unsynced: bool) -> Iterator[pb.WatchProxiesResponse]:
         """Ask how far proxies are, and go on for as long as the control plane is there."""
-        import grpc  # noqa: PLC0415
-
         from xds.api import proxies_pb2 as pb  # noqa: PLC0415
 
-        ask = self._channel.unary_stream(
-            f"/{SERVICE}/Watch",
-            request_serializer=pb.WatchProxiesRequest.SerializeToString,
-            response_deserializer=pb.WatchProxiesResponse.FromString,
+        request = pb.WatchProxiesRequest(**chosen, unsynced=unsynced)
+        return self._on(PROXIES, request, pb.WatchProxiesResponse)
+
+    def rollouts(self, namespace: str) -> rollouts_pb.ListRolloutsResponse:
+        """Ask how far changes of mode are."""
+        from xds.api import rollouts_pb2 as pb  # noqa: PLC0415
+
+        return self._once(ROLLOUTS, pb.ListRolloutsRequest(namespace=namespace), pb.ListRolloutsResponse)
+
+    def watch_rollouts(self, namespace: str) -> Iterator[rollouts_pb.ListRolloutsResponse]:
+        """Ask how far changes of mode are, and go on for as long as the control plane is there."""
+        from xds.api import rollouts_pb2 as pb  # noqa: PLC0415
+
+        return self._on(ROLLOUTS, pb.ListRolloutsRequest(namespace=namespace), pb.ListRolloutsResponse)
+
+    def _once(self, service: str, request: Message, answer: type[_Message]) -> _Message:
+        ask = self._channel.unary_unary(
+            f"/{service}/List",
+            request_serializer=type(request).SerializeToString,
+            response_deserializer=answer.FromString,
         )
-        responses = iter(ask(pb.WatchProxiesRequest(**chosen, unsynced=unsynced)))
-        first = self._or_end(lambda: next(responses, None))
+        found: _Message = self._or_end(service, lambda: ask(request, timeout=WITHIN))
+        return found
+
+    def _on(self, service: str, request: Message, answer: type[_Message]) -> Iterator[_Message]:
+        import grpc  # noqa: PLC0415
+
+        ask = self._channel.unary_stream(
+            f"/{service}/Watch",
+            request_serializer=type(request).SerializeToString,
+            response_deserializer=answer.FromString,
+        )
+        responses = iter(ask(request))
+        first = self._or_end(service, lambda: next(responses, None))
         try:
             if first:
                 yield first
             yield from responses
         except grpc.RpcError as error:
             if error.code() not in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}:
-                self._end(error)
+                self._end(service, error)
         options.fail(f"the control plane at {self._where} went away", CANNOT_ASK)
 
     def find(self, proxy: str, namespace: str) -> str:
@@ -153,15 +176,15 @@ class Asking:
             options.fail(f"{proxy} may be each of {shown}: say which")
         return proxy
 
-    def _or_end(self, ask: Callable[[], _Answer]) -> _Answer:
+    def _or_end(self, service: str, ask: Callable[[], _Answer]) -> _Answer:
         import grpc  # noqa: PLC0415
 
         try:
             return ask()
         except grpc.RpcError as error:
-            self._end(error)
+            self._end(service, error)
 
-    def _end(self, error: grpc.RpcError) -> NoReturn:
+    def _end(self, service: str, error: grpc.RpcError) -> NoReturn:
         from grpc import StatusCode  # noqa: PLC0415
 
         from xds.model import printable  # noqa: PLC0415
@@ -175,7 +198,7 @@ class Asking:
             case StatusCode.UNAUTHENTICATED | StatusCode.PERMISSION_DENIED:
                 what = f"{self._where} does not let us ask"
             case StatusCode.UNIMPLEMENTED:
-                what = f"who answers at {self._where} does not have {SERVICE}: it is no `xds serve`, or an older one"
+                what = f"who answers at {self._where} does not have {service}: it is no `xds serve`, or an older one"
             case StatusCode.DEADLINE_EXCEEDED:
                 what = f"who listens at {self._where} does not answer within {WITHIN:.0f} s"
             case code:

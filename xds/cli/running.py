@@ -183,6 +183,7 @@ class ControlPlane:
     ) -> None:
         from xds.introspect import Introspection  # noqa: PLC0415
         from xds.introspect.proxies import ProxiesService  # noqa: PLC0415
+        from xds.introspect.rollouts import RolloutsService  # noqa: PLC0415
         from xds.metrics.controlplane import Metrics  # noqa: PLC0415
         from xds.server import XdsServer  # noqa: PLC0415
         from xds.server.rest import RestServer  # noqa: PLC0415
@@ -192,13 +193,14 @@ class ControlPlane:
         for collector in serving.metrics:
             self._metrics.register(collector)
         identifier = f"xds {version('xds')}"
+        asked = (ProxiesService(hub.missing), RolloutsService(hub))
         server = XdsServer(
             hub,
             str(self._at.xds),
             identifier=identifier,
             max_connection_age=self._max_connection_age,
             observer=self._metrics.streams,
-            added=[Introspection([ProxiesService(hub.missing)], admit=door.admit if door else None)],
+            added=[Introspection(asked, admit=door.admit if door else None)],
             secure=door.secure if door else (),
             authenticate=door.authenticate if door else None,
         )

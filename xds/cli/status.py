@@ -59,6 +59,14 @@ def status(
     watch: Annotated[
         bool, typer.Option("-w", "--watch", help="Go on, and tell what changes, until Ctrl-C.")
     ] = False,
+    rollout: Annotated[
+        bool,
+        typer.Option(
+            "--rollout",
+            help="Say instead how far changes between plaintext and mutual TLS are: a line for each service that is on its "
+            "way, with what each endpoint waits for.",
+        ),
+    ] = False,
     xds_address: Annotated[
         str, typer.Option("--xds-address", metavar="HOST:PORT", help="Where the control plane serves xDS.")
     ] = "127.0.0.1:15010",
@@ -69,14 +77,20 @@ def status(
 ) -> None:
     """Say for every connected sidecar and type of resource: synced, waiting for what, or rejected and why.
 
-    A running control plane is asked (service xds.mesh.v1.Proxies). Exit status: 0 all sidecars have what they should,
-    1 some do not yet or rejected something, 2 wrong use, 3 the control plane cannot be asked.
+    A running control plane is asked (services xds.mesh.v1.Proxies and Rollouts). Exit status: 0 all sidecars have what they
+    should, 1 some do not yet or rejected something, 2 wrong use, 3 the control plane cannot be asked. With --rollout: 0 nothing
+    is on its way, 1 something is, or went on without a sidecar that was not waited for any longer.
     """
     if "" in (proxy, namespace):
         options.fail("PROXY and --namespace must not be empty: leave them out to ask for all")
+    if rollout and proxy:
+        options.fail("--rollout is about services, not about one PROXY: leave one of the two out")
     where = options.address("--xds-address", xds_address)
     proof = asking.Proof(roots=ca_file, token=token_file, certificate=cert_file, key=key_file)
     with asking.Asking(where, proof) as control_plane:
+        if rollout:
+            _rollout(control_plane, namespace or "", output, watch=watch)
+            return
         chosen = {
             "proxy": control_plane.find(proxy, namespace or "") if proxy else "",
             "namespace": namespace or "",
@@ -99,6 +113,28 @@ def status(
 
         if not all(settled(each) for each in answer.proxies):
             raise typer.Exit(1)
+
+
+def _rollout(control_plane: asking.Asking, namespace: str, output: Format, *, watch: bool) -> None:
+    """Say how far changes of mode are."""
+    from xds.cli import rollout  # noqa: PLC0415
+
+    if watch:
+        answers = control_plane.watch_rollouts(namespace)
+        with suppress(KeyboardInterrupt):  # the end that was asked for
+            if output is Format.JSON:
+                for each in answers:
+                    typer.echo(json.dumps(_as_json(each)))
+            else:
+                rollout.follow(answers)
+        return
+    answer = control_plane.rollouts(namespace)
+    if output is Format.JSON:
+        typer.echo(json.dumps(_as_json(answer), indent=2))
+    else:
+        rollout.show(answer)
+    if not rollout.is_done(answer):
+        raise typer.Exit(1)
 
 
 def _follow(responses: Iterable[pb.WatchProxiesResponse], output: Format) -> None:

@@ -15,6 +15,8 @@ from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, Snapshot
 from xds.translate import translate
 
 Json: TypeAlias = Mapping[str, Any]
+DRAINING = "/stats?format=json&filter=^listener_manager.total_.*_draining$"
+"""Where a sidecar's admin page shows how many listeners still serve what they had accepted before they were replaced."""
 Config: TypeAlias = dict[tuple[str, str], Any]
 """Resources in protobuf's JSON form, by type and name."""
 
@@ -35,11 +37,14 @@ def lacking(configurations: Iterable[tuple[Pod, Config]]) -> str:
 def draining(mesh: Mesh) -> str:
     """Say which sidecar still serves connections of listeners that it has replaced; empty when none does."""
     for pod in mesh.pods():
-        if pod.has_sidecar:
-            answer = _get(pod.address, "/stats?format=json&filter=^listener_manager.total_.*_draining$")
-            if left := [stat["name"] for stat in answer["stats"] if stat["value"]]:
-                return f"{name_of(pod)} has {', '.join(left)}"
+        if pod.has_sidecar and (left := still_draining(_get(pod.address, DRAINING))):
+            return f"{name_of(pod)} has {left}"
     return ""
+
+
+def still_draining(shown: Json) -> str:
+    """Say what the admin page shows at DRAINING, if it shows that there is something left."""
+    return ", ".join(stat["name"] for stat in shown["stats"] if stat["value"])
 
 
 def _lacking(pod: Pod, config: Config) -> str:

@@ -7,17 +7,16 @@ from what the streams know, a few milliseconds at a time.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import grpc
 import grpc.aio
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from xds.api import proxies_pb2 as pb
 from xds.introspect.breath import Breath, portions
+from xds.introspect.clock import Clock
 from xds.introspect.guard import Guarded
 from xds.protocol.answers import Rejection
 from xds.protocol.session import Variant
@@ -57,7 +56,7 @@ class ProxiesService:
         async def list_(
             request: pb.ListProxiesRequest, _: grpc.aio.ServicerContext
         ) -> pb.ListProxiesResponse:
-            clock = _Clock.read()
+            clock = Clock.read()
             breathe = Breath()
             proxies = []
             for streams in _chosen(discovery, request).values():
@@ -89,22 +88,6 @@ class ProxiesService:
         return self._missing(streams[0].subscriber)
 
 
-@dataclass(frozen=True, slots=True)
-class _Clock:
-    """The event loop's clock and everybody's, as they stood to each other once: what did not change stays the same."""
-
-    offset: float
-
-    @classmethod
-    def read(cls) -> _Clock:
-        return cls(time.time() - now())
-
-    def at(self, moment: float) -> Timestamp:
-        stamp = Timestamp()
-        stamp.FromMilliseconds(round((moment + self.offset) * 1000))
-        return stamp
-
-
 @dataclass(slots=True)
 class _Seen:
     """A proxy as a watcher was told of it."""
@@ -121,7 +104,7 @@ class _Watched:
     def __init__(self, request: pb.WatchProxiesRequest, why: Callable[[Sequence[Stream]], str]) -> None:
         self._request = request
         self._why = why
-        self._clock = _Clock.read()
+        self._clock = Clock.read()
         self._seen: dict[str, _Seen] | None = None
 
     async def look(self, discovery: DiscoveryService) -> pb.WatchProxiesResponse | None:
@@ -171,7 +154,7 @@ def _chosen(
 
 
 async def _proxy(
-    streams: Sequence[Stream], missing: str, clock: _Clock, breathe: Breath, *, unsynced: bool
+    streams: Sequence[Stream], missing: str, clock: Clock, breathe: Breath, *, unsynced: bool
 ) -> pb.Proxy:
     node = streams[-1].node
     namespace, name = pod(node.id)
@@ -196,7 +179,7 @@ async def _proxy(
     return proxy
 
 
-async def _type(status: TypeStatus, clock: _Clock, breathe: Breath, *, unsynced: bool) -> pb.Type:
+async def _type(status: TypeStatus, clock: Clock, breathe: Breath, *, unsynced: bool) -> pb.Type:
     error = status.last_error
     state = pb.REJECTED if error else pb.SYNCED if status.synced else pb.WAITING
     counts = status.counts
@@ -227,13 +210,13 @@ async def _type(status: TypeStatus, clock: _Clock, breathe: Breath, *, unsynced:
     )
 
 
-def _waiting(waiting: Waiting, clock: _Clock) -> pb.Waiting:
+def _waiting(waiting: Waiting, clock: Clock) -> pb.Waiting:
     reason = _REASONS.get(waiting.for_, pb.Waiting.TYPE)
     type_url = waiting.for_ if reason == pb.Waiting.TYPE else ""
     return pb.Waiting(reason=reason, type_url=type_url, since=clock.at(waiting.since))
 
 
-def _rejection(rejection: Rejection, clock: _Clock, of: Mapping[str, Rejection]) -> pb.Rejection:
+def _rejection(rejection: Rejection, clock: Clock, of: Mapping[str, Rejection]) -> pb.Rejection:
     """Tell of a rejection, and `of` which resources it is."""
     causes = dict.fromkeys(source for each in of.values() for source in each.sources[:1])
     return pb.Rejection(
@@ -247,7 +230,7 @@ def _rejection(rejection: Rejection, clock: _Clock, of: Mapping[str, Rejection])
     )
 
 
-def _resource(status: ResourceStatus, clock: _Clock) -> pb.Resource:
+def _resource(status: ResourceStatus, clock: Clock) -> pb.Resource:
     return pb.Resource(
         name=status.name,
         state=_STATES[status.state],

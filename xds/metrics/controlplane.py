@@ -10,6 +10,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from xds.hub import Hub
+from xds.metrics.rollouts import Rollouts
 from xds.metrics.scraped import Build, Connected, Problems, Work
 from xds.metrics.streams import LATENCIES, StreamMetrics
 from xds.model import Problem
@@ -40,6 +41,7 @@ class Metrics:
         )
         self._registry.register(Build())
         self._registry.register(Work(hub))
+        self._registry.register(Rollouts(hub))
         self._registry.register(Problems(problems, behind))
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from xds.mesh import Mesh
 from xds.model import CLUSTER_DOMAIN, Mode, PortKey
@@ -21,12 +23,13 @@ class Waiting:
     pod: str
     port: int
     wanted: Mode
-    stage: Stage | None
+    stage: Stage
     since: float
     laggards: tuple[str, ...] = ()
     """Clients, as POD.NAMESPACE."""
     rejection: str = ""
     awaits_lock: bool = False
+    """Whether plaintext is still accepted though policy forbids it."""
     passed_over: bool = False
     """Whether it is not waited for any longer."""
 
@@ -51,24 +54,80 @@ class ServiceProgress:
         """Say it in one line: `httpbin.full: 3/5 endpoints mTLS, httpbin-2 waiting for its listener (12 s)`."""
         there, mode = (self.plaintext, "plaintext") if self.to_plaintext else (self.mtls, "mTLS")
         said = [f"{self.service}.{self.namespace}: {there}/{self.endpoints} endpoints {mode}"]
-        said += _some([_endpoint_words(each, now) for each in self.waiting], "endpoints")
+        ports = Counter(pod for pod, _ in {(each.pod, each.port) for each in self.waiting})
+        # Those first that most want to be known of.
+        waiting = sorted(
+            self.waiting, key=lambda each: (not (each.passed_over or each.rejection), each.since)
+        )
+        said += _some(
+            [
+                _endpoint_words(each, f"{each.pod}:{each.port}" if ports[each.pod] > 1 else each.pod, now)
+                for each in waiting
+            ],
+            "endpoints",
+        )
         return ", ".join(said)
 
 
-def progress(mesh: Mesh, rollout: Rollout) -> list[ServiceProgress]:
-    """Return the services of which anything is on its way, or went on without somebody, by namespace and name."""
-    services: dict[tuple[str, str], dict[PortKey, tuple[Crossing, bool]]] = {}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuleProgress:
+    """How far a DestinationRule is that was changed, added or deleted."""
+
+    namespace: str
+    name: str
+    host: str
+    deleted: bool
+    held: bool
+    """Whether its clients still do what they did before, because a server would refuse what they would send."""
+    since: float
+
+    def words(self, now: float) -> str:
+        """Say it in one line: `DestinationRule/full/x held back until its servers take it (3 s)`."""
+        what = f"{'deletion of ' if self.deleted else ''}DestinationRule/{self.namespace}/{self.name}"
+        waits = "held back until its servers take it" if self.held else "waiting for its clients to take it"
+        return f"{what} {waits} ({_lasted(now - self.since)})"
+
+
+def progress(mesh: Mesh, rollout: Rollout, namespace: str = "") -> Iterator[ServiceProgress]:
+    """Yield the services (of a namespace) of which anything is on its way, or went on without somebody, in order."""
+    services: dict[tuple[str, str], list[_Found]] = {}
     for crossings, passed in ((rollout.late, True), (rollout.crossings, False)):
         for key, crossing in crossings.items():
-            for host, _ in crossing.hosts:
-                name, namespace, *_ = host.removesuffix(f".svc.{CLUSTER_DOMAIN}").split(".")
-                services.setdefault((namespace, name), {})[key] = (crossing, passed)
-    return [_of_service(mesh, *service, found) for service, found in sorted(services.items())]
+            for service in {_service(host) for host, _ in crossing.hosts}:
+                services.setdefault(service, []).append(_Found(key, passed, crossing))
+    for service, found in sorted(services.items()):
+        if namespace in {"", service[0]}:
+            yield _of_service(mesh, *service, sorted(found, key=lambda each: (each.key, not each.passed)))
 
 
-def _of_service(
-    mesh: Mesh, namespace: str, name: str, crossings: dict[PortKey, tuple[Crossing, bool]]
-) -> ServiceProgress:
+def rules(rollout: Rollout) -> list[RuleProgress]:
+    """Return the DestinationRules that are not in force everywhere, by namespace and name."""
+    return [
+        RuleProgress(
+            namespace=ref.namespace,
+            name=ref.name,
+            host=rule.host,
+            deleted=change.new is None,
+            held=change.at is None,
+            since=change.since,
+        )
+        for ref, change in sorted(rollout.rules.items())
+        if (rule := change.new or change.old)
+    ]
+
+
+class _Found(NamedTuple):
+    key: PortKey
+    passed: bool
+    crossing: Crossing
+
+
+def _service(host: str) -> tuple[str, str]:
+    name, namespace, *_ = host.removesuffix(f".svc.{CLUSTER_DOMAIN}").split(".")
+    return namespace, name
+
+
+def _of_service(mesh: Mesh, namespace: str, name: str, found: list[_Found]) -> ServiceProgress:
     sends: dict[PortKey, Send | None] = {}
     service = mesh.service(namespace, name)
     for port in service.ports if service else ():
@@ -77,7 +136,7 @@ def _of_service(
             if server and endpoint.pod:
                 mtls = mesh.config.enable_auto_mtls and server.mode is not Mode.DISABLE
                 sends[endpoint.pod.ref, endpoint.port] = Send.MTLS if mtls else Send.PLAINTEXT
-    for key, (crossing, passed) in crossings.items():
+    for key, passed, crossing in found:
         if key in sends and not passed:
             settled = crossing.may_tell == {crossing.tells}
             sends[key] = crossing.tells if settled else None
@@ -90,10 +149,11 @@ def _of_service(
             since=crossing.since,
             laggards=crossing.laggards,
             rejection=crossing.rejection,
-            awaits_lock=crossing.awaits_lock and not passed,
+            # Once clients were passed over, how far the server is says the crossing that goes on.
+            awaits_lock=crossing.awaits_lock and not (passed and crossing.stage is Stage.CLIENTS),
             passed_over=passed,
         )
-        for key, (crossing, passed) in sorted(crossings.items())
+        for key, passed, crossing in found
         if crossing.stage
     )
     return ServiceProgress(
@@ -102,25 +162,33 @@ def _of_service(
         endpoints=len(sends),
         mtls=sum(send is Send.MTLS for send in sends.values()),
         plaintext=sum(send is Send.PLAINTEXT for send in sends.values()),
-        to_plaintext=all(crossing.will is Send.PLAINTEXT for crossing, _ in crossings.values()),
+        to_plaintext=all(each.crossing.will is Send.PLAINTEXT for each in found),
         waiting=waiting,
     )
 
 
-def _endpoint_words(waiting: Waiting, now: float) -> str:
-    seconds = f"{max(0, round(now - waiting.since))} s"
-    who = " and ".join(_some(waiting.laggards, "clients")) or "clients"
+def _endpoint_words(waiting: Waiting, name: str, now: float) -> str:
+    passed, rejection = waiting.passed_over, waiting.rejection
+    if waiting.stage is Stage.CLIENTS:
+        who = " and ".join(_some(waiting.laggards, "clients")) or "clients"
+        said = f"{name} did not wait for {who} any longer" if passed else f"{name} waiting for {who}"
+        said += f", rejected: {rejection}" if rejection else ""
+    elif rejection:
+        said = f"{name} stopped, it rejected its listener: {rejection}"
+    elif passed:
+        said = f"{name} passed over, its listener was not in force in time"
+    else:
+        said = f"{name} waiting for its listener"
     open_still = "; plaintext is still accepted there" if waiting.awaits_lock else ""
-    if waiting.stage is Stage.LISTENER:
-        if waiting.rejection:
-            return f"{waiting.pod} stopped, it rejected its listener: {waiting.rejection} ({seconds}{open_still})"
-        if waiting.passed_over:
-            return f"{waiting.pod} passed over, its listener was not in force in time ({seconds})"
-        return f"{waiting.pod} waiting for its listener ({seconds}{open_still})"
-    if waiting.passed_over:
-        return f"{waiting.pod} did not wait for {who} any longer ({seconds})"
-    rejected = f", rejected: {waiting.rejection}" if waiting.rejection else ""
-    return f"{waiting.pod} waiting for {who}{rejected} ({seconds}{open_still})"
+    return f"{said} ({_lasted(now - waiting.since)}{open_still})"
+
+
+def _lasted(seconds: float) -> str:
+    whole = max(0, round(seconds))
+    for length, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if whole >= 2 * length:
+            return f"{whole // length} {unit}"
+    return f"{whole} s"
 
 
 def _some(said: Iterable[str], what: str) -> Iterator[str]:

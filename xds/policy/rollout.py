@@ -8,7 +8,7 @@ docs/rollout.md.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from math import inf
@@ -54,7 +54,7 @@ class Known:
     """How far proxies are: which edition (`Served.edition`) of what was served is in force."""
 
     servers: Mapping[Ref, int] = field(default_factory=dict)
-    """By pod, of its inbound listeners with the secrets that these name; only of those that are waited for."""
+    """By pod, of its inbound listeners with the secrets that these name. Who is not connected is not waited for."""
     rejected: Mapping[Ref, str] = field(default_factory=dict)
     """By pod, why its sidecar does not take the listener."""
     clients: Mapping[str, int] = field(default_factory=dict)
@@ -183,6 +183,8 @@ class Rollout:
         """How many times that was so."""
         self.locked = 0
         """How many times a port was closed to plaintext."""
+        self.finished: Callable[[float], object] = float
+        """Told how many seconds a port was on its way, when what is wanted is in force there."""
         self._wanted: dict[Ref, dict[int, _Want]] = {}
         self._new: set[PortKey] = set()
         """What has just come, and may be on its way with other replicas."""
@@ -346,6 +348,7 @@ class Rollout:
             moved |= self._move(key, crossing, known, edition, now)
             if self._is_over(key, crossing, known, now):
                 del self.crossings[key]
+                self.finished(now - crossing.began)
             else:
                 self._tell(key, crossing, known)
         modes = {key: each.serves for key, each in self.crossings.items() if each.serves is not each.wanted}
@@ -383,7 +386,11 @@ class Rollout:
         pod, _ = key
         if (reached := known.servers.get(pod)) is None or reached >= crossing.serves_at:
             crossing.may_serve = {crossing.serves}
-        elif not known.rejected.get(pod) and self._is_late(crossing.served_since, now):
+        elif (
+            crossing.may_serve != {crossing.serves}
+            and not known.rejected.get(pod)
+            and self._is_late(crossing.served_since, now)
+        ):
             self._pass_over(key, crossing, Stage.LISTENER, known)
             crossing.may_serve = {crossing.serves}
         if crossing.may_tell == {crossing.tells}:

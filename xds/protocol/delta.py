@@ -92,9 +92,10 @@ class DeltaWatch(Watch):
         """Make the response, if it is due, that says what is still good."""
         if self.answers.held_since is not None:
             return None
-        resources = self._heartbeats.take(self.answers.unsure, now)
+        resources = self._fitting(self._heartbeats.due(self.answers.unsure, now))
         if not resources:
             return None
+        self._heartbeats.start(resources, now)
         composed = Response(
             type_url=self.type_url, nonce=nonce, version=self.resources.version, resources=(), sent_at=now
         )

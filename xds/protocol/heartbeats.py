@@ -49,8 +49,6 @@ class Heartbeats:
         """Return when the next one is due of those that are not to be silent; infinity if none is."""
         return min((beat.at for name, beat in self._beats.items() if name not in silent), default=inf)
 
-    def take(self, silent: set[str], now: float) -> list[Resource]:
-        """Return what the client is to be told now, and count it as told."""
-        due = [beat.resource for name, beat in self._beats.items() if beat.at <= now and name not in silent]
-        self.start(due, now)
-        return due
+    def due(self, silent: set[str], now: float) -> list[Resource]:
+        """Return what the client is to be told now: `start` those that it is told."""
+        return [beat.resource for name, beat in self._beats.items() if beat.at <= now and name not in silent]

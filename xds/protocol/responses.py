@@ -90,6 +90,11 @@ def size(resource: Resource) -> int:
     return len(_resource_head(resource)) + len(resource.body)
 
 
+def absence(name: str) -> int:
+    """Return how many bytes it takes at most to say that there is no resource of a name: an alias is said twice."""
+    return 15 + 2 * len(name.encode())
+
+
 # A resource's body is by far the most of it, so what is kept is only what goes before the body: small, and the
 # same for every stream. The fields of a message may come in any order, so the body can be the last of them.
 

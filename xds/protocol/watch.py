@@ -17,13 +17,13 @@ from xds.protocol.answers import Answers
 from xds.protocol.events import Acked, Event, Nacked, Response, Subscribed
 from xds.protocol.order import WILDCARD_TYPES
 from xds.protocol.rejections import Rejections
-from xds.protocol.responses import first_part, fitting
+from xds.protocol.responses import absence, first_part, fitting
 from xds.protocol.subscription import Difference, Subscription, collection
 from xds.protocol.wire import ErrorDetail
 from xds.snapshot import EMPTY, VIRTUAL_HOST, Resource, ResourceKey, ResourceSet, difference
 
-RESPONSE_BUDGET = 3 * 1024 * 1024
-"""Responses that can be split stay below this, because many clients refuse messages above 4 MiB."""
+RESPONSE_BUDGET = 3 * 1024 * 1024 - 4096
+"""Bytes of what is in a response that can be split, which is below 3 MiB as a whole: many clients refuse more than 4 MiB."""
 
 
 @dataclass(slots=True)
@@ -314,7 +314,7 @@ class Watch(ABC):
         absent: list[str] = []
         room = RESPONSE_BUDGET - len(joined)
         for name, _ in due[len(resources) :] if len(taken) == len(resources) else ():
-            room -= len(name)
+            room -= absence(name)
             if room < 0 and (taken or absent):
                 break
             absent.append(name)

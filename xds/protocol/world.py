@@ -191,7 +191,11 @@ class WorldWatch(SotwWatch):
                 del known[name]
 
     def _skip(self, skipped: Response) -> None:
-        """All that was in it is in the later one, too."""
+        """All that was in it is in the later one, too; but what the client rejects of that, it may have as it was in this one."""
+        for resource in skipped.fresh:
+            now = self.get(resource.name)
+            if now is None or now.version != resource.version:
+                self._taken[resource.name] = resource
 
     def _is_rejected(self, name: str) -> bool:
         return self._is_held(name) or (super()._is_rejected(name) and not self._has(name))

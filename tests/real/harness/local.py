@@ -67,6 +67,8 @@ class LocalMesh:
         self.sidecars: dict[str, EnvoyProcess] = {}
         """Those that run, by POD.NAMESPACE."""
         self.sotw = sotw
+        self.through: dict[str, int] = {}
+        """By POD.NAMESPACE, ports at which sidecars reach the control plane that do not at its own."""
         self._loopback, self._directory = loopback, directory
         self._settings = settings
         self._pods: list[LocalPod] = []
@@ -231,7 +233,8 @@ class LocalMesh:
         known = facts.pod(pod.namespace, pod.name)
         assert known, pod
         # What `xds bootstrap` prints, without a process for each.
-        begin = to_json_dict(bootstrap(known, "127.0.0.1", self.plane.port, sotw=self.sotw))
+        port = self.through.get(pod.full_name, self.plane.port)
+        begin = to_json_dict(bootstrap(known, "127.0.0.1", port, sotw=self.sotw))
         return EnvoyProcess(pod.full_name, begin, self._directory, **how)
 
 

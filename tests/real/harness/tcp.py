@@ -132,6 +132,40 @@ class Relay(TcpServer):
         await pumped(reader, writer, await self._connect())
 
 
+class SlowRelay(Relay):
+    """A relay that keeps what comes back for a while, as a long way would."""
+
+    def __init__(
+        self, listener: socket.socket, connect: Callable[[], Awaitable[socket.socket]], seconds: float
+    ) -> None:
+        super().__init__(listener, connect)
+        self._seconds = seconds
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        onward_reader, onward_writer = await asyncio.open_connection(sock=await self._connect())
+        loop = asyncio.get_running_loop()
+        under_way: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
+
+        async def take() -> None:
+            while some := await onward_reader.read(65536):
+                under_way.put_nowait((loop.time() + self._seconds, some))
+            under_way.put_nowait((0.0, b""))
+
+        async def deliver() -> None:
+            while True:
+                at, some = await under_way.get()
+                if not some:
+                    writer.close()
+                    return
+                await asyncio.sleep(at - loop.time())
+                writer.write(some)
+
+        try:
+            await asyncio.gather(_pump(reader, onward_writer), take(), deliver())
+        finally:
+            onward_writer.close()
+
+
 async def pumped(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, onward: socket.socket) -> None:
     """Hand on what comes, both ways, until both sides have said all."""
     onward_reader, onward_writer = await asyncio.open_connection(sock=onward)

@@ -1,0 +1,148 @@
+"""`xds status --rollout` against a control plane whose sidecars answer when the test says so."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import signal
+import sys
+from collections.abc import AsyncIterator
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from tests.hub.rollouts import WITHIN, Plane, running
+from tests.policy.world import rule
+from tests.server.proxies import OneForAll
+from xds.cli import app
+from xds.cli.rollout import NOTHING
+from xds.server import XdsServer
+from xds.snapshot import ENDPOINT, LISTENER
+
+TCP = "Open TCP connections keep the mode they were opened in until they close."
+OPEN = "plaintext is still accepted there"
+
+
+@pytest.fixture
+async def plane() -> AsyncIterator[Plane]:
+    async with running("DISABLE") as plane:
+        yield plane
+
+
+async def xds(*words: object, port: int) -> Result:
+    arguments = ["status", "--rollout", *map(str, words), "--xds-address", f"127.0.0.1:{port}"]
+    return await asyncio.to_thread(CliRunner().invoke, app, arguments, prog_name="xds")
+
+
+async def until(pattern: str, *words: object, port: int) -> Result:
+    """Ask until the first line is so."""
+    async with asyncio.timeout(WITHIN):
+        while not re.fullmatch(pattern, (result := await xds(*words, port=port)).stdout.splitlines()[0]):
+            await asyncio.sleep(0.01)
+    return result
+
+
+async def test_nothing_is_on_its_way(plane: Plane):
+    result = await xds(port=plane.server.port)
+    assert (result.exit_code, result.stdout, result.stderr) == (0, f"{NOTHING}\n", "")
+
+
+async def test_one_line_for_each_service_and_what_stays_open(plane: Plane):
+    port = plane.server.port
+    plane.say("STRICT", rule("shop", "web.shop.svc.cluster.local", "ISTIO_MUTUAL"))
+    result = await until(
+        rf"web\.shop: 0/2 endpoints mTLS, web-1 waiting for its listener \(\d s; {OPEN}\), web-2 .+",
+        port=port,
+    )
+    assert result.exit_code == 1
+    _, held, blank, *notes = result.stdout.splitlines()
+    assert re.fullmatch(r"DestinationRule/shop/rule held back until its servers take it \(\d s\)", held)
+    assert (blank, notes[0]) == ("", TCP)
+    assert "plaintext connections and responses that are still open when it is locked end at" in notes[1]
+    assert len(notes) == 2
+    assert (await xds("-n", "shop", port=port)).exit_code == 1
+    assert (await xds("-n", "elsewhere", port=port)).stdout == f"{NOTHING}\n"
+
+    await plane.first.answer(LISTENER)
+    await plane.one.answer(ENDPOINT)
+    result = await until(NOTHING, port=port)
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[2].startswith("Locked since the control plane started: 2 ports.")
+
+
+async def test_the_way_to_plaintext_needs_no_word_about_locks(plane: Plane):
+    plane.say("PERMISSIVE")
+    result = await until(
+        r"web\.shop: 0/2 endpoints mTLS, web-1 waiting for its listener .+", port=plane.server.port
+    )
+    assert result.stdout.splitlines()[1:] == ["", TCP]
+
+
+async def test_json_is_what_the_service_says(plane: Plane):
+    plane.say("STRICT")
+    await until(r"web\.shop: .*", port=plane.server.port)
+    result = await xds("-o", "json", port=plane.server.port)
+    assert result.exit_code == 1
+    answer = json.loads(result.stdout)
+    assert (answer["locks"], answer["rules"]) == (0, [])
+    [service] = answer["services"]
+    waiting = service["waiting"][0]
+    assert (waiting["pod"], waiting["awaited"], waiting["acceptsPlaintext"]) == ("web-1", "LISTENER", True)
+    assert waiting["passedOver"] is False
+
+
+@pytest.mark.parametrize("output", ["table", "json"])
+async def test_watch_tells_what_changes_until_ctrl_c(plane: Plane, output: str):
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-u", "-m", "xds", "status", "--rollout", "-w", "-o", output),
+        *("--xds-address", f"127.0.0.1:{plane.server.port}"),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    lines: list[str] = []
+
+    async def heard(part: str) -> None:
+        while not lines or part not in lines[-1]:
+            line = await process.stdout.readline()  # type: ignore[union-attr]
+            assert line, lines
+            lines.append(line.decode().rstrip("\n"))
+
+    try:
+        async with asyncio.timeout(3 * WITHIN):
+            await heard(NOTHING if output == "table" else '"services": []')
+            plane.say("STRICT")
+            await heard("web-2 waiting for one.shop")
+            await plane.first.answer(LISTENER)
+            await plane.one.answer(ENDPOINT)
+            if output == "json":
+                await heard('"services": []')
+                assert all(json.loads(line)["time"] for line in lines)
+            else:
+                await heard("web.shop: done")
+                await heard(NOTHING)
+                assert lines.count(TCP) == 1
+            process.send_signal(signal.SIGINT)
+            _, errors = await process.communicate()
+            assert (process.returncode, errors) == (0, b"")
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def test_a_server_that_does_not_have_the_service():
+    server = XdsServer(OneForAll(), "127.0.0.1:0", grace=0.2)
+    await server.start()
+    try:
+        result = await xds(port=server.port)
+        assert result.exit_code == 3
+        assert f"who answers at 127.0.0.1:{server.port} does not have xds.mesh.v1.Rollouts" in result.stderr
+    finally:
+        await server.stop()
+
+
+def test_it_is_not_about_one_proxy():
+    result = CliRunner().invoke(app, ["status", "--rollout", "web-1.shop"], prog_name="xds")
+    assert result.exit_code == 2
+    assert "--rollout is about services, not about one PROXY: leave one of the two out" in result.stderr

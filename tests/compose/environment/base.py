@@ -1,0 +1,99 @@
+"""The image that ours is built on: the real one, or where no registry of images can be reached, a stand-in.
+
+The stand-in is of Debian's packages and has what the Dockerfile relies on: Debian 13, Python 3.13 called python, pip, apt. It
+is larger. It trusts whom this machine trusts, as proxies of companies need it.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from tests.compose.environment import CACHE, MissingError, is_root
+
+NAME = "python:3.13-slim"
+_RELEASE = "trixie"
+_PACKAGES = "python3,python3-pip,python3-venv,ca-certificates"
+_ROOTS = Path("/etc/ssl/certs/ca-certificates.crt")
+_DOCKERFILE = f"""
+FROM xds-test/{_RELEASE}
+COPY roots.crt {_ROOTS}
+RUN ln -s /usr/bin/python3 /usr/local/bin/python
+ENV PIP_CERT={_ROOTS}
+"""
+
+
+def provide(environment: dict[str, str]) -> None:
+    """See to it that the engine has the image.
+
+    Raises:
+        MissingError: it cannot be had.
+    """
+    for command in (["image", "inspect", NAME], ["pull", "--quiet", NAME]):
+        if not _docker(environment, *command).returncode:
+            return
+    with _archive().open("rb") as archive:
+        _must(_docker(environment, "import", "-", f"xds-test/{_RELEASE}", stdin=archive))
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "Dockerfile").write_text(_DOCKERFILE)
+        shutil.copyfile(_ROOTS, Path(folder) / "roots.crt")
+        # Not every docker has the plugin for the newer builder.
+        _must(_docker({**environment, "DOCKER_BUILDKIT": "0"}, "build", "-q", "-t", NAME, folder))
+
+
+def _archive() -> Path:
+    archive = CACHE / f"python-3.13-{_RELEASE}.tar"
+    if archive.exists():
+        return archive
+    if not (is_root() and shutil.which("debootstrap")):
+        raise MissingError(
+            f"needs the image {NAME}: `docker pull {NAME}`, or be root where debootstrap is installed, of which a stand-in is "
+            "made (Debian: apt-get install debootstrap debian-archive-keyring)"
+        )
+    print("Making a stand-in for python:3.13-slim: the first time takes about a minute", flush=True)
+    CACHE.mkdir(exist_ok=True)
+    making = archive.with_suffix(".making")
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / "root"
+        command = [
+            "debootstrap",
+            "--variant=minbase",
+            f"--include={_PACKAGES}",
+            _RELEASE,
+            str(root),
+            *_mirror(),
+        ]
+        _must(subprocess.run(command, capture_output=True, text=True, check=False))
+        _must(
+            subprocess.run(
+                ["tar", "-C", root, "-cf", making, "."], capture_output=True, text=True, check=False
+            )
+        )
+    making.rename(archive)
+    return archive
+
+
+def _mirror() -> list[str]:
+    """Return where this machine gets Debian from; nothing if it is not Debian."""
+    command = ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Label: Debian"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
+    return found[:1]
+
+
+def _docker(environment: dict[str, str], *command: str, stdin=None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["docker", *command],
+        env=environment,
+        stdin=stdin or subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+
+
+def _must(done: subprocess.CompletedProcess[str]) -> None:
+    if done.returncode:
+        raise MissingError(f"{done.args[0]} {done.args[1]}: {(done.stderr or done.stdout)[-2000:]}")

@@ -1,0 +1,86 @@
+"""Compose v2: the one that is installed, or else one that Go builds, into .cache/. Distributions may have v1 only."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from tests.compose.environment import CACHE, MissingError
+from tests.kubernetes.environment.binaries import go
+
+MODULE, VERSION = "github.com/docker/compose/v2", "v2.40.3"
+HOW = (
+    "on Debian 13, Ubuntu 24.04 and newer `apt-get install docker-compose-v2` or `docker-compose`, "
+    "or install Go, with which the tests build it in two minutes"
+)
+
+
+def configured(folder: Path) -> dict[str, str]:
+    """Return the environment in which `docker compose` is Compose v2.
+
+    Args:
+        folder: where Docker's configuration may be put; nobody's own is read, which may have credentials in it.
+
+    Raises:
+        MissingError: there is none, and none can be built.
+    """
+    environment = {**os.environ, "DOCKER_CONFIG": str(folder)}
+    if not shutil.which("docker"):
+        raise MissingError("needs the command docker (Debian: apt-get install docker.io)")
+    if _version(environment) < 2:
+        plugin = folder / "cli-plugins/docker-compose"
+        plugin.parent.mkdir()
+        plugin.symlink_to(_built())
+        assert _version(environment) >= 2
+    return environment
+
+
+def _version(environment: dict[str, str]) -> int:
+    command = ["docker", "compose", "version", "--format=json"]
+    asked = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if asked.returncode:
+        return 0
+    version: str = json.loads(asked.stdout)["version"]
+    return int(version.lstrip("v").split(".")[0])
+
+
+def _built() -> Path:
+    """Return the plugin that was built, or build it."""
+    CACHE.mkdir(exist_ok=True)
+    plugin = CACHE / f"compose-{VERSION}" / "docker-compose"
+    with (CACHE / "compose.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if plugin.exists():
+            return plugin
+        if (tool := go()) is None:
+            raise MissingError(f"needs Compose v2: {HOW}")
+        print(f"Building Compose {VERSION}: the first time takes about 2 minutes", flush=True)
+        making = plugin.parent.with_suffix(".making")
+        shutil.rmtree(making, ignore_errors=True)
+        making.mkdir()
+        # `go install` would do, if theirs did not exclude versions of others.
+        (making / "go.mod").write_text(f"module xds.test/compose\ngo 1.24.0\nrequire {MODULE} {VERSION}\n")
+        linking = f"-s -w -X {MODULE}/internal.Version={VERSION}"
+        command = [
+            tool,
+            "build",
+            "-p=2",
+            "-trimpath",
+            "-ldflags",
+            linking,
+            "-o",
+            plugin.name,
+            f"{MODULE}/cmd",
+        ]
+        environment = {**os.environ, "GOFLAGS": "-mod=mod -buildvcs=false", "CGO_ENABLED": "0"}
+        built = subprocess.run(
+            command, cwd=making, env=environment, capture_output=True, text=True, check=False
+        )
+        if built.returncode:
+            raise MissingError(f"Compose {VERSION} could not be built:\n{built.stderr[-2000:]}")
+        making.rename(plugin.parent)
+    return plugin

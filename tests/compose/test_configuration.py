@@ -1,0 +1,87 @@
+"""What compose.yaml says: as Compose reads it, without an engine."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import subprocess
+
+import pytest
+import yaml
+
+from tests.compose.demo import EXAMPLE, IMAGE
+
+
+@pytest.fixture(scope="module")
+def config(client: dict[str, str]) -> dict:
+    command = ["docker", "compose", "--profile=*", "config", "--format=json"]
+    done = subprocess.run(command, cwd=EXAMPLE, env=client, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    return json.loads(done.stdout)
+
+
+def test_every_container_has_the_one_image_and_the_fewest_rights(config: dict) -> None:
+    for name, service in config["services"].items():
+        assert service["image"] == IMAGE
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert service["read_only"], name
+        assert not service.get("privileged")
+        assert service.get("cap_add", []) == (["NET_ADMIN", "NET_RAW"] if name.endswith("-init") else []), (
+            name
+        )
+        assert not any("docker.sock" in str(volume) for volume in service.get("volumes", ())), name
+
+
+def test_whatever_runs_is_started_again_and_looked_after(config: dict) -> None:
+    for name, service in config["services"].items():
+        if name != "tour":
+            assert service["restart"] == "always", name
+            assert service["healthcheck"]["test"], name
+
+
+def test_only_the_control_plane_is_published_and_to_this_machine_only(config: dict) -> None:
+    published = {
+        name: [(port["host_ip"], port["target"]) for port in service["ports"]]
+        for name, service in config["services"].items()
+        if "ports" in service
+    }
+    assert published == {"control-plane": [("127.0.0.1", 15012), ("127.0.0.1", 15014)]}
+
+
+def test_pods_have_the_addresses_that_their_manifests_say(config: dict) -> None:
+    objects = [
+        each for file in (EXAMPLE / "mesh").glob("*.yaml") for each in yaml.safe_load_all(file.read_text())
+    ]
+    pods = {f"{o['metadata']['name']}.{o['metadata']['namespace']}": o for o in objects if o["kind"] == "Pod"}
+    services = config["services"]
+    (subnet,) = config["networks"]["mesh"]["ipam"]["config"]
+    for name, pod in pods.items():
+        network = services[f"{name}-pod"]["networks"]["mesh"]
+        assert network["ipv4_address"] == pod["status"]["podIP"]
+        assert ipaddress.ip_address(network["ipv4_address"]) in ipaddress.ip_network(subnet["subnet"])
+        assert network["aliases"] == [f"{pod['metadata']['labels']['app']}.{pod['metadata']['namespace']}"]
+        members = {
+            each for each, service in services.items() if service.get("network_mode") == f"service:{name}-pod"
+        }
+        if "security.istio.io/tlsMode" in pod["metadata"]["labels"]:
+            assert members == {name, f"{name}-init", f"{name}-sidecar"}
+            said = services[f"{name}-sidecar"]["environment"]
+            assert (said["POD_NAME"], said["POD_NAMESPACE"]) == tuple(name.split("."))
+            assert (said["INSTANCE_IP"], said["SERVICE_ACCOUNT"]) == (
+                pod["status"]["podIP"],
+                pod["spec"]["serviceAccountName"],
+            )
+        else:
+            assert members == {name}
+
+
+def test_a_token_is_mounted_by_its_sidecar_and_by_who_writes_it(config: dict) -> None:
+    mounted: dict[str, set[str]] = {}
+    for name, service in config["services"].items():
+        for volume in service.get("volumes", ()):
+            if volume["source"].startswith("token-"):
+                mounted.setdefault(volume["source"].removeprefix("token-"), set()).add(name)
+    assert mounted == {
+        pod: {"tokens", f"{pod}-sidecar"} for pod in ("httpbin.full", "sleep.full", "httpbin.partial")
+    }

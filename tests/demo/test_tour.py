@@ -1,0 +1,109 @@
+"""What the demo in containers is told to do, and what is said of what it saw."""
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from xds.demo import proxies, tour
+from xds.demo.play import FULL_FULL, STEPS, Answer, Expected, Pair
+from xds.demo.stage import EXAMPLES
+from xds.mesh import Mesh
+from xds.sources.files import Folder
+
+
+@pytest.fixture
+def mesh() -> Mesh:
+    return Mesh(Folder(EXAMPLES / "workloads").load().change.applied)
+
+
+def printed(pair: Pair, expected: Expected) -> str:
+    """What the page's command prints if all is as it should be."""
+    lines = [f"{pair}"]
+    for answer in sorted(expected.answers(pair), reverse=True):
+        if answer.identity:
+            lines.append(f"URI={answer.identity}")
+        lines.append(f"response code: {answer.code}")
+    return "\n".join(lines) + "\n"
+
+
+def transcript() -> list[str]:
+    """What `play` prints if all is as it should be."""
+    text = "".join(
+        f"step {step.name}\n" + "".join(printed(pair, expected) for pair, expected in step.expected.items())
+        for step in STEPS
+    )
+    return text.splitlines(keepends=True)
+
+
+def compared(lines: list[str]) -> tuple[int, str]:
+    out = Console(file=io.StringIO(), width=200)
+    return tour.compare(lines, out), out.file.getvalue()
+
+
+def test_the_script_does_what_the_play_does_in_its_order(mesh):
+    lines = list(tour.script(mesh))
+    assert [line for line in lines if line.startswith("step ")] == [f"step {step.name}" for step in STEPS]
+    strict = lines.index("step STRICT")
+    assert lines[strict + 1 : strict + 4] == [
+        "apply policy.yaml strict.yaml",
+        "settle true applied httpbin.full sleep.full httpbin.partial",
+        "ask sleep.full httpbin.full 10",
+    ]
+    assert lines.count("auto false") == 1
+    assert "settle false drained httpbin.full sleep.full httpbin.partial" in lines
+    assert lines[-3:] == ["delete policy.yaml", "delete destination-rule.yaml", "auto true"]
+
+
+def test_what_is_as_on_the_page_matches(mesh):
+    status, said = compared(transcript())
+    assert status == 0
+    assert f"matches the page: {len(STEPS)} steps" in said
+    for number, step in enumerate(STEPS, 1):
+        assert f"{number}. {step.name}: {step.what}" in said
+
+
+def test_an_answer_that_is_not_on_the_page_is_named():
+    lines = [line.replace("503", "200") for line in transcript()]
+    status, said = compared(lines)
+    assert status == 1
+    assert (
+        f"DestinationRule override: {FULL_FULL}: expected 503 without an identity, saw 1x 200 without" in said
+    )
+
+
+@pytest.mark.parametrize("end", ["step plaintext policy", "step initial check"])
+def test_what_broke_off_does_not_match(end):
+    lines = transcript()
+    status, said = compared(lines[: lines.index(f"{end}\n")])
+    assert status == 1
+    assert f"{STEPS[-1].name}: was not played" in said
+
+
+def test_a_sidecar_that_is_behind_is_named(mesh):
+    nothing = json.dumps({"configs": []})
+    stats = {"stats": [{"name": "listener_manager.total_filter_chains_draining", "value": 1}]}
+    shown = f'"sleep.full"\n{nothing}{json.dumps(stats)}\n'
+    assert tour.lacking(mesh, shown, drained=False).startswith("sleep.full has no Cluster ")
+    assert tour.lacking(mesh, "", drained=True) == ""
+
+
+def test_a_sidecar_that_drains_is_named_where_that_matters(mesh, monkeypatch):
+    monkeypatch.setattr(proxies, "difference", lambda _wanted, _in_force: "")
+    stats = {"stats": [{"name": "listener_manager.total_filter_chains_draining", "value": 1}]}
+    shown = f'"sleep.full" {{"configs": []}} {json.dumps(stats)}'
+    assert tour.lacking(mesh, shown, drained=False) == ""
+    assert tour.lacking(mesh, shown, drained=True) == (
+        "sleep.full has listener_manager.total_filter_chains_draining"
+    )
+
+
+def test_a_code_without_a_uri_before_it_is_plaintext():
+    read = tour.answers("URI=spiffe://a/ns/b/sa/c\nresponse code: 200\nresponse code: 000\nresponse 503\n")
+    assert read == {Answer("200", "spiffe://a/ns/b/sa/c"): 1, Answer("000"): 1, Answer("503"): 1}
+
+
+def test_wrong_use_is_said(capsys):
+    assert tour.main(["nonsense"]) == 2
+    assert capsys.readouterr().err.startswith("usage: ")

@@ -1,0 +1,190 @@
+"""xds.mesh.v1.Rollouts: how far changes of mode are, as sidecars answer."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from itertools import pairwise
+
+import grpc.aio
+import pytest
+
+from tests.hub.rollouts import WITHIN, Plane, running
+from tests.introspect.grpcurl import call, grpcurl
+from tests.policy.world import rule
+from xds.api import rollouts_pb2 as pb
+from xds.introspect.clock import Clock
+from xds.introspect.rollouts import MOST_CLIENTS, SERVICE, _waiting
+from xds.model import Change, Mode, Ref
+from xds.policy.progress import Waiting
+from xds.policy.rollout import Stage
+from xds.snapshot import ENDPOINT, LISTENER
+
+
+@pytest.fixture
+async def plane() -> AsyncIterator[Plane]:
+    async with running("DISABLE") as plane:
+        yield plane
+
+
+class Ask:
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._channel = channel
+
+    async def list(self, **request: str) -> pb.ListRolloutsResponse:
+        method = self._channel.unary_unary(
+            f"/{SERVICE}/List",
+            request_serializer=pb.ListRolloutsRequest.SerializeToString,
+            response_deserializer=pb.ListRolloutsResponse.FromString,
+        )
+        response: pb.ListRolloutsResponse = await method(pb.ListRolloutsRequest(**request), timeout=WITHIN)
+        assert abs(response.time.ToSeconds() - time.time()) < WITHIN
+        return response
+
+    async def until(self, is_so: Callable[[pb.ListRolloutsResponse], bool]) -> pb.ListRolloutsResponse:
+        """Ask until it is so: only the control plane knows when it has read what a sidecar wrote, and waits a little then."""
+        async with asyncio.timeout(WITHIN):
+            while not is_so(found := await self.list()):
+                await asyncio.sleep(0.01)
+        return found
+
+    def watch(self, **request: str) -> grpc.aio.UnaryStreamCall:
+        method = self._channel.unary_stream(
+            f"/{SERVICE}/Watch",
+            request_serializer=pb.ListRolloutsRequest.SerializeToString,
+            response_deserializer=pb.ListRolloutsResponse.FromString,
+        )
+        return method(pb.ListRolloutsRequest(**request), timeout=3 * WITHIN)
+
+
+def awaits(awaited: pb.WaitingEndpoint.Awaited, *pods: str) -> Callable[[pb.ListRolloutsResponse], bool]:
+    def is_so(response: pb.ListRolloutsResponse) -> bool:
+        waiting = [each for service in response.services for each in service.waiting]
+        return [each.pod for each in waiting if each.awaited == awaited] == list(pods)
+
+    return is_so
+
+
+def is_done(response: pb.ListRolloutsResponse) -> bool:
+    return not (response.services or response.rules)
+
+
+async def test_nothing_is_on_its_way(plane: Plane):
+    found = await Ask(plane.channel).list()
+    assert (is_done(found), found.locks, found.passed_over) == (True, 0, 0)
+
+
+async def test_each_endpoint_goes_its_own_way_as_sidecars_answer(plane: Plane):
+    ask = Ask(plane.channel)
+    before = time.time()
+    plane.say("STRICT")
+    # web-1 does not answer, and holds back nobody but itself: clients are told of web-2.
+    await ask.until(awaits(pb.WaitingEndpoint.CLIENTS, "web-2"))
+    # Any sidecar may be a client; only one has not taken what it is to send.
+    found = await ask.until(lambda found: list(found.services[0].waiting[1].clients) == ["one.shop"])
+    [service] = found.services
+    assert (service.namespace, service.service, service.endpoints) == ("shop", "web", 2)
+    assert (service.mtls, service.plaintext) == (0, 1)
+    slow, fast = service.waiting
+    assert (slow.pod, slow.port, slow.wanted) == ("web-1", 8080, pb.STRICT)
+    assert (slow.awaited, list(slow.clients), slow.rejection) == (pb.WaitingEndpoint.LISTENER, [], "")
+    assert (slow.accepts_plaintext, slow.passed_over) == (True, False)
+    assert before - 1 < slow.since.ToMilliseconds() / 1000 <= found.time.ToMilliseconds() / 1000
+    assert (fast.awaited, list(fast.clients)) == (pb.WaitingEndpoint.CLIENTS, ["one.shop"])
+    assert service.status.startswith("web.shop: 0/2 endpoints mTLS, web-1 waiting for its listener (")
+    assert found.locks == 0
+
+    await plane.one.answer(ENDPOINT)
+    found = await ask.until(lambda found: found.locks == 1)
+    await plane.first.answer(LISTENER)
+    found = await ask.until(is_done)
+    assert (found.locks, found.passed_over) == (2, 0)
+
+
+async def test_a_rejection_is_told_in_its_own_words(plane: Plane):
+    ask = Ask(plane.channel)
+    plane.say("PERMISSIVE")
+    await plane.first.answer(LISTENER, error="not to my taste")
+    found = await ask.until(
+        lambda found: any(each.rejection for service in found.services for each in service.waiting)
+    )
+    [stopped] = [each for each in found.services[0].waiting if each.pod == "web-1"]
+    assert (stopped.rejection, stopped.accepts_plaintext) == ("not to my taste", False)
+
+
+async def test_who_is_passed_over_is_named(plane: Plane):
+    ask = Ask(plane.channel)
+    plane.hub.rolling.rollout.timeout = 0.3
+    plane.say("PERMISSIVE")
+    found = await ask.until(lambda found: found.passed_over >= 2)
+    passed = [each for each in found.services[0].waiting if each.passed_over]
+    assert {each.pod for each in passed} >= {"web-1"}
+    await plane.first.answer(LISTENER)
+    await plane.one.answer(ENDPOINT)
+    await ask.until(is_done)
+
+
+async def test_a_rule_that_is_held_back(plane: Plane):
+    ask = Ask(plane.channel)
+    plane.say("STRICT", rule("shop", "web.shop.svc.cluster.local", "ISTIO_MUTUAL"))
+    found = await ask.until(lambda found: bool(found.rules))
+    [held] = found.rules
+    assert (held.namespace, held.name, held.host) == ("shop", "rule", "web.shop.svc.cluster.local")
+    assert (held.held, held.deleted) == (True, False)
+    assert held.status.startswith("DestinationRule/shop/rule held back until its servers take it (")
+    assert len((await ask.list(namespace="shop")).rules) == 1
+    assert is_done(await ask.list(namespace="elsewhere"))
+    await plane.first.answer(LISTENER)
+    await ask.until(lambda found: not any(each.held for each in found.rules))
+    await plane.one.answer(ENDPOINT)
+    await ask.until(is_done)
+    plane.hub.change(Change(removed=(Ref("DestinationRule", "shop", "rule"),)))
+    await ask.until(is_done)
+
+
+async def test_watch_tells_it_again_when_it_changes(plane: Plane):
+    watch = Ask(plane.channel).watch()
+    assert is_done(await watch.read())
+    plane.say("STRICT")
+    found = await watch.read()
+    while not awaits(pb.WaitingEndpoint.CLIENTS, "web-2")(found):
+        found = await watch.read()
+    await plane.first.answer(LISTENER)
+    await plane.one.answer(ENDPOINT)
+    seen = [found]
+    while not is_done(seen[-1]):
+        seen.append(await watch.read())
+    for each in seen:
+        each.ClearField("time")
+    assert all(one != other for one, other in pairwise(seen))
+    watch.cancel()
+
+
+def test_a_thousand_clients_are_not_all_named():
+    many = tuple(f"client-{number:04}.shop" for number in range(1000))
+    told = _waiting(
+        Waiting(pod="web-1", port=80, wanted=Mode.STRICT, stage=Stage.CLIENTS, since=0, laggards=many),
+        Clock(0),
+    )
+    assert (list(told.clients), told.more_clients) == (list(many[:MOST_CLIENTS]), 1000 - MOST_CLIENTS)
+
+
+async def test_grpcurl_finds_it_and_reads_well(plane: Plane):
+    target = f"127.0.0.1:{plane.server.port}"
+    status, described = await grpcurl(target, "describe", SERVICE)
+    assert status == 0
+    assert (
+        "// How far they are now. Nothing is on its way where there are neither services nor rules."
+        in described
+    )
+    plane.say("STRICT")
+    await Ask(plane.channel).until(awaits(pb.WaitingEndpoint.LISTENER, "web-1"))
+    [answer] = await call(target, f"{SERVICE}/List", {"namespace": "shop"})
+    [service] = answer["services"]
+    assert {
+        "pod": "web-1",
+        "wanted": "STRICT",
+        "awaited": "LISTENER",
+        "acceptsPlaintext": True,
+    }.items() <= service["waiting"][0].items()

@@ -1,0 +1,116 @@
+"""What `xds status --rollout` says while real sidecars hang, and who counts the plaintext connections that a lock ends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
+
+import pytest
+
+from tests.real.harness import manifests
+from tests.real.harness.clients import Client
+from tests.real.harness.controlplane import xds
+from tests.real.harness.envoy import EnvoyProcess
+from tests.real.harness.local import LocalMesh
+from tests.real.harness.waiting import eventually
+from xds.cli.rollout import NOTHING
+
+pytestmark = pytest.mark.envoy
+
+HTTP, TCP = 8080, 9000
+CUT = "upstream_cx_destroy_local_with_active_rq"
+OPEN = "plaintext is still accepted there"
+
+
+@contextmanager
+def stopped(envoy: EnvoyProcess) -> Iterator[None]:
+    os.kill(envoy.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(envoy.pid, signal.SIGCONT)
+
+
+async def test_who_hangs_is_named_until_the_server_is_locked(loopback, tmp_path):
+    async with LocalMesh(loopback, tmp_path) as mesh:
+        client = mesh.pod("client", "ns")
+        servers = [mesh.pod(f"web-{number}", "ns", labels={"app": "web"}) for number in (1, 2)]
+        mesh.service("web", "ns", {"http": (80, HTTP)})
+        mesh.apply(manifests.peer_authentication("ns", "DISABLE"))
+        await mesh.start(client, *servers)
+
+        async def says(pattern: str) -> bool:
+            said = await xds("status", "--rollout", f"--xds-address={mesh.plane.address}", may_be_no=True)
+            assert re.match(pattern, said), said
+            return True
+
+        async def said(pattern: str) -> None:
+            await eventually(lambda: says(pattern), timeout=20, what=pattern)
+
+        await said(NOTHING)
+        with stopped(mesh.sidecar(client)):
+            with stopped(mesh.sidecar(servers[0])):
+                mesh.apply(manifests.peer_authentication("ns", "STRICT"))
+                # The server that hangs holds back nobody but itself.
+                await said(
+                    rf"web\.ns: 0/2 endpoints mTLS, web-1 waiting for its listener \(\d+ s; {OPEN}\), "
+                    rf"web-2 waiting for client\.ns and web-1\.ns \(\d+ s; {OPEN}\)\n"
+                )
+            await said(
+                rf"web\.ns: 0/2 endpoints mTLS, web-1 waiting for client\.ns \(\d+ s; {OPEN}\), "
+                rf"web-2 waiting for client\.ns \(\d+ s; {OPEN}\)\n"
+            )
+        await said(NOTHING)
+        await mesh.settled()
+
+
+async def test_the_sidecar_counts_what_a_lock_ends(loopback, tmp_path):
+    async with LocalMesh(loopback, tmp_path) as mesh, AsyncExitStack() as stack:
+        client, server = mesh.pod("client", "ns"), mesh.pod("web", "ns")
+        await mesh.serve(server, http=(HTTP,), lines=(TCP,))
+        mesh.service("web", "ns", {"http": (80, HTTP), "tcp": (90, TCP)})
+        await mesh.start(client, server)
+        admin = mesh.sidecar(server).admin
+
+        async def cut() -> dict[str, int]:
+            found = await admin.stats(rf"^cluster\.inbound\|\d+\|\|;?\.{CUT}$")
+            return {name.split("|")[1]: count for name, count in found.items()}
+
+        # What ends by itself is none of it, whoever ends it.
+        for ended in (client.client.tcp("web.ns", 90), Client().tcp(server.address, TCP)):
+            async with ended as conversation:
+                await conversation.ask("hello")
+        assert (await Client().get(f"http://{server.address}:{HTTP}/headers")).code == "200"
+        slow = [
+            asyncio.create_task(who.get(f"http://{at}/slow?seconds=12", timeout=60))
+            for who, at in (
+                (client.client, "web:80"),
+                *[(Client(), f"{server.address}:{HTTP}")] * 3,
+            )
+        ]
+        plain = [await stack.enter_async_context(Client().tcp(server.address, TCP)) for _ in range(2)]
+        encrypted = await stack.enter_async_context(client.client.tcp("web.ns", 90))
+        for each in (*plain, encrypted):
+            await each.ask("hello")
+
+        async def all_ask() -> bool:
+            return await admin.total(rf"^cluster\.inbound\|{HTTP}\|\|;?\.upstream_rq_active$") == len(slow)
+
+        await eventually(all_ask, timeout=10)
+        assert await cut() == {str(HTTP): 0, str(TCP): 0}
+        mesh.apply(manifests.peer_authentication("ns", "STRICT"))
+        assert all([await each.closed() for each in plain])
+        answers = await asyncio.gather(*slow)
+        await mesh.drained()
+        assert [answer.code for answer in answers] == ["200", "000", "000", "000"]
+        assert await cut() == {str(HTTP): 3, str(TCP): 2}
+        assert (await encrypted.ask("still here")).endswith(": still here")
+        shown = await admin.get("/stats/prometheus")
+        named = re.findall(
+            rf'^envoy_cluster_{CUT}{{envoy_cluster_name="(inbound\|\d+\|\|;?)"}} (\d)$', shown, re.MULTILINE
+        )
+        assert {name.split("|")[1]: int(count) for name, count in named} == {str(HTTP): 3, str(TCP): 2}

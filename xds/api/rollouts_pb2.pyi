@@ -1,0 +1,110 @@
+import datetime
+
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Mode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    MODE_UNSPECIFIED: _ClassVar[Mode]
+    DISABLE: _ClassVar[Mode]
+    PERMISSIVE: _ClassVar[Mode]
+    STRICT: _ClassVar[Mode]
+MODE_UNSPECIFIED: Mode
+DISABLE: Mode
+PERMISSIVE: Mode
+STRICT: Mode
+
+class ListRolloutsRequest(_message.Message):
+    __slots__ = ("namespace",)
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    namespace: str
+    def __init__(self, namespace: _Optional[str] = ...) -> None: ...
+
+class ListRolloutsResponse(_message.Message):
+    __slots__ = ("services", "rules", "locks", "passed_over", "time")
+    SERVICES_FIELD_NUMBER: _ClassVar[int]
+    RULES_FIELD_NUMBER: _ClassVar[int]
+    LOCKS_FIELD_NUMBER: _ClassVar[int]
+    PASSED_OVER_FIELD_NUMBER: _ClassVar[int]
+    TIME_FIELD_NUMBER: _ClassVar[int]
+    services: _containers.RepeatedCompositeFieldContainer[ServiceRollout]
+    rules: _containers.RepeatedCompositeFieldContainer[RuleRollout]
+    locks: int
+    passed_over: int
+    time: _timestamp_pb2.Timestamp
+    def __init__(self, services: _Optional[_Iterable[_Union[ServiceRollout, _Mapping]]] = ..., rules: _Optional[_Iterable[_Union[RuleRollout, _Mapping]]] = ..., locks: _Optional[int] = ..., passed_over: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+
+class ServiceRollout(_message.Message):
+    __slots__ = ("namespace", "service", "status", "endpoints", "mtls", "plaintext", "waiting")
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    SERVICE_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    ENDPOINTS_FIELD_NUMBER: _ClassVar[int]
+    MTLS_FIELD_NUMBER: _ClassVar[int]
+    PLAINTEXT_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    namespace: str
+    service: str
+    status: str
+    endpoints: int
+    mtls: int
+    plaintext: int
+    waiting: _containers.RepeatedCompositeFieldContainer[WaitingEndpoint]
+    def __init__(self, namespace: _Optional[str] = ..., service: _Optional[str] = ..., status: _Optional[str] = ..., endpoints: _Optional[int] = ..., mtls: _Optional[int] = ..., plaintext: _Optional[int] = ..., waiting: _Optional[_Iterable[_Union[WaitingEndpoint, _Mapping]]] = ...) -> None: ...
+
+class WaitingEndpoint(_message.Message):
+    __slots__ = ("pod", "port", "wanted", "awaited", "since", "clients", "more_clients", "rejection", "accepts_plaintext", "passed_over")
+    class Awaited(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        AWAITED_UNSPECIFIED: _ClassVar[WaitingEndpoint.Awaited]
+        LISTENER: _ClassVar[WaitingEndpoint.Awaited]
+        CLIENTS: _ClassVar[WaitingEndpoint.Awaited]
+    AWAITED_UNSPECIFIED: WaitingEndpoint.Awaited
+    LISTENER: WaitingEndpoint.Awaited
+    CLIENTS: WaitingEndpoint.Awaited
+    POD_FIELD_NUMBER: _ClassVar[int]
+    PORT_FIELD_NUMBER: _ClassVar[int]
+    WANTED_FIELD_NUMBER: _ClassVar[int]
+    AWAITED_FIELD_NUMBER: _ClassVar[int]
+    SINCE_FIELD_NUMBER: _ClassVar[int]
+    CLIENTS_FIELD_NUMBER: _ClassVar[int]
+    MORE_CLIENTS_FIELD_NUMBER: _ClassVar[int]
+    REJECTION_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTS_PLAINTEXT_FIELD_NUMBER: _ClassVar[int]
+    PASSED_OVER_FIELD_NUMBER: _ClassVar[int]
+    pod: str
+    port: int
+    wanted: Mode
+    awaited: WaitingEndpoint.Awaited
+    since: _timestamp_pb2.Timestamp
+    clients: _containers.RepeatedScalarFieldContainer[str]
+    more_clients: int
+    rejection: str
+    accepts_plaintext: bool
+    passed_over: bool
+    def __init__(self, pod: _Optional[str] = ..., port: _Optional[int] = ..., wanted: _Optional[_Union[Mode, str]] = ..., awaited: _Optional[_Union[WaitingEndpoint.Awaited, str]] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., clients: _Optional[_Iterable[str]] = ..., more_clients: _Optional[int] = ..., rejection: _Optional[str] = ..., accepts_plaintext: _Optional[bool] = ..., passed_over: _Optional[bool] = ...) -> None: ...
+
+class RuleRollout(_message.Message):
+    __slots__ = ("namespace", "name", "status", "host", "deleted", "held", "since")
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    DELETED_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
+    SINCE_FIELD_NUMBER: _ClassVar[int]
+    namespace: str
+    name: str
+    status: str
+    host: str
+    deleted: bool
+    held: bool
+    since: _timestamp_pb2.Timestamp
+    def __init__(self, namespace: _Optional[str] = ..., name: _Optional[str] = ..., status: _Optional[str] = ..., host: _Optional[str] = ..., deleted: _Optional[bool] = ..., held: _Optional[bool] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
