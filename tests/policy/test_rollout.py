@@ -57,6 +57,8 @@ def test_a_server_that_lags_is_passed_over_after_the_timeout_and_only_its_own_cl
         world.deliver_to_client(name)
         world.hear(world.clients[name])
     world.step()
+    world.deliver_to_server("web-2")
+    world.hear(world.servers["web-2"])
     world.now += 29
     world.step()
     assert not world.rollout.late
@@ -65,7 +67,8 @@ def test_a_server_that_lags_is_passed_over_after_the_timeout_and_only_its_own_cl
     assert {key[0].name for key in world.rollout.late} == {"web-1"}
     assert world.rollout.passed_over == 2  # both of its ports
     assert not world.mesh.served.mtls
-    world.settle()
+    world.deliver_to_server("web-1")
+    world.hear(world.servers["web-1"])
     world.step()
     assert not world.rollout.late
 
