@@ -73,11 +73,20 @@ class Replicas(Proxies):
         for proxy in [proxy for proxy, of in self.of.items() if of == name]:
             self.move(proxy, successor, away=False)
             self.take(proxy)
-        self.step_at(self.replicas[successor])
+        self.catch_up(self.replicas[successor])
         self.start_replica(name)
         self.gone.add(gone.name)
         for replica in self.replicas.values():
             replica.exchange.forget(gone.name)
+
+    def catch_up(self, replica: Replica) -> None:
+        """Have a replica know, and have told, all there is: another one that starts is never ahead of it (docs/adr/0015)."""
+        self.learn(replica, len(self.changes))
+        self.write(replica)
+        while replica.unread:
+            self.arrive(replica)
+        self.read(replica, len(self.log))
+        self.step_at(replica)
 
     def change(self, *applied: Fact, removed: tuple[Ref, ...] = ()) -> None:
         for ref in removed:

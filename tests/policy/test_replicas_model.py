@@ -2,107 +2,200 @@
 
 from __future__ import annotations
 
-from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from collections.abc import Callable
+from random import Random
 
-from tests.policy.replicas_world import Replicas
+import pytest
+
+from tests.policy.replicas_world import Replica, Replicas
 from tests.policy.rollout_world import CLIENTS, PORTS, RULES, SERVERS
+from xds.policy.elsewhere import Elsewhere
 
 MODES = (None, "DISABLE", "PERMISSIVE", "STRICT")
-NAMES = ("a", "b")
-mode = st.sampled_from(MODES)
-server = st.sampled_from(SERVERS)
-proxy = st.sampled_from((*SERVERS, *CLIENTS))
-replica = st.sampled_from(NAMES)
+WALKS = range(40)
 
 
-class ReplicasMachine(RuleBasedStateMachine):
+class Walk:
     """Policies that change, reports and acknowledgements that lag, proxies that move, replicas that die."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.world = Replicas(NAMES)
+    def __init__(self, seed: int, names: tuple[str, ...] = ("a", "b")) -> None:
+        self.random = Random(seed)
+        self.names = names
+        self.world = Replicas(names)
+        self.done: list[str] = []
+        # What is rare is what needs time to have consequences.
+        self.weights: dict[Callable[[], None], float] = {
+            self.says: 1,
+            self.says_for_clients: 0.4,
+            self.learns: 3,
+            self.learns_at_once: 0.5,
+            self.writes: 3,
+            self.arrives: 4,
+            self.reads: 5,
+            self.steps: 3,
+            self.speaks_and_hears: 3,
+            self.takes: 6,
+            self.answers: 3,
+            self.moves: 0.5,
+            self.restarts: 0.2,
+            self.dies: 0.2,
+        }
 
-    @rule(mode=mode)
-    def say_for_all(self, mode: str | None) -> None:
-        self.world.set_mode(mode)
+    def go(self, steps: int) -> None:
+        for _ in range(steps):
+            [act] = self.random.choices(list(self.weights), list(self.weights.values()))
+            self.done.append(act.__name__)
+            act()
+            self.world.check()
 
-    @rule(mode=mode, name=server, port=st.sampled_from((0, *PORTS)))
-    def say_for_server(self, mode: str | None, name: str, port: int) -> None:
-        self.world.set_mode(mode, name=name, port=port)
+    @property
+    def replica(self) -> Replica:
+        name = self.random.choice(self.names)
+        self.done.append(f"  {name}")
+        return self.world.replicas[name]
 
-    @rule(mode=st.sampled_from(RULES), name=st.sampled_from(("", *CLIENTS)))
-    def say_for_clients(self, mode: str | None, name: str) -> None:
+    @property
+    def proxy(self) -> str:
+        proxy = self.random.choice((*SERVERS, *CLIENTS))
+        self.done.append(f"  {proxy}")
+        return proxy
+
+    def says(self) -> None:
+        mode, name = self.random.choice(MODES), self.random.choice(("", "", *SERVERS))
+        self.done.append(f"  {mode} for {name or 'all'}")
+        self.world.set_mode(mode, name=name, port=self.random.choice((0, *PORTS)) if name else 0)
+
+    def says_for_clients(self) -> None:
+        mode, name = self.random.choice(RULES), self.random.choice(("", *CLIENTS))
+        self.done.append(f"  {mode} for {name or 'all'}")
         self.world.set_rule(mode, name)
 
-    @rule(name=replica, count=st.integers(1, 3))
-    def learns(self, name: str, count: int) -> None:
-        self.world.learn(self.world.replicas[name], count)
+    def learns(self) -> None:
+        self.world.learn(self.replica)
 
-    @rule(name=replica)
-    def learns_at_once(self, name: str) -> None:
-        self.world.learn_at_once(self.world.replicas[name])
+    def learns_at_once(self) -> None:
+        self.world.learn_at_once(self.replica)
 
-    @rule(name=replica)
-    def writes(self, name: str) -> None:
-        self.world.write(self.world.replicas[name])
+    def writes(self) -> None:
+        self.world.write(self.replica)
 
-    @rule(name=replica)
-    def writing_arrives(self, name: str) -> None:
-        self.world.arrive(self.world.replicas[name])
+    def arrives(self) -> None:
+        self.world.arrive(self.replica)
 
-    @rule(name=replica, count=st.integers(1, 4))
-    def reads(self, name: str, count: int) -> None:
-        self.world.read(self.world.replicas[name], count)
+    def reads(self) -> None:
+        self.world.read(self.replica, self.random.choice((1, 2, 99)))
 
-    @rule(name=replica)
-    def steps(self, name: str) -> None:
-        self.world.step_at(self.world.replicas[name])
+    def steps(self) -> None:
+        self.world.step_at(self.replica)
 
-    @rule(name=replica)
-    def speaks_and_hears(self, name: str) -> None:
-        """All that happens within a moment if nothing is late."""
-        found = self.world.replicas[name]
-        self.world.write(found)
-        self.world.arrive(found)
-        for each in self.world.replicas.values():
-            self.world.read(each, 99)
-        self.world.step_at(found)
+    def speaks_and_hears(self) -> None:
+        """Do what happens within a moment if nothing is late."""
+        for name in self.random.choices(self.names, k=3):
+            replica = self.world.replicas[name]
+            self.world.write(replica)
+            self.world.arrive(replica)
+            self.world.read(replica, 99)
+            self.world.step_at(replica)
 
-    @rule(name=proxy, heard=st.booleans())
-    def takes(self, name: str, heard: bool) -> None:
-        self.world.take(name, heard=heard)
+    def takes(self) -> None:
+        self.world.take(self.proxy, heard=self.random.random() < 0.7)
 
-    @rule(name=proxy)
-    def answers(self, name: str) -> None:
-        self.world.answer(name)
+    def answers(self) -> None:
+        self.world.answer(self.proxy)
 
-    @rule(name=proxy, to=replica)
-    def moves(self, name: str, to: str) -> None:
-        self.world.move(name, to)
+    def moves(self) -> None:
+        self.world.move(self.proxy, self.random.choice(self.names))
 
-    @rule(name=proxy)
-    def restarts(self, name: str) -> None:
-        self.world.restart(name)
+    def restarts(self) -> None:
+        self.world.restart(self.proxy)
 
-    @rule(name=replica)
-    def dies(self, name: str) -> None:
-        self.world.kill(name, next(each for each in NAMES if each != name))
+    def dies(self) -> None:
+        name = self.random.choice(self.names)
+        self.done.append(f"  {name}")
+        self.world.kill(name, self.random.choice([each for each in self.names if each != name]))
 
-    @rule()
-    def settles(self) -> None:
-        self.world.settle()
 
-    @invariant()
-    def nobody_is_refused(self) -> None:
+def walk(seed: int, names: tuple[str, ...] = ("a", "b"), rounds: int = 4, steps: int = 60) -> None:
+    going = Walk(seed, names)
+    try:
+        for _ in range(rounds):
+            going.go(steps)
+            going.world.settle()
+    except AssertionError as error:
+        error.add_note("\n".join(going.done[-120:]))
+        raise
+
+
+@pytest.mark.parametrize("seed", WALKS)
+def test_nobody_is_refused_and_what_is_wanted_comes_to_be(seed: int) -> None:
+    walk(seed, ("a", "b") if seed % 4 else ("a", "b", "c"))
+
+
+@pytest.mark.parametrize("question", ["refusing", "sending"])
+def test_the_model_fails_without_asking_others(monkeypatch: pytest.MonkeyPatch, question: str) -> None:
+    monkeypatch.setattr(Elsewhere, question, lambda *_: [])
+    with pytest.raises(AssertionError, match=r"sends .* which takes"):
+        walks(300)
+
+
+def walks(count: int) -> None:
+    for seed in range(count):
+        walk(seed)
+
+
+class Race:
+    """A lock that is about to come while policy goes back to plaintext: `web-2` and `two` are with b, `one` with a."""
+
+    def __init__(self) -> None:
+        self.world = world = Replicas(("a", "b"))
+        self.a, self.b = world.replicas.values()
+        world.set_mode("DISABLE")
+        world.settle()
+        world.set_mode("STRICT")
+        for replica in (self.a, self.b):
+            world.learn(replica)
+        for proxy in ("web-1", "web-2", "one"):
+            self.speak(self.a, self.b)
+            world.take(proxy)
+        self.speak(self.a, self.b)
+        world.set_mode("DISABLE")
+        world.learn(self.a)
+
+    def speak(self, *replicas: Replica) -> None:
+        for replica in replicas * 3:
+            self.world.write(replica)
+            self.world.arrive(replica)
+            self.world.read(replica, 99)
+            self.world.step_at(replica)
+
+    def tells_before_it_is_known(self) -> None:
+        self.world.take("one")
+        self.world.take("two")
+        self.world.step_at(self.b)
+        self.speak(self.b)
+        self.world.take("web-2")
         self.world.check()
 
-    def teardown(self) -> None:
-        self.world.settle()
+    def locks_before_it_is_known(self) -> None:
+        self.speak(self.a)
+        self.world.take("one")
+        self.world.take("two")
+        self.world.step_at(self.b)
+        self.world.take("web-2")
+        self.world.check()
 
 
-TestReplicas = ReplicasMachine.TestCase
-TestReplicas.settings = settings(
-    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
-)
+RACES = {"may_tell": Race.tells_before_it_is_known, "may_serve": Race.locks_before_it_is_known}
+
+
+@pytest.mark.parametrize("question", RACES)
+def test_nobody_acts_before_others_can_know(monkeypatch: pytest.MonkeyPatch, question: str) -> None:
+    race = Race()
+    for run in RACES.values():
+        race = Race()
+        run(race)
+        race.world.settle()
+    monkeypatch.setattr(Elsewhere, question, lambda *_: True)
+    race = Race()
+    with pytest.raises(AssertionError, match=r"one sends plaintext to web-2:.*, which takes STRICT"):
+        RACES[question](race)

@@ -17,7 +17,9 @@ from xds.identity.rotation import Authorities
 from xds.kube.api import KubeApi, KubeError
 from xds.kube.authority import Rotation, Secrets, kept_authority, utc_now
 from xds.kube.lease import Lease
+from xds.kube.reports import Reports
 from xds.kube.roots import Roots
+from xds.policy.exchange import Exchange
 
 log = structlog.get_logger(__name__)
 
@@ -35,12 +37,24 @@ class Rotating(Protocol):
         """Return the proxies that have not taken the roots that hold now."""
 
 
+class Sharing(Rotating, Protocol):
+    """Whoever changes modes step by step: `xds.hub.Hub`."""
+
+    def share(self) -> Exchange | None:
+        """Begin to reckon with other replicas; None: it waits for nobody anyway."""
+
+    def hear(self) -> None:
+        """Take note that others have said something."""
+
+
 class Replica:
     """What a control plane shares with others in a cluster. Made with `join`; `parts` are to run."""
 
     def __init__(self, api: KubeApi, namespace: str, first: Authorities) -> None:
-        identity = f"{socket.gethostname()}_{uuid4().hex[:8]}"
-        self.lease = Lease(api, namespace, identity)
+        self._api, self._namespace = api, namespace
+        self._identity = f"{socket.gethostname()}_{uuid4().hex[:8]}"
+        self.lease = Lease(api, namespace, self._identity)
+        self._reports: list[Reports] = []
         self._hubs: list[Rotating] = []
         self._roots = Roots(api, lambda: self.authorities.trusted_pem, leads=self.leads)
         self._rotation = Rotation(
@@ -66,9 +80,11 @@ class Replica:
                     log.error("the mesh's CA cannot be had yet", namespace=namespace, problem=said)  # noqa: TRY400
             await asyncio.sleep(AGAIN * random.uniform(0.5, 1))  # noqa: S311
 
-    def follow(self, hub: Rotating) -> None:
-        """Have a hub's proxies trust and show what holds."""
+    def follow(self, hub: Sharing) -> None:
+        """Have a hub's proxies trust and show what holds, and its rollouts wait for those of other replicas."""
         self._hubs.append(hub)
+        if exchange := hub.share():
+            self._reports.append(Reports(self._api, self._namespace, self._identity, exchange, hub.hear))
 
     @property
     def authorities(self) -> Authorities:
@@ -82,7 +98,12 @@ class Replica:
     @property
     def parts(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
         """What is to run as long as the control plane does."""
-        return [self.lease.run, self._rotation.run, self._roots.run]
+        return [
+            self.lease.run,
+            self._rotation.run,
+            self._roots.run,
+            *(each.run for each in self._reports),
+        ]
 
     def _take(self, authorities: Authorities) -> None:
         for hub in self._hubs:

@@ -69,7 +69,9 @@ class Elsewhere:
     rules_said: bool = True
     """Whether others can know by now that we know of all DestinationRules that we know of."""
     others: Mapping[str, Mapping[PortKey, Stand] | None] = field(default_factory=dict)
-    """By name of a replica; None: it has not seen the same DestinationRules, or has too much to tell."""
+    """By name of a replica; None: it has too much to tell."""
+    apart_in_rules: frozenset[str] = frozenset()
+    """Which of these have not seen the same DestinationRules, so that it is not known what their clients may be sending."""
     opened: frozenset[PortKey] = frozenset()
     """What is on its way with any of them."""
 
@@ -89,6 +91,10 @@ class Elsewhere:
     def apart(self, key: PortKey, mode: Mode, send: Send) -> list[str]:
         """Return who is not, or is not known to be, where nothing but this is in force."""
         return self._who(key, lambda stand: not (stand.modes <= {mode} and stand.sends <= {send}))
+
+    def silent(self, key: PortKey) -> list[str]:
+        """Return who says nothing of a port."""
+        return [name for name, stands in self.others.items() if stands is None or key not in stands]
 
     def modes(self, key: PortKey) -> set[Mode]:
         """Return what may be in force at others', as far as is known."""
@@ -110,5 +116,8 @@ class Elsewhere:
         return [
             name
             for name, stands in self.others.items()
-            if stands is None or key not in stands or is_in_the_way(stands[key])
+            if stands is None
+            or key not in stands
+            or name in self.apart_in_rules
+            or is_in_the_way(stands[key])
         ]

@@ -68,6 +68,10 @@ class Exchange:
         self._began[number] = now
         return report
 
+    def retract(self) -> None:
+        """Take back the last report, of which nothing was written."""
+        del self._began[self._sent.pop().number]
+
     def read_back(self, number: int, now: float) -> None:
         """Take note that a report of ours was read, and all that was written before it."""
         if number not in self._began:
@@ -84,23 +88,26 @@ class Exchange:
 
     # --- others ------------------------------------------------------------------------------------------------------
 
-    def hear(self, name: str, version: str, report: Report, duration: float, now: float) -> bool:
-        """Take note of another's report; tell whether it says anything new."""
+    def hear(self, name: str, version: str, report: Report, duration: float, now: float) -> None:
+        """Take note of another's report."""
         before = self._others.get(name)
-        if before and before.version == version:
-            return False
-        self._others[name] = _Other(report, version, max(duration, self.duration), now)
-        return before is None or before.report[1:] != report[1:]
+        if before is None or before.version != version:
+            self._others[name] = _Other(report, version, duration, now)
 
     def forget(self, name: str) -> None:
         """Take note that another's reports are not kept any more."""
         self._others.pop(name, None)
 
-    def gone(self, now: float) -> list[str]:
-        """Return whose reports do not count any more, if that can be told."""
+    @property
+    def names(self) -> set[str]:
+        """Whose reports there are."""
+        return set(self._others)
+
+    def gone(self, now: float) -> dict[str, str]:
+        """Return whose reports do not count any more, if that can be told, and the versions that they were last seen in."""
         if self._held_until <= now:
-            return []
-        return [name for name, each in self._others.items() if now >= each.seen + each.duration]
+            return {}
+        return {name: each.version for name, each in self._others.items() if now >= each.seen + each.duration}
 
     # --- what to make of it ------------------------------------------------------------------------------------------
 
@@ -115,9 +122,8 @@ class Exchange:
             said=tuple(stands for _, stands in said),
             cut_off=cut_off,
             rules_said=not cut_off and all(view == self._view for view, _ in said),
-            others={
-                name: report.stands if report.view == self._view else None for name, report in reports.items()
-            },
+            others={name: report.stands for name, report in reports.items()},
+            apart_in_rules=frozenset(name for name, report in reports.items() if report.view != self._view),
             opened=frozenset(
                 key
                 for report in reports.values()

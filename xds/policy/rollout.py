@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from math import inf
 from typing import NamedTuple
 
 from xds.mesh import Mesh
@@ -232,11 +231,13 @@ class Rollout:
 
     def change_rule(self, mesh: Mesh, ref: Ref, new: DestinationRule | None, now: float) -> None:
         """Learn that a DestinationRule is to be another one, or none; `step` says when."""
-        old = mesh.get(ref)
+        old, before = mesh.get(ref), self.rules.get(ref)
+        # Clients may not even have taken the change before.
+        earlier = (*before.others, before.old) if before and before.at is not None else ()
         self.rules[ref] = RuleChange(
             old=old if isinstance(old, DestinationRule) else None,
             new=new,
-            others=tuple(rule for rule in mesh.rules() if rule.ref != ref),
+            others=(*(rule for rule in mesh.rules() if rule.ref != ref), *filter(None, earlier)),
             since=now,
         )
 
@@ -316,12 +317,16 @@ class Rollout:
             if (want := self._wanted.get(pod, {}).get(port)) is None or not _is_there(mesh, key):
                 continue
             crossing = self._open(mesh, key, want, now)
-            modes = elsewhere.modes(key)
-            if key in self._new and any(want.will not in TAKES[mode] for mode in modes):
-                # It is new here alone: until it takes what is wanted, it takes what it did before.
-                crossing.tells = crossing.to_tell = _other(want.will)
-                crossing.serves = crossing.to_serve = Mode.PERMISSIVE
-                crossing.may_tell, crossing.may_serve = {crossing.tells}, {crossing.serves}
+            if key not in self._new:
+                continue
+            # It is new here alone: it takes all that others may send, and is sent what all others take.
+            crossing.serves = crossing.to_serve = Mode.PERMISSIVE
+            crossing.may_serve = {crossing.serves}
+            modes, other = elsewhere.modes(key), _other(want.will)
+            is_taken = all(want.will in TAKES[mode] for mode in modes) and not elsewhere.silent(key)
+            if not is_taken and all(other in TAKES[mode] for mode in modes):
+                crossing.tells = crossing.to_tell = other
+                crossing.may_tell = {crossing.tells}
         self._new.clear()
 
     # --- what is served ----------------------------------------------------------------------------------------------
@@ -362,15 +367,6 @@ class Rollout:
                 removed=tuple(ref for ref, each in released.items() if not each.new),
             ),
         )
-
-    def deadline(self) -> float | None:
-        """When to take the next step although nothing happened."""
-        if self.timeout is None:
-            return None
-        starts = [each.since for each in self.crossings.values() if each.stage and not each.rejection]
-        starts += [each.since for each in self.rules.values()]
-        soonest = min(starts, default=inf)
-        return None if soonest == inf else soonest + self.timeout
 
     def _is_late(self, since: float, now: float) -> bool:
         return self.timeout is None or now >= since + self.timeout
