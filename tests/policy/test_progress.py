@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 from tests.policy.world import HTTP, TCP, peer, pod, rule, service
-from xds.model import Change, Fact, Pod, Ref, ServicePort
+from xds.model import Change, Fact, Mode, Pod, Ref, ServicePort
+from xds.policy.elsewhere import Elsewhere, Stand
 from xds.policy.mtls import Send
 from xds.policy.progress import progress, rules
-from xds.policy.rollout import Elsewhere, Known
+from xds.policy.rollout import Known
 from xds.rolling import Rolling
 
 CLUSTER = "outbound|80||web.ns.svc.cluster.local"
@@ -170,20 +171,30 @@ def test_clients_are_passed_over_and_the_server_is_locked():
     assert world.says() == []
 
 
-def test_who_is_not_known_is_somebody_elses():
-    """Clients of another replica have no names here; one that has not seen the policies yet holds everything."""
+def test_another_replica_holds_everything_until_it_says_that_its_proxies_are_as_far():
     world = World("DISABLE")
     world.change(peer("ns", "STRICT"))
-    world.known = {
-        "elsewhere": Elsewhere(sends={(ref("web-1"), 8080): frozenset({Send.PLAINTEXT, Send.MTLS})})
-    }
-    world.step(servers=True, clients=True)
-    world.step(clients=True)
+    key = (ref("web-1"), 8080)
+
+    def says(*modes: Mode, sends: Send) -> dict[str, Elsewhere]:
+        stand = Stand(open=True, modes=frozenset(modes), sends=frozenset({sends}))
+        said = (world.rolling.rollout.stands(),)
+        return {"elsewhere": Elsewhere(said=said, others={"xds-replica-b": {key: stand}})}
+
     open_still = "; plaintext is still accepted there"
-    assert world.says() == [f"web.ns: 1/1 endpoints mTLS, web-1 waiting for clients (0 s{open_still})"]
-    world.known = {"elsewhere": Elsewhere(unknown=True)}
+    world.known = says(Mode.DISABLE, sends=Send.PLAINTEXT)
+    world.step(servers=True, clients=True)
+    held = f"web-1 waiting for xds-replica-b (0 s{open_still})"
+    assert world.says() == [f"web.ns: 0/1 endpoints mTLS, {held}"]
+    world.known = says(Mode.PERMISSIVE, sends=Send.PLAINTEXT)
     world.step()
-    assert world.says() == ["web.ns: 1/1 endpoints mTLS"]
+    world.step(clients=True)
+    assert world.says() == [f"web.ns: 1/1 endpoints mTLS, {held}"]
+    world.known = says(Mode.STRICT, sends=Send.MTLS)
+    world.step()
+    world.known = says(Mode.STRICT, sends=Send.MTLS)
+    world.step(servers=True)
+    assert world.says() == []
 
 
 def test_three_are_named_and_the_rest_is_counted():

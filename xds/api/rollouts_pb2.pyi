@@ -66,9 +66,11 @@ class WaitingEndpoint(_message.Message):
         AWAITED_UNSPECIFIED: _ClassVar[WaitingEndpoint.Awaited]
         LISTENER: _ClassVar[WaitingEndpoint.Awaited]
         CLIENTS: _ClassVar[WaitingEndpoint.Awaited]
+        REPLICAS: _ClassVar[WaitingEndpoint.Awaited]
     AWAITED_UNSPECIFIED: WaitingEndpoint.Awaited
     LISTENER: WaitingEndpoint.Awaited
     CLIENTS: WaitingEndpoint.Awaited
+    REPLICAS: WaitingEndpoint.Awaited
     POD_FIELD_NUMBER: _ClassVar[int]
     PORT_FIELD_NUMBER: _ClassVar[int]
     WANTED_FIELD_NUMBER: _ClassVar[int]

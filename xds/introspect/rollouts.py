@@ -31,7 +31,11 @@ MOST_CLIENTS = 10
 """Clients that are named for one endpoint: where nobody has taken anything yet, all endpoints wait for all clients."""
 
 _MODES = {Mode.DISABLE: pb.DISABLE, Mode.PERMISSIVE: pb.PERMISSIVE, Mode.STRICT: pb.STRICT}
-_AWAITED = {Stage.LISTENER: pb.WaitingEndpoint.LISTENER, Stage.CLIENTS: pb.WaitingEndpoint.CLIENTS}
+_AWAITED = {
+    Stage.LISTENER: pb.WaitingEndpoint.LISTENER,
+    Stage.CLIENTS: pb.WaitingEndpoint.CLIENTS,
+    Stage.REPLICAS: pb.WaitingEndpoint.REPLICAS,
+}
 
 
 class RolloutsService:

@@ -169,7 +169,7 @@ def _of_service(mesh: Mesh, namespace: str, name: str, found: list[_Found]) -> S
 
 def _endpoint_words(waiting: Waiting, name: str, now: float) -> str:
     passed, rejection = waiting.passed_over, waiting.rejection
-    if waiting.stage is Stage.CLIENTS:
+    if waiting.stage is not Stage.LISTENER:
         who = " and ".join(_some(waiting.laggards, "clients")) or "clients"
         said = f"{name} did not wait for {who} any longer" if passed else f"{name} waiting for {who}"
         said += f", rejected: {rejection}" if rejection else ""
