@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from math import inf
 from typing import NamedTuple, TypeAlias
 
@@ -17,7 +18,7 @@ from xds.mesh import Mesh
 from xds.model import Change, DestinationRule, Mode, PortKey, Ref
 from xds.policy.elsewhere import Elsewhere, Stand
 from xds.policy.exchange import Exchange, View
-from xds.policy.progress import progress
+from xds.policy.progress import how_many, progress
 from xds.policy.rollout import Known, Rollout
 from xds.protocol.session import Session
 from xds.server import Subscriber
@@ -314,15 +315,14 @@ class RolloutLog:
         if not (going_on or self._told) or (going_on and now < self._told_at + TOLD_EVERY):
             return
         self._told_at = now
-        found = list(progress(mesh, rollout)) if going_on else []
         told: dict[tuple[str, str], str] = {}
-        for each in found[:MOST_TOLD]:
+        for each in islice(progress(mesh, rollout), MOST_TOLD):
             key = (each.namespace, each.service)
             told[key] = each.words(now)
             stuck = any(endpoint.passed_over or endpoint.rejection for endpoint in each.waiting)
             (log.warning if stuck else log.info)("rollout", status=told[key])
-        if more := found[MOST_TOLD:]:
-            log.info("rollout", more=len(more))
+        if (more := how_many(rollout) - len(told)) > 0:
+            log.info("rollout", more=more)
         for namespace, name in sorted(self._told.keys() - told.keys()):
             log.info("rollout", status=f"{name}.{namespace}: done")
         self._told = told

@@ -73,9 +73,9 @@ class Demo:
 
     def kill(self, service: str) -> None:
         """End a service's first process as if it had crashed: what `docker kill` ends, Docker does not start again."""
-        pid = str(self.state(service)["State"]["Pid"])
-        options = ["--pid=host", "--user=0:0", "--entrypoint=kill", "--network=none"]
-        done = self.docker.image("-9", pid, options=options)
+        pid = self.state(service)["State"]["Pid"]
+        options = ["--pid=host", "--user=0:0", "--entrypoint=sh", "--network=none"]
+        done = self.docker.image("-c", f"kill -9 {pid}", options=options)
         assert done.returncode == 0, done.stderr
 
     def unwell(self) -> dict[str, str]:

@@ -104,9 +104,12 @@ def test_a_sidecar_is_envoy_itself_to_signals_and_exit_status(
 ) -> None:
     name = docker.run("run", "--detach", *ALONE, *RESTRICTED, "--user=1337:1337", IMAGE, "proxy").strip()
     try:
-        until(lambda: docker.ask("exec", name, "cat", "/proc/1/comm").stdout == "envoy\n", "PID 1 is Envoy")
+        # Before it has a handler, a first process does not hear SIGTERM at all.
+        admin = ("exec", name, "curl", "-fs", "http://127.0.0.1:15000/server_info")
+        until(lambda: docker.ask(*admin).returncode == 0, "Envoy answers")
+        assert docker.run("exec", name, "cat", "/proc/1/comm") == "envoy\n"
         docker.run("kill", "--signal", signal, name)
-        assert docker.run("wait", name).strip() == str(status)
+        assert docker.run("wait", name, timeout=60).strip() == str(status)
     finally:
         docker.run("rm", "--force", name)
 

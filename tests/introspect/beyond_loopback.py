@@ -22,6 +22,7 @@ GUARDED = (
     "envoy.service.status.v3.ClientStatusDiscoveryService/FetchClientStatus",
     "envoy.service.status.v3.ClientStatusDiscoveryService/StreamClientStatus",
     "xds.mesh.v1.Proxies/List",
+    "xds.mesh.v1.Rollouts/List",
     WATCH,
     "xds.mesh.v1.Proxies/List",
 )

@@ -5,11 +5,17 @@ from __future__ import annotations
 import pytest
 
 from tests.policy.world import HTTP, TCP, peer, pod, rule, service
+<<<<<<< HEAD
 from xds.model import Change, Fact, Mode, Pod, Ref, ServicePort
 from xds.policy.elsewhere import Elsewhere, Stand
 from xds.policy.mtls import Send
 from xds.policy.progress import progress, rules
 from xds.policy.rollout import Known
+=======
+from xds.model import Change, Fact, Pod, Ref, ServicePort
+from xds.policy.progress import how_many, progress, rules
+from xds.policy.rollout import Elsewhere, Known
+>>>>>>> main
 from xds.rolling import Rolling
 
 CLUSTER = "outbound|80||web.ns.svc.cluster.local"
@@ -171,9 +177,16 @@ def test_clients_are_passed_over_and_the_server_is_locked():
     assert world.says() == []
 
 
+<<<<<<< HEAD
 def test_another_replica_holds_everything_until_it_says_that_its_proxies_are_as_far():
+=======
+def test_other_replicas_are_waited_for():
+    """They are told first what is about to be done; one that has not seen the same rules yet may have anything in force."""
+>>>>>>> main
     world = World("DISABLE")
+    world.known = {"elsewhere": Elsewhere(said=({},))}
     world.change(peer("ns", "STRICT"))
+<<<<<<< HEAD
     key = (ref("web-1"), 8080)
 
     def says(*modes: Mode, sends: Send) -> dict[str, Elsewhere]:
@@ -195,6 +208,28 @@ def test_another_replica_holds_everything_until_it_says_that_its_proxies_are_as_
     world.known = says(Mode.STRICT, sends=Send.MTLS)
     world.step(servers=True)
     assert world.says() == []
+=======
+    world.step(servers=True)
+    open_still = "; plaintext is still accepted there"
+    assert world.says() == [f"web.ns: 0/1 endpoints mTLS, web-1 waiting for the API server (0 s{open_still})"]
+    world.known = {"elsewhere": Elsewhere(said=({},), others={"xds-a": None, "xds-b": None})}
+    world.step(seconds=2)
+    assert world.says() == [
+        f"web.ns: 0/1 endpoints mTLS, web-1 waiting for replica xds-a and xds-b (2 s{open_still})"
+    ]
+    world.step(seconds=28)
+
+    [words] = world.says()
+    assert "web-1 did not wait for replica xds-a and xds-b any longer (30 s)" in words
+
+
+def test_clients_without_a_name_are_those_of_a_rule():
+    new = rule("clients", "web.ns.svc.cluster.local", "ISTIO_MUTUAL")
+    world = World("PERMISSIVE", more=(rule("clients", "web.ns.svc.cluster.local", "DISABLE"),))
+    world.change(peer("ns", "STRICT"), new)
+    open_still = "; plaintext is still accepted there"
+    assert world.says()[0] == f"web.ns: 1/1 endpoints mTLS, web-1 waiting for clients (0 s{open_still})"
+>>>>>>> main
 
 
 def test_three_are_named_and_the_rest_is_counted():
@@ -258,6 +293,7 @@ def test_only_endpoints_with_a_sidecar_count_and_only_those_of_services_that_the
     assert world.says() == ["web.ns: 0/1 endpoints mTLS, web-1 waiting for its listener (0 s)"]
     rollout = world.rolling.rollout
     assert [each.service for each in progress(world.mesh, rollout, "ns")] == ["web"]
+    assert how_many(rollout) == 1
     assert list(progress(world.mesh, rollout, "away")) == []
     # Nothing leads to the pod any more; what it was on its way for is told until it arrives.
     world.change(removed=(Ref("Service", "ns", "web"),))

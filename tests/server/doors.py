@@ -21,6 +21,7 @@ from xds.identity.claims import Caller, How, Identity, NotProvenError, TooManyEr
 from xds.identity.keys import PrivateKey
 from xds.introspect import Introspection
 from xds.introspect.proxies import ProxiesService
+from xds.introspect.rollouts import RolloutsService
 from xds.model import Change, Meta, Pod, Ref
 from xds.protocol.session import Variant
 from xds.server import XdsServer
@@ -116,7 +117,7 @@ async def opened() -> AsyncIterator[Site]:
             hub,
             "127.0.0.1:0",
             grace=0.2,
-            added=[Introspection([ProxiesService(hub.missing)], admit=admins)],
+            added=[Introspection((ProxiesService(hub.missing), RolloutsService(hub)), admit=admins)],
             secure=[
                 ("127.0.0.1:0", own.credentials(certificate_required=False)),
                 ("127.0.0.1:0", own.credentials(certificate_required=True)),

@@ -18,6 +18,7 @@ from tests.server.doors import (
 )
 from xds.api import proxies_pb2 as pb
 from xds.introspect.proxies import SERVICE
+from xds.introspect.rollouts import SERVICE as ROLLOUTS
 
 
 @pytest.fixture
@@ -47,6 +48,7 @@ async def look(channel: grpc.aio.Channel) -> list[str]:
     watch = channel.unary_stream(f"/{SERVICE}/Watch")(b"")
     await end(first(watch))
     watch.cancel()
+    await end(channel.unary_unary(f"/{ROLLOUTS}/List")(b""))
     request = reflection_pb2.ServerReflectionRequest(list_services="")
     await end(first(reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([request]))))
     await end(
@@ -57,17 +59,17 @@ async def look(channel: grpc.aio.Channel) -> list[str]:
 
 async def test_the_control_planes_own_account_may_look_over_tls(site):
     async with site.token("admin") as channel:
-        assert await look(channel) == ["OK"] * 5
+        assert await look(channel) == ["OK"] * 6
     async with site.shows(issued("spiffe://cluster.local/ns/istio-system/sa/xds")) as channel:
-        assert await look(channel) == ["OK"] * 5
+        assert await look(channel) == ["OK"] * 6
     async with site.plain() as channel:
-        assert await look(channel) == ["OK"] * 5
+        assert await look(channel) == ["OK"] * 6
 
 
 async def test_others_may_not(site):
     async with site.token("own") as channel:
         found = await look(channel)
-    assert len(found) == 5
+    assert len(found) == 6
     assert {each.partition(":")[0] for each in found} == {
         "PERMISSION_DENIED service account full/sleep may not look at this"
     }

@@ -60,7 +60,7 @@ class ServiceRollout(_message.Message):
     def __init__(self, namespace: _Optional[str] = ..., service: _Optional[str] = ..., status: _Optional[str] = ..., endpoints: _Optional[int] = ..., mtls: _Optional[int] = ..., plaintext: _Optional[int] = ..., waiting: _Optional[_Iterable[_Union[WaitingEndpoint, _Mapping]]] = ...) -> None: ...
 
 class WaitingEndpoint(_message.Message):
-    __slots__ = ("pod", "port", "wanted", "awaited", "since", "clients", "more_clients", "rejection", "accepts_plaintext", "passed_over")
+    __slots__ = ("pod", "port", "wanted", "awaited", "since", "clients", "more_clients", "rejection", "accepts_plaintext", "passed_over", "replicas")
     class Awaited(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         AWAITED_UNSPECIFIED: _ClassVar[WaitingEndpoint.Awaited]
@@ -81,6 +81,7 @@ class WaitingEndpoint(_message.Message):
     REJECTION_FIELD_NUMBER: _ClassVar[int]
     ACCEPTS_PLAINTEXT_FIELD_NUMBER: _ClassVar[int]
     PASSED_OVER_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
     pod: str
     port: int
     wanted: Mode
@@ -91,7 +92,8 @@ class WaitingEndpoint(_message.Message):
     rejection: str
     accepts_plaintext: bool
     passed_over: bool
-    def __init__(self, pod: _Optional[str] = ..., port: _Optional[int] = ..., wanted: _Optional[_Union[Mode, str]] = ..., awaited: _Optional[_Union[WaitingEndpoint.Awaited, str]] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., clients: _Optional[_Iterable[str]] = ..., more_clients: _Optional[int] = ..., rejection: _Optional[str] = ..., accepts_plaintext: _Optional[bool] = ..., passed_over: _Optional[bool] = ...) -> None: ...
+    replicas: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, pod: _Optional[str] = ..., port: _Optional[int] = ..., wanted: _Optional[_Union[Mode, str]] = ..., awaited: _Optional[_Union[WaitingEndpoint.Awaited, str]] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., clients: _Optional[_Iterable[str]] = ..., more_clients: _Optional[int] = ..., rejection: _Optional[str] = ..., accepts_plaintext: _Optional[bool] = ..., passed_over: _Optional[bool] = ..., replicas: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class RuleRollout(_message.Message):
     __slots__ = ("namespace", "name", "status", "host", "deleted", "held", "since")

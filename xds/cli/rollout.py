@@ -50,8 +50,9 @@ def follow(answers: Iterable[pb.ListRolloutsResponse]) -> None:
         _say(f"{name}: done" for name in before or () if name not in told)
         if not told and before != told:
             _say([NOTHING])
-        _say(note for note in _notes(answer) if note not in noted)
-        noted.update(_notes(answer))
+        notes = [note for note in _notes(answer, counts=is_done(answer)) if note not in noted]
+        _say(notes)
+        noted.update(notes)
 
 
 def _lines(answer: pb.ListRolloutsResponse) -> Iterator[tuple[str, pb.ServiceRollout | pb.RuleRollout]]:
@@ -62,12 +63,12 @@ def _lines(answer: pb.ListRolloutsResponse) -> Iterator[tuple[str, pb.ServiceRol
         yield f"DestinationRule/{rule.namespace}/{rule.name}", rule
 
 
-def _notes(answer: pb.ListRolloutsResponse) -> Iterator[str]:
+def _notes(answer: pb.ListRolloutsResponse, *, counts: bool = True) -> Iterator[str]:
     if answer.services:
         yield _TCP
     if any(each.accepts_plaintext for service in answer.services for each in service.waiting):
         yield _LOCK
-    if answer.locks:
+    if answer.locks and counts:
         yield _LOCKS.format(locks=answer.locks)
 
 

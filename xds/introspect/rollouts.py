@@ -114,14 +114,16 @@ def _service(service: ServiceProgress, clock: Clock, moment: float) -> pb.Servic
 
 
 def _waiting(waiting: Waiting, clock: Clock) -> pb.WaitingEndpoint:
+    clients, replicas = ((), waiting.laggards) if waiting.stage is Stage.REPLICAS else (waiting.laggards, ())
     return pb.WaitingEndpoint(
         pod=waiting.pod,
         port=waiting.port,
         wanted=_MODES[waiting.wanted],
         awaited=_AWAITED[waiting.stage],
         since=clock.at(waiting.since),
-        clients=waiting.laggards[:MOST_CLIENTS],
-        more_clients=len(waiting.laggards[MOST_CLIENTS:]),
+        clients=clients[:MOST_CLIENTS],
+        more_clients=len(clients[MOST_CLIENTS:]),
+        replicas=replicas,
         rejection=waiting.rejection,
         accepts_plaintext=waiting.awaits_lock,
         passed_over=waiting.passed_over,

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from xds.mesh import Mesh
 from xds.model import CLUSTER_DOMAIN, Mode, PortKey
 from xds.policy.mtls import Send, at_endpoint
-from xds.policy.rollout import Crossing, Rollout, Stage
+from xds.policy.rollout import THE_API, Crossing, Rollout, Stage
 
 _MOST_NAMED = 3
 """Endpoints, or clients, that one line names."""
@@ -26,7 +26,7 @@ class Waiting:
     stage: Stage
     since: float
     laggards: tuple[str, ...] = ()
-    """Clients, as POD.NAMESPACE."""
+    """Clients, as POD.NAMESPACE, or other replicas of the control plane."""
     rejection: str = ""
     awaits_lock: bool = False
     """Whether plaintext is still accepted though policy forbids it."""
@@ -90,14 +90,14 @@ class RuleProgress:
 
 def progress(mesh: Mesh, rollout: Rollout, namespace: str = "") -> Iterator[ServiceProgress]:
     """Yield the services (of a namespace) of which anything is on its way, or went on without somebody, in order."""
-    services: dict[tuple[str, str], list[_Found]] = {}
-    for crossings, passed in ((rollout.late, True), (rollout.crossings, False)):
-        for key, crossing in crossings.items():
-            for service in {_service(host) for host, _ in crossing.hosts}:
-                services.setdefault(service, []).append(_Found(key, passed, crossing))
-    for service, found in sorted(services.items()):
+    for service, found in sorted(_by_service(rollout).items()):
         if namespace in {"", service[0]}:
             yield _of_service(mesh, *service, sorted(found, key=lambda each: (each.key, not each.passed)))
+
+
+def how_many(rollout: Rollout) -> int:
+    """Return of how many services there is progress."""
+    return len(_by_service(rollout))
 
 
 def rules(rollout: Rollout) -> list[RuleProgress]:
@@ -120,6 +120,15 @@ class _Found(NamedTuple):
     key: PortKey
     passed: bool
     crossing: Crossing
+
+
+def _by_service(rollout: Rollout) -> dict[tuple[str, str], list[_Found]]:
+    services: dict[tuple[str, str], list[_Found]] = {}
+    for crossings, passed in ((rollout.late, True), (rollout.crossings, False)):
+        for key, crossing in crossings.items():
+            for service in {_service(host) for host, _ in crossing.hosts}:
+                services.setdefault(service, []).append(_Found(key, passed, crossing))
+    return services
 
 
 def _service(host: str) -> tuple[str, str]:
@@ -149,8 +158,8 @@ def _of_service(mesh: Mesh, namespace: str, name: str, found: list[_Found]) -> S
             since=crossing.since,
             laggards=crossing.laggards,
             rejection=crossing.rejection,
-            # Once clients were passed over, how far the server is says the crossing that goes on.
-            awaits_lock=crossing.awaits_lock and not (passed and crossing.stage is Stage.CLIENTS),
+            # Once others were passed over, how far the server is says the crossing that goes on.
+            awaits_lock=crossing.awaits_lock and not (passed and crossing.stage is not Stage.LISTENER),
             passed_over=passed,
         )
         for key, passed, crossing in found
@@ -170,7 +179,7 @@ def _of_service(mesh: Mesh, namespace: str, name: str, found: list[_Found]) -> S
 def _endpoint_words(waiting: Waiting, name: str, now: float) -> str:
     passed, rejection = waiting.passed_over, waiting.rejection
     if waiting.stage is not Stage.LISTENER:
-        who = " and ".join(_some(waiting.laggards, "clients")) or "clients"
+        who = _awaited(waiting)
         said = f"{name} did not wait for {who} any longer" if passed else f"{name} waiting for {who}"
         said += f", rejected: {rejection}" if rejection else ""
     elif rejection:
@@ -181,6 +190,13 @@ def _endpoint_words(waiting: Waiting, name: str, now: float) -> str:
         said = f"{name} waiting for its listener"
     open_still = "; plaintext is still accepted there" if waiting.awaits_lock else ""
     return f"{said} ({_lasted(now - waiting.since)}{open_still})"
+
+
+def _awaited(waiting: Waiting) -> str:
+    if waiting.stage is Stage.CLIENTS:
+        return " and ".join(_some(waiting.laggards, "clients")) or "clients"
+    replica = "" if waiting.laggards == (THE_API,) else "replica "
+    return replica + " and ".join(_some(waiting.laggards, "replicas"))
 
 
 def _lasted(seconds: float) -> str:
