@@ -5,17 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tests.policy.world import HTTP, TCP, peer, pod, rule, service
-<<<<<<< HEAD
-from xds.model import Change, Fact, Mode, Pod, Ref, ServicePort
-from xds.policy.elsewhere import Elsewhere, Stand
-from xds.policy.mtls import Send
-from xds.policy.progress import progress, rules
-from xds.policy.rollout import Known
-=======
 from xds.model import Change, Fact, Pod, Ref, ServicePort
 from xds.policy.progress import how_many, progress, rules
 from xds.policy.rollout import Elsewhere, Known
->>>>>>> main
 from xds.rolling import Rolling
 
 CLUSTER = "outbound|80||web.ns.svc.cluster.local"
@@ -177,38 +169,11 @@ def test_clients_are_passed_over_and_the_server_is_locked():
     assert world.says() == []
 
 
-<<<<<<< HEAD
-def test_another_replica_holds_everything_until_it_says_that_its_proxies_are_as_far():
-=======
 def test_other_replicas_are_waited_for():
     """They are told first what is about to be done; one that has not seen the same rules yet may have anything in force."""
->>>>>>> main
     world = World("DISABLE")
     world.known = {"elsewhere": Elsewhere(said=({},))}
     world.change(peer("ns", "STRICT"))
-<<<<<<< HEAD
-    key = (ref("web-1"), 8080)
-
-    def says(*modes: Mode, sends: Send) -> dict[str, Elsewhere]:
-        stand = Stand(open=True, modes=frozenset(modes), sends=frozenset({sends}))
-        said = (world.rolling.rollout.stands(),)
-        return {"elsewhere": Elsewhere(said=said, others={"xds-replica-b": {key: stand}})}
-
-    open_still = "; plaintext is still accepted there"
-    world.known = says(Mode.DISABLE, sends=Send.PLAINTEXT)
-    world.step(servers=True, clients=True)
-    held = f"web-1 waiting for xds-replica-b (0 s{open_still})"
-    assert world.says() == [f"web.ns: 0/1 endpoints mTLS, {held}"]
-    world.known = says(Mode.PERMISSIVE, sends=Send.PLAINTEXT)
-    world.step()
-    world.step(clients=True)
-    assert world.says() == [f"web.ns: 1/1 endpoints mTLS, {held}"]
-    world.known = says(Mode.STRICT, sends=Send.MTLS)
-    world.step()
-    world.known = says(Mode.STRICT, sends=Send.MTLS)
-    world.step(servers=True)
-    assert world.says() == []
-=======
     world.step(servers=True)
     open_still = "; plaintext is still accepted there"
     assert world.says() == [f"web.ns: 0/1 endpoints mTLS, web-1 waiting for the API server (0 s{open_still})"]
@@ -229,7 +194,6 @@ def test_clients_without_a_name_are_those_of_a_rule():
     world.change(peer("ns", "STRICT"), new)
     open_still = "; plaintext is still accepted there"
     assert world.says()[0] == f"web.ns: 1/1 endpoints mTLS, web-1 waiting for clients (0 s{open_still})"
->>>>>>> main
 
 
 def test_three_are_named_and_the_rest_is_counted():
