@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from math import inf
 from typing import NamedTuple
 
 from xds.mesh import Mesh
@@ -368,15 +367,6 @@ class Rollout:
                 removed=tuple(ref for ref, each in released.items() if not each.new),
             ),
         )
-
-    def deadline(self) -> float | None:
-        """When to take the next step although nothing happened."""
-        if self.timeout is None:
-            return None
-        starts = [each.since for each in self.crossings.values() if each.stage and not each.rejection]
-        starts += [each.since for each in self.rules.values()]
-        soonest = min(starts, default=inf)
-        return None if soonest == inf else soonest + self.timeout
 
     def _is_late(self, since: float, now: float) -> bool:
         return self.timeout is None or now >= since + self.timeout

@@ -1,0 +1,194 @@
+"""What a rollout waits for, and what it does not: cases in one line each."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from tests.policy.rollout_world import Proxies
+from tests.policy.world import peer, rule, tls
+from xds.model import ROLLOUT, Change, MeshConfig, Ref
+from xds.policy.rollout import Stage
+from xds.traffic import Subset, TrafficPolicy
+
+WEB = Ref("Pod", "ns", "web-1")
+KEY = (WEB, 8080)
+HOST = "web.ns.svc.cluster.local"
+
+
+def modes(world: Proxies) -> set[str]:
+    """The modes that listeners are served which are not what is wanted."""
+    return {mode.value for mode in world.mesh.served.modes.values()}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "through"),
+    [
+        ("DISABLE", "STRICT", {"PERMISSIVE"}),
+        ("STRICT", "DISABLE", {"PERMISSIVE"}),
+        ("DISABLE", "PERMISSIVE", set()),
+        ("PERMISSIVE", "DISABLE", {"PERMISSIVE"}),
+        ("PERMISSIVE", "STRICT", set()),
+        ("STRICT", "PERMISSIVE", set()),
+    ],
+)
+def test_servers_pass_through_permissive_where_clients_have_to_change(before, after, through):
+    world = Proxies()
+    world.set_mode(before)
+    world.settle()
+    world.set_mode(after)
+    assert modes(world) == through
+    world.settle()
+
+
+def test_a_server_that_lags_is_passed_over_after_the_timeout_and_only_its_own_clients_wait():
+    world = Proxies(timeout=30.0)
+    world.set_mode("DISABLE")
+    world.settle()
+    world.set_mode("STRICT")
+    world.deliver_to_server("web-2")
+    world.hear(world.servers["web-2"])
+    world.step()
+    told = {key[0].name for key, mtls in world.mesh.served.mtls.items() if not mtls}
+    assert told == {"web-1"}
+    assert world.rollout.crossings[KEY].stage is Stage.LISTENER
+    for name in world.clients:
+        world.deliver_to_client(name)
+        world.hear(world.clients[name])
+    world.step()
+    world.deliver_to_server("web-2")
+    world.hear(world.servers["web-2"])
+    world.now += 29
+    world.step()
+    assert not world.rollout.late
+    world.now += 1
+    world.step()
+    assert {key[0].name for key in world.rollout.late} == {"web-1"}
+    assert world.rollout.passed_over == 2  # both of its ports
+    assert not world.mesh.served.mtls
+    world.deliver_to_server("web-1")
+    world.hear(world.servers["web-1"])
+    world.step()
+    assert not world.rollout.late
+
+
+def test_a_policy_that_must_not_wait_is_in_force_on_both_sides_at_once():
+    world = Proxies()
+    world.set_mode("DISABLE")
+    world.settle()
+    strict = peer("ns", "STRICT")
+    strict = replace(strict, meta=replace(strict.meta, annotations={ROLLOUT: "immediate"}))
+    world.rolling.apply(world.mesh, Change(applied=(strict,)), world.known(), world.now)
+    assert not world.rollout.crossings
+    assert world.rollout.served.modes == {}
+    assert world.rollout.locked == 4
+
+
+def test_one_that_was_on_its_way_is_overtaken_by_one_that_must_not_wait():
+    world = Proxies()
+    world.set_mode("DISABLE")
+    world.settle()
+    world.set_mode("STRICT")
+    assert modes(world) == {"PERMISSIVE"}
+    strict = peer("ns", "STRICT")
+    strict = replace(strict, meta=replace(strict.meta, annotations={ROLLOUT: "immediate"}))
+    world.change(strict)
+    assert modes(world) == set()
+
+
+def test_what_the_policy_itself_does_not_take_is_not_waited_for():
+    world = Proxies()
+    world.set_mode("STRICT")
+    world.settle()
+    # Clients send plaintext from now on, which no server takes.
+    world.mesh = world.rolling.apply(
+        world.mesh, Change(config=MeshConfig(enable_auto_mtls=False)), world.known(), world.now
+    )
+    assert modes(world) == set()
+    assert all(each.tells is each.will for each in world.rollout.crossings.values())
+    for each in (*world.servers.values(), *world.clients.values()):
+        each.edition = world.rollout.served.edition
+        world.hear(each)
+    world.step()
+    assert not world.rollout.crossings
+
+
+def test_a_pod_that_is_gone_is_waited_for_no_longer():
+    world = Proxies()
+    world.set_mode("DISABLE")
+    world.settle()
+    world.set_mode("STRICT")
+    assert KEY in world.rollout.crossings
+    world.change(removed=(WEB,))
+    assert {key[0].name for key in world.rollout.crossings} == {"web-2"}
+
+
+def test_a_rule_with_parts_is_held_for_what_any_of_them_says():
+    world = Proxies()
+    world.set_mode("DISABLE")
+    world.settle()
+    mutual = TrafficPolicy(tls=tls("ISTIO_MUTUAL"))
+    parts = rule(
+        "clients",
+        HOST,
+        policy=TrafficPolicy(ports={80: mutual}),
+        subsets=(Subset(name="v1", labels={}, policy=mutual), Subset(name="v2", labels={})),
+    )
+    world.change(peer("ns", "STRICT"), parts, rule("elsewhere", "other.ns.svc.cluster.local", "DISABLE"))
+    assert world.mesh.get(parts.ref) is None
+    assert world.rollout.rules[parts.ref].at is None
+    world.settle()
+    assert world.mesh.get(parts.ref) == parts
+
+
+def test_a_rule_that_changes_while_it_is_held_comes_as_it_was_said_last():
+    world = Proxies()
+    world.set_mode("DISABLE")
+    world.settle()
+    first, second = rule("clients", HOST, "ISTIO_MUTUAL"), rule("clients", HOST, "DISABLE")
+    world.change(peer("ns", "STRICT"), first)
+    assert world.rollout.rules[first.ref].new == first
+    world.change(second)
+    # Nothing keeps this one: plaintext is what servers take, and what STRICT does not is not waited for.
+    assert world.mesh.get(second.ref) == second
+
+
+def test_rules_wait_no_longer_than_anybody():
+    world = Proxies(timeout=30.0)
+    world.set_mode("DISABLE")
+    world.settle()
+    held = rule("clients", HOST, "ISTIO_MUTUAL")
+    world.change(peer("ns", "PERMISSIVE"), held)
+    assert world.mesh.get(held.ref) is None
+    world.now += 30
+    world.step()
+    assert world.mesh.get(held.ref) == held
+
+
+def test_without_the_gate_everything_is_as_it_is_wanted():
+    world = Proxies(timeout=None)
+    world.set_mode("DISABLE")
+    held = rule("clients", HOST, "ISTIO_MUTUAL")
+    world.change(peer("ns", "STRICT"), held)
+    assert world.mesh.get(held.ref) == held
+    assert not world.rollout.crossings
+    assert world.mesh.served.modes == {}
+
+
+def test_clients_that_reject_what_belongs_to_others_are_not_waited_for():
+    world = Proxies()
+    world.set_mode("DISABLE")
+    world.settle()
+    world.set_mode("PERMISSIVE")
+    for name in world.servers:
+        world.deliver_to_server(name)
+        world.hear(world.servers[name])
+    world.step()
+    for name in world.clients:
+        world.deliver_to_client(name)
+        world.hear(world.clients[name])
+    refusing = {"one.clients": {"outbound|80||other.ns.svc.cluster.local": "no", "BlackHoleCluster": "no"}}
+    known = replace(world.known(), refusing=refusing)
+    world.mesh = world.rolling.advance(world.mesh, known, world.now)
+    assert not world.rollout.crossings
