@@ -1,0 +1,251 @@
+"""`xds serve --kubernetes` twice, a server's sidecar at one and a client's at the other: a mode changes as fast as both know."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import grpc.aio
+import pytest
+
+from tests.kubernetes.environment.cluster import Cluster
+from tests.kubernetes.serving import Serving
+from tests.kubernetes.test_faults import Shop, address
+from tests.real.harness.waiting import eventually
+from tests.server.proxies import DELTA_REQUEST, DELTA_RESPONSE
+from xds.descriptors import message_class
+from xds.envoy.inbound import accepting
+from xds.kube import crds
+from xds.kube.reports import ANNOTATION, LABEL
+from xds.kube.said import report_of
+from xds.model import Mode, Ref
+from xds.policy.elsewhere import Stand
+from xds.policy.mtls import Send
+from xds.resources import resource
+from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET
+
+PATIENCE = 90.0
+HOME = "istio-system"
+LEASES = f"/apis/coordination.k8s.io/v1/namespaces/{HOME}/leases"
+POLICIES = "/apis/security.istio.io/v1/namespaces/{}/peerauthentications"
+METHOD = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
+_ASSIGNMENT = message_class("envoy.config.endpoint.v3.ClusterLoadAssignment")
+_MATCH = "envoy.transport_socket_match"
+
+
+class Proxy:
+    """A sidecar, as far as the control plane can tell: it has what it acknowledged, and may be slow to take endpoints."""
+
+    def __init__(self, cluster: Cluster, namespace: str, number: int, app: str) -> None:
+        self._cluster, self._namespace, self._name = cluster, namespace, f"{app}-{number}"
+        self._node = f"sidecar~{address(number)}~{self._name}.{namespace}~{namespace}.svc.cluster.local"
+        self._has: dict[str, dict[str, str]] = {}
+        """By type, the version of each resource."""
+        self.modes: dict[int, Mode] = {}
+        """What its listener accepts."""
+        self.sends: dict[str, Send] = {}
+        """By address, what it sends."""
+        self.takes = asyncio.Event()
+        self.takes.set()
+        """Cleared: endpoints that come stay unanswered."""
+        self.waits = asyncio.Event()
+        """Set while there are such."""
+
+    @asynccontextmanager
+    async def at(self, serving: Serving) -> AsyncIterator[Self]:
+        """Be connected to a control plane."""
+        root = await self._cluster.until(
+            f"/api/v1/namespaces/{self._namespace}/configmaps/xds-ca-root-cert",
+            lambda found: found["data"]["root-cert.pem"],
+        )
+        token = await self._cluster.token(self._namespace, "default", audience="xds-ca", pod=self._name)
+        credentials = grpc.composite_channel_credentials(
+            grpc.ssl_channel_credentials(root.encode()), grpc.access_token_call_credentials(token)
+        )
+        name = ("grpc.ssl_target_name_override", "xds.istio-system.svc")
+        async with grpc.aio.secure_channel(serving.tls, credentials, [name]) as channel:
+            self._call: Any = channel.stream_stream(METHOD)(wait_for_ready=True)
+            reading = asyncio.create_task(self._read())
+            try:
+                yield self
+            finally:
+                reading.cancel()
+                await asyncio.gather(reading, return_exceptions=True)
+
+    async def _read(self) -> None:
+        for type_url, names in (
+            (CLUSTER, ["*"]),
+            (LISTENER, ["*"]),
+            (SECRET, ["default", "ROOTCA"]),
+        ):
+            await self._ask(type_url, *names)
+        while (data := await self._call.read()) is not grpc.aio.EOF:
+            response = DELTA_RESPONSE.FromString(data)
+            if response.type_url == ENDPOINT and not self.takes.is_set():
+                self.waits.set()
+                await self.takes.wait()
+                self.waits.clear()
+            has = self._has.setdefault(response.type_url, {})
+            has |= {each.name: each.version for each in response.resources}
+            for gone in response.removed_resources:
+                has.pop(gone, None)
+            await self._take(response)
+
+    async def _take(self, response: Any) -> None:
+        kind, bodies = response.type_url, [each.resource.value for each in response.resources]
+        await self._ask(kind, nonce=response.nonce)
+        if kind == CLUSTER:
+            names = [each.name for each in response.resources if each.name.startswith("outbound|")]
+            if names:
+                await self._ask(ENDPOINT, *names)
+        elif kind == LISTENER:
+            self.modes = accepting(self._has[LISTENER].values())
+            refs = {ref for body in bodies for ref in resource(body, type_url=LISTENER).refs}
+            if routes := sorted(name for type_url, name in refs if type_url == ROUTE):
+                await self._ask(ROUTE, *routes)
+        elif kind == ENDPOINT:
+            for each in map(_ASSIGNMENT.FromString, bodies):
+                if f".{self._namespace}." in each.cluster_name:
+                    self.sends = {
+                        endpoint.endpoint.address.socket_address.address: Send.MTLS
+                        if _MATCH in endpoint.metadata.filter_metadata
+                        else Send.PLAINTEXT
+                        for locality in each.endpoints
+                        for endpoint in locality.lb_endpoints
+                    }
+
+    async def _ask(self, type_url: str, *names: str, nonce: str = "") -> None:
+        request = DELTA_REQUEST(type_url=type_url, response_nonce=nonce, resource_names_subscribe=names)
+        request.node.id = self._node
+        if not nonce and type_url in self._has:
+            request.initial_resource_versions.update(self._has[type_url])
+        await self._call.write(request.SerializeToString())
+
+
+class Reports:
+    """What replicas say in their Leases of one port."""
+
+    def __init__(self, cluster: Cluster, namespace: str) -> None:
+        self._cluster = cluster
+        self._key = (Ref("Pod", namespace, "web-1"), 8080)
+
+    async def leases(self) -> dict[str, dict[str, Any]]:
+        found = await self._cluster.api.all(LEASES, labelSelector=f"{LABEL}=true")
+        return {each["metadata"]["name"]: each for each in found}
+
+    async def stands(self) -> list[Stand]:
+        reports = [
+            report_of(each["metadata"]["annotations"][ANNOTATION]) for each in (await self.leases()).values()
+        ]
+        return [each.stands[self._key] for each in reports if each.stands and self._key in each.stands]
+
+    async def until_all_were_renewed(self) -> None:
+        before = {name: each["spec"]["renewTime"] for name, each in (await self.leases()).items()}
+
+        async def renewed() -> bool:
+            now = await self.leases()
+            return all(now[name]["spec"]["renewTime"] != stamp for name, stamp in before.items())
+
+        await eventually(renewed, timeout=PATIENCE, every=0.2, what="all have said something")
+
+
+async def set_mode(cluster: Cluster, namespace: str, mode: str) -> None:
+    body = {
+        "apiVersion": "security.istio.io/v1",
+        "kind": "PeerAuthentication",
+        "metadata": {"name": "default"},
+        "spec": {"mtls": {"mode": mode}},
+    }
+    path = POLICIES.format(namespace)
+    await cluster.api.patch(
+        f"{path}/default", body, kind="application/apply-patch+yaml", fieldManager="test", force=True
+    )
+
+
+async def until(what: Any, message: str) -> None:
+    await eventually(what, timeout=PATIENCE, every=0.05, what=message)
+
+
+@pytest.mark.timeout(400)
+async def test_a_lock_waits_for_clients_of_another_replica_as_long_as_it_lives(
+    controllers: None, own_cluster: Cluster, tmp_path: Path
+) -> None:
+    cluster = own_cluster
+    await crds.install(cluster.api)
+    await cluster.api.create("/api/v1/namespaces", {"metadata": {"name": HOME}})
+    kubeconfig = await cluster.kubeconfig()
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        folder.mkdir()
+    how = ("--rollout-timeout=600",)
+    async with (
+        cluster.namespace() as namespace,
+        Serving(kubeconfig, folders[0], *how) as a,
+        Serving(kubeconfig, folders[1], *how) as b,
+    ):
+        await set_mode(cluster, namespace, "DISABLE")
+        shop = Shop(cluster, namespace)
+        await shop.open()
+        await shop.add(1)
+        await shop.add(102, app="client")
+        for each in (a, b):
+            await each.until_ready()
+        reports, at = Reports(cluster, namespace), address(1)
+        server = Proxy(cluster, namespace, 1, "web")
+        near, far = (Proxy(cluster, namespace, number, "client") for number in (101, 102))
+        async with server.at(a), near.at(a), far.at(b):
+            await until(
+                lambda: (
+                    (server.modes, near.sends, far.sends)
+                    == ({8080: Mode.DISABLE}, {at: Send.PLAINTEXT}, {at: Send.PLAINTEXT})
+                ),
+                "all is plaintext",
+            )
+            assert len(await reports.leases()) == 2
+            assert not await reports.stands()
+
+            # The one at the other replica is slow: the server goes on to accept what it sends.
+            far.takes.clear()
+            await set_mode(cluster, namespace, "STRICT")
+            await until(lambda: server.modes == {8080: Mode.PERMISSIVE}, "the server accepts both")
+            await until(lambda: near.sends == {at: Send.MTLS}, "the near client sends mutual TLS")
+            async with asyncio.timeout(PATIENCE):
+                await far.waits.wait()
+            await reports.until_all_were_renewed()
+            assert {Send.PLAINTEXT, Send.MTLS} in [each.sends for each in await reports.stands()]
+            assert (server.modes, far.sends) == ({8080: Mode.PERMISSIVE}, {at: Send.PLAINTEXT})
+            far.takes.set()
+            await until(lambda: server.modes == {8080: Mode.STRICT}, "the server is locked")
+            assert far.sends == {at: Send.MTLS}
+
+            async def is_settled() -> bool:
+                return not await reports.stands()
+
+            await until(is_settled, "nobody speaks of it any more")
+
+            # And back, while the other replica dies before its client has answered.
+            far.takes.clear()
+            await set_mode(cluster, namespace, "DISABLE")
+            await until(lambda: near.sends == {at: Send.PLAINTEXT}, "the near client sends plaintext")
+            async with asyncio.timeout(PATIENCE):
+                await far.waits.wait()
+            [gone] = [
+                name
+                for name, each in (await reports.leases()).items()
+                if each["spec"]["holderIdentity"].encode() in b.log.read_bytes()
+            ] or [""]
+            b._process.send_signal(signal.SIGKILL)
+            await b._process.wait()
+            assert server.modes == {8080: Mode.PERMISSIVE}
+            await until(lambda: server.modes == {8080: Mode.DISABLE}, "the server goes on without it")
+
+            async def is_deleted() -> bool:
+                return len(await reports.leases()) == 1
+
+            await until(is_deleted, "its Lease is deleted")
+            assert gone not in await reports.leases()
+        assert b"a replica is gone" in a.log.read_bytes()
