@@ -115,6 +115,11 @@ def test_taken_down_with_its_volumes_nothing_is_left(demo: Demo) -> None:
     mine = f"--filter=label=com.docker.compose.project={PROJECT}"
     for listing in (("ps", "-aq"), ("volume", "ls", "-q"), ("network", "ls", "-q")):
         assert demo.docker.run(*listing, mine) == ""
+    played = subprocess.run(
+        [EXAMPLE / "play"], env=demo.docker.environment, capture_output=True, text=True, check=False
+    )
+    assert (played.returncode, played.stdout) == (2, "")
+    assert "play: the demo does not run: docker compose up" in played.stderr
 
 
 @contextmanager
