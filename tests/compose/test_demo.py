@@ -104,6 +104,10 @@ def test_ports_of_this_machine_show_health_metrics_and_xds_to_who_proves_who_it_
     assert "xds.mesh.v1.Proxies" in grpcurl(demo, roots, admin, "list").stdout
     assert "PermissionDenied" in grpcurl(demo, roots, sidecar, "list").stderr
     assert "Unauthenticated" in grpcurl(demo, roots, "", "list").stderr
+    asked = (EXAMPLE / "endpoints.json").read_text()
+    method = "envoy.service.endpoint.v3.EndpointDiscoveryService/FetchEndpoints"
+    told = grpcurl(demo, roots, sidecar, method, reflected_to=admin, data=asked)
+    assert '"tlsMode":"istio"' in told.stdout, told.stderr
 
 
 def test_taken_down_with_its_volumes_nothing_is_left(demo: Demo) -> None:
@@ -111,6 +115,11 @@ def test_taken_down_with_its_volumes_nothing_is_left(demo: Demo) -> None:
     mine = f"--filter=label=com.docker.compose.project={PROJECT}"
     for listing in (("ps", "-aq"), ("volume", "ls", "-q"), ("network", "ls", "-q")):
         assert demo.docker.run(*listing, mine) == ""
+    played = subprocess.run(
+        [EXAMPLE / "play"], env=demo.docker.environment, capture_output=True, text=True, check=False
+    )
+    assert (played.returncode, played.stdout) == (2, "")
+    assert "play: the demo does not run: docker compose up" in played.stderr
 
 
 @contextmanager
@@ -147,10 +156,16 @@ def intercepted(demo: Demo, pod: str) -> bool:
     return "--to-ports 15006" in rules and len(same) == 1
 
 
-def grpcurl(demo: Demo, roots: Path, token: str, *command: str) -> subprocess.CompletedProcess[str]:
+def grpcurl(
+    demo: Demo, roots: Path, token: str, command: str, *, reflected_to: str = "", data: str = ""
+) -> subprocess.CompletedProcess[str]:
+    options = ["-rpc-header", f"authorization: Bearer {token}"] if token else []
+    if reflector := reflected_to or token:
+        options += ["-reflect-header", f"authorization: Bearer {reflector}"]
+    if data:
+        options += ["-d", data]
     tool = Path(sys.executable).with_name("grpcurl")
-    headers = ["-H", f"authorization: Bearer {token}"] if token else []
     return subprocess.run(
-        [tool, "-cacert", roots, *headers, f"localhost:{demo.tls_port}", *command],
+        [tool, "-cacert", roots, *options, f"localhost:{demo.tls_port}", command],
         capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip

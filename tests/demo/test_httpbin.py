@@ -27,3 +27,14 @@ def test_it_answers_as_on_the_page():
     url = "http://httpbin.full:8000/headers"
     assert curl(url, source="127.10.9.4", to=WHERE) == Answer("200")
     assert curl("http://httpbin.full:8000/status/503", source="127.10.9.4", to=WHERE) == Answer("503")
+
+
+def test_it_ends_by_itself_when_asked_to(tmp_path):
+    where = ("127.10.9.5", 8080)
+    with Processes(tmp_path) as processes:
+        httpbin = processes.start(
+            "httpbin", sys.executable, "-m", "xds.demo.httpbin", where[0], str(where[1])
+        )
+        processes.until("httpbin", lambda: not_listening({"httpbin": where}))
+        httpbin.process.terminate()
+        assert httpbin.process.wait(15) == 0

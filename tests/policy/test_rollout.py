@@ -164,6 +164,28 @@ def test_rules_wait_no_longer_than_anybody():
     world.now += 30
     world.step()
     assert world.mesh.get(held.ref) == held
+    # Counted for each port that was waited for, and then for the clients that take neither the mode nor the rule.
+    assert world.rollout.passed_over == 4
+    world.now += 30
+    world.step()
+    assert not world.rollout.rules
+    assert world.rollout.passed_over == 4 + 4 + 1
+
+
+def test_a_server_that_was_passed_over_is_named_until_it_has_what_it_should():
+    world = Proxies(timeout=30.0)
+    world.set_mode("DISABLE")
+    world.settle()
+    world.set_mode("PERMISSIVE")
+    world.now += 30
+    world.step()
+    assert KEY in world.rollout.late
+    world.servers["web-1"].connected = False
+    world.step()
+    # It may go on with what it had, though nobody hears of it.
+    assert KEY in world.rollout.late
+    world.change(removed=(WEB,))
+    assert KEY not in world.rollout.late
 
 
 def test_without_the_gate_everything_is_as_it_is_wanted():

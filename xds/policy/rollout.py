@@ -185,6 +185,8 @@ class Rollout:
         self.finished: Callable[[float], object] = float
         """Told how many seconds a port was on its way, when what is wanted is in force there."""
         self._wanted: dict[Ref, dict[int, _Want]] = {}
+        self._lagging: dict[int, Mapping[str, str]] = {}
+        """During a step, the clients that have not reached an edition."""
         self._new: set[PortKey] = set()
         """What has just come, and may be on its way with other replicas."""
         self._asked: frozenset[PortKey] = frozenset()
@@ -333,6 +335,7 @@ class Rollout:
 
     def step(self, mesh: Mesh, known: Known, now: float) -> Step | None:
         """Go on as far as is known to be good; None: nothing is to be served that was not before."""
+        self._lagging.clear()
         edition = self.served.edition + 1
         for key in [key for key in self.crossings if not _is_there(mesh, key)]:
             del self.crossings[key]
@@ -414,7 +417,7 @@ class Rollout:
             may_serve=set(crossing.may_serve),
             may_tell=set(crossing.may_tell),
             stage=stage,
-            laggards=tuple(sorted(behind)),
+            laggards=tuple(behind),
             rejection=next(filter(None, behind.values()), ""),
         )
         self.passed_over += 1
@@ -422,7 +425,8 @@ class Rollout:
     def _look_after_late(self, mesh: Mesh, known: Known) -> None:
         """Forget who was late once they are there."""
         for key, late in tuple(self.late.items()):
-            reached = known.servers.get(key[0], late.serves_at)
+            # Who is gone meanwhile was never there: it may be alive, and open.
+            reached = known.servers.get(key[0], -1)
             match late.stage:
                 case Stage.LISTENER:
                     is_there = reached >= late.serves_at
@@ -515,37 +519,47 @@ class Rollout:
             crossing.laggards = ()
         elif waits_for_clients:
             behind = self._behind(crossing, known)
-            crossing.stage, crossing.laggards = Stage.CLIENTS, tuple(sorted(behind))
+            crossing.stage, crossing.laggards = Stage.CLIENTS, tuple(behind)
             crossing.rejection = next(filter(None, behind.values()), "")
         else:
             crossing.stage = Stage.REPLICAS if crossing.held_by else None
             crossing.laggards, crossing.rejection = crossing.held_by, ""
 
-    @staticmethod
-    def _behind(crossing: Crossing, known: Known) -> dict[str, str]:
-        """Return the clients that have not taken what they were told, with what they said if they rejected it."""
-        behind = {name: "" for name, reached in known.clients.items() if reached < crossing.tells_at}
+    def _behind(self, crossing: Crossing, known: Known) -> Mapping[str, str]:
+        """Return the clients that have not taken what they were told, with what they said if they rejected it; by name."""
+        edition = crossing.tells_at
+        if edition not in self._lagging:
+            lagging = sorted(name for name, reached in known.clients.items() if reached < edition)
+            self._lagging[edition] = dict.fromkeys(lagging, "")
+        if not known.refusing:
+            return self._lagging[edition]
+        behind = dict(self._lagging[edition])
         for name, rejected in known.refusing.items():
             for cluster, why in rejected.items():
                 if _service_of(cluster) in crossing.hosts:
                     behind[name] = why
-        return behind
+        return dict(sorted(behind.items()))
 
     # --- DestinationRules --------------------------------------------------------------------------------------------
 
     def _confirm_rules(self, known: Known, now: float) -> None:
         for ref, rule in tuple(self.rules.items()):
-            confirmed = rule.at is not None and all(each >= rule.at for each in known.clients.values())
-            if rule.at is not None and (confirmed or self._is_late(rule.since, now)):
+            if rule.at is None:
+                continue
+            confirmed = all(each >= rule.at for each in known.clients.values())
+            if confirmed or self._is_late(rule.since, now):
+                self.passed_over += not confirmed
                 del self.rules[ref]
 
     def _release_rules(self, known: Known, edition: int, now: float) -> dict[Ref, RuleChange]:
         """Put those in force that no server would refuse by which it was not meant to."""
         released = {}
         for ref, rule in self.rules.items():
-            if rule.at is None and (
-                self._is_late(rule.since, now) or not self._is_too_early(rule, known.elsewhere)
-            ):
+            if rule.at is not None:
+                continue
+            too_early = self._is_too_early(rule, known.elsewhere)
+            if not too_early or self._is_late(rule.since, now):
+                self.passed_over += too_early
                 rule.at, rule.since = edition, now
                 released[ref] = rule
         return released
