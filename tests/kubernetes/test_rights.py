@@ -20,11 +20,13 @@ from xds.kube.authority import Secrets, kept_authority
 from xds.kube.conditions import Conditions, standing
 from xds.kube.install import control_plane
 from xds.kube.lease import Lease
+from xds.kube.reports import Reports
 from xds.kube.roots import Roots
 from xds.kube.tokens import TokenReviews
 from xds.kube.webhook import CaBundle
 from xds.mesh import Mesh
 from xds.model import Problem, Ref
+from xds.policy.exchange import Exchange
 from xds.sources.kubernetes import Kubernetes
 
 
@@ -103,6 +105,8 @@ async def _do_all_that_needs_the_server(cluster: Cluster, api: KubeApi, recorder
     leading = asyncio.create_task(lease.run())
     await eventually(lambda: lease.held, what="it leads")
 
+    await _tell_other_replicas(api)
+
     bundle, roots = (
         kind(api, lambda: b"-----BEGIN CERTIFICATE-----\n", leads=lambda: True) for kind in (CaBundle, Roots)
     )
@@ -123,6 +127,21 @@ async def _do_all_that_needs_the_server(cluster: Cluster, api: KubeApi, recorder
     for task in (leading, *working):
         task.cancel()
     await asyncio.gather(leading, *working, return_exceptions=True)
+
+
+async def _tell_other_replicas(api: KubeApi) -> None:
+    """See another replica come, and end without a word."""
+    ours, others = Exchange(duration=3.0), Exchange(duration=3.0)
+    here, there = (
+        asyncio.create_task(Reports(api, SYSTEM, name, exchange, lambda: None).run())
+        for name, exchange in (("here", ours), ("there", others))
+    )
+    await eventually(lambda: ours.is_known and ours.names, timeout=30, what="they know of each other")
+    there.cancel()
+    await asyncio.gather(there, return_exceptions=True)
+    await eventually(lambda: not ours.names, timeout=30, what="the other one is forgotten")
+    here.cancel()
+    await asyncio.gather(here, return_exceptions=True)
 
 
 async def _say_what_is_wrong(cluster: Cluster, api: KubeApi) -> None:

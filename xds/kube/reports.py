@@ -29,6 +29,8 @@ from xds.policy.exchange import Exchange
 
 log = structlog.get_logger(__name__)
 
+PREFIX = "xds-replica-"
+"""What the names of these Leases begin with; the rest names the replica."""
 LABEL = "sidecar.xds/replica"
 ANNOTATION = "sidecar.xds/rollout"
 
@@ -51,7 +53,8 @@ class Reports:
         self._api = api
         self._path = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
         self._identity, self._namespace = identity, namespace
-        self.name = "xds-replica-" + re.sub(r"[^a-z0-9-]", "-", identity.lower())
+        # Another one for each start: what the one before said counts until its own Lease ends.
+        self.name = PREFIX + re.sub(r"[^a-z0-9-]", "-", identity.lower())
         self._exchange = exchange
         self._heard = heard
         self._news = asyncio.Event()
@@ -132,14 +135,14 @@ class Reports:
 
     async def _delete_ended(self) -> None:
         for name, version in self._exchange.gone(asyncio.get_running_loop().time()).items():
-            log.info("a replica is gone", lease=name)
+            log.info("a replica is gone", replica=name)
             options: Json = {
                 "apiVersion": "v1",
                 "kind": "DeleteOptions",
                 "preconditions": {"resourceVersion": version},
             }
             try:
-                await self._api.call("DELETE", f"{self._path}/{name}", options)
+                await self._api.call("DELETE", f"{self._path}/{PREFIX}{name}", options)
             except KubeError as error:
                 if not error.missing and error.status != HTTPStatus.CONFLICT:
                     raise
@@ -168,7 +171,7 @@ class Reports:
             if lease["metadata"]["name"] == self.name:
                 self._version = lease["metadata"]["resourceVersion"]
             self._take(lease)
-        for name in self._exchange.names - names:
+        for name in self._exchange.names - {each.removeprefix(PREFIX) for each in names}:
             self._exchange.forget(name)
         self._heard()
         return str(found["metadata"]["resourceVersion"])
@@ -190,7 +193,7 @@ class Reports:
                     if event["type"] == "ERROR":
                         raise KubeError(int(lease.get("code") or 0), str(lease.get("message")))
                     if event["type"] == "DELETED":
-                        self._exchange.forget(lease["metadata"]["name"])
+                        self._exchange.forget(lease["metadata"]["name"].removeprefix(PREFIX))
                     elif event["type"] != "BOOKMARK":
                         self._take(lease)
                 self._heard()
@@ -202,4 +205,5 @@ class Reports:
             self._exchange.read_back(report.number, now)
             return
         duration = float((lease.get("spec") or {}).get("leaseDurationSeconds") or 0)
-        self._exchange.hear(meta["name"], meta["resourceVersion"], report, duration, now)
+        name = meta["name"].removeprefix(PREFIX)
+        self._exchange.hear(name, meta["resourceVersion"], report, duration, now)

@@ -1,0 +1,90 @@
+"""Reports of replicas, as they are written into annotations."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xds.kube.said import MOST, report_of, text_of
+from xds.model import Mode, Ref
+from xds.policy.elsewhere import NOT_HERE, Report, Stand
+from xds.policy.mtls import Send
+
+names = st.from_regex(r"[a-z][a-z0-9-]{0,20}", fullmatch=True)
+keys = st.tuples(st.builds(Ref, st.just("Pod"), names, names), st.integers(0, 65535))
+stands = st.builds(
+    Stand,
+    open=st.booleans(),
+    modes=st.frozensets(st.sampled_from(Mode)),
+    sends=st.frozensets(st.sampled_from(Send)),
+)
+reports = st.builds(
+    Report,
+    number=st.integers(1, 2**40),
+    view=st.text("0123456789abcdef", max_size=16),
+    stands=st.none() | st.dictionaries(keys, stands, max_size=60),
+)
+
+
+@given(reports)
+def test_what_is_written_is_read(report: Report) -> None:
+    text = text_of(report)
+    assert text is not None
+    assert report_of(text) == report
+
+
+def test_a_small_one_can_be_read_by_people() -> None:
+    stand = Stand(
+        open=True,
+        modes=frozenset({Mode.PERMISSIVE, Mode.STRICT}),
+        sends=frozenset({Send.MTLS, Send.PLAINTEXT}),
+    )
+    report = Report(
+        7,
+        "e1",
+        {(Ref("Pod", "ns", "web-1"), 80): stand, (Ref("Pod", "ns", "web-1"), 90): NOT_HERE},
+    )
+    assert text_of(report) == (
+        '{"number":7,"view":"e1","stands":{"PS/mp+":{"ns":{"web-1":[80]}},"/":{"ns":{"web-1":[90]}}}}'
+    )
+
+
+def many(count: int) -> Report:
+    random = Random(1)
+    stand = Stand(open=True, modes=frozenset({Mode.PERMISSIVE}), sends=frozenset({Send.MTLS}))
+    letters = "bcdfghjklmnpqrstvwxz2456789"
+    pods = [
+        f"service-{number // 10}-{random.randrange(16**9):09x}-{''.join(random.choices(letters, k=5))}"
+        for number in range(count)
+    ]
+    return Report(1, "", {(Ref("Pod", f"team-{n % 50}", pod), 8080): stand for n, pod in enumerate(pods)})
+
+
+def test_ten_thousand_ports_fit_and_what_does_not_is_not_written() -> None:
+    text = text_of(report := many(10_000))
+    assert text is not None
+    assert len(text) <= MOST
+    assert report_of(text) == report
+    assert text_of(many(60_000)) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "{}",
+        "not base64!",
+        b64encode(b"not packed").decode(),
+        '{"number":1,"view":"","stands":{"X/m+":{"ns":{"web":[1]}}}}',
+        '{"number":1,"view":"","stands":{"P/m+":{"ns":["web"]}}}',
+        '{"number":1,"view":"","stands":[]}',
+        "[]",
+    ],
+)
+def test_what_cannot_be_read_says_nothing(text: str) -> None:
+    assert report_of(text).stands is None
