@@ -137,3 +137,13 @@ def test_a_view_is_the_same_however_it_came_to_be():
     assert one.version == two.version
     one.follow([], [], MeshConfig(default_destination_rule_export_to=(".",)))
     assert one.version != two.version
+
+
+def test_who_is_heard_has_a_name_until_it_is_forgotten_and_a_report_that_was_never_written_is_none():
+    exchange = Exchange()
+    other(exchange, 0.0)
+    assert exchange.names == {"other"}
+    exchange.read_back(7, 0.0)
+    assert not exchange.is_known
+    exchange.forget("other")
+    assert exchange.names == set()

@@ -9,6 +9,7 @@ import pytest
 from tests.policy.rollout_world import Proxies
 from tests.policy.world import peer, rule, tls
 from xds.model import ROLLOUT, Change, MeshConfig, Ref
+from xds.policy.elsewhere import NOT_HERE, Elsewhere
 from xds.policy.rollout import Stage
 from xds.traffic import Subset, TrafficPolicy
 
@@ -85,6 +86,21 @@ def test_a_policy_that_must_not_wait_is_in_force_on_both_sides_at_once():
     assert world.rollout.locked == 4
 
 
+def test_what_others_say_of_a_pod_that_is_not_known_here_changes_nothing():
+    world = Proxies()
+    opened = Elsewhere(said=(), opened=frozenset({(Ref("Pod", "ns", "nobody"), 8080)}))
+    world.mesh = world.rolling.advance(world.mesh, replace(world.known(), elsewhere=opened), world.now)
+    assert not world.rollout.crossings
+    assert world.rollout.stands() == {(Ref("Pod", "ns", "nobody"), 8080): NOT_HERE}
+
+
+def test_a_lock_that_must_not_wait_tells_clients_nothing_that_they_do_already():
+    world = Proxies()
+    strict = peer("ns", "STRICT")
+    world.change(replace(strict, meta=replace(strict.meta, annotations={ROLLOUT: "immediate"})))
+    assert (world.rollout.locked, world.rollout.crossings) == (4, {})
+
+
 def test_one_that_was_on_its_way_is_overtaken_by_one_that_must_not_wait():
     world = Proxies()
     world.set_mode("DISABLE")
@@ -128,6 +144,7 @@ def test_a_rule_with_parts_is_held_for_what_any_of_them_says():
     world = Proxies()
     world.set_mode("DISABLE")
     world.settle()
+    world.change(rule("elsewhere", "other.ns.svc.cluster.local", "DISABLE"))
     mutual = TrafficPolicy(tls=tls("ISTIO_MUTUAL"))
     parts = rule(
         "clients",
@@ -135,7 +152,7 @@ def test_a_rule_with_parts_is_held_for_what_any_of_them_says():
         policy=TrafficPolicy(ports={80: mutual}),
         subsets=(Subset(name="v1", labels={}, policy=mutual), Subset(name="v2", labels={})),
     )
-    world.change(peer("ns", "STRICT"), parts, rule("elsewhere", "other.ns.svc.cluster.local", "DISABLE"))
+    world.change(peer("ns", "STRICT"), parts)
     assert world.mesh.get(parts.ref) is None
     assert world.rollout.rules[parts.ref].at is None
     world.settle()
