@@ -16,10 +16,11 @@ import structlog
 from xds.envoy.inbound import accepting
 from xds.mesh import Mesh
 from xds.model import Change, DestinationRule, Mode, PortKey, Ref
+from xds.policy.crossing import Known
 from xds.policy.elsewhere import Elsewhere, Stand
 from xds.policy.exchange import Exchange, View
 from xds.policy.progress import how_many, progress
-from xds.policy.rollout import Known, Rollout
+from xds.policy.rollout import Rollout
 from xds.protocol.session import Session
 from xds.server import Subscriber
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER

@@ -12,7 +12,7 @@ from xds.descriptors import encoded
 from xds.envoy import outbound, routes
 from xds.mesh import Mesh
 from xds.model import Change, Fact, Interception
-from xds.policy.rollout import Known
+from xds.policy.crossing import Known
 from xds.rolling import Rolling
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, TYPE_PREFIX
 from xds.traffic import ConnectionPool, Subset, TrafficPolicy

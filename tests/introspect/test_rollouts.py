@@ -17,8 +17,8 @@ from xds.api import rollouts_pb2 as pb
 from xds.introspect.clock import Clock
 from xds.introspect.rollouts import MOST_CLIENTS, SERVICE, _waiting
 from xds.model import Change, Mode, Ref
+from xds.policy.crossing import Stage
 from xds.policy.progress import Waiting
-from xds.policy.rollout import Stage
 from xds.snapshot import ENDPOINT, LISTENER
 
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from tests.policy.rollout_world import CLIENTS, PORTS, SERVERS, Client, Proxies, Server
 from xds.mesh import Mesh
 from xds.model import Change, Fact, Ref
+from xds.policy.crossing import Known
 from xds.policy.elsewhere import Report
 from xds.policy.exchange import Exchange
 from xds.policy.mtls import accepted
-from xds.policy.rollout import Known
 from xds.rolling import Rolling
 
 FOREVER = 1e9

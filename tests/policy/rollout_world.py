@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from tests.policy.world import HTTP, TCP, peer, pod, rule, service
 from xds.mesh import Mesh
 from xds.model import Change, Fact, Mode, Pod, PortKey, Ref
+from xds.policy.crossing import Known
 from xds.policy.destination import client_rule
+from xds.policy.elsewhere import TAKES
 from xds.policy.mtls import Send, accepted, decide, explicit_tls, sends_mtls
-from xds.policy.rollout import TAKES, Known
 from xds.rolling import Rolling
 from xds.traffic import TlsMode
 

@@ -6,8 +6,9 @@ import pytest
 
 from tests.policy.world import HTTP, TCP, peer, pod, rule, service
 from xds.model import Change, Fact, Pod, Ref, ServicePort
+from xds.policy.crossing import Known
+from xds.policy.elsewhere import Elsewhere
 from xds.policy.progress import how_many, progress, rules
-from xds.policy.rollout import Elsewhere, Known
 from xds.rolling import Rolling
 
 CLUSTER = "outbound|80||web.ns.svc.cluster.local"

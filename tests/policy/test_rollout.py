@@ -9,8 +9,8 @@ import pytest
 from tests.policy.rollout_world import Proxies
 from tests.policy.world import peer, rule, tls
 from xds.model import ROLLOUT, Change, MeshConfig, Ref
+from xds.policy.crossing import Stage
 from xds.policy.elsewhere import NOT_HERE, Elsewhere
-from xds.policy.rollout import Stage
 from xds.traffic import Subset, TrafficPolicy
 
 WEB = Ref("Pod", "ns", "web-1")

@@ -17,8 +17,8 @@ from xds.introspect.breath import Breath
 from xds.introspect.clock import Clock
 from xds.introspect.guard import Guarded
 from xds.model import Mode
+from xds.policy.crossing import Stage
 from xds.policy.progress import RuleProgress, ServiceProgress, Waiting, progress, rules
-from xds.policy.rollout import Stage
 from xds.server import DiscoveryService
 from xds.server.stream import now
 

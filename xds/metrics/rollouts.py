@@ -10,7 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from xds.hub import Hub
-from xds.policy.rollout import Stage
+from xds.policy.crossing import Stage
 
 _DURATIONS = (0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 """Seconds: upper bounds of the histogram's buckets."""

@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 from xds.mesh import Mesh
 from xds.model import CLUSTER_DOMAIN, Mode, PortKey
+from xds.policy.crossing import Crossing, Stage
 from xds.policy.mtls import Send, at_endpoint
-from xds.policy.rollout import THE_API, Crossing, Rollout, Stage
+from xds.policy.rollout import THE_API, Rollout
 
 _MOST_NAMED = 3
 """Endpoints, or clients, that one line names."""

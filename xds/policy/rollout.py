@@ -8,26 +8,25 @@ docs/rollout.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from enum import StrEnum
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 from xds.mesh import Mesh
 from xds.model import (
-    ROLLOUT,
     Change,
     DestinationRule,
     Mode,
-    Pod,
     PortKey,
     Ref,
     Served,
-    Service,
 )
+from xds.policy import rules
+from xds.policy.crossing import Crossing, Known, Stage, other_than, service_of
 from xds.policy.elsewhere import NOT_HERE, TAKES, Elsewhere, Stand
-from xds.policy.mtls import Send, at_endpoint
-from xds.traffic import TlsMode
+from xds.policy.mtls import Send
+from xds.policy.rules import RuleChange
+from xds.policy.wants import Want, is_there, services_at, wanted_of
 
 _FOR = {takes: mode for mode, takes in TAKES.items()}
 
@@ -37,132 +36,12 @@ THE_API = "the API server"
 """What is waited for while other replicas cannot know yet what is about to be done."""
 
 
-class Stage(StrEnum):
-    """What a port waits for."""
-
-    LISTENER = "listener"
-    """The server's sidecar, to have the listener that it was given in force;"""
-    CLIENTS = "clients"
-    """or clients, to have taken what they are to send;"""
-    REPLICAS = "replicas"
-    """or other replicas of the control plane, to say that theirs are as far."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Known:
-    """How far proxies are: which edition (`Served.edition`) of what was served is in force."""
-
-    servers: Mapping[Ref, int] = field(default_factory=dict)
-    """By pod, of its inbound listeners with the secrets that these name. Who is not connected is not waited for."""
-    rejected: Mapping[Ref, str] = field(default_factory=dict)
-    """By pod, why its sidecar does not take the listener."""
-    clients: Mapping[str, int] = field(default_factory=dict)
-    """By name, of its clusters and endpoints."""
-    refusing: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    """By client, which clusters or endpoints it rejected, and why."""
-    elsewhere: Elsewhere = field(default_factory=Elsewhere)
-
-
 class Step(NamedTuple):
     """What is to be served from now on."""
 
     served: Served
     rules: Change
     """DestinationRules that were held back, and may be in force now."""
-
-
-@dataclass(slots=True, kw_only=True)
-class Crossing:
-    """A port of a pod on its way to another mode."""
-
-    wanted: Mode
-    will: Send
-    """What clients are going to send."""
-    immediate: bool
-    serves: Mode
-    """What its listener accepts, as it was last served; from which edition on, and what may be in force meanwhile."""
-    serves_at: int
-    may_serve: set[Mode]
-    tells: Send
-    """What clients were last told to send; from which edition on, and what they may still be sending."""
-    tells_at: int
-    may_tell: set[Send]
-    hosts: frozenset[tuple[str, int]]
-    """The services, and ports of them, that it belongs to."""
-    began: float
-    served_since: float
-    told_since: float
-    to_serve: Mode
-    """What its listener will accept next, and clients will be told, as soon as other replicas know it."""
-    to_tell: Send
-    held_since: float | None = None
-    """Since when only other replicas are in the way of that, and which."""
-    held_by: tuple[str, ...] = ()
-    done_since: float | None = None
-    settled: bool = False
-    """Whether nothing is on its way here, nor known to be elsewhere."""
-    stage: Stage | None = None
-    """What it waits for now; None: for nothing."""
-    laggards: tuple[str, ...] = ()
-    """The clients, or replicas, that it waits for, or did not wait for any longer."""
-    rejection: str = ""
-    """Why it cannot go on: what a sidecar said."""
-
-    @property
-    def since(self) -> float:
-        """Since when it waits."""
-        if self.stage is Stage.REPLICAS and self.held_since is not None:
-            return self.held_since
-        return self.served_since if self.stage is Stage.LISTENER else self.told_since
-
-    @property
-    def awaits_lock(self) -> bool:
-        """Whether plaintext is still accepted though policy forbids it."""
-        return self.wanted is Mode.STRICT and (self.serves is not Mode.STRICT or len(self.may_serve) > 1)
-
-    @property
-    def done(self) -> bool:
-        """Whether what is wanted is in force."""
-        there = self.serves is self.wanted and self.tells is self.will
-        return there and self.may_serve == {self.serves} and self.may_tell == {self.tells}
-
-
-@dataclass(slots=True, kw_only=True)
-class RuleChange:
-    """A DestinationRule that is another one, or gone: its clients may be sending what the old one said, and will the new one's."""
-
-    old: DestinationRule | None
-    new: DestinationRule | None
-    others: tuple[DestinationRule, ...]
-    """Those that may speak where this one does not."""
-    since: float
-    at: int | None = None
-    """The edition that it is in force from; None: the old one is in force still."""
-
-    def is_about(self, hosts: Iterable[tuple[str, int]]) -> bool:
-        """Whether it may concern clients of any of these services."""
-        rules = [rule for rule in (self.old, self.new) if rule]
-        return any(rule.is_about(host) for rule in rules for host, _ in hosts)
-
-    def said_by(
-        self, rule: DestinationRule | None, hosts: Iterable[tuple[str, int]], otherwise: Collection[Send]
-    ) -> set[Send]:
-        """Return what clients of these services may send while a rule is the old or the new one, or there is none.
-
-        Which of several rules speaks for a client is not asked: too much is waited for, if anything.
-        """
-        found = _says(rule, otherwise) if rule else set(otherwise)
-        for other in self.others:
-            if any(other.is_about(host) for host, _ in hosts):
-                found |= _says(other, otherwise)
-        return found
-
-
-class _Want(NamedTuple):
-    mode: Mode
-    will: Send
-    uid: str
-    immediate: bool
 
 
 class Rollout:
@@ -184,7 +63,7 @@ class Rollout:
         """How many times a port was closed to plaintext."""
         self.finished: Callable[[float], object] = float
         """Told how many seconds a port was on its way, when what is wanted is in force there."""
-        self._wanted: dict[Ref, dict[int, _Want]] = {}
+        self._wanted: dict[Ref, dict[int, Want]] = {}
         self._lagging: dict[int, Mapping[str, str]] = {}
         """During a step, the clients that have not reached an edition."""
         self._new: set[PortKey] = set()
@@ -205,7 +84,7 @@ class Rollout:
             else (found for key in sorted(touched) if (found := mesh.service(*key)))
         )
         for service in services:
-            for key, want in _wants(mesh, service):
+            for key, want in wanted_of(mesh, service):
                 self._want(mesh, key, want, now)
 
     def recover(self, mesh: Mesh, pod: Ref, modes: Mapping[int, Mode], now: float) -> None:
@@ -218,7 +97,7 @@ class Rollout:
                 continue
             if want is None or want.mode is mode or self.timeout is None:
                 continue
-            tells = want.will if want.will in TAKES[mode] else _other(want.will)
+            tells = want.will if want.will in TAKES[mode] else other_than(want.will)
             crossing = self._open(mesh, key, want._replace(mode=mode, will=tells), now)
             crossing.wanted, crossing.will = want.mode, want.will
             # Its clients may be sending either.
@@ -233,31 +112,18 @@ class Rollout:
 
     def change_rule(self, mesh: Mesh, ref: Ref, new: DestinationRule | None, now: float) -> None:
         """Learn that a DestinationRule is to be another one, or none; `step` says when."""
-        old, before = mesh.get(ref), self.rules.get(ref)
-        # Clients may not even have taken the change before.
-        earlier = (*before.others, before.old) if before and before.at is not None else ()
-        self.rules[ref] = RuleChange(
-            old=old if isinstance(old, DestinationRule) else None,
-            new=new,
-            others=(*(rule for rule in mesh.rules() if rule.ref != ref), *filter(None, earlier)),
-            since=now,
-        )
+        self.rules[ref] = rules.change(mesh, self.rules.get(ref), ref, new, now)
 
     def withdraw_rules(self, mesh: Mesh, now: float) -> Change:
         """Return the DestinationRules to take back because servers are found not to take yet what they say."""
         for rule in mesh.rules():
-            change = RuleChange(
-                old=None,
-                new=rule,
-                others=tuple(other for other in mesh.rules() if other.ref != rule.ref),
-                since=now,
-            )
-            if rule.ref not in self.rules and self._is_too_early(change, Elsewhere()):
+            change = replace(rules.change(mesh, None, rule.ref, rule, now), old=None)
+            if rule.ref not in self.rules and rules.is_too_early(change, self.crossings, Elsewhere()):
                 self.rules[rule.ref] = change
         held = [ref for ref, each in self.rules.items() if each.at is None and not each.old and each.new]
         return Change(removed=tuple(ref for ref in held if mesh.get(ref)))
 
-    def _want(self, mesh: Mesh, key: PortKey, want: _Want, now: float) -> None:
+    def _want(self, mesh: Mesh, key: PortKey, want: Want, now: float) -> None:
         pod, port = key
         known = self._wanted.setdefault(pod, {})
         before = known.get(port)
@@ -269,12 +135,12 @@ class Rollout:
         elif key in self.crossings:
             crossing = self.crossings[key]
             crossing.wanted, crossing.will, crossing.immediate = want.mode, want.will, want.immediate
-            crossing.hosts = _hosts(mesh, key)
+            crossing.hosts = services_at(mesh, key)
         elif (before.mode, before.will) != (want.mode, want.will):
             crossing = self._open(mesh, key, before, now)
             crossing.wanted, crossing.will, crossing.immediate = want.mode, want.will, want.immediate
 
-    def _open(self, mesh: Mesh, key: PortKey, now_is: _Want, now: float) -> Crossing:
+    def _open(self, mesh: Mesh, key: PortKey, now_is: Want, now: float) -> Crossing:
         self.late.pop(key, None)
         crossing = self.crossings[key] = Crossing(
             wanted=now_is.mode,
@@ -286,7 +152,7 @@ class Rollout:
             tells=now_is.will,
             tells_at=0,
             may_tell={now_is.will},
-            hosts=_hosts(mesh, key),
+            hosts=services_at(mesh, key),
             began=now,
             served_since=now,
             told_since=now,
@@ -305,7 +171,7 @@ class Rollout:
     def _stand(self, crossing: Crossing) -> Stand:
         wanted = TAKES[crossing.wanted]
         sends = {crossing.to_tell, *crossing.may_tell} if crossing.will in wanted else set()
-        for uses, wants in self._users(crossing):
+        for uses, wants in rules.users(self.rules, crossing):
             if wants & wanted:
                 sends |= uses
         modes = frozenset({crossing.to_serve, *crossing.may_serve})
@@ -316,7 +182,7 @@ class Rollout:
         self._asked = elsewhere.opened
         for key in elsewhere.opened - self.crossings.keys():
             pod, port = key
-            if (want := self._wanted.get(pod, {}).get(port)) is None or not _is_there(mesh, key):
+            if (want := self._wanted.get(pod, {}).get(port)) is None or not is_there(mesh, key):
                 continue
             crossing = self._open(mesh, key, want, now)
             if key not in self._new:
@@ -324,7 +190,7 @@ class Rollout:
             # It is new here alone: it takes all that others may send, and is sent what all others take.
             crossing.serves = crossing.to_serve = Mode.PERMISSIVE
             crossing.may_serve = {crossing.serves}
-            modes, other = elsewhere.modes(key), _other(want.will)
+            modes, other = elsewhere.modes(key), other_than(want.will)
             is_taken = all(want.will in TAKES[mode] for mode in modes) and not elsewhere.silent(key)
             if not is_taken and all(other in TAKES[mode] for mode in modes):
                 crossing.tells = crossing.to_tell = other
@@ -337,7 +203,7 @@ class Rollout:
         """Go on as far as is known to be good; None: nothing is to be served that was not before."""
         self._lagging.clear()
         edition = self.served.edition + 1
-        for key in [key for key in self.crossings if not _is_there(mesh, key)]:
+        for key in [key for key in self.crossings if not is_there(mesh, key)]:
             del self.crossings[key]
         self._join(mesh, known.elsewhere, now)
         self._look_after_late(mesh, known)
@@ -429,12 +295,12 @@ class Rollout:
             reached = known.servers.get(key[0], -1)
             match late.stage:
                 case Stage.LISTENER:
-                    is_there = reached >= late.serves_at
+                    arrived = reached >= late.serves_at
                 case Stage.REPLICAS:
-                    is_there = key not in self.crossings
+                    arrived = key not in self.crossings
                 case _:
-                    is_there = not self._behind(late, known)
-            if is_there or not _is_there(mesh, key):
+                    arrived = not self._behind(late, known)
+            if arrived or not is_there(mesh, key):
                 del self.late[key]
 
     def _move(self, key: PortKey, crossing: Crossing, known: Known, edition: int, now: float) -> bool:
@@ -462,7 +328,7 @@ class Rollout:
         need = set(wanted)
         if will_work:
             need |= crossing.may_tell & TAKES[crossing.serves]
-        for uses, wants in self._users(crossing):
+        for uses, wants in rules.users(self.rules, crossing):
             if wants & wanted:
                 need |= uses & TAKES[crossing.serves]
         crossing.to_serve = _FOR[frozenset(need)]
@@ -513,7 +379,7 @@ class Rollout:
     def _tell(self, key: PortKey, crossing: Crossing, known: Known) -> None:
         """Note what it waits for."""
         pod, _ = key
-        waits_for_clients = crossing.may_tell != {crossing.tells} or any(self._users(crossing))
+        waits_for_clients = crossing.may_tell != {crossing.tells} or any(rules.users(self.rules, crossing))
         if crossing.may_serve != {crossing.serves}:
             crossing.stage, crossing.rejection = Stage.LISTENER, known.rejected.get(pod, "")
             crossing.laggards = ()
@@ -536,11 +402,9 @@ class Rollout:
         behind = dict(self._lagging[edition])
         for name, rejected in known.refusing.items():
             for cluster, why in rejected.items():
-                if _service_of(cluster) in crossing.hosts:
+                if service_of(cluster) in crossing.hosts:
                     behind[name] = why
         return dict(sorted(behind.items()))
-
-    # --- DestinationRules --------------------------------------------------------------------------------------------
 
     def _confirm_rules(self, known: Known, now: float) -> None:
         for ref, rule in tuple(self.rules.items()):
@@ -557,78 +421,9 @@ class Rollout:
         for ref, rule in self.rules.items():
             if rule.at is not None:
                 continue
-            too_early = self._is_too_early(rule, known.elsewhere)
+            too_early = rules.is_too_early(rule, self.crossings, known.elsewhere)
             if not too_early or self._is_late(rule.since, now):
                 self.passed_over += too_early
                 rule.at, rule.since = edition, now
                 released[ref] = rule
         return released
-
-    def _is_too_early(self, rule: RuleChange, others: Elsewhere) -> bool:
-        return not others.rules_said or any(
-            any(send not in TAKES[mode] for mode in crossing.may_serve)
-            or not others.may_tell(key, send)
-            or others.refusing(key, send)
-            for key, crossing in self.crossings.items()
-            if rule.is_about(crossing.hosts)
-            for send in rule.said_by(rule.new, crossing.hosts, {crossing.tells}) & TAKES[crossing.wanted]
-        )
-
-    def _users(self, crossing: Crossing) -> Iterator[tuple[set[Send], set[Send]]]:
-        """Yield, for each change of a DestinationRule, what its clients may be sending and what they will send."""
-        for rule in self.rules.values():
-            if rule.is_about(crossing.hosts):
-                wants = rule.said_by(rule.new, crossing.hosts, {crossing.will})
-                yield rule.said_by(rule.old, crossing.hosts, crossing.may_tell) | wants, wants
-
-
-def _says(rule: DestinationRule, otherwise: Collection[Send]) -> set[Send]:
-    """Return what clients send by any part of a rule; `otherwise`: what those send that it leaves alone."""
-    found: set[Send] = set()
-    for policy in (rule.policy, *(subset.policy for subset in rule.subsets)):
-        for each in (policy, *(policy.ports.values() if policy else ())):
-            if each and each.tls:
-                found.add(Send.MTLS if each.tls.mode is TlsMode.ISTIO_MUTUAL else Send.PLAINTEXT)
-            else:
-                found.update(otherwise)
-    return found
-
-
-def _other(send: Send) -> Send:
-    return Send.PLAINTEXT if send is Send.MTLS else Send.MTLS
-
-
-def _service_of(cluster: str) -> tuple[str, int]:
-    """Return the host and port that a cluster `outbound|PORT|SUBSET|HOST` leads to."""
-    kind, _, rest = cluster.partition("|")
-    port, _, rest = rest.partition("|")
-    return (rest.rpartition("|")[2], int(port)) if kind == "outbound" and port.isdecimal() else ("", 0)
-
-
-def _is_there(mesh: Mesh, key: PortKey) -> bool:
-    pod = mesh.get(key[0])
-    return isinstance(pod, Pod) and pod.has_sidecar and not pod.ended
-
-
-def _hosts(mesh: Mesh, key: PortKey) -> frozenset[tuple[str, int]]:
-    pod = mesh.get(key[0])
-    found = mesh.exposures(pod) if isinstance(pod, Pod) else ()
-    return frozenset((each.service.host, each.port.port) for each in found if each.target == key[1])
-
-
-def _wants(mesh: Mesh, service: Service) -> Iterator[tuple[PortKey, _Want]]:
-    """Yield what is wanted of each endpoint of a service that has a sidecar."""
-    for port in service.ports:
-        for endpoint in mesh.endpoints(service, port):
-            server = at_endpoint(mesh, endpoint)
-            if server and endpoint.pod:
-                mtls = mesh.config.enable_auto_mtls and server.mode is not Mode.DISABLE
-                because = mesh.get(server.because)
-                immediate = bool(because) and because.meta.annotations.get(ROLLOUT) == "immediate"  # type: ignore[union-attr]
-                want = _Want(
-                    server.mode,
-                    Send.MTLS if mtls else Send.PLAINTEXT,
-                    endpoint.pod.meta.uid,
-                    immediate,
-                )
-                yield (endpoint.pod.ref, endpoint.port), want

@@ -1,0 +1,91 @@
+"""DestinationRules that change: when a new one may be in force, and what clients may be sending meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from xds.mesh import Mesh
+from xds.model import DestinationRule, PortKey, Ref
+from xds.policy.crossing import Crossing
+from xds.policy.elsewhere import TAKES, Elsewhere
+from xds.policy.mtls import Send
+from xds.traffic import TlsMode
+
+
+@dataclass(slots=True, kw_only=True)
+class RuleChange:
+    """A DestinationRule that is another one, or gone: its clients may be sending what the old one said, and will the new one's."""
+
+    old: DestinationRule | None
+    new: DestinationRule | None
+    others: tuple[DestinationRule, ...]
+    """Those that may speak where this one does not."""
+    since: float
+    at: int | None = None
+    """The edition that it is in force from; None: the old one is in force still."""
+
+    def is_about(self, hosts: Iterable[tuple[str, int]]) -> bool:
+        """Whether it may concern clients of any of these services."""
+        rules = [rule for rule in (self.old, self.new) if rule]
+        return any(rule.is_about(host) for rule in rules for host, _ in hosts)
+
+    def said_by(
+        self, rule: DestinationRule | None, hosts: Iterable[tuple[str, int]], otherwise: Collection[Send]
+    ) -> set[Send]:
+        """Return what clients of these services may send while a rule is the old or the new one, or there is none.
+
+        Which of several rules speaks for a client is not asked: too much is waited for, if anything.
+        """
+        found = _says(rule, otherwise) if rule else set(otherwise)
+        for other in self.others:
+            if any(other.is_about(host) for host, _ in hosts):
+                found |= _says(other, otherwise)
+        return found
+
+
+def _says(rule: DestinationRule, otherwise: Collection[Send]) -> set[Send]:
+    """Return what clients send by any part of a rule; `otherwise`: what those send that it leaves alone."""
+    found: set[Send] = set()
+    for policy in (rule.policy, *(subset.policy for subset in rule.subsets)):
+        for each in (policy, *(policy.ports.values() if policy else ())):
+            if each and each.tls:
+                found.add(Send.MTLS if each.tls.mode is TlsMode.ISTIO_MUTUAL else Send.PLAINTEXT)
+            else:
+                found.update(otherwise)
+    return found
+
+
+def change(
+    mesh: Mesh, before: RuleChange | None, ref: Ref, new: DestinationRule | None, now: float
+) -> RuleChange:
+    """Begin the change of a rule from what a mesh has to `new`; `before` is the change that it may be in the middle of."""
+    old = mesh.get(ref)
+    # Clients may not even have taken the change before.
+    earlier = (*before.others, before.old) if before and before.at is not None else ()
+    return RuleChange(
+        old=old if isinstance(old, DestinationRule) else None,
+        new=new,
+        others=(*(rule for rule in mesh.rules() if rule.ref != ref), *filter(None, earlier)),
+        since=now,
+    )
+
+
+def is_too_early(rule: RuleChange, crossings: Mapping[PortKey, Crossing], others: Elsewhere) -> bool:
+    """Whether a server may refuse what a new rule has clients send, though policy means it to take that."""
+    return not others.rules_said or any(
+        any(send not in TAKES[mode] for mode in crossing.may_serve)
+        or not others.may_tell(key, send)
+        or others.refusing(key, send)
+        for key, crossing in crossings.items()
+        if rule.is_about(crossing.hosts)
+        for send in rule.said_by(rule.new, crossing.hosts, {crossing.tells}) & TAKES[crossing.wanted]
+    )
+
+
+def users(rules: Mapping[Ref, RuleChange], crossing: Crossing) -> Iterator[tuple[set[Send], set[Send]]]:
+    """Yield, for each change that is about a port, what its clients may be sending and what they will send."""
+    for rule in rules.values():
+        if rule.is_about(crossing.hosts):
+            wants = rule.said_by(rule.new, crossing.hosts, {crossing.will})
+            yield rule.said_by(rule.old, crossing.hosts, crossing.may_tell) | wants, wants
