@@ -223,9 +223,7 @@ class Hub:
 
         None: there is nothing to share, for nobody is waited for here.
         """
-        if self.rolling.rollout.timeout is not None:
-            self.rolling.exchange = Exchange()
-        return self.rolling.exchange
+        return self.rolling.share(_clock())
 
     def hear(self) -> None:
         """Take note that others have said something, or know by now what we said."""
@@ -251,11 +249,11 @@ class Hub:
     def _is_time(self) -> bool:
         """Whether pending changes are to be taken now."""
         now = asyncio.get_running_loop().time()
-        return self._has_changes and (now >= self._last + QUIET or now >= self._first + PATIENCE)
-
-    @property
-    def _has_changes(self) -> bool:
-        return bool(self._pending) and self.rolling.may_begin
+        return (
+            bool(self._pending)
+            and now >= self.rolling.begins_at(now)
+            and (now >= self._last + QUIET or now >= self._first + PATIENCE)
+        )
 
     async def _apply(self) -> None:
         change, self._pending = _together(self._pending), []
@@ -410,8 +408,9 @@ class Hub:
     async def _rest(self) -> None:
         """Wait for something to do: somebody who wakes us, a change that has become due, a renewal."""
         loop = asyncio.get_running_loop()
-        if self._has_changes:
-            seconds = min(self._last + QUIET, self._first + PATIENCE) - loop.time()
+        if self._pending:
+            taken = min(self._last + QUIET, self._first + PATIENCE)
+            seconds = max(taken, self.rolling.begins_at(loop.time())) - loop.time()
         else:
             soonest = min((at for at, _ in self._renewals()), default=None)
             left = (soonest - self._now()).total_seconds() if soonest else CLOCK_CHECK

@@ -38,6 +38,8 @@ RECOVERY = 6.0
 """Seconds after the start in which proxies come back that were there before."""
 HELLO = 1.0
 """Seconds that a proxy which comes back has to say what it listens with."""
+JOINING = 10.0
+"""Seconds after which we begin although other replicas cannot be told that we are here; each step waits for its timeout then."""
 EVERY = 0.1
 """Seconds between two looks at how far proxies are, while something is on its way."""
 LATE_EVERY = 1.0
@@ -90,6 +92,7 @@ class Rolling:
         self.rollout = Rollout(timeout)
         self.exchange: Exchange | None = None
         """What other replicas know, and are told; None: there are none."""
+        self._joins_until = -inf
         self._rules = View()
         self._says: Mapping[PortKey, Stand] = {}
         self._is_heard = self._has_met = False
@@ -218,10 +221,15 @@ class Rolling:
 
     # --- other replicas ----------------------------------------------------------------------------------------------
 
-    @property
-    def may_begin(self) -> bool:
-        """Whether others reckon with us, and it is known what is on its way with them."""
-        return self.exchange is None or self.exchange.is_known
+    def share(self, now: float) -> Exchange | None:
+        """Begin to reckon with other replicas; None: nobody is waited for here anyway."""
+        if self.rollout.timeout is not None:
+            self.exchange, self._joins_until = Exchange(), now + JOINING
+        return self.exchange
+
+    def begins_at(self, now: float) -> float:
+        """Return when the first mesh may be made: once others reckon with us, and it is known what is on its way with them."""
+        return now if self.exchange is None or self.exchange.is_known else max(self._joins_until, now)
 
     def hear(self) -> None:
         """Take note that others have said something, or can know by now what we said."""

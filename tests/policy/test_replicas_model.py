@@ -9,7 +9,9 @@ import pytest
 
 from tests.policy.replicas_world import Replica, Replicas
 from tests.policy.rollout_world import CLIENTS, PORTS, RULES, SERVERS
+from xds.model import Mode
 from xds.policy.elsewhere import Elsewhere
+from xds.policy.mtls import Send
 
 MODES = (None, "DISABLE", "PERMISSIVE", "STRICT")
 WALKS = range(40)
@@ -199,3 +201,36 @@ def test_nobody_acts_before_others_can_know(monkeypatch: pytest.MonkeyPatch, que
     race = Race()
     with pytest.raises(AssertionError, match=r"one sends plaintext to web-2:.*, which takes STRICT"):
         RACES[question](race)
+
+
+def test_a_replica_that_stays_behind_is_waited_for_until_the_timeout() -> None:
+    world = Replicas(("a", "b"))
+    a = world.replicas["a"]
+    rollout = a.rolling.rollout
+    world.set_mode("DISABLE")
+    world.settle()
+    for proxy in (*SERVERS, *CLIENTS):
+        world.move(proxy, "a")
+        world.take(proxy)
+    rollout.timeout = 30.0
+    world.set_mode("STRICT")
+    world.learn(a)
+    found = []
+    for _ in range(20):
+        world.write(a)
+        world.arrive(a)
+        world.read(a, 99)
+        world.step_at(a)
+        for proxy in (*SERVERS, *CLIENTS):
+            world.take(proxy)
+        found.append((world.servers["web-1"].modes[8080], set(world.clients["one"].sends.values())))
+        world.now += 10
+    assert list(dict.fromkeys(mode for mode, _ in found)) == [Mode.PERMISSIVE, Mode.STRICT]
+    plaintext, mtls = ({each} for each in (Send.PLAINTEXT, Send.MTLS))
+    told = [sends for _, sends in found].index(mtls)
+    locked = [mode for mode, _ in found].index(Mode.STRICT)
+    assert [sends for _, sends in found[:told]] == [plaintext] * told
+    assert told >= 3
+    assert locked >= told + 3
+    assert not rollout.crossings
+    assert rollout.passed_over == 2 * len(SERVERS) * len(PORTS)

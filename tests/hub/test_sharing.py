@@ -1,0 +1,87 @@
+"""A hub that is one of several: it begins once others know of it, and does nothing that they cannot know of."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from tests.hub.test_hub import AUTHORITY, WITHIN, pod, service
+from xds import hub as hub_module
+from xds import rolling
+from xds.hub import Hub
+from xds.model import AuthenticationPolicy, Change, Meta, Mode, Ref
+from xds.policy.exchange import Exchange
+from xds.policy.mtls import Send
+
+KEY = (Ref("Pod", "shop", "web"), 8080)
+
+
+@asynccontextmanager
+async def running() -> AsyncIterator[tuple[Hub, Exchange, asyncio.Event]]:
+    """Run a hub with a pod that speaks plaintext, and say when it has something to tell others."""
+    hub, news = Hub(AUTHORITY), asyncio.Event()
+    exchange = hub.share()
+    assert exchange
+    exchange.on_news = news.set
+    task = asyncio.create_task(hub.run())
+    try:
+        hub.change(Change(applied=(pod("web"), service("web"), policy(Mode.DISABLE))))
+        yield hub, exchange, news
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def policy(mode: Mode) -> AuthenticationPolicy:
+    return AuthenticationPolicy(meta=Meta(ref=Ref("Policy", "shop", "default")), mode=mode)
+
+
+def write(hub: Hub, exchange: Exchange) -> None:
+    """Have a report written, and read back."""
+    now = asyncio.get_running_loop().time()
+    exchange.read_back(exchange.write(now).number, now)
+    hub.hear()
+
+
+async def test_nothing_is_served_before_others_know_that_we_are_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_module, "QUIET", 0.0)
+    async with running() as (hub, exchange, _), asyncio.timeout(WITHIN):
+        for _ in range(3):
+            hub.hear()
+            while hub._wake.is_set():
+                await asyncio.sleep(0)
+        assert not hub.ready.is_set()
+        write(hub, exchange)
+        await hub.ready.wait()
+
+
+async def test_if_they_cannot_be_told_it_begins_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rolling, "JOINING", 0.2)
+    async with running() as (hub, exchange, _), asyncio.timeout(WITHIN):
+        await hub.ready.wait()
+        assert not exchange.is_known
+
+
+async def test_each_step_is_told_before_it_is_taken() -> None:
+    async with running() as (hub, exchange, news), asyncio.timeout(WITHIN):
+        write(hub, exchange)
+        await hub.ready.wait()
+        write(hub, exchange)
+        news.clear()
+        hub.change(Change(applied=(policy(Mode.STRICT),)))
+        await news.wait()
+        crossing = hub.rolling.rollout.crossings[KEY]
+        assert (crossing.serves, crossing.tells) == (Mode.PERMISSIVE, Send.PLAINTEXT)
+        assert exchange.elsewhere(0.0).said[-1][KEY].sends == {Send.PLAINTEXT, Send.MTLS}
+        while KEY in hub.rolling.rollout.crossings:
+            news.clear()
+            write(hub, exchange)
+            await news.wait()
+        assert hub.mesh.served.modes == {}
+
+
+async def test_who_waits_for_nobody_has_nothing_to_share() -> None:
+    assert Hub(AUTHORITY, rollout_timeout=None).share() is None
