@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 from typing import Any
 
 import pytest
@@ -253,10 +254,20 @@ async def test_a_foreign_definition_that_has_no_place_for_conditions_gets_events
     await crds.install(own_cluster.api)
     world = World(own_cluster.api, "default")
     path = f"{crds.PATH}/meshpolicies.authentication.istio.io"
-    definition = await world.api.get(path)
-    for version in definition["spec"]["versions"]:
-        change(version)
-    await world.api.replace(path, definition)
+
+    async def changed() -> bool:
+        # Controllers may write to it at the same time.
+        definition = await world.api.get(path)
+        for version in definition["spec"]["versions"]:
+            change(version)
+        try:
+            await world.api.replace(path, definition)
+        except KubeError as error:
+            assert error.status == HTTPStatus.CONFLICT
+            return False
+        return True
+
+    await eventually(changed, timeout=30)
     mesh_policy = {
         "apiVersion": "authentication.istio.io/v1alpha1",
         "kind": "MeshPolicy",
