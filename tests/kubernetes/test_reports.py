@@ -1,0 +1,94 @@
+"""Replicas hear of each other, whatever becomes of their Leases."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from tests.kubernetes.environment.cluster import Cluster
+from tests.real.harness.waiting import eventually
+from xds.kube.reports import ANNOTATION, Reports
+from xds.model import Mode, Ref
+from xds.policy.elsewhere import Stand
+from xds.policy.exchange import Exchange
+from xds.policy.mtls import Send
+
+KEY = (Ref("Pod", "ns", "web"), 8080)
+STAND = Stand(open=True, modes=frozenset({Mode.PERMISSIVE}), sends=frozenset({Send.MTLS}))
+
+
+@pytest.fixture
+async def namespace(cluster: Cluster) -> AsyncIterator[str]:
+    async with cluster.namespace("reports") as name:
+        yield name
+
+
+@asynccontextmanager
+async def replica(cluster: Cluster, namespace: str, name: str) -> AsyncIterator[tuple[Exchange, str]]:
+    """Run one until its report was read back; yield it, and where its Lease is."""
+    exchange = Exchange(duration=6.0)
+    reports = Reports(cluster.api, namespace, name, exchange, lambda: None)
+    task = asyncio.create_task(reports.run())
+    try:
+        await until(lambda: exchange.is_known, "it reads itself")
+        yield exchange, f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases/{reports.name}"
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def until(what: object, message: str) -> None:
+    await eventually(what, timeout=60, every=0.05, what=message)
+
+
+def heard_of(exchange: Exchange) -> list[object]:
+    found = exchange.elsewhere(asyncio.get_running_loop().time())
+    return [stands.get(KEY) for stands in found.others.values() if stands is not None]
+
+
+def is_known_by_all(exchange: Exchange) -> bool:
+    return exchange.elsewhere(asyncio.get_running_loop().time()).may_tell(KEY, Send.MTLS)
+
+
+async def test_what_one_says_the_other_hears(cluster: Cluster, namespace: str) -> None:
+    async with (
+        replica(cluster, namespace, "One_1") as (one, _),
+        replica(cluster, namespace, "two_2") as (two, _),
+    ):
+        await until(lambda: (one.names, two.names) == ({"two-2"}, {"one-1"}), "they know of each other")
+        assert heard_of(two) == [None]
+        one.say("", {KEY: STAND})
+        await until(lambda: heard_of(two) == [STAND], "two hears it")
+        await until(lambda: is_known_by_all(one), "one knows that two can know")
+
+
+@pytest.mark.parametrize("deleted", [True, False])
+async def test_a_lease_that_somebody_else_wrote_or_deleted_is_put_right(
+    cluster: Cluster, namespace: str, deleted: bool
+) -> None:
+    async with (
+        replica(cluster, namespace, "one") as (one, lease),
+        replica(cluster, namespace, "two") as (two, _),
+    ):
+        if deleted:
+            await cluster.api.delete(lease)
+        else:
+            await cluster.api.patch(lease, {"metadata": {"annotations": {ANNOTATION: "nonsense"}}})
+            await until(lambda: heard_of(two) == [], "two hears nothing that it understands")
+        one.say("", {KEY: STAND})
+        await until(lambda: heard_of(two) == [STAND], "two hears what one says")
+        await until(lambda: is_known_by_all(one), "one knows that two can know")
+
+
+async def test_who_is_gone_is_forgotten_and_its_lease_deleted(cluster: Cluster, namespace: str) -> None:
+    async with replica(cluster, namespace, "one") as (one, _):
+        async with replica(cluster, namespace, "two") as (two, lease):
+            two.say("", {KEY: STAND})
+            await until(lambda: heard_of(one) == [STAND], "one hears it")
+        # It is reckoned with as long as its sidecars may be on their way.
+        assert heard_of(one) == [STAND]
+        await until(lambda: not one.names, "it is forgotten")
+        assert await cluster.api.find(lease) is None
