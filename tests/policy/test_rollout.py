@@ -171,6 +171,20 @@ def test_a_rule_that_changes_while_it_is_held_comes_as_it_was_said_last():
     assert world.mesh.get(second.ref) == second
 
 
+def test_rules_that_may_speak_for_the_same_clients_wait_for_each_other():
+    world = Proxies()
+    world.set_mode("STRICT")
+    world.settle()
+    # Plaintext for one client; for all others what the policy will have them send, which nothing keeps.
+    narrow = rule("clients", HOST, "DISABLE", name="narrow", selector={"app": "two"})
+    wide = rule("clients", "*.local", "ISTIO_MUTUAL", name="wide")
+    other = rule("clients", "other.example", "ISTIO_MUTUAL", name="other")
+    world.change(peer("ns", "DISABLE"), narrow, wide, other)
+    assert [world.mesh.get(each.ref) for each in (narrow, wide, other)] == [None, None, other]
+    world.settle()
+    assert world.mesh.get(wide.ref) == wide
+
+
 def test_rules_wait_no_longer_than_anybody():
     world = Proxies(timeout=30.0)
     world.set_mode("DISABLE")

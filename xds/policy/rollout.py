@@ -417,13 +417,14 @@ class Rollout:
 
     def _release_rules(self, known: Known, edition: int, now: float) -> dict[Ref, RuleChange]:
         """Put those in force that no server would refuse by which it was not meant to."""
-        released = {}
-        for ref, rule in self.rules.items():
-            if rule.at is not None:
-                continue
-            too_early = rules.is_too_early(rule, self.crossings, known.elsewhere)
-            if not too_early or self._is_late(rule.since, now):
-                self.passed_over += too_early
-                rule.at, rule.since = edition, now
-                released[ref] = rule
+        held = {ref: rule for ref, rule in self.rules.items() if rule.at is None}
+        early = {
+            ref for ref, rule in held.items() if rules.is_too_early(rule, self.crossings, known.elsewhere)
+        }
+        late = {ref for ref, rule in held.items() if self._is_late(rule.since, now)}
+        self.passed_over += len(early & late)
+        waiting = rules.together(held, early - late)
+        released = {ref: rule for ref, rule in held.items() if ref not in waiting}
+        for rule in released.values():
+            rule.at, rule.since = edition, now
         return released

@@ -25,10 +25,15 @@ class RuleChange:
     at: int | None = None
     """The edition that it is in force from; None: the old one is in force still."""
 
+    @property
+    def rules(self) -> list[DestinationRule]:
+        """The old one and the new one, as far as there are."""
+        return [rule for rule in (self.old, self.new) if rule]
+
     def is_about(self, hosts: Iterable[tuple[str, int]]) -> bool:
         """Whether it may concern clients of any of these services."""
-        rules = [rule for rule in (self.old, self.new) if rule]
-        return any(rule.is_about(host) for rule in rules for host, _ in hosts)
+        rules = self.rules
+        return any(rule.is_about(host) for host, _ in hosts for rule in rules)
 
     def said_by(
         self, rule: DestinationRule | None, hosts: Iterable[tuple[str, int]], otherwise: Collection[Send]
@@ -80,6 +85,28 @@ def is_too_early(rule: RuleChange, crossings: Mapping[PortKey, Crossing], others
         for key, crossing in crossings.items()
         if rule.is_about(crossing.hosts)
         for send in rule.said_by(rule.new, crossing.hosts, {crossing.tells}) & TAKES[crossing.wanted]
+    )
+
+
+def together(held: Mapping[Ref, RuleChange], early: Collection[Ref]) -> set[Ref]:
+    """Return what has to wait where some are too early: these, and others that may speak for the same clients.
+
+    One without the other could have clients send what neither the old rules say nor the new ones.
+    """
+    waiting, added = set(early), set(early)
+    while added:
+        added = {
+            ref
+            for ref, rule in held.items()
+            if ref not in waiting and any(_overlap(rule, held[each]) for each in waiting)
+        }
+        waiting |= added
+    return waiting
+
+
+def _overlap(one: RuleChange, other: RuleChange) -> bool:
+    return one.is_about((rule.host, 0) for rule in other.rules) or other.is_about(
+        (rule.host, 0) for rule in one.rules
     )
 
 
