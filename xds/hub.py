@@ -299,9 +299,16 @@ class Hub:
     async def _roll(self) -> None:
         """Take the next step of what is on its way, if proxies are as far."""
         now, before = _clock(), self.mesh
-        async with self.at_rest:
-            known = self.rolling.known(now)
-            self.mesh = await asyncio.to_thread(self.rolling.advance, before, known, now)
+        known = self.rolling.known(now)
+        try:
+            async with self.at_rest:
+                self.mesh = await asyncio.to_thread(self.rolling.advance, before, known, now)
+        except Exception as error:  # noqa: BLE001 - told in full, or was before
+            said = f"{type(error).__name__}: {error}"
+            if said != self._failure:
+                log.error("changes of mode cannot go on", problem=said, stack=_traceback(error))  # noqa: TRY400
+            self._failure = said
+            return
         self.rolling.tell()
         if self.mesh is not before:
             for key in self._streams:

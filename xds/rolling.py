@@ -114,11 +114,11 @@ class Rolling:
 
     def disconnected(self, subscriber: Subscriber, key: PodName, now: float) -> None:
         """Take note that a stream has ended: its proxy goes on with what it has, and will be back."""
-        stream = self._streams.pop(subscriber)
         if self.rollout.timeout is not None and subscriber.session and not self._subscribers.get(key):
-            self._away[key] = (self._reached(subscriber.session, stream, now), now + AWAY)
+            self._away[key] = (self._reached(subscriber, now), now + AWAY)
             if self.exchange:
                 self._met.discard(key)  # It may have been with another replica when it comes back.
+        del self._streams[subscriber]
 
     def asked(self, subscriber: Subscriber, key: PodName, type_url: str) -> None:
         """Take note that a proxy has asked for a type: one that was here before says then what it listens with."""
@@ -170,14 +170,24 @@ class Rolling:
     def known(self, now: float) -> Known:
         """Return how far proxies are."""
         self._looked, self._is_heard = now, False
+        elsewhere = self.exchange.elsewhere(now) if self.exchange else Elsewhere()
+        if not (self.is_open or self.rollout.late):
+            # Who is there suffices: nothing has been told yet that could be in force.
+            there = [key for key, _ in self._sessions(now)]
+            return Known(
+                servers={Ref("Pod", *key): -1 for key in there},
+                clients={_name(key): -1 for key in there},
+                elsewhere=elsewhere,
+            )
         waited = {pod for pod, _ in (*self.rollout.crossings, *self.rollout.late)}
         servers: dict[Ref, int] = {}
         clients: dict[str, int] = {}
         rejected: dict[Ref, str] = {}
         refusing: dict[str, dict[str, str]] = {}
-        for key, (session, reached) in self._sessions(now):
-            namespace, pod = key
-            name, ref = f"{pod}.{namespace}", Ref("Pod", namespace, pod)
+        for key, subscriber in self._sessions(now):
+            session = subscriber.session if subscriber else None
+            reached = self._reached(subscriber, now) if subscriber else self._away[key][0]
+            name, ref = _name(key), Ref("Pod", *key)
             clients[name] = min(reached.client, clients.get(name, reached.client))
             # All of them: a change that this is asked for may be the one that makes them waited for.
             servers[ref] = min(reached.server, servers.get(ref, reached.server))
@@ -193,25 +203,26 @@ class Rolling:
             rejected=rejected,
             clients=clients,
             refusing=refusing,
-            elsewhere=self.exchange.elsewhere(now) if self.exchange else Elsewhere(),
+            elsewhere=elsewhere,
         )
 
-    def _sessions(self, now: float) -> Iterator[tuple[PodName, tuple[Session | None, _Reached]]]:
+    def _sessions(self, now: float) -> Iterator[tuple[PodName, Subscriber | None]]:
+        """Yield the streams that count, and None for each proxy that has lost its last one."""
         for key, subscribers in self._subscribers.items():
             self._away.pop(key, None)
             for subscriber in subscribers:
                 # One that nothing is served to yet has nothing that could be waited for, or is held.
                 if subscriber.session and (subscriber.snapshot or self.holds(subscriber, key, now)):
-                    stream = self._streams[subscriber]
-                    yield key, (subscriber.session, self._reached(subscriber.session, stream, now))
-        for key, (reached, until) in tuple(self._away.items()):
+                    yield key, subscriber
+        for key, (_, until) in tuple(self._away.items()):
             if now >= until:
                 del self._away[key]
             else:
-                yield key, (None, reached)
+                yield key, None
 
-    @staticmethod
-    def _reached(session: Session, stream: _Stream, now: float) -> _Reached:
+    def _reached(self, subscriber: Subscriber, now: float) -> _Reached:
+        session, stream = subscriber.session, self._streams[subscriber]
+        assert session  # noqa: S101 - whoever is asked for has one
         inbound = _inbound(session)
         in_force = inbound and session.in_force(LISTENER, inbound)
         return _Reached(
@@ -257,6 +268,7 @@ class Rolling:
         after = mesh.apply(others)
         self._rules.follow(rules.applied, rules.removed, after.config)
         self.rollout.follow(after, change.removed, now)
+        self._met.difference_update((ref.namespace, ref.name) for ref in change.removed if ref.kind == "Pod")
         for rule in rules.applied:
             self.rollout.change_rule(
                 after, rule.ref, rule if isinstance(rule, DestinationRule) else None, now
@@ -299,6 +311,11 @@ def _rules_apart(change: Change) -> tuple[Change, Change]:
         config=change.config,
     )
     return rules, others
+
+
+def _name(key: PodName) -> str:
+    namespace, pod = key
+    return f"{pod}.{namespace}"
 
 
 def _inbound(session: Session) -> list[str]:

@@ -291,3 +291,31 @@ async def test_policies_that_change_again_half_way_come_to_what_was_said_last(co
         await over(hub)
         assert web.accepts(PORT) == "D"
         assert not client.is_told_mtls(WEB)
+
+
+async def test_an_error_of_a_step_is_told_once_and_ends_nothing(monkeypatch) -> None:
+    with capture_logs() as logs:
+        async with world(peer("ns", "DISABLE")) as (hub, web, client):
+            web.withholds = {LISTENER}
+            say(hub, "STRICT")
+            await waits_for(hub, "listener")
+            advance = hub.rolling.advance
+
+            def fail(*_: object) -> None:
+                raise RuntimeError("a bug")
+
+            monkeypatch.setattr(hub.rolling, "advance", fail)
+            await looked_twice(hub)
+            monkeypatch.setattr(hub.rolling, "advance", advance)
+            web.answer(LISTENER)
+            await web.until(lambda: web.accepts(PORT) == "S")
+            assert client.is_told_mtls(WEB)
+    told = [entry for entry in logs if entry["event"] == "changes of mode cannot go on"]
+    assert [entry["problem"] for entry in told] == ["RuntimeError: a bug"]
+
+
+async def test_a_pod_that_is_gone_is_forgotten() -> None:
+    async with world() as (hub, _web, _client):
+        assert ("ns", "web") in hub.rolling._met
+        hub.change(Change(removed=(Ref("Pod", "ns", "web"),)))
+        await eventually(lambda: ("ns", "web") not in hub.rolling._met, timeout=WITHIN)
