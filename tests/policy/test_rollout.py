@@ -245,3 +245,43 @@ def test_clients_that_reject_what_belongs_to_others_are_not_waited_for():
     known = replace(world.known(), refusing=refusing)
     world.mesh = world.rolling.advance(world.mesh, known, world.now)
     assert not world.rollout.crossings
+
+
+def test_what_installing_creates_is_not_held_back():
+    world = Proxies()
+    world.set_mode("DISABLE")
+    world.settle()
+    had = {name: each.modes for name, each in world.servers.items()}
+    # A control plane that starts with values.global.mtls.enabled, and finds servers that do not take mutual TLS yet.
+    world.change(peer("ns", "PERMISSIVE"))
+    change = Change(applied=tuple(world.facts.values()), config=MeshConfig(mtls_enabled=True))
+    world.mesh = world.rolling.first(change, world.known(), world.now)
+    assert [each.host for each in world.mesh.rules()] != []
+    for each in world.servers.values():
+        each.said = -1
+    world.rolling._came_back = {Ref("Pod", "ns", name): modes for name, modes in had.items()}
+    world.step()
+    assert world.rollout.crossings
+    assert not world.rollout.rules
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_meshs_switch_goes_the_same_way(enabled):
+    """values.global.mtls.enabled: STRICT and ISTIO_MUTUAL across the mesh, or PERMISSIVE and automatic."""
+    world = Proxies()
+    configs = {each: MeshConfig(mtls_enabled=each) for each in (True, False)}
+    for each in (not enabled, enabled):
+        change = Change(config=configs[each])
+        world.mesh = world.rolling.apply(world.mesh, change, world.known(), world.now)
+        for _ in range(4):
+            for name in world.servers:
+                world.deliver_to_server(name)
+                world.hear(world.servers[name])
+            for name in world.clients:
+                world.deliver_to_client(name)
+                world.hear(world.clients[name])
+            world.check()
+            world.step()
+        assert not world.rollout.crossings
+    mode = "STRICT" if enabled else "PERMISSIVE"
+    assert {each for server in world.servers.values() for each in server.modes.values()} == {mode}

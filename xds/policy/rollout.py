@@ -118,7 +118,13 @@ class Rollout:
         """Return the DestinationRules to take back because servers are found not to take yet what they say."""
         for rule in mesh.rules():
             change = replace(rules.change(mesh, None, rule.ref, rule, now), old=None)
-            if rule.ref not in self.rules and rules.is_too_early(change, self.crossings, Elsewhere()):
+            given = mesh.in_namespace(rule.namespace, given=True).facts
+            # What installing creates cannot be taken back.
+            if (
+                rule.ref in given
+                and rule.ref not in self.rules
+                and rules.is_too_early(change, self.crossings, Elsewhere())
+            ):
                 self.rules[rule.ref] = change
         held = [ref for ref, each in self.rules.items() if each.at is None and not each.old and each.new]
         return Change(removed=tuple(ref for ref in held if mesh.get(ref)))
