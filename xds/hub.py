@@ -26,7 +26,7 @@ from xds.identity.chain import bundle, to_pem
 from xds.identity.claims import Caller, objection
 from xds.identity.secrets import Issuer, trusted_roots
 from xds.mesh import Mesh
-from xds.model import Change, Fact, Pod, Ref
+from xds.model import Change, Pod, together
 from xds.policy.exchange import Exchange
 from xds.protocol.events import Acked, Nacked, Subscribed
 from xds.protocol.status import State
@@ -256,7 +256,7 @@ class Hub:
         )
 
     async def _apply(self) -> None:
-        change, self._pending = _together(self._pending), []
+        change, self._pending = together(self._pending), []
         changed_at, old = self._first, self.mesh
         began = time.perf_counter()
         try:
@@ -455,18 +455,3 @@ def _traceback(error: Exception) -> str:
 def _pod_name(subscriber: Subscriber) -> PodName:
     name = NodeId.parse(subscriber.node.id)
     return name.namespace, name.pod
-
-
-def _together(changes: list[Change]) -> Change:
-    """Make one change of several: what was said last of an object holds."""
-    last: dict[Ref, Fact | None] = {}
-    config = None
-    for change in changes:
-        last |= dict.fromkeys(change.removed)
-        last |= {fact.ref: fact for fact in change.applied}
-        config = change.config or config
-    return Change(
-        applied=tuple(fact for fact in last.values() if fact),
-        removed=tuple(ref for ref, fact in last.items() if fact is None),
-        config=config,
-    )

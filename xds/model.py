@@ -6,7 +6,7 @@ YAML field names or Envoy. Two facts are equal when they mean the same: where an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -391,3 +391,18 @@ class Change:
     removed: tuple[Ref, ...] = ()
     config: MeshConfig | None = None
     """The mesh settings, when they changed."""
+
+
+def together(changes: Iterable[Change]) -> Change:
+    """Make one change of several: what was said last of an object holds."""
+    last: dict[Ref, Fact | None] = {}
+    config = None
+    for change in changes:
+        last |= dict.fromkeys(change.removed)
+        last |= {fact.ref: fact for fact in change.applied}
+        config = change.config or config
+    return Change(
+        applied=tuple(fact for fact in last.values() if fact),
+        removed=tuple(ref for ref, fact in last.items() if fact is None),
+        config=config,
+    )
