@@ -27,7 +27,7 @@ class WatchedHub(xds.hub.Hub):
     async def run(self) -> None:
         probe.attach(
             lambda: (s.snapshot for streams in self._streams.values() for s in streams if s.snapshot),
-            lambda: not self._pending and not self._due and not self.rolling.is_open,
+            lambda: not self._pending and not self._due,
         )
         await super().run()
 

@@ -44,7 +44,8 @@ class Planes:
     async def serve(self, case: Path) -> ControlPlane:
         file, assignments = options(case)
         settings = [f"--mesh-config={file}"] if file else []
-        key = (*settings, *(f"--set={assignment}" for assignment in assignments))
+        # Sidecars of the last case are gone without a word, and would be waited for.
+        key = ("--rollout=immediate", *settings, *(f"--set={assignment}" for assignment in assignments))
         if key not in self._planes:
             directory = self._directory / case.name
             manifests = Manifests(directory / "manifests").directory
