@@ -263,7 +263,7 @@ class Hub:
             # In a thread, for its cost follows the change, and the first one is everything.
             now = _clock()
             async with self.at_rest:
-                known = self.rolling.known(now)
+                known = self.rolling.known(old, now)
                 if self.ready.is_set():
                     self.mesh = await asyncio.to_thread(self.rolling.apply, old, change, known, now)
                 else:
@@ -285,7 +285,6 @@ class Hub:
                     look_again(subscriber, key, was, pod)
             if pod:
                 self._want(key, changed_at)
-        self._log.tell(self.mesh, self.rolling.rollout, _clock())
         if not self.ready.is_set():
             self.rolling.began(self.mesh, _clock())
             self.ready.set()
@@ -299,22 +298,21 @@ class Hub:
     async def _roll(self) -> None:
         """Take the next step of what is on its way, if proxies are as far."""
         now, before = _clock(), self.mesh
-        known = self.rolling.known(now)
         try:
             async with self.at_rest:
+                known = self.rolling.known(before, now)
                 self.mesh = await asyncio.to_thread(self.rolling.advance, before, known, now)
+            self.rolling.tell()
+            self._log.tell(self.mesh, self.rolling.rollout, _clock())
         except Exception as error:  # noqa: BLE001 - told in full, or was before
             said = f"{type(error).__name__}: {error}"
             if said != self._failure:
                 log.error("changes of mode cannot go on", problem=said, stack=_traceback(error))  # noqa: TRY400
             self._failure = said
-            return
-        self.rolling.tell()
         if self.mesh is not before:
             for key in self._streams:
                 if self.mesh.pod(*key):
                     self._want(key)
-        self._log.tell(self.mesh, self.rolling.rollout, _clock())
 
     def _want(self, key: PodName, changed_at: float | None = None) -> None:
         """Have a pod's snapshot made."""
@@ -324,6 +322,7 @@ class Hub:
     async def _serve(self, key: PodName) -> None:
         """Make a pod's snapshot, and give it to its streams."""
         changed_at = self._due.pop(key)
+        self._held.discard(key)
         pod = self.mesh.pod(*key)
         if pod is None:
             return
@@ -331,7 +330,6 @@ class Hub:
         if any(self.rolling.holds(each, key, now) for each in self._streams.get(key, ())):
             self._held.add(key)
             return
-        self._held.discard(key)
         with_key = any(self._may_have_key(each) for each in self._streams.get(key, ()))
         try:
             secrets = self._secrets(pod, with_key=with_key)
@@ -428,7 +426,7 @@ class Hub:
             async with asyncio.timeout(seconds):
                 await self._wake.wait()
         self._turn = loop.time()
-        for key in self._held:
+        for key in tuple(self._held):
             if not any(self.rolling.holds(each, key, self._turn) for each in self._streams.get(key, ())):
                 self._want(key)
         for at, key in self._renewals():

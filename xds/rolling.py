@@ -114,10 +114,15 @@ class Rolling:
 
     def disconnected(self, subscriber: Subscriber, key: PodName, now: float) -> None:
         """Take note that a stream has ended: its proxy goes on with what it has, and will be back."""
-        if self.rollout.timeout is not None and subscriber.session and not self._subscribers.get(key):
+        session = subscriber.session
+        counts = session and (subscriber.snapshot or _has_brought(session))
+        if self.rollout.timeout is not None and counts and not self._subscribers.get(key):
             self._away[key] = (self._reached(subscriber, now), now + AWAY)
             if self.exchange:
                 self._met.discard(key)  # It may have been with another replica when it comes back.
+        if not self._subscribers.get(key) and Ref("Pod", *key) in self._came_back:
+            del self._came_back[Ref("Pod", *key)]  # It will say it again.
+            self._met.discard(key)
         del self._streams[subscriber]
 
     def asked(self, subscriber: Subscriber, key: PodName, type_url: str) -> None:
@@ -137,7 +142,7 @@ class Rolling:
         session = subscriber.session
         if session is None or self.rollout.timeout is None or subscriber.snapshot is not None:
             return False
-        if not any(session.brought(each) for each in (CLUSTER, ENDPOINT, LISTENER)):
+        if not _has_brought(session):
             return False
         if key not in self._met and now < self._streams[subscriber].came + HELLO:
             return True
@@ -162,18 +167,18 @@ class Rolling:
     def due(self, now: float) -> float:
         """Return when to look again how far proxies are; infinity: not until something happens."""
         if self._is_heard:
-            return now
+            return min(now, self._looked + EVERY)
         if self.is_open:
             return max(self._looked + EVERY, now)
         return max(self._looked + LATE_EVERY, now) if self.rollout.late else inf
 
-    def known(self, now: float) -> Known:
-        """Return how far proxies are."""
+    def known(self, mesh: Mesh, now: float) -> Known:
+        """Return how far the proxies are of pods that there are."""
         self._looked, self._is_heard = now, False
         elsewhere = self.exchange.elsewhere(now) if self.exchange else Elsewhere()
         if not (self.is_open or self.rollout.late):
             # Who is there suffices: nothing has been told yet that could be in force.
-            there = [key for key, _ in self._sessions(now)]
+            there = [key for key, _ in self._sessions(mesh, now)]
             return Known(
                 servers={Ref("Pod", *key): -1 for key in there},
                 clients={_name(key): -1 for key in there},
@@ -184,13 +189,14 @@ class Rolling:
         clients: dict[str, int] = {}
         rejected: dict[Ref, str] = {}
         refusing: dict[str, dict[str, str]] = {}
-        for key, subscriber in self._sessions(now):
+        for key, subscriber in self._sessions(mesh, now):
             session = subscriber.session if subscriber else None
             reached = self._reached(subscriber, now) if subscriber else self._away[key][0]
             name, ref = _name(key), Ref("Pod", *key)
             clients[name] = min(reached.client, clients.get(name, reached.client))
             # All of them: a change that this is asked for may be the one that makes them waited for.
-            servers[ref] = min(reached.server, servers.get(ref, reached.server))
+            if subscriber is None or self._may_listen(subscriber, now):
+                servers[ref] = min(reached.server, servers.get(ref, reached.server))
             if session is None:
                 continue
             if ref in waited and (why := _rejection(session, _inbound(session))):
@@ -206,19 +212,25 @@ class Rolling:
             elsewhere=elsewhere,
         )
 
-    def _sessions(self, now: float) -> Iterator[tuple[PodName, Subscriber | None]]:
+    def _sessions(self, mesh: Mesh, now: float) -> Iterator[tuple[PodName, Subscriber | None]]:
         """Yield the streams that count, and None for each proxy that has lost its last one."""
         for key, subscribers in self._subscribers.items():
-            self._away.pop(key, None)
-            for subscriber in subscribers:
-                # One that nothing is served to yet has nothing that could be waited for, or is held.
-                if subscriber.session and (subscriber.snapshot or self.holds(subscriber, key, now)):
+            for subscriber in subscribers if mesh.pod(*key) else ():
+                # One that nothing is served to yet, and that brought nothing, has nothing that could be waited for.
+                if subscriber.session and (subscriber.snapshot or _has_brought(subscriber.session)):
+                    self._away.pop(key, None)
                     yield key, subscriber
         for key, (_, until) in tuple(self._away.items()):
-            if now >= until:
+            if now >= until or not mesh.pod(*key):
                 del self._away[key]
             else:
                 yield key, None
+
+    def _may_listen(self, subscriber: Subscriber, now: float) -> bool:
+        """Whether a stream is one on which a sidecar gets its listeners, as all have it that use ADS."""
+        session = subscriber.session
+        asked = session is not None and session.has_asked(LISTENER)
+        return asked or (not subscriber.stream.type_url and now < self._streams[subscriber].came + HELLO)
 
     def _reached(self, subscriber: Subscriber, now: float) -> _Reached:
         session, stream = subscriber.session, self._streams[subscriber]
@@ -267,7 +279,6 @@ class Rolling:
         rules, others = _rules_apart(change)
         after = mesh.apply(others)
         self._rules.follow(rules.applied, rules.removed, after.config)
-        self.rollout.follow(after, change.removed, now)
         self._met.difference_update((ref.namespace, ref.name) for ref in change.removed if ref.kind == "Pod")
         for rule in rules.applied:
             self.rollout.change_rule(
@@ -275,14 +286,17 @@ class Rolling:
             )
         for ref in rules.removed:
             self.rollout.change_rule(after, ref, None, now)
+        self.rollout.follow(after, change.removed, now)
         return self.advance(after, known, now)
 
     def advance(self, mesh: Mesh, known: Known, now: float) -> Mesh:
         """Return the mesh as it is to be served now, given how far proxies are; itself, if nothing is to be served anew."""
-        while self._came_back:
-            ref, modes = self._came_back.popitem()
-            self.rollout.recover(mesh, ref, modes, now)
-            mesh = mesh.apply(self.rollout.withdraw_rules(mesh, now))
+        # Those that came since are not in what is known, and would not be waited for.
+        came = [ref for ref in tuple(self._came_back) if ref in known.servers]
+        for ref in came:
+            self.rollout.recover(mesh, ref, self._came_back.pop(ref), now)
+        if came and (early := self.rollout.withdraw_rules(mesh, now)) != Change():
+            mesh = mesh.apply(early)
         if self._has_met:
             self._has_met = False
             self.rollout.meet(now)
@@ -311,6 +325,11 @@ def _rules_apart(change: Change) -> tuple[Change, Change]:
         config=change.config,
     )
     return rules, others
+
+
+def _has_brought(session: Session) -> bool:
+    """Whether a proxy has a configuration from before."""
+    return any(session.brought(each) for each in (CLUSTER, ENDPOINT, LISTENER))
 
 
 def _name(key: PodName) -> str:

@@ -130,7 +130,7 @@ def tag(ports: Iterable[Port]) -> str:
 def accepting(versions: Iterable[str]) -> dict[int, Mode]:
     """Return what is accepted on which port by listeners of these versions."""
     tags = "".join(tag_of(version) for version in versions)
-    return {int(number): _MODES[letter] for number, letter in re.findall(r"(\d+)([DPS])", tags)}
+    return {int(number): _MODES[letter] for number, letter in re.findall(r"(\d{1,5})([DPS])", tags)}
 
 
 def _inspectors() -> list[ListenerFilter]:

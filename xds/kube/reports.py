@@ -44,6 +44,10 @@ _WATCH = 290
 """Seconds for which the API server is asked to tell changes; then it is asked again."""
 
 
+_REFUSALS = frozenset({HTTPStatus.BAD_REQUEST, 401, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND, 413, 422})
+"""Answers after which nothing was written for certain."""
+
+
 class Reports:
     """Writes a replica's reports, and reads everybody's; `run` does until it is cancelled. `heard` is called after something new."""
 
@@ -127,6 +131,8 @@ class Reports:
             # A write whose answer we missed was done after all, or somebody took us for gone: `_read` says which.
             if error.missing:
                 self._version = ""
+            if error.status in _REFUSALS:
+                self._exchange.retract()
             if error.status == HTTPStatus.CONFLICT:
                 await self._list()
             raise

@@ -59,7 +59,16 @@ def report_of(text: str) -> Report:
         return Report(
             int(found["number"]), str(found["view"]), None if stands is None else dict(_ungrouped(stands))
         )
-    except (Error, zlib.error, ValueError, KeyError, TypeError, AttributeError):
+    except (
+        Error,
+        zlib.error,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ):
         return Report(0, "", None)
 
 

@@ -8,11 +8,11 @@ docs/rollout.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
-from xds.mesh import Mesh
+from xds.mesh import Mesh, ServiceKey
 from xds.model import (
     Change,
     DestinationRule,
@@ -64,6 +64,8 @@ class Rollout:
         self.finished: Callable[[float], object] = float
         """Told how many seconds a port was on its way, when what is wanted is in force there."""
         self._wanted: dict[Ref, dict[int, Want]] = {}
+        self._listed: dict[ServiceKey, frozenset[PortKey]] = {}
+        """What each service leads to."""
         self._lagging: dict[int, Mapping[str, str]] = {}
         """During a step, the clients that have not reached an edition."""
         self._new: set[PortKey] = set()
@@ -77,15 +79,22 @@ class Rollout:
         """Learn what a mesh wants; `removed` is what is gone since the one before."""
         for ref in removed:
             self._wanted.pop(ref, None)
-        touched = mesh.touched
-        services = (
-            mesh.services()
-            if touched is None
-            else (found for key in sorted(touched) if (found := mesh.service(*key)))
-        )
-        for service in services:
-            for key, want in wanted_of(mesh, service):
+        names: Collection[ServiceKey] | None = mesh.touched
+        if names is None:
+            names = self._listed.keys() | {(each.namespace, each.name) for each in mesh.services()}
+        gone: set[PortKey] = set()
+        for name in sorted(names):
+            service = mesh.service(*name)
+            wants = dict(wanted_of(mesh, service)) if service else {}
+            gone |= self._listed.pop(name, frozenset()) - wants.keys()
+            if wants:
+                self._listed[name] = frozenset(wants)
+            for key, want in wants.items():
                 self._want(mesh, key, want, now)
+        for key in gone:
+            # Nobody uses it, and it does not go step by step: it is new if it comes again.
+            if key not in self.crossings and not any(key in each for each in self._listed.values()):
+                self._wanted.get(key[0], {}).pop(key[1], None)
 
     def recover(self, mesh: Mesh, pod: Ref, modes: Mapping[int, Mode], now: float) -> None:
         """Learn from a server which modes it has had in force since before we were here."""
@@ -138,6 +147,12 @@ class Rollout:
             self.crossings.pop(key, None)  # Nobody uses what has just come.
             if self.timeout is not None:
                 self._new.add(key)
+                hosts = services_at(mesh, key)
+                if any(rule.is_about(hosts) for rule in self.rules.values()):
+                    # Clients may be sending what a rule said until now, or will say.
+                    crossing = self._open(mesh, key, want, now)
+                    crossing.serves = crossing.to_serve = Mode.PERMISSIVE
+                    crossing.may_serve = {crossing.serves}
         elif key in self.crossings:
             crossing = self.crossings[key]
             crossing.wanted, crossing.will, crossing.immediate = want.mode, want.will, want.immediate

@@ -68,11 +68,13 @@ def change(
     old = mesh.get(ref)
     # Clients may not even have taken the change before.
     earlier = (*before.others, before.old) if before and before.at is not None else ()
+    others = [rule for rule in mesh.rules() if rule.ref != ref]
+    others += (rule for rule in earlier if rule and rule not in others)
     return RuleChange(
         old=old if isinstance(old, DestinationRule) else None,
         new=new,
-        others=(*(rule for rule in mesh.rules() if rule.ref != ref), *filter(None, earlier)),
-        since=now,
+        others=tuple(others),
+        since=before.since if before else now,
     )
 
 

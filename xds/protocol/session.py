@@ -204,6 +204,10 @@ class Session:
                 return False
         return True
 
+    def has_asked(self, type_url: str) -> bool:
+        """Whether the client has asked for anything of a type."""
+        return self._watch(type_url).begun
+
     def tagged(self, type_url: str) -> list[str]:
         """Return the names of what the client should have of a type that has a tag."""
         return self._snapshot.of(type_url).tagged if self._snapshot else []
