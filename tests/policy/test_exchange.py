@@ -23,7 +23,6 @@ def knows(exchange: Exchange, send: Send, now: float = 0.0) -> bool:
 
 def test_alone_nobody_has_to_know_anything():
     alone = Elsewhere()
-    assert alone.is_alone
     assert alone.may_tell(KEY, Send.MTLS)
     assert alone.may_serve(KEY, Mode.STRICT)
     assert not alone.refusing(KEY, Send.MTLS)

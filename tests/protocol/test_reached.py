@@ -80,7 +80,9 @@ def test_what_a_client_did_not_ask_for_it_does_not_use_unless_something_names_it
 def test_a_listener_is_in_force_with_all_that_it_names(variant):
     stream = Stream(variant, edition(1, LDS="l=1>r", RDS="r=1"))
     assert not stream.session.in_force(LISTENER, ["l"])
+    assert not stream.session.has_asked(LISTENER)
     stream.ask("LDS")
+    assert stream.session.has_asked(LISTENER)
     stream.settle()
     assert not stream.session.in_force(LISTENER, ["l"])
     stream.ask("RDS", "r")

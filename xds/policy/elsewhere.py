@@ -75,11 +75,6 @@ class Elsewhere:
     opened: frozenset[PortKey] = frozenset()
     """What is on its way with any of them."""
 
-    @property
-    def is_alone(self) -> bool:
-        """Whether nobody has to be asked about anything."""
-        return self.said is None
-
     def refusing(self, key: PortKey, send: Send) -> list[str]:
         """Return whose listener of a port may refuse what is sent, or is not known not to."""
         return self._who(key, lambda stand: not all(send in TAKES[mode] for mode in stand.modes))
