@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import os
+import shutil
+import signal
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.compose.demo import EXAMPLE, IMAGE
+from tests.compose.demo import EXAMPLE, IMAGE, until
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +86,72 @@ def test_a_token_is_mounted_by_its_sidecar_and_by_who_writes_it(config: dict) ->
     mounted: dict[str, set[str]] = {}
     for name, service in config["services"].items():
         for volume in service.get("volumes", ()):
-            if volume["source"].startswith("token-"):
-                mounted.setdefault(volume["source"].removeprefix("token-"), set()).add(name)
+            if volume["type"] == "volume" and volume["source"] != "pods":
+                mounted.setdefault(volume["source"], set()).add(name)
+    pods = ("httpbin.full", "sleep.full", "httpbin.partial")
+    # What signs tokens and certificates is where it is needed, and nowhere else.
     assert mounted == {
-        pod: {"tokens", f"{pod}-sidecar"} for pod in ("httpbin.full", "sleep.full", "httpbin.partial")
+        "state": {"control-plane", "tokens"},
+        **{f"token-{pod}": {"tokens", f"{pod}-sidecar"} for pod in pods},
     }
+
+
+@pytest.mark.netns
+def test_a_pods_new_network_is_not_taken_for_the_old_one(tmp_path: Path) -> None:
+    """The kernel gives a network the number of one that is gone: an application would run without its rules."""
+    if os.geteuid() != 0 or not shutil.which("ip"):
+        pytest.skip("needs root and iproute2")
+    script, stub = tmp_path / "pod.sh", tmp_path / "xds"
+    script.write_text((EXAMPLE / "pod.sh").read_text().replace("/pods/", f"{tmp_path}/"))
+    stub.write_text("#!/bin/sh\n")
+    stub.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    name = f"xds-pod-{os.getpid()}"
+
+    def said() -> list[Path]:
+        return [*tmp_path.glob("*.intercept")]
+
+    def numbered(pod: list[str]) -> str:
+        return subprocess.check_output([*pod[:4], "readlink", "/proc/self/ns/net"], text=True)
+
+    @contextmanager
+    def network() -> Iterator[list[str]]:
+        subprocess.run(["ip", "netns", "add", name], check=True)
+        try:
+            link = [
+                "ip",
+                "link",
+                "add",
+                "eth0",
+                "netns",
+                name,
+                "type",
+                "veth",
+                "peer",
+                "name",
+                f"v{os.getpid()}",
+            ]
+            subprocess.run(link, check=True)
+            yield ["ip", "netns", "exec", name, "sh", str(script)]
+        finally:
+            subprocess.run(["ip", "netns", "delete", name], check=True)
+            # Its other end goes a moment later.
+            until(lambda: not Path(f"/sys/class/net/v{os.getpid()}").exists(), "the link is gone")
+
+    with network() as pod:
+        first = subprocess.Popen([*pod, "intercept"], env=environment, start_new_session=True)
+        try:
+            until(lambda: bool(said()), "it is said that the network is intercepted")
+            assert subprocess.run([*pod, "is", "intercept"], env=environment, check=False).returncode == 0
+        finally:
+            os.killpg(first.pid, signal.SIGKILL)
+            first.wait()
+        number = numbered(pod)
+    for _ in range(50):
+        with network() as pod:
+            if numbered(pod) != number:
+                continue
+            assert said()
+            assert subprocess.run([*pod, "is", "intercept"], env=environment, check=False).returncode != 0
+            return
+    pytest.skip("the kernel gave every network another number")

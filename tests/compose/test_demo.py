@@ -78,9 +78,11 @@ def test_tokens_come_back_and_only_a_sidecar_can_read_its_own(demo: Demo) -> Non
         ("-rw-------", "1337", "token"),
         ("-rw-r--r--", "1337", "root-cert.pem"),
     }
-    for other in ("sleep.full", "httpbin.full", "httpbin.legacy"):
-        done = demo.docker.ask("compose", "exec", "-T", other, "ls", "/var/run/secrets/xds", "/var/lib/xds")
-        assert "token" not in done.stdout
+    for other in ("sleep.full", "httpbin.full", "httpbin.legacy", "control-plane"):
+        looked = "ls /var/run/secrets/xds; echo looked"
+        assert demo.execute(other, "sh", "-c", looked).split() == ["looked"]
+    for other in ("sleep.full", "httpbin.full-sidecar"):
+        assert demo.execute(other, "sh", "-c", "ls /var/lib/xds; echo looked").split() == ["looked"]
 
 
 def test_the_root_survives_that_all_is_taken_down(demo: Demo) -> None:

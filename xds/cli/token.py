@@ -85,7 +85,7 @@ def token(
     A token is signed with the key in --state-dir, for one service account, bound to one pod, and good for a short time. What
     kubelet and API server do in a cluster, this does elsewhere.
 
-    With --renew it goes on until SIGTERM or Ctrl-C, and waits for what is not there yet.
+    With --renew it goes on until SIGTERM or Ctrl-C, and waits for a root that is not there yet.
     """
     named = tuple(dict.fromkeys(pods or ()))
     if renew and out_dir is None:

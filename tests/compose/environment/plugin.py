@@ -15,7 +15,7 @@ from tests.kubernetes.environment.binaries import go
 MODULE, VERSION = "github.com/docker/compose/v2", "v2.40.3"
 HOW = (
     "on Debian 13, Ubuntu 24.04 and newer `apt-get install docker-compose-v2` or `docker-compose`, "
-    "or install Go, with which the tests build it in two minutes"
+    "or install Go 1.24 or newer, with which the tests build it in two minutes"
 )
 
 
@@ -30,7 +30,9 @@ def configured(folder: Path) -> dict[str, str]:
     """
     environment = {**os.environ, "DOCKER_CONFIG": str(folder)}
     if not shutil.which("docker"):
-        raise MissingError("needs the command docker (Debian: apt-get install docker.io)")
+        raise MissingError(
+            "needs the command docker (Debian: apt-get install docker.io, and docker-cli where there is such a package)"
+        )
     if _version(environment) < 2:
         plugin = folder / "cli-plugins/docker-compose"
         plugin.parent.mkdir()
@@ -45,7 +47,9 @@ def _version(environment: dict[str, str]) -> int:
     if asked.returncode:
         return 0
     version: str = json.loads(asked.stdout)["version"]
-    return int(version.lstrip("v").split(".")[0])
+    # Built without a word about its version it says `dev`, and is not to be relied on.
+    major = version.lstrip("v").split(".")[0]
+    return int(major) if major.isdecimal() else 0
 
 
 def _built() -> Path:
