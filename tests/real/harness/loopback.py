@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import random
 import socket
-from contextlib import closing
+from contextlib import closing, suppress
+from pathlib import Path
 from typing import Self
 
 from tests.real.harness.places import HERE
@@ -39,8 +40,14 @@ class Loopback:
         return f"{self._block}.{next(self._next)}"
 
 
+_EPHEMERAL = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+"""From here on the kernel gives connections their ports."""
+
+
 def free_port(address: str = "127.0.0.1") -> int:
-    """Return a port that was free a moment ago."""
-    with closing(socket.socket()) as trial:
-        trial.bind((address, 0))
-        return int(trial.getsockname()[1])
+    """Return a port that was free a moment ago, and that no connection is given for its own end."""
+    while True:
+        port = random.randrange(20_000, max(_EPHEMERAL, 30_000))
+        with closing(socket.socket()) as trial, suppress(OSError):
+            trial.bind((address, port))
+            return port
