@@ -158,4 +158,13 @@ def test_a_pods_new_network_is_not_taken_for_the_old_one(tmp_path: Path) -> None
                 os.killpg(running.pid, signal.SIGKILL)
                 running.wait()
             said_of[number] = said()[0].read_text()
+            # Whoever is left in a network without a cable learns that it is another one by then.
+            subprocess.run(["ip", "-n", name, "link", "delete", "eth0"], check=True)
+            left = [*pod, "check", "intercept", "true"]
+            done = subprocess.run(
+                ["unshare", "--pid", "--fork", "sh", "-c", 'trap "exit 7" TERM; "$@"; exit 0', "sh", *left],
+                env=environment,
+                check=False,
+            )
+            assert done.returncode == 7
     pytest.skip("the kernel gave every network another number")

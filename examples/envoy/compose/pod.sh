@@ -9,8 +9,9 @@
 #   pod.sh check STATE COMMAND  a health check of a container that wants that state; COMMAND looks at the rest
 #   pod.sh is STATE             whether it is
 set -eu
-# The kernel gives the number of a network that is gone to a new one, but not that of its cable's other end.
-here="$(readlink /proc/self/ns/net) $(cat /sys/class/net/eth0/iflink)"
+# The kernel gives the number of a network that is gone to a new one, but not that of its cable's other end. One that is cut
+# off has no cable.
+here="$(readlink /proc/self/ns/net) $(cat /sys/class/net/eth0/iflink 2>/dev/null || echo none)"
 pod=/pods/$(hostname)
 trap 'exit 0' INT TERM
 
