@@ -10,8 +10,9 @@ from typing import NamedTuple
 from xds.mesh import Mesh
 from xds.model import CLUSTER_DOMAIN, Mode, PortKey
 from xds.policy.crossing import Crossing, Stage
-from xds.policy.mtls import Send, at_endpoint
+from xds.policy.mtls import Send
 from xds.policy.rollout import THE_API, Rollout
+from xds.policy.wants import wanted_of
 
 _MOST_NAMED = 3
 """Endpoints, or clients, that one line names."""
@@ -138,14 +139,9 @@ def _service(host: str) -> tuple[str, str]:
 
 
 def _of_service(mesh: Mesh, namespace: str, name: str, found: list[_Found]) -> ServiceProgress:
-    sends: dict[PortKey, Send | None] = {}
     service = mesh.service(namespace, name)
-    for port in service.ports if service else ():
-        for endpoint in mesh.endpoints(service, port) if service else ():
-            server = at_endpoint(mesh, endpoint)
-            if server and endpoint.pod:
-                mtls = mesh.config.enable_auto_mtls and server.mode is not Mode.DISABLE
-                sends[endpoint.pod.ref, endpoint.port] = Send.MTLS if mtls else Send.PLAINTEXT
+    wants = wanted_of(mesh, service) if service else ()
+    sends: dict[PortKey, Send | None] = {key: want.will for key, want in wants}
     for key, passed, crossing in found:
         if key in sends and not passed:
             settled = crossing.may_tell == {crossing.tells}
