@@ -33,6 +33,7 @@ from xds.protocol.status import State
 from xds.protocol.wire import Node
 from xds.rolling import EVERY, PodName, Rolling, RolloutLog
 from xds.server import Refused, StreamInfo, Subscriber
+from xds.server.proxies import Address, host_of
 from xds.snapshot import SECRET, Resource, Snapshot
 from xds.translate import steps
 from xds.work import Certificates, Work
@@ -197,6 +198,12 @@ class Hub:
         """Say why a sidecar gets no configuration, or no newer one; empty if it does."""
         key = _pod_name(subscriber)
         return self._failures.get(key, "") if self.mesh.pod(*key) else "its pod is not known"
+
+    def hosts(self, key: PodName) -> Iterator[Address]:
+        """Yield the addresses that a pod's streams come from."""
+        for subscriber in self._streams.get(key, ()):
+            if host := host_of(subscriber.stream.peer):
+                yield host
 
     def distrusting(self) -> list[str]:
         """Return the proxies (node ids) that use the roots and have not taken those that hold now."""

@@ -15,8 +15,9 @@ from typer.testing import CliRunner, Result
 from tests.hub.rollouts import WITHIN, Plane, running
 from tests.policy.world import rule
 from tests.server.proxies import OneForAll
+from xds.api.rollouts_pb2 import ListRolloutsResponse
 from xds.cli import app
-from xds.cli.rollout import NOTHING
+from xds.cli.rollout import NOTHING, _notes
 from xds.server import XdsServer
 from xds.snapshot import ENDPOINT, LISTENER
 
@@ -68,7 +69,22 @@ async def test_one_line_for_each_service_and_what_stays_open(plane: Plane):
     await plane.one.answer(ENDPOINT)
     result = await until(NOTHING, port=port)
     assert result.exit_code == 0
-    assert result.stdout.splitlines()[2].startswith("Locked since the control plane started: 2 ports.")
+    ended = (
+        "Locked since the control plane started: 2 ports, which ended 0 plaintext connections or responses. "
+    )
+    # These pods are nowhere.
+    not_known = (
+        "Of 2 of these ports that is not known, because their sidecars could not be asked (docs/metrics.md)."
+    )
+    assert result.stdout.splitlines()[2:] == [ended + not_known]
+
+
+def test_how_many_ended_is_said_once_it_is_known():
+    [said] = _notes(ListRolloutsResponse(locks=3, cut=4, draining=2))
+    assert said == (
+        "Locked since the control plane started: 3 ports, which ended 4 plaintext connections or responses. "
+        "2 of these ports still drain."
+    )
 
 
 async def test_the_way_to_plaintext_needs_no_word_about_locks(plane: Plane):

@@ -39,6 +39,14 @@ def test_the_play_matches_the_page(demo: Demo) -> None:
     assert not [*(EXAMPLE / "mesh").glob("policy*"), *(EXAMPLE / "mesh").glob("destination-rule*")]
 
 
+def test_sidecars_say_what_the_locks_of_the_play_ended(demo: Demo) -> None:
+    def said() -> str:
+        return demo.docker.ask("compose", "exec", "-T", "control-plane", "xds", "status", "--rollout").stdout
+
+    until(lambda: "still drain" not in (told := said()) and "Locked since" in told, "all have drained")
+    assert "plaintext connections or responses.\n" in said()  # And none could not be asked.
+
+
 def test_a_control_plane_that_restarts_costs_no_request(demo: Demo) -> None:
     before = demo.execute("control-plane", "cat", ROOT_CERTIFICATE)
     with traffic(demo) as codes:

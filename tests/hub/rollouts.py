@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import grpc.aio
 
 from tests.policy.world import HTTP, peer, pod, service
 from tests.server.proxies import Client
+from xds.cuts import Cuts
 from xds.hub import Hub
 from xds.identity.ca import Authority
 from xds.identity.keys import PrivateKey
@@ -64,8 +66,8 @@ class Sidecar:
 class Plane:
     """The service `web` with the servers web-1 and web-2, and the client `one`, in the namespace `shop`."""
 
-    def __init__(self, channel: grpc.aio.Channel, hub: Hub, server: XdsServer) -> None:
-        self.channel, self.hub, self.server = channel, hub, server
+    def __init__(self, channel: grpc.aio.Channel, hub: Hub, cuts: Cuts, server: XdsServer) -> None:
+        self.channel, self.hub, self.cuts, self.server = channel, hub, cuts, server
         self.one, self.first, self.second = (Sidecar(channel, name) for name in ("one", "web-1", "web-2"))
 
     def say(self, mode: str, *more: Fact) -> None:
@@ -76,19 +78,21 @@ class Plane:
 
 
 @asynccontextmanager
-async def running(mode: str) -> AsyncIterator[Plane]:
-    """Have a control plane whose sidecars have in force what is wanted."""
+async def running(mode: str, **addresses: str) -> AsyncIterator[Plane]:
+    """Have a control plane whose sidecars have in force what is wanted; `addresses`: of pods, if any will not do."""
     authority = Authority.create(PrivateKey.generate(), "cluster.local", datetime.now(UTC))
     hub = Hub(authority)
-    server = XdsServer(hub, "127.0.0.1:0", grace=0.2, added=[Introspection([RolloutsService(hub)])])
-    tasks = [asyncio.create_task(hub.run())]
-    pods = (*(pod(name, "shop", app="web") for name in ("web-1", "web-2")), pod("one", "shop"))
+    cuts = Cuts(hub)
+    server = XdsServer(hub, "127.0.0.1:0", grace=0.2, added=[Introspection([RolloutsService(hub, cuts)])])
+    tasks = [asyncio.create_task(hub.run()), asyncio.create_task(cuts.run())]
+    pods = [*(pod(name, "shop", app="web") for name in ("web-1", "web-2")), pod("one", "shop")]
+    pods = [replace(each, address=addresses.get(each.name, each.address)) for each in pods]
     hub.change(Change(applied=(*pods, service("web", "shop", HTTP), peer("shop", mode))))
     await hub.ready.wait()
     await server.start()
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-            plane = Plane(channel, hub, server)
+            plane = Plane(channel, hub, cuts, server)
             sidecars = (plane.one, plane.first, plane.second)
             tasks += (asyncio.create_task(each.run()) for each in sidecars)
             async with asyncio.timeout(WITHIN):

@@ -21,6 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.server.proxies import Client
 from xds.admin import AdminServer
+from xds.cuts import Cuts
 from xds.hub import Hub
 from xds.identity.ca import Authority
 from xds.identity.keys import PrivateKey
@@ -71,7 +72,7 @@ class Plane:
         authority = Authority.create(PrivateKey.generate(), "cluster.local", datetime.now(UTC))
         self.hub = Hub(authority)
         self.problems: list[Problem] = []
-        self.metrics = Metrics(self.hub, lambda: self.problems)
+        self.metrics = Metrics(self.hub, Cuts(self.hub), lambda: self.problems)
         self.server = XdsServer(self.hub, "127.0.0.1:0", grace=0.2, observer=self.metrics.streams)
         self.metrics.connected(self.server.discovery)
 

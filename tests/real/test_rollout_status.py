@@ -113,6 +113,15 @@ async def test_the_sidecar_counts_what_a_lock_ends(loopback, tmp_path):
         )
         assert {name.split("|")[1]: int(count) for name, count in named} == {str(HTTP): 3, str(TCP): 2}
 
+        async def is_counted() -> bool:
+            said = await xds("status", "--rollout", f"--xds-address={mesh.plane.address}", may_be_no=True)
+            expected = "Locked since the control plane started: 2 ports, which ended 5 plaintext connections or responses."
+            assert said == f"{NOTHING}\n\n{expected}\n"
+            return True
+
+        await eventually(is_counted, timeout=30, what="status says how many ended")
+        assert "\nxds_rollout_cut_connections_total 5.0\n" in await mesh.plane.metrics()
+
         # The same the other way round: a server that goes to plaintext only ends what is encrypted.
         mesh.apply(manifests.peer_authentication("ns", "DISABLE"))
         assert await encrypted.closed()

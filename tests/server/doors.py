@@ -15,6 +15,7 @@ from envoy_data_plane.envoy.extensions.transport_sockets.tls.v3 import Secret
 
 from tests.server.proxies import REQUEST, RESPONSE, Client
 from xds.auth import Admins, Authentication
+from xds.cuts import Cuts
 from xds.hub import Hub
 from xds.identity.ca import Authority
 from xds.identity.claims import Caller, How, Identity, NotProvenError, TooManyError, UndecidedError
@@ -117,7 +118,9 @@ async def opened() -> AsyncIterator[Site]:
             hub,
             "127.0.0.1:0",
             grace=0.2,
-            added=[Introspection((ProxiesService(hub.missing), RolloutsService(hub)), admit=admins)],
+            added=[
+                Introspection((ProxiesService(hub.missing), RolloutsService(hub, Cuts(hub))), admit=admins)
+            ],
             secure=[
                 ("127.0.0.1:0", own.credentials(certificate_required=False)),
                 ("127.0.0.1:0", own.credentials(certificate_required=True)),

@@ -17,10 +17,9 @@ _LOCK = (
     "Where a server is to be locked, plaintext is accepted until then; plaintext connections and responses that are still "
     "open when it is locked end at its sidecar's drain time."
 )
-_LOCKS = (
-    "Locked since the control plane started: {locks} ports. How many plaintext connections that ended is counted by the "
-    "sidecars: envoy_cluster_upstream_cx_destroy_local_with_active_rq (docs/metrics.md)."
-)
+_LOCKS = "Locked since the control plane started: {locks} ports, which ended {cut} plaintext connections or responses."
+_DRAINING = "{draining} of these ports still drain."
+_UNKNOWN = "Of {unknown} of these ports that is not known, because their sidecars could not be asked (docs/metrics.md)."
 
 
 def is_done(answer: pb.ListRolloutsResponse) -> bool:
@@ -69,7 +68,10 @@ def _notes(answer: pb.ListRolloutsResponse, *, counts: bool = True) -> Iterator[
     if any(each.accepts_plaintext for service in answer.services for each in service.waiting):
         yield _LOCK
     if answer.locks and counts:
-        yield _LOCKS.format(locks=answer.locks)
+        said = [_LOCKS, *([_DRAINING] if answer.draining else ()), *([_UNKNOWN] if answer.unknown else ())]
+        yield " ".join(said).format(
+            locks=answer.locks, cut=answer.cut, draining=answer.draining, unknown=answer.unknown
+        )
 
 
 def _say(lines: Iterable[str]) -> None:

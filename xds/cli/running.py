@@ -181,6 +181,7 @@ class ControlPlane:
     async def _serve(
         self, serving: Serving, ready: str, besides: Iterable[Coroutine[Any, Any, None]]
     ) -> None:
+        from xds.cuts import Cuts  # noqa: PLC0415
         from xds.introspect import Introspection  # noqa: PLC0415
         from xds.introspect.proxies import ProxiesService  # noqa: PLC0415
         from xds.introspect.rollouts import RolloutsService  # noqa: PLC0415
@@ -189,11 +190,12 @@ class ControlPlane:
         from xds.server.rest import RestServer  # noqa: PLC0415
 
         hub, door = serving.hub, serving.door
-        self._metrics = Metrics(hub, lambda: self._source.problems, self._source.behind)
+        cuts = Cuts(hub)
+        self._metrics = Metrics(hub, cuts, lambda: self._source.problems, self._source.behind)
         for collector in serving.metrics:
             self._metrics.register(collector)
         identifier = f"xds {version('xds')}"
-        asked = (ProxiesService(hub.missing), RolloutsService(hub))
+        asked = (ProxiesService(hub.missing), RolloutsService(hub, cuts))
         server = XdsServer(
             hub,
             str(self._at.xds),
@@ -209,7 +211,10 @@ class ControlPlane:
             RestServer(hub, *self._at.rest, identifier=identifier, failed=failed) if self._at.rest else None
         )
         self._metrics.connected(server.discovery)
-        work = [asyncio.create_task(task) for task in (hub.run(), self._metrics.watch_loop(), *besides)]
+        work = [
+            asyncio.create_task(task)
+            for task in (hub.run(), cuts.run(), self._metrics.watch_loop(), *besides)
+        ]
         known = asyncio.create_task(hub.ready.wait())
         try:
             await asyncio.wait([*work, known], return_when=asyncio.FIRST_COMPLETED)

@@ -6,15 +6,14 @@ machine are answered: where only this machine can reach the server, that is who 
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Awaitable, Callable
 from typing import TypeAlias
-from urllib.parse import unquote
 
 import grpc
 import grpc.aio
 
 from xds.server import Refused, is_encrypted
+from xds.server.proxies import host_of
 from xds.server.reading import Checked
 
 REFUSAL = "only callers on this machine's loopback addresses are answered here, and this one is {peer}"
@@ -25,17 +24,10 @@ Admit: TypeAlias = Callable[[grpc.aio.ServicerContext], Awaitable[None]]
 
 def is_local(peer: str) -> bool:
     """Whether a peer, in gRPC's form, is on this machine: `ipv4:127.0.0.1:1`, `ipv6:%5B::1%5D:1`, `unix:/path`."""
-    scheme, _, rest = peer.partition(":")
-    if scheme in {"unix", "unix-abstract"}:
+    if peer.partition(":")[0] in {"unix", "unix-abstract"}:
         return True
-    host = unquote(rest).rpartition(":")[0].strip("[]").partition("%")[0]
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    # A dual-stack socket writes an IPv4 address as an IPv6 one.
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return (mapped or address).is_loopback
+    host = host_of(peer)
+    return host is not None and host.is_loopback
 
 
 async def local_only(context: grpc.aio.ServicerContext) -> None:

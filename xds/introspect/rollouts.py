@@ -12,6 +12,7 @@ import grpc
 import grpc.aio
 
 from xds.api import rollouts_pb2 as pb
+from xds.cuts import Cuts
 from xds.hub import Hub
 from xds.introspect.breath import Breath
 from xds.introspect.clock import Clock
@@ -41,8 +42,8 @@ _AWAITED = {
 class RolloutsService:
     """The service, for `Introspection(added=[...])`."""
 
-    def __init__(self, hub: Hub) -> None:
-        self._hub = hub
+    def __init__(self, hub: Hub, cuts: Cuts) -> None:
+        self._hub, self._cuts = hub, cuts
 
     def __call__(self, server: Guarded, _: DiscoveryService) -> None:
         """Add it, before the server starts."""
@@ -80,7 +81,12 @@ class RolloutsService:
         async with self._hub.at_rest:
             moment = now()
             response = pb.ListRolloutsResponse(
-                locks=rollout.locked, passed_over=rollout.passed_over, time=clock.at(moment)
+                locks=rollout.locked,
+                cut=self._cuts.connections,
+                draining=self._cuts.counting,
+                unknown=self._cuts.unknown,
+                passed_over=rollout.passed_over,
+                time=clock.at(moment),
             )
             for service in progress(self._hub.mesh, rollout, request.namespace):
                 response.services.append(_service(service, clock, moment))

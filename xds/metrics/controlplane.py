@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, Histogram, Metric, PlatformColl
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from xds.cuts import Cuts
 from xds.hub import Hub
 from xds.metrics.rollouts import Rollouts
 from xds.metrics.scraped import Build, Connected, Problems, Work
@@ -26,6 +27,7 @@ class Metrics:
     def __init__(
         self,
         hub: Hub,
+        cuts: Cuts,
         problems: Callable[[], Collection[Problem]] = tuple,
         behind: Callable[[], float] = float,
     ) -> None:
@@ -41,7 +43,7 @@ class Metrics:
         )
         self._registry.register(Build())
         self._registry.register(Work(hub))
-        self._registry.register(Rollouts(hub))
+        self._registry.register(Rollouts(hub, cuts))
         self._registry.register(Problems(problems, behind))
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)

@@ -9,6 +9,7 @@ from prometheus_client import Histogram, Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from xds.cuts import Cuts
 from xds.hub import Hub
 from xds.policy.crossing import Stage
 
@@ -19,8 +20,8 @@ _DURATIONS = (0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 class Rollouts(Collector):
     """Tells what is on its way, and how long it took what has arrived."""
 
-    def __init__(self, hub: Hub) -> None:
-        self._rollout = hub.rolling.rollout
+    def __init__(self, hub: Hub, cuts: Cuts) -> None:
+        self._rollout, self._cuts = hub.rolling.rollout, cuts
         self._took = Histogram(
             "xds_rollout_seconds",
             "From when another mode was wanted of an endpoint to when it and its clients had it in force.",
@@ -72,5 +73,15 @@ class Rollouts(Collector):
             "xds_rollout_locks",
             "Times that a port was closed to plaintext: connections in plaintext then end at the drain time.",
             rollout.locked,
+        )
+        yield CounterMetricFamily(
+            "xds_rollout_cut_connections",
+            "Plaintext connections and responses that ended because their server was locked, as its sidecar counts them.",
+            self._cuts.connections,
+        )
+        yield CounterMetricFamily(
+            "xds_rollout_uncounted_locks",
+            "Those locks of which that is not known, because the sidecar could not be asked.",
+            self._cuts.unknown,
         )
         yield from self._took.collect()

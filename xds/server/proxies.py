@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
+from urllib.parse import unquote
 
 import grpc
 import grpc.aio
@@ -26,6 +28,21 @@ Authenticate: TypeAlias = Callable[[grpc.aio.ServicerContext], Awaitable[Any]]
 def is_encrypted(context: grpc.aio.ServicerContext) -> bool:
     """Whether a call came over TLS, so that somebody may prove in it who they are."""
     return b"ssl" in context.auth_context().get("transport_security_type", ())
+
+
+Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+def host_of(peer: str) -> Address | None:
+    """Return the address of a peer in gRPC's form, `ipv4:127.0.0.1:1` or `ipv6:%5B::1%5D:1`; None if it has none."""
+    host = unquote(peer.partition(":")[2]).rpartition(":")[0].strip("[]").partition("%")[0]
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return None
+    # A dual-stack socket writes an IPv4 address as an IPv6 one.
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return mapped or address
 
 
 def cut(message: str) -> str:

@@ -77,6 +77,10 @@ class ControlPlane:
         """Return what `xds bootstrap POD.NAMESPACE` prints; `address`: where that Envoy finds the server."""
         return await bootstrap(pod, self.manifests, address or self.address, *options)
 
+    async def metrics(self) -> str:
+        """Return what it tells at /metrics."""
+        return (await Client().get(f"http://{self._admin}/metrics")).text
+
     def tail(self, lines: int = 30) -> str:
         """Return the end of the server's log."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])

@@ -27,9 +27,10 @@ from tests.real.harness.tcp import LineApp, TcpServer
 from tests.real.harness.waiting import eventually
 from xds.demo.proxies import difference, in_force, wanted
 from xds.descriptors import to_json_dict
-from xds.envoy.bootstrap import bootstrap
+from xds.envoy.bootstrap import bootstrap, shown
 from xds.mesh import Mesh
 from xds.namespace import covers
+from xds.sidecar.settings import METRICS_PORT
 from xds.sources.files import Folder
 from xds.sources.settings import Settings
 from xds.translate import translate
@@ -232,9 +233,10 @@ class LocalMesh:
     def _envoy(self, pod: LocalPod, facts: Mesh, **how: Any) -> EnvoyProcess:
         known = facts.pod(pod.namespace, pod.name)
         assert known, pod
-        # What `xds bootstrap` prints, without a process for each.
+        # What `xds bootstrap` prints, without a process for each, and where metrics are as of `xds proxy`.
         port = self.through.get(pod.full_name, self.plane.port)
-        begin = to_json_dict(bootstrap(known, "127.0.0.1", port, sotw=self.sotw))
+        shows = shown("metrics", pod.address, METRICS_PORT, "/stats/prometheus", "/stats/prometheus")
+        begin = to_json_dict(bootstrap(known, "127.0.0.1", port, sotw=self.sotw, added=[shows]))
         return EnvoyProcess(pod.full_name, begin, self._directory, **how)
 
 
