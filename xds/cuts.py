@@ -35,6 +35,8 @@ MOST_BYTES = 1 << 20
 """and how much it may say."""
 AT_ONCE = 32
 """Sidecars that are asked at a time."""
+MOST_TOLD = 10
+"""Pods that the log names."""
 _MOST = 1e9
 """The largest number that is believed."""
 
@@ -86,6 +88,7 @@ class Cuts:
         self.unknown = 0
         """Ports that were locked and whose sidecar could not be asked."""
         self._counting: dict[Ref, set[int]] = {}
+        self._told: set[Ref] = set()
         self._at_once = asyncio.Semaphore(AT_ONCE)
 
     @property
@@ -128,16 +131,22 @@ class Cuts:
                 after = await self._once_drained(session, url, ref)
         except Exception as error:  # noqa: BLE001 - whatever a pod may answer ends nothing here
             self.unknown += len(ports)
-            log.info(
-                "it is not known how many plaintext connections a lock ended",
-                pod=f"{ref.namespace}/{ref.name}",
-                asked=url,
-                reason=str(error) or type(error).__name__,
-            )
+            self._tell(ref, url, str(error) or type(error).__name__)
         else:
             self.connections += ended(before, after, ports)
         finally:
             del self._counting[ref]
+
+    def _tell(self, ref: Ref, url: str, reason: str) -> None:
+        """Say in the log who cannot be asked, each pod once and not all of a mesh: why it is so for one it is for most."""
+        if ref not in self._told and len(self._told) < MOST_TOLD:
+            self._told.add(ref)
+            log.info(
+                "it is not known how many plaintext connections a lock ended",
+                pod=f"{ref.namespace}/{ref.name}",
+                asked=url,
+                reason=reason,
+            )
 
     async def _once_drained(self, session: aiohttp.ClientSession, url: str, ref: Ref) -> Page:
         while True:
