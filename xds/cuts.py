@@ -15,10 +15,9 @@ from typing import NamedTuple
 
 import aiohttp
 import structlog
-from prometheus_client.parser import text_string_to_metric_families
 
 from xds.hub import Hub
-from xds.model import PortKey, Ref
+from xds.model import Pod, PortKey, Ref
 from xds.sidecar.settings import METRICS_PORT
 
 log = structlog.get_logger(__name__)
@@ -30,26 +29,27 @@ PAUSE = 6.0
 LONGEST = 700.0
 """Seconds after which it is given up: Envoy, unless told otherwise, drains for 600."""
 WITHIN = 2.0
-"""Seconds in which a sidecar has to answer,"""
-MOST_BYTES = 1 << 20
-"""and how much it may say."""
-AT_ONCE = 32
+"""Seconds in which a sidecar has to answer."""
+CONNECTS = 0.5
+"""Seconds in which it has to accept the connection: where it may not be reached, many may not."""
+MOST_BYTES = 1 << 16
+"""The longest answer: there is one number for each of its ports."""
+AT_ONCE = 128
 """Sidecars that are asked at a time."""
 MOST_TOLD = 10
 """Pods that the log names."""
-_MOST = 1e9
-"""The largest number that is believed."""
 
-_CUT = "envoy_cluster_upstream_cx_destroy_local_with_active_rq"
-_CLUSTER = "envoy_cluster_name"
-_DRAINING = (
-    "envoy_listener_manager_total_filter_chains_draining",
-    "envoy_listener_manager_total_listeners_draining",
-)
 _FILTER = (
     r"^cluster\.inbound\|.*\.upstream_cx_destroy_local_with_active_rq$|^listener_manager\.total_.*_draining$"
 )
-_INBOUND = re.compile(r"inbound\|(\d+)\|")
+_NUMBER = r"(\d{1,9})(?:\s|$)"
+_CUT = re.compile(
+    r'envoy_cluster_upstream_cx_destroy_local_with_active_rq\{envoy_cluster_name="inbound\|(\d{1,5})\|[^"]{0,500}"\} '
+    + _NUMBER
+)
+_DRAINING = re.compile(
+    r"envoy_listener_manager_total_(?:filter_chains|listeners)_draining(?:\{\})? " + _NUMBER
+)
 
 
 class Page(NamedTuple):
@@ -62,20 +62,24 @@ class Page(NamedTuple):
 
 
 def read(text: str) -> Page:
-    """Read a metrics page. ValueError: it is none."""
-    cut: dict[int, int] = {}
-    draining: int | None = None
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples if family.name in {_CUT, *_DRAINING} else ():
-            if not 0 <= sample.value < _MOST:
-                raise ValueError(f"{sample.name} cannot be {sample.value}")
-            if family.name in _DRAINING:
-                draining = (draining or 0) + int(sample.value)
-            elif found := _INBOUND.match(sample.labels.get(_CLUSTER, "")):
-                cut[int(found[1])] = int(sample.value)
-    if draining is None:
+    """Read a metrics page. ValueError: it is none.
+
+    Not by a library: they take seconds for some lines that somebody may write to that end.
+    """
+    lines = text.splitlines()
+    draining = [int(found[1]) for line in lines if (found := _DRAINING.match(line))]
+    if not draining:
         raise ValueError("this is no page of a sidecar")
-    return Page(cut, draining)
+    cut = {int(found[1]): int(found[2]) for line in lines if (found := _CUT.match(line))}
+    return Page(cut, sum(draining))
+
+
+class Lock(NamedTuple):
+    """A port that was closed to plaintext."""
+
+    port: int
+    edition: int
+    """The snapshots since which it is closed."""
 
 
 class Cuts:
@@ -86,54 +90,60 @@ class Cuts:
         self.connections = 0
         """Plaintext connections, and responses in plaintext, that ended because their server was locked."""
         self.unknown = 0
-        """Ports that were locked and whose sidecar could not be asked."""
-        self._counting: dict[Ref, set[int]] = {}
+        """Locks of which that is not known, because the sidecar could not be asked."""
+        self._counting: dict[Ref, list[Lock]] = {}
         self._told: set[Ref] = set()
         self._at_once = asyncio.Semaphore(AT_ONCE)
 
     @property
     def counting(self) -> int:
-        """Ports that were locked, and where connections may still end."""
+        """Locks after which connections may still end."""
         return sum(map(len, self._counting.values()))
 
     async def run(self) -> None:
         """Count until cancelled."""
         loop = asyncio.get_running_loop()
         rollout = self._hub.rolling.rollout
-        # Those pods are many, and none is asked twice in a row.
         session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(force_close=True), auto_decompress=False
+            connector=aiohttp.TCPConnector(force_close=True, limit=AT_ONCE),
+            timeout=aiohttp.ClientTimeout(sock_connect=CONNECTS),
+            auto_decompress=False,
         )
         async with session, asyncio.TaskGroup() as group:
 
-            def begin(key: PortKey) -> None:
+            def begin(key: PortKey, edition: int) -> None:
                 pod, port = key
+                lock = Lock(port, edition)
                 if pod in self._counting:
-                    self._counting[pod].add(port)
-                elif any(self._hub.hosts((pod.namespace, pod.name))):  # Else another replica asks it.
-                    self._counting[pod] = {port}
+                    self._counting[pod].append(lock)
+                elif not self._hub.rolling.is_elsewhere((pod.namespace, pod.name)):
+                    self._counting[pod] = [lock]
                     group.create_task(self._count(session, pod))
 
+            nobody = rollout.closed
             # It is said in the thread in which the rollout takes its steps.
-            rollout.closed = lambda key: loop.call_soon_threadsafe(begin, key)
+            rollout.closed = lambda key, edition: loop.call_soon_threadsafe(begin, key, edition)
             try:
                 await loop.create_future()
             finally:
-                rollout.closed = bool
+                rollout.closed = nobody
 
     async def _count(self, session: aiohttp.ClientSession, ref: Ref) -> None:
-        ports, until = self._counting[ref], asyncio.get_running_loop().time() + BEFORE
+        locks, until = self._counting[ref], asyncio.get_running_loop().time() + BEFORE
         url = ""
         try:
-            url = self._where(ref)
-            before = await self._ask(session, url, until=until)
+            pod = self._pod(ref)
+            url = f"http://{self._host(ref, pod)}:{METRICS_PORT}/stats/prometheus"
+            async with asyncio.timeout_at(until):
+                before = await self._ask(session, url)
             async with asyncio.timeout(LONGEST):
-                after = await self._once_drained(session, url, ref)
+                after = await self._once_drained(session, url, ref, pod)
+            ended = _ended(before, after, {lock.port for lock in locks})
         except Exception as error:  # noqa: BLE001 - whatever a pod may answer ends nothing here
-            self.unknown += len(ports)
-            self._tell(ref, url, str(error) or type(error).__name__)
+            self.unknown += len(locks)
+            self._tell(ref, url, str(error) or "no answer in time")
         else:
-            self.connections += ended(before, after, ports)
+            self.connections += ended
         finally:
             del self._counting[ref]
 
@@ -148,45 +158,50 @@ class Cuts:
                 reason=reason,
             )
 
-    async def _once_drained(self, session: aiohttp.ClientSession, url: str, ref: Ref) -> Page:
+    async def _once_drained(self, session: aiohttp.ClientSession, url: str, ref: Ref, pod: Pod) -> Page:
         while True:
             await asyncio.sleep(PAUSE)
+            locks = tuple(self._counting[ref])
+            in_force = self._hub.rolling.in_force((ref.namespace, ref.name))
+            if (now := self._pod(ref)).address != pod.address or now.meta.uid != pod.meta.uid:
+                raise ValueError("it is another pod now")
             page = await self._ask(session, url)
-            if not page.draining and self._is_in_force(ref):
+            known = max(lock.edition for lock in locks) <= in_force
+            if known and not page.draining and len(locks) == len(self._counting[ref]):
                 return page
 
-    def _is_in_force(self, ref: Ref) -> bool:
-        crossings = self._hub.rolling.rollout.crossings
-        found = filter(None, (crossings.get((ref, port)) for port in self._counting[ref]))
-        return all(each.may_serve == {each.serves} for each in found)
+    def _pod(self, ref: Ref) -> Pod:
+        if (pod := self._hub.mesh.pod(ref.namespace, ref.name)) and pod.address:
+            return pod
+        raise ValueError("there is no such pod any more")
 
-    def _where(self, ref: Ref) -> str:
+    def _host(self, ref: Ref, pod: Pod) -> str:
         """Return where a pod may be asked: at its own address, if its streams come from there, or both are on this machine."""
-        key = (ref.namespace, ref.name)
-        if (pod := self._hub.mesh.pod(*key)) and pod.address:
-            own = ipaddress.ip_address(pod.address)
-            if any(host == own or (host.is_loopback and own.is_loopback) for host in self._hub.hosts(key)):
-                return f"http://{f'[{own}]' if own.version == 6 else own}:{METRICS_PORT}/stats/prometheus"
-        raise ValueError("its stream does not come from the pod's address")
+        own = ipaddress.ip_address(pod.address)
+        for host in self._hub.hosts((ref.namespace, ref.name)):
+            if host == own or (host.is_loopback and own.is_loopback):
+                return f"[{own}]" if own.version == 6 else str(own)
+        raise ValueError("no stream of its own comes from the pod's address")
 
-    async def _ask(self, session: aiohttp.ClientSession, url: str, *, until: float | None = None) -> Page:
-        """Read a sidecar's page, before a time if one is given."""
-        async with self._at_once:
-            if until and asyncio.get_running_loop().time() > until:
-                raise ValueError("too many were locked at a time to ask it before connections ended")
-            asked = session.get(url, params={"filter": _FILTER}, allow_redirects=False)
-            async with asyncio.timeout(WITHIN), asked as response:
-                if response.status != HTTPStatus.OK:
-                    raise ValueError(f"it answers {response.status}")
-                body = b""
-                async for some in response.content.iter_any():
-                    body += some
-                    if len(body) > MOST_BYTES:
-                        raise ValueError("its answer does not end")
+    async def _ask(self, session: aiohttp.ClientSession, url: str) -> Page:
+        async with (
+            self._at_once,
+            asyncio.timeout(WITHIN),
+            session.get(url, params={"filter": _FILTER}, allow_redirects=False) as response,
+        ):
+            if response.status != HTTPStatus.OK:
+                raise ValueError(f"it answers {response.status}")
+            body = b""
+            async for some in response.content.iter_any():
+                body += some
+                if len(body) > MOST_BYTES:
+                    raise ValueError("its answer does not end")
         return read(body.decode())
 
 
-def ended(before: Page, after: Page, ports: Iterable[int]) -> int:
-    """Return how many connections ended between two looks; a counter that has become smaller began anew."""
-    pairs = ((before.cut.get(port, 0), after.cut.get(port, 0)) for port in ports)
-    return sum(late - early if late >= early else late for early, late in pairs)
+def _ended(before: Page, after: Page, ports: Iterable[int]) -> int:
+    """Return how many connections ended between two looks. ValueError: it cannot be told, as the counters began anew."""
+    found = [after.cut.get(port, 0) - before.cut.get(port, 0) for port in ports]
+    if min(found) < 0:
+        raise ValueError("it has started anew meanwhile")
+    return sum(found)

@@ -235,12 +235,19 @@ class Rolling:
     def _reached(self, subscriber: Subscriber, now: float) -> _Reached:
         session, stream = subscriber.session, self._streams[subscriber]
         assert session  # noqa: S101 - whoever is asked for has one
-        inbound = _inbound(session)
-        in_force = inbound and session.in_force(LISTENER, inbound)
         return _Reached(
             stream.client.note(min(session.reached(CLUSTER), session.reached(ENDPOINT)), now),
-            stream.server.note(session.edition if in_force else -1, now),
+            stream.server.note(_listens(session), now),
         )
+
+    def in_force(self, key: PodName) -> int:
+        """Return the newest edition of which a pod's sidecar is known to have the listeners in force; -1: of none."""
+        sessions = (each.session for each in self._subscribers.get(key, ()))
+        return max((_listens(each) for each in sessions if each), default=-1)
+
+    def is_elsewhere(self, key: PodName) -> bool:
+        """Whether a pod's sidecar, if there is one, is connected to another replica."""
+        return self.exchange is not None and key not in self._away and not self._subscribers.get(key)
 
     # --- other replicas ----------------------------------------------------------------------------------------------
 
@@ -340,6 +347,12 @@ def _name(key: PodName) -> str:
 def _inbound(session: Session) -> list[str]:
     """Return the names of the listeners that take what comes for a session's pod: those that say what they accept."""
     return session.tagged(LISTENER)
+
+
+def _listens(session: Session) -> int:
+    """Return the edition, if its listeners for what comes for the pod are in force; else -1."""
+    inbound = _inbound(session)
+    return session.edition if inbound and session.in_force(LISTENER, inbound) else -1
 
 
 def _rejection(session: Session, names: Iterable[str]) -> str:

@@ -18,7 +18,7 @@ from xds.identity.ca import Authority
 from xds.identity.keys import PrivateKey
 from xds.introspect import Introspection
 from xds.introspect.rollouts import RolloutsService
-from xds.model import Change, Fact
+from xds.model import ROLLOUT, Change, Fact
 from xds.protocol.session import Variant
 from xds.server import XdsServer
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, SECRET
@@ -70,11 +70,14 @@ class Plane:
         self.channel, self.hub, self.cuts, self.server = channel, hub, cuts, server
         self.one, self.first, self.second = (Sidecar(channel, name) for name in ("one", "web-1", "web-2"))
 
-    def say(self, mode: str, *more: Fact) -> None:
+    def say(self, mode: str, *more: Fact, at_once: bool = False) -> None:
         """Have a mode for the namespace, and no sidecar answers what comes of it until it is told to."""
         self.first.keeps = {LISTENER: ""}
         self.one.keeps = {ENDPOINT: ""}
-        self.hub.change(Change(applied=(peer("shop", mode), *more)))
+        policy = peer("shop", mode)
+        if at_once:
+            policy = replace(policy, meta=replace(policy.meta, annotations={ROLLOUT: "immediate"}))
+        self.hub.change(Change(applied=(policy, *more)))
 
 
 @asynccontextmanager

@@ -63,8 +63,8 @@ class Rollout:
         """How many times a port was closed to plaintext."""
         self.finished: Callable[[float], object] = float
         """Told how many seconds a port was on its way, when what is wanted is in force there."""
-        self.closed: Callable[[PortKey], object] = bool
-        """Told of each port that is closed to plaintext."""
+        self.closed: Callable[[PortKey, int], object] = lambda _, __: None
+        """Told of each port that is closed to plaintext, and since which edition."""
         self._wanted: dict[Ref, dict[int, Want]] = {}
         self._listed: dict[ServiceKey, frozenset[PortKey]] = {}
         """What each service leads to."""
@@ -391,7 +391,7 @@ class Rollout:
     def _serve(self, key: PortKey, crossing: Crossing, mode: Mode, edition: int, now: float) -> None:
         if crossing.serves is not mode:
             if mode is Mode.STRICT:
-                self.closed(key)
+                self.closed(key, edition)
                 self.locked += 1
             crossing.serves, crossing.serves_at, crossing.served_since = mode, edition, now
             crossing.may_serve.add(mode)
