@@ -47,11 +47,11 @@ def test_mutual_tls_survives_a_lock(protocol):
     [
         (Protocol.HTTP, Mode.STRICT, "mtls tls"),
         (Protocol.HTTP, Mode.PERMISSIVE, "mtls plaintext"),
-        (Protocol.HTTP, Mode.DISABLE, "any"),
-        (Protocol.HTTP2, Mode.DISABLE, "any"),
+        (Protocol.HTTP, Mode.DISABLE, "plaintext"),
+        (Protocol.HTTP2, Mode.DISABLE, "plaintext"),
         (Protocol.TCP, Mode.STRICT, "mtls tls"),
         (Protocol.TCP, Mode.PERMISSIVE, "mtls plaintext application-tls"),
-        (Protocol.TCP, Mode.DISABLE, "any"),
+        (Protocol.TCP, Mode.DISABLE, "plaintext application-tls"),
         (Protocol.AUTO, Mode.STRICT, "mtls-http mtls tls-http tls"),
         (Protocol.AUTO, Mode.PERMISSIVE, "mtls-http mtls plaintext-http plaintext application-tls"),
         (Protocol.AUTO, Mode.DISABLE, "plaintext-http plaintext application-tls"),
@@ -61,11 +61,10 @@ def test_chains_of_a_port(protocol, mode, names):
     assert list(named(protocol, mode)) == names.split()
 
 
-def test_only_disable_has_a_chain_for_any_transport():
-    (chain,) = inbound.chains(CONFIG, port(Protocol.TCP, Mode.DISABLE), by_port=True)
-    assert chain.filter_chain_match.transport_protocol == ""
-    assert chain.filter_chain_match.destination_port == 8080
-    assert chain.transport_socket is None
+@pytest.mark.parametrize("protocol", list(Protocol))
+def test_what_is_not_mutual_tls_survives_between_disable_and_permissive(protocol):
+    disabled, permissive = named(protocol, Mode.DISABLE), named(protocol, Mode.PERMISSIVE)
+    assert disabled == {name: each for name, each in permissive.items() if not name.startswith("mtls")}
 
 
 @pytest.mark.parametrize("mode", [Mode.PERMISSIVE, Mode.STRICT])

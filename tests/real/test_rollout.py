@@ -25,6 +25,7 @@ from tests.real.harness.local import RECONNECTED, LocalMesh
 from tests.real.harness.manifests import Manifest
 from tests.real.harness.places import HERE
 from tests.real.harness.tcp import SlowRelay
+from tests.real.harness.waiting import eventually
 from xds.policy.reach import Outcome, Result, predict
 
 pytestmark = pytest.mark.envoy
@@ -358,3 +359,34 @@ async def test_requests_change_over_and_plaintext_ends(loopback, tmp_path):
     print(
         f"locked {locked - said:.2f} s after the change; the last request in plaintext began {lag - locked:+.2f} s from then"
     )
+
+
+@pytest.mark.timeout(120)
+async def test_between_disable_and_permissive_no_plaintext_ends(loopback, tmp_path):
+    """Both serve it, so it may last for as long as it likes: requests, and connections that say nothing for long."""
+    async with LocalMesh(loopback, tmp_path) as mesh, AsyncExitStack() as stack:
+        client, server = mesh.pod("client", "ns"), mesh.pod("web", "ns")
+        await mesh.serve(server, http=(HTTP,), lines=(TCP,))
+        mesh.service("web", "ns", {"http": (80, HTTP), "tcp": (90, TCP)})
+        mesh.apply(manifests.peer_authentication("ns", "DISABLE"))
+        await mesh.start(client, server)
+        tcp = [(Client(), server.address, TCP), (client.client, "web.ns", 90)]
+        lines = [await stack.enter_async_context(who.tcp(host, port)) for who, host, port in tcp]
+        for mode in ("PERMISSIVE", "DISABLE"):
+            slow = asyncio.create_task(
+                Client().get(f"http://{server.address}:{HTTP}/slow?seconds=9", timeout=60)
+            )
+            for each in lines:
+                assert (await each.ask("hello")).endswith(": hello")
+
+            async def is_asked() -> bool:
+                stat = rf"^cluster\.inbound\|{HTTP}\|\|;?\.upstream_rq_active$"
+                return await mesh.sidecar(server).admin.total(stat) == 1
+
+            await eventually(is_asked, timeout=10)
+            mesh.apply(manifests.peer_authentication("ns", mode))
+            await mesh.settled()
+            await mesh.drained()
+            assert (await slow).code == "200"
+            for each in lines:
+                assert (await each.ask("still here")).endswith(": still here")

@@ -3,11 +3,11 @@
 A chain that two modes have in common is the same bytes in both, and nothing outside `filter_chains` depends on policy: Envoy then
 replaces only the chains that differ, and connections on the others go on (ADR 0003). Which chains there are, by mode:
 
-| mode       | mutual TLS, mesh ALPN | other TLS     | plaintext |
-|------------|-----------------------|---------------|-----------|
-| STRICT     | yes                   | mutual TLS    |           |
-| PERMISSIVE | yes (the same chain)  | passed on (1) | yes       |
-| DISABLE    |                       | passed on (1) | yes       |
+| mode       | mutual TLS, mesh ALPN | other TLS     | plaintext            |
+|------------|-----------------------|---------------|----------------------|
+| STRICT     | yes                   | mutual TLS    |                      |
+| PERMISSIVE | yes (the same chain)  | passed on (1) | yes                  |
+| DISABLE    |                       | passed on (1) | yes (the same chain) |
 
 (1) Not on ports declared as HTTP, where TLS of the application's own would be a contradiction.
 """
@@ -69,7 +69,7 @@ def chains(config: MeshConfig, port: Port, *, by_port: bool) -> tuple[FilterChai
     def chain(
         name: str,
         handler: Filter | None,
-        transport: str = "",
+        transport: str,
         alpn: tuple[str, ...] = (),
         *,
         terminate: bool = False,
@@ -101,12 +101,10 @@ def chains(config: MeshConfig, port: Port, *, by_port: bool) -> tuple[FilterChai
         found.append(chain("plaintext-http", http, "raw_buffer", _HTTP_IN_CLEAR))
         found.append(chain("plaintext", tcp, "raw_buffer"))
         found.append(chain("application-tls", tcp, "tls"))
-    elif port.mode is Mode.PERMISSIVE:
+    else:
         found.append(chain("plaintext", main, "raw_buffer"))
         if not is_http:
             found.append(chain("application-tls", tcp, "tls"))
-    else:
-        found.append(chain("any", main))
     return tuple(found)
 
 
