@@ -70,11 +70,12 @@ async def test_one_line_for_each_service_and_what_stays_open(plane: Plane):
     result = await until(NOTHING, port=port)
     assert result.exit_code == 0
     ended = (
-        "Locked since the control plane started: 2 ports, which ended 0 plaintext connections or responses. "
+        "Locked since the control plane started: 2 ports. As the sidecars say that are connected here, that ended 0 "
+        "plaintext connections or responses. "
     )
     # These pods are nowhere.
     not_known = (
-        "Of 2 of these ports that is not known, because their sidecars could not be asked (docs/metrics.md)."
+        "Of 2 of these ports it is not known, because the sidecar could not be asked (docs/metrics.md)."
     )
     assert result.stdout.splitlines()[2:] == [ended + not_known]
 
@@ -82,8 +83,8 @@ async def test_one_line_for_each_service_and_what_stays_open(plane: Plane):
 def test_how_many_ended_is_said_once_it_is_known():
     [said] = _notes(ListRolloutsResponse(locks=3, cut=4, draining=2))
     assert said == (
-        "Locked since the control plane started: 3 ports, which ended 4 plaintext connections or responses. "
-        "2 of these ports still drain."
+        "Locked since the control plane started: 3 ports. As the sidecars say that are connected here, that ended 4 "
+        "plaintext connections or responses. 2 of these ports still drain."
     )
 
 

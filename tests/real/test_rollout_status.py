@@ -67,7 +67,7 @@ async def test_who_hangs_is_named_until_the_server_is_locked(loopback, tmp_path)
 
 
 async def test_the_sidecar_counts_what_a_lock_ends(loopback, tmp_path):
-    async with LocalMesh(loopback, tmp_path) as mesh, AsyncExitStack() as stack:
+    async with LocalMesh(loopback, tmp_path, metrics=True) as mesh, AsyncExitStack() as stack:
         client, server = mesh.pod("client", "ns"), mesh.pod("web", "ns")
         await mesh.serve(server, http=(HTTP,), lines=(TCP,))
         mesh.service("web", "ns", {"http": (80, HTTP), "tcp": (90, TCP)})
@@ -115,7 +115,10 @@ async def test_the_sidecar_counts_what_a_lock_ends(loopback, tmp_path):
 
         async def is_counted() -> bool:
             said = await xds("status", "--rollout", f"--xds-address={mesh.plane.address}", may_be_no=True)
-            expected = "Locked since the control plane started: 2 ports, which ended 5 plaintext connections or responses."
+            expected = (
+                "Locked since the control plane started: 2 ports. As the sidecars say that are connected here, that "
+                "ended 5 plaintext connections or responses."
+            )
             assert said == f"{NOTHING}\n\n{expected}\n"
             return True
 

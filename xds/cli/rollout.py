@@ -17,9 +17,14 @@ _LOCK = (
     "Where a server is to be locked, plaintext is accepted until then; plaintext connections and responses that are still "
     "open when it is locked end at its sidecar's drain time."
 )
-_LOCKS = "Locked since the control plane started: {locks} ports, which ended {cut} plaintext connections or responses."
+_LOCKS = (
+    "Locked since the control plane started: {locks} ports. As the sidecars say that are connected here, that ended {cut} "
+    "plaintext connections or responses."
+)
 _DRAINING = "{draining} of these ports still drain."
-_UNKNOWN = "Of {unknown} of these ports that is not known, because their sidecars could not be asked (docs/metrics.md)."
+_UNKNOWN = (
+    "Of {unknown} of these ports it is not known, because the sidecar could not be asked (docs/metrics.md)."
+)
 
 
 def is_done(answer: pb.ListRolloutsResponse) -> bool:

@@ -81,7 +81,7 @@ class Rollouts(Collector):
         )
         yield CounterMetricFamily(
             "xds_rollout_uncounted_locks",
-            "Those locks of which that is not known, because the sidecar could not be asked.",
+            "Locks of which that is not known, because the sidecar could not be asked.",
             self._cuts.unknown,
         )
         yield from self._took.collect()

@@ -62,7 +62,13 @@ class LocalMesh:
     """Pods and services on loopback, and the manifests that say so; inside an `async with` block, `xds serve` follows them."""
 
     def __init__(
-        self, loopback: Loopback, directory: Path, *, sotw: bool = False, settings: Sequence[str] = ()
+        self,
+        loopback: Loopback,
+        directory: Path,
+        *,
+        sotw: bool = False,
+        metrics: bool = False,
+        settings: Sequence[str] = (),
     ) -> None:
         self.manifests = Manifests(directory / "manifests")
         self.sidecars: dict[str, EnvoyProcess] = {}
@@ -71,6 +77,7 @@ class LocalMesh:
         self.through: dict[str, int] = {}
         """By POD.NAMESPACE, ports at which sidecars reach the control plane that do not at its own."""
         self._loopback, self._directory = loopback, directory
+        self._metrics = metrics
         self._settings = settings
         self._pods: list[LocalPod] = []
         self._services: list[Manifest] = []
@@ -233,10 +240,11 @@ class LocalMesh:
     def _envoy(self, pod: LocalPod, facts: Mesh, **how: Any) -> EnvoyProcess:
         known = facts.pod(pod.namespace, pod.name)
         assert known, pod
-        # What `xds bootstrap` prints, without a process for each, and where metrics are as of `xds proxy`.
+        # What `xds bootstrap` prints, without a process for each; metrics are where `xds proxy` has them.
         port = self.through.get(pod.full_name, self.plane.port)
         shows = shown("metrics", pod.address, METRICS_PORT, "/stats/prometheus", "/stats/prometheus")
-        begin = to_json_dict(bootstrap(known, "127.0.0.1", port, sotw=self.sotw, added=[shows]))
+        added = [shows] if self._metrics else []
+        begin = to_json_dict(bootstrap(known, "127.0.0.1", port, sotw=self.sotw, added=added))
         return EnvoyProcess(pod.full_name, begin, self._directory, **how)
 
 
