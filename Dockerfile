@@ -31,8 +31,7 @@ FROM ${BASE}
 LABEL org.opencontainers.image.title="xds" \
       org.opencontainers.image.description="Automatic mutual TLS for Envoy sidecars: control plane, sidecar and its iptables rules" \
       org.opencontainers.image.version="0.1.0" \
-      org.opencontainers.image.licenses="Apache-2.0" \
-      org.opencontainers.image.base.name="docker.io/library/python:3.13-slim"
+      org.opencontainers.image.licenses="Apache-2.0"
 
 # iptables: `xds init`. curl: health checks, and what the pods of the demo ask each other with.
 # The distribution's stable release is what pins them.

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import pytest
 
-from tests.compose.demo import EXAMPLE, PROJECT, Demo, Docker
+from tests.compose.demo import BUILT, EXAMPLE, PROJECT, Demo, Docker
 from tests.compose.environment import REQUIRED, MissingError, base, engine, plugin
 
 
@@ -33,10 +33,11 @@ def docker(client: dict[str, str]) -> Iterator[Docker]:
     with ExitStack() as stack:
         try:
             environment = stack.enter_context(engine.running(client))
-            base.provide(environment)
+            stack.enter_context(base.provided(environment))
         except MissingError as missing:
             _lack(missing)
-        docker = Docker(environment)
+        docker = Docker({**environment, "XDS_IMAGE": BUILT})
+        stack.callback(docker.ask, "image", "rm", "--force", BUILT)
         docker.run("compose", "build", "--quiet", timeout=1200)
         yield docker
 

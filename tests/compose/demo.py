@@ -11,6 +11,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples/envoy/compose"
 IMAGE = "xds:latest"
+BUILT = "xds-test:latest"
+"""What is built of it for the tests: whoever has IMAGE keeps it."""
 PROJECT = "xds-test"
 PATIENCE = 120.0
 """Seconds within which what was killed is well again."""
@@ -44,7 +46,7 @@ class Docker:
 
     def image(self, *command: str, options: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
         """Run a command in a container of our image that is gone afterwards."""
-        return self.ask("run", "--rm", *options, IMAGE, *command)
+        return self.ask("run", "--rm", *options, BUILT, *command)
 
 
 class Demo:

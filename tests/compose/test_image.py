@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+import tarfile
 import tomllib
+from pathlib import Path, PurePosixPath
 
 import pytest
 import yaml
 
-from tests.compose.demo import IMAGE, ROOT, Docker, until
+from tests.compose.demo import BUILT, IMAGE, ROOT, Docker, until
 from tests.compose.environment.base import NAME
 
 pytestmark = pytest.mark.timeout(1800)
@@ -23,11 +26,14 @@ ALONE = [
     "--env=XDS_ROOT_FILE=",
 ]
 """A sidecar that finds no control plane, and starts nevertheless."""
+PRIVATE_KEY = re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----\s+[A-Za-z0-9+/]{20}")
+UNWANTED = {".git", ".cache", ".venv", ".ci", "token-key", "root-key.pem"}
+"""Names of what a checkout has, or may have, beside the package."""
 
 
 @pytest.fixture(scope="module")
 def image(docker: Docker) -> dict:
-    return json.loads(docker.run("image", "inspect", IMAGE))[0]
+    return json.loads(docker.run("image", "inspect", BUILT))[0]
 
 
 def test_it_says_what_it_is_and_is_nobody_special(image: dict) -> None:
@@ -63,8 +69,30 @@ def test_what_it_was_built_with_is_not_in_it(docker: Docker) -> None:
     unwanted = (
         "ls -d /src /opt/build /opt/xds/bin/pip /root/.cache /var/lib/apt/lists/*; command -v gcc make git"
     )
-    done = docker.image("-c", f"{unwanted}; echo looked", options=["--entrypoint=sh"])
+    # Only root can look into root's folder.
+    done = docker.image("-c", f"{unwanted}; echo looked", options=["--entrypoint=sh", "--user=0:0"])
     assert done.stdout == "looked\n"
+
+
+def test_no_layer_has_a_secret_or_what_is_not_of_the_package(docker: Docker, tmp_path: Path) -> None:
+    archive, folder = tmp_path / "image.tar", tmp_path / "image"
+    docker.run("save", "--output", str(archive), BUILT)
+    with tarfile.open(archive) as saved:
+        saved.extractall(folder, filter="data")
+    (manifest,) = json.loads((folder / "manifest.json").read_text())
+    files = 0
+    for name in manifest["Layers"]:
+        with tarfile.open(folder / name) as layer:
+            for member in layer:
+                path = PurePosixPath(member.name)
+                assert not UNWANTED & {*path.parts}, path
+                if member.isfile() and not path.is_relative_to("usr"):
+                    files += 1
+                    content = layer.extractfile(member).read()  # type: ignore[union-attr] -- it is a file
+                    assert not PRIVATE_KEY.search(content), path
+    assert files > 1000
+    configured = (folder / manifest["Config"]).read_text()
+    assert not re.search(r"(?i)(password|secret|token|authorization)[=:]", configured)
 
 
 def test_what_our_manifests_run_is_in_it(docker: Docker) -> None:
@@ -103,7 +131,7 @@ def test_interception_is_set_up_once_however_often_and_taken_away(docker: Docker
 def test_a_sidecar_is_envoy_itself_to_signals_and_exit_status(
     docker: Docker, signal: str, status: int
 ) -> None:
-    name = docker.run("run", "--detach", *ALONE, *RESTRICTED, "--user=1337:1337", IMAGE, "proxy").strip()
+    name = docker.run("run", "--detach", *ALONE, *RESTRICTED, "--user=1337:1337", BUILT, "proxy").strip()
     try:
         # Before it has a handler, a first process does not hear SIGTERM at all.
         admin = ("exec", name, "curl", "-fs", "http://127.0.0.1:15000/server_info")
@@ -123,7 +151,7 @@ def test_a_sidecar_that_cannot_start_says_why_and_ends(docker: Docker) -> None:
 
 def test_the_control_plane_is_healthy_once_it_serves(docker: Docker) -> None:
     options = ["--detach", *RESTRICTED, "--tmpfs=/mesh", "--health-interval=1s"]
-    name = docker.run("run", *options, IMAGE, "serve", "--manifests=/mesh").strip()
+    name = docker.run("run", *options, BUILT, "serve", "--manifests=/mesh").strip()
     try:
         health = ("inspect", "--format={{.State.Health.Status}}", name)
         until(lambda: docker.run(*health) == "healthy\n", "the control plane is healthy")

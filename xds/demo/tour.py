@@ -156,7 +156,11 @@ def main(arguments: list[str]) -> int:
         case ["compare"]:
             return compare(sys.stdin, Console(highlight=False))
         case _:
-            print("usage: python -m xds.demo.tour script | lacking AUTO DRAINED | compare", file=sys.stderr)  # noqa: T201
+            print(  # noqa: T201
+                "usage: python -m xds.demo.tour script | lacking AUTO DRAINED | compare\n"
+                "These are what a performance of the play asks: ./play, in examples/envoy/compose, is one.",
+                file=sys.stderr,
+            )
             return 2
     return 0
 

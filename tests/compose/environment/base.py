@@ -9,38 +9,47 @@ from __future__ import annotations
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.compose.environment import CACHE, MissingError, is_root
 
 NAME = "python:3.13-slim"
 _RELEASE = "trixie"
+_DEBIAN = f"xds-test/{_RELEASE}"
 _PACKAGES = "python3,python3-pip,python3-venv,ca-certificates"
 _ROOTS = Path("/etc/ssl/certs/ca-certificates.crt")
 _DOCKERFILE = f"""
-FROM xds-test/{_RELEASE}
+FROM {_DEBIAN}
 COPY roots.crt {_ROOTS}
 RUN ln -s /usr/bin/python3 /usr/local/bin/python
 ENV PIP_CERT={_ROOTS}
 """
 
 
-def provide(environment: dict[str, str]) -> None:
-    """See to it that the engine has the image.
+@contextmanager
+def provided(environment: dict[str, str]) -> Iterator[None]:
+    """Have the image in the engine; a stand-in does not stay there, where others would take it for the real one.
 
     Raises:
         MissingError: it cannot be had.
     """
     for command in (["image", "inspect", NAME], ["pull", "--quiet", NAME]):
         if not _docker(environment, *command).returncode:
+            yield
             return
-    with _archive().open("rb") as archive:
-        _must(_docker(environment, "import", "-", f"xds-test/{_RELEASE}", stdin=archive))
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "Dockerfile").write_text(_DOCKERFILE)
-        shutil.copyfile(_ROOTS, Path(folder) / "roots.crt")
-        # Not every docker has the plugin for the newer builder.
-        _must(_docker({**environment, "DOCKER_BUILDKIT": "0"}, "build", "-q", "-t", NAME, folder))
+    try:
+        with _archive().open("rb") as archive:
+            _must(_docker(environment, "import", "-", _DEBIAN, stdin=archive))
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "Dockerfile").write_text(_DOCKERFILE)
+            shutil.copyfile(_ROOTS, Path(folder) / "roots.crt")
+            # Not every docker has the plugin for the newer builder.
+            _must(_docker({**environment, "DOCKER_BUILDKIT": "0"}, "build", "-q", "-t", NAME, folder))
+        yield
+    finally:
+        _docker(environment, "image", "rm", "--force", NAME, _DEBIAN)
 
 
 def _archive() -> Path:
