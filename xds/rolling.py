@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import islice
 from math import inf
 from typing import NamedTuple, TypeAlias
@@ -33,7 +34,7 @@ PodName: TypeAlias = tuple[str, str]
 SETTLE = 0.2
 """Seconds after an acknowledgement until Envoy's worker threads, too, do what its main thread has taken."""
 AWAY = 10.0
-"""Seconds that a proxy which has lost its stream is reckoned with: it comes back within five."""
+"""Seconds that a proxy which has lost its stream is reckoned with as a client: it comes back within five."""
 RECOVERY = 6.0
 """Seconds after the start in which proxies come back that were there before."""
 HELLO = 1.0
@@ -82,6 +83,19 @@ class _Reached(NamedTuple):
     server: int
 
 
+@dataclass(slots=True)
+class _Away:
+    """A proxy that has lost its stream."""
+
+    reached: _Reached
+    until: float
+    """When it does not count as a client any more."""
+    listens: bool
+    """Whether it is known to have had listeners in force: as a server it counts until it comes back, or its pod is gone."""
+    uid: str | None = None
+    """Of its pod."""
+
+
 class Rolling:
     """Takes a mesh from one step of its rollouts to the next. `apply` and `advance` may run in a thread, nothing else may.
 
@@ -98,12 +112,14 @@ class Rolling:
         self._is_heard = self._has_met = False
         self._subscribers = streams
         self._streams: dict[Subscriber, _Stream] = {}
-        self._away: dict[PodName, tuple[_Reached, float]] = {}
+        self._away: dict[PodName, _Away] = {}
         self._met: set[PodName] = set()
         self._came_back: dict[Ref, Mapping[int, Mode]] = {}
         self._recovers_until = inf
         self._missing: set[PodName] = set()
         """Pods that may be about to come back."""
+        self._was_before = False
+        """Whether any proxy has come with a configuration from before."""
         self._looked = -inf
 
     # --- how far proxies are -----------------------------------------------------------------------------------------
@@ -117,19 +133,24 @@ class Rolling:
         session = subscriber.session
         counts = session and (subscriber.snapshot or _has_brought(session))
         if self.rollout.timeout is not None and counts and not self._subscribers.get(key):
-            self._away[key] = (self._reached(subscriber, now), now + AWAY)
+            reached = self._reached(subscriber, now)
+            # With several replicas it is another one's, in all probability, by then.
+            self._away[key] = _Away(reached, now + AWAY, reached.server >= 0 and not self.exchange)
             if self.exchange:
                 self._met.discard(key)  # It may have been with another replica when it comes back.
-        if not self._subscribers.get(key) and Ref("Pod", *key) in self._came_back:
-            del self._came_back[Ref("Pod", *key)]  # It will say it again.
-            self._met.discard(key)
+        if not self._subscribers.get(key) and self._came_back.pop(Ref("Pod", *key), None):
+            self._met.discard(key)  # It will say it again.
         del self._streams[subscriber]
 
     def asked(self, subscriber: Subscriber, key: PodName, type_url: str) -> None:
         """Take note that a proxy has asked for a type: one that was here before says then what it listens with."""
         session = subscriber.session
-        if self.exchange and session and type_url == CLUSTER and key not in self._met:
-            self._has_met |= bool(session.brought(CLUSTER))
+        if session and type_url == CLUSTER and key not in self._met:
+            brought = bool(session.brought(CLUSTER))
+            self._was_before |= brought
+            self._has_met |= brought and self.exchange is not None
+            if not brought:
+                self._missing.discard(key)  # It is new: nobody sends it anything by what it had.
         if type_url != LISTENER or not session or key in self._met or self.rollout.timeout is None:
             return
         self._met.add(key)
@@ -138,12 +159,15 @@ class Rolling:
             self._came_back[Ref("Pod", *key)] = modes
 
     def holds(self, subscriber: Subscriber, key: PodName, now: float) -> bool:
-        """Whether a proxy that was here before, and has a configuration, is to wait until it is known how far others are."""
+        """Whether a proxy is to wait until it is known how far others are, those that were here before.
+
+        If it was here, too, it has a configuration. If not, it waits only where it is known that there are any.
+        """
         session = subscriber.session
         if session is None or self.rollout.timeout is None or subscriber.snapshot is not None:
             return False
         if not _has_brought(session):
-            return False
+            return self._was_before and self.is_recovering(now)
         if key not in self._met and now < self._streams[subscriber].came + HELLO:
             return True
         return Ref("Pod", *key) in self._came_back or self.is_recovering(now)
@@ -170,18 +194,23 @@ class Rolling:
             return min(now, self._looked + EVERY)
         if self.is_open:
             return max(self._looked + EVERY, now)
-        return max(self._looked + LATE_EVERY, now) if self.rollout.late else inf
+        return max(self._looked + LATE_EVERY, now) if self._is_late else inf
+
+    @property
+    def _is_late(self) -> bool:
+        """Whether anybody is looked after who was not waited for any longer."""
+        return bool(self.rollout.late or self.rollout.late_rules)
 
     def known(self, mesh: Mesh, now: float) -> Known:
         """Return how far the proxies are of pods that there are."""
         self._looked, self._is_heard = now, False
         elsewhere = self.exchange.elsewhere(now) if self.exchange else Elsewhere()
-        if not (self.is_open or self.rollout.late):
+        if not (self.is_open or self._is_late):
             # Who is there suffices: nothing has been told yet that could be in force.
             there = [key for key, _ in self._sessions(mesh, now)]
             return Known(
                 servers={Ref("Pod", *key): -1 for key in there},
-                clients={_name(key): -1 for key in there},
+                clients={_name(key): -1 for key in there if self._is_client(key, now)},
                 elsewhere=elsewhere,
             )
         waited = {pod for pod, _ in (*self.rollout.crossings, *self.rollout.late)}
@@ -191,9 +220,10 @@ class Rolling:
         refusing: dict[str, dict[str, str]] = {}
         for key, subscriber in self._sessions(mesh, now):
             session = subscriber.session if subscriber else None
-            reached = self._reached(subscriber, now) if subscriber else self._away[key][0]
+            reached = self._reached(subscriber, now) if subscriber else self._away[key].reached
             name, ref = _name(key), Ref("Pod", *key)
-            clients[name] = min(reached.client, clients.get(name, reached.client))
+            if self._is_client(key, now):
+                clients[name] = min(reached.client, clients.get(name, reached.client))
             # All of them: a change that this is asked for may be the one that makes them waited for.
             if subscriber is None or self._may_listen(subscriber, now):
                 servers[ref] = min(reached.server, servers.get(ref, reached.server))
@@ -220,11 +250,18 @@ class Rolling:
                 if subscriber.session and (subscriber.snapshot or _has_brought(subscriber.session)):
                     self._away.pop(key, None)
                     yield key, subscriber
-        for key, (_, until) in tuple(self._away.items()):
-            if now >= until or not mesh.pod(*key):
+        for key, away in tuple(self._away.items()):
+            pod = mesh.pod(*key)
+            is_same = pod is not None and away.uid in {None, pod.meta.uid}
+            if pod is None or not is_same or pod.ended or (now >= away.until and not away.listens):
                 del self._away[key]
             else:
+                away.uid = pod.meta.uid
                 yield key, None
+
+    def _is_client(self, key: PodName, now: float) -> bool:
+        """Whether a proxy is there, or may be, as one that sends something."""
+        return key not in self._away or now < self._away[key].until
 
     def _may_listen(self, subscriber: Subscriber, now: float) -> bool:
         """Whether a stream is one on which a sidecar gets its listeners, as all have it that use ADS."""
@@ -301,7 +338,9 @@ class Rolling:
         # Those that came since are not in what is known, and would not be waited for.
         came = [ref for ref in tuple(self._came_back) if ref in known.servers]
         for ref in came:
-            self.rollout.recover(mesh, ref, self._came_back.pop(ref), now)
+            # Meanwhile its stream may have ended, elsewhere than in this thread.
+            if modes := self._came_back.pop(ref, None):
+                self.rollout.recover(mesh, ref, modes, now)
         if came and (early := self.rollout.withdraw_rules(mesh, now)) != Change():
             mesh = mesh.apply(early)
         if self._has_met:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from tests.policy.rollout_world import CLIENTS, PORTS, SERVERS, Client, Proxies, Server
+from tests.policy.rollout_world import CLIENTS, PORTS, SERVERS, UNREAD, Client, Proxies, Server
 from xds.mesh import Mesh
 from xds.model import Change, Fact, Ref
 from xds.policy.crossing import Known
@@ -121,6 +121,11 @@ class Replicas(Proxies):
             self.step_at(replica)
 
     def step_at(self, replica: Replica) -> None:
+        self.look_at(replica)
+        self.now += UNREAD
+        self.look_at(replica)
+
+    def look_at(self, replica: Replica) -> None:
         replica.mesh = replica.rolling.advance(replica.mesh, self.known_to(replica), self.now)
         replica.rolling.tell()
 

@@ -22,6 +22,8 @@ SERVERS = ("web-1", "web-2")
 CLIENTS = ("one", "two")
 PORTS = (8080, 9090)
 KEYS = tuple((Ref("Pod", "ns", name), port) for name in SERVERS for port in PORTS)
+UNREAD = 1.2
+"""Seconds that a server may take to know what a new connection is."""
 RULES = (None, "DISABLE", "ISTIO_MUTUAL")
 
 
@@ -89,8 +91,15 @@ class Proxies:
         self.mesh = self.rolling.apply(self.mesh, change, self.known(), self.now)
         self.wants.append(self.wanted())
 
-    def step(self) -> None:
+    def look(self) -> None:
+        """Have the control plane go on as far as is known to be good at this moment."""
         self.mesh = self.rolling.advance(self.mesh, self.known(), self.now)
+
+    def step(self) -> None:
+        """The same, and once more when new connections have been read of those that clients opened until now."""
+        self.look()
+        self.now += UNREAD
+        self.look()
 
     def known(self) -> Known:
         return Known(

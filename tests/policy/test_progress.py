@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.policy.rollout_world import UNREAD
 from tests.policy.world import HTTP, TCP, peer, pod, rule, service
 from xds.model import Change, Fact, Pod, Ref, ServicePort
 from xds.policy.crossing import Known
@@ -59,6 +60,9 @@ class World:
         self.servers = dict.fromkeys(self.servers, edition) if servers else self.servers
         self.clients = dict.fromkeys(self.clients, edition) if clients else self.clients
         self.mesh = self.rolling.advance(self.mesh, self._known(), self.now)
+        if clients:  # and their last connections are read
+            self.now += UNREAD
+            self.mesh = self.rolling.advance(self.mesh, self._known(), self.now)
 
     def says(self, *, after: float = 0.0) -> list[str]:
         rollout = self.rolling.rollout
@@ -99,7 +103,7 @@ def test_the_way_back_to_plaintext():
     world.step(servers=True)
     assert world.says() == [f"web.ns: 0/1 endpoints plaintext, web-1 waiting for {ONE} (0 s)"]
     world.step(clients=True)
-    assert world.says() == ["web.ns: 1/1 endpoints plaintext, web-1 waiting for its listener (0 s)"]
+    assert world.says() == ["web.ns: 1/1 endpoints plaintext, web-1 waiting for its listener (1 s)"]
     world.step(servers=True)
     assert world.says() == []
 
@@ -124,11 +128,11 @@ def test_a_client_that_rejects_what_it_is_told():
     world.step(servers=True, clients=True)
     world.step(seconds=1, clients=True)
     assert world.says() == [
-        f"web.ns: 0/1 endpoints mTLS, web-1 waiting for {ONE}, rejected: no such thing (1 s)"
+        f"web.ns: 0/1 endpoints mTLS, web-1 waiting for {ONE}, rejected: no such thing (3 s)"
     ]
     world.step(seconds=29)
     assert world.says() == [
-        f"web.ns: 1/1 endpoints mTLS, web-1 did not wait for {ONE} any longer, rejected: no such thing (30 s)"
+        f"web.ns: 1/1 endpoints mTLS, web-1 did not wait for {ONE} any longer, rejected: no such thing (32 s)"
     ]
 
 
@@ -273,7 +277,7 @@ def test_a_rule_is_held_back_until_servers_take_what_it_says():
         "DestinationRule/clients/rule held back until its servers take it (3 s)",
     ]
     world.step(servers=True)
-    assert world.says()[1:] == ["DestinationRule/clients/rule waiting for its clients to take it (0 s)"]
+    assert world.says()[1:] == ["DestinationRule/clients/rule waiting for one.clients to take it (0 s)"]
     [found] = rules(world.rolling.rollout)
     assert (found.host, found.deleted, found.held) == ("web.ns.svc.cluster.local", False, False)
     world.step(clients=True)
@@ -285,7 +289,25 @@ def test_a_rule_that_is_deleted_is_said_to_be():
     world = World("DISABLE", more=(rule("clients", "web.ns.svc.cluster.local", "DISABLE"),))
     world.change(removed=(RULE, Ref("DestinationRule", "clients", "never-was")))
     assert world.says() == [
-        "deletion of DestinationRule/clients/rule waiting for its clients to take it (0 s)"
+        "deletion of DestinationRule/clients/rule waiting for one.clients to take it (0 s)"
     ]
     world.step(clients=True)
+    assert world.says() == []
+
+
+def test_a_client_that_rejects_a_rule_is_named_with_what_it_said_until_it_has_taken_it():
+    world = World("STRICT", more=(rule("clients", "web.ns.svc.cluster.local", "DISABLE"),))
+    world.known = {"refusing": {ONE: {CLUSTER: "no such thing"}}}
+    world.change(removed=(RULE,))
+    world.step(seconds=1, clients=True)
+    deletion = "deletion of DestinationRule/clients/rule"
+    rejected = f"{ONE} to take it, rejected: no such thing"
+    assert world.says() == [f"{deletion} waiting for {rejected} (2 s)"]
+    world.step(seconds=30)
+    passed = f"{deletion} did not wait for {ONE} any longer, rejected: no such thing (32 s)"
+    assert world.says() == [passed]
+    assert world.rolling.rollout.passed_over == 1
+    assert world.rolling.due(world.now) < world.now + 2
+    world.known = {}
+    world.step()
     assert world.says() == []

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.policy.rollout_world import Proxies
+from tests.policy.rollout_world import UNREAD, Proxies
 from tests.policy.world import peer, rule, tls
 from xds.model import ROLLOUT, Change, MeshConfig, Ref
 from xds.policy.crossing import Stage
@@ -60,8 +60,8 @@ def test_a_server_that_lags_is_passed_over_after_the_timeout_and_only_its_own_cl
     world.step()
     world.deliver_to_server("web-2")
     world.hear(world.servers["web-2"])
-    world.now += 29
-    world.step()
+    world.now = world.rollout.crossings[KEY].served_since + 29
+    world.look()
     assert not world.rollout.late
     world.now += 1
     world.step()
@@ -80,10 +80,26 @@ def test_a_policy_that_must_not_wait_is_in_force_on_both_sides_at_once():
     world.settle()
     strict = peer("ns", "STRICT")
     strict = replace(strict, meta=replace(strict.meta, annotations={ROLLOUT: "immediate"}))
-    world.rolling.apply(world.mesh, Change(applied=(strict,)), world.known(), world.now)
-    assert not world.rollout.crossings
-    assert world.rollout.served.modes == {}
+    world.change(strict)
+    assert world.rollout.served.modes == world.rollout.served.mtls == {}
     assert world.rollout.locked == 4
+
+
+def test_what_does_not_wait_is_looked_after_all_the_same_and_named_until_it_is_there():
+    world = Proxies(timeout=30.0)
+    strict = peer("ns", "STRICT")
+    world.change(replace(strict, meta=replace(strict.meta, annotations={ROLLOUT: "immediate"})))
+    crossing = world.rollout.crossings[KEY]
+    assert (crossing.stage, crossing.awaits_lock) == (Stage.LISTENER, True)
+    refused = replace(world.known(), rejected={WEB: "no"})
+    world.mesh = world.rolling.advance(world.mesh, refused, world.now + 40)
+    assert crossing.rejection == "no"
+    world.now += 31
+    world.step()
+    assert not world.rollout.crossings
+    assert KEY in world.rollout.late
+    world.settle()
+    assert not world.rollout.late
 
 
 def test_what_others_say_of_a_pod_that_is_not_known_here_changes_nothing():
@@ -98,7 +114,9 @@ def test_a_lock_that_must_not_wait_tells_clients_nothing_that_they_do_already():
     world = Proxies()
     strict = peer("ns", "STRICT")
     world.change(replace(strict, meta=replace(strict.meta, annotations={ROLLOUT: "immediate"})))
-    assert (world.rollout.locked, world.rollout.crossings) == (4, {})
+    assert world.rollout.locked == 4
+    assert {each.stage for each in world.rollout.crossings.values()} == {Stage.LISTENER}
+    assert {each.tells_at for each in world.rollout.crossings.values()} == {0}
 
 
 def test_one_that_was_on_its_way_is_overtaken_by_one_that_must_not_wait():
@@ -243,7 +261,8 @@ def test_clients_that_reject_what_belongs_to_others_are_not_waited_for():
         world.hear(world.clients[name])
     refusing = {"one.clients": {"outbound|80||other.ns.svc.cluster.local": "no", "BlackHoleCluster": "no"}}
     known = replace(world.known(), refusing=refusing)
-    world.mesh = world.rolling.advance(world.mesh, known, world.now)
+    for now in (world.now, world.now + UNREAD):
+        world.mesh = world.rolling.advance(world.mesh, known, now)
     assert not world.rollout.crossings
 
 
@@ -285,3 +304,97 @@ def test_the_meshs_switch_goes_the_same_way(enabled):
         assert not world.rollout.crossings
     mode = "STRICT" if enabled else "PERMISSIVE"
     assert {each for server in world.servers.values() for each in server.modes.values()} == {mode}
+
+
+def test_a_lock_waits_for_connections_of_which_it_is_not_known_yet_what_they_are():
+    """Of a server that speaks first: its clients say nothing, and the listener waits for a second that they do."""
+    world = Proxies()
+    world.set_mode("DISABLE")
+    world.settle()
+    world.set_mode("STRICT")
+    for name, server in world.servers.items():
+        world.deliver_to_server(name)
+        world.hear(server)
+    world.look()
+    for name, client in world.clients.items():
+        world.deliver_to_client(name)
+        world.hear(client)
+    heard = world.now
+    world.look()
+    assert modes(world) == {"PERMISSIVE"}
+    assert world.rollout.crossings[KEY].stage is Stage.CLIENTS
+    world.now = heard + 1.1
+    world.look()
+    assert modes(world) == {"PERMISSIVE"}
+    world.now = heard + UNREAD
+    world.look()
+    assert modes(world) == set()
+    assert world.rollout.locked == 4
+
+
+@pytest.mark.parametrize("late", ["client", "server"])
+def test_who_was_passed_over_and_is_still_not_there_is_waited_for_at_the_next_change(late):
+    world = Proxies(timeout=30.0)
+    world.set_mode("DISABLE" if late == "client" else "STRICT")
+    world.settle()
+    world.set_mode("PERMISSIVE")
+    for name, server in world.servers.items():
+        if (late, name) != ("server", "web-1"):
+            world.deliver_to_server(name)
+            world.hear(server)
+    world.step()
+    for name, client in world.clients.items():
+        if (late, name) != ("client", "two"):
+            world.deliver_to_client(name)
+            world.hear(client)
+    world.now += 31
+    world.step()
+    world.step()
+    assert KEY in world.rollout.late
+    world.set_mode("STRICT" if late == "client" else "DISABLE")
+    (server, client) = world.servers["web-2"], world.clients["one"]
+    for _ in range(3):
+        world.deliver_to_server("web-2")
+        world.hear(server)
+        world.deliver_to_client("one")
+        world.hear(client)
+        world.check()
+        world.step()
+    waiting = world.rollout.crossings[KEY]
+    assert waiting.stage is (Stage.CLIENTS if late == "client" else Stage.LISTENER)
+    assert waiting.laggards == (("two.clients",) if late == "client" else ())
+    world.settle()
+    assert not world.rollout.late
+
+
+def test_a_client_that_rejects_a_rule_goes_on_with_the_one_before():
+    world = Proxies()
+    before = rule("clients", HOST, "DISABLE", name="for-all")
+    world.change(peer("ns", "PERMISSIVE"), before)
+    world.settle()
+    world.change(peer("ns", "STRICT"), removed=(before.ref,))
+    world.deliver_to_client("one")
+    world.hear(world.clients["one"])
+    world.clients["two"].said = world.mesh.served.edition  # It has answered, and has the old clusters.
+    refusing = {"two.clients": {f"outbound|80||{HOST}": "no"}}
+    for now in (world.now, world.now + UNREAD):
+        known = replace(world.known(), refusing=refusing)
+        world.mesh = world.rolling.advance(world.mesh, known, now)
+    assert modes(world) == {"PERMISSIVE"}
+    world.settle()
+
+
+def test_a_rule_that_changes_after_another_change_was_told_has_its_own_time():
+    world = Proxies(timeout=30.0)
+    world.set_mode("DISABLE")
+    world.settle()
+    world.change(rule("clients", HOST, "DISABLE", name="for-all"))  # which `two` does not take
+    world.now += 28
+    world.change(peer("ns", "STRICT"), rule("clients", HOST, "ISTIO_MUTUAL", name="for-all"))
+    (held,) = world.rollout.rules.values()
+    assert held.at is None
+    world.now += 2
+    world.look()
+    assert held.at is None
+    world.deliver_to_client("one")
+    world.check()

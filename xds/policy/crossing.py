@@ -17,7 +17,7 @@ class Stage(StrEnum):
     LISTENER = "listener"
     """The server's sidecar, to have the listener that it was given in force;"""
     CLIENTS = "clients"
-    """or clients, to have taken what they are to send;"""
+    """or clients, to have taken what they are to send, and to have said something on connections that they just opened;"""
     REPLICAS = "replicas"
     """or other replicas of the control plane, to say that theirs are as far."""
 
@@ -64,6 +64,8 @@ class Crossing:
     held_since: float | None = None
     """Since when only other replicas are in the way of that, and which."""
     held_by: tuple[str, ...] = ()
+    heard_at: float | None = None
+    """Since when all clients are known to have taken what they were told."""
     done_since: float | None = None
     settled: bool = False
     """Whether nothing is on its way here, nor known to be elsewhere."""

@@ -82,11 +82,23 @@ class RuleProgress:
     held: bool
     """Whether its clients still do what they did before, because a server would refuse what they would send."""
     since: float
+    laggards: tuple[str, ...] = ()
+    """The clients that are waited for, as POD.NAMESPACE."""
+    rejection: str = ""
+    passed_over: bool = False
+    """Whether they are not waited for any longer."""
 
     def words(self, now: float) -> str:
         """Say it in one line: `DestinationRule/full/x held back until its servers take it (3 s)`."""
         what = f"{'deletion of ' if self.deleted else ''}DestinationRule/{self.namespace}/{self.name}"
-        waits = "held back until its servers take it" if self.held else "waiting for its clients to take it"
+        if self.held:
+            waits = "held back until its servers take it"
+        else:
+            who = " and ".join(_some(self.laggards, "clients")) or "its clients"
+            waits = (
+                f"did not wait for {who} any longer" if self.passed_over else f"waiting for {who} to take it"
+            )
+            waits += f", rejected: {self.rejection}" if self.rejection else ""
         return f"{what} {waits} ({_lasted(now - self.since)})"
 
 
@@ -103,7 +115,7 @@ def how_many(rollout: Rollout) -> int:
 
 
 def rules(rollout: Rollout) -> list[RuleProgress]:
-    """Return the DestinationRules that are not in force everywhere, by namespace and name."""
+    """Return the DestinationRules that are not in force everywhere: first those that went on without somebody; by name."""
     return [
         RuleProgress(
             namespace=ref.namespace,
@@ -112,8 +124,12 @@ def rules(rollout: Rollout) -> list[RuleProgress]:
             deleted=change.new is None,
             held=change.at is None,
             since=change.since,
+            laggards=change.laggards,
+            rejection=change.rejection,
+            passed_over=passed,
         )
-        for ref, change in sorted(rollout.rules.items())
+        for changes, passed in ((rollout.late_rules, True), (rollout.rules, False))
+        for ref, change in sorted(changes.items())
         if (rule := change.new or change.old)
     ]
 

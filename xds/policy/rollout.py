@@ -32,6 +32,9 @@ _FOR = {takes: mode for mode, takes in TAKES.items()}
 
 _BOTH = TAKES[Mode.PERMISSIVE]
 
+_ARRIVING = 0.2
+"""Seconds that a connection takes to get from a client's sidecar to the server's."""
+
 THE_API = "the API server"
 """What is waited for while other replicas cannot know yet what is about to be done."""
 
@@ -57,6 +60,8 @@ class Rollout:
         self.rules: dict[Ref, RuleChange] = {}
         self.late: dict[PortKey, Crossing] = {}
         """Where somebody was not waited for any longer and is not there yet, as it was then."""
+        self.late_rules: dict[Ref, RuleChange] = {}
+        """The same of DestinationRules."""
         self.passed_over = 0
         """How many times that was so."""
         self.locked = 0
@@ -119,11 +124,12 @@ class Rollout:
         for crossing in self.crossings.values():
             if crossing.may_tell == {crossing.tells}:
                 crossing.told_since = now
-            crossing.may_tell, crossing.settled = set(_BOTH), False
+            crossing.may_tell, crossing.heard_at, crossing.settled = set(_BOTH), None, False
 
     def change_rule(self, mesh: Mesh, ref: Ref, new: DestinationRule | None, now: float) -> None:
         """Learn that a DestinationRule is to be another one, or none; `step` says when."""
-        self.rules[ref] = rules.change(mesh, self.rules.get(ref), ref, new, now)
+        before = self.rules.get(ref) or self.late_rules.pop(ref, None)
+        self.rules[ref] = rules.change(mesh, before, ref, new, now)
 
     def withdraw_rules(self, mesh: Mesh, now: float) -> Change:
         """Return the DestinationRules to take back because servers are found not to take yet what they say."""
@@ -164,7 +170,6 @@ class Rollout:
             crossing.wanted, crossing.will, crossing.immediate = want.mode, want.will, want.immediate
 
     def _open(self, mesh: Mesh, key: PortKey, now_is: Want, now: float) -> Crossing:
-        self.late.pop(key, None)
         crossing = self.crossings[key] = Crossing(
             wanted=now_is.mode,
             will=now_is.will,
@@ -182,6 +187,14 @@ class Rollout:
             to_serve=now_is.mode,
             to_tell=now_is.will,
         )
+        # Who was not waited for the last time, and is there still, is waited for this time.
+        late = self.late.pop(key, None)
+        if late and late.stage is Stage.LISTENER:
+            crossing.may_serve |= late.may_serve
+            crossing.serves_at = late.serves_at
+        elif late and late.stage is Stage.CLIENTS:
+            crossing.may_tell |= late.may_tell
+            crossing.tells_at = late.tells_at
         return crossing
 
     # --- other replicas ----------------------------------------------------------------------------------------------
@@ -230,9 +243,12 @@ class Rollout:
             del self.crossings[key]
         self._join(mesh, known.elsewhere, now)
         self._look_after_late(mesh, known)
-        self._confirm_rules(known, now)
+        # A listener waits that long for a client to speak first. A server that does so itself has clients that say nothing:
+        # whatever their connections turn out to be, they are refused if it is not taken any more by then.
+        unread = mesh.config.protocol_detection_timeout + _ARRIVING
+        self._confirm_rules(known, now, unread)
         for key, crossing in self.crossings.items():
-            self._confirm(key, crossing, known, now)
+            self._confirm(key, crossing, known, now, unread)
         released = self._release_rules(known, edition, now)
         moved = False
         for key, crossing in tuple(self.crossings.items()):
@@ -263,8 +279,11 @@ class Rollout:
     def _is_late(self, since: float, now: float) -> bool:
         return self.timeout is None or now >= since + self.timeout
 
-    def _confirm(self, key: PortKey, crossing: Crossing, known: Known, now: float) -> None:
-        """Draw the conclusions from what is known to be in force."""
+    def _confirm(self, key: PortKey, crossing: Crossing, known: Known, now: float, unread: float) -> None:
+        """Draw the conclusions from what is known to be in force.
+
+        `unread`: for how many seconds a listener may not know yet what a new connection is, and judge it afterwards.
+        """
         pod, _ = key
         if (reached := known.servers.get(pod)) is None or reached >= crossing.serves_at:
             crossing.may_serve = {crossing.serves}
@@ -278,8 +297,12 @@ class Rollout:
         if crossing.may_tell == {crossing.tells}:
             return
         if not self._behind(crossing, known):
-            crossing.may_tell = {crossing.tells}
-        elif self._is_late(crossing.told_since, now):
+            crossing.heard_at = now if crossing.heard_at is None else crossing.heard_at
+            if crossing.tells is Send.PLAINTEXT or now >= crossing.heard_at + unread:
+                crossing.may_tell = {crossing.tells}
+            return
+        crossing.heard_at = None
+        if self._is_late(crossing.told_since, now):
             self._pass_over(key, crossing, Stage.CLIENTS, known)
             crossing.may_tell = {crossing.tells}
 
@@ -325,6 +348,9 @@ class Rollout:
                     arrived = not self._behind(late, known)
             if arrived or not is_there(mesh, key):
                 del self.late[key]
+        for ref, rule in tuple(self.late_rules.items()):
+            if not self._behind_rule(rule, known):
+                del self.late_rules[ref]
 
     def _move(self, key: PortKey, crossing: Crossing, known: Known, edition: int, now: float) -> bool:
         """Say what to serve; tell whether that is something else."""
@@ -332,7 +358,6 @@ class Rollout:
         if crossing.immediate:
             self._serve(key, crossing, crossing.wanted, edition, now)
             self._say(crossing, crossing.will, edition, now)
-            crossing.may_serve, crossing.may_tell = {crossing.serves}, {crossing.tells}
             return before != (crossing.serves, crossing.tells)
         will_work, others = crossing.will in wanted, known.elsewhere
         late = crossing.held_since is not None and self._is_late(crossing.held_since, now)
@@ -398,7 +423,12 @@ class Rollout:
 
     def _say(self, crossing: Crossing, send: Send, edition: int, now: float) -> None:
         if crossing.tells is not send:
-            crossing.tells, crossing.tells_at, crossing.told_since = send, edition, now
+            crossing.tells, crossing.tells_at, crossing.told_since, crossing.heard_at = (
+                send,
+                edition,
+                now,
+                None,
+            )
             crossing.may_tell.add(send)
 
     def _tell(self, key: PortKey, crossing: Crossing, known: Known) -> None:
@@ -418,7 +448,14 @@ class Rollout:
 
     def _behind(self, crossing: Crossing, known: Known) -> Mapping[str, str]:
         """Return the clients that have not taken what they were told, with what they said if they rejected it; by name."""
-        edition = crossing.tells_at
+        return self._lags(crossing.tells_at, known, crossing.hosts.__contains__)
+
+    def _behind_rule(self, rule: RuleChange, known: Known) -> Mapping[str, str]:
+        return self._lags(rule.at or 0, known, lambda service: rule.is_about((service,)))
+
+    def _lags(
+        self, edition: int, known: Known, concerns: Callable[[tuple[str, int]], bool]
+    ) -> Mapping[str, str]:
         if edition not in self._lagging:
             lagging = sorted(name for name, reached in known.clients.items() if reached < edition)
             self._lagging[edition] = dict.fromkeys(lagging, "")
@@ -427,18 +464,26 @@ class Rollout:
         behind = dict(self._lagging[edition])
         for name, rejected in known.refusing.items():
             for cluster, why in rejected.items():
-                if service_of(cluster) in crossing.hosts:
+                if concerns(service_of(cluster)):
                     behind[name] = why
         return dict(sorted(behind.items()))
 
-    def _confirm_rules(self, known: Known, now: float) -> None:
+    def _confirm_rules(self, known: Known, now: float, unread: float) -> None:
         for ref, rule in tuple(self.rules.items()):
             if rule.at is None:
                 continue
-            confirmed = all(each >= rule.at for each in known.clients.values())
-            if confirmed or self._is_late(rule.since, now):
-                self.passed_over += not confirmed
-                del self.rules[ref]
+            behind = self._behind_rule(rule, known)
+            rule.laggards, rule.rejection = tuple(behind), next(filter(None, behind.values()), "")
+            if not behind:
+                rule.heard_at = now if rule.heard_at is None else rule.heard_at
+                if now >= rule.heard_at + unread:
+                    del self.rules[ref]
+                continue
+            rule.heard_at = None
+            if rule.told_since is None or self._is_late(rule.told_since, now):
+                rule.told_since = None
+                self.passed_over += 1
+                self.late_rules[ref] = self.rules.pop(ref)
 
     def _release_rules(self, known: Known, edition: int, now: float) -> dict[Ref, RuleChange]:
         """Put those in force that no server would refuse by which it was not meant to."""
@@ -452,4 +497,5 @@ class Rollout:
         released = {ref: rule for ref, rule in held.items() if ref not in waiting}
         for rule in released.values():
             rule.at, rule.since = edition, now
+            rule.told_since = now if rule.told_since is None else rule.told_since
         return released

@@ -22,8 +22,16 @@ class RuleChange:
     others: tuple[DestinationRule, ...]
     """Those that may speak where this one does not."""
     since: float
+    """Since when it is held back, or waited for."""
     at: int | None = None
     """The edition that it is in force from; None: the old one is in force still."""
+    told_since: float | None = None
+    """Since when there are clients that have not taken what they were told of it, be it an earlier change."""
+    heard_at: float | None = None
+    """Since when all have taken it."""
+    laggards: tuple[str, ...] = ()
+    """These clients, and what one of them said if it rejected it."""
+    rejection: str = ""
 
     @property
     def rules(self) -> list[DestinationRule]:
@@ -61,6 +69,11 @@ def _says(rule: DestinationRule, otherwise: Collection[Send]) -> set[Send]:
     return found
 
 
+def _meaning(rule: DestinationRule) -> tuple[str, frozenset[Send], frozenset[Send]]:
+    """Return all that is asked of a rule that was: however often it changes, few of them differ in that."""
+    return rule.host, frozenset(_says(rule, ())), frozenset(_says(rule, tuple(Send)))
+
+
 def change(
     mesh: Mesh, before: RuleChange | None, ref: Ref, new: DestinationRule | None, now: float
 ) -> RuleChange:
@@ -69,12 +82,14 @@ def change(
     # Clients may not even have taken the change before.
     earlier = (*before.others, before.old) if before and before.at is not None else ()
     others = [rule for rule in mesh.rules() if rule.ref != ref]
-    others += (rule for rule in earlier if rule and rule not in others)
+    others += {_meaning(rule): rule for rule in earlier if rule and rule not in others}.values()
     return RuleChange(
         old=old if isinstance(old, DestinationRule) else None,
         new=new,
         others=tuple(others),
-        since=before.since if before else now,
+        # While it is held back it may change again, and is not waited for anew; what was told is waited for by itself.
+        since=before.since if before and before.at is None else now,
+        told_since=before.told_since if before else None,
     )
 
 
@@ -85,7 +100,7 @@ def is_too_early(rule: RuleChange, crossings: Mapping[PortKey, Crossing], others
         or not others.may_tell(key, send)
         or others.refusing(key, send)
         for key, crossing in crossings.items()
-        if rule.is_about(crossing.hosts)
+        if rule.is_about(crossing.hosts) and not crossing.immediate
         for send in rule.said_by(rule.new, crossing.hosts, {crossing.tells}) & TAKES[crossing.wanted]
     )
 
