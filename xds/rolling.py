@@ -21,6 +21,7 @@ from xds.policy.crossing import Known
 from xds.policy.elsewhere import Elsewhere, Stand
 from xds.policy.exchange import Exchange, View
 from xds.policy.progress import how_many, progress
+from xds.policy.progress import rules as changing
 from xds.policy.rollout import Rollout
 from xds.protocol.session import Session
 from xds.server import Subscriber
@@ -133,9 +134,9 @@ class Rolling:
         session = subscriber.session
         counts = session and (subscriber.snapshot or _has_brought(session))
         if self.rollout.timeout is not None and counts and not self._subscribers.get(key):
-            reached = self._reached(subscriber, now)
             # With several replicas it is another one's, in all probability, by then.
-            self._away[key] = _Away(reached, now + AWAY, reached.server >= 0 and not self.exchange)
+            listens = _listens(session) >= 0 and not self.exchange
+            self._away[key] = _Away(self._reached(subscriber, now), now + AWAY, listens)
             if self.exchange:
                 self._met.discard(key)  # It may have been with another replica when it comes back.
         if not self._subscribers.get(key) and self._came_back.pop(Ref("Pod", *key), None):
@@ -180,8 +181,8 @@ class Rolling:
         }
 
     def is_recovering(self, now: float) -> bool:
-        """Whether proxies may be about to come back that were there before the control plane was."""
-        return bool(self._missing) and now < self._recovers_until < inf
+        """Whether proxies may be about to come back that were there before the control plane was, or just have."""
+        return bool(self._missing or self._came_back) and now < self._recovers_until < inf
 
     @property
     def is_open(self) -> bool:
@@ -403,23 +404,26 @@ class RolloutLog:
     """Says in the log how far services are: when that changes, but not more often than every few seconds."""
 
     def __init__(self) -> None:
-        self._told: dict[tuple[str, str], str] = {}
+        self._told: dict[str, str] = {}
         self._told_at = -inf
 
     def tell(self, mesh: Mesh, rollout: Rollout, now: float) -> None:
         """Say what is new, of some services if there are many."""
-        going_on = bool(rollout.crossings or rollout.late)
+        going_on = bool(rollout.crossings or rollout.late or rollout.rules or rollout.late_rules)
         if not (going_on or self._told) or (going_on and now < self._told_at + TOLD_EVERY):
             return
         self._told_at = now
-        told: dict[tuple[str, str], str] = {}
-        for each in islice(progress(mesh, rollout), MOST_TOLD):
-            key = (each.namespace, each.service)
-            told[key] = each.words(now)
-            stuck = any(endpoint.passed_over or endpoint.rejection for endpoint in each.waiting)
-            (log.warning if stuck else log.info)("rollout", status=told[key])
+        told: dict[str, str] = {}
+        for service in islice(progress(mesh, rollout), MOST_TOLD):
+            stuck = any(each.passed_over or each.rejection for each in service.waiting)
+            told[f"{service.service}.{service.namespace}"] = service.words(now)
+            (log.warning if stuck else log.info)("rollout", status=service.words(now))
         if (more := how_many(rollout) - len(told)) > 0:
             log.info("rollout", more=more)
-        for namespace, name in sorted(self._told.keys() - told.keys()):
-            log.info("rollout", status=f"{name}.{namespace}: done")
+        for rule in islice(changing(rollout), MOST_TOLD):
+            stuck = rule.passed_over or bool(rule.rejection)
+            told[f"DestinationRule/{rule.namespace}/{rule.name}"] = rule.words(now)
+            (log.warning if stuck else log.info)("rollout", status=rule.words(now))
+        for name in sorted(self._told.keys() - told.keys()):
+            log.info("rollout", status=f"{name}: done")
         self._told = told

@@ -212,6 +212,61 @@ async def test_a_client_that_does_not_come_back_is_forgotten(monkeypatch) -> Non
         await web.until(lambda: web.accepts(PORT) == "S")
 
 
+async def test_a_server_that_lost_its_stream_goes_on_and_is_waited_for_until_the_timeout(monkeypatch) -> None:
+    monkeypatch.setattr(rolling, "AWAY", 0.0)
+    monkeypatch.setattr(rolling, "RECOVERY", 0.0)
+    async with world(peer("ns", "DISABLE"), names=("client",), timeout=WITHIN) as (hub, client):
+        async with Sidecar(hub, "web", "ns") as web:
+            await web.until(lambda: LISTENER in web.has and web.accepts(PORT) == "D")
+            await eventually(lambda: hub.rolling.in_force(("ns", "web")) >= 0, timeout=WITHIN)
+            had = {
+                kind: {name: resource.version for name, resource in found.items()}
+                for kind, found in web.has.items()
+            }
+        say(hub, "STRICT")
+        await waits_for(hub, "listener")
+        await looked_twice(hub)
+        assert not client.is_told_mtls(WEB)
+        web = Sidecar(hub, "web", "ns")
+        web.brings = had
+        async with web:
+            await client.until(lambda: client.is_told_mtls(WEB))
+            await web.until(lambda: web.accepts(PORT) == "S")
+            await over(hub)
+        # Another pod of that name has nothing in force.
+        say(hub, "DISABLE")
+        await waits_for(hub, "listener")
+        gone = hub.mesh.pod("ns", "web")
+        assert gone
+        hub.change(Change(applied=(replace(gone, meta=replace(gone.meta, uid="another")),)))
+        await over(hub)
+        say(hub, "PERMISSIVE")
+        await eventually(lambda: not hub.rolling._away, timeout=WITHIN)
+
+
+async def test_who_is_new_while_others_come_back_waits_until_it_is_known_what_servers_take(
+    monkeypatch,
+) -> None:
+    monkeypatch.setattr(rolling, "RECOVERY", 60.0)
+    async with running(*FACTS, peer("ns", "STRICT")) as hub, AsyncExitStack() as stack:
+        back, new = (Sidecar(hub, name, "ns") for name in ("client", "other"))
+        back.brings = {CLUSTER: {"a": "1"}, LISTENER: {"virtualInbound": f"0.{PORT}S"}}
+        await stack.enter_async_context(back)
+        await eventually(lambda: ("ns", "client") in hub._held, timeout=WITHIN)
+        await stack.enter_async_context(new)
+        await eventually(lambda: ("ns", "other") in hub._held, timeout=WITHIN)
+        web = Sidecar(hub, "web", "ns")
+        web.brings, web.withholds = (
+            {CLUSTER: {"a": "1"}, LISTENER: {"virtualInbound": f"0.{PORT}D"}},
+            {LISTENER},
+        )
+        await stack.enter_async_context(web)
+        await new.until(lambda: WEB in new.has.get(ENDPOINT, {}))
+        assert not new.is_told_mtls(WEB)
+        web.answer(LISTENER)
+        await new.until(lambda: new.is_told_mtls(WEB))
+
+
 async def test_a_control_plane_that_starts_finds_what_is_in_force() -> None:
     """The one before it was killed when it had just been told of STRICT."""
     async with world(peer("ns", "DISABLE")) as (hub, web, client):

@@ -79,6 +79,24 @@ def test_a_server_that_comes_back_is_recovered_once_it_is_known_to_be_there():
     assert mesh.served.mtls[KEY] is False
 
 
+def test_a_server_whose_stream_ends_while_it_is_recovered_loses_nothing_but_itself(monkeypatch):
+    world = disabled()
+    world.start()
+    refs = [Ref("Pod", "ns", name) for name in world.servers]
+    came_back = world.rolling._came_back
+    came_back.update({ref: {8080: Mode.DISABLE, 9090: Mode.DISABLE} for ref in refs})
+    recover = world.rollout.recover
+
+    def recover_and_lose_the_other(*which: object) -> None:
+        recover(*which)
+        came_back.clear()
+
+    monkeypatch.setattr(world.rollout, "recover", recover_and_lose_the_other)
+    world.change(peer("ns", "STRICT"))
+    assert world.mesh.get(Ref("PeerAuthentication", "ns", "default")) == peer("ns", "STRICT")
+    assert set(world.mesh.served.modes.values()) == {Mode.PERMISSIVE}
+
+
 def test_a_mesh_is_itself_if_nothing_is_to_be_served_anew():
     world = Proxies()
     world.set_mode("STRICT")

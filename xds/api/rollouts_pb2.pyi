@@ -102,7 +102,7 @@ class WaitingEndpoint(_message.Message):
     def __init__(self, pod: _Optional[str] = ..., port: _Optional[int] = ..., wanted: _Optional[_Union[Mode, str]] = ..., awaited: _Optional[_Union[WaitingEndpoint.Awaited, str]] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., clients: _Optional[_Iterable[str]] = ..., more_clients: _Optional[int] = ..., rejection: _Optional[str] = ..., accepts_plaintext: _Optional[bool] = ..., passed_over: _Optional[bool] = ..., replicas: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class RuleRollout(_message.Message):
-    __slots__ = ("namespace", "name", "status", "host", "deleted", "held", "since")
+    __slots__ = ("namespace", "name", "status", "host", "deleted", "held", "since", "clients", "more_clients", "rejection", "passed_over")
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
@@ -110,6 +110,10 @@ class RuleRollout(_message.Message):
     DELETED_FIELD_NUMBER: _ClassVar[int]
     HELD_FIELD_NUMBER: _ClassVar[int]
     SINCE_FIELD_NUMBER: _ClassVar[int]
+    CLIENTS_FIELD_NUMBER: _ClassVar[int]
+    MORE_CLIENTS_FIELD_NUMBER: _ClassVar[int]
+    REJECTION_FIELD_NUMBER: _ClassVar[int]
+    PASSED_OVER_FIELD_NUMBER: _ClassVar[int]
     namespace: str
     name: str
     status: str
@@ -117,4 +121,8 @@ class RuleRollout(_message.Message):
     deleted: bool
     held: bool
     since: _timestamp_pb2.Timestamp
-    def __init__(self, namespace: _Optional[str] = ..., name: _Optional[str] = ..., status: _Optional[str] = ..., host: _Optional[str] = ..., deleted: _Optional[bool] = ..., held: _Optional[bool] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    clients: _containers.RepeatedScalarFieldContainer[str]
+    more_clients: int
+    rejection: str
+    passed_over: bool
+    def __init__(self, namespace: _Optional[str] = ..., name: _Optional[str] = ..., status: _Optional[str] = ..., host: _Optional[str] = ..., deleted: _Optional[bool] = ..., held: _Optional[bool] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., clients: _Optional[_Iterable[str]] = ..., more_clients: _Optional[int] = ..., rejection: _Optional[str] = ..., passed_over: _Optional[bool] = ...) -> None: ...

@@ -145,4 +145,8 @@ def _rule(rule: RuleProgress, clock: Clock, moment: float) -> pb.RuleRollout:
         deleted=rule.deleted,
         held=rule.held,
         since=clock.at(rule.since),
+        clients=rule.laggards[:MOST_CLIENTS],
+        more_clients=len(rule.laggards[MOST_CLIENTS:]),
+        rejection=rule.rejection,
+        passed_over=rule.passed_over,
     )
