@@ -131,16 +131,17 @@ class Rolling:
 
     def disconnected(self, subscriber: Subscriber, key: PodName, now: float) -> None:
         """Take note that a stream has ended: its proxy goes on with what it has, and will be back."""
-        session = subscriber.session
-        counts = session and (subscriber.snapshot or _has_brought(session))
-        if self.rollout.timeout is not None and counts and not self._subscribers.get(key):
+        session, is_gone = subscriber.session, not self._subscribers.get(key)
+        counts = self.rollout.timeout is not None and is_gone
+        if counts and session and (subscriber.snapshot or _has_brought(session)):
             # With several replicas it is another one's, in all probability, by then.
             listens = _listens(session) >= 0 and not self.exchange
             self._away[key] = _Away(self._reached(subscriber, now), now + AWAY, listens)
             if self.exchange:
                 self._met.discard(key)  # It may have been with another replica when it comes back.
-        if not self._subscribers.get(key) and self._came_back.pop(Ref("Pod", *key), None):
-            self._met.discard(key)  # It will say it again.
+        if is_gone and Ref("Pod", *key) in self._came_back:
+            self._came_back.pop(Ref("Pod", *key), None)  # It will say it again; a step may have taken it meanwhile.
+            self._met.discard(key)
         del self._streams[subscriber]
 
     def asked(self, subscriber: Subscriber, key: PodName, type_url: str) -> None:

@@ -1,7 +1,8 @@
 """Modes that change under traffic: no request fails that the policies before and after would both have served.
 
 Of clients and servers there are two each, one that speaks state-of-the-world xDS and one that speaks delta, and two more whose
-sidecars come and go. Traffic is HTTP/1.1 on kept and on new connections, HTTP/2 between the sidecars, and TCP.
+sidecars come and go. Traffic is HTTP/1.1 on kept and on new connections, HTTP/2 between the sidecars, and TCP, some of it to
+servers that speak first.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from xds.policy.reach import Outcome, Result, predict
 
 pytestmark = pytest.mark.envoy
 
-HTTP, HTTP2, TCP = 8080, 8081, 9000
+HTTP, HTTP2, TCP, GREETS = 8080, 8081, 9000, 9001
 URL = "http://web:80/headers"
 URL2 = "http://web:81/headers"
 MODES = ("DISABLE", "PERMISSIVE", "STRICT")
@@ -43,6 +44,8 @@ class Lines:
 
     client: Client
     seconds: float = 240
+    greets: bool = False
+    """Whether the server speaks first: its sidecar waits for a second for the client to do so."""
     asked: int = 0
     failures: list[str] = field(default_factory=list)
     pause: float = 0.02
@@ -63,7 +66,9 @@ class Lines:
         while time.monotonic() < self._ends:
             began = time.monotonic()
             try:
-                async with self.client.tcp("web.ns", 90) as conversation:
+                async with self.client.tcp("web.ns", 91 if self.greets else 90) as conversation:
+                    if self.greets:
+                        assert (await conversation.hear()).startswith("220 ")
                     assert (await conversation.ask("hello")).endswith(": hello")
             except (*NO_ANSWER, AssertionError) as error:
                 self.failures.append(f"at {began:.3f}: {error}")
@@ -87,8 +92,9 @@ class Pods:
 
     async def start(self) -> None:
         for server in self.servers:
-            await self.mesh.serve(server, http=(HTTP, HTTP2), lines=(TCP,))
-        self.mesh.service("web", "ns", {"http": (80, HTTP), "http2": (81, HTTP2), "tcp": (90, TCP)})
+            await self.mesh.serve(server, http=(HTTP, HTTP2), lines=(TCP,), greets=(GREETS,))
+        ports = {"http": (80, HTTP), "http2": (81, HTTP2), "tcp": (90, TCP), "tcp-greets": (91, GREETS)}
+        self.mesh.service("web", "ns", ports)
         self.mesh.service("restless-server", "other", {"http": (80, HTTP)})
         # One server and another client are far away: what is sent to all at once arrives at different times.
         for pod, seconds in ((self.servers[0], 0.3), (self.clients[1], 0.5)):
@@ -116,8 +122,9 @@ class Pods:
                     at_most=100_000,
                 )
                 self.loads.append(await self._stack.enter_async_context(load))
-            lines = Lines(client.client, seconds=seconds)
-            self.lines.append(await self._stack.enter_async_context(lines))
+            for greets in (False, True, True, True):
+                lines = Lines(client.client, seconds=seconds, greets=greets)
+                self.lines.append(await self._stack.enter_async_context(lines))
 
     async def more(self, count: int = 5) -> list[Sent]:
         found = await asyncio.gather(*(load.more(count, timeout=20) for load in self.loads))
@@ -201,7 +208,7 @@ def flips(pods: Pods, dice: random.Random) -> Iterator[Callable[[], str]]:
 
     def port() -> str:
         at = dice.choice(("sotw", "delta"))
-        ports = {dice.choice((HTTP, HTTP2, TCP)): mode()}
+        ports = {dice.choice((HTTP, HTTP2, TCP, GREETS)): mode()}
         pods.say(manifests.peer_authentication("ns", mode(), name=at, selector={"at": at}, ports=ports))
         return "port"
 
