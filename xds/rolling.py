@@ -140,7 +140,9 @@ class Rolling:
             if self.exchange:
                 self._met.discard(key)  # It may have been with another replica when it comes back.
         if is_gone and Ref("Pod", *key) in self._came_back:
-            self._came_back.pop(Ref("Pod", *key), None)  # It will say it again; a step may have taken it meanwhile.
+            self._came_back.pop(
+                Ref("Pod", *key), None
+            )  # It will say it again; a step may have taken it meanwhile.
             self._met.discard(key)
         del self._streams[subscriber]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import socket
 import time
 from collections import Counter
@@ -241,6 +242,16 @@ def flip(pods: Pods, changes: Iterator[Callable[[], str]]) -> str:
     raise AssertionError("changes have no end")
 
 
+async def on_its_way(pods: Pods) -> bool:
+    """Whether a control plane has begun a change, which takes it a moment, and has not ended it."""
+    until = time.monotonic() + 1
+    while time.monotonic() < until:
+        said = await pods.mesh.plane.metrics()
+        if re.search(r"^xds_rollout_endpoints\{.*\} [1-9]", said, flags=re.MULTILINE):
+            return True
+    return False
+
+
 class _Paused:
     """Keeps changes from the folder until it is known that they are wanted."""
 
@@ -297,6 +308,12 @@ async def test_random_flips_under_traffic_fail_no_request(loopback, tmp_path):
             if number % 10 == 3:
                 await pods.restart(number // 10 % 2)
             if number in (15, 35):
+                for _ in range(20):
+                    if await on_its_way(pods):
+                        break
+                    kinds[flip(pods, changes)] += 1
+                else:
+                    pytest.fail(f"seed {seed}: nothing is ever on its way")
                 pods.mesh.plane._process.kill()
                 await pods.mesh.plane.stop()
                 await pods.more()
@@ -310,7 +327,7 @@ async def test_random_flips_under_traffic_fail_no_request(loopback, tmp_path):
         await pods.more()
         sent, failed = await pods.stop()
         log = pods.mesh.plane.tail(400)
-    print(f"{sent} requests, {FLIPS} flips: {dict(kinds)}")
+    print(f"{sent} requests, {kinds.total()} flips: {dict(kinds)}")
     assert not failed, f"seed {seed}: {sum(failed.values())} of {sent} failed: {failed.most_common(5)}\n{log}"
 
 
@@ -366,6 +383,37 @@ async def test_requests_change_over_and_plaintext_ends(loopback, tmp_path):
     print(
         f"locked {locked - said:.2f} s after the change; the last request in plaintext began {lag - locked:+.2f} s from then"
     )
+
+
+@pytest.mark.timeout(120)
+async def test_new_requests_on_kept_connections_use_the_new_mode_though_the_server_takes_both(
+    loopback, tmp_path
+):
+    """Nothing ends the old connections here, as a lock would: clients change over by themselves."""
+    changes = [
+        (manifests.peer_authentication("ns", "PERMISSIVE"), True),
+        (manifests.destination_rule("web", "ns", "web.ns.svc.cluster.local", "DISABLE"), False),
+        (manifests.destination_rule("web", "ns", "web.ns.svc.cluster.local", "ISTIO_MUTUAL"), True),
+        (manifests.destination_rule("web", "ns", "web.ns.svc.cluster.local", "DISABLE"), False),
+        (manifests.peer_authentication("ns", "DISABLE"), False),
+        (manifests.destination_rule("web", "ns", "another.ns.svc.cluster.local", "DISABLE"), False),
+        (manifests.peer_authentication("ns", "PERMISSIVE"), True),
+    ]
+    async with running(loopback, tmp_path) as pods:
+        pods.say(manifests.peer_authentication("ns", "DISABLE"))
+        await pods.mesh.settled()
+        await pods.load()
+        for found, is_mtls in changes:
+            pods.say(found)
+            await pods.mesh.settled()
+            taken = time.monotonic()
+            while time.monotonic() < taken + 2:
+                await pods.more()
+            later = [sent for sent in await pods.more(10) if sent.began > taken + 2]
+            assert later
+            assert {bool(sent.answer.identity) for sent in later} == {is_mtls}, found
+        _, failed = await pods.stop()
+    assert not failed
 
 
 @pytest.mark.timeout(120)
