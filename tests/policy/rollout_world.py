@@ -6,7 +6,7 @@ is served now, by what the client and the server have in force.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tests.policy.world import HTTP, TCP, peer, pod, rule, service
 from xds.mesh import Mesh
@@ -24,6 +24,7 @@ PORTS = (8080, 9090)
 KEYS = tuple((Ref("Pod", "ns", name), port) for name in SERVERS for port in PORTS)
 UNREAD = 1.2
 """Seconds that a server may take to know what a new connection is."""
+CLUSTERS = ("outbound|80||web.ns.svc.cluster.local", "outbound|90||web.ns.svc.cluster.local")
 RULES = (None, "DISABLE", "ISTIO_MUTUAL")
 
 
@@ -43,6 +44,7 @@ class Server:
     modes: dict[int, Mode] = field(default_factory=dict)
     said: int = -1
     """what it has acknowledged, as far as the control plane has heard."""
+    rejects: bool = False
     connected: bool = True
 
 
@@ -51,6 +53,8 @@ class Client:
     edition: int = -1
     sends: dict[PortKey, Send] = field(default_factory=dict)
     said: int = -1
+    rejects: bool = False
+    """Whether its answer was that it does not take what it was served."""
     connected: bool = True
 
 
@@ -106,7 +110,13 @@ class Proxies:
             servers={
                 Ref("Pod", "ns", name): each.said for name, each in self.servers.items() if each.connected
             },
+            rejected={Ref("Pod", "ns", name): "no" for name, each in self.servers.items() if each.rejects},
             clients={f"{name}.clients": each.said for name, each in self.clients.items() if each.connected},
+            refusing={
+                f"{name}.clients": dict.fromkeys(CLUSTERS, "no")
+                for name, each in self.clients.items()
+                if each.rejects
+            },
         )
 
     # --- the policies ------------------------------------------------------------------------------------------------
@@ -137,12 +147,31 @@ class Proxies:
         """Have a server put in force what it is served now."""
         server, itself = self.servers[name], self.mesh.pod("ns", name)
         assert itself
-        server.edition = self.mesh.served.edition
+        server.edition, server.rejects = self.mesh.served.edition, False
         server.modes = {port: accepted(self.mesh, itself, port).mode for port in PORTS}
 
     def deliver_to_client(self, name: str) -> None:
         client = self.clients[name]
         client.edition, client.sends = self.mesh.served.edition, self.sends(self.mesh, name)
+        client.rejects = False
+
+    def reject(self, proxy: Server | Client) -> None:
+        """Have a proxy answer that it goes on with what it has."""
+        proxy.rejects = True
+        if isinstance(proxy, Client):
+            proxy.said = self.mesh.served.edition
+
+    def reconnect(self, proxy: Server | Client) -> None:
+        """Have a proxy lose its stream and open another one: it goes on with what it has, and has acknowledged nothing."""
+        proxy.said = proxy.edition = -1
+        proxy.rejects = False
+
+    def replace(self, name: str) -> None:
+        """Have another pod take the place, and the name, of a server."""
+        before = self.facts[Ref("Pod", "ns", name)]
+        self.change(removed=(before.ref,))
+        self.servers[name] = Server()
+        self.change(replace(before, meta=replace(before.meta, uid=f"{before.meta.uid}+")))
 
     def hear(self, proxy: Server | Client) -> None:
         """Have an acknowledgement arrive, for the first time or once more."""

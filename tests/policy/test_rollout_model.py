@@ -16,7 +16,7 @@ client = st.sampled_from(CLIENTS)
 
 
 class RolloutMachine(RuleBasedStateMachine):
-    """Policies that change, proxies that lag, and a control plane that dies."""
+    """Policies that change, proxies that lag, refuse and come back, pods that are replaced, and a control plane that dies."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,6 +67,18 @@ class RolloutMachine(RuleBasedStateMachine):
     @rule(name=server)
     def server_restarts(self, name: str) -> None:
         self.world.servers[name] = Server()
+
+    @rule(name=st.sampled_from((*SERVERS, *CLIENTS)))
+    def proxy_rejects(self, name: str) -> None:
+        self.world.reject({**self.world.servers, **self.world.clients}[name])
+
+    @rule(name=st.sampled_from((*SERVERS, *CLIENTS)))
+    def stream_is_opened_anew(self, name: str) -> None:
+        self.world.reconnect({**self.world.servers, **self.world.clients}[name])
+
+    @rule(name=server)
+    def pod_is_replaced(self, name: str) -> None:
+        self.world.replace(name)
 
     # What a server accepts that starts anew together with the control plane, nobody can know.
     @precondition(lambda self: all(each.modes for each in self.world.servers.values()))
