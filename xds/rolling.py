@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from math import inf
 from typing import NamedTuple, TypeAlias
@@ -23,6 +23,8 @@ from xds.policy.exchange import Exchange, View
 from xds.policy.progress import how_many, progress
 from xds.policy.progress import rules as changing
 from xds.policy.rollout import Rollout
+from xds.policy.rules import of_installation as rules_of
+from xds.policy.rules import silent
 from xds.protocol.session import Session
 from xds.server import Subscriber
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER
@@ -93,6 +95,8 @@ class _Away:
     """When it does not count as a client any more."""
     listens: bool
     """Whether it is known to have had listeners in force: as a server it counts until it comes back, or its pod is gone."""
+    returned: bool
+    """Whether it had taken nothing from us."""
     uid: str | None = None
     """Of its pod."""
 
@@ -109,6 +113,8 @@ class Rolling:
         """What other replicas know, and are told; None: there are none."""
         self._joins_until = -inf
         self._rules = View()
+        self._stand_ins: set[Ref] = set()
+        """Of the rules that installing creates, those in whose place the mesh has what was in force before."""
         self._says: Mapping[PortKey, Stand] = {}
         self._is_heard = self._has_met = False
         self._subscribers = streams
@@ -136,7 +142,8 @@ class Rolling:
         if counts and session and (subscriber.snapshot or _has_brought(session)):
             # With several replicas it is another one's, in all probability, by then.
             listens = _listens(session) >= 0 and not self.exchange
-            self._away[key] = _Away(self._reached(subscriber, now), now + AWAY, listens)
+            reached = self._reached(subscriber, now)
+            self._away[key] = _Away(reached, now + AWAY, listens, _has_returned(session))
             if self.exchange:
                 self._met.discard(key)  # It may have been with another replica when it comes back.
         if is_gone and Ref("Pod", *key) in self._came_back:
@@ -211,10 +218,11 @@ class Rolling:
         elsewhere = self.exchange.elsewhere(now) if self.exchange else Elsewhere()
         if not (self.is_open or self._is_late):
             # Who is there suffices: nothing has been told yet that could be in force.
-            there = [key for key, _ in self._sessions(mesh, now)]
+            there = [*self._sessions(mesh, now)]
             return Known(
-                servers={Ref("Pod", *key): -1 for key in there},
-                clients={_name(key): -1 for key in there if self._is_client(key, now)},
+                servers={Ref("Pod", *key): -1 for key, _ in there},
+                clients={_name(key): -1 for key, _ in there if self._is_client(key, now)},
+                returned=frozenset(_name(key) for key, each in there if self._has_returned(key, each, now)),
                 elsewhere=elsewhere,
             )
         waited = {pod for pod, _ in (*self.rollout.crossings, *self.rollout.late)}
@@ -222,10 +230,13 @@ class Rolling:
         clients: dict[str, int] = {}
         rejected: dict[Ref, str] = {}
         refusing: dict[str, dict[str, str]] = {}
+        returned: set[str] = set()
         for key, subscriber in self._sessions(mesh, now):
             session = subscriber.session if subscriber else None
             reached = self._reached(subscriber, now) if subscriber else self._away[key].reached
             name, ref = _name(key), Ref("Pod", *key)
+            if self._has_returned(key, subscriber, now):
+                returned.add(name)
             if self._is_client(key, now):
                 clients[name] = min(reached.client, clients.get(name, reached.client))
             # All of them: a change that this is asked for may be the one that makes them waited for.
@@ -242,6 +253,7 @@ class Rolling:
             servers=servers,
             rejected=rejected,
             clients=clients,
+            returned=frozenset(returned),
             refusing=refusing,
             elsewhere=elsewhere,
         )
@@ -266,6 +278,12 @@ class Rolling:
     def _is_client(self, key: PodName, now: float) -> bool:
         """Whether a proxy is there, or may be, as one that sends something."""
         return key not in self._away or now < self._away[key].until
+
+    def _has_returned(self, key: PodName, subscriber: Subscriber | None, now: float) -> bool:
+        """Whether a proxy is a client that goes on with what it had when it came."""
+        if subscriber is None:
+            return self._away[key].returned and self._is_client(key, now)
+        return subscriber.session is not None and _has_returned(subscriber.session)
 
     def _may_listen(self, subscriber: Subscriber, now: float) -> bool:
         """Whether a stream is one on which a sidecar gets its listeners, as all have it that use ADS."""
@@ -325,8 +343,14 @@ class Rolling:
         if self.rollout.timeout is None:
             return mesh.apply(change)
         rules, others = _rules_apart(change)
-        after = mesh.apply(others)
+        self._stand_ins.difference_update(rule.ref for rule in rules.applied)
+        installing = self._installing(mesh, change)
+        stand_ins = [rule for ref, (rule, _) in installing.items() if ref not in self._stand_ins]
+        self._stand_ins |= installing.keys()
+        after = mesh.apply(replace(others, applied=(*others.applied, *stand_ins)))
         self._rules.follow(rules.applied, rules.removed, after.config)
+        for ref, (_, new) in installing.items():
+            self.rollout.change_rule(after, ref, new, now)
         self._met.difference_update((ref.namespace, ref.name) for ref in change.removed if ref.kind == "Pod")
         for rule in rules.applied:
             self.rollout.change_rule(
@@ -337,6 +361,36 @@ class Rolling:
         self.rollout.follow(after, change.removed, now)
         return self.advance(after, known, now)
 
+    def _installing(
+        self, mesh: Mesh, change: Change
+    ) -> Mapping[Ref, tuple[DestinationRule, DestinationRule | None]]:
+        """Return which rules that installing creates become others: what is in force until then, and the new ones."""
+        was, will = rules_of(mesh.config), rules_of(change.config or mesh.config)
+        changed = [ref for ref in was.keys() | will.keys() if was.get(ref) != will.get(ref)]
+        others = {rule.ref for rule in change.applied}
+        return {
+            ref: (was.get(ref) or silent(will[ref]), will.get(ref))
+            for ref in changed
+            if ref in self._stand_ins or not (ref in others or _is_given(mesh, ref))
+        }
+
+    def _withdraw(self, mesh: Mesh, now: float) -> Mesh:
+        """Return a mesh without the rules that are found to be too early."""
+        early = self.rollout.withdraw_rules(mesh, now).removed
+        given = tuple(ref for ref in early if ref not in self._stand_ins and _is_given(mesh, ref))
+        created = [ref for ref in early if not _is_given(mesh, ref)]
+        self._stand_ins.update(created)
+        rules = rules_of(mesh.config)
+        change = Change(applied=tuple(silent(rules[ref]) for ref in created), removed=given)
+        return mesh.apply(change) if change != Change() else mesh
+
+    def _release(self, rules: Change) -> Change:
+        """Return how rules come into force: those that installing creates are there once nothing is in their place."""
+        back = tuple(rule.ref for rule in rules.applied if rule.ref in self._stand_ins)
+        self._stand_ins.difference_update(back, rules.removed)
+        applied = tuple(rule for rule in rules.applied if rule.ref not in back)
+        return Change(applied=applied, removed=(*rules.removed, *back))
+
     def advance(self, mesh: Mesh, known: Known, now: float) -> Mesh:
         """Return the mesh as it is to be served now, given how far proxies are; itself, if nothing is to be served anew."""
         # Those that came since are not in what is known, and would not be waited for.
@@ -345,8 +399,8 @@ class Rolling:
             # Meanwhile its stream may have ended, elsewhere than in this thread.
             if modes := self._came_back.pop(ref, None):
                 self.rollout.recover(mesh, ref, modes, now)
-        if came and (early := self.rollout.withdraw_rules(mesh, now)) != Change():
-            mesh = mesh.apply(early)
+        if came:
+            mesh = self._withdraw(mesh, now)
         if self._has_met:
             self._has_met = False
             self.rollout.meet(now)
@@ -355,12 +409,17 @@ class Rolling:
             if step is None:
                 break
             if step.rules != Change():
-                mesh = mesh.apply(step.rules)
+                mesh = mesh.apply(self._release(step.rules))
                 self.rollout.follow(mesh, (), now)
             mesh = mesh.serving(step.served)
         if self.exchange:
             self._says = self.rollout.stands()
         return mesh
+
+
+def _is_given(mesh: Mesh, ref: Ref) -> bool:
+    """Whether an object is there that installing did not create."""
+    return ref in mesh.in_namespace(ref.namespace, given=True).facts
 
 
 def _rules_apart(change: Change) -> tuple[Change, Change]:
@@ -380,6 +439,11 @@ def _rules_apart(change: Change) -> tuple[Change, Change]:
 def _has_brought(session: Session) -> bool:
     """Whether a proxy has a configuration from before."""
     return any(session.brought(each) for each in (CLUSTER, ENDPOINT, LISTENER))
+
+
+def _has_returned(session: Session) -> bool:
+    """Whether a proxy goes on with a configuration from before: it has taken nothing yet."""
+    return _has_brought(session) and min(session.reached(CLUSTER), session.reached(ENDPOINT)) < 0
 
 
 def _name(key: PodName) -> str:

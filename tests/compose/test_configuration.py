@@ -17,6 +17,8 @@ import yaml
 
 from tests.compose.demo import EXAMPLE, IMAGE, until
 
+pytestmark = pytest.mark.timeout(1800)  # Compose may have to be built first
+
 
 @pytest.fixture(scope="module")
 def config(client: dict[str, str]) -> dict:

@@ -133,6 +133,11 @@ class Replicas(Proxies):
         return Known(
             servers={Ref("Pod", "ns", name): replica.said[name] for name in SERVERS if name in replica.said},
             clients={f"{name}.clients": replica.said[name] for name in CLIENTS if name in replica.said},
+            returned=frozenset(
+                f"{name}.clients"
+                for name in CLIENTS
+                if replica.said.get(name, 0) < 0 and self.clients[name].sends
+            ),
             elsewhere=replica.exchange.elsewhere(self.now),
         )
 

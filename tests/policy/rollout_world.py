@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from tests.policy.world import HTTP, TCP, peer, pod, rule, service
 from xds.mesh import Mesh
-from xds.model import Change, Fact, Mode, Pod, PortKey, Ref
+from xds.model import Change, Fact, MeshConfig, Mode, Pod, PortKey, Ref
 from xds.policy.crossing import Known
 from xds.policy.destination import client_rule
 from xds.policy.elsewhere import TAKES
@@ -65,6 +65,7 @@ class Proxies:
         self.timeout = timeout
         self.now = 0.0
         self.facts: dict[Ref, Fact] = {fact.ref: fact for fact in facts()}
+        self.config = MeshConfig()
         self.servers = {name: Server() for name in SERVERS}
         self.clients = {name: Client() for name in CLIENTS}
         self.start()
@@ -78,7 +79,8 @@ class Proxies:
         """Have a control plane start that knows nothing but the facts, and what proxies bring."""
         self.rolling = Rolling({}, self.timeout)
         self.rollout = self.rolling.rollout
-        self.mesh = self.rolling.first(Change(applied=tuple(self.facts.values())), Known(), self.now)
+        everything = Change(applied=tuple(self.facts.values()), config=self.config)
+        self.mesh = self.rolling.first(everything, Known(), self.now)
         for name, server in self.servers.items():
             server.said = server.edition = -1
             if server.connected and server.modes:
@@ -87,8 +89,9 @@ class Proxies:
             client.said = client.edition = -1
         self.step()
 
-    def change(self, *applied: Fact, removed: tuple[Ref, ...] = ()) -> None:
-        change = Change(applied=applied, removed=removed)
+    def change(self, *applied: Fact, removed: tuple[Ref, ...] = (), config: MeshConfig | None = None) -> None:
+        change = Change(applied=applied, removed=removed, config=config)
+        self.config = config or self.config
         for ref in removed:
             self.facts.pop(ref, None)
         self.facts.update({fact.ref: fact for fact in applied})
@@ -112,6 +115,11 @@ class Proxies:
             },
             rejected={Ref("Pod", "ns", name): "no" for name, each in self.servers.items() if each.rejects},
             clients={f"{name}.clients": each.said for name, each in self.clients.items() if each.connected},
+            returned=frozenset(
+                f"{name}.clients"
+                for name, each in self.clients.items()
+                if each.connected and each.sends and each.said < 0
+            ),
             refusing={
                 f"{name}.clients": dict.fromkeys(CLUSTERS, "no")
                 for name, each in self.clients.items()
@@ -212,7 +220,8 @@ class Proxies:
         assert not self.rollout.crossings, self.rollout.crossings
         assert not self.rollout.rules
         assert (self.mesh.served.modes, self.mesh.served.mtls) == ({}, {})
-        assert {fact.ref: fact for fact in self.mesh.facts() if fact.ref in self.facts} == self.facts
+        wanted = Mesh(self.facts.values(), self.config)
+        assert {fact.ref: fact for fact in self.mesh.facts()} == {fact.ref: fact for fact in wanted.facts()}
         for name, server in self.servers.items():
             itself = self.mesh.pod("ns", name)
             assert itself
@@ -224,7 +233,7 @@ class Proxies:
 
     def wanted(self) -> set[tuple[str, PortKey]]:
         """Return which clients reach which ports by the policies as they are."""
-        mesh = Mesh(self.facts.values())
+        mesh = Mesh(self.facts.values(), self.config)
         found = set()
         web = mesh.service("ns", "web")
         assert web

@@ -266,44 +266,58 @@ def test_clients_that_reject_what_belongs_to_others_are_not_waited_for():
     assert not world.rollout.crossings
 
 
-def test_what_installing_creates_is_not_held_back():
+def test_what_installing_creates_is_held_back_by_who_finds_that_servers_do_not_take_it():
+    """A control plane starts with values.global.mtls.enabled while servers have DISABLE."""
     world = Proxies()
     world.set_mode("DISABLE")
     world.settle()
-    had = {name: each.modes for name, each in world.servers.items()}
-    # A control plane that starts with values.global.mtls.enabled, and finds servers that do not take mutual TLS yet.
-    world.change(peer("ns", "PERMISSIVE"))
-    change = Change(applied=tuple(world.facts.values()), config=MeshConfig(mtls_enabled=True))
-    world.mesh = world.rolling.first(change, world.known(), world.now)
-    assert [each.host for each in world.mesh.rules()] != []
-    for each in world.servers.values():
-        each.said = -1
-    world.rolling._came_back = {Ref("Pod", "ns", name): modes for name, modes in had.items()}
-    world.step()
-    assert world.rollout.crossings
-    assert not world.rollout.rules
+    world.facts[Ref("PeerAuthentication", "ns", "default")] = peer("ns", "PERMISSIVE")
+    world.config = MeshConfig(mtls_enabled=True)
+    world.wants.append(world.wanted())
+    world.start()
+    assert [each.at for each in world.rollout.rules.values()] == [None]
+    for name in world.clients:
+        world.deliver_to_client(name)
+        world.check()
+    world.settle()
 
 
+@pytest.mark.parametrize("auto", [True, False])
 @pytest.mark.parametrize("enabled", [True, False])
-def test_the_meshs_switch_goes_the_same_way(enabled):
-    """values.global.mtls.enabled: STRICT and ISTIO_MUTUAL across the mesh, or PERMISSIVE and automatic."""
+@pytest.mark.parametrize("others_first", [True, False])
+def test_the_meshs_switch_goes_the_same_way(enabled, auto, others_first):
+    """values.global.mtls.enabled: STRICT and ISTIO_MUTUAL across the mesh, or PERMISSIVE and what automatic mTLS comes to."""
     world = Proxies()
-    configs = {each: MeshConfig(mtls_enabled=each) for each in (True, False)}
-    for each in (not enabled, enabled):
-        change = Change(config=configs[each])
-        world.mesh = world.rolling.apply(world.mesh, change, world.known(), world.now)
-        for _ in range(4):
-            for name in world.servers:
-                world.deliver_to_server(name)
-                world.hear(world.servers[name])
-            for name in world.clients:
-                world.deliver_to_client(name)
-                world.hear(world.clients[name])
-            world.check()
+    world.change(config=MeshConfig(mtls_enabled=not enabled, enable_auto_mtls=auto))
+    world.settle()
+    world.change(config=MeshConfig(mtls_enabled=enabled, enable_auto_mtls=auto))
+    for _ in range(6):
+        for each in ("clients", "servers") if others_first else ("servers", "clients"):
+            for name, proxy in getattr(world, each).items():
+                getattr(world, f"deliver_to_{each[:-1]}")(name)
+                world.check()
+                world.hear(proxy)
             world.step()
-        assert not world.rollout.crossings
+    assert not world.rollout.crossings
     mode = "STRICT" if enabled else "PERMISSIVE"
     assert {each for server in world.servers.values() for each in server.modes.values()} == {mode}
+    world.settle()
+
+
+def test_the_meshs_switch_waits_for_servers_that_a_policy_has_kept_from_mutual_tls():
+    world = Proxies()
+    world.set_mode("DISABLE")
+    world.settle()
+    world.change(peer("ns", "STRICT"), config=MeshConfig(mtls_enabled=True))
+    for name in world.clients:
+        world.deliver_to_client(name)
+        world.check()
+    # Somebody has another rule of that name meanwhile, and it is the one that counts.
+    own = rule("istio-system", "*.local", "DISABLE", name="default")
+    world.change(own)
+    world.change(config=MeshConfig(mtls_enabled=False))
+    world.settle()
+    assert world.mesh.get(own.ref) == own
 
 
 def test_a_lock_waits_for_connections_of_which_it_is_not_known_yet_what_they_are():

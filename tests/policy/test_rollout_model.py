@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -37,6 +39,10 @@ class RolloutMachine(RuleBasedStateMachine):
     @rule(mode=st.sampled_from(RULES), name=st.sampled_from(("", *CLIENTS)))
     def say_for_clients(self, mode: str | None, name: str) -> None:
         self.world.set_rule(mode, name)
+
+    @rule(enabled=st.booleans())
+    def switch(self, enabled: bool) -> None:
+        self.world.change(config=replace(self.world.config, mtls_enabled=enabled))
 
     @rule(name=server, heard=st.booleans())
     def server_takes(self, name: str, heard: bool) -> None:

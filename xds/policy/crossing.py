@@ -32,6 +32,8 @@ class Known:
     """By pod, why its sidecar does not take the listener."""
     clients: Mapping[str, int] = field(default_factory=dict)
     """By name, of its clusters and endpoints."""
+    returned: frozenset[str] = frozenset()
+    """The clients that go on with what they had when they came, whatever that is: they have taken nothing yet."""
     refusing: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """By client, which clusters or endpoints it rejected, and why."""
     elsewhere: Elsewhere = field(default_factory=Elsewhere)

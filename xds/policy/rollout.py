@@ -77,6 +77,8 @@ class Rollout:
         """During a step, the clients that have not reached an edition."""
         self._new: set[PortKey] = set()
         """What has just come, and may be on its way with other replicas."""
+        self._opened: list[Crossing] = []
+        """What went on its way since the last step."""
         self._asked: frozenset[PortKey] = frozenset()
         """What other replicas want to know of."""
 
@@ -135,13 +137,7 @@ class Rollout:
         """Return the DestinationRules to take back because servers are found not to take yet what they say."""
         for rule in mesh.rules():
             change = replace(rules.change(mesh, None, rule.ref, rule, now), old=None)
-            given = mesh.in_namespace(rule.namespace, given=True).facts
-            # What installing creates cannot be taken back.
-            if (
-                rule.ref in given
-                and rule.ref not in self.rules
-                and rules.is_too_early(change, self.crossings, Elsewhere())
-            ):
+            if rule.ref not in self.rules and rules.is_too_early(change, self.crossings, Elsewhere()):
                 self.rules[rule.ref] = change
         held = [ref for ref, each in self.rules.items() if each.at is None and not each.old and each.new]
         return Change(removed=tuple(ref for ref in held if mesh.get(ref)))
@@ -187,6 +183,7 @@ class Rollout:
             to_serve=now_is.mode,
             to_tell=now_is.will,
         )
+        self._opened.append(crossing)
         # Who was not waited for the last time, and is there still, is waited for this time.
         late = self.late.pop(key, None)
         if late and late.stage is Stage.LISTENER:
@@ -242,6 +239,9 @@ class Rollout:
         for key in [key for key in self.crossings if not is_there(mesh, key)]:
             del self.crossings[key]
         self._join(mesh, known.elsewhere, now)
+        for crossing in self._opened:
+            crossing.may_tell |= _BOTH if known.returned else set()
+        self._opened.clear()
         self._look_after_late(mesh, known)
         # A listener waits that long for a client to speak first. A server that does so itself has clients that say nothing:
         # whatever their connections turn out to be, they are refused if it is not taken any more by then.

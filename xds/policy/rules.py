@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from xds.installed import installed
 from xds.mesh import Mesh
-from xds.model import DestinationRule, PortKey, Ref
+from xds.model import DestinationRule, MeshConfig, PortKey, Ref
 from xds.policy.crossing import Crossing
 from xds.policy.elsewhere import TAKES, Elsewhere
 from xds.policy.mtls import Send
@@ -72,6 +73,16 @@ def _says(rule: DestinationRule, otherwise: Collection[Send]) -> set[Send]:
 def _meaning(rule: DestinationRule) -> tuple[str, frozenset[Send], frozenset[Send]]:
     """Return all that is asked of a rule that was: however often it changes, few of them differ in that."""
     return rule.host, frozenset(_says(rule, ())), frozenset(_says(rule, tuple(Send)))
+
+
+def of_installation(config: MeshConfig) -> dict[Ref, DestinationRule]:
+    """Return the rules that installing creates."""
+    return {fact.ref: fact for fact in installed(config) if isinstance(fact, DestinationRule)}
+
+
+def silent(rule: DestinationRule) -> DestinationRule:
+    """Return what stands for a rule that says nothing yet."""
+    return replace(rule, policy=None, subsets=())
 
 
 def change(
