@@ -15,7 +15,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from tests.compose.demo import CURL, EXAMPLE, PATIENCE, PROJECT, Demo, Docker, until
+from tests.compose.demo import CURL, EXAMPLE, PATIENCE, PROJECT, ROOT, Demo, Docker, until
 from xds.demo.play import STEPS
 
 pytestmark = pytest.mark.timeout(1800)
@@ -45,12 +45,28 @@ def test_the_play_matches_the_page(demo: Demo) -> None:
     assert not [*(EXAMPLE / "mesh").glob("policy*"), *(EXAMPLE / "mesh").glob("destination-rule*")]
 
 
-def test_sidecars_say_what_the_locks_of_the_play_ended(demo: Demo) -> None:
+def test_a_lock_ends_plaintext_that_lasts_and_the_sidecar_says_how_much(demo: Demo) -> None:
     def said() -> str:
+        # Exit status 1: something is on its way.
         return demo.docker.ask("compose", "exec", "-T", "control-plane", "xds", "status", "--rollout").stdout
 
-    until(lambda: "still drain" not in (told := said()) and "Locked since" in told, "all have drained")
-    assert "plaintext connections or responses.\n" in said()  # And none could not be asked.
+    policy = EXAMPLE / "mesh/policy.yaml"
+    lasts = ("curl", "-sN", "-m", "60", "http://httpbin.full:8000/drip?duration=40&numbytes=40&delay=0")
+    command = ["docker", "compose", "exec", "-T", "sleep.legacy", *lasts]
+    with subprocess.Popen(
+        command, cwd=EXAMPLE, env=demo.docker.environment, stdout=subprocess.PIPE, bufsize=0
+    ) as response:
+        try:
+            assert response.stdout.read(1) == b"*"  # type: ignore[union-attr] -- it is a pipe
+            policy.write_text((ROOT / "examples/envoy/auto-mtls/steps/strict.yaml").read_text())
+            policy.chmod(0o644)
+            until(lambda: "Locked since" in (told := said()) and "still drain" not in told, "all has drained")
+            assert response.wait(PATIENCE) != 0
+        finally:
+            response.kill()
+            policy.unlink(missing_ok=True)
+    assert "that ended 1 plaintext connections or responses.\n" in said()
+    until(lambda: "200" in demo.request("sleep.legacy", "httpbin.full"), "plaintext is taken again")
 
 
 def test_a_control_plane_that_restarts_costs_no_request(demo: Demo) -> None:
