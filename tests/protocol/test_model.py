@@ -15,6 +15,7 @@ from tests.protocol.envoy_model import (
     EMPTY,
     FULL,
     ORDER,
+    STAYS_BAD,
     UNREADABLE,
     Client,
     World,
@@ -283,12 +284,13 @@ class SessionMachine(ChangingWorld):
             return
         for short, versions in self.world.versions.items():
             for name, version in tuple(versions.items()):
-                if BAD in version or UNREADABLE in version:
+                if name != STAYS_BAD and (BAD in version or UNREADABLE in version):
                     self.world.put(short, name, *referred(version))
         self.flow_and_drain()
         while self.client.stream.session.deadline() is not None:
             self.now = self.client.stream.now = self.client.stream.session.deadline()
             self.flow_and_drain()
+        stays_bad = self.world.versions["LDS"].pop(STAYS_BAD, None)
         for short in FULL:
             assert self.client.have[short] == self.world.versions[short], f"the client has all {short}"
         assert self.client.have["EDS"].keys() <= self.world.versions["CDS"].keys()
@@ -304,7 +306,11 @@ class SessionMachine(ChangingWorld):
         }
         assert not self.deliver_response()
         for status in self.client.stream.session.status():
-            assert status.synced, f"nothing is waited for: {status}"
+            short = SHORT[status.type_url]
+            assert status.synced != (short == "LDS" and stays_bad is not None), (
+                f"nothing is waited for: {status}"
+            )
+            assert not self.client.stream.session._watch(status.type_url).lingering, f"no {short} lingers"
 
 
 class RejectingMachine(SessionMachine):
@@ -318,6 +324,10 @@ class RejectingMachine(SessionMachine):
         self.last_type = 0
         self.now += seconds
         self.client.stream.now = self.now
+
+    @rule()
+    def put_a_listener_that_stays_bad(self) -> None:
+        self.world.put("LDS", STAYS_BAD, bad=BAD)
 
     @rule()
     @precondition(lambda self: self.client.variant is Variant.SOTW)
