@@ -119,7 +119,7 @@ class SotwWatch(Watch):
         for name in names:
             self._owed |= name in self.subscription.collections
             for meant in self._meant(name):
-                self._touch(meant)
+                self._touch(meant, force=meant in self.sent)
 
     def _answer(self, nonce: str, error: ErrorDetail | None, now: float) -> list[Acked | Nacked]:
         """Take the answer to a response. Older ones without one will not get any, and may have been rejected."""
