@@ -138,6 +138,14 @@ class SessionMachine(ChangingWorld):
         self.serve()
 
     @rule()
+    @precondition(lambda self: self.client.variant is Variant.SOTW)
+    def reconnect_sotw(self) -> None:
+        """To the same world, all of which the client has: it cannot say what it has of another."""
+        self.flow_and_drain()
+        self.connected()
+        self.let_everything_flow()
+
+    @rule()
     def drain(self) -> None:
         self.client.drain()
 
