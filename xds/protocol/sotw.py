@@ -100,8 +100,8 @@ class SotwWatch(Watch):
 
     def release(self, names: Iterable[str]) -> None:
         """Let the client lose what lingered. It has nothing of what it rejected, and may still wait for it."""
-        names = tuple(names)
-        rejected = [name for name in names if name in self.rejections and self.covers(name)]
+        names, said = tuple(names), self.answers.rejected
+        rejected = [name for name in names if (name in self.rejections or name in said) and self.covers(name)]
         super().release(names)
         if self.type_url == ENDPOINT:
             self.stand_in(rejected)
