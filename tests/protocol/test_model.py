@@ -163,6 +163,12 @@ class SessionMachine(ChangingWorld):
         if short not in FULL and not stale:
             for key in [key for key in self.delivered if key[0] == short and key[1] not in names]:
                 del self.delivered[key]
+            # What it gave up, though it had rejected it, it may ask for again (R18).
+            self.rejected = [
+                (kind, content)
+                for kind, content in self.rejected
+                if kind != short or {name for name, _ in content} <= {*names}
+            ]
 
     def _note_change(self, short: str, names: tuple[str, ...], more: dict) -> None:
         brought = more.get("initial", {})
