@@ -149,6 +149,30 @@ async def test_what_is_sent_and_answered_is_counted_by_type(plane: Plane, channe
     assert plane.get("xds_push_to_ack_seconds_count", **EDS) == 0
 
 
+async def test_what_is_taken_away_is_counted(plane: Plane, channel: grpc.aio.Channel):
+    client = Client(channel, Variant.DELTA, node=NODE)
+    await client.ask(CLUSTER)
+    await client.ask(CLUSTER, nonce=(await client.get()).nonce)
+    assert plane.get("xds_resources_removed_total", **CDS) == 0
+    plane.hub.change(Change(removed=(SERVICE.ref,)))
+    response = await client.get()
+    assert NAME in response.removed_resources
+    assert plane.get("xds_resources_removed_total", **CDS) == len(response.removed_resources)
+
+
+async def test_an_encoding_is_counted_once_for_all_who_get_it(plane: Plane, channel: grpc.aio.Channel):
+    clients = [Client(channel, Variant.DELTA, node=NODE) for _ in range(2)]
+    for client in clients:
+        await client.ask(ENDPOINT, NAME)
+        await client.ask(ENDPOINT, nonce=(await client.get()).nonce)
+    message = ENDPOINT.rpartition("/")[2]
+    before = plane.get("xds_encodings_total", message=message)
+    plane.hub.change(Change(applied=(pod("web-2", "127.9.0.2"),)))
+    for client in clients:
+        assert [each.name for each in (await client.get()).resources] == [NAME]
+    assert plane.get("xds_encodings_total", message=message) == before + 1
+
+
 async def test_types_that_clients_make_up_have_no_label(plane: Plane, channel: grpc.aio.Channel):
     client = Client(channel, Variant.DELTA, node=NODE)
     for made_up in ("type.googleapis.com/made.Up", "nonsense\n"):

@@ -5,7 +5,17 @@ from __future__ import annotations
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
-from tests.protocol.envoy_model import BAD, CLUSTERS, LISTENERS, NAMELESS, ROUTES, UNREADABLE, World, referred
+from tests.protocol.envoy_model import (
+    BAD,
+    CLUSTERS,
+    LISTENERS,
+    NAMELESS,
+    ROUTES,
+    STAYS_BAD,
+    UNREADABLE,
+    World,
+    referred,
+)
 
 FAULTS = ["", BAD, UNREADABLE, NAMELESS]
 
@@ -86,7 +96,7 @@ class ChangingWorld(RuleBasedStateMachine):
             unused = next(cluster for cluster in CLUSTERS if cluster not in used)
             self.put_cluster(unused, bad="")
             self.put_route(new, {unused}, bad="")
-            for listener in self.world.versions["LDS"]:
+            for listener in self.world.versions["LDS"].keys() - {STAYS_BAD}:
                 self.world.put("LDS", listener, new)
             for cluster in used:
                 self.drop_cluster(cluster)

@@ -15,6 +15,8 @@ from xds.protocol.session import Variant
 from xds.snapshot import ENDPOINT, ROUTE, Resource, ResourceSet, Snapshot
 
 CLUSTERS, LISTENERS, ROUTES = ("a", "b", "c"), ("l", "m"), ("r", "s")
+STAYS_BAD = "n"
+"""A listener that the client never takes."""
 FULL = ("CDS", "LDS")
 ORDER = ("CDS", "EDS", "SDS", "LDS", "RDS")
 BAD = "bad"

@@ -15,6 +15,7 @@ from tests.protocol.envoy_model import (
     EMPTY,
     FULL,
     ORDER,
+    STAYS_BAD,
     UNREADABLE,
     Client,
     World,
@@ -137,6 +138,14 @@ class SessionMachine(ChangingWorld):
         self.serve()
 
     @rule()
+    @precondition(lambda self: self.client.variant is Variant.SOTW)
+    def reconnect_sotw(self) -> None:
+        """To the same world, all of which the client has: it cannot say what it has of another."""
+        self.flow_and_drain()
+        self.connected()
+        self.let_everything_flow()
+
+    @rule()
     def drain(self) -> None:
         self.client.drain()
 
@@ -154,6 +163,12 @@ class SessionMachine(ChangingWorld):
         if short not in FULL and not stale:
             for key in [key for key in self.delivered if key[0] == short and key[1] not in names]:
                 del self.delivered[key]
+            # What it gave up, though it had rejected it, it may ask for again (R18).
+            self.rejected = [
+                (kind, content)
+                for kind, content in self.rejected
+                if kind != short or {name for name, _ in content} <= {*names}
+            ]
 
     def _note_change(self, short: str, names: tuple[str, ...], more: dict) -> None:
         brought = more.get("initial", {})
@@ -283,12 +298,13 @@ class SessionMachine(ChangingWorld):
             return
         for short, versions in self.world.versions.items():
             for name, version in tuple(versions.items()):
-                if BAD in version or UNREADABLE in version:
+                if name != STAYS_BAD and (BAD in version or UNREADABLE in version):
                     self.world.put(short, name, *referred(version))
         self.flow_and_drain()
         while self.client.stream.session.deadline() is not None:
             self.now = self.client.stream.now = self.client.stream.session.deadline()
             self.flow_and_drain()
+        stays_bad = self.world.versions["LDS"].pop(STAYS_BAD, None)
         for short in FULL:
             assert self.client.have[short] == self.world.versions[short], f"the client has all {short}"
         assert self.client.have["EDS"].keys() <= self.world.versions["CDS"].keys()
@@ -304,7 +320,11 @@ class SessionMachine(ChangingWorld):
         }
         assert not self.deliver_response()
         for status in self.client.stream.session.status():
-            assert status.synced, f"nothing is waited for: {status}"
+            short = SHORT[status.type_url]
+            assert status.synced != (short == "LDS" and stays_bad is not None), (
+                f"nothing is waited for: {status}"
+            )
+            assert not self.client.stream.session._watch(status.type_url).lingering, f"no {short} lingers"
 
 
 class RejectingMachine(SessionMachine):
@@ -318,6 +338,10 @@ class RejectingMachine(SessionMachine):
         self.last_type = 0
         self.now += seconds
         self.client.stream.now = self.now
+
+    @rule()
+    def put_a_listener_that_stays_bad(self) -> None:
+        self.world.put("LDS", STAYS_BAD, bad=BAD)
 
     @rule()
     @precondition(lambda self: self.client.variant is Variant.SOTW)

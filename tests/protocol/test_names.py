@@ -24,14 +24,42 @@ def test_r28_nothing_comes_of_types_and_names_that_nobody_asked_for(variant):
     assert told == ({("CDS", "a"), ("EDS", "b")} if variant is Variant.DELTA else set())
 
 
-@pytest.mark.parametrize("short", ["CDS", "LDS"])
+def ask_on_top(stream: Stream, short: str, had: str, name: str) -> None:
+    """Ask for a name besides what was asked for before."""
+    names = (had, name) if stream.variant is Variant.SOTW else (name,)
+    stream.ask(short, *names, nonce=stream.last[short].nonce)
+
+
+@pytest.mark.parametrize("short", TYPES)
 def test_r28_what_came_with_all_is_sent_again_to_who_asks_for_it_by_name(variant, short):
     stream = Stream(variant, world(**{short: "a=1"}))
     stream.ask(short, "*")
     assert stream.settle() == [f"{short} a=1"]
-    nonce = stream.last[short].nonce
-    stream.ask(short, *(("*", "a") if variant is Variant.SOTW else ("a",)), nonce=nonce)
+    ask_on_top(stream, short, "*", "a")
     assert stream.settle() == [f"{short} a=1"]
+    stream.ask(short, *stream.names.get(short, ()), nonce=stream.last[short].nonce)
+    assert stream.settle() == []
+
+
+@pytest.mark.parametrize("short", sorted(TYPES.keys() - {"VHDS"}))
+def test_r28_so_is_what_came_with_a_collection(variant, short):
+    stream = Stream(variant, world(**{short: "zone/a=1 zone/b=1"}))
+    stream.ask(short, "zone/*")
+    assert stream.settle() == [f"{short} zone/a=1 zone/b=1"]
+    ask_on_top(stream, short, "zone/*", "zone/a")
+    full = variant is Variant.SOTW and short in {"CDS", "LDS", "SRDS"}
+    assert stream.settle() == [f"{short} zone/a=1 zone/b=1" if full else f"{short} zone/a=1"]
+
+
+def test_r28_what_is_gone_is_not_sent_to_who_asks_for_it_by_name_too():
+    stream = Stream(Variant.SOTW, world(RTDS="a=1 b=1"))
+    stream.ask("RTDS", "*")
+    stream.settle()
+    stream.serve(world(RTDS="b=1"))
+    ask_on_top(stream, "RTDS", "*", "a")
+    assert stream.settle() == []
+    stream.serve(world(RTDS="a=2 b=1"))
+    assert stream.settle() == ["RTDS a=2"]
 
 
 def test_r30_what_is_asked_for_in_several_ways_comes_once(variant):

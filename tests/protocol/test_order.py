@@ -123,24 +123,6 @@ def test_r41_a_cluster_goes_in_the_end_though_the_routes_are_never_acknowledged(
     assert "CDS -old" in stream.get() or stream.last["CDS"].resources == {"new": "1"}
 
 
-def test_r41_a_cluster_stays_as_long_as_the_client_goes_on_with_routes_that_use_it(variant):
-    stream = connect(variant, BEFORE)
-    stream.serve(AFTER)
-    stream.get()
-    stream.ack("CDS")
-    stream.ack("EDS")
-    stream.get()
-    stream.nack("RDS")
-    stream.now = 1e6
-    assert stream.get() == []
-    assert stream.session.deadline() is None
-    stream.serve(world(CDS="new=1", EDS="new=1", LDS="l=1>r", RDS="r=mended"))
-    assert stream.get() == ["RDS r=mended"]
-    assert stream.session.deadline() == stream.now + 60.0
-    stream.ack("RDS")
-    assert "CDS -old" in stream.get() or stream.last["CDS"].resources == {"new": "1"}
-
-
 def test_r41_a_cluster_stays_until_a_new_listener_has_the_routes_that_it_asks_for(variant):
     stream = connect(variant, BEFORE)
     stream.serve(world(CDS="new=1", EDS="new=1", LDS="l=2>r2", RDS="r2=new"))

@@ -112,12 +112,15 @@ def test_o16_a_stream_of_assignments_alone_is_told_of_the_clusters_that_there_ar
     assert stream.get() == ["EDS a=empty"]
 
 
-def test_o16_an_assignment_that_is_dropped_after_it_was_rejected_leaves_no_cluster_waiting(variant):
+@pytest.mark.parametrize("mended", [False, True])
+def test_o16_an_assignment_that_is_dropped_after_it_was_rejected_leaves_no_cluster_waiting(variant, mended):
     stream = Stream(variant, world(CDS="a=1", EDS="a=1"), grace=60.0)
     stream.ask("CDS")
     stream.ask("EDS", "a")
     stream.get()
     stream.nack("EDS")
+    if mended:
+        stream.serve(world(CDS="a=1", EDS="a=2"))  # It is gone before it could be sent.
     stream.serve(world(CDS="a=1"))
     assert stream.get() == []  # The cluster may go as well, as it is not acknowledged.
     stream.now = 60.0

@@ -1,4 +1,4 @@
-"""`xds status` with real sidecars: one that is synced, one that rejected, one that waits, one whose pod is not known."""
+"""`xds status` and CSDS with real sidecars: synced, one that rejected, one that waits, one whose pod is not known."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import json
 import os
 import re
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import grpc.aio
 import pytest
 
 from tests.real.harness.controlplane import xds
@@ -17,13 +19,17 @@ from tests.real.harness.envoy import EnvoyProcess
 from tests.real.harness.local import LocalMesh
 from tests.real.harness.manifests import destination_rule
 from tests.real.harness.waiting import eventually
-from xds.descriptors import to_json_dict
+from xds.descriptors import message_class, to_json_dict
 from xds.envoy.bootstrap import bootstrap
+from xds.introspect import csds
+from xds.snapshot import CLUSTER
 
 pytestmark = pytest.mark.envoy
 
 TYPES = {"CDS", "EDS", "SDS", "LDS", "RDS"}
 NOWHERE = "/does/not/exist.pem"
+WEB = "outbound|80||web.ns.svc.cluster.local"
+_STATUS = "envoy.service.status.v3"
 
 
 class Running(EnvoyProcess):
@@ -58,6 +64,39 @@ class Status:
         answer = json.loads(await xds("status", self._at, "-o", "json", *arguments, may_be_no=True))
         proxies: list[dict[str, Any]] = answer["proxies"]
         return proxies
+
+
+async def cluster_by_csds(mesh: LocalMesh, pod: str, name: str) -> Any:
+    """What the control plane's client status discovery service says of one cluster of one sidecar."""
+    request = message_class(f"{_STATUS}.ClientStatusRequest")()
+    request.node_matchers.add().node_id.contains = f"~{pod}~"
+    async with grpc.aio.insecure_channel(mesh.plane.address) as channel:
+        fetch = channel.unary_unary(f"/{csds.SERVICE}/FetchClientStatus")
+        answer = message_class(f"{_STATUS}.ClientStatusResponse").FromString(
+            await fetch(request.SerializeToString())
+        )
+    [client] = answer.config
+    [found] = [each for each in client.generic_xds_configs if (each.type_url, each.name) == (CLUSTER, name)]
+    return found
+
+
+def state_of(found: Any) -> str:
+    field = found.DESCRIPTOR.fields_by_name["config_status"]
+    return str(field.enum_type.values_by_number[found.config_status].name)
+
+
+async def csds_tells_what_was_rejected(mesh: LocalMesh, before: Any, began: float) -> None:
+    """That one sidecar rejected a cluster, which was fine `before` the time when it `began`, and why; and another did not."""
+    good, bad = [await cluster_by_csds(mesh, pod, WEB) for pod in ("good.ns", "bad.other")]
+    assert state_of(good) == "SYNCED"
+    assert not good.HasField("error_state")
+    assert state_of(bad) == "ERROR"
+    error = bad.error_state
+    assert error.details.startswith(f"Error adding/updating cluster(s) {WEB}: ")
+    assert NOWHERE in error.details
+    assert error.version_info not in {"", before.version_info}
+    assert NOWHERE.encode() in error.failed_configuration.value
+    assert began <= error.last_update_attempt.ToNanoseconds() / 1e9 <= time.time()
 
 
 @contextmanager
@@ -98,6 +137,9 @@ async def test_what_real_sidecars_have_wait_for_and_reject(loopback, tmp_path, s
         [stream] = found["good"]["streams"]
         assert stream["variant"] == ("SOTW" if sotw else "DELTA")
 
+        before, began = await cluster_by_csds(mesh, "bad.other", WEB), time.time()
+        assert state_of(before) == "SYNCED"
+
         # Only clients in the rule's own namespace follow it, and there is no such file in the sidecar.
         rule = destination_rule("broken", "other", "web.ns.svc.cluster.local", "SIMPLE")
         rule["spec"] |= {"exportTo": ["."]}
@@ -109,9 +151,11 @@ async def test_what_real_sidecars_have_wait_for_and_reject(loopback, tmp_path, s
         lines = await status.lines()
         assert [key for key, words in lines.items() if words.startswith("rejected")] == [("bad.other", "CDS")]
         text = await status.text("bad.other")
-        assert "outbound|80||web.ns.svc.cluster.local" in text
+        assert WEB in text
         assert "rejected, made from DestinationRule other/broken (" in text
         assert "destinationrule-other-broken" in text, "where it was read"
+
+        await csds_tells_what_was_rejected(mesh, before, began)
 
         await mesh.enter(Running("lost.ns", begin, tmp_path))
 

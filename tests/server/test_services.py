@@ -117,6 +117,14 @@ async def test_r49_fetch_gives_what_is_named_or_everything(proxies, channel, met
     assert proxies.subscribers == []
 
 
+@pytest.mark.parametrize("method", sorted(FETCHES))
+async def test_r34_fetch_gives_a_collection_and_no_deeper(proxies, channel, method):
+    type_url = FETCHES[method]
+    proxies.publish(snapshot(type_url, "zone/a=1", "zone/b=1", "zone/deeper/c=1", "other=1", "left-out=1"))
+    some = await fetch(channel, method, "zone/*", "other")
+    assert [each.value for each in some.resources] == [b"other=1", b"zone/a=1", b"zone/b=1"]
+
+
 async def test_the_version_is_that_of_what_was_asked_for(proxies, channel):
     method = "/envoy.service.endpoint.v3.EndpointDiscoveryService/FetchEndpoints"
     proxies.publish(snapshot(ENDPOINT, "a=1", "b=1"))

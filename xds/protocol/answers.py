@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from math import inf
 
 from xds.protocol.events import Acked, Nacked, Response, acked, nacked
 from xds.protocol.wire import ErrorDetail
@@ -33,8 +34,11 @@ class Answers:
     """
 
     __slots__ = (
+        "_behind",
+        "_came",
         "_first",
         "_times",
+        "_untaken",
         "acked_at",
         "brought",
         "last_error",
@@ -57,6 +61,12 @@ class Answers:
         """The last one; None once all that was rejected is taken or gone."""
         self.brought = False
         """Whether the client has some of what it has from an earlier stream."""
+        self._behind: dict[str, float] = {}
+        """Since when the client goes on with an older version of what it rejected, by name."""
+        self._untaken: set[str] = set()
+        """What the client was sent and never took, in any version."""
+        self._came: dict[str, float] = {}
+        """When the client was first sent what it did not get at the beginning."""
         self._first: float | None = None
         self._times: dict[str, float] = {}
 
@@ -82,24 +92,42 @@ class Answers:
         """
         return self._times.get(name, self._first)
 
-    def expect(self, response: Response) -> None:
-        """Expect an answer to a response, and no longer to the oldest if there are too many."""
+    def came_at(self, name: str) -> float:
+        """Return when the client was first sent something; minus infinity if it has had it from the beginning."""
+        return self._came.get(name, -inf)
+
+    @property
+    def behind_since(self) -> float:
+        """When the client last began to go on with an older version of something; minus infinity if it does not.
+
+        What it was first sent after that is used by none of these. It does not go on with what it never took.
+        """
+        return max(self._behind.values(), default=-inf)
+
+    def expect(self, response: Response, new: Iterable[str] = ()) -> None:
+        """Expect an answer to a response, and no longer to the oldest if there are too many.
+
+        `new` are the names of what the client does not have in any version.
+        """
         if len(self.unanswered) >= MOST_UNANSWERED:
-            del self.unanswered[next(iter(self.unanswered))]
+            self._give_up(next(iter(self.unanswered)))
         self.unanswered[response.nonce] = response
         self.sent_at = response.sent_at
         if self.acked_at is None and not self.last_error and not self.brought:
             self._first = response.sent_at
         else:
             self._times.update(dict.fromkeys((each.name for each in response.fresh), response.sent_at))
+            self._came.update(dict.fromkeys(new, response.sent_at))
+        self._untaken.update(new)
         for name in response.removed:
             self._times.pop(name, None)
+            self._came.pop(name, None)
 
     def skip(self, nonce: str) -> list[Response]:
         """Give up on answers to what was sent before a response; return that."""
         skipped = []
         while nonce in self.unanswered and (oldest := next(iter(self.unanswered))) != nonce:
-            skipped.append(self.unanswered.pop(oldest))
+            skipped.append(self._give_up(oldest))
         return skipped
 
     def take(self, nonce: str, error: ErrorDetail | None, now: float) -> Acked | Nacked | None:
@@ -112,24 +140,41 @@ class Answers:
             self._reject(event, now)
             return event
         self.acked_at, self.version = now, response.version
-        if self.last_error:
-            self.forgive((*(resource.name for resource in response.fresh), *response.removed))
+        self.forgive((*(resource.name for resource in response.fresh), *response.removed))
         return acked(response, now)
 
     def forgive(self, names: Iterable[str]) -> None:
         """Forget that these were rejected: they were taken, or are gone."""
         for name in names:
             self.rejected.pop(name, None)
+            self._behind.pop(name, None)
+            self._untaken.discard(name)
         if not self.rejected:
             self.last_error = None
 
     def forget(self, covers: Callable[[str], bool]) -> None:
         """Forget what the client has given up."""
-        self.forgive([name for name in self.rejected if not covers(name)])
-        for name in [name for name in self._times if not covers(name)]:
-            del self._times[name]
+        doubted = self.rejected.keys() | self._behind.keys() | self._untaken
+        self.forgive([name for name in doubted if not covers(name)])
+        for times in (self._times, self._came):
+            for name in [name for name in times if not covers(name)]:
+                del times[name]
+
+    def _give_up(self, nonce: str) -> Response:
+        """Expect no answer to a response any more. The client may have taken it."""
+        response = self.unanswered.pop(nonce)
+        self._untaken.difference_update(resource.name for resource in response.fresh)
+        return response
 
     def _reject(self, event: Nacked, now: float) -> None:
+        suspects = {resource.name for resource in event.suspects}
+        others = {resource.name for resource in event.fresh} - suspects
+        self._untaken -= others
+        if event.culprits:
+            self.forgive(others)
+        for resource in event.culprits or event.fresh:
+            if resource.name not in self._untaken:
+                self._behind.setdefault(resource.name, now)
         self.last_error = Rejection(
             version=event.version, code=event.code, message=event.message, at=now, sources=event.sources
         )

@@ -58,6 +58,7 @@ class DeltaWatch(Watch):
         resources, joined, absent = self._part(due)
         unknown = [name for name in absent if self.type_url == VIRTUAL_HOST and name not in self.sent]
         removed = [name for name in absent if name not in unknown]
+        new = [resource.name for resource in resources if resource.name not in self.sent]
         self._sent(resources)
         for name in absent:
             self.sent.pop(name, None)
@@ -76,7 +77,7 @@ class DeltaWatch(Watch):
             sent_at=now,
             edition=-1 if self.pending else self.edition,
         )
-        self.answers.expect(composed)
+        self.answers.expect(composed, new)
         return composed, delta_response(
             type_url=self.type_url,
             version=composed.version,

@@ -45,6 +45,13 @@ MOST_TYPES = 64
 _RESUMPTION = 1.0
 """Seconds that a client which was here before has to ask again for all that it wants: it does so at once."""
 
+_LONGEST_REJECTED = 86400.0
+"""Seconds for which what is gone is kept for a client that may go on using it because it rejected the change.
+
+Taking it away breaks traffic, so there must be time for somebody to mend the change, in the morning too. It costs little: what
+came after the rejection is not kept.
+"""
+
 
 class Variant(Enum):
     """The two forms of the protocol."""
@@ -58,8 +65,8 @@ class Session:
 
     `type_url` is the only type of a stream that is not aggregated. `patience` is how long the client's answer to
     clusters is waited for before listeners and routes are sent all the same, and `grace` how long something that is
-    gone is served at most while what used it has not been acknowledged, in seconds. What a client keeps using
-    because it rejected the change is served until it takes one.
+    gone is served at most while what used it has not been acknowledged, in seconds. What a client may go on using
+    because it rejected the change is served until it takes one, for a day at most.
     """
 
     def __init__(
@@ -334,11 +341,22 @@ class Session:
 
     def _expire(self, watch: Watch, users: Sequence[Watch], now: float) -> None:
         """Release what has lingered for too long, which is counted from when nobody is known to use it."""
-        rejected = any(user.rejections for user in users)
+        behind_since = max(user.answers.behind_since for user in users)
+        behind = behind_since > -inf
         used = {ref for user in users for ref in user.lingering_refs()}
         for name, lingering in tuple(watch.lingering.items()):
-            if rejected or (watch.type_url, name) in used:
-                lingering.until = None  # The client goes on with what it had.
+            if (watch.type_url, name) in used:
+                lingering.until = None
+                continue
+            if not watch.covers(name):
+                watch.release((name,))
+                continue
+            if lingering.since is None:
+                lingering.since = now
+            end = lingering.since + _LONGEST_REJECTED
+            if behind and watch.answers.came_at(name) <= behind_since and now < end:
+                lingering.until = None  # The client may go on with what uses it.
+                self._deadline = min(self._deadline, end)
                 continue
             if lingering.until is None:
                 lingering.until = now + self._grace

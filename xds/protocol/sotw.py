@@ -55,6 +55,9 @@ class SotwWatch(Watch):
         if not due and not self._owed:
             return None
         content = self._content(due)
+        new = [each.name for each in content.resources if each.name not in self.sent]
+        if self.brought and self.answers.acked_at is None:
+            new = []  # The client may have it from an earlier stream.
         self._sent(content.resources)
         self._owed = False
         self._nonce = nonce
@@ -68,7 +71,7 @@ class SotwWatch(Watch):
             sent_at=now,
             edition=-1 if self.pending else self.edition,
         )
-        self.answers.expect(composed)
+        self.answers.expect(composed, new)
         return composed, response(
             type_url=self.type_url,
             version=content.version,
@@ -97,8 +100,8 @@ class SotwWatch(Watch):
 
     def release(self, names: Iterable[str]) -> None:
         """Let the client lose what lingered. It has nothing of what it rejected, and may still wait for it."""
-        names = tuple(names)
-        rejected = [name for name in names if name in self.rejections and self.covers(name)]
+        names, said = tuple(names), self.answers.rejected
+        rejected = [name for name in names if (name in self.rejections or name in said) and self.covers(name)]
         super().release(names)
         if self.type_url == ENDPOINT:
             self.stand_in(rejected)
@@ -116,7 +119,7 @@ class SotwWatch(Watch):
         for name in names:
             self._owed |= name in self.subscription.collections
             for meant in self._meant(name):
-                self._touch(meant)
+                self._touch(meant, force=meant in self.sent)
 
     def _answer(self, nonce: str, error: ErrorDetail | None, now: float) -> list[Acked | Nacked]:
         """Take the answer to a response. Older ones without one will not get any, and may have been rejected."""

@@ -32,8 +32,10 @@ class Lingering:
 
     resource: Resource | None
     """None: the client brought it from an earlier stream, and only its name is known."""
+    since: float | None = None
+    """When it was first seen to be used by nothing else that lingers;"""
     until: float | None = None
-    """When it goes whatever happens; set by who keeps the time."""
+    """and when it goes whatever happens. Both are set by who keeps the time."""
 
 
 class Watch(ABC):

@@ -84,7 +84,7 @@ class WorldWatch(SotwWatch):
         self._unknown &= names
         self._taken = {name: resource for name, resource in self._taken.items() if name in names}
         self.lingering = {name: item for name, item in self.lingering.items() if item.resource}
-        self.sent.clear()
+        self.sent = {name: version for name, version in self.sent.items() if name in names}
         self.rejections.clear()
         self._dirty.clear()
         return content

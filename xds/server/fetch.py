@@ -11,7 +11,7 @@ import structlog
 from xds.protocol.events import Subscribed
 from xds.protocol.responses import response
 from xds.protocol.session import Variant
-from xds.protocol.subscription import WILDCARD
+from xds.protocol.subscription import Subscription
 from xds.protocol.wire import RequestError, parse_request
 from xds.server.proxies import Proxies, Refused, StreamInfo, Subscriber, nothing_known
 from xds.snapshot import Resource, ResourceSet, Snapshot
@@ -53,7 +53,7 @@ async def fetch(
     caller: Any = None,
     patience: float = PATIENCE,
 ) -> Fetched:
-    """Answer a DiscoveryRequest for the resources that it names, or for all of the type if it names none, or `*`.
+    """Answer a DiscoveryRequest for the resources and collections that it names, or for all of the type if it names none, or `*`.
 
     The proxy is a subscriber for as long as it takes until it has a snapshot. RequestError: there is something wrong
     with the request. Refused: the proxy is not let in, or (UNAVAILABLE) had no snapshot after `patience` seconds.
@@ -63,13 +63,15 @@ async def fetch(
         raise RequestError("a request must have node.id")
     if request.type_url not in {"", type_url}:
         raise RequestError(f"this is for {type_url} only, not for {request.type_url}")
-    names = frozenset(request.names) - {WILDCARD}
-    wildcard = not names or WILDCARD in request.names
+    wanted = Subscription(legacy=True)
+    wanted.replace(request.names)
     info = StreamInfo(peer=peer, variant=Variant.SOTW, type_url=type_url, caller=caller)
     try:
         subscriber = proxies.connect(request.node, info)
         try:
-            proxies.observe(subscriber, Subscribed(type_url=type_url, names=names, wildcard=wildcard))
+            proxies.observe(
+                subscriber, Subscribed(type_url=type_url, names=wanted.names, wildcard=wanted.wildcard)
+            )
             found = await _first_snapshot(subscriber, patience)
         finally:
             proxies.disconnect(subscriber)
@@ -84,8 +86,10 @@ async def fetch(
         )
         raise
     resources = found.of(type_url)
-    if not wildcard:
-        resources = ResourceSet(resources[name] for name in sorted(names) if name in resources)
+    if not wanted.wildcard:
+        names = resources if wanted.collections else wanted.names
+        there = (name for name in sorted(names) if name in resources and wanted.covers(name))
+        resources = ResourceSet(resources[name] for name in there)
     return Fetched(
         type_url=type_url,
         version=resources.version,

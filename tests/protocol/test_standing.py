@@ -1,0 +1,227 @@
+"""Rejections that stand: what is kept for a client that goes on with what it had, for how long, and what is not."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.protocol.stream import Stream, connect, world
+from xds.protocol.session import Variant
+from xds.snapshot import CLUSTER
+
+BEFORE = world(CDS="old=1", EDS="old=1", LDS="l=1>r", RDS="r=old")
+GRACE, DAY = 60.0, 86400.0
+
+
+def mesh(clusters: str, *, listeners: str = "l=1>r", route: str = "1", secrets: str = ""):
+    assignments = " ".join(f"{word.partition('=')[0]}=1" for word in clusters.split())
+    return world(CDS=clusters, EDS=assignments, SDS=secrets, LDS=listeners, RDS=f"r={route}")
+
+
+def names(stream: Stream, short: str = "CDS") -> set[str]:
+    """What the client has been told of a type and not to drop."""
+    had: set[str] = set()
+    for reply in stream.replies:
+        if reply.type == short:
+            had = {*reply.resources} if stream.variant is Variant.SOTW else had | reply.resources.keys()
+            had -= {*reply.removed}
+    return had
+
+
+def with_rejected_routes(variant: Variant) -> Stream:
+    """A client that goes on with routes to a cluster that is gone."""
+    stream = connect(variant, BEFORE)
+    stream.serve(world(CDS="new=1", EDS="new=1", LDS="l=1>r", RDS="r=new"))
+    stream.get()
+    stream.ack("CDS")
+    stream.ack("EDS")
+    assert stream.get() == ["RDS r=new"]
+    stream.nack("RDS")
+    assert stream.get() == []
+    return stream
+
+
+def with_rejected_listener(variant: Variant, error: str = "no") -> Stream:
+    """A client that rejected a listener that it never had."""
+    stream = Stream(variant, mesh("a=1 b=1", secrets="s=1"))
+    for short, asked in (("CDS", ()), ("EDS", ("a", "b")), ("SDS", ("s",)), ("LDS", ()), ("RDS", ("r",))):
+        stream.ask(short, *asked)
+    stream.settle()
+    stream.serve(mesh("a=1 b=1", listeners="l=1>r m=1", secrets="s=1"))
+    assert stream.get() == ["LDS m=1" if variant is Variant.DELTA else "LDS l=1 m=1"]
+    stream.nack("LDS", error)
+    assert stream.get() == []
+    return stream
+
+
+def test_r41_a_cluster_stays_as_long_as_the_client_goes_on_with_routes_that_use_it(variant):
+    stream = with_rejected_routes(variant)
+    stream.now = DAY - 1
+    assert stream.get() == []
+    assert stream.session.deadline() == DAY
+    stream.serve(world(CDS="new=1", EDS="new=1", LDS="l=1>r", RDS="r=mended"))
+    assert stream.get() == ["RDS r=mended"]
+    stream.ack("RDS")
+    assert stream.get() == ["CDS -old" if variant is Variant.DELTA else "CDS new=1"]
+
+
+def test_r41_but_not_for_ever(variant):
+    stream = with_rejected_routes(variant)
+    stream.now = DAY
+    assert stream.get() == []
+    assert stream.session.deadline() == DAY + GRACE
+    stream.now = DAY + GRACE
+    assert stream.get() == ["CDS -old" if variant is Variant.DELTA else "CDS new=1"]
+
+
+def test_r41_the_limit_is_not_set_anew_by_each_rejection(variant):
+    stream = with_rejected_routes(variant)
+    for hour in range(1, 24):
+        stream.now = hour * 3600.0
+        stream.serve(world(CDS="new=1", EDS="new=1", LDS="l=1>r", RDS=f"r=bad{hour}"))
+        assert stream.get() == [f"RDS r=bad{hour}"]
+        assert stream.session.deadline() == DAY
+        stream.nack("RDS")
+        assert stream.get() == []
+    assert stream.session.deadline() == DAY
+
+
+@pytest.mark.parametrize("error", ["no", "Error adding/updating listener(s) m: no"])
+def test_r41_a_listener_that_the_client_never_had_keeps_nothing(variant, error):
+    stream = with_rejected_listener(variant, error)
+    stream.serve(mesh("a=1", listeners="l=1>r m=1"))
+    assert stream.get() == []
+    assert stream.session.deadline() == GRACE
+    stream.now = GRACE
+    assert stream.get()[0] == ("CDS -b" if variant is Variant.DELTA else "CDS a=1")
+
+
+def test_r27_removals_are_sent_though_a_rejection_stands():
+    stream = with_rejected_listener(Variant.DELTA)
+    stream.serve(mesh("a=1", listeners="l=1>r m=1"))
+    stream.get()
+    stream.now = GRACE
+    assert stream.settle() == ["CDS -b", "EDS -b", "SDS -s"]
+
+
+@pytest.mark.parametrize("bad", ["c", "a"])
+def test_r27_removals_are_sent_though_a_rejection_of_clusters_stands(bad):
+    stream = connect(Variant.DELTA, mesh("a=1 b=1", secrets="default=1"), names=("a", "b"))
+    stream.serve(mesh(f"a=1 b=1 {bad}=bad" if bad == "c" else "a=bad b=1", secrets="default=1"))
+    stream.get()
+    stream.nack("CDS", f"Error adding/updating cluster(s) {bad}: no")
+    stream.get()
+    stream.serve(mesh("a=1 c=bad" if bad == "c" else "a=bad"))
+    assert stream.get() == ["CDS -b"]
+    stream.ack("CDS")
+    assert stream.get() == []
+    # What the client never had uses nothing; what it had before may use either.
+    for passed in (GRACE,) if bad == "c" else (DAY, DAY + GRACE):
+        assert stream.session.deadline() == passed
+        stream.now = passed
+        taken = stream.settle()
+    assert taken == ["EDS -b", "SDS -default"]
+
+
+def test_r41_what_came_and_went_after_a_rejection_does_not_pile_up(variant):
+    stream = connect(variant, BEFORE)
+    stream.replies.append(stream.last["CDS"])
+    stream.serve(mesh("old=1", route="bad"))
+    assert stream.get() == ["RDS r=bad"]
+    stream.nack("RDS")
+    for turn in range(200):
+        stream.now += 10.0
+        stream.serve(mesh(f"c{turn}=1", route=f"bad{turn}"))
+        while texts := stream.get():
+            for text in texts:
+                (stream.nack if text.startswith("RDS") else stream.ack)(text[:3])
+        assert stream.last["RDS"].resources == {"r": f"bad{turn}"}
+        assert len(names(stream)) < 2 + (GRACE + 10) / 10
+    stream.serve(mesh("", route="bad199"))
+    stream.now += GRACE
+    while stream.session.deadline() is not None and stream.session.deadline() < DAY:
+        stream.now = stream.session.deadline()
+        stream.settle()
+    assert names(stream) == {"old"}
+
+
+def test_r41_a_cluster_that_came_before_the_rejection_is_kept(variant):
+    stream = connect(variant, BEFORE)
+    stream.now = 10.0
+    stream.serve(mesh("old=1 new=1", route="good"))
+    stream.settle()
+    stream.now = 20.0
+    stream.serve(mesh("old=1", route="bad"))
+    stream.get()
+    stream.nack("RDS")
+    assert stream.get() == []
+    assert stream.session.deadline() == 20.0 + DAY
+
+
+def test_r41_assignments_that_the_client_gave_up_do_not_linger(variant):
+    stream = connect(variant, mesh("a=1 b=1"), names=("a", "b"))
+    stream.serve(mesh("a=bad b=1"))
+    stream.get()
+    stream.nack("CDS", "Error adding/updating cluster(s) a: no")
+    stream.get()
+    stream.serve(mesh("a=bad"))
+    assert stream.get() == ["CDS -b" if variant is Variant.DELTA else "CDS a=1"]
+    stream.ack("CDS")
+    nonce = stream.last["EDS"].nonce
+    stream.ask(
+        "EDS",
+        *(("a",) if variant is Variant.SOTW else ()),
+        nonce=nonce,
+        unsubscribe=("b",) if variant is Variant.DELTA else (),
+    )
+    assert stream.get() == []
+    stream.ask("EDS", *(("a", "b") if variant is Variant.SOTW else ("b",)), nonce=nonce)
+    assert stream.get() == (["EDS -b"] if variant is Variant.DELTA else [])
+
+
+def test_r41_a_version_that_was_overtaken_unanswered_may_be_what_the_client_goes_on_with():
+    stream = connect(Variant.SOTW, BEFORE)
+    for version in (1, 2):
+        stream.serve(mesh("old=1", listeners=f"l=1>r m={version}", route="old"))
+        assert stream.get() == [f"LDS l=1 m={version}"]
+    stream.nack("LDS", "Error adding/updating listener(s) m: no")
+    stream.serve(mesh("", listeners="l=1>r m=2", route="old"))
+    stream.settle()
+    assert stream.session.deadline() == DAY
+
+
+def test_r41_so_may_what_a_client_had_when_it_came():
+    stream = Stream(Variant.SOTW, BEFORE)
+    for short, asked in (("CDS", ()), ("EDS", ("old",)), ("LDS", ()), ("RDS", ("r",))):
+        stream.ask(short, *asked, version="known")
+    stream.get()
+    for short in ("CDS", "EDS"):
+        stream.ack(short)
+    assert stream.get() == ["LDS l=1", "RDS r=old"]
+    stream.ack("LDS")
+    stream.nack("RDS")
+    stream.serve(mesh("", route="old"))
+    stream.settle()
+    assert stream.session.deadline() == DAY
+
+
+def test_a_rejection_is_over_when_it_is_mended_though_another_comes_with_it(variant):
+    stream = connect(variant, mesh("a=1 b=1"), names=("a", "b"))
+    stream.serve(mesh("a=bad b=1"))
+    stream.get()
+    stream.nack("CDS", "Error adding/updating cluster(s) a: no")
+    stream.serve(mesh("a=2 b=bad"))
+    stream.get()
+    stream.nack("CDS", "Error adding/updating cluster(s) b: no")
+    assert stream.session.rejected(CLUSTER).keys() == {"b"}
+
+
+def test_r41_so_may_what_came_with_what_was_rejected():
+    stream = connect(Variant.DELTA, BEFORE)
+    stream.serve(mesh("old=1", listeners="l=1>r m=1 n=1", route="old"))
+    assert stream.get() == ["LDS m=1 n=1"]
+    stream.nack("LDS", "n is bad")
+    assert stream.get() == ["LDS m=1"]
+    stream.nack("LDS", "m is bad")
+    stream.serve(mesh("", listeners="l=1>r m=1 n=1", route="old"))
+    stream.settle()
+    assert stream.session.deadline() == DAY
