@@ -488,9 +488,11 @@ class RolloutLog:
         if (more := how_many(rollout) - len(told)) > 0:
             log.info("rollout", more=more)
         for rule in islice(changing(rollout), MOST_TOLD):
-            stuck = rule.passed_over or bool(rule.rejection)
-            told[f"DestinationRule/{rule.namespace}/{rule.name}"] = rule.words(now)
-            (log.warning if stuck else log.info)("rollout", status=rule.words(now))
+            name, what = f"DestinationRule/{rule.namespace}/{rule.name}", rule.words(rule.since)
+            told[name] = what
+            if self._told.get(name) != what:  # It may be rejected for as long as somebody leaves it so.
+                stuck = rule.passed_over or bool(rule.rejection)
+                (log.warning if stuck else log.info)("rollout", status=rule.words(now))
         for name in sorted(self._told.keys() - told.keys()):
             log.info("rollout", status=f"{name}: done")
         self._told = told

@@ -130,6 +130,30 @@ async def test_who_lags_is_passed_over_in_time_and_named_until_it_is_there(monke
     assert said[-1] == "web.ns: done"
 
 
+async def test_a_rule_that_a_client_rejects_is_told_when_that_changes_and_not_again_and_again(
+    monkeypatch,
+) -> None:
+    monkeypatch.setattr(rolling, "TOLD_EVERY", 0.0)
+    monkeypatch.setattr(rolling, "LATE_EVERY", 0.1)
+    mutual = rule("ns", "web.ns.svc.cluster.local", "ISTIO_MUTUAL")
+    with capture_logs() as logs:
+        async with world(peer("ns", "PERMISSIVE"), timeout=0.5) as (hub, _web, client):
+            client.rejects = {CLUSTER}
+            hub.change(Change(applied=(mutual,)))
+            await eventually(lambda: hub.rolling.rollout.late_rules, timeout=WITHIN)
+            for _ in range(3):
+                await looked_twice(hub)
+            client.rejects = set()
+            hub.change(Change(removed=(mutual.ref,)))
+            await over(hub)
+            await eventually(lambda: not hub.rolling.rollout.late_rules, timeout=WITHIN)
+    said = [each["status"].partition(" (")[0] for each in logs if each["event"] == "rollout"]
+    assert len(said) == len(set(said)), said
+    assert "DestinationRule/ns/rule waiting for client.ns to take it, rejected: no" in said
+    assert "DestinationRule/ns/rule did not wait for client.ns any longer, rejected: no" in said
+    assert said[-1] == "DestinationRule/ns/rule: done"
+
+
 async def test_a_server_that_lags_holds_back_only_its_own_clients_and_is_passed_over() -> None:
     async with world(peer("ns", "DISABLE"), timeout=1.0) as (hub, web, client):
         web.withholds = {LISTENER}
