@@ -54,7 +54,8 @@ class Player:
 
     async def brings(self, pair: Pair, expected: Expected) -> bool:
         """Whether a pair's first requests bring what they should. AssertionError: what they bring instead."""
-        seen = await self.ask(pair, 2)
+        # So many that each worker thread of Envoy's has some: one may still have a connection from before, which drains.
+        seen = await self.ask(pair, 20)
         assert seen.keys() <= expected.answers(pair), f"{pair}: {dict(seen)}"
         return True
 
