@@ -31,7 +31,8 @@ from xds.policy.exchange import Exchange
 from xds.protocol.events import Acked, Nacked, Subscribed
 from xds.protocol.status import State
 from xds.protocol.wire import Node
-from xds.rolling import EVERY, PodName, Rolling, RolloutLog
+from xds.rolling import EVERY, PodName, Rolling
+from xds.rollout_log import RolloutLog
 from xds.server import Refused, StreamInfo, Subscriber
 from xds.server.proxies import Address, host_of
 from xds.snapshot import SECRET, Resource, Snapshot

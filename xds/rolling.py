@@ -8,11 +8,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import islice
 from math import inf
 from typing import NamedTuple, TypeAlias
-
-import structlog
 
 from xds.envoy.inbound import accepting
 from xds.mesh import Mesh
@@ -20,16 +17,12 @@ from xds.model import Change, DestinationRule, Mode, PortKey, Ref
 from xds.policy.crossing import Known
 from xds.policy.elsewhere import Elsewhere, Stand
 from xds.policy.exchange import Exchange, View
-from xds.policy.progress import how_many, progress
-from xds.policy.progress import rules as changing
 from xds.policy.rollout import Rollout
 from xds.policy.rules import of_installation as rules_of
 from xds.policy.rules import silent
 from xds.protocol.session import Session
 from xds.server import Subscriber
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER
-
-log = structlog.get_logger(__name__)
 
 PodName: TypeAlias = tuple[str, str]
 """namespace, name."""
@@ -48,10 +41,6 @@ EVERY = 0.1
 """Seconds between two looks at how far proxies are, while something is on its way."""
 LATE_EVERY = 1.0
 """The same, while only those are looked after that were not waited for any longer."""
-TOLD_EVERY = 5.0
-"""Seconds between two lines of the log about a service that is on its way,"""
-MOST_TOLD = 10
-"""and of how many services there are lines."""
 MOST_STEPS = 8
 """Taken at a time, which only happens where nobody has to be waited for."""
 
@@ -376,7 +365,7 @@ class Rolling:
 
     def _withdraw(self, mesh: Mesh, now: float) -> Mesh:
         """Return a mesh without the rules that are found to be too early."""
-        early = self.rollout.withdraw_rules(mesh, now).removed
+        early = self.rollout.withdraw_rules(mesh, now)
         given = tuple(ref for ref in early if ref not in self._stand_ins and _is_given(mesh, ref))
         created = [ref for ref in early if not _is_given(mesh, ref)]
         self._stand_ins.update(created)
@@ -465,34 +454,3 @@ def _listens(session: Session) -> int:
 def _rejection(session: Session, names: Iterable[str]) -> str:
     rejected = session.rejected(LISTENER)
     return next((rejected[name].message for name in names if name in rejected), "")
-
-
-class RolloutLog:
-    """Says in the log how far services are: when that changes, but not more often than every few seconds."""
-
-    def __init__(self) -> None:
-        self._told: dict[str, str] = {}
-        self._told_at = -inf
-
-    def tell(self, mesh: Mesh, rollout: Rollout, now: float) -> None:
-        """Say what is new, of some services if there are many."""
-        going_on = bool(rollout.crossings or rollout.late or rollout.rules or rollout.late_rules)
-        if not (going_on or self._told) or (going_on and now < self._told_at + TOLD_EVERY):
-            return
-        self._told_at = now
-        told: dict[str, str] = {}
-        for service in islice(progress(mesh, rollout), MOST_TOLD):
-            stuck = any(each.passed_over or each.rejection for each in service.waiting)
-            told[f"{service.service}.{service.namespace}"] = service.words(now)
-            (log.warning if stuck else log.info)("rollout", status=service.words(now))
-        if (more := how_many(rollout) - len(told)) > 0:
-            log.info("rollout", more=more)
-        for rule in islice(changing(rollout), MOST_TOLD):
-            name, what = f"DestinationRule/{rule.namespace}/{rule.name}", rule.words(rule.since)
-            told[name] = what
-            if self._told.get(name) != what:  # It may be rejected for as long as somebody leaves it so.
-                stuck = rule.passed_over or bool(rule.rejection)
-                (log.warning if stuck else log.info)("rollout", status=rule.words(now))
-        for name in sorted(self._told.keys() - told.keys()):
-            log.info("rollout", status=f"{name}: done")
-        self._told = told

@@ -12,7 +12,7 @@ from tests.hub.sidecar import WITHIN, Sidecar
 from tests.hub.test_hub import running
 from tests.policy.world import HTTP, meta, peer, pod, rule, service
 from tests.real.harness.waiting import eventually
-from xds import rolling
+from xds import rolling, rollout_log
 from xds.model import ROLLOUT, Change, Ref
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, SECRET
 
@@ -110,7 +110,7 @@ async def test_a_server_is_locked_once_every_client_sends_mutual_tls() -> None:
 
 
 async def test_who_lags_is_passed_over_in_time_and_named_until_it_is_there(monkeypatch) -> None:
-    monkeypatch.setattr(rolling, "TOLD_EVERY", 0.0)
+    monkeypatch.setattr(rollout_log, "TOLD_EVERY", 0.0)
     with capture_logs() as logs:
         async with world(peer("ns", "DISABLE"), timeout=1.0) as (hub, web, client):
             client.withholds = {ENDPOINT}
@@ -133,7 +133,7 @@ async def test_who_lags_is_passed_over_in_time_and_named_until_it_is_there(monke
 async def test_a_rule_that_a_client_rejects_is_told_when_that_changes_and_not_again_and_again(
     monkeypatch,
 ) -> None:
-    monkeypatch.setattr(rolling, "TOLD_EVERY", 0.0)
+    monkeypatch.setattr(rollout_log, "TOLD_EVERY", 0.0)
     monkeypatch.setattr(rolling, "LATE_EVERY", 0.1)
     mutual = rule("ns", "web.ns.svc.cluster.local", "ISTIO_MUTUAL")
     with capture_logs() as logs:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Any
@@ -247,6 +247,17 @@ def other_status(version: Manifest) -> None:
     properties["status"] = {"type": "object", "properties": {"conditions": conditions}}
 
 
+async def unless(status: HTTPStatus, call: Awaitable[object]) -> bool:
+    """Whether a call is not refused with a status."""
+    try:
+        await call
+    except KubeError as error:
+        if error.status != status:
+            raise
+        return False
+    return True
+
+
 @pytest.mark.parametrize("change", [without_status, other_status])
 async def test_a_foreign_definition_that_has_no_place_for_conditions_gets_events(
     own_cluster: Cluster, change: Callable[[Manifest], None]
@@ -260,13 +271,7 @@ async def test_a_foreign_definition_that_has_no_place_for_conditions_gets_events
         definition = await world.api.get(path)
         for version in definition["spec"]["versions"]:
             change(version)
-        try:
-            await world.api.replace(path, definition)
-        except KubeError as error:
-            if error.status != HTTPStatus.CONFLICT:
-                raise
-            return False
-        return True
+        return await unless(HTTPStatus.CONFLICT, world.api.replace(path, definition))
 
     await eventually(changed, timeout=30)
     mesh_policy = {
@@ -278,13 +283,8 @@ async def test_a_foreign_definition_that_has_no_place_for_conditions_gets_events
 
     async def created() -> bool:
         # What serves the kind is replaced when its definition changes, and takes nothing for a moment.
-        try:
-            await world.api.create("/apis/authentication.istio.io/v1alpha1/meshpolicies", mesh_policy)
-        except KubeError as error:
-            if error.status != HTTPStatus.SERVICE_UNAVAILABLE:
-                raise
-            return False
-        return True
+        policies = "/apis/authentication.istio.io/v1alpha1/meshpolicies"
+        return await unless(HTTPStatus.SERVICE_UNAVAILABLE, world.api.create(policies, mesh_policy))
 
     await eventually(created, timeout=30)
     world.refuse("MeshPolicy", "default")

@@ -181,6 +181,16 @@ class Proxies:
         self.servers[name] = Server()
         self.change(replace(before, meta=replace(before.meta, uid=f"{before.meta.uid}+")))
 
+    def acknowledge(self, *names: str) -> None:
+        """Have servers or clients put in force what they are served now, and say so."""
+        for name in names:
+            if name in self.servers:
+                self.deliver_to_server(name)
+                self.hear(self.servers[name])
+            else:
+                self.deliver_to_client(name)
+                self.hear(self.clients[name])
+
     def hear(self, proxy: Server | Client) -> None:
         """Have an acknowledgement arrive, for the first time or once more."""
         proxy.said = max(proxy.said, proxy.edition)
@@ -206,13 +216,11 @@ class Proxies:
             before = self.mesh
             for name, server in self.servers.items():
                 if server.connected:
-                    self.deliver_to_server(name)
-                    self.hear(server)
+                    self.acknowledge(name)
                     self.check()
             for name, client in self.clients.items():
                 if client.connected:
-                    self.deliver_to_client(name)
-                    self.hear(client)
+                    self.acknowledge(name)
                     self.check()
             self.step()
             if self.mesh is before:

@@ -48,18 +48,14 @@ def test_a_server_that_lags_is_passed_over_after_the_timeout_and_only_its_own_cl
     world.set_mode("DISABLE")
     world.settle()
     world.set_mode("STRICT")
-    world.deliver_to_server("web-2")
-    world.hear(world.servers["web-2"])
+    world.acknowledge("web-2")
     world.step()
     told = {key[0].name for key, mtls in world.mesh.served.mtls.items() if not mtls}
     assert told == {"web-1"}
     assert world.rollout.crossings[KEY].stage is Stage.LISTENER
-    for name in world.clients:
-        world.deliver_to_client(name)
-        world.hear(world.clients[name])
+    world.acknowledge(*world.clients)
     world.step()
-    world.deliver_to_server("web-2")
-    world.hear(world.servers["web-2"])
+    world.acknowledge("web-2")
     world.now = world.rollout.crossings[KEY].served_since + 29
     world.look()
     assert not world.rollout.late
@@ -68,8 +64,7 @@ def test_a_server_that_lags_is_passed_over_after_the_timeout_and_only_its_own_cl
     assert {key[0].name for key in world.rollout.late} == {"web-1"}
     assert world.rollout.passed_over == 2  # both of its ports
     assert not world.mesh.served.mtls
-    world.deliver_to_server("web-1")
-    world.hear(world.servers["web-1"])
+    world.acknowledge("web-1")
     world.step()
     assert not world.rollout.late
 
@@ -252,13 +247,9 @@ def test_clients_that_reject_what_belongs_to_others_are_not_waited_for():
     world.set_mode("DISABLE")
     world.settle()
     world.set_mode("PERMISSIVE")
-    for name in world.servers:
-        world.deliver_to_server(name)
-        world.hear(world.servers[name])
+    world.acknowledge(*world.servers)
     world.step()
-    for name in world.clients:
-        world.deliver_to_client(name)
-        world.hear(world.clients[name])
+    world.acknowledge(*world.clients)
     refusing = {"one.clients": {"outbound|80||other.ns.svc.cluster.local": "no", "BlackHoleCluster": "no"}}
     known = replace(world.known(), refusing=refusing)
     for now in (world.now, world.now + UNREAD):
@@ -326,13 +317,9 @@ def test_a_lock_waits_for_connections_of_which_it_is_not_known_yet_what_they_are
     world.set_mode("DISABLE")
     world.settle()
     world.set_mode("STRICT")
-    for name, server in world.servers.items():
-        world.deliver_to_server(name)
-        world.hear(server)
+    world.acknowledge(*world.servers)
     world.look()
-    for name, client in world.clients.items():
-        world.deliver_to_client(name)
-        world.hear(client)
+    world.acknowledge(*world.clients)
     heard = world.now
     world.look()
     assert modes(world) == {"PERMISSIVE"}
@@ -352,26 +339,20 @@ def test_who_was_passed_over_and_is_still_not_there_is_waited_for_at_the_next_ch
     world.set_mode("DISABLE" if late == "client" else "STRICT")
     world.settle()
     world.set_mode("PERMISSIVE")
-    for name, server in world.servers.items():
+    for name in world.servers:
         if (late, name) != ("server", "web-1"):
-            world.deliver_to_server(name)
-            world.hear(server)
+            world.acknowledge(name)
     world.step()
-    for name, client in world.clients.items():
+    for name in world.clients:
         if (late, name) != ("client", "two"):
-            world.deliver_to_client(name)
-            world.hear(client)
+            world.acknowledge(name)
     world.now += 31
     world.step()
     world.step()
     assert KEY in world.rollout.late
     world.set_mode("STRICT" if late == "client" else "DISABLE")
-    (server, client) = world.servers["web-2"], world.clients["one"]
     for _ in range(3):
-        world.deliver_to_server("web-2")
-        world.hear(server)
-        world.deliver_to_client("one")
-        world.hear(client)
+        world.acknowledge("web-2", "one")
         world.check()
         world.step()
     waiting = world.rollout.crossings[KEY]
@@ -387,8 +368,7 @@ def test_a_client_that_rejects_a_rule_goes_on_with_the_one_before():
     world.change(peer("ns", "PERMISSIVE"), before)
     world.settle()
     world.change(peer("ns", "STRICT"), removed=(before.ref,))
-    world.deliver_to_client("one")
-    world.hear(world.clients["one"])
+    world.acknowledge("one")
     world.clients["two"].said = world.mesh.served.edition  # It has answered, and has the old clusters.
     refusing = {"two.clients": {f"outbound|80||{HOST}": "no"}}
     for now in (world.now, world.now + UNREAD):

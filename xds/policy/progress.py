@@ -95,10 +95,7 @@ class RuleProgress:
             waits = "held back until its servers take it"
         else:
             who = " and ".join(_some(self.laggards, "clients")) or "its clients"
-            waits = (
-                f"did not wait for {who} any longer" if self.passed_over else f"waiting for {who} to take it"
-            )
-            waits += f", rejected: {self.rejection}" if self.rejection else ""
+            waits = _waits(who, " to take it", passed=self.passed_over, rejection=self.rejection)
         return f"{what} {waits} ({_lasted(now - self.since)})"
 
 
@@ -192,9 +189,7 @@ def _of_service(mesh: Mesh, namespace: str, name: str, found: list[_Found]) -> S
 def _endpoint_words(waiting: Waiting, name: str, now: float) -> str:
     passed, rejection = waiting.passed_over, waiting.rejection
     if waiting.stage is not Stage.LISTENER:
-        who = _awaited(waiting)
-        said = f"{name} did not wait for {who} any longer" if passed else f"{name} waiting for {who}"
-        said += f", rejected: {rejection}" if rejection else ""
+        said = f"{name} {_waits(_awaited(waiting), passed=passed, rejection=rejection)}"
     elif rejection:
         said = f"{name} stopped, it rejected its listener: {rejection}"
     elif passed:
@@ -203,6 +198,11 @@ def _endpoint_words(waiting: Waiting, name: str, now: float) -> str:
         said = f"{name} waiting for its listener"
     open_still = "; plaintext is still accepted there" if waiting.awaits_lock else ""
     return f"{said} ({_lasted(now - waiting.since)}{open_still})"
+
+
+def _waits(who: str, to_do: str = "", *, passed: bool, rejection: str) -> str:
+    said = f"did not wait for {who} any longer" if passed else f"waiting for {who}{to_do}"
+    return f"{said}, rejected: {rejection}" if rejection else said
 
 
 def _awaited(waiting: Waiting) -> str:

@@ -133,14 +133,14 @@ class Rollout:
         before = self.rules.get(ref) or self.late_rules.pop(ref, None)
         self.rules[ref] = rules.change(mesh, before, ref, new, now)
 
-    def withdraw_rules(self, mesh: Mesh, now: float) -> Change:
+    def withdraw_rules(self, mesh: Mesh, now: float) -> list[Ref]:
         """Return the DestinationRules to take back because servers are found not to take yet what they say."""
         for rule in mesh.rules():
             change = replace(rules.change(mesh, None, rule.ref, rule, now), old=None)
             if rule.ref not in self.rules and rules.is_too_early(change, self.crossings, Elsewhere()):
                 self.rules[rule.ref] = change
         held = [ref for ref, each in self.rules.items() if each.at is None and not each.old and each.new]
-        return Change(removed=tuple(ref for ref in held if mesh.get(ref)))
+        return [ref for ref in held if mesh.get(ref)]
 
     def _want(self, mesh: Mesh, key: PortKey, want: Want, now: float) -> None:
         pod, port = key
@@ -296,13 +296,10 @@ class Rollout:
             crossing.may_serve = {crossing.serves}
         if crossing.may_tell == {crossing.tells}:
             return
-        if not self._behind(crossing, known):
-            crossing.heard_at = now if crossing.heard_at is None else crossing.heard_at
-            if crossing.tells is Send.PLAINTEXT or now >= crossing.heard_at + unread:
-                crossing.may_tell = {crossing.tells}
-            return
-        crossing.heard_at = None
-        if self._is_late(crossing.told_since, now):
+        behind = self._behind(crossing, known)
+        if _is_heard(crossing, behind, now, 0.0 if crossing.tells is Send.PLAINTEXT else unread):
+            crossing.may_tell = {crossing.tells}
+        elif behind and self._is_late(crossing.told_since, now):
             self._pass_over(key, crossing, Stage.CLIENTS, known)
             crossing.may_tell = {crossing.tells}
 
@@ -423,13 +420,9 @@ class Rollout:
 
     def _say(self, crossing: Crossing, send: Send, edition: int, now: float) -> None:
         if crossing.tells is not send:
-            crossing.tells, crossing.tells_at, crossing.told_since, crossing.heard_at = (
-                send,
-                edition,
-                now,
-                None,
-            )
+            crossing.tells, crossing.tells_at, crossing.told_since = send, edition, now
             crossing.may_tell.add(send)
+            crossing.heard_at = None
 
     def _tell(self, key: PortKey, crossing: Crossing, known: Known) -> None:
         """Note what it waits for."""
@@ -474,13 +467,9 @@ class Rollout:
                 continue
             behind = self._behind_rule(rule, known)
             rule.laggards, rule.rejection = tuple(behind), next(filter(None, behind.values()), "")
-            if not behind:
-                rule.heard_at = now if rule.heard_at is None else rule.heard_at
-                if now >= rule.heard_at + unread:
-                    del self.rules[ref]
-                continue
-            rule.heard_at = None
-            if rule.told_since is None or self._is_late(rule.told_since, now):
+            if _is_heard(rule, behind, now, unread):
+                del self.rules[ref]
+            elif behind and (rule.told_since is None or self._is_late(rule.told_since, now)):
                 rule.told_since = None
                 self.passed_over += 1
                 self.late_rules[ref] = self.rules.pop(ref)
@@ -499,3 +488,12 @@ class Rollout:
             rule.at, rule.since = edition, now
             rule.told_since = now if rule.told_since is None else rule.told_since
         return released
+
+
+def _is_heard(told: Crossing | RuleChange, behind: Collection[str], now: float, unread: float) -> bool:
+    """Whether nobody has been behind for so long that what they sent before has been read."""
+    if behind:
+        told.heard_at = None
+    elif told.heard_at is None:
+        told.heard_at = now
+    return told.heard_at is not None and now >= told.heard_at + unread

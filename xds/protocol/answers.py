@@ -140,7 +140,8 @@ class Answers:
             self._reject(event, now)
             return event
         self.acked_at, self.version = now, response.version
-        self.forgive((*(resource.name for resource in response.fresh), *response.removed))
+        if self.last_error or self._untaken or self._behind:
+            self.forgive((*(resource.name for resource in response.fresh), *response.removed))
         return acked(response, now)
 
     def forgive(self, names: Iterable[str]) -> None:
