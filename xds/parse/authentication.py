@@ -10,7 +10,6 @@ from xds.parse import names
 from xds.parse.core import TOP
 from xds.parse.reading import Field, shown
 
-
 _PORT_DIGITS = 5
 _MODE_LENGTH = 20
 """Characters that a hint repeats of what may be a mode."""
@@ -125,7 +124,9 @@ def _targets(field: Field) -> Iterator[Target]:
 def _target_ports(field: Field) -> Iterator[int | str]:
     for item in field.items():
         if not isinstance(item.value, dict):
-            item.refuse(f"must be a mapping, not {shown(item.value)}", "write '- number: 8000' or '- name: http'")
+            item.refuse(
+                f"must be a mapping, not {shown(item.value)}", "write '- number: 8000' or '- name: http'"
+            )
             continue
         item.mapping("number name", strict=True)
         if bool(item["number"]) == bool(item["name"]):
@@ -157,7 +158,10 @@ def peer_authentication(obj: Field, meta: Meta) -> PeerAuthentication:
 
 def _peer_mode(field: Field) -> Mode | None:
     if isinstance(field.value, str):
-        field.refuse(f"must be a mapping, not {shown(field.value)}", f"write mode: {field.value[:_MODE_LENGTH]} below it")
+        field.refuse(
+            f"must be a mapping, not {shown(field.value)}",
+            f"write mode: {field.value[:_MODE_LENGTH]} below it",
+        )
         return None
     mode = field.mapping("mode", strict=True)["mode"].choice(PeerMode)
     return None if mode in (None, PeerMode.UNSET) else Mode(mode)

@@ -145,7 +145,9 @@ def _target_port(field: Field, number: int) -> int | str:
     if not isinstance(field.value, str):
         return field.port() if field else number
     if field.value.isdecimal():
-        field.refuse(f"{shown(field.value)} in quotes is a port's name, not its number", "write it without quotes")
+        field.refuse(
+            f"{shown(field.value)} in quotes is a port's name, not its number", "write it without quotes"
+        )
     return field.name(names.port)
 
 

@@ -85,11 +85,11 @@ def dotted(path: Path) -> str:
         if isinstance(step, int):
             text += f"[{step}]"
             continue
-        step = _cut_key(step)
-        if _PLAIN_KEY.fullmatch(step):
-            text += f".{step}" if text else step
+        key = _cut_key(step)
+        if _PLAIN_KEY.fullmatch(key):
+            text += f".{key}" if text else key
         else:
-            text += f'["{step}"]'
+            text += f'["{key}"]'
     return text
 
 
@@ -201,9 +201,13 @@ class Field:
             else:
                 self[name].notice("is not a known field and is ignored", hint)
         if more := unknown[MAX_UNKNOWN:]:
-            named = ", ".join(map(_cut_key, more[:MAX_UNKNOWN])) + (", ..." if len(more) > MAX_UNKNOWN else "")
+            named = ", ".join(map(_cut_key, more[:MAX_UNKNOWN])) + (
+                ", ..." if len(more) > MAX_UNKNOWN else ""
+            )
             ignored = "" if strict else " that are ignored"
-            self.log.add(self.path, f"has {len(more)} more unknown fields{ignored}: {named}", notice=not strict)
+            self.log.add(
+                self.path, f"has {len(more)} more unknown fields{ignored}: {named}", notice=not strict
+            )
         return self
 
     def items(self) -> Iterator[Field]:
@@ -274,7 +278,10 @@ class Field:
             number = isinstance(self.value, int) and not isinstance(self.value, bool)
             self._wants("a duration such as 10s or 500ms", f"write {shown(self.value)}s" if number else "")
             return None
-        total = sum(float(part.rstrip("hmsuµn")) * _SECONDS[part.lstrip("0123456789.")] for part in _PART.findall(text))
+        total = sum(
+            float(part.rstrip("hmsuµn")) * _SECONDS[part.lstrip("0123456789.")]
+            for part in _PART.findall(text)
+        )
         if total < least:
             self.refuse(f"must be at least {round(least * 1000)}ms, not {text}")
             return None
