@@ -254,7 +254,9 @@ def test_problems_have_the_line_of_the_last_of_equal_keys_and_of_what_is_merged(
 @given(st.lists(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 3)), max_size=3), max_size=4))
 def test_what_comes_first_wins_a_merge(parts: list[list[tuple[str, int]]]) -> None:
     merges = [dict(part) for part in parts]
-    text = "a: own\n" + "".join(f"<<: {yaml.safe_dump(part, default_flow_style=True, sort_keys=False)}" for part in merges)
+    text = "a: own\n" + "".join(
+        f"<<: {yaml.safe_dump(part, default_flow_style=True, sort_keys=False)}" for part in merges
+    )
     [document] = documents.read(text, "f")
     wanted: dict[str, object] = {"a": "own"}
     for part in merges:
