@@ -352,16 +352,31 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
+MAX_PROBLEM_TEXT = 1000
+"""Characters of each text of a Problem. Input may hold a value of megabytes, and problems are logged and kept."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """Something in the input that cannot be used, or (`notice`) that was passed over on purpose."""
+    """Something in the input that cannot be used, or (`notice`) that was passed over on purpose.
+
+    Each text is cut to MAX_PROBLEM_TEXT characters.
+    """
 
     where: str
-    """`FILE:LINE`, or `KIND NAMESPACE/NAME`."""
+    """`FILE:LINE`, or `KIND NAMESPACE/NAME`. Cut at the front, to keep the line number."""
     what: str
     hint: str = ""
     """What to write instead."""
     notice: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.where) > MAX_PROBLEM_TEXT:
+            object.__setattr__(self, "where", "..." + self.where[3 - MAX_PROBLEM_TEXT :])
+        for name in ("what", "hint"):
+            text = getattr(self, name)
+            if len(text) > MAX_PROBLEM_TEXT:
+                object.__setattr__(self, name, text[: MAX_PROBLEM_TEXT - 3] + "...")
 
     def __str__(self) -> str:
         return printable(f"{self.where}: {self.what}" + (f" ({self.hint})" if self.hint else ""))

@@ -28,6 +28,7 @@ from xds.identity.keys import IdentityError, PrivateKey
 from xds.inject import Settings, inject
 from xds.metrics.admission import Admissions
 from xds.parse import dotted
+from xds.parse.reading import MAX_PROBLEMS
 from xds.webhook import MOST_BYTES, WebhookServer
 
 NAME = "xds.istio-system.svc"
@@ -269,7 +270,7 @@ async def test_of_a_hundred_thousand_problems_a_few_are_told(call: Call) -> None
     with capture_logs() as logs:
         _, answered = await call(review(pod))
     assert len(answered["response"]["status"]["message"]) < 5_000
-    assert [len(line["problems"]) for line in logs if line["event"] == "pod refused"] == [16]
+    assert [len(line["problems"]) for line in logs if line["event"] == "pod refused"] == [MAX_PROBLEMS + 1]
 
 
 async def test_nothing_else_is_served(call: Call) -> None:

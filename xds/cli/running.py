@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 import typer
 
 from xds.cli.options import Address
+from xds.cli.problemlog import ProblemLog
 from xds.model import Change, MeshConfig
 
 if TYPE_CHECKING:
@@ -171,11 +172,12 @@ class ControlPlane:
     async def run(self, ready: str) -> None:
         """Serve until cancelled, or until something fails. CannotListenError, and whatever a part raises."""
         async with aclosing(self._source.watch()) as reports:
-            change = await _first(reports)
+            problem_log = ProblemLog(_log())
+            change = await _first(reports, problem_log)
             serving = await self._prepare(change.config or MeshConfig())
             serving.hub.change(change)
             _say(self._source, change)
-            follow = _follow(self._source, reports, serving.hub)
+            follow = _follow(self._source, reports, serving.hub, problem_log)
             await self._serve(serving, ready, (follow, *(part() for part in serving.parts)))
 
     async def _serve(
@@ -246,19 +248,19 @@ async def _start(*servers: XdsServer | RestServer) -> None:
             raise CannotListenError(str(error)) from error
 
 
-async def _first(reports: AsyncIterator[Report]) -> Change:
+async def _first(reports: AsyncIterator[Report], problem_log: ProblemLog) -> Change:
     """Wait until everything is known; the log is told what stands in the way."""
     async for report in reports:
-        _log_problems(report)
+        problem_log.add(report)
         if report.complete:
             return report.change
     raise RuntimeError("the source of facts ended")
 
 
-async def _follow(source: Source, reports: AsyncIterator[Report], hub: Hub) -> None:
+async def _follow(source: Source, reports: AsyncIterator[Report], hub: Hub, problem_log: ProblemLog) -> None:
     """Tell the hub what the source says, and the log what is wrong with it."""
     async for report in reports:
-        _log_problems(report)
+        problem_log.add(report)
         if report.change != Change():
             hub.change(report.change)
             _say(source, report.change)
@@ -266,20 +268,6 @@ async def _follow(source: Source, reports: AsyncIterator[Report], hub: Hub) -> N
 
 def _say(source: Source, change: Change) -> None:
     _log().info(source.what, applied=len(change.applied), removed=len(change.removed))
-
-
-def _log_problems(report: Report) -> None:
-    for problem in report.problems:
-        said = {"where": problem.where, "what": problem.what} | (
-            {"hint": problem.hint} if problem.hint else {}
-        )
-        if problem.notice:
-            _log().info("notice", **said)
-        else:
-            _log().warning("problem", **said)
-    for problem in report.solved:
-        if not problem.notice:
-            _log().info("solved", where=problem.where, what=problem.what)
 
 
 def _log() -> BoundLogger:

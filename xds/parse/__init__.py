@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from xds.model import Fact, Meta, Problem, Ref
 from xds.parse import authentication, core, destinationrule, endpoints, names
 from xds.parse.meshconfig import merged, mesh_config, settings
-from xds.parse.reading import Field, Flaw, Locate, Log, Path, dotted, nearest
+from xds.parse.reading import Field, Flaw, Locate, Log, Path, dotted, nearest, shown
 
 __all__ = [
     "KINDS",
@@ -109,6 +109,10 @@ _META = (
 )
 
 
+_TIME_LENGTH = 64
+"""Characters of a time that are read: no time has as many."""
+
+
 def parse(
     document: object, locate: Locate, flaws: Sequence[Flaw] = (), *, served: bool = False
 ) -> list[Parsed]:
@@ -124,7 +128,6 @@ def _objects(
 ) -> Iterator[Parsed]:
     log = Log(root.log.locate)
     obj = Field(root.value, root.path, log)
-    flaws = [flaw for flaw in flaws if flaw[0][: len(root.path)] == root.path]
     if not isinstance(obj.value, Mapping):
         obj.refuse("is no Kubernetes object", "a mapping with apiVersion, kind and metadata")
         yield _result(obj, None)
@@ -154,15 +157,20 @@ def _result(obj: Field, ref: Ref | None, fact: Fact | None = None) -> Parsed:
 def _listed(obj: Field, flaws: Sequence[Flaw], member_type: str, *, served: bool) -> Iterator[Parsed]:
     """Unroll a List; members of a typed one (PodList) need not repeat their type."""
     obj.mapping("apiVersion kind metadata items")
-    members = list(obj["items"].items())
+    items = obj["items"]
+    members = list(items.items())
+    depth = len(items.path)
+    of_members: dict[str | int, list[Flaw]] = {}
     for path, what in flaws:
-        if path[: len(obj.path) + 1] != (*obj.path, "items"):
+        if len(path) > depth and path[:depth] == items.path:
+            of_members.setdefault(path[depth], []).append((path, what))
+        else:
             obj.log.add(path, what)
     if obj.log.problems:
         yield _result(obj, None)
     for member in members:
         default_type = "" if member_type.endswith("/") else member_type
-        yield from _objects(member, flaws, default_type, served=served)
+        yield from _objects(member, of_members.get(member.path[depth], ()), default_type, served=served)
 
 
 def _kind(obj: Field, version: str, name: str) -> Kind | None:
@@ -223,10 +231,10 @@ def _time(field: Field) -> datetime | None:
     if not text:
         return None
     try:
-        time = datetime.fromisoformat(text)
+        time = datetime.fromisoformat(text[:_TIME_LENGTH])
         if time.tzinfo is not None:
             return time.astimezone(UTC)
     except (ValueError, OverflowError):
         pass  # said below
-    field.refuse(f"{text!r} is not a time such as 2020-01-31T12:00:00Z")
+    field.refuse(f"{shown(text)} is not a time such as 2020-01-31T12:00:00Z")
     return None

@@ -8,7 +8,11 @@ from enum import StrEnum
 from xds.model import ROLLOUT, AuthenticationPolicy, Meta, Mode, PeerAuthentication, Target
 from xds.parse import names
 from xds.parse.core import TOP
-from xds.parse.reading import Field
+from xds.parse.reading import Field, shown
+
+_PORT_DIGITS = 5
+_MODE_LENGTH = 20
+"""Characters that a hint repeats of what may be a mode."""
 
 
 class AlphaMode(StrEnum):
@@ -58,7 +62,7 @@ def _look_at_rollout(obj: Field, meta: Meta) -> None:
     # Not refused: the policy itself must not depend on how it is put in force.
     if (said := meta.annotations.get(ROLLOUT, "immediate")) != "immediate":
         obj["metadata"]["annotations"][ROLLOUT].notice(
-            f"is ignored: {said!r} says nothing",
+            f"is ignored: {shown(said)} says nothing",
             "write immediate, or leave it out to have proxies waited for",
         )
 
@@ -107,7 +111,7 @@ def _targets(field: Field) -> Iterator[Target]:
         if "." in name:
             first = name.partition(".")[0]
             item["name"].refuse(
-                f"{name!r} must be a service of the Policy's own namespace, without a domain",
+                f"{shown(name)} must be a service of the Policy's own namespace, without a domain",
                 f"write {first}, in a Policy of that service's namespace",
             )
         elif name:
@@ -120,7 +124,9 @@ def _targets(field: Field) -> Iterator[Target]:
 def _target_ports(field: Field) -> Iterator[int | str]:
     for item in field.items():
         if not isinstance(item.value, dict):
-            item.refuse(f"must be a mapping, not {item.value!r}", "write '- number: 8000' or '- name: http'")
+            item.refuse(
+                f"must be a mapping, not {shown(item.value)}", "write '- number: 8000' or '- name: http'"
+            )
             continue
         item.mapping("number name", strict=True)
         if bool(item["number"]) == bool(item["name"]):
@@ -136,7 +142,7 @@ def peer_authentication(obj: Field, meta: Meta) -> PeerAuthentication:
     selector = names.selected(spec["selector"]) or {}
     ports: dict[int, Mode | None] = {}
     for key, entry in spec["portLevelMtls"].entries():
-        if not (key.isascii() and key.isdecimal()) or not 1 <= int(key) <= 65535:
+        if len(key) > _PORT_DIGITS or not (key.isascii() and key.isdecimal()) or not 1 <= int(key) <= 65535:
             entry.refuse("must be a port of the workload, a number from 1 to 65535")
             continue
         ports[int(key)] = _peer_mode(entry)
@@ -152,7 +158,10 @@ def peer_authentication(obj: Field, meta: Meta) -> PeerAuthentication:
 
 def _peer_mode(field: Field) -> Mode | None:
     if isinstance(field.value, str):
-        field.refuse(f"must be a mapping, not {field.value!r}", f"write mode: {field.value} below it")
+        field.refuse(
+            f"must be a mapping, not {shown(field.value)}",
+            f"write mode: {field.value[:_MODE_LENGTH]} below it",
+        )
         return None
     mode = field.mapping("mode", strict=True)["mode"].choice(PeerMode)
     return None if mode in (None, PeerMode.UNSET) else Mode(mode)

@@ -19,7 +19,7 @@ from xds.model import (
 )
 from xds.parse import names
 from xds.parse.ports import Transport, protocol
-from xds.parse.reading import Field
+from xds.parse.reading import Field, shown
 
 TOP = "apiVersion kind metadata"
 CANONICAL_ACCOUNTS = "alpha.istio.io/canonical-serviceaccounts"
@@ -112,7 +112,7 @@ def _cluster_ips(spec: Field) -> tuple[tuple[str, ...], bool]:
         if wrong := names.address(text):
             where = spec["clusterIP" if text == first else "clusterIPs"]
             where.refuse(
-                f"{text!r} {wrong}", "None makes a Service headless" if text.lower() == "none" else ""
+                f"{shown(text)} {wrong}", "None makes a Service headless" if text.lower() == "none" else ""
             )
     return addresses, False
 
@@ -129,7 +129,7 @@ def _service_ports(spec: Field) -> Iterator[ServicePort]:
         if not name and len(items) > 1:
             item["name"].refuse("is required when a Service has more than one port")
         elif name and name in seen_names:
-            item["name"].refuse(f"{name!r} is the name of two ports of this Service")
+            item["name"].refuse(f"{shown(name)} is the name of two ports of this Service")
         if item["port"] and (number, transport) in seen_ports:
             item["port"].refuse(f"{number} is listed twice for {transport}")
         seen_names.add(name)
@@ -145,7 +145,9 @@ def _target_port(field: Field, number: int) -> int | str:
     if not isinstance(field.value, str):
         return field.port() if field else number
     if field.value.isdecimal():
-        field.refuse(f"{field.value!r} in quotes is a port's name, not its number", "write it without quotes")
+        field.refuse(
+            f"{shown(field.value)} in quotes is a port's name, not its number", "write it without quotes"
+        )
     return field.name(names.port)
 
 
@@ -226,7 +228,7 @@ def _ports_of(container: Field) -> Iterator[ContainerPort]:
         item.mapping("containerPort name protocol hostPort hostIP")
         name = item["name"].name(names.port)
         if name and name in seen:
-            item["name"].refuse(f"{name!r} is the name of two ports of this container")
+            item["name"].refuse(f"{shown(name)} is the name of two ports of this container")
         seen.add(name)
         number = item["containerPort"].required().port()
         if (item["protocol"].choice(Transport) or Transport.TCP) is Transport.TCP:

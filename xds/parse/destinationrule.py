@@ -8,7 +8,7 @@ from enum import StrEnum
 from xds.model import CLUSTER_DOMAIN, DestinationRule, Meta
 from xds.parse import names
 from xds.parse.core import TOP
-from xds.parse.reading import Field
+from xds.parse.reading import Field, shown
 from xds.traffic import (
     ClientTls,
     ConnectionPool,
@@ -73,16 +73,16 @@ def _host(field: Field, namespace: str) -> str:
 
 def export_to(field: Field, *, private: bool = False) -> tuple[str, ...]:
     """Read the namespaces that a rule is for: names, `.` (its own) or `*` (all)."""
-    read: list[str] = []
+    read: dict[str, None] = {}
     for item in field.items():
         text = item.required().text()
         if text not in (".", "*") and (wrong := names.label(text)):
-            item.refuse(f"{text!r} {wrong}", "a namespace, '.' (its own) or '*' (all)")
+            item.refuse(f"{shown(text)} {wrong}", "a namespace, '.' (its own) or '*' (all)")
         if text in read:
-            item.refuse(f"{text!r} is listed twice")
+            item.refuse(f"{shown(text)} is listed twice")
         if private and text != ".":
             item.refuse("must be '.' where there is a workloadSelector: such a rule is its namespace's own")
-        read.append(text)
+        read[text] = None
     if "*" in read and len(read) > 1:
         field.refuse("'*' is every namespace, and cannot be listed with others")
     return tuple(read)
@@ -243,6 +243,6 @@ def _subsets(field: Field) -> Iterator[Subset]:
         item.mapping("name labels trafficPolicy", strict=True)
         name = item["name"].required().name(names.label)
         if name and name in seen:
-            item["name"].refuse(f"{name!r} is the name of two subsets")
+            item["name"].refuse(f"{shown(name)} is the name of two subsets")
         seen.add(name)
         yield Subset(name=name, labels=names.labels(item["labels"]), policy=_policy(item["trafficPolicy"]))

@@ -10,7 +10,7 @@ from xds.model import EndpointAddress, EndpointGroup, EndpointPort, Endpoints, M
 from xds.parse import names
 from xds.parse.core import TOP
 from xds.parse.ports import Transport
-from xds.parse.reading import Field
+from xds.parse.reading import Field, shown
 
 SERVICE_NAME_LABEL = "kubernetes.io/service-name"
 
@@ -88,7 +88,7 @@ def _slice_addresses(field: Field, namespace: str, family: AddressType | None) -
 def _address(field: Field, family: AddressType | None) -> str:
     text = field.name(names.address)
     if not names.address(text) and family and f"IPv{ipaddress.ip_address(text).version}" != family:
-        field.refuse(f"{text!r} is no {family} address, as addressType says")
+        field.refuse(f"{shown(text)} is no {family} address, as addressType says")
     return text
 
 
@@ -109,7 +109,7 @@ def _endpoint_ports(field: Field) -> Iterator[EndpointPort]:
         if not name and len(items) > 1:
             item["name"].refuse("is required when there is more than one port")
         elif name in seen:
-            item["name"].refuse(f"{name!r} is the name of two ports")
+            item["name"].refuse(f"{shown(name)} is the name of two ports")
         seen.add(name)
         number = item["port"].required().port()
         if (item["protocol"].choice(Transport) or Transport.TCP) is Transport.TCP:

@@ -36,6 +36,8 @@ _WITHOUT_EFFECT = (
 
 _SWITCHES = {"values.global.mtls.auto": "enable_auto_mtls", "values.global.mtls.enabled": "mtls_enabled"}
 _PREFIX = "meshConfig."
+_MOST_DIGITS = 20
+"""Digits of the longest number in `--set`; Python reads none of over 4300."""
 
 
 class OutboundPolicy(StrEnum):
@@ -156,7 +158,7 @@ def settings(assignments: Iterable[str], base: MeshConfig) -> tuple[MeshConfig, 
             root.notice("has no effect here")
         elif key.startswith(_PREFIX) and path[0] in _FIELDS.split():
             config, found = mesh_config(_nested(path, root.value), log.locate, config)
-            log.problems += [replace(problem, notice=False) for problem in found]
+            problems += [replace(problem, notice=False) for problem in found]
         else:
             known = [*_SWITCHES, *(_PREFIX + name for name in _FIELDS.split())]
             # What all of meshConfig's have in common is no likeness.
@@ -200,7 +202,7 @@ def _value(text: str) -> object:
     """Read a value as Helm does: true, a number, `{a,b}` for a list, else a string."""
     if text in ("true", "false"):
         return text == "true"
-    if text.isdecimal():
+    if len(text) <= _MOST_DIGITS and text.isdecimal():
         return int(text)
     if text.startswith("{") and text.endswith("}"):
         return [item.strip() for item in text[1:-1].split(",") if item.strip()]

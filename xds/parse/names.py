@@ -12,6 +12,9 @@ _SERVICE = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _QUALIFIED = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
 _TRUST_DOMAIN = re.compile(r"[a-z0-9]([-a-z0-9._]*[a-z0-9])?")
 
+_ADDRESS_LENGTH = 64
+"""Characters of the longest address: IPv6 in full, with the name of an interface."""
+
 _IS_LABEL = "is not a DNS label (a-z, 0-9 and '-', at most 63 characters, neither first nor last a '-')"
 
 
@@ -58,6 +61,8 @@ def label_value(value: str) -> str:
 
 def address(text: str) -> str:
     """IP address."""
+    if len(text) > _ADDRESS_LENGTH:
+        return "is not an IP address"
     try:
         ipaddress.ip_address(text)
     except ValueError:

@@ -15,6 +15,7 @@ from enum import StrEnum
 from typing import Any, TypeAlias, TypeVar
 
 from xds.model import Problem
+from xds.parse.problems import Problems
 
 Path: TypeAlias = tuple[str | int, ...]
 Locate: TypeAlias = Callable[[Path], str]
@@ -25,14 +26,36 @@ Flaw: TypeAlias = tuple[Path, str]
 E = TypeVar("E", bound=StrEnum)
 
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_-]+")
-_DURATION = re.compile(r"(?:\d+(?:\.\d*)?|\.\d+)(?:h|ms|m|s|us|µs|ns)")
+_DURATION_PART = r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:h|ms|m|s|us|µs|ns)"
+_PART = re.compile(_DURATION_PART)
+_DURATION = re.compile(f"(?:{_DURATION_PART})+")
 _SECONDS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 _SHOWN = 60
 """How much of a wrong value a message repeats."""
+_SHOWN_KEY = 100
+"""How much of a key a message repeats."""
+_SHOWN_BITS = 3000
+"""Size of the largest number that a message repeats; Python refuses to write numbers of over 4300 digits."""
+
+MAX_PROBLEMS = 10
+"""How many problems are listed for one object, and how many notices: a tenant's object must not fill the log."""
+MAX_UNKNOWN = 3
+"""How many unknown fields of one mapping are listed one by one; the others are counted in one problem."""
+MAX_SUGGESTIONS = 5
+"""How many unknown words of one object are compared with the known ones, which takes up to a millisecond each."""
+MAX_SUGGESTION_LENGTH = 64
+"""Characters of the longest word that is compared: comparing takes time by the square of the length."""
+MAX_DURATION_LENGTH = 64
+"""Characters of the longest duration that is read; all units with nine digits each have fewer."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Say which known word was probably meant: `did you mean ...?`, or nothing."""
+    """Say which known word was probably meant: `did you mean ...?`, or nothing.
+
+    A word of more than MAX_SUGGESTION_LENGTH characters is not compared.
+    """
+    if len(word) > MAX_SUGGESTION_LENGTH:
+        return ""
     spelled = {candidate.lower(): candidate for candidate in known}
     found = difflib.get_close_matches(word.lower(), spelled, n=1, cutoff=0.65)
     return f"did you mean {spelled[found[0]]}?" if found else ""
@@ -47,21 +70,31 @@ def shown(value: object) -> str:
             return "a list"
         case None | bool():
             return {None: "null", True: "true", False: "false"}[value]
+        case str() if len(value) > _SHOWN:
+            return repr(value[:_SHOWN])[:_SHOWN] + "..."
+        case int() if value.bit_length() > _SHOWN_BITS:
+            return f"a number of {value.bit_length()} bits"
     text = repr(value)
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
 
 
 def dotted(path: Path) -> str:
-    """Write a path as people do: `spec.ports[0].name`."""
+    """Write a path as people do: `spec.ports[0].name`. Long keys are cut."""
     text = ""
     for step in path:
         if isinstance(step, int):
             text += f"[{step}]"
-        elif _PLAIN_KEY.fullmatch(step):
-            text += f".{step}" if text else step
+            continue
+        key = _cut_key(step)
+        if _PLAIN_KEY.fullmatch(key):
+            text += f".{key}" if text else key
         else:
-            text += f'["{step}"]'
+            text += f'["{key}"]'
     return text
+
+
+def _cut_key(key: str) -> str:
+    return key if len(key) <= _SHOWN_KEY else f"{key[:_SHOWN_KEY]}..."
 
 
 LONGEST = 2562047 * 3600.0
@@ -69,7 +102,7 @@ LONGEST = 2562047 * 3600.0
 
 
 class Log:
-    """What was found wrong with one object, in order."""
+    """What was found wrong with one object, in order; at most MAX_PROBLEMS are listed, and as many notices."""
 
     def __init__(self, locate: Locate, subject: str = "") -> None:
         self.locate = locate
@@ -77,20 +110,36 @@ class Log:
         """The object's name, once it is known."""
         self.any_field = False
         """Whether fields that are not known are no mistake."""
-        self.problems: list[Problem] = []
+        self._problems = Problems(MAX_PROBLEMS)
+        self._suggestions = MAX_SUGGESTIONS
+
+    @property
+    def problems(self) -> list[Problem]:
+        """The first problems, then how many more there were."""
+        where = self.locate(())
+        return [*self._problems.listed(where, "" if self.subject == where else self.subject)]
 
     @property
     def refused(self) -> bool:
         """Whether the object cannot be used."""
-        return any(not problem.notice for problem in self.problems)
+        return self._problems.refused
 
     def add(self, path: Path, what: str, hint: str = "", *, notice: bool = False) -> None:
         """Note something about a path."""
+        if not self._problems.admit(notice=notice):
+            return
         where = self.locate(path)
         subject = "" if self.subject == where else self.subject
         words = ": ".join(part for part in (subject, dotted(path)) if part)
         joint = " " if path else ": " if words else ""
-        self.problems.append(Problem(where=where, what=words + joint + what, hint=hint, notice=notice))
+        self._problems.keep(Problem(where=where, what=words + joint + what, hint=hint, notice=notice))
+
+    def nearest(self, word: object, known: Iterable[str]) -> str:
+        """Say which known word was probably meant, for the first MAX_SUGGESTIONS words of an object."""
+        if not isinstance(word, str) or self._suggestions <= 0:
+            return ""
+        self._suggestions -= 1
+        return nearest(word, known)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,13 +191,23 @@ class Field:
             self._wants("a mapping")
             return Field(None, self.path, self.log)
         words = known.split()
-        for name in self.value if words else ():
-            if name not in words:
-                hint = nearest(str(name), words)
-                if strict:
-                    self[str(name)].refuse("is not a known field", hint)
-                elif not self.log.any_field:
-                    self[str(name)].notice("is not a known field and is ignored", hint)
+        if not words or (self.log.any_field and not strict):
+            return self
+        unknown = [str(name) for name in self.value if name not in words]
+        for name in unknown[:MAX_UNKNOWN]:
+            hint = self.log.nearest(name, words)
+            if strict:
+                self[name].refuse("is not a known field", hint)
+            else:
+                self[name].notice("is not a known field and is ignored", hint)
+        if more := unknown[MAX_UNKNOWN:]:
+            named = ", ".join(map(_cut_key, more[:MAX_UNKNOWN])) + (
+                ", ..." if len(more) > MAX_UNKNOWN else ""
+            )
+            ignored = "" if strict else " that are ignored"
+            self.log.add(
+                self.path, f"has {len(more)} more unknown fields{ignored}: {named}", notice=not strict
+            )
         return self
 
     def items(self) -> Iterator[Field]:
@@ -212,12 +271,17 @@ class Field:
         if self.value is None:
             return None
         text = self.value if isinstance(self.value, str) else ""
-        parts = _DURATION.findall(text)
-        if not parts or "".join(parts) != text:
-            number = isinstance(self.value, int) and not isinstance(self.value, bool)
-            self._wants("a duration such as 10s or 500ms", f"write {self.value}s" if number else "")
+        if len(text) > MAX_DURATION_LENGTH:
+            self.refuse(f"must be a duration of at most {MAX_DURATION_LENGTH} characters, not {len(text)}")
             return None
-        total = sum(float(part.rstrip("hmsuµn")) * _SECONDS[part.lstrip("0123456789.")] for part in parts)
+        if not _DURATION.fullmatch(text):
+            number = isinstance(self.value, int) and not isinstance(self.value, bool)
+            self._wants("a duration such as 10s or 500ms", f"write {shown(self.value)}s" if number else "")
+            return None
+        total = sum(
+            float(part.rstrip("hmsuµn")) * _SECONDS[part.lstrip("0123456789.")]
+            for part in _PART.findall(text)
+        )
         if total < least:
             self.refuse(f"must be at least {round(least * 1000)}ms, not {text}")
             return None
@@ -235,6 +299,6 @@ class Field:
             return known(self.value)
         self.refuse(
             f"must be one of {', '.join(words)}, not {shown(self.value)}",
-            hint or nearest(str(self.value), words),
+            hint or self.log.nearest(self.value, words),
         )
         return None

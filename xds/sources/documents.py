@@ -7,8 +7,9 @@ read does not take the others of its file with it. What is read is bounded, what
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from yaml import MappingNode, Node, ScalarNode, SequenceNode, YAMLError
 from yaml._yaml import CParser
@@ -17,15 +18,24 @@ from yaml.reader import ReaderError
 from yaml.resolver import BaseResolver
 
 from xds.model import Problem
-from xds.parse import Flaw, Path
+from xds.parse import Flaw, Path, dotted
 
 MOST_ALIASED = 50_000
-"""How many values aliases may repeat in a document: a few lines of nested aliases could stand for billions."""
+"""How many values, keys included, aliases may repeat in a document: a few lines of nested aliases could stand for billions."""
+_ALIASED_CHARACTERS = 100
+"""As many characters that an alias repeats count as one more value: an alias may stand for a text of megabytes."""
 DEEPEST = 60
 """How deep values may be nested; no Kubernetes object comes near."""
+MAX_VALUES = 1_000_000
+"""How many values a document may have, keys included. Each takes about 300 bytes of memory while it is read, and 3 µs."""
+MAX_FLAWS = 1000
+"""How many mistakes of a document's text are noted one by one. With more of them, all of the document is unreadable."""
+MAX_TAG_DIRECTIVES = 100
+"""How many %TAG directives a document may have: libyaml compares each with all the others."""
 
 _TAG = "tag:yaml.org,2002:"
-_START = re.compile(r"^(?:%[^\n]*\n)*---(?=\s|$)", re.MULTILINE)
+_MARKER = re.compile(r"^(?:%|---(?=\s|$))", re.MULTILINE)
+_TAG_DIRECTIVE = re.compile(r"^%TAG", re.MULTILINE)
 _SURROGATES = re.compile(r"(?<!\\)((?:\\\\)*)\\u(d[89ab][0-9a-f]{2})\\u(d[c-f][0-9a-f]{2})", re.IGNORECASE)
 
 
@@ -35,6 +45,14 @@ class Parser(CParser, BaseResolver):
     def __init__(self, text: str) -> None:
         CParser.__init__(self, text)
         BaseResolver.__init__(self)
+        self._values = 0
+
+    def resolve(self, kind: type[Node], value: str | None, implicit: tuple[bool, bool]) -> str:
+        """Return the tag of a value; libyaml asks for it once for each. YAMLError: there are more than MAX_VALUES."""
+        self._values += 1
+        if self._values > MAX_VALUES:
+            raise YAMLError(f"it has more than {MAX_VALUES} values (write several documents)")
+        return str(super().resolve(kind, value, implicit))  # type: ignore[no-untyped-call]
 
 
 for _kind, _pattern, _first in (
@@ -68,6 +86,8 @@ class Document:
     _seen: set[int] = field(default_factory=set)
     _open: set[int] = field(default_factory=set)
     _repeated: int = 0
+    _children: dict[int, Mapping[str | int, _Child]] = field(default_factory=dict)
+    """By the id of a mapping, where its keys are; only of mappings that were looked into."""
 
     def __post_init__(self) -> None:
         self.value = self._plain(self.root, ())
@@ -76,33 +96,44 @@ class Document:
         """Tell `FILE:LINE` of a path, or of what is nearest to it."""
         node, line = self.root, self.root.start_mark.line
         for step in path:
-            found: tuple[Node, Node] | None = None
+            child: _Child | None = None
             if isinstance(node, MappingNode):
-                found = _find(node, step, set())
+                if id(node) not in self._children:
+                    self._children[id(node)] = _children(node)
+                child = self._children[id(node)].get(step)
             elif isinstance(node, SequenceNode) and isinstance(step, int) and step < len(node.value):
-                found = (node.value[step], node.value[step])
-            if found is None:
+                child = _Child(node.value[step], node.value[step])
+            if child is None:
                 break
-            line, node = found[0].start_mark.line, found[1]
+            line, node = child.key.start_mark.line, child.value
         return f"{self.file}:{self.first_line + line}"
+
+    def _flaw(self, path: Path, what: str) -> None:
+        """Note what is wrong at a path. YAMLError: too much is."""
+        if len(self.flaws) == MAX_FLAWS:
+            what = f"it has more than {MAX_FLAWS} mistakes, the first of which: {dotted(self.flaws[0][0])} {self.flaws[0][1]}"
+            raise MarkedYAMLError(problem=what, problem_mark=self.root.start_mark)
+        self.flaws.append((path, what))
 
     def _plain(self, node: Node, path: Path) -> object:
         """Make a plain value of a node; what cannot be is noted as a flaw, and None."""
         if id(node) in self._open:
-            self.flaws.append((path, "contains itself"))
+            self._flaw(path, "contains itself")
             return None
-        if len(path) > DEEPEST:
-            self.flaws.append((path[:3], "is nested too deep"))
+        # Not the path's length: what is merged (<<) is nested as well, and adds no step to the path.
+        if len(self._open) > DEEPEST:
+            self._flaw(path[:3], "is nested too deep")
             return None
-        self._repeated += id(node) in self._seen
         if self._repeated > MOST_ALIASED:
-            if self._repeated == MOST_ALIASED + 1:
-                self.flaws.append((path, f"is where aliases stand for more than {MOST_ALIASED} values"))
-            self._repeated += 1
             return None
+        if id(node) in self._seen:
+            self._repeated += _size(node)
+            if self._repeated > MOST_ALIASED:
+                self._flaw(path, f"is where aliases stand for more than {MOST_ALIASED} values")
+                return None
+        self._seen.add(id(node))
         if isinstance(node, ScalarNode):
             return self._scalar(node, path)
-        self._seen.add(id(node))
         self._open.add(id(node))
         try:
             if isinstance(node, SequenceNode):
@@ -121,20 +152,26 @@ class Document:
                 continue
             key = _key(key_node)
             if key is None:
-                self.flaws.append((path, "has a key that is neither a word nor a number"))
+                self._flaw(path, "has a key that is neither a word nor a number")
             elif key in read:
-                self.flaws.append(((*path, key), "is there twice"))
+                self._flaw((*path, key), "is there twice")
             else:
                 read[key] = self._plain(value, (*path, key))
-        for part in merged:
-            if not isinstance(part, dict):
-                self.flaws.append((path, "merges (<<) something that is no mapping"))
-                continue
-            read = part | read
-        return read
+        if not merged:
+            return read
+        result: dict[str, object] = {}
+        for part in reversed(merged):
+            if isinstance(part, dict):
+                result.update(part)
+            else:
+                self._flaw(path, "merges (<<) something that is no mapping")
+        return result | read
 
     def _scalar(self, node: ScalarNode, path: Path) -> object:
         text = str(node.value)
+        if node.tag in _NUMBERS and len(text) > _MOST_DIGITS:
+            self._flaw(path, "is no number")
+            return None
         try:
             match node.tag.removeprefix(_TAG):
                 case "null":
@@ -148,14 +185,17 @@ class Document:
                 case "str" | "merge" | "binary" | "timestamp":
                     return text
         except ValueError:
-            self.flaws.append((path, "is no number"))
+            self._flaw(path, "is no number")
             return None
-        self.flaws.append((path, f"has the tag {node.tag}, which means nothing here"))
+        self._flaw(path, f"has the tag {node.tag[:_SHOWN_TAG]}, which means nothing here")
         return None
 
 
 _MOST_DIGITS = 1000
 """Python writes no longer number out in decimal, as an error about it would have to."""
+_NUMBERS = frozenset({_TAG + "int", _TAG + "float"})
+_SHOWN_TAG = 100
+"""Characters of a tag that a flaw repeats."""
 
 
 def _integer(text: str) -> int:
@@ -163,8 +203,6 @@ def _integer(text: str) -> int:
     digits = text.replace("_", "").lower()
     sign = -1 if digits.startswith("-") else 1
     digits = digits.lstrip("+-")
-    if len(digits) > _MOST_DIGITS:
-        raise ValueError(f"{len(digits)} digits")
     if re.fullmatch(r"0[0-7]+", digits):
         return sign * int(digits, 8)
     return sign * int(digits, 0)
@@ -179,20 +217,42 @@ def _key(node: Node) -> str | None:
     return str(node.value) if isinstance(node, ScalarNode) else None
 
 
-def _find(node: MappingNode, key: str | int, searched: set[int]) -> tuple[Node, Node] | None:
-    """Find the node of a key (the last of equal ones) and of its value, in a mapping and what is merged into it."""
-    searched.add(id(node))
-    merged: list[Node] = []
-    found: tuple[Node, Node] | None = None
-    for key_node, value in node.value:
-        if _is_merge(key_node):
-            merged += value.value if isinstance(value, SequenceNode) else [value]
-        elif _key(key_node) == key:
-            found = (key_node, value)
-    for part in merged if found is None else ():
-        if isinstance(part, MappingNode) and id(part) not in searched:
-            found = found or _find(part, key, searched)
+class _Child(NamedTuple):
+    """A value of a mapping or list, and what says where it is: its key, or itself."""
+
+    key: Node
+    value: Node
+
+
+def _children(node: MappingNode) -> Mapping[str | int, _Child]:
+    """Return what a mapping has and what is merged into it, by key: the last of equal keys, and before what is merged."""
+    found: dict[str | int, _Child] = {}
+    todo: list[Node] = [node]
+    seen: set[int] = set()
+    while todo:
+        mapping = todo.pop()
+        if not isinstance(mapping, MappingNode) or id(mapping) in seen:
+            continue
+        seen.add(id(mapping))
+        own: dict[str | int, _Child] = {}
+        merged: list[Node] = []
+        for key_node, value in mapping.value:
+            if _is_merge(key_node):
+                merged += value.value if isinstance(value, SequenceNode) else [value]
+            elif (key := _key(key_node)) is not None:
+                own[key] = _Child(key_node, value)
+        for name, child in own.items():
+            found.setdefault(name, child)
+        todo += reversed(merged)
     return found
+
+
+def _size(node: Node) -> int:
+    """Return what repeating a node costs, in values: with its keys, without the values of its members."""
+    if isinstance(node, MappingNode):
+        characters = sum(len(key.value) for key, _ in node.value if isinstance(key, ScalarNode))
+        return 1 + len(node.value) + characters // _ALIASED_CHARACTERS
+    return 1 + (len(node.value) // _ALIASED_CHARACTERS if isinstance(node, ScalarNode) else 0)
 
 
 def read(text: str, file: str, *, json: bool = False) -> Iterator[Document | Problem]:
@@ -208,7 +268,18 @@ def joined(json: str) -> str:
 
 def chunks(text: str) -> Iterator[tuple[int, str]]:
     """Yield parts of a text that can be read each for itself, and the line that each begins on; together they are it."""
-    starts = [0, *(match.start() for match in _START.finditer(text) if match.start())]
+    starts = [0]
+    begins, ended = 0, -1
+    for match in _MARKER.finditer(text):
+        # Directives belong to the document that begins right after them.
+        if match.start() != ended:
+            begins = match.start()
+        if match[0] == "%":
+            ended = text.find("\n", match.end()) + 1 or len(text)
+            continue
+        if begins:
+            starts.append(begins)
+        ended = -1
     line = 1
     for start, end in zip(starts, [*starts[1:], len(text)], strict=True):
         yield line, text[start:end]
@@ -217,6 +288,10 @@ def chunks(text: str) -> Iterator[tuple[int, str]]:
 
 def parsed(chunk: str, file: str, line: int) -> Iterator[Document | Problem]:
     """Yield the documents of a chunk; in place of what cannot be read, a Problem."""
+    if sum(1 for _ in _TAG_DIRECTIVE.finditer(chunk)) > MAX_TAG_DIRECTIVES:
+        what = f"cannot be read as YAML: it has more than {MAX_TAG_DIRECTIVES} %TAG directives"
+        yield Problem(where=f"{file}:{line}", what=what)
+        return
     try:
         parser = Parser(chunk)
         while parser.check_node():

@@ -19,6 +19,7 @@ from watchfiles import awatch
 
 from xds.model import Change, Fact, MeshConfig, Problem, Ref
 from xds.parse import Parsed, parse
+from xds.parse.problems import Problems
 from xds.sources.documents import read
 from xds.sources.report import Report, beyond
 from xds.sources.settings import Settings
@@ -28,6 +29,8 @@ LARGEST = 32 * 2**20
 """Bytes of a file that is still read."""
 SETTLED = 0.05
 """Seconds that a file must have rested before it is read, for it may be half written."""
+MAX_PROBLEMS = 100
+"""How many problems of one file are listed, and how many notices; likewise of names that are used twice in the folder."""
 RESCAN = 0.5
 """Seconds between looks at what cannot tell of its changes (network file systems, links that lead elsewhere)."""
 
@@ -42,8 +45,11 @@ class _File:
     signature: Signature | None
     """None: to be read again next time."""
     objects: tuple[Parsed, ...] = ()
+    """Those that have a name."""
     problems: tuple[Problem, ...] = ()
-    """Of the file itself, and of documents that cannot be read."""
+    """Of the file itself, its documents and objects: the first ones."""
+    unreadable: bool = False
+    """Whether it holds something without a name that may be a bad version of an object."""
 
 
 class _Held(NamedTuple):
@@ -76,8 +82,7 @@ class Folder:
             self._files = files
             self._held, conflicts = _resolve(files, before)
             of_files = [problem for file in files.values() for problem in file.problems]
-            of_objects = [p for file in files.values() for parsed in file.objects for p in parsed.problems]
-            self._of_objects = (*of_files, *of_objects, *conflicts)
+            self._of_objects = (*of_files, *conflicts.listed(str(self.root)))
         config, of_settings = self._settings.load()
         change = Change(
             applied=tuple(
@@ -187,34 +192,41 @@ def _read_file(path: Path, signature: Signature | None, size: int) -> _File:
     name = str(path)
     if size > LARGEST:
         problem = Problem(where=name, what=f"is larger than {LARGEST >> 20} MiB and is not read")
-        return _File(signature, problems=(problem,))
+        return _File(signature, problems=(problem,), unreadable=True)
     try:
         data = path.read_bytes()
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         problem = Problem(where=f"{name}:{line}", what="is not UTF-8 text", hint="save it as UTF-8")
-        return _File(signature, problems=(problem,))
+        return _File(signature, problems=(problem,), unreadable=True)
     except OSError as error:
         # Permissions may be given without the file changing: it is tried again.
-        return _File(None, problems=(Problem(where=name, what=f"cannot be read: {error.strerror}"),))
+        problem = Problem(where=name, what=f"cannot be read: {error.strerror}")
+        return _File(None, problems=(problem,), unreadable=True)
     objects: list[Parsed] = []
-    problems: list[Problem] = []
+    problems = Problems(MAX_PROBLEMS)
+    unreadable = False
     for document in read(text, name, json=path.suffix == ".json"):
         if isinstance(document, Problem):
-            problems.append(document)
-        else:
-            try:
-                objects += parse(document.value, document.locate, document.flaws)
-            except Exception as error:  # noqa: BLE001 - whatever is wrong with one document, the others go on
-                what = f"cannot be read: {type(error).__name__}: {error}"
-                problems.append(Problem(where=document.locate(()), what=what, hint="please report this"))
-    return _File(signature, tuple(objects), tuple(problems))
+            problems.add([document])
+            unreadable = True
+            continue
+        try:
+            found = parse(document.value, document.locate, document.flaws)
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with one document, the others go on
+            what = f"cannot be read: {type(error).__name__}: {error}"
+            problems.add([Problem(where=document.locate(()), what=what, hint="please report this")])
+            unreadable = True
+            continue
+        for parsed in found:
+            problems.add(parsed.problems)
+            unreadable |= parsed.refused and parsed.ref is None
+        objects += (parsed for parsed in found if parsed.ref)
+    return _File(signature, tuple(objects), problems.listed(name), unreadable)
 
 
-def _resolve(
-    files: Mapping[Path, _File], before: Mapping[Ref, _Held]
-) -> tuple[dict[Ref, _Held], list[Problem]]:
+def _resolve(files: Mapping[Path, _File], before: Mapping[Ref, _Held]) -> tuple[dict[Ref, _Held], Problems]:
     """Tell which version of each object is in force, and complain of names that are used twice."""
     claims: dict[Ref, list[tuple[Path, Parsed]]] = {}
     for path, file in files.items():
@@ -222,14 +234,14 @@ def _resolve(
             if parsed.ref:
                 claims.setdefault(parsed.ref, []).append((path, parsed))
     held: dict[Ref, _Held] = {}
-    conflicts: list[Problem] = []
+    conflicts = Problems(MAX_PROBLEMS)
     for ref, claimants in claims.items():
         path, chosen = _choose(claimants, before.get(ref))
         if chosen.fact:
             held[ref] = _Held(chosen.fact, path)
         elif chosen.refused and ref in before:
             held[ref] = before[ref]
-        conflicts += [
+        conflicts.add(
             Problem(
                 where=parsed.origin,
                 what=f"{ref} is at {chosen.origin} already, and that one is used",
@@ -237,20 +249,19 @@ def _resolve(
             )
             for _, parsed in claimants
             if parsed is not chosen
-        ]
+        )
+    hiding = {path for path, file in files.items() if _hides_something(file, before)}
     for ref, kept in before.items():
-        if ref not in claims and kept.path in files and _hides_something(files[kept.path], before):
+        if ref not in claims and kept.path in hiding:
             held[ref] = kept
             what = f"{ref} is no longer here, but stays in force until all of this file can be used"
-            conflicts.append(Problem(where=str(kept.path), what=what, notice=True))
+            conflicts.add([Problem(where=str(kept.path), what=what, notice=True)])
     return held, conflicts
 
 
 def _hides_something(file: _File, before: Mapping[Ref, _Held]) -> bool:
     """Whether something in a file may be a new, bad version of an object that is missing from it."""
-    return bool(file.problems) or any(
-        parsed.refused and (parsed.ref is None or parsed.ref not in before) for parsed in file.objects
-    )
+    return file.unreadable or any(parsed.refused and parsed.ref not in before for parsed in file.objects)
 
 
 def _choose(claimants: list[tuple[Path, Parsed]], before: _Held | None) -> tuple[Path, Parsed]:

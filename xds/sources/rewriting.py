@@ -47,10 +47,13 @@ def rewritten(text: str, changes: Sequence[tuple[Document, Any]]) -> str:
         edit for document, value in changes for edit in _edits(text, document.root, document.value, value)
     ]
     ends = "\r\n" if "\r\n" in text else "\n"
-    result = text
-    # From the end, so that places stay what they are; of two at one place, what was found first (deeper) comes first.
-    for start, end, new in sorted(edits, key=lambda edit: edit.start)[::-1]:
-        result = result[:start] + new.replace("\n", ends) + result[end:]
+    parts: list[str] = []
+    kept = 0
+    # Of two at one place, what was found first (deeper) comes first.
+    for start, end, new in sorted(edits, key=lambda edit: edit.start):
+        parts += [text[kept:start], new.replace("\n", ends)]
+        kept = max(kept, end)
+    result = "".join([*parts, text[kept:]])
     return result if _says(result, wanted) else "".join(f"---\n{_dump(value)}" for value in wanted)
 
 
@@ -129,7 +132,8 @@ def _replaced(text: str, node: Node, after: Any, column: int | None) -> _Edit:
             return _Edit(start, end, _indented(_dump(after), node.start_mark.column).strip())
         if column is not None and (isinstance(node, ScalarNode) or not node.value):
             # Where there was nothing: below its key.
-            start = len(text[:start].rstrip(" "))
+            while text[start - 1 : start] == " ":
+                start -= 1
             lines = _indented(_dump(after), column + 2 * isinstance(after, dict)).rstrip("\n")
             return _Edit(start, end, f"\n{lines}")
     gap = "" if start != end or text[start - 1 : start].isspace() else " "

@@ -7,7 +7,13 @@ from pathlib import Path
 
 from xds.model import MeshConfig, Problem
 from xds.parse import mesh_config, settings
+from xds.parse.problems import Problems
 from xds.sources.documents import Document, read
+
+MAX_SIZE = 256 * 2**10
+"""Characters of settings that are still read. They are read on the event loop if a ConfigMap has them: 256 KiB take 0.5 s."""
+MAX_PROBLEMS = 20
+"""How many problems of the settings are listed, and how many notices; a file may have any number of documents."""
 
 
 class Settings:
@@ -42,12 +48,18 @@ class Settings:
 
     def read(self, text: str, name: str) -> tuple[MeshConfig, list[Problem]]:
         """Read Istio's MeshConfig, as YAML, and what is set over it; `name` is the file's, for problems."""
-        documents = list(read(text, name))
-        problems = [document for document in documents if isinstance(document, Problem)]
+        problems = Problems(MAX_PROBLEMS)
         config = self._base
-        for document in documents:
+        if len(text) > MAX_SIZE:
+            what = f"has {len(text)} characters and is not read (the limit is {MAX_SIZE})"
+            problems.add([Problem(where=name, what=what)])
+            text = ""
+        for document in read(text, name):
             if isinstance(document, Document):
                 config, found = mesh_config(document.value, document.locate, config, document.flaws)
-                problems += found
+                problems.add(found)
+            else:
+                problems.add([document])
         config, found = settings(self._assignments, config)
-        return config, problems + found
+        problems.add(found)
+        return config, list(problems.listed(name))

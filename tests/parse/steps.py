@@ -1,0 +1,50 @@
+"""What a computation costs, in steps of the interpreter: the same on a busy machine as on an idle one."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+GENEROUS = 10.0
+"""Seconds of CPU time for what needs well under one; what is quadratic needs far more for the sizes in these tests."""
+
+
+def steps(work: Callable[[], object]) -> int:
+    """Return how many lines of Python a computation executes. Regular expressions and builtins count as nothing."""
+    count = 0
+
+    def trace(_frame: FrameType, event: str, _arg: Any) -> Any:
+        nonlocal count
+        count += event == "line"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        work()
+    finally:
+        sys.settrace(before)
+    return count
+
+
+def assert_linear(work: Callable[[int], object], size: int, slack: int = 3000) -> None:
+    """Fail if twice the size takes much more than twice the steps.
+
+    Args:
+        work: computes with an input of a size; what makes the input should not be a part of it.
+        size: the smaller size.
+        slack: steps that do not count, for what is done once.
+    """
+    small, large = steps(lambda: work(size)), steps(lambda: work(2 * size))
+    assert large <= 2.3 * small + slack, f"{small} steps for {size}, {large} for {2 * size}"
+
+
+def assert_quick(work: Callable[[], object], seconds: float = GENEROUS) -> None:
+    """Fail if a computation needs more CPU time than something linear does."""
+    began = time.thread_time()
+    work()
+    taken = time.thread_time() - began
+    assert taken < seconds, f"{taken:.1f} s of CPU time"

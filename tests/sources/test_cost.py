@@ -1,0 +1,358 @@
+"""Files cost time in proportion to their size, whatever is in them, and add a bounded number of problems."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.parse.steps import assert_linear, assert_quick
+from tests.sources.test_bad_input import POD, RULE, SERVICE
+from tests.sources.test_folder import place
+from xds.model import MAX_PROBLEM_TEXT, MeshConfig, Problem
+from xds.parse import parse
+from xds.sources import documents, files
+from xds.sources import settings as settings_module
+from xds.sources.documents import MAX_FLAWS, MOST_ALIASED, Document, chunks, parsed
+from xds.sources.files import Folder
+from xds.sources.rewriting import rewritten
+from xds.sources.settings import Settings
+
+POOL = RULE.partition("    connectionPool:\n")[0] + "    connectionPool:\n"
+"""A DestinationRule to whose connectionPool fields can be added."""
+
+
+def read(text: str, *, json: bool = False) -> list[Problem]:
+    """Read a text as a file of manifests is read, and return its problems."""
+    problems: list[Problem] = []
+    for document in documents.read(text, "in.yaml", json=json):
+        if isinstance(document, Problem):
+            problems.append(document)
+        else:
+            for obj in parse(document.value, document.locate, document.flaws):
+                problems += obj.problems
+    for problem in problems:
+        assert max(map(len, (problem.where, problem.what, problem.hint))) <= MAX_PROBLEM_TEXT
+    return problems
+
+
+# --- time -----------------------------------------------------------------------------------------------------------
+
+UNITS = [
+    *(
+        "a",
+        "b: 1",
+        "- ",
+        "-\n",
+        "\n",
+        "  ",
+        ": ",
+        "? ",
+        "{",
+        "}",
+        "[",
+        "]",
+        ",",
+        "1",
+        "'",
+        '"',
+        "#",
+        "%",
+        "%TAG !a! b\n",
+    ),
+    *(
+        "---\n",
+        "...\n",
+        "|\n",
+        ">\n",
+        "<<: ",
+        "<<: {}\n",
+        "&a ",
+        "!b ",
+        "!!int ",
+        "!!float ",
+        "0x",
+        "\\",
+        "\\ud83d",
+        "\t",
+    ),
+    *(
+        "kind: List\n",
+        "items:\n",
+        "apiVersion: v1\n",
+        "- kind: Pod\n",
+        "é",
+        "\x01",
+        "null",
+        "{a: 1}\n",
+        "[1, x]\n",
+    ),
+]
+TEXTS = st.lists(st.sampled_from(UNITS), max_size=8).map("".join)
+
+
+@settings(max_examples=300, deadline=None)
+@given(TEXTS, TEXTS.filter(bool), TEXTS, st.booleans())
+def test_twice_the_text_takes_twice_the_steps(before: str, pump: str, after: str, json: bool) -> None:
+    texts = {size: before + pump * size + after for size in (100, 200)}
+    assert_linear(lambda size: read(texts[size], json=json), 100)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from([SERVICE, POD, RULE]), TEXTS.filter(bool), st.integers(min_value=0))
+def test_twice_the_text_within_an_object_takes_twice_the_steps(good: str, pump: str, at: int) -> None:
+    at %= len(good)
+    texts = {size: good[:at] + pump * size + good[at:] for size in (100, 200)}
+    assert_linear(lambda size: read(texts[size]), 100)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        POOL + "".join(f"      x{number}: 1\n" for number in range(30_000)),
+        "apiVersion: v1\nkind: List\nitems:\n" + "- {kind: x}\n" * 10_000,
+        "apiVersion: v1\nkind: List\nitems:\n- {a: 1, a: 2}\n" + "- {a: 1}\n" * 20_000,
+        "%\n" * 100_000,
+        "%\n#\n" * 50_000,
+        "".join(f"%TAG !a{number}! b\n" for number in range(200_000)) + "--- a\n",
+        "".join(f"x{number}: 1\n" for number in range(20_000)) + "<<: {}\n" * 20_000,
+        "a: {"
+        + "".join(f"x{number}: 1," for number in range(20_000))
+        + "}\n"
+        + "<<: {}\n" * 20_000
+        + "b: !x 1\n" * 1000,
+        "a: !!float " + "1" * 5_000_000,
+        "---\n-\n" * 30_000,
+        '{"a": "' + "\\\\" * 1_000_000 + '"}',
+    ],
+    ids=lambda text: repr(text[-30:])[1:-1],
+)
+def test_a_large_text_is_read_quickly(text: str) -> None:
+    assert_quick(lambda: read(text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: &a [" + "1," * 20_000 + "]\nb: [" + "*a," * 20_000 + "]",
+        "a: &a {" + '"": 1,' * 20_000 + "}\nb: [" + "*a," * 20_000 + "]",
+        "a: &a {" + "[]: 1," * 20_000 + "}\nb: [" + "*a," * 20_000 + "]",
+        "a: &a " + "1" * 100_000 + "\nb: [" + "*a," * 50_000 + "]",
+        "a: &a !!bool " + "1" * 100_000 + "\nb: [" + "*a," * 50_000 + "]",
+        "a: &a !" + "b" * 100_000 + " 1\nb: [" + "*a," * 50_000 + "]",
+        RULE.replace('exportTo: ["."]', "exportTo: [&a " + "n" * 500_000 + "," + "*a," * 50_000 + "]"),
+        "a: &a {" + "".join(f"x{number}: 1," for number in range(20_000)) + "}\n" + "<<: *a\n" * 20_000,
+    ],
+    ids=lambda text: repr(text[:12] + text[-12:])[1:-1],
+)
+def test_what_aliases_repeat_is_counted(text: str) -> None:
+    def work() -> None:
+        problems = read(text)
+        assert problems
+        assert len(problems) < 40
+
+    assert_quick(work)
+
+
+def test_an_object_may_repeat_as_much_as_aliases_may_stand_for() -> None:
+    text = f"a: &a [{'1, ' * 99}]\nb: [{'*a, ' * (MOST_ALIASED // 100)}]\n"
+    [document] = documents.read(text, "in.yaml")
+    assert isinstance(document, Document)
+    assert document.flaws == []
+    [document] = documents.read(text + "c: *a", "in.yaml")
+    assert isinstance(document, Document)
+    assert [what for _, what in document.flaws] == [
+        f"is where aliases stand for more than {MOST_ALIASED} values"
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{<<: " * 500 + "{}" + "}" * 500,
+        "\n".join(["a0: &a0 {k: 1}", *(f"a{n}: &a{n} {{<<: *a{n - 1}}}" for n in range(1, 2000))])
+        + "\n<<: *a1999",
+        "\n".join(["a0: &a0 {k: 1}", *(f"a{n}: &a{n} [*a{n - 1}]" for n in range(1, 2000))]),
+        "[" * 900 + "]" * 900,
+        "- " * 900 + "[" * 900,
+        "[" * 1_000_000,
+    ],
+    ids=lambda text: repr(text[:8])[1:-1],
+)
+def test_what_is_nested_too_deep_is_a_problem(text: str) -> None:
+    assert read(text)
+
+
+def test_a_document_of_too_many_values_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents, "MAX_VALUES", 100)
+    [good, bad] = documents.read("---\n[" + "1," * 99 + "]\n---\n[" + "1," * 100 + "]\n", "in.yaml")
+    assert isinstance(good, Document)
+    assert (
+        str(bad) == "in.yaml:3: cannot be read as YAML: it has more than 100 values (write several documents)"
+    )
+
+
+def test_too_many_mistakes_make_the_whole_document_unreadable() -> None:
+    """A flaw that is not noted could let an object through that has lost half of itself."""
+    items = f"apiVersion: v1\nkind: List\nitems:\n{'- {a: 1, a: 2}' + chr(10)}"
+    text = items + "- {a: 1, a: 2}\n" * MAX_FLAWS
+    [problem] = documents.read("# first\n" + text, "in.yaml")
+    assert isinstance(problem, Problem)
+    assert str(problem) == (
+        f"in.yaml:2: cannot be read as YAML: it has more than {MAX_FLAWS} mistakes, the first of which:"
+        " items[0].a is there twice"
+    )
+
+
+# --- equal to what it was ------------------------------------------------------------------------------------------
+
+
+@given(TEXTS, TEXTS, TEXTS)
+def test_chunks_together_are_the_text(before: str, middle: str, after: str) -> None:
+    text = before + "\n" + middle + "\n---\n" + after
+    assert "".join(chunk for _, chunk in chunks(text)) == text
+    for line, chunk in chunks(text):
+        assert text.split("\n")[line - 1 :][0].startswith(chunk.split("\n")[0])
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("a\n---\nb\n", [1, 2]),
+        ("---\na\n---\nb", [1, 3]),
+        ("a\n%YAML 1.1\n%X\n---\nb", [1, 2]),
+        ("%YAML 1.1\n---\na", [1]),
+        ("a\n%X\n\n%Y\n---\nb", [1, 4]),
+        ("a\n--- b\n---c\n%", [1, 2]),
+        ("a\n%X\nb\n---\n", [1, 4]),
+        ("\n---\n---\n", [1, 2, 3]),
+    ],
+)
+def test_a_document_begins_with_its_directives(text: str, lines: list[int]) -> None:
+    assert [line for line, _ in chunks(text)] == lines
+
+
+def test_problems_have_the_line_of_the_last_of_equal_keys_and_of_what_is_merged() -> None:
+    text = "base: &b\n  deep: 1\nmore: &m\n  <<: *b\n  own: 1\nit:\n  <<: [*m]\n  twice: 1\n  twice: 2\n"
+    [document] = documents.read(text, "f")
+    assert isinstance(document, Document)
+    places = {
+        ("it", "deep"): 2,
+        ("it", "own"): 5,
+        ("it", "twice"): 9,
+        ("it", "none"): 6,
+        ("base", "deep", "x"): 2,
+    }
+    assert {path: document.locate(path) for path in places} == {
+        path: f"f:{line}" for path, line in places.items()
+    }
+
+
+@given(st.lists(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 3)), max_size=3), max_size=4))
+def test_what_comes_first_wins_a_merge(parts: list[list[tuple[str, int]]]) -> None:
+    merges = [dict(part) for part in parts]
+    text = "a: own\n" + "".join(
+        f"<<: {yaml.safe_dump(part, default_flow_style=True, sort_keys=False)}" for part in merges
+    )
+    [document] = documents.read(text, "f")
+    wanted: dict[str, object] = {"a": "own"}
+    for part in merges:
+        wanted = part | wanted
+    assert isinstance(document, Document)
+    assert isinstance(document.value, dict)
+    assert document.value == wanted
+    assert [*document.value] == [*wanted]
+
+
+# --- rewriting ------------------------------------------------------------------------------------------------------
+
+
+def test_many_changes_of_a_text_take_time_in_proportion() -> None:
+    text = "a:\n" + "".join(f"- {{name: n{number}, v: 1}}\n" for number in range(20_000))
+    [document] = parsed(text, "f", 1)
+    assert isinstance(document, Document)
+    items = [{"name": f"n{number}", "v": 2, "new": number} for number in range(20_000)]
+    result = ""
+
+    def work() -> None:
+        nonlocal result
+        result = rewritten(text, [(document, {"a": items})])
+
+    assert_quick(work, 20.0)
+    assert result.startswith('a:\n- {name: n0, v: 2, "new": 0}\n- {name: n1, v: 2, "new": 1}\n')
+
+
+# --- problems -------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_lists_its_first_problems_and_counts_the_others(tmp_path: Path) -> None:
+    limit = files.MAX_PROBLEMS
+    (tmp_path / "bad.yaml").write_text("--- [\n" * 500 + "---\nkind: 1\n" * 500)
+    (tmp_path / "jobs.yaml").write_text("---\n{apiVersion: batch/v1, kind: Job, metadata: {name: a}}\n" * 500)
+    (tmp_path / "pod.yaml").write_text(POD)
+    report = Folder(tmp_path).load()
+    assert len(report.change.applied) == 1
+    assert len(report.problems) == 2 * (limit + 1)
+    assert str(report.problems[limit]) == (
+        f"{tmp_path}/bad.yaml: {1500 - limit} more problems not listed (the limit is {limit})"
+        " (fix the first ones to see the others)"
+    )
+    assert (
+        str(report.problems[-1])
+        == f"{tmp_path}/jobs.yaml: {500 - limit} more notices not listed (the limit is {limit})"
+    )
+
+
+def test_an_object_that_is_there_many_times_is_told_a_few_times(tmp_path: Path) -> None:
+    (tmp_path / "pods.yaml").write_text(f"---\n{POD}" * 1000)
+    report = Folder(tmp_path).load()
+    assert len(report.change.applied) == 1
+    assert len(report.problems) == files.MAX_PROBLEMS + 1
+
+
+def test_an_unlisted_bad_document_still_keeps_what_was_in_force(tmp_path: Path) -> None:
+    path = tmp_path / "pod.yaml"
+    path.write_text(POD)
+    folder = Folder(tmp_path)
+    folder.load()
+    place(path, "---\n{apiVersion: batch/v1, kind: Job, metadata: {name: a}}\n" * 500 + "---\n[\n")
+    report = folder.load()
+    assert report.problems
+    assert report.change.removed == ()
+
+
+def test_objects_that_leave_a_file_with_a_bad_one_cost_time_in_proportion(tmp_path: Path) -> None:
+    path = tmp_path / "pods.yaml"
+    held = {
+        f"pod-{number}": f"---\n{{apiVersion: v1, kind: Namespace, metadata: {{name: n{number}}}}}\n"
+        for number in range(4000)
+    }
+    path.write_text("".join(held.values()))
+    folder = Folder(tmp_path)
+    folder.load()
+    renamed = "".join(held.values()).replace("name: n", "name: m")
+    path.write_text(renamed + "---\n{apiVersion: v1, kind: Pod, metadata: {name: x}, spec: 1}\n")
+    assert folder._files is not None
+    loaded = {path: files._read_file(path, None, 1)}
+    assert_quick(lambda: files._resolve(loaded, folder._held), 2.0)
+
+
+# --- settings -------------------------------------------------------------------------------------------------------
+
+
+def test_settings_that_are_too_large_are_not_read() -> None:
+    config, [problem] = Settings().read(
+        "enableAutoMtls: false\n#" + "x" * settings_module.MAX_SIZE, "mesh.yaml"
+    )
+    assert config == MeshConfig()
+    assert problem.what.endswith(f"is not read (the limit is {settings_module.MAX_SIZE})")
+
+
+def test_settings_of_many_documents_list_a_few_problems() -> None:
+    text = "---\n{enableAutoMtls: 1, x: 1}\n" * 500
+    _, problems = Settings().read(text, "mesh.yaml")
+    assert len(problems) == 2 * (settings_module.MAX_PROBLEMS + 1)
+    assert_quick(lambda: Settings().read(text, "mesh.yaml"))
