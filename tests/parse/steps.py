@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from types import FrameType
 from typing import Any
 
@@ -30,16 +31,19 @@ def steps(work: Callable[[], object]) -> int:
     return count
 
 
-def assert_linear(work: Callable[[int], object], size: int, slack: int = 3000) -> None:
-    """Fail if twice the size takes much more than twice the steps.
+def assert_linear(work: Callable[[int], object], size: int, slack: int = 5000) -> None:
+    """Fail if twice the size takes much more than twice the steps, and twice that size again.
+
+    Once is no proof: a small input may be given up early, for a mistake that a larger one does not have.
 
     Args:
-        work: computes with an input of a size; what makes the input should not be a part of it.
-        size: the smaller size.
+        work: computes with an input of `size`, 2 `size` or 4 `size`; what makes the input should not be a part of it.
+        size: the smallest size.
         slack: steps that do not count, for what is done once.
     """
-    small, large = steps(lambda: work(size)), steps(lambda: work(2 * size))
-    assert large <= 2.3 * small + slack, f"{small} steps for {size}, {large} for {2 * size}"
+    counts = [steps(lambda size=size: work(size)) for size in (size, 2 * size, 4 * size)]  # type: ignore[misc]
+    growing = [large > 2.3 * small + slack for small, large in pairwise(counts)]
+    assert not all(growing), f"steps for sizes {size}, {2 * size}, {4 * size}: {counts}"
 
 
 def assert_quick(work: Callable[[], object], seconds: float = GENEROUS) -> None:

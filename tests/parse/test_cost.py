@@ -81,7 +81,7 @@ PUMPS = [
     " ",
     "/",
 ]
-SIZE = 300
+SIZE = 200
 
 
 def rule(policy: object = None, **spec: object) -> dict[str, Any]:
@@ -133,7 +133,7 @@ GROWN = st.tuples(st.sampled_from([*OBJECTS, MESH]), st.integers(min_value=0), J
 def test_twice_the_object_takes_twice_the_steps(grown: tuple[Any, int, Any]) -> None:
     good, number, junk = grown
     made = {}
-    for size in (SIZE, 2 * SIZE):
+    for size in (SIZE, 2 * SIZE, 4 * SIZE):
         document = copy.deepcopy(good)
         container, key = places(document)[number % len(places(document))]
         container[key] = many(container[key], junk, size)
