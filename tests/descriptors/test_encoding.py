@@ -20,6 +20,7 @@ from envoy_data_plane.envoy.config.grpc_credential import v3 as grpc_credential
 from envoy_data_plane.envoy.config.listener import v3 as listener
 from envoy_data_plane.envoy.config.route import v3 as route
 from envoy_data_plane.envoy.extensions.filters.common.set_filter_state import v3 as filter_state
+from envoy_data_plane.envoy.extensions.filters.http.header_mutation import v3 as header_mutation
 from envoy_data_plane.envoy.extensions.filters.http.health_check import v3 as health_check
 from envoy_data_plane.envoy.extensions.filters.http.router import v3 as router
 from envoy_data_plane.envoy.extensions.filters.http.set_filter_state import v3 as http_filter_state
@@ -51,6 +52,7 @@ USED = [
     grpc_credential.FileBasedMetadataConfig,
     filter_state.FilterStateValue,
     hcm.HttpConnectionManager,
+    header_mutation.HeaderMutation,
     health_check.HealthCheck,
     http_filter_state.Config,
     http_inspector.HttpInspector,

@@ -4,7 +4,7 @@ import os
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -41,6 +41,12 @@ def generous_umask() -> Iterator[None]:
 
 def load(state: Path | None, now: datetime = NOW) -> Authority:
     return root_authority(state, "cluster.local", now)
+
+
+def put(path: Path, content: bytes) -> None:
+    """Write a file as an administrator does."""
+    path.write_bytes(content)
+    path.chmod(0o644)
 
 
 def mode(path: Path) -> int:
@@ -203,7 +209,7 @@ def test_processes_that_start_at_once_agree_on_one_root(state: Path) -> None:
 
 
 def test_processes_that_start_at_once_agree_on_one_key_for_tokens(state: Path) -> None:
-    state.mkdir()
+    state.mkdir(mode=0o700)
     printed = race("print(token_key(state).to_text().decode(), end='')", state)
     assert printed == {(state / TOKEN_KEY_FILE).read_text()}
     assert {file.name for file in state.iterdir()} == {TOKEN_KEY_FILE}
@@ -213,12 +219,12 @@ def test_processes_that_start_at_once_agree_on_one_key_for_tokens(state: Path) -
 def test_the_key_for_tokens_is_made_once_and_only_where_there_is_a_directory(state: Path) -> None:
     with pytest.raises(StateError, match=f"{state}.*No such file"):
         token_key(state)
-    state.mkdir()
+    state.mkdir(mode=0o700)
     assert token_key(state) == token_key(state)
 
 
 def test_a_key_for_tokens_that_cannot_be_used_is_refused_with_the_remedy(state: Path) -> None:
-    state.mkdir()
+    state.mkdir(mode=0o700)
     token_key(state)
     file = state / TOKEN_KEY_FILE
     file.chmod(0o644)
@@ -238,9 +244,9 @@ def test_the_roots_can_be_read_without_any_key(state: Path) -> None:
     (state / KEY_FILE).unlink()
     assert roots(state) == mine.certificate_pem
     other = Authority.create(PrivateKey.generate(), "cluster.local", NOW)
-    (state / MORE_ROOTS_FILE).write_bytes(other.certificate_pem + mine.certificate_pem)
+    put(state / MORE_ROOTS_FILE, other.certificate_pem + mine.certificate_pem)
     assert roots(state) == mine.certificate_pem + other.certificate_pem
-    (state / MORE_ROOTS_FILE).write_text("no")
+    put(state / MORE_ROOTS_FILE, b"no")
     with pytest.raises(StateError, match="roots that cannot be used"):
         roots(state)
 
@@ -262,12 +268,153 @@ def test_a_file_is_replaced_at_once_whoever_looks_meanwhile(tmp_path: Path) -> N
 def test_further_roots_that_somebody_put_there_are_trusted(state: Path) -> None:
     mine = load(state)
     other = Authority.create(PrivateKey.generate(), "cluster.local", NOW)
-    (state / MORE_ROOTS_FILE).write_bytes(other.certificate_pem + mine.certificate_pem)
+    put(state / MORE_ROOTS_FILE, other.certificate_pem + mine.certificate_pem)
     assert load(state).roots == (mine.certificate, other.certificate)
+
+
+def more_roots() -> bytes:
+    return Authority.create(PrivateKey.generate(), "cluster.local", NOW).certificate_pem
+
+
+FILES = (KEY_FILE, CERTIFICATE_FILE, MORE_ROOTS_FILE, TOKEN_KEY_FILE)
+STRANGER = 12345
+"""A user and a group that we are not."""
+root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to another user")
+
+
+@pytest.fixture
+def filled(state: Path) -> Path:
+    """A state directory with everything that may be in one."""
+    load(state)
+    token_key(state)
+    put(state / MORE_ROOTS_FILE, more_roots())
+    return state
+
+
+def use(state: Path, name: str) -> None:
+    """Read the file in each way in which it is read."""
+    if name == TOKEN_KEY_FILE:
+        token_key(state)
+        return
+    load(state)
+    if name != KEY_FILE:
+        roots(state)
+
+
+def refusal(what: Callable[[], object]) -> str:
+    with pytest.raises(StateError) as refused:
+        what()
+    return str(refused.value)
+
+
+@root_only
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_of_another_user_is_refused_with_the_remedy(filled: Path, name: str) -> None:
+    use(filled, name)
+    os.chown(filled / name, STRANGER, -1)
+    readers = [token_key] if name == TOKEN_KEY_FILE else [load] if name == KEY_FILE else [load, roots]
+    for reader in readers:
+        said = refusal(lambda reader=reader: reader(filled))
+        assert f"{filled / name} belongs to user {STRANGER}" in said
+        assert f"run 'chown 0 {filled / name}'" in said
+
+
+@root_only
+def test_a_directory_of_another_user_is_refused_with_the_remedy(filled: Path) -> None:
+    os.chown(filled, STRANGER, -1)
+    for reader in (load, roots, token_key):
+        assert f"run 'chown 0 {filled}'" in refusal(lambda reader=reader: reader(filled))
+
+
+@pytest.mark.parametrize("loose", [0o664, 0o646, 0o666, 0o620])
+@pytest.mark.parametrize("name", [CERTIFICATE_FILE, MORE_ROOTS_FILE])
+def test_roots_that_others_can_write_are_refused_with_the_remedy(filled: Path, name: str, loose: int) -> None:
+    (filled / name).chmod(loose)
+    for reader in (load, roots):
+        said = refusal(lambda reader=reader: reader(filled))
+        assert f"(mode {loose:04o})" in said
+        assert f"run 'chmod go-w {filled / name}'" in said
+    (filled / name).chmod(0o644)
+    use(filled, name)
+
+
+@pytest.mark.parametrize("loose", [0o777, 0o1777, 0o702, 0o757])
+def test_a_directory_that_others_can_write_is_refused_with_the_remedy(filled: Path, loose: int) -> None:
+    filled.chmod(loose)
+    for reader in (load, roots, token_key):
+        said = refusal(lambda reader=reader: reader(filled))
+        assert f"(mode {loose:04o})" in said
+        assert f"run 'chmod go-w {filled}'" in said
+    load(filled / "within")
+    assert mode(filled / "within") == 0o700
+
+
+@pytest.mark.parametrize("fs_group", [0o2770, 0o2775])
+def test_a_volume_with_an_fs_group_can_be_used(filled: Path, fs_group: int) -> None:
+    filled.chmod(fs_group)
+    for name in FILES:
+        use(filled, name)
+
+
+@root_only
+def test_a_directory_that_a_group_of_others_can_write_is_refused(filled: Path) -> None:
+    os.chown(filled, -1, STRANGER)
+    filled.chmod(0o770)
+    assert "can be written by other users (mode 0770)" in refusal(lambda: load(filled))
+
+
+@root_only
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_a_member_of_the_group_puts_there_is_refused(filled: Path, name: str) -> None:
+    filled.chmod(0o2770)
+    script = (
+        "import os, sys; name, group, user = sys.argv[1:]; os.setgid(int(group)); os.setuid(int(user)); os.unlink(name)\n"
+        "os.write(os.open(name, os.O_CREAT | os.O_WRONLY, 0o600), sys.stdin.buffer.read())"
+    )
+    argv = [sys.executable, "-c", script, name, str(filled.stat().st_gid), str(STRANGER)]
+    subprocess.run(argv, cwd=filled, input=(filled / name).read_bytes(), check=True)
+    assert f"belongs to user {STRANGER}" in refusal(lambda: use(filled, name))
+
+
+@pytest.mark.parametrize("name", [KEY_FILE, TOKEN_KEY_FILE])
+def test_a_key_that_is_a_symbolic_link_is_refused(filled: Path, name: str) -> None:
+    target = (filled / name).rename(filled / "elsewhere")
+    (filled / name).symlink_to(target)
+    assert f"{filled / name} is a symbolic link" in refusal(lambda: use(filled, name))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_what_is_no_regular_file_is_refused_and_not_waited_for(filled: Path, name: str) -> None:
+    (filled / name).unlink()
+    os.mkfifo(filled / name, 0o600)
+    assert f"{filled / name} is not a regular file" in refusal(lambda: use(filled, name))
+
+
+@pytest.mark.parametrize("name", [MORE_ROOTS_FILE, TOKEN_KEY_FILE])
+def test_the_file_that_was_checked_is_the_one_that_is_read(
+    filled: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    fstat, inode = os.fstat, (filled / name).stat().st_ino
+    attempts = []
+
+    def exchanging(handle: int) -> os.stat_result:
+        found = fstat(handle)
+        if found.st_ino == inode:
+            attempts.append(name)
+            replace(filled / name, b"planted", 0o666)
+        return found
+
+    monkeypatch.setattr(os, "fstat", exchanging)
+    use_once = token_key if name == TOKEN_KEY_FILE else roots
+    use_once(filled)
+    assert attempts
+    assert (filled / name).read_bytes() == b"planted"
+    with pytest.raises(StateError, match="can be"):
+        use_once(filled)
 
 
 def test_further_roots_that_cannot_be_read_are_refused(state: Path) -> None:
     load(state)
-    (state / MORE_ROOTS_FILE).write_bytes(b"-----BEGIN CERTIFICATE-----\nAA\n-----END CERTIFICATE-----\n")
+    put(state / MORE_ROOTS_FILE, b"-----BEGIN CERTIFICATE-----\nAA\n-----END CERTIFICATE-----\n")
     with pytest.raises(StateError, match="no certificate in PEM form"):
         load(state)

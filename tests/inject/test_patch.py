@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xds.inject import STATUS, Injection, Settings, difference, inject
+from xds.inject.containers import PROXY_GROUP
 from xds.model import MeshConfig
 from xds.parse import dotted
 
@@ -68,6 +69,14 @@ def test_only_the_init_container_may_change_the_network_and_only_that() -> None:
     assert not init["privileged"]
     assert not init["allowPrivilegeEscalation"]
     assert not proxy["privileged"]
+
+
+def test_the_sidecar_has_the_user_and_the_group_whose_traffic_is_left_alone() -> None:
+    result = injected(pod())
+    arguments = container(result, "xds-init")["args"]
+    proxy = container(result, "xds-proxy")["securityContext"]
+    said = {flag: int(arguments[arguments.index(flag) + 1]) for flag in ("-u", "-g")}
+    assert said == {"-u": proxy["runAsUser"], "-g": proxy["runAsGroup"]}
 
 
 def test_interception_comes_first_then_the_sidecar_then_the_rest() -> None:
@@ -159,7 +168,11 @@ def test_udp_is_nobodys_business() -> None:
         ),
         (pod(volumes=[{"name": "xds-token", "emptyDir": {}}]), "spec.volumes[0].name"),
         (pod(initContainers=[{"name": "xds-init"}]), "spec.initContainers[0].name"),
-        (pod(securityContext={"runAsGroup": 1337}), "spec.securityContext.runAsGroup"),
+        (pod(securityContext={"runAsGroup": PROXY_GROUP}), "spec.securityContext.runAsGroup"),
+        (
+            pod(initContainers=[{"name": "migrate", "securityContext": {"runAsUser": 1337}}]),
+            "spec.initContainers[0].securityContext.runAsUser",
+        ),
         (
             pod(annotations={"sidecar.istio.io/logLevel": "all:debug"}),
             'metadata.annotations["sidecar.istio.io/logLevel"]',

@@ -124,7 +124,8 @@ async def test_deleting_it_leaves_kinds_and_policies(
     await cluster.kubectl("delete", "-k", "xds/install", "--ignore-not-found")
     assert await policies(cluster) == ("STRICT", ["api-server", "default"])
     left = await cluster.kubectl(
-        "get", "all,roles,rolebindings,clusterroles,clusterrolebindings,mutatingwebhookconfigurations,configmaps,pdb",
+        "get", "all,roles,rolebindings,clusterroles,clusterrolebindings,mutatingwebhookconfigurations,configmaps,pdb,"
+        "networkpolicies,validatingadmissionpolicies,validatingadmissionpolicybindings",
         "-A", "-l", "app.kubernetes.io/name=xds", "-o", "name",
     )  # fmt: skip
     assert left == ""

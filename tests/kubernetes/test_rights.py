@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +15,7 @@ from tests.kubernetes.installing import SYSTEM, install, unused
 from tests.kubernetes.recorder import Recorder, granted
 from tests.kubernetes.serving import Serving
 from tests.real.harness.waiting import eventually
-from xds.kube.api import KubeApi
+from xds.kube.api import Json, KubeApi, KubeError
 from xds.kube.authority import Secrets, kept_authority
 from xds.kube.conditions import Conditions, standing
 from xds.kube.install import control_plane
@@ -81,6 +81,64 @@ async def test_the_process_with_its_command_line_and_its_account_is_refused_noth
     assert not recorder.refused
     rights = granted(control_plane(), "xds")
     assert not {call for call in recorder.calls if not any(right.covers(call) for right in rights)}
+
+
+LEASES = f"/apis/coordination.k8s.io/v1/namespaces/{SYSTEM}/leases"
+SECRETS = f"/api/v1/namespaces/{SYSTEM}/secrets"
+
+
+def lease(name: str) -> Json:
+    return {
+        "apiVersion": "coordination.k8s.io/v1",
+        "kind": "Lease",
+        "metadata": {"name": name, "namespace": SYSTEM},
+        "spec": {"holderIdentity": "somebody"},
+    }
+
+
+def secret(name: str, kind: str) -> Json:
+    annotations = {"kubernetes.io/service-account.name": "xds-install"}
+    return {"metadata": {"name": name, "annotations": annotations}, "type": kind}
+
+
+async def test_the_control_plane_can_write_its_own_leases_and_secret_only(cluster: Cluster) -> None:
+    await install(cluster)
+    istios = await cluster.api.create(LEASES, lease("istio-leader"))
+    await cluster.api.create(
+        f"/api/v1/namespaces/{SYSTEM}/serviceaccounts", {"metadata": {"name": "xds-install"}}
+    )
+    async with await cluster.connect(f"{SYSTEM}/xds") as api:
+
+        async def is_forbidden(call: Awaitable[object]) -> bool:
+            try:
+                await call
+            except KubeError as error:
+                if error.status != 403:
+                    raise
+                return True
+            return False
+
+        async def is_in_force() -> bool:
+            return await is_forbidden(api.create(LEASES, lease("other"), dryRun="All"))
+
+        # The API server takes a moment to compile the policy.
+        await eventually(is_in_force, timeout=30, what="the policy is in force")
+        assert await is_forbidden(api.create(LEASES, lease("other")))
+        assert await is_forbidden(api.create(LEASES, {"metadata": {"generateName": "other-"}, "spec": {}}))
+        assert await is_forbidden(api.replace(f"{LEASES}/istio-leader", istios))
+        assert await is_forbidden(api.delete(f"{LEASES}/istio-leader"))
+        token = "kubernetes.io/service-account-token"
+        for name, kind in (("cacerts", token), ("xds-ca-secret", token), ("other", "Opaque")):
+            assert await is_forbidden(api.create(SECRETS, secret(name, kind)))
+
+        for name in ("xds-leader", "xds-replica-a"):
+            body = await api.create(LEASES, lease(name))
+            await api.replace(f"{LEASES}/{name}", body)
+            await api.delete(f"{LEASES}/{name}")
+        assert await api.create(SECRETS, secret("xds-ca-secret", "istio.io/ca-root"))
+    # Others are not concerned.
+    await cluster.api.replace(f"{LEASES}/istio-leader", istios)
+    await cluster.api.delete(f"{LEASES}/istio-leader")
 
 
 async def _do_all_that_needs_the_server(cluster: Cluster, api: KubeApi, recorder: Recorder) -> None:

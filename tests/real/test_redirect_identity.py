@@ -7,11 +7,13 @@ import re
 import ssl
 import subprocess
 from datetime import UTC, datetime
+from itertools import product
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
+from tests.real.harness.apps import WsgirefHttpbin
 from tests.real.harness.cluster import Cluster
 from tests.real.harness.manifests import peer_authentication
 from tests.real.harness.mesh import Mesh
@@ -22,7 +24,8 @@ from xds.state import root_authority
 
 pytestmark = [pytest.mark.netns, pytest.mark.envoy, pytest.mark.asyncio(loop_scope="module")]
 
-PORTS = {"http-web": (80, 8080), "http2-web": (81, 8081), "web": (83, 8083)}
+PORTS = {"http-web": (80, 8080), "http2-web": (81, 8081), "http-wsgi": (82, 8082), "web": (83, 8083)}
+WSGI = 8082
 UNNAMED = 7000
 CLIENT, OUTSIDER = "client.full", "outsider.outside"
 SLEEP = "spiffe://cluster.local/ns/full/sa/sleep"
@@ -33,6 +36,13 @@ FORGED = (
     'By=spiffe://cluster.local/ns/a/sa/b;Hash=00;Subject="";URI=spiffe://cluster.local/ns/forged/sa/admin'
 )
 FORGERIES = [{HEADER: FORGED}, {"X-Forwarded-Client-Cert": f"{FORGED},{FORGED}"}, {HEADER: f'{FORGED},By="'}]
+ALIASES = [
+    *(f"x{a}forwarded{b}client{c}cert" for a, b, c in product("-_", repeat=3) if "_" in (a, b, c)),
+    *("x.forwarded.client.cert", "x-forwarded~client-cert"),
+]
+"""Names that an application takes for the header's if its server turns what is no letter into "_", as CGI's and WSGI's do."""
+LEGITIMATE = {"user_id": "7", "x_forwarded_for": "a", "x_forwarded_client_certificate": "b", "x_cert": "c"}
+ALIASED = {**dict.fromkeys(ALIASES, FORGED), "X_Forwarded_Client_Cert": FORGED, **LEGITIMATE}
 MESH_ALPN = ("istio", "istio-peer-exchange", "istio-http/1.1", "istio-h2")
 METHODS = ["get", "get_http2"]
 
@@ -48,6 +58,7 @@ async def mesh(tmp_path_factory):
                 pod = mesh.pod("web", namespace, sidecar=namespace != "legacy", account="web")
                 mesh.service("web", namespace, PORTS)
                 await mesh.serve(pod, http=(8080, 8081, 8083, UNNAMED), lines=(7100,))
+                await mesh.enter(WsgirefHttpbin(WSGI, place=pod.place, address="0.0.0.0"))
             mesh.apply(peer_authentication("strict", "STRICT"), peer_authentication("disable", "DISABLE"))
             await mesh.start()
             yield mesh
@@ -175,6 +186,55 @@ class TestAMemberThatSpeaksMutualTlsItself:
             conversation = Conversation(*streams, timeout=10)
             assert await conversation.ask("hello") == f"web.{pod.namespace}: hello"
             await conversation.close()
+
+
+class TestANameThatAliasesTheHeader:
+    """WSGI knows `X_Forwarded_Client_Cert` and `X-Forwarded-Client-Cert` by one name: neither may be the client's."""
+
+    @pytest.fixture(params=["plaintext", "sidecar", "member of permissive", "member of strict"])
+    def caller(self, request, mesh, root, member, tmp_path):
+        """Return a function that sends a request with all aliases to a port, and the identity the application may see."""
+        how, _, namespace = request.param.partition(" of ")
+        pod = mesh[CLIENT if how == "sidecar" else OUTSIDER]
+        tls = {}
+        identity = {"plaintext": "", "sidecar": SLEEP}.get(how, MEMBER)
+
+        async def ask(port: int, method: str):
+            server = mesh[f"web.{namespace or 'permissive'}"]
+            headers = {name.lower(): value for name, value in ALIASED.items()} if "2" in method else ALIASED
+            if how == "sidecar":
+                url = f"http://web.permissive:{port - 8000}/headers"
+            else:
+                url = f"http{'s' if tls else ''}://{server.address}:{port}/headers"
+            return await getattr(pod.client, method)(url, headers=headers, **tls)
+
+        if how == "member":
+            tls["tls"] = _own_tls(tmp_path, root, member, "istio-http/1.1")
+        return ask, identity
+
+    @pytest.mark.parametrize("port", [8080, 8081, 8083])
+    @pytest.mark.parametrize("method", METHODS)
+    async def test_does_not_arrive(self, caller, port, method):
+        ask, identity = caller
+        answer = await ask(port, method)
+        forged = [name for name, value in answer.echo["headers"].items() if "forged" in value]
+        assert not forged
+        assert answer.identity == identity
+
+    @pytest.mark.parametrize("port", [8080, 8081, 8083])
+    @pytest.mark.parametrize("method", METHODS)
+    async def test_other_names_with_underscores_do(self, caller, port, method):
+        ask, _ = caller
+        seen = {name.lower(): value for name, value in (await ask(port, method)).echo["headers"].items()}
+        assert LEGITIMATE.items() <= seen.items()
+
+    async def test_a_wsgi_application_sees_the_peer_only(self, caller):
+        ask, identity = caller
+        answer = await ask(WSGI, "get")
+        assert answer.ok, answer
+        assert "forged" not in answer.certificate
+        assert answer.identity == identity
+        assert answer.echo["headers"]["User-Id"] == "7"
 
 
 class TestACertificateThatProvesNothing:

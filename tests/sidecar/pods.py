@@ -16,15 +16,21 @@ from tests.real.harness.envoy import EnvoyProcess
 from tests.real.harness.mesh import Mesh
 from xds.sidecar.settings import PROXY_ID
 
-AS_SIDECAR = (
-    "setpriv",
-    f"--reuid={PROXY_ID}",
-    f"--regid={PROXY_ID}",
-    "--clear-groups",
-    # This user may not be allowed into the folder that Python and Envoy are in; a container's is.
-    "--inh-caps=+dac_override",
-    "--ambient-caps=+dac_override",
-)
+
+def as_user(uid: int, gid: int) -> tuple[str, ...]:
+    """Return what runs a command as a user and a group."""
+    return (
+        "setpriv",
+        f"--reuid={uid}",
+        f"--regid={gid}",
+        "--clear-groups",
+        # This user may not be allowed into the folder that Python and Envoy are in; a container's is.
+        "--inh-caps=+dac_override",
+        "--ambient-caps=+dac_override",
+    )
+
+
+AS_SIDECAR = as_user(PROXY_ID, PROXY_ID)
 
 
 def environment(pod: ClusterPod, **more: str) -> dict[str, str]:

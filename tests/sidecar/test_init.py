@@ -16,7 +16,10 @@ import pytest_asyncio
 from tests.real.harness.cluster import Cluster, ClusterPod
 from tests.real.harness.places import Namespace
 from tests.real.harness.tcp import LineApp
-from tests.sidecar.pods import AS_SIDECAR
+from tests.sidecar.pods import AS_SIDECAR, as_user
+from xds.inject.containers import PROXY_GROUP as INJECTED_GROUP
+from xds.model import ADMIN_PORT
+from xds.sidecar.settings import PROXY_ID
 
 pytestmark = pytest.mark.netns
 
@@ -66,6 +69,16 @@ class Pods:
     async def leaves(self, port: int) -> str:
         return await self.reached(self.pod, self.other, port)
 
+    async def leaves_as(self, who: tuple[str, ...], address: str, *, source: str = "") -> str:
+        """Return who answers a connection from a process in the pod that runs as somebody else."""
+        # A thread cannot be another user without its process.
+        program = (
+            "import socket, sys; s = socket.create_connection((sys.argv[1], 8080), 10, (sys.argv[2], 0));"
+            "s.sendall(b'hello\\n'); print(s.makefile().readline().partition(':')[0])"
+        )
+        command = (*who, sys.executable, "-c", program, address, source)
+        return (await asyncio.to_thread(self.pod.place.run, *command)).strip()
+
 
 @pytest_asyncio.fixture
 async def pods(cluster: Cluster) -> AsyncIterator[Pods]:
@@ -97,18 +110,36 @@ class TestWhatIsRedirected:
     async def test_the_sidecar_reaches_others_and_its_own_pod_through_itself(self, pods):
         did(init(pods.pod.place))
 
-        def asked(address: str, *, source: str = "") -> str:
-            # Whose connection it is counts, and a thread cannot be another user without its process.
-            program = (
-                "import socket, sys; s = socket.create_connection((sys.argv[1], 8080), 10, (sys.argv[2], 0));"
-                "s.sendall(b'hello\\n'); print(s.makefile().readline().partition(':')[0])"
-            )
-            return pods.pod.place.run(*AS_SIDECAR, sys.executable, "-c", program, address, source).strip()
+        assert await pods.leaves_as(AS_SIDECAR, pods.other.address) == "other"
+        assert await pods.leaves_as(AS_SIDECAR, pods.pod.address) == "inbound"
+        assert await pods.leaves_as(AS_SIDECAR, "127.0.0.1") == "app"
+        assert await pods.leaves_as(AS_SIDECAR, pods.pod.address, source="127.0.0.6") == "app"
 
-        assert await asyncio.to_thread(asked, pods.other.address) == "other"
-        assert await asyncio.to_thread(asked, pods.pod.address) == "inbound"
-        assert await asyncio.to_thread(asked, "127.0.0.1") == "app"
-        assert await asyncio.to_thread(asked, pods.pod.address, source="127.0.0.6") == "app"
+    @pytest.mark.parametrize(("uid", "gid"), [(1337, 0), (1337, 1000), (0, 1337), (1000, 1337)])
+    async def test_an_application_with_the_sidecars_user_or_group_is_redirected(self, pods, uid, gid):
+        did(init(pods.pod.place))
+        application = as_user(uid, gid)
+
+        assert await pods.leaves_as(application, pods.other.address) == "outbound"
+        for address in (pods.pod.address, "127.0.0.1"):
+            assert await pods.leaves_as(application, address) == "app"
+
+    async def test_an_image_with_the_sidecars_user_and_group_is_redirected(self, pods):
+        # As injection has it: the sidecar's group is one that no image has by chance.
+        did(init(pods.pod.place, "-u", str(PROXY_ID), "-g", str(INJECTED_GROUP)))
+
+        assert await pods.leaves_as(as_user(PROXY_ID, PROXY_ID), pods.other.address) == "outbound"
+        assert await pods.leaves_as(as_user(PROXY_ID, INJECTED_GROUP), pods.other.address) == "other"
+
+    @pytest.mark.parametrize("flags", [(), ("-d", ""), ("-b", "15000,8080")])
+    async def test_nothing_that_comes_for_the_admin_interface_is_redirected(self, pods, flags):
+        did(init(pods.pod.place, *flags))
+
+        # As Envoy's, it listens on loopback. The sidecar is not asked, so it cannot lead there by mistake.
+        async with LineApp("admin", ADMIN_PORT, place=pods.pod.place, address="127.0.0.1"):
+            with pytest.raises(ConnectionRefusedError):
+                await pods.comes(ADMIN_PORT)
+            assert await pods.comes(8080) == "inbound"
 
     @pytest.mark.parametrize(
         ("flags", "comes", "leaves"),
@@ -238,7 +269,33 @@ class TestIpv6:
         done = init(places[0], before=("env", f"PATH={tmp_path}"))
 
         assert done.returncode == 1
-        assert "has IPv6 addresses, whose traffic would pass by: ip6tables-restore is missing" in done.stderr
+        said = "has IPv6 addresses, whose traffic would bypass the sidecar: ip6tables-restore is missing"
+        assert said in done.stderr
+
+    @pytest.mark.parametrize("disabled", ["0", "1"])
+    def test_an_address_that_comes_later_does_not_bypass_the_sidecar(self, places, disabled):
+        pod, _ = places
+        pod.run("ip", "-6", "addr", "flush", "dev", "v6")
+        pod.run("ip", "-6", "addr", "flush", "dev", "eth0")
+        pod.sysctl("net.ipv6.conf.all.disable_ipv6", disabled)
+        did(init(pod))
+
+        pod.sysctl("net.ipv6.conf.all.disable_ipv6", "0")
+        pod.run("ip", "addr", "add", "fd77::1/64", "dev", "v6", "nodad")
+        assert not self.connects(places)
+
+    def test_an_address_that_could_come_later_is_a_warning(self, cluster, tmp_path):
+        place = cluster.pod("web", "ns", sidecar=False).place
+        place.run("ip", "-6", "addr", "flush", "dev", "eth0")
+        for tool in ("iptables-save", "iptables-restore"):
+            (tmp_path / tool).symlink_to(shutil.which(tool) or "")
+        env = ("env", f"PATH={tmp_path}")
+
+        done = init(place, before=env)
+
+        assert done.returncode == 0
+        assert "no global IPv6 address now" in done.stderr
+        did(init(place, "--undo", before=env))
 
     def test_a_pod_without_ipv6_needs_no_ip6tables(self, cluster, tmp_path):
         place = cluster.pod("web", "ns", sidecar=False).place

@@ -29,10 +29,16 @@ def init(
         ),
     ] = 15006,
     proxy_uid: Annotated[
-        int, typer.Option("--proxy-uid", "-u", min=0, help="The user that the sidecar runs as.")
+        int, typer.Option("--proxy-uid", "-u", min=0, help="User that the sidecar runs as.")
     ] = PROXY_ID,
     proxy_gid: Annotated[
-        int, typer.Option("--proxy-gid", "-g", min=0, help="The group that the sidecar runs as.")
+        int,
+        typer.Option(
+            "--proxy-gid",
+            "-g",
+            min=0,
+            help="Group that the sidecar runs as. Traffic of processes with this user and this group is left alone.",
+        ),
     ] = PROXY_ID,
     interception_mode: Annotated[
         str,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from enum import StrEnum
+from ipaddress import ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -51,6 +52,23 @@ def install(
             show_default=False,
         ),
     ] = None,
+    network_policy: Annotated[
+        bool,
+        typer.Option(
+            "--network-policy/--no-network-policy",
+            help="Install a NetworkPolicy that limits who can connect to the control plane; or delete it.",
+        ),
+    ] = True,
+    api_server_cidr: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--api-server-cidr",
+            metavar="CIDR",
+            help="Network that the API server calls the webhook from, for the NetworkPolicy. Can be repeated. Without it, "
+            "any address can connect to the webhook.",
+            show_default=False,
+        ),
+    ] = None,
     dry_run: DryRun = False,
     output: Annotated[
         Format,
@@ -71,18 +89,29 @@ def install(
     parts = frozenset(only or Part)
     config, _ = options.settings(mesh_config, assignments).load()
     mesh = _mesh(mesh_config, assignments or ())
-    if output is Format.YAML:
-        _print(parts, config, mesh, image)
-        return
     from xds.kube import install as kube  # noqa: PLC0415
 
-    objects = kube.control_plane(image=image, mesh=mesh)
+    objects = kube.control_plane(image=image, mesh=mesh, api_server_cidrs=_networks(api_server_cidr or ()))
+    switched_off = [each for each in objects if each["kind"] == "NetworkPolicy" and not network_policy]
+    objects = [each for each in objects if each not in switched_off]
+    if output is Format.YAML:
+        _print(parts, config, objects)
+        return
 
     async def put() -> bool:
         async with options.connected(kubeconfig, context) as api:
-            return await _install(api, parts, config, objects, dry_run=dry_run)
+            return await _install(api, parts, config, objects, switched_off, dry_run=dry_run)
 
     raise typer.Exit(not asyncio.run(put()))
+
+
+def _networks(texts: Iterable[str]) -> list[str]:
+    try:
+        return [str(ip_network(text)) for text in texts]
+    except ValueError as error:
+        raise typer.BadParameter(
+            f"{error}: write a network such as 10.0.0.0/24", param_hint="'--api-server-cidr'"
+        ) from None
 
 
 def _mesh(file: Path | None, assignments: Iterable[str]) -> dict[str, Any]:
@@ -97,7 +126,7 @@ def _mesh(file: Path | None, assignments: Iterable[str]) -> dict[str, Any]:
     return merged(document, assignments)
 
 
-def _print(parts: frozenset[Part], config: MeshConfig, mesh: dict[str, Any], image: str) -> None:
+def _print(parts: frozenset[Part], config: MeshConfig, objects: list[Json]) -> None:
     import yaml  # noqa: PLC0415
 
     from xds.kube import crds  # noqa: PLC0415
@@ -105,20 +134,25 @@ def _print(parts: frozenset[Part], config: MeshConfig, mesh: dict[str, Any], ima
 
     objects = [
         *(crds.definitions() if Part.CRDS in parts else ()),
-        *(
-            (kube.namespace(), *kube.control_plane(image=image, mesh=mesh))
-            if Part.CONTROL_PLANE in parts
-            else ()
-        ),
+        *((kube.namespace(), *objects) if Part.CONTROL_PLANE in parts else ()),
         *(kube.first_policies(config) if Part.MESH in parts else ()),
     ]
     typer.echo(yaml.safe_dump_all(objects, sort_keys=False, width=120), nl=False)
 
 
 async def _install(
-    api: KubeApi, parts: frozenset[Part], config: MeshConfig, objects: list[Json], *, dry_run: bool
+    api: KubeApi,
+    parts: frozenset[Part],
+    config: MeshConfig,
+    objects: list[Json],
+    switched_off: list[Json],
+    *,
+    dry_run: bool,
 ) -> bool:
-    """Install the parts, and say what was done; tell whether all kinds can be used."""
+    """Install the parts, and say what was done; tell whether all kinds can be used.
+
+    `objects`: the control plane's; `switched_off`: those of them that are not to be there.
+    """
     from xds.kube import crds  # noqa: PLC0415
     from xds.kube.install import Installer  # noqa: PLC0415
 
@@ -132,6 +166,7 @@ async def _install(
     done: list[Done] = []
     if Part.CONTROL_PLANE in parts:
         done += [await installer.namespace(), *await installer.control_plane(objects)]
+        done += await installer.remove(switched_off)
     if Part.MESH in parts:
         done += await installer.policies(config, await crds.served(api))
     _show(done, dry_run=dry_run)

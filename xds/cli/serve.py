@@ -122,7 +122,8 @@ def serve(
             metavar="DIR",
             file_okay=False,
             help="Where the root certificate and its key are kept, and the key that signs tokens; made if need be. "
-            "Without it the root lives as long as the process.",
+            "Must belong to the user who runs xds (or root), and be writable by no other. Without it the root lives as long as "
+            "the process.",
             show_default=False,
         ),
     ] = None,

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from datetime import timedelta
 from functools import lru_cache
 
+from envoy_data_plane.envoy.config.common.mutation_rules.v3 import HeaderMutation, HeaderMutationRemoveOnMatch
 from envoy_data_plane.envoy.config.core.v3 import DataSource, Http1ProtocolOptions, SubstitutionFormatString
 from envoy_data_plane.envoy.config.listener.v3 import Filter, FilterChain, FilterChainMatch, ListenerFilter
 from envoy_data_plane.envoy.config.route.v3 import HeaderMatcher, RouteConfiguration, VirtualHost
@@ -13,6 +14,10 @@ from envoy_data_plane.envoy.extensions.filters.common.set_filter_state.v3 import
     FilterStateValue,
     FilterStateValueSharedWithUpstream,
 )
+from envoy_data_plane.envoy.extensions.filters.http.header_mutation.v3 import (
+    HeaderMutation as HeaderMutationFilter,
+)
+from envoy_data_plane.envoy.extensions.filters.http.header_mutation.v3 import Mutations
 from envoy_data_plane.envoy.extensions.filters.http.health_check.v3 import HealthCheck
 from envoy_data_plane.envoy.extensions.filters.http.router.v3 import Router
 from envoy_data_plane.envoy.extensions.filters.http.set_filter_state.v3 import Config as SetFilterState
@@ -30,7 +35,7 @@ from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v
     Rds,
 )
 from envoy_data_plane.envoy.extensions.filters.network.tcp_proxy.v3 import TcpProxy
-from envoy_data_plane.envoy.type.matcher.v3 import StringMatcher
+from envoy_data_plane.envoy.type.matcher.v3 import RegexMatcher, StringMatcher
 from envoy_data_plane.envoy.type.v3 import Percent
 
 from xds.descriptors import pack
@@ -41,6 +46,13 @@ from xds.traffic import NO_LIMITS, TcpLimits
 
 _HCM = "envoy.filters.network.http_connection_manager"
 _SET_FILTER_STATE = "envoy.filters.http.set_filter_state"
+
+_PEER_ALIASES = (
+    "x[^a-z0-9-]forwarded[^a-z0-9]client[^a-z0-9]cert"
+    "|x-forwarded[^a-z0-9-]client[^a-z0-9]cert"
+    "|x-forwarded-client[^a-z0-9-]cert"
+)
+"""Names that differ from x-forwarded-client-cert in their separators only. Envoy has lower-cased them, and matches in full."""
 
 
 @lru_cache(maxsize=1)
@@ -116,6 +128,16 @@ def healthy(cluster: str, path: str) -> HttpFilter:
 
 
 @lru_cache(maxsize=1)
+def _without_peer_aliases() -> HttpFilter:
+    # CGI and WSGI turn "-" into "_", and some servers every other character too: the application could not tell
+    # x_forwarded_client_cert, which Envoy passes on, from the header that Envoy sets.
+    aliases = StringMatcher(safe_regex=RegexMatcher(regex=_PEER_ALIASES))
+    removal = HeaderMutation(remove_on_match=HeaderMutationRemoveOnMatch(key_matcher=aliases))
+    config = HeaderMutationFilter(mutations=Mutations(request_mutations=[removal]))
+    return HttpFilter(name="envoy.filters.http.header_mutation", typed_config=pack(config))
+
+
+@lru_cache(maxsize=1)
 def _router() -> HttpFilter:
     return HttpFilter(name="envoy.filters.http.router", typed_config=pack(Router()))
 
@@ -167,7 +189,7 @@ def http_from_peer(stat_prefix: str, virtual_host: VirtualHost) -> Filter:
     manager.route_config = RouteConfiguration(
         name=stat_prefix, virtual_hosts=[virtual_host], validate_clusters=False
     )
-    manager.http_filters = [_router()]
+    manager.http_filters = [_without_peer_aliases(), _router()]
     manager.forward_client_cert_details = HttpConnectionManagerForwardClientCertDetails.SANITIZE_SET
     manager.set_current_client_cert_details = HttpConnectionManagerSetCurrentClientCertDetails(
         subject=True, uri=True

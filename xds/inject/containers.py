@@ -15,6 +15,10 @@ from xds.sidecar.settings import METRICS_PORT, PROXY_ID, READY_PATH
 
 Json: TypeAlias = dict[str, Any]
 
+PROXY_GROUP = 13371
+"""The group that an injected sidecar runs as. `xds init` lets pass what has the sidecar's user *and* group, and nobody can see from
+a pod which user its image names: so this is a group that no image has by chance, unlike 1337, which images made for meshes have."""
+
 TOKEN_LIFETIME = 43200
 """Seconds, as Istio's; kubelet renews the token after four fifths of it."""
 
@@ -113,7 +117,7 @@ def proxy_container(
             "readOnlyRootFilesystem": True,
             "runAsNonRoot": True,
             "runAsUser": PROXY_ID,
-            "runAsGroup": PROXY_ID,
+            "runAsGroup": PROXY_GROUP,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "volumeMounts": [

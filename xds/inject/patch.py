@@ -219,11 +219,12 @@ def _refuse_conflicts(
                 port["containerPort"].refuse(
                     f"is {number}, which {taken[number]} takes", "let the application listen elsewhere"
                 )
-    for owner in (spec, *_application(pod)):
-        for name in ("runAsUser", "runAsGroup"):
+    # Init containers too: those that come after a native sidecar are intercepted as the application is.
+    for owner in (spec, *spec["containers"].items(), *spec["initContainers"].items()):
+        for name, number in (("runAsUser", PROXY_ID), ("runAsGroup", containers.PROXY_GROUP)):
             who = owner["securityContext"][name]
-            if who.value == PROXY_ID and mode is Interception.REDIRECT:
+            if who.value == number and mode is Interception.REDIRECT:
                 who.refuse(
-                    f"is {PROXY_ID}, the sidecar's own: what the application sends would not be intercepted",
+                    f"is {number}, the sidecar's own: what the application sends could bypass the sidecar",
                     "choose another",
                 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from xds.inject.containers import PROXY_GROUP
 from xds.inject.settings import Settings
 from xds.model import INTERCEPTION_MODE, Interception
 from xds.parse.reading import Field, nearest
@@ -41,7 +42,7 @@ def arguments(annotations: Field, settings: Settings) -> list[str]:
         if name.startswith(_PREFIX) and name.removeprefix(_PREFIX) not in _ANNOTATIONS:
             field.notice("has no effect here", nearest(name, (_PREFIX + known for known in _ANNOTATIONS)))
     ports = ("-p", str(settings.outbound_port), "-z", str(settings.inbound_port))
-    result = [*ports, "-u", str(PROXY_ID), "-m", "REDIRECT"]
+    result = [*ports, "-u", str(PROXY_ID), "-g", str(PROXY_GROUP), "-m", "REDIRECT"]
     for name, (flag, default, read) in _ANNOTATIONS.items():
         value = _list(annotations[_PREFIX + name], default, read)
         if flag == "-d":

@@ -28,12 +28,16 @@ _RULE_NAMES = ("default", "api-server")
 _PLURALS = {
     "MutatingWebhookConfiguration": "mutatingwebhookconfigurations",
     "MeshPolicy": "meshpolicies",
+    "NetworkPolicy": "networkpolicies",
+    "ValidatingAdmissionPolicy": "validatingadmissionpolicies",
 }
 _NAMESPACELESS = (
     "Namespace",
     "ClusterRole",
     "ClusterRoleBinding",
     "MutatingWebhookConfiguration",
+    "ValidatingAdmissionPolicy",
+    "ValidatingAdmissionPolicyBinding",
     "MeshPolicy",
 )
 
@@ -59,13 +63,23 @@ class Done:
     """Why it is left as it is."""
 
 
-def control_plane(*, image: str = IMAGE, mesh: Mapping[str, Any] | None = None) -> list[Json]:
-    """Return the control plane's objects, with `mesh` (Istio's MeshConfig) as the settings; its namespace is not among them."""
+def control_plane(
+    *, image: str = IMAGE, mesh: Mapping[str, Any] | None = None, api_server_cidrs: Iterable[str] = ()
+) -> list[Json]:
+    """Return the control plane's objects, without its namespace.
+
+    Args:
+        image: the image of the control plane and of sidecars.
+        mesh: the settings of the mesh, as Istio's MeshConfig; None: the defaults.
+        api_server_cidrs: the networks that may connect to the webhook's port; none: any address may.
+    """
     # An anchor's value is one object wherever it is used: what is changed in one place would be in the others.
     objects = [deepcopy(each) for name, each in packaged("install") if name != _JOB]
     for each in objects:
         if each["kind"] == "ConfigMap" and mesh is not None:
             each["data"] = {"mesh": yaml.safe_dump(dict(mesh), sort_keys=False)}
+        elif each["kind"] == "NetworkPolicy" and (cidrs := list(api_server_cidrs)):
+            each["spec"]["ingress"][0]["from"] = [{"ipBlock": {"cidr": cidr}} for cidr in cidrs]
         elif each["kind"] == "Deployment":
             for container in each["spec"]["template"]["spec"]["containers"]:
                 container["image"] = image
@@ -127,6 +141,15 @@ class Installer:
     async def control_plane(self, objects: Iterable[Json]) -> list[Done]:
         """Make the control plane's objects as they should be, whoever changed them meanwhile. KubeError."""
         return [await self._applied(each, force=True) for each in objects]
+
+    async def remove(self, objects: Iterable[Json]) -> list[Done]:
+        """Delete objects of the control plane, if they are there. KubeError."""
+        done = []
+        for each in objects:
+            if await self._read(each):
+                await self._api.delete(_path(each), **self._asking)
+                done.append(Done(_title(each), Outcome.DELETED))
+        return done
 
     async def policies(self, config: MeshConfig, served: Mapping[str, tuple[str, ...]]) -> list[Done]:
         """Make the mesh's first policies; what somebody else has changed is left as it is. KubeError.

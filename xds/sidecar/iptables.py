@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -37,17 +37,21 @@ def intercept(wanted: Interception, *, warn: Callable[[str], object]) -> None:
     """
     _check_rights()
     _apply(4, lambda present: redirect(wanted, present, family=4))
-    addresses = ipv6_addresses()
-    if not addresses:
+    # Not only where the pod has IPv6 addresses: a router's advertisement may give it one at any time.
+    if not _has_ipv6():
         return
     try:
         _apply(6, lambda present: redirect(wanted, present, family=6))
     except IptablesError as error:
-        if any(not address.startswith("fe80") for address in addresses):
+        if any(not address.startswith("fe80") for address in ipv6_addresses()):
             raise IptablesError(
-                f"this pod has IPv6 addresses, whose traffic would pass by: {error}"
+                f"this pod has IPv6 addresses, whose traffic would bypass the sidecar: {error}"
             ) from None
-        warn(f"IPv6 is not redirected (this pod has link-local addresses only): {error}")
+        if _ipv6_is_enabled():
+            warn(
+                "IPv6 is not redirected: this pod has no global IPv6 address now, but the traffic of one that it gets later "
+                f"would bypass the sidecar: {error}"
+            )
 
 
 def release() -> None:
@@ -57,8 +61,14 @@ def release() -> None:
         IptablesError: it cannot be done here.
     """
     _check_rights()
-    for family in _families():
-        _of_kinds(family, partial(_release, family))
+    _of_kinds(4, partial(_release, 4))
+    if _has_ipv6():
+        try:
+            _of_kinds(6, partial(_release, 6))
+        except IptablesError:
+            # Where ip6tables does not work, `intercept` set nothing either, unless the pod has addresses.
+            if ipv6_addresses():
+                raise
 
 
 def ipv6_addresses() -> list[str]:
@@ -70,10 +80,16 @@ def ipv6_addresses() -> list[str]:
     return [line.split()[0] for line in lines if line.split()[-1] != "lo"]
 
 
-def _families() -> Iterator[Family]:
-    yield 4
-    if ipv6_addresses():
-        yield 6
+def _has_ipv6() -> bool:
+    """Whether this kernel has IPv6 at all."""
+    return Path("/proc/net/if_inet6").exists()
+
+
+def _ipv6_is_enabled() -> bool:
+    """Whether an interface of this network namespace can get an IPv6 address, unless a sysctl is changed first."""
+    settings = Path("/proc/sys/net/ipv6/conf").glob("*/disable_ipv6")
+    names = {file.parent.name: file.read_text(encoding="ascii").strip() for file in settings}
+    return any(value == "0" for name, value in names.items() if name not in {"all", "lo"})
 
 
 def _apply(family: Family, text: Callable[[str], str]) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Literal, TypeAlias
 
+from xds.model import ADMIN_PORT
 from xds.sidecar.settings import NOT_INTERCEPTED, PROXY_ID
 
 Network: TypeAlias = IPv4Network | IPv6Network
@@ -32,7 +33,9 @@ class Interception:
     inbound_port: int = 15006
     """Where it takes what comes."""
     uid: int = PROXY_ID
+    """The user that the sidecar runs as."""
     gid: int = PROXY_ID
+    """The group that it runs as. What has both is the sidecar's own traffic; an application may have one of them by chance."""
     inbound_ports: tuple[int, ...] | None = None
     """Redirect only what comes for these ports; None: for every port."""
     exclude_inbound_ports: tuple[int, ...] = NOT_INTERCEPTED
@@ -84,6 +87,8 @@ def _inbound(wanted: Interception) -> Iterator[str]:
     if wanted.inbound_ports == ():
         return
     yield f"-A PREROUTING -p tcp -j {INBOUND}"
+    # Envoy could pass this on to 127.0.0.1, where its admin interface listens; at the pod's address, nothing listens.
+    yield f"-A {INBOUND} -p tcp --dport {ADMIN_PORT} -j RETURN"
     yield from (f"-A {INBOUND} -i {name} -j RETURN" for name in wanted.exclude_interfaces)
     yield from (f"-A {INBOUND} -p tcp --dport {port} -j RETURN" for port in wanted.exclude_inbound_ports)
     if wanted.inbound_ports is None:
@@ -94,18 +99,19 @@ def _inbound(wanted: Interception) -> Iterator[str]:
 
 def _outbound(wanted: Interception, family: Family) -> Iterator[str]:
     localhost, inside = ("127.0.0.1/32", "127.0.0.6/32") if family == 4 else ("::1/128", "::6/128")
-    own = (f"-m owner --uid-owner {wanted.uid}", f"-m owner --gid-owner {wanted.gid}")
+    own = f"-m owner --uid-owner {wanted.uid} --gid-owner {wanted.gid}"
     yield f"-A OUTPUT -p tcp -j {OUTBOUND}"
     yield from (f"-A {OUTBOUND} -o {name} -j RETURN" for name in wanted.exclude_interfaces)
     # What the sidecar hands to the application, having got it from outside, bears this source.
     yield f"-A {OUTBOUND} -s {inside} -o lo -j RETURN"
     # The sidecar calls its own pod (the application asked for a service that the pod serves): as from outside.
     if wanted.inbound_ports != ():
-        yield from (f"-A {OUTBOUND} ! -d {localhost} -o lo -p tcp {who} -j {TO_INBOUND}" for who in own)
+        yield f"-A {OUTBOUND} ! -d {localhost} -o lo -p tcp {own} -j {TO_INBOUND}"
     # The application calls its own pod's address, or localhost: nobody's business.
     yield f"-A {OUTBOUND} -o lo -m owner ! --uid-owner {wanted.uid} -j RETURN"
+    yield f"-A {OUTBOUND} -o lo -m owner ! --gid-owner {wanted.gid} -j RETURN"
     # Everything else that the sidecar sends is meant for where it goes.
-    yield from (f"-A {OUTBOUND} {who} -j RETURN" for who in own)
+    yield f"-A {OUTBOUND} {own} -j RETURN"
     yield f"-A {OUTBOUND} -d {localhost} -j RETURN"
     yield from (f"-A {OUTBOUND} -p tcp --dport {port} -j RETURN" for port in wanted.exclude_outbound_ports)
     yield from (f"-A {OUTBOUND} -d {each} -j RETURN" for each in _of(family, wanted.exclude_networks))

@@ -8,8 +8,10 @@ import socket
 import threading
 import weakref
 from collections.abc import AsyncIterator, Mapping
+from socketserver import ThreadingMixIn
 from typing import Any, Self
 from urllib.parse import parse_qs, urlsplit
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from aiohttp import web
 
@@ -134,6 +136,30 @@ class Httpbin:
         await asyncio.to_thread(self._server.shutdown)
         await asyncio.to_thread(self._thread.join)
         self._server.server_close()
+
+
+class WsgirefHttpbin(Httpbin):
+    """The real httpbin behind a WSGI server that keeps header names with underscores, as PEP 3333 allows."""
+
+    def __init__(self, port: int, *, place: Place = HERE, address: str = "127.0.0.1") -> None:
+        from httpbin import app
+
+        class Quiet(WSGIRequestHandler):
+            def log_message(self, *_: object) -> None:
+                pass
+
+        class Server(ThreadingMixIn, WSGIServer):
+            daemon_threads = True
+
+        self._server = Server((address, port), Quiet, bind_and_activate=False)
+        self._server.socket.close()
+        self._server.socket = place.listener(address, port)
+        self._server.socket.setblocking(True)
+        self._server.server_name, self._server.server_port = address, port
+        self._server.setup_environ()
+        self._server.set_app(app)
+        self.port = self._server.socket.getsockname()[1]
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05})
 
 
 def _joined(request: web.BaseRequest) -> dict[str, str]:

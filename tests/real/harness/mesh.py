@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
 from typing import Any, Self
 
@@ -165,6 +165,10 @@ class Mesh:
         ]
         for app in apps:
             await self._exits.enter_async_context(app)
+
+    async def enter(self, app: AbstractAsyncContextManager[object]) -> None:
+        """Run another application until the end."""
+        await self._exits.enter_async_context(app)
 
     # --- what is in force --------------------------------------------------------------------------------------------
 
