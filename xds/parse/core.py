@@ -173,6 +173,7 @@ def pod(obj: Field, meta: Meta) -> Pod:
     first = listed[0] if listed else ""
     deleted = bool(obj["metadata"]["deletionTimestamp"])
     address = status["podIP"].name(names.address) or first
+    more = tuple(dict.fromkeys(text for text in listed if text and text != address))
     interception = _interception(obj["metadata"]["annotations"][INTERCEPTION_MODE])
     application = obj["metadata"]["annotations"][APP_ADDRESS]
     app_address = application.name(names.address) or "127.0.0.1"
@@ -184,6 +185,7 @@ def pod(obj: Field, meta: Meta) -> Pod:
     return Pod(
         meta=meta,
         address=address,
+        more_addresses=more,
         service_account=account or "default",
         ready=phase is Phase.RUNNING and not deleted and _is_ready(status),
         ended=phase in (Phase.SUCCEEDED, Phase.FAILED),

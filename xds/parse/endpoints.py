@@ -37,6 +37,7 @@ def _groups(obj: Field, namespace: str) -> Iterator[EndpointGroup]:
                 address=item["ip"].required().name(names.address),
                 ready=ready,
                 pod=_target_pod(item["targetRef"], namespace),
+                pod_uid=item["targetRef"]["uid"].text(),
                 hostname=item["hostname"].name(names.label),
             )
             for listed, ready in (("addresses", True), ("notReadyAddresses", False))
@@ -80,6 +81,7 @@ def _slice_addresses(field: Field, namespace: str, family: AddressType | None) -
                 address=addresses[0],
                 ready=ready is not False,
                 pod=_target_pod(item["targetRef"], namespace),
+                pod_uid=item["targetRef"]["uid"].text(),
                 hostname=item["hostname"].name(names.label),
                 zone=item["zone"].text(),
             )
