@@ -240,11 +240,15 @@ class Mesh:
         return [pod for ref in self._addresses.at(address) if isinstance(pod := self.get(ref), Pod)]
 
     def owners(self, address: str) -> tuple[Pod | Service, ...]:
-        """Return whose an address is: the pods that have it, else the oldest Service that has it; nobody's: empty."""
-        if pods := self._pods_at(address):
-            return tuple(pods)
+        """Return whose an address is: the pods that have it, else the oldest Service that has it; nobody's: empty.
+
+        A Service of an API server comes first: it got its address there, and nobody else can have it. In files, anybody can
+        write any address.
+        """
+        pods = self._pods_at(address)
         services = [s for ref in self._addresses.at(address) if isinstance(s := self.get(ref), Service)]
-        return tuple(sorted(services, key=lambda service: service.meta.age_key)[:1])
+        oldest = min(services, key=lambda service: service.meta.age_key, default=None)
+        return (oldest,) if oldest and (oldest.meta.uid or not pods) else tuple(pods)
 
     def may_answer(self, service: Service, address: str) -> bool:
         """Whether a service may decide what becomes of connections to an address.

@@ -147,17 +147,19 @@ class _ServicePort:
     def endpoint(
         self, found: Outbound, endpoint: Endpoint, named: tuple[tuple[str, ...], str], *, own: bool
     ) -> None:
-        """Add the cluster of one endpoint, and what leads to it: its address, and its name if it has one."""
+        """Add the cluster of one endpoint, and what leads to it: its address, unless it is another's, and its name if it has one."""
+        by_name = routes.pod_names(endpoint.hostname, self.service, own=own) if endpoint.hostname else ()
+        by_address = (endpoint.address,) if self.mesh.may_answer(self.service, endpoint.address) else ()
+        domains = (*by_name, *by_address)
+        if not domains:
+            return
         name = names.outbound(self.service.host, self.port.port, endpoint.address)
         # Whoever names a pod means it, ready or not.
         alone = self.target(endpoint)._replace(ready=True)
         found.clusters.append(self.cluster(name))
         found.endpoints.append(self.assignment(name, [alone]))
-        by_name = routes.pod_names(endpoint.hostname, self.service, own=own) if endpoint.hostname else ()
-        by_address = (endpoint.address,) if self.mesh.may_answer(self.service, endpoint.address) else ()
         for number in dict.fromkeys((self.port.port, endpoint.port)):
-            if domains := (*by_name, *by_address):
-                found.hosts.append(routes.Host(domains, number, name, self.port.protocol, addressed=True))
+            found.hosts.append(routes.Host(domains, number, name, self.port.protocol, addressed=True))
             if by_address:
                 self.destination(found, endpoint.address, number, name, named)
 
