@@ -31,7 +31,8 @@ class Addresses:
                 else:
                     del holders[address]
             for address in after:
-                holders[address] = tuple(sorted((*holders.get(address, ()), changed)))
+                others = holders.get(address)
+                holders[address] = tuple(sorted((*others, changed))) if others else (changed,)
         return self if holders is None else Addresses(holders)
 
     def at(self, address: str) -> tuple[Ref, ...]:

@@ -183,6 +183,25 @@ def test_an_address_goes_to_the_next_when_its_owner_goes() -> None:
     assert owner(without.apply(Change(applied=(web,)))) == ["shop/web"]
 
 
+@pytest.mark.parametrize("written", ["FD00:0::9", "fd00:0:0:0:0:0:0:9"])
+def test_another_way_to_write_an_address_is_no_other_address(written) -> None:
+    owner = service("shop", "web", "fd00::9")
+    mesh = Mesh(facts(owner, service("aaa", "x"), listing("aaa", "x", written) | {"addressType": "IPv6"}))
+    taker = mesh.service("aaa", "x")
+    assert taker
+    (endpoint,) = mesh.endpoints(taker, taker.ports[0])
+    assert not mesh.may_answer(taker, endpoint.address)
+
+
+def test_an_ipv4_mapped_address_is_the_ipv4_address() -> None:
+    listed = listing("aaa", "x", f"::ffff:{VIRTUAL}") | {"addressType": "IPv6"}
+    mesh = Mesh(facts(*SHOP, service("aaa", "x"), listed))
+    assert answering(mesh) == answering(Mesh(facts(*SHOP)))
+    assert [each.what for each in disregarded(mesh)] == [
+        f"{VIRTUAL} belongs to Service shop/web: connections to it are not sent to Service aaa/x"
+    ]
+
+
 def test_a_pod_does_not_take_a_virtual_address_that_the_api_server_gave() -> None:
     first, web, *others = SHOP
     honest = [first, web | {"metadata": web["metadata"] | {"uid": "1"}}, *others]

@@ -34,7 +34,7 @@ def _groups(obj: Field, namespace: str) -> Iterator[EndpointGroup]:
         subset.mapping("addresses notReadyAddresses ports")
         addresses = [
             EndpointAddress(
-                address=item["ip"].required().name(names.address),
+                address=names.canonical(item["ip"].required().name(names.address)),
                 ready=ready,
                 pod=_target_pod(item["targetRef"], namespace),
                 pod_uid=item["targetRef"]["uid"].text(),
@@ -91,7 +91,7 @@ def _address(field: Field, family: AddressType | None) -> str:
     text = field.name(names.address)
     if not names.address(text) and family and f"IPv{ipaddress.ip_address(text).version}" != family:
         field.refuse(f"{text!r} is no {family} address, as addressType says")
-    return text
+    return names.canonical(text)
 
 
 def _target_pod(field: Field, namespace: str) -> Ref | None:
