@@ -17,8 +17,7 @@ import aiohttp
 import structlog
 
 from xds.hub import Hub
-from xds.model import Pod, PortKey, Ref
-from xds.sidecar.settings import METRICS_PORT
+from xds.model import METRICS_PORT, Pod, PortKey, Ref
 
 log = structlog.get_logger(__name__)
 

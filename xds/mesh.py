@@ -10,12 +10,14 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeAlias
 
+from xds.addresses import Addresses, addresses_of
 from xds.installed import installed
 from xds.model import (
     LOCALITY_LABEL,
     AuthenticationPolicy,
     Change,
     DestinationRule,
+    EndpointAddress,
     Endpoints,
     Fact,
     MeshConfig,
@@ -49,6 +51,27 @@ class Endpoint:
     sub_zone: str = ""
 
 
+class Listed(NamedTuple):
+    """One entry of an EndpointSlice or Endpoints object, for one service port."""
+
+    source: Ref
+    """The object that lists it."""
+    entry: EndpointAddress
+    port: int
+    pod: Pod | None
+    """The workload behind the address, as far as it is known."""
+
+    @property
+    def address(self) -> str:
+        """The address that is listed."""
+        return self.entry.address
+
+    @property
+    def withheld(self) -> bool:
+        """Whether it names a Pod that is not known (with this address): nobody knows what to send there."""
+        return self.entry.pod is not None and self.pod is None
+
+
 class Exposure(NamedTuple):
     """A service port that leads to a port of a pod."""
 
@@ -62,9 +85,10 @@ class Mesh:
 
     def __init__(self, facts: Iterable[Fact] = (), config: MeshConfig | None = None) -> None:
         self.config = config or MeshConfig()
-        self._given: Mapping[str, NamespaceFacts] = _by_namespace({fact.ref: fact for fact in facts}, {})
+        given = {fact.ref: fact for fact in facts}
+        self._given: Mapping[str, NamespaceFacts] = _by_namespace(given, {})
+        self._addresses = Addresses().changed((ref, None, fact) for ref, fact in given.items())
         self._memos: dict[ServiceKey, dict[Any, Any]] = {}
-        self._pods_at: dict[tuple[str, str], Pod] | None = None
         self._exposed_at: dict[str | Ref | None, list[ServiceKey]] | None = None
         self.scratch: dict[Any, Any] = {}
         """What others worked out from this mesh as a whole; the next mesh starts with none of it."""
@@ -93,7 +117,7 @@ class Mesh:
         mesh = Mesh(config=change.config or self.config)
         mesh.served = self.served
         mesh._given = _by_namespace(facts, self._given)
-        mesh._pods_at = None if "Pod" in kinds else self._pods_at
+        mesh._addresses = self._addresses.changed((ref, self.get(ref), fact) for ref, fact in facts.items())
         mesh._exposed_at = None if kinds & {"EndpointSlice", "Endpoints"} else self._exposed_at
         mesh._add_installed()
         if mesh.config != self.config:
@@ -116,7 +140,7 @@ class Mesh:
         pods = {pod.ref: pod for ref, _ in changed if isinstance(pod := self.get(ref), Pod)}
         mesh = Mesh(config=self.config)
         mesh._given, mesh._all = self._given, self._all
-        mesh._pods_at, mesh._exposed_at = self._pods_at, self._exposed_at
+        mesh._addresses, mesh._exposed_at = self._addresses, self._exposed_at
         mesh.served = served
         mesh.touched = frozenset(key for pod in pods.values() for key in self.touched_by(pod))
         mesh._take_memos(self, mesh.touched)
@@ -138,10 +162,12 @@ class Mesh:
                 selecting = self.in_namespace(fact.namespace).selecting(fact.meta.labels)
                 yield from ((service.namespace, service.name) for service in selecting)
                 yield from self._listing(fact)
+                yield from self._sharing(fact)
             case Endpoints():
                 yield fact.namespace, fact.service
                 entries = [entry for group in fact.groups for entry in group.addresses]
-                pods = [self.get(e.pod) if e.pod else self.pod_at(e.address, fact.namespace) for e in entries]
+                pods = [self.get(entry.pod) for entry in entries if entry.pod]
+                pods += [self.pod_at(entry.address, fact.namespace) for entry in entries]
                 if service := self.service(fact.namespace, fact.service):
                     # Being listed at all takes the place of being selected.
                     pods += self._pods_of(service)
@@ -160,6 +186,9 @@ class Mesh:
                 )
                 if isinstance(fact, Service):
                     yield fact.namespace, fact.name
+                    yield from self._sharing(fact)
+                    # An address that is listed is the lister's only as long as no Service has it.
+                    yield from self._listing(fact)
 
     # --- looking things up -------------------------------------------------------------------------------------------
 
@@ -204,13 +233,34 @@ class Mesh:
 
         Of several (host network, or one that claims another's) the first by name, those of the namespace before any other.
         """
-        if self._pods_at is None:
-            self._pods_at = {}
-            for pod in self.pods():
-                if pod.address and not pod.ended:
-                    for seen_from in ("", pod.namespace):
-                        self._pods_at.setdefault((seen_from, pod.address), pod)
-        return self._pods_at.get((namespace, address)) or self._pods_at.get(("", address))
+        pods = self._pods_at(address)
+        return next((pod for pod in pods if pod.namespace == namespace), pods[0] if pods else None)
+
+    def _pods_at(self, address: str) -> list[Pod]:
+        return [pod for ref in self._addresses.at(address) if isinstance(pod := self.get(ref), Pod)]
+
+    def owners(self, address: str) -> tuple[Pod | Service, ...]:
+        """Return whose an address is: the pods that have it, else the oldest Service that has it; nobody's: empty.
+
+        A Service of an API server comes first: it got its address there, and nobody else can have it. In files, anybody can
+        write any address.
+        """
+        pods = self._pods_at(address)
+        services = [s for ref in self._addresses.at(address) if isinstance(s := self.get(ref), Service)]
+        oldest = min(services, key=lambda service: service.meta.age_key, default=None)
+        return (oldest,) if oldest and (oldest.meta.uid or not pods) else tuple(pods)
+
+    def may_answer(self, service: Service, address: str) -> bool:
+        """Whether a service may decide what becomes of connections to an address.
+
+        It may for its own virtual address, for pods of its namespace, and for what belongs to no pod and no Service: what somebody
+        lists in a namespace of their own must not take anybody else's traffic.
+        """
+        owners = self.owners(address)
+        return not owners or any(
+            owner.namespace == service.namespace if isinstance(owner, Pod) else owner.ref == service.ref
+            for owner in owners
+        )
 
     def memo(self, service: Service) -> dict[Any, Any]:
         """Return a place for what is worked out for a service; it is kept until a change touches the service."""
@@ -225,34 +275,50 @@ class Mesh:
     def endpoints(self, service: Service, port: ServicePort) -> tuple[Endpoint, ...]:
         """Return who serves a service port: from EndpointSlices or Endpoints, else from the selector.
 
-        Sorted by address and port, so that the order of the input never shows.
+        Sorted by address and port, so that the order of the input never shows. Without those whose pod is not known (`withheld`).
         """
         memo, key = self.memo(service), ("endpoints", port)
         if key not in memo:
-            listed = self.in_namespace(service.namespace).endpoints.get(service.name)
-            found = (
-                self._listed(service, listed, port) if listed is not None else self._selected(service, port)
-            )
+            is_listed = service.name in self.in_namespace(service.namespace).endpoints
+            found = self._listed(service, port) if is_listed else self._selected(service, port)
             unique = {(endpoint.address, endpoint.port): endpoint for endpoint in found}
             memo[key] = tuple(unique[key] for key in sorted(unique))
         endpoints: tuple[Endpoint, ...] = memo[key]
         return endpoints
 
-    def _listed(
-        self, service: Service, listed: tuple[Endpoints, ...], port: ServicePort
-    ) -> Iterator[Endpoint]:
-        for group in (group for endpoints in listed for group in endpoints.groups):
-            for target in (p.port for p in group.ports if p.name == port.name):
-                for entry in group.addresses:
-                    named = self.get(entry.pod) if entry.pod else None
-                    pod = named if isinstance(named, Pod) else self.pod_at(entry.address, service.namespace)
-                    found = _endpoint(service, entry.address, target, pod)
-                    yield replace(
-                        found,
-                        ready=entry.ready,
-                        zone=found.zone or entry.zone,
-                        hostname=entry.hostname or found.hostname,
-                    )
+    def _listed(self, service: Service, port: ServicePort) -> Iterator[Endpoint]:
+        for listed in self.listed(service, port):
+            if not listed.withheld:
+                entry = listed.entry
+                found = _endpoint(service, entry.address, listed.port, listed.pod)
+                yield replace(
+                    found,
+                    ready=entry.ready,
+                    zone=found.zone or entry.zone,
+                    hostname=entry.hostname or found.hostname,
+                )
+
+    def listed(self, service: Service, port: ServicePort) -> Iterator[Listed]:
+        """Yield the entries of EndpointSlices or Endpoints for a service port, in their order."""
+        for endpoints in self.in_namespace(service.namespace).endpoints.get(service.name, ()):
+            for group in endpoints.groups:
+                for target in (p.port for p in group.ports if p.name == port.name):
+                    for entry in group.addresses:
+                        yield Listed(endpoints.ref, entry, target, self._behind(entry, service.namespace))
+
+    def withheld(self, service: Service, port: ServicePort) -> tuple[Listed, ...]:
+        """Return the entries for a service port that are no endpoints until the pod that they name is known."""
+        return tuple(listed for listed in self.listed(service, port) if listed.withheld)
+
+    def _behind(self, entry: EndpointAddress, namespace: str) -> Pod | None:
+        """Return the pod behind an entry. A Pod that is not known may have a sidecar: nothing stands in for it."""
+        if entry.pod is None:
+            return self.pod_at(entry.address, namespace)
+        named = self.get(entry.pod)
+        if not isinstance(named, Pod) or not named.addresses or _is_another(named, entry.pod_uid):
+            return None
+        # That it names a pod does not make the address that pod's.
+        return named if entry.address in named.addresses else self.pod_at(entry.address, namespace)
 
     def _selected(self, service: Service, port: ServicePort) -> Iterator[Endpoint]:
         # As Kubernetes' own endpoints controller does, except that pods that are not ready are left out, not listed as such.
@@ -284,8 +350,8 @@ class Mesh:
                         if endpoint.pod and endpoint.pod.ref == pod.ref:
                             yield Exposure(listing, port, endpoint.port)
 
-    def _listing(self, pod: Pod) -> Iterable[ServiceKey]:
-        """The services whose EndpointSlices or Endpoints list a pod, by its name or by its address."""
+    def _listing(self, fact: Pod | Service) -> Iterable[ServiceKey]:
+        """The services whose EndpointSlices or Endpoints list a pod or a Service, by its name or by its addresses."""
         if self._exposed_at is None:
             self._exposed_at = {}
             for namespace in sorted(self._all):
@@ -294,9 +360,14 @@ class Mesh:
                     entries = [entry for group in groups for entry in group.addresses]
                     for key in {entry.address for entry in entries} | {entry.pod for entry in entries}:
                         self._exposed_at.setdefault(key, []).append((namespace, name))
-        by_name = self._exposed_at.get(pod.ref, [])
-        by_address = self._exposed_at.get(pod.address, []) if pod.address and not pod.ended else []
-        return dict.fromkeys((*by_name, *by_address))
+        names: tuple[str | Ref, ...] = (fact.ref, *addresses_of(fact))
+        return dict.fromkeys(key for name in names for key in self._exposed_at.get(name, []))
+
+    def _sharing(self, fact: Pod | Service) -> Iterator[ServiceKey]:
+        """The Services that have, or claim, one of a pod's or a Service's addresses."""
+        for ref in (ref for address in addresses_of(fact) for ref in self._addresses.at(address)):
+            if ref.kind == "Service":
+                yield ref.namespace, ref.name
 
     def exposure(self, pod: Pod, port: int) -> Exposure | None:
         """Return the service port that a pod's listener serves on `port`: the oldest service's, its first such port."""
@@ -335,6 +406,11 @@ def _by_namespace(
         else:
             facts[ref] = fact
     return {**old, **{namespace: NamespaceFacts(facts) for namespace, facts in changed.items()}}
+
+
+def _is_another(pod: Pod, uid: str) -> bool:
+    """Whether a uid is that of another pod of the same name, as far as both uids are known."""
+    return bool(uid and pod.meta.uid and uid != pod.meta.uid)
 
 
 def _endpoint(service: Service, address: str, port: int, pod: Pod | None) -> Endpoint:

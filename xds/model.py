@@ -34,6 +34,10 @@ ADMIN_PORT = 15000
 """Where a sidecar's Envoy has its admin interface."""
 HEALTH_PORT = 15021
 """Where a sidecar says whether it is ready."""
+PROBE_PORT = 15020
+"""Where a sidecar answers the kubelet's probes in the application's stead."""
+METRICS_PORT = 15090
+"""Where a sidecar shows its metrics to Prometheus, under `/stats/prometheus`."""
 
 
 class Mode(StrEnum):
@@ -182,6 +186,8 @@ class Pod(Object):
 
     address: str = ""
     """status.podIP; empty until it has one."""
+    more_addresses: tuple[str, ...] = ()
+    """The other addresses in status.podIPs, such as the IPv6 address of a dual-stack pod."""
     service_account: str = "default"
     ready: bool = True
     """False when a condition says so, when it ended, or when it is being deleted."""
@@ -193,6 +199,11 @@ class Pod(Object):
     subdomain: str = ""
     interception: Interception = Interception.REDIRECT
     app_address: str = "127.0.0.1"
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """The addresses that are the pod's now: none before it has one, nor after it ended."""
+        return (self.address, *self.more_addresses) if self.address and not self.ended else ()
 
     @property
     def has_sidecar(self) -> bool:
@@ -213,6 +224,8 @@ class EndpointAddress:
     """False: listed, but not to be used now. Terminating addresses never become facts."""
     pod: Ref | None = None
     """targetRef, when it names a Pod."""
+    pod_uid: str = ""
+    """targetRef.uid; empty if the object does not say it."""
     hostname: str = ""
     zone: str = ""
 
@@ -334,12 +347,21 @@ class MeshConfig:
         """Where intercepted connections arrive; whoever asks a pod for these ports themselves is turned away."""
         return frozenset((self.proxy_listen_port, self.proxy_inbound_listen_port))
 
+    def closed_ports(self, interception: Interception) -> frozenset[int]:
+        """Return the ports of a sidecar that are for its own pod alone: no Service leads to them."""
+        proxy = frozenset((self.proxy_http_port,)) if interception is Interception.NONE else frozenset()
+        return self.intercepting_ports | {ADMIN_PORT} | proxy
+
+    def own_ports(self, interception: Interception) -> frozenset[int]:
+        """Return the ports of a pod with a sidecar that are the sidecar's: it never leads from them to the application."""
+        return self.closed_ports(interception) | {PROBE_PORT, HEALTH_PORT, METRICS_PORT}
+
     def beside_sidecar(self, interception: Interception) -> frozenset[int]:
         """Return the ports of a pod with a sidecar at which its inbound side is not in front of the application."""
         if interception is Interception.NONE:
-            return frozenset((ADMIN_PORT, self.proxy_http_port, HEALTH_PORT))
+            return self.own_ports(interception)
         # Istio's telemetry and health ports, which its iptables rules leave alone.
-        return frozenset((15020, HEALTH_PORT, 15090))
+        return frozenset((PROBE_PORT, HEALTH_PORT, METRICS_PORT))
 
     @property
     def trust_domains(self) -> tuple[str, ...]:

@@ -91,6 +91,19 @@ def test_reach_says_no_with_its_exit_status(folder: Path) -> None:
     assert row["because"] == ["PeerAuthentication shop/default"]
 
 
+def test_reach_says_what_has_no_effect(folder: Path) -> None:
+    (folder / "taker.yaml").write_text(
+        "apiVersion: v1\nkind: Service\nmetadata: {name: taker, namespace: zoo}\n"
+        "spec: {clusterIP: 10.0.0.1, ports: [{port: 80}]}\n"
+    )
+    result = xds("reach", "--manifests", folder, "--to", "web.shop")
+    assert result.exit_code == 0
+    assert result.stderr == (
+        f"{folder}/taker.yaml:1: problem: Service zoo/taker: clusterIP 10.0.0.1 belongs to Service shop/web: "
+        "traffic to it is not sent to this Service\n"
+    )
+
+
 def test_reach_as_a_table_has_a_line_for_each_hop(folder: Path) -> None:
     result = xds("reach", "--manifests", folder)
     assert result.exit_code == 0

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tests.policy.world import HTTP, TCP, mesh, pod, rule, service
+import pytest
+
+from tests.policy.world import HTTP, TCP, mesh, peer, pod, rule, service
 from xds.descriptors import to_dict
 from xds.envoy import clusters
-from xds.model import Change, Interception, Protocol, ServicePort
+from xds.model import Change, ContainerPort, Interception, Protocol, ServicePort
+from xds.policy.disregarded import disregarded
 from xds.snapshot import CLUSTER, LISTENER, ROUTE
 from xds.traffic import ConnectionPool, TrafficPolicy
 from xds.translate import translate
 
 CLIENT = pod("client", "ns")
+OWN_PORTS = (15000, 15001, 15006, 15020, 15021, 15090)
 
 
 def test_a_service_that_cannot_be_translated_stays_as_it_was_and_the_others_go_on(monkeypatch):
@@ -39,11 +43,40 @@ def test_a_service_that_cannot_be_translated_stays_as_it_was_and_the_others_go_o
     assert "outbound|80||good.ns.svc.cluster.local" in fresh
 
 
-def test_a_service_port_that_is_the_sidecars_own_is_reached_at_the_services_address():
-    health = ServicePort(port=15021, target=8021, name="http", protocol=Protocol.HTTP)
-    listeners = translate(mesh(CLIENT, service("web", "ns", health)), CLIENT).of(LISTENER)
-    assert "10.96.0.3_15021" in listeners
-    assert "0.0.0.0_15021" not in listeners
+@pytest.mark.parametrize("number", OWN_PORTS)
+def test_a_service_port_that_is_the_sidecars_own_is_reached_at_the_services_address(number):
+    http = ServicePort(port=number, target=8021, name="http", protocol=Protocol.HTTP)
+    listeners = translate(mesh(CLIENT, service("web", "ns", http)), CLIENT).of(LISTENER)
+    assert f"10.96.0.3_{number}" in listeners
+    assert f"0.0.0.0_{number}" not in listeners
+
+
+@pytest.mark.parametrize("passthrough", [True, False])
+@pytest.mark.parametrize("interception", list(Interception))
+@pytest.mark.parametrize("number", OWN_PORTS)
+def test_no_service_leads_to_a_port_of_the_sidecar_itself(number, interception, passthrough):
+    server = replace(
+        pod("web", "ns"), interception=interception, ports=(ContainerPort(port=number, name="p"),)
+    )
+    targets = (number, "p")
+    ports = [
+        ServicePort(port=80 + n, target=target, name=f"n{n}", protocol=Protocol.HTTP)
+        for n, target in enumerate(targets)
+    ]
+    locked = peer("ns", "STRICT", ports={number: "DISABLE"}, app="web")
+    world = mesh(CLIENT, server, service("web", "ns", *ports), locked, passthrough_inbound=passthrough)
+    snapshot = translate(world, server)
+    assert f"inbound|{number}||" not in snapshot.of(CLUSTER)
+    if interception is Interception.NONE:
+        assert f"{server.address}_{number}" not in snapshot.of(LISTENER)
+        return
+    listener = snapshot.of(LISTENER)["virtualInbound"]
+    chains = to_dict(listener.type_url, listener.body)["filter_chains"]
+    here = [chain for chain in chains if chain["filter_chain_match"].get("destination_port") == number]
+    closed = world.config.closed_ports(interception)
+    assert [chain["name"] for chain in here] == ([f"BlackHoleCluster-{number}"] if number in closed else [])
+    told = {each.what for each in disregarded(world)}
+    assert len(told) == (len(targets) if number in closed else 0)
 
 
 def test_limits_of_tcp_connections_hold_with_and_without_interception():

@@ -21,9 +21,8 @@ from tests.policy.world import peer
 from xds import cuts
 from xds.cuts import Page, read
 from xds.http import listen
-from xds.model import Change, Ref
+from xds.model import METRICS_PORT, Change, Ref
 from xds.server.proxies import host_of
-from xds.sidecar.settings import METRICS_PORT
 from xds.snapshot import ENDPOINT, LISTENER
 
 Shown: TypeAlias = str | Callable[[], web.Response]

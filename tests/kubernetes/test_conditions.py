@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
 
@@ -13,7 +14,7 @@ from structlog.testing import capture_logs
 
 from tests.kubernetes.environment.cluster import Cluster
 from tests.kubernetes.environment.control_plane import ControlPlane
-from tests.policy.world import mesh, peer, pod
+from tests.policy.world import mesh, peer, pod, service
 from tests.real.harness.manifests import Manifest
 from tests.real.harness.waiting import eventually
 from xds.kube import conditions as module
@@ -21,7 +22,7 @@ from xds.kube import crds
 from xds.kube.api import KubeApi, KubeError
 from xds.kube.conditions import Conditions, Said, standing
 from xds.mesh import Mesh
-from xds.model import Problem, Ref
+from xds.model import Problem, Ref, ServicePort
 
 PEER = "/apis/security.istio.io/v1/namespaces/{}/peerauthentications"
 REFUSED = "spec.mtls.mode must be one of STRICT, not LOOSE"
@@ -139,6 +140,20 @@ def test_what_is_said_of_what() -> None:
         Ref("MeshPolicy", "", "other"),
         Ref("MeshPolicy", "", "default"),
     }
+
+
+def test_what_has_no_effect_is_said_of_services_and_endpointslices() -> None:
+    admin = ServicePort(port=80, target=15000)
+    same = [service("web", "aaa", admin, age=age) for age in (9, 1)]
+    taker = replace(same[1], meta=replace(same[1].meta, ref=Ref("Service", "aaa", "web-too")))
+    said = standing(mesh(pod("web", "aaa"), same[0], taker), [])
+    closed = "port 80 leads to port 15000, which is the sidecar's own and not served"
+    told = {ref.name: text["InForce"] for ref, text in said.items() if ref.kind == "Service"}
+    assert told["web"].reason == "PortOfSidecar"
+    assert told["web"].message.startswith(closed)
+    assert told["web-too"].reason == "AddressNotOwned"
+    assert told["web-too"].message.startswith("clusterIP 10.96.0.3 belongs to Service aaa/web: ")
+    assert closed in told["web-too"].message
 
 
 async def test_a_condition_is_there_as_long_as_it_is_so(world: World) -> None:

@@ -288,10 +288,13 @@ def test_other_tls_on_a_tcp_port_is_passed_on_unless_mutual_tls_is_required(mode
 @pytest.mark.parametrize(
     ("target", "redirected", "none"),
     [
-        (15006, ("fails", "port-of-sidecar"), ("mtls", "auto-mtls")),
+        (15000, ("fails", "port-of-sidecar"), ("fails", "port-of-sidecar")),
+        (15001, ("fails", "port-of-sidecar"), ("fails", "port-of-sidecar")),
+        (15002, ("mtls", "auto-mtls"), ("fails", "port-of-sidecar")),
+        (15006, ("fails", "port-of-sidecar"), ("fails", "port-of-sidecar")),
+        (15020, ("plaintext", "endpoint-without-sidecar"), ("plaintext", "endpoint-without-sidecar")),
         (15021, ("plaintext", "endpoint-without-sidecar"), ("plaintext", "endpoint-without-sidecar")),
-        (15090, ("plaintext", "endpoint-without-sidecar"), ("mtls", "auto-mtls")),
-        (15000, ("mtls", "auto-mtls"), ("plaintext", "endpoint-without-sidecar")),
+        (15090, ("plaintext", "endpoint-without-sidecar"), ("plaintext", "endpoint-without-sidecar")),
     ],
 )
 def test_ports_that_are_the_sidecars_own_are_told_as_such(target, redirected, none):

@@ -47,9 +47,15 @@ def reach(
     Nothing is sent: it follows from the manifests, as sidecars would be configured from them. Exit status: 0 everything
     asked for works, 1 something fails, 2 wrong use.
     """
+    from xds.model import Problem  # noqa: PLC0415
+    from xds.policy.disregarded import disregarded  # noqa: PLC0415
     from xds.policy.reach import Result, predict  # noqa: PLC0415
 
     mesh = options.load(manifests, mesh_config, assignments)
+    for each in disregarded(mesh):
+        fact = mesh.get(each.ref)
+        where = fact.meta.origin if fact else ""
+        options.show([Problem(where=where or str(each.ref), what=f"{each.ref}: {each.what}")])
     clients = [options.find_pod(mesh, client)] if client else None
     targets = list(_targets(mesh, server)) if server else None
     outcomes = list(predict(mesh, clients, targets))

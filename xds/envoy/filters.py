@@ -41,7 +41,6 @@ from envoy_data_plane.envoy.type.v3 import Percent
 from xds.descriptors import pack
 from xds.envoy.common import ads, seconds
 from xds.envoy.names import BLACK_HOLE
-from xds.model import MeshConfig
 from xds.traffic import NO_LIMITS, TcpLimits
 
 _HCM = "envoy.filters.network.http_connection_manager"
@@ -85,15 +84,15 @@ def tcp(cluster: str, limits: TcpLimits = NO_LIMITS) -> Filter:
     return Filter(name="envoy.filters.network.tcp_proxy", typed_config=pack(proxy))
 
 
-def closed(config: MeshConfig) -> list[FilterChain]:
-    """Return the chains that let nobody through to the ports of interception, from where a connection would come round again."""
+def closed(ports: Iterable[int]) -> list[FilterChain]:
+    """Return the chains that close connections to some ports."""
     return [
         FilterChain(
             name=f"{BLACK_HOLE}-{port}",
             filter_chain_match=FilterChainMatch(destination_port=port),
             filters=[tcp(BLACK_HOLE)],
         )
-        for port in (config.proxy_listen_port, config.proxy_inbound_listen_port)
+        for port in ports
     ]
 
 

@@ -33,7 +33,7 @@ from envoy_data_plane.envoy.config.route.v3 import VirtualHost
 from xds.envoy import filters, tls
 from xds.envoy.common import address, seconds
 from xds.envoy.routes import to_cluster
-from xds.model import MeshConfig, Mode, Protocol
+from xds.model import ADMIN_PORT, MeshConfig, Mode, Protocol
 from xds.resources import Resource, resource
 from xds.snapshot import tag_of
 
@@ -143,7 +143,10 @@ def intercepted(config: MeshConfig, ports: tuple[Port, ...], sources: tuple[str,
 
 @lru_cache(maxsize=8192)
 def _intercepted(config: MeshConfig, ports: tuple[Port, ...]) -> Resource:
-    found = filters.closed(config)
+    found = filters.closed(
+        # Neither a Service nor a connection's own destination leads to the admin interface, nor round in circles.
+        (config.proxy_listen_port, config.proxy_inbound_listen_port, ADMIN_PORT)
+    )
     for port in ports:
         found.extend(chains(config, port, by_port=True))
     listener = Listener(

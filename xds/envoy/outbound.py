@@ -39,7 +39,8 @@ def entry(config: MeshConfig) -> Resource:
         name=NAME,
         address=address("0.0.0.0", config.proxy_listen_port),
         use_original_dst=True,
-        filter_chains=filters.closed(config),
+        # From there a connection would come round again.
+        filter_chains=filters.closed((config.proxy_listen_port, config.proxy_inbound_listen_port)),
         default_filter_chain=FilterChain(name=onward, filters=[filters.tcp(onward)]),
         traffic_direction=TrafficDirection.OUTBOUND,
     )

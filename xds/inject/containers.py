@@ -9,9 +9,9 @@ from typing import Any, TypeAlias
 from xds.identity import AUDIENCE, ROOT_CONFIG_MAP
 from xds.inject.choice import INIT, PROXY
 from xds.inject.settings import Settings
-from xds.model import APP_ADDRESS, HEALTH_PORT, Interception
+from xds.model import APP_ADDRESS, HEALTH_PORT, METRICS_PORT, Interception
 from xds.sidecar import settings as variables
-from xds.sidecar.settings import METRICS_PORT, PROXY_ID, READY_PATH
+from xds.sidecar.settings import PROXY_ID, READY_PATH
 
 Json: TypeAlias = dict[str, Any]
 

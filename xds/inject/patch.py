@@ -10,9 +10,18 @@ from typing import Any, TypeAlias
 
 from xds.inject import choice, containers, probes, traffic
 from xds.inject.settings import Settings
-from xds.model import ADMIN_PORT, HEALTH_PORT, INTERCEPTION_MODE, TLS_MODE_LABEL, Interception, Problem
+from xds.model import (
+    ADMIN_PORT,
+    HEALTH_PORT,
+    INTERCEPTION_MODE,
+    METRICS_PORT,
+    PROBE_PORT,
+    TLS_MODE_LABEL,
+    Interception,
+    Problem,
+)
 from xds.parse.reading import Field, Locate, Log, Path, nearest, shown
-from xds.sidecar.settings import LOG_LEVELS, METRICS_PORT, PROBE_PORT, PROXY_ID
+from xds.sidecar.settings import LOG_LEVELS, PROXY_ID
 
 Json: TypeAlias = dict[str, Any]
 

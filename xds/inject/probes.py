@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
+from xds.model import PROBE_PORT
 from xds.parse.reading import Field, shown
-from xds.sidecar.settings import PROBE_PORT
 
 Json: TypeAlias = dict[str, Any]
 

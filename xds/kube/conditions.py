@@ -26,6 +26,7 @@ from xds.kube.api import Json, KubeApi, KubeError
 from xds.kube.complaint import Complaint
 from xds.mesh import Mesh
 from xds.model import Problem, Ref, printable
+from xds.policy.disregarded import disregarded
 from xds.policy.standing import overruled
 
 log = structlog.get_logger(__name__)
@@ -245,7 +246,14 @@ def standing(mesh: Mesh, problems: Iterable[Problem]) -> Wanted:
     wanted: dict[Ref, dict[str, Said]] = {}
     for ref, texts in refused.items():
         wanted[ref] = {ACCEPTED: Said("Refused", _cut("; ".join(texts)))}
-    for ref, lost in overruled(Mesh(mesh.facts(), mesh.config)).items():
+    copy = Mesh(mesh.facts(), mesh.config)
+    idle: dict[Ref, dict[str, list[str]]] = {}
+    for each in disregarded(copy):
+        idle.setdefault(each.ref, {}).setdefault(each.reason, []).append(each.what)
+    for ref, reasons in idle.items():
+        what = "; ".join(text for texts in reasons.values() for text in texts)
+        wanted.setdefault(ref, {})[IN_FORCE] = Said(next(iter(reasons)), _cut(what))
+    for ref, lost in overruled(copy).items():
         by = ", ".join(map(str, lost.by[:_MOST_NAMED])) + (", ..." if len(lost.by) > _MOST_NAMED else "")
         message = f"{by} decides instead" + (f" of {lost.what}" if lost.what else "")
         wanted.setdefault(ref, {})[IN_FORCE] = Said("Overruled", _cut(message))

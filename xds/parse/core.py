@@ -114,7 +114,7 @@ def _cluster_ips(spec: Field) -> tuple[tuple[str, ...], bool]:
             where.refuse(
                 f"{shown(text)} {wrong}", "None makes a Service headless" if text.lower() == "none" else ""
             )
-    return addresses, False
+    return tuple(dict.fromkeys(map(names.canonical, addresses))), False
 
 
 def _service_ports(spec: Field) -> Iterator[ServicePort]:
@@ -168,16 +168,17 @@ def pod(obj: Field, meta: Meta) -> Pod:
     phase = status["phase"].choice(Phase) or Phase.RUNNING
     account = spec["serviceAccountName"].name(names.subdomain) or spec["serviceAccount"].name(names.subdomain)
     listed = [
-        item.mapping("ip")["ip"].required().name(names.address)
+        names.canonical(item.mapping("ip")["ip"].required().name(names.address))
         for item in status["podIPs"].items()
         if isinstance(item.mapping().value, dict)
     ]
     first = listed[0] if listed else ""
     deleted = bool(obj["metadata"]["deletionTimestamp"])
-    address = status["podIP"].name(names.address) or first
+    address = names.canonical(status["podIP"].name(names.address)) or first
+    more = tuple(dict.fromkeys(text for text in listed if text and text != address))
     interception = _interception(obj["metadata"]["annotations"][INTERCEPTION_MODE])
     application = obj["metadata"]["annotations"][APP_ADDRESS]
-    app_address = application.name(names.address) or "127.0.0.1"
+    app_address = names.canonical(application.name(names.address)) or "127.0.0.1"
     if interception is Interception.NONE and address == app_address:
         (application or status["podIP"]).refuse(
             f"{address} is both the pod's address and its application's: the sidecar would send requests to itself",
@@ -186,6 +187,7 @@ def pod(obj: Field, meta: Meta) -> Pod:
     return Pod(
         meta=meta,
         address=address,
+        more_addresses=more,
         service_account=account or "default",
         ready=phase is Phase.RUNNING and not deleted and _is_ready(status),
         ended=phase in (Phase.SUCCEEDED, Phase.FAILED),

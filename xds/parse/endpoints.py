@@ -34,9 +34,10 @@ def _groups(obj: Field, namespace: str) -> Iterator[EndpointGroup]:
         subset.mapping("addresses notReadyAddresses ports")
         addresses = [
             EndpointAddress(
-                address=item["ip"].required().name(names.address),
+                address=names.canonical(item["ip"].required().name(names.address)),
                 ready=ready,
                 pod=_target_pod(item["targetRef"], namespace),
+                pod_uid=item["targetRef"]["uid"].text(),
                 hostname=item["hostname"].name(names.label),
             )
             for listed, ready in (("addresses", True), ("notReadyAddresses", False))
@@ -80,6 +81,7 @@ def _slice_addresses(field: Field, namespace: str, family: AddressType | None) -
                 address=addresses[0],
                 ready=ready is not False,
                 pod=_target_pod(item["targetRef"], namespace),
+                pod_uid=item["targetRef"]["uid"].text(),
                 hostname=item["hostname"].name(names.label),
                 zone=item["zone"].text(),
             )
@@ -89,7 +91,7 @@ def _address(field: Field, family: AddressType | None) -> str:
     text = field.name(names.address)
     if not names.address(text) and family and f"IPv{ipaddress.ip_address(text).version}" != family:
         field.refuse(f"{shown(text)} is no {family} address, as addressType says")
-    return text
+    return names.canonical(text)
 
 
 def _target_pod(field: Field, namespace: str) -> Ref | None:

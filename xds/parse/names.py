@@ -70,6 +70,18 @@ def address(text: str) -> str:
     return ""
 
 
+def canonical(text: str) -> str:
+    """Return an IP address as everybody else writes it, an IPv4-mapped one as IPv4; any other text as it is.
+
+    Owners of addresses are compared as text, and Envoy takes all forms of an address for the same.
+    """
+    try:
+        found = ipaddress.ip_address(text)
+    except ValueError:
+        return text
+    return str((isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped) or found)
+
+
 def host(name: str) -> str:
     """DNS name that may begin with a wildcard label: `*`, `*.local`, `web`, `web.shop.svc.cluster.local`."""
     rest = name if name != "*" and not name.startswith("*.") else name[2:]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from xds.mesh import Endpoint, Mesh
-from xds.model import Interception, Mode, Pod, Ref, Service, ServicePort
+from xds.model import Mode, Pod, Ref, Service, ServicePort
 from xds.policy.destination import client_rule
 from xds.policy.mtls import Decision, InForce, Reason, Send, at_endpoint, decide, explicit_tls
 from xds.traffic import TlsMode
@@ -26,8 +26,10 @@ class Failure(StrEnum):
 
     NO_ENDPOINT = "no-endpoint"
     """None is ready, or there is none at all."""
+    POD_UNKNOWN = "pod-unknown"
+    """None is ready, and an EndpointSlice names a Pod that is not known with that address, so nothing is sent there."""
     PORT_OF_SIDECAR = "port-of-sidecar"
-    """The endpoint's port is one at which its sidecar takes intercepted connections, and is closed to others."""
+    """The endpoint's port is one of its sidecar's own, and is closed to others."""
     SERVER_REQUIRES_MTLS = "server-requires-mtls"
     """Plaintext meets STRICT."""
     SERVER_PLAINTEXT = "server-plaintext"
@@ -89,10 +91,12 @@ def outcome(
         )
 
     if endpoint is None:
-        return told(Result.FAILS, Failure.NO_ENDPOINT)
-    server = at_endpoint(mesh, endpoint)
-    if server and _is_closed(mesh, endpoint):
+        withheld = mesh.withheld(service, port)
+        refs = [ref for listed in withheld for ref in (listed.source, listed.entry.pod)]
+        return told(Result.FAILS, Failure.POD_UNKNOWN if withheld else Failure.NO_ENDPOINT, *refs)
+    if is_closed(mesh, endpoint):
         return told(Result.FAILS, Failure.PORT_OF_SIDECAR)
+    server = at_endpoint(mesh, endpoint)
     sent = decide(mesh, client, service, port, endpoint)
     exposed = mesh.exposure(endpoint.pod, endpoint.port) if endpoint.pod else None
     failure = _clash(sent, server, http=bool(exposed and exposed.port.protocol.is_http))
@@ -122,9 +126,12 @@ def _clash(sent: Decision, server: InForce | None, *, http: bool) -> Failure | N
     return None
 
 
-def _is_closed(mesh: Mesh, endpoint: Endpoint) -> bool:
-    redirected = endpoint.pod is not None and endpoint.pod.interception is Interception.REDIRECT
-    return redirected and endpoint.port in mesh.config.intercepting_ports
+def is_closed(mesh: Mesh, endpoint: Endpoint) -> bool:
+    """Whether an endpoint's port is for its sidecar alone, so that nobody is served there."""
+    pod = endpoint.pod
+    if pod is None or not pod.has_sidecar:
+        return False
+    return endpoint.port in mesh.config.closed_ports(pod.interception)
 
 
 def _refuses(mesh: Mesh, client: Pod, service: Service, port: ServicePort, endpoint: Endpoint) -> bool:

@@ -11,7 +11,7 @@ from envoy_data_plane.envoy.config.bootstrap.v3 import Bootstrap
 
 from xds.envoy import bootstrap as envoy
 from xds.envoy.probes import AnyProbe, listening
-from xds.model import Interception, Meta, Pod, Problem, Ref
+from xds.model import METRICS_PORT, PROBE_PORT, Interception, Meta, Pod, Problem, Ref
 from xds.sidecar import probes
 from xds.sidecar import settings as names
 from xds.sidecar.settings import Variable
@@ -41,8 +41,8 @@ class Sidecar:
         """Return what its Envoy starts with."""
         intercepted = self.pod.interception is Interception.REDIRECT
         where = "0.0.0.0" if intercepted else self.pod.address
-        metrics = envoy.shown("metrics", where, names.METRICS_PORT, "/stats/prometheus", "/stats/prometheus")
-        asked = listening(self.probes, where, names.PROBE_PORT, self.pod.app_address, intercepted=intercepted)
+        metrics = envoy.shown("metrics", where, METRICS_PORT, "/stats/prometheus", "/stats/prometheus")
+        asked = listening(self.probes, where, PROBE_PORT, self.pod.app_address, intercepted=intercepted)
         added = [metrics, *asked]
         return envoy.bootstrap(self.pod, self.host, self.port, credential=self.credential, added=added)
 

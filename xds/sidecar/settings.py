@@ -6,15 +6,11 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from xds.identity import AUDIENCE
-from xds.model import HEALTH_PORT
+from xds.model import HEALTH_PORT, METRICS_PORT, PROBE_PORT
 
 PROXY_ID = 1337
 """The user and the group that the sidecar runs as: how its own traffic is told from the application's."""
 
-PROBE_PORT = 15020
-"""Where a sidecar answers the kubelet's probes in the application's stead."""
-METRICS_PORT = 15090
-"""Where a sidecar shows its metrics to Prometheus, under `/stats/prometheus`."""
 READY_PATH = "/healthz/ready"
 """Where on port 15021 a sidecar says whether it is ready."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from functools import lru_cache
+from operator import itemgetter
 from typing import NamedTuple
 
 from xds.envoy import clusters, inbound, names, outbound, routes
@@ -84,7 +85,9 @@ class _Common(NamedTuple):
 def _clients(mesh: Mesh, pod: Pod) -> Generator[None, None, _Common]:
     config = mesh.config
     services: list[Outbound] = []
+    ages: list[tuple[bool, float, str, str]] = []
     for service in mesh.services():
+        ages.append(service.meta.age_key)
         rule = client_rule(mesh, pod.namespace, pod.meta.labels, service)
         own = pod.namespace == service.namespace
         key = ("outbound", rule.refs if rule else (), own)
@@ -99,13 +102,17 @@ def _clients(mesh: Mesh, pod: Pod) -> Generator[None, None, _Common]:
         yield
     intercepted = pod.interception is Interception.REDIRECT
     cds = [*clusters.fixed(config, intercepted=intercepted), *(r for s in services for r in s.clusters)]
-    hosts = tuple(host for found in services for host in found.hosts)
+    by_age = [found for _, found in sorted(zip(ages, services, strict=True), key=itemgetter(0))]
+    hosts = (
+        *(host for found in services for host in found.hosts if not host.addressed),
+        *(host for found in by_age for host in found.hosts if host.addressed),
+    )
     lds: list[Resource] = []
     rds: list[Resource] = []
     if intercepted:
         lds.append(outbound.entry(config))
-        # Of two that claim an address, the first has it.
-        lds += {r.name: r for found in reversed(services) for r in reversed(found.destinations)}.values()
+        # Of two that claim an address and port that belong to nobody, the oldest has them.
+        lds += {r.name: r for found in reversed(by_age) for r in reversed(found.destinations)}.values()
         http = [host for host in hosts if host.protocol.is_http and not host.addressed]
         for number in sorted({host.port for host in http} - own_ports(mesh)):
             here = tuple(host for host in http if host.port == number)
@@ -157,9 +164,7 @@ def _inbound_ports(mesh: Mesh, pod: Pod) -> tuple[_Served, ...]:
     """Return what the pod's listeners serve: the ports of its services and, where all is intercepted, every other."""
     config = mesh.config
     intercepted = pod.interception is Interception.REDIRECT
-    taken = config.beside_sidecar(pod.interception) | (
-        config.intercepting_ports if intercepted else frozenset()
-    )
+    taken = config.own_ports(pod.interception)
     ports: dict[int, tuple[Protocol, str]] = {}
     for exposed in mesh.exposures(pod):
         if exposed.target not in taken:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from xds.envoy import clusters, endpoints, names, outbound, routes
 from xds.mesh import Endpoint, Mesh
-from xds.model import HEALTH_PORT, Ref, Service, ServicePort
+from xds.model import Interception, Ref, Service, ServicePort
 from xds.namespace import covers
 from xds.policy.destination import ClientRule
 from xds.policy.mtls import sends_mtls
@@ -40,7 +40,7 @@ def sources_of(mesh: Mesh, *refs: Ref) -> tuple[str, ...]:
 
 def own_ports(mesh: Mesh) -> frozenset[int]:
     """Return the ports at which an intercepting sidecar listens on every address: no other listener can have them so."""
-    return mesh.config.intercepting_ports | {HEALTH_PORT}
+    return mesh.config.own_ports(Interception.REDIRECT)
 
 
 def build(
@@ -48,6 +48,7 @@ def build(
 ) -> Generator[None, None, Outbound]:
     """Build what all clients get that the same rule is for; `own`: those of the service's namespace."""
     sources = sources_of(mesh, *(rule.refs if rule else ()), service.ref)
+    service = replace(service, addresses=tuple(a for a in service.addresses if mesh.may_answer(service, a)))
     found = Outbound([], [], [], [])
     for port in service.ports:
         subsets = ("", *(subset.name for subset in rule.subsets)) if rule else ("",)
@@ -137,22 +138,30 @@ class _ServicePort:
             for endpoint in self.mesh.endpoints(service, port):
                 self.endpoint(found, endpoint, (named, name), own=own)
                 yield
+            for entry in self.mesh.withheld(service, port):
+                # Without a listener of its own, a connection would be passed through in plaintext.
+                if self.mesh.may_answer(service, entry.address):
+                    for number in dict.fromkeys((port.port, entry.port)):
+                        self.destination(found, entry.address, number, names.BLACK_HOLE, (named, name))
 
     def endpoint(
         self, found: Outbound, endpoint: Endpoint, named: tuple[tuple[str, ...], str], *, own: bool
     ) -> None:
-        """Add the cluster of one endpoint, and what leads to it: its address, and its name if it has one."""
+        """Add the cluster of one endpoint, and what leads to it: its address, unless it is another's, and its name if it has one."""
+        by_name = routes.pod_names(endpoint.hostname, self.service, own=own) if endpoint.hostname else ()
+        by_address = (endpoint.address,) if self.mesh.may_answer(self.service, endpoint.address) else ()
+        domains = (*by_name, *by_address)
+        if not domains:
+            return
         name = names.outbound(self.service.host, self.port.port, endpoint.address)
         # Whoever names a pod means it, ready or not.
         alone = self.target(endpoint)._replace(ready=True)
         found.clusters.append(self.cluster(name))
         found.endpoints.append(self.assignment(name, [alone]))
-        by_name = routes.pod_names(endpoint.hostname, self.service, own=own) if endpoint.hostname else ()
         for number in dict.fromkeys((self.port.port, endpoint.port)):
-            found.hosts.append(
-                routes.Host((*by_name, endpoint.address), number, name, self.port.protocol, addressed=True)
-            )
-            self.destination(found, endpoint.address, number, name, named)
+            found.hosts.append(routes.Host(domains, number, name, self.port.protocol, addressed=True))
+            if by_address:
+                self.destination(found, endpoint.address, number, name, named)
 
     def destination(
         self,

@@ -29,8 +29,8 @@ from xds.demo.proxies import difference, in_force, wanted
 from xds.descriptors import to_json_dict
 from xds.envoy.bootstrap import bootstrap, shown
 from xds.mesh import Mesh
+from xds.model import METRICS_PORT
 from xds.namespace import covers
-from xds.sidecar.settings import METRICS_PORT
 from xds.sources.files import Folder
 from xds.sources.settings import Settings
 from xds.translate import translate
