@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TypeAlias
 
 from aiohttp import web
 
 from xds.http import listen
+from xds.model import Problem
+
+MAX_WARNINGS = 20
+"""Warnings that /ready lists: whoever may ask it need not have proved who they are."""
 
 Exposed: TypeAlias = Callable[[str], tuple[bytes, str]]
 """Returns metrics, and their content type, for an Accept header."""
@@ -17,7 +21,8 @@ class AdminServer:
     """A small HTTP server for those who look after the process.
 
     `ready` returns None when the process serves what it should, else in words what it still lacks; `standing` what there is
-    to say though it does, or nothing. `metrics` returns what is told at /metrics.
+    to say though it does, or nothing. `metrics` returns what is told at /metrics. `warnings` returns what is wrong but does not
+    keep the process from serving; /ready lists it.
     """
 
     def __init__(
@@ -28,10 +33,12 @@ class AdminServer:
         *,
         metrics: Exposed | None = None,
         standing: Callable[[], str] = str,
+        warnings: Callable[[], Collection[Problem]] = tuple,
     ) -> None:
         self._ready = ready
         self._metrics = metrics
         self._standing = standing
+        self._warnings = warnings
         self._host = host
         self._port = port
         self._runner: web.AppRunner | None = None
@@ -67,4 +74,7 @@ class AdminServer:
         if missing:
             return web.Response(text=f"{missing}\n", status=503)
         said = ": ".join(filter(None, ("ready", self._standing())))
-        return web.Response(text=f"{said}\n")
+        warnings = [f"warning: {problem}" for problem in self._warnings() if not problem.notice]
+        if more := len(warnings[MAX_WARNINGS:]):
+            warnings[MAX_WARNINGS:] = [f"... and {more} more warnings"]
+        return web.Response(text="".join(f"{line}\n" for line in (said, *warnings)))
