@@ -344,6 +344,12 @@ def test_parts_of_one_object_are_capped() -> None:
     assert found[-1] == f"DestinationRule shop/rule: {1000 - MAX_PER_OBJECT} more of its parts have no effect"
 
 
+def test_a_long_selector_is_not_repeated_in_full() -> None:
+    labels = {f"l{n}": "x" for n in range(9)}
+    (line,) = said(mesh(*SHOP, peer("shop", "STRICT", name="lock", **labels)))
+    assert "selector l0=x,l1=x,l2=x,l3=x,l4=x,... matches no pod" in line
+
+
 def test_only_namespaces_that_changed_are_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
     computed: list[str] = []
     original = effect._in_namespace

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from unittest.mock import Mock
 
 import aiohttp
 import pytest
 from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
 
 from xds.admin import AdminServer
 from xds.http import listen
@@ -49,7 +51,12 @@ async def test_ready_lists_warnings_and_not_all_of_many():
         problems += [Problem(where="x", what="is wrong")] * 1000
         _, text = await get(server.port, "/ready")
         assert len(text.splitlines()) == 22
-        assert text.splitlines()[-1] == "... and 981 more warnings"
+        assert text.splitlines()[-1] == "981 more warnings: xds status lists them"
+        # Others, such as the kubelet, learn only that there are any.
+        transport = Mock()
+        transport.get_extra_info.side_effect = {"peername": ("10.0.0.1", 41234)}.get
+        response = await server._readiness(make_mocked_request("GET", "/ready", transport=transport))
+        assert response.text == "ready\n1001 warnings: xds status lists them\n"
     finally:
         await server.stop()
 

@@ -31,6 +31,8 @@ from xds.parse.reading import nearest
 
 MAX_PER_OBJECT = 10
 """Problems that are reported of one object; a DestinationRule may have any number of subsets that select nothing."""
+MAX_PAIRS = 5
+"""Labels of a selector that a message repeats."""
 MAX_CANDIDATES = 100
 """Names that are compared to suggest one: comparing two names takes up to 0.1 ms."""
 API_SERVER = f"kubernetes.default.svc.{CLUSTER_DOMAIN}"
@@ -236,7 +238,8 @@ def _no_pod(owner: Object, selector: Mapping[str, str], so: str = "it has no eff
 
 
 def _words(selector: Mapping[str, str]) -> str:
-    return ",".join(f"{key}={value}" for key, value in sorted(selector.items()))
+    pairs = [f"{key}={value}" for key, value in sorted(selector.items())]
+    return ",".join((*pairs[:MAX_PAIRS], *(["..."] if len(pairs) > MAX_PAIRS else ())))
 
 
 def _listed(ports: Iterable[ServicePort]) -> str:
