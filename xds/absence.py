@@ -47,40 +47,48 @@ class SidecarTracker:
         self._connected = connected
         self._ended: dict[PodName, tuple[str, float]] = {}
         """By pod that has no stream any more, its uid and when the last one ended."""
-        self._cached: tuple[Mesh, tuple[Absent, ...]] | None = None
+        self._expected: tuple[Mesh, tuple[Pod, ...]] | None = None
+        self._absent: tuple[Absent, ...] | None = None
 
     def connected(self, key: PodName) -> None:
         """Take note of a pod's stream."""
         self._ended.pop(key, None)
-        self._cached = None
+        self._absent = None
 
     def disconnected(self, key: PodName, now: float) -> None:
         """Take note that a pod's last stream has ended."""
         if pod := self._mesh().pod(*key):
             self._ended[key] = pod.meta.uid, now
-        self._cached = None
+        self._absent = None
 
     def forget(self, key: PodName) -> None:
         """Take note that a pod is gone."""
         self._ended.pop(key, None)
 
-    def expected(self) -> int:
-        """Return how many pods should have a connected sidecar."""
-        return sum(_has_running_sidecar(pod) for pod in self._mesh().pods())
-
-    def absent(self) -> tuple[Absent, ...]:
-        """Return those that have none, by namespace and name."""
+    @property
+    def expected(self) -> tuple[Pod, ...]:
+        """The pods that should have a connected sidecar, by namespace and name."""
         mesh = self._mesh()
-        if self._cached is None or self._cached[0] is not mesh:
-            found = (pod for pod in mesh.pods() if _has_running_sidecar(pod))
-            absent = (self._absent(pod) for pod in found if (pod.namespace, pod.name) not in self._connected)
-            self._cached = mesh, tuple(absent)
-        return self._cached[1]
+        if self._expected is None or self._expected[0] is not mesh:
+            self._expected = mesh, tuple(pod for pod in mesh.pods() if _has_running_sidecar(pod))
+            self._absent = None
+        return self._expected[1]
 
-    def _absent(self, pod: Pod) -> Absent:
-        uid, since = self._ended.get((pod.namespace, pod.name), (None, None))
+    @property
+    def absent(self) -> tuple[Absent, ...]:
+        """Those of them that have none."""
+        expected = self.expected
+        if self._absent is None:
+            keys = ((pod, (pod.namespace, pod.name)) for pod in expected)
+            self._absent = tuple(
+                Absent(*key, self._since(pod, key)) for pod, key in keys if key not in self._connected
+            )
+        return self._absent
+
+    def _since(self, pod: Pod, key: PodName) -> float | None:
+        uid, since = self._ended.get(key, (None, None))
         # A successor of the same name has not been here.
-        return Absent(pod.namespace, pod.name, since if uid == pod.meta.uid else None)
+        return since if uid == pod.meta.uid else None
 
 
 def _has_running_sidecar(pod: Pod) -> bool:

@@ -207,7 +207,7 @@ class Hub:
 
     def absences(self) -> Absences:
         """Return the pods that should have a connected sidecar and do not."""
-        return Absences(self.sidecars.absent(), self.rolling.may_be_elsewhere(_clock()))
+        return Absences(self.sidecars.absent, self.rolling.may_be_elsewhere(_clock()))
 
     def hosts(self, key: PodName) -> Iterator[Address]:
         """Yield the addresses that a pod's streams come from."""

@@ -30,7 +30,7 @@ async def test_only_pods_that_run_a_sidecar_are_expected() -> None:
     bare = replace(pod("bare"), meta=replace(pod("bare").meta, labels={"app": "web"}))
     facts = (pod("web"), bare, pod("pending", address=""), pod("done", ended=True), service("web"))
     async with running(*facts) as hub:
-        assert hub.sidecars.expected() == 1
+        assert len(hub.sidecars.expected) == 1
         assert hub.absences().pods == (Absent("shop", "web", None),)
         assert not hub.absences().elsewhere
 

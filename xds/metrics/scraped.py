@@ -48,12 +48,12 @@ class Connected(Collector):
         yield GaugeMetricFamily(
             "xds_sidecars",
             "Pods that run and whose label says that they have a sidecar.",
-            self._hub.sidecars.expected(),
+            len(self._hub.sidecars.expected),
         )
         yield GaugeMetricFamily(
             "xds_sidecars_not_connected",
             "Those of them whose sidecar is not connected to this control plane.",
-            len(self._hub.sidecars.absent()),
+            len(self._hub.sidecars.absent),
         )
         kinds = Counter(
             (stream.info.variant.value, label(stream.info.type_url) if stream.info.type_url else "ads")
