@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import ipaddress
+from collections.abc import Callable, Collection
 from typing import TypeAlias
 
 from aiohttp import web
 
 from xds.http import listen
+from xds.model import Problem
+
+MAX_WARNINGS = 20
+"""Warnings that /ready lists; it counts the others."""
 
 Exposed: TypeAlias = Callable[[str], tuple[bytes, str]]
 """Returns metrics, and their content type, for an Accept header."""
@@ -17,7 +22,9 @@ class AdminServer:
     """A small HTTP server for those who look after the process.
 
     `ready` returns None when the process serves what it should, else in words what it still lacks; `standing` what there is
-    to say though it does, or nothing. `metrics` returns what is told at /metrics.
+    to say though it does, or nothing. `metrics` returns what is told at /metrics. `warnings` returns what is wrong but does not
+    keep the process from serving: /ready lists it for callers on this machine, and counts it for others, who have not proved
+    who they are and need not learn which policies protect nothing.
     """
 
     def __init__(
@@ -28,10 +35,12 @@ class AdminServer:
         *,
         metrics: Exposed | None = None,
         standing: Callable[[], str] = str,
+        warnings: Callable[[], Collection[Problem]] = tuple,
     ) -> None:
         self._ready = ready
         self._metrics = metrics
         self._standing = standing
+        self._warnings = warnings
         self._host = host
         self._port = port
         self._runner: web.AppRunner | None = None
@@ -62,9 +71,17 @@ class AdminServer:
     async def _healthz(self, _: web.Request) -> web.Response:
         return web.Response(text="ok\n")
 
-    async def _readiness(self, _: web.Request) -> web.Response:
+    async def _readiness(self, request: web.Request) -> web.Response:
         missing = self._ready()
         if missing:
             return web.Response(text=f"{missing}\n", status=503)
         said = ": ".join(filter(None, ("ready", self._standing())))
-        return web.Response(text=f"{said}\n")
+        warnings = [problem for problem in self._warnings() if not problem.notice]
+        shown = [f"warning: {each}" for each in warnings[:MAX_WARNINGS]] if _is_local(request) else []
+        if more := len(warnings) - len(shown):
+            shown.append(f"{more} {'more ' if shown else ''}warnings: xds status lists them")
+        return web.Response(text="".join(f"{line}\n" for line in (said, *shown)))
+
+
+def _is_local(request: web.Request) -> bool:
+    return request.remote is not None and ipaddress.ip_address(request.remote).is_loopback

@@ -18,6 +18,7 @@ from math import inf
 import grpc
 import structlog
 
+from xds.absence import Absences, SidecarTracker
 from xds.callers import NO_KEY, look_again, without_key
 from xds.envoy.names import NodeId
 from xds.identity import CERTIFICATE, ROOTS
@@ -91,6 +92,8 @@ class Hub:
         self._streams: dict[PodName, set[Subscriber]] = {}
         self.rolling = Rolling(self._streams, rollout_timeout)
         """How far changes of mode are; `rollout_timeout` is how long a proxy is waited for, None: not at all."""
+        self.sidecars = SidecarTracker(lambda: self.mesh, self._streams)
+        """Which sidecars should be connected, and are not."""
         self.at_rest = asyncio.Lock()
         """Held while a thread works on the mesh and the rollouts, and by who asks them more than a field."""
         self._due: dict[PodName, float | None] = {}
@@ -152,6 +155,7 @@ class Hub:
             log.warning("proxy gets no certificate", proxy=node.id, secret=CERTIFICATE, reason=NO_KEY)
         self._streams.setdefault(key, set()).add(subscriber)
         self.rolling.connected(subscriber, _clock())
+        self.sidecars.connected(key)
         if self.mesh.pod(*key):
             self._want(key)
             self._wake.set()
@@ -169,6 +173,7 @@ class Hub:
         self.rolling.disconnected(subscriber, key, _clock())
         if not streams:
             del self._streams[key]
+            self.sidecars.disconnected(key, _clock())
             self._failures.pop(key, None)
             self._due.pop(key, None)
             self._dropped.discard(key)
@@ -199,6 +204,10 @@ class Hub:
         """Say why a sidecar gets no configuration, or no newer one; empty if it does."""
         key = _pod_name(subscriber)
         return self._failures.get(key, "") if self.mesh.pod(*key) else "its pod is not known"
+
+    def absences(self) -> Absences:
+        """Return the pods that should have a connected sidecar and do not."""
+        return Absences(self.sidecars.absent, self.rolling.may_be_elsewhere(_clock()))
 
     def hosts(self, key: PodName) -> Iterator[Address]:
         """Yield the addresses that a pod's streams come from."""
@@ -286,6 +295,7 @@ class Hub:
         for ref in change.removed:
             if isinstance(gone := old.get(ref), Pod):
                 self._issuer.forget(gone)
+                self.sidecars.forget((ref.namespace, ref.name))
         for key, streams in self._streams.items():
             pod, was = self.mesh.pod(*key), old.pod(*key)
             if pod is not was:

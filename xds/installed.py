@@ -5,6 +5,9 @@ from __future__ import annotations
 from xds.model import CLUSTER_DOMAIN, AuthenticationPolicy, DestinationRule, Fact, MeshConfig, Meta, Mode, Ref
 from xds.traffic import ClientTls, TlsMode, TrafficPolicy
 
+ORIGIN = "values.global.mtls.enabled"
+"""The setting that creates these objects: what their `origin` begins with."""
+
 
 def installed(config: MeshConfig) -> tuple[Fact, ...]:
     """Return the objects that installing with `config` creates; an object of the same name takes their place.
@@ -12,7 +15,7 @@ def installed(config: MeshConfig) -> tuple[Fact, ...]:
     What `values.global.mtls.enabled` creates is in Istio 1.4's Helm charts: MeshPolicy `default`, and when true the rules
     `default` (`*.local`, ISTIO_MUTUAL) and `api-server` (DISABLE).
     """
-    origin = f"values.global.mtls.enabled={str(config.mtls_enabled).lower()}"
+    origin = f"{ORIGIN}={str(config.mtls_enabled).lower()}"
 
     def meta(kind: str, namespace: str, name: str) -> Meta:
         return Meta(ref=Ref(kind, namespace, name), origin=origin)

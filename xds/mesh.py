@@ -196,6 +196,10 @@ class Mesh:
         """Return the facts of a namespace; `given`: without those that installing created."""
         return (self._given if given else self._all).get(namespace, NOTHING)
 
+    def namespaces(self) -> Iterator[str]:
+        """Yield the namespaces that have objects, sorted; not those that have only what installing created."""
+        yield from sorted(self._given)
+
     def get(self, ref: Ref) -> Fact | None:
         """Return the object of that name."""
         return self.in_namespace(ref.namespace).facts.get(ref)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from functools import cached_property
 from typing import TypeVar
 
@@ -57,6 +58,11 @@ class NamespaceFacts:
             for pair in pod.meta.labels.items():
                 found.setdefault(pair, []).append(pod)
         return found
+
+    @property
+    def labels(self) -> AbstractSet[tuple[str, str]]:
+        """The labels that pods have: key and value."""
+        return self._by_label.keys()
 
     def selected(self, selector: Mapping[str, str]) -> Iterator[Pod]:
         """Yield the pods that a selector covers, in the order of their names; an empty selector covers none."""

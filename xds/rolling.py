@@ -100,6 +100,8 @@ class Rolling:
         self.rollout = Rollout(timeout)
         self.exchange: Exchange | None = None
         """What other replicas know, and are told; None: there are none."""
+        self._is_shared = False
+        """Whether there may be other replicas."""
         self._joins_until = -inf
         self._rules = View()
         self._stand_ins: set[Ref] = set()
@@ -299,8 +301,16 @@ class Rolling:
 
     # --- other replicas ----------------------------------------------------------------------------------------------
 
+    def may_be_elsewhere(self, now: float) -> bool:
+        """Whether there are other replicas that sidecars may be connected to, or it is not known that there are none."""
+        if not self._is_shared:
+            return False
+        known = self.exchange.elsewhere(now) if self.exchange else None
+        return known is None or known.cut_off or bool(known.others)
+
     def share(self, now: float) -> Exchange | None:
         """Begin to reckon with other replicas; None: nobody is waited for here anyway."""
+        self._is_shared = True
         if self.rollout.timeout is not None:
             self.exchange, self._joins_until = Exchange(), now + JOINING
         return self.exchange

@@ -103,6 +103,18 @@ def duration(seconds: float) -> str:
     return f"{whole}s"
 
 
+def absent_words(absent: pb.AbsentSidecar, now: Timestamp, *, may_be_elsewhere: bool) -> str:
+    """Say that a pod's sidecar is not connected, and for how long."""
+    here = " here" if may_be_elsewhere else ""
+    return f"not connected{here} ({_since(absent.since, now) if absent.HasField('since') else 'never'})"
+
+
+def warning_words(warning: pb.ObjectWarning) -> str:
+    """Say what is wrong and where, in the form that editors and CI systems find files in."""
+    hint = f" ({warning.hint})" if warning.hint else ""
+    return printable(f"{warning.place}: warning: {warning.what}{hint}")
+
+
 def settled(proxy: pb.Proxy) -> bool:
     """Whether a proxy has all that it should have, and nothing keeps it from getting more."""
     return not proxy.missing and all(kind.state == pb.SYNCED for kind in types(proxy))

@@ -126,6 +126,54 @@ def test_reach_as_a_table_has_a_line_for_each_hop(folder: Path) -> None:
     assert "\x1b" not in result.stdout
 
 
+TYPO = """
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: lock, namespace: shop}
+spec: {selector: {matchLabels: {app: wbe}}, mtls: {mode: STRICT}}
+"""
+
+
+def test_reach_reports_a_lock_that_locks_nothing(folder: Path) -> None:
+    (folder / "lock.yaml").write_text(TYPO)
+    lines = [
+        (
+            f"{folder}/lock.yaml:2: problem: PeerAuthentication shop/lock: selector app=wbe matches no pod in namespace shop, so "
+            "it has no effect (did you mean app=web?)"
+        )
+    ]
+    result = xds("reach", "--manifests", folder)
+    assert (result.exit_code, result.stderr.splitlines()) == (0, lines)
+    result = xds("reach", "--manifests", folder, "--strict")
+    assert (result.exit_code, result.stderr.splitlines()) == (1, lines)
+    (folder / "lock.yaml").write_text(TYPO.replace("wbe", "web").replace("STRICT", "PERMISSIVE"))
+    result = xds("reach", "--manifests", folder, "--strict")
+    assert (result.exit_code, result.stderr) == (0, "")
+
+
+def test_reach_is_strict_about_every_problem_but_not_about_notices(folder: Path) -> None:
+    (folder / "map.yaml").write_text(
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: x, namespace: shop}\n"
+    )
+    assert xds("reach", "--manifests", folder, "--strict").exit_code == 0
+    (folder / "map.yaml").write_text(BAD)
+    assert xds("reach", "--manifests", folder, "--strict").exit_code == 1
+
+
+def test_reach_that_checks_nothing_is_no_success(tmp_path: Path) -> None:
+    for manifests, lacking in (
+        (STRICT, "Pod"),
+        (MANIFESTS.partition("---")[0], "Pod"),
+        (MANIFESTS.partition("---")[2], "Service with a TCP port"),
+    ):
+        (tmp_path / "m.yaml").write_text(manifests)
+        for output in ("table", "json"):
+            result = xds("reach", "--manifests", tmp_path, "-o", output)
+            assert (result.exit_code, result.stdout) == (2, "")
+            said = f"xds: nothing was checked: there is no {lacking} in {tmp_path}"
+            assert result.stderr.splitlines()[-1] == said
+
+
 @pytest.mark.parametrize("to", ["web.shop", "web.shop.svc", "web.shop.svc.cluster.local:80", "web.shop:http"])
 def test_a_service_can_be_named_in_several_ways(folder: Path, to: str) -> None:
     assert len(answer("reach", "--manifests", folder, "-o", "json", "--to", to)) == 4
@@ -221,6 +269,10 @@ def test_notices_do_not_drown_the_rest(folder: Path) -> None:
         (
             ("reach", "--to", "wb.shop"),
             "there is no service wb.shop (SERVICE.NAMESPACE); did you mean web.shop?",
+        ),
+        (
+            ("reach", "--to", "web.nowhere"),
+            "there is no service web.nowhere (SERVICE.NAMESPACE); did you mean",
         ),
         (("reach", "--to", "web.shop:81"), "there is no port 81 (of service web.shop); did you mean 80?"),
         (("bootstrap", "client.shop", "--xds-address", "x"), "'x' is not HOST:PORT"),

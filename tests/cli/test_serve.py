@@ -139,6 +139,35 @@ def test_changes_are_followed_and_problems_logged_once_with_their_line(folder: P
         )
 
 
+LOCK = """
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {{name: lock, namespace: {}}}
+spec: {{mtls: {{mode: STRICT}}}}
+"""
+
+
+def test_a_lock_that_locks_nothing_is_reported_until_it_does(folder: Path) -> None:
+    (folder / "lock.yaml").write_text(LOCK.format("shpo"))
+    warning = (
+        f"{folder}/lock.yaml:2: PeerAuthentication shpo/lock: namespace shpo does not exist (no other object is in it), "
+        "so it has no effect (did you mean shop?)"
+    )
+    with serving(folder) as process:
+        assert process.get("/ready") == (200, "ready\n"), "its pods may be about to start"
+        process.until(lambda: process.get("/ready") == (200, f"ready\nwarning: {warning}\n"))
+        assert process.logged('level=warning event="object has no effect"')
+        assert 'xds_problems{severity="problem"} 1.0' in process.get("/metrics")[1]
+        command = [sys.executable, "-m", "xds", "status", "--xds-address", f"127.0.0.1:{process.xds}"]
+        status = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert status.returncode == 1
+        assert "web.shop  -     -          not connected (never)" in status.stdout
+        assert status.stderr == f"{warning.replace(': Peer', ': warning: Peer', 1)}\n"
+        (folder / "lock.yaml").write_text(LOCK.format("shop"))
+        process.until(lambda: process.get("/ready") == (200, "ready\n"))
+        assert process.logged("event=solved")
+
+
 def test_the_root_survives_a_restart_and_only_we_can_read_its_key(folder: Path, tmp_path: Path) -> None:
     roots = []
     for _ in range(2):

@@ -17,9 +17,11 @@ from typer.testing import CliRunner, Result
 
 from tests.protocol.stream import world
 from tests.server.proxies import Client, OneForAll
+from xds.absence import Absences, Absent
 from xds.cli import app
 from xds.introspect import Introspection
 from xds.introspect.proxies import ProxiesService
+from xds.model import Problem
 from xds.protocol.session import Variant
 from xds.server import XdsServer
 from xds.snapshot import CLUSTER, SECRET
@@ -32,11 +34,33 @@ def node(name: str) -> str:
     return f"sidecar~127.0.0.1~{name}~{name.partition('.')[2]}.svc.cluster.local"
 
 
+class Mesh:
+    """Who should be connected and is not, and what is wrong, as a test says."""
+
+    def __init__(self) -> None:
+        self.absences = Absences()
+        self.problems: list[Problem] = []
+
+    def lacks(self, *names: str, since: float | None = None, elsewhere: bool = False) -> None:
+        parts = (name.partition(".") for name in names)
+        pods = tuple(Absent(namespace, pod, since) for pod, _, namespace in parts)
+        self.absences = Absences(pods, elsewhere)
+
+
 @pytest.fixture
-async def server() -> AsyncIterator[XdsServer]:
+def mesh() -> Mesh:
+    return Mesh()
+
+
+@pytest.fixture
+async def server(mesh: Mesh) -> AsyncIterator[XdsServer]:
     proxies = OneForAll(world(CDS="a=1 b=1", SDS="s=1"))
     missing = {node(name): why for name, why in MISSING.items()}
-    service = ProxiesService(lambda subscriber: missing.get(subscriber.node.id, ""))
+    service = ProxiesService(
+        lambda subscriber: missing.get(subscriber.node.id, ""),
+        absences=lambda: mesh.absences,
+        problems=lambda: mesh.problems,
+    )
     server = XdsServer(proxies, "127.0.0.1:0", grace=0.2, added=[Introspection([service])])
     await server.start()
     yield server
@@ -261,15 +285,127 @@ async def test_watch_tells_only_the_lines_that_changed(server: XdsServer, channe
         await process.wait()
 
 
+async def test_watch_tells_of_sidecars_that_are_not_connected(
+    server: XdsServer, mesh: Mesh, channel: grpc.aio.Channel
+):
+    await synced(channel, server, "good.shop")
+    mesh.lacks("dead.shop")
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-u", "-m", "xds", "status", "-w", "--xds-address", f"127.0.0.1:{server.port}"),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        assert process.stdout
+        async with asyncio.timeout(3 * WITHIN):
+            lines = [(await process.stdout.readline()).decode() for _ in range(3)]
+            assert lines[2].split(maxsplit=3) == ["dead.shop", "-", "-", "not connected (never)\n"]
+            mesh.lacks("dead.shop", "web.shop")
+            line = (await process.stdout.readline()).decode()
+            assert line.split(maxsplit=1)[0] == "web.shop", "only what is new"
+    finally:
+        process.kill()
+        await process.wait()
+
+
 async def test_nobody_is_connected(server: XdsServer):
     result = await xds(port=server.port)
-    assert (result.exit_code, result.stdout) == (0, "")
-    assert result.stderr == f"no proxy is connected to 127.0.0.1:{server.port}\n"
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == f"xds: no proxy is connected to 127.0.0.1:{server.port}: nothing was checked\n"
+    result = await xds("-o", "json", port=server.port)
+    assert (result.exit_code, json.loads(result.stdout)["proxies"]) == (2, [])
     result = await xds("-n", "shop", port=server.port)
+    assert result.exit_code == 2
     assert "no proxy of namespace shop is connected" in result.stderr
     result = await xds("web.shop", port=server.port)
     assert result.exit_code == 2
     assert "there is no proxy web.shop: none is connected" in result.stderr
+
+
+async def test_a_sidecar_that_is_not_connected_is_no_success(
+    server: XdsServer, mesh: Mesh, channel: grpc.aio.Channel
+):
+    await synced(channel, server, "good.shop")
+    assert (await xds(port=server.port)).exit_code == 0
+    mesh.lacks("dead.shop", since=asyncio.get_running_loop().time() - 125)
+    result = await xds(port=server.port)
+    assert (result.exit_code, result.stderr) == (1, "")
+    _, good, dead = result.stdout.splitlines()
+    assert good.startswith("good.shop")
+    assert dead.split(maxsplit=3) == ["dead.shop", "-", "-", "not connected (2m5s)"]
+    for words in (("dead",), ("dead.shop",), ("-n", "shop")):
+        result = await xds(*words, port=server.port)
+        assert result.exit_code == 1
+        assert "not connected (2m5s)" in result.stdout
+    assert (await xds("good", port=server.port)).exit_code == 0
+    assert "there is no proxy deaf.shop (POD.NAMESPACE); did you mean dead.shop" in (
+        (await xds("deaf.shop", port=server.port)).stderr
+    )
+    result = await xds("-n", "bank", port=server.port)
+    assert (result.exit_code, result.stdout) == (2, "")
+    result = await xds("-o", "json", port=server.port)
+    assert result.exit_code == 1
+    found = json.loads(result.stdout)["notConnected"]
+    assert (found["total"], found["pods"][0]["pod"], found["mayBeElsewhere"]) == (1, "dead", False)
+
+
+async def test_none_of_the_expected_sidecars_is_connected(server: XdsServer, mesh: Mesh):
+    mesh.lacks("web-1.shop", "web-2.shop")
+    result = await xds(port=server.port)
+    assert (result.exit_code, result.stderr) == (1, "")
+    assert [line.split(maxsplit=3)[3] for line in result.stdout.splitlines()] == [
+        "STATUS",
+        "not connected (never)",
+        "not connected (never)",
+    ]
+    result = await xds("web", port=server.port)
+    assert result.exit_code == 2
+    assert "web may be each of web-1.shop, web-2.shop: say which" in result.stderr
+
+
+async def test_sidecars_of_another_replica_are_no_failure(
+    server: XdsServer, mesh: Mesh, channel: grpc.aio.Channel
+):
+    mesh.lacks("web-1.shop", "web-2.shop", elsewhere=True)
+    result = await xds(port=server.port)
+    assert (result.exit_code, result.stdout) == (2, ""), "nothing was checked"
+    assert "nothing was checked" in result.stderr
+    await synced(channel, server, "web-3.shop")
+    result = await xds(port=server.port)
+    assert result.exit_code == 0
+    assert len(result.stdout.splitlines()) == 2
+    assert result.stderr == (
+        "2 sidecars are not connected to this replica, and may be connected to another one (-o json names them)\n"
+    )
+    assert (await xds("web", port=server.port)).exit_code == 0, "the only one that is here"
+    result = await xds("web-1", port=server.port)
+    assert result.exit_code == 2
+    assert "not connected here (never)" in result.stdout
+
+
+async def test_many_sidecars_that_are_not_connected_are_counted(server: XdsServer, mesh: Mesh):
+    mesh.lacks(*(f"web-{n}.shop" for n in range(1500)))
+    result = await xds(port=server.port)
+    assert result.exit_code == 1
+    assert len(result.stdout.splitlines()) == 1001
+    assert result.stderr == "500 more sidecars are not connected\n"
+
+
+async def test_warnings_are_printed_and_do_not_change_the_exit_status(
+    server: XdsServer, mesh: Mesh, channel: grpc.aio.Channel
+):
+    await synced(channel, server, "good.shop")
+    mesh.problems = [
+        Problem(where="m/a.yaml:3", what="is\x1b wrong", hint="mend it"),
+        Problem(where="m/a.yaml:4", what="was passed over", notice=True),
+        *(Problem(where=f"Service shop/s{n}", what="is wrong") for n in range(200)),
+    ]
+    result = await xds(port=server.port)
+    assert result.exit_code == 0
+    lines = result.stderr.splitlines()
+    assert lines[0] == "m/a.yaml:3: warning: is\\x1b wrong (mend it)"
+    assert len(lines) == 101
+    assert lines[-1] == "... and 101 more warnings"
+    assert (await xds("good", port=server.port)).stderr == ""
 
 
 async def test_a_proxy_that_is_not_there_or_not_the_only_one(server: XdsServer, channel: grpc.aio.Channel):

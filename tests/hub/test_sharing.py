@@ -13,6 +13,7 @@ from xds import hub as hub_module
 from xds import rolling
 from xds.hub import Hub
 from xds.model import AuthenticationPolicy, Change, Meta, Mode, Ref
+from xds.policy.elsewhere import Report
 from xds.policy.exchange import Exchange
 from xds.policy.mtls import Send
 
@@ -44,6 +45,22 @@ def write(hub: Hub, exchange: Exchange) -> None:
     now = asyncio.get_running_loop().time()
     exchange.read_back(exchange.write(now).number, now)
     hub.hear()
+
+
+async def test_sidecars_may_be_elsewhere_only_where_there_are_other_replicas() -> None:
+    assert not Hub(AUTHORITY).absences().elsewhere, "there is no cluster"
+    alone = Hub(AUTHORITY, rollout_timeout=None)
+    assert alone.share() is None
+    assert alone.absences().elsewhere, "replicas do not hear of each other, so it is not known"
+    async with running() as (hub, exchange, _):
+        assert hub.absences().elsewhere, "it is not known yet"
+        write(hub, exchange)
+        assert not hub.absences().elsewhere
+        now = asyncio.get_running_loop().time()
+        exchange.hear("other", "1", Report(1, "", {}), 15.0, now)
+        assert hub.absences().elsewhere
+        exchange.forget("other")
+        assert not hub.absences().elsewhere
 
 
 async def test_nothing_is_served_before_others_know_that_we_are_here(monkeypatch: pytest.MonkeyPatch) -> None:

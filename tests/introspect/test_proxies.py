@@ -13,6 +13,7 @@ import pytest
 from tests.introspect.grpcurl import call, grpcurl
 from tests.protocol.stream import world
 from tests.server.proxies import Client, OneForAll
+from xds.absence import Absences, Absent
 from xds.api import proxies_pb2 as pb
 from xds.introspect import Introspection
 from xds.introspect.proxies import SERVICE, ProxiesService, _Watched
@@ -35,7 +36,7 @@ class Ask:
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._channel = channel
 
-    async def list(self, **request: str | bool) -> list[pb.Proxy]:
+    async def answer(self, **request: str | bool) -> pb.ListProxiesResponse:
         method = self._channel.unary_unary(
             f"/{SERVICE}/List",
             request_serializer=pb.ListProxiesRequest.SerializeToString,
@@ -43,7 +44,10 @@ class Ask:
         )
         response = await method(pb.ListProxiesRequest(**request), timeout=WITHIN)
         assert abs(response.time.ToSeconds() - time.time()) < WITHIN
-        return list(response.proxies)
+        return response
+
+    async def list(self, **request: str | bool) -> list[pb.Proxy]:
+        return list((await self.answer(**request)).proxies)
 
     async def type(self, type_url: str, **request: str | bool) -> pb.Type:
         """How far the only stream of the only proxy is with a type."""
@@ -87,11 +91,19 @@ def missing() -> dict[str, str]:
 
 
 @pytest.fixture
-async def server(proxies: OneForAll, missing: dict[str, str]) -> AsyncIterator[XdsServer]:
+def absences() -> list[Absences]:
+    """Who should be connected and is not: one value, which a test may replace."""
+    return [Absences()]
+
+
+@pytest.fixture
+async def server(
+    proxies: OneForAll, missing: dict[str, str], absences: list[Absences]
+) -> AsyncIterator[XdsServer]:
     def why(subscriber: Subscriber) -> str:
         return missing.get(subscriber.node.id, "")
 
-    added = [Introspection([ProxiesService(why)])]
+    added = [Introspection([ProxiesService(why, absences=lambda: absences[0])])]
     server = XdsServer(proxies, "127.0.0.1:0", grace=0.2, added=added)
     await server.start()
     yield server
@@ -129,6 +141,36 @@ async def test_who_is_connected_and_how(ask: Ask):
             assert before - 1 < stream.connected_at.ToMilliseconds() / 1000 < time.time() + 1
     first, second = found[2].streams
     assert first.connected_at.ToNanoseconds() <= second.connected_at.ToNanoseconds()
+
+
+async def test_watch_names_pods_without_a_sidecar_only_when_they_change(ask: Ask, absences: list[Absences]):
+    absences[0] = Absences((Absent("shop", "dead", None), Absent("bank", "x", 1.0)))
+    watch = ask.watch(namespace="shop")
+    first = await watch.read()
+    assert [each.pod for each in first.not_connected.pods] == ["dead"]
+    assert (first.not_connected.total, first.not_connected.may_be_elsewhere) == (1, False)
+    await ask.client("web.shop")
+    second = await watch.read()
+    assert second.proxies
+    assert not second.HasField("not_connected")
+    # Nothing else changes meanwhile: the client has said all that it says.
+    absences[0] = Absences((), elsewhere=True)
+    while not second.HasField("not_connected"):
+        second = await watch.read()
+    assert (second.not_connected.total, second.not_connected.may_be_elsewhere) == (0, True)
+
+
+async def test_a_name_means_one_sidecar_connected_or_not(ask: Ask, absences: list[Absences]):
+    absences[0] = Absences((Absent("shop", "web-1", None), Absent("shop", "web", None)))
+    await ask.client("web-2.shop")
+    for proxy, connected, absent in (
+        ("web", ["web-2"], ["web-1", "web"]),
+        ("web.shop", [], ["web"]),
+        ("web-2.shop", ["web-2"], []),
+    ):
+        found = await ask.answer(proxy=proxy)
+        assert [each.pod for each in found.proxies] == connected
+        assert [each.pod for each in found.not_connected.pods] == absent
 
 
 async def test_a_stream_for_one_type_says_which(server: XdsServer, ask: Ask):

@@ -18,6 +18,7 @@ _VOLATILE = {
     r"\b[0-9a-f]{16}\b": "VERSION",
     r"\b\d{4}-\d\d-\d\dT[\d:.]+Z": "TIME",
     r"\b\d+(\.\d+)?s ago": "SECONDS ago",
+    r"\bnot connected \(\d\w*\)": "not connected (SECONDS)",
     r"(127\.0\.0\.1:)\d{4,5}\b": r"\1PORT",
     r"\bxds \d+\.\d+\.\d+[^\"]*": "xds RELEASE",
     r"((?:Id|Started|Succeeded)\": \")\d+": r"\1NUMBER",

@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from tests.kubernetes.environment.cluster import Cluster
 from tests.kubernetes.environment.control_plane import ControlPlane
-from tests.policy.world import mesh, peer, pod, service
+from tests.policy.world import mesh, peer, pod, rule, service
 from tests.real.harness.manifests import Manifest
 from tests.real.harness.waiting import eventually
 from xds.kube import conditions as module
@@ -23,6 +23,7 @@ from xds.kube.api import KubeApi, KubeError
 from xds.kube.conditions import Conditions, Said, standing
 from xds.mesh import Mesh
 from xds.model import Problem, Ref, ServicePort
+from xds.policy.effect import without_effect
 
 PEER = "/apis/security.istio.io/v1/namespaces/{}/peerauthentications"
 REFUSED = "spec.mtls.mode must be one of STRICT, not LOOSE"
@@ -70,15 +71,23 @@ class World:
     def __init__(self, api: KubeApi, namespace: str) -> None:
         self.api, self.namespace = api, namespace
         self.problems: list[Problem] = []
+        self.without_effect: dict[Ref, tuple[Problem, ...]] = {}
         self.mesh = Mesh()
         self.leads = True
         self.conditions = self.another(api)
 
     def another(self, api: KubeApi) -> Conditions:
-        return Conditions(api, lambda: self.problems, lambda: self.mesh, leads=lambda: self.leads)
+        return Conditions(
+            api,
+            lambda: self.problems,
+            lambda: self.mesh,
+            lambda: self.without_effect,
+            leads=lambda: self.leads,
+        )
 
     async def compare(self, conditions: Conditions | None = None) -> bool:
-        return await (conditions or self.conditions).compare(standing(self.mesh, self.problems))
+        wanted = standing(self.mesh, self.problems, self.without_effect)
+        return await (conditions or self.conditions).compare(wanted)
 
     def refuse(self, kind: str, name: str, what: str = REFUSED) -> None:
         where = str(Ref(kind, "" if kind in ("MeshPolicy", "Namespace") else self.namespace, name))
@@ -146,14 +155,52 @@ def test_what_has_no_effect_is_said_of_services_and_endpointslices() -> None:
     admin = ServicePort(port=80, target=15000)
     same = [service("web", "aaa", admin, age=age) for age in (9, 1)]
     taker = replace(same[1], meta=replace(same[1].meta, ref=Ref("Service", "aaa", "web-too")))
-    said = standing(mesh(pod("web", "aaa"), same[0], taker), [])
+    world = mesh(pod("web", "aaa"), same[0], taker)
+    said = standing(world, (), without_effect(world).problems)
     closed = "port 80 leads to port 15000, which is the sidecar's own and not served"
     told = {ref.name: text["InForce"] for ref, text in said.items() if ref.kind == "Service"}
-    assert told["web"].reason == "PortOfSidecar"
     assert told["web"].message.startswith(closed)
-    assert told["web-too"].reason == "AddressNotOwned"
+    assert told["web"].reason == told["web-too"].reason == "NoEffect"
     assert told["web-too"].message.startswith("clusterIP 10.96.0.3 belongs to Service aaa/web: ")
     assert closed in told["web-too"].message
+
+
+def test_an_object_without_effect_is_not_in_force() -> None:
+    facts = [
+        pod("web", "ns"),
+        service("web", "ns"),
+        service("empty", "ns"),
+        peer("ns", "STRICT", name="lock", app="wbe"),
+        rule("ns", "web.ns.svc.cluster.local", "DISABLE", name="old", age=9),
+        rule("ns", "web.ns.svc.cluster.local", "DISABLE", name="young", age=1, selector={"app": "x"}),
+        rule("ns", "web.ns.svc.cluster.local", "DISABLE", name="younger", selector={"app": "x"}),
+    ]
+    world = mesh(*facts)
+    said = standing(world, (), without_effect(world).problems)
+    lock = "selector app=wbe matches no pod in namespace ns, so it has no effect (did you mean app=web?)"
+    clients = "workloadSelector app=x matches no pod in namespace ns, so it has no effect"
+    assert {ref.name: conditions for ref, conditions in said.items() if ref.kind != "MeshPolicy"} == {
+        "lock": {"InForce": Said("NoEffect", lock)},
+        "young": {"InForce": Said("NoEffect", clients)},
+        "younger": {"InForce": Said("Overruled", f"DestinationRule ns/young decides instead; {clients}")},
+    }, "that a Service has no endpoints now is not said on it"
+
+
+async def test_a_condition_of_no_effect_goes_when_it_applies(world: World) -> None:
+    await world.apply("default")
+    ref = Ref("PeerAuthentication", world.namespace, "default")
+    world.without_effect = {ref: (Problem(where=str(ref), what="matches nothing"),)}
+    async with running(world.conditions):
+        await eventually(lambda: world.conditions_of("default"), timeout=30)
+        (condition,) = (await world.conditions_of("default")).values()
+        assert (condition["type"], condition["status"]) == ("InForce", "False")
+        assert (condition["reason"], condition["message"]) == ("NoEffect", "matches nothing")
+        world.without_effect = {}
+
+        async def cleared() -> bool:
+            return not await world.conditions_of("default")
+
+        await eventually(cleared, timeout=30)
 
 
 async def test_a_condition_is_there_as_long_as_it_is_so(world: World) -> None:

@@ -133,6 +133,20 @@ async def test_a_policy_that_is_overruled_says_so_until_the_other_one_goes(
         assert await cluster.api.get(f"{path}/b") == before
         assert "status" not in await cluster.api.get(f"{path}/a")
 
+        # A lock that matches nothing says so as well, as long as that is so.
+        selector = {"selector": {"matchLabels": {"app": "wbe"}}, "mtls": {"mode": "STRICT"}}
+        lock = {"apiVersion": "security.istio.io/v1", "kind": "PeerAuthentication", "spec": selector}
+        locks = path.replace(HOME, namespace)
+        await cluster.api.create(locks, lock | {"metadata": {"name": "lock"}})
+        path, home = locks, path
+        what = f"selector app=wbe matches no pod in namespace {namespace}, so it has no effect"
+        await until("lock", what)
+        labels = {"metadata": {"labels": {"app": "wbe"}}}
+        await cluster.api.patch(f"/api/v1/namespaces/{namespace}/pods/web", labels)
+        await until("lock")
+        await cluster.api.delete(f"{path}/lock")
+        path = home
+
         await cluster.api.delete(f"{path}/a")
         await until("b")
         await until("c", f"PeerAuthentication {HOME}/b decides instead")

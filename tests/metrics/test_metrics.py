@@ -112,6 +112,16 @@ async def channel(plane: Plane) -> AsyncIterator[grpc.aio.Channel]:
         yield channel
 
 
+async def test_sidecars_that_are_not_connected_are_counted(plane: Plane, channel: grpc.aio.Channel):
+    assert (plane.get("xds_sidecars"), plane.get("xds_sidecars_not_connected")) == (1, 1)
+    client = Client(channel, Variant.DELTA, node=NODE)
+    await client.ask(CLUSTER)
+    await client.get()
+    assert (plane.get("xds_sidecars"), plane.get("xds_sidecars_not_connected")) == (1, 0)
+    client.call.cancel()
+    await plane.until("xds_sidecars_not_connected", 1)
+
+
 async def test_streams_are_counted_as_they_come_and_go(plane: Plane, channel: grpc.aio.Channel):
     assert plane.get("xds_proxies") == 0
     first, second = (Client(channel, Variant.DELTA, node=NODE) for _ in range(2))

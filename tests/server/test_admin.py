@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from unittest.mock import Mock
 
 import aiohttp
 import pytest
 from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
 
 from xds.admin import AdminServer
 from xds.http import listen
+from xds.model import Problem
 
 
 async def get(port: int, path: str) -> tuple[int, str]:
@@ -33,6 +36,29 @@ async def test_the_process_is_healthy_at_once_and_ready_when_it_says_so():
     with pytest.raises(aiohttp.ClientConnectionError):
         await get(server.port, "/healthz")
     await server.stop()
+
+
+async def test_ready_lists_warnings_and_not_all_of_many():
+    problems = [
+        Problem(where="m/lock.yaml:3", what="has no effect", hint="mend it"),
+        Problem(where="m/x.yaml:1", what="was passed over", notice=True),
+    ]
+    server = AdminServer(lambda: None, "127.0.0.1", 0, standing=lambda: "", warnings=lambda: problems)
+    await server.start()
+    try:
+        warning = "warning: m/lock.yaml:3: has no effect (mend it)\n"
+        assert await get(server.port, "/ready") == (200, f"ready\n{warning}")
+        problems += [Problem(where="x", what="is wrong")] * 1000
+        _, text = await get(server.port, "/ready")
+        assert len(text.splitlines()) == 22
+        assert text.splitlines()[-1] == "981 more warnings: xds status lists them"
+        # Others, such as the kubelet, learn only that there are any.
+        transport = Mock()
+        transport.get_extra_info.side_effect = {"peername": ("10.0.0.1", 41234)}.get
+        response = await server._readiness(make_mocked_request("GET", "/ready", transport=transport))
+        assert response.text == "ready\n1001 warnings: xds status lists them\n"
+    finally:
+        await server.stop()
 
 
 async def test_a_port_that_is_taken_is_an_error():

@@ -32,12 +32,58 @@ class ListProxiesRequest(_message.Message):
     def __init__(self, proxy: _Optional[str] = ..., namespace: _Optional[str] = ..., unsynced: _Optional[bool] = ...) -> None: ...
 
 class ListProxiesResponse(_message.Message):
-    __slots__ = ("proxies", "time")
+    __slots__ = ("proxies", "time", "not_connected", "warnings", "more_warnings")
     PROXIES_FIELD_NUMBER: _ClassVar[int]
     TIME_FIELD_NUMBER: _ClassVar[int]
+    NOT_CONNECTED_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    MORE_WARNINGS_FIELD_NUMBER: _ClassVar[int]
     proxies: _containers.RepeatedCompositeFieldContainer[Proxy]
     time: _timestamp_pb2.Timestamp
-    def __init__(self, proxies: _Optional[_Iterable[_Union[Proxy, _Mapping]]] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    not_connected: NotConnected
+    warnings: _containers.RepeatedCompositeFieldContainer[ObjectWarning]
+    more_warnings: int
+    def __init__(self, proxies: _Optional[_Iterable[_Union[Proxy, _Mapping]]] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., not_connected: _Optional[_Union[NotConnected, _Mapping]] = ..., warnings: _Optional[_Iterable[_Union[ObjectWarning, _Mapping]]] = ..., more_warnings: _Optional[int] = ...) -> None: ...
+
+class NotConnected(_message.Message):
+    __slots__ = ("pods", "total", "may_be_elsewhere")
+    PODS_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    MAY_BE_ELSEWHERE_FIELD_NUMBER: _ClassVar[int]
+    pods: _containers.RepeatedCompositeFieldContainer[AbsentSidecar]
+    total: int
+    may_be_elsewhere: bool
+    def __init__(self, pods: _Optional[_Iterable[_Union[AbsentSidecar, _Mapping]]] = ..., total: _Optional[int] = ..., may_be_elsewhere: _Optional[bool] = ...) -> None: ...
+
+class AbsentSidecar(_message.Message):
+    __slots__ = ("namespace", "pod", "since")
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    POD_FIELD_NUMBER: _ClassVar[int]
+    SINCE_FIELD_NUMBER: _ClassVar[int]
+    namespace: str
+    pod: str
+    since: _timestamp_pb2.Timestamp
+    def __init__(self, namespace: _Optional[str] = ..., pod: _Optional[str] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+
+class ObjectWarning(_message.Message):
+    __slots__ = ("place", "what", "hint", "level")
+    class Level(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        LEVEL_UNSPECIFIED: _ClassVar[ObjectWarning.Level]
+        WARNING: _ClassVar[ObjectWarning.Level]
+        NOTICE: _ClassVar[ObjectWarning.Level]
+    LEVEL_UNSPECIFIED: ObjectWarning.Level
+    WARNING: ObjectWarning.Level
+    NOTICE: ObjectWarning.Level
+    PLACE_FIELD_NUMBER: _ClassVar[int]
+    WHAT_FIELD_NUMBER: _ClassVar[int]
+    HINT_FIELD_NUMBER: _ClassVar[int]
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
+    place: str
+    what: str
+    hint: str
+    level: ObjectWarning.Level
+    def __init__(self, place: _Optional[str] = ..., what: _Optional[str] = ..., hint: _Optional[str] = ..., level: _Optional[_Union[ObjectWarning.Level, str]] = ...) -> None: ...
 
 class WatchProxiesRequest(_message.Message):
     __slots__ = ("proxy", "namespace", "unsynced")
@@ -50,14 +96,16 @@ class WatchProxiesRequest(_message.Message):
     def __init__(self, proxy: _Optional[str] = ..., namespace: _Optional[str] = ..., unsynced: _Optional[bool] = ...) -> None: ...
 
 class WatchProxiesResponse(_message.Message):
-    __slots__ = ("proxies", "gone", "time")
+    __slots__ = ("proxies", "gone", "time", "not_connected")
     PROXIES_FIELD_NUMBER: _ClassVar[int]
     GONE_FIELD_NUMBER: _ClassVar[int]
     TIME_FIELD_NUMBER: _ClassVar[int]
+    NOT_CONNECTED_FIELD_NUMBER: _ClassVar[int]
     proxies: _containers.RepeatedCompositeFieldContainer[Proxy]
     gone: _containers.RepeatedScalarFieldContainer[str]
     time: _timestamp_pb2.Timestamp
-    def __init__(self, proxies: _Optional[_Iterable[_Union[Proxy, _Mapping]]] = ..., gone: _Optional[_Iterable[str]] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    not_connected: NotConnected
+    def __init__(self, proxies: _Optional[_Iterable[_Union[Proxy, _Mapping]]] = ..., gone: _Optional[_Iterable[str]] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., not_connected: _Optional[_Union[NotConnected, _Mapping]] = ...) -> None: ...
 
 class Proxy(_message.Message):
     __slots__ = ("node_id", "namespace", "pod", "agent", "agent_version", "missing", "streams")

@@ -163,18 +163,22 @@ class Asking:
         """Return what names the one proxy that is meant, or end with what could have been."""
         from xds.status import proxy_name  # noqa: PLC0415
 
-        found = self.list({"proxy": proxy, "namespace": namespace}, unsynced=False).proxies
+        def names(answer: pb.ListProxiesResponse) -> list[str]:
+            found = dict.fromkeys(proxy_name(each.node_id) for each in answer.proxies)
+            if not (found and answer.not_connected.may_be_elsewhere):
+                found |= dict.fromkeys(f"{each.pod}.{each.namespace}" for each in answer.not_connected.pods)
+            return list(found)
+
+        found = names(self.list({"proxy": proxy, "namespace": namespace}, unsynced=False))
         if not found:
-            others = self.list({"proxy": "", "namespace": namespace}, unsynced=False).proxies
-            if not others:
+            known = names(self.list({"proxy": "", "namespace": namespace}, unsynced=False))
+            if not known:
                 options.fail(f"there is no proxy {proxy}: none is connected to {self._where}")
-            known = dict.fromkeys(proxy_name(each.node_id) for each in others)
-            options.unknown("proxy", proxy, list(known), "POD.NAMESPACE")
-        names = list(dict.fromkeys(proxy_name(each.node_id) for each in found))
-        if len(names) > 1:
-            shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+            options.unknown("proxy", proxy, known, "POD.NAMESPACE")
+        if len(found) > 1:
+            shown = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
             options.fail(f"{proxy} may be each of {shown}: say which")
-        return proxy
+        return found[0] if found[0].startswith(proxy) else proxy
 
     def _or_end(self, service: str, ask: Callable[[], _Answer]) -> _Answer:
         import grpc  # noqa: PLC0415

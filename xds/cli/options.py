@@ -137,6 +137,15 @@ def settings(config: Path | None, assignments: list[str] | None) -> Settings:
 
 def load(manifests: Path, config: Path | None = None, assignments: list[str] | None = None) -> Mesh:
     """Read everything once, and say what is wrong with it."""
+    mesh, problems = read(manifests, config, assignments)
+    show(problems)
+    return mesh
+
+
+def read(
+    manifests: Path, config: Path | None = None, assignments: list[str] | None = None
+) -> tuple[Mesh, tuple[Problem, ...]]:
+    """Read everything once; return what is wrong with it, too."""
     from xds.mesh import Mesh  # noqa: PLC0415
     from xds.sources.files import Folder  # noqa: PLC0415
 
@@ -144,8 +153,7 @@ def load(manifests: Path, config: Path | None = None, assignments: list[str] | N
         report = Folder(manifests, settings(config, assignments)).load()
     except OSError as error:
         fail(f"{manifests}: {error.strerror}")
-    show(report.problems)
-    return Mesh(report.change.applied, report.change.config)
+    return Mesh(report.change.applied, report.change.config), report.problems
 
 
 def find_pod(mesh: Mesh, name: str) -> Pod:

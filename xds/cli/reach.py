@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -41,30 +42,42 @@ def reach(
     output: Annotated[
         Format, typer.Option("-o", "--output", help="A table for people, or JSON for programs.")
     ] = Format.TABLE,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict",
+            help="Exit with status 1 if anything is wrong with the manifests, or if an object has no effect.",
+        ),
+    ] = False,
 ) -> None:
     """Say for every client, service port and endpoint: mtls, plaintext or fails, and why.
 
-    Nothing is sent: it follows from the manifests, as sidecars would be configured from them. Exit status: 0 everything
-    asked for works, 1 something fails, 2 wrong use.
+    Nothing is sent: it follows from the manifests, as sidecars would be configured from them. Objects that have no effect, such
+    as a policy whose selector matches no pod, are printed to stderr. Exit status: 0 everything asked for works, 1 something
+    fails (with --strict: or is wrong, or has no effect), 2 nothing was checked, because there is no Pod or no Service, or wrong
+    use.
     """
-    from xds.model import Problem  # noqa: PLC0415
-    from xds.policy.disregarded import disregarded  # noqa: PLC0415
+    from xds.policy.effect import without_effect  # noqa: PLC0415
     from xds.policy.reach import Result, predict  # noqa: PLC0415
 
-    mesh = options.load(manifests, mesh_config, assignments)
-    for each in disregarded(mesh):
-        fact = mesh.get(each.ref)
-        where = fact.meta.origin if fact else ""
-        options.show([Problem(where=where or str(each.ref), what=f"{each.ref}: {each.what}")])
+    mesh, problems = options.read(manifests, mesh_config, assignments)
+    ineffective = [each for found in without_effect(mesh).problems.values() for each in found]
+    # In a running mesh it is normal that a Service has no endpoints now; in manifests it is worth a look.
+    warnings = [*problems, *(replace(each, notice=False) for each in ineffective)]
+    options.show(warnings)
     clients = [options.find_pod(mesh, client)] if client else None
     targets = list(_targets(mesh, server)) if server else None
     outcomes = list(predict(mesh, clients, targets))
+    if not outcomes:
+        lacking = "Service with a TCP port" if any(not pod.ended for pod in mesh.pods()) else "Pod"
+        options.fail(f"nothing was checked: there is no {lacking} in {manifests}")
     rows = [_row(outcome) for outcome in outcomes]
     if output is Format.JSON:
         typer.echo(json.dumps(rows, indent=2))
     else:
         _print_table(rows)
-    if any(outcome.result is Result.FAILS for outcome in outcomes):
+    is_wrong = strict and any(not problem.notice for problem in warnings)
+    if is_wrong or any(outcome.result is Result.FAILS for outcome in outcomes):
         raise typer.Exit(1)
 
 

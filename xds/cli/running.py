@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from prometheus_client.registry import Collector
     from structlog.typing import FilteringBoundLogger as BoundLogger
 
+    from xds.effects import EffectWatcher
     from xds.hub import Hub
     from xds.introspect.guard import Admit
     from xds.metrics.controlplane import Metrics
@@ -92,6 +93,7 @@ class Serving(NamedTuple):
     """Whom to serve with, made once the mesh's settings are known."""
 
     hub: Hub
+    effects: EffectWatcher
     parts: Sequence[Part] = ()
     """What is to run besides."""
     door: Door | None = None
@@ -116,7 +118,13 @@ async def run(source: Source, prepare: Prepare, at: Addresses, *, max_connection
     def lacking() -> str | None:
         return "shutting down" if stop.is_set() else control_plane.lacking()
 
-    admin = AdminServer(lacking, *at.admin, metrics=control_plane.exposed, standing=source.standing)
+    admin = AdminServer(
+        lacking,
+        *at.admin,
+        metrics=control_plane.exposed,
+        standing=source.standing,
+        warnings=lambda: control_plane.problems,
+    )
     try:
         await admin.start()
     except OSError as error:
@@ -159,11 +167,17 @@ class ControlPlane:
         self._at = at
         self._max_connection_age = max_connection_age
         self._metrics: Metrics | None = None
+        self._effects: EffectWatcher | None = None
         self._listening = False
 
     def lacking(self) -> str | None:
         """Say why nobody is served yet; None: they are."""
         return None if self._listening else self._source.lacking() or "the first configuration is being made"
+
+    @property
+    def problems(self) -> Collection[Problem]:
+        """What is wrong now with objects and settings, and which objects have no effect."""
+        return (*self._source.problems, *(self._effects.problems if self._effects else ()))
 
     def exposed(self, accept: str) -> tuple[bytes, str]:
         """Return the metrics; there are none before the settings of the mesh are known."""
@@ -192,12 +206,14 @@ class ControlPlane:
         from xds.server.rest import RestServer  # noqa: PLC0415
 
         hub, door = serving.hub, serving.door
+        self._effects = serving.effects
         cuts = Cuts(hub)
-        self._metrics = Metrics(hub, cuts, lambda: self._source.problems, self._source.behind)
+        self._metrics = Metrics(hub, cuts, lambda: self.problems, self._source.behind)
         for collector in serving.metrics:
             self._metrics.register(collector)
         identifier = f"xds {version('xds')}"
-        asked = (ProxiesService(hub.missing), RolloutsService(hub, cuts))
+        proxies = ProxiesService(hub.missing, absences=hub.absences, problems=lambda: self.problems)
+        asked = (proxies, RolloutsService(hub, cuts))
         server = XdsServer(
             hub,
             str(self._at.xds),
@@ -215,7 +231,7 @@ class ControlPlane:
         self._metrics.connected(server.discovery)
         work = [
             asyncio.create_task(task)
-            for task in (hub.run(), cuts.run(), self._metrics.watch_loop(), *besides)
+            for task in (hub.run(), cuts.run(), serving.effects.run(), self._metrics.watch_loop(), *besides)
         ]
         known = asyncio.create_task(hub.ready.wait())
         try:

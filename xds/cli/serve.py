@@ -226,6 +226,7 @@ async def _alone(
     from datetime import UTC, datetime  # noqa: PLC0415
 
     from xds.auth import own_signature  # noqa: PLC0415
+    from xds.effects import EffectWatcher  # noqa: PLC0415
     from xds.hub import Hub  # noqa: PLC0415
     from xds.identity.rotation import Authorities  # noqa: PLC0415
     from xds.state import StateError, root_authority, token_key  # noqa: PLC0415
@@ -240,7 +241,8 @@ async def _alone(
     _say_what_is_at_stake(exposed, keys=serve_keys, kept=state_dir is not None)
     hub = Hub(authority, serve_keys=serve_keys, rollout_timeout=rollout_timeout)
     authorities = Authorities(authority=authority)
-    return Serving(hub, door=await opened.door(hub, lambda: authorities, judge=judge))
+    effects = EffectWatcher(lambda: hub.mesh, hub.ready)
+    return Serving(hub, effects, door=await opened.door(hub, lambda: authorities, judge=judge))
 
 
 async def _in_cluster(
@@ -254,6 +256,7 @@ async def _in_cluster(
     rollout_timeout: float | None,
 ) -> Serving:
     """Prepare to serve a cluster, as one of several."""
+    from xds.effects import EffectWatcher  # noqa: PLC0415
     from xds.hub import Hub  # noqa: PLC0415
     from xds.kube.authority import AuthorityError  # noqa: PLC0415
     from xds.kube.conditions import Conditions  # noqa: PLC0415
@@ -269,13 +272,16 @@ async def _in_cluster(
     kept = replica.authorities
     hub = Hub(kept.authority, also_trust=kept.also_trust, serve_keys=False, rollout_timeout=rollout_timeout)
     replica.follow(hub)
-    told = Conditions(api, lambda: source.problems, lambda: hub.mesh, leads=replica.leads)
+    effects = EffectWatcher(lambda: hub.mesh, hub.ready)
+    told = Conditions(
+        api, lambda: source.problems, lambda: hub.mesh, lambda: effects.by_object, leads=replica.leads
+    )
     # Each that is to run besides is added here.
     parts: list[Part] = [*replica.parts, told.run, *injected.parts(hub, api, namespace, replica.leads)]
     door = await opened.door(
         hub, lambda: replica.authorities, judge=TokenReviews(api), api=api, namespace=namespace
     )
-    return Serving(hub, parts, door, injected.metrics)
+    return Serving(hub, effects, parts, door, injected.metrics)
 
 
 def _folder(manifests: Path, settings: Settings) -> Folder:

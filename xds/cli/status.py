@@ -78,8 +78,9 @@ def status(
     """Say for every connected sidecar and type of resource: synced, waiting for what, or rejected and why.
 
     A running control plane is asked (services xds.mesh.v1.Proxies and Rollouts). Exit status: 0 all sidecars have what they
-    should, 1 some do not yet or rejected something, 2 wrong use, 3 the control plane cannot be asked. With --rollout: 0 nothing
-    is on its way, 1 something is, or went on without a sidecar that was not waited for any longer.
+    should, 1 some do not yet, rejected something or are not connected, 2 no sidecar is connected at all or wrong use, 3 the
+    control plane cannot be asked. With --rollout: 0 nothing is on its way, 1 something is, or went on without a sidecar that
+    was not waited for any longer.
     """
     if "" in (proxy, namespace):
         options.fail("PROXY and --namespace must not be empty: leave them out to ask for all")
@@ -102,16 +103,16 @@ def status(
         answer = control_plane.list(chosen, unsynced=bool(proxy) or output is Format.JSON)
         if output is Format.JSON:
             typer.echo(json.dumps(_as_json(answer), indent=2))
-        elif answer.proxies:
-            _print(answer, resources=bool(proxy))
         else:
-            typer.echo(
-                f"no proxy {f'of namespace {namespace} ' if namespace else ''}is connected to {where}",
-                err=True,
-            )
+            _print(answer, named=bool(proxy))
+        absent = answer.not_connected
+        if not answer.proxies and (absent.may_be_elsewhere or not absent.total):
+            of = f"of namespace {namespace} " if namespace else ""
+            options.fail(f"no proxy {of}is connected to {where}: nothing was checked")
         from xds.status import settled  # noqa: PLC0415
 
-        if not all(settled(each) for each in answer.proxies):
+        is_lacking = absent.total and not absent.may_be_elsewhere
+        if is_lacking or not all(settled(each) for each in answer.proxies):
             raise typer.Exit(1)
 
 
@@ -145,6 +146,7 @@ def _follow(responses: Iterable[pb.WatchProxiesResponse], output: Format) -> Non
         return
     table = tables.Table(*_TITLES)
     told: dict[str, dict[_Key, Any]] = {}
+    absent: set[tuple[str, str]] = set()
     for response in responses:
         for proxy in response.proxies:
             before = told.get(proxy.node_id, {})
@@ -159,6 +161,12 @@ def _follow(responses: Iterable[pb.WatchProxiesResponse], output: Format) -> Non
         for node_id in response.gone:
             told.pop(node_id, None)
             _add_note(table, node_id, "gone")
+        if response.HasField("not_connected"):
+            missing = response.not_connected
+            for each in () if missing.may_be_elsewhere else missing.pods:
+                if (each.namespace, each.pod) not in absent:
+                    _add_absent(table, each, response.time, may_be_elsewhere=False)
+            absent = {(each.namespace, each.pod) for each in missing.pods}
         table.show()
 
 
@@ -215,11 +223,49 @@ def _add_note(table: tables.Table, node_id: str, said: str) -> None:
     table.add_row(Text(proxy_name(node_id)), Text("-"), Text("-"), Text(printable(said)))
 
 
-def _print(answer: pb.ListProxiesResponse, *, resources: bool) -> None:
+def _add_absent(
+    table: tables.Table, absent: pb.AbsentSidecar, now: Timestamp, *, may_be_elsewhere: bool
+) -> None:
+    from rich.text import Text  # noqa: PLC0415
+
+    from xds.model import printable  # noqa: PLC0415
+    from xds.status import absent_words  # noqa: PLC0415
+
+    name = printable(f"{absent.pod}.{absent.namespace}")
+    said = absent_words(absent, now, may_be_elsewhere=may_be_elsewhere)
+    table.add_row(Text(name), Text("-"), Text("-"), Text(said, "" if may_be_elsewhere else "red"))
+
+
+def _print(answer: pb.ListProxiesResponse, *, named: bool) -> None:
+    """Print an answer; `named`: it is about one sidecar, with its streams and resources."""
+    absent = answer.not_connected
+    if answer.proxies or (absent.total and (named or not absent.may_be_elsewhere)):
+        _print_proxies(answer, named=named)
+    if absent.total and absent.may_be_elsewhere and not named:
+        typer.echo(
+            f"{absent.total} sidecars are not connected to this replica, and may be connected to another one "
+            "(-o json names them)",
+            err=True,
+        )
+    if not named:
+        _print_warnings(answer)
+
+
+def _print_warnings(answer: pb.ListProxiesResponse) -> None:
+    from xds.status import warning_words  # noqa: PLC0415
+
+    for warning in answer.warnings:
+        typer.echo(warning_words(warning), err=True)
+    if answer.more_warnings:
+        typer.echo(f"... and {answer.more_warnings} more warnings", err=True)
+
+
+def _print_proxies(answer: pb.ListProxiesResponse, *, named: bool) -> None:
     from xds.model import printable  # noqa: PLC0415
     from xds.status import proxy_name, stream_words  # noqa: PLC0415
 
-    if resources:
+    absent = answer.not_connected
+    if named and answer.proxies:
         for proxy in answer.proxies:
             name, agent = (
                 proxy_name(proxy.node_id),
@@ -234,8 +280,13 @@ def _print(answer: pb.ListProxiesResponse, *, resources: bool) -> None:
     for proxy in answer.proxies:
         for line in _lines(proxy, answer.time):
             table.add_row(*line.cells)
+    if named or not absent.may_be_elsewhere:
+        for each in absent.pods:
+            _add_absent(table, each, answer.time, may_be_elsewhere=absent.may_be_elsewhere)
     table.show()
-    if resources:
+    if more := absent.total - len(absent.pods):
+        typer.echo(f"{more} more sidecars are not connected", err=True)
+    if named:
         shown = (stream for proxy in answer.proxies for stream in proxy.streams[:_MOST_STREAMS])
         listed = [(kind, each) for stream in shown for kind in stream.types for each in kind.unsynced]
         if listed:

@@ -7,17 +7,19 @@ from what the streams know, a few milliseconds at a time.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import grpc
 import grpc.aio
 
+from xds.absence import Absences, Absent
 from xds.api import proxies_pb2 as pb
 from xds.introspect.breath import Breath, portions
 from xds.introspect.clock import Clock
 from xds.introspect.guard import Guarded
+from xds.model import Problem, printable
 from xds.protocol.answers import Rejection
 from xds.protocol.session import Variant
 from xds.protocol.status import ACK, READ, SNAPSHOT, ResourceStatus, State, TypeStatus, Waiting
@@ -32,6 +34,11 @@ EVERY = 0.25
 UNSETTLED = 1.0
 """Seconds after which a proxy that is not synced is looked at again, though it said nothing: it may be done waiting."""
 
+MAX_NOT_CONNECTED = 1000
+"""Pods without a connected sidecar that an answer names; it counts the others."""
+MAX_WARNINGS = 100
+"""Warnings of an answer; it counts the others."""
+
 Missing: TypeAlias = Callable[[Subscriber], str]
 """Says in words why a proxy gets no configuration, or no newer one; empty if it does."""
 
@@ -45,10 +52,25 @@ _REASONS = {ACK: pb.Waiting.ACK, READ: pb.Waiting.READ, SNAPSHOT: pb.Waiting.CON
 
 
 class ProxiesService:
-    """The service, for `Introspection(added=[...])`. `missing` is asked why a proxy waits: `Hub.missing`."""
+    """The service, for `Introspection(added=[...])`."""
 
-    def __init__(self, missing: Missing = lambda _: "") -> None:
+    def __init__(
+        self,
+        missing: Missing = lambda _: "",
+        *,
+        absences: Callable[[], Absences] = Absences,
+        problems: Callable[[], Collection[Problem]] = tuple,
+    ) -> None:
+        """Make one.
+
+        Args:
+            missing: says why a proxy waits: `Hub.missing`.
+            absences: returns who should be connected and is not: `Hub.absences`.
+            problems: returns what is wrong with objects and settings.
+        """
         self._missing = missing
+        self._absences = absences
+        self._problems = problems
 
     def __call__(self, server: Guarded, discovery: DiscoveryService) -> None:
         """Add it, before the server starts."""
@@ -59,15 +81,24 @@ class ProxiesService:
             clock = Clock.read()
             breathe = Breath()
             proxies = []
-            for streams in _chosen(discovery, request).values():
+            absences = self._absences()
+            chosen, absent = _chosen(discovery, absences, request)
+            for streams in chosen.values():
                 missing = self._why(streams)
                 proxies.append(await _proxy(streams, missing, clock, breathe, unsynced=request.unsynced))
-            return pb.ListProxiesResponse(proxies=proxies, time=clock.at(now()))
+            warnings = [_warning(problem) for problem in self._problems() if not problem.notice]
+            return pb.ListProxiesResponse(
+                proxies=proxies,
+                time=clock.at(now()),
+                not_connected=_not_connected(absent, clock, elsewhere=absences.elsewhere),
+                warnings=warnings[:MAX_WARNINGS],
+                more_warnings=len(warnings[MAX_WARNINGS:]),
+            )
 
         async def watch(
             request: pb.WatchProxiesRequest, _: grpc.aio.ServicerContext
         ) -> AsyncIterator[pb.WatchProxiesResponse]:
-            watched = _Watched(request, self._why)
+            watched = _Watched(request, self._why, self._absences)
             while True:
                 changes = await watched.look(discovery)
                 if changes:
@@ -101,9 +132,16 @@ class _Seen:
 class _Watched:
     """What one caller of Watch has been told."""
 
-    def __init__(self, request: pb.WatchProxiesRequest, why: Callable[[Sequence[Stream]], str]) -> None:
+    def __init__(
+        self,
+        request: pb.WatchProxiesRequest,
+        why: Callable[[Sequence[Stream]], str],
+        absences: Callable[[], Absences] = Absences,
+    ) -> None:
         self._request = request
         self._why = why
+        self._absences = absences
+        self._absent: tuple[Sequence[Absent], bool] | None = None
         self._clock = Clock.read()
         self._seen: dict[str, _Seen] | None = None
 
@@ -112,7 +150,9 @@ class _Watched:
         before, self._seen = self._seen, {}
         changed = []
         breathe = Breath()
-        for node_id, streams in _chosen(discovery, self._request).items():
+        absences = self._absences()
+        chosen, absent = _chosen(discovery, absences, self._request)
+        for node_id, streams in chosen.items():
             missing = self._why(streams)
             marks = (missing, *((stream, stream.moves, stream.subscriber.snapshot) for stream in streams))
             seen = before.get(node_id) if before else None
@@ -124,9 +164,17 @@ class _Watched:
             self._seen[node_id] = seen
             await breathe()
         gone = before.keys() - self._seen.keys() if before else ()
-        if before is not None and not changed and not gone:
+        known, self._absent = self._absent, (absent, absences.elsewhere)
+        if before is not None and not changed and not gone and known == self._absent:
             return None
-        return pb.WatchProxiesResponse(proxies=changed, gone=sorted(gone), time=self._clock.at(now()))
+        return pb.WatchProxiesResponse(
+            proxies=changed,
+            gone=sorted(gone),
+            time=self._clock.at(now()),
+            not_connected=None
+            if known == self._absent
+            else _not_connected(absent, self._clock, elsewhere=absences.elsewhere),
+        )
 
 
 def _may_be_done(seen: _Seen) -> bool:
@@ -134,23 +182,58 @@ def _may_be_done(seen: _Seen) -> bool:
 
 
 def _chosen(
-    discovery: DiscoveryService, request: pb.ListProxiesRequest | pb.WatchProxiesRequest
-) -> dict[str, list[Stream]]:
-    """Return the streams of the proxies that were asked for, by node id, in the order of the answer."""
+    discovery: DiscoveryService,
+    absences: Absences,
+    request: pb.ListProxiesRequest | pb.WatchProxiesRequest,
+) -> tuple[dict[str, list[Stream]], list[Absent]]:
+    """Return what was asked for: the streams of proxies by node id, in the order of the answer, and pods without one."""
     found: dict[str, list[Stream]] = {}
     for stream in sorted(discovery.streams, key=lambda stream: stream.opened_at):
         found.setdefault(stream.node.id, []).append(stream)
     names = {node_id: pod(node_id) for node_id in found}
-    chosen = [node_id for node_id in found if request.namespace in {"", names[node_id][0]}]
-    if request.proxy:
-        said = {node_id: (f"{names[node_id][1]}.{names[node_id][0]}", node_id) for node_id in chosen}
-        exact = [node_id for node_id in chosen if request.proxy in said[node_id]]
-        chosen = exact or [
-            node_id for node_id in chosen if any(name.startswith(request.proxy) for name in said[node_id])
-        ]
-    return {
-        node_id: found[node_id] for node_id in sorted(chosen, key=lambda node_id: (*names[node_id], node_id))
+    said: dict[str | Absent, tuple[str, ...]] = {
+        node_id: (f"{name}.{namespace}", node_id)
+        for node_id, (namespace, name) in names.items()
+        if request.namespace in {"", namespace}
     }
+    for each in absences.pods:
+        if request.namespace in {"", each.namespace}:
+            said[each] = (f"{each.pod}.{each.namespace}",)
+    chosen = list(said)
+    if request.proxy:
+        exact = [key for key, known in said.items() if request.proxy in known]
+        chosen = exact or [
+            key for key, known in said.items() if any(name.startswith(request.proxy) for name in known)
+        ]
+    node_ids = [key for key in chosen if isinstance(key, str)]
+    node_ids.sort(key=lambda node_id: (*names[node_id], node_id))
+    return {node_id: found[node_id] for node_id in node_ids}, [
+        key for key in chosen if isinstance(key, Absent)
+    ]
+
+
+def _not_connected(absent: Sequence[Absent], clock: Clock, *, elsewhere: bool) -> pb.NotConnected:
+    return pb.NotConnected(
+        pods=[
+            pb.AbsentSidecar(
+                namespace=each.namespace,
+                pod=each.pod,
+                since=None if each.since is None else clock.at(each.since),
+            )
+            for each in absent[:MAX_NOT_CONNECTED]
+        ],
+        total=len(absent),
+        may_be_elsewhere=elsewhere,
+    )
+
+
+def _warning(problem: Problem) -> pb.ObjectWarning:
+    return pb.ObjectWarning(
+        place=printable(problem.where),
+        what=printable(problem.what),
+        hint=printable(problem.hint),
+        level=pb.ObjectWarning.WARNING,
+    )
 
 
 async def _proxy(

@@ -1,7 +1,7 @@
 """What is wrong with an object is said on the object: in `status.conditions` where its kind has a status, else as an Event.
 
 Two conditions, each there only as long as it is so: `Accepted: False` (it cannot be used, and what was known of it before stays in
-force), and `InForce: False` (others decide instead). What is there is compared with what should be, so it does not matter which
+force), and `InForce: False` (others decide instead, or nothing in the mesh matches it). What is there is compared with what should be, so it does not matter which
 replica wrote it. Objects of which nothing is to be said, and nothing was, are never written; conditions of others are left alone.
 
 Needs in the cluster: policies, meshpolicies, peerauthentications, destinationrules: list; their `/status`: patch; events: create;
@@ -26,7 +26,6 @@ from xds.kube.api import Json, KubeApi, KubeError
 from xds.kube.complaint import Complaint
 from xds.mesh import Mesh
 from xds.model import Problem, Ref, printable
-from xds.policy.disregarded import disregarded
 from xds.policy.standing import overruled
 
 log = structlog.get_logger(__name__)
@@ -62,6 +61,7 @@ _OTHERS = {
     "ConfigMap": ("v1", "configmaps"),
     "EndpointSlice": ("discovery.k8s.io/v1", "endpointslices"),
 }
+_NONE: Mapping[Ref, tuple[Problem, ...]] = {}
 _WHERE = re.compile(r"([A-Za-z]+) (?:([^/ ]+)/)?([^/ ]+)")
 
 
@@ -84,6 +84,7 @@ class Conditions:
         api: KubeApi,
         problems: Callable[[], Collection[Problem]],
         mesh: Callable[[], Mesh],
+        without_effect: Callable[[], Mapping[Ref, tuple[Problem, ...]]] = dict,
         *,
         leads: Callable[[], bool],
     ) -> None:
@@ -93,17 +94,19 @@ class Conditions:
             api: the API server.
             problems: returns what is wrong now, each with the object (`KIND NAMESPACE/NAME`) as its `where`.
             mesh: returns what is in force.
+            without_effect: returns the objects that have no effect; of notices nothing is said on objects.
             leads: says whether this replica may write.
         """
         self._api = api
         self._problems, self._mesh, self._leads = problems, mesh, leads
+        self._without_effect = without_effect
         self._told: set[tuple[Ref, Said]] = set()
         """What Events were made of."""
         self._complain = Complaint(log, "what is wrong cannot be said on the objects themselves")
 
     async def run(self) -> None:
         """Work until cancelled."""
-        seen: tuple[Mesh, tuple[Problem, ...]] | None = None
+        seen: tuple[Mesh, tuple[Problem, ...], Mapping[Ref, tuple[Problem, ...]]] | None = None
         wanted: Wanted = {}
         due, took = 0.0, 0.0
         while True:
@@ -111,8 +114,8 @@ class Conditions:
             if not self._leads():
                 seen = None
                 continue
-            now = (self._mesh(), tuple(self._problems()))
-            if seen is None or now[0] is not seen[0] or now[1] != seen[1]:
+            now = (self._mesh(), tuple(self._problems()), self._without_effect())
+            if seen is None or now[0] is not seen[0] or now[1:] != seen[1:]:
                 began = time.perf_counter()
                 try:
                     found = await asyncio.to_thread(standing, *now)
@@ -235,29 +238,33 @@ class Conditions:
         await asyncio.sleep(PACE)
 
 
-def standing(mesh: Mesh, problems: Iterable[Problem]) -> Wanted:
+def standing(
+    mesh: Mesh, problems: Iterable[Problem], without_effect: Mapping[Ref, tuple[Problem, ...]] = _NONE
+) -> Wanted:
     """Return what is to be said of which objects. May run in a thread: of the mesh, only the facts are used."""
     refused: dict[Ref, list[str]] = {}
     for problem in problems:
         match = None if problem.notice else _WHERE.fullmatch(problem.where)
         if match:
-            text = problem.what + (f" ({problem.hint})" if problem.hint else "")
-            refused.setdefault(Ref(match[1], match[2] or "", match[3]), []).append(text)
+            refused.setdefault(Ref(match[1], match[2] or "", match[3]), []).append(_text(problem))
     wanted: dict[Ref, dict[str, Said]] = {}
     for ref, texts in refused.items():
         wanted[ref] = {ACCEPTED: Said("Refused", _cut("; ".join(texts)))}
-    copy = Mesh(mesh.facts(), mesh.config)
-    idle: dict[Ref, dict[str, list[str]]] = {}
-    for each in disregarded(copy):
-        idle.setdefault(each.ref, {}).setdefault(each.reason, []).append(each.what)
-    for ref, reasons in idle.items():
-        what = "; ".join(text for texts in reasons.values() for text in texts)
-        wanted.setdefault(ref, {})[IN_FORCE] = Said(next(iter(reasons)), _cut(what))
-    for ref, lost in overruled(copy).items():
+    for ref, lost in overruled(Mesh(mesh.facts(), mesh.config)).items():
         by = ", ".join(map(str, lost.by[:_MOST_NAMED])) + (", ..." if len(lost.by) > _MOST_NAMED else "")
         message = f"{by} decides instead" + (f" of {lost.what}" if lost.what else "")
         wanted.setdefault(ref, {})[IN_FORCE] = Said("Overruled", _cut(message))
+    for ref, found in without_effect.items():
+        texts = [_text(problem) for problem in found if not problem.notice]
+        if texts:
+            before = wanted.setdefault(ref, {}).get(IN_FORCE)
+            message = "; ".join((*([before.message] if before else ()), *texts))
+            wanted[ref][IN_FORCE] = Said(before.reason if before else "NoEffect", _cut(message))
     return wanted
+
+
+def _text(problem: Problem) -> str:
+    return problem.what + (f" ({problem.hint})" if problem.hint else "")
 
 
 def _conditions(have: list[Json], wanted: Mapping[str, Said], generation: int) -> list[Json]:

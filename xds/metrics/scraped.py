@@ -45,6 +45,16 @@ class Connected(Collector):
             "Those of them that get no configuration, or no newer one: the pod is not known, or it cannot be made.",
             len(waiting),
         )
+        yield GaugeMetricFamily(
+            "xds_sidecars",
+            "Pods that run and whose label says that they have a sidecar.",
+            len(self._hub.sidecars.expected),
+        )
+        yield GaugeMetricFamily(
+            "xds_sidecars_not_connected",
+            "Those of them whose sidecar is not connected to this control plane.",
+            len(self._hub.sidecars.absent),
+        )
         kinds = Counter(
             (stream.info.variant.value, label(stream.info.type_url) if stream.info.type_url else "ads")
             for stream in streams

@@ -1,0 +1,377 @@
+"""Objects that nothing in the mesh matches, and therefore have no effect."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from tests.policy.world import HTTP, ROOT, mesh, meta, peer, pod, policy, rule, service
+from xds.mesh import Mesh
+from xds.model import (
+    Change,
+    ContainerPort,
+    EndpointAddress,
+    EndpointGroup,
+    EndpointPort,
+    Endpoints,
+    Fact,
+    Namespace,
+    Pod,
+    Ref,
+    Service,
+    ServicePort,
+    Target,
+)
+from xds.policy import effect
+from xds.policy.effect import MAX_PER_OBJECT, Ineffective, without_effect
+from xds.traffic import Subset, TrafficPolicy
+
+WEB = service("web", "shop")
+NAMED = ServicePort(port=80, target="http", name="http")
+SHOP: list[Fact] = [pod("web", "shop"), WEB]
+HOST = "web.shop.svc.cluster.local"
+UNREPORTED = "unless the application listens there undeclared"
+
+
+def ports(found: Pod, **named: int) -> Pod:
+    return replace(found, ports=tuple(ContainerPort(port=port, name=name) for name, port in named.items()))
+
+
+def slices(of: Service, *addresses: str, port: int = 8080, name: str = "http") -> Endpoints:
+    group = EndpointGroup(
+        addresses=tuple(EndpointAddress(address=address) for address in addresses),
+        ports=(EndpointPort(port=port, name=name),),
+    )
+    return Endpoints(
+        meta=meta("EndpointSlice", of.namespace, f"{of.name}-1"), service=of.name, groups=(group,)
+    )
+
+
+def said(world: Mesh) -> list[str]:
+    """Each problem in one line, a notice with a mark."""
+    return [
+        ("notice: " if problem.notice else "") + str(problem)
+        for problems in without_effect(world).problems.values()
+        for problem in problems
+    ]
+
+
+INEFFECTIVE: dict[str, tuple[list[Fact], str]] = {
+    "a lock whose selector has a typo": (
+        [peer("shop", "STRICT", name="lock", app="wbe")],
+        (
+            "PeerAuthentication shop/lock: selector app=wbe matches no pod in namespace shop, so it has no effect "
+            "(did you mean app=web?)"
+        ),
+    ),
+    "a lock whose selector has a typo in the key": (
+        [peer("shop", "STRICT", name="lock", ap="web")],
+        (
+            "PeerAuthentication shop/lock: selector ap=web matches no pod in namespace shop, so it has no effect "
+            "(did you mean app=web?)"
+        ),
+    ),
+    "a lock for labels that pods have, but no pod together": (
+        [pod("a", "shop", v="1"), pod("b", "shop"), peer("shop", "STRICT", name="lock", app="b", v="1")],
+        "PeerAuthentication shop/lock: selector app=b,v=1 matches no pod in namespace shop, so it has no effect",
+    ),
+    "a lock for a workload that is scaled to 0": (
+        [replace(service("db", "shop"), ports=()), peer("shop", "STRICT", name="lock", app="db")],
+        (
+            "notice: PeerAuthentication shop/lock: selector app=db matches no pod in namespace shop, so it has no effect "
+            "(Service db selects the same, and has no pod now either)"
+        ),
+    ),
+    "a lock of pods without a sidecar": (
+        [pod("bare", "shop", sidecar=False), peer("shop", "STRICT", name="lock", app="bare")],
+        (
+            "PeerAuthentication shop/lock: selector app=bare matches only pods without a sidecar in namespace shop, so it "
+            "has no effect (plaintext is accepted there: inject the sidecar)"
+        ),
+    ),
+    "a lock of a namespace without sidecars": (
+        [pod("x", "bare", sidecar=False), peer("bare", "STRICT")],
+        (
+            "PeerAuthentication bare/default: all pods are without a sidecar in namespace bare, so it has no effect "
+            "(plaintext is accepted there: inject the sidecar)"
+        ),
+    ),
+    "a lock of a namespace that does not exist": (
+        [peer("shpo", "STRICT")],
+        (
+            "PeerAuthentication shpo/default: namespace shpo does not exist (no other object is in it), so it has no effect "
+            "(did you mean shop?)"
+        ),
+    ),
+    "a selector of a namespace that does not exist, told once": (
+        [peer("nowhere", "STRICT", app="web")],
+        (
+            "PeerAuthentication nowhere/default: namespace nowhere does not exist (no other object is in it), so it has no "
+            "effect"
+        ),
+    ),
+    "a rule of a namespace that does not exist": (
+        [rule("shpo", "nothing", "DISABLE")],
+        (
+            "DestinationRule shpo/rule: namespace shpo does not exist (no other object is in it), so it has no effect "
+            "(did you mean shop?)"
+        ),
+    ),
+    "a selector in the root namespace": (
+        [pod("x", ROOT), peer(ROOT, "STRICT", app="x")],
+        (
+            "PeerAuthentication istio-system/default: a selector in the root namespace istio-system selects nothing, so it "
+            "has no effect (leave the selector out to apply it to the whole mesh, or move it to the workload's namespace)"
+        ),
+    ),
+    "a port of the Service where the workload's should be": (
+        [peer("shop", "DISABLE", name="lock", ports={80: "STRICT"}, app="web")],
+        (
+            "PeerAuthentication shop/lock: portLevelMtls 80: no selected pod declares port 80 and no Service leads to it, so "
+            f"it has no effect {UNREPORTED} (port 80 of Service web leads to 8080: write 8080)"
+        ),
+    ),
+    "a port that no pod declares": (
+        [
+            ports(pod("alone", "shop"), http=8080),
+            peer("shop", None, name="lock", ports={8081: "STRICT"}, app="alone"),
+        ],
+        (
+            "PeerAuthentication shop/lock: portLevelMtls 8081: no selected pod declares port 8081 and no Service leads to it, "
+            f"so it has no effect {UNREPORTED}"
+        ),
+    ),
+    "a target that is no Service": (
+        [policy("shop", "STRICT", "wbe", name="lock")],
+        "Policy shop/lock: target wbe is no Service in namespace shop, so it has no effect (did you mean web?)",
+    ),
+    "a target in another namespace": (
+        [policy("shop", "STRICT", "web.bank.svc.cluster.local", name="lock")],
+        "Policy shop/lock: target web.bank.svc.cluster.local is no Service in namespace shop, so it has no effect",
+    ),
+    "a port that a target does not have": (
+        [policy("shop", "STRICT", Target(service="web", ports=(80, 8080, "tcp")), name="lock")],
+        (
+            "Policy shop/lock: target web port 8080: the Service has no such port, so it has no effect "
+            "(its ports are 80 (http), 90 (tcp))"
+        ),
+    ),
+    "a port of a target without ports": (
+        [
+            slices(none := replace(service("none", "shop"), ports=()), "10.0.0.1"),
+            none,
+            policy("shop", "STRICT", Target(service="none", ports=(80,)), name="lock"),
+        ],
+        "Policy shop/lock: target none port 80: the Service has no such port, so it has no effect",
+    ),
+    "a rule for an unknown host": (
+        [rule("shop", "wbe.shop.svc.cluster.local", "ISTIO_MUTUAL")],
+        (
+            "DestinationRule shop/rule: host wbe.shop.svc.cluster.local matches no Service, so it has no effect "
+            "(did you mean web.shop.svc.cluster.local?)"
+        ),
+    ),
+    "a rule for a host without the cluster's domain": (
+        [rule("shop", "web.shop", "ISTIO_MUTUAL")],
+        (
+            "DestinationRule shop/rule: host web.shop matches no Service, so it has no effect "
+            "(did you mean web.shop.svc.cluster.local?)"
+        ),
+    ),
+    "a rule for an unknown namespace": (
+        [rule("shop", "web.shpo.svc.cluster.local", "ISTIO_MUTUAL")],
+        (
+            "DestinationRule shop/rule: host web.shpo.svc.cluster.local matches no Service, so it has no effect "
+            "(did you mean web.shop.svc.cluster.local?)"
+        ),
+    ),
+    "a rule for a wildcard that covers no Service": (
+        [rule("shop", "*.example.com", "SIMPLE")],
+        "DestinationRule shop/rule: host *.example.com matches no Service, so it has no effect",
+    ),
+    "a subset that selects nothing": (
+        [pod("web-2", "shop", v="1"), rule("shop", HOST, subsets=(Subset(name="v3", labels={"v": "3"}),))],
+        "DestinationRule shop/rule: subset v3: v=3 matches no pod of host web.shop.svc.cluster.local, so it has no effect",
+    ),
+    "a setting for a port that the Service does not have": (
+        [rule("shop", HOST, policy=TrafficPolicy(ports={80: TrafficPolicy(), 81: TrafficPolicy()}))],
+        (
+            "DestinationRule shop/rule: portLevelSettings 81: no Service that host web.shop.svc.cluster.local matches has this "
+            "port, so it has no effect"
+        ),
+    ),
+    "a rule for clients that there are not": (
+        [rule("shop", HOST, "DISABLE", selector={"app": "wbe"})],
+        (
+            "DestinationRule shop/rule: workloadSelector app=wbe matches no pod in namespace shop, so it has no effect "
+            "(did you mean app=web?)"
+        ),
+    ),
+    "a targetPort that no container declares": (
+        [ports(pod("api", "shop"), web=8080), service("api", "shop", NAMED)],
+        (
+            "Service shop/api: targetPort http: no container of its pods declares a port of this name, so port 80 has no "
+            "endpoints (they declare web (8080))"
+        ),
+    ),
+    "a targetPort of pods that declare nothing": (
+        [pod("api", "shop"), service("api", "shop", NAMED)],
+        (
+            "Service shop/api: targetPort http: no container of its pods declares a port of this name, so port 80 has no "
+            "endpoints"
+        ),
+    ),
+    "a Service that selects nothing": (
+        [service("api", "shop", app="wbe")],
+        (
+            "notice: Service shop/api: selector app=wbe matches no pod in namespace shop, so it has no endpoints "
+            "(did you mean app=web?)"
+        ),
+    ),
+    "a Service that selects pods that have ended": (
+        [replace(pod("job", "shop"), ended=True), service("job", "shop")],
+        "notice: Service shop/job: selector app=job matches no pod in namespace shop, so it has no endpoints",
+    ),
+    "a Service that nothing is listed for": (
+        [replace(service("api", "shop"), selector={})],
+        (
+            "notice: Service shop/api: it has no selector, and nothing lists its addresses, so it has no endpoints "
+            "(add an EndpointSlice or a selector)"
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize(("facts", "line"), INEFFECTIVE.values(), ids=INEFFECTIVE)
+def test_an_object_without_effect_is_reported_with_the_reason(facts: list[Fact], line: str) -> None:
+    assert said(mesh(*SHOP, *facts)) == [line]
+
+
+EFFECTIVE: dict[str, list[Fact]] = {
+    "a lock of some pods": [peer("shop", "STRICT", name="lock", app="web")],
+    "a lock of a namespace, and of the mesh": [peer("shop", "STRICT"), peer(ROOT, "STRICT")],
+    "a lock of a namespace that is empty, but exists": [
+        Namespace(meta=meta("Namespace", "", "new")),
+        replace(service("db", "new"), ports=()),
+        peer("new", "STRICT"),
+    ],
+    "a lock of some pods with a sidecar and some without": [
+        pod("web-2", "shop", sidecar=False),
+        peer("shop", "STRICT", name="lock", app="web"),
+    ],
+    "a port that a Service leads to": [peer("shop", None, name="lock", ports={8080: "STRICT"}, app="web")],
+    "a port that a pod declares": [
+        ports(pod("alone", "shop"), http=8081),
+        peer("shop", None, name="lock", ports={8081: "STRICT"}, app="alone"),
+    ],
+    "a port that is listed": [
+        other := replace(service("other", "shop"), selector={}),
+        slices(other, "10.0.0.9", port=7070),
+        peer("shop", None, name="lock", ports={7070: "STRICT"}, app="web"),
+    ],
+    "a port of pods that declare none": [
+        pod("alone", "shop"),
+        peer("shop", None, name="lock", ports={8081: "STRICT"}, app="alone"),
+    ],
+    "targets": [policy("shop", "STRICT", "web", HOST, Target(service="web", ports=(80, "tcp")), name="lock")],
+    "policies of all": [policy("shop", "STRICT"), policy("", "STRICT")],
+    "rules": [
+        rule("shop", HOST, "DISABLE", name="exact", selector={"app": "web"}),
+        rule("shop", "*.local", "DISABLE", name="wide", selector={}),
+        rule("shop", HOST, name="subset", subsets=(Subset(name="all", labels={}, policy=TrafficPolicy()),)),
+        rule("shop", "kubernetes.default.svc.cluster.local", "DISABLE", name="api-server"),
+    ],
+    "a subset of a Service that has no pods now": [
+        db := service("db", "shop"),
+        slices(db, "10.0.0.9"),
+        slices(db, "10.0.0.9", name="tcp"),
+        rule("shop", db.host, subsets=(Subset(name="v3", labels={"v": "3"}),)),
+    ],
+    "a targetPort that one of the pods declares": [
+        pod("api", "shop"),
+        ports(pod("api-2", "shop", app="api"), http=8080),
+        service("api", "shop", NAMED),
+    ],
+    "a targetPort that an EndpointSlice answers": [
+        pod("api", "shop"),
+        api := service("api", "shop", NAMED),
+        slices(api, "10.0.0.9"),
+    ],
+    "a Service with endpoints, though not for each port": [
+        part := replace(service("part", "shop"), selector={}),
+        slices(part, "10.0.0.9"),
+    ],
+    "a Service with numbers, of pods": [service("web-2", "shop", HTTP, app="web")],
+    "a Service without ports": [replace(service("db", "shop"), ports=())],
+}
+
+
+@pytest.mark.parametrize("facts", EFFECTIVE.values(), ids=EFFECTIVE)
+def test_an_object_with_an_effect_is_not_reported(facts: list[Fact]) -> None:
+    assert said(mesh(*SHOP, *facts)) == []
+
+
+def test_the_installation_is_not_reported() -> None:
+    # Not even while a rollout has one of its rules in the mesh as if it were given.
+    world = mesh(*SHOP, mtls_enabled=True)
+    stand_ins = [fact for fact in world.facts() if fact.ref.kind == "DestinationRule"]
+    assert len(stand_ins) == 2
+    assert said(mesh(pod("web", "shop"), *stand_ins, mtls_enabled=True)) == []
+
+
+def test_a_place_in_a_file_comes_with_the_object() -> None:
+    lock = peer("shop", "STRICT", name="lock", app="wbe")
+    (problem,) = without_effect(
+        mesh(*SHOP, replace(lock, meta=replace(lock.meta, origin="m/lock.yaml:3")))
+    ).problems[lock.ref]
+    assert problem.where == "m/lock.yaml:3"
+    assert problem.what.startswith("PeerAuthentication shop/lock: selector app=wbe matches no pod")
+
+
+def test_it_ends_when_the_object_has_an_effect() -> None:
+    lock = peer("shop", "STRICT", name="lock", app="db")
+    world = mesh(*SHOP, lock)
+    before = without_effect(world)
+    assert set(before.problems) == {lock.ref}
+    assert without_effect(world.apply(Change(applied=(pod("db", "shop"),))), before).problems == {}
+
+
+def test_parts_of_one_object_are_capped() -> None:
+    subsets = tuple(Subset(name=f"s{n}", labels={"v": str(n)}) for n in range(1000))
+    found = said(mesh(*SHOP, rule("shop", HOST, subsets=subsets)))
+    assert len(found) == MAX_PER_OBJECT + 1
+    assert found[-1] == f"DestinationRule shop/rule: {1000 - MAX_PER_OBJECT} more of its parts have no effect"
+
+
+def test_a_long_selector_is_not_repeated_in_full() -> None:
+    labels = {f"l{n}": "x" for n in range(9)}
+    (line,) = said(mesh(*SHOP, peer("shop", "STRICT", name="lock", **labels)))
+    assert "selector l0=x,l1=x,l2=x,l3=x,l4=x,... matches no pod" in line
+
+
+def test_only_namespaces_that_changed_are_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    computed: list[str] = []
+    original = effect._in_namespace
+
+    def counted(facts, *, is_root):
+        computed.extend({ref.namespace for ref in facts.facts})
+        return original(facts, is_root=is_root)
+
+    monkeypatch.setattr(effect, "_in_namespace", counted)
+    spaces = [fact for n in range(20) for fact in (pod("web", f"ns{n}"), service("web", f"ns{n}"))]
+    world = mesh(*spaces, peer("ns3", "STRICT", name="lock", app="wbe"))
+    found = without_effect(world)
+    assert len(computed) == 20
+    computed.clear()
+    changed = world.apply(Change(applied=(pod("web-2", "ns7"),)))
+    again = without_effect(changed, found)
+    assert computed == ["ns7"]
+    assert again.problems == found.problems
+    assert again == without_effect(changed)
+    # Of another root namespace nothing can be kept.
+    computed.clear()
+    without_effect(mesh(*spaces, root_namespace="root"), found)
+    assert len(computed) == 20
+    assert Ref("PeerAuthentication", "ns3", "lock") in found.problems
+    assert Ineffective().problems == {}
