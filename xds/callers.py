@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import replace
 
 import grpc
@@ -37,6 +38,17 @@ def look_again(subscriber: Subscriber, name: tuple[str, str], was: Pod | None, p
     if reason:
         log.info("stream ends", proxy=subscriber.node.id, reason=reason)
         subscriber.refuse(grpc.StatusCode.PERMISSION_DENIED, reason)
+
+
+def waiting_client(caller: Caller | None, name: tuple[str, str]) -> Hashable:
+    """Return whose budget a stream is charged to while its pod (namespace, name) is not known.
+
+    A caller whose credential is good for any pod of its account could invent pods, so all that it speaks for share one
+    budget; so do all in plaintext, where nothing is proved.
+    """
+    if caller is None:
+        return "plaintext"
+    return name if caller.pod else str(caller)
 
 
 def without_key(snapshot: Snapshot) -> Snapshot:

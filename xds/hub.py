@@ -18,7 +18,7 @@ from math import inf
 import grpc
 import structlog
 
-from xds.callers import NO_KEY, look_again, without_key
+from xds.callers import NO_KEY, look_again, waiting_client, without_key
 from xds.envoy.names import NodeId
 from xds.identity import CERTIFICATE, ROOTS
 from xds.identity.ca import LEAF_LIFETIME, Authority
@@ -148,6 +148,7 @@ class Hub:
         if caller and (reason := objection(caller, *key, self.mesh.pod(*key))):
             raise Refused(grpc.StatusCode.PERMISSION_DENIED, reason)
         subscriber = Subscriber(node, stream)
+        subscriber.client = key if self.mesh.pod(*key) else waiting_client(caller, key)
         if not self._may_have_key(subscriber) and key not in self._streams:
             log.warning("proxy gets no certificate", proxy=node.id, secret=CERTIFICATE, reason=NO_KEY)
         self._streams.setdefault(key, set()).add(subscriber)
@@ -290,6 +291,8 @@ class Hub:
             pod, was = self.mesh.pod(*key), old.pod(*key)
             if pod is not was:
                 for subscriber in streams:
+                    if pod:
+                        subscriber.charge(key)
                     look_again(subscriber, key, was, pod)
             if pod:
                 self._want(key, changed_at)

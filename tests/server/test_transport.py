@@ -12,8 +12,8 @@ from structlog.testing import capture_logs
 
 from tests.protocol.stream import world
 from tests.server.proxies import DELTA_REQUEST, REQUEST, Client, OneForAll
+from xds.protocol.limits import RequestError
 from xds.protocol.session import Session, Variant
-from xds.protocol.wire import RequestError
 from xds.server import ADS, OPTIONS, DiscoveryService, Refused, XdsServer
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, Resource, ResourceSet, Snapshot
 

@@ -17,14 +17,15 @@ import grpc.aio
 import structlog
 
 from xds.protocol.events import Connected
+from xds.protocol.limits import DEFAULT, Budgets, Limits, RequestError
 from xds.protocol.session import Session, Variant
-from xds.protocol.wire import RequestError
+from xds.protocol.wire import parse_request
 from xds.server.fetch import fetch
-from xds.server.proxies import Authenticate, Proxies, Refused, StreamInfo, cut
+from xds.server.proxies import Authenticate, Proxies, Refused, StreamInfo, connected, cut, status_of
 from xds.server.reading import REQUEST_WITHIN
 from xds.server.services import SERVICES, Service
 from xds.server.stream import Observer, Stream, now
-from xds.server.turns import Turns
+from xds.server.turns import PER_REQUEST, Turns
 
 log = structlog.get_logger(__name__)
 
@@ -37,7 +38,7 @@ class DiscoveryService:
     """The discovery services as gRPC handlers, for any grpc.aio server: ADS, and those for one type each.
 
     A request that no client should send ends its stream with INVALID_ARGUMENT, an error of ours (in a Proxies, say)
-    with INTERNAL; neither touches another stream. `fetch` is asked on behalf of the proxies too, but has no stream.
+    with INTERNAL; neither touches another stream. One that exceeds `limits` ends with RESOURCE_EXHAUSTED. `fetch` is asked on behalf of the proxies too, but has no stream.
     `authenticate` is asked who makes each call, before anything is read of it.
     """
 
@@ -48,11 +49,13 @@ class DiscoveryService:
         identifier: str = "",
         observer: Observer | None = None,
         authenticate: Authenticate | None = None,
+        limits: Limits = DEFAULT,
     ) -> None:
         self._proxies = proxies
         self._authenticate = authenticate
         self._identifier = identifier
         self._observer = observer
+        self._budgets = Budgets(limits)
         self.failed: Counter[grpc.StatusCode] = Counter()
         """How many calls were refused, malformed or went wrong here, by the status that they ended with."""
         self._streams: set[Stream] = set()
@@ -123,9 +126,8 @@ class DiscoveryService:
             async with self._ending(context):
                 if self._stopping:
                     raise Refused(grpc.StatusCode.UNAVAILABLE, _SHUTTING_DOWN)
-                caller, request = await self._first_request(context)
+                info, request = await self._first_request(context, variant, type_url)
                 if request is not grpc.aio.EOF:
-                    info = StreamInfo(peer=context.peer(), variant=variant, type_url=type_url, caller=caller)
                     await self._converse(context, info, request)
 
         return grpc.stream_stream_rpc_method_handler(stream)
@@ -135,10 +137,12 @@ class DiscoveryService:
             async with self._ending(context):
                 if self._stopping:
                     raise Refused(grpc.StatusCode.UNAVAILABLE, _SHUTTING_DOWN)
-                caller, message = await self._first_request(context)
+                info, message = await self._first_request(context, Variant.SOTW, type_url)
                 if message is grpc.aio.EOF:
                     raise RequestError("there is no request in this call")
-                fetched = await fetch(self._proxies, type_url, message, peer=context.peer(), caller=caller)
+                with self._turns.pace.working(info.origin, PER_REQUEST):
+                    request = parse_request(message, self._budgets.limits)
+                fetched = await fetch(self._proxies, request, info, self._budgets)
             # Also to who has this version: there is no status for it, and an empty response would take it away.
             return fetched.response(self._identifier)
 
@@ -146,25 +150,24 @@ class DiscoveryService:
         return grpc.stream_unary_rpc_method_handler(fetch_once)
 
     async def _converse(self, context: grpc.aio.ServicerContext, info: StreamInfo, request: bytes) -> None:
-        session = Session(info.variant, type_url=info.type_url, identifier=self._identifier)
-        events = session.receive(request, now())
+        limits = self._budgets.limits
+        session = Session(info.variant, type_url=info.type_url, identifier=self._identifier, limits=limits)
+        with self._turns.pace.working(info.origin, PER_REQUEST):
+            events = session.receive(request, now())
         node = next(event.node for event in events if isinstance(event, Connected))
         about = log.bind(proxy=node.id, peer=info.peer, variant=info.variant.value)
-        try:
-            subscriber = self._proxies.connect(node, info)
-        except Refused as refused:
-            about.warning("proxy refused", code=refused.code.name, reason=refused.message)
-            raise
-        about.info("proxy connected", agent=f"{node.user_agent_name} {node.user_agent_version}".strip())
         # Nothing is awaited when it ends: a stream may be cancelled meanwhile, and would not be forgotten.
         with ExitStack() as ending:
+            try:
+                subscriber = ending.enter_context(connected(self._proxies, self._budgets, node, info))
+            except Refused as refused:
+                about.warning("proxy refused", code=refused.code.name, reason=refused.message)
+                raise
+            about.info("proxy connected", agent=f"{node.user_agent_name} {node.user_agent_version}".strip())
             ending.callback(about.info, "proxy disconnected")
             stream = Stream(info, node, session, subscriber, self._turns)
             if self._observer:
                 ending.callback(self._observer.closed, stream)
-            # Who keeps the subscriber, as one of an event that is still to be taken, need not keep all that it had.
-            ending.callback(setattr, subscriber, "session", None)
-            ending.callback(self._proxies.disconnect, subscriber)
             ending.callback(self._streams.discard, stream)
             self._streams.add(stream)
             if self._observer:
@@ -172,8 +175,10 @@ class DiscoveryService:
             stream.take(events, self._proxies, self._observer)
             await stream.run(context, self._proxies, self._observer)
 
-    async def _first_request(self, context: grpc.aio.ServicerContext) -> tuple[Any, Any]:
-        """Return who calls, and a request or grpc.aio.EOF.
+    async def _first_request(
+        self, context: grpc.aio.ServicerContext, variant: Variant, type_url: str
+    ) -> tuple[StreamInfo, Any]:
+        """Return what is known of a call, and a request or grpc.aio.EOF.
 
         Refused: the caller is not let in, no request comes in time, or the server is shutting down.
         """
@@ -181,7 +186,11 @@ class DiscoveryService:
             async with asyncio.timeout(REQUEST_WITHIN) as until:
                 self._unheard.add(until)
                 caller = await self._authenticate(context) if self._authenticate else None
-                return caller, await context.read()
+                info = StreamInfo(peer=context.peer(), variant=variant, type_url=type_url, caller=caller)
+                await self._turns.pace.wait(info.origin)
+                request = await context.read()
+                await self._turns.take()
+                return info, request
         except TimeoutError:
             if self._stopping:
                 raise Refused(grpc.StatusCode.UNAVAILABLE, _SHUTTING_DOWN) from None
@@ -199,7 +208,7 @@ class DiscoveryService:
         try:
             yield
         except RequestError as error:
-            code, message = grpc.StatusCode.INVALID_ARGUMENT, cut(str(error))
+            code, message = status_of(error), cut(str(error))
             log.warning("malformed request", peer=context.peer(), problem=message)
         except Refused as refused:
             code, message = refused.code, cut(refused.message)

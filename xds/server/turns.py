@@ -4,9 +4,54 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
 
 SLICE = 0.01
 """Seconds of work on streams after which the event loop gets its turn."""
+
+SHARE = 0.25
+"""Fraction of the event loop's time that the requests of one client may take in the long run."""
+
+BURST = 1.0
+"""Seconds of work that a client may have done before that counts: a sidecar that reconnects to a large mesh takes 0.5 s."""
+
+PER_REQUEST = 0.0001
+"""Seconds that reading one request takes in gRPC, which cannot be measured here."""
+
+_MAX_REMEMBERED = 1024
+"""Clients whose work is remembered before those that have made up for it are forgotten."""
+
+
+class Pace:
+    """Makes clients wait that take more than their share of the event loop's time: those that flood it with requests."""
+
+    def __init__(self) -> None:
+        self._free_at: dict[Hashable, float] = {}
+        """By client, when it will have made up for all the work that was done for it."""
+
+    @contextmanager
+    def working(self, client: Hashable, besides: float = 0.0) -> Iterator[None]:
+        """Charge a client for the time that a block takes, which has no `await` in it, and for some seconds `besides`."""
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        try:
+            yield
+        finally:
+            self._charge(client, clock() - began + besides)
+
+    def _charge(self, client: Hashable, seconds: float) -> None:
+        now = asyncio.get_running_loop().time()
+        self._free_at[client] = max(self._free_at.get(client, now), now) + seconds / SHARE
+        if len(self._free_at) > _MAX_REMEMBERED:
+            self._free_at = {client: at for client, at in self._free_at.items() if at > now}
+
+    async def wait(self, client: Hashable) -> None:
+        """Return when the client may have another request read."""
+        loop = asyncio.get_running_loop()
+        delay = self._free_at.get(client, 0.0) - BURST / SHARE - loop.time()
+        if delay > 0:
+            await asyncio.sleep(delay)
 
 
 class Turns:
@@ -17,6 +62,7 @@ class Turns:
     """
 
     def __init__(self) -> None:
+        self.pace = Pace()
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._began: float | None = None
         """When the slice began; None between two."""
