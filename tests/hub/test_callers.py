@@ -19,6 +19,8 @@ from xds.callers import NO_KEY
 from xds.identity.claims import Caller, How
 from xds.model import Change, Pod, Ref
 from xds.protocol.events import Subscribed
+from xds.protocol.limits import Budgets
+from xds.protocol.wire import parse_request
 from xds.server import Refused, StreamInfo
 from xds.server.fetch import fetch
 from xds.snapshot import CLUSTER, SECRET
@@ -33,8 +35,8 @@ def pod(name: str = "a", *, uid: str = "1", **how: Any) -> Pod:
     return replace(made, meta=replace(made.meta, uid=uid))
 
 
-def of(caller: Caller | None) -> StreamInfo:
-    return replace(STREAM, caller=caller)
+def of(caller: Caller | None, type_url: str = "") -> StreamInfo:
+    return replace(STREAM, caller=caller, type_url=type_url)
 
 
 @pytest.mark.parametrize("caller", [CERTIFICATE, TOKEN])
@@ -100,7 +102,7 @@ async def test_who_is_refused_a_pod_when_it_comes_is_not_given_its_key_first():
     wanted = DiscoveryRequest(node=EnvoyNode(id=node("a").id), resource_names=["default"])
     async with running() as hub:
         asking = asyncio.create_task(
-            fetch(hub, SECRET, bytes(wanted), peer="ipv4:10.0.0.9:1", caller=other, patience=30.0)
+            fetch(hub, parse_request(bytes(wanted)), of(other, SECRET), Budgets(), patience=30.0)
         )
         waiting = hub.connect(node("a"), of(other))
         owner = hub.connect(node("a"), of(TOKEN))

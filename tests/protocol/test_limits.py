@@ -251,7 +251,7 @@ def test_clients_without_streams_leave_nothing_behind(steps):
     assert len(budgets) == 0
 
 
-@pytest.mark.parametrize("name", ["names", "size", "name_length", "unknown_types", "streams"])
+@pytest.mark.parametrize("name", Limits.__slots__)
 def test_limit_below_zero_is_an_error(name):
     with pytest.raises(ValueError, match=rf"Limits\({name}=-1\): a limit is at least 0"):
         Limits(**{name: -1})

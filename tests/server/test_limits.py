@@ -18,13 +18,14 @@ import pytest
 from structlog.testing import capture_logs
 
 from tests.server.proxies import REQUEST, Client
-from xds.protocol.wire import MOST_NAMES
+from xds.protocol.limits import Limits
+from xds.protocol.wire import Request
 from xds.server import Refused, XdsServer, rest
 from xds.server.rest import RestServer
 from xds.snapshot import CLUSTER, ENDPOINT
 
 NODE = {"id": "proxy"}
-TOO_MANY = [str(number) for number in range(MOST_NAMES + 1)]
+TOO_MANY = [str(number) for number in range(Limits().names + 1)]
 
 
 @pytest.fixture
@@ -51,22 +52,22 @@ async def test_r57_who_asks_for_too_many_names_is_told_so(proxies, channel, vari
     client = Client(channel, variant)
     await client.ask(ENDPOINT, *TOO_MANY)
     code, details = await asyncio.wait_for(client.end(), 30)
-    assert code == grpc.StatusCode.INVALID_ARGUMENT
-    assert "500,001 names, and a client may ask for at most 500,000 of one type" in details
+    assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "has 100,001 names, and the limit is 100,000 names per client" in details
     assert proxies.streams == []
 
 
 @pytest.mark.parametrize("key", ["resource_names", "resourceNames"])
 async def test_r57_so_is_who_polls(proxies, polled, key):
     status, why = await poll(polled, json.dumps({"node": NODE, key: TOO_MANY}).encode())
-    assert status == 400
-    assert f"{key}: 500,001 names" in why
+    assert status == 429
+    assert f"{key} has 100,001 names" in why
     assert proxies.streams == []
 
 
 async def test_r57_so_is_who_fetches(proxies, channel):
     fetch = channel.unary_unary("/envoy.service.cluster.v3.ClusterDiscoveryService/FetchClusters")
-    with pytest.raises(grpc.aio.AioRpcError, match="500,001 names"):
+    with pytest.raises(grpc.aio.AioRpcError, match="100,001 names"):
         await fetch(REQUEST(node=NODE, resource_names=TOO_MANY).SerializeToString())
     assert proxies.streams == []
 
@@ -75,9 +76,9 @@ async def test_polls_are_read_in_a_thread(polled, monkeypatch):
     """Reading one may take seconds, in which nobody else would be served."""
     parse, threads = rest._parse, []
 
-    def note(body: bytes) -> bytes:
+    def note(body: bytes, limits: Limits) -> Request:
         threads.append(threading.current_thread())
-        return parse(body)
+        return parse(body, limits)
 
     monkeypatch.setattr(rest, "_parse", note)
     body = json.dumps({"node": NODE, "resource_names": ["none"]}).encode()

@@ -16,13 +16,6 @@ class LimitError(RequestError):
 
 _ADVICE = ": subscribe to all resources with '*', or raise the server's limit"
 
-MAX_REQUEST = 8 * 1024 * 1024
-"""Bytes of the largest request that is read.
-
-A client that reconnects names everything that it has in one request. In the delta variant that takes 164 bytes for each
-cluster's endpoints, so this is enough for 50,000 clusters.
-"""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
@@ -37,6 +30,12 @@ class Limits:
     """
     size: int = 8 * 1024 * 1024
     """Bytes of these names and of the versions that come with them. 100,000 names of a mesh have 7 MiB."""
+    request_size: int = 8 * 1024 * 1024
+    """Bytes of the largest request that is read.
+
+    A client that reconnects names everything that it has in one request. In the delta variant that takes 164 bytes for each
+    cluster's endpoints, so this is enough for 50,000 clusters.
+    """
     name_length: int = 1024
     """Characters of one name. The longest name in a mesh has about 300: three DNS labels and the cluster domain."""
     unknown_types: int = 8
@@ -49,7 +48,7 @@ class Limits:
     """
 
     def __post_init__(self) -> None:
-        for name in ("names", "size", "name_length", "unknown_types", "streams"):
+        for name in self.__slots__:
             if getattr(self, name) < 0:
                 raise ValueError(f"Limits({name}={getattr(self, name)}): a limit is at least 0")
 

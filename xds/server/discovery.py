@@ -8,15 +8,15 @@ from __future__ import annotations
 import asyncio
 import traceback
 from collections import Counter
-from collections.abc import AsyncIterator, Collection
-from contextlib import ExitStack, asynccontextmanager
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import ExitStack, asynccontextmanager, nullcontext
+from typing import TypeVar
 
 import grpc
 import grpc.aio
 import structlog
 
-from xds.protocol.events import Connected
+from xds.protocol.events import Connected, Event
 from xds.protocol.limits import DEFAULT, Budgets, Limits, RequestError
 from xds.protocol.session import Session, Variant
 from xds.protocol.wire import parse_request
@@ -28,6 +28,8 @@ from xds.server.stream import Observer, Stream, now
 from xds.server.turns import PER_REQUEST, Turns
 
 log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 _SHUTTING_DOWN = "the server is shutting down"
 _LONGEST_PAUSE = 0.01
@@ -126,9 +128,7 @@ class DiscoveryService:
             async with self._ending(context):
                 if self._stopping:
                     raise Refused(grpc.StatusCode.UNAVAILABLE, _SHUTTING_DOWN)
-                info, request = await self._first_request(context, variant, type_url)
-                if request is not grpc.aio.EOF:
-                    await self._converse(context, info, request)
+                await self._converse(context, variant, type_url)
 
         return grpc.stream_stream_rpc_method_handler(stream)
 
@@ -137,11 +137,11 @@ class DiscoveryService:
             async with self._ending(context):
                 if self._stopping:
                     raise Refused(grpc.StatusCode.UNAVAILABLE, _SHUTTING_DOWN)
-                info, message = await self._first_request(context, Variant.SOTW, type_url)
-                if message is grpc.aio.EOF:
+                info, request = await self._first_request(
+                    context, Variant.SOTW, type_url, lambda _, data: parse_request(data, self._budgets.limits)
+                )
+                if request is None:
                     raise RequestError("there is no request in this call")
-                with self._turns.pace.working(info.origin, PER_REQUEST):
-                    request = parse_request(message, self._budgets.limits)
                 fetched = await fetch(self._proxies, request, info, self._budgets)
             # Also to who has this version: there is no status for it, and an empty response would take it away.
             return fetched.response(self._identifier)
@@ -149,11 +149,17 @@ class DiscoveryService:
         # The same on the wire as with one request, but that waits to be read: see `xds.server.reading`.
         return grpc.stream_unary_rpc_method_handler(fetch_once)
 
-    async def _converse(self, context: grpc.aio.ServicerContext, info: StreamInfo, request: bytes) -> None:
+    def _begin(self, info: StreamInfo, data: bytes) -> tuple[Session, list[Event]]:
+        """Take the first request of a stream."""
         limits = self._budgets.limits
         session = Session(info.variant, type_url=info.type_url, identifier=self._identifier, limits=limits)
-        with self._turns.pace.working(info.origin, PER_REQUEST):
-            events = session.receive(request, now())
+        return session, session.receive(data, now())
+
+    async def _converse(self, context: grpc.aio.ServicerContext, variant: Variant, type_url: str) -> None:
+        info, begun = await self._first_request(context, variant, type_url, self._begin)
+        if not begun:
+            return
+        session, events = begun
         node = next(event.node for event in events if isinstance(event, Connected))
         about = log.bind(proxy=node.id, peer=info.peer, variant=info.variant.value)
         # Nothing is awaited when it ends: a stream may be cancelled meanwhile, and would not be forgotten.
@@ -173,13 +179,19 @@ class DiscoveryService:
             if self._observer:
                 self._observer.opened(stream)
             stream.take(events, self._proxies, self._observer)
+            events.clear()  # They have all names of the first request, which the client may drop soon.
             await stream.run(context, self._proxies, self._observer)
 
     async def _first_request(
-        self, context: grpc.aio.ServicerContext, variant: Variant, type_url: str
-    ) -> tuple[StreamInfo, Any]:
-        """Return what is known of a call, and a request or grpc.aio.EOF.
+        self,
+        context: grpc.aio.ServicerContext,
+        variant: Variant,
+        type_url: str,
+        take: Callable[[StreamInfo, bytes], T],
+    ) -> tuple[StreamInfo, T | None]:
+        """Return what is known of a call, and what `take` makes of its first request; None if there is no request.
 
+        The request itself may be large, and is not kept. RequestError: as `take` raises it.
         Refused: the caller is not let in, no request comes in time, or the server is shutting down.
         """
         try:
@@ -188,9 +200,13 @@ class DiscoveryService:
                 caller = await self._authenticate(context) if self._authenticate else None
                 info = StreamInfo(peer=context.peer(), variant=variant, type_url=type_url, caller=caller)
                 await self._turns.pace.wait(info.origin)
-                request = await context.read()
-                await self._turns.take()
-                return info, request
+                async with nullcontext() if caller is None else self._turns.pace.opening(info.origin):
+                    request = await context.read()
+                    await self._turns.take()
+                    if request is grpc.aio.EOF:
+                        return info, None
+                    with self._turns.pace.working(info.origin, PER_REQUEST):
+                        return info, take(info, request)
         except TimeoutError:
             if self._stopping:
                 raise Refused(grpc.StatusCode.UNAVAILABLE, _SHUTTING_DOWN) from None
@@ -208,9 +224,11 @@ class DiscoveryService:
         try:
             yield
         except RequestError as error:
+            _free(error)
             code, message = status_of(error), cut(str(error))
             log.warning("malformed request", peer=context.peer(), problem=message)
         except Refused as refused:
+            _free(refused)
             code, message = refused.code, cut(refused.message)
         except grpc.aio.InternalError as error:
             # The client was lost during a read or write. Nobody is there to be told how the call ends.
@@ -225,3 +243,8 @@ class DiscoveryService:
             return
         self.failed[code] += 1
         await context.abort(code, message)
+
+
+def _free(error: Exception) -> None:
+    """Free what the traceback of an error keeps: a request and a session, until the next collection of garbage."""
+    traceback.clear_frames(error.__traceback__)

@@ -20,7 +20,7 @@ from google.protobuf import json_format
 
 from xds.descriptors import message_class, pool, to_dict
 from xds.http import listen
-from xds.protocol.limits import DEFAULT, MAX_REQUEST, Budgets, Limits, RequestError
+from xds.protocol.limits import DEFAULT, Budgets, Limits, RequestError
 from xds.protocol.session import Variant
 from xds.protocol.wire import Request, parse_request
 from xds.server.fetch import PATIENCE, fetch
@@ -76,7 +76,7 @@ class RestServer:
 
     async def start(self) -> None:
         """Listen. OSError: the address cannot be had."""
-        app = web.Application(client_max_size=MAX_REQUEST)
+        app = web.Application(client_max_size=self._budgets.limits.request_size)
         for path in TYPES:
             app.router.add_post(path, self._poll)
         app.router.add_route("*", "/{path:.*}", _unknown)

@@ -18,7 +18,7 @@ from xds.protocol.events import Acked, Event, Nacked, Subscribed
 from xds.protocol.session import Session
 from xds.protocol.wire import Node
 from xds.server.proxies import Proxies, StreamInfo, Subscriber, nothing_known
-from xds.server.turns import PER_REQUEST, Turns
+from xds.server.turns import PER_REJECTION, PER_REQUEST, Turns
 
 log = structlog.get_logger(__name__)
 
@@ -134,6 +134,7 @@ class Stream:
                 observer.received(self, event)
             if isinstance(event, Nacked):
                 _log_rejection(self.node, event)
+                self._turns.pace.charge(self.info.origin, PER_REJECTION)
             if isinstance(event, Subscribed | Acked | Nacked):
                 proxies.observe(self.subscriber, event)
 
@@ -148,6 +149,7 @@ class Stream:
             await self._turns.take()
             with self._turns.pace.working(self.info.origin, PER_REQUEST):
                 self.take(self.session.receive(request, now()), proxies, observer)
+            del request  # It may be large, and the next one may not come for long.
             self._has_asked = True
             self.subscriber.changed.set()
 

@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
+from weakref import WeakValueDictionary
 
 SLICE = 0.01
 """Seconds of work on streams after which the event loop gets its turn."""
@@ -19,8 +20,14 @@ BURST = 1.0
 PER_REQUEST = 0.0001
 """Seconds that reading one request takes in gRPC, which cannot be measured here."""
 
-_MAX_REMEMBERED = 1024
-"""Clients whose work is remembered before those that have made up for it are forgotten."""
+PER_REJECTION = 0.02
+"""Seconds of work that a NACK counts as, for the line of up to 4 KiB that it adds to the log: at most 12 of them a second."""
+
+MAX_OPENING = 4
+"""Streams and fetches of one caller whose first request is read at the same time: each takes up to 30 MiB meanwhile."""
+
+_MIN_ROOM = 1024
+"""Clients that are remembered before those that have made up for their work are looked for and forgotten."""
 
 
 class Pace:
@@ -29,6 +36,8 @@ class Pace:
     def __init__(self) -> None:
         self._free_at: dict[Hashable, float] = {}
         """By client, when it will have made up for all the work that was done for it."""
+        self._room = _MIN_ROOM
+        self._opening: WeakValueDictionary[Hashable, asyncio.Semaphore] = WeakValueDictionary()
 
     @contextmanager
     def working(self, client: Hashable, besides: float = 0.0) -> Iterator[None]:
@@ -38,13 +47,22 @@ class Pace:
         try:
             yield
         finally:
-            self._charge(client, clock() - began + besides)
+            self.charge(client, clock() - began + besides)
 
-    def _charge(self, client: Hashable, seconds: float) -> None:
+    def opening(self, client: Hashable) -> asyncio.Semaphore:
+        """Return what to hold while a client's first request on a stream is read and parsed."""
+        semaphore = self._opening.get(client)
+        if semaphore is None:
+            semaphore = self._opening[client] = asyncio.Semaphore(MAX_OPENING)
+        return semaphore
+
+    def charge(self, client: Hashable, seconds: float) -> None:
+        """Count some seconds of work for a client."""
         now = asyncio.get_running_loop().time()
         self._free_at[client] = max(self._free_at.get(client, now), now) + seconds / SHARE
-        if len(self._free_at) > _MAX_REMEMBERED:
+        if len(self._free_at) > self._room:
             self._free_at = {client: at for client, at in self._free_at.items() if at > now}
+            self._room = max(_MIN_ROOM, 2 * len(self._free_at))
 
     async def wait(self, client: Hashable) -> None:
         """Return when the client may have another request read."""
