@@ -17,7 +17,7 @@ import grpc.aio
 import structlog
 
 from xds.protocol.events import Connected, Event
-from xds.protocol.limits import DEFAULT, Budgets, Limits, RequestError
+from xds.protocol.limits import DEFAULT, Budgets, LimitError, Limits, RequestError
 from xds.protocol.session import Session, Variant
 from xds.protocol.wire import parse_request
 from xds.server.fetch import fetch
@@ -25,7 +25,7 @@ from xds.server.proxies import Authenticate, Proxies, Refused, StreamInfo, conne
 from xds.server.reading import REQUEST_WITHIN
 from xds.server.services import SERVICES, Service
 from xds.server.stream import Observer, Stream, now
-from xds.server.turns import PER_REQUEST, Turns
+from xds.server.turns import PER_REQUEST, PER_WARNING, Turns
 
 log = structlog.get_logger(__name__)
 
@@ -167,7 +167,11 @@ class DiscoveryService:
             try:
                 subscriber = ending.enter_context(connected(self._proxies, self._budgets, node, info))
             except Refused as refused:
+                self._turns.pace.charge(info.origin, PER_WARNING)
                 about.warning("proxy refused", code=refused.code.name, reason=refused.message)
+                raise
+            except LimitError:
+                self._turns.pace.charge(info.origin, PER_WARNING)
                 raise
             about.info("proxy connected", agent=f"{node.user_agent_name} {node.user_agent_version}".strip())
             ending.callback(about.info, "proxy disconnected")
@@ -205,8 +209,12 @@ class DiscoveryService:
                     await self._turns.take()
                     if request is grpc.aio.EOF:
                         return info, None
-                    with self._turns.pace.working(info.origin, PER_REQUEST):
-                        return info, take(info, request)
+                    try:
+                        with self._turns.pace.working(info.origin, PER_REQUEST):
+                            return info, take(info, request)
+                    except RequestError:
+                        self._turns.pace.charge(info.origin, PER_WARNING)
+                        raise
         except TimeoutError:
             if self._stopping:
                 raise Refused(grpc.StatusCode.UNAVAILABLE, _SHUTTING_DOWN) from None

@@ -18,7 +18,7 @@ from xds.protocol.events import Acked, Event, Nacked, Subscribed
 from xds.protocol.session import Session
 from xds.protocol.wire import Node
 from xds.server.proxies import Proxies, StreamInfo, Subscriber, nothing_known
-from xds.server.turns import PER_REJECTION, PER_REQUEST, Turns
+from xds.server.turns import PER_REQUEST, PER_WARNING, Turns
 
 log = structlog.get_logger(__name__)
 
@@ -134,7 +134,7 @@ class Stream:
                 observer.received(self, event)
             if isinstance(event, Nacked):
                 _log_rejection(self.node, event)
-                self._turns.pace.charge(self.info.origin, PER_REJECTION)
+                self._turns.pace.charge(self.info.origin, PER_WARNING)
             if isinstance(event, Subscribed | Acked | Nacked):
                 proxies.observe(self.subscriber, event)
 

@@ -20,8 +20,8 @@ BURST = 1.0
 PER_REQUEST = 0.0001
 """Seconds that reading one request takes in gRPC, which cannot be measured here."""
 
-PER_REJECTION = 0.02
-"""Seconds of work that a NACK counts as, for the line of up to 4 KiB that it adds to the log: at most 12 of them a second."""
+PER_WARNING = 0.02
+"""Seconds of work that a NACK or a refused request counts as, for its line in the log: a client gets 12 of them a second."""
 
 MAX_OPENING = 4
 """Streams and fetches of one caller whose first request is read at the same time: each takes up to 30 MiB meanwhile."""
