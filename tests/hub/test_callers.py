@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -15,14 +16,15 @@ from structlog.testing import capture_logs
 
 from tests.hub.test_hub import NOW, STREAM, node, published, running, service
 from tests.hub.test_hub import pod as make_pod
-from xds.callers import NO_KEY
+from xds.callers import NO_KEY, waiting_client
 from xds.identity.claims import Caller, How
 from xds.model import Change, Pod, Ref
 from xds.protocol.events import Subscribed
-from xds.protocol.limits import Budgets
+from xds.protocol.limits import Budgets, LimitError, Limits
 from xds.protocol.wire import parse_request
-from xds.server import Refused, StreamInfo
+from xds.server import Refused, StreamInfo, Subscriber
 from xds.server.fetch import fetch
+from xds.server.proxies import connected
 from xds.snapshot import CLUSTER, SECRET
 
 CERTIFICATE = Caller(namespace="shop", service_account="web", how=How.CERTIFICATE)
@@ -178,3 +180,35 @@ async def changed(subscriber: Any) -> None:
         while subscriber.refused is None:
             await subscriber.changed.wait()
             subscriber.changed.clear()
+
+
+def test_streams_of_pods_that_are_not_known_share_the_budget_of_their_account():
+    """A caller could otherwise invent a pod for each stream. A token that is bound to a pod cannot be used for another."""
+    shared = waiting_client(CERTIFICATE, ("shop", "a"))
+    assert waiting_client(CERTIFICATE, ("shop", "b")) == shared
+    assert waiting_client(replace(TOKEN, pod=""), ("shop", "c")) == shared
+    assert waiting_client(replace(CERTIFICATE, service_account="other"), ("shop", "a")) != shared
+    assert waiting_client(TOKEN, ("shop", "a")) == ("shop", "a")
+    assert waiting_client(None, ("shop", "a")) == waiting_client(None, ("shop", "b"))
+
+
+async def test_stream_has_the_budget_of_its_pod_once_that_is_known():
+    budgets = Budgets(Limits(streams=1))
+    async with running(pod("known")) as hub:
+        with ExitStack() as streams:
+
+            def connect(name: str) -> Subscriber:
+                return streams.enter_context(connected(hub, budgets, node(name), of(CERTIFICATE)))
+
+            connect("known")
+            waiting = connect("a")
+            with pytest.raises(LimitError, match="the limit is 1 streams per client"):
+                connect("b")
+            hub.change(Change(applied=(pod(),)))
+            await published(waiting)
+            assert waiting.client == ("shop", "a")
+            connect("b")
+            with pytest.raises(LimitError):
+                connect("a")
+        assert not hub._streams
+        assert len(budgets) == 0
