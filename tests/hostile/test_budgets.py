@@ -219,7 +219,7 @@ async def test_one_stream_replaces_its_names_and_answers_nothing(tmp_path) -> No
 
 async def test_fetches_of_many_names(shared) -> None:
     request = REQUEST(node={"id": EVIL}, resource_names=names(400_000, 10)).SerializeToString()
-    async with attacked(shared) as target, attacker(target) as channel, target.watched() as cost:
+    async with attacker(shared) as channel, shared.watched() as cost:
         fetch = channel.unary_unary(FETCH_CLUSTERS)
         ends = await asyncio.gather(*(fetch(request) for _ in range(12)), return_exceptions=True)
     assert cost.memory < 150 * MIB
