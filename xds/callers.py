@@ -40,15 +40,16 @@ def look_again(subscriber: Subscriber, name: tuple[str, str], was: Pod | None, p
         subscriber.refuse(grpc.StatusCode.PERMISSION_DENIED, reason)
 
 
-def waiting_client(caller: Caller | None, name: tuple[str, str]) -> Hashable:
-    """Return whose budget a stream is charged to while its pod (namespace, name) is not known.
+def client_of(caller: Caller | None, name: tuple[str, str], *, is_known: bool) -> Hashable:
+    """Return whose budget a stream is charged to that speaks for a pod (namespace, name).
 
-    A caller whose credential is good for any pod of its account could invent pods, so all that it speaks for share one
-    budget; so do all in plaintext, where nothing is proved.
+    A known pod has a budget of its own, and another one for streams in plaintext: who proves nothing must not use up what
+    the pod needs. Pods that are not known share the budget of the caller's account, as it could invent any number of them;
+    in plaintext all share one. A token that is bound to a pod is good for that pod only.
     """
-    if caller is None:
-        return "plaintext"
-    return name if caller.pod else str(caller)
+    if is_known or (caller and caller.pod):
+        return (*name, caller is None)
+    return str(caller) if caller else "plaintext"
 
 
 def without_key(snapshot: Snapshot) -> Snapshot:

@@ -18,7 +18,7 @@ from math import inf
 import grpc
 import structlog
 
-from xds.callers import NO_KEY, look_again, waiting_client, without_key
+from xds.callers import NO_KEY, client_of, look_again, without_key
 from xds.envoy.names import NodeId
 from xds.identity import CERTIFICATE, ROOTS
 from xds.identity.ca import LEAF_LIFETIME, Authority
@@ -148,7 +148,7 @@ class Hub:
         if caller and (reason := objection(caller, *key, self.mesh.pod(*key))):
             raise Refused(grpc.StatusCode.PERMISSION_DENIED, reason)
         subscriber = Subscriber(node, stream)
-        subscriber.client = key if self.mesh.pod(*key) else waiting_client(caller, key)
+        subscriber.client = client_of(caller, key, is_known=self.mesh.pod(*key) is not None)
         if not self._may_have_key(subscriber) and key not in self._streams:
             log.warning("proxy gets no certificate", proxy=node.id, secret=CERTIFICATE, reason=NO_KEY)
         self._streams.setdefault(key, set()).add(subscriber)
@@ -292,7 +292,7 @@ class Hub:
             if pod is not was:
                 for subscriber in streams:
                     if pod:
-                        subscriber.charge(key)
+                        subscriber.charge(client_of(subscriber.stream.caller, key, is_known=True))
                     look_again(subscriber, key, was, pod)
             if pod:
                 self._want(key, changed_at)

@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 
 from tests.hub.test_hub import NOW, STREAM, node, published, running, service
 from tests.hub.test_hub import pod as make_pod
-from xds.callers import NO_KEY, waiting_client
+from xds.callers import NO_KEY, client_of
 from xds.identity.claims import Caller, How
 from xds.model import Change, Pod, Ref
 from xds.protocol.events import Subscribed
@@ -184,12 +184,24 @@ async def changed(subscriber: Any) -> None:
 
 def test_streams_of_pods_that_are_not_known_share_the_budget_of_their_account():
     """A caller could otherwise invent a pod for each stream. A token that is bound to a pod cannot be used for another."""
-    shared = waiting_client(CERTIFICATE, ("shop", "a"))
-    assert waiting_client(CERTIFICATE, ("shop", "b")) == shared
-    assert waiting_client(replace(TOKEN, pod=""), ("shop", "c")) == shared
-    assert waiting_client(replace(CERTIFICATE, service_account="other"), ("shop", "a")) != shared
-    assert waiting_client(TOKEN, ("shop", "a")) == ("shop", "a")
-    assert waiting_client(None, ("shop", "a")) == waiting_client(None, ("shop", "b"))
+
+    def waiting(caller: Caller | None, name: str) -> object:
+        return client_of(caller, ("shop", name), is_known=False)
+
+    shared = waiting(CERTIFICATE, "a")
+    assert waiting(CERTIFICATE, "b") == shared
+    assert waiting(replace(TOKEN, pod=""), "c") == shared
+    assert waiting(replace(CERTIFICATE, service_account="other"), "a") != shared
+    assert waiting(TOKEN, "a") != shared
+    assert waiting(None, "a") == waiting(None, "b") != shared
+
+
+def test_plaintext_does_not_use_up_the_budget_of_a_pod():
+    callers = (CERTIFICATE, TOKEN, replace(TOKEN, pod=""))
+    [own] = {client_of(caller, ("shop", "a"), is_known=True) for caller in callers}
+    assert client_of(TOKEN, ("shop", "a"), is_known=False) == own
+    assert client_of(None, ("shop", "a"), is_known=True) != own
+    assert client_of(None, ("shop", "a"), is_known=True) != client_of(None, ("shop", "b"), is_known=True)
 
 
 async def test_stream_has_the_budget_of_its_pod_once_that_is_known():
@@ -206,7 +218,7 @@ async def test_stream_has_the_budget_of_its_pod_once_that_is_known():
                 connect("b")
             hub.change(Change(applied=(pod(),)))
             await published(waiting)
-            assert waiting.client == ("shop", "a")
+            assert waiting.client == client_of(CERTIFICATE, ("shop", "a"), is_known=True)
             connect("b")
             with pytest.raises(LimitError):
                 connect("a")

@@ -26,7 +26,7 @@ class Limits:
     removed names it has not acknowledged.
 
     A sidecar that reconnects in a mesh of 10,000 clusters needs 31,000, and twice that during a hot restart. Each takes
-    up to 350 bytes and some microseconds of the event loop.
+    up to 370 bytes and some microseconds of the event loop.
     """
     size: int = 8 * 1024 * 1024
     """Bytes of these names and of the versions that come with them. 100,000 names of a mesh have 7 MiB."""
