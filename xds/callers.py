@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import replace
 
 import grpc
@@ -37,6 +38,18 @@ def look_again(subscriber: Subscriber, name: tuple[str, str], was: Pod | None, p
     if reason:
         log.info("stream ends", proxy=subscriber.node.id, reason=reason)
         subscriber.refuse(grpc.StatusCode.PERMISSION_DENIED, reason)
+
+
+def client_of(caller: Caller | None, name: tuple[str, str], *, is_known: bool) -> Hashable:
+    """Return whose budget a stream is charged to that speaks for a pod (namespace, name).
+
+    A known pod has a budget of its own, and another one for streams in plaintext: who proves nothing must not use up what
+    the pod needs. Pods that are not known share the budget of the caller's account, as it could invent any number of them;
+    in plaintext all share one. A token that is bound to a pod is good for that pod only.
+    """
+    if is_known or (caller and caller.pod):
+        return (*name, caller is None)
+    return str(caller) if caller else "plaintext"
 
 
 def without_key(snapshot: Snapshot) -> Snapshot:

@@ -19,7 +19,7 @@ import grpc
 import structlog
 
 from xds.absence import Absences, SidecarTracker
-from xds.callers import NO_KEY, look_again, without_key
+from xds.callers import NO_KEY, client_of, look_again, without_key
 from xds.envoy.names import NodeId
 from xds.identity import CERTIFICATE, ROOTS
 from xds.identity.ca import LEAF_LIFETIME, Authority
@@ -151,6 +151,7 @@ class Hub:
         if caller and (reason := objection(caller, *key, self.mesh.pod(*key))):
             raise Refused(grpc.StatusCode.PERMISSION_DENIED, reason)
         subscriber = Subscriber(node, stream)
+        subscriber.client = client_of(caller, key, is_known=self.mesh.pod(*key) is not None)
         if not self._may_have_key(subscriber) and key not in self._streams:
             log.warning("proxy gets no certificate", proxy=node.id, secret=CERTIFICATE, reason=NO_KEY)
         self._streams.setdefault(key, set()).add(subscriber)
@@ -300,6 +301,8 @@ class Hub:
             pod, was = self.mesh.pod(*key), old.pod(*key)
             if pod is not was:
                 for subscriber in streams:
+                    if pod:
+                        subscriber.charge(client_of(subscriber.stream.caller, key, is_known=True))
                     look_again(subscriber, key, was, pod)
             if pod:
                 self._want(key, changed_at)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -15,12 +16,15 @@ from structlog.testing import capture_logs
 
 from tests.hub.test_hub import NOW, STREAM, node, published, running, service
 from tests.hub.test_hub import pod as make_pod
-from xds.callers import NO_KEY
+from xds.callers import NO_KEY, client_of
 from xds.identity.claims import Caller, How
 from xds.model import Change, Pod, Ref
 from xds.protocol.events import Subscribed
-from xds.server import Refused, StreamInfo
+from xds.protocol.limits import Budgets, LimitError, Limits
+from xds.protocol.wire import parse_request
+from xds.server import Refused, StreamInfo, Subscriber
 from xds.server.fetch import fetch
+from xds.server.proxies import connected
 from xds.snapshot import CLUSTER, SECRET
 
 CERTIFICATE = Caller(namespace="shop", service_account="web", how=How.CERTIFICATE)
@@ -33,8 +37,8 @@ def pod(name: str = "a", *, uid: str = "1", **how: Any) -> Pod:
     return replace(made, meta=replace(made.meta, uid=uid))
 
 
-def of(caller: Caller | None) -> StreamInfo:
-    return replace(STREAM, caller=caller)
+def of(caller: Caller | None, type_url: str = "") -> StreamInfo:
+    return replace(STREAM, caller=caller, type_url=type_url)
 
 
 @pytest.mark.parametrize("caller", [CERTIFICATE, TOKEN])
@@ -100,7 +104,7 @@ async def test_who_is_refused_a_pod_when_it_comes_is_not_given_its_key_first():
     wanted = DiscoveryRequest(node=EnvoyNode(id=node("a").id), resource_names=["default"])
     async with running() as hub:
         asking = asyncio.create_task(
-            fetch(hub, SECRET, bytes(wanted), peer="ipv4:10.0.0.9:1", caller=other, patience=30.0)
+            fetch(hub, parse_request(bytes(wanted)), of(other, SECRET), Budgets(), patience=30.0)
         )
         waiting = hub.connect(node("a"), of(other))
         owner = hub.connect(node("a"), of(TOKEN))
@@ -176,3 +180,47 @@ async def changed(subscriber: Any) -> None:
         while subscriber.refused is None:
             await subscriber.changed.wait()
             subscriber.changed.clear()
+
+
+def test_streams_of_pods_that_are_not_known_share_the_budget_of_their_account():
+    """A caller could otherwise invent a pod for each stream. A token that is bound to a pod cannot be used for another."""
+
+    def waiting(caller: Caller | None, name: str) -> object:
+        return client_of(caller, ("shop", name), is_known=False)
+
+    shared = waiting(CERTIFICATE, "a")
+    assert waiting(CERTIFICATE, "b") == shared
+    assert waiting(replace(TOKEN, pod=""), "c") == shared
+    assert waiting(replace(CERTIFICATE, service_account="other"), "a") != shared
+    assert waiting(TOKEN, "a") != shared
+    assert waiting(None, "a") == waiting(None, "b") != shared
+
+
+def test_plaintext_does_not_use_up_the_budget_of_a_pod():
+    callers = (CERTIFICATE, TOKEN, replace(TOKEN, pod=""))
+    [own] = {client_of(caller, ("shop", "a"), is_known=True) for caller in callers}
+    assert client_of(TOKEN, ("shop", "a"), is_known=False) == own
+    assert client_of(None, ("shop", "a"), is_known=True) != own
+    assert client_of(None, ("shop", "a"), is_known=True) != client_of(None, ("shop", "b"), is_known=True)
+
+
+async def test_stream_has_the_budget_of_its_pod_once_that_is_known():
+    budgets = Budgets(Limits(streams=1))
+    async with running(pod("known")) as hub:
+        with ExitStack() as streams:
+
+            def connect(name: str) -> Subscriber:
+                return streams.enter_context(connected(hub, budgets, node(name), of(CERTIFICATE)))
+
+            connect("known")
+            waiting = connect("a")
+            with pytest.raises(LimitError, match="the limit is 1 streams per client"):
+                connect("b")
+            hub.change(Change(applied=(pod(),)))
+            await published(waiting)
+            assert waiting.client == client_of(CERTIFICATE, ("shop", "a"), is_known=True)
+            connect("b")
+            with pytest.raises(LimitError):
+                connect("a")
+        assert not hub._streams
+        assert len(budgets) == 0

@@ -17,7 +17,7 @@ from xds.protocol import wire
 from xds.protocol.session import Session, Variant
 from xds.resources import CLUSTER, ENDPOINT, LISTENER, ROUTE, resource
 from xds.server import ADS, DiscoveryService, Refused, StreamInfo, XdsServer
-from xds.store import Acked, Connected, Disconnected, Nacked, NackError, Store, Subscribed
+from xds.store import Acked, Connected, Disconnected, Events, Nacked, NackError, Store, Subscribed
 
 
 @pytest.fixture
@@ -167,6 +167,19 @@ async def test_who_does_not_keep_up_misses_the_oldest_and_is_told_how_many(store
         ("n2.x", Subscribed),
     ]
     assert fast.missed == 0
+
+
+def test_events_that_wait_have_a_limited_number_of_names(monkeypatch):
+    monkeypatch.setattr("xds.store.events.MAX_NAMES", 10)
+    events, subscriber = Events(limit=100), object()
+    for number in range(20):
+        names = frozenset(f"{number}-{each}" for each in range(4))
+        events.put(subscriber, Subscribed(type_url=ROUTE, names=names, wildcard=False))
+    assert events.missed == 18
+    large = Subscribed(type_url=ROUTE, names=frozenset(map(str, range(11))), wildcard=False)
+    events.put(subscriber, large)
+    assert events.missed == 20
+    assert [event for _, event in events._kept] == [large]
 
 
 async def test_who_no_longer_listens_costs_nothing(store):

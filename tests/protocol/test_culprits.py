@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from envoy_data_plane.envoy.config.core.v3 import Node
 from envoy_data_plane.envoy.service.discovery.v3 import DiscoveryRequest
 
 from tests.protocol.stream import Stream, world
-from xds.protocol.events import Nacked
+from xds.protocol.culprits import culprits
+from xds.protocol.events import Nacked, Response, nacked
 from xds.protocol.session import Variant
 from xds.protocol.status import State
-from xds.snapshot import CLUSTER
+from xds.protocol.wire import ErrorDetail
+from xds.snapshot import CLUSTER, Resource
 
 KNOWN = bytes(DiscoveryRequest(version_info="known", node=Node(id="n"), type_url=CLUSTER))
+MANY = tuple(
+    Resource.of(CLUSTER, f"outbound|8080||service-{number}.ns.svc.cluster.local", b"")
+    for number in range(5000)
+)
 ENVOY = "Error adding/updating {}(s) {}"
 
 
@@ -320,3 +328,50 @@ def test_r12_only_what_was_rejected_by_itself_is_sent_again_once_it_changes(shor
     stream.serve(world(**{short: "good=2 bad=2 worse=1"}))
     assert stream.settle() == [f"{short} good=2"]
     assert states(stream) == {"good": State.SYNCED, "bad": State.SYNCED, "worse": State.ERROR}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        ", ",
+        "outb",
+        ": , ",
+        ", : : : : : : : : : : : : : : : : : : : : ",
+        ", outbound|8080||service",
+        "outbound|8080||service-77.ns.svc.cluster.loca",
+        "0 1 2 3 4 5 6 7 8 9 outbound 8080 service ns svc cluster local",
+    ],
+)
+def test_time_for_a_rejection_is_linear_in_its_message(text):
+    """Before, a message of 64 KiB took up to a second, and a client may send as many as it likes."""
+    message = ENVOY.format("cluster", text * (60_000 // len(text)))
+    response = Response(
+        type_url=CLUSTER, nonce="1", version="1", resources=MANY, fresh=MANY, sent_at=0.0, removed=()
+    )
+    began = time.process_time()
+    event = nacked(response, ErrorDetail(code=13, message=message), 0.0)
+    assert time.process_time() - began < 0.35
+    assert event.culprits == ()
+    assert event.suspects == MANY
+
+
+@pytest.mark.parametrize("separator", [", ", "\n"])
+def test_names_with_colons_and_commas_are_found(separator):
+    odd = [Resource.of(CLUSTER, name, b"") for name in ("a", "a: b", "a, b", "b", "c: d: e", "x")]
+    names = ["a: b", "c: d: e", "b"]
+    message = ENVOY.format("cluster", separator.join(f"{name}: why" for name in names))
+    found = {resource.name for resource in culprits(message, odd)}
+    assert found == {"a", *names}
+
+
+def test_name_inside_a_word_does_not_hide_the_name():
+    response = Response(
+        type_url=CLUSTER,
+        nonce="1",
+        version="1",
+        resources=(Resource.of(CLUSTER, "a", b""), Resource.of(CLUSTER, "b", b"")),
+        sent_at=0.0,
+    )
+    event = nacked(response, ErrorDetail(code=13, message="bad: ab ba a."), 0.0)
+    assert event.names == ("a", "b")
+    assert [each.name for each in event.suspects] == ["a"]

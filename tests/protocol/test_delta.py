@@ -8,10 +8,10 @@ from envoy_data_plane.envoy.service.discovery.v3 import DeltaDiscoveryResponse
 from tests.protocol.stream import Stream, world
 from xds.protocol.answers import MOST_UNANSWERED
 from xds.protocol.events import Acked, Subscribed
+from xds.protocol.limits import RequestError
 from xds.protocol.responses import size
 from xds.protocol.session import Variant
 from xds.protocol.watch import RESPONSE_BUDGET
-from xds.protocol.wire import RequestError
 from xds.snapshot import ENDPOINT, SECRET, Resource, ResourceSet, Snapshot
 
 

@@ -8,8 +8,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.protocol.stream import _MESSAGES, TYPES
+from xds.protocol.limits import RequestError
 from xds.protocol.session import Session, Variant
-from xds.protocol.wire import RequestError
 from xds.snapshot import VIRTUAL_HOST, Resource, ResourceSet, Snapshot
 
 NAMES = [

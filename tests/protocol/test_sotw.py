@@ -6,8 +6,8 @@ import pytest
 
 from tests.protocol.stream import Stream, world
 from xds.protocol.events import Acked, Connected, Subscribed
+from xds.protocol.limits import RequestError
 from xds.protocol.session import Variant
-from xds.protocol.wire import RequestError
 from xds.snapshot import CLUSTER
 
 

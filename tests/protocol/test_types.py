@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tests.protocol.stream import TYPES, Stream, world
-from xds.protocol.session import MOST_TYPES, Variant
+from xds.protocol.limits import LimitError, Limits
+from xds.protocol.session import Variant
 from xds.protocol.status import State
-from xds.protocol.wire import RequestError
 from xds.snapshot import CLUSTER, EXTENSION_CONFIG, SECRET, VIRTUAL_HOST, Resource, ResourceSet, Snapshot
 
 
@@ -150,13 +150,13 @@ def test_r33_a_cluster_is_asked_for_by_name_on_top_of_all_and_said_to_be_missing
 
 
 def test_r3_a_stream_has_a_bounded_number_of_types(variant):
-    stream = Stream(variant, world())
-    known = len(stream.session._watches)
-    for number in range(known, MOST_TYPES):
-        stream.ask(f"type.googleapis.com/t{number}", "x")
-    stream.ask("CDS")
-    with pytest.raises(RequestError, match="at most 64 types"):
-        stream.ask("type.googleapis.com/more", "x")
+    own = [f"type.googleapis.com/own{number}" for number in range(20)]
+    stream = Stream(variant, world(*own), limits=Limits(unknown_types=2))
+    for type_url in (*TYPES.values(), *own, "type.googleapis.com/a", "type.googleapis.com/b"):
+        stream.ask(type_url, "x")
+    stream.ask("type.googleapis.com/a", "x", "y")
+    with pytest.raises(LimitError, match="the limit is 2 types per stream that this server does not know"):
+        stream.ask("type.googleapis.com/c", "x")
 
 
 # --- virtual hosts by alias ------------------------------------------------------------------------------------------

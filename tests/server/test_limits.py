@@ -18,13 +18,14 @@ import pytest
 from structlog.testing import capture_logs
 
 from tests.server.proxies import REQUEST, Client
-from xds.protocol.wire import MOST_NAMES
+from xds.protocol.limits import Limits
+from xds.protocol.wire import Request
 from xds.server import Refused, XdsServer, rest
 from xds.server.rest import RestServer
 from xds.snapshot import CLUSTER, ENDPOINT
 
 NODE = {"id": "proxy"}
-TOO_MANY = [str(number) for number in range(MOST_NAMES + 1)]
+TOO_MANY = [str(number) for number in range(Limits().names + 1)]
 
 
 @pytest.fixture
@@ -51,33 +52,89 @@ async def test_r57_who_asks_for_too_many_names_is_told_so(proxies, channel, vari
     client = Client(channel, variant)
     await client.ask(ENDPOINT, *TOO_MANY)
     code, details = await asyncio.wait_for(client.end(), 30)
-    assert code == grpc.StatusCode.INVALID_ARGUMENT
-    assert "500,001 names, and a client may ask for at most 500,000 of one type" in details
+    assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "has 100,001 names, and the limit is 100,000 names per client" in details
     assert proxies.streams == []
 
 
 @pytest.mark.parametrize("key", ["resource_names", "resourceNames"])
 async def test_r57_so_is_who_polls(proxies, polled, key):
     status, why = await poll(polled, json.dumps({"node": NODE, key: TOO_MANY}).encode())
-    assert status == 400
-    assert f"{key}: 500,001 names" in why
+    assert status == 429
+    assert f"{key} has 100,001 names" in why
     assert proxies.streams == []
 
 
 async def test_r57_so_is_who_fetches(proxies, channel):
     fetch = channel.unary_unary("/envoy.service.cluster.v3.ClusterDiscoveryService/FetchClusters")
-    with pytest.raises(grpc.aio.AioRpcError, match="500,001 names"):
+    with pytest.raises(grpc.aio.AioRpcError, match="100,001 names"):
         await fetch(REQUEST(node=NODE, resource_names=TOO_MANY).SerializeToString())
     assert proxies.streams == []
+
+
+async def test_client_has_a_limited_number_of_streams(proxies, variant):
+    async with (
+        XdsServer(proxies, "127.0.0.1:0", grace=0.2, limits=Limits(streams=2)) as server,
+        grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel,
+    ):
+        clients = [Client(channel, variant) for _ in range(2)]
+        for client in clients:
+            await client.ask(CLUSTER)
+            await client.get()
+        third = Client(channel, variant)
+        await third.ask(CLUSTER)
+        code, why = await third.end()
+        assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert why.startswith("the limit is 2 streams per client at the same time")
+        fetch = channel.unary_unary("/envoy.service.cluster.v3.ClusterDiscoveryService/FetchClusters")
+        request = REQUEST(node={"id": "sidecar~127.0.0.1~client.ns~ns.svc.cluster.local"})
+        with pytest.raises(grpc.aio.AioRpcError, match="the limit is 2 streams per client"):
+            await fetch(request.SerializeToString())
+        other = Client(channel, variant, node="other")
+        await other.ask(CLUSTER)
+        await other.get()
+        while not proxies.left.empty():  # What was refused.
+            proxies.left.get_nowait()
+        clients[0].call.cancel()
+        await asyncio.wait_for(proxies.left.get(), 10)
+        await fetch(request.SerializeToString())
+
+
+async def test_streams_of_a_client_share_its_budget(proxies, variant):
+    async with (
+        XdsServer(proxies, "127.0.0.1:0", grace=0.2, limits=Limits(names=5)) as server,
+        grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel,
+    ):
+        first, second = Client(channel, variant), Client(channel, variant)
+        await first.ask(CLUSTER, "a", "b", "c")
+        nonce = (await first.get()).nonce
+        await second.ask(CLUSTER, "a", "b", "c")
+        code, why = await second.end()
+        assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert why.startswith("the streams of this client have 6 names, and the limit is 5 names per client")
+        await first.ask(CLUSTER, "x", nonce=nonce)
+        await first.get()
+
+
+async def test_polls_have_the_limits_that_the_server_is_given(proxies):
+    server = RestServer(proxies, "127.0.0.1", 0, limits=Limits(names=1, request_size=1000))
+    await server.start()
+    status, why = await poll(server, json.dumps({"node": NODE, "resource_names": ["a", "b"]}).encode())
+    assert (status, why.partition(":")[0]) == (
+        429,
+        "resource_names has 2 names, and the limit is 1 names per client",
+    )
+    assert (await poll(server, b"x" * 1001))[0] == 413
+    await server.stop()
 
 
 async def test_polls_are_read_in_a_thread(polled, monkeypatch):
     """Reading one may take seconds, in which nobody else would be served."""
     parse, threads = rest._parse, []
 
-    def note(body: bytes) -> bytes:
+    def note(body: bytes, limits: Limits) -> Request:
         threads.append(threading.current_thread())
-        return parse(body)
+        return parse(body, limits)
 
     monkeypatch.setattr(rest, "_parse", note)
     body = json.dumps({"node": NODE, "resource_names": ["none"]}).encode()

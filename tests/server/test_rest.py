@@ -15,9 +15,10 @@ from structlog.testing import capture_logs
 
 from tests.server.proxies import OneForAll
 from xds.descriptors import encode
+from xds.protocol.limits import DEFAULT
 from xds.protocol.session import Variant
 from xds.server import Refused
-from xds.server.rest import LARGEST_REQUEST, TYPES, RestServer
+from xds.server.rest import TYPES, RestServer
 from xds.snapshot import CLUSTER, ENDPOINT, Resource, ResourceSet, Snapshot
 
 NODE = {"id": "sidecar~127.0.0.1~client.ns~ns.svc.cluster.local"}
@@ -168,7 +169,9 @@ async def test_elsewhere_there_is_nothing(poller):
 
 
 async def test_a_request_beyond_the_limit_is_413(poller):
-    assert (await poller.send("/v3/discovery:clusters", io.BytesIO(bytes(LARGEST_REQUEST + 1))))[0] == 413
+    assert (await poller.send("/v3/discovery:clusters", io.BytesIO(bytes(DEFAULT.request_size + 1))))[
+        0
+    ] == 413
 
 
 @pytest.mark.parametrize(

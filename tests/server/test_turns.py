@@ -13,7 +13,7 @@ from xds.protocol.session import Session, Variant
 from xds.protocol.wire import Node
 from xds.server import StreamInfo, turns
 from xds.server.stream import Stream, now
-from xds.server.turns import Turns
+from xds.server.turns import BURST, SHARE, Pace, Turns
 from xds.snapshot import CLUSTER
 
 
@@ -147,3 +147,46 @@ async def test_streams_that_are_ready_together_write_and_read_in_turn(rounds, mo
             peer.requests.put_nowait(grpc.aio.EOF)
         await asyncio.gather(*running)
     assert len({*noting.sent_in}) == len({*noting.received_in}) == len(peers)
+
+
+async def test_client_that_took_more_than_its_share_waits_and_others_do_not():
+    pace, loop = Pace(), asyncio.get_running_loop()
+    pace.charge("a", BURST)
+    pace.charge("b", BURST + 0.2 * SHARE)
+    began = loop.time()
+    waiting = asyncio.create_task(pace.wait("b"))
+    for client in ("a", "c"):
+        await pace.wait(client)
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    await waiting
+    assert loop.time() - began >= 0.19
+
+
+async def test_work_is_measured_also_when_it_fails():
+    pace, loop = Pace(), asyncio.get_running_loop()
+    with pytest.raises(ValueError, match="bad"), pace.working("a", BURST + 0.2 * SHARE):
+        raise ValueError("bad")
+    began = loop.time()
+    await pace.wait("a")
+    assert loop.time() - began >= 0.19
+
+
+async def test_clients_that_have_made_up_for_their_work_are_forgotten():
+    pace = Pace()
+    pace.charge("busy", 10.0)
+    for number in range(10_000):
+        pace.charge(number, 0.0)
+    assert len(pace._free_at) <= 1025
+    assert "busy" in pace._free_at
+
+
+async def test_few_first_requests_of_one_client_are_read_at_the_same_time():
+    pace, held = Pace(), []
+    for _ in range(turns.MAX_OPENING):
+        held.append(pace.opening("a"))
+        await held[-1].acquire()
+    assert pace.opening("a").locked()
+    assert not pace.opening("b").locked()
+    held.clear()
+    assert not pace.opening("a").locked()

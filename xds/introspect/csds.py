@@ -20,8 +20,8 @@ from xds.descriptors import message_class
 from xds.introspect.breath import Breath, portions
 from xds.introspect.guard import Guarded
 from xds.introspect.redaction import redacted
+from xds.protocol.limits import RequestError
 from xds.protocol.status import ResourceStatus
-from xds.protocol.wire import RequestError
 from xds.server import ADS, DiscoveryService, Stream
 from xds.snapshot import Resource
 

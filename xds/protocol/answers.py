@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from math import inf
 
 from xds.protocol.events import Acked, Nacked, Response, acked, nacked
+from xds.protocol.limits import size_of
 from xds.protocol.wire import ErrorDetail
 
 MOST_UNANSWERED = 64
@@ -42,8 +43,10 @@ class Answers:
         "acked_at",
         "brought",
         "last_error",
+        "names",
         "rejected",
         "sent_at",
+        "size",
         "unanswered",
         "version",
     )
@@ -51,6 +54,8 @@ class Answers:
     def __init__(self) -> None:
         self.unanswered: dict[str, Response] = {}
         """By nonce, oldest first."""
+        self.names = self.size = 0
+        """How many names of what is gone the unanswered responses have, and how many bytes these take."""
         self.sent_at: float | None = None
         self.acked_at: float | None = None
         self.version = ""
@@ -112,6 +117,8 @@ class Answers:
         if len(self.unanswered) >= MOST_UNANSWERED:
             self._give_up(next(iter(self.unanswered)))
         self.unanswered[response.nonce] = response
+        self.names += len(response.removed)
+        self.size += size_of(response.removed)
         self.sent_at = response.sent_at
         if self.acked_at is None and not self.last_error and not self.brought:
             self._first = response.sent_at
@@ -132,9 +139,9 @@ class Answers:
 
     def take(self, nonce: str, error: ErrorDetail | None, now: float) -> Acked | Nacked | None:
         """Take the answer to a response; an answer to anything else says nothing."""
-        response = self.unanswered.pop(nonce, None)
-        if not response:
+        if nonce not in self.unanswered:
             return None
+        response = self._pop(nonce)
         if error:
             event = nacked(response, error, now)
             self._reject(event, now)
@@ -163,8 +170,14 @@ class Answers:
 
     def _give_up(self, nonce: str) -> Response:
         """Expect no answer to a response any more. The client may have taken it."""
-        response = self.unanswered.pop(nonce)
+        response = self._pop(nonce)
         self._untaken.difference_update(resource.name for resource in response.fresh)
+        return response
+
+    def _pop(self, nonce: str) -> Response:
+        response = self.unanswered.pop(nonce)
+        self.names -= len(response.removed)
+        self.size -= size_of(response.removed)
         return response
 
     def _reject(self, event: Nacked, now: float) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from xds.snapshot import Resource
 
@@ -12,6 +12,9 @@ _ENVOY = re.compile(r"Error adding/updating (?:cluster|listener)\(s\) ")
 
 _GRPC = re.compile(r"resource index (\d+): ")
 """What gRPC says of each: its place in the response."""
+
+_SEPARATOR = re.compile(r", |\n")
+_COLON = ": "
 
 _LONGEST = 64 * 1024
 _CUT = "...(truncated)"
@@ -26,11 +29,24 @@ def culprits(message: str, resources: Sequence[Resource]) -> tuple[Resource, ...
     if len(message) > _LONGEST or message.endswith(_CUT):
         return ()
     if envoy := _ENVOY.match(message):
-        said = message[envoy.end() :]
-        return tuple(resource for resource in resources if _accuses(said, f"{resource.name}: "))
+        accused = _accused(message[envoy.end() :], {resource.name for resource in resources})
+        return tuple(resource for resource in resources if resource.name in accused)
     places = {int(place) for place in _GRPC.findall(message)}
     return tuple(resource for place, resource in enumerate(resources) if place in places)
 
 
-def _accuses(said: str, name: str) -> bool:
-    return said.startswith(name) or f", {name}" in said or f"\n{name}" in said
+def _accused(said: str, names: Collection[str]) -> set[str]:
+    """Return which names are followed by a colon, at the beginning or after a comma or line break.
+
+    The cost is linear in the message and the names: a client chooses the message, and the event loop waits.
+    """
+    longest = max(map(len, names), default=0)
+    found: set[str] = set()
+    for start in (0, *(separator.end() for separator in _SEPARATOR.finditer(said))):
+        # A name may itself contain colons.
+        end = said.find(_COLON, start, start + longest + len(_COLON))
+        while end >= 0:
+            if said[start:end] in names:
+                found.add(said[start:end])
+            end = said.find(_COLON, end + 1, start + longest + len(_COLON))
+    return found

@@ -7,6 +7,7 @@ from math import inf
 
 from xds.protocol.events import Acked, Event, Nacked, Response
 from xds.protocol.heartbeats import Heartbeats
+from xds.protocol.limits import size_of
 from xds.protocol.order import NEVER_REMOVED
 from xds.protocol.responses import delta_response
 from xds.protocol.watch import Lingering, Watch
@@ -26,11 +27,16 @@ class DeltaWatch(Watch):
     def receive(self, request: DeltaRequest, now: float) -> list[Event]:
         """Take a request. What it says of the subscription counts whatever it answers."""
         answered = self._answer(request.nonce, request.error, now)
+        subscribe = self._own(request.subscribe)
         known = [resource for name in request.unsubscribe if (resource := self.get(name))]
         aliases = [alias for resource in known for alias in resource.aliases]
-        difference = self.subscription.change(request.subscribe, (*request.unsubscribe, *aliases))
+        difference = self.subscription.change(subscribe, (*request.unsubscribe, *aliases))
         if not self.begun:
             self.brought = tuple(version for _, version in request.initial_versions)
+            self._brought_names = len(self.brought)
+            self._brought_size = size_of(self.brought) + size_of(
+                [name for name, _ in request.initial_versions]
+            )
         brought = self._resume(request.initial_versions, now) if not self.begun else frozenset()
         if difference.entered and not brought:
             self._owed = True

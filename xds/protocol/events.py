@@ -14,6 +14,8 @@ from xds.snapshot import Resource
 _LONGEST_MESSAGE = 4096
 """Of a client's error message; what goes beyond says nothing new, and is searched for every resource's name."""
 
+_WORD = re.compile(r"\w+")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Connected:
@@ -140,7 +142,13 @@ def _without_keys(message: str) -> str:
 
 
 def _suspects(message: str, resources: Sequence[Resource]) -> tuple[Resource, ...]:
-    named = [resource for resource in resources if _names(message, resource.name)]
+    words = set(_WORD.findall(message))
+    named = [
+        resource
+        for resource in resources
+        # Few of many names get through this, and only those need a search of the whole message.
+        if words.issuperset(_WORD.findall(resource.name)) and _names(message, resource.name)
+    ]
     longest = [
         resource
         for resource in named
@@ -151,4 +159,10 @@ def _suspects(message: str, resources: Sequence[Resource]) -> tuple[Resource, ..
 
 def _names(message: str, name: str) -> bool:
     """Whether a message has a name in it, not as a part of a word."""
-    return name in message and re.search(rf"(?<!\w){re.escape(name)}(?!\w)", message) is not None
+    start = message.find(name)
+    while start >= 0:
+        end = start + len(name)
+        if not _WORD.match(message[start - 1 : start]) and not _WORD.match(message[end : end + 1]):
+            return True
+        start = message.find(name, start + 1)
+    return False

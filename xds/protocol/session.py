@@ -20,6 +20,7 @@ from math import inf
 from xds.protocol.answers import Rejection
 from xds.protocol.delta import DeltaWatch
 from xds.protocol.events import Connected, Event, Response
+from xds.protocol.limits import DEFAULT, LimitError, Limits, RequestError
 from xds.protocol.order import AFTER_CLUSTERS, ORDER, USERS, WILDCARD_TYPES
 from xds.protocol.sotw import SotwWatch
 from xds.protocol.status import SNAPSHOT, ResourceStatus, TypeStatus, Waiting, type_status, waiting
@@ -28,8 +29,6 @@ from xds.protocol.wire import (
     DeltaRequest,
     Node,
     Request,
-    RequestError,
-    check_count,
     parse_delta_request,
     parse_request,
 )
@@ -38,9 +37,6 @@ from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET, Resource, S
 
 _ALWAYS = (CLUSTER, ENDPOINT, SECRET, LISTENER, ROUTE)
 """Types that nearly every client asks for; the others take no room on streams without them."""
-
-MOST_TYPES = 64
-"""Types that a client may ask for on one stream: each has to be remembered, also if nobody serves it."""
 
 _RESUMPTION = 1.0
 """Seconds that a client which was here before has to ask again for all that it wants: it does so at once."""
@@ -63,7 +59,7 @@ class Variant(Enum):
 class Session:
     """One stream, from its first request to its end.
 
-    `type_url` is the only type of a stream that is not aggregated. `patience` is how long the client's answer to
+    `type_url` is the only type of a stream that is not aggregated. `limits` say how much the client may ask for. `patience` is how long the client's answer to
     clusters is waited for before listeners and routes are sent all the same, and `grace` how long something that is
     gone is served at most while what used it has not been acknowledged, in seconds. What a client may go on using
     because it rejected the change is served until it takes one, for a day at most.
@@ -75,6 +71,7 @@ class Session:
         *,
         type_url: str = "",
         identifier: str = "",
+        limits: Limits = DEFAULT,
         patience: float = 20.0,
         grace: float = 60.0,
     ) -> None:
@@ -84,6 +81,7 @@ class Session:
         self._variant = variant
         self._type_url = type_url
         self._identifier = identifier
+        self._limits = limits
         self._patience = patience
         self._grace = grace
         self._snapshot: Snapshot | None = None
@@ -111,8 +109,9 @@ class Session:
             self._stand_in()
 
     def receive(self, message: bytes, now: float) -> list[Event]:
-        """Take a request and say what it meant. RequestError: the stream must end."""
-        request = parse_request(message) if self._variant is Variant.SOTW else parse_delta_request(message)
+        """Take a request and say what it meant. RequestError, LimitError: the stream must end."""
+        parse = parse_request if self._variant is Variant.SOTW else parse_delta_request
+        request = parse(message, self._limits)
         events: list[Event] = []
         self._opened = min(self._opened, now)
         self._heard = now
@@ -126,12 +125,12 @@ class Session:
             raise RequestError("a request of an aggregated stream must have type_url")
         if self._type_url and type_url != self._type_url:
             raise RequestError(f"this stream is for {self._type_url} only")
-        if type_url not in self._watches and len(self._watches) >= MOST_TYPES:
-            raise RequestError(f"a stream is for at most {MOST_TYPES} types")
+        if type_url not in self._watches and not self._knows(type_url):
+            self._check_unknown_types()
         watch = self._watch(type_url)
         left_warming = type_url == ENDPOINT and not watch.begun and self._seems_warming(request)
         events += watch.receive(request, now)
-        check_count(type_url, len(watch.subscription.names))
+        self._limits.check(self.names, self.size, "this stream has")
         if type_url == ENDPOINT:
             self._stand_in()
         if left_warming:
@@ -140,6 +139,16 @@ class Session:
         elif type_url == CLUSTER:
             self._left_warming = False
         return events
+
+    @property
+    def names(self) -> int:
+        """How many names are kept because the client said them."""
+        return sum(watch.names for watch in self._watches.values())
+
+    @property
+    def size(self) -> int:
+        """How many bytes these names take, and the versions that came with them."""
+        return sum(watch.size for watch in self._watches.values())
 
     def expect_no_answers(self) -> None:
         """The client says nothing more: what waits for its answers goes out at once."""
@@ -244,7 +253,17 @@ class Session:
 
     def _serves(self, type_url: str) -> bool:
         """Whether anything can be said of a type: also that there is nothing, of one that has its place here."""
-        return self._snapshot is not None and (type_url in ORDER or type_url in self._snapshot.types)
+        return self._snapshot is not None and self._knows(type_url)
+
+    def _knows(self, type_url: str) -> bool:
+        return type_url in ORDER or (self._snapshot is not None and type_url in self._snapshot.types)
+
+    def _check_unknown_types(self) -> None:
+        """Raise LimitError if there is no room for another type that the server does not know."""
+        if sum(not self._knows(known) for known in self._watches) >= self._limits.unknown_types:
+            raise LimitError(
+                f"the limit is {self._limits.unknown_types:,} types per stream that this server does not know"
+            )
 
     def _hand_out(self, response: Response, message: bytes) -> bytes:
         self.sent, self._handed_out = response, response.sent_at

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from xds.protocol.events import Acked, Event, Nacked, Response
+from xds.protocol.limits import size_of
 from xds.protocol.responses import response, text
 from xds.protocol.subscription import Difference
 from xds.protocol.watch import Watch
@@ -45,9 +46,13 @@ class SotwWatch(Watch):
         stale = request.nonce and self._nonce and request.nonce != self._nonce
         if not self.begun and request.version:
             self.brought = (request.version,)
+            self._brought_size = size_of(self.brought)
         self.begun = True
         answered = self._answer(request.nonce, request.error, now)
-        return [*answered, *(() if stale else self._subscribe(self.subscription.replace(request.names)))]
+        return [
+            *answered,
+            *(() if stale else self._subscribe(self.subscription.replace(self._own(request.names)))),
+        ]
 
     def compose(self, nonce: str, now: float, identifier: str) -> tuple[Response, bytes] | None:
         """Make the response that is due."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+
+from xds.protocol.limits import size_of
 
 WILDCARD = "*"
 
@@ -44,13 +46,15 @@ class Subscription:
     says whether a name that ends in `/*` stands for a collection.
     """
 
-    __slots__ = ("_globs", "_legacy", "collections", "names", "wildcard")
+    __slots__ = ("_globs", "_legacy", "collections", "names", "size", "wildcard")
 
     def __init__(self, *, legacy: bool, globs: bool = True) -> None:
         self.names: frozenset[str] = frozenset()
         self.collections: frozenset[str] = frozenset()
         """Those of the names that stand for all resources of a collection."""
         self.wildcard = False
+        self.size = 0
+        """Bytes of the names."""
         self._legacy = legacy
         self._globs = globs
 
@@ -74,7 +78,9 @@ class Subscription:
             dropped=(self.wildcard and not wildcard) or any(name not in wanted for name in self.names),
         )
         if difference:
-            self._set(frozenset(wanted))
+            self.names = frozenset(wanted)
+            self.collections = self._collections(wanted)
+            self.size = size_of(wanted)
             self.wildcard = wildcard
         return difference
 
@@ -88,10 +94,15 @@ class Subscription:
         self._legacy = False
         added.pop(WILDCARD, None)
         taken.pop(WILDCARD, None)
-        together = self.names.union(added)
-        gone = [name for name in taken if name in together]
-        if added or gone:
-            self._set(together.difference(gone))
+        new = [name for name in added if name not in self.names]
+        gone = [name for name in taken if name in self.names or name in added]
+        if new:
+            self.names = self.names.union(new)
+            self.collections = self.collections.union(self._collections(new))
+        if gone:
+            self.names = self.names.difference(gone)
+            self.collections = self.collections.difference(gone)
+        self.size += size_of(new) - size_of(gone)
         # A client may subscribe again to what it has lost, and one that takes a name back from a subscription to
         # everything has forgotten the resource, though it still wants it: both wait for an answer.
         asked = (*(name for name in added if name in self.names), *(gone if self.wildcard else ()))
@@ -101,11 +112,14 @@ class Subscription:
             dropped=(before and not self.wildcard) or bool(gone),
         )
 
+    def share(self, known: Callable[[Collection[str]], Collection[str]]) -> None:
+        """Replace the client's copies of names by those of the server, which many clients share."""
+        self.names = frozenset(known(self.names))
+        self.collections = self._collections(self.names)
+
     def is_collection(self, name: str) -> bool:
         """Whether a name stands for all resources of a collection."""
         return self._globs and _MEMBERS in name and name == collection(name)
 
-    def _set(self, names: frozenset[str]) -> None:
-        self.names = names
-        if self._globs:
-            self.collections = frozenset(filter(self.is_collection, names))
+    def _collections(self, names: Iterable[str]) -> frozenset[str]:
+        return frozenset(filter(self.is_collection, names)) if self._globs else frozenset()

@@ -71,6 +71,7 @@ class Watch(ABC):
         self.brought: tuple[str, ...] = ()
         """Versions of what the client had when it came: of each resource in the delta variant, of them all in the other."""
         self._reached = -1
+        self._brought_names = self._brought_size = 0
 
     @abstractmethod
     def receive(self, request: Any, now: float) -> list[Event]:
@@ -79,6 +80,16 @@ class Watch(ABC):
     @abstractmethod
     def compose(self, nonce: str, now: float, identifier: str) -> tuple[Response, bytes] | None:
         """Make the response that is due, and take it as sent; None if there is nothing to send."""
+
+    @property
+    def names(self) -> int:
+        """How many names are kept because the client said them."""
+        return len(self.subscription.names) + self._brought_names + self.answers.names
+
+    @property
+    def size(self) -> int:
+        """How many bytes these names take, and the versions that came with them."""
+        return self.subscription.size + self._brought_size + self.answers.size
 
     @property
     def pending(self) -> bool:
@@ -167,6 +178,8 @@ class Watch(ABC):
         if resources is self.resources:
             return
         before, self.resources = self.resources, resources
+        if before is EMPTY and self.begun:
+            self._share_names()
         names = difference(before, resources)
         if self.lingering:
             for name in names:
@@ -182,6 +195,24 @@ class Watch(ABC):
                     self._change(name)
         else:
             self._dirty.update(dict.fromkeys(wanted))
+
+    def _share_names(self) -> None:
+        """Replace the client's copies of names and versions by those of the server, which many clients share."""
+        self.subscription.share(self._own)
+        for name, version in tuple(self.sent.items()):
+            known = self.resources.get(name)
+            if known is not None:
+                del self.sent[name]
+                self.sent[known.name] = known.version if known.version == version else version
+
+    def _own(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Return names from a request, as the server's own strings where it knows them.
+
+        A thousand clients name the same resources. Interning would share the strings too, but since Python 3.12 an interned
+        string is never freed, so a client could fill the memory with names.
+        """
+        get = self.resources.get
+        return tuple(name if (known := get(name)) is None else known.name for name in names)
 
     def keep(self, name: str, resource: Resource | None) -> None:
         """Let a resource linger though the client does not have it, for it may yet ask for it."""

@@ -6,15 +6,15 @@ this module's own, in a pool of its own, so that the protocol stands without any
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from sys import intern
 from typing import Any
 
 from google.protobuf.descriptor_pb2 import DescriptorProto, FieldDescriptorProto, FileDescriptorProto
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
+
+from xds.protocol.limits import DEFAULT, Limits, RequestError
 
 _PACKAGE = "xds.protocol.wire"
 
@@ -56,15 +56,10 @@ _SCHEMA = {
 }
 
 
-MOST_NAMES = 500_000
-"""Names that a client may ask for of one type: each takes some microseconds in which nobody else is served."""
-
 LONGEST_ID = 1024
-"""Bytes of the longest node.id, and type_url: they are kept for each stream, and said in the log."""
-
-
-class RequestError(ValueError):
-    """A request that no client should send; its stream ends with INVALID_ARGUMENT."""
+"""Bytes of the longest node.id, type_url and other text of a node: they are kept for each stream, and said in the log."""
+MAX_CLIENT_FEATURES = 256
+"""Items of node.client_features, of at most LONGEST_ID bytes each: Envoy has fewer than ten."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,56 +108,67 @@ class DeltaRequest:
     """Name and version of what the client has from an earlier stream."""
 
 
-def parse_request(data: bytes) -> Request:
-    """Read a DiscoveryRequest, or raise RequestError."""
+def parse_request(data: bytes, limits: Limits = DEFAULT) -> Request:
+    """Read a DiscoveryRequest. RequestError: it is malformed; LimitError: it has too many names, or too long ones."""
     message = _decode(_REQUEST, data)
-    _check(message, "resource_names")
+    _check(message, limits, "resource_names")
+    names = tuple(message.resource_names)
+    limits.check_length("resource_names", names)
     return Request(
         node=_node(message),
         type_url=message.type_url,
         nonce=message.response_nonce,
         error=_error(message),
-        names=_names(message.resource_names),
+        names=names,
         version=message.version_info,
     )
 
 
-def parse_delta_request(data: bytes) -> DeltaRequest:
-    """Read a DeltaDiscoveryRequest, or raise RequestError."""
+def parse_delta_request(data: bytes, limits: Limits = DEFAULT) -> DeltaRequest:
+    """Read a DeltaDiscoveryRequest. RequestError: it is malformed; LimitError: it has too many names, or too long ones."""
     message = _decode(_DELTA_REQUEST, data)
-    _check(message, "resource_names_subscribe", "resource_names_unsubscribe", "initial_resource_versions")
+    _check(
+        message,
+        limits,
+        "resource_names_subscribe",
+        "resource_names_unsubscribe",
+        "initial_resource_versions",
+    )
+    subscribe = tuple(message.resource_names_subscribe)
+    unsubscribe = tuple(message.resource_names_unsubscribe)
+    versions = tuple((pair.key, pair.value) for pair in message.initial_resource_versions)
+    limits.check_length("resource_names_subscribe", subscribe)
+    limits.check_length("resource_names_unsubscribe", unsubscribe)
+    limits.check_length("initial_resource_versions", (name for name, _ in versions))
     return DeltaRequest(
         node=_node(message),
         type_url=message.type_url,
         nonce=message.response_nonce,
         error=_error(message),
-        subscribe=_names(message.resource_names_subscribe),
-        unsubscribe=_names(message.resource_names_unsubscribe),
-        initial_versions=tuple((pair.key, pair.value) for pair in message.initial_resource_versions),
+        subscribe=subscribe,
+        unsubscribe=unsubscribe,
+        initial_versions=versions,
     )
 
 
-def _check(message: Any, *lists: str) -> None:
+def _check(message: Any, limits: Limits, *lists: str) -> None:
     """Refuse what is too much before anything is done with it, and say so in few words: they go into a header."""
     for name in lists:
-        check_count(name, len(getattr(message, name)))
-    for name, value in (("node.id", message.node.id), ("type_url", message.type_url)):
+        limits.check_count(name, len(getattr(message, name)))
+    node = message.node
+    kept = (
+        ("node.id", node.id),
+        ("node.cluster", node.cluster),
+        ("node.user_agent_name", node.user_agent_name),
+        ("node.user_agent_version", node.user_agent_version),
+        *(("node.client_features", feature) for feature in node.client_features[:MAX_CLIENT_FEATURES]),
+        ("type_url", message.type_url),
+    )
+    for name, value in kept:
         if len(value.encode()) > LONGEST_ID:
             raise RequestError(f"{name} is longer than {LONGEST_ID:,} bytes")
-
-
-def check_count(what: str, count: int) -> None:
-    """Raise RequestError if these are more names than a client may ask for."""
-    if count > MOST_NAMES:
-        raise RequestError(
-            f"{what}: {count:,} names, and a client may ask for at most {MOST_NAMES:,} of one type on a stream; "
-            "ask for all with '*', or use several streams"
-        )
-
-
-def _names(names: Iterable[str]) -> tuple[str, ...]:
-    """Take names out of a request. A thousand proxies name the same resources, whose names need not be there twice."""
-    return tuple(map(intern, names))
+    if len(node.client_features) > MAX_CLIENT_FEATURES:
+        raise RequestError(f"node.client_features has more than {MAX_CLIENT_FEATURES} items")
 
 
 def _node(message: Any) -> Node | None:

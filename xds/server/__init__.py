@@ -4,6 +4,7 @@
 who polls with HTTP and JSON. All ask a `Proxies` what a client gets.
 """
 
+from xds.protocol.limits import Limits
 from xds.server.discovery import DiscoveryService
 from xds.server.listening import OPTIONS, XdsServer
 from xds.server.proxies import Authenticate, Proxies, Refused, StreamInfo, Subscriber, is_encrypted
@@ -15,6 +16,7 @@ __all__ = [
     "OPTIONS",
     "Authenticate",
     "DiscoveryService",
+    "Limits",
     "Observer",
     "Proxies",
     "Refused",

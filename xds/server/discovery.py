@@ -8,25 +8,28 @@ from __future__ import annotations
 import asyncio
 import traceback
 from collections import Counter
-from collections.abc import AsyncIterator, Collection
-from contextlib import ExitStack, asynccontextmanager
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import ExitStack, asynccontextmanager, nullcontext
+from typing import TypeVar
 
 import grpc
 import grpc.aio
 import structlog
 
-from xds.protocol.events import Connected
+from xds.protocol.events import Connected, Event
+from xds.protocol.limits import DEFAULT, Budgets, LimitError, Limits, RequestError
 from xds.protocol.session import Session, Variant
-from xds.protocol.wire import RequestError
+from xds.protocol.wire import parse_request
 from xds.server.fetch import fetch
-from xds.server.proxies import Authenticate, Proxies, Refused, StreamInfo, cut
+from xds.server.proxies import Authenticate, Proxies, Refused, StreamInfo, connected, cut, status_of
 from xds.server.reading import REQUEST_WITHIN
 from xds.server.services import SERVICES, Service
 from xds.server.stream import Observer, Stream, now
-from xds.server.turns import Turns
+from xds.server.turns import PER_REQUEST, PER_WARNING, Turns
 
 log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 _SHUTTING_DOWN = "the server is shutting down"
 _LONGEST_PAUSE = 0.01
@@ -37,7 +40,7 @@ class DiscoveryService:
     """The discovery services as gRPC handlers, for any grpc.aio server: ADS, and those for one type each.
 
     A request that no client should send ends its stream with INVALID_ARGUMENT, an error of ours (in a Proxies, say)
-    with INTERNAL; neither touches another stream. `fetch` is asked on behalf of the proxies too, but has no stream.
+    with INTERNAL; neither touches another stream. One that exceeds `limits` ends with RESOURCE_EXHAUSTED. `fetch` is asked on behalf of the proxies too, but has no stream.
     `authenticate` is asked who makes each call, before anything is read of it.
     """
 
@@ -48,11 +51,13 @@ class DiscoveryService:
         identifier: str = "",
         observer: Observer | None = None,
         authenticate: Authenticate | None = None,
+        limits: Limits = DEFAULT,
     ) -> None:
         self._proxies = proxies
         self._authenticate = authenticate
         self._identifier = identifier
         self._observer = observer
+        self._budgets = Budgets(limits)
         self.failed: Counter[grpc.StatusCode] = Counter()
         """How many calls were refused, malformed or went wrong here, by the status that they ended with."""
         self._streams: set[Stream] = set()
@@ -123,10 +128,7 @@ class DiscoveryService:
             async with self._ending(context):
                 if self._stopping:
                     raise Refused(grpc.StatusCode.UNAVAILABLE, _SHUTTING_DOWN)
-                caller, request = await self._first_request(context)
-                if request is not grpc.aio.EOF:
-                    info = StreamInfo(peer=context.peer(), variant=variant, type_url=type_url, caller=caller)
-                    await self._converse(context, info, request)
+                await self._converse(context, variant, type_url)
 
         return grpc.stream_stream_rpc_method_handler(stream)
 
@@ -135,53 +137,84 @@ class DiscoveryService:
             async with self._ending(context):
                 if self._stopping:
                     raise Refused(grpc.StatusCode.UNAVAILABLE, _SHUTTING_DOWN)
-                caller, message = await self._first_request(context)
-                if message is grpc.aio.EOF:
+                info, request = await self._first_request(
+                    context, Variant.SOTW, type_url, lambda _, data: parse_request(data, self._budgets.limits)
+                )
+                if request is None:
                     raise RequestError("there is no request in this call")
-                fetched = await fetch(self._proxies, type_url, message, peer=context.peer(), caller=caller)
+                fetched = await fetch(self._proxies, request, info, self._budgets)
             # Also to who has this version: there is no status for it, and an empty response would take it away.
             return fetched.response(self._identifier)
 
         # The same on the wire as with one request, but that waits to be read: see `xds.server.reading`.
         return grpc.stream_unary_rpc_method_handler(fetch_once)
 
-    async def _converse(self, context: grpc.aio.ServicerContext, info: StreamInfo, request: bytes) -> None:
-        session = Session(info.variant, type_url=info.type_url, identifier=self._identifier)
-        events = session.receive(request, now())
+    def _begin(self, info: StreamInfo, data: bytes) -> tuple[Session, list[Event]]:
+        """Take the first request of a stream."""
+        limits = self._budgets.limits
+        session = Session(info.variant, type_url=info.type_url, identifier=self._identifier, limits=limits)
+        return session, session.receive(data, now())
+
+    async def _converse(self, context: grpc.aio.ServicerContext, variant: Variant, type_url: str) -> None:
+        info, begun = await self._first_request(context, variant, type_url, self._begin)
+        if not begun:
+            return
+        session, events = begun
         node = next(event.node for event in events if isinstance(event, Connected))
         about = log.bind(proxy=node.id, peer=info.peer, variant=info.variant.value)
-        try:
-            subscriber = self._proxies.connect(node, info)
-        except Refused as refused:
-            about.warning("proxy refused", code=refused.code.name, reason=refused.message)
-            raise
-        about.info("proxy connected", agent=f"{node.user_agent_name} {node.user_agent_version}".strip())
         # Nothing is awaited when it ends: a stream may be cancelled meanwhile, and would not be forgotten.
         with ExitStack() as ending:
+            try:
+                subscriber = ending.enter_context(connected(self._proxies, self._budgets, node, info))
+            except Refused as refused:
+                self._turns.pace.charge(info.origin, PER_WARNING)
+                about.warning("proxy refused", code=refused.code.name, reason=refused.message)
+                raise
+            except LimitError:
+                self._turns.pace.charge(info.origin, PER_WARNING)
+                raise
+            about.info("proxy connected", agent=f"{node.user_agent_name} {node.user_agent_version}".strip())
             ending.callback(about.info, "proxy disconnected")
             stream = Stream(info, node, session, subscriber, self._turns)
             if self._observer:
                 ending.callback(self._observer.closed, stream)
-            # Who keeps the subscriber, as one of an event that is still to be taken, need not keep all that it had.
-            ending.callback(setattr, subscriber, "session", None)
-            ending.callback(self._proxies.disconnect, subscriber)
             ending.callback(self._streams.discard, stream)
             self._streams.add(stream)
             if self._observer:
                 self._observer.opened(stream)
             stream.take(events, self._proxies, self._observer)
+            events.clear()  # They have all names of the first request, which the client may drop soon.
             await stream.run(context, self._proxies, self._observer)
 
-    async def _first_request(self, context: grpc.aio.ServicerContext) -> tuple[Any, Any]:
-        """Return who calls, and a request or grpc.aio.EOF.
+    async def _first_request(
+        self,
+        context: grpc.aio.ServicerContext,
+        variant: Variant,
+        type_url: str,
+        take: Callable[[StreamInfo, bytes], T],
+    ) -> tuple[StreamInfo, T | None]:
+        """Return what is known of a call, and what `take` makes of its first request; None if there is no request.
 
+        The request itself may be large, and is not kept. RequestError: as `take` raises it.
         Refused: the caller is not let in, no request comes in time, or the server is shutting down.
         """
         try:
             async with asyncio.timeout(REQUEST_WITHIN) as until:
                 self._unheard.add(until)
                 caller = await self._authenticate(context) if self._authenticate else None
-                return caller, await context.read()
+                info = StreamInfo(peer=context.peer(), variant=variant, type_url=type_url, caller=caller)
+                await self._turns.pace.wait(info.origin)
+                async with nullcontext() if caller is None else self._turns.pace.opening(info.origin):
+                    request = await context.read()
+                    await self._turns.take()
+                    if request is grpc.aio.EOF:
+                        return info, None
+                    try:
+                        with self._turns.pace.working(info.origin, PER_REQUEST):
+                            return info, take(info, request)
+                    except RequestError:
+                        self._turns.pace.charge(info.origin, PER_WARNING)
+                        raise
         except TimeoutError:
             if self._stopping:
                 raise Refused(grpc.StatusCode.UNAVAILABLE, _SHUTTING_DOWN) from None
@@ -199,9 +232,11 @@ class DiscoveryService:
         try:
             yield
         except RequestError as error:
-            code, message = grpc.StatusCode.INVALID_ARGUMENT, cut(str(error))
+            _free(error)
+            code, message = status_of(error), cut(str(error))
             log.warning("malformed request", peer=context.peer(), problem=message)
         except Refused as refused:
+            _free(refused)
             code, message = refused.code, cut(refused.message)
         except grpc.aio.InternalError as error:
             # The client was lost during a read or write. Nobody is there to be told how the call ends.
@@ -216,3 +251,8 @@ class DiscoveryService:
             return
         self.failed[code] += 1
         await context.abort(code, message)
+
+
+def _free(error: Exception) -> None:
+    """Free what the traceback of an error keeps: a request and a session, until the next collection of garbage."""
+    traceback.clear_frames(error.__traceback__)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import Any
 
 import structlog
 
 from xds.protocol.events import Subscribed
+from xds.protocol.limits import Budgets, RequestError
 from xds.protocol.responses import response
-from xds.protocol.session import Variant
 from xds.protocol.subscription import Subscription
-from xds.protocol.wire import RequestError, parse_request
-from xds.server.proxies import Proxies, Refused, StreamInfo, Subscriber, nothing_known
+from xds.protocol.wire import Request
+from xds.server.proxies import Proxies, Refused, StreamInfo, Subscriber, connected, nothing_known
 from xds.snapshot import Resource, ResourceSet, Snapshot
 
 log = structlog.get_logger(__name__)
@@ -46,41 +45,39 @@ class Fetched:
 
 async def fetch(
     proxies: Proxies,
-    type_url: str,
-    message: bytes,
+    request: Request,
+    info: StreamInfo,
+    budgets: Budgets,
     *,
-    peer: str,
-    caller: Any = None,
     patience: float = PATIENCE,
 ) -> Fetched:
     """Answer a DiscoveryRequest for the resources and collections that it names, or for all of the type if it names none, or `*`.
 
     The proxy is a subscriber for as long as it takes until it has a snapshot. RequestError: there is something wrong
-    with the request. Refused: the proxy is not let in, or (UNAVAILABLE) had no snapshot after `patience` seconds.
+    with the request. LimitError: the proxy exceeds its budget. Refused: it is not let in, or (UNAVAILABLE) had no snapshot
+    after `patience` seconds.
     """
-    request = parse_request(message)
+    type_url = info.type_url
     if not request.node or not request.node.id:
         raise RequestError("a request must have node.id")
     if request.type_url not in {"", type_url}:
         raise RequestError(f"this is for {type_url} only, not for {request.type_url}")
     wanted = Subscription(legacy=True)
     wanted.replace(request.names)
-    info = StreamInfo(peer=peer, variant=Variant.SOTW, type_url=type_url, caller=caller)
     try:
-        subscriber = proxies.connect(request.node, info)
-        try:
+        with connected(proxies, budgets, request.node, info) as subscriber:
+            assert subscriber.lease  # noqa: S101 - it is open in this block
+            subscriber.lease.use(len(wanted.names), wanted.size)
             proxies.observe(
                 subscriber, Subscribed(type_url=type_url, names=wanted.names, wildcard=wanted.wildcard)
             )
             found = await _first_snapshot(subscriber, patience)
-        finally:
-            proxies.disconnect(subscriber)
     except Refused as refused:
         # Not a warning: who polls comes again and again.
         log.info(
             "fetch refused",
             proxy=request.node.id,
-            peer=peer,
+            peer=info.peer,
             code=refused.code.name,
             reason=refused.message,
         )
@@ -88,8 +85,8 @@ async def fetch(
     resources = found.of(type_url)
     if not wanted.wildcard:
         names = resources if wanted.collections else wanted.names
-        there = (name for name in sorted(names) if name in resources and wanted.covers(name))
-        resources = ResourceSet(resources[name] for name in there)
+        there = [name for name in names if name in resources and wanted.covers(name)]
+        resources = ResourceSet(resources[name] for name in sorted(there))
     return Fetched(
         type_url=type_url,
         version=resources.version,

@@ -11,6 +11,7 @@ import grpc.aio
 import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
+from xds.protocol.limits import DEFAULT, Limits
 from xds.server.discovery import DiscoveryService
 from xds.server.proxies import Authenticate, Proxies, is_encrypted
 from xds.server.reading import Checked
@@ -19,8 +20,10 @@ from xds.server.stream import Observer
 log = structlog.get_logger(__name__)
 
 OPTIONS = (
+    # gRPC would otherwise let a client that sends as fast as it can have 100 MiB buffered for each stream that is not read.
+    ("grpc.http2.bdp_probe", 0),
     # A proxy that reconnects names all that it has, which is more than the default 4 MiB in a large mesh.
-    ("grpc.max_receive_message_length", 32 * 1024 * 1024),
+    ("grpc.max_receive_message_length", DEFAULT.request_size),
     ("grpc.max_send_message_length", -1),
     ("grpc.max_concurrent_streams", 1_000_000),
     # Without these a storm of connects is answered with CANCELLED.
@@ -57,6 +60,8 @@ class XdsServer:
     (GOAWAY), and those that it has end with UNAVAILABLE ten seconds later. None: never. `grace` is how many seconds
     streams have to end on shutdown. `options` are gRPC's channel arguments, over those in OPTIONS. It is started once.
 
+    `limits` say how much each client may ask for; a client that exceeds them gets RESOURCE_EXHAUSTED.
+
     `address` is in plaintext; `secure` are others with gRPC's credentials for each, where the same is served over TLS.
     `authenticate` is asked who makes a call, on all of them (`is_encrypted` tells them apart); what it returns is the
     `caller` in StreamInfo, and Refused ends the call. Health answers anybody, over TLS for the server as a whole.
@@ -75,9 +80,10 @@ class XdsServer:
         added: Iterable[Callable[[grpc.aio.Server, DiscoveryService], None]] = (),
         secure: Iterable[tuple[str, grpc.ServerCredentials]] = (),
         authenticate: Authenticate | None = None,
+        limits: Limits = DEFAULT,
     ) -> None:
         self.discovery = DiscoveryService(
-            proxies, identifier=identifier, observer=observer, authenticate=authenticate
+            proxies, identifier=identifier, observer=observer, authenticate=authenticate, limits=limits
         )
         self._secure = tuple(secure)
         self._added = tuple(added)
@@ -85,7 +91,8 @@ class XdsServer:
         self._address = address
         self._grace = grace
         age = () if max_connection_age is None else _connection_age(max_connection_age)
-        self._options = tuple(dict((*OPTIONS, *age, *options)).items())
+        size = ("grpc.max_receive_message_length", limits.request_size)
+        self._options = tuple(dict((*OPTIONS, size, *age, *options)).items())
         self._server: grpc.aio.Server | None = None
         self._is_over = False
         self.port = 0

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 from urllib.parse import unquote
@@ -13,6 +14,7 @@ import grpc
 import grpc.aio
 
 from xds.protocol.events import Acked, Nacked, Subscribed
+from xds.protocol.limits import Budgets, Lease, LimitError, RequestError
 from xds.protocol.session import Session, Variant
 from xds.protocol.wire import Node
 from xds.snapshot import Snapshot
@@ -50,6 +52,12 @@ def cut(message: str) -> str:
     return message if len(message) <= _LONGEST_MESSAGE else f"{message[: _LONGEST_MESSAGE - 3]}..."
 
 
+def status_of(error: RequestError) -> grpc.StatusCode:
+    """Return the status of a call that ends because of its request."""
+    is_limit = isinstance(error, LimitError)
+    return grpc.StatusCode.RESOURCE_EXHAUSTED if is_limit else grpc.StatusCode.INVALID_ARGUMENT
+
+
 class Refused(Exception):  # noqa: N818 - it is an answer, not an accident
     """A stream is not let in; it ends with this status. Of the message, a client is told 1,000 characters."""
 
@@ -76,6 +84,11 @@ class StreamInfo:
     caller: Any = None
     """Who opened it, as `authenticate` said; None if nobody had to prove who they are."""
 
+    @property
+    def origin(self) -> Hashable:
+        """Whose requests share the event loop's time: a caller at one address, or a connection in plaintext."""
+        return self.peer if self.caller is None else (self.caller, host_of(self.peer))
+
 
 class Subscriber:
     """A stream that was let in. It gets the latest snapshot; as long as there is none it waits."""
@@ -83,6 +96,10 @@ class Subscriber:
     def __init__(self, node: Node, stream: StreamInfo) -> None:
         self.node = node
         self.stream = stream
+        self.client: Hashable = node.id
+        """Whose budget the stream is charged to. `Proxies` that know more of the client than its node id set another key."""
+        self.lease: Lease | None = None
+        """What the stream uses of that budget; None before it is open."""
         self.snapshot: Snapshot | None = None
         self.session: Session | None = None
         """Knows how far the client is; set before anything is observed. A fetch has none."""
@@ -107,6 +124,12 @@ class Subscriber:
             self.changed_at = changed_at if self.changed_at is None else min(changed_at, self.changed_at)
         self.changed.set()
 
+    def charge(self, client: Hashable) -> None:
+        """Charge the stream to another client's budget from now on."""
+        if self.lease and client != self.client:
+            self.lease.move(client)
+        self.client = client
+
     def refuse(self, code: grpc.StatusCode, message: str) -> None:
         """End the stream with this status; the first one that is said counts."""
         self.refused = self.refused or Refused(code, message)
@@ -126,3 +149,20 @@ class Proxies(Protocol):
 
     def observe(self, subscriber: Subscriber, event: Subscribed | Acked | Nacked) -> None:
         """Learn what a proxy wants, took or rejected. Refused: the stream ends with that."""
+
+
+@contextmanager
+def connected(proxies: Proxies, budgets: Budgets, node: Node, stream: StreamInfo) -> Iterator[Subscriber]:
+    """Let a stream in until the block ends, and charge its client for it. Refused, LimitError: it is not let in."""
+    subscriber = proxies.connect(node, stream)
+    try:
+        subscriber.lease = budgets.open(subscriber.client)
+        try:
+            yield subscriber
+        finally:
+            subscriber.lease.close()
+            subscriber.lease = None
+    finally:
+        proxies.disconnect(subscriber)
+        # An event that is still to be taken may keep the subscriber: it need not keep all that the client had.
+        subscriber.session = None

@@ -20,15 +20,14 @@ from google.protobuf import json_format
 
 from xds.descriptors import message_class, pool, to_dict
 from xds.http import listen
-from xds.protocol.wire import RequestError, check_count
+from xds.protocol.limits import DEFAULT, Budgets, Limits, RequestError
+from xds.protocol.session import Variant
+from xds.protocol.wire import Request, parse_request
 from xds.server.fetch import PATIENCE, fetch
-from xds.server.proxies import Proxies, Refused, cut
+from xds.server.proxies import Proxies, Refused, StreamInfo, cut, status_of
 from xds.server.services import SERVICES
 
 log = structlog.get_logger(__name__)
-
-LARGEST_REQUEST = 32 * 1024 * 1024
-"""Bytes of the largest request that is read."""
 
 TYPES = {service.path: service.type_url for service in SERVICES.values() if service.path}
 """By path, the type that is asked for."""
@@ -49,7 +48,7 @@ class RestServer:
 
     200 is a DiscoveryResponse; 304: the request's version_info is what the proxy should have. 400: the request is not
     one, 404: there is no such path, 503: there is no snapshot yet for this proxy, and whatever `Proxies` refuse with.
-    `patience` is how many seconds a request is held for the first snapshot. `failed` counts the requests that were
+    `limits` say how much each client may ask for. `patience` is how many seconds a request is held for the first snapshot. `failed` counts the requests that were
     refused, malformed or went wrong here, by the gRPC status that means the same: a DiscoveryService's, say.
     """
 
@@ -60,6 +59,7 @@ class RestServer:
         port: int,
         *,
         identifier: str = "",
+        limits: Limits = DEFAULT,
         patience: float = PATIENCE,
         failed: Counter[grpc.StatusCode] | None = None,
     ) -> None:
@@ -67,6 +67,7 @@ class RestServer:
         self._host = host
         self._port = port
         self._identifier = identifier
+        self._budgets = Budgets(limits)
         self._patience = patience
         self._failed: Counter[grpc.StatusCode] = Counter() if failed is None else failed
         self._runner: web.AppRunner | None = None
@@ -75,7 +76,7 @@ class RestServer:
 
     async def start(self) -> None:
         """Listen. OSError: the address cannot be had."""
-        app = web.Application(client_max_size=LARGEST_REQUEST)
+        app = web.Application(client_max_size=self._budgets.limits.request_size)
         for path in TYPES:
             app.router.add_post(path, self._poll)
         app.router.add_route("*", "/{path:.*}", _unknown)
@@ -94,10 +95,10 @@ class RestServer:
         try:
             fetched = await fetch(
                 self._proxies,
-                TYPES[request.path],
                 # In a thread, for its cost follows what the client sends.
-                await asyncio.to_thread(_parse, await request.read()),
-                peer=peer,
+                await asyncio.to_thread(_parse, await request.read(), self._budgets.limits),
+                StreamInfo(peer=peer, variant=Variant.SOTW, type_url=TYPES[request.path]),
+                self._budgets,
                 patience=self._patience,
             )
             if fetched.is_known:
@@ -106,7 +107,7 @@ class RestServer:
             body = await asyncio.to_thread(_json, fetched.response(self._identifier))
         except RequestError as error:
             log.warning("malformed request", peer=peer, path=request.path, problem=cut(str(error)))
-            return self._refusal(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            return self._refusal(status_of(error), str(error))
         except Refused as refused:
             return self._refusal(refused.code, refused.message)
         except web.HTTPException:
@@ -132,27 +133,27 @@ async def _unknown(request: web.Request) -> web.Response:
     return _text(404, f"there is nothing at {request.path}; there are: {', '.join(TYPES)}")
 
 
-def _parse(body: bytes) -> bytes:
-    """Encode a DiscoveryRequest that came as JSON. What only a newer client knows of is skipped, as in the other form."""
+def _parse(body: bytes, limits: Limits) -> Request:
+    """Read a DiscoveryRequest that came as JSON. What only a newer client knows of is skipped, as in the other form."""
     message = message_class(f"{_DISCOVERY}.DiscoveryRequest")()
     try:
         value = json.loads(body)
         if isinstance(value, dict) and isinstance(node := value.get("node"), dict):
             node.pop("extensions", None)  # Nine tenths of what Envoy says of itself, and nothing to us.
-        _check_names(value)
+        _check_names(value, limits)
         json_format.ParseDict(value, message, ignore_unknown_fields=True, descriptor_pool=pool)
     except RequestError:
         raise
     except (ValueError, TypeError, RecursionError, json_format.ParseError) as error:
         raise RequestError(f"the request is not the JSON form of a DiscoveryRequest: {error}") from error
-    return message.SerializeToString()
+    return parse_request(message.SerializeToString(), limits)
 
 
-def _check_names(value: Any) -> None:
+def _check_names(value: Any, limits: Limits) -> None:
     """Refuse names that are too many before the second and slower half of reading them."""
     for key in ("resource_names", "resourceNames") if isinstance(value, dict) else ():
         if isinstance(names := value.get(key), list):
-            check_count(key, len(names))
+            limits.check_count(key, len(names))
 
 
 def _json(response: bytes) -> bytes:

@@ -7,7 +7,7 @@ whatever changes meanwhile is in the next response.
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Protocol
 
 import grpc
@@ -18,7 +18,7 @@ from xds.protocol.events import Acked, Event, Nacked, Subscribed
 from xds.protocol.session import Session
 from xds.protocol.wire import Node
 from xds.server.proxies import Proxies, StreamInfo, Subscriber, nothing_known
-from xds.server.turns import Turns
+from xds.server.turns import PER_REQUEST, PER_WARNING, Turns
 
 log = structlog.get_logger(__name__)
 
@@ -55,7 +55,12 @@ class Stream:
     """A stream that was let in, until it ends."""
 
     def __init__(
-        self, info: StreamInfo, node: Node, session: Session, subscriber: Subscriber, turns: Turns
+        self,
+        info: StreamInfo,
+        node: Node,
+        session: Session,
+        subscriber: Subscriber,
+        turns: Turns,
     ) -> None:
         self.info = info
         self.node = node
@@ -67,6 +72,8 @@ class Stream:
         self.moves = 0
         """How many requests and responses there were: nothing the client does changes its status without another."""
         self._turns = turns
+        self._has_asked = False
+        """Whether what is composed next answers a request."""
         self._is_writing = False
         self._was_too_large = False
 
@@ -118,13 +125,16 @@ class Stream:
                 too_late.cancel()
 
     def take(self, events: list[Event], proxies: Proxies, observer: Observer | None) -> None:
-        """Tell those who care what a request meant."""
+        """Charge the client for a request, and tell those who care what it meant. LimitError: the client exceeds its budget."""
         self.moves += 1
+        if self.subscriber.lease:
+            self.subscriber.lease.use(self.session.names, self.session.size)
         for event in events:
             if observer:
                 observer.received(self, event)
             if isinstance(event, Nacked):
                 _log_rejection(self.node, event)
+                self._turns.pace.charge(self.info.origin, PER_WARNING)
             if isinstance(event, Subscribed | Acked | Nacked):
                 proxies.observe(self.subscriber, event)
 
@@ -132,9 +142,15 @@ class Stream:
         self, context: grpc.aio.ServicerContext, proxies: Proxies, observer: Observer | None
     ) -> None:
         """Take requests until the client has no more."""
-        while (request := await context.read()) is not grpc.aio.EOF:
+        while True:
+            await self._turns.pace.wait(self.info.origin)
+            if (request := await context.read()) is grpc.aio.EOF:
+                return
             await self._turns.take()
-            self.take(self.session.receive(request, now()), proxies, observer)
+            with self._turns.pace.working(self.info.origin, PER_REQUEST):
+                self.take(self.session.receive(request, now()), proxies, observer)
+            del request  # It may be large, and the next one may not come for long.
+            self._has_asked = True
             self.subscriber.changed.set()
 
     async def _write(
@@ -158,7 +174,8 @@ class Stream:
             if snapshot and snapshot is not served:
                 served = snapshot
                 self.session.serve(snapshot)
-            response = self.session.next(now())
+            with self._turns.pace.working(self.info.origin) if self._has_asked else nullcontext():
+                response = self.session.next(now())
             if response:
                 self.moves += 1
                 self._note_size(len(response))
@@ -168,6 +185,7 @@ class Stream:
                 await context.write(response)
                 self._is_writing = False
                 continue
+            self._has_asked = False
             until = self.session.deadline()
             if closed_at is not None:
                 if snapshot:

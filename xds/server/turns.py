@@ -4,9 +4,72 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
+from weakref import WeakValueDictionary
 
 SLICE = 0.01
 """Seconds of work on streams after which the event loop gets its turn."""
+
+SHARE = 0.25
+"""Fraction of the event loop's time that the requests of one client may take in the long run."""
+
+BURST = 1.0
+"""Seconds of work that a client may have done before that counts: a sidecar that reconnects to a large mesh takes 0.5 s."""
+
+PER_REQUEST = 0.0001
+"""Seconds that reading one request takes in gRPC, which cannot be measured here."""
+
+PER_WARNING = 0.02
+"""Seconds of work that a NACK or a refused request counts as, for its line in the log: a client gets 12 of them a second."""
+
+MAX_OPENING = 4
+"""Streams and fetches of one caller whose first request is read at the same time: each takes up to 30 MiB meanwhile."""
+
+_MIN_ROOM = 1024
+"""Clients that are remembered before those that have made up for their work are looked for and forgotten."""
+
+
+class Pace:
+    """Makes clients wait that take more than their share of the event loop's time: those that flood it with requests."""
+
+    def __init__(self) -> None:
+        self._free_at: dict[Hashable, float] = {}
+        """By client, when it will have made up for all the work that was done for it."""
+        self._room = _MIN_ROOM
+        self._opening: WeakValueDictionary[Hashable, asyncio.Semaphore] = WeakValueDictionary()
+
+    @contextmanager
+    def working(self, client: Hashable, besides: float = 0.0) -> Iterator[None]:
+        """Charge a client for the time that a block takes, which has no `await` in it, and for some seconds `besides`."""
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        try:
+            yield
+        finally:
+            self.charge(client, clock() - began + besides)
+
+    def opening(self, client: Hashable) -> asyncio.Semaphore:
+        """Return what to hold while a client's first request on a stream is read and parsed."""
+        semaphore = self._opening.get(client)
+        if semaphore is None:
+            semaphore = self._opening[client] = asyncio.Semaphore(MAX_OPENING)
+        return semaphore
+
+    def charge(self, client: Hashable, seconds: float) -> None:
+        """Count some seconds of work for a client."""
+        now = asyncio.get_running_loop().time()
+        self._free_at[client] = max(self._free_at.get(client, now), now) + seconds / SHARE
+        if len(self._free_at) > self._room:
+            self._free_at = {client: at for client, at in self._free_at.items() if at > now}
+            self._room = max(_MIN_ROOM, 2 * len(self._free_at))
+
+    async def wait(self, client: Hashable) -> None:
+        """Return when the client may have another request read."""
+        loop = asyncio.get_running_loop()
+        delay = self._free_at.get(client, 0.0) - BURST / SHARE - loop.time()
+        if delay > 0:
+            await asyncio.sleep(delay)
 
 
 class Turns:
@@ -17,6 +80,7 @@ class Turns:
     """
 
     def __init__(self) -> None:
+        self.pace = Pace()
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._began: float | None = None
         """When the slice began; None between two."""

@@ -15,6 +15,9 @@ from xds.server import Subscriber
 
 log = structlog.get_logger(__name__)
 
+MAX_NAMES = 1_000_000
+"""Names in the subscriptions that wait to be taken: each event has all names of its client, up to 100,000 of them."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Disconnected:
@@ -29,7 +32,7 @@ Event: TypeAlias = Connected | Disconnected | Subscribed | Acked | Nacked
 class Events:
     """What happens from now on, one pair after the other: the stream (with its `node`), and what it did.
 
-    Who does not keep up costs no more than `limit` pairs: the oldest are dropped, and counted in `missed`. Nobody waits.
+    Who does not keep up costs no more than `limit` pairs and a million names in them: the oldest are dropped, and counted in `missed`. Nobody waits.
     It goes on until `close`, or until nobody has it any more.
     """
 
@@ -38,19 +41,22 @@ class Events:
             raise ValueError(f"limit={limit}: there must be room for at least one event")
         self.missed = 0
         """How many were dropped."""
-        self._kept: deque[tuple[Subscriber, Event]] = deque(maxlen=limit)
+        self._limit = limit
+        self._kept: deque[tuple[Subscriber, Event]] = deque()
+        self._names = 0
+        """How many names the events have."""
         self._wake = asyncio.Event()
         self._closed = False
 
     def put(self, subscriber: Subscriber, event: Event) -> None:
         """Add what happened."""
-        if len(self._kept) == self._kept.maxlen:
-            if not self.missed:
-                log.warning(
-                    "events are dropped: they are not taken as fast as they come", limit=self._kept.maxlen
-                )
-            self.missed += 1
         self._kept.append((subscriber, event))
+        self._names += _names(event)
+        while len(self._kept) > self._limit or (self._names > MAX_NAMES and len(self._kept) > 1):
+            if not self.missed:
+                log.warning("events are dropped: they are not taken as fast as they come", limit=self._limit)
+            self.missed += 1
+            self._take()
         self._wake.set()
 
     def close(self) -> None:
@@ -67,4 +73,13 @@ class Events:
                 raise StopAsyncIteration
             self._wake.clear()
             await self._wake.wait()
-        return self._kept.popleft()
+        return self._take()
+
+    def _take(self) -> tuple[Subscriber, Event]:
+        subscriber, event = self._kept.popleft()
+        self._names -= _names(event)
+        return subscriber, event
+
+
+def _names(event: Event) -> int:
+    return len(event.names) if isinstance(event, Subscribed) else 0

@@ -1,0 +1,288 @@
+"""What a sidecar with a good token costs that asks for as much as it can, and what the other sidecars notice of it."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Coroutine, Iterable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+import pytest_asyncio
+
+from tests.hostile.harness import FETCH_CLUSTERS, MESH, MIB, Cost, Target
+from tests.server.proxies import DELTA_REQUEST, DELTA_RESPONSE, REQUEST, Client
+from xds.protocol.limits import Limits
+from xds.protocol.session import Variant
+from xds.server import ADS
+from xds.snapshot import CLUSTER, ENDPOINT
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+LIMITS = Limits()
+EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
+EVIL = "sidecar~127.9.0.2~evil-1.shop~shop.svc.cluster.local"
+INVADED = f"""{MESH}
+---
+apiVersion: v1
+kind: Pod
+metadata: {{name: evil-1, namespace: shop, labels: {{app: evil, security.istio.io/tlsMode: istio}}}}
+spec: {{serviceAccountName: evil}}
+status: {{podIP: 127.9.0.2}}
+"""
+DELTA = f"/{ADS}/DeltaAggregatedResources"
+SOTW = f"/{ADS}/StreamAggregatedResources"
+HONEST = 15.0
+"""Seconds in which an honest request is answered on a busy machine, whatever the attack."""
+
+
+@asynccontextmanager
+async def attacked(directory: Path) -> AsyncIterator[Target]:
+    async with Target(directory, mesh=INVADED) as target:
+        yield target
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Target]:
+    """One process for the attacks whose cost does not depend on what others left in its memory."""
+    async with Target(tmp_path_factory.mktemp("shared"), mesh=INVADED) as target:
+        yield target
+
+
+@asynccontextmanager
+async def attacker(target: Target, pod: str = "evil-1") -> AsyncIterator[grpc.aio.Channel]:
+    unlimited = ("grpc.max_receive_message_length", -1)
+    async with target.channel(target.token("shop/evil", pod), unlimited) as channel:
+        yield channel
+
+
+class Attack:
+    """A delta stream that reads and does not answer."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.call = channel.stream_stream(DELTA)()
+        self.responses = 0
+        self._moved = asyncio.Event()
+        self.reading = asyncio.create_task(self._read())
+
+    async def ask(self, type_url: str, *names: str, node: str = EVIL, **fields: Any) -> None:
+        """Send a request, if the stream is still there."""
+        with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            await self.call.write(delta(type_url, *names, node=node, **fields))
+
+    async def responded(self, count: int, within: float = 10.0) -> bool:
+        """Return once there are some responses, or the stream has ended, or time is up; whether it goes on."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within):
+                while self.responses < count and not self.reading.done():
+                    self._moved.clear()
+                    await self._moved.wait()
+        return not self.reading.done()
+
+    async def ended(self) -> tuple[grpc.StatusCode, str]:
+        """Return how the server ended the stream."""
+        await self.reading
+        return await self.call.code(), await self.call.details() or ""
+
+    async def _read(self) -> None:
+        try:
+            while await self.call.read() is not grpc.aio.EOF:
+                self.responses += 1
+                self._moved.set()
+        except grpc.aio.AioRpcError:
+            pass
+        finally:
+            self._moved.set()
+
+
+def problems(target: Target) -> set[str]:
+    """Return why requests were refused, without the advice: a client that is still sending does not get to see it."""
+    return set(re.findall(r'event="malformed request".* problem="([^:"]*)', target.log.read_text()))
+
+
+def delta(type_url: str, *names: str, node: str = EVIL, **fields: Any) -> bytes:
+    request = DELTA_REQUEST(node={"id": node}, type_url=type_url, resource_names_subscribe=names, **fields)
+    return request.SerializeToString()
+
+
+def names(count: int, length: int = 64, mark: str = "") -> list[str]:
+    return [f"{mark}{number}.".ljust(length, "x") for number in range(count)]
+
+
+async def first_ends(attacks: Iterable[Attack], count: int) -> list[tuple[grpc.StatusCode, str]]:
+    """Return how the first `count` streams end."""
+    tasks = [asyncio.create_task(attack.ended()) for attack in attacks]
+    async with asyncio.timeout(60):
+        ends = [await end for _, end in zip(range(count), asyncio.as_completed(tasks), strict=False)]
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    return ends
+
+
+async def flood(cost: Cost, attacks: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Run attacks until the honest sidecar has been served 20 times, or 20 s have passed."""
+    tasks = [asyncio.create_task(attack) for attack in attacks]
+    with suppress(TimeoutError):
+        async with asyncio.timeout(20):
+            while cost.served < 20:
+                await asyncio.sleep(0.05)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def endless(call: grpc.aio.StreamStreamCall, requests: list[bytes]) -> None:
+    async def read() -> None:
+        while await call.read() is not grpc.aio.EOF:
+            pass
+
+    reading = asyncio.create_task(read())
+    try:
+        while True:
+            for request in requests:
+                await call.write(request)
+    finally:
+        reading.cancel()
+
+
+async def rejecting(call: grpc.aio.StreamStreamCall) -> None:
+    """Ask for clusters, reject them, ask again."""
+    await call.write(delta(CLUSTER, "*"))
+    while (data := await call.read()) is not grpc.aio.EOF:
+        nonce = DELTA_RESPONSE.FromString(data).nonce
+        error = {"code": 13, "message": "no " * 2000}
+        await call.write(delta(CLUSTER, "BlackHoleCluster", response_nonce=nonce, error_detail=error))
+
+
+def honest_sidecar_is_served(cost: Cost) -> None:
+    assert not cost.failures
+    assert cost.slowest < HONEST
+
+
+async def test_one_stream_asks_for_everything(tmp_path) -> None:
+    async with attacked(tmp_path) as target, attacker(target) as channel:
+        async with target.watched() as cost:
+            attack = Attack(channel)
+            many = names(90_000)
+            for number in range(16):
+                await attack.ask(f"type.googleapis.com/t{number}", *many)
+                if number == 1 and not await attack.responded(1):
+                    break
+            attack.call.cancel()
+        assert cost.memory < 150 * MIB
+        assert problems(target) == {
+            "this stream has 180,000 names, and the limit is 100,000 names per client"
+        }
+    honest_sidecar_is_served(cost)
+
+
+async def test_many_streams_of_one_pod(tmp_path) -> None:
+    async with attacked(tmp_path) as target, attacker(target) as channel:
+        async with target.watched() as cost:
+            attacks = []
+            many = names(60_000)
+            for _ in range(12):
+                attacks.append(Attack(channel))
+                await attacks[-1].ask(ENDPOINT, *many)
+        assert cost.memory < 150 * MIB
+        ends = await first_ends(attacks, 12 - 1)
+    assert {code for code, _ in ends} == {EXHAUSTED}
+    assert {why.partition(":")[0] for _, why in ends} == {
+        "the streams of this client have 120,000 names, and the limit is 100,000 names per client"
+    }
+    honest_sidecar_is_served(cost)
+
+
+async def test_one_stream_replaces_its_names_and_answers_nothing(tmp_path) -> None:
+    async with attacked(tmp_path) as target, attacker(target) as channel:
+        async with target.watched() as cost:
+            attack = Attack(channel)
+            before: list[str] = []
+            for number in range(30):
+                fresh = names(40_000, mark=f"{number}-")
+                await attack.ask(ENDPOINT, *fresh, resource_names_unsubscribe=before)
+                if not await attack.responded(number + 1):
+                    break
+                before = fresh
+            attack.call.cancel()
+        assert cost.memory < 120 * MIB
+        [problem] = problems(target)
+    assert problem.startswith("this stream has 1")
+    assert problem.endswith(" names, and the limit is 100,000 names per client")
+    honest_sidecar_is_served(cost)
+
+
+async def test_fetches_of_many_names(shared) -> None:
+    request = REQUEST(node={"id": EVIL}, resource_names=names(400_000, 10)).SerializeToString()
+    async with attacker(shared) as channel, shared.watched() as cost:
+        fetch = channel.unary_unary(FETCH_CLUSTERS)
+        ends = await asyncio.gather(*(fetch(request) for _ in range(12)), return_exceptions=True)
+    assert cost.memory < 150 * MIB
+    assert all(isinstance(end, grpc.aio.AioRpcError) and end.code() is EXHAUSTED for end in ends)
+    assert "resource_names has 400,000 names, and the limit is 100,000 names per client" in ends[0].details()
+    honest_sidecar_is_served(cost)
+
+
+async def test_streams_that_do_not_read(shared) -> None:
+    """What a client sends faster than it is read stays with the client."""
+    async with attacker(shared) as channel, shared.watched() as cost:
+        lists = [names(6_000, mark=mark) for mark in "ab"]
+        requests = [
+            REQUEST(node={"id": EVIL}, type_url=ENDPOINT, resource_names=each).SerializeToString()
+            for each in lists
+        ]
+        calls = [channel.stream_stream(SOTW)() for _ in range(LIMITS.streams)]
+        await flood(cost, (endless(call, requests) for call in calls))
+    assert cost.memory < 120 * MIB
+    assert cost.served >= 20
+    honest_sidecar_is_served(cost)
+
+
+async def test_flood_of_small_requests(shared) -> None:
+    async with attacker(shared) as channel, shared.watched() as cost:
+        requests = [
+            delta(ENDPOINT, "a", "b", resource_names_unsubscribe=["c", "d"]),
+            delta(ENDPOINT, "c", "d", resource_names_unsubscribe=["a", "b"]),
+        ]
+        calls = [channel.stream_stream(DELTA)() for _ in range(LIMITS.streams)]
+        await flood(cost, (endless(call, requests) for call in calls))
+    assert cost.served >= 20
+    honest_sidecar_is_served(cost)
+
+
+async def test_flood_of_rejections(shared) -> None:
+    async with attacker(shared) as channel, shared.watched() as cost:
+        calls = [channel.stream_stream(DELTA)() for _ in range(4)]
+        tasks = [asyncio.create_task(rejecting(call)) for call in calls]
+        await asyncio.sleep(5)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    assert cost.log_lines < 50 + 12 * 10
+    honest_sidecar_is_served(cost)
+
+
+async def test_invented_pods(shared) -> None:
+    """A token that is bound to no pod may speak for pods that do not exist yet: they share one budget."""
+    count = 60
+    async with attacker(shared, pod="") as channel, shared.watched() as cost:
+        attacks = [Attack(channel) for _ in range(count)]
+        for number, attack in enumerate(attacks):
+            await attack.ask(CLUSTER, node=EVIL.replace("evil-1", f"evil-{number + 2}"))
+        ends = await first_ends(attacks, count - LIMITS.streams)
+        # A pod that exists is not affected.
+        known = Client(channel, Variant.DELTA, node=EVIL)
+        await known.ask(CLUSTER)
+        assert (await known.get()).resources
+    assert set(ends) == {
+        (
+            EXHAUSTED,
+            "the limit is 16 streams per client at the same time: close one, or raise the server's limit",
+        )
+    }
+    honest_sidecar_is_served(cost)
