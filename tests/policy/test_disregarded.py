@@ -12,8 +12,8 @@ from xds.model import EndpointAddress, EndpointGroup, EndpointPort, Endpoints, I
 from xds.policy.disregarded import disregarded
 
 WEB, CACHE = pod("web", "shop"), pod("cache", "shop")
-VIRTUAL = "10.96.0.3"
 OWNER = service("web", "shop", HTTP, age=9)
+VIRTUAL = OWNER.addresses[0]
 
 
 def taker(*entries: EndpointAddress, **what: Any) -> tuple[Service, Endpoints]:

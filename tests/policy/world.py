@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from zlib import crc32
 
 from xds.mesh import Endpoint, Mesh
 from xds.model import (
@@ -54,9 +55,10 @@ TCP = ServicePort(port=90, target=9090, name="tcp", protocol=Protocol.TCP)
 def service(
     name: str, namespace: str, *ports: ServicePort, age: float | None = None, **selector: str
 ) -> Service:
+    number = crc32(f"{namespace}/{name}".encode())
     return Service(
         meta=meta("Service", namespace, name, age=age),
-        addresses=(f"10.96.0.{len(name)}",),
+        addresses=(f"10.96.{number >> 8 & 255}.{number & 255}",),
         ports=ports or (HTTP, TCP),
         selector=selector or {"app": name},
     )
