@@ -257,6 +257,8 @@ class AuthenticationPolicy(Object):
     mode: Mode
     targets: tuple[Target, ...] = ()
     """Empty: the whole namespace (Policy `default`) or mesh (MeshPolicy `default`)."""
+    scope_unknown: bool = False
+    """Whether its targets could not be read: it then applies to each port of the namespace, like a policy for that port."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -267,6 +269,8 @@ class PeerAuthentication(Object):
     selector: Mapping[str, str] = field(default_factory=dict)
     ports: Mapping[int, Mode | None] = field(default_factory=dict)
     """portLevelMtls, keyed by the workload's own port."""
+    scope_unknown: bool = False
+    """Whether its selector could not be read: it then applies to each pod of the namespace, like a policy for that pod."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

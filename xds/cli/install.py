@@ -69,7 +69,7 @@ def install(
     used, 2 wrong use, 3 the API server cannot be asked.
     """
     parts = frozenset(only or Part)
-    config, _ = options.settings(mesh_config, assignments).load()
+    _, config = options.settings(mesh_config, assignments)
     mesh = _mesh(mesh_config, assignments or ())
     if output is Format.YAML:
         _print(parts, config, mesh, image)

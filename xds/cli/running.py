@@ -165,8 +165,11 @@ class ControlPlane:
         return None if self._listening else self._source.lacking() or "the first configuration is being made"
 
     def exposed(self, accept: str) -> tuple[bytes, str]:
-        """Return the metrics; there are none before the settings of the mesh are known."""
-        return self._metrics.exposed(accept) if self._metrics else (b"", "text/plain")
+        """Return the metrics: while the source is not complete, those of what is wrong with it."""
+        from xds.metrics.controlplane import StartMetrics  # noqa: PLC0415
+
+        start = StartMetrics(lambda: self._source.problems, self._source.behind)
+        return (self._metrics or start).exposed(accept)
 
     async def run(self, ready: str) -> None:
         """Serve until cancelled, or until something fails. CannotListenError, and whatever a part raises."""

@@ -6,16 +6,19 @@ Pure: what it gets was read from a file or an API server by somebody else, who a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import TypeAlias
 
 from xds.model import Fact, Meta, Problem, Ref
 from xds.parse import authentication, core, destinationrule, endpoints, names
+from xds.parse.failclosed import FailClosed
 from xds.parse.meshconfig import merged, mesh_config, settings
 from xds.parse.reading import Field, Flaw, Locate, Log, Path, dotted, nearest
 
 __all__ = [
     "KINDS",
+    "FailClosed",
     "Flaw",
     "Kind",
     "Locate",
@@ -27,6 +30,7 @@ __all__ = [
     "nearest",
     "parse",
     "settings",
+    "unreadable",
 ]
 
 DEFAULT_NAMESPACE = "default"
@@ -41,11 +45,26 @@ class Parsed:
     fact: Fact | None = None
     origin: str = ""
     problems: tuple[Problem, ...] = ()
+    fail_closed: FailClosed | None = None
+    """What applies if the object is refused and has no earlier good version; None: then it is left out."""
 
     @property
     def refused(self) -> bool:
         """Whether it was meant to be a fact and cannot be: what was known of it before should stay."""
         return any(not problem.notice for problem in self.problems)
+
+    @property
+    def fails_closed(self) -> Parsed:
+        """The same object with `fail_closed` as its fact, and problems that say so."""
+        if self.fail_closed is None:
+            return self
+        said = next(problem for problem in self.problems if not problem.notice)
+        effect = replace(said, what=f"{said.what}; until it is repaired, {self.fail_closed.effect}")
+        problems = tuple(effect if problem is said else problem for problem in self.problems)
+        return replace(self, fact=self.fail_closed.fact, problems=problems)
+
+
+FailsClosed: TypeAlias = Callable[[Meta, "Fact | None", Log], FailClosed]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +77,8 @@ class Kind:
     read: Callable[[Field, Meta], Fact | None]
     check_name: Callable[[str], str] = names.subdomain
     namespaced: bool = True
+    fail_closed: FailsClosed | None = None
+    """Tells what applies instead of a refused object, from its metadata and whatever could be read of it."""
 
     @property
     def built_in(self) -> bool:
@@ -78,12 +99,35 @@ KINDS = (
     Kind("Pod", "", ("v1",), core.pod),
     Kind("Endpoints", "", ("v1",), endpoints.endpoints),
     Kind("EndpointSlice", "discovery.k8s.io", ("v1",), endpoints.endpoint_slice),
-    Kind("Policy", "authentication.istio.io", ("v1alpha1",), authentication.policy),
     Kind(
-        "MeshPolicy", "authentication.istio.io", ("v1alpha1",), authentication.mesh_policy, namespaced=False
+        "Policy",
+        "authentication.istio.io",
+        ("v1alpha1",),
+        authentication.policy,
+        fail_closed=authentication.policy_fail_closed,
     ),
-    Kind("PeerAuthentication", "security.istio.io", ("v1beta1", "v1"), authentication.peer_authentication),
-    Kind("DestinationRule", "networking.istio.io", _ISTIO, destinationrule.destination_rule),
+    Kind(
+        "MeshPolicy",
+        "authentication.istio.io",
+        ("v1alpha1",),
+        authentication.mesh_policy,
+        namespaced=False,
+        fail_closed=authentication.mesh_policy_fail_closed,
+    ),
+    Kind(
+        "PeerAuthentication",
+        "security.istio.io",
+        ("v1beta1", "v1"),
+        authentication.peer_authentication,
+        fail_closed=authentication.peer_authentication_fail_closed,
+    ),
+    Kind(
+        "DestinationRule",
+        "networking.istio.io",
+        _ISTIO,
+        destinationrule.destination_rule,
+        fail_closed=destinationrule.destination_rule_fail_closed,
+    ),
 )
 """All kinds that matter here."""
 _BY_NAME = {kind.name: kind for kind in KINDS}
@@ -122,7 +166,7 @@ def parse(
 def _objects(
     root: Field, flaws: Sequence[Flaw], default_type: str = "", *, served: bool = False
 ) -> Iterator[Parsed]:
-    log = Log(root.log.locate)
+    log = Log(root.log.locate, root=root.path)
     obj = Field(root.value, root.path, log)
     flaws = [flaw for flaw in flaws if flaw[0][: len(root.path)] == root.path]
     if not isinstance(obj.value, Mapping):
@@ -144,7 +188,18 @@ def _objects(
     for path, what in flaws:
         log.add(path, what)
     fact = kind.read(obj, meta) if meta else None
+    if meta and log.refused and kind.fail_closed:
+        yield replace(_result(obj, meta.ref), fail_closed=kind.fail_closed(meta, fact, log))
+        return
     yield _result(obj, meta.ref if meta else None, None if log.refused else fact)
+
+
+def unreadable(kind: Kind, ref: Ref, problem: Problem) -> Parsed:
+    """Return what an object comes to of which nothing but its name could be read."""
+    log = Log(lambda _: problem.where)
+    log.refusals.append(())
+    closed = kind.fail_closed(Meta(ref=ref), None, log) if kind.fail_closed else None
+    return Parsed(ref=ref, origin=problem.where, problems=(problem,), fail_closed=closed)
 
 
 def _result(obj: Field, ref: Ref | None, fact: Fact | None = None) -> Parsed:

@@ -71,21 +71,35 @@ LONGEST = 2562047 * 3600.0
 class Log:
     """What was found wrong with one object, in order."""
 
-    def __init__(self, locate: Locate, subject: str = "") -> None:
+    def __init__(self, locate: Locate, subject: str = "", root: Path = ()) -> None:
         self.locate = locate
+        self.root = root
+        """Path of the object in its document."""
         self.subject = subject
         """The object's name, once it is known."""
         self.any_field = False
         """Whether fields that are not known are no mistake."""
         self.problems: list[Problem] = []
+        self.refusals: list[Path] = []
+        """Paths in the object of what makes it unusable."""
 
     @property
     def refused(self) -> bool:
         """Whether the object cannot be used."""
-        return any(not problem.notice for problem in self.problems)
+        return bool(self.refusals)
+
+    def is_readable(self, *path: str | int) -> bool:
+        """Whether nothing was refused at a path, above it or below it."""
+        return not any(at[: len(path)] == path[: len(at)] for at in self.refusals)
+
+    def only_refused_below(self, *paths: Path) -> bool:
+        """Whether everything that was refused is at or below one of these paths."""
+        return all(any(at[: len(path)] == path for path in paths) for at in self.refusals)
 
     def add(self, path: Path, what: str, hint: str = "", *, notice: bool = False) -> None:
         """Note something about a path."""
+        if not notice:
+            self.refusals.append(path[len(self.root) :])
         where = self.locate(path)
         subject = "" if self.subject == where else self.subject
         words = ": ".join(part for part in (subject, dotted(path)) if part)
