@@ -169,6 +169,14 @@ class Service(Object):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UnknownService(Object):
+    """A Service, or part of its endpoints, that was refused: nobody knows which pods and ports it has."""
+
+    service: str
+    """The Service's name; policies that target it may be about any port of the namespace."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ContainerPort:
     """A declared TCP container port, for named target ports."""
 
@@ -295,6 +303,7 @@ Fact: TypeAlias = (
     Namespace
     | ServiceAccount
     | Service
+    | UnknownService
     | Pod
     | Endpoints
     | AuthenticationPolicy

@@ -180,6 +180,13 @@ PORT = (
 )
 TARGET = "{targets: [{name: web}], peers: [{mtls: {}}]}"
 TARGET_PORT = "{targets: [{name: web, ports: [{number: 80}]}], peers: [{mtls: {}}]}"
+FRONT = """
+apiVersion: v1
+kind: Service
+metadata: {name: front, namespace: NAMESPACE}
+spec: {clusterIP: None, selector: {app: web}, ports: [{name: http, port: 80, targetPort: 8080}]}
+---
+"""
 OF_WEB = PERMISSIVE + PEER.format(name="web", spec=WORKLOAD)
 ALPHA_OF_WEB = ALPHA_PERMISSIVE + POLICY.format(name="web", spec=TARGET)
 MISTAKES = {
@@ -197,6 +204,9 @@ MISTAKES = {
     ),
     "peers of a Policy": (ALPHA_OF_WEB, "[{mtls: {}}]", "{mtls: {}}"),
     "targets of a Policy": (ALPHA_OF_WEB, "targets", "target"),
+    "Service of a Policy": (
+        ALPHA_PERMISSIVE + POLICY.format(name="front", spec=TARGET.replace("web", "front")) + FRONT, "port: 80,", "port: http,",
+    ),
     "port of a target": (
         ALPHA_PERMISSIVE
         + POLICY.format(name="other", spec=TARGET_PORT.replace("mtls: {}", "mtls: {mode: PERMISSIVE}").replace("80", "81"))
@@ -225,7 +235,7 @@ async def test_refused_policies_are_strict_after_a_restart(tmp_path: Path) -> No
         await restarted.until_ready(200)
         assert [number for number in tenants if (await restarted.served(number)).takes_plaintext] == []
         assert (await restarted.served(open_tenant)).takes_plaintext
-        said = restarted.logged("event=problem", "until it is repaired, STRICT applies to")
+        said = restarted.logged("event=problem", "until it is repaired")
         assert {int(number) for line in said for number in re.findall(r"STRICT .+ shop-(\d+)", line)} == {
             *tenants
         }

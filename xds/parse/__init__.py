@@ -64,7 +64,7 @@ class Parsed:
         return replace(self, fact=self.fail_closed.fact, problems=problems)
 
 
-FailsClosed: TypeAlias = Callable[[Meta, "Fact | None", Log], FailClosed]
+FailsClosed: TypeAlias = Callable[[Meta, "Fact | None", Log], FailClosed | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +95,16 @@ _ISTIO = ("v1alpha3", "v1beta1", "v1")
 KINDS = (
     Kind("Namespace", "", ("v1",), core.namespace, names.label, namespaced=False),
     Kind("ServiceAccount", "", ("v1",), core.service_account),
-    Kind("Service", "", ("v1",), core.service, names.service),
+    Kind("Service", "", ("v1",), core.service, names.service, fail_closed=core.service_fail_closed),
     Kind("Pod", "", ("v1",), core.pod),
-    Kind("Endpoints", "", ("v1",), endpoints.endpoints),
-    Kind("EndpointSlice", "discovery.k8s.io", ("v1",), endpoints.endpoint_slice),
+    Kind("Endpoints", "", ("v1",), endpoints.endpoints, fail_closed=endpoints.endpoints_fail_closed),
+    Kind(
+        "EndpointSlice",
+        "discovery.k8s.io",
+        ("v1",),
+        endpoints.endpoint_slice,
+        fail_closed=endpoints.endpoints_fail_closed,
+    ),
     Kind(
         "Policy",
         "authentication.istio.io",

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -106,7 +106,14 @@ def _alpha(mesh: Mesh, pod: Pod, port: int) -> InForce:
 def _alpha_policies(mesh: Mesh, pod: Pod, port: int) -> Iterator[AuthenticationPolicy]:
     """Yield, as Istio 1.5 ranks them: policies for the service's port, for the service, the namespace's, the mesh's."""
     exposed = mesh.exposure(pod, port)
-    policies = mesh.in_namespace(exposed.service.namespace if exposed else pod.namespace).policies
+    facts = mesh.in_namespace(exposed.service.namespace if exposed else pod.namespace)
+    policies = facts.policies
+    # The port may belong to a Service that could not be read.
+    yield from (
+        replace(policy, mode=Mode.STRICT)
+        for policy in policies
+        if any(target.service in facts.unknown_services for target in policy.targets)
+    )
     names: tuple[object, ...] = ()
     hosts: tuple[str, ...] = ()
     if exposed:
