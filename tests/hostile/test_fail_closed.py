@@ -422,3 +422,34 @@ async def test_kinds_that_can_no_longer_be_read_stay_in_force(server: FakeApiSer
 
         await eventually(open_again, timeout=PATIENCE)
         assert not (await running.served(2)).takes_plaintext
+
+
+# --- kinds that would protect -----------------------------------------------------------------------------------------
+
+DENY = """
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: deny-all, namespace: shop-1}
+spec: {}
+"""
+NOT_ENFORCED = "NOT enforced: requests that it would deny are allowed"
+
+
+async def test_kinds_that_are_not_enforced_are_warnings_at_every_start(
+    server: FakeApiServer, tmp_path: Path
+) -> None:
+    manifests = tmp_path / "manifests"
+    manifests.mkdir()
+    place(manifests / "pods.yaml", tenant(1))
+    place(manifests / "deny.yaml", DENY)
+    server.add("security.istio.io", "v1", "authorizationpolicies", "AuthorizationPolicy")
+    await server.put("authorizationpolicies", yaml.safe_load(DENY), "security.istio.io")
+    for options in (("--manifests", manifests), (*KUBERNETES, server.kubeconfig())):
+        for _ in ("first start", "second start"):
+            async with ControlPlane(tmp_path, *options) as serving:
+                await serving.until_ready(200)
+                words = ("level=warning", "AuthorizationPolicy shop-1/deny-all", NOT_ENFORCED)
+                await eventually(lambda: serving.logged(*words), timeout=PATIENCE)  # noqa: B023
+                _, metrics = await serving.get("/metrics")
+                assert 'xds_unenforced_objects{kind="AuthorizationPolicy"} 1.0' in metrics
+                assert await serving.end() == 0  # a replica that is killed is waited for by its successor

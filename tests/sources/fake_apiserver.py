@@ -100,6 +100,10 @@ class FakeApiServer:
             versions = [newest if version == "v1" else version]
             self._kinds[group, plural] = Kind(group, plural, kind, versions)
 
+    def add(self, group: str, version: str, plural: str, kind: str) -> None:
+        """Serve one more resource."""
+        self._kinds[group, plural] = Kind(group, plural, kind, [version])
+
     def serve(self, plural: str, group: str, *versions: str) -> None:
         """Serve a resource in these versions only, or in none; its objects stay."""
         self._kinds[group, plural].versions = list(versions)

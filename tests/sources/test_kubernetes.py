@@ -365,3 +365,33 @@ async def test_a_list_that_is_refused_by_and_by_is_told_as_the_server_that_canno
         assert "pods" in followed.source.lacking()
         server.faults.clear()
         await followed.until(lambda: followed.complete)
+
+
+def deny_all(name: str) -> dict[str, Any]:
+    return {"kind": "AuthorizationPolicy", "metadata": {"name": name, "namespace": "shop"}, "spec": {}}
+
+
+async def test_objects_that_are_not_enforced_are_warnings(server: FakeApiServer, api: KubeApi) -> None:
+    source = Kubernetes(api, pace=QUICK)
+    async with Followed(source) as followed:
+        await followed.until(lambda: followed.complete)
+        assert followed.said() == []
+        server.add("security.istio.io", "v1", "authorizationpolicies", "AuthorizationPolicy")
+        await server.put("authorizationpolicies", deny_all("a"), "security.istio.io")
+        await server.put("authorizationpolicies", deny_all("b"), "security.istio.io")
+        await followed.until(lambda: len(followed.said()) == 2)
+        said = "NOT enforced: requests that it would deny are allowed"
+        assert followed.said() == [f"AuthorizationPolicy shop/{name}: {said}" for name in "ab"]
+        assert source.unenforced == {"AuthorizationPolicy": 2}
+        await server.remove("authorizationpolicies", "shop", "a", "security.istio.io")
+        await followed.until(lambda: len(followed.said()) == 1)
+        for verb in ("list", "watch"):
+            server.fail(f"{verb} authorizationpolicies", *(status(403, "Forbidden") for _ in range(10_000)))
+        await server.cut()
+        unread = "objects of kind AuthorizationPolicy are not enforced, and cannot be named"
+        await followed.until(lambda: unread in str(followed.said(notices=True)))
+        assert source.standing() == source.lacking() == ""
+    async with Followed(Kubernetes(api, pace=QUICK)) as restarted:
+        await restarted.until(lambda: restarted.complete and unread in str(restarted.said(notices=True)))
+        server.faults.clear()
+        await restarted.until(lambda: len(restarted.said()) == 1)

@@ -13,6 +13,7 @@ from collections.abc import (
     Collection,
     Coroutine,
     Iterable,
+    Mapping,
     Sequence,
 )
 from contextlib import aclosing
@@ -54,6 +55,10 @@ class Source(Protocol):
     @property
     def problems(self) -> Collection[Problem]:
         """What is wrong now."""
+
+    @property
+    def unenforced(self) -> Mapping[str, int]:
+        """How many objects there are of each kind that is not enforced."""
 
     def watch(self) -> AsyncGenerator[Report, None]:
         """Yield everything, then what is different, without end."""
@@ -194,7 +199,9 @@ class ControlPlane:
 
         hub, door = serving.hub, serving.door
         cuts = Cuts(hub)
-        self._metrics = Metrics(hub, cuts, lambda: self._source.problems, self._source.behind)
+        self._metrics = Metrics(
+            hub, cuts, lambda: self._source.problems, self._source.behind, lambda: self._source.unenforced
+        )
         for collector in serving.metrics:
             self._metrics.register(collector)
         identifier = f"xds {version('xds')}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Histogram, Metric, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import choose_encoder
@@ -30,6 +30,7 @@ class Metrics:
         cuts: Cuts,
         problems: Callable[[], Collection[Problem]] = tuple,
         behind: Callable[[], float] = float,
+        unenforced: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
         self._hub = hub
         self._registry = CollectorRegistry()
@@ -44,7 +45,7 @@ class Metrics:
         self._registry.register(Build())
         self._registry.register(Work(hub))
         self._registry.register(Rollouts(hub, cuts))
-        self._registry.register(Problems(problems, behind))
+        self._registry.register(Problems(problems, behind, unenforced))
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)
 

@@ -15,15 +15,18 @@ from xds.parse import authentication, core, destinationrule, endpoints, names
 from xds.parse.failclosed import FailClosed
 from xds.parse.meshconfig import merged, mesh_config, settings
 from xds.parse.reading import Field, Flaw, Locate, Log, Path, dotted, nearest
+from xds.parse.unenforced import UNENFORCED, Unenforced
 
 __all__ = [
     "KINDS",
+    "UNENFORCED",
     "FailClosed",
     "Flaw",
     "Kind",
     "Locate",
     "Parsed",
     "Path",
+    "Unenforced",
     "dotted",
     "merged",
     "mesh_config",
@@ -45,13 +48,12 @@ class Parsed:
     fact: Fact | None = None
     origin: str = ""
     problems: tuple[Problem, ...] = ()
+    refused: bool = False
+    """Whether it was meant to be a fact and cannot be: what was known of it before should stay."""
     fail_closed: FailClosed | None = None
     """What applies if the object is refused and has no earlier good version; None: then it is left out."""
-
-    @property
-    def refused(self) -> bool:
-        """Whether it was meant to be a fact and cannot be: what was known of it before should stay."""
-        return any(not problem.notice for problem in self.problems)
+    unenforced: str = ""
+    """Its kind, if that is one of `UNENFORCED`."""
 
     @property
     def fails_closed(self) -> Parsed:
@@ -139,12 +141,13 @@ KINDS = (
 _BY_NAME = {kind.name: kind for kind in KINDS}
 _BY_TYPE = {(version, kind.name): kind for kind in KINDS for version in kind.api_versions}
 
+_UNENFORCED = {(kind.group, kind.name): kind for kind in UNENFORCED}
+
 _OTHERS = frozenset(
     {
         *("Binding", "ConfigMap", "Event", "LimitRange", "Node", "PersistentVolume", "PersistentVolumeClaim"),
         *("PodTemplate", "ReplicationController", "ResourceQuota", "Secret"),
-        *("AuthorizationPolicy", "RequestAuthentication", "EnvoyFilter", "Gateway", "ProxyConfig"),
-        *("ServiceEntry", "Sidecar", "VirtualService", "WorkloadEntry", "WorkloadGroup"),
+        *("Gateway", "ProxyConfig", "ServiceEntry", "WorkloadEntry", "WorkloadGroup"),
     }
 )
 """Kinds of the same API groups that exist and do not matter here; anything else there is a spelling mistake."""
@@ -185,6 +188,9 @@ def _objects(
     if name.endswith("List"):
         yield from _listed(obj, flaws, f"{version}/{name.removesuffix('List')}", served=served)
         return
+    if unenforced := _UNENFORCED.get((version.rpartition("/")[0], name)):
+        yield replace(_unenforced(obj, unenforced), unenforced=unenforced.name)
+        return
     kind = _kind(obj, version, name)
     if kind is None:
         yield _result(obj, None)
@@ -200,16 +206,31 @@ def _objects(
     yield _result(obj, meta.ref if meta else None, None if log.refused else fact)
 
 
+def _unenforced(obj: Field, kind: Unenforced) -> Parsed:
+    meta = obj["metadata"]
+    namespace, name = (field.value for field in (meta["namespace"], meta["name"]))
+    known = isinstance(name, str) and isinstance(namespace, str | None)
+    obj.log.subject = str(Ref(kind.name, namespace or "", name)) if known else kind.name
+    obj.warn(f"NOT enforced: {kind.consequence}")
+    return _result(obj, None)
+
+
 def unreadable(kind: Kind, ref: Ref, problem: Problem) -> Parsed:
     """Return what an object comes to of which nothing but its name could be read."""
     log = Log(lambda _: problem.where)
     log.refusals.append(())
     closed = kind.fail_closed(Meta(ref=ref), None, log) if kind.fail_closed else None
-    return Parsed(ref=ref, origin=problem.where, problems=(problem,), fail_closed=closed)
+    return Parsed(ref=ref, origin=problem.where, problems=(problem,), refused=True, fail_closed=closed)
 
 
 def _result(obj: Field, ref: Ref | None, fact: Fact | None = None) -> Parsed:
-    return Parsed(ref=ref, fact=fact, origin=obj.log.locate(obj.path), problems=tuple(obj.log.problems))
+    return Parsed(
+        ref=ref,
+        fact=fact,
+        origin=obj.log.locate(obj.path),
+        problems=tuple(obj.log.problems),
+        refused=obj.log.refused,
+    )
 
 
 def _listed(obj: Field, flaws: Sequence[Flaw], member_type: str, *, served: bool) -> Iterator[Parsed]:

@@ -96,9 +96,11 @@ class Log:
         """Whether everything that was refused is at or below one of these paths."""
         return all(any(at[: len(path)] == path for path in paths) for at in self.refusals)
 
-    def add(self, path: Path, what: str, hint: str = "", *, notice: bool = False) -> None:
-        """Note something about a path."""
-        if not notice:
+    def add(
+        self, path: Path, what: str, hint: str = "", *, notice: bool = False, warning: bool = False
+    ) -> None:
+        """Note something about a path. A notice or a warning does not make the object unusable."""
+        if not notice and not warning:
             self.refusals.append(path[len(self.root) :])
         where = self.locate(path)
         subject = "" if self.subject == where else self.subject
@@ -135,6 +137,10 @@ class Field:
     def notice(self, what: str, hint: str = "") -> None:
         """Note something that is passed over."""
         self.log.add(self.path, what, hint, notice=True)
+
+    def warn(self, what: str, hint: str = "") -> None:
+        """Note something that the author of the object has to know, though the object is not refused."""
+        self.log.add(self.path, what, hint, warning=True)
 
     def required(self) -> Field:
         """Refuse the object if this is absent, or an empty string, which Kubernetes takes for the same."""

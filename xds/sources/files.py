@@ -13,6 +13,7 @@ import asyncio
 import os
 import stat
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,6 +114,12 @@ class Folder:
     def problems(self) -> tuple[Problem, ...]:
         """What is wrong now."""
         return self._problems
+
+    @property
+    def unenforced(self) -> Mapping[str, int]:
+        """How many objects there are of each kind that is not enforced."""
+        files = (self._files or {}).values()
+        return Counter(each.unenforced for file in files for each in file.objects if each.unenforced)
 
     def lacking(self) -> str:
         """Say what is not known yet; empty if nothing."""
@@ -242,7 +249,7 @@ def _unknown(
         problem
         for file in files.values()
         for parsed in file.objects
-        if parsed.ref is None
+        if parsed.refused and parsed.ref is None
         for problem in parsed.problems
     ]
     found = (*of_settings, *unread, *of_files, *nameless)

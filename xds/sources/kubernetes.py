@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 
 from xds.kube.api import Json, KubeApi
 from xds.model import Change, Fact, MeshConfig, Problem, Ref, printable
-from xds.parse import KINDS, Kind, Parsed, parse, unreadable
+from xds.parse import KINDS, UNENFORCED, Kind, Parsed, Unenforced, parse, unreadable
 from xds.sources.reflector import Key, Reflector, State, Trouble
 from xds.sources.report import Report, beyond
 from xds.sources.resource import Pace, Resource
@@ -101,6 +101,12 @@ class Kubernetes:
             if kind.name in _PLURALS
         ]
         mesh = Resource(kind="ConfigMap", plural="configmaps", namespace=self.namespace, name=config_map)
+        self._optional = [
+            Reflector(
+                api, _unenforced_resource(kind), partial(_warn, kind), self._woken.set, pace.unhurried()
+            )
+            for kind in UNENFORCED
+        ]
         self._maps = Reflector(api, mesh, self._keep_config, self._woken.set, pace)
         self._config: MeshConfig | None = None
         self._config_problems: tuple[Problem, ...] = ()
@@ -118,6 +124,11 @@ class Kubernetes:
     def complete(self) -> bool:
         """Whether everything is known."""
         return all(reflector.complete for reflector in self._reflectors) and self._config is not None
+
+    @property
+    def unenforced(self) -> Mapping[str, int]:
+        """How many objects there are of each kind that is not enforced."""
+        return {each.resource.kind: len(each.objects) for each in self._optional if each.objects}
 
     def lacking(self) -> str:
         """Say what is not known yet, and for each kind why, and what to do; empty if nothing."""
@@ -155,7 +166,8 @@ class Kubernetes:
 
     async def watch(self) -> AsyncGenerator[Report, None]:
         """Tell everything, then follow it: whenever something is different, tell what."""
-        work = [asyncio.create_task(reflector.run()) for reflector in self._reflectors]
+        reflectors = (*self._reflectors, *self._optional)
+        work = [asyncio.create_task(reflector.run()) for reflector in reflectors]
         try:
             told = False
             while True:
@@ -184,6 +196,7 @@ class Kubernetes:
 
     @property
     def _reflectors(self) -> tuple[_Watched, ...]:
+        """What has to be known before anything is told."""
         return (*self._kinds, self._maps)
 
     # --- what is kept ------------------------------------------------------------------------------------------------
@@ -226,7 +239,7 @@ class Kubernetes:
             return Report(problems=tuple(new), solved=tuple(solved), complete=False)
         applied: list[Fact] = []
         removed: list[Ref] = []
-        for reflector in self._kinds:
+        for reflector in (*self._kinds, *self._optional):
             for key, (before, after) in reflector.take().items():
                 old, fact = (each.fact if each else None for each in (before, after))
                 if fact and fact != old:
@@ -277,6 +290,11 @@ class Kubernetes:
         found = [
             _denied(reflector, state) for reflector, state in self._troubles(Trouble.REFUSED, Trouble.MISSING)
         ]
+        found += [
+            _unwatched(each)
+            for each in self._optional
+            if each.state and each.state.trouble is Trouble.REFUSED
+        ]
         away = self._reason()
         # All that is watched breaks at once: it is told once, in the words of the first.
         problem = Problem(where=self._api.server, what=f"the API server cannot be reached: {away}")
@@ -294,6 +312,20 @@ def _resource(kind: Kind) -> Resource:
         versions=kind.versions,
         group=kind.group,
         custom=not kind.built_in,
+    )
+
+
+def _unenforced_resource(kind: Unenforced) -> Resource:
+    return Resource(kind=kind.name, plural=kind.plural, versions=kind.versions, group=kind.group, custom=True)
+
+
+def _warn(kind: Unenforced, obj: Json, _: Held | None) -> Held:
+    """Keep that an object is not enforced, and nothing else of it."""
+    meta = obj["metadata"]
+    name = str(Ref(kind.name, str(meta.get("namespace") or ""), str(meta["name"])))
+    document = {"apiVersion": f"{kind.group}/{kind.versions[-1]}", "kind": kind.name, "metadata": meta}
+    return Held(
+        problems=tuple(problem for parsed in parse(document, lambda _: name) for problem in parsed.problems)
     )
 
 
@@ -354,6 +386,13 @@ def _denied(reflector: Reflector[Any], state: State) -> Problem:
         what=f"cannot be watched, so {what}: {state.what}",
         hint="xds install-crds adds it",
     )
+
+
+def _unwatched(reflector: Reflector[Held]) -> Problem:
+    resource = reflector.resource
+    what = f"may not be read: objects of kind {resource.kind} are not enforced, and cannot be named"
+    hint = f"add to the rules of the ClusterRole: - {resource.rule}"
+    return Problem(where=resource.title, what=what, hint=hint, notice=True)
 
 
 def _told(problem: Problem) -> str:

@@ -28,6 +28,10 @@ class Pace(NamedTuple):
         """How long to wait after so many failures: never all at the same time."""
         return float(min(self.most, self.first * 2 ** min(failures - 1, 16)) * random.uniform(0.5, 1.0))  # noqa: S311
 
+    def unhurried(self) -> Pace:
+        """Return the pace for what nothing waits for, and what most clusters do not have."""
+        return self._replace(first=4 * self.first, most=6 * self.most)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resource:
