@@ -28,6 +28,7 @@ from xds.model import (
     Served,
     Service,
     ServicePort,
+    UnknownService,
 )
 from xds.namespace import NOTHING, NamespaceFacts
 
@@ -175,7 +176,7 @@ class Mesh:
                     yield from self.touched_by(pod)
             case DestinationRule():
                 yield from ((s.namespace, s.name) for s in self.services() if fact.is_about(s.host))
-            case Service() | AuthenticationPolicy() | PeerAuthentication():
+            case Service() | UnknownService() | AuthenticationPolicy() | PeerAuthentication():
                 everywhere = not fact.namespace or (
                     isinstance(fact, PeerAuthentication) and fact.namespace == self.config.root_namespace
                 )

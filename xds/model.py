@@ -173,6 +173,14 @@ class Service(Object):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UnknownService(Object):
+    """A Service, or part of its endpoints, that was refused: nobody knows which pods and ports it has."""
+
+    service: str
+    """The Service's name; policies that target it may be about any port of the namespace."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ContainerPort:
     """A declared TCP container port, for named target ports."""
 
@@ -270,6 +278,8 @@ class AuthenticationPolicy(Object):
     mode: Mode
     targets: tuple[Target, ...] = ()
     """Empty: the whole namespace (Policy `default`) or mesh (MeshPolicy `default`)."""
+    scope_unknown: bool = False
+    """Whether its targets could not be read: it then applies to each port of the namespace, like a policy for that port."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -280,6 +290,8 @@ class PeerAuthentication(Object):
     selector: Mapping[str, str] = field(default_factory=dict)
     ports: Mapping[int, Mode | None] = field(default_factory=dict)
     """portLevelMtls, keyed by the workload's own port."""
+    scope_unknown: bool = False
+    """Whether its selector could not be read: it then applies to each pod of the namespace, like a policy for that pod."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -304,6 +316,7 @@ Fact: TypeAlias = (
     Namespace
     | ServiceAccount
     | Service
+    | UnknownService
     | Pod
     | Endpoints
     | AuthenticationPolicy

@@ -17,6 +17,7 @@ from xds.model import (
     Pod,
     Ref,
     Service,
+    UnknownService,
 )
 
 T = TypeVar("T", bound=Object)
@@ -89,6 +90,11 @@ class NamespaceFacts:
     def policies(self) -> tuple[AuthenticationPolicy, ...]:
         """Alpha Policies (in the cluster scope: MeshPolicies), oldest first."""
         return self._of(AuthenticationPolicy)
+
+    @cached_property
+    def unknown_services(self) -> frozenset[str]:
+        """Names of Services of which it is not known which pods and ports they have."""
+        return frozenset(fact.service for fact in self._of(UnknownService))
 
     @cached_property
     def rules(self) -> tuple[DestinationRule, ...]:

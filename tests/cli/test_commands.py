@@ -242,7 +242,8 @@ def test_what_is_wrong_with_manifests_is_said_on_stderr_and_the_answer_is_given(
     assert result.exit_code == 0
     assert result.stderr == (
         f"{folder}/bad.yaml:4: problem: Service shop/bad: spec.ports[0].port must be a number from 1 to 65535,"
-        " not 'x'\n"
+        " not 'x'; until it is repaired, a Policy that targets Service bad is STRICT for every port of pods in namespace"
+        " shop\n"
     )
     assert len(json.loads(result.stdout)) == 4
 

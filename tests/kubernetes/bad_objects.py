@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 SYSTEM, SHOP, EVIL = "istio-system", "shop", "evil"
 
@@ -14,6 +14,10 @@ RULE = "networking.istio.io/v1beta1 DestinationRule"
 POLICY = "authentication.istio.io/v1alpha1 Policy"
 MESH_POLICY = "authentication.istio.io/v1alpha1 MeshPolicy"
 STRICT = "{selector: {matchLabels: {app: web}}, mtls: {mode: STRICT}}"
+
+
+Good: TypeAlias = tuple[str, str, str, str]
+"""Kind, namespace, name and spec."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +37,23 @@ class Case:
     namespace: str = SHOP
     name: str = "web"
     metadata: str = "{}"
+    closed: Good | None = None
 
+    @property
+    def fails_closed_as(self) -> Good:
+        """A good object that has the same effect as this one while this one has no good version."""
+        return self.closed or (STRICT_SHOP if self.kind == PEER else RULE_WEB)
+
+
+STRICT_SHOP = (PEER, SHOP, "closed", "{mtls: {mode: STRICT}}")
+STRICT_WEB = (PEER, SHOP, "closed", STRICT)
+POLICY_SHOP = (POLICY, SHOP, "default", "{peers: [{mtls: {}}]}")
+POLICY_EVIL = (POLICY, EVIL, "default", "{peers: [{mtls: {}}]}")
+POLICY_WEB = (POLICY, SHOP, "closed", "{targets: [{name: web}], peers: [{mtls: {}}]}")
+STRICT_MESH = (MESH_POLICY, "", "default", "{peers: [{mtls: {}}]}")
+RULE_WEB = (RULE, SHOP, "closed", "{host: web, trafficPolicy: {tls: {mode: ISTIO_MUTUAL}}}")
+RULE_ALL = (RULE, SHOP, "closed", '{host: "*", trafficPolicy: {tls: {mode: ISTIO_MUTUAL}}}')
+RULE_TIME = (RULE, SHOP, "closed", "{host: web}")
 
 REFUSED = [
     # PeerAuthentication
@@ -56,24 +76,26 @@ REFUSED = [
         "ports that are none", PEER,
         '{selector: {matchLabels: {app: web}}, portLevelMtls: {0: {}, 65536: {}, http: {}, "-1": {}, "8\\0": {}}}',
         "must be a port of the workload", STRICT,
+        closed=STRICT_WEB,
     ),
     Case("nesting that has no end", PEER, "{mtls: ENDLESS}", "must be", STRICT),
     Case("a field nested without end that nobody knows", PEER, "{x: ENDLESS}", "not a known field", STRICT),
     # Policy, MeshPolicy
-    Case("peers that are a mapping", POLICY, "{targets: [{name: web}], peers: {mtls: {}}}", "spec.peers must be a list"),
-    Case("a policy for no service", POLICY, "{peers: [{mtls: {}}]}", "must be default, not web"),
-    Case("a misspelled peers: plaintext otherwise", POLICY, "{targets: [{name: web}], peer: []}", "did you mean peers?"),
+    Case("peers that are a mapping", POLICY, "{targets: [{name: web}], peers: {mtls: {}}}", "spec.peers must be a list", closed=POLICY_WEB),
+    Case("a policy for no service", POLICY, "{peers: [{mtls: {}}]}", "must be default, not web", closed=POLICY_SHOP),
+    Case("a misspelled peers: plaintext otherwise", POLICY, "{targets: [{name: web}], peer: []}", "did you mean peers?", closed=POLICY_WEB),
     Case(
         "another namespace's service in a policy", POLICY,
         "{targets: [{name: web.shop.svc.cluster.local}]}", "must be a service of the Policy's own", namespace=EVIL,
+        closed=POLICY_EVIL,
     ),
-    Case("a port of 1e300", POLICY, "{targets: [{name: web, ports: [{number: 1.0e+300}]}]}", "must be a number from 1"),
-    Case("a second MeshPolicy", MESH_POLICY, "{peers: []}", "must be default, not web: a mesh has one", namespace=""),
-    Case("a MeshPolicy for a service", MESH_POLICY, "{targets: [{name: web}]}", "must be absent", namespace="", name="default"),
+    Case("a port of 1e300", POLICY, "{targets: [{name: web, ports: [{number: 1.0e+300}]}]}", "must be a number from 1", closed=POLICY_SHOP),
+    Case("a second MeshPolicy", MESH_POLICY, "{peers: []}", "must be default, not web: a mesh has one", namespace="", closed=STRICT_MESH),
+    Case("a MeshPolicy for a service", MESH_POLICY, "{targets: [{name: web}]}", "must be absent", namespace="", name="default", closed=STRICT_MESH),
     # DestinationRule
     Case("a TLS mode that there is not", RULE, "{host: web, trafficPolicy: {tls: {mode: OFF}}}", "must be one of DISABLE"),
-    Case("a host that is a number", RULE, "{host: 17, trafficPolicy: {tls: {}}}", "host must be a string"),
-    Case("a rule for nothing", RULE, "{trafficPolicy: {tls: {mode: DISABLE}}}", "spec.host is required"),
+    Case("a host that is a number", RULE, "{host: 17, trafficPolicy: {tls: {}}}", "host must be a string", closed=RULE_ALL),
+    Case("a rule for nothing", RULE, "{trafficPolicy: {tls: {mode: DISABLE}}}", "spec.host is required", closed=RULE_ALL),
     Case("a misspelled tls", RULE, "{host: web, trafficPolicy: {tsl: {mode: SIMPLE}}}", "did you mean tls?"),
     Case("two subsets of one name", RULE, "{host: web, subsets: [{name: a}, {name: a}]}", "the name of two subsets"),
     Case("NUL in a subset's name", RULE, '{host: web, subsets: [{name: "v\\0"}]}', "is not a DNS label"),
@@ -85,10 +107,12 @@ REFUSED = [
     Case(
         "a time that is none", RULE,
         "{host: web, trafficPolicy: {connectionPool: {tcp: {connectTimeout: 9999999999999h}}}}", "at most 2562047h",
+        closed=RULE_TIME,
     ),
     Case(
         "1e300 connections", RULE,
         "{host: web, trafficPolicy: {connectionPool: {tcp: {maxConnections: 1.0e+300}}}}", "must be a number from 0",
+        closed=RULE_TIME,
     ),
     Case(
         "a private key where its path should be", RULE,

@@ -13,6 +13,7 @@ import pytest
 
 from tests.kubernetes.environment.cluster import Cluster
 from tests.sources.fake_apiserver import NOBODY, FakeApiServer
+from xds.kube import crds
 from xds.kube.api import KubeApi
 from xds.sources.resource import Resource
 
@@ -48,6 +49,13 @@ class Place:
 
     async def delete(self, name: str) -> None:
         await self.other.delete(self.path("configmaps", name))
+
+    async def serve_kinds(self) -> None:
+        """Have the kinds of policies, without which no control plane starts."""
+        if self.fake:
+            self.fake.serve_istio()
+        else:
+            await crds.install(self.other)
 
     async def nobody(self) -> KubeApi:
         """The server, as somebody who may do nothing."""

@@ -18,14 +18,14 @@ import pytest
 import pytest_asyncio
 import yaml
 
-from tests.kubernetes.bad_objects import EVIL, HARMLESS, POLICY, REFUSED, SHOP, SYSTEM, Case
+from tests.kubernetes.bad_objects import EVIL, HARMLESS, POLICY, REFUSED, SHOP, SYSTEM, Case, Good
 from tests.kubernetes.environment.cluster import Cluster
 from tests.kubernetes.environment.control_plane import ControlPlane
-from tests.kubernetes.schemaless import PATIENCE, Watching, create, pod, send, service, set_up, slice_of
+from tests.kubernetes.schemaless import PATIENCE, View, Watching, create, pod, send, service, set_up, slice_of
 from tests.kubernetes.serving import Serving
 from tests.real.harness.waiting import eventually
 from xds.mesh import Endpoint
-from xds.model import Problem
+from xds.model import Problem, Ref
 from xds.policy.mtls import Send, decide
 from xds.snapshot import ROUTE
 
@@ -55,17 +55,34 @@ def body_of(case: Case) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("case", REFUSED, ids=lambda case: case.title)
-async def test_it_is_refused_by_name_and_moves_nothing(followed: Watching, case: Case) -> None:
+async def test_it_is_refused_by_name_and_fails_closed(followed: Watching, case: Case) -> None:
     before = followed.view()
+    closed = await _view_with(followed, case.fails_closed_as)
     path = await create(followed.cluster, case.kind, case.namespace, case.name, body_of(case))
     try:
         await followed.until(followed.problems, "it is said what is wrong")
         assert any(_tells(case, problem) for problem in followed.problems()), followed.problems()
-        assert followed.view() == before
+        assert followed.view() == closed
     finally:
         await followed.cluster.api.delete(path)
         await followed.until(lambda: not followed.problems(), "it is solved")
     assert followed.view() == before
+
+
+async def _view_with(followed: Watching, good: Good) -> View:
+    """Return what sidecars get while there is this good object."""
+    kind, namespace, name, spec = good
+
+    def known() -> bool:
+        found = followed.mesh.get(Ref(kind.partition(" ")[2], namespace, name))
+        return bool(found and found.meta.uid)  # what installing would create has none
+
+    path = await create(followed.cluster, kind, namespace, name, {"spec": yaml.safe_load(spec)})
+    await followed.until(known, "it is known")
+    found = followed.view()
+    await followed.cluster.api.delete(path)
+    await followed.until(lambda: not known(), "it is gone")
+    return found
 
 
 @pytest.mark.parametrize("case", [case for case in REFUSED if case.good], ids=lambda case: case.title)

@@ -34,6 +34,7 @@ from xds.descriptors import message_class
 from xds.identity.ca import Authority
 from xds.identity.keys import PrivateKey
 from xds.identity.rotation import authority
+from xds.kube import crds
 from xds.kube.authority import SECRET as CA_SECRET
 from xds.kube.roots import KEY, NAME
 from xds.kube.tokens import PATH, TokenReviews
@@ -149,6 +150,7 @@ async def site(plane: ControlPlane, tmp_path: Path) -> AsyncIterator[Site]:
 
 
 async def _site(cluster: Cluster, tmp_path: Path) -> AsyncIterator[Site]:
+    await crds.install(cluster.api)
     home, namespace = await cluster.new_namespace("home"), await cluster.new_namespace("shop")
     for where, name in ((home, "xds"), (namespace, "web"), (namespace, "other")):
         await account(cluster, where, name)

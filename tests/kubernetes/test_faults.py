@@ -91,6 +91,7 @@ async def shop(own_cluster: Cluster) -> Shop:
     grant = ("create", "clusterrolebinding", USER, "--clusterrole=cluster-admin", f"--user={USER}")
     await own_cluster.kubectl(*grant)
     await own_cluster.kubectl("create", "namespace", "istio-system")
+    await install(own_cluster.api)
     shop = Shop(own_cluster, await own_cluster.new_namespace("shop"))
     await shop.open()
     await shop.add(1, 2, 3)
@@ -150,7 +151,6 @@ async def test_a_process_that_was_there_first_knows_everything_once_it_is_ready(
 
 
 async def test_policies_outlive_the_api_server(own_cluster: Cluster, shop: Shop, tmp_path: Path) -> None:
-    await install(own_cluster.api)
     plaintext = {"metadata": {"name": "default"}, "spec": {"mtls": {"mode": "DISABLE"}}}
     kind = {"apiVersion": "security.istio.io/v1", "kind": "PeerAuthentication"}
     path = f"/apis/security.istio.io/v1/namespaces/{shop.namespace}/peerauthentications"

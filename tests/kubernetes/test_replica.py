@@ -52,6 +52,7 @@ async def test_two_share_a_ca_and_one_publishes_its_root_until_it_is_killed(
     own_cluster: Cluster, tmp_path: Path
 ) -> None:
     cluster = own_cluster
+    await crds.install(cluster.api)
     kubeconfig = await cluster.kubeconfig()
     await cluster.api.create("/api/v1/namespaces", {"metadata": {"name": HOME}})
     command = ("rotate-root", f"--kubeconfig={kubeconfig}")
@@ -156,6 +157,7 @@ async def test_a_bad_ca_of_the_users_is_a_start_refused_that_says_how_to_mend_it
     own_cluster: Cluster, tmp_path: Path
 ) -> None:
     cluster = own_cluster
+    await crds.install(cluster.api)
     kubeconfig = await cluster.kubeconfig()
     await cluster.api.create("/api/v1/namespaces", {"metadata": {"name": HOME}})
     body = {"metadata": {"name": USERS}, "data": {"ca-cert.pem": b64encode(b"x").decode()}}

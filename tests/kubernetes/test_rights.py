@@ -14,7 +14,9 @@ from tests.kubernetes.environment.cluster import Cluster
 from tests.kubernetes.installing import SYSTEM, install, unused
 from tests.kubernetes.recorder import Recorder, granted
 from tests.kubernetes.serving import Serving
+from tests.kubernetes.test_crds import foreign
 from tests.real.harness.waiting import eventually
+from xds.kube import crds
 from xds.kube.api import Json, KubeApi, KubeError
 from xds.kube.authority import Secrets, kept_authority
 from xds.kube.conditions import Conditions, standing
@@ -26,6 +28,7 @@ from xds.kube.tokens import TokenReviews
 from xds.kube.webhook import CaBundle
 from xds.mesh import Mesh
 from xds.model import Problem, Ref
+from xds.parse import UNENFORCED
 from xds.policy.exchange import Exchange
 from xds.sources.kubernetes import Kubernetes
 
@@ -143,13 +146,18 @@ async def test_the_control_plane_can_write_its_own_leases_and_secret_only(cluste
 
 async def _do_all_that_needs_the_server(cluster: Cluster, api: KubeApi, recorder: Recorder) -> None:
     """Do what the parts of a control plane do, each for itself."""
+    for kind in UNENFORCED:
+        definition = foreign(kind.plural, kind.group, kind.name, list(kind.versions))
+        await cluster.api.create(crds.PATH, definition)
     source = Kubernetes(api, namespace=SYSTEM)
     async with _first(source):
         assert source.complete
         assert not [problem for problem in source.problems if not problem.notice]
 
         def watched() -> bool:
-            return len({call.resource for call in recorder.calls if call.verb == "watch"}) == 10
+            return len({call.resource for call in recorder.calls if call.verb == "watch"}) == 10 + len(
+                UNENFORCED
+            )
 
         await eventually(watched, timeout=30, what="everything is watched")
     now = datetime.now(UTC)

@@ -6,11 +6,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.kubernetes.places import Place
 from tests.sources.following import QUICK, Followed, refs
 from xds.model import Pod, Ref
 from xds.sources.files import Folder
 from xds.sources.kubernetes import Kubernetes
+
+
+@pytest.fixture(autouse=True)
+async def kinds(place: Place) -> None:
+    await place.serve_kinds()
+
 
 POD = {
     "metadata": {"name": "web", "labels": {"app": "web", "security.istio.io/tlsMode": "istio"}},

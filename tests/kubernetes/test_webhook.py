@@ -22,6 +22,7 @@ from tests.real.harness.waiting import eventually
 from xds.identity.ca import Authority
 from xds.identity.keys import PrivateKey
 from xds.inject import STATUS, Settings
+from xds.kube import crds
 from xds.kube.api import KubeApi, KubeError
 from xds.kube.webhook import FIELD_MANAGER, CaBundle
 from xds.webhook import WebhookServer
@@ -361,6 +362,7 @@ async def test_the_control_plane_adds_sidecars_as_it_was_told_to(
     if not own_address():
         pytest.skip("needs an address that is not on loopback: a Service's endpoints cannot be there")
     cluster, port = own_cluster, free_port()
+    await crds.install(cluster.api)
     await cluster.api.create("/api/v1/namespaces", {"metadata": {"name": "istio-system"}})
     await cluster.service_here("istio-system", "xds", port=443, target=port)
     await cluster.api.create(CONFIGURATIONS, yaml.safe_load(INSTALLED.read_text()))

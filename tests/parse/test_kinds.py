@@ -29,7 +29,7 @@ from xds.model import (
     ServicePort,
     Target,
 )
-from xds.parse import Parsed, Path, dotted, parse
+from xds.parse import UNENFORCED, Parsed, Path, Unenforced, dotted, parse
 from xds.traffic import (
     ClientTls,
     ConnectionPool,
@@ -566,10 +566,7 @@ def test_the_namespace_of_an_object_that_is_in_none_is_ignored() -> None:
             "Service web is passed over",
         ),
         ("{apiVersion: kyverno.io/v1, kind: Policy, metadata: {name: web}}", "Policy web is passed over"),
-        (
-            "{apiVersion: security.istio.io/v1, kind: RequestAuthentication}",
-            "RequestAuthentication is passed over",
-        ),
+        ("{apiVersion: networking.istio.io/v1, kind: ServiceEntry}", "ServiceEntry is passed over"),
     ],
 )
 def test_other_kinds_are_passed_over_with_a_notice(text: str, said: str) -> None:
@@ -577,6 +574,23 @@ def test_other_kinds_are_passed_over_with_a_notice(text: str, said: str) -> None
     assert (parsed.ref, parsed.fact, parsed.refused) == (None, None, False)
     [problem] = parsed.problems
     assert said in str(problem)
+
+
+@pytest.mark.parametrize("kind", UNENFORCED, ids=lambda kind: kind.name)
+def test_kind_that_is_not_enforced_is_a_warning(kind: Unenforced) -> None:
+    denies = kind.group != "networking.istio.io"
+    for version in kind.versions:
+        for metadata, name in (("{name: x, namespace: ns}", " ns/x"), ("{name: x}", " x"), ("[]", "")):
+            text = (
+                f"{{apiVersion: {kind.group}/{version}, kind: {kind.name}, metadata: {metadata}, spec: []}}"
+            )
+            [parsed] = objects(text)
+            assert (parsed.ref, parsed.fact, parsed.refused) == (None, None, False)
+            [warning] = parsed.problems
+            assert not warning.notice
+            assert warning.what.startswith(f"{kind.name}{name}: NOT enforced: ")
+            assert warning.what.endswith("requests that it would deny are allowed") is denies
+            assert parsed.unenforced == kind.name
 
 
 def test_a_list_is_its_members() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from tests.policy.world import mesh, pod, policy, service
-from xds.model import Mode, Protocol, ServicePort, Target
+from tests.policy.world import mesh, meta, pod, policy, service
+from xds.model import Mode, Protocol, ServicePort, Target, UnknownService
 from xds.policy.mtls import in_force
 
 NS = "test-namespace"
@@ -99,3 +101,29 @@ def test_installing_creates_the_mesh_policy_and_an_own_one_takes_its_place():
     assert in_force(mesh(server), server, 80).because.kind == "MeshPolicy"
     assert in_force(mesh(server, mtls_enabled=True), server, 80).mode is Mode.STRICT
     assert in_force(mesh(server, policy("", "DISABLE"), mtls_enabled=True), server, 80).mode is Mode.DISABLE
+
+
+def test_unknown_targets_count_as_a_target_for_each_port():
+    server = pod("b", "ns")
+    unknown = replace(policy("ns", "STRICT", name="unknown", age=5), scope_unknown=True)
+    younger = policy("ns", "DISABLE", Target(service="b", ports=(80,)), name="young", age=1)
+    older = policy("ns", "DISABLE", Target(service="b", ports=(80,)), name="old", age=9)
+    facts = (server, service("b", "ns", port(80, "http")), policy("ns", "PERMISSIVE"))
+    for number in (80, 90):
+        found = in_force(mesh(*facts, unknown, younger), server, number)
+        assert (found.mode, found.because.name) == ("STRICT", "unknown")
+    assert in_force(mesh(*facts, unknown, older), server, 80).mode is Mode.DISABLE
+    assert in_force(mesh(*facts, unknown, older), server, 90).mode is Mode.STRICT
+
+
+def test_policy_for_an_unknown_service_is_strict_for_each_port():
+    server = pod("b", "ns")
+    unknown = UnknownService(meta=meta("Service", "ns", "b"), service="b")
+    front = service("front", "ns", port(80, "http"), app="b")
+    facts = (server, front, unknown, policy("ns", "DISABLE", "front", name="front", age=9))
+    assert in_force(mesh(*facts), server, 80).mode is Mode.DISABLE
+    assert in_force(mesh(*facts, policy("ns", "DISABLE")), server, 90).mode is Mode.DISABLE
+    world = mesh(*facts, policy("ns", "PERMISSIVE", "b", name="b"))
+    for number in (80, 90):
+        found = in_force(world, server, number)
+        assert (found.mode, str(found.because)) == ("STRICT", "Policy ns/b")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tests.policy.world import ROOT, mesh, peer, pod, policy, service
@@ -68,6 +70,19 @@ COMPOSED = {
 @pytest.mark.parametrize(("policies", "expected"), COMPOSED.values(), ids=COMPOSED)
 def test_levels_are_composed_as_istio_composes_them(policies, expected):
     assert in_force(mesh(FOO, *policies), FOO, 8080).mode == expected
+
+
+def test_unknown_selector_counts_as_one_for_each_pod():
+    unknown = replace(peer("ns", "STRICT", name="unknown", age=5), scope_unknown=True)
+    younger = peer("ns", "DISABLE", name="young", age=1, app="foo", ports={8080: "PERMISSIVE"})
+    older = peer("ns", "DISABLE", name="old", age=9, app="foo")
+    other = pod("other", "elsewhere")
+    namespace = peer("ns", "PERMISSIVE", age=10)
+    found = in_force(mesh(FOO, unknown, younger, namespace), FOO, 8080)
+    assert (found.mode, found.because.name) == ("STRICT", "unknown")
+    assert {ref.name for ref in found.overruled} >= {"young", "default"}
+    assert in_force(mesh(FOO, unknown, older, namespace), FOO, 8080).mode is Mode.DISABLE
+    assert in_force(mesh(other, unknown), other, 8080).mode is Mode.PERMISSIVE
 
 
 def test_a_port_entry_wins_over_its_workload_and_one_that_is_unset_inherits():

@@ -100,6 +100,14 @@ class FakeApiServer:
             versions = [newest if version == "v1" else version]
             self._kinds[group, plural] = Kind(group, plural, kind, versions)
 
+    def add(self, group: str, version: str, plural: str, kind: str) -> None:
+        """Serve one more resource."""
+        self._kinds[group, plural] = Kind(group, plural, kind, [version])
+
+    def serve(self, plural: str, group: str, *versions: str) -> None:
+        """Serve a resource in these versions only, or in none; its objects stay."""
+        self._kinds[group, plural].versions = list(versions)
+
     def objects(self, plural: str, group: str = "") -> dict[tuple[str, str], dict[str, Any]]:
         """What there is of a resource, by namespace and name."""
         return self._kinds[group, plural].objects
@@ -198,7 +206,8 @@ class FakeApiServer:
         versions = list(dict.fromkeys(version for kind in kinds for version in kind.versions))
         if len(parts) == 2 and versions:
             listed = [{"groupVersion": f"{parts[1]}/{version}", "version": version} for version in versions]
-            return web.json_response({"kind": "APIGroup", "name": parts[1], "versions": listed})
+            group = {"kind": "APIGroup", "name": parts[1], "versions": listed, "preferredVersion": listed[0]}
+            return web.json_response(group)
         if len(parts) == 3 and parts[2] in versions:
             resources = [
                 {"name": kind.plural, "kind": kind.kind} for kind in kinds if parts[2] in kind.versions

@@ -16,7 +16,7 @@ from xds.sources.resource import Pace, Resource
 
 PATIENCE = 30.0
 """Seconds within which what is to come has come, on a machine that does much else at once."""
-QUICK = Pace(first=0.01, most=0.2, look=0.1, doubt=0.1, idle=30.0, renew=60.0, answer=30.0)
+QUICK = Pace(first=0.01, most=0.2, longest_wait=0.1, idle=30.0, renew=60.0, answer=30.0)
 CONFIG_MAPS = Resource(kind="ConfigMap", plural="configmaps")
 
 

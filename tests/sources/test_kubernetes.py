@@ -15,7 +15,7 @@ from tests.sources.fake_objects import ISTIO
 from tests.sources.faults import status
 from tests.sources.following import QUICK, Followed, refs
 from xds.kube.api import KubeApi
-from xds.model import Change, Fact, Ref
+from xds.model import Change, Fact, Mode, PeerAuthentication, Ref
 from xds.parse import KINDS
 from xds.sources.documents import Document, read
 from xds.sources.files import Folder
@@ -62,6 +62,12 @@ def policy(mode: str, name: str = "default") -> dict[str, Any]:
 def plain(fact: Fact) -> Fact:
     """A fact without what a server gives every object."""
     return replace(fact, meta=replace(fact.meta, uid="", created=None))
+
+
+def mode(followed: Followed, ref: Ref) -> Mode | None:
+    fact = followed.facts[ref]
+    assert isinstance(fact, PeerAuthentication)
+    return fact.mode
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -112,6 +118,9 @@ async def test_what_a_server_adds_to_objects_is_no_news(server: FakeApiServer, a
         assert followed.facts[Ref("Pod", "default", "it")].meta.origin == ""
 
 
+EFFECT = "; until it is repaired, STRICT applies to pods in namespace shop (if shop is the root namespace, to the whole mesh)"
+
+
 async def test_a_bad_policy_is_told_by_name_and_gone_when_it_is_deleted(
     server: FakeApiServer, api: KubeApi
 ) -> None:
@@ -120,9 +129,9 @@ async def test_a_bad_policy_is_told_by_name_and_gone_when_it_is_deleted(
     await put(server, policy("SOMETIMES", "other"))
     async with Followed(Kubernetes(api, pace=QUICK)) as followed:
         await followed.until(lambda: followed.complete)
-        assert refs(followed.facts) == {str(ref)}
+        assert refs(followed.facts) == {str(ref), "PeerAuthentication shop/other"}
         wrong = "spec.mtls.mode must be one of UNSET, DISABLE, PERMISSIVE, STRICT, not 'SOMETIMES'"
-        assert followed.said() == [f"PeerAuthentication shop/other: {wrong}"]
+        assert followed.said() == [f"PeerAuthentication shop/other: {wrong}{EFFECT}"]
         good = followed.facts[ref]
         await put(server, policy("SOMETIMES"))
         await followed.until(lambda: f"{ref}: {wrong}" in followed.said())
@@ -140,9 +149,9 @@ async def test_a_bad_policy_is_told_by_name_and_gone_when_it_is_deleted(
         assert not [problem for problem in followed.source.problems if not problem.notice]
 
 
-async def test_a_bad_successor_of_the_same_name_does_not_inherit(server: FakeApiServer, api: KubeApi) -> None:
+async def test_a_bad_successor_of_the_same_name_fails_closed(server: FakeApiServer, api: KubeApi) -> None:
     ref = Ref("PeerAuthentication", "shop", "default")
-    await put(server, policy("STRICT"))
+    await put(server, policy("PERMISSIVE"))
     async with Followed(Kubernetes(api, pace=QUICK)) as followed:
         await followed.until(lambda: ref in followed.facts)
         await server.stop()
@@ -150,18 +159,22 @@ async def test_a_bad_successor_of_the_same_name_does_not_inherit(server: FakeApi
         await put(server, policy("SOMETIMES"))
         server.compacted = server.version
         await server.start()
-        await followed.until(lambda: ref not in followed.facts)
-        assert len(followed.said()) == 1
+        await followed.until(lambda: mode(followed, ref) is Mode.STRICT)
+        [said] = followed.said()
+        assert EFFECT in said
+        for wrong in ("NEVER", "SELDOM"):
+            await put(server, policy(wrong))
+            await followed.until(lambda wrong=wrong: wrong in str(followed.said()))
+            assert mode(followed, ref) is Mode.STRICT
+            assert EFFECT in str(followed.said()), "what fails closed is no version to go back to"
+        await put(server, policy("PERMISSIVE"))
+        await followed.until(lambda: mode(followed, ref) is Mode.PERMISSIVE)
 
 
-async def test_what_may_not_be_read_counts_as_empty_and_the_missing_rules_are_told_once(
-    server: FakeApiServer,
-) -> None:
+async def test_kinds_that_may_not_be_read_are_waited_for(server: FakeApiServer) -> None:
     async with await server.connect(NOBODY) as api, Followed(Kubernetes(api, pace=QUICK)) as followed:
-        await followed.until(lambda: followed.complete)
-        assert followed.facts == {}
+        await followed.until(lambda: len(followed.said()) == 10)
         said = {problem.where: problem for problem in followed.problems}
-        assert len(followed.said()) == 10
         assert said["destinationrules.networking.istio.io"].hint == (
             "add to the rules of the ClusterRole: - "
             '{apiGroups: ["networking.istio.io"], resources: ["destinationrules"], verbs: ["get", "list", "watch"]}'
@@ -172,8 +185,15 @@ async def test_what_may_not_be_read_counts_as_empty_and_the_missing_rules_are_to
         )
         assert 'User "nobody" cannot list resource "pods"' in said["pods"].what
         told = sum(len(report.problems) for report in followed.reports)
-        await followed.until(lambda: len(server.asked_for("list pods")) > 5)
+        asked = len(server.asked_for("list pods"))
+        await followed.until(lambda: len(server.asked_for("list pods")) > asked + 5)
         assert sum(len(report.problems) for report in followed.reports) == told
+        assert not followed.complete
+        lines = followed.source.lacking().splitlines()
+        assert len(lines) == 10
+        [pods] = [each for each in lines if each.startswith("waiting for pods: may not be read")]
+        assert 'User "nobody" cannot list resource "pods"' in pods
+        assert all('verbs: ["get", "list", "watch"]}' in each for each in lines)
 
 
 async def test_what_may_no_longer_be_read_is_said_with_since_when_and_stays(
@@ -187,37 +207,90 @@ async def test_what_may_no_longer_be_read_is_said_with_since_when_and_stays(
             server.fail(f"{what} peerauthentications", *(status(403, "Forbidden") for _ in range(10_000)))
         await server.cut()
         [said] = await followed.until(lambda: [line for line in followed.said() if "may not be read" in line])
-        assert "so what is known of them stays in force" in said
-        assert source.standing().startswith("peerauthentications.security.istio.io may not be read since 20")
+        assert "so what was known stays in force" in said
+        assert source.standing().startswith("peerauthentications.security.istio.io cannot be read since 20")
+        assert source.lacking() == ""
         assert source.behind() > 0
         assert refs(followed.facts) == {"PeerAuthentication shop/default"}
         server.faults.clear()
         await followed.until(lambda: source.standing() == "" and followed.said() == [])
 
 
-async def test_kinds_that_a_cluster_lacks_are_told_and_taken_up_when_they_come(
-    server: FakeApiServer, api: KubeApi
-) -> None:
+async def test_kinds_that_a_cluster_lacks_are_waited_for(server: FakeApiServer, api: KubeApi) -> None:
     for group, _, plural, _ in ISTIO:
         del server._kinds[group, plural]
     async with Followed(Kubernetes(api, pace=QUICK)) as followed:
-        await followed.until(lambda: followed.complete)
-        assert followed.said() == []
-        lacking = [line for line in followed.said(notices=True) if "no such kind" in line]
-        assert len(lacking) == 4
+        await followed.until(lambda: len(followed.said()) == 4)
         assert (
-            "peerauthentications.security.istio.io: cannot be watched: the cluster has no such kind "
-            "(xds install-crds adds it)" in lacking
+            "peerauthentications.security.istio.io: cannot be watched, so no sidecar is configured until it can be: the "
+            "cluster has no such kind (xds install-crds adds it)" in followed.said()
         )
+        asked = len(server.asked_for("discovery security.istio.io"))
+        await followed.until(lambda: len(server.asked_for("discovery security.istio.io")) > asked + 5)
+        assert not followed.complete
+        assert followed.source.lacking().count("; xds install-crds adds it") == 4
         server.serve_istio()
-        await followed.until(lambda: "no such kind" not in str(followed.said(notices=True)))
-        await put(server, policy("STRICT"))
-        await followed.until(lambda: followed.facts)
+        await followed.until(lambda: followed.complete)
+        assert followed.source.lacking() == ""
+        assert followed.said() == []
+
+
+async def test_a_version_that_cannot_be_read_is_waited_for(server: FakeApiServer, api: KubeApi) -> None:
+    server.serve_istio("v2")
+    async with Followed(Kubernetes(api, pace=QUICK)) as followed:
+        await followed.until(lambda: "serves v2 of it" in followed.source.lacking())
+        assert not followed.complete
+        server.serve_istio("v1")
+        await followed.until(lambda: followed.complete)
+
+
+async def test_objects_of_a_kind_that_disappears_stay_in_force(server: FakeApiServer, api: KubeApi) -> None:
+    await put(server, policy("STRICT"))
+    source = Kubernetes(api, pace=QUICK)
+    async with Followed(source) as followed:
+        await followed.until(lambda: followed.complete)
         del server._kinds["security.istio.io", "peerauthentications"]
         await server.cut()
-        await followed.until(lambda: not followed.facts)
         [said] = await followed.until(followed.said)
-        assert said.startswith("peerauthentications.security.istio.io: cannot be watched: the cluster has no")
+        assert said.startswith(
+            "peerauthentications.security.istio.io: cannot be watched, so what was known stays in force: "
+        )
+        assert "peerauthentications.security.istio.io cannot be read since" in source.standing()
+        assert refs(followed.facts) == {"PeerAuthentication shop/default"}
+        server.serve_istio()
+        await followed.until(lambda: not followed.facts)
+        assert source.standing() == ""
+
+
+MALFORMED = {"YAML": "{trustDomain: [", "value": "enableAutoMtls: 'no'"}
+
+
+def settings_map(mesh: str) -> dict[str, Any]:
+    metadata = {"name": "xds", "namespace": "istio-system"}
+    return {"kind": "ConfigMap", "metadata": metadata, "data": {"mesh": mesh}}
+
+
+@pytest.mark.parametrize("what", MALFORMED)
+async def test_malformed_settings_are_waited_for_at_start(
+    server: FakeApiServer, api: KubeApi, what: str
+) -> None:
+    await put(server, policy("STRICT"))
+    await put(server, settings_map(MALFORMED[what]))
+    async with Followed(Kubernetes(api, pace=QUICK)) as followed:
+        [said] = await followed.until(followed.said)
+        assert said.startswith("ConfigMap istio-system/xds: ")
+        assert not followed.complete
+        assert followed.source.lacking().startswith("waiting for ConfigMap istio-system/xds: ")
+        await put(server, settings_map("trustDomain: example.org"))
+        await followed.until(lambda: followed.complete)
+        assert followed.said() == []
+        assert refs(followed.facts) == {"PeerAuthentication shop/default"}
+        assert followed.config
+        assert followed.config.trust_domain == "example.org"
+        await put(server, settings_map(MALFORMED[what]))
+        await followed.until(followed.said)
+        assert followed.config.trust_domain == "example.org"
+        assert followed.source.lacking() == ""
 
 
 async def test_a_server_that_is_away_from_the_start_is_told_once_and_nothing_is_complete(
@@ -277,7 +350,8 @@ async def test_a_nonsensical_object_takes_nothing_with_it(server: FakeApiServer,
     await put(server, odd)
     async with Followed(Kubernetes(api, pace=QUICK)) as followed:
         await followed.until(lambda: followed.complete)
-        assert refs(followed.facts) == {"PeerAuthentication shop/default"}
+        closed = {f"PeerAuthentication shop/{name}" for name in "abcd"}
+        assert refs(followed.facts) == {"PeerAuthentication shop/default"} | closed
         assert len({problem.where for problem in followed.problems if not problem.notice}) == 5
 
 
@@ -291,3 +365,33 @@ async def test_a_list_that_is_refused_by_and_by_is_told_as_the_server_that_canno
         assert "pods" in followed.source.lacking()
         server.faults.clear()
         await followed.until(lambda: followed.complete)
+
+
+def deny_all(name: str) -> dict[str, Any]:
+    return {"kind": "AuthorizationPolicy", "metadata": {"name": name, "namespace": "shop"}, "spec": {}}
+
+
+async def test_objects_that_are_not_enforced_are_warnings(server: FakeApiServer, api: KubeApi) -> None:
+    source = Kubernetes(api, pace=QUICK)
+    async with Followed(source) as followed:
+        await followed.until(lambda: followed.complete)
+        assert followed.said() == []
+        server.add("security.istio.io", "v1", "authorizationpolicies", "AuthorizationPolicy")
+        await server.put("authorizationpolicies", deny_all("a"), "security.istio.io")
+        await server.put("authorizationpolicies", deny_all("b"), "security.istio.io")
+        await followed.until(lambda: len(followed.said()) == 2)
+        said = "NOT enforced: requests that it would deny are allowed"
+        assert followed.said() == [f"AuthorizationPolicy shop/{name}: {said}" for name in "ab"]
+        assert source.unenforced == {"AuthorizationPolicy": 2}
+        await server.remove("authorizationpolicies", "shop", "a", "security.istio.io")
+        await followed.until(lambda: len(followed.said()) == 1)
+        for verb in ("list", "watch"):
+            server.fail(f"{verb} authorizationpolicies", *(status(403, "Forbidden") for _ in range(10_000)))
+        await server.cut()
+        unread = "objects of kind AuthorizationPolicy are not enforced, and cannot be named"
+        await followed.until(lambda: unread in str(followed.said(notices=True)))
+        assert source.standing() == source.lacking() == ""
+    async with Followed(Kubernetes(api, pace=QUICK)) as restarted:
+        await restarted.until(lambda: restarted.complete and unread in str(restarted.said(notices=True)))
+        server.faults.clear()
+        await restarted.until(lambda: len(restarted.said()) == 1)

@@ -216,7 +216,7 @@ async def test_a_connection_that_is_half_open_is_noticed_and_old_is_what_is_know
 async def test_a_server_that_asks_to_wait_is_waited_for(server: FakeApiServer, api: KubeApi) -> None:
     server.fail("list configmaps", status(429, "TooManyRequests", "too many", Retry_After="1"))
     began = time.monotonic()
-    async with Following(api, pace=QUICK._replace(look=5.0)) as following:
+    async with Following(api, pace=QUICK._replace(longest_wait=5.0)) as following:
         await following.until(lambda: following.reflector.complete)
         assert time.monotonic() - began >= 1.0
 
@@ -235,37 +235,54 @@ async def test_a_token_that_expired_is_read_anew(server: FakeApiServer, api: Kub
         assert following.lists == 1
 
 
-async def test_a_refusal_or_an_absence_is_believed_only_when_it_is_said_again(
-    server: FakeApiServer, api: KubeApi
+POLICIES = Resource(
+    kind="Policy", plural="policies", versions=("v1alpha1",), group="authentication.istio.io", custom=True
+)
+REFUSALS = {
+    "forbidden": (status(403, "Forbidden"), Trouble.REFUSED),
+    "not served": (status(404, "NotFound"), Trouble.MISSING),
+    "not ready": (status(503, "ServiceUnavailable"), Trouble.AWAY),
+}
+
+
+@pytest.mark.parametrize("why", REFUSALS)
+async def test_refused_list_is_retried_and_never_complete(
+    server: FakeApiServer, api: KubeApi, why: str
 ) -> None:
-    await fill(server, "a")
-    server.fail("list configmaps", *(status(403, "Forbidden") for _ in range(2)))
-    async with Following(api) as following:
-        await following.until(lambda: following.reflector.complete)
-        assert following.names == {"a"}, "a server that starts may say so of everything"
-    group = "authentication.istio.io"
-    things = Resource(kind="Policy", plural="policies", versions=("v1alpha1",), group=group, custom=True)
     server.serve_istio()
-    server.fail("discovery authentication.istio.io", *(status(404, "NotFound") for _ in range(2)))
-    async with Following(api, things) as following:
-        await following.until(lambda: following.reflector.complete)
-        assert following.reflector.had
-
-
-async def test_a_server_that_starts_is_not_believed_that_it_may_not_be_read(
-    server: FakeApiServer, api: KubeApi
-) -> None:
-    await fill(server, "a")
-    starting = [status(503, "ServiceUnavailable")] * 4 + [status(403, "Forbidden")] * 8
-    server.fail("list configmaps", *starting)
-    async with Following(api, pace=QUICK._replace(doubt=30)) as following:
+    await server.put("policies", config_map("a"), POLICIES.group)
+    fault, trouble = REFUSALS[why]
+    server.fail("list policies", *(fault for _ in range(MANY)))
+    async with Following(api, POLICIES) as following:
+        await following.until(lambda: following.lists > 8)
+        assert not following.reflector.complete
+        assert following.reflector.state
+        assert following.reflector.state.trouble is trouble
+        server.faults.clear()
         await following.until(lambda: following.reflector.complete)
         assert following.names == {"a"}
-        server.fail("watch configmaps", *starting)
+        assert following.reflector.state is None
+
+
+@pytest.mark.parametrize("why", REFUSALS)
+async def test_objects_stay_while_a_watch_is_refused(server: FakeApiServer, api: KubeApi, why: str) -> None:
+    server.serve_istio()
+    await server.put("policies", config_map("a"), POLICIES.group)
+    fault, trouble = REFUSALS[why]
+    async with Following(api, POLICIES) as following:
+        await following.until(lambda: following.watches == 1)
+        for what in ("list policies", "watch policies"):
+            server.fail(what, *(fault for _ in range(MANY)))
         await server.cut()
-        await fill(server, "b")
-        await following.until(lambda: following.names == {"a", "b"})
-        assert following.lists == len(starting) + 1, "it went on from where it was"
+        await following.until(lambda: following.lists + following.watches > 12)
+        assert following.names == {"a"}
+        assert following.reflector.state
+        assert following.reflector.state.trouble is trouble
+        await server.remove("policies", "shop", "a", POLICIES.group)
+        await server.put("policies", config_map("b"), POLICIES.group)
+        server.faults.clear()
+        await following.until(lambda: following.names == {"b"})
+        assert following.reflector.state is None
 
 
 async def test_what_was_known_of_what_may_no_longer_be_read_stays(

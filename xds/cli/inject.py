@@ -85,7 +85,7 @@ def inject(
         )
     if sds and not (sds.startswith("unix:///") and sds.removeprefix("unix://").strip("/").count("/")):
         raise typer.BadParameter(f"{sds!r} is not unix:///DIRECTORY/SOCKET", param_hint="'--sds'")
-    config, _ = options.settings(mesh_config, assignments).load()
+    _, config = options.settings(mesh_config, assignments)
     settings = Settings(
         image=image, pull_policy=image_pull_policy, xds_address=xds_address, sds=sds, native=native_sidecar
     ).under(config)

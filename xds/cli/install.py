@@ -87,7 +87,7 @@ def install(
     used, 2 wrong use, 3 the API server cannot be asked.
     """
     parts = frozenset(only or Part)
-    config, _ = options.settings(mesh_config, assignments).load()
+    _, config = options.settings(mesh_config, assignments)
     mesh = _mesh(mesh_config, assignments or ())
     from xds.kube import install as kube  # noqa: PLC0415
 

@@ -15,11 +15,16 @@ from xds.model import printable
 if TYPE_CHECKING:  # heavy; every subcommand imports this module
     from xds.kube.api import KubeApi
     from xds.mesh import Mesh
-    from xds.model import Pod, Problem
+    from xds.model import MeshConfig, Pod, Problem
     from xds.sources.settings import Settings
 
 MOST_NOTICES = 20
 """How many notices are shown; who passes a whole cluster over to us need not read of each ConfigMap."""
+
+UNREADABLE = (
+    "the manifests are not used until every document in them can be read: any of them may be a policy"
+)
+"""Why nothing is predicted, translated or issued."""
 
 MANIFESTS = typer.Option(
     "--manifests",
@@ -123,20 +128,20 @@ async def connected(kubeconfig: Path | None, context: str | None) -> AsyncIterat
         fail(str(error), 1 if error.status else 3)
 
 
-def settings(config: Path | None, assignments: list[str] | None) -> Settings:
-    """Return the mesh's settings; whatever is wrong with them is wrong use, as nothing runs yet that could go on."""
+def settings(config: Path | None, assignments: list[str] | None) -> tuple[Settings, MeshConfig]:
+    """Return the mesh's settings, to be read again, and as they are now; exit with status 2 if they cannot be used."""
     from xds.sources.settings import Settings  # noqa: PLC0415
 
     read = Settings(config, assignments or ())
-    _, problems = read.load()
-    if any(not problem.notice for problem in problems):
+    found, problems = read.load()
+    if found is None:
         show(problems)
         raise typer.Exit(2)
-    return read
+    return read, found
 
 
 def load(manifests: Path, config: Path | None = None, assignments: list[str] | None = None) -> Mesh:
-    """Read everything once, and say what is wrong with it."""
+    """Read everything once, and show what is wrong with it; exit with status 2 if that hides which objects there are."""
     mesh, problems = read(manifests, config, assignments)
     show(problems)
     return mesh
@@ -145,14 +150,17 @@ def load(manifests: Path, config: Path | None = None, assignments: list[str] | N
 def read(
     manifests: Path, config: Path | None = None, assignments: list[str] | None = None
 ) -> tuple[Mesh, tuple[Problem, ...]]:
-    """Read everything once; return what is wrong with it, too."""
+    """Read everything once; return what is wrong with it, too. Exit with status 2 if that hides which objects there are."""
     from xds.mesh import Mesh  # noqa: PLC0415
     from xds.sources.files import Folder  # noqa: PLC0415
 
     try:
-        report = Folder(manifests, settings(config, assignments)).load()
+        report = Folder(manifests, settings(config, assignments)[0]).load()
     except OSError as error:
         fail(f"{manifests}: {error.strerror}")
+    if not report.complete:
+        show(report.problems)
+        fail(UNREADABLE)
     return Mesh(report.change.applied, report.change.config), report.problems
 
 

@@ -39,6 +39,11 @@ class Known:
         self.mesh = self.mesh.apply(report.change)
         return report.problems
 
+    @property
+    def complete(self) -> bool:
+        """Whether the manifests could be read once; before that no pod is known."""
+        return not self._folder.lacking()
+
     def callers(self, names: Iterable[str]) -> Mapping[str, Caller | None]:
         """Return whom the pods' tokens are for, by what is there now."""
         self.load()

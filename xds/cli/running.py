@@ -13,6 +13,7 @@ from collections.abc import (
     Collection,
     Coroutine,
     Iterable,
+    Mapping,
     Sequence,
 )
 from contextlib import aclosing
@@ -56,6 +57,10 @@ class Source(Protocol):
     @property
     def problems(self) -> Collection[Problem]:
         """What is wrong now."""
+
+    @property
+    def unenforced(self) -> Mapping[str, int]:
+        """How many objects there are of each kind that is not enforced."""
 
     def watch(self) -> AsyncGenerator[Report, None]:
         """Yield everything, then what is different, without end."""
@@ -180,8 +185,11 @@ class ControlPlane:
         return (*self._source.problems, *(self._effects.problems if self._effects else ()))
 
     def exposed(self, accept: str) -> tuple[bytes, str]:
-        """Return the metrics; there are none before the settings of the mesh are known."""
-        return self._metrics.exposed(accept) if self._metrics else (b"", "text/plain")
+        """Return the metrics: while the source is not complete, those of what is wrong with it."""
+        from xds.metrics.controlplane import StartMetrics  # noqa: PLC0415
+
+        start = StartMetrics(lambda: self._source.problems, self._source.behind)
+        return (self._metrics or start).exposed(accept)
 
     async def run(self, ready: str) -> None:
         """Serve until cancelled, or until something fails. CannotListenError, and whatever a part raises."""
@@ -208,7 +216,9 @@ class ControlPlane:
         hub, door = serving.hub, serving.door
         self._effects = serving.effects
         cuts = Cuts(hub)
-        self._metrics = Metrics(hub, cuts, lambda: self.problems, self._source.behind)
+        self._metrics = Metrics(
+            hub, cuts, lambda: self.problems, self._source.behind, lambda: self._source.unenforced
+        )
         for collector in serving.metrics:
             self._metrics.register(collector)
         identifier = f"xds {version('xds')}"

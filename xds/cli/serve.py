@@ -151,8 +151,9 @@ def serve(
 ) -> None:
     """Configure sidecars from a folder of manifests or from a Kubernetes cluster, and follow its changes.
 
-    What is wrong with an object is logged, with file and line or its name, and the last good version of it stays in force.
-    While the API server cannot be reached, all that is known stays in force.
+    Errors in an object are logged with file and line or its name, and the last good version of it stays in force; a policy
+    without one is STRICT until it is repaired. While the API server cannot be reached, all that is known stays in force. At
+    start /ready says what is waited for: every kind must be listed, and every document of the manifests must be readable.
     """
     if kubernetes == (manifests is not None):
         options.fail("say either --manifests DIR or --kubernetes" + (", not both" if kubernetes else ""))
@@ -188,8 +189,11 @@ def serve(
     if kubernetes and state_dir:
         options.fail("--state-dir is for --manifests; a cluster keeps its CA in a Secret (xds-ca-secret)")
     assignments = [*(assignments or ()), *([f"meshConfig.sdsUdsPath={sds}"] if sds else ())]
-    settings = options.settings(mesh_config, assignments)
+    options.settings(
+        None, assignments
+    )  # a wrong --set is wrong use; a file can be repaired, and is waited for
     from xds.cli import logs  # noqa: PLC0415
+    from xds.sources.settings import Settings  # noqa: PLC0415
     from xds.translate import warm  # noqa: PLC0415
 
     timeout = rollout_timeout if rollout is Rollout.GATED else None
@@ -198,7 +202,7 @@ def serve(
         async with AsyncExitStack() as stack:
             source: Folder | Kubernetes
             if manifests:
-                source = _folder(manifests, settings)
+                source = _folder(manifests, Settings(mesh_config, assignments))
                 prepare = partial(_alone, exposed, opened, state_dir, rollout_timeout=timeout)
             else:
                 api = await stack.enter_async_context(options.connected(kubeconfig, context))

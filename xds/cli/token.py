@@ -168,6 +168,8 @@ def _in(manifests: Path, named: Iterable[str]) -> Whom:
         options.show(known.load())
     except OSError as error:
         options.fail(f"{manifests}: {error.strerror}")
+    if not known.complete:
+        options.fail(options.UNREADABLE)
     for name in named:
         options.find_pod(known.mesh, name)
     return lambda: known.callers(named)

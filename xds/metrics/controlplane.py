@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Histogram, Metric, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import choose_encoder
@@ -30,6 +30,7 @@ class Metrics:
         cuts: Cuts,
         problems: Callable[[], Collection[Problem]] = tuple,
         behind: Callable[[], float] = float,
+        unenforced: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
         self._hub = hub
         self._registry = CollectorRegistry()
@@ -44,7 +45,7 @@ class Metrics:
         self._registry.register(Build())
         self._registry.register(Work(hub))
         self._registry.register(Rollouts(hub, cuts))
-        self._registry.register(Problems(problems, behind))
+        self._registry.register(Problems(problems, behind, unenforced))
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)
 
@@ -58,8 +59,7 @@ class Metrics:
 
     def exposed(self, accept: str = "") -> tuple[bytes, str]:
         """Return all metrics as text, and its content type: in the OpenMetrics format for who accepts that."""
-        encode, content_type = choose_encoder(accept)
-        return encode(_WithoutCreation(self._registry)), content_type
+        return _exposed(self._registry, accept)
 
     async def watch_loop(self) -> None:
         """Measure how late the event loop is, until cancelled."""
@@ -68,6 +68,24 @@ class Metrics:
             due = loop.time() + LOOK
             await asyncio.sleep(LOOK)
             self._lag.observe(max(0.0, loop.time() - due))
+
+
+class StartMetrics:
+    """What is told at /metrics while a control plane waits for what it has to know: what is wrong."""
+
+    def __init__(self, problems: Callable[[], Collection[Problem]], behind: Callable[[], float]) -> None:
+        self._registry = CollectorRegistry()
+        self._registry.register(Build())
+        self._registry.register(Problems(problems, behind))
+
+    def exposed(self, accept: str = "") -> tuple[bytes, str]:
+        """Return the metrics as text, and its content type."""
+        return _exposed(self._registry, accept)
+
+
+def _exposed(registry: CollectorRegistry, accept: str) -> tuple[bytes, str]:
+    encode, content_type = choose_encoder(accept)
+    return encode(_WithoutCreation(registry)), content_type
 
 
 class _WithoutCreation:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from importlib.metadata import version
 
 from prometheus_client import Metric
@@ -134,10 +134,14 @@ class Problems(Collector):
     """What is wrong with what sources say, and for how long they have said nothing."""
 
     def __init__(
-        self, problems: Callable[[], Collection[Problem]], behind: Callable[[], float] = float
+        self,
+        problems: Callable[[], Collection[Problem]],
+        behind: Callable[[], float] = float,
+        unenforced: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
         self._problems = problems
         self._behind = behind
+        self._unenforced = unenforced
 
     def collect(self) -> Iterator[Metric]:
         """Tell."""
@@ -149,6 +153,14 @@ class Problems(Collector):
                 labels=("severity",),
             ),
             (((severity,), counts[severity]) for severity in ("problem", "notice")),
+        )
+        yield _by(
+            GaugeMetricFamily(
+                "xds_unenforced_objects",
+                "Objects of kinds that the control plane does not enforce, such as AuthorizationPolicy.",
+                labels=("kind",),
+            ),
+            (((kind,), count) for kind, count in sorted(self._unenforced().items())),
         )
         yield GaugeMetricFamily(
             "xds_source_behind_seconds",

@@ -6,27 +6,34 @@ Pure: what it gets was read from a file or an API server by somebody else, who a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import TypeAlias
 
 from xds.model import Fact, Meta, Problem, Ref
 from xds.parse import authentication, core, destinationrule, endpoints, names
+from xds.parse.failclosed import FailClosed
 from xds.parse.meshconfig import merged, mesh_config, settings
 from xds.parse.reading import Field, Flaw, Locate, Log, Path, dotted, nearest, shown
+from xds.parse.unenforced import UNENFORCED, Unenforced
 
 __all__ = [
     "KINDS",
+    "UNENFORCED",
+    "FailClosed",
     "Flaw",
     "Kind",
     "Locate",
     "Parsed",
     "Path",
+    "Unenforced",
     "dotted",
     "merged",
     "mesh_config",
     "nearest",
     "parse",
     "settings",
+    "unreadable",
 ]
 
 DEFAULT_NAMESPACE = "default"
@@ -41,11 +48,25 @@ class Parsed:
     fact: Fact | None = None
     origin: str = ""
     problems: tuple[Problem, ...] = ()
+    refused: bool = False
+    """Whether it was meant to be a fact and cannot be: what was known of it before should stay."""
+    fail_closed: FailClosed | None = None
+    """What applies if the object is refused and has no earlier good version; None: then it is left out."""
+    unenforced: str = ""
+    """Its kind, if that is one of `UNENFORCED`."""
 
     @property
-    def refused(self) -> bool:
-        """Whether it was meant to be a fact and cannot be: what was known of it before should stay."""
-        return any(not problem.notice for problem in self.problems)
+    def fails_closed(self) -> Parsed:
+        """The same object with `fail_closed` as its fact, and problems that say so."""
+        if self.fail_closed is None:
+            return self
+        said = next(problem for problem in self.problems if not problem.notice)
+        effect = replace(said, what=f"{said.what}; until it is repaired, {self.fail_closed.effect}")
+        problems = tuple(effect if problem is said else problem for problem in self.problems)
+        return replace(self, fact=self.fail_closed.fact, problems=problems)
+
+
+FailsClosed: TypeAlias = Callable[[Meta, "Fact | None", Log], FailClosed | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +79,8 @@ class Kind:
     read: Callable[[Field, Meta], Fact | None]
     check_name: Callable[[str], str] = names.subdomain
     namespaced: bool = True
+    fail_closed: FailsClosed | None = None
+    """Tells what applies instead of a refused object, from its metadata and whatever could be read of it."""
 
     @property
     def built_in(self) -> bool:
@@ -74,27 +97,57 @@ _ISTIO = ("v1alpha3", "v1beta1", "v1")
 KINDS = (
     Kind("Namespace", "", ("v1",), core.namespace, names.label, namespaced=False),
     Kind("ServiceAccount", "", ("v1",), core.service_account),
-    Kind("Service", "", ("v1",), core.service, names.service),
+    Kind("Service", "", ("v1",), core.service, names.service, fail_closed=core.service_fail_closed),
     Kind("Pod", "", ("v1",), core.pod),
-    Kind("Endpoints", "", ("v1",), endpoints.endpoints),
-    Kind("EndpointSlice", "discovery.k8s.io", ("v1",), endpoints.endpoint_slice),
-    Kind("Policy", "authentication.istio.io", ("v1alpha1",), authentication.policy),
+    Kind("Endpoints", "", ("v1",), endpoints.endpoints, fail_closed=endpoints.endpoints_fail_closed),
     Kind(
-        "MeshPolicy", "authentication.istio.io", ("v1alpha1",), authentication.mesh_policy, namespaced=False
+        "EndpointSlice",
+        "discovery.k8s.io",
+        ("v1",),
+        endpoints.endpoint_slice,
+        fail_closed=endpoints.endpoints_fail_closed,
     ),
-    Kind("PeerAuthentication", "security.istio.io", ("v1beta1", "v1"), authentication.peer_authentication),
-    Kind("DestinationRule", "networking.istio.io", _ISTIO, destinationrule.destination_rule),
+    Kind(
+        "Policy",
+        "authentication.istio.io",
+        ("v1alpha1",),
+        authentication.policy,
+        fail_closed=authentication.policy_fail_closed,
+    ),
+    Kind(
+        "MeshPolicy",
+        "authentication.istio.io",
+        ("v1alpha1",),
+        authentication.mesh_policy,
+        namespaced=False,
+        fail_closed=authentication.mesh_policy_fail_closed,
+    ),
+    Kind(
+        "PeerAuthentication",
+        "security.istio.io",
+        ("v1beta1", "v1"),
+        authentication.peer_authentication,
+        fail_closed=authentication.peer_authentication_fail_closed,
+    ),
+    Kind(
+        "DestinationRule",
+        "networking.istio.io",
+        _ISTIO,
+        destinationrule.destination_rule,
+        fail_closed=destinationrule.destination_rule_fail_closed,
+    ),
 )
 """All kinds that matter here."""
 _BY_NAME = {kind.name: kind for kind in KINDS}
 _BY_TYPE = {(version, kind.name): kind for kind in KINDS for version in kind.api_versions}
 
+_UNENFORCED = {(kind.group, kind.name): kind for kind in UNENFORCED}
+
 _OTHERS = frozenset(
     {
         *("Binding", "ConfigMap", "Event", "LimitRange", "Node", "PersistentVolume", "PersistentVolumeClaim"),
         *("PodTemplate", "ReplicationController", "ResourceQuota", "Secret"),
-        *("AuthorizationPolicy", "RequestAuthentication", "EnvoyFilter", "Gateway", "ProxyConfig"),
-        *("ServiceEntry", "Sidecar", "VirtualService", "WorkloadEntry", "WorkloadGroup"),
+        *("Gateway", "ProxyConfig", "ServiceEntry", "WorkloadEntry", "WorkloadGroup"),
     }
 )
 """Kinds of the same API groups that exist and do not matter here; anything else there is a spelling mistake."""
@@ -126,7 +179,7 @@ def parse(
 def _objects(
     root: Field, flaws: Sequence[Flaw], default_type: str = "", *, served: bool = False
 ) -> Iterator[Parsed]:
-    log = Log(root.log.locate)
+    log = Log(root.log.locate, root=root.path)
     obj = Field(root.value, root.path, log)
     if not isinstance(obj.value, Mapping):
         obj.refuse("is no Kubernetes object", "a mapping with apiVersion, kind and metadata")
@@ -138,6 +191,9 @@ def _objects(
     if name.endswith("List"):
         yield from _listed(obj, flaws, f"{version}/{name.removesuffix('List')}", served=served)
         return
+    if unenforced := _UNENFORCED.get((version.rpartition("/")[0], name)):
+        yield replace(_unenforced(obj, unenforced), unenforced=unenforced.name)
+        return
     kind = _kind(obj, version, name)
     if kind is None:
         yield _result(obj, None)
@@ -147,11 +203,37 @@ def _objects(
     for path, what in flaws:
         log.add(path, what)
     fact = kind.read(obj, meta) if meta else None
+    if meta and log.refused and kind.fail_closed:
+        yield replace(_result(obj, meta.ref), fail_closed=kind.fail_closed(meta, fact, log))
+        return
     yield _result(obj, meta.ref if meta else None, None if log.refused else fact)
 
 
+def _unenforced(obj: Field, kind: Unenforced) -> Parsed:
+    meta = obj["metadata"]
+    namespace, name = (field.value for field in (meta["namespace"], meta["name"]))
+    known = isinstance(name, str) and isinstance(namespace, str | None)
+    obj.log.subject = str(Ref(kind.name, namespace or "", name)) if known else kind.name
+    obj.warn(f"NOT enforced: {kind.consequence}")
+    return _result(obj, None)
+
+
+def unreadable(kind: Kind, ref: Ref, problem: Problem) -> Parsed:
+    """Return what an object comes to of which nothing but its name could be read."""
+    log = Log(lambda _: problem.where)
+    log.refusals.append(())
+    closed = kind.fail_closed(Meta(ref=ref), None, log) if kind.fail_closed else None
+    return Parsed(ref=ref, origin=problem.where, problems=(problem,), refused=True, fail_closed=closed)
+
+
 def _result(obj: Field, ref: Ref | None, fact: Fact | None = None) -> Parsed:
-    return Parsed(ref=ref, fact=fact, origin=obj.log.locate(obj.path), problems=tuple(obj.log.problems))
+    return Parsed(
+        ref=ref,
+        fact=fact,
+        origin=obj.log.locate(obj.path),
+        problems=tuple(obj.log.problems),
+        refused=obj.log.refused,
+    )
 
 
 def _listed(obj: Field, flaws: Sequence[Flaw], member_type: str, *, served: bool) -> Iterator[Parsed]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
 
-from xds.model import ROLLOUT, AuthenticationPolicy, Meta, Mode, PeerAuthentication, Target
+from xds.model import ROLLOUT, AuthenticationPolicy, Fact, Meta, Mode, PeerAuthentication, Target
 from xds.parse import names
 from xds.parse.core import TOP
-from xds.parse.reading import Field, shown
+from xds.parse.failclosed import FailClosed, oldest
+from xds.parse.reading import Field, Log, shown
 
 _PORT_DIGITS = 5
 _MODE_LENGTH = 20
@@ -165,3 +166,46 @@ def _peer_mode(field: Field) -> Mode | None:
         return None
     mode = field.mapping("mode", strict=True)["mode"].choice(PeerMode)
     return None if mode in (None, PeerMode.UNSET) else Mode(mode)
+
+
+def policy_fail_closed(meta: Meta, read: Fact | None, log: Log) -> FailClosed:
+    """Return what applies instead of a refused Policy: STRICT for the services it targets, or else for its namespace."""
+    targets = read.targets if isinstance(read, AuthenticationPolicy) else ()
+    known = log.is_readable("spec", "targets") and log.is_readable("metadata", "name")
+    if not targets:
+        known = known and log.only_refused_below(("spec", "peers"), ("metadata",))
+    fact = AuthenticationPolicy(
+        meta=oldest(meta, log), mode=Mode.STRICT, targets=targets if known else (), scope_unknown=not known
+    )
+    services = ", ".join(dict.fromkeys(target.service for target in fact.targets))
+    what = f"pods of service {services} in" if services else "pods in"
+    return FailClosed(fact, f"STRICT applies to {what} namespace {meta.ref.namespace}")
+
+
+def mesh_policy_fail_closed(meta: Meta, _: Fact | None, log: Log) -> FailClosed:
+    """Return what applies instead of a refused MeshPolicy: STRICT for the mesh."""
+    fact = AuthenticationPolicy(meta=oldest(meta, log), mode=Mode.STRICT)
+    return FailClosed(fact, "STRICT applies to the whole mesh")
+
+
+def peer_authentication_fail_closed(meta: Meta, read: Fact | None, log: Log) -> FailClosed:
+    """Return what applies instead of a refused PeerAuthentication: STRICT for the pods it selects, or its namespace.
+
+    All ports of these pods are STRICT, also those that the object gives another mode.
+    """
+    selector: Mapping[str, str] = read.selector if isinstance(read, PeerAuthentication) else {}
+    known = log.is_readable("spec", "selector")
+    if not selector:
+        known = known and log.only_refused_below(("spec", "mtls"), ("metadata",))
+    fact = PeerAuthentication(
+        meta=oldest(meta, log),
+        mode=Mode.STRICT,
+        selector=selector if known else {},
+        scope_unknown=not known,
+    )
+    namespace = meta.ref.namespace
+    if fact.selector:
+        labels = ", ".join(f"{key}={value}" for key, value in fact.selector.items())
+        return FailClosed(fact, f"STRICT applies to pods in namespace {namespace} with labels {labels}")
+    mesh = f"(if {namespace} is the root namespace, to the whole mesh)"
+    return FailClosed(fact, f"STRICT applies to pods in namespace {namespace} {mesh}")

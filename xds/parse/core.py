@@ -9,6 +9,7 @@ from xds.model import (
     APP_ADDRESS,
     INTERCEPTION_MODE,
     ContainerPort,
+    Fact,
     Interception,
     Meta,
     Namespace,
@@ -16,10 +17,12 @@ from xds.model import (
     Service,
     ServiceAccount,
     ServicePort,
+    UnknownService,
 )
 from xds.parse import names
+from xds.parse.failclosed import FailClosed
 from xds.parse.ports import Transport, protocol
-from xds.parse.reading import Field, shown
+from xds.parse.reading import Field, Log, shown
 
 TOP = "apiVersion kind metadata"
 CANONICAL_ACCOUNTS = "alpha.istio.io/canonical-serviceaccounts"
@@ -235,3 +238,15 @@ def _ports_of(container: Field) -> Iterator[ContainerPort]:
         number = item["containerPort"].required().port()
         if (item["protocol"].choice(Transport) or Transport.TCP) is Transport.TCP:
             yield ContainerPort(port=number, name=name)
+
+
+def service_fail_closed(meta: Meta, _: Fact | None, _log: Log) -> FailClosed:
+    """Return what applies instead of a refused Service: nobody knows which ports it has."""
+    return unknown_service(meta, meta.ref.name)
+
+
+def unknown_service(meta: Meta, name: str) -> FailClosed:
+    """Return that a Service's ports are unknown: any port of its namespace may be under a Policy that targets it."""
+    namespace = meta.ref.namespace
+    what = f"a Policy that targets Service {name} is STRICT for every port of pods in namespace {namespace}"
+    return FailClosed(UnknownService(meta=meta, service=name), what)

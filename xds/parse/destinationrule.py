@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from enum import StrEnum
 
-from xds.model import CLUSTER_DOMAIN, DestinationRule, Meta
+from xds.model import CLUSTER_DOMAIN, DestinationRule, Fact, Meta
 from xds.parse import names
 from xds.parse.core import TOP
-from xds.parse.reading import Field, shown
+from xds.parse.failclosed import FailClosed, oldest
+from xds.parse.reading import Field, Log, shown
 from xds.traffic import (
     ClientTls,
     ConnectionPool,
@@ -21,6 +23,10 @@ from xds.traffic import (
 
 _POLICY = "tls connectionPool outlierDetection loadBalancer"
 _UNSUPPORTED = "tunnel proxyProtocol retryBudget"
+_NOT_TLS = {"connectionPool", "outlierDetection", "loadBalancer"}
+"""Parts of a traffic policy on which it does not depend whether traffic is encrypted."""
+_LABELS = {"labels", "matchLabels"}
+"""Mappings whose keys are the user's, and may have any name."""
 _LEAST_TIMEOUT = 0.001
 _MOST_KEEPALIVE = 2**31 // 3600 * 3600.0
 """In seconds: the system's setting is a whole number of 32 bits."""
@@ -246,3 +252,29 @@ def _subsets(field: Field) -> Iterator[Subset]:
             item["name"].refuse(f"{shown(name)} is the name of two subsets")
         seen.add(name)
         yield Subset(name=name, labels=names.labels(item["labels"]), policy=_policy(item["trafficPolicy"]))
+
+
+def destination_rule_fail_closed(meta: Meta, read: Fact | None, log: Log) -> FailClosed:
+    """Return what applies instead of a refused DestinationRule: mutual TLS of the mesh for its host, or else for all hosts.
+
+    Where only settings are refused that have nothing to do with TLS, these alone are left at their defaults.
+    """
+    rule = read if isinstance(read, DestinationRule) else DestinationRule(meta=meta, host="")
+    if log.refusals and all(_NOT_TLS & set(at) and not _LABELS & set(at) for at in log.refusals):
+        return FailClosed(rule, "its other settings apply, and the refused ones are at their defaults")
+    host = rule.host if rule.host and log.is_readable("spec", "host") else "*"
+    fact = DestinationRule(
+        meta=oldest(meta, log),
+        host=host,
+        policy=TrafficPolicy(tls=ClientTls(mode=TlsMode.ISTIO_MUTUAL)),
+        subsets=tuple(replace(subset, policy=None) for subset in rule.subsets)
+        if log.is_readable("spec", "subsets")
+        else (),
+        export_to=rule.export_to if log.is_readable("spec", "exportTo") else ("*",),
+        selector=rule.selector if log.is_readable("spec", "workloadSelector") else {},
+    )
+    to = "all hosts" if host == "*" else host
+    return FailClosed(
+        fact,
+        f"its clients in namespace {meta.ref.namespace} and elsewhere send {to} mutual TLS (ISTIO_MUTUAL)",
+    )

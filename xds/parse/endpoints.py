@@ -6,11 +6,12 @@ import ipaddress
 from collections.abc import Iterator
 from enum import StrEnum
 
-from xds.model import EndpointAddress, EndpointGroup, EndpointPort, Endpoints, Meta, Ref
+from xds.model import EndpointAddress, EndpointGroup, EndpointPort, Endpoints, Fact, Meta, Ref
 from xds.parse import names
-from xds.parse.core import TOP
+from xds.parse.core import TOP, unknown_service
+from xds.parse.failclosed import FailClosed
 from xds.parse.ports import Transport
-from xds.parse.reading import Field, shown
+from xds.parse.reading import Field, Log, shown
 
 SERVICE_NAME_LABEL = "kubernetes.io/service-name"
 
@@ -116,3 +117,9 @@ def _endpoint_ports(field: Field) -> Iterator[EndpointPort]:
         number = item["port"].required().port()
         if (item["protocol"].choice(Transport) or Transport.TCP) is Transport.TCP:
             yield EndpointPort(port=number, name=name)
+
+
+def endpoints_fail_closed(meta: Meta, _: Fact | None, _log: Log) -> FailClosed | None:
+    """Return what applies instead of refused endpoints: nobody knows which ports their Service has."""
+    owner = meta.ref.name if meta.ref.kind == "Endpoints" else meta.labels.get(SERVICE_NAME_LABEL, "")
+    return unknown_service(meta, owner) if owner else None

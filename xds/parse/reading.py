@@ -104,12 +104,16 @@ LONGEST = 2562047 * 3600.0
 class Log:
     """What was found wrong with one object, in order; at most MAX_PROBLEMS are listed, and as many notices."""
 
-    def __init__(self, locate: Locate, subject: str = "") -> None:
+    def __init__(self, locate: Locate, subject: str = "", root: Path = ()) -> None:
         self.locate = locate
+        self.root = root
+        """Path of the object in its document."""
         self.subject = subject
         """The object's name, once it is known."""
         self.any_field = False
         """Whether fields that are not known are no mistake."""
+        self.refusals: list[Path] = []
+        """Paths in the object of what makes it unusable."""
         self._problems = Problems(MAX_PROBLEMS)
         self._suggestions = MAX_SUGGESTIONS
 
@@ -122,10 +126,22 @@ class Log:
     @property
     def refused(self) -> bool:
         """Whether the object cannot be used."""
-        return self._problems.refused
+        return bool(self.refusals)
 
-    def add(self, path: Path, what: str, hint: str = "", *, notice: bool = False) -> None:
-        """Note something about a path."""
+    def is_readable(self, *path: str | int) -> bool:
+        """Whether nothing was refused at a path, above it or below it."""
+        return not any(at[: len(path)] == path[: len(at)] for at in self.refusals)
+
+    def only_refused_below(self, *paths: Path) -> bool:
+        """Whether everything that was refused is at or below one of these paths."""
+        return all(any(at[: len(path)] == path for path in paths) for at in self.refusals)
+
+    def add(
+        self, path: Path, what: str, hint: str = "", *, notice: bool = False, warning: bool = False
+    ) -> None:
+        """Note something about a path. A notice or a warning does not make the object unusable."""
+        if not notice and not warning:
+            self.refusals.append(path[len(self.root) :])
         if not self._problems.admit(notice=notice):
             return
         where = self.locate(path)
@@ -170,6 +186,10 @@ class Field:
     def notice(self, what: str, hint: str = "") -> None:
         """Note something that is passed over."""
         self.log.add(self.path, what, hint, notice=True)
+
+    def warn(self, what: str, hint: str = "") -> None:
+        """Note something that the author of the object has to know, though the object is not refused."""
+        self.log.add(self.path, what, hint, warning=True)
 
     def required(self) -> Field:
         """Refuse the object if this is absent, or an empty string, which Kubernetes takes for the same."""

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -66,8 +66,10 @@ def _levels(mesh: Mesh, pod: Pod) -> tuple[list[PeerAuthentication], ...]:
     if pod.namespace == mesh.config.root_namespace:
         return [], [], mesh_wide
     own = mesh.in_namespace(pod.namespace).peer_authentications
-    workload = [pa for pa in own if pa.selector and covers(pa.selector, pod.meta.labels)]
-    return workload, [pa for pa in own if not pa.selector], mesh_wide
+    workload = [
+        pa for pa in own if pa.scope_unknown or (pa.selector and covers(pa.selector, pod.meta.labels))
+    ]
+    return workload, [pa for pa in own if not pa.selector and not pa.scope_unknown], mesh_wide
 
 
 def ports_with_own_mode(mesh: Mesh, pod: Pod) -> tuple[int, ...]:
@@ -104,16 +106,29 @@ def _alpha(mesh: Mesh, pod: Pod, port: int) -> InForce:
 def _alpha_policies(mesh: Mesh, pod: Pod, port: int) -> Iterator[AuthenticationPolicy]:
     """Yield, as Istio 1.5 ranks them: policies for the service's port, for the service, the namespace's, the mesh's."""
     exposed = mesh.exposure(pod, port)
-    policies = mesh.in_namespace(exposed.service.namespace if exposed else pod.namespace).policies
+    facts = mesh.in_namespace(exposed.service.namespace if exposed else pod.namespace)
+    policies = facts.policies
+    # The port may belong to a Service that could not be read.
+    yield from (
+        replace(policy, mode=Mode.STRICT)
+        for policy in policies
+        if any(target.service in facts.unknown_services for target in policy.targets)
+    )
+    names: tuple[object, ...] = ()
+    hosts: tuple[str, ...] = ()
     if exposed:
-        service, service_port, _ = exposed
-        names = (service_port.port, service_port.name or None)
-        targeted = [(p, t) for p in policies for t in p.targets if t.service in (service.name, service.host)]
-        yield from (policy for policy, target in targeted if any(name in names for name in target.ports))
-        yield from (policy for policy, target in targeted if not target.ports)
+        names = (exposed.port.port, exposed.port.name or None)
+        hosts = (exposed.service.name, exposed.service.host)
+    targeted = [(policy, [t for t in policy.targets if t.service in hosts]) for policy in policies]
+    yield from (
+        policy
+        for policy, targets in targeted
+        if policy.scope_unknown or any(name in names for target in targets for name in target.ports)
+    )
+    yield from (policy for policy, targets in targeted if any(not target.ports for target in targets))
     # A MeshPolicy there always is: installing creates it.
     # A port of no Service, too, is under the namespace's and the mesh's policy: no port of a locked mesh stays open unnoticed.
-    yield from (policy for policy in policies if not policy.targets)
+    yield from (policy for policy in policies if not policy.targets and not policy.scope_unknown)
     yield from mesh.in_namespace("").policies
 
 

@@ -1,7 +1,10 @@
 """Facts from a folder of kubectl-shaped files, and from nothing but what is good in them.
 
 A `Folder` is read again and again; each reading tells only what became different. What is wrong is told once, with file
-and line, and changes nothing: the last good version of the object that was meant stays in force.
+and line, and changes nothing: the last good version of the object that was meant stays in force. A policy that has none is STRICT.
+
+Nothing is told before the settings and every file have been read once, and every document says which object it is: a document
+that cannot be read may be the policy that locks the mesh (ADR 0017).
 """
 
 from __future__ import annotations
@@ -10,7 +13,8 @@ import asyncio
 import os
 import stat
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
@@ -47,7 +51,7 @@ class _File:
     objects: tuple[Parsed, ...] = ()
     """Those that have a name."""
     problems: tuple[Problem, ...] = ()
-    """Of the file itself, its documents and objects: the first ones."""
+    """Of the file itself, its documents and what has no name in it: the first ones."""
     unreadable: bool = False
     """Whether it holds something without a name that may be a bad version of an object."""
 
@@ -57,6 +61,8 @@ class _Held(NamedTuple):
 
     fact: Fact
     path: Path
+    fails_closed: bool = False
+    """Whether it applies only because the object was refused: it is no version to go back to."""
 
 
 class Folder:
@@ -70,6 +76,9 @@ class Folder:
         self._settings = settings or Settings()
         self._config: MeshConfig | None = None
         self._files: dict[Path, _File] | None = None
+        self._complete = False
+        self._unknown: tuple[Problem, ...] = ()
+        """Why it is not known yet which objects there are."""
         self._held: dict[Ref, _Held] = {}
         self._of_objects: tuple[Problem, ...] = ()
         self._problems: tuple[Problem, ...] = ()
@@ -77,13 +86,19 @@ class Folder:
     def load(self) -> Report:
         """Read what changed since the last time. The first time that is everything, and the folder must exist."""
         files, unread, unsettled = self._scan()
+        config, of_settings = self._settings.load()
+        self._unknown = (
+            () if self._complete else _unknown(files, unread, of_settings if config is None else ())
+        )
+        if self._unknown:
+            self._files = files
+            return self._report(Change(), (*of_settings, *unread, *_told(files, {})), unsettled)
         before = self._held
-        if files != self._files:
+        if files != self._files or not self._complete:
             self._files = files
             self._held, conflicts = _resolve(files, before)
-            of_files = [problem for file in files.values() for problem in file.problems]
-            self._of_objects = (*of_files, *conflicts.listed(str(self.root)))
-        config, of_settings = self._settings.load()
+            self._of_objects = (*_told(files, self._held), *conflicts.listed(str(self.root)))
+        self._complete = True
         change = Change(
             applied=tuple(
                 held.fact
@@ -94,18 +109,31 @@ class Folder:
             config=config if config != self._config else None,
         )
         self._config = config
-        known, self._problems = self._problems, (*of_settings, *unread, *self._of_objects)
-        new, solved = beyond(self._problems, known), beyond(known, self._problems)
-        return Report(change, new, solved, unsettled)
+        return self._report(change, (*of_settings, *unread, *self._of_objects), unsettled)
+
+    def _report(self, change: Change, problems: tuple[Problem, ...], unsettled: bool) -> Report:
+        known, self._problems = self._problems, problems
+        new, solved = beyond(problems, known), beyond(known, problems)
+        return Report(change, new, solved, unsettled, self._complete)
 
     @property
     def problems(self) -> tuple[Problem, ...]:
         """What is wrong now."""
         return self._problems
 
+    @property
+    def unenforced(self) -> Mapping[str, int]:
+        """How many objects there are of each kind that is not enforced."""
+        files = (self._files or {}).values()
+        return Counter(each.unenforced for file in files for each in file.objects if each.unenforced)
+
     def lacking(self) -> str:
         """Say what is not known yet; empty if nothing."""
-        return "" if self._files is not None else "the manifests are being read"
+        if self._complete:
+            return ""
+        if not self._unknown:
+            return "the manifests are being read"
+        return "\n".join(f"waiting for the manifests to be repaired: {problem}" for problem in self._unknown)
 
     def standing(self) -> str:
         """Say how old what is known is: files are at hand."""
@@ -117,12 +145,13 @@ class Folder:
 
     async def watch(self) -> AsyncGenerator[Report, None]:
         """Read the folder, then follow it: whenever something is different, tell what."""
-        yield await asyncio.to_thread(self.load)
+        report = await asyncio.to_thread(self.load)
+        yield report
         async for _ in _signs_of_change(self.root):
             unsettled = True
             while unsettled:
-                report = await asyncio.to_thread(self.load)
-                if not report.empty:
+                told, report = report.complete, await asyncio.to_thread(self.load)
+                if not report.empty or report.complete != told:
                     yield report
                 unsettled = report.unsettled
                 if unsettled:
@@ -146,7 +175,7 @@ class Folder:
             resting = not 0 <= now - found.st_mtime < SETTLED
             if path in known and known[path].signature == signature:
                 files[path] = known[path]
-            elif resting or self._files is None:
+            elif resting or not self._complete:
                 files[path] = _read_file(path, signature if resting else None, found.st_size)
             else:
                 unsettled = True
@@ -220,10 +249,32 @@ def _read_file(path: Path, signature: Signature | None, size: int) -> _File:
             unreadable = True
             continue
         for parsed in found:
-            problems.add(parsed.problems)
-            unreadable |= parsed.refused and parsed.ref is None
-        objects += (parsed for parsed in found if parsed.ref)
+            if parsed.ref:
+                objects.append(parsed)
+            else:
+                problems.add(parsed.problems)
+                unreadable |= parsed.refused
     return _File(signature, tuple(objects), problems.listed(name), unreadable)
+
+
+def _unknown(
+    files: Mapping[Path, _File], unread: Iterable[Problem], of_settings: Iterable[Problem]
+) -> tuple[Problem, ...]:
+    """Return what hides which objects there are: settings, files and documents that cannot be read or told by name."""
+    of_files = (problem for file in files.values() if file.unreadable for problem in file.problems)
+    return tuple(problem for problem in (*of_settings, *unread, *of_files) if not problem.notice)
+
+
+def _told(files: Mapping[Path, _File], held: Mapping[Ref, _Held]) -> Iterator[Problem]:
+    """Yield what is wrong with each file and its objects; of those that fail closed, also what that means."""
+    for path, file in files.items():
+        problems = Problems(MAX_PROBLEMS)
+        problems.add(file.problems)
+        for parsed in file.objects:
+            in_force = held.get(parsed.ref) if parsed.ref else None
+            closed = in_force and in_force.fails_closed and in_force.path == path
+            problems.add((parsed.fails_closed if closed and parsed.refused else parsed).problems)
+        yield from problems.listed(str(path))
 
 
 def _resolve(files: Mapping[Path, _File], before: Mapping[Ref, _Held]) -> tuple[dict[Ref, _Held], Problems]:
@@ -237,10 +288,11 @@ def _resolve(files: Mapping[Path, _File], before: Mapping[Ref, _Held]) -> tuple[
     conflicts = Problems(MAX_PROBLEMS)
     for ref, claimants in claims.items():
         path, chosen = _choose(claimants, before.get(ref))
-        if chosen.fact:
-            held[ref] = _Held(chosen.fact, path)
-        elif chosen.refused and ref in before:
-            held[ref] = before[ref]
+        last = before.get(ref)
+        if chosen.refused and last and not last.fails_closed:
+            held[ref] = last
+        elif fact := chosen.fails_closed.fact if chosen.refused else chosen.fact:
+            held[ref] = _Held(fact, path, chosen.refused)
         conflicts.add(
             Problem(
                 where=parsed.origin,
@@ -265,12 +317,13 @@ def _hides_something(file: _File, before: Mapping[Ref, _Held]) -> bool:
 
 
 def _choose(claimants: list[tuple[Path, Parsed]], before: _Held | None) -> tuple[Path, Parsed]:
-    """Choose who has a name: what is in force already, else the first that is good."""
+    """Choose who has a name: what is in force already, else the first that fails closed, else the first that is good."""
 
     def unfit(claimant: tuple[Path, Parsed]) -> tuple[bool, bool]:
         path, parsed = claimant
         if before is None:
-            return parsed.fact is None, False
+            # One that fails closed comes before one that is good: nobody knows which of them was in force.
+            return parsed.fail_closed is None, parsed.fact is None
         return path != before.path, parsed.fact != before.fact
 
     return min(claimants, key=unfit)

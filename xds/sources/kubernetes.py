@@ -1,22 +1,23 @@
 """Facts from a Kubernetes API server: the same as from files, and kept up to date.
 
-Nothing is told before everything is known. From then on each change is told as it comes; while the server is away, or says
-nonsense, all that is known stays in force.
+Nothing is told before every kind has been listed and the settings are known. A kind that may not be read, or that the server
+does not serve, is waited for: nobody knows which policies there are (ADR 0017). From then on each change is told as it comes;
+while the server is away, refuses to answer, or says nonsense, all that is known stays in force.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, TypeAlias
 
 from xds.kube.api import Json, KubeApi
-from xds.model import Change, Fact, MeshConfig, Problem, Ref
-from xds.parse import KINDS, Kind, parse
+from xds.model import Change, Fact, MeshConfig, Problem, Ref, printable
+from xds.parse import KINDS, UNENFORCED, Kind, Parsed, Unenforced, parse, unreadable
 from xds.sources.reflector import Key, Reflector, State, Trouble
 from xds.sources.report import Report, beyond
 from xds.sources.resource import Pace, Resource
@@ -53,13 +54,16 @@ class Held:
 
     fact: Fact | None = None
     problems: tuple[Problem, ...] = ()
+    fails_closed: bool = False
+    """Whether the fact applies only because the object was refused: it is no version to go back to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldConfig:
     """What is kept of the ConfigMap with the mesh's settings."""
 
-    config: MeshConfig
+    config: MeshConfig | None
+    """None: it cannot be used, and the last good settings stay in force."""
     problems: tuple[Problem, ...] = ()
 
 
@@ -89,7 +93,7 @@ class Kubernetes:
         """Where the control plane, and its ConfigMap, is."""
         self._settings = Settings(None, assignments, MeshConfig(root_namespace=self.namespace))
         self._map = Ref("ConfigMap", self.namespace, config_map)
-        self._default = self._read_config("", None)
+        self._default = self._read_config("")
         self._woken = asyncio.Event()
         self._kinds = [
             Reflector(api, _resource(kind), partial(_keep, kind), self._woken.set, pace)
@@ -97,6 +101,12 @@ class Kubernetes:
             if kind.name in _PLURALS
         ]
         mesh = Resource(kind="ConfigMap", plural="configmaps", namespace=self.namespace, name=config_map)
+        self._optional = [
+            Reflector(
+                api, _unenforced_resource(kind), partial(_warn, kind), self._woken.set, pace.unhurried()
+            )
+            for kind in UNENFORCED
+        ]
         self._maps = Reflector(api, mesh, self._keep_config, self._woken.set, pace)
         self._config: MeshConfig | None = None
         self._config_problems: tuple[Problem, ...] = ()
@@ -113,18 +123,26 @@ class Kubernetes:
     @property
     def complete(self) -> bool:
         """Whether everything is known."""
-        return all(reflector.complete for reflector in self._reflectors)
+        return all(reflector.complete for reflector in self._reflectors) and self._config is not None
+
+    @property
+    def unenforced(self) -> Mapping[str, int]:
+        """How many objects there are of each kind that is not enforced."""
+        return {each.resource.kind: len(each.objects) for each in self._optional if each.objects}
 
     def lacking(self) -> str:
-        """Say what is not known yet; empty if nothing."""
-        missing = [each.resource.title for each in self._reflectors if not each.complete]
-        if not missing:
-            return ""
-        away = self._reason()
-        waiting = f"waiting for {', '.join(missing)}"
-        return (
-            f"{waiting}: the API server at {self._api.server} cannot be reached: {away}" if away else waiting
-        )
+        """Say what is not known yet, and for each kind why, and what to do; empty if nothing."""
+        missing = [reflector for reflector in self._reflectors if not reflector.complete]
+        if missing and (away := self._reason()):
+            titles = ", ".join(reflector.resource.title for reflector in missing)
+            return f"waiting for {titles}: the API server at {self._api.server} cannot be reached: {away}"
+        blocked = [reflector for reflector in missing if reflector.state]
+        lines = [_told(_denied(reflector, reflector.state)) for reflector in blocked if reflector.state]
+        if not missing and self._config is None:
+            lines = [_told(problem) for problem in self._config_problems if not problem.notice]
+        if listing := [reflector.resource.title for reflector in missing if not reflector.state]:
+            lines.append(", ".join(listing))
+        return "\n".join(f"waiting for {line}" for line in lines)
 
     def standing(self) -> str:
         """Say since when changes cannot be learned of; empty if they can."""
@@ -133,10 +151,8 @@ class Kubernetes:
         if away := self._reason():
             what = f"the API server at {self._api.server} cannot be reached since {since}"
             return f"{what}, and what was known then stays in force: {away}"
-        if refused := [each.resource.title for each, _ in self._stale()]:
-            return (
-                f"{', '.join(refused)} may not be read since {since}, and what was known then stays in force"
-            )
+        if stale := [reflector.resource.title for reflector, _ in self._stale()]:
+            return f"{', '.join(stale)} cannot be read since {since}, and what was known then stays in force"
         return ""
 
     def behind(self) -> float:
@@ -146,19 +162,19 @@ class Kubernetes:
 
     def _stale(self) -> Iterator[tuple[_Watched, State]]:
         """Yield what was read before, or is to be read, and cannot be now."""
-        for reflector, state in self._troubles(Trouble.AWAY, Trouble.REFUSED):
-            if reflector.had or state.trouble is Trouble.AWAY:
-                yield reflector, state
+        yield from self._troubles(*Trouble)
 
     async def watch(self) -> AsyncGenerator[Report, None]:
         """Tell everything, then follow it: whenever something is different, tell what."""
-        work = [asyncio.create_task(reflector.run()) for reflector in self._reflectors]
+        reflectors = (*self._reflectors, *self._optional)
+        work = [asyncio.create_task(reflector.run()) for reflector in reflectors]
         try:
             told = False
             while True:
                 await self._wait(work)
-                report = self._report() if self.complete else self._only_problems()
-                first, told = self.complete and not told, self.complete
+                listed = all(reflector.complete for reflector in self._reflectors)
+                report = self._report() if listed else self._only_problems()
+                first, told = report.complete and not told, report.complete
                 if first or not report.empty:
                     yield report
         finally:
@@ -180,11 +196,12 @@ class Kubernetes:
 
     @property
     def _reflectors(self) -> tuple[_Watched, ...]:
+        """What has to be known before anything is told."""
         return (*self._kinds, self._maps)
 
     # --- what is kept ------------------------------------------------------------------------------------------------
 
-    def _keep_config(self, obj: Json, before: HeldConfig | None) -> HeldConfig:
+    def _keep_config(self, obj: Json, _: HeldConfig | None) -> HeldConfig:
         data = obj.get("data")
         text = data.get("mesh") if isinstance(data, dict) else None
         if not isinstance(text, str):
@@ -195,15 +212,14 @@ class Kubernetes:
                 notice=True,
             )
             return replace(self._default, problems=(*self._default.problems, problem))
-        return self._read_config(text, before)
+        return self._read_config(text)
 
-    def _read_config(self, text: str, before: HeldConfig | None) -> HeldConfig:
+    def _read_config(self, text: str) -> HeldConfig:
         config, problems = self._settings.read(text, str(self._map))
-        if before and not all(problem.notice for problem in problems):
-            config = before.config
-        elif not all(problem.notice for problem in problems):
-            config = self._default.config
-        return HeldConfig(config=config, problems=tuple(_without_line(problem) for problem in problems))
+        usable = all(problem.notice for problem in problems)
+        return HeldConfig(
+            config=config if usable else None, problems=tuple(_without_line(problem) for problem in problems)
+        )
 
     # --- what is told ------------------------------------------------------------------------------------------------
 
@@ -212,30 +228,34 @@ class Kubernetes:
         return Report(problems=new, solved=solved, complete=False)
 
     def _report(self) -> Report:
-        """Tell what became different since the last time."""
+        """Tell what became different since the last time; nothing but problems while there are no usable settings."""
+        new, solved = (list(problems) for problems in self._watching())
+        held, found = self._settings_now()
+        new += beyond(found, self._config_problems)
+        solved += beyond(self._config_problems, found)
+        self._config_problems = found
+        config = held or self._config
+        if config is None:
+            return Report(problems=tuple(new), solved=tuple(solved), complete=False)
         applied: list[Fact] = []
         removed: list[Ref] = []
-        new, solved = (list(problems) for problems in self._watching())
-        for reflector in self._kinds:
+        for reflector in (*self._kinds, *self._optional):
             for key, (before, after) in reflector.take().items():
                 old, fact = (each.fact if each else None for each in (before, after))
                 if fact and fact != old:
                     applied.append(fact)
                 elif old and not fact:
                     removed.append(old.ref)
-                known, found = (each.problems if each else () for each in (before, after))
-                new += beyond(found, known)
-                solved += beyond(known, found)
-                self._note((reflector.resource.kind, key), found)
-        config, found = self._settings_now()
-        new += beyond(found, self._config_problems)
-        solved += beyond(self._config_problems, found)
+                known, told = (each.problems if each else () for each in (before, after))
+                new += beyond(told, known)
+                solved += beyond(known, told)
+                self._note((reflector.resource.kind, key), told)
         change = Change(
             applied=tuple(applied),
             removed=tuple(removed),
             config=config if config != self._config else None,
         )
-        self._config, self._config_problems = config, found
+        self._config = config
         return Report(change, tuple(new), tuple(solved))
 
     def _note(self, what: tuple[str, Key], problems: tuple[Problem, ...]) -> None:
@@ -244,7 +264,8 @@ class Kubernetes:
         else:
             self._of_objects.pop(what, None)
 
-    def _settings_now(self) -> tuple[MeshConfig, tuple[Problem, ...]]:
+    def _settings_now(self) -> tuple[MeshConfig | None, tuple[Problem, ...]]:
+        """Return the settings, None if they cannot be used, and what is wrong with them."""
         self._maps.take()
         held = next(iter(self._maps.objects.values()), None)
         if held:
@@ -269,6 +290,11 @@ class Kubernetes:
         found = [
             _denied(reflector, state) for reflector, state in self._troubles(Trouble.REFUSED, Trouble.MISSING)
         ]
+        found += [
+            _unwatched(each)
+            for each in self._optional
+            if each.state and each.state.trouble is Trouble.REFUSED
+        ]
         away = self._reason()
         # All that is watched breaks at once: it is told once, in the words of the first.
         problem = Problem(where=self._api.server, what=f"the API server cannot be reached: {away}")
@@ -289,11 +315,26 @@ def _resource(kind: Kind) -> Resource:
     )
 
 
+def _unenforced_resource(kind: Unenforced) -> Resource:
+    return Resource(kind=kind.name, plural=kind.plural, versions=kind.versions, group=kind.group, custom=True)
+
+
+def _warn(kind: Unenforced, obj: Json, _: Held | None) -> Held:
+    """Keep that an object is not enforced, and nothing else of it."""
+    meta = obj["metadata"]
+    name = str(Ref(kind.name, str(meta.get("namespace") or ""), str(meta["name"])))
+    document = {"apiVersion": f"{kind.group}/{kind.versions[-1]}", "kind": kind.name, "metadata": meta}
+    return Held(
+        problems=tuple(problem for parsed in parse(document, lambda _: name) for problem in parsed.problems)
+    )
+
+
 def _keep(kind: Kind, obj: Json, before: Held | None) -> Held:
     """Read an object; the last good version of it stays where the new one cannot be used."""
     meta = obj["metadata"]
     uid = str(meta.get("uid") or "")
-    name = str(Ref(kind.name, str(meta.get("namespace") or "") if kind.namespaced else "", str(meta["name"])))
+    ref = Ref(kind.name, str(meta.get("namespace") or "") if kind.namespaced else "", str(meta["name"]))
+    name = str(ref)
     if isinstance(meta.get("annotations"), dict):
         meta["annotations"] = {
             name: value for name, value in meta["annotations"].items() if name not in _NOISE
@@ -302,15 +343,19 @@ def _keep(kind: Kind, obj: Json, before: Held | None) -> Held:
         [parsed] = parse(obj, lambda _: name, served=True)
     except Exception as error:  # noqa: BLE001 - whatever is wrong with one object, the others go on
         what = f"cannot be read: {type(error).__name__}: {error}"
-        problem = Problem(where=name, what=what, hint="please report this")
-        return Held(fact=_last_good(before, uid), problems=(problem,))
-    fact = _last_good(before, uid) if parsed.refused else parsed.fact
-    return Held(fact=fact, problems=parsed.problems)
+        parsed = unreadable(kind, ref, Problem(where=name, what=what, hint="please report this"))
+    return _held(parsed, before, uid)
 
 
-def _last_good(before: Held | None, uid: str) -> Fact | None:
-    """Return what was known of an object, unless that was another of the same name."""
-    return before.fact if before and before.fact and before.fact.meta.uid == uid else None
+def _held(parsed: Parsed, before: Held | None, uid: str) -> Held:
+    """Return what to keep of an object: what was read, else its last good version, else what fails closed."""
+    if not parsed.refused:
+        return Held(fact=parsed.fact, problems=parsed.problems)
+    # Another object of the same name is no earlier version.
+    if before and before.fact and not before.fails_closed and before.fact.meta.uid == uid:
+        return Held(fact=before.fact, problems=parsed.problems)
+    closed = parsed.fails_closed
+    return Held(fact=closed.fact, problems=closed.problems, fails_closed=True)
 
 
 def _without_line(problem: Problem) -> Problem:
@@ -324,22 +369,31 @@ def _without_line(problem: Problem) -> Problem:
 
 
 def _denied(reflector: Reflector[Any], state: State) -> Problem:
+    """Say why a kind cannot be read, what that means, and what to do."""
     resource = reflector.resource
+    what = (
+        "what was known stays in force" if reflector.complete else "no sidecar is configured until it can be"
+    )
     if state.trouble is Trouble.REFUSED:
         role = f"a Role in namespace {resource.namespace}" if resource.namespace else "the ClusterRole"
-        stays = (
-            "what is known of them stays in force" if reflector.had else "there are none as far as we know"
-        )
         return Problem(
             where=resource.title,
-            what=f"may not be read, so {stays}: {state.what}",
+            what=f"may not be read, so {what}: {state.what}",
             hint=f"add to the rules of {role}: - {resource.rule}",
         )
     return Problem(
         where=resource.title,
-        what=f"cannot be watched: {state.what}",
-        hint="xds install-crds adds it"
-        if not reflector.had
-        else "it was there before; xds install-crds adds it",
-        notice=not reflector.had,
+        what=f"cannot be watched, so {what}: {state.what}",
+        hint="xds install-crds adds it",
     )
+
+
+def _unwatched(reflector: Reflector[Held]) -> Problem:
+    resource = reflector.resource
+    what = f"may not be read: objects of kind {resource.kind} are not enforced, and cannot be named"
+    hint = f"add to the rules of the ClusterRole: - {resource.rule}"
+    return Problem(where=resource.title, what=what, hint=hint, notice=True)
+
+
+def _told(problem: Problem) -> str:
+    return printable(f"{problem.where}: {problem.what}; {problem.hint}".removesuffix("; "))

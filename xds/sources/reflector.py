@@ -25,15 +25,20 @@ Key: TypeAlias = tuple[str, str]
 
 SLICE = 0.005
 """Seconds of work after which the event loop gets its turn."""
-CONFIRMED = 3
-"""How often in a row the server must say that a resource is not there, or not for us, before that is believed."""
 STUBBORN = 3
 """After how many watches in a row that brought nothing everything is listed again."""
 
 
 _NO_ANSWER = frozenset(
-    {0, HTTPStatus.UNAUTHORIZED, HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}
+    {
+        0,
+        HTTPStatus.UNAUTHORIZED,
+        HTTPStatus.FORBIDDEN,
+        HTTPStatus.TOO_MANY_REQUESTS,
+        HTTPStatus.SERVICE_UNAVAILABLE,
+    }
 )
+"""Statuses that say nothing about the version that was asked for."""
 
 
 class Trouble(Enum):
@@ -42,7 +47,9 @@ class Trouble(Enum):
     AWAY = "away"
     """The server cannot be reached, or does not answer as it should."""
     REFUSED = "refused"
+    """The server does not allow us to read it."""
     MISSING = "missing"
+    """The server does not serve it, or in no version that can be read here."""
 
 
 class State(NamedTuple):
@@ -77,10 +84,8 @@ class Reflector(Generic[T]):
         self.objects: dict[Key, T] = {}
         """What is kept of each object that is there."""
         self.complete = False
-        """Whether `objects` is all there is: known, or nothing because the resource is missing or not for us."""
+        """Whether the resource has been listed: only then is it known which objects there are."""
         self.state: State | None = None
-        self.had = False
-        """Whether it has been listed at all."""
         self._api = api
         self._keep = keep
         self._wake = wake
@@ -100,10 +105,6 @@ class Reflector(Generic[T]):
         """Whether the server answered the current watch."""
         self._broke = 0.0
         """When what fails now failed first."""
-        self._denials = 0
-        """How often in a row the server said that the resource is not there, or not for us."""
-        self._doubted = 0.0
-        """When it said so first."""
         self._heard = 0.0
         self._turn = 0.0
 
@@ -139,46 +140,27 @@ class Reflector(Generic[T]):
             # Who says nothing any more has been away since the last word.
             silent = isinstance(error.__cause__, TimeoutError) and self._heard
             self._broke = self._heard if silent else asyncio.get_running_loop().time()
-            self._denials = 0
         self._failures += 1
-        wait = max(self._pace.after(self._failures), min(error.wait, self._pace.look))
+        wait = max(self._pace.after(self._failures), min(error.wait, self._pace.longest_wait))
         missing = error.missing and self.resource.custom
         if missing and self._served:
             self._served = self._version = ""  # it may be served in another version
-            return 0.0 if self._failures == 1 else wait
-        if missing or error.status == HTTPStatus.FORBIDDEN:
-            return self._denied(Trouble.MISSING if missing else Trouble.REFUSED, error, wait)
-        self._denials = 0
+            if self._failures == 1:
+                return 0.0
         gone = error.status == HTTPStatus.GONE
         self._barren += self._opened or error.status not in _NO_ANSWER
         if self._barren >= STUBBORN or gone:
             self._version, self._barren = "", 0
         # A watch that broke is opened again, and only if that fails there is something to tell.
-        if not self.had or (self._failures > 1 and not gone):
-            self._troubled(Trouble.AWAY, str(error))
+        if not self.complete or (self._failures > 1 and not gone):
+            refused = error.status == HTTPStatus.FORBIDDEN
+            trouble = Trouble.MISSING if missing else Trouble.REFUSED if refused else Trouble.AWAY
+            self._troubled(trouble, str(error))
         if not gone:
             return wait
         # That it can be listed is no success here: who lists again and again at once keeps a server in trouble there.
         self._expired += 1
         return max(wait, self._pace.after(self._expired - 1)) if self._expired > 1 else 0.0
-
-    def _denied(self, trouble: Trouble, error: KubeError, wait: float) -> float:
-        """Take note that the resource is not there, or not for us; return how long to wait."""
-        now = asyncio.get_running_loop().time()
-        if not self._denials:
-            self._doubted = now
-        self._denials += 1
-        # What is missing is only missed once the server has all of its paths (it answers 503 until then), but nobody may
-        # read anything until it knows all roles.
-        doubt = self._pace.doubt if self.had or trouble is Trouble.REFUSED else 0.0
-        if self._denials < CONFIRMED or now < self._doubted + doubt:
-            return min(wait, self._pace.in_doubt())
-        self._version = ""
-        if trouble is Trouble.MISSING:
-            self._forget()
-        self._troubled(trouble, str(error))
-        self.complete = True
-        return max(self._pace.until_look(), wait)
 
     def _troubled(self, trouble: Trouble, what: str) -> None:
         before = self.state if self.state and self.state.trouble is trouble else None
@@ -253,7 +235,7 @@ class Reflector(Generic[T]):
             self._put(key, None)
         for key, kept in seen.items():
             self._put(key, kept)
-        self._version, self.had, self.complete = version, True, True
+        self._version, self.complete = version, True
         self._failures = self._barren = 0
         self._well()
         self._wake()
@@ -329,10 +311,6 @@ class Reflector(Generic[T]):
             del self.objects[key]
         else:
             self.objects[key] = kept
-
-    def _forget(self) -> None:
-        for key in list(self.objects):
-            self._put(key, None)
 
     async def _breathe(self) -> None:
         """Give the event loop its turn if it is time."""

@@ -13,10 +13,8 @@ class Pace(NamedTuple):
     first: float = 0.25
     """The shortest wait after something went wrong; it doubles each time."""
     most: float = 10.0
-    look: float = 15.0
-    """Between looks for a resource that is not there, or not for us."""
-    doubt: float = 10.0
-    """For which a resource must have been refused before that is believed: an API server that starts refuses everything."""
+    longest_wait: float = 15.0
+    """For which the server may ask us to wait (Retry-After); longer waits are cut to this."""
     idle: float = 90.0
     """Without a word from the server, after which a watch is taken for dead; bookmarks come once a minute."""
     renew: float = 300.0
@@ -30,13 +28,9 @@ class Pace(NamedTuple):
         """How long to wait after so many failures: never all at the same time."""
         return float(min(self.most, self.first * 2 ** min(failures - 1, 16)) * random.uniform(0.5, 1.0))  # noqa: S311
 
-    def in_doubt(self) -> float:
-        """How long to wait before a refusal is asked for again."""
-        return self.doubt / 8 * random.uniform(0.5, 1.0)  # noqa: S311
-
-    def until_look(self) -> float:
-        """How long to wait until the next look."""
-        return self.look * random.uniform(0.7, 1.0)  # noqa: S311
+    def unhurried(self) -> Pace:
+        """Return the pace for what nothing waits for, and what most clusters do not have."""
+        return self._replace(first=4 * self.first, most=6 * self.most)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ MAX_PROBLEMS = 20
 
 
 class Settings:
-    """Reads the settings whenever asked; a file that went bad leaves those of before in force."""
+    """Reads the settings whenever asked; a file that cannot be used leaves the last good settings in force."""
 
     def __init__(
         self, file: Path | None = None, assignments: Sequence[str] = (), base: MeshConfig | None = None
@@ -26,11 +26,11 @@ class Settings:
         self._assignments = tuple(assignments)
         self._base = base or MeshConfig()
         self._text: str | None = None
-        self._config = self._base
+        self._config: MeshConfig | None = None
         self._problems: tuple[Problem, ...] = ()
 
-    def load(self) -> tuple[MeshConfig, tuple[Problem, ...]]:
-        """Return the settings in force, and what is wrong with those that were asked for."""
+    def load(self) -> tuple[MeshConfig | None, tuple[Problem, ...]]:
+        """Return the last good settings (None: there are none yet), and what is wrong with those that were asked for."""
         try:
             text = self._file.read_text("utf-8-sig") if self._file else ""
         except (OSError, UnicodeDecodeError) as error:

@@ -1,0 +1,100 @@
+"""What a real API server does not tell, or no longer: it is waited for at start, and later what was known stays in force."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.kubernetes.environment.cluster import Cluster
+from tests.kubernetes.serving import PATIENCE, Serving
+from tests.real.harness.waiting import eventually
+from tests.sources.following import QUICK, Followed, refs
+from xds.kube import crds
+from xds.kube.api import KubeApi
+from xds.sources.kubernetes import Kubernetes
+
+USER = "control-plane"
+CORE = "namespaces,serviceaccounts,services,pods,configmaps,endpointslices.discovery.k8s.io"
+OURS = (
+    "policies.authentication.istio.io,meshpolicies.authentication.istio.io,"
+    "peerauthentications.security.istio.io,destinationrules.networking.istio.io"
+)
+PEERS = "peerauthentications.security.istio.io"
+STRICT = {
+    "apiVersion": "security.istio.io/v1",
+    "kind": "PeerAuthentication",
+    "metadata": {"name": "default"},
+    "spec": {"mtls": {"mode": "STRICT"}},
+}
+
+
+async def grant(cluster: Cluster, name: str, resources: str) -> None:
+    """Let the control plane's user read resources."""
+    verbs = "--verb=get,list,watch"
+    await cluster.kubectl("create", "clusterrole", name, verbs, f"--resource={resources}")
+    await cluster.kubectl("create", "clusterrolebinding", name, f"--clusterrole={name}", f"--user={USER}")
+
+
+async def test_process_waits_for_kinds_and_rights(own_cluster: Cluster, tmp_path: Path) -> None:
+    cluster = own_cluster
+    admin = ("create", "clusterrolebinding", USER, "--clusterrole=cluster-admin", f"--user={USER}")
+    await grant(cluster, "core", CORE)
+    await cluster.kubectl("create", "namespace", "istio-system")
+    async with Serving(await cluster.kubeconfig(USER), tmp_path) as serving:
+
+        async def says(*words: str) -> bool:
+            status, said = await serving.ready()
+            assert status == 503
+            assert "waiting for pods" not in said
+            return all(word in said for word in words)
+
+        remedy = 'resources: ["peerauthentications"], verbs: ["get", "list", "watch"]}'
+        missing = "the cluster has no such kind; xds install-crds adds it"
+        await eventually(lambda: says(f"waiting for {PEERS}", missing), timeout=PATIENCE)
+        await crds.install(cluster.api)
+        await eventually(lambda: says(f"waiting for {PEERS}", remedy), timeout=PATIENCE)
+        assert "event=problem" in serving.log.read_text()
+        await cluster.kubectl(*admin)
+        await serving.until_ready()
+
+
+async def test_what_was_known_stays_without_rights_and_kinds(own_cluster: Cluster) -> None:
+    cluster = own_cluster
+    await crds.install(cluster.api)
+    await grant(cluster, "core", CORE)
+    await grant(cluster, "ours", OURS)
+    await cluster.kubectl("create", "namespace", "shop")
+    path = "/apis/security.istio.io/v1/namespaces/shop/peerauthentications"
+    await cluster.api.create(path, STRICT)
+    known = {"PeerAuthentication shop/default"}
+    async with await KubeApi.connect(await cluster.kubeconfig(USER)) as api:
+        source = Kubernetes(api, pace=QUICK)
+        async with Followed(source) as followed:
+
+            def locked() -> bool:
+                return known <= refs(followed.facts)
+
+            await followed.until(lambda: followed.complete and locked())
+
+            await cluster.kubectl("delete", "clusterrolebinding", "ours")
+            cluster.stop_api_server()  # a watch that is open goes on without the right to it
+            await cluster.start_api_server()
+            await followed.until(lambda: PEERS in source.standing() and "be reached" not in source.standing())
+            assert locked()
+            await cluster.kubectl(
+                "create", "clusterrolebinding", "ours", "--clusterrole=ours", f"--user={USER}"
+            )
+            await followed.until(lambda: source.standing() == "")
+            assert locked()
+
+            definition = await cluster.api.get(f"{crds.PATH}/{PEERS}")
+            for served in (False, True):
+                versions = [{**each, "served": served} for each in definition["spec"]["versions"]]
+                await cluster.api.patch(f"{crds.PATH}/{PEERS}", {"spec": {"versions": versions}})
+                await followed.until(lambda served=served: bool(source.standing()) is not served)
+                assert locked()
+
+            # With its definition each object is deleted, one by one.
+            await cluster.api.delete(f"{crds.PATH}/{PEERS}")
+            await followed.until(lambda: PEERS in source.standing())
+            assert not locked()
+            assert source.lacking() == ""

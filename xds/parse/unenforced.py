@@ -1,0 +1,34 @@
+"""Kinds of Istio that would protect or route, and that nothing here enforces: whoever wrote an object of one must know."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_DENIES = "requests that it would deny are allowed"
+_WITHOUT_EFFECT = "it has no effect"
+
+
+@dataclass(frozen=True, slots=True)
+class Unenforced:
+    """A kind that is read only to say that it is not enforced."""
+
+    name: str
+    group: str
+    plural: str
+    versions: tuple[str, ...]
+    consequence: str = _WITHOUT_EFFECT
+    """What it means that its objects are not enforced."""
+
+
+_SECURITY = ("v1beta1", "v1")
+_NETWORKING = ("v1alpha3", "v1beta1", "v1")
+UNENFORCED = (
+    Unenforced("AuthorizationPolicy", "security.istio.io", "authorizationpolicies", _SECURITY, _DENIES),
+    Unenforced("RequestAuthentication", "security.istio.io", "requestauthentications", _SECURITY, _DENIES),
+    Unenforced("Sidecar", "networking.istio.io", "sidecars", _NETWORKING),
+    Unenforced("VirtualService", "networking.istio.io", "virtualservices", _NETWORKING),
+    Unenforced("EnvoyFilter", "networking.istio.io", "envoyfilters", ("v1alpha3",)),
+    Unenforced("ClusterRbacConfig", "rbac.istio.io", "clusterrbacconfigs", ("v1alpha1",), _DENIES),
+    Unenforced("ServiceRole", "rbac.istio.io", "serviceroles", ("v1alpha1",), _DENIES),
+    Unenforced("ServiceRoleBinding", "rbac.istio.io", "servicerolebindings", ("v1alpha1",), _DENIES),
+)
