@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import grpc
 import grpc.aio
+import pytest
 
 from tests.hostile.harness import FETCH_CLUSTERS, MIB, NODE, Target
 from tests.real.harness.waiting import eventually
@@ -60,9 +61,10 @@ async def _is_served(target: Target, name: str) -> None:
     async def served() -> bool:
         return f"outbound|81||{name}.shop".encode() in await _clusters(target)
 
-    await eventually(served, timeout=120, what=f"Service {name} is served\n{target.tail(3)}")
+    await eventually(served, timeout=60, what=f"Service {name} is served\n{target.tail(3)}")
 
 
+@pytest.mark.timeout(240)
 async def test_good_objects_are_served_beside_hostile_manifests(tmp_path) -> None:
     async with Target(tmp_path) as target:
         async with target.watched() as cost:

@@ -128,7 +128,7 @@ def many(value: Any, junk: Any, size: int) -> Any:
 GROWN = st.tuples(st.sampled_from([*OBJECTS, MESH]), st.integers(min_value=0), JUNK | st.just({"a": 1}))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(GROWN)
 def test_twice_the_object_takes_twice_the_steps(grown: tuple[Any, int, Any]) -> None:
     good, number, junk = grown

@@ -95,14 +95,14 @@ UNITS = [
 TEXTS = st.lists(st.sampled_from(UNITS), max_size=8).map("".join)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(TEXTS, TEXTS.filter(bool), TEXTS, st.booleans())
 def test_twice_the_text_takes_twice_the_steps(before: str, pump: str, after: str, json: bool) -> None:
     texts = {size: before + pump * size + after for size in (100, 200, 400)}
     assert_linear(lambda size: read(texts[size], json=json), 100)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.sampled_from([SERVICE, POD, RULE]), TEXTS.filter(bool), st.integers(min_value=0))
 def test_twice_the_text_within_an_object_takes_twice_the_steps(good: str, pump: str, at: int) -> None:
     at %= len(good)

@@ -395,3 +395,18 @@ async def test_objects_that_are_not_enforced_are_warnings(server: FakeApiServer,
         await restarted.until(lambda: restarted.complete and unread in str(restarted.said(notices=True)))
         server.faults.clear()
         await restarted.until(lambda: len(restarted.said()) == 1)
+
+
+async def test_an_object_of_a_hundred_thousand_unknown_fields_adds_a_few_notices(
+    server: FakeApiServer, api: KubeApi
+) -> None:
+    policy = {"connectionPool": {f"field{number}": 1 for number in range(100_000)}}
+    spec = {"host": "web.shop.svc.cluster.local", "trafficPolicy": policy}
+    meta = {"name": "web", "namespace": "shop"}
+    await put(server, {"kind": "DestinationRule", "metadata": meta, "spec": spec})
+    async with Followed(Kubernetes(api, pace=QUICK)) as followed:
+        await followed.until(lambda: followed.complete)
+        assert Ref("DestinationRule", "shop", "web") in followed.facts
+        notices = [p for p in followed.source.problems if p.where == "DestinationRule shop/web"]
+        assert 1 < len(notices) < 10
+        assert sum(len(str(notice)) for notice in notices) < 2000
