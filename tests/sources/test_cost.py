@@ -302,10 +302,12 @@ def test_many_changes_of_a_large_text_are_made_quickly() -> None:
 
 def test_a_file_lists_its_first_problems_and_counts_the_others(tmp_path: Path) -> None:
     limit = files.MAX_PROBLEMS
-    (tmp_path / "bad.yaml").write_text("--- [\n" * 500 + "---\nkind: 1\n" * 500)
-    (tmp_path / "jobs.yaml").write_text("---\n{apiVersion: batch/v1, kind: Job, metadata: {name: a}}\n" * 500)
-    (tmp_path / "pod.yaml").write_text(POD)
-    report = Folder(tmp_path).load()
+    folder = Folder(tmp_path)
+    folder.load()
+    place(tmp_path / "bad.yaml", "--- [\n" * 500 + "---\nkind: 1\n" * 500)
+    place(tmp_path / "jobs.yaml", "---\n{apiVersion: batch/v1, kind: Job, metadata: {name: a}}\n" * 500)
+    place(tmp_path / "pod.yaml", POD)
+    report = folder.load()
     assert len(report.change.applied) == 1
     assert len(report.problems) == 2 * (limit + 1)
     assert str(report.problems[limit]) == (

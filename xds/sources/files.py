@@ -268,8 +268,8 @@ def _unknown(
 def _told(files: Mapping[Path, _File], held: Mapping[Ref, _Held]) -> Iterator[Problem]:
     """Yield what is wrong with each file and its objects; of those that fail closed, also what that means."""
     for path, file in files.items():
+        yield from file.problems
         problems = Problems(MAX_PROBLEMS)
-        problems.add(file.problems)
         for parsed in file.objects:
             in_force = held.get(parsed.ref) if parsed.ref else None
             closed = in_force and in_force.fails_closed and in_force.path == path
