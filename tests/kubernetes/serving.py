@@ -90,13 +90,17 @@ class Serving:
             return await response.text()
 
     async def until_ready(self, text: str = "ready") -> str:
-        """Wait until /ready answers 200 with a text that this pattern matches as a whole; return it."""
+        """Wait until /ready answers 200 with a first line that this pattern matches as a whole; return it.
+
+        What follows are warnings.
+        """
 
         async def asked() -> str:
             status, said = await self.ready()
             assert status == 200, f"{status}: {said}\n{self.log.read_text()}"
-            assert re.fullmatch(text, said), f"{said}\n{self.log.read_text()}"
-            return said
+            first = said.partition("\n")[0]
+            assert re.fullmatch(text, first), f"{said}\n{self.log.read_text()}"
+            return first
 
         return str(await eventually(asked, timeout=PATIENCE, what=f"/ready says {text!r}"))
 
