@@ -339,7 +339,7 @@ def test_r12_only_what_was_rejected_by_itself_is_sent_again_once_it_changes(shor
         ", : : : : : : : : : : : : : : : : : : : : ",
         ", outbound|8080||service",
         "outbound|8080||service-77.ns.svc.cluster.loca",
-        "0 1 2 3 4 5 6 7 8 9 outbound 8080 service ns svc cluster local",
+        "0 1 2 3 4 5 6 7 8 9 outbound 8080 service ns svc cluster local ",
     ],
 )
 def test_time_for_a_rejection_is_linear_in_its_message(text):

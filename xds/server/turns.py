@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
@@ -41,13 +42,12 @@ class Pace:
 
     @contextmanager
     def working(self, client: Hashable, besides: float = 0.0) -> Iterator[None]:
-        """Charge a client for the time that a block takes, which has no `await` in it, and for some seconds `besides`."""
-        clock = asyncio.get_running_loop().time
-        began = clock()
+        """Charge a client for the CPU time that a block takes, which has no `await` in it, and for some seconds `besides`."""
+        began = time.thread_time()  # What other processes take is not the client's fault.
         try:
             yield
         finally:
-            self.charge(client, clock() - began + besides)
+            self.charge(client, time.thread_time() - began + besides)
 
     def opening(self, client: Hashable) -> asyncio.Semaphore:
         """Return what to hold while a client's first request on a stream is read and parsed."""
