@@ -14,6 +14,7 @@ from xds.descriptors import encoded
 from xds.hub import Hub
 from xds.metrics.streams import label
 from xds.model import Problem
+from xds.parse import UNENFORCED
 from xds.server import DiscoveryService
 
 
@@ -145,6 +146,7 @@ class Problems(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Tell."""
+        counted = self._unenforced()
         counts = Counter("notice" if problem.notice else "problem" for problem in self._problems())
         yield _by(
             GaugeMetricFamily(
@@ -160,7 +162,7 @@ class Problems(Collector):
                 "Objects of kinds that the control plane does not enforce, such as AuthorizationPolicy.",
                 labels=("kind",),
             ),
-            (((kind,), count) for kind, count in sorted(self._unenforced().items())),
+            (((kind.name,), counted.get(kind.name, 0)) for kind in UNENFORCED),
         )
         yield GaugeMetricFamily(
             "xds_source_behind_seconds",
