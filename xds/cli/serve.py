@@ -207,7 +207,9 @@ def serve(
                 )
             return await run(source, prepare, at, max_connection_age=max_connection_age or None)
 
-    at = Addresses(xds=where["--xds-address"], admin=admin, rest=where.get("--rest-address"))
+    at = Addresses(
+        xds=where["--xds-address"], admin=admin, rest=where.get("--rest-address"), names=tls_names or ()
+    )
     logs.configure()
     warm()
     raise typer.Exit(asyncio.run(serving()))

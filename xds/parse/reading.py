@@ -29,10 +29,17 @@ _DURATION = re.compile(r"(?:\d+(?:\.\d*)?|\.\d+)(?:h|ms|m|s|us|µs|ns)")
 _SECONDS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 _SHOWN = 60
 """How much of a wrong value a message repeats."""
+MAX_SUGGESTION_LENGTH = 64
+"""Characters of the longest word that is compared: comparing takes time by the square of the length."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Say which known word was probably meant: `did you mean ...?`, or nothing."""
+    """Say which known word was probably meant: `did you mean ...?`, or nothing.
+
+    A word of more than MAX_SUGGESTION_LENGTH characters is not compared.
+    """
+    if len(word) > MAX_SUGGESTION_LENGTH:
+        return ""
     spelled = {candidate.lower(): candidate for candidate in known}
     found = difflib.get_close_matches(word.lower(), spelled, n=1, cutoff=0.65)
     return f"did you mean {spelled[found[0]]}?" if found else ""

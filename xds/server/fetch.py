@@ -52,6 +52,7 @@ async def fetch(
     peer: str,
     caller: Any = None,
     patience: float = PATIENCE,
+    keyless: bool = False,
 ) -> Fetched:
     """Answer a DiscoveryRequest for the resources and collections that it names, or for all of the type if it names none, or `*`.
 
@@ -65,7 +66,7 @@ async def fetch(
         raise RequestError(f"this is for {type_url} only, not for {request.type_url}")
     wanted = Subscription(legacy=True)
     wanted.replace(request.names)
-    info = StreamInfo(peer=peer, variant=Variant.SOTW, type_url=type_url, caller=caller)
+    info = StreamInfo(peer=peer, variant=Variant.SOTW, type_url=type_url, caller=caller, keyless=keyless)
     try:
         subscriber = proxies.connect(request.node, info)
         try:
