@@ -61,9 +61,9 @@ class CpuShare:
     """CPU time that one client may use: a burst, and then a share of one core."""
 
     BURST = 1.0
-    """CPU seconds that a client may use at once: over a thousand ordinary requests, such as a rollout of that many pods."""
+    """CPU seconds that a client may use at once: the admission of 500 pods, each on a TLS connection of its own."""
     SHARE = 0.1
-    """Share of one core that a client may use continuously: 100 ordinary requests a second."""
+    """Share of one core that a client may use continuously: 50 such admissions a second."""
 
     def __init__(self) -> None:
         self._used = 0.0

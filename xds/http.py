@@ -42,6 +42,8 @@ REQUEST_TIMEOUT = 12.0
 IDLE_TIMEOUT = 120.0
 """Seconds between two requests of a connection. Go clients, such as the API server, close idle connections after 90 s themselves:
 if the server did so first, a request that is just being sent would fail."""
+SHUTDOWN_TIMEOUT = 3.0
+"""Seconds for requests to end when the listener stops, and again for their connections."""
 THROTTLE_TIMEOUT = 2.0
 """Seconds that a request waits for CPU time of its address; 429 if that is not enough."""
 
@@ -60,7 +62,7 @@ _MAX_DIGITS = 32
 
 CONNECTION_COST = 0.0005
 """CPU seconds that are charged for a connection,"""
-HANDSHAKE_COST = 0.002
+HANDSHAKE_COST = 0.001
 """for a TLS handshake,"""
 REQUEST_COST = 0.0005
 """for a request,"""
@@ -89,7 +91,7 @@ class Client:
 
     def __init__(self, address: str) -> None:
         self.address = address
-        self.sockets: dict[socket.socket, None] = {}
+        self.connections: dict[_Connection, None] = {}
         """Its connections, oldest first."""
         self.share = CpuShare()
 
@@ -97,15 +99,25 @@ class Client:
 class _Connection(asyncio.Protocol):
     """Passes a connection's events to aiohttp, and aborts the connection if its next step takes too long."""
 
-    def __init__(self, client: Client, http: asyncio.Protocol) -> None:
+    def __init__(self, client: Client, accepted: socket.socket, http: asyncio.Protocol) -> None:
         self.client = client
+        self.socket = accepted
         self._http = http
+        client.connections[self] = None
         self._loop = asyncio.get_running_loop()
         self._is_idle = False
         self._timer: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport | None = None
         self.lost = self._loop.create_future()
         """Done when the connection is closed."""
+
+    def abort(self) -> None:
+        """Close the connection, whatever it is doing."""
+        if self._transport:
+            self._transport.abort()
+        else:  # Its first byte, or its TLS handshake, is awaited: that ends with its input.
+            with suppress(OSError):
+                self.socket.shutdown(socket.SHUT_RDWR)
 
     def begin_request(self) -> None:
         self._is_idle = False
@@ -180,7 +192,7 @@ class HttpListener:
             access_log=None,
             logger=_Log(logging.getLogger("aiohttp.server")),
             handler_cancellation=True,
-            shutdown_timeout=REQUEST_TIMEOUT,
+            shutdown_timeout=SHUTDOWN_TIMEOUT,
             keepalive_timeout=2 * IDLE_TIMEOUT,  # _Connection has the timeouts.
             lingering_time=1.0,
             auto_decompress=False,
@@ -196,7 +208,7 @@ class HttpListener:
         self._max_per_address = max_per_address
         self._sockets: list[socket.socket] = []
         self._clients: dict[str, Client] = {}
-        self._connections: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._next_log = 0.0
         self.port = 0
         """Port that it listens on, after `start`."""
@@ -227,15 +239,17 @@ class HttpListener:
             listening.close()
         self._sockets.clear()
         await self._runner.cleanup()
-        for task in self._connections:
-            task.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
+        # The rest has not sent a request, or does not read.
+        for client in self._clients.values():
+            for connection in client.connections:
+                connection.abort()
+        await asyncio.gather(*self._tasks)
 
     def _accept(self, listening: socket.socket) -> None:
         """Accept one connection. The event loop calls this again, after its other work, while there are more."""
         loop = asyncio.get_running_loop()
         try:
-            connection, address = listening.accept()
+            accepted, address = listening.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return
         except OSError as error:
@@ -243,15 +257,14 @@ class HttpListener:
             loop.call_later(ACCEPT_RETRY_DELAY, self._resume, listening)
             self._log_refusal("cannot accept connections", problem=str(error))
             return
-        connection.setblocking(False)
+        accepted.setblocking(False)
         client = self._admit(address[0])
         if client is None or self._runner.server is None:
-            connection.close()
+            accepted.close()
             return
-        client.sockets[connection] = None
-        task = loop.create_task(self._serve(connection, client, self._runner.server))
-        self._connections.add(task)
-        task.add_done_callback(self._connections.discard)
+        task = loop.create_task(self._serve(_Connection(client, accepted, self._runner.server())))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _resume(self, listening: socket.socket) -> None:
         if listening in self._sockets:
@@ -260,11 +273,11 @@ class HttpListener:
     def _admit(self, address: str) -> Client | None:
         """Charge an address for a connection; None if it may not have one."""
         now = asyncio.get_running_loop().time()
+        if address not in self._clients and len(self._clients) >= MAX_ADDRESSES:
+            self._forget_addresses(now)
         client = self._clients.pop(address, None) or Client(address)
         self._clients[address] = client  # The last that is forgotten.
-        if len(self._clients) > MAX_ADDRESSES:
-            self._forget_addresses(now)
-        if len(client.sockets) >= self._max_per_address:
+        if len(client.connections) >= self._max_per_address:
             self._log_refusal(
                 "connection refused", client=address, limit=f"{self._max_per_address} for one address"
             )
@@ -273,17 +286,16 @@ class HttpListener:
             self._log_refusal("connection refused", client=address, limit=_SHARE)
             return None
         client.share.charge(HANDSHAKE_COST if self._tls else CONNECTION_COST, now)
-        if sum(len(each.sockets) for each in self._clients.values()) >= self._max_connections:
-            largest = max(self._clients.values(), key=lambda each: len(each.sockets))
-            oldest = next(iter(largest.sockets))
-            del largest.sockets[oldest]
-            with suppress(OSError):
-                oldest.shutdown(socket.SHUT_RDWR)
+        if sum(len(each.connections) for each in self._clients.values()) >= self._max_connections:
+            largest = max(self._clients.values(), key=lambda each: len(each.connections))
+            oldest = next(iter(largest.connections))
+            del largest.connections[oldest]
+            oldest.abort()
             self._log_refusal("connection closed", client=largest.address, limit=self._max_connections)
         return client
 
     def _forget_addresses(self, now: float) -> None:
-        idle = [client for client in self._clients.values() if not client.sockets]
+        idle = [client for client in self._clients.values() if not client.connections]
         unused = [client for client in idle if client.share.has_recovered(now)] or idle[: MAX_ADDRESSES // 8]
         for client in unused:
             del self._clients[client.address]
@@ -294,25 +306,27 @@ class HttpListener:
             self._next_log = now + LOG_INTERVAL
             log.warning(event, port=self.port, **about)
 
-    async def _serve(self, accepted: socket.socket, client: Client, server: web.Server) -> None:
+    async def _serve(self, connection: _Connection) -> None:
         try:
-            await _readable(accepted)
-            connection = _Connection(client, server())
+            try:
+                await _readable(connection.socket)
+            except TimeoutError:
+                connection.socket.close()  # Later, its transport closes it.
+                return
             await asyncio.get_running_loop().connect_accepted_socket(
                 lambda: connection,
-                accepted,
+                connection.socket,
                 ssl=self._tls,
                 ssl_handshake_timeout=TLS_HANDSHAKE_TIMEOUT if self._tls else None,
                 ssl_shutdown_timeout=TLS_HANDSHAKE_TIMEOUT if self._tls else None,
             )
             await connection.lost
-        except (OSError, TimeoutError) as error:
+        except OSError as error:
             # The client disconnected, or does not speak TLS. The traceback is part of a cycle that would keep 0.3 MB for each
             # such connection until the next full garbage collection.
             error.__traceback__ = None
         finally:
-            accepted.close()
-            client.sockets.pop(accepted, None)
+            connection.client.connections.pop(connection, None)
 
 
 async def _readable(accepted: socket.socket) -> None:

@@ -5,13 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
-import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
-
-from xds.fair import CpuShare
 
 HONEST = "127.0.0.1"
 
@@ -116,34 +113,20 @@ def review(pod: Any) -> bytes:
     ).encode()
 
 
-class Flood:
-    """Ten clients that ask again and again until the server refuses one, or for a few seconds on a machine that is too busy."""
+async def until_limited(ask: Callable[[], Awaitable[int]]) -> Counter[int]:
+    """Ask again and again, from ten clients, until one is refused; return the number of answers by status.
 
-    def __init__(self, seconds: float = 8.0) -> None:
-        self.answers = Counter[int]()
-        """Answers by status; 0: the connection was refused."""
-        self.seconds = 0.0
-        self._limit = seconds
+    Args:
+        ask: returns the status of the answer. OSError: the connection was refused, which counts as status 0.
+    """
+    answers = Counter[int]()
 
-    async def run(self, ask: Callable[[], Awaitable[int]]) -> None:
-        """Attack; `ask` returns a status. OSError: the connection was refused."""
-        began = time.monotonic()
-        await asyncio.gather(*(self._attack(ask, began + self._limit) for _ in range(10)))
-        self.seconds = time.monotonic() - began
-
-    async def _attack(self, ask: Callable[[], Awaitable[int]], until: float) -> None:
-        while not self.was_limited and time.monotonic() < until:
+    async def attack() -> None:
+        while not (answers[0] or answers[429]) and answers[200] < 3000:
             try:
-                self.answers[await ask()] += 1
+                answers[await ask()] += 1
             except OSError:
-                self.answers[0] += 1
+                answers[0] += 1
 
-    @property
-    def was_limited(self) -> bool:
-        """Whether the server refused a request or connection."""
-        return bool(self.answers[0] or self.answers[429])
-
-    @property
-    def allowed(self) -> float:
-        """CPU seconds that the server may have used by now, with a margin for its honest clients."""
-        return CpuShare.BURST + CpuShare.SHARE * self.seconds + 1.0
+    await asyncio.gather(*(attack() for _ in range(10)))
+    return answers

@@ -1,4 +1,8 @@
-"""A webhook in a process of its own, for attacks: prints its port and CA as JSON, and serves until its input ends."""
+"""A webhook and an admin port in a process of their own, for attacks.
+
+Prints their ports and the CA as JSON, then the event loop's lag, and serves until its input ends. An argument divides the CPU
+time that an address may use: so a test need not use up all of it.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,10 @@ import sys
 from datetime import UTC, datetime
 
 import structlog
+from prometheus_client import generate_latest
 
+from xds.admin import AdminServer
+from xds.fair import CpuShare
 from xds.identity.ca import Authority
 from xds.identity.keys import PrivateKey
 from xds.inject import Settings
@@ -20,16 +27,23 @@ NAME = "xds.istio-system.svc"
 async def main() -> None:
     """Serve until the standard input ends."""
     structlog.configure(logger_factory=structlog.WriteLoggerFactory(sys.stderr))
+    divisor = float(sys.argv[1])
+    CpuShare.BURST /= divisor
+    CpuShare.SHARE /= divisor
     now = datetime.now(UTC)
     ca = Authority.create(PrivateKey.generate(), "cluster.local", now)
     server = WebhookServer(Settings, lambda: ca.issue_server([NAME], now), "127.0.0.1", 0)
     task = asyncio.create_task(server.run())
+    admin = AdminServer(lambda: None, "127.0.0.1", 0, metrics=lambda _: (generate_latest(), "text/plain"))
+    await admin.start()
     await server.listening.wait()
-    print(json.dumps({"port": server.port, "ca": ca.certificate_pem.decode()}), flush=True)
+    ports = {"port": server.port, "admin": admin.port}
+    print(json.dumps(ports | {"ca": ca.certificate_pem.decode()}), flush=True)
     lags = asyncio.create_task(_lag())
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
     lags.cancel()
     task.cancel()
+    await admin.stop()
     await asyncio.gather(task, lags, return_exceptions=True)
 
 

@@ -83,8 +83,8 @@ def serve(
         typer.Option(
             "--rest-address",
             metavar="HOST:PORT",
-            help="Where the same is served to who polls with HTTP and JSON (POST /v3/discovery:clusters and so on). "
-            "Off unless said.",
+            help="Where the same is served to who polls with HTTP and JSON (POST /v3/discovery:clusters and so on), "
+            "but for private keys. Off unless said.",
             show_default=False,
         ),
     ] = None,
