@@ -44,9 +44,13 @@ class FairSlots:
                 self._assign()
 
     def _assign(self) -> None:
-        for client in list(self._waiting) if self._free else ():
+        for client in list(self._waiting):
+            if not self._free:
+                return
+            if self._held[client] >= self._per_client:
+                continue
             turns = self._waiting.pop(client)
-            while turns and self._free and self._held[client] < self._per_client:
+            while turns:
                 turn = turns.popleft()
                 if not turn.done():  # The client may have given up.
                     turn.set_result(None)

@@ -366,19 +366,24 @@ def client_of(request: web.Request) -> Client:
 @web.middleware
 async def _limited(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Answer a request in time, and at a rate that its client's share of CPU time allows."""
-    connection = _connection(request)
-    connection.begin_request()
     try:
-        await _throttle(connection.client.share)
-        response = await handler(request)
-    except web.HTTPException as error:
-        await _write(request, error)
-        raise
-    else:
-        await _write(request, response)
-        return response
-    finally:
-        connection.end_request()
+        connection = _connection(request)
+        connection.begin_request()
+        try:
+            await _throttle(connection.client.share)
+            response = await handler(request)
+        except web.HTTPException as error:
+            await _write(request, error)
+            raise
+        else:
+            await _write(request, response)
+            return response
+        finally:
+            connection.end_request()
+    except (
+        ConnectionError
+    ):  # The client disconnected: for aiohttp, an error of the handler, and a traceback in the log.
+        return web.Response()
 
 
 async def _throttle(share: CpuShare) -> None:

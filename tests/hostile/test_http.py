@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 
 from tests.hostile.attackers import HONEST, connected, get, many, post
-from tests.hostile.harness import MESH, MIB, NODE, Target, _memory
+from tests.hostile.harness import MESH, MIB, NODE, Target, _descriptors, _memory
 from tests.real.harness.loopback import free_port
 
 CLUSTERS = "/v3/discovery:clusters"
@@ -63,7 +63,6 @@ async def test_idle_connections_lock_nobody_out(target: Web) -> None:
             assert (await target.poll(CLUSTERS))[0] == 200
         async with target.channel(target.token(pod="web-1")) as channel:
             await asyncio.wait_for(channel.channel_ready(), 10)
-    print("NUMBERS", cost)
     assert not cost.failures
     assert cost.descriptors < 400
     assert cost.log_lines < 20
@@ -79,6 +78,25 @@ async def test_connections_beyond_the_limit_of_an_address_are_closed(target: Web
         for task in closed:
             task.cancel()
         await asyncio.gather(*closed, return_exceptions=True)
+
+
+async def test_lack_of_descriptors_is_logged_once(target: Web) -> None:
+    """Before: 8,000 lines a second, as asyncio logs each accept that fails and then tries 128 times at once."""
+    lines, (soft, hard) = (
+        target.log.read_bytes().count(b"\n"),
+        resource.prlimit(target.pid, resource.RLIMIT_NOFILE),
+    )
+    async with many(target.admin, ["127.0.0.84"], 5):
+        assert await target.get("/healthz") == (200, b"ok\n")
+        resource.prlimit(target.pid, resource.RLIMIT_NOFILE, (_descriptors(target.pid), hard))
+        try:
+            async with many(target.admin, ["127.0.0.85"], 20), asyncio.timeout(10):
+                while b"cannot accept connections" not in target.log.read_bytes():
+                    await asyncio.sleep(0.05)
+        finally:
+            resource.prlimit(target.pid, resource.RLIMIT_NOFILE, (soft, hard))
+        assert await target.get("/healthz") == (200, b"ok\n")
+    assert target.log.read_bytes().count(b"\n") - lines < 10
 
 
 SLOW = {
@@ -114,9 +132,11 @@ async def test_slow_clients_are_disconnected(target: Web) -> None:
                 with suppress(TimeoutError, ConnectionError):
                     await asyncio.wait_for(connection.reader.read(1 << 16), 0.5)
 
+    lines = target.log.read_bytes().count(b"\n")
     attacks = {name: asyncio.create_task(attack(start)) for name, start in SLOW.items()}
     await asyncio.wait(attacks.values(), timeout=25)
     assert [name for name, task in attacks.items() if not task.done()] == []
+    assert target.log.read_bytes().count(b"\n") - lines < 10
     await asyncio.gather(*attacks.values())
 
 
@@ -144,7 +164,6 @@ async def test_large_headers_cost_little_memory(target: Web) -> None:
                     if number == 31:
                         await asyncio.wait_for(connection.reader.read(1), 10)
         assert await target.get("/healthz") == (200, b"ok\n")
-        print("NUMBERS", _memory(target.pid) - before)
         assert _memory(target.pid) - before < 96 * MIB
 
 
