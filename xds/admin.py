@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
+import time
 from collections.abc import Callable, Collection
 from typing import TypeAlias
 
 from aiohttp import web
 
-from xds.http import listen
+from xds.http import HttpListener, client_of
 from xds.model import Problem
 
 MAX_WARNINGS = 20
@@ -43,7 +45,7 @@ class AdminServer:
         self._warnings = warnings
         self._host = host
         self._port = port
-        self._runner: web.AppRunner | None = None
+        self._listener: HttpListener | None = None
         self.port = 0
         """The port that it listens on, once started; of use when the choice was left with port 0."""
 
@@ -54,18 +56,23 @@ class AdminServer:
         app.router.add_get("/ready", self._readiness)
         if self._metrics:
             app.router.add_get("/metrics", self._counted)
-        self._runner = await listen(app, self._host, self._port)
-        self.port = self._runner.addresses[0][1]
+        listener = HttpListener(app, self._host, self._port)
+        await listener.start()
+        self._listener = listener
+        self.port = listener.port
 
     async def stop(self) -> None:
         """Stop listening."""
-        if self._runner:
-            await self._runner.cleanup()
-            self._runner = None
+        if self._listener:
+            await self._listener.stop()
+            self._listener = None
 
     async def _counted(self, request: web.Request) -> web.Response:
         assert self._metrics  # noqa: S101 - else there is no such path
+        began = time.thread_time()
         body, content_type = self._metrics(request.headers.get("Accept", ""))
+        loop = asyncio.get_running_loop()
+        client_of(request).share.charge(time.thread_time() - began, loop.time())
         return web.Response(body=body, headers={"Content-Type": content_type})
 
     async def _healthz(self, _: web.Request) -> web.Response:

@@ -66,7 +66,7 @@ class Hub:
     """What is known, and who is connected; tells each proxy what it should have.
 
     A stream whose caller is known (`xds.auth`) may speak only for what it proved, and ends when that is so no longer. One
-    in plaintext may speak for any pod, and gets a private key only if `serve_keys`.
+    in plaintext may speak for any pod, and gets a private key only if `serve_keys`, and not by REST.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class Hub:
             raise Refused(grpc.StatusCode.PERMISSION_DENIED, reason)
         subscriber = Subscriber(node, stream)
         subscriber.client = client_of(caller, key, is_known=self.mesh.pod(*key) is not None)
-        if not self._may_have_key(subscriber) and key not in self._streams:
+        if not (self._may_have_key(subscriber) or stream.keyless or key in self._streams):
             log.warning("proxy gets no certificate", proxy=node.id, secret=CERTIFICATE, reason=NO_KEY)
         self._streams.setdefault(key, set()).add(subscriber)
         self.rolling.connected(subscriber, _clock())
@@ -396,7 +396,8 @@ class Hub:
                 subscriber.publish(found, changed_at)
 
     def _may_have_key(self, subscriber: Subscriber) -> bool:
-        return self._serve_keys or subscriber.stream.caller is not None
+        stream = subscriber.stream
+        return stream.caller is not None or (self._serve_keys and not stream.keyless)
 
     async def _translate(
         self, pod: Pod, secrets: tuple[Resource, ...], *, droppable: bool

@@ -9,6 +9,7 @@ import asyncio
 import json
 import os
 import ssl
+import time
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -19,12 +20,14 @@ from typing import Any, TypeAlias
 import structlog
 from aiohttp import web
 
-from xds.http import listen
+from xds.fair import FairThread
+from xds.http import BodyReader, HttpListener, client_of, read_json
 from xds.identity.ca import Leaf
 from xds.identity.keys import IdentityError
-from xds.inject import Injection, Settings, difference, inject
-from xds.model import printable
+from xds.inject import MAX_PROBLEMS, Injection, Settings, difference, inject
+from xds.model import Problem, printable
 from xds.parse import dotted
+from xds.parse.reading import shown
 
 Json: TypeAlias = dict[str, Any]
 
@@ -34,18 +37,22 @@ API_VERSION = "admission.k8s.io/v1"
 PATH = "/inject"
 RESULTS = ("injected", "left", "refused", "malformed")
 """What becomes of a request; `left`: the pod stays as it is."""
-MOST_BYTES = 8 << 20
-"""Of a request: the API server takes objects of 3 MiB, and wraps them."""
-PATIENCE = 10.0
-"""Seconds that a request may take to come in: what the API server waits for the answer at most, as we are installed."""
-LARGE = 64 << 10
-"""Bytes of a request that is answered in a thread, one at a time: the largest take seconds, in which no sidecar would be served."""
-LARGE_IN_MEMORY = 8
-"""How many of these are read at the same time."""
+MAX_BODY = 3 << 20
+"""Bytes of a request: the API server does not accept larger objects. etcd's limit for what it stores is half of that."""
+MAX_CONNECTIONS = 192
+"""Connections, of 0.4 MB each."""
+MAX_CONNECTIONS_PER_ADDRESS = 128
+"""Connections of one API server, which uses one for each pod that is being created at that moment."""
+QUEUE_TIMEOUT = 5.0
+"""Seconds that a request waits for its turn. The API server waits 10 s for the answer, as `xds install` configures it."""
+LOG_LINES = 100
+"""Log lines about pods,"""
+LOG_PERIOD = 10.0
+"""in this many seconds: clients without a credential can cause them."""
 _LONGEST_WARNING = 256
 """Characters; the API server cuts what is longer, and others besides."""
-_MOST_PROBLEMS = 16
-"""That are told of a pod: one may have a hundred thousand."""
+_LONGEST_NAME = 253
+"""Characters of a pod's name, as Kubernetes allows."""
 _LONGEST_REFUSAL = 4096
 """Characters of what is told to who creates a pod that cannot have a sidecar."""
 _AGAIN = 60.0
@@ -82,9 +89,11 @@ class WebhookServer:
         self._answers = Counter[str]() if answers is None else answers
         self._now = now
         self._tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        self._tls.options |= ssl.OP_NO_RENEGOTIATION
         self._rotated = asyncio.Event()
-        self._few_large = asyncio.Semaphore(LARGE_IN_MEMORY)
-        self._one_large = asyncio.Semaphore(1)
+        self._bodies = BodyReader(MAX_BODY)
+        self._thread = FairThread()
+        self._log_quota = _LogQuota()
         self.port = 0
         """The port that it listens on; 0 until it does."""
         self.listening = asyncio.Event()
@@ -95,12 +104,20 @@ class WebhookServer:
 
     async def run(self) -> None:
         """Serve, and renew the certificate, until cancelled. OSError: the address cannot be had."""
-        app = web.Application(client_max_size=MOST_BYTES)
+        app = web.Application(client_max_size=MAX_BODY)
         app.router.add_post(PATH, self._inject)
         wait = self._renew()
-        runner = await listen(app, self._host, self._port, tls=self._tls)
+        listener = HttpListener(
+            app,
+            self._host,
+            self._port,
+            tls=self._tls,
+            max_connections=MAX_CONNECTIONS,
+            max_per_address=MAX_CONNECTIONS_PER_ADDRESS,
+        )
+        await listener.start()
         try:
-            self.port = runner.addresses[0][1]
+            self.port = listener.port
             self.listening.set()
             log.info("webhook is listening", port=self.port)
             while True:
@@ -111,7 +128,7 @@ class WebhookServer:
                 wait = self._renew()
         finally:
             self.listening.clear()
-            await runner.cleanup()
+            await listener.stop()
 
     def _renew(self) -> float:
         """Take a fresh certificate for connections from now on; return for how many seconds."""
@@ -124,55 +141,49 @@ class WebhookServer:
         return max(_AGAIN, (leaf.renew_at - self._now()).total_seconds())
 
     async def _inject(self, request: web.Request) -> web.Response:
-        if (request.content_length or MOST_BYTES) <= LARGE:
-            return await self._respond(request)
+        client = client_of(request)
+        settings = self._settings()
         try:
-            async with asyncio.timeout(PATIENCE):
-                await self._few_large.acquire()
+            async with self._bodies.read(request) as body, asyncio.timeout(QUEUE_TIMEOUT):
+                result, text = await self._thread.run(
+                    client.address, client.share, lambda: _answered(body, settings, self._log_quota.take)
+                )
         except TimeoutError:
-            return _too_many()
-        try:
-            return await self._respond(request)
-        finally:
-            self._few_large.release()
-
-    async def _respond(self, request: web.Request) -> web.Response:
-        try:
-            async with asyncio.timeout(PATIENCE):
-                body = await request.read()
-        except TimeoutError:
+            raise web.HTTPServiceUnavailable(
+                text=f"the request was not answered in {QUEUE_TIMEOUT:.0f} s; try again\n"
+            ) from None
+        except web.HTTPException:
             self._answers["malformed"] += 1
-            return web.Response(status=408, text="the request did not come in time\n")
-        try:
-            result, text = await self._answered(body)
+            raise
         except (ValueError, RecursionError) as error:
             self._answers["malformed"] += 1
-            # Whoever may reach this port may send anything: it is told, and nobody else needs to know.
-            return web.Response(status=400, text=f"{printable(str(error))[:_LONGEST_REFUSAL]}\n")
-        except TimeoutError:
-            return _too_many()
+            # Clients without a credential can send anything: the client is told, and the log is not.
+            return web.Response(status=400, text=f"{printable(str(error)[:_LONGEST_REFUSAL])}\n")
         self._answers[result] += 1
         return web.Response(body=text, content_type="application/json")
 
-    async def _answered(self, body: bytes) -> tuple[str, bytes]:
-        settings = self._settings()
-        if len(body) <= LARGE:
-            return _answered(body, settings)
-        async with asyncio.timeout(PATIENCE):
-            await self._one_large.acquire()
-        try:
-            return await asyncio.to_thread(_answered, body, settings)
-        finally:
-            self._one_large.release()
+
+class _LogQuota:
+    """Limits log lines about pods; used by one thread at a time."""
+
+    def __init__(self) -> None:
+        self._lines = 0
+        self._began = -LOG_PERIOD
+
+    def take(self) -> bool:
+        """Whether another line may be written."""
+        now = time.monotonic()
+        if now >= self._began + LOG_PERIOD:
+            if self._lines > LOG_LINES:
+                log.warning("log lines about pods dropped", count=self._lines - LOG_LINES)
+            self._lines, self._began = 0, now
+        self._lines += 1
+        return self._lines <= LOG_LINES
 
 
-def _too_many() -> web.Response:
-    return web.Response(status=503, text="there are too many large requests; try again\n")
-
-
-def _answered(body: bytes, settings: Settings) -> tuple[str, bytes]:
+def _answered(body: bytes, settings: Settings, may_log: Callable[[], bool]) -> tuple[str, bytes]:
     """Return what becomes of a request, and the answer. ValueError, RecursionError: it is no request."""
-    response = answer(_review(body)["request"], settings)
+    response = answer(_review(body)["request"], settings, may_log)
     review = {"apiVersion": API_VERSION, "kind": "AdmissionReview", "response": response}
     return _result(response), json.dumps(review).encode()
 
@@ -195,21 +206,25 @@ def _load(tls: ssl.SSLContext, leaf: Leaf) -> None:
 def _review(body: bytes) -> Json:
     """Read an AdmissionReview. ValueError: it is none."""
     try:
-        review = json.loads(body)
-    except ValueError:
-        raise ValueError("the request is no JSON") from None
+        review = read_json(body)
+    except ValueError as error:
+        raise ValueError(f"the request is no JSON that can be read: {error}") from None
     if not isinstance(review, dict) or review.get("kind") != "AdmissionReview":
         raise ValueError(f"the request is no AdmissionReview of {API_VERSION}")
     if review.get("apiVersion") != API_VERSION:
-        raise ValueError(f"the AdmissionReview is of {review.get('apiVersion')!r}, and here of {API_VERSION}")
+        raise ValueError(
+            f"the AdmissionReview is of {shown(review.get('apiVersion'))}, and here of {API_VERSION}"
+        )
     request = review.get("request")
     if not isinstance(request, dict) or not isinstance(request.get("uid"), str) or not request["uid"]:
         raise ValueError("the AdmissionReview has no request with a uid")
     return review
 
 
-def answer(request: Mapping[str, Any], settings: Settings) -> Json:
-    """Return the response to an admission request. ValueError: its object is none."""
+def answer(
+    request: Mapping[str, Any], settings: Settings, may_log: Callable[[], bool] = lambda: True
+) -> Json:
+    """Return the response to an admission request; `may_log` is asked before it is logged. ValueError: its object is none."""
     response: Json = {"uid": request["uid"], "allowed": True}
     resource = request.get("resource")
     if resource != {"group": "", "version": "v1", "resource": "pods"} or request.get("subResource"):
@@ -219,21 +234,21 @@ def answer(request: Mapping[str, Any], settings: Settings) -> Json:
         return response
     if not isinstance(pod, dict):
         raise ValueError("the request creates a pod and has none")  # noqa: TRY004 - the caller's error, as others
-    namespace = str(request.get("namespace") or "")
+    namespace = str(request.get("namespace") or "")[:_LONGEST_NAME]
     subject = f"Pod {namespace}/{_name(pod)}"
     result = inject(pod, settings, namespace=namespace, locate=dotted, subject=subject)
-    _log(subject, result, dry_run=bool(request.get("dryRun")))
+    if may_log():
+        _log(subject, result, dry_run=bool(request.get("dryRun")))
     if result.refused:
-        said = "; ".join(
-            _said(problem.what, problem.hint) for problem in result.problems if not problem.notice
-        )
+        refusals = [problem for problem in result.problems if not problem.notice][:MAX_PROBLEMS]
+        said = "; ".join(_said(problem, _LONGEST_REFUSAL) for problem in refusals)
         status = {"code": 422, "reason": "Invalid", "message": said[:_LONGEST_REFUSAL]}
         return response | {"allowed": False, "status": status}
-    warnings = [_said(problem.what, problem.hint) for problem in result.problems]
+    warnings = [_said(problem, _LONGEST_WARNING) for problem in result.problems[:MAX_PROBLEMS]]
     if result.disappoints:
-        warnings.append(f"{subject} gets no sidecar: {result.left}")
+        warnings.append(f"{subject} gets no sidecar: {result.left}"[:_LONGEST_WARNING])
     if warnings:
-        response["warnings"] = [warning[:_LONGEST_WARNING] for warning in warnings[:_MOST_PROBLEMS]]
+        response["warnings"] = warnings
     if patch := difference(pod, result.pod):
         response |= {"patchType": "JSONPatch", "patch": b64encode(json.dumps(patch).encode()).decode()}
     return response
@@ -242,19 +257,20 @@ def answer(request: Mapping[str, Any], settings: Settings) -> Json:
 def _name(pod: Mapping[str, Any]) -> str:
     meta = pod.get("metadata")
     meta = meta if isinstance(meta, dict) else {}
-    return str(meta.get("name") or meta.get("generateName") or "")
+    return str(meta.get("name") or meta.get("generateName") or "")[:_LONGEST_NAME]
 
 
-def _said(what: str, hint: str) -> str:
-    return printable(f"{what} ({hint})" if hint else what)
+def _said(problem: Problem, longest: int) -> str:
+    text = f"{problem.what} ({problem.hint})" if problem.hint else problem.what
+    return printable(text[:longest])[:longest]
 
 
 def _log(subject: str, result: Injection, *, dry_run: bool) -> None:
     about = {"dry_run": True} if dry_run else {}
     if result.refused:
-        problems = [problem.what for problem in result.problems if not problem.notice]
+        problems = [problem.what[:_LONGEST_WARNING] for problem in result.problems if not problem.notice]
         log.warning(
-            "pod refused", pod=subject.removeprefix("Pod "), problems=problems[:_MOST_PROBLEMS], **about
+            "pod refused", pod=subject.removeprefix("Pod "), problems=problems[:MAX_PROBLEMS], **about
         )
     elif result.left:
         log.debug("pod left as it is", pod=subject.removeprefix("Pod "), reason=result.left, **about)

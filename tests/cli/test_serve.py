@@ -212,9 +212,10 @@ def test_where_others_could_listen_nobody_gets_a_key(folder: Path) -> None:
 
 def poll(port: int, what: str, pod: str, *names: str) -> tuple[int, bytes]:
     request = {"node": {"id": f"sidecar~127.9.0.1~{pod}~shop.svc.cluster.local"}, "resource_names": names}
-    url = f"http://127.0.0.1:{port}/v3/discovery:{what}"
+    url, headers = f"http://127.0.0.1:{port}/v3/discovery:{what}", {"Content-Type": "application/json"}
+    posted = urllib.request.Request(url, json.dumps(request).encode(), headers)
     try:
-        with urllib.request.urlopen(url, json.dumps(request).encode(), timeout=WITHIN) as response:
+        with urllib.request.urlopen(posted, timeout=WITHIN) as response:
             return response.status, response.read()
     except urllib.error.HTTPError as error:
         return error.code, error.read()
@@ -223,9 +224,9 @@ def poll(port: int, what: str, pod: str, *names: str) -> tuple[int, bytes]:
 def test_who_polls_gets_the_same_as_json(folder: Path) -> None:
     port = free_port()
     with serving(folder, "--rest-address", f"127.0.0.1:{port}", "--max-connection-age", 60) as process:
-        status, body = poll(port, "secrets", "web.shop", "default", "ROOTCA")
+        status, body = poll(port, "secrets", "web.shop", "ROOTCA")
         assert status == 200
-        assert [secret["name"] for secret in json.loads(body)["resources"]] == ["ROOTCA", "default"]
+        assert [secret["name"] for secret in json.loads(body)["resources"]] == ["ROOTCA"]
         streamed = process.ask("web.shop", CLUSTER).resources
         status, body = poll(port, "clusters", "web.shop")
         assert len(json.loads(body)["resources"]) == len(streamed) > 0

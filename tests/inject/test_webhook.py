@@ -20,16 +20,16 @@ import jsonpatch
 import pytest
 from prometheus_client import generate_latest
 from structlog.testing import capture_logs
-from yarl import URL
 
 from xds import webhook
+from xds.http import MAX_SMALL_BODY
 from xds.identity.ca import Authority, Leaf
 from xds.identity.keys import IdentityError, PrivateKey
 from xds.inject import Settings, inject
 from xds.metrics.admission import Admissions
 from xds.parse import dotted
 from xds.parse.reading import MAX_PROBLEMS
-from xds.webhook import MOST_BYTES, WebhookServer
+from xds.webhook import MAX_BODY, WebhookServer
 
 NAME = "xds.istio-system.svc"
 POD = {"metadata": {"generateName": "web-"}, "spec": {"containers": [{"name": "web", "image": "web"}]}}
@@ -200,13 +200,10 @@ async def test_a_pod_that_is_none_is_refused(call: Call, spec: Any) -> None:
 
 
 async def test_what_is_too_large_is_refused(call: Call) -> None:
-    assert (await call(b" " * (MOST_BYTES + 1)))[0] == 413
+    assert (await call(b" " * (MAX_BODY + 1)))[0] == 413
 
 
-async def test_what_is_large_is_answered_beside_the_event_loop(
-    call: Call, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It may take seconds, in which no sidecar would be served."""
+async def test_pods_are_read_in_a_thread(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     answer, threads = webhook.answer, []
 
     def note(*args: Any) -> Any:
@@ -214,17 +211,14 @@ async def test_what_is_large_is_answered_beside_the_event_loop(
         return answer(*args)
 
     monkeypatch.setattr(webhook, "answer", note)
-    large = copy.deepcopy(POD) | {"x": "x" * webhook.LARGE}
-    for _ in range(2):
-        assert (await call(review(large)))[1]["response"]["allowed"]
+    large = copy.deepcopy(POD) | {"x": "x" * MAX_SMALL_BODY}
+    for pod in (POD, large):
+        assert (await call(review(pod)))[1]["response"]["allowed"]
+    assert len(threads) == 2
     assert threading.main_thread() not in threads
-    assert (await call(review(POD)))[1]["response"]["allowed"]
-    assert threads[2:] == [threading.main_thread()]
 
 
-async def test_of_large_ones_that_come_at_once_only_so_many_wait(
-    call: Call, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_request_that_waits_too_long_is_503(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     answer, done = webhook.answer, threading.Event()
 
     def wait(*args: Any) -> Any:
@@ -232,40 +226,16 @@ async def test_of_large_ones_that_come_at_once_only_so_many_wait(
         return answer(*args)
 
     monkeypatch.setattr(webhook, "answer", wait)
-    monkeypatch.setattr(webhook, "PATIENCE", 3.0)
-    large = copy.deepcopy(POD) | {"x": "x" * webhook.LARGE}
-    first, second = (asyncio.create_task(call(review(large))) for _ in range(2))
-    await asyncio.wait([first, second], return_when=asyncio.FIRST_COMPLETED)
+    monkeypatch.setattr(webhook, "QUEUE_TIMEOUT", 1.0)
+    calls = [asyncio.create_task(call(review(POD))) for _ in range(3)]
+    await asyncio.wait(calls[:1], timeout=2)
     done.set()
-    assert sorted([(await first)[0], (await second)[0]]) == [200, 503]
-
-
-async def test_of_large_ones_a_few_are_in_memory_and_small_ones_do_not_wait_for_them(
-    call: Call, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(webhook, "PATIENCE", 5.0)
-    tls = ssl.create_default_context(cadata=call.ca.certificate_pem.decode())
-    head = b"POST /inject HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n{"
-    port = URL(call.url).port
-    slow = [
-        await asyncio.open_connection("127.0.0.1", port, ssl=tls, server_hostname=NAME)
-        for _ in range(webhook.LARGE_IN_MEMORY)
-    ]
-    for _, writer in slow:
-        writer.write(head)
-    first = [asyncio.create_task(reader.readline()) for reader, _ in slow]
-    assert (await call(review(POD)))[1]["response"]["allowed"]
-    large = asyncio.create_task(call(review(copy.deepcopy(POD) | {"x": "x" * webhook.LARGE})))
-    done, _ = await asyncio.wait([large, *first], return_when=asyncio.FIRST_COMPLETED)
-    assert done & {*first} or large.result()[0] == 503, "it waits until there is room"
-    assert {line.split()[1] for line in await asyncio.gather(*first)} == {b"408"}
-    assert (await large)[0] in {200, 503}
-    for _, writer in slow:
-        writer.close()
+    assert {(await each)[0] for each in calls} == {503}
+    assert (await call(review(POD)))[0] == 200
 
 
 async def test_of_a_hundred_thousand_problems_a_few_are_told(call: Call) -> None:
-    labels = {f"label-{number}": number for number in range(20_000)}
+    labels = {f"label-{number}": number for number in range(10_000)}
     pod = copy.deepcopy(POD) | {"metadata": {"name": "web", "labels": labels}}
     with capture_logs() as logs:
         _, answered = await call(review(pod))

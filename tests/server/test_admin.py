@@ -12,7 +12,7 @@ from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 
 from xds.admin import AdminServer
-from xds.http import listen
+from xds.http import HttpListener
 from xds.model import Problem
 
 
@@ -101,11 +101,12 @@ async def test_an_error_of_ours_is_in_the_log(caplog):
 
     app = web.Application()
     app.router.add_get("/", fail)
-    runner = await listen(app, "127.0.0.1", 0)
+    listener = HttpListener(app, "127.0.0.1", 0)
+    await listener.start()
     try:
-        assert (await get(runner.addresses[0][1], "/"))[0] == 500
+        assert (await get(listener.port, "/"))[0] == 500
     finally:
-        await runner.cleanup()
+        await listener.stop()
     (record,) = caplog.records
     assert record.levelno == logging.ERROR
     assert isinstance(record.exc_info[1], ZeroDivisionError)

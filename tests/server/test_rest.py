@@ -15,10 +15,9 @@ from structlog.testing import capture_logs
 
 from tests.server.proxies import OneForAll
 from xds.descriptors import encode
-from xds.protocol.limits import DEFAULT
 from xds.protocol.session import Variant
 from xds.server import Refused
-from xds.server.rest import TYPES, RestServer
+from xds.server.rest import MAX_REQUEST, TYPES, RestServer
 from xds.snapshot import CLUSTER, ENDPOINT, Resource, ResourceSet, Snapshot
 
 NODE = {"id": "sidecar~127.0.0.1~client.ns~ns.svc.cluster.local"}
@@ -57,7 +56,8 @@ class Poller:
         self._base = f"http://127.0.0.1:{port}"
 
     async def send(self, path: str, body: bytes | io.BytesIO, method: str = "POST") -> tuple[int, bytes]:
-        async with self._session.request(method, self._base + path, data=body) as response:
+        headers = {"Content-Type": "application/json"}
+        async with self._session.request(method, self._base + path, data=body, headers=headers) as response:
             return response.status, await response.read()
 
     async def ask(self, what: str, *names: str, **fields: object):
@@ -148,7 +148,8 @@ async def test_what_there_is_nothing_of_is_an_empty_answer(poller):
         (b'{"node": {"id": "x"}, "resource_names": "a"}', "resource_names must be in []"),
         (b'{"node": {"cluster": "x"}}', "node.id"),
         (b'{"node": {"id": "x"}, "type_url": "y"}', "not for y"),
-        (b"[" * 100_000, "recursion"),
+        (b"[" * 20_000, "nested too deeply"),
+        (b'{"node": {"id": ' + b"1" * 5000 + b"}}", "a number of more than 32 characters"),
     ],
 )
 async def test_what_is_no_request_is_400_with_what_and_where(proxies, poller, body, problem):
@@ -169,9 +170,7 @@ async def test_elsewhere_there_is_nothing(poller):
 
 
 async def test_a_request_beyond_the_limit_is_413(poller):
-    assert (await poller.send("/v3/discovery:clusters", io.BytesIO(bytes(DEFAULT.request_size + 1))))[
-        0
-    ] == 413
+    assert (await poller.send("/v3/discovery:clusters", io.BytesIO(bytes(MAX_REQUEST + 1))))[0] == 413
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,8 @@ class Addresses:
     xds: Address
     admin: Address
     rest: Address | None = None
+    names: Sequence[str] = ()
+    """DNS names by which clients may address the REST server."""
 
 
 class Door(NamedTuple):
@@ -236,7 +238,9 @@ class ControlPlane:
         )
         failed = server.discovery.failed
         rest = (
-            RestServer(hub, *self._at.rest, identifier=identifier, failed=failed) if self._at.rest else None
+            RestServer(hub, *self._at.rest, identifier=identifier, failed=failed, names=self._at.names)
+            if self._at.rest
+            else None
         )
         self._metrics.connected(server.discovery)
         work = [

@@ -83,8 +83,8 @@ def serve(
         typer.Option(
             "--rest-address",
             metavar="HOST:PORT",
-            help="Where the same is served to who polls with HTTP and JSON (POST /v3/discovery:clusters and so on). "
-            "Off unless said.",
+            help="Where the same is served to who polls with HTTP and JSON (POST /v3/discovery:clusters and so on), "
+            "but for private keys. Off unless said.",
             show_default=False,
         ),
     ] = None,
@@ -212,7 +212,9 @@ def serve(
                 )
             return await run(source, prepare, at, max_connection_age=max_connection_age or None)
 
-    at = Addresses(xds=where["--xds-address"], admin=admin, rest=where.get("--rest-address"))
+    at = Addresses(
+        xds=where["--xds-address"], admin=admin, rest=where.get("--rest-address"), names=tls_names or ()
+    )
     logs.configure()
     warm()
     raise typer.Exit(asyncio.run(serving()))

@@ -2,12 +2,13 @@
 
 from xds.inject.jsonpatch import difference
 from xds.inject.kinds import Template, templates
-from xds.inject.patch import STATUS, Injection, inject
+from xds.inject.patch import MAX_PROBLEMS, STATUS, Injection, inject
 from xds.inject.settings import DEFAULT_ADDRESS, DEFAULT_IMAGE, Settings
 
 __all__ = [
     "DEFAULT_ADDRESS",
     "DEFAULT_IMAGE",
+    "MAX_PROBLEMS",
     "STATUS",
     "Injection",
     "Settings",

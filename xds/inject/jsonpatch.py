@@ -17,12 +17,15 @@ def difference(before: Any, after: Any) -> list[Json]:
 
 
 def _changes(before: Any, after: Any, path: str) -> Iterator[Json]:
+    if before is after:  # Most of a pod: `inject` shares what it leaves alone.
+        return
     if isinstance(before, dict) and isinstance(after, dict):
         for key in before.keys() - after.keys():
             yield {"op": "remove", "path": _step(path, key)}
         for key, value in after.items():
             if key in before:
-                yield from _changes(before[key], value, _step(path, key))
+                if before[key] is not value:
+                    yield from _changes(before[key], value, _step(path, key))
             else:
                 yield {"op": "add", "path": _step(path, key), "value": value}
     elif isinstance(before, list) and isinstance(after, list):
@@ -63,6 +66,8 @@ def _shared(one: Any, other: Any) -> bool:
 
 def _same(one: Any, other: Any) -> bool:
     """Whether two values are the same JSON: to Python, True is 1 and 1.0, and to JSON it is neither."""
+    if one is other:
+        return True
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
     if isinstance(one, list) and isinstance(other, list):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, TypeAlias
 
 from xds.inject import choice, containers, probes, traffic
@@ -29,6 +29,14 @@ STATUS = "sidecar.istio.io/status"
 """Pod annotation: what was added, as JSON."""
 NATIVE = "sidecar.istio.io/nativeSidecar"
 """Pod annotation: `true` or `false`, over the operator's choice."""
+
+MAX_PROBLEMS = 16
+"""Problems that are reported of a pod. Reading stops there: a pod can have a hundred thousand."""
+MAX_CONTAINERS = 256
+MAX_PORTS = 256
+"""Of one container."""
+MAX_VOLUMES = 1024
+"""Kubernetes has no limits for these, but each costs time, and the webhook reads pods of clients that it does not know."""
 
 _OWN_PREFIX = "sidecar.istio.io/"
 _KNOWN = frozenset(
@@ -94,24 +102,37 @@ def _readable(pod: Field) -> bool:
     """Say what is not of the type that it must be; everything after this may rely on it."""
     meta, spec = pod["metadata"].mapping(), pod["spec"].required().mapping()
     for name in ("labels", "annotations"):
-        for _, entry in meta[name].entries():
-            entry.text()
+        entries = meta[name].mapping().value or {}
+        wrong = (key for key, value in entries.items() if not isinstance(value, str | None))
+        for key in islice(wrong, MAX_PROBLEMS):
+            Field(entries[key], (*meta[name].path, str(key)), pod.log).text()
     if not spec:
         return False
     for name in ("securityContext", "os", "nodeSelector"):
         spec[name].mapping()
     spec["containers"].required()
     for name in ("containers", "initContainers"):
-        for container in spec[name].items():
+        for container in _items(spec[name], MAX_CONTAINERS):
             if container.mapping():
                 container["name"].required().text()
                 for part in ("lifecycle", "securityContext"):
                     container[part].mapping()
-                for port in container["ports"].items():
+                for port in _items(container["ports"], MAX_PORTS):
                     port.mapping()
-    for volume in spec["volumes"].items():
+    for volume in _items(spec["volumes"], MAX_VOLUMES):
         volume.mapping()["name"].text()
     return not pod.log.refused
+
+
+def _items(field: Field, limit: int) -> Iterator[Field]:
+    """Expect a list of at most `limit` members; yield them until enough is wrong."""
+    if isinstance(field.value, list) and len(field.value) > limit:
+        field.refuse(f"has {len(field.value)} items, and {limit} are supported")
+        return
+    for item in field.items():
+        yield item
+        if len(item.log.problems) >= MAX_PROBLEMS:
+            return
 
 
 def _with_sidecar(pod: Field, settings: Settings) -> Json:
@@ -121,8 +142,13 @@ def _with_sidecar(pod: Field, settings: Settings) -> Json:
     native = _flag(annotations[NATIVE], default=settings.native)
     rewritten = _flag(annotations[probes.REWRITE], default=True)
 
-    result: Json = copy.deepcopy(dict(pod.value))
-    spec: Json = result["spec"]
+    # A copy of what is changed below; the rest is shared with the pod that came.
+    result: Json = dict(pod.value)
+    spec: Json = dict(result["spec"])
+    result["spec"] = spec
+    for name in ("containers", "initContainers"):
+        if spec.get(name):
+            spec[name] = [dict(container) for container in spec[name]]
     originals: dict[str, Json] = {}
     for container in _application(pod) if rewritten else ():
         originals |= probes.rewrite(container, _at(result, container.path[len(pod.path) :]))
@@ -145,7 +171,7 @@ def _with_sidecar(pod: Field, settings: Settings) -> Json:
     added["initContainers" if native else "containers"].append(proxy)
     _refuse_conflicts(pod, settings, mode, added)
 
-    meta: Json = result.setdefault("metadata", {}) or {}
+    meta: Json = dict(result.get("metadata") or {})
     result["metadata"] = meta
     meta["labels"] = {TLS_MODE_LABEL: "istio"} | (meta.get("labels") or {})
     status = {kind: [part["name"] for part in parts] for kind, parts in added.items()}
@@ -157,7 +183,7 @@ def _with_sidecar(pod: Field, settings: Settings) -> Json:
         spec["initContainers"] = (
             added["initContainers"] + others if native else others + added["initContainers"]
         )
-    spec["containers"] += added["containers"]
+    spec["containers"] = [*spec["containers"], *added["containers"]]
     spec["volumes"] = (spec.get("volumes") or []) + added["volumes"]
     return result
 
@@ -193,9 +219,14 @@ def _check(annotations: Field) -> None:
         )
     if (templates := annotations[choice.TEMPLATES]) and templates.text() != "sidecar":
         templates.refuse(f"asks for {shown(templates.value)}; there is only sidecar here")
-    for name, field in annotations.entries():
-        if name.startswith((_OWN_PREFIX, "proxy.istio.io/")) and name not in _KNOWN:
-            field.notice("has no effect here")
+    prefixes = (_OWN_PREFIX, "proxy.istio.io/")
+    unknown = (
+        name
+        for name in annotations.value or ()
+        if isinstance(name, str) and name.startswith(prefixes) and name not in _KNOWN
+    )
+    for name in islice(unknown, MAX_PROBLEMS):
+        annotations[name].notice("has no effect here")
 
 
 def _refuse_conflicts(

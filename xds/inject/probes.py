@@ -5,7 +5,7 @@ The paths are Istio's. What a probe was goes to the sidecar as JSON (`XDS_APP_PR
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 from xds.model import PROBE_PORT
@@ -62,16 +62,13 @@ def _original(container: Field, probe: Field) -> Json | None:
 
 def _number(container: Field, port: Field) -> int | None:
     if isinstance(port.value, str):
-        for candidate in _mappings(container["ports"]):
-            if candidate["name"].value == port.value:
-                return candidate["containerPort"].integer(1, 65535)
+        for index, candidate in enumerate(container["ports"].value or ()):
+            if isinstance(candidate, Mapping) and candidate.get("name") == port.value:
+                path = (*container.path, "ports", index, "containerPort")
+                return Field(candidate.get("containerPort"), path, port.log).integer(1, 65535)
         port.notice(f"names no port of the container: {shown(port.value)}; the probe is left as it is")
         return None
     return port.integer(1, 65535)
-
-
-def _mappings(field: Field) -> Iterator[Field]:
-    return (item for item in field.items() if isinstance(item.value, Mapping))
 
 
 def _redirected(probe: Json, path: str) -> Json:

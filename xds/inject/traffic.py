@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 
 from xds.inject.containers import PROXY_GROUP
 from xds.inject.settings import Settings
@@ -12,6 +13,13 @@ from xds.sidecar import rules
 from xds.sidecar.settings import NOT_INTERCEPTED, PROXY_ID
 
 _PREFIX = "traffic.sidecar.istio.io/"
+
+MAX_LIST_LENGTH = 4096
+"""Characters of an annotation's list: over 200 networks, each of which is a rule of iptables in the pod."""
+MAX_SUGGESTIONS = 4
+"""Unknown annotations for which a known one is suggested; that takes 0.2 ms for each. More of them are reported without."""
+MAX_NOTICES = 16
+"""Unknown annotations that are reported."""
 
 _SHOWN = 200
 """Characters of what is wrong with a value that are repeated."""
@@ -38,9 +46,16 @@ def arguments(annotations: Field, settings: Settings) -> list[str]:
 
     Guessing would either leave open what was to be intercepted, or cut off what was not.
     """
-    for name, field in annotations.entries():
-        if name.startswith(_PREFIX) and name.removeprefix(_PREFIX) not in _ANNOTATIONS:
-            field.notice("has no effect here", nearest(name, (_PREFIX + known for known in _ANNOTATIONS)))
+    unknown = (
+        name
+        for name in annotations.value or ()
+        if isinstance(name, str)
+        and name.startswith(_PREFIX)
+        and name.removeprefix(_PREFIX) not in _ANNOTATIONS
+    )
+    for count, name in enumerate(islice(unknown, MAX_NOTICES)):
+        suggested = (_PREFIX + known for known in _ANNOTATIONS) if count < MAX_SUGGESTIONS else ()
+        annotations[name].notice("has no effect here", nearest(name, suggested))
     ports = ("-p", str(settings.outbound_port), "-z", str(settings.inbound_port))
     result = [*ports, "-u", str(PROXY_ID), "-g", str(PROXY_GROUP), "-m", "REDIRECT"]
     for name, (flag, default, read) in _ANNOTATIONS.items():
@@ -53,7 +68,11 @@ def arguments(annotations: Field, settings: Settings) -> list[str]:
 
 
 def _list(field: Field, default: str, read: Callable[[str], object]) -> str:
-    text = "".join(field.text(default).split())
+    text = field.text(default)
+    if len(text) > MAX_LIST_LENGTH:
+        field.refuse(f"has {len(text)} characters, and {MAX_LIST_LENGTH} are supported")
+        return default
+    text = "".join(text.split())
     if text == "*" != default:
         field.refuse('must be a list: "*" would turn interception off', "remove it, or name what is meant")
         return default

@@ -83,6 +83,8 @@ class StreamInfo:
     """The type that the stream is for; empty if it is aggregated."""
     caller: Any = None
     """Who opened it, as `authenticate` said; None if nobody had to prove who they are."""
+    keyless: bool = False
+    """Whether no private key may be sent on it, even where plaintext streams get them."""
 
     @property
     def origin(self) -> Hashable:

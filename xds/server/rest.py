@@ -7,11 +7,12 @@ them, as there is on one aggregated stream.
 
 from __future__ import annotations
 
-import asyncio
+import ipaddress
 import json
 import traceback
 from collections import Counter
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import grpc
 import structlog
@@ -19,7 +20,8 @@ from aiohttp import web
 from google.protobuf import json_format
 
 from xds.descriptors import message_class, pool, to_dict
-from xds.http import listen
+from xds.fair import FairThread
+from xds.http import BodyReader, Client, HttpListener, client_of, read_json
 from xds.protocol.limits import DEFAULT, Budgets, Limits, RequestError
 from xds.protocol.session import Variant
 from xds.protocol.wire import Request, parse_request
@@ -28,6 +30,11 @@ from xds.server.proxies import Proxies, Refused, StreamInfo, cut, status_of
 from xds.server.services import SERVICES
 
 log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+MAX_REQUEST = 1 << 20
+"""Bytes of a request: clients have not proved who they are. Envoy's are a few kB."""
 
 TYPES = {service.path: service.type_url for service in SERVICES.values() if service.path}
 """By path, the type that is asked for."""
@@ -50,6 +57,10 @@ class RestServer:
     one, 404: there is no such path, 503: there is no snapshot yet for this proxy, and whatever `Proxies` refuse with.
     `limits` say how much each client may ask for. `patience` is how many seconds a request is held for the first snapshot. `failed` counts the requests that were
     refused, malformed or went wrong here, by the gRPC status that means the same: a DiscoveryService's, say.
+
+    A web page that the user of a browser on this machine visits must not be answered, even if its name resolves to this server
+    (DNS rebinding). Requests from browsers are therefore refused, as are those without `Content-Type: application/json`, and
+    those whose `Host` is a name with a dot that is neither `host` nor one of `names`.
     """
 
     def __init__(
@@ -62,6 +73,7 @@ class RestServer:
         limits: Limits = DEFAULT,
         patience: float = PATIENCE,
         failed: Counter[grpc.StatusCode] | None = None,
+        names: Iterable[str] = (),
     ) -> None:
         self._proxies = proxies
         self._host = host
@@ -70,43 +82,53 @@ class RestServer:
         self._budgets = Budgets(limits)
         self._patience = patience
         self._failed: Counter[grpc.StatusCode] = Counter() if failed is None else failed
-        self._runner: web.AppRunner | None = None
+        self._names = frozenset(name.lower() for name in (host, *names))
+        self._bodies = BodyReader(MAX_REQUEST)
+        self._thread = FairThread()
+        self._listener: HttpListener | None = None
         self.port = 0
         """The port that it listens on, once started; of use when the choice was left with port 0."""
 
     async def start(self) -> None:
         """Listen. OSError: the address cannot be had."""
-        app = web.Application(client_max_size=self._budgets.limits.request_size)
+        app = web.Application(client_max_size=MAX_REQUEST)
         for path in TYPES:
             app.router.add_post(path, self._poll)
         app.router.add_route("*", "/{path:.*}", _unknown)
-        self._runner = await listen(app, self._host, self._port)
-        self.port = self._runner.addresses[0][1]
+        listener = HttpListener(app, self._host, self._port)
+        await listener.start()
+        self._listener = listener
+        self.port = listener.port
         log.info("serving xDS by REST", host=self._host, port=self.port)
 
     async def stop(self) -> None:
         """Stop listening; requests under way are answered."""
-        if self._runner:
-            await self._runner.cleanup()
-            self._runner = None
+        if self._listener:
+            await self._listener.stop()
+            self._listener = None
 
     async def _poll(self, request: web.Request) -> web.Response:
-        peer = _peer(request)
+        peer, client = _peer(request), client_of(request)
+        if (refusal := self._refuse_browsers(request)) is not None:
+            return refusal
         try:
+            async with self._bodies.read(request) as body:
+                # In a thread, for its cost follows what the client sends.
+                message = await self._run(client, lambda: _parse(body, self._budgets.limits))
             fetched = await fetch(
                 self._proxies,
-                # In a thread, for its cost follows what the client sends.
-                await asyncio.to_thread(_parse, await request.read(), self._budgets.limits),
-                StreamInfo(peer=peer, variant=Variant.SOTW, type_url=TYPES[request.path]),
+                message,
+                StreamInfo(peer=peer, variant=Variant.SOTW, type_url=TYPES[request.path], keyless=True),
                 self._budgets,
                 patience=self._patience,
             )
             if fetched.is_known:
                 return web.Response(status=304)
             # In a thread, for its cost follows what is served.
-            body = await asyncio.to_thread(_json, fetched.response(self._identifier))
+            answer = await self._run(client, lambda: _json(fetched.response(self._identifier)))
         except RequestError as error:
-            log.warning("malformed request", peer=peer, path=request.path, problem=cut(str(error)))
+            # Clients without a credential can send anything: the client is told, and a metric counts it.
+            log.debug("malformed request", peer=peer, path=request.path, problem=cut(str(error)))
             return self._refusal(status_of(error), str(error))
         except Refused as refused:
             return self._refusal(refused.code, refused.message)
@@ -120,7 +142,27 @@ class RestServer:
                 stack=traceback.format_exc(),
             )
             return self._refusal(grpc.StatusCode.INTERNAL, "an error in the server; its log says more")
-        return web.Response(body=body, content_type="application/json")
+        return web.Response(body=answer, content_type="application/json")
+
+    async def _run(self, client: Client, function: Callable[[], T]) -> T:
+        return await self._thread.run(client.address, client.share, function)
+
+    def _refuse_browsers(self, request: web.Request) -> web.Response | None:
+        """Return how a request is refused that a web page may have sent."""
+        if "Origin" in request.headers or "Sec-Fetch-Site" in request.headers:
+            return self._refused(403, "requests from browsers are not answered (Origin or Sec-Fetch-Site)")
+        host = _host_name(request.headers.get("Host", ""))
+        if not (_is_address(host) or "." not in host or host in self._names):
+            return self._refused(
+                421, f"Host is {cut(host)!r}: use the server's address, localhost, or one of its --tls-name"
+            )
+        if request.content_type != "application/json":
+            return self._refused(415, "Content-Type must be application/json")
+        return None
+
+    def _refused(self, status: int, why: str) -> web.Response:
+        self._failed[grpc.StatusCode.PERMISSION_DENIED] += 1
+        return _text(status, why)
 
     def _refusal(self, code: grpc.StatusCode, why: str) -> web.Response:
         self._failed[code] += 1
@@ -137,27 +179,32 @@ def _parse(body: bytes, limits: Limits) -> Request:
     """Read a DiscoveryRequest that came as JSON. What only a newer client knows of is skipped, as in the other form."""
     message = message_class(f"{_DISCOVERY}.DiscoveryRequest")()
     try:
-        value = json.loads(body)
+        value = read_json(body)
         if isinstance(value, dict) and isinstance(node := value.get("node"), dict):
             node.pop("extensions", None)  # Nine tenths of what Envoy says of itself, and nothing to us.
-        _check_names(value, limits)
         json_format.ParseDict(value, message, ignore_unknown_fields=True, descriptor_pool=pool)
-    except RequestError:
-        raise
     except (ValueError, TypeError, RecursionError, json_format.ParseError) as error:
         raise RequestError(f"the request is not the JSON form of a DiscoveryRequest: {error}") from error
     return parse_request(message.SerializeToString(), limits)
 
 
-def _check_names(value: Any, limits: Limits) -> None:
-    """Refuse names that are too many before the second and slower half of reading them."""
-    for key in ("resource_names", "resourceNames") if isinstance(value, dict) else ():
-        if isinstance(names := value.get(key), list):
-            limits.check_count(key, len(names))
-
-
 def _json(response: bytes) -> bytes:
     return json.dumps(to_dict(f"{_DISCOVERY}.DiscoveryResponse", response)).encode()
+
+
+def _host_name(host: str) -> str:
+    """Return a Host header without its port, and without the brackets of an IPv6 address."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0].rstrip(".").lower()
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _peer(request: web.Request) -> str:

@@ -1,0 +1,187 @@
+"""The HTTP ports of `xds serve` under attack: neither xDS nor an honest client of these ports notices."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import resource
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from tests.hostile.attackers import HONEST, connected, get, many, post
+from tests.hostile.harness import MESH, MIB, NODE, Target, _descriptors, _memory
+from tests.real.harness.loopback import free_port
+
+CLUSTERS = "/v3/discovery:clusters"
+SECRETS = "/v3/discovery:secrets"
+OTHERS = [f"127.0.0.{n}" for n in range(60, 72)]
+
+
+class Web(Target):
+    """`xds serve` with its REST address, too."""
+
+    def __init__(self, directory: Path, mesh: str = MESH) -> None:
+        self.rest = ("127.0.0.1", free_port())
+        super().__init__(directory, f"--rest-address=127.0.0.1:{self.rest[1]}", mesh=mesh)
+
+    async def get(self, path: str, source: str = HONEST) -> tuple[int, bytes]:
+        """Ask the admin port on a connection of its own."""
+        async with connected(self.admin, source) as connection, asyncio.timeout(30):
+            return await connection.ask(get(path))
+
+    async def poll(self, path: str, *names: str, **headers: str) -> tuple[int, bytes]:
+        """Ask the REST port as the sidecar."""
+        request = json.dumps({"node": {"id": NODE}, "resource_names": names}).encode()
+        async with connected(self.rest, HONEST) as connection, asyncio.timeout(30):
+            return await connection.ask(post(path, request, **headers))
+
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def target(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Web]:
+    """One process for all tests, which use different addresses: to start one takes longer than an attack."""
+    async with Web(tmp_path_factory.mktemp("hostile-http")) as target:
+        yield target
+
+
+async def test_idle_connections_lock_nobody_out(target: Web) -> None:
+    """Before: 1,024 descriptors were taken, xDS accepted nobody, and the log had thousands of lines."""
+    resource.prlimit(target.pid, resource.RLIMIT_NOFILE, (1024, 1024))
+    async with (
+        target.watched(patience=10) as cost,
+        many(target.admin, OTHERS, 100),
+        many(target.rest, OTHERS, 100),
+    ):
+        for _ in range(5):
+            assert await target.get("/healthz") == (200, b"ok\n")
+            assert (await target.poll(CLUSTERS))[0] == 200
+        async with target.channel(target.token(pod="web-1")) as channel:
+            await asyncio.wait_for(channel.channel_ready(), 10)
+    assert not cost.failures
+    assert cost.descriptors < 400
+    assert cost.log_lines < 20
+    assert cost.memory < 64 * MIB
+
+
+async def test_connections_beyond_the_limit_of_an_address_are_closed(target: Web) -> None:
+    async with many(target.admin, ["127.0.0.81"], 64) as idle, asyncio.timeout(10):
+        closed = [asyncio.create_task(one.closed()) for one in idle]
+        while sum(task.done() for task in closed) < 32:
+            await asyncio.wait(closed, return_when=asyncio.FIRST_COMPLETED, timeout=0.1)
+        assert await target.get("/healthz") == (200, b"ok\n")
+        for task in closed:
+            task.cancel()
+        await asyncio.gather(*closed, return_exceptions=True)
+
+
+async def test_lack_of_descriptors_is_logged_once(target: Web) -> None:
+    """Before: 8,000 lines a second, as asyncio logs each accept that fails and then tries 128 times at once."""
+    lines, (soft, hard) = (
+        target.log.read_bytes().count(b"\n"),
+        resource.prlimit(target.pid, resource.RLIMIT_NOFILE),
+    )
+    async with many(target.admin, ["127.0.0.84"], 5):
+        assert await target.get("/healthz") == (200, b"ok\n")
+        resource.prlimit(target.pid, resource.RLIMIT_NOFILE, (_descriptors(target.pid), hard))
+        try:
+            async with many(target.admin, ["127.0.0.85"], 20), asyncio.timeout(10):
+                while b"cannot accept connections" not in target.log.read_bytes():
+                    await asyncio.sleep(0.05)
+        finally:
+            resource.prlimit(target.pid, resource.RLIMIT_NOFILE, (soft, hard))
+        assert await target.get("/healthz") == (200, b"ok\n")
+    assert target.log.read_bytes().count(b"\n") - lines < 10
+
+
+SLOW = {
+    "says nothing": b"",
+    "half a header": b"GET /healthz HTTP/1.1\r\nHost: x\r\nX: ",
+    "second request": get("/healthz") + b"GET /heal",
+    "no body": b"POST /v3/discovery:clusters HTTP/1.1\r\nHost: x\r\n"
+    b"Content-Type: application/json\r\nContent-Length: 10\r\n\r\n{",
+    "endless body": b"POST /healthz HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n",
+    "reads nothing": get("/metrics") * 4000,
+}
+
+
+async def test_slow_clients_are_disconnected(target: Web) -> None:
+    """Before: after 3,630 s those that say nothing, and those that read nothing never."""
+
+    async def attack(start: bytes) -> None:
+        async with connected(
+            target.rest if b"POST /v3" in start else target.admin, "127.0.0.82"
+        ) as connection:
+            reads = start != SLOW["reads nothing"]
+            if not reads:
+                connection.writer.transport.pause_reading()
+            connection.writer.write(start)
+            while not connection.writer.transport.is_closing():
+                with suppress(OSError):
+                    # A byte of a header each second does not help.
+                    connection.writer.write(b"a" if start.endswith((b"X: ", b"/heal")) else b"")
+                if reads and connection.reader.at_eof():
+                    return
+                if not reads and not await _is_open(connection.writer.get_extra_info("sockname")[1], target):
+                    return
+                with suppress(TimeoutError, ConnectionError):
+                    await asyncio.wait_for(connection.reader.read(1 << 16), 0.5)
+
+    lines = target.log.read_bytes().count(b"\n")
+    attacks = {name: asyncio.create_task(attack(start)) for name, start in SLOW.items()}
+    await asyncio.wait(attacks.values(), timeout=25)
+    assert [name for name, task in attacks.items() if not task.done()] == []
+    assert target.log.read_bytes().count(b"\n") - lines < 10
+    await asyncio.gather(*attacks.values())
+
+
+async def _is_open(port: int, target: Web) -> bool:
+    """Whether the server holds a connection from a local port."""
+    held = {
+        line.split()[9]
+        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]
+        if int(line.split()[2].rpartition(":")[2], 16) == port
+    }
+    sockets = {str(fd.readlink()) for fd in Path(f"/proc/{target.pid}/fd").iterdir() if fd.is_symlink()}
+    return any(f"socket:[{inode}]" in sockets for inode in held)
+
+
+async def test_large_headers_cost_little_memory(target: Web) -> None:
+    """Before: a megabyte for each connection that does not finish its headers."""
+    async with AsyncExitStack() as stack:
+        before = _memory(target.pid)
+        for source in OTHERS:
+            for number in range(32):
+                with suppress(OSError):
+                    connection = await stack.enter_async_context(connected(target.admin, source))
+                    header = b"".join(b"x-%d: %s\r\n" % (n, b"a" * 8000) for n in range(120))
+                    connection.writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n" + header)
+                    if number == 31:
+                        await asyncio.wait_for(connection.reader.read(1), 10)
+        assert await target.get("/healthz") == (200, b"ok\n")
+        assert _memory(target.pid) - before < 96 * MIB
+
+
+async def test_web_page_gets_no_answer(target: Web) -> None:
+    """Before: a page whose name resolves to 127.0.0.1 (DNS rebinding) was answered, private keys included."""
+    assert (await target.poll(CLUSTERS, Host="evil.example.com"))[0] == 421
+    assert (await target.poll(CLUSTERS, Origin="http://evil.example.com:15020"))[0] == 403
+    assert (await target.poll(CLUSTERS, Sec_Fetch_Site="same-origin"))[0] == 403
+    assert (await target.poll(CLUSTERS, Content_Type="text/plain"))[0] == 415
+    for host in ("127.0.0.1:15020", "[::1]:15020", "localhost", "xds_cluster"):
+        assert (await target.poll(CLUSTERS, Host=host))[0] == 200
+
+
+async def test_rest_serves_no_private_key(target: Web) -> None:
+    status, body = await target.poll(SECRETS, "default", "ROOTCA")
+    assert (status, b"private keys are not served" in body) == (403, True)
+    status, body = await target.poll(SECRETS)
+    assert b"PRIVATE KEY" not in body
+    assert b"inline_bytes" not in body.replace(b"trusted_ca", b"", 1).partition(b"private_key")[2]
+    status, body = await target.poll(SECRETS, "ROOTCA")
+    assert [secret["name"] for secret in json.loads(body)["resources"]] == ["ROOTCA"]
