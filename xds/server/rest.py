@@ -83,7 +83,7 @@ class RestServer:
         self._patience = patience
         self._failed: Counter[grpc.StatusCode] = Counter() if failed is None else failed
         self._names = frozenset(name.lower() for name in (host, *names))
-        self._bodies = BodyReader(MAX_REQUEST)
+        self._bodies = BodyReader(min(MAX_REQUEST, limits.request_size))
         self._thread = FairThread()
         self._listener: HttpListener | None = None
         self.port = 0
@@ -91,7 +91,7 @@ class RestServer:
 
     async def start(self) -> None:
         """Listen. OSError: the address cannot be had."""
-        app = web.Application(client_max_size=MAX_REQUEST)
+        app = web.Application(client_max_size=min(MAX_REQUEST, self._budgets.limits.request_size))
         for path in TYPES:
             app.router.add_post(path, self._poll)
         app.router.add_route("*", "/{path:.*}", _unknown)
