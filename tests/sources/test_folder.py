@@ -365,3 +365,53 @@ def test_a_list_of_a_thousand_pods_is_read_in_reasonable_time(tmp_path: Path) ->
 def test_a_problem_reads_well() -> None:
     problem = Problem(where="a.yaml:3", what="Policy shop/web: spec.peers must be a list, not 'x'", hint="so")
     assert str(problem) == "a.yaml:3: Policy shop/web: spec.peers must be a list, not 'x' (so)"
+
+
+def test_unreadable_documents_are_waited_for_and_named(tmp_path: Path) -> None:
+    place(tmp_path / "good.yaml", POLICY.format("STRICT"))
+    for number in range(12):
+        place(tmp_path / f"{number:02}.yaml", "kind: Policy\n")
+    folder = Folder(tmp_path)
+    report = folder.load()
+    assert (report.complete, report.change) == (False, Change())
+    lines = folder.lacking().splitlines()
+    assert lines[0].startswith(
+        f"waiting for the manifests to be repaired: {tmp_path}/00.yaml:1: apiVersion is required"
+    )
+    assert (len(lines), lines[-1]) == (11, "and 2 more problems, which the log names")
+    for number in range(12):
+        (tmp_path / f"{number:02}.yaml").unlink()
+    report = folder.load()
+    assert report.complete
+    assert folder.lacking() == ""
+    assert names(report.change) == ["default"]
+    assert len(report.solved) == 12
+
+
+def test_refused_policy_is_strict_until_there_is_a_good_version(tmp_path: Path) -> None:
+    place(tmp_path / "a.yaml", POLICY.format("PERMISIVE"))
+    folder = Folder(tmp_path)
+    [closed] = folder.load().change.applied
+    assert isinstance(closed, AuthenticationPolicy)
+    assert closed.mode is Mode.STRICT
+    assert "until it is repaired, STRICT applies" in folder.problems[0].what
+    place(tmp_path / "a.yaml", POLICY.format("PERMISSIVE"))
+    [good] = folder.load().change.applied
+    assert isinstance(good, AuthenticationPolicy)
+    assert good.mode is Mode.PERMISSIVE
+    place(tmp_path / "a.yaml", POLICY.format("PERMISIVE"))
+    assert folder.load().change == Change(), "the last good version stays in force"
+    assert "until it is repaired" not in folder.problems[0].what
+
+
+def test_of_two_with_a_name_the_refused_policy_decides_at_start(tmp_path: Path) -> None:
+    place(tmp_path / "a.yaml", POLICY.format("PERMISSIVE"))
+    place(tmp_path / "b.yaml", POLICY.format("STRCT"))
+    folder = Folder(tmp_path)
+    [closed] = folder.load().change.applied
+    assert isinstance(closed, AuthenticationPolicy)
+    assert closed.mode is Mode.STRICT
+    (tmp_path / "b.yaml").unlink()
+    [good] = folder.load().change.applied
+    assert isinstance(good, AuthenticationPolicy)
+    assert good.mode is Mode.PERMISSIVE

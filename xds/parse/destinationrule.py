@@ -273,8 +273,5 @@ def destination_rule_fail_closed(meta: Meta, read: Fact | None, log: Log) -> Fai
         export_to=rule.export_to if log.is_readable("spec", "exportTo") else ("*",),
         selector=rule.selector if log.is_readable("spec", "workloadSelector") else {},
     )
-    to = "all hosts" if host == "*" else host
-    return FailClosed(
-        fact,
-        f"its clients in namespace {meta.ref.namespace} and elsewhere send {to} mutual TLS (ISTIO_MUTUAL)",
-    )
+    to = "any host" if host == "*" else host
+    return FailClosed(fact, f"clients that it applies to send mutual TLS (ISTIO_MUTUAL) to {to}")

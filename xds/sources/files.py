@@ -31,6 +31,8 @@ from xds.sources.settings import Settings
 SUFFIXES = frozenset({".yaml", ".yml", ".json"})
 LARGEST = 32 * 2**20
 """Bytes of a file that is still read."""
+MAX_REASONS = 10
+"""Problems that /ready names while the manifests are waited for: its answer must not grow with the folder."""
 SETTLED = 0.05
 """Seconds that a file must have rested before it is read, for it may be half written."""
 MAX_PROBLEMS = 100
@@ -133,7 +135,12 @@ class Folder:
             return ""
         if not self._unknown:
             return "the manifests are being read"
-        return "\n".join(f"waiting for the manifests to be repaired: {problem}" for problem in self._unknown)
+        lines = [
+            f"waiting for the manifests to be repaired: {problem}" for problem in self._unknown[:MAX_REASONS]
+        ]
+        if more := len(self._unknown) - len(lines):
+            lines.append(f"and {more} more problems, which the log names")
+        return "\n".join(lines)
 
     def standing(self) -> str:
         """Say how old what is known is: files are at hand."""
