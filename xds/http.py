@@ -72,7 +72,7 @@ BODY_COST = 0.002 / (1 << 20)
 ACCEPT_RETRY_DELAY = 1.0
 """Seconds without accepting after the system had no descriptor left."""
 LOG_INTERVAL = 60.0
-"""Seconds between two log lines about connections that were not accepted."""
+"""Seconds between two log lines of the same event about connections that were not accepted."""
 _BACKLOG = 128
 
 
@@ -209,7 +209,7 @@ class HttpListener:
         self._sockets: list[socket.socket] = []
         self._clients: dict[str, Client] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._next_log = 0.0
+        self._next_log: dict[str, float] = {}
         self.port = 0
         """Port that it listens on, after `start`."""
 
@@ -302,8 +302,8 @@ class HttpListener:
 
     def _log_refusal(self, event: str, **about: object) -> None:
         now = asyncio.get_running_loop().time()
-        if now >= self._next_log:
-            self._next_log = now + LOG_INTERVAL
+        if now >= self._next_log.get(event, 0.0):
+            self._next_log[event] = now + LOG_INTERVAL
             log.warning(event, port=self.port, **about)
 
     async def _serve(self, connection: _Connection) -> None:
