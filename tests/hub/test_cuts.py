@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from tests.hub.rollouts import WITHIN, Plane, running
 from tests.policy.world import peer
+from tests.real.harness.listening import listen
 from xds import cuts
 from xds.cuts import Page, read
-from xds.http import listen
 from xds.model import METRICS_PORT, Change, Ref
 from xds.server.proxies import host_of
 from xds.snapshot import ENDPOINT, LISTENER

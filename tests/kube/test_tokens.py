@@ -12,7 +12,7 @@ from kubernetes.aio import client
 from structlog.testing import capture_logs
 
 from tests.identity.credentials import token
-from xds.http import listen
+from tests.real.harness.listening import listen
 from xds.identity.claims import Caller, How, NotProvenError, TooManyError, UndecidedError
 from xds.kube import tokens
 from xds.kube.api import KubeApi
