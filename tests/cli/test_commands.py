@@ -98,10 +98,10 @@ def test_reach_says_what_has_no_effect(folder: Path) -> None:
     )
     result = xds("reach", "--manifests", folder, "--to", "web.shop")
     assert result.exit_code == 0
-    assert result.stderr == (
+    assert (
         f"{folder}/taker.yaml:1: problem: Service zoo/taker: clusterIP 10.0.0.1 belongs to Service shop/web: "
         "traffic to it is not sent to this Service\n"
-    )
+    ) in result.stderr
 
 
 def test_reach_as_a_table_has_a_line_for_each_hop(folder: Path) -> None:

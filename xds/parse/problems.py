@@ -23,11 +23,6 @@ class Problems:
         self._kept: list[Problem] = []
         self._count = {False: 0, True: 0}
 
-    @property
-    def refused(self) -> bool:
-        """Whether there are problems that are more than notices."""
-        return self._count[False] > 0
-
     def admit(self, *, notice: bool) -> bool:
         """Count a problem; return whether it is to be kept. One that is not kept need not be made."""
         self._count[notice] += 1

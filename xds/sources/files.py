@@ -51,7 +51,7 @@ class _File:
     signature: Signature | None
     """None: to be read again next time."""
     objects: tuple[Parsed, ...] = ()
-    """Those that have a name."""
+    """Those that have a name, and those of kinds that are not enforced."""
     problems: tuple[Problem, ...] = ()
     """Of the file itself, its documents and what has no name in it: the first ones."""
     unreadable: bool = False
@@ -256,7 +256,7 @@ def _read_file(path: Path, signature: Signature | None, size: int) -> _File:
             unreadable = True
             continue
         for parsed in found:
-            if parsed.ref:
+            if parsed.ref or parsed.unenforced:
                 objects.append(parsed)
             else:
                 problems.add(parsed.problems)
