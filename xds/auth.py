@@ -5,6 +5,7 @@ What these prove is said in `xds.identity.claims`; here they are taken from a ca
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection
 from datetime import UTC, datetime
@@ -18,6 +19,7 @@ from xds.identity import claims
 from xds.identity.claims import Caller, Identity, NotProvenError, TooManyError, UndecidedError
 from xds.identity.tokens import TokenKey
 from xds.server import Refused, is_encrypted
+from xds.server.budget import Budget
 
 log = structlog.get_logger(__name__)
 
@@ -26,6 +28,8 @@ Judge: TypeAlias = Callable[[str, str], Awaitable[Caller]]
 
 _BEARER = "bearer "
 _MOST_TOLD = 1024
+_REFUSALS_LOGGED = (20, 1)
+"""Lines of the log about callers that were refused: at once, and per second. An attacker has many addresses and many bad tokens."""
 
 
 def own_signature(key: TokenKey, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> Judge:
@@ -55,6 +59,8 @@ class Authentication:
         self._now = now
         self._told: OrderedDict[tuple[str, str], None] = OrderedDict()
         """Who was refused why, so that who comes again and again does not fill the log."""
+        self._budget = Budget(*_REFUSALS_LOGGED)
+        self._left_out = 0
 
     async def __call__(self, context: grpc.aio.ServicerContext) -> Caller | None:
         """Return who calls."""
@@ -86,11 +92,18 @@ class Authentication:
 
     def _refused(self, context: grpc.aio.ServicerContext, code: grpc.StatusCode, why: str) -> Refused:
         key = (context.peer().rpartition(":")[0], why)
-        tell = log.debug if key in self._told else log.warning
+        is_known = key in self._told
         self._told[key] = None
         if len(self._told) > _MOST_TOLD:
             self._told.popitem(last=False)
-        tell("caller refused", peer=context.peer(), code=code.name, reason=why)
+        if is_known:
+            log.debug("caller refused", peer=context.peer(), code=code.name, reason=why)
+        elif self._budget.take(asyncio.get_running_loop().time()):
+            left_out = {"left_out": self._left_out} if self._left_out else {}
+            log.warning("caller refused", peer=context.peer(), code=code.name, reason=why, **left_out)
+            self._left_out = 0
+        else:
+            self._left_out += 1
         return Refused(code, why)
 
 

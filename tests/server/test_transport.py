@@ -308,12 +308,17 @@ async def test_r55_on_shutdown_streams_end_one_after_the_other(proxies, server, 
     assert 0.15 < left[-1] - left[0] < 0.5
 
 
-async def test_r56_a_connection_carries_as_many_streams_as_there_are(proxies, channel):
-    clients = [Client(channel, node=f"node{number}") for number in range(300)]
-    for client in clients:
-        await client.ask(CLUSTER)
-    for client in clients:
-        assert (await client.get()).type_url == CLUSTER
+async def test_r56_a_connection_carries_as_many_streams_as_are_allowed(proxies):
+    options = (("grpc.max_concurrent_streams", 300),)
+    async with (
+        XdsServer(proxies, "127.0.0.1:0", options=options) as server,
+        grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel,
+    ):
+        clients = [Client(channel, node=f"node{number}") for number in range(300)]
+        for client in clients:
+            await client.ask(CLUSTER)
+        for client in clients:
+            assert (await client.get()).type_url == CLUSTER
 
 
 async def test_a_server_of_ones_own_can_be_drained(proxies):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
+import resource
 import signal
 from collections.abc import (
     AsyncGenerator,
@@ -16,7 +18,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
@@ -117,6 +119,9 @@ async def run(source: Source, prepare: Prepare, at: Addresses, *, max_connection
     """Serve until a signal asks to end; return the exit status."""
     from xds.admin import AdminServer  # noqa: PLC0415
 
+    _raise_file_limit()
+    # gRPC's own log has a line for each failed handshake, and no limit. It asks for this when it is used for the first time.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -157,6 +162,13 @@ async def run(source: Source, prepare: Prepare, at: Addresses, *, max_connection
         _log().info("stopped")
         return 0
     return 1
+
+
+def _raise_file_limit() -> None:
+    """Let this process open as many files as it may: every connection is one, and soft limits of 1,024 are common."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):  # macOS has a hard limit that it does not accept as a soft one.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 class CannotListenError(Exception):

@@ -34,10 +34,11 @@ class Introspection:
 
     def __call__(self, server: grpc.aio.Server, discovery: DiscoveryService) -> None:
         """Add them. A server that runs already answers them from then on."""
-        guarded = Guarded(server, self._admit)
+        guarded = Guarded(server, self._admit, discovery.connections)
         channelz_pb2_grpc.add_ChannelzServicer_to_server(channelz.aio.ChannelzServicer(), guarded)
         for add in (add_csds, *self._added):
             add(guarded, discovery)
         open_to_all = (handler.service_name() for handler in discovery.handlers())
         services = (*open_to_all, health.SERVICE_NAME, *guarded.services)
         guarded.add_generic_rpc_handlers(reflection.handlers(services))
+        discovery.connections.own.update(guarded.services)

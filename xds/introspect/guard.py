@@ -13,6 +13,7 @@ import grpc
 import grpc.aio
 
 from xds.server import Refused, is_encrypted
+from xds.server.connections import ConnectionGuard
 from xds.server.proxies import host_of
 from xds.server.reading import Checked
 
@@ -39,16 +40,21 @@ async def local_only(context: grpc.aio.ServicerContext) -> None:
 class Guarded(Checked):
     """A server as the generated `add_..._to_server` functions see it: what they add answers only who is let in.
 
-    `admit` decides about callers over TLS; those in plaintext are to be local. None: all are.
+    `admit` decides about callers over TLS; those in plaintext are to be local. None: all are. `connections` is told of each call.
     """
 
-    def __init__(self, server: grpc.aio.Server, admit: Admit | None = None) -> None:
+    def __init__(
+        self, server: grpc.aio.Server, admit: Admit | None = None, connections: ConnectionGuard | None = None
+    ) -> None:
         super().__init__(server, self._let_in)
         self._admit = admit
+        self._connections = connections or ConnectionGuard()
 
     async def _let_in(self, context: grpc.aio.ServicerContext) -> None:
         admit = self._admit if self._admit and is_encrypted(context) else local_only
         try:
             await admit(context)
         except Refused as refused:
+            self._connections.unproven(context)
             await context.abort(refused.code, refused.message)
+        self._connections.proved(context)

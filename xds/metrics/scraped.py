@@ -75,6 +75,21 @@ class Connected(Collector):
             ),
             codes.items(),
         )
+        connections = self._discovery.connections
+        reasons = Counter({(reason,): count for reason, count in connections.ended.items()})
+        yield _by(
+            CounterMetricFamily(
+                "xds_connections_ended",
+                "Connections that the control plane ended because they exceeded a limit, by reason.",
+                labels=("reason",),
+            ),
+            reasons.items(),
+        )
+        yield CounterMetricFamily(
+            "xds_calls_unproven",
+            "Calls of callers that had not proved who they are: refused, or answered with health.",
+            connections.unproven_calls,
+        )
 
 
 class Work(Collector):

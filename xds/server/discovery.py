@@ -20,6 +20,7 @@ from xds.protocol.events import Connected, Event
 from xds.protocol.limits import DEFAULT, Budgets, LimitError, Limits, RequestError
 from xds.protocol.session import Session, Variant
 from xds.protocol.wire import parse_request
+from xds.server.connections import ConnectionGuard
 from xds.server.fetch import fetch
 from xds.server.proxies import Authenticate, Proxies, Refused, StreamInfo, connected, cut, status_of
 from xds.server.reading import REQUEST_WITHIN
@@ -32,6 +33,8 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 _SHUTTING_DOWN = "the server is shutting down"
+MAX_UNHEARD = 5_000
+"""Calls whose caller or first request is not known yet: about 30 kB each. A whole mesh that reconnects sends its requests at once."""
 _LONGEST_PAUSE = 0.01
 """Seconds between the ends of two streams on shutdown, if there are few."""
 
@@ -63,6 +66,9 @@ class DiscoveryService:
         self._streams: set[Stream] = set()
         self._unheard: set[asyncio.Timeout] = set()
         """When streams end whose first request has not come."""
+        self.connections = ConnectionGuard()
+        """Is told of every call here; run it to limit what connections cost that nobody has proved anything on."""
+        self.connections.own.update(SERVICES)
         self._turns = Turns()
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
@@ -198,10 +204,14 @@ class DiscoveryService:
         The request itself may be large, and is not kept. RequestError: as `take` raises it.
         Refused: the caller is not let in, no request comes in time, or the server is shutting down.
         """
+        if len(self._unheard) >= MAX_UNHEARD:
+            self.connections.unproven(context)
+            problem = f"{MAX_UNHEARD} calls without a request are open already, the limit (MAX_UNHEARD): try again later"
+            raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, problem)
         try:
             async with asyncio.timeout(REQUEST_WITHIN) as until:
                 self._unheard.add(until)
-                caller = await self._authenticate(context) if self._authenticate else None
+                caller = await self._who(context)
                 info = StreamInfo(peer=context.peer(), variant=variant, type_url=type_url, caller=caller)
                 await self._turns.pace.wait(info.origin)
                 async with nullcontext() if caller is None else self._turns.pace.opening(info.origin):
@@ -225,6 +235,16 @@ class DiscoveryService:
             raise Refused(grpc.StatusCode.DEADLINE_EXCEEDED, problem) from None
         finally:
             self._unheard.discard(until)
+
+    async def _who(self, context: grpc.aio.ServicerContext) -> Any:
+        """Return who calls. Refused: the caller is not let in."""
+        try:
+            caller = await self._authenticate(context) if self._authenticate else None
+        except Refused:
+            self.connections.unproven(context)
+            raise
+        self.connections.proved(context, caller)
+        return caller
 
     @asynccontextmanager
     async def _ending(self, context: grpc.aio.ServicerContext) -> AsyncIterator[None]:

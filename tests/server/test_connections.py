@@ -1,0 +1,274 @@
+"""Limits on connections that have proved nothing, on health watches, and on connections in total."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import resource
+import socket
+import struct
+import sys
+from contextlib import closing
+
+import grpc
+import grpc.aio
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from tests.hostile import http2
+from tests.protocol.stream import world
+from tests.server.proxies import Client
+from xds.server import Refused, XdsServer, connections, discovery, listening
+from xds.server.blocking import block, network_of
+from xds.server.budget import Budget
+from xds.snapshot import CLUSTER
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits of connections need Linux")
+
+WATCH = "/grpc.health.v1.Health/Watch"
+OWN = "/mine/Ask"
+LATE = 30
+
+
+async def refuse(_: object) -> None:
+    raise Refused(grpc.StatusCode.UNAUTHENTICATED, "no")
+
+
+async def connected(server: XdsServer) -> http2.Peer:
+    return await http2.connect(("127.0.0.1", server.port))
+
+
+async def ask(peer: http2.Peer, path: str, body: bytes = b"") -> None:
+    """Make a call, and wait until it has ended."""
+    stream = peer.open(path, body)
+    async with asyncio.timeout(LATE):
+        while stream not in peer.ended:
+            peer.said.clear()
+            await peer.said.wait()
+
+
+async def test_a_budget_is_used_up_and_comes_back():
+    budget = Budget(2, 10)
+    assert [budget.take(5.0) for _ in range(3)] == [True, True, False]
+    assert not budget.take(5.05)
+    assert budget.take(5.11)
+    assert not budget.take(5.11)
+    assert [budget.take(100.0) for _ in range(3)] == [True, True, False]
+
+
+async def test_who_has_proved_nothing_is_ended_and_who_has_is_not(proxies, monkeypatch):
+    monkeypatch.setattr(connections, "PROOF_TIMEOUT", 0.2)
+    async with XdsServer(proxies, "127.0.0.1:0") as server:
+        proven = await connected(server)
+        await ask(proven, "/grpc.health.v1.Health/Check", http2.message(0))
+        idle, lost = await connected(server), await connected(server)
+        await ask(lost, "/no.such/Method")
+        async with asyncio.timeout(LATE):
+            await asyncio.gather(idle.closed.wait(), lost.closed.wait())
+        assert not proven.closed.is_set()
+        assert server.discovery.connections.ended["no proof in time"] == 2
+        proven.close()
+
+
+@pytest.mark.parametrize("kind", ["coroutine", "generator", "thread"])
+async def test_calls_of_services_of_ones_own_count_as_proof(proxies, monkeypatch, kind):
+    monkeypatch.setattr(connections, "PROOF_TIMEOUT", 0.2)
+
+    async def coroutine(request: bytes, _: grpc.aio.ServicerContext) -> bytes:
+        return request
+
+    async def generator(request: bytes, _: grpc.aio.ServicerContext):
+        yield request
+
+    def thread(request: bytes, _: grpc.ServicerContext) -> bytes:
+        return request
+
+    behaviours = {
+        "coroutine": grpc.unary_unary_rpc_method_handler(coroutine),
+        "generator": grpc.unary_stream_rpc_method_handler(generator),
+        "thread": grpc.unary_unary_rpc_method_handler(thread),
+    }
+    mine = grpc.method_handlers_generic_handler("mine", {"Ask": behaviours[kind]})
+
+    def add(server: grpc.aio.Server, _: object) -> None:
+        server.add_generic_rpc_handlers((mine,))
+
+    async with XdsServer(proxies, "127.0.0.1:0", added=[add], authenticate=refuse) as server:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+            if kind == "generator":
+                assert [each async for each in channel.unary_stream(OWN)(b"x")] == [b"x"]
+            else:
+                assert await channel.unary_unary(OWN)(b"x") == b"x"
+        known, idle = await connected(server), await connected(server)
+        await ask(known, OWN, http2.message(1))
+        async with asyncio.timeout(LATE):
+            await idle.closed.wait()
+        assert not known.closed.is_set()
+        known.close()
+
+
+async def test_who_is_refused_too_often_is_ended_and_blocked_and_others_are_not(proxies, monkeypatch):
+    monkeypatch.setattr(connections, "UNPROVEN_CALLS", (3, 0))
+    monkeypatch.setattr(connections, "BLOCK_TIME", 1.0)
+    async with XdsServer(proxies, "127.0.0.1:0", authenticate=refuse) as server:
+        address = "127.0.0.1", server.port
+        attacker = await http2.connect(address, source="127.0.0.9")
+        for _ in range(3):
+            await ask(attacker, "/no.such/Method")
+        attacker.open("/no.such/Method")
+        async with asyncio.timeout(LATE):
+            await attacker.closed.wait()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.3):
+                await http2.connect(address, source="127.0.0.9")
+        other = await http2.connect(address, source="127.0.0.8")
+        await ask(other, "/no.such/Method")
+        other.close()
+        async with asyncio.timeout(LATE):
+            again = await http2.connect(address, source="127.0.0.9")
+        again.close()
+
+
+async def test_a_proven_caller_may_not_make_any_number_of_calls(proxies, monkeypatch):
+    monkeypatch.setattr(connections, "PLAINTEXT_CALLS", (3, 0))
+    async with XdsServer(proxies, "127.0.0.1:0") as server:
+        peer = await connected(server)
+        for _ in range(4):
+            peer.open("/grpc.health.v1.Health/Check", http2.message(0))
+        async with asyncio.timeout(LATE):
+            await peer.closed.wait()
+        assert server.discovery.connections.ended["too many calls"] == 1
+
+
+async def test_an_address_with_many_connections_has_less_time(proxies, monkeypatch):
+    monkeypatch.setattr(connections, "CROWDED_PROOF_TIMEOUT", 0.2)
+    monkeypatch.setattr(connections, "MAX_UNPROVEN_PER_ADDRESS", 2)
+    monkeypatch.setattr(connections, "PROOF_TIMEOUT", 1000)
+    async with XdsServer(proxies, "127.0.0.1:0") as server:
+        peers = [await connected(server) for _ in range(5)]
+        async with asyncio.timeout(LATE):
+            while sum(peer.closed.is_set() for peer in peers) < 3:
+                await asyncio.sleep(0.05)
+        await asyncio.sleep(1)
+        assert [peer.closed.is_set() for peer in peers].count(False) == 2
+        for peer in peers:
+            peer.close()
+
+
+async def test_connections_without_proof_are_limited_in_total(proxies, monkeypatch):
+    monkeypatch.setattr(connections, "MAX_UNPROVEN", 2)
+    async with XdsServer(proxies, "127.0.0.1:0") as server:
+        address = "127.0.0.1", server.port
+        alone = await http2.connect(address, source="127.0.0.8")
+        peers = [await http2.connect(address, source="127.0.0.9") for _ in range(4)]
+        async with asyncio.timeout(LATE):
+            while sum(peer.closed.is_set() for peer in peers) < 3:
+                await asyncio.sleep(0.05)
+        assert not alone.closed.is_set()  # The address that has most has to go.
+        for peer in (alone, *peers):
+            peer.close()
+
+
+async def test_connections_are_limited_in_total(proxies):
+    options = (("grpc.max_allowed_incoming_connections", 3),)
+    async with XdsServer(proxies, "127.0.0.1:0", options=options) as server:
+        peers = [await connected(server) for _ in range(6)]
+        async with asyncio.timeout(LATE):
+            while sum(peer.closed.is_set() for peer in peers) < 3:
+                await asyncio.sleep(0.02)
+        for peer in peers:
+            peer.close()
+
+
+@pytest.mark.parametrize(
+    ("files", "connections_"),
+    [(1024, 512), (4096, 3072), (1_000_000, 30_000), (resource.RLIM_INFINITY, 30_000)],
+)
+def test_connections_leave_files_for_the_rest(monkeypatch, files, connections_):
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (files, files))
+    assert listening.max_connections() == connections_
+
+
+async def test_who_watches_health_and_does_not_read_does_not_hold_up_the_end(proxies):
+    proxies.publish(world(CDS="a=1"))
+    server = XdsServer(proxies, "127.0.0.1:0", grace=0.2)
+    await server.start()
+    no_window = http2.PREFACE + http2.frame(http2.SETTINGS, 0, 0, struct.pack("!HI", 4, 0))
+    peer = await http2.connect(("127.0.0.1", server.port), preface=no_window)
+    peer.open(WATCH, http2.message(0))
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        client = Client(channel)
+        await client.ask(CLUSTER)
+        await client.get()
+        async with asyncio.timeout(LATE):
+            await server.stop()
+    peer.close()
+
+
+async def test_watches_of_health_are_limited(proxies, monkeypatch):
+    monkeypatch.setattr(listening, "MAX_WATCHES", 2)
+    async with (
+        XdsServer(proxies, "127.0.0.1:0", grace=0.1) as server,
+        grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel,
+    ):
+        stub = health_pb2_grpc.HealthStub(channel)
+        with pytest.raises(grpc.aio.AioRpcError, match="longer than 1000 characters"):
+            await stub.Watch(health_pb2.HealthCheckRequest(service="x" * 1001)).read()
+        watches = [stub.Watch(health_pb2.HealthCheckRequest()) for _ in range(2)]
+        for watch in watches:
+            await watch.read()
+        with pytest.raises(grpc.aio.AioRpcError, match="2 watches already"):
+            await stub.Watch(health_pb2.HealthCheckRequest()).read()
+        watches[0].cancel()
+        async with asyncio.timeout(LATE):
+            while server._health._watches == 2:
+                await asyncio.sleep(0.02)
+        await stub.Watch(health_pb2.HealthCheckRequest()).read()
+
+
+@pytest.mark.parametrize(
+    ("family", "source", "other"),
+    [(socket.AF_INET, "127.0.0.9", "127.0.0.8"), (socket.AF_INET6, "::1", None)],
+    ids=["ipv4", "ipv6"],
+)
+def test_the_kernel_drops_what_is_blocked(family, source, other):
+    def connects(source: str) -> bool:
+        with closing(socket.socket(family)) as client:
+            client.settimeout(0.3)
+            client.bind((source, 0))
+            try:
+                client.connect(("::1" if family == socket.AF_INET6 else "127.0.0.1", port))
+            except TimeoutError:
+                return False
+            return True
+
+    with closing(socket.socket(family)) as listener:
+        try:
+            listener.bind((source if family == socket.AF_INET6 else "127.0.0.1", 0))
+        except OSError:
+            pytest.skip(f"there is no {source} here")
+        listener.listen()
+        port = listener.getsockname()[1]
+        networks = [network_of(ipaddress.ip_address(each)) for each in ("10.0.0.1", "2001:db8::1", source)]
+        block(listener, networks)
+        assert not connects(source)
+        assert other is None or connects(other)
+        block(listener, networks[:2])
+        assert connects(source)
+        block(listener, ())
+        assert connects(source)
+
+
+async def test_calls_that_ask_for_nothing_are_limited(proxies, server, channel, monkeypatch):
+    proxies.publish(world(CDS="a=1"))
+    monkeypatch.setattr(discovery, "MAX_UNHEARD", 2)
+    silent = [Client(channel) for _ in range(2)]
+    async with asyncio.timeout(LATE):
+        while len(server.discovery._unheard) < 2:
+            await asyncio.sleep(0.02)
+        code, details = await Client(channel).end()
+        assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "MAX_UNHEARD" in details
+        for client in silent:
+            await client.ask(CLUSTER)
+            await client.get()

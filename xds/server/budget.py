@@ -1,0 +1,27 @@
+"""How often something may happen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class Budget:
+    """A token bucket: `burst` events at once, and `rate` events per second in the long run.
+
+    Times are in seconds of any clock that does not run backwards.
+    """
+
+    burst: float
+    rate: float
+    _spent: float = 0.0
+    _at: float = 0.0
+
+    def take(self, now: float) -> bool:
+        """Count an event, and return whether it is within the budget. Events beyond it are not counted."""
+        self._spent = max(0.0, self._spent - (now - self._at) * self.rate)
+        self._at = now
+        if self._spent + 1 > self.burst:
+            return False
+        self._spent += 1
+        return True

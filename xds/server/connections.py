@@ -1,0 +1,488 @@
+"""Limits on connections whose callers have not proved who they are.
+
+gRPC accepts connections itself, tells Python of calls only, and has no limit per address. `ConnectionGuard` therefore looks for the
+connections of a server among the descriptors of this process, learns from calls which of them belong to proven callers, and shuts the
+others down when they stay too long, are too many, or do too much. Calls wait for their turn in one queue, and gRPC leaves those there
+whose connection has ended, so nothing is accepted for a while from an address that makes too many. A connection whose caller has
+proved who it is, is ended only if that caller makes more calls than `PROVEN_CALLS`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import inspect
+import ipaddress
+import os
+import socket
+import stat
+import struct
+import sys
+from collections import Counter, OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Hashable, Iterator
+from contextlib import aclosing, contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import grpc
+import grpc.aio
+import structlog
+
+from xds.server.blocking import Network, block, network_of
+from xds.server.budget import Budget
+from xds.server.proxies import Address, host_of
+
+log = structlog.get_logger(__name__)
+
+PROOF_TIMEOUT: Final = 15.0
+"""Time in which a connection has to make a call that is let in, in seconds. Proxies make one as soon as they are connected."""
+CROWDED_PROOF_TIMEOUT: Final = 5.0
+"""The same for connections of an address that has more than MAX_UNPROVEN_PER_ADDRESS of them."""
+MAX_UNPROVEN_PER_ADDRESS: Final = 32
+"""Unproven connections of one address that are given the whole PROOF_TIMEOUT: as many pods behind one NAT may connect at once."""
+MAX_UNPROVEN: Final = 4_096
+"""Unproven connections in total. One costs about 50 kB over TLS, and a whole mesh that reconnects at once must fit."""
+MAX_UNPROVEN_BYTES: Final = 256 << 10
+"""Bytes that an unproven connection may send. Flow control leaves an honest one about 64 KiB until its first call is let in."""
+UNPROVEN_CALLS: Final = (100, 10)
+"""Calls that an address may make without proof: at once, and per second. A proxy with a bad token tries once a second at most."""
+BLOCK_TIME: Final = 5.0
+"""Seconds for which nothing more is accepted from an address that has made more calls or sent more bytes without proof."""
+ALL_UNPROVEN_CALLS: Final = (1_000, 200)
+"""The same for all addresses together, as one attacker may have many. A refused call takes about 0.3 ms of the event loop."""
+PROVEN_CALLS: Final = (1_000, 100)
+"""Calls that a proven caller may make from one address: at once, and per second. A proxy makes one per connection."""
+PLAINTEXT_CALLS: Final = (20_000, 1_000)
+"""The same in plaintext, where all callers of an address are one."""
+MAX_BACKLOG: Final = 60.0
+"""Time by which PROOF_TIMEOUT is extended at most while honest callers have to wait for their turn, in seconds."""
+
+_SCAN_INTERVAL: Final = 0.5
+_SCAN_INTERVAL_PER_DESCRIPTOR: Final = 0.0002
+"""Seconds between two scans; the longer if there are many descriptors. To look at one takes 3 µs, and so 1.5 % of the time at most.
+
+It is a quarter of that when a connection is to be ended whose descriptor is not known yet.
+"""
+_SCANNED_AT_ONCE: Final = 250
+"""Descriptors or connections after which other tasks of the event loop get their turn: 2 ms."""
+_BACKLOG_MEMORY: Final = 60.0
+"""Seconds for which a backlog is reckoned with after it was seen."""
+_LOG_INTERVAL: Final = 10.0
+"""Seconds between two lines of the log."""
+_MAX_BUDGETS: Final = 4_096
+"""Addresses and callers whose calls are remembered."""
+_MAX_BLOCKED: Final = 256
+"""Addresses that are blocked at the same time; the kernel takes programs of 4,096 instructions, five for each."""
+_DESCRIPTORS: Final = "/proc/self/fd"
+_BYTES_RECEIVED: Final = struct.Struct("=128xQ")
+"""Where Linux's `struct tcp_info` has `tcpi_bytes_received`."""
+
+_Key = tuple[Address, int]
+
+_NO_PROOF = "no proof in time"
+_CROWDED = "too many connections of one address without proof"
+_TOO_MANY = "too many connections without proof"
+_TOO_MANY_BYTES = "too many bytes without proof"
+_TOO_MANY_UNPROVEN_CALLS = "too many calls without proof"
+_TOO_MANY_CALLS = "too many calls"
+_REASONS = (_NO_PROOF, _CROWDED, _TOO_MANY, _TOO_MANY_BYTES, _TOO_MANY_UNPROVEN_CALLS, _TOO_MANY_CALLS)
+
+
+@dataclass(slots=True, eq=False)
+class _Connection:
+    """What is known of a client's address and port."""
+
+    key: _Key
+    network: Network
+    since: float
+    """Time at which it was first seen, in seconds of the event loop's clock."""
+    age: float = 0.0
+    """Seconds for which it has been there while this process had time for it."""
+    sockets: dict[int, int] = field(default_factory=dict)
+    """Descriptors by inode; none: they were not looked for yet. A client may use one port of its own for several of ours."""
+    proven: Budget | None = None
+    """Calls that are left to a proven caller; None: nobody has proved anything here."""
+    doomed: str = ""
+    """Why it is to be ended as soon as its descriptor is known."""
+
+
+@dataclass(slots=True)
+class _Ended:
+    """What the log has not been told yet."""
+
+    reasons: Counter[str] = field(default_factory=Counter)
+    addresses: set[Address] = field(default_factory=set)
+
+
+class ConnectionGuard:
+    """Ends connections that cost too much without having proved who they are; on Linux, elsewhere it does nothing.
+
+    Whoever serves calls tells it which of them are let in (`proved`) and which are not (`unproven`). Without `run` it does nothing.
+    """
+
+    def __init__(self) -> None:
+        self.own: set[str] = set()
+        """Full names of the services that say themselves which calls are let in; all others let in everybody."""
+        self.ended: Counter[str] = Counter(dict.fromkeys(_REASONS, 0))
+        """Number of connections that were ended, by reason."""
+        self.unproven_calls = 0
+        """Number of calls that were refused, or were answered to somebody who had not proved anything."""
+        self._connections: dict[_Key, _Connection] = {}
+        self._others: set[int] = set()
+        """Inodes of sockets that are not connections of the server."""
+        self._budgets: OrderedDict[Hashable, Budget] = OrderedDict()
+        self._all_unproven = Budget(*ALL_UNPROVEN_CALLS)
+        self._backlog = 0.0
+        self._backlog_until = 0.0
+        self._running = False
+        self._listeners: dict[int, int] = {}
+        """Descriptors by inode."""
+        self._blocked: OrderedDict[Network, float] = OrderedDict()
+        """Until when nothing is accepted, by address."""
+        self._scanned_at = 0.0
+        self._pause = _SCAN_INTERVAL
+        self._hurry = asyncio.Event()
+        self._untold = _Ended()
+        self._told_at = float("-inf")
+
+    def proved(self, context: grpc.aio.ServicerContext, caller: Any = None) -> None:
+        """Note that a call was let in: its connection is left alone from now on. `caller`: who made it, if that was proved."""
+        if not (connection := self._of(context)):
+            return
+        now = _now()
+        if connection.proven is None:
+            waited = min(now - connection.since, MAX_BACKLOG)
+            if waited > self._backlog or now > self._backlog_until:
+                self._backlog, self._backlog_until = waited, now + _BACKLOG_MEMORY
+            connection.proven = self._proven_budget(connection.key[0], caller)
+        if not connection.proven.take(now):
+            self._end(connection, _TOO_MANY_CALLS)
+
+    def unproven(self, context: grpc.aio.ServicerContext) -> None:
+        """Note that a call was refused, or was answered to somebody who has not proved anything."""
+        self.unproven_calls += 1
+        if not (connection := self._of(context)):
+            return
+        now = _now()
+        if connection.proven:
+            if not connection.proven.take(now):
+                self._end(connection, _TOO_MANY_CALLS)
+            return
+        own = self._budget(connection.network, UNPROVEN_CALLS)
+        if not own.take(now) or not self._all_unproven.take(now):
+            self._block(connection.network, now)
+            self._end(connection, _TOO_MANY_UNPROVEN_CALLS)
+
+    def interceptor(self) -> grpc.aio.ServerInterceptor:
+        """Return what tells of the calls of services that are not `own`, and of those that do not exist."""
+        return _Interceptor(self)
+
+    async def run(self, ports: Collection[int]) -> None:
+        """Guard the connections to these local ports until cancelled."""
+        if sys.platform != "linux" or not ports:
+            return
+        self._running = True
+        try:
+            while True:
+                with suppress(OSError):  # No descriptor is left to look with: next time.
+                    await self._scan(frozenset(ports))
+                await asyncio.sleep(self._pause / 4)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self._pause * 3 / 4):
+                        await self._hurry.wait()
+                self._hurry.clear()
+        finally:
+            self._running = False
+            self._connections.clear()
+            self._blocked.clear()
+            self._filter()
+
+    def _of(self, context: grpc.aio.ServicerContext) -> _Connection | None:
+        """Return the connection of a call; None: it is not guarded."""
+        if not self._running:
+            return None
+        peer = context.peer()
+        host, port = host_of(peer), peer.rpartition(":")[2]
+        if host is None or not port.isdecimal():
+            return None
+        key = host, int(port)
+        connection = self._connections.get(key)
+        if connection is None:
+            connection = self._connections[key] = _Connection(key, network_of(key[0]), _now())
+        return connection
+
+    def _proven_budget(self, address: Address, caller: Any) -> Budget:
+        if caller is None:
+            return self._budget((address, None), PLAINTEXT_CALLS)
+        try:
+            return self._budget((address, caller), PROVEN_CALLS)
+        except TypeError:  # It cannot be hashed: it is up to who makes callers what they are.
+            return self._budget((address, repr(caller)), PROVEN_CALLS)
+
+    def _budget(self, key: Hashable, calls: tuple[int, int]) -> Budget:
+        budget = self._budgets.pop(key, None) or Budget(*calls)
+        self._budgets[key] = budget
+        if len(self._budgets) > _MAX_BUDGETS:
+            self._budgets.popitem(last=False)
+        return budget
+
+    async def _scan(self, ports: Collection[int]) -> None:
+        """Find out which connections there are, and end those that have to go."""
+        began = _now()
+        seen: set[int] = set()
+        known = {inode: each for each in self._connections.values() for inode in each.sockets}
+        descriptors = os.listdir(_DESCRIPTORS)  # noqa: PTH208 - there may be 10,000 of them, twice a second
+        for start in range(0, len(descriptors), _SCANNED_AT_ONCE):
+            for descriptor in map(int, descriptors[start : start + _SCANNED_AT_ONCE]):
+                if (inode := _inode(descriptor)) and inode not in seen:
+                    seen.add(inode)
+                    if connection := known.get(inode):
+                        connection.sockets[inode] = descriptor
+                    elif inode in self._listeners:
+                        self._listeners[inode] = descriptor
+                    elif inode not in self._others:
+                        self._look(descriptor, inode, ports)
+            await asyncio.sleep(0)
+        self._others &= seen
+        for inode in self._listeners.keys() - seen:
+            del self._listeners[inode]
+        for key, connection in tuple(self._connections.items()):
+            for inode in connection.sockets.keys() - seen:
+                del connection.sockets[inode]
+            if not connection.sockets and connection.since < began:
+                del self._connections[key]
+        now = _now()
+        self._pause = max(_SCAN_INTERVAL, len(descriptors) * _SCAN_INTERVAL_PER_DESCRIPTOR)
+        await self._judge(now, min(now - self._scanned_at, 2 * self._pause))
+        self._scanned_at = now
+        self._unblock(now)
+        self._tell(now)
+
+    def _look(self, descriptor: int, inode: int, ports: Collection[int]) -> None:
+        """Find out what a socket is that was not there in the last scan."""
+        names = _names(descriptor, inode)
+        if names is None:
+            return  # It is gone already.
+        local, key = names
+        if local not in ports:
+            self._others.add(inode)
+            return
+        if key is None:
+            self._listeners[inode] = descriptor
+            return
+        connection = self._connections.setdefault(key, _Connection(key, network_of(key[0]), _now()))
+        connection.sockets[inode] = descriptor
+
+    async def _judge(self, now: float, passed: float) -> None:
+        """End the connections that have to go; `passed`: seconds by which all are older."""
+        crowds: dict[Network, list[_Connection]] = {}
+        for connection in tuple(self._connections.values()):
+            if connection.doomed:
+                self._end(connection, connection.doomed)
+            elif connection.proven is None and connection.sockets:
+                crowds.setdefault(connection.network, []).append(connection)
+        patience = self._backlog if now <= self._backlog_until else 0.0
+        left: list[tuple[int, float, _Connection]] = []
+        for network, crowd in crowds.items():
+            crowd.sort(key=lambda each: each.since, reverse=True)
+            for rank, connection in enumerate(crowd):
+                if connection.proven is not None:  # Meanwhile.
+                    continue
+                age = connection.age - patience
+                connection.age += passed
+                if age > PROOF_TIMEOUT:
+                    self._end(connection, _NO_PROOF)
+                elif rank >= MAX_UNPROVEN_PER_ADDRESS and age > CROWDED_PROOF_TIMEOUT:
+                    self._end(connection, _CROWDED)
+                elif _received(connection) > MAX_UNPROVEN_BYTES:
+                    self._block(network, now)
+                    self._end(connection, _TOO_MANY_BYTES)
+                else:
+                    left.append((rank, age, connection))
+                    if len(left) % _SCANNED_AT_ONCE == 0:
+                        await asyncio.sleep(0)
+        left.sort(key=lambda each: each[:2])  # Those of the addresses that have most are the last.
+        for _, _, connection in left[MAX_UNPROVEN:]:
+            if connection.proven is None:
+                self._end(connection, _TOO_MANY)
+
+    def _end(self, connection: _Connection, reason: str) -> None:
+        if not connection.sockets:
+            connection.doomed = reason
+            self._hurry.set()
+            return
+        for inode, descriptor in connection.sockets.items():
+            if _shut_down(descriptor, inode):
+                self.ended[reason] += 1
+                self._untold.reasons[reason] += 1
+                self._untold.addresses.add(connection.key[0])
+                self._others.add(inode)  # It is not looked at again while gRPC closes it.
+        self._connections.pop(connection.key, None)
+
+    def _block(self, network: Network, now: float) -> None:
+        """Accept nothing more from an address for a while."""
+        is_new = network not in self._blocked
+        self._blocked[network] = now + BLOCK_TIME
+        if len(self._blocked) > _MAX_BLOCKED:
+            self._blocked.popitem(last=False)
+        if is_new:
+            self._filter()
+
+    def _unblock(self, now: float) -> None:
+        """Accept connections again from addresses whose time is over."""
+        over = [network for network, until in self._blocked.items() if until <= now]
+        for network in over:
+            del self._blocked[network]
+        if over:
+            self._filter()
+
+    def _filter(self) -> None:
+        for inode, descriptor in self._listeners.items():
+            with suppress(OSError), _copy(descriptor, inode) as listener:
+                block(listener, self._blocked)
+
+    def _tell(self, now: float) -> None:
+        """Say in the log what was ended, in one line for all."""
+        if not self._untold.reasons or now < self._told_at + _LOG_INTERVAL:
+            return
+        self._told_at = now
+        untold, self._untold = self._untold, _Ended()
+        log.warning(
+            "connections ended",
+            reasons=dict(untold.reasons),
+            addresses=len(untold.addresses),
+            example=str(next(iter(untold.addresses))),
+        )
+
+
+class _Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
+    """Tells a guard of calls that nobody else tells it of."""
+
+    def __init__(self, guard: ConnectionGuard) -> None:
+        self._guard = guard
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler | None]],
+        details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler | None:
+        """Return the handler of a call."""
+        handler = await continuation(details)
+        if handler is None:
+            return grpc.stream_stream_rpc_method_handler(self._unknown)
+        if details.method.rpartition("/")[0].lstrip("/") in self._guard.own:
+            return handler
+        request = "stream" if handler.request_streaming else "unary"
+        response = "stream" if handler.response_streaming else "unary"
+        behaviour = _telling(getattr(handler, f"{request}_{response}"), self._guard.proved)
+        make = getattr(grpc, f"{request}_{response}_rpc_method_handler")
+        return make(behaviour, handler.request_deserializer, handler.response_serializer)
+
+    async def _unknown(self, _: object, context: grpc.aio.ServicerContext) -> None:
+        self._guard.unproven(context)
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
+
+
+def _telling(behaviour: Callable[..., Any], tell: Callable[[Any], None]) -> Callable[..., Any]:
+    """Return a behaviour of the same kind that tells of each call first."""
+    if inspect.isasyncgenfunction(behaviour):
+
+        async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
+            tell(context)
+            async with aclosing(behaviour(request, context)) as responses:
+                async for response in responses:
+                    yield response
+
+        return stream
+    if inspect.iscoroutinefunction(behaviour):
+
+        async def call(request: Any, context: Any) -> Any:
+            tell(context)
+            return await behaviour(request, context)
+
+        return call
+
+    loop = asyncio.get_running_loop()
+
+    def in_thread(request: Any, context: Any) -> Any:
+        loop.call_soon_threadsafe(tell, context)
+        return behaviour(request, context)
+
+    return in_thread
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def _inode(descriptor: int) -> int:
+    """Return which socket a descriptor is; 0: it is none."""
+    try:
+        status = os.fstat(descriptor)
+    except OSError:
+        return 0
+    return status.st_ino if stat.S_ISSOCK(status.st_mode) else 0
+
+
+@contextmanager
+def _borrowed(descriptor: int) -> Iterator[socket.socket]:
+    """Look at a socket without closing it. OSError: it is none. Another thread may close it meanwhile, and reuse the number."""
+    borrowed = socket.socket(fileno=descriptor)
+    try:
+        yield borrowed
+    finally:
+        borrowed.detach()
+
+
+def _names(descriptor: int, inode: int) -> tuple[int, _Key | None] | None:
+    """Return the local port and the peer of a TCP socket, (PORT, None) if it listens, (0, None) if it is of another kind.
+
+    None: it is gone, or its connection is.
+    """
+    try:
+        with _borrowed(descriptor) as borrowed:
+            names: tuple[int, _Key | None] = 0, None
+            if borrowed.family in {socket.AF_INET, socket.AF_INET6} and borrowed.type == socket.SOCK_STREAM:
+                local = borrowed.getsockname()[1]
+                if borrowed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                    names = local, None
+                else:
+                    names = local, _key(*borrowed.getpeername()[:2])
+    except OSError:
+        return None
+    return names if _inode(descriptor) == inode else None
+
+
+def _key(host: str, port: int) -> _Key:
+    address = ipaddress.ip_address(host.partition("%")[0])
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return mapped or address, port
+
+
+def _received(connection: _Connection) -> int:
+    """Return how many bytes a client has sent; 0: that cannot be told."""
+    total = 0
+    for descriptor in connection.sockets.values():
+        with suppress(OSError, struct.error), _borrowed(descriptor) as borrowed:
+            info = borrowed.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_RECEIVED.size)
+            total += _BYTES_RECEIVED.unpack(info)[0]
+    return total
+
+
+def _shut_down(descriptor: int, inode: int) -> bool:
+    """Shut a socket down, so that gRPC sees its end and closes it. False: it is gone already."""
+    try:
+        with _copy(descriptor, inode) as copy:
+            copy.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        return False
+    return True
+
+
+@contextmanager
+def _copy(descriptor: int, inode: int) -> Iterator[socket.socket]:
+    """Give a copy of a descriptor, which stays the socket that it is: nobody else closes it. OSError: the socket is gone."""
+    with socket.socket(fileno=os.dup(descriptor)) as copy:
+        if _inode(copy.fileno()) != inode:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        yield copy
