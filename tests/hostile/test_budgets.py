@@ -260,8 +260,10 @@ async def test_flood_of_small_requests(shared) -> None:
     """Each changes one of many names, on as many streams as there may be."""
     async with attacker(shared, "evil-3") as channel, shared.watched() as cost:
         calls = [channel.stream_stream(DELTA)() for _ in range(LIMITS.streams)]
-        for number, call in enumerate(calls):
-            await call.write(delta(ENDPOINT, *names(5_000, mark=f"{number}-"), pod="evil-3"))
+        first = (
+            delta(ENDPOINT, *names(5_000, mark=f"{number}-"), pod="evil-3") for number in range(len(calls))
+        )
+        await asyncio.gather(*(call.write(request) for call, request in zip(calls, first, strict=True)))
         requests = [
             delta(ENDPOINT, "a", pod="evil-3", resource_names_unsubscribe=["b"]),
             delta(ENDPOINT, "b", pod="evil-3", resource_names_unsubscribe=["a"]),

@@ -42,8 +42,9 @@ MAX_UNPROVEN_PER_ADDRESS: Final = 32
 """Unproven connections of one address that are given the whole PROOF_TIMEOUT: as many pods behind one NAT may connect at once."""
 MAX_UNPROVEN: Final = 4_096
 """Unproven connections in total. One costs about 50 kB over TLS, and a whole mesh that reconnects at once must fit."""
-MAX_UNPROVEN_BYTES: Final = 256 << 10
-"""Bytes that an unproven connection may send. Flow control leaves an honest one about 64 KiB until its first call is let in."""
+MAX_UNPROVEN_BYTES: Final = 5 << 18
+"""Bytes that an unproven connection may send. Until calls are let in, flow control leaves an honest one 64 KiB for each of its streams,
+of which it has 16 at most."""
 UNPROVEN_CALLS: Final = (100, 10)
 """Calls that an address may make without proof: at once, and per second. A proxy with a bad token tries once a second at most."""
 BLOCK_TIME: Final = 5.0

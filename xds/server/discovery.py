@@ -10,7 +10,7 @@ import traceback
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import ExitStack, asynccontextmanager, nullcontext
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
