@@ -233,6 +233,13 @@ INEFFECTIVE: dict[str, tuple[list[Fact], str]] = {
         [replace(pod("job", "shop"), ended=True), service("job", "shop")],
         "notice: Service shop/job: selector app=job matches no pod in namespace shop, so it has no endpoints",
     ),
+    "an address that belongs to another Service": (
+        [replace(service("zoo", "shop", app="web"), addresses=service("web", "shop").addresses)],
+        (
+            f"Service shop/zoo: clusterIP {service('web', 'shop').addresses[0]} belongs to Service shop/web: "
+            "traffic to it is not sent to this Service"
+        ),
+    ),
     "a Service that nothing is listed for": (
         [replace(service("api", "shop"), selector={})],
         (

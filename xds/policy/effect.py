@@ -17,7 +17,6 @@ from xds.model import (
     CLUSTER_DOMAIN,
     AuthenticationPolicy,
     DestinationRule,
-    Endpoints,
     Object,
     PeerAuthentication,
     Pod,
@@ -289,9 +288,9 @@ def _disregarded(mesh: Mesh) -> Iterator[_Finding]:
     of_objects: dict[Ref, list[str]] = {}
     for each in disregarded(own):
         of_objects.setdefault(each.ref, []).append(each.what)
-    for ref, said in of_objects.items():
-        if isinstance(owner := own.get(ref), Service | Endpoints):
-            yield from _capped(owner, (_problem(owner, what) for what in said))
+    owners = [owner for ref in of_objects if (owner := own.get(ref))]
+    for owner in owners:
+        yield from _capped(owner, (_problem(owner, what) for what in of_objects[owner.ref]))
 
 
 def _rules(mesh: Mesh, missing: Collection[str]) -> Iterator[_Finding]:
