@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 from aiohttp import web
 
+from xds.fair import CpuShare
 from xds.http import HttpListener, client_of
 from xds.model import Problem
 
@@ -46,6 +47,8 @@ class AdminServer:
         self._host = host
         self._port = port
         self._listener: HttpListener | None = None
+        self._scrapes = CpuShare()
+        """What all addresses together use for metrics, which are made on the event loop that serves xDS."""
         self.port = 0
         """The port that it listens on, once started; of use when the choice was left with port 0."""
 
@@ -69,10 +72,14 @@ class AdminServer:
 
     async def _counted(self, request: web.Request) -> web.Response:
         assert self._metrics  # noqa: S101 - else there is no such path
+        loop = asyncio.get_running_loop()
+        if (wait := self._scrapes.wait(loop.time())) > 0:
+            text = f"the metrics were read too often; try again in {wait:.0f} s\n"
+            return web.Response(status=429, text=text)
         began = time.thread_time()
         body, content_type = self._metrics(request.headers.get("Accept", ""))
-        loop = asyncio.get_running_loop()
-        client_of(request).share.charge(time.thread_time() - began, loop.time())
+        for share in (self._scrapes, client_of(request).share):
+            share.charge(time.thread_time() - began, loop.time())
         return web.Response(body=body, headers={"Content-Type": content_type})
 
     async def _healthz(self, _: web.Request) -> web.Response:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import replace
+from zlib import crc32
 
 import grpc
 import structlog
@@ -21,6 +22,10 @@ NO_KEY = (
     "token or a certificate"
 )
 """Why a stream does not get the secret `default`."""
+
+
+UNKNOWN_BUDGETS = 64
+"""Budgets of all pods together that are not known and speak in plaintext."""
 
 
 def look_again(subscriber: Subscriber, name: tuple[str, str], was: Pod | None, pod: Pod | None) -> None:
@@ -45,11 +50,11 @@ def client_of(caller: Caller | None, name: tuple[str, str], *, is_known: bool) -
 
     A known pod has a budget of its own, and another one for streams in plaintext: who proves nothing must not use up what
     the pod needs. Pods that are not known share the budget of the caller's account, as it could invent any number of them;
-    in plaintext all share one. A token that is bound to a pod is good for that pod only.
+    in plaintext they share UNKNOWN_BUDGETS. A token that is bound to a pod is good for that pod only.
     """
     if is_known or (caller and caller.pod):
         return (*name, caller is None)
-    return str(caller) if caller else "plaintext"
+    return str(caller) if caller else crc32("/".join(name).encode()) % UNKNOWN_BUDGETS
 
 
 def without_key(snapshot: Snapshot) -> Snapshot:

@@ -15,6 +15,7 @@ import structlog
 from xds.mesh import Mesh
 from xds.model import Problem, Ref
 from xds.policy.effect import Ineffective, without_effect
+from xds.server.budget import Budget
 
 log = structlog.get_logger(__name__)
 
@@ -25,7 +26,9 @@ INTERVAL = 2.0
 IDLE_FACTOR = 20
 """How many times as long as an examination took nothing is examined after it."""
 MAX_LOGGED = 100
-"""Lines that one examination adds to the log."""
+"""Lines that are added to the log at once,"""
+LOG_RATE = 5.0
+"""and per second after that."""
 
 _Key: TypeAlias = tuple[Ref, str, bool]
 
@@ -45,6 +48,7 @@ class EffectWatcher:
         self._since: dict[_Key, float] = {}
         """When each problem was found first, in seconds of the event loop's clock."""
         self._settled: dict[_Key, Problem] = {}
+        self._lines = Budget(MAX_LOGGED, LOG_RATE)
 
     @property
     def problems(self) -> tuple[Problem, ...]:
@@ -76,7 +80,7 @@ class EffectWatcher:
                 except Exception as error:  # noqa: BLE001 - nobody is served any worse for it
                     said = f"{type(error).__name__}: {error}"
                     if said != failure:
-                        log.error("objects without effect cannot be found", problem=said)  # noqa: TRY400
+                        log.error("failed to check for objects without effect", problem=said)  # noqa: TRY400
                     failure = said
                 examined, took = mesh, time.perf_counter() - began
             self._settle(found, asyncio.get_running_loop().time())
@@ -96,14 +100,21 @@ class EffectWatcher:
         }
         new = [problem for key, problem in self._settled.items() if key not in before]
         solved = [problem for key, problem in before.items() if key not in problems and not problem.notice]
-        for problem in new[:MAX_LOGGED]:
+        more = 0
+        for problem in new:
+            if not self._lines.take(now):
+                more += 1
+                continue
             said = {"where": problem.where, "what": problem.what}
             said |= {"hint": problem.hint} if problem.hint else {}
             if problem.notice:
                 log.info("notice", **said)
             else:
                 log.warning("object has no effect", **said)
-        for problem in solved[:MAX_LOGGED]:
-            log.info("solved", where=problem.where, what=problem.what)
-        if more := len(new[MAX_LOGGED:]) + len(solved[MAX_LOGGED:]):
-            log.warning("more objects have no effect, or have one again; xds status lists them", count=more)
+        for problem in solved:
+            if self._lines.take(now):
+                log.info("solved", where=problem.where, what=problem.what)
+            else:
+                more += 1
+        if more:
+            log.warning("more changes of objects without effect, not logged", count=more)

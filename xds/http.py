@@ -282,7 +282,7 @@ class HttpListener:
                 "connection refused", client=address, limit=f"{self._max_per_address} for one address"
             )
             return None
-        if client.share.wait(now):
+        if client.share.wait(now) > THROTTLE_TIMEOUT:  # A request waits as long, too.
             self._log_refusal("connection refused", client=address, limit=_SHARE)
             return None
         client.share.charge(HANDSHAKE_COST if self._tls else CONNECTION_COST, now)

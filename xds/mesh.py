@@ -253,7 +253,8 @@ class Mesh:
         pods = self._pods_at(address)
         services = [s for ref in self._addresses.at(address) if isinstance(s := self.get(ref), Service)]
         oldest = min(services, key=lambda service: service.meta.age_key, default=None)
-        return (oldest,) if oldest and (oldest.meta.uid or not pods) else tuple(pods)
+        is_allocated = oldest and oldest.meta.uid and not oldest.meta.origin
+        return (oldest,) if oldest and (is_allocated or not pods) else tuple(pods)
 
     def may_answer(self, service: Service, address: str) -> bool:
         """Whether a service may decide what becomes of connections to an address.

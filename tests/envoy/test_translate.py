@@ -46,8 +46,9 @@ def test_a_service_that_cannot_be_translated_stays_as_it_was_and_the_others_go_o
 @pytest.mark.parametrize("number", OWN_PORTS)
 def test_a_service_port_that_is_the_sidecars_own_is_reached_at_the_services_address(number):
     http = ServicePort(port=number, target=8021, name="http", protocol=Protocol.HTTP)
-    listeners = translate(mesh(CLIENT, service("web", "ns", http)), CLIENT).of(LISTENER)
-    assert f"10.96.0.3_{number}" in listeners
+    web = service("web", "ns", http)
+    listeners = translate(mesh(CLIENT, web), CLIENT).of(LISTENER)
+    assert f"{web.addresses[0]}_{number}" in listeners
     assert f"0.0.0.0_{number}" not in listeners
 
 
@@ -83,7 +84,7 @@ def test_limits_of_tcp_connections_hold_with_and_without_interception():
     pool = ConnectionPool(tcp_idle_timeout=60, max_connection_duration=600)
     web = service("web", "ns", TCP)
     limited = rule("ns", web.host, policy=TrafficPolicy(connection_pool=pool))
-    found = translate(mesh(CLIENT, web, limited), CLIENT).of(LISTENER)["10.96.0.3_90"]
+    found = translate(mesh(CLIENT, web, limited), CLIENT).of(LISTENER)[f"{web.addresses[0]}_90"]
     proxy = to_dict(found.type_url, found.body)["filter_chains"][0]["filters"][0]["typed_config"]
     assert (proxy["idle_timeout"], proxy["max_downstream_connection_duration"]) == ("60s", "600s")
     client = replace(CLIENT, interception=Interception.NONE, address="127.0.0.1")

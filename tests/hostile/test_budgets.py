@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Coroutine, Iterable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from tests.server.proxies import DELTA_REQUEST, DELTA_RESPONSE, REQUEST, Client
 from xds.protocol.limits import Limits
 from xds.protocol.session import Variant
 from xds.server import ADS
+from xds.server.discovery import OPENING_FACTOR
 from xds.snapshot import CLUSTER, ENDPOINT
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -283,6 +284,22 @@ async def test_flood_of_rejections(shared) -> None:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
     assert cost.log_lines < 50 + 12 * 10
+    honest_sidecar_is_served(cost)
+
+
+async def test_streams_without_a_request(shared) -> None:
+    """A caller must not take all places of those whose first request is awaited."""
+    limit = OPENING_FACTOR * LIMITS.streams
+    async with AsyncExitStack() as stack, shared.watched() as cost:
+        channels = [await stack.enter_async_context(attacker(shared, "evil-5")) for _ in range(2)]
+        attacks = [Attack(channel) for channel in channels for _ in range(limit // 2 + 10)]
+        ends = await first_ends(attacks, len(attacks) - limit)
+    assert set(ends) == {
+        (
+            EXHAUSTED,
+            f"{limit} calls of this caller without a request are open already, the limit: send the first requests",
+        )
+    }
     honest_sidecar_is_served(cost)
 
 

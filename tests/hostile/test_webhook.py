@@ -130,6 +130,7 @@ async def test_unknown_annotations_delay_no_admission(webhook: Webhook) -> None:
     assert asked.keys() <= {200, 429}
     assert webhook.cpu - began < 24 * 0.1
     assert max(admissions) < 5
+    assert webhook.lag < 5
 
 
 DENSE = {

@@ -208,7 +208,8 @@ async def test_a_connection_that_breaks_in_the_middle_of_what_it_says_loses_noth
                     await sidecar.until(shop.service, addresses(range(number + 1, number + 4)))
                 assert cable.cuts == 10
                 assert len(lists(own_cluster, "pods")) == before, "watches go on from where they were"
-                assert all(len(each) >= 3 for each in sidecar.seen[shop.service])
+                # A slice may come before the Pod that it names, which is left out until it is known.
+                assert all(len(each) >= 2 for each in sidecar.seen[shop.service])
 
 
 async def test_five_thousand_pods_are_listed_in_pages(

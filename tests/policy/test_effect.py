@@ -22,6 +22,7 @@ from xds.model import (
     Service,
     ServicePort,
     Target,
+    UnknownService,
 )
 from xds.policy import effect
 from xds.policy.effect import MAX_PER_OBJECT, Ineffective, without_effect
@@ -190,9 +191,17 @@ INEFFECTIVE: dict[str, tuple[list[Fact], str]] = {
         [rule("shop", "*.example.com", "SIMPLE")],
         "DestinationRule shop/rule: host *.example.com matches no Service, so it has no effect",
     ),
+    "a rule for a host outside of the mesh": (
+        [rule("shop", "api.example.com", "SIMPLE")],
+        "notice: DestinationRule shop/rule: host api.example.com matches no Service, so it has no effect",
+    ),
+    "a lock for a version that does not run": (
+        [peer("shop", "STRICT", name="lock", app="web", version="v11")],
+        "PeerAuthentication shop/lock: selector app=web,version=v11 matches no pod in namespace shop, so it has no effect",
+    ),
     "a subset that selects nothing": (
         [pod("web-2", "shop", v="1"), rule("shop", HOST, subsets=(Subset(name="v3", labels={"v": "3"}),))],
-        "DestinationRule shop/rule: subset v3: v=3 matches no pod of host web.shop.svc.cluster.local, so it has no effect",
+        "notice: DestinationRule shop/rule: subset v3: v=3 matches no pod of host web.shop.svc.cluster.local, so it has no effect",
     ),
     "a setting for a port that the Service does not have": (
         [rule("shop", HOST, policy=TrafficPolicy(ports={80: TrafficPolicy(), 81: TrafficPolicy()}))],
@@ -266,6 +275,10 @@ EFFECTIVE: dict[str, list[Fact]] = {
     "a lock of some pods with a sidecar and some without": [
         pod("web-2", "shop", sidecar=False),
         peer("shop", "STRICT", name="lock", app="web"),
+    ],
+    "a policy for a Service that was refused": [
+        UnknownService(meta=meta("Service", "shop", "db"), service="db"),
+        policy("shop", "STRICT", "db"),
     ],
     "a port that a Service leads to": [peer("shop", None, name="lock", ports={8080: "STRICT"}, app="web")],
     "a port that a pod declares": [

@@ -1,7 +1,7 @@
 """What is wrong with an object is said on the object: in `status.conditions` where its kind has a status, else as an Event.
 
-Two conditions, each there only as long as it is so: `Accepted: False` (it cannot be used, and what was known of it before stays in
-force), and `InForce: False` (others decide instead, or nothing in the mesh matches it). What is there is compared with what should be, so it does not matter which
+Two conditions, each there only as long as it is so: `Accepted: False` (it cannot be used: what was known of it before stays in
+force, or its scope is STRICT), and `InForce: False` (others decide instead, or nothing in the mesh matches it). What is there is compared with what should be, so it does not matter which
 replica wrote it. Objects of which nothing is to be said, and nothing was, are never written; conditions of others are left alone.
 
 Needs in the cluster: policies, meshpolicies, peerauthentications, destinationrules: list; their `/status`: patch; events: create;

@@ -141,10 +141,11 @@ def _peer_authentication(
                 "leave the selector out to apply it to the whole mesh, or move it to the workload's namespace",
             )
         return
-    pods = list(facts.selected(pa.selector) if pa.selector else facts.pods.values())
+    selected = facts.selected(pa.selector) if pa.selector else facts.pods.values()
+    pods = [pod for pod in selected if not pod.ended]
     if pa.selector and not pods:
         what = f"selector {_no_pod(pa, pa.selector)}"
-        scaled = next((s for s in facts.services.values() if _same_workload(s.selector, pa.selector)), None)
+        scaled = next((s for s in facts.services.values() if _is_scaled_to_zero(facts, s, pa.selector)), None)
         hint = f"Service {scaled.name} selects the same, and has no pod now either" if scaled else ""
         yield _problem(pa, what, hint or _similar_label(facts, pa.selector), notice=scaled is not None)
     elif pods and not any(pod.has_sidecar for pod in pods):
@@ -158,8 +159,10 @@ def _peer_authentication(
         yield from _ports(facts, pa, pods)
 
 
-def _same_workload(selector: Mapping[str, str], other: Mapping[str, str]) -> bool:
-    return bool(selector) and (covers(selector, other) or covers(other, selector))
+def _is_scaled_to_zero(facts: NamespaceFacts, service: Service, selector: Mapping[str, str]) -> bool:
+    """Whether a Service is for the workload that a selector is for, and has no pod now."""
+    same = covers(service.selector, selector) or covers(selector, service.selector)
+    return bool(service.selector) and same and not any(facts.selected(service.selector))
 
 
 def _ports(facts: NamespaceFacts, pa: PeerAuthentication, pods: list[Pod]) -> Iterator[_Finding]:
@@ -192,6 +195,8 @@ def _ports(facts: NamespaceFacts, pa: PeerAuthentication, pods: list[Pod]) -> It
 
 
 def _target(facts: NamespaceFacts, policy: AuthenticationPolicy, target: Target) -> Iterator[_Finding]:
+    if target.service in facts.unknown_services:
+        return  # It was refused, and the policy is stricter meanwhile.
     service = facts.services.get(target.service.partition(".")[0])
     if service is None or target.service not in (service.name, service.host):
         yield _problem(
@@ -297,7 +302,7 @@ def _rules(mesh: Mesh, missing: Collection[str]) -> Iterator[_Finding]:
     services = list(mesh.services())
     for name in mesh.namespaces():
         for rule in () if name in missing else mesh.in_namespace(name, given=True).rules:
-            if rule.host != API_SERVER and not rule.meta.origin.startswith(ORIGIN):
+            if rule.host != API_SERVER and not rule.meta.origin.startswith(ORIGIN):  # A stand-in of a rollout.
                 yield from _capped(rule, _rule(mesh, rule, services))
 
 
@@ -309,10 +314,13 @@ def _rule(mesh: Mesh, rule: DestinationRule, services: list[Service]) -> Iterato
         service = mesh.service(namespace, name)
         matched = [service] if service and rule.is_about(service.host) else []
     if not matched:
+        meant = _without_domain(mesh, rule)
+        is_external = not (meant or rule.host.startswith("*") or rule.host.endswith(_SERVICE_SUFFIX))
         yield _problem(
             rule,
             f"host {rule.host} matches no Service, so it has no effect",
-            _similar_host(mesh, rule, services),
+            "" if is_external else meant or _similar_host(mesh, rule, services),
+            notice=is_external,
         )
         return
     ports = {port.port for service in matched for port in service.ports}
@@ -332,13 +340,17 @@ def _rule(mesh: Mesh, rule: DestinationRule, services: list[Service]) -> Iterato
             yield _problem(
                 rule,
                 f"subset {subset.name}: {_words(subset.labels)} matches no pod of host {rule.host}, so it has no effect",
+                notice=True,
             )
 
 
+def _without_domain(mesh: Mesh, rule: DestinationRule) -> str:
+    """Suggest the full name for a host such as `web.shop` or `web.shop.svc`; empty if it is no Service's."""
+    name, _, namespace = rule.host.removesuffix(".svc").partition(".")
+    return f"did you mean {name}.{namespace}{_SERVICE_SUFFIX}?" if mesh.service(namespace, name) else ""
+
+
 def _similar_host(mesh: Mesh, rule: DestinationRule, services: list[Service]) -> str:
-    name, _, namespace = rule.host.partition(_SERVICE_SUFFIX)[0].partition(".")
-    namespace = namespace.removesuffix(".svc")
-    if mesh.service(namespace, name):
-        return f"did you mean {name}.{namespace}{_SERVICE_SUFFIX}?"
+    namespace = rule.host.removesuffix(_SERVICE_SUFFIX).partition(".")[2]
     near = list(mesh.in_namespace(namespace).services.values()) or services
     return nearest(rule.host, (service.host for service in islice(near, MAX_CANDIDATES)))

@@ -17,6 +17,11 @@ class Budget:
     _spent: float = 0.0
     _at: float = 0.0
 
+    @property
+    def is_half_spent(self) -> bool:
+        """Whether at least half of the burst was used, as of the last event."""
+        return self._spent >= self.burst / 2
+
     def take(self, now: float) -> bool:
         """Count an event, and return whether it is within the budget. Events beyond it are not counted."""
         self._spent = max(0.0, self._spent - (now - self._at) * self.rate)

@@ -30,7 +30,7 @@ import structlog
 
 from xds.server.blocking import Network, block, network_of
 from xds.server.budget import Budget
-from xds.server.proxies import Address, host_of
+from xds.server.proxies import Address, host_of, key_of
 
 log = structlog.get_logger(__name__)
 
@@ -103,6 +103,8 @@ class _Connection:
     """Descriptors by inode; none: they were not looked for yet. A client may use one port of its own for several of ours."""
     proven: Budget | None = None
     """Calls that are left to a proven caller; None: nobody has proved anything here."""
+    is_authenticated: bool = False
+    """Whether that caller showed a credential."""
     doomed: str = ""
     """Why it is to be ended as soon as its descriptor is known."""
 
@@ -145,6 +147,7 @@ class ConnectionGuard:
         self._hurry = asyncio.Event()
         self._untold = _Ended()
         self._told_at = float("-inf")
+        self._failed_at = float("-inf")
 
     def proved(self, context: grpc.aio.ServicerContext, caller: Any = None) -> None:
         """Note that a call was let in: its connection is left alone from now on. `caller`: who made it, if that was proved."""
@@ -156,23 +159,36 @@ class ConnectionGuard:
             if waited > self._backlog or now > self._backlog_until:
                 self._backlog, self._backlog_until = waited, now + _BACKLOG_MEMORY
             connection.proven = self._proven_budget(connection.key[0], caller)
-        if not connection.proven.take(now):
-            self._end(connection, _TOO_MANY_CALLS)
+            connection.is_authenticated = caller is not None
+        self._charge(connection, connection.proven, now)
 
-    def unproven(self, context: grpc.aio.ServicerContext) -> None:
-        """Note that a call was refused, or was answered to somebody who has not proved anything."""
+    def unproven(self, context: grpc.aio.ServicerContext, *, undecided: bool = False) -> None:
+        """Note that a call was refused, or was answered to somebody who has not proved anything.
+
+        `undecided`: nobody could tell whose credential it is, such as while the API server is down. Honest callers meet
+        this all at once, so only the limit of their address applies.
+        """
         self.unproven_calls += 1
         if not (connection := self._of(context)):
             return
         now = _now()
         if connection.proven:
-            if not connection.proven.take(now):
-                self._end(connection, _TOO_MANY_CALLS)
+            self._charge(connection, connection.proven, now)
             return
         own = self._budget(connection.network, UNPROVEN_CALLS)
-        if not own.take(now) or not self._all_unproven.take(now):
-            self._block(connection.network, now)
+        exceeds_own = not own.take(now)
+        if exceeds_own or not (undecided or self._all_unproven.take(now)):
+            # An address that makes few calls is not blocked for what all others do.
+            if exceeds_own or own.is_half_spent:
+                self._block(connection.network, now)
             self._end(connection, _TOO_MANY_UNPROVEN_CALLS)
+
+    def _charge(self, connection: _Connection, budget: Budget, now: float) -> None:
+        """Count a call of a proven caller; end the connection if it is one too many."""
+        if not budget.take(now):
+            if connection.is_authenticated:  # In plaintext, an address may be that of many clients.
+                self._block(connection.network, now)
+            self._end(connection, _TOO_MANY_CALLS)
 
     def interceptor(self) -> grpc.aio.ServerInterceptor:
         """Return what tells of the calls of services that are not `own`, and of those that do not exist."""
@@ -185,8 +201,10 @@ class ConnectionGuard:
         self._running = True
         try:
             while True:
-                with suppress(OSError):  # No descriptor is left to look with: next time.
+                try:
                     await self._scan(frozenset(ports))
+                except Exception as error:  # noqa: BLE001 - the next scan may succeed, and without any there are no limits
+                    self._report(error)
                 await asyncio.sleep(self._pause / 4)
                 with suppress(TimeoutError):
                     async with asyncio.timeout(self._pause * 3 / 4):
@@ -215,10 +233,7 @@ class ConnectionGuard:
     def _proven_budget(self, address: Address, caller: Any) -> Budget:
         if caller is None:
             return self._budget((address, None), PLAINTEXT_CALLS)
-        try:
-            return self._budget((address, caller), PROVEN_CALLS)
-        except TypeError:  # It cannot be hashed: it is up to who makes callers what they are.
-            return self._budget((address, repr(caller)), PROVEN_CALLS)
+        return self._budget((address, key_of(caller)), PROVEN_CALLS)
 
     def _budget(self, key: Hashable, calls: tuple[int, int]) -> Budget:
         budget = self._budgets.pop(key, None) or Budget(*calls)
@@ -342,6 +357,12 @@ class ConnectionGuard:
             with suppress(OSError), _copy(descriptor, inode) as listener:
                 block(listener, self._blocked)
 
+    def _report(self, error: Exception) -> None:
+        """Log that a scan failed, once in a while."""
+        if (now := _now()) >= self._failed_at + _LOG_INTERVAL:
+            self._failed_at = now
+            log.error("scan of connections failed", problem=f"{type(error).__name__}: {error}")
+
     def _tell(self, now: float) -> None:
         """Say in the log what was ended, in one line for all."""
         if not self._untold.reasons or now < self._told_at + _LOG_INTERVAL:
@@ -449,8 +470,10 @@ def _names(descriptor: int, inode: int) -> tuple[int, _Key | None] | None:
                     names = local, None
                 else:
                     names = local, _key(*borrowed.getpeername()[:2])
-    except OSError:
-        return None
+    except (OSError, ValueError, TypeError, IndexError, AttributeError):
+        return (
+            None  # gRPC's threads may close it and open a socket of another kind under its number meanwhile.
+        )
     return names if _inode(descriptor) == inode else None
 
 

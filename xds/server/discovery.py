@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import traceback
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Hashable
 from contextlib import ExitStack, asynccontextmanager, nullcontext
 from typing import Any, TypeVar
 
@@ -26,7 +26,7 @@ from xds.server.proxies import Authenticate, Proxies, Refused, StreamInfo, conne
 from xds.server.reading import REQUEST_WITHIN
 from xds.server.services import SERVICES, Service
 from xds.server.stream import Observer, Stream, now
-from xds.server.turns import PER_REQUEST, PER_WARNING, Turns
+from xds.server.turns import PER_CALL, PER_REQUEST, PER_WARNING, Turns
 
 log = structlog.get_logger(__name__)
 
@@ -35,6 +35,8 @@ T = TypeVar("T")
 _SHUTTING_DOWN = "the server is shutting down"
 MAX_UNHEARD = 5_000
 """Calls whose caller or first request is not known yet: about 30 kB each. A whole mesh that reconnects sends its requests at once."""
+OPENING_FACTOR = 8
+"""How many calls of one caller may wait to have their first request read, for each stream that a client may have."""
 _LONGEST_PAUSE = 0.01
 """Seconds between the ends of two streams on shutdown, if there are few."""
 
@@ -69,6 +71,8 @@ class DiscoveryService:
         self.connections = ConnectionGuard()
         """Is told of every call here; run it to limit what connections cost that nobody has proved anything on."""
         self.connections.own.update(SERVICES)
+        self._unheard_of: Counter[Hashable] = Counter()
+        """How many of them each proven caller has."""
         self._turns = Turns()
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
@@ -205,16 +209,16 @@ class DiscoveryService:
         Refused: the caller is not let in, no request comes in time, or the server is shutting down.
         """
         if len(self._unheard) >= MAX_UNHEARD:
-            self.connections.unproven(context)
             problem = f"{MAX_UNHEARD} calls without a request are open already, the limit (MAX_UNHEARD): try again later"
             raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, problem)
+        info: StreamInfo | None = None
         try:
             async with asyncio.timeout(REQUEST_WITHIN) as until:
                 self._unheard.add(until)
                 caller = await self._who(context)
                 info = StreamInfo(peer=context.peer(), variant=variant, type_url=type_url, caller=caller)
-                await self._turns.pace.wait(info.origin)
-                async with nullcontext() if caller is None else self._turns.pace.opening(info.origin):
+                async with nullcontext() if caller is None else self._opening(info.origin):
+                    await self._turns.pace.wait(info.origin)
                     request = await context.read()
                     await self._turns.take()
                     if request is grpc.aio.EOF:
@@ -228,6 +232,10 @@ class DiscoveryService:
         except TimeoutError:
             if self._stopping:
                 raise Refused(grpc.StatusCode.UNAVAILABLE, _SHUTTING_DOWN) from None
+            if info is None:
+                problem = f"the caller could not be authenticated within {REQUEST_WITHIN:g} s; try again"
+                raise Refused(grpc.StatusCode.UNAVAILABLE, problem) from None
+            self._turns.pace.charge(info.origin, PER_WARNING)
             problem = (
                 f"no request came within {REQUEST_WITHIN:g} s; send the first one when the stream is opened"
             )
@@ -236,12 +244,29 @@ class DiscoveryService:
         finally:
             self._unheard.discard(until)
 
+    @asynccontextmanager
+    async def _opening(self, origin: Hashable) -> AsyncIterator[None]:
+        """Let a proven caller have a first request read, a few at a time. Refused: too many of its calls wait for that."""
+        limit = OPENING_FACTOR * self._budgets.limits.streams
+        if self._unheard_of[origin] >= limit:
+            problem = f"{limit} calls of this caller without a request are open already, the limit: send the first requests"
+            raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, problem)
+        self._turns.pace.charge(origin, PER_CALL)
+        self._unheard_of[origin] += 1
+        try:
+            async with self._turns.pace.opening(origin):
+                yield
+        finally:
+            self._unheard_of[origin] -= 1
+            if not self._unheard_of[origin]:
+                del self._unheard_of[origin]
+
     async def _who(self, context: grpc.aio.ServicerContext) -> Any:
         """Return who calls. Refused: the caller is not let in."""
         try:
             caller = await self._authenticate(context) if self._authenticate else None
-        except Refused:
-            self.connections.unproven(context)
+        except Refused as refused:
+            self.connections.unproven(context, undecided=refused.code is grpc.StatusCode.UNAVAILABLE)
             raise
         self.connections.proved(context, caller)
         return caller

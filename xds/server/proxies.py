@@ -72,6 +72,15 @@ def nothing_known(node: Node) -> Refused:
     return Refused(grpc.StatusCode.UNAVAILABLE, f"nothing is known for {node.id} yet; ask again")
 
 
+def key_of(caller: Any) -> Hashable:
+    """Return what limits know a caller by, whatever `authenticate` returns."""
+    try:
+        hash(caller)
+    except TypeError:
+        return repr(caller)
+    return caller  # type: ignore[no-any-return]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamInfo:
     """What is known of a stream besides what its client says."""
@@ -89,7 +98,7 @@ class StreamInfo:
     @property
     def origin(self) -> Hashable:
         """Whose requests share the event loop's time: a caller at one address, or a connection in plaintext."""
-        return self.peer if self.caller is None else (self.caller, host_of(self.peer))
+        return self.peer if self.caller is None else (key_of(self.caller), host_of(self.peer))
 
 
 class Subscriber:

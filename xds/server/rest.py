@@ -21,7 +21,15 @@ from google.protobuf import json_format
 
 from xds.descriptors import message_class, pool, to_dict
 from xds.fair import FairThread
-from xds.http import BodyReader, Client, HttpListener, client_of, read_json
+from xds.http import (
+    MAX_CONNECTIONS,
+    MAX_CONNECTIONS_PER_ADDRESS,
+    BodyReader,
+    Client,
+    HttpListener,
+    client_of,
+    read_json,
+)
 from xds.protocol.limits import DEFAULT, Budgets, Limits, RequestError
 from xds.protocol.session import Variant
 from xds.protocol.wire import Request, parse_request
@@ -74,6 +82,8 @@ class RestServer:
         patience: float = PATIENCE,
         failed: Counter[grpc.StatusCode] | None = None,
         names: Iterable[str] = (),
+        max_connections: int = MAX_CONNECTIONS,
+        max_connections_per_address: int = MAX_CONNECTIONS_PER_ADDRESS,
     ) -> None:
         self._proxies = proxies
         self._host = host
@@ -82,6 +92,8 @@ class RestServer:
         self._budgets = Budgets(limits)
         self._patience = patience
         self._failed: Counter[grpc.StatusCode] = Counter() if failed is None else failed
+        self._max_connections = max_connections
+        self._max_connections_per_address = max_connections_per_address
         self._names = frozenset(name.lower() for name in (host, *names))
         self._bodies = BodyReader(min(MAX_REQUEST, limits.request_size))
         self._thread = FairThread()
@@ -95,7 +107,13 @@ class RestServer:
         for path in TYPES:
             app.router.add_post(path, self._poll)
         app.router.add_route("*", "/{path:.*}", _unknown)
-        listener = HttpListener(app, self._host, self._port)
+        listener = HttpListener(
+            app,
+            self._host,
+            self._port,
+            max_connections=self._max_connections,
+            max_per_address=self._max_connections_per_address,
+        )
         await listener.start()
         self._listener = listener
         self.port = listener.port

@@ -24,6 +24,9 @@ PER_REQUEST = 0.0001
 PER_WARNING = 0.02
 """Seconds of work that a NACK or a refused request counts as, for its line in the log: a client gets 12 of them a second."""
 
+PER_CALL = 0.01
+"""Seconds of work that a call counts as, for the lines that the log has of its beginning and end."""
+
 MAX_OPENING = 4
 """Streams and fetches of one caller whose first request is read at the same time: each takes up to 30 MiB meanwhile."""
 

@@ -35,6 +35,8 @@ MAX_REASONS = 10
 """Problems that /ready names while the manifests are waited for: its answer must not grow with the folder."""
 SETTLED = 0.05
 """Seconds that a file must have rested before it is read, for it may be half written."""
+MAX_SETTLING = 5.0
+"""Seconds for which the first reading waits until files rest."""
 MAX_PROBLEMS = 100
 """How many problems of one file are listed, and how many notices; likewise of names that are used twice in the folder."""
 RESCAN = 0.5
@@ -152,6 +154,7 @@ class Folder:
 
     async def watch(self) -> AsyncGenerator[Report, None]:
         """Read the folder, then follow it: whenever something is different, tell what."""
+        await self._settled()
         report = await asyncio.to_thread(self.load)
         yield report
         async for _ in _signs_of_change(self.root):
@@ -163,6 +166,15 @@ class Folder:
                 unsettled = report.unsettled
                 if unsettled:
                     await asyncio.sleep(SETTLED)
+
+    async def _settled(self) -> None:
+        """Wait until no file is being written, such as the policy that locks the mesh; for MAX_SETTLING at most."""
+        for _ in range(round(MAX_SETTLING / SETTLED)):
+            now = time.time()
+            entries = await asyncio.to_thread(lambda: list(_walk(self.root, set())))
+            if not any(isinstance(e, os.stat_result) and 0 <= now - e.st_mtime < SETTLED for _, e in entries):
+                return
+            await asyncio.sleep(SETTLED)
 
     def _scan(self) -> tuple[dict[Path, _File], list[Problem], bool]:
         """Look at all files, and read those that are not as they were."""
