@@ -302,7 +302,9 @@ def _rules(mesh: Mesh, missing: Collection[str]) -> Iterator[_Finding]:
     services = list(mesh.services())
     for name in mesh.namespaces():
         for rule in () if name in missing else mesh.in_namespace(name, given=True).rules:
-            if rule.host != API_SERVER and not rule.meta.origin.startswith(ORIGIN):  # A stand-in of a rollout.
+            if rule.host != API_SERVER and not rule.meta.origin.startswith(
+                ORIGIN
+            ):  # A stand-in of a rollout.
                 yield from _capped(rule, _rule(mesh, rule, services))
 
 
