@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 
 from tests.hub.test_hub import NOW, STREAM, node, published, running, service
 from tests.hub.test_hub import pod as make_pod
-from xds.callers import NO_KEY, client_of
+from xds.callers import NO_KEY, UNKNOWN_BUDGETS, client_of
 from xds.identity.claims import Caller, How
 from xds.model import Change, Pod, Ref
 from xds.protocol.events import Subscribed
@@ -193,7 +193,9 @@ def test_streams_of_pods_that_are_not_known_share_the_budget_of_their_account():
     assert waiting(replace(TOKEN, pod=""), "c") == shared
     assert waiting(replace(CERTIFICATE, service_account="other"), "a") != shared
     assert waiting(TOKEN, "a") != shared
-    assert waiting(None, "a") == waiting(None, "b") != shared
+    in_plaintext = {waiting(None, f"pod-{number}") for number in range(1000)}
+    assert len(in_plaintext) == UNKNOWN_BUDGETS
+    assert shared not in in_plaintext
 
 
 def test_plaintext_does_not_use_up_the_budget_of_a_pod():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -43,6 +44,11 @@ def client(name: str, address: str, mode: str) -> dict[str, Any]:
     found = pod("third", name, address)
     found["metadata"]["annotations"] = {"sidecar.istio.io/interceptionMode": mode}
     return found
+
+
+def served(*objects: dict[str, Any]) -> list[Any]:
+    """Facts as from an API server, which have no place in a file."""
+    return [replace(fact, meta=replace(fact.meta, origin="")) for fact in facts(*objects)]
 
 
 SHOP = [
@@ -209,11 +215,17 @@ def test_a_pod_does_not_take_a_virtual_address_that_the_api_server_gave() -> Non
         *(pod("aaa", "mine", VIRTUAL, mode="disabled"), service("aaa", "x")),
         listing("aaa", "x", VIRTUAL, OWN_POD),
     ]
-    mesh = Mesh(facts(*honest, *claim))
-    assert answering(mesh) == answering(Mesh(facts(*honest)))
+    mesh = Mesh(served(*honest, *claim))
+    assert answering(mesh) == answering(Mesh(served(*honest)))
     assert [each.what for each in disregarded(mesh)] == [
         f"{VIRTUAL} belongs to Service shop/web: connections to it are not sent to Service aaa/x"
     ]
+
+
+def test_a_uid_in_a_file_takes_no_address_of_a_pod() -> None:
+    evil = service("aaa", "evil", WEB)
+    mesh = Mesh(facts(*SHOP, evil | {"metadata": evil["metadata"] | {"uid": "1"}}))
+    assert answering(mesh) == answering(Mesh(facts(*SHOP)))
 
 
 def test_pods_of_one_node_share_its_address() -> None:
