@@ -78,8 +78,9 @@ class AdminServer:
             return web.Response(status=429, text=text)
         began = time.thread_time()
         body, content_type = self._metrics(request.headers.get("Accept", ""))
+        took = time.thread_time() - began
         for share in (self._scrapes, client_of(request).share):
-            share.charge(time.thread_time() - began, loop.time())
+            share.charge(took, loop.time())
         return web.Response(body=body, headers={"Content-Type": content_type})
 
     async def _healthz(self, _: web.Request) -> web.Response:

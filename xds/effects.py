@@ -77,7 +77,7 @@ class EffectWatcher:
                 try:
                     found = await asyncio.to_thread(without_effect, mesh, found)
                     failure = ""
-                except Exception as error:  # noqa: BLE001 - nobody is served any worse for it
+                except Exception as error:  # noqa: BLE001 - serving does not depend on it
                     said = f"{type(error).__name__}: {error}"
                     if said != failure:
                         log.error("failed to check for objects without effect", problem=said)  # noqa: TRY400

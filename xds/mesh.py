@@ -69,7 +69,7 @@ class Listed(NamedTuple):
 
     @property
     def withheld(self) -> bool:
-        """Whether it names a Pod that is not known (with this address): nobody knows what to send there."""
+        """Whether it names a Pod that is not known (with this address), so what to send there is unknown."""
         return self.entry.pod is not None and self.pod is None
 
 

@@ -174,7 +174,7 @@ class Service(Object):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnknownService(Object):
-    """A Service, or part of its endpoints, that was refused: nobody knows which pods and ports it has."""
+    """A Service, or part of its endpoints, that was refused: its pods and ports are unknown."""
 
     service: str
     """The Service's name; policies that target it may be about any port of the namespace."""

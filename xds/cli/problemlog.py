@@ -1,10 +1,12 @@
-"""The log of what is wrong with the input, at a bounded rate: whoever may write objects must not fill the log."""
+"""The log of what is wrong with the input, at a bounded rate: a user who can write objects must not fill the log."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
+
+from xds.server.budget import Budget
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger as BoundLogger
@@ -31,7 +33,7 @@ class ProblemLog:
             clock: returns the time in seconds.
         """
         self._log = log
-        self._problems, self._notices = _Budget(clock), _Budget(clock)
+        self._problems, self._notices = _Lines(clock), _Lines(clock)
 
     def add(self, report: Report) -> None:
         """Log what a report adds to what is wrong."""
@@ -45,30 +47,26 @@ class ProblemLog:
         for problem in report.solved:
             if not problem.notice and self._notices.spend():
                 self._log.info("solved", where=problem.where, what=problem.what)
-        for budget, what in ((self._problems, "problems"), (self._notices, "notices")):
-            if omitted := budget.omitted():
+        for lines, what in ((self._problems, "problems"), (self._notices, "notices")):
+            if omitted := lines.omitted():
                 hint = f"at most {BURST} at once and {RATE:g} per second; see xds_problems in /metrics"
                 self._log.warning(f"{what} not logged", count=omitted, limit=hint)
 
 
-class _Budget:
-    """A token bucket, and how many found it empty."""
+class _Lines:
+    """The lines of one kind that may be logged, and how many more there were."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._left, self._at = float(BURST), clock()
+        self._budget = Budget(BURST, RATE)
         self._omitted = 0
         self._spent = False
 
     def spend(self) -> bool:
         """Take one; return whether there was one."""
-        now = self._clock()
-        self._left = min(BURST, self._left + (now - self._at) * RATE)
-        self._at = now
-        if self._left < 1:
+        if not self._budget.take(self._clock()):
             self._omitted += 1
             return False
-        self._left -= 1
         self._spent = True
         return True
 

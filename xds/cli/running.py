@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 import typer
 
 from xds.cli.options import Address
-from xds.cli.problemlog import ProblemLog
 from xds.model import Change, MeshConfig
 
 if TYPE_CHECKING:
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from prometheus_client.registry import Collector
     from structlog.typing import FilteringBoundLogger as BoundLogger
 
+    from xds.cli.problemlog import ProblemLog
     from xds.effects import EffectWatcher
     from xds.hub import Hub
     from xds.introspect.guard import Admit
@@ -207,6 +207,8 @@ class ControlPlane:
 
     async def run(self, ready: str) -> None:
         """Serve until cancelled, or until something fails. CannotListenError, and whatever a part raises."""
+        from xds.cli.problemlog import ProblemLog  # noqa: PLC0415
+
         async with aclosing(self._source.watch()) as reports:
             problem_log = ProblemLog(_log())
             change = await _first(reports, problem_log)

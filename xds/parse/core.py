@@ -241,7 +241,7 @@ def _ports_of(container: Field) -> Iterator[ContainerPort]:
 
 
 def service_fail_closed(meta: Meta, _: Fact | None, _log: Log) -> FailClosed:
-    """Return what applies instead of a refused Service: nobody knows which ports it has."""
+    """Return what applies instead of a refused Service, whose ports are unknown."""
     return unknown_service(meta, meta.ref.name)
 
 

@@ -120,6 +120,6 @@ def _endpoint_ports(field: Field) -> Iterator[EndpointPort]:
 
 
 def endpoints_fail_closed(meta: Meta, _: Fact | None, _log: Log) -> FailClosed | None:
-    """Return what applies instead of refused endpoints: nobody knows which ports their Service has."""
+    """Return what applies instead of refused endpoints, whose Service has unknown ports."""
     owner = meta.ref.name if meta.ref.kind == "Endpoints" else meta.labels.get(SERVICE_NAME_LABEL, "")
     return unknown_service(meta, owner) if owner else None

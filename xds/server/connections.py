@@ -102,7 +102,7 @@ class _Connection:
     sockets: dict[int, int] = field(default_factory=dict)
     """Descriptors by inode; none: they were not looked for yet. A client may use one port of its own for several of ours."""
     proven: Budget | None = None
-    """Calls that are left to a proven caller; None: nobody has proved anything here."""
+    """Calls that are left to a proven caller; None: no caller has proved anything on this connection."""
     is_authenticated: bool = False
     """Whether that caller showed a credential."""
     doomed: str = ""
@@ -120,7 +120,7 @@ class _Ended:
 class ConnectionGuard:
     """Ends connections that cost too much without having proved who they are; on Linux, elsewhere it does nothing.
 
-    Whoever serves calls tells it which of them are let in (`proved`) and which are not (`unproven`). Without `run` it does nothing.
+    The services report which calls are let in (`proved`) and which are not (`unproven`). Without `run` it does nothing.
     """
 
     def __init__(self) -> None:
@@ -129,7 +129,7 @@ class ConnectionGuard:
         self.ended: Counter[str] = Counter(dict.fromkeys(_REASONS, 0))
         """Number of connections that were ended, by reason."""
         self.unproven_calls = 0
-        """Number of calls that were refused, or were answered to somebody who had not proved anything."""
+        """Number of calls that were refused, or were answered without proof."""
         self._connections: dict[_Key, _Connection] = {}
         self._others: set[int] = set()
         """Inodes of sockets that are not connections of the server."""
@@ -163,9 +163,9 @@ class ConnectionGuard:
         self._charge(connection, connection.proven, now)
 
     def unproven(self, context: grpc.aio.ServicerContext, *, undecided: bool = False) -> None:
-        """Note that a call was refused, or was answered to somebody who has not proved anything.
+        """Note that a call was refused, or was answered without proof.
 
-        `undecided`: nobody could tell whose credential it is, such as while the API server is down. Honest callers meet
+        `undecided`: the credential could not be checked, such as while the API server is down. Honest callers meet
         this all at once, so only the limit of their address applies.
         """
         self.unproven_calls += 1
@@ -378,7 +378,7 @@ class ConnectionGuard:
 
 
 class _Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
-    """Tells a guard of calls that nobody else tells it of."""
+    """Reports the calls of services that do not report them to the guard themselves."""
 
     def __init__(self, guard: ConnectionGuard) -> None:
         self._guard = guard
@@ -484,7 +484,7 @@ def _key(host: str, port: int) -> _Key:
 
 
 def _received(connection: _Connection) -> int:
-    """Return how many bytes a client has sent; 0: that cannot be told."""
+    """Return how many bytes a client has sent; 0 if the kernel does not say."""
     total = 0
     for descriptor in connection.sockets.values():
         with suppress(OSError, struct.error), _borrowed(descriptor) as borrowed:
@@ -505,7 +505,7 @@ def _shut_down(descriptor: int, inode: int) -> bool:
 
 @contextmanager
 def _copy(descriptor: int, inode: int) -> Iterator[socket.socket]:
-    """Give a copy of a descriptor, which stays the socket that it is: nobody else closes it. OSError: the socket is gone."""
+    """Give a copy of a descriptor, which stays the same socket: no other thread closes it. OSError: the socket is gone."""
     with socket.socket(fileno=os.dup(descriptor)) as copy:
         if _inode(copy.fileno()) != inode:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))

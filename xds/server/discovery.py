@@ -69,7 +69,7 @@ class DiscoveryService:
         self._unheard: set[asyncio.Timeout] = set()
         """When streams end whose first request has not come."""
         self.connections = ConnectionGuard()
-        """Is told of every call here; run it to limit what connections cost that nobody has proved anything on."""
+        """Counts every call here; run it to limit what connections without proof cost."""
         self.connections.own.update(SERVICES)
         self._unheard_of: Counter[Hashable] = Counter()
         """How many of them each proven caller has."""

@@ -28,7 +28,7 @@ OPTIONS = (
     ("grpc.max_send_message_length", -1),
     # Per connection. A proxy has one stream, or one per type; a stream that was cancelled counts until it is cleared away.
     ("grpc.max_concurrent_streams", 100),
-    # Bytes that are taken of a stream that nobody reads yet. A message that is read comes at full speed, however large.
+    # Bytes that are buffered for a stream before it is read. A message that is read comes at full speed, however large.
     ("grpc.http2.lookahead_bytes", 64 * 1024),
     # Otherwise that grows to 100 MiB for each stream of a fast client.
     ("grpc.http2.bdp_probe", 0),
