@@ -172,7 +172,7 @@ class Folder:
         for _ in range(round(MAX_SETTLING / SETTLED)):
             now = time.time()
             entries = await asyncio.to_thread(lambda: list(_walk(self.root, set())))
-            if not any(isinstance(e, os.stat_result) and 0 <= now - e.st_mtime < SETTLED for _, e in entries):
+            if all(isinstance(found, OSError) or _is_resting(found, now) for _, found in entries):
                 return
             await asyncio.sleep(SETTLED)
 
@@ -191,7 +191,7 @@ class Folder:
                 files |= {below: file for below, file in known.items() if below.is_relative_to(path)}
                 continue
             signature = (found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino, found.st_dev)
-            resting = not 0 <= now - found.st_mtime < SETTLED
+            resting = _is_resting(found, now)
             if path in known and known[path].signature == signature:
                 files[path] = known[path]
             elif resting or not self._complete:
@@ -200,6 +200,11 @@ class Folder:
                 unsettled = True
                 files |= {path: known[path]} if path in known else {}
         return files, unread, unsettled
+
+
+def _is_resting(found: os.stat_result, now: float) -> bool:
+    """Whether a file was not written just before; a time in the future says nothing."""
+    return not 0 <= now - found.st_mtime < SETTLED
 
 
 def _walk(folder: Path, seen: set[tuple[int, int]]) -> Iterator[tuple[Path, os.stat_result | OSError]]:
