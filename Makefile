@@ -14,10 +14,9 @@ COVERED := tests/policy tests/protocol
 # Needs Docker, and minutes.
 COMPOSE := tests/compose
 
-# Generated code is in a package of its own: xds/mesh.py is another module.
-PROTOS := $(patsubst protos/xds/mesh/v1/%,xds/api/%,$(wildcard protos/xds/mesh/v1/*.proto))
-PROTOC = $(BIN)/python -m grpc_tools.protoc -Ixds/api=protos/xds/mesh/v1 --python_out=$(1) --pyi_out=$(1) \
-	--include_source_info --descriptor_set_out=$(1)/xds/api/descriptors.binpb $(PROTOS)
+PROTOS := $(wildcard protos/xds/mesh/v1/*.proto)
+PROTOC = $(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=$(1) --pyi_out=$(1) \
+	--include_source_info --descriptor_set_out=$(1)/xds/mesh/v1/descriptors.binpb $(PROTOS)
 
 KUBERNETES = $(BIN)/python -m tests.kubernetes.environment.binaries
 
@@ -30,7 +29,7 @@ demo: $(READY) ## Play Istio's automatic mutual TLS task with real Envoys
 	@$(BIN)/xds demo
 
 test: $(READY) ## Run all tests (those in network namespaces need root)
-	@$(BIN)/pytest $(COVERED) --cov=xds.policy --cov=xds.protocol --cov-branch \
+	@$(BIN)/pytest $(COVERED) --cov=xds.mesh.policy --cov=xds.mesh.rollout --cov=xds.protocol --cov-branch \
 		--cov-report=term-missing:skip-covered --cov-fail-under=100
 	@$(KUBERNETES) || test -z "$$XDS_REQUIRE_KUBERNETES"
 	@$(BIN)/pytest $(COVERED:%=--ignore=%) --ignore=$(COMPOSE)
@@ -43,16 +42,16 @@ kubernetes: $(READY) ## Build the Kubernetes control plane that the tests run, w
 
 check: $(READY) ## Lint, formatting, types, layers, generated code, and packages that must not be here
 	@$(BIN)/python -c "$$FOREIGN"
-	@made=$$(mktemp -d) && trap 'rm -rf "$$made"' EXIT && mkdir -p "$$made/xds/api" && $(call PROTOC,$$made) && \
-		diff -rq --exclude=__init__.py --exclude=__pycache__ "$$made/xds/api" xds/api || \
-		{ echo "xds/api is not what protos/ gives: run make proto, and commit the result"; exit 1; } >&2
+	@made=$$(mktemp -d) && trap 'rm -rf "$$made"' EXIT && mkdir -p "$$made/xds/mesh/v1" && $(call PROTOC,$$made) && \
+		diff -rq --exclude=__init__.py --exclude=__pycache__ "$$made/xds/mesh/v1" xds/mesh/v1 || \
+		{ echo "xds/mesh/v1 is not what protos/ gives: run make proto, and commit the result"; exit 1; } >&2
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/hadolint Dockerfile
 
-proto: $(READY) ## Generate xds/api from protos/
+proto: $(READY) ## Generate xds/mesh/v1 from protos/
 	$(call PROTOC,.)
 
 golden: $(READY) ## Write the golden files anew; read the diff before you commit it

@@ -16,7 +16,7 @@ from envoy_data_plane.envoy.extensions.filters.network.tcp_proxy import v3 as tc
 from envoy_data_plane.envoy.extensions.transport_sockets.tls import v3 as tls
 from envoy_data_plane.google.protobuf import Struct, Value
 
-from xds.descriptors import encode, message_class, pack
+from xds.codec import encode, message_class, pack
 
 ROUNDS = 7
 NAME = "outbound|8000||httpbin.foo.svc.cluster.local"

@@ -14,8 +14,8 @@ from typing import Any
 from control import answer, read_commands
 from http2 import Ended, Http2Stream, Received
 
-from xds.descriptors import message_class
-from xds.identity import CERTIFICATE, ROOTS
+from xds.codec import message_class
+from xds.mesh.identity import CERTIFICATE, ROOTS
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET
 
 _DISCOVERY = "envoy.service.discovery.v3"

@@ -15,7 +15,7 @@ from envoy_data_plane.envoy.config.endpoint import v3 as endpoint
 from probe import Probe
 
 from xds.cli import logs
-from xds.descriptors import encode
+from xds.codec import encode
 from xds.protocol.events import Acked, Nacked, Subscribed
 from xds.protocol.wire import Node
 from xds.server import StreamInfo, Subscriber, XdsServer

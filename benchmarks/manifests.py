@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from xds.envoy.names import NodeId
+from xds.mesh.envoy.names import NodeId
 
 PORT = 8000
 

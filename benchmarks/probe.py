@@ -15,7 +15,7 @@ from typing import Any
 
 from control import answer, read_commands
 
-from xds.descriptors import encoded
+from xds.codec import encoded
 from xds.snapshot import TYPE_PREFIX, Snapshot
 
 _BEAT = 0.005

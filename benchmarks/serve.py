@@ -7,15 +7,15 @@ import time
 from control import answer
 from probe import Probe
 
-import xds.hub
+import xds.mesh.controlplane.controller
 import xds.server
 from xds import cli
-from xds.model import Change
+from xds.mesh.model.objects import Change
 
 probe = Probe()
 
 
-class WatchedHub(xds.hub.Hub):
+class WatchedHub(xds.mesh.controlplane.controller.Hub):
     """Says when it was told of a change, and has what it does measured."""
 
     def change(self, change: Change) -> None:
@@ -41,6 +41,6 @@ class WatchedServer(xds.server.XdsServer):
 
 
 if __name__ == "__main__":
-    xds.hub.Hub = WatchedHub  # type: ignore[misc]
+    xds.mesh.controlplane.controller.Hub = WatchedHub  # type: ignore[misc]
     xds.server.XdsServer = WatchedServer  # type: ignore[misc]
     cli.main()

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from tests.real.harness.places import why_no_namespaces
+from tests.support.places import why_no_namespaces
 from xds.protocol.session import Variant
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -15,7 +15,7 @@ import betterproto2
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import DecodeError, Message
 
-from xds.descriptors import encode, full_name, message_class, serialise
+from xds.codec import encode, full_name, message_class, serialise
 from xds.snapshot import (
     CLUSTER,
     ENDPOINT,

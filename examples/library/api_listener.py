@@ -12,7 +12,7 @@ from envoy_data_plane.envoy.config.route import v3 as routes
 from envoy_data_plane.envoy.extensions.filters.http.router.v3 import Router
 from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager import v3 as http
 
-from xds.descriptors import pack
+from xds.codec import pack
 from xds.server import XdsServer
 from xds.store import Acked, Store
 

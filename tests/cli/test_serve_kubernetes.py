@@ -16,9 +16,9 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from tests.real.harness.loopback import free_port
-from tests.real.harness.waiting import eventually
 from tests.sources.fake_apiserver import FakeApiServer
+from tests.support.loopback import free_port
+from tests.support.waiting import eventually
 
 PATIENCE = 30.0
 ANY_PORT = ("--xds-tls-address=127.0.0.1:0", "--xds-mtls-address=127.0.0.1:0")

@@ -15,8 +15,8 @@ from envoy_data_plane.envoy.config.core.v3 import Node
 from envoy_data_plane.envoy.service.discovery.v3 import DiscoveryRequest, DiscoveryResponse
 
 from tests.cli.test_serve import POD, WITHIN, Process, free_port, serving
+from xds.mesh.identity.state_dir import root_authority
 from xds.snapshot import SECRET
-from xds.state import root_authority
 
 ADMIN = "ops/admin"
 FETCH = "/envoy.service.secret.v3.SecretDiscoveryService/FetchSecrets"

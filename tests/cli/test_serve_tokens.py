@@ -21,11 +21,11 @@ from tests.identity.credentials import token
 from tests.introspect.grpcurl import GRPCURL
 from tests.server.doors import DENIED, SDS, UNPROVEN
 from tests.server.proxies import REQUEST, RESPONSE, Client
-from xds.descriptors import message_class
-from xds.identity.claims import Caller, How
-from xds.identity.tokens import TokenKey
+from xds.codec import message_class
+from xds.mesh.identity.claims import Caller, How
+from xds.mesh.identity.state_dir import TOKEN_KEY_FILE, roots, token_key
+from xds.mesh.identity.tokens import TokenKey
 from xds.snapshot import SECRET
-from xds.state import TOKEN_KEY_FILE, roots, token_key
 
 POD = """
 apiVersion: v1
@@ -151,7 +151,7 @@ async def test_nobody_gets_another_pods_key(site: Site) -> None:
 
 
 async def test_one_for_another_audience_is_none_for_us(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("xds.identity.tokens.AUDIENCE", "istio-ca")
+    monkeypatch.setattr("xds.mesh.identity.tokens.AUDIENCE", "istio-ca")
     code, said = await site.asked(site.signed())
     assert (code, "not for audience xds-ca" in said) == (UNPROVEN, True)
 

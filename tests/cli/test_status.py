@@ -17,11 +17,11 @@ from typer.testing import CliRunner, Result
 
 from tests.protocol.stream import world
 from tests.server.proxies import Client, OneForAll
-from xds.absence import Absences, Absent
 from xds.cli import app
 from xds.introspect import Introspection
-from xds.introspect.proxies import ProxiesService
-from xds.model import Problem
+from xds.mesh.controlplane.absence import Absences, Absent
+from xds.mesh.controlplane.proxies_service import ProxiesService
+from xds.mesh.model.objects import Problem
 from xds.protocol.session import Variant
 from xds.server import XdsServer
 from xds.snapshot import CLUSTER, SECRET

@@ -12,12 +12,12 @@ from collections.abc import AsyncIterator
 import pytest
 from typer.testing import CliRunner, Result
 
-from tests.hub.rollouts import WITHIN, Plane, running
+from tests.controlplane.rollouts import WITHIN, Plane, running
 from tests.policy.world import rule
 from tests.server.proxies import OneForAll
-from xds.api.rollouts_pb2 import ListRolloutsResponse
 from xds.cli import app
 from xds.cli.rollout import NOTHING, _notes
+from xds.mesh.v1.rollouts_pb2 import ListRolloutsResponse
 from xds.server import XdsServer
 from xds.snapshot import ENDPOINT, LISTENER
 

@@ -5,9 +5,17 @@ from __future__ import annotations
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from xds.api import proxies_pb2 as pb
+from xds.mesh.controlplane.status import (
+    duration,
+    object_name,
+    proxy_name,
+    resource_words,
+    short,
+    stream_words,
+    words,
+)
+from xds.mesh.v1 import proxies_pb2 as pb
 from xds.snapshot import CLUSTER, LISTENER, ROUTE, SECRET
-from xds.status import duration, object_name, proxy_name, resource_words, short, stream_words, words
 
 NOW = 1_000_000.0
 RULE = "DestinationRule full/x (mesh/rules.yaml:12)"

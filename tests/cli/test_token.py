@@ -16,11 +16,11 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from xds.cli import app
-from xds.cli.renewing import Files
-from xds.identity.ca import Authority
-from xds.identity.claims import Caller, How
-from xds.identity.keys import PrivateKey
-from xds.state import MORE_ROOTS_FILE, TOKEN_KEY_FILE, root_authority, roots, token_key
+from xds.cli.token_files import Files
+from xds.mesh.identity.ca import Authority
+from xds.mesh.identity.claims import Caller, How
+from xds.mesh.identity.keys import PrivateKey
+from xds.mesh.identity.state_dir import MORE_ROOTS_FILE, TOKEN_KEY_FILE, root_authority, roots, token_key
 
 POD = """
 apiVersion: v1

@@ -96,7 +96,7 @@ def test_no_layer_has_a_secret_or_what_is_not_of_the_package(docker: Docker, tmp
 
 
 def test_what_our_manifests_run_is_in_it(docker: Docker) -> None:
-    files = (ROOT / "xds/install").glob("*.yaml")
+    files = (ROOT / "xds/mesh/kube/install").glob("*.yaml")
     objects = [each for file in files for each in yaml.safe_load_all(file.read_text()) if each]
     templates = [
         each["spec"]["template"]["spec"] for each in objects if each["kind"] in {"Deployment", "Job"}

@@ -6,10 +6,10 @@ import yaml
 from xds.demo.play import STEPS
 from xds.demo.pods import addresses, name_of
 from xds.demo.stage import EXAMPLES
-from xds.mesh import Mesh
-from xds.model import AuthenticationPolicy, DestinationRule, Mode, Target
-from xds.parse import parse
-from xds.traffic import TlsMode
+from xds.mesh.model.mesh import Mesh
+from xds.mesh.model.objects import AuthenticationPolicy, DestinationRule, Mode, Target
+from xds.mesh.model.traffic import TlsMode
+from xds.mesh.parse import parse
 
 
 def facts(*files):

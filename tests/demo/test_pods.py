@@ -10,8 +10,8 @@ from xds.demo.curl import curl, identity
 from xds.demo.play import FULL_FULL, LEGACY_PARTIAL, Answer
 from xds.demo.pods import Client, addresses, application, check_free, clients, not_listening
 from xds.demo.processes import UnavailableError
-from xds.mesh import Mesh
-from xds.model import TLS_MODE_LABEL, Meta, Pod, Ref, Service, ServicePort
+from xds.mesh.model.mesh import Mesh
+from xds.mesh.model.objects import TLS_MODE_LABEL, Meta, Pod, Ref, Service, ServicePort
 
 
 def pod(name, namespace, address, *, sidecar=False, app="httpbin", app_address="127.20.9.1"):

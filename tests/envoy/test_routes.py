@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from tests.policy.world import mesh, pod, service
-from xds.descriptors import to_dict
-from xds.envoy import routes
-from xds.model import Protocol
-from xds.translate import translate
+from xds.codec import to_dict
+from xds.mesh.envoy import routes
+from xds.mesh.envoy.translate import translate
+from xds.mesh.model.objects import Protocol
 
 
 def domains(*hosts: routes.Host, **more) -> dict[str, str]:

@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 
 from tests.policy.world import HTTP, TCP, mesh, peer, pod, rule, service
-from xds.descriptors import to_dict
-from xds.envoy import clusters
-from xds.model import Change, ContainerPort, Interception, Protocol, ServicePort
-from xds.policy.disregarded import disregarded
+from xds.codec import to_dict
+from xds.mesh.envoy import clusters
+from xds.mesh.envoy.translate import translate
+from xds.mesh.model.objects import Change, ContainerPort, Interception, Protocol, ServicePort
+from xds.mesh.model.traffic import ConnectionPool, TrafficPolicy
+from xds.mesh.policy.disregarded import disregarded
 from xds.snapshot import CLUSTER, LISTENER, ROUTE
-from xds.traffic import ConnectionPool, TrafficPolicy
-from xds.translate import translate
 
 CLIENT = pod("client", "ns")
 OWN_PORTS = (15000, 15001, 15006, 15020, 15021, 15090)

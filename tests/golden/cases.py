@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from xds.mesh import Mesh
-from xds.sources.files import Folder
-from xds.sources.settings import Settings
+from xds.mesh.model.mesh import Mesh
+from xds.mesh.sources.files import Folder
+from xds.mesh.sources.settings import Settings
 
 HERE = Path(__file__).parent
 CASES = [pytest.param(path.parent, id=path.parent.name) for path in sorted(HERE.glob("*/in.yaml"))]

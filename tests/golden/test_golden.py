@@ -13,11 +13,11 @@ import pytest
 import yaml
 
 from tests.golden.cases import CASES, load
-from xds.descriptors import to_dict
-from xds.mesh import Mesh
-from xds.policy.reach import predict
+from xds.codec import to_dict
+from xds.mesh.envoy.translate import translate
+from xds.mesh.model.mesh import Mesh
+from xds.mesh.policy.reach import predict
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE
-from xds.translate import translate
 
 FILES = {"clusters": CLUSTER, "endpoints": ENDPOINT, "listeners": LISTENER, "routes": ROUTE}
 

@@ -21,11 +21,11 @@ from pathlib import Path
 import grpc
 import grpc.aio
 
-from tests.real.harness.controlplane import ControlPlane
-from tests.real.harness.loopback import free_port
 from tests.server.proxies import REQUEST
-from xds.identity.claims import Caller, How
-from xds.state import roots, token_key
+from tests.support.controlplane import ControlPlane
+from tests.support.loopback import free_port
+from xds.mesh.identity.claims import Caller, How
+from xds.mesh.identity.state_dir import roots, token_key
 
 MIB = 1 << 20
 FETCH_CLUSTERS = "/envoy.service.cluster.v3.ClusterDiscoveryService/FetchClusters"

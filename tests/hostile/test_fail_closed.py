@@ -15,17 +15,17 @@ import pytest
 import yaml
 
 from tests.cli.test_serve_kubernetes import ANY_PORT, PATIENCE, Serve
-from tests.real.harness.loopback import free_port
-from tests.real.harness.waiting import eventually
 from tests.server.proxies import REQUEST, RESPONSE
 from tests.sources.fake_apiserver import FakeApiServer
 from tests.sources.faults import status
-from xds.descriptors import message_class
-from xds.mesh import Mesh
-from xds.model import MeshConfig
-from xds.policy.reach import Failure, predict
+from tests.support.loopback import free_port
+from tests.support.waiting import eventually
+from xds.codec import message_class
+from xds.mesh.model.mesh import Mesh
+from xds.mesh.model.objects import MeshConfig
+from xds.mesh.policy.reach import Failure, predict
+from xds.mesh.sources.files import Folder
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER
-from xds.sources.files import Folder
 
 LISTENER_MESSAGE = message_class("envoy.config.listener.v3.Listener")
 ASSIGNMENT = message_class("envoy.config.endpoint.v3.ClusterLoadAssignment")

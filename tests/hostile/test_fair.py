@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from xds.fair import CpuShare, FairSlots, FairThread
+from xds.server.fair_share import CpuShare, FairSlots, FairThread
 
 
 async def test_clients_get_slots_in_turn() -> None:

@@ -17,8 +17,8 @@ from grpc_health.v1 import health_pb2
 from tests.hostile import http2
 from tests.hostile.harness import FETCH_CLUSTERS, MIB, Cost, Target, _descriptors, _fetch
 from xds.introspect import csds, reflection
+from xds.mesh.identity.state_dir import roots
 from xds.server.services import SERVICES
-from xds.state import roots
 
 CHECK = "/grpc.health.v1.Health/Check"
 WATCH = "/grpc.health.v1.Health/Watch"

@@ -14,7 +14,7 @@ import pytest_asyncio
 
 from tests.hostile.attackers import HONEST, connected, get, many, post
 from tests.hostile.harness import MESH, MIB, NODE, Target, _descriptors, _memory
-from tests.real.harness.loopback import free_port
+from tests.support.loopback import free_port
 
 CLUSTERS = "/v3/discovery:clusters"
 SECRETS = "/v3/discovery:secrets"

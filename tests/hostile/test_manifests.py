@@ -7,8 +7,8 @@ import grpc.aio
 import pytest
 
 from tests.hostile.harness import FETCH_CLUSTERS, MIB, NODE, Target
-from tests.real.harness.waiting import eventually
 from tests.server.proxies import REQUEST
+from tests.support.waiting import eventually
 
 SERVICE = """
 apiVersion: v1

@@ -14,12 +14,12 @@ from datetime import UTC, datetime
 import structlog
 from prometheus_client import generate_latest
 
-from xds.admin import AdminServer
-from xds.fair import CpuShare
-from xds.identity.ca import Authority
-from xds.identity.keys import PrivateKey
-from xds.inject import Settings
-from xds.webhook import WebhookServer
+from xds.mesh.controlplane.admin import AdminServer
+from xds.mesh.identity.ca import Authority
+from xds.mesh.identity.keys import PrivateKey
+from xds.mesh.inject import Settings
+from xds.mesh.inject.webhook import WebhookServer
+from xds.server.fair_share import CpuShare
 
 NAME = "xds.istio-system.svc"
 

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from xds.identity.ca import Authority
+from xds.mesh.identity.ca import Authority
 
 
 def token(claims: Any) -> str:

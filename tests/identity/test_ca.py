@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
-from xds.identity.ca import Authority, Leaf
-from xds.identity.keys import IdentityError, PrivateKey
+from xds.mesh.identity.ca import Authority, Leaf
+from xds.mesh.identity.keys import IdentityError, PrivateKey
 
 NOW = datetime(2030, 1, 1, 12, 0, 0, 123456, tzinfo=UTC)
 SLEEP = "spiffe://cluster.local/ns/full/sa/sleep"

@@ -15,9 +15,9 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from cryptography.x509.verification import PolicyBuilder, Store
 
 from tests.identity.companies import Company, key_pem, pem
-from xds.identity import chain
-from xds.identity.ca import Authority
-from xds.identity.keys import IdentityError, PrivateKey
+from xds.mesh.identity import chain
+from xds.mesh.identity.ca import Authority
+from xds.mesh.identity.keys import IdentityError, PrivateKey
 
 NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)
 SLEEP = "spiffe://cluster.local/ns/full/sa/sleep"

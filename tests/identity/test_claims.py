@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from tests.identity.credentials import certificate, token
-from xds.identity import claims
-from xds.identity.ca import Authority
-from xds.identity.claims import Caller, How, Identity, NotProvenError
-from xds.identity.keys import PrivateKey
-from xds.model import Meta, Pod, Ref
+from xds.mesh.identity import claims
+from xds.mesh.identity.ca import Authority
+from xds.mesh.identity.claims import Caller, How, Identity, NotProvenError
+from xds.mesh.identity.keys import PrivateKey
+from xds.mesh.model.objects import Meta, Pod, Ref
 
 NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)
 CA = Authority.create(PrivateKey.generate(), "cluster.local", NOW)

@@ -9,10 +9,10 @@ from cryptography import x509
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
 from tests.identity.companies import Company, key_pem, pem
-from xds.identity import chain
-from xds.identity.ca import LEAF_LIFETIME, Authority, Leaf
-from xds.identity.keys import IdentityError, PrivateKey
-from xds.identity.rotation import WAITS, Authorities, Stage, authority
+from xds.mesh.identity import chain
+from xds.mesh.identity.ca import LEAF_LIFETIME, Authority, Leaf
+from xds.mesh.identity.keys import IdentityError, PrivateKey
+from xds.mesh.identity.rotation import WAITS, Authorities, Stage, authority
 
 NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)

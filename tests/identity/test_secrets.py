@@ -8,10 +8,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from envoy_data_plane.envoy.extensions.transport_sockets.tls.v3 import Secret
 
 from tests.identity.companies import Company, key_pem, pem
-from xds.identity.ca import Authority, Leaf
-from xds.identity.keys import IdentityError, PrivateKey
-from xds.identity.secrets import Issuer, certificate_secret, roots_secret
-from xds.model import Meta, Pod, Ref
+from xds.mesh.identity.ca import Authority, Leaf
+from xds.mesh.identity.keys import IdentityError, PrivateKey
+from xds.mesh.identity.secrets import Issuer, certificate_secret, roots_secret
+from xds.mesh.model.objects import Meta, Pod, Ref
 from xds.snapshot import SECRET, Resource
 
 NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)

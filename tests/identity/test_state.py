@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from xds.identity.ca import Authority
-from xds.identity.keys import PrivateKey
-from xds.state import (
+from xds.mesh.identity.ca import Authority
+from xds.mesh.identity.keys import PrivateKey
+from xds.mesh.identity.state_dir import (
     CERTIFICATE_FILE,
     KEY_FILE,
     MORE_ROOTS_FILE,
@@ -173,7 +173,7 @@ def race(script: str, state: Path) -> set[str]:
         "import sys",
         "from datetime import UTC, datetime",
         "from pathlib import Path",
-        "from xds.state import root_authority, token_key",
+        "from xds.mesh.identity.state_dir import root_authority, token_key",
         "state, now = Path(sys.argv[1]), datetime.now(UTC)",
         "print('ready', flush=True)",
         "sys.stdin.readline()",

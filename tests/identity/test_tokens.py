@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from tests.identity.credentials import token
-from xds.identity.claims import Caller, How, NotProvenError
-from xds.identity.keys import IdentityError
-from xds.identity.tokens import TokenKey
+from xds.mesh.identity.claims import Caller, How, NotProvenError
+from xds.mesh.identity.keys import IdentityError
+from xds.mesh.identity.tokens import TokenKey
 
 NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)

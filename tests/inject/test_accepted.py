@@ -11,9 +11,9 @@ import yaml
 from typer.testing import CliRunner
 
 from xds.cli import app
-from xds.inject import templates
-from xds.sidecar import environment, probes
-from xds.sidecar.settings import variables
+from xds.mesh.inject import templates
+from xds.mesh.sidecar import environment, probes
+from xds.mesh.sidecar.settings import variables
 
 DOWNWARD = {
     "metadata.name": "web-1",

@@ -13,8 +13,8 @@ import yaml
 from typer.testing import CliRunner
 
 from xds.cli import app
-from xds.inject import templates
-from xds.sources.documents import Document, joined, read
+from xds.mesh.inject import templates
+from xds.mesh.sources.documents import Document, joined, read
 
 CASES = sorted(
     path for path in (Path(__file__).parent / "cases").iterdir() if path.suffix in {".yaml", ".json"}

@@ -12,8 +12,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xds.inject import Settings, difference, inject, templates
-from xds.parse import dotted
+from xds.mesh.inject import Settings, difference, inject, templates
+from xds.mesh.parse import dotted
 
 CASES = Path(__file__).parent / "cases"
 PODS = [

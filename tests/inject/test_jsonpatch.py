@@ -9,7 +9,7 @@ import jsonpatch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xds.inject import difference
+from xds.mesh.inject import difference
 
 KEYS = st.sampled_from(["name", "a", "b/c", "d~1", ""]) | st.text(max_size=3)
 VALUES = st.recursive(

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xds.inject import STATUS, Injection, Settings, difference, inject
-from xds.inject.containers import PROXY_GROUP
-from xds.model import MeshConfig
-from xds.parse import dotted
+from xds.mesh.inject import STATUS, Injection, Settings, difference, inject
+from xds.mesh.inject.containers import PROXY_GROUP
+from xds.mesh.model.objects import MeshConfig
+from xds.mesh.parse import dotted
 
 
 def pod(**changes: Any) -> dict[str, Any]:

@@ -11,8 +11,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xds.sources.documents import Document, chunks, parsed
-from xds.sources.rewriting import rewritten
+from xds.mesh.sources.documents import Document, chunks, parsed
+from xds.mesh.sources.rewriting import rewritten
 
 
 def documents(text: str) -> list[Document]:

@@ -21,15 +21,14 @@ import pytest
 from prometheus_client import generate_latest
 from structlog.testing import capture_logs
 
-from xds import webhook
-from xds.http import MAX_SMALL_BODY
-from xds.identity.ca import Authority, Leaf
-from xds.identity.keys import IdentityError, PrivateKey
-from xds.inject import Settings, inject
-from xds.metrics.admission import Admissions
-from xds.parse import dotted
-from xds.parse.reading import MAX_PROBLEMS
-from xds.webhook import MAX_BODY, WebhookServer
+from xds.mesh.controlplane.metrics.admission import Admissions
+from xds.mesh.identity.ca import Authority, Leaf
+from xds.mesh.identity.keys import IdentityError, PrivateKey
+from xds.mesh.inject import Settings, inject, webhook
+from xds.mesh.inject.webhook import MAX_BODY, WebhookServer
+from xds.mesh.parse import dotted
+from xds.mesh.parse.reading import MAX_PROBLEMS
+from xds.server.http import MAX_SMALL_BODY
 
 NAME = "xds.istio-system.svc"
 POD = {"metadata": {"generateName": "web-"}, "spec": {"containers": [{"name": "web", "image": "web"}]}}

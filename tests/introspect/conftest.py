@@ -8,8 +8,8 @@ import grpc.aio
 import pytest
 
 from tests.protocol.stream import world
-from tests.real.harness.places import why_no_namespaces
 from tests.server.proxies import OneForAll
+from tests.support.places import why_no_namespaces
 from xds.introspect import Introspection
 from xds.server import XdsServer
 

@@ -10,10 +10,10 @@ import pytest
 
 from tests.protocol.stream import Stream, world
 from tests.server.proxies import Client, OneForAll
-from xds.api import proxies_pb2 as pb
-from xds.introspect import Introspection, breath, csds
-from xds.introspect.breath import AT_ONCE, Breath, portions
-from xds.introspect.proxies import SERVICE, ProxiesService
+from xds.introspect import Introspection, cooperative, csds
+from xds.introspect.cooperative import AT_ONCE, Breath, portions
+from xds.mesh.controlplane.proxies_service import SERVICE, ProxiesService
+from xds.mesh.v1 import proxies_pb2 as pb
 from xds.protocol.session import Variant
 from xds.protocol.status import State
 from xds.server import XdsServer
@@ -25,7 +25,7 @@ CLUSTERS = world(CDS=" ".join(f"c{number:03}=1" for number in range(3 * AT_ONCE)
 
 @pytest.fixture
 def _always_due(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(breath, "SLICE", 0.0)
+    monkeypatch.setattr(cooperative, "SLICE", 0.0)
 
 
 async def test_a_portion_is_as_things_are_when_its_turn_comes() -> None:

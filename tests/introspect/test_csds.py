@@ -15,11 +15,11 @@ from tests.introspect.grpcurl import call
 from tests.peers.xdsprotos import Codec
 from tests.protocol.stream import world
 from tests.server.proxies import Client
-from xds.descriptors import message_class
-from xds.identity.ca import Authority
-from xds.identity.keys import PrivateKey
-from xds.identity.secrets import certificate_secret, roots_secret
+from xds.codec import message_class
 from xds.introspect import csds
+from xds.mesh.identity.ca import Authority
+from xds.mesh.identity.keys import PrivateKey
+from xds.mesh.identity.secrets import certificate_secret, roots_secret
 from xds.protocol.session import Variant
 from xds.snapshot import CLUSTER, SECRET, Resource, ResourceSet, Snapshot
 

@@ -12,15 +12,15 @@ from tests.introspect.grpcurl import call
 from tests.peers.xdsprotos import Codec
 from tests.protocol.stream import NODE
 from tests.server.proxies import DELTA_REQUEST, REQUEST, OneForAll
-from xds.descriptors import to_dict
-from xds.identity.ca import Authority
-from xds.identity.keys import PrivateKey
-from xds.identity.secrets import roots_secret
+from xds.codec import to_dict
 from xds.introspect import Introspection
+from xds.mesh.envoy.translate import translate
+from xds.mesh.identity.ca import Authority
+from xds.mesh.identity.keys import PrivateKey
+from xds.mesh.identity.secrets import roots_secret
 from xds.protocol.session import Session, Variant
 from xds.server import ADS, XdsServer
 from xds.snapshot import CLUSTER, LISTENER, SECRET, ResourceSet, Snapshot
-from xds.translate import translate
 
 PACKAGE = "envoy.service.discovery.v3"
 RESPONSES = {

@@ -13,10 +13,11 @@ import pytest
 from tests.introspect.grpcurl import call, grpcurl
 from tests.protocol.stream import world
 from tests.server.proxies import Client, OneForAll
-from xds.absence import Absences, Absent
-from xds.api import proxies_pb2 as pb
 from xds.introspect import Introspection
-from xds.introspect.proxies import SERVICE, ProxiesService, _Watched
+from xds.mesh.controlplane.absence import Absences, Absent
+from xds.mesh.controlplane.proxies_service import SERVICE, ProxiesService, _Watched
+from xds.mesh.v1 import described
+from xds.mesh.v1 import proxies_pb2 as pb
 from xds.protocol.session import Variant
 from xds.server import Subscriber, XdsServer
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE
@@ -103,7 +104,7 @@ async def server(
     def why(subscriber: Subscriber) -> str:
         return missing.get(subscriber.node.id, "")
 
-    added = [Introspection([ProxiesService(why, absences=lambda: absences[0])])]
+    added = [Introspection([ProxiesService(why, absences=lambda: absences[0])], documented=described)]
     server = XdsServer(proxies, "127.0.0.1:0", grace=0.2, added=added)
     await server.start()
     yield server

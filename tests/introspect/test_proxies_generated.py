@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from xds.api import described, proxies_pb2
+from xds.mesh.v1 import described, proxies_pb2
 
 ROOT = Path(__file__).parents[2]
-GENERATED = ROOT / "xds" / "api"
+GENERATED = ROOT / "xds" / "mesh" / "v1"
 
 
 def version(text: str) -> tuple[int, ...]:
@@ -56,18 +56,18 @@ def clear_json_names(file) -> None:
 
 def test_it_is_what_the_definitions_give(tmp_path: Path) -> None:
     pytest.importorskip("grpc_tools", reason="needs protoc: pip install --group check")
-    (tmp_path / "xds/api").mkdir(parents=True)
+    (tmp_path / "xds/mesh/v1").mkdir(parents=True)
     arguments = [f"--python_out={tmp_path}", f"--pyi_out={tmp_path}", "--include_source_info"]
-    arguments.append(f"--descriptor_set_out={tmp_path}/xds/api/descriptors.binpb")
+    arguments.append(f"--descriptor_set_out={tmp_path}/xds/mesh/v1/descriptors.binpb")
     subprocess.run(
         [
-            *(sys.executable, "-m", "grpc_tools.protoc", "-Ixds/api=protos/xds/mesh/v1", *arguments),
-            *sorted(f"xds/api/{path.name}" for path in (ROOT / "protos/xds/mesh/v1").glob("*.proto")),
+            *(sys.executable, "-m", "grpc_tools.protoc", "-Iprotos", *arguments),
+            *sorted(f"xds/mesh/v1/{path.name}" for path in (ROOT / "protos/xds/mesh/v1").glob("*.proto")),
         ],
         cwd=ROOT,
         check=True,
     )
-    made = {path.name: path.read_bytes() for path in (tmp_path / "xds/api").iterdir()}
+    made = {path.name: path.read_bytes() for path in (tmp_path / "xds/mesh/v1").iterdir()}
     kept = {
         path.name: path.read_bytes()
         for path in GENERATED.iterdir()

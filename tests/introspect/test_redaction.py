@@ -11,11 +11,11 @@ from google.protobuf.descriptor import FieldDescriptor
 
 from tests.golden.cases import CASES, load
 from tests.peers import xdsprotos
-from xds.descriptors import message_class, pool, to_dict
+from xds.codec import message_class, pool, to_dict
 from xds.introspect import redaction
 from xds.introspect.redaction import REDACTED, redacted
+from xds.mesh.envoy.translate import translate
 from xds.snapshot import CLUSTER, LISTENER, SECRET
-from xds.translate import translate
 
 PackedMessage = message_class("google.protobuf.Any")
 PREFIX = "type.googleapis.com/"

@@ -17,7 +17,7 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_reflection.v1alpha import reflection_pb2
 
 from tests.introspect.grpcurl import grpcurl
-from xds.descriptors import describe, full_name
+from xds.codec import describe, full_name
 from xds.introspect import csds, reflection
 from xds.server.services import SERVICES
 

@@ -10,15 +10,15 @@ from itertools import pairwise
 import grpc.aio
 import pytest
 
-from tests.hub.rollouts import WITHIN, Plane, running
+from tests.controlplane.rollouts import WITHIN, Plane, running
 from tests.introspect.grpcurl import call, grpcurl
 from tests.policy.world import rule
-from xds.api import rollouts_pb2 as pb
 from xds.introspect.clock import Clock
-from xds.introspect.rollouts import MOST_CLIENTS, SERVICE, _waiting
-from xds.model import Change, Mode, Ref
-from xds.policy.crossing import Stage
-from xds.policy.progress import Waiting
+from xds.mesh.controlplane.rollouts_service import MOST_CLIENTS, SERVICE, _waiting
+from xds.mesh.model.objects import Change, Mode, Ref
+from xds.mesh.rollout.progress import Waiting
+from xds.mesh.rollout.transition import Stage
+from xds.mesh.v1 import rollouts_pb2 as pb
 from xds.snapshot import ENDPOINT, LISTENER
 
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from xds.kube.decoding import DEEPEST, TOO_DEEP, decoded
+from xds.mesh.kube.decoding import DEEPEST, TOO_DEEP, decoded
 
 CUT = json.loads(TOO_DEEP)
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xds.kube.said import MOST, report_of, text_of
-from xds.model import Mode, Ref
-from xds.policy.elsewhere import NOT_HERE, Report, Stand
-from xds.policy.mtls import Send
+from xds.mesh.kube.report_codec import MOST, report_of, text_of
+from xds.mesh.model.objects import Mode, Ref
+from xds.mesh.policy.mtls import Send
+from xds.mesh.rollout.peers import NOT_HERE, Report, Stand
 
 names = st.from_regex(r"[a-z][a-z0-9-]{0,20}", fullmatch=True)
 keys = st.tuples(st.builds(Ref, st.just("Pod"), names, names), st.integers(0, 65535))

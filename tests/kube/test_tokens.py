@@ -12,11 +12,11 @@ from kubernetes.aio import client
 from structlog.testing import capture_logs
 
 from tests.identity.credentials import token
-from tests.real.harness.listening import listen
-from xds.identity.claims import Caller, How, NotProvenError, TooManyError, UndecidedError
-from xds.kube import tokens
-from xds.kube.api import KubeApi
-from xds.kube.tokens import TokenReviews
+from tests.support.listening import listen
+from xds.mesh.identity.claims import Caller, How, NotProvenError, TooManyError, UndecidedError
+from xds.mesh.kube import tokens
+from xds.mesh.kube.api import KubeApi
+from xds.mesh.kube.tokens import TokenReviews
 
 NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)
 PEER = "ipv4:10.0.0.7:4711"

@@ -13,9 +13,9 @@ import pytest
 
 from tests.kubernetes.environment.cluster import Cluster
 from tests.sources.fake_apiserver import NOBODY, FakeApiServer
-from xds.kube import crds
-from xds.kube.api import KubeApi
-from xds.sources.resource import Resource
+from xds.mesh.kube import crds
+from xds.mesh.kube.api import KubeApi
+from xds.mesh.sources.resource import Resource
 
 NAMED = os.environ.get("XDS_TEST_KUBECONFIG", "")
 """A kubeconfig: its cluster is asked too, in namespaces and with CRDs of the tests' own."""

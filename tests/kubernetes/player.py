@@ -7,7 +7,7 @@ from collections import Counter
 from tests.kubernetes import page
 from tests.kubernetes.agent.agent import Agent
 from tests.kubernetes.agent.terminal import Terminal
-from tests.real.harness.waiting import eventually
+from tests.support.waiting import eventually
 from xds.demo.play import Answers, Expected, Pair, Seen, Step
 
 PATIENCE = 90

@@ -13,12 +13,12 @@ import aiohttp
 from tests.kubernetes.bad_objects import EVIL, PEER, SHOP, SYSTEM
 from tests.kubernetes.environment.cluster import Cluster
 from tests.kubernetes.test_crds import foreign
-from xds.kube import crds
-from xds.mesh import Mesh
-from xds.model import TLS_MODE_LABEL, Problem
+from xds.mesh.envoy.translate import translate
+from xds.mesh.kube import crds
+from xds.mesh.model.mesh import Mesh
+from xds.mesh.model.objects import TLS_MODE_LABEL, Problem
+from xds.mesh.sources.kubernetes import Kubernetes
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE
-from xds.sources.kubernetes import Kubernetes
-from xds.translate import translate
 
 PATIENCE = 30.0
 

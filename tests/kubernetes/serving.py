@@ -16,11 +16,11 @@ from typing import Any, Self
 import aiohttp
 import grpc.aio
 
-from tests.real.harness.loopback import free_port
-from tests.real.harness.places import HERE
-from tests.real.harness.tcp import TcpServer
-from tests.real.harness.waiting import eventually
-from xds.descriptors import message_class
+from tests.support.loopback import free_port
+from tests.support.places import HERE
+from tests.support.tcp import TcpServer
+from tests.support.waiting import eventually
+from xds.codec import message_class
 from xds.snapshot import CLUSTER, ENDPOINT, SECRET
 
 PATIENCE = 60.0

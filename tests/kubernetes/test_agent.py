@@ -11,7 +11,7 @@ import pytest
 
 from tests.kubernetes.agent.agent import Agent
 from tests.kubernetes.environment.cluster import Cluster
-from tests.real.harness.waiting import eventually
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.netns, pytest.mark.usefixtures("controllers"), pytest.mark.timeout(400)]
 

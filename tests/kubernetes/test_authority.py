@@ -15,10 +15,10 @@ from structlog.testing import capture_logs
 
 from tests.identity.companies import Company, key_pem, pem
 from tests.kubernetes.environment.cluster import Cluster
-from xds.identity.ca import Authority
-from xds.identity.rotation import Authorities, Stage, Waits
-from xds.kube.api import KubeApi, KubeError
-from xds.kube.authority import SECRET, USERS, AuthorityError, Rotation, Secrets, kept_authority
+from xds.mesh.identity.ca import Authority
+from xds.mesh.identity.rotation import Authorities, Stage, Waits
+from xds.mesh.kube.api import KubeApi, KubeError
+from xds.mesh.kube.ca_secret import SECRET, USERS, AuthorityError, Rotation, Secrets, kept_authority
 
 NOW = datetime.now(UTC)
 RULES = [

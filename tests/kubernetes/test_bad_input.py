@@ -23,10 +23,10 @@ from tests.kubernetes.environment.cluster import Cluster
 from tests.kubernetes.environment.control_plane import ControlPlane
 from tests.kubernetes.schemaless import PATIENCE, View, Watching, create, pod, send, service, set_up, slice_of
 from tests.kubernetes.serving import Serving
-from tests.real.harness.waiting import eventually
-from xds.mesh import Endpoint
-from xds.model import Problem, Ref
-from xds.policy.mtls import Send, decide
+from tests.support.waiting import eventually
+from xds.mesh.model.mesh import Endpoint
+from xds.mesh.model.objects import Problem, Ref
+from xds.mesh.policy.mtls import Send, decide
 from xds.snapshot import ROUTE
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -15,15 +15,15 @@ from structlog.testing import capture_logs
 from tests.kubernetes.environment.cluster import Cluster
 from tests.kubernetes.environment.control_plane import ControlPlane
 from tests.policy.world import mesh, peer, pod, rule, service
-from tests.real.harness.manifests import Manifest
-from tests.real.harness.waiting import eventually
-from xds.kube import conditions as module
-from xds.kube import crds
-from xds.kube.api import KubeApi, KubeError
-from xds.kube.conditions import Conditions, Said, standing
-from xds.mesh import Mesh
-from xds.model import Problem, Ref, ServicePort
-from xds.policy.effect import without_effect
+from tests.support.manifests import Manifest
+from tests.support.waiting import eventually
+from xds.mesh.kube import conditions as module
+from xds.mesh.kube import crds
+from xds.mesh.kube.api import KubeApi, KubeError
+from xds.mesh.kube.conditions import Conditions, Said, standing
+from xds.mesh.model.mesh import Mesh
+from xds.mesh.model.objects import Problem, Ref, ServicePort
+from xds.mesh.policy.effect import without_effect
 
 PEER = "/apis/security.istio.io/v1/namespaces/{}/peerauthentications"
 REFUSED = "spec.mtls.mode must be one of STRICT, not LOOSE"

@@ -14,13 +14,13 @@ from tests.kubernetes.environment.cluster import Cluster, KubectlError
 from tests.kubernetes.environment.control_plane import ControlPlane
 from tests.kubernetes.specs import MESH, PEER_HEAD, RULE_HEAD, SPECS
 from tests.sources.test_bad_input import BAD, MESH_POLICY, PEER, POLICY, RULE
-from xds.kube import crds
-from xds.kube.api import KubeApi, KubeError
-from xds.model import Problem
-from xds.parse import Parsed, parse
-from xds.sources.documents import read
+from xds.mesh.kube import crds
+from xds.mesh.kube.api import KubeApi, KubeError
+from xds.mesh.model.objects import Problem
+from xds.mesh.parse import Parsed, parse
+from xds.mesh.sources.documents import read
 
-FOLDER = Path(crds.__file__).parents[1] / "crds"
+FOLDER = Path(crds.__file__).parent
 
 # Of the files' table: what is wrong with a whole object of ours, not with its text, its type or its metadata.
 FILES = [

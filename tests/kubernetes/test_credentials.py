@@ -27,17 +27,17 @@ from tests.kubernetes.conftest import _skip_without_programs
 from tests.kubernetes.environment.cluster import Cluster
 from tests.kubernetes.environment.control_plane import ControlPlane
 from tests.kubernetes.serving import Serving
-from tests.real.harness.loopback import free_port
-from tests.real.harness.waiting import eventually
 from tests.server.proxies import REQUEST, Client
-from xds.descriptors import message_class
-from xds.identity.ca import Authority
-from xds.identity.keys import PrivateKey
-from xds.identity.rotation import authority
-from xds.kube import crds
-from xds.kube.authority import SECRET as CA_SECRET
-from xds.kube.roots import KEY, NAME
-from xds.kube.tokens import PATH, TokenReviews
+from tests.support.loopback import free_port
+from tests.support.waiting import eventually
+from xds.codec import message_class
+from xds.mesh.identity.ca import Authority
+from xds.mesh.identity.keys import PrivateKey
+from xds.mesh.identity.rotation import authority
+from xds.mesh.kube import crds
+from xds.mesh.kube.ca_secret import SECRET as CA_SECRET
+from xds.mesh.kube.root_publisher import KEY, NAME
+from xds.mesh.kube.tokens import PATH, TokenReviews
 from xds.protocol.session import Variant
 from xds.snapshot import SECRET
 

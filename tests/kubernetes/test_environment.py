@@ -12,8 +12,8 @@ from aiohttp import web
 from tests.kubernetes.environment import binaries
 from tests.kubernetes.environment.cluster import PATIENCE, Cluster, KubectlError, own_address
 from tests.kubernetes.environment.control_plane import ControlPlane
-from tests.real.harness.waiting import eventually
-from xds.kube.api import KubeError
+from tests.support.waiting import eventually
+from xds.mesh.kube.api import KubeError
 
 DEPLOYMENT = """
 apiVersion: apps/v1

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from tests.kubernetes.environment.cluster import Cluster
 from tests.kubernetes.serving import PATIENCE, Serving
-from tests.real.harness.waiting import eventually
 from tests.sources.following import QUICK, Followed, refs
-from xds.kube import crds
-from xds.kube.api import KubeApi
-from xds.sources.kubernetes import Kubernetes
+from tests.support.waiting import eventually
+from xds.mesh.kube import crds
+from xds.mesh.kube.api import KubeApi
+from xds.mesh.sources.kubernetes import Kubernetes
 
 USER = "control-plane"
 CORE = "namespaces,serviceaccounts,services,pods,configmaps,endpointslices.discovery.k8s.io"

@@ -14,8 +14,8 @@ from cryptography import x509
 
 from tests.kubernetes.environment.cluster import PATIENCE, Cluster
 from tests.kubernetes.serving import Cable, Serving
-from tests.real.harness.waiting import eventually
-from xds.kube.crds import install
+from tests.support.waiting import eventually
+from xds.mesh.kube.crds import install
 
 pytestmark = [pytest.mark.usefixtures("controllers"), pytest.mark.timeout(300)]
 

@@ -12,12 +12,12 @@ import yaml
 from tests.kubernetes.environment.cluster import Cluster
 from tests.kubernetes.installing import KUSTOMIZATION, SYSTEM, install, run, unused
 from tests.kubernetes.recorder import Recorder, granted
-from xds.installed import installed
-from xds.kube import crds
-from xds.kube.install import control_plane, first_policies
-from xds.kube.webhook import CaBundle
-from xds.model import MeshConfig
-from xds.parse import merged, parse
+from xds.mesh.kube import crds
+from xds.mesh.kube.install import control_plane, first_policies
+from xds.mesh.kube.webhook import CaBundle
+from xds.mesh.model.defaults import installed
+from xds.mesh.model.objects import MeshConfig
+from xds.mesh.parse import merged, parse
 
 MESH_POLICIES = "/apis/authentication.istio.io/v1alpha1/meshpolicies"
 RULES = f"/apis/networking.istio.io/v1/namespaces/{SYSTEM}/destinationrules"
@@ -121,7 +121,7 @@ async def test_deleting_it_leaves_kinds_and_policies(
     cluster: Cluster,
 ) -> None:
     await install(cluster, "--set", "values.global.mtls.enabled=true")
-    await cluster.kubectl("delete", "-k", "xds/install", "--ignore-not-found")
+    await cluster.kubectl("delete", "-k", "xds/mesh/kube/install", "--ignore-not-found")
     assert await policies(cluster) == ("STRICT", ["api-server", "default"])
     left = await cluster.kubectl(
         "get", "all,roles,rolebindings,clusterroles,clusterrolebindings,mutatingwebhookconfigurations,configmaps,pdb,"

@@ -11,8 +11,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from tests.kubernetes.environment.cluster import Cluster
-from tests.real.harness.waiting import eventually
-from xds.kube.lease import NAME, Lease
+from tests.support.waiting import eventually
+from xds.mesh.kube.lease import NAME, Lease
 
 DURATION = 1.5
 

@@ -13,10 +13,10 @@ import yaml
 
 from tests.kubernetes.environment.cluster import Cluster
 from tests.kubernetes.installing import KUSTOMIZATION, SYSTEM, install, run
-from xds.inject import Settings, inject
-from xds.kube.api import KubeError
-from xds.kube.install import control_plane
-from xds.parse import dotted
+from xds.mesh.inject import Settings, inject
+from xds.mesh.kube.api import KubeError
+from xds.mesh.kube.install import control_plane
+from xds.mesh.parse import dotted
 
 PATH = f"/apis/networking.k8s.io/v1/namespaces/{SYSTEM}/networkpolicies/xds"
 ANY = "any address"

@@ -13,10 +13,10 @@ import pytest
 
 from tests.kubernetes.environment.cluster import Cluster
 from tests.kubernetes.serving import Serving
-from xds.identity import chain
-from xds.kube import crds
-from xds.kube.authority import SECRET, USERS
-from xds.kube.roots import KEY, NAME
+from xds.mesh.identity import chain
+from xds.mesh.kube import crds
+from xds.mesh.kube.ca_secret import SECRET, USERS
+from xds.mesh.kube.root_publisher import KEY, NAME
 
 PATIENCE = 90.0
 HOME = "istio-system"

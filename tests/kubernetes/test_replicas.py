@@ -16,13 +16,13 @@ from tests.kubernetes import page
 from tests.kubernetes.agent.agent import Agent
 from tests.kubernetes.agent.pods import Pod
 from tests.kubernetes.player import PATIENCE, Player
-from tests.real.harness.clients import Client
-from tests.real.harness.envoy import Admin
-from tests.real.harness.load import Load
-from tests.real.harness.places import HERE
-from tests.real.harness.tcp import Relay
-from tests.real.harness.waiting import eventually
 from tests.server.proxies import REQUEST, RESPONSE
+from tests.support.clients import Client
+from tests.support.envoy import Admin
+from tests.support.load import Load
+from tests.support.places import HERE
+from tests.support.tcp import Relay
+from tests.support.waiting import eventually
 from xds.demo.play import STEPS, Pair
 
 pytestmark = [pytest.mark.envoy, pytest.mark.netns, pytest.mark.timeout(600)]

@@ -9,12 +9,12 @@ from contextlib import asynccontextmanager
 import pytest
 
 from tests.kubernetes.environment.cluster import Cluster
-from tests.real.harness.waiting import eventually
-from xds.kube.reports import ANNOTATION, Reports
-from xds.model import Mode, Ref
-from xds.policy.elsewhere import Stand
-from xds.policy.exchange import Exchange
-from xds.policy.mtls import Send
+from tests.support.waiting import eventually
+from xds.mesh.kube.replica_leases import ANNOTATION, Reports
+from xds.mesh.model.objects import Mode, Ref
+from xds.mesh.policy.mtls import Send
+from xds.mesh.rollout.peers import Stand
+from xds.mesh.rollout.replica_sync import Exchange
 
 KEY = (Ref("Pod", "ns", "web"), 8080)
 STAND = Stand(open=True, modes=frozenset({Mode.PERMISSIVE}), sends=frozenset({Send.MTLS}))

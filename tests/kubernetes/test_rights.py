@@ -15,22 +15,22 @@ from tests.kubernetes.installing import SYSTEM, install, unused
 from tests.kubernetes.recorder import Recorder, granted
 from tests.kubernetes.serving import Serving
 from tests.kubernetes.test_crds import foreign
-from tests.real.harness.waiting import eventually
-from xds.kube import crds
-from xds.kube.api import Json, KubeApi, KubeError
-from xds.kube.authority import Secrets, kept_authority
-from xds.kube.conditions import Conditions, standing
-from xds.kube.install import control_plane
-from xds.kube.lease import Lease
-from xds.kube.reports import Reports
-from xds.kube.roots import Roots
-from xds.kube.tokens import TokenReviews
-from xds.kube.webhook import CaBundle
-from xds.mesh import Mesh
-from xds.model import Problem, Ref
-from xds.parse import UNENFORCED
-from xds.policy.exchange import Exchange
-from xds.sources.kubernetes import Kubernetes
+from tests.support.waiting import eventually
+from xds.mesh.kube import crds
+from xds.mesh.kube.api import Json, KubeApi, KubeError
+from xds.mesh.kube.ca_secret import Secrets, kept_authority
+from xds.mesh.kube.conditions import Conditions, standing
+from xds.mesh.kube.install import control_plane
+from xds.mesh.kube.lease import Lease
+from xds.mesh.kube.replica_leases import Reports
+from xds.mesh.kube.root_publisher import Roots
+from xds.mesh.kube.tokens import TokenReviews
+from xds.mesh.kube.webhook import CaBundle
+from xds.mesh.model.mesh import Mesh
+from xds.mesh.model.objects import Problem, Ref
+from xds.mesh.parse import UNENFORCED
+from xds.mesh.rollout.replica_sync import Exchange
+from xds.mesh.sources.kubernetes import Kubernetes
 
 
 @pytest.fixture

@@ -12,12 +12,12 @@ from structlog.testing import capture_logs
 
 from tests.kubernetes.environment.cluster import Cluster
 from tests.kubernetes.environment.control_plane import ControlPlane
-from tests.real.harness.waiting import eventually
-from xds.kube import keeping
-from xds.kube import roots as module
-from xds.kube.api import KubeApi, KubeError
-from xds.kube.lease import Lease
-from xds.kube.roots import KEY, NAME, Roots
+from tests.support.waiting import eventually
+from xds.mesh.kube import reconciler
+from xds.mesh.kube import root_publisher as module
+from xds.mesh.kube.api import KubeApi, KubeError
+from xds.mesh.kube.lease import Lease
+from xds.mesh.kube.root_publisher import KEY, NAME, Roots
 
 RULES = [
     {"apiGroups": [""], "resources": ["namespaces"], "verbs": ["list", "watch"]},
@@ -39,8 +39,8 @@ def control_plane(bare: ControlPlane) -> ControlPlane:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keeping, "REST", 0.01)
-    monkeypatch.setattr(keeping, "AGAIN", 0.2)
+    monkeypatch.setattr(reconciler, "REST", 0.01)
+    monkeypatch.setattr(reconciler, "AGAIN", 0.2)
     monkeypatch.setattr(module, "PACE", 0.0)
 
 

@@ -17,21 +17,21 @@ from tests.identity.companies import Company, key_pem, pem
 from tests.kubernetes.environment.cluster import Cluster
 from tests.kubernetes.test_authority import put
 from tests.real.conftest import loopback
-from tests.real.harness.load import Load
-from tests.real.harness.local import LocalMesh, LocalPod
-from tests.real.harness.manifests import Manifest
-from tests.real.harness.places import HERE
-from tests.real.harness.tcp import TcpServer
-from tests.real.harness.waiting import eventually
-from xds.hub import Hub
-from xds.identity import chain
-from xds.identity.ca import Authority
-from xds.identity.keys import PrivateKey
-from xds.identity.rotation import Authorities, Stage, Waits
-from xds.kube.authority import USERS, Rotation, Secrets, kept_authority
+from tests.support.load import Load
+from tests.support.local import LocalMesh, LocalPod
+from tests.support.manifests import Manifest
+from tests.support.places import HERE
+from tests.support.tcp import TcpServer
+from tests.support.waiting import eventually
+from xds.mesh.controlplane.controller import Hub
+from xds.mesh.identity import chain
+from xds.mesh.identity.ca import Authority
+from xds.mesh.identity.keys import PrivateKey
+from xds.mesh.identity.rotation import Authorities, Stage, Waits
+from xds.mesh.kube.ca_secret import USERS, Rotation, Secrets, kept_authority
+from xds.mesh.sources.files import Folder
+from xds.mesh.sources.settings import Settings
 from xds.server import XdsServer
-from xds.sources.files import Folder
-from xds.sources.settings import Settings
 
 pytestmark = [pytest.mark.envoy, pytest.mark.timeout(300)]
 __all__ = ["loopback"]

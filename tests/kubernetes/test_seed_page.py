@@ -7,7 +7,7 @@ import pytest
 from tests.kubernetes import page
 from tests.kubernetes.agent.agent import Agent
 from tests.kubernetes.player import PATIENCE, Player
-from tests.real.harness.waiting import eventually
+from tests.support.waiting import eventually
 from xds.demo.play import STEPS, Pair
 
 pytestmark = [pytest.mark.envoy, pytest.mark.netns, pytest.mark.timeout(600)]

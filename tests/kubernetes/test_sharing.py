@@ -15,16 +15,16 @@ import pytest
 from tests.kubernetes.environment.cluster import Cluster
 from tests.kubernetes.serving import Serving
 from tests.kubernetes.test_faults import Shop, address
-from tests.real.harness.waiting import eventually
 from tests.server.proxies import DELTA_REQUEST, DELTA_RESPONSE
-from xds.descriptors import message_class
-from xds.envoy.inbound import accepting
-from xds.kube import crds
-from xds.kube.reports import ANNOTATION, LABEL
-from xds.kube.said import report_of
-from xds.model import Mode, Ref
-from xds.policy.elsewhere import Stand
-from xds.policy.mtls import Send
+from tests.support.waiting import eventually
+from xds.codec import message_class
+from xds.mesh.envoy.inbound import accepting
+from xds.mesh.kube import crds
+from xds.mesh.kube.replica_leases import ANNOTATION, LABEL
+from xds.mesh.kube.report_codec import report_of
+from xds.mesh.model.objects import Mode, Ref
+from xds.mesh.policy.mtls import Send
+from xds.mesh.rollout.peers import Stand
 from xds.resources import resource
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET
 

@@ -10,9 +10,9 @@ import pytest
 
 from tests.kubernetes.places import Place
 from tests.sources.following import QUICK, Followed, refs
-from xds.model import Pod, Ref
-from xds.sources.files import Folder
-from xds.sources.kubernetes import Kubernetes
+from xds.mesh.model.objects import Pod, Ref
+from xds.mesh.sources.files import Folder
+from xds.mesh.sources.kubernetes import Kubernetes
 
 
 @pytest.fixture(autouse=True)

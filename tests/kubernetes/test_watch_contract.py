@@ -13,8 +13,8 @@ import pytest
 from tests.kubernetes.environment.cluster import Cluster
 from tests.kubernetes.places import Place, fake, real
 from tests.sources.following import QUICK, Following
-from xds.sources.reflector import Trouble
-from xds.sources.resource import Resource
+from xds.mesh.sources.reflector import Trouble
+from xds.mesh.sources.resource import Resource
 
 
 @pytest.fixture

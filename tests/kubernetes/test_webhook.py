@@ -17,18 +17,18 @@ from structlog.testing import capture_logs
 
 from tests.kubernetes.environment.cluster import Cluster, own_address
 from tests.kubernetes.serving import Serving
-from tests.real.harness.loopback import free_port
-from tests.real.harness.waiting import eventually
-from xds.identity.ca import Authority
-from xds.identity.keys import PrivateKey
-from xds.inject import STATUS, Settings
-from xds.kube import crds
-from xds.kube.api import KubeApi, KubeError
-from xds.kube.webhook import FIELD_MANAGER, CaBundle
-from xds.webhook import WebhookServer
+from tests.support.loopback import free_port
+from tests.support.waiting import eventually
+from xds.mesh.identity.ca import Authority
+from xds.mesh.identity.keys import PrivateKey
+from xds.mesh.inject import STATUS, Settings
+from xds.mesh.inject.webhook import WebhookServer
+from xds.mesh.kube import crds
+from xds.mesh.kube.api import KubeApi, KubeError
+from xds.mesh.kube.webhook import FIELD_MANAGER, CaBundle
 
 CONFIGURATIONS = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations"
-INSTALLED = Path("xds/install/webhook.yaml")
+INSTALLED = Path("xds/mesh/kube/install/webhook.yaml")
 SAMPLES = Path("examples/envoy/kubernetes/samples")
 
 POD = {

@@ -26,7 +26,7 @@ from envoy_data_plane.envoy.extensions.transport_sockets.tls.v3 import (
     UpstreamTlsContext,
 )
 
-from xds.descriptors import pack
+from xds.codec import pack
 
 ADS = ConfigSource(ads=AggregatedConfigSource())
 SELF = ConfigSource(self=SelfConfigSource())

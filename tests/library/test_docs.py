@@ -17,7 +17,7 @@ from envoy_data_plane.envoy.service.runtime.v3 import Runtime
 from tests.library import messages
 from tests.library.test_examples import running
 from xds import resources
-from xds.descriptors import encode
+from xds.codec import encode
 from xds.store import Store
 
 ROOT = Path(__file__).parents[2]

@@ -7,12 +7,12 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from tests.real.harness.clients import Client
-from tests.real.harness.envoy import EnvoyProcess
-from tests.real.harness.loopback import free_port
-from tests.real.harness.serving import bootstrap
-from tests.real.harness.upstream import Upstream
-from tests.real.harness.world import Cluster, Listener, World
+from tests.support.clients import Client
+from tests.support.envoy import EnvoyProcess
+from tests.support.loopback import free_port
+from tests.support.serving import bootstrap
+from tests.support.upstream import Upstream
+from tests.support.world import Cluster, Listener, World
 from xds.protocol.session import Variant
 from xds.resources import CLUSTER, LISTENER, ROUTE
 from xds.server import XdsServer

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.real.harness.clients import Client
-from tests.real.harness.envoy import EnvoyProcess
-from tests.real.harness.loopback import free_port
+from tests.support.clients import Client
+from tests.support.envoy import EnvoyProcess
+from tests.support.loopback import free_port
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "library"
 LONG = 60.0

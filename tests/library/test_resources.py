@@ -31,7 +31,8 @@ from envoy_data_plane.google.protobuf import Any
 
 from tests.golden.cases import CASES, load
 from tests.library import messages
-from xds.descriptors import encode, encoded, full_name, message_class, pack, to_dict
+from xds.codec import encode, encoded, full_name, message_class, pack, to_dict
+from xds.mesh.envoy.translate import translate
 from xds.resources import (
     CLUSTER,
     ENDPOINT,
@@ -47,7 +48,6 @@ from xds.resources import (
     resource,
 )
 from xds.snapshot import TYPE_PREFIX, content_version
-from xds.translate import translate
 
 NAMED = {
     CLUSTER: Cluster(name="x"),

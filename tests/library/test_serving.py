@@ -12,7 +12,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from tests.library.messages import api_listener, assignment, eds_cluster, routes
 from tests.server.proxies import DELTA_REQUEST, DELTA_RESPONSE, Client
-from xds.descriptors import encoded
+from xds.codec import encoded
 from xds.protocol import wire
 from xds.protocol.session import Session, Variant
 from xds.resources import CLUSTER, ENDPOINT, LISTENER, ROUTE, resource

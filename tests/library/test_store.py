@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.library.messages import assignment, eds_cluster, listener, routes
-from xds.descriptors import encoded
+from xds.codec import encoded
 from xds.protocol.session import Variant
 from xds.protocol.wire import Node
 from xds.resources import CLUSTER, ENDPOINT, LISTENER, ROUTE, Resource, resource

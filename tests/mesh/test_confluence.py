@@ -7,11 +7,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.golden.cases import CASES, load
-from xds.mesh import Mesh
-from xds.model import Change, MeshConfig
-from xds.policy.reach import predict
+from xds.mesh.envoy.translate import translate
+from xds.mesh.model.mesh import Mesh
+from xds.mesh.model.objects import Change, MeshConfig
+from xds.mesh.policy.reach import predict
 from xds.snapshot import SECRET
-from xds.translate import translate
 
 WORLDS = {param.id: load(param.values[0]) for param in CASES}
 FACTS = {

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from xds.mesh import Mesh
-from xds.model import Mode
-from xds.parse import parse
-from xds.policy.mtls import in_force
+from xds.mesh.model.mesh import Mesh
+from xds.mesh.model.objects import Mode
+from xds.mesh.parse import parse
+from xds.mesh.policy.mtls import in_force
 
 
 def facts(*objects: dict[str, Any]) -> list[Any]:

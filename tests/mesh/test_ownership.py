@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from tests.mesh.test_neighbours import facts, named, pod, slice_of
-from xds.descriptors import to_dict
-from xds.mesh import Mesh
-from xds.model import Change, Service
-from xds.policy.disregarded import disregarded
+from xds.codec import to_dict
+from xds.mesh.envoy.translate import translate
+from xds.mesh.model.mesh import Mesh
+from xds.mesh.model.objects import Change, Service
+from xds.mesh.policy.disregarded import disregarded
 from xds.snapshot import LISTENER, ROUTE
-from xds.translate import translate
 
 VIRTUAL, WEB, DB, STRANGER = "10.96.0.9", "10.1.0.1", "10.1.0.2", "192.0.2.1"
 OWN_POD = {"kind": "Pod", "name": "mine"}

@@ -9,13 +9,13 @@ import pytest
 
 from tests.mesh.test_neighbours import facts, pod, slice_of
 from tests.mesh.test_ownership import service
-from xds.descriptors import to_dict
-from xds.mesh import Endpoint, Mesh
-from xds.model import Change, Endpoints, Pod, Ref
-from xds.policy.disregarded import disregarded
-from xds.policy.reach import predict
+from xds.codec import to_dict
+from xds.mesh.envoy.translate import translate
+from xds.mesh.model.mesh import Endpoint, Mesh
+from xds.mesh.model.objects import Change, Endpoints, Pod, Ref
+from xds.mesh.policy.disregarded import disregarded
+from xds.mesh.policy.reach import predict
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER
-from xds.translate import translate
 
 ADDRESS, OTHER = "10.1.0.1", "10.1.0.2"
 TARGET = {"kind": "Pod", "name": "web", "uid": "1"}

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from datetime import UTC, datetime
 
-from xds.descriptors import encoded
-from xds.hub import Hub
-from xds.identity.ca import Authority
-from xds.identity.keys import PrivateKey
-from xds.model import Change, Meta, Pod, Ref, Service, ServicePort
+from xds.codec import encoded
+from xds.mesh.controlplane.controller import Hub
+from xds.mesh.identity.ca import Authority
+from xds.mesh.identity.keys import PrivateKey
+from xds.mesh.model.objects import Change, Meta, Pod, Ref, Service, ServicePort
 from xds.protocol.session import Variant
 from xds.protocol.wire import Node
 from xds.server import StreamInfo, Subscriber

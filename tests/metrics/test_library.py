@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 from tests.server.proxies import Client
 from xds.cli import app
 from xds.introspect import Introspection
-from xds.introspect.proxies import ProxiesService
-from xds.metrics.streams import StreamMetrics
+from xds.mesh.controlplane.proxies_service import ProxiesService
 from xds.protocol.session import Variant
 from xds.server import XdsServer
+from xds.server.metrics import StreamMetrics
 from xds.snapshot import RUNTIME, Resource
 from xds.store import Acked, Store
 

@@ -20,14 +20,14 @@ from prometheus_client.openmetrics.parser import (
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.server.proxies import Client
-from xds.admin import AdminServer
-from xds.cuts import Cuts
-from xds.hub import Hub
-from xds.identity.ca import Authority
-from xds.identity.keys import PrivateKey
-from xds.metrics.admission import Admissions
-from xds.metrics.controlplane import Metrics
-from xds.model import (
+from xds.mesh.controlplane.admin import AdminServer
+from xds.mesh.controlplane.controller import Hub
+from xds.mesh.controlplane.dropped_connections import Cuts
+from xds.mesh.controlplane.metrics.admission import Admissions
+from xds.mesh.controlplane.metrics.controlplane import Metrics
+from xds.mesh.identity.ca import Authority
+from xds.mesh.identity.keys import PrivateKey
+from xds.mesh.model.objects import (
     Change,
     DestinationRule,
     Meta,
@@ -39,10 +39,10 @@ from xds.model import (
     Service,
     ServicePort,
 )
+from xds.mesh.model.traffic import ClientTls, TlsMode, TrafficPolicy
 from xds.protocol.session import Variant
 from xds.server import XdsServer
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, SECRET
-from xds.traffic import ClientTls, TlsMode, TrafficPolicy
 
 WITHIN = 10.0
 DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
@@ -327,7 +327,7 @@ async def test_who_is_not_waited_for_is_counted(plane: Plane, channel: grpc.aio.
 
 
 async def test_the_loop_is_found_late(plane: Plane, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("xds.metrics.controlplane.LOOK", 0.01)
+    monkeypatch.setattr("xds.mesh.controlplane.metrics.controlplane.LOOK", 0.01)
     watching = asyncio.create_task(plane.metrics.watch_loop())
     await plane.until("xds_event_loop_lag_seconds_count", 1)
     before = plane.get("xds_event_loop_lag_seconds_sum")

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from xds.metrics.waits import _MOST, Waits
 from xds.protocol.events import Acked, Response, Subscribed
 from xds.protocol.session import Variant
 from xds.protocol.wire import Node
 from xds.server import StreamInfo, Subscriber
+from xds.server.convergence import _MOST, Waits
 from xds.snapshot import CLUSTER, ENDPOINT, Resource, ResourceSet, Snapshot
 
 

@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import xds.parse
+import xds.mesh.parse
 from tests.parse.steps import assert_linear, assert_quick
 from tests.parse.test_robustness import JUNK, MESH, OBJECTS, places
-from xds.cli.problemlog import BURST, ProblemLog
-from xds.kube.conditions import standing
-from xds.mesh import Mesh
-from xds.model import MAX_PROBLEM_TEXT, MeshConfig, Problem, Ref
-from xds.parse import (
+from xds.cli.problem_log import BURST, ProblemLog
+from xds.mesh.kube.conditions import standing
+from xds.mesh.model.mesh import Mesh
+from xds.mesh.model.objects import MAX_PROBLEM_TEXT, MeshConfig, Problem, Ref
+from xds.mesh.parse import (
     Parsed,
     authentication,
     core,
@@ -32,14 +32,14 @@ from xds.parse import (
     parse,
     reading,
 )
-from xds.parse.problems import Problems
-from xds.parse.reading import MAX_PROBLEMS, MAX_UNKNOWN
-from xds.sources import documents, files, kubernetes, report, rewriting
-from xds.sources import settings as settings_module
-from xds.sources.report import Report
+from xds.mesh.parse.problems import Problems
+from xds.mesh.parse.reading import MAX_PROBLEMS, MAX_UNKNOWN
+from xds.mesh.sources import documents, files, kubernetes, report, rewriting
+from xds.mesh.sources import settings as settings_module
+from xds.mesh.sources.report import Report
 
 MODULES = (
-    *(xds.parse, authentication, core, destinationrule, endpoints, meshconfig, names, reading),
+    *(xds.mesh.parse, authentication, core, destinationrule, endpoints, meshconfig, names, reading),
     *(documents, files, kubernetes, report, rewriting, settings_module),
 )
 SEARCHED = {
@@ -217,7 +217,7 @@ def test_a_number_that_cannot_be_written_is_a_problem() -> None:
 
 
 def test_a_number_in_set_that_cannot_be_read_is_a_problem() -> None:
-    _, [problem] = xds.parse.settings([f"meshConfig.proxyListenPort={'1' * 5000}"], MeshConfig())
+    _, [problem] = xds.mesh.parse.settings([f"meshConfig.proxyListenPort={'1' * 5000}"], MeshConfig())
     assert "must be a number from 1 to 65535" in problem.what
 
 

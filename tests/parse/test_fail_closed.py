@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 import yaml
 
-from xds.model import (
+from xds.mesh.model.objects import (
     AuthenticationPolicy,
     DestinationRule,
     Fact,
@@ -18,8 +18,8 @@ from xds.model import (
     Target,
     UnknownService,
 )
-from xds.parse import KINDS, Parsed, parse, unreadable
-from xds.traffic import ClientTls, TlsMode, TrafficPolicy
+from xds.mesh.model.traffic import ClientTls, TlsMode, TrafficPolicy
+from xds.mesh.parse import KINDS, Parsed, parse, unreadable
 
 OLDEST = datetime.min.replace(tzinfo=UTC)
 

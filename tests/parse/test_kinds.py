@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from xds.model import (
+from xds.mesh.model.objects import (
     AuthenticationPolicy,
     ContainerPort,
     DestinationRule,
@@ -29,8 +29,7 @@ from xds.model import (
     ServicePort,
     Target,
 )
-from xds.parse import UNENFORCED, Parsed, Path, Unenforced, dotted, parse
-from xds.traffic import (
+from xds.mesh.model.traffic import (
     ClientTls,
     ConnectionPool,
     LoadBalancing,
@@ -39,6 +38,7 @@ from xds.traffic import (
     TlsMode,
     TrafficPolicy,
 )
+from xds.mesh.parse import UNENFORCED, Parsed, Path, Unenforced, dotted, parse
 
 
 def where(path: Path) -> str:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from xds.model import MeshConfig
-from xds.parse import dotted, mesh_config, settings
+from xds.mesh.model.objects import MeshConfig
+from xds.mesh.parse import dotted, mesh_config, settings
 
 
 def read(document: Any) -> tuple[MeshConfig, list[str]]:

@@ -20,8 +20,8 @@ from tests.sources.test_bad_input import (
     SERVICE,
     SLICE,
 )
-from xds.model import MeshConfig
-from xds.parse import dotted, mesh_config, parse
+from xds.mesh.model.objects import MeshConfig
+from xds.mesh.parse import dotted, mesh_config, parse
 
 OBJECTS = [
     yaml.safe_load(text.replace("2020-01-01T00:00:00Z", "'2020-01-01T00:00:00Z'"))

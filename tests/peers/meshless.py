@@ -52,7 +52,7 @@ from envoy_data_plane.envoy.extensions.transport_sockets.tls.v3 import (
 from envoy_data_plane.envoy.type.matcher.v3 import StringMatcher
 from envoy_data_plane.google.protobuf import Struct, Value
 
-from xds.descriptors import pack
+from xds.codec import pack
 
 ADS = ConfigSource(ads=AggregatedConfigSource())
 SERVICE = "svc"

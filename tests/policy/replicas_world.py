@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tests.policy.rollout_world import CLIENTS, PORTS, SERVERS, UNREAD, Client, Proxies, Server
-from xds.mesh import Mesh
-from xds.model import Change, Fact, Ref
-from xds.policy.crossing import Known
-from xds.policy.elsewhere import Report
-from xds.policy.exchange import Exchange
-from xds.policy.mtls import accepted
-from xds.rolling import Rolling
+from xds.mesh.model.mesh import Mesh
+from xds.mesh.model.objects import Change, Fact, Ref
+from xds.mesh.policy.mtls import accepted
+from xds.mesh.rollout.driver import Rolling
+from xds.mesh.rollout.peers import Report
+from xds.mesh.rollout.replica_sync import Exchange
+from xds.mesh.rollout.transition import Known
 
 FOREVER = 1e9
 """No waiting ends here by itself, and no replica is forgotten unless the test says so."""

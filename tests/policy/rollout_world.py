@@ -9,14 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from tests.policy.world import HTTP, TCP, peer, pod, rule, service
-from xds.mesh import Mesh
-from xds.model import Change, Fact, MeshConfig, Mode, Pod, PortKey, Ref
-from xds.policy.crossing import Known
-from xds.policy.destination import client_rule
-from xds.policy.elsewhere import TAKES
-from xds.policy.mtls import Send, accepted, decide, explicit_tls, sends_mtls
-from xds.rolling import Rolling
-from xds.traffic import TlsMode
+from xds.mesh.model.mesh import Mesh
+from xds.mesh.model.objects import Change, Fact, MeshConfig, Mode, Pod, PortKey, Ref
+from xds.mesh.model.traffic import TlsMode
+from xds.mesh.policy.destination import client_rule
+from xds.mesh.policy.mtls import Send, accepted, decide, explicit_tls, sends_mtls
+from xds.mesh.rollout.driver import Rolling
+from xds.mesh.rollout.peers import TAKES
+from xds.mesh.rollout.transition import Known
 
 SERVERS = ("web-1", "web-2")
 CLIENTS = ("one", "two")

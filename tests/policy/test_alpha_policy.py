@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from tests.policy.world import mesh, meta, pod, policy, service
-from xds.model import Mode, Protocol, ServicePort, Target, UnknownService
-from xds.policy.mtls import in_force
+from xds.mesh.model.objects import Mode, Protocol, ServicePort, Target, UnknownService
+from xds.mesh.policy.mtls import in_force
 
 NS = "test-namespace"
 

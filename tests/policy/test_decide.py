@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.policy.world import HTTP, mesh, only_endpoint, peer, pod, policy, rule, service
-from xds.policy.mtls import decide
-from xds.traffic import Subset, TrafficPolicy
+from xds.mesh.model.traffic import Subset, TrafficPolicy
+from xds.mesh.policy.mtls import decide
 
 CLIENT, BARE_CLIENT = pod("client", "ns"), pod("bare-client", "ns", sidecar=False)
 SERVER, BARE = pod("server", "ns"), pod("bare", "ns", sidecar=False)

@@ -5,8 +5,15 @@ from __future__ import annotations
 import pytest
 
 from tests.policy.world import ROOT, mesh, rule, service, tls
-from xds.policy.destination import client_rule
-from xds.traffic import ConnectionPool, LoadBalancing, OutlierDetection, Subset, TlsMode, TrafficPolicy
+from xds.mesh.model.traffic import (
+    ConnectionPool,
+    LoadBalancing,
+    OutlierDetection,
+    Subset,
+    TlsMode,
+    TrafficPolicy,
+)
+from xds.mesh.policy.destination import client_rule
 
 HOST = "web.server.svc.cluster.local"
 WEB = service("web", "server")

@@ -8,8 +8,16 @@ from typing import Any
 import pytest
 
 from tests.policy.world import HTTP, TCP, mesh, meta, pod, service
-from xds.model import EndpointAddress, EndpointGroup, EndpointPort, Endpoints, Interception, Pod, Service
-from xds.policy.disregarded import disregarded
+from xds.mesh.model.objects import (
+    EndpointAddress,
+    EndpointGroup,
+    EndpointPort,
+    Endpoints,
+    Interception,
+    Pod,
+    Service,
+)
+from xds.mesh.policy.disregarded import disregarded
 
 WEB, CACHE = pod("web", "shop"), pod("cache", "shop")
 OWNER = service("web", "shop", HTTP, age=9)

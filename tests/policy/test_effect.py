@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from tests.policy.world import HTTP, ROOT, mesh, meta, peer, pod, policy, rule, service
-from xds.mesh import Mesh
-from xds.model import (
+from xds.mesh.model.mesh import Mesh
+from xds.mesh.model.objects import (
     Change,
     ContainerPort,
     EndpointAddress,
@@ -24,9 +24,9 @@ from xds.model import (
     Target,
     UnknownService,
 )
-from xds.policy import effect
-from xds.policy.effect import MAX_PER_OBJECT, Ineffective, without_effect
-from xds.traffic import Subset, TrafficPolicy
+from xds.mesh.model.traffic import Subset, TrafficPolicy
+from xds.mesh.policy import effect
+from xds.mesh.policy.effect import MAX_PER_OBJECT, Ineffective, without_effect
 
 WEB = service("web", "shop")
 NAMED = ServicePort(port=80, target="http", name="http")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from tests.policy.world import rule
-from xds.model import DestinationRule, MeshConfig, Mode, Ref
-from xds.policy.elsewhere import Elsewhere, Report, Stand
-from xds.policy.exchange import Exchange, View
-from xds.policy.mtls import Send
+from xds.mesh.model.objects import DestinationRule, MeshConfig, Mode, Ref
+from xds.mesh.policy.mtls import Send
+from xds.mesh.rollout.peers import Elsewhere, Report, Stand
+from xds.mesh.rollout.replica_sync import Exchange, View
 
 KEY = (Ref("Pod", "ns", "web"), 8080)
 BOTH = Stand(open=True, modes=frozenset({Mode.PERMISSIVE}), sends=frozenset({Send.PLAINTEXT, Send.MTLS}))

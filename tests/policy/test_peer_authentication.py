@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from tests.policy.world import ROOT, mesh, peer, pod, policy, service
-from xds.model import Mode
-from xds.policy.mtls import in_force, ports_with_own_mode
+from xds.mesh.model.objects import Mode
+from xds.mesh.policy.mtls import in_force, ports_with_own_mode
 
 FOO = pod("foo", "ns", version="v1")
 

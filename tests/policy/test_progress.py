@@ -6,11 +6,11 @@ import pytest
 
 from tests.policy.rollout_world import UNREAD
 from tests.policy.world import HTTP, TCP, peer, pod, rule, service
-from xds.model import Change, Fact, Pod, Ref, ServicePort
-from xds.policy.crossing import Known
-from xds.policy.elsewhere import Elsewhere
-from xds.policy.progress import how_many, progress, rules
-from xds.rolling import Rolling
+from xds.mesh.model.objects import Change, Fact, Pod, Ref, ServicePort
+from xds.mesh.rollout.driver import Rolling
+from xds.mesh.rollout.peers import Elsewhere
+from xds.mesh.rollout.progress import how_many, progress, rules
+from xds.mesh.rollout.transition import Known
 
 CLUSTER = "outbound|80||web.ns.svc.cluster.local"
 ONE = "one.clients"

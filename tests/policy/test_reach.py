@@ -7,11 +7,18 @@ from dataclasses import replace
 import pytest
 
 from tests.policy.world import HTTP, ROOT, TCP, mesh, meta, peer, pod, policy, reach, rule, service, tls
-from xds.mesh import Mesh
-from xds.model import EndpointAddress, EndpointGroup, EndpointPort, Endpoints, Interception, Target
-from xds.policy.mtls import decide
-from xds.policy.reach import outcome, predict
-from xds.traffic import Subset, TrafficPolicy
+from xds.mesh.model.mesh import Mesh
+from xds.mesh.model.objects import (
+    EndpointAddress,
+    EndpointGroup,
+    EndpointPort,
+    Endpoints,
+    Interception,
+    Target,
+)
+from xds.mesh.model.traffic import Subset, TrafficPolicy
+from xds.mesh.policy.mtls import decide
+from xds.mesh.policy.reach import outcome, predict
 
 APPS = ("a", "b", "naked")
 PODS = [pod(name, "apps", sidecar=name != "naked") for name in APPS]

@@ -9,9 +9,9 @@ import pytest
 
 from tests.policy.replicas_world import Replica, Replicas
 from tests.policy.rollout_world import CLIENTS, PORTS, RULES, SERVERS
-from xds.model import Mode
-from xds.policy.elsewhere import Elsewhere
-from xds.policy.mtls import Send
+from xds.mesh.model.objects import Mode
+from xds.mesh.policy.mtls import Send
+from xds.mesh.rollout.peers import Elsewhere
 
 MODES = (None, "DISABLE", "PERMISSIVE", "STRICT")
 WALKS = range(40)

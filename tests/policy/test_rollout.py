@@ -8,10 +8,10 @@ import pytest
 
 from tests.policy.rollout_world import UNREAD, Proxies
 from tests.policy.world import peer, rule, tls
-from xds.model import ROLLOUT, Change, MeshConfig, Ref
-from xds.policy.crossing import Stage
-from xds.policy.elsewhere import NOT_HERE, Elsewhere
-from xds.traffic import Subset, TrafficPolicy
+from xds.mesh.model.objects import ROLLOUT, Change, MeshConfig, Ref
+from xds.mesh.model.traffic import Subset, TrafficPolicy
+from xds.mesh.rollout.peers import NOT_HERE, Elsewhere
+from xds.mesh.rollout.transition import Stage
 
 WEB = Ref("Pod", "ns", "web-1")
 KEY = (WEB, 8080)

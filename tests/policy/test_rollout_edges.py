@@ -8,13 +8,13 @@ import pytest
 
 from tests.policy.rollout_world import Proxies, Server
 from tests.policy.world import peer, pod, rule
-from xds.envoy.inbound import accepting
-from xds.hub import ROLL_ANYWAY
-from xds.kube.said import report_of
-from xds.model import TLS_MODE_LABEL, Change, Mode, Ref
-from xds.policy.crossing import Known
-from xds.policy.mtls import accepted
-from xds.rolling import Rolling
+from xds.mesh.controlplane.controller import ROLL_ANYWAY
+from xds.mesh.envoy.inbound import accepting
+from xds.mesh.kube.report_codec import report_of
+from xds.mesh.model.objects import TLS_MODE_LABEL, Change, Mode, Ref
+from xds.mesh.policy.mtls import accepted
+from xds.mesh.rollout.driver import Rolling
+from xds.mesh.rollout.transition import Known
 
 WEB = Ref("Pod", "ns", "web-1")
 KEY = (WEB, 8080)

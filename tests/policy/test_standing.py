@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tests.policy.world import ROOT, mesh, peer, pod, policy, rule, service
-from xds.model import Ref
-from xds.policy.standing import Overruled, overruled
-from xds.traffic import Subset, TrafficPolicy
+from xds.mesh.model.objects import Ref
+from xds.mesh.model.traffic import Subset, TrafficPolicy
+from xds.mesh.policy.conflicts import Overruled, overruled
 
 WEB = [pod("web", "ns"), service("web", "ns")]
 

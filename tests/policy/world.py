@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from zlib import crc32
 
-from xds.mesh import Endpoint, Mesh
-from xds.model import (
+from xds.mesh.model.mesh import Endpoint, Mesh
+from xds.mesh.model.objects import (
     TLS_MODE_LABEL,
     AuthenticationPolicy,
     DestinationRule,
@@ -22,8 +22,8 @@ from xds.model import (
     ServicePort,
     Target,
 )
-from xds.policy.reach import predict
-from xds.traffic import ClientTls, Subset, TlsMode, TrafficPolicy
+from xds.mesh.model.traffic import ClientTls, Subset, TlsMode, TrafficPolicy
+from xds.mesh.policy.reach import predict
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 ROOT = "istio-system"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from xds.descriptors import message_class
+from xds.codec import message_class
 from xds.protocol.events import Event
 from xds.protocol.session import Session, Variant
 from xds.snapshot import (

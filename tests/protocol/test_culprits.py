@@ -9,8 +9,8 @@ from envoy_data_plane.envoy.config.core.v3 import Node
 from envoy_data_plane.envoy.service.discovery.v3 import DiscoveryRequest
 
 from tests.protocol.stream import Stream, world
-from xds.protocol.culprits import culprits
 from xds.protocol.events import Nacked, Response, nacked
+from xds.protocol.nacks import culprits
 from xds.protocol.session import Variant
 from xds.protocol.status import State
 from xds.protocol.wire import ErrorDetail

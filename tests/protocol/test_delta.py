@@ -6,7 +6,7 @@ import pytest
 from envoy_data_plane.envoy.service.discovery.v3 import DeltaDiscoveryResponse
 
 from tests.protocol.stream import Stream, world
-from xds.protocol.answers import MOST_UNANSWERED
+from xds.protocol.acks import MOST_UNANSWERED
 from xds.protocol.events import Acked, Subscribed
 from xds.protocol.limits import RequestError
 from xds.protocol.responses import size

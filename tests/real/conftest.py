@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.real.harness.cluster import Cluster
-from tests.real.harness.loopback import Loopback
+from tests.support.cluster import Cluster
+from tests.support.loopback import Loopback
 
 
 @pytest.fixture

@@ -11,24 +11,16 @@ from itertools import groupby
 
 import pytest
 
-from tests.real.harness import controlplane, manifests
-from tests.real.harness.answers import Answer
-from tests.real.harness.clients import Client
-from tests.real.harness.controlplane import ControlPlane
-from tests.real.harness.envoy import EnvoyProcess
-from tests.real.harness.local import RECONNECTED, LocalMesh, file_of
-from tests.real.harness.places import HERE, Namespace
-from tests.real.harness.sidecars import (
-    DEADLINE,
-    Sidecars,
-    everything,
-    service_at,
-    text_of,
-    updates,
-    version_infos,
-)
-from tests.real.harness.tcp import Relay
-from tests.real.harness.waiting import eventually
+from tests.support import controlplane, manifests
+from tests.support.answers import Answer
+from tests.support.clients import Client
+from tests.support.controlplane import ControlPlane
+from tests.support.envoy import EnvoyProcess
+from tests.support.local import RECONNECTED, LocalMesh, file_of
+from tests.support.places import HERE, Namespace
+from tests.support.sidecars import DEADLINE, Sidecars, everything, service_at, text_of, updates, version_infos
+from tests.support.tcp import Relay
+from tests.support.waiting import eventually
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET
 
 pytestmark = pytest.mark.envoy

@@ -13,19 +13,19 @@ import pytest
 import pytest_asyncio
 
 from tests.golden.cases import CASES, load, options
-from tests.real.harness.clients import Client
-from tests.real.harness.controlplane import ControlPlane
-from tests.real.harness.envoy import EnvoyProcess
-from tests.real.harness.manifests import Manifests
-from tests.real.harness.places import HERE, Namespace, Place, why_no_namespaces
-from tests.real.harness.tcp import Relay
-from tests.real.harness.waiting import eventually
+from tests.support.clients import Client
+from tests.support.controlplane import ControlPlane
+from tests.support.envoy import EnvoyProcess
+from tests.support.manifests import Manifests
+from tests.support.places import HERE, Namespace, Place, why_no_namespaces
+from tests.support.tcp import Relay
+from tests.support.waiting import eventually
+from xds.codec import to_json_dict
 from xds.demo.proxies import difference, in_force, wanted
-from xds.descriptors import to_json_dict
-from xds.envoy.bootstrap import bootstrap
-from xds.model import Pod
+from xds.mesh.envoy.bootstrap import bootstrap
+from xds.mesh.envoy.translate import translate
+from xds.mesh.model.objects import Pod
 from xds.snapshot import LISTENER, Snapshot
-from xds.translate import translate
 
 pytestmark = [pytest.mark.envoy, pytest.mark.asyncio(loop_scope="module")]
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from tests.real import static_envoy
-from tests.real.harness.apps import EchoApp
-from tests.real.harness.clients import Client
-from tests.real.harness.cluster import Cluster, ClusterPod
-from tests.real.harness.envoy import EnvoyProcess
-from tests.real.harness.places import run
-from tests.real.harness.tcp import LineApp, Relay
+from tests.support.apps import EchoApp
+from tests.support.clients import Client
+from tests.support.cluster import Cluster, ClusterPod
+from tests.support.envoy import EnvoyProcess
+from tests.support.places import run
+from tests.support.tcp import LineApp, Relay
 
 
 class Pods:

@@ -9,11 +9,11 @@ import time
 import pytest
 
 from tests.real import static_envoy
-from tests.real.harness.apps import EchoApp, Httpbin
-from tests.real.harness.clients import Client, rotating
-from tests.real.harness.envoy import EnvoyProcess
-from tests.real.harness.load import Load
-from tests.real.harness.waiting import eventually
+from tests.support.apps import EchoApp, Httpbin
+from tests.support.clients import Client, rotating
+from tests.support.envoy import EnvoyProcess
+from tests.support.load import Load
+from tests.support.waiting import eventually
 
 
 @pytest.mark.envoy

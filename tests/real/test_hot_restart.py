@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from tests.real.harness.history import History
-from tests.real.harness.hotrestart import HotRestart
-from tests.real.harness.loopback import free_port
-from tests.real.harness.serving import bootstrap, serving
-from tests.real.harness.traffic import Target, Traffic
-from tests.real.harness.upstream import Upstream
-from tests.real.harness.world import Cluster, Listener, World
+from tests.support.history import History
+from tests.support.hotrestart import HotRestart
+from tests.support.loopback import free_port
+from tests.support.serving import bootstrap, serving
+from tests.support.traffic import Target, Traffic
+from tests.support.upstream import Upstream
+from tests.support.world import Cluster, Listener, World
 from xds.protocol.session import Variant
 
 pytestmark = pytest.mark.envoy

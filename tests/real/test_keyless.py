@@ -6,13 +6,13 @@ import asyncio
 
 import pytest
 
-from tests.hub.test_hub import AUTHORITY
-from tests.real.harness.envoy import EnvoyProcess
-from tests.real.harness.waiting import eventually
-from xds.descriptors import to_json_dict
-from xds.envoy.bootstrap import bootstrap
-from xds.hub import Hub
-from xds.model import Change, Interception, Meta, Pod, Ref
+from tests.controlplane.test_hub import AUTHORITY
+from tests.support.envoy import EnvoyProcess
+from tests.support.waiting import eventually
+from xds.codec import to_json_dict
+from xds.mesh.controlplane.controller import Hub
+from xds.mesh.envoy.bootstrap import bootstrap
+from xds.mesh.model.objects import Change, Interception, Meta, Pod, Ref
 from xds.server import XdsServer
 
 pytestmark = pytest.mark.envoy

@@ -9,16 +9,16 @@ from contextlib import AsyncExitStack, ExitStack
 import pytest
 import pytest_asyncio
 
-from tests.real.harness import manifests
-from tests.real.harness.answers import Answer
-from tests.real.harness.apps import EchoApp
-from tests.real.harness.clients import Client
-from tests.real.harness.envoy import EnvoyProcess
-from tests.real.harness.local import PROXY_PORT, LocalMesh, LocalPod, Spy, http2_inside, listening, raw
-from tests.real.harness.loopback import Loopback, free_port
-from tests.real.harness.places import Namespace
-from tests.real.harness.tcp import Relay
-from tests.real.harness.waiting import eventually
+from tests.support import manifests
+from tests.support.answers import Answer
+from tests.support.apps import EchoApp
+from tests.support.clients import Client
+from tests.support.envoy import EnvoyProcess
+from tests.support.local import PROXY_PORT, LocalMesh, LocalPod, Spy, http2_inside, listening, raw
+from tests.support.loopback import Loopback, free_port
+from tests.support.places import Namespace
+from tests.support.tcp import Relay
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.envoy, pytest.mark.asyncio(loop_scope="module")]
 

@@ -11,17 +11,17 @@ from datetime import UTC, datetime
 
 import pytest
 
-from tests.real.harness.changes import PATHS, Changes
-from tests.real.harness.envoy import OPTIONS, Admin, EnvoyProcess
-from tests.real.harness.history import History
-from tests.real.harness.loopback import free_port
-from tests.real.harness.serving import OneWorld, Stream, bootstrap, serving
-from tests.real.harness.traffic import Connection, Target, Traffic
-from tests.real.harness.upstream import Upstream
-from tests.real.harness.waiting import eventually
-from tests.real.harness.world import Cluster, Listener, World
-from xds.identity.ca import Authority
-from xds.identity.keys import PrivateKey
+from tests.support.changes import PATHS, Changes
+from tests.support.envoy import OPTIONS, Admin, EnvoyProcess
+from tests.support.history import History
+from tests.support.loopback import free_port
+from tests.support.serving import OneWorld, Stream, bootstrap, serving
+from tests.support.traffic import Connection, Target, Traffic
+from tests.support.upstream import Upstream
+from tests.support.waiting import eventually
+from tests.support.world import Cluster, Listener, World
+from xds.mesh.identity.ca import Authority
+from xds.mesh.identity.keys import PrivateKey
 from xds.protocol.session import Variant
 from xds.snapshot import CLUSTER, ENDPOINT
 

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from tests.real.harness import manifests
-from tests.real.harness.cluster import Cluster
-from tests.real.harness.exchange import FAILS, HTTP1, MTLS, TCP
-from tests.real.harness.manifests import Manifest, destination_rule
-from tests.real.harness.mesh import Mesh
-from tests.real.harness.waiting import eventually
+from tests.support import manifests
+from tests.support.cluster import Cluster
+from tests.support.exchange import FAILS, HTTP1, MTLS, TCP
+from tests.support.manifests import Manifest, destination_rule
+from tests.support.mesh import Mesh
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.netns, pytest.mark.envoy, pytest.mark.asyncio(loop_scope="module")]
 

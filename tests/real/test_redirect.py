@@ -5,18 +5,10 @@ from __future__ import annotations
 import pytest
 import pytest_asyncio
 
-from tests.real.harness.cluster import Cluster
-from tests.real.harness.exchange import (
-    FAILS,
-    HTTP1,
-    HTTP2,
-    MTLS,
-    PLAINTEXT,
-    SERVER_FIRST,
-    TCP,
-)
-from tests.real.harness.manifests import peer_authentication
-from tests.real.harness.mesh import Mesh
+from tests.support.cluster import Cluster
+from tests.support.exchange import FAILS, HTTP1, HTTP2, MTLS, PLAINTEXT, SERVER_FIRST, TCP
+from tests.support.manifests import peer_authentication
+from tests.support.mesh import Mesh
 
 pytestmark = [pytest.mark.netns, pytest.mark.envoy, pytest.mark.asyncio(loop_scope="module")]
 

@@ -9,23 +9,14 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from tests.real.harness import manifests
-from tests.real.harness.apps import EchoApp
-from tests.real.harness.cluster import Cluster
-from tests.real.harness.exchange import (
-    FAILS,
-    HTTP1,
-    HTTP2,
-    MTLS,
-    PLAINTEXT,
-    SERVER_FIRST,
-    TCP,
-    exchange,
-)
-from tests.real.harness.manifests import Manifest, peer_authentication
-from tests.real.harness.mesh import Mesh
-from tests.real.harness.wire import Wire
-from xds.sidecar.rules import Interception
+from tests.support import manifests
+from tests.support.apps import EchoApp
+from tests.support.cluster import Cluster
+from tests.support.exchange import FAILS, HTTP1, HTTP2, MTLS, PLAINTEXT, SERVER_FIRST, TCP, exchange
+from tests.support.manifests import Manifest, peer_authentication
+from tests.support.mesh import Mesh
+from tests.support.wire import Wire
+from xds.mesh.sidecar.rules import Interception
 
 pytestmark = [pytest.mark.netns, pytest.mark.envoy, pytest.mark.asyncio(loop_scope="module")]
 

@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from tests.real.harness.apps import WsgirefHttpbin
-from tests.real.harness.cluster import Cluster
-from tests.real.harness.manifests import peer_authentication
-from tests.real.harness.mesh import Mesh
-from tests.real.harness.tcp import Conversation
-from xds.identity.ca import Authority, Leaf
-from xds.identity.keys import PrivateKey
-from xds.state import root_authority
+from tests.support.apps import WsgirefHttpbin
+from tests.support.cluster import Cluster
+from tests.support.manifests import peer_authentication
+from tests.support.mesh import Mesh
+from tests.support.tcp import Conversation
+from xds.mesh.identity.ca import Authority, Leaf
+from xds.mesh.identity.keys import PrivateKey
+from xds.mesh.identity.state_dir import root_authority
 
 pytestmark = [pytest.mark.netns, pytest.mark.envoy, pytest.mark.asyncio(loop_scope="module")]
 

@@ -12,14 +12,14 @@ from typing import Self
 import pytest
 import pytest_asyncio
 
-from tests.real.harness.clients import NO_ANSWER
-from tests.real.harness.cluster import Cluster, ClusterPod
-from tests.real.harness.exchange import FAILS, HTTP1, HTTP2, MTLS, SERVER_FIRST, TCP
-from tests.real.harness.manifests import peer_authentication
-from tests.real.harness.mesh import Mesh
-from tests.real.harness.tcp import Conversation, LineApp, TcpServer
-from xds.identity.ca import Authority
-from xds.identity.keys import PrivateKey
+from tests.support.clients import NO_ANSWER
+from tests.support.cluster import Cluster, ClusterPod
+from tests.support.exchange import FAILS, HTTP1, HTTP2, MTLS, SERVER_FIRST, TCP
+from tests.support.manifests import peer_authentication
+from tests.support.mesh import Mesh
+from tests.support.tcp import Conversation, LineApp, TcpServer
+from xds.mesh.identity.ca import Authority
+from xds.mesh.identity.keys import PrivateKey
 
 pytestmark = [pytest.mark.netns, pytest.mark.envoy, pytest.mark.asyncio(loop_scope="module")]
 

@@ -10,10 +10,10 @@ from typing import NamedTuple
 import pytest
 import pytest_asyncio
 
-from tests.real.harness.cluster import Cluster
-from tests.real.harness.exchange import FAILS, HTTP1, HTTP2, MTLS, PLAINTEXT, TCP
-from tests.real.harness.manifests import destination_rule, peer_authentication, policy
-from tests.real.harness.mesh import Mesh
+from tests.support.cluster import Cluster
+from tests.support.exchange import FAILS, HTTP1, HTTP2, MTLS, PLAINTEXT, TCP
+from tests.support.manifests import destination_rule, peer_authentication, policy
+from tests.support.mesh import Mesh
 
 pytestmark = [pytest.mark.netns, pytest.mark.envoy, pytest.mark.asyncio(loop_scope="module")]
 

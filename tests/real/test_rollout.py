@@ -20,15 +20,15 @@ from typing import Self
 
 import pytest
 
-from tests.real.harness import manifests
-from tests.real.harness.clients import NO_ANSWER, Client
-from tests.real.harness.load import Load, Sent
-from tests.real.harness.local import RECONNECTED, LocalMesh
-from tests.real.harness.manifests import Manifest
-from tests.real.harness.places import HERE
-from tests.real.harness.tcp import SlowRelay
-from tests.real.harness.waiting import eventually
-from xds.policy.reach import Outcome, Result, predict
+from tests.support import manifests
+from tests.support.clients import NO_ANSWER, Client
+from tests.support.load import Load, Sent
+from tests.support.local import RECONNECTED, LocalMesh
+from tests.support.manifests import Manifest
+from tests.support.places import HERE
+from tests.support.tcp import SlowRelay
+from tests.support.waiting import eventually
+from xds.mesh.policy.reach import Outcome, Result, predict
 
 pytestmark = pytest.mark.envoy
 
@@ -280,8 +280,8 @@ class _Paused:
 
 
 def facts_with(mesh: LocalMesh, objects: dict[str, Manifest]):
-    from xds.mesh import Mesh
-    from xds.parse import parse
+    from xds.mesh.model.mesh import Mesh
+    from xds.mesh.parse import parse
 
     base = mesh.facts()
     kinds = {"PeerAuthentication", "DestinationRule"}

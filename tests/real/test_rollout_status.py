@@ -11,12 +11,12 @@ from contextlib import AsyncExitStack, contextmanager
 
 import pytest
 
-from tests.real.harness import manifests
-from tests.real.harness.clients import Client
-from tests.real.harness.controlplane import xds
-from tests.real.harness.envoy import EnvoyProcess
-from tests.real.harness.local import LocalMesh
-from tests.real.harness.waiting import eventually
+from tests.support import manifests
+from tests.support.clients import Client
+from tests.support.controlplane import xds
+from tests.support.envoy import EnvoyProcess
+from tests.support.local import LocalMesh
+from tests.support.waiting import eventually
 from xds.cli.rollout import NOTHING
 
 pytestmark = pytest.mark.envoy

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 import pytest
 import yaml
 
-from tests.real.harness.apps import Httpbin
-from tests.real.harness.local import RECONNECTED, LocalMesh, LocalPod
-from tests.real.harness.manifests import Manifest
+from tests.support.apps import Httpbin
+from tests.support.local import RECONNECTED, LocalMesh, LocalPod
+from tests.support.manifests import Manifest
 
 pytestmark = pytest.mark.envoy
 

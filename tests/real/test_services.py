@@ -14,16 +14,16 @@ from typing import Any
 import pytest
 from google.protobuf import json_format
 
-from tests.real.harness.apps import EchoApp
-from tests.real.harness.clients import Client
-from tests.real.harness.envoy import EnvoyProcess
-from tests.real.harness.loopback import free_port
-from tests.real.harness.waiting import eventually
 from tests.server.proxies import OneForAll
-from xds.descriptors import message_class, pool
-from xds.identity.ca import Authority
-from xds.identity.keys import PrivateKey
-from xds.identity.secrets import certificate_secret
+from tests.support.apps import EchoApp
+from tests.support.clients import Client
+from tests.support.envoy import EnvoyProcess
+from tests.support.loopback import free_port
+from tests.support.waiting import eventually
+from xds.codec import message_class, pool
+from xds.mesh.identity.ca import Authority
+from xds.mesh.identity.keys import PrivateKey
+from xds.mesh.identity.secrets import certificate_secret
 from xds.resources import resource
 from xds.server import XdsServer
 from xds.server.rest import TYPES, RestServer

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from tests.real.harness.controlplane import xds
-from tests.real.harness.local import LocalMesh, LocalPod
-from tests.real.harness.waiting import eventually
-from xds.envoy.names import NodeId
-from xds.identity.ca import Authority
-from xds.identity.keys import PrivateKey
-from xds.identity.secrets import certificate_secret, roots_secret
+from tests.support.controlplane import xds
+from tests.support.local import LocalMesh, LocalPod
+from tests.support.waiting import eventually
+from xds.mesh.envoy.names import NodeId
+from xds.mesh.identity.ca import Authority
+from xds.mesh.identity.keys import PrivateKey
+from xds.mesh.identity.secrets import certificate_secret, roots_secret
 from xds.server import XdsServer
 from xds.snapshot import CLUSTER, SECRET
 from xds.store import Store

@@ -14,14 +14,14 @@ from typing import Any
 import grpc.aio
 import pytest
 
-from tests.real.harness.controlplane import xds
-from tests.real.harness.envoy import EnvoyProcess
-from tests.real.harness.local import LocalMesh
-from tests.real.harness.manifests import destination_rule
-from tests.real.harness.waiting import eventually
-from xds.descriptors import message_class, to_json_dict
-from xds.envoy.bootstrap import bootstrap
+from tests.support.controlplane import xds
+from tests.support.envoy import EnvoyProcess
+from tests.support.local import LocalMesh
+from tests.support.manifests import destination_rule
+from tests.support.waiting import eventually
+from xds.codec import message_class, to_json_dict
 from xds.introspect import csds
+from xds.mesh.envoy.bootstrap import bootstrap
 from xds.snapshot import CLUSTER
 
 pytestmark = pytest.mark.envoy

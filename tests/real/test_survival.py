@@ -13,12 +13,12 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 
-from tests.real.harness import controlplane, manifests
-from tests.real.harness.apps import PIECES_PER_SECOND
-from tests.real.harness.clients import Client
-from tests.real.harness.load import Load, Sent
-from tests.real.harness.local import RECONNECTED, LocalMesh, LocalPod
-from tests.real.harness.waiting import eventually
+from tests.support import controlplane, manifests
+from tests.support.apps import PIECES_PER_SECOND
+from tests.support.clients import Client
+from tests.support.load import Load, Sent
+from tests.support.local import RECONNECTED, LocalMesh, LocalPod
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.envoy
 
@@ -29,7 +29,7 @@ CLUSTER = "outbound|80||web.ns.svc.cluster.local"
 SHORT_LIVED = """#!{python}
 from datetime import timedelta
 from xds.cli import main
-from xds.hub import Hub
+from xds.mesh.controlplane.controller import Hub
 Hub.__init__.__kwdefaults__["lifetime"] = timedelta(seconds={seconds})
 main()
 """

@@ -15,19 +15,19 @@ from envoy_data_plane.envoy.config.cluster.v3 import Cluster, ClusterDiscoveryTy
 from envoy_data_plane.envoy.config.core.v3 import Metadata
 from envoy_data_plane.google.protobuf import Struct, Value
 
-from tests.real.harness.envoy import EnvoyProcess
-from tests.real.harness.loopback import Loopback, free_port
 from tests.server.test_own_certificate import bridge
-from xds.auth import Authentication
-from xds.descriptors import to_json_dict
-from xds.envoy.bootstrap import TokenFile, bootstrap
-from xds.identity.ca import Authority
-from xds.identity.claims import Caller, How, NotProvenError
-from xds.identity.keys import PrivateKey
-from xds.model import Interception, Meta, Pod, Ref
+from tests.support.envoy import EnvoyProcess
+from tests.support.loopback import Loopback, free_port
+from xds.codec import to_json_dict
+from xds.mesh.envoy.bootstrap import TokenFile, bootstrap
+from xds.mesh.identity.auth import Authentication
+from xds.mesh.identity.ca import Authority
+from xds.mesh.identity.claims import Caller, How, NotProvenError
+from xds.mesh.identity.keys import PrivateKey
+from xds.mesh.identity.server_tls import OwnCertificate, Trust
+from xds.mesh.model.objects import Interception, Meta, Pod, Ref
 from xds.server import XdsServer
 from xds.store import Store
-from xds.tls import OwnCertificate, Trust
 
 pytestmark = [pytest.mark.envoy, pytest.mark.parametrize("sotw", [True, False], ids=["sotw", "delta"])]
 

@@ -14,20 +14,21 @@ import pytest
 from envoy_data_plane.envoy.extensions.transport_sockets.tls.v3 import Secret
 
 from tests.server.proxies import REQUEST, RESPONSE, Client
-from xds.auth import Admins, Authentication
-from xds.cuts import Cuts
-from xds.hub import Hub
-from xds.identity.ca import Authority
-from xds.identity.claims import Caller, How, Identity, NotProvenError, TooManyError, UndecidedError
-from xds.identity.keys import PrivateKey
 from xds.introspect import Introspection
-from xds.introspect.proxies import ProxiesService
-from xds.introspect.rollouts import RolloutsService
-from xds.model import Change, Meta, Pod, Ref
+from xds.mesh.controlplane.controller import Hub
+from xds.mesh.controlplane.dropped_connections import Cuts
+from xds.mesh.controlplane.proxies_service import ProxiesService
+from xds.mesh.controlplane.rollouts_service import RolloutsService
+from xds.mesh.identity.auth import Admins, Authentication
+from xds.mesh.identity.ca import Authority
+from xds.mesh.identity.claims import Caller, How, Identity, NotProvenError, TooManyError, UndecidedError
+from xds.mesh.identity.keys import PrivateKey
+from xds.mesh.identity.server_tls import OwnCertificate, Trust
+from xds.mesh.model.objects import Change, Meta, Pod, Ref
+from xds.mesh.v1 import described
 from xds.protocol.session import Variant
 from xds.server import XdsServer
 from xds.snapshot import SECRET
-from xds.tls import OwnCertificate, Trust
 
 NOW = datetime.now(UTC)
 CA = Authority.create(PrivateKey.generate(), "cluster.local", NOW)
@@ -119,7 +120,11 @@ async def opened() -> AsyncIterator[Site]:
             "127.0.0.1:0",
             grace=0.2,
             added=[
-                Introspection((ProxiesService(hub.missing), RolloutsService(hub, Cuts(hub))), admit=admins)
+                Introspection(
+                    (ProxiesService(hub.missing), RolloutsService(hub, Cuts(hub))),
+                    admit=admins,
+                    documented=described,
+                )
             ],
             secure=[
                 ("127.0.0.1:0", own.credentials(certificate_required=False)),

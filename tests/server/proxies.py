@@ -8,7 +8,7 @@ from contextlib import suppress
 import grpc
 import grpc.aio
 
-from xds.descriptors import message_class
+from xds.codec import message_class
 from xds.protocol.events import Acked, Nacked, Subscribed
 from xds.protocol.session import Variant
 from xds.protocol.wire import Node

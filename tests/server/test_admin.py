@@ -11,9 +11,9 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 
-from xds.admin import AdminServer
-from xds.http import HttpListener
-from xds.model import Problem
+from xds.mesh.controlplane.admin import AdminServer
+from xds.mesh.model.objects import Problem
+from xds.server.http import HttpListener
 
 
 async def get(port: int, path: str) -> tuple[int, str]:

@@ -31,13 +31,13 @@ from tests.server.doors import (
     sleep,
 )
 from tests.server.proxies import REQUEST, Client
-from xds.auth import Authentication
-from xds.hub import Hub
-from xds.model import Change, Ref
+from xds.mesh.controlplane.controller import Hub
+from xds.mesh.identity.auth import Authentication
+from xds.mesh.identity.server_tls import OwnCertificate, Trust
+from xds.mesh.model.objects import Change, Ref
 from xds.protocol.session import Variant
 from xds.server import ADS, XdsServer
 from xds.snapshot import SECRET
-from xds.tls import OwnCertificate, Trust
 
 
 @pytest.fixture

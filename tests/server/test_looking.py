@@ -16,9 +16,9 @@ from tests.server.doors import (
     issued,
     opened,
 )
-from xds.api import proxies_pb2 as pb
-from xds.introspect.proxies import SERVICE
-from xds.introspect.rollouts import SERVICE as ROLLOUTS
+from xds.mesh.controlplane.proxies_service import SERVICE
+from xds.mesh.controlplane.rollouts_service import SERVICE as ROLLOUTS
+from xds.mesh.v1 import proxies_pb2 as pb
 
 
 @pytest.fixture

@@ -17,11 +17,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from structlog.testing import capture_logs
 
 from tests.identity.companies import SIGNS
-from xds.identity.ca import ROOT_LIFETIME, Authority
-from xds.identity.chain import to_pem
-from xds.identity.keys import IdentityError, PrivateKey
+from xds.mesh.identity.ca import ROOT_LIFETIME, Authority
+from xds.mesh.identity.chain import to_pem
+from xds.mesh.identity.keys import IdentityError, PrivateKey
+from xds.mesh.identity.server_tls import OwnCertificate, Trust, service_names
 from xds.server import XdsServer
-from xds.tls import OwnCertificate, Trust, service_names
 
 NOW = datetime.now(UTC)
 

@@ -14,7 +14,7 @@ from envoy_data_plane.envoy.config.endpoint.v3 import ClusterLoadAssignment
 from structlog.testing import capture_logs
 
 from tests.server.proxies import OneForAll
-from xds.descriptors import encode
+from xds.codec import encode
 from xds.protocol.session import Variant
 from xds.server import Refused
 from xds.server.rest import MAX_REQUEST, TYPES, RestServer

@@ -14,10 +14,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.protocol.stream import world
 from tests.server.proxies import REQUEST, Client, OneForAll
-from xds.identity.ca import Authority
-from xds.identity.keys import PrivateKey
+from xds.mesh.identity.ca import Authority
+from xds.mesh.identity.keys import PrivateKey
 from xds.protocol.session import Variant
-from xds.server import Refused, XdsServer, is_encrypted, reading
+from xds.server import Refused, XdsServer, admission, is_encrypted
 from xds.snapshot import CLUSTER, ENDPOINT, Resource, ResourceSet, Snapshot
 
 NOW = datetime.now(UTC)
@@ -128,7 +128,7 @@ async def test_a_call_without_a_request_is_malformed_and_one_is_not_waited_for_f
         call = channel.stream_unary(method)()
         await call.done_writing()
         assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
-    monkeypatch.setattr(reading, "REQUEST_WITHIN", 0.1)
+    monkeypatch.setattr(admission, "REQUEST_WITHIN", 0.1)
     assert await channel.stream_unary(HEALTH)().code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
 

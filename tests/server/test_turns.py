@@ -11,9 +11,9 @@ from tests.protocol.stream import world
 from tests.server.proxies import DELTA_REQUEST, OneForAll
 from xds.protocol.session import Session, Variant
 from xds.protocol.wire import Node
-from xds.server import StreamInfo, turns
+from xds.server import StreamInfo, fairness
+from xds.server.fairness import BURST, SHARE, Pace, Turns
 from xds.server.stream import Stream, now
-from xds.server.turns import BURST, SHARE, Pace, Turns
 from xds.snapshot import CLUSTER
 
 
@@ -53,25 +53,25 @@ async def run(count: int, rounds: Rounds, line: Turns) -> list[tuple[int, int]]:
 
 
 async def test_when_time_is_short_one_works_in_each_round_and_all_in_order(rounds, monkeypatch):
-    monkeypatch.setattr(turns, "SLICE", 0.0)
+    monkeypatch.setattr(fairness, "SLICE", 0.0)
     worked = await run(100, rounds, Turns())
     assert [number for _, number in worked] == list(range(100))
     assert len({when for when, _ in worked}) == 100
 
 
 async def test_when_there_is_time_all_work_in_one_round(rounds, monkeypatch):
-    monkeypatch.setattr(turns, "SLICE", 3600.0)
+    monkeypatch.setattr(fairness, "SLICE", 3600.0)
     worked = await run(100, rounds, Turns())
     assert len({when for when, _ in worked}) == 1
 
 
 async def test_those_who_waited_go_on_together_as_far_as_there_is_time(rounds, monkeypatch):
-    monkeypatch.setattr(turns, "SLICE", 0.0)
+    monkeypatch.setattr(fairness, "SLICE", 0.0)
     line = Turns()
 
     async def plenty() -> None:
         await line.take()
-        monkeypatch.setattr(turns, "SLICE", 3600.0)
+        monkeypatch.setattr(fairness, "SLICE", 3600.0)
 
     asyncio.get_running_loop().call_soon(lambda: None)
     first = asyncio.create_task(line.take())
@@ -83,7 +83,7 @@ async def test_those_who_waited_go_on_together_as_far_as_there_is_time(rounds, m
 
 
 async def test_one_that_gives_up_holds_up_nobody(rounds, monkeypatch):
-    monkeypatch.setattr(turns, "SLICE", 0.0)
+    monkeypatch.setattr(fairness, "SLICE", 0.0)
     line = Turns()
     await line.take()
     leaving = [asyncio.create_task(line.take()) for _ in range(10)]
@@ -125,7 +125,7 @@ class Noting:
 
 
 async def test_streams_that_are_ready_together_write_and_read_in_turn(rounds, monkeypatch):
-    monkeypatch.setattr(turns, "SLICE", 0.0)
+    monkeypatch.setattr(fairness, "SLICE", 0.0)
     proxies, noting, line = OneForAll(world(CDS="a=1")), Noting(rounds), Turns()
     node = Node(id="proxy")
     info = StreamInfo(peer="", variant=Variant.DELTA, type_url="")
@@ -183,7 +183,7 @@ async def test_clients_that_have_made_up_for_their_work_are_forgotten():
 
 async def test_few_first_requests_of_one_client_are_read_at_the_same_time():
     pace, held = Pace(), []
-    for _ in range(turns.MAX_OPENING):
+    for _ in range(fairness.MAX_OPENING):
         held.append(pace.opening("a"))
         await held[-1].acquire()
     assert pace.opening("a").locked()

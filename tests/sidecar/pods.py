@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from tests.real.harness.cluster import ClusterPod
-from tests.real.harness.envoy import EnvoyProcess
-from tests.real.harness.mesh import Mesh
-from xds.sidecar.settings import PROXY_ID
+from tests.support.cluster import ClusterPod
+from tests.support.envoy import EnvoyProcess
+from tests.support.mesh import Mesh
+from xds.mesh.sidecar.settings import PROXY_ID
 
 
 def as_user(uid: int, gid: int) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 from xds.cli import app
-from xds.sidecar.settings import variables
+from xds.mesh.sidecar.settings import variables
 
 TEXT = (Path(__file__).parents[2] / "docs/sidecar.md").read_text()
 

@@ -7,12 +7,12 @@ import asyncio
 import pytest
 import pytest_asyncio
 
-from tests.real.harness.apps import PIECES_PER_SECOND
-from tests.real.harness.clients import ask
-from tests.real.harness.cluster import Cluster
-from tests.real.harness.waiting import eventually
 from tests.sidecar.pods import ProxyMesh, ProxyProcess, command, finished
-from xds.sidecar.draining import LEAST, in_flight
+from tests.support.apps import PIECES_PER_SECOND
+from tests.support.clients import ask
+from tests.support.cluster import Cluster
+from tests.support.waiting import eventually
+from xds.mesh.sidecar.draining import LEAST, in_flight
 
 SLOW = LEAST + 3
 """Seconds of a request that takes longer than a drain at least does."""

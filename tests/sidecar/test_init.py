@@ -13,13 +13,13 @@ from contextlib import AsyncExitStack, closing
 import pytest
 import pytest_asyncio
 
-from tests.real.harness.cluster import Cluster, ClusterPod
-from tests.real.harness.places import Namespace
-from tests.real.harness.tcp import LineApp
 from tests.sidecar.pods import AS_SIDECAR, as_user
-from xds.inject.containers import PROXY_GROUP as INJECTED_GROUP
-from xds.model import ADMIN_PORT
-from xds.sidecar.settings import PROXY_ID
+from tests.support.cluster import Cluster, ClusterPod
+from tests.support.places import Namespace
+from tests.support.tcp import LineApp
+from xds.mesh.inject.containers import PROXY_GROUP as INJECTED_GROUP
+from xds.mesh.model.objects import ADMIN_PORT
+from xds.mesh.sidecar.settings import PROXY_ID
 
 pytestmark = pytest.mark.netns
 

@@ -6,12 +6,12 @@ import json
 
 import pytest
 
-from tests.real.harness.clients import Client
-from tests.real.harness.local import LocalMesh
-from tests.real.harness.loopback import Loopback
-from tests.real.harness.manifests import peer_authentication
-from tests.real.harness.waiting import eventually
 from tests.sidecar.pods import Process
+from tests.support.clients import Client
+from tests.support.local import LocalMesh
+from tests.support.loopback import Loopback
+from tests.support.manifests import peer_authentication
+from tests.support.waiting import eventually
 
 PROBES = {
     "/app-health/web/readyz": {"httpGet": {"path": "/ready", "port": 8080}, "timeoutSeconds": 10},

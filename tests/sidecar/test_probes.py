@@ -15,16 +15,16 @@ from aiohttp import web
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 
-from tests.real.harness.answers import Answer
-from tests.real.harness.clients import Client
-from tests.real.harness.cluster import Cluster
-from tests.real.harness.manifests import peer_authentication
-from tests.real.harness.places import Place
-from tests.real.harness.tcp import LineApp
-from tests.real.harness.waiting import eventually
 from tests.sidecar.pods import ProxyMesh
-from xds.identity.ca import Authority
-from xds.identity.keys import PrivateKey
+from tests.support.answers import Answer
+from tests.support.clients import Client
+from tests.support.cluster import Cluster
+from tests.support.manifests import peer_authentication
+from tests.support.places import Place
+from tests.support.tcp import LineApp
+from tests.support.waiting import eventually
+from xds.mesh.identity.ca import Authority
+from xds.mesh.identity.keys import PrivateKey
 
 pytestmark = [pytest.mark.netns, pytest.mark.envoy, pytest.mark.asyncio(loop_scope="module")]
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from tests.real.harness.cluster import Cluster, ClusterPod
-from tests.real.harness.waiting import eventually
 from tests.sidecar.pods import command, environment, finished
+from tests.support.cluster import Cluster, ClusterPod
+from tests.support.waiting import eventually
 
 PROBES = {
     "/app-health/web/livez": {"httpGet": {"port": 8080}},

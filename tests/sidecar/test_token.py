@@ -15,12 +15,12 @@ import pytest
 
 from tests.cli import test_serve
 from tests.cli.test_serve import serving
-from tests.real.harness.clients import Client
-from tests.real.harness.loopback import Loopback, free_port
-from tests.real.harness.waiting import eventually
 from tests.sidecar.pods import Process, finished
-from xds.identity.claims import NotProvenError
-from xds.state import token_key
+from tests.support.clients import Client
+from tests.support.loopback import Loopback, free_port
+from tests.support.waiting import eventually
+from xds.mesh.identity.claims import NotProvenError
+from xds.mesh.identity.state_dir import token_key
 
 LIFETIME = 10
 POD = """

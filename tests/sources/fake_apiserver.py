@@ -18,7 +18,7 @@ import yaml
 from aiohttp import web
 
 from tests.sources.fake_objects import CORE, ISTIO, OTHERS, Chosen, Event, Kind
-from xds.kube.api import KubeApi
+from xds.mesh.kube.api import KubeApi
 
 NOBODY = "nobody"
 """A token with which nothing may be done."""

@@ -6,13 +6,13 @@ import asyncio
 from collections.abc import Callable, Iterable
 from typing import Any, Self
 
-from tests.real.harness.waiting import eventually
-from xds.kube.api import KubeApi
-from xds.model import Change, Fact, MeshConfig, Problem, Ref
-from xds.sources.kubernetes import Kubernetes
-from xds.sources.reflector import Reflector
-from xds.sources.report import Report
-from xds.sources.resource import Pace, Resource
+from tests.support.waiting import eventually
+from xds.mesh.kube.api import KubeApi
+from xds.mesh.model.objects import Change, Fact, MeshConfig, Problem, Ref
+from xds.mesh.sources.kubernetes import Kubernetes
+from xds.mesh.sources.reflector import Reflector
+from xds.mesh.sources.report import Report
+from xds.mesh.sources.resource import Pace, Resource
 
 PATIENCE = 30.0
 """Seconds within which what is to come has come, on a machine that does much else at once."""

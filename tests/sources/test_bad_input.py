@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from xds.model import Problem, Ref, Service
-from xds.sources import files
-from xds.sources.files import Folder
+from xds.mesh.model.objects import Problem, Ref, Service
+from xds.mesh.sources import files
+from xds.mesh.sources.files import Folder
 
 SERVICE = """\
 apiVersion: v1

@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from tests.parse.steps import assert_linear, assert_quick
 from tests.sources.test_bad_input import POD, RULE, SERVICE
 from tests.sources.test_folder import place
-from xds.model import MAX_PROBLEM_TEXT, MeshConfig, Problem
-from xds.parse import parse
-from xds.sources import documents, files
-from xds.sources import settings as settings_module
-from xds.sources.documents import MAX_FLAWS, MOST_ALIASED, Document, chunks, parsed
-from xds.sources.files import Folder
-from xds.sources.rewriting import rewritten
-from xds.sources.settings import Settings
+from xds.mesh.model.objects import MAX_PROBLEM_TEXT, MeshConfig, Problem
+from xds.mesh.parse import parse
+from xds.mesh.sources import documents, files
+from xds.mesh.sources import settings as settings_module
+from xds.mesh.sources.documents import MAX_FLAWS, MOST_ALIASED, Document, chunks, parsed
+from xds.mesh.sources.files import Folder
+from xds.mesh.sources.rewriting import rewritten
+from xds.mesh.sources.settings import Settings
 
 POOL = RULE.partition("    connectionPool:\n")[0] + "    connectionPool:\n"
 """A DestinationRule to whose connectionPool fields can be added."""

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from xds.model import AuthenticationPolicy, Change, MeshConfig, Mode, Pod, Problem, Ref
-from xds.sources.documents import Document, read
-from xds.sources.files import Folder
-from xds.sources.settings import Settings
+from xds.mesh.model.objects import AuthenticationPolicy, Change, MeshConfig, Mode, Pod, Problem, Ref
+from xds.mesh.sources.documents import Document, read
+from xds.mesh.sources.files import Folder
+from xds.mesh.sources.settings import Settings
 
 NAMESPACE = "apiVersion: v1\nkind: Namespace\nmetadata: {{name: {}}}\n"
 POLICY = (
@@ -241,7 +241,7 @@ def test_a_folder_must_be_there_at_first_and_may_go_missing_later(tmp_path: Path
 
 
 def test_a_file_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("xds.sources.files.LARGEST", 2**20)
+    monkeypatch.setattr("xds.mesh.sources.files.LARGEST", 2**20)
     place(tmp_path / "a.yaml", "#" * (2**20 + 1))
     assert "is larger than 1 MiB" in Folder(tmp_path).load().problems[0].what
 

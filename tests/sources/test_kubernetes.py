@@ -14,13 +14,13 @@ from tests.sources.fake_apiserver import NOBODY, FakeApiServer
 from tests.sources.fake_objects import ISTIO
 from tests.sources.faults import status
 from tests.sources.following import QUICK, Followed, refs
-from xds.kube.api import KubeApi
-from xds.model import Change, Fact, Mode, PeerAuthentication, Ref
-from xds.parse import KINDS
-from xds.sources.documents import Document, read
-from xds.sources.files import Folder
-from xds.sources.kubernetes import Kubernetes
-from xds.sources.settings import Settings
+from xds.mesh.kube.api import KubeApi
+from xds.mesh.model.objects import Change, Fact, Mode, PeerAuthentication, Ref
+from xds.mesh.parse import KINDS
+from xds.mesh.sources.documents import Document, read
+from xds.mesh.sources.files import Folder
+from xds.mesh.sources.kubernetes import Kubernetes
+from xds.mesh.sources.settings import Settings
 
 PLURALS = {
     "Namespace": ("", "namespaces"),

@@ -14,10 +14,10 @@ import pytest
 from tests.sources.fake_apiserver import FakeApiServer, line
 from tests.sources.faults import events, silence, slow, status
 from tests.sources.following import QUICK, Following
-from xds.kube.api import KubeApi
-from xds.kube.lines import LONGEST
-from xds.sources.reflector import Trouble
-from xds.sources.resource import Pace, Resource
+from xds.mesh.kube.api import KubeApi
+from xds.mesh.kube.ndjson import LONGEST
+from xds.mesh.sources.reflector import Trouble
+from xds.mesh.sources.resource import Pace, Resource
 
 
 @pytest.fixture

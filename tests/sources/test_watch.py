@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from xds.model import Change, Ref
-from xds.sources import files
-from xds.sources.files import Folder
-from xds.sources.report import Report
+from xds.mesh.model.objects import Change, Ref
+from xds.mesh.sources import files
+from xds.mesh.sources.files import Folder
+from xds.mesh.sources.report import Report
 
 WITHIN = 3.0
 """The promise is one second; machines that are busy get three times that."""

@@ -57,7 +57,7 @@ def _app(**options: Any) -> typer.Typer:
 
 def _version(value: bool) -> None:
     if value:
-        typer.echo(f"xds {version('xds')}")
+        typer.echo(f"xds {version('xds-mesh')}")
         raise typer.Exit
 
 

@@ -45,8 +45,8 @@ def bootstrap(
 
     Start it with: envoy -c FILE --drain-strategy immediate --drain-time-s 5
     """
-    from xds.descriptors import to_json_dict  # noqa: PLC0415
-    from xds.envoy import bootstrap as envoy  # noqa: PLC0415
+    from xds.codec import to_json_dict  # noqa: PLC0415
+    from xds.mesh.envoy import bootstrap as envoy  # noqa: PLC0415
 
     where = options.address("--xds-address", xds_address)
     if (token_file is None) != (ca_file is None):

@@ -8,8 +8,8 @@ from typing import Annotated, NoReturn, TypeVar
 import typer
 
 from xds.cli import options
-from xds.sidecar import iptables, rules
-from xds.sidecar.settings import NOT_INTERCEPTED, PROXY_ID
+from xds.mesh.sidecar import iptables, rules
+from xds.mesh.sidecar.settings import NOT_INTERCEPTED, PROXY_ID
 
 T = TypeVar("T")
 

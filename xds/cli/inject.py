@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from xds.cli import options
-from xds.inject import DEFAULT_ADDRESS, DEFAULT_IMAGE, Settings, templates
-from xds.inject import inject as with_sidecar
-from xds.model import Problem
-from xds.parse import Path as Steps
-from xds.parse import dotted
+from xds.mesh.inject import DEFAULT_ADDRESS, DEFAULT_IMAGE, Settings, templates
+from xds.mesh.inject import inject as with_sidecar
+from xds.mesh.model.objects import Problem
+from xds.mesh.parse import Path as Steps
+from xds.mesh.parse import dotted
 
 if TYPE_CHECKING:
-    from xds.sources.documents import Document
+    from xds.mesh.sources.documents import Document
 
 MOST_BYTES = 64 << 20
 """Of a file; etcd takes objects of a fortieth of that, but many may be in one file."""
@@ -133,7 +133,7 @@ def _write(output: Path | None, text: str) -> None:
 
 def _injected(text: str, file: str, settings: Settings) -> tuple[str, list[Problem]]:
     """Return a file's text with sidecars, and what is to be said about it."""
-    from xds.sources import documents, rewriting  # noqa: PLC0415
+    from xds.mesh.sources import documents, rewriting  # noqa: PLC0415
 
     if text.lstrip().startswith("{"):
         text = documents.joined(text)

@@ -16,9 +16,9 @@ from xds.cli.install_crds import DryRun
 from xds.cli.install_crds import show as show_kinds
 
 if TYPE_CHECKING:
-    from xds.kube.api import Json, KubeApi
-    from xds.kube.install import Done
-    from xds.model import MeshConfig
+    from xds.mesh.kube.api import Json, KubeApi
+    from xds.mesh.kube.install import Done
+    from xds.mesh.model.objects import MeshConfig
 
 
 class Part(StrEnum):
@@ -89,7 +89,7 @@ def install(
     parts = frozenset(only or Part)
     _, config = options.settings(mesh_config, assignments)
     mesh = _mesh(mesh_config, assignments or ())
-    from xds.kube import install as kube  # noqa: PLC0415
+    from xds.mesh.kube import install as kube  # noqa: PLC0415
 
     objects = kube.control_plane(image=image, mesh=mesh, api_server_cidrs=_networks(api_server_cidr or ()))
     switched_off = [each for each in objects if each["kind"] == "NetworkPolicy" and not network_policy]
@@ -116,8 +116,8 @@ def _networks(texts: Iterable[str]) -> list[str]:
 
 def _mesh(file: Path | None, assignments: Iterable[str]) -> dict[str, Any]:
     """Return the settings as one document; that they are good has been seen to."""
-    from xds.parse import merged  # noqa: PLC0415
-    from xds.sources.documents import Document, read  # noqa: PLC0415
+    from xds.mesh.parse import merged  # noqa: PLC0415
+    from xds.mesh.sources.documents import Document, read  # noqa: PLC0415
 
     document: dict[str, Any] = {"enableAutoMtls": True}
     for each in read(file.read_text("utf-8-sig"), str(file)) if file else ():
@@ -129,8 +129,8 @@ def _mesh(file: Path | None, assignments: Iterable[str]) -> dict[str, Any]:
 def _print(parts: frozenset[Part], config: MeshConfig, objects: list[Json]) -> None:
     import yaml  # noqa: PLC0415
 
-    from xds.kube import crds  # noqa: PLC0415
-    from xds.kube import install as kube  # noqa: PLC0415
+    from xds.mesh.kube import crds  # noqa: PLC0415
+    from xds.mesh.kube import install as kube  # noqa: PLC0415
 
     objects = [
         *(crds.definitions() if Part.CRDS in parts else ()),
@@ -153,8 +153,8 @@ async def _install(
 
     `objects`: the control plane's; `switched_off`: those of them that are not to be there.
     """
-    from xds.kube import crds  # noqa: PLC0415
-    from xds.kube.install import Installer  # noqa: PLC0415
+    from xds.mesh.kube import crds  # noqa: PLC0415
+    from xds.mesh.kube.install import Installer  # noqa: PLC0415
 
     usable = True
     if Part.CRDS in parts:

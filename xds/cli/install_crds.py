@@ -11,7 +11,7 @@ import typer
 from xds.cli import options, tables
 
 if TYPE_CHECKING:
-    from xds.kube.crds import Definition
+    from xds.mesh.kube.crds import Definition
 
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Ask the API server what would be done, and change nothing.")
@@ -33,7 +33,7 @@ def install_crds(
 
 
 async def _install(dry_run: bool, kubeconfig: options.Kubeconfig, context: options.Context) -> None:
-    from xds.kube import crds  # noqa: PLC0415
+    from xds.mesh.kube import crds  # noqa: PLC0415
 
     async with options.connected(kubeconfig, context) as api:
         found = await crds.install(api, dry_run=dry_run)

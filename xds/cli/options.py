@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple, NoReturn
 
 import typer
 
-from xds.model import printable
+from xds.mesh.model.objects import printable
 
 if TYPE_CHECKING:  # heavy; every subcommand imports this module
-    from xds.kube.api import KubeApi
-    from xds.mesh import Mesh
-    from xds.model import MeshConfig, Pod, Problem
-    from xds.sources.settings import Settings
+    from xds.mesh.kube.api import KubeApi
+    from xds.mesh.model.mesh import Mesh
+    from xds.mesh.model.objects import MeshConfig, Pod, Problem
+    from xds.mesh.sources.settings import Settings
 
 MOST_NOTICES = 20
 """How many notices are shown; who passes a whole cluster over to us need not read of each ConfigMap."""
@@ -117,7 +117,7 @@ def fail(message: str, status: int = 2) -> NoReturn:
 @asynccontextmanager
 async def connected(kubeconfig: Path | None, context: str | None) -> AsyncIterator[KubeApi]:
     """Connect to the API server; end with what it says if it refuses something (1) or cannot be asked (3)."""
-    from xds.kube.api import KubeApi, KubeConfigError, KubeError  # noqa: PLC0415
+    from xds.mesh.kube.api import KubeApi, KubeConfigError, KubeError  # noqa: PLC0415
 
     try:
         async with await KubeApi.connect(kubeconfig, context) as api:
@@ -130,7 +130,7 @@ async def connected(kubeconfig: Path | None, context: str | None) -> AsyncIterat
 
 def settings(config: Path | None, assignments: list[str] | None) -> tuple[Settings, MeshConfig]:
     """Return the mesh's settings, to be read again, and as they are now; exit with status 2 if they cannot be used."""
-    from xds.sources.settings import Settings  # noqa: PLC0415
+    from xds.mesh.sources.settings import Settings  # noqa: PLC0415
 
     read = Settings(config, assignments or ())
     found, problems = read.load()
@@ -151,8 +151,8 @@ def read(
     manifests: Path, config: Path | None = None, assignments: list[str] | None = None
 ) -> tuple[Mesh, tuple[Problem, ...]]:
     """Read everything once; return what is wrong with it, too. Exit with status 2 if that hides which objects there are."""
-    from xds.mesh import Mesh  # noqa: PLC0415
-    from xds.sources.files import Folder  # noqa: PLC0415
+    from xds.mesh.model.mesh import Mesh  # noqa: PLC0415
+    from xds.mesh.sources.files import Folder  # noqa: PLC0415
 
     try:
         report = Folder(manifests, settings(config, assignments)[0]).load()

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from xds.cli import options
-from xds.sidecar import settings
+from xds.mesh.sidecar import settings
 
 if TYPE_CHECKING:  # heavy
-    from xds.sidecar.environment import Sidecar
+    from xds.mesh.sidecar.environment import Sidecar
 
 
 def proxy(
@@ -45,7 +45,7 @@ def proxy(
     if drain:
         _drain(sidecar)
     elif dry_run:
-        from xds.descriptors import to_json_dict  # noqa: PLC0415
+        from xds.codec import to_json_dict  # noqa: PLC0415
 
         typer.echo(json.dumps(to_json_dict(sidecar.bootstrap()), indent=2))
     else:
@@ -53,7 +53,7 @@ def proxy(
 
 
 def _read(sds: str) -> Sidecar:
-    from xds.sidecar import environment  # noqa: PLC0415
+    from xds.mesh.sidecar import environment  # noqa: PLC0415
 
     variables = os.environ | ({settings.SDS.name: sds} if sds else {})
     file = Path(variables.get(settings.LABELS_FILE.name) or settings.LABELS_FILE.default or "")
@@ -72,7 +72,7 @@ def _read(sds: str) -> Sidecar:
 
 
 def _become(sidecar: Sidecar, envoy: str) -> None:
-    from xds.sidecar import running  # noqa: PLC0415
+    from xds.mesh.sidecar import running  # noqa: PLC0415
 
     try:
         binary = running.find_envoy(envoy)
@@ -83,8 +83,8 @@ def _become(sidecar: Sidecar, envoy: str) -> None:
 
 
 def _drain(sidecar: Sidecar) -> None:
-    from xds.envoy.bootstrap import own_address  # noqa: PLC0415
-    from xds.sidecar import draining  # noqa: PLC0415
+    from xds.mesh.envoy.bootstrap import own_address  # noqa: PLC0415
+    from xds.mesh.sidecar import draining  # noqa: PLC0415
 
     try:
         left = draining.drain(own_address(sidecar.pod), sidecar.drain_seconds)

@@ -13,9 +13,9 @@ import typer
 from xds.cli import options, tables
 
 if TYPE_CHECKING:
-    from xds.mesh import Mesh
-    from xds.model import Service, ServicePort
-    from xds.policy.reach import Outcome
+    from xds.mesh.model.mesh import Mesh
+    from xds.mesh.model.objects import Service, ServicePort
+    from xds.mesh.policy.reach import Outcome
 
 _STYLES = {"mtls": "green", "plaintext": "yellow", "fails": "red"}
 
@@ -57,8 +57,8 @@ def reach(
     fails (with --strict: or is wrong, or has no effect), 2 nothing was checked, because there is no Pod or no Service, or wrong
     use.
     """
-    from xds.policy.effect import without_effect  # noqa: PLC0415
-    from xds.policy.reach import Result, predict  # noqa: PLC0415
+    from xds.mesh.policy.effect import without_effect  # noqa: PLC0415
+    from xds.mesh.policy.reach import Result, predict  # noqa: PLC0415
 
     mesh, problems = options.read(manifests, mesh_config, assignments)
     ineffective = [each for found in without_effect(mesh).problems.values() for each in found]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
-    from xds.api import rollouts_pb2 as pb
+    from xds.mesh.v1 import rollouts_pb2 as pb
 
 NOTHING = "nothing is on its way"
 
@@ -80,7 +80,7 @@ def _notes(answer: pb.ListRolloutsResponse, *, counts: bool = True) -> Iterator[
 
 
 def _say(lines: Iterable[str]) -> None:
-    from xds.model import printable  # noqa: PLC0415
+    from xds.mesh.model.objects import printable  # noqa: PLC0415
 
     for line in lines:
         typer.echo(printable(line))

@@ -11,8 +11,8 @@ import typer
 from xds.cli import options
 
 if TYPE_CHECKING:
-    from xds.identity.rotation import Authorities
-    from xds.kube.authority import Secrets
+    from xds.mesh.identity.rotation import Authorities
+    from xds.mesh.kube.ca_secret import Secrets
 
 
 def rotate_root(
@@ -51,8 +51,8 @@ async def _rotate(
     kubeconfig: options.Kubeconfig,
     context: options.Context,
 ) -> None:
-    from xds.identity.keys import IdentityError  # noqa: PLC0415
-    from xds.kube.authority import AuthorityError, Secrets  # noqa: PLC0415
+    from xds.mesh.identity.keys import IdentityError  # noqa: PLC0415
+    from xds.mesh.kube.ca_secret import AuthorityError, Secrets  # noqa: PLC0415
 
     async with options.connected(kubeconfig, context) as api:
         secrets = Secrets(api, namespace)
@@ -66,7 +66,7 @@ async def _rotate(
 
 
 async def _found(secrets: Secrets, namespace: str) -> Authorities:
-    from xds.kube.authority import SECRET  # noqa: PLC0415
+    from xds.mesh.kube.ca_secret import SECRET  # noqa: PLC0415
 
     kept = await secrets.read(datetime.now(UTC))
     if kept is None:
@@ -75,10 +75,10 @@ async def _found(secrets: Secrets, namespace: str) -> Authorities:
 
 
 async def _begun(secrets: Secrets, namespace: str, trust_domain: str | None) -> Authorities:
-    from xds.identity.ca import Authority  # noqa: PLC0415
-    from xds.identity.keys import PrivateKey  # noqa: PLC0415
-    from xds.identity.rotation import Stage  # noqa: PLC0415
-    from xds.kube.authority import USERS  # noqa: PLC0415
+    from xds.mesh.identity.ca import Authority  # noqa: PLC0415
+    from xds.mesh.identity.keys import PrivateKey  # noqa: PLC0415
+    from xds.mesh.identity.rotation import Stage  # noqa: PLC0415
+    from xds.mesh.kube.ca_secret import USERS  # noqa: PLC0415
 
     while True:
         now = datetime.now(UTC)
@@ -99,9 +99,9 @@ async def _begun(secrets: Secrets, namespace: str, trust_domain: str | None) -> 
 
 
 def _words(found: Authorities) -> str:
-    from xds.identity.chain import subject  # noqa: PLC0415
-    from xds.identity.rotation import WAITS, Stage  # noqa: PLC0415
-    from xds.status import duration  # noqa: PLC0415
+    from xds.mesh.controlplane.status import duration  # noqa: PLC0415
+    from xds.mesh.identity.chain import subject  # noqa: PLC0415
+    from xds.mesh.identity.rotation import WAITS, Stage  # noqa: PLC0415
 
     issuer = f"certificates are issued by {subject(found.authority.certificate)}"
     waited = (datetime.now(UTC) - found.since).total_seconds() if found.since else 0.0

@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from xds.cli import doors, injecting, options
-from xds.cli.running import Addresses, Part, Serving, run
-from xds.inject import DEFAULT_IMAGE
+from xds.cli import options, tls_options, webhook_options
+from xds.cli.runtime import Addresses, Part, Serving, run
+from xds.mesh.inject import DEFAULT_IMAGE
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger as BoundLogger
 
-    from xds.kube.api import KubeApi
-    from xds.model import MeshConfig
-    from xds.sources.files import Folder
-    from xds.sources.kubernetes import Kubernetes
-    from xds.sources.settings import Settings
+    from xds.mesh.kube.api import KubeApi
+    from xds.mesh.model.objects import MeshConfig
+    from xds.mesh.sources.files import Folder
+    from xds.mesh.sources.kubernetes import Kubernetes
+    from xds.mesh.sources.settings import Settings
 
 
 class Rollout(StrEnum):
@@ -70,10 +70,10 @@ def serve(
     xds_address: Annotated[
         str, typer.Option("--xds-address", metavar="HOST:PORT", help="Where sidecars connect.")
     ] = "127.0.0.1:15010",
-    xds_tls_address: doors.TlsAddress = None,
-    xds_mtls_address: doors.MtlsAddress = None,
-    tls_names: doors.TlsNames = None,
-    admin_identities: doors.AdminIdentities = None,
+    xds_tls_address: tls_options.TlsAddress = None,
+    xds_mtls_address: tls_options.MtlsAddress = None,
+    tls_names: tls_options.TlsNames = None,
+    admin_identities: tls_options.AdminIdentities = None,
     admin_address: Annotated[
         str,
         typer.Option("--admin-address", metavar="HOST:PORT", help="Where /healthz, /ready and /metrics are."),
@@ -137,9 +137,9 @@ def serve(
             show_default=False,
         ),
     ] = None,
-    webhook_address: injecting.WebhookAddress = None,
-    sidecar_image: injecting.SidecarImage = DEFAULT_IMAGE,
-    sidecar_xds_address: injecting.SidecarAddress = None,
+    webhook_address: webhook_options.WebhookAddress = None,
+    sidecar_image: webhook_options.SidecarImage = DEFAULT_IMAGE,
+    sidecar_xds_address: webhook_options.SidecarAddress = None,
     insecure_xds: Annotated[
         bool,
         typer.Option(
@@ -175,7 +175,7 @@ def serve(
             f"{exposed[0]} can be reached by others, and xDS is neither encrypted nor authenticated here. "
             "Listen on 127.0.0.1, or say --insecure-xds (sidecars then get no private keys in plaintext)"
         )
-    opened = doors.Doors(
+    opened = tls_options.Doors(
         kubernetes=kubernetes,
         tokens=kubernetes or state_dir is not None,
         tls=xds_tls_address,
@@ -183,7 +183,7 @@ def serve(
         names=tls_names,
         admins=admin_identities,
     )
-    injected = injecting.Injecting(
+    injected = webhook_options.Injecting(
         kubernetes=kubernetes, at=webhook_address, image=sidecar_image, xds_address=sidecar_xds_address
     )
     if kubernetes and state_dir:
@@ -193,8 +193,8 @@ def serve(
         None, assignments
     )  # a wrong --set is wrong use; a file can be repaired, and is waited for
     from xds.cli import logs  # noqa: PLC0415
-    from xds.sources.settings import Settings  # noqa: PLC0415
-    from xds.translate import warm  # noqa: PLC0415
+    from xds.mesh.envoy.translate import warm  # noqa: PLC0415
+    from xds.mesh.sources.settings import Settings  # noqa: PLC0415
 
     timeout = rollout_timeout if rollout is Rollout.GATED else None
 
@@ -222,7 +222,7 @@ def serve(
 
 async def _alone(
     exposed: list[str],
-    opened: doors.Doors,
+    opened: tls_options.Doors,
     state_dir: Path | None,
     config: MeshConfig,
     *,
@@ -231,11 +231,11 @@ async def _alone(
     """Prepare to serve manifests."""
     from datetime import UTC, datetime  # noqa: PLC0415
 
-    from xds.auth import own_signature  # noqa: PLC0415
-    from xds.effects import EffectWatcher  # noqa: PLC0415
-    from xds.hub import Hub  # noqa: PLC0415
-    from xds.identity.rotation import Authorities  # noqa: PLC0415
-    from xds.state import StateError, root_authority, token_key  # noqa: PLC0415
+    from xds.mesh.controlplane.controller import Hub  # noqa: PLC0415
+    from xds.mesh.controlplane.effects import EffectWatcher  # noqa: PLC0415
+    from xds.mesh.identity.auth import own_signature  # noqa: PLC0415
+    from xds.mesh.identity.rotation import Authorities  # noqa: PLC0415
+    from xds.mesh.identity.state_dir import StateError, root_authority, token_key  # noqa: PLC0415
 
     try:
         authority = root_authority(state_dir, config.trust_domain, datetime.now(UTC))
@@ -253,21 +253,21 @@ async def _alone(
 
 async def _in_cluster(
     exposed: list[str],
-    opened: doors.Doors,
+    opened: tls_options.Doors,
     api: KubeApi,
     source: Kubernetes,
     config: MeshConfig,
     *,
-    injected: injecting.Injecting,
+    injected: webhook_options.Injecting,
     rollout_timeout: float | None,
 ) -> Serving:
     """Prepare to serve a cluster, as one of several."""
-    from xds.effects import EffectWatcher  # noqa: PLC0415
-    from xds.hub import Hub  # noqa: PLC0415
-    from xds.kube.authority import AuthorityError  # noqa: PLC0415
-    from xds.kube.conditions import Conditions  # noqa: PLC0415
-    from xds.kube.replica import Replica  # noqa: PLC0415
-    from xds.kube.tokens import TokenReviews  # noqa: PLC0415
+    from xds.mesh.controlplane.controller import Hub  # noqa: PLC0415
+    from xds.mesh.controlplane.effects import EffectWatcher  # noqa: PLC0415
+    from xds.mesh.kube.ca_secret import AuthorityError  # noqa: PLC0415
+    from xds.mesh.kube.conditions import Conditions  # noqa: PLC0415
+    from xds.mesh.kube.replica import Replica  # noqa: PLC0415
+    from xds.mesh.kube.tokens import TokenReviews  # noqa: PLC0415
 
     namespace = source.namespace
     try:
@@ -291,7 +291,7 @@ async def _in_cluster(
 
 
 def _folder(manifests: Path, settings: Settings) -> Folder:
-    from xds.sources.files import Folder  # noqa: PLC0415
+    from xds.mesh.sources.files import Folder  # noqa: PLC0415
 
     return Folder(manifests, settings)
 
@@ -299,7 +299,7 @@ def _folder(manifests: Path, settings: Settings) -> Folder:
 def _cluster(
     api: KubeApi, assignments: list[str] | None, namespace: str | None, config_map: str | None
 ) -> Kubernetes:
-    from xds.sources.kubernetes import CONFIG_MAP, Kubernetes  # noqa: PLC0415
+    from xds.mesh.sources.kubernetes import CONFIG_MAP, Kubernetes  # noqa: PLC0415
 
     source = Kubernetes(
         api, assignments=assignments or (), namespace=namespace or "", config_map=config_map or CONFIG_MAP

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeAlias
 
 import typer
 
-from xds.cli import asking, options, tables
+from xds.cli import admin_client, options, tables
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
     from google.protobuf.timestamp_pb2 import Timestamp
     from rich.text import Text
 
-    from xds.api import proxies_pb2 as pb
+    from xds.mesh.v1 import proxies_pb2 as pb
 
 _Key: TypeAlias = tuple[str, int, str]
 """A stream's peer and when it came, and the type."""
@@ -70,10 +70,10 @@ def status(
     xds_address: Annotated[
         str, typer.Option("--xds-address", metavar="HOST:PORT", help="Where the control plane serves xDS.")
     ] = "127.0.0.1:15010",
-    ca_file: asking.CaFile = None,
-    token_file: asking.TokenFile = None,
-    cert_file: asking.CertFile = None,
-    key_file: asking.KeyFile = None,
+    ca_file: admin_client.CaFile = None,
+    token_file: admin_client.TokenFile = None,
+    cert_file: admin_client.CertFile = None,
+    key_file: admin_client.KeyFile = None,
 ) -> None:
     """Say for every connected sidecar and type of resource: synced, waiting for what, or rejected and why.
 
@@ -87,8 +87,8 @@ def status(
     if rollout and proxy:
         options.fail("--rollout is about services, not about one PROXY: leave one of the two out")
     where = options.address("--xds-address", xds_address)
-    proof = asking.Proof(roots=ca_file, token=token_file, certificate=cert_file, key=key_file)
-    with asking.Asking(where, proof) as control_plane:
+    proof = admin_client.Proof(roots=ca_file, token=token_file, certificate=cert_file, key=key_file)
+    with admin_client.Asking(where, proof) as control_plane:
         if rollout:
             _rollout(control_plane, namespace or "", output, watch=watch)
             return
@@ -109,14 +109,14 @@ def status(
         if not answer.proxies and (absent.may_be_elsewhere or not absent.total):
             of = f"of namespace {namespace} " if namespace else ""
             options.fail(f"no proxy {of}is connected to {where}: nothing was checked")
-        from xds.status import settled  # noqa: PLC0415
+        from xds.mesh.controlplane.status import settled  # noqa: PLC0415
 
         is_lacking = absent.total and not absent.may_be_elsewhere
         if is_lacking or not all(settled(each) for each in answer.proxies):
             raise typer.Exit(1)
 
 
-def _rollout(control_plane: asking.Asking, namespace: str, output: Format, *, watch: bool) -> None:
+def _rollout(control_plane: admin_client.Asking, namespace: str, output: Format, *, watch: bool) -> None:
     """Say how far changes of mode are."""
     from xds.cli import rollout  # noqa: PLC0415
 
@@ -189,8 +189,9 @@ def _lines(proxy: pb.Proxy, now: Timestamp) -> Iterator[_Line]:
     """Go through what a table says of a proxy."""
     from rich.text import Text  # noqa: PLC0415
 
-    from xds.api import proxies_pb2 as pb  # noqa: PLC0415
-    from xds.status import proxy_name, short, words  # noqa: PLC0415
+    from xds.mesh.controlplane.status import proxy_name, words  # noqa: PLC0415
+    from xds.mesh.v1 import proxies_pb2 as pb  # noqa: PLC0415
+    from xds.protocol.types import short  # noqa: PLC0415
 
     styles = {pb.SYNCED: "green", pb.WAITING: "yellow", pb.REJECTED: "red"}
     name = proxy_name(proxy.node_id)
@@ -217,8 +218,8 @@ def _lines(proxy: pb.Proxy, now: Timestamp) -> Iterator[_Line]:
 def _add_note(table: tables.Table, node_id: str, said: str) -> None:
     from rich.text import Text  # noqa: PLC0415
 
-    from xds.model import printable  # noqa: PLC0415
-    from xds.status import proxy_name  # noqa: PLC0415
+    from xds.mesh.controlplane.status import proxy_name  # noqa: PLC0415
+    from xds.mesh.model.objects import printable  # noqa: PLC0415
 
     table.add_row(Text(proxy_name(node_id)), Text("-"), Text("-"), Text(printable(said)))
 
@@ -228,8 +229,8 @@ def _add_absent(
 ) -> None:
     from rich.text import Text  # noqa: PLC0415
 
-    from xds.model import printable  # noqa: PLC0415
-    from xds.status import absent_words  # noqa: PLC0415
+    from xds.mesh.controlplane.status import absent_words  # noqa: PLC0415
+    from xds.mesh.model.objects import printable  # noqa: PLC0415
 
     name = printable(f"{absent.pod}.{absent.namespace}")
     said = absent_words(absent, now, may_be_elsewhere=may_be_elsewhere)
@@ -252,7 +253,7 @@ def _print(answer: pb.ListProxiesResponse, *, named: bool) -> None:
 
 
 def _print_warnings(answer: pb.ListProxiesResponse) -> None:
-    from xds.status import warning_words  # noqa: PLC0415
+    from xds.mesh.controlplane.status import warning_words  # noqa: PLC0415
 
     for warning in answer.warnings:
         typer.echo(warning_words(warning), err=True)
@@ -261,8 +262,8 @@ def _print_warnings(answer: pb.ListProxiesResponse) -> None:
 
 
 def _print_proxies(answer: pb.ListProxiesResponse, *, named: bool) -> None:
-    from xds.model import printable  # noqa: PLC0415
-    from xds.status import proxy_name, stream_words  # noqa: PLC0415
+    from xds.mesh.controlplane.status import proxy_name, stream_words  # noqa: PLC0415
+    from xds.mesh.model.objects import printable  # noqa: PLC0415
 
     absent = answer.not_connected
     if named and answer.proxies:
@@ -296,8 +297,9 @@ def _print_proxies(answer: pb.ListProxiesResponse, *, named: bool) -> None:
 def _print_resources(listed: Iterable[tuple[pb.Type, pb.Resource]], now: Timestamp) -> None:
     from rich.text import Text  # noqa: PLC0415
 
-    from xds.model import printable  # noqa: PLC0415
-    from xds.status import resource_words, short  # noqa: PLC0415
+    from xds.mesh.controlplane.status import resource_words  # noqa: PLC0415
+    from xds.mesh.model.objects import printable  # noqa: PLC0415
+    from xds.protocol.types import short  # noqa: PLC0415
 
     table = tables.Table("TYPE", "RESOURCE", "STATE")
     for kind, resource in listed:

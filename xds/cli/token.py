@@ -12,8 +12,8 @@ import typer
 from xds.cli import options
 
 if TYPE_CHECKING:
-    from xds.cli.renewing import Files, Whom
-    from xds.identity.claims import Caller
+    from xds.cli.token_files import Files, Whom
+    from xds.mesh.identity.claims import Caller
 
 
 def token(
@@ -107,13 +107,13 @@ def token(
         [caller] = filter(None, whom().values())
         _print(caller, state_dir, life)
     else:
-        from xds.cli.renewing import Files  # noqa: PLC0415
+        from xds.cli.token_files import Files  # noqa: PLC0415
 
         _write(Files(whom, state_dir, out_dir, life), stay=renew)
 
 
 def _print(caller: Caller, state_dir: Path, lifetime: timedelta) -> None:
-    from xds.state import StateError, token_key  # noqa: PLC0415
+    from xds.mesh.identity.state_dir import StateError, token_key  # noqa: PLC0415
 
     try:
         typer.echo(token_key(state_dir).issue(caller, datetime.now(UTC), lifetime))
@@ -123,7 +123,7 @@ def _print(caller: Caller, state_dir: Path, lifetime: timedelta) -> None:
 
 def _write(files: Files, *, stay: bool) -> None:
     from xds.cli import logs  # noqa: PLC0415
-    from xds.cli.renewing import renew  # noqa: PLC0415
+    from xds.cli.token_files import renew  # noqa: PLC0415
 
     if stay:
         logs.configure()
@@ -133,7 +133,7 @@ def _write(files: Files, *, stay: bool) -> None:
 
 
 def _unbound(identity: str) -> Caller:
-    from xds.identity.claims import Caller, How, Identity  # noqa: PLC0415
+    from xds.mesh.identity.claims import Caller, How, Identity  # noqa: PLC0415
 
     try:
         namespace, account, trust_domain = Identity.parse(identity)
@@ -145,8 +145,8 @@ def _unbound(identity: str) -> Caller:
 
 
 def _without_manifests(named: Iterable[str], account: str) -> Whom:
-    from xds.identity.claims import Caller, How  # noqa: PLC0415
-    from xds.parse import names  # noqa: PLC0415
+    from xds.mesh.identity.claims import Caller, How  # noqa: PLC0415
+    from xds.mesh.parse import names  # noqa: PLC0415
 
     if wrong := names.subdomain(account):
         options.fail(f"--service-account {account!r} {wrong}")
@@ -161,7 +161,7 @@ def _without_manifests(named: Iterable[str], account: str) -> Whom:
 
 def _in(manifests: Path, named: Iterable[str]) -> Whom:
     """Return what tells whom the manifests have, whenever it is asked."""
-    from xds.cli.renewing import Known  # noqa: PLC0415
+    from xds.cli.token_files import Known  # noqa: PLC0415
 
     known = Known(manifests)
     try:

@@ -44,8 +44,9 @@ def translate(
 
     Field names are protobuf's; an Any is an object with "@type". Secrets are not shown.
     """
-    from xds import snapshot, translate  # noqa: PLC0415
-    from xds.descriptors import to_dict  # noqa: PLC0415
+    from xds import snapshot  # noqa: PLC0415
+    from xds.codec import to_dict  # noqa: PLC0415
+    from xds.mesh.envoy import translate  # noqa: PLC0415
 
     mesh = options.load(manifests, mesh_config, assignments)
     found = options.find_pod(mesh, pod)

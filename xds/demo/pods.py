@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from xds.demo.curl import curl
 from xds.demo.play import Answer, Pair
 from xds.demo.processes import UnavailableError
-from xds.mesh import Mesh
-from xds.model import ADMIN_PORT, HEALTH_PORT, MeshConfig, Pod, Service, ServicePort
+from xds.mesh.model.mesh import Mesh
+from xds.mesh.model.objects import ADMIN_PORT, HEALTH_PORT, MeshConfig, Pod, Service, ServicePort
 
 PROXY_PORT = MeshConfig().proxy_http_port
 SERVER_PORT = 8080

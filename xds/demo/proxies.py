@@ -7,12 +7,12 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
+from xds.codec import to_dict
 from xds.demo.pods import name_of
-from xds.descriptors import to_dict
-from xds.mesh import Mesh
-from xds.model import ADMIN_PORT, Pod
+from xds.mesh.envoy.translate import translate
+from xds.mesh.model.mesh import Mesh
+from xds.mesh.model.objects import ADMIN_PORT, Pod
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, Snapshot
-from xds.translate import translate
 
 Json: TypeAlias = Mapping[str, Any]
 DRAINING = "/stats?format=json&filter=^listener_manager.total_.*_draining$"

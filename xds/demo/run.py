@@ -67,7 +67,7 @@ def check_requirements() -> None:
         )
     missing = [package for package in ("envoy", "httpbin") if not importlib.util.find_spec(package)]
     if missing:
-        raise UnavailableError(f"needs {' and '.join(missing)}: pip install 'xds[demo]'")
+        raise UnavailableError(f"needs {' and '.join(missing)}: pip install 'xds-mesh[demo]'")
 
 
 def _play(stage: Stage, processes: Processes, options: Options, errors: Console) -> None:

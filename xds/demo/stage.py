@@ -10,15 +10,15 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+from xds.codec import to_json_dict
 from xds.demo import proxies
 from xds.demo.play import Answers, Pair, Seen, Step
 from xds.demo.pods import addresses, application, check_free, clients, is_httpbin, name_of, not_listening
 from xds.demo.processes import Processes, Running
-from xds.descriptors import to_json_dict
-from xds.envoy.bootstrap import bootstrap
-from xds.mesh import Mesh
-from xds.model import MeshConfig, Pod
-from xds.sources.files import Folder
+from xds.mesh.envoy.bootstrap import bootstrap
+from xds.mesh.model.mesh import Mesh
+from xds.mesh.model.objects import MeshConfig, Pod
+from xds.mesh.sources.files import Folder
 
 EXAMPLES = Path(__file__).with_name("manifests").resolve()
 """examples/envoy/auto-mtls, which goes with the package."""

@@ -10,8 +10,8 @@ from rich.text import Text
 
 from xds.demo.play import POLICY, Answers, Seen
 from xds.demo.pods import PROXY_PORT, SERVER_PORT, name_of
-from xds.mesh import Mesh
-from xds.model import ADMIN_PORT
+from xds.mesh.model.mesh import Mesh
+from xds.mesh.model.objects import ADMIN_PORT
 
 
 def table(seen: Seen, number: int) -> Text:

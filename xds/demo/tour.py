@@ -19,10 +19,10 @@ from rich.console import Console
 from xds.demo import proxies, tables
 from xds.demo.play import PATIENCE, POLICY, REQUESTS, RULE, STEPS, Answer, Answers, Pair, Seen, Shown, Step
 from xds.demo.pods import name_of
-from xds.mesh import Mesh
-from xds.model import MeshConfig
-from xds.sources.files import Folder
-from xds.translate import translate
+from xds.mesh.envoy.translate import translate
+from xds.mesh.model.mesh import Mesh
+from xds.mesh.model.objects import MeshConfig
+from xds.mesh.sources.files import Folder
 
 MANIFESTS = Path("/mesh")
 _TITLE = re.compile(r"^(sleep\.\w+ to httpbin\.\w+)$", flags=re.MULTILINE)

@@ -25,11 +25,19 @@ class Introspection:
     """Adds these services to a server, and those that are `added`; in plaintext they answer local callers only.
 
     Over TLS `admit` says who is answered, or, if there is none, local callers are. Reflection lists them besides the
-    discovery services and health, which answer anybody.
+    discovery services and health, which answer anybody. `documented` returns the descriptors of added services
+    with their comments, for `grpcurl describe`.
     """
 
-    def __init__(self, added: Iterable[Add] = (), *, admit: Admit | None = None) -> None:
+    def __init__(
+        self,
+        added: Iterable[Add] = (),
+        *,
+        admit: Admit | None = None,
+        documented: reflection.Documented = lambda _: None,
+    ) -> None:
         self._added = tuple(added)
+        self._documented = documented
         self._admit = admit
 
     def __call__(self, server: grpc.aio.Server, discovery: DiscoveryService) -> None:
@@ -40,5 +48,5 @@ class Introspection:
             add(guarded, discovery)
         open_to_all = (handler.service_name() for handler in discovery.handlers())
         services = (*open_to_all, health.SERVICE_NAME, *guarded.services)
-        guarded.add_generic_rpc_handlers(reflection.handlers(services))
+        guarded.add_generic_rpc_handlers(reflection.handlers(services, self._documented))
         discovery.connections.own.update(guarded.services)

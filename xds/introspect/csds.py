@@ -16,8 +16,8 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 
-from xds.descriptors import message_class
-from xds.introspect.breath import Breath, portions
+from xds.codec import message_class
+from xds.introspect.cooperative import Breath, portions
 from xds.introspect.guard import Guarded
 from xds.introspect.redaction import redacted
 from xds.protocol.limits import RequestError

@@ -13,9 +13,9 @@ import grpc
 import grpc.aio
 
 from xds.server import Refused, is_encrypted
+from xds.server.admission import Checked
 from xds.server.connections import ConnectionGuard
 from xds.server.proxies import host_of
-from xds.server.reading import Checked
 
 REFUSAL = "only callers on this machine's loopback addresses are answered here, and this one is {peer}"
 

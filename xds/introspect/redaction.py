@@ -12,7 +12,7 @@ from typing import Any
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import DecodeError
 
-from xds.descriptors import message_class
+from xds.codec import message_class
 
 REDACTED = "[redacted]"
 

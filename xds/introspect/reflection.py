@@ -1,15 +1,15 @@
 """gRPC server reflection, v1 and v1alpha: what services there are, and the files that describe every message.
 
-The files come from `xds.descriptors`: those of Envoy's API are described anew from envoy_data_plane's classes, when they are
+The files come from `xds.codec`: those of Envoy's API are described anew from envoy_data_plane's classes, when they are
 asked for, others are protobuf's own. To describe one the first time takes some milliseconds, which a thread spends.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from functools import cache, lru_cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 import grpc.aio
@@ -17,8 +17,7 @@ from google.protobuf import descriptor_pool, text_format
 from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorProto
 from grpc_reflection.v1alpha import reflection_pb2  # type: ignore[import-untyped]
 
-from xds.api import described
-from xds.descriptors.pool import Packages
+from xds.codec.pool import Packages
 
 V1 = "grpc.reflection.v1.ServerReflection"
 V1ALPHA = "grpc.reflection.v1alpha.ServerReflection"
@@ -29,17 +28,22 @@ _METHOD = "ServerReflectionInfo"
 _MOST_SYMBOLS = 1024
 """Whose file is remembered; a client may ask for any."""
 
+Documented: TypeAlias = Callable[[str], FileDescriptorProto | None]
+"""Returns the file of this name with its comments, which generated code lacks; None for an unknown file."""
+
 _packages = Packages()
 
 
-def handlers(services: Iterable[str]) -> tuple[grpc.GenericRpcHandler, ...]:
+def handlers(
+    services: Iterable[str], documented: Documented = lambda _: None
+) -> tuple[grpc.GenericRpcHandler, ...]:
     """Return both versions of the service, which are the same on the wire. They list `services` and themselves."""
     listed = sorted({*services, V1, V1ALPHA})
 
     async def info(requests: AsyncIterator[Any], _: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
         told: set[str] = set()
         async for request in requests:
-            yield await _answer(request, listed, told)
+            yield await _answer(request, listed, told, documented)
 
     method = grpc.stream_stream_rpc_method_handler(
         info,
@@ -49,7 +53,7 @@ def handlers(services: Iterable[str]) -> tuple[grpc.GenericRpcHandler, ...]:
     return tuple(grpc.method_handlers_generic_handler(name, {_METHOD: method}) for name in (V1, V1ALPHA))
 
 
-async def _answer(request: Any, listed: list[str], told: set[str]) -> Any:
+async def _answer(request: Any, listed: list[str], told: set[str], documented: Documented) -> Any:
     """Answer one request; `told` are the files that this stream has already."""
     response = reflection_pb2.ServerReflectionResponse(valid_host=request.host, original_request=request)
     try:
@@ -58,10 +62,10 @@ async def _answer(request: Any, listed: list[str], told: set[str]) -> Any:
                 for name in listed:
                     response.list_services_response.service.add(name=name)
             case "file_by_filename":
-                await _tell(response, request.file_by_filename, told)
+                await _tell(response, request.file_by_filename, told, documented)
             case "file_containing_symbol":
                 name = await asyncio.to_thread(file_of, request.file_containing_symbol)
-                await _tell(response, name, told)
+                await _tell(response, name, told, documented)
             case "all_extension_numbers_of_type":
                 await asyncio.to_thread(file_of, request.all_extension_numbers_of_type)
                 response.all_extension_numbers_response.base_type_name = request.all_extension_numbers_of_type
@@ -75,12 +79,14 @@ async def _answer(request: Any, listed: list[str], told: set[str]) -> Any:
     return response
 
 
-async def _tell(response: Any, name: str, told: set[str]) -> None:
+async def _tell(response: Any, name: str, told: set[str], documented: Documented) -> None:
     """Put a file into a response, and what it needs and the client has not been told."""
     needed = await asyncio.to_thread(closure, name)
     for file in needed:
         if file == name or file not in told:
-            response.file_descriptor_response.file_descriptor_proto.append(_file(file).SerializeToString())
+            response.file_descriptor_response.file_descriptor_proto.append(
+                _file(file, documented).SerializeToString()
+            )
     told.update(needed)
 
 
@@ -113,10 +119,10 @@ def _find(symbol: str) -> FileDescriptorProto:
 
 
 @cache
-def _file(name: str) -> FileDescriptorProto:
+def _file(name: str, documented: Documented = lambda _: None) -> FileDescriptorProto:
     """Return the file of this name with every field's JSON name, which some clients do not make themselves."""
     try:
-        file = _v1() if name == _v1().name else described(name) or _packages.FindFileByName(name)
+        file = _v1() if name == _v1().name else documented(name) or _packages.FindFileByName(name)
     except KeyError:
         raise KeyError(f"there is no file {name}") from None
     for message in _messages(file.message_type):

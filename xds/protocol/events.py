@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from xds.protocol.culprits import culprits
+from xds.protocol.nacks import culprits
 from xds.protocol.wire import ErrorDetail, Node
 from xds.snapshot import Resource
 

@@ -17,9 +17,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from math import inf
 
-from xds.protocol.answers import Rejection
+from xds.protocol.acks import Rejection
 from xds.protocol.delta import DeltaWatch
 from xds.protocol.events import Connected, Event, Response
+from xds.protocol.full_state import WorldWatch
 from xds.protocol.limits import DEFAULT, LimitError, Limits, RequestError
 from xds.protocol.order import AFTER_CLUSTERS, ORDER, USERS, WILDCARD_TYPES
 from xds.protocol.sotw import SotwWatch
@@ -32,7 +33,6 @@ from xds.protocol.wire import (
     parse_delta_request,
     parse_request,
 )
-from xds.protocol.world import WorldWatch
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET, Resource, Snapshot
 
 _ALWAYS = (CLUSTER, ENDPOINT, SECRET, LISTENER, ROUTE)

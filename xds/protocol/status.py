@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
-from xds.protocol.answers import Rejection
+from xds.protocol.acks import Rejection
 from xds.protocol.order import AFTER_CLUSTERS
 from xds.protocol.watch import Watch
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, VIRTUAL_HOST, Resource

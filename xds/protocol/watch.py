@@ -13,7 +13,7 @@ from itertools import takewhile
 from math import inf
 from typing import Any
 
-from xds.protocol.answers import Answers
+from xds.protocol.acks import Answers
 from xds.protocol.events import Acked, Event, Nacked, Response, Subscribed
 from xds.protocol.order import WILDCARD_TYPES
 from xds.protocol.rejections import Rejections

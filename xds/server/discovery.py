@@ -20,13 +20,13 @@ from xds.protocol.events import Connected, Event
 from xds.protocol.limits import DEFAULT, Budgets, LimitError, Limits, RequestError
 from xds.protocol.session import Session, Variant
 from xds.protocol.wire import parse_request
+from xds.server.admission import REQUEST_WITHIN
 from xds.server.connections import ConnectionGuard
+from xds.server.fairness import PER_CALL, PER_REQUEST, PER_WARNING, Turns
 from xds.server.fetch import fetch
 from xds.server.proxies import Authenticate, Proxies, Refused, StreamInfo, connected, cut, status_of
-from xds.server.reading import REQUEST_WITHIN
 from xds.server.services import SERVICES, Service
 from xds.server.stream import Observer, Stream, now
-from xds.server.turns import PER_CALL, PER_REQUEST, PER_WARNING, Turns
 
 log = structlog.get_logger(__name__)
 
@@ -156,7 +156,7 @@ class DiscoveryService:
             # Also to who has this version: there is no status for it, and an empty response would take it away.
             return fetched.response(self._identifier)
 
-        # The same on the wire as with one request, but that waits to be read: see `xds.server.reading`.
+        # The same on the wire as with one request, but that waits to be read: see `xds.server.admission`.
         return grpc.stream_unary_rpc_method_handler(fetch_once)
 
     def _begin(self, info: StreamInfo, data: bytes) -> tuple[Session, list[Event]]:

@@ -14,10 +14,10 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
 from xds.protocol.limits import DEFAULT, Limits
+from xds.server.admission import Checked
 from xds.server.connections import ConnectionGuard
 from xds.server.discovery import DiscoveryService
 from xds.server.proxies import Authenticate, Proxies, is_encrypted
-from xds.server.reading import Checked
 from xds.server.stream import Observer
 
 log = structlog.get_logger(__name__)

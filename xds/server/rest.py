@@ -19,9 +19,13 @@ import structlog
 from aiohttp import web
 from google.protobuf import json_format
 
-from xds.descriptors import message_class, pool, to_dict
-from xds.fair import FairThread
-from xds.http import (
+from xds.codec import message_class, pool, to_dict
+from xds.protocol.limits import DEFAULT, Budgets, Limits, RequestError
+from xds.protocol.session import Variant
+from xds.protocol.wire import Request, parse_request
+from xds.server.fair_share import FairThread
+from xds.server.fetch import PATIENCE, fetch
+from xds.server.http import (
     MAX_CONNECTIONS,
     MAX_CONNECTIONS_PER_ADDRESS,
     BodyReader,
@@ -30,10 +34,6 @@ from xds.http import (
     client_of,
     read_json,
 )
-from xds.protocol.limits import DEFAULT, Budgets, Limits, RequestError
-from xds.protocol.session import Variant
-from xds.protocol.wire import Request, parse_request
-from xds.server.fetch import PATIENCE, fetch
 from xds.server.proxies import Proxies, Refused, StreamInfo, cut, status_of
 from xds.server.services import SERVICES
 

@@ -17,8 +17,8 @@ import structlog
 from xds.protocol.events import Acked, Event, Nacked, Subscribed
 from xds.protocol.session import Session
 from xds.protocol.wire import Node
+from xds.server.fairness import PER_REQUEST, PER_WARNING, Turns
 from xds.server.proxies import Proxies, StreamInfo, Subscriber, nothing_known
-from xds.server.turns import PER_REQUEST, PER_WARNING, Turns
 
 log = structlog.get_logger(__name__)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
-from xds.protocol.answers import Rejection
+from xds.protocol.acks import Rejection
 from xds.protocol.status import SNAPSHOT, TypeStatus
 from xds.protocol.wire import Node
 from xds.server import StreamInfo, Subscriber

@@ -18,13 +18,13 @@ from tests.kubernetes.agent.pods import Pod, Surroundings
 from tests.kubernetes.agent.services import API_SERVER, Services
 from tests.kubernetes.agent.watching import Key, Watched
 from tests.kubernetes.environment.cluster import Cluster
-from tests.real.harness import rules
-from tests.real.harness.clients import Client
-from tests.real.harness.node import GATEWAY, Node
-from tests.real.harness.places import HERE
-from tests.real.harness.tcp import Relay
-from tests.real.harness.waiting import eventually
-from xds.kube.api import Json, KubeError
+from tests.support import rules
+from tests.support.clients import Client
+from tests.support.node import GATEWAY, Node
+from tests.support.places import HERE
+from tests.support.tcp import Relay
+from tests.support.waiting import eventually
+from xds.mesh.kube.api import Json, KubeError
 
 _API_SERVER_HERE = 6443
 _DNS = 53

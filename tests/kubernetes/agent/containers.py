@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Literal
 
 from tests.kubernetes.agent.probes import Probe
-from tests.real.harness.places import Namespace
-from xds.kube.api import Json
+from tests.support.places import Namespace
+from xds.mesh.kube.api import Json
 
 GRACE = 30
 """Seconds that a process has for ending once asked to, unless its pod says otherwise."""

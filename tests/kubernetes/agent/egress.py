@@ -6,9 +6,9 @@ import asyncio
 import socket
 from pathlib import Path
 
-from tests.real.harness.clients import Client
-from tests.real.harness.places import Namespace
-from tests.real.harness.tcp import TcpServer, pumped
+from tests.support.clients import Client
+from tests.support.places import Namespace
+from tests.support.tcp import TcpServer, pumped
 
 
 class Egress(TcpServer):

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import NoReturn
 
 from tests.kubernetes.agent.watching import Key
-from xds.kube.api import Json, KubeApi, KubeError
+from xds.mesh.kube.api import Json, KubeApi, KubeError
 
 _KEYED = re.compile(r"metadata\.(labels|annotations)\['(.+)'\]")
 _REFERENCE = re.compile(r"\$(\$|\(([^()]+)\))")

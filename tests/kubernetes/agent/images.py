@@ -11,9 +11,9 @@ from pathlib import Path
 
 from tests.kubernetes.agent.fields import expanded
 from tests.kubernetes.agent.volumes import Mount
-from tests.real.harness.node import etc
-from tests.real.harness.places import Namespace
-from xds.kube.api import Json
+from tests.support.node import etc
+from tests.support.places import Namespace
+from xds.mesh.kube.api import Json
 
 LAUNCH = Path(__file__).with_name("launch.py")
 _PATH = f"{Path(sys.executable).parent}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

@@ -14,9 +14,9 @@ from tests.kubernetes.agent.fields import NotYetError, environment
 from tests.kubernetes.agent.images import launched
 from tests.kubernetes.agent.services import DOMAIN
 from tests.kubernetes.agent.volumes import Volumes
-from tests.real.harness.node import GATEWAY, Node, etc
-from tests.real.harness.places import Namespace
-from xds.kube.api import Json, KubeApi, KubeError
+from tests.support.node import GATEWAY, Node, etc
+from tests.support.places import Namespace
+from xds.mesh.kube.api import Json, KubeApi, KubeError
 
 _RETRY = 0.3
 

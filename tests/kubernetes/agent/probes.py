@@ -11,10 +11,10 @@ import aiohttp
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tests.real.harness.clients import Client
-from tests.real.harness.places import HERE, Namespace
-from tests.real.harness.tcp import Relay
-from xds.kube.api import Json
+from tests.support.clients import Client
+from tests.support.places import HERE, Namespace
+from tests.support.tcp import Relay
+from xds.mesh.kube.api import Json
 
 _SOONER = 0.2
 """Seconds between probes before the first that succeeds: kubelet waits a whole period, and tests would too."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from tests.kubernetes.agent.watching import Key
-from xds.kube.api import Json
+from xds.mesh.kube.api import Json
 
 Target = tuple[str, int]
 """(address, port)."""

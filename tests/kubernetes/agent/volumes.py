@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from tests.kubernetes.agent.fields import NotYetError, chosen, data, field
 from tests.kubernetes.agent.watching import Key
-from xds.kube.api import Json, KubeApi, KubeError
+from xds.mesh.kube.api import Json, KubeApi, KubeError
 
 _RENEWED_AT = 0.8
 """The part of a token's life after which kubelet asks for another."""

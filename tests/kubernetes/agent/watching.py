@@ -10,7 +10,7 @@ from typing import NamedTuple, NoReturn
 
 import aiohttp
 
-from xds.kube.api import Json, KubeApi, KubeError
+from xds.mesh.kube.api import Json, KubeApi, KubeError
 
 _IDLE = 30.0
 """Seconds without a byte, after which a watch is taken for dead; less than this goes by between bookmarks only rarely."""

@@ -13,8 +13,8 @@ from typing import Any, Self
 from uuid import uuid4
 
 from tests.kubernetes.environment.control_plane import ControlPlane
-from tests.real.harness.waiting import eventually
-from xds.kube.api import KubeApi, KubeError
+from tests.support.waiting import eventually
+from xds.mesh.kube.api import KubeApi, KubeError
 
 PATIENCE = 30.0
 """Seconds within which controllers react, on a machine that does much else at once."""

@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from tests.kubernetes.environment import binaries
 from tests.kubernetes.environment.certificates import Certificates
-from tests.real.harness.loopback import Loopback, free_port
+from tests.support.loopback import Loopback, free_port
 from xds.demo.processes import Processes, Running
 
 SERVICES = "10.96.0.0/16"

@@ -1,0 +1,124 @@
+"""A control plane on whose sidecars it depends how far a change of mode gets: they answer when the test says so."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import grpc.aio
+
+from tests.policy.world import HTTP, peer, pod, service
+from tests.server.proxies import Client
+from xds.introspect import Introspection
+from xds.mesh.controlplane.controller import Hub
+from xds.mesh.controlplane.dropped_connections import Cuts
+from xds.mesh.controlplane.rollouts_service import RolloutsService
+from xds.mesh.identity.ca import Authority
+from xds.mesh.identity.keys import PrivateKey
+from xds.mesh.model.objects import ROLLOUT, Change, Fact
+from xds.mesh.v1 import described
+from xds.protocol.session import Variant
+from xds.server import XdsServer
+from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, SECRET
+
+WITHIN = 15.0
+_ASKED = {
+    CLUSTER: (),
+    ENDPOINT: ("outbound|80||web.shop.svc.cluster.local",),
+    LISTENER: (),
+    SECRET: ("default", "ROOTCA"),
+}
+
+
+class Sidecar:
+    """Takes all that it gets, but for what it is told to keep."""
+
+    def __init__(self, channel: grpc.aio.Channel, name: str) -> None:
+        self.keeps: dict[str, str] = {}
+        """By type, the nonce of what was not answered; empty: nothing came yet."""
+        self._client = Client(
+            channel, Variant.DELTA, node=f"sidecar~127.0.0.1~{name}.shop~shop.svc.cluster.local"
+        )
+        self._came = asyncio.Event()
+
+    async def run(self) -> None:
+        for type_url, names in _ASKED.items():
+            await self._client.ask(type_url, *names)
+        while True:
+            response = await self._client.get()
+            if response.type_url in self.keeps:
+                self.keeps[response.type_url] = response.nonce
+            else:
+                await self._client.ask(response.type_url, nonce=response.nonce)
+            self._came.set()
+
+    async def answer(self, type_url: str, error: str = "") -> None:
+        """Answer what was kept, once it is there."""
+        async with asyncio.timeout(WITHIN):
+            while not self.keeps[type_url]:
+                self._came.clear()
+                await self._came.wait()
+        await self._client.ask(type_url, nonce=self.keeps.pop(type_url), error=error)
+
+
+class Plane:
+    """The service `web` with the servers web-1 and web-2, and the client `one`, in the namespace `shop`."""
+
+    def __init__(self, channel: grpc.aio.Channel, hub: Hub, cuts: Cuts, server: XdsServer) -> None:
+        self.channel, self.hub, self.cuts, self.server = channel, hub, cuts, server
+        self.one, self.first, self.second = (Sidecar(channel, name) for name in ("one", "web-1", "web-2"))
+
+    def say(self, mode: str, *more: Fact, at_once: bool = False) -> None:
+        """Have a mode for the namespace, and no sidecar answers what comes of it until it is told to."""
+        self.first.keeps = {LISTENER: ""}
+        self.one.keeps = {ENDPOINT: ""}
+        policy = peer("shop", mode)
+        if at_once:
+            policy = replace(policy, meta=replace(policy.meta, annotations={ROLLOUT: "immediate"}))
+        self.hub.change(Change(applied=(policy, *more)))
+
+
+@asynccontextmanager
+async def running(mode: str, **addresses: str) -> AsyncIterator[Plane]:
+    """Have a control plane whose sidecars have in force what is wanted; `addresses`: of pods, if any will not do."""
+    authority = Authority.create(PrivateKey.generate(), "cluster.local", datetime.now(UTC))
+    hub = Hub(authority)
+    cuts = Cuts(hub)
+    server = XdsServer(
+        hub,
+        "127.0.0.1:0",
+        grace=0.2,
+        added=[Introspection([RolloutsService(hub, cuts)], documented=described)],
+    )
+    tasks = [asyncio.create_task(hub.run()), asyncio.create_task(cuts.run())]
+    pods = [*(pod(name, "shop", app="web") for name in ("web-1", "web-2")), pod("one", "shop")]
+    pods = [replace(each, address=addresses.get(each.name, each.address)) for each in pods]
+    hub.change(Change(applied=(*pods, service("web", "shop", HTTP), peer("shop", mode))))
+    await hub.ready.wait()
+    await server.start()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+            plane = Plane(channel, hub, cuts, server)
+            sidecars = (plane.one, plane.first, plane.second)
+            tasks += (asyncio.create_task(each.run()) for each in sidecars)
+            async with asyncio.timeout(WITHIN):
+                while not _all_have_answered(server, len(sidecars)):
+                    await asyncio.sleep(0.01)
+            yield plane
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await server.stop()
+
+
+def _all_have_answered(server: XdsServer, count: int) -> bool:
+    sessions = [stream.session for stream in server.discovery.streams]
+    return len(sessions) == count and all(
+        len(statuses := session.status()) == len(_ASKED)
+        and all(each.acked_at is not None for each in statuses)
+        for session in sessions
+    )

@@ -1,0 +1,139 @@
+"""Objects without effect are reported once that has been so for a while, and once each."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, MutableMapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from tests.policy.world import mesh, peer, pod, service
+from xds.mesh.controlplane import effects as module
+from xds.mesh.controlplane.effects import MAX_LOGGED, EffectWatcher
+from xds.mesh.model.mesh import Mesh
+from xds.mesh.model.objects import Change
+
+WITHIN = 10.0
+SHOP = [pod("web", "shop"), service("web", "shop")]
+LOCK = peer("shop", "STRICT", name="lock", app="wbe")
+
+Logs = list[MutableMapping[str, Any]]
+
+
+class World:
+    """A watcher, and the mesh that it sees."""
+
+    def __init__(self) -> None:
+        self.mesh = mesh(*SHOP, LOCK)
+        self.ready = asyncio.Event()
+        self.looks = 0
+        self.watcher = EffectWatcher(self._look, self.ready)
+
+    def _look(self) -> Mesh:
+        self.looks += 1
+        return self.mesh
+
+    def change(self, *facts) -> None:
+        self.mesh = self.mesh.apply(Change(applied=facts))
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        async with asyncio.timeout(WITHIN):
+            while not condition():
+                await asyncio.sleep(0.005)
+
+    async def looked(self) -> None:
+        """Wait until the mesh as it is now has been examined."""
+        seen = self.looks
+        await self.until(lambda: self.looks >= seen + 2)
+
+
+@asynccontextmanager
+async def running(world: World) -> AsyncIterator[Logs]:
+    with capture_logs() as logs:
+        task = asyncio.create_task(world.watcher.run())
+        world.ready.set()
+        try:
+            yield logs
+            assert not task.done()
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "INTERVAL", 0.005)
+    monkeypatch.setattr(module, "IDLE_FACTOR", 0)
+    monkeypatch.setattr(module, "SETTLE_TIME", 0.05)
+
+
+async def test_it_is_reported_once_and_solved_once() -> None:
+    world = World()
+    async with running(world) as logs:
+        await world.until(lambda: world.watcher.problems)
+        (problem,) = world.watcher.problems
+        assert world.watcher.by_object == {LOCK.ref: (problem,)}
+        world.change(pod("other", "shop"))
+        await world.looked()
+        assert logs == [
+            {
+                "event": "object has no effect",
+                "log_level": "warning",
+                "where": "PeerAuthentication shop/lock",
+                "what": "selector app=wbe matches no pod in namespace shop, so it has no effect",
+                "hint": "did you mean app=web?",
+            }
+        ]
+        world.change(pod("wbe", "shop"))
+        await world.until(lambda: not world.watcher.problems)
+        assert [entry["event"] for entry in logs] == ["object has no effect", "solved"]
+
+
+async def test_what_is_only_briefly_without_effect_is_not_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SETTLE_TIME", 1000.0)
+    world = World()
+    async with running(world) as logs:
+        await world.looked()
+        world.change(pod("wbe", "shop"))
+        await world.looked()
+        monkeypatch.setattr(module, "SETTLE_TIME", 0.0)
+        await world.looked()
+        assert (world.watcher.problems, logs) == ((), [])
+
+
+async def test_a_notice_is_no_warning() -> None:
+    world = World()
+    world.mesh = mesh(*SHOP, service("empty", "shop"))
+    async with running(world) as logs:
+        await world.until(lambda: world.watcher.problems)
+        assert [(entry["event"], entry["log_level"]) for entry in logs] == [("notice", "info")]
+
+
+async def test_the_log_stays_short_however_many_objects_have_no_effect() -> None:
+    world = World()
+    world.mesh = mesh(*SHOP, *(peer("shop", "STRICT", name=f"lock-{n}", app=f"w{n}") for n in range(1000)))
+    async with running(world) as logs:
+        await world.until(lambda: len(world.watcher.problems) == 1000)
+        await world.looked()
+        assert len(logs) == MAX_LOGGED + 1
+        assert logs[-1]["count"] == 1000 - MAX_LOGGED
+
+
+async def test_a_mistake_of_ours_is_reported_once_and_survived(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    world = World()
+    original = module.without_effect
+    monkeypatch.setattr(module, "without_effect", broken)
+    async with running(world) as logs:
+        await world.until(lambda: logs)
+        world.change(pod("other", "shop"))
+        await world.looked()
+        assert [entry["problem"] for entry in logs] == ["RuntimeError: a bug"]
+        monkeypatch.setattr(module, "without_effect", original)
+        world.change(pod("another", "shop"))
+        await world.until(lambda: world.watcher.problems)

@@ -1,0 +1,132 @@
+"""Pods in network namespaces, routed through a node that balances virtual addresses as kube-proxy does.
+
+Every pod has a namespace, an address of its own and a link to the node, which is a namespace too: nothing here can
+reach, or be reached from, the machine it runs on. Leaving the `with` block removes all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Self
+
+from tests.support import rules
+from tests.support.clients import Client
+from tests.support.node import Node, etc
+from tests.support.places import Namespace
+from xds.mesh.sidecar.rules import Interception, redirect
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterPod:
+    """A pod: a place with an address. Who asks from here is an application, intercepted if there is a sidecar."""
+
+    name: str
+    namespace: str
+    address: str
+    place: Namespace
+    client: Client
+
+
+@dataclass(slots=True, kw_only=True)
+class ClusterService:
+    """A service as DNS and kube-proxy see it: names, an address unless headless, and endpoints."""
+
+    name: str
+    namespace: str
+    address: str
+    """Empty: headless, its names lead to its pods."""
+    ports: dict[int, int]
+    """Service port -> target port."""
+    pods: list[ClusterPod] = field(default_factory=list)
+
+    def names(self, seen_from: str) -> list[str]:
+        """Return every name that leads here from a pod of that namespace."""
+        short = [self.name] if seen_from == self.namespace else []
+        base = f"{self.name}.{self.namespace}"
+        return [*short, base, f"{base}.svc", f"{base}.svc.cluster.local"]
+
+
+class Cluster:
+    """Pods, services, and the node between them."""
+
+    def __init__(self) -> None:
+        self._node = Node()
+        self.pods: list[ClusterPod] = []
+        self.services: list[ClusterService] = []
+
+    @property
+    def run_id(self) -> str:
+        return self._node.run_id
+
+    @property
+    def node(self) -> Namespace:
+        return self._node.place
+
+    def __enter__(self) -> Self:
+        self._node.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._node.__exit__()
+
+    def pod(self, name: str, namespace: str, *, sidecar: bool) -> ClusterPod:
+        """Add a pod; with `sidecar`, its traffic is redirected to one from now on."""
+        place, address = self._node.add()
+        if sidecar:
+            place.run("iptables-restore", "--noflush", stdin=redirect(Interception()))
+
+        def resolve(host: str, port: int) -> list[tuple[str, int]]:
+            return [(found, port) for found in self.resolve(host, seen_from=namespace)]
+
+        pod = ClusterPod(
+            name=name, namespace=namespace, address=address, place=place, client=Client(place, resolve)
+        )
+        self.pods.append(pod)
+        self.publish()
+        return pod
+
+    def service(
+        self,
+        name: str,
+        namespace: str,
+        ports: dict[int, int],
+        pods: Iterable[ClusterPod] = (),
+        *,
+        headless: bool = False,
+    ) -> ClusterService:
+        """Add a service. After changing its `pods` or `ports`, call `publish`."""
+        address = "" if headless else f"10.96.0.{len(self.services) + 1}"
+        service = ClusterService(
+            name=name, namespace=namespace, address=address, ports=ports, pods=list(pods)
+        )
+        self.services.append(service)
+        self.publish()
+        return service
+
+    def publish(self) -> None:
+        """Make names and virtual addresses lead to what the services say now."""
+        virtual = {
+            (service.address, port): [(pod.address, target) for pod in service.pods]
+            for service in self.services
+            if service.address
+            for port, target in service.ports.items()
+        }
+        self.node.run("iptables-restore", stdin=rules.node([pod.address for pod in self.pods], virtual))
+        for pod in self.pods:
+            lines = [f"{address}\t{name}" for name, address in self._records(pod.namespace)]
+            etc(pod.place, "hosts").write_text("\n".join(["127.0.0.1\tlocalhost", *lines, ""]))
+
+    def resolve(self, name: str, *, seen_from: str) -> Sequence[str]:
+        """Look a name up as a pod of that namespace would."""
+        return [address for known, address in self._records(seen_from) if known == name.rstrip(".")]
+
+    def _records(self, seen_from: str) -> Iterable[tuple[str, str]]:
+        for service in self.services:
+            for name in service.names(seen_from):
+                if service.address:
+                    yield name, service.address
+                    continue
+                for pod in service.pods:
+                    yield name, pod.address
+                    yield f"{pod.name}.{name}", pod.address

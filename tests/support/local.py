@@ -1,0 +1,307 @@
+"""A mesh on loopback: every pod has a 127.x.y.z of its own, and sidecars in interception mode NONE led by `xds serve`.
+
+A pod with a sidecar has two addresses: its own, where the sidecar listens, and one for its application. Clients in it use
+the sidecar as their HTTP proxy; those in a pod without one resolve names themselves and take the endpoints in turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from tests.support import http2, manifests
+from tests.support.answers import Answer
+from tests.support.apps import EchoApp
+from tests.support.clients import Client, rotating
+from tests.support.controlplane import ControlPlane
+from tests.support.envoy import EnvoyProcess
+from tests.support.loopback import Loopback
+from tests.support.manifests import Manifest, Manifests
+from tests.support.places import HERE
+from tests.support.tcp import LineApp, TcpServer
+from tests.support.waiting import eventually
+from xds.codec import to_json_dict
+from xds.demo.proxies import difference, in_force, wanted
+from xds.mesh.envoy.bootstrap import bootstrap, shown
+from xds.mesh.envoy.translate import translate
+from xds.mesh.model.mesh import Mesh
+from xds.mesh.model.namespace import covers
+from xds.mesh.model.objects import METRICS_PORT
+from xds.mesh.sources.files import Folder
+from xds.mesh.sources.settings import Settings
+
+PROXY_PORT = 15002
+RECONNECTED = 45.0
+"""Seconds within which a sidecar is back: Envoy waits up to 30 between attempts, longer after each that failed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalPod:
+    """A pod, and who asks from it."""
+
+    name: str
+    namespace: str
+    address: str
+    app_address: str
+    """Where its application listens: another address if a sidecar has the pod's."""
+    client: Client
+    said: dict[str, Any] = field(default_factory=dict)
+    """What its manifest says besides."""
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.name}.{self.namespace}"
+
+
+class LocalMesh:
+    """Pods and services on loopback, and the manifests that say so; inside an `async with` block, `xds serve` follows them."""
+
+    def __init__(
+        self,
+        loopback: Loopback,
+        directory: Path,
+        *,
+        sotw: bool = False,
+        metrics: bool = False,
+        settings: Sequence[str] = (),
+    ) -> None:
+        self.manifests = Manifests(directory / "manifests")
+        self.sidecars: dict[str, EnvoyProcess] = {}
+        """Those that run, by POD.NAMESPACE."""
+        self.sotw = sotw
+        self.through: dict[str, int] = {}
+        """By POD.NAMESPACE, ports at which sidecars reach the control plane that do not at its own."""
+        self._loopback, self._directory = loopback, directory
+        self._metrics = metrics
+        self._settings = settings
+        self._pods: list[LocalPod] = []
+        self._services: list[Manifest] = []
+        self._table: dict[tuple[str, int], Sequence[tuple[str, int]]] = {}
+        self._exits = AsyncExitStack()
+        options = [f"--set={setting}" for setting in settings]
+        self.plane = ControlPlane(self.manifests.directory, directory, *options)
+
+    async def __aenter__(self) -> Self:
+        await self._exits.enter_async_context(self.plane)
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._exits.__aexit__(*error)
+
+    async def reinstall(self, *settings: str) -> None:
+        """Start the control plane anew with these settings (`--set`): in the installation, there is no other way."""
+        await self.plane.stop()
+        self._settings = settings
+        self.plane._options = tuple(f"--set={setting}" for setting in settings)
+        await self.plane.start()
+
+    # --- what there is -----------------------------------------------------------------------------------------------
+
+    def pod(self, name: str, namespace: str, *, sidecar: bool = True, **said: Any) -> LocalPod:
+        """Add a pod, with what `manifests.pod` may say of it. A sidecar starts with `start`."""
+        address = self._loopback.address()
+        app_address = self._loopback.address() if sidecar else address
+        said = {"labels": {"app": name}, "account": name} | said
+        if sidecar:
+            said["annotations"] = {
+                "sidecar.istio.io/interceptionMode": "NONE",
+                "sidecar.xds/app-address": app_address,
+            } | said.get("annotations", {})
+            client = Client(proxy=f"http://{address}:{PROXY_PORT}")
+        else:
+            client = Client(resolve=rotating(self._table))
+        pod = LocalPod(
+            name=name,
+            namespace=namespace,
+            address=address,
+            app_address=app_address,
+            client=client,
+            said=said,
+        )
+        self._pods.append(pod)
+        self.write_pod(pod, sidecar=sidecar)
+        self._publish()
+        return pod
+
+    def write_pod(self, pod: LocalPod, *, sidecar: bool, **said: Any) -> None:
+        """Write a pod's manifest anew; whether there is a sidecar may be said otherwise than when the pod was made."""
+        written = manifests.pod(pod.name, pod.namespace, pod.address, sidecar=sidecar, **pod.said | said)
+        self.apply(written)
+
+    def service(
+        self, name: str, namespace: str, ports: Mapping[str, tuple[int, int]], **said: Any
+    ) -> Manifest:
+        """Add a service over the pods that its selector (app: NAME) covers; `ports`: name -> (port, target port)."""
+        written = manifests.service(name, namespace, ports, **said)
+        self._services.append(written)
+        self.apply(written)
+        self._publish()
+        return written
+
+    def apply(self, *objects: Manifest) -> None:
+        """Create or replace objects, as `kubectl apply` does."""
+        for found in objects:
+            self.manifests.write(file_of(found), found)
+
+    def delete(self, *objects: Manifest) -> None:
+        """Delete objects."""
+        for found in objects:
+            self.manifests.remove(file_of(found))
+
+    def _publish(self) -> None:
+        """Have the services' names lead to the pods that they select."""
+        self._table.clear()
+        for service in self._services:
+            spec, meta = service["spec"], service["metadata"]
+            pods = [
+                pod
+                for pod in self._pods
+                if pod.namespace == meta["namespace"] and covers(spec["selector"], pod.said["labels"])
+            ]
+            for port in spec["ports"]:
+                where = [(pod.address, port["targetPort"]) for pod in pods]
+                self._table[f"{meta['name']}.{meta['namespace']}", port["port"]] = where
+
+    # --- what runs ---------------------------------------------------------------------------------------------------
+
+    async def enter(self, *running: Any) -> None:
+        """Have something run until the mesh ends."""
+        for each in running:
+            await self._exits.enter_async_context(each)
+
+    async def serve(
+        self,
+        pod: LocalPod,
+        *,
+        http: Sequence[int] = (),
+        lines: Sequence[int] = (),
+        greets: Sequence[int] = (),
+    ) -> None:
+        """Run applications in a pod: echoes over HTTP, over lines, and over lines with a greeting."""
+        name, at = pod.full_name, pod.app_address
+        await self.enter(
+            *(EchoApp(name, port, address=at) for port in http),
+            *(LineApp(name, port, address=at) for port in lines),
+            *(LineApp(name, port, address=at, greets=True) for port in greets),
+        )
+
+    async def start(self, *pods: LocalPod, **how: Any) -> None:
+        """Start the sidecars of pods, and wait until every sidecar has what the manifests come to."""
+        facts = self.facts()
+        envoys = [self._envoy(pod, facts, **how) for pod in pods]
+        await self.enter(*envoys)
+        self.sidecars |= {pod.full_name: envoy for pod, envoy in zip(pods, envoys, strict=True)}
+        await self.settled()
+
+    def sidecar(self, pod: LocalPod) -> EnvoyProcess:
+        """Return a pod's sidecar."""
+        return self.sidecars[pod.full_name]
+
+    async def settled(self, *pods: LocalPod, timeout: float = 10) -> None:
+        """Wait until sidecars (all, if none are named) have in force what the manifests come to now."""
+        facts = self.facts()
+        names = [pod.full_name for pod in pods] or list(self.sidecars)
+        await asyncio.gather(*(self._has(self.sidecars[name], name, facts, timeout) for name in names))
+
+    async def _has(self, envoy: EnvoyProcess, name: str, facts: Mesh, timeout: float) -> None:
+        pod_name, _, namespace = name.partition(".")
+        pod = facts.pod(namespace, pod_name)
+        assert pod, f"{name} has no manifest"
+        config = wanted(translate(facts, pod))
+
+        async def lacking() -> bool:
+            found = difference(config, in_force(await envoy.admin.json("/config_dump?include_eds")))
+            assert not found, found
+            return True
+
+        await eventually(lacking, timeout=timeout, what=f"{name} has what it should")
+
+    async def drained(self, timeout: float = 15) -> None:
+        """Wait until no sidecar serves connections of listeners, or filter chains, that it has replaced."""
+
+        async def are_gone() -> bool:
+            left = [await envoy.admin.total(r"total_.*_draining$") for envoy in self.sidecars.values()]
+            return not any(left)
+
+        await eventually(are_gone, timeout=timeout, every=0.1, what="old connections are gone")
+
+    def facts(self) -> Mesh:
+        """Read the manifests as they are now."""
+        report = Folder(self.manifests.directory, Settings(None, self._settings)).load()
+        problems = [str(problem) for problem in report.problems if not problem.notice]
+        assert not problems, problems
+        return Mesh(report.change.applied, report.change.config)
+
+    def _envoy(self, pod: LocalPod, facts: Mesh, **how: Any) -> EnvoyProcess:
+        known = facts.pod(pod.namespace, pod.name)
+        assert known, pod
+        # What `xds bootstrap` prints, without a process for each; metrics are where `xds proxy` has them.
+        port = self.through.get(pod.full_name, self.plane.port)
+        shows = shown("metrics", pod.address, METRICS_PORT, "/stats/prometheus", "/stats/prometheus")
+        added = [shows] if self._metrics else []
+        begin = to_json_dict(bootstrap(known, "127.0.0.1", port, sotw=self.sotw, added=added))
+        return EnvoyProcess(pod.full_name, begin, self._directory, **how)
+
+
+def file_of(found: Manifest) -> str:
+    """Return the name of the file that holds an object."""
+    meta = found["metadata"]
+    return "-".join([found["kind"], meta.get("namespace", ""), meta["name"]]).lower()
+
+
+async def raw(pod: LocalPod, *requests: str) -> list[str]:
+    """Send requests as they are to a pod's proxy, each on a connection of its own; return the answers as they are."""
+    return await asyncio.gather(*(_raw(pod, request) for request in requests))
+
+
+async def _raw(pod: LocalPod, request: str) -> str:
+    reader, writer = await asyncio.open_connection(sock=await Client().connect(pod.address, PROXY_PORT))
+    writer.write(f"{request}Connection: close\n\n".replace("\n", "\r\n").encode())
+    try:
+        async with asyncio.timeout(10):
+            return (await reader.read()).decode()
+    finally:
+        writer.close()
+
+
+async def http2_inside(pod: LocalPod, host: str, port: int) -> Answer:
+    """Send one HTTP/2 request through a tunnel of a pod's proxy."""
+    loop = asyncio.get_running_loop()
+    made = await Client().connect(pod.address, PROXY_PORT)
+    await loop.sock_sendall(made, f"CONNECT {host}:{port} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+    seen = b""
+    while not seen.endswith(b"\r\n\r\n"):
+        some = await loop.sock_recv(made, 1)
+        assert some, f"closed after {seen!r}"
+        seen += some
+    assert b" 200 " in seen, seen
+    return await http2.request(made, f"{host}:{port}", "/headers", {})
+
+
+class Spy(TcpServer):
+    """Somewhere that nobody may be led to: remembers who came."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__(HERE.listener(address, 0))
+        self.address = address
+        self.came = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.came += 1
+
+
+def listening(pid: int) -> set[tuple[str, int]]:
+    """Where a process listens."""
+    held = {str(path.readlink()) for path in Path(f"/proc/{pid}/fd").iterdir()}
+    found = set()
+    for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]:
+        _, local, _, state, *_, inode = line.split()[:10]
+        if state == "0A" and f"socket:[{inode}]" in held:
+            address, port = local.split(":")
+            found.add((socket.inet_ntoa(bytes.fromhex(address)[::-1]), int(port, 16)))
+    return found

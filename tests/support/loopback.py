@@ -1,0 +1,53 @@
+"""Addresses for pods on loopback: every 127.x.y.z is there without set-up, so each pod can have its own."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import socket
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Self
+
+from tests.support.places import HERE
+
+_CLAIM = 15999
+
+
+class Loopback:
+    """A block 127.x.y.0/24 that no other test run on this machine uses at the same time."""
+
+    def __init__(self) -> None:
+        for _ in range(100):
+            self._block = f"127.{random.randrange(64, 250)}.{random.randrange(1, 250)}"
+            try:
+                self._claim = HERE.listener(f"{self._block}.254", _CLAIM)
+            except OSError:
+                continue
+            break
+        else:
+            raise RuntimeError("no block of loopback addresses is free")
+        self._next = itertools.count(1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._claim.close()
+
+    def address(self) -> str:
+        """Return an address that nothing else has."""
+        return f"{self._block}.{next(self._next)}"
+
+
+_EPHEMERAL = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+"""From here on the kernel gives connections their ports."""
+
+
+def free_port(address: str = "127.0.0.1") -> int:
+    """Return a port that was free a moment ago, and that no connection is given for its own end."""
+    while True:
+        port = random.randrange(20_000, max(_EPHEMERAL, 30_000))
+        with closing(socket.socket()) as trial, suppress(OSError):
+            trial.bind((address, port))
+            return port

@@ -1,0 +1,251 @@
+"""A mesh as on Kubernetes: pods in network namespaces, manifests that say the same, and sidecars led by `xds serve`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+
+from tests.support import manifests
+from tests.support.apps import EchoApp
+from tests.support.clients import Client
+from tests.support.cluster import Cluster, ClusterPod, ClusterService
+from tests.support.controlplane import ControlPlane, xds
+from tests.support.envoy import EnvoyProcess
+from tests.support.exchange import Exchange, exchange
+from tests.support.manifests import Manifest, Manifests
+from tests.support.tcp import LineApp, Relay
+from tests.support.waiting import eventually
+from tests.support.wire import Wire
+from xds.codec import to_json_dict
+from xds.demo.proxies import Config, difference, in_force, wanted
+from xds.mesh.envoy.bootstrap import bootstrap
+from xds.mesh.envoy.translate import translate
+from xds.mesh.model.mesh import Mesh as Facts
+from xds.mesh.model.namespace import covers
+from xds.mesh.model.objects import Pod
+from xds.mesh.sources.files import Folder
+from xds.mesh.sources.settings import Settings
+
+_DOOR = 15010
+"""Port in every pod that leads to the control plane."""
+
+
+class Mesh:
+    """A cluster whose manifests `xds serve` follows, inside an `async with` block."""
+
+    def __init__(self, cluster: Cluster, directory: Path, **settings: Any) -> None:
+        self.cluster = cluster
+        self.manifests = Manifests(directory / "manifests")
+        self.sidecars: dict[str, EnvoyProcess] = {}
+        """Those that run, by address of their pod."""
+        self.wire = Wire(cluster.node)
+        self._directory = directory
+        self._settings = directory / "mesh.yaml"
+        self._intercepted: list[tuple[ClusterPod, bool]] = []
+        """Pods with a sidecar, and whether it asks for the state of the world."""
+        self._labels: dict[str, Mapping[str, str]] = {}
+        """Of the pods that are there, by address."""
+        self._selectors: list[tuple[ClusterService, Mapping[str, str]]] = []
+        self.set(**settings)
+        self.plane = ControlPlane(self.manifests.directory, directory, f"--mesh-config={self._settings}")
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as exits:
+            exits.enter_context(self.wire)
+            await exits.enter_async_context(self.plane)
+            self._exits = exits.pop_all()
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._exits.__aexit__(*error)
+
+    def __getitem__(self, name: str) -> ClusterPod:
+        """Return the pod POD.NAMESPACE; of those that had the name, the last."""
+        *_, found = (pod for pod in self.cluster.pods if f"{pod.name}.{pod.namespace}" == name)
+        return found
+
+    # --- what there is -----------------------------------------------------------------------------------------------
+
+    def pod(
+        self,
+        name: str,
+        namespace: str,
+        *,
+        sidecar: bool = True,
+        labels: Mapping[str, str] | None = None,
+        account: str = "default",
+        subdomain: str = "",
+        sotw: bool = False,
+    ) -> ClusterPod:
+        """Add a pod. Its sidecar starts with `start`; `sotw`: it asks for the state of the world."""
+        pod = self.cluster.pod(name, namespace, sidecar=sidecar)
+        self._labels[pod.address] = labels or {"app": name}
+        if sidecar:
+            self._intercepted.append((pod, sotw))
+        self.write_pod(pod, sidecar=sidecar, account=account, subdomain=subdomain)
+        self._select()
+        return pod
+
+    def write_pod(self, pod: ClusterPod, **what: Any) -> None:
+        """Write a pod's manifest; it may say something else than when the pod was made."""
+        labels = self._labels[pod.address]
+        self.apply(manifests.pod(pod.name, pod.namespace, pod.address, labels=labels, **what))
+
+    def remove(self, pod: ClusterPod) -> None:
+        """Delete a pod's manifest; what runs in it goes on."""
+        del self._labels[pod.address]
+        self.manifests.remove(f"pod-{pod.namespace}-{pod.name}")
+        self._select()
+
+    def service(
+        self,
+        name: str,
+        namespace: str,
+        ports: Mapping[str, tuple[int, int]],
+        *,
+        headless: bool = False,
+        selector: Mapping[str, str] | None = None,
+        app_protocols: Mapping[str, str] | None = None,
+    ) -> ClusterService:
+        """Add a service over the pods that its selector (app: NAME) covers, now and later."""
+        selector = selector or {"app": name}
+        service = self.cluster.service(name, namespace, dict(ports.values()), headless=headless)
+        written = manifests.service(
+            name, namespace, ports, address=service.address or "None", selector=selector
+        )
+        for port in written["spec"]["ports"]:
+            if protocol := (app_protocols or {}).get(port["name"]):
+                port["appProtocol"] = protocol
+        self.apply(written)
+        self._selectors.append((service, selector))
+        self._select()
+        return service
+
+    def address(self, name: str, namespace: str) -> str:
+        """Return a service's address."""
+        (found,) = (s.address for s in self.cluster.services if (s.name, s.namespace) == (name, namespace))
+        return found
+
+    def apply(self, *objects: Manifest) -> None:
+        """Create or replace objects, as `kubectl apply` does."""
+        for found in objects:
+            self.manifests.write(_file(found), found)
+
+    def delete(self, *objects: Manifest) -> None:
+        """Delete objects."""
+        for found in objects:
+            self.manifests.remove(_file(found))
+
+    def set(self, **settings: Any) -> None:
+        """Replace the mesh's settings, in Istio's names."""
+        new = self._settings.with_suffix(".new")
+        new.write_text(yaml.safe_dump(settings) if settings else "")
+        new.replace(self._settings)
+
+    async def serve(
+        self,
+        pod: ClusterPod,
+        *,
+        http: tuple[int, ...] = (),
+        lines: tuple[int, ...] = (),
+        greets: tuple[int, ...] = (),
+    ) -> None:
+        """Run applications in a pod: echoes over HTTP, over lines, and over lines with a greeting."""
+        name = f"{pod.name}.{pod.namespace}"
+        apps = [
+            *(EchoApp(name, port, place=pod.place) for port in http),
+            *(LineApp(name, port, place=pod.place) for port in lines),
+            *(LineApp(name, port, place=pod.place, greets=True) for port in greets),
+        ]
+        for app in apps:
+            await self._exits.enter_async_context(app)
+
+    async def enter(self, app: AbstractAsyncContextManager[object]) -> None:
+        """Run another application until the end."""
+        await self._exits.enter_async_context(app)
+
+    # --- what is in force --------------------------------------------------------------------------------------------
+
+    def sidecar(self, pod: ClusterPod) -> EnvoyProcess:
+        """Return a pod's sidecar."""
+        return self.sidecars[pod.address]
+
+    async def start(self) -> None:
+        """Start the sidecars that do not run yet, and wait until all have what the manifests come to."""
+        new = [(pod, sotw) for pod, sotw in self._intercepted if pod.address not in self.sidecars]
+        facts = self._facts()
+        envoys = await asyncio.gather(*(self._envoy(pod, facts, sotw=sotw) for pod, sotw in new))
+        self.sidecars |= {pod.address: envoy for (pod, _), envoy in zip(new, envoys, strict=True)}
+        await self.settled()
+
+    async def exchange(self, what: str, client: ClusterPod | str, host: str, port: int) -> Exchange:
+        """Ask from a pod, and see how it goes over the wire."""
+        pod = self[client] if isinstance(client, str) else client
+        names = [service for service in self.cluster.services if host in service.names(pod.namespace)]
+        if not any(pod in service.pods for service in names):
+            return await exchange(self.wire.saw, what, pod, host, port)
+        # Who asks for itself may do so inside its own pod, where no link between pods is.
+        with Wire(pod.place, within=pod.address) as within:
+            return await exchange(lambda text: self.wire.saw(text) or within.saw(text), what, pod, host, port)
+
+    async def reach(self) -> list[dict[str, Any]]:
+        """Return what `xds reach` predicts for the whole mesh."""
+        options = (f"--manifests={self.manifests.directory}", f"--mesh-config={self._settings}")
+        return json.loads(await xds("reach", *options, "--output=json", may_be_no=True))  # type: ignore[no-any-return]
+
+    async def settled(self) -> None:
+        """Wait until every sidecar has in force what the manifests come to now."""
+        facts = self._facts()
+        for address, envoy in self.sidecars.items():
+            pod = facts.pod_at(address)
+            assert pod is not None, f"{envoy.name} has no manifest"
+            await self._has(envoy, pod, wanted(translate(facts, pod)))
+
+    async def _has(self, envoy: EnvoyProcess, pod: Pod, config: Config) -> None:
+        async def lacking() -> bool:
+            found = difference(config, in_force(await envoy.admin.json("/config_dump?include_eds")))
+            assert not found, found
+            return True
+
+        await eventually(lacking, timeout=20, every=0.05, what=f"{envoy.name} has what it should")
+
+    def _facts(self) -> Facts:
+        read = Folder(self.manifests.directory, Settings(self._settings)).load()
+        assert not read.problems, read.problems
+        return Facts(read.change.applied, read.change.config)
+
+    async def _envoy(self, pod: ClusterPod, facts: Facts, *, sotw: bool) -> EnvoyProcess:
+        door = Relay(
+            pod.place.listener("127.0.0.1", _DOOR), lambda: Client().connect("127.0.0.1", self.plane.port)
+        )
+        await self._exits.enter_async_context(door)
+        known = facts.pod(pod.namespace, pod.name)
+        assert known
+        # What `xds bootstrap` prints, without a process for each.
+        begin = to_json_dict(bootstrap(known, "127.0.0.1", _DOOR, sotw=sotw))
+        return await self._exits.enter_async_context(self._process(pod, begin))
+
+    def _process(self, pod: ClusterPod, begin: Mapping[str, Any]) -> EnvoyProcess:
+        name = f"{pod.name}.{pod.namespace}"
+        return EnvoyProcess(name, begin, self._directory, place=pod.place, as_sidecar=True)
+
+    def _select(self) -> None:
+        """Have the services lead to the pods that their selectors cover."""
+        for service, selector in self._selectors:
+            service.pods = [
+                pod
+                for pod in self.cluster.pods
+                if pod.namespace == service.namespace and covers(selector, self._labels.get(pod.address, {}))
+            ]
+        self.cluster.publish()
+
+
+def _file(found: Manifest) -> str:
+    meta = found["metadata"]
+    return "-".join([found["kind"], meta["namespace"], meta["name"]]).lower()

@@ -1,0 +1,182 @@
+"""betterproto2 messages to bytes, by way of protobuf's own C implementation.
+
+`bytes(message)` validates every message again and encodes in Python. Copying the message's values into a protobuf
+message and serialising that is more than twenty times faster, and deterministic: maps are sorted, fields go by number.
+What is copied, and how, is worked out once per class.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any, Final, TypeAlias
+
+import betterproto2
+from envoy_data_plane.google.protobuf import Any as PackedMessage
+from envoy_data_plane.google.protobuf import Duration, Timestamp
+from google.protobuf.message import Message
+
+from xds.codec.describe import full_name, proto_name
+from xds.codec.pool import message_class, type_url
+
+_Write: TypeAlias = Callable[[Any, Any], None]
+"""Writes a value into a protobuf message: (message, value)."""
+_Step: TypeAlias = tuple[str, bool, _Write]
+"""An attribute, whether its default is None (and every other value counts as set), and how to write it."""
+
+encoded: Final[Counter[str]] = Counter()
+"""How many messages this process has encoded, by full name. It grows with distinct contents, not with proxies."""
+
+
+def encode(message: betterproto2.Message) -> bytes:
+    """Encode a message; equal messages give equal bytes, in every process.
+
+    A value that does not fit its field is a TypeError or ValueError, as are two members of one oneof.
+    """
+    target = message_class(full_name(type(message)))()
+    _copy(target, message)
+    return serialise(target)
+
+
+def serialise(message: Message) -> bytes:
+    """Encode a protobuf message that was filled in without betterproto2; counted, and deterministic like `encode`."""
+    encoded[message.DESCRIPTOR.full_name] += 1
+    body: bytes = message.SerializeToString(deterministic=True)
+    return body
+
+
+def pack(message: betterproto2.Message) -> PackedMessage:
+    """Wrap a message in an Any."""
+    return PackedMessage(type_url=type_url(message), value=encode(message))
+
+
+def _copy(target: Any, message: betterproto2.Message) -> None:
+    values = message.__dict__
+    for attribute, presence, write in _STEPS[type(message)]:
+        value = values[attribute]
+        if value is None or not (presence or value):
+            continue
+        write(target, value)
+    if values["_unknown_fields"]:
+        target.MergeFromString(values["_unknown_fields"])
+
+
+class _Steps(dict[type[betterproto2.Message], tuple[_Step, ...]]):
+    """How to copy a message, by its class."""
+
+    def __missing__(self, cls: type[Any]) -> tuple[_Step, ...]:
+        steps = self[cls] = tuple(_step(attribute) for attribute in dataclasses.fields(cls))
+        return steps
+
+
+_STEPS = _Steps()
+
+
+def _step(attribute: dataclasses.Field[Any]) -> _Step:
+    meta = betterproto2.FieldMetadata.get(attribute)
+    name = proto_name(attribute.name)
+    if meta.map_meta:
+        return attribute.name, False, _map(name, meta.map_meta[1])
+    if meta.repeated:
+        return attribute.name, False, _messages(name, meta) if _is_message(meta) else _scalars(name)
+    write = _message(name, meta) if _is_message(meta) else _scalar(name)
+    if meta.group:
+        return attribute.name, True, _only(meta.group, write)
+    return attribute.name, bool(meta.optional) or _is_message(meta), write
+
+
+def _is_message(meta: betterproto2.FieldMetadata) -> bool:
+    return meta.proto_type == betterproto2.TYPE_MESSAGE
+
+
+def _scalar(name: str) -> _Write:
+    def write(target: Any, value: Any) -> None:
+        setattr(target, name, value)
+
+    return write
+
+
+def _scalars(name: str) -> _Write:
+    def write(target: Any, values: Any) -> None:
+        getattr(target, name).extend(values)
+
+    return write
+
+
+def _message(name: str, meta: betterproto2.FieldMetadata) -> _Write:
+    copy = _copier(meta)
+
+    def write(target: Any, value: Any) -> None:
+        part = getattr(target, name)
+        part.SetInParent()  # an empty message counts too
+        copy(part, value)
+
+    return write
+
+
+def _messages(name: str, meta: betterproto2.FieldMetadata) -> _Write:
+    copy = _copier(meta)
+
+    def write(target: Any, values: Any) -> None:
+        add = getattr(target, name).add
+        for value in values:
+            copy(add(), value)
+
+    return write
+
+
+def _map(name: str, meta: betterproto2.FieldMetadata) -> _Write:
+    if not _is_message(meta):
+
+        def write_scalars(target: Any, values: Any) -> None:
+            getattr(target, name).update(values)
+
+        return write_scalars
+
+    copy = _copier(meta)
+
+    def write_messages(target: Any, values: Any) -> None:
+        entries = getattr(target, name)
+        for key, value in values.items():
+            copy(entries[key], value)  # reading an entry makes it
+
+    return write_messages
+
+
+def _only(group: str, write: _Write) -> _Write:
+    """Refuse a second member of a oneof, which protobuf would silently let win."""
+
+    def write_only(target: Any, value: Any) -> None:
+        if target.WhichOneof(group):
+            raise ValueError(
+                f"{target.DESCRIPTOR.full_name}: more than one member of the oneof {group!r} is set"
+            )
+        write(target, value)
+
+    return write_only
+
+
+def _copier(meta: betterproto2.FieldMetadata) -> _Write:
+    """Return what copies a message: for some well-known types, betterproto2 has a Python value in its place."""
+    wrapper = meta.unwrap() if meta.unwrap else None
+    if wrapper is None:
+        return _copy
+    if wrapper is Duration:
+        return _copy_duration
+    return _copy_timestamp if wrapper is Timestamp else _copy_wrapped
+
+
+def _copy_wrapped(target: Any, value: Any) -> None:
+    target.value = value
+
+
+def _copy_duration(target: Any, value: timedelta) -> None:
+    target.FromTimedelta(value)
+
+
+def _copy_timestamp(target: Any, value: datetime) -> None:
+    if value.tzinfo is None:
+        raise ValueError(f"{value} has no time zone")
+    target.FromDatetime(value)

@@ -1,1 +1,0 @@
-"""A Kubernetes cluster, as far as we ask it or write to it: what is watched there is in `xds.sources.kubernetes`."""

@@ -1,0 +1,1 @@
+"""The controller, its admin port, status, metrics, and our gRPC services."""

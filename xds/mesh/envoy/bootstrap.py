@@ -1,0 +1,229 @@
+"""The configuration that a sidecar's Envoy starts with: who it is, where it asks, and how its health is seen."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+
+from envoy_data_plane.envoy.config.bootstrap.v3 import (
+    Admin,
+    Bootstrap,
+    BootstrapDynamicResources,
+    BootstrapStaticResources,
+)
+from envoy_data_plane.envoy.config.cluster.v3 import Cluster, ClusterDiscoveryType
+from envoy_data_plane.envoy.config.core.v3 import (
+    ApiConfigSource,
+    ApiConfigSourceApiType,
+    ApiVersion,
+    BackoffStrategy,
+    ConfigSource,
+    DataSource,
+    GrpcService,
+    GrpcServiceEnvoyGrpc,
+    GrpcServiceGoogleGrpc,
+    GrpcServiceGoogleGrpcCallCredentials,
+    GrpcServiceGoogleGrpcCallCredentialsMetadataCredentialsFromPlugin,
+    GrpcServiceGoogleGrpcChannelArgs,
+    GrpcServiceGoogleGrpcChannelArgsValue,
+    GrpcServiceGoogleGrpcChannelCredentials,
+    GrpcServiceGoogleGrpcSslCredentials,
+    Http2ProtocolOptions,
+    KeepaliveSettings,
+    Node,
+    RetryPolicy,
+)
+from envoy_data_plane.envoy.config.grpc_credential.v3 import FileBasedMetadataConfig
+from envoy_data_plane.envoy.config.listener.v3 import FilterChain, Listener
+from envoy_data_plane.envoy.config.route.v3 import Route, RouteAction, RouteMatch, VirtualHost
+from envoy_data_plane.envoy.extensions.upstreams.http.v3 import (
+    HttpProtocolOptions,
+    HttpProtocolOptionsExplicitHttpConfig,
+)
+
+from xds.codec import pack
+from xds.mesh.envoy import filters, names
+from xds.mesh.envoy.common import HTTP_OPTIONS, address, ads, one_endpoint, strings
+from xds.mesh.model.objects import ADMIN_PORT, HEALTH_PORT, Interception, Pod
+
+XDS_CLUSTER = "xds-grpc"
+_ADMIN_CLUSTER = "admin"
+_FILE_BASED = "envoy.grpc_credentials.file_based_metadata"
+
+LARGEST_MESSAGE = 32 * 1024 * 1024
+"""Bytes of the largest response that a sidecar takes; Google's gRPC takes 4 MiB unless told otherwise."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenFile:
+    """How a sidecar proves who it is, and knows the control plane: by files in its own container."""
+
+    token: str
+    """Path of a token for a bearer, without a line break. Envoy reads it whenever it opens a stream."""
+    roots: str
+    """Path of the roots in PEM form that the control plane's certificate is verified against. Envoy reads it once."""
+
+
+def own_address(pod: Pod) -> str:
+    """Return where a sidecar may offer what must not leave the machine: its pod's address if that is loopback, too."""
+    if pod.interception is Interception.NONE and _is_loopback(pod.address):
+        return pod.address
+    return "127.0.0.1"
+
+
+def _is_loopback(text: str) -> bool:
+    return bool(text) and ipaddress.ip_address(text).is_loopback
+
+
+def bootstrap(
+    pod: Pod,
+    xds_host: str,
+    xds_port: int,
+    *,
+    sotw: bool = False,
+    credential: TokenFile | None = None,
+    added: Iterable[Cluster | Listener] = (),
+) -> Bootstrap:
+    """Return a sidecar's bootstrap.
+
+    Args:
+        pod: the sidecar's pod; it needs an address.
+        xds_host: the control plane's address or host name; with a credential, one that its certificate has.
+        xds_port: its port.
+        sotw: ask for the state of the world each time, not for what changed.
+        credential: how to prove who it is, over TLS; None: not at all, in plaintext.
+        added: static clusters and listeners, besides those that every sidecar has.
+    """
+    added = tuple(added)
+    api = ApiConfigSource(
+        api_type=ApiConfigSourceApiType.GRPC if sotw else ApiConfigSourceApiType.DELTA_GRPC,
+        transport_api_version=ApiVersion.V3,
+        grpc_services=[_authenticated(xds_host, xds_port, credential) if credential else _plaintext()],
+        set_node_on_first_message_only=True,
+    )
+    own = own_address(pod)
+    health = pod.address if pod.interception is Interception.NONE else "0.0.0.0"
+    app = pod.meta.labels.get("app", pod.name)
+    return Bootstrap(
+        node=Node(
+            id=str(names.NodeId(pod.address, pod.name, pod.namespace)),
+            cluster=f"{app}.{pod.namespace}",
+            metadata=strings(NAME=pod.name, NAMESPACE=pod.namespace, SERVICE_ACCOUNT=pod.service_account),
+        ),
+        admin=Admin(address=address(own, ADMIN_PORT)),
+        dynamic_resources=BootstrapDynamicResources(
+            ads_config=api, cds_config=_awaited(), lds_config=_awaited()
+        ),
+        static_resources=BootstrapStaticResources(
+            clusters=[
+                *([] if credential else [_control_plane(xds_host, xds_port)]),
+                _cluster(_ADMIN_CLUSTER, own, ADMIN_PORT),
+                *(each for each in added if isinstance(each, Cluster)),
+            ],
+            listeners=[
+                shown("health", health, HEALTH_PORT, "/healthz/ready", "/ready"),
+                *(each for each in added if isinstance(each, Listener)),
+            ],
+        ),
+    )
+
+
+def _awaited() -> ConfigSource:
+    """Wait for the first answer. By default, Envoy is ready after half a minute without one: ready to refuse everything."""
+    source = ads()
+    source.initial_fetch_timeout = timedelta(0)
+    return source
+
+
+def _again() -> RetryPolicy:
+    """A control plane that was away is found again within seconds; by default Envoy waits up to 30."""
+    times = BackoffStrategy(base_interval=timedelta(milliseconds=500), max_interval=timedelta(seconds=5))
+    return RetryPolicy(retry_back_off=times)
+
+
+def _plaintext() -> GrpcService:
+    return GrpcService(
+        envoy_grpc=GrpcServiceEnvoyGrpc(cluster_name=XDS_CLUSTER, retry_policy=_again()),
+    )
+
+
+def _authenticated(host: str, port: int, credential: TokenFile) -> GrpcService:
+    """Ask with Google's gRPC: Envoy's own cannot read a token from a file."""
+    roots = GrpcServiceGoogleGrpcSslCredentials(root_certs=DataSource(filename=credential.roots))
+    bearer = FileBasedMetadataConfig(
+        secret_data=DataSource(filename=credential.token), header_prefix="Bearer "
+    )
+    plugin = GrpcServiceGoogleGrpcCallCredentialsMetadataCredentialsFromPlugin(
+        name=_FILE_BASED, typed_config=pack(bearer)
+    )
+    return GrpcService(
+        google_grpc=GrpcServiceGoogleGrpc(
+            target_uri=f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+            stat_prefix=XDS_CLUSTER,
+            channel_credentials=GrpcServiceGoogleGrpcChannelCredentials(ssl_credentials=roots),
+            call_credentials=[GrpcServiceGoogleGrpcCallCredentials(from_plugin=plugin)],
+            credentials_factory_name=_FILE_BASED,
+            channel_args=_integers(
+                {
+                    "grpc.max_receive_message_length": LARGEST_MESSAGE,
+                    # A control plane that is gone without a word is noticed, and left for another.
+                    "grpc.keepalive_time_ms": 30_000,
+                    "grpc.keepalive_timeout_ms": 10_000,
+                    "grpc.http2.ping_timeout_ms": 10_000,
+                    "grpc.http2.max_pings_without_data": 0,
+                    # Beside the pauses between streams, gRPC makes its own between connections, of up to two minutes.
+                    "grpc.initial_reconnect_backoff_ms": 500,
+                    "grpc.max_reconnect_backoff_ms": 5000,
+                }
+            ),
+        ),
+        retry_policy=_again(),
+    )
+
+
+def _integers(values: dict[str, int]) -> GrpcServiceGoogleGrpcChannelArgs:
+    return GrpcServiceGoogleGrpcChannelArgs(
+        args={name: GrpcServiceGoogleGrpcChannelArgsValue(int_value=value) for name, value in values.items()}
+    )
+
+
+def _cluster(name: str, host: str, port: int) -> Cluster:
+    try:
+        ipaddress.ip_address(host)
+        kind = ClusterDiscoveryType.STATIC
+    except ValueError:
+        kind = ClusterDiscoveryType.STRICT_DNS
+    return Cluster(
+        name=name,
+        type=kind,
+        connect_timeout=timedelta(seconds=1),
+        load_assignment=one_endpoint(name, host, port),
+    )
+
+
+def _control_plane(host: str, port: int) -> Cluster:
+    cluster = _cluster(XDS_CLUSTER, host, port)
+    # A control plane that is gone without a word is noticed, and left for another.
+    keepalive = KeepaliveSettings(interval=timedelta(seconds=30), timeout=timedelta(seconds=10))
+    http2 = Http2ProtocolOptions(connection_keepalive=keepalive)
+    options = HttpProtocolOptions(
+        explicit_http_config=HttpProtocolOptionsExplicitHttpConfig(http2_protocol_options=http2)
+    )
+    cluster.typed_extension_protocol_options = {HTTP_OPTIONS: pack(options)}
+    return cluster
+
+
+def shown(name: str, host: str, port: int, path: str, of_admin: str) -> Listener:
+    """Return a listener that shows one page of the admin interface, and no other, to whoever asks for `path`."""
+    page = Route(
+        match=RouteMatch(path=path),
+        route=RouteAction(cluster=_ADMIN_CLUSTER, prefix_rewrite=of_admin),
+    )
+    hosts = [VirtualHost(name=name, domains=["*"], routes=[page])]
+    return Listener(
+        name=name,
+        address=address(host, port),
+        filter_chains=[FilterChain(filters=[filters.http_to(name, hosts)])],
+    )

@@ -1,0 +1,253 @@
+"""CDS: where a sidecar can send requests, and how it connects there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from envoy_data_plane.envoy.config.cluster.v3 import (
+    CircuitBreakers,
+    CircuitBreakersThresholds,
+    Cluster,
+    ClusterCommonLbConfig,
+    ClusterDiscoveryType,
+    ClusterEdsClusterConfig,
+    ClusterLbPolicy,
+    ClusterTransportSocketMatch,
+    OutlierDetection,
+    UpstreamConnectionOptions,
+)
+from envoy_data_plane.envoy.config.core.v3 import (
+    BindConfig,
+    Http1ProtocolOptions,
+    Http2ProtocolOptions,
+    SocketAddress,
+    TcpKeepalive,
+    TransportSocket,
+)
+from envoy_data_plane.envoy.config.core.v3 import HttpProtocolOptions as CommonHttpOptions
+from envoy_data_plane.envoy.extensions.upstreams.http.v3 import (
+    HttpProtocolOptions,
+    HttpProtocolOptionsExplicitHttpConfig,
+    HttpProtocolOptionsUseDownstreamHttpConfig,
+)
+from envoy_data_plane.envoy.type.v3 import Percent
+from envoy_data_plane.google.protobuf import Any, Struct
+
+from xds.codec import pack
+from xds.mesh.envoy import names, tls
+from xds.mesh.envoy.common import HTTP_OPTIONS, ads, one_endpoint, seconds, strings
+from xds.mesh.model.objects import MeshConfig, Protocol
+from xds.mesh.model.traffic import ConnectionPool, LoadBalancing, TrafficPolicy
+from xds.mesh.model.traffic import OutlierDetection as OutlierPolicy
+from xds.resources import Resource, resource
+
+_NO_LIMIT = 2**32 - 1
+
+_LB = {
+    LoadBalancing.UNSPECIFIED: ClusterLbPolicy.LEAST_REQUEST,
+    LoadBalancing.LEAST_REQUEST: ClusterLbPolicy.LEAST_REQUEST,
+    LoadBalancing.ROUND_ROBIN: ClusterLbPolicy.ROUND_ROBIN,
+    LoadBalancing.RANDOM: ClusterLbPolicy.RANDOM,
+    # PASSTHROUGH: each endpoint's own address leads to it by way of a cluster of its own; only the service's name comes here.
+    LoadBalancing.PASSTHROUGH: ClusterLbPolicy.LEAST_REQUEST,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outbound:
+    """What an outbound cluster is made from."""
+
+    name: str
+    sni: str
+    protocol: Protocol
+    policy: TrafficPolicy
+    identities: tuple[str, ...]
+    """SPIFFE ids that its endpoints may show."""
+
+
+def outbound(config: MeshConfig, spec: Outbound, sources: tuple[str, ...]) -> Resource:
+    """Return the EDS cluster of a service port (or subset, or single endpoint)."""
+    policy = spec.policy
+    pool = policy.connection_pool or ConnectionPool()
+    http2 = spec.protocol is Protocol.HTTP2 or (spec.protocol is Protocol.HTTP and pool.h2_upgrade is True)
+    socket: TransportSocket | None = None
+    matches: list[ClusterTransportSocketMatch] = []
+    if policy.tls:
+        socket = tls.explicit(config, policy.tls, spec.sni, spec.identities, http2=http2)
+    elif config.enable_auto_mtls:
+        matches = [
+            ClusterTransportSocketMatch(
+                name="tlsMode-istio",
+                match=strings(tlsMode="istio"),
+                transport_socket=tls.mutual(config, spec.sni, spec.identities, http2=http2),
+            ),
+            ClusterTransportSocketMatch(
+                name="tlsMode-disabled", match=Struct(), transport_socket=tls.raw_buffer()
+            ),
+        ]
+    outlier = policy.outlier_detection
+    panic = (outlier.min_health_percent if outlier else None) or 0
+    cluster = Cluster(
+        name=spec.name,
+        # Names hold `|`s, and statistics end where the separator says, whatever the name holds.
+        alt_stat_name=f"{spec.name};",
+        type=ClusterDiscoveryType.EDS,
+        eds_cluster_config=ClusterEdsClusterConfig(eds_config=ads(), service_name=spec.name),
+        connect_timeout=seconds(pool.connect_timeout or config.connect_timeout),
+        lb_policy=_LB[policy.load_balancer or LoadBalancing.UNSPECIFIED],
+        circuit_breakers=_circuit_breakers(pool),
+        # Endpoints that are not ready are sent, and marked: without ready ones a request fails, it does not go to them.
+        common_lb_config=ClusterCommonLbConfig(healthy_panic_threshold=Percent(value=float(panic))),
+        outlier_detection=_outlier_detection(outlier) if outlier else None,
+        upstream_connection_options=_keepalive(pool),
+        typed_extension_protocol_options=_http_options(spec.protocol, pool, http2=http2),
+        transport_socket_matches=matches,
+        transport_socket=socket,
+    )
+    return resource(cluster, sources=sources)
+
+
+def _circuit_breakers(pool: ConnectionPool) -> CircuitBreakers:
+    def limit(value: int | None) -> int:
+        return _NO_LIMIT if value is None else value
+
+    return CircuitBreakers(
+        thresholds=[
+            CircuitBreakersThresholds(
+                max_connections=limit(pool.max_connections),
+                max_pending_requests=limit(pool.http1_max_pending_requests),
+                max_requests=limit(pool.http2_max_requests),
+                max_retries=limit(pool.max_retries),
+                track_remaining=True,
+            )
+        ]
+    )
+
+
+def _outlier_detection(policy: OutlierPolicy) -> OutlierDetection:
+    def enforce(threshold: int | None) -> int | None:
+        return None if threshold is None else (100 if threshold else 0)
+
+    return OutlierDetection(
+        consecutive_5xx=policy.consecutive_5xx or None,
+        enforcing_consecutive_5xx=enforce(policy.consecutive_5xx),
+        consecutive_gateway_failure=policy.consecutive_gateway_errors or None,
+        enforcing_consecutive_gateway_failure=enforce(policy.consecutive_gateway_errors),
+        split_external_local_origin_errors=policy.split_external_local_origin_errors,
+        consecutive_local_origin_failure=policy.consecutive_local_origin_failures or None,
+        enforcing_consecutive_local_origin_failure=enforce(policy.consecutive_local_origin_failures),
+        interval=seconds(policy.interval),
+        base_ejection_time=seconds(policy.base_ejection_time),
+        max_ejection_percent=policy.max_ejection_percent,
+        # As in Istio: what counts is said by the rule, not by statistics over hosts.
+        enforcing_success_rate=0,
+    )
+
+
+def _keepalive(pool: ConnectionPool) -> UpstreamConnectionOptions | None:
+    if pool.tcp_keepalive is None:
+        return None
+    probes, time, interval = pool.tcp_keepalive
+    return UpstreamConnectionOptions(
+        tcp_keepalive=TcpKeepalive(
+            keepalive_probes=probes,
+            keepalive_time=None if time is None else round(time),
+            keepalive_interval=None if interval is None else round(interval),
+        )
+    )
+
+
+def _http_options(protocol: Protocol, pool: ConnectionPool, *, http2: bool) -> dict[str, Any]:
+    if protocol is Protocol.TCP:
+        return {}
+    idle, most = pool.http_idle_timeout, pool.max_requests_per_connection or None
+    h2 = Http2ProtocolOptions(max_concurrent_streams=pool.max_concurrent_streams)
+    options = HttpProtocolOptions()
+    if idle is not None or most or pool.max_connection_duration is not None:
+        options.common_http_protocol_options = CommonHttpOptions(
+            idle_timeout=seconds(idle),
+            max_requests_per_connection=most,
+            max_connection_duration=seconds(pool.max_connection_duration),
+        )
+    if protocol is Protocol.AUTO:
+        options.use_downstream_protocol_config = HttpProtocolOptionsUseDownstreamHttpConfig(
+            http_protocol_options=Http1ProtocolOptions(), http2_protocol_options=h2
+        )
+    elif http2:
+        options.explicit_http_config = HttpProtocolOptionsExplicitHttpConfig(http2_protocol_options=h2)
+    elif options.common_http_protocol_options:
+        options.explicit_http_config = HttpProtocolOptionsExplicitHttpConfig(
+            http_protocol_options=Http1ProtocolOptions()
+        )
+    else:
+        return {}
+    return {HTTP_OPTIONS: pack(options)}
+
+
+def inbound(
+    config: MeshConfig, port: int, protocol: Protocol, app_address: str, sources: tuple[str, ...]
+) -> Resource:
+    """Return the cluster that leads from a sidecar to its application; an empty address: to where the client went."""
+    return replace(_inbound(config, port, protocol, app_address), sources=sources)
+
+
+@lru_cache(maxsize=8192)
+def _inbound(config: MeshConfig, port: int, protocol: Protocol, app_address: str) -> Resource:
+    name = names.inbound(port)
+    http2 = protocol is Protocol.HTTP2
+    options = _http_options(protocol, ConnectionPool(), http2=http2)
+    if app_address:
+        return resource(_static(config, name, app_address, port, options=options))
+    return resource(_original_destination(config, name, options=options))
+
+
+def _static(config: MeshConfig, name: str, host: str, port: int, *, options: dict[str, Any]) -> Cluster:
+    return Cluster(
+        name=name,
+        alt_stat_name=f"{name};",
+        type=ClusterDiscoveryType.STATIC,
+        connect_timeout=seconds(config.connect_timeout),
+        circuit_breakers=_circuit_breakers(ConnectionPool()),
+        typed_extension_protocol_options=options,
+        load_assignment=one_endpoint(name, host, port),
+    )
+
+
+def _original_destination(
+    config: MeshConfig, name: str, *, source: str = names.PASSTHROUGH_SOURCE, options: dict[str, Any]
+) -> Cluster:
+    bind = BindConfig(source_address=SocketAddress(address=source, port_value=0)) if source else None
+    return Cluster(
+        name=name,
+        alt_stat_name=f"{name};",
+        type=ClusterDiscoveryType.ORIGINAL_DST,
+        lb_policy=ClusterLbPolicy.CLUSTER_PROVIDED,
+        connect_timeout=seconds(config.connect_timeout),
+        circuit_breakers=_circuit_breakers(ConnectionPool()),
+        typed_extension_protocol_options=options,
+        upstream_bind_config=bind,
+    )
+
+
+@lru_cache(maxsize=1024)
+def fixed(config: MeshConfig, *, intercepted: bool) -> tuple[Resource, ...]:
+    """Return the clusters that every sidecar has; pass-through ones only where traffic is intercepted."""
+    black_hole = Cluster(
+        name=names.BLACK_HOLE,
+        type=ClusterDiscoveryType.STATIC,
+        connect_timeout=seconds(config.connect_timeout),
+    )
+    identity = Cluster(
+        name=names.IDENTITY,
+        type=ClusterDiscoveryType.STATIC,
+        connect_timeout=seconds(config.connect_timeout),
+        transport_socket=tls.mutual(config, "", ()),
+    )
+    found = [black_hole, identity]
+    if intercepted:
+        options = _http_options(Protocol.AUTO, ConnectionPool(), http2=False)
+        outward = _original_destination(config, names.PASSTHROUGH, source="", options=options)
+        inward = _original_destination(config, names.INBOUND_PASSTHROUGH, options=options)
+        found += outward, inward
+    return tuple(map(resource, found))

@@ -1,0 +1,75 @@
+"""Pieces of Envoy configuration that several resource types use."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from envoy_data_plane.envoy.config.core.v3 import (
+    Address,
+    AggregatedConfigSource,
+    ApiConfigSource,
+    ApiConfigSourceApiType,
+    ApiVersion,
+    ConfigSource,
+    GrpcService,
+    GrpcServiceGoogleGrpc,
+    SocketAddress,
+)
+from envoy_data_plane.envoy.config.endpoint.v3 import (
+    ClusterLoadAssignment,
+    Endpoint,
+    LbEndpoint,
+    LocalityLbEndpoints,
+)
+from envoy_data_plane.google.protobuf import Struct, Value
+
+from xds.mesh.model.objects import MeshConfig
+
+HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+"""The key of a cluster's HTTP settings."""
+
+
+def address(host: str, port: int) -> Address:
+    """Return a TCP address."""
+    return Address(socket_address=SocketAddress(address=host, port_value=port))
+
+
+def ads() -> ConfigSource:
+    """Return the config source that asks on the aggregated stream."""
+    return ConfigSource(ads=AggregatedConfigSource(), resource_api_version=ApiVersion.V3)
+
+
+def secrets(config: MeshConfig) -> ConfigSource:
+    """Return where sidecars get certificates and roots: the aggregated stream, or the mesh's socket.
+
+    The socket is in what the control plane serves, not in the bootstrap: Google's gRPC, unlike Envoy's own, needs no cluster for
+    it. State of the world: SPIRE's agent knows no other.
+    """
+    if not config.sds_socket:
+        return ads()
+    socket = GrpcServiceGoogleGrpc(target_uri=f"unix:{config.sds_socket}", stat_prefix="sds")
+    api = ApiConfigSource(
+        api_type=ApiConfigSourceApiType.GRPC,
+        transport_api_version=ApiVersion.V3,
+        grpc_services=[GrpcService(google_grpc=socket)],
+        set_node_on_first_message_only=True,
+    )
+    return ConfigSource(api_config_source=api, resource_api_version=ApiVersion.V3)
+
+
+def one_endpoint(cluster: str, host: str, port: int) -> ClusterLoadAssignment:
+    """Return the assignment of a cluster that leads to one address."""
+    endpoint = LbEndpoint(endpoint=Endpoint(address=address(host, port)))
+    return ClusterLoadAssignment(
+        cluster_name=cluster, endpoints=[LocalityLbEndpoints(lb_endpoints=[endpoint])]
+    )
+
+
+def seconds(value: float | None) -> timedelta | None:
+    """Return a duration, or None for one that was not said."""
+    return None if value is None else timedelta(seconds=value)
+
+
+def strings(**values: str) -> Struct:
+    """Return a Struct of strings."""
+    return Struct(fields={key: Value(string_value=value) for key, value in values.items()})

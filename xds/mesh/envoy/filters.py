@@ -1,0 +1,196 @@
+"""Network and listener filters: what a connection is taken for, and who handles it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import timedelta
+from functools import lru_cache
+
+from envoy_data_plane.envoy.config.common.mutation_rules.v3 import HeaderMutation, HeaderMutationRemoveOnMatch
+from envoy_data_plane.envoy.config.core.v3 import DataSource, Http1ProtocolOptions, SubstitutionFormatString
+from envoy_data_plane.envoy.config.listener.v3 import Filter, FilterChain, FilterChainMatch, ListenerFilter
+from envoy_data_plane.envoy.config.route.v3 import HeaderMatcher, RouteConfiguration, VirtualHost
+from envoy_data_plane.envoy.extensions.filters.common.set_filter_state.v3 import (
+    FilterStateValue,
+    FilterStateValueSharedWithUpstream,
+)
+from envoy_data_plane.envoy.extensions.filters.http.header_mutation.v3 import (
+    HeaderMutation as HeaderMutationFilter,
+)
+from envoy_data_plane.envoy.extensions.filters.http.header_mutation.v3 import Mutations
+from envoy_data_plane.envoy.extensions.filters.http.health_check.v3 import HealthCheck
+from envoy_data_plane.envoy.extensions.filters.http.router.v3 import Router
+from envoy_data_plane.envoy.extensions.filters.http.set_filter_state.v3 import Config as SetFilterState
+from envoy_data_plane.envoy.extensions.filters.listener.http_inspector.v3 import HttpInspector
+from envoy_data_plane.envoy.extensions.filters.listener.original_dst.v3 import OriginalDst
+from envoy_data_plane.envoy.extensions.filters.listener.tls_inspector.v3 import TlsInspector
+from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v3 import (
+    HttpConnectionManager,
+    HttpConnectionManagerCodecType,
+    HttpConnectionManagerForwardClientCertDetails,
+    HttpConnectionManagerServerHeaderTransformation,
+    HttpConnectionManagerSetCurrentClientCertDetails,
+    HttpConnectionManagerUpgradeConfig,
+    HttpFilter,
+    Rds,
+)
+from envoy_data_plane.envoy.extensions.filters.network.tcp_proxy.v3 import TcpProxy
+from envoy_data_plane.envoy.type.matcher.v3 import RegexMatcher, StringMatcher
+from envoy_data_plane.envoy.type.v3 import Percent
+
+from xds.codec import pack
+from xds.mesh.envoy.common import ads, seconds
+from xds.mesh.envoy.names import BLACK_HOLE
+from xds.mesh.model.traffic import NO_LIMITS, TcpLimits
+
+_HCM = "envoy.filters.network.http_connection_manager"
+_SET_FILTER_STATE = "envoy.filters.http.set_filter_state"
+
+_PEER_ALIASES = (
+    "x[^a-z0-9-]forwarded[^a-z0-9]client[^a-z0-9]cert"
+    "|x-forwarded[^a-z0-9-]client[^a-z0-9]cert"
+    "|x-forwarded-client[^a-z0-9-]cert"
+)
+"""Names that differ from x-forwarded-client-cert in their separators only. Envoy has lower-cased them, and matches in full."""
+
+
+@lru_cache(maxsize=1)
+def original_dst() -> ListenerFilter:
+    """Return the listener filter that finds out where an intercepted connection was going."""
+    return ListenerFilter(name="envoy.filters.listener.original_dst", typed_config=pack(OriginalDst()))
+
+
+@lru_cache(maxsize=1)
+def tls_inspector() -> ListenerFilter:
+    """Return the listener filter that tells TLS, and the protocols it offers, from anything else."""
+    return ListenerFilter(name="envoy.filters.listener.tls_inspector", typed_config=pack(TlsInspector()))
+
+
+@lru_cache(maxsize=1)
+def http_inspector() -> ListenerFilter:
+    """Return the listener filter that tells HTTP/1 and HTTP/2 from anything else."""
+    return ListenerFilter(name="envoy.filters.listener.http_inspector", typed_config=pack(HttpInspector()))
+
+
+@lru_cache(maxsize=8192)
+def tcp(cluster: str, limits: TcpLimits = NO_LIMITS) -> Filter:
+    """Return the filter that passes a connection's bytes on to a cluster."""
+    proxy = TcpProxy(
+        stat_prefix=cluster,
+        cluster=cluster,
+        idle_timeout=seconds(limits.idle_timeout),
+        max_downstream_connection_duration=seconds(limits.max_duration),
+    )
+    return Filter(name="envoy.filters.network.tcp_proxy", typed_config=pack(proxy))
+
+
+def closed(ports: Iterable[int]) -> list[FilterChain]:
+    """Return the chains that close connections to some ports."""
+    return [
+        FilterChain(
+            name=f"{BLACK_HOLE}-{port}",
+            filter_chain_match=FilterChainMatch(destination_port=port),
+            filters=[tcp(BLACK_HOLE)],
+        )
+        for port in ports
+    ]
+
+
+@lru_cache(maxsize=8)
+def alpn_filter(*protocols: str) -> HttpFilter:
+    """Return the HTTP filter that has the request's upstream connection offer these protocols in TLS; none: leaves it alone.
+
+    Stands in for Istio's own `istio.alpn`, which stock Envoy lacks: a server can so tell HTTP from TCP inside TLS.
+    """
+    values = [
+        FilterStateValue(
+            object_key="envoy.network.application_protocols",
+            format_string=SubstitutionFormatString(
+                text_format_source=DataSource(inline_string=",".join(protocols))
+            ),
+            shared_with_upstream=FilterStateValueSharedWithUpstream.ONCE,
+        )
+    ]
+    config = SetFilterState(on_request_headers=values if protocols else [])
+    return HttpFilter(name=_SET_FILTER_STATE, typed_config=pack(config))
+
+
+def healthy(cluster: str, path: str) -> HttpFilter:
+    """Return the HTTP filter that answers a path: 200 if all of a cluster's endpoints pass its active health check, else 503."""
+    asked = HeaderMatcher(name=":path", string_match=StringMatcher(exact=path))
+    check = HealthCheck(
+        pass_through_mode=False,
+        headers=[asked],
+        cluster_min_healthy_percentages={cluster: Percent(value=100.0)},
+    )
+    return HttpFilter(name="envoy.filters.http.health_check", typed_config=pack(check))
+
+
+@lru_cache(maxsize=1)
+def _without_peer_aliases() -> HttpFilter:
+    # CGI and WSGI turn "-" into "_", and some servers every other character too: the application could not tell
+    # x_forwarded_client_cert, which Envoy passes on, from the header that Envoy sets.
+    aliases = StringMatcher(safe_regex=RegexMatcher(regex=_PEER_ALIASES))
+    removal = HeaderMutation(remove_on_match=HeaderMutationRemoveOnMatch(key_matcher=aliases))
+    config = HeaderMutationFilter(mutations=Mutations(request_mutations=[removal]))
+    return HttpFilter(name="envoy.filters.http.header_mutation", typed_config=pack(config))
+
+
+@lru_cache(maxsize=1)
+def _router() -> HttpFilter:
+    return HttpFilter(name="envoy.filters.http.router", typed_config=pack(Router()))
+
+
+def _manager(stat_prefix: str, *, upgrades: Iterable[str] = ("websocket",)) -> HttpConnectionManager:
+    return HttpConnectionManager(
+        stat_prefix=stat_prefix,
+        # A sidecar is not the application: it bounds nothing, and does not sign in its name.
+        stream_idle_timeout=timedelta(0),
+        server_header_transformation=HttpConnectionManagerServerHeaderTransformation.PASS_THROUGH,
+        # Clients that an application without a sidecar would have served.
+        http_protocol_options=Http1ProtocolOptions(accept_http_10=True),
+        upgrade_configs=[HttpConnectionManagerUpgradeConfig(upgrade_type=name) for name in upgrades],
+        normalize_path=True,
+    )
+
+
+def http_by_rds(route_config: str, *, proxy: bool = False) -> Filter:
+    """Return the filter for outbound HTTP whose routes come by RDS; `proxy`: applications use it as their HTTP proxy."""
+    manager = _manager(
+        f"outbound_{route_config}", upgrades=("websocket", "CONNECT") if proxy else ("websocket",)
+    )
+    manager.rds = Rds(config_source=ads(), route_config_name=route_config)
+    manager.http_filters = [alpn_filter(), _router()] if proxy else [_router()]
+    if proxy:
+        manager.codec_type = HttpConnectionManagerCodecType.HTTP1
+    return Filter(name=_HCM, typed_config=pack(manager))
+
+
+def http_to(
+    stat_prefix: str,
+    virtual_hosts: Iterable[VirtualHost],
+    *,
+    alpn: str = "",
+    first: Iterable[HttpFilter] = (),
+) -> Filter:
+    """Return the filter for HTTP to fixed virtual hosts; `alpn`: what upstream TLS says; `first`: who sees a request before."""
+    manager = _manager(stat_prefix)
+    manager.route_config = RouteConfiguration(
+        name=stat_prefix, virtual_hosts=list(virtual_hosts), validate_clusters=False
+    )
+    manager.http_filters = [*first, *([alpn_filter(alpn)] if alpn else []), _router()]
+    return Filter(name=_HCM, typed_config=pack(manager))
+
+
+def http_from_peer(stat_prefix: str, virtual_host: VirtualHost) -> Filter:
+    """Return the filter for inbound HTTP: the application learns who the peer is, and only that (ADR 0004)."""
+    manager = _manager(stat_prefix)
+    manager.route_config = RouteConfiguration(
+        name=stat_prefix, virtual_hosts=[virtual_host], validate_clusters=False
+    )
+    manager.http_filters = [_without_peer_aliases(), _router()]
+    manager.forward_client_cert_details = HttpConnectionManagerForwardClientCertDetails.SANITIZE_SET
+    manager.set_current_client_cert_details = HttpConnectionManagerSetCurrentClientCertDetails(
+        subject=True, uri=True
+    )
+    return Filter(name=_HCM, typed_config=pack(manager))

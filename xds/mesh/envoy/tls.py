@@ -1,0 +1,145 @@
+"""TLS contexts: the mesh's mutual TLS on both sides, and what a DestinationRule spells out."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from envoy_data_plane.envoy.config.core.v3 import DataSource, TransportSocket
+from envoy_data_plane.envoy.extensions.transport_sockets.raw_buffer.v3 import RawBuffer
+from envoy_data_plane.envoy.extensions.transport_sockets.tls.v3 import (
+    CertificateValidationContext,
+    CommonTlsContext,
+    CommonTlsContextCombinedCertificateValidationContext,
+    DownstreamTlsContext,
+    SdsSecretConfig,
+    SubjectAltNameMatcher,
+    SubjectAltNameMatcherSanType,
+    TlsCertificate,
+    TlsParameters,
+    TlsParametersTlsProtocol,
+    UpstreamTlsContext,
+)
+from envoy_data_plane.envoy.type.matcher.v3 import StringMatcher
+
+from xds.codec import pack
+from xds.mesh.envoy.common import secrets
+from xds.mesh.identity import CERTIFICATE, ROOTS
+from xds.mesh.model.objects import MeshConfig
+from xds.mesh.model.traffic import ClientTls, TlsMode
+
+MESH_ALPN = ("istio",)
+"""What a client says in TLS to be recognised as one of the mesh."""
+HTTP_ALPN = ("istio-http/1.0", "istio-http/1.1", "istio-h2")
+"""What it says instead where the port's protocol is undeclared and the connection turned out to carry HTTP."""
+TCP_ALPN = ("istio-peer-exchange", *MESH_ALPN)
+"""What Istio's own sidecars say where the connection carries anything."""
+
+SYSTEM_ROOTS = "/etc/ssl/certs/ca-certificates.crt"
+"""Where Debian, Ubuntu, Alpine and Envoy's own images keep the system's roots. Envoy itself cannot be told to use those: it passes
+over `system_root_certs`, and verifies nothing."""
+
+_TLS = "envoy.transport_sockets.tls"
+
+
+def raw_buffer() -> TransportSocket:
+    """Return the socket that adds nothing."""
+    return TransportSocket(name="envoy.transport_sockets.raw_buffer", typed_config=pack(RawBuffer()))
+
+
+@lru_cache(maxsize=1)
+def unverified() -> TransportSocket:
+    """Return a client's socket that encrypts, and takes any server's certificate."""
+    return TransportSocket(name=_TLS, typed_config=pack(UpstreamTlsContext()))
+
+
+def uri(*, exact: str = "", prefix: str = "") -> SubjectAltNameMatcher:
+    """Return a matcher for the SPIFFE id in a certificate."""
+    matcher = StringMatcher(exact=exact) if exact else StringMatcher(prefix=prefix)
+    return SubjectAltNameMatcher(san_type=SubjectAltNameMatcherSanType.URI, matcher=matcher)
+
+
+def _trust_domains(config: MeshConfig) -> list[SubjectAltNameMatcher]:
+    return [uri(prefix=f"spiffe://{domain}/") for domain in config.trust_domains]
+
+
+def _mesh_context(
+    config: MeshConfig, peers: list[SubjectAltNameMatcher], alpn: tuple[str, ...]
+) -> CommonTlsContext:
+    minimum = getattr(TlsParametersTlsProtocol, config.min_tls_version.replace("TLSV", "TLSv"))
+    source = secrets(config)
+    return CommonTlsContext(
+        tls_params=TlsParameters(
+            tls_minimum_protocol_version=minimum,
+            tls_maximum_protocol_version=TlsParametersTlsProtocol.TLSv1_3,
+        ),
+        tls_certificate_sds_secret_configs=[SdsSecretConfig(name=CERTIFICATE, sds_config=source)],
+        combined_validation_context=CommonTlsContextCombinedCertificateValidationContext(
+            default_validation_context=CertificateValidationContext(match_typed_subject_alt_names=peers),
+            validation_context_sds_secret_config=SdsSecretConfig(name=ROOTS, sds_config=source),
+        ),
+        alpn_protocols=list(alpn),
+    )
+
+
+@lru_cache(maxsize=4096)
+def mutual(
+    config: MeshConfig, sni: str, identities: tuple[str, ...], *, http2: bool = False
+) -> TransportSocket:
+    """Return a client's mutual TLS socket that accepts these identities (none known: any of the trust domains)."""
+    peers = [uri(exact=identity) for identity in identities] or _trust_domains(config)
+    alpn = (*MESH_ALPN, "h2") if http2 else MESH_ALPN
+    context = UpstreamTlsContext(common_tls_context=_mesh_context(config, peers, alpn), sni=sni)
+    return TransportSocket(name=_TLS, typed_config=pack(context))
+
+
+def explicit(
+    config: MeshConfig, tls: ClientTls, sni: str, identities: tuple[str, ...], *, http2: bool = False
+) -> TransportSocket | None:
+    """Return the socket for what a DestinationRule says; None for DISABLE."""
+    match tls.mode:
+        case TlsMode.DISABLE:
+            return None
+        case TlsMode.ISTIO_MUTUAL:
+            return mutual(config, tls.sni or sni, tls.subject_alt_names or identities, http2=http2)
+    validation = None
+    if not tls.insecure_skip_verify:
+        validation = CertificateValidationContext(
+            trusted_ca=DataSource(filename=tls.ca_certificates or SYSTEM_ROOTS),
+            match_typed_subject_alt_names=[
+                SubjectAltNameMatcher(san_type=kind, matcher=StringMatcher(exact=name))
+                for name in tls.subject_alt_names
+                for kind in (SubjectAltNameMatcherSanType.DNS, SubjectAltNameMatcherSanType.URI)
+            ],
+        )
+    certificates = []
+    if tls.mode is TlsMode.MUTUAL:
+        certificates.append(
+            TlsCertificate(
+                certificate_chain=DataSource(filename=tls.certificate),
+                private_key=DataSource(filename=tls.private_key),
+            )
+        )
+    context = UpstreamTlsContext(
+        common_tls_context=CommonTlsContext(
+            tls_params=TlsParameters(tls_maximum_protocol_version=TlsParametersTlsProtocol.TLSv1_3),
+            tls_certificates=certificates,
+            validation_context=validation,
+            alpn_protocols=["h2"] if http2 else [],
+        ),
+        sni=tls.sni,
+        # Without a name of its own, the server is asked for, and must prove, the name that the request is for.
+        auto_host_sni=not tls.sni,
+        auto_sni_san_validation=not (tls.sni or tls.subject_alt_names or tls.insecure_skip_verify),
+    )
+    return TransportSocket(name=_TLS, typed_config=pack(context))
+
+
+@lru_cache(maxsize=16)
+def server(config: MeshConfig, *, http: bool) -> TransportSocket:
+    """Return a server's socket: it requires a certificate of the trust domain, and offers no mesh ALPN of its own."""
+    alpn = ("h2", "http/1.1") if http else ()
+    context = DownstreamTlsContext(
+        common_tls_context=_mesh_context(config, _trust_domains(config), alpn),
+        require_client_certificate=True,
+    )
+    return TransportSocket(name=_TLS, typed_config=pack(context))

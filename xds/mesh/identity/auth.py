@@ -1,0 +1,138 @@
+"""Who makes a call: by the certificate that TLS has verified, or by a token that we signed or somebody else can judge.
+
+What these prove is said in `xds.mesh.identity.claims`; here they are taken from a call, and what is wrong becomes its status.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Collection
+from datetime import UTC, datetime
+from typing import TypeAlias
+
+import grpc
+import grpc.aio
+import structlog
+
+from xds.mesh.identity import claims
+from xds.mesh.identity.claims import Caller, Identity, NotProvenError, TooManyError, UndecidedError
+from xds.mesh.identity.tokens import TokenKey
+from xds.server import Refused, is_encrypted
+from xds.server.budget import Budget
+
+log = structlog.get_logger(__name__)
+
+Judge: TypeAlias = Callable[[str, str], Awaitable[Caller]]
+"""Says whose a token is that a peer (in gRPC's form) shows, or raises NotProvenError or UndecidedError."""
+
+_BEARER = "bearer "
+_MOST_TOLD = 1024
+_REFUSALS_LOGGED = (20, 1)
+"""Lines of the log about callers that were refused: at once, and per second. An attacker has many addresses and many bad tokens."""
+
+
+def own_signature(key: TokenKey, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> Judge:
+    """Judge tokens that were signed with our own key."""
+
+    async def judge(token: str, _peer: str) -> Caller:
+        return key.prove(token, now())
+
+    return judge
+
+
+class Authentication:
+    """Finds out who makes a call, for XdsServer(authenticate=...): None for one in plaintext, which proves nothing.
+
+    Refused: nobody by UNAUTHENTICATED; UNAVAILABLE or RESOURCE_EXHAUSTED: it cannot be told now.
+    """
+
+    def __init__(
+        self,
+        trust_domains: Callable[[], Collection[str]],
+        judge: Judge | None = None,
+        *,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._trust_domains = trust_domains
+        self._judge = judge
+        self._now = now
+        self._told: OrderedDict[tuple[str, str], None] = OrderedDict()
+        """Who was refused why, so that who comes again and again does not fill the log."""
+        self._budget = Budget(*_REFUSALS_LOGGED)
+        self._left_out = 0
+
+    async def __call__(self, context: grpc.aio.ServicerContext) -> Caller | None:
+        """Return who calls."""
+        if not is_encrypted(context):
+            return None
+        try:
+            return await self._prove(context)
+        except NotProvenError as error:
+            raise self._refused(context, grpc.StatusCode.UNAUTHENTICATED, str(error)) from None
+        except TooManyError as error:
+            raise self._refused(context, grpc.StatusCode.RESOURCE_EXHAUSTED, str(error)) from None
+        except UndecidedError as error:
+            raise self._refused(context, grpc.StatusCode.UNAVAILABLE, str(error)) from None
+
+    async def _prove(self, context: grpc.aio.ServicerContext) -> Caller:
+        if certificate := context.auth_context().get("x509_pem_cert"):
+            return claims.from_certificate(certificate[0], self._trust_domains(), self._now())
+        token = _bearer(context)
+        if not token:
+            raise NotProvenError(
+                "no credential: send a token as 'authorization: Bearer TOKEN', or show a client certificate where one "
+                "is asked for"
+            )
+        if self._judge is None:
+            raise NotProvenError(
+                "no tokens are taken here: show a client certificate, where one is asked for"
+            )
+        return await self._judge(token, context.peer())
+
+    def _refused(self, context: grpc.aio.ServicerContext, code: grpc.StatusCode, why: str) -> Refused:
+        key = (context.peer().rpartition(":")[0], why)
+        is_known = key in self._told
+        self._told[key] = None
+        if len(self._told) > _MOST_TOLD:
+            self._told.popitem(last=False)
+        if is_known:
+            log.debug("caller refused", peer=context.peer(), code=code.name, reason=why)
+        elif self._budget.take(asyncio.get_running_loop().time()):
+            left_out = {"left_out": self._left_out} if self._left_out else {}
+            log.warning("caller refused", peer=context.peer(), code=code.name, reason=why, **left_out)
+            self._left_out = 0
+        else:
+            self._left_out += 1
+        return Refused(code, why)
+
+
+def _bearer(context: grpc.aio.ServicerContext) -> str:
+    for key, value in context.invocation_metadata() or ():
+        if key == "authorization" and isinstance(value, str) and value[: len(_BEARER)].lower() == _BEARER:
+            return value[len(_BEARER) :].strip()
+    return ""
+
+
+class Admins:
+    """Lets those look that are named, for Introspection(admit=...). Refused: PERMISSION_DENIED to all others."""
+
+    def __init__(
+        self,
+        authentication: Authentication,
+        identities: Collection[Identity],
+        trust_domains: Callable[[], Collection[str]],
+    ) -> None:
+        self._authentication = authentication
+        self._identities = identities
+        self._trust_domains = trust_domains
+
+    async def __call__(self, context: grpc.aio.ServicerContext) -> None:
+        """Return if the caller may look."""
+        caller = await self._authentication(context)
+        domains = self._trust_domains()
+        if caller is None or not any(each.is_of(caller, domains) for each in self._identities):
+            raise Refused(
+                grpc.StatusCode.PERMISSION_DENIED,
+                f"{caller or 'nobody'} may not look at this: only those named by --admin-identity may",
+            )

@@ -1,0 +1,119 @@
+"""Certificates that somebody else made: read, found fit to sign with, and put in a row up to the root."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+
+from xds.mesh.identity.keys import KINDS, IdentityError, is_usable
+
+
+def read(pem: bytes) -> tuple[x509.Certificate, ...]:
+    """Read certificates in PEM form, with or without text between them; IdentityError: there is none, or a broken one."""
+    try:
+        return tuple(x509.load_pem_x509_certificates(pem))
+    except ValueError:
+        raise IdentityError("this is no certificate in PEM form") from None
+
+
+def to_pem(certificates: Iterable[x509.Certificate]) -> bytes:
+    """Return certificates in PEM form, one after the other."""
+    return b"".join(each.public_bytes(serialization.Encoding.PEM) for each in certificates)
+
+
+def bundle(pems: Iterable[bytes]) -> bytes:
+    """Return the certificates of several PEM texts as one, each once. IdentityError: as `read`."""
+    return to_pem(dict.fromkeys(certificate for pem in pems for certificate in read(pem)))
+
+
+def subject(certificate: x509.Certificate) -> str:
+    """Name a certificate for a message."""
+    return certificate.subject.rfc4514_string() or f"with serial number {certificate.serial_number:x}"
+
+
+def require_valid(certificate: x509.Certificate, now: datetime, which: str = "the certificate") -> None:
+    """Raise IdentityError for a certificate that has expired, or is not valid yet."""
+    if now >= certificate.not_valid_after_utc:
+        raise IdentityError(f"{which} expired at {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC")
+    if now < certificate.not_valid_before_utc:
+        raise IdentityError(
+            f"{which} is not valid before {certificate.not_valid_before_utc:%Y-%m-%d %H:%M} UTC"
+        )
+
+
+def require_root(certificate: x509.Certificate, which: str = "the certificate") -> None:
+    """Raise IdentityError for a certificate that is none of a CA, or is not signed with its own key."""
+    require_ca(certificate, which)
+    if not _signed(certificate, certificate):
+        raise IdentityError(f"{which} is not a root: it is not signed with its own key")
+
+
+def require_ca(certificate: x509.Certificate, which: str = "the certificate") -> None:
+    """Raise IdentityError for a certificate with which none may be signed."""
+    try:
+        public = certificate.public_key()
+        extensions = certificate.extensions
+    except (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension):
+        raise IdentityError(f"{which} is malformed") from None
+    if not is_usable(public):
+        raise IdentityError(f"{which}'s key is of another kind than {KINDS}")
+    try:
+        is_ca = extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+        signs = extensions.get_extension_for_class(x509.KeyUsage).value.key_cert_sign
+    except x509.ExtensionNotFound:
+        raise IdentityError(f"{which} is not a CA's: it lacks basicConstraints or keyUsage") from None
+    if not is_ca:
+        raise IdentityError(f"{which} is not a CA's: its basicConstraints say CA:FALSE")
+    if not signs:
+        raise IdentityError(f"{which} is not a CA's: its keyUsage lacks keyCertSign")
+
+
+def path(
+    certificate: x509.Certificate,
+    between: Iterable[x509.Certificate],
+    roots: Iterable[x509.Certificate],
+    now: datetime,
+) -> tuple[x509.Certificate, ...]:
+    """Return what is above an intermediate, its signer first and the root last.
+
+    Certificates of `between` that are not needed are passed over. IdentityError: no root is reached, or what is on the way is
+    not fit (RFC 5280 section 6.1.4, as far as it concerns CAs).
+    """
+    found: list[x509.Certificate] = []
+    last, left, roots = certificate, list(between), tuple(roots)
+    while not (found and found[-1] in roots):
+        signer = next((each for each in (*roots, *left) if each != last and _signed(last, each)), None)
+        if signer is None:
+            raise IdentityError(
+                f"the chain does not lead to the root: nothing there has signed the certificate {subject(last)}"
+            )
+        which = f"the certificate {subject(signer)}"
+        (require_root if signer in roots else require_ca)(signer, which)
+        require_valid(signer, now, which)
+        below = 1 + len(found)
+        allowed = path_length(signer)
+        if allowed is not None and allowed < below:
+            raise IdentityError(
+                f"{which} allows {allowed} CA certificates below it (pathlen), and there are {below}"
+            )
+        found.append(signer)
+        left = [each for each in left if each != signer]
+        last = signer
+    return tuple(found)
+
+
+def path_length(certificate: x509.Certificate) -> int | None:
+    """Return how many CAs' certificates there may be below a CA's; None: any number."""
+    return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.path_length
+
+
+def _signed(certificate: x509.Certificate, signer: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(signer)
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+        return False
+    return True

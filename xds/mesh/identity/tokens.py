@@ -1,0 +1,117 @@
+"""Tokens that we sign ourselves, for sidecars whose pods no Kubernetes gives any.
+
+They are JSON Web Tokens (RFC 7519) with the claims of a projected service account token, signed by HMAC with SHA-256 (HS256): who
+issues and who judges them read one directory, so that a public half would be of use to nobody.
+"""
+
+from __future__ import annotations
+
+import base64
+import hmac
+import json
+import secrets
+from datetime import datetime, timedelta
+from typing import Any, NoReturn
+
+from xds.mesh.identity import AUDIENCE, claims
+from xds.mesh.identity.claims import SKEW, Caller, How, NotProvenError
+from xds.mesh.identity.keys import IdentityError
+
+LIFETIME = timedelta(hours=1)
+"""Of a token, unless told otherwise: what the kubelet asks for, too."""
+
+_ISSUER = "xds"
+_BYTES = 32
+
+
+class TokenKey:
+    """The key that signs tokens. It leaves only through `to_text`, whose result must not be logged."""
+
+    __slots__ = ("_key",)
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+
+    @classmethod
+    def generate(cls) -> TokenKey:
+        """Make a fresh one."""
+        return cls(secrets.token_bytes(_BYTES))
+
+    @classmethod
+    def from_text(cls, text: bytes) -> TokenKey:
+        """Read one that `to_text` wrote. IdentityError: it is none; the text is not quoted."""
+        try:
+            key = bytes.fromhex(text.decode())
+        except ValueError:
+            key = b""
+        if len(key) != _BYTES:
+            raise IdentityError(f"this is no key for tokens ({2 * _BYTES} hexadecimal digits)")
+        return cls(key)
+
+    def to_text(self) -> bytes:
+        """Return the key itself."""
+        return self._key.hex().encode() + b"\n"
+
+    def issue(self, whom: Caller, now: datetime, lifetime: timedelta = LIFETIME) -> str:
+        """Return a token by which somebody proves to be this caller, until its lifetime is over."""
+        issued = int(now.timestamp())
+        pod = {"name": whom.pod} | ({"uid": whom.pod_uid} if whom.pod_uid else {})
+        said = {
+            "iss": _ISSUER,
+            "aud": [AUDIENCE],
+            "sub": claims.user(whom.namespace, whom.service_account),
+            "iat": issued,
+            "nbf": issued,
+            "exp": int((now + lifetime).timestamp()),
+            "kubernetes.io": {
+                "namespace": whom.namespace,
+                "serviceaccount": {"name": whom.service_account},
+                **({"pod": pod} if whom.pod else {}),
+            },
+        }
+        signed = ".".join(map(_part, ({"alg": "HS256", "typ": "JWT"}, said)))
+        return f"{signed}.{self._signature(signed)}"
+
+    def prove(self, token: str, now: datetime) -> Caller:
+        """Return who shows a token. NotProvenError: we did not sign it, or it is not good now."""
+        said = claims.said_by(token)
+        signed, _, signature = token.rpartition(".")
+        # What the token says of its algorithm is not asked: there is one, and our signature is under that, too.
+        if not hmac.compare_digest(signature.encode(), self._signature(signed).encode()):
+            raise NotProvenError(
+                "the token is not signed with the key of this control plane: it is forged, or was made with another --state-dir"
+            )
+        claims.end_of_token(token, now, skew=timedelta())
+        if said["nbf"] > (now + SKEW).timestamp():
+            raise NotProvenError("the token is not valid yet: the clock of who made it is ahead of ours")
+        namespace, account = claims.account(said["sub"])
+        pod = said["kubernetes.io"].get("pod", {})
+        return Caller(
+            namespace=namespace,
+            service_account=account,
+            pod=pod.get("name", ""),
+            pod_uid=pod.get("uid", ""),
+            how=How.TOKEN,
+        )
+
+    def _signature(self, signed: str) -> str:
+        return _base64(hmac.digest(self._key, signed.encode(), "sha256"))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TokenKey) and hmac.compare_digest(self._key, other._key)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return "<TokenKey: hidden>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a key is neither copied nor pickled")
+
+
+def _part(value: Any) -> str:
+    return _base64(json.dumps(value, separators=(",", ":")).encode())
+
+
+def _base64(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).decode().rstrip("=")

@@ -1,0 +1,200 @@
+"""What is added to a pod: two containers, and the volumes that they read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+from xds.mesh.identity import AUDIENCE, ROOT_CONFIG_MAP
+from xds.mesh.inject.choice import INIT, PROXY
+from xds.mesh.inject.settings import Settings
+from xds.mesh.model.objects import APP_ADDRESS, HEALTH_PORT, METRICS_PORT, Interception
+from xds.mesh.sidecar import settings as variables
+from xds.mesh.sidecar.settings import PROXY_ID, READY_PATH
+
+Json: TypeAlias = dict[str, Any]
+
+PROXY_GROUP = 13371
+"""The group that an injected sidecar runs as. `xds init` lets pass what has the sidecar's user *and* group, and nobody can see from
+a pod which user its image names: so this is a group that no image has by chance, unlike 1337, which images made for meshes have."""
+
+TOKEN_LIFETIME = 43200
+"""Seconds, as Istio's; kubelet renews the token after four fifths of it."""
+
+_FILES = {
+    "xds-token": variables.TOKEN_FILE,
+    "xds-root": variables.ROOT_FILE,
+    "xds-podinfo": variables.LABELS_FILE,
+}
+"""What is mounted where the sidecar looks for it by default."""
+
+_DOWNWARD = {
+    variables.POD_NAME: "metadata.name",
+    variables.POD_NAMESPACE: "metadata.namespace",
+    variables.INSTANCE_IP: "status.podIP",
+    variables.SERVICE_ACCOUNT: "spec.serviceAccountName",
+}
+_RESOURCES = {
+    "requests": {"cpu": "100m", "memory": "128Mi"},
+    "limits": {"cpu": "2", "memory": "1Gi"},
+}
+"""Istio's defaults. Annotations change the sidecar's."""
+RESOURCE_ANNOTATIONS = {
+    "sidecar.istio.io/proxyCPU": ("requests", "cpu"),
+    "sidecar.istio.io/proxyMemory": ("requests", "memory"),
+    "sidecar.istio.io/proxyCPULimit": ("limits", "cpu"),
+    "sidecar.istio.io/proxyMemoryLimit": ("limits", "memory"),
+}
+LOG_LEVEL = "sidecar.istio.io/logLevel"
+PROXY_IMAGE = "sidecar.istio.io/proxyImage"
+
+
+def init_container(settings: Settings, arguments: list[str]) -> Json:
+    """Return the container that sets up interception and ends."""
+    return _container(INIT, settings, settings.image, ["init", *arguments]) | {
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "privileged": False,
+            "capabilities": {"add": ["NET_ADMIN", "NET_RAW"], "drop": ["ALL"]},
+            "readOnlyRootFilesystem": False,  # iptables locks a file under /run
+            "runAsNonRoot": False,
+            "runAsUser": 0,
+            "runAsGroup": 0,
+        },
+        "resources": {
+            "requests": {"cpu": "10m", "memory": "64Mi"},
+            "limits": {"cpu": "2", "memory": "1Gi"},
+        },
+    }
+
+
+def proxy_container(
+    settings: Settings,
+    annotations: Mapping[str, str],
+    probes: Mapping[str, Json],
+    *,
+    native: bool,
+    mode: Interception,
+    grace: int | None,
+) -> Json:
+    """Return the container of the sidecar.
+
+    Args:
+        settings: how it is to be.
+        annotations: the pod's.
+        probes: the application's own, by the path that kubelet asks.
+        native: a restartable init container.
+        mode: of interception.
+        grace: the pod's terminationGracePeriodSeconds.
+    """
+    ready = {"httpGet": {"path": READY_PATH, "port": HEALTH_PORT}, "timeoutSeconds": 3}
+    environment = _environment(settings, annotations, probes, mode, grace)
+    container = _container(PROXY, settings, annotations.get(PROXY_IMAGE) or settings.image, ["proxy"])
+    if native:
+        container["restartPolicy"] = "Always"
+    return container | {
+        "env": [
+            *(
+                {"name": variable.name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
+                for variable, path in _DOWNWARD.items()
+            ),
+            *({"name": variable.name, "value": value} for variable, value in environment.items()),
+        ],
+        "ports": [
+            {"containerPort": METRICS_PORT, "name": "http-envoy-prom", "protocol": "TCP"},
+            {"containerPort": HEALTH_PORT, "name": "http-envoy-live", "protocol": "TCP"},
+        ],
+        "lifecycle": {"preStop": {"exec": {"command": ["xds", "proxy", "--drain"]}}},
+        # What comes after a native sidecar starts once this has passed: the application finds a mesh that works.
+        "startupProbe": ready | {"periodSeconds": 1, "failureThreshold": 600},
+        "readinessProbe": ready | {"periodSeconds": 15, "failureThreshold": 4},
+        "resources": _resources(annotations),
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "privileged": False,
+            "capabilities": {"drop": ["ALL"]},
+            "readOnlyRootFilesystem": True,
+            "runAsNonRoot": True,
+            "runAsUser": PROXY_ID,
+            "runAsGroup": PROXY_GROUP,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "volumeMounts": [
+            *(
+                {"name": name, "mountPath": str(variable.default).rpartition("/")[0], "readOnly": True}
+                for name, variable in _FILES.items()
+            ),
+            *([{"name": "xds-sds", "mountPath": _sds(settings), "readOnly": True}] if settings.sds else []),
+        ],
+    }
+
+
+def volumes(settings: Settings) -> list[Json]:
+    """Return what the sidecar mounts.
+
+    No fsGroup goes with the token: kubelet lets everybody in the pod read it unless the pod has one, and with a pod's own
+    fsGroup its group may; one of ours would change the owner of the application's volumes.
+    """
+    token = {"path": "xds-token", "audience": AUDIENCE, "expirationSeconds": TOKEN_LIFETIME}
+    return [
+        {"name": "xds-token", "projected": {"sources": [{"serviceAccountToken": token}]}},
+        {"name": "xds-root", "configMap": {"name": ROOT_CONFIG_MAP}},
+        {
+            "name": "xds-podinfo",
+            "downwardAPI": {
+                "items": [
+                    {"path": path, "fieldRef": {"fieldPath": f"metadata.{path}"}}
+                    for path in ("labels", "annotations")
+                ]
+            },
+        },
+        *(
+            [{"name": "xds-sds", "hostPath": {"path": _sds(settings), "type": "Directory"}}]
+            if settings.sds
+            else []
+        ),
+    ]
+
+
+def _container(name: str, settings: Settings, image: str, arguments: list[str]) -> Json:
+    pull = {"imagePullPolicy": settings.pull_policy} if settings.pull_policy else {}
+    return {"name": name, "image": image, **pull, "args": arguments}
+
+
+def _sds(settings: Settings) -> str:
+    """Return the directory of the socket: the socket itself is another one each time its agent starts."""
+    return settings.sds.removeprefix("unix://").rpartition("/")[0]
+
+
+def _environment(
+    settings: Settings,
+    annotations: Mapping[str, str],
+    probes: Mapping[str, Json],
+    mode: Interception,
+    grace: int | None,
+) -> dict[variables.Variable, str]:
+    """Return what is said; what is as `xds proxy` has it by default anyway is not."""
+    values = {variables.ADDRESS: settings.xds_address}
+    if settings.sds:
+        values[variables.SDS] = settings.sds
+    if mode is not Interception.REDIRECT:
+        values[variables.INTERCEPTION] = mode.value
+    if address := annotations.get(APP_ADDRESS):
+        values[variables.APP_ADDRESS] = address
+    if level := annotations.get(LOG_LEVEL):
+        values[variables.LOG_LEVEL] = level
+    if grace is not None:
+        values[variables.DRAIN_SECONDS] = str(min(max(0, grace - 5), 86400))
+    if probes:
+        values[variables.APP_PROBES] = json.dumps(probes, separators=(",", ":"))
+    # Kubernetes replaces $(NAME) in values: a header or path that looks like one must stay as it is.
+    return {variable: value.replace("$(", "$$(") for variable, value in values.items()}
+
+
+def _resources(annotations: Mapping[str, str]) -> Json:
+    asked: dict[str, dict[str, str]] = {}
+    for name, (kind, resource) in RESOURCE_ANNOTATIONS.items():
+        if value := annotations.get(name):
+            asked.setdefault(kind, {})[resource] = value
+    return asked or _RESOURCES

@@ -1,0 +1,62 @@
+"""Where pods' templates are in Kubernetes' objects."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from xds.mesh.parse.reading import Path
+
+_TEMPLATE = ("spec", "template")
+_KINDS: dict[tuple[str, str], Path] = {
+    ("", "Pod"): (),
+    ("", "ReplicationController"): _TEMPLATE,
+    ("apps", "Deployment"): _TEMPLATE,
+    ("apps", "StatefulSet"): _TEMPLATE,
+    ("apps", "DaemonSet"): _TEMPLATE,
+    ("apps", "ReplicaSet"): _TEMPLATE,
+    ("extensions", "Deployment"): _TEMPLATE,
+    ("extensions", "DaemonSet"): _TEMPLATE,
+    ("extensions", "ReplicaSet"): _TEMPLATE,
+    ("batch", "Job"): _TEMPLATE,
+    ("batch", "CronJob"): ("spec", "jobTemplate", "spec", "template"),
+}
+"""Of any version."""
+
+
+class Template(NamedTuple):
+    """A pod's template within a document."""
+
+    path: Path
+    value: Any
+    namespace: str
+    """The object's; empty if it does not say."""
+    subject: str
+    """KIND NAME, for messages."""
+
+
+def templates(document: Any, path: Path = (), default_type: str = "") -> Iterator[Template]:
+    """Yield all templates of a document: an object, or a List of them. Other kinds have none."""
+    if not isinstance(document, Mapping):
+        return
+    version, kind = document.get("apiVersion"), document.get("kind")
+    if default_type and version is None and kind is None:
+        version, _, kind = default_type.rpartition("/")
+    if not isinstance(version, str) or not isinstance(kind, str):
+        return
+    if kind.endswith("List"):
+        items = document.get("items")
+        for index, item in enumerate(items if isinstance(items, list) else ()):
+            typed = f"{version}/{kind.removesuffix('List')}" if kind != "List" else ""
+            yield from templates(item, (*path, "items", index), typed)
+        return
+    inner = _KINDS.get((version.rpartition("/")[0], kind))
+    if inner is None:
+        return
+    meta = document.get("metadata")
+    meta = meta if isinstance(meta, Mapping) else {}
+    value: Any = document
+    for step in inner:
+        value = value.get(step) if isinstance(value, Mapping) else None
+    subject = f"{kind} {meta.get('name') or meta.get('generateName') or ''}".rstrip()
+    yield Template((*path, *inner), value, str(meta.get("namespace") or ""), subject)

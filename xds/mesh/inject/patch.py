@@ -1,0 +1,270 @@
+"""A pod's template with a sidecar. Pure: the same for `xds inject` and the webhook."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, TypeAlias
+
+from xds.mesh.inject import choice, containers, probes, traffic
+from xds.mesh.inject.settings import Settings
+from xds.mesh.model.objects import (
+    ADMIN_PORT,
+    HEALTH_PORT,
+    INTERCEPTION_MODE,
+    METRICS_PORT,
+    PROBE_PORT,
+    TLS_MODE_LABEL,
+    Interception,
+    Problem,
+)
+from xds.mesh.parse.reading import Field, Locate, Log, Path, nearest, shown
+from xds.mesh.sidecar.settings import LOG_LEVELS, PROXY_ID
+
+Json: TypeAlias = dict[str, Any]
+
+STATUS = "sidecar.istio.io/status"
+"""Pod annotation: what was added, as JSON."""
+NATIVE = "sidecar.istio.io/nativeSidecar"
+"""Pod annotation: `true` or `false`, over the operator's choice."""
+
+MAX_PROBLEMS = 16
+"""Problems that are reported of a pod. Reading stops there: a pod can have a hundred thousand."""
+MAX_CONTAINERS = 256
+MAX_PORTS = 256
+"""Of one container."""
+MAX_VOLUMES = 1024
+"""Kubernetes has no limits for these, but each costs time, and the webhook reads pods of clients that it does not know."""
+
+_OWN_PREFIX = "sidecar.istio.io/"
+_KNOWN = frozenset(
+    {
+        *(choice.INJECT, STATUS, NATIVE, probes.REWRITE, INTERCEPTION_MODE),
+        *(containers.PROXY_IMAGE, containers.LOG_LEVEL),
+        *containers.RESOURCE_ANNOTATIONS,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Injection:
+    """What became of a pod."""
+
+    pod: Mapping[str, Any]
+    """With the sidecar, or as it was."""
+    left: str = ""
+    """Why the pod has been left as it was, if it was not refused either."""
+    disappoints: bool = False
+    """Whether it was left although it says that it is to have a sidecar."""
+    problems: tuple[Problem, ...] = ()
+
+    @property
+    def refused(self) -> bool:
+        """Whether the pod should have a sidecar and cannot."""
+        return any(not problem.notice for problem in self.problems)
+
+
+def inject(
+    pod: Mapping[str, Any],
+    settings: Settings,
+    *,
+    namespace: str = "",
+    locate: Locate,
+    path: Path = (),
+    subject: str = "",
+) -> Injection:
+    """Give a pod, or the template of one, its sidecar.
+
+    Args:
+        pod: a mapping with `metadata` and `spec`; it is not changed.
+        settings: how the sidecar is to be.
+        namespace: the pod's, as far as it is known.
+        locate: where a path of the document is, for problems.
+        path: where in that document the pod is.
+        subject: what problems call it.
+    """
+    log = Log(locate, subject)
+    field = Field(pod, path, log)
+    if not _readable(field):
+        return Injection(pod=pod, problems=tuple(log.problems))
+    if left := choice.why_not(field, namespace):
+        disappoints = left != choice.HAS_ONE and choice.is_yes(choice.wish(field))
+        return Injection(pod=pod, left=left, disappoints=disappoints)
+    result = _with_sidecar(field, settings)
+    if log.refused:
+        return Injection(pod=pod, problems=tuple(log.problems))
+    return Injection(pod=result, problems=tuple(log.problems))
+
+
+def _readable(pod: Field) -> bool:
+    """Say what is not of the type that it must be; everything after this may rely on it."""
+    meta, spec = pod["metadata"].mapping(), pod["spec"].required().mapping()
+    for name in ("labels", "annotations"):
+        entries = meta[name].mapping().value or {}
+        wrong = (key for key, value in entries.items() if not isinstance(value, str | None))
+        for key in islice(wrong, MAX_PROBLEMS):
+            Field(entries[key], (*meta[name].path, str(key)), pod.log).text()
+    if not spec:
+        return False
+    for name in ("securityContext", "os", "nodeSelector"):
+        spec[name].mapping()
+    spec["containers"].required()
+    for name in ("containers", "initContainers"):
+        for container in _items(spec[name], MAX_CONTAINERS):
+            if container.mapping():
+                container["name"].required().text()
+                for part in ("lifecycle", "securityContext"):
+                    container[part].mapping()
+                for port in _items(container["ports"], MAX_PORTS):
+                    port.mapping()
+    for volume in _items(spec["volumes"], MAX_VOLUMES):
+        volume.mapping()["name"].text()
+    return not pod.log.refused
+
+
+def _items(field: Field, limit: int) -> Iterator[Field]:
+    """Expect a list of at most `limit` members; yield them until enough is wrong."""
+    if isinstance(field.value, list) and len(field.value) > limit:
+        field.refuse(f"has {len(field.value)} items, and {limit} are supported")
+        return
+    for item in field.items():
+        yield item
+        if len(item.log.problems) >= MAX_PROBLEMS:
+            return
+
+
+def _with_sidecar(pod: Field, settings: Settings) -> Json:
+    annotations = pod["metadata"]["annotations"]
+    _check(annotations)
+    mode = traffic.interception(annotations)
+    native = _flag(annotations[NATIVE], default=settings.native)
+    rewritten = _flag(annotations[probes.REWRITE], default=True)
+
+    # A copy of what is changed below; the rest is shared with the pod that came.
+    result: Json = dict(pod.value)
+    spec: Json = dict(result["spec"])
+    result["spec"] = spec
+    for name in ("containers", "initContainers"):
+        if spec.get(name):
+            spec[name] = [dict(container) for container in spec[name]]
+    originals: dict[str, Json] = {}
+    for container in _application(pod) if rewritten else ():
+        originals |= probes.rewrite(container, _at(result, container.path[len(pod.path) :]))
+
+    proxy = containers.proxy_container(
+        settings,
+        annotations.value or {},
+        originals,
+        native=native,
+        mode=mode,
+        grace=pod["spec"]["terminationGracePeriodSeconds"].integer(0, 2**31),
+    )
+    first = [containers.init_container(settings, traffic.arguments(annotations, settings))]
+    first = first if mode is Interception.REDIRECT else []
+    added: dict[str, list[Json]] = {
+        "initContainers": first,
+        "containers": [],
+        "volumes": containers.volumes(settings),
+    }
+    added["initContainers" if native else "containers"].append(proxy)
+    _refuse_conflicts(pod, settings, mode, added)
+
+    meta: Json = dict(result.get("metadata") or {})
+    result["metadata"] = meta
+    meta["labels"] = {TLS_MODE_LABEL: "istio"} | (meta.get("labels") or {})
+    status = {kind: [part["name"] for part in parts] for kind, parts in added.items()}
+    meta["annotations"] = (meta.get("annotations") or {}) | {STATUS: json.dumps(status)}
+    if added["initContainers"]:
+        others = spec.get("initContainers") or []
+        # A native sidecar runs while init containers of the application do, and they may need the mesh. Another one does not
+        # run yet: what is redirected to it before the application starts would be lost.
+        spec["initContainers"] = (
+            added["initContainers"] + others if native else others + added["initContainers"]
+        )
+    spec["containers"] = [*spec["containers"], *added["containers"]]
+    spec["volumes"] = (spec.get("volumes") or []) + added["volumes"]
+    return result
+
+
+def _application(pod: Field) -> Iterator[Field]:
+    """Yield the containers that run along with the sidecar: their probes are asked while it intercepts."""
+    yield from pod["spec"]["containers"].items()
+    for container in pod["spec"]["initContainers"].items():
+        if container["restartPolicy"].value == "Always":
+            yield container
+
+
+def _at(value: Any, path: Path) -> Any:
+    for step in path:
+        value = value[step]
+    return value
+
+
+def _flag(field: Field, *, default: bool) -> bool:
+    word = field.text().lower()
+    if word not in ("", "true", "false"):
+        field.refuse(f'must be "true" or "false", not {shown(field.value)}')
+    return default if not word else word == "true"
+
+
+def _check(annotations: Field) -> None:
+    """Refuse what the sidecar could not start with, and say what is meant for another one."""
+    level = annotations[containers.LOG_LEVEL]
+    if level and level.text() not in LOG_LEVELS:
+        level.refuse(
+            f"must be one of {', '.join(LOG_LEVELS)}, not {shown(level.value)}",
+            nearest(level.text(), LOG_LEVELS),
+        )
+    if (templates := annotations[choice.TEMPLATES]) and templates.text() != "sidecar":
+        templates.refuse(f"asks for {shown(templates.value)}; there is only sidecar here")
+    prefixes = (_OWN_PREFIX, "proxy.istio.io/")
+    unknown = (
+        name
+        for name in annotations.value or ()
+        if isinstance(name, str) and name.startswith(prefixes) and name not in _KNOWN
+    )
+    for name in islice(unknown, MAX_PROBLEMS):
+        annotations[name].notice("has no effect here")
+
+
+def _refuse_conflicts(
+    pod: Field, settings: Settings, mode: Interception, added: Mapping[str, list[Json]]
+) -> None:
+    """Refuse what would keep the sidecar from working, or work around it."""
+    spec = pod["spec"]
+    for kind in ("initContainers", "containers", "volumes"):
+        ours = {part["name"] for part in added["volumes" if kind == "volumes" else kind]}
+        for part in spec[kind].items():
+            if part["name"].value in ours:
+                part["name"].refuse(
+                    f"is {shown(part['name'].value)}, which the sidecar needs", "choose another name"
+                )
+    taken = {
+        ADMIN_PORT: "the sidecar's admin interface",
+        HEALTH_PORT: "the sidecar's health",
+        PROBE_PORT: "the sidecar's probes",
+        METRICS_PORT: "the sidecar's metrics",
+    }
+    if mode is Interception.REDIRECT:
+        taken |= {
+            settings.outbound_port: "outbound interception",
+            settings.inbound_port: "inbound interception",
+        }
+    for container in _application(pod):
+        for port in container["ports"].items():
+            number = port["containerPort"].integer(1, 65535)
+            if number in taken and port["protocol"].value in (None, "TCP"):
+                port["containerPort"].refuse(
+                    f"is {number}, which {taken[number]} takes", "let the application listen elsewhere"
+                )
+    # Init containers too: those that come after a native sidecar are intercepted as the application is.
+    for owner in (spec, *spec["containers"].items(), *spec["initContainers"].items()):
+        for name, number in (("runAsUser", PROXY_ID), ("runAsGroup", containers.PROXY_GROUP)):
+            who = owner["securityContext"][name]
+            if who.value == number and mode is Interception.REDIRECT:
+                who.refuse(
+                    f"is {number}, the sidecar's own: what the application sends could bypass the sidecar",
+                    "choose another",
+                )

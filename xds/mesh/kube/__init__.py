@@ -1,0 +1,1 @@
+"""A Kubernetes cluster, as far as we ask it or write to it: what is watched there is in `xds.mesh.sources.kubernetes`."""

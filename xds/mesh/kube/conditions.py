@@ -1,0 +1,299 @@
+"""What is wrong with an object is said on the object: in `status.conditions` where its kind has a status, else as an Event.
+
+Two conditions, each there only as long as it is so: `Accepted: False` (it cannot be used: what was known of it before stays in
+force, or its scope is STRICT), and `InForce: False` (others decide instead, or nothing in the mesh matches it). What is there is compared with what should be, so it does not matter which
+replica wrote it. Objects of which nothing is to be said, and nothing was, are never written; conditions of others are left alone.
+
+Needs in the cluster: policies, meshpolicies, peerauthentications, destinationrules: list; their `/status`: patch; events: create;
+and, to name them in Events, list of what else may be wrong: pods, services, serviceaccounts, namespaces, endpointslices. In its own
+namespace: configmaps, list of the one with the mesh's settings.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping
+from datetime import UTC, datetime
+from http import HTTPStatus
+from typing import NamedTuple, TypeAlias
+
+import structlog
+
+from xds.mesh.kube.api import Json, KubeApi, KubeError
+from xds.mesh.kube.log_once import Complaint
+from xds.mesh.model.mesh import Mesh
+from xds.mesh.model.objects import Problem, Ref, printable
+from xds.mesh.policy.conflicts import overruled
+
+log = structlog.get_logger(__name__)
+
+FIELD_MANAGER = "xds-status"
+ACCEPTED, IN_FORCE = "Accepted", "InForce"
+
+EVERY = 60.0
+"""Seconds after which all is compared, though nothing is known to have changed."""
+REST = 2.0
+"""Seconds between two looks at whether something changed."""
+AGAIN = 10.0
+"""Seconds after which what failed is tried again."""
+PACE = 0.05
+"""Seconds between two writes."""
+_IDLE = 20
+"""How many times as long as the last look took nothing is done after it: it may take long in a large mesh."""
+_LONGEST = 1000
+"""Characters of a message: that is what an Event takes."""
+_MOST_NAMED = 3
+
+_POLICIES = {
+    "Policy": ("authentication.istio.io", "policies"),
+    "MeshPolicy": ("authentication.istio.io", "meshpolicies"),
+    "PeerAuthentication": ("security.istio.io", "peerauthentications"),
+    "DestinationRule": ("networking.istio.io", "destinationrules"),
+}
+_OTHERS = {
+    "Pod": ("v1", "pods"),
+    "Service": ("v1", "services"),
+    "ServiceAccount": ("v1", "serviceaccounts"),
+    "Namespace": ("v1", "namespaces"),
+    "ConfigMap": ("v1", "configmaps"),
+    "EndpointSlice": ("discovery.k8s.io/v1", "endpointslices"),
+}
+_NONE: Mapping[Ref, tuple[Problem, ...]] = {}
+_WHERE = re.compile(r"([A-Za-z]+) (?:([^/ ]+)/)?([^/ ]+)")
+
+
+class Said(NamedTuple):
+    """Why a condition is False."""
+
+    reason: str
+    message: str
+
+
+Wanted: TypeAlias = Mapping[Ref, Mapping[str, Said]]
+"""By object and condition, what is to be said."""
+
+
+class Conditions:
+    """Keeps what is said on objects right; `run` works until cancelled. The replica that leads writes."""
+
+    def __init__(
+        self,
+        api: KubeApi,
+        problems: Callable[[], Collection[Problem]],
+        mesh: Callable[[], Mesh],
+        without_effect: Callable[[], Mapping[Ref, tuple[Problem, ...]]] = dict,
+        *,
+        leads: Callable[[], bool],
+    ) -> None:
+        """Make one.
+
+        Args:
+            api: the API server.
+            problems: returns what is wrong now, each with the object (`KIND NAMESPACE/NAME`) as its `where`.
+            mesh: returns what is in force.
+            without_effect: returns the objects that have no effect; of notices nothing is said on objects.
+            leads: says whether this replica may write.
+        """
+        self._api = api
+        self._problems, self._mesh, self._leads = problems, mesh, leads
+        self._without_effect = without_effect
+        self._told: set[tuple[Ref, Said]] = set()
+        """What Events were made of."""
+        self._complain = Complaint(log, "what is wrong cannot be said on the objects themselves")
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        seen: tuple[Mesh, tuple[Problem, ...], Mapping[Ref, tuple[Problem, ...]]] | None = None
+        wanted: Wanted = {}
+        due, took = 0.0, 0.0
+        while True:
+            await asyncio.sleep(max(REST, _IDLE * took))
+            if not self._leads():
+                seen = None
+                continue
+            now = (self._mesh(), tuple(self._problems()), self._without_effect())
+            if seen is None or now[0] is not seen[0] or now[1:] != seen[1:]:
+                began = time.perf_counter()
+                try:
+                    found = await asyncio.to_thread(standing, *now)
+                except Exception as error:  # noqa: BLE001 - nobody is served any worse for it
+                    self._complain(f"{type(error).__name__}: {error}")
+                    continue
+                took = time.perf_counter() - began
+                if seen is None or found != wanted:
+                    due = 0.0
+                seen, wanted = now, found
+            if time.monotonic() >= due:
+                due = time.monotonic() + (EVERY if await self.compare(wanted) else AGAIN)
+
+    async def compare(self, wanted: Wanted) -> bool:
+        """Put right what is not; tell whether that worked everywhere."""
+        try:
+            left = dict(wanted)
+            for kind, (group, plural) in _POLICIES.items():
+                version, has_status = await self._served(group, plural)
+                if has_status:
+                    for obj in await self._api.all(f"/apis/{group}/{version}/{plural}"):
+                        ref = _ref(kind, obj)
+                        await self._say(ref, f"{group}/{version}", plural, obj, left.pop(ref, {}))
+                elif version:
+                    for ref in [ref for ref in left if ref.kind == kind]:
+                        await self._tell(ref, f"{group}/{version}", plural, left.pop(ref))
+            for ref, said in left.items():
+                if ref.kind in _OTHERS:
+                    await self._tell(ref, *_OTHERS[ref.kind], said)
+        except KubeError as error:
+            self._complain(str(error))
+            return False
+        # What is mended and breaks again is told again.
+        self._told = {(ref, said) for ref, said in self._told if said in wanted.get(ref, {}).values()}
+        self._complain("")
+        return True
+
+    # --- conditions --------------------------------------------------------------------------------------------------
+
+    async def _say(
+        self, ref: Ref, api_version: str, plural: str, obj: Json, wanted: Mapping[str, Said]
+    ) -> None:
+        meta = obj["metadata"]
+        status = obj.get("status")
+        had = status.get("conditions") if isinstance(status, dict) else None
+        have = [each for each in had if isinstance(each, dict)] if isinstance(had, list) else []
+        conditions = _conditions(have, wanted, int(meta.get("generation") or 0))
+        if conditions == have or not self._leads():
+            return
+        where = f"namespaces/{meta['namespace']}/{plural}" if meta.get("namespace") else plural
+        # The version: should somebody have written meanwhile, conditions of theirs must not be lost.
+        patch = {
+            "metadata": {"resourceVersion": meta["resourceVersion"]},
+            "status": {"conditions": conditions},
+        }
+        try:
+            path = f"/apis/{api_version}/{where}/{meta['name']}/status"
+            await self._api.patch(path, patch, fieldManager=FIELD_MANAGER)
+        except KubeError as error:
+            if error.status == HTTPStatus.UNPROCESSABLE_ENTITY:  # another's definition, with another status
+                await self._tell(ref, api_version, plural, wanted)
+            elif error.status not in {HTTPStatus.CONFLICT, HTTPStatus.NOT_FOUND}:
+                raise
+        await asyncio.sleep(PACE)
+
+    async def _served(self, group: str, plural: str) -> tuple[str, bool]:
+        """Return the version of a group to use (empty: there is none), and whether a kind of it has a status."""
+        try:
+            version = str((await self._api.get(f"/apis/{group}"))["preferredVersion"]["version"])
+            names = {each["name"] for each in (await self._api.get(f"/apis/{group}/{version}"))["resources"]}
+        except KubeError as error:
+            if error.missing:
+                return "", False
+            raise
+        return (version if plural in names else ""), f"{plural}/status" in names
+
+    # --- events ------------------------------------------------------------------------------------------------------
+
+    async def _tell(self, ref: Ref, api_version: str, plural: str, said: Mapping[str, Said]) -> None:
+        """Make an Event of each condition, once for an object and what is said of it."""
+        new = [each for each in said.values() if (ref, each) not in self._told]
+        root = f"/apis/{api_version}" if "/" in api_version else f"/api/{api_version}"
+        scope = f"namespaces/{ref.namespace}/" if ref.namespace else ""
+        if new:
+            query = {"fieldSelector": f"metadata.name={ref.name}"}
+            for obj in await self._api.all(f"{root}/{scope}{plural}", **query):
+                for each in new if self._leads() else ():
+                    await self._create_event(ref, api_version, obj["metadata"]["uid"], each)
+                    self._told.add((ref, each))
+
+    async def _create_event(self, ref: Ref, api_version: str, uid: str, said: Said) -> None:
+        # Whoever else says the same of the same object gives it the same name.
+        digest = hashlib.sha256("\0".join((uid, *ref, *said)).encode()).hexdigest()[:16]
+        namespace = ref.namespace or "default"
+        now = _stamp()
+        event = {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {"name": f"{ref.name[:200]}.{digest}", "namespace": namespace},
+            "involvedObject": {
+                "apiVersion": api_version,
+                "kind": ref.kind,
+                "name": ref.name,
+                "namespace": ref.namespace,
+                "uid": uid,
+            },
+            "type": "Warning",
+            "reason": said.reason,
+            "message": said.message,
+            "source": {"component": "xds"},
+            "firstTimestamp": now,
+            "lastTimestamp": now,
+            "count": 1,
+        }
+        try:
+            await self._api.create(f"/api/v1/namespaces/{namespace}/events", event)
+        except KubeError as error:
+            if error.reason != "AlreadyExists" and not error.ending:
+                raise
+        await asyncio.sleep(PACE)
+
+
+def standing(
+    mesh: Mesh, problems: Iterable[Problem], without_effect: Mapping[Ref, tuple[Problem, ...]] = _NONE
+) -> Wanted:
+    """Return what is to be said of which objects. May run in a thread: of the mesh, only the facts are used."""
+    refused: dict[Ref, list[str]] = {}
+    for problem in problems:
+        match = None if problem.notice else _WHERE.fullmatch(problem.where)
+        if match:
+            refused.setdefault(Ref(match[1], match[2] or "", match[3]), []).append(_text(problem))
+    wanted: dict[Ref, dict[str, Said]] = {}
+    for ref, texts in refused.items():
+        wanted[ref] = {ACCEPTED: Said("Refused", _cut("; ".join(texts)))}
+    for ref, lost in overruled(Mesh(mesh.facts(), mesh.config)).items():
+        by = ", ".join(map(str, lost.by[:_MOST_NAMED])) + (", ..." if len(lost.by) > _MOST_NAMED else "")
+        message = f"{by} decides instead" + (f" of {lost.what}" if lost.what else "")
+        wanted.setdefault(ref, {})[IN_FORCE] = Said("Overruled", _cut(message))
+    for ref, found in without_effect.items():
+        texts = [_text(problem) for problem in found if not problem.notice]
+        if texts:
+            before = wanted.setdefault(ref, {}).get(IN_FORCE)
+            message = "; ".join((*([before.message] if before else ()), *texts))
+            wanted[ref][IN_FORCE] = Said(before.reason if before else "NoEffect", _cut(message))
+    return wanted
+
+
+def _text(problem: Problem) -> str:
+    return problem.what + (f" ({problem.hint})" if problem.hint else "")
+
+
+def _conditions(have: list[Json], wanted: Mapping[str, Said], generation: int) -> list[Json]:
+    """Return the conditions as they should be: ours where something is to be said, and everybody else's as they are."""
+    found = [each for each in have if each.get("type") not in {ACCEPTED, IN_FORCE} or each["type"] in wanted]
+    for kind, said in wanted.items():
+        old = next((each for each in found if each.get("type") == kind), None)
+        same = old is not None and old.get("status") == "False"
+        new = {
+            "type": kind,
+            "status": "False",
+            "reason": said.reason,
+            "message": said.message,
+            "observedGeneration": generation,
+            "lastTransitionTime": old.get("lastTransitionTime") if old and same else _stamp(),
+        }
+        found = [new if each is old else each for each in found] if old else [*found, new]
+    return found
+
+
+def _ref(kind: str, obj: Json) -> Ref:
+    meta = obj["metadata"]
+    return Ref(kind, str(meta.get("namespace") or ""), str(meta["name"]))
+
+
+def _cut(text: str) -> str:
+    text = printable(text)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+
+
+def _stamp() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,131 @@
+"""One of several replicas at a time may write: a Lease says which.
+
+As client-go's leader election: whoever holds the Lease renews it, and another takes it over once nothing has changed in it for
+its whole duration *as seen by the one who takes it*: clocks of two machines are never compared.
+
+Needs in its own namespace: coordination.k8s.io leases `xds-leader`: get, update; leases: create.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from datetime import UTC, datetime
+from http import HTTPStatus
+
+import structlog
+
+from xds.mesh.kube.api import Json, KubeApi, KubeError
+from xds.mesh.kube.log_once import Complaint
+
+log = structlog.get_logger(__name__)
+
+NAME = "xds-leader"
+DURATION = 15.0
+"""Seconds without a renewal after which another may take over."""
+
+
+class Lease:
+    """Our claim to a Lease; `run` keeps it up."""
+
+    def __init__(
+        self, api: KubeApi, namespace: str, identity: str, *, name: str = NAME, duration: float = DURATION
+    ) -> None:
+        self._api = api
+        self._path = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
+        self._namespace, self._name, self._identity = namespace, name, identity
+        self._duration = duration
+        self._until = 0.0
+        """Up to when it is ours for certain; in seconds of the event loop's clock."""
+        self._seen: tuple[str, float] | None = None
+        """The version of another's claim, and when we first saw it."""
+        self._complain = Complaint(log, "the Lease cannot be kept up")
+
+    @property
+    def held(self) -> bool:
+        """Whether we may write. False a third of the duration before another could think so."""
+        return asyncio.get_running_loop().time() < self._until
+
+    async def run(self) -> None:
+        """Try to get it, and keep it, until cancelled; then give it back."""
+        try:
+            while True:
+                await self._try()
+                # Replicas that started together do not ask together.
+                await asyncio.sleep(self._duration / 6 * random.uniform(0.8, 1.2))  # noqa: S311
+        finally:
+            # A cancelled task may still await: the next one has it sooner for that.
+            if self.held:
+                await self._release()
+
+    async def _try(self) -> None:
+        loop = asyncio.get_running_loop()
+        began, had = loop.time(), self.held
+        lease = f"{self._namespace}/{self._name}"
+        try:
+            async with asyncio.timeout(self._duration / 3):
+                got = await self._claim(began)
+        except TimeoutError:
+            self._complain("the API server did not answer in time", lease=lease)
+            return
+        except KubeError as error:
+            self._complain(str(error), lease=lease)
+            return
+        self._complain("", lease=lease)
+        # Counted from before the request: the server may have written it at any moment since.
+        self._until = began + self._duration * 2 / 3 if got else 0.0
+        if got and not had:
+            log.info("this replica leads", lease=lease, identity=self._identity)
+
+    async def _claim(self, now: float) -> bool:
+        found = await self._api.find(f"{self._path}/{self._name}")
+        if found is None:
+            return await self._write(None)
+        holder = found.get("spec", {}).get("holderIdentity") or ""
+        if holder in {"", self._identity}:
+            return await self._write(found)
+        version = found["metadata"]["resourceVersion"]
+        if self._seen is None or self._seen[0] != version:
+            self._seen = (version, now)
+        duration = max(float(found["spec"].get("leaseDurationSeconds") or 0), self._duration)
+        return now >= self._seen[1] + duration and await self._write(found)
+
+    async def _write(self, old: Json | None, *, release: bool = False) -> bool:
+        """Write our claim; False: somebody was faster."""
+        spec = dict((old or {}).get("spec") or {})
+        stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        if spec.get("holderIdentity") != self._identity:
+            spec["acquireTime"] = stamp
+            spec["leaseTransitions"] = int(spec.get("leaseTransitions") or 0) + (1 if old else 0)
+        spec |= {
+            "holderIdentity": "" if release else self._identity,
+            "leaseDurationSeconds": max(1, round(self._duration)),
+            "renewTime": stamp,
+        }
+        body: Json = {
+            "apiVersion": "coordination.k8s.io/v1",
+            "kind": "Lease",
+            "metadata": {"name": self._name, "namespace": self._namespace},
+            "spec": spec,
+        }
+        try:
+            if old is None:
+                await self._api.create(self._path, body)
+            else:
+                body["metadata"]["resourceVersion"] = old["metadata"]["resourceVersion"]
+                await self._api.replace(f"{self._path}/{self._name}", body)
+        except KubeError as error:
+            if error.status != HTTPStatus.CONFLICT:
+                raise
+            return False
+        return True
+
+    async def _release(self) -> None:
+        self._until = 0.0
+        try:
+            async with asyncio.timeout(self._duration / 3):
+                found = await self._api.get(f"{self._path}/{self._name}")
+                if found.get("spec", {}).get("holderIdentity") == self._identity:
+                    await self._write(found, release=True)
+        except (KubeError, TimeoutError):
+            return

@@ -1,0 +1,111 @@
+"""The mesh's roots in every namespace, as a ConfigMap that pods mount to know the control plane by.
+
+It is compared whenever a namespace or one of these ConfigMaps changes (`xds.mesh.kube.reconciler`).
+
+Needs in the cluster: namespaces: list, watch; configmaps `xds-ca-root-cert`: list, watch, create, patch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection
+
+import structlog
+
+from xds.mesh.identity import ROOT_CONFIG_MAP
+from xds.mesh.kube.api import APPLY, KubeApi, KubeError
+from xds.mesh.kube.log_once import Complaint
+from xds.mesh.kube.reconciler import Keeping, Watched
+
+log = structlog.get_logger(__name__)
+
+NAME = ROOT_CONFIG_MAP
+KEY = "root-cert.pem"
+FIELD_MANAGER = "xds-roots"
+
+_NAMESPACES = "/api/v1/namespaces"
+_MAPS = "/api/v1/configmaps"
+
+PACE = 0.02
+"""Seconds between two writes."""
+
+
+class Roots:
+    """Publishes the roots; `run` keeps them right."""
+
+    def __init__(
+        self,
+        api: KubeApi,
+        roots: Callable[[], bytes],
+        *,
+        leads: Callable[[], bool],
+        exclude: Collection[str] = (),
+    ) -> None:
+        """Make one.
+
+        Args:
+            api: the API server.
+            roots: returns the roots that are trusted now, in PEM form.
+            leads: says whether this replica may write.
+            exclude: namespaces that are left alone.
+        """
+        self._api = api
+        self._roots = roots
+        self._leads = leads
+        self._exclude = frozenset(exclude)
+        watched = (Watched(_NAMESPACES), Watched(_MAPS, NAME))
+        self._keeping = Keeping(api, self.compare, watched, leads=leads)
+        self._complain = Complaint(log, "the roots cannot be published")
+
+    def changed(self) -> None:
+        """Compare, because the roots changed or this replica has begun to lead."""
+        self._keeping.changed()
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        await self._keeping.run()
+
+    async def compare(self) -> bool:
+        """Put right what is not; tell whether that worked everywhere."""
+        try:
+            namespaces = await self._api.all(_NAMESPACES)
+            found = await self._api.all(_MAPS, fieldSelector=f"metadata.name={NAME}")
+        except KubeError as error:
+            self._complain(str(error), namespace="(all)")
+            return False
+        self._complain("", namespace="(all)")
+        roots = self._roots().decode()
+        have = {each["metadata"]["namespace"]: (each.get("data") or {}).get(KEY) for each in found}
+        good = True
+        for each in namespaces:
+            name = each["metadata"]["name"]
+            ending = each["metadata"].get("deletionTimestamp")
+            if ending or name in self._exclude or have.get(name) == roots:
+                continue
+            if not self._leads():
+                return True
+            good &= await self._write(name, roots)
+            await asyncio.sleep(PACE)
+        return good
+
+    async def _write(self, namespace: str, roots: str) -> bool:
+        body = {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {
+                "name": NAME,
+                "namespace": namespace,
+                "labels": {"app.kubernetes.io/managed-by": "xds"},
+            },
+            "data": {KEY: roots},
+        }
+        path = f"{_NAMESPACES}/{namespace}/configmaps/{NAME}"
+        try:
+            await self._api.patch(path, body, kind=APPLY, fieldManager=FIELD_MANAGER, force=True)
+        except KubeError as error:
+            if error.missing or error.ending:
+                return True
+            self._complain(str(error), namespace=namespace)
+            return False
+        self._complain("", namespace=namespace)
+        return True

@@ -1,0 +1,1 @@
+"""Facts: immutable values reduced from Kubernetes objects, and the indexed Mesh that holds them."""

@@ -1,0 +1,48 @@
+"""What installing the mesh creates, as the page's switches have it."""
+
+from __future__ import annotations
+
+from xds.mesh.model.objects import (
+    CLUSTER_DOMAIN,
+    AuthenticationPolicy,
+    DestinationRule,
+    Fact,
+    MeshConfig,
+    Meta,
+    Mode,
+    Ref,
+)
+from xds.mesh.model.traffic import ClientTls, TlsMode, TrafficPolicy
+
+ORIGIN = "values.global.mtls.enabled"
+"""The setting that creates these objects: what their `origin` begins with."""
+
+
+def installed(config: MeshConfig) -> tuple[Fact, ...]:
+    """Return the objects that installing with `config` creates; an object of the same name takes their place.
+
+    What `values.global.mtls.enabled` creates is in Istio 1.4's Helm charts: MeshPolicy `default`, and when true the rules
+    `default` (`*.local`, ISTIO_MUTUAL) and `api-server` (DISABLE).
+    """
+    origin = f"{ORIGIN}={str(config.mtls_enabled).lower()}"
+
+    def meta(kind: str, namespace: str, name: str) -> Meta:
+        return Meta(ref=Ref(kind, namespace, name), origin=origin)
+
+    mode = Mode.STRICT if config.mtls_enabled else Mode.PERMISSIVE
+    policy = AuthenticationPolicy(meta=meta("MeshPolicy", "", "default"), mode=mode)
+    if not config.mtls_enabled:
+        return (policy,)
+    return (
+        policy,
+        DestinationRule(
+            meta=meta("DestinationRule", config.root_namespace, "default"),
+            host="*.local",
+            policy=TrafficPolicy(tls=ClientTls(mode=TlsMode.ISTIO_MUTUAL)),
+        ),
+        DestinationRule(
+            meta=meta("DestinationRule", config.root_namespace, "api-server"),
+            host=f"kubernetes.default.svc.{CLUSTER_DOMAIN}",
+            policy=TrafficPolicy(tls=ClientTls(mode=TlsMode.DISABLE)),
+        ),
+    )

@@ -1,0 +1,322 @@
+"""kubectl-shaped objects in, facts and problems out: the only place that knows YAML field names.
+
+Pure: what it gets was read from a file or an API server by somebody else, who also knows where each path of it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import TypeAlias
+
+from xds.mesh.model.objects import Fact, Meta, Problem, Ref
+from xds.mesh.parse import authentication, core, destinationrule, endpoints, names
+from xds.mesh.parse.fail_closed import FailClosed
+from xds.mesh.parse.meshconfig import merged, mesh_config, settings
+from xds.mesh.parse.reading import Field, Flaw, Locate, Log, Path, dotted, nearest, shown
+from xds.mesh.parse.unenforced import UNENFORCED, Unenforced
+
+__all__ = [
+    "KINDS",
+    "UNENFORCED",
+    "FailClosed",
+    "Flaw",
+    "Kind",
+    "Locate",
+    "Parsed",
+    "Path",
+    "Unenforced",
+    "dotted",
+    "merged",
+    "mesh_config",
+    "nearest",
+    "parse",
+    "settings",
+    "unreadable",
+]
+
+DEFAULT_NAMESPACE = "default"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parsed:
+    """What one object came to."""
+
+    ref: Ref | None = None
+    """None: it has no name that could be told, or is of no kind that matters here."""
+    fact: Fact | None = None
+    origin: str = ""
+    problems: tuple[Problem, ...] = ()
+    refused: bool = False
+    """Whether it was meant to be a fact and cannot be: what was known of it before should stay."""
+    fail_closed: FailClosed | None = None
+    """What applies if the object is refused and has no earlier good version; None: then it is left out."""
+    unenforced: str = ""
+    """Its kind, if that is one of `UNENFORCED`."""
+
+    @property
+    def fails_closed(self) -> Parsed:
+        """The same object with `fail_closed` as its fact, and problems that say so."""
+        if self.fail_closed is None:
+            return self
+        said = next(problem for problem in self.problems if not problem.notice)
+        effect = replace(said, what=f"{said.what}; until it is repaired, {self.fail_closed.effect}")
+        problems = tuple(effect if problem is said else problem for problem in self.problems)
+        return replace(self, fact=self.fail_closed.fact, problems=problems)
+
+
+FailsClosed: TypeAlias = Callable[[Meta, "Fact | None", Log], FailClosed | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """How a kind of object is read."""
+
+    name: str
+    group: str
+    versions: tuple[str, ...]
+    read: Callable[[Field, Meta], Fact | None]
+    check_name: Callable[[str], str] = names.subdomain
+    namespaced: bool = True
+    fail_closed: FailsClosed | None = None
+    """Tells what applies instead of a refused object, from its metadata and whatever could be read of it."""
+
+    @property
+    def built_in(self) -> bool:
+        """Whether it is Kubernetes' own."""
+        return self.group in {"", "discovery.k8s.io"}
+
+    @property
+    def api_versions(self) -> tuple[str, ...]:
+        """Accepted values of apiVersion."""
+        return tuple(f"{self.group}/{version}" if self.group else version for version in self.versions)
+
+
+_ISTIO = ("v1alpha3", "v1beta1", "v1")
+KINDS = (
+    Kind("Namespace", "", ("v1",), core.namespace, names.label, namespaced=False),
+    Kind("ServiceAccount", "", ("v1",), core.service_account),
+    Kind("Service", "", ("v1",), core.service, names.service, fail_closed=core.service_fail_closed),
+    Kind("Pod", "", ("v1",), core.pod),
+    Kind("Endpoints", "", ("v1",), endpoints.endpoints, fail_closed=endpoints.endpoints_fail_closed),
+    Kind(
+        "EndpointSlice",
+        "discovery.k8s.io",
+        ("v1",),
+        endpoints.endpoint_slice,
+        fail_closed=endpoints.endpoints_fail_closed,
+    ),
+    Kind(
+        "Policy",
+        "authentication.istio.io",
+        ("v1alpha1",),
+        authentication.policy,
+        fail_closed=authentication.policy_fail_closed,
+    ),
+    Kind(
+        "MeshPolicy",
+        "authentication.istio.io",
+        ("v1alpha1",),
+        authentication.mesh_policy,
+        namespaced=False,
+        fail_closed=authentication.mesh_policy_fail_closed,
+    ),
+    Kind(
+        "PeerAuthentication",
+        "security.istio.io",
+        ("v1beta1", "v1"),
+        authentication.peer_authentication,
+        fail_closed=authentication.peer_authentication_fail_closed,
+    ),
+    Kind(
+        "DestinationRule",
+        "networking.istio.io",
+        _ISTIO,
+        destinationrule.destination_rule,
+        fail_closed=destinationrule.destination_rule_fail_closed,
+    ),
+)
+"""All kinds that matter here."""
+_BY_NAME = {kind.name: kind for kind in KINDS}
+_BY_TYPE = {(version, kind.name): kind for kind in KINDS for version in kind.api_versions}
+
+_UNENFORCED = {(kind.group, kind.name): kind for kind in UNENFORCED}
+
+_OTHERS = frozenset(
+    {
+        *("Binding", "ConfigMap", "Event", "LimitRange", "Node", "PersistentVolume", "PersistentVolumeClaim"),
+        *("PodTemplate", "ReplicationController", "ResourceQuota", "Secret"),
+        *("Gateway", "ProxyConfig", "ServiceEntry", "WorkloadEntry", "WorkloadGroup"),
+    }
+)
+"""Kinds of the same API groups that exist and do not matter here; anything else there is a spelling mistake."""
+
+_POD_OWNERS = frozenset(
+    {"Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "Job", "CronJob", "ReplicationController"}
+)
+_META = (
+    "name namespace labels annotations creationTimestamp deletionTimestamp deletionGracePeriodSeconds "
+    "finalizers generateName generation managedFields ownerReferences resourceVersion selfLink uid "
+    "clusterName"
+)
+
+
+_TIME_LENGTH = 64
+"""Characters of a time that are read: no time has as many."""
+
+
+def parse(
+    document: object, locate: Locate, flaws: Sequence[Flaw] = (), *, served: bool = False
+) -> list[Parsed]:
+    """Read a document, one object or a List of them; `flaws` are what was wrong with its text.
+
+    `served`: an API server gave it, which knows the fields of its own kinds: those that are new to us are no mistake.
+    """
+    return list(_objects(Field(document, (), Log(locate)), flaws, served=served))
+
+
+def _objects(
+    root: Field, flaws: Sequence[Flaw], default_type: str = "", *, served: bool = False
+) -> Iterator[Parsed]:
+    log = Log(root.log.locate, root=root.path)
+    obj = Field(root.value, root.path, log)
+    if not isinstance(obj.value, Mapping):
+        obj.refuse("is no Kubernetes object", "a mapping with apiVersion, kind and metadata")
+        yield _result(obj, None)
+        return
+    version, name = obj["apiVersion"].text(), obj["kind"].text()
+    if default_type and not version and not name:
+        version, _, name = default_type.rpartition("/")
+    if name.endswith("List"):
+        yield from _listed(obj, flaws, f"{version}/{name.removesuffix('List')}", served=served)
+        return
+    if unenforced := _UNENFORCED.get((version.rpartition("/")[0], name)):
+        yield replace(_unenforced(obj, unenforced), unenforced=unenforced.name)
+        return
+    kind = _kind(obj, version, name)
+    if kind is None:
+        yield _result(obj, None)
+        return
+    log.any_field = served and kind.built_in
+    meta = _meta(obj, kind)
+    for path, what in flaws:
+        log.add(path, what)
+    fact = kind.read(obj, meta) if meta else None
+    if meta and log.refused and kind.fail_closed:
+        yield replace(_result(obj, meta.ref), fail_closed=kind.fail_closed(meta, fact, log))
+        return
+    yield _result(obj, meta.ref if meta else None, None if log.refused else fact)
+
+
+def _unenforced(obj: Field, kind: Unenforced) -> Parsed:
+    meta = obj["metadata"]
+    namespace, name = (field.value for field in (meta["namespace"], meta["name"]))
+    known = isinstance(name, str) and isinstance(namespace, str | None)
+    obj.log.subject = str(Ref(kind.name, namespace or "", name)) if known else kind.name
+    obj.warn(f"NOT enforced: {kind.consequence}")
+    return _result(obj, None)
+
+
+def unreadable(kind: Kind, ref: Ref, problem: Problem) -> Parsed:
+    """Return what an object comes to of which nothing but its name could be read."""
+    log = Log(lambda _: problem.where)
+    log.refusals.append(())
+    closed = kind.fail_closed(Meta(ref=ref), None, log) if kind.fail_closed else None
+    return Parsed(ref=ref, origin=problem.where, problems=(problem,), refused=True, fail_closed=closed)
+
+
+def _result(obj: Field, ref: Ref | None, fact: Fact | None = None) -> Parsed:
+    return Parsed(
+        ref=ref,
+        fact=fact,
+        origin=obj.log.locate(obj.path),
+        problems=tuple(obj.log.problems),
+        refused=obj.log.refused,
+    )
+
+
+def _listed(obj: Field, flaws: Sequence[Flaw], member_type: str, *, served: bool) -> Iterator[Parsed]:
+    """Unroll a List; members of a typed one (PodList) need not repeat their type."""
+    obj.mapping("apiVersion kind metadata items")
+    items = obj["items"]
+    members = list(items.items())
+    depth = len(items.path)
+    of_members: dict[str | int, list[Flaw]] = {}
+    for path, what in flaws:
+        if len(path) > depth and path[:depth] == items.path:
+            of_members.setdefault(path[depth], []).append((path, what))
+        else:
+            obj.log.add(path, what)
+    if obj.log.problems:
+        yield _result(obj, None)
+    for member in members:
+        default_type = "" if member_type.endswith("/") else member_type
+        yield from _objects(member, of_members.get(member.path[depth], ()), default_type, served=served)
+
+
+def _kind(obj: Field, version: str, name: str) -> Kind | None:
+    """Tell how to read an object; a kind that does not matter here gets a notice, a misspelled one is refused."""
+    if kind := _BY_TYPE.get((version, name)):
+        return kind
+    for field in (obj["apiVersion"], obj["kind"]):
+        field.required()
+    if obj.log.refused:
+        return None
+    group = version.rpartition("/")[0]
+    known = _BY_NAME.get(name)
+    if known and (group == known.group or nearest(version, known.api_versions)):
+        wanted = " or ".join(known.api_versions)
+        obj["apiVersion"].refuse(f"{version} has no kind {name}", f"write apiVersion: {wanted}")
+        return None
+    ours = [kind.name for kind in KINDS if kind.group == group]
+    if name not in _OTHERS and not known and (hint := nearest(name, ours)):
+        obj["kind"].refuse(f"{name} is no kind of {version}", hint)
+        return None
+    title = obj["metadata"]["name"].value
+    obj["kind"].notice(
+        f"{name} {title} is passed over" if isinstance(title, str) else f"{name} is passed over",
+        "its Pods are what counts" if name in _POD_OWNERS else "",
+    )
+    return None
+
+
+def _meta(obj: Field, kind: Kind) -> Meta | None:
+    """Read what every object has. The name comes first: with it, everything else can be said of a named object."""
+    meta = obj["metadata"].required().mapping()
+    namespace = meta["namespace"].name(names.label) if kind.namespaced else ""
+    name = meta["name"].name(kind.check_name)
+    if name and not obj.log.refused:
+        ref = Ref(kind.name, namespace or (DEFAULT_NAMESPACE if kind.namespaced else ""), name)
+        obj.log.subject = str(ref)
+    elif meta and not name:
+        hint = "generateName names nothing in a file" if meta["generateName"] else ""
+        meta["name"].refuse("is required", hint)
+    meta.mapping(_META)
+    if kind.namespaced and meta and not namespace:
+        meta["namespace"].notice("is absent: it is in namespace default")
+    if not kind.namespaced and meta["namespace"].value:
+        meta["namespace"].notice(f"is ignored: a {kind.name} is in no namespace")
+    labels = names.labels(meta["labels"])
+    annotations = {key: entry.text() for key, entry in meta["annotations"].entries()}
+    created = _time(meta["creationTimestamp"])
+    uid = meta["uid"].text()
+    if not obj.log.subject:
+        return None
+    where = obj.log.locate(obj.path)
+    origin = "" if where == obj.log.subject else where
+    return Meta(ref=ref, labels=labels, annotations=annotations, created=created, uid=uid, origin=origin)
+
+
+def _time(field: Field) -> datetime | None:
+    text = field.text()
+    if not text:
+        return None
+    try:
+        time = datetime.fromisoformat(text[:_TIME_LENGTH])
+        if time.tzinfo is not None:
+            return time.astimezone(UTC)
+    except (ValueError, OverflowError):
+        pass  # said below
+    field.refuse(f"{shown(text)} is not a time such as 2020-01-31T12:00:00Z")
+    return None

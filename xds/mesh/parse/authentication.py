@@ -1,0 +1,211 @@
+"""What servers accept: authentication.istio.io Policy and MeshPolicy, security.istio.io PeerAuthentication."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from enum import StrEnum
+
+from xds.mesh.model.objects import ROLLOUT, AuthenticationPolicy, Fact, Meta, Mode, PeerAuthentication, Target
+from xds.mesh.parse import names
+from xds.mesh.parse.core import TOP
+from xds.mesh.parse.fail_closed import FailClosed, oldest
+from xds.mesh.parse.reading import Field, Log, shown
+
+_PORT_DIGITS = 5
+_MODE_LENGTH = 20
+"""Characters that a hint repeats of what may be a mode."""
+
+
+class AlphaMode(StrEnum):
+    """mode of an alpha mtls peer. Plaintext is the lack of such a peer."""
+
+    STRICT = "STRICT"
+    PERMISSIVE = "PERMISSIVE"
+
+
+class PeerMode(StrEnum):
+    """mode of a PeerAuthentication."""
+
+    UNSET = "UNSET"
+    DISABLE = "DISABLE"
+    PERMISSIVE = "PERMISSIVE"
+    STRICT = "STRICT"
+
+
+def policy(obj: Field, meta: Meta) -> AuthenticationPolicy:
+    """Read a Policy: of the services it targets, or of its namespace."""
+    read = _alpha(obj, meta)
+    targets = obj["spec"]["targets"]
+    if meta.ref.name == "default" and read.targets:
+        targets.refuse(
+            "must be absent: a Policy named default is its whole namespace's",
+            "give a policy for some services another name",
+        )
+    elif meta.ref.name != "default" and not targets.value:
+        obj["metadata"]["name"].refuse(
+            f"must be default, not {meta.ref.name}, in a Policy without targets",
+            "name it default, or say in spec.targets which services it is for",
+        )
+    return read
+
+
+def mesh_policy(obj: Field, meta: Meta) -> AuthenticationPolicy:
+    """Read the MeshPolicy, which can only be named default."""
+    read = _alpha(obj, meta)
+    if meta.ref.name != "default":
+        obj["metadata"]["name"].refuse(f"must be default, not {meta.ref.name}: a mesh has one MeshPolicy")
+    if read.targets:
+        obj["spec"]["targets"].refuse("must be absent in a MeshPolicy", "write a Policy for some services")
+    return read
+
+
+def _look_at_rollout(obj: Field, meta: Meta) -> None:
+    # Not refused: the policy itself must not depend on how it is put in force.
+    if (said := meta.annotations.get(ROLLOUT, "immediate")) != "immediate":
+        obj["metadata"]["annotations"][ROLLOUT].notice(
+            f"is ignored: {shown(said)} says nothing",
+            "write immediate, or leave it out to have proxies waited for",
+        )
+
+
+def _alpha(obj: Field, meta: Meta) -> AuthenticationPolicy:
+    obj.mapping(f"{TOP} spec status", strict=True)
+    _look_at_rollout(obj, meta)
+    spec = obj["spec"].mapping(
+        "targets peers peerIsOptional origins originIsOptional principalBinding", strict=True
+    )
+    for name in ("origins", "originIsOptional", "principalBinding", "peerIsOptional"):
+        if spec[name].value:
+            spec[name].notice("is ignored", "only mutual TLS is enforced, not JSON web tokens")
+    return AuthenticationPolicy(
+        meta=meta, mode=_alpha_mode(spec["peers"]), targets=tuple(_targets(spec["targets"]))
+    )
+
+
+def _alpha_mode(peers: Field) -> Mode:
+    """Tell the mode: the first mtls peer's, plaintext if there is none."""
+    modes: list[Mode] = []
+    for peer in peers.items():
+        peer.mapping("mtls jwt", strict=True)
+        mtls = peer["mtls"].mapping("mode allowTls", strict=True)
+        if peer.has("mtls"):
+            # `mtls: {}` and `mtls:` both say STRICT, the first value of the enumeration.
+            modes.append(Mode(_alpha_choice(mtls["mode"]) or AlphaMode.STRICT))
+            if mtls["allowTls"].boolean():
+                mtls["allowTls"].notice("is ignored: a client certificate is always asked for")
+        elif peer.has("jwt"):
+            peer["jwt"].notice("is ignored", "only mutual TLS is enforced, not JSON web tokens")
+        else:
+            peer.refuse("says no way to authenticate", "write mtls: {}")
+    return modes[0] if modes else Mode.DISABLE
+
+
+def _alpha_choice(mode: Field) -> AlphaMode | None:
+    said_off = mode.value in ("DISABLE", "NONE", "OFF", False)
+    return mode.choice(AlphaMode, "for plaintext leave spec.peers out" if said_off else "")
+
+
+def _targets(field: Field) -> Iterator[Target]:
+    for item in field.items():
+        item.mapping("name labels ports", strict=True)
+        name = item["name"].required().text()
+        if "." in name:
+            first = name.partition(".")[0]
+            item["name"].refuse(
+                f"{shown(name)} must be a service of the Policy's own namespace, without a domain",
+                f"write {first}, in a Policy of that service's namespace",
+            )
+        elif name:
+            item["name"].name(names.label)
+        if item["labels"].value:
+            item["labels"].refuse("cannot be targeted", "a PeerAuthentication selects workloads by labels")
+        yield Target(service=name, ports=tuple(_target_ports(item["ports"])))
+
+
+def _target_ports(field: Field) -> Iterator[int | str]:
+    for item in field.items():
+        if not isinstance(item.value, dict):
+            item.refuse(
+                f"must be a mapping, not {shown(item.value)}", "write '- number: 8000' or '- name: http'"
+            )
+            continue
+        item.mapping("number name", strict=True)
+        if bool(item["number"]) == bool(item["name"]):
+            item.refuse("must have a number or a name, and not both")
+        yield item["number"].port() if item["number"] else item["name"].required().name(names.label)
+
+
+def peer_authentication(obj: Field, meta: Meta) -> PeerAuthentication:
+    """Read a PeerAuthentication: of the mesh, a namespace, or the workloads it selects."""
+    obj.mapping(f"{TOP} spec status", strict=True)
+    _look_at_rollout(obj, meta)
+    spec = obj["spec"].mapping("selector mtls portLevelMtls", strict=True)
+    selector = names.selected(spec["selector"]) or {}
+    ports: dict[int, Mode | None] = {}
+    for key, entry in spec["portLevelMtls"].entries():
+        if len(key) > _PORT_DIGITS or not (key.isascii() and key.isdecimal()) or not 1 <= int(key) <= 65535:
+            entry.refuse("must be a port of the workload, a number from 1 to 65535")
+            continue
+        ports[int(key)] = _peer_mode(entry)
+    if spec["portLevelMtls"] and not ports:
+        spec["portLevelMtls"].refuse("names no port")
+    if ports and not selector:
+        spec["portLevelMtls"].refuse(
+            "needs a selector: ports are a workload's",
+            "add spec.selector.matchLabels, or leave the ports out",
+        )
+    return PeerAuthentication(meta=meta, mode=_peer_mode(spec["mtls"]), selector=selector, ports=ports)
+
+
+def _peer_mode(field: Field) -> Mode | None:
+    if isinstance(field.value, str):
+        field.refuse(
+            f"must be a mapping, not {shown(field.value)}",
+            f"write mode: {field.value[:_MODE_LENGTH]} below it",
+        )
+        return None
+    mode = field.mapping("mode", strict=True)["mode"].choice(PeerMode)
+    return None if mode in (None, PeerMode.UNSET) else Mode(mode)
+
+
+def policy_fail_closed(meta: Meta, read: Fact | None, log: Log) -> FailClosed:
+    """Return what applies instead of a refused Policy: STRICT for the services it targets, or else for its namespace."""
+    targets = read.targets if isinstance(read, AuthenticationPolicy) else ()
+    known = log.is_readable("spec", "targets") and log.is_readable("metadata", "name")
+    if not targets:
+        known = known and log.only_refused_below(("spec", "peers"), ("metadata",))
+    fact = AuthenticationPolicy(
+        meta=oldest(meta, log), mode=Mode.STRICT, targets=targets if known else (), scope_unknown=not known
+    )
+    services = ", ".join(dict.fromkeys(target.service for target in fact.targets))
+    what = f"pods of service {services} in" if services else "pods in"
+    return FailClosed(fact, f"STRICT applies to {what} namespace {meta.ref.namespace}")
+
+
+def mesh_policy_fail_closed(meta: Meta, _: Fact | None, log: Log) -> FailClosed:
+    """Return what applies instead of a refused MeshPolicy: STRICT for the mesh."""
+    fact = AuthenticationPolicy(meta=oldest(meta, log), mode=Mode.STRICT)
+    return FailClosed(fact, "STRICT applies to the whole mesh")
+
+
+def peer_authentication_fail_closed(meta: Meta, read: Fact | None, log: Log) -> FailClosed:
+    """Return what applies instead of a refused PeerAuthentication: STRICT for the pods it selects, or its namespace.
+
+    All ports of these pods are STRICT, also those that the object gives another mode.
+    """
+    selector: Mapping[str, str] = read.selector if isinstance(read, PeerAuthentication) else {}
+    known = log.is_readable("spec", "selector")
+    if not selector:
+        known = known and log.only_refused_below(("spec", "mtls"), ("metadata",))
+    fact = PeerAuthentication(
+        meta=oldest(meta, log),
+        mode=Mode.STRICT,
+        selector=selector if known else {},
+        scope_unknown=not known,
+    )
+    namespace = meta.ref.namespace
+    if fact.selector:
+        labels = ", ".join(f"{key}={value}" for key, value in fact.selector.items())
+        return FailClosed(fact, f"STRICT applies to pods in namespace {namespace} with labels {labels}")
+    mesh = f"(if {namespace} is the root namespace, to the whole mesh)"
+    return FailClosed(fact, f"STRICT applies to pods in namespace {namespace} {mesh}")

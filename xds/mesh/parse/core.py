@@ -1,0 +1,252 @@
+"""Kubernetes' own kinds: Namespace, ServiceAccount, Service, Pod."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import StrEnum
+
+from xds.mesh.model.objects import (
+    APP_ADDRESS,
+    INTERCEPTION_MODE,
+    ContainerPort,
+    Fact,
+    Interception,
+    Meta,
+    Namespace,
+    Pod,
+    Service,
+    ServiceAccount,
+    ServicePort,
+    UnknownService,
+)
+from xds.mesh.parse import names
+from xds.mesh.parse.fail_closed import FailClosed
+from xds.mesh.parse.ports import Transport, protocol
+from xds.mesh.parse.reading import Field, Log, shown
+
+TOP = "apiVersion kind metadata"
+CANONICAL_ACCOUNTS = "alpha.istio.io/canonical-serviceaccounts"
+KUBERNETES_ACCOUNTS = "alpha.istio.io/kubernetes-serviceaccounts"
+
+
+class ServiceType(StrEnum):
+    """spec.type of a Service."""
+
+    CLUSTER_IP = "ClusterIP"
+    NODE_PORT = "NodePort"
+    LOAD_BALANCER = "LoadBalancer"
+    EXTERNAL_NAME = "ExternalName"
+
+
+class Phase(StrEnum):
+    """status.phase of a Pod."""
+
+    PENDING = "Pending"
+    RUNNING = "Running"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+    UNKNOWN = "Unknown"
+
+
+def namespace(obj: Field, meta: Meta) -> Namespace:
+    """Read a Namespace."""
+    obj.mapping(f"{TOP} spec status")
+    return Namespace(meta=meta)
+
+
+def service_account(obj: Field, meta: Meta) -> ServiceAccount:
+    """Read a ServiceAccount."""
+    obj.mapping(f"{TOP} secrets imagePullSecrets automountServiceAccountToken")
+    return ServiceAccount(meta=meta)
+
+
+def service(obj: Field, meta: Meta) -> Service | None:
+    """Read a Service; one of type ExternalName is not served."""
+    obj.mapping(f"{TOP} spec status")
+    spec = obj["spec"].mapping(
+        "allocateLoadBalancerNodePorts clusterIP clusterIPs externalIPs externalName "
+        "externalTrafficPolicy healthCheckNodePort internalTrafficPolicy ipFamilies "
+        "ipFamilyPolicy loadBalancerClass loadBalancerIP loadBalancerSourceRanges ports "
+        "publishNotReadyAddresses selector sessionAffinity sessionAffinityConfig "
+        "trafficDistribution type"
+    )
+    if spec["type"].choice(ServiceType) is ServiceType.EXTERNAL_NAME:
+        spec["type"].notice("ExternalName is passed over", "such names are no part of the mesh")
+        return None
+    addresses, headless = _cluster_ips(spec)
+    ports = tuple(_service_ports(spec))
+    if not headless and not spec["ports"].value:
+        spec["ports"].refuse("is required", "only a headless Service (clusterIP: None) may have none")
+    elif spec["ports"].value and not ports:
+        spec["ports"].notice("has no TCP port, and other protocols are left out")
+    if meta.annotations.get(KUBERNETES_ACCOUNTS):
+        where = obj["metadata"]["annotations"][KUBERNETES_ACCOUNTS]
+        where.notice("is ignored", f"write whole SPIFFE ids into {CANONICAL_ACCOUNTS}")
+    accounts = meta.annotations.get(CANONICAL_ACCOUNTS, "").split(",")
+    return Service(
+        meta=meta,
+        addresses=addresses,
+        headless=headless,
+        ports=ports,
+        selector=_service_selector(spec["selector"]),
+        publish_not_ready=spec["publishNotReadyAddresses"].boolean() or False,
+        service_accounts=tuple(account.strip() for account in accounts if account.strip()),
+    )
+
+
+def _service_selector(field: Field) -> dict[str, str]:
+    for name in ("matchLabels", "matchExpressions"):
+        if field[name]:
+            field[name].refuse("is not how a Service selects", "write the labels directly below selector")
+            return {}
+    return names.labels(field)
+
+
+def _cluster_ips(spec: Field) -> tuple[tuple[str, ...], bool]:
+    """Read the virtual addresses, and whether the Service has none on purpose."""
+    first = spec["clusterIP"].text()
+    listed = [item.text() for item in spec["clusterIPs"].items()]
+    if first and listed and listed[0] != first:
+        spec["clusterIPs"].refuse(f"must begin with clusterIP, {first}")
+    addresses = tuple(dict.fromkeys(text for text in (first, *listed) if text))
+    if addresses == ("None",):
+        return (), True
+    for text in addresses:
+        if wrong := names.address(text):
+            where = spec["clusterIP" if text == first else "clusterIPs"]
+            where.refuse(
+                f"{shown(text)} {wrong}", "None makes a Service headless" if text.lower() == "none" else ""
+            )
+    return tuple(dict.fromkeys(map(names.canonical, addresses))), False
+
+
+def _service_ports(spec: Field) -> Iterator[ServicePort]:
+    items = list(spec["ports"].items())
+    seen_names: set[str] = set()
+    seen_ports: set[tuple[int, Transport]] = set()
+    for item in items:
+        item.mapping("name port protocol targetPort appProtocol nodePort")
+        number = item["port"].required().port()
+        transport = item["protocol"].choice(Transport) or Transport.TCP
+        name = item["name"].name(names.label)
+        if not name and len(items) > 1:
+            item["name"].refuse("is required when a Service has more than one port")
+        elif name and name in seen_names:
+            item["name"].refuse(f"{shown(name)} is the name of two ports of this Service")
+        if item["port"] and (number, transport) in seen_ports:
+            item["port"].refuse(f"{number} is listed twice for {transport}")
+        seen_names.add(name)
+        seen_ports.add((number, transport))
+        target = _target_port(item["targetPort"], number)
+        spoken = protocol(number, name, item["appProtocol"].text())
+        if transport is Transport.TCP:
+            yield ServicePort(port=number, target=target, name=name, protocol=spoken)
+
+
+def _target_port(field: Field, number: int) -> int | str:
+    """Read a targetPort, which is the port itself where it is not said."""
+    if not isinstance(field.value, str):
+        return field.port() if field else number
+    if field.value.isdecimal():
+        field.refuse(
+            f"{shown(field.value)} in quotes is a port's name, not its number", "write it without quotes"
+        )
+    return field.name(names.port)
+
+
+def pod(obj: Field, meta: Meta) -> Pod:
+    """Read a Pod."""
+    obj.mapping(f"{TOP} spec status")
+    spec = obj["spec"].mapping(
+        "activeDeadlineSeconds affinity automountServiceAccountToken containers dnsConfig "
+        "dnsPolicy enableServiceLinks ephemeralContainers hostAliases hostIPC hostNetwork "
+        "hostPID hostUsers hostname hostnameOverride imagePullSecrets initContainers nodeName "
+        "nodeSelector os overhead preemptionPolicy priority priorityClassName readinessGates "
+        "resourceClaims resources restartPolicy runtimeClassName schedulerName schedulingGates "
+        "securityContext serviceAccount serviceAccountName setHostnameAsFQDN "
+        "shareProcessNamespace subdomain terminationGracePeriodSeconds tolerations "
+        "topologySpreadConstraints volumes workloadRef schedulingGroup evictionResponders"
+    )
+    status = obj["status"].mapping()
+    phase = status["phase"].choice(Phase) or Phase.RUNNING
+    account = spec["serviceAccountName"].name(names.subdomain) or spec["serviceAccount"].name(names.subdomain)
+    listed = [
+        names.canonical(item.mapping("ip")["ip"].required().name(names.address))
+        for item in status["podIPs"].items()
+        if isinstance(item.mapping().value, dict)
+    ]
+    first = listed[0] if listed else ""
+    deleted = bool(obj["metadata"]["deletionTimestamp"])
+    address = names.canonical(status["podIP"].name(names.address)) or first
+    more = tuple(dict.fromkeys(text for text in listed if text and text != address))
+    interception = _interception(obj["metadata"]["annotations"][INTERCEPTION_MODE])
+    application = obj["metadata"]["annotations"][APP_ADDRESS]
+    app_address = names.canonical(application.name(names.address)) or "127.0.0.1"
+    if interception is Interception.NONE and address == app_address:
+        (application or status["podIP"]).refuse(
+            f"{address} is both the pod's address and its application's: the sidecar would send requests to itself",
+            f"let the application listen on another address, and name it in the annotation {APP_ADDRESS}",
+        )
+    return Pod(
+        meta=meta,
+        address=address,
+        more_addresses=more,
+        service_account=account or "default",
+        ready=phase is Phase.RUNNING and not deleted and _is_ready(status),
+        ended=phase in (Phase.SUCCEEDED, Phase.FAILED),
+        ports=tuple(_container_ports(spec)),
+        hostname=spec["hostname"].name(names.label),
+        subdomain=spec["subdomain"].name(names.label),
+        interception=interception,
+        app_address=app_address,
+    )
+
+
+def _is_ready(status: Field) -> bool:
+    """Whether the Ready condition holds; a Pod without one (written by hand) is ready."""
+    said = [
+        (condition.mapping()["type"].text(), condition["status"].text())
+        for condition in status["conditions"].items()
+    ]
+    return next((holds == "True" for kind, holds in said if kind == "Ready"), True)
+
+
+def _interception(field: Field) -> Interception:
+    if field.value == "TPROXY":
+        field.notice("TPROXY is not supported, REDIRECT is used")
+        return Interception.REDIRECT
+    return field.choice(Interception) or Interception.REDIRECT
+
+
+def _container_ports(spec: Field) -> Iterator[ContainerPort]:
+    """Yield the ports that targetPorts can name: of containers, and of init containers that keep running."""
+    for container in spec["initContainers"].items():
+        if container.mapping()["restartPolicy"].value == "Always":
+            yield from _ports_of(container)
+    for container in spec["containers"].items():
+        yield from _ports_of(container)
+
+
+def _ports_of(container: Field) -> Iterator[ContainerPort]:
+    seen: set[str] = set()
+    for item in container.mapping()["ports"].items():
+        item.mapping("containerPort name protocol hostPort hostIP")
+        name = item["name"].name(names.port)
+        if name and name in seen:
+            item["name"].refuse(f"{shown(name)} is the name of two ports of this container")
+        seen.add(name)
+        number = item["containerPort"].required().port()
+        if (item["protocol"].choice(Transport) or Transport.TCP) is Transport.TCP:
+            yield ContainerPort(port=number, name=name)
+
+
+def service_fail_closed(meta: Meta, _: Fact | None, _log: Log) -> FailClosed:
+    """Return what applies instead of a refused Service, whose ports are unknown."""
+    return unknown_service(meta, meta.ref.name)
+
+
+def unknown_service(meta: Meta, name: str) -> FailClosed:
+    """Return that a Service's ports are unknown: any port of its namespace may be under a Policy that targets it."""
+    namespace = meta.ref.namespace
+    what = f"a Policy that targets Service {name} is STRICT for every port of pods in namespace {namespace}"
+    return FailClosed(UnknownService(meta=meta, service=name), what)

@@ -1,0 +1,277 @@
+"""What clients send: networking.istio.io DestinationRule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from enum import StrEnum
+
+from xds.mesh.model.objects import CLUSTER_DOMAIN, DestinationRule, Fact, Meta
+from xds.mesh.model.traffic import (
+    ClientTls,
+    ConnectionPool,
+    LoadBalancing,
+    OutlierDetection,
+    Subset,
+    TlsMode,
+    TrafficPolicy,
+)
+from xds.mesh.parse import names
+from xds.mesh.parse.core import TOP
+from xds.mesh.parse.fail_closed import FailClosed, oldest
+from xds.mesh.parse.reading import Field, Log, shown
+
+_POLICY = "tls connectionPool outlierDetection loadBalancer"
+_UNSUPPORTED = "tunnel proxyProtocol retryBudget"
+_NOT_TLS = {"connectionPool", "outlierDetection", "loadBalancer"}
+"""Parts of a traffic policy on which it does not depend whether traffic is encrypted."""
+_LABELS = {"labels", "matchLabels"}
+"""Mappings whose keys are the user's, and may have any name."""
+_LEAST_TIMEOUT = 0.001
+_MOST_KEEPALIVE = 2**31 // 3600 * 3600.0
+"""In seconds: the system's setting is a whole number of 32 bits."""
+
+
+class UpgradePolicy(StrEnum):
+    """h2UpgradePolicy of a connection pool."""
+
+    DEFAULT = "DEFAULT"
+    DO_NOT_UPGRADE = "DO_NOT_UPGRADE"
+    UPGRADE = "UPGRADE"
+
+
+class Simple(StrEnum):
+    """loadBalancer.simple, with the name that LEAST_REQUEST once had."""
+
+    UNSPECIFIED = "UNSPECIFIED"
+    LEAST_REQUEST = "LEAST_REQUEST"
+    LEAST_CONN = "LEAST_CONN"
+    ROUND_ROBIN = "ROUND_ROBIN"
+    RANDOM = "RANDOM"
+    PASSTHROUGH = "PASSTHROUGH"
+
+
+def destination_rule(obj: Field, meta: Meta) -> DestinationRule:
+    """Read a DestinationRule."""
+    obj.mapping(f"{TOP} spec status", strict=True)
+    spec = obj["spec"].mapping("host trafficPolicy subsets exportTo workloadSelector", strict=True)
+    return DestinationRule(
+        meta=meta,
+        host=_host(spec["host"].required(), meta.ref.namespace),
+        policy=_policy(spec["trafficPolicy"]),
+        subsets=tuple(_subsets(spec["subsets"])),
+        export_to=export_to(spec["exportTo"], private=bool(spec["workloadSelector"])),
+        selector=names.selected(spec["workloadSelector"]),
+    )
+
+
+def _host(field: Field, namespace: str) -> str:
+    """Resolve a host: a short name is of the rule's namespace; anything with a dot is taken as it is."""
+    text = field.name(names.host)
+    if "." not in text and text not in ("", "*"):
+        return f"{text}.{namespace}.svc.{CLUSTER_DOMAIN}"
+    name, _, rest = text.partition(".")
+    if rest and (rest.endswith(".svc") or "." not in rest) and name != "*":
+        full = f"{name}.{rest.removesuffix('.svc')}.svc.{CLUSTER_DOMAIN}"
+        field.notice(f"{text} is taken as it is and names no service", f"did you mean {full}?")
+    return text
+
+
+def export_to(field: Field, *, private: bool = False) -> tuple[str, ...]:
+    """Read the namespaces that a rule is for: names, `.` (its own) or `*` (all)."""
+    read: dict[str, None] = {}
+    for item in field.items():
+        text = item.required().text()
+        if text not in (".", "*") and (wrong := names.label(text)):
+            item.refuse(f"{shown(text)} {wrong}", "a namespace, '.' (its own) or '*' (all)")
+        if text in read:
+            item.refuse(f"{shown(text)} is listed twice")
+        if private and text != ".":
+            item.refuse("must be '.' where there is a workloadSelector: such a rule is its namespace's own")
+        read[text] = None
+    if "*" in read and len(read) > 1:
+        field.refuse("'*' is every namespace, and cannot be listed with others")
+    return tuple(read)
+
+
+def _policy(field: Field) -> TrafficPolicy | None:
+    if not field.mapping(f"{_POLICY} {_UNSUPPORTED} portLevelSettings", strict=True):
+        return None
+    ports: dict[int, TrafficPolicy] = {}
+    for item in field["portLevelSettings"].items():
+        item.mapping(f"port {_POLICY}", strict=True)
+        port = item["port"].required().mapping("number")
+        if port and not port["number"]:
+            port["number"].refuse("is required", "a port level setting needs the Service's port number")
+        number = port["number"].port()
+        if port["number"] and number in ports:
+            port["number"].refuse(f"{number} is set twice")
+        ports[number] = _settings(item, {})
+    for name in _UNSUPPORTED.split():
+        if field[name]:
+            field[name].notice("is not supported and is ignored")
+    return _settings(field, ports)
+
+
+def _settings(field: Field, ports: dict[int, TrafficPolicy]) -> TrafficPolicy:
+    return TrafficPolicy(
+        tls=_tls(field["tls"]),
+        connection_pool=_connection_pool(field["connectionPool"]),
+        outlier_detection=_outlier_detection(field["outlierDetection"]),
+        load_balancer=_load_balancer(field["loadBalancer"]),
+        ports=ports,
+    )
+
+
+def _tls(field: Field) -> ClientTls | None:
+    """Read the TLS that clients must send; `{}` says DISABLE, the first value of the enumeration."""
+    if not field.mapping(
+        "mode clientCertificate privateKey caCertificates credentialName subjectAltNames sni "
+        "insecureSkipVerify caCrl",
+        strict=True,
+    ):
+        return None
+    mode = field["mode"].choice(TlsMode) or TlsMode.DISABLE
+    own = (field["clientCertificate"], field["privateKey"])
+    if field["credentialName"].value:
+        # Istio's sidecars send plaintext then, without a word.
+        field["credentialName"].refuse(
+            "names a Secret, which only gateways can read: a sidecar could only send plaintext",
+            "mount the Secret into the pod and give the paths in caCertificates"
+            + (", clientCertificate and privateKey" if mode is TlsMode.MUTUAL else ""),
+        )
+    elif mode is TlsMode.MUTUAL:
+        for path in own:
+            if not path.value:
+                path.refuse("is required in mode MUTUAL", "a path in the sidecar, or use mode ISTIO_MUTUAL")
+    if mode in (TlsMode.ISTIO_MUTUAL, TlsMode.DISABLE):
+        for path in (*own, field["caCertificates"]):
+            if path.value:
+                path.notice(f"is ignored in mode {mode}", "mode MUTUAL uses certificates of your own")
+    if field["caCrl"].value:
+        field["caCrl"].refuse("is not supported: revoked certificates would be accepted")
+    return ClientTls(
+        mode=mode,
+        sni=field["sni"].name(names.host),
+        subject_alt_names=tuple(item.required().text() for item in field["subjectAltNames"].items()),
+        certificate=_file(field["clientCertificate"]),
+        private_key=_file(field["privateKey"]),
+        ca_certificates=_file(field["caCertificates"]),
+        insecure_skip_verify=field["insecureSkipVerify"].boolean() or False,
+    )
+
+
+def _file(field: Field) -> str:
+    """Read a path in the sidecar's file system. What is none is not repeated: it may be the key itself."""
+    text = field.text()
+    if text and (not text.startswith("/") or not text.isprintable()):
+        field.refuse("must be an absolute path in the sidecar's file system", "not what the file holds")
+        return ""
+    return text
+
+
+def _connection_pool(field: Field) -> ConnectionPool | None:
+    if not field.mapping("tcp http"):
+        return None
+    tcp = field["tcp"].mapping("maxConnections connectTimeout tcpKeepalive maxConnectionDuration idleTimeout")
+    http = field["http"].mapping(
+        "http1MaxPendingRequests http2MaxRequests maxRequestsPerConnection maxRetries "
+        "idleTimeout h2UpgradePolicy useClientProtocol maxConcurrentStreams"
+    )
+    if http["useClientProtocol"].boolean():
+        http["useClientProtocol"].notice("is not supported and is ignored")
+    keepalive = tcp["tcpKeepalive"].mapping("probes time interval")
+    upgrade = http["h2UpgradePolicy"].choice(UpgradePolicy)
+    return ConnectionPool(
+        max_connections=_set(tcp["maxConnections"]),
+        connect_timeout=tcp["connectTimeout"].seconds(_LEAST_TIMEOUT),
+        tcp_keepalive=(
+            _set(keepalive["probes"]),
+            keepalive["time"].seconds(most=_MOST_KEEPALIVE),
+            keepalive["interval"].seconds(most=_MOST_KEEPALIVE),
+        )
+        if keepalive
+        else None,
+        max_connection_duration=tcp["maxConnectionDuration"].seconds(_LEAST_TIMEOUT),
+        tcp_idle_timeout=tcp["idleTimeout"].seconds(),
+        http1_max_pending_requests=_set(http["http1MaxPendingRequests"]),
+        http2_max_requests=_set(http["http2MaxRequests"]),
+        max_requests_per_connection=_set(http["maxRequestsPerConnection"]),
+        max_retries=_set(http["maxRetries"]),
+        http_idle_timeout=http["idleTimeout"].seconds(),
+        h2_upgrade=None if upgrade in (None, UpgradePolicy.DEFAULT) else upgrade is UpgradePolicy.UPGRADE,
+        max_concurrent_streams=_set(http["maxConcurrentStreams"]),
+    )
+
+
+def _set(field: Field) -> int | None:
+    """Read a limit, where 0 is the same as not said."""
+    return field.integer(0, 2**31 - 1) or None
+
+
+def _outlier_detection(field: Field) -> OutlierDetection | None:
+    if not field.mapping(
+        "consecutive5xxErrors consecutiveGatewayErrors consecutiveLocalOriginFailures "
+        "consecutiveErrors splitExternalLocalOriginErrors interval baseEjectionTime "
+        "maxEjectionPercent minHealthPercent"
+    ):
+        return None
+    if field["consecutiveErrors"].value is not None:
+        field["consecutiveErrors"].notice("is no longer used and is ignored", "write consecutive5xxErrors")
+    return OutlierDetection(
+        consecutive_5xx=field["consecutive5xxErrors"].integer(),
+        consecutive_gateway_errors=field["consecutiveGatewayErrors"].integer(),
+        consecutive_local_origin_failures=field["consecutiveLocalOriginFailures"].integer(),
+        split_external_local_origin_errors=field["splitExternalLocalOriginErrors"].boolean() or False,
+        interval=field["interval"].seconds(_LEAST_TIMEOUT),
+        base_ejection_time=field["baseEjectionTime"].seconds(_LEAST_TIMEOUT),
+        max_ejection_percent=field["maxEjectionPercent"].integer(0, 100),
+        min_health_percent=field["minHealthPercent"].integer(0, 100),
+    )
+
+
+def _load_balancer(field: Field) -> LoadBalancing | None:
+    field.mapping("simple consistentHash localityLbSetting warmupDurationSecs warmup")
+    if field["simple"].value and field["consistentHash"].value:
+        field.refuse("has both simple and consistentHash, of which only one can be")
+    for name in ("consistentHash", "localityLbSetting", "warmupDurationSecs", "warmup"):
+        if field[name].value:
+            field[name].notice("is not supported and is ignored")
+    simple = field["simple"].choice(Simple)
+    if simple is None:
+        return None
+    return LoadBalancing.LEAST_REQUEST if simple is Simple.LEAST_CONN else LoadBalancing(simple)
+
+
+def _subsets(field: Field) -> Iterator[Subset]:
+    seen: set[str] = set()
+    for item in field.items():
+        item.mapping("name labels trafficPolicy", strict=True)
+        name = item["name"].required().name(names.label)
+        if name and name in seen:
+            item["name"].refuse(f"{shown(name)} is the name of two subsets")
+        seen.add(name)
+        yield Subset(name=name, labels=names.labels(item["labels"]), policy=_policy(item["trafficPolicy"]))
+
+
+def destination_rule_fail_closed(meta: Meta, read: Fact | None, log: Log) -> FailClosed:
+    """Return what applies instead of a refused DestinationRule: mutual TLS of the mesh for its host, or else for all hosts.
+
+    Where only settings are refused that have nothing to do with TLS, these alone are left at their defaults.
+    """
+    rule = read if isinstance(read, DestinationRule) else DestinationRule(meta=meta, host="")
+    if log.refusals and all(_NOT_TLS & set(at) and not _LABELS & set(at) for at in log.refusals):
+        return FailClosed(rule, "its other settings apply, and the refused ones are at their defaults")
+    host = rule.host if rule.host and log.is_readable("spec", "host") else "*"
+    fact = DestinationRule(
+        meta=oldest(meta, log),
+        host=host,
+        policy=TrafficPolicy(tls=ClientTls(mode=TlsMode.ISTIO_MUTUAL)),
+        subsets=tuple(replace(subset, policy=None) for subset in rule.subsets)
+        if log.is_readable("spec", "subsets")
+        else (),
+        export_to=rule.export_to if log.is_readable("spec", "exportTo") else ("*",),
+        selector=rule.selector if log.is_readable("spec", "workloadSelector") else {},
+    )
+    to = "any host" if host == "*" else host
+    return FailClosed(fact, f"clients that it applies to send mutual TLS (ISTIO_MUTUAL) to {to}")

@@ -1,0 +1,125 @@
+"""Where a Service is served: v1 Endpoints and discovery.k8s.io/v1 EndpointSlice."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterator
+from enum import StrEnum
+
+from xds.mesh.model.objects import EndpointAddress, EndpointGroup, EndpointPort, Endpoints, Fact, Meta, Ref
+from xds.mesh.parse import names
+from xds.mesh.parse.core import TOP, unknown_service
+from xds.mesh.parse.fail_closed import FailClosed
+from xds.mesh.parse.ports import Transport
+from xds.mesh.parse.reading import Field, Log, shown
+
+SERVICE_NAME_LABEL = "kubernetes.io/service-name"
+
+
+class AddressType(StrEnum):
+    """addressType of an EndpointSlice."""
+
+    IPV4 = "IPv4"
+    IPV6 = "IPv6"
+    FQDN = "FQDN"
+
+
+def endpoints(obj: Field, meta: Meta) -> Endpoints:
+    """Read an Endpoints object, which has the name of its Service."""
+    obj.mapping(f"{TOP} subsets")
+    return Endpoints(meta=meta, service=meta.ref.name, groups=tuple(_groups(obj, meta.ref.namespace)))
+
+
+def _groups(obj: Field, namespace: str) -> Iterator[EndpointGroup]:
+    for subset in obj["subsets"].items():
+        subset.mapping("addresses notReadyAddresses ports")
+        addresses = [
+            EndpointAddress(
+                address=names.canonical(item["ip"].required().name(names.address)),
+                ready=ready,
+                pod=_target_pod(item["targetRef"], namespace),
+                pod_uid=item["targetRef"]["uid"].text(),
+                hostname=item["hostname"].name(names.label),
+            )
+            for listed, ready in (("addresses", True), ("notReadyAddresses", False))
+            for item in subset[listed].items()
+            if item.mapping("ip hostname nodeName targetRef")
+        ]
+        yield EndpointGroup(addresses=tuple(addresses), ports=tuple(_endpoint_ports(subset["ports"])))
+
+
+def endpoint_slice(obj: Field, meta: Meta) -> Endpoints | None:
+    """Read an EndpointSlice; None where it belongs to no Service, or lists names rather than addresses."""
+    obj.mapping(f"{TOP} addressType endpoints ports")
+    family = obj["addressType"].required().choice(AddressType)
+    if family is AddressType.FQDN:
+        obj["addressType"].notice("FQDN is passed over", "endpoints need IP addresses")
+        return None
+    owner = meta.labels.get(SERVICE_NAME_LABEL, "")
+    if not owner:
+        obj["metadata"]["labels"].notice(
+            "say no Service that this belongs to, so it is passed over",
+            f"label it {SERVICE_NAME_LABEL}: NAME",
+        )
+        return None
+    addresses = tuple(_slice_addresses(obj["endpoints"], meta.ref.namespace, family))
+    group = EndpointGroup(addresses=addresses, ports=tuple(_endpoint_ports(obj["ports"])))
+    return Endpoints(meta=meta, service=owner, groups=(group,))
+
+
+def _slice_addresses(field: Field, namespace: str, family: AddressType | None) -> Iterator[EndpointAddress]:
+    for item in field.items():
+        item.mapping("addresses conditions deprecatedTopology hints hostname nodeName targetRef zone")
+        conditions = item["conditions"].mapping("ready serving terminating")
+        ready = conditions["ready"].boolean()
+        terminating = conditions["terminating"].boolean()
+        if not item["addresses"].value:
+            item["addresses"].refuse("is required")
+        addresses = [_address(address, family) for address in item["addresses"].items()]
+        if addresses and not terminating:
+            # All addresses of one endpoint reach the same pod, and Kubernetes' own consumers use the first.
+            yield EndpointAddress(
+                address=addresses[0],
+                ready=ready is not False,
+                pod=_target_pod(item["targetRef"], namespace),
+                pod_uid=item["targetRef"]["uid"].text(),
+                hostname=item["hostname"].name(names.label),
+                zone=item["zone"].text(),
+            )
+
+
+def _address(field: Field, family: AddressType | None) -> str:
+    text = field.name(names.address)
+    if not names.address(text) and family and f"IPv{ipaddress.ip_address(text).version}" != family:
+        field.refuse(f"{shown(text)} is no {family} address, as addressType says")
+    return names.canonical(text)
+
+
+def _target_pod(field: Field, namespace: str) -> Ref | None:
+    """Read the Pod that an address belongs to."""
+    field.mapping("apiVersion fieldPath kind name namespace resourceVersion uid")
+    if field["kind"].text() != "Pod":
+        return None
+    return Ref("Pod", field["namespace"].text() or namespace, field["name"].required().text())
+
+
+def _endpoint_ports(field: Field) -> Iterator[EndpointPort]:
+    items = list(field.items())
+    seen: set[str] = set()
+    for item in items:
+        item.mapping("name port protocol appProtocol")
+        name = item["name"].name(names.label)
+        if not name and len(items) > 1:
+            item["name"].refuse("is required when there is more than one port")
+        elif name in seen:
+            item["name"].refuse(f"{shown(name)} is the name of two ports")
+        seen.add(name)
+        number = item["port"].required().port()
+        if (item["protocol"].choice(Transport) or Transport.TCP) is Transport.TCP:
+            yield EndpointPort(port=number, name=name)
+
+
+def endpoints_fail_closed(meta: Meta, _: Fact | None, _log: Log) -> FailClosed | None:
+    """Return what applies instead of refused endpoints, whose Service has unknown ports."""
+    owner = meta.ref.name if meta.ref.kind == "Endpoints" else meta.labels.get(SERVICE_NAME_LABEL, "")
+    return unknown_service(meta, owner) if owner else None

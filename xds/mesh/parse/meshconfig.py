@@ -1,0 +1,209 @@
+"""Mesh-wide settings in Istio's words: MeshConfig from a file, and the install switches of `--set`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from enum import StrEnum
+from typing import Any
+
+from xds.mesh.model.objects import ADMIN_PORT, HEALTH_PORT, MeshConfig, Problem
+from xds.mesh.parse import names
+from xds.mesh.parse.destinationrule import export_to
+from xds.mesh.parse.reading import Field, Flaw, Locate, Log, nearest, shown
+
+_LONGEST_SOCKET = 107  # what fits into the kernel's sockaddr_un
+_SOCKET = re.compile(rf"(?=.{{2,{_LONGEST_SOCKET}}}$)/[A-Za-z0-9._/@+-]*[A-Za-z0-9._@+-]")
+_LEAST_TIMEOUT = 0.001
+"""Seconds: what is less, Envoy takes for 0."""
+_FIELDS = (
+    "enableAutoMtls trustDomain trustDomainAliases rootNamespace defaultDestinationRuleExportTo "
+    "protocolDetectionTimeout connectTimeout outboundTrafficPolicy inboundTrafficPolicy proxyListenPort "
+    "proxyInboundListenPort proxyHttpPort meshMTLS sdsUdsPath"
+)
+_WITHOUT_EFFECT = (
+    "accessLogEncoding accessLogFile accessLogFormat caCertificates certificates configSources "
+    "defaultConfig defaultHttpRetryPolicy defaultProviders defaultServiceExportTo "
+    "defaultVirtualServiceExportTo disableEnvoyListenerLog discoverySelectors dnsRefreshRate "
+    "enableEnvoyAccessLogService enablePrometheusMerge enableTracing extensionProviders h2UpgradePolicy "
+    "hboneIdleTimeout ingressClass ingressControllerMode ingressSelector ingressService "
+    "localityLbSetting mixerCheckServer mixerReportServer disablePolicyChecks pathNormalization "
+    "serviceScopeConfigs serviceSettings tcpKeepalive tlsDefaults verifyCertificateAtClient "
+    "thriftConfig authPolicy rdsRefreshDelay enableSdsTokenMount"
+)
+"""Istio's other settings: no mistake, and nothing that this control plane does."""
+
+_SWITCHES = {"values.global.mtls.auto": "enable_auto_mtls", "values.global.mtls.enabled": "mtls_enabled"}
+_PREFIX = "meshConfig."
+_MOST_DIGITS = 20
+"""Digits of the longest number in `--set`; Python reads none of over 4300."""
+
+
+class OutboundPolicy(StrEnum):
+    """outboundTrafficPolicy.mode."""
+
+    ALLOW_ANY = "ALLOW_ANY"
+    REGISTRY_ONLY = "REGISTRY_ONLY"
+
+
+class InboundPolicy(StrEnum):
+    """inboundTrafficPolicy.mode."""
+
+    PASSTHROUGH = "PASSTHROUGH"
+    LOCALHOST = "LOCALHOST"
+
+
+class TlsVersion(StrEnum):
+    """meshMTLS.minProtocolVersion."""
+
+    TLS_AUTO = "TLS_AUTO"
+    TLSV1_2 = "TLSV1_2"
+    TLSV1_3 = "TLSV1_3"
+
+
+def mesh_config(
+    document: object, locate: Locate, base: MeshConfig | None = None, flaws: Sequence[Flaw] = ()
+) -> tuple[MeshConfig, list[Problem]]:
+    """Read Istio's MeshConfig over `base`. It is not to be used if one of the problems is more than a notice."""
+    log = Log(locate, "mesh config")
+    for path, what in flaws:
+        log.add(path, what)
+    read = _read(Field(document, (), log), base or MeshConfig())
+    return read, log.problems
+
+
+def _read(root: Field, base: MeshConfig) -> MeshConfig:
+    root.mapping(f"{_FIELDS} {_WITHOUT_EFFECT}")
+    for name in _WITHOUT_EFFECT.split():
+        if root[name]:
+            root[name].notice("has no effect here")
+    mesh_mtls = root["meshMTLS"].mapping("minProtocolVersion ecdhCurves cipherSuites")
+    for name in ("ecdhCurves", "cipherSuites"):
+        if mesh_mtls[name].value:
+            mesh_mtls[name].notice("has no effect here")
+    outbound = root["outboundTrafficPolicy"].mapping("mode")["mode"].choice(OutboundPolicy)
+    inbound = root["inboundTrafficPolicy"].mapping("mode")["mode"].choice(InboundPolicy)
+    version = mesh_mtls["minProtocolVersion"].choice(TlsVersion)
+    said: dict[str, Any] = {
+        "enable_auto_mtls": root["enableAutoMtls"].boolean(),
+        "trust_domain": root["trustDomain"].name(names.trust_domain) or None,
+        "trust_domain_aliases": tuple(
+            item.name(names.trust_domain) for item in root["trustDomainAliases"].items()
+        )
+        or None,
+        "root_namespace": root["rootNamespace"].name(names.label) or None,
+        "default_destination_rule_export_to": export_to(root["defaultDestinationRuleExportTo"]) or None,
+        "protocol_detection_timeout": _detection_timeout(root["protocolDetectionTimeout"]),
+        "connect_timeout": root["connectTimeout"].seconds(_LEAST_TIMEOUT),
+        "allow_any_outbound": outbound and outbound is OutboundPolicy.ALLOW_ANY,
+        "passthrough_inbound": inbound and inbound is InboundPolicy.PASSTHROUGH,
+        "proxy_listen_port": root["proxyListenPort"].integer(1, 65535),
+        "proxy_inbound_listen_port": root["proxyInboundListenPort"].integer(1, 65535),
+        "proxy_http_port": root["proxyHttpPort"].integer(1, 65535),
+        "min_tls_version": version and (TlsVersion.TLSV1_3 if version is TlsVersion.TLSV1_3 else "TLSV1_2"),
+        "sds_socket": _socket(root["sdsUdsPath"]),
+    }
+    config = replace(base, **{name: value for name, value in said.items() if value is not None})
+    ports = (config.proxy_listen_port, config.proxy_inbound_listen_port, config.proxy_http_port)
+    if taken := set(ports) & {ADMIN_PORT, HEALTH_PORT}:
+        root.refuse(f"port {min(taken)} is the sidecar's own, for its admin interface or its health")
+    if len(set(ports)) < len(ports):
+        root.refuse(
+            f"proxyListenPort, proxyInboundListenPort and proxyHttpPort ({', '.join(map(str, ports))}) must differ"
+        )
+    return config
+
+
+def _socket(field: Field) -> str | None:
+    """Read unix:///PATH, or unix:/PATH as Istio's documentation had it; an empty text takes back what was said."""
+    if field.value is None:
+        return None
+    text = field.text()
+    path = text.removeprefix("unix:").removeprefix("//")
+    if text and (not text.startswith("unix:") or not _SOCKET.fullmatch(path)):
+        field.refuse(
+            f"{shown(text)} is not unix:///PATH with the path of a socket (at most {_LONGEST_SOCKET} characters)"
+        )
+        return None
+    return path
+
+
+def _detection_timeout(field: Field) -> float | None:
+    timeout = field.seconds()
+    if timeout is not None and timeout < _LEAST_TIMEOUT:
+        field.refuse(
+            "must be at least 1ms: with less Envoy would wait for ever for a client that lets the server speak first",
+            "the default is 1s",
+        )
+    return timeout
+
+
+def settings(assignments: Iterable[str], base: MeshConfig) -> tuple[MeshConfig, list[Problem]]:
+    """Read `--set KEY=VALUE` strings over `base`, in order. Here an unknown key is a mistake, not a notice."""
+    config = base
+    problems: list[Problem] = []
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        log = Log(lambda _, said=assignment: f"--set {said}")  # type: ignore[misc]
+        root = Field(_value(value), (), log)
+        path = key.removeprefix(_PREFIX).split(".")
+        if not equals or not key:
+            root.refuse("is not of the form KEY=VALUE", "values.global.mtls.auto=true")
+        elif key in _SWITCHES:
+            on = root.boolean()
+            switched: dict[str, Any] = {} if on is None else {_SWITCHES[key]: on}
+            config = replace(config, **switched)
+        elif key == "profile" or (key.startswith(_PREFIX) and path[0] in _WITHOUT_EFFECT.split()):
+            root.notice("has no effect here")
+        elif key.startswith(_PREFIX) and path[0] in _FIELDS.split():
+            config, found = mesh_config(_nested(path, root.value), log.locate, config)
+            problems += [replace(problem, notice=False) for problem in found]
+        else:
+            known = [*_SWITCHES, *(_PREFIX + name for name in _FIELDS.split())]
+            # What all of meshConfig's have in common is no likeness.
+            alike = nearest(path[0], _FIELDS.split()) if key.startswith(_PREFIX) else nearest(key, _SWITCHES)
+            hint = alike.replace("mean ", f"mean {_PREFIX}") if key.startswith(_PREFIX) else alike
+            root.refuse(f"{key} is not a setting", hint or f"known: {', '.join(known)}")
+        problems += log.problems
+    return config, problems
+
+
+def merged(document: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
+    """Write `--set` assignments into Istio's MeshConfig. What `settings` refuses must not get here.
+
+    `values.global.mtls.enabled` is no setting: it says what installing creates.
+    """
+    result = dict(document)
+    for assignment in assignments:
+        key, _, value = assignment.partition("=")
+        if key == "values.global.mtls.auto":
+            result["enableAutoMtls"] = _value(value)
+        elif key.startswith(_PREFIX):
+            result = _over(result, _nested(key.removeprefix(_PREFIX).split("."), _value(value)))
+    return result
+
+
+def _over(base: Any, said: Any) -> Any:
+    """Merge mappings, the second having the last word."""
+    if not (isinstance(base, dict) and isinstance(said, dict)):
+        return said
+    return base | {name: _over(base.get(name), value) for name, value in said.items()}
+
+
+def _nested(path: list[str], value: object) -> object:
+    """Turn a path `a.b` and a value into `{"a": {"b": value}}`."""
+    for name in reversed(path):
+        value = {name: value}
+    return value
+
+
+def _value(text: str) -> object:
+    """Read a value as Helm does: true, a number, `{a,b}` for a list, else a string."""
+    if text in ("true", "false"):
+        return text == "true"
+    if len(text) <= _MOST_DIGITS and text.isdecimal():
+        return int(text)
+    if text.startswith("{") and text.endswith("}"):
+        return [item.strip() for item in text[1:-1].split(",") if item.strip()]
+    return text

@@ -1,0 +1,47 @@
+"""What a port carries: its transport, and Istio's rules for the protocol that is spoken on it."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from xds.mesh.model.objects import Protocol
+
+_SERVER_FIRST = frozenset({25, 53, 3306, 27017})
+"""Ports whose servers usually speak first, so nothing could be detected: TCP unless declared otherwise (as in Istio)."""
+
+_APP_PROTOCOLS = {
+    "kubernetes.io/h2c": Protocol.HTTP2,
+    "kubernetes.io/ws": Protocol.HTTP,
+    "kubernetes.io/wss": Protocol.TCP,
+}
+_PROTOCOLS = {
+    "http": Protocol.HTTP,
+    "http_proxy": Protocol.HTTP,
+    "http2": Protocol.HTTP2,
+    "grpc": Protocol.HTTP2,
+    "tcp": Protocol.TCP,
+    "tls": Protocol.TCP,
+    "https": Protocol.TCP,
+    "mongo": Protocol.TCP,
+    "mysql": Protocol.TCP,
+    "redis": Protocol.TCP,
+}
+
+
+class Transport(StrEnum):
+    """Transport protocol of a port; only TCP ports become facts."""
+
+    TCP = "TCP"
+    UDP = "UDP"
+    SCTP = "SCTP"
+
+
+def protocol(number: int, name: str, app_protocol: str = "") -> Protocol:
+    """Tell what is spoken on a port: appProtocol decides, else the port name up to its first '-'."""
+    declared = (app_protocol or name).lower()
+    if app_protocol and declared in _APP_PROTOCOLS:
+        return _APP_PROTOCOLS[declared]
+    if declared.startswith("grpc-web"):
+        return Protocol.HTTP
+    undeclared = Protocol.TCP if number in _SERVER_FIRST else Protocol.AUTO
+    return _PROTOCOLS.get(declared.partition("-")[0], undeclared)

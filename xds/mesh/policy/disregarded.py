@@ -1,0 +1,65 @@
+"""What Services, EndpointSlices and Endpoints say without effect, because it is not theirs to say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from xds.mesh.model.mesh import Listed, Mesh
+from xds.mesh.model.objects import Ref, Service
+from xds.mesh.policy.reach import is_closed
+
+
+class Disregarded(NamedTuple):
+    """Something that an object says and that has no effect."""
+
+    ref: Ref
+    """The object."""
+    reason: str
+    """In one word, for programs."""
+    what: str
+    """In words: what has no effect, why, and what to do."""
+
+
+def disregarded(mesh: Mesh) -> Iterator[Disregarded]:
+    """Yield what has no effect: addresses of others, Pods that are not known, ports of sidecars. Each once, by namespace."""
+    found = (each for service in mesh.services() for each in _of(mesh, service))
+    yield from dict.fromkeys(found)
+
+
+def _of(mesh: Mesh, service: Service) -> Iterator[Disregarded]:
+    for address in service.addresses:
+        if not mesh.may_answer(service, address):
+            what = f"clusterIP {address} belongs to {_owners(mesh, address)}: traffic to it is not sent to this Service"
+            yield Disregarded(service.ref, "AddressNotOwned", what)
+    for port in service.ports:
+        for listed in mesh.listed(service, port):
+            yield from _listed(mesh, service, listed)
+        for endpoint in mesh.endpoints(service, port):
+            if is_closed(mesh, endpoint):
+                what = (
+                    f"port {port.port} leads to port {endpoint.port}, which is the sidecar's own and not served: "
+                    "let the application listen on another port"
+                )
+                yield Disregarded(service.ref, "PortOfSidecar", what)
+
+
+def _listed(mesh: Mesh, service: Service, listed: Listed) -> Iterator[Disregarded]:
+    address, named = listed.address, listed.entry.pod
+    if listed.withheld:
+        what = f"{address} is left out until {named} is known to have this address, as targetRef says"
+        yield Disregarded(listed.source, "PodUnknown", what)
+        return
+    if named and listed.pod and listed.pod.ref != named:
+        what = f"{address} belongs to {listed.pod.ref}: targetRef {named} is ignored"
+        yield Disregarded(listed.source, "AddressNotOwned", what)
+    if service.headless and not mesh.may_answer(service, address):
+        what = (
+            f"{address} belongs to {_owners(mesh, address)}: connections to it are not sent to {service.ref}"
+        )
+        yield Disregarded(listed.source, "AddressNotOwned", what)
+
+
+def _owners(mesh: Mesh, address: str) -> str:
+    owners = mesh.owners(address)
+    return f"{owners[0].ref}" + (" and others" if len(owners) > 1 else "")

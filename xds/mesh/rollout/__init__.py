@@ -1,0 +1,1 @@
+"""How a mode changes without a failed request: expand, migrate, contract."""

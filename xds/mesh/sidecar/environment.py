@@ -1,0 +1,138 @@
+"""What the environment of a sidecar's container says, and the bootstrap that comes of it."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from envoy_data_plane.envoy.config.bootstrap.v3 import Bootstrap
+
+from xds.mesh.envoy import bootstrap as envoy
+from xds.mesh.envoy.probes import AnyProbe, listening
+from xds.mesh.model.objects import METRICS_PORT, PROBE_PORT, Interception, Meta, Pod, Problem, Ref
+from xds.mesh.sidecar import probes
+from xds.mesh.sidecar import settings as names
+from xds.mesh.sidecar.settings import Variable
+
+_LABEL = re.compile(r'([^=]+)="(.*)"')
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sidecar:
+    """A sidecar that can be started."""
+
+    pod: Pod
+    host: str
+    """Of the control plane."""
+    port: int
+    credential: envoy.TokenFile | None
+    """None: plaintext, without a token."""
+    sds_socket: str
+    """The Unix socket where Envoy is told to get its certificate; empty: it comes from the control plane."""
+    probes: tuple[AnyProbe, ...]
+    concurrency: int
+    log_level: str
+    wait_seconds: int
+    drain_seconds: int
+
+    def bootstrap(self) -> Bootstrap:
+        """Return what its Envoy starts with."""
+        intercepted = self.pod.interception is Interception.REDIRECT
+        where = "0.0.0.0" if intercepted else self.pod.address
+        metrics = envoy.shown("metrics", where, METRICS_PORT, "/stats/prometheus", "/stats/prometheus")
+        asked = listening(self.probes, where, PROBE_PORT, self.pod.app_address, intercepted=intercepted)
+        added = [metrics, *asked]
+        return envoy.bootstrap(self.pod, self.host, self.port, credential=self.credential, added=added)
+
+
+class _Reading:
+    """The environment, and what is found wrong with it."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._environment = environment
+        self.problems: list[Problem] = []
+
+    def refuse(self, variable: Variable, what: str, hint: str = "") -> None:
+        self.problems.append(Problem(where=variable.name, what=what, hint=hint))
+
+    def text(self, variable: Variable) -> str:
+        value = self._environment.get(variable.name, variable.default)
+        if not value and variable.default is None:
+            self.refuse(variable, "is empty" if value == "" else "is not set", variable.about)
+        return value or ""
+
+    def number(self, variable: Variable, most: int) -> int:
+        text = self.text(variable)
+        if not text.isdecimal() or int(text) > most:
+            self.refuse(variable, f"must be a number from 0 to {most}, not {text!r}")
+            return 0
+        return int(text)
+
+    def socket(self, variable: Variable) -> str:
+        text = self.text(variable)
+        if text and not text.startswith("unix:///"):
+            self.refuse(variable, f"must be unix:///PATH, not {text!r}")
+        return text.removeprefix("unix://")
+
+    def choice(self, variable: Variable, known: tuple[str, ...]) -> str:
+        text = self.text(variable)
+        if text not in known:
+            self.refuse(variable, f"must be one of {', '.join(known)}, not {text!r}")
+        return text
+
+    def address(self, variable: Variable) -> tuple[str, int]:
+        host, _, port = self.text(variable).rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+            self.refuse(
+                variable, f"must be HOST:PORT, not {self.text(variable)!r}", f"write {variable.default}"
+            )
+            return "", 0
+        return host.strip("[]"), int(port)
+
+
+def read(environment: Mapping[str, str], labels: str = "") -> tuple[Sidecar, list[Problem]]:
+    """Return the sidecar that the environment describes, and what is wrong: with problems, it must not be started.
+
+    Args:
+        environment: the container's environment variables (`settings.variables`).
+        labels: the content of the labels file; empty if there is none.
+    """
+    reading = _Reading(environment)
+    ref = Ref("Pod", reading.text(names.POD_NAMESPACE), reading.text(names.POD_NAME))
+    mode = reading.choice(names.INTERCEPTION, tuple(Interception))
+    address = reading.text(names.INSTANCE_IP)
+    try:
+        ipaddress.ip_address(address or "0.0.0.0")
+    except ValueError:
+        reading.refuse(names.INSTANCE_IP, f"is not an IP address: {address!r}")
+    host, port = reading.address(names.ADDRESS)
+    found, problems = probes.read(reading.text(names.APP_PROBES))
+    pod = Pod(
+        meta=Meta(ref=ref, labels=read_labels(labels)),
+        address=address,
+        service_account=reading.text(names.SERVICE_ACCOUNT),
+        interception=Interception.NONE if mode == Interception.NONE else Interception.REDIRECT,
+    )
+    # Without interception, the application need not listen where others look for it: there, the sidecar does.
+    app = reading.text(names.APP_ADDRESS) or (pod.app_address if mode == Interception.NONE else address)
+    roots = reading.text(names.ROOT_FILE)
+    sidecar = Sidecar(
+        pod=replace(pod, app_address=app),
+        host=host,
+        port=port,
+        credential=envoy.TokenFile(token=reading.text(names.TOKEN_FILE), roots=roots) if roots else None,
+        sds_socket=reading.socket(names.SDS),
+        probes=found,
+        concurrency=reading.number(names.CONCURRENCY, 1024),
+        log_level=reading.choice(names.LOG_LEVEL, names.LOG_LEVELS),
+        wait_seconds=reading.number(names.WAIT_SECONDS, 86400),
+        drain_seconds=reading.number(names.DRAIN_SECONDS, 86400),
+    )
+    return sidecar, reading.problems + problems
+
+
+def read_labels(text: str) -> dict[str, str]:
+    """Read labels as a downward API volume writes them: `NAME="VALUE"`, one a line."""
+    return {match[1]: match[2] for line in text.splitlines() if (match := _LABEL.fullmatch(line.strip()))}

@@ -1,0 +1,76 @@
+"""Reads the probes that injection took out of a pod's containers."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+
+from xds.mesh.envoy.probes import AnyProbe, GrpcProbe, HttpProbe, TcpProbe
+from xds.mesh.model.objects import Problem
+from xds.mesh.parse.reading import Field, Log
+from xds.mesh.sidecar.settings import APP_PROBES
+
+_HEADER_NAME = re.compile(r"[-A-Za-z0-9]+")
+_HANDLERS = ("httpGet", "tcpSocket", "grpc")
+_HOOKS = "/app-lifecycle/"
+"""Where the paths of lifecycle hooks begin: Kubernetes gives them no time limit of their own."""
+
+
+def read(text: str) -> tuple[tuple[AnyProbe, ...], list[Problem]]:
+    """Return the probes of `XDS_APP_PROBES`, and what is wrong with it."""
+    log = Log(lambda _: APP_PROBES.name)
+    try:
+        value = json.loads(text or "{}")
+    except json.JSONDecodeError as error:
+        log.add((), f"is not JSON: {error}")
+        return (), log.problems
+    return tuple(_all(Field(value, (), log))), log.problems
+
+
+def _all(field: Field) -> Iterator[AnyProbe]:
+    for path, probe in field.entries():
+        if not path.startswith("/"):
+            probe.refuse("must be a path", f"write /{path}")
+            continue
+        yield from _probe(path, probe.mapping())
+
+
+def _probe(path: str, probe: Field) -> Iterator[AnyProbe]:
+    found = [name for name in _HANDLERS if probe[name]]
+    if len(found) != 1:
+        probe.refuse(f"must have exactly one of {', '.join(_HANDLERS)}")
+        return
+    handler = probe[found[0]].mapping()
+    port = handler["port"].required().port()
+    host = handler["host"].text()
+    limit = probe["timeoutSeconds"].integer(1) or (0 if path.startswith(_HOOKS) else 1)
+    period = probe["periodSeconds"].integer(1) or 10
+    if found[0] == "httpGet":
+        scheme = handler["scheme"].text("HTTP").upper()
+        if scheme not in ("HTTP", "HTTPS"):
+            handler["scheme"].refuse(f"must be HTTP or HTTPS, not {scheme}")
+        yield HttpProbe(
+            path=path,
+            port=port,
+            host=host,
+            timeout=limit,
+            target=handler["path"].text("/"),
+            https=scheme == "HTTPS",
+            headers=tuple(_header(header) for header in handler["httpHeaders"].items()),
+        )
+    elif found[0] == "tcpSocket":
+        yield TcpProbe(path=path, port=port, host=host, timeout=limit, period=period)
+    else:
+        service = handler["service"].text()
+        yield GrpcProbe(path=path, port=port, timeout=limit, period=period, service=service)
+
+
+def _header(header: Field) -> tuple[str, str]:
+    """Read a header. Envoy would not start with one that cannot be sent."""
+    name, value = header["name"].required().text(), header["value"].text()
+    if name and not _HEADER_NAME.fullmatch(name):
+        header["name"].refuse("must have letters, digits and - only", "as Kubernetes has it")
+    if not value.isprintable():
+        header["value"].refuse("has characters that no header can have")
+    return name, value

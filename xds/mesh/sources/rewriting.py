@@ -1,0 +1,177 @@
+"""Text that says something else than before, and is otherwise as it was: comments, order, quotes and spaces stay.
+
+Only the lines that change are written anew. Where that is not possible (what changes is said by an alias, say), the
+document is written as a whole, and means the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import yaml
+from yaml import CollectionNode, MappingNode, Node, ScalarNode, SequenceNode
+
+from xds.mesh.inject.jsonpatch import alike
+from xds.mesh.sources.documents import Document, Parser, parsed
+
+
+class _Edit(NamedTuple):
+    start: int
+    end: int
+    text: str
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes whatever kubectl would not take for a string otherwise."""
+
+    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
+        return True
+
+
+for _first, _resolvers in Parser.yaml_implicit_resolvers.items():
+    for _tag, _pattern in _resolvers:
+        _Dumper.add_implicit_resolver(_tag, _pattern, [_first])
+
+
+def rewritten(text: str, changes: Sequence[tuple[Document, Any]]) -> str:
+    """Return a text in which documents have other values.
+
+    Args:
+        text: YAML or JSON, as it was given to `documents.parsed`.
+        changes: every document of the text, and what it is to say.
+    """
+    wanted = [value for _, value in changes]
+    edits = [
+        edit for document, value in changes for edit in _edits(text, document.root, document.value, value)
+    ]
+    ends = "\r\n" if "\r\n" in text else "\n"
+    parts: list[str] = []
+    kept = 0
+    # Of two at one place, what was found first (deeper) comes first.
+    for start, end, new in sorted(edits, key=lambda edit: edit.start):
+        parts += [text[kept:start], new.replace("\n", ends)]
+        kept = max(kept, end)
+    result = "".join([*parts, text[kept:]])
+    return result if _says(result, wanted) else "".join(f"---\n{_dump(value)}" for value in wanted)
+
+
+def _says(text: str, wanted: list[Any]) -> bool:
+    documents = list(parsed(text, "", 1))
+    read = [document.value for document in documents if isinstance(document, Document)]
+    return len(read) == len(documents) and _plain(read) == _plain(wanted)
+
+
+def _plain(value: Any) -> str:
+    """Tell values apart that Python holds equal, such as 1 and true."""
+    return json.dumps(value, sort_keys=True)
+
+
+def _edits(text: str, node: Node, before: Any, after: Any, column: int | None = None) -> Iterator[_Edit]:
+    """Yield what to change; `column` is that of the node's key, if that is in block style."""
+    if before == after:
+        return
+    if (
+        isinstance(node, MappingNode)
+        and isinstance(after, dict)
+        and node.value
+        and before.keys() <= after.keys()
+    ):
+        yield from _mapping(text, node, before, after)
+    elif isinstance(node, SequenceNode) and isinstance(after, list) and node.value:
+        yield from _sequence(text, node, before, after)
+    else:
+        yield _replaced(text, node, after, column)
+
+
+def _mapping(text: str, node: MappingNode, before: dict[str, Any], after: dict[str, Any]) -> Iterator[_Edit]:
+    key, _ = node.value[0]
+    column = None if node.flow_style else key.start_mark.column
+    said = {str(key.value): value for key, value in node.value if isinstance(key, ScalarNode)}
+    for name, child in said.items():
+        if name in before:
+            yield from _edits(text, child, before[name], after[name], column)
+    new = {name: value for name, value in after.items() if name not in said and value != before.get(name)}
+    if not new:
+        return
+    if node.flow_style:
+        parts = [f"{_json(name)}: {_json(value)}" for name, value in new.items()]
+        yield _into_flow(node, key, node.value[-1][1], parts)
+    else:
+        yield _after(text, node, _indented(_dump(new), key.start_mark.column))
+
+
+def _sequence(text: str, node: SequenceNode, before: list[Any], after: list[Any]) -> Iterator[_Edit]:
+    start, end = alike(before, after)
+    for index in (*range(start), *range(-end, 0)):
+        yield from _edits(text, node.value[index], before[index], after[index])
+    new = after[start : len(after) - end]
+    if len(before) > start + end:
+        yield _replaced(text, node, after, None)
+    elif new and node.flow_style:
+        parts = [_json(item) for item in new]
+        if start == len(before):
+            yield _into_flow(node, node.value[0], node.value[-1], parts)
+        else:
+            at = node.value[start].start_mark.index
+            yield _Edit(at, at, "".join(f"{part}, " for part in parts))
+    elif new:
+        lines = _indented(_dump(new), node.start_mark.column)
+        if start == len(before):
+            yield _after(text, node, lines)
+        else:
+            at = text.rfind("\n", 0, node.value[start].start_mark.index) + 1
+            yield _Edit(at, at, lines)
+
+
+def _replaced(text: str, node: Node, after: Any, column: int | None) -> _Edit:
+    start, end = node.start_mark.index, _end(node)
+    if isinstance(after, dict | list) and after:
+        if isinstance(node, CollectionNode) and not node.flow_style:
+            return _Edit(start, end, _indented(_dump(after), node.start_mark.column).strip())
+        if column is not None and (isinstance(node, ScalarNode) or not node.value):
+            # Where there was nothing: below its key.
+            while text[start - 1 : start] == " ":
+                start -= 1
+            lines = _indented(_dump(after), column + 2 * isinstance(after, dict)).rstrip("\n")
+            return _Edit(start, end, f"\n{lines}")
+    gap = "" if start != end or text[start - 1 : start].isspace() else " "
+    return _Edit(start, end, gap + _json(after))
+
+
+def _after(text: str, node: Node, lines: str) -> _Edit:
+    """Add lines below the last one of a node in block style."""
+    end = _end(node)
+    if text[end - 1 : end] == "\n":
+        return _Edit(end, end, lines)
+    found = text.find("\n", end)
+    return _Edit(found + 1, found + 1, lines) if found >= 0 else _Edit(len(text), len(text), "\n" + lines)
+
+
+def _into_flow(node: Node, first: Node, last: Node, parts: list[str]) -> _Edit:
+    """Add members at the end of a node in flow style; on lines of their own if its members are."""
+    alone = first.start_mark.line != node.start_mark.line
+    gap = "\n" + " " * first.start_mark.column if alone else " "
+    end = _end(last)
+    return _Edit(end, end, "".join(f",{gap}{part}" for part in parts))
+
+
+def _end(node: Node) -> int:
+    """Return where a node's text ends. What the parser calls the end of a block is where the next thing begins."""
+    while isinstance(node, CollectionNode) and not node.flow_style and node.value:
+        last = node.value[-1]
+        node = last[1] if isinstance(node, MappingNode) else last
+    return int(node.end_mark.index)
+
+
+def _dump(value: Any) -> str:
+    return str(yaml.dump(value, Dumper=_Dumper, sort_keys=False, width=float("inf"), allow_unicode=True))
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _indented(text: str, columns: int) -> str:
+    return "".join(" " * columns + line if line.strip() else line for line in text.splitlines(keepends=True))

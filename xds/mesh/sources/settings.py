@@ -1,0 +1,65 @@
+"""The settings of the mesh: Istio's MeshConfig from a file (`--mesh-config`), and `--set` over it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from xds.mesh.model.objects import MeshConfig, Problem
+from xds.mesh.parse import mesh_config, settings
+from xds.mesh.parse.problems import Problems
+from xds.mesh.sources.documents import Document, read
+
+MAX_SIZE = 256 * 2**10
+"""Characters of settings that are still read. They are read on the event loop if a ConfigMap has them: 256 KiB take 0.5 s."""
+MAX_PROBLEMS = 20
+"""How many problems of the settings are listed, and how many notices; a file may have any number of documents."""
+
+
+class Settings:
+    """Reads the settings whenever asked; a file that cannot be used leaves the last good settings in force."""
+
+    def __init__(
+        self, file: Path | None = None, assignments: Sequence[str] = (), base: MeshConfig | None = None
+    ) -> None:
+        self._file = file
+        self._assignments = tuple(assignments)
+        self._base = base or MeshConfig()
+        self._text: str | None = None
+        self._config: MeshConfig | None = None
+        self._problems: tuple[Problem, ...] = ()
+
+    def load(self) -> tuple[MeshConfig | None, tuple[Problem, ...]]:
+        """Return the last good settings (None: there are none yet), and what is wrong with those that were asked for."""
+        try:
+            text = self._file.read_text("utf-8-sig") if self._file else ""
+        except (OSError, UnicodeDecodeError) as error:
+            what = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+            self._text = None
+            self._problems = (Problem(where=str(self._file), what=f"cannot be read: {what}"),)
+            return self._config, self._problems
+        if text != self._text:
+            self._text = text
+            config, problems = self.read(text, str(self._file))
+            self._problems = tuple(problems)
+            if all(problem.notice for problem in problems):
+                self._config = config
+        return self._config, self._problems
+
+    def read(self, text: str, name: str) -> tuple[MeshConfig, list[Problem]]:
+        """Read Istio's MeshConfig, as YAML, and what is set over it; `name` is the file's, for problems."""
+        problems = Problems(MAX_PROBLEMS)
+        config = self._base
+        if len(text) > MAX_SIZE:
+            what = f"has {len(text)} characters and is not read (the limit is {MAX_SIZE})"
+            problems.add([Problem(where=name, what=what)])
+            text = ""
+        for document in read(text, name):
+            if isinstance(document, Document):
+                config, found = mesh_config(document.value, document.locate, config, document.flaws)
+                problems.add(found)
+            else:
+                problems.add([document])
+        config, found = settings(self._assignments, config)
+        problems.add(found)
+        return config, list(problems.listed(name))

@@ -1,0 +1,35 @@
+"""Short names of resource types, as Envoy's documentation uses them."""
+
+from __future__ import annotations
+
+from xds.snapshot import (
+    CLUSTER,
+    ENDPOINT,
+    EXTENSION_CONFIG,
+    LB_ENDPOINT,
+    LISTENER,
+    ROUTE,
+    RUNTIME,
+    SCOPED_ROUTE,
+    SECRET,
+    VIRTUAL_HOST,
+)
+
+SHORT = {
+    CLUSTER: "CDS",
+    ENDPOINT: "EDS",
+    SECRET: "SDS",
+    LISTENER: "LDS",
+    ROUTE: "RDS",
+    SCOPED_ROUTE: "SRDS",
+    VIRTUAL_HOST: "VHDS",
+    LB_ENDPOINT: "LEDS",
+    RUNTIME: "RTDS",
+    EXTENSION_CONFIG: "ECDS",
+}
+"""By type, what the service that serves it is called for short, as in Envoy's documentation."""
+
+
+def short(type_url: str) -> str:
+    """Return what people call a type: `CDS`, or the message's name if its service has no such name."""
+    return SHORT.get(type_url) or type_url.rpartition("/")[2].rpartition(".")[2] or type_url

@@ -1,0 +1,476 @@
+"""HTTP listeners whose clients have not proved who they are: what one of them can cost is bounded.
+
+aiohttp speaks HTTP; this module accepts connections, counts them by address, closes those that take too long, and limits the
+CPU time of each address. docs/security.md lists the bounds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import Any
+
+import structlog
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.typedefs import Handler
+
+from xds.server.fair_share import CpuShare, FairSlots
+
+log = structlog.get_logger(__name__)
+
+MAX_CONNECTIONS = 128
+"""Connections of one listener. All listeners together use a fraction of the usual 1,024 file descriptors: the rest is for xDS."""
+MAX_CONNECTIONS_PER_ADDRESS = 32
+"""Connections of one client address. Prometheus and the kubelet use one or two."""
+MAX_ADDRESSES = 1024
+"""Client addresses whose use of CPU time is remembered."""
+
+TLS_HANDSHAKE_TIMEOUT = 5.0
+"""Seconds for a TLS handshake."""
+HEADER_TIMEOUT = 10.0
+"""Seconds from a connection, or from the first byte of a later request, until the request's headers are complete."""
+BODY_TIMEOUT = 5.0
+"""Seconds from the headers until the body is complete: 3 MiB at 5 Mbit/s."""
+REQUEST_TIMEOUT = 12.0
+"""Seconds from the headers until the response is written. The API server and Prometheus give up after 10 s."""
+IDLE_TIMEOUT = 120.0
+"""Seconds between two requests of a connection. Go clients, such as the API server, close idle connections after 90 s themselves:
+if the server did so first, a request that is just being sent would fail."""
+SHUTDOWN_TIMEOUT = 3.0
+"""Seconds for requests to end when the listener stops, and again for their connections."""
+THROTTLE_TIMEOUT = 2.0
+"""Seconds that a request waits for CPU time of its address; 429 if that is not enough."""
+
+MAX_HEADERS = 64
+MAX_HEADER_SIZE = 4096
+"""Bytes of a request line, of a header's name and of its value."""
+MAX_SMALL_BODY = 64 << 10
+"""Bytes of a body that every connection may buffer. Larger ones need one of a few slots."""
+LARGE_BODIES = 16
+"""Large bodies of one listener that are in memory at the same time."""
+LARGE_BODIES_PER_ADDRESS = 2
+MAX_JSON_VALUES = 30_000
+"""Separators in a JSON text. Parsing holds the interpreter's lock, and takes up to 250 ns for each."""
+_MAX_DIGITS = 32
+"""Characters of a JSON number: parsing takes quadratic time."""
+
+CONNECTION_COST = 0.0005
+"""CPU seconds that are charged for a connection,"""
+HANDSHAKE_COST = 0.001
+"""for a TLS handshake,"""
+REQUEST_COST = 0.0005
+"""for a request,"""
+BODY_COST = 0.002 / (1 << 20)
+"""and for each byte of a body. What a request costs besides is measured."""
+
+ACCEPT_RETRY_DELAY = 1.0
+"""Seconds without accepting after the system had no descriptor left."""
+LOG_INTERVAL = 60.0
+"""Seconds between two log lines of the same event about connections that were not accepted."""
+_BACKLOG = 128
+
+
+class _Log(logging.LoggerAdapter[logging.Logger]):
+    """aiohttp's log, without a traceback for each port scan: a client that sends something else than HTTP is no error here."""
+
+    def exception(self, msg: object, *args: object, exc_info: Any = True, **kwargs: Any) -> None:
+        if isinstance(exc_info, HttpProcessingError):
+            self.debug(msg, *args)
+        else:
+            super().exception(msg, *args, exc_info=exc_info, **kwargs)
+
+
+class Client:
+    """An address that connects to a listener, and what it uses of that."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.connections: dict[_Connection, None] = {}
+        """Its connections, oldest first."""
+        self.share = CpuShare()
+
+
+class _Connection(asyncio.Protocol):
+    """Passes a connection's events to aiohttp, and aborts the connection if its next step takes too long."""
+
+    def __init__(self, client: Client, accepted: socket.socket, http: asyncio.Protocol) -> None:
+        self.client = client
+        self.socket = accepted
+        self._http = http
+        client.connections[self] = None
+        self._loop = asyncio.get_running_loop()
+        self._is_idle = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._transport: asyncio.Transport | None = None
+        self.lost = self._loop.create_future()
+        """Done when the connection is closed."""
+
+    def abort(self) -> None:
+        """Close the connection, whatever it is doing."""
+        if self._transport:
+            self._transport.abort()
+        else:  # Its first byte, or its TLS handshake, is awaited: that ends with its input.
+            with suppress(OSError):
+                self.socket.shutdown(socket.SHUT_RDWR)
+
+    def begin_request(self) -> None:
+        self._is_idle = False
+        self._set_timeout(REQUEST_TIMEOUT)
+
+    def end_request(self) -> None:
+        self._is_idle = True
+        self._set_timeout(IDLE_TIMEOUT)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - it is a stream
+        self._transport = transport
+        self._set_timeout(HEADER_TIMEOUT)
+        self._http.connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_idle:
+            self._is_idle = False
+            self._set_timeout(HEADER_TIMEOUT)
+        self._http.data_received(data)
+
+    def eof_received(self) -> bool | None:
+        return self._http.eof_received()
+
+    def pause_writing(self) -> None:
+        self._http.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._http.resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._timer:
+            self._timer.cancel()
+        self._transport = self._timer = None
+        if not self.lost.done():
+            self.lost.set_result(None)
+        self._http.connection_lost(exc)
+
+    def _set_timeout(self, seconds: float) -> None:
+        if self._timer:
+            self._timer.cancel()
+        if self._transport:
+            self._timer = self._loop.call_later(seconds, self._transport.abort)
+
+
+class HttpListener:
+    """Serves a web application at an address."""
+
+    def __init__(
+        self,
+        app: web.Application,
+        host: str,
+        port: int,
+        *,
+        tls: ssl.SSLContext | None = None,
+        max_connections: int = MAX_CONNECTIONS,
+        max_per_address: int = MAX_CONNECTIONS_PER_ADDRESS,
+    ) -> None:
+        """Create a listener.
+
+        Args:
+            app: what to serve; its handlers are cancelled when their client disconnects.
+            host: name or address to listen on.
+            port: 0 leaves the choice to the system.
+            tls: serve HTTPS with this context's certificate.
+            max_connections: limit of connections. At the limit, the address with most of them loses its oldest to a new one.
+            max_per_address: limit of connections of one client address. Those beyond it are closed at once.
+        """
+        app.middlewares.append(_limited)
+        self._runner = web.AppRunner(
+            app,
+            access_log=None,
+            logger=_Log(logging.getLogger("aiohttp.server")),
+            handler_cancellation=True,
+            shutdown_timeout=SHUTDOWN_TIMEOUT,
+            keepalive_timeout=2 * IDLE_TIMEOUT,  # _Connection has the timeouts.
+            lingering_time=1.0,
+            auto_decompress=False,
+            max_line_size=MAX_HEADER_SIZE,
+            max_field_size=MAX_HEADER_SIZE,
+            max_headers=MAX_HEADERS,
+            read_bufsize=1 << 14,
+        )
+        self._host = host
+        self._port = port
+        self._tls = tls
+        self._max_connections = max_connections
+        self._max_per_address = max_per_address
+        self._sockets: list[socket.socket] = []
+        self._clients: dict[str, Client] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._next_log: dict[str, float] = {}
+        self.port = 0
+        """Port that it listens on, after `start`."""
+
+    async def start(self) -> None:
+        """Listen. OSError: the address cannot be used."""
+        loop = asyncio.get_running_loop()
+        await self._runner.setup()
+        try:
+            found = await loop.getaddrinfo(
+                self._host or None, self._port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )
+            for family, address in dict.fromkeys((info[0], info[4]) for info in found):
+                self._sockets.append(_bind(family, address))
+        except OSError as error:
+            await self.stop()
+            text = (error.strerror or str(error)).lower()
+            raise OSError(error.errno, f"cannot listen on {self._host}:{self._port}: {text}") from error
+        for listening in self._sockets:
+            loop.add_reader(listening, self._accept, listening)
+        self.port = self._sockets[0].getsockname()[1]
+
+    async def stop(self) -> None:
+        """Stop listening, and close all connections once their requests are answered."""
+        loop = asyncio.get_running_loop()
+        for listening in self._sockets:
+            loop.remove_reader(listening)
+            listening.close()
+        self._sockets.clear()
+        await self._runner.cleanup()
+        # The rest has not sent a request, or does not read.
+        for client in self._clients.values():
+            for connection in client.connections:
+                connection.abort()
+        await asyncio.gather(*self._tasks)
+
+    def _accept(self, listening: socket.socket) -> None:
+        """Accept one connection. The event loop calls this again, after its other work, while there are more."""
+        loop = asyncio.get_running_loop()
+        try:
+            accepted, address = listening.accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return
+        except OSError as error:
+            loop.remove_reader(listening)
+            loop.call_later(ACCEPT_RETRY_DELAY, self._resume, listening)
+            self._log_refusal("cannot accept connections", problem=str(error))
+            return
+        accepted.setblocking(False)
+        client = self._admit(address[0])
+        if client is None or self._runner.server is None:
+            accepted.close()
+            return
+        task = loop.create_task(self._serve(_Connection(client, accepted, self._runner.server())))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _resume(self, listening: socket.socket) -> None:
+        if listening in self._sockets:
+            asyncio.get_running_loop().add_reader(listening, self._accept, listening)
+
+    def _admit(self, address: str) -> Client | None:
+        """Charge an address for a connection; None if it may not have one."""
+        now = asyncio.get_running_loop().time()
+        if address not in self._clients and len(self._clients) >= MAX_ADDRESSES:
+            self._forget_addresses(now)
+        client = self._clients.pop(address, None) or Client(address)
+        self._clients[address] = client  # The last that is forgotten.
+        if len(client.connections) >= self._max_per_address:
+            self._log_refusal(
+                "connection refused", client=address, limit=f"{self._max_per_address} for one address"
+            )
+            return None
+        if client.share.wait(now) > THROTTLE_TIMEOUT:  # A request waits as long, too.
+            self._log_refusal("connection refused", client=address, limit=_SHARE)
+            return None
+        client.share.charge(HANDSHAKE_COST if self._tls else CONNECTION_COST, now)
+        if sum(len(each.connections) for each in self._clients.values()) >= self._max_connections:
+            largest = max(self._clients.values(), key=lambda each: len(each.connections))
+            oldest = next(iter(largest.connections))
+            del largest.connections[oldest]
+            oldest.abort()
+            self._log_refusal("connection closed", client=largest.address, limit=self._max_connections)
+        return client
+
+    def _forget_addresses(self, now: float) -> None:
+        idle = [client for client in self._clients.values() if not client.connections]
+        unused = [client for client in idle if client.share.has_recovered(now)] or idle[: MAX_ADDRESSES // 8]
+        for client in unused:
+            del self._clients[client.address]
+
+    def _log_refusal(self, event: str, **about: object) -> None:
+        now = asyncio.get_running_loop().time()
+        if now >= self._next_log.get(event, 0.0):
+            self._next_log[event] = now + LOG_INTERVAL
+            log.warning(event, port=self.port, **about)
+
+    async def _serve(self, connection: _Connection) -> None:
+        try:
+            try:
+                await _readable(connection.socket)
+            except TimeoutError:
+                connection.socket.close()  # Later, its transport closes it.
+                return
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: connection,
+                connection.socket,
+                ssl=self._tls,
+                ssl_handshake_timeout=TLS_HANDSHAKE_TIMEOUT if self._tls else None,
+                ssl_shutdown_timeout=TLS_HANDSHAKE_TIMEOUT if self._tls else None,
+            )
+            await connection.lost
+        except OSError as error:
+            # The client disconnected, or does not speak TLS. The traceback is part of a cycle that would keep 0.3 MB for each
+            # such connection until the next full garbage collection.
+            error.__traceback__ = None
+        finally:
+            connection.client.connections.pop(connection, None)
+
+
+async def _readable(accepted: socket.socket) -> None:
+    """Wait for the first byte: until then, a connection costs little more than its descriptor. TimeoutError."""
+    loop = asyncio.get_running_loop()
+    readable = asyncio.Event()
+    loop.add_reader(accepted, readable.set)
+    try:
+        async with asyncio.timeout(HEADER_TIMEOUT):
+            await readable.wait()
+    finally:
+        loop.remove_reader(accepted)
+
+
+def _bind(family: int, address: tuple[Any, ...]) -> socket.socket:
+    listening = socket.create_server(address[:2], family=family, backlog=_BACKLOG)
+    listening.setblocking(False)
+    return listening
+
+
+_SHARE = f"{CpuShare.SHARE:.0%} of a CPU core for one address"
+
+
+def _connection(request: web.Request) -> _Connection:
+    """Return the connection of a request. ConnectionResetError: it is lost."""
+    connection = request.transport.get_protocol() if request.transport else None
+    if not isinstance(connection, _Connection):
+        raise ConnectionResetError("the client disconnected")
+    return connection
+
+
+def client_of(request: web.Request) -> Client:
+    """Return the client of a request. ConnectionResetError: its connection is lost."""
+    return _connection(request).client
+
+
+@web.middleware
+async def _limited(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answer a request in time, and at a rate that its client's share of CPU time allows."""
+    try:
+        connection = _connection(request)
+        connection.begin_request()
+        try:
+            await _throttle(connection.client.share)
+            response = await handler(request)
+        except web.HTTPException as error:
+            await _write(request, error)
+            raise
+        else:
+            await _write(request, response)
+            return response
+        finally:
+            connection.end_request()
+    except (
+        ConnectionError
+    ):  # The client disconnected: for aiohttp, an error of the handler, and a traceback in the log.
+        return web.Response()
+
+
+async def _throttle(share: CpuShare) -> None:
+    loop = asyncio.get_running_loop()
+    if (wait := share.wait(loop.time())) > THROTTLE_TIMEOUT:
+        refusal = web.HTTPTooManyRequests(
+            text=f"this address has used more than {_SHARE}; try again in {wait:.0f} s\n",
+            headers={"Retry-After": f"{wait:.0f}"},
+        )
+        refusal.force_close()
+        raise refusal
+    share.charge(REQUEST_COST, loop.time())
+    await asyncio.sleep(wait)
+
+
+async def _write(request: web.Request, response: web.StreamResponse) -> None:
+    """Write a response here, where a client that does not read it is timed out; aiohttp writes no response twice."""
+    await response.prepare(request)
+    await response.write_eof()
+
+
+class BodyReader:
+    """Reads the bodies of a listener's requests, in bounded memory and time."""
+
+    def __init__(self, limit: int) -> None:
+        """Create a reader for bodies of at most `limit` bytes."""
+        self._limit = limit
+        self._large = FairSlots(LARGE_BODIES, LARGE_BODIES_PER_ADDRESS)
+
+    @asynccontextmanager
+    async def read(self, request: web.Request) -> AsyncIterator[bytes]:
+        """Return a request's body; large ones count until the block ends. web.HTTPException: 408, 411, 413 or 503."""
+        length = request.content_length
+        if length is None:
+            raise web.HTTPLengthRequired(text="a request needs a Content-Length\n")
+        if length > self._limit:
+            raise web.HTTPRequestEntityTooLarge(
+                self._limit, length, text=f"a request may have {self._limit} bytes, not {length}\n"
+            )
+        async with AsyncExitStack() as stack:
+            if length > MAX_SMALL_BODY:
+                try:
+                    async with asyncio.timeout(BODY_TIMEOUT):
+                        await stack.enter_async_context(self._large.slot(client_of(request).address))
+                except TimeoutError:
+                    raise web.HTTPServiceUnavailable(
+                        text=f"requests larger than {MAX_SMALL_BODY} bytes: {LARGE_BODIES} at once, "
+                        f"{LARGE_BODIES_PER_ADDRESS} of one address; try again\n"
+                    ) from None
+            yield await _body(request)
+
+
+async def _body(request: web.Request) -> bytes:
+    client = client_of(request)
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT):
+            body = await request.read()
+    except TimeoutError:
+        raise web.HTTPRequestTimeout(
+            text=f"the request's body was not complete after {BODY_TIMEOUT:.0f} s\n"
+        ) from None
+    client.share.charge(BODY_COST * len(body), asyncio.get_running_loop().time())
+    return body
+
+
+def read_json(body: bytes) -> Any:
+    """Parse JSON in bounded time. ValueError: it is not JSON, or has more than MAX_JSON_VALUES values."""
+    if len(body.translate(None, _NOT_SEPARATORS)) > MAX_JSON_VALUES:
+        raise ValueError(f"the JSON has more than {MAX_JSON_VALUES} commas, colons and opening brackets")
+    try:
+        return json.loads(body, parse_int=_integer, parse_float=_float)
+    except RecursionError:
+        raise ValueError("the JSON is nested too deeply") from None
+
+
+_NOT_SEPARATORS = bytes(byte for byte in range(256) if byte not in b",:[{")
+
+
+def _integer(digits: str) -> int:
+    return int(_short(digits))
+
+
+def _float(digits: str) -> float:
+    return float(_short(digits))
+
+
+def _short(digits: str) -> str:
+    if len(digits) > _MAX_DIGITS:
+        raise ValueError(f"the JSON has a number of more than {_MAX_DIGITS} characters")
+    return digits
