@@ -14,7 +14,7 @@ from typing import Self
 
 from xds.demo import interrupt
 
-TIE = Path(__file__).with_name("tie.py")
+TIE = Path(__file__).with_name("pdeathsig.py")
 GRACE = 5.0
 """Seconds that a process has for ending by itself once asked to."""
 _TICK = 0.02
