@@ -35,7 +35,7 @@ def results(mesh: Mesh) -> Iterator[tuple[Path, str]]:
     lines = [
         f"{o.client.name}.{o.client.namespace} -> {o.service.name}.{o.service.namespace}:{o.port.port}"
         f" at {o.endpoint.address if o.endpoint else '-'}: {o.result} ({o.reason})"
-        + "".join(f", {ref}" for ref in o.because)
+        + "".join(f", {ref}" for ref in o.decided_by)
         for o in predict(mesh)
     ]
     yield Path("reach.txt"), "\n".join(lines) + "\n"

@@ -141,7 +141,7 @@ def test_what_is_said_of_what() -> None:
     said = standing(mesh(*facts), problems)
     assert said[Ref("PeerAuthentication", "ns", "young")] == {
         "Accepted": Said("Refused", r"is odd (make it even); is long\nand broken"),
-        "InForce": Said("Overruled", "PeerAuthentication ns/old decides instead"),
+        "ModeDecision": Said("Overridden", "PeerAuthentication ns/old decides instead"),
     }
     assert said[Ref("MeshPolicy", "", "other")] == {"Accepted": Said("Refused", "is wrong")}
     assert set(said) == {
@@ -158,7 +158,7 @@ def test_what_has_no_effect_is_said_of_services_and_endpointslices() -> None:
     world = mesh(pod("web", "aaa"), same[0], taker)
     said = standing(world, (), without_effect(world).problems)
     closed = "port 80 leads to port 15000, which is the sidecar's own and not served"
-    told = {ref.name: text["InForce"] for ref, text in said.items() if ref.kind == "Service"}
+    told = {ref.name: text["ModeDecision"] for ref, text in said.items() if ref.kind == "Service"}
     assert told["web"].message.startswith(closed)
     assert told["web"].reason == told["web-too"].reason == "NoEffect"
     assert told["web-too"].message.startswith(f"clusterIP {taker.addresses[0]} belongs to Service aaa/web: ")
@@ -180,9 +180,11 @@ def test_an_object_without_effect_is_not_in_force() -> None:
     lock = "selector app=wbe matches no pod in namespace ns, so it has no effect (did you mean app=web?)"
     clients = "workloadSelector app=x matches no pod in namespace ns, so it has no effect"
     assert {ref.name: conditions for ref, conditions in said.items() if ref.kind != "MeshPolicy"} == {
-        "lock": {"InForce": Said("NoEffect", lock)},
-        "young": {"InForce": Said("NoEffect", clients)},
-        "younger": {"InForce": Said("Overruled", f"DestinationRule ns/young decides instead; {clients}")},
+        "lock": {"ModeDecision": Said("NoEffect", lock)},
+        "young": {"ModeDecision": Said("NoEffect", clients)},
+        "younger": {
+            "ModeDecision": Said("Overridden", f"DestinationRule ns/young decides instead; {clients}")
+        },
     }, "that a Service has no endpoints now is not said on it"
 
 
@@ -193,7 +195,7 @@ async def test_a_condition_of_no_effect_goes_when_it_applies(world: World) -> No
     async with running(world.conditions):
         await eventually(lambda: world.conditions_of("default"), timeout=30)
         (condition,) = (await world.conditions_of("default")).values()
-        assert (condition["type"], condition["status"]) == ("InForce", "False")
+        assert (condition["type"], condition["status"]) == ("ModeDecision", "False")
         assert (condition["reason"], condition["message"]) == ("NoEffect", "matches nothing")
         world.without_effect = {}
 

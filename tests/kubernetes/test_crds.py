@@ -165,9 +165,9 @@ async def test_the_status_is_written_apart_from_what_it_is_about(kinds: Cluster)
     path = f"{plural(document)}/web"
     try:
         condition = {
-            "type": "InForce",
+            "type": "ModeDecision",
             "status": "False",
-            "reason": "Overruled",
+            "reason": "Overridden",
             "message": "an older one decides",
             "observedGeneration": 1,
             "lastTransitionTime": "2020-01-31T12:00:00Z",
@@ -179,7 +179,7 @@ async def test_the_status_is_written_apart_from_what_it_is_about(kinds: Cluster)
         assert changed["metadata"]["generation"] == made["metadata"]["generation"]
         assert not parse(changed, str)[0].refused
         shown = (await kinds.kubectl("get", "pa", "web")).splitlines()[1]
-        assert shown.split()[:3] == ["web", "STRICT", "Overruled"]
+        assert shown.split()[:3] == ["web", "STRICT", "Overridden"]
     finally:
         await kinds.api.delete(path)
 

@@ -15,7 +15,7 @@ from tests.kubernetes.recorder import Recorder, granted
 from xds.mesh.kube import crds
 from xds.mesh.kube.install import control_plane, first_policies
 from xds.mesh.kube.webhook import CaBundle
-from xds.mesh.model.defaults import installed
+from xds.mesh.model.defaults import default_objects
 from xds.mesh.model.objects import MeshConfig
 from xds.mesh.parse import merged, parse
 
@@ -254,11 +254,13 @@ def test_the_first_policies_are_those_that_files_would_have(enabled: bool) -> No
     config = MeshConfig(mtls_enabled=enabled)
     read = [parse(each, str)[0].fact for each in first_policies(config)]
     assert [replace(each.meta, labels={}) for each in read if each] == [
-        each.meta for each in installed(config)
+        each.meta for each in default_objects(config)
     ]
     assert [
-        replace(each, meta=fact.meta) for each, fact in zip(read, installed(config), strict=True) if each
-    ] == list(installed(config))
+        replace(each, meta=fact.meta)
+        for each, fact in zip(read, default_objects(config), strict=True)
+        if each
+    ] == list(default_objects(config))
 
 
 def test_assignments_are_written_into_the_settings() -> None:

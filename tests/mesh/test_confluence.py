@@ -29,7 +29,7 @@ def outcome(mesh: Mesh) -> dict[object, object]:
                 if type_url != SECRET:
                     found[pod.ref, type_url] = {r.name: (r.version, r.body) for r in resources.values()}
     found["reach"] = [
-        (o.client.ref, o.service.ref, o.port, o.endpoint, o.result, o.because) for o in predict(mesh)
+        (o.client.ref, o.service.ref, o.port, o.endpoint, o.result, o.decided_by) for o in predict(mesh)
     ]
     return found
 

@@ -10,7 +10,7 @@ import pytest
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Mode
 from xds.mesh.parse import parse
-from xds.mesh.policy.mtls import in_force
+from xds.mesh.policy.mtls import effective_mode
 
 
 def facts(*objects: dict[str, Any]) -> list[Any]:
@@ -70,7 +70,7 @@ def test_a_neighbours_older_service_that_lists_a_pod_has_no_say_in_what_it_accep
     web = mesh.pod("shop", "web")
     assert web
     assert [each.service.namespace for each in mesh.exposures(web)] == ["shop"]
-    assert in_force(mesh, web, 8080).mode is Mode.STRICT
+    assert effective_mode(mesh, web, 8080).mode is Mode.STRICT
 
 
 def test_an_address_that_two_pods_have_is_that_of_the_namespace_that_lists_it() -> None:

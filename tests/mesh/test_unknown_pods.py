@@ -163,4 +163,4 @@ def test_reach_says_which_pod_is_not_known() -> None:
     assert isinstance(client, Pod)
     (found,) = predict(mesh, [client])
     assert (found.result, found.reason) == ("fails", "pod-unknown")
-    assert [str(ref) for ref in found.because] == ["EndpointSlice shop/web-1", "Pod shop/web"]
+    assert [str(ref) for ref in found.decided_by] == ["EndpointSlice shop/web-1", "Pod shop/web"]

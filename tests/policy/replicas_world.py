@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from tests.policy.rollout_world import CLIENTS, PORTS, SERVERS, UNREAD, Client, Proxies, Server
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Change, Fact, Ref
-from xds.mesh.policy.mtls import accepted
+from xds.mesh.policy.mtls import served_mode
 from xds.mesh.rollout.driver import Rolling
 from xds.mesh.rollout.peers import Report
 from xds.mesh.rollout.replica_sync import Exchange
@@ -243,5 +243,5 @@ class Replicas(Proxies):
         for name, server in self.servers.items():
             itself = mesh.pod("ns", name)
             assert itself
-            assert server.modes == {port: accepted(mesh, itself, port).mode for port in PORTS}
+            assert server.modes == {port: served_mode(mesh, itself, port).mode for port in PORTS}
         self.wants = [self.wanted()]

@@ -13,7 +13,7 @@ from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Change, Fact, MeshConfig, Mode, Pod, PortKey, Ref
 from xds.mesh.model.traffic import TlsMode
 from xds.mesh.policy.destination import client_rule
-from xds.mesh.policy.mtls import Send, accepted, decide, explicit_tls, sends_mtls
+from xds.mesh.policy.mtls import Send, decide, explicit_tls, sends_mtls, served_mode
 from xds.mesh.rollout.driver import Rolling
 from xds.mesh.rollout.peers import TAKES
 from xds.mesh.rollout.transition import Known
@@ -156,7 +156,7 @@ class Proxies:
         server, itself = self.servers[name], self.mesh.pod("ns", name)
         assert itself
         server.edition, server.rejects = self.mesh.served.edition, False
-        server.modes = {port: accepted(self.mesh, itself, port).mode for port in PORTS}
+        server.modes = {port: served_mode(self.mesh, itself, port).mode for port in PORTS}
 
     def deliver_to_client(self, name: str) -> None:
         client = self.clients[name]
@@ -234,7 +234,7 @@ class Proxies:
             itself = self.mesh.pod("ns", name)
             assert itself
             if server.connected:
-                assert server.modes == {port: accepted(self.mesh, itself, port).mode for port in PORTS}
+                assert server.modes == {port: served_mode(self.mesh, itself, port).mode for port in PORTS}
         self.wants = [self.wanted()]
 
     # --- what must hold ----------------------------------------------------------------------------------------------
@@ -252,7 +252,7 @@ class Proxies:
                 for endpoint in mesh.endpoints(web, port):
                     server = endpoint.pod
                     assert isinstance(server, Pod)
-                    mode = accepted(mesh, server, endpoint.port).mode
+                    mode = served_mode(mesh, server, endpoint.port).mode
                     if decide(mesh, client, web, port, endpoint).mode in TAKES[mode]:
                         found.add((name, (server.ref, endpoint.port)))
         return found

@@ -8,7 +8,7 @@ import pytest
 
 from tests.policy.world import mesh, meta, pod, policy, service
 from xds.mesh.model.objects import Mode, Protocol, ServicePort, Target, UnknownService
-from xds.mesh.policy.mtls import in_force
+from xds.mesh.policy.mtls import effective_mode
 
 NS = "test-namespace"
 
@@ -42,8 +42,8 @@ POLICIES = (
 def test_a_service_port_gets(name, namespace, number, expected, because):
     server = pod(name, namespace)
     world = mesh(*POLICIES, server, service(name, namespace, port(80, "http"), port(90)))
-    found = in_force(world, server, number)
-    assert (found.mode, found.because.name) == (expected, because)
+    found = effective_mode(world, server, number)
+    assert (found.mode, found.decided_by.name) == (expected, because)
 
 
 def test_a_policy_for_the_port_beats_an_older_one_for_the_service():
@@ -54,8 +54,8 @@ def test_a_policy_for_the_port_beats_an_older_one_for_the_service():
         policy("ns", "DISABLE", "b", name="b", age=9),
         policy("ns", "STRICT", Target(service="b", ports=("http",)), name="b-http", age=1),
     )
-    assert in_force(world, server, 80).mode is Mode.STRICT
-    assert in_force(world, server, 90).mode is Mode.DISABLE
+    assert effective_mode(world, server, 80).mode is Mode.STRICT
+    assert effective_mode(world, server, 90).mode is Mode.DISABLE
 
 
 def test_among_equals_the_oldest_wins():
@@ -67,16 +67,16 @@ def test_among_equals_the_oldest_wins():
         policy("ns", "DISABLE", "b", name="older", age=2),
         policy("ns", "PERMISSIVE", "b", name="ageless"),
     )
-    found = in_force(world, server, 80)
-    assert found.because.name == "older"
-    assert [ref.name for ref in found.overruled] == ["newer", "ageless", "default"]
+    found = effective_mode(world, server, 80)
+    assert found.decided_by.name == "older"
+    assert [ref.name for ref in found.overridden] == ["newer", "ageless", "default"]
 
 
 def test_a_full_host_name_names_the_service_too():
     server = pod("b", "ns")
     target = "b.ns.svc.cluster.local"
     world = mesh(server, service("b", "ns", port(80)), policy("ns", "STRICT", target, name="x"))
-    assert in_force(world, server, 80).mode is Mode.STRICT
+    assert effective_mode(world, server, 80).mode is Mode.STRICT
 
 
 def test_where_services_share_a_port_of_a_pod_the_oldest_decides():
@@ -84,23 +84,26 @@ def test_where_services_share_a_port_of_a_pod_the_oldest_decides():
     young = service("a-young", "ns", port(80), age=1, app="b")
     old = service("z-old", "ns", port(80), age=2, app="b")
     locked = policy("ns", "STRICT", "a-young", name="locked")
-    assert in_force(mesh(server, young, old, locked), server, 80).mode is Mode.PERMISSIVE
-    assert in_force(mesh(server, young, locked), server, 80).mode is Mode.STRICT
+    assert effective_mode(mesh(server, young, old, locked), server, 80).mode is Mode.PERMISSIVE
+    assert effective_mode(mesh(server, young, locked), server, 80).mode is Mode.STRICT
 
 
 def test_a_port_of_no_service_is_under_the_namespace_and_the_mesh():
     server = pod("b", "ns")
-    assert in_force(mesh(server), server, 1).mode is Mode.PERMISSIVE
-    assert in_force(mesh(server, policy("", "STRICT")), server, 1).mode is Mode.STRICT
+    assert effective_mode(mesh(server), server, 1).mode is Mode.PERMISSIVE
+    assert effective_mode(mesh(server, policy("", "STRICT")), server, 1).mode is Mode.STRICT
     world = mesh(server, policy("", "STRICT"), policy("ns", "DISABLE"), policy("ns", "STRICT", "b", name="b"))
-    assert in_force(world, server, 1).mode is Mode.DISABLE
+    assert effective_mode(world, server, 1).mode is Mode.DISABLE
 
 
 def test_installing_creates_the_mesh_policy_and_an_own_one_takes_its_place():
     server = pod("b", "ns")
-    assert in_force(mesh(server), server, 80).because.kind == "MeshPolicy"
-    assert in_force(mesh(server, mtls_enabled=True), server, 80).mode is Mode.STRICT
-    assert in_force(mesh(server, policy("", "DISABLE"), mtls_enabled=True), server, 80).mode is Mode.DISABLE
+    assert effective_mode(mesh(server), server, 80).decided_by.kind == "MeshPolicy"
+    assert effective_mode(mesh(server, mtls_enabled=True), server, 80).mode is Mode.STRICT
+    assert (
+        effective_mode(mesh(server, policy("", "DISABLE"), mtls_enabled=True), server, 80).mode
+        is Mode.DISABLE
+    )
 
 
 def test_unknown_targets_count_as_a_target_for_each_port():
@@ -110,10 +113,10 @@ def test_unknown_targets_count_as_a_target_for_each_port():
     older = policy("ns", "DISABLE", Target(service="b", ports=(80,)), name="old", age=9)
     facts = (server, service("b", "ns", port(80, "http")), policy("ns", "PERMISSIVE"))
     for number in (80, 90):
-        found = in_force(mesh(*facts, unknown, younger), server, number)
-        assert (found.mode, found.because.name) == ("STRICT", "unknown")
-    assert in_force(mesh(*facts, unknown, older), server, 80).mode is Mode.DISABLE
-    assert in_force(mesh(*facts, unknown, older), server, 90).mode is Mode.STRICT
+        found = effective_mode(mesh(*facts, unknown, younger), server, number)
+        assert (found.mode, found.decided_by.name) == ("STRICT", "unknown")
+    assert effective_mode(mesh(*facts, unknown, older), server, 80).mode is Mode.DISABLE
+    assert effective_mode(mesh(*facts, unknown, older), server, 90).mode is Mode.STRICT
 
 
 def test_policy_for_an_unknown_service_is_strict_for_each_port():
@@ -121,9 +124,9 @@ def test_policy_for_an_unknown_service_is_strict_for_each_port():
     unknown = UnknownService(meta=meta("Service", "ns", "b"), service="b")
     front = service("front", "ns", port(80, "http"), app="b")
     facts = (server, front, unknown, policy("ns", "DISABLE", "front", name="front", age=9))
-    assert in_force(mesh(*facts), server, 80).mode is Mode.DISABLE
-    assert in_force(mesh(*facts, policy("ns", "DISABLE")), server, 90).mode is Mode.DISABLE
+    assert effective_mode(mesh(*facts), server, 80).mode is Mode.DISABLE
+    assert effective_mode(mesh(*facts, policy("ns", "DISABLE")), server, 90).mode is Mode.DISABLE
     world = mesh(*facts, policy("ns", "PERMISSIVE", "b", name="b"))
     for number in (80, 90):
-        found = in_force(world, server, number)
-        assert (found.mode, str(found.because)) == ("STRICT", "Policy ns/b")
+        found = effective_mode(world, server, number)
+        assert (found.mode, str(found.decided_by)) == ("STRICT", "Policy ns/b")

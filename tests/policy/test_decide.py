@@ -127,7 +127,7 @@ def test_a_client_sends(facts, config, client, target, mode, reason, because):
     found = decide(
         world, world.pod("ns", client), world.service("ns", target), HTTP, only_endpoint(world, "ns", target)
     )
-    assert (found.mode, found.reason, found.because and str(found.because)) == (mode, reason, because)
+    assert (found.mode, found.reason, found.decided_by and str(found.decided_by)) == (mode, reason, because)
 
 
 def test_a_port_level_rule_without_tls_leaves_the_port_to_auto_mtls():
@@ -153,4 +153,4 @@ def test_a_subset_decides_for_itself_and_inherits_what_it_leaves_out():
 def test_what_lost_against_the_rule_is_named():
     world = mesh(*BASE, rule("ns", HOST, "DISABLE"), policy("ns", "STRICT", "server", name="p"))
     found = decide(world, CLIENT, world.service("ns", "server"), HTTP, only_endpoint(world, "ns", "server"))
-    assert [str(ref) for ref in found.overruled] == ["Policy ns/p", "MeshPolicy default"]
+    assert [str(ref) for ref in found.overridden] == ["Policy ns/p", "MeshPolicy default"]

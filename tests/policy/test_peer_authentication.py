@@ -8,7 +8,7 @@ import pytest
 
 from tests.policy.world import ROOT, mesh, peer, pod, policy, service
 from xds.mesh.model.objects import Mode
-from xds.mesh.policy.mtls import in_force, ports_with_own_mode
+from xds.mesh.policy.mtls import effective_mode, ports_with_own_mode
 
 FOO = pod("foo", "ns", version="v1")
 
@@ -69,7 +69,7 @@ COMPOSED = {
 
 @pytest.mark.parametrize(("policies", "expected"), COMPOSED.values(), ids=COMPOSED)
 def test_levels_are_composed_as_istio_composes_them(policies, expected):
-    assert in_force(mesh(FOO, *policies), FOO, 8080).mode == expected
+    assert effective_mode(mesh(FOO, *policies), FOO, 8080).mode == expected
 
 
 def test_unknown_selector_counts_as_one_for_each_pod():
@@ -78,11 +78,11 @@ def test_unknown_selector_counts_as_one_for_each_pod():
     older = peer("ns", "DISABLE", name="old", age=9, app="foo")
     other = pod("other", "elsewhere")
     namespace = peer("ns", "PERMISSIVE", age=10)
-    found = in_force(mesh(FOO, unknown, younger, namespace), FOO, 8080)
-    assert (found.mode, found.because.name) == ("STRICT", "unknown")
-    assert {ref.name for ref in found.overruled} >= {"young", "default"}
-    assert in_force(mesh(FOO, unknown, older, namespace), FOO, 8080).mode is Mode.DISABLE
-    assert in_force(mesh(other, unknown), other, 8080).mode is Mode.PERMISSIVE
+    found = effective_mode(mesh(FOO, unknown, younger, namespace), FOO, 8080)
+    assert (found.mode, found.decided_by.name) == ("STRICT", "unknown")
+    assert {ref.name for ref in found.overridden} >= {"young", "default"}
+    assert effective_mode(mesh(FOO, unknown, older, namespace), FOO, 8080).mode is Mode.DISABLE
+    assert effective_mode(mesh(other, unknown), other, 8080).mode is Mode.PERMISSIVE
 
 
 def test_a_port_entry_wins_over_its_workload_and_one_that_is_unset_inherits():
@@ -91,7 +91,7 @@ def test_a_port_entry_wins_over_its_workload_and_one_that_is_unset_inherits():
         peer(ROOT, "STRICT"),
         peer("ns", None, name="w", app="foo", ports={80: "DISABLE", 90: None, 100: None}),
     )
-    assert [in_force(world, FOO, port).mode for port in (80, 90, 100, 8080)] == [
+    assert [effective_mode(world, FOO, port).mode for port in (80, 90, 100, 8080)] == [
         "DISABLE",
         "STRICT",
         "STRICT",
@@ -122,7 +122,7 @@ INBOUND = {
 
 @pytest.mark.parametrize(("policies", "expected"), INBOUND.values(), ids=INBOUND)
 def test_port_8080_gets(policies, expected):
-    assert in_force(mesh(FOO, *policies), FOO, 8080).mode == expected
+    assert effective_mode(mesh(FOO, *policies), FOO, 8080).mode == expected
 
 
 def test_an_older_workload_policy_hides_a_newer_one_with_ports():
@@ -131,21 +131,21 @@ def test_an_older_workload_policy_hides_a_newer_one_with_ports():
         peer("ns", "PERMISSIVE", name="old", age=9, app="foo"),
         peer("ns", "STRICT", name="new", age=1, app="foo", ports={8080: "DISABLE"}),
     )
-    assert in_force(world, FOO, 8080).mode is Mode.PERMISSIVE
+    assert effective_mode(world, FOO, 8080).mode is Mode.PERMISSIVE
     assert ports_with_own_mode(world, FOO) == ()
 
 
 def test_workloads_of_the_root_namespace_are_under_the_mesh_policy_alone():
     inside = pod("inside", ROOT)
     world = mesh(inside, peer(ROOT, "STRICT"), peer(ROOT, "DISABLE", name="w", app="inside"))
-    assert in_force(world, inside, 80).mode is Mode.STRICT
+    assert effective_mode(world, inside, 80).mode is Mode.STRICT
 
 
 def test_it_wins_over_an_alpha_policy_even_where_it_leaves_the_mode_open():
     world = mesh(FOO, service("foo", "ns"), policy("ns", "STRICT", "foo", name="foo"), peer("ns", None))
-    found = in_force(world, FOO, 8080)
-    assert (found.mode, str(found.because)) == ("PERMISSIVE", "PeerAuthentication ns/default")
-    assert [str(ref) for ref in found.overruled] == ["Policy ns/foo", "MeshPolicy default"]
+    found = effective_mode(world, FOO, 8080)
+    assert (found.mode, str(found.decided_by)) == ("PERMISSIVE", "PeerAuthentication ns/default")
+    assert [str(ref) for ref in found.overridden] == ["Policy ns/foo", "MeshPolicy default"]
 
 
 def test_one_that_does_not_apply_leaves_the_alpha_policy_in_force():
@@ -155,7 +155,7 @@ def test_one_that_does_not_apply_leaves_the_alpha_policy_in_force():
         policy("ns", "STRICT", "foo", name="foo"),
         peer("ns", "DISABLE", name="w", app="bar"),
     )
-    assert in_force(world, FOO, 8080).mode is Mode.STRICT
+    assert effective_mode(world, FOO, 8080).mode is Mode.STRICT
 
 
 def test_what_lost_is_named_nearest_first():
@@ -166,9 +166,9 @@ def test_what_lost_is_named_nearest_first():
         peer("ns", "PERMISSIVE"),
         peer(ROOT, None),
     )
-    found = in_force(world, FOO, 1)
-    assert str(found.because) == "PeerAuthentication ns/w"
-    assert [str(ref) for ref in found.overruled] == [
+    found = effective_mode(world, FOO, 1)
+    assert str(found.decided_by) == "PeerAuthentication ns/w"
+    assert [str(ref) for ref in found.overridden] == [
         "PeerAuthentication ns/default",
         "PeerAuthentication istio-system/default",
         "PeerAuthentication ns/younger",

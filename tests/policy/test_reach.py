@@ -209,7 +209,7 @@ def test_the_seed_page():
 
 def one(world: Mesh, client: str, target: str):
     (found,) = predict(world, [world.pod("apps", client)], [(world.service("apps", target), HTTP)])
-    return str(found.result), str(found.reason), [str(ref) for ref in found.because]
+    return str(found.result), str(found.reason), [str(ref) for ref in found.decided_by]
 
 
 FAILURES = {

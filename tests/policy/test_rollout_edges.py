@@ -12,7 +12,7 @@ from xds.mesh.controlplane.controller import ROLL_ANYWAY
 from xds.mesh.envoy.inbound import accepting
 from xds.mesh.kube.report_codec import report_of
 from xds.mesh.model.objects import TLS_MODE_LABEL, Change, Mode, Ref
-from xds.mesh.policy.mtls import accepted
+from xds.mesh.policy.mtls import served_mode
 from xds.mesh.rollout.driver import Rolling
 from xds.mesh.rollout.transition import Known
 
@@ -31,7 +31,7 @@ def disabled() -> Proxies:
 def mode(world: Proxies) -> Mode:
     web = world.mesh.pod("ns", "web-1")
     assert web
-    return accepted(world.mesh, web, 8080).mode
+    return served_mode(world.mesh, web, 8080).mode
 
 
 def test_a_pod_that_was_locked_while_no_service_led_to_it_stays_locked_when_one_does():
@@ -131,7 +131,7 @@ def test_a_pod_that_comes_before_clients_have_taken_a_rule_takes_what_they_send(
     assert set(world.mesh.served.modes.values()) == {Mode.PERMISSIVE}
     new = pod("web-3", "ns", app="web", group="web-3")
     world.change(new)
-    assert accepted(world.mesh, new, 8080).mode is Mode.PERMISSIVE
+    assert served_mode(world.mesh, new, 8080).mode is Mode.PERMISSIVE
 
 
 def test_a_rule_that_changes_again_and_again_is_remembered_once_and_waited_for_once():

@@ -7,7 +7,7 @@ import pytest
 from tests.policy.world import ROOT, mesh, peer, pod, policy, rule, service
 from xds.mesh.model.objects import Ref
 from xds.mesh.model.traffic import Subset, TrafficPolicy
-from xds.mesh.policy.conflicts import Overruled, overruled
+from xds.mesh.policy.conflicts import Overridden, overridden
 
 WEB = [pod("web", "ns"), service("web", "ns")]
 
@@ -23,7 +23,7 @@ def dr(name: str, namespace: str = "ns") -> Ref:
 CASES = {
     "the younger of two for a namespace": (
         [peer("ns", "STRICT", name="old", age=9), peer("ns", "DISABLE", name="young", age=1)],
-        {pa("ns", "young"): Overruled((pa("ns", "old"),), "")},
+        {pa("ns", "young"): Overridden((pa("ns", "old"),), "")},
     ),
     "one that still decides elsewhere": (
         [peer(ROOT, "STRICT"), peer("ns", "DISABLE"), pod("x", "other")],
@@ -34,13 +34,13 @@ CASES = {
             peer("ns", "STRICT", name="w", app="web"),
             peer("ns", "STRICT", name="p", ports={8080: "DISABLE"}, app="web"),
         ],
-        {pa("ns", "w"): Overruled((pa("ns", "p"),), "")},
+        {pa("ns", "w"): Overridden((pa("ns", "p"),), "")},
     ),
     "one that leaves it to others": ([peer(ROOT, "STRICT"), peer("ns", None)], {}),
     "one that is about nobody": ([peer("ns", "STRICT", app="nobody")], {}),
     "an alpha policy where a PeerAuthentication speaks": (
         [peer("ns", "STRICT"), policy("ns", "DISABLE", "web")],
-        {Ref("Policy", "ns", "default"): Overruled((pa("ns"),), "")},
+        {Ref("Policy", "ns", "default"): Overridden((pa("ns"),), "")},
     ),
     "one that only pods without a sidecar would follow": (
         [peer("bare", "STRICT", name="a"), peer("bare", "STRICT", name="b"), pod("x", "bare", sidecar=False)],
@@ -51,7 +51,7 @@ CASES = {
 
 @pytest.mark.parametrize(("facts", "wanted"), CASES.values(), ids=CASES)
 def test_a_policy_is_overruled_that_decides_at_no_port(facts, wanted) -> None:
-    found = overruled(mesh(*WEB, *facts))
+    found = overridden(mesh(*WEB, *facts))
     # The mesh's own, which installing makes, is not in question here.
     assert {ref: said for ref, said in found.items() if ref.kind != "MeshPolicy"} == wanted
 
@@ -65,14 +65,14 @@ RULES = {
             rule("ns", HOST, "DISABLE", name="old", age=9),
             rule("ns", HOST, "ISTIO_MUTUAL", name="young", age=1),
         ],
-        {dr("young"): Overruled((dr("old"),), "")},
+        {dr("young"): Overridden((dr("old"),), "")},
     ),
     "the younger of two, of which one has subsets of its own": (
         [
             rule("ns", HOST, "DISABLE", name="old", age=9, subsets=(V1,)),
             rule("ns", HOST, "ISTIO_MUTUAL", name="young", age=1, subsets=(V1, V2)),
         ],
-        {dr("young"): Overruled((dr("old"),), "its trafficPolicy, its subset v1")},
+        {dr("young"): Overridden((dr("old"),), "its trafficPolicy, its subset v1")},
     ),
     "by two": (
         [
@@ -80,7 +80,7 @@ RULES = {
             rule("ns", HOST, name="b", age=8, subsets=(V2,)),
             rule("ns", HOST, name="c", age=1, subsets=(V1, V2)),
         ],
-        {dr("c"): Overruled((dr("a"), dr("b")), "")},
+        {dr("c"): Overridden((dr("a"), dr("b")), "")},
     ),
     "those that are merged": (
         [rule("ns", HOST, "DISABLE", name="a"), rule("ns", HOST, name="b", subsets=(V1,))],
@@ -101,11 +101,11 @@ RULES = {
             rule("ns", HOST, policy=TrafficPolicy(), name=name, selector={"app": "x", "v": "1"})
             for name in ("a", "b")
         ],
-        {dr("b"): Overruled((dr("a"),), "")},
+        {dr("b"): Overridden((dr("a"),), "")},
     ),
 }
 
 
 @pytest.mark.parametrize(("facts", "wanted"), RULES.values(), ids=RULES)
 def test_a_rule_is_overruled_by_an_older_one_for_the_same(facts, wanted) -> None:
-    assert overruled(mesh(*facts)) == wanted
+    assert overridden(mesh(*facts)) == wanted

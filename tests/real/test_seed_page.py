@@ -127,8 +127,8 @@ async def test_the_page_from_beginning_to_end(loopback, tmp_path, sotw):
         override = printed(OVERRIDE)
         mesh.apply(override)
         await mesh.settled()
-        overruled: Seen = {**AUTOMATIC, ("full", "full"): {UNAVAILABLE}}
-        assert await page.seen(overruled) == overruled
+        overridden: Seen = {**AUTOMATIC, ("full", "full"): {UNAVAILABLE}}
+        assert await page.seen(overridden) == overridden
 
         mesh.delete(strict, override)
         await mesh.settled()

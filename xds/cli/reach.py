@@ -106,14 +106,14 @@ def _row(outcome: Outcome) -> dict[str, Any]:
         "address": str(options.Address(endpoint.address, endpoint.port)) if endpoint else None,
         "outcome": str(outcome.result),
         "reason": str(outcome.reason),
-        "because": [str(ref) for ref in outcome.because],
+        "decided_by": [str(ref) for ref in outcome.decided_by],
     }
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
     from rich.text import Text  # noqa: PLC0415
 
-    table = tables.Table("CLIENT", "SERVICE", "ENDPOINT", "OUTCOME", "REASON", "BECAUSE")
+    table = tables.Table("CLIENT", "SERVICE", "ENDPOINT", "OUTCOME", "REASON", "DECIDED BY")
     for row in rows:
         where = f"{row['endpoint']} ({row['address']})" if row["endpoint"] else row["address"] or "-"
         table.add_row(
@@ -122,6 +122,6 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
             Text(where),
             Text(row["outcome"], _STYLES[row["outcome"]]),
             Text(row["reason"]),
-            Text(", ".join(row["because"])),
+            Text(", ".join(row["decided_by"])),
         )
     table.show()

@@ -1,6 +1,6 @@
 """One task that keeps every connected proxy supplied: changes in, new mesh, new snapshots, sessions woken.
 
-Changes that arrive close together are taken together. Proxies are served one after the other, and whoever waits longest is
+Changes that arrive close merge_changes are taken merge_changes. Proxies are served one after the other, and whoever waits longest is
 next; the event loop gets its turn every few milliseconds. A run that newer facts overtake is dropped, but no proxy's
 twice in a row: under changes without end, everybody still gets something.
 """
@@ -29,7 +29,7 @@ from xds.mesh.identity.chain import bundle, to_pem
 from xds.mesh.identity.claims import Caller, objection
 from xds.mesh.identity.secrets import Issuer, trusted_roots
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.objects import Change, Pod, together
+from xds.mesh.model.objects import Change, Pod, merge_changes
 from xds.mesh.rollout.driver import EVERY, PodName, Rolling
 from xds.mesh.rollout.log import RolloutLog
 from xds.mesh.rollout.replica_sync import Exchange
@@ -274,7 +274,7 @@ class Hub:
         )
 
     async def _apply(self) -> None:
-        change, self._pending = together(self._pending), []
+        change, self._pending = merge_changes(self._pending), []
         changed_at, old = self._first, self.mesh
         began = time.perf_counter()
         try:

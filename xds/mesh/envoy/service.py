@@ -97,7 +97,7 @@ class _ServicePort:
         kept: list[tuple[object, Resource]] = self.mesh.memo(self.service).setdefault(key, [])
         found = next((resource for known, resource in kept if known == made_of), None)
         if found is None:
-            before = self.mesh.before(self.service).get(key, ())
+            before = self.mesh.previous_memo(self.service).get(key, ())
             found = next((resource for known, resource in before if known == made_of), None) or make()
             kept.append((made_of, found))
         return found if found.sources == self.sources else replace(found, sources=self.sources)

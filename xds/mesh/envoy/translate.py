@@ -27,7 +27,7 @@ from xds.mesh.model.objects import (
     ServicePort,
 )
 from xds.mesh.policy.destination import client_rule
-from xds.mesh.policy.mtls import accepted, ports_with_own_mode
+from xds.mesh.policy.mtls import ports_with_own_mode, served_mode
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET, Resource, ResourceSet, Snapshot
 
 
@@ -51,7 +51,7 @@ def steps(mesh: Mesh, pod: Pod, secrets: tuple[Resource, ...] = ()) -> Generator
         mesh.scratch[kind] = yield from _clients(mesh, pod)
     common: _Common = mesh.scratch[kind]
     ports = _inbound_ports(mesh, pod)
-    sources = sources_of(mesh, *(port.because for port in ports), pod.ref)
+    sources = sources_of(mesh, *(port.decided_by for port in ports), pod.ref)
     served = tuple(port.served for port in ports)
     if pod.interception is Interception.REDIRECT:
         listeners = [inbound.intercepted(mesh.config, served, sources)]
@@ -97,7 +97,7 @@ def _clients(mesh: Mesh, pod: Pod) -> Generator[None, None, _Common]:
                 memo[key] = yield from build(mesh, service, rule, own=own)
             except Exception as error:  # noqa: BLE001 - whatever is wrong with one service, the others go on
                 mesh.failures[service.ref] = error
-                memo[key] = mesh.before(service).get(key, Outbound([], [], [], []))
+                memo[key] = mesh.previous_memo(service).get(key, Outbound([], [], [], []))
         services.append(memo[key])
         yield
     intercepted = pod.interception is Interception.REDIRECT
@@ -176,7 +176,7 @@ def _inbound_ports(mesh: Mesh, pod: Pod) -> tuple[_Served, ...]:
     found = []
     for number in sorted(ports):
         protocol, cluster = ports[number]
-        mode, because, _ = accepted(mesh, pod, number)
+        mode, because, _ = served_mode(mesh, pod, number)
         found.append(_Served(inbound.Port(number, protocol, mode, cluster), because))
     return tuple(found)
 

@@ -1,7 +1,7 @@
 """What is wrong with an object is said on the object: in `status.conditions` where its kind has a status, else as an Event.
 
 Two conditions, each there only as long as it is so: `Accepted: False` (it cannot be used: what was known of it before stays in
-force, or its scope is STRICT), and `InForce: False` (others decide instead, or nothing in the mesh matches it). What is there is compared with what should be, so it does not matter which
+force, or its scope is STRICT), and `ModeDecision: False` (others decide instead, or nothing in the mesh matches it). What is there is compared with what should be, so it does not matter which
 replica wrote it. Objects of which nothing is to be said, and nothing was, are never written; conditions of others are left alone.
 
 Needs in the cluster: policies, meshpolicies, peerauthentications, destinationrules: list; their `/status`: patch; events: create;
@@ -26,12 +26,12 @@ from xds.mesh.kube.api import Json, KubeApi, KubeError
 from xds.mesh.kube.log_once import Complaint
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Problem, Ref, printable
-from xds.mesh.policy.conflicts import overruled
+from xds.mesh.policy.conflicts import overridden
 
 log = structlog.get_logger(__name__)
 
 FIELD_MANAGER = "xds-status"
-ACCEPTED, IN_FORCE = "Accepted", "InForce"
+ACCEPTED, IN_FORCE = "Accepted", "ModeDecision"
 
 EVERY = 60.0
 """Seconds after which all is compared, though nothing is known to have changed."""
@@ -250,10 +250,10 @@ def standing(
     wanted: dict[Ref, dict[str, Said]] = {}
     for ref, texts in refused.items():
         wanted[ref] = {ACCEPTED: Said("Refused", _cut("; ".join(texts)))}
-    for ref, lost in overruled(Mesh(mesh.facts(), mesh.config)).items():
+    for ref, lost in overridden(Mesh(mesh.facts(), mesh.config)).items():
         by = ", ".join(map(str, lost.by[:_MOST_NAMED])) + (", ..." if len(lost.by) > _MOST_NAMED else "")
         message = f"{by} decides instead" + (f" of {lost.what}" if lost.what else "")
-        wanted.setdefault(ref, {})[IN_FORCE] = Said("Overruled", _cut(message))
+        wanted.setdefault(ref, {})[IN_FORCE] = Said("Overridden", _cut(message))
     for ref, found in without_effect.items():
         texts = [_text(problem) for problem in found if not problem.notice]
         if texts:

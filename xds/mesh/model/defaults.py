@@ -18,11 +18,11 @@ ORIGIN = "values.global.mtls.enabled"
 """The setting that creates these objects: what their `origin` begins with."""
 
 
-def installed(config: MeshConfig) -> tuple[Fact, ...]:
+def default_objects(config: MeshConfig) -> tuple[Fact, ...]:
     """Return the objects that installing with `config` creates; an object of the same name takes their place.
 
-    What `values.global.mtls.enabled` creates is in Istio 1.4's Helm charts: MeshPolicy `default`, and when true the rules
-    `default` (`*.local`, ISTIO_MUTUAL) and `api-server` (DISABLE).
+    What `values.global.mtls.enabled` creates is in Istio 1.4's Helm charts: MeshPolicy `default`, and when
+    true the rules `default` (`*.local`, ISTIO_MUTUAL) and `api-server` (DISABLE).
     """
     origin = f"{ORIGIN}={str(config.mtls_enabled).lower()}"
 

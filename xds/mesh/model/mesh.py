@@ -1,7 +1,8 @@
 """Mesh: the immutable set of facts at one moment, and the indexes that decisions are made from.
 
-`apply` makes the next mesh and shares with the old one all that the change does not touch: indexes of other namespaces, and
-whatever was worked out (`memo`) for services that cannot be affected. So the cost of a change follows the change.
+`apply` makes the next mesh and shares with the old one all that the change does not touch: indexes of other
+namespaces, and whatever was worked out (`memo`) for services that cannot be affected. So the cost of a change
+follows the change.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeAlias
 
 from xds.mesh.model.addresses import Addresses, addresses_of
-from xds.mesh.model.defaults import installed
+from xds.mesh.model.defaults import default_objects
 from xds.mesh.model.namespace import NOTHING, NamespaceFacts
 from xds.mesh.model.objects import (
     LOCALITY_LABEL,
@@ -105,7 +106,7 @@ class Mesh:
     def _add_installed(self) -> None:
         extra = {
             fact.ref: fact
-            for fact in installed(self.config)
+            for fact in default_objects(self.config)
             if fact.ref not in self.in_namespace(fact.namespace, given=True).facts
         }
         self._all = _by_namespace(extra, self._given)
@@ -236,7 +237,8 @@ class Mesh:
     def pod_at(self, address: str, namespace: str = "") -> Pod | None:
         """Return the pod that has an address, as seen from a namespace (empty: from none).
 
-        Of several (host network, or one that claims another's) the first by name, those of the namespace before any other.
+        Of several (host network, or one that claims another's) the first by name, those of the namespace
+        before any other.
         """
         pods = self._pods_at(address)
         return next((pod for pod in pods if pod.namespace == namespace), pods[0] if pods else None)
@@ -247,8 +249,8 @@ class Mesh:
     def owners(self, address: str) -> tuple[Pod | Service, ...]:
         """Return whose an address is: the pods that have it, else the oldest Service that has it; nobody's: empty.
 
-        A Service of an API server comes first: it got its address there, and nobody else can have it. In files, anybody can
-        write any address.
+        A Service of an API server comes first: it got its address there, and nobody else can have it. In
+        files, anybody can write any address.
         """
         pods = self._pods_at(address)
         services = [s for ref in self._addresses.at(address) if isinstance(s := self.get(ref), Service)]
@@ -259,8 +261,8 @@ class Mesh:
     def may_answer(self, service: Service, address: str) -> bool:
         """Whether a service may decide what becomes of connections to an address.
 
-        It may for its own virtual address, for pods of its namespace, and for what belongs to no pod and no Service: what somebody
-        lists in a namespace of their own must not take anybody else's traffic.
+        It may for its own virtual address, for pods of its namespace, and for what belongs to no pod and no
+        Service: what somebody lists in a namespace of their own must not take anybody else's traffic.
         """
         owners = self.owners(address)
         return not owners or any(
@@ -281,7 +283,8 @@ class Mesh:
     def endpoints(self, service: Service, port: ServicePort) -> tuple[Endpoint, ...]:
         """Return who serves a service port: from EndpointSlices or Endpoints, else from the selector.
 
-        Sorted by address and port, so that the order of the input never shows. Without those whose pod is not known (`withheld`).
+        Sorted by address and port, so that the order of the input never shows. Without those whose pod is not
+        known (`withheld`).
         """
         memo, key = self.memo(service), ("endpoints", port)
         if key not in memo:
@@ -327,7 +330,8 @@ class Mesh:
         return named if entry.address in named.addresses else self.pod_at(entry.address, namespace)
 
     def _selected(self, service: Service, port: ServicePort) -> Iterator[Endpoint]:
-        # As Kubernetes' own endpoints controller does, except that pods that are not ready are left out, not listed as such.
+        # As Kubernetes' own endpoints controller does, except that pods that are not ready are left out, not
+        # listed as such.
         for pod in self._pods_of(service):
             if pod.address and not pod.ended and (pod.ready or service.publish_not_ready):
                 target = target_port(port, pod)
@@ -349,7 +353,8 @@ class Mesh:
                     if (target := target_port(port, pod)) is not None:
                         yield Exposure(service, port, target)
         for namespace, name in self._listing(pod):
-            # Anybody may list any address in a namespace of their own: that must not bring their policies here.
+            # Anybody may list any address in a namespace of their own: that must not bring their policies
+            # here.
             if namespace == pod.namespace and (listing := self.service(namespace, name)):
                 for port in listing.ports:
                     for endpoint in self.endpoints(listing, port):

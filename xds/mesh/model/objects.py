@@ -1,7 +1,8 @@
 """Facts: what Kubernetes objects say, reduced to what a decision needs, as immutable values.
 
-`parse` makes facts out of kubectl-shaped dicts, `mesh` indexes them, `policy` decides from them. Nothing here knows
-YAML field names or Envoy. Two facts are equal when they mean the same: where an object was read from does not count.
+`parse` makes facts out of kubectl-shaped dicts, `mesh` indexes them, `policy` decides from them. Nothing here
+knows YAML field names or Envoy. Two facts are equal when they mean the same: where an object was read from
+does not count.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ TLS_MODE_LABEL = "security.istio.io/tlsMode"
 """Pod label that says whether the pod has a sidecar: `istio` if so."""
 
 INTERCEPTION_MODE = "sidecar.istio.io/interceptionMode"
-"""Pod annotation: `REDIRECT` (iptables, the default) or `NONE` (the application uses the proxy by address)."""
+"""Pod annotation: `REDIRECT` (iptables, the default) or `NONE` (the application uses the proxy by
+address)."""
 
 APP_ADDRESS = "sidecar.xds/app-address"
 """Pod annotation: where the application listens in interception mode NONE."""
@@ -164,7 +166,8 @@ class Service(Object):
     selector: Mapping[str, str] = field(default_factory=dict)
     publish_not_ready: bool = False
     service_accounts: tuple[str, ...] = ()
-    """SPIFFE ids that may serve it besides its pods' own (annotation alpha.istio.io/canonical-serviceaccounts)."""
+    """SPIFFE ids that may serve it besides its pods' own (annotation
+    alpha.istio.io/canonical-serviceaccounts)."""
 
     @property
     def host(self) -> str:
@@ -279,7 +282,8 @@ class AuthenticationPolicy(Object):
     targets: tuple[Target, ...] = ()
     """Empty: the whole namespace (Policy `default`) or mesh (MeshPolicy `default`)."""
     scope_unknown: bool = False
-    """Whether its targets could not be read: it then applies to each port of the namespace, like a policy for that port."""
+    """Whether its targets could not be read: it then applies to each port of the namespace, like a policy for
+    that port."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -291,7 +295,8 @@ class PeerAuthentication(Object):
     ports: Mapping[int, Mode | None] = field(default_factory=dict)
     """portLevelMtls, keyed by the workload's own port."""
     scope_unknown: bool = False
-    """Whether its selector could not be read: it then applies to each pod of the namespace, like a policy for that pod."""
+    """Whether its selector could not be read: it then applies to each pod of the namespace, like a policy for
+    that pod."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -340,7 +345,8 @@ class MeshConfig:
     allow_any_outbound: bool = True
     """outboundTrafficPolicy ALLOW_ANY; False: REGISTRY_ONLY."""
     passthrough_inbound: bool = True
-    """inboundTrafficPolicy PASSTHROUGH: applications are reached at the pod's address; False: LOCALHOST, at 127.0.0.1.
+    """inboundTrafficPolicy PASSTHROUGH: applications are reached at the pod's address; False: LOCALHOST, at
+    127.0.0.1.
 
     Ports of no Service always go where the client meant.
     """
@@ -353,7 +359,8 @@ class MeshConfig:
     mtls_enabled: bool = False
     """The install switch values.global.mtls.enabled: mutual TLS required, and sent, across the mesh."""
     sds_socket: str = ""
-    """sdsUdsPath: the path of a Unix socket where sidecars get certificates and roots, SPIRE's say; empty: from us."""
+    """sdsUdsPath: the path of a Unix socket where sidecars get certificates and roots, SPIRE's say; empty:
+    from us."""
 
     @property
     def intercepting_ports(self) -> frozenset[int]:
@@ -388,7 +395,8 @@ def printable(text: str) -> str:
 
 
 MAX_PROBLEM_TEXT = 1000
-"""Characters of each text of a Problem. Input may hold a value of megabytes, and problems are logged and kept."""
+"""Characters of each text of a Problem. Input may hold a value of megabytes, and problems are logged and
+kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -443,7 +451,7 @@ class Change:
     """The mesh settings, when they changed."""
 
 
-def together(changes: Iterable[Change]) -> Change:
+def merge_changes(changes: Iterable[Change]) -> Change:
     """Make one change of several: what was said last of an object holds."""
     last: dict[Ref, Fact | None] = {}
     config = None

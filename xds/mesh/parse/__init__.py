@@ -1,6 +1,7 @@
 """kubectl-shaped objects in, facts and problems out: the only place that knows YAML field names.
 
-Pure: what it gets was read from a file or an API server by somebody else, who also knows where each path of it is.
+Pure: what it gets was read from a file or an API server by somebody else, who also knows where each path of
+it is.
 """
 
 from __future__ import annotations
@@ -150,7 +151,8 @@ _OTHERS = frozenset(
         *("Gateway", "ProxyConfig", "ServiceEntry", "WorkloadEntry", "WorkloadGroup"),
     }
 )
-"""Kinds of the same API groups that exist and do not matter here; anything else there is a spelling mistake."""
+"""Kinds of the same API groups that exist and do not matter here; anything else there is a spelling
+mistake."""
 
 _POD_OWNERS = frozenset(
     {"Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "Job", "CronJob", "ReplicationController"}
@@ -162,7 +164,7 @@ _META = (
 )
 
 
-_TIME_LENGTH = 64
+_MAX_TIME_LENGTH = 64
 """Characters of a time that are read: no time has as many."""
 
 
@@ -171,7 +173,8 @@ def parse(
 ) -> list[Parsed]:
     """Read a document, one object or a List of them; `flaws` are what was wrong with its text.
 
-    `served`: an API server gave it, which knows the fields of its own kinds: those that are new to us are no mistake.
+    `served`: an API server gave it, which knows the fields of its own kinds: those that are new to us are no
+    mistake.
     """
     return list(_objects(Field(document, (), Log(locate)), flaws, served=served))
 
@@ -313,7 +316,7 @@ def _time(field: Field) -> datetime | None:
     if not text:
         return None
     try:
-        time = datetime.fromisoformat(text[:_TIME_LENGTH])
+        time = datetime.fromisoformat(text[:_MAX_TIME_LENGTH])
         if time.tzinfo is not None:
             return time.astimezone(UTC)
     except (ValueError, OverflowError):

@@ -11,8 +11,8 @@ from xds.mesh.parse.core import TOP
 from xds.mesh.parse.fail_closed import FailClosed, oldest
 from xds.mesh.parse.reading import Field, Log, shown
 
-_PORT_DIGITS = 5
-_MODE_LENGTH = 20
+_MAX_PORT_DIGITS = 5
+_MAX_MODE_LENGTH = 20
 """Characters that a hint repeats of what may be a mode."""
 
 
@@ -59,7 +59,7 @@ def mesh_policy(obj: Field, meta: Meta) -> AuthenticationPolicy:
     return read
 
 
-def _look_at_rollout(obj: Field, meta: Meta) -> None:
+def _check_rollout_annotation(obj: Field, meta: Meta) -> None:
     # Not refused: the policy itself must not depend on how it is put in force.
     if (said := meta.annotations.get(ROLLOUT, "immediate")) != "immediate":
         obj["metadata"]["annotations"][ROLLOUT].notice(
@@ -70,7 +70,7 @@ def _look_at_rollout(obj: Field, meta: Meta) -> None:
 
 def _alpha(obj: Field, meta: Meta) -> AuthenticationPolicy:
     obj.mapping(f"{TOP} spec status", strict=True)
-    _look_at_rollout(obj, meta)
+    _check_rollout_annotation(obj, meta)
     spec = obj["spec"].mapping(
         "targets peers peerIsOptional origins originIsOptional principalBinding", strict=True
     )
@@ -138,12 +138,16 @@ def _target_ports(field: Field) -> Iterator[int | str]:
 def peer_authentication(obj: Field, meta: Meta) -> PeerAuthentication:
     """Read a PeerAuthentication: of the mesh, a namespace, or the workloads it selects."""
     obj.mapping(f"{TOP} spec status", strict=True)
-    _look_at_rollout(obj, meta)
+    _check_rollout_annotation(obj, meta)
     spec = obj["spec"].mapping("selector mtls portLevelMtls", strict=True)
     selector = names.selected(spec["selector"]) or {}
     ports: dict[int, Mode | None] = {}
     for key, entry in spec["portLevelMtls"].entries():
-        if len(key) > _PORT_DIGITS or not (key.isascii() and key.isdecimal()) or not 1 <= int(key) <= 65535:
+        if (
+            len(key) > _MAX_PORT_DIGITS
+            or not (key.isascii() and key.isdecimal())
+            or not 1 <= int(key) <= 65535
+        ):
             entry.refuse("must be a port of the workload, a number from 1 to 65535")
             continue
         ports[int(key)] = _peer_mode(entry)
@@ -161,7 +165,7 @@ def _peer_mode(field: Field) -> Mode | None:
     if isinstance(field.value, str):
         field.refuse(
             f"must be a mapping, not {shown(field.value)}",
-            f"write mode: {field.value[:_MODE_LENGTH]} below it",
+            f"write mode: {field.value[:_MAX_MODE_LENGTH]} below it",
         )
         return None
     mode = field.mapping("mode", strict=True)["mode"].choice(PeerMode)

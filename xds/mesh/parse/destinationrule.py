@@ -28,7 +28,7 @@ _NOT_TLS = {"connectionPool", "outlierDetection", "loadBalancer"}
 _LABELS = {"labels", "matchLabels"}
 """Mappings whose keys are the user's, and may have any name."""
 _LEAST_TIMEOUT = 0.001
-_MOST_KEEPALIVE = 2**31 // 3600 * 3600.0
+_MAX_KEEPALIVE = 2**31 // 3600 * 3600.0
 """In seconds: the system's setting is a whole number of 32 bits."""
 
 
@@ -187,8 +187,8 @@ def _connection_pool(field: Field) -> ConnectionPool | None:
         connect_timeout=tcp["connectTimeout"].seconds(_LEAST_TIMEOUT),
         tcp_keepalive=(
             _set(keepalive["probes"]),
-            keepalive["time"].seconds(most=_MOST_KEEPALIVE),
-            keepalive["interval"].seconds(most=_MOST_KEEPALIVE),
+            keepalive["time"].seconds(most=_MAX_KEEPALIVE),
+            keepalive["interval"].seconds(most=_MAX_KEEPALIVE),
         )
         if keepalive
         else None,

@@ -1,7 +1,7 @@
 """What applies instead of a refused object that has no earlier good version: what is unknown about it counts as a no.
 
-A policy that says STRICT with a typo must not leave its pods open, so a refused policy is STRICT over the scope that could be
-read. ADR 0017 gives the reasons.
+A policy that says STRICT with a typo must not leave its pods open, so a refused policy is STRICT over the
+scope that could be read. ADR 0017 gives the reasons.
 """
 
 from __future__ import annotations

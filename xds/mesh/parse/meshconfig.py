@@ -13,8 +13,8 @@ from xds.mesh.parse import names
 from xds.mesh.parse.destinationrule import export_to
 from xds.mesh.parse.reading import Field, Flaw, Locate, Log, nearest, shown
 
-_LONGEST_SOCKET = 107  # what fits into the kernel's sockaddr_un
-_SOCKET = re.compile(rf"(?=.{{2,{_LONGEST_SOCKET}}}$)/[A-Za-z0-9._/@+-]*[A-Za-z0-9._@+-]")
+_MAX_SOCKET_LENGTH = 107  # what fits into the kernel's sockaddr_un
+_SOCKET = re.compile(rf"(?=.{{2,{_MAX_SOCKET_LENGTH}}}$)/[A-Za-z0-9._/@+-]*[A-Za-z0-9._@+-]")
 _LEAST_TIMEOUT = 0.001
 """Seconds: what is less, Envoy takes for 0."""
 _FIELDS = (
@@ -123,7 +123,7 @@ def _socket(field: Field) -> str | None:
     path = text.removeprefix("unix:").removeprefix("//")
     if text and (not text.startswith("unix:") or not _SOCKET.fullmatch(path)):
         field.refuse(
-            f"{shown(text)} is not unix:///PATH with the path of a socket (at most {_LONGEST_SOCKET} characters)"
+            f"{shown(text)} is not unix:///PATH with the path of a socket (at most {_MAX_SOCKET_LENGTH} characters)"
         )
         return None
     return path

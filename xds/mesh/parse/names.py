@@ -110,7 +110,8 @@ def labels(field: Field) -> dict[str, str]:
 def selected(field: Field) -> dict[str, str] | None:
     """Read an Istio selector; None if there is none.
 
-    Istio knows `matchLabels` only. To ignore anything else would widen what the object is for, so it is refused.
+    Istio knows `matchLabels` only. To ignore anything else would widen what the object is for, so it is
+    refused.
     """
     if not field.mapping():
         return None

@@ -7,7 +7,8 @@ from enum import StrEnum
 from xds.mesh.model.objects import Protocol
 
 _SERVER_FIRST = frozenset({25, 53, 3306, 27017})
-"""Ports whose servers usually speak first, so nothing could be detected: TCP unless declared otherwise (as in Istio)."""
+"""Ports whose servers usually speak first, so nothing could be detected: TCP unless declared otherwise (as in
+Istio)."""
 
 _APP_PROTOCOLS = {
     "kubernetes.io/h2c": Protocol.HTTP2,

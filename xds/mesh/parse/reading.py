@@ -1,8 +1,8 @@
 """Reading kubectl-shaped values: every complaint says where, what, and what to write instead.
 
-A `Field` is a value and the path that led to it. Asked to be what it should be, it either is, or says on its `Log` why
-not and gives a harmless default, so that all that is wrong with an object is found in one reading; an object with a
-refusal on its log never becomes a fact.
+A `Field` is a value and the path that led to it. Asked to be what it should be, it either is, or says on its
+`Log` why not and gives a harmless default, so that all that is wrong with an object is found in one reading;
+an object with a refusal on its log never becomes a fact.
 """
 
 from __future__ import annotations
@@ -38,11 +38,13 @@ _SHOWN_BITS = 3000
 """Size of the largest number that a message repeats; Python refuses to write numbers of over 4300 digits."""
 
 MAX_PROBLEMS = 10
-"""How many problems are listed for one object, and how many notices: a tenant's object must not fill the log."""
+"""How many problems are listed for one object, and how many notices: a tenant's object must not fill the
+log."""
 MAX_UNKNOWN = 3
 """How many unknown fields of one mapping are listed one by one; the others are counted in one problem."""
 MAX_SUGGESTIONS = 5
-"""How many unknown words of one object are compared with the known ones, which takes up to a millisecond each."""
+"""How many unknown words of one object are compared with the known ones, which takes up to a millisecond
+each."""
 MAX_SUGGESTION_LENGTH = 64
 """Characters of the longest word that is compared: comparing takes time by the square of the length."""
 MAX_DURATION_LENGTH = 64
@@ -203,7 +205,8 @@ class Field:
     def mapping(self, known: str = "", *, strict: bool = False) -> Field:
         """Expect a mapping of these fields (of any, if none are named); others are pointed out and ignored.
 
-        `strict`: others are refused. So it must be where leaving out what was meant would open what was to be closed.
+        `strict`: others are refused. So it must be where leaving out what was meant would open what was to be
+        closed.
         """
         if self.value is None:
             return self

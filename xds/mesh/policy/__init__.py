@@ -1,1 +1,1 @@
-"""Who sends what to whom: the decisions, pure and in one place."""
+"""Decisions, as pure functions of the mesh: mTLS modes, DestinationRules, reachability, objects without effect."""

@@ -1,7 +1,8 @@
-"""Which DestinationRule speaks for a client and a service, and what it says for a port and subset.
+"""Select the DestinationRule for a client and a service, and its settings for a port and subset.
 
-Lookup and merging are Istio's (facts: pilot's push_context and sidecar scope, restated): the client's namespace, then the
-service's, then the root namespace; the first that has a rule for the host decides, and nothing is merged across namespaces.
+Lookup and merging follow Istio's pilot (push context and sidecar scope): the client's namespace, then the
+service's, then the root namespace. The first that has a rule for the host decides; rules are not merged
+across namespaces.
 """
 
 from __future__ import annotations
@@ -17,19 +18,25 @@ from xds.mesh.model.traffic import Subset, TrafficPolicy
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientRule:
-    """The DestinationRules of one host in one namespace that were merged, oldest first, into what clients get."""
+    """The DestinationRules of one host in one namespace, merged oldest first."""
 
     owners: Mapping[str, Ref]
-    """Who says it: the object that each subset is from; under `""`, the object that the top-level policy is from."""
+    """Object that each subset comes from, by subset name; under `""`, the object that the top-level policy
+    comes from."""
     host: str
+    """Host of the rules: a full name or a wildcard."""
     policy: TrafficPolicy | None = None
+    """Top-level trafficPolicy."""
     subsets: tuple[Subset, ...] = ()
+    """Subsets of all merged rules."""
     export_to: frozenset[str] = frozenset()
+    """Namespaces whose clients the rule applies to; `*` is every namespace."""
     selector: Mapping[str, str] | None = None
+    """Labels of the clients that the rule applies to; None for all."""
 
     @property
     def refs(self) -> tuple[Ref, ...]:
-        """The objects that the rule was made from."""
+        """Objects that the rule was merged from."""
         return tuple(dict.fromkeys(self.owners.values()))
 
     def subset(self, name: str) -> Subset | None:
@@ -37,10 +44,10 @@ class ClientRule:
         return next((subset for subset in self.subsets if subset.name == name), None)
 
     def for_port(self, port: int, subset: str = "") -> TrafficPolicy:
-        """Return what holds for a service port and subset (`""`: the service as a whole); its `ports` is empty.
+        """Return the settings for a service port and subset (`""`: the service as a whole); its `ports` is empty.
 
-        A port's entry replaces the whole policy of its level. A subset's fields override, one by one, those of the service; where
-        the subset has an entry for the port, its four parts replace them wholesale.
+        A port's entry replaces the whole policy of its level. A subset's fields override those of the service
+        one by one; a subset's entry for the port replaces all four.
         """
         base = _at_port(self.policy, port)
         chosen = self.subset(subset)
@@ -57,7 +64,7 @@ class ClientRule:
         )
 
     def tls_owner(self, port: int, subset: str = "") -> Ref:
-        """Return the object whose `tls` `for_port` gave."""
+        """Return the object that sets the `tls` that `for_port` returns."""
         chosen = self.subset(subset)
         own = chosen is not None and _at_port(chosen.policy, port).tls is not None
         return self.owners[subset if own else ""]
@@ -70,11 +77,11 @@ def _at_port(policy: TrafficPolicy | None, port: int) -> TrafficPolicy:
 
 
 def client_rule(mesh: Mesh, namespace: str, labels: Mapping[str, str], service: Service) -> ClientRule | None:
-    """Return the rule that holds for clients with these labels in a namespace when they speak to a service."""
+    """Return the rule for clients with these labels in a namespace that call a service."""
     root = mesh.config.root_namespace
     own = _rules(mesh, namespace, service)
     if namespace == root:
-        # The root namespace's public rules are the whole mesh's: they come last for its own clients, too.
+        # Public rules of the root namespace are mesh-wide: they come last for its own clients as well.
         found = _merge(rule for rule in own if rule.export_to == {root})
     else:
         found = _merge(rule for rule in own if rule.export_to & {"*", namespace})
@@ -89,7 +96,7 @@ def client_rule(mesh: Mesh, namespace: str, labels: Mapping[str, str], service: 
 
 
 def _rules(mesh: Mesh, namespace: str, service: Service) -> Iterator[ClientRule]:
-    """Yield a namespace's rules for a service, those for some clients only first, then oldest first."""
+    """Yield a namespace's rules for a service: rules with a workloadSelector first, then oldest first."""
     default = mesh.config.default_destination_rule_export_to
     for rule in mesh.in_namespace(namespace).rules:
         if rule.is_about(service.host):
@@ -99,7 +106,7 @@ def _rules(mesh: Mesh, namespace: str, service: Service) -> Iterator[ClientRule]
                 host=rule.host,
                 policy=rule.policy,
                 subsets=rule.subsets,
-                # A rule for some clients only is never for other namespaces.
+                # A rule with a workloadSelector never applies to other namespaces.
                 export_to=frozenset(
                     namespace if name == "." or rule.selector is not None else name for name in names
                 ),
@@ -108,7 +115,7 @@ def _rules(mesh: Mesh, namespace: str, service: Service) -> Iterator[ClientRule]
 
 
 def _merge(rules: Iterable[ClientRule]) -> list[ClientRule]:
-    """Keep the rules with the most specific host; join those for the same clients, the first having the last word."""
+    """Keep the rules with the most specific host, and merge those for the same clients; the first rule wins."""
     matching = list(rules)
     best = max((_specificity(rule.host) for rule in matching), default=None)
     merged: list[ClientRule] = []

@@ -1,4 +1,4 @@
-"""What Services, EndpointSlices and Endpoints say without effect, because it is not theirs to say."""
+"""Entries of Services, EndpointSlices and Endpoints that are ignored because the address or port is not theirs."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from xds.mesh.policy.reach import is_closed
 
 
 class Disregarded(NamedTuple):
-    """Something that an object says and that has no effect."""
+    """An entry of an object that is ignored."""
 
     ref: Ref
-    """The object."""
+    """Object that has the entry."""
     reason: str
-    """In one word, for programs."""
+    """Machine-readable reason in CamelCase."""
     what: str
-    """In words: what has no effect, why, and what to do."""
+    """Message for users: what is ignored, why, and what to do."""
 
 
 def disregarded(mesh: Mesh) -> Iterator[Disregarded]:
-    """Yield what has no effect: addresses of others, Pods that are not known, ports of sidecars. Each once, by namespace."""
-    found = (each for service in mesh.services() for each in _of(mesh, service))
-    yield from dict.fromkeys(found)
+    """Yield addresses of other owners, unknown Pods and sidecar ports, each once and by namespace."""
+    entries = (entry for service in mesh.services() for entry in _of(mesh, service))
+    yield from dict.fromkeys(entries)
 
 
 def _of(mesh: Mesh, service: Service) -> Iterator[Disregarded]:

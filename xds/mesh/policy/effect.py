@@ -1,7 +1,7 @@
-"""Which objects have no effect because nothing in the mesh matches them: a mistyped selector, an unknown host or port.
+"""Find objects that match nothing in the mesh: a mistyped selector, an unknown host or port.
 
-Such objects are valid, so nothing else reports them: a lock with a typo would stay open unnoticed. Objects that lose to others
-are in `xds.mesh.policy.conflicts`.
+Such objects are valid, so nothing else reports them: a STRICT policy with a mistyped selector would protect
+nothing. `xds.mesh.policy.conflicts` finds objects that other objects override.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from xds.mesh.parse.reading import nearest
 from xds.mesh.policy.disregarded import disregarded
 
 MAX_PER_OBJECT = 10
-"""Problems that are reported of one object; a DestinationRule may have any number of subsets that select nothing."""
+"""Maximum number of problems reported per object; a DestinationRule can have any number of subsets."""
 MAX_PAIRS = 5
-"""Labels of a selector that a message repeats."""
+"""Maximum number of selector labels in a message."""
 MAX_CANDIDATES = 100
-"""Names that are compared to suggest one: comparing two names takes up to 0.1 ms."""
+"""Maximum number of names that are compared for a suggestion; comparing two names takes up to 0.1 ms."""
 API_SERVER = f"kubernetes.default.svc.{CLUSTER_DOMAIN}"
-"""Host that exists in every cluster, but rarely in a folder of manifests."""
+"""Host of the API server, which exists in every cluster but rarely in a folder of manifests."""
 
 _SERVICE_SUFFIX = f".svc.{CLUSTER_DOMAIN}"
 _MEANT = "did you mean "
@@ -52,14 +52,14 @@ class Ineffective:
     """The objects of a mesh that have no effect."""
 
     problems: Mapping[Ref, tuple[Problem, ...]] = field(default_factory=dict)
-    """What has no effect, by object.
+    """Problems by object.
 
-    A notice is what also happens in a healthy mesh, such as a Service whose Deployment is scaled to 0.
+    A notice also occurs in a healthy mesh, for example for a Service whose Deployment is scaled to 0.
     """
     root_namespace: str = ""
-    """The root namespace that `namespaces` was computed with."""
+    """Root namespace that `namespaces` was computed with."""
     namespaces: Mapping[str, _Local] = field(default_factory=dict)
-    """Findings that depend on one namespace only, and the facts that they were computed from."""
+    """Findings that depend on one namespace only, with the facts that they were computed from."""
 
 
 def without_effect(mesh: Mesh, before: Ineffective | None = None) -> Ineffective:
@@ -69,7 +69,7 @@ def without_effect(mesh: Mesh, before: Ineffective | None = None) -> Ineffective
 
     Args:
         mesh: the facts.
-        before: an earlier result; namespaces that have not changed since are not computed again.
+        before: an earlier result; unchanged namespaces are taken from it.
     """
     root = mesh.config.root_namespace
     known = before.namespaces if before and before.root_namespace == root else {}
@@ -98,14 +98,14 @@ def without_effect(mesh: Mesh, before: Ineffective | None = None) -> Ineffective
 
 
 def _problem(owner: Object, what: str, hint: str = "", *, notice: bool = False) -> _Finding:
-    # Where the place is a line of a file, the object has to be named as well.
+    # A file and line does not name the object.
     origin = owner.meta.origin
-    said = f"{owner.ref}: {what}" if origin else what
-    return owner.ref, Problem(where=origin or str(owner.ref), what=said, hint=hint, notice=notice)
+    text = f"{owner.ref}: {what}" if origin else what
+    return owner.ref, Problem(where=origin or str(owner.ref), what=text, hint=hint, notice=notice)
 
 
 def _capped(owner: Object, found: Iterable[_Finding]) -> Iterator[_Finding]:
-    """Yield the first problems of an object, and how many more there are."""
+    """Yield the first problems of an object, and the number of the others."""
     problems = list(found)
     yield from problems[:MAX_PER_OBJECT]
     if (more := len(problems) - MAX_PER_OBJECT) > 0:
@@ -116,7 +116,7 @@ def _capped(owner: Object, found: Iterable[_Finding]) -> Iterator[_Finding]:
 
 
 def _in_namespace(facts: NamespaceFacts, *, is_root: bool) -> Iterator[_Finding]:
-    """Yield what has no effect whatever is in other namespaces."""
+    """Yield the findings that do not depend on other namespaces."""
     for pa in facts.peer_authentications:
         yield from _capped(pa, _peer_authentication(facts, pa, is_root=is_root))
     for policy in facts.policies:
@@ -160,7 +160,7 @@ def _peer_authentication(
 
 
 def _is_scaled_to_zero(facts: NamespaceFacts, service: Service, selector: Mapping[str, str]) -> bool:
-    """Whether a Service is for the workload that a selector is for, and has no pod now."""
+    """Whether a Service selects the same workload as a selector and has no pod now."""
     same = covers(service.selector, selector) or covers(selector, service.selector)
     return bool(service.selector) and same and not any(facts.selected(service.selector))
 
@@ -178,7 +178,7 @@ def _ports(facts: NamespaceFacts, pa: PeerAuthentication, pods: list[Pod]) -> It
     known |= {
         port.port for listed in facts.endpoints.values() for e in listed for g in e.groups for port in g.ports
     }
-    # Pods need not declare their ports: where nothing is known of them, any may be right.
+    # Pods need not declare ports: if none is known, every number may be right.
     for number in sorted(pa.ports) if known else ():
         if number not in known:
             service_port = ((s, p, target) for s, p, target in leading if p.port == number)
@@ -196,7 +196,7 @@ def _ports(facts: NamespaceFacts, pa: PeerAuthentication, pods: list[Pod]) -> It
 
 def _target(facts: NamespaceFacts, policy: AuthenticationPolicy, target: Target) -> Iterator[_Finding]:
     if target.service in facts.unknown_services:
-        return  # It was refused, and the policy is stricter meanwhile.
+        return  # The Service was refused; until it is repaired, the policy is STRICT for more ports.
     service = facts.services.get(target.service.partition(".")[0])
     if service is None or target.service not in (service.name, service.host):
         yield _problem(
@@ -255,7 +255,7 @@ def _listed(ports: Iterable[ServicePort]) -> str:
 
 
 def _similar_label(facts: NamespaceFacts, selector: Mapping[str, str]) -> str:
-    """Suggest a label that pods have for the first one of a selector that none has."""
+    """Suggest an existing label for the first pair of a selector that no pod has."""
     for key, value in sorted(selector.items()):
         if (key, value) not in facts.labels:
             values = nearest(value, islice((v for k, v in facts.labels if k == key), MAX_CANDIDATES))
@@ -268,7 +268,7 @@ def _similar_label(facts: NamespaceFacts, selector: Mapping[str, str]) -> str:
 
 
 def _missing_namespaces(mesh: Mesh) -> dict[str, None]:
-    """Return the namespaces that do not exist: nothing but policies is in them, not even a Namespace object."""
+    """Return the namespaces that do not exist: they contain policies only, and no Namespace object."""
     present = ("", mesh.config.root_namespace)
     return {
         name: None
@@ -288,7 +288,7 @@ def _in_missing(mesh: Mesh, missing: Collection[str]) -> Iterator[_Finding]:
 
 
 def _disregarded(mesh: Mesh) -> Iterator[_Finding]:
-    # The lookups of endpoints are cached in the mesh, which others use meanwhile.
+    # Endpoint lookups write to the mesh's cache, and the event loop uses the mesh meanwhile.
     own = Mesh(mesh.facts(), mesh.config)
     of_objects: dict[Ref, list[str]] = {}
     for each in disregarded(own):
@@ -302,9 +302,8 @@ def _rules(mesh: Mesh, missing: Collection[str]) -> Iterator[_Finding]:
     services = list(mesh.services())
     for name in mesh.namespaces():
         for rule in () if name in missing else mesh.in_namespace(name, given=True).rules:
-            if rule.host != API_SERVER and not rule.meta.origin.startswith(
-                ORIGIN
-            ):  # A stand-in of a rollout.
+            # During a rollout, a default rule can stand in for a deleted one.
+            if rule.host != API_SERVER and not rule.meta.origin.startswith(ORIGIN):
                 yield from _capped(rule, _rule(mesh, rule, services))
 
 
@@ -347,7 +346,7 @@ def _rule(mesh: Mesh, rule: DestinationRule, services: list[Service]) -> Iterato
 
 
 def _without_domain(mesh: Mesh, rule: DestinationRule) -> str:
-    """Suggest the full name for a host such as `web.shop` or `web.shop.svc`; empty if it is no Service's."""
+    """Suggest the full name for a host such as `web.shop` or `web.shop.svc`; empty if no Service has it."""
     name, _, namespace = rule.host.removesuffix(".svc").partition(".")
     return f"did you mean {name}.{namespace}{_SERVICE_SUFFIX}?" if mesh.service(namespace, name) else ""
 

@@ -1,6 +1,6 @@
-"""The decision: what a server's listener accepts, and what a client therefore sends to each endpoint.
+"""The mTLS decision: what a server's listener accepts, and what a client therefore sends to each endpoint.
 
-`decide` is the one function that knows. The translator, `reach`, and whoever explains or plans ask it; nobody repeats its rules.
+These rules exist only here: the translator and `xds reach` call `decide`.
 """
 
 from __future__ import annotations
@@ -25,43 +25,45 @@ from xds.mesh.model.traffic import ClientTls, TlsMode
 from xds.mesh.policy.destination import ClientRule, client_rule
 
 
-class InForce(NamedTuple):
-    """What a pod's listener accepts on a port, and why."""
+class ModeDecision(NamedTuple):
+    """The mTLS mode of a pod's port, and the object that decided it."""
 
     mode: Mode
-    because: Ref
-    """The object that decided; where none says a mode (PERMISSIVE, then), the nearest that could have."""
-    overruled: tuple[Ref, ...] = ()
-    """Objects that speak about this port too and lost, nearest first."""
+    """What the pod's listener accepts on the port."""
+    decided_by: Ref
+    """Object that set the mode. If no object sets one (PERMISSIVE applies), the most specific object for the
+    port."""
+    overridden: tuple[Ref, ...] = ()
+    """Other objects that apply to the port, most specific first."""
 
 
-def in_force(mesh: Mesh, pod: Pod, port: int) -> InForce:
-    """Return the mode in force for a port of a pod.
+def effective_mode(mesh: Mesh, pod: Pod, port: int) -> ModeDecision:
+    """Return the mTLS mode that policies require on a pod's port, and the object that decided it.
 
-    A PeerAuthentication that applies to the pod, at any level, wins over alpha policies, which speak about services: for them the
-    port belongs to the oldest Service that leads to it, as in the pod's listener.
+    PeerAuthentication overrides v1alpha1 policies at every level. v1alpha1 policies target Services, so a
+    port belongs to the oldest Service that selects the pod, as in the pod's listener.
     """
     alpha = _alpha(mesh, pod, port)
     beta = _peer_authentication(mesh, pod, port)
     if beta is None:
         return alpha
-    return InForce(beta.mode, beta.because, (*beta.overruled, alpha.because, *alpha.overruled))
+    return ModeDecision(beta.mode, beta.decided_by, (*beta.overridden, alpha.decided_by, *alpha.overridden))
 
 
-def at_endpoint(mesh: Mesh, endpoint: Endpoint) -> InForce | None:
-    """Return the mode in force at an endpoint; None: no sidecar is in front of it."""
+def endpoint_mode(mesh: Mesh, endpoint: Endpoint) -> ModeDecision | None:
+    """Return the mode that policies require at an endpoint, or None if no sidecar is in front of it."""
     pod = endpoint.pod
     if pod is None or not pod.has_sidecar:
         return None
     if endpoint.port in mesh.config.beside_sidecar(pod.interception):
         return None
-    return in_force(mesh, pod, endpoint.port)
+    return effective_mode(mesh, pod, endpoint.port)
 
 
 def _levels(mesh: Mesh, pod: Pod) -> tuple[list[PeerAuthentication], ...]:
-    """The PeerAuthentications that apply to a pod: its own, its namespace's, the mesh's; oldest first."""
+    """Return the PeerAuthentications for a pod by level (workload, namespace, mesh), each oldest first."""
     root = mesh.in_namespace(mesh.config.root_namespace).peer_authentications
-    # In the root namespace a selector makes a PeerAuthentication apply to nothing, its own namespace included.
+    # A PeerAuthentication with a selector in the root namespace applies to no pod, not even there.
     mesh_wide = [pa for pa in root if not pa.selector]
     if pod.namespace == mesh.config.root_namespace:
         return [], [], mesh_wide
@@ -73,42 +75,42 @@ def _levels(mesh: Mesh, pod: Pod) -> tuple[list[PeerAuthentication], ...]:
 
 
 def ports_with_own_mode(mesh: Mesh, pod: Pod) -> tuple[int, ...]:
-    """Return the ports for which the pod's PeerAuthentication has an entry, sorted."""
+    """Return the ports that the pod's workload PeerAuthentication lists in portLevelMtls, sorted."""
     workload, _, _ = _levels(mesh, pod)
     return tuple(sorted(workload[0].ports)) if workload else ()
 
 
-def _peer_authentication(mesh: Mesh, pod: Pod, port: int) -> InForce | None:
-    """Restate Istio's composition: mesh, then namespace, then workload, then port; the oldest of a level decides for it."""
+def _peer_authentication(mesh: Mesh, pod: Pod, port: int) -> ModeDecision | None:
+    """Compose modes as Istio does: port over workload over namespace over mesh; the oldest object of a level counts."""
     levels = [level for level in _levels(mesh, pod) if level]
     if not levels:
         return None
     oldest = [level[0] for level in levels]
     younger = [pa.ref for level in levels for pa in level[1:]]
     modes = [((pa.ports.get(port) if pa.selector else None) or pa.mode, pa.ref) for pa in oldest]
-    # Those that leave the mode to others come after the one that says it.
-    spoken = [
+    # Objects that inherit their mode (UNSET) come after the object that sets it.
+    ranked = [
         *((mode, ref) for mode, ref in modes if mode),
         *((None, ref) for mode, ref in modes if not mode),
     ]
-    (mode, because), *rest = spoken
-    return InForce(mode or Mode.PERMISSIVE, because, (*(ref for _, ref in rest), *younger))
+    (mode, decided_by), *rest = ranked
+    return ModeDecision(mode or Mode.PERMISSIVE, decided_by, (*(ref for _, ref in rest), *younger))
 
 
-def _alpha(mesh: Mesh, pod: Pod, port: int) -> InForce:
+def _alpha(mesh: Mesh, pod: Pod, port: int) -> ModeDecision:
     modes: dict[Ref, Mode] = {}
     for policy in _alpha_policies(mesh, pod, port):
         modes.setdefault(policy.ref, policy.mode)
     first, *rest = modes
-    return InForce(modes[first], first, tuple(rest))
+    return ModeDecision(modes[first], first, tuple(rest))
 
 
 def _alpha_policies(mesh: Mesh, pod: Pod, port: int) -> Iterator[AuthenticationPolicy]:
-    """Yield, as Istio 1.5 ranks them: policies for the service's port, for the service, the namespace's, the mesh's."""
+    """Yield v1alpha1 policies in Istio 1.5's order: for the service port, the service, the namespace, the mesh."""
     exposed = mesh.exposure(pod, port)
     facts = mesh.in_namespace(exposed.service.namespace if exposed else pod.namespace)
     policies = facts.policies
-    # The port may belong to a Service that could not be read.
+    # The port may belong to a Service that was refused.
     yield from (
         replace(policy, mode=Mode.STRICT)
         for policy in policies
@@ -126,27 +128,28 @@ def _alpha_policies(mesh: Mesh, pod: Pod, port: int) -> Iterator[AuthenticationP
         if policy.scope_unknown or any(name in names for target in targets for name in target.ports)
     )
     yield from (policy for policy, targets in targeted if any(not target.ports for target in targets))
-    # A MeshPolicy there always is: installing creates it.
-    # A port of no Service, too, is under the namespace's and the mesh's policy: no port of a locked mesh stays open unnoticed.
+    # Namespace and mesh policies also apply to ports of no Service, so that a STRICT mesh has no open port.
+    # A MeshPolicy always exists: `default_objects` creates it.
     yield from (policy for policy in policies if not policy.targets and not policy.scope_unknown)
     yield from mesh.in_namespace("").policies
 
 
-def accepted(mesh: Mesh, pod: Pod, port: int) -> InForce:
-    """Return what a pod's listener is served now: the mode in force, unless a rollout is on its way there."""
-    wanted = in_force(mesh, pod, port)
+def served_mode(mesh: Mesh, pod: Pod, port: int) -> ModeDecision:
+    """Return the mode that a pod's listener is served: the desired mode, or an earlier one during a rollout."""
+    desired = effective_mode(mesh, pod, port)
     now = mesh.served.modes.get((pod.ref, port))
-    return wanted if now is None else wanted._replace(mode=now)
+    return desired if now is None else desired._replace(mode=now)
 
 
 class Send(StrEnum):
-    """What a client puts on the wire to an endpoint."""
+    """What a client sends to an endpoint."""
 
     MTLS = "mtls"
-    """The mesh's mutual TLS."""
+    """Mutual TLS with certificates of the mesh."""
     PLAINTEXT = "plaintext"
+    """No TLS."""
     TLS = "tls"
-    """TLS of the DestinationRule's own (SIMPLE, MUTUAL), which the mesh's servers do not take."""
+    """TLS as a DestinationRule configures it (SIMPLE, MUTUAL). Sidecars of the mesh do not accept it."""
 
 
 class Reason(StrEnum):
@@ -165,15 +168,17 @@ class Decision:
     """What a client sends to one endpoint, and why."""
 
     mode: Send
+    """What the client sends."""
     reason: Reason
-    because: Ref | None = None
-    """The object that decided; None where no object did (no sidecar, auto mTLS switched off, the default mode)."""
-    overruled: tuple[Ref, ...] = ()
-    """Objects that speak about this hop too and lost, nearest first."""
+    """Rule that decided."""
+    decided_by: Ref | None = None
+    """Object that decided; None if no object did (no sidecar, auto mTLS disabled, the default mode)."""
+    overridden: tuple[Ref, ...] = ()
+    """Other objects that apply to this hop, most specific first."""
 
 
 _BY_ENDPOINT = (Reason.AUTO_MTLS, Reason.SERVER_PLAINTEXT)
-"""Where the server's mode decides."""
+"""Reasons for which the server's mode decides."""
 
 _SENDS = {
     TlsMode.DISABLE: Send.PLAINTEXT,
@@ -184,14 +189,23 @@ _SENDS = {
 
 
 def explicit_tls(rule: ClientRule | None, port: int, subset: str = "") -> ClientTls | None:
-    """Return the TLS settings that a rule spells out for a port and subset; None leaves it to auto mTLS."""
+    """Return a rule's TLS settings for a port and subset, or None if auto mTLS decides."""
     return rule.for_port(port, subset).tls if rule else None
 
 
 def decide(  # noqa: PLR0917
     mesh: Mesh, client: Pod, service: Service, port: ServicePort, endpoint: Endpoint, subset: str = ""
 ) -> Decision:
-    """Decide what a client sends to an endpoint of a service port (asked for by way of a subset, if any)."""
+    """Decide what a client sends to an endpoint of a service port.
+
+    Args:
+        mesh: the facts.
+        client: pod that sends.
+        service: Service that the client calls.
+        port: port of the Service.
+        endpoint: endpoint that the client's load balancer picked.
+        subset: DestinationRule subset that the client calls; empty for the Service as a whole.
+    """
     if not client.has_sidecar:
         return Decision(Send.PLAINTEXT, Reason.CLIENT_WITHOUT_SIDECAR)
     return decide_for(
@@ -202,26 +216,26 @@ def decide(  # noqa: PLR0917
 def decide_for(
     mesh: Mesh, rule: ClientRule | None, port: ServicePort, endpoint: Endpoint, subset: str = ""
 ) -> Decision:
-    """Decide as `decide` does, for all clients that have a sidecar and get the same rule for the service."""
-    server = at_endpoint(mesh, endpoint)
-    speaking = (server.because, *server.overruled) if server else ()
+    """Decide like `decide`, for every client that has a sidecar and the same rule for the service."""
+    server = endpoint_mode(mesh, endpoint)
+    server_objects = (server.decided_by, *server.overridden) if server else ()
     tls = explicit_tls(rule, port.port, subset)
     if rule and tls:
         owner = rule.tls_owner(port.port, subset)
-        return Decision(_SENDS[tls.mode], Reason.DESTINATION_RULE, owner, speaking)
+        return Decision(_SENDS[tls.mode], Reason.DESTINATION_RULE, owner, server_objects)
     if not mesh.config.enable_auto_mtls:
-        return Decision(Send.PLAINTEXT, Reason.AUTO_MTLS_OFF, None, speaking)
+        return Decision(Send.PLAINTEXT, Reason.AUTO_MTLS_OFF, None, server_objects)
     if server is None:
         return Decision(Send.PLAINTEXT, Reason.ENDPOINT_WITHOUT_SIDECAR)
     if server.mode is Mode.DISABLE:
-        return Decision(Send.PLAINTEXT, Reason.SERVER_PLAINTEXT, server.because, server.overruled)
-    return Decision(Send.MTLS, Reason.AUTO_MTLS, server.because, server.overruled)
+        return Decision(Send.PLAINTEXT, Reason.SERVER_PLAINTEXT, server.decided_by, server.overridden)
+    return Decision(Send.MTLS, Reason.AUTO_MTLS, server.decided_by, server.overridden)
 
 
 def sends_mtls(
     mesh: Mesh, rule: ClientRule | None, port: ServicePort, endpoint: Endpoint, subset: str = ""
 ) -> bool:
-    """Whether these clients send mutual TLS now: as `decide_for` has it, unless a rollout is on its way there."""
+    """Whether these clients are served mutual TLS: what `decide_for` returns, or an earlier mode during a rollout."""
     decision = decide_for(mesh, rule, port, endpoint, subset)
     if mesh.served.mtls and endpoint.pod and decision.reason in _BY_ENDPOINT:
         now = mesh.served.mtls.get((endpoint.pod.ref, endpoint.port))

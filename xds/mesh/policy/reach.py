@@ -1,4 +1,4 @@
-"""What will happen on every hop: each client workload, service port and endpoint, before any request is sent."""
+"""Predict what happens on every hop (client pod, service port, endpoint) before any request is sent."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from xds.mesh.model.mesh import Endpoint, Mesh
 from xds.mesh.model.objects import Mode, Pod, Ref, Service, ServicePort
 from xds.mesh.model.traffic import TlsMode
 from xds.mesh.policy.destination import client_rule
-from xds.mesh.policy.mtls import Decision, InForce, Reason, Send, at_endpoint, decide, explicit_tls
+from xds.mesh.policy.mtls import Decision, ModeDecision, Reason, Send, decide, endpoint_mode, explicit_tls
 
 
 class Result(StrEnum):
-    """What becomes of a connection."""
+    """How a connection is made, or that it fails."""
 
     MTLS = "mtls"
     PLAINTEXT = "plaintext"
@@ -25,38 +25,46 @@ class Failure(StrEnum):
     """Why a connection fails."""
 
     NO_ENDPOINT = "no-endpoint"
-    """None is ready, or there is none at all."""
+    """The service port has no ready endpoint."""
     POD_UNKNOWN = "pod-unknown"
-    """None is ready, and an EndpointSlice names a Pod that is not known with that address, so nothing is sent there."""
+    """The service port has no ready endpoint, and an EndpointSlice names a Pod that is not known with its
+    address."""
     PORT_OF_SIDECAR = "port-of-sidecar"
-    """The endpoint's port is one of its sidecar's own, and is closed to others."""
+    """The endpoint's port belongs to its sidecar, which serves it to its own pod only."""
     SERVER_REQUIRES_MTLS = "server-requires-mtls"
-    """Plaintext meets STRICT."""
+    """The client sends plaintext to a STRICT server."""
     SERVER_PLAINTEXT = "server-plaintext"
-    """Mutual TLS meets a server that was told to speak plaintext."""
+    """The client sends mutual TLS to a server in mode DISABLE."""
     ENDPOINT_WITHOUT_SIDECAR = "endpoint-without-sidecar"
-    """Mutual TLS meets an application."""
+    """The client sends mutual TLS to a pod without a sidecar."""
     IDENTITY_REFUSED = "identity-refused"
     """The DestinationRule's subjectAltNames exclude the endpoint's identity."""
     TLS_NOT_THE_MESHS = "tls-not-the-meshs"
-    """A DestinationRule's SIMPLE or MUTUAL meets a sidecar that takes the mesh's certificates, or HTTP in clear, only."""
+    """The client sends SIMPLE or MUTUAL TLS to a sidecar that accepts only mesh certificates or plaintext
+    HTTP."""
     TLS_LEFT_TO_APPLICATION = "tls-left-to-application"
-    """A DestinationRule's SIMPLE or MUTUAL meets an application: only it could answer, and nothing here says that it does."""
+    """The client sends SIMPLE or MUTUAL TLS to an application. Whether the application serves TLS is
+    unknown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What happens when a client asks for a service port and is sent to one of its endpoints."""
+    """What happens when a client calls a service port and reaches one of its endpoints."""
 
     client: Pod
+    """Pod that sends."""
     service: Service
+    """Service that the client calls."""
     port: ServicePort
+    """Port of the Service."""
     endpoint: Endpoint | None
-    """None: there is none."""
+    """Endpoint that is reached; None if the service port has none."""
     result: Result
+    """Whether and how the connection is made."""
     reason: Reason | Failure
-    because: tuple[Ref, ...] = ()
-    """The objects that decided: what the client sends, then what the server accepts."""
+    """Rule that decided, or why the connection fails."""
+    decided_by: tuple[Ref, ...] = ()
+    """Objects that decided what the client sends, then those that decided what the server accepts."""
 
 
 def predict(
@@ -64,10 +72,16 @@ def predict(
     clients: Iterable[Pod] | None = None,
     targets: Iterable[tuple[Service, ServicePort]] | None = None,
 ) -> Iterator[Outcome]:
-    """Yield an outcome per client, service port and ready endpoint; of all clients and service ports unless some are given."""
-    where = tuple(targets or ((service, port) for service in mesh.services() for port in service.ports))
+    """Yield an outcome per client, service port and ready endpoint.
+
+    Args:
+        mesh: the facts.
+        clients: pods that send; default: all running pods.
+        targets: service ports that are called; default: all.
+    """
+    called = tuple(targets or ((service, port) for service in mesh.services() for port in service.ports))
     for client in clients if clients is not None else (pod for pod in mesh.pods() if not pod.ended):
-        for service, port in where:
+        for service, port in called:
             ready = [endpoint for endpoint in mesh.endpoints(service, port) if endpoint.ready]
             for endpoint in ready or (None,):
                 yield outcome(mesh, client, service, port, endpoint)
@@ -76,10 +90,10 @@ def predict(
 def outcome(
     mesh: Mesh, client: Pod, service: Service, port: ServicePort, endpoint: Endpoint | None
 ) -> Outcome:
-    """Tell what happens on one hop."""
+    """Return what happens on one hop."""
 
-    def told(result: Result, reason: Reason | Failure, *because: Ref | None) -> Outcome:
-        refs = tuple(dict.fromkeys(ref for ref in because if ref))
+    def outcome_of(result: Result, reason: Reason | Failure, *objects: Ref | None) -> Outcome:
+        refs = tuple(dict.fromkeys(ref for ref in objects if ref))
         return Outcome(
             client=client,
             service=service,
@@ -87,29 +101,32 @@ def outcome(
             endpoint=endpoint,
             result=result,
             reason=reason,
-            because=refs,
+            decided_by=refs,
         )
 
     if endpoint is None:
         withheld = mesh.withheld(service, port)
         refs = [ref for listed in withheld for ref in (listed.source, listed.entry.pod)]
-        return told(Result.FAILS, Failure.POD_UNKNOWN if withheld else Failure.NO_ENDPOINT, *refs)
+        return outcome_of(Result.FAILS, Failure.POD_UNKNOWN if withheld else Failure.NO_ENDPOINT, *refs)
     if is_closed(mesh, endpoint):
-        return told(Result.FAILS, Failure.PORT_OF_SIDECAR)
-    server = at_endpoint(mesh, endpoint)
+        return outcome_of(Result.FAILS, Failure.PORT_OF_SIDECAR)
+    server = endpoint_mode(mesh, endpoint)
     sent = decide(mesh, client, service, port, endpoint)
     exposed = mesh.exposure(endpoint.pod, endpoint.port) if endpoint.pod else None
     failure = _clash(sent, server, http=bool(exposed and exposed.port.protocol.is_http))
     if failure is None and sent.mode is Send.MTLS and _refuses(mesh, client, service, port, endpoint):
         failure = Failure.IDENTITY_REFUSED
     if failure:
-        return told(Result.FAILS, failure, sent.because, server.because if server else None)
+        return outcome_of(Result.FAILS, failure, sent.decided_by, server.decided_by if server else None)
     result = Result.MTLS if sent.mode is Send.MTLS else Result.PLAINTEXT
-    return told(result, sent.reason, sent.because, server.because if server else None)
+    return outcome_of(result, sent.reason, sent.decided_by, server.decided_by if server else None)
 
 
-def _clash(sent: Decision, server: InForce | None, *, http: bool) -> Failure | None:
-    """Tell why what is sent is not taken; `http`: the server's port is declared as HTTP, and it looks inside."""
+def _clash(sent: Decision, server: ModeDecision | None, *, http: bool) -> Failure | None:
+    """Return why the server does not accept what the client sends; None if it does.
+
+    `http`: the server's port is declared as HTTP, so that its sidecar parses requests.
+    """
     match sent.mode, server and server.mode:
         case Send.MTLS, None:
             return Failure.ENDPOINT_WITHOUT_SIDECAR
@@ -127,7 +144,7 @@ def _clash(sent: Decision, server: InForce | None, *, http: bool) -> Failure | N
 
 
 def is_closed(mesh: Mesh, endpoint: Endpoint) -> bool:
-    """Whether an endpoint's port is for its sidecar alone, so that nobody is served there."""
+    """Whether an endpoint's port belongs to its sidecar and is closed to other pods."""
     pod = endpoint.pod
     if pod is None or not pod.has_sidecar:
         return False

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import ROLLOUT, Mode, Pod, PortKey, Service
-from xds.mesh.policy.mtls import Send, at_endpoint
+from xds.mesh.policy.mtls import Send, endpoint_mode
 
 
 class Want(NamedTuple):
@@ -25,10 +25,10 @@ def wanted_of(mesh: Mesh, service: Service) -> Iterator[tuple[PortKey, Want]]:
     """Yield what is wanted of each endpoint of a service that has a sidecar."""
     for port in service.ports:
         for endpoint in mesh.endpoints(service, port):
-            server = at_endpoint(mesh, endpoint)
+            server = endpoint_mode(mesh, endpoint)
             if server and endpoint.pod:
                 mtls = mesh.config.enable_auto_mtls and server.mode is not Mode.DISABLE
-                because = mesh.get(server.because)
+                because = mesh.get(server.decided_by)
                 immediate = bool(because) and because.meta.annotations.get(ROLLOUT) == "immediate"  # type: ignore[union-attr]
                 want = Want(
                     server.mode,

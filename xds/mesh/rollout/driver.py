@@ -335,7 +335,7 @@ class Rolling:
         mesh = Mesh(change.applied, change.config)
         self._rules.follow(change.applied, (), mesh.config)
         self.rollout.follow(mesh, (), now)
-        return self.advance(mesh.serving(self.rollout.served), known, now)
+        return self.advance(mesh.with_served(self.rollout.served), known, now)
 
     def apply(self, mesh: Mesh, change: Change, known: Known, now: float) -> Mesh:
         """Return the mesh after a change, as it is to be served."""
@@ -410,7 +410,7 @@ class Rolling:
             if step.rules != Change():
                 mesh = mesh.apply(self._release(step.rules))
                 self.rollout.follow(mesh, (), now)
-            mesh = mesh.serving(step.served)
+            mesh = mesh.with_served(step.served)
         if self.exchange:
             self._says = self.rollout.stands()
         return mesh

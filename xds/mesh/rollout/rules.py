@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from xds.mesh.model.defaults import installed
+from xds.mesh.model.defaults import default_objects
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import DestinationRule, MeshConfig, PortKey, Ref
 from xds.mesh.model.traffic import TlsMode
@@ -77,7 +77,7 @@ def _meaning(rule: DestinationRule) -> tuple[str, frozenset[Send], frozenset[Sen
 
 def of_installation(config: MeshConfig) -> dict[Ref, DestinationRule]:
     """Return the rules that installing creates."""
-    return {fact.ref: fact for fact in installed(config) if isinstance(fact, DestinationRule)}
+    return {fact.ref: fact for fact in default_objects(config) if isinstance(fact, DestinationRule)}
 
 
 def silent(rule: DestinationRule) -> DestinationRule:

@@ -13,7 +13,7 @@ import yaml
 
 from xds.mesh.kube.api import APPLY, Json, KubeApi, KubeError
 from xds.mesh.kube.packaged import FIELD_MANAGER, packaged
-from xds.mesh.model.defaults import installed
+from xds.mesh.model.defaults import default_objects
 from xds.mesh.model.objects import AuthenticationPolicy, DestinationRule, Fact, MeshConfig
 
 NAMESPACE = "istio-system"
@@ -89,7 +89,7 @@ def control_plane(
 
 def first_policies(config: MeshConfig, rules_version: str = "v1") -> list[Json]:
     """Return what the switch `values.global.mtls.enabled` creates, as objects (see `xds.mesh.model.defaults`)."""
-    return [_manifest(fact, f"networking.istio.io/{rules_version}") for fact in installed(config)]
+    return [_manifest(fact, f"networking.istio.io/{rules_version}") for fact in default_objects(config)]
 
 
 def _manifest(fact: Fact, rules: str) -> Json:
