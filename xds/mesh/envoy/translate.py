@@ -157,7 +157,7 @@ def _with(base: ResourceSet, own: tuple[Resource, ...]) -> ResourceSet:
 
 class _Served(NamedTuple):
     served: inbound.Port
-    because: Ref
+    decided_by: Ref
 
 
 def _inbound_ports(mesh: Mesh, pod: Pod) -> tuple[_Served, ...]:
@@ -176,8 +176,8 @@ def _inbound_ports(mesh: Mesh, pod: Pod) -> tuple[_Served, ...]:
     found = []
     for number in sorted(ports):
         protocol, cluster = ports[number]
-        mode, because, _ = served_mode(mesh, pod, number)
-        found.append(_Served(inbound.Port(number, protocol, mode, cluster), because))
+        mode, decided_by, _ = served_mode(mesh, pod, number)
+        found.append(_Served(inbound.Port(number, protocol, mode, cluster), decided_by))
     return tuple(found)
 
 

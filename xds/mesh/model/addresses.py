@@ -1,4 +1,4 @@
-"""Who has which address: an index that the meshes of one history share as far as it stays the same."""
+"""Index of the Pods and Services that have an address, shared by consecutive meshes while it is unchanged."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from collections.abc import Iterable, Mapping
 
 from xds.mesh.model.objects import Fact, Pod, Ref, Service
 
-_NOBODY: Mapping[str, tuple[Ref, ...]] = {}
+_NO_HOLDERS: Mapping[str, tuple[Ref, ...]] = {}
 
 
 class Addresses:
-    """Live pods and Services by the addresses they have. `changed` makes the next index; none ever changes."""
+    """Immutable index of live Pods and Services by address."""
 
-    def __init__(self, holders: Mapping[str, tuple[Ref, ...]] = _NOBODY) -> None:
+    def __init__(self, holders: Mapping[str, tuple[Ref, ...]] = _NO_HOLDERS) -> None:
         self._holders = holders
 
     def changed(self, changes: Iterable[tuple[Ref, Fact | None, Fact | None]]) -> Addresses:
-        """Return the index after changes; each is an object as it was and as it is, None where it is not there."""
+        """Return the index after changes: names of objects with their old and new versions, or None."""
         holders: dict[str, tuple[Ref, ...]] | None = None
         for changed, old, new in changes:
             before, after = addresses_of(old), addresses_of(new)
@@ -36,10 +36,10 @@ class Addresses:
         return self if holders is None else Addresses(holders)
 
     def at(self, address: str) -> tuple[Ref, ...]:
-        """Return who has an address: Pods by namespace and name, then Services."""
+        """Return the objects that have an address: Pods by namespace and name, then Services."""
         return self._holders.get(address, ())
 
 
 def addresses_of(fact: Fact | None) -> tuple[str, ...]:
-    """Return the addresses that are an object's own, without repetition."""
+    """Return an object's own addresses, without duplicates."""
     return tuple(dict.fromkeys(fact.addresses)) if isinstance(fact, Pod | Service) else ()

@@ -1,4 +1,4 @@
-"""What installing the mesh creates, as the page's switches have it."""
+"""Default objects that exist in every mesh, as Istio's install switches create them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from xds.mesh.model.objects import (
 from xds.mesh.model.traffic import ClientTls, TlsMode, TrafficPolicy
 
 ORIGIN = "values.global.mtls.enabled"
-"""The setting that creates these objects: what their `origin` begins with."""
+"""Setting that creates these objects; their `origin` starts with it."""
 
 
 def default_objects(config: MeshConfig) -> tuple[Fact, ...]:
-    """Return the objects that installing with `config` creates; an object of the same name takes their place.
+    """Return the default objects for `config`. An object of the same name replaces a default object.
 
-    What `values.global.mtls.enabled` creates is in Istio 1.4's Helm charts: MeshPolicy `default`, and when
-    true the rules `default` (`*.local`, ISTIO_MUTUAL) and `api-server` (DISABLE).
+    They are those of Istio 1.4's Helm charts: MeshPolicy `default` and, if `values.global.mtls.enabled` is
+    true, the DestinationRules `default` (`*.local`, ISTIO_MUTUAL) and `api-server` (DISABLE).
     """
     origin = f"{ORIGIN}={str(config.mtls_enabled).lower()}"
 

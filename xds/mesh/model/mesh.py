@@ -1,8 +1,8 @@
-"""Mesh: the immutable set of facts at one moment, and the indexes that decisions are made from.
+"""Mesh: the set of facts at one moment, with the indexes that decisions need.
 
-`apply` makes the next mesh and shares with the old one all that the change does not touch: indexes of other
-namespaces, and whatever was worked out (`memo`) for services that cannot be affected. So the cost of a change
-follows the change.
+`apply` returns the next mesh. It shares everything that the change does not affect with the previous one: the
+indexes of other namespaces, and cached results (`memo`) of services that cannot be affected. The cost of a
+change therefore depends on the size of the change, not of the mesh.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from xds.mesh.model.objects import (
 )
 
 ServiceKey: TypeAlias = tuple[str, str]
-"""namespace, name."""
+"""Namespace and name of a service."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,35 +42,43 @@ class Endpoint:
     """One address that serves a service port."""
 
     address: str
+    """IP address."""
     port: int
+    """Port at the address."""
     pod: Pod | None = None
-    """The workload behind the address; None for an address outside the mesh."""
+    """Workload behind the address; None for an address outside the mesh."""
     ready: bool = True
+    """Whether traffic is sent to the endpoint."""
     hostname: str = ""
-    """HOSTNAME.SERVICE is a name for this endpoint alone."""
+    """Name of this endpoint alone, as HOSTNAME.SERVICE; empty if it has none."""
     region: str = ""
+    """Region of the endpoint's locality."""
     zone: str = ""
+    """Zone of the endpoint's locality."""
     sub_zone: str = ""
+    """Sub-zone of the endpoint's locality."""
 
 
 class Listed(NamedTuple):
     """One entry of an EndpointSlice or Endpoints object, for one service port."""
 
     source: Ref
-    """The object that lists it."""
+    """Object that has the entry."""
     entry: EndpointAddress
+    """The entry."""
     port: int
+    """Port at the address."""
     pod: Pod | None
-    """The workload behind the address, as far as it is known."""
+    """Workload behind the address; None if there is none or it is unknown."""
 
     @property
     def address(self) -> str:
-        """The address that is listed."""
+        """Address of the entry."""
         return self.entry.address
 
     @property
     def withheld(self) -> bool:
-        """Whether it names a Pod that is not known (with this address), so what to send there is unknown."""
+        """Whether the entry names a Pod that is not known with this address, so its mode is unknown."""
         return self.entry.pod is not None and self.pod is None
 
 
@@ -78,12 +86,19 @@ class Exposure(NamedTuple):
     """A service port that leads to a port of a pod."""
 
     service: Service
+    """Service that selects or lists the pod."""
     port: ServicePort
+    """Port of the Service."""
     target: int
+    """Port of the pod."""
 
 
 class Mesh:
-    """All facts at one moment. `apply` makes the next one; nothing ever changes an existing one."""
+    """All facts at one moment.
+
+    Facts and indexes never change; `apply` returns the next mesh. Caches (`memo`, `scratch`) and `failures`
+    are written while the mesh is in use.
+    """
 
     def __init__(self, facts: Iterable[Fact] = (), config: MeshConfig | None = None) -> None:
         self.config = config or MeshConfig()
@@ -93,14 +108,14 @@ class Mesh:
         self._memos: dict[ServiceKey, dict[Any, Any]] = {}
         self._exposed_at: dict[str | Ref | None, list[ServiceKey]] | None = None
         self.scratch: dict[Any, Any] = {}
-        """What others worked out from this mesh as a whole; the next mesh starts with none of it."""
+        """Cached results for the mesh as a whole. The next mesh starts with an empty cache."""
         self.failures: dict[Ref, Exception] = {}
-        """Objects for which something could not be worked out, which should never happen, and why."""
+        """Unexpected errors during translation, by the object that caused them."""
         self._before: dict[ServiceKey, dict[Any, Any]] = {}
         self.touched: frozenset[ServiceKey] | None = None
-        """The services that the change may have affected which made this mesh; None: all of them."""
+        """Services that the change from the previous mesh may have affected; None for all."""
         self.served = Served()
-        """Where sidecars are not served what is wanted yet."""
+        """Where sidecars are served something other than the desired state, during rollouts."""
         self._add_installed()
 
     def _add_installed(self) -> None:
@@ -112,7 +127,7 @@ class Mesh:
         self._all = _by_namespace(extra, self._given)
 
     def apply(self, change: Change) -> Mesh:
-        """Return the mesh after a change; `self` stays as it is."""
+        """Return the mesh after a change. `self` is not modified."""
         facts: dict[Ref, Fact | None] = {fact.ref: fact for fact in change.applied}
         facts.update({ref: None for ref in change.removed if ref not in facts})
         kinds = {ref.kind for ref in facts}
@@ -133,8 +148,8 @@ class Mesh:
         mesh._take_memos(self, touched)
         return mesh
 
-    def serving(self, served: Served) -> Mesh:
-        """Return the same facts with something else served; `self` stays as it is."""
+    def with_served(self, served: Served) -> Mesh:
+        """Return a mesh with the same facts and another served state. `self` is not modified."""
         before = self.served
         changed: set[PortKey] = set()
         for was, now in ((before.modes, served.modes), (before.mtls, served.mtls)):
@@ -151,7 +166,7 @@ class Mesh:
     def _take_memos(self, before: Mesh, touched: Collection[ServiceKey]) -> None:
         memos = before._memos
         self._memos = {key: memo for key, memo in memos.items() if key not in touched}
-        # A mesh that nobody has translated has nothing better than the one before it.
+        # A mesh that was never translated has no newer results than its predecessor.
         self._before = before._before | {
             key: memo for key, memo in memos.items() if key in touched and not memo.keys() <= _own_keys(memo)
         }
@@ -160,7 +175,7 @@ class Mesh:
         """Yield the services whose endpoints, decisions or client settings may depend on a fact."""
         match fact:
             case Pod():
-                # Selected, though not listed: a service's identities are those of all its pods.
+                # Also services that select the pod but do not list it: their identities include the pod's.
                 selecting = self.in_namespace(fact.namespace).selecting(fact.meta.labels)
                 yield from ((service.namespace, service.name) for service in selecting)
                 yield from self._listing(fact)
@@ -171,7 +186,7 @@ class Mesh:
                 pods = [self.get(entry.pod) for entry in entries if entry.pod]
                 pods += [self.pod_at(entry.address, fact.namespace) for entry in entries]
                 if service := self.service(fact.namespace, fact.service):
-                    # Being listed at all takes the place of being selected.
+                    # EndpointSlices replace the selector.
                     pods += self._pods_of(service)
                 for pod in {pod.ref: pod for pod in pods if isinstance(pod, Pod)}.values():
                     yield from self.touched_by(pod)
@@ -189,25 +204,26 @@ class Mesh:
                 if isinstance(fact, Service):
                     yield fact.namespace, fact.name
                     yield from self._sharing(fact)
-                    # An address that is listed is the lister's only as long as no Service has it.
+                    # A listed address belongs to the listing Service only while no Service has it as a
+                    # clusterIP.
                     yield from self._listing(fact)
 
-    # --- looking things up -------------------------------------------------------------------------------------------
+    # --- lookups -----------------------------------------------------------------------------------------------------
 
     def in_namespace(self, namespace: str, *, given: bool = False) -> NamespaceFacts:
-        """Return the facts of a namespace; `given`: without those that installing created."""
+        """Return the facts of a namespace; with `given`, without default objects."""
         return (self._given if given else self._all).get(namespace, NOTHING)
 
     def namespaces(self) -> Iterator[str]:
-        """Yield the namespaces that have objects, sorted; not those that have only what installing created."""
+        """Yield the namespaces that have other than default objects, sorted."""
         yield from sorted(self._given)
 
     def get(self, ref: Ref) -> Fact | None:
-        """Return the object of that name."""
+        """Return an object by name, or None."""
         return self.in_namespace(ref.namespace).facts.get(ref)
 
     def facts(self) -> Iterator[Fact]:
-        """Yield every object, also those that installing created."""
+        """Yield every object, including default objects."""
         for namespace in sorted(self._all):
             yield from self._all[namespace].facts.values()
 
@@ -222,7 +238,7 @@ class Mesh:
             yield from self._all[namespace].rules
 
     def service(self, namespace: str, name: str) -> Service | None:
-        """Return the service of that name."""
+        """Return a service by name, or None."""
         return self.in_namespace(namespace).services.get(name)
 
     def pods(self) -> Iterator[Pod]:
@@ -231,14 +247,14 @@ class Mesh:
             yield from self._all[namespace].pods.values()
 
     def pod(self, namespace: str, name: str) -> Pod | None:
-        """Return the pod of that name."""
+        """Return a pod by name, or None."""
         return self.in_namespace(namespace).pods.get(name)
 
     def pod_at(self, address: str, namespace: str = "") -> Pod | None:
-        """Return the pod that has an address, as seen from a namespace (empty: from none).
+        """Return the pod that has an address, as seen from a namespace (may be empty).
 
-        Of several (host network, or one that claims another's) the first by name, those of the namespace
-        before any other.
+        If several pods have it (host network, or a claim on a foreign address), pods of the namespace come
+        first, then the first by name.
         """
         pods = self._pods_at(address)
         return next((pod for pod in pods if pod.namespace == namespace), pods[0] if pods else None)
@@ -247,10 +263,10 @@ class Mesh:
         return [pod for ref in self._addresses.at(address) if isinstance(pod := self.get(ref), Pod)]
 
     def owners(self, address: str) -> tuple[Pod | Service, ...]:
-        """Return whose an address is: the pods that have it, else the oldest Service that has it; nobody's: empty.
+        """Return the owners of an address: the pods that have it, else the oldest Service that has it.
 
-        A Service of an API server comes first: it got its address there, and nobody else can have it. In
-        files, anybody can write any address.
+        A Service from an API server comes first, because the API server allocated its address. Files can
+        contain any address.
         """
         pods = self._pods_at(address)
         services = [s for ref in self._addresses.at(address) if isinstance(s := self.get(ref), Service)]
@@ -259,10 +275,10 @@ class Mesh:
         return (oldest,) if oldest and (is_allocated or not pods) else tuple(pods)
 
     def may_answer(self, service: Service, address: str) -> bool:
-        """Whether a service may decide what becomes of connections to an address.
+        """Whether a service may handle connections to an address.
 
-        It may for its own virtual address, for pods of its namespace, and for what belongs to no pod and no
-        Service: what somebody lists in a namespace of their own must not take anybody else's traffic.
+        It may for its own clusterIPs, for pods of its namespace, and for addresses without an owner.
+        Otherwise a tenant could take traffic of other namespaces by listing their addresses.
         """
         owners = self.owners(address)
         return not owners or any(
@@ -271,20 +287,20 @@ class Mesh:
         )
 
     def memo(self, service: Service) -> dict[Any, Any]:
-        """Return a place for what is worked out for a service; it is kept until a change touches the service."""
+        """Return the cache for results about a service. A change that may affect the service clears it."""
         return self._memos.setdefault((service.namespace, service.name), {})
 
-    def before(self, service: Service) -> Mapping[Any, Any]:
-        """Return what was worked out for a service before the last change that touched it, for want of better."""
+    def previous_memo(self, service: Service) -> Mapping[Any, Any]:
+        """Return the cache from before the last change that affected the service, as a fallback."""
         return self._before.get((service.namespace, service.name), {})
 
     # --- endpoints ---------------------------------------------------------------------------------------------------
 
     def endpoints(self, service: Service, port: ServicePort) -> tuple[Endpoint, ...]:
-        """Return who serves a service port: from EndpointSlices or Endpoints, else from the selector.
+        """Return the endpoints of a service port: from EndpointSlices or Endpoints, else from the selector.
 
-        Sorted by address and port, so that the order of the input never shows. Without those whose pod is not
-        known (`withheld`).
+        They are sorted by address and port, so that the result does not depend on the order of the input.
+        Entries whose pod is not known (`withheld`) are left out.
         """
         memo, key = self.memo(service), ("endpoints", port)
         if key not in memo:
@@ -316,22 +332,21 @@ class Mesh:
                         yield Listed(endpoints.ref, entry, target, self._behind(entry, service.namespace))
 
     def withheld(self, service: Service, port: ServicePort) -> tuple[Listed, ...]:
-        """Return the entries for a service port that are no endpoints until the pod that they name is known."""
+        """Return the entries for a service port that name a Pod that is not known with their address."""
         return tuple(listed for listed in self.listed(service, port) if listed.withheld)
 
     def _behind(self, entry: EndpointAddress, namespace: str) -> Pod | None:
-        """Return the pod behind an entry. A Pod that is not known may have a sidecar: nothing stands in for it."""
+        """Return the pod behind an entry; None for an unknown Pod, which may have a sidecar."""
         if entry.pod is None:
             return self.pod_at(entry.address, namespace)
         named = self.get(entry.pod)
         if not isinstance(named, Pod) or not named.addresses or _is_another(named, entry.pod_uid):
             return None
-        # That it names a pod does not make the address that pod's.
+        # An entry may name a pod that does not have its address.
         return named if entry.address in named.addresses else self.pod_at(entry.address, namespace)
 
     def _selected(self, service: Service, port: ServicePort) -> Iterator[Endpoint]:
-        # As Kubernetes' own endpoints controller does, except that pods that are not ready are left out, not
-        # listed as such.
+        # Like Kubernetes' endpoints controller, but without pods that are not ready.
         for pod in self._pods_of(service):
             if pod.address and not pod.ended and (pod.ready or service.publish_not_ready):
                 target = target_port(port, pod)
@@ -353,8 +368,7 @@ class Mesh:
                     if (target := target_port(port, pod)) is not None:
                         yield Exposure(service, port, target)
         for namespace, name in self._listing(pod):
-            # Anybody may list any address in a namespace of their own: that must not bring their policies
-            # here.
+            # Any namespace can list any address; its policies must not apply to pods of other namespaces.
             if namespace == pod.namespace and (listing := self.service(namespace, name)):
                 for port in listing.ports:
                     for endpoint in self.endpoints(listing, port):
@@ -362,7 +376,7 @@ class Mesh:
                             yield Exposure(listing, port, endpoint.port)
 
     def _listing(self, fact: Pod | Service) -> Iterable[ServiceKey]:
-        """The services whose EndpointSlices or Endpoints list a pod or a Service, by its name or by its addresses."""
+        """Return the services whose EndpointSlices or Endpoints list a pod or Service, by name or address."""
         if self._exposed_at is None:
             self._exposed_at = {}
             for namespace in sorted(self._all):
@@ -375,17 +389,17 @@ class Mesh:
         return dict.fromkeys(key for name in names for key in self._exposed_at.get(name, []))
 
     def _sharing(self, fact: Pod | Service) -> Iterator[ServiceKey]:
-        """The Services that have, or claim, one of a pod's or a Service's addresses."""
+        """Yield the Services that have or claim an address of a pod or Service."""
         for ref in (ref for address in addresses_of(fact) for ref in self._addresses.at(address)):
             if ref.kind == "Service":
                 yield ref.namespace, ref.name
 
     def exposure(self, pod: Pod, port: int) -> Exposure | None:
-        """Return the service port that a pod's listener serves on `port`: the oldest service's, its first such port."""
+        """Return the service port that a pod's port belongs to: the first of the oldest service."""
         return next((found for found in self.exposures(pod) if found.target == port), None)
 
     def identities(self, service: Service) -> tuple[str, ...]:
-        """Return the SPIFFE ids that a service's pods may show, ready or not, under every trust domain; sorted."""
+        """Return the SPIFFE IDs of a service's pods, ready or not, in every trust domain, sorted."""
         memo = self.memo(service)
         if "identities" not in memo:
             pods = {pod.ref: pod for pod in self._pods_of(service)}
@@ -398,7 +412,7 @@ class Mesh:
 
 
 def _own_keys(memo: Mapping[Any, Any]) -> set[Any]:
-    """Return the keys of what a mesh itself keeps in a memo."""
+    """Return the keys of a memo that the mesh itself sets."""
     return {key for key in memo if key == "identities" or key[0] == "endpoints"}
 
 
@@ -420,7 +434,7 @@ def _by_namespace(
 
 
 def _is_another(pod: Pod, uid: str) -> bool:
-    """Whether a uid is that of another pod of the same name, as far as both uids are known."""
+    """Whether a uid belongs to another pod of the same name; False if one of the uids is unknown."""
     return bool(uid and pod.meta.uid and uid != pod.meta.uid)
 
 
@@ -440,7 +454,7 @@ def _endpoint(service: Service, address: str, port: int, pod: Pod | None) -> End
 
 
 def target_port(port: ServicePort, pod: Pod) -> int | None:
-    """Return the pod's port that a service port leads to; None if it names a port that the pod does not have."""
+    """Return the pod's port that a service port leads to; None if the pod has no port of that name."""
     if isinstance(port.target, int):
         return port.target
     return next((p.port for p in pod.ports if p.name == port.target), None)

@@ -1,4 +1,4 @@
-"""The facts of one namespace, with what is worked out from them on demand."""
+"""The facts of one namespace, with indexes that are computed on demand."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ T = TypeVar("T", bound=Object)
 
 
 def covers(selector: Mapping[str, str], labels: Mapping[str, str]) -> bool:
-    """Whether an object with these labels is selected: every pair of the selector is among them."""
+    """Whether labels contain every pair of a selector."""
     return all(labels.get(key) == value for key, value in selector.items())
 
 
 def oldest_first(objects: Iterable[T]) -> tuple[T, ...]:
     """Sort by age: creation time, then namespace, then name (ADR 0007)."""
-    return tuple(sorted(objects, key=lambda found: found.meta.age_key))
+    return tuple(sorted(objects, key=lambda item: item.meta.age_key))
 
 
 class NamespaceFacts:
-    """The facts of one namespace (`""`: cluster-scoped ones) by kind, with what is worked out from them on demand."""
+    """The facts of one namespace (`""`: cluster-scoped facts) by kind, indexed on demand."""
 
     def __init__(self, facts: Mapping[Ref, Fact]) -> None:
         self.facts = facts
@@ -49,36 +49,36 @@ class NamespaceFacts:
 
     @cached_property
     def pods(self) -> Mapping[str, Pod]:
-        """Pods by name, in the order of their names: what depends on the order must not depend on age."""
+        """Pods by name, sorted by name, so that results do not depend on age."""
         return {pod.name: pod for pod in sorted(self._of(Pod), key=lambda pod: pod.name)}
 
     @cached_property
     def _by_label(self) -> Mapping[tuple[str, str], list[Pod]]:
-        found: dict[tuple[str, str], list[Pod]] = {}
+        pods: dict[tuple[str, str], list[Pod]] = {}
         for pod in self.pods.values():
             for pair in pod.meta.labels.items():
-                found.setdefault(pair, []).append(pod)
-        return found
+                pods.setdefault(pair, []).append(pod)
+        return pods
 
     @property
     def labels(self) -> AbstractSet[tuple[str, str]]:
-        """The labels that pods have: key and value."""
+        """All labels of pods, as pairs of key and value."""
         return self._by_label.keys()
 
     def selected(self, selector: Mapping[str, str]) -> Iterator[Pod]:
-        """Yield the pods that a selector covers, in the order of their names; an empty selector covers none."""
+        """Yield the pods that a selector matches, sorted by name; an empty selector matches none."""
         rarest = min((self._by_label.get(pair, []) for pair in selector.items()), key=len, default=[])
         yield from (pod for pod in rarest if covers(selector, pod.meta.labels))
 
     @cached_property
     def endpoints(self) -> Mapping[str, tuple[Endpoints, ...]]:
-        """EndpointSlices by service name; a service's Endpoints only where it has no EndpointSlice."""
-        found: dict[str, list[Endpoints]] = {}
-        for endpoints in sorted(self._of(Endpoints), key=lambda found: found.name):
-            found.setdefault(endpoints.service, []).append(endpoints)
+        """EndpointSlices by service name; Endpoints for services without EndpointSlices."""
+        by_service: dict[str, list[Endpoints]] = {}
+        for endpoints in sorted(self._of(Endpoints), key=lambda endpoints: endpoints.name):
+            by_service.setdefault(endpoints.service, []).append(endpoints)
         return {
-            name: tuple(e for e in each if e.ref.kind == "EndpointSlice") or tuple(each)
-            for name, each in found.items()
+            name: tuple(e for e in listed if e.ref.kind == "EndpointSlice") or tuple(listed)
+            for name, listed in by_service.items()
         }
 
     @cached_property
@@ -88,29 +88,29 @@ class NamespaceFacts:
 
     @cached_property
     def policies(self) -> tuple[AuthenticationPolicy, ...]:
-        """Alpha Policies (in the cluster scope: MeshPolicies), oldest first."""
+        """v1alpha1 Policies (cluster-scoped: MeshPolicies), oldest first."""
         return self._of(AuthenticationPolicy)
 
     @cached_property
     def unknown_services(self) -> frozenset[str]:
-        """Names of Services of which it is not known which pods and ports they have."""
+        """Names of Services whose pods and ports are unknown."""
         return frozenset(fact.service for fact in self._of(UnknownService))
 
     @cached_property
     def rules(self) -> tuple[DestinationRule, ...]:
-        """DestinationRules, those for some clients only first, then oldest first."""
+        """DestinationRules: those with a workloadSelector first, then oldest first."""
         return tuple(sorted(self._of(DestinationRule), key=lambda rule: rule.selector is None))
 
     @cached_property
     def _by_selector(self) -> Mapping[tuple[str, str], list[Service]]:
-        found: dict[tuple[str, str], list[Service]] = {}
+        services: dict[tuple[str, str], list[Service]] = {}
         for service in self.services.values():
             if service.selector:
-                found.setdefault(min(service.selector.items()), []).append(service)
-        return found
+                services.setdefault(min(service.selector.items()), []).append(service)
+        return services
 
     def selecting(self, labels: Mapping[str, str]) -> Iterator[Service]:
-        """Yield the services whose selector covers these labels."""
+        """Yield the services whose selector matches these labels."""
         for pair in labels.items():
             for service in self._by_selector.get(pair, ()):
                 if covers(service.selector, labels):

@@ -1,8 +1,8 @@
-"""Facts: what Kubernetes objects say, reduced to what a decision needs, as immutable values.
+"""Facts: Kubernetes objects reduced to the fields that decisions need, as immutable values.
 
-`parse` makes facts out of kubectl-shaped dicts, `mesh` indexes them, `policy` decides from them. Nothing here
-knows YAML field names or Envoy. Two facts are equal when they mean the same: where an object was read from
-does not count.
+`parse` turns kubectl-shaped dicts into facts, `mesh` indexes them, and `policy` decides from them. This
+module knows neither YAML field names nor Envoy. Facts are compared by meaning: the place where an object was
+read does not count.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ from typing import NamedTuple, TypeAlias
 from xds.mesh.model.traffic import Subset, TrafficPolicy
 
 CLUSTER_DOMAIN = "cluster.local"
-"""The DNS suffix of service names. Not the trust domain, which is the mesh's to choose."""
+"""DNS suffix of service names. The trust domain is a separate setting of the mesh."""
 
 TLS_MODE_LABEL = "security.istio.io/tlsMode"
-"""Pod label that says whether the pod has a sidecar: `istio` if so."""
+"""Pod label; the value `istio` says that the pod has a sidecar."""
 
 INTERCEPTION_MODE = "sidecar.istio.io/interceptionMode"
-"""Pod annotation: `REDIRECT` (iptables, the default) or `NONE` (the application uses the proxy by
-address)."""
+"""Pod annotation: `REDIRECT` (iptables, the default) or `NONE` (the application connects to the proxy
+itself)."""
 
 APP_ADDRESS = "sidecar.xds/app-address"
-"""Pod annotation: where the application listens in interception mode NONE."""
+"""Pod annotation: address where the application listens in interception mode NONE."""
 
 LOCALITY_LABEL = "istio-locality"
-"""Pod label `region.zone.subzone` (or with slashes in Istio's own files) that overrides where the pod is."""
+"""Pod label `region.zone.subzone` (Istio's files use slashes) that overrides the pod's locality."""
 
 
 ADMIN_PORT = 15000
-"""Where a sidecar's Envoy has its admin interface."""
+"""Port of a sidecar's Envoy admin interface."""
 HEALTH_PORT = 15021
-"""Where a sidecar says whether it is ready."""
+"""Port of a sidecar's readiness check."""
 PROBE_PORT = 15020
-"""Where a sidecar answers the kubelet's probes in the application's stead."""
+"""Port where a sidecar answers the kubelet's probes on behalf of the application."""
 METRICS_PORT = 15090
-"""Where a sidecar shows its metrics to Prometheus, under `/stats/prometheus`."""
+"""Port of a sidecar's Prometheus metrics (`/stats/prometheus`)."""
 
 
 class Mode(StrEnum):
@@ -51,7 +51,7 @@ class Mode(StrEnum):
 
 
 class Protocol(StrEnum):
-    """What is spoken on a service port, as far as routing cares. AUTO: undeclared, detected per connection."""
+    """Protocol of a service port. AUTO: undeclared, detected per connection."""
 
     HTTP = "http"
     HTTP2 = "http2"
@@ -60,7 +60,7 @@ class Protocol(StrEnum):
 
     @property
     def is_http(self) -> bool:
-        """Whether the port was declared to speak HTTP of some version."""
+        """Whether the port is declared as HTTP of any version."""
         return self in (Protocol.HTTP, Protocol.HTTP2)
 
 
@@ -72,12 +72,14 @@ class Interception(StrEnum):
 
 
 class Ref(NamedTuple):
-    """The name of an object: what a decision, an error or a NACK points at."""
+    """The name of an object, for decisions, errors and NACKs to refer to."""
 
     kind: str
+    """Kind, such as `Service`."""
     namespace: str
-    """Empty for cluster-scoped kinds."""
+    """Namespace; empty for cluster-scoped kinds."""
     name: str
+    """Name in the namespace."""
 
     def __str__(self) -> str:
         return f"{self.kind} {self.namespace}/{self.name}" if self.namespace else f"{self.kind} {self.name}"
@@ -89,21 +91,25 @@ PortKey: TypeAlias = tuple[Ref, int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Meta:
-    """What every object has."""
+    """Metadata that every object has."""
 
     ref: Ref
+    """Kind, namespace and name."""
     labels: Mapping[str, str] = field(default_factory=dict)
+    """`metadata.labels`."""
     annotations: Mapping[str, str] = field(default_factory=dict)
+    """`metadata.annotations`."""
     created: datetime | None = None
-    """`metadata.creationTimestamp`, with a time zone; None where the object has none."""
+    """`metadata.creationTimestamp`, with a time zone; None if the object has none."""
     uid: str = ""
-    """`metadata.uid`: another one for a successor of the same name; empty outside a cluster."""
+    """`metadata.uid`, which distinguishes an object from a later one of the same name; empty outside a
+    cluster."""
     origin: str = field(default="", compare=False)
-    """Where it was read: `FILE:LINE`, or empty."""
+    """Place where the object was read: `FILE:LINE`, or empty."""
 
     @property
     def age_key(self) -> tuple[bool, float, str, str]:
-        """Sort key, oldest first; an object without a creation time is younger than any that has one."""
+        """Sort key, oldest first. Objects without a creation time come last."""
         return (
             self.created is None,
             self.created.timestamp() if self.created else 0.0,
@@ -117,6 +123,7 @@ class Object:
     """A fact with a name."""
 
     meta: Meta
+    """Metadata."""
 
     @property
     def ref(self) -> Ref:
@@ -149,10 +156,13 @@ class ServicePort:
     """One TCP port of a Service. UDP and SCTP ports never become facts."""
 
     port: int
+    """Port of the Service."""
     target: int | str
     """targetPort: a number, or the name of a container port."""
     name: str = ""
+    """Name; empty if the Service has a single unnamed port."""
     protocol: Protocol = Protocol.AUTO
+    """Protocol, from appProtocol or the name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,14 +170,17 @@ class Service(Object):
     """v1 Service of type ClusterIP, NodePort or LoadBalancer; headless when it has no virtual addresses."""
 
     addresses: tuple[str, ...] = ()
-    """clusterIPs; empty for a headless service, or one whose address is not known."""
+    """clusterIPs; empty for a headless service and while no address is allocated."""
     headless: bool = False
+    """Whether `clusterIP` is None."""
     ports: tuple[ServicePort, ...] = ()
+    """TCP ports."""
     selector: Mapping[str, str] = field(default_factory=dict)
+    """Labels of the pods that serve it; empty if the Service selects none."""
     publish_not_ready: bool = False
+    """`publishNotReadyAddresses`."""
     service_accounts: tuple[str, ...] = ()
-    """SPIFFE ids that may serve it besides its pods' own (annotation
-    alpha.istio.io/canonical-serviceaccounts)."""
+    """Additional SPIFFE IDs of its servers (annotation alpha.istio.io/canonical-serviceaccounts)."""
 
     @property
     def host(self) -> str:
@@ -177,10 +190,10 @@ class Service(Object):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnknownService(Object):
-    """A Service, or part of its endpoints, that was refused: its pods and ports are unknown."""
+    """A Service that was refused, or whose endpoints were: its pods and ports are unknown."""
 
     service: str
-    """The Service's name; policies that target it may be about any port of the namespace."""
+    """Name of the Service. Policies that target it may apply to any port of the namespace."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,7 +201,9 @@ class ContainerPort:
     """A declared TCP container port, for named target ports."""
 
     port: int
+    """Port number."""
     name: str = ""
+    """Name; empty if it has none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,33 +211,38 @@ class Pod(Object):
     """v1 Pod: a workload, with or without a sidecar."""
 
     address: str = ""
-    """status.podIP; empty until it has one."""
+    """status.podIP; empty until it is set."""
     more_addresses: tuple[str, ...] = ()
-    """The other addresses in status.podIPs, such as the IPv6 address of a dual-stack pod."""
+    """Other addresses in status.podIPs, such as the IPv6 address of a dual-stack pod."""
     service_account: str = "default"
+    """Name of the service account."""
     ready: bool = True
-    """False when a condition says so, when it ended, or when it is being deleted."""
+    """False if its Ready condition is false, if it ended, or if it is being deleted."""
     ended: bool = False
-    """status.phase Succeeded or Failed: its address is no longer its own."""
+    """Whether status.phase is Succeeded or Failed. Its address may be reused."""
     ports: tuple[ContainerPort, ...] = ()
+    """Declared TCP ports of its containers."""
     hostname: str = ""
-    """spec.hostname, when spec.subdomain names a headless service: POD.SERVICE resolves to this pod."""
+    """spec.hostname. If spec.subdomain is a headless service, HOSTNAME.SUBDOMAIN resolves to this pod."""
     subdomain: str = ""
+    """spec.subdomain."""
     interception: Interception = Interception.REDIRECT
+    """How traffic reaches its sidecar."""
     app_address: str = "127.0.0.1"
+    """Address where its application listens in interception mode NONE."""
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """The addresses that are the pod's now: none before it has one, nor after it ended."""
+        """Current addresses of the pod; empty before it has one and after it ended."""
         return (self.address, *self.more_addresses) if self.address and not self.ended else ()
 
     @property
     def has_sidecar(self) -> bool:
-        """Whether the pod can take and send mutual TLS."""
+        """Whether the pod has a sidecar, which can accept and send mutual TLS."""
         return self.meta.labels.get(TLS_MODE_LABEL) == "istio"
 
     def identity(self, trust_domain: str) -> str:
-        """The pod's SPIFFE id."""
+        """Return the pod's SPIFFE ID."""
         return f"spiffe://{trust_domain}/ns/{self.namespace}/sa/{self.service_account}"
 
 
@@ -231,72 +251,85 @@ class EndpointAddress:
     """One address of an EndpointSlice or Endpoints object."""
 
     address: str
+    """IP address."""
     ready: bool = True
-    """False: listed, but not to be used now. Terminating addresses never become facts."""
+    """Whether it may receive traffic. Terminating addresses never become facts."""
     pod: Ref | None = None
-    """targetRef, when it names a Pod."""
+    """targetRef, if it names a Pod."""
     pod_uid: str = ""
-    """targetRef.uid; empty if the object does not say it."""
+    """targetRef.uid; empty if it is absent."""
     hostname: str = ""
+    """Name of this endpoint alone, as HOSTNAME.SERVICE."""
     zone: str = ""
+    """Zone of the endpoint."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EndpointPort:
-    """A port of an EndpointSlice or Endpoints object; `name` equals the service port's name."""
+    """A port of an EndpointSlice or Endpoints object."""
 
     port: int
+    """Port number."""
     name: str = ""
+    """Name of the service port that it serves."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EndpointGroup:
-    """Addresses that all serve the same ports."""
+    """Addresses that serve the same ports."""
 
     addresses: tuple[EndpointAddress, ...]
+    """Addresses."""
     ports: tuple[EndpointPort, ...]
+    """Ports of each address."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoints(Object):
-    """discovery.k8s.io/v1 EndpointSlice (one group) or v1 Endpoints (any number of groups), told apart by `ref.kind`."""
+    """discovery.k8s.io/v1 EndpointSlice or v1 Endpoints; `ref.kind` says which."""
 
     service: str
+    """Name of the Service that it belongs to."""
     groups: tuple[EndpointGroup, ...] = ()
+    """One group for an EndpointSlice, any number for Endpoints."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """A target of an alpha Policy: a service of its namespace, and service ports of it (none named: all)."""
+    """A target of a v1alpha1 Policy: a service of its namespace."""
 
     service: str
-    """A name, or a full host name."""
+    """Name or full host name of the service."""
     ports: tuple[int | str, ...] = ()
+    """Numbers or names of service ports; empty for all ports."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuthenticationPolicy(Object):
-    """authentication.istio.io/v1alpha1 Policy or MeshPolicy. A policy without an mtls peer means plaintext."""
+    """authentication.istio.io/v1alpha1 Policy or MeshPolicy."""
 
     mode: Mode
+    """Mode of the mtls peer; DISABLE without one."""
     targets: tuple[Target, ...] = ()
-    """Empty: the whole namespace (Policy `default`) or mesh (MeshPolicy `default`)."""
+    """Targeted services; empty for the whole namespace (Policy `default`) or mesh (MeshPolicy `default`)."""
     scope_unknown: bool = False
-    """Whether its targets could not be read: it then applies to each port of the namespace, like a policy for
-    that port."""
+    """Whether its targets could not be read. It then applies to every port of the namespace, as a port-level
+    policy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerAuthentication(Object):
-    """security.istio.io PeerAuthentication. None as a mode: UNSET, inherited."""
+    """security.istio.io PeerAuthentication. The mode None is UNSET: inherited."""
 
     mode: Mode | None = None
+    """spec.mtls.mode."""
     selector: Mapping[str, str] = field(default_factory=dict)
+    """spec.selector.matchLabels; empty for the whole namespace or mesh."""
     ports: Mapping[int, Mode | None] = field(default_factory=dict)
-    """portLevelMtls, keyed by the workload's own port."""
+    """portLevelMtls, by port of the workload."""
     scope_unknown: bool = False
-    """Whether its selector could not be read: it then applies to each pod of the namespace, like a policy for
-    that pod."""
+    """Whether its selector could not be read. It then applies to every pod of the namespace, as a workload
+    policy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -304,16 +337,18 @@ class DestinationRule(Object):
     """networking.istio.io DestinationRule."""
 
     host: str
-    """Resolved: a full name, a wildcard such as `*.local`, or `*`."""
+    """Resolved host: a full name, a wildcard such as `*.local`, or `*`."""
     policy: TrafficPolicy | None = None
+    """spec.trafficPolicy."""
     subsets: tuple[Subset, ...] = ()
+    """spec.subsets."""
     export_to: tuple[str, ...] = ()
-    """Namespaces, `.` or `*`; empty: the mesh's default."""
+    """spec.exportTo: namespaces, `.` or `*`; empty for the mesh's default."""
     selector: Mapping[str, str] | None = None
-    """workloadSelector.matchLabels: the clients it is for; None: all."""
+    """spec.workloadSelector.matchLabels: labels of the clients it applies to; None for all."""
 
     def is_about(self, host: str) -> bool:
-        """Whether its host, exact or with a leading wildcard, covers a service's full name."""
+        """Whether its host matches a service's full name, exactly or by a leading wildcard."""
         return self.host == host or (self.host.startswith("*") and host.endswith(self.host[1:]))
 
 
@@ -332,76 +367,84 @@ Fact: TypeAlias = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeshConfig:
-    """Mesh-wide settings, in Istio's words. Durations are seconds."""
+    """Mesh-wide settings, named as in Istio's MeshConfig. Durations are in seconds."""
 
     enable_auto_mtls: bool = True
+    """Whether clients send mutual TLS to endpoints that accept it, unless a DestinationRule decides."""
     trust_domain: str = "cluster.local"
+    """Trust domain of the SPIFFE IDs of workloads."""
     trust_domain_aliases: tuple[str, ...] = ()
+    """Other trust domains whose identities are accepted."""
     root_namespace: str = "istio-system"
+    """Namespace of mesh-wide policies."""
     default_destination_rule_export_to: tuple[str, ...] = ("*",)
+    """exportTo of DestinationRules that have none."""
     protocol_detection_timeout: float = 1.0
-    """How long a listener waits for a client that speaks first; never 0, which would wait for ever."""
+    """Time that a listener waits for a client to send first. Never 0, which would wait forever."""
     connect_timeout: float = 10.0
+    """Timeout of TCP connections to endpoints."""
     allow_any_outbound: bool = True
-    """outboundTrafficPolicy ALLOW_ANY; False: REGISTRY_ONLY."""
+    """True for outboundTrafficPolicy ALLOW_ANY, False for REGISTRY_ONLY."""
     passthrough_inbound: bool = True
-    """inboundTrafficPolicy PASSTHROUGH: applications are reached at the pod's address; False: LOCALHOST, at
-    127.0.0.1.
+    """True for inboundTrafficPolicy PASSTHROUGH, False for LOCALHOST.
 
-    Ports of no Service always go where the client meant.
+    PASSTHROUGH connects to applications at the pod's address, LOCALHOST at 127.0.0.1. Connections to ports of
+    no Service always keep their original destination.
     """
     proxy_listen_port: int = 15001
+    """Port that outbound connections are redirected to."""
     proxy_inbound_listen_port: int = 15006
+    """Port that inbound connections are redirected to."""
     proxy_http_port: int = 15002
-    """Where a sidecar in interception mode NONE offers its HTTP proxy."""
+    """Port of the HTTP proxy of a sidecar in interception mode NONE."""
     min_tls_version: str = "TLSV1_2"
     """meshMTLS.minProtocolVersion: TLSV1_2 or TLSV1_3."""
     mtls_enabled: bool = False
-    """The install switch values.global.mtls.enabled: mutual TLS required, and sent, across the mesh."""
+    """Install switch values.global.mtls.enabled: mutual TLS is required and sent in the whole mesh."""
     sds_socket: str = ""
-    """sdsUdsPath: the path of a Unix socket where sidecars get certificates and roots, SPIRE's say; empty:
-    from us."""
+    """sdsUdsPath: Unix socket where sidecars get certificates and roots, for example SPIRE's; empty for this
+    CA."""
 
     @property
     def intercepting_ports(self) -> frozenset[int]:
-        """Where intercepted connections arrive; whoever asks a pod for these ports themselves is turned away."""
+        """Ports that intercepted connections are redirected to. Direct connections to them are refused."""
         return frozenset((self.proxy_listen_port, self.proxy_inbound_listen_port))
 
     def closed_ports(self, interception: Interception) -> frozenset[int]:
-        """Return the ports of a sidecar that are for its own pod alone: no Service leads to them."""
+        """Return the sidecar's ports that only its own pod can use; no Service leads to them."""
         proxy = frozenset((self.proxy_http_port,)) if interception is Interception.NONE else frozenset()
         return self.intercepting_ports | {ADMIN_PORT} | proxy
 
     def own_ports(self, interception: Interception) -> frozenset[int]:
-        """Return the ports of a pod with a sidecar that are the sidecar's: it never leads from them to the application."""
+        """Return the sidecar's own ports, which never lead to the application."""
         return self.closed_ports(interception) | {PROBE_PORT, HEALTH_PORT, METRICS_PORT}
 
     def beside_sidecar(self, interception: Interception) -> frozenset[int]:
-        """Return the ports of a pod with a sidecar at which its inbound side is not in front of the application."""
+        """Return the pod's ports that the sidecar's inbound listener does not intercept."""
         if interception is Interception.NONE:
             return self.own_ports(interception)
-        # Istio's telemetry and health ports, which its iptables rules leave alone.
+        # The iptables rules exclude Istio's telemetry and health ports.
         return frozenset((PROBE_PORT, HEALTH_PORT, METRICS_PORT))
 
     @property
     def trust_domains(self) -> tuple[str, ...]:
-        """The trust domain and its aliases, without repetition."""
+        """The trust domain and its aliases, without duplicates."""
         return tuple(dict.fromkeys((self.trust_domain, *self.trust_domain_aliases)))
 
 
 def printable(text: str) -> str:
-    """Return a text in which words of the input can neither look like lines of ours nor speak to a terminal."""
+    """Escape control characters, to prevent log and terminal injection."""
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 MAX_PROBLEM_TEXT = 1000
-"""Characters of each text of a Problem. Input may hold a value of megabytes, and problems are logged and
-kept."""
+"""Maximum length of each text of a Problem. Input can contain values of megabytes; problems are logged and
+stored."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """Something in the input that cannot be used, or (`notice`) that was passed over on purpose.
+    """A problem in the input.
 
     Each text is cut to MAX_PROBLEM_TEXT characters.
     """
@@ -409,9 +452,11 @@ class Problem:
     where: str
     """`FILE:LINE`, or `KIND NAMESPACE/NAME`. Cut at the front, to keep the line number."""
     what: str
+    """Description of the problem."""
     hint: str = ""
     """What to write instead."""
     notice: bool = False
+    """Whether the object is used nevertheless, or is ignored on purpose."""
 
     def __post_init__(self) -> None:
         if len(self.where) > MAX_PROBLEM_TEXT:
@@ -426,33 +471,35 @@ class Problem:
 
 
 ROLLOUT = "sidecar.xds/rollout"
-"""Annotation of a policy: `immediate` puts it in force at once, and waits for no proxy."""
+"""Annotation of a policy; `immediate` applies it at once, without waiting for proxies."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Served:
-    """Where what is served is not yet what policy wants, because proxies are not as far; made by `xds.mesh.rollout.machine`."""
+    """Where the served state differs from the desired state, during rollouts."""
 
     edition: int = 0
-    """Grows with each step."""
+    """Number of the served state; each step increments it."""
     modes: Mapping[PortKey, Mode] = field(default_factory=dict)
-    """What listeners accept now."""
+    """Served modes of listeners."""
     mtls: Mapping[PortKey, bool] = field(default_factory=dict)
-    """Whether clients without a DestinationRule of their own send mutual TLS now."""
+    """Whether clients without a DestinationRule are served mutual TLS."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """What a source reports: these facts are now so (replacing any of the same Ref), these objects are gone."""
+    """A change of facts, as a source reports it."""
 
     applied: tuple[Fact, ...] = ()
+    """New versions of facts. Each replaces the fact of the same Ref."""
     removed: tuple[Ref, ...] = ()
+    """Names of deleted objects."""
     config: MeshConfig | None = None
-    """The mesh settings, when they changed."""
+    """New mesh settings; None if they have not changed."""
 
 
 def merge_changes(changes: Iterable[Change]) -> Change:
-    """Make one change of several: what was said last of an object holds."""
+    """Merge changes into one. The last version of each object wins."""
     last: dict[Ref, Fact | None] = {}
     config = None
     for change in changes:

@@ -1,4 +1,4 @@
-"""What a DestinationRule tells clients: how to connect, what TLS to send, how to choose among endpoints."""
+"""Client settings of a DestinationRule: connections, TLS and load balancing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class TlsMode(StrEnum):
-    """What a DestinationRule tells clients to send."""
+    """TLS mode of a DestinationRule."""
 
     DISABLE = "DISABLE"
     SIMPLE = "SIMPLE"
@@ -22,15 +22,19 @@ class ClientTls:
     """A DestinationRule's `tls`."""
 
     mode: TlsMode
+    """TLS mode."""
     sni: str = ""
+    """Server name; empty for the default."""
     subject_alt_names: tuple[str, ...] = ()
+    """Accepted names of the server's certificate; empty for the default."""
     certificate: str = ""
     """clientCertificate, a path in the sidecar's file system (MUTUAL)."""
     private_key: str = ""
-    """privateKey, likewise: a path, never the key."""
+    """privateKey, also a path, never the key itself."""
     ca_certificates: str = ""
-    """caCertificates, a path; empty: the system's roots."""
+    """caCertificates, a path; empty for the system's roots."""
     insecure_skip_verify: bool = False
+    """Whether the server's certificate is not verified."""
 
 
 class LoadBalancing(StrEnum):
@@ -44,10 +48,12 @@ class LoadBalancing(StrEnum):
 
 
 class TcpLimits(NamedTuple):
-    """When a TCP connection ends though both sides would keep it: in seconds; None: not for that reason."""
+    """Timeouts of TCP connections, in seconds; None for no timeout."""
 
     idle_timeout: float | None = None
+    """Time without traffic after which the connection is closed."""
     max_duration: float | None = None
+    """Time after which the connection is closed."""
 
 
 NO_LIMITS = TcpLimits()
@@ -55,12 +61,12 @@ NO_LIMITS = TcpLimits()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionPool:
-    """A DestinationRule's `connectionPool`. Durations are seconds; None: not said."""
+    """A DestinationRule's `connectionPool`, with its field names. Durations are in seconds; None if unset."""
 
     max_connections: int | None = None
     connect_timeout: float | None = None
     tcp_keepalive: tuple[int | None, float | None, float | None] | None = None
-    """probes, time, interval."""
+    """Number of probes, time and interval."""
     max_connection_duration: float | None = None
     tcp_idle_timeout: float | None = None
     http1_max_pending_requests: int | None = None
@@ -69,18 +75,18 @@ class ConnectionPool:
     max_retries: int | None = None
     http_idle_timeout: float | None = None
     h2_upgrade: bool | None = None
-    """True: UPGRADE, False: DO_NOT_UPGRADE."""
+    """True for UPGRADE, False for DO_NOT_UPGRADE."""
     max_concurrent_streams: int | None = None
 
     @property
     def tcp_limits(self) -> TcpLimits:
-        """What holds for connections whose bytes are passed on."""
+        """Timeouts of connections that are proxied as TCP."""
         return TcpLimits(self.tcp_idle_timeout, self.max_connection_duration)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutlierDetection:
-    """A DestinationRule's `outlierDetection`. Durations are seconds; None: not said."""
+    """A DestinationRule's `outlierDetection`. Durations are in seconds; None if unset."""
 
     consecutive_5xx: int | None = None
     consecutive_gateway_errors: int | None = None
@@ -94,14 +100,14 @@ class OutlierDetection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrafficPolicy:
-    """A DestinationRule's `trafficPolicy`, at the top, for a port, or for a subset. None: not said."""
+    """A `trafficPolicy` of a DestinationRule, a port or a subset, with its field names; None if unset."""
 
     tls: ClientTls | None = None
     connection_pool: ConnectionPool | None = None
     outlier_detection: OutlierDetection | None = None
     load_balancer: LoadBalancing | None = None
     ports: Mapping[int, TrafficPolicy] = field(default_factory=dict)
-    """portLevelSettings, keyed by service port; their own `ports` is empty."""
+    """portLevelSettings by service port; their own `ports` is empty."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,5 +115,8 @@ class Subset:
     """A DestinationRule's named subset of a service's pods."""
 
     name: str
+    """Name of the subset."""
     labels: Mapping[str, str] = field(default_factory=dict)
+    """Labels of its pods."""
     policy: TrafficPolicy | None = None
+    """Settings that override the rule's."""

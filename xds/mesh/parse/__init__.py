@@ -1,7 +1,6 @@
-"""kubectl-shaped objects in, facts and problems out: the only place that knows YAML field names.
+"""Parse kubectl-shaped objects into facts and problems. Only this package knows YAML field names.
 
-Pure: what it gets was read from a file or an API server by somebody else, who also knows where each path of
-it is.
+It does no I/O: its callers read files or an API server, and pass a function that locates a path in the document.
 """
 
 from __future__ import annotations
@@ -42,28 +41,31 @@ DEFAULT_NAMESPACE = "default"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parsed:
-    """What one object came to."""
+    """The result of parsing one object."""
 
     ref: Ref | None = None
-    """None: it has no name that could be told, or is of no kind that matters here."""
+    """Name of the object; None if it has no valid name, or its kind is ignored."""
     fact: Fact | None = None
+    """The fact; None if the object was refused or its kind is ignored."""
     origin: str = ""
+    """Place where the object was read."""
     problems: tuple[Problem, ...] = ()
+    """Problems of the object."""
     refused: bool = False
-    """Whether it was meant to be a fact and cannot be: what was known of it before should stay."""
+    """Whether the object is invalid. Its last valid version should stay in use."""
     fail_closed: FailClosed | None = None
-    """What applies if the object is refused and has no earlier good version; None: then it is left out."""
+    """Fact that replaces a refused object without an earlier valid version; None to leave the object out."""
     unenforced: str = ""
-    """Its kind, if that is one of `UNENFORCED`."""
+    """Kind of the object, if it is one of `UNENFORCED`."""
 
     @property
     def fails_closed(self) -> Parsed:
-        """The same object with `fail_closed` as its fact, and problems that say so."""
+        """The same result with `fail_closed` as its fact and in the problem's text."""
         if self.fail_closed is None:
             return self
-        said = next(problem for problem in self.problems if not problem.notice)
-        effect = replace(said, what=f"{said.what}; until it is repaired, {self.fail_closed.effect}")
-        problems = tuple(effect if problem is said else problem for problem in self.problems)
+        first = next(problem for problem in self.problems if not problem.notice)
+        effect = replace(first, what=f"{first.what}; until it is repaired, {self.fail_closed.effect}")
+        problems = tuple(effect if problem is first else problem for problem in self.problems)
         return replace(self, fact=self.fail_closed.fact, problems=problems)
 
 
@@ -72,20 +74,26 @@ FailsClosed: TypeAlias = Callable[[Meta, "Fact | None", Log], FailClosed | None]
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """How a kind of object is read."""
+    """How to parse a kind of object."""
 
     name: str
+    """Kind, such as `Service`."""
     group: str
+    """API group; empty for Kubernetes' core group."""
     versions: tuple[str, ...]
+    """Accepted versions."""
     read: Callable[[Field, Meta], Fact | None]
+    """Parses the object; returns None if it is valid but ignored."""
     check_name: Callable[[str], str] = names.subdomain
+    """Returns what is wrong with an object's name, or an empty string."""
     namespaced: bool = True
+    """Whether objects of the kind are in a namespace."""
     fail_closed: FailsClosed | None = None
-    """Tells what applies instead of a refused object, from its metadata and whatever could be read of it."""
+    """Returns what replaces a refused object, from its metadata and its readable fields."""
 
     @property
     def built_in(self) -> bool:
-        """Whether it is Kubernetes' own."""
+        """Whether the kind is built into Kubernetes."""
         return self.group in {"", "discovery.k8s.io"}
 
     @property
@@ -138,7 +146,7 @@ KINDS = (
         fail_closed=destinationrule.destination_rule_fail_closed,
     ),
 )
-"""All kinds that matter here."""
+"""All kinds that become facts."""
 _BY_NAME = {kind.name: kind for kind in KINDS}
 _BY_TYPE = {(version, kind.name): kind for kind in KINDS for version in kind.api_versions}
 
@@ -151,8 +159,7 @@ _OTHERS = frozenset(
         *("Gateway", "ProxyConfig", "ServiceEntry", "WorkloadEntry", "WorkloadGroup"),
     }
 )
-"""Kinds of the same API groups that exist and do not matter here; anything else there is a spelling
-mistake."""
+"""Kinds of the same API groups that are ignored. Any other kind of these groups is a spelling mistake."""
 
 _POD_OWNERS = frozenset(
     {"Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "Job", "CronJob", "ReplicationController"}
@@ -165,16 +172,20 @@ _META = (
 
 
 _MAX_TIME_LENGTH = 64
-"""Characters of a time that are read: no time has as many."""
+"""Maximum length of a time that is parsed."""
 
 
 def parse(
     document: object, locate: Locate, flaws: Sequence[Flaw] = (), *, served: bool = False
 ) -> list[Parsed]:
-    """Read a document, one object or a List of them; `flaws` are what was wrong with its text.
+    """Parse a document: one object, or a List of objects.
 
-    `served`: an API server gave it, which knows the fields of its own kinds: those that are new to us are no
-    mistake.
+    Args:
+        document: the document as plain values.
+        locate: returns the place of a path in the document.
+        flaws: problems of the document's text, such as duplicate keys.
+        served: whether the document comes from an API server. Unknown fields of built-in kinds are then accepted,
+            because the API server may be newer than this program.
     """
     return list(_objects(Field(document, (), Log(locate)), flaws, served=served))
 
@@ -222,7 +233,7 @@ def _unenforced(obj: Field, kind: Unenforced) -> Parsed:
 
 
 def unreadable(kind: Kind, ref: Ref, problem: Problem) -> Parsed:
-    """Return what an object comes to of which nothing but its name could be read."""
+    """Return the result for an object of which only the name could be read."""
     log = Log(lambda _: problem.where)
     log.refusals.append(())
     closed = kind.fail_closed(Meta(ref=ref), None, log) if kind.fail_closed else None
@@ -240,7 +251,7 @@ def _result(obj: Field, ref: Ref | None, fact: Fact | None = None) -> Parsed:
 
 
 def _listed(obj: Field, flaws: Sequence[Flaw], member_type: str, *, served: bool) -> Iterator[Parsed]:
-    """Unroll a List; members of a typed one (PodList) need not repeat their type."""
+    """Parse the items of a List; items of a typed list (PodList) need not repeat their type."""
     obj.mapping("apiVersion kind metadata items")
     items = obj["items"]
     members = list(items.items())
@@ -259,7 +270,7 @@ def _listed(obj: Field, flaws: Sequence[Flaw], member_type: str, *, served: bool
 
 
 def _kind(obj: Field, version: str, name: str) -> Kind | None:
-    """Tell how to read an object; a kind that does not matter here gets a notice, a misspelled one is refused."""
+    """Return the kind of an object. An ignored kind gets a notice; a misspelled kind is refused."""
     if kind := _BY_TYPE.get((version, name)):
         return kind
     for field in (obj["apiVersion"], obj["kind"]):
@@ -269,8 +280,8 @@ def _kind(obj: Field, version: str, name: str) -> Kind | None:
     group = version.rpartition("/")[0]
     known = _BY_NAME.get(name)
     if known and (group == known.group or nearest(version, known.api_versions)):
-        wanted = " or ".join(known.api_versions)
-        obj["apiVersion"].refuse(f"{version} has no kind {name}", f"write apiVersion: {wanted}")
+        versions = " or ".join(known.api_versions)
+        obj["apiVersion"].refuse(f"{version} has no kind {name}", f"write apiVersion: {versions}")
         return None
     ours = [kind.name for kind in KINDS if kind.group == group]
     if name not in _OTHERS and not known and (hint := nearest(name, ours)):
@@ -278,14 +289,14 @@ def _kind(obj: Field, version: str, name: str) -> Kind | None:
         return None
     title = obj["metadata"]["name"].value
     obj["kind"].notice(
-        f"{name} {title} is passed over" if isinstance(title, str) else f"{name} is passed over",
-        "its Pods are what counts" if name in _POD_OWNERS else "",
+        f"{name} {title} is ignored" if isinstance(title, str) else f"{name} is ignored",
+        "only Pods are read, not the objects that create them" if name in _POD_OWNERS else "",
     )
     return None
 
 
 def _meta(obj: Field, kind: Kind) -> Meta | None:
-    """Read what every object has. The name comes first: with it, everything else can be said of a named object."""
+    """Parse metadata. The name comes first, so that later problems can name the object."""
     meta = obj["metadata"].required().mapping()
     namespace = meta["namespace"].name(names.label) if kind.namespaced else ""
     name = meta["name"].name(kind.check_name)
@@ -297,9 +308,9 @@ def _meta(obj: Field, kind: Kind) -> Meta | None:
         meta["name"].refuse("is required", hint)
     meta.mapping(_META)
     if kind.namespaced and meta and not namespace:
-        meta["namespace"].notice("is absent: it is in namespace default")
+        meta["namespace"].notice("is absent; the namespace is default")
     if not kind.namespaced and meta["namespace"].value:
-        meta["namespace"].notice(f"is ignored: a {kind.name} is in no namespace")
+        meta["namespace"].notice(f"is ignored: a {kind.name} is cluster-scoped")
     labels = names.labels(meta["labels"])
     annotations = {key: entry.text() for key, entry in meta["annotations"].entries()}
     created = _time(meta["creationTimestamp"])
@@ -320,6 +331,6 @@ def _time(field: Field) -> datetime | None:
         if time.tzinfo is not None:
             return time.astimezone(UTC)
     except (ValueError, OverflowError):
-        pass  # said below
+        pass  # refused below
     field.refuse(f"{shown(text)} is not a time such as 2020-01-31T12:00:00Z")
     return None

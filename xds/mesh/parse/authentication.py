@@ -1,4 +1,4 @@
-"""What servers accept: authentication.istio.io Policy and MeshPolicy, security.istio.io PeerAuthentication."""
+"""Parse authentication policies: Policy and MeshPolicy (v1alpha1), PeerAuthentication."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from xds.mesh.parse.reading import Field, Log, shown
 
 _MAX_PORT_DIGITS = 5
 _MAX_MODE_LENGTH = 20
-"""Characters that a hint repeats of what may be a mode."""
+"""Maximum length of a mode that a hint repeats."""
 
 
 class AlphaMode(StrEnum):
-    """mode of an alpha mtls peer. Plaintext is the lack of such a peer."""
+    """mode of a v1alpha1 mtls peer. A policy without such a peer means plaintext."""
 
     STRICT = "STRICT"
     PERMISSIVE = "PERMISSIVE"
@@ -33,24 +33,24 @@ class PeerMode(StrEnum):
 
 
 def policy(obj: Field, meta: Meta) -> AuthenticationPolicy:
-    """Read a Policy: of the services it targets, or of its namespace."""
+    """Parse a Policy for the services that it targets, or for its namespace."""
     read = _alpha(obj, meta)
     targets = obj["spec"]["targets"]
     if meta.ref.name == "default" and read.targets:
         targets.refuse(
-            "must be absent: a Policy named default is its whole namespace's",
-            "give a policy for some services another name",
+            "must be absent: the Policy named default applies to its whole namespace",
+            "use another name for a Policy with targets",
         )
     elif meta.ref.name != "default" and not targets.value:
         obj["metadata"]["name"].refuse(
             f"must be default, not {meta.ref.name}, in a Policy without targets",
-            "name it default, or say in spec.targets which services it is for",
+            "name it default, or list the services in spec.targets",
         )
     return read
 
 
 def mesh_policy(obj: Field, meta: Meta) -> AuthenticationPolicy:
-    """Read the MeshPolicy, which can only be named default."""
+    """Parse the MeshPolicy, whose name must be default."""
     read = _alpha(obj, meta)
     if meta.ref.name != "default":
         obj["metadata"]["name"].refuse(f"must be default, not {meta.ref.name}: a mesh has one MeshPolicy")
@@ -60,11 +60,11 @@ def mesh_policy(obj: Field, meta: Meta) -> AuthenticationPolicy:
 
 
 def _check_rollout_annotation(obj: Field, meta: Meta) -> None:
-    # Not refused: the policy itself must not depend on how it is put in force.
-    if (said := meta.annotations.get(ROLLOUT, "immediate")) != "immediate":
+    # A notice only: an invalid annotation must not disable the policy.
+    if (value := meta.annotations.get(ROLLOUT, "immediate")) != "immediate":
         obj["metadata"]["annotations"][ROLLOUT].notice(
-            f"is ignored: {shown(said)} says nothing",
-            "write immediate, or leave it out to have proxies waited for",
+            f"is ignored: unknown value {shown(value)}",
+            "write immediate, or remove the annotation to wait for proxies",
         )
 
 
@@ -76,33 +76,33 @@ def _alpha(obj: Field, meta: Meta) -> AuthenticationPolicy:
     )
     for name in ("origins", "originIsOptional", "principalBinding", "peerIsOptional"):
         if spec[name].value:
-            spec[name].notice("is ignored", "only mutual TLS is enforced, not JSON web tokens")
+            spec[name].notice("is ignored", "only mutual TLS is enforced, not JSON Web Tokens")
     return AuthenticationPolicy(
         meta=meta, mode=_alpha_mode(spec["peers"]), targets=tuple(_targets(spec["targets"]))
     )
 
 
 def _alpha_mode(peers: Field) -> Mode:
-    """Tell the mode: the first mtls peer's, plaintext if there is none."""
+    """Return the mode of the first mtls peer, or DISABLE without one."""
     modes: list[Mode] = []
     for peer in peers.items():
         peer.mapping("mtls jwt", strict=True)
         mtls = peer["mtls"].mapping("mode allowTls", strict=True)
         if peer.has("mtls"):
-            # `mtls: {}` and `mtls:` both say STRICT, the first value of the enumeration.
+            # `mtls: {}` and `mtls:` both mean STRICT, the first value of the enumeration.
             modes.append(Mode(_alpha_choice(mtls["mode"]) or AlphaMode.STRICT))
             if mtls["allowTls"].boolean():
-                mtls["allowTls"].notice("is ignored: a client certificate is always asked for")
+                mtls["allowTls"].notice("is ignored: a client certificate is always requested")
         elif peer.has("jwt"):
-            peer["jwt"].notice("is ignored", "only mutual TLS is enforced, not JSON web tokens")
+            peer["jwt"].notice("is ignored", "only mutual TLS is enforced, not JSON Web Tokens")
         else:
-            peer.refuse("says no way to authenticate", "write mtls: {}")
+            peer.refuse("has no authentication method", "write mtls: {}")
     return modes[0] if modes else Mode.DISABLE
 
 
 def _alpha_choice(mode: Field) -> AlphaMode | None:
-    said_off = mode.value in ("DISABLE", "NONE", "OFF", False)
-    return mode.choice(AlphaMode, "for plaintext leave spec.peers out" if said_off else "")
+    is_off = mode.value in ("DISABLE", "NONE", "OFF", False)
+    return mode.choice(AlphaMode, "for plaintext, remove spec.peers" if is_off else "")
 
 
 def _targets(field: Field) -> Iterator[Target]:
@@ -136,7 +136,7 @@ def _target_ports(field: Field) -> Iterator[int | str]:
 
 
 def peer_authentication(obj: Field, meta: Meta) -> PeerAuthentication:
-    """Read a PeerAuthentication: of the mesh, a namespace, or the workloads it selects."""
+    """Parse a PeerAuthentication for the mesh, a namespace, or the workloads that it selects."""
     obj.mapping(f"{TOP} spec status", strict=True)
     _check_rollout_annotation(obj, meta)
     spec = obj["spec"].mapping("selector mtls portLevelMtls", strict=True)
@@ -155,8 +155,8 @@ def peer_authentication(obj: Field, meta: Meta) -> PeerAuthentication:
         spec["portLevelMtls"].refuse("names no port")
     if ports and not selector:
         spec["portLevelMtls"].refuse(
-            "needs a selector: ports are a workload's",
-            "add spec.selector.matchLabels, or leave the ports out",
+            "needs a selector: ports belong to a workload",
+            "add spec.selector.matchLabels, or remove portLevelMtls",
         )
     return PeerAuthentication(meta=meta, mode=_peer_mode(spec["mtls"]), selector=selector, ports=ports)
 
@@ -173,7 +173,7 @@ def _peer_mode(field: Field) -> Mode | None:
 
 
 def policy_fail_closed(meta: Meta, read: Fact | None, log: Log) -> FailClosed:
-    """Return what applies instead of a refused Policy: STRICT for the services it targets, or else for its namespace."""
+    """Return what replaces a refused Policy: STRICT for its targets, or for its namespace."""
     targets = read.targets if isinstance(read, AuthenticationPolicy) else ()
     known = log.is_readable("spec", "targets") and log.is_readable("metadata", "name")
     if not targets:
@@ -187,15 +187,15 @@ def policy_fail_closed(meta: Meta, read: Fact | None, log: Log) -> FailClosed:
 
 
 def mesh_policy_fail_closed(meta: Meta, _: Fact | None, log: Log) -> FailClosed:
-    """Return what applies instead of a refused MeshPolicy: STRICT for the mesh."""
+    """Return what replaces a refused MeshPolicy: STRICT for the mesh."""
     fact = AuthenticationPolicy(meta=oldest(meta, log), mode=Mode.STRICT)
     return FailClosed(fact, "STRICT applies to the whole mesh")
 
 
 def peer_authentication_fail_closed(meta: Meta, read: Fact | None, log: Log) -> FailClosed:
-    """Return what applies instead of a refused PeerAuthentication: STRICT for the pods it selects, or its namespace.
+    """Return what replaces a refused PeerAuthentication: STRICT for the pods it selects, or for its namespace.
 
-    All ports of these pods are STRICT, also those that the object gives another mode.
+    All ports of these pods are STRICT, including ports for which the object sets another mode.
     """
     selector: Mapping[str, str] = read.selector if isinstance(read, PeerAuthentication) else {}
     known = log.is_readable("spec", "selector")

@@ -1,4 +1,4 @@
-"""Kubernetes' own kinds: Namespace, ServiceAccount, Service, Pod."""
+"""Parse Kubernetes' core kinds: Namespace, ServiceAccount, Service, Pod."""
 
 from __future__ import annotations
 
@@ -49,19 +49,19 @@ class Phase(StrEnum):
 
 
 def namespace(obj: Field, meta: Meta) -> Namespace:
-    """Read a Namespace."""
+    """Parse a Namespace."""
     obj.mapping(f"{TOP} spec status")
     return Namespace(meta=meta)
 
 
 def service_account(obj: Field, meta: Meta) -> ServiceAccount:
-    """Read a ServiceAccount."""
+    """Parse a ServiceAccount."""
     obj.mapping(f"{TOP} secrets imagePullSecrets automountServiceAccountToken")
     return ServiceAccount(meta=meta)
 
 
 def service(obj: Field, meta: Meta) -> Service | None:
-    """Read a Service; one of type ExternalName is not served."""
+    """Parse a Service; a Service of type ExternalName is ignored."""
     obj.mapping(f"{TOP} spec status")
     spec = obj["spec"].mapping(
         "allocateLoadBalancerNodePorts clusterIP clusterIPs externalIPs externalName "
@@ -71,17 +71,17 @@ def service(obj: Field, meta: Meta) -> Service | None:
         "trafficDistribution type"
     )
     if spec["type"].choice(ServiceType) is ServiceType.EXTERNAL_NAME:
-        spec["type"].notice("ExternalName is passed over", "such names are no part of the mesh")
+        spec["type"].notice("ExternalName is ignored", "external names are not part of the mesh")
         return None
     addresses, headless = _cluster_ips(spec)
     ports = tuple(_service_ports(spec))
     if not headless and not spec["ports"].value:
         spec["ports"].refuse("is required", "only a headless Service (clusterIP: None) may have none")
     elif spec["ports"].value and not ports:
-        spec["ports"].notice("has no TCP port, and other protocols are left out")
+        spec["ports"].notice("has no TCP port, and other protocols are ignored")
     if meta.annotations.get(KUBERNETES_ACCOUNTS):
         where = obj["metadata"]["annotations"][KUBERNETES_ACCOUNTS]
-        where.notice("is ignored", f"write whole SPIFFE ids into {CANONICAL_ACCOUNTS}")
+        where.notice("is ignored", f"write full SPIFFE IDs into {CANONICAL_ACCOUNTS}")
     accounts = meta.annotations.get(CANONICAL_ACCOUNTS, "").split(",")
     return Service(
         meta=meta,
@@ -97,13 +97,13 @@ def service(obj: Field, meta: Meta) -> Service | None:
 def _service_selector(field: Field) -> dict[str, str]:
     for name in ("matchLabels", "matchExpressions"):
         if field[name]:
-            field[name].refuse("is not how a Service selects", "write the labels directly below selector")
+            field[name].refuse("is not supported in a Service", "write the labels directly below selector")
             return {}
     return names.labels(field)
 
 
 def _cluster_ips(spec: Field) -> tuple[tuple[str, ...], bool]:
-    """Read the virtual addresses, and whether the Service has none on purpose."""
+    """Parse the clusterIPs, and whether the Service is headless."""
     first = spec["clusterIP"].text()
     listed = [item.text() for item in spec["clusterIPs"].items()]
     if first and listed and listed[0] != first:
@@ -144,7 +144,7 @@ def _service_ports(spec: Field) -> Iterator[ServicePort]:
 
 
 def _target_port(field: Field, number: int) -> int | str:
-    """Read a targetPort, which is the port itself where it is not said."""
+    """Parse a targetPort, which defaults to the port."""
     if not isinstance(field.value, str):
         return field.port() if field else number
     if field.value.isdecimal():
@@ -155,7 +155,7 @@ def _target_port(field: Field, number: int) -> int | str:
 
 
 def pod(obj: Field, meta: Meta) -> Pod:
-    """Read a Pod."""
+    """Parse a Pod."""
     obj.mapping(f"{TOP} spec status")
     spec = obj["spec"].mapping(
         "activeDeadlineSeconds affinity automountServiceAccountToken containers dnsConfig "
@@ -184,8 +184,8 @@ def pod(obj: Field, meta: Meta) -> Pod:
     app_address = names.canonical(application.name(names.address)) or "127.0.0.1"
     if interception is Interception.NONE and address == app_address:
         (application or status["podIP"]).refuse(
-            f"{address} is both the pod's address and its application's: the sidecar would send requests to itself",
-            f"let the application listen on another address, and name it in the annotation {APP_ADDRESS}",
+            f"{address} is the address of both the pod and its application: the sidecar would send requests to itself",
+            f"let the application listen on another address, and set the annotation {APP_ADDRESS} to it",
         )
     return Pod(
         meta=meta,
@@ -203,12 +203,12 @@ def pod(obj: Field, meta: Meta) -> Pod:
 
 
 def _is_ready(status: Field) -> bool:
-    """Whether the Ready condition holds; a Pod without one (written by hand) is ready."""
-    said = [
+    """Whether the Ready condition is true. A Pod without the condition (written by hand) is ready."""
+    conditions = [
         (condition.mapping()["type"].text(), condition["status"].text())
         for condition in status["conditions"].items()
     ]
-    return next((holds == "True" for kind, holds in said if kind == "Ready"), True)
+    return next((status == "True" for kind, status in conditions if kind == "Ready"), True)
 
 
 def _interception(field: Field) -> Interception:
@@ -219,7 +219,7 @@ def _interception(field: Field) -> Interception:
 
 
 def _container_ports(spec: Field) -> Iterator[ContainerPort]:
-    """Yield the ports that targetPorts can name: of containers, and of init containers that keep running."""
+    """Yield the ports that targetPorts can name: those of containers and of sidecar init containers."""
     for container in spec["initContainers"].items():
         if container.mapping()["restartPolicy"].value == "Always":
             yield from _ports_of(container)
@@ -241,12 +241,12 @@ def _ports_of(container: Field) -> Iterator[ContainerPort]:
 
 
 def service_fail_closed(meta: Meta, _: Fact | None, _log: Log) -> FailClosed:
-    """Return what applies instead of a refused Service, whose ports are unknown."""
+    """Return what replaces a refused Service, whose ports are unknown."""
     return unknown_service(meta, meta.ref.name)
 
 
 def unknown_service(meta: Meta, name: str) -> FailClosed:
-    """Return that a Service's ports are unknown: any port of its namespace may be under a Policy that targets it."""
+    """Return a fact that makes a Policy for this Service apply to every port of the namespace."""
     namespace = meta.ref.namespace
     what = f"a Policy that targets Service {name} is STRICT for every port of pods in namespace {namespace}"
     return FailClosed(UnknownService(meta=meta, service=name), what)

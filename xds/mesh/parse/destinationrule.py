@@ -1,4 +1,4 @@
-"""What clients send: networking.istio.io DestinationRule."""
+"""Parse DestinationRules."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from xds.mesh.parse.reading import Field, Log, shown
 _POLICY = "tls connectionPool outlierDetection loadBalancer"
 _UNSUPPORTED = "tunnel proxyProtocol retryBudget"
 _NOT_TLS = {"connectionPool", "outlierDetection", "loadBalancer"}
-"""Parts of a traffic policy on which it does not depend whether traffic is encrypted."""
+"""Parts of a traffic policy that do not affect encryption."""
 _LABELS = {"labels", "matchLabels"}
-"""Mappings whose keys are the user's, and may have any name."""
+"""Mappings with arbitrary keys."""
 _LEAST_TIMEOUT = 0.001
 _MAX_KEEPALIVE = 2**31 // 3600 * 3600.0
-"""In seconds: the system's setting is a whole number of 32 bits."""
+"""Maximum in seconds: the kernel's setting is a 32-bit integer."""
 
 
 class UpgradePolicy(StrEnum):
@@ -41,7 +41,7 @@ class UpgradePolicy(StrEnum):
 
 
 class Simple(StrEnum):
-    """loadBalancer.simple, with the name that LEAST_REQUEST once had."""
+    """loadBalancer.simple, including LEAST_CONN, the former name of LEAST_REQUEST."""
 
     UNSPECIFIED = "UNSPECIFIED"
     LEAST_REQUEST = "LEAST_REQUEST"
@@ -52,7 +52,7 @@ class Simple(StrEnum):
 
 
 def destination_rule(obj: Field, meta: Meta) -> DestinationRule:
-    """Read a DestinationRule."""
+    """Parse a DestinationRule."""
     obj.mapping(f"{TOP} spec status", strict=True)
     spec = obj["spec"].mapping("host trafficPolicy subsets exportTo workloadSelector", strict=True)
     return DestinationRule(
@@ -66,19 +66,19 @@ def destination_rule(obj: Field, meta: Meta) -> DestinationRule:
 
 
 def _host(field: Field, namespace: str) -> str:
-    """Resolve a host: a short name is of the rule's namespace; anything with a dot is taken as it is."""
+    """Resolve a host: a short name belongs to the rule's namespace; a name with a dot is used unchanged."""
     text = field.name(names.host)
     if "." not in text and text not in ("", "*"):
         return f"{text}.{namespace}.svc.{CLUSTER_DOMAIN}"
     name, _, rest = text.partition(".")
     if rest and (rest.endswith(".svc") or "." not in rest) and name != "*":
         full = f"{name}.{rest.removesuffix('.svc')}.svc.{CLUSTER_DOMAIN}"
-        field.notice(f"{text} is taken as it is and names no service", f"did you mean {full}?")
+        field.notice(f"{text} is used unchanged and matches no service", f"did you mean {full}?")
     return text
 
 
 def export_to(field: Field, *, private: bool = False) -> tuple[str, ...]:
-    """Read the namespaces that a rule is for: names, `.` (its own) or `*` (all)."""
+    """Parse the namespaces that a rule is exported to: names, `.` (its own) or `*` (all)."""
     read: dict[str, None] = {}
     for item in field.items():
         text = item.required().text()
@@ -87,10 +87,10 @@ def export_to(field: Field, *, private: bool = False) -> tuple[str, ...]:
         if text in read:
             item.refuse(f"{shown(text)} is listed twice")
         if private and text != ".":
-            item.refuse("must be '.' where there is a workloadSelector: such a rule is its namespace's own")
+            item.refuse("must be '.' with a workloadSelector, which only applies to its own namespace")
         read[text] = None
     if "*" in read and len(read) > 1:
-        field.refuse("'*' is every namespace, and cannot be listed with others")
+        field.refuse("'*' is every namespace and must be the only entry")
     return tuple(read)
 
 
@@ -124,7 +124,7 @@ def _settings(field: Field, ports: dict[int, TrafficPolicy]) -> TrafficPolicy:
 
 
 def _tls(field: Field) -> ClientTls | None:
-    """Read the TLS that clients must send; `{}` says DISABLE, the first value of the enumeration."""
+    """Parse TLS settings; `{}` means DISABLE, the first value of the enumeration."""
     if not field.mapping(
         "mode clientCertificate privateKey caCertificates credentialName subjectAltNames sni "
         "insecureSkipVerify caCrl",
@@ -134,9 +134,9 @@ def _tls(field: Field) -> ClientTls | None:
     mode = field["mode"].choice(TlsMode) or TlsMode.DISABLE
     own = (field["clientCertificate"], field["privateKey"])
     if field["credentialName"].value:
-        # Istio's sidecars send plaintext then, without a word.
+        # Istio's sidecars then send plaintext without any warning.
         field["credentialName"].refuse(
-            "names a Secret, which only gateways can read: a sidecar could only send plaintext",
+            "names a Secret, which only gateways can read; a sidecar would have to send plaintext",
             "mount the Secret into the pod and give the paths in caCertificates"
             + (", clientCertificate and privateKey" if mode is TlsMode.MUTUAL else ""),
         )
@@ -147,9 +147,9 @@ def _tls(field: Field) -> ClientTls | None:
     if mode in (TlsMode.ISTIO_MUTUAL, TlsMode.DISABLE):
         for path in (*own, field["caCertificates"]):
             if path.value:
-                path.notice(f"is ignored in mode {mode}", "mode MUTUAL uses certificates of your own")
+                path.notice(f"is ignored in mode {mode}", "use mode MUTUAL for your own certificates")
     if field["caCrl"].value:
-        field["caCrl"].refuse("is not supported: revoked certificates would be accepted")
+        field["caCrl"].refuse("is not supported; revoked certificates would be accepted")
     return ClientTls(
         mode=mode,
         sni=field["sni"].name(names.host),
@@ -162,10 +162,10 @@ def _tls(field: Field) -> ClientTls | None:
 
 
 def _file(field: Field) -> str:
-    """Read a path in the sidecar's file system. What is none is not repeated: it may be the key itself."""
+    """Parse a path in the sidecar's file system. Errors do not quote the value, which may be a key."""
     text = field.text()
     if text and (not text.startswith("/") or not text.isprintable()):
-        field.refuse("must be an absolute path in the sidecar's file system", "not what the file holds")
+        field.refuse("must be an absolute path in the sidecar's file system", "not the content of the file")
         return ""
     return text
 
@@ -205,7 +205,7 @@ def _connection_pool(field: Field) -> ConnectionPool | None:
 
 
 def _set(field: Field) -> int | None:
-    """Read a limit, where 0 is the same as not said."""
+    """Parse a limit; 0 means unset."""
     return field.integer(0, 2**31 - 1) or None
 
 
@@ -217,7 +217,7 @@ def _outlier_detection(field: Field) -> OutlierDetection | None:
     ):
         return None
     if field["consecutiveErrors"].value is not None:
-        field["consecutiveErrors"].notice("is no longer used and is ignored", "write consecutive5xxErrors")
+        field["consecutiveErrors"].notice("is deprecated and ignored", "write consecutive5xxErrors")
     return OutlierDetection(
         consecutive_5xx=field["consecutive5xxErrors"].integer(),
         consecutive_gateway_errors=field["consecutiveGatewayErrors"].integer(),
@@ -233,7 +233,7 @@ def _outlier_detection(field: Field) -> OutlierDetection | None:
 def _load_balancer(field: Field) -> LoadBalancing | None:
     field.mapping("simple consistentHash localityLbSetting warmupDurationSecs warmup")
     if field["simple"].value and field["consistentHash"].value:
-        field.refuse("has both simple and consistentHash, of which only one can be")
+        field.refuse("has both simple and consistentHash; only one is allowed")
     for name in ("consistentHash", "localityLbSetting", "warmupDurationSecs", "warmup"):
         if field[name].value:
             field[name].notice("is not supported and is ignored")
@@ -255,13 +255,13 @@ def _subsets(field: Field) -> Iterator[Subset]:
 
 
 def destination_rule_fail_closed(meta: Meta, read: Fact | None, log: Log) -> FailClosed:
-    """Return what applies instead of a refused DestinationRule: mutual TLS of the mesh for its host, or else for all hosts.
+    """Return what replaces a refused DestinationRule: ISTIO_MUTUAL for its host, or for all hosts.
 
-    Where only settings are refused that have nothing to do with TLS, these alone are left at their defaults.
+    If only settings unrelated to TLS are refused, only they fall back to their defaults.
     """
     rule = read if isinstance(read, DestinationRule) else DestinationRule(meta=meta, host="")
     if log.refusals and all(_NOT_TLS & set(at) and not _LABELS & set(at) for at in log.refusals):
-        return FailClosed(rule, "its other settings apply, and the refused ones are at their defaults")
+        return FailClosed(rule, "its other settings apply, and the refused ones have their defaults")
     host = rule.host if rule.host and log.is_readable("spec", "host") else "*"
     fact = DestinationRule(
         meta=oldest(meta, log),

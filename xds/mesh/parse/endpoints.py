@@ -1,4 +1,4 @@
-"""Where a Service is served: v1 Endpoints and discovery.k8s.io/v1 EndpointSlice."""
+"""Parse EndpointSlices and Endpoints."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class AddressType(StrEnum):
 
 
 def endpoints(obj: Field, meta: Meta) -> Endpoints:
-    """Read an Endpoints object, which has the name of its Service."""
+    """Parse an Endpoints object, whose name is that of its Service."""
     obj.mapping(f"{TOP} subsets")
     return Endpoints(meta=meta, service=meta.ref.name, groups=tuple(_groups(obj, meta.ref.namespace)))
 
@@ -49,16 +49,16 @@ def _groups(obj: Field, namespace: str) -> Iterator[EndpointGroup]:
 
 
 def endpoint_slice(obj: Field, meta: Meta) -> Endpoints | None:
-    """Read an EndpointSlice; None where it belongs to no Service, or lists names rather than addresses."""
+    """Parse an EndpointSlice; return None if it belongs to no Service or contains host names."""
     obj.mapping(f"{TOP} addressType endpoints ports")
     family = obj["addressType"].required().choice(AddressType)
     if family is AddressType.FQDN:
-        obj["addressType"].notice("FQDN is passed over", "endpoints need IP addresses")
+        obj["addressType"].notice("FQDN is ignored", "endpoints need IP addresses")
         return None
     owner = meta.labels.get(SERVICE_NAME_LABEL, "")
     if not owner:
         obj["metadata"]["labels"].notice(
-            "say no Service that this belongs to, so it is passed over",
+            "do not name the Service, so the object is ignored",
             f"label it {SERVICE_NAME_LABEL}: NAME",
         )
         return None

@@ -1,7 +1,7 @@
-"""What applies instead of a refused object that has no earlier good version: what is unknown about it counts as a no.
+"""Replacements for refused objects that have no earlier valid version.
 
-A policy that says STRICT with a typo must not leave its pods open, so a refused policy is STRICT over the
-scope that could be read. ADR 0017 gives the reasons.
+A STRICT policy with a typo must not leave its pods open: a refused policy is STRICT for the scope that could be parsed.
+ADR 0017 gives the reasons.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from xds.mesh.parse.reading import Log
 
 
 class FailClosed(NamedTuple):
-    """A fact that applies instead of an object that was refused."""
+    """A fact that replaces a refused object."""
 
     fact: Fact
+    """The fact."""
     effect: str
-    """What that means for traffic, for the problem's text."""
+    """Effect on traffic, as part of the problem's text."""
 
 
 def oldest(meta: Meta, log: Log) -> Meta:
-    """Return an object's metadata; if its age cannot be read, it counts as the oldest, so that no other object decides."""
+    """Return an object's metadata; with an invalid creation time, as the oldest, so that it wins conflicts."""
     if log.is_readable("metadata", "creationTimestamp"):
         return meta
     return replace(meta, created=datetime.min.replace(tzinfo=UTC))

@@ -16,7 +16,7 @@ from xds.mesh.parse.reading import Field, Flaw, Locate, Log, nearest, shown
 _MAX_SOCKET_LENGTH = 107  # what fits into the kernel's sockaddr_un
 _SOCKET = re.compile(rf"(?=.{{2,{_MAX_SOCKET_LENGTH}}}$)/[A-Za-z0-9._/@+-]*[A-Za-z0-9._@+-]")
 _LEAST_TIMEOUT = 0.001
-"""Seconds: what is less, Envoy takes for 0."""
+"""Seconds. Envoy treats a shorter timeout as 0."""
 _FIELDS = (
     "enableAutoMtls trustDomain trustDomainAliases rootNamespace defaultDestinationRuleExportTo "
     "protocolDetectionTimeout connectTimeout outboundTrafficPolicy inboundTrafficPolicy proxyListenPort "
@@ -32,12 +32,12 @@ _WITHOUT_EFFECT = (
     "serviceScopeConfigs serviceSettings tcpKeepalive tlsDefaults verifyCertificateAtClient "
     "thriftConfig authPolicy rdsRefreshDelay enableSdsTokenMount"
 )
-"""Istio's other settings: no mistake, and nothing that this control plane does."""
+"""Istio settings that are valid and have no effect in this control plane."""
 
 _SWITCHES = {"values.global.mtls.auto": "enable_auto_mtls", "values.global.mtls.enabled": "mtls_enabled"}
 _PREFIX = "meshConfig."
 _MOST_DIGITS = 20
-"""Digits of the longest number in `--set`; Python reads none of over 4300."""
+"""Maximum number of digits in `--set`; Python parses at most 4300."""
 
 
 class OutboundPolicy(StrEnum):
@@ -65,7 +65,7 @@ class TlsVersion(StrEnum):
 def mesh_config(
     document: object, locate: Locate, base: MeshConfig | None = None, flaws: Sequence[Flaw] = ()
 ) -> tuple[MeshConfig, list[Problem]]:
-    """Read Istio's MeshConfig over `base`. It is not to be used if one of the problems is more than a notice."""
+    """Parse Istio's MeshConfig over `base`. If a problem is not a notice, do not use the result."""
     log = Log(locate, "mesh config")
     for path, what in flaws:
         log.add(path, what)
@@ -107,7 +107,7 @@ def _read(root: Field, base: MeshConfig) -> MeshConfig:
     config = replace(base, **{name: value for name, value in said.items() if value is not None})
     ports = (config.proxy_listen_port, config.proxy_inbound_listen_port, config.proxy_http_port)
     if taken := set(ports) & {ADMIN_PORT, HEALTH_PORT}:
-        root.refuse(f"port {min(taken)} is the sidecar's own, for its admin interface or its health")
+        root.refuse(f"port {min(taken)} is reserved for the sidecar's admin interface or health check")
     if len(set(ports)) < len(ports):
         root.refuse(
             f"proxyListenPort, proxyInboundListenPort and proxyHttpPort ({', '.join(map(str, ports))}) must differ"
@@ -116,7 +116,7 @@ def _read(root: Field, base: MeshConfig) -> MeshConfig:
 
 
 def _socket(field: Field) -> str | None:
-    """Read unix:///PATH, or unix:/PATH as Istio's documentation had it; an empty text takes back what was said."""
+    """Parse unix:///PATH, or unix:/PATH as in Istio's older documentation; an empty value resets it."""
     if field.value is None:
         return None
     text = field.text()
@@ -133,14 +133,14 @@ def _detection_timeout(field: Field) -> float | None:
     timeout = field.seconds()
     if timeout is not None and timeout < _LEAST_TIMEOUT:
         field.refuse(
-            "must be at least 1ms: with less Envoy would wait for ever for a client that lets the server speak first",
+            "must be at least 1ms: with less, Envoy would wait forever for a client of a server-first protocol",
             "the default is 1s",
         )
     return timeout
 
 
 def settings(assignments: Iterable[str], base: MeshConfig) -> tuple[MeshConfig, list[Problem]]:
-    """Read `--set KEY=VALUE` strings over `base`, in order. Here an unknown key is a mistake, not a notice."""
+    """Parse `--set KEY=VALUE` strings over `base`, in order. An unknown key is an error."""
     config = base
     problems: list[Problem] = []
     for assignment in assignments:
@@ -149,7 +149,7 @@ def settings(assignments: Iterable[str], base: MeshConfig) -> tuple[MeshConfig, 
         root = Field(_value(value), (), log)
         path = key.removeprefix(_PREFIX).split(".")
         if not equals or not key:
-            root.refuse("is not of the form KEY=VALUE", "values.global.mtls.auto=true")
+            root.refuse("is not of the form KEY=VALUE", "for example values.global.mtls.auto=true")
         elif key in _SWITCHES:
             on = root.boolean()
             switched: dict[str, Any] = {} if on is None else {_SWITCHES[key]: on}
@@ -161,7 +161,7 @@ def settings(assignments: Iterable[str], base: MeshConfig) -> tuple[MeshConfig, 
             problems += [replace(problem, notice=False) for problem in found]
         else:
             known = [*_SWITCHES, *(_PREFIX + name for name in _FIELDS.split())]
-            # What all of meshConfig's have in common is no likeness.
+            # Compare without the prefix that all keys of meshConfig share.
             alike = nearest(path[0], _FIELDS.split()) if key.startswith(_PREFIX) else nearest(key, _SWITCHES)
             hint = alike.replace("mean ", f"mean {_PREFIX}") if key.startswith(_PREFIX) else alike
             root.refuse(f"{key} is not a setting", hint or f"known: {', '.join(known)}")
@@ -170,9 +170,9 @@ def settings(assignments: Iterable[str], base: MeshConfig) -> tuple[MeshConfig, 
 
 
 def merged(document: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
-    """Write `--set` assignments into Istio's MeshConfig. What `settings` refuses must not get here.
+    """Merge `--set` assignments that `settings` accepts into Istio's MeshConfig.
 
-    `values.global.mtls.enabled` is no setting: it says what installing creates.
+    `values.global.mtls.enabled` is left out: it is an install switch, not a setting.
     """
     result = dict(document)
     for assignment in assignments:
@@ -184,22 +184,22 @@ def merged(document: Mapping[str, Any], assignments: Iterable[str]) -> dict[str,
     return result
 
 
-def _over(base: Any, said: Any) -> Any:
-    """Merge mappings, the second having the last word."""
-    if not (isinstance(base, dict) and isinstance(said, dict)):
-        return said
-    return base | {name: _over(base.get(name), value) for name, value in said.items()}
+def _over(base: Any, overlay: Any) -> Any:
+    """Merge mappings recursively; the second one wins."""
+    if not (isinstance(base, dict) and isinstance(overlay, dict)):
+        return overlay
+    return base | {name: _over(base.get(name), value) for name, value in overlay.items()}
 
 
 def _nested(path: list[str], value: object) -> object:
-    """Turn a path `a.b` and a value into `{"a": {"b": value}}`."""
+    """Return `{"a": {"b": value}}` for the path `a.b`."""
     for name in reversed(path):
         value = {name: value}
     return value
 
 
 def _value(text: str) -> object:
-    """Read a value as Helm does: true, a number, `{a,b}` for a list, else a string."""
+    """Parse a value as Helm does: a boolean, a number, `{a,b}` for a list, or a string."""
     if text in ("true", "false"):
         return text == "true"
     if len(text) <= _MOST_DIGITS and text.isdecimal():

@@ -1,4 +1,4 @@
-"""Rules for names, as Kubernetes has them: each says what is wrong with a name, or nothing."""
+"""Kubernetes' rules for names. Each function returns what is wrong with a name, or an empty string."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _QUALIFIED = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
 _TRUST_DOMAIN = re.compile(r"[a-z0-9]([-a-z0-9._]*[a-z0-9])?")
 
 _ADDRESS_LENGTH = 64
-"""Characters of the longest address: IPv6 in full, with the name of an interface."""
+"""Maximum length of an address: IPv6 in full, with an interface name."""
 
 _IS_LABEL = "is not a DNS label (a-z, 0-9 and '-', at most 63 characters, neither first nor last a '-')"
 
@@ -27,7 +27,7 @@ def service(name: str) -> str:
     """RFC 1035 label: services."""
     if wrong := label(name):
         return wrong
-    return "" if _SERVICE.fullmatch(name) else "does not begin with a letter, as a Service's name must"
+    return "" if _SERVICE.fullmatch(name) else "does not start with a letter, as the name of a Service must"
 
 
 def subdomain(name: str) -> str:
@@ -71,9 +71,9 @@ def address(text: str) -> str:
 
 
 def canonical(text: str) -> str:
-    """Return an IP address as everybody else writes it, an IPv4-mapped one as IPv4; any other text as it is.
+    """Return an IP address in canonical form, an IPv4-mapped address as IPv4; any other text unchanged.
 
-    Owners of addresses are compared as text, and Envoy takes all forms of an address for the same.
+    Owners of addresses are compared as text, while Envoy accepts every form of an address.
     """
     try:
         found = ipaddress.ip_address(text)
@@ -98,7 +98,7 @@ def trust_domain(name: str) -> str:
 
 
 def labels(field: Field) -> dict[str, str]:
-    """Read labels: of an object, or that select objects."""
+    """Parse labels of an object or a selector."""
     read: dict[str, str] = {}
     for key, entry in field.entries():
         if wrong := label_key(key):
@@ -108,14 +108,13 @@ def labels(field: Field) -> dict[str, str]:
 
 
 def selected(field: Field) -> dict[str, str] | None:
-    """Read an Istio selector; None if there is none.
+    """Parse an Istio selector; return None if it is absent.
 
-    Istio knows `matchLabels` only. To ignore anything else would widen what the object is for, so it is
-    refused.
+    Istio supports only `matchLabels`. Other fields are refused, because ignoring them would widen the selection.
     """
     if not field.mapping():
         return None
     for name in field.value or ():
         if name != "matchLabels":
-            field[str(name)].refuse("cannot select workloads", "only matchLabels can")
+            field[str(name)].refuse("is not supported in a selector", "write matchLabels")
     return labels(field["matchLabels"])

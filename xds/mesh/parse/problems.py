@@ -1,4 +1,4 @@
-"""A bounded list of problems: what one object or file can add to the log and to memory."""
+"""A bounded list of problems, to limit what one object or file can add to the log and to memory."""
 
 from __future__ import annotations
 
@@ -8,42 +8,42 @@ from xds.mesh.model.objects import Problem
 
 
 class Problems:
-    """The first problems that were added, and how many more there were.
+    """The first problems, and the number of the others.
 
-    Problems and notices are counted apart, so that notices cannot hide a problem.
+    Problems and notices have separate limits, so that notices cannot hide a problem.
     """
 
     def __init__(self, limit: int) -> None:
-        """Make an empty list.
+        """Create an empty list.
 
         Args:
-            limit: how many problems are kept, and how many notices.
+            limit: maximum number of problems, and of notices, in the list.
         """
         self._limit = limit
         self._kept: list[Problem] = []
         self._count = {False: 0, True: 0}
 
     def admit(self, *, notice: bool) -> bool:
-        """Count a problem; return whether it is to be kept. One that is not kept need not be made."""
+        """Count a problem; return whether there is room for it. If not, the caller need not create it."""
         self._count[notice] += 1
         return self._count[notice] <= self._limit
 
     def keep(self, problem: Problem) -> None:
-        """Keep a problem that `admit` has counted."""
+        """Add a problem that `admit` has counted."""
         self._kept.append(problem)
 
     def add(self, problems: Iterable[Problem]) -> None:
-        """Count problems, and keep them if there is room."""
+        """Add problems while there is room, and count all of them."""
         for problem in problems:
             if self.admit(notice=problem.notice):
                 self.keep(problem)
 
     def listed(self, where: str, subject: str = "") -> tuple[Problem, ...]:
-        """Return what is kept, then how many more there were.
+        """Return the first problems, then the number of the others.
 
         Args:
             where: place that the summary names.
-            subject: name of the object, if `where` is not that.
+            subject: name of the object, if `where` is another text.
         """
         summaries = []
         for notice, word, hint in (

@@ -1,4 +1,4 @@
-"""Kinds of Istio that would protect or route, and that nothing here enforces: whoever wrote an object of one must know."""
+"""Istio kinds that protect or route traffic and that this control plane does not enforce; it warns about them."""
 
 from __future__ import annotations
 
@@ -10,14 +10,18 @@ _WITHOUT_EFFECT = "it has no effect"
 
 @dataclass(frozen=True, slots=True)
 class Unenforced:
-    """A kind that is read only to say that it is not enforced."""
+    """A kind whose objects are read only to warn that they are not enforced."""
 
     name: str
+    """Kind."""
     group: str
+    """API group."""
     plural: str
+    """Plural in the API's paths."""
     versions: tuple[str, ...]
+    """Versions, any of which may be served."""
     consequence: str = _WITHOUT_EFFECT
-    """What it means that its objects are not enforced."""
+    """Consequence for traffic, as part of the warning."""
 
 
 _SECURITY = ("v1beta1", "v1")

@@ -1,1 +1,1 @@
-"""Decisions, as pure functions of the mesh: mTLS modes, DestinationRules, reachability, objects without effect."""
+"""Pure functions of the mesh: mTLS modes, DestinationRules, reachability, objects without effect."""

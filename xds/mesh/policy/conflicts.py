@@ -20,7 +20,7 @@ class Overridden(NamedTuple):
 
 
 def overridden(mesh: Mesh) -> Mapping[Ref, Overridden]:
-    """Return the policies that decide for no port although they apply to some, and overridden DestinationRules."""
+    """Return the policies that decide for no port that they apply to, and overridden DestinationRules."""
     return {**_authentication(mesh), **dict(_rules(mesh))}
 
 
@@ -53,7 +53,10 @@ def _only_inherits(mesh: Mesh, ref: Ref) -> bool:
 
 
 def _rules(mesh: Mesh) -> Iterator[tuple[Ref, Overridden]]:
-    """Yield overridden rules. Rules for the same host and clients in a namespace are merged; the oldest wins."""
+    """Yield overridden rules.
+
+    Rules for the same host and clients in a namespace are merged; the oldest wins.
+    """
     rules = [fact for fact in mesh.facts() if isinstance(fact, DestinationRule)]
     policies: dict[object, Ref] = {}
     subsets: dict[object, Ref] = {}

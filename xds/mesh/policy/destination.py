@@ -44,10 +44,10 @@ class ClientRule:
         return next((subset for subset in self.subsets if subset.name == name), None)
 
     def for_port(self, port: int, subset: str = "") -> TrafficPolicy:
-        """Return the settings for a service port and subset (`""`: the service as a whole); its `ports` is empty.
+        """Return the settings for a service port and subset (`""`: the service as a whole).
 
-        A port's entry replaces the whole policy of its level. A subset's fields override those of the service
-        one by one; a subset's entry for the port replaces all four.
+        The result's `ports` is empty. A port's entry replaces the whole policy of its level. A subset's
+        fields override those of the service one by one; a subset's entry for the port replaces all four.
         """
         base = _at_port(self.policy, port)
         chosen = self.subset(subset)
@@ -115,7 +115,7 @@ def _rules(mesh: Mesh, namespace: str, service: Service) -> Iterator[ClientRule]
 
 
 def _merge(rules: Iterable[ClientRule]) -> list[ClientRule]:
-    """Keep the rules with the most specific host, and merge those for the same clients; the first rule wins."""
+    """Keep the rules with the most specific host; merge those for the same clients, first rule first."""
     matching = list(rules)
     best = max((_specificity(rule.host) for rule in matching), default=None)
     merged: list[ClientRule] = []

@@ -1,4 +1,4 @@
-"""Entries of Services, EndpointSlices and Endpoints that are ignored because the address or port is not theirs."""
+"""Find entries of Services, EndpointSlices and Endpoints that are ignored: foreign addresses and ports."""
 
 from __future__ import annotations
 

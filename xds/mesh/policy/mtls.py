@@ -81,7 +81,10 @@ def ports_with_own_mode(mesh: Mesh, pod: Pod) -> tuple[int, ...]:
 
 
 def _peer_authentication(mesh: Mesh, pod: Pod, port: int) -> ModeDecision | None:
-    """Compose modes as Istio does: port over workload over namespace over mesh; the oldest object of a level counts."""
+    """Compose modes as Istio does: port over workload over namespace over mesh.
+
+    The oldest object of each level counts.
+    """
     levels = [level for level in _levels(mesh, pod) if level]
     if not levels:
         return None
@@ -106,7 +109,7 @@ def _alpha(mesh: Mesh, pod: Pod, port: int) -> ModeDecision:
 
 
 def _alpha_policies(mesh: Mesh, pod: Pod, port: int) -> Iterator[AuthenticationPolicy]:
-    """Yield v1alpha1 policies in Istio 1.5's order: for the service port, the service, the namespace, the mesh."""
+    """Yield v1alpha1 policies in Istio 1.5's order: service port, service, namespace, mesh."""
     exposed = mesh.exposure(pod, port)
     facts = mesh.in_namespace(exposed.service.namespace if exposed else pod.namespace)
     policies = facts.policies
@@ -135,7 +138,7 @@ def _alpha_policies(mesh: Mesh, pod: Pod, port: int) -> Iterator[AuthenticationP
 
 
 def served_mode(mesh: Mesh, pod: Pod, port: int) -> ModeDecision:
-    """Return the mode that a pod's listener is served: the desired mode, or an earlier one during a rollout."""
+    """Return the served mode of a pod's port: the desired mode, or an earlier one during a rollout."""
     desired = effective_mode(mesh, pod, port)
     now = mesh.served.modes.get((pod.ref, port))
     return desired if now is None else desired._replace(mode=now)
@@ -235,7 +238,7 @@ def decide_for(
 def sends_mtls(
     mesh: Mesh, rule: ClientRule | None, port: ServicePort, endpoint: Endpoint, subset: str = ""
 ) -> bool:
-    """Whether these clients are served mutual TLS: what `decide_for` returns, or an earlier mode during a rollout."""
+    """Whether these clients are served mutual TLS: as `decide_for`, or as before during a rollout."""
     decision = decide_for(mesh, rule, port, endpoint, subset)
     if mesh.served.mtls and endpoint.pod and decision.reason in _BY_ENDPOINT:
         now = mesh.served.mtls.get((endpoint.pod.ref, endpoint.port))

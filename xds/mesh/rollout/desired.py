@@ -28,8 +28,8 @@ def wanted_of(mesh: Mesh, service: Service) -> Iterator[tuple[PortKey, Want]]:
             server = endpoint_mode(mesh, endpoint)
             if server and endpoint.pod:
                 mtls = mesh.config.enable_auto_mtls and server.mode is not Mode.DISABLE
-                because = mesh.get(server.decided_by)
-                immediate = bool(because) and because.meta.annotations.get(ROLLOUT) == "immediate"  # type: ignore[union-attr]
+                policy = mesh.get(server.decided_by)
+                immediate = bool(policy) and policy.meta.annotations.get(ROLLOUT) == "immediate"  # type: ignore[union-attr]
                 want = Want(
                     server.mode,
                     Send.MTLS if mtls else Send.PLAINTEXT,
