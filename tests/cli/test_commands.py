@@ -108,7 +108,7 @@ def test_reach_as_a_table_has_a_line_for_each_hop(folder: Path) -> None:
     result = xds("reach", "--manifests", folder)
     assert result.exit_code == 0
     header, *lines = result.stdout.splitlines()
-    assert header.split() == ["CLIENT", "SERVICE", "ENDPOINT", "OUTCOME", "REASON", "DECIDED BY"]
+    assert header.split() == ["CLIENT", "SERVICE", "ENDPOINT", "OUTCOME", "REASON", "DECIDED", "BY"]
     assert len(lines) == 4
     [line] = [line for line in lines if line.startswith("client.shop")]
     assert line.split() == (
@@ -255,7 +255,7 @@ def test_notices_do_not_drown_the_rest(folder: Path) -> None:
     (folder / "maps.yaml").write_text("---\n".join([*maps, BAD]))
     lines = xds("reach", "--manifests", folder).stderr.splitlines()
     assert len(lines) == 22
-    assert lines[0].endswith("notice: kind ConfigMap c0 is passed over")
+    assert lines[0].endswith("notice: kind ConfigMap c0 is ignored")
     assert "problem: Service shop/bad" in lines[-2]
     assert lines[-1] == "... and 80 more notices"
 

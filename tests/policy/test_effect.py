@@ -123,7 +123,7 @@ INEFFECTIVE: dict[str, tuple[list[Fact], str]] = {
         [pod("x", ROOT), peer(ROOT, "STRICT", app="x")],
         (
             "PeerAuthentication istio-system/default: a selector in the root namespace istio-system selects nothing, so it "
-            "has no effect (leave the selector out to apply it to the whole mesh, or move it to the workload's namespace)"
+            "has no effect (remove the selector to apply it to the whole mesh, or move it to the workload's namespace)"
         ),
     ),
     "a port of the Service where the workload's should be": (

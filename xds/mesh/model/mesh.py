@@ -208,7 +208,7 @@ class Mesh:
                     # clusterIP.
                     yield from self._listing(fact)
 
-    # --- lookups -----------------------------------------------------------------------------------------------------
+    # --- lookups ---------------------------------------------------------------------------------
 
     def in_namespace(self, namespace: str, *, given: bool = False) -> NamespaceFacts:
         """Return the facts of a namespace; with `given`, without default objects."""
@@ -294,7 +294,7 @@ class Mesh:
         """Return the cache from before the last change that affected the service, as a fallback."""
         return self._before.get((service.namespace, service.name), {})
 
-    # --- endpoints ---------------------------------------------------------------------------------------------------
+    # --- endpoints -------------------------------------------------------------------------------
 
     def endpoints(self, service: Service, port: ServicePort) -> tuple[Endpoint, ...]:
         """Return the endpoints of a service port: from EndpointSlices or Endpoints, else from the selector.

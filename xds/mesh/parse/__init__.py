@@ -1,6 +1,7 @@
 """Parse kubectl-shaped objects into facts and problems. Only this package knows YAML field names.
 
-It does no I/O: its callers read files or an API server, and pass a function that locates a path in the document.
+It does no I/O: its callers read files or an API server, and pass a function that locates a path in the
+document.
 """
 
 from __future__ import annotations
@@ -184,7 +185,8 @@ def parse(
         document: the document as plain values.
         locate: returns the place of a path in the document.
         flaws: problems of the document's text, such as duplicate keys.
-        served: whether the document comes from an API server. Unknown fields of built-in kinds are then accepted,
+        served: whether the document comes from an API server. Unknown fields of built-in kinds are then
+        accepted,
             because the API server may be newer than this program.
     """
     return list(_objects(Field(document, (), Log(locate)), flaws, served=served))

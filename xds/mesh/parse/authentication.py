@@ -193,7 +193,7 @@ def mesh_policy_fail_closed(meta: Meta, _: Fact | None, log: Log) -> FailClosed:
 
 
 def peer_authentication_fail_closed(meta: Meta, read: Fact | None, log: Log) -> FailClosed:
-    """Return what replaces a refused PeerAuthentication: STRICT for the pods it selects, or for its namespace.
+    """Return what replaces a refused PeerAuthentication: STRICT for its pods, or for its namespace.
 
     All ports of these pods are STRICT, including ports for which the object sets another mode.
     """

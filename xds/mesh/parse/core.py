@@ -184,7 +184,8 @@ def pod(obj: Field, meta: Meta) -> Pod:
     app_address = names.canonical(application.name(names.address)) or "127.0.0.1"
     if interception is Interception.NONE and address == app_address:
         (application or status["podIP"]).refuse(
-            f"{address} is the address of both the pod and its application: the sidecar would send requests to itself",
+            f"{address} is the address of both the pod and its application: "
+            "the sidecar would send requests to itself",
             f"let the application listen on another address, and set the annotation {APP_ADDRESS} to it",
         )
     return Pod(

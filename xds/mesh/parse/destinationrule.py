@@ -27,7 +27,7 @@ _NOT_TLS = {"connectionPool", "outlierDetection", "loadBalancer"}
 """Parts of a traffic policy that do not affect encryption."""
 _LABELS = {"labels", "matchLabels"}
 """Mappings with arbitrary keys."""
-_LEAST_TIMEOUT = 0.001
+_MIN_TIMEOUT = 0.001
 _MAX_KEEPALIVE = 2**31 // 3600 * 3600.0
 """Maximum in seconds: the kernel's setting is a 32-bit integer."""
 
@@ -184,15 +184,15 @@ def _connection_pool(field: Field) -> ConnectionPool | None:
     upgrade = http["h2UpgradePolicy"].choice(UpgradePolicy)
     return ConnectionPool(
         max_connections=_set(tcp["maxConnections"]),
-        connect_timeout=tcp["connectTimeout"].seconds(_LEAST_TIMEOUT),
+        connect_timeout=tcp["connectTimeout"].seconds(_MIN_TIMEOUT),
         tcp_keepalive=(
             _set(keepalive["probes"]),
-            keepalive["time"].seconds(most=_MAX_KEEPALIVE),
-            keepalive["interval"].seconds(most=_MAX_KEEPALIVE),
+            keepalive["time"].seconds(maximum=_MAX_KEEPALIVE),
+            keepalive["interval"].seconds(maximum=_MAX_KEEPALIVE),
         )
         if keepalive
         else None,
-        max_connection_duration=tcp["maxConnectionDuration"].seconds(_LEAST_TIMEOUT),
+        max_connection_duration=tcp["maxConnectionDuration"].seconds(_MIN_TIMEOUT),
         tcp_idle_timeout=tcp["idleTimeout"].seconds(),
         http1_max_pending_requests=_set(http["http1MaxPendingRequests"]),
         http2_max_requests=_set(http["http2MaxRequests"]),
@@ -223,8 +223,8 @@ def _outlier_detection(field: Field) -> OutlierDetection | None:
         consecutive_gateway_errors=field["consecutiveGatewayErrors"].integer(),
         consecutive_local_origin_failures=field["consecutiveLocalOriginFailures"].integer(),
         split_external_local_origin_errors=field["splitExternalLocalOriginErrors"].boolean() or False,
-        interval=field["interval"].seconds(_LEAST_TIMEOUT),
-        base_ejection_time=field["baseEjectionTime"].seconds(_LEAST_TIMEOUT),
+        interval=field["interval"].seconds(_MIN_TIMEOUT),
+        base_ejection_time=field["baseEjectionTime"].seconds(_MIN_TIMEOUT),
         max_ejection_percent=field["maxEjectionPercent"].integer(0, 100),
         min_health_percent=field["minHealthPercent"].integer(0, 100),
     )

@@ -77,7 +77,7 @@ def _slice_addresses(field: Field, namespace: str, family: AddressType | None) -
             item["addresses"].refuse("is required")
         addresses = [_address(address, family) for address in item["addresses"].items()]
         if addresses and not terminating:
-            # All addresses of one endpoint reach the same pod, and Kubernetes' own consumers use the first.
+            # All addresses of an endpoint reach the same pod. Kubernetes itself uses the first.
             yield EndpointAddress(
                 address=addresses[0],
                 ready=ready is not False,
@@ -91,12 +91,12 @@ def _slice_addresses(field: Field, namespace: str, family: AddressType | None) -
 def _address(field: Field, family: AddressType | None) -> str:
     text = field.name(names.address)
     if not names.address(text) and family and f"IPv{ipaddress.ip_address(text).version}" != family:
-        field.refuse(f"{shown(text)} is no {family} address, as addressType says")
+        field.refuse(f"{shown(text)} is not an {family} address, as addressType requires")
     return names.canonical(text)
 
 
 def _target_pod(field: Field, namespace: str) -> Ref | None:
-    """Read the Pod that an address belongs to."""
+    """Parse the Pod that an address belongs to."""
     field.mapping("apiVersion fieldPath kind name namespace resourceVersion uid")
     if field["kind"].text() != "Pod":
         return None
@@ -120,6 +120,6 @@ def _endpoint_ports(field: Field) -> Iterator[EndpointPort]:
 
 
 def endpoints_fail_closed(meta: Meta, _: Fact | None, _log: Log) -> FailClosed | None:
-    """Return what applies instead of refused endpoints, whose Service has unknown ports."""
+    """Return what replaces refused endpoints, whose Service has unknown ports."""
     owner = meta.ref.name if meta.ref.kind == "Endpoints" else meta.labels.get(SERVICE_NAME_LABEL, "")
     return unknown_service(meta, owner) if owner else None

@@ -1,7 +1,7 @@
 """Replacements for refused objects that have no earlier valid version.
 
-A STRICT policy with a typo must not leave its pods open: a refused policy is STRICT for the scope that could be parsed.
-ADR 0017 gives the reasons.
+A STRICT policy with a typo must not leave its pods open: a refused policy is STRICT for the scope that could
+be parsed. ADR 0017 gives the reasons.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class FailClosed(NamedTuple):
 
 
 def oldest(meta: Meta, log: Log) -> Meta:
-    """Return an object's metadata; with an invalid creation time, as the oldest, so that it wins conflicts."""
+    """Return an object's metadata, as the oldest object if its creation time is invalid."""
     if log.is_readable("metadata", "creationTimestamp"):
         return meta
     return replace(meta, created=datetime.min.replace(tzinfo=UTC))

@@ -1,4 +1,4 @@
-"""Mesh-wide settings in Istio's words: MeshConfig from a file, and the install switches of `--set`."""
+"""Parse mesh-wide settings: Istio's MeshConfig, and `--set` assignments."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from xds.mesh.parse.reading import Field, Flaw, Locate, Log, nearest, shown
 
 _MAX_SOCKET_LENGTH = 107  # what fits into the kernel's sockaddr_un
 _SOCKET = re.compile(rf"(?=.{{2,{_MAX_SOCKET_LENGTH}}}$)/[A-Za-z0-9._/@+-]*[A-Za-z0-9._@+-]")
-_LEAST_TIMEOUT = 0.001
+_MIN_TIMEOUT = 0.001
 """Seconds. Envoy treats a shorter timeout as 0."""
 _FIELDS = (
     "enableAutoMtls trustDomain trustDomainAliases rootNamespace defaultDestinationRuleExportTo "
@@ -36,7 +36,7 @@ _WITHOUT_EFFECT = (
 
 _SWITCHES = {"values.global.mtls.auto": "enable_auto_mtls", "values.global.mtls.enabled": "mtls_enabled"}
 _PREFIX = "meshConfig."
-_MOST_DIGITS = 20
+_MAX_DIGITS = 20
 """Maximum number of digits in `--set`; Python parses at most 4300."""
 
 
@@ -95,7 +95,7 @@ def _read(root: Field, base: MeshConfig) -> MeshConfig:
         "root_namespace": root["rootNamespace"].name(names.label) or None,
         "default_destination_rule_export_to": export_to(root["defaultDestinationRuleExportTo"]) or None,
         "protocol_detection_timeout": _detection_timeout(root["protocolDetectionTimeout"]),
-        "connect_timeout": root["connectTimeout"].seconds(_LEAST_TIMEOUT),
+        "connect_timeout": root["connectTimeout"].seconds(_MIN_TIMEOUT),
         "allow_any_outbound": outbound and outbound is OutboundPolicy.ALLOW_ANY,
         "passthrough_inbound": inbound and inbound is InboundPolicy.PASSTHROUGH,
         "proxy_listen_port": root["proxyListenPort"].integer(1, 65535),
@@ -110,7 +110,8 @@ def _read(root: Field, base: MeshConfig) -> MeshConfig:
         root.refuse(f"port {min(taken)} is reserved for the sidecar's admin interface or health check")
     if len(set(ports)) < len(ports):
         root.refuse(
-            f"proxyListenPort, proxyInboundListenPort and proxyHttpPort ({', '.join(map(str, ports))}) must differ"
+            "proxyListenPort, proxyInboundListenPort and proxyHttpPort "
+            f"({', '.join(map(str, ports))}) must differ"
         )
     return config
 
@@ -123,7 +124,8 @@ def _socket(field: Field) -> str | None:
     path = text.removeprefix("unix:").removeprefix("//")
     if text and (not text.startswith("unix:") or not _SOCKET.fullmatch(path)):
         field.refuse(
-            f"{shown(text)} is not unix:///PATH with the path of a socket (at most {_MAX_SOCKET_LENGTH} characters)"
+            f"{shown(text)} is not unix:///PATH with the path of a socket "
+            f"(at most {_MAX_SOCKET_LENGTH} characters)"
         )
         return None
     return path
@@ -131,9 +133,10 @@ def _socket(field: Field) -> str | None:
 
 def _detection_timeout(field: Field) -> float | None:
     timeout = field.seconds()
-    if timeout is not None and timeout < _LEAST_TIMEOUT:
+    if timeout is not None and timeout < _MIN_TIMEOUT:
         field.refuse(
-            "must be at least 1ms: with less, Envoy would wait forever for a client of a server-first protocol",
+            "must be at least 1ms: with less, Envoy would wait forever "
+            "for a client of a server-first protocol",
             "the default is 1s",
         )
     return timeout
@@ -202,7 +205,7 @@ def _value(text: str) -> object:
     """Parse a value as Helm does: a boolean, a number, `{a,b}` for a list, or a string."""
     if text in ("true", "false"):
         return text == "true"
-    if len(text) <= _MOST_DIGITS and text.isdecimal():
+    if len(text) <= _MAX_DIGITS and text.isdecimal():
         return int(text)
     if text.startswith("{") and text.endswith("}"):
         return [item.strip() for item in text[1:-1].split(",") if item.strip()]

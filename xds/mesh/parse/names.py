@@ -110,7 +110,8 @@ def labels(field: Field) -> dict[str, str]:
 def selected(field: Field) -> dict[str, str] | None:
     """Parse an Istio selector; return None if it is absent.
 
-    Istio supports only `matchLabels`. Other fields are refused, because ignoring them would widen the selection.
+    Istio supports only `matchLabels`. Other fields are refused, because ignoring them would widen the
+    selection.
     """
     if not field.mapping():
         return None

@@ -1,8 +1,8 @@
-"""Reading kubectl-shaped values: every complaint says where, what, and what to write instead.
+"""Read kubectl-shaped values. Every problem says where it is, what is wrong, and what to write instead.
 
-A `Field` is a value and the path that led to it. Asked to be what it should be, it either is, or says on its
-`Log` why not and gives a harmless default, so that all that is wrong with an object is found in one reading;
-an object with a refusal on its log never becomes a fact.
+A `Field` is a value with its path. Its methods return the value in the expected type; on a mismatch they add
+a problem to the `Log` and return a harmless default. One pass therefore finds all problems of an object. An
+object with a refusal in its log never becomes a fact.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from xds.mesh.parse.problems import Problems
 
 Path: TypeAlias = tuple[str | int, ...]
 Locate: TypeAlias = Callable[[Path], str]
-"""Where a path of the document is: `FILE:LINE`, or a name where there is no file."""
+"""Returns the place of a path in the document: `FILE:LINE`, or the object's name without a file."""
 Flaw: TypeAlias = tuple[Path, str]
-"""Something wrong with the text at a path, such as a key that is there twice."""
+"""A path and a problem of the document's text there, such as a duplicate key."""
 
 E = TypeVar("E", bound=StrEnum)
 
@@ -30,41 +30,39 @@ _DURATION_PART = r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:h|ms|m|s|us|µs|ns)"
 _PART = re.compile(_DURATION_PART)
 _DURATION = re.compile(f"(?:{_DURATION_PART})+")
 _SECONDS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
-_SHOWN = 60
-"""How much of a wrong value a message repeats."""
-_SHOWN_KEY = 100
-"""How much of a key a message repeats."""
-_SHOWN_BITS = 3000
-"""Size of the largest number that a message repeats; Python refuses to write numbers of over 4300 digits."""
+_MAX_SHOWN = 60
+"""Maximum length of a value in a message."""
+_MAX_SHOWN_KEY = 100
+"""Maximum length of a key in a message."""
+_MAX_SHOWN_BITS = 3000
+"""Maximum size of a number in a message, in bits; Python cannot format numbers with over 4300 digits."""
 
 MAX_PROBLEMS = 10
-"""How many problems are listed for one object, and how many notices: a tenant's object must not fill the
-log."""
+"""Maximum number of problems, and of notices, per object: a tenant's object must not fill the log."""
 MAX_UNKNOWN = 3
-"""How many unknown fields of one mapping are listed one by one; the others are counted in one problem."""
+"""Maximum number of unknown fields of a mapping that are listed one by one; one problem counts the others."""
 MAX_SUGGESTIONS = 5
-"""How many unknown words of one object are compared with the known ones, which takes up to a millisecond
-each."""
+"""Maximum number of unknown words per object for which a suggestion is computed, at up to 1 ms each."""
 MAX_SUGGESTION_LENGTH = 64
-"""Characters of the longest word that is compared: comparing takes time by the square of the length."""
+"""Maximum length of a word for which a suggestion is computed; the time grows with its square."""
 MAX_DURATION_LENGTH = 64
-"""Characters of the longest duration that is read; all units with nine digits each have fewer."""
+"""Maximum length of a duration. All units with nine digits each are shorter."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Say which known word was probably meant: `did you mean ...?`, or nothing.
+    """Return `did you mean ...?` with the most similar known word, or an empty string.
 
-    A word of more than MAX_SUGGESTION_LENGTH characters is not compared.
+    Words over MAX_SUGGESTION_LENGTH characters get no suggestion.
     """
     if len(word) > MAX_SUGGESTION_LENGTH:
         return ""
     spelled = {candidate.lower(): candidate for candidate in known}
-    found = difflib.get_close_matches(word.lower(), spelled, n=1, cutoff=0.65)
-    return f"did you mean {spelled[found[0]]}?" if found else ""
+    matches = difflib.get_close_matches(word.lower(), spelled, n=1, cutoff=0.65)
+    return f"did you mean {spelled[matches[0]]}?" if matches else ""
 
 
 def shown(value: object) -> str:
-    """Show a wrong value, as YAML would say it and not at length."""
+    """Return a short representation of a value for messages, in YAML's terms."""
     match value:
         case Mapping():
             return "a mapping"
@@ -72,16 +70,16 @@ def shown(value: object) -> str:
             return "a list"
         case None | bool():
             return {None: "null", True: "true", False: "false"}[value]
-        case str() if len(value) > _SHOWN:
-            return repr(value[:_SHOWN])[:_SHOWN] + "..."
-        case int() if value.bit_length() > _SHOWN_BITS:
+        case str() if len(value) > _MAX_SHOWN:
+            return repr(value[:_MAX_SHOWN])[:_MAX_SHOWN] + "..."
+        case int() if value.bit_length() > _MAX_SHOWN_BITS:
             return f"a number of {value.bit_length()} bits"
     text = repr(value)
-    return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
+    return text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "..."
 
 
 def dotted(path: Path) -> str:
-    """Write a path as people do: `spec.ports[0].name`. Long keys are cut."""
+    """Format a path like kubectl: `spec.ports[0].name`. Long keys are cut."""
     text = ""
     for step in path:
         if isinstance(step, int):
@@ -96,64 +94,64 @@ def dotted(path: Path) -> str:
 
 
 def _cut_key(key: str) -> str:
-    return key if len(key) <= _SHOWN_KEY else f"{key[:_SHOWN_KEY]}..."
+    return key if len(key) <= _MAX_SHOWN_KEY else f"{key[:_MAX_SHOWN_KEY]}..."
 
 
-LONGEST = 2562047 * 3600.0
-"""Seconds of the longest duration that Go, and so Kubernetes and Envoy, can hold: 2^63 ns in whole hours."""
+MAX_DURATION = 2562047 * 3600.0
+"""Maximum duration in seconds that Go, and so Kubernetes and Envoy, can represent: 2^63 ns in whole hours."""
 
 
 class Log:
-    """What was found wrong with one object, in order; at most MAX_PROBLEMS are listed, and as many notices."""
+    """The problems of one object, in order: at most MAX_PROBLEMS, and as many notices."""
 
     def __init__(self, locate: Locate, subject: str = "", root: Path = ()) -> None:
         self.locate = locate
         self.root = root
         """Path of the object in its document."""
         self.subject = subject
-        """The object's name, once it is known."""
+        """Name of the object; empty until it is parsed."""
         self.any_field = False
-        """Whether fields that are not known are no mistake."""
+        """Whether unknown fields are accepted."""
         self.refusals: list[Path] = []
-        """Paths in the object of what makes it unusable."""
+        """Paths in the object of the problems that make it invalid."""
         self._problems = Problems(MAX_PROBLEMS)
         self._suggestions = MAX_SUGGESTIONS
 
     @property
     def problems(self) -> list[Problem]:
-        """The first problems, then how many more there were."""
+        """The first problems, then the number of the others."""
         where = self.locate(())
         return [*self._problems.listed(where, "" if self.subject == where else self.subject)]
 
     @property
     def refused(self) -> bool:
-        """Whether the object cannot be used."""
+        """Whether the object is invalid."""
         return bool(self.refusals)
 
     def is_readable(self, *path: str | int) -> bool:
-        """Whether nothing was refused at a path, above it or below it."""
-        return not any(at[: len(path)] == path[: len(at)] for at in self.refusals)
+        """Whether nothing is refused at a path, above it or below it."""
+        return not any(refused[: len(path)] == path[: len(refused)] for refused in self.refusals)
 
     def only_refused_below(self, *paths: Path) -> bool:
-        """Whether everything that was refused is at or below one of these paths."""
-        return all(any(at[: len(path)] == path for path in paths) for at in self.refusals)
+        """Whether every refusal is at or below one of these paths."""
+        return all(any(refused[: len(path)] == path for path in paths) for refused in self.refusals)
 
     def add(
         self, path: Path, what: str, hint: str = "", *, notice: bool = False, warning: bool = False
     ) -> None:
-        """Note something about a path. A notice or a warning does not make the object unusable."""
+        """Add a problem at a path. A notice or a warning does not make the object invalid."""
         if not notice and not warning:
             self.refusals.append(path[len(self.root) :])
         if not self._problems.admit(notice=notice):
             return
         where = self.locate(path)
         subject = "" if self.subject == where else self.subject
-        words = ": ".join(part for part in (subject, dotted(path)) if part)
-        joint = " " if path else ": " if words else ""
-        self._problems.keep(Problem(where=where, what=words + joint + what, hint=hint, notice=notice))
+        prefix = ": ".join(part for part in (subject, dotted(path)) if part)
+        separator = " " if path else ": " if prefix else ""
+        self._problems.keep(Problem(where=where, what=prefix + separator + what, hint=hint, notice=notice))
 
     def nearest(self, word: object, known: Iterable[str]) -> str:
-        """Say which known word was probably meant, for the first MAX_SUGGESTIONS words of an object."""
+        """Like `nearest`, for the first MAX_SUGGESTIONS unknown words of an object."""
         if not isinstance(word, str) or self._suggestions <= 0:
             return ""
         self._suggestions -= 1
@@ -162,56 +160,60 @@ class Log:
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """A value of an object. `null` is the same as absent, as it is in Kubernetes."""
+    """A value in an object. As in Kubernetes, `null` is the same as absent."""
 
     value: Any
+    """The value."""
     path: Path
+    """Path of the value in its document."""
     log: Log
+    """Log of the object."""
 
     def __getitem__(self, name: str) -> Field:
-        """Return a field of this mapping; absent if this is none."""
+        """Return a field of this mapping; an absent field if this is not a mapping."""
         value = self.value.get(name) if isinstance(self.value, Mapping) else None
         return Field(value, (*self.path, name), self.log)
 
     def __bool__(self) -> bool:
-        """Whether it is there."""
+        """Whether the value is present."""
         return self.value is not None
 
     def has(self, name: str) -> bool:
-        """Whether the mapping names a field at all, be it as null."""
+        """Whether the mapping contains a field, even as null."""
         return isinstance(self.value, Mapping) and name in self.value
 
     def refuse(self, what: str, hint: str = "") -> None:
-        """Note why the object cannot be used."""
+        """Add a problem that makes the object invalid."""
         self.log.add(self.path, what, hint)
 
     def notice(self, what: str, hint: str = "") -> None:
-        """Note something that is passed over."""
+        """Add a notice: something is ignored."""
         self.log.add(self.path, what, hint, notice=True)
 
     def warn(self, what: str, hint: str = "") -> None:
-        """Note something that the author of the object has to know, though the object is not refused."""
+        """Add a warning: the object is valid, but its author should know."""
         self.log.add(self.path, what, hint, warning=True)
 
     def required(self) -> Field:
-        """Refuse the object if this is absent, or an empty string, which Kubernetes takes for the same."""
+        """Refuse the object if the value is absent or, as in Kubernetes, an empty string."""
         if self.value is None or self.value == "":
             self.refuse("is required")
         return self
 
-    def _wants(self, what: str, hint: str = "") -> None:
+    def _expected(self, what: str, hint: str = "") -> None:
         self.refuse(f"must be {what}, not {shown(self.value)}", hint)
 
     def mapping(self, known: str = "", *, strict: bool = False) -> Field:
-        """Expect a mapping of these fields (of any, if none are named); others are pointed out and ignored.
+        """Expect a mapping. Unknown fields are ignored with a notice.
 
-        `strict`: others are refused. So it must be where leaving out what was meant would open what was to be
-        closed.
+        Args:
+            known: names of known fields, separated by spaces; empty to accept any.
+            strict: whether unknown fields are refused. Required where ignoring a field could weaken security.
         """
         if self.value is None:
             return self
         if not isinstance(self.value, Mapping):
-            self._wants("a mapping")
+            self._expected("a mapping")
             return Field(None, self.path, self.log)
         words = known.split()
         if not words or (self.log.any_field and not strict):
@@ -234,11 +236,11 @@ class Field:
         return self
 
     def items(self) -> Iterator[Field]:
-        """Expect a list; yield its members."""
+        """Expect a list; yield its items."""
         if self.value is None:
             return
         if not isinstance(self.value, list):
-            self._wants("a list", f"put '- ' before what {dotted(self.path[-1:])} has")
+            self._expected("a list", f"start each item of {dotted(self.path[-1:])} with '- '")
             return
         for index, value in enumerate(self.value):
             item = Field(value, (*self.path, index), self.log)
@@ -248,7 +250,7 @@ class Field:
                 yield item
 
     def entries(self) -> Iterator[tuple[str, Field]]:
-        """Expect a mapping whose keys are the user's; yield it."""
+        """Expect a mapping with arbitrary keys; yield its entries."""
         for name in self.mapping().value or ():
             yield str(name), Field(self.value[name], (*self.path, str(name)), self.log)
 
@@ -258,11 +260,11 @@ class Field:
             return default
         if isinstance(self.value, str):
             return self.value
-        self._wants("a string", "" if isinstance(self.value, Mapping | list) else "put it in quotes")
+        self._expected("a string", "" if isinstance(self.value, Mapping | list) else "put it in quotes")
         return default
 
     def name(self, check: Callable[[str], str], default: str = "") -> str:
-        """Expect a string that a rule for names (which says what is wrong) has nothing against, or an empty one."""
+        """Expect a name that `check` accepts (it returns what is wrong), or an empty string."""
         text = self.text(default)
         if text and isinstance(self.value, str) and (wrong := check(text)):
             self.refuse(f"{shown(text)} {wrong}")
@@ -272,16 +274,16 @@ class Field:
         """Expect true or false."""
         if self.value is None or isinstance(self.value, bool):
             return self.value
-        self._wants("true or false", "without quotes" if self.value in ("true", "false") else "")
+        self._expected("true or false", "without quotes" if self.value in ("true", "false") else "")
         return None
 
     def integer(self, low: int = 0, high: int = 2**32 - 1) -> int | None:
-        """Expect a whole number in a range."""
+        """Expect an integer in a range."""
         if self.value is None:
             return None
         if isinstance(self.value, bool) or not isinstance(self.value, int) or not low <= self.value <= high:
             quoted = isinstance(self.value, str) and self.value.isdecimal()
-            self._wants(f"a number from {low} to {high}", "without quotes" if quoted else "")
+            self._expected(f"a number from {low} to {high}", "without quotes" if quoted else "")
             return None
         return self.value
 
@@ -289,7 +291,7 @@ class Field:
         """Expect a port number."""
         return self.integer(1, 65535) or 1
 
-    def seconds(self, least: float = 0.0, most: float = LONGEST) -> float | None:
+    def seconds(self, minimum: float = 0.0, maximum: float = MAX_DURATION) -> float | None:
         """Expect a duration such as `10s`, `500ms` or `1h30m`; return seconds."""
         if self.value is None:
             return None
@@ -299,22 +301,22 @@ class Field:
             return None
         if not _DURATION.fullmatch(text):
             number = isinstance(self.value, int) and not isinstance(self.value, bool)
-            self._wants("a duration such as 10s or 500ms", f"write {shown(self.value)}s" if number else "")
+            self._expected("a duration such as 10s or 500ms", f"write {shown(self.value)}s" if number else "")
             return None
         total = sum(
             float(part.rstrip("hmsuµn")) * _SECONDS[part.lstrip("0123456789.")]
             for part in _PART.findall(text)
         )
-        if total < least:
-            self.refuse(f"must be at least {round(least * 1000)}ms, not {text}")
+        if total < minimum:
+            self.refuse(f"must be at least {round(minimum * 1000)}ms, not {text}")
             return None
-        if total > most:
-            self.refuse(f"must be at most {round(most / 3600)}h, not {shown(text)}")
+        if total > maximum:
+            self.refuse(f"must be at most {round(maximum / 3600)}h, not {shown(text)}")
             return None
         return total
 
     def choice(self, known: type[E], hint: str = "") -> E | None:
-        """Expect one of an enumeration's words."""
+        """Expect a value of an enumeration."""
         if self.value is None:
             return None
         words = [word.value for word in known]

@@ -1,4 +1,4 @@
-"""Istio kinds that protect or route traffic and that this control plane does not enforce; it warns about them."""
+"""Istio kinds that this control plane does not enforce; it warns about their objects."""
 
 from __future__ import annotations
 

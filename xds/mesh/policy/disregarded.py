@@ -30,7 +30,8 @@ def disregarded(mesh: Mesh) -> Iterator[Disregarded]:
 def _of(mesh: Mesh, service: Service) -> Iterator[Disregarded]:
     for address in service.addresses:
         if not mesh.may_answer(service, address):
-            what = f"clusterIP {address} belongs to {_owners(mesh, address)}: traffic to it is not sent to this Service"
+            owners = _owners(mesh, address)
+            what = f"clusterIP {address} belongs to {owners}: traffic to it is not sent to this Service"
             yield Disregarded(service.ref, "AddressNotOwned", what)
     for port in service.ports:
         for listed in mesh.listed(service, port):
@@ -38,7 +39,8 @@ def _of(mesh: Mesh, service: Service) -> Iterator[Disregarded]:
         for endpoint in mesh.endpoints(service, port):
             if is_closed(mesh, endpoint):
                 what = (
-                    f"port {port.port} leads to port {endpoint.port}, which is the sidecar's own and not served: "
+                    f"port {port.port} leads to port {endpoint.port}, "
+                    "which is the sidecar's own and not served: "
                     "let the application listen on another port"
                 )
                 yield Disregarded(service.ref, "PortOfSidecar", what)

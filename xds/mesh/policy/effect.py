@@ -112,7 +112,7 @@ def _capped(owner: Object, found: Iterable[_Finding]) -> Iterator[_Finding]:
         yield _problem(owner, f"{more} more of its parts have no effect")
 
 
-# --- one namespace ---------------------------------------------------------------------------------------------------
+# --- one namespace ------------------------------------------------------------------------------
 
 
 def _in_namespace(facts: NamespaceFacts, *, is_root: bool) -> Iterator[_Finding]:
@@ -138,7 +138,7 @@ def _peer_authentication(
             yield _problem(
                 pa,
                 f"a selector in the root namespace {pa.namespace} selects nothing, so it has no effect",
-                "leave the selector out to apply it to the whole mesh, or move it to the workload's namespace",
+                "remove the selector to apply it to the whole mesh, or move it to the workload's namespace",
             )
         return
     selected = facts.selected(pa.selector) if pa.selector else facts.pods.values()
@@ -188,8 +188,8 @@ def _ports(facts: NamespaceFacts, pa: PeerAuthentication, pods: list[Pod]) -> It
             )
             yield _problem(
                 pa,
-                f"portLevelMtls {number}: no selected pod declares port {number} and no Service leads to it, so it has no "
-                "effect unless the application listens there undeclared",
+                f"portLevelMtls {number}: no selected pod declares port {number} and no Service leads to it, "
+                "so it has no effect unless the application listens there undeclared",
                 hint,
             )
 
@@ -234,8 +234,8 @@ def _service(facts: NamespaceFacts, service: Service) -> Iterator[_Finding]:
             declared = dict.fromkeys(f"{p.name} ({p.port})" for pod in pods for p in pod.ports if p.name)
             yield _problem(
                 service,
-                f"targetPort {port.target}: no container of its pods declares a port of this name, so port {port.port} "
-                "has no endpoints",
+                f"targetPort {port.target}: no container of its pods declares a port of this name, "
+                f"so port {port.port} has no endpoints",
                 f"they declare {', '.join(islice(declared, MAX_PER_OBJECT))}" if declared else "",
             )
 
@@ -264,7 +264,7 @@ def _similar_label(facts: NamespaceFacts, selector: Mapping[str, str]) -> str:
     return ""
 
 
-# --- across namespaces -----------------------------------------------------------------------------------------------
+# --- across namespaces --------------------------------------------------------------------------
 
 
 def _missing_namespaces(mesh: Mesh) -> dict[str, None]:
@@ -329,7 +329,8 @@ def _rule(mesh: Mesh, rule: DestinationRule, services: list[Service]) -> Iterato
     for number in sorted({number for policy in policies if policy for number in policy.ports} - ports):
         yield _problem(
             rule,
-            f"portLevelSettings {number}: no Service that host {rule.host} matches has this port, so it has no effect",
+            f"portLevelSettings {number}: no Service that host {rule.host} matches has this port, "
+            "so it has no effect",
         )
     pods = [
         pod
@@ -340,7 +341,8 @@ def _rule(mesh: Mesh, rule: DestinationRule, services: list[Service]) -> Iterato
         if not any(covers(subset.labels, pod.meta.labels) for pod in pods):
             yield _problem(
                 rule,
-                f"subset {subset.name}: {_words(subset.labels)} matches no pod of host {rule.host}, so it has no effect",
+                f"subset {subset.name}: {_words(subset.labels)} matches no pod of host {rule.host}, "
+                "so it has no effect",
                 notice=True,
             )
 
