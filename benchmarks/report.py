@@ -81,7 +81,7 @@ def as_table(size: Size, results: dict[str, list[Measured]]) -> str:
 
 
 def as_markdown(size: Size, results: dict[str, list[Measured]]) -> str:
-    """The table of docs/performance.md, and what stands below it."""
+    """The table of docs/explanation/performance.md, and what stands below it."""
     lines = [
         "| | times the floor | last client, s | floor, s | MB in all | server CPU, s | block, ms | late, ms | encoded / new |",
         "|---|---|---|---|---|---|---|---|---|",

@@ -1,4 +1,4 @@
-"""Every command of docs/grpcurl.md, with the real grpcurl and a real `xds serve`, prints what is shown there."""
+"""Every command of docs/how-to/debug-with-grpcurl.md, with the real grpcurl and a real `xds serve`, prints what is shown there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tour in docs/grpcurl.md: its commands, and what they print according to it."""
+"""The tour in docs/how-to/debug-with-grpcurl.md: its commands, and what they print according to it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-TOUR = ROOT / "docs/grpcurl.md"
+TOUR = ROOT / "docs/how-to/debug-with-grpcurl.md"
 FOLDER = ROOT / "examples/envoy/grpcurl"
 MESH = ROOT / "examples/envoy/auto-mtls/workloads"
 ADDRESS = "127.0.0.1:15010"

@@ -26,7 +26,7 @@ from xds.mesh.identity.tokens import TokenKey
 KEY_FILE = "root-key.pem"
 CERTIFICATE_FILE = "root-cert.pem"
 MORE_ROOTS_FILE = "more-roots.pem"
-"""Roots that are trusted besides; read if somebody put it there. So a root is replaced by hand: docs/certificates.md."""
+"""Roots that are trusted besides; read if somebody put it there. So a root is replaced by hand: docs/how-to/manage-certificates.md."""
 TOKEN_KEY_FILE = "token-key"  # noqa: S105 - a name
 
 

@@ -3,7 +3,7 @@
 A server passes through PERMISSIVE, its clients change over once its listener takes what they are going to send, and it is locked
 (or goes back to plaintext) once none of them is going to send anything else; each port of each pod by itself. Nothing here knows
 time or proxies: `step` is told both, and says what to serve next. The order, and why it takes acknowledgements:
-docs/rollout.md.
+docs/explanation/rollouts.md.
 """
 
 from __future__ import annotations
