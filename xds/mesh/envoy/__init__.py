@@ -1,1 +1,1 @@
-"""Facts and decisions as Envoy messages, one module per resource type."""
+"""Translate facts and decisions to Envoy messages; one module per resource type."""

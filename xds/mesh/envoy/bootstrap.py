@@ -1,4 +1,4 @@
-"""The configuration that a sidecar's Envoy starts with: who it is, where it asks, and how its health is seen."""
+"""The bootstrap configuration of a sidecar's Envoy: node, control plane, admin interface and health check."""
 
 from __future__ import annotations
 
@@ -52,22 +52,22 @@ XDS_CLUSTER = "xds-grpc"
 _ADMIN_CLUSTER = "admin"
 _FILE_BASED = "envoy.grpc_credentials.file_based_metadata"
 
-LARGEST_MESSAGE = 32 * 1024 * 1024
-"""Bytes of the largest response that a sidecar takes; Google's gRPC takes 4 MiB unless told otherwise."""
+MAX_MESSAGE_BYTES = 32 * 1024 * 1024
+"""Maximum size of a response that a sidecar accepts. The default of Google's gRPC is 4 MiB."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenFile:
-    """How a sidecar proves who it is, and knows the control plane: by files in its own container."""
+    """Files in the sidecar's container with its credential and the control plane's roots."""
 
     token: str
-    """Path of a token for a bearer, without a line break. Envoy reads it whenever it opens a stream."""
+    """Path of a bearer token without a newline. Envoy reads it for each new stream."""
     roots: str
-    """Path of the roots in PEM form that the control plane's certificate is verified against. Envoy reads it once."""
+    """Path of the PEM roots that verify the control plane's certificate. Envoy reads it once."""
 
 
 def own_address(pod: Pod) -> str:
-    """Return where a sidecar may offer what must not leave the machine: its pod's address if that is loopback, too."""
+    """Return the loopback address for a sidecar's local listeners: the pod's address if it is loopback."""
     if pod.interception is Interception.NONE and _is_loopback(pod.address):
         return pod.address
     return "127.0.0.1"
@@ -89,12 +89,13 @@ def bootstrap(
     """Return a sidecar's bootstrap.
 
     Args:
-        pod: the sidecar's pod; it needs an address.
-        xds_host: the control plane's address or host name; with a credential, one that its certificate has.
-        xds_port: its port.
-        sotw: ask for the state of the world each time, not for what changed.
-        credential: how to prove who it is, over TLS; None: not at all, in plaintext.
-        added: static clusters and listeners, besides those that every sidecar has.
+        pod: pod of the sidecar, which must have an address.
+        xds_host: address or host name of the control plane. With a credential, its certificate must contain
+        it.
+        xds_port: port of the control plane.
+        sotw: whether to use the state-of-the-world variant instead of delta.
+        credential: credential for TLS; None for plaintext without authentication.
+        added: additional static clusters and listeners.
     """
     added = tuple(added)
     api = ApiConfigSource(
@@ -114,43 +115,46 @@ def bootstrap(
         ),
         admin=Admin(address=address(own, ADMIN_PORT)),
         dynamic_resources=BootstrapDynamicResources(
-            ads_config=api, cds_config=_awaited(), lds_config=_awaited()
+            ads_config=api, cds_config=_ads_without_timeout(), lds_config=_ads_without_timeout()
         ),
         static_resources=BootstrapStaticResources(
             clusters=[
                 *([] if credential else [_control_plane(xds_host, xds_port)]),
                 _cluster(_ADMIN_CLUSTER, own, ADMIN_PORT),
-                *(each for each in added if isinstance(each, Cluster)),
+                *(item for item in added if isinstance(item, Cluster)),
             ],
             listeners=[
                 shown("health", health, HEALTH_PORT, "/healthz/ready", "/ready"),
-                *(each for each in added if isinstance(each, Listener)),
+                *(item for item in added if isinstance(item, Listener)),
             ],
         ),
     )
 
 
-def _awaited() -> ConfigSource:
-    """Wait for the first answer. By default, Envoy is ready after half a minute without one: ready to refuse everything."""
+def _ads_without_timeout() -> ConfigSource:
+    """Return ADS without a fetch timeout.
+
+    By default, Envoy becomes ready after 30 s without configuration, and would refuse all traffic.
+    """
     source = ads()
     source.initial_fetch_timeout = timedelta(0)
     return source
 
 
-def _again() -> RetryPolicy:
-    """A control plane that was away is found again within seconds; by default Envoy waits up to 30."""
+def _retry_policy() -> RetryPolicy:
+    """Return a policy that reconnects within 5 s; Envoy's default is up to 30 s."""
     times = BackoffStrategy(base_interval=timedelta(milliseconds=500), max_interval=timedelta(seconds=5))
     return RetryPolicy(retry_back_off=times)
 
 
 def _plaintext() -> GrpcService:
     return GrpcService(
-        envoy_grpc=GrpcServiceEnvoyGrpc(cluster_name=XDS_CLUSTER, retry_policy=_again()),
+        envoy_grpc=GrpcServiceEnvoyGrpc(cluster_name=XDS_CLUSTER, retry_policy=_retry_policy()),
     )
 
 
 def _authenticated(host: str, port: int, credential: TokenFile) -> GrpcService:
-    """Ask with Google's gRPC: Envoy's own cannot read a token from a file."""
+    """Return a service with Google's gRPC client: Envoy's own cannot read a token from a file."""
     roots = GrpcServiceGoogleGrpcSslCredentials(root_certs=DataSource(filename=credential.roots))
     bearer = FileBasedMetadataConfig(
         secret_data=DataSource(filename=credential.token), header_prefix="Bearer "
@@ -167,19 +171,19 @@ def _authenticated(host: str, port: int, credential: TokenFile) -> GrpcService:
             credentials_factory_name=_FILE_BASED,
             channel_args=_integers(
                 {
-                    "grpc.max_receive_message_length": LARGEST_MESSAGE,
-                    # A control plane that is gone without a word is noticed, and left for another.
+                    "grpc.max_receive_message_length": MAX_MESSAGE_BYTES,
+                    # Detect a control plane that disappeared without closing the connection.
                     "grpc.keepalive_time_ms": 30_000,
                     "grpc.keepalive_timeout_ms": 10_000,
                     "grpc.http2.ping_timeout_ms": 10_000,
                     "grpc.http2.max_pings_without_data": 0,
-                    # Beside the pauses between streams, gRPC makes its own between connections, of up to two minutes.
+                    # gRPC's own reconnect backoff is up to two minutes.
                     "grpc.initial_reconnect_backoff_ms": 500,
                     "grpc.max_reconnect_backoff_ms": 5000,
                 }
             ),
         ),
-        retry_policy=_again(),
+        retry_policy=_retry_policy(),
     )
 
 
@@ -205,7 +209,7 @@ def _cluster(name: str, host: str, port: int) -> Cluster:
 
 def _control_plane(host: str, port: int) -> Cluster:
     cluster = _cluster(XDS_CLUSTER, host, port)
-    # A control plane that is gone without a word is noticed, and left for another.
+    # Detect a control plane that disappeared without closing the connection.
     keepalive = KeepaliveSettings(interval=timedelta(seconds=30), timeout=timedelta(seconds=10))
     http2 = Http2ProtocolOptions(connection_keepalive=keepalive)
     options = HttpProtocolOptions(
@@ -216,7 +220,7 @@ def _control_plane(host: str, port: int) -> Cluster:
 
 
 def shown(name: str, host: str, port: int, path: str, of_admin: str) -> Listener:
-    """Return a listener that shows one page of the admin interface, and no other, to whoever asks for `path`."""
+    """Return a listener that serves a single page of the admin interface at `path`."""
     page = Route(
         match=RouteMatch(path=path),
         route=RouteAction(cluster=_ADMIN_CLUSTER, prefix_rewrite=of_admin),

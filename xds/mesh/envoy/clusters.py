@@ -1,4 +1,4 @@
-"""CDS: where a sidecar can send requests, and how it connects there."""
+"""Clusters (CDS): destinations of a sidecar, and how it connects to them."""
 
 from __future__ import annotations
 
@@ -49,21 +49,25 @@ _LB = {
     LoadBalancing.LEAST_REQUEST: ClusterLbPolicy.LEAST_REQUEST,
     LoadBalancing.ROUND_ROBIN: ClusterLbPolicy.ROUND_ROBIN,
     LoadBalancing.RANDOM: ClusterLbPolicy.RANDOM,
-    # PASSTHROUGH: each endpoint's own address leads to it by way of a cluster of its own; only the service's name comes here.
+    # PASSTHROUGH: each endpoint has its own cluster. Only requests to the service's name come here.
     LoadBalancing.PASSTHROUGH: ClusterLbPolicy.LEAST_REQUEST,
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outbound:
-    """What an outbound cluster is made from."""
+    """Specification of an outbound cluster."""
 
     name: str
+    """Name of the cluster."""
     sni: str
+    """Server name in TLS."""
     protocol: Protocol
+    """Protocol of the service port."""
     policy: TrafficPolicy
+    """Settings of the DestinationRule for the port and subset."""
     identities: tuple[str, ...]
-    """SPIFFE ids that its endpoints may show."""
+    """SPIFFE IDs that are accepted from its endpoints."""
 
 
 def outbound(config: MeshConfig, spec: Outbound, sources: tuple[str, ...]) -> Resource:
@@ -90,14 +94,14 @@ def outbound(config: MeshConfig, spec: Outbound, sources: tuple[str, ...]) -> Re
     panic = (outlier.min_health_percent if outlier else None) or 0
     cluster = Cluster(
         name=spec.name,
-        # Names hold `|`s, and statistics end where the separator says, whatever the name holds.
+        # The `;` ends the name in statistics, as cluster names can contain any separator.
         alt_stat_name=f"{spec.name};",
         type=ClusterDiscoveryType.EDS,
         eds_cluster_config=ClusterEdsClusterConfig(eds_config=ads(), service_name=spec.name),
         connect_timeout=seconds(pool.connect_timeout or config.connect_timeout),
         lb_policy=_LB[policy.load_balancer or LoadBalancing.UNSPECIFIED],
         circuit_breakers=_circuit_breakers(pool),
-        # Endpoints that are not ready are sent, and marked: without ready ones a request fails, it does not go to them.
+        # Endpoints that are not ready are sent as unhealthy. Without panic mode, they never get requests.
         common_lb_config=ClusterCommonLbConfig(healthy_panic_threshold=Percent(value=float(panic))),
         outlier_detection=_outlier_detection(outlier) if outlier else None,
         upstream_connection_options=_keepalive(pool),
@@ -140,7 +144,7 @@ def _outlier_detection(policy: OutlierPolicy) -> OutlierDetection:
         interval=seconds(policy.interval),
         base_ejection_time=seconds(policy.base_ejection_time),
         max_ejection_percent=policy.max_ejection_percent,
-        # As in Istio: what counts is said by the rule, not by statistics over hosts.
+        # As in Istio: only the rule's thresholds eject hosts, not success rates.
         enforcing_success_rate=0,
     )
 
@@ -161,13 +165,13 @@ def _keepalive(pool: ConnectionPool) -> UpstreamConnectionOptions | None:
 def _http_options(protocol: Protocol, pool: ConnectionPool, *, http2: bool) -> dict[str, Any]:
     if protocol is Protocol.TCP:
         return {}
-    idle, most = pool.http_idle_timeout, pool.max_requests_per_connection or None
+    idle, max_requests = pool.http_idle_timeout, pool.max_requests_per_connection or None
     h2 = Http2ProtocolOptions(max_concurrent_streams=pool.max_concurrent_streams)
     options = HttpProtocolOptions()
-    if idle is not None or most or pool.max_connection_duration is not None:
+    if idle is not None or max_requests or pool.max_connection_duration is not None:
         options.common_http_protocol_options = CommonHttpOptions(
             idle_timeout=seconds(idle),
-            max_requests_per_connection=most,
+            max_requests_per_connection=max_requests,
             max_connection_duration=seconds(pool.max_connection_duration),
         )
     if protocol is Protocol.AUTO:
@@ -188,7 +192,7 @@ def _http_options(protocol: Protocol, pool: ConnectionPool, *, http2: bool) -> d
 def inbound(
     config: MeshConfig, port: int, protocol: Protocol, app_address: str, sources: tuple[str, ...]
 ) -> Resource:
-    """Return the cluster that leads from a sidecar to its application; an empty address: to where the client went."""
+    """Return the cluster for the application; with an empty address, for the original destination."""
     return replace(_inbound(config, port, protocol, app_address), sources=sources)
 
 
@@ -232,7 +236,7 @@ def _original_destination(
 
 @lru_cache(maxsize=1024)
 def fixed(config: MeshConfig, *, intercepted: bool) -> tuple[Resource, ...]:
-    """Return the clusters that every sidecar has; pass-through ones only where traffic is intercepted."""
+    """Return the clusters of every sidecar; passthrough clusters only with interception."""
     black_hole = Cluster(
         name=names.BLACK_HOLE,
         type=ClusterDiscoveryType.STATIC,
@@ -244,10 +248,10 @@ def fixed(config: MeshConfig, *, intercepted: bool) -> tuple[Resource, ...]:
         connect_timeout=seconds(config.connect_timeout),
         transport_socket=tls.mutual(config, "", ()),
     )
-    found = [black_hole, identity]
+    result = [black_hole, identity]
     if intercepted:
         options = _http_options(Protocol.AUTO, ConnectionPool(), http2=False)
         outward = _original_destination(config, names.PASSTHROUGH, source="", options=options)
         inward = _original_destination(config, names.INBOUND_PASSTHROUGH, options=options)
-        found += outward, inward
-    return tuple(map(resource, found))
+        result += outward, inward
+    return tuple(map(resource, result))

@@ -1,4 +1,4 @@
-"""Pieces of Envoy configuration that several resource types use."""
+"""Envoy configuration that several resource types share."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from envoy_data_plane.google.protobuf import Struct, Value
 from xds.mesh.model.objects import MeshConfig
 
 HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
-"""The key of a cluster's HTTP settings."""
+"""Key of the HTTP options in a cluster's extension options."""
 
 
 def address(host: str, port: int) -> Address:
@@ -35,15 +35,15 @@ def address(host: str, port: int) -> Address:
 
 
 def ads() -> ConfigSource:
-    """Return the config source that asks on the aggregated stream."""
+    """Return the config source for the aggregated stream (ADS)."""
     return ConfigSource(ads=AggregatedConfigSource(), resource_api_version=ApiVersion.V3)
 
 
 def secrets(config: MeshConfig) -> ConfigSource:
-    """Return where sidecars get certificates and roots: the aggregated stream, or the mesh's socket.
+    """Return the config source of certificates and roots: ADS, or the mesh's SDS socket.
 
-    The socket is in what the control plane serves, not in the bootstrap: Google's gRPC, unlike Envoy's own, needs no cluster for
-    it. State of the world: SPIRE's agent knows no other.
+    Google's gRPC client needs no cluster for the socket, so it need not be in the bootstrap. The variant is
+    state-of-the-world, the only one that SPIRE's agent supports.
     """
     if not config.sds_socket:
         return ads()
@@ -58,7 +58,7 @@ def secrets(config: MeshConfig) -> ConfigSource:
 
 
 def one_endpoint(cluster: str, host: str, port: int) -> ClusterLoadAssignment:
-    """Return the assignment of a cluster that leads to one address."""
+    """Return the load assignment for a single address."""
     endpoint = LbEndpoint(endpoint=Endpoint(address=address(host, port)))
     return ClusterLoadAssignment(
         cluster_name=cluster, endpoints=[LocalityLbEndpoints(lb_endpoints=[endpoint])]
@@ -66,7 +66,7 @@ def one_endpoint(cluster: str, host: str, port: int) -> ClusterLoadAssignment:
 
 
 def seconds(value: float | None) -> timedelta | None:
-    """Return a duration, or None for one that was not said."""
+    """Return a duration, or None if it is unset."""
     return None if value is None else timedelta(seconds=value)
 
 

@@ -1,4 +1,4 @@
-"""Network and listener filters: what a connection is taken for, and who handles it."""
+"""Network, HTTP and listener filters."""
 
 from __future__ import annotations
 
@@ -51,30 +51,30 @@ _PEER_ALIASES = (
     "|x-forwarded[^a-z0-9-]client[^a-z0-9]cert"
     "|x-forwarded-client[^a-z0-9-]cert"
 )
-"""Names that differ from x-forwarded-client-cert in their separators only. Envoy has lower-cased them, and matches in full."""
+"""Names that differ from x-forwarded-client-cert only in separators. Envoy lower-cases header names."""
 
 
 @lru_cache(maxsize=1)
 def original_dst() -> ListenerFilter:
-    """Return the listener filter that finds out where an intercepted connection was going."""
+    """Return the listener filter that restores the original destination of intercepted connections."""
     return ListenerFilter(name="envoy.filters.listener.original_dst", typed_config=pack(OriginalDst()))
 
 
 @lru_cache(maxsize=1)
 def tls_inspector() -> ListenerFilter:
-    """Return the listener filter that tells TLS, and the protocols it offers, from anything else."""
+    """Return the listener filter that detects TLS and its ALPN protocols."""
     return ListenerFilter(name="envoy.filters.listener.tls_inspector", typed_config=pack(TlsInspector()))
 
 
 @lru_cache(maxsize=1)
 def http_inspector() -> ListenerFilter:
-    """Return the listener filter that tells HTTP/1 and HTTP/2 from anything else."""
+    """Return the listener filter that detects plaintext HTTP/1 and HTTP/2."""
     return ListenerFilter(name="envoy.filters.listener.http_inspector", typed_config=pack(HttpInspector()))
 
 
 @lru_cache(maxsize=8192)
 def tcp(cluster: str, limits: TcpLimits = NO_LIMITS) -> Filter:
-    """Return the filter that passes a connection's bytes on to a cluster."""
+    """Return the filter that proxies TCP to a cluster."""
     proxy = TcpProxy(
         stat_prefix=cluster,
         cluster=cluster,
@@ -85,7 +85,7 @@ def tcp(cluster: str, limits: TcpLimits = NO_LIMITS) -> Filter:
 
 
 def closed(ports: Iterable[int]) -> list[FilterChain]:
-    """Return the chains that close connections to some ports."""
+    """Return filter chains that refuse connections to some ports."""
     return [
         FilterChain(
             name=f"{BLACK_HOLE}-{port}",
@@ -98,9 +98,10 @@ def closed(ports: Iterable[int]) -> list[FilterChain]:
 
 @lru_cache(maxsize=8)
 def alpn_filter(*protocols: str) -> HttpFilter:
-    """Return the HTTP filter that has the request's upstream connection offer these protocols in TLS; none: leaves it alone.
+    """Return the HTTP filter that sets ALPN protocols of the upstream connection, or leaves them if empty.
 
-    Stands in for Istio's own `istio.alpn`, which stock Envoy lacks: a server can so tell HTTP from TCP inside TLS.
+    It replaces Istio's `istio.alpn`, which stock Envoy lacks. The server uses ALPN to distinguish HTTP from
+    TCP.
     """
     values = [
         FilterStateValue(
@@ -116,11 +117,11 @@ def alpn_filter(*protocols: str) -> HttpFilter:
 
 
 def healthy(cluster: str, path: str) -> HttpFilter:
-    """Return the HTTP filter that answers a path: 200 if all of a cluster's endpoints pass its active health check, else 503."""
-    asked = HeaderMatcher(name=":path", string_match=StringMatcher(exact=path))
+    """Return the HTTP filter that answers `path`: 200 if all endpoints of a cluster are healthy, else 503."""
+    matcher = HeaderMatcher(name=":path", string_match=StringMatcher(exact=path))
     check = HealthCheck(
         pass_through_mode=False,
-        headers=[asked],
+        headers=[matcher],
         cluster_min_healthy_percentages={cluster: Percent(value=100.0)},
     )
     return HttpFilter(name="envoy.filters.http.health_check", typed_config=pack(check))
@@ -128,8 +129,8 @@ def healthy(cluster: str, path: str) -> HttpFilter:
 
 @lru_cache(maxsize=1)
 def _without_peer_aliases() -> HttpFilter:
-    # CGI and WSGI turn "-" into "_", and some servers every other character too: the application could not tell
-    # x_forwarded_client_cert, which Envoy passes on, from the header that Envoy sets.
+    # CGI and WSGI replace "-" with "_", some servers also other characters: applications could not
+    # distinguish a client's x_forwarded_client_cert from the header that Envoy sets.
     aliases = StringMatcher(safe_regex=RegexMatcher(regex=_PEER_ALIASES))
     removal = HeaderMutation(remove_on_match=HeaderMutationRemoveOnMatch(key_matcher=aliases))
     config = HeaderMutationFilter(mutations=Mutations(request_mutations=[removal]))
@@ -144,10 +145,10 @@ def _router() -> HttpFilter:
 def _manager(stat_prefix: str, *, upgrades: Iterable[str] = ("websocket",)) -> HttpConnectionManager:
     return HttpConnectionManager(
         stat_prefix=stat_prefix,
-        # A sidecar is not the application: it bounds nothing, and does not sign in its name.
+        # The sidecar is transparent: no timeouts of its own, and no server header.
         stream_idle_timeout=timedelta(0),
         server_header_transformation=HttpConnectionManagerServerHeaderTransformation.PASS_THROUGH,
-        # Clients that an application without a sidecar would have served.
+        # Accept the same clients as the application without a sidecar.
         http_protocol_options=Http1ProtocolOptions(accept_http_10=True),
         upgrade_configs=[HttpConnectionManagerUpgradeConfig(upgrade_type=name) for name in upgrades],
         normalize_path=True,
@@ -155,7 +156,7 @@ def _manager(stat_prefix: str, *, upgrades: Iterable[str] = ("websocket",)) -> H
 
 
 def http_by_rds(route_config: str, *, proxy: bool = False) -> Filter:
-    """Return the filter for outbound HTTP whose routes come by RDS; `proxy`: applications use it as their HTTP proxy."""
+    """Return the filter for outbound HTTP with routes from RDS; `proxy`: as an explicit HTTP proxy."""
     manager = _manager(
         f"outbound_{route_config}", upgrades=("websocket", "CONNECT") if proxy else ("websocket",)
     )
@@ -173,7 +174,14 @@ def http_to(
     alpn: str = "",
     first: Iterable[HttpFilter] = (),
 ) -> Filter:
-    """Return the filter for HTTP to fixed virtual hosts; `alpn`: what upstream TLS says; `first`: who sees a request before."""
+    """Return the filter for HTTP with static routes.
+
+    Args:
+        stat_prefix: prefix of its statistics.
+        virtual_hosts: the routes.
+        alpn: ALPN protocol of upstream TLS; empty for the default.
+        first: HTTP filters before the others.
+    """
     manager = _manager(stat_prefix)
     manager.route_config = RouteConfiguration(
         name=stat_prefix, virtual_hosts=list(virtual_hosts), validate_clusters=False
@@ -183,7 +191,7 @@ def http_to(
 
 
 def http_from_peer(stat_prefix: str, virtual_host: VirtualHost) -> Filter:
-    """Return the filter for inbound HTTP: the application learns who the peer is, and only that (ADR 0004)."""
+    """Return the filter for inbound HTTP, which tells the application only the peer's identity (ADR 0004)."""
     manager = _manager(stat_prefix)
     manager.route_config = RouteConfiguration(
         name=stat_prefix, virtual_hosts=[virtual_host], validate_clusters=False

@@ -1,15 +1,16 @@
-"""LDS, inbound: what a sidecar accepts on each port of its pod.
+"""Inbound listeners (LDS): what a sidecar accepts on each port of its pod.
 
-A chain that two modes have in common is the same bytes in both, and nothing outside `filter_chains` depends on policy: Envoy then
-replaces only the chains that differ, and connections on the others go on (ADR 0003). Which chains there are, by mode:
+A filter chain that two modes share has the same bytes in both, and nothing outside `filter_chains` depends on
+policy. When a mode changes, Envoy therefore replaces only the chains that differ, and keeps connections on
+the others (ADR 0003). Filter chains by mode:
 
 | mode       | mutual TLS, mesh ALPN | other TLS     | plaintext            |
 |------------|-----------------------|---------------|----------------------|
 | STRICT     | yes                   | mutual TLS    |                      |
-| PERMISSIVE | yes (the same chain)  | passed on (1) | yes                  |
-| DISABLE    |                       | passed on (1) | yes (the same chain) |
+| PERMISSIVE | yes (the same chain)  | forwarded (1) | yes                  |
+| DISABLE    |                       | forwarded (1) | yes (the same chain) |
 
-(1) Not on ports declared as HTTP, where TLS of the application's own would be a contradiction.
+(1) To the application, which terminates TLS itself. Not on ports that are declared as HTTP.
 """
 
 from __future__ import annotations
@@ -38,28 +39,31 @@ from xds.resources import Resource, resource
 from xds.snapshot import tag_of
 
 NAME = "virtualInbound"
-_HTTP_IN_CLEAR = ("http/1.0", "http/1.1", "h2c")
-_HTTP_IN_TLS = ("http/1.0", "http/1.1", "h2")
+_PLAINTEXT_ALPN = ("http/1.0", "http/1.1", "h2c")
+_TLS_ALPN = ("http/1.0", "http/1.1", "h2")
 
 
 class Port(NamedTuple):
     """A port of the pod, and how it is served."""
 
     number: int
-    """0: every port that has no entry of its own."""
+    """Port number; 0 for all ports without an entry."""
     protocol: Protocol
+    """Protocol of the port."""
     mode: Mode
+    """Served mTLS mode."""
     cluster: str
+    """Cluster that leads to the application."""
 
     @property
     def label(self) -> str:
-        """The name that its filter chains have in common."""
+        """Common prefix of the names of its filter chains."""
         return f"0.0.0.0_{self.number}" if self.number else f"{NAME}-catchall"
 
 
 @lru_cache(maxsize=8192)
 def chains(config: MeshConfig, port: Port, *, by_port: bool) -> tuple[FilterChain, ...]:
-    """Return the filter chains of a port; `by_port`: the listener has other ports, too."""
+    """Return the filter chains of a port; `by_port`: the listener serves several ports."""
     secured = {protocol: tls.server(config, http=protocol) for protocol in (True, False)}
     is_http = port.protocol.is_http
     detected = port.protocol is Protocol.AUTO
@@ -86,26 +90,26 @@ def chains(config: MeshConfig, port: Port, *, by_port: bool) -> tuple[FilterChai
         )
 
     main = http if is_http else tcp
-    found: list[FilterChain] = []
+    result: list[FilterChain] = []
     if port.mode is not Mode.DISABLE:
         if detected:
-            found.append(chain("mtls-http", http, "tls", tls.HTTP_ALPN, terminate=True))
-            found.append(chain("mtls", tcp, "tls", tls.TCP_ALPN, terminate=True))
+            result.append(chain("mtls-http", http, "tls", tls.HTTP_ALPN, terminate=True))
+            result.append(chain("mtls", tcp, "tls", tls.TCP_ALPN, terminate=True))
         else:
-            found.append(chain("mtls", main, "tls", (*tls.TCP_ALPN, *tls.HTTP_ALPN), terminate=True))
+            result.append(chain("mtls", main, "tls", (*tls.TCP_ALPN, *tls.HTTP_ALPN), terminate=True))
     if port.mode is Mode.STRICT:
         if detected:
-            found.append(chain("tls-http", http, "tls", _HTTP_IN_TLS, terminate=True))
-        found.append(chain("tls", main, "tls", terminate=True))
+            result.append(chain("tls-http", http, "tls", _TLS_ALPN, terminate=True))
+        result.append(chain("tls", main, "tls", terminate=True))
     elif detected:
-        found.append(chain("plaintext-http", http, "raw_buffer", _HTTP_IN_CLEAR))
-        found.append(chain("plaintext", tcp, "raw_buffer"))
-        found.append(chain("application-tls", tcp, "tls"))
+        result.append(chain("plaintext-http", http, "raw_buffer", _PLAINTEXT_ALPN))
+        result.append(chain("plaintext", tcp, "raw_buffer"))
+        result.append(chain("application-tls", tcp, "tls"))
     else:
-        found.append(chain("plaintext", main, "raw_buffer"))
+        result.append(chain("plaintext", main, "raw_buffer"))
         if not is_http:
-            found.append(chain("application-tls", tcp, "tls"))
-    return tuple(found)
+            result.append(chain("application-tls", tcp, "tls"))
+    return tuple(result)
 
 
 def _http(port: Port) -> Filter:
@@ -121,18 +125,18 @@ _MODES = {letter: mode for mode, letter in _LETTERS.items()}
 
 
 def tag(ports: Iterable[Port]) -> str:
-    """Return what a listener accepts, as its version says it: `0P8080S`."""
+    """Encode the modes of a listener's ports for its resource version: `0P8080S`."""
     return "".join(f"{port.number}{_LETTERS[port.mode]}" for port in ports)
 
 
 def accepting(versions: Iterable[str]) -> dict[int, Mode]:
-    """Return what is accepted on which port by listeners of these versions."""
+    """Return the mode of each port, decoded from the versions of the listeners."""
     tags = "".join(tag_of(version) for version in versions)
     return {int(number): _MODES[letter] for number, letter in re.findall(r"(\d{1,5})([DPS])", tags)}
 
 
 def _inspectors() -> list[ListenerFilter]:
-    # In every mode and for every port: what stands outside the filter chains must not depend on policy.
+    # In every mode: nothing outside the filter chains may depend on policy.
     return [filters.tls_inspector(), filters.http_inspector()]
 
 
@@ -143,16 +147,16 @@ def intercepted(config: MeshConfig, ports: tuple[Port, ...], sources: tuple[str,
 
 @lru_cache(maxsize=8192)
 def _intercepted(config: MeshConfig, ports: tuple[Port, ...]) -> Resource:
-    found = filters.closed(
-        # Neither a Service nor a connection's own destination leads to the admin interface, nor round in circles.
+    result = filters.closed(
+        # No connection may reach the admin interface, or loop back to the sidecar.
         (config.proxy_listen_port, config.proxy_inbound_listen_port, ADMIN_PORT)
     )
     for port in ports:
-        found.extend(chains(config, port, by_port=True))
+        result.extend(chains(config, port, by_port=True))
     listener = Listener(
         name=NAME,
         address=address("0.0.0.0", config.proxy_inbound_listen_port),
-        filter_chains=found,
+        filter_chains=result,
         listener_filters=[filters.original_dst(), *_inspectors()],
         listener_filters_timeout=seconds(config.protocol_detection_timeout),
         continue_on_listener_filters_timeout=True,

@@ -1,4 +1,4 @@
-"""Names on Envoy's side, as Istio writes them: clusters, SNI, node ids."""
+"""Envoy names in Istio's format: clusters, SNI, node IDs."""
 
 from __future__ import annotations
 
@@ -7,55 +7,58 @@ from typing import NamedTuple
 from xds.mesh.model.objects import CLUSTER_DOMAIN
 
 PASSTHROUGH = "PassthroughCluster"
-"""Outbound traffic to no known service, to where it was going anyway."""
+"""Cluster for outbound traffic to unknown destinations; keeps the original destination."""
 INBOUND_PASSTHROUGH = "InboundPassthroughCluster"
-"""Inbound traffic to a port of no service, to that port."""
+"""Cluster for inbound traffic to ports of no service; keeps the original port."""
 BLACK_HOLE = "BlackHoleCluster"
-"""Traffic that goes nowhere: it has no endpoint."""
+"""Cluster without endpoints, for refused traffic."""
 IDENTITY = "IdentityCluster"
-"""Carries no traffic; its TLS settings make every sidecar hold its certificate and the roots from the start."""
+"""Cluster without traffic, whose TLS settings make every sidecar fetch its secrets at start (ADR 0006)."""
 
 HTTP_PROXY = "http_proxy"
-"""Listener and route configuration of a sidecar that the application uses as its HTTP proxy."""
+"""Name of the listener and the route configuration of a sidecar's HTTP proxy."""
 
 PASSTHROUGH_SOURCE = "127.0.0.6"
-"""Source address of what a sidecar forwards to its application: interception leaves it alone."""
+"""Source address of connections from a sidecar to its application, which interception excludes."""
 
 
 def outbound(host: str, port: int, subset: str = "") -> str:
-    """Return the cluster that leads to a service port, `outbound|PORT|SUBSET|HOST`.
+    """Return the name of a service port's cluster, `outbound|PORT|SUBSET|HOST`.
 
-    In the place of a subset stands an address for the cluster that leads to that one endpoint.
+    For the cluster of a single endpoint, `subset` is its address.
     """
     return f"outbound|{port}|{subset}|{host}"
 
 
 def inbound(port: int) -> str:
-    """Return the cluster that leads to a port of the sidecar's own application."""
+    """Return the name of the cluster for a port of the sidecar's application."""
     return f"inbound|{port}||"
 
 
 def sni(host: str, port: int, subset: str = "") -> str:
-    """Return what a client asks for in its TLS hello."""
+    """Return the server name that clients send in TLS."""
     return f"outbound_.{port}_.{subset}_.{host}"
 
 
 class NodeId(NamedTuple):
-    """What a sidecar's node id says: `sidecar~ADDRESS~POD.NAMESPACE~NAMESPACE.svc.DOMAIN`."""
+    """A sidecar's node ID: `sidecar~ADDRESS~POD.NAMESPACE~NAMESPACE.svc.DOMAIN`."""
 
     address: str
+    """Address of the pod."""
     pod: str
+    """Name of the pod."""
     namespace: str
+    """Namespace of the pod."""
 
     def __str__(self) -> str:
         return f"sidecar~{self.address}~{self.pod}.{self.namespace}~{self.namespace}.svc.{CLUSTER_DOMAIN}"
 
     @classmethod
     def parse(cls, text: str) -> NodeId:
-        """Read a node id.
+        """Parse a node ID.
 
         Raises:
-            ValueError: it has another form; the message says which is expected.
+            ValueError: the node ID has another format.
         """
         kind, _, rest = text.partition("~")
         address, _, rest = rest.partition("~")
@@ -68,6 +71,7 @@ class NodeId(NamedTuple):
             or "~" in domain
         ):
             raise ValueError(
-                f"node id {text!r} is not of the form sidecar~ADDRESS~POD.NAMESPACE~NAMESPACE.svc.{CLUSTER_DOMAIN}"
+                f"node id {text!r} is not of the form "
+                f"sidecar~ADDRESS~POD.NAMESPACE~NAMESPACE.svc.{CLUSTER_DOMAIN}"
             )
         return cls(address, pod, namespace)

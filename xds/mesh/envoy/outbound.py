@@ -1,4 +1,4 @@
-"""LDS, outbound: what a sidecar does with a connection that its application opens."""
+"""Outbound listeners (LDS): how a sidecar handles connections of its application."""
 
 from __future__ import annotations
 
@@ -20,26 +20,32 @@ NAME = "virtualOutbound"
 
 
 class Destination(NamedTuple):
-    """An address and port that applications connect to, and what answers there."""
+    """An address and port that applications connect to, and its cluster."""
 
     address: str
+    """IP address."""
     port: int
+    """Port."""
     protocol: Protocol
+    """Protocol of the port."""
     cluster: str
+    """Cluster that connections go to."""
     limits: TcpLimits = NO_LIMITS
+    """Timeouts of TCP connections."""
     named: tuple[tuple[str, ...], str] = ((), "")
-    """Domains whose HTTP requests go to another cluster: a service's own name, asked of one of its endpoints."""
+    """Domains whose HTTP requests go to another cluster, for requests to a service's name at an endpoint's
+    address."""
 
 
 @lru_cache(maxsize=1024)
 def entry(config: MeshConfig) -> Resource:
-    """Return the listener that all outbound connections are redirected to, from where the others get theirs."""
+    """Return the listener that outbound connections are redirected to; it hands them to the others."""
     onward = names.PASSTHROUGH if config.allow_any_outbound else names.BLACK_HOLE
     listener = Listener(
         name=NAME,
         address=address("0.0.0.0", config.proxy_listen_port),
         use_original_dst=True,
-        # From there a connection would come round again.
+        # Connections to these ports would loop.
         filter_chains=filters.closed((config.proxy_listen_port, config.proxy_inbound_listen_port)),
         default_filter_chain=FilterChain(name=onward, filters=[filters.tcp(onward)]),
         traffic_direction=TrafficDirection.OUTBOUND,
@@ -49,7 +55,7 @@ def entry(config: MeshConfig) -> Resource:
 
 @lru_cache(maxsize=1024)
 def http_port(port: int) -> Resource:
-    """Return the listener that all services share whose port is declared as HTTP; its routes are by host."""
+    """Return the listener of all services with this HTTP port; routes match by host."""
     name = f"0.0.0.0_{port}"
     listener = Listener(
         name=name,
@@ -63,7 +69,7 @@ def http_port(port: int) -> Resource:
 
 @lru_cache(maxsize=1024)
 def http_proxy(config: MeshConfig, host: str) -> Resource:
-    """Return the listener of the HTTP proxy that applications use in interception mode NONE."""
+    """Return the listener of the HTTP proxy for interception mode NONE."""
     listener = Listener(
         name=names.HTTP_PROXY,
         address=address(host, config.proxy_http_port),
@@ -75,19 +81,19 @@ def http_proxy(config: MeshConfig, host: str) -> Resource:
     return resource(listener)
 
 
-def destination(config: MeshConfig, found: Destination, sources: tuple[str, ...]) -> Resource:
+def destination(config: MeshConfig, spec: Destination, sources: tuple[str, ...]) -> Resource:
     """Return the listener for connections to one address and port."""
-    name = f"{found.address}_{found.port}"
+    name = f"{spec.address}_{spec.port}"
     listener = Listener(
         name=name,
-        address=address(found.address, found.port),
+        address=address(spec.address, spec.port),
         bind_to_port=False,
-        filter_chains=list(_chains(found)),
-        listener_filters=_detectors(found.protocol),
+        filter_chains=list(_chains(spec)),
+        listener_filters=_detectors(spec.protocol),
         traffic_direction=TrafficDirection.OUTBOUND,
     )
-    if found.protocol is Protocol.AUTO:
-        # A client that waits for the server to speak first is taken for TCP when this time is over.
+    if spec.protocol is Protocol.AUTO:
+        # After this timeout, a client of a server-first protocol is treated as TCP.
         listener.listener_filters_timeout = seconds(config.protocol_detection_timeout)
         listener.continue_on_listener_filters_timeout = True
     return resource(listener, sources=sources)
@@ -98,13 +104,13 @@ def _detectors(protocol: Protocol) -> list[ListenerFilter]:
 
 
 @lru_cache(maxsize=8192)
-def _chains(found: Destination) -> tuple[FilterChain, ...]:
-    domains, cluster = found.named
-    hosts = [VirtualHost(name=found.cluster, domains=["*"], routes=[to_cluster(found.cluster)])]
+def _chains(spec: Destination) -> tuple[FilterChain, ...]:
+    domains, cluster = spec.named
+    hosts = [VirtualHost(name=spec.cluster, domains=["*"], routes=[to_cluster(spec.cluster)])]
     if domains:
         hosts.insert(0, VirtualHost(name=cluster, domains=list(domains), routes=[to_cluster(cluster)]))
-    tcp = FilterChain(name="tcp", filters=[filters.tcp(found.cluster, found.limits)])
-    match found.protocol:
+    tcp = FilterChain(name="tcp", filters=[filters.tcp(spec.cluster, spec.limits)])
+    match spec.protocol:
         case Protocol.TCP:
             return (tcp,)
         case Protocol.AUTO:
@@ -112,13 +118,13 @@ def _chains(found: Destination) -> tuple[FilterChain, ...]:
                 FilterChain(
                     name="http1",
                     filter_chain_match=FilterChainMatch(application_protocols=["http/1.0", "http/1.1"]),
-                    filters=[filters.http_to(found.cluster, hosts, alpn="istio-http/1.1")],
+                    filters=[filters.http_to(spec.cluster, hosts, alpn="istio-http/1.1")],
                 ),
                 FilterChain(
                     name="http2",
                     filter_chain_match=FilterChainMatch(application_protocols=["h2c"]),
-                    filters=[filters.http_to(found.cluster, hosts, alpn="istio-h2")],
+                    filters=[filters.http_to(spec.cluster, hosts, alpn="istio-h2")],
                 ),
                 tcp,
             )
-    return (FilterChain(name="http", filters=[filters.http_to(found.cluster, hosts)]),)
+    return (FilterChain(name="http", filters=[filters.http_to(spec.cluster, hosts)]),)

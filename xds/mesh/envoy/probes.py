@@ -1,10 +1,9 @@
-"""A static listener that answers the kubelet's probes: it asks the application, whom the kubelet cannot ask under STRICT.
+"""A static listener that answers the kubelet's probes, because the kubelet cannot send mutual TLS.
 
-Every probe is on a path of its own. HTTP probes are passed on, so their answers are the application's own. TCP and gRPC probes have no
-answer that HTTP could carry: the sidecar makes them itself, twice per period of the probe, and says how the last one went.
+Every probe has its own path. HTTP probes are forwarded to the application. TCP and gRPC probes are Envoy
+health checks, twice per period of the probe; the listener returns the latest result.
 
-All ask the application where the kubelet would: at the pod's address, and in the name of what was let in from outside, which interception
-leaves alone.
+Probes connect to the pod's address, like the kubelet, from a source address that interception excludes.
 """
 
 from __future__ import annotations
@@ -43,43 +42,46 @@ from xds.mesh.envoy.common import HTTP_OPTIONS, address, one_endpoint, seconds
 NAME = "probes"
 
 _ACCEPTABLE = "/?&=%:@!$'()*+,;~-._[]|{}^\"<>\\`"
-"""What stays as it is in a path; a blank or a letter beyond ASCII would break the request."""
+"""Characters that are not escaped in a path."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
-    """A probe of the application, and the path where its outcome is asked for."""
+    """A probe of the application."""
 
     path: str
+    """Path where the listener answers it."""
     port: int
+    """Port of the application."""
     host: str = ""
-    """Where to ask; empty: at the pod's address."""
+    """Address or host name of the application; empty for the pod's address."""
     timeout: float = 1.0
-    """Seconds; 0: no limit."""
+    """Timeout in seconds; 0 for none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpProbe(Probe):
-    """A GET, which succeeds with any status from 200 to 399."""
+    """A GET request, which succeeds with a status from 200 to 399."""
 
     target: str = "/"
-    """The path that the application is asked for, perhaps with a query."""
+    """Path of the request, optionally with a query."""
     https: bool = False
-    """Over TLS. Whose certificate the application has is not checked, as the kubelet does not."""
+    """Whether to use TLS. Like the kubelet, it does not verify the certificate."""
     headers: tuple[tuple[str, str], ...] = ()
+    """Headers of the request."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checked(Probe):
-    """A probe that the sidecar makes on its own."""
+    """A probe that Envoy performs as a health check."""
 
     period: float = 10.0
-    """Seconds between two questions of the kubelet's."""
+    """Period of the kubelet's probe, in seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TcpProbe(Checked):
-    """A connection, which is closed again."""
+    """A TCP connection, closed at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +89,7 @@ class GrpcProbe(Checked):
     """A call of the gRPC health service."""
 
     service: str = ""
+    """Service whose health is checked."""
 
 
 AnyProbe: TypeAlias = HttpProbe | TcpProbe | GrpcProbe
@@ -95,21 +98,21 @@ AnyProbe: TypeAlias = HttpProbe | TcpProbe | GrpcProbe
 def listening(
     probes: Iterable[AnyProbe], where: str, port: int, app_address: str, *, intercepted: bool = True
 ) -> list[Cluster | Listener]:
-    """Return the listener for probes and the clusters that it needs; nothing if there are no probes.
+    """Return the listener for probes and its clusters; an empty list without probes.
 
     Args:
-        probes: on different paths.
-        where: the address to listen on.
-        port: its port.
-        app_address: where the application listens.
-        intercepted: the pod's traffic is redirected to the sidecar.
+        probes: the probes, each with its own path.
+        where: address to listen on.
+        port: port to listen on.
+        app_address: address where the application listens.
+        intercepted: whether the pod's traffic is redirected to the sidecar.
     """
-    found = tuple(probes)
-    if not found:
+    probes = tuple(probes)
+    if not probes:
         return []
-    routes = [_route(probe, app_address) for probe in found if isinstance(probe, HttpProbe)]
+    routes = [_route(probe, app_address) for probe in probes if isinstance(probe, HttpProbe)]
     checks = [
-        filters.healthy(_name(probe), probe.path) for probe in found if not isinstance(probe, HttpProbe)
+        filters.healthy(_name(probe), probe.path) for probe in probes if not isinstance(probe, HttpProbe)
     ]
     hosts = [VirtualHost(name=NAME, domains=["*"], routes=routes)]
     listener = Listener(
@@ -117,7 +120,7 @@ def listening(
         address=address(where, port),
         filter_chains=[FilterChain(filters=[filters.http_to(NAME, hosts, first=checks)])],
     )
-    return [*(_cluster(probe, probe.host or app_address, intercepted) for probe in found), listener]
+    return [*(_cluster(probe, probe.host or app_address, intercepted) for probe in probes), listener]
 
 
 def _name(probe: Probe) -> str:
@@ -125,7 +128,7 @@ def _name(probe: Probe) -> str:
 
 
 def _route(probe: HttpProbe, app_address: str) -> Route:
-    said = dict.fromkeys(name.lower() for name, _ in probe.headers)
+    unset = dict.fromkeys(name.lower() for name, _ in probe.headers)
     hosts = [value for name, value in probe.headers if name.lower() == "host"]
     return Route(
         match=RouteMatch(path=probe.path),
@@ -135,16 +138,17 @@ def _route(probe: HttpProbe, app_address: str) -> Route:
             host_rewrite_literal=hosts[0] if hosts else _authority(probe.host or app_address, probe.port),
             timeout=seconds(probe.timeout),
         ),
-        # The kubelet may send them itself, where the probe still has them.
+        # The kubelet sends the headers too, if the rewritten probe still has them.
         request_headers_to_add=[
             HeaderValueOption(
                 header=HeaderValue(key=name, value=value.replace("%", "%%")),
                 append_action=HeaderValueOptionHeaderAppendAction.ADD_IF_ABSENT,
             )
             for name, value in probe.headers
-            if said.pop(name.lower(), 0) is None and name.lower() != "host"
+            if unset.pop(name.lower(), 0) is None and name.lower() != "host"
         ],
-        # To follow a redirect would lead the kubelet to a path that is not here; without, a redirect is a success.
+        # The kubelet would follow a redirect to a path that does not exist here; without `location`, it
+        # succeeds.
         response_headers_to_remove=["location"],
     )
 
@@ -170,12 +174,12 @@ def _cluster(probe: AnyProbe, host: str, intercepted: bool) -> Cluster:
         type=kind,
         connect_timeout=seconds(probe.timeout or 10.0),
         load_assignment=one_endpoint(_name(probe), host, probe.port),
-        # Else the sidecar's own questions would be redirected to itself, and be refused under STRICT.
+        # Otherwise the probes would be redirected to the sidecar itself, and refused under STRICT.
         upstream_bind_config=_source(host) if inside else None,
         transport_socket=tls.unverified() if isinstance(probe, HttpProbe) and probe.https else None,
         typed_extension_protocol_options=dict(_options(probe)),
         health_checks=[_check(probe)] if isinstance(probe, Checked) else [],
-        # An application that does not answer yet must not keep its sidecar from starting.
+        # The sidecar must start before the application answers.
         wait_for_warm_on_init=False if isinstance(probe, Checked) else None,
     )
 
@@ -190,7 +194,7 @@ def _options(probe: AnyProbe) -> Iterator[tuple[str, Any]]:
         http = HttpProtocolOptionsExplicitHttpConfig(http2_protocol_options=Http2ProtocolOptions())
         yield HTTP_OPTIONS, pack(UpstreamOptions(explicit_http_config=http))
     elif isinstance(probe, HttpProbe):
-        # A connection that the application had closed meanwhile would be a failure of its own making.
+        # A reused connection that the application has closed would fail the probe.
         once = HttpProtocolOptions(max_requests_per_connection=1)
         http1 = HttpProtocolOptionsExplicitHttpConfig(http_protocol_options=Http1ProtocolOptions())
         yield (
@@ -201,7 +205,7 @@ def _options(probe: AnyProbe) -> Iterator[tuple[str, Any]]:
 
 def _check(probe: Checked) -> HealthCheck:
     interval = seconds(probe.period / 2)
-    # Who is down is asked often, to be found up soon.
+    # Check an unhealthy application more often, to notice recovery soon.
     down = seconds(min(1.0, probe.period / 2))
     check = HealthCheck(
         timeout=seconds(probe.timeout or 1.0),

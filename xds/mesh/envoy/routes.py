@@ -1,4 +1,4 @@
-"""RDS: which cluster a request goes to, by the host that it is for."""
+"""Routes (RDS): the cluster of a request, by its host."""
 
 from __future__ import annotations
 
@@ -36,21 +36,24 @@ _NOT_HTTP = "502: %REQ(:AUTHORITY)% speaks TCP: use CONNECT\n"
 
 
 class Host(NamedTuple):
-    """What answers to some names: one service port, or one endpoint of it."""
+    """The destination of some host names: a service port, or one of its endpoints."""
 
     domains: tuple[str, ...]
-    """Without ports, the most specific first."""
+    """Host names without ports, most specific first."""
     port: int
+    """Port that requests are for."""
     cluster: str
+    """Cluster that requests go to."""
     protocol: Protocol = Protocol.HTTP
+    """Protocol of the port."""
     addressed: bool = False
-    """It is one endpoint, asked for by its own name or address; names of services come first."""
+    """Whether it is a single endpoint. Names of services take precedence over those of endpoints."""
     limits: TcpLimits = NO_LIMITS
-    """For what is tunnelled by CONNECT."""
+    """Timeouts of CONNECT tunnels."""
 
 
 def service_names(service: Service, *, own: bool) -> tuple[str, ...]:
-    """Return every name that clients may use for a service (`own`: those of its namespace), with its addresses."""
+    """Return the names and addresses of a service that clients use; `own`: clients in its namespace."""
     return (
         service.host,
         f"{service.host}.",
@@ -62,7 +65,7 @@ def service_names(service: Service, *, own: bool) -> tuple[str, ...]:
 
 
 def pod_names(hostname: str, service: Service, *, own: bool) -> tuple[str, ...]:
-    """Return every name that clients may use for one pod of a headless service (`own`: those of its namespace)."""
+    """Return the names of a headless service's pod that clients use; `own`: clients in its namespace."""
     base = f"{hostname}.{service.name}"
     return (
         f"{base}.{service.namespace}.svc.{CLUSTER_DOMAIN}",
@@ -75,7 +78,7 @@ def pod_names(hostname: str, service: Service, *, own: bool) -> tuple[str, ...]:
 
 @lru_cache(maxsize=1)
 def _retries() -> RetryPolicy:
-    # Istio's defaults, for failures in which the request was not processed.
+    # Istio's defaults: retry if the request was not processed.
     return RetryPolicy(
         retry_on="connect-failure,refused-stream,unavailable,cancelled,reset-before-request",
         num_retries=2,
@@ -89,7 +92,7 @@ def _retries() -> RetryPolicy:
 
 
 def to_cluster(cluster: str, *, retries: bool = True) -> Route:
-    """Return the route of every request to a cluster, without a time limit of its own."""
+    """Return a route of all requests to a cluster, without a timeout."""
     return Route(
         match=RouteMatch(prefix="/"),
         route=RouteAction(
@@ -102,16 +105,16 @@ def _tunnel(cluster: str, limits: TcpLimits) -> Route:
     connect = RouteActionUpgradeConfig(
         upgrade_type="CONNECT", connect_config=RouteActionUpgradeConfigConnectConfig()
     )
-    most = None
+    max_duration = None
     if limits.max_duration is not None:
-        most = RouteActionMaxStreamDuration(max_stream_duration=seconds(limits.max_duration))
+        max_duration = RouteActionMaxStreamDuration(max_stream_duration=seconds(limits.max_duration))
     return Route(
         match=RouteMatch(connect_matcher=RouteMatchConnectMatcher()),
         route=RouteAction(
             cluster=cluster,
             timeout=timedelta(0),
             idle_timeout=seconds(limits.idle_timeout),
-            max_stream_duration=most,
+            max_stream_duration=max_duration,
             upgrade_configs=[connect],
         ),
     )
@@ -120,11 +123,11 @@ def _tunnel(cluster: str, limits: TcpLimits) -> Route:
 def _refusals(text: str, *, connect: bool) -> list[Route]:
     body = SubstitutionFormatString(text_format_source=DataSource(inline_string=text))
     answer = DirectResponseAction(status=502, body_format=body)
-    found = [Route(match=RouteMatch(prefix="/"), direct_response=answer)]
+    routes = [Route(match=RouteMatch(prefix="/"), direct_response=answer)]
     if connect:
         match = RouteMatch(connect_matcher=RouteMatchConnectMatcher())
-        found.insert(0, Route(match=match, direct_response=answer))
-    return found
+        routes.insert(0, Route(match=match, direct_response=answer))
+    return routes
 
 
 @lru_cache(maxsize=8192)
@@ -145,9 +148,9 @@ def _virtual_host(name: str, domains: tuple[str, ...], host: Host, *, proxied: b
     return VirtualHost(name=name, domains=list(domains), routes=routes)
 
 
-def with_ports(found: tuple[str, ...], port: int, *, bare: bool) -> tuple[str, ...]:
-    """Return the domains under which names are asked for: each with the port, and also without it if `bare`."""
-    literal = (f"[{name}]" if ":" in name else name for name in found)
+def with_ports(hosts: tuple[str, ...], port: int, *, bare: bool) -> tuple[str, ...]:
+    """Return the virtual host domains of hosts: each with the port, and without it if `bare`."""
+    literal = (f"[{name}]" if ":" in name else name for name in hosts)
     return tuple(text for name in literal for text in ((name,) if bare else ()) + (f"{name}:{port}",))
 
 
@@ -158,14 +161,16 @@ def route_configuration(
     """Return the routes of a listener.
 
     Args:
-        name: the listener's port, or `http_proxy`.
-        hosts: who answers; where two claim the same name, the first, and services before endpoints.
-        allow_any: whether requests for unknown hosts go where the client meant to go.
-        proxied: the client sends requests for any port to one proxy: names count with their port (bare ones mean port 80),
-            TCP is reached by CONNECT, and nothing goes to an address taken from a request.
+        name: port of the listener, or `http_proxy`.
+        hosts: the destinations. If several have the same name, services come before endpoints, then the first
+        wins.
+        allow_any: whether requests for unknown hosts keep their original destination.
+        proxied: whether applications use the listener as an HTTP proxy for all ports. Names without a port
+        then mean
+            port 80, TCP uses CONNECT, and no request goes to an address that it names.
     """
     taken: set[str] = set()
-    found: list[VirtualHost] = []
+    virtual_hosts: list[VirtualHost] = []
     for host in sorted(hosts, key=lambda host: host.addressed):
         bare = host.port == 80 if proxied else True
         domains = tuple(
@@ -174,15 +179,15 @@ def route_configuration(
         taken.update(domain.lower() for domain in domains)
         if domains:
             label = f"{host.domains[0]}:{host.port}"
-            found.append(_virtual_host(label, domains, host, proxied=proxied))
+            virtual_hosts.append(_virtual_host(label, domains, host, proxied=proxied))
     if allow_any and not proxied:
-        found.append(
+        virtual_hosts.append(
             VirtualHost(
                 name="allow_any", domains=["*"], routes=[to_cluster(names.PASSTHROUGH, retries=False)]
             )
         )
     else:
-        found.append(
+        virtual_hosts.append(
             VirtualHost(name="block_all", domains=["*"], routes=_refusals(_UNKNOWN, connect=proxied))
         )
-    return resource(RouteConfiguration(name=name, virtual_hosts=found, validate_clusters=False))
+    return resource(RouteConfiguration(name=name, virtual_hosts=virtual_hosts, validate_clusters=False))

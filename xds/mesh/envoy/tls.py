@@ -1,4 +1,4 @@
-"""TLS contexts: the mesh's mutual TLS on both sides, and what a DestinationRule spells out."""
+"""TLS contexts: the mesh's mutual TLS, and TLS settings of DestinationRules."""
 
 from __future__ import annotations
 
@@ -28,32 +28,34 @@ from xds.mesh.model.objects import MeshConfig
 from xds.mesh.model.traffic import ClientTls, TlsMode
 
 MESH_ALPN = ("istio",)
-"""What a client says in TLS to be recognised as one of the mesh."""
+"""ALPN protocol that identifies clients of the mesh."""
 HTTP_ALPN = ("istio-http/1.0", "istio-http/1.1", "istio-h2")
-"""What it says instead where the port's protocol is undeclared and the connection turned out to carry HTTP."""
+"""ALPN protocols for detected HTTP on ports without a declared protocol."""
 TCP_ALPN = ("istio-peer-exchange", *MESH_ALPN)
-"""What Istio's own sidecars say where the connection carries anything."""
+"""ALPN protocols of connections with any protocol, including those of Istio's sidecars."""
 
 SYSTEM_ROOTS = "/etc/ssl/certs/ca-certificates.crt"
-"""Where Debian, Ubuntu, Alpine and Envoy's own images keep the system's roots. Envoy itself cannot be told to use those: it passes
-over `system_root_certs`, and verifies nothing."""
+"""Path of the system's roots in Debian, Ubuntu, Alpine and Envoy images.
+
+Envoy ignores `system_root_certs` and would verify nothing.
+"""
 
 _TLS = "envoy.transport_sockets.tls"
 
 
 def raw_buffer() -> TransportSocket:
-    """Return the socket that adds nothing."""
+    """Return the plaintext transport socket."""
     return TransportSocket(name="envoy.transport_sockets.raw_buffer", typed_config=pack(RawBuffer()))
 
 
 @lru_cache(maxsize=1)
 def unverified() -> TransportSocket:
-    """Return a client's socket that encrypts, and takes any server's certificate."""
+    """Return a client's TLS socket that accepts any certificate."""
     return TransportSocket(name=_TLS, typed_config=pack(UpstreamTlsContext()))
 
 
 def uri(*, exact: str = "", prefix: str = "") -> SubjectAltNameMatcher:
-    """Return a matcher for the SPIFFE id in a certificate."""
+    """Return a matcher for the SPIFFE ID of a certificate."""
     matcher = StringMatcher(exact=exact) if exact else StringMatcher(prefix=prefix)
     return SubjectAltNameMatcher(san_type=SubjectAltNameMatcherSanType.URI, matcher=matcher)
 
@@ -85,7 +87,7 @@ def _mesh_context(
 def mutual(
     config: MeshConfig, sni: str, identities: tuple[str, ...], *, http2: bool = False
 ) -> TransportSocket:
-    """Return a client's mutual TLS socket that accepts these identities (none known: any of the trust domains)."""
+    """Return a client's mTLS socket that accepts these identities; if empty, any of the trust domains."""
     peers = [uri(exact=identity) for identity in identities] or _trust_domains(config)
     alpn = (*MESH_ALPN, "h2") if http2 else MESH_ALPN
     context = UpstreamTlsContext(common_tls_context=_mesh_context(config, peers, alpn), sni=sni)
@@ -95,7 +97,7 @@ def mutual(
 def explicit(
     config: MeshConfig, tls: ClientTls, sni: str, identities: tuple[str, ...], *, http2: bool = False
 ) -> TransportSocket | None:
-    """Return the socket for what a DestinationRule says; None for DISABLE."""
+    """Return the socket for a DestinationRule's TLS settings; None for DISABLE."""
     match tls.mode:
         case TlsMode.DISABLE:
             return None
@@ -127,7 +129,7 @@ def explicit(
             alpn_protocols=["h2"] if http2 else [],
         ),
         sni=tls.sni,
-        # Without a name of its own, the server is asked for, and must prove, the name that the request is for.
+        # Without an explicit server name, SNI and the certificate must match the host of the request.
         auto_host_sni=not tls.sni,
         auto_sni_san_validation=not (tls.sni or tls.subject_alt_names or tls.insecure_skip_verify),
     )
@@ -136,7 +138,7 @@ def explicit(
 
 @lru_cache(maxsize=16)
 def server(config: MeshConfig, *, http: bool) -> TransportSocket:
-    """Return a server's socket: it requires a certificate of the trust domain, and offers no mesh ALPN of its own."""
+    """Return a server's socket, which requires a client certificate of the trust domains."""
     alpn = ("h2", "http/1.1") if http else ()
     context = DownstreamTlsContext(
         common_tls_context=_mesh_context(config, _trust_domains(config), alpn),

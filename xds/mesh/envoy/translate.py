@@ -1,7 +1,7 @@
-"""The configuration of one proxy: facts and decisions in, a snapshot of encoded resources out.
+"""Translate facts and decisions to the configuration of one proxy: a snapshot of encoded resources.
 
-What sidecars need of a service is worked out once for all clients that the same DestinationRule is for, and kept until a change
-touches the service. What is equal is shared between proxies as the same objects.
+The configuration for a service is built once for all clients that the same DestinationRule applies to, and
+cached until a change affects the service. Proxies share equal resources as the same objects.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET, Resource, R
 
 
 def translate(mesh: Mesh, pod: Pod, secrets: tuple[Resource, ...] = ()) -> Snapshot:
-    """Build a pod's snapshot in one go."""
+    """Build a pod's snapshot without yielding to the event loop."""
     run = steps(mesh, pod, secrets)
     while True:
         try:
@@ -43,7 +43,7 @@ def translate(mesh: Mesh, pod: Pod, secrets: tuple[Resource, ...] = ()) -> Snaps
 
 
 def steps(mesh: Mesh, pod: Pod, secrets: tuple[Resource, ...] = ()) -> Generator[None, None, Snapshot]:
-    """Build a pod's snapshot, yielding every few milliseconds of work so that an event loop can breathe."""
+    """Build a pod's snapshot, yielding every few milliseconds so that an event loop can run other tasks."""
     rules = mesh.in_namespace(pod.namespace).rules
     selected = tuple(r.ref for r in rules if r.selector is not None and covers(r.selector, pod.meta.labels))
     kind = ("clients", pod.namespace, selected, pod.interception)
@@ -56,7 +56,7 @@ def steps(mesh: Mesh, pod: Pod, secrets: tuple[Resource, ...] = ()) -> Generator
     if pod.interception is Interception.REDIRECT:
         listeners = [inbound.intercepted(mesh.config, served, sources)]
     else:
-        # Without an address there is nothing to bind yet.
+        # A pod without an address has nothing to bind yet.
         bound = served if pod.address else ()
         listeners = [inbound.bound(mesh.config, pod.address, port, sources) for port in bound]
         listeners.append(outbound.http_proxy(mesh.config, own_address(pod)))
@@ -74,12 +74,16 @@ def steps(mesh: Mesh, pod: Pod, secrets: tuple[Resource, ...] = ()) -> Generator
 
 
 class _Common(NamedTuple):
-    """What all sidecars have that the same rules are for; each adds its own inbound side."""
+    """Outbound resources shared by all sidecars that the same rules apply to."""
 
     clusters: ResourceSet
+    """Outbound clusters."""
     endpoints: ResourceSet
+    """Their endpoints."""
     listeners: ResourceSet
+    """Outbound listeners."""
     routes: ResourceSet
+    """Outbound route configurations."""
 
 
 def _clients(mesh: Mesh, pod: Pod) -> Generator[None, None, _Common]:
@@ -95,24 +99,24 @@ def _clients(mesh: Mesh, pod: Pod) -> Generator[None, None, _Common]:
         if key not in memo:
             try:
                 memo[key] = yield from build(mesh, service, rule, own=own)
-            except Exception as error:  # noqa: BLE001 - whatever is wrong with one service, the others go on
+            except Exception as error:  # noqa: BLE001 - one service must not affect others
                 mesh.failures[service.ref] = error
                 memo[key] = mesh.previous_memo(service).get(key, Outbound([], [], [], []))
         services.append(memo[key])
         yield
     intercepted = pod.interception is Interception.REDIRECT
     cds = [*clusters.fixed(config, intercepted=intercepted), *(r for s in services for r in s.clusters)]
-    by_age = [found for _, found in sorted(zip(ages, services, strict=True), key=itemgetter(0))]
+    by_age = [service for _, service in sorted(zip(ages, services, strict=True), key=itemgetter(0))]
     hosts = (
-        *(host for found in services for host in found.hosts if not host.addressed),
-        *(host for found in by_age for host in found.hosts if host.addressed),
+        *(host for service in services for host in service.hosts if not host.addressed),
+        *(host for service in by_age for host in service.hosts if host.addressed),
     )
     lds: list[Resource] = []
     rds: list[Resource] = []
     if intercepted:
         lds.append(outbound.entry(config))
-        # Of two that claim an address and port that belong to nobody, the oldest has them.
-        lds += {r.name: r for found in reversed(by_age) for r in reversed(found.destinations)}.values()
+        # If several services claim an address without an owner, the oldest service gets it.
+        lds += {r.name: r for service in reversed(by_age) for r in reversed(service.destinations)}.values()
         http = [host for host in hosts if host.protocol.is_http and not host.addressed]
         for number in sorted({host.port for host in http} - own_ports(mesh)):
             here = tuple(host for host in http if host.port == number)
@@ -121,7 +125,7 @@ def _clients(mesh: Mesh, pod: Pod) -> Generator[None, None, _Common]:
             yield
     else:
         rds.append(routes.route_configuration(names.HTTP_PROXY, hosts, allow_any=False, proxied=True))
-    eds = [resource for found in services for resource in found.endpoints]
+    eds = [resource for service in services for resource in service.endpoints]
     sets = []
     for resources in (cds, eds, lds, rds):
         yield
@@ -130,7 +134,7 @@ def _clients(mesh: Mesh, pod: Pod) -> Generator[None, None, _Common]:
 
 
 def warm() -> None:
-    """Do once what the first translation of a process would otherwise make its event loop wait for: 0.3 s."""
+    """Run a small translation, so that the first real one does not block the event loop for 0.3 s."""
     labels = {"app": "x", TLS_MODE_LABEL: "istio"}
     ports = [ServicePort(port=number, target=number, protocol=p) for number, p in enumerate(Protocol, 1)]
     service = Service(
@@ -155,13 +159,13 @@ def _with(base: ResourceSet, own: tuple[Resource, ...]) -> ResourceSet:
     return ResourceSet(own, base=base)
 
 
-class _Served(NamedTuple):
+class _InboundPort(NamedTuple):
     served: inbound.Port
     decided_by: Ref
 
 
-def _inbound_ports(mesh: Mesh, pod: Pod) -> tuple[_Served, ...]:
-    """Return what the pod's listeners serve: the ports of its services and, where all is intercepted, every other."""
+def _inbound_ports(mesh: Mesh, pod: Pod) -> tuple[_InboundPort, ...]:
+    """Return the ports that the pod's listeners serve: ports of its services and, if intercepted, others."""
     config = mesh.config
     intercepted = pod.interception is Interception.REDIRECT
     taken = config.own_ports(pod.interception)
@@ -173,12 +177,12 @@ def _inbound_ports(mesh: Mesh, pod: Pod) -> tuple[_Served, ...]:
         for number in (*ports_with_own_mode(mesh, pod), 0):
             if number not in taken:
                 ports.setdefault(number, (Protocol.AUTO, names.INBOUND_PASSTHROUGH))
-    found = []
+    served = []
     for number in sorted(ports):
         protocol, cluster = ports[number]
         mode, decided_by, _ = served_mode(mesh, pod, number)
-        found.append(_Served(inbound.Port(number, protocol, mode, cluster), decided_by))
-    return tuple(found)
+        served.append(_InboundPort(inbound.Port(number, protocol, mode, cluster), decided_by))
+    return tuple(served)
 
 
 def _inbound_clusters(
