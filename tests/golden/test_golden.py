@@ -44,11 +44,13 @@ def rewritten(request: pytest.FixtureRequest) -> None:
 def test_output_equals_golden_files(case: Path) -> None:
     mesh = load(case)
     pods = translated(mesh)
-    changes = changed(golden(case), pods) + diff((case / "reach.txt").read_text(), reached(mesh))
+    changes = diff(texts(golden(case)), texts(pods))
+    changes += diff({"reach.txt": (case / "reach.txt").read_text()}, {"reach.txt": reached(mesh)})
     if not changes:
-        changes = diff((case / "out.yaml").read_text(), encode(pods, references(case, golden)))
+        text = (case / "out.yaml").read_text()
+        changes = diff({"out.yaml": text}, {"out.yaml": encode(pods, references(case, golden))})
     if changes:
-        pytest.fail(f"{case.name}: run `make golden` and read the diff\n{changes}", pytrace=False)
+        pytest.fail(f"{case.name}: run `make golden` and read the diff\n\n{changes}", pytrace=False)
 
 
 def test_every_file_belongs_to_a_case() -> None:
@@ -100,17 +102,8 @@ def references(case: Path, pods: Callable[[Path], Pods]) -> dict[str, Pods]:
     return {**references(other, pods), other.name: pods(other)}
 
 
-def changed(expected: Pods, actual: Pods) -> str:
-    """Return the diff of each resource that changed, once for all resources with the same diff."""
-    places: defaultdict[str, list[str]] = defaultdict(list)
-    before, after = texts(expected), texts(actual)
-    for place in sorted(before.keys() | after.keys()):
-        if lines := diff(before.get(place, ""), after.get(place, "")):
-            places[lines].append(place)
-    return "".join("\n".join([*names, lines]) for lines, names in places.items())
-
-
 def texts(pods: Pods) -> dict[str, str]:
+    """Return the YAML of each resource."""
     return {
         f"{pod} {kind} {resource[RESOURCES[kind]]}": yaml.safe_dump(
             resource, width=120, default_flow_style=None
@@ -121,6 +114,11 @@ def texts(pods: Pods) -> dict[str, str]:
     }
 
 
-def diff(expected: str, actual: str) -> str:
-    lines = [*unified_diff(expected.splitlines(), actual.splitlines(), n=2, lineterm="")]
-    return "".join(f"{line}\n" for line in lines[2:])
+def diff(expected: dict[str, str], actual: dict[str, str]) -> str:
+    """Return the diff of each text that changed. The same diff of several texts is shown once, under all names."""
+    names: defaultdict[str, list[str]] = defaultdict(list)
+    for name in sorted(expected.keys() | actual.keys()):
+        before, after = expected.get(name, "").splitlines(), actual.get(name, "").splitlines()
+        if lines := [*unified_diff(before, after, n=2, lineterm="")]:
+            names["\n".join(lines[2:])].append(name)
+    return "".join("\n".join([*places, lines, "\n"]) for lines, places in names.items())
