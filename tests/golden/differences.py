@@ -1,15 +1,16 @@
 """Write the resources of pods as their differences from resources that come before them.
 
-A pod is `like` the pod that differs least from it: an earlier pod of the same case, or `CASE/POD` of a case that this
-one is compared with. Lists whose elements have names are written as mappings. In a mapping that has a reference:
+A pod is `like` another one, which is its reference: an earlier pod of the same case, or `CASE/POD` of another case.
+`encode` chooses the pod that differs least. Lists whose elements have names are written as mappings. Compared with a
+reference:
 
 - A key that is not listed has the value of the reference.
 - `without` lists the keys that only the reference has.
 - `order` lists all keys, if new elements do not follow those of the reference.
 - `a > b: value` is short for `a: {b: value}`. In a list whose elements have no names, the index is the key.
-- A new element can be `like NAME`, an earlier element of the same list or of a list of the same field. The new name,
-  and the parts of it (ports, addresses, a host, the service account of that host's name), replace those of NAME. What
-  differs from the result is listed.
+- A new element is `like NAME` if a list of the same field has a similar element before it. In a copy of that element,
+  the new name replaces NAME, and each part of the new name (port, address, host, and the service account of the same
+  name) replaces that part of NAME. What differs from the copy is listed.
 """
 
 from __future__ import annotations
@@ -40,10 +41,11 @@ NAMED = RESOURCES | {
 }
 """Lists whose elements have names, and the field of the name. It is empty if `_name` makes the name of other fields."""
 NEVER_LIKE = {"endpoints", "filters", "http_filters", "listener_filters"}
-"""Lists whose elements are written in full: they are short, or what they contain is the point."""
+"""Lists whose new elements are written in full."""
 KEYWORDS = {"like", "order", "without"}
 SEPARATOR = " > "
 MAX_PATH = 100
+"""Length of the longest path that is written in one line."""
 
 
 def encode(pods: Pods, references: Mapping[str, Pods]) -> str:
@@ -79,17 +81,18 @@ def _start(references: Mapping[str, Pods]) -> tuple[_Codec, dict[str | None, Tre
 
 
 class _Codec:
-    """Keeps the elements that are written so far, by list and name: both directions visit them in the same order."""
+    """Keeps the elements so far, by field and name. Both directions visit elements in the same order."""
 
     def __init__(self) -> None:
         self._elements: defaultdict[str, dict[str, Tree]] = defaultdict(dict)
 
     def encode(self, tree: Tree, reference: Tree, field: str = "") -> Tree:
+        """Return what `decode` needs to make a tree from its reference. `field` is the key of the tree."""
         if _is_positional(tree) and _is_positional(reference) and len(tree) == len(reference):
             tree, reference = _indexed(tree), _indexed(reference)
         if not isinstance(tree, dict):
             return tree
-        reference = reference or {}
+        reference = reference if isinstance(reference, dict) else {}
         written: dict[str, Tree] = {}
         if absent := [key for key in reference if key not in tree]:
             written["without"] = absent
@@ -106,7 +109,7 @@ class _Codec:
         return written
 
     def decode(self, written: Tree, reference: Tree, field: str = "", name: str = "") -> Tree:
-        """Return the tree of that name in the list or mapping of that field."""
+        """Return the tree that `encode` was given. `name` is its key, and `field` the key of its parent."""
         if isinstance(written, str) and written.startswith("like "):
             return self._like(field, written.removeprefix("like "), name)
         if not isinstance(written, dict):
@@ -115,7 +118,9 @@ class _Codec:
         if like := written.pop("like", None):
             reference = self._like(field, like, name)
         is_positional = _is_positional(reference)
-        tree = dict(_indexed(reference) if is_positional else reference or {})
+        if is_positional:
+            reference = _indexed(reference)
+        tree = dict(reference) if isinstance(reference, dict) else {}
         for key in written.pop("without", ()):
             del tree[key]
         order = written.pop("order", None)

@@ -118,7 +118,7 @@ def diff(expected: dict[str, str], actual: dict[str, str]) -> str:
     """Return the diff of each text that changed. The same diff of several texts is shown once, under all names."""
     names: defaultdict[str, list[str]] = defaultdict(list)
     for name in sorted(expected.keys() | actual.keys()):
-        before, after = expected.get(name, "").splitlines(), actual.get(name, "").splitlines()
-        if lines := [*unified_diff(before, after, n=2, lineterm="")]:
-            names["\n".join(lines[2:])].append(name)
-    return "".join("\n".join([*places, lines, "\n"]) for lines, places in names.items())
+        before, after = (texts.get(name, "").splitlines(keepends=True) for texts in (expected, actual))
+        if lines := [*unified_diff(before, after, n=2)]:
+            names["".join(lines[2:])].append(name)
+    return "".join("\n".join([*places, lines, ""]) for lines, places in names.items())
