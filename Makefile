@@ -54,7 +54,7 @@ check: $(READY) ## Lint, formatting, types, layers, generated code, and packages
 proto: $(READY) ## Generate xds/mesh/v1 from protos/
 	$(call PROTOC,.)
 
-golden: $(READY) ## Write the golden files anew; read the diff before you commit it
+golden: $(READY) ## Rewrite the golden files; read their diff before you commit it
 	@$(BIN)/pytest tests/golden tests/inject/test_golden.py --golden
 
 bench: $(READY) ## Measure how long changes take to reach 1,000 sidecars: several minutes

@@ -16,7 +16,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 def pytest_addoption(parser) -> None:
-    parser.addoption("--golden", action="store_true", help="write what the golden cases give, not compare it")
+    parser.addoption("--golden", action="store_true", help="rewrite the golden files")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

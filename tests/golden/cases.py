@@ -1,8 +1,7 @@
-"""The golden cases, and how one is read."""
+"""The golden cases and their manifests."""
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -13,11 +12,30 @@ from xds.mesh.sources.files import Folder
 from xds.mesh.sources.settings import Settings
 
 HERE = Path(__file__).parent
-CASES = [pytest.param(path.parent, id=path.parent.name) for path in sorted(HERE.glob("*/in.yaml"))]
+BASE = HERE / "base"
+CASES = [
+    pytest.param(case, id=case.name)
+    for case in sorted(
+        {path.parent for name in ("in.yaml", "extends.txt") for path in HERE.glob(f"*/{name}")}
+    )
+]
+
+
+def extended(case: Path) -> Path | None:
+    """Return the case to whose manifests a case adds its own."""
+    file = case / "extends.txt"
+    return HERE / file.read_text().strip() if file.exists() else None
+
+
+def manifests(case: Path) -> str:
+    """Return the manifests of a case, as one text."""
+    file, other = case / "in.yaml", extended(case)
+    texts = [manifests(other)] if other else []
+    return "---\n".join([*texts, file.read_text()] if file.exists() else texts)
 
 
 def options(case: Path) -> tuple[Path | None, list[str]]:
-    """What `--mesh-config` and `--set` are in a case."""
+    """Return the values of `--mesh-config` and `--set` in a case."""
     mesh, assignments = case / "mesh.yaml", case / "set.txt"
     return (
         mesh if mesh.exists() else None,
@@ -26,9 +44,9 @@ def options(case: Path) -> tuple[Path | None, list[str]]:
 
 
 def load(case: Path) -> Mesh:
-    """The mesh that a case describes, which must have no problem."""
+    """Return the mesh of a case. Its manifests have no problems."""
     with tempfile.TemporaryDirectory() as folder:
-        shutil.copy(case / "in.yaml", folder)
+        Path(folder, "in.yaml").write_text(manifests(case))
         report = Folder(Path(folder), Settings(*options(case))).load()
     assert [str(problem) for problem in report.problems if not problem.notice] == []
     return Mesh().apply(report.change)

@@ -1,55 +1,124 @@
-"""Whole meshes in, everything out: `CASE/in.yaml` (`mesh.yaml`, `set.txt`) -> `CASE/out/POD.NAMESPACE/TYPE.yaml` and `reach.txt`.
+"""Whole meshes in, everything out.
 
-`make golden` writes what comes out; the difference to what was there is for a person to read.
+`CASE/in.yaml` (`mesh.yaml`, `set.txt`) gives `CASE/reach.txt` and `CASE/out.yaml`: the resources of one pod of each
+application, as their differences from the case `base`, and from the case that `extends.txt` names (see
+`differences.py`). `make golden` writes these files. Read their diff before you commit it.
 """
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable
+from difflib import unified_diff
+from functools import cache
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.golden.cases import CASES, load
+from tests.golden.cases import BASE, CASES, HERE, extended, load
+from tests.golden.differences import RESOURCES, Pods, decode, encode
 from xds.codec import to_dict
 from xds.mesh.envoy.translate import translate
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.policy.reach import predict
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE
 
-FILES = {"clusters": CLUSTER, "endpoints": ENDPOINT, "listeners": LISTENER, "routes": ROUTE}
+TYPE_URLS = {"clusters": CLUSTER, "load_assignments": ENDPOINT, "listeners": LISTENER, "routes": ROUTE}
+INPUTS = {"in.yaml", "mesh.yaml", "set.txt", "extends.txt"}
+OUTPUTS = {"out.yaml", "reach.txt"}
 
 
-def results(mesh: Mesh) -> Iterator[tuple[Path, str]]:
-    """Every file of a case's `out` folder, and what should be in it."""
-    # One pod of each application: the others get the same.
-    for pod in {pod.meta.labels["app"]: pod for pod in reversed([*mesh.pods()]) if pod.has_sidecar}.values():
-        snapshot = translate(mesh, pod)
-        for name, type_url in FILES.items():
-            found = [to_dict(type_url, r.body) for r in snapshot.of(type_url).values()]
-            found.sort(key=lambda resource: resource.get("name") or resource["cluster_name"])
-            text = yaml.safe_dump(found, sort_keys=False, width=120, default_flow_style=None)
-            yield Path(f"{pod.name}.{pod.namespace}", f"{name}.yaml"), text
-    lines = [
-        f"{o.client.name}.{o.client.namespace} -> {o.service.name}.{o.service.namespace}:{o.port.port}"
-        f" at {o.endpoint.address if o.endpoint else '-'}: {o.result} ({o.reason})"
-        + "".join(f", {ref}" for ref in o.decided_by)
-        for o in predict(mesh)
-    ]
-    yield Path("reach.txt"), "\n".join(lines) + "\n"
+@pytest.fixture(scope="module", autouse=True)
+def rewritten(request: pytest.FixtureRequest) -> None:
+    """Write all files before any is compared: a file depends on those of other cases."""
+    if request.config.getoption("--golden"):
+        for case in (param.values[0] for param in CASES):
+            mesh = load(case)
+            text = encode(translated(mesh), references(case, lambda other: translated(load(other))))
+            (case / "out.yaml").write_text(text)
+            (case / "reach.txt").write_text(reached(mesh))
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_configuration_is_as_it_was(case: Path, request: pytest.FixtureRequest) -> None:
-    out = case / "out"
-    found = dict(results(load(case)))
-    if request.config.getoption("--golden"):
-        shutil.rmtree(out, ignore_errors=True)
-        for path, text in found.items():
-            (out / path).parent.mkdir(parents=True, exist_ok=True)
-            (out / path).write_text(text)
-    assert {path.relative_to(out) for path in out.rglob("*") if path.is_file()} == set(found)
-    for path, text in found.items():
-        assert (out / path).read_text() == text, f"{out / path}: run `make golden` and read the difference"
+def test_output_equals_golden_files(case: Path) -> None:
+    mesh = load(case)
+    pods = translated(mesh)
+    changes = diff(texts(golden(case)), texts(pods))
+    changes += diff({"reach.txt": (case / "reach.txt").read_text()}, {"reach.txt": reached(mesh)})
+    if not changes:
+        text = (case / "out.yaml").read_text()
+        changes = diff({"out.yaml": text}, {"out.yaml": encode(pods, references(case, golden))})
+    if changes:
+        pytest.fail(f"{case.name}: run `make golden` and read the diff\n\n{changes}", pytrace=False)
+
+
+def test_every_file_belongs_to_a_case() -> None:
+    cases = {param.values[0] for param in CASES}
+    assert {path for path in HERE.iterdir() if path.suffix != ".py" and path.name != "__pycache__"} == cases
+    for case in cases:
+        names = {path.name for path in case.iterdir()}
+        assert OUTPUTS <= names <= OUTPUTS | INPUTS, case
+
+
+def translated(mesh: Mesh) -> Pods:
+    """Return the resources of one pod of each application: other pods get the same."""
+    pods = {pod.meta.labels["app"]: pod for pod in reversed([*mesh.pods()]) if pod.has_sidecar}
+    snapshots = {f"{pod.name}.{pod.namespace}": translate(mesh, pod) for pod in pods.values()}
+    return {
+        name: {
+            kind: sorted(
+                (to_dict(type_url, resource.body) for resource in snapshot.of(type_url).values()),
+                key=lambda resource: str(resource[RESOURCES[kind]]),
+            )
+            for kind, type_url in TYPE_URLS.items()
+        }
+        for name, snapshot in sorted(snapshots.items())
+    }
+
+
+def reached(mesh: Mesh) -> str:
+    """Return a line for each client, port and endpoint: whether and how requests arrive."""
+    return "".join(
+        f"{o.client.name}.{o.client.namespace} -> {o.service.name}.{o.service.namespace}:{o.port.port}"
+        f" at {o.endpoint.address if o.endpoint else '-'}: {o.result} ({o.reason})"
+        + "".join(f", {ref}" for ref in o.decided_by)
+        + "\n"
+        for o in predict(mesh)
+    )
+
+
+@cache
+def golden(case: Path) -> Pods:
+    """Return the resources in a case's golden file."""
+    return decode((case / "out.yaml").read_text(), references(case, golden))
+
+
+def references(case: Path, pods: Callable[[Path], Pods]) -> dict[str, Pods]:
+    """Return the pods of the cases that a case is compared with."""
+    if case == BASE:
+        return {}
+    other = extended(case) or BASE
+    return {**references(other, pods), other.name: pods(other)}
+
+
+def texts(pods: Pods) -> dict[str, str]:
+    """Return the YAML of each resource."""
+    return {
+        f"{pod} {kind} {resource[RESOURCES[kind]]}": yaml.safe_dump(
+            resource, width=120, default_flow_style=None
+        )
+        for pod, resources in pods.items()
+        for kind in resources
+        for resource in resources[kind]
+    }
+
+
+def diff(expected: dict[str, str], actual: dict[str, str]) -> str:
+    """Return the diff of each text that changed. The same diff of several texts is shown once, under all names."""
+    names: defaultdict[str, list[str]] = defaultdict(list)
+    for name in sorted(expected.keys() | actual.keys()):
+        before, after = (texts.get(name, "").splitlines(keepends=True) for texts in (expected, actual))
+        if lines := [*unified_diff(before, after, n=2)]:
+            names["".join(lines[2:])].append(name)
+    return "".join("\n".join([*places, lines, ""]) for lines, places in names.items())

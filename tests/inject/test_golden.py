@@ -1,6 +1,6 @@
-"""Files in, files out: `cases/NAME` -> `cases/NAME.out`, and what was said about it in `cases/NAME.err`.
+"""Files in, files out: `cases/NAME` gives `cases/NAME.out`, and messages in `cases/NAME.err`.
 
-`make golden` writes what comes out; the difference to what was there is for a person to read.
+`make golden` writes these files. Read their diff before you commit it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def test_a_file_is_injected_as_before(case: Path, request: pytest.FixtureRequest
         expected = case.with_name(case.name + suffix)
         if request.config.getoption("--golden"):
             expected.write_text(text)
-        assert expected.read_text() == text, f"{expected}: run `make golden` and read the difference"
+        assert expected.read_text() == text, f"{expected}: run `make golden` and read the diff"
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.stem)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from itertools import cycle
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from tests.golden.cases import CASES, load, options
+from tests.golden.cases import CASES, load, manifests, options
 from tests.support.clients import Client
 from tests.support.controlplane import ControlPlane
 from tests.support.envoy import EnvoyProcess
@@ -48,14 +47,12 @@ class Planes:
         key = ("--rollout=immediate", *settings, *(f"--set={assignment}" for assignment in assignments))
         if key not in self._planes:
             directory = self._directory / case.name
-            manifests = Manifests(directory / "manifests").directory
-            shutil.copy(case / "in.yaml", manifests)
-            self._planes[key] = await self._exits.enter_async_context(
-                ControlPlane(manifests, directory, *key)
-            )
+            folder = Manifests(directory / "manifests").directory
+            (folder / "in.yaml").write_text(manifests(case))
+            self._planes[key] = await self._exits.enter_async_context(ControlPlane(folder, directory, *key))
             return self._planes[key]
         draft = self._directory / "in.yaml"
-        shutil.copy(case / "in.yaml", draft)
+        draft.write_text(manifests(case))
         draft.replace(self._planes[key].manifests / "in.yaml")
         return self._planes[key]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.golden.cases import CASES, options
+from tests.golden.cases import CASES, manifests, options
 from tests.sources.fake_apiserver import NOBODY, FakeApiServer
 from tests.sources.fake_objects import ISTIO
 from tests.sources.faults import status
@@ -75,11 +75,11 @@ async def test_golden_meshes_are_the_same_from_files_and_from_an_api_server(
     case: Path, server: FakeApiServer, api: KubeApi, tmp_path: Path
 ) -> None:
     mesh, assignments = options(case)
-    server.serve_istio("v1beta1" if "v1beta1" in (case / "in.yaml").read_text() else "v1")
+    server.serve_istio("v1beta1" if "v1beta1" in manifests(case) else "v1")
     (tmp_path / "files").mkdir()
-    (tmp_path / "files/in.yaml").write_text((case / "in.yaml").read_text())
+    (tmp_path / "files/in.yaml").write_text(manifests(case))
     folder = Folder(tmp_path / "files", Settings(mesh, assignments)).load().change
-    for document in read((case / "in.yaml").read_text(), "in.yaml"):
+    for document in read(manifests(case), "in.yaml"):
         assert isinstance(document, Document)
         assert isinstance(document.value, dict)
         if document.value["kind"] in PLURALS:
