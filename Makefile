@@ -56,7 +56,7 @@ check: $(READY) ## Lint, formatting, types, layers, generated code, and packages
 
 # The variable silences a notice about MkDocs 2, which the docs group excludes.
 docs: $(READY) ## Build the site into build/site; a dead link is an error
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 proto: $(READY) ## Generate xds/api from protos/
 	$(call PROTOC,.)
