@@ -15,7 +15,7 @@ RULES = [*(f"R{number}" for number in range(1, 63)), *(f"O{number}" for number i
 SCENARIOS = [
     f"{kind}{number}" for kind, last in (("S", 9), ("U", 3), ("D", 6)) for number in range(1, last + 1)
 ]
-COVERED_BY = dict(re.findall(r"\b([RO]\d+) \((\w+)\)", TEXT.partition("no tests of their own")[2]))
+COVERED_BY = dict(re.findall(r"\b([RO]\d+)\s\((\w+)\)", TEXT.partition("no tests of their own")[2]))
 UNTESTABLE = {"R62"}
 
 
