@@ -56,6 +56,18 @@ def test_labels_and_annotations_are_listed():
     assert not {key for key in keys if not re.search(rf"[/`]{key}`", text)}
 
 
+def test_mesh_settings_are_listed(tmp_path):
+    """The error for an unknown key names all known ones."""
+    result = CliRunner().invoke(app, ["reach", "--manifests", str(tmp_path), "--set", "unknown=1"])
+    known = re.findall(r"[\w.]+", result.output.partition("known: ")[2])
+    assert len(known) > 10
+    text = (REFERENCE / "mesh-settings.md").read_text()
+    keys = re.findall(r"^\| `([\w.]+)` \|", text, re.MULTILINE)
+    listed = {key if key.startswith("values.") else f"meshConfig.{key.split('.')[0]}" for key in keys}
+    others = {"meshConfig.profile", "meshConfig.meshConfig", "meshConfig.true", "meshConfig.false"}
+    assert listed - others == set(known)
+
+
 def test_limits_of_clients_are_listed():
     text = (REFERENCE / "limits.md").read_text()
     rows = dict(re.findall(r"^\| `(\w+)` \| ([\d,]+(?: MiB)?) \|", text, re.MULTILINE))
