@@ -20,7 +20,7 @@ PROTOC = $(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=$(1) --pyi_out
 
 KUBERNETES = $(BIN)/python -m tests.kubernetes.environment.binaries
 
-.PHONY: help demo test test-compose kubernetes check proto golden bench clean
+.PHONY: help demo test test-compose kubernetes check docs proto golden bench clean
 
 help: ## Say what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +50,12 @@ check: $(READY) ## Lint, formatting, types, layers, generated code, and packages
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/hadolint Dockerfile
+	$(BIN)/codespell
+	@$(MAKE) --no-print-directory docs
+
+# The variable silences a notice about MkDocs 2, which the docs group excludes.
+docs: $(READY) ## Build the site into build/site; a dead link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 proto: $(READY) ## Generate xds/mesh/v1 from protos/
 	$(call PROTOC,.)
@@ -76,7 +82,7 @@ $(READY): pyproject.toml constraints.txt
 	@echo "Making .venv with $$($(PYTHON) -V): the first time takes a minute or two"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
-	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo]' --group test --group check
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo]' --group test --group check --group docs
 	@touch $@
 
 # These own the top-level packages `xds` and `envoy`, and would overwrite ours.

@@ -1,4 +1,4 @@
-"""Bad objects, and what becomes of each: docs/bad-input.md has the same table for people."""
+"""Bad objects, and what becomes of each: docs/reference/problems.md has the rules."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ class Case:
     """A bad object, and what becomes of it."""
 
     title: str
-    """As docs/bad-input.md has it."""
     kind: str
     """apiVersion and kind."""
     body: str | Callable[[], Any]

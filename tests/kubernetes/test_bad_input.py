@@ -1,14 +1,13 @@
 """Objects that an API server lets through when nothing guards the kinds: each has its outcome, and nothing else moves.
 
 The kinds are served without any schema, as a foreign installation may have left them. What is asked is what sidecars get: the
-real source reads the real API server, and every resource of every sidecar is compared, byte by byte. docs/bad-input.md has the
-same table for people.
+real source reads the real API server, and every resource of every sidecar is compared, byte by byte. docs/reference/problems.md
+has the rules.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -30,8 +29,6 @@ from xds.mesh.policy.mtls import Send, decide
 from xds.snapshot import ROUTE
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-PAGE = Path("docs/bad-input.md")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -334,12 +331,3 @@ async def _list_too(cluster: Cluster, *addresses: str) -> None:
     there = await cluster.api.get(path)
     more = [{"addresses": [address], "conditions": {"ready": True}} for address in addresses]
     await cluster.api.replace(path, {**there, "endpoints": [there["endpoints"][0], *more]})
-
-
-async def test_every_case_has_its_row_in_the_documentation() -> None:
-    rows = re.findall(r"^\| (.+?) \| (\w+) \| (.+?) \|$", PAGE.read_text(), re.MULTILINE)
-    documented = {(title, kind): outcome for title, kind, outcome in rows}
-    for case in (*REFUSED, *HARMLESS):
-        outcome = documented.get((case.title, case.kind.partition(" ")[2]))
-        assert outcome, f"{PAGE} has no row for {case.title}"
-        assert case.said in outcome, f"{case.title}: {outcome}"

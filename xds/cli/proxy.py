@@ -38,8 +38,8 @@ def proxy(
 ) -> None:
     """Become the Envoy of this pod, as its environment describes: what a sidecar's container runs.
 
-    Signals and the exit status are Envoy's own. docs/sidecar.md lists the environment: POD_NAME, POD_NAMESPACE and INSTANCE_IP must
-    be there.
+    Signals and the exit status are Envoy's own. docs/reference/sidecar.md lists the environment: POD_NAME, POD_NAMESPACE
+    and INSTANCE_IP must be there.
     """
     sidecar = _read(sds)
     if drain:

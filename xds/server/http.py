@@ -1,7 +1,7 @@
 """HTTP listeners whose clients have not proved who they are: what one of them can cost is bounded.
 
 aiohttp speaks HTTP; this module accepts connections, counts them by address, closes those that take too long, and limits the
-CPU time of each address. docs/security.md lists the bounds.
+CPU time of each address. docs/reference/limits.md lists the bounds.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Prometheus metrics; docs/metrics.md lists them.
+"""Prometheus metrics; docs/reference/metrics.md lists them.
 
 `controlplane.Metrics` is what `xds serve` tells at /metrics. `streams.StreamMetrics` is the part for any server of the library:
 XdsServer(..., observer=StreamMetrics(registry)).
