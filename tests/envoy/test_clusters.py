@@ -55,7 +55,7 @@ def sans(socket: dict[str, Any]) -> list[dict[str, str]]:
     return [matcher["matcher"] for matcher in matchers]
 
 
-def test_auto_mtls_is_two_matches_and_no_socket():
+def test_auto_mtls_is_two_transport_socket_matches():
     found = cluster()
     assert "transport_socket" not in found
     istio, disabled = found["transport_socket_matches"]
@@ -72,26 +72,26 @@ def test_http2_offers_h2_too():
     assert alpn(istio["transport_socket"]) == ["istio", "h2"]
 
 
-def test_with_no_identity_known_any_of_the_trust_domain_is_accepted_never_any_at_all():
+def test_unknown_identities_accept_the_trust_domain_only():
     istio, _ = cluster(identities=())["transport_socket_matches"]
     assert sans(istio["transport_socket"]) == [{"prefix": "spiffe://cluster.local/"}]
 
 
-def test_without_auto_mtls_there_is_neither():
+def test_without_auto_mtls_no_socket_is_set():
     found = cluster(auto=False)
     assert "transport_socket" not in found
     assert "transport_socket_matches" not in found
 
 
 @pytest.mark.parametrize("auto", [True, False])
-def test_what_a_rule_says_is_one_socket_for_all_endpoints(auto):
+def test_rule_sets_one_socket_for_all_endpoints(auto):
     found = cluster(ClientTls(mode=TlsMode.ISTIO_MUTUAL), auto=auto)
     assert "transport_socket_matches" not in found
     assert sans(found["transport_socket"]) == [{"exact": SANS[0]}]
     assert alpn(found["transport_socket"]) == ["istio"]
 
 
-def test_a_rules_own_name_and_identities_win():
+def test_rule_sni_and_identities_win():
     tls = ClientTls(mode=TlsMode.ISTIO_MUTUAL, sni="custom.foo.com", subject_alt_names=("custom.foo.com",))
     socket = cluster(tls)["transport_socket"]
     assert context(socket)["sni"] == "custom.foo.com"
@@ -121,13 +121,13 @@ def test_simple_verifies_by_file_or_by_the_system():
     assert context(socket)["auto_sni_san_validation"] is True
 
 
-def test_simple_verifies_nothing_only_when_told_so():
+def test_simple_skips_verification_only_if_asked():
     socket = cluster(ClientTls(mode=TlsMode.SIMPLE, insecure_skip_verify=True))["transport_socket"]
     assert "validation_context" not in context(socket)["common_tls_context"]
     assert "auto_sni_san_validation" not in context(socket)
 
 
-def test_mutual_shows_its_own_certificate():
+def test_mutual_sends_its_own_certificate():
     tls = ClientTls(mode=TlsMode.MUTUAL, certificate="/c.pem", private_key="/k.pem", subject_alt_names=("x",))
     common = context(cluster(tls)["transport_socket"])["common_tls_context"]
     assert common["tls_certificates"] == [
@@ -145,7 +145,7 @@ def options(found: dict[str, Any]) -> dict[str, Any]:
     return {key: part for key, part in value.items() if key != "@type"}
 
 
-def test_the_protocol_upstream_is_that_of_the_port():
+def test_upstream_protocol_is_that_of_the_port():
     assert "typed_extension_protocol_options" not in cluster()
     assert "typed_extension_protocol_options" not in cluster(protocol=Protocol.TCP)
     assert options(cluster(protocol=Protocol.HTTP2)) == {
@@ -156,7 +156,7 @@ def test_the_protocol_upstream_is_that_of_the_port():
     assert "http2_protocol_options" in options(upgraded)["explicit_http_config"]
 
 
-def test_limits_of_the_connection_pool_arrive():
+def test_connection_pool_limits():
     pool = ConnectionPool(
         max_connections=1,
         connect_timeout=0.25,
@@ -189,7 +189,7 @@ def test_limits_of_the_connection_pool_arrive():
     }
 
 
-def test_outlier_detection_enforces_what_is_said_and_nothing_else():
+def test_outlier_detection_enforces_only_set_thresholds():
     found = cluster(
         outlier_detection=OutlierDetection(
             consecutive_5xx=7, consecutive_gateway_errors=0, min_health_percent=10
@@ -212,9 +212,9 @@ def test_outlier_detection_enforces_what_is_said_and_nothing_else():
         (LoadBalancing.PASSTHROUGH, "LEAST_REQUEST"),
     ],
 )
-def test_load_is_balanced_by(said, policy):
+def test_load_balancing_policy(said, policy):
     assert cluster(load_balancer=said).get("lb_policy", "ROUND_ROBIN") == policy
 
 
-def test_requests_never_go_to_endpoints_that_are_not_ready():
+def test_unready_endpoints_get_no_requests():
     assert cluster()["common_lb_config"]["healthy_panic_threshold"] == {}

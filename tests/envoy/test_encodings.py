@@ -65,13 +65,13 @@ def domain(number: int) -> str:
     return f"encodings-{number}.example"
 
 
-def test_what_all_pods_get_is_encoded_once_for_each_distinct_content():
+def test_shared_resources_are_encoded_once():
     contents, made = count(mesh(*PODS, *SERVICES, trust_domain=domain(1)))
     assert made == distinct(contents)
     assert made[ENDPOINT] == len(SERVICES) * 2
 
 
-def test_clients_with_rules_of_their_own_share_what_the_rules_do_not_change():
+def test_clients_with_own_rules_share_the_rest():
     pool = TrafficPolicy(connection_pool=ConnectionPool(max_connections=7))
     host = "enc-x.a.svc.cluster.local"
     rules = (
@@ -83,7 +83,7 @@ def test_clients_with_rules_of_their_own_share_what_the_rules_do_not_change():
     assert made[CLUSTER] == distinct(contents)[CLUSTER]
 
 
-def test_pods_without_interception_share_what_is_not_bound_to_their_address():
+def test_pods_without_interception_share_resources():
     pods = [replace(each, interception=Interception.NONE) for each in PODS]
     contents, made = count(mesh(*pods, *SERVICES, trust_domain=domain(3)))
     assert made[ENDPOINT] == distinct(contents)[ENDPOINT]
@@ -103,7 +103,7 @@ CHANGES: dict[str, tuple[tuple[Fact, ...], dict[str, int]]] = {
 
 
 @pytest.mark.parametrize("what", CHANGES)
-def test_a_change_encodes_what_it_makes_different_and_nothing_else(what: str):
+def test_change_encodes_only_what_differs(what: str):
     facts, expected = CHANGES[what]
     config = {"trust_domain": domain(10 + list(CHANGES).index(what))}
     before = mesh(*PODS, *SERVICES, **config)
@@ -112,7 +112,7 @@ def test_a_change_encodes_what_it_makes_different_and_nothing_else(what: str):
     assert +made == +distinct(after - contents) == Counter(expected)
 
 
-def test_what_was_encoded_on_the_way_to_the_same_content_is_the_same_bytes():
+def test_same_content_has_same_bytes():
     before = mesh(*PODS, *SERVICES, trust_domain=domain(30))
     strict = before.apply(Change(applied=(peer(ROOT, "DISABLE"),)))
     count(before)
@@ -121,7 +121,7 @@ def test_what_was_encoded_on_the_way_to_the_same_content_is_the_same_bytes():
     assert count(back)[0] == count(mesh(*PODS, *SERVICES, trust_domain=domain(30)))[0]
 
 
-def test_steps_of_a_rollout_encode_only_what_is_different():
+def test_rollout_steps_encode_only_what_differs():
     rolling = Rolling({}, 30.0)
     facts = (*PODS, *SERVICES, peer("a", "DISABLE"))
     config = replace(mesh().config, trust_domain=domain(4))

@@ -28,7 +28,7 @@ MODES = list(Mode)
 
 @pytest.mark.parametrize("by_port", [True, False])
 @pytest.mark.parametrize("protocol", list(Protocol))
-def test_a_chain_that_two_modes_share_is_the_same_bytes(protocol, by_port):
+def test_shared_filter_chain_has_same_bytes(protocol, by_port):
     for one, two in pairwise([*MODES, MODES[0]]):
         a, b = (named(protocol, mode, by_port=by_port) for mode in (one, two))
         assert {name: a[name] for name in a.keys() & b.keys()} == {
@@ -37,7 +37,7 @@ def test_a_chain_that_two_modes_share_is_the_same_bytes(protocol, by_port):
 
 
 @pytest.mark.parametrize("protocol", list(Protocol))
-def test_mutual_tls_survives_a_lock(protocol):
+def test_mtls_chains_survive_strict(protocol):
     permissive, strict = named(protocol, Mode.PERMISSIVE), named(protocol, Mode.STRICT)
     assert {name for name in permissive if name.startswith("mtls")} <= strict.keys()
 
@@ -62,14 +62,14 @@ def test_chains_of_a_port(protocol, mode, names):
 
 
 @pytest.mark.parametrize("protocol", list(Protocol))
-def test_what_is_not_mutual_tls_survives_between_disable_and_permissive(protocol):
+def test_plaintext_chains_survive_disable_and_permissive(protocol):
     disabled, permissive = named(protocol, Mode.DISABLE), named(protocol, Mode.PERMISSIVE)
     assert disabled == {name: each for name, each in permissive.items() if not name.startswith("mtls")}
 
 
 @pytest.mark.parametrize("mode", [Mode.PERMISSIVE, Mode.STRICT])
 @pytest.mark.parametrize("protocol", list(Protocol))
-def test_strict_terminates_everything_and_no_other_chain_asks_less(protocol, mode):
+def test_strict_terminates_all_tls(protocol, mode):
     for chain in inbound.chains(CONFIG, port(protocol, mode), by_port=True):
         terminated = chain.transport_socket is not None
         assert terminated is (mode is Mode.STRICT or chain.name.partition(";")[2].startswith("mtls"))

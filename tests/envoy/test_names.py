@@ -5,7 +5,7 @@ import pytest
 from xds.mesh.envoy.names import NodeId, inbound, outbound, sni
 
 
-def test_a_node_id_is_read_as_it_is_written():
+def test_node_id_round_trip():
     node = NodeId("10.0.0.1", "web-0.with.dots", "ns")
     assert str(node) == "sidecar~10.0.0.1~web-0.with.dots.ns~ns.svc.cluster.local"
     assert NodeId.parse(str(node)) == node
@@ -24,7 +24,7 @@ def test_a_node_id_is_read_as_it_is_written():
         "sidecar~10.0.0.1~web.ns~ns.svc.cluster.local~more",
     ],
 )
-def test_another_form_is_refused_with_the_right_one(text):
+def test_invalid_node_id_is_refused(text):
     with pytest.raises(ValueError, match=r"sidecar~ADDRESS~POD.NAMESPACE~NAMESPACE.svc"):
         NodeId.parse(text)
 

@@ -26,7 +26,7 @@ def domains(*hosts: routes.Host, **more) -> dict[str, str]:
 WEB = service("web", "ns")
 
 
-def test_every_name_of_a_service_leads_to_it_with_and_without_port():
+def test_all_names_of_a_service_route_to_it():
     names = routes.service_names(WEB, own=True)
     found = domains(routes.Host(names, 80, "c"))
     full = [
@@ -43,11 +43,11 @@ def test_every_name_of_a_service_leads_to_it_with_and_without_port():
     }
 
 
-def test_the_short_name_is_for_its_own_namespace():
+def test_short_name_works_in_its_namespace_only():
     assert "web" not in routes.service_names(WEB, own=False)
 
 
-def test_where_two_claim_a_name_the_first_has_it_and_services_come_before_pods():
+def test_duplicate_name_goes_to_first_service():
     pod_host = routes.Host(("web.ns",), 80, "pod", addressed=True)
     first, second = routes.Host(("web.ns", "x"), 80, "first"), routes.Host(("X", "y"), 80, "second")
     assert domains(pod_host, first, second) == {
@@ -61,11 +61,11 @@ def test_where_two_claim_a_name_the_first_has_it_and_services_come_before_pods()
     }
 
 
-def test_unknown_hosts_are_refused_where_only_the_registry_counts():
+def test_registry_only_refuses_unknown_hosts():
     assert domains(allow_any=False) == {"*": 502}
 
 
-def test_a_proxy_goes_by_host_and_port_and_nowhere_else():
+def test_http_proxy_routes_by_host_and_port_only():
     found = domains(
         routes.Host(("web.ns",), 80, "web"),
         routes.Host(("db.ns",), 5432, "db", Protocol.TCP),
@@ -81,14 +81,14 @@ def test_a_proxy_goes_by_host_and_port_and_nowhere_else():
     }
 
 
-def test_routes_bound_no_request_in_time_and_retry_only_what_was_not_processed():
+def test_routes_have_no_timeout_and_safe_retries():
     found = routes.route_configuration("r", (routes.Host(("web.ns",), 80, "c"),), allow_any=True)
     route = to_dict(found.type_url, found.body)["virtual_hosts"][0]["routes"][0]["route"]
     assert route["timeout"] == "0s"
     assert "5xx" not in route["retry_policy"]["retry_on"]
 
 
-def test_proxies_that_need_the_same_share_the_same_objects():
+def test_equal_proxies_share_objects():
     replicas = [pod(f"web-{n}", "ns", app="web") for n in range(2)]
     world = mesh(*replicas, WEB, service("other", "elsewhere"))
     one, two = (translate(world, replica) for replica in replicas)

@@ -19,7 +19,7 @@ CLIENT = pod("client", "ns")
 OWN_PORTS = (15000, 15001, 15006, 15020, 15021, 15090)
 
 
-def test_a_service_that_cannot_be_translated_stays_as_it_was_and_the_others_go_on(monkeypatch):
+def test_failed_service_keeps_previous_resources(monkeypatch):
     good, bad = service("good", "ns", HTTP), service("bad", "ns", HTTP)
     world = mesh(CLIENT, good, bad)
     name = "outbound|80||bad.ns.svc.cluster.local"
@@ -44,7 +44,7 @@ def test_a_service_that_cannot_be_translated_stays_as_it_was_and_the_others_go_o
 
 
 @pytest.mark.parametrize("number", OWN_PORTS)
-def test_a_service_port_that_is_the_sidecars_own_is_reached_at_the_services_address(number):
+def test_sidecar_port_is_served_at_cluster_ip(number):
     http = ServicePort(port=number, target=8021, name="http", protocol=Protocol.HTTP)
     web = service("web", "ns", http)
     listeners = translate(mesh(CLIENT, web), CLIENT).of(LISTENER)
@@ -55,7 +55,7 @@ def test_a_service_port_that_is_the_sidecars_own_is_reached_at_the_services_addr
 @pytest.mark.parametrize("passthrough", [True, False])
 @pytest.mark.parametrize("interception", list(Interception))
 @pytest.mark.parametrize("number", OWN_PORTS)
-def test_no_service_leads_to_a_port_of_the_sidecar_itself(number, interception, passthrough):
+def test_no_service_leads_to_a_sidecar_port(number, interception, passthrough):
     server = replace(
         pod("web", "ns"), interception=interception, ports=(ContainerPort(port=number, name="p"),)
     )
@@ -80,7 +80,7 @@ def test_no_service_leads_to_a_port_of_the_sidecar_itself(number, interception, 
     assert len(told) == (len(targets) if number in closed else 0)
 
 
-def test_limits_of_tcp_connections_hold_with_and_without_interception():
+def test_tcp_limits_with_and_without_interception():
     pool = ConnectionPool(tcp_idle_timeout=60, max_connection_duration=600)
     web = service("web", "ns", TCP)
     limited = rule("ns", web.host, policy=TrafficPolicy(connection_pool=pool))
@@ -93,7 +93,7 @@ def test_limits_of_tcp_connections_hold_with_and_without_interception():
     assert (tunnel["idle_timeout"], tunnel["max_stream_duration"]) == ("60s", {"max_stream_duration": "600s"})
 
 
-def test_the_proxys_port_is_the_one_that_the_mesh_says():
+def test_proxy_port_follows_mesh_config():
     ports = [ServicePort(port=n, target=n, name=f"http-{n}", protocol=Protocol.HTTP) for n in (15002, 16002)]
     web = replace(pod("web", "ns"), interception=Interception.NONE, address="127.0.0.1")
     for own, served in ((15002, 16002), (16002, 15002)):

@@ -36,7 +36,7 @@ def outcome(mesh: Mesh) -> dict[object, object]:
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from(sorted(WORLDS)), st.data())
-def test_any_order_and_batching_of_the_same_changes_gives_the_same(name, data):
+def test_order_and_batches_of_changes_do_not_matter(name, data):
     facts, config = FACTS[name], WORLDS[name].config
     order = data.draw(st.permutations(facts))
     detours = data.draw(st.lists(st.sampled_from(facts), max_size=6))
@@ -59,7 +59,7 @@ def test_any_order_and_batching_of_the_same_changes_gives_the_same(name, data):
 
 
 @pytest.mark.parametrize("name", WORLDS)
-def test_each_object_that_goes_and_comes_leaves_no_trace(name):
+def test_removing_and_adding_an_object_leaves_no_trace(name):
     facts, config = FACTS[name], WORLDS[name].config
     whole = Mesh(facts, config)
     expected = outcome(whole)
@@ -72,7 +72,7 @@ def test_each_object_that_goes_and_comes_leaves_no_trace(name):
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
-def test_facts_of_one_mesh_may_meet_those_of_any_other(data):
+def test_facts_of_different_meshes_can_be_mixed(data):
     """The golden cases share names: changing from one to another changes labels, ports, selectors and policies."""
     one, two = (data.draw(st.sampled_from(sorted(WORLDS))) for _ in range(2))
     taken = data.draw(st.lists(st.sampled_from(FACTS[two]), max_size=8, unique_by=lambda fact: fact.ref))

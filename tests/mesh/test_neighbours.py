@@ -57,7 +57,7 @@ def policy(namespace: str, name: str, peers: list[Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("target", [None, {"kind": "Pod", "namespace": "shop", "name": "web"}])
-def test_a_neighbours_older_service_that_lists_a_pod_has_no_say_in_what_it_accepts(target: Any) -> None:
+def test_foreign_service_does_not_decide_for_a_pod(target: Any) -> None:
     mesh = Mesh(
         facts(
             pod("shop", "web", "10.1.0.1"),
@@ -73,7 +73,7 @@ def test_a_neighbours_older_service_that_lists_a_pod_has_no_say_in_what_it_accep
     assert effective_mode(mesh, web, 8080).mode is Mode.STRICT
 
 
-def test_an_address_that_two_pods_have_is_that_of_the_namespace_that_lists_it() -> None:
+def test_shared_address_belongs_to_listing_namespace() -> None:
     mesh = Mesh(
         facts(
             *(pod("evil", "web", "10.1.0.1", mode="disabled"), pod("shop", "web", "10.1.0.1")),

@@ -129,7 +129,7 @@ def answering(mesh: Mesh) -> dict[tuple[str, str], Any]:
 
 
 @pytest.mark.parametrize(("claim", "told", "what"), CLAIMS.values(), ids=CLAIMS)
-def test_a_claim_to_anothers_address_changes_nothing(claim, told, what) -> None:
+def test_foreign_claim_on_an_address_has_no_effect(claim, told, what) -> None:
     honest = answering(Mesh(facts(*SHOP)))
     assert honest.keys() == {
         *(("listener", f"{VIRTUAL}_80"), ("listener", f"{DB}_80")),
@@ -149,7 +149,7 @@ def test_a_claim_to_anothers_address_changes_nothing(claim, told, what) -> None:
         assert answering(mesh.apply(Change(applied=tuple(facts(*second))))) == honest
 
 
-def test_what_belongs_to_nobody_is_the_oldest_claimants() -> None:
+def test_oldest_claimant_gets_an_unowned_address() -> None:
     mesh = Mesh(
         facts(
             *SHOP,
@@ -173,7 +173,7 @@ def test_what_belongs_to_nobody_is_the_oldest_claimants() -> None:
     assert there["routes"][0]["route"]["cluster"] == f"outbound|80|{STRANGER}|old.zoo.svc.cluster.local"
 
 
-def test_an_address_goes_to_the_next_when_its_owner_goes() -> None:
+def test_address_passes_on_when_its_owner_is_deleted() -> None:
     whole = Mesh(facts(*SHOP, service("aaa", "x", VIRTUAL, year=2022)))
     redirected = whole.pod("third", "redirected")
     assert redirected
@@ -190,7 +190,7 @@ def test_an_address_goes_to_the_next_when_its_owner_goes() -> None:
 
 
 @pytest.mark.parametrize("written", ["FD00:0::9", "fd00:0:0:0:0:0:0:9"])
-def test_another_way_to_write_an_address_is_no_other_address(written) -> None:
+def test_address_forms_are_equivalent(written) -> None:
     owner = service("shop", "web", "fd00::9")
     mesh = Mesh(facts(owner, service("aaa", "x"), listing("aaa", "x", written) | {"addressType": "IPv6"}))
     taker = mesh.service("aaa", "x")
@@ -199,7 +199,7 @@ def test_another_way_to_write_an_address_is_no_other_address(written) -> None:
     assert not mesh.may_answer(taker, endpoint.address)
 
 
-def test_an_ipv4_mapped_address_is_the_ipv4_address() -> None:
+def test_ipv4_mapped_address_is_the_ipv4_address() -> None:
     listed = listing("aaa", "x", f"::ffff:{VIRTUAL}") | {"addressType": "IPv6"}
     mesh = Mesh(facts(*SHOP, service("aaa", "x"), listed))
     assert answering(mesh) == answering(Mesh(facts(*SHOP)))
@@ -208,7 +208,7 @@ def test_an_ipv4_mapped_address_is_the_ipv4_address() -> None:
     ]
 
 
-def test_a_pod_does_not_take_a_virtual_address_that_the_api_server_gave() -> None:
+def test_pod_cannot_take_an_allocated_cluster_ip() -> None:
     first, web, *others = SHOP
     honest = [first, web | {"metadata": web["metadata"] | {"uid": "1"}}, *others]
     claim = [
@@ -222,13 +222,13 @@ def test_a_pod_does_not_take_a_virtual_address_that_the_api_server_gave() -> Non
     ]
 
 
-def test_a_uid_in_a_file_takes_no_address_of_a_pod() -> None:
+def test_uid_in_a_file_does_not_prove_allocation() -> None:
     evil = service("aaa", "evil", WEB)
     mesh = Mesh(facts(*SHOP, evil | {"metadata": evil["metadata"] | {"uid": "1"}}))
     assert answering(mesh) == answering(Mesh(facts(*SHOP)))
 
 
-def test_pods_of_one_node_share_its_address() -> None:
+def test_host_network_pods_share_the_node_address() -> None:
     """With hostNetwork, each namespace may speak for its own pods; of two for one port, the oldest Service."""
     mesh = Mesh(
         facts(

@@ -83,7 +83,7 @@ ENTRIES = {
 
 
 @pytest.mark.parametrize(("pods", "entry", "wanted"), ENTRIES.values(), ids=ENTRIES)
-def test_an_entry_is_judged_by_a_pod_that_is_known_to_have_the_address(pods, entry, wanted) -> None:
+def test_entry_uses_the_pod_that_has_the_address(pods, entry, wanted) -> None:
     mesh = Mesh(facts(service("shop", "web", "10.96.0.1"), entry, *pods))
     found = [str(endpoint.pod.ref) if endpoint.pod else "outside" for endpoint in endpoints(mesh)]
     assert (found or [LEFT_OUT]) == [wanted]
@@ -100,7 +100,7 @@ def test_an_entry_is_judged_by_a_pod_that_is_known_to_have_the_address(pods, ent
 
 
 @pytest.mark.parametrize("address", ["10.96.0.1", "None"])
-def test_no_client_is_ever_told_to_send_plaintext_to_a_pod_with_a_sidecar(address) -> None:
+def test_pod_with_sidecar_never_gets_plaintext(address) -> None:
     """A StatefulSet's pod comes late, goes, and comes back as another of the same name; the slice is always ahead."""
     before = facts(CLIENT, service("shop", "web", address))
     client = before[0]
@@ -147,7 +147,7 @@ def test_no_client_is_ever_told_to_send_plaintext_to_a_pod_with_a_sidecar(addres
         assert told(mesh) == expected
 
 
-def test_one_endpoint_that_is_not_known_leaves_the_others_as_they_are() -> None:
+def test_unknown_endpoint_does_not_affect_others() -> None:
     (entry,) = facts(listed())
     assert isinstance(entry, Endpoints)
     (group,) = entry.groups
@@ -157,7 +157,7 @@ def test_one_endpoint_that_is_not_known_leaves_the_others_as_they_are() -> None:
     assert [endpoint.address for endpoint in endpoints(Mesh(world))] == [ADDRESS]
 
 
-def test_reach_says_which_pod_is_not_known() -> None:
+def test_reach_names_the_unknown_pod() -> None:
     mesh = Mesh(facts(CLIENT, service("shop", "web", "10.96.0.1"), listed()))
     client = mesh.pod("third", "client")
     assert isinstance(client, Pod)

@@ -130,7 +130,7 @@ GROWN = st.tuples(st.sampled_from([*OBJECTS, MESH]), st.integers(min_value=0), J
 
 @settings(max_examples=100, deadline=None)
 @given(GROWN)
-def test_twice_the_object_takes_twice_the_steps(grown: tuple[Any, int, Any]) -> None:
+def test_parsing_is_linear_in_object_size(grown: tuple[Any, int, Any]) -> None:
     good, number, junk = grown
     made = {}
     for size in (SIZE, 2 * SIZE, 4 * SIZE):
@@ -166,7 +166,7 @@ def test_twice_the_object_takes_twice_the_steps(grown: tuple[Any, int, Any]) -> 
     ],
     ids=lambda document: str(document["spec"])[50:90],
 )
-def test_a_large_object_is_read_quickly(document: dict[str, Any]) -> None:
+def test_large_object_is_parsed_quickly(document: dict[str, Any]) -> None:
     def work() -> None:
         assert_bounded(read(document).problems)
 
@@ -189,7 +189,7 @@ def test_regular_expressions_are_linear(name: str) -> None:
             assert_quick(work, 1.0)
 
 
-def test_a_suggestion_is_made_for_short_words_only() -> None:
+def test_suggestions_are_made_for_short_words_only() -> None:
     assert nearest("portz", ["ports"]) == "did you mean ports?"
     assert nearest("x" * 1_000_000, ["x" * 1_000_000]) == ""
 
@@ -198,7 +198,7 @@ def test_a_suggestion_is_made_for_short_words_only() -> None:
 
 
 @pytest.mark.parametrize("digits", [5, 6, 5000])
-def test_a_port_of_many_digits_is_refused(digits: int) -> None:
+def test_port_with_many_digits_is_refused(digits: int) -> None:
     spec = {"selector": {"matchLabels": {"app": "web"}}, "portLevelMtls": {"9" * digits: {"mode": "STRICT"}}}
     meta = {"name": "web", "namespace": "shop"}
     parsed = read(
@@ -207,16 +207,16 @@ def test_a_port_of_many_digits_is_refused(digits: int) -> None:
     assert "must be a port of the workload" in parsed.problems[0].what
 
 
-def test_a_duration_with_other_digits_is_refused() -> None:
+def test_duration_with_other_digits_is_refused() -> None:
     assert "must be a duration such as 10s" in read(timeout("\u0661s")).problems[0].what
 
 
-def test_a_number_that_cannot_be_written_is_a_problem() -> None:
+def test_number_that_cannot_be_formatted_is_a_problem() -> None:
     parsed = read(rule({"connectionPool": {"tcp": {"maxConnections": 10**5000}}}))
     assert parsed.problems[0].what.endswith("not a number of 16610 bits")
 
 
-def test_a_number_in_set_that_cannot_be_read_is_a_problem() -> None:
+def test_number_in_set_that_cannot_be_parsed_is_a_problem() -> None:
     _, [problem] = xds.mesh.parse.settings([f"meshConfig.proxyListenPort={'1' * 5000}"], MeshConfig())
     assert "must be a number from 1 to 65535" in problem.what
 
@@ -224,7 +224,7 @@ def test_a_number_in_set_that_cannot_be_read_is_a_problem() -> None:
 # --- problems -------------------------------------------------------------------------------------------------------
 
 
-def test_unknown_fields_beyond_the_first_are_counted_in_one_notice() -> None:
+def test_more_unknown_fields_are_counted_in_one_notice() -> None:
     parsed = read(rule({"connectionPool": {f"field{number}": 1 for number in range(100_000)}}))
     assert parsed.fact
     assert len(parsed.problems) == MAX_UNKNOWN + 1
@@ -235,7 +235,7 @@ def test_unknown_fields_beyond_the_first_are_counted_in_one_notice() -> None:
     assert sum(len(str(problem)) for problem in parsed.problems) < 2000
 
 
-def test_unknown_fields_of_a_strict_mapping_refuse_it_in_one_problem() -> None:
+def test_unknown_fields_of_strict_mapping_refuse_it() -> None:
     parsed = read(rule(**{f"field{number}": 1 for number in range(12)}))
     assert parsed.refused
     assert [problem.what.partition(": ")[2] for problem in parsed.problems] == [
@@ -244,7 +244,7 @@ def test_unknown_fields_of_a_strict_mapping_refuse_it_in_one_problem() -> None:
     ]
 
 
-def test_a_problem_after_many_notices_still_refuses_the_object() -> None:
+def test_problem_after_many_notices_refuses_the_object() -> None:
     settings = [{"port": {"number": 80 + number}, "loadBalancer": {"warmup": "1s"}} for number in range(50)]
     parsed = read(rule({"portLevelSettings": settings, "tls": {"mode": "BAD"}}))
     assert parsed.refused
@@ -256,7 +256,7 @@ def test_a_problem_after_many_notices_still_refuses_the_object() -> None:
     )
 
 
-def test_a_mistake_beyond_those_that_are_listed_refuses_the_object() -> None:
+def test_unlisted_problem_refuses_the_object() -> None:
     problems = Problems(2)
     problems.add(Problem(where="a", what=str(number)) for number in range(5))
     assert [str(problem) for problem in problems.listed("f.yaml")] == [
@@ -266,14 +266,14 @@ def test_a_mistake_beyond_those_that_are_listed_refuses_the_object() -> None:
     ]
 
 
-def test_the_texts_of_a_problem_are_cut_and_the_line_is_kept() -> None:
+def test_problem_texts_are_cut_and_keep_the_line() -> None:
     problem = Problem(where="x" * 5000 + ":17", what="y" * 5000, hint="z" * 5000)
     assert len(problem.where) == len(problem.what) == len(problem.hint) == MAX_PROBLEM_TEXT
     assert problem.where.endswith("x:17")
     assert problem.what.endswith("y...")
 
 
-def test_a_condition_says_no_more_than_an_event_takes() -> None:
+def test_condition_message_fits_into_an_event() -> None:
     where = "DestinationRule shop/web"
     problems = [Problem(where=where, what="\x00" * 1000, hint="\U000e0001" * 1000) for _ in range(20)]
     [said] = standing(Mesh(), problems)[Ref("DestinationRule", "shop", "web")].values()
@@ -303,7 +303,7 @@ def noise(count: int, *, notice: bool) -> Report:
     return Report(problems=tuple(Problem(where="a", what=str(n), notice=notice) for n in range(count)))
 
 
-def test_the_log_tells_a_burst_of_problems_and_counts_the_others() -> None:
+def test_problem_log_limits_bursts() -> None:
     now = 0.0
     lines = Lines()
     log = ProblemLog(lines, lambda: now)  # type: ignore[arg-type]

@@ -139,7 +139,7 @@ def test_refused_destination_rule_is_mutual_tls(case: str) -> None:
     assert (fact.host, fact.export_to, fact.selector) == (host, export_to, selector)
 
 
-def test_readable_tls_stays_where_only_other_settings_are_refused() -> None:
+def test_valid_tls_stays_if_other_settings_are_refused() -> None:
     tls = "tls: {mode: SIMPLE, sni: a.example}"
     spec = f"{{host: web, trafficPolicy: {{{tls}, connectionPool: {{tcp: {{connectTimeout: soon}}}}}}}}"
     fact = closed(read("DestinationRule", "networking.istio.io/v1", spec))
@@ -148,7 +148,7 @@ def test_readable_tls_stays_where_only_other_settings_are_refused() -> None:
     assert fact.policy.tls == ClientTls(mode=TlsMode.SIMPLE, sni="a.example")
 
 
-def test_readable_subsets_stay_without_their_policies() -> None:
+def test_valid_subsets_stay_without_their_policies() -> None:
     spec = "{host: web, x: 1, subsets: [{name: a, labels: {v: a}, trafficPolicy: {tls: {}}}]}"
     fact = closed(read("DestinationRule", "networking.istio.io/v1", spec))
     assert isinstance(fact, DestinationRule)
@@ -159,13 +159,13 @@ def test_readable_subsets_stay_without_their_policies() -> None:
     ("age", "created"),
     [("yesterday", OLDEST), ("2020-01-01T00:00:00Z", datetime(2020, 1, 1, tzinfo=UTC))],
 )
-def test_policy_of_unknown_age_is_the_oldest(age: str, created: datetime) -> None:
+def test_policy_of_unknown_age_counts_as_oldest(age: str, created: datetime) -> None:
     more = f", creationTimestamp: '{age}'"
     fact = closed(read("PeerAuthentication", "security.istio.io/v1", "{mtls: {mode: X}}", more=more))
     assert fact.meta.created == created
 
 
-def test_members_of_a_list_are_read_each_for_itself() -> None:
+def test_list_items_fail_closed_separately() -> None:
     peer = {
         "metadata": {"name": "a", "namespace": "ns"},
         "spec": {"selector": {"matchLabels": {"a": "b"}}, "x": 1},
@@ -177,7 +177,7 @@ def test_members_of_a_list_are_read_each_for_itself() -> None:
     assert (fact.selector, fact.scope_unknown) == ({"a": "b"}, False)
 
 
-def test_object_of_which_only_the_name_is_known_fails_closed() -> None:
+def test_object_with_only_a_name_fails_closed() -> None:
     found = {}
     for kind in KINDS:
         parsed = unreadable(
@@ -203,7 +203,7 @@ def test_object_of_which_only_the_name_is_known_fails_closed() -> None:
     assert {fact.meta.created for name, fact in found.items() if "Service" not in name} >= {OLDEST}
 
 
-def test_services_of_unknown_ports_are_named() -> None:
+def test_services_with_unknown_ports_are_named() -> None:
     service = closed(read("Service", "v1", "{ports: [{port: http}]}", "web"))
     assert service == UnknownService(meta=service.meta, service="web")
     labels = ", labels: {kubernetes.io/service-name: web}"

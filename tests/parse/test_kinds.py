@@ -85,7 +85,7 @@ RULE = (
 )
 
 
-def test_what_every_object_has() -> None:
+def test_metadata() -> None:
     read = fact("""
         apiVersion: v1
         kind: Namespace
@@ -107,12 +107,12 @@ def test_what_every_object_has() -> None:
     assert read.meta.origin == "in.yaml:"
 
 
-def test_a_service_account() -> None:
+def test_service_account() -> None:
     read = fact("{apiVersion: v1, kind: ServiceAccount, metadata: {name: web, namespace: shop}, secrets: []}")
     assert read == ServiceAccount(meta=read.meta)
 
 
-def test_a_service() -> None:
+def test_service() -> None:
     read = fact("""
         apiVersion: v1
         kind: Service
@@ -146,7 +146,7 @@ def test_a_service() -> None:
     )
 
 
-def test_a_headless_service_and_one_whose_address_is_not_known() -> None:
+def test_headless_service_and_unknown_address() -> None:
     assert fact(SERVICE % "clusterIP: None, ports: [{port: 80}]").headless
     assert fact(SERVICE % "clusterIP: None").ports == ()
     unknown = fact(SERVICE % "ports: [{port: 80}]")
@@ -154,7 +154,7 @@ def test_a_headless_service_and_one_whose_address_is_not_known() -> None:
     assert unknown.addresses == ()
 
 
-def test_an_external_name_is_passed_over() -> None:
+def test_external_name_is_ignored() -> None:
     [parsed] = objects(SERVICE % "type: ExternalName, externalName: example.com")
     assert (parsed.ref, parsed.fact, parsed.refused) == (Ref("Service", "shop", "web"), None, False)
     assert "ExternalName is ignored" in str(parsed.problems[0])
@@ -197,11 +197,11 @@ def test_an_external_name_is_passed_over() -> None:
         ("port: 25, appProtocol: example.com/own", Protocol.TCP),
     ],
 )
-def test_the_protocol_of_a_port(port: str, protocol: Protocol) -> None:
+def test_protocol_of_a_port(port: str, protocol: Protocol) -> None:
     assert fact(SERVICE % f"ports: [{{{port}}}]").ports[0].protocol is protocol
 
 
-def test_a_pod() -> None:
+def test_pod() -> None:
     read = fact("""
         apiVersion: v1
         kind: Pod
@@ -262,26 +262,26 @@ def test_a_pod() -> None:
         ("phase: Pending, conditions: [{type: Ready, status: 'True'}]", False, False),
     ],
 )
-def test_when_a_pod_is_ready(status: str, ready: bool, ended: bool) -> None:
+def test_pod_readiness(status: str, ready: bool, ended: bool) -> None:
     read = fact(POD % status)
     assert (read.ready, read.ended) == (ready, ended)
 
 
-def test_a_pod_that_is_being_deleted_is_not_ready() -> None:
+def test_deleted_pod_is_not_ready() -> None:
     text = POD % "phase: Running"
     assert not fact(
         text.replace("name: web-1,", "name: web-1, deletionTimestamp: '2020-01-01T00:00:00Z',")
     ).ready
 
 
-def test_a_pod_says_its_address_and_account_in_several_ways() -> None:
+def test_pod_address_and_account_fields() -> None:
     assert fact(POD % "podIPs: [{ip: 10.1.0.1}, {ip: 'fd00::1'}]").address == "10.1.0.1"
     assert fact(POD % "").address == ""
     assert fact(POD % "").service_account == "default"
     assert fact((POD % "").replace("spec: {}", "spec: {serviceAccount: old}")).service_account == "old"
 
 
-def test_tproxy_is_served_as_redirect() -> None:
+def test_tproxy_falls_back_to_redirect() -> None:
     text = (POD % "").replace(
         "name: web-1,", "name: web-1, annotations: {sidecar.istio.io/interceptionMode: TPROXY},"
     )
@@ -291,7 +291,7 @@ def test_tproxy_is_served_as_redirect() -> None:
     assert "TPROXY is not supported" in str(parsed.problems[0])
 
 
-def test_an_endpoint_slice() -> None:
+def test_endpoint_slice() -> None:
     read = fact(
         SLICE
         % """
@@ -321,7 +321,7 @@ def test_an_endpoint_slice() -> None:
     )
 
 
-def test_an_endpoint_slice_of_no_service_or_of_names_is_passed_over() -> None:
+def test_endpoint_slice_without_service_or_addresses_is_ignored() -> None:
     assert (
         "do not name the Service"
         in notices((SLICE % "").replace("{kubernetes.io/service-name: web}", "{}"))[0]
@@ -365,7 +365,7 @@ def test_endpoints() -> None:
         ("peers: [{mtls: {mode: PERMISSIVE}}, {mtls: {}}]", Mode.PERMISSIVE),
     ],
 )
-def test_the_mode_of_an_alpha_policy(peers: str, mode: Mode) -> None:
+def test_alpha_policy_mode(peers: str, mode: Mode) -> None:
     read = fact(POLICY % ("default", peers))
     assert read == AuthenticationPolicy(meta=read.meta, mode=mode)
     mesh = fact(
@@ -377,7 +377,7 @@ def test_the_mode_of_an_alpha_policy(peers: str, mode: Mode) -> None:
     assert mesh.mode is mode
 
 
-def test_the_targets_of_an_alpha_policy() -> None:
+def test_alpha_policy_targets() -> None:
     targets = "targets: [{name: web}, {name: api, ports: [{number: 80}, {name: http}]}], peers: [{mtls: {}}]"
     assert fact(POLICY % ("web", targets)).targets == (
         Target(service="web"),
@@ -385,14 +385,14 @@ def test_the_targets_of_an_alpha_policy() -> None:
     )
 
 
-def test_json_web_tokens_are_no_mutual_tls() -> None:
+def test_jwt_peers_are_not_mutual_tls() -> None:
     [parsed] = objects(POLICY % ("default", "peers: [{jwt: {issuer: a}}], origins: [{jwt: {issuer: b}}]"))
     assert isinstance(parsed.fact, AuthenticationPolicy)
     assert parsed.fact.mode is Mode.DISABLE
     assert ["is ignored" in problem.what for problem in parsed.problems] == [True, True]
 
 
-def test_a_peer_authentication() -> None:
+def test_peer_authentication() -> None:
     read = fact(
         PEER % "selector: {matchLabels: {app: web}}, mtls: {mode: STRICT},"
         " portLevelMtls: {8080: {mode: DISABLE}, '8081': {mode: UNSET}, 8082: {}}"
@@ -408,12 +408,12 @@ def test_a_peer_authentication() -> None:
 @pytest.mark.parametrize(
     "spec", ["", "mtls: {}", "mtls: null", "mtls: {mode: UNSET}", "selector: {matchLabels: {}}"]
 )
-def test_a_peer_authentication_that_says_nothing_inherits(spec: str) -> None:
+def test_empty_peer_authentication_inherits(spec: str) -> None:
     read = fact(PEER % spec)
     assert read == PeerAuthentication(meta=read.meta)
 
 
-def test_a_destination_rule() -> None:
+def test_destination_rule() -> None:
     read = fact(
         RULE
         % """web, exportTo: ["."], workloadSelector: {matchLabels: {app: client}},
@@ -492,12 +492,12 @@ def test_a_destination_rule() -> None:
         ("www.example.com", "www.example.com"),
     ],
 )
-def test_the_host_of_a_destination_rule(written: str, host: str) -> None:
+def test_destination_rule_host(written: str, host: str) -> None:
     assert fact(RULE % written).host == host
 
 
 @pytest.mark.parametrize("written", ["web.full", "web.full.svc"])
-def test_a_host_that_is_neither_short_nor_whole_is_pointed_out(written: str) -> None:
+def test_partial_host_name_gets_a_notice(written: str) -> None:
     [parsed] = objects(RULE % written)
     assert isinstance(parsed.fact, DestinationRule)
     assert parsed.fact.host == written
@@ -508,14 +508,12 @@ def test_a_host_that_is_neither_short_nor_whole_is_pointed_out(written: str) -> 
     ("policy", "mode"),
     [("tls: {}", TlsMode.DISABLE), ("tls: null", None), ("", None), ("tls: {mode: SIMPLE}", TlsMode.SIMPLE)],
 )
-def test_tls_that_says_nothing_is_plaintext_and_tls_that_is_absent_is_automatic(
-    policy: str, mode: TlsMode | None
-) -> None:
+def test_empty_tls_is_plaintext_and_absent_tls_is_auto(policy: str, mode: TlsMode | None) -> None:
     read = fact(RULE % f"web, trafficPolicy: {{{policy}}}")
     assert (read.policy.tls and read.policy.tls.mode) == mode
 
 
-def test_what_is_not_supported_is_said_and_the_rest_is_used() -> None:
+def test_unsupported_settings_get_a_notice() -> None:
     said = notices(
         RULE
         % "web, trafficPolicy: {loadBalancer: {consistentHash: {useSourceIp: true}, localityLbSetting: {enabled: true}},"
@@ -526,14 +524,14 @@ def test_what_is_not_supported_is_said_and_the_rest_is_used() -> None:
     assert all("ignored" in line for line in said)
 
 
-def test_a_misspelled_field_is_pointed_out_and_the_object_is_used() -> None:
+def test_misspelled_field_gets_a_notice() -> None:
     [parsed] = objects(
         "{apiVersion: v1, kind: Service, metadata: {name: web, namespace: shop}, spec: {port: 1}}"
     )
     assert any("spec.port is not a known field and is ignored" in str(p) for p in parsed.problems if p.notice)
 
 
-def test_where_security_depends_on_it_a_misspelled_field_is_refused() -> None:
+def test_misspelled_security_field_is_refused() -> None:
     [parsed] = objects(PEER % "mtsl: {mode: STRICT}")
     assert parsed.refused
     [problem] = parsed.problems
@@ -542,14 +540,14 @@ def test_where_security_depends_on_it_a_misspelled_field_is_refused() -> None:
     )
 
 
-def test_an_object_without_a_namespace_is_in_default() -> None:
+def test_namespace_defaults_to_default() -> None:
     [parsed] = objects("{apiVersion: v1, kind: ServiceAccount, metadata: {name: web}}")
     assert parsed.ref == Ref("ServiceAccount", "default", "web")
     assert parsed.fact is not None
     assert "metadata.namespace is absent; the namespace is default" in str(parsed.problems[0])
 
 
-def test_the_namespace_of_an_object_that_is_in_none_is_ignored() -> None:
+def test_namespace_of_cluster_scoped_object_is_ignored() -> None:
     [parsed] = objects("{apiVersion: v1, kind: Namespace, metadata: {name: shop, namespace: shop}}")
     assert parsed.ref == Ref("Namespace", "", "shop")
     assert "is ignored: a Namespace is cluster-scoped" in str(parsed.problems[0])
@@ -572,7 +570,7 @@ def test_the_namespace_of_an_object_that_is_in_none_is_ignored() -> None:
         ("{apiVersion: networking.istio.io/v1, kind: ServiceEntry}", "ServiceEntry is ignored"),
     ],
 )
-def test_other_kinds_are_passed_over_with_a_notice(text: str, said: str) -> None:
+def test_other_kinds_are_ignored_with_a_notice(text: str, said: str) -> None:
     [parsed] = objects(text)
     assert (parsed.ref, parsed.fact, parsed.refused) == (None, None, False)
     [problem] = parsed.problems
@@ -580,7 +578,7 @@ def test_other_kinds_are_passed_over_with_a_notice(text: str, said: str) -> None
 
 
 @pytest.mark.parametrize("kind", UNENFORCED, ids=lambda kind: kind.name)
-def test_kind_that_is_not_enforced_is_a_warning(kind: Unenforced) -> None:
+def test_unenforced_kind_gets_a_warning(kind: Unenforced) -> None:
     denies = kind.group != "networking.istio.io"
     for version in kind.versions:
         for metadata, name in (("{name: x, namespace: ns}", " ns/x"), ("{name: x}", " x"), ("[]", "")):
@@ -596,34 +594,34 @@ def test_kind_that_is_not_enforced_is_a_warning(kind: Unenforced) -> None:
             assert parsed.unenforced == kind.name
 
 
-def test_a_list_is_its_members() -> None:
+def test_list_is_unrolled() -> None:
     text = (
         f"{{apiVersion: v1, kind: List, items: [{POD % ''}, {SERVICE % 'clusterIP: None'}, {RULE % 'web'}]}}"
     )
     assert [parsed.fact.name for parsed in objects(text) if parsed.fact] == ["web-1", "web", "web"]
 
 
-def test_members_of_a_typed_list_need_not_repeat_their_type() -> None:
+def test_typed_list_items_need_no_type() -> None:
     [parsed] = objects(
         "{apiVersion: v1, kind: PodList, metadata: {}, items: [{metadata: {name: a, namespace: b}}]}"
     )
     assert isinstance(parsed.fact, Pod)
 
 
-def test_a_bad_member_of_a_list_leaves_the_others_alone() -> None:
+def test_invalid_list_item_does_not_affect_others() -> None:
     bad, good = objects(f"{{apiVersion: v1, kind: List, items: [{SERVICE % ''}, {POD % ''}]}}")
     assert bad.refused
     assert bad.problems[0].where == "in.yaml:items[0].spec.ports"
     assert isinstance(good.fact, Pod)
 
 
-def test_two_readings_of_the_same_are_equal_wherever_they_are_from() -> None:
+def test_facts_are_equal_regardless_of_origin() -> None:
     document = yaml.safe_load(POD % "podIP: 10.1.0.1")
     facts: list[Fact | None] = [parse(document, lambda _, at=at: at)[0].fact for at in ("here", "there")]
     assert facts[0] == facts[1]
 
 
-def test_flaws_of_the_text_are_the_objects_that_they_are_in() -> None:
+def test_text_flaws_belong_to_their_object() -> None:
     document = yaml.safe_load(f"{{apiVersion: v1, kind: List, items: [{POD % ''}, {RULE % 'web'}]}}")
     flaws = [(("items", 0, "spec"), "is there twice"), (("kind",), "is there twice")]
     listed, bad, good = parse(document, where, flaws)
@@ -635,7 +633,7 @@ def test_flaws_of_the_text_are_the_objects_that_they_are_in() -> None:
     assert isinstance(good.fact, DestinationRule)
 
 
-def test_what_of_a_service_is_left_out_is_said() -> None:
+def test_ignored_parts_of_a_service_get_a_notice() -> None:
     assert "has no TCP port" in notices(SERVICE % "ports: [{port: 53, protocol: UDP}]")[0]
     annotated = (SERVICE % "clusterIP: None").replace(
         "name: web,", "name: web, annotations: {alpha.istio.io/kubernetes-serviceaccounts: a},"
@@ -643,6 +641,6 @@ def test_what_of_a_service_is_left_out_is_said() -> None:
     assert "write full SPIFFE IDs into alpha.istio.io/canonical-serviceaccounts" in notices(annotated)[0]
 
 
-def test_tls_without_a_client_certificate_is_not_allowed_whatever_an_alpha_policy_says() -> None:
+def test_allow_tls_of_alpha_policy_is_ignored() -> None:
     [line] = notices(POLICY % ("default", "peers: [{mtls: {allowTls: true}}]"))
     assert "is ignored: a client certificate is always requested" in line

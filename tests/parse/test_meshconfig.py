@@ -15,12 +15,12 @@ def read(document: Any) -> tuple[MeshConfig, list[str]]:
     return config, [("notice: " if problem.notice else "") + str(problem) for problem in problems]
 
 
-def test_nothing_said_is_the_default() -> None:
+def test_empty_settings_are_the_defaults() -> None:
     assert read({}) == (MeshConfig(), [])
     assert read(None) == (MeshConfig(), [])
 
 
-def test_everything_said() -> None:
+def test_all_settings() -> None:
     config, problems = read(
         {
             "enableAutoMtls": False,
@@ -59,7 +59,7 @@ def test_everything_said() -> None:
 
 
 @pytest.mark.parametrize("said", ["unix:///run/a.sock", "unix:/run/a.sock", ""])
-def test_the_socket_for_secrets_is_said_in_either_way_or_taken_back(said: str) -> None:
+def test_sds_socket_forms(said: str) -> None:
     config, problems = mesh_config({"sdsUdsPath": said}, str, MeshConfig(sds_socket="/old"))
     assert problems == []
     assert config.sds_socket == ("/run/a.sock" if said else "")
@@ -77,7 +77,7 @@ def test_the_socket_for_secrets_is_said_in_either_way_or_taken_back(said: str) -
         "http:/x",
     ],
 )
-def test_what_is_no_socket_is_refused(said: str) -> None:
+def test_invalid_sds_socket_is_refused(said: str) -> None:
     config, problems = read({"sdsUdsPath": said})
     assert config.sds_socket == ""
     assert "is not unix:///PATH" in problems[0]
@@ -113,12 +113,12 @@ def test_what_is_no_socket_is_refused(said: str) -> None:
         ),
     ],
 )
-def test_what_is_wrong_is_said(document: Any, said: str) -> None:
+def test_invalid_setting_is_reported(document: Any, said: str) -> None:
     _, [problem] = read(document)
     assert said in problem
 
 
-def test_set_wins_over_the_file_and_the_last_one_over_those_before() -> None:
+def test_last_set_wins_over_the_file() -> None:
     base, _ = read({"trustDomain": "file", "connectTimeout": "3s"})
     config, problems = settings(
         [
@@ -157,20 +157,20 @@ def test_set_wins_over_the_file_and_the_last_one_over_those_before() -> None:
         ("meshConfig.protocolDetectionTimeout=0s", "must be at least 1ms"),
     ],
 )
-def test_a_wrong_assignment_is_refused(assignment: str, said: str) -> None:
+def test_invalid_assignment_is_refused(assignment: str, said: str) -> None:
     _, [problem] = settings([assignment], MeshConfig())
     assert not problem.notice
     assert problem.where == f"--set {assignment}"
     assert said in str(problem)
 
 
-def test_what_an_installation_would_also_set_is_let_be() -> None:
+def test_other_install_settings_are_accepted() -> None:
     config, problems = settings(["profile=demo", "meshConfig.accessLogFile=/dev/stdout"], MeshConfig())
     assert config == MeshConfig()
     assert [problem.notice for problem in problems] == [True, True]
 
 
-def test_flaws_of_the_text_and_ciphers() -> None:
+def test_text_flaws_and_ciphers() -> None:
     document = {"meshMTLS": {"cipherSuites": ["x"]}}
     _, problems = mesh_config(document, dotted, None, [(("trustDomain",), "is there twice")])
     assert [(problem.notice, problem.what) for problem in problems] == [

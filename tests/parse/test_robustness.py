@@ -61,7 +61,7 @@ def places(value: Any) -> list[tuple[Any, Any]]:
 
 @settings(max_examples=400, deadline=None)
 @given(st.sampled_from(OBJECTS), st.lists(st.tuples(st.integers(min_value=0), JUNK), min_size=1, max_size=3))
-def test_an_object_with_anything_anywhere(good: Any, junk: list[tuple[int, Any]]) -> None:
+def test_object_with_arbitrary_values(good: Any, junk: list[tuple[int, Any]]) -> None:
     document = copy.deepcopy(good)
     for number, value in junk:
         where = places(document)
@@ -75,7 +75,7 @@ def test_an_object_with_anything_anywhere(good: Any, junk: list[tuple[int, Any]]
 
 @settings(max_examples=200, deadline=None)
 @given(st.integers(min_value=0), JUNK)
-def test_settings_with_anything_anywhere(number: int, value: Any) -> None:
+def test_settings_with_arbitrary_values(number: int, value: Any) -> None:
     document = copy.deepcopy(MESH)
     where = places(document)
     container, key = where[number % len(where)]
@@ -86,12 +86,12 @@ def test_settings_with_anything_anywhere(number: int, value: Any) -> None:
 
 
 @given(JUNK)
-def test_a_document_that_is_anything(document: Any) -> None:
+def test_arbitrary_document(document: Any) -> None:
     assert all(parsed.fact is None for parsed in parse(document, dotted))
 
 
 @pytest.mark.parametrize("good", OBJECTS, ids=lambda document: document["kind"])
-def test_the_objects_that_are_varied_are_good(good: Any) -> None:
+def test_base_objects_are_valid(good: Any) -> None:
     [parsed] = parse(good, dotted)
     assert parsed.fact is not None
     assert parsed.problems == ()

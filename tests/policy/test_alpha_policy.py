@@ -46,7 +46,7 @@ def test_a_service_port_gets(name, namespace, number, expected, because):
     assert (found.mode, found.decided_by.name) == (expected, because)
 
 
-def test_a_policy_for_the_port_beats_an_older_one_for_the_service():
+def test_port_policy_beats_older_service_policy():
     server = pod("b", "ns")
     world = mesh(
         server,
@@ -58,7 +58,7 @@ def test_a_policy_for_the_port_beats_an_older_one_for_the_service():
     assert effective_mode(world, server, 90).mode is Mode.DISABLE
 
 
-def test_among_equals_the_oldest_wins():
+def test_oldest_policy_of_a_level_wins():
     server = pod("b", "ns")
     world = mesh(
         server,
@@ -72,14 +72,14 @@ def test_among_equals_the_oldest_wins():
     assert [ref.name for ref in found.overridden] == ["newer", "ageless", "default"]
 
 
-def test_a_full_host_name_names_the_service_too():
+def test_target_may_be_a_full_host_name():
     server = pod("b", "ns")
     target = "b.ns.svc.cluster.local"
     world = mesh(server, service("b", "ns", port(80)), policy("ns", "STRICT", target, name="x"))
     assert effective_mode(world, server, 80).mode is Mode.STRICT
 
 
-def test_where_services_share_a_port_of_a_pod_the_oldest_decides():
+def test_oldest_service_decides_for_a_shared_port():
     server = pod("b", "ns")
     young = service("a-young", "ns", port(80), age=1, app="b")
     old = service("z-old", "ns", port(80), age=2, app="b")
@@ -88,7 +88,7 @@ def test_where_services_share_a_port_of_a_pod_the_oldest_decides():
     assert effective_mode(mesh(server, young, locked), server, 80).mode is Mode.STRICT
 
 
-def test_a_port_of_no_service_is_under_the_namespace_and_the_mesh():
+def test_port_of_no_service_follows_namespace_and_mesh():
     server = pod("b", "ns")
     assert effective_mode(mesh(server), server, 1).mode is Mode.PERMISSIVE
     assert effective_mode(mesh(server, policy("", "STRICT")), server, 1).mode is Mode.STRICT
@@ -96,7 +96,7 @@ def test_a_port_of_no_service_is_under_the_namespace_and_the_mesh():
     assert effective_mode(world, server, 1).mode is Mode.DISABLE
 
 
-def test_installing_creates_the_mesh_policy_and_an_own_one_takes_its_place():
+def test_mesh_policy_replaces_the_default_one():
     server = pod("b", "ns")
     assert effective_mode(mesh(server), server, 80).decided_by.kind == "MeshPolicy"
     assert effective_mode(mesh(server, mtls_enabled=True), server, 80).mode is Mode.STRICT
@@ -106,7 +106,7 @@ def test_installing_creates_the_mesh_policy_and_an_own_one_takes_its_place():
     )
 
 
-def test_unknown_targets_count_as_a_target_for_each_port():
+def test_unknown_targets_apply_to_every_port():
     server = pod("b", "ns")
     unknown = replace(policy("ns", "STRICT", name="unknown", age=5), scope_unknown=True)
     younger = policy("ns", "DISABLE", Target(service="b", ports=(80,)), name="young", age=1)
@@ -119,7 +119,7 @@ def test_unknown_targets_count_as_a_target_for_each_port():
     assert effective_mode(mesh(*facts, unknown, older), server, 90).mode is Mode.STRICT
 
 
-def test_policy_for_an_unknown_service_is_strict_for_each_port():
+def test_policy_for_unknown_service_is_strict_for_every_port():
     server = pod("b", "ns")
     unknown = UnknownService(meta=meta("Service", "ns", "b"), service="b")
     front = service("front", "ns", port(80, "http"), app="b")

@@ -130,7 +130,7 @@ def test_a_client_sends(facts, config, client, target, mode, reason, because):
     assert (found.mode, found.reason, found.decided_by and str(found.decided_by)) == (mode, reason, because)
 
 
-def test_a_port_level_rule_without_tls_leaves_the_port_to_auto_mtls():
+def test_port_settings_without_tls_use_auto_mtls():
     ported = TrafficPolicy(tls=rule("", "", "DISABLE").policy.tls, ports={80: TrafficPolicy()})
     world = mesh(*BASE, rule("ns", HOST, policy=ported))
     service_ = world.service("ns", "server")
@@ -139,7 +139,7 @@ def test_a_port_level_rule_without_tls_leaves_the_port_to_auto_mtls():
     assert decide(world, CLIENT, service_, service_.ports[1], endpoint).mode == "plaintext"
 
 
-def test_a_subset_decides_for_itself_and_inherits_what_it_leaves_out():
+def test_subset_overrides_and_inherits_fields():
     subsets = (
         Subset(name="open", policy=rule("", "", "DISABLE").policy),
         Subset(name="same"),
@@ -150,7 +150,7 @@ def test_a_subset_decides_for_itself_and_inherits_what_it_leaves_out():
     assert [decide(*args, subset).mode for subset in ("", "open", "same")] == ["mtls", "plaintext", "mtls"]
 
 
-def test_what_lost_against_the_rule_is_named():
+def test_objects_overridden_by_the_rule_are_named():
     world = mesh(*BASE, rule("ns", HOST, "DISABLE"), policy("ns", "STRICT", "server", name="p"))
     found = decide(world, CLIENT, world.service("ns", "server"), HTTP, only_endpoint(world, "ns", "server"))
     assert [str(ref) for ref in found.overridden] == ["Policy ns/p", "MeshPolicy default"]

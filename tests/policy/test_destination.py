@@ -69,22 +69,22 @@ LOOKUPS = {
 
 
 @pytest.mark.parametrize(("rules", "expected"), LOOKUPS.values(), ids=LOOKUPS)
-def test_the_rule_for_a_client_is(rules, expected):
+def test_client_gets_rule(rules, expected):
     assert chosen("client", *rules) == expected
 
 
-def test_the_default_for_export_is_the_meshs():
+def test_export_to_defaults_to_the_mesh_setting():
     assert chosen("client", named("server"), default_destination_rule_export_to=(".",)) is None
     assert chosen("server", named("server"), default_destination_rule_export_to=(".",)) == "in-server"
 
 
-def test_clients_in_the_root_namespace_take_its_public_rules_last():
+def test_root_namespace_clients_use_its_public_rules_last():
     assert chosen(ROOT, named(ROOT), named("server")) == "in-server"
     assert chosen(ROOT, named(ROOT, export_to=(".",)), named("server")) == "in-istio-system"
     assert chosen(ROOT, named(ROOT)) == "in-istio-system"
 
 
-def test_a_rule_for_some_clients_is_for_those_of_its_namespace_only():
+def test_rule_with_selector_applies_in_its_namespace_only():
     picky = named("client", name="picky", selector={"app": "a"})
     assert chosen("client", picky, named("client"), labels={"app": "a", "x": "y"}) == "picky"
     assert chosen("client", picky, named("client"), labels={"app": "b"}) == "in-client"
@@ -92,7 +92,7 @@ def test_a_rule_for_some_clients_is_for_those_of_its_namespace_only():
     assert chosen("client", named("server", selector={"app": "a"}), labels={"app": "a"}) is None
 
 
-def test_the_first_of_several_fitting_selectors_is_the_oldest():
+def test_oldest_matching_selector_wins():
     young = named("client", name="young", age=1, selector={"app": "a"})
     old = named("client", name="old", age=2, selector={"x": "y"})
     assert chosen("client", young, old, labels={"app": "a", "x": "y"}) == "old"
@@ -116,14 +116,14 @@ def test_rules_of_one_host_are_merged_oldest_first():
     assert found.owners["v2"].name == "young"
 
 
-def test_the_policy_of_the_older_one_stays_whole():
+def test_policy_of_the_older_rule_stays_whole():
     old = rule("server", HOST, name="old", age=9, policy=TrafficPolicy(load_balancer=LoadBalancing.RANDOM))
     young = rule("server", HOST, "DISABLE", name="young", age=1)
     found = client_rule(mesh(WEB, old, young), "client", {}, WEB)
     assert found.for_port(80) == TrafficPolicy(load_balancer=LoadBalancing.RANDOM)
 
 
-def test_rules_for_different_namespaces_are_not_merged_and_the_last_holds():
+def test_rules_with_different_export_are_not_merged():
     one = rule("server", HOST, name="one", age=9, export_to=("*",), subsets=(Subset(name="v1"),))
     two = rule("server", HOST, name="two", age=1, export_to=("client",), subsets=(Subset(name="v2"),))
     assert chosen("client", one, two) == "two"
@@ -143,16 +143,16 @@ def at(policy: TrafficPolicy | None, subset: TrafficPolicy | None, port: int) ->
     return client_rule(mesh(WEB, found), "client", {}, WEB).for_port(port, "v1")
 
 
-def test_a_ports_entry_replaces_the_whole_policy():
+def test_port_entry_replaces_the_whole_policy():
     assert at(PORTED, None, 80) == TrafficPolicy(load_balancer=LoadBalancing.RANDOM)
     assert at(PORTED, None, 90) == TrafficPolicy(tls=OFF, connection_pool=POOL)
 
 
-def test_a_subset_without_a_policy_is_the_service():
+def test_subset_without_policy_uses_the_service_policy():
     assert at(None, None, 80) == TrafficPolicy()
 
 
-def test_a_subsets_fields_override_one_by_one():
+def test_subset_fields_override_one_by_one():
     subset = TrafficPolicy(tls=MTLS, outlier_detection=OUTLIER)
     assert at(PORTED, subset, 90) == TrafficPolicy(tls=MTLS, connection_pool=POOL, outlier_detection=OUTLIER)
     assert at(PORTED, subset, 80) == TrafficPolicy(
@@ -160,13 +160,13 @@ def test_a_subsets_fields_override_one_by_one():
     )
 
 
-def test_a_subsets_port_entry_replaces_wholesale():
+def test_subset_port_entry_replaces_all_fields():
     subset = TrafficPolicy(tls=MTLS, ports={80: TrafficPolicy(outlier_detection=OUTLIER)})
     assert at(PORTED, subset, 80) == TrafficPolicy(outlier_detection=OUTLIER)
     assert at(PORTED, subset, 90) == TrafficPolicy(tls=MTLS, connection_pool=POOL)
 
 
-def test_the_owner_of_a_subsets_tls_is_where_it_was_said():
+def test_tls_owner_is_the_object_that_sets_it():
     old = rule("client", HOST, name="old", age=2, policy=TrafficPolicy(tls=OFF))
     young = rule(
         "client",

@@ -91,5 +91,5 @@ CASES = {
 
 
 @pytest.mark.parametrize(("facts", "wanted"), CASES.values(), ids=CASES)
-def test_what_has_no_effect_is_told_once(facts, wanted) -> None:
+def test_ignored_entry_is_reported_once(facts, wanted) -> None:
     assert [f"{each.ref} {each.reason}" for each in disregarded(mesh(*facts))] == wanted

@@ -260,7 +260,7 @@ INEFFECTIVE: dict[str, tuple[list[Fact], str]] = {
 
 
 @pytest.mark.parametrize(("facts", "line"), INEFFECTIVE.values(), ids=INEFFECTIVE)
-def test_an_object_without_effect_is_reported_with_the_reason(facts: list[Fact], line: str) -> None:
+def test_object_without_effect_is_reported_with_reason(facts: list[Fact], line: str) -> None:
     assert said(mesh(*SHOP, *facts)) == [line]
 
 
@@ -328,11 +328,11 @@ EFFECTIVE: dict[str, list[Fact]] = {
 
 
 @pytest.mark.parametrize("facts", EFFECTIVE.values(), ids=EFFECTIVE)
-def test_an_object_with_an_effect_is_not_reported(facts: list[Fact]) -> None:
+def test_object_with_effect_is_not_reported(facts: list[Fact]) -> None:
     assert said(mesh(*SHOP, *facts)) == []
 
 
-def test_the_installation_is_not_reported() -> None:
+def test_default_objects_are_not_reported() -> None:
     # Not even while a rollout has one of its rules in the mesh as if it were given.
     world = mesh(*SHOP, mtls_enabled=True)
     stand_ins = [fact for fact in world.facts() if fact.ref.kind == "DestinationRule"]
@@ -340,7 +340,7 @@ def test_the_installation_is_not_reported() -> None:
     assert said(mesh(pod("web", "shop"), *stand_ins, mtls_enabled=True)) == []
 
 
-def test_a_place_in_a_file_comes_with_the_object() -> None:
+def test_problem_in_a_file_names_the_object() -> None:
     lock = peer("shop", "STRICT", name="lock", app="wbe")
     (problem,) = without_effect(
         mesh(*SHOP, replace(lock, meta=replace(lock.meta, origin="m/lock.yaml:3")))
@@ -349,7 +349,7 @@ def test_a_place_in_a_file_comes_with_the_object() -> None:
     assert problem.what.startswith("PeerAuthentication shop/lock: selector app=wbe matches no pod")
 
 
-def test_it_ends_when_the_object_has_an_effect() -> None:
+def test_report_ends_when_the_object_has_an_effect() -> None:
     lock = peer("shop", "STRICT", name="lock", app="db")
     world = mesh(*SHOP, lock)
     before = without_effect(world)
@@ -357,20 +357,20 @@ def test_it_ends_when_the_object_has_an_effect() -> None:
     assert without_effect(world.apply(Change(applied=(pod("db", "shop"),))), before).problems == {}
 
 
-def test_parts_of_one_object_are_capped() -> None:
+def test_problems_of_one_object_are_limited() -> None:
     subsets = tuple(Subset(name=f"s{n}", labels={"v": str(n)}) for n in range(1000))
     found = said(mesh(*SHOP, rule("shop", HOST, subsets=subsets)))
     assert len(found) == MAX_PER_OBJECT + 1
     assert found[-1] == f"DestinationRule shop/rule: {1000 - MAX_PER_OBJECT} more of its parts have no effect"
 
 
-def test_a_long_selector_is_not_repeated_in_full() -> None:
+def test_long_selector_is_shortened() -> None:
     labels = {f"l{n}": "x" for n in range(9)}
     (line,) = said(mesh(*SHOP, peer("shop", "STRICT", name="lock", **labels)))
     assert "selector l0=x,l1=x,l2=x,l3=x,l4=x,... matches no pod" in line
 
 
-def test_only_namespaces_that_changed_are_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_changed_namespaces_are_recomputed(monkeypatch: pytest.MonkeyPatch) -> None:
     computed: list[str] = []
     original = effect._in_namespace
 

@@ -68,11 +68,11 @@ COMPOSED = {
 
 
 @pytest.mark.parametrize(("policies", "expected"), COMPOSED.values(), ids=COMPOSED)
-def test_levels_are_composed_as_istio_composes_them(policies, expected):
+def test_levels_are_composed_as_in_istio(policies, expected):
     assert effective_mode(mesh(FOO, *policies), FOO, 8080).mode == expected
 
 
-def test_unknown_selector_counts_as_one_for_each_pod():
+def test_unknown_selector_applies_to_every_pod():
     unknown = replace(peer("ns", "STRICT", name="unknown", age=5), scope_unknown=True)
     younger = peer("ns", "DISABLE", name="young", age=1, app="foo", ports={8080: "PERMISSIVE"})
     older = peer("ns", "DISABLE", name="old", age=9, app="foo")
@@ -85,7 +85,7 @@ def test_unknown_selector_counts_as_one_for_each_pod():
     assert effective_mode(mesh(other, unknown), other, 8080).mode is Mode.PERMISSIVE
 
 
-def test_a_port_entry_wins_over_its_workload_and_one_that_is_unset_inherits():
+def test_port_entry_wins_and_unset_inherits():
     world = mesh(
         FOO,
         peer(ROOT, "STRICT"),
@@ -125,7 +125,7 @@ def test_port_8080_gets(policies, expected):
     assert effective_mode(mesh(FOO, *policies), FOO, 8080).mode == expected
 
 
-def test_an_older_workload_policy_hides_a_newer_one_with_ports():
+def test_older_workload_policy_hides_newer_port_entries():
     world = mesh(
         FOO,
         peer("ns", "PERMISSIVE", name="old", age=9, app="foo"),
@@ -135,20 +135,20 @@ def test_an_older_workload_policy_hides_a_newer_one_with_ports():
     assert ports_with_own_mode(world, FOO) == ()
 
 
-def test_workloads_of_the_root_namespace_are_under_the_mesh_policy_alone():
+def test_root_namespace_follows_mesh_policy_only():
     inside = pod("inside", ROOT)
     world = mesh(inside, peer(ROOT, "STRICT"), peer(ROOT, "DISABLE", name="w", app="inside"))
     assert effective_mode(world, inside, 80).mode is Mode.STRICT
 
 
-def test_it_wins_over_an_alpha_policy_even_where_it_leaves_the_mode_open():
+def test_unset_mode_still_overrides_alpha_policy():
     world = mesh(FOO, service("foo", "ns"), policy("ns", "STRICT", "foo", name="foo"), peer("ns", None))
     found = effective_mode(world, FOO, 8080)
     assert (found.mode, str(found.decided_by)) == ("PERMISSIVE", "PeerAuthentication ns/default")
     assert [str(ref) for ref in found.overridden] == ["Policy ns/foo", "MeshPolicy default"]
 
 
-def test_one_that_does_not_apply_leaves_the_alpha_policy_in_force():
+def test_alpha_policy_applies_without_peer_authentication():
     world = mesh(
         FOO,
         service("foo", "ns"),
@@ -158,7 +158,7 @@ def test_one_that_does_not_apply_leaves_the_alpha_policy_in_force():
     assert effective_mode(world, FOO, 8080).mode is Mode.STRICT
 
 
-def test_what_lost_is_named_nearest_first():
+def test_overridden_objects_are_listed_most_specific_first():
     world = mesh(
         FOO,
         peer("ns", "STRICT", name="w", age=1, app="foo"),

@@ -99,11 +99,11 @@ def test_reachability(facts, success, mtls):
     expect(mesh(*WORLD, *facts), success=success, mtls=mtls)
 
 
-def test_installed_with_mtls_enabled_is_the_matrix_of_global_mtls_on():
+def test_mtls_enabled_matches_istio_global_mtls_on():
     expect(mesh(*WORLD, mtls_enabled=True), success=lambda s, t: neither(s, t) or (s and t), mtls=neither)
 
 
-def test_one_strict_port_with_clients_told_to_send_plaintext_fails_on_that_port_alone():
+def test_strict_port_fails_for_plaintext_rule():
     world = mesh(
         *WORLD,
         policy("apps", "STRICT", Target(service="b", ports=("http",)), name="b-http"),
@@ -127,7 +127,7 @@ def test_alpha_policies_and_auto_mtls():
     assert naked["a.apps:80"] == naked["b.apps:80"] == "fails"
 
 
-def test_a_workload_policy_with_a_strict_port_under_a_strict_namespace():
+def test_workload_policy_under_strict_namespace():
     world = mesh(
         *WORLD,
         peer("apps", "STRICT"),
@@ -149,7 +149,7 @@ SUBSETS = tuple(Subset(name=name, labels={"version": name}) for name in ("vistio
     ("mode", "vistio", "vlegacy"),
     [(None, "mtls", "plaintext"), ("DISABLE", "plaintext", "plaintext"), ("ISTIO_MUTUAL", "mtls", "mtls")],
 )
-def test_a_service_in_migration_is_sent(mode, vistio, vlegacy):
+def test_service_with_and_without_sidecars_gets(mode, vistio, vlegacy):
     """Under STRICT: what a sidecar gets in plaintext, and the application in mutual TLS, fails."""
     own = TrafficPolicy(tls=tls(mode)) if mode else None
     subsets = tuple(Subset(name=s.name, labels=s.labels, policy=own) for s in SUBSETS)
@@ -177,7 +177,7 @@ def test_a_service_in_migration_is_sent(mode, vistio, vlegacy):
     )
 
 
-def test_the_seed_page():
+def test_istio_task():
     full = [pod("httpbin", "full"), pod("sleep", "full")]
     legacy = [pod("httpbin", "legacy", sidecar=False), pod("sleep", "legacy", sidecar=False)]
     partial = [pod("httpbin", "partial"), pod("nosidecar", "partial", sidecar=False, app="httpbin")]
@@ -286,7 +286,7 @@ def test_a_hop_fails_when(facts, client, target, reason, because):
         ("STRICT", "tls-not-the-meshs"),
     ],
 )
-def test_other_tls_on_a_tcp_port_is_passed_on_unless_mutual_tls_is_required(mode, reason):
+def test_other_tls_is_forwarded_unless_strict(mode, reason):
     world = mesh(*WORLD, rule("apps", "*", "SIMPLE"), peer("apps", mode))
     (found,) = predict(world, [PODS[0]], [(world.service("apps", "b"), TCP)])
     assert (found.result, found.reason) == ("fails", reason)
@@ -304,7 +304,7 @@ def test_other_tls_on_a_tcp_port_is_passed_on_unless_mutual_tls_is_required(mode
         (15090, ("plaintext", "endpoint-without-sidecar"), ("plaintext", "endpoint-without-sidecar")),
     ],
 )
-def test_ports_that_are_the_sidecars_own_are_told_as_such(target, redirected, none):
+def test_sidecar_ports_are_reported(target, redirected, none):
     port = replace(HTTP, target=target)
     for interception, expected in ((Interception.REDIRECT, redirected), (Interception.NONE, none)):
         server = replace(PODS[1], interception=interception)
@@ -313,18 +313,18 @@ def test_ports_that_are_the_sidecars_own_are_told_as_such(target, redirected, no
         assert (found.result, found.reason) == expected
 
 
-def test_an_identity_that_the_rule_accepts_passes():
+def test_identity_accepted_by_the_rule_passes():
     accepted = ("spiffe://cluster.local/ns/apps/sa/b",)
     own = TrafficPolicy(tls=tls("ISTIO_MUTUAL", subject_alt_names=accepted))
     assert one(mesh(*WORLD, rule("apps", "*", policy=own)), "a", "b")[0] == "mtls"
 
 
-def test_a_service_without_endpoints_is_told_as_such():
+def test_service_without_endpoints_is_reported():
     world = mesh(*WORLD, service("nobody", "apps"))
     assert one(world, "a", "nobody") == ("fails", "no-endpoint", [])
 
 
-def test_an_endpoint_outside_the_mesh_gets_plaintext_and_one_that_is_not_ready_nothing():
+def test_external_endpoint_gets_plaintext():
     addresses = (EndpointAddress(address="192.0.2.1"), EndpointAddress(address="192.0.2.2", ready=False))
     listed = Endpoints(
         meta=meta("EndpointSlice", "apps", "outside"),

@@ -50,7 +50,7 @@ CASES = {
 
 
 @pytest.mark.parametrize(("facts", "wanted"), CASES.values(), ids=CASES)
-def test_a_policy_is_overruled_that_decides_at_no_port(facts, wanted) -> None:
+def test_policy_that_decides_no_port_is_overridden(facts, wanted) -> None:
     found = overridden(mesh(*WEB, *facts))
     # The mesh's own, which installing makes, is not in question here.
     assert {ref: said for ref, said in found.items() if ref.kind != "MeshPolicy"} == wanted
@@ -107,5 +107,5 @@ RULES = {
 
 
 @pytest.mark.parametrize(("facts", "wanted"), RULES.values(), ids=RULES)
-def test_a_rule_is_overruled_by_an_older_one_for_the_same(facts, wanted) -> None:
+def test_rule_is_overridden_by_older_rule(facts, wanted) -> None:
     assert overridden(mesh(*facts)) == wanted
