@@ -6,14 +6,24 @@ from dataclasses import replace
 
 import pytest
 
-from tests.policy.world import HTTP, TCP, mesh, peer, pod, rule, service
+from tests.policy.world import HTTP, TCP, mesh, meta, peer, pod, rule, service
 from xds.codec import to_dict
 from xds.mesh.envoy import clusters
 from xds.mesh.envoy.translate import translate
-from xds.mesh.model.objects import Change, ContainerPort, Interception, Protocol, ServicePort
+from xds.mesh.model.objects import (
+    Change,
+    ContainerPort,
+    EndpointAddress,
+    EndpointGroup,
+    EndpointPort,
+    Endpoints,
+    Interception,
+    Protocol,
+    ServicePort,
+)
 from xds.mesh.model.traffic import ConnectionPool, TrafficPolicy
 from xds.mesh.policy.disregarded import disregarded
-from xds.snapshot import CLUSTER, LISTENER, ROUTE
+from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE
 
 CLIENT = pod("client", "ns")
 OWN_PORTS = (15000, 15001, 15006, 15020, 15021, 15090)
@@ -91,6 +101,24 @@ def test_tcp_limits_with_and_without_interception():
     found = translate(mesh(client, web, limited), client).of(ROUTE)["http_proxy"]
     tunnel = to_dict(found.type_url, found.body)["virtual_hosts"][0]["routes"][0]["route"]
     assert (tunnel["idle_timeout"], tunnel["max_stream_duration"]) == ("60s", {"max_stream_duration": "600s"})
+
+
+def test_named_pod_is_reached_even_if_not_ready():
+    server = replace(pod("web-0", "ns", app="web"), hostname="web-0", subdomain="web")
+    entry = EndpointAddress(address=server.address, ready=False, pod=server.ref)
+    group = EndpointGroup(addresses=(entry,), ports=(EndpointPort(port=8080, name="http"),))
+    listed = Endpoints(meta=meta("EndpointSlice", "ns", "web-1"), service="web", groups=(group,))
+    web = replace(service("web", "ns", HTTP), addresses=(), headless=True)
+    assignments = translate(mesh(CLIENT, server, web, listed), CLIENT).of(ENDPOINT)
+    status = {
+        name: [entry["health_status"] for entry in group["lb_endpoints"]]
+        for name, resource in assignments.items()
+        for group in to_dict(resource.type_url, resource.body)["endpoints"]
+    }
+    assert status == {
+        "outbound|80||web.ns.svc.cluster.local": ["UNHEALTHY"],
+        f"outbound|80|{server.address}|web.ns.svc.cluster.local": ["HEALTHY"],
+    }
 
 
 def test_proxy_port_follows_mesh_config():
