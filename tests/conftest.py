@@ -1,9 +1,11 @@
-"""Options of the whole suite, the reasons to skip tests, and what many of them are for each of."""
+"""Options and markers of the whole suite, reasons to skip tests, and how tests are spread over workers."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -15,8 +17,65 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+_HERE = Path(__file__).parent
+_REAL = {
+    "benchmarks", "cli", "compose", "demo", "hostile", "introspect", "kubernetes", "library", "metrics", "peers", "real",
+    "server", "sidecar", "sources",
+}  # fmt: skip
+"""Directories whose tests use sockets, processes or the file system's notifications."""
+
+
 def pytest_addoption(parser) -> None:
     parser.addoption("--golden", action="store_true", help="write what the golden cases give, not compare it")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Import nothing that `-m "not real"` would deselect as a whole."""
+    ignored = config.option.markexpr == "not real" and collection_path.parent == _HERE and collection_path.name in _REAL
+    return ignored or None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.relative_to(_HERE).parts[0] in _REAL:
+            item.add_marker(pytest.mark.real)
+        # CI repeats a failed test once, unless the test is pure. The summary lists it as flaky.
+        if "CI" in os.environ and item.get_closest_marker("real"):
+            item.add_marker(pytest.mark.flaky(reruns=1))
+        if not item.get_closest_marker("xdist_group") and (group := _group(item)):
+            item.add_marker(pytest.mark.xdist_group(group))
+    if hasattr(config, "workerinput"):
+        # Workers take tests in this order: a long test must not be the last to start.
+        items.sort(key=_timeout, reverse=True)
+
+
+def _group(item: pytest.Item) -> str:
+    """Name the worker group of tests that share a fixture, so that the fixture is set up once; empty for none."""
+    if item.path.parent.name == "demo":
+        return "demo"  # its addresses are fixed
+    definitions = item._fixtureinfo.name2fixturedefs.values()  # type: ignore[attr-defined]
+    shared = [each[-1] for each in definitions if each[-1].scope != "function" and each[-1].baseid]
+    if any(each.scope != "session" for each in shared):
+        return item.path.stem
+    return "-".join(sorted(each.argname for each in shared))
+
+
+def _timeout(item: pytest.Item) -> float:
+    marker = item.get_closest_marker("timeout")
+    return marker.args[0] if marker else 0
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """List flaky tests, each with the message of the failure that the rerun would hide."""
+    failed = {report.nodeid for outcome in ("failed", "error") for report in terminalreporter.getreports(outcome)}
+    flaky = [report for report in terminalreporter.getreports("rerun") if report.nodeid not in failed]
+    if not flaky:
+        return
+    terminalreporter.section("flaky tests (failed, then passed)", yellow=True)
+    for report in flaky:
+        terminalreporter.line(f"FLAKY {report.nodeid} ({report.when})", yellow=True)
+        terminalreporter.line(report.longreprtext)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
