@@ -31,7 +31,11 @@ def pytest_addoption(parser) -> None:
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Import nothing that `-m "not real"` would deselect as a whole."""
-    ignored = config.option.markexpr == "not real" and collection_path.parent == _HERE and collection_path.name in _REAL
+    ignored = (
+        config.option.markexpr == "not real"
+        and collection_path.parent == _HERE
+        and collection_path.name in _REAL
+    )
     return ignored or None
 
 
@@ -68,7 +72,9 @@ def _timeout(item: pytest.Item) -> float:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """List flaky tests, each with the message of the failure that the rerun would hide."""
-    failed = {report.nodeid for outcome in ("failed", "error") for report in terminalreporter.getreports(outcome)}
+    failed = {
+        report.nodeid for outcome in ("failed", "error") for report in terminalreporter.getreports(outcome)
+    }
     flaky = [report for report in terminalreporter.getreports("rerun") if report.nodeid not in failed]
     if not flaky:
         return
