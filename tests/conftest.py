@@ -82,6 +82,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for report in flaky:
         terminalreporter.line(f"FLAKY {report.nodeid} ({report.when})", yellow=True)
         terminalreporter.line(report.longreprtext)
+        for title, captured in report.sections:
+            terminalreporter.line(f"--- {title}\n{captured}")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
