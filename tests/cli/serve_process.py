@@ -25,7 +25,7 @@ metadata: {{name: {}, namespace: shop, labels: {{security.istio.io/tlsMode: isti
 status: {{podIP: 127.9.0.1}}
 """
 METHOD = "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources"
-WITHIN = 20.0
+WITHIN = 60.0
 
 
 class Process:
