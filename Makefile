@@ -36,7 +36,7 @@ help: ## Say what there is to make
 demo: $(READY) ## Play Istio's automatic mutual TLS task with real Envoys
 	@$(BIN)/xds demo
 
-unit: $(READY) ## Run the pure tests: no processes, no sockets, under a minute
+unit: $(READY) ## Run the pure tests, which start no processes: under a minute
 	@$(BIN)/pytest -n $$(nproc) -m "not real"
 
 test: $(READY) ## Run all tests that need neither Docker nor Kubernetes (network namespaces need root)

@@ -226,6 +226,7 @@ def test_maps_are_encoded_in_one_order() -> None:
     assert len(bodies) == 1
 
 
+@pytest.mark.real
 def test_another_process_gives_the_same_bytes() -> None:
     script = (
         "from envoy_data_plane.envoy.config.core import v3 as core\n"
