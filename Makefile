@@ -21,6 +21,9 @@ IN_KUBERNETES := tests/kubernetes
 WORKERS ?= $(shell echo $$(( $$(nproc) * 2 )))
 PARALLEL = -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
+# Workers and the processes that tests start import the same modules: compile them once.
+export PYTHONDONTWRITEBYTECODE :=
+
 PROTOS := $(wildcard protos/xds/mesh/v1/*.proto)
 PROTOC = $(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=$(1) --pyi_out=$(1) \
 	--include_source_info --descriptor_set_out=$(1)/xds/mesh/v1/descriptors.binpb $(PROTOS)
