@@ -23,6 +23,11 @@ _REAL = {
     "server", "sidecar", "sources",
 }  # fmt: skip
 """Directories whose tests use sockets, processes or the file system's notifications."""
+_PURE = {
+    "cli/test_status_words.py", "cli/test_tables.py", "library/test_sets.py", "sidecar/test_docs.py",
+    "sidecar/test_rules.py", "sources/test_bad_input.py", "sources/test_cost.py", "sources/test_folder.py",
+}  # fmt: skip
+"""Files there whose tests do not."""
 
 
 def pytest_addoption(parser) -> None:
@@ -30,19 +35,14 @@ def pytest_addoption(parser) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Import nothing that `-m "not real"` would deselect as a whole."""
-    ignored = (
-        config.option.markexpr == "not real"
-        and collection_path.parent == _HERE
-        and collection_path.name in _REAL
-    )
-    return ignored or None
+    """Import nothing that `-m "not real"` would deselect."""
+    return (config.option.markexpr == "not real" and _is_real(collection_path)) or None
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
-        if item.path.relative_to(_HERE).parts[0] in _REAL:
+        if _is_real(item.path):
             item.add_marker(pytest.mark.real)
         # CI repeats a failed test once, unless the test is pure. The summary lists it as flaky.
         if "CI" in os.environ and item.get_closest_marker("real"):
@@ -50,8 +50,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if not item.get_closest_marker("xdist_group") and (group := _group(item)):
             item.add_marker(pytest.mark.xdist_group(group))
     if hasattr(config, "workerinput"):
-        # Workers take tests in this order: a long test must not be the last to start.
-        items.sort(key=_timeout, reverse=True)
+        # Workers take tests in this order: what takes long must not start last.
+        items.sort(key=_length, reverse=True)
+
+
+def _is_real(file: Path) -> bool:
+    directory, _, name = str(file.relative_to(_HERE)).partition("/")
+    return directory in _REAL and name.endswith(".py") and f"{directory}/{name}" not in _PURE
 
 
 def _group(item: pytest.Item) -> str:
@@ -61,13 +66,15 @@ def _group(item: pytest.Item) -> str:
     definitions = item._fixtureinfo.name2fixturedefs.values()  # type: ignore[attr-defined]
     shared = [each[-1] for each in definitions if each[-1].scope != "function" and each[-1].baseid]
     if any(each.scope != "session" for each in shared):
-        return item.path.stem
+        return f"{item.path.parent.name}/{item.path.stem}"
     return "-".join(sorted(each.argname for each in shared))
 
 
-def _timeout(item: pytest.Item) -> float:
-    marker = item.get_closest_marker("timeout")
-    return marker.args[0] if marker else 0
+def _length(item: pytest.Item) -> tuple[float, bool, bool]:
+    """Estimate how long a test or its group takes: a key to sort by."""
+    timeout = item.get_closest_marker("timeout")
+    marked = (item.get_closest_marker(name) is not None for name in ("xdist_group", "real"))
+    return (timeout.args[0] if timeout else 0, *marked)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
