@@ -40,7 +40,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return (config.option.markexpr == "not real" and _is_real(collection_path)) or None
 
 
-@pytest.hookimpl(wrapper=True)  # before xdist reads the groups
+@pytest.hookimpl(wrapper=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Iterator[None]:
     for item in items:
         if _is_real(item.path):
@@ -53,7 +53,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if hasattr(config, "workerinput"):
         # Workers take tests in this order: what takes long must not start last.
         items.sort(key=_length, reverse=True)
-    return (yield)
+    yield
+    if getattr(config.option, "loadgroup", False):
+        for item in items:
+            group = item.get_closest_marker("xdist_group")
+            if group and not item.nodeid.endswith(f"@{group.args[0]}"):
+                # With pytest 9.2, xdist 3.8 loses the group: github.com/pytest-dev/pytest-xdist/issues/1386
+                item._id = type(item._id).parse(f"{item.nodeid}@{group.args[0]}")
 
 
 def _is_real(file: Path) -> bool:
