@@ -11,15 +11,17 @@ BIN := .venv/bin
 READY := .venv/.ready
 # Every branch of these is tested: their tests fail below 100 % coverage.
 COVERED := tests/policy tests/protocol
-# These measure latency and memory, so they run one at a time.
-SERIAL := tests/hostile tests/server/test_pressure.py
+# These measure latency and memory, so they run apart, one for each core.
+MEASURING := tests/hostile tests/server/test_pressure.py
 # These need Docker, or Kubernetes built from source.
 COMPOSE := tests/compose
 IN_KUBERNETES := tests/kubernetes
 
 # Most tests wait for processes, so there are more workers than cores.
 WORKERS ?= $(shell echo $$(( $$(nproc) * 2 )))
-PARALLEL = -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+GROUPED = --dist loadgroup --no-loadscope-reorder
+PARALLEL = -n $(WORKERS) $(GROUPED)
+PER_CORE = -n $$(nproc) $(GROUPED)
 
 # Workers and the processes that tests start import the same modules: compile them once.
 export PYTHONDONTWRITEBYTECODE :=
@@ -40,18 +42,18 @@ demo: $(READY) ## Play Istio's automatic mutual TLS task with real Envoys
 	@$(BIN)/xds demo
 
 unit: $(READY) ## Run the pure tests, which start no processes: under a minute
-	@$(BIN)/pytest -n $$(nproc) -m "not real"
+	@$(BIN)/pytest $(PER_CORE) -m "not real"
 
 test: $(READY) ## Run all tests that need neither Docker nor Kubernetes (network namespaces need root)
-	@$(BIN)/pytest $(PARALLEL) $(addprefix --ignore=,$(SERIAL) $(COMPOSE) $(IN_KUBERNETES))
-	@$(BIN)/pytest $(SERIAL)
+	@$(BIN)/pytest $(PARALLEL) $(addprefix --ignore=,$(MEASURING) $(COMPOSE) $(IN_KUBERNETES))
+	@$(BIN)/pytest $(PER_CORE) $(MEASURING)
 
 test-slow: coverage test-kubernetes test-compose ## Run the coverage gate and the tests in Kubernetes and Docker
 
 test-all: test test-slow ## Run every test, as CI does
 
 coverage: $(READY) ## Fail unless the tests of policy, rollout and protocol cover every branch
-	@$(BIN)/pytest -n $$(nproc) $(COVERED) --cov=xds.mesh.policy --cov=xds.mesh.rollout --cov=xds.protocol --cov-branch \
+	@$(BIN)/pytest $(PER_CORE) $(COVERED) --cov=xds.mesh.policy --cov=xds.mesh.rollout --cov=xds.protocol --cov-branch \
 		--cov-report=term-missing:skip-covered --cov-fail-under=100
 
 test-kubernetes: $(READY) ## Run the tests with a Kubernetes control plane, built first where Go is installed

@@ -46,7 +46,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if _is_real(item.path):
             item.add_marker(pytest.mark.real)
         # CI repeats a failed test once, unless the test is pure. The summary lists it as flaky.
-        if "CI" in os.environ and item.get_closest_marker("real"):
+        if os.environ.get("CI") and item.get_closest_marker("real"):
             item.add_marker(pytest.mark.flaky(reruns=1))
         if not item.get_closest_marker("xdist_group") and (group := _group(item)):
             item.add_marker(pytest.mark.xdist_group(group))
@@ -69,12 +69,12 @@ def _is_real(file: Path) -> bool:
 
 def _group(item: pytest.Item) -> str:
     """Name the worker group of tests that share a fixture, so that the fixture is set up once; empty for none."""
-    if item.path.parent.name == "demo":
-        return "demo"  # its addresses are fixed
+    if (directory := item.path.parent.name) in {"compose", "demo"}:
+        return directory  # a machine has room for one demo
     definitions = item._fixtureinfo.name2fixturedefs.values()  # type: ignore[attr-defined]
     shared = [each[-1] for each in definitions if each[-1].scope != "function" and each[-1].baseid]
     if any(each.scope != "session" for each in shared):
-        return f"{item.path.parent.name}/{item.path.stem}"
+        return f"{directory}/{item.path.stem}"
     return "-".join(sorted(each.argname for each in shared))
 
 
