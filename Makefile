@@ -9,10 +9,22 @@ PYTHON ?= $(shell for p in $(NEWEST_FIRST); do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 READY := .venv/.ready
-# What every server and client depends on is tested to the last branch, by tests of its own.
+# Every branch of these is tested: their tests fail below 100 % coverage.
 COVERED := tests/policy tests/protocol
-# Needs Docker, and minutes.
+# These measure latency and memory, so they run apart, one for each core.
+MEASURING := tests/hostile tests/server/test_pressure.py
+# These need Docker, or Kubernetes built from source.
 COMPOSE := tests/compose
+IN_KUBERNETES := tests/kubernetes
+
+# Most tests wait for processes, so there are more workers than cores.
+WORKERS ?= $(shell echo $$(( $$(nproc) * 2 )))
+GROUPED = --dist loadgroup --no-loadscope-reorder
+PARALLEL = -n $(WORKERS) $(GROUPED)
+PER_CORE = -n $$(nproc) $(GROUPED)
+
+# Workers and the processes that tests start import the same modules: compile them once.
+export PYTHONDONTWRITEBYTECODE :=
 
 PROTOS := $(wildcard protos/xds/mesh/v1/*.proto)
 PROTOC = $(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=$(1) --pyi_out=$(1) \
@@ -20,21 +32,35 @@ PROTOC = $(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=$(1) --pyi_out
 
 KUBERNETES = $(BIN)/python -m tests.kubernetes.environment.binaries
 
-.PHONY: help demo test test-compose kubernetes check docs proto golden bench clean
+.NOTPARALLEL:
+.PHONY: help demo unit test test-slow test-all coverage test-kubernetes test-compose kubernetes check docs proto golden bench clean
 
 help: ## Say what there is to make
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(READY) ## Play Istio's automatic mutual TLS task with real Envoys
 	@$(BIN)/xds demo
 
-test: $(READY) ## Run all tests (those in network namespaces need root)
-	@$(BIN)/pytest $(COVERED) --cov=xds.mesh.policy --cov=xds.mesh.rollout --cov=xds.protocol --cov-branch \
-		--cov-report=term-missing:skip-covered --cov-fail-under=100
-	@$(KUBERNETES) || test -z "$$XDS_REQUIRE_KUBERNETES"
-	@$(BIN)/pytest $(COVERED:%=--ignore=%) --ignore=$(COMPOSE)
+unit: $(READY) ## Run the pure tests, which start no processes: under a minute
+	@$(BIN)/pytest $(PER_CORE) -m "not real"
 
-test-compose: $(READY) ## Build the image, and play the demo in containers, with Docker
+test: $(READY) ## Run all tests that need neither Docker nor Kubernetes (network namespaces need root)
+	@$(BIN)/pytest $(PARALLEL) $(addprefix --ignore=,$(MEASURING) $(COMPOSE) $(IN_KUBERNETES))
+	@$(BIN)/pytest $(PER_CORE) $(MEASURING)
+
+test-slow: coverage test-kubernetes test-compose ## Run the coverage gate and the tests in Kubernetes and Docker
+
+test-all: test test-slow ## Run every test, as CI does
+
+coverage: $(READY) ## Fail unless the tests of policy, rollout and protocol cover every branch
+	@$(BIN)/pytest $(PER_CORE) $(COVERED) --cov=xds.mesh.policy --cov=xds.mesh.rollout --cov=xds.protocol --cov-branch \
+		--cov-report=term-missing:skip-covered --cov-fail-under=100
+
+test-kubernetes: $(READY) ## Run the tests with a Kubernetes control plane, built first where Go is installed
+	@$(KUBERNETES) || test -z "$$XDS_REQUIRE_KUBERNETES"
+	@$(BIN)/pytest $(PARALLEL) $(IN_KUBERNETES)
+
+test-compose: $(READY) ## Build the image, and run the demo in containers, with Docker
 	@$(BIN)/pytest $(COMPOSE)
 
 kubernetes: $(READY) ## Build the Kubernetes control plane that the tests run, where Go is installed

@@ -1,9 +1,12 @@
-"""Options of the whole suite, the reasons to skip tests, and what many of them are for each of."""
+"""Options and markers of the whole suite, reasons to skip tests, and how tests are spread over workers."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import signal
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -15,8 +18,87 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+_HERE = Path(__file__).parent
+_REAL = {
+    "benchmarks", "cli", "compose", "demo", "hostile", "introspect", "kubernetes", "library", "metrics", "peers", "real",
+    "server", "sidecar", "sources",
+}  # fmt: skip
+"""Directories whose tests use sockets, processes or the file system's notifications."""
+_PURE = {
+    "cli/test_status_words.py", "cli/test_tables.py", "library/test_sets.py", "sidecar/test_docs.py",
+    "sidecar/test_rules.py", "sources/test_bad_input.py", "sources/test_cost.py", "sources/test_folder.py",
+}  # fmt: skip
+"""Files there whose tests do not."""
+
+
 def pytest_addoption(parser) -> None:
     parser.addoption("--golden", action="store_true", help="rewrite the golden files")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Import nothing that `-m "not real"` would deselect."""
+    return (config.option.markexpr == "not real" and _is_real(collection_path)) or None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Iterator[None]:
+    for item in items:
+        if _is_real(item.path):
+            item.add_marker(pytest.mark.real)
+        # CI repeats a failed test once, unless the test is pure. The summary lists it as flaky.
+        if os.environ.get("CI") and item.get_closest_marker("real"):
+            item.add_marker(pytest.mark.flaky(reruns=1))
+        if not item.get_closest_marker("xdist_group") and (group := _group(item)):
+            item.add_marker(pytest.mark.xdist_group(group))
+    if hasattr(config, "workerinput"):
+        # Workers take tests in this order: what takes long must not start last.
+        items.sort(key=_length, reverse=True)
+    yield
+    if getattr(config.option, "loadgroup", False):
+        for item in items:
+            group = item.get_closest_marker("xdist_group")
+            if group and not item.nodeid.endswith(f"@{group.args[0]}"):
+                # With pytest 9.2, xdist 3.8 loses the group: github.com/pytest-dev/pytest-xdist/issues/1386
+                item._id = type(item._id).parse(f"{item.nodeid}@{group.args[0]}")
+
+
+def _is_real(file: Path) -> bool:
+    directory, _, name = str(file.relative_to(_HERE)).partition("/")
+    return directory in _REAL and name.endswith(".py") and f"{directory}/{name}" not in _PURE
+
+
+def _group(item: pytest.Item) -> str:
+    """Name the worker group of tests that share a fixture, so that the fixture is set up once; empty for none."""
+    if (directory := item.path.parent.name) in {"compose", "demo"}:
+        return directory  # a machine has room for one demo
+    definitions = item._fixtureinfo.name2fixturedefs.values()  # type: ignore[attr-defined]
+    shared = [each[-1] for each in definitions if each[-1].scope != "function" and each[-1].baseid]
+    if any(each.scope != "session" for each in shared):
+        return f"{directory}/{item.path.stem}"
+    return "-".join(sorted(each.argname for each in shared))
+
+
+def _length(item: pytest.Item) -> tuple[float, bool, bool]:
+    """Estimate how long a test or its group takes: a key to sort by."""
+    timeout = item.get_closest_marker("timeout")
+    marked = (item.get_closest_marker(name) is not None for name in ("xdist_group", "real"))
+    return (timeout.args[0] if timeout else 0, *marked)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """List flaky tests, each with the message of the failure that the rerun would hide."""
+    failed = {
+        report.nodeid for outcome in ("failed", "error") for report in terminalreporter.getreports(outcome)
+    }
+    flaky = [report for report in terminalreporter.getreports("rerun") if report.nodeid not in failed]
+    if not flaky:
+        return
+    terminalreporter.section("flaky tests (failed, then passed)", yellow=True)
+    for report in flaky:
+        terminalreporter.line(f"FLAKY {report.nodeid} ({report.when})", yellow=True)
+        terminalreporter.line(report.longreprtext)
+        for title, captured in report.sections:
+            terminalreporter.line(f"--- {title}\n{captured}")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

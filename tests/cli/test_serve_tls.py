@@ -14,7 +14,8 @@ import pytest
 from envoy_data_plane.envoy.config.core.v3 import Node
 from envoy_data_plane.envoy.service.discovery.v3 import DiscoveryRequest, DiscoveryResponse
 
-from tests.cli.test_serve import POD, WITHIN, Process, free_port, serving
+from tests.cli.serve_process import POD, WITHIN, Process, serving
+from tests.support.loopback import free_port
 from xds.mesh.identity.state_dir import root_authority
 from xds.snapshot import SECRET
 

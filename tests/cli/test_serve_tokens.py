@@ -16,11 +16,12 @@ import grpc
 import grpc.aio
 import pytest
 
-from tests.cli.test_serve import WITHIN, Process, free_port, serving
+from tests.cli.serve_process import WITHIN, Process, serving
 from tests.identity.credentials import token
 from tests.introspect.grpcurl import GRPCURL
 from tests.server.doors import DENIED, SDS, UNPROVEN
 from tests.server.proxies import REQUEST, RESPONSE, Client
+from tests.support.loopback import free_port
 from xds.codec import message_class
 from xds.mesh.identity.claims import Caller, How
 from xds.mesh.identity.state_dir import TOKEN_KEY_FILE, roots, token_key

@@ -14,7 +14,7 @@ import pytest
 from envoy_data_plane.message_pool import default_message_pool
 from google.protobuf.message import Message
 
-from tests.codec.test_encoding import USED
+from tests.codec.served_types import USED
 from tests.golden.cases import CASES, load
 from xds.codec import encode, full_name, message_class
 from xds.mesh import envoy, identity

@@ -139,6 +139,7 @@ def test_a_name_that_is_not_there_is_a_key_error_and_imports_nothing(name: str) 
     assert "antigravity" not in sys.modules
 
 
+@pytest.mark.real
 def test_only_what_is_asked_for_is_imported() -> None:
     script = (
         "import sys; from xds.codec import message_class\\n"

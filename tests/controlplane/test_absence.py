@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
+from tests.controlplane.hubs import pod, running, service
 from tests.controlplane.sidecar import Sidecar
-from tests.controlplane.test_hub import pod, running, service
 from xds.mesh.controlplane.absence import Absent
 from xds.mesh.controlplane.controller import Hub
 from xds.mesh.model.objects import Change, Pod, Ref

@@ -14,8 +14,8 @@ from envoy_data_plane.envoy.config.core.v3 import Node as EnvoyNode
 from envoy_data_plane.envoy.service.discovery.v3 import DiscoveryRequest
 from structlog.testing import capture_logs
 
-from tests.controlplane.test_hub import NOW, STREAM, node, published, running, service
-from tests.controlplane.test_hub import pod as make_pod
+from tests.controlplane.hubs import NOW, STREAM, node, published, running, service
+from tests.controlplane.hubs import pod as make_pod
 from xds.mesh.controlplane.authorization import NO_KEY, UNKNOWN_BUDGETS, client_of
 from xds.mesh.identity.claims import Caller, How
 from xds.mesh.model.objects import Change, Pod, Ref

@@ -3,84 +3,39 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Generator, MutableMapping
-from contextlib import asynccontextmanager
+from collections.abc import Generator, MutableMapping
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import grpc
 import pytest
 from structlog.testing import capture_logs
 
+from tests.controlplane.hubs import (
+    AUTHORITY,
+    NOW,
+    STREAM,
+    WITHIN,
+    busy,
+    namespace,
+    node,
+    pod,
+    published,
+    running,
+    service,
+)
 from xds.mesh.controlplane import controller as module
 from xds.mesh.controlplane.controller import Hub
 from xds.mesh.envoy.translate import steps
 from xds.mesh.identity.ca import Authority
 from xds.mesh.identity.keys import PrivateKey
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.objects import Change, Fact, MeshConfig, Meta, Namespace, Pod, Ref, Service, ServicePort
+from xds.mesh.model.objects import Change, MeshConfig, Pod, Ref
 from xds.protocol.events import Acked
-from xds.protocol.session import Variant
 from xds.protocol.wire import Node
-from xds.server import Refused, StreamInfo, Subscriber
+from xds.server import Refused
 from xds.snapshot import CLUSTER, ENDPOINT, SECRET, Resource, Snapshot
-
-WITHIN = 5.0
-STREAM = StreamInfo(peer="ipv4:127.0.0.1:5", variant=Variant.DELTA, type_url="")
-NOW = datetime.now(UTC)
-AUTHORITY = Authority.create(PrivateKey.generate(), "cluster.local", NOW)
-
-
-def pod(name: str, *, account: str = "web", created: datetime | None = None, **status: Any) -> Pod:
-    meta = Meta(
-        ref=Ref("Pod", "shop", name),
-        labels={"app": "web", "security.istio.io/tlsMode": "istio"},
-        created=created,
-    )
-    return Pod(meta=meta, service_account=account, **{"address": f"10.0.0.{len(name)}", **status})
-
-
-def service(name: str) -> Service:
-    return Service(
-        meta=Meta(ref=Ref("Service", "shop", name)),
-        addresses=("10.1.0.1",),
-        ports=(ServicePort(port=80, target=8080, name="http"),),
-        selector={"app": "web"},
-    )
-
-
-def node(name: str) -> Node:
-    return Node(id=f"sidecar~10.0.0.1~{name}.shop~shop.svc.cluster.local")
-
-
-def namespace(name: str) -> Namespace:
-    return Namespace(meta=Meta(ref=Ref("Namespace", "", name)))
-
-
-@asynccontextmanager
-async def running(*facts: Fact, **options: Any) -> AsyncIterator[Hub]:
-    hub = Hub(AUTHORITY, **options)
-    task = asyncio.create_task(hub.run())
-    try:
-        hub.change(Change(applied=facts))
-        async with asyncio.timeout(WITHIN):
-            await hub.ready.wait()
-        yield hub
-    finally:
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-
-
-async def published(subscriber: Subscriber) -> Snapshot:
-    """The next snapshot that the subscriber is woken for."""
-    async with asyncio.timeout(WITHIN):
-        await subscriber.changed.wait()
-    subscriber.changed.clear()
-    assert subscriber.snapshot is not None
-    return subscriber.snapshot
 
 
 def assert_traceback_is_text(entry: MutableMapping[str, Any]) -> None:
@@ -213,12 +168,6 @@ async def test_changes_without_end_do_not_put_everything_off() -> None:
         task = asyncio.create_task(hurry())
         await published(subscriber)
         task.cancel()
-
-
-def busy(seconds: float) -> None:
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        pass
 
 
 async def test_the_loop_gets_its_turn_while_snapshots_are_made(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,9 +6,9 @@ import time
 
 import pytest
 
+from tests.controlplane.hubs import running
+from tests.controlplane.mode_changes import FACTS, PORT, WEB, looked_twice, say, waits_for, world
 from tests.controlplane.sidecar import WITHIN, Sidecar
-from tests.controlplane.test_hub import running
-from tests.controlplane.test_rollouts import FACTS, PORT, WEB, looked_twice, say, waits_for, world
 from tests.policy.world import peer, pod
 from tests.support.waiting import eventually
 from xds.mesh.model.objects import Change, Ref

@@ -2,64 +2,24 @@
 
 from __future__ import annotations
 
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from dataclasses import replace
 
 import pytest
 from structlog.testing import capture_logs
 
+from tests.controlplane.hubs import running
+from tests.controlplane.mode_changes import FACTS, PORT, WEB, looked_twice, say, waits_for, world
 from tests.controlplane.sidecar import WITHIN, Sidecar
-from tests.controlplane.test_hub import running
-from tests.policy.world import HTTP, meta, peer, pod, rule, service
+from tests.policy.world import meta, peer, rule
 from tests.support.waiting import eventually
 from xds.mesh.model.objects import ROLLOUT, Change, Ref
 from xds.mesh.rollout import driver, log
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, SECRET
 
-WEB = "outbound|80||web.ns.svc.cluster.local"
-FACTS = (
-    pod("web", "ns"),
-    pod("client", "ns"),
-    pod("other", "ns"),
-    service("web", "ns", HTTP),
-)
-PORT = HTTP.target
-
-
-@asynccontextmanager
-async def world(*facts, timeout: float | None = 30, names: tuple[str, ...] = ("web", "client")):
-    """A hub with a server and a client that have all they should."""
-    async with running(*FACTS, *facts, rollout_timeout=timeout) as hub, AsyncExitStack() as stack:
-        sidecars = [await stack.enter_async_context(Sidecar(hub, name, "ns")) for name in names]
-        for each in sidecars:
-            await each.until(lambda each=each: LISTENER in each.has and WEB in each.has.get(ENDPOINT, {}))
-        yield hub, *sidecars
-
-
-def say(hub, mode: str | None, **more) -> None:
-    if mode is None:
-        hub.change(Change(removed=(Ref("PeerAuthentication", "ns", "default"),)))
-    else:
-        hub.change(Change(applied=(peer("ns", mode, **more),)))
-
 
 async def over(hub) -> None:
     await eventually(lambda: not hub.rolling.is_open and not hub._pending, timeout=WITHIN)
-
-
-async def waits_for(hub, stage: str) -> None:
-    def is_waiting() -> bool:
-        crossings = hub.rolling.rollout.crossings.values()
-        return bool(crossings) and all(each.stage == stage for each in crossings)
-
-    await eventually(is_waiting, timeout=WITHIN, every=0.01)
-
-
-async def looked_twice(hub) -> None:
-    """Wait until the hub has looked twice more how far everybody is."""
-    for _ in range(2):
-        before = hub.rolling._looked
-        await eventually(lambda before=before: hub.rolling._looked > before, timeout=WITHIN, every=0.01)
 
 
 async def test_clients_change_over_once_the_listener_and_its_secrets_are_in_force() -> None:

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from tests.controlplane.test_hub import AUTHORITY, WITHIN, pod, service
+from tests.controlplane.hubs import AUTHORITY, WITHIN, pod, service
 from xds.mesh.controlplane import controller as hub_module
 from xds.mesh.controlplane.controller import Hub
 from xds.mesh.model.objects import AuthenticationPolicy, Change, Meta, Mode, Ref

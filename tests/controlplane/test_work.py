@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import pytest
 
-from tests.controlplane.test_hub import NOW, STREAM, busy, namespace, node, pod, published, running, service
+from tests.controlplane.hubs import NOW, STREAM, busy, namespace, node, pod, published, running, service
 from xds.mesh.controlplane import controller as module
 from xds.mesh.envoy.translate import steps
 from xds.mesh.model.mesh import Mesh

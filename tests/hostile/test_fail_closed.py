@@ -14,7 +14,7 @@ import grpc.aio
 import pytest
 import yaml
 
-from tests.cli.test_serve_kubernetes import ANY_PORT, PATIENCE, Serve
+from tests.cli.serve_kubernetes import ANY_PORT, PATIENCE, Serve
 from tests.server.proxies import REQUEST, RESPONSE
 from tests.sources.fake_apiserver import FakeApiServer
 from tests.sources.faults import status

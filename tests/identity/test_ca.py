@@ -137,6 +137,7 @@ def test_a_leaf_does_not_verify_against_another_root(leaf: Leaf) -> None:
 
 @pytest.mark.skipif(not shutil.which("openssl"), reason="needs the openssl command")
 @pytest.mark.parametrize("purpose", ["sslclient", "sslserver"])
+@pytest.mark.real
 def test_openssl_verifies_a_leaf_strictly(
     authority: Authority, leaf: Leaf, purpose: str, tmp_path: Path
 ) -> None:

@@ -227,6 +227,7 @@ def test_a_client_that_trusts_the_root_finds_the_server_genuine(
 
 @pytest.mark.skipif(not shutil.which("openssl"), reason="needs the openssl command")
 @pytest.mark.parametrize("purpose", ["sslclient", "sslserver"])
+@pytest.mark.real
 def test_openssl_verifies_an_intermediates_leaf_strictly(
     live: Authority, purpose: str, tmp_path: Path
 ) -> None:

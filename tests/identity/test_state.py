@@ -197,6 +197,7 @@ def race(script: str, state: Path) -> set[str]:
     return printed
 
 
+@pytest.mark.real
 def test_processes_that_start_at_once_agree_on_one_root(state: Path) -> None:
     printed = race(
         "root = root_authority(state, 'cluster.local', now)\n"
@@ -208,6 +209,7 @@ def test_processes_that_start_at_once_agree_on_one_root(state: Path) -> None:
     assert {file.name for file in state.iterdir()} == {KEY_FILE, CERTIFICATE_FILE}
 
 
+@pytest.mark.real
 def test_processes_that_start_at_once_agree_on_one_key_for_tokens(state: Path) -> None:
     state.mkdir(mode=0o700)
     printed = race("print(token_key(state).to_text().decode(), end='')", state)
@@ -365,6 +367,7 @@ def test_a_directory_that_a_group_of_others_can_write_is_refused(filled: Path) -
 
 @root_only
 @pytest.mark.parametrize("name", FILES)
+@pytest.mark.real
 def test_a_file_that_a_member_of_the_group_puts_there_is_refused(filled: Path, name: str) -> None:
     filled.chmod(0o2770)
     script = (

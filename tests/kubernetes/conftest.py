@@ -17,6 +17,7 @@ from tests.kubernetes.environment.control_plane import ControlPlane
 from tests.kubernetes.places import NAMED, Place, fake, named, real
 from tests.kubernetes.player import Player
 
+_REAL = pytest.param("real", marks=pytest.mark.xdist_group("control_plane"))
 EXAMPLES = Path(__file__).parents[2] / "examples/envoy/kubernetes"
 
 
@@ -83,7 +84,7 @@ def controllers() -> None:
         )
 
 
-@pytest.fixture(params=["fake", "real", *(["named"] if NAMED else [])])
+@pytest.fixture(params=["fake", _REAL, *(["named"] if NAMED else [])])
 async def place(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Place]:
     """A server that others use too."""
     match request.param:

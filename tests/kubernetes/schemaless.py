@@ -12,7 +12,7 @@ import aiohttp
 
 from tests.kubernetes.bad_objects import EVIL, PEER, SHOP, SYSTEM
 from tests.kubernetes.environment.cluster import Cluster
-from tests.kubernetes.test_crds import foreign
+from tests.kubernetes.foreign_kinds import foreign
 from xds.mesh.envoy.translate import translate
 from xds.mesh.kube import crds
 from xds.mesh.model.mesh import Mesh

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from base64 import b64decode, b64encode
+from base64 import b64decode
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
@@ -15,6 +15,7 @@ from structlog.testing import capture_logs
 
 from tests.identity.companies import Company, key_pem, pem
 from tests.kubernetes.environment.cluster import Cluster
+from tests.kubernetes.secret_objects import put
 from xds.mesh.identity.ca import Authority
 from xds.mesh.identity.rotation import Authorities, Stage, Waits
 from xds.mesh.kube.api import KubeApi, KubeError
@@ -44,20 +45,6 @@ async def users_ca(cluster: Cluster, namespace: str, company: Company, root: Com
         "cert-chain.pem": pem(company) + pem(root),
     }
     await put(cluster, namespace, USERS, data)
-
-
-async def put(cluster: Cluster, namespace: str, name: str, data: dict[str, bytes]) -> None:
-    path = f"/api/v1/namespaces/{namespace}/secrets"
-    body = {
-        "metadata": {"name": name},
-        "data": {key: b64encode(value).decode() for key, value in data.items()},
-    }
-    try:
-        await cluster.api.create(path, body)
-    except KubeError as error:
-        if error.reason != "AlreadyExists":
-            raise
-        await cluster.api.replace(f"{path}/{name}", body)
 
 
 async def kept(cluster: Cluster, namespace: str) -> dict[str, bytes]:

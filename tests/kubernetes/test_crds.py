@@ -12,8 +12,9 @@ import yaml
 
 from tests.kubernetes.environment.cluster import Cluster, KubectlError
 from tests.kubernetes.environment.control_plane import ControlPlane
+from tests.kubernetes.foreign_kinds import foreign
 from tests.kubernetes.specs import MESH, PEER_HEAD, RULE_HEAD, SPECS
-from tests.sources.test_bad_input import BAD, MESH_POLICY, PEER, POLICY, RULE
+from tests.sources.objects import BAD, MESH_POLICY, PEER, POLICY, RULE
 from xds.mesh.kube import crds
 from xds.mesh.kube.api import KubeApi, KubeError
 from xds.mesh.model.objects import Problem
@@ -260,25 +261,3 @@ async def run(*arguments: str) -> tuple[int, str, str]:
     output, error = await process.communicate()
     assert process.returncode is not None
     return process.returncode, output.decode(), error.decode()
-
-
-def foreign(plural: str, group: str, kind: str, versions: list[str], *, manager: str = "") -> dict:
-    """Return a definition of another's: anything goes."""
-    schema = {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}}
-    return {
-        "apiVersion": "apiextensions.k8s.io/v1",
-        "kind": "CustomResourceDefinition",
-        "metadata": {
-            "name": f"{plural}.{group}",
-            "labels": {"app.kubernetes.io/managed-by": manager} if manager else {},
-        },
-        "spec": {
-            "group": group,
-            "scope": "Namespaced",
-            "names": {"kind": kind, "plural": plural, "singular": kind.lower()},
-            "versions": [
-                {"name": name, "served": True, "storage": name == versions[0], "schema": schema}
-                for name in versions
-            ],
-        },
-    }

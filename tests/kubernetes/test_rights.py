@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.kubernetes.environment.cluster import Cluster
+from tests.kubernetes.foreign_kinds import foreign
 from tests.kubernetes.installing import SYSTEM, install, unused
 from tests.kubernetes.recorder import Recorder, granted
 from tests.kubernetes.serving import Serving
-from tests.kubernetes.test_crds import foreign
 from tests.support.waiting import eventually
 from xds.mesh.kube import crds
 from xds.mesh.kube.api import Json, KubeApi, KubeError

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from tests.identity.companies import Company, key_pem, pem
 from tests.kubernetes.environment.cluster import Cluster
-from tests.kubernetes.test_authority import put
+from tests.kubernetes.secret_objects import put
 from tests.real.conftest import loopback
 from tests.support.load import Load
 from tests.support.local import LocalMesh, LocalPod

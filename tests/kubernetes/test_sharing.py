@@ -14,7 +14,7 @@ import pytest
 
 from tests.kubernetes.environment.cluster import Cluster
 from tests.kubernetes.serving import Serving
-from tests.kubernetes.test_faults import Shop, address
+from tests.kubernetes.shop import Shop, address
 from tests.server.proxies import DELTA_REQUEST, DELTA_RESPONSE
 from tests.support.waiting import eventually
 from xds.codec import message_class

@@ -13,7 +13,7 @@ from envoy_data_plane.envoy.config.route.v3 import VirtualHost
 from envoy_data_plane.envoy.service.runtime.v3 import Runtime
 
 from tests.library import messages
-from tests.library.test_examples import running
+from tests.library.programs import running
 from xds import resources
 from xds.codec import encode
 from xds.store import Store

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.mesh.test_neighbours import facts, named, pod, slice_of
+from tests.mesh.objects import facts, named, pod, service, slice_of
 from xds.codec import to_dict
 from xds.mesh.envoy.translate import translate
 from xds.mesh.model.mesh import Mesh
@@ -18,13 +18,6 @@ from xds.snapshot import LISTENER, ROUTE
 VIRTUAL, WEB, DB, STRANGER = "10.96.0.9", "10.1.0.1", "10.1.0.2", "192.0.2.1"
 OWN_POD = {"kind": "Pod", "name": "mine"}
 THEIR_POD = {"kind": "Pod", "name": "db", "namespace": "shop"}
-
-
-def service(
-    namespace: str, name: str, address: str = "None", *, year: int = 2020, port: int = 80, **spec: Any
-):
-    spec |= {"clusterIP": address, "ports": [{"port": port, "targetPort": port}]}
-    return named("Service", namespace, name, year=year, spec=spec)
 
 
 def listing(namespace: str, name: str, address: str, target: dict[str, str] | None = None, *, port: int = 80):

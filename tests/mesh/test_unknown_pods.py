@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.mesh.test_neighbours import facts, pod, slice_of
-from tests.mesh.test_ownership import service
+from tests.mesh.objects import facts, pod, service, slice_of
 from xds.codec import to_dict
 from xds.mesh.envoy.translate import translate
 from xds.mesh.model.mesh import Endpoint, Mesh

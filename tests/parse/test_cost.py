@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import xds.mesh.parse
+from tests.parse.junk import JUNK, MESH, OBJECTS, places
 from tests.parse.steps import assert_linear, assert_quick
-from tests.parse.test_robustness import JUNK, MESH, OBJECTS, places
 from xds.cli.problem_log import BURST, ProblemLog
 from xds.mesh.kube.conditions import standing
 from xds.mesh.model.mesh import Mesh

@@ -6,57 +6,12 @@ import copy
 from typing import Any
 
 import pytest
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.sources.test_bad_input import (
-    ENDPOINTS,
-    MESH_POLICY,
-    PEER,
-    POD,
-    POLICY,
-    RULE,
-    SERVICE,
-    SLICE,
-)
+from tests.parse.junk import JUNK, MESH, OBJECTS, places
 from xds.mesh.model.objects import MeshConfig
 from xds.mesh.parse import dotted, mesh_config, parse
-
-OBJECTS = [
-    yaml.safe_load(text.replace("2020-01-01T00:00:00Z", "'2020-01-01T00:00:00Z'"))
-    for text in (SERVICE, POD, SLICE, ENDPOINTS, POLICY, MESH_POLICY, PEER, RULE)
-]
-MESH = {
-    "enableAutoMtls": True,
-    "trustDomain": "a",
-    "trustDomainAliases": ["b"],
-    "defaultDestinationRuleExportTo": ["."],
-    "protocolDetectionTimeout": "1s",
-    "outboundTrafficPolicy": {"mode": "ALLOW_ANY"},
-    "meshMTLS": {"minProtocolVersion": "TLSV1_2"},
-}
-JUNK = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats()
-    | st.text(max_size=8)
-    | st.sampled_from(
-        ["", "None", "default", "*", ".", "-", "1s", "0s", "80", "10.0.0.1", "a" * 300, "STRICT", "é"]
-    ),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
-    max_leaves=6,
-)
-
-
-def places(value: Any) -> list[tuple[Any, Any]]:
-    """Every container of a document, with each of its keys."""
-    found: list[tuple[Any, Any]] = []
-    if isinstance(value, dict | list):
-        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            found += [(value, key), *places(inner)]
-    return found
 
 
 @settings(max_examples=400, deadline=None)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import socket
 import sys
 from asyncio.subprocess import PIPE, Process
 from pathlib import Path
@@ -36,14 +35,6 @@ def bootstrap(xds_port: int, node: str, certificates: dict[str, Any] | None = No
     if certificates:
         config["certificate_providers"] = {"default": {"plugin_name": "file_watcher", "config": certificates}}
     return {"GRPC_XDS_BOOTSTRAP_CONFIG": json.dumps(config)}
-
-
-def free_port() -> int:
-    """Return a port that nobody has now, for those who must know theirs before they open it."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port: int = taken.getsockname()[1]
-        return port
 
 
 async def start(script: str, *args: str | int, **environment: str) -> Process:

@@ -12,7 +12,8 @@ import pytest
 
 from tests.peers.certificates import Authority
 from tests.peers.meshless import SERVER_LISTENER, cluster, server_listener, world
-from tests.peers.programs import DEADLINE, Caller, bootstrap, end, free_port, start
+from tests.peers.programs import DEADLINE, Caller, bootstrap, end, start
+from tests.support.loopback import free_port
 from xds.server import XdsServer
 from xds.snapshot import LISTENER
 from xds.store import Nacked, Store, Subscribed

@@ -39,6 +39,7 @@ def test_r1_another_node_later_on_is_not_believed(variant):
 
 
 @pytest.mark.parametrize("seed", ["1", "2"])
+@pytest.mark.real
 def test_r5_the_version_is_the_same_in_every_process(seed):
     """Names are hashed with a seed, so that each process goes through a set in an order of its own."""
     there = subprocess.run(

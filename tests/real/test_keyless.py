@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from tests.controlplane.test_hub import AUTHORITY
+from tests.controlplane.hubs import AUTHORITY
 from tests.support.envoy import EnvoyProcess
 from tests.support.waiting import eventually
 from xds.codec import to_json_dict

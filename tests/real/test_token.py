@@ -15,7 +15,7 @@ from envoy_data_plane.envoy.config.cluster.v3 import Cluster, ClusterDiscoveryTy
 from envoy_data_plane.envoy.config.core.v3 import Metadata
 from envoy_data_plane.google.protobuf import Struct, Value
 
-from tests.server.test_own_certificate import bridge
+from tests.identity.bridges import bridge
 from tests.support.envoy import EnvoyProcess
 from tests.support.loopback import Loopback, free_port
 from xds.codec import to_json_dict

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli import test_serve
-from tests.cli.test_serve import serving
+from tests.cli.serve_process import serving
 from tests.sidecar.pods import Process, finished
 from tests.support.clients import Client
 from tests.support.loopback import Loopback, free_port

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.parse.steps import assert_linear, assert_quick
-from tests.sources.test_bad_input import POD, RULE, SERVICE
-from tests.sources.test_folder import place
+from tests.sources.files import place
+from tests.sources.objects import POD, RULE, SERVICE
 from xds.mesh.model.objects import MAX_PROBLEM_TEXT, MeshConfig, Problem
 from xds.mesh.parse import parse
 from xds.mesh.sources import documents, files

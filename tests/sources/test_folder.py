@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
 
+from tests.sources.files import place
 from xds.mesh.model.objects import AuthenticationPolicy, Change, MeshConfig, Mode, Pod, Problem, Ref
 from xds.mesh.sources.documents import Document, read
 from xds.mesh.sources.files import Folder
@@ -20,15 +20,6 @@ POLICY = (
     "metadata: {{name: default, namespace: shop}}\n"
     "spec: {{peers: [{{mtls: {{mode: {}}}}}]}}\n"
 )
-
-
-def place(path: Path, text: str) -> None:
-    """Put a file in place at once, and long ago as far as its times tell."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}")
-    new.write_text(text)
-    os.utime(new, (1e9, 1e9))
-    new.rename(path)
 
 
 def names(change: Change) -> list[str]:

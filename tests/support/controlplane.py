@@ -58,7 +58,7 @@ class ControlPlane:
                 stderr=log,
             )
         try:
-            await eventually(self._is_ready, timeout=30, what="xds serve is ready")
+            await eventually(self._is_ready, timeout=60, what="xds serve is ready")
         except BaseException:
             await self.stop()
             raise

@@ -116,7 +116,7 @@ class EnvoyProcess:
                 *self._place.command(*argv), pass_fds=[binary], stdout=log, stderr=log, cwd="/"
             )
         try:
-            await eventually(self._is_live, timeout=15, what=f"{self.name} is live")
+            await eventually(self._is_live, timeout=60, what=f"{self.name} is live")
         except BaseException:
             await self._end()
             raise

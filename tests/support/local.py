@@ -202,7 +202,7 @@ class LocalMesh:
         """Return a pod's sidecar."""
         return self.sidecars[pod.full_name]
 
-    async def settled(self, *pods: LocalPod, timeout: float = 10) -> None:
+    async def settled(self, *pods: LocalPod, timeout: float = 30) -> None:
         """Wait until sidecars (all, if none are named) have in force what the manifests come to now."""
         facts = self.facts()
         names = [pod.full_name for pod in pods] or list(self.sidecars)
@@ -221,7 +221,7 @@ class LocalMesh:
 
         await eventually(lacking, timeout=timeout, what=f"{name} has what it should")
 
-    async def drained(self, timeout: float = 15) -> None:
+    async def drained(self, timeout: float = 30) -> None:
         """Wait until no sidecar serves connections of listeners, or filter chains, that it has replaced."""
 
         async def are_gone() -> bool:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
 import socket
+from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Self
@@ -40,14 +42,23 @@ class Loopback:
         return f"{self._block}.{next(self._next)}"
 
 
-_EPHEMERAL = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-"""From here on the kernel gives connections their ports."""
+def _ports() -> Iterator[int]:
+    """Yield the ports of this pytest worker, below those that the kernel gives to connections."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    ports = list(range(20_000 + worker, max(ephemeral, 30_000), workers))
+    random.Random(os.getpid()).shuffle(ports)  # other runs on this machine use the same range
+    return itertools.cycle(ports)
+
+
+_PORTS = _ports()
 
 
 def free_port(address: str = "127.0.0.1") -> int:
-    """Return a port that was free a moment ago, and that no connection is given for its own end."""
+    """Return a free port that this process has not returned before and that no connection uses as its source."""
     while True:
-        port = random.randrange(20_000, max(_EPHEMERAL, 30_000))
+        port = next(_PORTS)
         with closing(socket.socket()) as trial, suppress(OSError):
             trial.bind((address, port))
             return port

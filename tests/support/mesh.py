@@ -213,7 +213,7 @@ class Mesh:
             assert not found, found
             return True
 
-        await eventually(lacking, timeout=20, every=0.05, what=f"{envoy.name} has what it should")
+        await eventually(lacking, timeout=60, every=0.05, what=f"{envoy.name} has what it should")
 
     def _facts(self) -> Facts:
         read = Folder(self.manifests.directory, Settings(self._settings)).load()

@@ -84,7 +84,6 @@ def etc(place: Namespace, name: str) -> Path:
 def _etc(name: str) -> Iterator[None]:
     """Give commands that run in the namespace (`ip netns exec`) a hosts file and a resolver of their own."""
     directory = _ETC / name
-    made = not _ETC.exists()
     directory.mkdir(parents=True)
     (directory / "hosts").write_text("127.0.0.1\tlocalhost\n")
     (directory / "resolv.conf").write_text("")
@@ -93,6 +92,4 @@ def _etc(name: str) -> Iterator[None]:
     finally:
         for file in directory.iterdir():
             file.unlink()
-        directory.rmdir()
-        if made and not any(_ETC.iterdir()):
-            _ETC.rmdir()
+        directory.rmdir()  # but not its parent, which parallel tests share

@@ -1,0 +1,90 @@
+"""`xds serve` as a process."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+from envoy_data_plane.envoy.config.core.v3 import Node
+from envoy_data_plane.envoy.service.discovery.v3 import DiscoveryRequest, DiscoveryResponse
+
+from tests.support.loopback import free_port
+
+POD = """
+apiVersion: v1
+kind: Pod
+metadata: {{name: {}, namespace: shop, labels: {{security.istio.io/tlsMode: istio}}}}
+status: {{podIP: 127.9.0.1}}
+"""
+METHOD = "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources"
+WITHIN = 60.0
+
+
+class Process:
+    """A running `xds serve`."""
+
+    def __init__(self, folder: Path, *arguments: object, host: str = "127.0.0.1") -> None:
+        self.xds, self.admin = free_port(), free_port()
+        self.log = folder.parent / f"log-{self.xds}"
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "xds", "serve", "--manifests", folder),
+                    *("--xds-address", f"{host}:{self.xds}", "--admin-address", f"127.0.0.1:{self.admin}"),
+                    *map(str, arguments),
+                ],
+                stderr=log,
+                stdout=subprocess.DEVNULL,
+            )
+
+    def get(self, path: str) -> tuple[int, str]:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.admin}{path}", timeout=5) as response:
+                return response.status, response.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+        except OSError as error:
+            return 0, str(error)
+
+    def until(self, what: Callable[[], bool]) -> None:
+        """Ask again and again: a process tells nothing of itself but this."""
+        end = time.monotonic() + WITHIN
+        while not what():
+            assert time.monotonic() < end, self.log.read_text()
+            assert self.process.poll() is None, self.log.read_text()
+            time.sleep(0.02)
+
+    def logged(self, words: str) -> bool:
+        return words in self.log.read_text()
+
+    def ask(self, pod: str, type_url: str, *names: str) -> DiscoveryResponse:
+        """The first response to a sidecar that asks for one type, state of the world."""
+        node = Node(id=f"sidecar~127.9.0.1~{pod}~shop.svc.cluster.local")
+        request = DiscoveryRequest(node=node, type_url=type_url, resource_names=list(names))
+
+        async def first() -> bytes:
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{self.xds}") as channel:
+                call = channel.stream_stream(METHOD)(timeout=WITHIN)
+                await call.write(bytes(request))
+                return await call.read()
+
+        return DiscoveryResponse.parse(asyncio.run(first()))
+
+
+@contextmanager
+def serving(folder: Path, *arguments: object, host: str = "127.0.0.1") -> Iterator[Process]:
+    process = Process(folder, *arguments, host=host)
+    try:
+        process.until(lambda: process.get("/ready")[0] == 200)
+        yield process
+    finally:
+        process.process.kill()
+        process.process.wait()
