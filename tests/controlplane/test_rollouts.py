@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import AsyncExitStack
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ from structlog.testing import capture_logs
 from tests.controlplane.hubs import running
 from tests.controlplane.mode_changes import FACTS, PORT, WEB, looked_twice, say, waits_for, world
 from tests.controlplane.sidecar import WITHIN, Sidecar
+from tests.policy.rollout_world import UNREAD
 from tests.policy.world import meta, peer, rule
 from tests.support.waiting import eventually
 from xds.mesh.model.objects import ROLLOUT, Change, Ref
@@ -281,6 +283,29 @@ async def test_a_control_plane_that_starts_finds_what_is_in_force() -> None:
         await client.until(lambda: WEB in client.has.get(ENDPOINT, {}) and client.is_told_mtls(WEB))
         await web.until(lambda: web.accepts(PORT) == "S")
         await over(hub)
+
+
+async def test_a_start_does_not_end_the_wait_for_plaintext_connections() -> None:
+    """A new control plane has the client use mTLS; then the policy changes to STRICT."""
+    before = rule("ns", "web.ns.svc.cluster.local", "DISABLE")
+    async with world(peer("ns", "PERMISSIVE"), before) as (_, *sidecars):
+        had = {
+            each.name: {
+                kind: {name: resource.version for name, resource in found.items()}
+                for kind, found in each.has.items()
+            }
+            for each in sidecars
+        }
+    async with running(*FACTS, peer("ns", "PERMISSIVE")) as hub, AsyncExitStack() as stack:
+        web, client, other = (Sidecar(hub, name, "ns") for name in ("web", "client", "other"))
+        web.brings, client.brings = had["web"], had["client"]
+        for each in (web, client, other):
+            await stack.enter_async_context(each)
+        await client.until(lambda: CLUSTER in client.has)
+        migrated = time.monotonic()
+        say(hub, "STRICT")
+        await web.until(lambda: LISTENER in web.has and web.accepts(PORT) == "S")
+        assert time.monotonic() > migrated + UNREAD
 
 
 async def test_who_comes_back_waits_for_the_others_only_for_so_long(monkeypatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import inf
 
 from tests.policy.rollout_world import CLIENTS, PORTS, SERVERS, UNREAD, Client, Proxies, Server
 from xds.mesh.model.mesh import Mesh
@@ -29,6 +30,8 @@ class Replica:
     """and how many of the reports."""
     said: dict[str, int] = field(default_factory=dict)
     """By proxy that is, or may be about to come back to be, connected: what it has acknowledged."""
+    caught_up: dict[str, float] = field(default_factory=dict)
+    """By client that came with a configuration from another one: until when it had used that."""
     unread: list[Report] = field(default_factory=list)
     """Its reports that are on their way to the API server."""
 
@@ -136,7 +139,7 @@ class Replicas(Proxies):
             returned=frozenset(
                 f"{name}.clients"
                 for name in CLIENTS
-                if replica.said.get(name, 0) < 0 and self.clients[name].sends
+                if name in replica.said and self.now < replica.caught_up.get(name, -inf) + UNREAD
             ),
             elsewhere=replica.exchange.elsewhere(self.now),
         )
@@ -172,12 +175,14 @@ class Replicas(Proxies):
         if not away:
             left.said.pop(proxy, None)
         new.said[proxy] = -1
+        new.caught_up.pop(proxy, None)
         itself = {**self.servers, **self.clients}[proxy]
         itself.edition = itself.said = -1
         if isinstance(itself, Server) and itself.modes:
             new.rolling._came_back[Ref("Pod", "ns", proxy)] = itself.modes
         elif isinstance(itself, Client) and itself.sends:
             new.rolling._has_met = True
+            new.caught_up[proxy] = inf
         # Nothing is served to who has just come before it is known what it brings.
         self.step_at(new)
 
@@ -196,6 +201,7 @@ class Replicas(Proxies):
         itself = {**self.servers, **self.clients}[proxy]
         home = self.replicas[self.of[proxy]]
         home.said[proxy] = max(home.said.get(proxy, -1), itself.edition)
+        home.caught_up[proxy] = min(home.caught_up.get(proxy, -inf), self.now)
         if home.said[proxy] >= 0:
             for replica in self.replicas.values():
                 if replica is not home:
@@ -207,6 +213,7 @@ class Replicas(Proxies):
         )
         for replica in self.replicas.values():
             replica.said.pop(proxy, None)
+            replica.caught_up.pop(proxy, None)
         self.replicas[self.of[proxy]].said[proxy] = -1
 
     # --- all at rest -------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ is served now, by what the client and the server have in force.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from math import inf
 
 from tests.policy.world import HTTP, TCP, peer, pod, rule, service
 from xds.mesh.model.mesh import Mesh
@@ -24,6 +25,8 @@ PORTS = (8080, 9090)
 KEYS = tuple((Ref("Pod", "ns", name), port) for name in SERVERS for port in PORTS)
 UNREAD = 1.2
 """Seconds that a server may take to know what a new connection is."""
+SILENT = 1.0
+"""Seconds for which a listener waits for the client to speak, on a connection to a server that speaks first."""
 CLUSTERS = ("outbound|80||web.ns.svc.cluster.local", "outbound|90||web.ns.svc.cluster.local")
 RULES = (None, "DISABLE", "ISTIO_MUTUAL")
 
@@ -52,7 +55,11 @@ class Server:
 class Client:
     edition: int = -1
     sends: dict[PortKey, Send] = field(default_factory=dict)
+    unread: dict[PortKey, tuple[Server, float]] = field(default_factory=dict)
+    """The servers with plaintext connections that the client opened last, and until when they may judge these."""
     said: int = -1
+    caught_up: float = -inf
+    """Until when it had used what it had before this control plane, or this stream."""
     rejects: bool = False
     """Whether its answer was that it does not take what it was served."""
     connected: bool = True
@@ -86,7 +93,7 @@ class Proxies:
             if server.connected and server.modes:
                 self.rolling._came_back[Ref("Pod", "ns", name)] = server.modes
         for client in self.clients.values():
-            client.said = client.edition = -1
+            self.forget(client)
         self.step()
 
     def change(self, *applied: Fact, removed: tuple[Ref, ...] = (), config: MeshConfig | None = None) -> None:
@@ -118,7 +125,7 @@ class Proxies:
             returned=frozenset(
                 f"{name}.clients"
                 for name, each in self.clients.items()
-                if each.connected and each.sends and each.said < 0
+                if each.connected and self.now < each.caught_up + UNREAD
             ),
             refusing={
                 f"{name}.clients": dict.fromkeys(CLUSTERS, "no")
@@ -159,8 +166,11 @@ class Proxies:
         server.modes = {port: served_mode(self.mesh, itself, port).mode for port in PORTS}
 
     def deliver_to_client(self, name: str) -> None:
-        client = self.clients[name]
-        client.edition, client.sends = self.mesh.served.edition, self.sends(self.mesh, name)
+        client, sends = self.clients[name], self.sends(self.mesh, name)
+        for key, send in client.sends.items():
+            if send is Send.PLAINTEXT and sends.get(key) is Send.MTLS:
+                client.unread[key] = self.servers[key[0].name], self.now + SILENT
+        client.edition, client.sends = self.mesh.served.edition, sends
         client.rejects = False
 
     def reject(self, proxy: Server | Client) -> None:
@@ -171,8 +181,14 @@ class Proxies:
 
     def reconnect(self, proxy: Server | Client) -> None:
         """Have a proxy lose its stream and open another one: it goes on with what it has, and has acknowledged nothing."""
-        proxy.said = proxy.edition = -1
+        self.forget(proxy)
         proxy.rejects = False
+
+    def forget(self, proxy: Server | Client) -> None:
+        """Have it count as one that has acknowledged nothing."""
+        proxy.said = proxy.edition = -1
+        if isinstance(proxy, Client):
+            proxy.caught_up = inf if proxy.sends else -inf
 
     def replace(self, name: str) -> None:
         """Have another pod take the place, and the name, of a server."""
@@ -194,6 +210,8 @@ class Proxies:
     def hear(self, proxy: Server | Client) -> None:
         """Have an acknowledgement arrive, for the first time or once more."""
         proxy.said = max(proxy.said, proxy.edition)
+        if isinstance(proxy, Client) and proxy.said >= 0:
+            proxy.caught_up = min(proxy.caught_up, self.now)
 
     @staticmethod
     def sends(mesh: Mesh, name: str) -> dict[PortKey, Send]:
@@ -264,7 +282,9 @@ class Proxies:
         for name, key in set.intersection(*self.wants):
             client, server = self.clients[name], self.servers[key[0].name]
             if key in client.sends and server.modes:
-                mode, send = server.modes[key[1]], client.sends[key]
-                assert send in TAKES[mode], (
-                    f"{name} sends {send} to {key[0].name}:{key[1]}, which takes {mode}"
-                )
+                mode, sends = server.modes[key[1]], {client.sends[key]}
+                opened_to, until = client.unread.get(key, (None, 0.0))
+                if opened_to is server and self.now < until:
+                    sends.add(Send.PLAINTEXT)
+                for send in sends - TAKES[mode]:
+                    raise AssertionError(f"{name} sends {send} to {key[0].name}:{key[1]}, which takes {mode}")

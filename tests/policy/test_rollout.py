@@ -333,6 +333,23 @@ def test_a_lock_waits_for_connections_of_which_it_is_not_known_yet_what_they_are
     assert world.rollout.locked == 4
 
 
+@pytest.mark.parametrize("seconds", [0.0, 0.9])
+def test_a_lock_waits_for_connections_from_before_the_control_plane_started(seconds):
+    world = Proxies()
+    world.set_mode("DISABLE")
+    world.settle()
+    world.set_mode("PERMISSIVE")
+    world.acknowledge(*world.servers)
+    world.start()  # Clients still send plaintext, and a transition is not needed here.
+    world.acknowledge(*world.clients)
+    world.look()
+    world.now += seconds
+    world.set_mode("STRICT")
+    world.acknowledge(*world.servers)
+    world.check()
+    world.settle()
+
+
 @pytest.mark.parametrize("late", ["client", "server"])
 def test_who_was_passed_over_and_is_still_not_there_is_waited_for_at_the_next_change(late):
     world = Proxies(timeout=30.0)

@@ -66,6 +66,11 @@ class RolloutMachine(RuleBasedStateMachine):
     def step(self) -> None:
         self.world.step()
 
+    @rule(seconds=st.sampled_from((0.0, 0.5)))
+    def look(self, seconds: float) -> None:
+        self.world.now += seconds
+        self.world.look()
+
     @rule(name=client)
     def client_restarts(self, name: str) -> None:
         self.world.clients[name] = Client()

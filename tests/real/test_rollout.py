@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Self
 
 import pytest
@@ -37,6 +38,11 @@ URL = "http://web:80/headers"
 URL2 = "http://web:81/headers"
 MODES = ("DISABLE", "PERMISSIVE", "STRICT")
 FLIPS = 50
+
+
+def clock() -> str:
+    """Return the time as the control plane's log has it."""
+    return f"{datetime.now(UTC):%H:%M:%S.%f}"[:-3]
 
 
 @dataclass
@@ -64,15 +70,16 @@ class Lines:
         await self._task
 
     async def _ask_on(self) -> None:
-        while time.monotonic() < self._ends:
-            began = time.monotonic()
+        port = 91 if self.greets else 90
+        while (began := time.monotonic()) < self._ends:
             try:
-                async with self.client.tcp("web.ns", 91 if self.greets else 90) as conversation:
+                async with self.client.tcp("web.ns", port) as conversation:
                     if self.greets:
                         assert (await conversation.hear()).startswith("220 ")
                     assert (await conversation.ask("hello")).endswith(": hello")
             except (*NO_ANSWER, AssertionError) as error:
-                self.failures.append(f"at {began:.3f}: {error}")
+                lived = time.monotonic() - began
+                self.failures.append(f"{clock()} port {port} after {lived:.3f} s: {error or type(error)}")
             self.asked += 1
             await asyncio.sleep(self.pause)
 
@@ -90,6 +97,8 @@ class Pods:
         self.loads: list[Load] = []
         self.lines: list[Lines] = []
         self.objects: dict[str, Manifest] = {}
+        self.history: list[str] = []
+        """What was changed, restarted and killed, with the time."""
 
     async def start(self) -> None:
         for server in self.servers:
@@ -166,6 +175,7 @@ class Pods:
     async def restart(self, number: int) -> None:
         """Have a sidecar that nobody uses start anew, whatever is on its way."""
         pod = self.restless[number]
+        self.history.append(f"{clock()} restart {pod.name}")
         self.mesh.sotw = number == 0
         sidecar = self.mesh.sidecars[pod.full_name]
         sidecar._process.kill()
@@ -237,6 +247,7 @@ def flip(pods: Pods, changes: Iterator[Callable[[], str]]) -> str:
             good = pods.objects != before and served_with(pods)
         if good:
             applied.write()
+            pods.history.append(f"{clock()} {applied}")
             return kind
         pods.objects = before
     raise AssertionError("changes have no end")
@@ -270,6 +281,12 @@ class _Paused:
 
     def delete(self, found: Manifest) -> None:
         self._written.append(("delete", found))
+
+    def __str__(self) -> str:
+        return ", ".join(
+            f"{how} {found['kind']} {found['metadata']['name']}.{found['metadata']['namespace']} {found['spec']}"
+            for how, found in self._written
+        )
 
     def write(self) -> None:
         for how, found in self._written:
@@ -314,10 +331,12 @@ async def test_random_flips_under_traffic_fail_no_request(loopback, tmp_path):
                     kinds[flip(pods, changes)] += 1
                 else:
                     pytest.fail(f"seed {seed}: nothing is ever on its way")
+                pods.history.append(f"{clock()} kill control plane")
                 pods.mesh.plane._process.kill()
                 await pods.mesh.plane.stop()
                 await pods.more()
                 await pods.mesh.plane.start()
+                pods.history.append(f"{clock()} control plane started")
             # Some policies change again half-way.
             if dice.random() < 0.5:
                 await pods.mesh.settled(timeout=RECONNECTED)
@@ -328,7 +347,10 @@ async def test_random_flips_under_traffic_fail_no_request(loopback, tmp_path):
         sent, failed = await pods.stop()
         log = pods.mesh.plane.tail(400)
     print(f"{sent} requests, {kinds.total()} flips: {dict(kinds)}")
-    assert not failed, f"seed {seed}: {sum(failed.values())} of {sent} failed: {failed.most_common(5)}\n{log}"
+    changed = "\n".join(pods.history)
+    assert not failed, (
+        f"seed {seed}: {sum(failed.values())} of {sent} failed: {failed.most_common(5)}\n{changed}\n{log}"
+    )
 
 
 @pytest.mark.timeout(120)

@@ -190,6 +190,7 @@ class Hub:
             if wanted and not self._may_have_key(subscriber):
                 raise Refused(grpc.StatusCode.PERMISSION_DENIED, NO_KEY)
             self.rolling.asked(subscriber, _pod_name(subscriber), event.type_url)
+        self.rolling.answered(subscriber, _clock())
         if isinstance(event, Acked):
             log.debug(
                 "taken by proxy",

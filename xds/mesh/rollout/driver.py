@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeAlias
 from xds.mesh.envoy.inbound import accepting
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Change, DestinationRule, Mode, PortKey, Ref
-from xds.mesh.rollout.machine import Rollout
+from xds.mesh.rollout.machine import Rollout, unread_seconds
 from xds.mesh.rollout.peers import Elsewhere, Stand
 from xds.mesh.rollout.replica_sync import Exchange, View
 from xds.mesh.rollout.rules import of_installation as rules_of
@@ -66,6 +66,8 @@ class _Stream:
 
     def __init__(self, now: float) -> None:
         self.came = now
+        self.caught_up: float | None = None
+        """When a client that had a configuration from before had first taken all of ours."""
         self.client = _Reach()
         self.server = _Reach()
 
@@ -84,8 +86,8 @@ class _Away:
     """When it does not count as a client any more."""
     listens: bool
     """Whether it is known to have had listeners in force: as a server it counts until it comes back, or its pod is gone."""
-    returned: bool
-    """Whether it had taken nothing from us."""
+    caught_up: float
+    """Until when it had used a configuration from before we were here: infinity if it still did, -infinity if it had none."""
     uid: str | None = None
     """Of its pod."""
 
@@ -134,7 +136,7 @@ class Rolling:
             # With several replicas it is another one's, in all probability, by then.
             listens = _listens(session) >= 0 and not self.exchange
             reached = self._reached(subscriber, now)
-            self._away[key] = _Away(reached, now + AWAY, listens, _has_returned(session))
+            self._away[key] = _Away(reached, now + AWAY, listens, self._caught_up(subscriber))
             if self.exchange:
                 self._met.discard(key)  # It may have been with another replica when it comes back.
         if is_gone and Ref("Pod", *key) in self._came_back:
@@ -159,6 +161,12 @@ class Rolling:
         self._missing.discard(key)
         if modes := accepting(session.brought(LISTENER)):
             self._came_back[Ref("Pod", *key)] = modes
+
+    def answered(self, subscriber: Subscriber, now: float) -> None:
+        """Take note of a request: with it, a client may have taken all that it did not have when it came."""
+        session, stream = subscriber.session, self._streams[subscriber]
+        if session and stream.caught_up is None and _has_brought(session) and _taken(session) >= 0:
+            stream.caught_up = now
 
     def holds(self, subscriber: Subscriber, key: PodName, now: float) -> bool:
         """Whether a proxy is to wait until it is known how far others are, those that were here before.
@@ -213,7 +221,9 @@ class Rolling:
             return Known(
                 servers={Ref("Pod", *key): -1 for key, _ in there},
                 clients={_name(key): -1 for key, _ in there if self._is_client(key, now)},
-                returned=frozenset(_name(key) for key, each in there if self._has_returned(key, each, now)),
+                returned=frozenset(
+                    _name(key) for key, each in there if self._has_returned(mesh, key, each, now)
+                ),
                 elsewhere=elsewhere,
             )
         waited = {pod for pod, _ in (*self.rollout.crossings, *self.rollout.late)}
@@ -226,7 +236,7 @@ class Rolling:
             session = subscriber.session if subscriber else None
             reached = self._reached(subscriber, now) if subscriber else self._away[key].reached
             name, ref = _name(key), Ref("Pod", *key)
-            if self._has_returned(key, subscriber, now):
+            if self._has_returned(mesh, key, subscriber, now):
                 returned.add(name)
             if self._is_client(key, now):
                 clients[name] = min(reached.client, clients.get(name, reached.client))
@@ -270,11 +280,19 @@ class Rolling:
         """Whether a proxy is there, or may be, as one that sends something."""
         return key not in self._away or now < self._away[key].until
 
-    def _has_returned(self, key: PodName, subscriber: Subscriber | None, now: float) -> bool:
-        """Whether a proxy is a client that goes on with what it had when it came."""
-        if subscriber is None:
-            return self._away[key].returned and self._is_client(key, now)
-        return subscriber.session is not None and _has_returned(subscriber.session)
+    def _has_returned(self, mesh: Mesh, key: PodName, subscriber: Subscriber | None, now: float) -> bool:
+        """Whether a proxy is a client that has connections, or may have, by what it had when it came."""
+        caught_up = self._caught_up(subscriber) if subscriber else self._away[key].caught_up
+        return self._is_client(key, now) and now < caught_up + SETTLE + unread_seconds(mesh.config)
+
+    def _caught_up(self, subscriber: Subscriber) -> float:
+        session, stream = subscriber.session, self._streams[subscriber]
+        if session is None or not _has_brought(session):
+            return -inf
+        if stream.caught_up is None:
+            # It may have had all that there is when it came, and have been sent nothing.
+            return stream.came if _taken(session) >= 0 else inf
+        return stream.caught_up
 
     def _may_listen(self, subscriber: Subscriber, now: float) -> bool:
         """Whether a stream is one on which a sidecar gets its listeners, as all have it that use ADS."""
@@ -286,7 +304,7 @@ class Rolling:
         session, stream = subscriber.session, self._streams[subscriber]
         assert session  # noqa: S101 - whoever is asked for has one
         return _Reached(
-            stream.client.note(min(session.reached(CLUSTER), session.reached(ENDPOINT)), now),
+            stream.client.note(_taken(session), now),
             stream.server.note(_listens(session), now),
         )
 
@@ -440,9 +458,9 @@ def _has_brought(session: Session) -> bool:
     return any(session.brought(each) for each in (CLUSTER, ENDPOINT, LISTENER))
 
 
-def _has_returned(session: Session) -> bool:
-    """Whether a proxy goes on with a configuration from before: it has taken nothing yet."""
-    return _has_brought(session) and min(session.reached(CLUSTER), session.reached(ENDPOINT)) < 0
+def _taken(session: Session) -> int:
+    """Return the newest edition of which a client has taken all clusters and endpoints; -1: of none."""
+    return min(session.reached(CLUSTER), session.reached(ENDPOINT))
 
 
 def _name(key: PodName) -> str:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from xds.mesh.model.mesh import Mesh, ServiceKey
-from xds.mesh.model.objects import Change, DestinationRule, Mode, PortKey, Ref, Served
+from xds.mesh.model.objects import Change, DestinationRule, MeshConfig, Mode, PortKey, Ref, Served
 from xds.mesh.policy.mtls import Send
 from xds.mesh.rollout import rules
 from xds.mesh.rollout.desired import Want, is_there, services_at, wanted_of
@@ -236,9 +236,7 @@ class Rollout:
             crossing.may_tell |= _BOTH if known.returned else set()
         self._opened.clear()
         self._look_after_late(mesh, known)
-        # A listener waits that long for a client to speak first. A server that does so itself has clients that say nothing:
-        # whatever their connections turn out to be, they are refused if it is not taken any more by then.
-        unread = mesh.config.protocol_detection_timeout + _ARRIVING
+        unread = unread_seconds(mesh.config)
         self._confirm_rules(known, now, unread)
         for key, crossing in self.crossings.items():
             self._confirm(key, crossing, known, now, unread)
@@ -481,6 +479,14 @@ class Rollout:
             rule.at, rule.since = edition, now
             rule.told_since = now if rule.told_since is None else rule.told_since
         return released
+
+
+def unread_seconds(config: MeshConfig) -> float:
+    """Return for how long after it was opened a connection may be judged, by the filter chains of that moment.
+
+    A listener waits for the client to speak first. If the server does, the client says nothing until the listener stops waiting.
+    """
+    return config.protocol_detection_timeout + _ARRIVING
 
 
 def _is_heard(told: Crossing | RuleChange, behind: Collection[str], now: float, unread: float) -> bool:

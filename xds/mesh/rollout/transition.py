@@ -33,7 +33,7 @@ class Known:
     clients: Mapping[str, int] = field(default_factory=dict)
     """By name, of its clusters and endpoints."""
     returned: frozenset[str] = frozenset()
-    """The clients that go on with what they had when they came, whatever that is: they have taken nothing yet."""
+    """The clients that may send, or have opened connections not judged yet, by a configuration from before we were here."""
     refusing: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """By client, which clusters or endpoints it rejected, and why."""
     elsewhere: Elsewhere = field(default_factory=Elsewhere)
