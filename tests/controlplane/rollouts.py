@@ -14,7 +14,6 @@ from tests.policy.world import HTTP, peer, pod, service
 from tests.server.proxies import Client
 from xds.introspect import Introspection
 from xds.mesh.controlplane.controller import Hub
-from xds.mesh.controlplane.dropped_connections import Cuts
 from xds.mesh.controlplane.rollouts_service import RolloutsService
 from xds.mesh.identity.ca import Authority
 from xds.mesh.identity.keys import PrivateKey
@@ -67,8 +66,8 @@ class Sidecar:
 class Plane:
     """The service `web` with the servers web-1 and web-2, and the client `one`, in the namespace `shop`."""
 
-    def __init__(self, channel: grpc.aio.Channel, hub: Hub, cuts: Cuts, server: XdsServer) -> None:
-        self.channel, self.hub, self.cuts, self.server = channel, hub, cuts, server
+    def __init__(self, channel: grpc.aio.Channel, hub: Hub, server: XdsServer) -> None:
+        self.channel, self.hub, self.server = channel, hub, server
         self.one, self.first, self.second = (Sidecar(channel, name) for name in ("one", "web-1", "web-2"))
 
     def say(self, mode: str, *more: Fact, at_once: bool = False) -> None:
@@ -82,26 +81,24 @@ class Plane:
 
 
 @asynccontextmanager
-async def running(mode: str, **addresses: str) -> AsyncIterator[Plane]:
-    """Have a control plane whose sidecars have in force what is wanted; `addresses`: of pods, if any will not do."""
+async def running(mode: str) -> AsyncIterator[Plane]:
+    """Have a control plane whose sidecars have in force what is wanted."""
     authority = Authority.create(PrivateKey.generate(), "cluster.local", datetime.now(UTC))
     hub = Hub(authority)
-    cuts = Cuts(hub)
     server = XdsServer(
         hub,
         "127.0.0.1:0",
         grace=0.2,
-        added=[Introspection([RolloutsService(hub, cuts)], documented=described)],
+        added=[Introspection([RolloutsService(hub)], documented=described)],
     )
-    tasks = [asyncio.create_task(hub.run()), asyncio.create_task(cuts.run())]
+    tasks = [asyncio.create_task(hub.run())]
     pods = [*(pod(name, "shop", app="web") for name in ("web-1", "web-2")), pod("one", "shop")]
-    pods = [replace(each, address=addresses.get(each.name, each.address)) for each in pods]
     hub.change(Change(applied=(*pods, service("web", "shop", HTTP), peer("shop", mode))))
     await hub.ready.wait()
     await server.start()
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-            plane = Plane(channel, hub, cuts, server)
+            plane = Plane(channel, hub, server)
             sidecars = (plane.one, plane.first, plane.second)
             tasks += (asyncio.create_task(each.run()) for each in sidecars)
             async with asyncio.timeout(WITHIN):

@@ -22,7 +22,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.server.proxies import Client
 from xds.mesh.controlplane.admin import AdminServer
 from xds.mesh.controlplane.controller import Hub
-from xds.mesh.controlplane.dropped_connections import Cuts
 from xds.mesh.controlplane.metrics.admission import Admissions
 from xds.mesh.controlplane.metrics.controlplane import Metrics
 from xds.mesh.identity.ca import Authority
@@ -72,7 +71,7 @@ class Plane:
         authority = Authority.create(PrivateKey.generate(), "cluster.local", datetime.now(UTC))
         self.hub = Hub(authority)
         self.problems: list[Problem] = []
-        self.metrics = Metrics(self.hub, Cuts(self.hub), lambda: self.problems)
+        self.metrics = Metrics(self.hub, lambda: self.problems)
         self.server = XdsServer(self.hub, "127.0.0.1:0", grace=0.2, observer=self.metrics.streams)
         self.metrics.connected(self.server.discovery)
 

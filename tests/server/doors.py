@@ -16,7 +16,6 @@ from envoy_data_plane.envoy.extensions.transport_sockets.tls.v3 import Secret
 from tests.server.proxies import REQUEST, RESPONSE, Client
 from xds.introspect import Introspection
 from xds.mesh.controlplane.controller import Hub
-from xds.mesh.controlplane.dropped_connections import Cuts
 from xds.mesh.controlplane.proxies_service import ProxiesService
 from xds.mesh.controlplane.rollouts_service import RolloutsService
 from xds.mesh.identity.auth import Admins, Authentication
@@ -121,7 +120,7 @@ async def opened() -> AsyncIterator[Site]:
             grace=0.2,
             added=[
                 Introspection(
-                    (ProxiesService(hub.missing), RolloutsService(hub, Cuts(hub))),
+                    (ProxiesService(hub.missing), RolloutsService(hub)),
                     admit=admins,
                     documented=described,
                 )

@@ -222,7 +222,6 @@ class ControlPlane:
         self, serving: Serving, ready: str, besides: Iterable[Coroutine[Any, Any, None]]
     ) -> None:
         from xds.introspect import Introspection  # noqa: PLC0415
-        from xds.mesh.controlplane.dropped_connections import Cuts  # noqa: PLC0415
         from xds.mesh.controlplane.metrics.controlplane import Metrics  # noqa: PLC0415
         from xds.mesh.controlplane.proxies_service import ProxiesService  # noqa: PLC0415
         from xds.mesh.controlplane.rollouts_service import RolloutsService  # noqa: PLC0415
@@ -232,15 +231,14 @@ class ControlPlane:
 
         hub, door = serving.hub, serving.door
         self._effects = serving.effects
-        cuts = Cuts(hub)
         self._metrics = Metrics(
-            hub, cuts, lambda: self.problems, self._source.behind, lambda: self._source.unenforced
+            hub, lambda: self.problems, self._source.behind, lambda: self._source.unenforced
         )
         for collector in serving.metrics:
             self._metrics.register(collector)
         identifier = f"xds {version('xds-mesh')}"
         proxies = ProxiesService(hub.missing, absences=hub.absences, problems=lambda: self.problems)
-        asked = (proxies, RolloutsService(hub, cuts))
+        asked = (proxies, RolloutsService(hub))
         server = XdsServer(
             hub,
             str(self._at.xds),
@@ -260,7 +258,7 @@ class ControlPlane:
         self._metrics.connected(server.discovery)
         work = [
             asyncio.create_task(task)
-            for task in (hub.run(), cuts.run(), serving.effects.run(), self._metrics.watch_loop(), *besides)
+            for task in (hub.run(), serving.effects.run(), self._metrics.watch_loop(), *besides)
         ]
         known = asyncio.create_task(hub.ready.wait())
         try:

@@ -37,7 +37,6 @@ from xds.protocol.events import Acked, Nacked, Subscribed
 from xds.protocol.status import State
 from xds.protocol.wire import Node
 from xds.server import Refused, StreamInfo, Subscriber
-from xds.server.proxies import Address, host_of
 from xds.snapshot import SECRET, Resource, Snapshot
 
 log = structlog.get_logger(__name__)
@@ -209,12 +208,6 @@ class Hub:
     def absences(self) -> Absences:
         """Return the pods that should have a connected sidecar and do not."""
         return Absences(self.sidecars.absent, self.rolling.may_be_elsewhere(_clock()))
-
-    def hosts(self, key: PodName) -> Iterator[Address]:
-        """Yield the addresses that a pod's streams come from."""
-        for subscriber in self._streams.get(key, ()):
-            if host := host_of(subscriber.stream.peer):
-                yield host
 
     def distrusting(self) -> list[str]:
         """Return the proxies (node ids) that use the roots and have not taken those that hold now."""

@@ -15,7 +15,6 @@ from xds.introspect.clock import Clock
 from xds.introspect.cooperative import Breath
 from xds.introspect.guard import Guarded
 from xds.mesh.controlplane.controller import Hub
-from xds.mesh.controlplane.dropped_connections import Cuts
 from xds.mesh.model.objects import Mode
 from xds.mesh.rollout.progress import RuleProgress, ServiceProgress, Waiting, progress, rules
 from xds.mesh.rollout.transition import Stage
@@ -42,8 +41,8 @@ _AWAITED = {
 class RolloutsService:
     """The service, for `Introspection(added=[...])`."""
 
-    def __init__(self, hub: Hub, cuts: Cuts) -> None:
-        self._hub, self._cuts = hub, cuts
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
 
     def __call__(self, server: Guarded, _: DiscoveryService) -> None:
         """Add it, before the server starts."""
@@ -82,9 +81,6 @@ class RolloutsService:
             moment = now()
             response = pb.ListRolloutsResponse(
                 locks=rollout.locked,
-                cut=self._cuts.connections,
-                draining=self._cuts.counting,
-                unknown=self._cuts.unknown,
                 passed_over=rollout.passed_over,
                 time=clock.at(moment),
             )

@@ -290,15 +290,6 @@ class Rolling:
             stream.server.note(_listens(session), now),
         )
 
-    def in_force(self, key: PodName) -> int:
-        """Return the newest edition of which a pod's sidecar is known to have the listeners in force; -1: of none."""
-        sessions = (each.session for each in self._subscribers.get(key, ()))
-        return max((_listens(each) for each in sessions if each), default=-1)
-
-    def is_elsewhere(self, key: PodName) -> bool:
-        """Whether a pod's sidecar, if there is one, is connected to another replica."""
-        return self.exchange is not None and key not in self._away and not self._subscribers.get(key)
-
     # --- other replicas ----------------------------------------------------------------------------------------------
 
     def may_be_elsewhere(self, now: float) -> bool:

@@ -61,8 +61,6 @@ class Rollout:
         """How many times a port was closed to plaintext."""
         self.finished: Callable[[float], object] = float
         """Told how many seconds a port was on its way, when what is wanted is in force there."""
-        self.closed: Callable[[PortKey, int], object] = lambda _, __: None
-        """Told of each port that is closed to plaintext, and since which edition."""
         self._wanted: dict[Ref, dict[int, Want]] = {}
         self._listed: dict[ServiceKey, frozenset[PortKey]] = {}
         """What each service leads to."""
@@ -346,7 +344,7 @@ class Rollout:
         """Say what to serve; tell whether that is something else."""
         wanted, before = TAKES[crossing.wanted], (crossing.serves, crossing.tells)
         if crossing.immediate:
-            self._serve(key, crossing, crossing.wanted, edition, now)
+            self._serve(crossing, crossing.wanted, edition, now)
             self._say(crossing, crossing.will, edition, now)
             return before != (crossing.serves, crossing.tells)
         will_work, others = crossing.will in wanted, known.elsewhere
@@ -377,7 +375,7 @@ class Rollout:
         ):
             narrower = who
         if narrower is None or late:
-            self._serve(key, crossing, crossing.to_serve, edition, now)
+            self._serve(crossing, crossing.to_serve, edition, now)
         if narrower is not None:
             held = [*(held or ()), *narrower]
         self._hold(key, crossing, known, held, now, late=late)
@@ -403,10 +401,9 @@ class Rollout:
         if crossing.held_since is None:
             crossing.held_since = now
 
-    def _serve(self, key: PortKey, crossing: Crossing, mode: Mode, edition: int, now: float) -> None:
+    def _serve(self, crossing: Crossing, mode: Mode, edition: int, now: float) -> None:
         if crossing.serves is not mode:
             if mode is Mode.STRICT:
-                self.closed(key, edition)
                 self.locked += 1
             crossing.serves, crossing.serves_at, crossing.served_since = mode, edition, now
             crossing.may_serve.add(mode)

@@ -28,24 +28,18 @@ class ListRolloutsRequest(_message.Message):
     def __init__(self, namespace: _Optional[str] = ...) -> None: ...
 
 class ListRolloutsResponse(_message.Message):
-    __slots__ = ("services", "rules", "locks", "cut", "draining", "unknown", "passed_over", "time")
+    __slots__ = ("services", "rules", "locks", "passed_over", "time")
     SERVICES_FIELD_NUMBER: _ClassVar[int]
     RULES_FIELD_NUMBER: _ClassVar[int]
     LOCKS_FIELD_NUMBER: _ClassVar[int]
-    CUT_FIELD_NUMBER: _ClassVar[int]
-    DRAINING_FIELD_NUMBER: _ClassVar[int]
-    UNKNOWN_FIELD_NUMBER: _ClassVar[int]
     PASSED_OVER_FIELD_NUMBER: _ClassVar[int]
     TIME_FIELD_NUMBER: _ClassVar[int]
     services: _containers.RepeatedCompositeFieldContainer[ServiceRollout]
     rules: _containers.RepeatedCompositeFieldContainer[RuleRollout]
     locks: int
-    cut: int
-    draining: int
-    unknown: int
     passed_over: int
     time: _timestamp_pb2.Timestamp
-    def __init__(self, services: _Optional[_Iterable[_Union[ServiceRollout, _Mapping]]] = ..., rules: _Optional[_Iterable[_Union[RuleRollout, _Mapping]]] = ..., locks: _Optional[int] = ..., cut: _Optional[int] = ..., draining: _Optional[int] = ..., unknown: _Optional[int] = ..., passed_over: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    def __init__(self, services: _Optional[_Iterable[_Union[ServiceRollout, _Mapping]]] = ..., rules: _Optional[_Iterable[_Union[RuleRollout, _Mapping]]] = ..., locks: _Optional[int] = ..., passed_over: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class ServiceRollout(_message.Message):
     __slots__ = ("namespace", "service", "status", "endpoints", "mtls", "plaintext", "waiting")

@@ -10,7 +10,6 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from xds.mesh.controlplane.controller import Hub
-from xds.mesh.controlplane.dropped_connections import Cuts
 from xds.mesh.controlplane.metrics.rollouts import Rollouts
 from xds.mesh.controlplane.metrics.scraped import Build, Connected, Problems, Work
 from xds.mesh.model.objects import Problem
@@ -27,7 +26,6 @@ class Metrics:
     def __init__(
         self,
         hub: Hub,
-        cuts: Cuts,
         problems: Callable[[], Collection[Problem]] = tuple,
         behind: Callable[[], float] = float,
         unenforced: Callable[[], Mapping[str, int]] = dict,
@@ -44,7 +42,7 @@ class Metrics:
         )
         self._registry.register(Build())
         self._registry.register(Work(hub))
-        self._registry.register(Rollouts(hub, cuts))
+        self._registry.register(Rollouts(hub))
         self._registry.register(Problems(problems, behind, unenforced))
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)

@@ -10,7 +10,6 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from xds.mesh.controlplane.controller import Hub
-from xds.mesh.controlplane.dropped_connections import Cuts
 from xds.mesh.rollout.transition import Stage
 
 _DURATIONS = (0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -20,8 +19,8 @@ _DURATIONS = (0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 class Rollouts(Collector):
     """Tells what is on its way, and how long it took what has arrived."""
 
-    def __init__(self, hub: Hub, cuts: Cuts) -> None:
-        self._rollout, self._cuts = hub.rolling.rollout, cuts
+    def __init__(self, hub: Hub) -> None:
+        self._rollout = hub.rolling.rollout
         self._took = Histogram(
             "xds_rollout_seconds",
             "From when another mode was wanted of an endpoint to when it and its clients had it in force.",
@@ -73,15 +72,5 @@ class Rollouts(Collector):
             "xds_rollout_locks",
             "Times that a port was closed to plaintext: connections in plaintext then end at the drain time.",
             rollout.locked,
-        )
-        yield CounterMetricFamily(
-            "xds_rollout_cut_connections",
-            "Plaintext connections and responses that ended because their server was locked, as its sidecar counts them.",
-            self._cuts.connections,
-        )
-        yield CounterMetricFamily(
-            "xds_rollout_uncounted_locks",
-            "Locks of which that is not known, because the sidecar could not be asked.",
-            self._cuts.unknown,
         )
         yield from self._took.collect()
