@@ -242,7 +242,9 @@ async def test_a_server_that_lost_its_stream_goes_on_and_is_waited_for_until_the
     async with world(peer("ns", "DISABLE"), names=("client",), timeout=WITHIN) as (hub, client):
         async with Sidecar(hub, "web", "ns") as web:
             await web.until(lambda: LISTENER in web.has and web.accepts(PORT) == "D")
-            await eventually(lambda: web.session.in_force(LISTENER, web.session.tagged(LISTENER)), timeout=WITHIN)
+            await eventually(
+                lambda: web.session.in_force(LISTENER, web.session.tagged(LISTENER)), timeout=WITHIN
+            )
             had = {
                 kind: {name: resource.version for name, resource in found.items()}
                 for kind, found in web.has.items()
