@@ -21,7 +21,7 @@ from xds.server import XdsServer
 from xds.snapshot import ENDPOINT, LISTENER
 
 TCP = "Open TCP connections keep the mode they were opened in until they close."
-OPEN = "plaintext is still accepted there"
+OPEN = "still accepts plaintext"
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ async def test_one_line_for_each_service_and_what_stays_open(plane: Plane):
     )
     assert result.exit_code == 1
     _, held, blank, *notes = result.stdout.splitlines()
-    assert re.fullmatch(r"DestinationRule/shop/rule held back until its servers take it \(\d s\)", held)
+    assert re.fullmatch(r"DestinationRule/shop/rule held until its servers accept it \(\d s\)", held)
     assert (blank, notes[0]) == ("", TCP)
     assert "plaintext connections and responses that are still open when it is locked end at" in notes[1]
     assert len(notes) == 2
@@ -86,11 +86,11 @@ async def test_json_is_what_the_service_says(plane: Plane):
     result = await xds("-o", "json", port=plane.server.port)
     assert result.exit_code == 1
     answer = json.loads(result.stdout)
-    assert (answer["locks"], answer["rules"]) == (0, [])
+    assert (answer["plaintextDisabled"], answer["rules"]) == (0, [])
     [service] = answer["services"]
     waiting = service["waiting"][0]
-    assert (waiting["pod"], waiting["awaited"], waiting["acceptsPlaintext"]) == ("web-1", "LISTENER", True)
-    assert waiting["passedOver"] is False
+    assert (waiting["pod"], waiting["waitingFor"], waiting["acceptsPlaintext"]) == ("web-1", "LISTENER", True)
+    assert waiting["skipped"] is False
 
 
 @pytest.mark.parametrize("output", ["table", "json"])

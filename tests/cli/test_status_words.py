@@ -1,4 +1,4 @@
-"""How far a proxy is, in words."""
+"""How far a proxy is, in type_line."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from xds.mesh.controlplane.status import (
     duration,
     object_name,
     proxy_name,
-    resource_words,
+    resource_line,
     short,
-    stream_words,
-    words,
+    stream_line,
+    type_line,
 )
 from xds.mesh.v1 import proxies_pb2 as pb
 from xds.snapshot import CLUSTER, LISTENER, ROUTE, SECRET
@@ -70,7 +70,7 @@ def rejected(message: str, *causes: str) -> pb.Type:
     ],
 )
 def test_a_type_in_one_line(kind: pb.Type, missing: str, said: str) -> None:
-    assert words(kind, missing, at(0)) == said
+    assert type_line(kind, missing, at(0)) == said
 
 
 @pytest.mark.parametrize(
@@ -104,14 +104,14 @@ def test_a_length_of_time_has_two_units_at_most(seconds: float, said: str) -> No
     ],
 )
 def test_a_resource_that_is_not_synced(resource: pb.Resource, said: str) -> None:
-    assert resource_words(resource, at(0)) == said
+    assert resource_line(resource, at(0)) == said
 
 
 def test_a_stream_and_what_it_is_for() -> None:
     stream = pb.Stream(variant=pb.Stream.DELTA, peer="ipv4:127.0.0.1:9", connected_at=at(14))
-    assert stream_words(stream, at(0)) == "delta ADS from ipv4:127.0.0.1:9, connected 14s ago"
+    assert stream_line(stream, at(0)) == "delta ADS from ipv4:127.0.0.1:9, connected 14s ago"
     stream = pb.Stream(variant=pb.Stream.SOTW, type_url=LISTENER, peer="unix:", connected_at=at(3600))
-    assert stream_words(stream, at(0)) == "sotw LDS from unix:, connected 1h ago"
+    assert stream_line(stream, at(0)) == "sotw LDS from unix:, connected 1h ago"
 
 
 def test_names() -> None:

@@ -13,7 +13,7 @@ import grpc.aio
 from tests.policy.world import HTTP, peer, pod, service
 from tests.server.proxies import Client
 from xds.introspect import Introspection
-from xds.mesh.controlplane.controller import Hub
+from xds.mesh.controlplane.controller import Controller
 from xds.mesh.controlplane.rollouts_service import RolloutsService
 from xds.mesh.identity.ca import Authority
 from xds.mesh.identity.keys import PrivateKey
@@ -66,8 +66,8 @@ class Sidecar:
 class Plane:
     """The service `web` with the servers web-1 and web-2, and the client `one`, in the namespace `shop`."""
 
-    def __init__(self, channel: grpc.aio.Channel, hub: Hub, server: XdsServer) -> None:
-        self.channel, self.hub, self.server = channel, hub, server
+    def __init__(self, channel: grpc.aio.Channel, controller: Controller, server: XdsServer) -> None:
+        self.channel, self.controller, self.server = channel, controller, server
         self.one, self.first, self.second = (Sidecar(channel, name) for name in ("one", "web-1", "web-2"))
 
     def say(self, mode: str, *more: Fact, at_once: bool = False) -> None:
@@ -77,28 +77,28 @@ class Plane:
         policy = peer("shop", mode)
         if at_once:
             policy = replace(policy, meta=replace(policy.meta, annotations={ROLLOUT: "immediate"}))
-        self.hub.change(Change(applied=(policy, *more)))
+        self.controller.change(Change(applied=(policy, *more)))
 
 
 @asynccontextmanager
 async def running(mode: str) -> AsyncIterator[Plane]:
     """Have a control plane whose sidecars have in force what is wanted."""
     authority = Authority.create(PrivateKey.generate(), "cluster.local", datetime.now(UTC))
-    hub = Hub(authority)
+    controller = Controller(authority)
     server = XdsServer(
-        hub,
+        controller,
         "127.0.0.1:0",
         grace=0.2,
-        added=[Introspection([RolloutsService(hub)], documented=described)],
+        added=[Introspection([RolloutsService(controller)], documented=described)],
     )
-    tasks = [asyncio.create_task(hub.run())]
+    tasks = [asyncio.create_task(controller.run())]
     pods = [*(pod(name, "shop", app="web") for name in ("web-1", "web-2")), pod("one", "shop")]
-    hub.change(Change(applied=(*pods, service("web", "shop", HTTP), peer("shop", mode))))
-    await hub.ready.wait()
+    controller.change(Change(applied=(*pods, service("web", "shop", HTTP), peer("shop", mode))))
+    await controller.ready.wait()
     await server.start()
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-            plane = Plane(channel, hub, server)
+            plane = Plane(channel, controller, server)
             sidecars = (plane.one, plane.first, plane.second)
             tasks += (asyncio.create_task(each.run()) for each in sidecars)
             async with asyncio.timeout(WITHIN):

@@ -1,4 +1,4 @@
-"""A sidecar at a hub that answers what it is told to answer, without Envoy and without sockets."""
+"""A sidecar at a controller that answers what it is told to answer, without Envoy and without sockets."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Self
 
 from xds.codec import message_class
-from xds.mesh.controlplane.controller import Hub
+from xds.mesh.controlplane.controller import Controller
 from xds.protocol.events import Acked, Nacked, Response, Subscribed
 from xds.protocol.session import Session, Variant
 from xds.protocol.wire import Node
@@ -22,8 +22,8 @@ _RESPONSE = message_class("envoy.service.discovery.v3.DeltaDiscoveryResponse")
 class Sidecar:
     """A delta stream of a pod inside an `async with` block. What it `withholds` it does not answer; what it `rejects` it refuses."""
 
-    def __init__(self, hub: Hub, name: str, namespace: str) -> None:
-        self.hub, self.name, self.namespace = hub, name, namespace
+    def __init__(self, controller: Controller, name: str, namespace: str) -> None:
+        self.controller, self.name, self.namespace = controller, name, namespace
         self.withholds: set[str] = set()
         self.rejects: set[str] = set()
         self.brings: dict[str, dict[str, str]] = {}
@@ -37,7 +37,7 @@ class Sidecar:
         node = Node(id=f"sidecar~10.0.0.1~{self.name}.{self.namespace}~{self.namespace}.svc.cluster.local")
         stream = StreamInfo(peer="ipv4:127.0.0.1:5", variant=Variant.DELTA, type_url="")
         self.session = Session(Variant.DELTA)
-        self.subscriber = self.hub.connect(node, stream)
+        self.subscriber = self.controller.connect(node, stream)
         self.subscriber.session = self.session
         self._node = node.id
         for type_url in (CLUSTER, LISTENER):
@@ -50,7 +50,7 @@ class Sidecar:
     async def __aexit__(self, *_: object) -> None:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
-        self.hub.disconnect(self.subscriber)
+        self.controller.disconnect(self.subscriber)
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait until something is so, looking whenever this sidecar was sent anything."""
@@ -129,4 +129,4 @@ class Sidecar:
             request.initial_resource_versions.update(self.brings.get(type_url, {}))
         for event in self.session.receive(request.SerializeToString(), asyncio.get_running_loop().time()):
             if isinstance(event, Subscribed | Acked | Nacked):
-                self.hub.observe(self.subscriber, event)
+                self.controller.observe(self.subscriber, event)

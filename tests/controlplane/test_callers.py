@@ -13,10 +13,10 @@ import pytest
 from envoy_data_plane.envoy.config.core.v3 import Node as EnvoyNode
 from envoy_data_plane.envoy.service.discovery.v3 import DiscoveryRequest
 from structlog.testing import capture_logs
+from tests.controlplane.world import NOW, STREAM, node, published, running, service
+from tests.controlplane.world import pod as make_pod
 
-from tests.controlplane.test_hub import NOW, STREAM, node, published, running, service
-from tests.controlplane.test_hub import pod as make_pod
-from xds.mesh.controlplane.authorization import NO_KEY, UNKNOWN_BUDGETS, client_of
+from xds.mesh.controlplane.authorization import NO_KEY, UNKNOWN_BUDGETS, budget_key
 from xds.mesh.identity.claims import Caller, How
 from xds.mesh.model.objects import Change, Pod, Ref
 from xds.protocol.events import Subscribed
@@ -43,9 +43,9 @@ def of(caller: Caller | None, type_url: str = "") -> StreamInfo:
 
 @pytest.mark.parametrize("caller", [CERTIFICATE, TOKEN])
 async def test_who_proved_it_gets_the_key_also_where_plaintext_gets_none(caller):
-    async with running(pod(), serve_keys=False) as hub:
-        proven = hub.connect(node("a"), of(caller))
-        anybody = hub.connect(node("a"), STREAM)
+    async with running(pod(), serve_keys=False) as controller:
+        proven = controller.connect(node("a"), of(caller))
+        anybody = controller.connect(node("a"), STREAM)
         assert sorted((await published(proven)).of(SECRET)) == ["ROOTCA", "default"]
         given = await published(anybody)
         assert list(given.of(SECRET)) == ["ROOTCA"]
@@ -54,13 +54,13 @@ async def test_who_proved_it_gets_the_key_also_where_plaintext_gets_none(caller)
 
 
 async def test_without_anybody_who_may_have_it_no_key_is_made():
-    async with running(pod(), serve_keys=False) as hub:
-        anybody = hub.connect(node("a"), STREAM)
+    async with running(pod(), serve_keys=False) as controller:
+        anybody = controller.connect(node("a"), STREAM)
         await published(anybody)
-        assert hub.certificates().issued == 0
-        proven = hub.connect(node("a"), of(TOKEN))
+        assert controller.certificates().issued == 0
+        proven = controller.connect(node("a"), of(TOKEN))
         assert "default" in (await published(proven)).of(SECRET)
-        assert hub.certificates().issued == 1
+        assert controller.certificates().issued == 1
         assert not anybody.changed.is_set()
 
 
@@ -74,41 +74,41 @@ async def test_without_anybody_who_may_have_it_no_key_is_made():
     ],
 )
 async def test_who_may_not_speak_for_a_pod_is_not_let_in(caller, why):
-    async with running(pod()) as hub:
+    async with running(pod()) as controller:
         with pytest.raises(Refused, match=why) as refused:
-            hub.connect(node("a"), of(caller))
+            controller.connect(node("a"), of(caller))
     assert refused.value.code is grpc.StatusCode.PERMISSION_DENIED
 
 
 async def test_who_waits_for_a_pod_is_looked_at_when_it_comes():
-    async with running() as hub:
-        waiting = hub.connect(node("a"), of(TOKEN))
-        other = hub.connect(node("a"), of(CERTIFICATE))
+    async with running() as controller:
+        waiting = controller.connect(node("a"), of(TOKEN))
+        other = controller.connect(node("a"), of(CERTIFICATE))
         with pytest.raises(Refused, match="another namespace"):
-            hub.connect(node("a"), of(replace(TOKEN, namespace="other")))
+            controller.connect(node("a"), of(replace(TOKEN, namespace="other")))
         with pytest.raises(Refused, match="bound to pod b"):
-            hub.connect(node("a"), of(replace(TOKEN, pod="b")))
-        hub.change(Change(applied=(pod(account="other"),)))
+            controller.connect(node("a"), of(replace(TOKEN, pod="b")))
+        controller.change(Change(applied=(pod(account="other"),)))
         for subscriber in (waiting, other):
             await changed(subscriber)
             assert subscriber.refused
             assert "another service account" in subscriber.refused.message
-            hub.disconnect(subscriber)
-        again = hub.connect(node("b"), of(replace(TOKEN, pod="b")))
-        hub.change(Change(applied=(pod("b"),)))
+            controller.disconnect(subscriber)
+        again = controller.connect(node("b"), of(replace(TOKEN, pod="b")))
+        controller.change(Change(applied=(pod("b"),)))
         assert "default" in (await published(again)).of(SECRET)
 
 
 async def test_who_is_refused_a_pod_when_it_comes_is_not_given_its_key_first():
     other = replace(CERTIFICATE, service_account="other")
     wanted = DiscoveryRequest(node=EnvoyNode(id=node("a").id), resource_names=["default"])
-    async with running() as hub:
+    async with running() as controller:
         asking = asyncio.create_task(
-            fetch(hub, parse_request(bytes(wanted)), of(other, SECRET), Budgets(), patience=30.0)
+            fetch(controller, parse_request(bytes(wanted)), of(other, SECRET), Budgets(), patience=30.0)
         )
-        waiting = hub.connect(node("a"), of(other))
-        owner = hub.connect(node("a"), of(TOKEN))
-        hub.change(Change(applied=(pod(),)))
+        waiting = controller.connect(node("a"), of(other))
+        owner = controller.connect(node("a"), of(TOKEN))
+        controller.change(Change(applied=(pod(),)))
         assert "default" in (await published(owner)).of(SECRET)
         assert waiting.refused
         assert waiting.snapshot is None
@@ -122,16 +122,16 @@ async def test_who_is_refused_a_pod_when_it_comes_is_not_given_its_key_first():
     [
         (Change(removed=(Ref("Pod", "shop", "a"),)), "pod shop/a is gone"),
         (Change(applied=(pod(account="other"),)), "another service account"),
-        (Change(applied=(pod(uid="2", created=NOW + timedelta(minutes=1)),)), "earlier pod|another one now"),
+        (Change(applied=(pod(uid="2", created=NOW + timedelta(minutes=1)),)), "earlier pod|was replaced"),
     ],
 )
 async def test_a_stream_ends_when_its_pod_is_no_longer_the_callers(caller, change, why):
-    async with running(pod()) as hub:
-        proven = hub.connect(node("a"), of(caller))
-        anybody = hub.connect(node("a"), STREAM)
+    async with running(pod()) as controller:
+        proven = controller.connect(node("a"), of(caller))
+        anybody = controller.connect(node("a"), STREAM)
         await published(proven)
         await published(anybody)
-        hub.change(change)
+        controller.change(change)
         await changed(proven)
         assert proven.refused
         assert proven.refused.code is grpc.StatusCode.PERMISSION_DENIED
@@ -141,10 +141,10 @@ async def test_a_stream_ends_when_its_pod_is_no_longer_the_callers(caller, chang
 
 
 async def test_a_pod_that_changes_but_stays_keeps_its_stream():
-    async with running(pod()) as hub:
-        proven = hub.connect(node("a"), of(TOKEN))
+    async with running(pod()) as controller:
+        proven = controller.connect(node("a"), of(TOKEN))
         await published(proven)
-        hub.change(Change(applied=(pod(ready=False), service("web"))))
+        controller.change(Change(applied=(pod(ready=False), service("web"))))
         await published(proven)
         assert proven.refused is None
 
@@ -152,23 +152,23 @@ async def test_a_pod_that_changes_but_stays_keeps_its_stream():
 async def test_who_asks_for_a_key_alone_without_proof_is_told_why_there_is_none():
     wanted = Subscribed(type_url=SECRET, names=frozenset({"default", "ROOTCA"}), wildcard=False)
     roots = Subscribed(type_url=SECRET, names=frozenset({"ROOTCA"}), wildcard=False)
-    async with running(pod(), serve_keys=False) as hub:
+    async with running(pod(), serve_keys=False) as controller:
         with capture_logs() as logs:
-            alone, aggregated = hub.connect(node("a"), SECRETS), hub.connect(node("a"), STREAM)
-            hub.observe(alone, roots)
-            hub.observe(aggregated, wanted)
-            hub.observe(hub.connect(node("a"), replace(SECRETS, caller=TOKEN)), wanted)
+            alone, aggregated = controller.connect(node("a"), SECRETS), controller.connect(node("a"), STREAM)
+            controller.observe(alone, roots)
+            controller.observe(aggregated, wanted)
+            controller.observe(controller.connect(node("a"), replace(SECRETS, caller=TOKEN)), wanted)
             with pytest.raises(Refused, match="private keys are not served in plaintext") as refused:
-                hub.observe(alone, wanted)
+                controller.observe(alone, wanted)
         assert refused.value.code is grpc.StatusCode.PERMISSION_DENIED
         assert [line["event"] for line in logs] == ["proxy gets no certificate"]
 
 
 async def test_where_keys_are_served_to_all_who_asks_for_one_alone_gets_it():
     wanted = Subscribed(type_url=SECRET, names=frozenset({"default"}), wildcard=False)
-    async with running(pod()) as hub:
-        alone = hub.connect(node("a"), SECRETS)
-        hub.observe(alone, wanted)
+    async with running(pod()) as controller:
+        alone = controller.connect(node("a"), SECRETS)
+        controller.observe(alone, wanted)
         given = await published(alone)
         assert "default" in given.of(SECRET)
         assert not given.refusals
@@ -186,7 +186,7 @@ def test_streams_of_pods_that_are_not_known_share_the_budget_of_their_account():
     """A caller could otherwise invent a pod for each stream. A token that is bound to a pod cannot be used for another."""
 
     def waiting(caller: Caller | None, name: str) -> object:
-        return client_of(caller, ("shop", name), is_known=False)
+        return budget_key(caller, ("shop", name), is_known=False)
 
     shared = waiting(CERTIFICATE, "a")
     assert waiting(CERTIFICATE, "b") == shared
@@ -200,29 +200,29 @@ def test_streams_of_pods_that_are_not_known_share_the_budget_of_their_account():
 
 def test_plaintext_does_not_use_up_the_budget_of_a_pod():
     callers = (CERTIFICATE, TOKEN, replace(TOKEN, pod=""))
-    [own] = {client_of(caller, ("shop", "a"), is_known=True) for caller in callers}
-    assert client_of(TOKEN, ("shop", "a"), is_known=False) == own
-    assert client_of(None, ("shop", "a"), is_known=True) != own
-    assert client_of(None, ("shop", "a"), is_known=True) != client_of(None, ("shop", "b"), is_known=True)
+    [own] = {budget_key(caller, ("shop", "a"), is_known=True) for caller in callers}
+    assert budget_key(TOKEN, ("shop", "a"), is_known=False) == own
+    assert budget_key(None, ("shop", "a"), is_known=True) != own
+    assert budget_key(None, ("shop", "a"), is_known=True) != budget_key(None, ("shop", "b"), is_known=True)
 
 
 async def test_stream_has_the_budget_of_its_pod_once_that_is_known():
     budgets = Budgets(Limits(streams=1))
-    async with running(pod("known")) as hub:
+    async with running(pod("known")) as controller:
         with ExitStack() as streams:
 
             def connect(name: str) -> Subscriber:
-                return streams.enter_context(connected(hub, budgets, node(name), of(CERTIFICATE)))
+                return streams.enter_context(connected(controller, budgets, node(name), of(CERTIFICATE)))
 
             connect("known")
             waiting = connect("a")
             with pytest.raises(LimitError, match="the limit is 1 streams per client"):
                 connect("b")
-            hub.change(Change(applied=(pod(),)))
+            controller.change(Change(applied=(pod(),)))
             await published(waiting)
-            assert waiting.client == client_of(CERTIFICATE, ("shop", "a"), is_known=True)
+            assert waiting.client == budget_key(CERTIFICATE, ("shop", "a"), is_known=True)
             connect("b")
             with pytest.raises(LimitError):
                 connect("a")
-        assert not hub._streams
+        assert not controller._streams
         assert len(budgets) == 0

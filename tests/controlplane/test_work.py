@@ -1,4 +1,4 @@
-"""What the hub can be asked: why a proxy waits, since when a change does, what the work was, which certificates there are."""
+"""What the controller can be asked: why a proxy waits, since when a change does, what the work was, which certificates there are."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Generator
 from datetime import timedelta
 
 import pytest
+from tests.controlplane.world import NOW, STREAM, busy, namespace, node, pod, published, running, service
 
-from tests.controlplane.test_hub import NOW, STREAM, busy, namespace, node, pod, published, running, service
 from xds.mesh.controlplane import controller as module
 from xds.mesh.envoy.translate import steps
 from xds.mesh.model.mesh import Mesh
@@ -25,44 +25,44 @@ async def test_why_a_proxy_waits(monkeypatch: pytest.MonkeyPatch) -> None:
         return (yield from steps(mesh, pod, secrets))
 
     monkeypatch.setattr(module, "steps", build)
-    async with running(service("web")) as hub:
-        subscriber = hub.connect(node("a"), STREAM)
-        assert hub.missing(subscriber) == "its pod is not known"
-        hub.change(Change(applied=(pod("a"),)))
+    async with running(service("web")) as controller:
+        subscriber = controller.connect(node("a"), STREAM)
+        assert controller.problem_of(subscriber) == "its pod is not known"
+        controller.change(Change(applied=(pod("a"),)))
         async with asyncio.timeout(5):
-            while not hub.work.failed:
+            while not controller.stats.failed:
                 await asyncio.sleep(0.01)
-        assert hub.missing(subscriber) == "no configuration could be made: RuntimeError: a bug"
+        assert controller.problem_of(subscriber) == "translation failed: RuntimeError: a bug"
         broken = False
-        hub.change(Change(applied=(service("other"),)))
+        controller.change(Change(applied=(service("other"),)))
         await published(subscriber)
-        assert hub.missing(subscriber) == ""
-        hub.change(Change(removed=(Ref("Pod", "shop", "a"),)))
+        assert controller.problem_of(subscriber) == ""
+        controller.change(Change(removed=(Ref("Pod", "shop", "a"),)))
         async with asyncio.timeout(5):
-            while not hub.missing(subscriber):
+            while not controller.problem_of(subscriber):
                 await asyncio.sleep(0.01)
-        assert hub.missing(subscriber) == "its pod is not known"
+        assert controller.problem_of(subscriber) == "its pod is not known"
 
 
 async def test_a_change_waits_from_when_it_was_told() -> None:
     loop = asyncio.get_running_loop()
-    async with running(pod("a"), service("web")) as hub:
-        subscriber = hub.connect(node("a"), STREAM)
+    async with running(pod("a"), service("web")) as controller:
+        subscriber = controller.connect(node("a"), STREAM)
         await published(subscriber)
         assert subscriber.changed_at is None, "it came by itself"
         before = loop.time()
-        hub.change(Change(applied=(service("other"),)))
+        controller.change(Change(applied=(service("other"),)))
         told = loop.time()
         await published(subscriber)
         first = subscriber.changed_at
         assert first is not None
         assert before <= first <= told
-        hub.change(Change(applied=(service("third"),)))
+        controller.change(Change(applied=(service("third"),)))
         await published(subscriber)
         assert subscriber.changed_at == first, "nobody has looked at it since"
         subscriber.changed_at = None
-        hub.change(Change(applied=(namespace("more"),)))
-        hub.change(Change(applied=(service("fourth"),)))
+        controller.change(Change(applied=(namespace("more"),)))
+        controller.change(Change(applied=(service("fourth"),)))
         await published(subscriber)
         assert subscriber.changed_at is not None
         assert subscriber.changed_at > told
@@ -76,22 +76,22 @@ async def test_a_change_whose_run_is_overtaken_waits_on(monkeypatch: pytest.Monk
         if overtake:
             overtake = False
             for n in range(20):
-                hub.change(Change(applied=(service(f"s{n}"),)))
-                busy(module.PATIENCE / 10)
+                controller.change(Change(applied=(service(f"s{n}"),)))
+                busy(module.MAX_DEBOUNCE / 10)
                 yield
         return (yield from steps(mesh, pod, secrets))
 
     monkeypatch.setattr(module, "steps", slow)
     loop = asyncio.get_running_loop()
-    async with running(pod("a"), service("web")) as hub:
-        subscriber = hub.connect(node("a"), STREAM)
+    async with running(pod("a"), service("web")) as controller:
+        subscriber = controller.connect(node("a"), STREAM)
         await published(subscriber)
         overtake = True
         before = loop.time()
-        hub.change(Change(applied=(service("other"),)))
+        controller.change(Change(applied=(service("other"),)))
         told = loop.time()
         await published(subscriber)
-        assert (hub.work.overtaken, overtake) == (1, False)
+        assert (controller.stats.superseded, overtake) == (1, False)
         assert subscriber.changed_at is not None
         assert before <= subscriber.changed_at <= told
 
@@ -99,20 +99,20 @@ async def test_a_change_whose_run_is_overtaken_waits_on(monkeypatch: pytest.Monk
 async def test_work_and_certificates() -> None:
     async with running(
         pod("a"), pod("bb"), service("web"), lifetime=timedelta(hours=2), now=lambda: NOW
-    ) as hub:
-        assert hub.certificates()[:3] == (0, 0, None)
+    ) as controller:
+        assert controller.certificates()[:3] == (0, 0, None)
         for name in ("a", "bb"):
-            await published(hub.connect(node(name), STREAM))
-        issued, held, soonest, root = hub.certificates()
+            await published(controller.connect(node(name), STREAM))
+        issued, held, soonest, root = controller.certificates()
         assert (issued, held) == (2, 2)
         assert soonest == NOW.replace(microsecond=0) + timedelta(hours=2)
         assert root > NOW + timedelta(days=3650)
-        hub.change(Change(removed=(Ref("Pod", "shop", "bb"),)))
+        controller.change(Change(removed=(Ref("Pod", "shop", "bb"),)))
         async with asyncio.timeout(5):
-            while hub.certificates().held != 1:
+            while controller.certificates().current != 1:
                 await asyncio.sleep(0.01)
-        assert hub.certificates().issued == 2
-        work = hub.work
+        assert controller.certificates().issued == 2
+        work = controller.stats
         assert (work.changes, work.applied, work.failed) == (2, 2, 0)
         assert work.made >= 2
         assert work.translate_seconds > 0

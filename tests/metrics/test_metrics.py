@@ -21,8 +21,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.server.proxies import Client
 from xds.mesh.controlplane.admin import AdminServer
-from xds.mesh.controlplane.controller import Hub
-from xds.mesh.controlplane.metrics.admission import Admissions
+from xds.mesh.controlplane.controller import Controller
+from xds.mesh.controlplane.metrics.admission import AdmissionMetrics
 from xds.mesh.controlplane.metrics.controlplane import Metrics
 from xds.mesh.identity.ca import Authority
 from xds.mesh.identity.keys import PrivateKey
@@ -69,14 +69,14 @@ class Plane:
 
     def __init__(self) -> None:
         authority = Authority.create(PrivateKey.generate(), "cluster.local", datetime.now(UTC))
-        self.hub = Hub(authority)
+        self.controller = Controller(authority)
         self.problems: list[Problem] = []
-        self.metrics = Metrics(self.hub, lambda: self.problems)
-        self.server = XdsServer(self.hub, "127.0.0.1:0", grace=0.2, observer=self.metrics.streams)
-        self.metrics.connected(self.server.discovery)
+        self.metrics = Metrics(self.controller, lambda: self.problems)
+        self.server = XdsServer(self.controller, "127.0.0.1:0", grace=0.2, observer=self.metrics.streams)
+        self.metrics.add_server(self.server.discovery)
 
     def samples(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
-        body, _ = self.metrics.exposed()
+        body, _ = self.metrics.render()
         return {
             (sample.name, tuple(sorted(sample.labels.items()))): sample.value
             for family in text_string_to_metric_families(body.decode())
@@ -95,9 +95,9 @@ class Plane:
 @pytest.fixture
 async def plane() -> AsyncIterator[Plane]:
     plane = Plane()
-    work = asyncio.create_task(plane.hub.run())
-    plane.hub.change(Change(applied=(pod("web", "127.9.0.1"), SERVICE)))
-    await plane.hub.ready.wait()
+    work = asyncio.create_task(plane.controller.run())
+    plane.controller.change(Change(applied=(pod("web", "127.9.0.1"), SERVICE)))
+    await plane.controller.ready.wait()
     await plane.server.start()
     yield plane
     await plane.server.stop()
@@ -163,7 +163,7 @@ async def test_what_is_taken_away_is_counted(plane: Plane, channel: grpc.aio.Cha
     await client.ask(CLUSTER)
     await client.ask(CLUSTER, nonce=(await client.get()).nonce)
     assert plane.get("xds_resources_removed_total", **CDS) == 0
-    plane.hub.change(Change(removed=(SERVICE.ref,)))
+    plane.controller.change(Change(removed=(SERVICE.ref,)))
     response = await client.get()
     assert NAME in response.removed_resources
     assert plane.get("xds_resources_removed_total", **CDS) == len(response.removed_resources)
@@ -176,7 +176,7 @@ async def test_an_encoding_is_counted_once_for_all_who_get_it(plane: Plane, chan
         await client.ask(ENDPOINT, nonce=(await client.get()).nonce)
     message = ENDPOINT.rpartition("/")[2]
     before = plane.get("xds_encodings_total", message=message)
-    plane.hub.change(Change(applied=(pod("web-2", "127.9.0.2"),)))
+    plane.controller.change(Change(applied=(pod("web-2", "127.9.0.2"),)))
     for client in clients:
         assert [each.name for each in (await client.get()).resources] == [NAME]
     assert plane.get("xds_encodings_total", message=message) == before + 1
@@ -204,7 +204,7 @@ async def test_a_change_counts_until_it_is_acknowledged(plane: Plane, channel: g
     assert plane.get("xds_change_to_ack_seconds_count", **EDS) == 0
     loop = asyncio.get_running_loop()
     began = loop.time()
-    plane.hub.change(Change(applied=(pod("web-2", "127.9.0.2"),)))
+    plane.controller.change(Change(applied=(pod("web-2", "127.9.0.2"),)))
     response = await client.get()
     assert [each.name for each in response.resources] == [NAME]
     answered = loop.time()
@@ -225,15 +225,15 @@ async def test_a_change_that_is_rejected_or_not_asked_for_does_not_count(
     await client.ask(ENDPOINT, NAME)
     response = await client.get()
     await client.ask(ENDPOINT, nonce=response.nonce)
-    plane.hub.change(Change(applied=(pod("web-2", "127.9.0.2"),)))
+    plane.controller.change(Change(applied=(pod("web-2", "127.9.0.2"),)))
     response = await client.get()
     await client.ask(ENDPOINT, nonce=response.nonce, error="no")
     await plane.until("xds_nacks_total", 1, **EDS)
     # The cluster of a new service is nothing to who asked for none; asked for later, it is no change.
     other = Service(meta=Meta(ref=Ref("Service", "shop", "db")), addresses=("10.1.0.2",), ports=SERVICE.ports)
-    plane.hub.change(Change(applied=(other,)))
+    plane.controller.change(Change(applied=(other,)))
     await plane.until("xds_change_batches_total", 3)
-    await plane.until("xds_translations_total", 3, result="made")
+    await plane.until("xds_translations_total", 3, result="completed")
     await client.ask(CLUSTER)
     response = await client.get()
     await client.ask(CLUSTER, nonce=response.nonce)
@@ -288,26 +288,26 @@ async def test_what_is_on_its_way_is_counted(plane: Plane, channel: grpc.aio.Cha
         await server.ask(type_url, *names)
         await server.ask(type_url, nonce=(await server.get()).nonce)
     # Its clients send mutual TLS already, so it is closed to plaintext once it says so.
-    plane.hub.change(Change(applied=(LOCK,)))
+    plane.controller.change(Change(applied=(LOCK,)))
     response = await server.get()
-    await plane.until("xds_rollout_unlocked_endpoints", 1)
+    await plane.until("xds_rollout_plaintext_endpoints", 1)
     assert told() == {"endpoints listener": 1, "unlocked_endpoints": 1, "locks_total": 1}
     await server.ask(LISTENER, nonce=response.nonce, error="not to my taste")
     await plane.until("xds_rollout_rejections", 1)
-    assert plane.get("xds_rollout_seconds_count") == 0
+    assert plane.get("xds_rollout_duration_seconds_count") == 0
     # Policy wants again what the server never stopped to do.
-    plane.hub.change(Change(removed=(LOCK.ref,)))
+    plane.controller.change(Change(removed=(LOCK.ref,)))
     response = await server.get()
     await server.ask(LISTENER, nonce=response.nonce)
-    await plane.until("xds_rollout_unlocked_endpoints", 0)
-    await plane.until("xds_rollout_seconds_count", 1)
-    assert 0 < plane.get("xds_rollout_seconds_sum") < WITHIN
+    await plane.until("xds_rollout_plaintext_endpoints", 0)
+    await plane.until("xds_rollout_duration_seconds_count", 1)
+    assert 0 < plane.get("xds_rollout_duration_seconds_sum") < WITHIN
     assert told() == {"locks_total": 1}
 
 
 async def test_who_is_not_waited_for_is_counted(plane: Plane, channel: grpc.aio.Channel):
-    plane.hub.change(Change(applied=(replace(LOCK, mode=Mode.DISABLE),)))
-    await plane.until("xds_rollout_seconds_count", 1)  # Nobody is there to be waited for.
+    plane.controller.change(Change(applied=(replace(LOCK, mode=Mode.DISABLE),)))
+    await plane.until("xds_rollout_duration_seconds_count", 1)  # Nobody is there to be waited for.
     server = Client(channel, Variant.DELTA, node=NODE)
     await server.ask(LISTENER)
     await server.ask(LISTENER, nonce=(await server.get()).nonce)
@@ -316,18 +316,18 @@ async def test_who_is_not_waited_for_is_counted(plane: Plane, channel: grpc.aio.
         host="web.shop.svc.cluster.local",
         policy=TrafficPolicy(tls=ClientTls(mode=TlsMode.ISTIO_MUTUAL)),
     )
-    plane.hub.change(Change(applied=(LOCK, rule)))
+    plane.controller.change(Change(applied=(LOCK, rule)))
     await plane.until("xds_rollout_rules_held", 1)
-    assert plane.get("xds_rollout_passed_over_total") == 0
-    plane.hub.rolling.rollout.timeout = 0.1
-    await plane.until("xds_rollout_late_endpoints", 1)
-    assert plane.get("xds_rollout_passed_over_total") >= 1
+    assert plane.get("xds_rollout_skipped_total") == 0
+    plane.controller.rollouts.rollout.timeout = 0.1
+    await plane.until("xds_rollout_skipped_endpoints", 1)
+    assert plane.get("xds_rollout_skipped_total") >= 1
     await plane.until("xds_rollout_rules_held", 0)
 
 
 async def test_the_loop_is_found_late(plane: Plane, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("xds.mesh.controlplane.metrics.controlplane.LOOK", 0.01)
-    watching = asyncio.create_task(plane.metrics.watch_loop())
+    monkeypatch.setattr("xds.mesh.controlplane.metrics.controlplane.LAG_INTERVAL", 0.01)
+    watching = asyncio.create_task(plane.metrics.measure_loop_lag())
     await plane.until("xds_event_loop_lag_seconds_count", 1)
     before = plane.get("xds_event_loop_lag_seconds_sum")
     count = plane.get("xds_event_loop_lag_seconds_count")
@@ -359,7 +359,7 @@ async def test_the_admin_port_tells_them_in_both_formats(plane: Plane):
 
 async def test_the_names_are_as_prometheus_wants_them(plane: Plane):
     """What `promtool check metrics` looks at."""
-    body, _ = plane.metrics.exposed()
+    body, _ = plane.metrics.render()
     for family in text_string_to_metric_families(body.decode()):
         if not family.name.startswith("xds_"):
             continue
@@ -379,8 +379,8 @@ async def test_the_documentation_says_what_there_is(plane: Plane, channel: grpc.
     await client.get()
     await Client(channel, Variant.SOTW, node="none").ask(LISTENER)
     await plane.until("xds_calls_failed_total", 1, code="INVALID_ARGUMENT")
-    plane.metrics.register(Admissions({}))
-    body, _ = plane.metrics.exposed()
+    plane.metrics.register(AdmissionMetrics({}))
+    body, _ = plane.metrics.render()
     told = {}
     for family in text_string_to_metric_families(body.decode()):
         if family.name.startswith("xds_"):

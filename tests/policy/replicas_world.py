@@ -8,10 +8,10 @@ from tests.policy.rollout_world import CLIENTS, PORTS, SERVERS, UNREAD, Client, 
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Change, Fact, Ref
 from xds.mesh.policy.mtls import accepted
-from xds.mesh.rollout.driver import Rolling
-from xds.mesh.rollout.peers import Report
-from xds.mesh.rollout.replica_sync import Exchange
-from xds.mesh.rollout.transition import Known
+from xds.mesh.rollout.driver import RolloutDriver
+from xds.mesh.rollout.peers import ReplicaReport
+from xds.mesh.rollout.replica_sync import ReplicaSync
+from xds.mesh.rollout.transition import ObservedState
 
 FOREVER = 1e9
 """No waiting ends here by itself, and no replica is forgotten unless the test says so."""
@@ -20,8 +20,8 @@ FOREVER = 1e9
 @dataclass
 class Replica:
     name: str
-    rolling: Rolling
-    exchange: Exchange
+    rollouts: RolloutDriver
+    exchange: ReplicaSync
     mesh: Mesh
     learned: int
     """How many of the changes it knows,"""
@@ -29,7 +29,7 @@ class Replica:
     """and how many of the reports."""
     said: dict[str, int] = field(default_factory=dict)
     """By proxy that is, or may be about to come back to be, connected: what it has acknowledged."""
-    unread: list[Report] = field(default_factory=list)
+    unread: list[ReplicaReport] = field(default_factory=list)
     """Its reports that are on their way to the API server."""
 
 
@@ -39,7 +39,7 @@ class Replicas(Proxies):
     def __init__(self, names: tuple[str, ...] = ("a", "b")) -> None:
         self.names = names
         self.changes: list[Change] = []
-        self.log: list[tuple[str, Report]] = []
+        self.log: list[tuple[str, ReplicaReport]] = []
         """What was written, in the order in which everybody reads it."""
         self.replicas: dict[str, Replica] = {}
         self.of = {name: names[index % len(names)] for index, name in enumerate((*SERVERS, *CLIENTS))}
@@ -57,14 +57,16 @@ class Replicas(Proxies):
 
     def start_replica(self, name: str) -> None:
         """Have a replica join: it is known to the others, and knows what they said, before it serves anybody."""
-        rolling, exchange = Rolling({}, FOREVER), Exchange(FOREVER)
-        rolling.exchange = exchange
+        rollouts, exchange = RolloutDriver({}, FOREVER), ReplicaSync(FOREVER)
+        rollouts.sync = exchange
         self.started += 1
-        new = Replica(f"{name}-{self.started}", rolling, exchange, Mesh(), len(self.changes), 0)
-        self.log.append((new.name, exchange.write(self.now)))
+        new = Replica(f"{name}-{self.started}", rollouts, exchange, Mesh(), len(self.changes), 0)
+        self.log.append((new.name, exchange.start_write(self.now)))
         self.read(new, len(self.log))
-        new.mesh = rolling.first(Change(applied=tuple(self.facts.values())), self.known_to(new), self.now)
-        rolling.tell()
+        new.mesh = rollouts.first_mesh(
+            Change(applied=tuple(self.facts.values())), self.known_to(new), self.now
+        )
+        rollouts.publish()
         self.replicas[name] = new
 
     def kill(self, name: str, successor: str) -> None:
@@ -94,14 +96,14 @@ class Replicas(Proxies):
         self.facts.update({fact.ref: fact for fact in applied})
         self.changes.append(Change(applied=applied, removed=removed))
         if hasattr(self, "wants"):
-            self.wants.append(self.wanted())
+            self.wants.append(self.reachable())
 
     def learn(self, replica: Replica, count: int = 1) -> None:
         """Have a replica learn of the next changes, one after the other."""
         for change in self.changes[replica.learned : replica.learned + count]:
             replica.learned += 1
-            replica.mesh = replica.rolling.apply(replica.mesh, change, self.known_to(replica), self.now)
-            replica.rolling.tell()
+            replica.mesh = replica.rollouts.apply(replica.mesh, change, self.known_to(replica), self.now)
+            replica.rollouts.publish()
 
     def learn_at_once(self, replica: Replica) -> None:
         """Have it learn of all that is new in one piece, and of nothing that was so between."""
@@ -113,8 +115,8 @@ class Replicas(Proxies):
             applied=tuple(fact for fact in last.values() if fact),
             removed=tuple(ref for ref, fact in last.items() if fact is None),
         )
-        replica.mesh = replica.rolling.apply(replica.mesh, change, self.known_to(replica), self.now)
-        replica.rolling.tell()
+        replica.mesh = replica.rollouts.apply(replica.mesh, change, self.known_to(replica), self.now)
+        replica.rollouts.publish()
 
     def step(self) -> None:
         for replica in self.replicas.values():
@@ -126,27 +128,27 @@ class Replicas(Proxies):
         self.look_at(replica)
 
     def look_at(self, replica: Replica) -> None:
-        replica.mesh = replica.rolling.advance(replica.mesh, self.known_to(replica), self.now)
-        replica.rolling.tell()
+        replica.mesh = replica.rollouts.advance(replica.mesh, self.known_to(replica), self.now)
+        replica.rollouts.publish()
 
-    def known_to(self, replica: Replica) -> Known:
-        return Known(
+    def known_to(self, replica: Replica) -> ObservedState:
+        return ObservedState(
             servers={Ref("Pod", "ns", name): replica.said[name] for name in SERVERS if name in replica.said},
             clients={f"{name}.clients": replica.said[name] for name in CLIENTS if name in replica.said},
-            returned=frozenset(
+            reconnected=frozenset(
                 f"{name}.clients"
                 for name in CLIENTS
                 if replica.said.get(name, 0) < 0 and self.clients[name].sends
             ),
-            elsewhere=replica.exchange.elsewhere(self.now),
+            peers=replica.exchange.peer_view(self.now),
         )
 
     # --- reports -----------------------------------------------------------------------------------------------------
 
     def write(self, replica: Replica) -> None:
         """Have a report sent; it arrives with `arrive`."""
-        if replica.exchange.has_news:
-            replica.unread.append(replica.exchange.write(self.now))
+        if replica.exchange.has_unpublished:
+            replica.unread.append(replica.exchange.start_write(self.now))
 
     def arrive(self, replica: Replica) -> None:
         if replica.unread:
@@ -159,7 +161,7 @@ class Replicas(Proxies):
             if name == replica.name:
                 replica.exchange.read_back(report.number, self.now)
             elif name not in self.gone:
-                replica.exchange.hear(name, str(report.number), report, FOREVER, self.now)
+                replica.exchange.receive(name, str(report.number), report, FOREVER, self.now)
 
     # --- proxies -----------------------------------------------------------------------------------------------------
 
@@ -173,11 +175,11 @@ class Replicas(Proxies):
             left.said.pop(proxy, None)
         new.said[proxy] = -1
         itself = {**self.servers, **self.clients}[proxy]
-        itself.edition = itself.said = -1
+        itself.generation = itself.said = -1
         if isinstance(itself, Server) and itself.modes:
-            new.rolling._came_back[Ref("Pod", "ns", proxy)] = itself.modes
+            new.rollouts._recovered_modes[Ref("Pod", "ns", proxy)] = itself.modes
         elif isinstance(itself, Client) and itself.sends:
-            new.rolling._has_met = True
+            new.rollouts._must_assume_mixed = True
         # Nothing is served to who has just come before it is known what it brings.
         self.step_at(new)
 
@@ -195,7 +197,7 @@ class Replicas(Proxies):
     def answer(self, proxy: str) -> None:
         itself = {**self.servers, **self.clients}[proxy]
         home = self.replicas[self.of[proxy]]
-        home.said[proxy] = max(home.said.get(proxy, -1), itself.edition)
+        home.said[proxy] = max(home.said.get(proxy, -1), itself.generation)
         if home.said[proxy] >= 0:
             for replica in self.replicas.values():
                 if replica is not home:
@@ -215,7 +217,8 @@ class Replicas(Proxies):
         """Let everything arrive until nothing changes any more."""
         for _ in range(60):
             before = [
-                (each.mesh, each.read, each.rolling.rollout.stands()) for each in self.replicas.values()
+                (each.mesh, each.read, each.rollouts.rollout.port_reports())
+                for each in self.replicas.values()
             ]
             for replica in self.replicas.values():
                 self.learn(replica, len(self.changes))
@@ -230,13 +233,16 @@ class Replicas(Proxies):
                 self.take(proxy)
                 self.check()
             self.step()
-            after = [(each.mesh, each.read, each.rolling.rollout.stands()) for each in self.replicas.values()]
-            if before == after and not any(each.exchange.has_news for each in self.replicas.values()):
+            after = [
+                (each.mesh, each.read, each.rollouts.rollout.port_reports())
+                for each in self.replicas.values()
+            ]
+            if before == after and not any(each.exchange.has_unpublished for each in self.replicas.values()):
                 break
         for replica in self.replicas.values():
-            rollout = replica.rolling.rollout
-            assert not rollout.crossings, (replica.name, rollout.crossings)
-            assert not rollout.rules
+            rollout = replica.rollouts.rollout
+            assert not rollout.transitions, (replica.name, rollout.transitions)
+            assert not rollout.rule_transitions
             assert (replica.mesh.served.modes, replica.mesh.served.mtls) == ({}, {})
             assert {fact.ref: fact for fact in replica.mesh.facts() if fact.ref in self.facts} == self.facts
         mesh = next(iter(self.replicas.values())).mesh
@@ -244,4 +250,4 @@ class Replicas(Proxies):
             itself = mesh.pod("ns", name)
             assert itself
             assert server.modes == {port: accepted(mesh, itself, port).mode for port in PORTS}
-        self.wants = [self.wanted()]
+        self.wants = [self.reachable()]

@@ -14,9 +14,9 @@ from xds.mesh.model.objects import Change, Fact, MeshConfig, Mode, Pod, PortKey,
 from xds.mesh.model.traffic import TlsMode
 from xds.mesh.policy.destination import client_rule
 from xds.mesh.policy.mtls import Send, accepted, decide, explicit_tls, sends_mtls
-from xds.mesh.rollout.driver import Rolling
-from xds.mesh.rollout.peers import TAKES
-from xds.mesh.rollout.transition import Known
+from xds.mesh.rollout.driver import RolloutDriver
+from xds.mesh.rollout.peers import ACCEPTED_SENDS
+from xds.mesh.rollout.transition import ObservedState
 
 SERVERS = ("web-1", "web-2")
 CLIENTS = ("one", "two")
@@ -39,7 +39,7 @@ def facts() -> list[Fact]:
 
 @dataclass
 class Server:
-    edition: int = -1
+    generation: int = -1
     """What it has in force, and what that is;"""
     modes: dict[int, Mode] = field(default_factory=dict)
     said: int = -1
@@ -50,7 +50,7 @@ class Server:
 
 @dataclass
 class Client:
-    edition: int = -1
+    generation: int = -1
     sends: dict[PortKey, Send] = field(default_factory=dict)
     said: int = -1
     rejects: bool = False
@@ -70,23 +70,23 @@ class Proxies:
         self.clients = {name: Client() for name in CLIENTS}
         self.start()
         self.settle()
-        self.wants = [self.wanted()]
+        self.wants = [self.reachable()]
         """For each state of the policies since all was at rest, what is served then: pairs of client and port."""
 
     # --- the control plane -------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Have a control plane start that knows nothing but the facts, and what proxies bring."""
-        self.rolling = Rolling({}, self.timeout)
-        self.rollout = self.rolling.rollout
+        self.rollouts = RolloutDriver({}, self.timeout)
+        self.rollout = self.rollouts.rollout
         everything = Change(applied=tuple(self.facts.values()), config=self.config)
-        self.mesh = self.rolling.first(everything, Known(), self.now)
+        self.mesh = self.rollouts.first_mesh(everything, ObservedState(), self.now)
         for name, server in self.servers.items():
-            server.said = server.edition = -1
+            server.said = server.generation = -1
             if server.connected and server.modes:
-                self.rolling._came_back[Ref("Pod", "ns", name)] = server.modes
+                self.rollouts._recovered_modes[Ref("Pod", "ns", name)] = server.modes
         for client in self.clients.values():
-            client.said = client.edition = -1
+            client.said = client.generation = -1
         self.step()
 
     def change(self, *applied: Fact, removed: tuple[Ref, ...] = (), config: MeshConfig | None = None) -> None:
@@ -95,12 +95,12 @@ class Proxies:
         for ref in removed:
             self.facts.pop(ref, None)
         self.facts.update({fact.ref: fact for fact in applied})
-        self.mesh = self.rolling.apply(self.mesh, change, self.known(), self.now)
-        self.wants.append(self.wanted())
+        self.mesh = self.rollouts.apply(self.mesh, change, self.known(), self.now)
+        self.wants.append(self.reachable())
 
     def look(self) -> None:
         """Have the control plane go on as far as is known to be good at this moment."""
-        self.mesh = self.rolling.advance(self.mesh, self.known(), self.now)
+        self.mesh = self.rollouts.advance(self.mesh, self.known(), self.now)
 
     def step(self) -> None:
         """The same, and once more when new connections have been read of those that clients opened until now."""
@@ -108,19 +108,21 @@ class Proxies:
         self.now += UNREAD
         self.look()
 
-    def known(self) -> Known:
-        return Known(
+    def known(self) -> ObservedState:
+        return ObservedState(
             servers={
                 Ref("Pod", "ns", name): each.said for name, each in self.servers.items() if each.connected
             },
-            rejected={Ref("Pod", "ns", name): "no" for name, each in self.servers.items() if each.rejects},
+            rejected_listeners={
+                Ref("Pod", "ns", name): "no" for name, each in self.servers.items() if each.rejects
+            },
             clients={f"{name}.clients": each.said for name, each in self.clients.items() if each.connected},
-            returned=frozenset(
+            reconnected=frozenset(
                 f"{name}.clients"
                 for name, each in self.clients.items()
                 if each.connected and each.sends and each.said < 0
             ),
-            refusing={
+            rejected_clusters={
                 f"{name}.clients": dict.fromkeys(CLUSTERS, "no")
                 for name, each in self.clients.items()
                 if each.rejects
@@ -155,23 +157,23 @@ class Proxies:
         """Have a server put in force what it is served now."""
         server, itself = self.servers[name], self.mesh.pod("ns", name)
         assert itself
-        server.edition, server.rejects = self.mesh.served.edition, False
+        server.generation, server.rejects = self.mesh.served.generation, False
         server.modes = {port: accepted(self.mesh, itself, port).mode for port in PORTS}
 
     def deliver_to_client(self, name: str) -> None:
         client = self.clients[name]
-        client.edition, client.sends = self.mesh.served.edition, self.sends(self.mesh, name)
+        client.generation, client.sends = self.mesh.served.generation, self.sends(self.mesh, name)
         client.rejects = False
 
     def reject(self, proxy: Server | Client) -> None:
         """Have a proxy answer that it goes on with what it has."""
         proxy.rejects = True
         if isinstance(proxy, Client):
-            proxy.said = self.mesh.served.edition
+            proxy.said = self.mesh.served.generation
 
     def reconnect(self, proxy: Server | Client) -> None:
         """Have a proxy lose its stream and open another one: it goes on with what it has, and has acknowledged nothing."""
-        proxy.said = proxy.edition = -1
+        proxy.said = proxy.generation = -1
         proxy.rejects = False
 
     def replace(self, name: str) -> None:
@@ -193,7 +195,7 @@ class Proxies:
 
     def hear(self, proxy: Server | Client) -> None:
         """Have an acknowledgement arrive, for the first time or once more."""
-        proxy.said = max(proxy.said, proxy.edition)
+        proxy.said = max(proxy.said, proxy.generation)
 
     @staticmethod
     def sends(mesh: Mesh, name: str) -> dict[PortKey, Send]:
@@ -225,8 +227,8 @@ class Proxies:
             self.step()
             if self.mesh is before:
                 break
-        assert not self.rollout.crossings, self.rollout.crossings
-        assert not self.rollout.rules
+        assert not self.rollout.transitions, self.rollout.transitions
+        assert not self.rollout.rule_transitions
         assert (self.mesh.served.modes, self.mesh.served.mtls) == ({}, {})
         wanted = Mesh(self.facts.values(), self.config)
         assert {fact.ref: fact for fact in self.mesh.facts()} == {fact.ref: fact for fact in wanted.facts()}
@@ -235,11 +237,11 @@ class Proxies:
             assert itself
             if server.connected:
                 assert server.modes == {port: accepted(self.mesh, itself, port).mode for port in PORTS}
-        self.wants = [self.wanted()]
+        self.wants = [self.reachable()]
 
     # --- what must hold ----------------------------------------------------------------------------------------------
 
-    def wanted(self) -> set[tuple[str, PortKey]]:
+    def reachable(self) -> set[tuple[str, PortKey]]:
         """Return which clients reach which ports by the policies as they are."""
         mesh = Mesh(self.facts.values(), self.config)
         found = set()
@@ -253,7 +255,7 @@ class Proxies:
                     server = endpoint.pod
                     assert isinstance(server, Pod)
                     mode = accepted(mesh, server, endpoint.port).mode
-                    if decide(mesh, client, web, port, endpoint).mode in TAKES[mode]:
+                    if decide(mesh, client, web, port, endpoint).mode in ACCEPTED_SENDS[mode]:
                         found.add((name, (server.ref, endpoint.port)))
         return found
 
@@ -265,6 +267,6 @@ class Proxies:
             client, server = self.clients[name], self.servers[key[0].name]
             if key in client.sends and server.modes:
                 mode, send = server.modes[key[1]], client.sends[key]
-                assert send in TAKES[mode], (
+                assert send in ACCEPTED_SENDS[mode], (
                     f"{name} sends {send} to {key[0].name}:{key[1]}, which takes {mode}"
                 )

@@ -7,10 +7,10 @@ import pytest
 from tests.policy.rollout_world import UNREAD
 from tests.policy.world import HTTP, TCP, peer, pod, rule, service
 from xds.mesh.model.objects import Change, Fact, Pod, Ref, ServicePort
-from xds.mesh.rollout.driver import Rolling
-from xds.mesh.rollout.peers import Elsewhere
-from xds.mesh.rollout.progress import how_many, progress, rules
-from xds.mesh.rollout.transition import Known
+from xds.mesh.rollout.driver import RolloutDriver
+from xds.mesh.rollout.peers import PeerView
+from xds.mesh.rollout.progress import count_services, rule_progress, service_progress
+from xds.mesh.rollout.transition import ObservedState
 
 CLUSTER = "outbound|80||web.ns.svc.cluster.local"
 ONE = "one.clients"
@@ -36,7 +36,7 @@ class World:
         ports: tuple[ServicePort, ...] = (HTTP,),
         more: tuple[Fact, ...] = (),
     ) -> None:
-        self.rolling = Rolling({}, 30.0)
+        self.rollouts = RolloutDriver({}, 30.0)
         self.now = 1000.0
         self.servers = {ref(f"web-{number}"): 0 for number in range(1, servers + 1)}
         self.clients = {ONE: 0}
@@ -47,29 +47,32 @@ class World:
             peer("ns", before),
             *more,
         ]
-        self.mesh = self.rolling.first(Change(applied=tuple(facts)), Known(), self.now)
+        self.mesh = self.rollouts.first_mesh(Change(applied=tuple(facts)), ObservedState(), self.now)
 
     def change(self, *applied: Fact, removed: tuple[Ref, ...] = ()) -> None:
         change = Change(applied=applied, removed=removed)
-        self.mesh = self.rolling.apply(self.mesh, change, self._known(), self.now)
+        self.mesh = self.rollouts.apply(self.mesh, change, self._known(), self.now)
 
     def step(self, *, seconds: float = 0.0, servers: bool = False, clients: bool = False) -> None:
         """Let time go by, and have all servers or all clients take what was served."""
         self.now += seconds
-        edition = self.rolling.rollout.served.edition
-        self.servers = dict.fromkeys(self.servers, edition) if servers else self.servers
-        self.clients = dict.fromkeys(self.clients, edition) if clients else self.clients
-        self.mesh = self.rolling.advance(self.mesh, self._known(), self.now)
+        generation = self.rollouts.rollout.served.generation
+        self.servers = dict.fromkeys(self.servers, generation) if servers else self.servers
+        self.clients = dict.fromkeys(self.clients, generation) if clients else self.clients
+        self.mesh = self.rollouts.advance(self.mesh, self._known(), self.now)
         if clients:  # and their last connections are read
             self.now += UNREAD
-            self.mesh = self.rolling.advance(self.mesh, self._known(), self.now)
+            self.mesh = self.rollouts.advance(self.mesh, self._known(), self.now)
 
     def says(self, *, after: float = 0.0) -> list[str]:
-        rollout = self.rolling.rollout
-        return [each.words(self.now + after) for each in (*progress(self.mesh, rollout), *rules(rollout))]
+        rollout = self.rollouts.rollout
+        return [
+            each.summary(self.now + after)
+            for each in (*service_progress(self.mesh, rollout), *rule_progress(rollout))
+        ]
 
-    def _known(self) -> Known:
-        return Known(servers=self.servers, clients=self.clients, **self.known)  # type: ignore[arg-type]
+    def _known(self) -> ObservedState:
+        return ObservedState(servers=self.servers, clients=self.clients, **self.known)  # type: ignore[arg-type]
 
 
 def test_nothing_is_on_its_way():
@@ -82,7 +85,7 @@ def test_nothing_is_on_its_way():
 def test_a_server_is_opened_clients_change_over_and_it_is_locked():
     world = World("DISABLE")
     world.change(peer("ns", "STRICT"))
-    open_still = "; plaintext is still accepted there"
+    open_still = "; still accepts plaintext"
     assert world.says(after=12) == [
         f"web.ns: 0/1 endpoints mTLS, web-1 waiting for its listener (12 s{open_still})"
     ]
@@ -90,7 +93,7 @@ def test_a_server_is_opened_clients_change_over_and_it_is_locked():
     assert world.says(after=4) == [f"web.ns: 0/1 endpoints mTLS, web-1 waiting for {ONE} (4 s{open_still})"]
     world.step(seconds=5, clients=True)
     assert world.says() == [f"web.ns: 1/1 endpoints mTLS, web-1 waiting for its listener (0 s{open_still})"]
-    [found] = progress(world.mesh, world.rolling.rollout)
+    [found] = service_progress(world.mesh, world.rollouts.rollout)
     assert (found.endpoints, found.mtls, found.plaintext) == (1, 1, 0)
     world.step(servers=True)
     assert world.says() == []
@@ -110,20 +113,20 @@ def test_the_way_back_to_plaintext():
 
 def test_a_server_that_rejects_its_listener_stops_there():
     world = World("PERMISSIVE")
-    world.known = {"rejected": {ref("web-1"): "not to my taste"}}
+    world.known = {"rejected_listeners": {ref("web-1"): "not to my taste"}}
     world.change(peer("ns", "STRICT"))
     world.step(seconds=90)
     assert world.says() == [
         (
-            "web.ns: 1/1 endpoints mTLS, web-1 stopped, it rejected its listener: not to my taste "
-            "(90 s; plaintext is still accepted there)"
+            "web.ns: 1/1 endpoints mTLS, web-1 stopped, its sidecar rejected the listener: not to my taste "
+            "(90 s; still accepts plaintext)"
         )
     ]
 
 
 def test_a_client_that_rejects_what_it_is_told():
     world = World("DISABLE")
-    world.known = {"refusing": {ONE: {CLUSTER: "no such thing"}}}
+    world.known = {"rejected_clusters": {ONE: {CLUSTER: "no such thing"}}}
     world.change(peer("ns", "PERMISSIVE"))
     world.step(servers=True, clients=True)
     world.step(seconds=1, clients=True)
@@ -132,7 +135,7 @@ def test_a_client_that_rejects_what_it_is_told():
     ]
     world.step(seconds=29)
     assert world.says() == [
-        f"web.ns: 1/1 endpoints mTLS, web-1 did not wait for {ONE} any longer, rejected: no such thing (32 s)"
+        f"web.ns: 1/1 endpoints mTLS, web-1 skipped {ONE}, rejected: no such thing (32 s)"
     ]
 
 
@@ -140,8 +143,8 @@ def test_a_server_is_passed_over_and_said_so_while_the_next_step_is_taken():
     world = World("DISABLE")
     world.change(peer("ns", "STRICT"))
     world.step(seconds=30)
-    open_still = "; plaintext is still accepted there"
-    passed = f"web-1 passed over, its listener was not in force in time (30 s{open_still})"
+    open_still = "; still accepts plaintext"
+    passed = f"web-1 skipped, its listener was not active in time (30 s{open_still})"
     assert world.says() == [
         f"web.ns: 0/1 endpoints mTLS, {passed}, web-1 waiting for {ONE} (0 s{open_still})"
     ]
@@ -155,8 +158,8 @@ def test_a_lock_that_is_not_in_force_in_time_leaves_the_server_open():
     world.step(seconds=31)
     assert world.says() == [
         (
-            "web.ns: 1/1 endpoints mTLS, web-1 passed over, its listener was not in force in time "
-            "(31 s; plaintext is still accepted there)"
+            "web.ns: 1/1 endpoints mTLS, web-1 skipped, its listener was not active in time "
+            "(31 s; still accepts plaintext)"
         )
     ]
     world.step(servers=True)
@@ -169,7 +172,7 @@ def test_clients_are_passed_over_and_the_server_is_locked():
     world.step(servers=True)
     world.step(seconds=30)
     world.step(seconds=30, servers=True)
-    assert world.says() == [f"web.ns: 1/1 endpoints mTLS, web-1 did not wait for {ONE} any longer (60 s)"]
+    assert world.says() == [f"web.ns: 1/1 endpoints mTLS, web-1 skipped {ONE} (60 s)"]
     world.step(clients=True)
     assert world.says() == []
 
@@ -177,12 +180,12 @@ def test_clients_are_passed_over_and_the_server_is_locked():
 def test_other_replicas_are_waited_for():
     """They are told first what is about to be done; one that has not seen the same rules yet may have anything in force."""
     world = World("DISABLE")
-    world.known = {"elsewhere": Elsewhere(said=({},))}
+    world.known = {"peers": PeerView(own_reports=({},))}
     world.change(peer("ns", "STRICT"))
     world.step(servers=True)
-    open_still = "; plaintext is still accepted there"
+    open_still = "; still accepts plaintext"
     assert world.says() == [f"web.ns: 0/1 endpoints mTLS, web-1 waiting for the API server (0 s{open_still})"]
-    world.known = {"elsewhere": Elsewhere(said=({},), others={"xds-a": None, "xds-b": None})}
+    world.known = {"peers": PeerView(own_reports=({},), peers={"xds-a": None, "xds-b": None})}
     world.step(seconds=2)
     assert world.says() == [
         f"web.ns: 0/1 endpoints mTLS, web-1 waiting for replica xds-a and xds-b (2 s{open_still})"
@@ -190,14 +193,14 @@ def test_other_replicas_are_waited_for():
     world.step(seconds=28)
 
     [words] = world.says()
-    assert "web-1 did not wait for replica xds-a and xds-b any longer (30 s)" in words
+    assert "web-1 skipped replica xds-a and xds-b (30 s)" in words
 
 
 def test_clients_without_a_name_are_those_of_a_rule():
     new = rule("clients", "web.ns.svc.cluster.local", "ISTIO_MUTUAL")
     world = World("PERMISSIVE", more=(rule("clients", "web.ns.svc.cluster.local", "DISABLE"),))
     world.change(peer("ns", "STRICT"), new)
-    open_still = "; plaintext is still accepted there"
+    open_still = "; still accepts plaintext"
     assert world.says()[0] == f"web.ns: 1/1 endpoints mTLS, web-1 waiting for clients (0 s{open_still})"
 
 
@@ -207,7 +210,7 @@ def test_three_are_named_and_the_rest_is_counted():
     world.change(peer("ns", "PERMISSIVE"))
     waiting = ", ".join(f"web-{number} waiting for its listener (0 s)" for number in (1, 2, 3))
     assert world.says() == [f"web.ns: 0/5 endpoints mTLS, {waiting}, 2 more endpoints"]
-    world.servers = dict.fromkeys(world.servers, world.rolling.rollout.served.edition)
+    world.servers = dict.fromkeys(world.servers, world.rollouts.rollout.served.generation)
     world.step()
     [words] = world.says()
     assert "web-1 waiting for client-0.ns and client-1.ns and client-2.ns and 1 more clients (0 s)" in words
@@ -216,13 +219,13 @@ def test_three_are_named_and_the_rest_is_counted():
 def test_who_is_stuck_or_waits_longest_is_named_first():
     world = World("DISABLE", servers=5)
     world.change(peer("ns", "PERMISSIVE"))
-    edition = world.rolling.rollout.served.edition
-    world.servers |= {ref(f"web-{number}"): edition for number in (1, 2, 3)}
-    world.known = {"rejected": {ref("web-5"): "no"}}
+    generation = world.rollouts.rollout.served.generation
+    world.servers |= {ref(f"web-{number}"): generation for number in (1, 2, 3)}
+    world.known = {"rejected_listeners": {ref("web-5"): "no"}}
     world.step(seconds=2)
     [words] = world.says()
     assert words.startswith(
-        "web.ns: 0/5 endpoints mTLS, web-5 stopped, it rejected its listener: no (2 s), "
+        "web.ns: 0/5 endpoints mTLS, web-5 stopped, its sidecar rejected the listener: no (2 s), "
         "web-4 waiting for its listener (2 s), web-1 waiting for one.clients (0 s), 2 more"
     )
 
@@ -260,10 +263,10 @@ def test_only_endpoints_with_a_sidecar_count_and_only_those_of_services_that_the
     world = World("DISABLE", more=(pod("web-old", "ns", sidecar=False, app="web"), other))
     world.change(peer("ns", "PERMISSIVE"))
     assert world.says() == ["web.ns: 0/1 endpoints mTLS, web-1 waiting for its listener (0 s)"]
-    rollout = world.rolling.rollout
-    assert [each.service for each in progress(world.mesh, rollout, "ns")] == ["web"]
-    assert how_many(rollout) == 1
-    assert list(progress(world.mesh, rollout, "away")) == []
+    rollout = world.rollouts.rollout
+    assert [each.service for each in service_progress(world.mesh, rollout, "ns")] == ["web"]
+    assert count_services(rollout) == 1
+    assert list(service_progress(world.mesh, rollout, "away")) == []
     # Nothing leads to the pod any more; what it was on its way for is told until it arrives.
     world.change(removed=(Ref("Service", "ns", "web"),))
     assert world.says() == ["web.ns: 0/0 endpoints mTLS, web-1 waiting for its listener (0 s)"]
@@ -274,11 +277,11 @@ def test_a_rule_is_held_back_until_servers_take_what_it_says():
     new = rule("clients", "web.ns.svc.cluster.local", "ISTIO_MUTUAL")
     world.change(peer("ns", "STRICT"), new)
     assert world.says(after=3)[1:] == [
-        "DestinationRule/clients/rule held back until its servers take it (3 s)",
+        "DestinationRule/clients/rule held until its servers accept it (3 s)",
     ]
     world.step(servers=True)
-    assert world.says()[1:] == ["DestinationRule/clients/rule waiting for one.clients to take it (0 s)"]
-    [found] = rules(world.rolling.rollout)
+    assert world.says()[1:] == ["DestinationRule/clients/rule waiting for one.clients (0 s)"]
+    [found] = rule_progress(world.rollouts.rollout)
     assert (found.host, found.deleted, found.held) == ("web.ns.svc.cluster.local", False, False)
     world.step(clients=True)
     world.step(servers=True)
@@ -288,26 +291,24 @@ def test_a_rule_is_held_back_until_servers_take_what_it_says():
 def test_a_rule_that_is_deleted_is_said_to_be():
     world = World("DISABLE", more=(rule("clients", "web.ns.svc.cluster.local", "DISABLE"),))
     world.change(removed=(RULE, Ref("DestinationRule", "clients", "never-was")))
-    assert world.says() == [
-        "deletion of DestinationRule/clients/rule waiting for one.clients to take it (0 s)"
-    ]
+    assert world.says() == ["deletion of DestinationRule/clients/rule waiting for one.clients (0 s)"]
     world.step(clients=True)
     assert world.says() == []
 
 
 def test_a_client_that_rejects_a_rule_is_named_with_what_it_said_until_it_has_taken_it():
     world = World("STRICT", more=(rule("clients", "web.ns.svc.cluster.local", "DISABLE"),))
-    world.known = {"refusing": {ONE: {CLUSTER: "no such thing"}}}
+    world.known = {"rejected_clusters": {ONE: {CLUSTER: "no such thing"}}}
     world.change(removed=(RULE,))
     world.step(seconds=1, clients=True)
     deletion = "deletion of DestinationRule/clients/rule"
-    rejected = f"{ONE} to take it, rejected: no such thing"
+    rejected = f"{ONE}, rejected: no such thing"
     assert world.says() == [f"{deletion} waiting for {rejected} (2 s)"]
     world.step(seconds=30)
-    passed = f"{deletion} did not wait for {ONE} any longer, rejected: no such thing (32 s)"
+    passed = f"{deletion} skipped {ONE}, rejected: no such thing (32 s)"
     assert world.says() == [passed]
-    assert world.rolling.rollout.passed_over == 1
-    assert world.rolling.due(world.now) < world.now + 2
+    assert world.rollouts.rollout.skip_count == 1
+    assert world.rollouts.next_check(world.now) < world.now + 2
     world.known = {}
     world.step()
     assert world.says() == []

@@ -11,7 +11,7 @@ from tests.policy.replicas_world import Replica, Replicas
 from tests.policy.rollout_world import CLIENTS, PORTS, RULES, SERVERS
 from xds.mesh.model.objects import Mode
 from xds.mesh.policy.mtls import Send
-from xds.mesh.rollout.peers import Elsewhere
+from xds.mesh.rollout.peers import PeerView
 
 MODES = (None, "DISABLE", "PERMISSIVE", "STRICT")
 WALKS = range(40)
@@ -133,9 +133,9 @@ def test_nobody_is_refused_and_what_is_wanted_comes_to_be(seed: int) -> None:
     walk(seed, ("a", "b") if seed % 4 else ("a", "b", "c"))
 
 
-@pytest.mark.parametrize("question", ["refusing", "sending"])
+@pytest.mark.parametrize("question", ["may_refuse", "may_send"])
 def test_the_model_fails_without_asking_others(monkeypatch: pytest.MonkeyPatch, question: str) -> None:
-    monkeypatch.setattr(Elsewhere, question, lambda *_: [])
+    monkeypatch.setattr(PeerView, question, lambda *_: [])
     with pytest.raises(AssertionError, match=r"sends .* which takes"):
         walks(300)
 
@@ -187,7 +187,7 @@ class Race:
         self.world.check()
 
 
-RACES = {"may_tell": Race.tells_before_it_is_known, "may_serve": Race.locks_before_it_is_known}
+RACES = {"knows_send": Race.tells_before_it_is_known, "knows_mode": Race.locks_before_it_is_known}
 
 
 @pytest.mark.parametrize("question", RACES)
@@ -197,7 +197,7 @@ def test_nobody_acts_before_others_can_know(monkeypatch: pytest.MonkeyPatch, que
         race = Race()
         run(race)
         race.world.settle()
-    monkeypatch.setattr(Elsewhere, question, lambda *_: True)
+    monkeypatch.setattr(PeerView, question, lambda *_: True)
     race = Race()
     with pytest.raises(AssertionError, match=r"one sends plaintext to web-2:.*, which takes STRICT"):
         RACES[question](race)
@@ -206,7 +206,7 @@ def test_nobody_acts_before_others_can_know(monkeypatch: pytest.MonkeyPatch, que
 def test_a_replica_that_stays_behind_is_waited_for_until_the_timeout() -> None:
     world = Replicas(("a", "b"))
     a = world.replicas["a"]
-    rollout = a.rolling.rollout
+    rollout = a.rollouts.rollout
     world.set_mode("DISABLE")
     world.settle()
     for proxy in (*SERVERS, *CLIENTS):
@@ -232,5 +232,5 @@ def test_a_replica_that_stays_behind_is_waited_for_until_the_timeout() -> None:
     assert [sends for _, sends in found[:told]] == [plaintext] * told
     assert told >= 3
     assert locked >= told + 3
-    assert not rollout.crossings
-    assert rollout.passed_over == 2 * len(SERVERS) * len(PORTS)
+    assert not rollout.transitions
+    assert rollout.skip_count == 2 * len(SERVERS) * len(PORTS)

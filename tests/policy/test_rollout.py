@@ -10,8 +10,8 @@ from tests.policy.rollout_world import UNREAD, Proxies
 from tests.policy.world import peer, rule, tls
 from xds.mesh.model.objects import ROLLOUT, Change, MeshConfig, Ref
 from xds.mesh.model.traffic import Subset, TrafficPolicy
-from xds.mesh.rollout.peers import NOT_HERE, Elsewhere
-from xds.mesh.rollout.transition import Stage
+from xds.mesh.rollout.peers import UNKNOWN_POD, PeerView
+from xds.mesh.rollout.transition import WaitingFor
 
 WEB = Ref("Pod", "ns", "web-1")
 KEY = (WEB, 8080)
@@ -52,21 +52,21 @@ def test_a_server_that_lags_is_passed_over_after_the_timeout_and_only_its_own_cl
     world.step()
     told = {key[0].name for key, mtls in world.mesh.served.mtls.items() if not mtls}
     assert told == {"web-1"}
-    assert world.rollout.crossings[KEY].stage is Stage.LISTENER
+    assert world.rollout.transitions[KEY].waiting_for is WaitingFor.LISTENER
     world.acknowledge(*world.clients)
     world.step()
     world.acknowledge("web-2")
-    world.now = world.rollout.crossings[KEY].served_since + 29
+    world.now = world.rollout.transitions[KEY].mode_since + 29
     world.look()
-    assert not world.rollout.late
+    assert not world.rollout.skipped_ports
     world.now += 1
     world.step()
-    assert {key[0].name for key in world.rollout.late} == {"web-1"}
-    assert world.rollout.passed_over == 2  # both of its ports
+    assert {key[0].name for key in world.rollout.skipped_ports} == {"web-1"}
+    assert world.rollout.skip_count == 2  # both of its ports
     assert not world.mesh.served.mtls
     world.acknowledge("web-1")
     world.step()
-    assert not world.rollout.late
+    assert not world.rollout.skipped_ports
 
 
 def test_a_policy_that_must_not_wait_is_in_force_on_both_sides_at_once():
@@ -77,41 +77,41 @@ def test_a_policy_that_must_not_wait_is_in_force_on_both_sides_at_once():
     strict = replace(strict, meta=replace(strict.meta, annotations={ROLLOUT: "immediate"}))
     world.change(strict)
     assert world.rollout.served.modes == world.rollout.served.mtls == {}
-    assert world.rollout.locked == 4
+    assert world.rollout.plaintext_disabled == 4
 
 
 def test_what_does_not_wait_is_looked_after_all_the_same_and_named_until_it_is_there():
     world = Proxies(timeout=30.0)
     strict = peer("ns", "STRICT")
     world.change(replace(strict, meta=replace(strict.meta, annotations={ROLLOUT: "immediate"})))
-    crossing = world.rollout.crossings[KEY]
-    assert (crossing.stage, crossing.awaits_lock) == (Stage.LISTENER, True)
-    refused = replace(world.known(), rejected={WEB: "no"})
-    world.mesh = world.rolling.advance(world.mesh, refused, world.now + 40)
-    assert crossing.rejection == "no"
+    transition = world.rollout.transitions[KEY]
+    assert (transition.waiting_for, transition.accepts_plaintext) == (WaitingFor.LISTENER, True)
+    refused = replace(world.known(), rejected_listeners={WEB: "no"})
+    world.mesh = world.rollouts.advance(world.mesh, refused, world.now + 40)
+    assert transition.rejection == "no"
     world.now += 31
     world.step()
-    assert not world.rollout.crossings
-    assert KEY in world.rollout.late
+    assert not world.rollout.transitions
+    assert KEY in world.rollout.skipped_ports
     world.settle()
-    assert not world.rollout.late
+    assert not world.rollout.skipped_ports
 
 
 def test_what_others_say_of_a_pod_that_is_not_known_here_changes_nothing():
     world = Proxies()
-    opened = Elsewhere(said=(), opened=frozenset({(Ref("Pod", "ns", "nobody"), 8080)}))
-    world.mesh = world.rolling.advance(world.mesh, replace(world.known(), elsewhere=opened), world.now)
-    assert not world.rollout.crossings
-    assert world.rollout.stands() == {(Ref("Pod", "ns", "nobody"), 8080): NOT_HERE}
+    opened = PeerView(own_reports=(), in_transition=frozenset({(Ref("Pod", "ns", "nobody"), 8080)}))
+    world.mesh = world.rollouts.advance(world.mesh, replace(world.known(), peers=opened), world.now)
+    assert not world.rollout.transitions
+    assert world.rollout.port_reports() == {(Ref("Pod", "ns", "nobody"), 8080): UNKNOWN_POD}
 
 
 def test_a_lock_that_must_not_wait_tells_clients_nothing_that_they_do_already():
     world = Proxies()
     strict = peer("ns", "STRICT")
     world.change(replace(strict, meta=replace(strict.meta, annotations={ROLLOUT: "immediate"})))
-    assert world.rollout.locked == 4
-    assert {each.stage for each in world.rollout.crossings.values()} == {Stage.LISTENER}
-    assert {each.tells_at for each in world.rollout.crossings.values()} == {0}
+    assert world.rollout.plaintext_disabled == 4
+    assert {each.waiting_for for each in world.rollout.transitions.values()} == {WaitingFor.LISTENER}
+    assert {each.send_generation for each in world.rollout.transitions.values()} == {0}
 
 
 def test_one_that_was_on_its_way_is_overtaken_by_one_that_must_not_wait():
@@ -131,16 +131,16 @@ def test_what_the_policy_itself_does_not_take_is_not_waited_for():
     world.set_mode("STRICT")
     world.settle()
     # Clients send plaintext from now on, which no server takes.
-    world.mesh = world.rolling.apply(
+    world.mesh = world.rollouts.apply(
         world.mesh, Change(config=MeshConfig(enable_auto_mtls=False)), world.known(), world.now
     )
     assert modes(world) == set()
-    assert all(each.tells is each.will for each in world.rollout.crossings.values())
+    assert all(each.served_send is each.desired_send for each in world.rollout.transitions.values())
     for each in (*world.servers.values(), *world.clients.values()):
-        each.edition = world.rollout.served.edition
+        each.generation = world.rollout.served.generation
         world.hear(each)
     world.step()
-    assert not world.rollout.crossings
+    assert not world.rollout.transitions
 
 
 def test_a_pod_that_is_gone_is_waited_for_no_longer():
@@ -148,9 +148,9 @@ def test_a_pod_that_is_gone_is_waited_for_no_longer():
     world.set_mode("DISABLE")
     world.settle()
     world.set_mode("STRICT")
-    assert KEY in world.rollout.crossings
+    assert KEY in world.rollout.transitions
     world.change(removed=(WEB,))
-    assert {key[0].name for key in world.rollout.crossings} == {"web-2"}
+    assert {key[0].name for key in world.rollout.transitions} == {"web-2"}
 
 
 def test_a_rule_with_parts_is_held_for_what_any_of_them_says():
@@ -167,7 +167,7 @@ def test_a_rule_with_parts_is_held_for_what_any_of_them_says():
     )
     world.change(peer("ns", "STRICT"), parts)
     assert world.mesh.get(parts.ref) is None
-    assert world.rollout.rules[parts.ref].at is None
+    assert world.rollout.rule_transitions[parts.ref].generation is None
     world.settle()
     assert world.mesh.get(parts.ref) == parts
 
@@ -178,7 +178,7 @@ def test_a_rule_that_changes_while_it_is_held_comes_as_it_was_said_last():
     world.settle()
     first, second = rule("clients", HOST, "ISTIO_MUTUAL"), rule("clients", HOST, "DISABLE")
     world.change(peer("ns", "STRICT"), first)
-    assert world.rollout.rules[first.ref].new == first
+    assert world.rollout.rule_transitions[first.ref].new == first
     world.change(second)
     # Nothing keeps this one: plaintext is what servers take, and what STRICT does not is not waited for.
     assert world.mesh.get(second.ref) == second
@@ -209,11 +209,11 @@ def test_rules_wait_no_longer_than_anybody():
     world.step()
     assert world.mesh.get(held.ref) == held
     # Counted for each port that was waited for, and then for the clients that take neither the mode nor the rule.
-    assert world.rollout.passed_over == 4
+    assert world.rollout.skip_count == 4
     world.now += 30
     world.step()
-    assert not world.rollout.rules
-    assert world.rollout.passed_over == 4 + 4 + 1
+    assert not world.rollout.rule_transitions
+    assert world.rollout.skip_count == 4 + 4 + 1
 
 
 def test_a_server_that_was_passed_over_is_named_until_it_has_what_it_should():
@@ -223,13 +223,13 @@ def test_a_server_that_was_passed_over_is_named_until_it_has_what_it_should():
     world.set_mode("PERMISSIVE")
     world.now += 30
     world.step()
-    assert KEY in world.rollout.late
+    assert KEY in world.rollout.skipped_ports
     world.servers["web-1"].connected = False
     world.step()
     # It may go on with what it had, though nobody hears of it.
-    assert KEY in world.rollout.late
+    assert KEY in world.rollout.skipped_ports
     world.change(removed=(WEB,))
-    assert KEY not in world.rollout.late
+    assert KEY not in world.rollout.skipped_ports
 
 
 def test_without_the_gate_everything_is_as_it_is_wanted():
@@ -238,7 +238,7 @@ def test_without_the_gate_everything_is_as_it_is_wanted():
     held = rule("clients", HOST, "ISTIO_MUTUAL")
     world.change(peer("ns", "STRICT"), held)
     assert world.mesh.get(held.ref) == held
-    assert not world.rollout.crossings
+    assert not world.rollout.transitions
     assert world.mesh.served.modes == {}
 
 
@@ -251,10 +251,10 @@ def test_clients_that_reject_what_belongs_to_others_are_not_waited_for():
     world.step()
     world.acknowledge(*world.clients)
     refusing = {"one.clients": {"outbound|80||other.ns.svc.cluster.local": "no", "BlackHoleCluster": "no"}}
-    known = replace(world.known(), refusing=refusing)
+    known = replace(world.known(), rejected_clusters=refusing)
     for now in (world.now, world.now + UNREAD):
-        world.mesh = world.rolling.advance(world.mesh, known, now)
-    assert not world.rollout.crossings
+        world.mesh = world.rollouts.advance(world.mesh, known, now)
+    assert not world.rollout.transitions
 
 
 def test_what_installing_creates_is_held_back_by_who_finds_that_servers_do_not_take_it():
@@ -264,9 +264,9 @@ def test_what_installing_creates_is_held_back_by_who_finds_that_servers_do_not_t
     world.settle()
     world.facts[Ref("PeerAuthentication", "ns", "default")] = peer("ns", "PERMISSIVE")
     world.config = MeshConfig(mtls_enabled=True)
-    world.wants.append(world.wanted())
+    world.wants.append(world.reachable())
     world.start()
-    assert [each.at for each in world.rollout.rules.values()] == [None]
+    assert [each.generation for each in world.rollout.rule_transitions.values()] == [None]
     for name in world.clients:
         world.deliver_to_client(name)
         world.check()
@@ -289,7 +289,7 @@ def test_the_meshs_switch_goes_the_same_way(enabled, auto, others_first):
                 world.check()
                 world.hear(proxy)
             world.step()
-    assert not world.rollout.crossings
+    assert not world.rollout.transitions
     mode = "STRICT" if enabled else "PERMISSIVE"
     assert {each for server in world.servers.values() for each in server.modes.values()} == {mode}
     world.settle()
@@ -323,14 +323,14 @@ def test_a_lock_waits_for_connections_of_which_it_is_not_known_yet_what_they_are
     heard = world.now
     world.look()
     assert modes(world) == {"PERMISSIVE"}
-    assert world.rollout.crossings[KEY].stage is Stage.CLIENTS
+    assert world.rollout.transitions[KEY].waiting_for is WaitingFor.CLIENTS
     world.now = heard + 1.1
     world.look()
     assert modes(world) == {"PERMISSIVE"}
     world.now = heard + UNREAD
     world.look()
     assert modes(world) == set()
-    assert world.rollout.locked == 4
+    assert world.rollout.plaintext_disabled == 4
 
 
 @pytest.mark.parametrize("late", ["client", "server"])
@@ -349,17 +349,17 @@ def test_who_was_passed_over_and_is_still_not_there_is_waited_for_at_the_next_ch
     world.now += 31
     world.step()
     world.step()
-    assert KEY in world.rollout.late
+    assert KEY in world.rollout.skipped_ports
     world.set_mode("STRICT" if late == "client" else "DISABLE")
     for _ in range(3):
         world.acknowledge("web-2", "one")
         world.check()
         world.step()
-    waiting = world.rollout.crossings[KEY]
-    assert waiting.stage is (Stage.CLIENTS if late == "client" else Stage.LISTENER)
-    assert waiting.laggards == (("two.clients",) if late == "client" else ())
+    waiting = world.rollout.transitions[KEY]
+    assert waiting.waiting_for is (WaitingFor.CLIENTS if late == "client" else WaitingFor.LISTENER)
+    assert waiting.lagging == (("two.clients",) if late == "client" else ())
     world.settle()
-    assert not world.rollout.late
+    assert not world.rollout.skipped_ports
 
 
 def test_a_client_that_rejects_a_rule_goes_on_with_the_one_before():
@@ -369,11 +369,11 @@ def test_a_client_that_rejects_a_rule_goes_on_with_the_one_before():
     world.settle()
     world.change(peer("ns", "STRICT"), removed=(before.ref,))
     world.acknowledge("one")
-    world.clients["two"].said = world.mesh.served.edition  # It has answered, and has the old clusters.
+    world.clients["two"].said = world.mesh.served.generation  # It has answered, and has the old clusters.
     refusing = {"two.clients": {f"outbound|80||{HOST}": "no"}}
     for now in (world.now, world.now + UNREAD):
-        known = replace(world.known(), refusing=refusing)
-        world.mesh = world.rolling.advance(world.mesh, known, now)
+        known = replace(world.known(), rejected_clusters=refusing)
+        world.mesh = world.rollouts.advance(world.mesh, known, now)
     assert modes(world) == {"PERMISSIVE"}
     world.settle()
 
@@ -385,10 +385,10 @@ def test_a_rule_that_changes_after_another_change_was_told_has_its_own_time():
     world.change(rule("clients", HOST, "DISABLE", name="for-all"))  # which `two` does not take
     world.now += 28
     world.change(peer("ns", "STRICT"), rule("clients", HOST, "ISTIO_MUTUAL", name="for-all"))
-    (held,) = world.rollout.rules.values()
-    assert held.at is None
+    (held,) = world.rollout.rule_transitions.values()
+    assert held.generation is None
     world.now += 2
     world.look()
-    assert held.at is None
+    assert held.generation is None
     world.deliver_to_client("one")
     world.check()

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.envoy
 
 HTTP, TCP = 8080, 9000
 CUT = "upstream_cx_destroy_local_with_active_rq"
-OPEN = "plaintext is still accepted there"
+OPEN = "still accepts plaintext"
 
 
 @contextmanager

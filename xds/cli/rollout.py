@@ -65,8 +65,8 @@ def _notes(answer: pb.ListRolloutsResponse, *, counts: bool = True) -> Iterator[
         yield _TCP
     if any(each.accepts_plaintext for service in answer.services for each in service.waiting):
         yield _LOCK
-    if answer.locks and counts:
-        yield _LOCKS.format(locks=answer.locks)
+    if answer.plaintext_disabled and counts:
+        yield _LOCKS.format(locks=answer.plaintext_disabled)
 
 
 def _say(lines: Iterable[str]) -> None:
