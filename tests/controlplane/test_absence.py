@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
-from tests.controlplane.world import pod, running, service
-
 from tests.controlplane.sidecar import Sidecar
+from tests.controlplane.world import pod, running, service
 from xds.mesh.controlplane.absence import Absent
 from xds.mesh.controlplane.controller import Controller
 from xds.mesh.model.objects import Change, Pod, Ref

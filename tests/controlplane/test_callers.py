@@ -13,9 +13,9 @@ import pytest
 from envoy_data_plane.envoy.config.core.v3 import Node as EnvoyNode
 from envoy_data_plane.envoy.service.discovery.v3 import DiscoveryRequest
 from structlog.testing import capture_logs
+
 from tests.controlplane.world import NOW, STREAM, node, published, running, service
 from tests.controlplane.world import pod as make_pod
-
 from xds.mesh.controlplane.authorization import NO_KEY, UNKNOWN_BUDGETS, budget_key
 from xds.mesh.identity.claims import Caller, How
 from xds.mesh.model.objects import Change, Pod, Ref

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 
 import pytest
-from tests.controlplane.world import running
 
 from tests.controlplane.sidecar import WITHIN, Sidecar
 from tests.controlplane.test_rollouts import FACTS, PORT, WEB, looked_twice, say, waits_for, world
+from tests.controlplane.world import running
 from tests.policy.world import peer, pod
 from tests.support.waiting import eventually
 from xds.mesh.model.objects import Change, Ref

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 from structlog.testing import capture_logs
-from tests.controlplane.world import running
 
 from tests.controlplane.sidecar import WITHIN, Sidecar
+from tests.controlplane.world import running
 from tests.policy.world import HTTP, meta, peer, pod, rule, service
 from tests.support.waiting import eventually
 from xds.mesh.model.objects import ROLLOUT, Change, Ref

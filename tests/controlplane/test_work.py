@@ -7,8 +7,8 @@ from collections.abc import Generator
 from datetime import timedelta
 
 import pytest
-from tests.controlplane.world import NOW, STREAM, busy, namespace, node, pod, published, running, service
 
+from tests.controlplane.world import NOW, STREAM, busy, namespace, node, pod, published, running, service
 from xds.mesh.controlplane import controller as module
 from xds.mesh.envoy.translate import steps
 from xds.mesh.model.mesh import Mesh
@@ -112,8 +112,8 @@ async def test_work_and_certificates() -> None:
             while controller.certificates().current != 1:
                 await asyncio.sleep(0.01)
         assert controller.certificates().issued == 2
-        work = controller.stats
-        assert (work.changes, work.applied, work.failed) == (2, 2, 0)
-        assert work.made >= 2
-        assert work.translate_seconds > 0
-        assert work.apply_seconds > 0
+        stats = controller.stats
+        assert (stats.changes, stats.batches, stats.failed) == (2, 2, 0)
+        assert stats.translated >= 2
+        assert stats.translate_seconds > 0
+        assert stats.apply_seconds > 0

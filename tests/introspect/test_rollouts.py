@@ -194,7 +194,7 @@ async def test_grpcurl_finds_it_and_reads_well(plane: Plane):
     [service] = answer["services"]
     assert {
         "pod": "web-1",
-        "wanted": "STRICT",
+        "desiredMode": "STRICT",
         "waitingFor": "LISTENER",
         "acceptsPlaintext": True,
     }.items() <= service["waiting"][0].items()

@@ -291,7 +291,7 @@ async def test_what_is_on_its_way_is_counted(plane: Plane, channel: grpc.aio.Cha
     plane.controller.change(Change(applied=(LOCK,)))
     response = await server.get()
     await plane.until("xds_rollout_plaintext_endpoints", 1)
-    assert told() == {"endpoints listener": 1, "unlocked_endpoints": 1, "locks_total": 1}
+    assert told() == {"endpoints listener": 1, "plaintext_endpoints": 1, "plaintext_disabled_total": 1}
     await server.ask(LISTENER, nonce=response.nonce, error="not to my taste")
     await plane.until("xds_rollout_rejections", 1)
     assert plane.get("xds_rollout_duration_seconds_count") == 0
@@ -302,7 +302,7 @@ async def test_what_is_on_its_way_is_counted(plane: Plane, channel: grpc.aio.Cha
     await plane.until("xds_rollout_plaintext_endpoints", 0)
     await plane.until("xds_rollout_duration_seconds_count", 1)
     assert 0 < plane.get("xds_rollout_duration_seconds_sum") < WITHIN
-    assert told() == {"locks_total": 1}
+    assert told() == {"plaintext_disabled_total": 1}
 
 
 async def test_who_is_not_waited_for_is_counted(plane: Plane, channel: grpc.aio.Channel):
@@ -340,7 +340,7 @@ async def test_the_loop_is_found_late(plane: Plane, monkeypatch: pytest.MonkeyPa
 
 
 async def test_the_admin_port_tells_them_in_both_formats(plane: Plane):
-    admin = AdminServer(lambda: None, "127.0.0.1", 0, metrics=plane.metrics.exposed)
+    admin = AdminServer(lambda: None, "127.0.0.1", 0, metrics=plane.metrics.render)
     await admin.start()
     try:
         url = f"http://127.0.0.1:{admin.port}/metrics"
