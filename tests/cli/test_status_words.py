@@ -1,4 +1,4 @@
-"""How far a proxy is, in type_line."""
+"""One-line descriptions of a proxy's status."""
 
 from __future__ import annotations
 
