@@ -18,7 +18,8 @@ from xds.server import StreamInfo, Subscriber
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, SECRET
 
 SOON = 6.0
-"""Seconds in which a rollout is over that waits for nobody: less than anybody is reckoned with, or waited for."""
+"""Seconds in which a rollout is over that waits for nobody: less than anybody is reckoned with, or waited
+for."""
 
 
 def connect(controller, name: str, type_url: str = "") -> Subscriber:

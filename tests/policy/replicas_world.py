@@ -47,7 +47,7 @@ class Replicas(Proxies):
         self.gone: set[str] = set()
         super().__init__(FOREVER)
 
-    # --- control planes ----------------------------------------------------------------------------------------------
+    # --- control planes -------------------------------------------------------------------------------------
 
     def start(self) -> None:
         for name in self.names:
@@ -143,7 +143,7 @@ class Replicas(Proxies):
             peers=replica.exchange.peer_view(self.now),
         )
 
-    # --- reports -----------------------------------------------------------------------------------------------------
+    # --- reports --------------------------------------------------------------------------------------------
 
     def write(self, replica: Replica) -> None:
         """Have a report sent; it arrives with `arrive`."""
@@ -163,7 +163,7 @@ class Replicas(Proxies):
             elif name not in self.gone:
                 replica.exchange.receive(name, str(report.number), report, FOREVER, self.now)
 
-    # --- proxies -----------------------------------------------------------------------------------------------------
+    # --- proxies --------------------------------------------------------------------------------------------
 
     def move(self, proxy: str, to: str, *, away: bool = True) -> None:
         """Have a proxy connect to another replica. The one that it leaves reckons with it until it is at home there."""
@@ -211,7 +211,7 @@ class Replicas(Proxies):
             replica.said.pop(proxy, None)
         self.replicas[self.of[proxy]].said[proxy] = -1
 
-    # --- all at rest -------------------------------------------------------------------------------------------------
+    # --- all at rest ----------------------------------------------------------------------------------------
 
     def settle(self) -> None:
         """Let everything arrive until nothing changes any more."""

@@ -1,7 +1,7 @@
 """A mesh whose proxies take what they are served late, lose streams and restart: what a rollout must get right.
 
-Nothing is asserted here but one thing, whenever anything happens: a request that every policy since the last rest would have served
-is served now, by what the client and the server have in force.
+Nothing is asserted here but one thing, whenever anything happens: a request that every policy since the last
+rest would have served is served now, by what the client and the server have in force.
 """
 
 from __future__ import annotations
@@ -71,9 +71,10 @@ class Proxies:
         self.start()
         self.settle()
         self.wants = [self.reachable()]
-        """For each state of the policies since all was at rest, what is served then: pairs of client and port."""
+        """For each state of the policies since all was at rest, what is served then: pairs of client and
+        port."""
 
-    # --- the control plane -------------------------------------------------------------------------------------------
+    # --- the control plane ----------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Have a control plane start that knows nothing but the facts, and what proxies bring."""
@@ -129,7 +130,7 @@ class Proxies:
             },
         )
 
-    # --- the policies ------------------------------------------------------------------------------------------------
+    # --- the policies ---------------------------------------------------------------------------------------
 
     def set_mode(self, mode: str | None, *, name: str = "", port: int = 0) -> None:
         """Say a mode for the namespace, for one server, or for a port of one."""
@@ -151,7 +152,7 @@ class Proxies:
         else:
             self.change(rule("clients", "web.ns.svc.cluster.local", mode, name=name, selector=selector))
 
-    # --- the proxies -------------------------------------------------------------------------------------------------
+    # --- the proxies ----------------------------------------------------------------------------------------
 
     def deliver_to_server(self, name: str) -> None:
         """Have a server put in force what it is served now."""
@@ -239,7 +240,7 @@ class Proxies:
                 assert server.modes == {port: accepted(self.mesh, itself, port).mode for port in PORTS}
         self.wants = [self.reachable()]
 
-    # --- what must hold ----------------------------------------------------------------------------------------------
+    # --- what must hold -------------------------------------------------------------------------------------
 
     def reachable(self) -> set[tuple[str, PortKey]]:
         """Return which clients reach which ports by the policies as they are."""

@@ -208,7 +208,8 @@ def test_rules_wait_no_longer_than_anybody():
     world.now += 30
     world.step()
     assert world.mesh.get(held.ref) == held
-    # Counted for each port that was waited for, and then for the clients that take neither the mode nor the rule.
+    # Counted for each port that was waited for, and then for the clients that take neither the mode nor the
+    # rule.
     assert world.rollout.skip_count == 4
     world.now += 30
     world.step()

@@ -1,4 +1,7 @@
-"""Pods that should have a connected sidecar and do not. Without this, a dead sidecar would just disappear from reports."""
+"""Pods that should have a connected sidecar and do not.
+
+Without this, a sidecar that dies would just disappear from reports.
+"""
 
 from __future__ import annotations
 
@@ -35,8 +38,8 @@ class Absences(NamedTuple):
 class SidecarTracker:
     """Track which sidecars are not connected, and since when.
 
-    A pod should have a connected sidecar from the moment it has an address, as none of its containers runs earlier, until
-    it ends.
+    A pod should have a connected sidecar from the moment it has an address, as none of its containers runs
+    earlier, until it ends.
     """
 
     def __init__(self, mesh: Callable[[], Mesh], connected: Container[PodName]) -> None:

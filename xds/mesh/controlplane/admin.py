@@ -41,10 +41,12 @@ class AdminServer:
             host: the address to listen on.
             port: the port to listen on. 0: any free port.
             metrics: renders the metrics for /metrics. None: there is no such path.
-            note: returns what /ready adds for a ready process, such as a source that is unreachable. Empty: nothing.
-            warnings: returns problems that do not prevent the process from serving. /ready lists them for callers on this
-                machine. It only counts them for other callers, who are not authenticated and must not learn which policies
-                have no effect.
+            note: returns what /ready adds for a ready process, such as a source that is unreachable. Empty:
+            nothing.
+            warnings: returns problems that do not prevent the process from serving. /ready lists them for
+            callers on this
+                machine. It only counts them for other callers, who are not authenticated and must not learn
+                which policies have no effect.
         """
         self._ready = ready
         self._metrics = metrics
@@ -54,7 +56,8 @@ class AdminServer:
         self._port = port
         self._listener: HttpListener | None = None
         self._scrapes = CpuShare()
-        """The CPU time that all clients together use for metrics, which are rendered on the event loop that serves xDS."""
+        """The CPU time that all clients together use for metrics, which are rendered on the event loop that
+        serves xDS."""
         self.port = 0
         """The port that the server listens on, once started."""
 

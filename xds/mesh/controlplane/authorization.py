@@ -18,8 +18,8 @@ from xds.snapshot import SECRET, ResourceSet, Snapshot
 log = structlog.get_logger(__name__)
 
 NO_KEY = (
-    "private keys are not served in plaintext, where callers are not authenticated: connect over TLS, with a service "
-    "account token or a client certificate"
+    "private keys are not served in plaintext, where callers are not authenticated: connect over TLS, with a "
+    "service account token or a client certificate"
 )
 """Why a stream does not get the secret `default`."""
 
@@ -31,7 +31,10 @@ UNKNOWN_BUDGETS = 64
 def recheck_caller(
     subscriber: Subscriber, name: tuple[str, str], previous: Pod | None, pod: Pod | None
 ) -> None:
-    """End a stream whose caller may no longer speak for a pod (namespace, name) that was replaced or deleted."""
+    """End a stream whose caller may no longer speak for a pod (namespace, name).
+
+    Call it when the pod has changed, or was replaced or deleted.
+    """
     caller: Caller | None = subscriber.stream.caller
     if caller is None:
         return
@@ -50,10 +53,10 @@ def recheck_caller(
 def budget_key(caller: Caller | None, name: tuple[str, str], *, is_known: bool) -> Hashable:
     """Return the budget that a stream for a pod (namespace, name) is charged to.
 
-    A known pod has one budget for authenticated streams and one for plaintext streams, so that unauthenticated callers
-    cannot use up what the pod needs. Unknown pods share the budget of the caller's service account, because a caller could
-    invent any number of them; in plaintext they share UNKNOWN_BUDGETS. A token that is bound to a pod is valid for that pod
-    only.
+    A known pod has one budget for authenticated streams and one for plaintext streams, so that
+    unauthenticated callers cannot use up what the pod needs. Unknown pods share the budget of the caller's
+    service account, because a caller could invent any number of them; in plaintext they share
+    UNKNOWN_BUDGETS. A token that is bound to a pod is valid for that pod only.
     """
     if is_known or (caller and caller.pod):
         return (*name, caller is None)

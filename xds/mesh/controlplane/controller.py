@@ -1,8 +1,9 @@
 """The controller: changes in, a new mesh, new snapshots, and sessions that send them.
 
-One task does all of it. Changes that arrive close together are batched. Proxies are served one at a time, in the order in
-which they became due, and the event loop gets its turn every few milliseconds. A translation that newer changes supersede is
-abandoned, but never twice in a row for the same proxy, so that proxies are served even under constant change.
+One task does all of it. Changes that arrive close together are batched. Proxies are served one at a time, in
+the order in which they became due, and the event loop gets its turn every few milliseconds. A translation
+that newer changes supersede is abandoned, but never twice in a row for the same proxy, so that proxies are
+served even under constant change.
 """
 
 from __future__ import annotations
@@ -64,9 +65,9 @@ def _utc_now() -> datetime:
 class Controller:
     """Keep the mesh and the connected proxies, and publish to each proxy the snapshot that it should have.
 
-    A stream with an authenticated caller (`xds.mesh.identity.auth`) may speak only for the pod that the caller proved to be,
-    and ends when that is no longer true. A plaintext stream may speak for any pod, and gets a private key only if
-    `serve_keys` is set, and never over REST.
+    A stream with an authenticated caller (`xds.mesh.identity.auth`) may speak only for the pod that the
+    caller proved to be, and ends when that is no longer true. A plaintext stream may speak for any pod, and
+    gets a private key only if `serve_keys` is set, and never over REST.
     """
 
     def __init__(
@@ -86,7 +87,8 @@ class Controller:
             also_trust: further trusted root certificates, in PEM form.
             serve_keys: whether plaintext streams get private keys.
             lifetime: the lifetime of certificates.
-            rollout_timeout: seconds to wait for a proxy during a rollout. None: serve the desired state at once.
+            rollout_timeout: seconds to wait for a proxy during a rollout. None: serve the desired state at
+            once.
             now: returns the current time.
         """
         self.mesh = Mesh()
@@ -107,7 +109,8 @@ class Controller:
         self.sidecars = SidecarTracker(lambda: self.mesh, self._streams)
         """The sidecars that should be connected and are not."""
         self.mesh_lock = asyncio.Lock()
-        """Held while a thread works on the mesh and the rollouts. Hold it to read more than one attribute of the rollouts."""
+        """Held while a thread works on the mesh and the rollouts. Hold it to read more than one attribute of
+        the rollouts."""
         self._due: dict[PodName, float | None] = {}
         """The pods to translate, in order, with the time of the oldest change that waits for it."""
         self._log = RolloutLog()
@@ -123,7 +126,7 @@ class Controller:
         self._first_change_at = self._last_change_at = self._slice_started_at = 0.0
         self._wake = asyncio.Event()
 
-    # --- for sources -------------------------------------------------------------------------------------------------
+    # --- for sources ----------------------------------------------------------------------------------------
 
     def change(self, change: Change) -> None:
         """Queue a change. It is applied a moment later."""
@@ -150,10 +153,10 @@ class Controller:
                 self._schedule(key)
         self._wake.set()
 
-    # --- for streams (server.Proxies) --------------------------------------------------------------------------------
+    # --- for streams (server.Proxies) -----------------------------------------------------------------------
 
     def connect(self, node: Node, stream: StreamInfo) -> Subscriber:
-        """Admit a sidecar if the caller may speak for its pod. A sidecar whose pod is unknown waits for the pod."""
+        """Admit a sidecar if the caller may speak for its pod. An unknown pod is waited for."""
         try:
             name = NodeId.parse(node.id)
         except ValueError as error:
@@ -209,7 +212,7 @@ class Controller:
                 seconds=round(event.waited, 3),
             )
 
-    # --- status ------------------------------------------------------------------------------------------------------
+    # --- status ---------------------------------------------------------------------------------------------
 
     def problem_of(self, subscriber: Subscriber) -> str:
         """Return why a sidecar gets no configuration, or no newer one. Empty: it does."""
@@ -221,7 +224,7 @@ class Controller:
         return Absences(self.sidecars.absent, self.rollouts.may_have_peers(_clock()))
 
     def proxies_with_old_roots(self) -> list[str]:
-        """Return the node IDs of proxies that use the root certificates and have not ACKed the current ones."""
+        """Return the node IDs of proxies that use root certificates and have not ACKed the current ones."""
         return sorted(
             {
                 subscriber.node.id
@@ -243,7 +246,7 @@ class Controller:
         first = min(expiries, default=None)
         return CertificateStats(self._issuer.issued, len(expiries), first, self._authority.expires)
 
-    # --- replicas ----------------------------------------------------------------------------------------------------
+    # --- replicas -------------------------------------------------------------------------------------------
 
     def enable_sync(self) -> ReplicaSync | None:
         """Start to coordinate with other replicas: no proxy is served before their transitions are known.
@@ -257,7 +260,7 @@ class Controller:
         self.rollouts.peers_changed()
         self._wake.set()
 
-    # --- the task ----------------------------------------------------------------------------------------------------
+    # --- the task -------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -399,7 +402,7 @@ class Controller:
             elif with_key:
                 new = snapshot
             else:
-                continue  # It connected during the translation, and is the first that may have a key: it is due next.
+                continue  # The first stream that may have a key has connected meanwhile, and is due next.
             current = subscriber.snapshot
             if current is None or current != new or current.generation != new.generation:
                 subscriber.publish(new, changed_at)
@@ -479,7 +482,10 @@ def _clock() -> float:
 
 
 def _traceback(error: Exception) -> str:
-    """Return the traceback as text. Log processors that format tracebacks may show local variables, which may be keys."""
+    """Return the traceback as text.
+
+    Log processors that format tracebacks themselves may show local variables, and so private keys.
+    """
     return "".join(traceback.format_exception(error))
 
 

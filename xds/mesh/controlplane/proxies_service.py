@@ -1,7 +1,7 @@
 """The gRPC service xds.mesh.v1.Proxies: connected proxies, their status, and what they wait for.
 
-protos/xds/mesh/v1/proxies.proto documents the messages. The service keeps no state: it builds each response from the sessions
-of the streams, in slices of a few milliseconds.
+protos/xds/mesh/v1/proxies.proto documents the messages. The service keeps no state: it builds each response
+from the sessions of the streams, in slices of a few milliseconds.
 """
 
 from __future__ import annotations
@@ -126,7 +126,8 @@ class _Sent:
     """A proxy as a Watch call last sent it."""
 
     inputs: tuple[Any, ...]
-    """What the message was built from. While it is unchanged, no event of the proxy has changed the message."""
+    """What the message was built from. While it is unchanged, no event of the proxy has changed the
+    message."""
     proxy: pb.Proxy
     """The message."""
     checked_at: float
@@ -192,7 +193,7 @@ def _chosen(
     absences: Absences,
     request: pb.ListProxiesRequest | pb.WatchProxiesRequest,
 ) -> tuple[dict[str, list[Stream]], list[Absent]]:
-    """Return the streams of the requested proxies by node ID, in the order of the response, and pods without a sidecar."""
+    """Return the streams of the requested proxies by node ID, and the requested pods without one."""
     streams: dict[str, list[Stream]] = {}
     for stream in sorted(discovery.streams, key=lambda stream: stream.opened_at):
         streams.setdefault(stream.node.id, []).append(stream)
@@ -310,7 +311,7 @@ def _waiting(waiting: Waiting, clock: Clock) -> pb.Waiting:
 
 
 def _rejection(rejection: Rejection, clock: Clock, resources: Mapping[str, Rejection]) -> pb.Rejection:
-    """Return the message for a rejection; `resources` are the rejected resources, with their own rejections."""
+    """Return the message for a rejection; `resources` maps rejected resources to their rejections."""
     causes = dict.fromkeys(source for each in resources.values() for source in each.sources[:1])
     return pb.Rejection(
         version=rejection.version,

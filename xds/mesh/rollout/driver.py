@@ -35,7 +35,8 @@ RECOVERY_PERIOD = 6.0
 SUBSCRIBE_TIMEOUT = 1.0
 """Seconds that a reconnected proxy has to subscribe to listeners, and so to report those that it has."""
 JOIN_TIMEOUT = 10.0
-"""Seconds after which the control plane starts although it cannot reach its peers. Each step then waits for its timeout."""
+"""Seconds after which the control plane starts although it cannot reach its peers. Each step then waits for
+its timeout."""
 CHECK_INTERVAL = 0.1
 """Seconds between two checks of the progress of proxies, during a transition."""
 SKIPPED_CHECK_INTERVAL = 1.0
@@ -85,7 +86,8 @@ class _DisconnectedProxy:
     client_until: float
     """When it no longer counts as a client."""
     is_server: bool
-    """Whether its inbound listeners are known to be active. As a server it counts until it reconnects or its pod is gone."""
+    """Whether its inbound listeners are known to be active. As a server it counts until it reconnects or its
+    pod is gone."""
     is_reconnected: bool
     """Whether it still used a configuration from an earlier stream."""
     uid: str | None = None
@@ -113,7 +115,8 @@ class RolloutDriver:
         self._join_deadline = -inf
         self._rules_version = RulesVersion()
         self._placeholders: set[Ref] = set()
-        """The rules of the installation in whose place the mesh still has the version that was served before."""
+        """The rules of the installation in whose place the mesh still has the version that was served
+        before."""
         self._port_reports: Mapping[PortKey, PortReport] = {}
         self._must_check = False
         self._must_assume_mixed = False
@@ -132,14 +135,14 @@ class RolloutDriver:
         """Whether any proxy has connected with a configuration from an earlier stream."""
         self._checked_at = -inf
 
-    # --- progress of proxies -----------------------------------------------------------------------------------------
+    # --- progress of proxies --------------------------------------------------------------------------------
 
     def connected(self, subscriber: Subscriber, now: float) -> None:
         """Record a new stream."""
         self._streams[subscriber] = _StreamProgress(now)
 
     def disconnected(self, subscriber: Subscriber, key: PodName, now: float) -> None:
-        """Record that a stream has ended. Its proxy goes on with the configuration that it has, and reconnects."""
+        """Record that a stream has ended. Its proxy keeps its configuration, and reconnects."""
         session, is_last = subscriber.session, not self._subscribers.get(key)
         counts = self.rollout.timeout is not None and is_last
         if counts and session and (subscriber.snapshot or _has_earlier_configuration(session)):
@@ -158,7 +161,10 @@ class RolloutDriver:
         del self._streams[subscriber]
 
     def subscribed(self, subscriber: Subscriber, key: PodName, type_url: str) -> None:
-        """Record a subscription to a type. In its first one to listeners, a proxy reports those that it already has."""
+        """Record a subscription to a type.
+
+        With its first subscription to listeners, a proxy reports those that it already has.
+        """
         session = subscriber.session
         if session and type_url == CLUSTER and key not in self._reported:
             had_clusters = bool(session.brought(CLUSTER))
@@ -176,7 +182,8 @@ class RolloutDriver:
     def should_hold(self, subscriber: Subscriber, key: PodName, now: float) -> bool:
         """Return whether a proxy has to wait until reconnecting proxies have reported their progress.
 
-        A reconnected proxy can wait: it has a configuration. A new proxy waits only if others are known to reconnect.
+        A reconnected proxy can wait: it has a configuration. A new proxy waits only if others are known to
+        reconnect.
         """
         session = subscriber.session
         if session is None or self.rollout.timeout is None or subscriber.snapshot is not None:
@@ -195,7 +202,7 @@ class RolloutDriver:
         }
 
     def is_recovering(self, now: float) -> bool:
-        """Return whether proxies of an earlier control plane may be about to reconnect, or have just done so."""
+        """Return whether proxies of an earlier control plane may be reconnecting."""
         return bool(self._may_reconnect or self._recovered_modes) and now < self._recovery_ends < inf
 
     @property
@@ -316,24 +323,24 @@ class RolloutDriver:
             stream.server.update(_listener_generation(session), now),
         )
 
-    # --- peers -------------------------------------------------------------------------------------------------------
+    # --- peers ----------------------------------------------------------------------------------------------
 
     def may_have_peers(self, now: float) -> bool:
-        """Return whether sidecars may be connected to another replica, or it is unknown whether there is one."""
+        """Return whether sidecars may be connected to another replica, as far as is known."""
         if not self._is_replicated:
             return False
         peers = self.sync.peer_view(now) if self.sync else None
         return peers is None or peers.is_isolated or bool(peers.peers)
 
     def enable_sync(self, now: float) -> ReplicaSync | None:
-        """Start to coordinate with peers. Return None if there is nothing to coordinate, without a timeout."""
+        """Start to coordinate with peers. Return None if the rollout waits for no proxy."""
         self._is_replicated = True
         if self.rollout.timeout is not None:
             self.sync, self._join_deadline = ReplicaSync(), now + JOIN_TIMEOUT
         return self.sync
 
     def starts_at(self, now: float) -> float:
-        """Return when the first mesh may be built: once peers know this replica, and their transitions are known."""
+        """Return when the first mesh may be built: once this replica and its peers know each other."""
         return now if self.sync is None or self.sync.is_synced else max(self._join_deadline, now)
 
     def peers_changed(self) -> None:
@@ -345,7 +352,7 @@ class RolloutDriver:
         if self.sync:
             self.sync.publish(self._rules_version.version, self._port_reports)
 
-    # --- steps -------------------------------------------------------------------------------------------------------
+    # --- steps ----------------------------------------------------------------------------------------------
 
     def first_mesh(self, change: Change, observed: ObservedState, now: float) -> Mesh:
         """Return the first mesh. It has no transitions, except those that are in progress on peers."""
@@ -382,7 +389,10 @@ class RolloutDriver:
     def _changed_installed_rules(
         self, mesh: Mesh, change: Change
     ) -> Mapping[Ref, tuple[DestinationRule, DestinationRule | None]]:
-        """Return the rules of the installation that a change of settings replaces: the version to serve, and the new one."""
+        """Return the rules of the installation that a change of settings replaces.
+
+        Each comes with the version to serve for now, and the new version.
+        """
         old, new = installed_rules(mesh.config), installed_rules(change.config or mesh.config)
         changed = [ref for ref in old.keys() | new.keys() if old.get(ref) != new.get(ref)]
         applied = {rule.ref for rule in change.applied}
@@ -405,7 +415,10 @@ class RolloutDriver:
         return mesh.apply(change) if change != Change() else mesh
 
     def _without_placeholders(self, rules: Change) -> Change:
-        """Return the change that serves released rules. A rule of the installation is back once its placeholder is removed."""
+        """Return the change that serves released rules.
+
+        To serve a rule of the installation, it is enough to remove its placeholder.
+        """
         restored = tuple(rule.ref for rule in rules.applied if rule.ref in self._placeholders)
         self._placeholders.difference_update(restored, rules.removed)
         applied = tuple(rule for rule in rules.applied if rule.ref not in restored)
@@ -462,7 +475,7 @@ def _has_earlier_configuration(session: Session) -> bool:
 
 
 def _uses_earlier_configuration(session: Session) -> bool:
-    """Return whether a proxy still uses a configuration from an earlier stream: it has not ACKed one on this stream."""
+    """Return whether a proxy has not ACKed anything since it reconnected with its configuration."""
     return (
         _has_earlier_configuration(session) and min(session.reached(CLUSTER), session.reached(ENDPOINT)) < 0
     )
@@ -474,7 +487,7 @@ def _name(key: PodName) -> str:
 
 
 def _inbound_listeners(session: Session) -> list[str]:
-    """Return the names of the pod's inbound listeners. They carry a tag that tells which modes they accept."""
+    """Return the names of the pod's inbound listeners. They have a tag that lists the modes they accept."""
     return session.tagged(LISTENER)
 
 

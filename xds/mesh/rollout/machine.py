@@ -1,9 +1,10 @@
-"""Decide what to serve next, from the desired state and from what is active: change modes without a failed request.
+"""Decide what to serve next, so that modes change without a failed request.
 
-A transition has three phases. Expand: the server's listener accepts both plaintext and mutual TLS. Migrate: once that
-listener is active, clients change what they send. Contract: once no client sends the old kind of traffic, the listener stops
-accepting it. Each port of each pod changes on its own. This module knows neither clocks nor streams: `Rollout.step` receives
-the time and the observed state, and returns what to serve next. docs/rollout.md explains the order, and why it needs ACKs.
+A transition has three phases. Expand: the server's listener accepts both plaintext and mutual TLS. Migrate:
+once that listener is active, clients change what they send. Contract: once no client sends the old kind of
+traffic, the listener stops accepting it. Each port of each pod changes on its own. This module knows neither
+clocks nor streams: `Rollout.step` receives the time and the observed state, and returns what to serve next.
+docs/rollout.md explains the order, and why it needs ACKs.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ class Step(NamedTuple):
 class Rollout:
     """The transitions of all ports of all pods.
 
-    `timeout` is how many seconds to wait for a proxy. None: wait for no proxy, and serve the desired state at once.
+    `timeout` is how many seconds to wait for a proxy. None: wait for no proxy, and serve the desired state at
+    once.
     """
 
     def __init__(self, timeout: float | None = 30.0) -> None:
@@ -74,7 +76,7 @@ class Rollout:
         self._peer_transitions: frozenset[PortKey] = frozenset()
         """The ports that are in transition on a peer, and which peers expect a report about."""
 
-    # --- desired state -----------------------------------------------------------------------------------------------
+    # --- desired state --------------------------------------------------------------------------------------
 
     def update_desired(self, mesh: Mesh, removed: Iterable[Ref], now: float) -> None:
         """Read the desired state from a mesh; `removed` are the objects that are gone since the last one."""
@@ -118,7 +120,10 @@ class Rollout:
             transition.possible_sends, transition.send_generation = set(_BOTH), self.served.generation
 
     def assume_mixed_clients(self, now: float) -> None:
-        """Assume that clients may send either kind of traffic: one has connected that a peer may have served."""
+        """Assume that clients may send either kind of traffic.
+
+        Call it when a client has connected that a peer may have served something else.
+        """
         for transition in self.transitions.values():
             if transition.possible_sends == {transition.served_send}:
                 transition.send_since = now
@@ -131,7 +136,7 @@ class Rollout:
         self.rule_transitions[ref] = rules.begin_transition(mesh, previous, ref, new, now)
 
     def withdraw_rules(self, mesh: Mesh, now: float) -> list[Ref]:
-        """Return the DestinationRules to take back, because servers turn out not to accept yet what the rules ask for."""
+        """Return the DestinationRules to take back, because servers do not accept yet what they ask for."""
         for rule in mesh.rules():
             transition = replace(rules.begin_transition(mesh, None, rule.ref, rule, now), old=None)
             if rule.ref not in self.rule_transitions and rules.is_too_early(
@@ -200,7 +205,7 @@ class Rollout:
             transition.send_generation = skipped.send_generation
         return transition
 
-    # --- peers -------------------------------------------------------------------------------------------------------
+    # --- peers ----------------------------------------------------------------------------------------------
 
     def port_reports(self) -> dict[PortKey, PortReport]:
         """Return what to report to peers."""
@@ -219,7 +224,10 @@ class Rollout:
         return PortReport(in_transition=not transition.is_settled, modes=modes, sends=frozenset(sends))
 
     def _join_peer_transitions(self, mesh: Mesh, peers: PeerView, now: float) -> None:
-        """Start transitions for ports that are in transition on a peer. The peer waits until this replica reports them."""
+        """Start transitions for ports that are in transition on a peer.
+
+        The peer waits until this replica reports about them.
+        """
         self._peer_transitions = peers.in_transition
         for key in peers.in_transition - self.transitions.keys():
             pod, port = key
@@ -229,8 +237,8 @@ class Rollout:
             transition = self._start(mesh, key, desired, now)
             if key not in self._new_ports:
                 continue
-            # The port is new on this replica only. It has to accept whatever the peers' clients may send, and this
-            # replica's clients have to send what the listener accepts on every peer.
+            # The port is new on this replica only. It has to accept whatever the peers' clients may send, and
+            # this replica's clients have to send what the listener accepts on every peer.
             transition.served_mode = transition.next_mode = Mode.PERMISSIVE
             transition.possible_modes = {transition.served_mode}
             modes, other = peers.possible_modes(key), other_than(desired.send)
@@ -242,7 +250,7 @@ class Rollout:
                 transition.possible_sends = {transition.served_send}
         self._new_ports.clear()
 
-    # --- what to serve -----------------------------------------------------------------------------------------------
+    # --- what to serve --------------------------------------------------------------------------------------
 
     def step(self, mesh: Mesh, observed: ObservedState, now: float) -> Step | None:
         """Advance every transition as far as is safe. Return None if the served state does not change."""
@@ -255,8 +263,9 @@ class Rollout:
             transition.possible_sends |= _BOTH if observed.reconnected else set()
         self._started.clear()
         self._forget_caught_up(mesh, observed)
-        # A listener waits this long for a client to send first. Clients of a protocol in which the server sends first say
-        # nothing, so the listener classifies their connections only then, and refuses those that it no longer accepts.
+        # A listener waits this long for a client to send first. Clients of a protocol in which the server
+        # sends first say nothing, so the listener classifies their connections only then, and refuses those
+        # that it no longer accepts.
         classify_delay = mesh.config.protocol_detection_timeout + _CONNECTION_DELAY
         self._confirm_rules(observed, now, classify_delay)
         for key, transition in self.transitions.items():
@@ -342,7 +351,7 @@ class Rollout:
     def _skip(
         self, key: PortKey, transition: Transition, waiting_for: WaitingFor, lagging: Mapping[str, str]
     ) -> None:
-        """Record that the transition goes on without lagging proxies or peers; `lagging` maps names to errors."""
+        """Record that the transition skips lagging proxies or peers; `lagging` maps names to errors."""
         self.skipped_ports[key] = replace(
             transition,
             possible_modes=set(transition.possible_modes),
@@ -419,7 +428,7 @@ class Rollout:
     def _update_hold(
         self, key: PortKey, transition: Transition, held_by: list[str] | None, now: float, *, is_overdue: bool
     ) -> None:
-        """Record which peers block the transition. None: neither a peer nor this replica's own report does."""
+        """Record which peers block the transition. None: nothing does, not even this replica's own report."""
         if held_by is not None and is_overdue:
             self._skip(key, transition, WaitingFor.REPLICAS, dict.fromkeys(transition.held_by, ""))
         if held_by is None or is_overdue:
@@ -468,7 +477,7 @@ class Rollout:
     def _clients_lagging(
         self, generation: int, observed: ObservedState, is_relevant: Callable[[tuple[str, int]], bool]
     ) -> Mapping[str, str]:
-        """Return the clients that have not activated a generation, or rejected a relevant cluster, with their errors."""
+        """Return the clients that lag behind a generation or rejected a relevant cluster, with errors."""
         if generation not in self._lagging_clients:
             names = sorted(name for name, active in observed.clients.items() if active < generation)
             self._lagging_clients[generation] = dict.fromkeys(names, "")
@@ -515,7 +524,10 @@ class Rollout:
 def _is_acked(
     transition: Transition | RuleTransition, lagging: Collection[str], now: float, delay: float
 ) -> bool:
-    """Return whether all clients ACKed at least `delay` seconds ago, so that their earlier connections are classified."""
+    """Return whether all clients ACKed at least `delay` seconds ago.
+
+    By then, servers have classified the connections that clients opened earlier.
+    """
     if lagging:
         transition.acked_since = None
     elif transition.acked_since is None:

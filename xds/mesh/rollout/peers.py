@@ -1,21 +1,24 @@
-"""What replicas of the control plane report to each other about ports in transition, and what each may conclude.
+"""What replicas report to each other about ports in transition, and what each may conclude.
 
-A replica knows only the progress of the proxies that are connected to it. It therefore publishes a `ReplicaReport`. For
-every port that is in transition on any replica, the report says which modes the listener may have if the pod is connected
-to this replica, or connects to it later, and what this replica's clients may send to the port (`PortReport`). Reports
-arrive late, but all are written to one place, which keeps them in one order.
+A replica knows only the progress of the proxies that are connected to it. It therefore publishes a
+`ReplicaReport`. For every port that is in transition on any replica, the report says which modes the listener
+may have if the pod is connected to this replica, or connects to it later, and what this replica's clients may
+send to the port (`PortReport`). Reports arrive late, but all are written to one place, which keeps them in
+one order.
 
-Two actions can break requests of proxies on other replicas: narrowing a listener (for example to STRICT), and changing
-what clients send. Before a replica does either, it
+Two actions can break requests of proxies on other replicas: narrowing a listener (for example to STRICT), and
+changing what clients send. Before a replica does either, it
 
 1. publishes a report that allows for the action. A report is always a superset of what is active;
 2. waits until it reads its own report back, and with it every report that was written earlier;
-3. acts if none of the reports that it has read by then forbids it. No peer's client may send what the listener is about to
+3. acts if none of the reports that it has read by then forbids it. No peer's client may send what the
+listener is about to
    refuse, and every peer's listener must accept what clients are about to send.
 
-If two such actions conflict, one of the two reports was written first, and the replica that wrote the other report has read
-it before it acts. So the two actions never both happen. Widening a listener needs no agreement. Peers may have read any of
-the reports that this replica has started to write, so all of them count (`ReplicaSync`). See docs/adr/0015.
+If two such actions conflict, one of the two reports was written first, and the replica that wrote the other
+report has read it before it acts. So the two actions never both happen. Widening a listener needs no
+agreement. Peers may have read any of the reports that this replica has started to write, so all of them count
+(`ReplicaSync`). See docs/adr/0015.
 """
 
 from __future__ import annotations
@@ -32,14 +35,16 @@ ACCEPTED_SENDS: Mapping[Mode, frozenset[Send]] = {
     Mode.PERMISSIVE: frozenset({Send.PLAINTEXT, Send.MTLS}),
     Mode.STRICT: frozenset({Send.MTLS}),
 }
-"""What a server accepts in each mode. The application's own TLS counts as plaintext: it passes wherever plaintext does."""
+"""What a server accepts in each mode. The application's own TLS counts as plaintext: it passes wherever
+plaintext does."""
 
 
 class PortReport(NamedTuple):
     """What a replica reports about one port."""
 
     in_transition: bool
-    """Whether the port is in transition on this replica. If not, it is listed because it is on another one."""
+    """Whether the port is in transition on this replica. If not, it is listed because it is on another
+    one."""
     modes: frozenset[Mode]
     """The modes that the listener may have on this replica."""
     sends: frozenset[Send]
@@ -63,12 +68,13 @@ class ReplicaReport(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerView:
-    """What peers report, and what they can know about this replica. The default is a replica without peers."""
+    """What peers report, and what they can know about this replica. Default: there are no peers."""
 
     own_reports: tuple[Mapping[PortKey, PortReport], ...] | None = None
     """Every version of this replica's report that peers may be reading. None: there are no peers."""
     is_isolated: bool = False
-    """Whether peers may have stopped waiting for this replica, because it has not renewed its report in time."""
+    """Whether peers may have stopped waiting for this replica, because it has not renewed its report in
+    time."""
     rules_are_shared: bool = True
     """Whether peers can know that this replica has read all DestinationRules that it has read."""
     peers: Mapping[str, Mapping[PortKey, PortReport] | None] = field(default_factory=dict)

@@ -53,7 +53,8 @@ class ServiceProgress:
     endpoints: int
     """The number of ports of pods with a sidecar."""
     mtls: int
-    """The number of endpoints to which all clients are known to send mutual TLS, unless a DestinationRule says otherwise."""
+    """The number of endpoints to which all clients are known to send mutual TLS, unless a DestinationRule
+    says otherwise."""
     plaintext: int
     """The number of endpoints to which all clients are known to send plaintext."""
     to_plaintext: bool
@@ -98,7 +99,8 @@ class RuleProgress:
     deleted: bool
     """Whether the rule was deleted."""
     held: bool
-    """Whether clients still follow the old version, because a server would refuse what the new one has them send."""
+    """Whether clients still follow the old version, because a server would refuse what the new one has them
+    send."""
     since: float
     """When the wait began, in seconds of the event loop's clock."""
     lagging: tuple[str, ...] = ()
@@ -120,7 +122,7 @@ class RuleProgress:
 
 
 def service_progress(mesh: Mesh, rollout: Rollout, namespace: str = "") -> Iterator[ServiceProgress]:
-    """Yield the services (of a namespace) with an endpoint that is in transition or skipped a proxy, by name."""
+    """Yield the services (of a namespace) with an endpoint in transition or with a skipped proxy, by name."""
     for service, endpoints in sorted(_endpoints_by_service(rollout).items()):
         if namespace in {"", service[0]}:
             yield _progress_of(
@@ -192,7 +194,8 @@ def _progress_of(mesh: Mesh, namespace: str, name: str, endpoints: list[_Endpoin
             since=transition.waiting_since,
             lagging=transition.lagging,
             rejection=transition.rejection,
-            # After clients or replicas were skipped, the transition in progress tells what the server accepts.
+            # After clients or replicas were skipped, the transition in progress tells what the server
+            # accepts.
             accepts_plaintext=transition.accepts_plaintext
             and not (is_skipped and transition.waiting_for is not WaitingFor.LISTENER),
             skipped=is_skipped,

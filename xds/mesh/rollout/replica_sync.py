@@ -12,7 +12,8 @@ from xds.mesh.model.objects import DestinationRule, Fact, MeshConfig, PortKey, R
 from xds.mesh.rollout.peers import PeerView, PortReport, ReplicaReport
 
 REPORT_LIFETIME = 15.0
-"""Seconds after which a replica that has not renewed its report does not count. By then its proxies have reconnected."""
+"""Seconds after which a replica that has not renewed its report does not count. By then its proxies have
+reconnected."""
 
 
 @dataclass(slots=True)
@@ -23,11 +24,12 @@ class _Peer:
     duration: float
     """Seconds that the report counts without renewal."""
     seen_at: float
-    """When this version was first seen, by this replica's clock. Clocks of two machines are never compared."""
+    """When this version was first seen, by this replica's clock. Clocks of two machines are never
+    compared."""
 
 
 class ReplicaSync:
-    """Keep track of reports. The caller writes what `start_write` returns, and passes on what it reads, in order."""
+    """Keep track of reports. The caller writes what `start_write` returns, and passes on what it reads."""
 
     def __init__(self, duration: float = REPORT_LIFETIME) -> None:
         self.duration = duration
@@ -44,7 +46,7 @@ class ReplicaSync:
         self._valid_until = -inf
         self._peers: dict[str, _Peer] = {}
 
-    # --- own reports -------------------------------------------------------------------------------------------------
+    # --- own reports ----------------------------------------------------------------------------------------
 
     def publish(self, rules_version: str, ports: Mapping[PortKey, PortReport]) -> None:
         """Set the content of the next report."""
@@ -83,14 +85,14 @@ class ReplicaSync:
             # While isolated, this replica could not read renewals: give every peer its full time again.
             for peer in self._peers.values():
                 peer.seen_at = now
-        # Counted from the start of the write, and only 2/3 of the duration: this replica has to stop before peers
-        # stop waiting for it.
+        # Counted from the start of the write, and only 2/3 of the duration: this replica has to stop before
+        # peers stop waiting for it.
         self._valid_until = self._write_started[number] + self.duration * 2 / 3
         self._written = [report for report in self._written if report.number >= number]
         self.is_synced = True
         self._write_started = {report.number: self._write_started[report.number] for report in self._written}
 
-    # --- reports of peers --------------------------------------------------------------------------------------------
+    # --- reports of peers -----------------------------------------------------------------------------------
 
     def receive(self, name: str, version: str, report: ReplicaReport, duration: float, now: float) -> None:
         """Record the report of a peer."""
@@ -108,7 +110,10 @@ class ReplicaSync:
         return set(self._peers)
 
     def expired(self, now: float) -> dict[str, str]:
-        """Return the peers whose reports have expired, with the version last seen. Empty while this replica is isolated."""
+        """Return the peers whose reports have expired, with the version last seen.
+
+        Empty while this replica is isolated.
+        """
         if self._valid_until <= now:
             return {}
         return {
@@ -140,7 +145,10 @@ class ReplicaSync:
 
 
 class RulesVersion:
-    """A hash of all DestinationRules and the settings that affect them. Replicas that know the same have the same hash."""
+    """A hash of all DestinationRules and of the settings that affect them.
+
+    Replicas that know the same rules and settings have the same hash.
+    """
 
     def __init__(self) -> None:
         self._sum = 0

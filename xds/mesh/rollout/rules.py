@@ -16,7 +16,7 @@ from xds.mesh.rollout.transition import Transition
 
 @dataclass(slots=True, kw_only=True)
 class RuleTransition:
-    """A DestinationRule that was added, changed or deleted. Its clients may follow the old version or the new one."""
+    """A DestinationRule that was added, changed or deleted. Clients may follow either version."""
 
     old: DestinationRule | None
     """The version that was served before. None: there was none."""
@@ -67,7 +67,7 @@ class RuleTransition:
 
 
 def _sends_under(rule: DestinationRule, default: Collection[Send]) -> set[Send]:
-    """Return what clients send under any part of a rule; `default` is what they send where it does not set TLS."""
+    """Return what clients send under any part of a rule; `default` applies where it does not set TLS."""
     sends: set[Send] = set()
     for policy in (rule.policy, *(subset.policy for subset in rule.subsets)):
         for settings in (policy, *(policy.ports.values() if policy else ())):
@@ -79,7 +79,7 @@ def _sends_under(rule: DestinationRule, default: Collection[Send]) -> set[Send]:
 
 
 def _relevant_content(rule: DestinationRule) -> tuple[str, frozenset[Send], frozenset[Send]]:
-    """Return all that matters of an earlier version. Few versions differ in it, however often a rule changes."""
+    """Return what matters of an earlier version. Few versions differ in it, however often a rule changes."""
     return rule.host, frozenset(_sends_under(rule, ())), frozenset(_sends_under(rule, tuple(Send)))
 
 
@@ -96,7 +96,7 @@ def without_effect(rule: DestinationRule) -> DestinationRule:
 def begin_transition(
     mesh: Mesh, previous: RuleTransition | None, ref: Ref, new: DestinationRule | None, now: float
 ) -> RuleTransition:
-    """Start the transition of a rule from its version in the mesh to `new`. `previous` may still be in progress."""
+    """Start the transition of a rule from its version in the mesh to `new`; `previous` may be in progress."""
     old = mesh.get(ref)
     # Clients may not even have ACKed the previous change.
     earlier = (*previous.other_rules, previous.old) if previous and previous.generation is not None else ()
@@ -108,14 +108,15 @@ def begin_transition(
         old=old if isinstance(old, DestinationRule) else None,
         new=new,
         other_rules=tuple(other_rules),
-        # A rule that changes again while it is held keeps its deadline. Clients that lag have a deadline of their own.
+        # A rule that changes again while it is held keeps its deadline. Clients that lag have a deadline of
+        # their own.
         since=previous.since if previous and previous.generation is None else now,
         lagging_since=previous.lagging_since if previous else None,
     )
 
 
 def is_too_early(rule: RuleTransition, transitions: Mapping[PortKey, Transition], peers: PeerView) -> bool:
-    """Return whether a server may still refuse what the new version has clients send, although policies allow it."""
+    """Return whether a server may refuse what the new version has clients send, which policies allow."""
     return not peers.rules_are_shared or any(
         any(send not in ACCEPTED_SENDS[mode] for mode in transition.possible_modes)
         or not peers.knows_send(key, send)
@@ -152,7 +153,7 @@ def _overlap(one: RuleTransition, other: RuleTransition) -> bool:
 def sends_under_rules(
     rules: Mapping[Ref, RuleTransition], transition: Transition
 ) -> Iterator[tuple[set[Send], set[Send]]]:
-    """Yield what clients may send now, and what they will send, for each changing rule that affects a port."""
+    """Yield what clients may send now and what they will send, for each changing rule that affects a port."""
     for rule in rules.values():
         if rule.affects(transition.hosts):
             new = rule.possible_sends(rule.new, transition.hosts, {transition.desired_send})

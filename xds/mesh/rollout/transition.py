@@ -24,7 +24,10 @@ class WaitingFor(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObservedState:
-    """The generation (`Served.generation`) that each connected proxy uses. Disconnected proxies are not waited for."""
+    """The generation (`Served.generation`) that each connected proxy uses.
+
+    The rollout does not wait for proxies that are missing here.
+    """
 
     servers: Mapping[Ref, int] = field(default_factory=dict)
     """The active generation of a pod's inbound listeners and of the secrets that they reference."""
@@ -33,7 +36,8 @@ class ObservedState:
     clients: Mapping[str, int] = field(default_factory=dict)
     """The active generation of a client's clusters and endpoints, by POD.NAMESPACE."""
     reconnected: frozenset[str] = frozenset()
-    """Clients that still use a configuration from an earlier stream, and have not ACKed one on this stream."""
+    """Clients that still use a configuration from an earlier stream, and have not ACKed one on this
+    stream."""
     rejected_clusters: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """For each client, the clusters or endpoints that it rejected, with the error."""
     peers: PeerView = field(default_factory=PeerView)

@@ -23,7 +23,7 @@ class RolloutMetrics(Collector):
         self._rollout = controller.rollouts.rollout
         self._duration = Histogram(
             "xds_rollout_duration_seconds",
-            "Duration of transitions: from the change of an endpoint's desired mode until it is active on all proxies.",
+            "Duration from a change of an endpoint's desired mode until it is active on all proxies.",
             registry=None,
             buckets=_BUCKETS,
         )
@@ -71,7 +71,7 @@ class RolloutMetrics(Collector):
         )
         yield CounterMetricFamily(
             "xds_rollout_plaintext_disabled",
-            "Times that a port stopped accepting plaintext. Its sidecar ends open plaintext connections at the drain time.",
+            "Times that a port stopped accepting plaintext; open connections end at the drain time.",
             rollout.plaintext_disabled,
         )
         yield from self._duration.collect()

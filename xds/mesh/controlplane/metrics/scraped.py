@@ -45,7 +45,7 @@ class ConnectionMetrics(Collector):
         yield GaugeMetricFamily("xds_proxies", "Connected proxies.", len(names))
         yield GaugeMetricFamily(
             "xds_proxies_waiting",
-            "Connected proxies without a configuration, or without a newer one: the pod is unknown, or the translation failed.",
+            "Connected proxies without an up-to-date configuration: unknown pod or failed translation.",
             len(waiting),
         )
         yield GaugeMetricFamily(
@@ -115,7 +115,7 @@ class ControllerMetrics(Collector):
         yield _by(
             CounterMetricFamily(
                 "xds_translations",
-                "Translations of a proxy's configuration; superseded: abandoned because newer changes arrived.",
+                "Translations of pods; superseded: abandoned because newer changes arrived.",
                 labels=("result",),
             ),
             (
@@ -189,7 +189,7 @@ class ProblemMetrics(Collector):
         )
         yield GaugeMetricFamily(
             "xds_source_stale_seconds",
-            "Seconds for which the API server has been unreachable or has refused access, so that changes are missed; 0 otherwise.",
+            "Seconds since the API server became unreachable or refused access; 0 while it is watched.",
             value=self._stale_seconds(),
         )
 
