@@ -72,7 +72,7 @@ class Sidecar:
         assert before or after, found
         return after[:1]
 
-    def is_told_mtls(self, service: str) -> bool:
+    def uses_mtls(self, service: str) -> bool:
         """Whether its endpoints, as it took them, say to send mutual TLS to all of a service."""
         body = self.has[ENDPOINT][service].body
         message = message_class("envoy.config.endpoint.v3.ClusterLoadAssignment").FromString(body)

@@ -26,7 +26,7 @@ async def applied(controller: Controller, *facts: Pod, removed: tuple[Ref, ...] 
             await asyncio.sleep(0)
 
 
-async def test_only_pods_that_run_a_sidecar_are_expected() -> None:
+async def test_only_running_pods_with_a_sidecar_are_expected() -> None:
     bare = replace(pod("bare"), meta=replace(pod("bare").meta, labels={"app": "web"}))
     facts = (pod("web"), bare, pod("pending", address=""), pod("done", ended=True), service("web"))
     async with running(*facts) as controller:
@@ -35,7 +35,7 @@ async def test_only_pods_that_run_a_sidecar_are_expected() -> None:
         assert not controller.absences().may_be_on_other_replica
 
 
-async def test_a_sidecar_that_dies_is_absent_since_then() -> None:
+async def test_dead_sidecar_is_absent_since_its_last_stream_ended() -> None:
     async with running(pod("web"), pod("other"), service("web")) as controller:
         async with Sidecar(controller, "web", "shop"):
             assert names(controller) == ["other"]
@@ -53,7 +53,7 @@ async def test_a_sidecar_that_dies_is_absent_since_then() -> None:
             assert names(controller) == []
 
 
-async def test_a_successor_of_the_same_name_was_never_connected() -> None:
+async def test_new_pod_of_the_same_name_never_connected() -> None:
     first = replace(pod("db-0"), meta=replace(pod("db-0").meta, uid="1"))
     async with running(first) as controller:
         async with Sidecar(controller, "db-0", "shop"):
@@ -63,7 +63,7 @@ async def test_a_successor_of_the_same_name_was_never_connected() -> None:
         assert controller.absences().pods == (Absent("shop", "db-0", None),)
 
 
-async def test_nothing_is_kept_of_pods_that_are_gone() -> None:
+async def test_deleted_pod_is_forgotten_by_the_tracker() -> None:
     async with running(pod("web")) as controller:
         async with Sidecar(controller, "web", "shop"), Sidecar(controller, "unknown", "shop"):
             pass

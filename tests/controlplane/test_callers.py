@@ -42,7 +42,7 @@ def of(caller: Caller | None, type_url: str = "") -> StreamInfo:
 
 
 @pytest.mark.parametrize("caller", [CERTIFICATE, TOKEN])
-async def test_who_proved_it_gets_the_key_also_where_plaintext_gets_none(caller):
+async def test_only_authenticated_caller_gets_the_key(caller):
     async with running(pod(), serve_keys=False) as controller:
         proven = controller.connect(node("a"), of(caller))
         anybody = controller.connect(node("a"), STREAM)
@@ -53,7 +53,7 @@ async def test_who_proved_it_gets_the_key_also_where_plaintext_gets_none(caller)
         assert given.of(CLUSTER)
 
 
-async def test_without_anybody_who_may_have_it_no_key_is_made():
+async def test_no_certificate_is_issued_without_a_permitted_caller():
     async with running(pod(), serve_keys=False) as controller:
         anybody = controller.connect(node("a"), STREAM)
         await published(anybody)
@@ -73,14 +73,14 @@ async def test_without_anybody_who_may_have_it_no_key_is_made():
         (replace(TOKEN, pod_uid="2"), "an earlier pod"),
     ],
 )
-async def test_who_may_not_speak_for_a_pod_is_not_let_in(caller, why):
+async def test_caller_of_another_pod_is_refused(caller, why):
     async with running(pod()) as controller:
         with pytest.raises(Refused, match=why) as refused:
             controller.connect(node("a"), of(caller))
     assert refused.value.code is grpc.StatusCode.PERMISSION_DENIED
 
 
-async def test_who_waits_for_a_pod_is_looked_at_when_it_comes():
+async def test_waiting_caller_is_checked_when_its_pod_appears():
     async with running() as controller:
         waiting = controller.connect(node("a"), of(TOKEN))
         other = controller.connect(node("a"), of(CERTIFICATE))
@@ -99,7 +99,7 @@ async def test_who_waits_for_a_pod_is_looked_at_when_it_comes():
         assert "default" in (await published(again)).of(SECRET)
 
 
-async def test_who_is_refused_a_pod_when_it_comes_is_not_given_its_key_first():
+async def test_refused_waiting_caller_never_gets_the_key():
     other = replace(CERTIFICATE, service_account="other")
     wanted = DiscoveryRequest(node=EnvoyNode(id=node("a").id), resource_names=["default"])
     async with running() as controller:
@@ -125,7 +125,7 @@ async def test_who_is_refused_a_pod_when_it_comes_is_not_given_its_key_first():
         (Change(applied=(pod(uid="2", created=NOW + timedelta(minutes=1)),)), "earlier pod|was replaced"),
     ],
 )
-async def test_a_stream_ends_when_its_pod_is_no_longer_the_callers(caller, change, why):
+async def test_stream_ends_when_caller_loses_its_pod(caller, change, why):
     async with running(pod()) as controller:
         proven = controller.connect(node("a"), of(caller))
         anybody = controller.connect(node("a"), STREAM)
@@ -140,7 +140,7 @@ async def test_a_stream_ends_when_its_pod_is_no_longer_the_callers(caller, chang
         assert anybody.refused is None
 
 
-async def test_a_pod_that_changes_but_stays_keeps_its_stream():
+async def test_changed_pod_keeps_its_stream():
     async with running(pod()) as controller:
         proven = controller.connect(node("a"), of(TOKEN))
         await published(proven)
@@ -149,7 +149,7 @@ async def test_a_pod_that_changes_but_stays_keeps_its_stream():
         assert proven.refused is None
 
 
-async def test_who_asks_for_a_key_alone_without_proof_is_told_why_there_is_none():
+async def test_plaintext_sds_stream_is_refused_with_a_reason():
     wanted = Subscribed(type_url=SECRET, names=frozenset({"default", "ROOTCA"}), wildcard=False)
     roots = Subscribed(type_url=SECRET, names=frozenset({"ROOTCA"}), wildcard=False)
     async with running(pod(), serve_keys=False) as controller:
@@ -164,7 +164,7 @@ async def test_who_asks_for_a_key_alone_without_proof_is_told_why_there_is_none(
         assert [line["event"] for line in logs] == ["proxy gets no certificate"]
 
 
-async def test_where_keys_are_served_to_all_who_asks_for_one_alone_gets_it():
+async def test_plaintext_sds_stream_gets_the_key_if_keys_are_served():
     wanted = Subscribed(type_url=SECRET, names=frozenset({"default"}), wildcard=False)
     async with running(pod()) as controller:
         alone = controller.connect(node("a"), SECRETS)
@@ -182,7 +182,7 @@ async def changed(subscriber: Any) -> None:
             subscriber.changed.clear()
 
 
-def test_streams_of_pods_that_are_not_known_share_the_budget_of_their_account():
+def test_unknown_pods_share_their_accounts_budget():
     """A caller could otherwise invent a pod for each stream. A token that is bound to a pod cannot be used for another."""
 
     def waiting(caller: Caller | None, name: str) -> object:
@@ -198,7 +198,7 @@ def test_streams_of_pods_that_are_not_known_share_the_budget_of_their_account():
     assert shared not in in_plaintext
 
 
-def test_plaintext_does_not_use_up_the_budget_of_a_pod():
+def test_plaintext_streams_have_a_separate_budget():
     callers = (CERTIFICATE, TOKEN, replace(TOKEN, pod=""))
     [own] = {budget_key(caller, ("shop", "a"), is_known=True) for caller in callers}
     assert budget_key(TOKEN, ("shop", "a"), is_known=False) == own
@@ -206,7 +206,7 @@ def test_plaintext_does_not_use_up_the_budget_of_a_pod():
     assert budget_key(None, ("shop", "a"), is_known=True) != budget_key(None, ("shop", "b"), is_known=True)
 
 
-async def test_stream_has_the_budget_of_its_pod_once_that_is_known():
+async def test_stream_gets_its_pods_budget_once_the_pod_is_known():
     budgets = Budgets(Limits(streams=1))
     async with running(pod("known")) as controller:
         with ExitStack() as streams:

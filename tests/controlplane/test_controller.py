@@ -49,7 +49,7 @@ def assert_traceback_is_text(entry: MutableMapping[str, Any]) -> None:
     "text",
     ["", "web", "sidecar~10.0.0.1~web~shop.svc.cluster.local", "router~1~web.shop~shop.svc.cluster.local"],
 )
-async def test_a_malformed_node_id_is_refused_with_the_form_that_is_expected(text: str) -> None:
+async def test_malformed_node_id_is_refused_with_the_expected_form(text: str) -> None:
     async with running() as controller:
         with pytest.raises(Refused) as refused:
             controller.connect(Node(id=text), STREAM)
@@ -57,7 +57,7 @@ async def test_a_malformed_node_id_is_refused_with_the_form_that_is_expected(tex
     assert "sidecar~ADDRESS~POD.NAMESPACE~NAMESPACE.svc.cluster.local" in refused.value.message
 
 
-async def test_a_proxy_gets_its_snapshot_and_every_change_of_it() -> None:
+async def test_proxy_gets_its_snapshot_and_every_change() -> None:
     async with running(pod("a"), service("web")) as controller:
         subscriber = controller.connect(node("a"), STREAM)
         first = await published(subscriber)
@@ -70,7 +70,7 @@ async def test_a_proxy_gets_its_snapshot_and_every_change_of_it() -> None:
         assert third.of(CLUSTER) == first.of(CLUSTER)
 
 
-async def test_proxies_that_need_the_same_share_it() -> None:
+async def test_proxies_share_equal_resources() -> None:
     async with running(pod("a"), pod("bb"), service("web")) as controller:
         streams = [controller.connect(node(name), STREAM) for name in ("a", "a", "bb")]
         one, again, other = [await published(stream) for stream in streams]
@@ -80,7 +80,7 @@ async def test_proxies_that_need_the_same_share_it() -> None:
         assert one.of(SECRET)["default"].body != other.of(SECRET)["default"].body
 
 
-async def test_who_is_not_concerned_is_not_woken() -> None:
+async def test_unaffected_proxy_is_not_woken() -> None:
     async with running(pod("a"), service("web")) as controller:
         subscriber = controller.connect(node("a"), STREAM)
         first = await published(subscriber)
@@ -94,7 +94,7 @@ async def test_who_is_not_concerned_is_not_woken() -> None:
         assert subscriber.snapshot != first
 
 
-async def test_a_proxy_whose_pod_is_not_known_waits_for_it() -> None:
+async def test_proxy_of_unknown_pod_waits_for_the_pod() -> None:
     async with running(service("web")) as controller:
         with capture_logs() as logs:
             subscriber = controller.connect(node("late"), STREAM)
@@ -108,7 +108,7 @@ async def test_a_proxy_whose_pod_is_not_known_waits_for_it() -> None:
         ]
 
 
-async def test_a_proxy_that_connects_before_the_first_facts_waits_for_them() -> None:
+async def test_proxy_that_connects_early_waits_for_the_first_change() -> None:
     controller = Controller(AUTHORITY)
     task = asyncio.create_task(controller.run())
     subscriber = controller.connect(node("a"), STREAM)
@@ -117,7 +117,7 @@ async def test_a_proxy_that_connects_before_the_first_facts_waits_for_them() -> 
     task.cancel()
 
 
-async def test_what_a_proxy_has_stays_when_its_pod_goes() -> None:
+async def test_proxy_of_deleted_pod_keeps_its_configuration() -> None:
     async with running(pod("a"), service("web")) as controller:
         subscriber = controller.connect(node("a"), STREAM)
         snapshot = await published(subscriber)
@@ -127,7 +127,7 @@ async def test_what_a_proxy_has_stays_when_its_pod_goes() -> None:
         assert subscriber.snapshot is snapshot
 
 
-async def test_a_pods_successor_gets_another_key() -> None:
+async def test_new_pod_of_the_same_name_gets_a_new_key() -> None:
     async with running(pod("a", created=NOW)) as controller:
         subscriber = controller.connect(node("a"), STREAM)
         first = await published(subscriber)
@@ -137,7 +137,7 @@ async def test_a_pods_successor_gets_another_key() -> None:
         assert first.of(SECRET)["default"] != second.of(SECRET)["default"]
 
 
-async def test_changes_that_come_close_together_are_taken_together(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_close_changes_are_batched(monkeypatch: pytest.MonkeyPatch) -> None:
     applied: list[Change] = []
     apply = Mesh.apply
     monkeypatch.setattr(Mesh, "apply", lambda mesh, change: applied.append(change) or apply(mesh, change))
@@ -157,7 +157,7 @@ async def test_changes_that_come_close_together_are_taken_together(monkeypatch: 
     assert change.config == MeshConfig(connect_timeout=3)
 
 
-async def test_changes_without_end_do_not_put_everything_off() -> None:
+async def test_constant_changes_do_not_starve_proxies() -> None:
     async with running(pod("a")) as controller:
         subscriber = controller.connect(node("a"), STREAM)
         await published(subscriber)
@@ -172,7 +172,7 @@ async def test_changes_without_end_do_not_put_everything_off() -> None:
         task.cancel()
 
 
-async def test_the_loop_gets_its_turn_while_snapshots_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_translation_yields_to_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     def slow(mesh: Mesh, pod: Pod, secrets: tuple[Resource, ...]) -> Generator[None, None, Snapshot]:
         for _ in range(100):
             busy(0.002)
@@ -189,7 +189,7 @@ async def test_the_loop_gets_its_turn_while_snapshots_are_made(monkeypatch: pyte
     assert turns > 2 * 100 * 0.002 / module.TIME_SLICE / 3
 
 
-async def test_a_run_that_newer_facts_overtake_is_dropped_but_not_twice(
+async def test_superseded_translation_is_abandoned_but_not_twice(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ended: list[tuple[str, bool]] = []
@@ -214,7 +214,7 @@ async def test_a_run_that_newer_facts_overtake_is_dropped_but_not_twice(
     assert [whole for name, whole in ended if name == "bb"][:2] == [False, True]
 
 
-async def test_one_pod_whose_configuration_cannot_be_made_does_not_hold_up_the_others(
+async def test_failed_translation_does_not_block_other_pods(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def broken(mesh: Mesh, pod: Pod, secrets: tuple[Resource, ...]) -> Generator[None, None, Snapshot]:
@@ -232,7 +232,7 @@ async def test_one_pod_whose_configuration_cannot_be_made_does_not_hold_up_the_o
         assert_traceback_is_text(entry)
 
 
-async def test_a_change_that_cannot_be_applied_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_change_that_fails_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     apply = Mesh.apply
 
     def broken(mesh: Mesh, change: Change) -> Mesh:
@@ -254,7 +254,7 @@ async def test_a_change_that_cannot_be_applied_is_left_out(monkeypatch: pytest.M
         assert "outbound|80||web.shop.svc.cluster.local" in (await published(subscriber)).of(CLUSTER)
 
 
-async def test_certificates_are_renewed_at_half_of_their_life(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_certificates_are_renewed_at_half_their_lifetime(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CLOCK_CHECK_INTERVAL", 0.01)
     clock = [NOW]
     async with running(pod("a"), now=lambda: clock[0]) as controller:
@@ -271,7 +271,7 @@ async def test_certificates_are_renewed_at_half_of_their_life(monkeypatch: pytes
         assert third.of(CLUSTER) is second.of(CLUSTER)
 
 
-async def test_a_renewal_that_fails_is_tried_again_and_not_without_pause(
+async def test_failed_renewal_is_retried_with_a_delay(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "RETRY_DELAY", 0.02)
@@ -291,7 +291,7 @@ async def test_a_renewal_that_fails_is_tried_again_and_not_without_pause(
         assert (await published(subscriber)).of(SECRET)["default"]
 
 
-async def test_where_no_keys_are_served_the_roots_are_and_each_proxy_is_told_of_once() -> None:
+async def test_proxy_without_key_gets_roots_and_one_warning() -> None:
     async with running(pod("a"), serve_keys=False) as controller:
         with capture_logs() as logs:
             subscribers = [controller.connect(node("a"), STREAM) for _ in range(2)]
@@ -307,7 +307,7 @@ async def test_where_no_keys_are_served_the_roots_are_and_each_proxy_is_told_of_
         assert entry["secret"] == "default"
 
 
-async def test_nothing_is_kept_of_streams_that_have_ended() -> None:
+async def test_ended_streams_leave_no_state() -> None:
     async with running(pod("a")) as controller:
         streams = [controller.connect(node(name), STREAM) for name in ("a", "a", "unknown")]
         await published(streams[0])
@@ -317,7 +317,7 @@ async def test_nothing_is_kept_of_streams_that_have_ended() -> None:
         assert await published(controller.connect(node("a"), STREAM))
 
 
-async def test_what_a_proxy_took_is_logged_for_those_who_look_closely() -> None:
+async def test_acks_are_logged_at_debug_level() -> None:
     answer = Acked(type_url=CLUSTER, nonce="1", version="v", resources=(), waited=0.01)
     async with running(pod("a")) as controller:
         subscriber = controller.connect(node("a"), STREAM)
@@ -326,7 +326,7 @@ async def test_what_a_proxy_took_is_logged_for_those_who_look_closely() -> None:
         assert [(entry["log_level"], entry["type"]) for entry in logs] == [("debug", "Cluster")]
 
 
-async def test_pods_that_change_are_served_anew() -> None:
+async def test_changed_pod_is_served_again() -> None:
     async with running(pod("a"), service("web")) as controller:
         subscriber = controller.connect(node("a"), STREAM)
         first = await published(subscriber)
@@ -337,7 +337,7 @@ async def test_pods_that_change_are_served_anew() -> None:
 # --- another root ----------------------------------------------------------------------------------------------------------
 
 
-async def test_everybody_gets_the_roots_and_then_the_certificates_of_another_authority() -> None:
+async def test_rotation_replaces_roots_and_then_certificates() -> None:
     new = Authority.create(PrivateKey.generate(), "cluster.local", NOW)
     async with running(pod("a"), pod("bb")) as controller:
         streams = [controller.connect(node(name), STREAM) for name in ("a", "bb")]
@@ -352,7 +352,7 @@ async def test_everybody_gets_the_roots_and_then_the_certificates_of_another_aut
         assert len({each.of(SECRET)["ROOTCA"].version for each in (before, between, after)}) == 3
 
 
-async def test_roots_reach_those_who_get_no_keys() -> None:
+async def test_rotated_roots_reach_proxies_without_keys() -> None:
     new = Authority.create(PrivateKey.generate(), "cluster.local", NOW)
     async with running(pod("a"), serve_keys=False) as controller:
         stream = controller.connect(node("a"), STREAM)
@@ -363,7 +363,7 @@ async def test_roots_reach_those_who_get_no_keys() -> None:
     assert before.of(SECRET)["ROOTCA"] != after.of(SECRET)["ROOTCA"]
 
 
-async def test_nobody_gets_secrets_where_the_mesh_has_them_from_a_socket() -> None:
+async def test_no_secrets_are_served_with_an_sds_socket() -> None:
     async with running(pod("a")) as controller:
         stream = controller.connect(node("a"), STREAM)
         assert set((await published(stream)).of(SECRET)) == {"ROOTCA", "default"}

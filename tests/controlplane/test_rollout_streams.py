@@ -7,7 +7,15 @@ import time
 import pytest
 
 from tests.controlplane.sidecar import WITHIN, Sidecar
-from tests.controlplane.test_rollouts import FACTS, PORT, WEB, looked_twice, say, waits_for, world
+from tests.controlplane.test_rollouts import (
+    FACTS,
+    PORT,
+    WEB,
+    set_mode,
+    until_checked_twice,
+    until_waiting_for,
+    world,
+)
 from tests.controlplane.world import running
 from tests.policy.world import peer, pod
 from tests.support.waiting import eventually
@@ -29,14 +37,14 @@ def connect(controller, name: str, type_url: str = "") -> Subscriber:
 
 async def is_locked_soon(controller, web: Sidecar) -> None:
     said = time.monotonic()
-    say(controller, "STRICT")
+    set_mode(controller, "STRICT")
     await web.until(lambda: web.accepts(PORT) == "S")
     assert time.monotonic() < said + SOON
 
 
 async def comes_back(controller, before: Sidecar) -> Sidecar:
     """Return the next stream of a sidecar, which comes while an unrelated change is due."""
-    await looked_twice(controller)
+    await until_checked_twice(controller)
     controller.change(Change(applied=(pod("unrelated", "ns"),)))
     due = time.monotonic() + 0.1
     while time.monotonic() < due:
@@ -50,45 +58,45 @@ async def comes_back(controller, before: Sidecar) -> Sidecar:
     return back
 
 
-async def test_a_client_that_comes_back_counts_before_it_is_served() -> None:
+async def test_reconnected_client_counts_before_it_is_served() -> None:
     async with world(peer("ns", "DISABLE")) as (controller, _web, client):
         async with Sidecar(controller, "other", "ns") as other:
             await other.until(lambda: WEB in other.has.get(ENDPOINT, {}))
             other.withholds = {ENDPOINT}
-            say(controller, "STRICT")
-            await client.until(lambda: client.is_told_mtls(WEB))
-            await waits_for(controller, "clients")
+            set_mode(controller, "STRICT")
+            await client.until(lambda: client.uses_mtls(WEB))
+            await until_waiting_for(controller, "clients")
         async with await comes_back(controller, other):
             await eventually(lambda: not controller._pending, timeout=WITHIN)
-            await looked_twice(controller)
+            await until_checked_twice(controller)
             (transition,) = controller.rollouts.rollout.transitions.values()
             assert transition.served_mode == "PERMISSIVE"
 
 
-async def test_a_server_that_comes_back_counts_before_it_is_served() -> None:
+async def test_reconnected_server_counts_before_it_is_served() -> None:
     async with world(peer("ns", "DISABLE"), names=("client",)) as (controller, client):
         async with Sidecar(controller, "web", "ns") as web:
             await web.until(lambda: LISTENER in web.has)
             web.withholds = {LISTENER}
-            say(controller, "STRICT")
-            await waits_for(controller, "listener")
+            set_mode(controller, "STRICT")
+            await until_waiting_for(controller, "listener")
         controller.rollouts._recovery_ends = 0.0  # long after the start
         async with await comes_back(controller, web):
             await eventually(lambda: not controller._pending, timeout=WITHIN)
-            await looked_twice(controller)
-            assert not client.is_told_mtls(WEB)
+            await until_checked_twice(controller)
+            assert not client.uses_mtls(WEB)
 
 
-async def test_who_polls_does_not_take_the_place_of_who_is_away() -> None:
+async def test_polling_stream_does_not_replace_disconnected_client() -> None:
     async with world(peer("ns", "DISABLE")) as (controller, _web, client):
         async with Sidecar(controller, "other", "ns") as other:
             await other.until(lambda: WEB in other.has.get(ENDPOINT, {}))
             other.withholds = {ENDPOINT}
-            say(controller, "STRICT")
-            await client.until(lambda: client.is_told_mtls(WEB))
-            await waits_for(controller, "clients")
+            set_mode(controller, "STRICT")
+            await client.until(lambda: client.uses_mtls(WEB))
+            await until_waiting_for(controller, "clients")
         polling = connect(controller, "other", CLUSTER)
-        await looked_twice(controller)
+        await until_checked_twice(controller)
         controller.disconnect(polling)
         assert [each.served_mode for each in controller.rollouts.rollout.transitions.values()] == [
             "PERMISSIVE"
@@ -96,13 +104,13 @@ async def test_who_polls_does_not_take_the_place_of_who_is_away() -> None:
 
 
 @pytest.mark.parametrize("type_url", [SECRET, CLUSTER])
-async def test_a_stream_for_something_else_is_not_waited_for_as_a_server(type_url) -> None:
+async def test_stream_without_listeners_does_not_count_as_server(type_url) -> None:
     async with world(peer("ns", "DISABLE")) as (controller, web, _client):
         second = connect(controller, "web", type_url)
         second.session = Session(Variant.DELTA, type_url=type_url)
         await eventually(lambda: second.snapshot is not None, timeout=WITHIN)
         second.session.serve(second.snapshot)
-        say(controller, "PERMISSIVE")
+        set_mode(controller, "PERMISSIVE")
         await eventually(
             lambda: not controller.rollouts.rollout.transitions or _told(controller), timeout=SOON
         )
@@ -116,7 +124,7 @@ def _told(controller) -> bool:
     )
 
 
-async def test_the_stream_of_a_pod_that_is_gone_is_not_waited_for() -> None:
+async def test_stream_of_deleted_pod_does_not_block_a_rollout() -> None:
     async with world(peer("ns", "DISABLE"), names=("web", "client", "other")) as (
         controller,
         web,
@@ -128,7 +136,7 @@ async def test_the_stream_of_a_pod_that_is_gone_is_not_waited_for() -> None:
         await is_locked_soon(controller, web)
 
 
-async def test_a_pod_that_is_gone_is_not_reckoned_with() -> None:
+async def test_deleted_pod_does_not_block_a_rollout() -> None:
     async with world(peer("ns", "DISABLE")) as (controller, web, _client):
         async with Sidecar(controller, "other", "ns") as other:
             await other.until(lambda: WEB in other.has.get(ENDPOINT, {}))
@@ -136,7 +144,7 @@ async def test_a_pod_that_is_gone_is_not_reckoned_with() -> None:
         await is_locked_soon(controller, web)
 
 
-async def test_pods_that_nobody_knows_are_not_reckoned_with_and_leave_nothing() -> None:
+async def test_unknown_pods_do_not_block_and_leave_no_state() -> None:
     async with world(peer("ns", "DISABLE")) as (controller, web, _client):
         for number in range(50):
             async with Sidecar(controller, f"nobody-{number}", "ns"):
@@ -145,7 +153,7 @@ async def test_pods_that_nobody_knows_are_not_reckoned_with_and_leave_nothing() 
         await is_locked_soon(controller, web)
 
 
-async def test_who_is_held_and_whose_pod_goes_is_not_held_any_more() -> None:
+async def test_held_proxy_of_deleted_pod_is_released() -> None:
     async with running(*FACTS) as controller:
         client = Sidecar(controller, "client", "ns")
         client.brings = {CLUSTER: {"gone": "1"}}
@@ -156,11 +164,11 @@ async def test_who_is_held_and_whose_pod_goes_is_not_held_any_more() -> None:
             await eventually(lambda: not controller._held, timeout=WITHIN)
 
 
-async def test_an_error_while_looking_ends_nothing(monkeypatch) -> None:
+async def test_failed_observation_does_not_stop_a_rollout(monkeypatch) -> None:
     async with world(peer("ns", "DISABLE")) as (controller, web, _client):
         web.withholds = {LISTENER}
-        say(controller, "STRICT")
-        await waits_for(controller, "listener")
+        set_mode(controller, "STRICT")
+        await until_waiting_for(controller, "listener")
         observe, calls = controller.rollouts.observe, []
 
         def fail_once(*args: object) -> object:

@@ -36,18 +36,18 @@ async def world(*facts, timeout: float | None = 30, names: tuple[str, ...] = ("w
         yield controller, *sidecars
 
 
-def say(controller, mode: str | None, **more) -> None:
+def set_mode(controller, mode: str | None, **more) -> None:
     if mode is None:
         controller.change(Change(removed=(Ref("PeerAuthentication", "ns", "default"),)))
     else:
         controller.change(Change(applied=(peer("ns", mode, **more),)))
 
 
-async def over(controller) -> None:
+async def until_finished(controller) -> None:
     await eventually(lambda: not controller.rollouts.is_active and not controller._pending, timeout=WITHIN)
 
 
-async def waits_for(controller, stage: str) -> None:
+async def until_waiting_for(controller, stage: str) -> None:
     def is_waiting() -> bool:
         transitions = controller.rollouts.rollout.transitions.values()
         return bool(transitions) and all(each.waiting_for == stage for each in transitions)
@@ -55,7 +55,7 @@ async def waits_for(controller, stage: str) -> None:
     await eventually(is_waiting, timeout=WITHIN, every=0.01)
 
 
-async def looked_twice(controller) -> None:
+async def until_checked_twice(controller) -> None:
     """Wait until the controller has looked twice more how far everybody is."""
     for _ in range(2):
         before = controller.rollouts._checked_at
@@ -64,21 +64,21 @@ async def looked_twice(controller) -> None:
         )
 
 
-async def test_clients_change_over_once_the_listener_and_its_secrets_are_in_force() -> None:
+async def test_clients_migrate_once_the_listener_is_active() -> None:
     disabled = peer("ns", "DISABLE")
     async with world(disabled) as (controller, web, client):
         web.withholds = {LISTENER}
-        say(controller, "STRICT")
-        await waits_for(controller, "listener")
-        await looked_twice(controller)
-        assert not client.is_told_mtls(WEB)
+        set_mode(controller, "STRICT")
+        await until_waiting_for(controller, "listener")
+        await until_checked_twice(controller)
+        assert not client.uses_mtls(WEB)
         web.answer(LISTENER)
         await web.until(lambda: web.accepts(PORT) == "S")
-        assert client.is_told_mtls(WEB)
-        await over(controller)
+        assert client.uses_mtls(WEB)
+        await until_finished(controller)
 
 
-async def test_a_listener_that_waits_for_its_secret_moves_no_client() -> None:
+async def test_clients_do_not_migrate_while_the_listener_warms() -> None:
     """Envoy acknowledges a listener before that is warm."""
     async with running(*FACTS, peer("ns", "DISABLE")) as controller, AsyncExitStack() as stack:
         web, client = Sidecar(controller, "web", "ns"), Sidecar(controller, "client", "ns")
@@ -86,16 +86,16 @@ async def test_a_listener_that_waits_for_its_secret_moves_no_client() -> None:
         for each in (web, client):
             await stack.enter_async_context(each)
             await each.until(lambda each=each: LISTENER in each.has and WEB in each.has.get(ENDPOINT, {}))
-        say(controller, "PERMISSIVE")
+        set_mode(controller, "PERMISSIVE")
         await web.until(lambda: web.accepts(PORT) == "P")
-        await looked_twice(controller)
-        assert not client.is_told_mtls(WEB)
+        await until_checked_twice(controller)
+        assert not client.uses_mtls(WEB)
         web.answer(SECRET)
-        await client.until(lambda: client.is_told_mtls(WEB))
-        await over(controller)
+        await client.until(lambda: client.uses_mtls(WEB))
+        await until_finished(controller)
 
 
-async def test_a_server_is_locked_once_every_client_sends_mutual_tls() -> None:
+async def test_server_contracts_once_every_client_uses_mtls() -> None:
     async with world(peer("ns", "DISABLE"), names=("web", "client", "other")) as (
         controller,
         web,
@@ -103,25 +103,25 @@ async def test_a_server_is_locked_once_every_client_sends_mutual_tls() -> None:
         other,
     ):
         other.withholds = {ENDPOINT}
-        say(controller, "STRICT")
-        await client.until(lambda: client.is_told_mtls(WEB))
-        await waits_for(controller, "clients")
+        set_mode(controller, "STRICT")
+        await client.until(lambda: client.uses_mtls(WEB))
+        await until_waiting_for(controller, "clients")
         (transition,) = controller.rollouts.rollout.transitions.values()
         await eventually(lambda: transition.lagging == ("other.ns",), timeout=WITHIN)
         assert transition.accepts_plaintext
         assert web.accepts(PORT) == "P"
         other.answer(ENDPOINT)
         await web.until(lambda: web.accepts(PORT) == "S")
-        await over(controller)
+        await until_finished(controller)
         assert controller.rollouts.rollout.plaintext_disabled == 1
 
 
-async def test_who_lags_is_passed_over_in_time_and_named_until_it_is_there(monkeypatch) -> None:
+async def test_lagging_client_is_skipped_and_reported(monkeypatch) -> None:
     monkeypatch.setattr(log, "LOG_INTERVAL", 0.0)
     with capture_logs() as logs:
         async with world(peer("ns", "DISABLE"), timeout=1.0) as (controller, web, client):
             client.withholds = {ENDPOINT}
-            say(controller, "STRICT")
+            set_mode(controller, "STRICT")
             await web.until(lambda: web.accepts(PORT) == "S")
             (late,) = controller.rollouts.rollout.skipped_ports.values()
             assert late.lagging == ("client.ns",)
@@ -137,7 +137,7 @@ async def test_who_lags_is_passed_over_in_time_and_named_until_it_is_there(monke
     assert (events[-1]["event"], events[-1]["name"]) == ("rollout finished", "web.ns")
 
 
-async def test_a_rule_that_a_client_rejects_is_told_when_that_changes_and_not_again_and_again(
+async def test_rejected_rule_is_logged_only_on_change(
     monkeypatch,
 ) -> None:
     monkeypatch.setattr(log, "LOG_INTERVAL", 0.0)
@@ -149,10 +149,10 @@ async def test_a_rule_that_a_client_rejects_is_told_when_that_changes_and_not_ag
             controller.change(Change(applied=(mutual,)))
             await eventually(lambda: controller.rollouts.rollout.skipped_rules, timeout=WITHIN)
             for _ in range(3):
-                await looked_twice(controller)
+                await until_checked_twice(controller)
             client.rejects = set()
             controller.change(Change(removed=(mutual.ref,)))
-            await over(controller)
+            await until_finished(controller)
             await eventually(lambda: not controller.rollouts.rollout.skipped_rules, timeout=WITHIN)
     events = [entry for entry in logs if entry["event"].startswith("rollout ")]
     statuses = [entry["status"].partition(" (")[0] for entry in events if "status" in entry]
@@ -162,19 +162,19 @@ async def test_a_rule_that_a_client_rejects_is_told_when_that_changes_and_not_ag
     assert (events[-1]["event"], events[-1]["name"]) == ("rollout finished", "DestinationRule/ns/rule")
 
 
-async def test_a_server_that_lags_holds_back_only_its_own_clients_and_is_passed_over() -> None:
+async def test_lagging_server_is_skipped_after_the_timeout() -> None:
     async with world(peer("ns", "DISABLE"), timeout=1.0) as (controller, web, client):
         web.withholds = {LISTENER}
-        say(controller, "PERMISSIVE")
-        await waits_for(controller, "listener")
-        await client.until(lambda: client.is_told_mtls(WEB))
+        set_mode(controller, "PERMISSIVE")
+        await until_waiting_for(controller, "listener")
+        await client.until(lambda: client.uses_mtls(WEB))
         assert controller.rollouts.rollout.skip_count == 1
 
 
-async def test_a_rejected_listener_stops_the_step_for_good() -> None:
+async def test_rejected_listener_is_never_skipped() -> None:
     async with world(peer("ns", "DISABLE"), timeout=0.5) as (controller, web, client):
         web.rejects = {LISTENER}
-        say(controller, "STRICT")
+        set_mode(controller, "STRICT")
         await eventually(
             lambda: [each.rejection for each in controller.rollouts.rollout.transitions.values()] == ["no"],
             timeout=WITHIN,
@@ -183,17 +183,17 @@ async def test_a_rejected_listener_stops_the_step_for_good() -> None:
         await eventually(
             lambda: controller.rollouts._checked_at > transition.mode_since + 1.5, timeout=WITHIN
         )
-        assert not client.is_told_mtls(WEB)
+        assert not client.uses_mtls(WEB)
         assert controller.rollouts.rollout.skip_count == 0
         web.rejects = set()
-        say(controller, "DISABLE")
-        await over(controller)
+        set_mode(controller, "DISABLE")
+        await until_finished(controller)
 
 
-async def test_a_client_that_rejects_its_endpoints_is_named_with_what_it_said() -> None:
+async def test_client_that_rejects_endpoints_is_reported() -> None:
     async with world(peer("ns", "DISABLE"), timeout=1.0) as (controller, web, client):
         client.rejects = {ENDPOINT}
-        say(controller, "STRICT")
+        set_mode(controller, "STRICT")
         await eventually(
             lambda: [each.rejection for each in controller.rollouts.rollout.transitions.values()] == ["no"],
             timeout=WITHIN,
@@ -203,10 +203,10 @@ async def test_a_client_that_rejects_its_endpoints_is_named_with_what_it_said() 
         await web.until(lambda: web.accepts(PORT) == "S")
 
 
-async def test_nobody_is_waited_for_without_the_gate_or_where_the_policy_must_not_wait() -> None:
+async def test_immediate_rollout_waits_for_no_proxy() -> None:
     async with world(peer("ns", "DISABLE"), timeout=None) as (controller, web, client):
         client.withholds = {ENDPOINT}
-        say(controller, "STRICT")
+        set_mode(controller, "STRICT")
         await web.until(lambda: web.accepts(PORT) == "S")
         assert not controller.rollouts.is_active
     async with world(peer("ns", "DISABLE")) as (controller, web, client):
@@ -216,37 +216,37 @@ async def test_nobody_is_waited_for_without_the_gate_or_where_the_policy_must_no
         controller.change(Change(applied=(immediate,)))
         await web.until(lambda: web.accepts(PORT) == "S")
         client.answer(ENDPOINT)
-        await client.until(lambda: client.is_told_mtls(WEB))
-        await over(controller)
+        await client.until(lambda: client.uses_mtls(WEB))
+        await until_finished(controller)
 
 
-async def test_a_client_that_lost_its_stream_is_reckoned_with_until_it_is_back(monkeypatch) -> None:
+async def test_disconnected_client_counts_until_it_reconnects(monkeypatch) -> None:
     async with world(peer("ns", "DISABLE"), names=("web", "client")) as (controller, web, client):
         async with Sidecar(controller, "other", "ns") as other:
             await other.until(lambda: WEB in other.has.get(ENDPOINT, {}))
             other.withholds = {ENDPOINT}
-            say(controller, "STRICT")
-            await client.until(lambda: client.is_told_mtls(WEB))
-        await waits_for(controller, "clients")
-        await looked_twice(controller)
+            set_mode(controller, "STRICT")
+            await client.until(lambda: client.uses_mtls(WEB))
+        await until_waiting_for(controller, "clients")
+        await until_checked_twice(controller)
         assert web.accepts(PORT) == "P"
         async with Sidecar(controller, "other", "ns") as other:
-            await other.until(lambda: WEB in other.has.get(ENDPOINT, {}) and other.is_told_mtls(WEB))
+            await other.until(lambda: WEB in other.has.get(ENDPOINT, {}) and other.uses_mtls(WEB))
             await web.until(lambda: web.accepts(PORT) == "S")
 
 
-async def test_a_client_that_does_not_come_back_is_forgotten(monkeypatch) -> None:
+async def test_client_that_does_not_reconnect_is_forgotten(monkeypatch) -> None:
     monkeypatch.setattr(driver, "RECONNECT_GRACE", 0.5)
     async with world(peer("ns", "DISABLE")) as (controller, web, client):
         async with Sidecar(controller, "other", "ns") as other:
             await other.until(lambda: WEB in other.has.get(ENDPOINT, {}))
             other.withholds = {ENDPOINT}
-            say(controller, "STRICT")
-            await client.until(lambda: client.is_told_mtls(WEB))
+            set_mode(controller, "STRICT")
+            await client.until(lambda: client.uses_mtls(WEB))
         await web.until(lambda: web.accepts(PORT) == "S")
 
 
-async def test_a_server_that_lost_its_stream_goes_on_and_is_waited_for_until_the_timeout(monkeypatch) -> None:
+async def test_disconnected_server_counts_until_the_timeout(monkeypatch) -> None:
     monkeypatch.setattr(driver, "RECONNECT_GRACE", 0.0)
     monkeypatch.setattr(driver, "RECOVERY_PERIOD", 0.0)
     async with world(peer("ns", "DISABLE"), names=("client",), timeout=WITHIN) as (controller, client):
@@ -255,32 +255,32 @@ async def test_a_server_that_lost_its_stream_goes_on_and_is_waited_for_until_the
             await eventually(
                 lambda: web.session.in_force(LISTENER, web.session.tagged(LISTENER)), timeout=WITHIN
             )
-            had = {
+            versions = {
                 kind: {name: resource.version for name, resource in found.items()}
                 for kind, found in web.has.items()
             }
-        say(controller, "STRICT")
-        await waits_for(controller, "listener")
-        await looked_twice(controller)
-        assert not client.is_told_mtls(WEB)
+        set_mode(controller, "STRICT")
+        await until_waiting_for(controller, "listener")
+        await until_checked_twice(controller)
+        assert not client.uses_mtls(WEB)
         web = Sidecar(controller, "web", "ns")
-        web.brings = had
+        web.brings = versions
         async with web:
-            await client.until(lambda: client.is_told_mtls(WEB))
+            await client.until(lambda: client.uses_mtls(WEB))
             await web.until(lambda: web.accepts(PORT) == "S")
-            await over(controller)
+            await until_finished(controller)
         # Another pod of that name has nothing in force.
-        say(controller, "DISABLE")
-        await waits_for(controller, "listener")
+        set_mode(controller, "DISABLE")
+        await until_waiting_for(controller, "listener")
         gone = controller.mesh.pod("ns", "web")
         assert gone
         controller.change(Change(applied=(replace(gone, meta=replace(gone.meta, uid="another")),)))
-        await over(controller)
-        say(controller, "PERMISSIVE")
+        await until_finished(controller)
+        set_mode(controller, "PERMISSIVE")
         await eventually(lambda: not controller.rollouts._disconnected, timeout=WITHIN)
 
 
-async def test_who_is_new_while_others_come_back_waits_until_it_is_known_what_servers_take(
+async def test_new_client_is_held_while_servers_reconnect(
     monkeypatch,
 ) -> None:
     monkeypatch.setattr(driver, "RECOVERY_PERIOD", 60.0)
@@ -298,15 +298,15 @@ async def test_who_is_new_while_others_come_back_waits_until_it_is_known_what_se
         )
         await stack.enter_async_context(web)
         await new.until(lambda: WEB in new.has.get(ENDPOINT, {}))
-        assert not new.is_told_mtls(WEB)
+        assert not new.uses_mtls(WEB)
         web.answer(LISTENER)
-        await new.until(lambda: new.is_told_mtls(WEB))
+        await new.until(lambda: new.uses_mtls(WEB))
 
 
-async def test_a_control_plane_that_starts_finds_what_is_in_force() -> None:
-    """The one before it was killed when it had just been told of STRICT."""
+async def test_restarted_control_plane_recovers_active_modes() -> None:
+    """The one before it was killed when it versions just been told of STRICT."""
     async with world(peer("ns", "DISABLE")) as (controller, web, client):
-        had = {
+        versions = {
             each.name: {
                 kind: {name: resource.version for name, resource in found.items()}
                 for kind, found in each.has.items()
@@ -315,27 +315,27 @@ async def test_a_control_plane_that_starts_finds_what_is_in_force() -> None:
         }
     async with running(*FACTS, peer("ns", "STRICT")) as controller, AsyncExitStack() as stack:
         client = Sidecar(controller, "client", "ns")
-        client.brings = had["client"]
+        client.brings = versions["client"]
         await stack.enter_async_context(client)
         # The client comes first: what it should send depends on a server that may be about to come.
         await eventually(lambda: ("ns", "client") in controller._held, timeout=WITHIN)
         assert client.subscriber.snapshot is None
         web = Sidecar(controller, "web", "ns")
-        web.brings, web.withholds = had["web"], {LISTENER}
+        web.brings, web.withholds = versions["web"], {LISTENER}
         await stack.enter_async_context(web)
-        await waits_for(controller, "listener")
+        await until_waiting_for(controller, "listener")
         await stack.enter_async_context(Sidecar(controller, "other", "ns"))
         await client.until(lambda: client.subscriber.snapshot is not None)
-        assert ENDPOINT not in client.has or not client.is_told_mtls(WEB)
+        assert ENDPOINT not in client.has or not client.uses_mtls(WEB)
         (transition,) = controller.rollouts.rollout.transitions.values()
         assert (transition.served_mode, transition.desired_mode) == ("PERMISSIVE", "STRICT")
         web.answer(LISTENER)
-        await client.until(lambda: WEB in client.has.get(ENDPOINT, {}) and client.is_told_mtls(WEB))
+        await client.until(lambda: WEB in client.has.get(ENDPOINT, {}) and client.uses_mtls(WEB))
         await web.until(lambda: web.accepts(PORT) == "S")
-        await over(controller)
+        await until_finished(controller)
 
 
-async def test_who_comes_back_waits_for_the_others_only_for_so_long(monkeypatch) -> None:
+async def test_reconnected_proxy_is_held_only_for_the_recovery_period(monkeypatch) -> None:
     monkeypatch.setattr(driver, "RECOVERY_PERIOD", 0.5)
     async with running(*FACTS) as controller:
         client = Sidecar(controller, "client", "ns")
@@ -344,68 +344,68 @@ async def test_who_comes_back_waits_for_the_others_only_for_so_long(monkeypatch)
             await client.until(lambda: LISTENER in client.has)
 
 
-async def test_a_rule_waits_for_servers_that_do_not_take_yet_what_it_says() -> None:
+async def test_rule_is_held_until_servers_accept_it() -> None:
     mutual = rule("ns", "web.ns.svc.cluster.local", "ISTIO_MUTUAL")
     async with world(peer("ns", "DISABLE")) as (controller, web, _client):
         web.withholds = {LISTENER}
         controller.change(Change(applied=(peer("ns", "STRICT"), mutual)))
-        await waits_for(controller, "listener")
-        await looked_twice(controller)
+        await until_waiting_for(controller, "listener")
+        await until_checked_twice(controller)
         assert controller.mesh.get(mutual.ref) is None
         web.answer(LISTENER)
         await web.until(lambda: web.accepts(PORT) == "S")
         assert controller.mesh.get(mutual.ref) == mutual
-        await over(controller)
+        await until_finished(controller)
         controller.change(Change(removed=(mutual.ref,), applied=(peer("ns", "DISABLE"),)))
         await web.until(lambda: web.accepts(PORT) == "D")
-        await over(controller)
+        await until_finished(controller)
         assert controller.mesh.get(mutual.ref) is None
 
 
-async def test_a_pod_that_goes_is_waited_for_no_longer() -> None:
+async def test_deleted_server_ends_its_transition() -> None:
     async with world(peer("ns", "DISABLE")) as (controller, web, _client):
         web.withholds = {LISTENER}
-        say(controller, "STRICT")
-        await waits_for(controller, "listener")
+        set_mode(controller, "STRICT")
+        await until_waiting_for(controller, "listener")
         controller.change(Change(removed=(Ref("Pod", "ns", "web"),)))
-        await over(controller)
+        await until_finished(controller)
         assert meta("Pod", "ns", "web").ref not in controller.rollouts.rollout._desired
 
 
 @pytest.mark.parametrize("count", [2, 3])
-async def test_policies_that_change_again_half_way_come_to_what_was_said_last(count: int) -> None:
+async def test_last_policy_wins_during_a_transition(count: int) -> None:
     async with world(peer("ns", "DISABLE")) as (controller, web, client):
         for _ in range(count):
-            say(controller, "STRICT")
-            await waits_for(controller, "listener")
-            say(controller, "DISABLE")
-        await over(controller)
+            set_mode(controller, "STRICT")
+            await until_waiting_for(controller, "listener")
+            set_mode(controller, "DISABLE")
+        await until_finished(controller)
         assert web.accepts(PORT) == "D"
-        assert not client.is_told_mtls(WEB)
+        assert not client.uses_mtls(WEB)
 
 
-async def test_an_error_of_a_step_is_told_once_and_ends_nothing(monkeypatch) -> None:
+async def test_failed_step_is_logged_once_and_retried(monkeypatch) -> None:
     with capture_logs() as logs:
         async with world(peer("ns", "DISABLE")) as (controller, web, client):
             web.withholds = {LISTENER}
-            say(controller, "STRICT")
-            await waits_for(controller, "listener")
+            set_mode(controller, "STRICT")
+            await until_waiting_for(controller, "listener")
             advance = controller.rollouts.advance
 
             def fail(*_: object) -> None:
                 raise RuntimeError("a bug")
 
             monkeypatch.setattr(controller.rollouts, "advance", fail)
-            await looked_twice(controller)
+            await until_checked_twice(controller)
             monkeypatch.setattr(controller.rollouts, "advance", advance)
             web.answer(LISTENER)
             await web.until(lambda: web.accepts(PORT) == "S")
-            assert client.is_told_mtls(WEB)
+            assert client.uses_mtls(WEB)
     told = [entry for entry in logs if entry["event"] == "rollout step failed"]
     assert [entry["problem"] for entry in told] == ["RuntimeError: a bug"]
 
 
-async def test_a_pod_that_is_gone_is_forgotten() -> None:
+async def test_deleted_pod_is_forgotten_by_the_driver() -> None:
     async with world() as (controller, _web, _client):
         assert ("ns", "web") in controller.rollouts._reported
         controller.change(Change(removed=(Ref("Pod", "ns", "web"),)))

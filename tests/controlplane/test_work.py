@@ -16,7 +16,7 @@ from xds.mesh.model.objects import Change, Pod, Ref
 from xds.snapshot import Resource, Snapshot
 
 
-async def test_why_a_proxy_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_problem_of_a_proxy_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     broken = True
 
     def build(mesh: Mesh, pod: Pod, secrets: tuple[Resource, ...]) -> Generator[None, None, Snapshot]:
@@ -44,7 +44,7 @@ async def test_why_a_proxy_waits(monkeypatch: pytest.MonkeyPatch) -> None:
         assert controller.problem_of(subscriber) == "its pod is not known"
 
 
-async def test_a_change_waits_from_when_it_was_told() -> None:
+async def test_change_time_is_when_the_source_reported_it() -> None:
     loop = asyncio.get_running_loop()
     async with running(pod("a"), service("web")) as controller:
         subscriber = controller.connect(node("a"), STREAM)
@@ -68,7 +68,7 @@ async def test_a_change_waits_from_when_it_was_told() -> None:
         assert subscriber.changed_at > told
 
 
-async def test_a_change_whose_run_is_overtaken_waits_on(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_superseded_translation_keeps_the_change_time(monkeypatch: pytest.MonkeyPatch) -> None:
     overtake = False
 
     def slow(mesh: Mesh, pod: Pod, secrets: tuple[Resource, ...]) -> Generator[None, None, Snapshot]:
@@ -96,7 +96,7 @@ async def test_a_change_whose_run_is_overtaken_waits_on(monkeypatch: pytest.Monk
         assert before <= subscriber.changed_at <= told
 
 
-async def test_work_and_certificates() -> None:
+async def test_stats_and_certificates_are_counted() -> None:
     async with running(
         pod("a"), pod("bb"), service("web"), lifetime=timedelta(hours=2), now=lambda: NOW
     ) as controller:

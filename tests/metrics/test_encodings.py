@@ -31,7 +31,7 @@ async def all_have_news(subscribers: list[Subscriber]) -> None:
             subscriber.changed.clear()
 
 
-async def test_one_change_for_a_thousand_proxies_is_one_encoding():
+async def test_change_for_1000_proxies_is_encoded_once():
     service = Service(
         meta=Meta(ref=Ref("Service", "shop", "web")),
         addresses=("10.1.0.1",),

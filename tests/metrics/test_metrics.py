@@ -111,7 +111,7 @@ async def channel(plane: Plane) -> AsyncIterator[grpc.aio.Channel]:
         yield channel
 
 
-async def test_sidecars_that_are_not_connected_are_counted(plane: Plane, channel: grpc.aio.Channel):
+async def test_absent_sidecars_are_counted(plane: Plane, channel: grpc.aio.Channel):
     assert (plane.get("xds_sidecars"), plane.get("xds_sidecars_not_connected")) == (1, 1)
     client = Client(channel, Variant.DELTA, node=NODE)
     await client.ask(CLUSTER)
@@ -121,7 +121,7 @@ async def test_sidecars_that_are_not_connected_are_counted(plane: Plane, channel
     await plane.until("xds_sidecars_not_connected", 1)
 
 
-async def test_streams_are_counted_as_they_come_and_go(plane: Plane, channel: grpc.aio.Channel):
+async def test_open_streams_are_counted(plane: Plane, channel: grpc.aio.Channel):
     assert plane.get("xds_proxies") == 0
     first, second = (Client(channel, Variant.DELTA, node=NODE) for _ in range(2))
     for client in (first, second):
@@ -139,7 +139,7 @@ async def test_streams_are_counted_as_they_come_and_go(plane: Plane, channel: gr
     assert plane.get("xds_streams_opened_total", variant="sotw") == 1
 
 
-async def test_what_is_sent_and_answered_is_counted_by_type(plane: Plane, channel: grpc.aio.Channel):
+async def test_pushes_and_acks_are_counted_by_type(plane: Plane, channel: grpc.aio.Channel):
     client = Client(channel, Variant.DELTA, node=NODE)
     await client.ask(CLUSTER)
     response = await client.get()
@@ -158,7 +158,7 @@ async def test_what_is_sent_and_answered_is_counted_by_type(plane: Plane, channe
     assert plane.get("xds_push_to_ack_seconds_count", **EDS) == 0
 
 
-async def test_what_is_taken_away_is_counted(plane: Plane, channel: grpc.aio.Channel):
+async def test_removals_are_counted(plane: Plane, channel: grpc.aio.Channel):
     client = Client(channel, Variant.DELTA, node=NODE)
     await client.ask(CLUSTER)
     await client.ask(CLUSTER, nonce=(await client.get()).nonce)
@@ -169,7 +169,7 @@ async def test_what_is_taken_away_is_counted(plane: Plane, channel: grpc.aio.Cha
     assert plane.get("xds_resources_removed_total", **CDS) == len(response.removed_resources)
 
 
-async def test_an_encoding_is_counted_once_for_all_who_get_it(plane: Plane, channel: grpc.aio.Channel):
+async def test_shared_encoding_is_counted_once(plane: Plane, channel: grpc.aio.Channel):
     clients = [Client(channel, Variant.DELTA, node=NODE) for _ in range(2)]
     for client in clients:
         await client.ask(ENDPOINT, NAME)
@@ -182,7 +182,7 @@ async def test_an_encoding_is_counted_once_for_all_who_get_it(plane: Plane, chan
     assert plane.get("xds_encodings_total", message=message) == before + 1
 
 
-async def test_types_that_clients_make_up_have_no_label(plane: Plane, channel: grpc.aio.Channel):
+async def test_unknown_types_get_no_label(plane: Plane, channel: grpc.aio.Channel):
     client = Client(channel, Variant.DELTA, node=NODE)
     for made_up in ("type.googleapis.com/made.Up", "nonsense\n"):
         await client.ask(made_up, "x")
@@ -192,7 +192,7 @@ async def test_types_that_clients_make_up_have_no_label(plane: Plane, channel: g
     ]
 
 
-async def test_a_change_counts_until_it_is_acknowledged(plane: Plane, channel: grpc.aio.Channel):
+async def test_change_is_measured_until_its_ack(plane: Plane, channel: grpc.aio.Channel):
     client = Client(channel, Variant.DELTA, node=NODE)
     for type_url, names in ((CLUSTER, ()), (ENDPOINT, (NAME,))):
         await client.ask(type_url, *names)
@@ -218,9 +218,7 @@ async def test_a_change_counts_until_it_is_acknowledged(plane: Plane, channel: g
     assert plane.get("xds_change_batches_total") == 2
 
 
-async def test_a_change_that_is_rejected_or_not_asked_for_does_not_count(
-    plane: Plane, channel: grpc.aio.Channel
-):
+async def test_rejected_or_unsubscribed_change_is_not_measured(plane: Plane, channel: grpc.aio.Channel):
     client = Client(channel, Variant.DELTA, node=NODE)
     await client.ask(ENDPOINT, NAME)
     response = await client.get()
@@ -242,7 +240,7 @@ async def test_a_change_that_is_rejected_or_not_asked_for_does_not_count(
     assert plane.get("xds_change_to_ack_seconds_count", **EDS) == 0
 
 
-async def test_refused_and_malformed_calls_are_counted_by_status(plane: Plane, channel: grpc.aio.Channel):
+async def test_failed_calls_are_counted_by_status(plane: Plane, channel: grpc.aio.Channel):
     for name in ("no-sidecar", "neither"):
         client = Client(channel, Variant.SOTW, node=name)
         await client.ask(LISTENER)
@@ -251,7 +249,7 @@ async def test_refused_and_malformed_calls_are_counted_by_status(plane: Plane, c
     assert plane.get("xds_streams_opened_total", variant="sotw") == 0
 
 
-async def test_certificates_problems_and_the_process(plane: Plane, channel: grpc.aio.Channel):
+async def test_certificates_problems_and_process_are_exposed(plane: Plane, channel: grpc.aio.Channel):
     assert plane.get("xds_certificates") == 0
     assert ("xds_certificate_expiry_timestamp_seconds", ()) not in plane.samples()
     client = Client(channel, Variant.DELTA, node=NODE)
@@ -269,7 +267,7 @@ async def test_certificates_problems_and_the_process(plane: Plane, channel: grpc
     assert [labels for name, labels in plane.samples() if name == "xds_build_info"]
 
 
-async def test_what_is_on_its_way_is_counted(plane: Plane, channel: grpc.aio.Channel):
+async def test_transitions_are_counted(plane: Plane, channel: grpc.aio.Channel):
     def told() -> dict[str, float]:
         return {
             name.removeprefix("xds_rollout_") + "".join(f" {value}" for _, value in labels): number
@@ -305,7 +303,7 @@ async def test_what_is_on_its_way_is_counted(plane: Plane, channel: grpc.aio.Cha
     assert told() == {"plaintext_disabled_total": 1}
 
 
-async def test_who_is_not_waited_for_is_counted(plane: Plane, channel: grpc.aio.Channel):
+async def test_skipped_proxies_are_counted(plane: Plane, channel: grpc.aio.Channel):
     plane.controller.change(Change(applied=(replace(LOCK, mode=Mode.DISABLE),)))
     await plane.until("xds_rollout_duration_seconds_count", 1)  # Nobody is there to be waited for.
     server = Client(channel, Variant.DELTA, node=NODE)
@@ -325,7 +323,7 @@ async def test_who_is_not_waited_for_is_counted(plane: Plane, channel: grpc.aio.
     await plane.until("xds_rollout_rules_held", 0)
 
 
-async def test_the_loop_is_found_late(plane: Plane, monkeypatch: pytest.MonkeyPatch):
+async def test_event_loop_lag_is_measured(plane: Plane, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("xds.mesh.controlplane.metrics.controlplane.LAG_INTERVAL", 0.01)
     watching = asyncio.create_task(plane.metrics.measure_loop_lag())
     await plane.until("xds_event_loop_lag_seconds_count", 1)
@@ -339,7 +337,7 @@ async def test_the_loop_is_found_late(plane: Plane, monkeypatch: pytest.MonkeyPa
     watching.cancel()
 
 
-async def test_the_admin_port_tells_them_in_both_formats(plane: Plane):
+async def test_admin_port_serves_both_metric_formats(plane: Plane):
     admin = AdminServer(lambda: None, "127.0.0.1", 0, metrics=plane.metrics.render)
     await admin.start()
     try:
@@ -357,7 +355,7 @@ async def test_the_admin_port_tells_them_in_both_formats(plane: Plane):
         await admin.stop()
 
 
-async def test_the_names_are_as_prometheus_wants_them(plane: Plane):
+async def test_metric_names_follow_prometheus_conventions(plane: Plane):
     """What `promtool check metrics` looks at."""
     body, _ = plane.metrics.render()
     for family in text_string_to_metric_families(body.decode()):
@@ -373,7 +371,7 @@ async def test_the_names_are_as_prometheus_wants_them(plane: Plane):
             assert "le" not in sample.labels or family.type == "histogram"
 
 
-async def test_the_documentation_says_what_there_is(plane: Plane, channel: grpc.aio.Channel):
+async def test_documentation_lists_all_metrics(plane: Plane, channel: grpc.aio.Channel):
     client = Client(channel, Variant.DELTA, node=NODE)
     await client.ask(CLUSTER)
     await client.get()
@@ -393,7 +391,7 @@ async def test_the_documentation_says_what_there_is(plane: Plane, channel: grpc.
     assert documented == told
 
 
-async def test_expressions_in_the_documentation_name_metrics_that_there_are():
+async def test_documented_expressions_use_existing_metrics():
     text = DOCS.read_text()
     documented = set(re.findall(r"^\| `(xds_\w+)` \|", text, re.MULTILINE))
     used = {

@@ -21,15 +21,15 @@ FOREVER = 1e9
 class Replica:
     name: str
     rollouts: RolloutDriver
-    exchange: ReplicaSync
+    sync: ReplicaSync
     mesh: Mesh
-    learned: int
+    changes_read: int
     """How many of the changes it knows,"""
-    read: int
+    reports_read: int
     """and how many of the reports."""
-    said: dict[str, int] = field(default_factory=dict)
+    acked: dict[str, int] = field(default_factory=dict)
     """By proxy that is, or may be about to come back to be, connected: what it has acknowledged."""
-    unread: list[ReplicaReport] = field(default_factory=list)
+    in_flight: list[ReplicaReport] = field(default_factory=list)
     """Its reports that are on their way to the API server."""
 
 
@@ -39,10 +39,10 @@ class Replicas(Proxies):
     def __init__(self, names: tuple[str, ...] = ("a", "b")) -> None:
         self.names = names
         self.changes: list[Change] = []
-        self.log: list[tuple[str, ReplicaReport]] = []
+        self.written: list[tuple[str, ReplicaReport]] = []
         """What was written, in the order in which everybody reads it."""
         self.replicas: dict[str, Replica] = {}
-        self.of = {name: names[index % len(names)] for index, name in enumerate((*SERVERS, *CLIENTS))}
+        self.home = {name: names[index % len(names)] for index, name in enumerate((*SERVERS, *CLIENTS))}
         self.started = 0
         self.gone: set[str] = set()
         super().__init__(FOREVER)
@@ -52,19 +52,19 @@ class Replicas(Proxies):
     def start(self) -> None:
         for name in self.names:
             self.start_replica(name)
-        for proxy, name in self.of.items():
-            self.replicas[name].said[proxy] = -1
+        for proxy, name in self.home.items():
+            self.replicas[name].acked[proxy] = -1
 
     def start_replica(self, name: str) -> None:
         """Have a replica join: it is known to the others, and knows what they said, before it serves anybody."""
-        rollouts, exchange = RolloutDriver({}, FOREVER), ReplicaSync(FOREVER)
-        rollouts.sync = exchange
+        rollouts, sync = RolloutDriver({}, FOREVER), ReplicaSync(FOREVER)
+        rollouts.sync = sync
         self.started += 1
-        new = Replica(f"{name}-{self.started}", rollouts, exchange, Mesh(), len(self.changes), 0)
-        self.log.append((new.name, exchange.start_write(self.now)))
-        self.read(new, len(self.log))
+        new = Replica(f"{name}-{self.started}", rollouts, sync, Mesh(), len(self.changes), 0)
+        self.written.append((new.name, sync.start_write(self.now)))
+        self.read(new, len(self.written))
         new.mesh = rollouts.first_mesh(
-            Change(applied=tuple(self.facts.values())), self.known_to(new), self.now
+            Change(applied=tuple(self.facts.values())), self.observed_by(new), self.now
         )
         rollouts.publish()
         self.replicas[name] = new
@@ -72,22 +72,22 @@ class Replicas(Proxies):
     def kill(self, name: str, successor: str) -> None:
         """End a replica without a word. Its proxies go to another one; then nobody reckons with it any more."""
         gone = self.replicas[name]
-        for proxy in [proxy for proxy, of in self.of.items() if of == name]:
+        for proxy in [proxy for proxy, home in self.home.items() if home == name]:
             self.move(proxy, successor, away=False)
             self.take(proxy)
         self.catch_up(self.replicas[successor])
         self.start_replica(name)
         self.gone.add(gone.name)
         for replica in self.replicas.values():
-            replica.exchange.forget(gone.name)
+            replica.sync.forget(gone.name)
 
     def catch_up(self, replica: Replica) -> None:
         """Have a replica know, and have told, all there is: another one that starts is never ahead of it (docs/adr/0015)."""
         self.learn(replica, len(self.changes))
         self.write(replica)
-        while replica.unread:
+        while replica.in_flight:
             self.arrive(replica)
-        self.read(replica, len(self.log))
+        self.read(replica, len(self.written))
         self.step_at(replica)
 
     def change(self, *applied: Fact, removed: tuple[Ref, ...] = ()) -> None:
@@ -95,27 +95,27 @@ class Replicas(Proxies):
             self.facts.pop(ref, None)
         self.facts.update({fact.ref: fact for fact in applied})
         self.changes.append(Change(applied=applied, removed=removed))
-        if hasattr(self, "wants"):
-            self.wants.append(self.reachable())
+        if hasattr(self, "must_reach"):
+            self.must_reach.append(self.reachable())
 
     def learn(self, replica: Replica, count: int = 1) -> None:
         """Have a replica learn of the next changes, one after the other."""
-        for change in self.changes[replica.learned : replica.learned + count]:
-            replica.learned += 1
-            replica.mesh = replica.rollouts.apply(replica.mesh, change, self.known_to(replica), self.now)
+        for change in self.changes[replica.changes_read : replica.changes_read + count]:
+            replica.changes_read += 1
+            replica.mesh = replica.rollouts.apply(replica.mesh, change, self.observed_by(replica), self.now)
             replica.rollouts.publish()
 
     def learn_at_once(self, replica: Replica) -> None:
         """Have it learn of all that is new in one piece, and of nothing that was so between."""
         last: dict[Ref, Fact | None] = {}
-        for change in self.changes[replica.learned :]:
+        for change in self.changes[replica.changes_read :]:
             last |= dict.fromkeys(change.removed) | {fact.ref: fact for fact in change.applied}
-        replica.learned = len(self.changes)
+        replica.changes_read = len(self.changes)
         change = Change(
             applied=tuple(fact for fact in last.values() if fact),
             removed=tuple(ref for ref, fact in last.items() if fact is None),
         )
-        replica.mesh = replica.rollouts.apply(replica.mesh, change, self.known_to(replica), self.now)
+        replica.mesh = replica.rollouts.apply(replica.mesh, change, self.observed_by(replica), self.now)
         replica.rollouts.publish()
 
     def step(self) -> None:
@@ -123,59 +123,61 @@ class Replicas(Proxies):
             self.step_at(replica)
 
     def step_at(self, replica: Replica) -> None:
-        self.look_at(replica)
+        self.advance_at(replica)
         self.now += UNREAD
-        self.look_at(replica)
+        self.advance_at(replica)
 
-    def look_at(self, replica: Replica) -> None:
-        replica.mesh = replica.rollouts.advance(replica.mesh, self.known_to(replica), self.now)
+    def advance_at(self, replica: Replica) -> None:
+        replica.mesh = replica.rollouts.advance(replica.mesh, self.observed_by(replica), self.now)
         replica.rollouts.publish()
 
-    def known_to(self, replica: Replica) -> ObservedState:
+    def observed_by(self, replica: Replica) -> ObservedState:
         return ObservedState(
-            servers={Ref("Pod", "ns", name): replica.said[name] for name in SERVERS if name in replica.said},
-            clients={f"{name}.clients": replica.said[name] for name in CLIENTS if name in replica.said},
+            servers={
+                Ref("Pod", "ns", name): replica.acked[name] for name in SERVERS if name in replica.acked
+            },
+            clients={f"{name}.clients": replica.acked[name] for name in CLIENTS if name in replica.acked},
             reconnected=frozenset(
                 f"{name}.clients"
                 for name in CLIENTS
-                if replica.said.get(name, 0) < 0 and self.clients[name].sends
+                if replica.acked.get(name, 0) < 0 and self.clients[name].sends
             ),
-            peers=replica.exchange.peer_view(self.now),
+            peers=replica.sync.peer_view(self.now),
         )
 
     # --- reports --------------------------------------------------------------------------------------------
 
     def write(self, replica: Replica) -> None:
         """Have a report sent; it arrives with `arrive`."""
-        if replica.exchange.has_unpublished:
-            replica.unread.append(replica.exchange.start_write(self.now))
+        if replica.sync.has_unpublished:
+            replica.in_flight.append(replica.sync.start_write(self.now))
 
     def arrive(self, replica: Replica) -> None:
-        if replica.unread:
-            self.log.append((replica.name, replica.unread.pop(0)))
+        if replica.in_flight:
+            self.written.append((replica.name, replica.in_flight.pop(0)))
 
     def read(self, replica: Replica, count: int = 1) -> None:
         """Have a replica read the next reports."""
-        for name, report in self.log[replica.read : replica.read + count]:
-            replica.read += 1
+        for name, report in self.written[replica.reports_read : replica.reports_read + count]:
+            replica.reports_read += 1
             if name == replica.name:
-                replica.exchange.read_back(report.number, self.now)
+                replica.sync.read_back(report.number, self.now)
             elif name not in self.gone:
-                replica.exchange.receive(name, str(report.number), report, FOREVER, self.now)
+                replica.sync.receive(name, str(report.number), report, FOREVER, self.now)
 
     # --- proxies --------------------------------------------------------------------------------------------
 
     def move(self, proxy: str, to: str, *, away: bool = True) -> None:
         """Have a proxy connect to another replica. The one that it leaves reckons with it until it is at home there."""
-        left, new = self.replicas[self.of[proxy]], self.replicas[to]
+        left, new = self.replicas[self.home[proxy]], self.replicas[to]
         if left is new:
             return
-        self.of[proxy] = to
+        self.home[proxy] = to
         if not away:
-            left.said.pop(proxy, None)
-        new.said[proxy] = -1
+            left.acked.pop(proxy, None)
+        new.acked[proxy] = -1
         itself = {**self.servers, **self.clients}[proxy]
-        itself.generation = itself.said = -1
+        itself.generation = itself.acked = -1
         if isinstance(itself, Server) and itself.modes:
             new.rollouts._recovered_modes[Ref("Pod", "ns", proxy)] = itself.modes
         elif isinstance(itself, Client) and itself.sends:
@@ -183,33 +185,33 @@ class Replicas(Proxies):
         # Nothing is served to who has just come before it is known what it brings.
         self.step_at(new)
 
-    def take(self, proxy: str, *, heard: bool = True) -> None:
+    def take(self, proxy: str, *, ack: bool = True) -> None:
         """Have a proxy put in force what it is served."""
-        replica = self.replicas[self.of[proxy]]
+        replica = self.replicas[self.home[proxy]]
         self.mesh = replica.mesh
         if proxy in SERVERS:
             self.deliver_to_server(proxy)
         else:
             self.deliver_to_client(proxy)
-        if heard:
+        if ack:
             self.answer(proxy)
 
     def answer(self, proxy: str) -> None:
         itself = {**self.servers, **self.clients}[proxy]
-        home = self.replicas[self.of[proxy]]
-        home.said[proxy] = max(home.said.get(proxy, -1), itself.generation)
-        if home.said[proxy] >= 0:
+        home = self.replicas[self.home[proxy]]
+        home.acked[proxy] = max(home.acked.get(proxy, -1), itself.generation)
+        if home.acked[proxy] >= 0:
             for replica in self.replicas.values():
                 if replica is not home:
-                    replica.said.pop(proxy, None)
+                    replica.acked.pop(proxy, None)
 
     def restart(self, proxy: str) -> None:
         (self.servers if proxy in SERVERS else self.clients)[proxy] = (
             Server() if proxy in SERVERS else Client()
         )
         for replica in self.replicas.values():
-            replica.said.pop(proxy, None)
-        self.replicas[self.of[proxy]].said[proxy] = -1
+            replica.acked.pop(proxy, None)
+        self.replicas[self.home[proxy]].acked[proxy] = -1
 
     # --- all at rest ----------------------------------------------------------------------------------------
 
@@ -217,27 +219,27 @@ class Replicas(Proxies):
         """Let everything arrive until nothing changes any more."""
         for _ in range(60):
             before = [
-                (each.mesh, each.read, each.rollouts.rollout.port_reports())
+                (each.mesh, each.reports_read, each.rollouts.rollout.port_reports())
                 for each in self.replicas.values()
             ]
             for replica in self.replicas.values():
                 self.learn(replica, len(self.changes))
                 self.write(replica)
-                while replica.unread:
+                while replica.in_flight:
                     self.arrive(replica)
             for replica in self.replicas.values():
-                self.read(replica, len(self.log))
+                self.read(replica, len(self.written))
                 self.step_at(replica)
                 self.check()
-            for proxy in self.of:
+            for proxy in self.home:
                 self.take(proxy)
                 self.check()
             self.step()
             after = [
-                (each.mesh, each.read, each.rollouts.rollout.port_reports())
+                (each.mesh, each.reports_read, each.rollouts.rollout.port_reports())
                 for each in self.replicas.values()
             ]
-            if before == after and not any(each.exchange.has_unpublished for each in self.replicas.values()):
+            if before == after and not any(each.sync.has_unpublished for each in self.replicas.values()):
                 break
         for replica in self.replicas.values():
             rollout = replica.rollouts.rollout
@@ -250,4 +252,4 @@ class Replicas(Proxies):
             itself = mesh.pod("ns", name)
             assert itself
             assert server.modes == {port: accepted(mesh, itself, port).mode for port in PORTS}
-        self.wants = [self.reachable()]
+        self.must_reach = [self.reachable()]

@@ -42,7 +42,7 @@ class Server:
     generation: int = -1
     """What it has in force, and what that is;"""
     modes: dict[int, Mode] = field(default_factory=dict)
-    said: int = -1
+    acked: int = -1
     """what it has acknowledged, as far as the control plane has heard."""
     rejects: bool = False
     connected: bool = True
@@ -52,7 +52,7 @@ class Server:
 class Client:
     generation: int = -1
     sends: dict[PortKey, Send] = field(default_factory=dict)
-    said: int = -1
+    acked: int = -1
     rejects: bool = False
     """Whether its answer was that it does not take what it was served."""
     connected: bool = True
@@ -70,7 +70,7 @@ class Proxies:
         self.clients = {name: Client() for name in CLIENTS}
         self.start()
         self.settle()
-        self.wants = [self.reachable()]
+        self.must_reach = [self.reachable()]
         """For each state of the policies since all was at rest, what is served then: pairs of client and
         port."""
 
@@ -83,11 +83,11 @@ class Proxies:
         everything = Change(applied=tuple(self.facts.values()), config=self.config)
         self.mesh = self.rollouts.first_mesh(everything, ObservedState(), self.now)
         for name, server in self.servers.items():
-            server.said = server.generation = -1
+            server.acked = server.generation = -1
             if server.connected and server.modes:
                 self.rollouts._recovered_modes[Ref("Pod", "ns", name)] = server.modes
         for client in self.clients.values():
-            client.said = client.generation = -1
+            client.acked = client.generation = -1
         self.step()
 
     def change(self, *applied: Fact, removed: tuple[Ref, ...] = (), config: MeshConfig | None = None) -> None:
@@ -96,32 +96,32 @@ class Proxies:
         for ref in removed:
             self.facts.pop(ref, None)
         self.facts.update({fact.ref: fact for fact in applied})
-        self.mesh = self.rollouts.apply(self.mesh, change, self.known(), self.now)
-        self.wants.append(self.reachable())
+        self.mesh = self.rollouts.apply(self.mesh, change, self.observe(), self.now)
+        self.must_reach.append(self.reachable())
 
-    def look(self) -> None:
+    def advance(self) -> None:
         """Have the control plane go on as far as is known to be good at this moment."""
-        self.mesh = self.rollouts.advance(self.mesh, self.known(), self.now)
+        self.mesh = self.rollouts.advance(self.mesh, self.observe(), self.now)
 
     def step(self) -> None:
         """The same, and once more when new connections have been read of those that clients opened until now."""
-        self.look()
+        self.advance()
         self.now += UNREAD
-        self.look()
+        self.advance()
 
-    def known(self) -> ObservedState:
+    def observe(self) -> ObservedState:
         return ObservedState(
             servers={
-                Ref("Pod", "ns", name): each.said for name, each in self.servers.items() if each.connected
+                Ref("Pod", "ns", name): each.acked for name, each in self.servers.items() if each.connected
             },
             rejected_listeners={
                 Ref("Pod", "ns", name): "no" for name, each in self.servers.items() if each.rejects
             },
-            clients={f"{name}.clients": each.said for name, each in self.clients.items() if each.connected},
+            clients={f"{name}.clients": each.acked for name, each in self.clients.items() if each.connected},
             reconnected=frozenset(
                 f"{name}.clients"
                 for name, each in self.clients.items()
-                if each.connected and each.sends and each.said < 0
+                if each.connected and each.sends and each.acked < 0
             ),
             rejected_clusters={
                 f"{name}.clients": dict.fromkeys(CLUSTERS, "no")
@@ -170,11 +170,11 @@ class Proxies:
         """Have a proxy answer that it goes on with what it has."""
         proxy.rejects = True
         if isinstance(proxy, Client):
-            proxy.said = self.mesh.served.generation
+            proxy.acked = self.mesh.served.generation
 
     def reconnect(self, proxy: Server | Client) -> None:
         """Have a proxy lose its stream and open another one: it goes on with what it has, and has acknowledged nothing."""
-        proxy.said = proxy.generation = -1
+        proxy.acked = proxy.generation = -1
         proxy.rejects = False
 
     def replace(self, name: str) -> None:
@@ -184,19 +184,19 @@ class Proxies:
         self.servers[name] = Server()
         self.change(replace(before, meta=replace(before.meta, uid=f"{before.meta.uid}+")))
 
-    def acknowledge(self, *names: str) -> None:
+    def ack(self, *names: str) -> None:
         """Have servers or clients put in force what they are served now, and say so."""
         for name in names:
             if name in self.servers:
                 self.deliver_to_server(name)
-                self.hear(self.servers[name])
+                self.receive_ack(self.servers[name])
             else:
                 self.deliver_to_client(name)
-                self.hear(self.clients[name])
+                self.receive_ack(self.clients[name])
 
-    def hear(self, proxy: Server | Client) -> None:
+    def receive_ack(self, proxy: Server | Client) -> None:
         """Have an acknowledgement arrive, for the first time or once more."""
-        proxy.said = max(proxy.said, proxy.generation)
+        proxy.acked = max(proxy.acked, proxy.generation)
 
     @staticmethod
     def sends(mesh: Mesh, name: str) -> dict[PortKey, Send]:
@@ -219,11 +219,11 @@ class Proxies:
             before = self.mesh
             for name, server in self.servers.items():
                 if server.connected:
-                    self.acknowledge(name)
+                    self.ack(name)
                     self.check()
             for name, client in self.clients.items():
                 if client.connected:
-                    self.acknowledge(name)
+                    self.ack(name)
                     self.check()
             self.step()
             if self.mesh is before:
@@ -238,7 +238,7 @@ class Proxies:
             assert itself
             if server.connected:
                 assert server.modes == {port: accepted(self.mesh, itself, port).mode for port in PORTS}
-        self.wants = [self.reachable()]
+        self.must_reach = [self.reachable()]
 
     # --- what must hold -------------------------------------------------------------------------------------
 
@@ -262,9 +262,9 @@ class Proxies:
 
     def check(self) -> None:
         """Look at each client and port: whom every policy since the last rest served is served."""
-        if not hasattr(self, "wants"):
+        if not hasattr(self, "must_reach"):
             return
-        for name, key in set.intersection(*self.wants):
+        for name, key in set.intersection(*self.must_reach):
             client, server = self.clients[name], self.servers[key[0].name]
             if key in client.sends and server.modes:
                 mode, send = server.modes[key[1]], client.sends[key]

@@ -100,7 +100,7 @@ class Walk:
             self.world.step_at(replica)
 
     def takes(self) -> None:
-        self.world.take(self.proxy, heard=self.random.random() < 0.7)
+        self.world.take(self.proxy, ack=self.random.random() < 0.7)
 
     def answers(self) -> None:
         self.world.answer(self.proxy)
@@ -129,12 +129,12 @@ def walk(seed: int, names: tuple[str, ...] = ("a", "b"), rounds: int = 4, steps:
 
 
 @pytest.mark.parametrize("seed", WALKS)
-def test_nobody_is_refused_and_what_is_wanted_comes_to_be(seed: int) -> None:
+def test_no_request_fails_and_the_desired_state_is_reached(seed: int) -> None:
     walk(seed, ("a", "b") if seed % 4 else ("a", "b", "c"))
 
 
 @pytest.mark.parametrize("question", ["may_refuse", "may_send"])
-def test_the_model_fails_without_asking_others(monkeypatch: pytest.MonkeyPatch, question: str) -> None:
+def test_model_fails_if_peers_are_ignored(monkeypatch: pytest.MonkeyPatch, question: str) -> None:
     monkeypatch.setattr(PeerView, question, lambda *_: [])
     with pytest.raises(AssertionError, match=r"sends .* which takes"):
         walks(300)
@@ -191,7 +191,7 @@ RACES = {"knows_send": Race.tells_before_it_is_known, "knows_mode": Race.locks_b
 
 
 @pytest.mark.parametrize("question", RACES)
-def test_nobody_acts_before_others_can_know(monkeypatch: pytest.MonkeyPatch, question: str) -> None:
+def test_replica_acts_only_after_peers_can_know(monkeypatch: pytest.MonkeyPatch, question: str) -> None:
     race = Race()
     for run in RACES.values():
         race = Race()
@@ -203,7 +203,7 @@ def test_nobody_acts_before_others_can_know(monkeypatch: pytest.MonkeyPatch, que
         RACES[question](race)
 
 
-def test_a_replica_that_stays_behind_is_waited_for_until_the_timeout() -> None:
+def test_lagging_replica_is_skipped_after_the_timeout() -> None:
     world = Replicas(("a", "b"))
     a = world.replicas["a"]
     rollout = a.rollouts.rollout

@@ -34,7 +34,7 @@ def modes(world: Proxies) -> set[str]:
         ("STRICT", "PERMISSIVE", set()),
     ],
 )
-def test_servers_pass_through_permissive_where_clients_have_to_change(before, after, through):
+def test_servers_expand_to_permissive_if_clients_must_migrate(before, after, through):
     world = Proxies()
     world.set_mode(before)
     world.settle()
@@ -43,33 +43,33 @@ def test_servers_pass_through_permissive_where_clients_have_to_change(before, af
     world.settle()
 
 
-def test_a_server_that_lags_is_passed_over_after_the_timeout_and_only_its_own_clients_wait():
+def test_lagging_server_delays_only_its_own_clients():
     world = Proxies(timeout=30.0)
     world.set_mode("DISABLE")
     world.settle()
     world.set_mode("STRICT")
-    world.acknowledge("web-2")
+    world.ack("web-2")
     world.step()
     told = {key[0].name for key, mtls in world.mesh.served.mtls.items() if not mtls}
     assert told == {"web-1"}
     assert world.rollout.transitions[KEY].waiting_for is WaitingFor.LISTENER
-    world.acknowledge(*world.clients)
+    world.ack(*world.clients)
     world.step()
-    world.acknowledge("web-2")
+    world.ack("web-2")
     world.now = world.rollout.transitions[KEY].mode_since + 29
-    world.look()
+    world.advance()
     assert not world.rollout.skipped_ports
     world.now += 1
     world.step()
     assert {key[0].name for key in world.rollout.skipped_ports} == {"web-1"}
     assert world.rollout.skip_count == 2  # both of its ports
     assert not world.mesh.served.mtls
-    world.acknowledge("web-1")
+    world.ack("web-1")
     world.step()
     assert not world.rollout.skipped_ports
 
 
-def test_a_policy_that_must_not_wait_is_in_force_on_both_sides_at_once():
+def test_immediate_policy_changes_both_sides_at_once():
     world = Proxies()
     world.set_mode("DISABLE")
     world.settle()
@@ -80,13 +80,13 @@ def test_a_policy_that_must_not_wait_is_in_force_on_both_sides_at_once():
     assert world.rollout.plaintext_disabled == 4
 
 
-def test_what_does_not_wait_is_looked_after_all_the_same_and_named_until_it_is_there():
+def test_immediate_transition_is_tracked_until_active():
     world = Proxies(timeout=30.0)
     strict = peer("ns", "STRICT")
     world.change(replace(strict, meta=replace(strict.meta, annotations={ROLLOUT: "immediate"})))
     transition = world.rollout.transitions[KEY]
     assert (transition.waiting_for, transition.accepts_plaintext) == (WaitingFor.LISTENER, True)
-    refused = replace(world.known(), rejected_listeners={WEB: "no"})
+    refused = replace(world.observe(), rejected_listeners={WEB: "no"})
     world.mesh = world.rollouts.advance(world.mesh, refused, world.now + 40)
     assert transition.rejection == "no"
     world.now += 31
@@ -97,15 +97,15 @@ def test_what_does_not_wait_is_looked_after_all_the_same_and_named_until_it_is_t
     assert not world.rollout.skipped_ports
 
 
-def test_what_others_say_of_a_pod_that_is_not_known_here_changes_nothing():
+def test_peer_report_about_unknown_pod_changes_nothing():
     world = Proxies()
     opened = PeerView(own_reports=(), in_transition=frozenset({(Ref("Pod", "ns", "nobody"), 8080)}))
-    world.mesh = world.rollouts.advance(world.mesh, replace(world.known(), peers=opened), world.now)
+    world.mesh = world.rollouts.advance(world.mesh, replace(world.observe(), peers=opened), world.now)
     assert not world.rollout.transitions
     assert world.rollout.port_reports() == {(Ref("Pod", "ns", "nobody"), 8080): UNKNOWN_POD}
 
 
-def test_a_lock_that_must_not_wait_tells_clients_nothing_that_they_do_already():
+def test_immediate_strict_keeps_clients_that_use_mtls():
     world = Proxies()
     strict = peer("ns", "STRICT")
     world.change(replace(strict, meta=replace(strict.meta, annotations={ROLLOUT: "immediate"})))
@@ -114,7 +114,7 @@ def test_a_lock_that_must_not_wait_tells_clients_nothing_that_they_do_already():
     assert {each.send_generation for each in world.rollout.transitions.values()} == {0}
 
 
-def test_one_that_was_on_its_way_is_overtaken_by_one_that_must_not_wait():
+def test_immediate_policy_ends_a_gradual_transition():
     world = Proxies()
     world.set_mode("DISABLE")
     world.settle()
@@ -126,24 +126,24 @@ def test_one_that_was_on_its_way_is_overtaken_by_one_that_must_not_wait():
     assert modes(world) == set()
 
 
-def test_what_the_policy_itself_does_not_take_is_not_waited_for():
+def test_traffic_that_policies_forbid_is_not_waited_for():
     world = Proxies()
     world.set_mode("STRICT")
     world.settle()
     # Clients send plaintext from now on, which no server takes.
     world.mesh = world.rollouts.apply(
-        world.mesh, Change(config=MeshConfig(enable_auto_mtls=False)), world.known(), world.now
+        world.mesh, Change(config=MeshConfig(enable_auto_mtls=False)), world.observe(), world.now
     )
     assert modes(world) == set()
     assert all(each.served_send is each.desired_send for each in world.rollout.transitions.values())
     for each in (*world.servers.values(), *world.clients.values()):
         each.generation = world.rollout.served.generation
-        world.hear(each)
+        world.receive_ack(each)
     world.step()
     assert not world.rollout.transitions
 
 
-def test_a_pod_that_is_gone_is_waited_for_no_longer():
+def test_deleted_pod_is_no_longer_waited_for():
     world = Proxies()
     world.set_mode("DISABLE")
     world.settle()
@@ -153,7 +153,7 @@ def test_a_pod_that_is_gone_is_waited_for_no_longer():
     assert {key[0].name for key in world.rollout.transitions} == {"web-2"}
 
 
-def test_a_rule_with_parts_is_held_for_what_any_of_them_says():
+def test_rule_is_held_if_any_part_needs_it():
     world = Proxies()
     world.set_mode("DISABLE")
     world.settle()
@@ -172,7 +172,7 @@ def test_a_rule_with_parts_is_held_for_what_any_of_them_says():
     assert world.mesh.get(parts.ref) == parts
 
 
-def test_a_rule_that_changes_while_it_is_held_comes_as_it_was_said_last():
+def test_held_rule_is_released_in_its_last_version():
     world = Proxies()
     world.set_mode("DISABLE")
     world.settle()
@@ -184,7 +184,7 @@ def test_a_rule_that_changes_while_it_is_held_comes_as_it_was_said_last():
     assert world.mesh.get(second.ref) == second
 
 
-def test_rules_that_may_speak_for_the_same_clients_wait_for_each_other():
+def test_overlapping_rules_are_released_together():
     world = Proxies()
     world.set_mode("STRICT")
     world.settle()
@@ -198,7 +198,7 @@ def test_rules_that_may_speak_for_the_same_clients_wait_for_each_other():
     assert world.mesh.get(wide.ref) == wide
 
 
-def test_rules_wait_no_longer_than_anybody():
+def test_held_rule_is_released_after_the_timeout():
     world = Proxies(timeout=30.0)
     world.set_mode("DISABLE")
     world.settle()
@@ -217,7 +217,7 @@ def test_rules_wait_no_longer_than_anybody():
     assert world.rollout.skip_count == 4 + 4 + 1
 
 
-def test_a_server_that_was_passed_over_is_named_until_it_has_what_it_should():
+def test_skipped_server_is_tracked_until_it_catches_up():
     world = Proxies(timeout=30.0)
     world.set_mode("DISABLE")
     world.settle()
@@ -233,7 +233,7 @@ def test_a_server_that_was_passed_over_is_named_until_it_has_what_it_should():
     assert KEY not in world.rollout.skipped_ports
 
 
-def test_without_the_gate_everything_is_as_it_is_wanted():
+def test_without_timeout_the_desired_state_is_served_at_once():
     world = Proxies(timeout=None)
     world.set_mode("DISABLE")
     held = rule("clients", HOST, "ISTIO_MUTUAL")
@@ -243,29 +243,29 @@ def test_without_the_gate_everything_is_as_it_is_wanted():
     assert world.mesh.served.modes == {}
 
 
-def test_clients_that_reject_what_belongs_to_others_are_not_waited_for():
+def test_rejection_of_unrelated_cluster_is_ignored():
     world = Proxies()
     world.set_mode("DISABLE")
     world.settle()
     world.set_mode("PERMISSIVE")
-    world.acknowledge(*world.servers)
+    world.ack(*world.servers)
     world.step()
-    world.acknowledge(*world.clients)
-    refusing = {"one.clients": {"outbound|80||other.ns.svc.cluster.local": "no", "BlackHoleCluster": "no"}}
-    known = replace(world.known(), rejected_clusters=refusing)
+    world.ack(*world.clients)
+    rejected = {"one.clients": {"outbound|80||other.ns.svc.cluster.local": "no", "BlackHoleCluster": "no"}}
+    observed = replace(world.observe(), rejected_clusters=rejected)
     for now in (world.now, world.now + UNREAD):
-        world.mesh = world.rollouts.advance(world.mesh, known, now)
+        world.mesh = world.rollouts.advance(world.mesh, observed, now)
     assert not world.rollout.transitions
 
 
-def test_what_installing_creates_is_held_back_by_who_finds_that_servers_do_not_take_it():
+def test_installed_rule_is_withdrawn_if_servers_refuse_it():
     """A control plane starts with values.global.mtls.enabled while servers have DISABLE."""
     world = Proxies()
     world.set_mode("DISABLE")
     world.settle()
     world.facts[Ref("PeerAuthentication", "ns", "default")] = peer("ns", "PERMISSIVE")
     world.config = MeshConfig(mtls_enabled=True)
-    world.wants.append(world.reachable())
+    world.must_reach.append(world.reachable())
     world.start()
     assert [each.generation for each in world.rollout.rule_transitions.values()] == [None]
     for name in world.clients:
@@ -277,7 +277,7 @@ def test_what_installing_creates_is_held_back_by_who_finds_that_servers_do_not_t
 @pytest.mark.parametrize("auto", [True, False])
 @pytest.mark.parametrize("enabled", [True, False])
 @pytest.mark.parametrize("others_first", [True, False])
-def test_the_meshs_switch_goes_the_same_way(enabled, auto, others_first):
+def test_mesh_wide_mtls_setting_rolls_out_gradually(enabled, auto, others_first):
     """values.global.mtls.enabled: STRICT and ISTIO_MUTUAL across the mesh, or PERMISSIVE and what automatic mTLS comes to."""
     world = Proxies()
     world.change(config=MeshConfig(mtls_enabled=not enabled, enable_auto_mtls=auto))
@@ -288,7 +288,7 @@ def test_the_meshs_switch_goes_the_same_way(enabled, auto, others_first):
             for name, proxy in getattr(world, each).items():
                 getattr(world, f"deliver_to_{each[:-1]}")(name)
                 world.check()
-                world.hear(proxy)
+                world.receive_ack(proxy)
             world.step()
     assert not world.rollout.transitions
     mode = "STRICT" if enabled else "PERMISSIVE"
@@ -296,7 +296,7 @@ def test_the_meshs_switch_goes_the_same_way(enabled, auto, others_first):
     world.settle()
 
 
-def test_the_meshs_switch_waits_for_servers_that_a_policy_has_kept_from_mutual_tls():
+def test_mesh_wide_setting_waits_for_disabled_servers():
     world = Proxies()
     world.set_mode("DISABLE")
     world.settle()
@@ -312,48 +312,48 @@ def test_the_meshs_switch_waits_for_servers_that_a_policy_has_kept_from_mutual_t
     assert world.mesh.get(own.ref) == own
 
 
-def test_a_lock_waits_for_connections_of_which_it_is_not_known_yet_what_they_are():
+def test_contraction_waits_for_unclassified_connections():
     """Of a server that speaks first: its clients say nothing, and the listener waits for a second that they do."""
     world = Proxies()
     world.set_mode("DISABLE")
     world.settle()
     world.set_mode("STRICT")
-    world.acknowledge(*world.servers)
-    world.look()
-    world.acknowledge(*world.clients)
+    world.ack(*world.servers)
+    world.advance()
+    world.ack(*world.clients)
     heard = world.now
-    world.look()
+    world.advance()
     assert modes(world) == {"PERMISSIVE"}
     assert world.rollout.transitions[KEY].waiting_for is WaitingFor.CLIENTS
     world.now = heard + 1.1
-    world.look()
+    world.advance()
     assert modes(world) == {"PERMISSIVE"}
     world.now = heard + UNREAD
-    world.look()
+    world.advance()
     assert modes(world) == set()
     assert world.rollout.plaintext_disabled == 4
 
 
 @pytest.mark.parametrize("late", ["client", "server"])
-def test_who_was_passed_over_and_is_still_not_there_is_waited_for_at_the_next_change(late):
+def test_skipped_proxy_is_waited_for_in_the_next_transition(late):
     world = Proxies(timeout=30.0)
     world.set_mode("DISABLE" if late == "client" else "STRICT")
     world.settle()
     world.set_mode("PERMISSIVE")
     for name in world.servers:
         if (late, name) != ("server", "web-1"):
-            world.acknowledge(name)
+            world.ack(name)
     world.step()
     for name in world.clients:
         if (late, name) != ("client", "two"):
-            world.acknowledge(name)
+            world.ack(name)
     world.now += 31
     world.step()
     world.step()
     assert KEY in world.rollout.skipped_ports
     world.set_mode("STRICT" if late == "client" else "DISABLE")
     for _ in range(3):
-        world.acknowledge("web-2", "one")
+        world.ack("web-2", "one")
         world.check()
         world.step()
     waiting = world.rollout.transitions[KEY]
@@ -363,23 +363,23 @@ def test_who_was_passed_over_and_is_still_not_there_is_waited_for_at_the_next_ch
     assert not world.rollout.skipped_ports
 
 
-def test_a_client_that_rejects_a_rule_goes_on_with_the_one_before():
+def test_client_that_rejects_a_rule_keeps_the_old_one():
     world = Proxies()
     before = rule("clients", HOST, "DISABLE", name="for-all")
     world.change(peer("ns", "PERMISSIVE"), before)
     world.settle()
     world.change(peer("ns", "STRICT"), removed=(before.ref,))
-    world.acknowledge("one")
-    world.clients["two"].said = world.mesh.served.generation  # It has answered, and has the old clusters.
-    refusing = {"two.clients": {f"outbound|80||{HOST}": "no"}}
+    world.ack("one")
+    world.clients["two"].acked = world.mesh.served.generation  # It has answered, and has the old clusters.
+    rejected = {"two.clients": {f"outbound|80||{HOST}": "no"}}
     for now in (world.now, world.now + UNREAD):
-        known = replace(world.known(), rejected_clusters=refusing)
-        world.mesh = world.rollouts.advance(world.mesh, known, now)
+        observed = replace(world.observe(), rejected_clusters=rejected)
+        world.mesh = world.rollouts.advance(world.mesh, observed, now)
     assert modes(world) == {"PERMISSIVE"}
     world.settle()
 
 
-def test_a_rule_that_changes_after_another_change_was_told_has_its_own_time():
+def test_changed_rule_has_its_own_deadline():
     world = Proxies(timeout=30.0)
     world.set_mode("DISABLE")
     world.settle()
@@ -389,7 +389,7 @@ def test_a_rule_that_changes_after_another_change_was_told_has_its_own_time():
     (held,) = world.rollout.rule_transitions.values()
     assert held.generation is None
     world.now += 2
-    world.look()
+    world.advance()
     assert held.generation is None
     world.deliver_to_client("one")
     world.check()

@@ -44,23 +44,23 @@ class RolloutMachine(RuleBasedStateMachine):
     def switch(self, enabled: bool) -> None:
         self.world.change(config=replace(self.world.config, mtls_enabled=enabled))
 
-    @rule(name=server, heard=st.booleans())
-    def server_takes(self, name: str, heard: bool) -> None:
+    @rule(name=server, ack=st.booleans())
+    def server_takes(self, name: str, ack: bool) -> None:
         if self.world.servers[name].connected:
             self.world.deliver_to_server(name)
-            if heard:
-                self.world.hear(self.world.servers[name])
+            if ack:
+                self.world.receive_ack(self.world.servers[name])
 
-    @rule(name=client, heard=st.booleans())
-    def client_takes(self, name: str, heard: bool) -> None:
+    @rule(name=client, ack=st.booleans())
+    def client_takes(self, name: str, ack: bool) -> None:
         if self.world.clients[name].connected:
             self.world.deliver_to_client(name)
-            if heard:
-                self.world.hear(self.world.clients[name])
+            if ack:
+                self.world.receive_ack(self.world.clients[name])
 
     @rule(name=st.sampled_from((*SERVERS, *CLIENTS)))
     def answer_arrives(self, name: str) -> None:
-        self.world.hear({**self.world.servers, **self.world.clients}[name])
+        self.world.receive_ack({**self.world.servers, **self.world.clients}[name])
 
     @rule()
     def step(self) -> None:
@@ -110,7 +110,7 @@ TestRollout.settings = settings(
 )
 
 
-def test_the_model_fails_without_the_gate() -> None:
+def test_model_fails_without_waiting() -> None:
     world = Proxies(timeout=None)
     world.set_mode("DISABLE")
     world.deliver_to_server("web-1")
