@@ -50,7 +50,7 @@ async def test_nothing_is_on_its_way(plane: Plane):
 
 async def test_one_line_for_each_service_and_what_stays_open(plane: Plane):
     port = plane.server.port
-    plane.say("STRICT", rule("shop", "web.shop.svc.cluster.local", "ISTIO_MUTUAL"))
+    plane.set_mode("STRICT", rule("shop", "web.shop.svc.cluster.local", "ISTIO_MUTUAL"))
     result = await until(
         rf"web\.shop: 0/2 endpoints mTLS, web-1 waiting for its listener \(\d s; {OPEN}\), web-2 .+",
         port=port,
@@ -73,7 +73,7 @@ async def test_one_line_for_each_service_and_what_stays_open(plane: Plane):
 
 
 async def test_the_way_to_plaintext_needs_no_word_about_locks(plane: Plane):
-    plane.say("PERMISSIVE")
+    plane.set_mode("PERMISSIVE")
     result = await until(
         r"web\.shop: 0/2 endpoints mTLS, web-1 waiting for its listener .+", port=plane.server.port
     )
@@ -81,7 +81,7 @@ async def test_the_way_to_plaintext_needs_no_word_about_locks(plane: Plane):
 
 
 async def test_json_is_what_the_service_says(plane: Plane):
-    plane.say("STRICT")
+    plane.set_mode("STRICT")
     await until(r"web\.shop: .*", port=plane.server.port)
     result = await xds("-o", "json", port=plane.server.port)
     assert result.exit_code == 1
@@ -112,7 +112,7 @@ async def test_watch_tells_what_changes_until_ctrl_c(plane: Plane, output: str):
     try:
         async with asyncio.timeout(3 * WITHIN):
             await heard(NOTHING if output == "table" else '"services": []')
-            plane.say("STRICT")
+            plane.set_mode("STRICT")
             await heard("web-2 waiting for one.shop")
             await plane.first.answer(LISTENER)
             await plane.one.answer(ENDPOINT)

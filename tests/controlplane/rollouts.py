@@ -1,4 +1,4 @@
-"""A control plane on whose sidecars it depends how far a change of mode gets: they answer when the test says so."""
+"""A control plane with sidecars that ACK when the test tells them to."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ _ASKED = {
 
 
 class Sidecar:
-    """Takes all that it gets, but for what it is told to keep."""
+    """A sidecar that ACKs every response, except for types in `withheld`."""
 
     def __init__(self, channel: grpc.aio.Channel, name: str) -> None:
-        self.keeps: dict[str, str] = {}
-        """By type, the nonce of what was not answered; empty: nothing came yet."""
+        self.withheld: dict[str, str] = {}
+        """The nonce of the unanswered response, by type. Empty: no response has arrived."""
         self._client = Client(
             channel, Variant.DELTA, node=f"sidecar~127.0.0.1~{name}.shop~shop.svc.cluster.local"
         )
@@ -48,32 +48,32 @@ class Sidecar:
             await self._client.ask(type_url, *names)
         while True:
             response = await self._client.get()
-            if response.type_url in self.keeps:
-                self.keeps[response.type_url] = response.nonce
+            if response.type_url in self.withheld:
+                self.withheld[response.type_url] = response.nonce
             else:
                 await self._client.ask(response.type_url, nonce=response.nonce)
             self._came.set()
 
     async def answer(self, type_url: str, error: str = "") -> None:
-        """Answer what was kept, once it is there."""
+        """Answer the withheld response, once it has arrived."""
         async with asyncio.timeout(WITHIN):
-            while not self.keeps[type_url]:
+            while not self.withheld[type_url]:
                 self._came.clear()
                 await self._came.wait()
-        await self._client.ask(type_url, nonce=self.keeps.pop(type_url), error=error)
+        await self._client.ask(type_url, nonce=self.withheld.pop(type_url), error=error)
 
 
 class Plane:
-    """The service `web` with the servers web-1 and web-2, and the client `one`, in the namespace `shop`."""
+    """A control plane for the service `web` (pods web-1 and web-2) and the client `one`, in `shop`."""
 
     def __init__(self, channel: grpc.aio.Channel, controller: Controller, server: XdsServer) -> None:
         self.channel, self.controller, self.server = channel, controller, server
         self.one, self.first, self.second = (Sidecar(channel, name) for name in ("one", "web-1", "web-2"))
 
-    def say(self, mode: str, *more: Fact, at_once: bool = False) -> None:
-        """Have a mode for the namespace, and no sidecar answers what comes of it until it is told to."""
-        self.first.keeps = {LISTENER: ""}
-        self.one.keeps = {ENDPOINT: ""}
+    def set_mode(self, mode: str, *more: Fact, at_once: bool = False) -> None:
+        """Set the mode of the namespace. Sidecars do not answer the resulting responses until told to."""
+        self.first.withheld = {LISTENER: ""}
+        self.one.withheld = {ENDPOINT: ""}
         policy = peer("shop", mode)
         if at_once:
             policy = replace(policy, meta=replace(policy.meta, annotations={ROLLOUT: "immediate"}))
@@ -82,7 +82,7 @@ class Plane:
 
 @asynccontextmanager
 async def running(mode: str) -> AsyncIterator[Plane]:
-    """Have a control plane whose sidecars have in force what is wanted."""
+    """Run a control plane whose sidecars have ACKed the desired state."""
     authority = Authority.create(PrivateKey.generate(), "cluster.local", datetime.now(UTC))
     controller = Controller(authority)
     server = XdsServer(

@@ -1,4 +1,4 @@
-"""Which sidecars should be connected and are not, as the controller sees it."""
+"""Pods without a connected sidecar, as the controller reports them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who proved who they are speaks for their own pod, for as long as it is theirs; who did not gets no key."""
+"""Authenticated callers speak for their own pod only; unauthenticated callers get no key."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ TOKEN = Caller(namespace="shop", service_account="web", pod="a", pod_uid="1", ho
 SECRETS = replace(STREAM, type_url=SECRET)
 
 
-def pod(name: str = "a", *, uid: str = "1", **how: Any) -> Pod:
-    made = make_pod(name, **how)
-    return replace(made, meta=replace(made.meta, uid=uid))
+def pod(name: str = "a", *, uid: str = "1", **fields: Any) -> Pod:
+    new = make_pod(name, **fields)
+    return replace(new, meta=replace(new.meta, uid=uid))
 
 
 def of(caller: Caller | None, type_url: str = "") -> StreamInfo:
@@ -44,28 +44,28 @@ def of(caller: Caller | None, type_url: str = "") -> StreamInfo:
 @pytest.mark.parametrize("caller", [CERTIFICATE, TOKEN])
 async def test_only_authenticated_caller_gets_the_key(caller):
     async with running(pod(), serve_keys=False) as controller:
-        proven = controller.connect(node("a"), of(caller))
-        anybody = controller.connect(node("a"), STREAM)
-        assert sorted((await published(proven)).of(SECRET)) == ["ROOTCA", "default"]
-        given = await published(anybody)
-        assert list(given.of(SECRET)) == ["ROOTCA"]
-        assert given.refused(SECRET) == {"default": NO_KEY}
-        assert given.of(CLUSTER)
+        authenticated = controller.connect(node("a"), of(caller))
+        unauthenticated = controller.connect(node("a"), STREAM)
+        assert sorted((await published(authenticated)).of(SECRET)) == ["ROOTCA", "default"]
+        snapshot = await published(unauthenticated)
+        assert list(snapshot.of(SECRET)) == ["ROOTCA"]
+        assert snapshot.refused(SECRET) == {"default": NO_KEY}
+        assert snapshot.of(CLUSTER)
 
 
 async def test_no_certificate_is_issued_without_a_permitted_caller():
     async with running(pod(), serve_keys=False) as controller:
-        anybody = controller.connect(node("a"), STREAM)
-        await published(anybody)
+        unauthenticated = controller.connect(node("a"), STREAM)
+        await published(unauthenticated)
         assert controller.certificates().issued == 0
-        proven = controller.connect(node("a"), of(TOKEN))
-        assert "default" in (await published(proven)).of(SECRET)
+        authenticated = controller.connect(node("a"), of(TOKEN))
+        assert "default" in (await published(authenticated)).of(SECRET)
         assert controller.certificates().issued == 1
-        assert not anybody.changed.is_set()
+        assert not unauthenticated.changed.is_set()
 
 
 @pytest.mark.parametrize(
-    ("caller", "why"),
+    ("caller", "message"),
     [
         (replace(CERTIFICATE, namespace="other"), "another namespace"),
         (replace(CERTIFICATE, service_account="other"), "another service account"),
@@ -73,9 +73,9 @@ async def test_no_certificate_is_issued_without_a_permitted_caller():
         (replace(TOKEN, pod_uid="2"), "an earlier pod"),
     ],
 )
-async def test_caller_of_another_pod_is_refused(caller, why):
+async def test_caller_of_another_pod_is_refused(caller, message):
     async with running(pod()) as controller:
-        with pytest.raises(Refused, match=why) as refused:
+        with pytest.raises(Refused, match=message) as refused:
             controller.connect(node("a"), of(caller))
     assert refused.value.code is grpc.StatusCode.PERMISSION_DENIED
 
@@ -90,7 +90,7 @@ async def test_waiting_caller_is_checked_when_its_pod_appears():
             controller.connect(node("a"), of(replace(TOKEN, pod="b")))
         controller.change(Change(applied=(pod(account="other"),)))
         for subscriber in (waiting, other):
-            await changed(subscriber)
+            await until_refused(subscriber)
             assert subscriber.refused
             assert "another service account" in subscriber.refused.message
             controller.disconnect(subscriber)
@@ -101,10 +101,10 @@ async def test_waiting_caller_is_checked_when_its_pod_appears():
 
 async def test_refused_waiting_caller_never_gets_the_key():
     other = replace(CERTIFICATE, service_account="other")
-    wanted = DiscoveryRequest(node=EnvoyNode(id=node("a").id), resource_names=["default"])
+    request = DiscoveryRequest(node=EnvoyNode(id=node("a").id), resource_names=["default"])
     async with running() as controller:
         asking = asyncio.create_task(
-            fetch(controller, parse_request(bytes(wanted)), of(other, SECRET), Budgets(), patience=30.0)
+            fetch(controller, parse_request(bytes(request)), of(other, SECRET), Budgets(), patience=30.0)
         )
         waiting = controller.connect(node("a"), of(other))
         owner = controller.connect(node("a"), of(TOKEN))
@@ -118,64 +118,64 @@ async def test_refused_waiting_caller_never_gets_the_key():
 
 @pytest.mark.parametrize("caller", [CERTIFICATE, TOKEN])
 @pytest.mark.parametrize(
-    ("change", "why"),
+    ("change", "message"),
     [
         (Change(removed=(Ref("Pod", "shop", "a"),)), "pod shop/a is gone"),
         (Change(applied=(pod(account="other"),)), "another service account"),
         (Change(applied=(pod(uid="2", created=NOW + timedelta(minutes=1)),)), "earlier pod|was replaced"),
     ],
 )
-async def test_stream_ends_when_caller_loses_its_pod(caller, change, why):
+async def test_stream_ends_when_caller_loses_its_pod(caller, change, message):
     async with running(pod()) as controller:
-        proven = controller.connect(node("a"), of(caller))
-        anybody = controller.connect(node("a"), STREAM)
-        await published(proven)
-        await published(anybody)
+        authenticated = controller.connect(node("a"), of(caller))
+        unauthenticated = controller.connect(node("a"), STREAM)
+        await published(authenticated)
+        await published(unauthenticated)
         controller.change(change)
-        await changed(proven)
-        assert proven.refused
-        assert proven.refused.code is grpc.StatusCode.PERMISSION_DENIED
-        with pytest.raises(Refused, match=why):
-            raise proven.refused
-        assert anybody.refused is None
+        await until_refused(authenticated)
+        assert authenticated.refused
+        assert authenticated.refused.code is grpc.StatusCode.PERMISSION_DENIED
+        with pytest.raises(Refused, match=message):
+            raise authenticated.refused
+        assert unauthenticated.refused is None
 
 
 async def test_changed_pod_keeps_its_stream():
     async with running(pod()) as controller:
-        proven = controller.connect(node("a"), of(TOKEN))
-        await published(proven)
+        authenticated = controller.connect(node("a"), of(TOKEN))
+        await published(authenticated)
         controller.change(Change(applied=(pod(ready=False), service("web"))))
-        await published(proven)
-        assert proven.refused is None
+        await published(authenticated)
+        assert authenticated.refused is None
 
 
 async def test_plaintext_sds_stream_is_refused_with_a_reason():
-    wanted = Subscribed(type_url=SECRET, names=frozenset({"default", "ROOTCA"}), wildcard=False)
+    subscription = Subscribed(type_url=SECRET, names=frozenset({"default", "ROOTCA"}), wildcard=False)
     roots = Subscribed(type_url=SECRET, names=frozenset({"ROOTCA"}), wildcard=False)
     async with running(pod(), serve_keys=False) as controller:
         with capture_logs() as logs:
             alone, aggregated = controller.connect(node("a"), SECRETS), controller.connect(node("a"), STREAM)
             controller.observe(alone, roots)
-            controller.observe(aggregated, wanted)
-            controller.observe(controller.connect(node("a"), replace(SECRETS, caller=TOKEN)), wanted)
+            controller.observe(aggregated, subscription)
+            controller.observe(controller.connect(node("a"), replace(SECRETS, caller=TOKEN)), subscription)
             with pytest.raises(Refused, match="private keys are not served in plaintext") as refused:
-                controller.observe(alone, wanted)
+                controller.observe(alone, subscription)
         assert refused.value.code is grpc.StatusCode.PERMISSION_DENIED
         assert [line["event"] for line in logs] == ["proxy gets no certificate"]
 
 
 async def test_plaintext_sds_stream_gets_the_key_if_keys_are_served():
-    wanted = Subscribed(type_url=SECRET, names=frozenset({"default"}), wildcard=False)
+    subscription = Subscribed(type_url=SECRET, names=frozenset({"default"}), wildcard=False)
     async with running(pod()) as controller:
         alone = controller.connect(node("a"), SECRETS)
-        controller.observe(alone, wanted)
-        given = await published(alone)
-        assert "default" in given.of(SECRET)
-        assert not given.refusals
+        controller.observe(alone, subscription)
+        snapshot = await published(alone)
+        assert "default" in snapshot.of(SECRET)
+        assert not snapshot.refusals
 
 
-async def changed(subscriber: Any) -> None:
-    """Wait until something is said to a stream that may have nothing."""
+async def until_refused(subscriber: Any) -> None:
+    """Wait until the controller ends a stream."""
     async with asyncio.timeout(5):
         while subscriber.refused is None:
             await subscriber.changed.wait()
@@ -183,7 +183,7 @@ async def changed(subscriber: Any) -> None:
 
 
 def test_unknown_pods_share_their_accounts_budget():
-    """A caller could otherwise invent a pod for each stream. A token that is bound to a pod cannot be used for another."""
+    """Otherwise a caller could invent a pod for each stream. A token that is bound to a pod cannot."""
 
     def waiting(caller: Caller | None, name: str) -> object:
         return budget_key(caller, ("shop", name), is_known=False)

@@ -1,4 +1,4 @@
-"""Changes in, snapshots out to whoever is connected, and nobody waits for long."""
+"""The controller applies changes and publishes snapshots to connected proxies."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from xds.snapshot import CLUSTER, ENDPOINT, SECRET, Resource, Snapshot
 
 
 def assert_traceback_is_text(entry: MutableMapping[str, Any]) -> None:
-    """Who formats a traceback may show local variables, and there may be keys among them."""
+    """Log processors that format tracebacks may show local variables, and so keys."""
     assert entry["stack"].startswith("Traceback")
     assert "RuntimeError: a bug" in entry["stack"]
     assert "exc_info" not in entry
@@ -334,7 +334,7 @@ async def test_changed_pod_is_served_again() -> None:
         assert (await published(subscriber)).of(ENDPOINT) != first.of(ENDPOINT)
 
 
-# --- another root ----------------------------------------------------------------------------------------------------------
+# --- rotation of the root certificate --------------------------------------------------------------------
 
 
 async def test_rotation_replaces_roots_and_then_certificates() -> None:

@@ -1,4 +1,4 @@
-"""Objects without effect are reported once that has been so for a while, and once each."""
+"""Objects without effect are reported once, after a while."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Logs = list[MutableMapping[str, Any]]
 
 
 class World:
-    """A watcher, and the mesh that it sees."""
+    """A watcher and its mesh."""
 
     def __init__(self) -> None:
         self.mesh = mesh(*SHOP, LOCK)
@@ -45,7 +45,7 @@ class World:
                 await asyncio.sleep(0.005)
 
     async def looked(self) -> None:
-        """Wait until the mesh as it is now has been examined."""
+        """Wait until the current mesh has been examined."""
         seen = self.looks
         await self.until(lambda: self.looks >= seen + 2)
 

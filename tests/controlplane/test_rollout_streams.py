@@ -1,4 +1,4 @@
-"""Who is reckoned with in a rollout: streams that come back, that are somebody else's, or of pods that are gone."""
+"""Which streams a rollout waits for: reconnected and polling ones, and those of deleted pods."""
 
 from __future__ import annotations
 
@@ -26,8 +26,7 @@ from xds.server import StreamInfo, Subscriber
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, SECRET
 
 SOON = 6.0
-"""Seconds in which a rollout is over that waits for nobody: less than anybody is reckoned with, or waited
-for."""
+"""Seconds within which a rollout finishes that waits for no proxy: less than any grace period or timeout."""
 
 
 def connect(controller, name: str, type_url: str = "") -> Subscriber:
@@ -35,27 +34,27 @@ def connect(controller, name: str, type_url: str = "") -> Subscriber:
     return controller.connect(node, StreamInfo(peer="x", variant=Variant.DELTA, type_url=type_url))
 
 
-async def is_locked_soon(controller, web: Sidecar) -> None:
-    said = time.monotonic()
+async def becomes_strict_soon(controller, web: Sidecar) -> None:
+    started_at = time.monotonic()
     set_mode(controller, "STRICT")
     await web.until(lambda: web.accepts(PORT) == "S")
-    assert time.monotonic() < said + SOON
+    assert time.monotonic() < started_at + SOON
 
 
-async def comes_back(controller, before: Sidecar) -> Sidecar:
-    """Return the next stream of a sidecar, which comes while an unrelated change is due."""
+async def reconnected(controller, before: Sidecar) -> Sidecar:
+    """Return the next stream of a sidecar, which connects while an unrelated change is due."""
     await until_checked_twice(controller)
     controller.change(Change(applied=(pod("unrelated", "ns"),)))
     due = time.monotonic() + 0.1
     while time.monotonic() < due:
-        pass  # The loop is busy: the change is taken before anything else.
-    back = Sidecar(controller, before.name, "ns")
-    back.brings = {
+        pass  # Keep the loop busy, so that the change is applied before anything else.
+    sidecar = Sidecar(controller, before.name, "ns")
+    sidecar.brings = {
         kind: {name: resource.version for name, resource in found.items()}
         for kind, found in before.has.items()
     }
-    back.withholds = before.withholds
-    return back
+    sidecar.withholds = before.withholds
+    return sidecar
 
 
 async def test_reconnected_client_counts_before_it_is_served() -> None:
@@ -66,7 +65,7 @@ async def test_reconnected_client_counts_before_it_is_served() -> None:
             set_mode(controller, "STRICT")
             await client.until(lambda: client.uses_mtls(WEB))
             await until_waiting_for(controller, "clients")
-        async with await comes_back(controller, other):
+        async with await reconnected(controller, other):
             await eventually(lambda: not controller._pending, timeout=WITHIN)
             await until_checked_twice(controller)
             (transition,) = controller.rollouts.rollout.transitions.values()
@@ -81,7 +80,7 @@ async def test_reconnected_server_counts_before_it_is_served() -> None:
             set_mode(controller, "STRICT")
             await until_waiting_for(controller, "listener")
         controller.rollouts._recovery_ends = 0.0  # long after the start
-        async with await comes_back(controller, web):
+        async with await reconnected(controller, web):
             await eventually(lambda: not controller._pending, timeout=WITHIN)
             await until_checked_twice(controller)
             assert not client.uses_mtls(WEB)
@@ -112,13 +111,14 @@ async def test_stream_without_listeners_does_not_count_as_server(type_url) -> No
         second.session.serve(second.snapshot)
         set_mode(controller, "PERMISSIVE")
         await eventually(
-            lambda: not controller.rollouts.rollout.transitions or _told(controller), timeout=SOON
+            lambda: not controller.rollouts.rollout.transitions or _serves_desired_sends(controller),
+            timeout=SOON,
         )
         controller.disconnect(second)
         await web.until(lambda: web.accepts(PORT) == "P")
 
 
-def _told(controller) -> bool:
+def _serves_desired_sends(controller) -> bool:
     return all(
         each.served_send is each.desired_send for each in controller.rollouts.rollout.transitions.values()
     )
@@ -133,7 +133,7 @@ async def test_stream_of_deleted_pod_does_not_block_a_rollout() -> None:
     ):
         controller.change(Change(removed=(Ref("Pod", "ns", "other"),)))
         await eventually(lambda: controller.mesh.pod("ns", "other") is None, timeout=WITHIN)
-        await is_locked_soon(controller, web)
+        await becomes_strict_soon(controller, web)
 
 
 async def test_deleted_pod_does_not_block_a_rollout() -> None:
@@ -141,16 +141,16 @@ async def test_deleted_pod_does_not_block_a_rollout() -> None:
         async with Sidecar(controller, "other", "ns") as other:
             await other.until(lambda: WEB in other.has.get(ENDPOINT, {}))
         controller.change(Change(removed=(Ref("Pod", "ns", "other"),)))
-        await is_locked_soon(controller, web)
+        await becomes_strict_soon(controller, web)
 
 
 async def test_unknown_pods_do_not_block_and_leave_no_state() -> None:
     async with world(peer("ns", "DISABLE")) as (controller, web, _client):
         for number in range(50):
-            async with Sidecar(controller, f"nobody-{number}", "ns"):
+            async with Sidecar(controller, f"unknown-{number}", "ns"):
                 pass
         assert not controller.rollouts._disconnected
-        await is_locked_soon(controller, web)
+        await becomes_strict_soon(controller, web)
 
 
 async def test_held_proxy_of_deleted_pod_is_released() -> None:

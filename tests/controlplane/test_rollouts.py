@@ -1,4 +1,4 @@
-"""Rollouts at a controller: what is waited for, for how long, and who does not have to."""
+"""Rollouts of a controller: which proxies they wait for, and for how long."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PORT = HTTP.target
 
 @asynccontextmanager
 async def world(*facts, timeout: float | None = 30, names: tuple[str, ...] = ("web", "client")):
-    """A controller with a server and a client that have all they should."""
+    """Run a controller with a server and a client that have ACKed everything."""
     async with running(*FACTS, *facts, rollout_timeout=timeout) as controller, AsyncExitStack() as stack:
         sidecars = [await stack.enter_async_context(Sidecar(controller, name, "ns")) for name in names]
         for each in sidecars:
@@ -56,7 +56,7 @@ async def until_waiting_for(controller, stage: str) -> None:
 
 
 async def until_checked_twice(controller) -> None:
-    """Wait until the controller has looked twice more how far everybody is."""
+    """Wait until the controller has checked the progress of proxies twice more."""
     for _ in range(2):
         before = controller.rollouts._checked_at
         await eventually(
@@ -79,7 +79,7 @@ async def test_clients_migrate_once_the_listener_is_active() -> None:
 
 
 async def test_clients_do_not_migrate_while_the_listener_warms() -> None:
-    """Envoy acknowledges a listener before that is warm."""
+    """Envoy ACKs a listener before it is warm."""
     async with running(*FACTS, peer("ns", "DISABLE")) as controller, AsyncExitStack() as stack:
         web, client = Sidecar(controller, "web", "ns"), Sidecar(controller, "client", "ns")
         web.withholds = {SECRET}
@@ -123,8 +123,8 @@ async def test_lagging_client_is_skipped_and_reported(monkeypatch) -> None:
             client.withholds = {ENDPOINT}
             set_mode(controller, "STRICT")
             await web.until(lambda: web.accepts(PORT) == "S")
-            (late,) = controller.rollouts.rollout.skipped_ports.values()
-            assert late.lagging == ("client.ns",)
+            (skipped,) = controller.rollouts.rollout.skipped_ports.values()
+            assert skipped.lagging == ("client.ns",)
             assert controller.rollouts.rollout.skip_count == 1
             await eventually(
                 lambda: any("skipped" in entry.get("status", "") for entry in logs), timeout=WITHIN
@@ -269,7 +269,7 @@ async def test_disconnected_server_counts_until_the_timeout(monkeypatch) -> None
             await client.until(lambda: client.uses_mtls(WEB))
             await web.until(lambda: web.accepts(PORT) == "S")
             await until_finished(controller)
-        # Another pod of that name has nothing in force.
+        # A new pod of that name has no active listener.
         set_mode(controller, "DISABLE")
         await until_waiting_for(controller, "listener")
         gone = controller.mesh.pod("ns", "web")
@@ -304,7 +304,7 @@ async def test_new_client_is_held_while_servers_reconnect(
 
 
 async def test_restarted_control_plane_recovers_active_modes() -> None:
-    """The one before it was killed when it versions just been told of STRICT."""
+    """The earlier control plane was killed just after the change to STRICT."""
     async with world(peer("ns", "DISABLE")) as (controller, web, client):
         versions = {
             each.name: {
@@ -317,7 +317,7 @@ async def test_restarted_control_plane_recovers_active_modes() -> None:
         client = Sidecar(controller, "client", "ns")
         client.brings = versions["client"]
         await stack.enter_async_context(client)
-        # The client comes first: what it should send depends on a server that may be about to come.
+        # The client reconnects first. What it should send depends on a server that may be about to reconnect.
         await eventually(lambda: ("ns", "client") in controller._held, timeout=WITHIN)
         assert client.subscriber.snapshot is None
         web = Sidecar(controller, "web", "ns")
@@ -401,8 +401,8 @@ async def test_failed_step_is_logged_once_and_retried(monkeypatch) -> None:
             web.answer(LISTENER)
             await web.until(lambda: web.accepts(PORT) == "S")
             assert client.uses_mtls(WEB)
-    told = [entry for entry in logs if entry["event"] == "rollout step failed"]
-    assert [entry["problem"] for entry in told] == ["RuntimeError: a bug"]
+    errors = [entry for entry in logs if entry["event"] == "rollout step failed"]
+    assert [entry["problem"] for entry in errors] == ["RuntimeError: a bug"]
 
 
 async def test_deleted_pod_is_forgotten_by_the_driver() -> None:

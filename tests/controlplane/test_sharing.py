@@ -1,4 +1,4 @@
-"""A controller that is one of several: it begins once others know of it, and does nothing that they cannot know of."""
+"""A controller with peers starts once they know it, and takes no step before they can know of it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KEY = (Ref("Pod", "shop", "web"), 8080)
 
 @asynccontextmanager
 async def running() -> AsyncIterator[tuple[Controller, ReplicaSync, asyncio.Event]]:
-    """Run a controller with a pod that speaks plaintext, and say when it has something to tell others."""
+    """Run a controller with a plaintext pod. The event is set when there is something to report to peers."""
     controller, news = Controller(AUTHORITY), asyncio.Event()
     sync = controller.enable_sync()
     assert sync
@@ -41,7 +41,7 @@ def policy(mode: Mode) -> AuthenticationPolicy:
 
 
 def write(controller: Controller, sync: ReplicaSync) -> None:
-    """Have a report written, and read back."""
+    """Write a report, and read it back."""
     now = asyncio.get_running_loop().time()
     sync.read_back(sync.start_write(now).number, now)
     controller.peers_changed()

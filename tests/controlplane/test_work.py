@@ -1,4 +1,4 @@
-"""What the controller can be asked: why a proxy waits, since when a change does, what the work was, which certificates there are."""
+"""The status that a controller reports: problems of proxies, times of changes, counters and certificates."""
 
 from __future__ import annotations
 
@@ -49,32 +49,32 @@ async def test_change_time_is_when_the_source_reported_it() -> None:
     async with running(pod("a"), service("web")) as controller:
         subscriber = controller.connect(node("a"), STREAM)
         await published(subscriber)
-        assert subscriber.changed_at is None, "it came by itself"
+        assert subscriber.changed_at is None, "the initial snapshot is not a change"
         before = loop.time()
         controller.change(Change(applied=(service("other"),)))
-        told = loop.time()
+        reported_by = loop.time()
         await published(subscriber)
         first = subscriber.changed_at
         assert first is not None
-        assert before <= first <= told
+        assert before <= first <= reported_by
         controller.change(Change(applied=(service("third"),)))
         await published(subscriber)
-        assert subscriber.changed_at == first, "nobody has looked at it since"
+        assert subscriber.changed_at == first, "the server has not read it since"
         subscriber.changed_at = None
         controller.change(Change(applied=(namespace("more"),)))
         controller.change(Change(applied=(service("fourth"),)))
         await published(subscriber)
         assert subscriber.changed_at is not None
-        assert subscriber.changed_at > told
+        assert subscriber.changed_at > reported_by
 
 
 async def test_superseded_translation_keeps_the_change_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    overtake = False
+    supersede = False
 
     def slow(mesh: Mesh, pod: Pod, secrets: tuple[Resource, ...]) -> Generator[None, None, Snapshot]:
-        nonlocal overtake
-        if overtake:
-            overtake = False
+        nonlocal supersede
+        if supersede:
+            supersede = False
             for n in range(20):
                 controller.change(Change(applied=(service(f"s{n}"),)))
                 busy(module.MAX_DEBOUNCE / 10)
@@ -86,14 +86,14 @@ async def test_superseded_translation_keeps_the_change_time(monkeypatch: pytest.
     async with running(pod("a"), service("web")) as controller:
         subscriber = controller.connect(node("a"), STREAM)
         await published(subscriber)
-        overtake = True
+        supersede = True
         before = loop.time()
         controller.change(Change(applied=(service("other"),)))
-        told = loop.time()
+        reported_by = loop.time()
         await published(subscriber)
-        assert (controller.stats.superseded, overtake) == (1, False)
+        assert (controller.stats.superseded, supersede) == (1, False)
         assert subscriber.changed_at is not None
-        assert before <= subscriber.changed_at <= told
+        assert before <= subscriber.changed_at <= reported_by
 
 
 async def test_stats_and_certificates_are_counted() -> None:
@@ -103,8 +103,8 @@ async def test_stats_and_certificates_are_counted() -> None:
         assert controller.certificates()[:3] == (0, 0, None)
         for name in ("a", "bb"):
             await published(controller.connect(node(name), STREAM))
-        issued, held, soonest, root = controller.certificates()
-        assert (issued, held) == (2, 2)
+        issued, current, soonest, root = controller.certificates()
+        assert (issued, current) == (2, 2)
         assert soonest == NOW.replace(microsecond=0) + timedelta(hours=2)
         assert root > NOW + timedelta(days=3650)
         controller.change(Change(removed=(Ref("Pod", "shop", "bb"),)))

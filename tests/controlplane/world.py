@@ -68,7 +68,7 @@ async def running(*facts: Fact, **options: Any) -> AsyncIterator[Controller]:
 
 
 async def published(subscriber: Subscriber) -> Snapshot:
-    """The next snapshot that the subscriber is woken for."""
+    """Wait for the next snapshot of a subscriber, and return it."""
     async with asyncio.timeout(WITHIN):
         await subscriber.changed.wait()
     subscriber.changed.clear()

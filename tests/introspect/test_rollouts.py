@@ -78,7 +78,7 @@ async def test_nothing_is_on_its_way(plane: Plane):
 async def test_each_endpoint_goes_its_own_way_as_sidecars_answer(plane: Plane):
     ask = Ask(plane.channel)
     before = time.time()
-    plane.say("STRICT")
+    plane.set_mode("STRICT")
     # web-1 does not answer, and holds back nobody but itself: clients are told of web-2.
     await ask.until(awaits(pb.WaitingEndpoint.CLIENTS, "web-2"))
     # Any sidecar may be a client; only one has not taken what it is to send.
@@ -104,7 +104,7 @@ async def test_each_endpoint_goes_its_own_way_as_sidecars_answer(plane: Plane):
 
 async def test_a_rejection_is_told_in_its_own_words(plane: Plane):
     ask = Ask(plane.channel)
-    plane.say("PERMISSIVE")
+    plane.set_mode("PERMISSIVE")
     await plane.first.answer(LISTENER, error="not to my taste")
     found = await ask.until(
         lambda found: any(each.rejection for service in found.services for each in service.waiting)
@@ -116,7 +116,7 @@ async def test_a_rejection_is_told_in_its_own_words(plane: Plane):
 async def test_who_is_passed_over_is_named(plane: Plane):
     ask = Ask(plane.channel)
     plane.controller.rollouts.rollout.timeout = 0.3
-    plane.say("PERMISSIVE")
+    plane.set_mode("PERMISSIVE")
     found = await ask.until(lambda found: found.skipped >= 2)
     passed = [each for each in found.services[0].waiting if each.skipped]
     assert {each.pod for each in passed} >= {"web-1"}
@@ -127,7 +127,7 @@ async def test_who_is_passed_over_is_named(plane: Plane):
 
 async def test_a_rule_that_is_held_back(plane: Plane):
     ask = Ask(plane.channel)
-    plane.say("STRICT", rule("shop", "web.shop.svc.cluster.local", "ISTIO_MUTUAL"))
+    plane.set_mode("STRICT", rule("shop", "web.shop.svc.cluster.local", "ISTIO_MUTUAL"))
     found = await ask.until(lambda found: bool(found.rules))
     [held] = found.rules
     assert (held.namespace, held.name, held.host) == ("shop", "rule", "web.shop.svc.cluster.local")
@@ -146,7 +146,7 @@ async def test_a_rule_that_is_held_back(plane: Plane):
 async def test_watch_tells_it_again_when_it_changes(plane: Plane):
     watch = Ask(plane.channel).watch()
     assert is_done(await watch.read())
-    plane.say("STRICT")
+    plane.set_mode("STRICT")
     found = await watch.read()
     while not awaits(pb.WaitingEndpoint.CLIENTS, "web-2")(found):
         found = await watch.read()
@@ -188,7 +188,7 @@ async def test_grpcurl_finds_it_and_reads_well(plane: Plane):
         "// Returns the current progress. Empty lists of services and rules mean that no rollout is in progress."
         in described
     )
-    plane.say("STRICT")
+    plane.set_mode("STRICT")
     await Ask(plane.channel).until(awaits(pb.WaitingEndpoint.LISTENER, "web-1"))
     [answer] = await call(target, f"{SERVICE}/List", {"namespace": "shop"})
     [service] = answer["services"]

@@ -1,4 +1,4 @@
-"""What changes is encoded once, however many proxies get it."""
+"""A changed resource is encoded once, however many proxies get it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def test_change_for_1000_proxies_is_encoded_once():
         selector={"app": "web"},
     )
     clients = [pod(f"client-{n}", f"10.2.{n // 250}.{n % 250 + 1}", "client") for n in range(PROXIES)]
-    # Certificates cost a thousand signatures, and are another story.
+    # Without certificates, which need a thousand signatures.
     authority = Authority.create(PrivateKey.generate(), "cluster.local", datetime.now(UTC))
     controller = Controller(authority, serve_keys=False)
     work = asyncio.create_task(controller.run())
@@ -56,7 +56,7 @@ async def test_change_for_1000_proxies_is_encoded_once():
     await all_have_news(subscribers)
     assert encoded - before == {"envoy.config.endpoint.v3.ClusterLoadAssignment": 1}
     assert controller.stats.translated - made == PROXIES
-    # All of them share the same bytes.
+    # All proxies share the same bytes.
     name = "outbound|80||web.shop.svc.cluster.local"
     bodies = {id(each.snapshot.of(ENDPOINT)[name].body) for each in subscribers if each.snapshot}
     assert len(bodies) == 1

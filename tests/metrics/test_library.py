@@ -49,7 +49,7 @@ async def test_store_has_metrics_and_status():
 
 
 async def test_time_from_change_to_ack_is_measured():
-    """From the call to the acknowledgement; what a client gets because it asks is no change."""
+    """The time runs from the call to the ACK. An initial response is not a change."""
     registry = CollectorRegistry()
     store = Store()
     store.set(Resource.of(RUNTIME, "layer", b""))
@@ -74,7 +74,7 @@ async def test_time_from_change_to_ack_is_measured():
             await client.ask(RUNTIME, nonce=(await client.get()).nonce)
             while not isinstance((await anext(events))[1], Acked):
                 pass
-            await asyncio.sleep(0)  # The observer is told in the same turn as the store.
+            await asyncio.sleep(0)  # The observer runs in the same turn as the store.
             if not changed:
                 assert measured() == {"count": 0, "sum": 0}
     assert measured()["count"] == 1

@@ -1,4 +1,4 @@
-"""What is told at /metrics: its form, what it says of what happens, and that it is documented."""
+"""The metrics at /metrics: their format, their values and their documentation."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ async def test_change_is_measured_until_its_ack(plane: Plane, channel: grpc.aio.
         response = await client.get()
         await client.ask(type_url, nonce=response.nonce)
     await plane.until("xds_acks_total", 1, **EDS)
-    # What it got because it came is no change.
+    # The initial responses are not changes.
     assert plane.get("xds_change_to_ack_seconds_count", **CDS) == 0
     assert plane.get("xds_change_to_ack_seconds_count", **EDS) == 0
     loop = asyncio.get_running_loop()
@@ -212,7 +212,7 @@ async def test_change_is_measured_until_its_ack(plane: Plane, channel: grpc.aio.
     await plane.until("xds_change_to_ack_seconds_count", 1, **EDS)
     seconds = plane.get("xds_change_to_ack_seconds_sum", **EDS)
     assert answered - began <= seconds <= loop.time() - began
-    # Nothing else had changed for it.
+    # Nothing else has changed for this proxy.
     assert plane.get("xds_change_to_ack_seconds_count", **CDS) == 0
     assert plane.get("xds_changes_total") == 2
     assert plane.get("xds_change_batches_total") == 2
@@ -227,7 +227,7 @@ async def test_rejected_or_unsubscribed_change_is_not_measured(plane: Plane, cha
     response = await client.get()
     await client.ask(ENDPOINT, nonce=response.nonce, error="no")
     await plane.until("xds_nacks_total", 1, **EDS)
-    # The cluster of a new service is nothing to who asked for none; asked for later, it is no change.
+    # A new cluster does not count for a proxy without a subscription, and not when it subscribes later.
     other = Service(meta=Meta(ref=Ref("Service", "shop", "db")), addresses=("10.1.0.2",), ports=SERVICE.ports)
     plane.controller.change(Change(applied=(other,)))
     await plane.until("xds_change_batches_total", 3)
@@ -268,14 +268,14 @@ async def test_certificates_problems_and_process_are_exposed(plane: Plane, chann
 
 
 async def test_transitions_are_counted(plane: Plane, channel: grpc.aio.Channel):
-    def told() -> dict[str, float]:
+    def rollout_metrics() -> dict[str, float]:
         return {
             name.removeprefix("xds_rollout_") + "".join(f" {value}" for _, value in labels): number
             for (name, labels), number in plane.samples().items()
             if name.startswith("xds_rollout_") and "seconds" not in name and number
         }
 
-    assert told() == {}
+    assert rollout_metrics() == {}
     server = Client(channel, Variant.DELTA, node=NODE)
     for type_url, names in (
         (CLUSTER, ()),
@@ -285,27 +285,31 @@ async def test_transitions_are_counted(plane: Plane, channel: grpc.aio.Channel):
     ):
         await server.ask(type_url, *names)
         await server.ask(type_url, nonce=(await server.get()).nonce)
-    # Its clients send mutual TLS already, so it is closed to plaintext once it says so.
+    # All clients use mutual TLS already, so the server contracts at once.
     plane.controller.change(Change(applied=(LOCK,)))
     response = await server.get()
     await plane.until("xds_rollout_plaintext_endpoints", 1)
-    assert told() == {"endpoints listener": 1, "plaintext_endpoints": 1, "plaintext_disabled_total": 1}
+    assert rollout_metrics() == {
+        "endpoints listener": 1,
+        "plaintext_endpoints": 1,
+        "plaintext_disabled_total": 1,
+    }
     await server.ask(LISTENER, nonce=response.nonce, error="not to my taste")
     await plane.until("xds_rollout_rejections", 1)
     assert plane.get("xds_rollout_duration_seconds_count") == 0
-    # Policy wants again what the server never stopped to do.
+    # The policy is removed: the server never stopped accepting plaintext.
     plane.controller.change(Change(removed=(LOCK.ref,)))
     response = await server.get()
     await server.ask(LISTENER, nonce=response.nonce)
     await plane.until("xds_rollout_plaintext_endpoints", 0)
     await plane.until("xds_rollout_duration_seconds_count", 1)
     assert 0 < plane.get("xds_rollout_duration_seconds_sum") < WITHIN
-    assert told() == {"plaintext_disabled_total": 1}
+    assert rollout_metrics() == {"plaintext_disabled_total": 1}
 
 
 async def test_skipped_proxies_are_counted(plane: Plane, channel: grpc.aio.Channel):
     plane.controller.change(Change(applied=(replace(LOCK, mode=Mode.DISABLE),)))
-    await plane.until("xds_rollout_duration_seconds_count", 1)  # Nobody is there to be waited for.
+    await plane.until("xds_rollout_duration_seconds_count", 1)  # No proxy is connected.
     server = Client(channel, Variant.DELTA, node=NODE)
     await server.ask(LISTENER)
     await server.ask(LISTENER, nonce=(await server.get()).nonce)
@@ -356,7 +360,7 @@ async def test_admin_port_serves_both_metric_formats(plane: Plane):
 
 
 async def test_metric_names_follow_prometheus_conventions(plane: Plane):
-    """What `promtool check metrics` looks at."""
+    """The rules of `promtool check metrics`."""
     body, _ = plane.metrics.render()
     for family in text_string_to_metric_families(body.decode()):
         if not family.name.startswith("xds_"):
@@ -379,16 +383,16 @@ async def test_documentation_lists_all_metrics(plane: Plane, channel: grpc.aio.C
     await plane.until("xds_calls_failed_total", 1, code="INVALID_ARGUMENT")
     plane.metrics.register(AdmissionMetrics({}))
     body, _ = plane.metrics.render()
-    told = {}
+    exposed = {}
     for family in text_string_to_metric_families(body.decode()):
         if family.name.startswith("xds_"):
             name = family.name + ("_total" if family.type == "counter" else "")
             labels = dict.fromkeys(label for sample in family.samples for label in sorted(sample.labels))
             labels.pop("le", None)
-            told[name] = (family.type, ", ".join(sorted(labels)), family.documentation)
+            exposed[name] = (family.type, ", ".join(sorted(labels)), family.documentation)
     rows = re.findall(r"^\| `(xds_\w+)` \| (\w+) \| (.*?) ?\| (.+?) \|$", DOCS.read_text(), re.MULTILINE)
     documented = {name: (kind, labels.replace("`", ""), what) for name, kind, labels, what in rows}
-    assert documented == told
+    assert documented == exposed
 
 
 async def test_documented_expressions_use_existing_metrics():

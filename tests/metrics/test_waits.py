@@ -1,4 +1,4 @@
-"""Since when what changes: which change a response carries, and which ones do not count."""
+"""Measure the time from a change to its ACK: which changes a response carries, and which do not count."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from xds.snapshot import CLUSTER, ENDPOINT, Resource, ResourceSet, Snapshot
 
 
 class Traced:
-    """A stream and its waits."""
+    """A stream and its measurements."""
 
     def __init__(self, variant: Variant = Variant.DELTA) -> None:
         info = StreamInfo(peer="", variant=variant, type_url="")
@@ -55,7 +55,7 @@ def resources(type_url: str, text: str) -> ResourceSet:
 
 @pytest.fixture
 def traced() -> Traced:
-    """A stream that has a=1 and b=1 of both types."""
+    """A stream that has ACKed a=1 and b=1 of both types."""
     traced = Traced()
     traced.subscribe(CLUSTER)
     traced.subscribe(ENDPOINT, "a", "b")
@@ -104,7 +104,7 @@ def test_removal_is_a_change_where_the_protocol_has_it(traced: Traced) -> None:
     older.send(CLUSTER, "a=1 b=1")
     older.publish(5.0, CDS="a=1", EDS="a=1")
     assert older.answer(older.send(CLUSTER, "a=1", removed=("b",))) == 5.0
-    # Nothing says so, and when the name comes back that is another change.
+    # No response carries the removal, and a resource that returns is a new change.
     older.publish(None, CDS="a=1 b=1", EDS="a=1 b=1")
     assert older.answer(older.send(ENDPOINT, "b=1")) is None
 
@@ -114,7 +114,7 @@ def test_unsubscribed_resource_is_not_measured(traced: Traced) -> None:
     traced.subscribe(ENDPOINT, "a", "b", "c")
     assert traced.answer(traced.send(ENDPOINT, "c=1")) is None
     traced.publish(6.0, CDS="a=1 b=1", EDS="a=2 b=2 c=1")
-    traced.send(CLUSTER)  # somebody looks
+    traced.send(CLUSTER)  # a response without resources
     traced.subscribe(ENDPOINT, "b")
     traced.subscribe(ENDPOINT, "a", "b")
     assert traced.answer(traced.send(ENDPOINT, "a=2")) is None

@@ -1,4 +1,4 @@
-"""Several control planes over the same proxies: each learns of policies, and of what the others say, in its own time."""
+"""Several replicas with the same proxies. Each reads policies and reports in its own time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from xds.mesh.rollout.replica_sync import ReplicaSync
 from xds.mesh.rollout.transition import ObservedState
 
 FOREVER = 1e9
-"""No waiting ends here by itself, and no replica is forgotten unless the test says so."""
+"""A timeout that never expires: no proxy is skipped and no replica expires, unless a test asks for it."""
 
 
 @dataclass
@@ -24,23 +24,23 @@ class Replica:
     sync: ReplicaSync
     mesh: Mesh
     changes_read: int
-    """How many of the changes it knows,"""
+    """The number of changes that it has applied."""
     reports_read: int
-    """and how many of the reports."""
+    """The number of reports that it has read."""
     acked: dict[str, int] = field(default_factory=dict)
-    """By proxy that is, or may be about to come back to be, connected: what it has acknowledged."""
+    """The ACKed generation of each proxy that is connected or may reconnect."""
     in_flight: list[ReplicaReport] = field(default_factory=list)
-    """Its reports that are on their way to the API server."""
+    """Its reports that have not arrived at the API server."""
 
 
 class Replicas(Proxies):
-    """Servers and clients, each connected to one of several control planes."""
+    """Servers and clients, each connected to one of several replicas."""
 
     def __init__(self, names: tuple[str, ...] = ("a", "b")) -> None:
         self.names = names
         self.changes: list[Change] = []
         self.written: list[tuple[str, ReplicaReport]] = []
-        """What was written, in the order in which everybody reads it."""
+        """The written reports, in the order in which all replicas read them."""
         self.replicas: dict[str, Replica] = {}
         self.home = {name: names[index % len(names)] for index, name in enumerate((*SERVERS, *CLIENTS))}
         self.started = 0
@@ -56,7 +56,7 @@ class Replicas(Proxies):
             self.replicas[name].acked[proxy] = -1
 
     def start_replica(self, name: str) -> None:
-        """Have a replica join: it is known to the others, and knows what they said, before it serves anybody."""
+        """Start a replica. Before it serves, it has written a report and read those of its peers."""
         rollouts, sync = RolloutDriver({}, FOREVER), ReplicaSync(FOREVER)
         rollouts.sync = sync
         self.started += 1
@@ -70,7 +70,7 @@ class Replicas(Proxies):
         self.replicas[name] = new
 
     def kill(self, name: str, successor: str) -> None:
-        """End a replica without a word. Its proxies go to another one; then nobody reckons with it any more."""
+        """Kill a replica. Its proxies connect to the successor, and its report expires."""
         gone = self.replicas[name]
         for proxy in [proxy for proxy, home in self.home.items() if home == name]:
             self.move(proxy, successor, away=False)
@@ -82,7 +82,7 @@ class Replicas(Proxies):
             replica.sync.forget(gone.name)
 
     def catch_up(self, replica: Replica) -> None:
-        """Have a replica know, and have told, all there is: another one that starts is never ahead of it (docs/adr/0015)."""
+        """Let a replica apply and report everything: a new replica is never ahead of it (docs/adr/0015)."""
         self.learn(replica, len(self.changes))
         self.write(replica)
         while replica.in_flight:
@@ -99,14 +99,14 @@ class Replicas(Proxies):
             self.must_reach.append(self.reachable())
 
     def learn(self, replica: Replica, count: int = 1) -> None:
-        """Have a replica learn of the next changes, one after the other."""
+        """Let a replica apply the next changes, one by one."""
         for change in self.changes[replica.changes_read : replica.changes_read + count]:
             replica.changes_read += 1
             replica.mesh = replica.rollouts.apply(replica.mesh, change, self.observed_by(replica), self.now)
             replica.rollouts.publish()
 
     def learn_at_once(self, replica: Replica) -> None:
-        """Have it learn of all that is new in one piece, and of nothing that was so between."""
+        """Let a replica apply all new changes in one batch, without the states in between."""
         last: dict[Ref, Fact | None] = {}
         for change in self.changes[replica.changes_read :]:
             last |= dict.fromkeys(change.removed) | {fact.ref: fact for fact in change.applied}
@@ -148,7 +148,7 @@ class Replicas(Proxies):
     # --- reports --------------------------------------------------------------------------------------------
 
     def write(self, replica: Replica) -> None:
-        """Have a report sent; it arrives with `arrive`."""
+        """Let a replica send its report. It arrives with `arrive`."""
         if replica.sync.has_unpublished:
             replica.in_flight.append(replica.sync.start_write(self.now))
 
@@ -157,7 +157,7 @@ class Replicas(Proxies):
             self.written.append((replica.name, replica.in_flight.pop(0)))
 
     def read(self, replica: Replica, count: int = 1) -> None:
-        """Have a replica read the next reports."""
+        """Let a replica read the next reports."""
         for name, report in self.written[replica.reports_read : replica.reports_read + count]:
             replica.reports_read += 1
             if name == replica.name:
@@ -168,7 +168,7 @@ class Replicas(Proxies):
     # --- proxies --------------------------------------------------------------------------------------------
 
     def move(self, proxy: str, to: str, *, away: bool = True) -> None:
-        """Have a proxy connect to another replica. The one that it leaves reckons with it until it is at home there."""
+        """Move a proxy to another replica. The old one waits for it until it has ACKed at the new one."""
         left, new = self.replicas[self.home[proxy]], self.replicas[to]
         if left is new:
             return
@@ -182,11 +182,11 @@ class Replicas(Proxies):
             new.rollouts._recovered_modes[Ref("Pod", "ns", proxy)] = itself.modes
         elif isinstance(itself, Client) and itself.sends:
             new.rollouts._must_assume_mixed = True
-        # Nothing is served to who has just come before it is known what it brings.
+        # A proxy is served only after the replica has seen the configuration that it brings.
         self.step_at(new)
 
     def take(self, proxy: str, *, ack: bool = True) -> None:
-        """Have a proxy put in force what it is served."""
+        """Let a proxy activate what it is served."""
         replica = self.replicas[self.home[proxy]]
         self.mesh = replica.mesh
         if proxy in SERVERS:
@@ -216,7 +216,7 @@ class Replicas(Proxies):
     # --- all at rest ----------------------------------------------------------------------------------------
 
     def settle(self) -> None:
-        """Let everything arrive until nothing changes any more."""
+        """Deliver everything until nothing changes, and check the result."""
         for _ in range(60):
             before = [
                 (each.mesh, each.reports_read, each.rollouts.rollout.port_reports())

@@ -1,7 +1,7 @@
-"""A mesh whose proxies take what they are served late, lose streams and restart: what a rollout must get right.
+"""A mesh whose proxies ACK late, lose streams and restart.
 
-Nothing is asserted here but one thing, whenever anything happens: a request that every policy since the last
-rest would have served is served now, by what the client and the server have in force.
+After every event, one invariant is checked: a request that every policy since the last `settle` lets through
+does not fail with the active configurations of its client and server.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CLIENTS = ("one", "two")
 PORTS = (8080, 9090)
 KEYS = tuple((Ref("Pod", "ns", name), port) for name in SERVERS for port in PORTS)
 UNREAD = 1.2
-"""Seconds that a server may take to know what a new connection is."""
+"""Seconds that a server may take to classify a new connection."""
 CLUSTERS = ("outbound|80||web.ns.svc.cluster.local", "outbound|90||web.ns.svc.cluster.local")
 RULES = (None, "DISABLE", "ISTIO_MUTUAL")
 
@@ -40,10 +40,10 @@ def facts() -> list[Fact]:
 @dataclass
 class Server:
     generation: int = -1
-    """What it has in force, and what that is;"""
+    """The active generation."""
     modes: dict[int, Mode] = field(default_factory=dict)
     acked: int = -1
-    """what it has acknowledged, as far as the control plane has heard."""
+    """The generation whose ACK has arrived at the control plane."""
     rejects: bool = False
     connected: bool = True
 
@@ -54,12 +54,12 @@ class Client:
     sends: dict[PortKey, Send] = field(default_factory=dict)
     acked: int = -1
     rejects: bool = False
-    """Whether its answer was that it does not take what it was served."""
+    """Whether it has rejected what it was last served."""
     connected: bool = True
 
 
 class Proxies:
-    """Servers and clients, and one control plane after the other."""
+    """Servers and clients, and a control plane that can restart."""
 
     def __init__(self, timeout: float | None = 1e9) -> None:
         self.timeout = timeout
@@ -71,13 +71,12 @@ class Proxies:
         self.start()
         self.settle()
         self.must_reach = [self.reachable()]
-        """For each state of the policies since all was at rest, what is served then: pairs of client and
-        port."""
+        """The pairs of client and port that policies let through, for each state since the last `settle`."""
 
     # --- the control plane ----------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Have a control plane start that knows nothing but the facts, and what proxies bring."""
+        """Start a control plane that knows only the objects, and what proxies bring."""
         self.rollouts = RolloutDriver({}, self.timeout)
         self.rollout = self.rollouts.rollout
         everything = Change(applied=tuple(self.facts.values()), config=self.config)
@@ -100,11 +99,11 @@ class Proxies:
         self.must_reach.append(self.reachable())
 
     def advance(self) -> None:
-        """Have the control plane go on as far as is known to be good at this moment."""
+        """Let the control plane advance its rollouts once."""
         self.mesh = self.rollouts.advance(self.mesh, self.observe(), self.now)
 
     def step(self) -> None:
-        """The same, and once more when new connections have been read of those that clients opened until now."""
+        """Advance now, and again after servers have classified the connections that are open now."""
         self.advance()
         self.now += UNREAD
         self.advance()
@@ -133,7 +132,7 @@ class Proxies:
     # --- the policies ---------------------------------------------------------------------------------------
 
     def set_mode(self, mode: str | None, *, name: str = "", port: int = 0) -> None:
-        """Say a mode for the namespace, for one server, or for a port of one."""
+        """Set the mode of the namespace, of one server, or of one port of a server."""
         named = f"{name or 'default'}-{port}" if name else "default"
         ref = Ref("PeerAuthentication", "ns", named)
         if mode is None:
@@ -155,7 +154,7 @@ class Proxies:
     # --- the proxies ----------------------------------------------------------------------------------------
 
     def deliver_to_server(self, name: str) -> None:
-        """Have a server put in force what it is served now."""
+        """Let a server activate what it is served now."""
         server, itself = self.servers[name], self.mesh.pod("ns", name)
         assert itself
         server.generation, server.rejects = self.mesh.served.generation, False
@@ -167,25 +166,25 @@ class Proxies:
         client.rejects = False
 
     def reject(self, proxy: Server | Client) -> None:
-        """Have a proxy answer that it goes on with what it has."""
+        """Let a proxy reject what it is served, and keep what it has."""
         proxy.rejects = True
         if isinstance(proxy, Client):
             proxy.acked = self.mesh.served.generation
 
     def reconnect(self, proxy: Server | Client) -> None:
-        """Have a proxy lose its stream and open another one: it goes on with what it has, and has acknowledged nothing."""
+        """Let a proxy reconnect. It keeps its configuration, and has ACKed nothing on the new stream."""
         proxy.acked = proxy.generation = -1
         proxy.rejects = False
 
     def replace(self, name: str) -> None:
-        """Have another pod take the place, and the name, of a server."""
+        """Replace a server with a new pod of the same name."""
         before = self.facts[Ref("Pod", "ns", name)]
         self.change(removed=(before.ref,))
         self.servers[name] = Server()
         self.change(replace(before, meta=replace(before.meta, uid=f"{before.meta.uid}+")))
 
     def ack(self, *names: str) -> None:
-        """Have servers or clients put in force what they are served now, and say so."""
+        """Let servers or clients activate and ACK what they are served now."""
         for name in names:
             if name in self.servers:
                 self.deliver_to_server(name)
@@ -195,7 +194,7 @@ class Proxies:
                 self.receive_ack(self.clients[name])
 
     def receive_ack(self, proxy: Server | Client) -> None:
-        """Have an acknowledgement arrive, for the first time or once more."""
+        """Let an ACK arrive, possibly again."""
         proxy.acked = max(proxy.acked, proxy.generation)
 
     @staticmethod
@@ -214,7 +213,7 @@ class Proxies:
         return sends
 
     def settle(self) -> None:
-        """Let everything arrive until nothing changes any more."""
+        """Deliver everything until nothing changes, and check the result."""
         for _ in range(40):
             before = self.mesh
             for name, server in self.servers.items():
@@ -243,7 +242,7 @@ class Proxies:
     # --- what must hold -------------------------------------------------------------------------------------
 
     def reachable(self) -> set[tuple[str, PortKey]]:
-        """Return which clients reach which ports by the policies as they are."""
+        """Return the pairs of client and port that the current policies let through."""
         mesh = Mesh(self.facts.values(), self.config)
         found = set()
         web = mesh.service("ns", "web")
@@ -261,7 +260,7 @@ class Proxies:
         return found
 
     def check(self) -> None:
-        """Look at each client and port: whom every policy since the last rest served is served."""
+        """Check that no request fails that all policies since the last `settle` let through."""
         if not hasattr(self, "must_reach"):
             return
         for name, key in set.intersection(*self.must_reach):

@@ -1,4 +1,4 @@
-"""What a replica may conclude from reports, and when they do not count."""
+"""What a replica may conclude from reports, and when reports do not count."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_peers_know_only_what_all_pending_reports_say():
     sync = ReplicaSync()
     sync.publish("", {KEY: BOTH})
     sync.read_back(sync.start_write(0.0).number, 0.0)
-    # It is not said any more; others may have read either, and soon will have read neither.
+    # The new report no longer says it. Peers may have read either report.
     sync.publish("", {KEY: MTLS})
     assert not knows(sync, Send.PLAINTEXT)
     later = sync.start_write(0.0)
@@ -81,7 +81,7 @@ def test_silent_peer_counts_until_its_report_expires():
         sync.read_back(sync.start_write(now).number, now)
         if now < 10.0:
             other(sync, now, str(now))
-    # Seen again, but not renewed.
+    # The report is read again, but was not renewed.
     other(sync, 15.0, "5.0")
     assert sync.peer_view(19.9).may_send(KEY, {Send.PLAINTEXT}) == ["other"]
     assert sync.expired(20.0) == {"other": "5.0"}
@@ -95,13 +95,13 @@ def test_isolated_replica_waits_and_expires_no_peer():
     sync.read_back(sync.start_write(0.0).number, 0.0)
     other(sync, 0.0)
     assert knows(sync, Send.MTLS, 9.9)
-    # Others may take us for gone from 15 on.
+    # Peers may expire this replica from 15 s on.
     found = sync.peer_view(10.0)
     assert found.is_isolated
     assert not found.rules_are_shared
     assert not knows(sync, Send.MTLS, 10.0)
     assert not sync.expired(100.0)
-    # Back again: whoever has not been heard of meanwhile has its time.
+    # After the isolation, peers get their full time again.
     sync.read_back(sync.start_write(100.0).number, 100.5)
     assert knows(sync, Send.MTLS, 100.5)
     assert not sync.expired(109.0)
@@ -117,7 +117,7 @@ def test_peer_with_other_rules_may_send_anything():
     assert sync.peer_view(0.0).in_transition == {KEY}
     other(sync, 0.0, "2", stand=MTLS, view="new")
     assert not sync.peer_view(0.0).may_send(KEY, {Send.PLAINTEXT})
-    # One that we have just learned of ourselves is not said yet.
+    # A rule that the replica has just read is not reported yet.
     assert sync.peer_view(0.0).rules_are_shared
     sync.publish("newest", {KEY: MTLS})
     assert not sync.peer_view(0.0).rules_are_shared

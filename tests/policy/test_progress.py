@@ -1,4 +1,4 @@
-"""How far changes of mode are, in summary: one for every state that an endpoint, or a DestinationRule, can be in."""
+"""The summaries of rollouts: one case for each state of an endpoint or a DestinationRule."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def web(name: str, **labels: str) -> Pod:
 
 
 class World:
-    """A mesh whose proxies answer when the test says so."""
+    """A mesh whose proxies ACK when the test says so."""
 
     def __init__(
         self,
@@ -54,13 +54,13 @@ class World:
         self.mesh = self.rollouts.apply(self.mesh, change, self._observe(), self.now)
 
     def step(self, *, seconds: float = 0.0, servers: bool = False, clients: bool = False) -> None:
-        """Let time go by, and have all servers or all clients take what was served."""
+        """Let time pass, and let all servers or all clients ACK."""
         self.now += seconds
         generation = self.rollouts.rollout.served.generation
         self.servers = dict.fromkeys(self.servers, generation) if servers else self.servers
         self.clients = dict.fromkeys(self.clients, generation) if clients else self.clients
         self.mesh = self.rollouts.advance(self.mesh, self._observe(), self.now)
-        if clients:  # and their last connections are read
+        if clients:  # and servers classify their last connections
             self.now += UNREAD
             self.mesh = self.rollouts.advance(self.mesh, self._observe(), self.now)
 
@@ -182,7 +182,7 @@ def test_skipped_clients_are_shown_after_contraction():
 
 
 def test_lagging_replicas_are_shown():
-    """They are told first what is about to be done; one that has not seen the same rules yet may have anything in force."""
+    """The replica first waits for the API server to have its report, and then for its peers."""
     world = World("DISABLE")
     world.observed = {"peers": PeerView(own_reports=({},))}
     world.change(peer("ns", "STRICT"))
@@ -240,7 +240,10 @@ def test_pod_with_two_waiting_ports_is_named_with_ports():
     world = World("DISABLE", ports=(HTTP, TCP))
     world.change(peer("ns", "PERMISSIVE"))
     assert world.summaries() == [
-        "web.ns: 0/2 endpoints mTLS, web-1:8080 waiting for its listener (0 s), web-1:9090 waiting for its listener (0 s)"
+        (
+            "web.ns: 0/2 endpoints mTLS, web-1:8080 waiting for its listener (0 s), "
+            "web-1:9090 waiting for its listener (0 s)"
+        )
     ]
 
 
@@ -273,7 +276,7 @@ def test_only_endpoints_with_a_sidecar_count():
     assert [each.service for each in service_progress(world.mesh, rollout, "ns")] == ["web"]
     assert count_services(rollout) == 1
     assert list(service_progress(world.mesh, rollout, "away")) == []
-    # Nothing leads to the pod any more; what it was on its way for is told until it arrives.
+    # No service leads to the pod, but its transition is shown until it is done.
     world.change(removed=(Ref("Service", "ns", "web"),))
     assert world.summaries() == ["web.ns: 0/0 endpoints mTLS, web-1 waiting for its listener (0 s)"]
 

@@ -1,4 +1,4 @@
-"""What a rollout waits for, and what it does not: cases in one line each."""
+"""What a rollout waits for, and what it does not wait for."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HOST = "web.ns.svc.cluster.local"
 
 
 def modes(world: Proxies) -> set[str]:
-    """The modes that listeners are served which are not what is wanted."""
+    """Return the served modes that differ from the desired ones."""
     return {mode.value for mode in world.mesh.served.modes.values()}
 
 
@@ -50,8 +50,8 @@ def test_lagging_server_delays_only_its_own_clients():
     world.set_mode("STRICT")
     world.ack("web-2")
     world.step()
-    told = {key[0].name for key, mtls in world.mesh.served.mtls.items() if not mtls}
-    assert told == {"web-1"}
+    unchanged = {key[0].name for key, mtls in world.mesh.served.mtls.items() if not mtls}
+    assert unchanged == {"web-1"}
     assert world.rollout.transitions[KEY].waiting_for is WaitingFor.LISTENER
     world.ack(*world.clients)
     world.step()
@@ -62,7 +62,7 @@ def test_lagging_server_delays_only_its_own_clients():
     world.now += 1
     world.step()
     assert {key[0].name for key in world.rollout.skipped_ports} == {"web-1"}
-    assert world.rollout.skip_count == 2  # both of its ports
+    assert world.rollout.skip_count == 2  # both ports of web-1
     assert not world.mesh.served.mtls
     world.ack("web-1")
     world.step()
@@ -99,10 +99,10 @@ def test_immediate_transition_is_tracked_until_active():
 
 def test_peer_report_about_unknown_pod_changes_nothing():
     world = Proxies()
-    opened = PeerView(own_reports=(), in_transition=frozenset({(Ref("Pod", "ns", "nobody"), 8080)}))
+    opened = PeerView(own_reports=(), in_transition=frozenset({(Ref("Pod", "ns", "unknown"), 8080)}))
     world.mesh = world.rollouts.advance(world.mesh, replace(world.observe(), peers=opened), world.now)
     assert not world.rollout.transitions
-    assert world.rollout.port_reports() == {(Ref("Pod", "ns", "nobody"), 8080): UNKNOWN_POD}
+    assert world.rollout.port_reports() == {(Ref("Pod", "ns", "unknown"), 8080): UNKNOWN_POD}
 
 
 def test_immediate_strict_keeps_clients_that_use_mtls():
@@ -130,7 +130,7 @@ def test_traffic_that_policies_forbid_is_not_waited_for():
     world = Proxies()
     world.set_mode("STRICT")
     world.settle()
-    # Clients send plaintext from now on, which no server takes.
+    # From now on clients send plaintext, which no server accepts.
     world.mesh = world.rollouts.apply(
         world.mesh, Change(config=MeshConfig(enable_auto_mtls=False)), world.observe(), world.now
     )
@@ -180,7 +180,7 @@ def test_held_rule_is_released_in_its_last_version():
     world.change(peer("ns", "STRICT"), first)
     assert world.rollout.rule_transitions[first.ref].new == first
     world.change(second)
-    # Nothing keeps this one: plaintext is what servers take, and what STRICT does not is not waited for.
+    # This version is not held: servers accept plaintext now, and STRICT forbids it in any case.
     assert world.mesh.get(second.ref) == second
 
 
@@ -188,7 +188,7 @@ def test_overlapping_rules_are_released_together():
     world = Proxies()
     world.set_mode("STRICT")
     world.settle()
-    # Plaintext for one client; for all others what the policy will have them send, which nothing keeps.
+    # Plaintext for one client, and mutual TLS for all others, which servers already accept.
     narrow = rule("clients", HOST, "DISABLE", name="narrow", selector={"app": "two"})
     wide = rule("clients", "*.local", "ISTIO_MUTUAL", name="wide")
     other = rule("clients", "other.example", "ISTIO_MUTUAL", name="other")
@@ -208,8 +208,7 @@ def test_held_rule_is_released_after_the_timeout():
     world.now += 30
     world.step()
     assert world.mesh.get(held.ref) == held
-    # Counted for each port that was waited for, and then for the clients that take neither the mode nor the
-    # rule.
+    # Once for each port, and later for the clients, which ACK neither the mode nor the rule.
     assert world.rollout.skip_count == 4
     world.now += 30
     world.step()
@@ -227,7 +226,7 @@ def test_skipped_server_is_tracked_until_it_catches_up():
     assert KEY in world.rollout.skipped_ports
     world.servers["web-1"].connected = False
     world.step()
-    # It may go on with what it had, though nobody hears of it.
+    # The server may still run with its old listener although it is disconnected.
     assert KEY in world.rollout.skipped_ports
     world.change(removed=(WEB,))
     assert KEY not in world.rollout.skipped_ports
@@ -259,7 +258,7 @@ def test_rejection_of_unrelated_cluster_is_ignored():
 
 
 def test_installed_rule_is_withdrawn_if_servers_refuse_it():
-    """A control plane starts with values.global.mtls.enabled while servers have DISABLE."""
+    """The control plane starts with values.global.mtls.enabled while servers have DISABLE."""
     world = Proxies()
     world.set_mode("DISABLE")
     world.settle()
@@ -278,7 +277,7 @@ def test_installed_rule_is_withdrawn_if_servers_refuse_it():
 @pytest.mark.parametrize("enabled", [True, False])
 @pytest.mark.parametrize("others_first", [True, False])
 def test_mesh_wide_mtls_setting_rolls_out_gradually(enabled, auto, others_first):
-    """values.global.mtls.enabled: STRICT and ISTIO_MUTUAL across the mesh, or PERMISSIVE and what automatic mTLS comes to."""
+    """values.global.mtls.enabled means STRICT and ISTIO_MUTUAL, otherwise PERMISSIVE and automatic mTLS."""
     world = Proxies()
     world.change(config=MeshConfig(mtls_enabled=not enabled, enable_auto_mtls=auto))
     world.settle()
@@ -304,7 +303,7 @@ def test_mesh_wide_setting_waits_for_disabled_servers():
     for name in world.clients:
         world.deliver_to_client(name)
         world.check()
-    # Somebody has another rule of that name meanwhile, and it is the one that counts.
+    # In the meantime a user creates a rule of that name, which overrides the installed one.
     own = rule("istio-system", "*.local", "DISABLE", name="default")
     world.change(own)
     world.change(config=MeshConfig(mtls_enabled=False))
@@ -313,7 +312,7 @@ def test_mesh_wide_setting_waits_for_disabled_servers():
 
 
 def test_contraction_waits_for_unclassified_connections():
-    """Of a server that speaks first: its clients say nothing, and the listener waits for a second that they do."""
+    """Where the server speaks first, the listener waits a second for the client before it classifies it."""
     world = Proxies()
     world.set_mode("DISABLE")
     world.settle()
@@ -370,7 +369,7 @@ def test_client_that_rejects_a_rule_keeps_the_old_one():
     world.settle()
     world.change(peer("ns", "STRICT"), removed=(before.ref,))
     world.ack("one")
-    world.clients["two"].acked = world.mesh.served.generation  # It has answered, and has the old clusters.
+    world.clients["two"].acked = world.mesh.served.generation  # It has answered, but keeps the old clusters.
     rejected = {"two.clients": {f"outbound|80||{HOST}": "no"}}
     for now in (world.now, world.now + UNREAD):
         observed = replace(world.observe(), rejected_clusters=rejected)
@@ -383,7 +382,7 @@ def test_changed_rule_has_its_own_deadline():
     world = Proxies(timeout=30.0)
     world.set_mode("DISABLE")
     world.settle()
-    world.change(rule("clients", HOST, "DISABLE", name="for-all"))  # which `two` does not take
+    world.change(rule("clients", HOST, "DISABLE", name="for-all"))  # which `two` does not ACK
     world.now += 28
     world.change(peer("ns", "STRICT"), rule("clients", HOST, "ISTIO_MUTUAL", name="for-all"))
     (held,) = world.rollout.rule_transitions.values()

@@ -1,4 +1,4 @@
-"""What comes and goes while a rollout is on its way, or between two of them."""
+"""Objects and proxies that appear and disappear during a rollout, or between two."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_strict_pod_stays_strict_when_it_joins_a_service():
     assert mode(world) is Mode.STRICT
     world.change(web)
     assert mode(world) is Mode.STRICT
-    # Nor are clients told to send what it does not take.
+    # Clients do not send what the server refuses.
     world.must_reach = [world.reachable()]
     world.deliver_to_client("one")
     world.check()
@@ -71,7 +71,7 @@ def test_server_is_recovered_once_it_is_observed():
     facts = {**world.facts, **{each.ref: each for each in [peer("ns", "STRICT")]}}
     rollouts = RolloutDriver({}, 1e9)
     mesh = rollouts.first_mesh(Change(applied=tuple(facts.values())), ObservedState(), 0.0)
-    # It came after it was asked who is there, and would be taken for gone.
+    # The server connected after the observation, and would count as disconnected.
     rollouts._recovered_modes[WEB] = {8080: Mode.DISABLE, 9090: Mode.DISABLE}
     mesh = rollouts.advance(mesh, ObservedState(), 0.0)
     assert WEB in rollouts._recovered_modes
