@@ -7,7 +7,7 @@ import time
 import pytest
 
 from tests.controlplane.sidecar import WITHIN, Sidecar
-from tests.controlplane.test_rollouts import (
+from tests.controlplane.transitions import (
     FACTS,
     PORT,
     WEB,

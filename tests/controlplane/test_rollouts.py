@@ -2,66 +2,29 @@
 
 from __future__ import annotations
 
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from dataclasses import replace
 
 import pytest
 from structlog.testing import capture_logs
 
 from tests.controlplane.sidecar import WITHIN, Sidecar
+from tests.controlplane.transitions import (
+    FACTS,
+    PORT,
+    WEB,
+    set_mode,
+    until_checked_twice,
+    until_finished,
+    until_waiting_for,
+    world,
+)
 from tests.controlplane.world import running
-from tests.policy.world import HTTP, meta, peer, pod, rule, service
+from tests.policy.world import meta, peer, rule
 from tests.support.waiting import eventually
 from xds.mesh.model.objects import ROLLOUT, Change, Ref
 from xds.mesh.rollout import driver, log
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, SECRET
-
-WEB = "outbound|80||web.ns.svc.cluster.local"
-FACTS = (
-    pod("web", "ns"),
-    pod("client", "ns"),
-    pod("other", "ns"),
-    service("web", "ns", HTTP),
-)
-PORT = HTTP.target
-
-
-@asynccontextmanager
-async def world(*facts, timeout: float | None = 30, names: tuple[str, ...] = ("web", "client")):
-    """Run a controller with a server and a client that have ACKed everything."""
-    async with running(*FACTS, *facts, rollout_timeout=timeout) as controller, AsyncExitStack() as stack:
-        sidecars = [await stack.enter_async_context(Sidecar(controller, name, "ns")) for name in names]
-        for each in sidecars:
-            await each.until(lambda each=each: LISTENER in each.has and WEB in each.has.get(ENDPOINT, {}))
-        yield controller, *sidecars
-
-
-def set_mode(controller, mode: str | None, **more) -> None:
-    if mode is None:
-        controller.change(Change(removed=(Ref("PeerAuthentication", "ns", "default"),)))
-    else:
-        controller.change(Change(applied=(peer("ns", mode, **more),)))
-
-
-async def until_finished(controller) -> None:
-    await eventually(lambda: not controller.rollouts.is_active and not controller._pending, timeout=WITHIN)
-
-
-async def until_waiting_for(controller, stage: str) -> None:
-    def is_waiting() -> bool:
-        transitions = controller.rollouts.rollout.transitions.values()
-        return bool(transitions) and all(each.waiting_for == stage for each in transitions)
-
-    await eventually(is_waiting, timeout=WITHIN, every=0.01)
-
-
-async def until_checked_twice(controller) -> None:
-    """Wait until the controller has checked the progress of proxies twice more."""
-    for _ in range(2):
-        before = controller.rollouts._checked_at
-        await eventually(
-            lambda before=before: controller.rollouts._checked_at > before, timeout=WITHIN, every=0.01
-        )
 
 
 async def test_clients_migrate_once_the_listener_is_active() -> None:
@@ -180,9 +143,7 @@ async def test_rejected_listener_is_never_skipped() -> None:
             timeout=WITHIN,
         )
         (transition,) = controller.rollouts.rollout.transitions.values()
-        await eventually(
-            lambda: controller.rollouts._checked_at > transition.mode_since + 1.5, timeout=WITHIN
-        )
+        await eventually(lambda: controller.rollouts.checked_at > transition.mode_since + 1.5, timeout=WITHIN)
         assert not client.uses_mtls(WEB)
         assert controller.rollouts.rollout.skip_count == 0
         web.rejects = set()

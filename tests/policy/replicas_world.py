@@ -179,7 +179,7 @@ class Replicas(Proxies):
         itself = {**self.servers, **self.clients}[proxy]
         itself.generation = itself.acked = -1
         if isinstance(itself, Server) and itself.modes:
-            new.rollouts._recovered_modes[Ref("Pod", "ns", proxy)] = itself.modes
+            new.rollouts.recover(Ref("Pod", "ns", proxy), itself.modes)
         elif isinstance(itself, Client) and itself.sends:
             new.rollouts._must_assume_mixed = True
         # A proxy is served only after the replica has seen the configuration that it brings.

@@ -84,7 +84,7 @@ class Proxies:
         for name, server in self.servers.items():
             server.acked = server.generation = -1
             if server.connected and server.modes:
-                self.rollouts._recovered_modes[Ref("Pod", "ns", name)] = server.modes
+                self.rollouts.recover(Ref("Pod", "ns", name), server.modes)
         for client in self.clients.values():
             client.acked = client.generation = -1
         self.step()

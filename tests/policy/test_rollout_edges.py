@@ -72,7 +72,7 @@ def test_server_is_recovered_once_it_is_observed():
     rollouts = RolloutDriver({}, 1e9)
     mesh = rollouts.first_mesh(Change(applied=tuple(facts.values())), ObservedState(), 0.0)
     # The server connected after the observation, and would count as disconnected.
-    rollouts._recovered_modes[WEB] = {8080: Mode.DISABLE, 9090: Mode.DISABLE}
+    rollouts.recover(WEB, {8080: Mode.DISABLE, 9090: Mode.DISABLE})
     mesh = rollouts.advance(mesh, ObservedState(), 0.0)
     assert WEB in rollouts._recovered_modes
     mesh = rollouts.advance(mesh, ObservedState(servers={WEB: -1}), 0.0)
@@ -101,7 +101,7 @@ def test_advance_returns_the_same_mesh_if_nothing_changes():
     world = Proxies()
     world.set_mode("STRICT")
     world.settle()
-    world.rollouts._recovered_modes[WEB] = {8080: Mode.STRICT, 9090: Mode.STRICT}
+    world.rollouts.recover(WEB, {8080: Mode.STRICT, 9090: Mode.STRICT})
     before = world.mesh
     world.step()
     assert world.mesh is before
@@ -148,7 +148,7 @@ def test_frequently_changed_rule_keeps_few_versions():
 
 def test_peer_report_is_checked_while_proxies_are_served():
     rollouts = RolloutDriver({}, 30.0)
-    rollouts._checked_at = 0.0
+    rollouts.checked_at = 0.0
     rollouts.peers_changed()
     assert rollouts.next_check(100.0) + MAX_ROLLOUT_DELAY <= 100.0
 

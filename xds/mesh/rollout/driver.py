@@ -133,7 +133,8 @@ class RolloutDriver:
         """The pods whose sidecars may be about to reconnect."""
         self._has_reconnects = False
         """Whether any proxy has connected with a configuration from an earlier stream."""
-        self._checked_at = -inf
+        self.checked_at = -inf
+        """When the progress of proxies was last checked, in seconds of the event loop's clock."""
 
     # --- progress of proxies --------------------------------------------------------------------------------
 
@@ -177,7 +178,11 @@ class RolloutDriver:
         self._reported.add(key)
         self._may_reconnect.discard(key)
         if modes := accepting(session.brought(LISTENER)):
-            self._recovered_modes[Ref("Pod", *key)] = modes
+            self.recover(Ref("Pod", *key), modes)
+
+    def recover(self, pod: Ref, modes: Mapping[int, Mode]) -> None:
+        """Record the modes, by port, that a server already had active when it connected."""
+        self._recovered_modes[pod] = modes
 
     def should_hold(self, subscriber: Subscriber, key: PodName, now: float) -> bool:
         """Return whether a proxy has to wait until reconnecting proxies have reported their progress.
@@ -218,10 +223,10 @@ class RolloutDriver:
     def next_check(self, now: float) -> float:
         """Return when to check the progress of proxies again. Infinity: not before something happens."""
         if self._must_check:
-            return min(now, self._checked_at + CHECK_INTERVAL)
+            return min(now, self.checked_at + CHECK_INTERVAL)
         if self.is_active:
-            return max(self._checked_at + CHECK_INTERVAL, now)
-        return max(self._checked_at + SKIPPED_CHECK_INTERVAL, now) if self._has_skipped else inf
+            return max(self.checked_at + CHECK_INTERVAL, now)
+        return max(self.checked_at + SKIPPED_CHECK_INTERVAL, now) if self._has_skipped else inf
 
     @property
     def _has_skipped(self) -> bool:
@@ -229,7 +234,7 @@ class RolloutDriver:
 
     def observe(self, mesh: Mesh, now: float) -> ObservedState:
         """Return the progress of the proxies whose pods are in the mesh."""
-        self._checked_at, self._must_check = now, False
+        self.checked_at, self._must_check = now, False
         peers = self.sync.peer_view(now) if self.sync else PeerView()
         if not (self.is_active or self._has_skipped):
             # Without transitions it matters only which proxies there are.
