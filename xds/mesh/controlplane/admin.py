@@ -56,8 +56,7 @@ class AdminServer:
         self._port = port
         self._listener: HttpListener | None = None
         self._scrapes = CpuShare()
-        """The CPU time that all clients together use for metrics, which are rendered on the event loop that
-        serves xDS."""
+        """The CPU time that all clients together use for metrics, on the event loop that serves xDS."""
         self.port = 0
         """The port that the server listens on, once started."""
 

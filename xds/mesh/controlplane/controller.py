@@ -109,8 +109,7 @@ class Controller:
         self.sidecars = SidecarTracker(lambda: self.mesh, self._streams)
         """The sidecars that should be connected and are not."""
         self.mesh_lock = asyncio.Lock()
-        """Held while a thread works on the mesh and the rollouts. Hold it to read more than one attribute of
-        the rollouts."""
+        """Held while a thread changes the mesh and the rollouts. Hold it to read both consistently."""
         self._due: dict[PodName, float | None] = {}
         """The pods to translate, in order, with the time of the oldest change that waits for it."""
         self._log = RolloutLog()

@@ -126,8 +126,7 @@ class _Sent:
     """A proxy as a Watch call last sent it."""
 
     inputs: tuple[Any, ...]
-    """What the message was built from. While it is unchanged, no event of the proxy has changed the
-    message."""
+    """What the message was built from. While it is unchanged, so is the message, except for timeouts."""
     proxy: pb.Proxy
     """The message."""
     checked_at: float

@@ -35,8 +35,7 @@ RECOVERY_PERIOD = 6.0
 SUBSCRIBE_TIMEOUT = 1.0
 """Seconds that a reconnected proxy has to subscribe to listeners, and so to report those that it has."""
 JOIN_TIMEOUT = 10.0
-"""Seconds after which the control plane starts although it cannot reach its peers. Each step then waits for
-its timeout."""
+"""Seconds after which the control plane starts without its peers. Each step then waits for its timeout."""
 CHECK_INTERVAL = 0.1
 """Seconds between two checks of the progress of proxies, during a transition."""
 SKIPPED_CHECK_INTERVAL = 1.0
@@ -86,8 +85,7 @@ class _DisconnectedProxy:
     client_until: float
     """When it no longer counts as a client."""
     is_server: bool
-    """Whether its inbound listeners are known to be active. As a server it counts until it reconnects or its
-    pod is gone."""
+    """Whether its inbound listeners are active. A server counts until it reconnects or its pod is gone."""
     is_reconnected: bool
     """Whether it still used a configuration from an earlier stream."""
     uid: str | None = None
@@ -115,8 +113,7 @@ class RolloutDriver:
         self._join_deadline = -inf
         self._rules_version = RulesVersion()
         self._placeholders: set[Ref] = set()
-        """The rules of the installation in whose place the mesh still has the version that was served
-        before."""
+        """The rules of the installation for which the mesh still has the previous version."""
         self._port_reports: Mapping[PortKey, PortReport] = {}
         self._must_check = False
         self._must_assume_mixed = False

@@ -214,9 +214,8 @@ class Rollout:
 
     def _port_report(self, transition: Transition) -> PortReport:
         accepted = ACCEPTED_SENDS[transition.desired_mode]
-        sends: set[Send] = set()
-        if transition.desired_send in accepted:
-            sends = {transition.next_send, *transition.possible_sends}
+        is_accepted = transition.desired_send in accepted
+        sends = {transition.next_send, *transition.possible_sends} if is_accepted else set()
         for current, new in rules.sends_under_rules(self.rule_transitions, transition):
             if new & accepted:
                 sends |= current

@@ -12,8 +12,7 @@ changing what clients send. Before a replica does either, it
 1. publishes a report that allows for the action. A report is always a superset of what is active;
 2. waits until it reads its own report back, and with it every report that was written earlier;
 3. acts if none of the reports that it has read by then forbids it. No peer's client may send what the
-listener is about to
-   refuse, and every peer's listener must accept what clients are about to send.
+   listener is about to refuse, and every peer's listener must accept what clients are about to send.
 
 If two such actions conflict, one of the two reports was written first, and the replica that wrote the other
 report has read it before it acts. So the two actions never both happen. Widening a listener needs no
@@ -35,16 +34,14 @@ ACCEPTED_SENDS: Mapping[Mode, frozenset[Send]] = {
     Mode.PERMISSIVE: frozenset({Send.PLAINTEXT, Send.MTLS}),
     Mode.STRICT: frozenset({Send.MTLS}),
 }
-"""What a server accepts in each mode. The application's own TLS counts as plaintext: it passes wherever
-plaintext does."""
+"""What a server accepts in each mode. The application's own TLS counts as plaintext."""
 
 
 class PortReport(NamedTuple):
     """What a replica reports about one port."""
 
     in_transition: bool
-    """Whether the port is in transition on this replica. If not, it is listed because it is on another
-    one."""
+    """Whether the port is in transition on this replica. Otherwise it is in transition on another one."""
     modes: frozenset[Mode]
     """The modes that the listener may have on this replica."""
     sends: frozenset[Send]
@@ -73,8 +70,7 @@ class PeerView:
     own_reports: tuple[Mapping[PortKey, PortReport], ...] | None = None
     """Every version of this replica's report that peers may be reading. None: there are no peers."""
     is_isolated: bool = False
-    """Whether peers may have stopped waiting for this replica, because it has not renewed its report in
-    time."""
+    """Whether peers may have expired this replica, because it has not renewed its report in time."""
     rules_are_shared: bool = True
     """Whether peers can know that this replica has read all DestinationRules that it has read."""
     peers: Mapping[str, Mapping[PortKey, PortReport] | None] = field(default_factory=dict)

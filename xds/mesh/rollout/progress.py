@@ -53,10 +53,9 @@ class ServiceProgress:
     endpoints: int
     """The number of ports of pods with a sidecar."""
     mtls: int
-    """The number of endpoints to which all clients are known to send mutual TLS, unless a DestinationRule
-    says otherwise."""
+    """The number of endpoints to which all clients without a DestinationRule send mutual TLS."""
     plaintext: int
-    """The number of endpoints to which all clients are known to send plaintext."""
+    """The number of endpoints to which all clients without a DestinationRule send plaintext."""
     to_plaintext: bool
     """Whether all transitions of the service lead to plaintext."""
     waiting: tuple[WaitingEndpoint, ...]
@@ -99,8 +98,7 @@ class RuleProgress:
     deleted: bool
     """Whether the rule was deleted."""
     held: bool
-    """Whether clients still follow the old version, because a server would refuse what the new one has them
-    send."""
+    """Whether the old version is still served, because a server would refuse traffic of the new one."""
     since: float
     """When the wait began, in seconds of the event loop's clock."""
     lagging: tuple[str, ...] = ()

@@ -12,8 +12,7 @@ from xds.mesh.model.objects import DestinationRule, Fact, MeshConfig, PortKey, R
 from xds.mesh.rollout.peers import PeerView, PortReport, ReplicaReport
 
 REPORT_LIFETIME = 15.0
-"""Seconds after which a replica that has not renewed its report does not count. By then its proxies have
-reconnected."""
+"""Seconds after which a report that was not renewed expires. By then the replica's proxies have reconnected."""
 
 
 @dataclass(slots=True)
@@ -24,8 +23,7 @@ class _Peer:
     duration: float
     """Seconds that the report counts without renewal."""
     seen_at: float
-    """When this version was first seen, by this replica's clock. Clocks of two machines are never
-    compared."""
+    """When this version was first seen, by this replica's clock: clocks of machines are never compared."""
 
 
 class ReplicaSync:

@@ -36,8 +36,7 @@ class ObservedState:
     clients: Mapping[str, int] = field(default_factory=dict)
     """The active generation of a client's clusters and endpoints, by POD.NAMESPACE."""
     reconnected: frozenset[str] = frozenset()
-    """Clients that still use a configuration from an earlier stream, and have not ACKed one on this
-    stream."""
+    """Clients that have not ACKed anything since they reconnected with their configuration."""
     rejected_clusters: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """For each client, the clusters or endpoints that it rejected, with the error."""
     peers: PeerView = field(default_factory=PeerView)
