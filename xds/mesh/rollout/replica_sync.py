@@ -12,7 +12,7 @@ from xds.mesh.model.objects import DestinationRule, Fact, MeshConfig, PortKey, R
 from xds.mesh.rollout.peers import PeerView, PortReport, ReplicaReport
 
 REPORT_LIFETIME = 15.0
-"""Seconds after which a report that was not renewed expires. By then the replica's proxies have reconnected."""
+"""Seconds after which a report that was not renewed expires. By then, the replica's proxies have moved."""
 
 
 @dataclass(slots=True)
