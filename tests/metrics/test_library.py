@@ -43,7 +43,7 @@ async def test_store_has_metrics_and_status():
             assert result.exit_code == 1
             _, line = result.stdout.splitlines()
             assert line.split()[:4] == ["edge-1", "RTDS", "0/1", "waiting"]
-            assert line.endswith(" for its answer")
+            assert line.endswith(" for an ACK")
     finally:
         await server.stop()
 

@@ -51,13 +51,13 @@ def resource_line(resource: pb.Resource, now: Timestamp) -> str:
         sources = ", ".join(resource.rejection.sources)
         return printable(f"rejected, made from {sources}" if sources else "rejected")
     if resource.state == pb.Resource.NOT_SENT:
-        return "not sent yet" if resource.version else "there is none"
+        return "not sent yet" if resource.version else "does not exist"
     if not resource.version:
-        return "to be removed"
+        return "removal pending"
     if resource.version != resource.sent_version:
-        return "a newer one is due"
+        return "update pending"
     sent = f" {_since(resource.updated_at, now)} ago" if resource.HasField("updated_at") else ""
-    return f"sent{sent}, not acknowledged"
+    return f"sent{sent}, not ACKed"
 
 
 def stream_line(stream: pb.Stream, now: Timestamp) -> str:
@@ -124,9 +124,9 @@ def types(proxy: pb.Proxy) -> Iterator[pb.Type]:
 def _awaited(waiting: pb.Waiting) -> str:
     match waiting.reason:
         case pb.Waiting.ACK:
-            return "its answer"
+            return "an ACK"
         case pb.Waiting.READ:
-            return "it to read"
+            return "the proxy to read"
         case pb.Waiting.TYPE:
             return short(waiting.type_url)
         case _:

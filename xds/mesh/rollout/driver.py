@@ -95,7 +95,7 @@ class _DisconnectedProxy:
 class RolloutDriver:
     """Take a mesh from one step of its rollouts to the next.
 
-    `apply` and `advance` may run in a thread. No other method may.
+    `first_mesh`, `apply` and `advance` may run in a thread. No other method may.
     """
 
     def __init__(self, streams: Mapping[PodName, set[Subscriber]], timeout: float | None) -> None:
