@@ -15,7 +15,7 @@ from xds.mesh.model.objects import Change
 probe = Probe()
 
 
-class WatchedHub(xds.mesh.controlplane.controller.Hub):
+class WatchedController(xds.mesh.controlplane.controller.Controller):
     """Says when it was told of a change, and has what it does measured."""
 
     def change(self, change: Change) -> None:
@@ -41,6 +41,6 @@ class WatchedServer(xds.server.XdsServer):
 
 
 if __name__ == "__main__":
-    xds.mesh.controlplane.controller.Hub = WatchedHub  # type: ignore[misc]
+    xds.mesh.controlplane.controller.Controller = WatchedController  # type: ignore[misc]
     xds.server.XdsServer = WatchedServer  # type: ignore[misc]
     cli.main()

@@ -317,7 +317,7 @@ class Snapshot:
     types: Mapping[str, ResourceSet] = field(default_factory=dict)
     refusals: Mapping[tuple[str, str], str] = field(default_factory=dict)
     """Why there is no resource of a type and name that it may ask for."""
-    edition: int = field(default=0, compare=False)
+    generation: int = field(default=0, compare=False)
     """A number of its maker's, by which a session says how far its client is."""
 
     def of(self, type_url: str) -> ResourceSet:

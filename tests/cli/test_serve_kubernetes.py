@@ -37,12 +37,12 @@ async def test_it_says_since_when_it_cannot_reach_the_server_and_serves_on(
         assert await serve.until_ready(200) == "ready\n"
         assert serve.logged("event=kubernetes applied=1")
         assert not serve.logged("any pod's identity"), "on Kubernetes nobody gets a key without a credential"
-        assert "xds_source_behind_seconds 0.0" in (await serve.get("/metrics"))[1]
+        assert "xds_source_stale_seconds 0.0" in (await serve.get("/metrics"))[1]
         await server.stop()
         said = await serve.until_ready(200, "cannot be reached since", "stays in force")
         assert said.startswith(f"ready: the API server at {server.url} cannot be reached since 20")
         _, metrics = await serve.get("/metrics")
-        assert "xds_source_behind_seconds 0.0" not in metrics
+        assert "xds_source_stale_seconds 0.0" not in metrics
         await server.start()
         await serve.until_ready(200)
         await eventually(lambda: serve.logged("event=solved", "cannot be reached"), timeout=PATIENCE)

@@ -159,7 +159,7 @@ async def test_json_is_what_the_service_says(server: XdsServer, channel: grpc.ai
     answer: dict[str, Any] = json.loads(result.stdout)
     assert answer["time"].endswith("Z")
     [proxy] = answer["proxies"]
-    assert (proxy["pod"], proxy["namespace"], proxy["missing"]) == ("bad", "shop", "")
+    assert (proxy["pod"], proxy["namespace"], proxy["problem"]) == ("bad", "shop", "")
     [kind] = proxy["streams"][0]["types"]
     assert (kind["state"], kind["typeUrl"], kind["names"]) == ("REJECTED", CLUSTER, 0)
     assert kind["rejection"]["sources"] == ["Object ns/b"]
@@ -345,7 +345,7 @@ async def test_a_sidecar_that_is_not_connected_is_no_success(
     result = await xds("-o", "json", port=server.port)
     assert result.exit_code == 1
     found = json.loads(result.stdout)["notConnected"]
-    assert (found["total"], found["pods"][0]["pod"], found["mayBeElsewhere"]) == (1, "dead", False)
+    assert (found["total"], found["pods"][0]["pod"], found["mayBeOnOtherReplica"]) == (1, "dead", False)
 
 
 async def test_none_of_the_expected_sidecars_is_connected(server: XdsServer, mesh: Mesh):

@@ -16,13 +16,12 @@ from tests.controlplane.rollouts import WITHIN, Plane, running
 from tests.policy.world import rule
 from tests.server.proxies import OneForAll
 from xds.cli import app
-from xds.cli.rollout import NOTHING, _notes
-from xds.mesh.v1.rollouts_pb2 import ListRolloutsResponse
+from xds.cli.rollout import NOTHING
 from xds.server import XdsServer
 from xds.snapshot import ENDPOINT, LISTENER
 
 TCP = "Open TCP connections keep the mode they were opened in until they close."
-OPEN = "plaintext is still accepted there"
+OPEN = "still accepts plaintext"
 
 
 @pytest.fixture
@@ -51,14 +50,14 @@ async def test_nothing_is_on_its_way(plane: Plane):
 
 async def test_one_line_for_each_service_and_what_stays_open(plane: Plane):
     port = plane.server.port
-    plane.say("STRICT", rule("shop", "web.shop.svc.cluster.local", "ISTIO_MUTUAL"))
+    plane.set_mode("STRICT", rule("shop", "web.shop.svc.cluster.local", "ISTIO_MUTUAL"))
     result = await until(
         rf"web\.shop: 0/2 endpoints mTLS, web-1 waiting for its listener \(\d s; {OPEN}\), web-2 .+",
         port=port,
     )
     assert result.exit_code == 1
     _, held, blank, *notes = result.stdout.splitlines()
-    assert re.fullmatch(r"DestinationRule/shop/rule held back until its servers take it \(\d s\)", held)
+    assert re.fullmatch(r"DestinationRule/shop/rule held until its servers accept it \(\d s\)", held)
     assert (blank, notes[0]) == ("", TCP)
     assert "plaintext connections and responses that are still open when it is locked end at" in notes[1]
     assert len(notes) == 2
@@ -69,27 +68,12 @@ async def test_one_line_for_each_service_and_what_stays_open(plane: Plane):
     await plane.one.answer(ENDPOINT)
     result = await until(NOTHING, port=port)
     assert result.exit_code == 0
-    ended = (
-        "Locked since the control plane started: 2 ports. As the sidecars say that are connected here, that ended 0 "
-        "plaintext connections or responses. "
-    )
-    # These pods are nowhere.
-    not_known = (
-        "Of 2 of these ports it is not known, because the sidecar could not be asked (docs/metrics.md)."
-    )
-    assert result.stdout.splitlines()[2:] == [ended + not_known]
-
-
-def test_how_many_ended_is_said_once_it_is_known():
-    [said] = _notes(ListRolloutsResponse(locks=3, cut=4, draining=2))
-    assert said == (
-        "Locked since the control plane started: 3 ports. As the sidecars say that are connected here, that ended 4 "
-        "plaintext connections or responses. 2 of these ports still drain."
-    )
+    closed = "Ports that stopped accepting plaintext since the control plane started: 2."
+    assert result.stdout.splitlines()[2:] == [closed]
 
 
 async def test_the_way_to_plaintext_needs_no_word_about_locks(plane: Plane):
-    plane.say("PERMISSIVE")
+    plane.set_mode("PERMISSIVE")
     result = await until(
         r"web\.shop: 0/2 endpoints mTLS, web-1 waiting for its listener .+", port=plane.server.port
     )
@@ -97,16 +81,16 @@ async def test_the_way_to_plaintext_needs_no_word_about_locks(plane: Plane):
 
 
 async def test_json_is_what_the_service_says(plane: Plane):
-    plane.say("STRICT")
+    plane.set_mode("STRICT")
     await until(r"web\.shop: .*", port=plane.server.port)
     result = await xds("-o", "json", port=plane.server.port)
     assert result.exit_code == 1
     answer = json.loads(result.stdout)
-    assert (answer["locks"], answer["rules"]) == (0, [])
+    assert (answer["plaintextDisabled"], answer["rules"]) == (0, [])
     [service] = answer["services"]
     waiting = service["waiting"][0]
-    assert (waiting["pod"], waiting["awaited"], waiting["acceptsPlaintext"]) == ("web-1", "LISTENER", True)
-    assert waiting["passedOver"] is False
+    assert (waiting["pod"], waiting["waitingFor"], waiting["acceptsPlaintext"]) == ("web-1", "LISTENER", True)
+    assert waiting["skipped"] is False
 
 
 @pytest.mark.parametrize("output", ["table", "json"])
@@ -128,7 +112,7 @@ async def test_watch_tells_what_changes_until_ctrl_c(plane: Plane, output: str):
     try:
         async with asyncio.timeout(3 * WITHIN):
             await heard(NOTHING if output == "table" else '"services": []')
-            plane.say("STRICT")
+            plane.set_mode("STRICT")
             await heard("web-2 waiting for one.shop")
             await plane.first.answer(LISTENER)
             await plane.one.answer(ENDPOINT)

@@ -1,4 +1,4 @@
-"""How far a proxy is, in words."""
+"""One-line descriptions of a proxy's status."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from xds.mesh.controlplane.status import (
     duration,
     object_name,
     proxy_name,
-    resource_words,
+    resource_line,
     short,
-    stream_words,
-    words,
+    stream_line,
+    type_line,
 )
 from xds.mesh.v1 import proxies_pb2 as pb
 from xds.snapshot import CLUSTER, LISTENER, ROUTE, SECRET
@@ -48,14 +48,14 @@ def rejected(message: str, *causes: str) -> pb.Type:
         ),
         (waiting(pb.Waiting.TYPE, 14, ROUTE), "", "waiting 14s for RDS"),
         (waiting(pb.Waiting.TYPE, 14, SECRET), "", "waiting 14s for SDS"),
-        (waiting(pb.Waiting.ACK, 3), "", "waiting 3s for its answer"),
-        (waiting(pb.Waiting.READ, 61), "", "waiting 1m1s for it to read"),
+        (waiting(pb.Waiting.ACK, 3), "", "waiting 3s for an ACK"),
+        (waiting(pb.Waiting.READ, 61), "", "waiting 1m1s for the proxy to read"),
         (waiting(pb.Waiting.CONFIGURATION, 5), "", "waiting 5s for its configuration"),
         (waiting(pb.Waiting.CONFIGURATION, 5), "its pod is not known", "waiting: its pod is not known"),
         (
             waiting(pb.Waiting.ACK, 5),
             "its pod is not known",
-            "waiting 5s for its answer (its pod is not known)",
+            "waiting 5s for an ACK (its pod is not known)",
         ),
         (rejected("no such thing", RULE), "", "rejected: no such thing (from DestinationRule/full/x)"),
         (rejected("no", "MeshPolicy default"), "", "rejected: no (from MeshPolicy/default)"),
@@ -70,7 +70,7 @@ def rejected(message: str, *causes: str) -> pb.Type:
     ],
 )
 def test_a_type_in_one_line(kind: pb.Type, missing: str, said: str) -> None:
-    assert words(kind, missing, at(0)) == said
+    assert type_line(kind, missing, at(0)) == said
 
 
 @pytest.mark.parametrize(
@@ -93,25 +93,25 @@ def test_a_length_of_time_has_two_units_at_most(seconds: float, said: str) -> No
         ),
         (pb.Resource(state=pb.Resource.ERROR), "rejected"),
         (pb.Resource(state=pb.Resource.NOT_SENT, version="1"), "not sent yet"),
-        (pb.Resource(state=pb.Resource.NOT_SENT), "there is none"),
-        (pb.Resource(state=pb.Resource.STALE, sent_version="1"), "to be removed"),
-        (pb.Resource(state=pb.Resource.STALE, sent_version="1", version="2"), "a newer one is due"),
+        (pb.Resource(state=pb.Resource.NOT_SENT), "does not exist"),
+        (pb.Resource(state=pb.Resource.STALE, sent_version="1"), "removal pending"),
+        (pb.Resource(state=pb.Resource.STALE, sent_version="1", version="2"), "update pending"),
         (
             pb.Resource(state=pb.Resource.STALE, sent_version="1", version="1", updated_at=at(4)),
-            "sent 4s ago, not acknowledged",
+            "sent 4s ago, not ACKed",
         ),
-        (pb.Resource(state=pb.Resource.STALE, sent_version="1", version="1"), "sent, not acknowledged"),
+        (pb.Resource(state=pb.Resource.STALE, sent_version="1", version="1"), "sent, not ACKed"),
     ],
 )
 def test_a_resource_that_is_not_synced(resource: pb.Resource, said: str) -> None:
-    assert resource_words(resource, at(0)) == said
+    assert resource_line(resource, at(0)) == said
 
 
 def test_a_stream_and_what_it_is_for() -> None:
     stream = pb.Stream(variant=pb.Stream.DELTA, peer="ipv4:127.0.0.1:9", connected_at=at(14))
-    assert stream_words(stream, at(0)) == "delta ADS from ipv4:127.0.0.1:9, connected 14s ago"
+    assert stream_line(stream, at(0)) == "delta ADS from ipv4:127.0.0.1:9, connected 14s ago"
     stream = pb.Stream(variant=pb.Stream.SOTW, type_url=LISTENER, peer="unix:", connected_at=at(3600))
-    assert stream_words(stream, at(0)) == "sotw LDS from unix:, connected 1h ago"
+    assert stream_line(stream, at(0)) == "sotw LDS from unix:, connected 1h ago"
 
 
 def test_names() -> None:

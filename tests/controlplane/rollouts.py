@@ -1,4 +1,4 @@
-"""A control plane on whose sidecars it depends how far a change of mode gets: they answer when the test says so."""
+"""A control plane with sidecars that ACK when the test tells them to."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ import grpc.aio
 from tests.policy.world import HTTP, peer, pod, service
 from tests.server.proxies import Client
 from xds.introspect import Introspection
-from xds.mesh.controlplane.controller import Hub
-from xds.mesh.controlplane.dropped_connections import Cuts
+from xds.mesh.controlplane.controller import Controller
 from xds.mesh.controlplane.rollouts_service import RolloutsService
 from xds.mesh.identity.ca import Authority
 from xds.mesh.identity.keys import PrivateKey
@@ -34,11 +33,11 @@ _ASKED = {
 
 
 class Sidecar:
-    """Takes all that it gets, but for what it is told to keep."""
+    """A sidecar that ACKs every response, except for types in `withheld`."""
 
     def __init__(self, channel: grpc.aio.Channel, name: str) -> None:
-        self.keeps: dict[str, str] = {}
-        """By type, the nonce of what was not answered; empty: nothing came yet."""
+        self.withheld: dict[str, str] = {}
+        """The nonce of the unanswered response, by type. Empty: no response has arrived."""
         self._client = Client(
             channel, Variant.DELTA, node=f"sidecar~127.0.0.1~{name}.shop~shop.svc.cluster.local"
         )
@@ -49,59 +48,57 @@ class Sidecar:
             await self._client.ask(type_url, *names)
         while True:
             response = await self._client.get()
-            if response.type_url in self.keeps:
-                self.keeps[response.type_url] = response.nonce
+            if response.type_url in self.withheld:
+                self.withheld[response.type_url] = response.nonce
             else:
                 await self._client.ask(response.type_url, nonce=response.nonce)
             self._came.set()
 
     async def answer(self, type_url: str, error: str = "") -> None:
-        """Answer what was kept, once it is there."""
+        """Answer the withheld response, once it has arrived."""
         async with asyncio.timeout(WITHIN):
-            while not self.keeps[type_url]:
+            while not self.withheld[type_url]:
                 self._came.clear()
                 await self._came.wait()
-        await self._client.ask(type_url, nonce=self.keeps.pop(type_url), error=error)
+        await self._client.ask(type_url, nonce=self.withheld.pop(type_url), error=error)
 
 
 class Plane:
-    """The service `web` with the servers web-1 and web-2, and the client `one`, in the namespace `shop`."""
+    """A control plane for the service `web` (pods web-1 and web-2) and the client `one`, in `shop`."""
 
-    def __init__(self, channel: grpc.aio.Channel, hub: Hub, cuts: Cuts, server: XdsServer) -> None:
-        self.channel, self.hub, self.cuts, self.server = channel, hub, cuts, server
+    def __init__(self, channel: grpc.aio.Channel, controller: Controller, server: XdsServer) -> None:
+        self.channel, self.controller, self.server = channel, controller, server
         self.one, self.first, self.second = (Sidecar(channel, name) for name in ("one", "web-1", "web-2"))
 
-    def say(self, mode: str, *more: Fact, at_once: bool = False) -> None:
-        """Have a mode for the namespace, and no sidecar answers what comes of it until it is told to."""
-        self.first.keeps = {LISTENER: ""}
-        self.one.keeps = {ENDPOINT: ""}
+    def set_mode(self, mode: str, *more: Fact, at_once: bool = False) -> None:
+        """Set the mode of the namespace. Sidecars do not answer the resulting responses until told to."""
+        self.first.withheld = {LISTENER: ""}
+        self.one.withheld = {ENDPOINT: ""}
         policy = peer("shop", mode)
         if at_once:
             policy = replace(policy, meta=replace(policy.meta, annotations={ROLLOUT: "immediate"}))
-        self.hub.change(Change(applied=(policy, *more)))
+        self.controller.change(Change(applied=(policy, *more)))
 
 
 @asynccontextmanager
-async def running(mode: str, **addresses: str) -> AsyncIterator[Plane]:
-    """Have a control plane whose sidecars have in force what is wanted; `addresses`: of pods, if any will not do."""
+async def running(mode: str) -> AsyncIterator[Plane]:
+    """Run a control plane whose sidecars have ACKed the desired state."""
     authority = Authority.create(PrivateKey.generate(), "cluster.local", datetime.now(UTC))
-    hub = Hub(authority)
-    cuts = Cuts(hub)
+    controller = Controller(authority)
     server = XdsServer(
-        hub,
+        controller,
         "127.0.0.1:0",
         grace=0.2,
-        added=[Introspection([RolloutsService(hub, cuts)], documented=described)],
+        added=[Introspection([RolloutsService(controller)], documented=described)],
     )
-    tasks = [asyncio.create_task(hub.run()), asyncio.create_task(cuts.run())]
+    tasks = [asyncio.create_task(controller.run())]
     pods = [*(pod(name, "shop", app="web") for name in ("web-1", "web-2")), pod("one", "shop")]
-    pods = [replace(each, address=addresses.get(each.name, each.address)) for each in pods]
-    hub.change(Change(applied=(*pods, service("web", "shop", HTTP), peer("shop", mode))))
-    await hub.ready.wait()
+    controller.change(Change(applied=(*pods, service("web", "shop", HTTP), peer("shop", mode))))
+    await controller.ready.wait()
     await server.start()
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-            plane = Plane(channel, hub, cuts, server)
+            plane = Plane(channel, controller, server)
             sidecars = (plane.one, plane.first, plane.second)
             tasks += (asyncio.create_task(each.run()) for each in sidecars)
             async with asyncio.timeout(WITHIN):

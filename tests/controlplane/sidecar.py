@@ -1,4 +1,4 @@
-"""A sidecar at a hub that answers what it is told to answer, without Envoy and without sockets."""
+"""A simulated sidecar, connected to a controller without sockets."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Self
 
 from xds.codec import message_class
-from xds.mesh.controlplane.controller import Hub
+from xds.mesh.controlplane.controller import Controller
 from xds.protocol.events import Acked, Nacked, Response, Subscribed
 from xds.protocol.session import Session, Variant
 from xds.protocol.wire import Node
@@ -20,14 +20,17 @@ _RESPONSE = message_class("envoy.service.discovery.v3.DeltaDiscoveryResponse")
 
 
 class Sidecar:
-    """A delta stream of a pod inside an `async with` block. What it `withholds` it does not answer; what it `rejects` it refuses."""
+    """A delta stream of a pod, open inside an `async with` block.
 
-    def __init__(self, hub: Hub, name: str, namespace: str) -> None:
-        self.hub, self.name, self.namespace = hub, name, namespace
+    It does not answer types that it `withholds`, and NACKs types that it `rejects`.
+    """
+
+    def __init__(self, controller: Controller, name: str, namespace: str) -> None:
+        self.controller, self.name, self.namespace = controller, name, namespace
         self.withholds: set[str] = set()
         self.rejects: set[str] = set()
         self.brings: dict[str, dict[str, str]] = {}
-        """By type, names and versions of what it has from before."""
+        """Names and versions of the resources from an earlier stream, by type."""
         self.has: dict[str, dict[str, Resource]] = {}
         self.moved = asyncio.Condition()
         self._asked: dict[str, set[str]] = {}
@@ -37,7 +40,7 @@ class Sidecar:
         node = Node(id=f"sidecar~10.0.0.1~{self.name}.{self.namespace}~{self.namespace}.svc.cluster.local")
         stream = StreamInfo(peer="ipv4:127.0.0.1:5", variant=Variant.DELTA, type_url="")
         self.session = Session(Variant.DELTA)
-        self.subscriber = self.hub.connect(node, stream)
+        self.subscriber = self.controller.connect(node, stream)
         self.subscriber.session = self.session
         self._node = node.id
         for type_url in (CLUSTER, LISTENER):
@@ -50,15 +53,15 @@ class Sidecar:
     async def __aexit__(self, *_: object) -> None:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
-        self.hub.disconnect(self.subscriber)
+        self.controller.disconnect(self.subscriber)
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until something is so, looking whenever this sidecar was sent anything."""
+        """Wait until a condition holds. It is checked after each response to this sidecar."""
         async with asyncio.timeout(WITHIN), self.moved:
             await self.moved.wait_for(condition)
 
     def answer(self, type_url: str) -> None:
-        """Answer from now on what was withheld."""
+        """Stop withholding a type, and answer the responses that were withheld."""
         self.withholds.discard(type_url)
         waiting, self._unanswered = self._unanswered, []
         for each in waiting:
@@ -66,14 +69,14 @@ class Sidecar:
         self.subscriber.changed.set()
 
     def accepts(self, port: int) -> str:
-        """Return the letter of the mode that its listener, as it took it, has for a port."""
+        """Return the first letter of the mode that its accepted listener has for a port."""
         found = "".join(each.tag for each in self.has.get(LISTENER, {}).values())
         before, _, after = found.partition(f"{port}")
         assert before or after, found
         return after[:1]
 
-    def is_told_mtls(self, service: str) -> bool:
-        """Whether its endpoints, as it took them, say to send mutual TLS to all of a service."""
+    def uses_mtls(self, service: str) -> bool:
+        """Return whether its accepted endpoints of a service are all marked for mutual TLS."""
         body = self.has[ENDPOINT][service].body
         message = message_class("envoy.config.endpoint.v3.ClusterLoadAssignment").FromString(body)
         marks = [
@@ -129,4 +132,4 @@ class Sidecar:
             request.initial_resource_versions.update(self.brings.get(type_url, {}))
         for event in self.session.receive(request.SerializeToString(), asyncio.get_running_loop().time()):
             if isinstance(event, Subscribed | Acked | Nacked):
-                self.hub.observe(self.subscriber, event)
+                self.controller.observe(self.subscriber, event)

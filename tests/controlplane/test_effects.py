@@ -1,4 +1,4 @@
-"""Objects without effect are reported once that has been so for a while, and once each."""
+"""Objects without effect are reported once, after a while."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Logs = list[MutableMapping[str, Any]]
 
 
 class World:
-    """A watcher, and the mesh that it sees."""
+    """A watcher and its mesh."""
 
     def __init__(self) -> None:
         self.mesh = mesh(*SHOP, LOCK)
@@ -45,7 +45,7 @@ class World:
                 await asyncio.sleep(0.005)
 
     async def looked(self) -> None:
-        """Wait until the mesh as it is now has been examined."""
+        """Wait until the current mesh has been examined."""
         seen = self.looks
         await self.until(lambda: self.looks >= seen + 2)
 
@@ -70,7 +70,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SETTLE_TIME", 0.05)
 
 
-async def test_it_is_reported_once_and_solved_once() -> None:
+async def test_object_is_reported_once_and_solved_once() -> None:
     world = World()
     async with running(world) as logs:
         await world.until(lambda: world.watcher.problems)
@@ -92,7 +92,7 @@ async def test_it_is_reported_once_and_solved_once() -> None:
         assert [entry["event"] for entry in logs] == ["object has no effect", "solved"]
 
 
-async def test_what_is_only_briefly_without_effect_is_not_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_object_briefly_without_effect_is_not_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SETTLE_TIME", 1000.0)
     world = World()
     async with running(world) as logs:
@@ -104,7 +104,7 @@ async def test_what_is_only_briefly_without_effect_is_not_reported(monkeypatch: 
         assert (world.watcher.problems, logs) == ((), [])
 
 
-async def test_a_notice_is_no_warning() -> None:
+async def test_notice_is_not_logged_as_warning() -> None:
     world = World()
     world.mesh = mesh(*SHOP, service("empty", "shop"))
     async with running(world) as logs:
@@ -112,7 +112,7 @@ async def test_a_notice_is_no_warning() -> None:
         assert [(entry["event"], entry["log_level"]) for entry in logs] == [("notice", "info")]
 
 
-async def test_the_log_stays_short_however_many_objects_have_no_effect() -> None:
+async def test_log_is_limited_for_many_objects() -> None:
     world = World()
     world.mesh = mesh(*SHOP, *(peer("shop", "STRICT", name=f"lock-{n}", app=f"w{n}") for n in range(1000)))
     async with running(world) as logs:
@@ -122,7 +122,7 @@ async def test_the_log_stays_short_however_many_objects_have_no_effect() -> None
         assert logs[-1]["count"] == 1000 - MAX_LOGGED
 
 
-async def test_a_mistake_of_ours_is_reported_once_and_survived(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_failed_examination_is_logged_once_and_retried(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("a bug")
 

@@ -1,4 +1,4 @@
-"""Rollouts at a hub: what is waited for, for how long, and who does not have to."""
+"""Rollouts of a controller: which proxies they wait for, and for how long."""
 
 from __future__ import annotations
 
@@ -9,9 +9,18 @@ from dataclasses import replace
 import pytest
 from structlog.testing import capture_logs
 
-from tests.controlplane.hubs import running
-from tests.controlplane.mode_changes import FACTS, PORT, WEB, looked_twice, say, waits_for, world
 from tests.controlplane.sidecar import WITHIN, Sidecar
+from tests.controlplane.transitions import (
+    FACTS,
+    PORT,
+    WEB,
+    set_mode,
+    until_checked_twice,
+    until_finished,
+    until_waiting_for,
+    world,
+)
+from tests.controlplane.world import running
 from tests.policy.rollout_world import UNREAD
 from tests.policy.world import meta, peer, rule
 from tests.support.waiting import eventually
@@ -20,366 +29,370 @@ from xds.mesh.rollout import driver, log
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, SECRET
 
 
-async def over(hub) -> None:
-    await eventually(lambda: not hub.rolling.is_open and not hub._pending, timeout=WITHIN)
-
-
-async def test_clients_change_over_once_the_listener_and_its_secrets_are_in_force() -> None:
+async def test_clients_migrate_once_the_listener_is_active() -> None:
     disabled = peer("ns", "DISABLE")
-    async with world(disabled) as (hub, web, client):
+    async with world(disabled) as (controller, web, client):
         web.withholds = {LISTENER}
-        say(hub, "STRICT")
-        await waits_for(hub, "listener")
-        await looked_twice(hub)
-        assert not client.is_told_mtls(WEB)
+        set_mode(controller, "STRICT")
+        await until_waiting_for(controller, "listener")
+        await until_checked_twice(controller)
+        assert not client.uses_mtls(WEB)
         web.answer(LISTENER)
         await web.until(lambda: web.accepts(PORT) == "S")
-        assert client.is_told_mtls(WEB)
-        await over(hub)
+        assert client.uses_mtls(WEB)
+        await until_finished(controller)
 
 
-async def test_a_listener_that_waits_for_its_secret_moves_no_client() -> None:
-    """Envoy acknowledges a listener before that is warm."""
-    async with running(*FACTS, peer("ns", "DISABLE")) as hub, AsyncExitStack() as stack:
-        web, client = Sidecar(hub, "web", "ns"), Sidecar(hub, "client", "ns")
+async def test_clients_do_not_migrate_while_the_listener_warms() -> None:
+    """Envoy ACKs a listener before it is warm."""
+    async with running(*FACTS, peer("ns", "DISABLE")) as controller, AsyncExitStack() as stack:
+        web, client = Sidecar(controller, "web", "ns"), Sidecar(controller, "client", "ns")
         web.withholds = {SECRET}
         for each in (web, client):
             await stack.enter_async_context(each)
             await each.until(lambda each=each: LISTENER in each.has and WEB in each.has.get(ENDPOINT, {}))
-        say(hub, "PERMISSIVE")
+        set_mode(controller, "PERMISSIVE")
         await web.until(lambda: web.accepts(PORT) == "P")
-        await looked_twice(hub)
-        assert not client.is_told_mtls(WEB)
+        await until_checked_twice(controller)
+        assert not client.uses_mtls(WEB)
         web.answer(SECRET)
-        await client.until(lambda: client.is_told_mtls(WEB))
-        await over(hub)
+        await client.until(lambda: client.uses_mtls(WEB))
+        await until_finished(controller)
 
 
-async def test_a_server_is_locked_once_every_client_sends_mutual_tls() -> None:
-    async with world(peer("ns", "DISABLE"), names=("web", "client", "other")) as (hub, web, client, other):
+async def test_server_contracts_once_every_client_uses_mtls() -> None:
+    async with world(peer("ns", "DISABLE"), names=("web", "client", "other")) as (
+        controller,
+        web,
+        client,
+        other,
+    ):
         other.withholds = {ENDPOINT}
-        say(hub, "STRICT")
-        await client.until(lambda: client.is_told_mtls(WEB))
-        await waits_for(hub, "clients")
-        (crossing,) = hub.rolling.rollout.crossings.values()
-        await eventually(lambda: crossing.laggards == ("other.ns",), timeout=WITHIN)
-        assert crossing.awaits_lock
+        set_mode(controller, "STRICT")
+        await client.until(lambda: client.uses_mtls(WEB))
+        await until_waiting_for(controller, "clients")
+        (transition,) = controller.rollouts.rollout.transitions.values()
+        await eventually(lambda: transition.lagging == ("other.ns",), timeout=WITHIN)
+        assert transition.accepts_plaintext
         assert web.accepts(PORT) == "P"
         other.answer(ENDPOINT)
         await web.until(lambda: web.accepts(PORT) == "S")
-        await over(hub)
-        assert hub.rolling.rollout.locked == 1
+        await until_finished(controller)
+        assert controller.rollouts.rollout.plaintext_disabled == 1
 
 
-async def test_who_lags_is_passed_over_in_time_and_named_until_it_is_there(monkeypatch) -> None:
-    monkeypatch.setattr(log, "TOLD_EVERY", 0.0)
+async def test_lagging_client_is_skipped_and_reported(monkeypatch) -> None:
+    monkeypatch.setattr(log, "LOG_INTERVAL", 0.0)
     with capture_logs() as logs:
-        async with world(peer("ns", "DISABLE"), timeout=1.0) as (hub, web, client):
+        async with world(peer("ns", "DISABLE"), timeout=1.0) as (controller, web, client):
             client.withholds = {ENDPOINT}
-            say(hub, "STRICT")
+            set_mode(controller, "STRICT")
             await web.until(lambda: web.accepts(PORT) == "S")
-            (late,) = hub.rolling.rollout.late.values()
-            assert late.laggards == ("client.ns",)
-            assert hub.rolling.rollout.passed_over == 1
+            (skipped,) = controller.rollouts.rollout.skipped_ports.values()
+            assert skipped.lagging == ("client.ns",)
+            assert controller.rollouts.rollout.skip_count == 1
             await eventually(
-                lambda: any("any longer" in entry.get("status", "") for entry in logs), timeout=WITHIN
+                lambda: any("skipped" in entry.get("status", "") for entry in logs), timeout=WITHIN
             )
             client.answer(ENDPOINT)
-            await eventually(lambda: not hub.rolling.rollout.late, timeout=WITHIN)
-    said = [entry["status"] for entry in logs if entry["event"] == "rollout"]
-    assert any("web waiting for client.ns" in each for each in said)
-    assert any("web did not wait for client.ns any longer" in each for each in said)
-    assert said[-1] == "web.ns: done"
+            await eventually(lambda: not controller.rollouts.rollout.skipped_ports, timeout=WITHIN)
+    events = [entry for entry in logs if entry["event"].startswith("rollout ")]
+    assert any("web waiting for client.ns" in entry.get("status", "") for entry in events)
+    assert any("web skipped client.ns" in entry.get("status", "") for entry in events)
+    assert (events[-1]["event"], events[-1]["name"]) == ("rollout finished", "web.ns")
 
 
-async def test_a_rule_that_a_client_rejects_is_told_when_that_changes_and_not_again_and_again(
+async def test_rejected_rule_is_logged_only_on_change(
     monkeypatch,
 ) -> None:
-    monkeypatch.setattr(log, "TOLD_EVERY", 0.0)
-    monkeypatch.setattr(driver, "LATE_EVERY", 0.1)
+    monkeypatch.setattr(log, "LOG_INTERVAL", 0.0)
+    monkeypatch.setattr(driver, "SKIPPED_CHECK_INTERVAL", 0.1)
     mutual = rule("ns", "web.ns.svc.cluster.local", "ISTIO_MUTUAL")
     with capture_logs() as logs:
-        async with world(peer("ns", "PERMISSIVE"), timeout=0.5) as (hub, _web, client):
+        async with world(peer("ns", "PERMISSIVE"), timeout=0.5) as (controller, _web, client):
             client.rejects = {CLUSTER}
-            hub.change(Change(applied=(mutual,)))
-            await eventually(lambda: hub.rolling.rollout.late_rules, timeout=WITHIN)
+            controller.change(Change(applied=(mutual,)))
+            await eventually(lambda: controller.rollouts.rollout.skipped_rules, timeout=WITHIN)
             for _ in range(3):
-                await looked_twice(hub)
+                await until_checked_twice(controller)
             client.rejects = set()
-            hub.change(Change(removed=(mutual.ref,)))
-            await over(hub)
-            await eventually(lambda: not hub.rolling.rollout.late_rules, timeout=WITHIN)
-    said = [each["status"].partition(" (")[0] for each in logs if each["event"] == "rollout"]
-    assert len(said) == len(set(said)), said
-    assert "DestinationRule/ns/rule waiting for client.ns to take it, rejected: no" in said
-    assert "DestinationRule/ns/rule did not wait for client.ns any longer, rejected: no" in said
-    assert said[-1] == "DestinationRule/ns/rule: done"
+            controller.change(Change(removed=(mutual.ref,)))
+            await until_finished(controller)
+            await eventually(lambda: not controller.rollouts.rollout.skipped_rules, timeout=WITHIN)
+    events = [entry for entry in logs if entry["event"].startswith("rollout ")]
+    statuses = [entry["status"].partition(" (")[0] for entry in events if "status" in entry]
+    assert len(statuses) == len(set(statuses)), statuses
+    assert "DestinationRule/ns/rule waiting for client.ns, rejected: no" in statuses
+    assert "DestinationRule/ns/rule skipped client.ns, rejected: no" in statuses
+    assert (events[-1]["event"], events[-1]["name"]) == ("rollout finished", "DestinationRule/ns/rule")
 
 
-async def test_a_server_that_lags_holds_back_only_its_own_clients_and_is_passed_over() -> None:
-    async with world(peer("ns", "DISABLE"), timeout=1.0) as (hub, web, client):
+async def test_lagging_server_is_skipped_after_the_timeout() -> None:
+    async with world(peer("ns", "DISABLE"), timeout=1.0) as (controller, web, client):
         web.withholds = {LISTENER}
-        say(hub, "PERMISSIVE")
-        await waits_for(hub, "listener")
-        await client.until(lambda: client.is_told_mtls(WEB))
-        assert hub.rolling.rollout.passed_over == 1
+        set_mode(controller, "PERMISSIVE")
+        await until_waiting_for(controller, "listener")
+        await client.until(lambda: client.uses_mtls(WEB))
+        assert controller.rollouts.rollout.skip_count == 1
 
 
-async def test_a_rejected_listener_stops_the_step_for_good() -> None:
-    async with world(peer("ns", "DISABLE"), timeout=0.5) as (hub, web, client):
+async def test_rejected_listener_is_never_skipped() -> None:
+    async with world(peer("ns", "DISABLE"), timeout=0.5) as (controller, web, client):
         web.rejects = {LISTENER}
-        say(hub, "STRICT")
+        set_mode(controller, "STRICT")
         await eventually(
-            lambda: [each.rejection for each in hub.rolling.rollout.crossings.values()] == ["no"],
+            lambda: [each.rejection for each in controller.rollouts.rollout.transitions.values()] == ["no"],
             timeout=WITHIN,
         )
-        (crossing,) = hub.rolling.rollout.crossings.values()
-        await eventually(lambda: hub.rolling._looked > crossing.served_since + 1.5, timeout=WITHIN)
-        assert not client.is_told_mtls(WEB)
-        assert hub.rolling.rollout.passed_over == 0
+        (transition,) = controller.rollouts.rollout.transitions.values()
+        await eventually(lambda: controller.rollouts.checked_at > transition.mode_since + 1.5, timeout=WITHIN)
+        assert not client.uses_mtls(WEB)
+        assert controller.rollouts.rollout.skip_count == 0
         web.rejects = set()
-        say(hub, "DISABLE")
-        await over(hub)
+        set_mode(controller, "DISABLE")
+        await until_finished(controller)
 
 
-async def test_a_client_that_rejects_its_endpoints_is_named_with_what_it_said() -> None:
-    async with world(peer("ns", "DISABLE"), timeout=1.0) as (hub, web, client):
+async def test_client_that_rejects_endpoints_is_reported() -> None:
+    async with world(peer("ns", "DISABLE"), timeout=1.0) as (controller, web, client):
         client.rejects = {ENDPOINT}
-        say(hub, "STRICT")
+        set_mode(controller, "STRICT")
         await eventually(
-            lambda: [each.rejection for each in hub.rolling.rollout.crossings.values()] == ["no"],
+            lambda: [each.rejection for each in controller.rollouts.rollout.transitions.values()] == ["no"],
             timeout=WITHIN,
         )
-        (crossing,) = hub.rolling.rollout.crossings.values()
-        await eventually(lambda: crossing.laggards == ("client.ns",), timeout=WITHIN)
+        (transition,) = controller.rollouts.rollout.transitions.values()
+        await eventually(lambda: transition.lagging == ("client.ns",), timeout=WITHIN)
         await web.until(lambda: web.accepts(PORT) == "S")
 
 
-async def test_nobody_is_waited_for_without_the_gate_or_where_the_policy_must_not_wait() -> None:
-    async with world(peer("ns", "DISABLE"), timeout=None) as (hub, web, client):
+async def test_immediate_rollout_waits_for_no_proxy() -> None:
+    async with world(peer("ns", "DISABLE"), timeout=None) as (controller, web, client):
         client.withholds = {ENDPOINT}
-        say(hub, "STRICT")
+        set_mode(controller, "STRICT")
         await web.until(lambda: web.accepts(PORT) == "S")
-        assert not hub.rolling.is_open
-    async with world(peer("ns", "DISABLE")) as (hub, web, client):
+        assert not controller.rollouts.is_active
+    async with world(peer("ns", "DISABLE")) as (controller, web, client):
         client.withholds = {ENDPOINT}
         strict = peer("ns", "STRICT")
         immediate = replace(strict, meta=replace(strict.meta, annotations={ROLLOUT: "immediate"}))
-        hub.change(Change(applied=(immediate,)))
+        controller.change(Change(applied=(immediate,)))
         await web.until(lambda: web.accepts(PORT) == "S")
         client.answer(ENDPOINT)
-        await client.until(lambda: client.is_told_mtls(WEB))
-        await over(hub)
+        await client.until(lambda: client.uses_mtls(WEB))
+        await until_finished(controller)
 
 
-async def test_a_client_that_lost_its_stream_is_reckoned_with_until_it_is_back(monkeypatch) -> None:
-    async with world(peer("ns", "DISABLE"), names=("web", "client")) as (hub, web, client):
-        async with Sidecar(hub, "other", "ns") as other:
+async def test_disconnected_client_counts_until_it_reconnects(monkeypatch) -> None:
+    async with world(peer("ns", "DISABLE"), names=("web", "client")) as (controller, web, client):
+        async with Sidecar(controller, "other", "ns") as other:
             await other.until(lambda: WEB in other.has.get(ENDPOINT, {}))
             other.withholds = {ENDPOINT}
-            say(hub, "STRICT")
-            await client.until(lambda: client.is_told_mtls(WEB))
-        await waits_for(hub, "clients")
-        await looked_twice(hub)
+            set_mode(controller, "STRICT")
+            await client.until(lambda: client.uses_mtls(WEB))
+        await until_waiting_for(controller, "clients")
+        await until_checked_twice(controller)
         assert web.accepts(PORT) == "P"
-        async with Sidecar(hub, "other", "ns") as other:
-            await other.until(lambda: WEB in other.has.get(ENDPOINT, {}) and other.is_told_mtls(WEB))
+        async with Sidecar(controller, "other", "ns") as other:
+            await other.until(lambda: WEB in other.has.get(ENDPOINT, {}) and other.uses_mtls(WEB))
             await web.until(lambda: web.accepts(PORT) == "S")
 
 
-async def test_a_client_that_does_not_come_back_is_forgotten(monkeypatch) -> None:
-    monkeypatch.setattr(driver, "AWAY", 0.5)
-    async with world(peer("ns", "DISABLE")) as (hub, web, client):
-        async with Sidecar(hub, "other", "ns") as other:
+async def test_client_that_does_not_reconnect_is_forgotten(monkeypatch) -> None:
+    monkeypatch.setattr(driver, "RECONNECT_GRACE", 0.5)
+    async with world(peer("ns", "DISABLE")) as (controller, web, client):
+        async with Sidecar(controller, "other", "ns") as other:
             await other.until(lambda: WEB in other.has.get(ENDPOINT, {}))
             other.withholds = {ENDPOINT}
-            say(hub, "STRICT")
-            await client.until(lambda: client.is_told_mtls(WEB))
+            set_mode(controller, "STRICT")
+            await client.until(lambda: client.uses_mtls(WEB))
         await web.until(lambda: web.accepts(PORT) == "S")
 
 
-async def test_a_server_that_lost_its_stream_goes_on_and_is_waited_for_until_the_timeout(monkeypatch) -> None:
-    monkeypatch.setattr(driver, "AWAY", 0.0)
-    monkeypatch.setattr(driver, "RECOVERY", 0.0)
-    async with world(peer("ns", "DISABLE"), names=("client",), timeout=WITHIN) as (hub, client):
-        async with Sidecar(hub, "web", "ns") as web:
+async def test_disconnected_server_counts_until_the_timeout(monkeypatch) -> None:
+    monkeypatch.setattr(driver, "RECONNECT_GRACE", 0.0)
+    monkeypatch.setattr(driver, "RECOVERY_PERIOD", 0.0)
+    async with world(peer("ns", "DISABLE"), names=("client",), timeout=WITHIN) as (controller, client):
+        async with Sidecar(controller, "web", "ns") as web:
             await web.until(lambda: LISTENER in web.has and web.accepts(PORT) == "D")
-            await eventually(lambda: hub.rolling.in_force(("ns", "web")) >= 0, timeout=WITHIN)
-            had = {
+            await eventually(
+                lambda: web.session.in_force(LISTENER, web.session.tagged(LISTENER)), timeout=WITHIN
+            )
+            versions = {
                 kind: {name: resource.version for name, resource in found.items()}
                 for kind, found in web.has.items()
             }
-        say(hub, "STRICT")
-        await waits_for(hub, "listener")
-        await looked_twice(hub)
-        assert not client.is_told_mtls(WEB)
-        web = Sidecar(hub, "web", "ns")
-        web.brings = had
+        set_mode(controller, "STRICT")
+        await until_waiting_for(controller, "listener")
+        await until_checked_twice(controller)
+        assert not client.uses_mtls(WEB)
+        web = Sidecar(controller, "web", "ns")
+        web.brings = versions
         async with web:
-            await client.until(lambda: client.is_told_mtls(WEB))
+            await client.until(lambda: client.uses_mtls(WEB))
             await web.until(lambda: web.accepts(PORT) == "S")
-            await over(hub)
-        # Another pod of that name has nothing in force.
-        say(hub, "DISABLE")
-        await waits_for(hub, "listener")
-        gone = hub.mesh.pod("ns", "web")
+            await until_finished(controller)
+        # A new pod of that name has no active listener.
+        set_mode(controller, "DISABLE")
+        await until_waiting_for(controller, "listener")
+        gone = controller.mesh.pod("ns", "web")
         assert gone
-        hub.change(Change(applied=(replace(gone, meta=replace(gone.meta, uid="another")),)))
-        await over(hub)
-        say(hub, "PERMISSIVE")
-        await eventually(lambda: not hub.rolling._away, timeout=WITHIN)
+        controller.change(Change(applied=(replace(gone, meta=replace(gone.meta, uid="another")),)))
+        await until_finished(controller)
+        set_mode(controller, "PERMISSIVE")
+        await eventually(lambda: not controller.rollouts._disconnected, timeout=WITHIN)
 
 
-async def test_who_is_new_while_others_come_back_waits_until_it_is_known_what_servers_take(
+async def test_new_client_is_held_while_servers_reconnect(
     monkeypatch,
 ) -> None:
-    monkeypatch.setattr(driver, "RECOVERY", 60.0)
-    async with running(*FACTS, peer("ns", "STRICT")) as hub, AsyncExitStack() as stack:
-        back, new = (Sidecar(hub, name, "ns") for name in ("client", "other"))
+    monkeypatch.setattr(driver, "RECOVERY_PERIOD", 60.0)
+    async with running(*FACTS, peer("ns", "STRICT")) as controller, AsyncExitStack() as stack:
+        back, new = (Sidecar(controller, name, "ns") for name in ("client", "other"))
         back.brings = {CLUSTER: {"a": "1"}, LISTENER: {"virtualInbound": f"0.{PORT}S"}}
         await stack.enter_async_context(back)
-        await eventually(lambda: ("ns", "client") in hub._held, timeout=WITHIN)
+        await eventually(lambda: ("ns", "client") in controller._held, timeout=WITHIN)
         await stack.enter_async_context(new)
-        await eventually(lambda: ("ns", "other") in hub._held, timeout=WITHIN)
-        web = Sidecar(hub, "web", "ns")
+        await eventually(lambda: ("ns", "other") in controller._held, timeout=WITHIN)
+        web = Sidecar(controller, "web", "ns")
         web.brings, web.withholds = (
             {CLUSTER: {"a": "1"}, LISTENER: {"virtualInbound": f"0.{PORT}D"}},
             {LISTENER},
         )
         await stack.enter_async_context(web)
         await new.until(lambda: WEB in new.has.get(ENDPOINT, {}))
-        assert not new.is_told_mtls(WEB)
+        assert not new.uses_mtls(WEB)
         web.answer(LISTENER)
-        await new.until(lambda: new.is_told_mtls(WEB))
+        await new.until(lambda: new.uses_mtls(WEB))
 
 
-async def test_a_control_plane_that_starts_finds_what_is_in_force() -> None:
-    """The one before it was killed when it had just been told of STRICT."""
-    async with world(peer("ns", "DISABLE")) as (hub, web, client):
-        had = {
+async def test_restarted_control_plane_recovers_active_modes() -> None:
+    """The earlier control plane was killed just after the change to STRICT."""
+    async with world(peer("ns", "DISABLE")) as (controller, web, client):
+        versions = {
             each.name: {
                 kind: {name: resource.version for name, resource in found.items()}
                 for kind, found in each.has.items()
             }
             for each in (web, client)
         }
-    async with running(*FACTS, peer("ns", "STRICT")) as hub, AsyncExitStack() as stack:
-        client = Sidecar(hub, "client", "ns")
-        client.brings = had["client"]
+    async with running(*FACTS, peer("ns", "STRICT")) as controller, AsyncExitStack() as stack:
+        client = Sidecar(controller, "client", "ns")
+        client.brings = versions["client"]
         await stack.enter_async_context(client)
-        # The client comes first: what it should send depends on a server that may be about to come.
-        await eventually(lambda: ("ns", "client") in hub._held, timeout=WITHIN)
+        # The client reconnects first. What it should send depends on a server that may be about to reconnect.
+        await eventually(lambda: ("ns", "client") in controller._held, timeout=WITHIN)
         assert client.subscriber.snapshot is None
-        web = Sidecar(hub, "web", "ns")
-        web.brings, web.withholds = had["web"], {LISTENER}
+        web = Sidecar(controller, "web", "ns")
+        web.brings, web.withholds = versions["web"], {LISTENER}
         await stack.enter_async_context(web)
-        await waits_for(hub, "listener")
-        await stack.enter_async_context(Sidecar(hub, "other", "ns"))
+        await until_waiting_for(controller, "listener")
+        await stack.enter_async_context(Sidecar(controller, "other", "ns"))
         await client.until(lambda: client.subscriber.snapshot is not None)
-        assert ENDPOINT not in client.has or not client.is_told_mtls(WEB)
-        (crossing,) = hub.rolling.rollout.crossings.values()
-        assert (crossing.serves, crossing.wanted) == ("PERMISSIVE", "STRICT")
+        assert ENDPOINT not in client.has or not client.uses_mtls(WEB)
+        (transition,) = controller.rollouts.rollout.transitions.values()
+        assert (transition.served_mode, transition.desired_mode) == ("PERMISSIVE", "STRICT")
         web.answer(LISTENER)
-        await client.until(lambda: WEB in client.has.get(ENDPOINT, {}) and client.is_told_mtls(WEB))
+        await client.until(lambda: WEB in client.has.get(ENDPOINT, {}) and client.uses_mtls(WEB))
         await web.until(lambda: web.accepts(PORT) == "S")
-        await over(hub)
+        await until_finished(controller)
 
 
-async def test_a_start_does_not_end_the_wait_for_plaintext_connections() -> None:
-    """A new control plane has the client use mTLS; then the policy changes to STRICT."""
-    before = rule("ns", "web.ns.svc.cluster.local", "DISABLE")
-    async with world(peer("ns", "PERMISSIVE"), before) as (_, *sidecars):
+async def test_start_waits_for_unclassified_connections() -> None:
+    """A new control plane makes the client send mutual TLS; then the policy changes to STRICT."""
+    earlier = rule("ns", "web.ns.svc.cluster.local", "DISABLE")
+    async with world(peer("ns", "PERMISSIVE"), earlier) as (_, *sidecars):
         had = {
             each.name: {
-                kind: {name: resource.version for name, resource in found.items()}
-                for kind, found in each.has.items()
+                kind: {name: resource.version for name, resource in resources.items()}
+                for kind, resources in each.has.items()
             }
             for each in sidecars
         }
-    async with running(*FACTS, peer("ns", "PERMISSIVE")) as hub, AsyncExitStack() as stack:
-        web, client, other = (Sidecar(hub, name, "ns") for name in ("web", "client", "other"))
+    async with running(*FACTS, peer("ns", "PERMISSIVE")) as controller, AsyncExitStack() as stack:
+        web, client, other = (Sidecar(controller, name, "ns") for name in ("web", "client", "other"))
         web.brings, client.brings = had["web"], had["client"]
         for each in (web, client, other):
             await stack.enter_async_context(each)
         await client.until(lambda: CLUSTER in client.has)
         migrated = time.monotonic()
-        say(hub, "STRICT")
+        set_mode(controller, "STRICT")
         await web.until(lambda: LISTENER in web.has and web.accepts(PORT) == "S")
         assert time.monotonic() > migrated + UNREAD
 
 
-async def test_who_comes_back_waits_for_the_others_only_for_so_long(monkeypatch) -> None:
-    monkeypatch.setattr(driver, "RECOVERY", 0.5)
-    async with running(*FACTS) as hub:
-        client = Sidecar(hub, "client", "ns")
+async def test_reconnected_proxy_is_held_only_for_the_recovery_period(monkeypatch) -> None:
+    monkeypatch.setattr(driver, "RECOVERY_PERIOD", 0.5)
+    async with running(*FACTS) as controller:
+        client = Sidecar(controller, "client", "ns")
         client.brings = {CLUSTER: {"gone": "1"}}
         async with client:
             await client.until(lambda: LISTENER in client.has)
 
 
-async def test_a_rule_waits_for_servers_that_do_not_take_yet_what_it_says() -> None:
+async def test_rule_is_held_until_servers_accept_it() -> None:
     mutual = rule("ns", "web.ns.svc.cluster.local", "ISTIO_MUTUAL")
-    async with world(peer("ns", "DISABLE")) as (hub, web, _client):
+    async with world(peer("ns", "DISABLE")) as (controller, web, _client):
         web.withholds = {LISTENER}
-        hub.change(Change(applied=(peer("ns", "STRICT"), mutual)))
-        await waits_for(hub, "listener")
-        await looked_twice(hub)
-        assert hub.mesh.get(mutual.ref) is None
+        controller.change(Change(applied=(peer("ns", "STRICT"), mutual)))
+        await until_waiting_for(controller, "listener")
+        await until_checked_twice(controller)
+        assert controller.mesh.get(mutual.ref) is None
         web.answer(LISTENER)
         await web.until(lambda: web.accepts(PORT) == "S")
-        assert hub.mesh.get(mutual.ref) == mutual
-        await over(hub)
-        hub.change(Change(removed=(mutual.ref,), applied=(peer("ns", "DISABLE"),)))
+        assert controller.mesh.get(mutual.ref) == mutual
+        await until_finished(controller)
+        controller.change(Change(removed=(mutual.ref,), applied=(peer("ns", "DISABLE"),)))
         await web.until(lambda: web.accepts(PORT) == "D")
-        await over(hub)
-        assert hub.mesh.get(mutual.ref) is None
+        await until_finished(controller)
+        assert controller.mesh.get(mutual.ref) is None
 
 
-async def test_a_pod_that_goes_is_waited_for_no_longer() -> None:
-    async with world(peer("ns", "DISABLE")) as (hub, web, _client):
+async def test_deleted_server_ends_its_transition() -> None:
+    async with world(peer("ns", "DISABLE")) as (controller, web, _client):
         web.withholds = {LISTENER}
-        say(hub, "STRICT")
-        await waits_for(hub, "listener")
-        hub.change(Change(removed=(Ref("Pod", "ns", "web"),)))
-        await over(hub)
-        assert meta("Pod", "ns", "web").ref not in hub.rolling.rollout._wanted
+        set_mode(controller, "STRICT")
+        await until_waiting_for(controller, "listener")
+        controller.change(Change(removed=(Ref("Pod", "ns", "web"),)))
+        await until_finished(controller)
+        assert meta("Pod", "ns", "web").ref not in controller.rollouts.rollout._desired
 
 
 @pytest.mark.parametrize("count", [2, 3])
-async def test_policies_that_change_again_half_way_come_to_what_was_said_last(count: int) -> None:
-    async with world(peer("ns", "DISABLE")) as (hub, web, client):
+async def test_last_policy_wins_during_a_transition(count: int) -> None:
+    async with world(peer("ns", "DISABLE")) as (controller, web, client):
         for _ in range(count):
-            say(hub, "STRICT")
-            await waits_for(hub, "listener")
-            say(hub, "DISABLE")
-        await over(hub)
+            set_mode(controller, "STRICT")
+            await until_waiting_for(controller, "listener")
+            set_mode(controller, "DISABLE")
+        await until_finished(controller)
         assert web.accepts(PORT) == "D"
-        assert not client.is_told_mtls(WEB)
+        assert not client.uses_mtls(WEB)
 
 
-async def test_an_error_of_a_step_is_told_once_and_ends_nothing(monkeypatch) -> None:
+async def test_failed_step_is_logged_once_and_retried(monkeypatch) -> None:
     with capture_logs() as logs:
-        async with world(peer("ns", "DISABLE")) as (hub, web, client):
+        async with world(peer("ns", "DISABLE")) as (controller, web, client):
             web.withholds = {LISTENER}
-            say(hub, "STRICT")
-            await waits_for(hub, "listener")
-            advance = hub.rolling.advance
+            set_mode(controller, "STRICT")
+            await until_waiting_for(controller, "listener")
+            advance = controller.rollouts.advance
 
             def fail(*_: object) -> None:
                 raise RuntimeError("a bug")
 
-            monkeypatch.setattr(hub.rolling, "advance", fail)
-            await looked_twice(hub)
-            monkeypatch.setattr(hub.rolling, "advance", advance)
+            monkeypatch.setattr(controller.rollouts, "advance", fail)
+            await until_checked_twice(controller)
+            monkeypatch.setattr(controller.rollouts, "advance", advance)
             web.answer(LISTENER)
             await web.until(lambda: web.accepts(PORT) == "S")
-            assert client.is_told_mtls(WEB)
-    told = [entry for entry in logs if entry["event"] == "changes of mode cannot go on"]
-    assert [entry["problem"] for entry in told] == ["RuntimeError: a bug"]
+            assert client.uses_mtls(WEB)
+    errors = [entry for entry in logs if entry["event"] == "rollout step failed"]
+    assert [entry["problem"] for entry in errors] == ["RuntimeError: a bug"]
 
 
-async def test_a_pod_that_is_gone_is_forgotten() -> None:
-    async with world() as (hub, _web, _client):
-        assert ("ns", "web") in hub.rolling._met
-        hub.change(Change(removed=(Ref("Pod", "ns", "web"),)))
-        await eventually(lambda: ("ns", "web") not in hub.rolling._met, timeout=WITHIN)
+async def test_deleted_pod_is_forgotten_by_the_driver() -> None:
+    async with world() as (controller, _web, _client):
+        assert ("ns", "web") in controller.rollouts._reported
+        controller.change(Change(removed=(Ref("Pod", "ns", "web"),)))
+        await eventually(lambda: ("ns", "web") not in controller.rollouts._reported, timeout=WITHIN)

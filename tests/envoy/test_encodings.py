@@ -14,8 +14,8 @@ from xds.mesh.envoy.translate import translate
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Change, Fact, Interception
 from xds.mesh.model.traffic import ConnectionPool, Subset, TrafficPolicy
-from xds.mesh.rollout.driver import Rolling
-from xds.mesh.rollout.transition import Known
+from xds.mesh.rollout.driver import RolloutDriver
+from xds.mesh.rollout.transition import ObservedState
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, TYPE_PREFIX
 
 TYPES = (CLUSTER, ENDPOINT, LISTENER, ROUTE)
@@ -122,14 +122,14 @@ def test_same_content_has_same_bytes():
 
 
 def test_rollout_steps_encode_only_what_differs():
-    rolling = Rolling({}, 30.0)
+    rollouts = RolloutDriver({}, 30.0)
     facts = (*PODS, *SERVICES, peer("a", "DISABLE"))
     config = replace(mesh().config, trust_domain=domain(4))
-    at = Known(servers={each.ref: 0 for each in PODS})
-    world = rolling.first(Change(applied=facts, config=config), at, 0.0)
+    at = ObservedState(servers={each.ref: 0 for each in PODS})
+    world = rollouts.first_mesh(Change(applied=facts, config=config), at, 0.0)
     before, _ = count(world)
     # Two meshes are made, one after the other, and only the second one is translated.
-    world = rolling.apply(world, Change(applied=(peer("a", "STRICT"),)), at, 0.0)
+    world = rollouts.apply(world, Change(applied=(peer("a", "STRICT"),)), at, 0.0)
     assert world.served.modes
     after, made = count(world)
     assert made == distinct(after - before)

@@ -151,7 +151,7 @@ class ControlPlane(Serve):
     async def has_been_told_nothing(self) -> bool:
         """Whether a kind could not be read for so long that its absence was once believed (10 s)."""
         _, metrics = await self.get("/metrics")
-        [behind] = [line for line in metrics.splitlines() if line.startswith("xds_source_behind_seconds ")]
+        [behind] = [line for line in metrics.splitlines() if line.startswith("xds_source_stale_seconds ")]
         return float(behind.split()[1]) > 12
 
     async def listens(self) -> bool:

@@ -21,7 +21,7 @@ import pytest
 from prometheus_client import generate_latest
 from structlog.testing import capture_logs
 
-from xds.mesh.controlplane.metrics.admission import Admissions
+from xds.mesh.controlplane.metrics.admission import AdmissionMetrics
 from xds.mesh.identity.ca import Authority, Leaf
 from xds.mesh.identity.keys import IdentityError, PrivateKey
 from xds.mesh.inject import Settings, inject, webhook
@@ -307,6 +307,6 @@ async def test_requests_are_counted_by_what_became_of_them() -> None:
         for body in (review(POD), review(POD), review(POD, operation="UPDATE"), review({}), b"?"):
             await call(body)
     assert answers == {"injected": 2, "left": 1, "refused": 1, "malformed": 1}
-    exposed = generate_latest(Admissions(answers)).decode()  # type: ignore[arg-type]
+    exposed = generate_latest(AdmissionMetrics(answers)).decode()  # type: ignore[arg-type]
     assert 'xds_webhook_requests_total{result="injected"} 2.0' in exposed
     assert 'xds_webhook_requests_total{result="malformed"} 1.0' in exposed

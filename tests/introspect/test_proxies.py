@@ -15,7 +15,7 @@ from tests.protocol.stream import world
 from tests.server.proxies import Client, OneForAll
 from xds.introspect import Introspection
 from xds.mesh.controlplane.absence import Absences, Absent
-from xds.mesh.controlplane.proxies_service import SERVICE, ProxiesService, _Watched
+from xds.mesh.controlplane.proxies_service import SERVICE, ProxiesService, _Watch
 from xds.mesh.v1 import described
 from xds.mesh.v1 import proxies_pb2 as pb
 from xds.protocol.session import Variant
@@ -149,16 +149,16 @@ async def test_watch_names_pods_without_a_sidecar_only_when_they_change(ask: Ask
     watch = ask.watch(namespace="shop")
     first = await watch.read()
     assert [each.pod for each in first.not_connected.pods] == ["dead"]
-    assert (first.not_connected.total, first.not_connected.may_be_elsewhere) == (1, False)
+    assert (first.not_connected.total, first.not_connected.may_be_on_other_replica) == (1, False)
     await ask.client("web.shop")
     second = await watch.read()
     assert second.proxies
     assert not second.HasField("not_connected")
     # Nothing else changes meanwhile: the client has said all that it says.
-    absences[0] = Absences((), elsewhere=True)
+    absences[0] = Absences((), may_be_on_other_replica=True)
     while not second.HasField("not_connected"):
         second = await watch.read()
-    assert (second.not_connected.total, second.not_connected.may_be_elsewhere) == (0, True)
+    assert (second.not_connected.total, second.not_connected.may_be_on_other_replica) == (0, True)
 
 
 async def test_a_name_means_one_sidecar_connected_or_not(ask: Ask, absences: list[Absences]):
@@ -249,7 +249,7 @@ async def test_a_proxy_without_configuration_says_why(ask: Ask, proxies: OneForA
         while not (found := await ask.list()):
             await asyncio.sleep(0.01)
     [proxy] = found
-    assert proxy.missing == "its pod is not known"
+    assert proxy.problem == "its pod is not known"
     [kind] = proxy.streams[0].types
     assert (kind.state, kind.waiting.reason) == (pb.WAITING, pb.Waiting.CONFIGURATION)
     since, connected_at = kind.waiting.since, proxy.streams[0].connected_at
@@ -302,7 +302,7 @@ async def test_watch_tells_everything_and_then_what_changes(ask: Ask, missing: d
     # What the proxy itself does not do is told as well.
     missing[node("app.shop")] = "its pod is not known"
     told = await watch.read()
-    assert [(each.pod, each.missing) for each in told.proxies] == [("app", "its pod is not known")]
+    assert [(each.pod, each.problem) for each in told.proxies] == [("app", "its pod is not known")]
     other.call.cancel()
     told = await watch.read()
     assert (list(told.proxies), list(told.gone)) == ([], [node("app.shop")])
@@ -313,22 +313,22 @@ async def test_watch_says_nothing_while_nothing_changes_and_tells_of_changes_tog
     server: XdsServer, ask: Ask
 ):
     client = await ask.client()
-    watched = _Watched(pb.WatchProxiesRequest(), lambda _: "")
+    watch = _Watch(pb.WatchProxiesRequest(), lambda _: "")
     discovery = server.discovery
     [stream] = discovery.streams
-    assert (await watched.look(discovery)).proxies
-    assert await watched.look(discovery) is None
+    assert (await watch.next_changes(discovery)).proxies
+    assert await watch.next_changes(discovery) is None
     before = stream.moves
     for name in ("r", "s", "t"):
         await client.ask(ROUTE, name)
     async with asyncio.timeout(WITHIN):
         while stream.moves < before + 3:
             await asyncio.sleep(0.01)
-    told = await watched.look(discovery)
+    told = await watch.next_changes(discovery)
     assert told.proxies[0].streams[0].types[-1].names == 3
     # A look later it may be written too; then there is silence.
-    await watched.look(discovery)
-    assert await watched.look(discovery) is None
+    await watch.next_changes(discovery)
+    assert await watch.next_changes(discovery) is None
 
 
 async def test_watch_tells_of_those_only_who_are_asked_for(ask: Ask):

@@ -36,7 +36,7 @@ def test_the_comments_are_those_of_the_definition() -> None:
     file = described(proxies_pb2.DESCRIPTOR.name)
     assert file
     comments = {location.leading_comments.strip() for location in file.source_code_info.location}
-    assert "What keeps a type from being as it should." in comments
+    assert "What a type waits for." in comments
     assert described("google/protobuf/timestamp.proto") is None
     file.ClearField("source_code_info")
     plain = type(file).FromString(proxies_pb2.DESCRIPTOR.serialized_pb)

@@ -14,10 +14,10 @@ from tests.controlplane.rollouts import WITHIN, Plane, running
 from tests.introspect.grpcurl import call, grpcurl
 from tests.policy.world import rule
 from xds.introspect.clock import Clock
-from xds.mesh.controlplane.rollouts_service import MOST_CLIENTS, SERVICE, _waiting
+from xds.mesh.controlplane.rollouts_service import MAX_CLIENTS, SERVICE, _waiting
 from xds.mesh.model.objects import Change, Mode, Ref
-from xds.mesh.rollout.progress import Waiting
-from xds.mesh.rollout.transition import Stage
+from xds.mesh.rollout.progress import WaitingEndpoint
+from xds.mesh.rollout.transition import WaitingFor
 from xds.mesh.v1 import rollouts_pb2 as pb
 from xds.snapshot import ENDPOINT, LISTENER
 
@@ -58,10 +58,10 @@ class Ask:
         return method(pb.ListRolloutsRequest(**request), timeout=3 * WITHIN)
 
 
-def awaits(awaited: pb.WaitingEndpoint.Awaited, *pods: str) -> Callable[[pb.ListRolloutsResponse], bool]:
+def awaits(awaited: pb.WaitingEndpoint.WaitingFor, *pods: str) -> Callable[[pb.ListRolloutsResponse], bool]:
     def is_so(response: pb.ListRolloutsResponse) -> bool:
         waiting = [each for service in response.services for each in service.waiting]
-        return [each.pod for each in waiting if each.awaited == awaited] == list(pods)
+        return [each.pod for each in waiting if each.waiting_for == awaited] == list(pods)
 
     return is_so
 
@@ -72,13 +72,13 @@ def is_done(response: pb.ListRolloutsResponse) -> bool:
 
 async def test_nothing_is_on_its_way(plane: Plane):
     found = await Ask(plane.channel).list()
-    assert (is_done(found), found.locks, found.passed_over) == (True, 0, 0)
+    assert (is_done(found), found.plaintext_disabled, found.skipped) == (True, 0, 0)
 
 
 async def test_each_endpoint_goes_its_own_way_as_sidecars_answer(plane: Plane):
     ask = Ask(plane.channel)
     before = time.time()
-    plane.say("STRICT")
+    plane.set_mode("STRICT")
     # web-1 does not answer, and holds back nobody but itself: clients are told of web-2.
     await ask.until(awaits(pb.WaitingEndpoint.CLIENTS, "web-2"))
     # Any sidecar may be a client; only one has not taken what it is to send.
@@ -87,24 +87,24 @@ async def test_each_endpoint_goes_its_own_way_as_sidecars_answer(plane: Plane):
     assert (service.namespace, service.service, service.endpoints) == ("shop", "web", 2)
     assert (service.mtls, service.plaintext) == (0, 1)
     slow, fast = service.waiting
-    assert (slow.pod, slow.port, slow.wanted) == ("web-1", 8080, pb.STRICT)
-    assert (slow.awaited, list(slow.clients), slow.rejection) == (pb.WaitingEndpoint.LISTENER, [], "")
-    assert (slow.accepts_plaintext, slow.passed_over) == (True, False)
+    assert (slow.pod, slow.port, slow.desired_mode) == ("web-1", 8080, pb.STRICT)
+    assert (slow.waiting_for, list(slow.clients), slow.rejection) == (pb.WaitingEndpoint.LISTENER, [], "")
+    assert (slow.accepts_plaintext, slow.skipped) == (True, False)
     assert before - 1 < slow.since.ToMilliseconds() / 1000 <= found.time.ToMilliseconds() / 1000
-    assert (fast.awaited, list(fast.clients)) == (pb.WaitingEndpoint.CLIENTS, ["one.shop"])
+    assert (fast.waiting_for, list(fast.clients)) == (pb.WaitingEndpoint.CLIENTS, ["one.shop"])
     assert service.status.startswith("web.shop: 0/2 endpoints mTLS, web-1 waiting for its listener (")
-    assert found.locks == 0
+    assert found.plaintext_disabled == 0
 
     await plane.one.answer(ENDPOINT)
-    found = await ask.until(lambda found: found.locks == 1)
+    found = await ask.until(lambda found: found.plaintext_disabled == 1)
     await plane.first.answer(LISTENER)
     found = await ask.until(is_done)
-    assert (found.locks, found.passed_over) == (2, 0)
+    assert (found.plaintext_disabled, found.skipped) == (2, 0)
 
 
 async def test_a_rejection_is_told_in_its_own_words(plane: Plane):
     ask = Ask(plane.channel)
-    plane.say("PERMISSIVE")
+    plane.set_mode("PERMISSIVE")
     await plane.first.answer(LISTENER, error="not to my taste")
     found = await ask.until(
         lambda found: any(each.rejection for service in found.services for each in service.waiting)
@@ -115,10 +115,10 @@ async def test_a_rejection_is_told_in_its_own_words(plane: Plane):
 
 async def test_who_is_passed_over_is_named(plane: Plane):
     ask = Ask(plane.channel)
-    plane.hub.rolling.rollout.timeout = 0.3
-    plane.say("PERMISSIVE")
-    found = await ask.until(lambda found: found.passed_over >= 2)
-    passed = [each for each in found.services[0].waiting if each.passed_over]
+    plane.controller.rollouts.rollout.timeout = 0.3
+    plane.set_mode("PERMISSIVE")
+    found = await ask.until(lambda found: found.skipped >= 2)
+    passed = [each for each in found.services[0].waiting if each.skipped]
     assert {each.pod for each in passed} >= {"web-1"}
     await plane.first.answer(LISTENER)
     await plane.one.answer(ENDPOINT)
@@ -127,26 +127,26 @@ async def test_who_is_passed_over_is_named(plane: Plane):
 
 async def test_a_rule_that_is_held_back(plane: Plane):
     ask = Ask(plane.channel)
-    plane.say("STRICT", rule("shop", "web.shop.svc.cluster.local", "ISTIO_MUTUAL"))
+    plane.set_mode("STRICT", rule("shop", "web.shop.svc.cluster.local", "ISTIO_MUTUAL"))
     found = await ask.until(lambda found: bool(found.rules))
     [held] = found.rules
     assert (held.namespace, held.name, held.host) == ("shop", "rule", "web.shop.svc.cluster.local")
     assert (held.held, held.deleted) == (True, False)
-    assert held.status.startswith("DestinationRule/shop/rule held back until its servers take it (")
+    assert held.status.startswith("DestinationRule/shop/rule held until its servers accept it (")
     assert len((await ask.list(namespace="shop")).rules) == 1
     assert is_done(await ask.list(namespace="elsewhere"))
     await plane.first.answer(LISTENER)
     await ask.until(lambda found: not any(each.held for each in found.rules))
     await plane.one.answer(ENDPOINT)
     await ask.until(is_done)
-    plane.hub.change(Change(removed=(Ref("DestinationRule", "shop", "rule"),)))
+    plane.controller.change(Change(removed=(Ref("DestinationRule", "shop", "rule"),)))
     await ask.until(is_done)
 
 
 async def test_watch_tells_it_again_when_it_changes(plane: Plane):
     watch = Ask(plane.channel).watch()
     assert is_done(await watch.read())
-    plane.say("STRICT")
+    plane.set_mode("STRICT")
     found = await watch.read()
     while not awaits(pb.WaitingEndpoint.CLIENTS, "web-2")(found):
         found = await watch.read()
@@ -161,20 +161,22 @@ async def test_watch_tells_it_again_when_it_changes(plane: Plane):
     watch.cancel()
 
 
-def told(stage: Stage, *laggards: str) -> pb.WaitingEndpoint:
-    waiting = Waiting(pod="web-1", port=80, wanted=Mode.STRICT, stage=stage, since=0, laggards=laggards)
+def told(stage: WaitingFor, *lagging: str) -> pb.WaitingEndpoint:
+    waiting = WaitingEndpoint(
+        pod="web-1", port=80, desired_mode=Mode.STRICT, waiting_for=stage, since=0, lagging=lagging
+    )
     return _waiting(waiting, Clock(0))
 
 
 def test_a_thousand_clients_are_not_all_named():
     many = [f"client-{number:04}.shop" for number in range(1000)]
-    found = told(Stage.CLIENTS, *many)
-    assert (list(found.clients), found.more_clients) == (many[:MOST_CLIENTS], 1000 - MOST_CLIENTS)
+    found = told(WaitingFor.CLIENTS, *many)
+    assert (list(found.clients), found.more_clients) == (many[:MAX_CLIENTS], 1000 - MAX_CLIENTS)
 
 
 def test_other_replicas_are_no_clients():
-    found = told(Stage.REPLICAS, "xds-a", "xds-b")
-    assert (found.awaited, list(found.replicas)) == (pb.WaitingEndpoint.REPLICAS, ["xds-a", "xds-b"])
+    found = told(WaitingFor.REPLICAS, "xds-a", "xds-b")
+    assert (found.waiting_for, list(found.replicas)) == (pb.WaitingEndpoint.REPLICAS, ["xds-a", "xds-b"])
     assert (list(found.clients), found.more_clients) == ([], 0)
 
 
@@ -183,16 +185,16 @@ async def test_grpcurl_finds_it_and_reads_well(plane: Plane):
     status, described = await grpcurl(target, "describe", SERVICE)
     assert status == 0
     assert (
-        "// How far they are now. Nothing is on its way where there are neither services nor rules."
+        "// Returns the current progress. Empty lists of services and rules mean that no rollout is in progress."
         in described
     )
-    plane.say("STRICT")
+    plane.set_mode("STRICT")
     await Ask(plane.channel).until(awaits(pb.WaitingEndpoint.LISTENER, "web-1"))
     [answer] = await call(target, f"{SERVICE}/List", {"namespace": "shop"})
     [service] = answer["services"]
     assert {
         "pod": "web-1",
-        "wanted": "STRICT",
-        "awaited": "LISTENER",
+        "desiredMode": "STRICT",
+        "waitingFor": "LISTENER",
         "acceptsPlaintext": True,
     }.items() <= service["waiting"][0].items()

@@ -12,56 +12,58 @@ from hypothesis import strategies as st
 from xds.mesh.kube.report_codec import MOST, report_of, text_of
 from xds.mesh.model.objects import Mode, Ref
 from xds.mesh.policy.mtls import Send
-from xds.mesh.rollout.peers import NOT_HERE, Report, Stand
+from xds.mesh.rollout.peers import UNKNOWN_POD, PortReport, ReplicaReport
 
 names = st.from_regex(r"[a-z][a-z0-9-]{0,20}", fullmatch=True)
 keys = st.tuples(st.builds(Ref, st.just("Pod"), names, names), st.integers(0, 65535))
 stands = st.builds(
-    Stand,
-    open=st.booleans(),
+    PortReport,
+    in_transition=st.booleans(),
     modes=st.frozensets(st.sampled_from(Mode)),
     sends=st.frozensets(st.sampled_from(Send)),
 )
 reports = st.builds(
-    Report,
+    ReplicaReport,
     number=st.integers(1, 2**40),
-    view=st.text("0123456789abcdef", max_size=16),
-    stands=st.none() | st.dictionaries(keys, stands, max_size=60),
+    rules_version=st.text("0123456789abcdef", max_size=16),
+    ports=st.none() | st.dictionaries(keys, stands, max_size=60),
 )
 
 
 @given(reports)
-def test_what_is_written_is_read(report: Report) -> None:
+def test_what_is_written_is_read(report: ReplicaReport) -> None:
     text = text_of(report)
     assert text is not None
     assert report_of(text) == report
 
 
 def test_a_small_one_can_be_read_by_people() -> None:
-    stand = Stand(
-        open=True,
+    stand = PortReport(
+        in_transition=True,
         modes=frozenset({Mode.PERMISSIVE, Mode.STRICT}),
         sends=frozenset({Send.MTLS, Send.PLAINTEXT}),
     )
-    report = Report(
+    report = ReplicaReport(
         7,
         "e1",
-        {(Ref("Pod", "ns", "web-1"), 80): stand, (Ref("Pod", "ns", "web-1"), 90): NOT_HERE},
+        {(Ref("Pod", "ns", "web-1"), 80): stand, (Ref("Pod", "ns", "web-1"), 90): UNKNOWN_POD},
     )
     assert text_of(report) == (
         '{"number":7,"view":"e1","stands":{"PS/mp+":{"ns":{"web-1":[80]}},"/":{"ns":{"web-1":[90]}}}}'
     )
 
 
-def many(count: int) -> Report:
+def many(count: int) -> ReplicaReport:
     random = Random(1)
-    stand = Stand(open=True, modes=frozenset({Mode.PERMISSIVE}), sends=frozenset({Send.MTLS}))
+    stand = PortReport(in_transition=True, modes=frozenset({Mode.PERMISSIVE}), sends=frozenset({Send.MTLS}))
     letters = "bcdfghjklmnpqrstvwxz2456789"
     pods = [
         f"service-{number // 10}-{random.randrange(16**9):09x}-{''.join(random.choices(letters, k=5))}"
         for number in range(count)
     ]
-    return Report(1, "", {(Ref("Pod", f"team-{n % 50}", pod), 8080): stand for n, pod in enumerate(pods)})
+    return ReplicaReport(
+        1, "", {(Ref("Pod", f"team-{n % 50}", pod), 8080): stand for n, pod in enumerate(pods)}
+    )
 
 
 def test_ten_thousand_ports_fit_and_what_does_not_is_not_written() -> None:
@@ -87,4 +89,4 @@ def test_ten_thousand_ports_fit_and_what_does_not_is_not_written() -> None:
     ],
 )
 def test_what_cannot_be_read_says_nothing(text: str) -> None:
-    assert report_of(text).stands is None
+    assert report_of(text).ports is None

@@ -13,11 +13,11 @@ from tests.support.waiting import eventually
 from xds.mesh.kube.replica_leases import ANNOTATION, Reports
 from xds.mesh.model.objects import Mode, Ref
 from xds.mesh.policy.mtls import Send
-from xds.mesh.rollout.peers import Stand
-from xds.mesh.rollout.replica_sync import Exchange
+from xds.mesh.rollout.peers import PortReport
+from xds.mesh.rollout.replica_sync import ReplicaSync
 
 KEY = (Ref("Pod", "ns", "web"), 8080)
-STAND = Stand(open=True, modes=frozenset({Mode.PERMISSIVE}), sends=frozenset({Send.MTLS}))
+STAND = PortReport(in_transition=True, modes=frozenset({Mode.PERMISSIVE}), sends=frozenset({Send.MTLS}))
 
 
 @pytest.fixture
@@ -27,13 +27,13 @@ async def namespace(cluster: Cluster) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def replica(cluster: Cluster, namespace: str, name: str) -> AsyncIterator[tuple[Exchange, str]]:
+async def replica(cluster: Cluster, namespace: str, name: str) -> AsyncIterator[tuple[ReplicaSync, str]]:
     """Run one until its report was read back; yield it, and where its Lease is."""
-    exchange = Exchange(duration=6.0)
+    exchange = ReplicaSync(duration=6.0)
     reports = Reports(cluster.api, namespace, name, exchange, lambda: None)
     task = asyncio.create_task(reports.run())
     try:
-        await until(lambda: exchange.is_known, "it reads itself")
+        await until(lambda: exchange.is_synced, "it reads itself")
         yield exchange, f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases/{reports.name}"
     finally:
         task.cancel()
@@ -44,13 +44,13 @@ async def until(what: object, message: str) -> None:
     await eventually(what, timeout=60, every=0.05, what=message)
 
 
-def heard_of(exchange: Exchange) -> list[object]:
-    found = exchange.elsewhere(asyncio.get_running_loop().time())
-    return [stands.get(KEY) for stands in found.others.values() if stands is not None]
+def heard_of(exchange: ReplicaSync) -> list[object]:
+    found = exchange.peer_view(asyncio.get_running_loop().time())
+    return [stands.get(KEY) for stands in found.peers.values() if stands is not None]
 
 
-def is_known_by_all(exchange: Exchange) -> bool:
-    return exchange.elsewhere(asyncio.get_running_loop().time()).may_tell(KEY, Send.MTLS)
+def is_known_by_all(exchange: ReplicaSync) -> bool:
+    return exchange.peer_view(asyncio.get_running_loop().time()).knows_send(KEY, Send.MTLS)
 
 
 async def test_what_one_says_the_other_hears(cluster: Cluster, namespace: str) -> None:
@@ -60,7 +60,7 @@ async def test_what_one_says_the_other_hears(cluster: Cluster, namespace: str) -
     ):
         await until(lambda: (one.names, two.names) == ({"two-2"}, {"one-1"}), "they know of each other")
         assert heard_of(two) == [None]
-        one.say("", {KEY: STAND})
+        one.publish("", {KEY: STAND})
         await until(lambda: heard_of(two) == [STAND], "two hears it")
         await until(lambda: is_known_by_all(one), "one knows that two can know")
 
@@ -78,7 +78,7 @@ async def test_a_lease_that_somebody_else_wrote_or_deleted_is_put_right(
         else:
             await cluster.api.patch(lease, {"metadata": {"annotations": {ANNOTATION: "nonsense"}}})
             await until(lambda: heard_of(two) == [], "two hears nothing that it understands")
-        one.say("", {KEY: STAND})
+        one.publish("", {KEY: STAND})
         await until(lambda: heard_of(two) == [STAND], "two hears what one says")
         await until(lambda: is_known_by_all(one), "one knows that two can know")
 

@@ -29,7 +29,7 @@ from xds.mesh.kube.webhook import CaBundle
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Problem, Ref
 from xds.mesh.parse import UNENFORCED
-from xds.mesh.rollout.replica_sync import Exchange
+from xds.mesh.rollout.replica_sync import ReplicaSync
 from xds.mesh.sources.kubernetes import Kubernetes
 
 
@@ -197,12 +197,12 @@ async def _do_all_that_needs_the_server(cluster: Cluster, api: KubeApi, recorder
 
 async def _tell_other_replicas(api: KubeApi) -> None:
     """See another replica come, and end without a word."""
-    ours, others = Exchange(duration=3.0), Exchange(duration=3.0)
+    ours, others = ReplicaSync(duration=3.0), ReplicaSync(duration=3.0)
     here, there = (
         asyncio.create_task(Reports(api, SYSTEM, name, exchange, lambda: None).run())
         for name, exchange in (("here", ours), ("there", others))
     )
-    await eventually(lambda: ours.is_known and ours.names, timeout=30, what="they know of each other")
+    await eventually(lambda: ours.is_synced and ours.names, timeout=30, what="they know of each other")
     there.cancel()
     await asyncio.gather(there, return_exceptions=True)
     await eventually(lambda: not ours.names, timeout=30, what="the other one is forgotten")

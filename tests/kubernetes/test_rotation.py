@@ -23,7 +23,7 @@ from tests.support.manifests import Manifest
 from tests.support.places import HERE
 from tests.support.tcp import TcpServer
 from tests.support.waiting import eventually
-from xds.mesh.controlplane.controller import Hub
+from xds.mesh.controlplane.controller import Controller
 from xds.mesh.identity import chain
 from xds.mesh.identity.ca import Authority
 from xds.mesh.identity.keys import PrivateKey
@@ -71,16 +71,16 @@ class Plane:
     """The control plane in the test's own process, and the way to it for some."""
 
     def __init__(self, manifests: Path, authorities: Authorities) -> None:
-        self.hub = Hub(authorities.authority, also_trust=authorities.also_trust)
+        self.controller = Controller(authorities.authority, also_trust=authorities.also_trust)
         self.port = 0
         self._folder = Folder(manifests, Settings(None, ()))
         self._exits = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
-        self._tasks = [asyncio.create_task(self.hub.run()), asyncio.create_task(self._follow())]
+        self._tasks = [asyncio.create_task(self.controller.run()), asyncio.create_task(self._follow())]
         async with asyncio.timeout(PATIENCE):
-            await self.hub.ready.wait()
-        server = await self._exits.enter_async_context(XdsServer(self.hub, "127.0.0.1:0"))
+            await self.controller.ready.wait()
+        server = await self._exits.enter_async_context(XdsServer(self.controller, "127.0.0.1:0"))
         self.dam = await self._exits.enter_async_context(Dam(server.port))
         self.port = server.port
         return self
@@ -93,10 +93,10 @@ class Plane:
 
     async def _follow(self) -> None:
         async for report in self._folder.watch():
-            self.hub.change(report.change)
+            self.controller.change(report.change)
 
     def take(self, authorities: Authorities) -> None:
-        self.hub.rotate(authorities.authority, authorities.also_trust)
+        self.controller.rotate(authorities.authority, authorities.also_trust)
 
 
 def new_connections(host: str) -> Manifest:
@@ -221,12 +221,12 @@ async def test_no_request_fails_while_the_user_replaces_the_ca(
         first = await kept_authority(cluster.api, namespace, "cluster.local", now)
         old = first.authority
         async with running(loopback, tmp_path, first) as world:
-            hub = world.plane.hub
+            controller = world.plane.controller
             rotation = Rotation(
                 Secrets(cluster.api, namespace),
                 first,
                 taken=world.plane.take,
-                lagging=hub.distrusting,
+                lagging=controller.proxies_with_old_roots,
                 leads=lambda: True,
                 now=lambda: clock,
                 waits=Waits(timedelta(), timedelta(days=1), timedelta(hours=1)),
@@ -250,8 +250,12 @@ async def test_no_request_fails_while_the_user_replaces_the_ca(
             world.plane.dam.open.clear()
             await rotation.look()
             assert rotation.current.stage is Stage.SPREADING
-            await eventually(lambda: len(hub.distrusting()) == 2, timeout=PATIENCE, what="the servers heard")
-            assert {node.split("~")[2] for node in hub.distrusting()} == {
+            await eventually(
+                lambda: len(controller.proxies_with_old_roots()) == 2,
+                timeout=PATIENCE,
+                what="the servers heard",
+            )
+            assert {node.split("~")[2] for node in controller.proxies_with_old_roots()} == {
                 client.full_name for client in world.clients
             }
             for _ in range(3):
@@ -259,7 +263,9 @@ async def test_no_request_fails_while_the_user_replaces_the_ca(
             assert rotation.current.stage is Stage.SPREADING
             await world.more()
             world.plane.dam.open.set()
-            await eventually(lambda: not hub.distrusting(), timeout=PATIENCE, what="the clients heard")
+            await eventually(
+                lambda: not controller.proxies_with_old_roots(), timeout=PATIENCE, what="the clients heard"
+            )
             await world.until_trusted(old.root_pem, pem(root))
             assert await world.shown() == before
 
@@ -298,11 +304,11 @@ async def test_requests_fail_if_the_new_root_is_not_trusted_first(loopback, tmp_
     async with running(loopback, tmp_path, Authorities(authority=old)) as world:
         world.plane.dam.open.clear()
         before = await world.shown()
-        world.plane.hub.rotate(new, [old.root_pem])
+        world.plane.controller.rotate(new, [old.root_pem])
         # The servers' certificates are the new CA's, and the clients have not heard of it yet.
         await eventually(world.failed, timeout=PATIENCE, what="requests fail")
         shown = await world.shown()
         assert all(shown[client.name] == before[client.name] for client in world.clients)
         world.plane.dam.open.set()
-        await eventually(lambda: not world.plane.hub.distrusting(), timeout=PATIENCE)
+        await eventually(lambda: not world.plane.controller.proxies_with_old_roots(), timeout=PATIENCE)
         await world.stop()

@@ -24,7 +24,7 @@ from xds.mesh.kube.replica_leases import ANNOTATION, LABEL
 from xds.mesh.kube.report_codec import report_of
 from xds.mesh.model.objects import Mode, Ref
 from xds.mesh.policy.mtls import Send
-from xds.mesh.rollout.peers import Stand
+from xds.mesh.rollout.peers import PortReport
 from xds.resources import resource
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET
 
@@ -138,11 +138,11 @@ class Reports:
         found = await self._cluster.api.all(LEASES, labelSelector=f"{LABEL}=true")
         return {each["metadata"]["name"]: each for each in found}
 
-    async def stands(self) -> list[Stand]:
+    async def stands(self) -> list[PortReport]:
         reports = [
             report_of(each["metadata"]["annotations"][ANNOTATION]) for each in (await self.leases()).values()
         ]
-        return [each.stands[self._key] for each in reports if each.stands and self._key in each.stands]
+        return [each.ports[self._key] for each in reports if each.ports and self._key in each.ports]
 
     async def until_all_were_renewed(self) -> None:
         before = {name: each["spec"]["renewTime"] for name, each in (await self.leases()).items()}

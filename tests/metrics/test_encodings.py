@@ -1,4 +1,4 @@
-"""What changes is encoded once, however many proxies get it."""
+"""A changed resource is encoded once, however many proxies get it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 from datetime import UTC, datetime
 
 from xds.codec import encoded
-from xds.mesh.controlplane.controller import Hub
+from xds.mesh.controlplane.controller import Controller
 from xds.mesh.identity.ca import Authority
 from xds.mesh.identity.keys import PrivateKey
 from xds.mesh.model.objects import Change, Meta, Pod, Ref, Service, ServicePort
@@ -31,7 +31,7 @@ async def all_have_news(subscribers: list[Subscriber]) -> None:
             subscriber.changed.clear()
 
 
-async def test_one_change_for_a_thousand_proxies_is_one_encoding():
+async def test_change_for_1000_proxies_is_encoded_once():
     service = Service(
         meta=Meta(ref=Ref("Service", "shop", "web")),
         addresses=("10.1.0.1",),
@@ -39,24 +39,24 @@ async def test_one_change_for_a_thousand_proxies_is_one_encoding():
         selector={"app": "web"},
     )
     clients = [pod(f"client-{n}", f"10.2.{n // 250}.{n % 250 + 1}", "client") for n in range(PROXIES)]
-    # Certificates cost a thousand signatures, and are another story.
+    # Without certificates, which need a thousand signatures.
     authority = Authority.create(PrivateKey.generate(), "cluster.local", datetime.now(UTC))
-    hub = Hub(authority, serve_keys=False)
-    work = asyncio.create_task(hub.run())
-    hub.change(Change(applied=(service, pod("web-1", "10.3.0.1", "web"), *clients)))
-    await hub.ready.wait()
+    controller = Controller(authority, serve_keys=False)
+    work = asyncio.create_task(controller.run())
+    controller.change(Change(applied=(service, pod("web-1", "10.3.0.1", "web"), *clients)))
+    await controller.ready.wait()
     subscribers = [
-        hub.connect(Node(id=f"sidecar~10.2.0.1~{each.name}.shop~shop.svc.cluster.local"), STREAM)
+        controller.connect(Node(id=f"sidecar~10.2.0.1~{each.name}.shop~shop.svc.cluster.local"), STREAM)
         for each in clients
     ]
     await all_have_news(subscribers)
     before = encoded.copy()
-    made = hub.work.made
-    hub.change(Change(applied=(pod("web-2", "10.3.0.2", "web"),)))
+    made = controller.stats.translated
+    controller.change(Change(applied=(pod("web-2", "10.3.0.2", "web"),)))
     await all_have_news(subscribers)
     assert encoded - before == {"envoy.config.endpoint.v3.ClusterLoadAssignment": 1}
-    assert hub.work.made - made == PROXIES
-    # All of them share the same bytes.
+    assert controller.stats.translated - made == PROXIES
+    # All proxies share the same bytes.
     name = "outbound|80||web.shop.svc.cluster.local"
     bodies = {id(each.snapshot.of(ENDPOINT)[name].body) for each in subscribers if each.snapshot}
     assert len(bodies) == 1

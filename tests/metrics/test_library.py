@@ -20,7 +20,7 @@ from xds.snapshot import RUNTIME, Resource
 from xds.store import Acked, Store
 
 
-async def test_a_store_is_counted_and_asked():
+async def test_store_has_metrics_and_status():
     registry = CollectorRegistry()
     store = Store()
     store.set(Resource.of(RUNTIME, "layer", b""))
@@ -43,13 +43,13 @@ async def test_a_store_is_counted_and_asked():
             assert result.exit_code == 1
             _, line = result.stdout.splitlines()
             assert line.split()[:4] == ["edge-1", "RTDS", "0/1", "waiting"]
-            assert line.endswith(" for its answer")
+            assert line.endswith(" for an ACK")
     finally:
         await server.stop()
 
 
-async def test_how_long_a_change_takes_is_measured():
-    """From the call to the acknowledgement; what a client gets because it asks is no change."""
+async def test_time_from_change_to_ack_is_measured():
+    """The time runs from the call to the ACK. An initial response is not a change."""
     registry = CollectorRegistry()
     store = Store()
     store.set(Resource.of(RUNTIME, "layer", b""))
@@ -74,7 +74,7 @@ async def test_how_long_a_change_takes_is_measured():
             await client.ask(RUNTIME, nonce=(await client.get()).nonce)
             while not isinstance((await anext(events))[1], Acked):
                 pass
-            await asyncio.sleep(0)  # The observer is told in the same turn as the store.
+            await asyncio.sleep(0)  # The observer runs in the same turn as the store.
             if not changed:
                 assert measured() == {"count": 0, "sum": 0}
     assert measured()["count"] == 1

@@ -1,4 +1,4 @@
-"""What is told at /metrics: its form, what it says of what happens, and that the reference lists it."""
+"""The metrics at /metrics: their format, their values and their documentation."""
 
 from __future__ import annotations
 
@@ -21,9 +21,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from docs import hooks
 from tests.server.proxies import Client
 from xds.mesh.controlplane.admin import AdminServer
-from xds.mesh.controlplane.controller import Hub
-from xds.mesh.controlplane.dropped_connections import Cuts
-from xds.mesh.controlplane.metrics.admission import Admissions
+from xds.mesh.controlplane.controller import Controller
+from xds.mesh.controlplane.metrics.admission import AdmissionMetrics
 from xds.mesh.controlplane.metrics.controlplane import Metrics
 from xds.mesh.identity.ca import Authority
 from xds.mesh.identity.keys import PrivateKey
@@ -69,14 +68,14 @@ class Plane:
 
     def __init__(self) -> None:
         authority = Authority.create(PrivateKey.generate(), "cluster.local", datetime.now(UTC))
-        self.hub = Hub(authority)
+        self.controller = Controller(authority)
         self.problems: list[Problem] = []
-        self.metrics = Metrics(self.hub, Cuts(self.hub), lambda: self.problems)
-        self.server = XdsServer(self.hub, "127.0.0.1:0", grace=0.2, observer=self.metrics.streams)
-        self.metrics.connected(self.server.discovery)
+        self.metrics = Metrics(self.controller, lambda: self.problems)
+        self.server = XdsServer(self.controller, "127.0.0.1:0", grace=0.2, observer=self.metrics.streams)
+        self.metrics.add_server(self.server.discovery)
 
     def samples(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
-        body, _ = self.metrics.exposed()
+        body, _ = self.metrics.render()
         return {
             (sample.name, tuple(sorted(sample.labels.items()))): sample.value
             for family in text_string_to_metric_families(body.decode())
@@ -95,9 +94,9 @@ class Plane:
 @pytest.fixture
 async def plane() -> AsyncIterator[Plane]:
     plane = Plane()
-    work = asyncio.create_task(plane.hub.run())
-    plane.hub.change(Change(applied=(pod("web", "127.9.0.1"), SERVICE)))
-    await plane.hub.ready.wait()
+    work = asyncio.create_task(plane.controller.run())
+    plane.controller.change(Change(applied=(pod("web", "127.9.0.1"), SERVICE)))
+    await plane.controller.ready.wait()
     await plane.server.start()
     yield plane
     await plane.server.stop()
@@ -111,7 +110,7 @@ async def channel(plane: Plane) -> AsyncIterator[grpc.aio.Channel]:
         yield channel
 
 
-async def test_sidecars_that_are_not_connected_are_counted(plane: Plane, channel: grpc.aio.Channel):
+async def test_absent_sidecars_are_counted(plane: Plane, channel: grpc.aio.Channel):
     assert (plane.get("xds_sidecars"), plane.get("xds_sidecars_not_connected")) == (1, 1)
     client = Client(channel, Variant.DELTA, node=NODE)
     await client.ask(CLUSTER)
@@ -121,7 +120,7 @@ async def test_sidecars_that_are_not_connected_are_counted(plane: Plane, channel
     await plane.until("xds_sidecars_not_connected", 1)
 
 
-async def test_streams_are_counted_as_they_come_and_go(plane: Plane, channel: grpc.aio.Channel):
+async def test_open_streams_are_counted(plane: Plane, channel: grpc.aio.Channel):
     assert plane.get("xds_proxies") == 0
     first, second = (Client(channel, Variant.DELTA, node=NODE) for _ in range(2))
     for client in (first, second):
@@ -139,7 +138,7 @@ async def test_streams_are_counted_as_they_come_and_go(plane: Plane, channel: gr
     assert plane.get("xds_streams_opened_total", variant="sotw") == 1
 
 
-async def test_what_is_sent_and_answered_is_counted_by_type(plane: Plane, channel: grpc.aio.Channel):
+async def test_pushes_and_acks_are_counted_by_type(plane: Plane, channel: grpc.aio.Channel):
     client = Client(channel, Variant.DELTA, node=NODE)
     await client.ask(CLUSTER)
     response = await client.get()
@@ -158,31 +157,31 @@ async def test_what_is_sent_and_answered_is_counted_by_type(plane: Plane, channe
     assert plane.get("xds_push_to_ack_seconds_count", **EDS) == 0
 
 
-async def test_what_is_taken_away_is_counted(plane: Plane, channel: grpc.aio.Channel):
+async def test_removals_are_counted(plane: Plane, channel: grpc.aio.Channel):
     client = Client(channel, Variant.DELTA, node=NODE)
     await client.ask(CLUSTER)
     await client.ask(CLUSTER, nonce=(await client.get()).nonce)
     assert plane.get("xds_resources_removed_total", **CDS) == 0
-    plane.hub.change(Change(removed=(SERVICE.ref,)))
+    plane.controller.change(Change(removed=(SERVICE.ref,)))
     response = await client.get()
     assert NAME in response.removed_resources
     assert plane.get("xds_resources_removed_total", **CDS) == len(response.removed_resources)
 
 
-async def test_an_encoding_is_counted_once_for_all_who_get_it(plane: Plane, channel: grpc.aio.Channel):
+async def test_shared_encoding_is_counted_once(plane: Plane, channel: grpc.aio.Channel):
     clients = [Client(channel, Variant.DELTA, node=NODE) for _ in range(2)]
     for client in clients:
         await client.ask(ENDPOINT, NAME)
         await client.ask(ENDPOINT, nonce=(await client.get()).nonce)
     message = ENDPOINT.rpartition("/")[2]
     before = plane.get("xds_encodings_total", message=message)
-    plane.hub.change(Change(applied=(pod("web-2", "127.9.0.2"),)))
+    plane.controller.change(Change(applied=(pod("web-2", "127.9.0.2"),)))
     for client in clients:
         assert [each.name for each in (await client.get()).resources] == [NAME]
     assert plane.get("xds_encodings_total", message=message) == before + 1
 
 
-async def test_types_that_clients_make_up_have_no_label(plane: Plane, channel: grpc.aio.Channel):
+async def test_unknown_types_get_no_label(plane: Plane, channel: grpc.aio.Channel):
     client = Client(channel, Variant.DELTA, node=NODE)
     for made_up in ("type.googleapis.com/made.Up", "nonsense\n"):
         await client.ask(made_up, "x")
@@ -192,19 +191,19 @@ async def test_types_that_clients_make_up_have_no_label(plane: Plane, channel: g
     ]
 
 
-async def test_a_change_counts_until_it_is_acknowledged(plane: Plane, channel: grpc.aio.Channel):
+async def test_change_is_measured_until_its_ack(plane: Plane, channel: grpc.aio.Channel):
     client = Client(channel, Variant.DELTA, node=NODE)
     for type_url, names in ((CLUSTER, ()), (ENDPOINT, (NAME,))):
         await client.ask(type_url, *names)
         response = await client.get()
         await client.ask(type_url, nonce=response.nonce)
     await plane.until("xds_acks_total", 1, **EDS)
-    # What it got because it came is no change.
+    # The initial responses are not changes.
     assert plane.get("xds_change_to_ack_seconds_count", **CDS) == 0
     assert plane.get("xds_change_to_ack_seconds_count", **EDS) == 0
     loop = asyncio.get_running_loop()
     began = loop.time()
-    plane.hub.change(Change(applied=(pod("web-2", "127.9.0.2"),)))
+    plane.controller.change(Change(applied=(pod("web-2", "127.9.0.2"),)))
     response = await client.get()
     assert [each.name for each in response.resources] == [NAME]
     answered = loop.time()
@@ -212,28 +211,26 @@ async def test_a_change_counts_until_it_is_acknowledged(plane: Plane, channel: g
     await plane.until("xds_change_to_ack_seconds_count", 1, **EDS)
     seconds = plane.get("xds_change_to_ack_seconds_sum", **EDS)
     assert answered - began <= seconds <= loop.time() - began
-    # Nothing else had changed for it.
+    # Nothing else has changed for this proxy.
     assert plane.get("xds_change_to_ack_seconds_count", **CDS) == 0
     assert plane.get("xds_changes_total") == 2
     assert plane.get("xds_change_batches_total") == 2
 
 
-async def test_a_change_that_is_rejected_or_not_asked_for_does_not_count(
-    plane: Plane, channel: grpc.aio.Channel
-):
+async def test_rejected_or_unsubscribed_change_is_not_measured(plane: Plane, channel: grpc.aio.Channel):
     client = Client(channel, Variant.DELTA, node=NODE)
     await client.ask(ENDPOINT, NAME)
     response = await client.get()
     await client.ask(ENDPOINT, nonce=response.nonce)
-    plane.hub.change(Change(applied=(pod("web-2", "127.9.0.2"),)))
+    plane.controller.change(Change(applied=(pod("web-2", "127.9.0.2"),)))
     response = await client.get()
     await client.ask(ENDPOINT, nonce=response.nonce, error="no")
     await plane.until("xds_nacks_total", 1, **EDS)
-    # The cluster of a new service is nothing to who asked for none; asked for later, it is no change.
+    # A new cluster does not count for a proxy without a subscription, and not when it subscribes later.
     other = Service(meta=Meta(ref=Ref("Service", "shop", "db")), addresses=("10.1.0.2",), ports=SERVICE.ports)
-    plane.hub.change(Change(applied=(other,)))
+    plane.controller.change(Change(applied=(other,)))
     await plane.until("xds_change_batches_total", 3)
-    await plane.until("xds_translations_total", 3, result="made")
+    await plane.until("xds_translations_total", 3, result="completed")
     await client.ask(CLUSTER)
     response = await client.get()
     await client.ask(CLUSTER, nonce=response.nonce)
@@ -242,7 +239,7 @@ async def test_a_change_that_is_rejected_or_not_asked_for_does_not_count(
     assert plane.get("xds_change_to_ack_seconds_count", **EDS) == 0
 
 
-async def test_refused_and_malformed_calls_are_counted_by_status(plane: Plane, channel: grpc.aio.Channel):
+async def test_failed_calls_are_counted_by_status(plane: Plane, channel: grpc.aio.Channel):
     for name in ("no-sidecar", "neither"):
         client = Client(channel, Variant.SOTW, node=name)
         await client.ask(LISTENER)
@@ -251,7 +248,7 @@ async def test_refused_and_malformed_calls_are_counted_by_status(plane: Plane, c
     assert plane.get("xds_streams_opened_total", variant="sotw") == 0
 
 
-async def test_certificates_problems_and_the_process(plane: Plane, channel: grpc.aio.Channel):
+async def test_certificates_problems_and_process_are_exposed(plane: Plane, channel: grpc.aio.Channel):
     assert plane.get("xds_certificates") == 0
     assert ("xds_certificate_expiry_timestamp_seconds", ()) not in plane.samples()
     client = Client(channel, Variant.DELTA, node=NODE)
@@ -269,15 +266,15 @@ async def test_certificates_problems_and_the_process(plane: Plane, channel: grpc
     assert [labels for name, labels in plane.samples() if name == "xds_build_info"]
 
 
-async def test_what_is_on_its_way_is_counted(plane: Plane, channel: grpc.aio.Channel):
-    def told() -> dict[str, float]:
+async def test_transitions_are_counted(plane: Plane, channel: grpc.aio.Channel):
+    def rollout_metrics() -> dict[str, float]:
         return {
             name.removeprefix("xds_rollout_") + "".join(f" {value}" for _, value in labels): number
             for (name, labels), number in plane.samples().items()
             if name.startswith("xds_rollout_") and "seconds" not in name and number
         }
 
-    assert told() == {}
+    assert rollout_metrics() == {}
     server = Client(channel, Variant.DELTA, node=NODE)
     for type_url, names in (
         (CLUSTER, ()),
@@ -287,27 +284,31 @@ async def test_what_is_on_its_way_is_counted(plane: Plane, channel: grpc.aio.Cha
     ):
         await server.ask(type_url, *names)
         await server.ask(type_url, nonce=(await server.get()).nonce)
-    # Its clients send mutual TLS already, so it is closed to plaintext once it says so.
-    plane.hub.change(Change(applied=(LOCK,)))
+    # All clients use mutual TLS already, so the server contracts at once.
+    plane.controller.change(Change(applied=(LOCK,)))
     response = await server.get()
-    await plane.until("xds_rollout_unlocked_endpoints", 1)
-    assert told() == {"endpoints listener": 1, "unlocked_endpoints": 1, "locks_total": 1}
+    await plane.until("xds_rollout_plaintext_endpoints", 1)
+    assert rollout_metrics() == {
+        "endpoints listener": 1,
+        "plaintext_endpoints": 1,
+        "plaintext_disabled_total": 1,
+    }
     await server.ask(LISTENER, nonce=response.nonce, error="not to my taste")
     await plane.until("xds_rollout_rejections", 1)
-    assert plane.get("xds_rollout_seconds_count") == 0
-    # Policy wants again what the server never stopped to do.
-    plane.hub.change(Change(removed=(LOCK.ref,)))
+    assert plane.get("xds_rollout_duration_seconds_count") == 0
+    # The policy is removed: the server never stopped accepting plaintext.
+    plane.controller.change(Change(removed=(LOCK.ref,)))
     response = await server.get()
     await server.ask(LISTENER, nonce=response.nonce)
-    await plane.until("xds_rollout_unlocked_endpoints", 0)
-    await plane.until("xds_rollout_seconds_count", 1)
-    assert 0 < plane.get("xds_rollout_seconds_sum") < WITHIN
-    assert told() == {"locks_total": 1}
+    await plane.until("xds_rollout_plaintext_endpoints", 0)
+    await plane.until("xds_rollout_duration_seconds_count", 1)
+    assert 0 < plane.get("xds_rollout_duration_seconds_sum") < WITHIN
+    assert rollout_metrics() == {"plaintext_disabled_total": 1}
 
 
-async def test_who_is_not_waited_for_is_counted(plane: Plane, channel: grpc.aio.Channel):
-    plane.hub.change(Change(applied=(replace(LOCK, mode=Mode.DISABLE),)))
-    await plane.until("xds_rollout_seconds_count", 1)  # Nobody is there to be waited for.
+async def test_skipped_proxies_are_counted(plane: Plane, channel: grpc.aio.Channel):
+    plane.controller.change(Change(applied=(replace(LOCK, mode=Mode.DISABLE),)))
+    await plane.until("xds_rollout_duration_seconds_count", 1)  # No proxy is connected.
     server = Client(channel, Variant.DELTA, node=NODE)
     await server.ask(LISTENER)
     await server.ask(LISTENER, nonce=(await server.get()).nonce)
@@ -316,18 +317,18 @@ async def test_who_is_not_waited_for_is_counted(plane: Plane, channel: grpc.aio.
         host="web.shop.svc.cluster.local",
         policy=TrafficPolicy(tls=ClientTls(mode=TlsMode.ISTIO_MUTUAL)),
     )
-    plane.hub.change(Change(applied=(LOCK, rule)))
+    plane.controller.change(Change(applied=(LOCK, rule)))
     await plane.until("xds_rollout_rules_held", 1)
-    assert plane.get("xds_rollout_passed_over_total") == 0
-    plane.hub.rolling.rollout.timeout = 0.1
-    await plane.until("xds_rollout_late_endpoints", 1)
-    assert plane.get("xds_rollout_passed_over_total") >= 1
+    assert plane.get("xds_rollout_skipped_total") == 0
+    plane.controller.rollouts.rollout.timeout = 0.1
+    await plane.until("xds_rollout_skipped_endpoints", 1)
+    assert plane.get("xds_rollout_skipped_total") >= 1
     await plane.until("xds_rollout_rules_held", 0)
 
 
-async def test_the_loop_is_found_late(plane: Plane, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("xds.mesh.controlplane.metrics.controlplane.LOOK", 0.01)
-    watching = asyncio.create_task(plane.metrics.watch_loop())
+async def test_event_loop_lag_is_measured(plane: Plane, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("xds.mesh.controlplane.metrics.controlplane.LAG_INTERVAL", 0.01)
+    watching = asyncio.create_task(plane.metrics.measure_loop_lag())
     await plane.until("xds_event_loop_lag_seconds_count", 1)
     before = plane.get("xds_event_loop_lag_seconds_sum")
     count = plane.get("xds_event_loop_lag_seconds_count")
@@ -339,8 +340,8 @@ async def test_the_loop_is_found_late(plane: Plane, monkeypatch: pytest.MonkeyPa
     watching.cancel()
 
 
-async def test_the_admin_port_tells_them_in_both_formats(plane: Plane):
-    admin = AdminServer(lambda: None, "127.0.0.1", 0, metrics=plane.metrics.exposed)
+async def test_admin_port_serves_both_metric_formats(plane: Plane):
+    admin = AdminServer(lambda: None, "127.0.0.1", 0, metrics=plane.metrics.render)
     await admin.start()
     try:
         url = f"http://127.0.0.1:{admin.port}/metrics"
@@ -357,9 +358,9 @@ async def test_the_admin_port_tells_them_in_both_formats(plane: Plane):
         await admin.stop()
 
 
-async def test_the_names_are_as_prometheus_wants_them(plane: Plane):
-    """What `promtool check metrics` looks at."""
-    body, _ = plane.metrics.exposed()
+async def test_metric_names_follow_prometheus_conventions(plane: Plane):
+    """The rules of `promtool check metrics`."""
+    body, _ = plane.metrics.render()
     for family in text_string_to_metric_families(body.decode()):
         if not family.name.startswith("xds_"):
             continue
@@ -379,8 +380,8 @@ async def test_reference_lists_every_metric(plane: Plane, channel: grpc.aio.Chan
     await client.get()
     await Client(channel, Variant.SOTW, node="none").ask(LISTENER)
     await plane.until("xds_calls_failed_total", 1, code="INVALID_ARGUMENT")
-    plane.metrics.register(Admissions({}))
-    body, _ = plane.metrics.exposed()
+    plane.metrics.register(AdmissionMetrics({}))
+    body, _ = plane.metrics.render_metrics()
     told = {}
     for family in text_string_to_metric_families(body.decode()):
         if family.name.startswith("xds_"):

@@ -1,4 +1,4 @@
-"""Since when what changes: which change a response carries, and which ones do not count."""
+"""Measure the time from a change to its ACK: which changes a response carries, and which do not count."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from xds.snapshot import CLUSTER, ENDPOINT, Resource, ResourceSet, Snapshot
 
 
 class Traced:
-    """A stream and its waits."""
+    """A stream and its measurements."""
 
     def __init__(self, variant: Variant = Variant.DELTA) -> None:
         info = StreamInfo(peer="", variant=variant, type_url="")
@@ -55,7 +55,7 @@ def resources(type_url: str, text: str) -> ResourceSet:
 
 @pytest.fixture
 def traced() -> Traced:
-    """A stream that has a=1 and b=1 of both types."""
+    """A stream that has ACKed a=1 and b=1 of both types."""
     traced = Traced()
     traced.subscribe(CLUSTER)
     traced.subscribe(ENDPOINT, "a", "b")
@@ -65,7 +65,7 @@ def traced() -> Traced:
     return traced
 
 
-def test_the_first_response_with_any_of_a_change_ends_it(traced: Traced) -> None:
+def test_first_response_of_a_change_ends_the_measurement(traced: Traced) -> None:
     traced.publish(5.0, CDS="a=2 b=2", EDS="a=1 b=1")
     first, second = traced.send(CLUSTER, "a=2"), traced.send(CLUSTER, "b=2")
     assert traced.answer(second) is None
@@ -73,7 +73,7 @@ def test_the_first_response_with_any_of_a_change_ends_it(traced: Traced) -> None
     assert traced.answer(first) is None, "an answer counts once"
 
 
-def test_each_type_waits_for_itself(traced: Traced) -> None:
+def test_each_type_is_measured_separately(traced: Traced) -> None:
     traced.publish(5.0, CDS="a=2 b=1", EDS="a=2 b=1")
     nonce = traced.send(CLUSTER, "a=2")
     traced.publish(6.0, CDS="a=2 b=1", EDS="a=3 b=1")
@@ -81,19 +81,19 @@ def test_each_type_waits_for_itself(traced: Traced) -> None:
     assert traced.answer(nonce) == 5.0
 
 
-def test_what_is_sent_again_unchanged_carries_no_change(traced: Traced) -> None:
+def test_unchanged_resource_carries_no_change(traced: Traced) -> None:
     traced.publish(5.0, CDS="a=1 b=1", EDS="a=1 b=2")
     assert traced.answer(traced.send(ENDPOINT, "a=1")) is None
     assert traced.answer(traced.send(ENDPOINT, "b=2")) == 5.0
 
 
-def test_a_change_that_several_snapshots_bring_counts_from_the_first(traced: Traced) -> None:
+def test_change_counts_from_the_first_snapshot(traced: Traced) -> None:
     traced.publish(5.0, CDS="a=2 b=1", EDS="a=1 b=1")
     traced.publish(6.0, CDS="a=3 b=1", EDS="a=1 b=1")
     assert traced.answer(traced.send(CLUSTER, "a=3")) == 5.0
 
 
-def test_what_is_removed_is_a_change_where_it_can_be_said(traced: Traced) -> None:
+def test_removal_is_a_change_where_the_protocol_has_it(traced: Traced) -> None:
     traced.publish(5.0, CDS="a=1", EDS="a=1")
     assert traced.answer(traced.send(ENDPOINT, removed=("b",))) == 5.0
     assert traced.answer(traced.send(CLUSTER, removed=("b",))) == 5.0
@@ -104,24 +104,24 @@ def test_what_is_removed_is_a_change_where_it_can_be_said(traced: Traced) -> Non
     older.send(CLUSTER, "a=1 b=1")
     older.publish(5.0, CDS="a=1", EDS="a=1")
     assert older.answer(older.send(CLUSTER, "a=1", removed=("b",))) == 5.0
-    # Nothing says so, and when the name comes back that is another change.
+    # No response carries the removal, and a resource that returns is a new change.
     older.publish(None, CDS="a=1 b=1", EDS="a=1 b=1")
     assert older.answer(older.send(ENDPOINT, "b=1")) is None
 
 
-def test_what_was_not_asked_for_or_is_given_up_does_not_count(traced: Traced) -> None:
+def test_unsubscribed_resource_is_not_measured(traced: Traced) -> None:
     traced.publish(5.0, CDS="a=1 b=1", EDS="a=1 b=1 c=1")
     traced.subscribe(ENDPOINT, "a", "b", "c")
     assert traced.answer(traced.send(ENDPOINT, "c=1")) is None
     traced.publish(6.0, CDS="a=1 b=1", EDS="a=2 b=2 c=1")
-    traced.send(CLUSTER)  # somebody looks
+    traced.send(CLUSTER)  # a response without resources
     traced.subscribe(ENDPOINT, "b")
     traced.subscribe(ENDPOINT, "a", "b")
     assert traced.answer(traced.send(ENDPOINT, "a=2")) is None
     assert traced.answer(traced.send(ENDPOINT, "b=2")) == 6.0
 
 
-def test_a_collection_is_asked_for_by_one_name() -> None:
+def test_collection_is_subscribed_by_one_name() -> None:
     traced = Traced()
     traced.subscribe(ENDPOINT, "xdstp://x/y/*")
     traced.publish(5.0, EDS="xdstp://x/y/a=1 xdstp://x/z/a=1")
@@ -129,7 +129,7 @@ def test_a_collection_is_asked_for_by_one_name() -> None:
     assert traced.answer(traced.send(ENDPOINT, "xdstp://x/y/a=1")) == 5.0
 
 
-def test_what_is_never_sent_or_answered_takes_little_room(traced: Traced) -> None:
+def test_pending_measurements_are_bounded(traced: Traced) -> None:
     for n in range(3 * _MOST):
         traced.publish(float(n), CDS=f"a={n} b=1", EDS="a=1 b=1")
         traced.send(ENDPOINT)

@@ -1,7 +1,7 @@
-"""A mesh whose proxies take what they are served late, lose streams and restart: what a rollout must get right.
+"""A mesh whose proxies ACK late, lose streams and restart.
 
-Nothing is asserted here but one thing, whenever anything happens: a request that every policy since the last rest would have served
-is served now, by what the client and the server have in force.
+After every event, one invariant is checked: a request that every policy since the last `settle` lets through
+does not fail with the active configurations of its client and server.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from xds.mesh.model.objects import Change, Fact, MeshConfig, Mode, Pod, PortKey,
 from xds.mesh.model.traffic import TlsMode
 from xds.mesh.policy.destination import client_rule
 from xds.mesh.policy.mtls import Send, decide, explicit_tls, sends_mtls, served_mode
-from xds.mesh.rollout.driver import Rolling
-from xds.mesh.rollout.peers import TAKES
-from xds.mesh.rollout.transition import Known
+from xds.mesh.rollout.driver import RolloutDriver
+from xds.mesh.rollout.peers import ACCEPTED_SENDS
+from xds.mesh.rollout.transition import ObservedState
 
 SERVERS = ("web-1", "web-2")
 CLIENTS = ("one", "two")
 PORTS = (8080, 9090)
 KEYS = tuple((Ref("Pod", "ns", name), port) for name in SERVERS for port in PORTS)
 UNREAD = 1.2
-"""Seconds that a server may take to know what a new connection is."""
-SILENT = 1.0
-"""Seconds for which a listener waits for the client to speak, on a connection to a server that speaks first."""
+"""Seconds that a server may take to classify a new connection."""
+DETECTION_TIMEOUT = 1.0
+"""Seconds that a listener waits for the client to send first."""
 CLUSTERS = ("outbound|80||web.ns.svc.cluster.local", "outbound|90||web.ns.svc.cluster.local")
 RULES = (None, "DISABLE", "ISTIO_MUTUAL")
 
@@ -42,31 +42,31 @@ def facts() -> list[Fact]:
 
 @dataclass
 class Server:
-    edition: int = -1
-    """What it has in force, and what that is;"""
+    generation: int = -1
+    """The active generation."""
     modes: dict[int, Mode] = field(default_factory=dict)
-    said: int = -1
-    """what it has acknowledged, as far as the control plane has heard."""
+    acked: int = -1
+    """The generation whose ACK has arrived at the control plane."""
     rejects: bool = False
     connected: bool = True
 
 
 @dataclass
 class Client:
-    edition: int = -1
+    generation: int = -1
     sends: dict[PortKey, Send] = field(default_factory=dict)
-    unread: dict[PortKey, tuple[Server, float]] = field(default_factory=dict)
-    """The servers with plaintext connections that the client opened last, and until when they may judge these."""
-    said: int = -1
-    caught_up: float = -inf
-    """Until when it had used what it had before this control plane, or this stream."""
+    unclassified: dict[PortKey, tuple[Server, float]] = field(default_factory=dict)
+    """Servers of its last plaintext connections, and until when they may classify these."""
+    acked: int = -1
+    caught_up_at: float = -inf
+    """When it stopped using a configuration from an earlier stream."""
     rejects: bool = False
-    """Whether its answer was that it does not take what it was served."""
+    """Whether it has rejected what it was last served."""
     connected: bool = True
 
 
 class Proxies:
-    """Servers and clients, and one control plane after the other."""
+    """Servers and clients, and a control plane that can restart."""
 
     def __init__(self, timeout: float | None = 1e9) -> None:
         self.timeout = timeout
@@ -77,23 +77,23 @@ class Proxies:
         self.clients = {name: Client() for name in CLIENTS}
         self.start()
         self.settle()
-        self.wants = [self.wanted()]
-        """For each state of the policies since all was at rest, what is served then: pairs of client and port."""
+        self.must_reach = [self.reachable()]
+        """The pairs of client and port that policies let through, for each state since the last `settle`."""
 
-    # --- the control plane -------------------------------------------------------------------------------------------
+    # --- the control plane ----------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Have a control plane start that knows nothing but the facts, and what proxies bring."""
-        self.rolling = Rolling({}, self.timeout)
-        self.rollout = self.rolling.rollout
+        """Start a control plane that knows only the objects, and what proxies bring."""
+        self.rollouts = RolloutDriver({}, self.timeout)
+        self.rollout = self.rollouts.rollout
         everything = Change(applied=tuple(self.facts.values()), config=self.config)
-        self.mesh = self.rolling.first(everything, Known(), self.now)
+        self.mesh = self.rollouts.first_mesh(everything, ObservedState(), self.now)
         for name, server in self.servers.items():
-            server.said = server.edition = -1
+            server.acked = server.generation = -1
             if server.connected and server.modes:
-                self.rolling._came_back[Ref("Pod", "ns", name)] = server.modes
+                self.rollouts.recover(Ref("Pod", "ns", name), server.modes)
         for client in self.clients.values():
-            self.forget(client)
+            self.reset(client)
         self.step()
 
     def change(self, *applied: Fact, removed: tuple[Ref, ...] = (), config: MeshConfig | None = None) -> None:
@@ -102,42 +102,44 @@ class Proxies:
         for ref in removed:
             self.facts.pop(ref, None)
         self.facts.update({fact.ref: fact for fact in applied})
-        self.mesh = self.rolling.apply(self.mesh, change, self.known(), self.now)
-        self.wants.append(self.wanted())
+        self.mesh = self.rollouts.apply(self.mesh, change, self.observe(), self.now)
+        self.must_reach.append(self.reachable())
 
-    def look(self) -> None:
-        """Have the control plane go on as far as is known to be good at this moment."""
-        self.mesh = self.rolling.advance(self.mesh, self.known(), self.now)
+    def advance(self) -> None:
+        """Let the control plane advance its rollouts once."""
+        self.mesh = self.rollouts.advance(self.mesh, self.observe(), self.now)
 
     def step(self) -> None:
-        """The same, and once more when new connections have been read of those that clients opened until now."""
-        self.look()
+        """Advance now, and again after servers have classified the connections that are open now."""
+        self.advance()
         self.now += UNREAD
-        self.look()
+        self.advance()
 
-    def known(self) -> Known:
-        return Known(
+    def observe(self) -> ObservedState:
+        return ObservedState(
             servers={
-                Ref("Pod", "ns", name): each.said for name, each in self.servers.items() if each.connected
+                Ref("Pod", "ns", name): each.acked for name, each in self.servers.items() if each.connected
             },
-            rejected={Ref("Pod", "ns", name): "no" for name, each in self.servers.items() if each.rejects},
-            clients={f"{name}.clients": each.said for name, each in self.clients.items() if each.connected},
-            returned=frozenset(
+            rejected_listeners={
+                Ref("Pod", "ns", name): "no" for name, each in self.servers.items() if each.rejects
+            },
+            clients={f"{name}.clients": each.acked for name, each in self.clients.items() if each.connected},
+            reconnected=frozenset(
                 f"{name}.clients"
                 for name, each in self.clients.items()
-                if each.connected and self.now < each.caught_up + UNREAD
+                if each.connected and self.now < each.caught_up_at + UNREAD
             ),
-            refusing={
+            rejected_clusters={
                 f"{name}.clients": dict.fromkeys(CLUSTERS, "no")
                 for name, each in self.clients.items()
                 if each.rejects
             },
         )
 
-    # --- the policies ------------------------------------------------------------------------------------------------
+    # --- the policies ---------------------------------------------------------------------------------------
 
     def set_mode(self, mode: str | None, *, name: str = "", port: int = 0) -> None:
-        """Say a mode for the namespace, for one server, or for a port of one."""
+        """Set the mode of the namespace, of one server, or of one port of a server."""
         named = f"{name or 'default'}-{port}" if name else "default"
         ref = Ref("PeerAuthentication", "ns", named)
         if mode is None:
@@ -156,62 +158,62 @@ class Proxies:
         else:
             self.change(rule("clients", "web.ns.svc.cluster.local", mode, name=name, selector=selector))
 
-    # --- the proxies -------------------------------------------------------------------------------------------------
+    # --- the proxies ----------------------------------------------------------------------------------------
 
     def deliver_to_server(self, name: str) -> None:
-        """Have a server put in force what it is served now."""
+        """Let a server activate what it is served now."""
         server, itself = self.servers[name], self.mesh.pod("ns", name)
         assert itself
-        server.edition, server.rejects = self.mesh.served.edition, False
+        server.generation, server.rejects = self.mesh.served.generation, False
         server.modes = {port: served_mode(self.mesh, itself, port).mode for port in PORTS}
 
     def deliver_to_client(self, name: str) -> None:
         client, sends = self.clients[name], self.sends(self.mesh, name)
         for key, send in client.sends.items():
             if send is Send.PLAINTEXT and sends.get(key) is Send.MTLS:
-                client.unread[key] = self.servers[key[0].name], self.now + SILENT
-        client.edition, client.sends = self.mesh.served.edition, sends
+                client.unclassified[key] = self.servers[key[0].name], self.now + DETECTION_TIMEOUT
+        client.generation, client.sends = self.mesh.served.generation, sends
         client.rejects = False
 
     def reject(self, proxy: Server | Client) -> None:
-        """Have a proxy answer that it goes on with what it has."""
+        """Let a proxy reject what it is served, and keep what it has."""
         proxy.rejects = True
         if isinstance(proxy, Client):
-            proxy.said = self.mesh.served.edition
+            proxy.acked = self.mesh.served.generation
 
     def reconnect(self, proxy: Server | Client) -> None:
-        """Have a proxy lose its stream and open another one: it goes on with what it has, and has acknowledged nothing."""
-        self.forget(proxy)
+        """Let a proxy reconnect. It keeps its configuration, and has ACKed nothing on the new stream."""
+        self.reset(proxy)
         proxy.rejects = False
 
-    def forget(self, proxy: Server | Client) -> None:
-        """Have it count as one that has acknowledged nothing."""
-        proxy.said = proxy.edition = -1
+    def reset(self, proxy: Server | Client) -> None:
+        """Count a proxy as one that has ACKed nothing."""
+        proxy.acked = proxy.generation = -1
         if isinstance(proxy, Client):
-            proxy.caught_up = inf if proxy.sends else -inf
+            proxy.caught_up_at = inf if proxy.sends else -inf
 
     def replace(self, name: str) -> None:
-        """Have another pod take the place, and the name, of a server."""
+        """Replace a server with a new pod of the same name."""
         before = self.facts[Ref("Pod", "ns", name)]
         self.change(removed=(before.ref,))
         self.servers[name] = Server()
         self.change(replace(before, meta=replace(before.meta, uid=f"{before.meta.uid}+")))
 
-    def acknowledge(self, *names: str) -> None:
-        """Have servers or clients put in force what they are served now, and say so."""
+    def ack(self, *names: str) -> None:
+        """Let servers or clients activate and ACK what they are served now."""
         for name in names:
             if name in self.servers:
                 self.deliver_to_server(name)
-                self.hear(self.servers[name])
+                self.receive_ack(self.servers[name])
             else:
                 self.deliver_to_client(name)
-                self.hear(self.clients[name])
+                self.receive_ack(self.clients[name])
 
-    def hear(self, proxy: Server | Client) -> None:
-        """Have an acknowledgement arrive, for the first time or once more."""
-        proxy.said = max(proxy.said, proxy.edition)
-        if isinstance(proxy, Client) and proxy.said >= 0:
-            proxy.caught_up = min(proxy.caught_up, self.now)
+    def receive_ack(self, proxy: Server | Client) -> None:
+        """Let an ACK arrive, possibly again."""
+        proxy.acked = max(proxy.acked, proxy.generation)
+        if isinstance(proxy, Client) and proxy.acked >= 0:
+            proxy.caught_up_at = min(proxy.caught_up_at, self.now)
 
     @staticmethod
     def sends(mesh: Mesh, name: str) -> dict[PortKey, Send]:
@@ -229,22 +231,22 @@ class Proxies:
         return sends
 
     def settle(self) -> None:
-        """Let everything arrive until nothing changes any more."""
+        """Deliver everything until nothing changes, and check the result."""
         for _ in range(40):
             before = self.mesh
             for name, server in self.servers.items():
                 if server.connected:
-                    self.acknowledge(name)
+                    self.ack(name)
                     self.check()
             for name, client in self.clients.items():
                 if client.connected:
-                    self.acknowledge(name)
+                    self.ack(name)
                     self.check()
             self.step()
             if self.mesh is before:
                 break
-        assert not self.rollout.crossings, self.rollout.crossings
-        assert not self.rollout.rules
+        assert not self.rollout.transitions, self.rollout.transitions
+        assert not self.rollout.rule_transitions
         assert (self.mesh.served.modes, self.mesh.served.mtls) == ({}, {})
         wanted = Mesh(self.facts.values(), self.config)
         assert {fact.ref: fact for fact in self.mesh.facts()} == {fact.ref: fact for fact in wanted.facts()}
@@ -253,12 +255,12 @@ class Proxies:
             assert itself
             if server.connected:
                 assert server.modes == {port: served_mode(self.mesh, itself, port).mode for port in PORTS}
-        self.wants = [self.wanted()]
+        self.must_reach = [self.reachable()]
 
-    # --- what must hold ----------------------------------------------------------------------------------------------
+    # --- what must hold -------------------------------------------------------------------------------------
 
-    def wanted(self) -> set[tuple[str, PortKey]]:
-        """Return which clients reach which ports by the policies as they are."""
+    def reachable(self) -> set[tuple[str, PortKey]]:
+        """Return the pairs of client and port that the current policies let through."""
         mesh = Mesh(self.facts.values(), self.config)
         found = set()
         web = mesh.service("ns", "web")
@@ -271,20 +273,22 @@ class Proxies:
                     server = endpoint.pod
                     assert isinstance(server, Pod)
                     mode = served_mode(mesh, server, endpoint.port).mode
-                    if decide(mesh, client, web, port, endpoint).mode in TAKES[mode]:
+                    if decide(mesh, client, web, port, endpoint).mode in ACCEPTED_SENDS[mode]:
                         found.add((name, (server.ref, endpoint.port)))
         return found
 
     def check(self) -> None:
-        """Look at each client and port: whom every policy since the last rest served is served."""
-        if not hasattr(self, "wants"):
+        """Check that no request fails that all policies since the last `settle` let through."""
+        if not hasattr(self, "must_reach"):
             return
-        for name, key in set.intersection(*self.wants):
+        for name, key in set.intersection(*self.must_reach):
             client, server = self.clients[name], self.servers[key[0].name]
             if key in client.sends and server.modes:
                 mode, sends = server.modes[key[1]], {client.sends[key]}
-                opened_to, until = client.unread.get(key, (None, 0.0))
+                opened_to, until = client.unclassified.get(key, (None, 0.0))
                 if opened_to is server and self.now < until:
                     sends.add(Send.PLAINTEXT)
-                for send in sends - TAKES[mode]:
-                    raise AssertionError(f"{name} sends {send} to {key[0].name}:{key[1]}, which takes {mode}")
+                for send in sends - ACCEPTED_SENDS[mode]:
+                    raise AssertionError(
+                        f"{name} sends {send} to {key[0].name}:{key[1]}, which accepts {mode}"
+                    )

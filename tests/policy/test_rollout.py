@@ -1,4 +1,4 @@
-"""What a rollout waits for, and what it does not: cases in one line each."""
+"""What a rollout waits for, and what it does not wait for."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from tests.policy.rollout_world import UNREAD, Proxies
 from tests.policy.world import peer, rule, tls
 from xds.mesh.model.objects import ROLLOUT, Change, MeshConfig, Ref
 from xds.mesh.model.traffic import Subset, TrafficPolicy
-from xds.mesh.rollout.peers import NOT_HERE, Elsewhere
-from xds.mesh.rollout.transition import Stage
+from xds.mesh.rollout.peers import UNKNOWN_POD, PeerView
+from xds.mesh.rollout.transition import WaitingFor
 
 WEB = Ref("Pod", "ns", "web-1")
 KEY = (WEB, 8080)
@@ -19,7 +19,7 @@ HOST = "web.ns.svc.cluster.local"
 
 
 def modes(world: Proxies) -> set[str]:
-    """The modes that listeners are served which are not what is wanted."""
+    """Return the served modes that differ from the desired ones."""
     return {mode.value for mode in world.mesh.served.modes.values()}
 
 
@@ -34,7 +34,7 @@ def modes(world: Proxies) -> set[str]:
         ("STRICT", "PERMISSIVE", set()),
     ],
 )
-def test_servers_pass_through_permissive_where_clients_have_to_change(before, after, through):
+def test_servers_expand_to_permissive_if_clients_must_migrate(before, after, through):
     world = Proxies()
     world.set_mode(before)
     world.settle()
@@ -43,33 +43,33 @@ def test_servers_pass_through_permissive_where_clients_have_to_change(before, af
     world.settle()
 
 
-def test_a_server_that_lags_is_passed_over_after_the_timeout_and_only_its_own_clients_wait():
+def test_lagging_server_delays_only_its_own_clients():
     world = Proxies(timeout=30.0)
     world.set_mode("DISABLE")
     world.settle()
     world.set_mode("STRICT")
-    world.acknowledge("web-2")
+    world.ack("web-2")
     world.step()
-    told = {key[0].name for key, mtls in world.mesh.served.mtls.items() if not mtls}
-    assert told == {"web-1"}
-    assert world.rollout.crossings[KEY].stage is Stage.LISTENER
-    world.acknowledge(*world.clients)
+    unchanged = {key[0].name for key, mtls in world.mesh.served.mtls.items() if not mtls}
+    assert unchanged == {"web-1"}
+    assert world.rollout.transitions[KEY].waiting_for is WaitingFor.LISTENER
+    world.ack(*world.clients)
     world.step()
-    world.acknowledge("web-2")
-    world.now = world.rollout.crossings[KEY].served_since + 29
-    world.look()
-    assert not world.rollout.late
+    world.ack("web-2")
+    world.now = world.rollout.transitions[KEY].mode_since + 29
+    world.advance()
+    assert not world.rollout.skipped_ports
     world.now += 1
     world.step()
-    assert {key[0].name for key in world.rollout.late} == {"web-1"}
-    assert world.rollout.passed_over == 2  # both of its ports
+    assert {key[0].name for key in world.rollout.skipped_ports} == {"web-1"}
+    assert world.rollout.skip_count == 2  # both ports of web-1
     assert not world.mesh.served.mtls
-    world.acknowledge("web-1")
+    world.ack("web-1")
     world.step()
-    assert not world.rollout.late
+    assert not world.rollout.skipped_ports
 
 
-def test_a_policy_that_must_not_wait_is_in_force_on_both_sides_at_once():
+def test_immediate_policy_changes_both_sides_at_once():
     world = Proxies()
     world.set_mode("DISABLE")
     world.settle()
@@ -77,44 +77,44 @@ def test_a_policy_that_must_not_wait_is_in_force_on_both_sides_at_once():
     strict = replace(strict, meta=replace(strict.meta, annotations={ROLLOUT: "immediate"}))
     world.change(strict)
     assert world.rollout.served.modes == world.rollout.served.mtls == {}
-    assert world.rollout.locked == 4
+    assert world.rollout.plaintext_disabled == 4
 
 
-def test_what_does_not_wait_is_looked_after_all_the_same_and_named_until_it_is_there():
+def test_immediate_transition_is_tracked_until_active():
     world = Proxies(timeout=30.0)
     strict = peer("ns", "STRICT")
     world.change(replace(strict, meta=replace(strict.meta, annotations={ROLLOUT: "immediate"})))
-    crossing = world.rollout.crossings[KEY]
-    assert (crossing.stage, crossing.awaits_lock) == (Stage.LISTENER, True)
-    refused = replace(world.known(), rejected={WEB: "no"})
-    world.mesh = world.rolling.advance(world.mesh, refused, world.now + 40)
-    assert crossing.rejection == "no"
+    transition = world.rollout.transitions[KEY]
+    assert (transition.waiting_for, transition.accepts_plaintext) == (WaitingFor.LISTENER, True)
+    refused = replace(world.observe(), rejected_listeners={WEB: "no"})
+    world.mesh = world.rollouts.advance(world.mesh, refused, world.now + 40)
+    assert transition.rejection == "no"
     world.now += 31
     world.step()
-    assert not world.rollout.crossings
-    assert KEY in world.rollout.late
+    assert not world.rollout.transitions
+    assert KEY in world.rollout.skipped_ports
     world.settle()
-    assert not world.rollout.late
+    assert not world.rollout.skipped_ports
 
 
-def test_what_others_say_of_a_pod_that_is_not_known_here_changes_nothing():
+def test_peer_report_about_unknown_pod_changes_nothing():
     world = Proxies()
-    opened = Elsewhere(said=(), opened=frozenset({(Ref("Pod", "ns", "nobody"), 8080)}))
-    world.mesh = world.rolling.advance(world.mesh, replace(world.known(), elsewhere=opened), world.now)
-    assert not world.rollout.crossings
-    assert world.rollout.stands() == {(Ref("Pod", "ns", "nobody"), 8080): NOT_HERE}
+    opened = PeerView(own_reports=(), in_transition=frozenset({(Ref("Pod", "ns", "unknown"), 8080)}))
+    world.mesh = world.rollouts.advance(world.mesh, replace(world.observe(), peers=opened), world.now)
+    assert not world.rollout.transitions
+    assert world.rollout.port_reports() == {(Ref("Pod", "ns", "unknown"), 8080): UNKNOWN_POD}
 
 
-def test_a_lock_that_must_not_wait_tells_clients_nothing_that_they_do_already():
+def test_immediate_strict_keeps_clients_that_use_mtls():
     world = Proxies()
     strict = peer("ns", "STRICT")
     world.change(replace(strict, meta=replace(strict.meta, annotations={ROLLOUT: "immediate"})))
-    assert world.rollout.locked == 4
-    assert {each.stage for each in world.rollout.crossings.values()} == {Stage.LISTENER}
-    assert {each.tells_at for each in world.rollout.crossings.values()} == {0}
+    assert world.rollout.plaintext_disabled == 4
+    assert {each.waiting_for for each in world.rollout.transitions.values()} == {WaitingFor.LISTENER}
+    assert {each.send_generation for each in world.rollout.transitions.values()} == {0}
 
 
-def test_one_that_was_on_its_way_is_overtaken_by_one_that_must_not_wait():
+def test_immediate_policy_ends_a_gradual_transition():
     world = Proxies()
     world.set_mode("DISABLE")
     world.settle()
@@ -126,34 +126,34 @@ def test_one_that_was_on_its_way_is_overtaken_by_one_that_must_not_wait():
     assert modes(world) == set()
 
 
-def test_what_the_policy_itself_does_not_take_is_not_waited_for():
+def test_traffic_that_policies_forbid_is_not_waited_for():
     world = Proxies()
     world.set_mode("STRICT")
     world.settle()
-    # Clients send plaintext from now on, which no server takes.
-    world.mesh = world.rolling.apply(
-        world.mesh, Change(config=MeshConfig(enable_auto_mtls=False)), world.known(), world.now
+    # From now on clients send plaintext, which no server accepts.
+    world.mesh = world.rollouts.apply(
+        world.mesh, Change(config=MeshConfig(enable_auto_mtls=False)), world.observe(), world.now
     )
     assert modes(world) == set()
-    assert all(each.tells is each.will for each in world.rollout.crossings.values())
+    assert all(each.served_send is each.desired_send for each in world.rollout.transitions.values())
     for each in (*world.servers.values(), *world.clients.values()):
-        each.edition = world.rollout.served.edition
-        world.hear(each)
+        each.generation = world.rollout.served.generation
+        world.receive_ack(each)
     world.step()
-    assert not world.rollout.crossings
+    assert not world.rollout.transitions
 
 
-def test_a_pod_that_is_gone_is_waited_for_no_longer():
+def test_deleted_pod_is_no_longer_waited_for():
     world = Proxies()
     world.set_mode("DISABLE")
     world.settle()
     world.set_mode("STRICT")
-    assert KEY in world.rollout.crossings
+    assert KEY in world.rollout.transitions
     world.change(removed=(WEB,))
-    assert {key[0].name for key in world.rollout.crossings} == {"web-2"}
+    assert {key[0].name for key in world.rollout.transitions} == {"web-2"}
 
 
-def test_a_rule_with_parts_is_held_for_what_any_of_them_says():
+def test_rule_is_held_if_any_part_needs_it():
     world = Proxies()
     world.set_mode("DISABLE")
     world.settle()
@@ -167,28 +167,28 @@ def test_a_rule_with_parts_is_held_for_what_any_of_them_says():
     )
     world.change(peer("ns", "STRICT"), parts)
     assert world.mesh.get(parts.ref) is None
-    assert world.rollout.rules[parts.ref].at is None
+    assert world.rollout.rule_transitions[parts.ref].generation is None
     world.settle()
     assert world.mesh.get(parts.ref) == parts
 
 
-def test_a_rule_that_changes_while_it_is_held_comes_as_it_was_said_last():
+def test_held_rule_is_released_in_its_last_version():
     world = Proxies()
     world.set_mode("DISABLE")
     world.settle()
     first, second = rule("clients", HOST, "ISTIO_MUTUAL"), rule("clients", HOST, "DISABLE")
     world.change(peer("ns", "STRICT"), first)
-    assert world.rollout.rules[first.ref].new == first
+    assert world.rollout.rule_transitions[first.ref].new == first
     world.change(second)
-    # Nothing keeps this one: plaintext is what servers take, and what STRICT does not is not waited for.
+    # This version is not held: servers accept plaintext now, and STRICT forbids it in any case.
     assert world.mesh.get(second.ref) == second
 
 
-def test_rules_that_may_speak_for_the_same_clients_wait_for_each_other():
+def test_overlapping_rules_are_released_together():
     world = Proxies()
     world.set_mode("STRICT")
     world.settle()
-    # Plaintext for one client; for all others what the policy will have them send, which nothing keeps.
+    # Plaintext for one client, and mutual TLS for all others, which servers already accept.
     narrow = rule("clients", HOST, "DISABLE", name="narrow", selector={"app": "two"})
     wide = rule("clients", "*.local", "ISTIO_MUTUAL", name="wide")
     other = rule("clients", "other.example", "ISTIO_MUTUAL", name="other")
@@ -198,7 +198,7 @@ def test_rules_that_may_speak_for_the_same_clients_wait_for_each_other():
     assert world.mesh.get(wide.ref) == wide
 
 
-def test_rules_wait_no_longer_than_anybody():
+def test_held_rule_is_released_after_the_timeout():
     world = Proxies(timeout=30.0)
     world.set_mode("DISABLE")
     world.settle()
@@ -208,65 +208,65 @@ def test_rules_wait_no_longer_than_anybody():
     world.now += 30
     world.step()
     assert world.mesh.get(held.ref) == held
-    # Counted for each port that was waited for, and then for the clients that take neither the mode nor the rule.
-    assert world.rollout.passed_over == 4
+    # Once for each port, and later for the clients, which ACK neither the mode nor the rule.
+    assert world.rollout.skip_count == 4
     world.now += 30
     world.step()
-    assert not world.rollout.rules
-    assert world.rollout.passed_over == 4 + 4 + 1
+    assert not world.rollout.rule_transitions
+    assert world.rollout.skip_count == 4 + 4 + 1
 
 
-def test_a_server_that_was_passed_over_is_named_until_it_has_what_it_should():
+def test_skipped_server_is_tracked_until_it_catches_up():
     world = Proxies(timeout=30.0)
     world.set_mode("DISABLE")
     world.settle()
     world.set_mode("PERMISSIVE")
     world.now += 30
     world.step()
-    assert KEY in world.rollout.late
+    assert KEY in world.rollout.skipped_ports
     world.servers["web-1"].connected = False
     world.step()
-    # It may go on with what it had, though nobody hears of it.
-    assert KEY in world.rollout.late
+    # The server may still run with its old listener although it is disconnected.
+    assert KEY in world.rollout.skipped_ports
     world.change(removed=(WEB,))
-    assert KEY not in world.rollout.late
+    assert KEY not in world.rollout.skipped_ports
 
 
-def test_without_the_gate_everything_is_as_it_is_wanted():
+def test_without_timeout_the_desired_state_is_served_at_once():
     world = Proxies(timeout=None)
     world.set_mode("DISABLE")
     held = rule("clients", HOST, "ISTIO_MUTUAL")
     world.change(peer("ns", "STRICT"), held)
     assert world.mesh.get(held.ref) == held
-    assert not world.rollout.crossings
+    assert not world.rollout.transitions
     assert world.mesh.served.modes == {}
 
 
-def test_clients_that_reject_what_belongs_to_others_are_not_waited_for():
+def test_rejection_of_unrelated_cluster_is_ignored():
     world = Proxies()
     world.set_mode("DISABLE")
     world.settle()
     world.set_mode("PERMISSIVE")
-    world.acknowledge(*world.servers)
+    world.ack(*world.servers)
     world.step()
-    world.acknowledge(*world.clients)
-    refusing = {"one.clients": {"outbound|80||other.ns.svc.cluster.local": "no", "BlackHoleCluster": "no"}}
-    known = replace(world.known(), refusing=refusing)
+    world.ack(*world.clients)
+    rejected = {"one.clients": {"outbound|80||other.ns.svc.cluster.local": "no", "BlackHoleCluster": "no"}}
+    observed = replace(world.observe(), rejected_clusters=rejected)
     for now in (world.now, world.now + UNREAD):
-        world.mesh = world.rolling.advance(world.mesh, known, now)
-    assert not world.rollout.crossings
+        world.mesh = world.rollouts.advance(world.mesh, observed, now)
+    assert not world.rollout.transitions
 
 
-def test_what_installing_creates_is_held_back_by_who_finds_that_servers_do_not_take_it():
-    """A control plane starts with values.global.mtls.enabled while servers have DISABLE."""
+def test_installed_rule_is_withdrawn_if_servers_refuse_it():
+    """The control plane starts with values.global.mtls.enabled while servers have DISABLE."""
     world = Proxies()
     world.set_mode("DISABLE")
     world.settle()
     world.facts[Ref("PeerAuthentication", "ns", "default")] = peer("ns", "PERMISSIVE")
     world.config = MeshConfig(mtls_enabled=True)
-    world.wants.append(world.wanted())
+    world.must_reach.append(world.reachable())
     world.start()
-    assert [each.at for each in world.rollout.rules.values()] == [None]
+    assert [each.generation for each in world.rollout.rule_transitions.values()] == [None]
     for name in world.clients:
         world.deliver_to_client(name)
         world.check()
@@ -276,8 +276,8 @@ def test_what_installing_creates_is_held_back_by_who_finds_that_servers_do_not_t
 @pytest.mark.parametrize("auto", [True, False])
 @pytest.mark.parametrize("enabled", [True, False])
 @pytest.mark.parametrize("others_first", [True, False])
-def test_the_meshs_switch_goes_the_same_way(enabled, auto, others_first):
-    """values.global.mtls.enabled: STRICT and ISTIO_MUTUAL across the mesh, or PERMISSIVE and what automatic mTLS comes to."""
+def test_mesh_wide_mtls_setting_rolls_out_gradually(enabled, auto, others_first):
+    """values.global.mtls.enabled means STRICT and ISTIO_MUTUAL, otherwise PERMISSIVE and automatic mTLS."""
     world = Proxies()
     world.change(config=MeshConfig(mtls_enabled=not enabled, enable_auto_mtls=auto))
     world.settle()
@@ -287,15 +287,15 @@ def test_the_meshs_switch_goes_the_same_way(enabled, auto, others_first):
             for name, proxy in getattr(world, each).items():
                 getattr(world, f"deliver_to_{each[:-1]}")(name)
                 world.check()
-                world.hear(proxy)
+                world.receive_ack(proxy)
             world.step()
-    assert not world.rollout.crossings
+    assert not world.rollout.transitions
     mode = "STRICT" if enabled else "PERMISSIVE"
     assert {each for server in world.servers.values() for each in server.modes.values()} == {mode}
     world.settle()
 
 
-def test_the_meshs_switch_waits_for_servers_that_a_policy_has_kept_from_mutual_tls():
+def test_mesh_wide_setting_waits_for_disabled_servers():
     world = Proxies()
     world.set_mode("DISABLE")
     world.settle()
@@ -303,7 +303,7 @@ def test_the_meshs_switch_waits_for_servers_that_a_policy_has_kept_from_mutual_t
     for name in world.clients:
         world.deliver_to_client(name)
         world.check()
-    # Somebody has another rule of that name meanwhile, and it is the one that counts.
+    # In the meantime a user creates a rule of that name, which overrides the installed one.
     own = rule("istio-system", "*.local", "DISABLE", name="default")
     world.change(own)
     world.change(config=MeshConfig(mtls_enabled=False))
@@ -311,101 +311,101 @@ def test_the_meshs_switch_waits_for_servers_that_a_policy_has_kept_from_mutual_t
     assert world.mesh.get(own.ref) == own
 
 
-def test_a_lock_waits_for_connections_of_which_it_is_not_known_yet_what_they_are():
-    """Of a server that speaks first: its clients say nothing, and the listener waits for a second that they do."""
+def test_contraction_waits_for_unclassified_connections():
+    """Where the server speaks first, the listener waits a second for the client before it classifies it."""
     world = Proxies()
     world.set_mode("DISABLE")
     world.settle()
     world.set_mode("STRICT")
-    world.acknowledge(*world.servers)
-    world.look()
-    world.acknowledge(*world.clients)
+    world.ack(*world.servers)
+    world.advance()
+    world.ack(*world.clients)
     heard = world.now
-    world.look()
+    world.advance()
     assert modes(world) == {"PERMISSIVE"}
-    assert world.rollout.crossings[KEY].stage is Stage.CLIENTS
+    assert world.rollout.transitions[KEY].waiting_for is WaitingFor.CLIENTS
     world.now = heard + 1.1
-    world.look()
+    world.advance()
     assert modes(world) == {"PERMISSIVE"}
     world.now = heard + UNREAD
-    world.look()
+    world.advance()
     assert modes(world) == set()
-    assert world.rollout.locked == 4
+    assert world.rollout.plaintext_disabled == 4
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.9])
-def test_a_lock_waits_for_connections_from_before_the_control_plane_started(seconds):
+def test_strict_waits_for_connections_of_an_earlier_stream(seconds):
     world = Proxies()
     world.set_mode("DISABLE")
     world.settle()
     world.set_mode("PERMISSIVE")
-    world.acknowledge(*world.servers)
+    world.ack(*world.servers)
     world.start()  # Clients still send plaintext, and a transition is not needed here.
-    world.acknowledge(*world.clients)
-    world.look()
+    world.ack(*world.clients)
+    world.advance()
     world.now += seconds
     world.set_mode("STRICT")
-    world.acknowledge(*world.servers)
+    world.ack(*world.servers)
     world.check()
     world.settle()
 
 
 @pytest.mark.parametrize("late", ["client", "server"])
-def test_who_was_passed_over_and_is_still_not_there_is_waited_for_at_the_next_change(late):
+def test_skipped_proxy_is_waited_for_in_the_next_transition(late):
     world = Proxies(timeout=30.0)
     world.set_mode("DISABLE" if late == "client" else "STRICT")
     world.settle()
     world.set_mode("PERMISSIVE")
     for name in world.servers:
         if (late, name) != ("server", "web-1"):
-            world.acknowledge(name)
+            world.ack(name)
     world.step()
     for name in world.clients:
         if (late, name) != ("client", "two"):
-            world.acknowledge(name)
+            world.ack(name)
     world.now += 31
     world.step()
     world.step()
-    assert KEY in world.rollout.late
+    assert KEY in world.rollout.skipped_ports
     world.set_mode("STRICT" if late == "client" else "DISABLE")
     for _ in range(3):
-        world.acknowledge("web-2", "one")
+        world.ack("web-2", "one")
         world.check()
         world.step()
-    waiting = world.rollout.crossings[KEY]
-    assert waiting.stage is (Stage.CLIENTS if late == "client" else Stage.LISTENER)
-    assert waiting.laggards == (("two.clients",) if late == "client" else ())
+    waiting = world.rollout.transitions[KEY]
+    assert waiting.waiting_for is (WaitingFor.CLIENTS if late == "client" else WaitingFor.LISTENER)
+    assert waiting.lagging == (("two.clients",) if late == "client" else ())
     world.settle()
-    assert not world.rollout.late
+    assert not world.rollout.skipped_ports
 
 
-def test_a_client_that_rejects_a_rule_goes_on_with_the_one_before():
+def test_client_that_rejects_a_rule_keeps_the_old_one():
     world = Proxies()
     before = rule("clients", HOST, "DISABLE", name="for-all")
     world.change(peer("ns", "PERMISSIVE"), before)
     world.settle()
     world.change(peer("ns", "STRICT"), removed=(before.ref,))
-    world.acknowledge("one")
-    world.clients["two"].said = world.mesh.served.edition  # It has answered, and has the old clusters.
-    refusing = {"two.clients": {f"outbound|80||{HOST}": "no"}}
+    world.ack("one")
+    world.clients["two"].acked = world.mesh.served.generation  # It has answered, but keeps the old clusters.
+    rejected = {"two.clients": {f"outbound|80||{HOST}": "no"}}
     for now in (world.now, world.now + UNREAD):
-        known = replace(world.known(), refusing=refusing)
-        world.mesh = world.rolling.advance(world.mesh, known, now)
+        observed = replace(world.observe(), rejected_clusters=rejected)
+        world.mesh = world.rollouts.advance(world.mesh, observed, now)
     assert modes(world) == {"PERMISSIVE"}
     world.settle()
 
 
-def test_a_rule_that_changes_after_another_change_was_told_has_its_own_time():
+def test_changed_rule_has_its_own_deadline():
     world = Proxies(timeout=30.0)
     world.set_mode("DISABLE")
     world.settle()
-    world.change(rule("clients", HOST, "DISABLE", name="for-all"))  # which `two` does not take
+    world.change(rule("clients", HOST, "DISABLE", name="for-all"))  # which `two` does not ACK
     world.now += 28
     world.change(peer("ns", "STRICT"), rule("clients", HOST, "ISTIO_MUTUAL", name="for-all"))
-    (held,) = world.rollout.rules.values()
-    assert held.at is None
+    (held,) = world.rollout.rule_transitions.values()
+    assert held.generation is None
     world.now += 2
-    world.look()
-    assert held.at is None
+    world.advance()
+    assert held.generation is None
     world.deliver_to_client("one")
     world.check()

@@ -1,4 +1,4 @@
-"""What comes and goes while a rollout is on its way, or between two of them."""
+"""Objects and proxies that appear and disappear during a rollout, or between two."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import pytest
 
 from tests.policy.rollout_world import Proxies, Server
 from tests.policy.world import peer, pod, rule
-from xds.mesh.controlplane.controller import ROLL_ANYWAY
+from xds.mesh.controlplane.controller import MAX_ROLLOUT_DELAY
 from xds.mesh.envoy.inbound import accepting
 from xds.mesh.kube.report_codec import report_of
 from xds.mesh.model.objects import TLS_MODE_LABEL, Change, Mode, Ref
 from xds.mesh.policy.mtls import served_mode
-from xds.mesh.rollout.driver import Rolling
-from xds.mesh.rollout.transition import Known
+from xds.mesh.rollout.driver import RolloutDriver
+from xds.mesh.rollout.transition import ObservedState
 
 WEB = Ref("Pod", "ns", "web-1")
 KEY = (WEB, 8080)
@@ -34,7 +34,7 @@ def mode(world: Proxies) -> Mode:
     return served_mode(world.mesh, web, 8080).mode
 
 
-def test_a_pod_that_was_locked_while_no_service_led_to_it_stays_locked_when_one_does():
+def test_strict_pod_stays_strict_when_it_joins_a_service():
     world = disabled()
     web = world.facts[WEB]
     world.change(replace(web, ready=False))
@@ -44,14 +44,14 @@ def test_a_pod_that_was_locked_while_no_service_led_to_it_stays_locked_when_one_
     assert mode(world) is Mode.STRICT
     world.change(web)
     assert mode(world) is Mode.STRICT
-    # Nor are clients told to send what it does not take.
-    world.wants = [world.wanted()]
+    # Clients do not send what the server refuses.
+    world.must_reach = [world.reachable()]
     world.deliver_to_client("one")
     world.check()
 
 
 @pytest.mark.parametrize("what", ["service", "sidecar"])
-def test_what_goes_and_comes_again_is_new(what):
+def test_port_that_reappears_counts_as_new(what):
     world = disabled()
     fact = world.facts[Ref("Service", "ns", "web") if what == "service" else WEB]
     if what == "service":
@@ -60,30 +60,30 @@ def test_what_goes_and_comes_again_is_new(what):
         labels = {name: value for name, value in fact.meta.labels.items() if name != TLS_MODE_LABEL}
         gone = Change(applied=(replace(fact, meta=replace(fact.meta, labels=labels)),))
     for change in (gone, Change(applied=(peer("ns", "STRICT"),))):
-        world.mesh = world.rolling.apply(world.mesh, change, world.known(), 0.0)
+        world.mesh = world.rollouts.apply(world.mesh, change, world.observe(), 0.0)
     assert mode(world) is Mode.STRICT
-    world.mesh = world.rolling.apply(world.mesh, Change(applied=(fact,)), world.known(), 0.0)
+    world.mesh = world.rollouts.apply(world.mesh, Change(applied=(fact,)), world.observe(), 0.0)
     assert mode(world) is Mode.STRICT
 
 
-def test_a_server_that_comes_back_is_recovered_once_it_is_known_to_be_there():
+def test_server_is_recovered_once_it_is_observed():
     world = disabled()
     facts = {**world.facts, **{each.ref: each for each in [peer("ns", "STRICT")]}}
-    rolling = Rolling({}, 1e9)
-    mesh = rolling.first(Change(applied=tuple(facts.values())), Known(), 0.0)
-    # It came after it was asked who is there, and would be taken for gone.
-    rolling._came_back[WEB] = {8080: Mode.DISABLE, 9090: Mode.DISABLE}
-    mesh = rolling.advance(mesh, Known(), 0.0)
-    assert WEB in rolling._came_back
-    mesh = rolling.advance(mesh, Known(servers={WEB: -1}), 0.0)
+    rollouts = RolloutDriver({}, 1e9)
+    mesh = rollouts.first_mesh(Change(applied=tuple(facts.values())), ObservedState(), 0.0)
+    # The server connected after the observation, and would count as disconnected.
+    rollouts.recover(WEB, {8080: Mode.DISABLE, 9090: Mode.DISABLE})
+    mesh = rollouts.advance(mesh, ObservedState(), 0.0)
+    assert WEB in rollouts._recovered_modes
+    mesh = rollouts.advance(mesh, ObservedState(servers={WEB: -1}), 0.0)
     assert mesh.served.mtls[KEY] is False
 
 
-def test_a_server_whose_stream_ends_while_it_is_recovered_loses_nothing_but_itself(monkeypatch):
+def test_stream_that_ends_during_recovery_is_harmless(monkeypatch):
     world = disabled()
     world.start()
     refs = [Ref("Pod", "ns", name) for name in world.servers]
-    came_back = world.rolling._came_back
+    came_back = world.rollouts._recovered_modes
     came_back.update({ref: {8080: Mode.DISABLE, 9090: Mode.DISABLE} for ref in refs})
     recover = world.rollout.recover
 
@@ -97,32 +97,32 @@ def test_a_server_whose_stream_ends_while_it_is_recovered_loses_nothing_but_itse
     assert set(world.mesh.served.modes.values()) == {Mode.PERMISSIVE}
 
 
-def test_a_mesh_is_itself_if_nothing_is_to_be_served_anew():
+def test_advance_returns_the_same_mesh_if_nothing_changes():
     world = Proxies()
     world.set_mode("STRICT")
     world.settle()
-    world.rolling._came_back[WEB] = {8080: Mode.STRICT, 9090: Mode.STRICT}
+    world.rollouts.recover(WEB, {8080: Mode.STRICT, 9090: Mode.STRICT})
     before = world.mesh
     world.step()
     assert world.mesh is before
 
 
-def test_a_pod_that_comes_while_a_rule_is_held_takes_what_both_rules_say():
+def test_new_pod_accepts_both_versions_of_a_held_rule():
     world = Proxies()
     world.change(peer("ns", "DISABLE"), rule("clients", HOST, "DISABLE", name="for-all"))
     world.settle()
     world.change(peer("ns", "STRICT"), rule("clients", HOST, "ISTIO_MUTUAL", name="for-all"))
-    assert [each.at for each in world.rollout.rules.values()] == [None]
+    assert [each.generation for each in world.rollout.rule_transitions.values()] == [None]
     new = pod("web-3", "ns", app="web", group="web-3")
     world.servers["web-3"] = Server()
     world.change(new)
     world.deliver_to_server("web-3")
     world.deliver_to_client("one")
-    world.wants = [wants | {("one", (new.ref, 8080))} for wants in world.wants]
+    world.must_reach = [wants | {("one", (new.ref, 8080))} for wants in world.must_reach]
     world.check()
 
 
-def test_a_pod_that_comes_before_clients_have_taken_a_rule_takes_what_they_send():
+def test_new_pod_accepts_traffic_of_lagging_clients():
     world = Proxies()
     before = rule("clients", HOST, "DISABLE", name="for-all")
     world.change(peer("ns", "PERMISSIVE"), before)
@@ -134,26 +134,26 @@ def test_a_pod_that_comes_before_clients_have_taken_a_rule_takes_what_they_send(
     assert served_mode(world.mesh, new, 8080).mode is Mode.PERMISSIVE
 
 
-def test_a_rule_that_changes_again_and_again_is_remembered_once_and_waited_for_once():
+def test_frequently_changed_rule_keeps_few_versions():
     world = Proxies(timeout=30.0)
     for number in range(50):
         world.now += 1
         world.set_rule("DISABLE" if number % 2 else "ISTIO_MUTUAL")
-    (change,) = world.rollout.rules.values()
-    assert len(change.others) <= 2
+    (change,) = world.rollout.rule_transitions.values()
+    assert len(change.other_rules) <= 2
     world.now += 30
     world.step()
-    assert not world.rollout.rules
+    assert not world.rollout.rule_transitions
 
 
-def test_others_are_heard_soon_though_proxies_are_still_being_served():
-    rolling = Rolling({}, 30.0)
-    rolling._looked = 0.0
-    rolling.hear()
-    assert rolling.due(100.0) + ROLL_ANYWAY <= 100.0
+def test_peer_report_is_checked_while_proxies_are_served():
+    rollouts = RolloutDriver({}, 30.0)
+    rollouts.checked_at = 0.0
+    rollouts.peers_changed()
+    assert rollouts.next_check(100.0) + MAX_ROLLOUT_DELAY <= 100.0
 
 
-def test_versions_and_reports_may_be_anything():
+def test_arbitrary_versions_and_reports_are_tolerated():
     assert accepting(["x", "0.P8080S", f"x.{'1' * 5000}D"]) != {}
     for text in ('{"number":1e999,"view":""}', '{"number":' + "[" * 100_000 + "}", "{}", "?"):
-        assert report_of(text).stands is None
+        assert report_of(text).ports is None

@@ -1,4 +1,4 @@
-"""Rollouts driven at random: whatever is delivered in whatever order, no request fails, and what is wanted comes to be."""
+"""Rollouts in random order: no request fails, and the desired state is reached."""
 
 from __future__ import annotations
 
@@ -18,58 +18,58 @@ client = st.sampled_from(CLIENTS)
 
 
 class RolloutMachine(RuleBasedStateMachine):
-    """Policies that change, proxies that lag, refuse and come back, pods that are replaced, and a control plane that dies."""
+    """Policies change, proxies lag, reject and reconnect, pods are replaced, the control plane restarts."""
 
     def __init__(self) -> None:
         super().__init__()
         self.world = Proxies()
 
     @rule(mode=mode)
-    def say_for_all(self, mode: str | None) -> None:
+    def set_mode_for_all(self, mode: str | None) -> None:
         self.world.set_mode(mode)
 
     @rule(mode=mode, name=server)
-    def say_for_server(self, mode: str | None, name: str) -> None:
+    def set_mode_for_server(self, mode: str | None, name: str) -> None:
         self.world.set_mode(mode, name=name)
 
     @rule(mode=mode, name=server, port=st.sampled_from(PORTS))
-    def say_for_port(self, mode: str | None, name: str, port: int) -> None:
+    def set_mode_for_port(self, mode: str | None, name: str, port: int) -> None:
         self.world.set_mode(mode, name=name, port=port)
 
     @rule(mode=st.sampled_from(RULES), name=st.sampled_from(("", *CLIENTS)))
-    def say_for_clients(self, mode: str | None, name: str) -> None:
+    def set_rule_for_clients(self, mode: str | None, name: str) -> None:
         self.world.set_rule(mode, name)
 
     @rule(enabled=st.booleans())
-    def switch(self, enabled: bool) -> None:
+    def set_mesh_wide_mtls(self, enabled: bool) -> None:
         self.world.change(config=replace(self.world.config, mtls_enabled=enabled))
 
-    @rule(name=server, heard=st.booleans())
-    def server_takes(self, name: str, heard: bool) -> None:
+    @rule(name=server, ack=st.booleans())
+    def server_activates(self, name: str, ack: bool) -> None:
         if self.world.servers[name].connected:
             self.world.deliver_to_server(name)
-            if heard:
-                self.world.hear(self.world.servers[name])
+            if ack:
+                self.world.receive_ack(self.world.servers[name])
 
-    @rule(name=client, heard=st.booleans())
-    def client_takes(self, name: str, heard: bool) -> None:
+    @rule(name=client, ack=st.booleans())
+    def client_activates(self, name: str, ack: bool) -> None:
         if self.world.clients[name].connected:
             self.world.deliver_to_client(name)
-            if heard:
-                self.world.hear(self.world.clients[name])
+            if ack:
+                self.world.receive_ack(self.world.clients[name])
 
     @rule(name=st.sampled_from((*SERVERS, *CLIENTS)))
-    def answer_arrives(self, name: str) -> None:
-        self.world.hear({**self.world.servers, **self.world.clients}[name])
+    def ack_arrives(self, name: str) -> None:
+        self.world.receive_ack({**self.world.servers, **self.world.clients}[name])
 
     @rule()
     def step(self) -> None:
         self.world.step()
 
     @rule(seconds=st.sampled_from((0.0, 0.5)))
-    def look(self, seconds: float) -> None:
+    def advance(self, seconds: float) -> None:
         self.world.now += seconds
-        self.world.look()
+        self.world.advance()
 
     @rule(name=client)
     def client_restarts(self, name: str) -> None:
@@ -84,14 +84,14 @@ class RolloutMachine(RuleBasedStateMachine):
         self.world.reject({**self.world.servers, **self.world.clients}[name])
 
     @rule(name=st.sampled_from((*SERVERS, *CLIENTS)))
-    def stream_is_opened_anew(self, name: str) -> None:
+    def proxy_reconnects(self, name: str) -> None:
         self.world.reconnect({**self.world.servers, **self.world.clients}[name])
 
     @rule(name=server)
     def pod_is_replaced(self, name: str) -> None:
         self.world.replace(name)
 
-    # What a server accepts that starts anew together with the control plane, nobody can know.
+    # If a server restarts together with the control plane, its modes are unknown.
     @precondition(lambda self: all(each.modes for each in self.world.servers.values()))
     @rule()
     def control_plane_restarts(self) -> None:
@@ -102,7 +102,7 @@ class RolloutMachine(RuleBasedStateMachine):
         self.world.settle()
 
     @invariant()
-    def nobody_is_refused(self) -> None:
+    def no_request_fails(self) -> None:
         self.world.check()
 
     def teardown(self) -> None:
@@ -115,9 +115,9 @@ TestRollout.settings = settings(
 )
 
 
-def test_the_model_fails_without_the_gate() -> None:
+def test_model_fails_without_waiting() -> None:
     world = Proxies(timeout=None)
     world.set_mode("DISABLE")
     world.deliver_to_server("web-1")
-    with pytest.raises(AssertionError, match=r"sends mtls to web-1:.*, which takes DISABLE"):
+    with pytest.raises(AssertionError, match=r"sends mtls to web-1:.*, which accepts DISABLE"):
         world.check()

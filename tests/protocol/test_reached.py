@@ -9,22 +9,22 @@ from xds.protocol.session import Session, Variant
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET, Resource, ResourceSet, Snapshot, tag_of
 
 
-def edition(number: int, *unserved: str, **types: str) -> Snapshot:
-    return replace(world(*unserved, **types), edition=number)
+def generation(number: int, *unserved: str, **types: str) -> Snapshot:
+    return replace(world(*unserved, **types), generation=number)
 
 
 def test_a_client_has_reached_an_edition_once_it_has_answered_all_of_it(variant):
-    stream = Stream(variant, edition(1, EDS="a=1 b=1"))
+    stream = Stream(variant, generation(1, EDS="a=1 b=1"))
     stream.ask("EDS", "a", "b")
     assert stream.session.reached(ENDPOINT) == -1
     stream.get()
     assert stream.session.reached(ENDPOINT) == -1
     stream.ack("EDS")
-    assert (stream.session.reached(ENDPOINT), stream.session.edition) == (1, 1)
-    stream.serve(edition(2, EDS="a=2 b=1"))
+    assert (stream.session.reached(ENDPOINT), stream.session.generation) == (1, 1)
+    stream.serve(generation(2, EDS="a=2 b=1"))
     assert stream.session.reached(ENDPOINT) == 1
     stream.get()
-    stream.serve(edition(3, EDS="a=3 b=1"))
+    stream.serve(generation(3, EDS="a=3 b=1"))
     stream.ack("EDS")
     assert stream.session.reached(ENDPOINT) == 2
     stream.settle()
@@ -32,15 +32,15 @@ def test_a_client_has_reached_an_edition_once_it_has_answered_all_of_it(variant)
 
 
 def test_what_is_nothing_new_to_a_client_it_has_reached(variant):
-    stream = Stream(variant, edition(1, EDS="a=1 b=1"))
+    stream = Stream(variant, generation(1, EDS="a=1 b=1"))
     stream.ask("EDS", "a")
     stream.settle()
-    stream.serve(edition(2, EDS="a=1 b=2"))
+    stream.serve(generation(2, EDS="a=1 b=2"))
     assert stream.session.reached(ENDPOINT) == 2
 
 
 def test_a_rejection_is_an_answer_and_is_told(variant):
-    stream = Stream(variant, edition(1, EDS="a=1"))
+    stream = Stream(variant, generation(1, EDS="a=1"))
     stream.ask("EDS", "a")
     stream.get()
     stream.nack("EDS", "no such thing")
@@ -52,10 +52,10 @@ def test_a_rejection_is_an_answer_and_is_told(variant):
 
 
 def test_answers_out_of_order_count_once_all_are_there():
-    stream = Stream(Variant.DELTA, edition(1, EDS="a=1"))
+    stream = Stream(Variant.DELTA, generation(1, EDS="a=1"))
     stream.ask("EDS", "a")
     stream.get()
-    stream.serve(edition(2, EDS="a=2"))
+    stream.serve(generation(2, EDS="a=2"))
     stream.get()
     first, second = (reply.nonce for reply in stream.replies)
     stream.ack("EDS", nonce=second)
@@ -66,8 +66,8 @@ def test_answers_out_of_order_count_once_all_are_there():
 
 def test_what_a_client_did_not_ask_for_it_does_not_use_unless_something_names_it(variant):
     session = Session(variant)
-    assert (session.edition, session.reached(ENDPOINT), session.tagged(LISTENER)) == (-1, -1, [])
-    stream = Stream(variant, edition(4, CDS="a=1"))
+    assert (session.generation, session.reached(ENDPOINT), session.tagged(LISTENER)) == (-1, -1, [])
+    stream = Stream(variant, generation(4, CDS="a=1"))
     assert stream.session.reached(ENDPOINT) == 4
     stream.ask("CDS")
     stream.settle()
@@ -78,7 +78,7 @@ def test_what_a_client_did_not_ask_for_it_does_not_use_unless_something_names_it
 
 
 def test_a_listener_is_in_force_with_all_that_it_names(variant):
-    stream = Stream(variant, edition(1, LDS="l=1>r", RDS="r=1"))
+    stream = Stream(variant, generation(1, LDS="l=1>r", RDS="r=1"))
     assert not stream.session.in_force(LISTENER, ["l"])
     assert not stream.session.has_asked(LISTENER)
     stream.ask("LDS")
@@ -91,16 +91,16 @@ def test_a_listener_is_in_force_with_all_that_it_names(variant):
     stream.ack("RDS")
     assert stream.session.in_force(LISTENER, ["l"])
     assert stream.session.in_force(ROUTE, ["r"])
-    stream.serve(edition(2, LDS="l=2>r", RDS="r=1"))
+    stream.serve(generation(2, LDS="l=2>r", RDS="r=1"))
     assert not stream.session.in_force(LISTENER, ["l"])
     assert not stream.session.in_force(LISTENER, ["none"])
 
 
 def test_a_client_brings_the_versions_of_what_it_has():
-    delta = Stream(Variant.DELTA, edition(1, LDS="l=1"))
+    delta = Stream(Variant.DELTA, generation(1, LDS="l=1"))
     delta.ask("LDS", initial={"l": "0.8080S", "m": "1"})
     assert sorted(delta.session.brought(LISTENER)) == ["0.8080S", "1"]
-    sotw = Stream(Variant.SOTW, edition(1, LDS="l=1"))
+    sotw = Stream(Variant.SOTW, generation(1, LDS="l=1"))
     sotw.ask("LDS", version="abc.8080S")
     assert sotw.session.brought(LISTENER) == ("abc.8080S",)
     assert sotw.session.brought(CLUSTER) == ()

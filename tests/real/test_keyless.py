@@ -6,11 +6,11 @@ import asyncio
 
 import pytest
 
-from tests.controlplane.hubs import AUTHORITY
+from tests.controlplane.world import AUTHORITY
 from tests.support.envoy import EnvoyProcess
 from tests.support.waiting import eventually
 from xds.codec import to_json_dict
-from xds.mesh.controlplane.controller import Hub
+from xds.mesh.controlplane.controller import Controller
 from xds.mesh.envoy.bootstrap import bootstrap
 from xds.mesh.model.objects import Change, Interception, Meta, Pod, Ref
 from xds.server import XdsServer
@@ -29,12 +29,12 @@ class Patient(EnvoyProcess):
 async def test_everything_but_the_key_is_taken_in_plaintext(loopback, tmp_path, sotw):
     meta = Meta(ref=Ref("Pod", "ns", "web"), labels={"security.istio.io/tlsMode": "istio"})
     pod = Pod(meta=meta, address=loopback.address(), interception=Interception.NONE)
-    hub = Hub(AUTHORITY, serve_keys=False)
-    task = asyncio.create_task(hub.run())
-    hub.change(Change(applied=(pod,)))
-    await hub.ready.wait()
+    controller = Controller(AUTHORITY, serve_keys=False)
+    task = asyncio.create_task(controller.run())
+    controller.change(Change(applied=(pod,)))
+    await controller.ready.wait()
     try:
-        async with XdsServer(hub, "127.0.0.1:0", grace=0.5) as server:
+        async with XdsServer(controller, "127.0.0.1:0", grace=0.5) as server:
             config = to_json_dict(bootstrap(pod, "127.0.0.1", server.port, sotw=sotw))
             async with (Patient if sotw else EnvoyProcess)("web", config, tmp_path) as envoy:
 

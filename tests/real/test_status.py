@@ -163,10 +163,10 @@ async def test_what_real_sidecars_have_wait_for_and_reject(loopback, tmp_path, s
 
         with stopped(mesh.sidecar(slow)):
             mesh.pod("web-2", "ns", sidecar=False, labels={"app": "web"})
-            await eventually(lambda: status.says("slow.ns", "EDS", r"waiting \d+s for its answer"))
+            await eventually(lambda: status.says("slow.ns", "EDS", r"waiting \d+s for an ACK"))
             mesh.service("other", "ns", {"http": (81, 8081)}, selector={"app": "web"})
             # It lacks the endpoints, but what keeps it is that it says nothing.
-            await eventually(lambda: status.says("slow.ns", "CDS", r"waiting \d+s for its answer"))
+            await eventually(lambda: status.says("slow.ns", "CDS", r"waiting \d+s for an ACK"))
             await eventually(lambda: status.says("good.ns", "CDS", r"synced \d+s ago"))
         await eventually(lambda: status.says("slow.ns", "CDS", r"synced \d+s ago"))
         await eventually(lambda: status.says("slow.ns", "EDS", r"synced \d+s ago"))

@@ -29,8 +29,8 @@ CLUSTER = "outbound|80||web.ns.svc.cluster.local"
 SHORT_LIVED = """#!{python}
 from datetime import timedelta
 from xds.cli import main
-from xds.mesh.controlplane.controller import Hub
-Hub.__init__.__kwdefaults__["lifetime"] = timedelta(seconds={seconds})
+from xds.mesh.controlplane.controller import Controller
+Controller.__init__.__kwdefaults__["lifetime"] = timedelta(seconds={seconds})
 main()
 """
 

@@ -15,8 +15,7 @@ from envoy_data_plane.envoy.extensions.transport_sockets.tls.v3 import Secret
 
 from tests.server.proxies import REQUEST, RESPONSE, Client
 from xds.introspect import Introspection
-from xds.mesh.controlplane.controller import Hub
-from xds.mesh.controlplane.dropped_connections import Cuts
+from xds.mesh.controlplane.controller import Controller
 from xds.mesh.controlplane.proxies_service import ProxiesService
 from xds.mesh.controlplane.rollouts_service import RolloutsService
 from xds.mesh.identity.auth import Admins, Authentication
@@ -70,7 +69,7 @@ async def judge(token: str, peer: str) -> Caller:
 @dataclass(frozen=True)
 class Site:
     server: XdsServer
-    hub: Hub
+    controller: Controller
 
     @asynccontextmanager
     async def plain(self) -> AsyncIterator[grpc.aio.Channel]:
@@ -105,23 +104,23 @@ def sleep(uid: str = "1") -> Pod:
 
 @asynccontextmanager
 async def opened() -> AsyncIterator[Site]:
-    """Serve, with a hub that knows pod full/sleep-1."""
-    hub = Hub(CA, serve_keys=False)
+    """Serve, with a controller that knows pod full/sleep-1."""
+    controller = Controller(CA, serve_keys=False)
     async with AsyncExitStack() as stack:
-        task = asyncio.create_task(hub.run())
+        task = asyncio.create_task(controller.run())
         stack.callback(task.cancel)
-        hub.change(Change(applied=(sleep(),)))
-        await hub.ready.wait()
+        controller.change(Change(applied=(sleep(),)))
+        await controller.ready.wait()
         own = OwnCertificate(["localhost"], lambda: Trust(CA, CA.root_pem))
         authentication = Authentication(lambda: TRUST_DOMAINS, judge)
         admins = Admins(authentication, [Identity("istio-system", "xds")], lambda: TRUST_DOMAINS)
         server = XdsServer(
-            hub,
+            controller,
             "127.0.0.1:0",
             grace=0.2,
             added=[
                 Introspection(
-                    (ProxiesService(hub.missing), RolloutsService(hub, Cuts(hub))),
+                    (ProxiesService(controller.problem_of), RolloutsService(controller)),
                     admit=admins,
                     documented=described,
                 )
@@ -133,7 +132,7 @@ async def opened() -> AsyncIterator[Site]:
             authenticate=authentication,
         )
         await stack.enter_async_context(server)
-        yield Site(server, hub)
+        yield Site(server, controller)
 
 
 def issued(identity: str, ca: Authority = CA) -> tuple[bytes, bytes]:

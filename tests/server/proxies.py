@@ -1,4 +1,4 @@
-"""A hub of a few lines, and a client that speaks raw bytes."""
+"""A controller of a few lines, and a client that speaks raw bytes."""
 
 from __future__ import annotations
 

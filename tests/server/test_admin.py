@@ -43,7 +43,7 @@ async def test_ready_lists_warnings_and_not_all_of_many():
         Problem(where="m/lock.yaml:3", what="has no effect", hint="mend it"),
         Problem(where="m/x.yaml:1", what="was passed over", notice=True),
     ]
-    server = AdminServer(lambda: None, "127.0.0.1", 0, standing=lambda: "", warnings=lambda: problems)
+    server = AdminServer(lambda: None, "127.0.0.1", 0, note=lambda: "", warnings=lambda: problems)
     await server.start()
     try:
         warning = "warning: m/lock.yaml:3: has no effect (mend it)\n"
@@ -55,7 +55,7 @@ async def test_ready_lists_warnings_and_not_all_of_many():
         # Others, such as the kubelet, learn only that there are any.
         transport = Mock()
         transport.get_extra_info.side_effect = {"peername": ("10.0.0.1", 41234)}.get
-        response = await server._readiness(make_mocked_request("GET", "/ready", transport=transport))
+        response = await server._get_readiness(make_mocked_request("GET", "/ready", transport=transport))
         assert response.text == "ready\n1001 warnings: xds status lists them\n"
     finally:
         await server.stop()

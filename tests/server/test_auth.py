@@ -1,4 +1,4 @@
-"""Who gets another's identity: nobody, by whichever port and credential. All over real sockets, with a real hub."""
+"""Who gets another's identity: nobody, by whichever port and credential. All over real sockets, with a real controller."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.server.doors import (
     sleep,
 )
 from tests.server.proxies import REQUEST, Client
-from xds.mesh.controlplane.controller import Hub
+from xds.mesh.controlplane.controller import Controller
 from xds.mesh.identity.auth import Authentication
 from xds.mesh.identity.server_tls import OwnCertificate, Trust
 from xds.mesh.model.objects import Change, Ref
@@ -177,11 +177,11 @@ async def test_the_stream_of_a_deleted_pod_ends(site, token):
         client = Client(channel, Variant.DELTA, node=NODE.format("sleep-1"))
         await client.ask(SECRET, "default")
         await client.get()
-        site.hub.change(Change(removed=(Ref("Pod", "full", "sleep-1"),)))
+        site.controller.change(Change(removed=(Ref("Pod", "full", "sleep-1"),)))
         assert await client.end() == (DENIED, "pod full/sleep-1 is gone")
         again = Client(channel, Variant.DELTA, node=NODE.format("sleep-1"))
         await again.ask(SECRET, "default")
-        site.hub.change(Change(applied=(sleep("2"),)))
+        site.controller.change(Change(applied=(sleep("2"),)))
         if token == "own":
             code, said = await again.end()
             assert (code, "an earlier pod" in said) == (DENIED, True)
@@ -202,16 +202,16 @@ async def test_who_is_refused_again_and_again_is_logged_once(site):
 
 async def test_where_no_tokens_are_taken_that_is_said():
     own = OwnCertificate(["localhost"], lambda: Trust(CA, CA.root_pem))
-    hub = Hub(CA)
+    controller = Controller(CA)
     async with (
         XdsServer(
-            hub,
+            controller,
             "127.0.0.1:0",
             grace=0.2,
             secure=[("127.0.0.1:0", own.credentials(certificate_required=False))],
             authenticate=Authentication(lambda: TRUST_DOMAINS),
         ) as server,
-        Site(server, hub).token("own") as channel,
+        Site(server, controller).token("own") as channel,
     ):
         client = Client(channel, method=f"/{ADS}/StreamAggregatedResources")
         code, said = await client.end()

@@ -21,6 +21,7 @@ from tests.server.proxies import Client
 from xds.server import Refused, XdsServer, connections, discovery, listening
 from xds.server.blocking import block, network_of
 from xds.server.budget import Budget
+from xds.server.proxies import host_of
 from xds.snapshot import CLUSTER
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits of connections need Linux")
@@ -271,3 +272,18 @@ async def test_calls_that_ask_for_nothing_are_limited(proxies, server, channel, 
         for client in silent:
             await client.ask(CLUSTER)
             await client.get()
+
+
+@pytest.mark.parametrize(
+    ("peer", "host"),
+    [
+        ("ipv4:10.0.0.1:4321", "10.0.0.1"),
+        ("ipv6:%5B2001:db8::1%5D:4321", "2001:db8::1"),
+        ("ipv6:[::ffff:10.0.0.1]:4321", "10.0.0.1"),
+        ("ipv6:%5Bfe80::1%25eth0%5D:4321", "fe80::1"),
+        ("unix:/run/xds.sock", "None"),
+        ("", "None"),
+    ],
+)
+def test_where_a_stream_comes_from(peer: str, host: str):
+    assert str(host_of(peer)) == host

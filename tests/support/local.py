@@ -27,11 +27,10 @@ from tests.support.tcp import LineApp, TcpServer
 from tests.support.waiting import eventually
 from xds.codec import to_json_dict
 from xds.demo.proxies import difference, in_force, wanted
-from xds.mesh.envoy.bootstrap import bootstrap, shown
+from xds.mesh.envoy.bootstrap import bootstrap
 from xds.mesh.envoy.translate import translate
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.namespace import covers
-from xds.mesh.model.objects import METRICS_PORT
 from xds.mesh.sources.files import Folder
 from xds.mesh.sources.settings import Settings
 
@@ -67,7 +66,6 @@ class LocalMesh:
         directory: Path,
         *,
         sotw: bool = False,
-        metrics: bool = False,
         settings: Sequence[str] = (),
     ) -> None:
         self.manifests = Manifests(directory / "manifests")
@@ -77,7 +75,6 @@ class LocalMesh:
         self.through: dict[str, int] = {}
         """By POD.NAMESPACE, ports at which sidecars reach the control plane that do not at its own."""
         self._loopback, self._directory = loopback, directory
-        self._metrics = metrics
         self._settings = settings
         self._pods: list[LocalPod] = []
         self._services: list[Manifest] = []
@@ -240,11 +237,9 @@ class LocalMesh:
     def _envoy(self, pod: LocalPod, facts: Mesh, **how: Any) -> EnvoyProcess:
         known = facts.pod(pod.namespace, pod.name)
         assert known, pod
-        # What `xds bootstrap` prints, without a process for each; metrics are where `xds proxy` has them.
+        # What `xds bootstrap` prints, without a process for each.
         port = self.through.get(pod.full_name, self.plane.port)
-        shows = shown("metrics", pod.address, METRICS_PORT, "/stats/prometheus", "/stats/prometheus")
-        added = [shows] if self._metrics else []
-        begin = to_json_dict(bootstrap(known, "127.0.0.1", port, sotw=self.sotw, added=added))
+        begin = to_json_dict(bootstrap(known, "127.0.0.1", port, sotw=self.sotw))
         return EnvoyProcess(pod.full_name, begin, self._directory, **how)
 
 

@@ -165,7 +165,7 @@ class Asking:
 
         def names(answer: pb.ListProxiesResponse) -> list[str]:
             found = dict.fromkeys(proxy_name(each.node_id) for each in answer.proxies)
-            if not (found and answer.not_connected.may_be_elsewhere):
+            if not (found and answer.not_connected.may_be_on_other_replica):
                 found |= dict.fromkeys(f"{each.pod}.{each.namespace}" for each in answer.not_connected.pods)
             return list(found)
 

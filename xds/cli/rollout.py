@@ -17,14 +17,7 @@ _LOCK = (
     "Where a server is to be locked, plaintext is accepted until then; plaintext connections and responses that are still "
     "open when it is locked end at its sidecar's drain time."
 )
-_LOCKS = (
-    "Locked since the control plane started: {locks} ports. As the sidecars say that are connected here, that ended {cut} "
-    "plaintext connections or responses."
-)
-_DRAINING = "{draining} of these ports still drain."
-_UNKNOWN = (
-    "Of {unknown} of these ports it is not known, because the sidecar could not be asked (docs/metrics.md)."
-)
+_LOCKS = "Ports that stopped accepting plaintext since the control plane started: {locks}."
 
 
 def is_done(answer: pb.ListRolloutsResponse) -> bool:
@@ -72,11 +65,8 @@ def _notes(answer: pb.ListRolloutsResponse, *, counts: bool = True) -> Iterator[
         yield _TCP
     if any(each.accepts_plaintext for service in answer.services for each in service.waiting):
         yield _LOCK
-    if answer.locks and counts:
-        said = [_LOCKS, *([_DRAINING] if answer.draining else ()), *([_UNKNOWN] if answer.unknown else ())]
-        yield " ".join(said).format(
-            locks=answer.locks, cut=answer.cut, draining=answer.draining, unknown=answer.unknown
-        )
+    if answer.plaintext_disabled and counts:
+        yield _LOCKS.format(locks=answer.plaintext_disabled)
 
 
 def _say(lines: Iterable[str]) -> None:

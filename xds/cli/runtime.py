@@ -1,4 +1,4 @@
-"""What runs when `xds serve` does: the hub, its source, the servers, and parts that others add; until a signal."""
+"""What runs when `xds serve` does: the controller, its source, the servers, and parts that others add; until a signal."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from xds.cli.problem_log import ProblemLog
     from xds.introspect.guard import Admit
-    from xds.mesh.controlplane.controller import Hub
+    from xds.mesh.controlplane.controller import Controller
     from xds.mesh.controlplane.effects import EffectWatcher
     from xds.mesh.controlplane.metrics.controlplane import Metrics
     from xds.mesh.model.objects import Problem
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 Part: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
 """Something that runs in the background from the start, until it is cancelled; if it ends before, so does everything.
 
-What needs facts awaits `hub.ready` itself.
+What needs facts awaits `controller.ready` itself.
 """
 
 
@@ -101,7 +101,7 @@ class Door(NamedTuple):
 class Serving(NamedTuple):
     """Whom to serve with, made once the mesh's settings are known."""
 
-    hub: Hub
+    controller: Controller
     effects: EffectWatcher
     parts: Sequence[Part] = ()
     """What is to run besides."""
@@ -112,7 +112,7 @@ class Serving(NamedTuple):
 
 
 Prepare: TypeAlias = Callable[["MeshConfig"], Awaitable[Serving]]
-"""Makes the hub and what runs besides, from the settings of the mesh. May take its time: /ready says what is missing."""
+"""Makes the controller and what runs besides, from the settings of the mesh. May take its time: /ready says what is missing."""
 
 
 async def run(source: Source, prepare: Prepare, at: Addresses, *, max_connection_age: float | None) -> int:
@@ -133,8 +133,8 @@ async def run(source: Source, prepare: Prepare, at: Addresses, *, max_connection
     admin = AdminServer(
         lacking,
         *at.admin,
-        metrics=control_plane.exposed,
-        standing=source.standing,
+        metrics=control_plane.render_metrics,
+        note=source.standing,
         warnings=lambda: control_plane.problems,
     )
     try:
@@ -198,12 +198,12 @@ class ControlPlane:
         """What is wrong now with objects and settings, and which objects have no effect."""
         return (*self._source.problems, *(self._effects.problems if self._effects else ()))
 
-    def exposed(self, accept: str) -> tuple[bytes, str]:
+    def render_metrics(self, accept: str) -> tuple[bytes, str]:
         """Return the metrics: while the source is not complete, those of what is wrong with it."""
-        from xds.mesh.controlplane.metrics.controlplane import StartMetrics  # noqa: PLC0415
+        from xds.mesh.controlplane.metrics.controlplane import StartupMetrics  # noqa: PLC0415
 
-        start = StartMetrics(lambda: self._source.problems, self._source.behind)
-        return (self._metrics or start).exposed(accept)
+        start = StartupMetrics(lambda: self._source.problems, self._source.behind)
+        return (self._metrics or start).render(accept)
 
     async def run(self, ready: str) -> None:
         """Serve until cancelled, or until something fails. CannotListenError, and whatever a part raises."""
@@ -213,16 +213,15 @@ class ControlPlane:
             problem_log = ProblemLog(_log())
             change = await _first(reports, problem_log)
             serving = await self._prepare(change.config or MeshConfig())
-            serving.hub.change(change)
+            serving.controller.change(change)
             _say(self._source, change)
-            follow = _follow(self._source, reports, serving.hub, problem_log)
+            follow = _follow(self._source, reports, serving.controller, problem_log)
             await self._serve(serving, ready, (follow, *(part() for part in serving.parts)))
 
     async def _serve(
         self, serving: Serving, ready: str, besides: Iterable[Coroutine[Any, Any, None]]
     ) -> None:
         from xds.introspect import Introspection  # noqa: PLC0415
-        from xds.mesh.controlplane.dropped_connections import Cuts  # noqa: PLC0415
         from xds.mesh.controlplane.metrics.controlplane import Metrics  # noqa: PLC0415
         from xds.mesh.controlplane.proxies_service import ProxiesService  # noqa: PLC0415
         from xds.mesh.controlplane.rollouts_service import RolloutsService  # noqa: PLC0415
@@ -230,19 +229,20 @@ class ControlPlane:
         from xds.server import XdsServer  # noqa: PLC0415
         from xds.server.rest import RestServer  # noqa: PLC0415
 
-        hub, door = serving.hub, serving.door
+        controller, door = serving.controller, serving.door
         self._effects = serving.effects
-        cuts = Cuts(hub)
         self._metrics = Metrics(
-            hub, cuts, lambda: self.problems, self._source.behind, lambda: self._source.unenforced
+            controller, lambda: self.problems, self._source.behind, lambda: self._source.unenforced
         )
         for collector in serving.metrics:
             self._metrics.register(collector)
         identifier = f"xds {version('xds-mesh')}"
-        proxies = ProxiesService(hub.missing, absences=hub.absences, problems=lambda: self.problems)
-        asked = (proxies, RolloutsService(hub, cuts))
+        proxies = ProxiesService(
+            controller.problem_of, absences=controller.absences, problems=lambda: self.problems
+        )
+        asked = (proxies, RolloutsService(controller))
         server = XdsServer(
-            hub,
+            controller,
             str(self._at.xds),
             identifier=identifier,
             max_connection_age=self._max_connection_age,
@@ -253,19 +253,19 @@ class ControlPlane:
         )
         failed = server.discovery.failed
         rest = (
-            RestServer(hub, *self._at.rest, identifier=identifier, failed=failed, names=self._at.names)
+            RestServer(controller, *self._at.rest, identifier=identifier, failed=failed, names=self._at.names)
             if self._at.rest
             else None
         )
-        self._metrics.connected(server.discovery)
+        self._metrics.add_server(server.discovery)
         work = [
             asyncio.create_task(task)
-            for task in (hub.run(), cuts.run(), serving.effects.run(), self._metrics.watch_loop(), *besides)
+            for task in (controller.run(), serving.effects.run(), self._metrics.measure_loop_lag(), *besides)
         ]
-        known = asyncio.create_task(hub.ready.wait())
+        known = asyncio.create_task(controller.ready.wait())
         try:
             await asyncio.wait([*work, known], return_when=asyncio.FIRST_COMPLETED)
-            if hub.ready.is_set():
+            if controller.ready.is_set():
                 # The facts stay: without them a collection of garbage takes a tenth of the time, in which nobody is served.
                 gc.collect()
                 gc.freeze()
@@ -302,12 +302,14 @@ async def _first(reports: AsyncIterator[Report], problem_log: ProblemLog) -> Cha
     raise RuntimeError("the source of facts ended")
 
 
-async def _follow(source: Source, reports: AsyncIterator[Report], hub: Hub, problem_log: ProblemLog) -> None:
-    """Tell the hub what the source says, and the log what is wrong with it."""
+async def _follow(
+    source: Source, reports: AsyncIterator[Report], controller: Controller, problem_log: ProblemLog
+) -> None:
+    """Tell the controller what the source says, and the log what is wrong with it."""
     async for report in reports:
         problem_log.add(report)
         if report.change != Change():
-            hub.change(report.change)
+            controller.change(report.change)
             _say(source, report.change)
 
 

@@ -231,7 +231,7 @@ async def _alone(
     """Prepare to serve manifests."""
     from datetime import UTC, datetime  # noqa: PLC0415
 
-    from xds.mesh.controlplane.controller import Hub  # noqa: PLC0415
+    from xds.mesh.controlplane.controller import Controller  # noqa: PLC0415
     from xds.mesh.controlplane.effects import EffectWatcher  # noqa: PLC0415
     from xds.mesh.identity.auth import own_signature  # noqa: PLC0415
     from xds.mesh.identity.rotation import Authorities  # noqa: PLC0415
@@ -245,10 +245,10 @@ async def _alone(
     # Who can be reached by others is no demo, and a forwarded port looks like this machine.
     serve_keys = not exposed and all(each.is_loopback for each in opened.addresses)
     _say_what_is_at_stake(exposed, keys=serve_keys, kept=state_dir is not None)
-    hub = Hub(authority, serve_keys=serve_keys, rollout_timeout=rollout_timeout)
+    controller = Controller(authority, serve_keys=serve_keys, rollout_timeout=rollout_timeout)
     authorities = Authorities(authority=authority)
-    effects = EffectWatcher(lambda: hub.mesh, hub.ready)
-    return Serving(hub, effects, door=await opened.door(hub, lambda: authorities, judge=judge))
+    effects = EffectWatcher(lambda: controller.mesh, controller.ready)
+    return Serving(controller, effects, door=await opened.door(controller, lambda: authorities, judge=judge))
 
 
 async def _in_cluster(
@@ -262,7 +262,7 @@ async def _in_cluster(
     rollout_timeout: float | None,
 ) -> Serving:
     """Prepare to serve a cluster, as one of several."""
-    from xds.mesh.controlplane.controller import Hub  # noqa: PLC0415
+    from xds.mesh.controlplane.controller import Controller  # noqa: PLC0415
     from xds.mesh.controlplane.effects import EffectWatcher  # noqa: PLC0415
     from xds.mesh.kube.ca_secret import AuthorityError  # noqa: PLC0415
     from xds.mesh.kube.conditions import Conditions  # noqa: PLC0415
@@ -276,18 +276,20 @@ async def _in_cluster(
         options.fail(str(error), 1)
     _say_what_is_at_stake(exposed, keys=False, kept=True)
     kept = replica.authorities
-    hub = Hub(kept.authority, also_trust=kept.also_trust, serve_keys=False, rollout_timeout=rollout_timeout)
-    replica.follow(hub)
-    effects = EffectWatcher(lambda: hub.mesh, hub.ready)
+    controller = Controller(
+        kept.authority, also_trust=kept.also_trust, serve_keys=False, rollout_timeout=rollout_timeout
+    )
+    replica.follow(controller)
+    effects = EffectWatcher(lambda: controller.mesh, controller.ready)
     told = Conditions(
-        api, lambda: source.problems, lambda: hub.mesh, lambda: effects.by_object, leads=replica.leads
+        api, lambda: source.problems, lambda: controller.mesh, lambda: effects.by_object, leads=replica.leads
     )
     # Each that is to run besides is added here.
-    parts: list[Part] = [*replica.parts, told.run, *injected.parts(hub, api, namespace, replica.leads)]
+    parts: list[Part] = [*replica.parts, told.run, *injected.parts(controller, api, namespace, replica.leads)]
     door = await opened.door(
-        hub, lambda: replica.authorities, judge=TokenReviews(api), api=api, namespace=namespace
+        controller, lambda: replica.authorities, judge=TokenReviews(api), api=api, namespace=namespace
     )
-    return Serving(hub, effects, parts, door, injected.metrics)
+    return Serving(controller, effects, parts, door, injected.metrics)
 
 
 def _folder(manifests: Path, settings: Settings) -> Folder:

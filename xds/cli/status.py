@@ -106,12 +106,12 @@ def status(
         else:
             _print(answer, named=bool(proxy))
         absent = answer.not_connected
-        if not answer.proxies and (absent.may_be_elsewhere or not absent.total):
+        if not answer.proxies and (absent.may_be_on_other_replica or not absent.total):
             of = f"of namespace {namespace} " if namespace else ""
             options.fail(f"no proxy {of}is connected to {where}: nothing was checked")
         from xds.mesh.controlplane.status import settled  # noqa: PLC0415
 
-        is_lacking = absent.total and not absent.may_be_elsewhere
+        is_lacking = absent.total and not absent.may_be_on_other_replica
         if is_lacking or not all(settled(each) for each in answer.proxies):
             raise typer.Exit(1)
 
@@ -163,9 +163,9 @@ def _follow(responses: Iterable[pb.WatchProxiesResponse], output: Format) -> Non
             _add_note(table, node_id, "gone")
         if response.HasField("not_connected"):
             missing = response.not_connected
-            for each in () if missing.may_be_elsewhere else missing.pods:
+            for each in () if missing.may_be_on_other_replica else missing.pods:
                 if (each.namespace, each.pod) not in absent:
-                    _add_absent(table, each, response.time, may_be_elsewhere=False)
+                    _add_absent(table, each, response.time, may_be_on_other_replica=False)
             absent = {(each.namespace, each.pod) for each in missing.pods}
         table.show()
 
@@ -189,7 +189,7 @@ def _lines(proxy: pb.Proxy, now: Timestamp) -> Iterator[_Line]:
     """Go through what a table says of a proxy."""
     from rich.text import Text  # noqa: PLC0415
 
-    from xds.mesh.controlplane.status import proxy_name, words  # noqa: PLC0415
+    from xds.mesh.controlplane.status import proxy_name, type_line  # noqa: PLC0415
     from xds.mesh.v1 import proxies_pb2 as pb  # noqa: PLC0415
     from xds.protocol.types import short  # noqa: PLC0415
 
@@ -201,12 +201,12 @@ def _lines(proxy: pb.Proxy, now: Timestamp) -> Iterator[_Line]:
             total = count.synced + count.stale + count.not_sent + count.error
             yield _Line(
                 (stream.peer, stream.connected_at.ToNanoseconds(), kind.type_url),
-                (kind, proxy.missing),
+                (kind, proxy.problem),
                 (
                     Text(name),
                     Text(short(kind.type_url)),
                     Text(f"{count.synced}/{total}"),
-                    Text(words(kind, proxy.missing, now), styles.get(kind.state, "")),
+                    Text(type_line(kind, proxy.problem, now), styles.get(kind.state, "")),
                 ),
             )
     if more := proxy.streams[_MOST_STREAMS:]:
@@ -225,24 +225,24 @@ def _add_note(table: tables.Table, node_id: str, said: str) -> None:
 
 
 def _add_absent(
-    table: tables.Table, absent: pb.AbsentSidecar, now: Timestamp, *, may_be_elsewhere: bool
+    table: tables.Table, absent: pb.AbsentSidecar, now: Timestamp, *, may_be_on_other_replica: bool
 ) -> None:
     from rich.text import Text  # noqa: PLC0415
 
-    from xds.mesh.controlplane.status import absent_words  # noqa: PLC0415
+    from xds.mesh.controlplane.status import absent_line  # noqa: PLC0415
     from xds.mesh.model.objects import printable  # noqa: PLC0415
 
     name = printable(f"{absent.pod}.{absent.namespace}")
-    said = absent_words(absent, now, may_be_elsewhere=may_be_elsewhere)
-    table.add_row(Text(name), Text("-"), Text("-"), Text(said, "" if may_be_elsewhere else "red"))
+    said = absent_line(absent, now, may_be_on_other_replica=may_be_on_other_replica)
+    table.add_row(Text(name), Text("-"), Text("-"), Text(said, "" if may_be_on_other_replica else "red"))
 
 
 def _print(answer: pb.ListProxiesResponse, *, named: bool) -> None:
     """Print an answer; `named`: it is about one sidecar, with its streams and resources."""
     absent = answer.not_connected
-    if answer.proxies or (absent.total and (named or not absent.may_be_elsewhere)):
+    if answer.proxies or (absent.total and (named or not absent.may_be_on_other_replica)):
         _print_proxies(answer, named=named)
-    if absent.total and absent.may_be_elsewhere and not named:
+    if absent.total and absent.may_be_on_other_replica and not named:
         typer.echo(
             f"{absent.total} sidecars are not connected to this replica, and may be connected to another one "
             "(-o json names them)",
@@ -253,16 +253,16 @@ def _print(answer: pb.ListProxiesResponse, *, named: bool) -> None:
 
 
 def _print_warnings(answer: pb.ListProxiesResponse) -> None:
-    from xds.mesh.controlplane.status import warning_words  # noqa: PLC0415
+    from xds.mesh.controlplane.status import warning_line  # noqa: PLC0415
 
     for warning in answer.warnings:
-        typer.echo(warning_words(warning), err=True)
+        typer.echo(warning_line(warning), err=True)
     if answer.more_warnings:
         typer.echo(f"... and {answer.more_warnings} more warnings", err=True)
 
 
 def _print_proxies(answer: pb.ListProxiesResponse, *, named: bool) -> None:
-    from xds.mesh.controlplane.status import proxy_name, stream_words  # noqa: PLC0415
+    from xds.mesh.controlplane.status import proxy_name, stream_line  # noqa: PLC0415
     from xds.mesh.model.objects import printable  # noqa: PLC0415
 
     absent = answer.not_connected
@@ -273,7 +273,7 @@ def _print_proxies(answer: pb.ListProxiesResponse, *, named: bool) -> None:
                 printable(f" {proxy.agent} {proxy.agent_version}".rstrip()),
             )
             for stream in proxy.streams[:_MOST_STREAMS]:
-                typer.echo(f"{name}:{agent}, {stream_words(stream, answer.time)}")
+                typer.echo(f"{name}:{agent}, {stream_line(stream, answer.time)}")
             if len(proxy.streams) > _MOST_STREAMS:
                 typer.echo(f"{name}: {len(proxy.streams)} streams in all")
         typer.echo()
@@ -281,9 +281,9 @@ def _print_proxies(answer: pb.ListProxiesResponse, *, named: bool) -> None:
     for proxy in answer.proxies:
         for line in _lines(proxy, answer.time):
             table.add_row(*line.cells)
-    if named or not absent.may_be_elsewhere:
+    if named or not absent.may_be_on_other_replica:
         for each in absent.pods:
-            _add_absent(table, each, answer.time, may_be_elsewhere=absent.may_be_elsewhere)
+            _add_absent(table, each, answer.time, may_be_on_other_replica=absent.may_be_on_other_replica)
     table.show()
     if more := absent.total - len(absent.pods):
         typer.echo(f"{more} more sidecars are not connected", err=True)
@@ -297,13 +297,13 @@ def _print_proxies(answer: pb.ListProxiesResponse, *, named: bool) -> None:
 def _print_resources(listed: Iterable[tuple[pb.Type, pb.Resource]], now: Timestamp) -> None:
     from rich.text import Text  # noqa: PLC0415
 
-    from xds.mesh.controlplane.status import resource_words  # noqa: PLC0415
+    from xds.mesh.controlplane.status import resource_line  # noqa: PLC0415
     from xds.mesh.model.objects import printable  # noqa: PLC0415
     from xds.protocol.types import short  # noqa: PLC0415
 
     table = tables.Table("TYPE", "RESOURCE", "STATE")
     for kind, resource in listed:
         name = Text(printable(resource.name))
-        table.add_row(Text(short(kind.type_url)), name, Text(resource_words(resource, now)))
+        table.add_row(Text(short(kind.type_url)), name, Text(resource_line(resource, now)))
     typer.echo()
     table.show()

@@ -13,7 +13,7 @@ from xds.cli.options import Address
 
 if TYPE_CHECKING:
     from xds.cli.runtime import Door
-    from xds.mesh.controlplane.controller import Hub
+    from xds.mesh.controlplane.controller import Controller
     from xds.mesh.identity.auth import Judge
     from xds.mesh.identity.claims import Identity
     from xds.mesh.identity.rotation import Authorities
@@ -101,7 +101,7 @@ class Doors:
 
     async def door(
         self,
-        hub: Hub,
+        controller: Controller,
         ca: Callable[[], Authorities],
         *,
         judge: Judge | None,
@@ -134,7 +134,7 @@ class Doors:
         secure = [(str(at), own.credentials(certificate_required=required)) for at, required in places if at]
 
         def trust_domains() -> Sequence[str]:
-            return hub.mesh.config.trust_domains
+            return controller.mesh.config.trust_domains
 
         authentication = Authentication(trust_domains, judge)
         admins = self._admins or (await _own_identity(api) if api else ())

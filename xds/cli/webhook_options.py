@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from prometheus_client.registry import Collector
 
     from xds.cli.runtime import Part
-    from xds.mesh.controlplane.controller import Hub
+    from xds.mesh.controlplane.controller import Controller
     from xds.mesh.kube.api import KubeApi
 
 XDS_PORT = 15012
@@ -67,15 +67,17 @@ class Injecting:
     @property
     def metrics(self) -> list[Collector]:
         """Return what is counted."""
-        from xds.mesh.controlplane.metrics.admission import Admissions  # noqa: PLC0415
+        from xds.mesh.controlplane.metrics.admission import AdmissionMetrics  # noqa: PLC0415
 
-        return [Admissions(self._answers)] if self._at else []
+        return [AdmissionMetrics(self._answers)] if self._at else []
 
-    def parts(self, hub: Hub, api: KubeApi, namespace: str, leads: Callable[[], bool]) -> list[Part]:
+    def parts(
+        self, controller: Controller, api: KubeApi, namespace: str, leads: Callable[[], bool]
+    ) -> list[Part]:
         """Return what is to run: nothing unless an address was said.
 
         Args:
-            hub: has the mesh's settings, and the CA.
+            controller: has the mesh's settings, and the CA.
             api: the API server.
             namespace: the control plane's.
             leads: says whether this replica may write.
@@ -92,29 +94,29 @@ class Injecting:
         address = self._xds_address or f"{names[0]}:{XDS_PORT}"
         settings = Settings(image=self._image, xds_address=address)
         server = WebhookServer(
-            lambda: settings.under(hub.mesh.config),
-            lambda: hub.trust[0].issue_server(names, datetime.now(UTC)),
+            lambda: settings.under(controller.mesh.config),
+            lambda: controller.trust[0].issue_server(names, datetime.now(UTC)),
             *self._at,
             answers=self._answers,
         )
-        bundle = CaBundle(api, lambda: hub.trust[1], leads=leads)
+        bundle = CaBundle(api, lambda: controller.trust[1], leads=leads)
 
         async def listen() -> None:
             from xds.cli.runtime import CannotListenError  # noqa: PLC0415
 
             # Before the facts are there, the mesh's settings are not either.
-            await hub.ready.wait()
+            await controller.ready.wait()
             try:
                 await server.run()
             except OSError as error:
                 raise CannotListenError(str(error)) from error
 
         async def follow() -> None:
-            trust = hub.trust
+            trust = controller.trust
             while True:
                 await asyncio.sleep(_LOOK)
-                if hub.trust != trust:
-                    trust = hub.trust
+                if controller.trust != trust:
+                    trust = controller.trust
                     server.rotated()
                     bundle.changed()
 

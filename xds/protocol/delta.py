@@ -81,7 +81,7 @@ class DeltaWatch(Watch):
             removed=tuple(absent),
             fresh=resources,
             sent_at=now,
-            edition=-1 if self.pending else self.edition,
+            generation=-1 if self.pending else self.generation,
         )
         self.answers.expect(composed, new)
         return composed, delta_response(

@@ -101,7 +101,7 @@ class Response:
     fresh: tuple[Resource, ...] = ()
     """Those of the resources that may be news to the client."""
     sent_at: float
-    edition: int = -1
+    generation: int = -1
     """Of the snapshot of which nothing remains to be sent after this; -1: more is to come."""
 
 

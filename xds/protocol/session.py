@@ -194,12 +194,12 @@ class Session:
         )
 
     @property
-    def edition(self) -> int:
+    def generation(self) -> int:
         """Of the snapshot that is served; -1: none is."""
-        return self._snapshot.edition if self._snapshot else -1
+        return self._snapshot.generation if self._snapshot else -1
 
     def reached(self, type_url: str) -> int:
-        """Return the edition of the last snapshot of which the client has answered all that there is of a type; -1: of none.
+        """Return the generation of the last snapshot of which the client has answered all that there is of a type; -1: of none.
 
         What it has not asked for it cannot be using, unless something that it has names it.
         """
@@ -207,7 +207,7 @@ class Session:
         if watch.begun or not self._snapshot:
             return watch.reached if self._snapshot else -1
         named = (ref for each in self._watches.values() for ref in each.refs())
-        return -1 if any(kind == type_url for kind, _ in named) else self.edition
+        return -1 if any(kind == type_url for kind, _ in named) else self.generation
 
     def in_force(self, type_url: str, names: Iterable[str]) -> bool:
         """Whether the client took these as they should be now, and all that they name."""
@@ -297,7 +297,7 @@ class Session:
     @staticmethod
     def _serve(watch: Watch, snapshot: Snapshot) -> None:
         watch.refused = snapshot.refused(watch.type_url)
-        watch.edition = snapshot.edition
+        watch.generation = snapshot.generation
         watch.serve(snapshot.of(watch.type_url))
 
     def _opens(self, watch: Watch) -> float:

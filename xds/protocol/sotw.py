@@ -74,7 +74,7 @@ class SotwWatch(Watch):
             removed=content.removed,
             fresh=tuple(content.fresh),
             sent_at=now,
-            edition=-1 if self.pending else self.edition,
+            generation=-1 if self.pending else self.generation,
         )
         self.answers.expect(composed, new)
         return composed, response(

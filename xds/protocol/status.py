@@ -57,7 +57,7 @@ class ResourceStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Waiting:
-    """What keeps a type from being as it should."""
+    """What a type waits for."""
 
     for_: str
     """ACK, READ or SNAPSHOT, or the URL of the type that has to arrive first."""

@@ -66,7 +66,7 @@ class Watch(ABC):
         self._retried: dict[str, str] = {}
         """Name and version of what was sent again without what its response was rejected for."""
         self.answers = Answers()
-        self.edition = 0
+        self.generation = 0
         """Of the snapshot that the resources are from."""
         self.brought: tuple[str, ...] = ()
         """Versions of what the client had when it came: of each resource in the delta variant, of them all in the other."""
@@ -103,8 +103,8 @@ class Watch(ABC):
 
     @property
     def reached(self) -> int:
-        """The edition of the last snapshot of which the client has answered everything; -1: of none."""
-        return self._reached if self.answers.unanswered or self.pending else self.edition
+        """The generation of the last snapshot of which the client has answered everything; -1: of none."""
+        return self._reached if self.answers.unanswered or self.pending else self.generation
 
     def has(self, name: str) -> bool:
         """Whether the client has, and took, a resource as it should be."""
@@ -374,7 +374,7 @@ class Watch(ABC):
         """Take the answer to a response."""
         answered = self.answers.unanswered.get(nonce)
         if answered and answered is next(iter(self.answers.unanswered.values())):
-            self._reached = max(self._reached, answered.edition)
+            self._reached = max(self._reached, answered.generation)
         event = self.answers.take(nonce, error, now)
         if isinstance(event, Nacked):
             self._reject(event)

@@ -1,4 +1,7 @@
-"""Pods that should have a connected sidecar and do not: a sidecar that died would otherwise just vanish from reports."""
+"""Pods that should have a connected sidecar and do not.
+
+Without this, a sidecar that dies would just disappear from reports.
+"""
 
 from __future__ import annotations
 
@@ -9,65 +12,68 @@ from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Pod
 
 PodName: TypeAlias = tuple[str, str]
-"""namespace, name."""
+"""Namespace and name of a pod."""
 
 
 class Absent(NamedTuple):
-    """A pod whose label says that it has a sidecar, and that no sidecar is connected for."""
+    """A pod whose label says that it has a sidecar, but whose sidecar is not connected."""
 
     namespace: str
+    """The namespace of the pod."""
     pod: str
+    """The name of the pod."""
     since: float | None
-    """When its last stream ended, in seconds of the event loop's clock; None: it has not connected yet."""
+    """When its last stream ended, in seconds of the event loop's clock. None: it has not connected yet."""
 
 
 class Absences(NamedTuple):
     """All pods without a connected sidecar."""
 
     pods: tuple[Absent, ...] = ()
-    """By namespace and name."""
-    elsewhere: bool = False
-    """Whether they may be connected to another replica of the control plane."""
+    """The pods, ordered by namespace and name."""
+    may_be_on_other_replica: bool = False
+    """Whether the sidecars may be connected to another replica of the control plane."""
 
 
 class SidecarTracker:
-    """Knows which sidecars are not connected, and since when.
+    """Track which sidecars are not connected, and since when.
 
-    A pod is expected to have one from when it has an address, as nothing runs in it before, until it ends.
+    A pod should have a connected sidecar from the moment it has an address, as none of its containers runs
+    earlier, until it ends.
     """
 
     def __init__(self, mesh: Callable[[], Mesh], connected: Container[PodName]) -> None:
-        """Make one.
+        """Create a tracker.
 
         Args:
-            mesh: returns the mesh that is in force.
+            mesh: returns the current mesh.
             connected: the pods that have a stream.
         """
         self._mesh = mesh
         self._connected = connected
-        self._ended: dict[PodName, tuple[str, float]] = {}
-        """By pod that has no stream any more, its uid and when the last one ended."""
+        self._disconnected: dict[PodName, tuple[str, float]] = {}
+        """The UID of each pod that has lost its last stream, and when."""
         self._expected: tuple[Mesh, tuple[Pod, ...]] | None = None
         self._absent: tuple[Absent, ...] | None = None
 
     def connected(self, key: PodName) -> None:
-        """Take note of a pod's stream."""
-        self._ended.pop(key, None)
+        """Record a new stream of a pod."""
+        self._disconnected.pop(key, None)
         self._absent = None
 
     def disconnected(self, key: PodName, now: float) -> None:
-        """Take note that a pod's last stream has ended."""
+        """Record that the last stream of a pod has ended."""
         if pod := self._mesh().pod(*key):
-            self._ended[key] = pod.meta.uid, now
+            self._disconnected[key] = pod.meta.uid, now
         self._absent = None
 
     def forget(self, key: PodName) -> None:
-        """Take note that a pod is gone."""
-        self._ended.pop(key, None)
+        """Forget a pod that was deleted."""
+        self._disconnected.pop(key, None)
 
     @property
     def expected(self) -> tuple[Pod, ...]:
-        """The pods that should have a connected sidecar, by namespace and name."""
+        """The pods that should have a connected sidecar, ordered by namespace and name."""
         mesh = self._mesh()
         if self._expected is None or self._expected[0] is not mesh:
             self._expected = mesh, tuple(pod for pod in mesh.pods() if _has_running_sidecar(pod))
@@ -76,7 +82,7 @@ class SidecarTracker:
 
     @property
     def absent(self) -> tuple[Absent, ...]:
-        """Those of them that have none."""
+        """The expected pods without a connected sidecar."""
         expected = self.expected
         if self._absent is None:
             keys = ((pod, (pod.namespace, pod.name)) for pod in expected)
@@ -86,8 +92,8 @@ class SidecarTracker:
         return self._absent
 
     def _since(self, pod: Pod, key: PodName) -> float | None:
-        uid, since = self._ended.get(key, (None, None))
-        # A successor of the same name has not been here.
+        uid, since = self._disconnected.get(key, (None, None))
+        # A new pod of the same name has not connected yet.
         return since if uid == pod.meta.uid else None
 
 

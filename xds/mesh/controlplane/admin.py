@@ -1,4 +1,4 @@
-"""The admin port: whether the process runs, whether it serves what it should, and what it counts."""
+"""The admin port: health, readiness and metrics."""
 
 from __future__ import annotations
 
@@ -17,18 +17,12 @@ from xds.server.http import HttpListener, client_of
 MAX_WARNINGS = 20
 """Warnings that /ready lists; it counts the others."""
 
-Exposed: TypeAlias = Callable[[str], tuple[bytes, str]]
-"""Returns metrics, and their content type, for an Accept header."""
+RenderMetrics: TypeAlias = Callable[[str], tuple[bytes, str]]
+"""Returns the metrics and their content type, for an Accept header."""
 
 
 class AdminServer:
-    """A small HTTP server for those who look after the process.
-
-    `ready` returns None when the process serves what it should, else in words what it still lacks; `standing` what there is
-    to say though it does, or nothing. `metrics` returns what is told at /metrics. `warnings` returns what is wrong but does not
-    keep the process from serving: /ready lists it for callers on this machine, and counts it for others, who have not proved
-    who they are and need not learn which policies protect nothing.
-    """
+    """An HTTP server for operators and monitoring."""
 
     def __init__(
         self,
@@ -36,29 +30,43 @@ class AdminServer:
         host: str,
         port: int,
         *,
-        metrics: Exposed | None = None,
-        standing: Callable[[], str] = str,
+        metrics: RenderMetrics | None = None,
+        note: Callable[[], str] = str,
         warnings: Callable[[], Collection[Problem]] = tuple,
     ) -> None:
+        """Create a server that does not listen yet.
+
+        Args:
+            ready: returns None if the process serves what it should, else what it still waits for.
+            host: the address to listen on.
+            port: the port to listen on. 0: any free port.
+            metrics: renders the metrics for /metrics. None: there is no such path.
+            note: returns what /ready adds for a ready process, such as a source that is unreachable. Empty:
+            nothing.
+            warnings: returns problems that do not prevent the process from serving. /ready lists them for
+            callers on this
+                machine. It only counts them for other callers, who are not authenticated and must not learn
+                which policies have no effect.
+        """
         self._ready = ready
         self._metrics = metrics
-        self._standing = standing
+        self._note = note
         self._warnings = warnings
         self._host = host
         self._port = port
         self._listener: HttpListener | None = None
         self._scrapes = CpuShare()
-        """What all addresses together use for metrics, which are made on the event loop that serves xDS."""
+        """The CPU time that all clients together use for metrics, on the event loop that serves xDS."""
         self.port = 0
-        """The port that it listens on, once started; of use when the choice was left with port 0."""
+        """The port that the server listens on, once started."""
 
     async def start(self) -> None:
-        """Listen. OSError: the address cannot be had."""
+        """Listen. OSError: the address is not available."""
         app = web.Application()
-        app.router.add_get("/healthz", self._healthz)
-        app.router.add_get("/ready", self._readiness)
+        app.router.add_get("/healthz", self._get_health)
+        app.router.add_get("/ready", self._get_readiness)
         if self._metrics:
-            app.router.add_get("/metrics", self._counted)
+            app.router.add_get("/metrics", self._get_metrics)
         listener = HttpListener(app, self._host, self._port)
         await listener.start()
         self._listener = listener
@@ -70,32 +78,32 @@ class AdminServer:
             await self._listener.stop()
             self._listener = None
 
-    async def _counted(self, request: web.Request) -> web.Response:
-        assert self._metrics  # noqa: S101 - else there is no such path
+    async def _get_metrics(self, request: web.Request) -> web.Response:
+        assert self._metrics  # noqa: S101 - otherwise there is no such path
         loop = asyncio.get_running_loop()
         if (wait := self._scrapes.wait(loop.time())) > 0:
             text = f"the metrics were read too often; try again in {wait:.0f} s\n"
             return web.Response(status=429, text=text)
-        began = time.thread_time()
+        started_at = time.thread_time()
         body, content_type = self._metrics(request.headers.get("Accept", ""))
-        took = time.thread_time() - began
+        seconds = time.thread_time() - started_at
         for share in (self._scrapes, client_of(request).share):
-            share.charge(took, loop.time())
+            share.charge(seconds, loop.time())
         return web.Response(body=body, headers={"Content-Type": content_type})
 
-    async def _healthz(self, _: web.Request) -> web.Response:
+    async def _get_health(self, _: web.Request) -> web.Response:
         return web.Response(text="ok\n")
 
-    async def _readiness(self, request: web.Request) -> web.Response:
-        missing = self._ready()
-        if missing:
-            return web.Response(text=f"{missing}\n", status=503)
-        said = ": ".join(filter(None, ("ready", self._standing())))
+    async def _get_readiness(self, request: web.Request) -> web.Response:
+        reason = self._ready()
+        if reason:
+            return web.Response(text=f"{reason}\n", status=503)
+        status = ": ".join(filter(None, ("ready", self._note())))
         warnings = [problem for problem in self._warnings() if not problem.notice]
-        shown = [f"warning: {each}" for each in warnings[:MAX_WARNINGS]] if _is_local(request) else []
-        if more := len(warnings) - len(shown):
-            shown.append(f"{more} {'more ' if shown else ''}warnings: xds status lists them")
-        return web.Response(text="".join(f"{line}\n" for line in (said, *shown)))
+        lines = [f"warning: {warning}" for warning in warnings[:MAX_WARNINGS]] if _is_local(request) else []
+        if more := len(warnings) - len(lines):
+            lines.append(f"{more} {'more ' if lines else ''}warnings: xds status lists them")
+        return web.Response(text="".join(f"{line}\n" for line in (status, *lines)))
 
 
 def _is_local(request: web.Request) -> bool:

@@ -1,6 +1,7 @@
-"""Reports objects that have no effect (`xds.mesh.policy.effect`), once that has been so for a while.
+"""Report objects that have had no effect for a while (`xds.mesh.policy.effect`).
 
-Nothing waits for it: the mesh is examined in a thread, after it has changed and not more often than every few seconds.
+Nothing waits for it: the mesh is examined in a thread, after it has changed and not more often than every few
+seconds.
 """
 
 from __future__ import annotations
@@ -20,101 +21,101 @@ from xds.server.budget import Budget
 log = structlog.get_logger(__name__)
 
 SETTLE_TIME = 10.0
-"""Seconds that an object must have had no effect before it is reported: its pods may be about to start."""
+"""Seconds without effect after which an object is reported: its pods may be about to start."""
 INTERVAL = 2.0
-"""Seconds between two examinations of the mesh, at least."""
+"""Minimum interval between two examinations of the mesh, in seconds."""
 IDLE_FACTOR = 20
-"""How many times as long as an examination took nothing is examined after it."""
+"""Pause after an examination, as a multiple of its duration."""
 MAX_LOGGED = 100
-"""Lines that are added to the log at once,"""
+"""Lines that may be logged in one burst."""
 LOG_RATE = 5.0
-"""and per second after that."""
+"""Lines per second that may be logged after a burst."""
 
 _Key: TypeAlias = tuple[Ref, str, bool]
 
 
 class EffectWatcher:
-    """Knows which objects have no effect; `run` works until cancelled."""
+    """Track which objects have no effect; `run` works until cancelled."""
 
     def __init__(self, mesh: Callable[[], Mesh], ready: asyncio.Event) -> None:
-        """Make one.
+        """Create a watcher.
 
         Args:
-            mesh: returns what is in force.
-            ready: set once everything is known.
+            mesh: returns the current mesh.
+            ready: set once the first mesh is complete.
         """
         self._mesh = mesh
         self._ready = ready
         self._since: dict[_Key, float] = {}
-        """When each problem was found first, in seconds of the event loop's clock."""
+        """When each problem was first found, in seconds of the event loop's clock."""
         self._settled: dict[_Key, Problem] = {}
         self._lines = Budget(MAX_LOGGED, LOG_RATE)
 
     @property
     def problems(self) -> tuple[Problem, ...]:
-        """What has had no effect for a while."""
+        """The problems of objects that have had no effect for a while."""
         return tuple(self._settled.values())
 
     @property
     def by_object(self) -> Mapping[Ref, tuple[Problem, ...]]:
-        """The same, by object."""
-        found: dict[Ref, tuple[Problem, ...]] = {}
+        """The same problems, by object."""
+        by_object: dict[Ref, tuple[Problem, ...]] = {}
         for (ref, _, _), problem in self._settled.items():
-            found[ref] = (*found.get(ref, ()), problem)
-        return found
+            by_object[ref] = (*by_object.get(ref, ()), problem)
+        return by_object
 
     async def run(self) -> None:
-        """Examine the mesh whenever it has changed."""
+        """Examine the mesh after each change, until cancelled."""
         await self._ready.wait()
         examined: Mesh | None = None
-        found = Ineffective()
+        ineffective = Ineffective()
         failure = ""
-        took = 0.0
+        seconds = 0.0
         while True:
             mesh = self._mesh()
             if mesh is not examined:
-                began = time.perf_counter()
+                started_at = time.perf_counter()
                 try:
-                    found = await asyncio.to_thread(without_effect, mesh, found)
+                    ineffective = await asyncio.to_thread(without_effect, mesh, ineffective)
                     failure = ""
                 except Exception as error:  # noqa: BLE001 - serving does not depend on it
-                    said = f"{type(error).__name__}: {error}"
-                    if said != failure:
-                        log.error("failed to check for objects without effect", problem=said)  # noqa: TRY400
-                    failure = said
-                examined, took = mesh, time.perf_counter() - began
-            self._settle(found, asyncio.get_running_loop().time())
-            await asyncio.sleep(max(INTERVAL, IDLE_FACTOR * took))
+                    description = f"{type(error).__name__}: {error}"
+                    if description != failure:
+                        log.error("failed to check for objects without effect", problem=description)  # noqa: TRY400
+                    failure = description
+                examined, seconds = mesh, time.perf_counter() - started_at
+            self._settle(ineffective, asyncio.get_running_loop().time())
+            await asyncio.sleep(max(INTERVAL, IDLE_FACTOR * seconds))
 
-    def _settle(self, found: Ineffective, now: float) -> None:
-        """Take note of what has no effect now, and log what is different from before."""
+    def _settle(self, ineffective: Ineffective, now: float) -> None:
+        """Update the problems from an examination, and log the difference."""
         problems = {
             (ref, problem.what, problem.notice): problem
-            for ref, each in found.problems.items()
-            for problem in each
+            for ref, of_object in ineffective.problems.items()
+            for problem in of_object
         }
         self._since = {key: self._since.get(key, now) for key in problems}
-        before = self._settled
+        previous = self._settled
         self._settled = {
             key: problem for key, problem in problems.items() if now >= self._since[key] + SETTLE_TIME
         }
-        new = [problem for key, problem in self._settled.items() if key not in before]
-        solved = [problem for key, problem in before.items() if key not in problems and not problem.notice]
-        more = 0
+        new = [problem for key, problem in self._settled.items() if key not in previous]
+        solved = [problem for key, problem in previous.items() if key not in problems and not problem.notice]
+        suppressed = 0
         for problem in new:
             if not self._lines.take(now):
-                more += 1
+                suppressed += 1
                 continue
-            said = {"where": problem.where, "what": problem.what}
-            said |= {"hint": problem.hint} if problem.hint else {}
+            fields = {"where": problem.where, "what": problem.what}
+            fields |= {"hint": problem.hint} if problem.hint else {}
             if problem.notice:
-                log.info("notice", **said)
+                log.info("notice", **fields)
             else:
-                log.warning("object has no effect", **said)
+                log.warning("object has no effect", **fields)
         for problem in solved:
             if self._lines.take(now):
                 log.info("solved", where=problem.where, what=problem.what)
             else:
-                more += 1
-        if more:
-            log.warning("more changes of objects without effect, not logged", count=more)
+                suppressed += 1
+        if suppressed:
+            log.warning("more changes of objects without effect, not logged", count=suppressed)

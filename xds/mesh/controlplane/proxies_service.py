@@ -1,7 +1,7 @@
-"""Our own service, xds.mesh.v1.Proxies: who is connected, how far each proxy is, and what keeps it.
+"""The gRPC service xds.mesh.v1.Proxies: connected proxies, their status, and what they wait for.
 
-protos/xds/mesh/v1/proxies.proto says what it answers. Nothing is kept for it: an answer is put together when it is asked for,
-from what the streams know, a few milliseconds at a time.
+protos/xds/mesh/v1/proxies.proto documents the messages. The service keeps no state: it builds each response
+from the sessions of the streams, in slices of a few milliseconds.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from xds.server.stream import now
 
 SERVICE = "xds.mesh.v1.Proxies"
 
-EVERY = 0.25
-"""Seconds in which changes are put together for who watches."""
-UNSETTLED = 1.0
-"""Seconds after which a proxy that is not synced is looked at again, though it said nothing: it may be done waiting."""
+WATCH_INTERVAL = 0.25
+"""Seconds between two checks for changes on behalf of a Watch call."""
+RECHECK_INTERVAL = 1.0
+"""Seconds after which a proxy that is not synced is checked again without an event: its wait may be over."""
 
 MAX_NOT_CONNECTED = 1000
-"""Pods without a connected sidecar that an answer names; it counts the others."""
+"""Pods without a connected sidecar that a response lists; it counts the others."""
 MAX_WARNINGS = 100
-"""Warnings of an answer; it counts the others."""
+"""Warnings that a response lists; it counts the others."""
 
-Missing: TypeAlias = Callable[[Subscriber], str]
-"""Says in words why a proxy gets no configuration, or no newer one; empty if it does."""
+ProblemOf: TypeAlias = Callable[[Subscriber], str]
+"""Returns why a proxy gets no configuration, or no newer one. Empty: it does."""
 
 _VARIANTS = {Variant.SOTW: pb.Stream.SOTW, Variant.DELTA: pb.Stream.DELTA}
 _STATES = {
@@ -56,24 +56,24 @@ class ProxiesService:
 
     def __init__(
         self,
-        missing: Missing = lambda _: "",
+        problem_of: ProblemOf = lambda _: "",
         *,
         absences: Callable[[], Absences] = Absences,
         problems: Callable[[], Collection[Problem]] = tuple,
     ) -> None:
-        """Make one.
+        """Create the service.
 
         Args:
-            missing: says why a proxy waits: `Hub.missing`.
-            absences: returns who should be connected and is not: `Hub.absences`.
-            problems: returns what is wrong with objects and settings.
+            problem_of: returns why a proxy gets no configuration, such as `Controller.problem_of`.
+            absences: returns the pods without a connected sidecar, such as `Controller.absences`.
+            problems: returns the problems of objects and settings.
         """
-        self._missing = missing
+        self._problem_of = problem_of
         self._absences = absences
         self._problems = problems
 
     def __call__(self, server: Guarded, discovery: DiscoveryService) -> None:
-        """Add it, before the server starts."""
+        """Add the service to a server that has not started."""
 
         async def list_(
             request: pb.ListProxiesRequest, _: grpc.aio.ServicerContext
@@ -84,101 +84,107 @@ class ProxiesService:
             absences = self._absences()
             chosen, absent = _chosen(discovery, absences, request)
             for streams in chosen.values():
-                missing = self._why(streams)
-                proxies.append(await _proxy(streams, missing, clock, breathe, unsynced=request.unsynced))
+                problem = self._problem(streams)
+                proxies.append(await _proxy(streams, problem, clock, breathe, unsynced=request.unsynced))
             warnings = [_warning(problem) for problem in self._problems() if not problem.notice]
             return pb.ListProxiesResponse(
                 proxies=proxies,
                 time=clock.at(now()),
-                not_connected=_not_connected(absent, clock, elsewhere=absences.elsewhere),
+                not_connected=_not_connected(
+                    absent, clock, may_be_on_other_replica=absences.may_be_on_other_replica
+                ),
                 warnings=warnings[:MAX_WARNINGS],
                 more_warnings=len(warnings[MAX_WARNINGS:]),
             )
 
-        async def watch(
+        async def watch_(
             request: pb.WatchProxiesRequest, _: grpc.aio.ServicerContext
         ) -> AsyncIterator[pb.WatchProxiesResponse]:
-            watched = _Watched(request, self._why, self._absences)
+            watch = _Watch(request, self._problem, self._absences)
             while True:
-                changes = await watched.look(discovery)
+                changes = await watch.next_changes(discovery)
                 if changes:
                     yield changes
-                await asyncio.sleep(EVERY)
+                await asyncio.sleep(WATCH_INTERVAL)
 
         methods = {
             "List": grpc.unary_unary_rpc_method_handler(
                 list_, pb.ListProxiesRequest.FromString, pb.ListProxiesResponse.SerializeToString
             ),
             "Watch": grpc.unary_stream_rpc_method_handler(
-                watch, pb.WatchProxiesRequest.FromString, pb.WatchProxiesResponse.SerializeToString
+                watch_, pb.WatchProxiesRequest.FromString, pb.WatchProxiesResponse.SerializeToString
             ),
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
 
-    def _why(self, streams: Sequence[Stream]) -> str:
-        return self._missing(streams[0].subscriber)
+    def _problem(self, streams: Sequence[Stream]) -> str:
+        return self._problem_of(streams[0].subscriber)
 
 
 @dataclass(slots=True)
-class _Seen:
-    """A proxy as a watcher was told of it."""
+class _Sent:
+    """A proxy as a Watch call last sent it."""
 
-    marks: tuple[Any, ...]
-    """What it is told from; as long as this is the same nothing the proxy does has changed it."""
+    inputs: tuple[Any, ...]
+    """What the message was built from. While it is unchanged, so is the message, except for timeouts."""
     proxy: pb.Proxy
-    looked_at: float
+    """The message."""
+    checked_at: float
+    """When the message was built, in seconds of the server's clock."""
 
 
-class _Watched:
-    """What one caller of Watch has been told."""
+class _Watch:
+    """The state of one Watch call."""
 
     def __init__(
         self,
         request: pb.WatchProxiesRequest,
-        why: Callable[[Sequence[Stream]], str],
+        problem: Callable[[Sequence[Stream]], str],
         absences: Callable[[], Absences] = Absences,
     ) -> None:
         self._request = request
-        self._why = why
+        self._problem = problem
         self._absences = absences
         self._absent: tuple[Sequence[Absent], bool] | None = None
         self._clock = Clock.read()
-        self._seen: dict[str, _Seen] | None = None
+        self._sent: dict[str, _Sent] | None = None
 
-    async def look(self, discovery: DiscoveryService) -> pb.WatchProxiesResponse | None:
-        """Return what has changed since the last look, the first time everything; None if nothing has."""
-        before, self._seen = self._seen, {}
+    async def next_changes(self, discovery: DiscoveryService) -> pb.WatchProxiesResponse | None:
+        """Return what has changed since the last call, the first time everything. None: nothing has."""
+        previous, self._sent = self._sent, {}
         changed = []
         breathe = Breath()
         absences = self._absences()
         chosen, absent = _chosen(discovery, absences, self._request)
         for node_id, streams in chosen.items():
-            missing = self._why(streams)
-            marks = (missing, *((stream, stream.moves, stream.subscriber.snapshot) for stream in streams))
-            seen = before.get(node_id) if before else None
-            if seen is None or seen.marks != marks or _may_be_done(seen):
-                proxy = await _proxy(streams, missing, self._clock, breathe, unsynced=self._request.unsynced)
-                if seen is None or seen.proxy != proxy:
+            problem = self._problem(streams)
+            inputs = (problem, *((stream, stream.moves, stream.subscriber.snapshot) for stream in streams))
+            sent = previous.get(node_id) if previous else None
+            if sent is None or sent.inputs != inputs or _must_recheck(sent):
+                proxy = await _proxy(streams, problem, self._clock, breathe, unsynced=self._request.unsynced)
+                if sent is None or sent.proxy != proxy:
                     changed.append(proxy)
-                seen = _Seen(marks, proxy, now())
-            self._seen[node_id] = seen
+                sent = _Sent(inputs, proxy, now())
+            self._sent[node_id] = sent
             await breathe()
-        gone = before.keys() - self._seen.keys() if before else ()
-        known, self._absent = self._absent, (absent, absences.elsewhere)
-        if before is not None and not changed and not gone and known == self._absent:
+        gone = previous.keys() - self._sent.keys() if previous else ()
+        sent_absent, self._absent = self._absent, (absent, absences.may_be_on_other_replica)
+        if previous is not None and not changed and not gone and sent_absent == self._absent:
             return None
         return pb.WatchProxiesResponse(
             proxies=changed,
             gone=sorted(gone),
             time=self._clock.at(now()),
             not_connected=None
-            if known == self._absent
-            else _not_connected(absent, self._clock, elsewhere=absences.elsewhere),
+            if sent_absent == self._absent
+            else _not_connected(
+                absent, self._clock, may_be_on_other_replica=absences.may_be_on_other_replica
+            ),
         )
 
 
-def _may_be_done(seen: _Seen) -> bool:
-    return now() >= seen.looked_at + UNSETTLED and not settled(seen.proxy)
+def _must_recheck(sent: _Sent) -> bool:
+    return now() >= sent.checked_at + RECHECK_INTERVAL and not settled(sent.proxy)
 
 
 def _chosen(
@@ -186,44 +192,48 @@ def _chosen(
     absences: Absences,
     request: pb.ListProxiesRequest | pb.WatchProxiesRequest,
 ) -> tuple[dict[str, list[Stream]], list[Absent]]:
-    """Return what was asked for: the streams of proxies by node id, in the order of the answer, and pods without one."""
-    found: dict[str, list[Stream]] = {}
+    """Return the streams of the requested proxies by node ID, and the requested pods without one."""
+    streams: dict[str, list[Stream]] = {}
     for stream in sorted(discovery.streams, key=lambda stream: stream.opened_at):
-        found.setdefault(stream.node.id, []).append(stream)
-    names = {node_id: pod(node_id) for node_id in found}
-    said: dict[str | Absent, tuple[str, ...]] = {
+        streams.setdefault(stream.node.id, []).append(stream)
+    names = {node_id: pod(node_id) for node_id in streams}
+    aliases: dict[str | Absent, tuple[str, ...]] = {
         node_id: (f"{name}.{namespace}", node_id)
         for node_id, (namespace, name) in names.items()
         if request.namespace in {"", namespace}
     }
-    for each in absences.pods:
-        if request.namespace in {"", each.namespace}:
-            said[each] = (f"{each.pod}.{each.namespace}",)
-    chosen = list(said)
+    for absent in absences.pods:
+        if request.namespace in {"", absent.namespace}:
+            aliases[absent] = (f"{absent.pod}.{absent.namespace}",)
+    chosen = list(aliases)
     if request.proxy:
-        exact = [key for key, known in said.items() if request.proxy in known]
+        exact = [key for key, known_as in aliases.items() if request.proxy in known_as]
         chosen = exact or [
-            key for key, known in said.items() if any(name.startswith(request.proxy) for name in known)
+            key
+            for key, known_as in aliases.items()
+            if any(name.startswith(request.proxy) for name in known_as)
         ]
     node_ids = [key for key in chosen if isinstance(key, str)]
     node_ids.sort(key=lambda node_id: (*names[node_id], node_id))
-    return {node_id: found[node_id] for node_id in node_ids}, [
+    return {node_id: streams[node_id] for node_id in node_ids}, [
         key for key in chosen if isinstance(key, Absent)
     ]
 
 
-def _not_connected(absent: Sequence[Absent], clock: Clock, *, elsewhere: bool) -> pb.NotConnected:
+def _not_connected(
+    absent: Sequence[Absent], clock: Clock, *, may_be_on_other_replica: bool
+) -> pb.NotConnected:
     return pb.NotConnected(
         pods=[
             pb.AbsentSidecar(
-                namespace=each.namespace,
-                pod=each.pod,
-                since=None if each.since is None else clock.at(each.since),
+                namespace=sidecar.namespace,
+                pod=sidecar.pod,
+                since=None if sidecar.since is None else clock.at(sidecar.since),
             )
-            for each in absent[:MAX_NOT_CONNECTED]
+            for sidecar in absent[:MAX_NOT_CONNECTED]
         ],
         total=len(absent),
-        may_be_elsewhere=elsewhere,
+        may_be_on_other_replica=may_be_on_other_replica,
     )
 
 
@@ -237,7 +247,7 @@ def _warning(problem: Problem) -> pb.ObjectWarning:
 
 
 async def _proxy(
-    streams: Sequence[Stream], missing: str, clock: Clock, breathe: Breath, *, unsynced: bool
+    streams: Sequence[Stream], problem: str, clock: Clock, breathe: Breath, *, unsynced: bool
 ) -> pb.Proxy:
     node = streams[-1].node
     namespace, name = pod(node.id)
@@ -247,7 +257,7 @@ async def _proxy(
         pod=name,
         agent=node.user_agent_name,
         agent_version=node.user_agent_version,
-        missing=missing,
+        problem=problem,
     )
     for stream in streams:
         await breathe()
@@ -266,12 +276,12 @@ async def _type(status: TypeStatus, clock: Clock, breathe: Breath, *, unsynced: 
     error = status.last_error
     state = pb.REJECTED if error else pb.SYNCED if status.synced else pb.WAITING
     counts = status.counts
-    listed = error or (unsynced and counts.total() > counts[State.SYNCED])
+    must_list = error or (unsynced and counts.total() > counts[State.SYNCED])
     resources: list[ResourceStatus] = []
-    if listed:
+    if must_list:
         async for portion in portions(status, breathe):
-            resources += (each for each in portion if each.state is not State.SYNCED)
-    rejected = {each.name: each.error for each in resources if each.error}
+            resources += (resource for resource in portion if resource.state is not State.SYNCED)
+    rejected = {resource.name: resource.error for resource in resources if resource.error}
     return pb.Type(
         type_url=status.type_url,
         state=state,
@@ -289,7 +299,7 @@ async def _type(status: TypeStatus, clock: Clock, breathe: Breath, *, unsynced: 
         sent_at=None if status.sent_at is None else clock.at(status.sent_at),
         acked_at=None if status.acked_at is None else clock.at(status.acked_at),
         unanswered=status.unanswered,
-        unsynced=[_resource(each, clock) for each in resources] if unsynced else (),
+        unsynced=[_resource(resource, clock) for resource in resources] if unsynced else (),
     )
 
 
@@ -299,15 +309,15 @@ def _waiting(waiting: Waiting, clock: Clock) -> pb.Waiting:
     return pb.Waiting(reason=reason, type_url=type_url, since=clock.at(waiting.since))
 
 
-def _rejection(rejection: Rejection, clock: Clock, of: Mapping[str, Rejection]) -> pb.Rejection:
-    """Tell of a rejection, and `of` which resources it is."""
-    causes = dict.fromkeys(source for each in of.values() for source in each.sources[:1])
+def _rejection(rejection: Rejection, clock: Clock, resources: Mapping[str, Rejection]) -> pb.Rejection:
+    """Return the message for a rejection; `resources` maps rejected resources to their rejections."""
+    causes = dict.fromkeys(source for each in resources.values() for source in each.sources[:1])
     return pb.Rejection(
         version=rejection.version,
         code=rejection.code,
         message=rejection.message,
         time=clock.at(rejection.at),
-        resources=of,
+        resources=resources,
         sources=rejection.sources,
         causes=causes,
     )

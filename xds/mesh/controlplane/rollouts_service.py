@@ -1,6 +1,6 @@
-"""Our own service, xds.mesh.v1.Rollouts: how far changes of mode are, and what they wait for.
+"""The gRPC service xds.mesh.v1.Rollouts: the progress of mode changes, and what they wait for.
 
-protos/xds/mesh/v1/rollouts.proto says what it answers.
+protos/xds/mesh/v1/rollouts.proto documents the messages.
 """
 
 from __future__ import annotations
@@ -14,57 +14,62 @@ import grpc.aio
 from xds.introspect.clock import Clock
 from xds.introspect.cooperative import Breath
 from xds.introspect.guard import Guarded
-from xds.mesh.controlplane.controller import Hub
-from xds.mesh.controlplane.dropped_connections import Cuts
+from xds.mesh.controlplane.controller import Controller
 from xds.mesh.model.objects import Mode
-from xds.mesh.rollout.progress import RuleProgress, ServiceProgress, Waiting, progress, rules
-from xds.mesh.rollout.transition import Stage
+from xds.mesh.rollout.progress import (
+    RuleProgress,
+    ServiceProgress,
+    WaitingEndpoint,
+    rule_progress,
+    service_progress,
+)
+from xds.mesh.rollout.transition import WaitingFor
 from xds.mesh.v1 import rollouts_pb2 as pb
 from xds.server import DiscoveryService
 from xds.server.stream import now
 
 SERVICE = "xds.mesh.v1.Rollouts"
 
-EVERY = 0.25
-"""Seconds in which changes are put together for who watches."""
+WATCH_INTERVAL = 0.25
+"""Seconds between two checks for changes on behalf of a Watch call."""
 
-MOST_CLIENTS = 10
-"""Clients that are named for one endpoint: where nobody has taken anything yet, all endpoints wait for all clients."""
+MAX_CLIENTS = 10
+"""Clients to name for one endpoint. At the start of a rollout, all endpoints wait for all clients."""
 
 _MODES = {Mode.DISABLE: pb.DISABLE, Mode.PERMISSIVE: pb.PERMISSIVE, Mode.STRICT: pb.STRICT}
-_AWAITED = {
-    Stage.LISTENER: pb.WaitingEndpoint.LISTENER,
-    Stage.CLIENTS: pb.WaitingEndpoint.CLIENTS,
-    Stage.REPLICAS: pb.WaitingEndpoint.REPLICAS,
+_WAITING_FOR = {
+    WaitingFor.LISTENER: pb.WaitingEndpoint.LISTENER,
+    WaitingFor.CLIENTS: pb.WaitingEndpoint.CLIENTS,
+    WaitingFor.REPLICAS: pb.WaitingEndpoint.REPLICAS,
 }
 
 
 class RolloutsService:
     """The service, for `Introspection(added=[...])`."""
 
-    def __init__(self, hub: Hub, cuts: Cuts) -> None:
-        self._hub, self._cuts = hub, cuts
+    def __init__(self, controller: Controller) -> None:
+        self._controller = controller
 
     def __call__(self, server: Guarded, _: DiscoveryService) -> None:
-        """Add it, before the server starts."""
+        """Add the service to a server that has not started."""
 
         async def list_(
             request: pb.ListRolloutsRequest, _: grpc.aio.ServicerContext
         ) -> pb.ListRolloutsResponse:
-            return await self._look(request, Clock.read())
+            return await self._response(request, Clock.read())
 
         async def watch(
             request: pb.ListRolloutsRequest, _: grpc.aio.ServicerContext
         ) -> AsyncIterator[pb.ListRolloutsResponse]:
             clock = Clock.read()
-            told: pb.ListRolloutsResponse | None = None
+            sent: pb.ListRolloutsResponse | None = None
             while True:
-                found = await self._look(request, clock)
-                lasting = _lasting(found)
-                if told != lasting:
-                    told = lasting
-                    yield found
-                await asyncio.sleep(EVERY)
+                response = await self._response(request, clock)
+                content = _without_time(response)
+                if sent != content:
+                    sent = content
+                    yield response
+                await asyncio.sleep(WATCH_INTERVAL)
 
         methods = {
             "List": grpc.unary_unary_rpc_method_handler(
@@ -76,63 +81,61 @@ class RolloutsService:
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
 
-    async def _look(self, request: pb.ListRolloutsRequest, clock: Clock) -> pb.ListRolloutsResponse:
-        rollout, breathe = self._hub.rolling.rollout, Breath()
-        async with self._hub.at_rest:
+    async def _response(self, request: pb.ListRolloutsRequest, clock: Clock) -> pb.ListRolloutsResponse:
+        rollout, breathe = self._controller.rollouts.rollout, Breath()
+        async with self._controller.mesh_lock:
             moment = now()
             response = pb.ListRolloutsResponse(
-                locks=rollout.locked,
-                cut=self._cuts.connections,
-                draining=self._cuts.counting,
-                unknown=self._cuts.unknown,
-                passed_over=rollout.passed_over,
+                plaintext_disabled=rollout.plaintext_disabled,
+                skipped=rollout.skip_count,
                 time=clock.at(moment),
             )
-            for service in progress(self._hub.mesh, rollout, request.namespace):
+            for service in service_progress(self._controller.mesh, rollout, request.namespace):
                 response.services.append(_service(service, clock, moment))
                 await breathe()
-            for rule in rules(rollout):
+            for rule in rule_progress(rollout):
                 if request.namespace in {"", rule.namespace}:
                     response.rules.append(_rule(rule, clock, moment))
         return response
 
 
-def _lasting(response: pb.ListRolloutsResponse) -> pb.ListRolloutsResponse:
-    """Return what does not change by itself as time goes by."""
-    lasting = pb.ListRolloutsResponse()
-    lasting.CopyFrom(response)
-    lasting.ClearField("time")
-    for each in (*lasting.services, *lasting.rules):
-        each.ClearField("status")
-    return lasting
+def _without_time(response: pb.ListRolloutsResponse) -> pb.ListRolloutsResponse:
+    """Return a copy without the fields that change as time passes."""
+    copy = pb.ListRolloutsResponse()
+    copy.CopyFrom(response)
+    copy.ClearField("time")
+    for message in (*copy.services, *copy.rules):
+        message.ClearField("status")
+    return copy
 
 
 def _service(service: ServiceProgress, clock: Clock, moment: float) -> pb.ServiceRollout:
     return pb.ServiceRollout(
         namespace=service.namespace,
         service=service.service,
-        status=service.words(moment),
+        status=service.summary(moment),
         endpoints=service.endpoints,
         mtls=service.mtls,
         plaintext=service.plaintext,
-        waiting=[_waiting(each, clock) for each in service.waiting],
+        waiting=[_waiting(endpoint, clock) for endpoint in service.waiting],
     )
 
 
-def _waiting(waiting: Waiting, clock: Clock) -> pb.WaitingEndpoint:
-    clients, replicas = ((), waiting.laggards) if waiting.stage is Stage.REPLICAS else (waiting.laggards, ())
+def _waiting(endpoint: WaitingEndpoint, clock: Clock) -> pb.WaitingEndpoint:
+    is_on_replicas = endpoint.waiting_for is WaitingFor.REPLICAS
+    clients, replicas = ((), endpoint.lagging) if is_on_replicas else (endpoint.lagging, ())
     return pb.WaitingEndpoint(
-        pod=waiting.pod,
-        port=waiting.port,
-        wanted=_MODES[waiting.wanted],
-        awaited=_AWAITED[waiting.stage],
-        since=clock.at(waiting.since),
-        clients=clients[:MOST_CLIENTS],
-        more_clients=len(clients[MOST_CLIENTS:]),
+        pod=endpoint.pod,
+        port=endpoint.port,
+        desired_mode=_MODES[endpoint.desired_mode],
+        waiting_for=_WAITING_FOR[endpoint.waiting_for],
+        since=clock.at(endpoint.since),
+        clients=clients[:MAX_CLIENTS],
+        more_clients=len(clients[MAX_CLIENTS:]),
         replicas=replicas,
-        rejection=waiting.rejection,
-        accepts_plaintext=waiting.awaits_lock,
-        passed_over=waiting.passed_over,
+        rejection=endpoint.rejection,
+        accepts_plaintext=endpoint.accepts_plaintext,
+        skipped=endpoint.skipped,
     )
 
 
@@ -140,13 +143,13 @@ def _rule(rule: RuleProgress, clock: Clock, moment: float) -> pb.RuleRollout:
     return pb.RuleRollout(
         namespace=rule.namespace,
         name=rule.name,
-        status=rule.words(moment),
+        status=rule.summary(moment),
         host=rule.host,
         deleted=rule.deleted,
         held=rule.held,
         since=clock.at(rule.since),
-        clients=rule.laggards[:MOST_CLIENTS],
-        more_clients=len(rule.laggards[MOST_CLIENTS:]),
+        clients=rule.lagging[:MAX_CLIENTS],
+        more_clients=len(rule.lagging[MAX_CLIENTS:]),
         rejection=rule.rejection,
-        passed_over=rule.passed_over,
+        skipped=rule.skipped,
     )

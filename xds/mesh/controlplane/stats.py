@@ -1,4 +1,4 @@
-"""What a hub did and has, for whoever counts."""
+"""Counters of a controller, for metrics."""
 
 from __future__ import annotations
 
@@ -8,31 +8,33 @@ from typing import NamedTuple
 
 
 @dataclass(slots=True)
-class Work:
-    """What was done since the start."""
+class Stats:
+    """Counters since the start."""
 
     changes: int = 0
-    """Changes that sources told of."""
-    applied: int = 0
-    """Meshes made of them; those that came close together are one."""
+    """Changes that sources reported."""
+    batches: int = 0
+    """Batches of changes that were applied."""
     apply_seconds: float = 0.0
-    made: int = 0
-    """Configurations of proxies: made,"""
-    overtaken: int = 0
-    """given up because newer facts came,"""
+    """Seconds spent on applying changes."""
+    translated: int = 0
+    """Translations of a pod that completed."""
+    superseded: int = 0
+    """Translations that were abandoned because newer changes arrived."""
     failed: int = 0
-    """and not possible."""
+    """Translations that failed with an error."""
     translate_seconds: float = 0.0
-    """Spent on them, without the event loop's turns in between."""
+    """Seconds that the event loop spent on translations."""
 
 
-class Certificates(NamedTuple):
-    """Which certificates there are."""
+class CertificateStats(NamedTuple):
+    """The certificates that the controller has issued."""
 
     issued: int
-    """Since the start."""
-    held: int
-    """By pods that there are."""
+    """Certificates issued since the start."""
+    current: int
+    """Certificates that existing pods have now."""
     soonest_expiry: datetime | None
-    """Of those held."""
+    """When the first of the current certificates expires. None: there is none."""
     root_expiry: datetime
+    """When the root certificate expires."""

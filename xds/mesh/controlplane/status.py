@@ -1,4 +1,7 @@
-"""How far a proxy is, in words: `synced 2s ago`, `waiting 14s for RDS`, `rejected: MESSAGE (from DestinationRule/full/x)`."""
+"""One-line descriptions of a proxy's status.
+
+For example `synced 2s ago`, `waiting 14s for RDS`, `rejected: MESSAGE (from DestinationRule/full/x)`.
+"""
 
 from __future__ import annotations
 
@@ -13,58 +16,64 @@ from xds.mesh.model.objects import printable
 from xds.mesh.v1 import proxies_pb2 as pb
 from xds.protocol.types import short
 
-_MOST_CAUSES = 2
-"""Objects that one line names."""
+_MAX_CAUSES = 2
+"""Objects that a line names."""
 
 _ORIGIN = re.compile(r" \([^()]*\)$")
-"""Where a source was read, after its name."""
+"""The location of a source, which follows its name."""
 
 
-def words(kind: pb.Type, missing: str, now: Timestamp) -> str:
-    """Say in one line how far a proxy is with a type, at a time of the same clock; `missing` is the proxy's."""
-    because = f" ({missing})" if missing else ""
+def type_line(kind: pb.Type, problem: str, now: Timestamp) -> str:
+    """Describe the status of a proxy for one type.
+
+    Args:
+        kind: the status.
+        problem: the proxy's `problem`.
+        now: the time of the response that has both.
+    """
+    suffix = f" ({problem})" if problem else ""
     if kind.state == pb.REJECTED:
-        said = " ".join(kind.rejection.message.split()) or f"code {kind.rejection.code}"
-        return printable(f"rejected: {said}{_from(kind.rejection.causes)}")
+        message = " ".join(kind.rejection.message.split()) or f"code {kind.rejection.code}"
+        return printable(f"rejected: {message}{_from(kind.rejection.causes)}")
     if kind.state == pb.SYNCED:
         if not kind.HasField("acked_at"):
-            return printable(f"synced{because}")  # It came with everything.
-        return printable(f"synced {_since(kind.acked_at, now)} ago{because}")
+            return printable(f"synced{suffix}")  # It already had everything when it connected.
+        return printable(f"synced {_since(kind.acked_at, now)} ago{suffix}")
     waiting = kind.waiting
-    if waiting.reason == pb.Waiting.CONFIGURATION and missing:
-        return printable(f"waiting: {missing}")
-    return printable(f"waiting {_since(waiting.since, now)} for {_awaited(waiting)}{because}")
+    if waiting.reason == pb.Waiting.CONFIGURATION and problem:
+        return printable(f"waiting: {problem}")
+    return printable(f"waiting {_since(waiting.since, now)} for {_awaited(waiting)}{suffix}")
 
 
-def resource_words(resource: pb.Resource, now: Timestamp) -> str:
-    """Say why a resource is not synced."""
+def resource_line(resource: pb.Resource, now: Timestamp) -> str:
+    """Describe why a resource is not synced."""
     if resource.state == pb.Resource.ERROR:
         sources = ", ".join(resource.rejection.sources)
         return printable(f"rejected, made from {sources}" if sources else "rejected")
     if resource.state == pb.Resource.NOT_SENT:
-        return "not sent yet" if resource.version else "there is none"
+        return "not sent yet" if resource.version else "does not exist"
     if not resource.version:
-        return "to be removed"
+        return "removal pending"
     if resource.version != resource.sent_version:
-        return "a newer one is due"
+        return "update pending"
     sent = f" {_since(resource.updated_at, now)} ago" if resource.HasField("updated_at") else ""
-    return f"sent{sent}, not acknowledged"
+    return f"sent{sent}, not ACKed"
 
 
-def stream_words(stream: pb.Stream, now: Timestamp) -> str:
-    """Say what a stream is: `delta ADS from ipv4:127.0.0.1:41234, connected 14s ago`."""
+def stream_line(stream: pb.Stream, now: Timestamp) -> str:
+    """Describe a stream: `delta ADS from ipv4:127.0.0.1:41234, connected 14s ago`."""
     variant = pb.Stream.Variant.Name(stream.variant).lower()
-    what = short(stream.type_url) if stream.type_url else "ADS"
-    return printable(f"{variant} {what} from {stream.peer}, connected {_since(stream.connected_at, now)} ago")
+    kind = short(stream.type_url) if stream.type_url else "ADS"
+    return printable(f"{variant} {kind} from {stream.peer}, connected {_since(stream.connected_at, now)} ago")
 
 
 def object_name(source: str) -> str:
-    """Return a source's object as one word, without where it was read: `DestinationRule/full/x`."""
+    """Return the object of a source as one word, without its location: `DestinationRule/full/x`."""
     return _ORIGIN.sub("", source).replace(" ", "/", 1)
 
 
 def duration(seconds: float) -> str:
-    """Write a length of time to two units at most: `14s`, `3m20s`, `5h`, `2d7h`."""
+    """Format a duration with at most two units: `14s`, `3m20s`, `5h`, `2d7h`."""
     whole = max(0, round(seconds))
     for unit, length, smaller, part in (("d", 86400, "h", 3600), ("h", 3600, "m", 60), ("m", 60, "s", 1)):
         if whole >= length:
@@ -73,26 +82,26 @@ def duration(seconds: float) -> str:
     return f"{whole}s"
 
 
-def absent_words(absent: pb.AbsentSidecar, now: Timestamp, *, may_be_elsewhere: bool) -> str:
-    """Say that a pod's sidecar is not connected, and for how long."""
-    here = " here" if may_be_elsewhere else ""
+def absent_line(absent: pb.AbsentSidecar, now: Timestamp, *, may_be_on_other_replica: bool) -> str:
+    """Describe a pod whose sidecar is not connected, and for how long."""
+    here = " here" if may_be_on_other_replica else ""
     return f"not connected{here} ({_since(absent.since, now) if absent.HasField('since') else 'never'})"
 
 
-def warning_words(warning: pb.ObjectWarning) -> str:
-    """Say what is wrong and where, in the form that editors and CI systems find files in."""
+def warning_line(warning: pb.ObjectWarning) -> str:
+    """Describe a problem and its location, in a form in which editors and CI systems recognize file names."""
     hint = f" ({warning.hint})" if warning.hint else ""
     return printable(f"{warning.place}: warning: {warning.what}{hint}")
 
 
 def settled(proxy: pb.Proxy) -> bool:
-    """Whether a proxy has all that it should have, and nothing keeps it from getting more."""
-    return not proxy.missing and all(kind.state == pb.SYNCED for kind in types(proxy))
+    """Return whether a proxy has everything that it should have, and its configuration is up to date."""
+    return not proxy.problem and all(kind.state == pb.SYNCED for kind in types(proxy))
 
 
 @lru_cache(maxsize=1 << 14)
 def pod(node_id: str) -> tuple[str, str]:
-    """Return the namespace and name of a sidecar's pod; empty for who is none."""
+    """Return the namespace and name of a sidecar's pod. Empty: the node ID is not that of a sidecar."""
     try:
         name = NodeId.parse(node_id)
     except ValueError:
@@ -101,13 +110,13 @@ def pod(node_id: str) -> tuple[str, str]:
 
 
 def proxy_name(node_id: str) -> str:
-    """Return what to call a proxy: POD.NAMESPACE, or the node id of who is no sidecar."""
+    """Return the display name of a proxy: POD.NAMESPACE, or the node ID if it is not a sidecar."""
     namespace, name = pod(node_id)
     return printable(f"{name}.{namespace}" if name else node_id)
 
 
 def types(proxy: pb.Proxy) -> Iterator[pb.Type]:
-    """Go through the types of all of a proxy's streams."""
+    """Yield the types of all streams of a proxy."""
     for stream in proxy.streams:
         yield from stream.types
 
@@ -115,9 +124,9 @@ def types(proxy: pb.Proxy) -> Iterator[pb.Type]:
 def _awaited(waiting: pb.Waiting) -> str:
     match waiting.reason:
         case pb.Waiting.ACK:
-            return "its answer"
+            return "an ACK"
         case pb.Waiting.READ:
-            return "it to read"
+            return "the proxy to read"
         case pb.Waiting.TYPE:
             return short(waiting.type_url)
         case _:
@@ -127,8 +136,8 @@ def _awaited(waiting: pb.Waiting) -> str:
 def _from(causes: Sequence[str]) -> str:
     if not causes:
         return ""
-    named = ", ".join(object_name(cause) for cause in causes[:_MOST_CAUSES])
-    more = len(causes) - _MOST_CAUSES
+    named = ", ".join(object_name(cause) for cause in causes[:_MAX_CAUSES])
+    more = len(causes) - _MAX_CAUSES
     return f" (from {named}{f' and {more} more' if more > 0 else ''})"
 
 

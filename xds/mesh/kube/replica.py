@@ -19,7 +19,7 @@ from xds.mesh.kube.ca_secret import Rotation, Secrets, kept_authority, utc_now
 from xds.mesh.kube.lease import Lease
 from xds.mesh.kube.replica_leases import Reports
 from xds.mesh.kube.root_publisher import Roots
-from xds.mesh.rollout.replica_sync import Exchange
+from xds.mesh.rollout.replica_sync import ReplicaSync
 
 log = structlog.get_logger(__name__)
 
@@ -28,22 +28,22 @@ AGAIN = 3.0
 
 
 class Rotating(Protocol):
-    """Whoever gives out certificates and roots: `xds.mesh.controlplane.controller.Hub`."""
+    """Whoever gives out certificates and roots: `xds.mesh.controlplane.controller.Controller`."""
 
     def rotate(self, authority: Authority, also_trust: Iterable[bytes]) -> None:
         """Trust these from now on, and give out this authority's."""
 
-    def distrusting(self) -> Sequence[str]:
+    def proxies_with_old_roots(self) -> Sequence[str]:
         """Return the proxies that have not taken the roots that hold now."""
 
 
 class Sharing(Rotating, Protocol):
-    """Whoever changes modes step by step: `xds.mesh.controlplane.controller.Hub`."""
+    """Whoever changes modes step by step: `xds.mesh.controlplane.controller.Controller`."""
 
-    def share(self) -> Exchange | None:
+    def enable_sync(self) -> ReplicaSync | None:
         """Begin to reckon with other replicas; None: it waits for nobody anyway."""
 
-    def hear(self) -> None:
+    def peers_changed(self) -> None:
         """Take note that others have said something."""
 
 
@@ -55,13 +55,15 @@ class Replica:
         self._identity = f"{socket.gethostname()}_{uuid4().hex[:8]}"
         self.lease = Lease(api, namespace, self._identity)
         self._reports: list[Reports] = []
-        self._hubs: list[Rotating] = []
+        self._controllers: list[Rotating] = []
         self._roots = Roots(api, lambda: self.authorities.trusted_pem, leads=self.leads)
         self._rotation = Rotation(
             Secrets(api, namespace),
             first,
             taken=self._take,
-            lagging=lambda: [proxy for hub in self._hubs for proxy in hub.distrusting()],
+            lagging=lambda: [
+                proxy for controller in self._controllers for proxy in controller.proxies_with_old_roots()
+            ],
             leads=self.leads,
         )
 
@@ -80,11 +82,13 @@ class Replica:
                     log.error("the mesh's CA cannot be had yet", namespace=namespace, problem=said)  # noqa: TRY400
             await asyncio.sleep(AGAIN * random.uniform(0.5, 1))  # noqa: S311
 
-    def follow(self, hub: Sharing) -> None:
-        """Have a hub's proxies trust and show what holds, and its rollouts wait for those of other replicas."""
-        self._hubs.append(hub)
-        if exchange := hub.share():
-            self._reports.append(Reports(self._api, self._namespace, self._identity, exchange, hub.hear))
+    def follow(self, controller: Sharing) -> None:
+        """Have a controller's proxies trust and show what holds, and its rollouts wait for those of other replicas."""
+        self._controllers.append(controller)
+        if exchange := controller.enable_sync():
+            self._reports.append(
+                Reports(self._api, self._namespace, self._identity, exchange, controller.peers_changed)
+            )
 
     @property
     def authorities(self) -> Authorities:
@@ -106,6 +110,6 @@ class Replica:
         ]
 
     def _take(self, authorities: Authorities) -> None:
-        for hub in self._hubs:
-            hub.rotate(authorities.authority, authorities.also_trust)
+        for controller in self._controllers:
+            controller.rotate(authorities.authority, authorities.also_trust)
         self._roots.changed()

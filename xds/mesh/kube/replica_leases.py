@@ -24,8 +24,8 @@ from xds.mesh.kube.decoding import decoded
 from xds.mesh.kube.log_once import Complaint
 from xds.mesh.kube.ndjson import lines
 from xds.mesh.kube.report_codec import report_of, text_of
-from xds.mesh.rollout.peers import Report
-from xds.mesh.rollout.replica_sync import Exchange
+from xds.mesh.rollout.peers import ReplicaReport
+from xds.mesh.rollout.replica_sync import ReplicaSync
 
 log = structlog.get_logger(__name__)
 
@@ -52,7 +52,7 @@ class Reports:
     """Writes a replica's reports, and reads everybody's; `run` does until it is cancelled. `heard` is called after something new."""
 
     def __init__(
-        self, api: KubeApi, namespace: str, identity: str, exchange: Exchange, heard: Callable[[], None]
+        self, api: KubeApi, namespace: str, identity: str, exchange: ReplicaSync, heard: Callable[[], None]
     ) -> None:
         self._api = api
         self._path = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
@@ -62,7 +62,7 @@ class Reports:
         self._exchange = exchange
         self._heard = heard
         self._news = asyncio.Event()
-        exchange.on_news = self._news.set
+        exchange.on_change = self._news.set
         self._version = ""
         """The resourceVersion of our Lease, as it was written last; empty: there is none."""
         self._complain = Complaint(log, "replicas do not hear of each other")
@@ -90,7 +90,7 @@ class Reports:
             except KubeError as error:
                 self._complain(str(error), task="write")
             await asyncio.sleep(rest)
-            if not self._exchange.has_news:
+            if not self._exchange.has_unpublished:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(self._exchange.duration / 3 * random.uniform(0.8, 1.0)):  # noqa: S311
                         await self._news.wait()
@@ -99,12 +99,12 @@ class Reports:
         """Write a report; return its size."""
         loop = asyncio.get_running_loop()
         began = loop.time()
-        report = self._exchange.write(began)
+        report = self._exchange.start_write(began)
         # What is large takes a while to pack.
         text = await asyncio.to_thread(text_of, report)
         if text is None:
             self._exchange.retract()
-            report = self._exchange.write(began, too_large=True)
+            report = self._exchange.start_write(began, too_large=True)
             text = text_of(report) or ""
         body: Json = {
             "apiVersion": "coordination.k8s.io/v1",
@@ -140,7 +140,7 @@ class Reports:
         return len(text)
 
     async def _delete_ended(self) -> None:
-        for name, version in self._exchange.gone(asyncio.get_running_loop().time()).items():
+        for name, version in self._exchange.expired(asyncio.get_running_loop().time()).items():
             log.info("a replica is gone", replica=name)
             options: Json = {
                 "apiVersion": "v1",
@@ -206,10 +206,10 @@ class Reports:
 
     def _take(self, lease: Json) -> None:
         meta, now = lease["metadata"], asyncio.get_running_loop().time()
-        report: Report = report_of((meta.get("annotations") or {}).get(ANNOTATION, ""))
+        report: ReplicaReport = report_of((meta.get("annotations") or {}).get(ANNOTATION, ""))
         if meta["name"] == self.name:
             self._exchange.read_back(report.number, now)
             return
         duration = float((lease.get("spec") or {}).get("leaseDurationSeconds") or 0)
         name = meta["name"].removeprefix(PREFIX)
-        self._exchange.hear(name, meta["resourceVersion"], report, duration, now)
+        self._exchange.receive(name, meta["resourceVersion"], report, duration, now)

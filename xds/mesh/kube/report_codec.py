@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from xds.mesh.model.objects import Mode, PortKey, Ref
 from xds.mesh.policy.mtls import Send
-from xds.mesh.rollout.peers import Report, Stand
+from xds.mesh.rollout.peers import PortReport, ReplicaReport
 
 MOST = 200 * 1024
 """Characters of a report; the API server takes 256 KiB of annotations."""
@@ -23,40 +23,40 @@ _MODES = {mode.value[0]: mode for mode in Mode}
 _SENDS = {send.value[0]: send for send in Send}
 
 
-def text_of(report: Report) -> str | None:
+def text_of(report: ReplicaReport) -> str | None:
     """Return a report as text; None: it would be too large.
 
     Ports with the same stand are together: {"mPS+pm": {"namespace": {"pod": [8080]}}} are on their way, those without `+` are
     told because somebody else has them on their way.
     """
-    found: dict[str, object] = {"number": report.number, "view": report.view}
-    if report.stands is not None:
-        found["stands"] = _grouped(report.stands)
+    found: dict[str, object] = {"number": report.number, "view": report.rules_version}
+    if report.ports is not None:
+        found["stands"] = _grouped(report.ports)
     text = json.dumps(found, separators=(",", ":"))
     if len(text) > PLAIN:
         text = b64encode(zlib.compress(text.encode(), 6)).decode()
     return text if len(text) <= MOST else None
 
 
-def _grouped(stands: Mapping[PortKey, Stand]) -> dict[str, dict[str, dict[str, list[int]]]]:
+def _grouped(stands: Mapping[PortKey, PortReport]) -> dict[str, dict[str, dict[str, list[int]]]]:
     groups: dict[str, dict[str, dict[str, list[int]]]] = {}
     for (pod, port), stand in sorted(stands.items()):
         modes, sends = (
             "".join(sorted(each.value[0] for each in letters)) for letters in (stand.modes, stand.sends)
         )
-        group = groups.setdefault(f"{modes}/{sends}{'+' * stand.open}", {})
+        group = groups.setdefault(f"{modes}/{sends}{'+' * stand.in_transition}", {})
         group.setdefault(pod.namespace, {}).setdefault(pod.name, []).append(port)
     return groups
 
 
-def report_of(text: str) -> Report:
+def report_of(text: str) -> ReplicaReport:
     """Read a report. One that cannot be read, because another version of the control plane wrote it, says nothing."""
     try:
         if not text.startswith("{"):
             text = zlib.decompressobj().decompress(b64decode(text), _LARGEST).decode()
         found = json.loads(text)
         stands = found.get("stands")
-        return Report(
+        return ReplicaReport(
             int(found["number"]), str(found["view"]), None if stands is None else dict(_ungrouped(stands))
         )
     except (
@@ -69,15 +69,17 @@ def report_of(text: str) -> Report:
         OverflowError,
         RecursionError,
     ):
-        return Report(0, "", None)
+        return ReplicaReport(0, "", None)
 
 
-def _ungrouped(groups: Mapping[str, Mapping[str, Mapping[str, list[int]]]]) -> list[tuple[PortKey, Stand]]:
+def _ungrouped(
+    groups: Mapping[str, Mapping[str, Mapping[str, list[int]]]],
+) -> list[tuple[PortKey, PortReport]]:
     found = []
     for name, namespaces in groups.items():
         modes, _, sends = name.removesuffix("+").partition("/")
-        stand = Stand(
-            open=name.endswith("+"),
+        stand = PortReport(
+            in_transition=name.endswith("+"),
             modes=frozenset(_MODES[each] for each in modes),
             sends=frozenset(_SENDS[each] for each in sends),
         )

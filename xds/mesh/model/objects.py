@@ -478,7 +478,7 @@ ROLLOUT = "sidecar.xds/rollout"
 class Served:
     """Where the served state differs from the desired state, during rollouts."""
 
-    edition: int = 0
+    generation: int = 0
     """Number of the served state; each step increments it."""
     modes: Mapping[PortKey, Mode] = field(default_factory=dict)
     """Served modes of listeners."""

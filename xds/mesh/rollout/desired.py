@@ -1,4 +1,4 @@
-"""What is wanted of each port of a pod with a sidecar: the mode in force, and what its clients are going to send."""
+"""The desired state of each port of a pod with a sidecar: its mode, and what clients have to send."""
 
 from __future__ import annotations
 
@@ -10,19 +10,21 @@ from xds.mesh.model.objects import ROLLOUT, Mode, Pod, PortKey, Service
 from xds.mesh.policy.mtls import Send, endpoint_mode
 
 
-class Want(NamedTuple):
-    """What is wanted of one port."""
+class Desired(NamedTuple):
+    """The desired state of one port."""
 
     mode: Mode
-    will: Send
+    """The mode of the listener."""
+    send: Send
+    """What clients send, unless a DestinationRule says otherwise."""
     uid: str
-    """Of the pod."""
+    """The UID of the pod."""
     immediate: bool
-    """Whether the policy says that nobody is to be waited for."""
+    """Whether the policy asks to change both sides at once."""
 
 
-def wanted_of(mesh: Mesh, service: Service) -> Iterator[tuple[PortKey, Want]]:
-    """Yield what is wanted of each endpoint of a service that has a sidecar."""
+def desired_ports(mesh: Mesh, service: Service) -> Iterator[tuple[PortKey, Desired]]:
+    """Yield the desired state of each endpoint of a service that has a sidecar."""
     for port in service.ports:
         for endpoint in mesh.endpoints(service, port):
             server = endpoint_mode(mesh, endpoint)
@@ -30,23 +32,25 @@ def wanted_of(mesh: Mesh, service: Service) -> Iterator[tuple[PortKey, Want]]:
                 mtls = mesh.config.enable_auto_mtls and server.mode is not Mode.DISABLE
                 policy = mesh.get(server.decided_by)
                 immediate = bool(policy) and policy.meta.annotations.get(ROLLOUT) == "immediate"  # type: ignore[union-attr]
-                want = Want(
+                desired = Desired(
                     server.mode,
                     Send.MTLS if mtls else Send.PLAINTEXT,
                     endpoint.pod.meta.uid,
                     immediate,
                 )
-                yield (endpoint.pod.ref, endpoint.port), want
+                yield (endpoint.pod.ref, endpoint.port), desired
 
 
-def is_there(mesh: Mesh, key: PortKey) -> bool:
-    """Whether a port's pod is there, with a sidecar."""
+def has_running_sidecar(mesh: Mesh, key: PortKey) -> bool:
+    """Return whether the pod of a port exists, has a sidecar, and has not ended."""
     pod = mesh.get(key[0])
     return isinstance(pod, Pod) and pod.has_sidecar and not pod.ended
 
 
 def services_at(mesh: Mesh, key: PortKey) -> frozenset[tuple[str, int]]:
-    """Return the services, and ports of them, that lead to a port of a pod."""
+    """Return the hosts and service ports of the services that lead to a port of a pod."""
     pod = mesh.get(key[0])
-    found = mesh.exposures(pod) if isinstance(pod, Pod) else ()
-    return frozenset((each.service.host, each.port.port) for each in found if each.target == key[1])
+    exposures = mesh.exposures(pod) if isinstance(pod, Pod) else ()
+    return frozenset(
+        (exposure.service.host, exposure.port.port) for exposure in exposures if exposure.target == key[1]
+    )

@@ -1,6 +1,6 @@
-"""Between the streams and `xds.mesh.rollout.machine`: how far each proxy is, as facts for the rollout's next step.
+"""Feed the rollout with the progress of streams, and apply its steps to the mesh.
 
-Nothing is kept about resources: a session says up to which edition its client has answered.
+The driver keeps no state about resources: a session knows up to which generation its proxy has ACKed.
 """
 
 from __future__ import annotations
@@ -14,452 +14,495 @@ from typing import NamedTuple, TypeAlias
 from xds.mesh.envoy.inbound import accepting
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Change, DestinationRule, Mode, PortKey, Ref
-from xds.mesh.rollout.machine import Rollout, unread_seconds
-from xds.mesh.rollout.peers import Elsewhere, Stand
-from xds.mesh.rollout.replica_sync import Exchange, View
-from xds.mesh.rollout.rules import of_installation as rules_of
-from xds.mesh.rollout.rules import silent
-from xds.mesh.rollout.transition import Known
+from xds.mesh.rollout.machine import Rollout, classification_delay
+from xds.mesh.rollout.peers import PeerView, PortReport
+from xds.mesh.rollout.replica_sync import ReplicaSync, RulesVersion
+from xds.mesh.rollout.rules import installed_rules, without_effect
+from xds.mesh.rollout.transition import ObservedState
 from xds.protocol.session import Session
 from xds.server import Subscriber
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER
 
 PodName: TypeAlias = tuple[str, str]
-"""namespace, name."""
+"""Namespace and name of a pod."""
 
-SETTLE = 0.2
-"""Seconds after an acknowledgement until Envoy's worker threads, too, do what its main thread has taken."""
-AWAY = 10.0
-"""Seconds that a proxy which has lost its stream is reckoned with as a client: it comes back within five."""
-RECOVERY = 6.0
-"""Seconds after the start in which proxies come back that were there before."""
-HELLO = 1.0
-"""Seconds that a proxy which comes back has to say what it listens with."""
-JOINING = 10.0
-"""Seconds after which we begin although other replicas cannot be told that we are here; each step waits for its timeout then."""
-EVERY = 0.1
-"""Seconds between two looks at how far proxies are, while something is on its way."""
-LATE_EVERY = 1.0
-"""The same, while only those are looked after that were not waited for any longer."""
-MOST_STEPS = 8
-"""Taken at a time, which only happens where nobody has to be waited for."""
+WORKER_DELAY = 0.2
+"""Seconds from an ACK, which Envoy's main thread sends, until all worker threads use the configuration."""
+RECONNECT_GRACE = 10.0
+"""Grace period for a client that reconnects, in seconds. Envoy reconnects within five."""
+RECOVERY_PERIOD = 6.0
+"""Seconds after the start in which proxies of an earlier control plane reconnect."""
+SUBSCRIBE_TIMEOUT = 1.0
+"""Seconds that a reconnected proxy has to subscribe to listeners, and so to report those that it has."""
+JOIN_TIMEOUT = 10.0
+"""Seconds after which the control plane starts without its peers. Each step then waits for its timeout."""
+CHECK_INTERVAL = 0.1
+"""Seconds between two checks of the progress of proxies, during a transition."""
+SKIPPED_CHECK_INTERVAL = 1.0
+"""Seconds between two checks while only skipped proxies are left."""
+MAX_STEPS = 8
+"""Steps to take in one go. More than one step is possible only where no proxy has to be waited for."""
 
 
-class _Reach:
-    """The newest edition that has been in force for a while."""
+class _ActiveGeneration:
+    """The newest generation that all worker threads of a proxy use."""
 
     def __init__(self) -> None:
-        self._ripe = -1
-        self._noted: deque[tuple[int, float]] = deque()
+        self._active = -1
+        self._pending: deque[tuple[int, float]] = deque()
+        """ACKed generations that worker threads may not use yet, and when they will."""
 
-    def note(self, edition: int, now: float) -> int:
-        """Take note that an edition is in force; return the one that has been for long enough."""
-        if edition > (self._noted[-1][0] if self._noted else self._ripe):
-            self._noted.append((edition, now + SETTLE))
-        while self._noted and self._noted[0][1] <= now:
-            self._ripe, _ = self._noted.popleft()
-        return self._ripe
+    def update(self, acked: int, now: float) -> int:
+        """Record the newest ACKed generation, and return the newest active one."""
+        if acked > (self._pending[-1][0] if self._pending else self._active):
+            self._pending.append((acked, now + WORKER_DELAY))
+        while self._pending and self._pending[0][1] <= now:
+            self._active, _ = self._pending.popleft()
+        return self._active
 
 
-class _Stream:
-    """How far one stream is, as a client and as a server."""
+class _StreamProgress:
+    """The progress of one stream, as a client and as a server."""
 
     def __init__(self, now: float) -> None:
-        self.came = now
-        self.caught_up: float | None = None
-        """When a client that had a configuration from before had first taken all of ours."""
-        self.client = _Reach()
-        self.server = _Reach()
+        self.connected_at = now
+        self.caught_up_at: float | None = None
+        """When a client with an earlier configuration had ACKed all of this stream's for the first time."""
+        self.client = _ActiveGeneration()
+        self.server = _ActiveGeneration()
 
 
-class _Reached(NamedTuple):
+class _Progress(NamedTuple):
     client: int
+    """The active generation of clusters and endpoints."""
     server: int
+    """The active generation of inbound listeners."""
 
 
 @dataclass(slots=True)
-class _Away:
-    """A proxy that has lost its stream."""
+class _DisconnectedProxy:
+    """A proxy that has lost its stream, and goes on with the configuration that it has."""
 
-    reached: _Reached
-    until: float
-    """When it does not count as a client any more."""
-    listens: bool
-    """Whether it is known to have had listeners in force: as a server it counts until it comes back, or its pod is gone."""
-    caught_up: float
-    """Until when it had used a configuration from before we were here: infinity if it still did, -infinity if it had none."""
+    progress: _Progress
+    client_until: float
+    """When it no longer counts as a client."""
+    is_server: bool
+    """Whether its inbound listeners are active. A server counts until it reconnects or its pod is gone."""
+    caught_up_at: float
+    """When it stopped using a configuration from an earlier stream.
+
+    Infinity: it still used one. Minus infinity: it had none.
+    """
     uid: str | None = None
-    """Of its pod."""
+    """The UID of its pod. None: not looked up yet."""
 
 
-class Rolling:
-    """Takes a mesh from one step of its rollouts to the next. `apply` and `advance` may run in a thread, nothing else may.
+class RolloutDriver:
+    """Take a mesh from one step of its rollouts to the next.
 
-    `timeout`: how many seconds a proxy is waited for; None: what is wanted is served at once.
+    `first_mesh`, `apply` and `advance` may run in a thread. No other method may.
     """
 
     def __init__(self, streams: Mapping[PodName, set[Subscriber]], timeout: float | None) -> None:
-        self.rollout = Rollout(timeout)
-        self.exchange: Exchange | None = None
-        """What other replicas know, and are told; None: there are none."""
-        self._is_shared = False
-        """Whether there may be other replicas."""
-        self._joins_until = -inf
-        self._rules = View()
-        self._stand_ins: set[Ref] = set()
-        """Of the rules that installing creates, those in whose place the mesh has what was in force before."""
-        self._says: Mapping[PortKey, Stand] = {}
-        self._is_heard = self._has_met = False
-        self._subscribers = streams
-        self._streams: dict[Subscriber, _Stream] = {}
-        self._away: dict[PodName, _Away] = {}
-        self._met: set[PodName] = set()
-        self._came_back: dict[Ref, Mapping[int, Mode]] = {}
-        self._recovers_until = inf
-        self._missing: set[PodName] = set()
-        """Pods that may be about to come back."""
-        self._was_before = False
-        """Whether any proxy has come with a configuration from before."""
-        self._looked = -inf
+        """Create a driver without transitions.
 
-    # --- how far proxies are -----------------------------------------------------------------------------------------
+        Args:
+            streams: the streams of each connected pod; the caller updates the mapping.
+            timeout: seconds to wait for a proxy. None: serve the desired state at once.
+        """
+        self.rollout = Rollout(timeout)
+        self.sync: ReplicaSync | None = None
+        """The exchange of reports with peers. None: there are no peers."""
+        self._is_replicated = False
+        """Whether there may be other replicas."""
+        self._join_deadline = -inf
+        self._rules_version = RulesVersion()
+        self._placeholders: set[Ref] = set()
+        """The rules of the installation for which the mesh still has the previous version."""
+        self._port_reports: Mapping[PortKey, PortReport] = {}
+        self._must_check = False
+        self._must_assume_mixed = False
+        """Whether a client has connected that a peer may have served something else."""
+        self._subscribers = streams
+        self._streams: dict[Subscriber, _StreamProgress] = {}
+        self._disconnected: dict[PodName, _DisconnectedProxy] = {}
+        self._reported: set[PodName] = set()
+        """The pods whose listeners, or lack of listeners, are known since they subscribed."""
+        self._recovered_modes: dict[Ref, Mapping[int, Mode]] = {}
+        """The modes that reconnected servers already had active, until the next step reads them."""
+        self._recovery_ends = inf
+        self._may_reconnect: set[PodName] = set()
+        """The pods whose sidecars may be about to reconnect."""
+        self._has_reconnects = False
+        """Whether any proxy has connected with a configuration from an earlier stream."""
+        self.checked_at = -inf
+        """When the progress of proxies was last checked, in seconds of the event loop's clock."""
+
+    # --- progress of proxies --------------------------------------------------------------------------------
 
     def connected(self, subscriber: Subscriber, now: float) -> None:
-        """Take note of a new stream."""
-        self._streams[subscriber] = _Stream(now)
+        """Record a new stream."""
+        self._streams[subscriber] = _StreamProgress(now)
 
     def disconnected(self, subscriber: Subscriber, key: PodName, now: float) -> None:
-        """Take note that a stream has ended: its proxy goes on with what it has, and will be back."""
-        session, is_gone = subscriber.session, not self._subscribers.get(key)
-        counts = self.rollout.timeout is not None and is_gone
-        if counts and session and (subscriber.snapshot or _has_brought(session)):
-            # With several replicas it is another one's, in all probability, by then.
-            listens = _listens(session) >= 0 and not self.exchange
-            reached = self._reached(subscriber, now)
-            self._away[key] = _Away(reached, now + AWAY, listens, self._caught_up(subscriber))
-            if self.exchange:
-                self._met.discard(key)  # It may have been with another replica when it comes back.
-        if is_gone and Ref("Pod", *key) in self._came_back:
-            self._came_back.pop(
-                Ref("Pod", *key), None
-            )  # It will say it again; a step may have taken it meanwhile.
-            self._met.discard(key)
+        """Record that a stream has ended. Its proxy keeps its configuration, and reconnects."""
+        session, is_last = subscriber.session, not self._subscribers.get(key)
+        counts = self.rollout.timeout is not None and is_last
+        if counts and session and (subscriber.snapshot or _has_earlier_configuration(session)):
+            # With several replicas, the proxy most probably reconnects to another one.
+            is_server = _listener_generation(session) >= 0 and not self.sync
+            progress = self._progress(subscriber, now)
+            self._disconnected[key] = _DisconnectedProxy(
+                progress, now + RECONNECT_GRACE, is_server, self._caught_up_at(subscriber)
+            )
+            if self.sync:
+                self._reported.discard(key)  # It may have been connected to another replica when it returns.
+        if is_last and Ref("Pod", *key) in self._recovered_modes:
+            # It reports them again when it reconnects. A step in a thread may have read them by now.
+            self._recovered_modes.pop(Ref("Pod", *key), None)
+            self._reported.discard(key)
         del self._streams[subscriber]
 
-    def asked(self, subscriber: Subscriber, key: PodName, type_url: str) -> None:
-        """Take note that a proxy has asked for a type: one that was here before says then what it listens with."""
+    def subscribed(self, subscriber: Subscriber, key: PodName, type_url: str) -> None:
+        """Record a subscription to a type.
+
+        With its first subscription to listeners, a proxy reports those that it already has.
+        """
         session = subscriber.session
-        if session and type_url == CLUSTER and key not in self._met:
-            brought = bool(session.brought(CLUSTER))
-            self._was_before |= brought
-            self._has_met |= brought and self.exchange is not None
-            if not brought:
-                self._missing.discard(key)  # It is new: nobody sends it anything by what it had.
-        if type_url != LISTENER or not session or key in self._met or self.rollout.timeout is None:
+        if session and type_url == CLUSTER and key not in self._reported:
+            had_clusters = bool(session.brought(CLUSTER))
+            self._has_reconnects |= had_clusters
+            self._must_assume_mixed |= had_clusters and self.sync is not None
+            if not had_clusters:
+                self._may_reconnect.discard(key)  # It is new, and sends nothing by an earlier configuration.
+        if type_url != LISTENER or not session or key in self._reported or self.rollout.timeout is None:
             return
-        self._met.add(key)
-        self._missing.discard(key)
+        self._reported.add(key)
+        self._may_reconnect.discard(key)
         if modes := accepting(session.brought(LISTENER)):
-            self._came_back[Ref("Pod", *key)] = modes
+            self.recover(Ref("Pod", *key), modes)
 
-    def answered(self, subscriber: Subscriber, now: float) -> None:
-        """Take note of a request: with it, a client may have taken all that it did not have when it came."""
+    def received(self, subscriber: Subscriber, now: float) -> None:
+        """Record a request. With it, a client may have ACKed everything that it lacked when it connected."""
         session, stream = subscriber.session, self._streams[subscriber]
-        if session and stream.caught_up is None and _has_brought(session) and _taken(session) >= 0:
-            stream.caught_up = now
+        if session is None or stream.caught_up_at is not None or not _has_earlier_configuration(session):
+            return
+        if _client_generation(session) >= 0:
+            stream.caught_up_at = now
 
-    def holds(self, subscriber: Subscriber, key: PodName, now: float) -> bool:
-        """Whether a proxy is to wait until it is known how far others are, those that were here before.
+    def recover(self, pod: Ref, modes: Mapping[int, Mode]) -> None:
+        """Record the modes, by port, that a server already had active when it connected."""
+        self._recovered_modes[pod] = modes
 
-        If it was here, too, it has a configuration. If not, it waits only where it is known that there are any.
+    def should_hold(self, subscriber: Subscriber, key: PodName, now: float) -> bool:
+        """Return whether a proxy has to wait until reconnecting proxies have reported their progress.
+
+        A reconnected proxy can wait: it has a configuration. A new proxy waits only if others are known to
+        reconnect.
         """
         session = subscriber.session
         if session is None or self.rollout.timeout is None or subscriber.snapshot is not None:
             return False
-        if not _has_brought(session):
-            return self._was_before and self.is_recovering(now)
-        if key not in self._met and now < self._streams[subscriber].came + HELLO:
+        if not _has_earlier_configuration(session):
+            return self._has_reconnects and self.is_recovering(now)
+        if key not in self._reported and now < self._streams[subscriber].connected_at + SUBSCRIBE_TIMEOUT:
             return True
-        return Ref("Pod", *key) in self._came_back or self.is_recovering(now)
+        return Ref("Pod", *key) in self._recovered_modes or self.is_recovering(now)
 
-    def began(self, mesh: Mesh, now: float) -> None:
-        """Take note that everything is known, and proxies are about to be let in."""
-        self._recovers_until = now + RECOVERY
-        self._missing = {
+    def start_recovery(self, mesh: Mesh, now: float) -> None:
+        """Start the recovery period: the first mesh is complete, and proxies are about to be served."""
+        self._recovery_ends = now + RECOVERY_PERIOD
+        self._may_reconnect = {
             (pod.namespace, pod.name) for pod in mesh.pods() if pod.has_sidecar and not pod.ended
         }
 
     def is_recovering(self, now: float) -> bool:
-        """Whether proxies may be about to come back that were there before the control plane was, or just have."""
-        return bool(self._missing or self._came_back) and now < self._recovers_until < inf
+        """Return whether proxies of an earlier control plane may be reconnecting."""
+        return bool(self._may_reconnect or self._recovered_modes) and now < self._recovery_ends < inf
 
     @property
-    def is_open(self) -> bool:
-        """Whether anything is on its way."""
-        return bool(self.rollout.crossings or self.rollout.rules or self._came_back or self._has_met)
+    def is_active(self) -> bool:
+        """Whether there is a transition, or about to be one."""
+        return bool(
+            self.rollout.transitions
+            or self.rollout.rule_transitions
+            or self._recovered_modes
+            or self._must_assume_mixed
+        )
 
-    def due(self, now: float) -> float:
-        """Return when to look again how far proxies are; infinity: not until something happens."""
-        if self._is_heard:
-            return min(now, self._looked + EVERY)
-        if self.is_open:
-            return max(self._looked + EVERY, now)
-        return max(self._looked + LATE_EVERY, now) if self._is_late else inf
+    def next_check(self, now: float) -> float:
+        """Return when to check the progress of proxies again. Infinity: not before something happens."""
+        if self._must_check:
+            return min(now, self.checked_at + CHECK_INTERVAL)
+        if self.is_active:
+            return max(self.checked_at + CHECK_INTERVAL, now)
+        return max(self.checked_at + SKIPPED_CHECK_INTERVAL, now) if self._has_skipped else inf
 
     @property
-    def _is_late(self) -> bool:
-        """Whether anybody is looked after who was not waited for any longer."""
-        return bool(self.rollout.late or self.rollout.late_rules)
+    def _has_skipped(self) -> bool:
+        return bool(self.rollout.skipped_ports or self.rollout.skipped_rules)
 
-    def known(self, mesh: Mesh, now: float) -> Known:
-        """Return how far the proxies are of pods that there are."""
-        self._looked, self._is_heard = now, False
-        elsewhere = self.exchange.elsewhere(now) if self.exchange else Elsewhere()
-        if not (self.is_open or self._is_late):
-            # Who is there suffices: nothing has been told yet that could be in force.
-            there = [*self._sessions(mesh, now)]
-            return Known(
-                servers={Ref("Pod", *key): -1 for key, _ in there},
-                clients={_name(key): -1 for key, _ in there if self._is_client(key, now)},
-                returned=frozenset(
-                    _name(key) for key, each in there if self._has_returned(mesh, key, each, now)
+    def observe(self, mesh: Mesh, now: float) -> ObservedState:
+        """Return the progress of the proxies whose pods are in the mesh."""
+        self.checked_at, self._must_check = now, False
+        peers = self.sync.peer_view(now) if self.sync else PeerView()
+        if not (self.is_active or self._has_skipped):
+            # Without transitions it matters only which proxies there are.
+            sessions = [*self._sessions(mesh, now)]
+            return ObservedState(
+                servers={Ref("Pod", *key): -1 for key, _ in sessions},
+                clients={_name(key): -1 for key, _ in sessions if self._is_client(key, now)},
+                reconnected=frozenset(
+                    _name(key)
+                    for key, subscriber in sessions
+                    if self._may_use_earlier_configuration(mesh, key, subscriber, now)
                 ),
-                elsewhere=elsewhere,
+                peers=peers,
             )
-        waited = {pod for pod, _ in (*self.rollout.crossings, *self.rollout.late)}
+        pods = {pod for pod, _ in (*self.rollout.transitions, *self.rollout.skipped_ports)}
         servers: dict[Ref, int] = {}
         clients: dict[str, int] = {}
-        rejected: dict[Ref, str] = {}
-        refusing: dict[str, dict[str, str]] = {}
-        returned: set[str] = set()
+        rejected_listeners: dict[Ref, str] = {}
+        rejected_clusters: dict[str, dict[str, str]] = {}
+        reconnected: set[str] = set()
         for key, subscriber in self._sessions(mesh, now):
             session = subscriber.session if subscriber else None
-            reached = self._reached(subscriber, now) if subscriber else self._away[key].reached
+            progress = self._progress(subscriber, now) if subscriber else self._disconnected[key].progress
             name, ref = _name(key), Ref("Pod", *key)
-            if self._has_returned(mesh, key, subscriber, now):
-                returned.add(name)
+            if self._may_use_earlier_configuration(mesh, key, subscriber, now):
+                reconnected.add(name)
             if self._is_client(key, now):
-                clients[name] = min(reached.client, clients.get(name, reached.client))
-            # All of them: a change that this is asked for may be the one that makes them waited for.
-            if subscriber is None or self._may_listen(subscriber, now):
-                servers[ref] = min(reached.server, servers.get(ref, reached.server))
+                clients[name] = min(progress.client, clients.get(name, progress.client))
+            # All servers: the change that this is observed for may start a transition of any of them.
+            if subscriber is None or self._may_be_server(subscriber, now):
+                servers[ref] = min(progress.server, servers.get(ref, progress.server))
             if session is None:
                 continue
-            if ref in waited and (why := _rejection(session, _inbound(session))):
-                rejected[ref] = why
+            if ref in pods and (error := _listener_error(session, _inbound_listeners(session))):
+                rejected_listeners[ref] = error
             for type_url in (CLUSTER, ENDPOINT):
-                for what, rejection in session.rejected(type_url).items():
-                    refusing.setdefault(name, {})[what] = rejection.message
-        return Known(
+                for cluster, rejection in session.rejected(type_url).items():
+                    rejected_clusters.setdefault(name, {})[cluster] = rejection.message
+        return ObservedState(
             servers=servers,
-            rejected=rejected,
+            rejected_listeners=rejected_listeners,
             clients=clients,
-            returned=frozenset(returned),
-            refusing=refusing,
-            elsewhere=elsewhere,
+            reconnected=frozenset(reconnected),
+            rejected_clusters=rejected_clusters,
+            peers=peers,
         )
 
     def _sessions(self, mesh: Mesh, now: float) -> Iterator[tuple[PodName, Subscriber | None]]:
         """Yield the streams that count, and None for each proxy that has lost its last one."""
         for key, subscribers in self._subscribers.items():
             for subscriber in subscribers if mesh.pod(*key) else ():
-                # One that nothing is served to yet, and that brought nothing, has nothing that could be waited for.
-                if subscriber.session and (subscriber.snapshot or _has_brought(subscriber.session)):
-                    self._away.pop(key, None)
+                # A new proxy that has not been served has no configuration to wait for.
+                if subscriber.session and (
+                    subscriber.snapshot or _has_earlier_configuration(subscriber.session)
+                ):
+                    self._disconnected.pop(key, None)
                     yield key, subscriber
-        for key, away in tuple(self._away.items()):
+        for key, proxy in tuple(self._disconnected.items()):
             pod = mesh.pod(*key)
-            is_same = pod is not None and away.uid in {None, pod.meta.uid}
-            if pod is None or not is_same or pod.ended or (now >= away.until and not away.listens):
-                del self._away[key]
+            is_same = pod is not None and proxy.uid in {None, pod.meta.uid}
+            if pod is None or not is_same or pod.ended or (now >= proxy.client_until and not proxy.is_server):
+                del self._disconnected[key]
             else:
-                away.uid = pod.meta.uid
+                proxy.uid = pod.meta.uid
                 yield key, None
 
     def _is_client(self, key: PodName, now: float) -> bool:
-        """Whether a proxy is there, or may be, as one that sends something."""
-        return key not in self._away or now < self._away[key].until
+        """Return whether a proxy may send requests."""
+        return key not in self._disconnected or now < self._disconnected[key].client_until
 
-    def _has_returned(self, mesh: Mesh, key: PodName, subscriber: Subscriber | None, now: float) -> bool:
-        """Whether a proxy is a client that has connections, or may have, by what it had when it came."""
-        caught_up = self._caught_up(subscriber) if subscriber else self._away[key].caught_up
-        return self._is_client(key, now) and now < caught_up + SETTLE + unread_seconds(mesh.config)
-
-    def _caught_up(self, subscriber: Subscriber) -> float:
-        session, stream = subscriber.session, self._streams[subscriber]
-        if session is None or not _has_brought(session):
-            return -inf
-        if stream.caught_up is None:
-            # It may have had all that there is when it came, and have been sent nothing.
-            return stream.came if _taken(session) >= 0 else inf
-        return stream.caught_up
-
-    def _may_listen(self, subscriber: Subscriber, now: float) -> bool:
-        """Whether a stream is one on which a sidecar gets its listeners, as all have it that use ADS."""
-        session = subscriber.session
-        asked = session is not None and session.has_asked(LISTENER)
-        return asked or (not subscriber.stream.type_url and now < self._streams[subscriber].came + HELLO)
-
-    def _reached(self, subscriber: Subscriber, now: float) -> _Reached:
-        session, stream = subscriber.session, self._streams[subscriber]
-        assert session  # noqa: S101 - whoever is asked for has one
-        return _Reached(
-            stream.client.note(_taken(session), now),
-            stream.server.note(_listens(session), now),
+    def _may_use_earlier_configuration(
+        self, mesh: Mesh, key: PodName, subscriber: Subscriber | None, now: float
+    ) -> bool:
+        """Return whether a client may have unclassified connections by an earlier stream's configuration."""
+        caught_up_at = self._caught_up_at(subscriber) if subscriber else self._disconnected[key].caught_up_at
+        return self._is_client(key, now) and now < caught_up_at + WORKER_DELAY + classification_delay(
+            mesh.config
         )
 
-    def in_force(self, key: PodName) -> int:
-        """Return the newest edition of which a pod's sidecar is known to have the listeners in force; -1: of none."""
-        sessions = (each.session for each in self._subscribers.get(key, ()))
-        return max((_listens(each) for each in sessions if each), default=-1)
+    def _caught_up_at(self, subscriber: Subscriber) -> float:
+        session, stream = subscriber.session, self._streams[subscriber]
+        if session is None or not _has_earlier_configuration(session):
+            return -inf
+        if stream.caught_up_at is None:
+            # A client that has the current configuration is sent nothing.
+            return stream.connected_at if _client_generation(session) >= 0 else inf
+        return stream.caught_up_at
 
-    def is_elsewhere(self, key: PodName) -> bool:
-        """Whether a pod's sidecar, if there is one, is connected to another replica."""
-        return self.exchange is not None and key not in self._away and not self._subscribers.get(key)
+    def _may_be_server(self, subscriber: Subscriber, now: float) -> bool:
+        """Return whether a sidecar gets its listeners on this stream, as on every ADS stream."""
+        session = subscriber.session
+        has_subscribed = session is not None and session.has_asked(LISTENER)
+        return has_subscribed or (
+            not subscriber.stream.type_url
+            and now < self._streams[subscriber].connected_at + SUBSCRIBE_TIMEOUT
+        )
 
-    # --- other replicas ----------------------------------------------------------------------------------------------
+    def _progress(self, subscriber: Subscriber, now: float) -> _Progress:
+        session, stream = subscriber.session, self._streams[subscriber]
+        assert session  # noqa: S101 - callers check it
+        return _Progress(
+            stream.client.update(_client_generation(session), now),
+            stream.server.update(_listener_generation(session), now),
+        )
 
-    def may_be_elsewhere(self, now: float) -> bool:
-        """Whether there are other replicas that sidecars may be connected to, or it is not known that there are none."""
-        if not self._is_shared:
+    # --- peers ----------------------------------------------------------------------------------------------
+
+    def may_have_peers(self, now: float) -> bool:
+        """Return whether sidecars may be connected to another replica, as far as is known."""
+        if not self._is_replicated:
             return False
-        known = self.exchange.elsewhere(now) if self.exchange else None
-        return known is None or known.cut_off or bool(known.others)
+        peers = self.sync.peer_view(now) if self.sync else None
+        return peers is None or peers.is_isolated or bool(peers.peers)
 
-    def share(self, now: float) -> Exchange | None:
-        """Begin to reckon with other replicas; None: nobody is waited for here anyway."""
-        self._is_shared = True
+    def enable_sync(self, now: float) -> ReplicaSync | None:
+        """Start to coordinate with peers. Return None if the rollout waits for no proxy."""
+        self._is_replicated = True
         if self.rollout.timeout is not None:
-            self.exchange, self._joins_until = Exchange(), now + JOINING
-        return self.exchange
+            self.sync, self._join_deadline = ReplicaSync(), now + JOIN_TIMEOUT
+        return self.sync
 
-    def begins_at(self, now: float) -> float:
-        """Return when the first mesh may be made: once others reckon with us, and it is known what is on its way with them."""
-        return now if self.exchange is None or self.exchange.is_known else max(self._joins_until, now)
+    def starts_at(self, now: float) -> float:
+        """Return when the first mesh may be built: once this replica and its peers know each other."""
+        return now if self.sync is None or self.sync.is_synced else max(self._join_deadline, now)
 
-    def hear(self) -> None:
-        """Take note that others have said something, or can know by now what we said."""
-        self._is_heard = True
+    def peers_changed(self) -> None:
+        """Check soon: a report of a peer has arrived, or this replica's report was read back."""
+        self._must_check = True
 
-    def tell(self) -> None:
-        """Have others told how far we are."""
-        if self.exchange:
-            self.exchange.say(self._rules.version, self._says)
+    def publish(self) -> None:
+        """Publish this replica's report to its peers."""
+        if self.sync:
+            self.sync.publish(self._rules_version.version, self._port_reports)
 
-    # --- steps -------------------------------------------------------------------------------------------------------
+    # --- steps ----------------------------------------------------------------------------------------------
 
-    def first(self, change: Change, known: Known, now: float) -> Mesh:
-        """Return the first mesh, with nothing on its way but what is with other replicas."""
+    def first_mesh(self, change: Change, observed: ObservedState, now: float) -> Mesh:
+        """Return the first mesh. It has no transitions, except those that are in progress on peers."""
         mesh = Mesh(change.applied, change.config)
-        self._rules.follow(change.applied, (), mesh.config)
-        self.rollout.follow(mesh, (), now)
-        return self.advance(mesh.with_served(self.rollout.served), known, now)
+        self._rules_version.update(change.applied, (), mesh.config)
+        self.rollout.update_desired(mesh, (), now)
+        return self.advance(mesh.with_served(self.rollout.served), observed, now)
 
-    def apply(self, mesh: Mesh, change: Change, known: Known, now: float) -> Mesh:
-        """Return the mesh after a change, as it is to be served."""
+    def apply(self, mesh: Mesh, change: Change, observed: ObservedState, now: float) -> Mesh:
+        """Return the mesh to serve after a change."""
         if self.rollout.timeout is None:
             return mesh.apply(change)
-        rules, others = _rules_apart(change)
-        self._stand_ins.difference_update(rule.ref for rule in rules.applied)
-        installing = self._installing(mesh, change)
-        stand_ins = [rule for ref, (rule, _) in installing.items() if ref not in self._stand_ins]
-        self._stand_ins |= installing.keys()
-        after = mesh.apply(replace(others, applied=(*others.applied, *stand_ins)))
-        self._rules.follow(rules.applied, rules.removed, after.config)
-        for ref, (_, new) in installing.items():
+        rules, rest = _split_rules(change)
+        self._placeholders.difference_update(rule.ref for rule in rules.applied)
+        installed = self._changed_installed_rules(mesh, change)
+        placeholders = [rule for ref, (rule, _) in installed.items() if ref not in self._placeholders]
+        self._placeholders |= installed.keys()
+        after = mesh.apply(replace(rest, applied=(*rest.applied, *placeholders)))
+        self._rules_version.update(rules.applied, rules.removed, after.config)
+        for ref, (_, new) in installed.items():
             self.rollout.change_rule(after, ref, new, now)
-        self._met.difference_update((ref.namespace, ref.name) for ref in change.removed if ref.kind == "Pod")
+        self._reported.difference_update(
+            (ref.namespace, ref.name) for ref in change.removed if ref.kind == "Pod"
+        )
         for rule in rules.applied:
             self.rollout.change_rule(
                 after, rule.ref, rule if isinstance(rule, DestinationRule) else None, now
             )
         for ref in rules.removed:
             self.rollout.change_rule(after, ref, None, now)
-        self.rollout.follow(after, change.removed, now)
-        return self.advance(after, known, now)
+        self.rollout.update_desired(after, change.removed, now)
+        return self.advance(after, observed, now)
 
-    def _installing(
+    def _changed_installed_rules(
         self, mesh: Mesh, change: Change
     ) -> Mapping[Ref, tuple[DestinationRule, DestinationRule | None]]:
-        """Return which rules that installing creates become others: what is in force until then, and the new ones."""
-        was, will = rules_of(mesh.config), rules_of(change.config or mesh.config)
-        changed = [ref for ref in was.keys() | will.keys() if was.get(ref) != will.get(ref)]
-        others = {rule.ref for rule in change.applied}
+        """Return the rules of the installation that a change of settings replaces.
+
+        Each comes with the version to serve for now, and the new version.
+        """
+        old, new = installed_rules(mesh.config), installed_rules(change.config or mesh.config)
+        changed = [ref for ref in old.keys() | new.keys() if old.get(ref) != new.get(ref)]
+        applied = {rule.ref for rule in change.applied}
         return {
-            ref: (was.get(ref) or silent(will[ref]), will.get(ref))
+            ref: (old.get(ref) or without_effect(new[ref]), new.get(ref))
             for ref in changed
-            if ref in self._stand_ins or not (ref in others or _is_given(mesh, ref))
+            if ref in self._placeholders or not (ref in applied or _is_user_object(mesh, ref))
         }
 
-    def _withdraw(self, mesh: Mesh, now: float) -> Mesh:
-        """Return a mesh without the rules that are found to be too early."""
-        early = self.rollout.withdraw_rules(mesh, now)
-        given = tuple(ref for ref in early if ref not in self._stand_ins and _is_given(mesh, ref))
-        created = [ref for ref in early if not _is_given(mesh, ref)]
-        self._stand_ins.update(created)
-        rules = rules_of(mesh.config)
-        change = Change(applied=tuple(silent(rules[ref]) for ref in created), removed=given)
+    def _withdraw_rules(self, mesh: Mesh, now: float) -> Mesh:
+        """Return a mesh without the rules that turn out to be too early."""
+        too_early = self.rollout.withdraw_rules(mesh, now)
+        removed = tuple(
+            ref for ref in too_early if ref not in self._placeholders and _is_user_object(mesh, ref)
+        )
+        installed = [ref for ref in too_early if not _is_user_object(mesh, ref)]
+        self._placeholders.update(installed)
+        rules = installed_rules(mesh.config)
+        change = Change(applied=tuple(without_effect(rules[ref]) for ref in installed), removed=removed)
         return mesh.apply(change) if change != Change() else mesh
 
-    def _release(self, rules: Change) -> Change:
-        """Return how rules come into force: those that installing creates are there once nothing is in their place."""
-        back = tuple(rule.ref for rule in rules.applied if rule.ref in self._stand_ins)
-        self._stand_ins.difference_update(back, rules.removed)
-        applied = tuple(rule for rule in rules.applied if rule.ref not in back)
-        return Change(applied=applied, removed=(*rules.removed, *back))
+    def _without_placeholders(self, rules: Change) -> Change:
+        """Return the change that serves released rules.
 
-    def advance(self, mesh: Mesh, known: Known, now: float) -> Mesh:
-        """Return the mesh as it is to be served now, given how far proxies are; itself, if nothing is to be served anew."""
-        # Those that came since are not in what is known, and would not be waited for.
-        came = [ref for ref in tuple(self._came_back) if ref in known.servers]
-        for ref in came:
-            # Meanwhile its stream may have ended, elsewhere than in this thread.
-            if modes := self._came_back.pop(ref, None):
+        To serve a rule of the installation, it is enough to remove its placeholder.
+        """
+        restored = tuple(rule.ref for rule in rules.applied if rule.ref in self._placeholders)
+        self._placeholders.difference_update(restored, rules.removed)
+        applied = tuple(rule for rule in rules.applied if rule.ref not in restored)
+        return Change(applied=applied, removed=(*rules.removed, *restored))
+
+    def advance(self, mesh: Mesh, observed: ObservedState, now: float) -> Mesh:
+        """Return the mesh to serve, given the progress of proxies: the same object if nothing changes."""
+        # Servers that connected after the observation are not in it, and the rollout would not wait for them.
+        recovered = [ref for ref in tuple(self._recovered_modes) if ref in observed.servers]
+        for ref in recovered:
+            # The stream may have ended in the meantime, in the event loop's thread.
+            if modes := self._recovered_modes.pop(ref, None):
                 self.rollout.recover(mesh, ref, modes, now)
-        if came:
-            mesh = self._withdraw(mesh, now)
-        if self._has_met:
-            self._has_met = False
-            self.rollout.meet(now)
-        for _ in range(MOST_STEPS):
-            step = self.rollout.step(mesh, known, now)
+        if recovered:
+            mesh = self._withdraw_rules(mesh, now)
+        if self._must_assume_mixed:
+            self._must_assume_mixed = False
+            self.rollout.assume_mixed_clients(now)
+        for _ in range(MAX_STEPS):
+            step = self.rollout.step(mesh, observed, now)
             if step is None:
                 break
             if step.rules != Change():
-                mesh = mesh.apply(self._release(step.rules))
-                self.rollout.follow(mesh, (), now)
+                mesh = mesh.apply(self._without_placeholders(step.rules))
+                self.rollout.update_desired(mesh, (), now)
             mesh = mesh.with_served(step.served)
-        if self.exchange:
-            self._says = self.rollout.stands()
+        if self.sync:
+            self._port_reports = self.rollout.port_reports()
         return mesh
 
 
-def _is_given(mesh: Mesh, ref: Ref) -> bool:
-    """Whether an object is there that installing did not create."""
+def _is_user_object(mesh: Mesh, ref: Ref) -> bool:
+    """Return whether an object exists that the installation did not create."""
     return ref in mesh.in_namespace(ref.namespace, given=True).facts
 
 
-def _rules_apart(change: Change) -> tuple[Change, Change]:
-    """Return what a change says of DestinationRules, and the rest."""
+def _split_rules(change: Change) -> tuple[Change, Change]:
+    """Split a change into its DestinationRules and the rest."""
     rules = Change(
-        applied=tuple(each for each in change.applied if isinstance(each, DestinationRule)),
+        applied=tuple(fact for fact in change.applied if isinstance(fact, DestinationRule)),
         removed=tuple(ref for ref in change.removed if ref.kind == "DestinationRule"),
     )
-    others = Change(
-        applied=tuple(each for each in change.applied if not isinstance(each, DestinationRule)),
+    rest = Change(
+        applied=tuple(fact for fact in change.applied if not isinstance(fact, DestinationRule)),
         removed=tuple(ref for ref in change.removed if ref.kind != "DestinationRule"),
         config=change.config,
     )
-    return rules, others
+    return rules, rest
 
 
-def _has_brought(session: Session) -> bool:
-    """Whether a proxy has a configuration from before."""
-    return any(session.brought(each) for each in (CLUSTER, ENDPOINT, LISTENER))
+def _has_earlier_configuration(session: Session) -> bool:
+    """Return whether a proxy connected with a configuration from an earlier stream."""
+    return any(session.brought(type_url) for type_url in (CLUSTER, ENDPOINT, LISTENER))
 
 
-def _taken(session: Session) -> int:
-    """Return the newest edition of which a client has taken all clusters and endpoints; -1: of none."""
+def _client_generation(session: Session) -> int:
+    """Return the newest generation of clusters and endpoints that a client has ACKed; -1 for none."""
     return min(session.reached(CLUSTER), session.reached(ENDPOINT))
 
 
@@ -468,17 +511,17 @@ def _name(key: PodName) -> str:
     return f"{pod}.{namespace}"
 
 
-def _inbound(session: Session) -> list[str]:
-    """Return the names of the listeners that take what comes for a session's pod: those that say what they accept."""
+def _inbound_listeners(session: Session) -> list[str]:
+    """Return the names of the pod's inbound listeners. They have a tag that lists the modes they accept."""
     return session.tagged(LISTENER)
 
 
-def _listens(session: Session) -> int:
-    """Return the edition, if its listeners for what comes for the pod are in force; else -1."""
-    inbound = _inbound(session)
-    return session.edition if inbound and session.in_force(LISTENER, inbound) else -1
+def _listener_generation(session: Session) -> int:
+    """Return the generation if the pod's inbound listeners are ACKed and warm, else -1."""
+    listeners = _inbound_listeners(session)
+    return session.generation if listeners and session.in_force(LISTENER, listeners) else -1
 
 
-def _rejection(session: Session, names: Iterable[str]) -> str:
+def _listener_error(session: Session, names: Iterable[str]) -> str:
     rejected = session.rejected(LISTENER)
     return next((rejected[name].message for name in names if name in rejected), "")

@@ -1,4 +1,4 @@
-"""What the log says of rollouts."""
+"""Log the progress of rollouts."""
 
 from __future__ import annotations
 
@@ -9,44 +9,52 @@ import structlog
 
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.rollout.machine import Rollout
-from xds.mesh.rollout.progress import how_many, progress, rules
+from xds.mesh.rollout.progress import count_services, rule_progress, service_progress
 
 log = structlog.get_logger(__name__)
 
-TOLD_EVERY = 5.0
-"""Seconds between two lines of the log about a service that is on its way,"""
-MOST_TOLD = 10
-"""and of how many services there are lines."""
+LOG_INTERVAL = 5.0
+"""Seconds between two log lines about the same service."""
+MAX_LOGGED = 10
+"""Services, and DestinationRules, that are logged one by one."""
 
 
 class RolloutLog:
-    """Says in the log how far services are: when that changes, but not more often than every few seconds."""
+    """Log the progress of services when it changes, at most every few seconds."""
 
     def __init__(self) -> None:
-        self._told: dict[str, str] = {}
-        self._told_at = -inf
+        self._logged: dict[str, str] = {}
+        """The last status that was logged, by service or DestinationRule."""
+        self._logged_at = -inf
 
-    def tell(self, mesh: Mesh, rollout: Rollout, now: float) -> None:
-        """Say what is new, of some services if there are many."""
-        going_on = bool(rollout.crossings or rollout.late or rollout.rules or rollout.late_rules)
-        if not (going_on or self._told) or (going_on and now < self._told_at + TOLD_EVERY):
+    def update(self, mesh: Mesh, rollout: Rollout, now: float) -> None:
+        """Log what has changed."""
+        is_active = bool(
+            rollout.transitions or rollout.skipped_ports or rollout.rule_transitions or rollout.skipped_rules
+        )
+        if not (is_active or self._logged) or (is_active and now < self._logged_at + LOG_INTERVAL):
             return
-        self._told_at = now
-        told: dict[str, str] = {}
-        for service in islice(progress(mesh, rollout), MOST_TOLD):
-            told[f"{service.service}.{service.namespace}"] = said = service.words(now)
-            _say(said, stuck=any(each.passed_over or each.rejection for each in service.waiting))
-        if (more := how_many(rollout) - len(told)) > 0:
-            log.info("rollout", more=more)
-        for rule in islice(rules(rollout), MOST_TOLD):
-            name, what = f"DestinationRule/{rule.namespace}/{rule.name}", rule.words(rule.since)
-            told[name] = what
-            if self._told.get(name) != what:  # It may be rejected for as long as somebody leaves it so.
-                _say(rule.words(now), stuck=rule.passed_over or bool(rule.rejection))
-        for name in sorted(self._told.keys() - told.keys()):
-            log.info("rollout", status=f"{name}: done")
-        self._told = told
+        self._logged_at = now
+        logged: dict[str, str] = {}
+        for service in islice(service_progress(mesh, rollout), MAX_LOGGED):
+            logged[f"{service.service}.{service.namespace}"] = status = service.summary(now)
+            _log(status, is_stalled=any(port.skipped or port.rejection for port in service.waiting))
+        if (count := count_services(rollout) - len(logged)) > 0:
+            log.info("more services in transition, not logged", count=count)
+        for rule in islice(rule_progress(rollout), MAX_LOGGED):
+            name, summary = f"DestinationRule/{rule.namespace}/{rule.name}", rule.summary(rule.since)
+            logged[name] = summary
+            if (
+                self._logged.get(name) != summary
+            ):  # A rejection lasts until the user changes the rule: log it once.
+                _log(rule.summary(now), is_stalled=rule.skipped or bool(rule.rejection))
+        for name in sorted(self._logged.keys() - logged.keys()):
+            log.info("rollout finished", name=name)
+        self._logged = logged
 
 
-def _say(status: str, *, stuck: bool) -> None:
-    (log.warning if stuck else log.info)("rollout", status=status)
+def _log(status: str, *, is_stalled: bool) -> None:
+    if is_stalled:
+        log.warning("rollout stalled", status=status)
+    else:
+        log.info("rollout in progress", status=status)

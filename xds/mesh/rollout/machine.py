@@ -1,9 +1,10 @@
-"""What is served now, given what is wanted and what is known to be in force: how modes change without a failed request.
+"""Decide what to serve next, so that modes change without a failed request.
 
-A server passes through PERMISSIVE, its clients change over once its listener takes what they are going to send, and it is locked
-(or goes back to plaintext) once none of them is going to send anything else; each port of each pod by itself. Nothing here knows
-time or proxies: `step` is told both, and says what to serve next. The order, and why it takes acknowledgements:
-docs/explanation/rollouts.md.
+A transition has three phases. Expand: the server's listener accepts both plaintext and mutual TLS. Migrate:
+once that listener is active, clients change what they send. Contract: once no client sends the old kind of
+traffic, the listener stops accepting it. Each port of each pod changes on its own. This module knows neither
+clocks nor streams: `Rollout.step` receives the time and the observed state, and returns what to serve next.
+docs/explanation/rollouts.md explains the order, and why it needs ACKs.
 """
 
 from __future__ import annotations
@@ -16,483 +17,524 @@ from xds.mesh.model.mesh import Mesh, ServiceKey
 from xds.mesh.model.objects import Change, DestinationRule, MeshConfig, Mode, PortKey, Ref, Served
 from xds.mesh.policy.mtls import Send
 from xds.mesh.rollout import rules
-from xds.mesh.rollout.desired import Want, is_there, services_at, wanted_of
-from xds.mesh.rollout.peers import NOT_HERE, TAKES, Elsewhere, Stand
-from xds.mesh.rollout.rules import RuleChange
-from xds.mesh.rollout.transition import Crossing, Known, Stage, other_than, service_of
+from xds.mesh.rollout.desired import Desired, desired_ports, has_running_sidecar, services_at
+from xds.mesh.rollout.peers import ACCEPTED_SENDS, UNKNOWN_POD, PeerView, PortReport
+from xds.mesh.rollout.rules import RuleTransition
+from xds.mesh.rollout.transition import ObservedState, Transition, WaitingFor, other_than, service_of
 
-_FOR = {takes: mode for mode, takes in TAKES.items()}
+_MODE_ACCEPTING = {sends: mode for mode, sends in ACCEPTED_SENDS.items()}
 
-_BOTH = TAKES[Mode.PERMISSIVE]
+_BOTH = ACCEPTED_SENDS[Mode.PERMISSIVE]
 
-_ARRIVING = 0.2
-"""Seconds that a connection takes to get from a client's sidecar to the server's."""
+_CONNECTION_DELAY = 0.2
+"""Seconds that a connection takes from a client's sidecar to the server's sidecar."""
 
-THE_API = "the API server"
-"""What is waited for while other replicas cannot know yet what is about to be done."""
+API_SERVER = "the API server"
+"""The name in `Transition.held_by` while peers cannot have read this replica's report."""
 
 
 class Step(NamedTuple):
-    """What is to be served from now on."""
+    """What to serve from now on."""
 
     served: Served
+    """The modes and client configurations."""
     rules: Change
-    """DestinationRules that were held back, and may be in force now."""
+    """The DestinationRules that were held and are released now."""
 
 
 class Rollout:
-    """Where all ports of all pods are on their way to what is wanted.
+    """The transitions of all ports of all pods.
 
-    `timeout` is how many seconds any proxy is waited for; None: nobody is waited for, what is wanted is served at once.
+    `timeout` is how many seconds to wait for a proxy. None: wait for no proxy, and serve the desired state at
+    once.
     """
 
     def __init__(self, timeout: float | None = 30.0) -> None:
         self.timeout = timeout
-        self.served = Served(edition=1)
-        self.crossings: dict[PortKey, Crossing] = {}
-        self.rules: dict[Ref, RuleChange] = {}
-        self.late: dict[PortKey, Crossing] = {}
-        """Where somebody was not waited for any longer and is not there yet, as it was then."""
-        self.late_rules: dict[Ref, RuleChange] = {}
-        """The same of DestinationRules."""
-        self.passed_over = 0
-        """How many times that was so."""
-        self.locked = 0
-        """How many times a port was closed to plaintext."""
-        self.finished: Callable[[float], object] = float
-        """Told how many seconds a port was on its way, when what is wanted is in force there."""
-        self.closed: Callable[[PortKey, int], object] = lambda _, __: None
-        """Told of each port that is closed to plaintext, and since which edition."""
-        self._wanted: dict[Ref, dict[int, Want]] = {}
-        self._listed: dict[ServiceKey, frozenset[PortKey]] = {}
-        """What each service leads to."""
-        self._lagging: dict[int, Mapping[str, str]] = {}
-        """During a step, the clients that have not reached an edition."""
-        self._new: set[PortKey] = set()
-        """What has just come, and may be on its way with other replicas."""
-        self._opened: list[Crossing] = []
-        """What went on its way since the last step."""
-        self._asked: frozenset[PortKey] = frozenset()
-        """What other replicas want to know of."""
+        self.served = Served(generation=1)
+        self.transitions: dict[PortKey, Transition] = {}
+        self.rule_transitions: dict[Ref, RuleTransition] = {}
+        self.skipped_ports: dict[PortKey, Transition] = {}
+        """Copies of transitions that went on without a lagging proxy or peer, until it has caught up."""
+        self.skipped_rules: dict[Ref, RuleTransition] = {}
+        """Rule transitions that ended without a lagging client, until it has caught up."""
+        self.skip_count = 0
+        """How many times the rollout went on without a lagging proxy or peer."""
+        self.plaintext_disabled = 0
+        """How many times a port stopped accepting plaintext."""
+        self.on_finished: Callable[[float], object] = float
+        """Called with the duration of each finished transition, in seconds."""
+        self._desired: dict[Ref, dict[int, Desired]] = {}
+        self._service_ports: dict[ServiceKey, frozenset[PortKey]] = {}
+        """The ports that each service leads to."""
+        self._lagging_clients: dict[int, Mapping[str, str]] = {}
+        """A cache for one step: the clients that have not activated a generation."""
+        self._new_ports: set[PortKey] = set()
+        """The ports that appeared since the last step. They may be in transition on a peer."""
+        self._started: list[Transition] = []
+        """The transitions that started since the last step."""
+        self._peer_transitions: frozenset[PortKey] = frozenset()
+        """The ports that are in transition on a peer, and which peers expect a report about."""
 
-    # --- what is wanted ----------------------------------------------------------------------------------------------
+    # --- desired state --------------------------------------------------------------------------------------
 
-    def follow(self, mesh: Mesh, removed: Iterable[Ref], now: float) -> None:
-        """Learn what a mesh wants; `removed` is what is gone since the one before."""
+    def update_desired(self, mesh: Mesh, removed: Iterable[Ref], now: float) -> None:
+        """Read the desired state from a mesh; `removed` are the objects that are gone since the last one."""
         for ref in removed:
-            self._wanted.pop(ref, None)
+            self._desired.pop(ref, None)
         names: Collection[ServiceKey] | None = mesh.touched
         if names is None:
-            names = self._listed.keys() | {(each.namespace, each.name) for each in mesh.services()}
+            names = self._service_ports.keys() | {
+                (service.namespace, service.name) for service in mesh.services()
+            }
         gone: set[PortKey] = set()
         for name in sorted(names):
             service = mesh.service(*name)
-            wants = dict(wanted_of(mesh, service)) if service else {}
-            gone |= self._listed.pop(name, frozenset()) - wants.keys()
-            if wants:
-                self._listed[name] = frozenset(wants)
-            for key, want in wants.items():
-                self._want(mesh, key, want, now)
+            ports = dict(desired_ports(mesh, service)) if service else {}
+            gone |= self._service_ports.pop(name, frozenset()) - ports.keys()
+            if ports:
+                self._service_ports[name] = frozenset(ports)
+            for key, desired in ports.items():
+                self._set_desired(mesh, key, desired, now)
         for key in gone:
-            # Nobody uses it, and it does not go step by step: it is new if it comes again.
-            if key not in self.crossings and not any(key in each for each in self._listed.values()):
-                self._wanted.get(key[0], {}).pop(key[1], None)
+            # No client uses the port, so its mode changes in one step. If it comes back, it counts as new.
+            if key not in self.transitions and not any(
+                key in ports for ports in self._service_ports.values()
+            ):
+                self._desired.get(key[0], {}).pop(key[1], None)
 
     def recover(self, mesh: Mesh, pod: Ref, modes: Mapping[int, Mode], now: float) -> None:
-        """Learn from a server which modes it has had in force since before we were here."""
+        """Record the modes that a server already had active when it connected."""
         for port, mode in modes.items():
-            want = self._wanted.get(pod, {}).get(port)
+            desired = self._desired.get(pod, {}).get(port)
             key = (pod, port)
-            if key in self.crossings:
-                self.crossings[key].may_serve.add(mode)  # Another replica may have told it that.
+            if key in self.transitions:
+                self.transitions[key].possible_modes.add(mode)  # Another replica may have served it.
                 continue
-            if want is None or want.mode is mode or self.timeout is None:
+            if desired is None or desired.mode is mode or self.timeout is None:
                 continue
-            tells = want.will if want.will in TAKES[mode] else other_than(want.will)
-            crossing = self._open(mesh, key, want._replace(mode=mode, will=tells), now)
-            crossing.wanted, crossing.will = want.mode, want.will
-            # Its clients may be sending either.
-            crossing.may_tell, crossing.tells_at = set(_BOTH), self.served.edition
+            send = desired.send if desired.send in ACCEPTED_SENDS[mode] else other_than(desired.send)
+            transition = self._start(mesh, key, desired._replace(mode=mode, send=send), now)
+            transition.desired_mode, transition.desired_send = desired.mode, desired.send
+            # Its clients may send either.
+            transition.possible_sends, transition.send_generation = set(_BOTH), self.served.generation
 
-    def meet(self, now: float) -> None:
-        """Learn that a client has come which another replica may have told something else."""
-        for crossing in self.crossings.values():
-            if crossing.may_tell == {crossing.tells}:
-                crossing.told_since = now
-            crossing.may_tell, crossing.heard_at, crossing.settled = set(_BOTH), None, False
+    def assume_mixed_clients(self, now: float) -> None:
+        """Assume that clients may send either kind of traffic.
+
+        Call it when a client has connected that a peer may have served something else.
+        """
+        for transition in self.transitions.values():
+            if transition.possible_sends == {transition.served_send}:
+                transition.send_since = now
+            transition.possible_sends = set(_BOTH)
+            transition.acked_since, transition.is_settled = None, False
 
     def change_rule(self, mesh: Mesh, ref: Ref, new: DestinationRule | None, now: float) -> None:
-        """Learn that a DestinationRule is to be another one, or none; `step` says when."""
-        before = self.rules.get(ref) or self.late_rules.pop(ref, None)
-        self.rules[ref] = rules.change(mesh, before, ref, new, now)
+        """Record that a DestinationRule changes to `new`, or is deleted; `step` decides when."""
+        previous = self.rule_transitions.get(ref) or self.skipped_rules.pop(ref, None)
+        self.rule_transitions[ref] = rules.begin_transition(mesh, previous, ref, new, now)
 
     def withdraw_rules(self, mesh: Mesh, now: float) -> list[Ref]:
-        """Return the DestinationRules to take back because servers are found not to take yet what they say."""
+        """Return the DestinationRules to take back, because servers do not accept yet what they ask for."""
         for rule in mesh.rules():
-            change = replace(rules.change(mesh, None, rule.ref, rule, now), old=None)
-            if rule.ref not in self.rules and rules.is_too_early(change, self.crossings, Elsewhere()):
-                self.rules[rule.ref] = change
-        held = [ref for ref, each in self.rules.items() if each.at is None and not each.old and each.new]
+            transition = replace(rules.begin_transition(mesh, None, rule.ref, rule, now), old=None)
+            if rule.ref not in self.rule_transitions and rules.is_too_early(
+                transition, self.transitions, PeerView()
+            ):
+                self.rule_transitions[rule.ref] = transition
+        held = [
+            ref
+            for ref, rule in self.rule_transitions.items()
+            if rule.generation is None and not rule.old and rule.new
+        ]
         return [ref for ref in held if mesh.get(ref)]
 
-    def _want(self, mesh: Mesh, key: PortKey, want: Want, now: float) -> None:
+    def _set_desired(self, mesh: Mesh, key: PortKey, desired: Desired, now: float) -> None:
         pod, port = key
-        known = self._wanted.setdefault(pod, {})
-        before = known.get(port)
-        known[port] = want
-        if before is None or before.uid != want.uid or self.timeout is None:
-            self.crossings.pop(key, None)  # Nobody uses what has just come.
+        of_pod = self._desired.setdefault(pod, {})
+        previous = of_pod.get(port)
+        of_pod[port] = desired
+        if previous is None or previous.uid != desired.uid or self.timeout is None:
+            self.transitions.pop(key, None)  # No client uses a new port yet.
             if self.timeout is not None:
-                self._new.add(key)
+                self._new_ports.add(key)
                 hosts = services_at(mesh, key)
-                if any(rule.is_about(hosts) for rule in self.rules.values()):
-                    # Clients may be sending what a rule said until now, or will say.
-                    crossing = self._open(mesh, key, want, now)
-                    crossing.serves = crossing.to_serve = Mode.PERMISSIVE
-                    crossing.may_serve = {crossing.serves}
-        elif key in self.crossings:
-            crossing = self.crossings[key]
-            crossing.wanted, crossing.will, crossing.immediate = want.mode, want.will, want.immediate
-            crossing.hosts = services_at(mesh, key)
-        elif (before.mode, before.will) != (want.mode, want.will):
-            crossing = self._open(mesh, key, before, now)
-            crossing.wanted, crossing.will, crossing.immediate = want.mode, want.will, want.immediate
+                if any(rule.affects(hosts) for rule in self.rule_transitions.values()):
+                    # Clients may follow the old or the new version of the rule.
+                    transition = self._start(mesh, key, desired, now)
+                    transition.served_mode = transition.next_mode = Mode.PERMISSIVE
+                    transition.possible_modes = {transition.served_mode}
+            return
+        if key in self.transitions:
+            transition = self.transitions[key]
+            transition.hosts = services_at(mesh, key)
+        elif (previous.mode, previous.send) != (desired.mode, desired.send):
+            transition = self._start(mesh, key, previous, now)
+        else:
+            return
+        transition.desired_mode, transition.desired_send = desired.mode, desired.send
+        transition.immediate = desired.immediate
 
-    def _open(self, mesh: Mesh, key: PortKey, now_is: Want, now: float) -> Crossing:
-        crossing = self.crossings[key] = Crossing(
-            wanted=now_is.mode,
-            will=now_is.will,
-            immediate=now_is.immediate,
-            serves=now_is.mode,
-            serves_at=0,
-            may_serve={now_is.mode},
-            tells=now_is.will,
-            tells_at=0,
-            may_tell={now_is.will},
+    def _start(self, mesh: Mesh, key: PortKey, current: Desired, now: float) -> Transition:
+        transition = self.transitions[key] = Transition(
+            desired_mode=current.mode,
+            desired_send=current.send,
+            immediate=current.immediate,
+            served_mode=current.mode,
+            mode_generation=0,
+            mode_since=now,
+            possible_modes={current.mode},
+            served_send=current.send,
+            send_generation=0,
+            send_since=now,
+            possible_sends={current.send},
+            next_mode=current.mode,
+            next_send=current.send,
             hosts=services_at(mesh, key),
-            began=now,
-            served_since=now,
-            told_since=now,
-            to_serve=now_is.mode,
-            to_tell=now_is.will,
+            started_at=now,
         )
-        self._opened.append(crossing)
-        # Who was not waited for the last time, and is there still, is waited for this time.
-        late = self.late.pop(key, None)
-        if late and late.stage is Stage.LISTENER:
-            crossing.may_serve |= late.may_serve
-            crossing.serves_at = late.serves_at
-        elif late and late.stage is Stage.CLIENTS:
-            crossing.may_tell |= late.may_tell
-            crossing.tells_at = late.tells_at
-        return crossing
+        self._started.append(transition)
+        # Proxies that the last transition skipped, and that have not caught up, are waited for this time.
+        skipped = self.skipped_ports.pop(key, None)
+        if skipped and skipped.waiting_for is WaitingFor.LISTENER:
+            transition.possible_modes |= skipped.possible_modes
+            transition.mode_generation = skipped.mode_generation
+        elif skipped and skipped.waiting_for is WaitingFor.CLIENTS:
+            transition.possible_sends |= skipped.possible_sends
+            transition.send_generation = skipped.send_generation
+        return transition
 
-    # --- other replicas ----------------------------------------------------------------------------------------------
+    # --- peers ----------------------------------------------------------------------------------------------
 
-    def stands(self) -> dict[PortKey, Stand]:
-        """Return what other replicas are to know."""
-        found = dict.fromkeys(self._asked, NOT_HERE)
-        return found | {key: self._stand(crossing) for key, crossing in self.crossings.items()}
+    def port_reports(self) -> dict[PortKey, PortReport]:
+        """Return what to report to peers."""
+        reports = dict.fromkeys(self._peer_transitions, UNKNOWN_POD)
+        return reports | {key: self._port_report(transition) for key, transition in self.transitions.items()}
 
-    def _stand(self, crossing: Crossing) -> Stand:
-        wanted = TAKES[crossing.wanted]
-        sends = {crossing.to_tell, *crossing.may_tell} if crossing.will in wanted else set()
-        for uses, wants in rules.users(self.rules, crossing):
-            if wants & wanted:
-                sends |= uses
-        modes = frozenset({crossing.to_serve, *crossing.may_serve})
-        return Stand(open=not crossing.settled, modes=modes, sends=frozenset(sends))
+    def _port_report(self, transition: Transition) -> PortReport:
+        accepted = ACCEPTED_SENDS[transition.desired_mode]
+        is_accepted = transition.desired_send in accepted
+        sends = {transition.next_send, *transition.possible_sends} if is_accepted else set()
+        for current, new in rules.sends_under_rules(self.rule_transitions, transition):
+            if new & accepted:
+                sends |= current
+        modes = frozenset({transition.next_mode, *transition.possible_modes})
+        return PortReport(in_transition=not transition.is_settled, modes=modes, sends=frozenset(sends))
 
-    def _join(self, mesh: Mesh, elsewhere: Elsewhere, now: float) -> None:
-        """Take part in what is on its way elsewhere: what nothing is said of here, nobody can go on with."""
-        self._asked = elsewhere.opened
-        for key in elsewhere.opened - self.crossings.keys():
+    def _join_peer_transitions(self, mesh: Mesh, peers: PeerView, now: float) -> None:
+        """Start transitions for ports that are in transition on a peer.
+
+        The peer waits until this replica reports about them.
+        """
+        self._peer_transitions = peers.in_transition
+        for key in peers.in_transition - self.transitions.keys():
             pod, port = key
-            if (want := self._wanted.get(pod, {}).get(port)) is None or not is_there(mesh, key):
+            desired = self._desired.get(pod, {}).get(port)
+            if desired is None or not has_running_sidecar(mesh, key):
                 continue
-            crossing = self._open(mesh, key, want, now)
-            if key not in self._new:
+            transition = self._start(mesh, key, desired, now)
+            if key not in self._new_ports:
                 continue
-            # It is new here alone: it takes all that others may send, and is sent what all others take.
-            crossing.serves = crossing.to_serve = Mode.PERMISSIVE
-            crossing.may_serve = {crossing.serves}
-            modes, other = elsewhere.modes(key), other_than(want.will)
-            is_taken = all(want.will in TAKES[mode] for mode in modes) and not elsewhere.silent(key)
-            if not is_taken and all(other in TAKES[mode] for mode in modes):
-                crossing.tells = crossing.to_tell = other
-                crossing.may_tell = {crossing.tells}
-        self._new.clear()
+            # The port is new on this replica only. It has to accept whatever the peers' clients may send, and
+            # this replica's clients have to send what the listener accepts on every peer.
+            transition.served_mode = transition.next_mode = Mode.PERMISSIVE
+            transition.possible_modes = {transition.served_mode}
+            modes, other = peers.possible_modes(key), other_than(desired.send)
+            is_accepted = all(desired.send in ACCEPTED_SENDS[mode] for mode in modes)
+            if not (is_accepted and not peers.without_report(key)) and all(
+                other in ACCEPTED_SENDS[mode] for mode in modes
+            ):
+                transition.served_send = transition.next_send = other
+                transition.possible_sends = {transition.served_send}
+        self._new_ports.clear()
 
-    # --- what is served ----------------------------------------------------------------------------------------------
+    # --- what to serve --------------------------------------------------------------------------------------
 
-    def step(self, mesh: Mesh, known: Known, now: float) -> Step | None:
-        """Go on as far as is known to be good; None: nothing is to be served that was not before."""
-        self._lagging.clear()
-        edition = self.served.edition + 1
-        for key in [key for key in self.crossings if not is_there(mesh, key)]:
-            del self.crossings[key]
-        self._join(mesh, known.elsewhere, now)
-        for crossing in self._opened:
-            crossing.may_tell |= _BOTH if known.returned else set()
-        self._opened.clear()
-        self._look_after_late(mesh, known)
-        unread = unread_seconds(mesh.config)
-        self._confirm_rules(known, now, unread)
-        for key, crossing in self.crossings.items():
-            self._confirm(key, crossing, known, now, unread)
-        released = self._release_rules(known, edition, now)
-        moved = False
-        for key, crossing in tuple(self.crossings.items()):
-            moved |= self._move(key, crossing, known, edition, now)
-            if self._is_over(key, crossing, known, now):
-                del self.crossings[key]
-                self.finished(now - crossing.began)
+    def step(self, mesh: Mesh, observed: ObservedState, now: float) -> Step | None:
+        """Advance every transition as far as is safe. Return None if the served state does not change."""
+        self._lagging_clients.clear()
+        generation = self.served.generation + 1
+        for key in [key for key in self.transitions if not has_running_sidecar(mesh, key)]:
+            del self.transitions[key]
+        self._join_peer_transitions(mesh, observed.peers, now)
+        for transition in self._started:
+            transition.possible_sends |= _BOTH if observed.reconnected else set()
+        self._started.clear()
+        self._forget_caught_up(mesh, observed)
+        delay = classification_delay(mesh.config)
+        self._confirm_rules(observed, now, delay)
+        for key, transition in self.transitions.items():
+            self._confirm(key, transition, observed, now, delay)
+        released = self._release_rules(observed, generation, now)
+        has_moved = False
+        for key, transition in tuple(self.transitions.items()):
+            has_moved |= self._advance(key, transition, observed, generation, now)
+            if self._is_finished(key, transition, observed, now):
+                del self.transitions[key]
+                self.on_finished(now - transition.started_at)
             else:
-                self._tell(key, crossing, known)
-        modes = {key: each.serves for key, each in self.crossings.items() if each.serves is not each.wanted}
-        mtls = {
-            key: each.tells is Send.MTLS
-            for key, each in self.crossings.items()
-            if each.tells is not each.will
+                self._update_wait(key, transition, observed)
+        modes = {
+            key: transition.served_mode
+            for key, transition in self.transitions.items()
+            if transition.served_mode is not transition.desired_mode
         }
-        changed = (modes, mtls) != (self.served.modes, self.served.mtls)
-        if not (moved or released or changed):
+        mtls = {
+            key: transition.served_send is Send.MTLS
+            for key, transition in self.transitions.items()
+            if transition.served_send is not transition.desired_send
+        }
+        has_changed = (modes, mtls) != (self.served.modes, self.served.mtls)
+        if not (has_moved or released or has_changed):
             return None
-        self.served = Served(edition=edition, modes=modes, mtls=mtls)
+        self.served = Served(generation=generation, modes=modes, mtls=mtls)
         return Step(
             self.served,
             Change(
-                applied=tuple(each.new for each in released.values() if each.new),
-                removed=tuple(ref for ref, each in released.items() if not each.new),
+                applied=tuple(rule.new for rule in released.values() if rule.new),
+                removed=tuple(ref for ref, rule in released.items() if not rule.new),
             ),
         )
 
-    def _is_late(self, since: float, now: float) -> bool:
+    def _is_overdue(self, since: float, now: float) -> bool:
         return self.timeout is None or now >= since + self.timeout
 
-    def _confirm(self, key: PortKey, crossing: Crossing, known: Known, now: float, unread: float) -> None:
-        """Draw the conclusions from what is known to be in force.
+    def _confirm(
+        self, key: PortKey, transition: Transition, observed: ObservedState, now: float, classify_delay: float
+    ) -> None:
+        """Narrow down what may be active, from what proxies have ACKed.
 
-        `unread`: for how many seconds a listener may not know yet what a new connection is, and judge it afterwards.
+        `classify_delay` is how many seconds a listener may take to classify a new connection.
         """
         pod, _ = key
-        if (reached := known.servers.get(pod)) is None or reached >= crossing.serves_at:
-            crossing.may_serve = {crossing.serves}
+        active = observed.servers.get(pod)
+        if active is None or active >= transition.mode_generation:
+            transition.possible_modes = {transition.served_mode}
         elif (
-            crossing.may_serve != {crossing.serves}
-            and not known.rejected.get(pod)
-            and self._is_late(crossing.served_since, now)
+            transition.possible_modes != {transition.served_mode}
+            and not observed.rejected_listeners.get(pod)
+            and self._is_overdue(transition.mode_since, now)
         ):
-            self._pass_over(key, crossing, Stage.LISTENER, known)
-            crossing.may_serve = {crossing.serves}
-        if crossing.may_tell == {crossing.tells}:
+            self._skip(key, transition, WaitingFor.LISTENER, {})
+            transition.possible_modes = {transition.served_mode}
+        if transition.possible_sends == {transition.served_send}:
             return
-        behind = self._behind(crossing, known)
-        if _is_heard(crossing, behind, now, 0.0 if crossing.tells is Send.PLAINTEXT else unread):
-            crossing.may_tell = {crossing.tells}
-        elif behind and self._is_late(crossing.told_since, now):
-            self._pass_over(key, crossing, Stage.CLIENTS, known)
-            crossing.may_tell = {crossing.tells}
+        lagging = self._clients_lagging_on_port(transition, observed)
+        delay = 0.0 if transition.served_send is Send.PLAINTEXT else classify_delay
+        if _is_acked(transition, lagging, now, delay):
+            transition.possible_sends = {transition.served_send}
+        elif lagging and self._is_overdue(transition.send_since, now):
+            self._skip(key, transition, WaitingFor.CLIENTS, lagging)
+            transition.possible_sends = {transition.served_send}
 
-    def _is_over(self, key: PortKey, crossing: Crossing, known: Known, now: float) -> bool:
-        """Whether nothing is on its way any more, nor anybody wants to know of it."""
-        if not crossing.done:
-            crossing.done_since, crossing.settled = None, False
+    def _is_finished(self, key: PortKey, transition: Transition, observed: ObservedState, now: float) -> bool:
+        """Return whether the desired state is active everywhere and no peer needs a report about the port."""
+        if not transition.is_done:
+            transition.done_since, transition.is_settled = None, False
             return False
-        if crossing.done_since is None:
-            crossing.done_since = now
-        if crossing.immediate or self._is_late(crossing.done_since, now):
-            crossing.settled = True
-        elif not crossing.settled:
-            # Once they have been there together, others may cease to speak of it.
-            crossing.settled = not known.elsewhere.apart(key, crossing.serves, crossing.tells)
-        return crossing.settled and key not in known.elsewhere.opened
+        if transition.done_since is None:
+            transition.done_since = now
+        if transition.immediate or self._is_overdue(transition.done_since, now):
+            transition.is_settled = True
+        elif not transition.is_settled:
+            # Once all replicas have been settled at the same time, each may stop reporting the port.
+            transition.is_settled = not observed.peers.not_settled(
+                key, transition.served_mode, transition.served_send
+            )
+        return transition.is_settled and key not in observed.peers.in_transition
 
-    def _pass_over(self, key: PortKey, crossing: Crossing, stage: Stage, known: Known) -> None:
-        behind = (
-            self._behind(crossing, known) if stage is Stage.CLIENTS else dict.fromkeys(crossing.held_by, "")
-        )
-        self.late[key] = replace(
-            crossing,
-            may_serve=set(crossing.may_serve),
-            may_tell=set(crossing.may_tell),
-            stage=stage,
-            laggards=tuple(behind),
-            rejection=next(filter(None, behind.values()), ""),
-        )
-        self.passed_over += 1
-
-    def _look_after_late(self, mesh: Mesh, known: Known) -> None:
-        """Forget who was late once they are there."""
-        for key, late in tuple(self.late.items()):
-            # Who is gone meanwhile was never there: it may be alive, and open.
-            reached = known.servers.get(key[0], -1)
-            match late.stage:
-                case Stage.LISTENER:
-                    arrived = reached >= late.serves_at
-                case Stage.REPLICAS:
-                    arrived = key not in self.crossings
-                case _:
-                    arrived = not self._behind(late, known)
-            if arrived or not is_there(mesh, key):
-                del self.late[key]
-        for ref, rule in tuple(self.late_rules.items()):
-            if not self._behind_rule(rule, known):
-                del self.late_rules[ref]
-
-    def _move(self, key: PortKey, crossing: Crossing, known: Known, edition: int, now: float) -> bool:
-        """Say what to serve; tell whether that is something else."""
-        wanted, before = TAKES[crossing.wanted], (crossing.serves, crossing.tells)
-        if crossing.immediate:
-            self._serve(key, crossing, crossing.wanted, edition, now)
-            self._say(crossing, crossing.will, edition, now)
-            return before != (crossing.serves, crossing.tells)
-        will_work, others = crossing.will in wanted, known.elsewhere
-        late = crossing.held_since is not None and self._is_late(crossing.held_since, now)
-        held: list[str] | None = None
-        crossing.to_tell = crossing.tells
-        if crossing.tells is not crossing.will and (
-            not will_work or all(crossing.will in TAKES[mode] for mode in crossing.may_serve)
-        ):
-            crossing.to_tell = crossing.will
-            if will_work and (
-                (who := others.refusing(key, crossing.will)) or not others.may_tell(key, crossing.will)
-            ):
-                held = who
-            if held is None or late:
-                self._say(crossing, crossing.will, edition, now)
-        need = set(wanted)
-        if will_work:
-            need |= crossing.may_tell & TAKES[crossing.serves]
-        for uses, wants in rules.users(self.rules, crossing):
-            if wants & wanted:
-                need |= uses & TAKES[crossing.serves]
-        crossing.to_serve = _FOR[frozenset(need)]
-        refused = TAKES[crossing.serves] - need
-        narrower: list[str] | None = None
-        if refused and (
-            (who := others.sending(key, refused)) or not others.may_serve(key, crossing.to_serve)
-        ):
-            narrower = who
-        if narrower is None or late:
-            self._serve(key, crossing, crossing.to_serve, edition, now)
-        if narrower is not None:
-            held = [*(held or ()), *narrower]
-        self._hold(key, crossing, known, held, now, late=late)
-        return before != (crossing.serves, crossing.tells)
-
-    def _hold(
-        self,
-        key: PortKey,
-        crossing: Crossing,
-        known: Known,
-        held: list[str] | None,
-        now: float,
-        *,
-        late: bool,
+    def _skip(
+        self, key: PortKey, transition: Transition, waiting_for: WaitingFor, lagging: Mapping[str, str]
     ) -> None:
-        """Note which replicas are in the way; None: none was, not even our own report."""
-        if held is not None and late:
-            self._pass_over(key, crossing, Stage.REPLICAS, known)
-        if held is None or late:
-            crossing.held_since, crossing.held_by = None, ()
+        """Record that the transition skips lagging proxies or peers; `lagging` maps names to errors."""
+        self.skipped_ports[key] = replace(
+            transition,
+            possible_modes=set(transition.possible_modes),
+            possible_sends=set(transition.possible_sends),
+            waiting_for=waiting_for,
+            lagging=tuple(lagging),
+            rejection=next(filter(None, lagging.values()), ""),
+        )
+        self.skip_count += 1
+
+    def _forget_caught_up(self, mesh: Mesh, observed: ObservedState) -> None:
+        """Forget skipped proxies and peers that have caught up."""
+        for key, skipped in tuple(self.skipped_ports.items()):
+            # A server that is disconnected has not caught up: it may still run with the old listener.
+            active = observed.servers.get(key[0], -1)
+            match skipped.waiting_for:
+                case WaitingFor.LISTENER:
+                    has_caught_up = active >= skipped.mode_generation
+                case WaitingFor.REPLICAS:
+                    has_caught_up = key not in self.transitions
+                case _:
+                    has_caught_up = not self._clients_lagging_on_port(skipped, observed)
+            if has_caught_up or not has_running_sidecar(mesh, key):
+                del self.skipped_ports[key]
+        for ref, rule in tuple(self.skipped_rules.items()):
+            if not self._clients_lagging_on_rule(rule, observed):
+                del self.skipped_rules[ref]
+
+    def _advance(
+        self, key: PortKey, transition: Transition, observed: ObservedState, generation: int, now: float
+    ) -> bool:
+        """Decide what to serve for a port. Return whether it changed."""
+        accepted = ACCEPTED_SENDS[transition.desired_mode]
+        previous = (transition.served_mode, transition.served_send)
+        if transition.immediate:
+            self._serve_mode(transition, transition.desired_mode, generation, now)
+            self._serve_send(transition, transition.desired_send, generation, now)
+            return previous != (transition.served_mode, transition.served_send)
+        is_send_accepted, peers = transition.desired_send in accepted, observed.peers
+        is_overdue = transition.held_since is not None and self._is_overdue(transition.held_since, now)
+        held_by: list[str] | None = None
+        transition.next_send = transition.served_send
+        if transition.served_send is not transition.desired_send and (
+            not is_send_accepted
+            or all(transition.desired_send in ACCEPTED_SENDS[mode] for mode in transition.possible_modes)
+        ):
+            transition.next_send = transition.desired_send
+            if is_send_accepted:
+                blockers = peers.may_refuse(key, transition.desired_send)
+                if blockers or not peers.knows_send(key, transition.desired_send):
+                    held_by = blockers
+            if held_by is None or is_overdue:
+                self._serve_send(transition, transition.desired_send, generation, now)
+        needed = set(accepted)
+        if is_send_accepted:
+            needed |= transition.possible_sends & ACCEPTED_SENDS[transition.served_mode]
+        for current, new in rules.sends_under_rules(self.rule_transitions, transition):
+            if new & accepted:
+                needed |= current & ACCEPTED_SENDS[transition.served_mode]
+        transition.next_mode = _MODE_ACCEPTING[frozenset(needed)]
+        refused = ACCEPTED_SENDS[transition.served_mode] - needed
+        mode_held_by: list[str] | None = None
+        if refused:
+            blockers = peers.may_send(key, refused)
+            if blockers or not peers.knows_mode(key, transition.next_mode):
+                mode_held_by = blockers
+        if mode_held_by is None or is_overdue:
+            self._serve_mode(transition, transition.next_mode, generation, now)
+        if mode_held_by is not None:
+            held_by = [*(held_by or ()), *mode_held_by]
+        self._update_hold(key, transition, held_by, now, is_overdue=is_overdue)
+        return previous != (transition.served_mode, transition.served_send)
+
+    def _update_hold(
+        self, key: PortKey, transition: Transition, held_by: list[str] | None, now: float, *, is_overdue: bool
+    ) -> None:
+        """Record which peers block the transition. None: nothing does, not even this replica's own report."""
+        if held_by is not None and is_overdue:
+            self._skip(key, transition, WaitingFor.REPLICAS, dict.fromkeys(transition.held_by, ""))
+        if held_by is None or is_overdue:
+            transition.held_since, transition.held_by = None, ()
             return
-        crossing.held_by = tuple(sorted(set(held))) or (THE_API,)
-        if crossing.held_since is None:
-            crossing.held_since = now
+        transition.held_by = tuple(sorted(set(held_by))) or (API_SERVER,)
+        if transition.held_since is None:
+            transition.held_since = now
 
-    def _serve(self, key: PortKey, crossing: Crossing, mode: Mode, edition: int, now: float) -> None:
-        if crossing.serves is not mode:
+    def _serve_mode(self, transition: Transition, mode: Mode, generation: int, now: float) -> None:
+        if transition.served_mode is not mode:
             if mode is Mode.STRICT:
-                self.closed(key, edition)
-                self.locked += 1
-            crossing.serves, crossing.serves_at, crossing.served_since = mode, edition, now
-            crossing.may_serve.add(mode)
+                self.plaintext_disabled += 1
+            transition.served_mode, transition.mode_generation, transition.mode_since = mode, generation, now
+            transition.possible_modes.add(mode)
 
-    def _say(self, crossing: Crossing, send: Send, edition: int, now: float) -> None:
-        if crossing.tells is not send:
-            crossing.tells, crossing.tells_at, crossing.told_since = send, edition, now
-            crossing.may_tell.add(send)
-            crossing.heard_at = None
+    def _serve_send(self, transition: Transition, send: Send, generation: int, now: float) -> None:
+        if transition.served_send is not send:
+            transition.served_send, transition.send_generation, transition.send_since = send, generation, now
+            transition.possible_sends.add(send)
+            transition.acked_since = None
 
-    def _tell(self, key: PortKey, crossing: Crossing, known: Known) -> None:
-        """Note what it waits for."""
+    def _update_wait(self, key: PortKey, transition: Transition, observed: ObservedState) -> None:
+        """Record what the transition waits for."""
         pod, _ = key
-        waits_for_clients = crossing.may_tell != {crossing.tells} or any(rules.users(self.rules, crossing))
-        if crossing.may_serve != {crossing.serves}:
-            crossing.stage, crossing.rejection = Stage.LISTENER, known.rejected.get(pod, "")
-            crossing.laggards = ()
+        waits_for_clients = transition.possible_sends != {transition.served_send} or any(
+            rules.sends_under_rules(self.rule_transitions, transition)
+        )
+        if transition.possible_modes != {transition.served_mode}:
+            transition.waiting_for = WaitingFor.LISTENER
+            transition.lagging, transition.rejection = (), observed.rejected_listeners.get(pod, "")
         elif waits_for_clients:
-            behind = self._behind(crossing, known)
-            crossing.stage, crossing.laggards = Stage.CLIENTS, tuple(behind)
-            crossing.rejection = next(filter(None, behind.values()), "")
+            lagging = self._clients_lagging_on_port(transition, observed)
+            transition.waiting_for, transition.lagging = WaitingFor.CLIENTS, tuple(lagging)
+            transition.rejection = next(filter(None, lagging.values()), "")
         else:
-            crossing.stage = Stage.REPLICAS if crossing.held_by else None
-            crossing.laggards, crossing.rejection = crossing.held_by, ""
+            transition.waiting_for = WaitingFor.REPLICAS if transition.held_by else None
+            transition.lagging, transition.rejection = transition.held_by, ""
 
-    def _behind(self, crossing: Crossing, known: Known) -> Mapping[str, str]:
-        """Return the clients that have not taken what they were told, with what they said if they rejected it; by name."""
-        return self._lags(crossing.tells_at, known, crossing.hosts.__contains__)
+    def _clients_lagging_on_port(self, transition: Transition, observed: ObservedState) -> Mapping[str, str]:
+        return self._clients_lagging(transition.send_generation, observed, transition.hosts.__contains__)
 
-    def _behind_rule(self, rule: RuleChange, known: Known) -> Mapping[str, str]:
-        return self._lags(rule.at or 0, known, lambda service: rule.is_about((service,)))
+    def _clients_lagging_on_rule(self, rule: RuleTransition, observed: ObservedState) -> Mapping[str, str]:
+        return self._clients_lagging(rule.generation or 0, observed, lambda service: rule.affects((service,)))
 
-    def _lags(
-        self, edition: int, known: Known, concerns: Callable[[tuple[str, int]], bool]
+    def _clients_lagging(
+        self, generation: int, observed: ObservedState, is_relevant: Callable[[tuple[str, int]], bool]
     ) -> Mapping[str, str]:
-        if edition not in self._lagging:
-            lagging = sorted(name for name, reached in known.clients.items() if reached < edition)
-            self._lagging[edition] = dict.fromkeys(lagging, "")
-        if not known.refusing:
-            return self._lagging[edition]
-        behind = dict(self._lagging[edition])
-        for name, rejected in known.refusing.items():
-            for cluster, why in rejected.items():
-                if concerns(service_of(cluster)):
-                    behind[name] = why
-        return dict(sorted(behind.items()))
+        """Return the clients that lag behind a generation or rejected a relevant cluster, with errors."""
+        if generation not in self._lagging_clients:
+            names = sorted(name for name, active in observed.clients.items() if active < generation)
+            self._lagging_clients[generation] = dict.fromkeys(names, "")
+        if not observed.rejected_clusters:
+            return self._lagging_clients[generation]
+        lagging = dict(self._lagging_clients[generation])
+        for name, clusters in observed.rejected_clusters.items():
+            for cluster, error in clusters.items():
+                if is_relevant(service_of(cluster)):
+                    lagging[name] = error
+        return dict(sorted(lagging.items()))
 
-    def _confirm_rules(self, known: Known, now: float, unread: float) -> None:
-        for ref, rule in tuple(self.rules.items()):
-            if rule.at is None:
+    def _confirm_rules(self, observed: ObservedState, now: float, classify_delay: float) -> None:
+        for ref, rule in tuple(self.rule_transitions.items()):
+            if rule.generation is None:
                 continue
-            behind = self._behind_rule(rule, known)
-            rule.laggards, rule.rejection = tuple(behind), next(filter(None, behind.values()), "")
-            if _is_heard(rule, behind, now, unread):
-                del self.rules[ref]
-            elif behind and (rule.told_since is None or self._is_late(rule.told_since, now)):
-                rule.told_since = None
-                self.passed_over += 1
-                self.late_rules[ref] = self.rules.pop(ref)
+            lagging = self._clients_lagging_on_rule(rule, observed)
+            rule.lagging, rule.rejection = tuple(lagging), next(filter(None, lagging.values()), "")
+            if _is_acked(rule, lagging, now, classify_delay):
+                del self.rule_transitions[ref]
+            elif lagging and (rule.lagging_since is None or self._is_overdue(rule.lagging_since, now)):
+                rule.lagging_since = None
+                self.skip_count += 1
+                self.skipped_rules[ref] = self.rule_transitions.pop(ref)
 
-    def _release_rules(self, known: Known, edition: int, now: float) -> dict[Ref, RuleChange]:
-        """Put those in force that no server would refuse by which it was not meant to."""
-        held = {ref: rule for ref, rule in self.rules.items() if rule.at is None}
-        early = {
-            ref for ref, rule in held.items() if rules.is_too_early(rule, self.crossings, known.elsewhere)
+    def _release_rules(
+        self, observed: ObservedState, generation: int, now: float
+    ) -> dict[Ref, RuleTransition]:
+        """Release the held rules whose traffic all servers accept, or whose wait is overdue."""
+        held = {ref: rule for ref, rule in self.rule_transitions.items() if rule.generation is None}
+        too_early = {
+            ref for ref, rule in held.items() if rules.is_too_early(rule, self.transitions, observed.peers)
         }
-        late = {ref for ref, rule in held.items() if self._is_late(rule.since, now)}
-        self.passed_over += len(early & late)
-        waiting = rules.together(held, early - late)
+        overdue = {ref for ref, rule in held.items() if self._is_overdue(rule.since, now)}
+        self.skip_count += len(too_early & overdue)
+        waiting = rules.with_overlapping(held, too_early - overdue)
         released = {ref: rule for ref, rule in held.items() if ref not in waiting}
         for rule in released.values():
-            rule.at, rule.since = edition, now
-            rule.told_since = now if rule.told_since is None else rule.told_since
+            rule.generation, rule.since = generation, now
+            rule.lagging_since = now if rule.lagging_since is None else rule.lagging_since
         return released
 
 
-def unread_seconds(config: MeshConfig) -> float:
-    """Return for how long after it was opened a connection may be judged, by the filter chains of that moment.
+def classification_delay(config: MeshConfig) -> float:
+    """Return for how long after it was opened a listener may classify a connection.
 
-    A listener waits for the client to speak first. If the server does, the client says nothing until the listener stops waiting.
+    A listener waits this long for the client to send first. Clients of a protocol in which the server sends first say
+    nothing, so the listener classifies their connections only then, and refuses those that it no longer accepts.
     """
-    return config.protocol_detection_timeout + _ARRIVING
+    return config.protocol_detection_timeout + _CONNECTION_DELAY
 
 
-def _is_heard(told: Crossing | RuleChange, behind: Collection[str], now: float, unread: float) -> bool:
-    """Whether nobody has been behind for so long that what they sent before has been read."""
-    if behind:
-        told.heard_at = None
-    elif told.heard_at is None:
-        told.heard_at = now
-    return told.heard_at is not None and now >= told.heard_at + unread
+def _is_acked(
+    transition: Transition | RuleTransition, lagging: Collection[str], now: float, delay: float
+) -> bool:
+    """Return whether all clients ACKed at least `delay` seconds ago.
+
+    By then, servers have classified the connections that clients opened earlier.
+    """
+    if lagging:
+        transition.acked_since = None
+    elif transition.acked_since is None:
+        transition.acked_since = now
+    return transition.acked_since is not None and now >= transition.acked_since + delay

@@ -1,20 +1,23 @@
-"""What replicas of a control plane tell each other of ports that are on their way, and what each may conclude from it.
+"""What replicas report to each other about ports in transition, and what each may conclude.
 
-Each replica knows only how far its own proxies are. So each publishes a `Report`: of every port that is on its way with
-anybody, what a listener of that pod may accept if it is, or comes to be, connected to this replica, and what this replica's
-clients may be sending to it (`Stand`). Reports arrive late, and are all written to one place that keeps them in one order.
+A replica knows only the progress of the proxies that are connected to it. It therefore publishes a
+`ReplicaReport`. For every port that is in transition on any replica, the report says which modes the listener
+may have if the pod is connected to this replica, or connects to it later, and what this replica's clients may
+send to the port (`PortReport`). Reports arrive late, but all are written to one place, which keeps them in
+one order.
 
-Two acts can harm a request that another replica's proxies make: to close a listener to what was accepted (a lock, say), and
-to have clients begin to send something else. Whoever is about to do either
+Two actions can break requests of proxies on other replicas: narrowing a listener (for example to STRICT), and
+changing what clients send. Before a replica does either, it
 
-1. publishes that it may be so already: the report is a superset of what is in force, at any time;
-2. waits until it reads back its own report, and with it all that others wrote before;
-3. does it if no report that it has read then is in the way: nobody's clients may send what is to be refused; everybody's
-   listeners take what is to be sent.
+1. publishes a report that allows for the action. A report is always a superset of what is active;
+2. waits until it reads its own report back, and with it every report that was written earlier;
+3. acts if none of the reports that it has read by then forbids it. No peer's client may send what the
+   listener is about to refuse, and every peer's listener must accept what clients are about to send.
 
-Of two such acts that exclude each other, the report of one was written first, and whoever wrote the other one has read it
-before the act: both never happen. What opens a listener needs nobody's consent. Reports that another one may have
-overtaken count as well: a write whose answer is missing (`Exchange`). docs/adr/0015 has the rest.
+If two such actions conflict, one of the two reports was written first, and the replica that wrote the other
+report has read it before it acts. So the two actions never both happen. Widening a listener needs no
+agreement. Peers may have read any of the reports that this replica has started to write, so all of them count
+(`ReplicaSync`). See docs/adr/0015.
 """
 
 from __future__ import annotations
@@ -26,93 +29,103 @@ from typing import NamedTuple
 from xds.mesh.model.objects import Mode, PortKey
 from xds.mesh.policy.mtls import Send
 
-TAKES: Mapping[Mode, frozenset[Send]] = {
+ACCEPTED_SENDS: Mapping[Mode, frozenset[Send]] = {
     Mode.DISABLE: frozenset({Send.PLAINTEXT}),
     Mode.PERMISSIVE: frozenset({Send.PLAINTEXT, Send.MTLS}),
     Mode.STRICT: frozenset({Send.MTLS}),
 }
-"""What a server accepts in each mode. TLS of the application's own is passed on where plaintext is, and counts as that."""
+"""What a server accepts in each mode. The application's own TLS counts as plaintext."""
 
 
-class Stand(NamedTuple):
-    """What a replica says of a port."""
+class PortReport(NamedTuple):
+    """What a replica reports about one port."""
 
-    open: bool
-    """Whether it is on its way there; else it is told because it is on its way elsewhere."""
+    in_transition: bool
+    """Whether the port is in transition on this replica. Otherwise it is in transition on another one."""
     modes: frozenset[Mode]
+    """The modes that the listener may have on this replica."""
     sends: frozenset[Send]
+    """What this replica's clients may send."""
 
 
-NOT_HERE = Stand(open=False, modes=frozenset(), sends=frozenset())
-"""Of a pod that is not known."""
+UNKNOWN_POD = PortReport(in_transition=False, modes=frozenset(), sends=frozenset())
+"""The report about a port of a pod that the replica does not know."""
 
 
-class Report(NamedTuple):
-    """What a replica says of all ports that are on their way with anybody."""
+class ReplicaReport(NamedTuple):
+    """What a replica reports about all ports that are in transition on any replica."""
 
     number: int
-    """Grows with each report of a replica."""
-    view: str
-    """Stands for all DestinationRules, and the settings by which they count, that are known there."""
-    stands: Mapping[PortKey, Stand] | None
-    """None: there is too much on its way to be told."""
+    """A number that grows with each report of the replica."""
+    rules_version: str
+    """A hash of all DestinationRules that the replica knows, and of the settings that affect them."""
+    ports: Mapping[PortKey, PortReport] | None
+    """The ports. None: there are too many to report."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Elsewhere:
-    """What other replicas say of the proxies that are connected to them; as it is, that there are none."""
+class PeerView:
+    """What peers report, and what they can know about this replica. Default: there are no peers."""
 
-    said: tuple[Mapping[PortKey, Stand], ...] | None = None
-    """What others may be reading of us, in each version that they may have; None: there is nobody to be told anything."""
-    cut_off: bool = False
-    """Whether it is not certain that others still reckon with us, nor that we hear from them."""
-    rules_said: bool = True
-    """Whether others can know by now that we know of all DestinationRules that we know of."""
-    others: Mapping[str, Mapping[PortKey, Stand] | None] = field(default_factory=dict)
-    """By name of a replica; None: it has too much to tell."""
-    apart_in_rules: frozenset[str] = frozenset()
-    """Which of these have not seen the same DestinationRules, so that it is not known what their clients may be sending."""
-    opened: frozenset[PortKey] = frozenset()
-    """What is on its way with any of them."""
+    own_reports: tuple[Mapping[PortKey, PortReport], ...] | None = None
+    """Every version of this replica's report that peers may be reading. None: there are no peers."""
+    is_isolated: bool = False
+    """Whether peers may have expired this replica, because it has not renewed its report in time."""
+    rules_are_shared: bool = True
+    """Whether peers can know that this replica has read all DestinationRules that it has read."""
+    peers: Mapping[str, Mapping[PortKey, PortReport] | None] = field(default_factory=dict)
+    """The reported ports, by name of the peer. None: the peer has too many to report."""
+    different_rules: frozenset[str] = frozenset()
+    """The peers with another set of DestinationRules, so that it is unknown what their clients send."""
+    in_transition: frozenset[PortKey] = frozenset()
+    """The ports that are in transition on any peer."""
 
-    def refusing(self, key: PortKey, send: Send) -> list[str]:
-        """Return whose listener of a port may refuse what is sent, or is not known not to."""
-        return self._who(key, lambda stand: not all(send in TAKES[mode] for mode in stand.modes))
+    def may_refuse(self, key: PortKey, send: Send) -> list[str]:
+        """Return the peers whose listener of a port may refuse what is sent."""
+        return self._peers_where(
+            key, lambda report: not all(send in ACCEPTED_SENDS[mode] for mode in report.modes)
+        )
 
-    def sending(self, key: PortKey, refused: Collection[Send]) -> list[str]:
-        """Return whose clients may be sending to a port what is to be refused, or are not known not to."""
-        return self._who(key, lambda stand: not stand.sends.isdisjoint(refused))
+    def may_send(self, key: PortKey, refused: Collection[Send]) -> list[str]:
+        """Return the peers whose clients may send to a port what is about to be refused."""
+        return self._peers_where(key, lambda report: not report.sends.isdisjoint(refused))
 
-    def apart(self, key: PortKey, mode: Mode, send: Send) -> list[str]:
-        """Return who is not, or is not known to be, where nothing but this is in force."""
-        return self._who(key, lambda stand: not (stand.modes <= {mode} and stand.sends <= {send}))
+    def not_settled(self, key: PortKey, mode: Mode, send: Send) -> list[str]:
+        """Return the peers where something other than this mode, or this kind of traffic, may be active."""
+        return self._peers_where(key, lambda report: not (report.modes <= {mode} and report.sends <= {send}))
 
-    def silent(self, key: PortKey) -> list[str]:
-        """Return who says nothing of a port."""
-        return [name for name, stands in self.others.items() if stands is None or key not in stands]
+    def without_report(self, key: PortKey) -> list[str]:
+        """Return the peers that do not report a port."""
+        return [name for name, ports in self.peers.items() if ports is None or key not in ports]
 
-    def modes(self, key: PortKey) -> set[Mode]:
-        """Return what may be in force at others', as far as is known."""
-        stands = [each[key] for each in self.others.values() if each and key in each]
-        return {mode for stand in stands for mode in stand.modes}
+    def possible_modes(self, key: PortKey) -> set[Mode]:
+        """Return the modes that peers report for a port."""
+        reports = [ports[key] for ports in self.peers.values() if ports and key in ports]
+        return {mode for report in reports for mode in report.modes}
 
-    def may_serve(self, key: PortKey, mode: Mode) -> bool:
-        """Whether others can know that this may be in force here."""
-        return self.said is None or self._knows(lambda said: key in said and mode in said[key].modes)
+    def knows_mode(self, key: PortKey, mode: Mode) -> bool:
+        """Return whether peers can know that this mode may be active on this replica."""
+        return self.own_reports is None or self._is_in_every_report(
+            lambda ports: key in ports and mode in ports[key].modes
+        )
 
-    def may_tell(self, key: PortKey, send: Send) -> bool:
-        """Whether others can know that our clients may be sending this."""
-        return self.said is None or self._knows(lambda said: key in said and send in said[key].sends)
+    def knows_send(self, key: PortKey, send: Send) -> bool:
+        """Return whether peers can know that clients of this replica may send this."""
+        return self.own_reports is None or self._is_in_every_report(
+            lambda ports: key in ports and send in ports[key].sends
+        )
 
-    def _knows(self, knows: Callable[[Mapping[PortKey, Stand]], bool]) -> bool:
-        return not self.cut_off and bool(self.said) and all(knows(each) for each in self.said or ())
+    def _is_in_every_report(self, matches: Callable[[Mapping[PortKey, PortReport]], bool]) -> bool:
+        return (
+            not self.is_isolated
+            and bool(self.own_reports)
+            and all(matches(ports) for ports in self.own_reports or ())
+        )
 
-    def _who(self, key: PortKey, is_in_the_way: Callable[[Stand], bool]) -> list[str]:
+    def _peers_where(self, key: PortKey, matches: Callable[[PortReport], bool]) -> list[str]:
+        """Return the peers whose report matches, or that are not known to have no such report."""
         return [
             name
-            for name, stands in self.others.items()
-            if stands is None
-            or key not in stands
-            or name in self.apart_in_rules
-            or is_in_the_way(stands[key])
+            for name, ports in self.peers.items()
+            if ports is None or key not in ports or name in self.different_rules or matches(ports[key])
         ]

@@ -1,4 +1,4 @@
-"""How far changes of mode are, service by service, in values and in words."""
+"""The progress of rollouts by service and DestinationRule, as values and as one-line summaries."""
 
 from __future__ import annotations
 
@@ -10,170 +10,196 @@ from typing import NamedTuple
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import CLUSTER_DOMAIN, Mode, PortKey
 from xds.mesh.policy.mtls import Send
-from xds.mesh.rollout.desired import wanted_of
-from xds.mesh.rollout.machine import THE_API, Rollout
-from xds.mesh.rollout.transition import Crossing, Stage
+from xds.mesh.rollout.desired import desired_ports
+from xds.mesh.rollout.machine import API_SERVER, Rollout
+from xds.mesh.rollout.transition import Transition, WaitingFor
 
-_MOST_NAMED = 3
-"""Endpoints, or clients, that one line names."""
+_MAX_NAMES = 3
+"""Endpoints, clients or replicas that a summary names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Waiting:
-    """An endpoint that is on its way, or went on without somebody."""
+class WaitingEndpoint:
+    """An endpoint in transition, or one whose transition went on without a lagging proxy or replica."""
 
     pod: str
+    """The name of the pod."""
     port: int
-    wanted: Mode
-    stage: Stage
+    """The port of the pod."""
+    desired_mode: Mode
+    """The mode that policies ask for."""
+    waiting_for: WaitingFor
+    """What blocks, or blocked, the next phase."""
     since: float
-    laggards: tuple[str, ...] = ()
-    """Clients, as POD.NAMESPACE, or other replicas of the control plane."""
+    """When the wait began, in seconds of the event loop's clock."""
+    lagging: tuple[str, ...] = ()
+    """The lagging clients, as POD.NAMESPACE, or the lagging replicas of the control plane."""
     rejection: str = ""
-    awaits_lock: bool = False
-    """Whether plaintext is still accepted though policy forbids it."""
-    passed_over: bool = False
-    """Whether it is not waited for any longer."""
+    """The error of a sidecar that rejected its configuration."""
+    accepts_plaintext: bool = False
+    """Whether the server still accepts plaintext although policies forbid it."""
+    skipped: bool = False
+    """Whether the transition went on without the lagging proxies or replicas."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceProgress:
-    """How far the endpoints of one service are."""
+    """The progress of the endpoints of one service."""
 
     namespace: str
+    """The namespace of the service."""
     service: str
+    """The name of the service."""
     endpoints: int
-    """Ports of pods with a sidecar;"""
+    """The number of ports of pods with a sidecar."""
     mtls: int
-    """those that all clients are known to send mutual TLS to, unless a DestinationRule says otherwise;"""
+    """The number of endpoints to which all clients without a DestinationRule send mutual TLS."""
     plaintext: int
-    """and those that they are known to send plaintext to."""
+    """The number of endpoints to which all clients without a DestinationRule send plaintext."""
     to_plaintext: bool
-    """Whether plaintext is where they are going."""
-    waiting: tuple[Waiting, ...]
+    """Whether all transitions of the service lead to plaintext."""
+    waiting: tuple[WaitingEndpoint, ...]
+    """The endpoints that wait, and those that skipped a lagging proxy or replica."""
 
-    def words(self, now: float) -> str:
-        """Say it in one line: `httpbin.full: 3/5 endpoints mTLS, httpbin-2 waiting for its listener (12 s)`."""
-        there, mode = (self.plaintext, "plaintext") if self.to_plaintext else (self.mtls, "mTLS")
-        said = [f"{self.service}.{self.namespace}: {there}/{self.endpoints} endpoints {mode}"]
-        ports = Counter(pod for pod, _ in {(each.pod, each.port) for each in self.waiting})
-        # Those first that most want to be known of.
+    def summary(self, now: float) -> str:
+        """Return one line: `httpbin.full: 3/5 endpoints mTLS, httpbin-2 waiting for its listener (12 s)`."""
+        count, mode = (self.plaintext, "plaintext") if self.to_plaintext else (self.mtls, "mTLS")
+        parts = [f"{self.service}.{self.namespace}: {count}/{self.endpoints} endpoints {mode}"]
+        ports = Counter(pod for pod, _ in {(endpoint.pod, endpoint.port) for endpoint in self.waiting})
+        # Stalled endpoints first, then those that have waited longest.
         waiting = sorted(
-            self.waiting, key=lambda each: (not (each.passed_over or each.rejection), each.since)
+            self.waiting,
+            key=lambda endpoint: (not (endpoint.skipped or endpoint.rejection), endpoint.since),
         )
-        said += _some(
+        parts += _first_names(
             [
-                _endpoint_words(each, f"{each.pod}:{each.port}" if ports[each.pod] > 1 else each.pod, now)
-                for each in waiting
+                _endpoint_summary(
+                    endpoint,
+                    f"{endpoint.pod}:{endpoint.port}" if ports[endpoint.pod] > 1 else endpoint.pod,
+                    now,
+                )
+                for endpoint in waiting
             ],
             "endpoints",
         )
-        return ", ".join(said)
+        return ", ".join(parts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuleProgress:
-    """How far a DestinationRule is that was changed, added or deleted."""
+    """The progress of a DestinationRule that was added, changed or deleted."""
 
     namespace: str
+    """The namespace of the rule."""
     name: str
+    """The name of the rule."""
     host: str
+    """The host of the rule, as written."""
     deleted: bool
+    """Whether the rule was deleted."""
     held: bool
-    """Whether its clients still do what they did before, because a server would refuse what they would send."""
+    """Whether the old version is still served, because a server would refuse traffic of the new one."""
     since: float
-    laggards: tuple[str, ...] = ()
-    """The clients that are waited for, as POD.NAMESPACE."""
+    """When the wait began, in seconds of the event loop's clock."""
+    lagging: tuple[str, ...] = ()
+    """The clients that have not ACKed, as POD.NAMESPACE."""
     rejection: str = ""
-    passed_over: bool = False
-    """Whether they are not waited for any longer."""
+    """The error of one of these clients that rejected the change."""
+    skipped: bool = False
+    """Whether the rollout went on without these clients."""
 
-    def words(self, now: float) -> str:
-        """Say it in one line: `DestinationRule/full/x held back until its servers take it (3 s)`."""
-        what = f"{'deletion of ' if self.deleted else ''}DestinationRule/{self.namespace}/{self.name}"
+    def summary(self, now: float) -> str:
+        """Return one line: `DestinationRule/full/x held until its servers accept it (3 s)`."""
+        name = f"{'deletion of ' if self.deleted else ''}DestinationRule/{self.namespace}/{self.name}"
         if self.held:
-            waits = "held back until its servers take it"
+            status = "held until its servers accept it"
         else:
-            who = " and ".join(_some(self.laggards, "clients")) or "its clients"
-            waits = _waits(who, " to take it", passed=self.passed_over, rejection=self.rejection)
-        return f"{what} {waits} ({_lasted(now - self.since)})"
+            clients = " and ".join(_first_names(self.lagging, "clients")) or "its clients"
+            status = _wait_summary(clients, is_skipped=self.skipped, rejection=self.rejection)
+        return f"{name} {status} ({_duration(now - self.since)})"
 
 
-def progress(mesh: Mesh, rollout: Rollout, namespace: str = "") -> Iterator[ServiceProgress]:
-    """Yield the services (of a namespace) of which anything is on its way, or went on without somebody, in order."""
-    for service, found in sorted(_by_service(rollout).items()):
+def service_progress(mesh: Mesh, rollout: Rollout, namespace: str = "") -> Iterator[ServiceProgress]:
+    """Yield the services (of a namespace) with an endpoint in transition or with a skipped proxy, by name."""
+    for service, endpoints in sorted(_endpoints_by_service(rollout).items()):
         if namespace in {"", service[0]}:
-            yield _of_service(mesh, *service, sorted(found, key=lambda each: (each.key, not each.passed)))
+            yield _progress_of(
+                mesh,
+                *service,
+                sorted(endpoints, key=lambda endpoint: (endpoint.key, not endpoint.is_skipped)),
+            )
 
 
-def how_many(rollout: Rollout) -> int:
-    """Return of how many services there is progress."""
-    return len(_by_service(rollout))
+def count_services(rollout: Rollout) -> int:
+    """Return the number of services that `service_progress` yields."""
+    return len(_endpoints_by_service(rollout))
 
 
-def rules(rollout: Rollout) -> list[RuleProgress]:
-    """Return the DestinationRules that are not in force everywhere: first those that went on without somebody; by name."""
+def rule_progress(rollout: Rollout) -> list[RuleProgress]:
+    """Return the DestinationRules in transition: first those that skipped a client; by name."""
     return [
         RuleProgress(
             namespace=ref.namespace,
             name=ref.name,
             host=rule.host,
-            deleted=change.new is None,
-            held=change.at is None,
-            since=change.since,
-            laggards=change.laggards,
-            rejection=change.rejection,
-            passed_over=passed,
+            deleted=transition.new is None,
+            held=transition.generation is None,
+            since=transition.since,
+            lagging=transition.lagging,
+            rejection=transition.rejection,
+            skipped=is_skipped,
         )
-        for changes, passed in ((rollout.late_rules, True), (rollout.rules, False))
-        for ref, change in sorted(changes.items())
-        if (rule := change.new or change.old)
+        for transitions, is_skipped in ((rollout.skipped_rules, True), (rollout.rule_transitions, False))
+        for ref, transition in sorted(transitions.items())
+        if (rule := transition.new or transition.old)
     ]
 
 
-class _Found(NamedTuple):
+class _Endpoint(NamedTuple):
     key: PortKey
-    passed: bool
-    crossing: Crossing
+    is_skipped: bool
+    transition: Transition
 
 
-def _by_service(rollout: Rollout) -> dict[tuple[str, str], list[_Found]]:
-    services: dict[tuple[str, str], list[_Found]] = {}
-    for crossings, passed in ((rollout.late, True), (rollout.crossings, False)):
-        for key, crossing in crossings.items():
-            for service in {_service(host) for host, _ in crossing.hosts}:
-                services.setdefault(service, []).append(_Found(key, passed, crossing))
+def _endpoints_by_service(rollout: Rollout) -> dict[tuple[str, str], list[_Endpoint]]:
+    services: dict[tuple[str, str], list[_Endpoint]] = {}
+    for transitions, is_skipped in ((rollout.skipped_ports, True), (rollout.transitions, False)):
+        for key, transition in transitions.items():
+            for service in {_service_name(host) for host, _ in transition.hosts}:
+                services.setdefault(service, []).append(_Endpoint(key, is_skipped, transition))
     return services
 
 
-def _service(host: str) -> tuple[str, str]:
+def _service_name(host: str) -> tuple[str, str]:
     name, namespace, *_ = host.removesuffix(f".svc.{CLUSTER_DOMAIN}").split(".")
     return namespace, name
 
 
-def _of_service(mesh: Mesh, namespace: str, name: str, found: list[_Found]) -> ServiceProgress:
+def _progress_of(mesh: Mesh, namespace: str, name: str, endpoints: list[_Endpoint]) -> ServiceProgress:
     service = mesh.service(namespace, name)
-    wants = wanted_of(mesh, service) if service else ()
-    sends: dict[PortKey, Send | None] = {key: want.will for key, want in wants}
-    for key, passed, crossing in found:
-        if key in sends and not passed:
-            settled = crossing.may_tell == {crossing.tells}
-            sends[key] = crossing.tells if settled else None
+    ports = desired_ports(mesh, service) if service else ()
+    sends: dict[PortKey, Send | None] = {key: desired.send for key, desired in ports}
+    for key, is_skipped, transition in endpoints:
+        if key in sends and not is_skipped:
+            is_certain = transition.possible_sends == {transition.served_send}
+            sends[key] = transition.served_send if is_certain else None
     waiting = tuple(
-        Waiting(
+        WaitingEndpoint(
             pod=key[0].name,
             port=key[1],
-            wanted=crossing.wanted,
-            stage=crossing.stage,
-            since=crossing.since,
-            laggards=crossing.laggards,
-            rejection=crossing.rejection,
-            # Once others were passed over, how far the server is says the crossing that goes on.
-            awaits_lock=crossing.awaits_lock and not (passed and crossing.stage is not Stage.LISTENER),
-            passed_over=passed,
+            desired_mode=transition.desired_mode,
+            waiting_for=transition.waiting_for,
+            since=transition.waiting_since,
+            lagging=transition.lagging,
+            rejection=transition.rejection,
+            # After clients or replicas were skipped, the transition in progress tells what the server
+            # accepts.
+            accepts_plaintext=transition.accepts_plaintext
+            and not (is_skipped and transition.waiting_for is not WaitingFor.LISTENER),
+            skipped=is_skipped,
         )
-        for key, passed, crossing in found
-        if crossing.stage
+        for key, is_skipped, transition in endpoints
+        if transition.waiting_for
     )
     return ServiceProgress(
         namespace=namespace,
@@ -181,38 +207,40 @@ def _of_service(mesh: Mesh, namespace: str, name: str, found: list[_Found]) -> S
         endpoints=len(sends),
         mtls=sum(send is Send.MTLS for send in sends.values()),
         plaintext=sum(send is Send.PLAINTEXT for send in sends.values()),
-        to_plaintext=all(each.crossing.will is Send.PLAINTEXT for each in found),
+        to_plaintext=all(endpoint.transition.desired_send is Send.PLAINTEXT for endpoint in endpoints),
         waiting=waiting,
     )
 
 
-def _endpoint_words(waiting: Waiting, name: str, now: float) -> str:
-    passed, rejection = waiting.passed_over, waiting.rejection
-    if waiting.stage is not Stage.LISTENER:
-        said = f"{name} {_waits(_awaited(waiting), passed=passed, rejection=rejection)}"
-    elif rejection:
-        said = f"{name} stopped, it rejected its listener: {rejection}"
-    elif passed:
-        said = f"{name} passed over, its listener was not in force in time"
+def _endpoint_summary(endpoint: WaitingEndpoint, name: str, now: float) -> str:
+    if endpoint.waiting_for is not WaitingFor.LISTENER:
+        wait = _wait_summary(
+            _waiting_for(endpoint), is_skipped=endpoint.skipped, rejection=endpoint.rejection
+        )
+        status = f"{name} {wait}"
+    elif endpoint.rejection:
+        status = f"{name} stopped, its sidecar rejected the listener: {endpoint.rejection}"
+    elif endpoint.skipped:
+        status = f"{name} skipped, its listener was not active in time"
     else:
-        said = f"{name} waiting for its listener"
-    open_still = "; plaintext is still accepted there" if waiting.awaits_lock else ""
-    return f"{said} ({_lasted(now - waiting.since)}{open_still})"
+        status = f"{name} waiting for its listener"
+    plaintext = "; still accepts plaintext" if endpoint.accepts_plaintext else ""
+    return f"{status} ({_duration(now - endpoint.since)}{plaintext})"
 
 
-def _waits(who: str, to_do: str = "", *, passed: bool, rejection: str) -> str:
-    said = f"did not wait for {who} any longer" if passed else f"waiting for {who}{to_do}"
-    return f"{said}, rejected: {rejection}" if rejection else said
+def _wait_summary(names: str, *, is_skipped: bool, rejection: str) -> str:
+    status = f"skipped {names}" if is_skipped else f"waiting for {names}"
+    return f"{status}, rejected: {rejection}" if rejection else status
 
 
-def _awaited(waiting: Waiting) -> str:
-    if waiting.stage is Stage.CLIENTS:
-        return " and ".join(_some(waiting.laggards, "clients")) or "clients"
-    replica = "" if waiting.laggards == (THE_API,) else "replica "
-    return replica + " and ".join(_some(waiting.laggards, "replicas"))
+def _waiting_for(endpoint: WaitingEndpoint) -> str:
+    if endpoint.waiting_for is WaitingFor.CLIENTS:
+        return " and ".join(_first_names(endpoint.lagging, "clients")) or "clients"
+    replica = "" if endpoint.lagging == (API_SERVER,) else "replica "
+    return replica + " and ".join(_first_names(endpoint.lagging, "replicas"))
 
 
-def _lasted(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     whole = max(0, round(seconds))
     for length, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if whole >= 2 * length:
@@ -220,8 +248,9 @@ def _lasted(seconds: float) -> str:
     return f"{whole} s"
 
 
-def _some(said: Iterable[str], what: str) -> Iterator[str]:
-    every = list(said)
-    yield from every[:_MOST_NAMED]
-    if more := every[_MOST_NAMED:]:
-        yield f"{len(more)} more {what}"
+def _first_names(names: Iterable[str], kind: str) -> Iterator[str]:
+    """Yield the first names, and the number of the others."""
+    all_names = list(names)
+    yield from all_names[:_MAX_NAMES]
+    if others := all_names[_MAX_NAMES:]:
+        yield f"{len(others)} more {kind}"

@@ -1,4 +1,4 @@
-"""Between a replica's own reports and those of others: which of ours others may be reading, and which of theirs count."""
+"""The reports of this replica that peers may be reading, and the reports of peers that still count."""
 
 from __future__ import annotations
 
@@ -9,146 +9,159 @@ from hashlib import sha256
 from math import inf
 
 from xds.mesh.model.objects import DestinationRule, Fact, MeshConfig, PortKey, Ref
-from xds.mesh.rollout.peers import Elsewhere, Report, Stand
+from xds.mesh.rollout.peers import PeerView, PortReport, ReplicaReport
 
-DURATION = 15.0
-"""Seconds after which a replica that says nothing any more does not count. Its proxies have come to another one by then."""
+REPORT_LIFETIME = 15.0
+"""Seconds after which a report that was not renewed expires. By then, the replica's proxies have moved."""
 
 
 @dataclass(slots=True)
-class _Other:
-    report: Report
+class _Peer:
+    report: ReplicaReport
     version: str
-    """Of the object that it was in: another one with each renewal."""
+    """The version of the object that held the report. It changes with each renewal."""
     duration: float
-    seen: float
-    """When that version was first seen, by our own clock: clocks of two machines are never compared."""
+    """Seconds that the report counts without renewal."""
+    seen_at: float
+    """When this version was first seen, by this replica's clock: clocks of machines are never compared."""
 
 
-class Exchange:
-    """What a replica has said, and heard. The shell writes what `write` returns, and brings what it reads, in its order."""
+class ReplicaSync:
+    """Keep track of reports. The caller writes what `start_write` returns, and passes on what it reads."""
 
-    def __init__(self, duration: float = DURATION) -> None:
+    def __init__(self, duration: float = REPORT_LIFETIME) -> None:
         self.duration = duration
-        self.is_known = False
-        """Whether others reckon with us, and what they said before is known."""
-        self.on_news: Callable[[], None] = lambda: None
+        self.is_synced = False
+        """Whether peers know this replica, and it has read what they reported before."""
+        self.on_change: Callable[[], None] = lambda: None
         """Called when there may be something to write."""
-        self._view = ""
-        self._stands: Mapping[PortKey, Stand] = {}
-        self._sent: list[Report] = []
-        """From the last report of ours that was read back, to the last that was written."""
-        self._began: dict[int, float] = {}
-        """When the writing of each of these began."""
-        self._held_until = -inf
-        self._others: dict[str, _Other] = {}
+        self._rules_version = ""
+        self._ports: Mapping[PortKey, PortReport] = {}
+        self._written: list[ReplicaReport] = []
+        """The own reports, from the last one that was read back to the last one that was written."""
+        self._write_started: dict[int, float] = {}
+        """When the write of each of these reports started."""
+        self._valid_until = -inf
+        self._peers: dict[str, _Peer] = {}
 
-    # --- our own -----------------------------------------------------------------------------------------------------
+    # --- own reports ----------------------------------------------------------------------------------------
 
-    def say(self, view: str, stands: Mapping[PortKey, Stand]) -> None:
-        """Have others know this with the next report."""
-        self._view, self._stands = view, stands
-        if self.has_news:
-            self.on_news()
+    def publish(self, rules_version: str, ports: Mapping[PortKey, PortReport]) -> None:
+        """Set the content of the next report."""
+        self._rules_version, self._ports = rules_version, ports
+        if self.has_unpublished:
+            self.on_change()
 
     @property
-    def has_news(self) -> bool:
-        """Whether others are to know something else than was written last."""
-        last = self._sent[-1] if self._sent else None
-        return last is None or last.view != self._view or last.stands != self._stands
+    def has_unpublished(self) -> bool:
+        """Whether the content differs from the last report that was written."""
+        last = self._written[-1] if self._written else None
+        return last is None or last.rules_version != self._rules_version or last.ports != self._ports
 
-    def write(self, now: float, *, too_large: bool = False) -> Report:
-        """Return the report that is to be written now; from here on it counts as one that others may have read.
+    def start_write(self, now: float, *, too_large: bool = False) -> ReplicaReport:
+        """Return the report to write now. From here on it counts as one that peers may have read.
 
-        `too_large`: what there is to say cannot be written.
+        Args:
+            now: the time, in seconds of the event loop's clock.
+            too_large: the ports do not fit into a report, so the report has none.
         """
-        number = self._sent[-1].number + 1 if self._sent else 1
-        report = Report(number, self._view, None if too_large else self._stands)
-        self._sent.append(report)
-        self._began[number] = now
+        number = self._written[-1].number + 1 if self._written else 1
+        report = ReplicaReport(number, self._rules_version, None if too_large else self._ports)
+        self._written.append(report)
+        self._write_started[number] = now
         return report
 
     def retract(self) -> None:
-        """Take back the last report, of which nothing was written."""
-        del self._began[self._sent.pop().number]
+        """Drop the last report, because nothing of it was written."""
+        del self._write_started[self._written.pop().number]
 
     def read_back(self, number: int, now: float) -> None:
-        """Take note that a report of ours was read, and all that was written before it."""
-        if number not in self._began:
+        """Record that an own report was read, and with it every report that was written earlier."""
+        if number not in self._write_started:
             return
-        if self._held_until <= now:
-            # Nothing was heard of anybody meanwhile; they are not gone for that.
-            for other in self._others.values():
-                other.seen = now
-        # Counted from before the writing, and not to the end: nobody thinks that we are gone before we do.
-        self._held_until = self._began[number] + self.duration * 2 / 3
-        self._sent = [each for each in self._sent if each.number >= number]
-        self.is_known = True
-        self._began = {each.number: self._began[each.number] for each in self._sent}
+        if self._valid_until <= now:
+            # While isolated, this replica could not read renewals: give every peer its full time again.
+            for peer in self._peers.values():
+                peer.seen_at = now
+        # Counted from the start of the write, and only 2/3 of the duration: this replica has to stop before
+        # peers stop waiting for it.
+        self._valid_until = self._write_started[number] + self.duration * 2 / 3
+        self._written = [report for report in self._written if report.number >= number]
+        self.is_synced = True
+        self._write_started = {report.number: self._write_started[report.number] for report in self._written}
 
-    # --- others ------------------------------------------------------------------------------------------------------
+    # --- reports of peers -----------------------------------------------------------------------------------
 
-    def hear(self, name: str, version: str, report: Report, duration: float, now: float) -> None:
-        """Take note of another's report."""
-        before = self._others.get(name)
-        if before is None or before.version != version:
-            self._others[name] = _Other(report, version, duration, now)
+    def receive(self, name: str, version: str, report: ReplicaReport, duration: float, now: float) -> None:
+        """Record the report of a peer."""
+        known = self._peers.get(name)
+        if known is None or known.version != version:
+            self._peers[name] = _Peer(report, version, duration, now)
 
     def forget(self, name: str) -> None:
-        """Take note that another's reports are not kept any more."""
-        self._others.pop(name, None)
+        """Forget a peer whose report was deleted."""
+        self._peers.pop(name, None)
 
     @property
     def names(self) -> set[str]:
-        """Whose reports there are."""
-        return set(self._others)
+        """The names of the peers that have a report."""
+        return set(self._peers)
 
-    def gone(self, now: float) -> dict[str, str]:
-        """Return whose reports do not count any more, if that can be told, and the versions that they were last seen in."""
-        if self._held_until <= now:
+    def expired(self, now: float) -> dict[str, str]:
+        """Return the peers whose reports have expired, with the version last seen.
+
+        Empty while this replica is isolated.
+        """
+        if self._valid_until <= now:
             return {}
-        return {name: each.version for name, each in self._others.items() if now >= each.seen + each.duration}
+        return {
+            name: peer.version for name, peer in self._peers.items() if now >= peer.seen_at + peer.duration
+        }
 
-    # --- what to make of it ------------------------------------------------------------------------------------------
-
-    def elsewhere(self, now: float) -> Elsewhere:
-        """Return what is known of others now, and what they know of us."""
-        gone = self.gone(now)
-        reports = {name: each.report for name, each in self._others.items() if name not in gone}
-        said = [(each.view, each.stands or {}) for each in self._sent]
-        said.append((self._view, self._stands))
-        cut_off = self._held_until <= now
-        return Elsewhere(
-            said=tuple(stands for _, stands in said),
-            cut_off=cut_off,
-            rules_said=not cut_off and all(view == self._view for view, _ in said),
-            others={name: report.stands for name, report in reports.items()},
-            apart_in_rules=frozenset(name for name, report in reports.items() if report.view != self._view),
-            opened=frozenset(
+    def peer_view(self, now: float) -> PeerView:
+        """Return what is known about peers now, and what they know about this replica."""
+        expired = self.expired(now)
+        reports = {name: peer.report for name, peer in self._peers.items() if name not in expired}
+        own = [(report.rules_version, report.ports or {}) for report in self._written]
+        own.append((self._rules_version, self._ports))
+        is_isolated = self._valid_until <= now
+        return PeerView(
+            own_reports=tuple(ports for _, ports in own),
+            is_isolated=is_isolated,
+            rules_are_shared=not is_isolated and all(version == self._rules_version for version, _ in own),
+            peers={name: report.ports for name, report in reports.items()},
+            different_rules=frozenset(
+                name for name, report in reports.items() if report.rules_version != self._rules_version
+            ),
+            in_transition=frozenset(
                 key
                 for report in reports.values()
-                for key, stand in (report.stands or {}).items()
-                if stand.open
+                for key, port in (report.ports or {}).items()
+                if port.in_transition
             ),
         )
 
 
-class View:
-    """What stands for all DestinationRules, and the settings by which they count: the same on all replicas that know the same."""
+class RulesVersion:
+    """A hash of all DestinationRules and of the settings that affect them.
+
+    Replicas that know the same rules and settings have the same hash.
+    """
 
     def __init__(self) -> None:
         self._sum = 0
-        self._each: dict[Ref, int] = {}
+        self._hashes: dict[Ref, int] = {}
         self.version = ""
 
-    def follow(self, applied: Iterable[Fact], removed: Iterable[Ref], config: MeshConfig) -> None:
-        """Take note of a change."""
+    def update(self, applied: Iterable[Fact], removed: Iterable[Ref], config: MeshConfig) -> None:
+        """Apply a change."""
         for ref in removed:
-            self._sum -= self._each.pop(ref, 0)
+            self._sum -= self._hashes.pop(ref, 0)
         for rule in applied:
             if isinstance(rule, DestinationRule):
-                self._sum += (found := _hash(rule)) - self._each.get(rule.ref, 0)
-                self._each[rule.ref] = found
+                new_hash = _hash(rule)
+                self._sum += new_hash - self._hashes.get(rule.ref, 0)
+                self._hashes[rule.ref] = new_hash
         settings = (
             config.default_destination_rule_export_to,
             config.root_namespace,
@@ -159,7 +172,7 @@ class View:
 
 
 def _hash(rule: DestinationRule) -> int:
-    said = asdict(rule)
-    del said["meta"]
-    content = json.dumps([str(rule.ref), rule.meta.age_key, said], sort_keys=True, default=str)
+    fields = asdict(rule)
+    del fields["meta"]
+    content = json.dumps([str(rule.ref), rule.meta.age_key, fields], sort_keys=True, default=str)
     return int.from_bytes(sha256(content.encode()).digest()[:16], "big")

@@ -1,4 +1,4 @@
-"""DestinationRules that change: when a new one may be in force, and what clients may be sending meanwhile."""
+"""DestinationRules that change: when to serve the new version, and what clients may send in the meantime."""
 
 from __future__ import annotations
 
@@ -10,137 +10,151 @@ from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import DestinationRule, MeshConfig, PortKey, Ref
 from xds.mesh.model.traffic import TlsMode
 from xds.mesh.policy.mtls import Send
-from xds.mesh.rollout.peers import TAKES, Elsewhere
-from xds.mesh.rollout.transition import Crossing
+from xds.mesh.rollout.peers import ACCEPTED_SENDS, PeerView
+from xds.mesh.rollout.transition import Transition
 
 
 @dataclass(slots=True, kw_only=True)
-class RuleChange:
-    """A DestinationRule that is another one, or gone: its clients may be sending what the old one said, and will the new one's."""
+class RuleTransition:
+    """A DestinationRule that was added, changed or deleted. Clients may follow either version."""
 
     old: DestinationRule | None
+    """The version that was served before. None: there was none."""
     new: DestinationRule | None
-    others: tuple[DestinationRule, ...]
-    """Those that may speak where this one does not."""
+    """The desired version. None: the rule was deleted."""
+    other_rules: tuple[DestinationRule, ...]
+    """The rules that may apply to a client where this one does not."""
     since: float
-    """Since when it is held back, or waited for."""
-    at: int | None = None
-    """The edition that it is in force from; None: the old one is in force still."""
-    told_since: float | None = None
-    """Since when there are clients that have not taken what they were told of it, be it an earlier change."""
-    heard_at: float | None = None
-    """Since when all have taken it."""
-    laggards: tuple[str, ...] = ()
-    """These clients, and what one of them said if it rejected it."""
+    """When the current wait began: for servers while the rule is held, then for clients."""
+    generation: int | None = None
+    """The first generation with the new version. None: the rule is held, and the old version is served."""
+    lagging_since: float | None = None
+    """Since when some clients have not ACKed a change of this rule, possibly an earlier one."""
+    acked_since: float | None = None
+    """Since when all clients are known to have ACKed. None: some have not."""
+    lagging: tuple[str, ...] = ()
+    """The clients that have not ACKed."""
     rejection: str = ""
+    """The error of one of these clients that rejected the change. Empty: none did."""
 
     @property
-    def rules(self) -> list[DestinationRule]:
-        """The old one and the new one, as far as there are."""
+    def versions(self) -> list[DestinationRule]:
+        """The old and the new version, where they exist."""
         return [rule for rule in (self.old, self.new) if rule]
 
-    def is_about(self, hosts: Iterable[tuple[str, int]]) -> bool:
-        """Whether it may concern clients of any of these services."""
-        rules = self.rules
-        return any(rule.is_about(host) for host, _ in hosts for rule in rules)
+    def affects(self, hosts: Iterable[tuple[str, int]]) -> bool:
+        """Return whether the change may affect clients of any of these services."""
+        versions = self.versions
+        return any(rule.is_about(host) for host, _ in hosts for rule in versions)
 
-    def said_by(
-        self, rule: DestinationRule | None, hosts: Iterable[tuple[str, int]], otherwise: Collection[Send]
+    def possible_sends(
+        self, rule: DestinationRule | None, hosts: Iterable[tuple[str, int]], default: Collection[Send]
     ) -> set[Send]:
-        """Return what clients of these services may send while a rule is the old or the new one, or there is none.
+        """Return what clients of these services may send under one version of the rule.
 
-        Which of several rules speaks for a client is not asked: too much is waited for, if anything.
+        The result is a superset: it does not consider which of several rules applies to a client.
+
+        Args:
+            rule: the old or the new version, or None if there is none.
+            hosts: the services.
+            default: what clients send to which no rule applies.
         """
-        found = _says(rule, otherwise) if rule else set(otherwise)
-        for other in self.others:
+        sends = _sends_under(rule, default) if rule else set(default)
+        for other in self.other_rules:
             if any(other.is_about(host) for host, _ in hosts):
-                found |= _says(other, otherwise)
-        return found
+                sends |= _sends_under(other, default)
+        return sends
 
 
-def _says(rule: DestinationRule, otherwise: Collection[Send]) -> set[Send]:
-    """Return what clients send by any part of a rule; `otherwise`: what those send that it leaves alone."""
-    found: set[Send] = set()
+def _sends_under(rule: DestinationRule, default: Collection[Send]) -> set[Send]:
+    """Return what clients send under any part of a rule; `default` applies where it does not set TLS."""
+    sends: set[Send] = set()
     for policy in (rule.policy, *(subset.policy for subset in rule.subsets)):
-        for each in (policy, *(policy.ports.values() if policy else ())):
-            if each and each.tls:
-                found.add(Send.MTLS if each.tls.mode is TlsMode.ISTIO_MUTUAL else Send.PLAINTEXT)
+        for settings in (policy, *(policy.ports.values() if policy else ())):
+            if settings and settings.tls:
+                sends.add(Send.MTLS if settings.tls.mode is TlsMode.ISTIO_MUTUAL else Send.PLAINTEXT)
             else:
-                found.update(otherwise)
-    return found
+                sends.update(default)
+    return sends
 
 
-def _meaning(rule: DestinationRule) -> tuple[str, frozenset[Send], frozenset[Send]]:
-    """Return all that is asked of a rule that was: however often it changes, few of them differ in that."""
-    return rule.host, frozenset(_says(rule, ())), frozenset(_says(rule, tuple(Send)))
+def _relevant_content(rule: DestinationRule) -> tuple[str, frozenset[Send], frozenset[Send]]:
+    """Return what matters of an earlier version. Few versions differ in it, however often a rule changes."""
+    return rule.host, frozenset(_sends_under(rule, ())), frozenset(_sends_under(rule, tuple(Send)))
 
 
-def of_installation(config: MeshConfig) -> dict[Ref, DestinationRule]:
-    """Return the rules that installing creates."""
+def installed_rules(config: MeshConfig) -> dict[Ref, DestinationRule]:
+    """Return the DestinationRules that the installation creates."""
     return {fact.ref: fact for fact in default_objects(config) if isinstance(fact, DestinationRule)}
 
 
-def silent(rule: DestinationRule) -> DestinationRule:
-    """Return what stands for a rule that says nothing yet."""
+def without_effect(rule: DestinationRule) -> DestinationRule:
+    """Return a rule without settings, as a placeholder for a rule that is held."""
     return replace(rule, policy=None, subsets=())
 
 
-def change(
-    mesh: Mesh, before: RuleChange | None, ref: Ref, new: DestinationRule | None, now: float
-) -> RuleChange:
-    """Begin the change of a rule from what a mesh has to `new`; `before` is the change that it may be in the middle of."""
+def begin_transition(
+    mesh: Mesh, previous: RuleTransition | None, ref: Ref, new: DestinationRule | None, now: float
+) -> RuleTransition:
+    """Start the transition of a rule from its version in the mesh to `new`; `previous` may be in progress."""
     old = mesh.get(ref)
-    # Clients may not even have taken the change before.
-    earlier = (*before.others, before.old) if before and before.at is not None else ()
-    others = [rule for rule in mesh.rules() if rule.ref != ref]
-    others += {_meaning(rule): rule for rule in earlier if rule and rule not in others}.values()
-    return RuleChange(
+    # Clients may not even have ACKed the previous change.
+    earlier = (*previous.other_rules, previous.old) if previous and previous.generation is not None else ()
+    other_rules = [rule for rule in mesh.rules() if rule.ref != ref]
+    other_rules += {
+        _relevant_content(rule): rule for rule in earlier if rule and rule not in other_rules
+    }.values()
+    return RuleTransition(
         old=old if isinstance(old, DestinationRule) else None,
         new=new,
-        others=tuple(others),
-        # While it is held back it may change again, and is not waited for anew; what was told is waited for by itself.
-        since=before.since if before and before.at is None else now,
-        told_since=before.told_since if before else None,
+        other_rules=tuple(other_rules),
+        # A rule that changes again while it is held keeps its deadline. Clients that lag have a deadline of
+        # their own.
+        since=previous.since if previous and previous.generation is None else now,
+        lagging_since=previous.lagging_since if previous else None,
     )
 
 
-def is_too_early(rule: RuleChange, crossings: Mapping[PortKey, Crossing], others: Elsewhere) -> bool:
-    """Whether a server may refuse what a new rule has clients send, though policy means it to take that."""
-    return not others.rules_said or any(
-        any(send not in TAKES[mode] for mode in crossing.may_serve)
-        or not others.may_tell(key, send)
-        or others.refusing(key, send)
-        for key, crossing in crossings.items()
-        if rule.is_about(crossing.hosts) and not crossing.immediate
-        for send in rule.said_by(rule.new, crossing.hosts, {crossing.tells}) & TAKES[crossing.wanted]
+def is_too_early(rule: RuleTransition, transitions: Mapping[PortKey, Transition], peers: PeerView) -> bool:
+    """Return whether a server may refuse what the new version has clients send, which policies allow."""
+    return not peers.rules_are_shared or any(
+        any(send not in ACCEPTED_SENDS[mode] for mode in transition.possible_modes)
+        or not peers.knows_send(key, send)
+        or peers.may_refuse(key, send)
+        for key, transition in transitions.items()
+        if rule.affects(transition.hosts) and not transition.immediate
+        for send in rule.possible_sends(rule.new, transition.hosts, {transition.served_send})
+        & ACCEPTED_SENDS[transition.desired_mode]
     )
 
 
-def together(held: Mapping[Ref, RuleChange], early: Collection[Ref]) -> set[Ref]:
-    """Return what has to wait where some are too early: these, and others that may speak for the same clients.
+def with_overlapping(held: Mapping[Ref, RuleTransition], too_early: Collection[Ref]) -> set[Ref]:
+    """Return the rules that are too early, and all held rules that may apply to the same clients.
 
-    One without the other could have clients send what neither the old rules say nor the new ones.
+    If one were released without the other, clients could send what neither the old nor the new rules ask for.
     """
-    waiting, added = set(early), set(early)
+    waiting, added = set(too_early), set(too_early)
     while added:
         added = {
             ref
             for ref, rule in held.items()
-            if ref not in waiting and any(_overlap(rule, held[each]) for each in waiting)
+            if ref not in waiting and any(_overlap(rule, held[other]) for other in waiting)
         }
         waiting |= added
     return waiting
 
 
-def _overlap(one: RuleChange, other: RuleChange) -> bool:
-    return one.is_about((rule.host, 0) for rule in other.rules) or other.is_about(
-        (rule.host, 0) for rule in one.rules
+def _overlap(one: RuleTransition, other: RuleTransition) -> bool:
+    return one.affects((rule.host, 0) for rule in other.versions) or other.affects(
+        (rule.host, 0) for rule in one.versions
     )
 
 
-def users(rules: Mapping[Ref, RuleChange], crossing: Crossing) -> Iterator[tuple[set[Send], set[Send]]]:
-    """Yield, for each change that is about a port, what its clients may be sending and what they will send."""
+def sends_under_rules(
+    rules: Mapping[Ref, RuleTransition], transition: Transition
+) -> Iterator[tuple[set[Send], set[Send]]]:
+    """Yield what clients may send now and what they will send, for each changing rule that affects a port."""
     for rule in rules.values():
-        if rule.is_about(crossing.hosts):
-            wants = rule.said_by(rule.new, crossing.hosts, {crossing.will})
-            yield rule.said_by(rule.old, crossing.hosts, crossing.may_tell) | wants, wants
+        if rule.affects(transition.hosts):
+            new = rule.possible_sends(rule.new, transition.hosts, {transition.desired_send})
+            yield rule.possible_sends(rule.old, transition.hosts, transition.possible_sends) | new, new

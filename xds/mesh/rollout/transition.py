@@ -1,4 +1,4 @@
-"""Ports and DestinationRules that are on their way to what is wanted, and what is known of how far proxies are."""
+"""A port that changes its mode, and what the control plane knows about the progress of proxies."""
 
 from __future__ import annotations
 
@@ -8,102 +8,124 @@ from enum import StrEnum
 
 from xds.mesh.model.objects import Mode, Ref
 from xds.mesh.policy.mtls import Send
-from xds.mesh.rollout.peers import Elsewhere
+from xds.mesh.rollout.peers import PeerView
 
 
-class Stage(StrEnum):
-    """What a port waits for."""
+class WaitingFor(StrEnum):
+    """What blocks the next phase of a transition."""
 
     LISTENER = "listener"
-    """The server's sidecar, to have the listener that it was given in force;"""
+    """The server's sidecar has not activated the listener that it was sent."""
     CLIENTS = "clients"
-    """or clients, to have taken what they are to send, and to have said something on connections that they just opened;"""
+    """Clients have not ACKed what they were sent, or their latest connections have not sent any data."""
     REPLICAS = "replicas"
-    """or other replicas of the control plane, to say that theirs are as far."""
+    """Other replicas of the control plane have not reported that their proxies are ready."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Known:
-    """How far proxies are: which edition (`Served.edition`) of what was served is in force."""
+class ObservedState:
+    """The generation (`Served.generation`) that each connected proxy uses.
+
+    The rollout does not wait for proxies that are missing here.
+    """
 
     servers: Mapping[Ref, int] = field(default_factory=dict)
-    """By pod, of its inbound listeners with the secrets that these name. Who is not connected is not waited for."""
-    rejected: Mapping[Ref, str] = field(default_factory=dict)
-    """By pod, why its sidecar does not take the listener."""
+    """The active generation of a pod's inbound listeners and of the secrets that they reference."""
+    rejected_listeners: Mapping[Ref, str] = field(default_factory=dict)
+    """The error of each pod whose sidecar rejected an inbound listener."""
     clients: Mapping[str, int] = field(default_factory=dict)
-    """By name, of its clusters and endpoints."""
-    returned: frozenset[str] = frozenset()
-    """The clients that may send, or have opened connections not judged yet, by a configuration from before we were here."""
-    refusing: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    """By client, which clusters or endpoints it rejected, and why."""
-    elsewhere: Elsewhere = field(default_factory=Elsewhere)
+    """The active generation of a client's clusters and endpoints, by POD.NAMESPACE."""
+    reconnected: frozenset[str] = frozenset()
+    """Clients that may have unclassified connections by a configuration from an earlier stream."""
+    rejected_clusters: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """For each client, the clusters or endpoints that it rejected, with the error."""
+    peers: PeerView = field(default_factory=PeerView)
+    """What the other replicas report."""
 
 
 @dataclass(slots=True, kw_only=True)
-class Crossing:
-    """A port of a pod on its way to another mode."""
+class Transition:
+    """A port of a pod that moves from one mode to another."""
 
-    wanted: Mode
-    will: Send
-    """What clients are going to send."""
+    desired_mode: Mode
+    """The mode that policies ask for."""
+    desired_send: Send
+    """What clients have to send in the end."""
     immediate: bool
-    serves: Mode
-    """What its listener accepts, as it was last served; from which edition on, and what may be in force meanwhile."""
-    serves_at: int
-    may_serve: set[Mode]
-    tells: Send
-    """What clients were last told to send; from which edition on, and what they may still be sending."""
-    tells_at: int
-    may_tell: set[Send]
+    """Whether the policy asks to change both sides at once."""
+    served_mode: Mode
+    """The mode of the listener as it was last served."""
+    mode_generation: int
+    """The first generation with this listener."""
+    mode_since: float
+    """When the listener was first served with this mode."""
+    possible_modes: set[Mode]
+    """The modes that may be active in the server's sidecar."""
+    served_send: Send
+    """What clients are configured to send, as last served."""
+    send_generation: int
+    """The first generation with this client configuration."""
+    send_since: float
+    """When clients were first served this configuration."""
+    possible_sends: set[Send]
+    """What clients may be sending."""
+    next_mode: Mode
+    """The mode to serve next, once peers have read it in a report of this replica."""
+    next_send: Send
+    """What to configure clients to send next, once peers have read it in a report of this replica."""
     hosts: frozenset[tuple[str, int]]
-    """The services, and ports of them, that it belongs to."""
-    began: float
-    served_since: float
-    told_since: float
-    to_serve: Mode
-    """What its listener will accept next, and clients will be told, as soon as other replicas know it."""
-    to_tell: Send
+    """The services that the port belongs to, as hosts and service ports."""
+    started_at: float
+    """When the transition started."""
     held_since: float | None = None
-    """Since when only other replicas are in the way of that, and which."""
+    """When the transition began to wait for peers only. None: it does not."""
     held_by: tuple[str, ...] = ()
-    heard_at: float | None = None
-    """Since when all clients are known to have taken what they were told."""
+    """The peers that block the next phase."""
+    acked_since: float | None = None
+    """Since when all clients are known to have ACKed. None: some have not."""
     done_since: float | None = None
-    settled: bool = False
-    """Whether nothing is on its way here, nor known to be elsewhere."""
-    stage: Stage | None = None
-    """What it waits for now; None: for nothing."""
-    laggards: tuple[str, ...] = ()
-    """The clients, or replicas, that it waits for, or did not wait for any longer."""
+    """Since when the desired state is active on this replica. None: it is not."""
+    is_settled: bool = False
+    """Whether the desired state is active, on this replica and, as far as is known, on its peers."""
+    waiting_for: WaitingFor | None = None
+    """What blocks the next phase. None: nothing."""
+    lagging: tuple[str, ...] = ()
+    """The clients, or the peers, that block the next phase or were skipped."""
     rejection: str = ""
-    """Why it cannot go on: what a sidecar said."""
+    """The error of a sidecar that rejected its configuration. Empty: none did."""
 
     @property
-    def since(self) -> float:
-        """Since when it waits."""
-        if self.stage is Stage.REPLICAS and self.held_since is not None:
+    def waiting_since(self) -> float:
+        """When the current wait began."""
+        if self.waiting_for is WaitingFor.REPLICAS and self.held_since is not None:
             return self.held_since
-        return self.served_since if self.stage is Stage.LISTENER else self.told_since
+        return self.mode_since if self.waiting_for is WaitingFor.LISTENER else self.send_since
 
     @property
-    def awaits_lock(self) -> bool:
-        """Whether plaintext is still accepted though policy forbids it."""
-        return self.wanted is Mode.STRICT and (self.serves is not Mode.STRICT or len(self.may_serve) > 1)
+    def accepts_plaintext(self) -> bool:
+        """Whether the server may still accept plaintext although policies forbid it."""
+        return self.desired_mode is Mode.STRICT and (
+            self.served_mode is not Mode.STRICT or len(self.possible_modes) > 1
+        )
 
     @property
-    def done(self) -> bool:
-        """Whether what is wanted is in force."""
-        there = self.serves is self.wanted and self.tells is self.will
-        return there and self.may_serve == {self.serves} and self.may_tell == {self.tells}
+    def is_done(self) -> bool:
+        """Whether the desired state is served and active."""
+        return (
+            self.served_mode is self.desired_mode
+            and self.served_send is self.desired_send
+            and self.possible_modes == {self.served_mode}
+            and self.possible_sends == {self.served_send}
+        )
 
 
 def other_than(send: Send) -> Send:
-    """Return what else may be sent."""
+    """Return the other member of `Send`."""
     return Send.PLAINTEXT if send is Send.MTLS else Send.MTLS
 
 
 def service_of(cluster: str) -> tuple[str, int]:
-    """Return the host and port that a cluster `outbound|PORT|SUBSET|HOST` leads to."""
+    """Return the host and port of a cluster named `outbound|PORT|SUBSET|HOST`."""
     kind, _, rest = cluster.partition("|")
     port, _, rest = rest.partition("|")
     return (rest.rpartition("|")[2], int(port)) if kind == "outbound" and port.isdecimal() else ("", 0)

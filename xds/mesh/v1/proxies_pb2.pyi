@@ -46,14 +46,14 @@ class ListProxiesResponse(_message.Message):
     def __init__(self, proxies: _Optional[_Iterable[_Union[Proxy, _Mapping]]] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., not_connected: _Optional[_Union[NotConnected, _Mapping]] = ..., warnings: _Optional[_Iterable[_Union[ObjectWarning, _Mapping]]] = ..., more_warnings: _Optional[int] = ...) -> None: ...
 
 class NotConnected(_message.Message):
-    __slots__ = ("pods", "total", "may_be_elsewhere")
+    __slots__ = ("pods", "total", "may_be_on_other_replica")
     PODS_FIELD_NUMBER: _ClassVar[int]
     TOTAL_FIELD_NUMBER: _ClassVar[int]
-    MAY_BE_ELSEWHERE_FIELD_NUMBER: _ClassVar[int]
+    MAY_BE_ON_OTHER_REPLICA_FIELD_NUMBER: _ClassVar[int]
     pods: _containers.RepeatedCompositeFieldContainer[AbsentSidecar]
     total: int
-    may_be_elsewhere: bool
-    def __init__(self, pods: _Optional[_Iterable[_Union[AbsentSidecar, _Mapping]]] = ..., total: _Optional[int] = ..., may_be_elsewhere: _Optional[bool] = ...) -> None: ...
+    may_be_on_other_replica: bool
+    def __init__(self, pods: _Optional[_Iterable[_Union[AbsentSidecar, _Mapping]]] = ..., total: _Optional[int] = ..., may_be_on_other_replica: _Optional[bool] = ...) -> None: ...
 
 class AbsentSidecar(_message.Message):
     __slots__ = ("namespace", "pod", "since")
@@ -108,22 +108,22 @@ class WatchProxiesResponse(_message.Message):
     def __init__(self, proxies: _Optional[_Iterable[_Union[Proxy, _Mapping]]] = ..., gone: _Optional[_Iterable[str]] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., not_connected: _Optional[_Union[NotConnected, _Mapping]] = ...) -> None: ...
 
 class Proxy(_message.Message):
-    __slots__ = ("node_id", "namespace", "pod", "agent", "agent_version", "missing", "streams")
+    __slots__ = ("node_id", "namespace", "pod", "agent", "agent_version", "problem", "streams")
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     POD_FIELD_NUMBER: _ClassVar[int]
     AGENT_FIELD_NUMBER: _ClassVar[int]
     AGENT_VERSION_FIELD_NUMBER: _ClassVar[int]
-    MISSING_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
     STREAMS_FIELD_NUMBER: _ClassVar[int]
     node_id: str
     namespace: str
     pod: str
     agent: str
     agent_version: str
-    missing: str
+    problem: str
     streams: _containers.RepeatedCompositeFieldContainer[Stream]
-    def __init__(self, node_id: _Optional[str] = ..., namespace: _Optional[str] = ..., pod: _Optional[str] = ..., agent: _Optional[str] = ..., agent_version: _Optional[str] = ..., missing: _Optional[str] = ..., streams: _Optional[_Iterable[_Union[Stream, _Mapping]]] = ...) -> None: ...
+    def __init__(self, node_id: _Optional[str] = ..., namespace: _Optional[str] = ..., pod: _Optional[str] = ..., agent: _Optional[str] = ..., agent_version: _Optional[str] = ..., problem: _Optional[str] = ..., streams: _Optional[_Iterable[_Union[Stream, _Mapping]]] = ...) -> None: ...
 
 class Stream(_message.Message):
     __slots__ = ("peer", "variant", "type_url", "connected_at", "types")

@@ -28,24 +28,18 @@ class ListRolloutsRequest(_message.Message):
     def __init__(self, namespace: _Optional[str] = ...) -> None: ...
 
 class ListRolloutsResponse(_message.Message):
-    __slots__ = ("services", "rules", "locks", "cut", "draining", "unknown", "passed_over", "time")
+    __slots__ = ("services", "rules", "plaintext_disabled", "skipped", "time")
     SERVICES_FIELD_NUMBER: _ClassVar[int]
     RULES_FIELD_NUMBER: _ClassVar[int]
-    LOCKS_FIELD_NUMBER: _ClassVar[int]
-    CUT_FIELD_NUMBER: _ClassVar[int]
-    DRAINING_FIELD_NUMBER: _ClassVar[int]
-    UNKNOWN_FIELD_NUMBER: _ClassVar[int]
-    PASSED_OVER_FIELD_NUMBER: _ClassVar[int]
+    PLAINTEXT_DISABLED_FIELD_NUMBER: _ClassVar[int]
+    SKIPPED_FIELD_NUMBER: _ClassVar[int]
     TIME_FIELD_NUMBER: _ClassVar[int]
     services: _containers.RepeatedCompositeFieldContainer[ServiceRollout]
     rules: _containers.RepeatedCompositeFieldContainer[RuleRollout]
-    locks: int
-    cut: int
-    draining: int
-    unknown: int
-    passed_over: int
+    plaintext_disabled: int
+    skipped: int
     time: _timestamp_pb2.Timestamp
-    def __init__(self, services: _Optional[_Iterable[_Union[ServiceRollout, _Mapping]]] = ..., rules: _Optional[_Iterable[_Union[RuleRollout, _Mapping]]] = ..., locks: _Optional[int] = ..., cut: _Optional[int] = ..., draining: _Optional[int] = ..., unknown: _Optional[int] = ..., passed_over: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    def __init__(self, services: _Optional[_Iterable[_Union[ServiceRollout, _Mapping]]] = ..., rules: _Optional[_Iterable[_Union[RuleRollout, _Mapping]]] = ..., plaintext_disabled: _Optional[int] = ..., skipped: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class ServiceRollout(_message.Message):
     __slots__ = ("namespace", "service", "status", "endpoints", "mtls", "plaintext", "waiting")
@@ -66,43 +60,43 @@ class ServiceRollout(_message.Message):
     def __init__(self, namespace: _Optional[str] = ..., service: _Optional[str] = ..., status: _Optional[str] = ..., endpoints: _Optional[int] = ..., mtls: _Optional[int] = ..., plaintext: _Optional[int] = ..., waiting: _Optional[_Iterable[_Union[WaitingEndpoint, _Mapping]]] = ...) -> None: ...
 
 class WaitingEndpoint(_message.Message):
-    __slots__ = ("pod", "port", "wanted", "awaited", "since", "clients", "more_clients", "rejection", "accepts_plaintext", "passed_over", "replicas")
-    class Awaited(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ("pod", "port", "desired_mode", "waiting_for", "since", "clients", "more_clients", "rejection", "accepts_plaintext", "skipped", "replicas")
+    class WaitingFor(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
-        AWAITED_UNSPECIFIED: _ClassVar[WaitingEndpoint.Awaited]
-        LISTENER: _ClassVar[WaitingEndpoint.Awaited]
-        CLIENTS: _ClassVar[WaitingEndpoint.Awaited]
-        REPLICAS: _ClassVar[WaitingEndpoint.Awaited]
-    AWAITED_UNSPECIFIED: WaitingEndpoint.Awaited
-    LISTENER: WaitingEndpoint.Awaited
-    CLIENTS: WaitingEndpoint.Awaited
-    REPLICAS: WaitingEndpoint.Awaited
+        WAITING_FOR_UNSPECIFIED: _ClassVar[WaitingEndpoint.WaitingFor]
+        LISTENER: _ClassVar[WaitingEndpoint.WaitingFor]
+        CLIENTS: _ClassVar[WaitingEndpoint.WaitingFor]
+        REPLICAS: _ClassVar[WaitingEndpoint.WaitingFor]
+    WAITING_FOR_UNSPECIFIED: WaitingEndpoint.WaitingFor
+    LISTENER: WaitingEndpoint.WaitingFor
+    CLIENTS: WaitingEndpoint.WaitingFor
+    REPLICAS: WaitingEndpoint.WaitingFor
     POD_FIELD_NUMBER: _ClassVar[int]
     PORT_FIELD_NUMBER: _ClassVar[int]
-    WANTED_FIELD_NUMBER: _ClassVar[int]
-    AWAITED_FIELD_NUMBER: _ClassVar[int]
+    DESIRED_MODE_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FOR_FIELD_NUMBER: _ClassVar[int]
     SINCE_FIELD_NUMBER: _ClassVar[int]
     CLIENTS_FIELD_NUMBER: _ClassVar[int]
     MORE_CLIENTS_FIELD_NUMBER: _ClassVar[int]
     REJECTION_FIELD_NUMBER: _ClassVar[int]
     ACCEPTS_PLAINTEXT_FIELD_NUMBER: _ClassVar[int]
-    PASSED_OVER_FIELD_NUMBER: _ClassVar[int]
+    SKIPPED_FIELD_NUMBER: _ClassVar[int]
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
     pod: str
     port: int
-    wanted: Mode
-    awaited: WaitingEndpoint.Awaited
+    desired_mode: Mode
+    waiting_for: WaitingEndpoint.WaitingFor
     since: _timestamp_pb2.Timestamp
     clients: _containers.RepeatedScalarFieldContainer[str]
     more_clients: int
     rejection: str
     accepts_plaintext: bool
-    passed_over: bool
+    skipped: bool
     replicas: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, pod: _Optional[str] = ..., port: _Optional[int] = ..., wanted: _Optional[_Union[Mode, str]] = ..., awaited: _Optional[_Union[WaitingEndpoint.Awaited, str]] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., clients: _Optional[_Iterable[str]] = ..., more_clients: _Optional[int] = ..., rejection: _Optional[str] = ..., accepts_plaintext: _Optional[bool] = ..., passed_over: _Optional[bool] = ..., replicas: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, pod: _Optional[str] = ..., port: _Optional[int] = ..., desired_mode: _Optional[_Union[Mode, str]] = ..., waiting_for: _Optional[_Union[WaitingEndpoint.WaitingFor, str]] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., clients: _Optional[_Iterable[str]] = ..., more_clients: _Optional[int] = ..., rejection: _Optional[str] = ..., accepts_plaintext: _Optional[bool] = ..., skipped: _Optional[bool] = ..., replicas: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class RuleRollout(_message.Message):
-    __slots__ = ("namespace", "name", "status", "host", "deleted", "held", "since", "clients", "more_clients", "rejection", "passed_over")
+    __slots__ = ("namespace", "name", "status", "host", "deleted", "held", "since", "clients", "more_clients", "rejection", "skipped")
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
@@ -113,7 +107,7 @@ class RuleRollout(_message.Message):
     CLIENTS_FIELD_NUMBER: _ClassVar[int]
     MORE_CLIENTS_FIELD_NUMBER: _ClassVar[int]
     REJECTION_FIELD_NUMBER: _ClassVar[int]
-    PASSED_OVER_FIELD_NUMBER: _ClassVar[int]
+    SKIPPED_FIELD_NUMBER: _ClassVar[int]
     namespace: str
     name: str
     status: str
@@ -124,5 +118,5 @@ class RuleRollout(_message.Message):
     clients: _containers.RepeatedScalarFieldContainer[str]
     more_clients: int
     rejection: str
-    passed_over: bool
-    def __init__(self, namespace: _Optional[str] = ..., name: _Optional[str] = ..., status: _Optional[str] = ..., host: _Optional[str] = ..., deleted: _Optional[bool] = ..., held: _Optional[bool] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., clients: _Optional[_Iterable[str]] = ..., more_clients: _Optional[int] = ..., rejection: _Optional[str] = ..., passed_over: _Optional[bool] = ...) -> None: ...
+    skipped: bool
+    def __init__(self, namespace: _Optional[str] = ..., name: _Optional[str] = ..., status: _Optional[str] = ..., host: _Optional[str] = ..., deleted: _Optional[bool] = ..., held: _Optional[bool] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., clients: _Optional[_Iterable[str]] = ..., more_clients: _Optional[int] = ..., rejection: _Optional[str] = ..., skipped: _Optional[bool] = ...) -> None: ...

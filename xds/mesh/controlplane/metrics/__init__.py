@@ -1,7 +1,8 @@
-"""Prometheus metrics; docs/reference/metrics.md lists them.
+"""Prometheus metrics of the control plane.
 
-`controlplane.Metrics` is what `xds serve` tells at /metrics. `streams.StreamMetrics` is the part for any server of the library:
-XdsServer(..., observer=StreamMetrics(registry)).
+`controlplane.Metrics` is what `xds serve` exposes at /metrics. Servers of the library use
+`xds.server.metrics`: XdsServer(..., observer=StreamMetrics(registry)).
 
-No label has a value that clients choose, and none is for one proxy, so that their number does not grow with the mesh.
+No label has a value that clients choose, and there is no label per proxy, so the number of series does not
+grow with the mesh.
 """

@@ -1,4 +1,4 @@
-"""What became of the pods that the API server asked about."""
+"""Metrics of the injection webhook."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from prometheus_client.registry import Collector
 from xds.mesh.inject.webhook import RESULTS
 
 
-class Admissions(Collector):
-    """Tells the counts of a webhook."""
+class AdmissionMetrics(Collector):
+    """Expose the counters of a webhook."""
 
     def __init__(self, answers: Mapping[str, int]) -> None:
         self._answers = answers
 
     def collect(self) -> Iterator[Metric]:
-        """Tell."""
+        """Yield the metrics."""
         family = CounterMetricFamily(
             "xds_webhook_requests",
-            "Requests to the webhook, by what became of the pod; malformed: there was none.",
+            "Requests to the webhook, by result; malformed: the request had no pod.",
             labels=("result",),
         )
         for result in RESULTS:

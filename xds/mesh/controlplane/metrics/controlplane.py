@@ -1,4 +1,4 @@
-"""Everything that a control plane tells at /metrics."""
+"""All metrics that a control plane exposes at /metrics."""
 
 from __future__ import annotations
 
@@ -9,87 +9,100 @@ from prometheus_client import CollectorRegistry, Histogram, Metric, PlatformColl
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from xds.mesh.controlplane.controller import Hub
-from xds.mesh.controlplane.dropped_connections import Cuts
-from xds.mesh.controlplane.metrics.rollouts import Rollouts
-from xds.mesh.controlplane.metrics.scraped import Build, Connected, Problems, Work
+from xds.mesh.controlplane.controller import Controller
+from xds.mesh.controlplane.metrics.rollouts import RolloutMetrics
+from xds.mesh.controlplane.metrics.scraped import (
+    BuildMetrics,
+    ConnectionMetrics,
+    ControllerMetrics,
+    ProblemMetrics,
+)
 from xds.mesh.model.objects import Problem
 from xds.server import DiscoveryService
 from xds.server.metrics import LATENCIES, StreamMetrics
 
-LOOK = 0.5
-"""Seconds between looks at how late the event loop is."""
+LAG_INTERVAL = 0.5
+"""Seconds between two measurements of the event loop's lag."""
 
 
 class Metrics:
-    """What is told at /metrics, in a registry of its own."""
+    """The metrics of a running control plane, in a registry of their own."""
 
     def __init__(
         self,
-        hub: Hub,
-        cuts: Cuts,
+        controller: Controller,
         problems: Callable[[], Collection[Problem]] = tuple,
-        behind: Callable[[], float] = float,
+        stale_seconds: Callable[[], float] = float,
         unenforced: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
-        self._hub = hub
+        """Create the registry.
+
+        Args:
+            controller: the controller to expose.
+            problems: returns the problems and notices of manifests and settings.
+            stale_seconds: returns for how many seconds the source has not been able to learn of changes.
+            unenforced: returns the number of objects by kind, for kinds that are not enforced.
+        """
+        self._controller = controller
         self._registry = CollectorRegistry()
         self.streams = StreamMetrics(self._registry)
         """The observer of the server's streams."""
         self._lag = Histogram(
             "xds_event_loop_lag_seconds",
-            "How late the event loop was with what was due: what everything else had to wait, too.",
+            "Delay of the event loop with due callbacks, which delays all other work as well.",
             registry=self._registry,
             buckets=LATENCIES,
         )
-        self._registry.register(Build())
-        self._registry.register(Work(hub))
-        self._registry.register(Rollouts(hub, cuts))
-        self._registry.register(Problems(problems, behind, unenforced))
+        self._registry.register(BuildMetrics())
+        self._registry.register(ControllerMetrics(controller))
+        self._registry.register(RolloutMetrics(controller))
+        self._registry.register(ProblemMetrics(problems, stale_seconds, unenforced))
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)
 
-    def connected(self, discovery: DiscoveryService) -> None:
-        """Tell of a server's streams, too."""
-        self._registry.register(Connected(discovery, self._hub))
+    def add_server(self, discovery: DiscoveryService) -> None:
+        """Add the metrics of a server's streams."""
+        self._registry.register(ConnectionMetrics(discovery, self._controller))
 
     def register(self, collector: Collector) -> None:
-        """Tell what a part of the control plane counts, too."""
+        """Add the metrics of another part of the control plane."""
         self._registry.register(collector)
 
-    def exposed(self, accept: str = "") -> tuple[bytes, str]:
-        """Return all metrics as text, and its content type: in the OpenMetrics format for who accepts that."""
-        return _exposed(self._registry, accept)
+    def render(self, accept: str = "") -> tuple[bytes, str]:
+        """Return all metrics as text, and the content type: OpenMetrics if the Accept header allows it."""
+        return _render(self._registry, accept)
 
-    async def watch_loop(self) -> None:
-        """Measure how late the event loop is, until cancelled."""
+    async def measure_loop_lag(self) -> None:
+        """Measure the lag of the event loop until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
-            due = loop.time() + LOOK
-            await asyncio.sleep(LOOK)
-            self._lag.observe(max(0.0, loop.time() - due))
+            due_at = loop.time() + LAG_INTERVAL
+            await asyncio.sleep(LAG_INTERVAL)
+            self._lag.observe(max(0.0, loop.time() - due_at))
 
 
-class StartMetrics:
-    """What is told at /metrics while a control plane waits for what it has to know: what is wrong."""
+class StartupMetrics:
+    """The metrics of a control plane that still waits for its input: the problems."""
 
-    def __init__(self, problems: Callable[[], Collection[Problem]], behind: Callable[[], float]) -> None:
+    def __init__(
+        self, problems: Callable[[], Collection[Problem]], stale_seconds: Callable[[], float]
+    ) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(Build())
-        self._registry.register(Problems(problems, behind))
+        self._registry.register(BuildMetrics())
+        self._registry.register(ProblemMetrics(problems, stale_seconds))
 
-    def exposed(self, accept: str = "") -> tuple[bytes, str]:
-        """Return the metrics as text, and its content type."""
-        return _exposed(self._registry, accept)
+    def render(self, accept: str = "") -> tuple[bytes, str]:
+        """Return the metrics as text, and the content type."""
+        return _render(self._registry, accept)
 
 
-def _exposed(registry: CollectorRegistry, accept: str) -> tuple[bytes, str]:
+def _render(registry: CollectorRegistry, accept: str) -> tuple[bytes, str]:
     encode, content_type = choose_encoder(accept)
-    return encode(_WithoutCreation(registry)), content_type
+    return encode(_WithoutCreationTimes(registry)), content_type
 
 
-class _WithoutCreation:
-    """A registry without the time at which each metric was made, which is the process's start."""
+class _WithoutCreationTimes:
+    """A registry without the creation time of each metric, which is just the start of the process."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry

@@ -1,4 +1,4 @@
-"""How far changes of mode are."""
+"""Metrics of rollouts."""
 
 from __future__ import annotations
 
@@ -9,79 +9,69 @@ from prometheus_client import Histogram, Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from xds.mesh.controlplane.controller import Hub
-from xds.mesh.controlplane.dropped_connections import Cuts
-from xds.mesh.rollout.transition import Stage
+from xds.mesh.controlplane.controller import Controller
+from xds.mesh.rollout.transition import WaitingFor
 
-_DURATIONS = (0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
-"""Seconds: upper bounds of the histogram's buckets."""
+_BUCKETS = (0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+"""Upper bounds of the histogram's buckets, in seconds."""
 
 
-class Rollouts(Collector):
-    """Tells what is on its way, and how long it took what has arrived."""
+class RolloutMetrics(Collector):
+    """Expose the transitions in progress, and the duration of finished ones."""
 
-    def __init__(self, hub: Hub, cuts: Cuts) -> None:
-        self._rollout, self._cuts = hub.rolling.rollout, cuts
-        self._took = Histogram(
-            "xds_rollout_seconds",
-            "From when another mode was wanted of an endpoint to when it and its clients had it in force.",
+    def __init__(self, controller: Controller) -> None:
+        self._rollout = controller.rollouts.rollout
+        self._duration = Histogram(
+            "xds_rollout_duration_seconds",
+            "Duration from a change of an endpoint's desired mode until it is active on all proxies.",
             registry=None,
-            buckets=_DURATIONS,
+            buckets=_BUCKETS,
         )
-        self._rollout.finished = self._took.observe
+        self._rollout.on_finished = self._duration.observe
 
     def collect(self) -> Iterator[Metric]:
-        """Tell."""
+        """Yield the metrics."""
         rollout = self._rollout
-        # Copied in one go: the next step may be taken meanwhile, in a thread.
-        crossings, rules = tuple(rollout.crossings.values()), tuple(rollout.rules.values())
-        stages = Counter(each.stage for each in crossings)
+        # Copied at once: a thread may take the next step in the meantime.
+        transitions = tuple(rollout.transitions.values())
+        rule_transitions = tuple(rollout.rule_transitions.values())
+        counts = Counter(transition.waiting_for for transition in transitions)
         waiting = GaugeMetricFamily(
             "xds_rollout_endpoints",
-            "Endpoints (ports of pods) that are on their way to another mode, by what they wait for.",
+            "Endpoints (ports of pods) in transition to another mode, by what they wait for.",
             labels=("waiting_for",),
         )
-        for stage in Stage:
-            waiting.add_metric((stage.value,), stages[stage])
+        for waiting_for in WaitingFor:
+            waiting.add_metric((waiting_for.value,), counts[waiting_for])
         yield waiting
         yield GaugeMetricFamily(
-            "xds_rollout_unlocked_endpoints",
-            "Those of them that still accept plaintext though policy forbids it.",
-            sum(each.awaits_lock for each in crossings),
+            "xds_rollout_plaintext_endpoints",
+            "Endpoints in transition that still accept plaintext although policies forbid it.",
+            sum(transition.accepts_plaintext for transition in transitions),
         )
         yield GaugeMetricFamily(
             "xds_rollout_rejections",
-            "Those of them that cannot go on because a sidecar rejected its configuration.",
-            sum(bool(each.rejection) for each in crossings),
+            "Endpoints in transition that are blocked because a sidecar rejected its configuration.",
+            sum(bool(transition.rejection) for transition in transitions),
         )
         yield GaugeMetricFamily(
-            "xds_rollout_late_endpoints",
-            "Endpoints that went on without a sidecar that still is not as far.",
-            len(rollout.late),
+            "xds_rollout_skipped_endpoints",
+            "Endpoints whose transition continued without a proxy or replica that still lags.",
+            len(rollout.skipped_ports),
         )
         yield GaugeMetricFamily(
             "xds_rollout_rules_held",
-            "DestinationRules that are held back until their servers take what they say.",
-            sum(each.at is None for each in rules),
+            "DestinationRules that are held until their servers accept what they have clients send.",
+            sum(rule.generation is None for rule in rule_transitions),
         )
         yield CounterMetricFamily(
-            "xds_rollout_passed_over",
-            "Times that a sidecar was not waited for any longer.",
-            rollout.passed_over,
+            "xds_rollout_skipped",
+            "Times that a rollout continued without a lagging proxy or replica.",
+            rollout.skip_count,
         )
         yield CounterMetricFamily(
-            "xds_rollout_locks",
-            "Times that a port was closed to plaintext: connections in plaintext then end at the drain time.",
-            rollout.locked,
+            "xds_rollout_plaintext_disabled",
+            "Times that a port stopped accepting plaintext; open connections end at the drain time.",
+            rollout.plaintext_disabled,
         )
-        yield CounterMetricFamily(
-            "xds_rollout_cut_connections",
-            "Plaintext connections and responses that ended because their server was locked, as its sidecar counts them.",
-            self._cuts.connections,
-        )
-        yield CounterMetricFamily(
-            "xds_rollout_uncounted_locks",
-            "Locks of which that is not known, because the sidecar could not be asked.",
-            self._cuts.unknown,
-        )
-        yield from self._took.collect()
+        yield from self._duration.collect()

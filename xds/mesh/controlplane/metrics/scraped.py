@@ -1,4 +1,4 @@
-"""What need not be counted as it happens, because it is known when somebody asks."""
+"""Metrics that are read from the state of the control plane at each scrape."""
 
 from __future__ import annotations
 
@@ -11,50 +11,52 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from xds.codec import encoded
-from xds.mesh.controlplane.controller import Hub
+from xds.mesh.controlplane.controller import Controller
 from xds.mesh.model.objects import Problem
 from xds.mesh.parse import UNENFORCED
 from xds.server import DiscoveryService
 from xds.server.metrics import label
 
 
-class Build(Collector):
-    """Which release this is."""
+class BuildMetrics(Collector):
+    """Expose the version."""
 
     def collect(self) -> Iterator[Metric]:
-        """Tell."""
-        family = GaugeMetricFamily("xds_build_info", "Always 1; the release is a label.", labels=("version",))
+        """Yield the metrics."""
+        family = GaugeMetricFamily(
+            "xds_build_info", "Always 1; the label is the version.", labels=("version",)
+        )
         family.add_metric((version("xds-mesh"),), 1)
         yield family
 
 
-class Connected(Collector):
-    """Who is connected, and who of them waits."""
+class ConnectionMetrics(Collector):
+    """Expose the number of proxies, streams and failed calls."""
 
-    def __init__(self, discovery: DiscoveryService, hub: Hub) -> None:
+    def __init__(self, discovery: DiscoveryService, controller: Controller) -> None:
         self._discovery = discovery
-        self._hub = hub
+        self._controller = controller
 
     def collect(self) -> Iterator[Metric]:
-        """Tell."""
+        """Yield the metrics."""
         streams = self._discovery.streams
         names = {stream.node.id for stream in streams}
-        waiting = {stream.node.id for stream in streams if self._hub.missing(stream.subscriber)}
-        yield GaugeMetricFamily("xds_proxies", "Proxies that are connected.", len(names))
+        waiting = {stream.node.id for stream in streams if self._controller.problem_of(stream.subscriber)}
+        yield GaugeMetricFamily("xds_proxies", "Connected proxies.", len(names))
         yield GaugeMetricFamily(
             "xds_proxies_waiting",
-            "Those of them that get no configuration, or no newer one: the pod is not known, or it cannot be made.",
+            "Connected proxies without an up-to-date configuration: unknown pod or failed translation.",
             len(waiting),
         )
         yield GaugeMetricFamily(
             "xds_sidecars",
-            "Pods that run and whose label says that they have a sidecar.",
-            len(self._hub.sidecars.expected),
+            "Running pods whose label says that they have a sidecar.",
+            len(self._controller.sidecars.expected),
         )
         yield GaugeMetricFamily(
             "xds_sidecars_not_connected",
-            "Those of them whose sidecar is not connected to this control plane.",
-            len(self._hub.sidecars.absent),
+            "Running pods whose sidecar is not connected to this replica of the control plane.",
+            len(self._controller.sidecars.absent),
         )
         kinds = Counter(
             (stream.info.variant.value, label(stream.info.type_url) if stream.info.type_url else "ads")
@@ -62,7 +64,7 @@ class Connected(Collector):
         )
         yield _by(
             GaugeMetricFamily(
-                "xds_streams", "Streams there are; type ads: aggregated.", labels=("variant", "type")
+                "xds_streams", "Open streams; type ads: aggregated.", labels=("variant", "type")
             ),
             kinds.items(),
         )
@@ -70,7 +72,7 @@ class Connected(Collector):
         yield _by(
             CounterMetricFamily(
                 "xds_calls_failed",
-                "Streams, fetches and polls that were refused, malformed or went wrong here, by gRPC status.",
+                "Streams, fetches and polls that were refused, malformed or failed, by gRPC status.",
                 labels=("code",),
             ),
             codes.items(),
@@ -80,61 +82,67 @@ class Connected(Collector):
         yield _by(
             CounterMetricFamily(
                 "xds_connections_ended",
-                "Connections that the control plane ended because they exceeded a limit, by reason.",
+                "Connections that the control plane closed because they exceeded a limit, by reason.",
                 labels=("reason",),
             ),
             reasons.items(),
         )
         yield CounterMetricFamily(
-            "xds_calls_unproven",
-            "Calls of callers that had not proved who they are: refused, or answered with health.",
+            "xds_calls_unauthenticated",
+            "Calls of unauthenticated callers, which were refused or were health checks.",
             connections.unproven_calls,
         )
 
 
-class Work(Collector):
-    """What the hub does."""
+class ControllerMetrics(Collector):
+    """Expose the counters and certificates of a controller."""
 
-    def __init__(self, hub: Hub) -> None:
-        self._hub = hub
+    def __init__(self, controller: Controller) -> None:
+        self._controller = controller
 
     def collect(self) -> Iterator[Metric]:
-        """Tell."""
-        work, certificates = self._hub.work, self._hub.certificates()
-        yield CounterMetricFamily("xds_changes", "Changes that sources told of.", work.changes)
+        """Yield the metrics."""
+        stats, certificates = self._controller.stats, self._controller.certificates()
+        yield CounterMetricFamily("xds_changes", "Changes that sources reported.", stats.changes)
         yield CounterMetricFamily(
             "xds_change_batches",
-            "Times that changes were applied: those that come close together are one.",
-            work.applied,
+            "Batches of changes that were applied.",
+            stats.batches,
         )
         yield CounterMetricFamily(
-            "xds_change_apply_seconds", "Time spent on applying changes, in a thread.", work.apply_seconds
+            "xds_change_apply_seconds", "Time spent on applying changes, in a thread.", stats.apply_seconds
         )
         yield _by(
             CounterMetricFamily(
                 "xds_translations",
-                "Runs that make a proxy's configuration; overtaken: given up because newer facts came.",
+                "Translations of pods; superseded: abandoned because newer changes arrived.",
                 labels=("result",),
             ),
-            ((("made",), work.made), (("overtaken",), work.overtaken), (("failed",), work.failed)),
+            (
+                (("completed",), stats.translated),
+                (("superseded",), stats.superseded),
+                (("failed",), stats.failed),
+            ),
         )
         yield CounterMetricFamily(
-            "xds_translation_seconds", "Time that the event loop spent on such runs.", work.translate_seconds
+            "xds_translation_seconds",
+            "Time that the event loop spent on translations.",
+            stats.translate_seconds,
         )
         yield _by(
             CounterMetricFamily(
                 "xds_encodings",
-                "Messages that were encoded, by full name: once for each distinct content, not for each proxy.",
+                "Encoded messages, by full name. Each distinct content is encoded once, not once per proxy.",
                 labels=("message",),
             ),
             (((name,), count) for name, count in tuple(encoded.items())),
         )
-        yield CounterMetricFamily("xds_certificates_issued", "Certificates given out.", certificates.issued)
-        yield GaugeMetricFamily("xds_certificates", "Certificates that pods have now.", certificates.held)
+        yield CounterMetricFamily("xds_certificates_issued", "Certificates issued.", certificates.issued)
+        yield GaugeMetricFamily("xds_certificates", "Certificates that pods have now.", certificates.current)
         soonest = certificates.soonest_expiry
         family = GaugeMetricFamily(
             "xds_certificate_expiry_timestamp_seconds",
-            "When the first of those expires; absent if there is none.",
+            "When the first of the current certificates expires; absent if there is none.",
         )
         if soonest:
             family.add_metric((), soonest.timestamp())
@@ -146,27 +154,27 @@ class Work(Collector):
         )
 
 
-class Problems(Collector):
-    """What is wrong with what sources say, and for how long they have said nothing."""
+class ProblemMetrics(Collector):
+    """Expose the problems of the input, and for how long the source has been stale."""
 
     def __init__(
         self,
         problems: Callable[[], Collection[Problem]],
-        behind: Callable[[], float] = float,
+        stale_seconds: Callable[[], float] = float,
         unenforced: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
         self._problems = problems
-        self._behind = behind
+        self._stale_seconds = stale_seconds
         self._unenforced = unenforced
 
     def collect(self) -> Iterator[Metric]:
-        """Tell."""
+        """Yield the metrics."""
         counted = self._unenforced()
         counts = Counter("notice" if problem.notice else "problem" for problem in self._problems())
         yield _by(
             GaugeMetricFamily(
                 "xds_problems",
-                "What is wrong now with manifests and settings (problem), or passed over on purpose (notice).",
+                "Current problems of manifests and settings, and notices about objects that are ignored.",
                 labels=("severity",),
             ),
             (((severity,), counts[severity]) for severity in ("problem", "notice")),
@@ -180,9 +188,9 @@ class Problems(Collector):
             (((kind.name,), counted.get(kind.name, 0)) for kind in UNENFORCED),
         )
         yield GaugeMetricFamily(
-            "xds_source_behind_seconds",
-            "For how long it has not been possible to learn of changes, because the API server is away or refuses; 0 while it tells them.",
-            value=self._behind(),
+            "xds_source_stale_seconds",
+            "Seconds since the API server became unreachable or refused access; 0 while it is watched.",
+            value=self._stale_seconds(),
         )
 
 

@@ -1,4 +1,4 @@
-"""A running hub, objects for it, and what it publishes."""
+"""A controller that runs in the test, and the pods, services and streams of its small mesh."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from xds.mesh.controlplane.controller import Hub
+from xds.mesh.controlplane.controller import Controller
 from xds.mesh.identity.ca import Authority
 from xds.mesh.identity.keys import PrivateKey
 from xds.mesh.model.objects import Change, Fact, Meta, Namespace, Pod, Ref, Service, ServicePort
@@ -53,14 +53,14 @@ def namespace(name: str) -> Namespace:
 
 
 @asynccontextmanager
-async def running(*facts: Fact, **options: Any) -> AsyncIterator[Hub]:
-    hub = Hub(AUTHORITY, **options)
-    task = asyncio.create_task(hub.run())
+async def running(*facts: Fact, **options: Any) -> AsyncIterator[Controller]:
+    controller = Controller(AUTHORITY, **options)
+    task = asyncio.create_task(controller.run())
     try:
-        hub.change(Change(applied=facts))
+        controller.change(Change(applied=facts))
         async with asyncio.timeout(WITHIN):
-            await hub.ready.wait()
-        yield hub
+            await controller.ready.wait()
+        yield controller
     finally:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -68,7 +68,7 @@ async def running(*facts: Fact, **options: Any) -> AsyncIterator[Hub]:
 
 
 async def published(subscriber: Subscriber) -> Snapshot:
-    """The next snapshot that the subscriber is woken for."""
+    """Wait for the next snapshot of a subscriber, and return it."""
     async with asyncio.timeout(WITHIN):
         await subscriber.changed.wait()
     subscriber.changed.clear()

@@ -1,4 +1,4 @@
-"""Changes in, snapshots out to whoever is connected, and nobody waits for long."""
+"""The controller applies changes and publishes snapshots to connected proxies."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import grpc
 import pytest
 from structlog.testing import capture_logs
 
-from tests.controlplane.hubs import (
+from tests.controlplane.world import (
     AUTHORITY,
     NOW,
     STREAM,
@@ -26,7 +26,7 @@ from tests.controlplane.hubs import (
     service,
 )
 from xds.mesh.controlplane import controller as module
-from xds.mesh.controlplane.controller import Hub
+from xds.mesh.controlplane.controller import Controller
 from xds.mesh.envoy.translate import steps
 from xds.mesh.identity.ca import Authority
 from xds.mesh.identity.keys import PrivateKey
@@ -39,7 +39,7 @@ from xds.snapshot import CLUSTER, ENDPOINT, SECRET, Resource, Snapshot
 
 
 def assert_traceback_is_text(entry: MutableMapping[str, Any]) -> None:
-    """Who formats a traceback may show local variables, and there may be keys among them."""
+    """Log processors that format tracebacks may show local variables, and so keys."""
     assert entry["stack"].startswith("Traceback")
     assert "RuntimeError: a bug" in entry["stack"]
     assert "exc_info" not in entry
@@ -49,30 +49,30 @@ def assert_traceback_is_text(entry: MutableMapping[str, Any]) -> None:
     "text",
     ["", "web", "sidecar~10.0.0.1~web~shop.svc.cluster.local", "router~1~web.shop~shop.svc.cluster.local"],
 )
-async def test_a_malformed_node_id_is_refused_with_the_form_that_is_expected(text: str) -> None:
-    async with running() as hub:
+async def test_malformed_node_id_is_refused_with_the_expected_form(text: str) -> None:
+    async with running() as controller:
         with pytest.raises(Refused) as refused:
-            hub.connect(Node(id=text), STREAM)
+            controller.connect(Node(id=text), STREAM)
     assert refused.value.code is grpc.StatusCode.INVALID_ARGUMENT
     assert "sidecar~ADDRESS~POD.NAMESPACE~NAMESPACE.svc.cluster.local" in refused.value.message
 
 
-async def test_a_proxy_gets_its_snapshot_and_every_change_of_it() -> None:
-    async with running(pod("a"), service("web")) as hub:
-        subscriber = hub.connect(node("a"), STREAM)
+async def test_proxy_gets_its_snapshot_and_every_change() -> None:
+    async with running(pod("a"), service("web")) as controller:
+        subscriber = controller.connect(node("a"), STREAM)
         first = await published(subscriber)
         assert "outbound|80||web.shop.svc.cluster.local" in first.of(CLUSTER)
-        hub.change(Change(applied=(service("other"),)))
+        controller.change(Change(applied=(service("other"),)))
         second = await published(subscriber)
         assert "outbound|80||other.shop.svc.cluster.local" in second.of(CLUSTER)
-        hub.change(Change(removed=(Ref("Service", "shop", "other"),)))
+        controller.change(Change(removed=(Ref("Service", "shop", "other"),)))
         third = await published(subscriber)
         assert third.of(CLUSTER) == first.of(CLUSTER)
 
 
-async def test_proxies_that_need_the_same_share_it() -> None:
-    async with running(pod("a"), pod("bb"), service("web")) as hub:
-        streams = [hub.connect(node(name), STREAM) for name in ("a", "a", "bb")]
+async def test_proxies_share_equal_resources() -> None:
+    async with running(pod("a"), pod("bb"), service("web")) as controller:
+        streams = [controller.connect(node(name), STREAM) for name in ("a", "a", "bb")]
         one, again, other = [await published(stream) for stream in streams]
         assert one is again
         assert one.of(ENDPOINT) is other.of(ENDPOINT)
@@ -80,74 +80,76 @@ async def test_proxies_that_need_the_same_share_it() -> None:
         assert one.of(SECRET)["default"].body != other.of(SECRET)["default"].body
 
 
-async def test_who_is_not_concerned_is_not_woken() -> None:
-    async with running(pod("a"), service("web")) as hub:
-        subscriber = hub.connect(node("a"), STREAM)
+async def test_unaffected_proxy_is_not_woken() -> None:
+    async with running(pod("a"), service("web")) as controller:
+        subscriber = controller.connect(node("a"), STREAM)
         first = await published(subscriber)
-        hub.change(Change(applied=(namespace("elsewhere"),)))
-        hub.change(Change(applied=(service("other"),)))
+        controller.change(Change(applied=(namespace("elsewhere"),)))
+        controller.change(Change(applied=(service("other"),)))
         await published(subscriber)
-        hub.change(Change(applied=(namespace("elsewhere2"),)))
-        later = hub.connect(node("a"), STREAM)
+        controller.change(Change(applied=(namespace("elsewhere2"),)))
+        later = controller.connect(node("a"), STREAM)
         assert (await published(later)).of(SECRET) is not None
         assert not subscriber.changed.is_set()
         assert subscriber.snapshot != first
 
 
-async def test_a_proxy_whose_pod_is_not_known_waits_for_it() -> None:
-    async with running(service("web")) as hub:
+async def test_proxy_of_unknown_pod_waits_for_the_pod() -> None:
+    async with running(service("web")) as controller:
         with capture_logs() as logs:
-            subscriber = hub.connect(node("late"), STREAM)
-            hub.change(Change(applied=(namespace("x"),)))
-            hub.change(Change(applied=(pod("late"),)))
+            subscriber = controller.connect(node("late"), STREAM)
+            controller.change(Change(applied=(namespace("x"),)))
+            controller.change(Change(applied=(pod("late"),)))
             snapshot = await published(subscriber)
         assert snapshot.of(CLUSTER)
         warnings = [entry for entry in logs if entry["log_level"] == "warning"]
         assert [(entry["event"], entry["pod"]) for entry in warnings] == [
-            ("proxy waits: its pod is not known", "shop/late")
+            ("proxy waits for its pod", "shop/late")
         ]
 
 
-async def test_a_proxy_that_connects_before_the_first_facts_waits_for_them() -> None:
-    hub = Hub(AUTHORITY)
-    task = asyncio.create_task(hub.run())
-    subscriber = hub.connect(node("a"), STREAM)
-    hub.change(Change(applied=(pod("a"),)))
+async def test_proxy_that_connects_early_waits_for_the_first_change() -> None:
+    controller = Controller(AUTHORITY)
+    task = asyncio.create_task(controller.run())
+    subscriber = controller.connect(node("a"), STREAM)
+    controller.change(Change(applied=(pod("a"),)))
     assert (await published(subscriber)).of(CLUSTER)
     task.cancel()
 
 
-async def test_what_a_proxy_has_stays_when_its_pod_goes() -> None:
-    async with running(pod("a"), service("web")) as hub:
-        subscriber = hub.connect(node("a"), STREAM)
+async def test_proxy_of_deleted_pod_keeps_its_configuration() -> None:
+    async with running(pod("a"), service("web")) as controller:
+        subscriber = controller.connect(node("a"), STREAM)
         snapshot = await published(subscriber)
-        hub.change(Change(removed=(Ref("Pod", "shop", "a"),)))
-        hub.change(Change(applied=(pod("bb"),)))
-        await published(hub.connect(node("bb"), STREAM))
+        controller.change(Change(removed=(Ref("Pod", "shop", "a"),)))
+        controller.change(Change(applied=(pod("bb"),)))
+        await published(controller.connect(node("bb"), STREAM))
         assert subscriber.snapshot is snapshot
 
 
-async def test_a_pods_successor_gets_another_key() -> None:
-    async with running(pod("a", created=NOW)) as hub:
-        subscriber = hub.connect(node("a"), STREAM)
+async def test_new_pod_of_the_same_name_gets_a_new_key() -> None:
+    async with running(pod("a", created=NOW)) as controller:
+        subscriber = controller.connect(node("a"), STREAM)
         first = await published(subscriber)
-        hub.change(Change(removed=(Ref("Pod", "shop", "a"),)))
-        hub.change(Change(applied=(pod("a", created=NOW + timedelta(seconds=1)),)))
+        controller.change(Change(removed=(Ref("Pod", "shop", "a"),)))
+        controller.change(Change(applied=(pod("a", created=NOW + timedelta(seconds=1)),)))
         second = await published(subscriber)
         assert first.of(SECRET)["default"] != second.of(SECRET)["default"]
 
 
-async def test_changes_that_come_close_together_are_taken_together(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_close_changes_are_batched(monkeypatch: pytest.MonkeyPatch) -> None:
     applied: list[Change] = []
     apply = Mesh.apply
     monkeypatch.setattr(Mesh, "apply", lambda mesh, change: applied.append(change) or apply(mesh, change))
-    async with running(pod("a")) as hub:
-        subscriber = hub.connect(node("a"), STREAM)
+    async with running(pod("a")) as controller:
+        subscriber = controller.connect(node("a"), STREAM)
         await published(subscriber)
         for number in range(100):
-            hub.change(Change(applied=(service(f"s{number}"),)))
-        hub.change(Change(removed=(Ref("Service", "shop", "s0"),), config=MeshConfig(connect_timeout=3)))
-        hub.change(Change(applied=(service("s1"),)))
+            controller.change(Change(applied=(service(f"s{number}"),)))
+        controller.change(
+            Change(removed=(Ref("Service", "shop", "s0"),), config=MeshConfig(connect_timeout=3))
+        )
+        controller.change(Change(applied=(service("s1"),)))
         await published(subscriber)
     [change] = applied
     assert len(change.applied) == 99
@@ -155,22 +157,22 @@ async def test_changes_that_come_close_together_are_taken_together(monkeypatch: 
     assert change.config == MeshConfig(connect_timeout=3)
 
 
-async def test_changes_without_end_do_not_put_everything_off() -> None:
-    async with running(pod("a")) as hub:
-        subscriber = hub.connect(node("a"), STREAM)
+async def test_constant_changes_do_not_starve_proxies() -> None:
+    async with running(pod("a")) as controller:
+        subscriber = controller.connect(node("a"), STREAM)
         await published(subscriber)
 
         async def hurry() -> None:
             for number in range(10_000):
-                hub.change(Change(applied=(service(f"s{number % 50}"), namespace(f"n{number}"))))
-                await asyncio.sleep(module.QUIET / 4)
+                controller.change(Change(applied=(service(f"s{number % 50}"), namespace(f"n{number}"))))
+                await asyncio.sleep(module.DEBOUNCE / 4)
 
         task = asyncio.create_task(hurry())
         await published(subscriber)
         task.cancel()
 
 
-async def test_the_loop_gets_its_turn_while_snapshots_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_translation_yields_to_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     def slow(mesh: Mesh, pod: Pod, secrets: tuple[Resource, ...]) -> Generator[None, None, Snapshot]:
         for _ in range(100):
             busy(0.002)
@@ -178,16 +180,16 @@ async def test_the_loop_gets_its_turn_while_snapshots_are_made(monkeypatch: pyte
         return Snapshot()
 
     monkeypatch.setattr(module, "steps", slow)
-    async with running(pod("a"), pod("bb")) as hub:
-        streams = [hub.connect(node(name), STREAM) for name in ("a", "bb")]
+    async with running(pod("a"), pod("bb")) as controller:
+        streams = [controller.connect(node(name), STREAM) for name in ("a", "bb")]
         turns = 0
         while not all(stream.changed.is_set() for stream in streams):
             await asyncio.sleep(0)
             turns += 1
-    assert turns > 2 * 100 * 0.002 / module.SLICE / 3
+    assert turns > 2 * 100 * 0.002 / module.TIME_SLICE / 3
 
 
-async def test_a_run_that_newer_facts_overtake_is_dropped_but_not_twice(
+async def test_superseded_translation_is_abandoned_but_not_twice(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ended: list[tuple[str, bool]] = []
@@ -196,8 +198,8 @@ async def test_a_run_that_newer_facts_overtake_is_dropped_but_not_twice(
         whole = False
         try:
             for _ in range(20):
-                hub.change(Change(applied=(namespace("more"),)))
-                busy(module.PATIENCE / 10)
+                controller.change(Change(applied=(namespace("more"),)))
+                busy(module.MAX_DEBOUNCE / 10)
                 yield
             whole = True
             return Snapshot()
@@ -205,14 +207,14 @@ async def test_a_run_that_newer_facts_overtake_is_dropped_but_not_twice(
             ended.append((pod.name, whole))
 
     monkeypatch.setattr(module, "steps", slow)
-    async with running(pod("a"), pod("bb")) as hub:
-        await published(hub.connect(node("a"), STREAM))
-        await published(hub.connect(node("bb"), STREAM))
+    async with running(pod("a"), pod("bb")) as controller:
+        await published(controller.connect(node("a"), STREAM))
+        await published(controller.connect(node("bb"), STREAM))
     assert ended[:2] == [("a", False), ("a", True)]
     assert [whole for name, whole in ended if name == "bb"][:2] == [False, True]
 
 
-async def test_one_pod_whose_configuration_cannot_be_made_does_not_hold_up_the_others(
+async def test_failed_translation_does_not_block_other_pods(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def broken(mesh: Mesh, pod: Pod, secrets: tuple[Resource, ...]) -> Generator[None, None, Snapshot]:
@@ -221,16 +223,16 @@ async def test_one_pod_whose_configuration_cannot_be_made_does_not_hold_up_the_o
         return steps(mesh, pod, secrets)
 
     monkeypatch.setattr(module, "steps", broken)
-    async with running(pod("a"), pod("bb"), service("web")) as hub:
+    async with running(pod("a"), pod("bb"), service("web")) as controller:
         with capture_logs() as logs:
-            hub.connect(node("a"), STREAM)
-            await published(hub.connect(node("bb"), STREAM))
+            controller.connect(node("a"), STREAM)
+            await published(controller.connect(node("bb"), STREAM))
         (entry,) = (entry for entry in logs if entry["log_level"] == "error")
         assert entry["pod"] == "shop/a"
         assert_traceback_is_text(entry)
 
 
-async def test_a_change_that_cannot_be_applied_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_change_that_fails_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     apply = Mesh.apply
 
     def broken(mesh: Mesh, change: Change) -> Mesh:
@@ -239,27 +241,27 @@ async def test_a_change_that_cannot_be_applied_is_left_out(monkeypatch: pytest.M
         return apply(mesh, change)
 
     monkeypatch.setattr(Mesh, "apply", broken)
-    async with running(pod("a")) as hub:
-        subscriber = hub.connect(node("a"), STREAM)
+    async with running(pod("a")) as controller:
+        subscriber = controller.connect(node("a"), STREAM)
         await published(subscriber)
         with capture_logs() as logs:
-            hub.change(Change(removed=(Ref("Service", "shop", "x"),)))
+            controller.change(Change(removed=(Ref("Service", "shop", "x"),)))
             async with asyncio.timeout(WITHIN):
                 while not logs:
-                    await asyncio.sleep(module.QUIET)
+                    await asyncio.sleep(module.DEBOUNCE)
         assert_traceback_is_text(logs[0])
-        hub.change(Change(applied=(service("web"),)))
+        controller.change(Change(applied=(service("web"),)))
         assert "outbound|80||web.shop.svc.cluster.local" in (await published(subscriber)).of(CLUSTER)
 
 
-async def test_certificates_are_renewed_at_half_of_their_life(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "CLOCK_CHECK", 0.01)
+async def test_certificates_are_renewed_at_half_their_lifetime(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CLOCK_CHECK_INTERVAL", 0.01)
     clock = [NOW]
-    async with running(pod("a"), now=lambda: clock[0]) as hub:
-        subscriber = hub.connect(node("a"), STREAM)
+    async with running(pod("a"), now=lambda: clock[0]) as controller:
+        subscriber = controller.connect(node("a"), STREAM)
         first = await published(subscriber)
         clock[0] += timedelta(hours=11, minutes=59)
-        hub.change(Change(applied=(service("web"),)))
+        controller.change(Change(applied=(service("web"),)))
         second = await published(subscriber)
         assert second.of(SECRET) == first.of(SECRET)
         clock[0] += timedelta(minutes=2)
@@ -269,35 +271,35 @@ async def test_certificates_are_renewed_at_half_of_their_life(monkeypatch: pytes
         assert third.of(CLUSTER) is second.of(CLUSTER)
 
 
-async def test_a_renewal_that_fails_is_tried_again_and_not_without_pause(
+async def test_failed_renewal_is_retried_with_a_delay(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "AGAIN", 0.02)
-    monkeypatch.setattr(module, "CLOCK_CHECK", 0.02)
+    monkeypatch.setattr(module, "RETRY_DELAY", 0.02)
+    monkeypatch.setattr(module, "CLOCK_CHECK_INTERVAL", 0.02)
     clock = [NOW]
-    async with running(pod("a"), now=lambda: clock[0]) as hub:
-        subscriber = hub.connect(node("a"), STREAM)
+    async with running(pod("a"), now=lambda: clock[0]) as controller:
+        subscriber = controller.connect(node("a"), STREAM)
         await published(subscriber)
-        secrets_for = hub._issuer.secrets_for
+        secrets_for = controller._issuer.secrets_for
         with capture_logs() as logs:
-            monkeypatch.setattr(hub._issuer, "secrets_for", lambda *_: 1 / 0)
+            monkeypatch.setattr(controller._issuer, "secrets_for", lambda *_: 1 / 0)
             clock[0] += timedelta(hours=13)
             async with asyncio.timeout(WITHIN):
                 while len(logs) < 3:
                     await asyncio.sleep(0.01)
-        monkeypatch.setattr(hub._issuer, "secrets_for", secrets_for)
+        monkeypatch.setattr(controller._issuer, "secrets_for", secrets_for)
         assert (await published(subscriber)).of(SECRET)["default"]
 
 
-async def test_where_no_keys_are_served_the_roots_are_and_each_proxy_is_told_of_once() -> None:
-    async with running(pod("a"), serve_keys=False) as hub:
+async def test_proxy_without_key_gets_roots_and_one_warning() -> None:
+    async with running(pod("a"), serve_keys=False) as controller:
         with capture_logs() as logs:
-            subscribers = [hub.connect(node("a"), STREAM) for _ in range(2)]
+            subscribers = [controller.connect(node("a"), STREAM) for _ in range(2)]
             first = await published(subscribers[0])
         for subscriber in subscribers:
-            hub.disconnect(subscriber)
+            controller.disconnect(subscriber)
         with capture_logs() as later:
-            hub.connect(node("a"), STREAM)
+            controller.connect(node("a"), STREAM)
         assert list(first.of(SECRET)) == ["ROOTCA"]
         [entry] = logs
         assert [again["event"] for again in later] == [entry["event"]]
@@ -305,67 +307,67 @@ async def test_where_no_keys_are_served_the_roots_are_and_each_proxy_is_told_of_
         assert entry["secret"] == "default"
 
 
-async def test_nothing_is_kept_of_streams_that_have_ended() -> None:
-    async with running(pod("a")) as hub:
-        streams = [hub.connect(node(name), STREAM) for name in ("a", "a", "unknown")]
+async def test_ended_streams_leave_no_state() -> None:
+    async with running(pod("a")) as controller:
+        streams = [controller.connect(node(name), STREAM) for name in ("a", "a", "unknown")]
         await published(streams[0])
         for stream in streams:
-            hub.disconnect(stream)
-        assert (hub._streams, hub._due, hub._dropped) == ({}, {}, set())
-        assert await published(hub.connect(node("a"), STREAM))
+            controller.disconnect(stream)
+        assert (controller._streams, controller._due, controller._superseded) == ({}, {}, set())
+        assert await published(controller.connect(node("a"), STREAM))
 
 
-async def test_what_a_proxy_took_is_logged_for_those_who_look_closely() -> None:
+async def test_acks_are_logged_at_debug_level() -> None:
     answer = Acked(type_url=CLUSTER, nonce="1", version="v", resources=(), waited=0.01)
-    async with running(pod("a")) as hub:
-        subscriber = hub.connect(node("a"), STREAM)
+    async with running(pod("a")) as controller:
+        subscriber = controller.connect(node("a"), STREAM)
         with capture_logs() as logs:
-            hub.observe(subscriber, answer)
+            controller.observe(subscriber, answer)
         assert [(entry["log_level"], entry["type"]) for entry in logs] == [("debug", "Cluster")]
 
 
-async def test_pods_that_change_are_served_anew() -> None:
-    async with running(pod("a"), service("web")) as hub:
-        subscriber = hub.connect(node("a"), STREAM)
+async def test_changed_pod_is_served_again() -> None:
+    async with running(pod("a"), service("web")) as controller:
+        subscriber = controller.connect(node("a"), STREAM)
         first = await published(subscriber)
-        hub.change(Change(applied=(replace(pod("a"), address="10.9.9.9"),)))
+        controller.change(Change(applied=(replace(pod("a"), address="10.9.9.9"),)))
         assert (await published(subscriber)).of(ENDPOINT) != first.of(ENDPOINT)
 
 
-# --- another root ----------------------------------------------------------------------------------------------------------
+# --- rotation of the root certificate --------------------------------------------------------------------
 
 
-async def test_everybody_gets_the_roots_and_then_the_certificates_of_another_authority() -> None:
+async def test_rotation_replaces_roots_and_then_certificates() -> None:
     new = Authority.create(PrivateKey.generate(), "cluster.local", NOW)
-    async with running(pod("a"), pod("bb")) as hub:
-        streams = [hub.connect(node(name), STREAM) for name in ("a", "bb")]
+    async with running(pod("a"), pod("bb")) as controller:
+        streams = [controller.connect(node(name), STREAM) for name in ("a", "bb")]
         first = [await published(stream) for stream in streams]
-        hub.rotate(AUTHORITY, [new.root_pem])
+        controller.rotate(AUTHORITY, [new.root_pem])
         second = [await published(stream) for stream in streams]
-        hub.rotate(new, [AUTHORITY.root_pem])
+        controller.rotate(new, [AUTHORITY.root_pem])
         third = [await published(stream) for stream in streams]
-        assert hub.certificates().issued == 4
+        assert controller.certificates().issued == 4
     for before, between, after in zip(first, second, third, strict=True):
         assert before.of(SECRET)["default"] == between.of(SECRET)["default"] != after.of(SECRET)["default"]
         assert len({each.of(SECRET)["ROOTCA"].version for each in (before, between, after)}) == 3
 
 
-async def test_roots_reach_those_who_get_no_keys() -> None:
+async def test_rotated_roots_reach_proxies_without_keys() -> None:
     new = Authority.create(PrivateKey.generate(), "cluster.local", NOW)
-    async with running(pod("a"), serve_keys=False) as hub:
-        stream = hub.connect(node("a"), STREAM)
+    async with running(pod("a"), serve_keys=False) as controller:
+        stream = controller.connect(node("a"), STREAM)
         before = await published(stream)
-        hub.rotate(AUTHORITY, [new.root_pem])
+        controller.rotate(AUTHORITY, [new.root_pem])
         after = await published(stream)
     assert list(after.of(SECRET)) == ["ROOTCA"]
     assert before.of(SECRET)["ROOTCA"] != after.of(SECRET)["ROOTCA"]
 
 
-async def test_nobody_gets_secrets_where_the_mesh_has_them_from_a_socket() -> None:
-    async with running(pod("a")) as hub:
-        stream = hub.connect(node("a"), STREAM)
+async def test_no_secrets_are_served_with_an_sds_socket() -> None:
+    async with running(pod("a")) as controller:
+        stream = controller.connect(node("a"), STREAM)
         assert set((await published(stream)).of(SECRET)) == {"ROOTCA", "default"}
-        hub.change(Change(config=MeshConfig(sds_socket="/run/agent.sock")))
+        controller.change(Change(config=MeshConfig(sds_socket="/run/agent.sock")))
         assert not (await published(stream)).of(SECRET)
-        hub.change(Change(config=MeshConfig()))
+        controller.change(Change(config=MeshConfig()))
         assert set((await published(stream)).of(SECRET)) == {"ROOTCA", "default"}

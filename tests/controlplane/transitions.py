@@ -1,0 +1,59 @@
+"""A controller with a server and clients whose mode changes, and waiting for its rollouts."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from tests.controlplane.sidecar import WITHIN, Sidecar
+from tests.controlplane.world import running
+from tests.policy.world import HTTP, peer, pod, service
+from tests.support.waiting import eventually
+from xds.mesh.model.objects import Change, Ref
+from xds.snapshot import ENDPOINT, LISTENER
+
+WEB = "outbound|80||web.ns.svc.cluster.local"
+FACTS = (
+    pod("web", "ns"),
+    pod("client", "ns"),
+    pod("other", "ns"),
+    service("web", "ns", HTTP),
+)
+PORT = HTTP.target
+
+
+@asynccontextmanager
+async def world(*facts, timeout: float | None = 30, names: tuple[str, ...] = ("web", "client")):
+    """Run a controller with a server and a client that have ACKed everything."""
+    async with running(*FACTS, *facts, rollout_timeout=timeout) as controller, AsyncExitStack() as stack:
+        sidecars = [await stack.enter_async_context(Sidecar(controller, name, "ns")) for name in names]
+        for each in sidecars:
+            await each.until(lambda each=each: LISTENER in each.has and WEB in each.has.get(ENDPOINT, {}))
+        yield controller, *sidecars
+
+
+def set_mode(controller, mode: str | None, **more) -> None:
+    if mode is None:
+        controller.change(Change(removed=(Ref("PeerAuthentication", "ns", "default"),)))
+    else:
+        controller.change(Change(applied=(peer("ns", mode, **more),)))
+
+
+async def until_finished(controller) -> None:
+    await eventually(lambda: not controller.rollouts.is_active and not controller._pending, timeout=WITHIN)
+
+
+async def until_waiting_for(controller, stage: str) -> None:
+    def is_waiting() -> bool:
+        transitions = controller.rollouts.rollout.transitions.values()
+        return bool(transitions) and all(each.waiting_for == stage for each in transitions)
+
+    await eventually(is_waiting, timeout=WITHIN, every=0.01)
+
+
+async def until_checked_twice(controller) -> None:
+    """Wait until the controller has checked the progress of proxies twice more."""
+    for _ in range(2):
+        before = controller.rollouts.checked_at
+        await eventually(
+            lambda before=before: controller.rollouts.checked_at > before, timeout=WITHIN, every=0.01
+        )
