@@ -15,7 +15,7 @@ import betterproto2
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import DecodeError, Message
 
-from xds.codec import encode, full_name, message_class, serialise
+from xds.codec import encode, full_name, message_class, serialize
 from xds.snapshot import (
     CLUSTER,
     ENDPOINT,
@@ -131,7 +131,7 @@ def _encoded(message: Any, type_url: str) -> tuple[str, bytes]:
     if type_url not in ("", own):
         raise ValueError(f"the message is of type {own}, not {type_url}")
     _check_asked_for(own)
-    return own, serialise(message) if isinstance(message, Message) else encode(message)
+    return own, serialize(message) if isinstance(message, Message) else encode(message)
 
 
 def _check_asked_for(type_url: str) -> None:

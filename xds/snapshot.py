@@ -20,7 +20,7 @@ LB_ENDPOINT = TYPE_PREFIX + "envoy.config.endpoint.v3.LbEndpoint"
 RUNTIME = TYPE_PREFIX + "envoy.service.runtime.v3.Runtime"
 EXTENSION_CONFIG = TYPE_PREFIX + "envoy.config.core.v3.TypedExtensionConfig"
 
-LONGEST_TTL = 1e8
+MAX_TTL = 1e8
 """Seconds: three years. More is a mistake."""
 
 T = TypeVar("T")
@@ -89,9 +89,9 @@ class Resource:
             raise ValueError(f"{name}: only a VirtualHost can have aliases, and this is {type_url}")
         if ttl is not None and not isinstance(ttl, int | float):
             raise TypeError(f"{name}: ttl={ttl!r} is no number: give seconds")
-        if ttl is not None and not 0.001 <= ttl <= LONGEST_TTL:
+        if ttl is not None and not 0.001 <= ttl <= MAX_TTL:
             raise ValueError(
-                f"{name}: ttl={ttl} is not between 0.001 and {LONGEST_TTL:.0f} seconds; leave it out for ever"
+                f"{name}: ttl={ttl} is not between 0.001 and {MAX_TTL:.0f} seconds; leave it out for ever"
             )
         extras = (
             *(alias.encode() for alias in aliases),
@@ -288,7 +288,7 @@ def _candidates(before: ResourceSet, after: ResourceSet) -> Iterator[str]:
     yield from _candidates(old, new)
 
 
-_MOST_COMPARED = 1024
+_MAX_COMPARED = 1024
 _compared: dict[tuple[str, str], tuple[str, ...]] = {}
 """By the versions of two sets, for it must not keep the sets."""
 
@@ -301,7 +301,7 @@ def _compare(before: ResourceSet, after: ResourceSet) -> tuple[str, ...]:
         versions = {resource.name: resource.version for resource in before.values()}
         changed = [name for name, resource in after.items() if versions.get(name) != resource.version]
         names = (*changed, *(name for name in before if name not in after))
-        if len(_compared) >= _MOST_COMPARED:
+        if len(_compared) >= _MAX_COMPARED:
             _compared.clear()
         _compared[key] = names
     return names
@@ -317,7 +317,7 @@ class Snapshot:
     types: Mapping[str, ResourceSet] = field(default_factory=dict)
     refusals: Mapping[tuple[str, str], str] = field(default_factory=dict)
     """Why there is no resource of a type and name that it may ask for."""
-    edition: int = field(default=0, compare=False)
+    generation: int = field(default=0, compare=False)
     """A number of its maker's, by which a session says how far its client is."""
 
     def of(self, type_url: str) -> ResourceSet:

@@ -244,8 +244,8 @@ async def test_a_stream_answers_each_request_as_things_are_then(proxies, channel
 async def test_a_large_answer_comes_in_parts_on_a_stream_and_not_at_all_in_one(
     proxies, channel, codec, monkeypatch
 ):
-    monkeypatch.setattr(csds, "PART", 1000)
-    monkeypatch.setattr(csds, "LARGEST", 1000)
+    monkeypatch.setattr(csds, "MAX_PART_SIZE", 1000)
+    monkeypatch.setattr(csds, "MAX_RESPONSE_SIZE", 1000)
     names = [f"{number:0>100}" for number in range(40)]
     proxies.publish(clusters(*map(cluster, names), cluster("z", alt_stat_name="z" * 2000)))
     async with connected(channel, "a"):

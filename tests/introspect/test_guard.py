@@ -10,7 +10,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2_grpc
 
-from xds.introspect.guard import Guarded, is_local
+from xds.introspect.guard import GuardedServer, is_local
 
 IN_A_NAMESPACE = Path(__file__).with_name("beyond_loopback.py")
 
@@ -57,7 +57,7 @@ async def test_a_method_that_would_run_in_a_thread_is_refused():
         pass
 
     with pytest.raises(TypeError, match="is not asynchronous"):
-        health_pb2_grpc.add_HealthServicer_to_server(Blocking(), Guarded(grpc.aio.server()))
+        health_pb2_grpc.add_HealthServicer_to_server(Blocking(), GuardedServer(grpc.aio.server()))
 
 
 @pytest.mark.netns

@@ -13,7 +13,7 @@ from tests.golden.cases import CASES, load
 from tests.peers import xdsprotos
 from xds.codec import message_class, pool, to_dict
 from xds.introspect import redaction
-from xds.introspect.redaction import REDACTED, redacted
+from xds.introspect.redaction import REDACTED, redact
 from xds.mesh.envoy.translate import translate
 from xds.snapshot import CLUSTER, LISTENER, SECRET
 
@@ -89,7 +89,7 @@ def test_what_the_api_marks_is_known_and_nothing_else():
         text=True,
         check=True,
     )
-    assert set(done.stdout.split()) == redaction.MARKED
+    assert set(done.stdout.split()) == redaction.SENSITIVE_FIELDS
 
 
 @pytest.mark.parametrize("where", WHERE)
@@ -99,7 +99,7 @@ def test_no_secret_field_is_shown_at_any_depth(name, where):
     for outer in (message, inside(message)):
         body = outer.SerializeToString()
         assert b"MIIEvQ" in body
-        shown = redacted(PREFIX + outer.DESCRIPTOR.full_name, body)
+        shown = redact(PREFIX + outer.DESCRIPTOR.full_name, body)
         assert shown is not None
         assert b"MIIEvQ" not in shown
         assert REDACTED.encode() in shown
@@ -111,7 +111,7 @@ def test_what_is_secret_as_a_whole_loses_its_numbers_too_and_keeps_its_keys():
     message.provider_name = SHOWN
     shown = to_dict(
         f"{TLS}.PrivateKeyProvider",
-        redacted(PREFIX + f"{TLS}.PrivateKeyProvider", message.SerializeToString()),
+        redact(PREFIX + f"{TLS}.PrivateKeyProvider", message.SerializeToString()),
     )
     assert shown == {
         "provider_name": SHOWN,
@@ -126,7 +126,7 @@ def test_a_secret_keeps_what_is_not_secret():
     secret = message_class(f"{TLS}.Secret")(name="default")
     secret.tls_certificate.certificate_chain.inline_string = SHOWN
     secret.tls_certificate.private_key.inline_string = KEY
-    shown = to_dict(SECRET, redacted(SECRET, secret.SerializeToString()))
+    shown = to_dict(SECRET, redact(SECRET, secret.SerializeToString()))
     assert shown == {
         "name": "default",
         "tls_certificate": {
@@ -142,13 +142,13 @@ def test_what_has_no_secret_stays_byte_for_byte(case):
     for pod in [pod for pod in mesh.pods() if pod.has_sidecar][:2]:
         for resources in translate(mesh, pod).types.values():
             for resource in resources.values():
-                assert redacted(resource.type_url, resource.body) == resource.body
+                assert redact(resource.type_url, resource.body) == resource.body
 
 
 def test_what_is_not_known_is_not_shown():
     body = with_key(f"{TLS}.TlsCertificate.private_key").SerializeToString()
-    assert redacted(PREFIX + "somebody.else.v1.Thing", body) is None
-    assert redacted(CLUSTER, b"\xff") is None
+    assert redact(PREFIX + "somebody.else.v1.Thing", body) is None
+    assert redact(CLUSTER, b"\xff") is None
 
     listener = message_class("envoy.config.listener.v3.Listener")(name=SHOWN)
     listener.metadata.typed_filter_metadata[SHOWN].CopyFrom(
@@ -157,7 +157,7 @@ def test_what_is_not_known_is_not_shown():
     listener.metadata.typed_filter_metadata["broken"].CopyFrom(
         PackedMessage(type_url=LISTENER, value=b"\xff")
     )
-    shown = redacted(LISTENER, listener.SerializeToString())
+    shown = redact(LISTENER, listener.SerializeToString())
     assert shown
     assert b"MIIEvQ" not in shown
     assert b"somebody.else" in shown
@@ -169,14 +169,14 @@ def test_what_is_not_known_is_not_shown():
         (LISTENER, unknown_field),
         (PREFIX + "google.protobuf.Any", packed.SerializeToString()),
     ):
-        shown = redacted(type_url, message)
+        shown = redact(type_url, message)
         assert shown is not None
         assert b"MIIEvQ" not in shown
 
 
 def test_a_resource_with_a_key_where_none_belongs_is_not_shown():
     cluster = message_class("envoy.config.cluster.v3.Cluster")(name=KEY)
-    assert redacted(CLUSTER, cluster.SerializeToString()) is None
+    assert redact(CLUSTER, cluster.SerializeToString()) is None
 
 
 def test_every_secret_field_exists():

@@ -157,7 +157,7 @@ def test_every_message_and_enum_of_envoy_is_found_in_an_answer_that_every_client
         file = reflection.file_of(min(wanted))
         assert file == describe.file_name(package)
         assert wanted <= set(reflection._symbols(reflection._file(file)))
-        whole = sum(reflection._file(each).ByteSize() for each in reflection.closure(file))
+        whole = sum(reflection._file(each).ByteSize() for each in reflection.dependency_closure(file))
         assert whole < 1024 * 1024, file
 
 
@@ -170,7 +170,7 @@ async def test_what_it_takes_to_describe_does_not_hold_up_the_event_loop(channel
         assert go_on.wait(20)
         return (name,)
 
-    monkeypatch.setattr(reflection, "closure", slow)
+    monkeypatch.setattr(reflection, "dependency_closure", slow)
     asking = asyncio.create_task(
         ask(channel, reflection.V1, {"file_by_filename": "envoy/config/core/v3.proto"})
     )

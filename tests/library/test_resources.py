@@ -31,7 +31,7 @@ from envoy_data_plane.google.protobuf import Any
 
 from tests.golden.cases import CASES, load
 from tests.library import messages
-from xds.codec import encode, encoded, full_name, message_class, pack, to_dict
+from xds.codec import encode, encode_counts, full_name, message_class, pack, to_dict
 from xds.mesh.envoy.translate import translate
 from xds.resources import (
     CLUSTER,
@@ -94,11 +94,11 @@ def test_what_is_done_to_a_message_afterwards_changes_nothing():
 
 
 def test_a_message_is_encoded_once():
-    before = encoded["envoy.config.cluster.v3.Cluster"]
+    before = encode_counts["envoy.config.cluster.v3.Cluster"]
     resource(messages.eds_cluster("x"))
-    assert encoded["envoy.config.cluster.v3.Cluster"] == before + 1
+    assert encode_counts["envoy.config.cluster.v3.Cluster"] == before + 1
     resource(encode(messages.eds_cluster("x")), type_url=CLUSTER)
-    assert encoded["envoy.config.cluster.v3.Cluster"] == before + 2
+    assert encode_counts["envoy.config.cluster.v3.Cluster"] == before + 2
 
 
 def test_the_sources_are_kept_for_whoever_explains_a_rejection():

@@ -12,7 +12,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from tests.library.messages import api_listener, assignment, eds_cluster, routes
 from tests.server.proxies import DELTA_REQUEST, DELTA_RESPONSE, Client
-from xds.codec import encoded
+from xds.codec import encode_counts
 from xds.protocol import wire
 from xds.protocol.session import Session, Variant
 from xds.resources import CLUSTER, ENDPOINT, LISTENER, ROUTE, resource
@@ -110,7 +110,7 @@ async def test_references_make_the_order_without_being_said(store, channel):
 
 async def test_however_many_connect_everything_is_encoded_once(store, channel, variant):
     store.set(eds_cluster("c"), api_listener("l", "r"))
-    before = encoded.total()
+    before = encode_counts.total()
     nodes = [Node(channel, variant, f"{n}.x") for n in range(30)]
     for node in nodes:
         await node.stream.ask(CLUSTER)
@@ -120,7 +120,7 @@ async def test_however_many_connect_everything_is_encoded_once(store, channel, v
     for node in nodes:
         await node.take()
         assert node.has[CLUSTER]["c"] == changed.body
-    assert encoded.total() == before + 1
+    assert encode_counts.total() == before + 1
 
 
 # --- events ----------------------------------------------------------------------------------------------------------
@@ -358,13 +358,13 @@ async def test_the_services_go_into_a_server_that_is_there_next_to_others(store,
 
 
 async def test_a_program_can_refuse_a_node():
-    class Guarded(Store):
+    class GuardedServer(Store):
         def connect(self, node, stream):
             if node.id != "friend":
                 raise Refused(grpc.StatusCode.PERMISSION_DENIED, f"{node.id} is nobody's friend")
             return super().connect(node, stream)
 
-    store = Guarded()
+    store = GuardedServer()
     store.set(eds_cluster("c"))
     async with (
         XdsServer(store, "127.0.0.1:0") as server,

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.library.messages import assignment, eds_cluster, listener, routes
-from xds.codec import encoded
+from xds.codec import encode_counts
 from xds.protocol.session import Variant
 from xds.protocol.wire import Node
 from xds.resources import CLUSTER, ENDPOINT, LISTENER, ROUTE, Resource, resource
@@ -255,11 +255,11 @@ def test_one_change_costs_what_changes_however_much_there_is_and_however_many_th
     clusters = {id(client.snapshot.of(CLUSTER)) for client in clients}
     listeners = [client.snapshot.of(LISTENER) for client in clients]
     changed = resource(assignment("c7"), ttl=1)
-    hashed, made = sum(_digest.cache_info()[:2]), encoded.total()
+    hashed, made = sum(_digest.cache_info()[:2]), encode_counts.total()
     store.set(changed)
     # The old and the new one: 2,000 others, and 1,000 nodes, are left alone.
     assert sum(_digest.cache_info()[:2]) - hashed == 2
-    assert encoded.total() == made
+    assert encode_counts.total() == made
     assert len({id(client.snapshot.of(ENDPOINT)) for client in clients}) == 1
     assert {id(client.snapshot.of(CLUSTER)) for client in clients} == clusters
     assert all(

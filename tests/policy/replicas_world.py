@@ -173,7 +173,7 @@ class Replicas(Proxies):
             left.said.pop(proxy, None)
         new.said[proxy] = -1
         itself = {**self.servers, **self.clients}[proxy]
-        itself.edition = itself.said = -1
+        itself.generation = itself.said = -1
         if isinstance(itself, Server) and itself.modes:
             new.rolling._came_back[Ref("Pod", "ns", proxy)] = itself.modes
         elif isinstance(itself, Client) and itself.sends:
@@ -195,7 +195,7 @@ class Replicas(Proxies):
     def answer(self, proxy: str) -> None:
         itself = {**self.servers, **self.clients}[proxy]
         home = self.replicas[self.of[proxy]]
-        home.said[proxy] = max(home.said.get(proxy, -1), itself.edition)
+        home.said[proxy] = max(home.said.get(proxy, -1), itself.generation)
         if home.said[proxy] >= 0:
             for replica in self.replicas.values():
                 if replica is not home:

@@ -39,7 +39,7 @@ def facts() -> list[Fact]:
 
 @dataclass
 class Server:
-    edition: int = -1
+    generation: int = -1
     """What it has in force, and what that is;"""
     modes: dict[int, Mode] = field(default_factory=dict)
     said: int = -1
@@ -50,7 +50,7 @@ class Server:
 
 @dataclass
 class Client:
-    edition: int = -1
+    generation: int = -1
     sends: dict[PortKey, Send] = field(default_factory=dict)
     said: int = -1
     rejects: bool = False
@@ -82,11 +82,11 @@ class Proxies:
         everything = Change(applied=tuple(self.facts.values()), config=self.config)
         self.mesh = self.rolling.first(everything, Known(), self.now)
         for name, server in self.servers.items():
-            server.said = server.edition = -1
+            server.said = server.generation = -1
             if server.connected and server.modes:
                 self.rolling._came_back[Ref("Pod", "ns", name)] = server.modes
         for client in self.clients.values():
-            client.said = client.edition = -1
+            client.said = client.generation = -1
         self.step()
 
     def change(self, *applied: Fact, removed: tuple[Ref, ...] = (), config: MeshConfig | None = None) -> None:
@@ -155,23 +155,23 @@ class Proxies:
         """Have a server put in force what it is served now."""
         server, itself = self.servers[name], self.mesh.pod("ns", name)
         assert itself
-        server.edition, server.rejects = self.mesh.served.edition, False
+        server.generation, server.rejects = self.mesh.served.generation, False
         server.modes = {port: accepted(self.mesh, itself, port).mode for port in PORTS}
 
     def deliver_to_client(self, name: str) -> None:
         client = self.clients[name]
-        client.edition, client.sends = self.mesh.served.edition, self.sends(self.mesh, name)
+        client.generation, client.sends = self.mesh.served.generation, self.sends(self.mesh, name)
         client.rejects = False
 
     def reject(self, proxy: Server | Client) -> None:
         """Have a proxy answer that it goes on with what it has."""
         proxy.rejects = True
         if isinstance(proxy, Client):
-            proxy.said = self.mesh.served.edition
+            proxy.said = self.mesh.served.generation
 
     def reconnect(self, proxy: Server | Client) -> None:
         """Have a proxy lose its stream and open another one: it goes on with what it has, and has acknowledged nothing."""
-        proxy.said = proxy.edition = -1
+        proxy.said = proxy.generation = -1
         proxy.rejects = False
 
     def replace(self, name: str) -> None:
@@ -193,7 +193,7 @@ class Proxies:
 
     def hear(self, proxy: Server | Client) -> None:
         """Have an acknowledgement arrive, for the first time or once more."""
-        proxy.said = max(proxy.said, proxy.edition)
+        proxy.said = max(proxy.said, proxy.generation)
 
     @staticmethod
     def sends(mesh: Mesh, name: str) -> dict[PortKey, Send]:

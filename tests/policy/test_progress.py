@@ -56,9 +56,9 @@ class World:
     def step(self, *, seconds: float = 0.0, servers: bool = False, clients: bool = False) -> None:
         """Let time go by, and have all servers or all clients take what was served."""
         self.now += seconds
-        edition = self.rolling.rollout.served.edition
-        self.servers = dict.fromkeys(self.servers, edition) if servers else self.servers
-        self.clients = dict.fromkeys(self.clients, edition) if clients else self.clients
+        generation = self.rolling.rollout.served.generation
+        self.servers = dict.fromkeys(self.servers, generation) if servers else self.servers
+        self.clients = dict.fromkeys(self.clients, generation) if clients else self.clients
         self.mesh = self.rolling.advance(self.mesh, self._known(), self.now)
         if clients:  # and their last connections are read
             self.now += UNREAD
@@ -207,7 +207,7 @@ def test_three_are_named_and_the_rest_is_counted():
     world.change(peer("ns", "PERMISSIVE"))
     waiting = ", ".join(f"web-{number} waiting for its listener (0 s)" for number in (1, 2, 3))
     assert world.says() == [f"web.ns: 0/5 endpoints mTLS, {waiting}, 2 more endpoints"]
-    world.servers = dict.fromkeys(world.servers, world.rolling.rollout.served.edition)
+    world.servers = dict.fromkeys(world.servers, world.rolling.rollout.served.generation)
     world.step()
     [words] = world.says()
     assert "web-1 waiting for client-0.ns and client-1.ns and client-2.ns and 1 more clients (0 s)" in words
@@ -216,8 +216,8 @@ def test_three_are_named_and_the_rest_is_counted():
 def test_who_is_stuck_or_waits_longest_is_named_first():
     world = World("DISABLE", servers=5)
     world.change(peer("ns", "PERMISSIVE"))
-    edition = world.rolling.rollout.served.edition
-    world.servers |= {ref(f"web-{number}"): edition for number in (1, 2, 3)}
+    generation = world.rolling.rollout.served.generation
+    world.servers |= {ref(f"web-{number}"): generation for number in (1, 2, 3)}
     world.known = {"rejected": {ref("web-5"): "no"}}
     world.step(seconds=2)
     [words] = world.says()

@@ -137,7 +137,7 @@ def test_what_the_policy_itself_does_not_take_is_not_waited_for():
     assert modes(world) == set()
     assert all(each.tells is each.will for each in world.rollout.crossings.values())
     for each in (*world.servers.values(), *world.clients.values()):
-        each.edition = world.rollout.served.edition
+        each.generation = world.rollout.served.generation
         world.hear(each)
     world.step()
     assert not world.rollout.crossings
@@ -369,7 +369,7 @@ def test_a_client_that_rejects_a_rule_goes_on_with_the_one_before():
     world.settle()
     world.change(peer("ns", "STRICT"), removed=(before.ref,))
     world.acknowledge("one")
-    world.clients["two"].said = world.mesh.served.edition  # It has answered, and has the old clusters.
+    world.clients["two"].said = world.mesh.served.generation  # It has answered, and has the old clusters.
     refusing = {"two.clients": {f"outbound|80||{HOST}": "no"}}
     for now in (world.now, world.now + UNREAD):
         known = replace(world.known(), refusing=refusing)

@@ -69,7 +69,7 @@ def test_r42_its_routes_do_not_wait_for_ever(variant):
 
 def test_r42_and_not_at_all_if_it_can_answer_nothing(variant):
     stream = come_back(variant)
-    stream.session.expect_no_answers()
+    stream.session.expect_no_acks()
     assert stream.get()[-1] == "RDS r=new"
 
 
@@ -117,10 +117,10 @@ def test_r41_a_client_that_names_clusters_keeps_those_that_are_gone_until_it_has
     assert stream.get() == ["CDS b=1"]
     stream.ask("EDS", "a", "b")
     assert stream.get() == ["EDS b=1"]
-    assert not stream.session.quiet
+    assert not stream.session.synced
     for short in ("CDS", "EDS"):
         stream.ack(short)
-    assert stream.session.quiet
+    assert stream.session.synced
 
 
 def test_r41_that_is_what_is_said_of_it():
@@ -129,7 +129,7 @@ def test_r41_that_is_what_is_said_of_it():
     stream.get()
     clusters = stream.session.status()[0]
     assert clusters.waiting is not None
-    assert (clusters.waiting.for_, clusters.waiting.since) == (LISTENER, 3.0)
+    assert (clusters.waiting.reason, clusters.waiting.since) == (LISTENER, 3.0)
 
 
 def test_r41_what_is_there_again_is_sent_at_once():
@@ -184,5 +184,5 @@ def test_r41_nothing_is_kept_for_a_new_client_or_on_a_stream_of_clusters_alone()
 def test_r41_nothing_is_kept_where_no_answer_is_heard():
     stream = Stream(Variant.SOTW, MOVED)
     stream.ask("CDS", "a", version="known")
-    stream.session.expect_no_answers()
+    stream.session.expect_no_acks()
     assert stream.get() == ["CDS"]

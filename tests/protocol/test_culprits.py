@@ -271,7 +271,7 @@ def test_r12_to_go_back_to_what_was_taken_mends_what_was_rejected(between):
     assert stream.last["CDS"].resources == {"a": "1", "b": "2"}
     assert states(stream) == {"a": State.SYNCED, "b": State.SYNCED}
     assert stream.session.status()[0].last_error is None
-    assert stream.session.quiet
+    assert stream.session.synced
     stream.serve(world(CDS="a=2 b=2"))
     assert stream.get() == ["CDS a=2 b=2"]  # It has changed since.
 
@@ -285,7 +285,7 @@ def test_r12_what_was_taken_after_all_is_held_no_longer():
     stream.serve(world(CDS="a=2 b=2"))
     assert stream.settle() == ["CDS a=2 b=2"]
     assert states(stream) == {"a": State.SYNCED, "b": State.SYNCED}
-    assert stream.session.quiet
+    assert stream.session.synced
 
 
 def test_r12_a_rejection_of_all_does_not_forget_what_was_rejected_by_itself():
@@ -308,7 +308,7 @@ def test_r12_what_is_given_up_and_asked_for_again_is_sent():
     stream.get()
     reject(stream, "LDS", "a")
     stream.ask("LDS", "b", nonce=stream.last["LDS"].nonce)
-    assert stream.session.quiet
+    assert stream.session.synced
     stream.ask("LDS", "a", "b", nonce=stream.last["LDS"].nonce)
     assert stream.get() == ["LDS a=2 b=2"]
 

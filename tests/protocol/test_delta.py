@@ -6,7 +6,7 @@ import pytest
 from envoy_data_plane.envoy.service.discovery.v3 import DeltaDiscoveryResponse
 
 from tests.protocol.stream import Stream, world
-from xds.protocol.acks import MOST_UNANSWERED
+from xds.protocol.acks import MAX_UNANSWERED
 from xds.protocol.events import Acked, Subscribed
 from xds.protocol.limits import RequestError
 from xds.protocol.responses import size
@@ -355,13 +355,13 @@ def test_r52_a_client_that_never_answers_is_held_and_costs_a_bounded_number_of_r
     stream = delta(world(EDS="a=0"), patience=20.0)
     stream.ask("EDS", "a")
     sent = []
-    for version in range(1, 10 * MOST_UNANSWERED):
+    for version in range(1, 10 * MAX_UNANSWERED):
         sent += stream.get()
         stream.serve(world(EDS=f"a={version}"))
-    assert len(sent) == MOST_UNANSWERED
+    assert len(sent) == MAX_UNANSWERED
     assert stream.session.deadline() == 20.0
     stream.now = 20.0
-    assert stream.get() == [f"EDS a={10 * MOST_UNANSWERED - 1}"]
+    assert stream.get() == [f"EDS a={10 * MAX_UNANSWERED - 1}"]
     assert stream.ack("EDS", nonce=stream.replies[0].nonce) == []
     assert stream.ack("EDS", nonce=stream.replies[1].nonce) != []
 

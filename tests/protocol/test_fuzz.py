@@ -89,7 +89,7 @@ def look_at(session: Session) -> None:
     """Everything that may be asked of a session."""
     for status in session.status():
         assert sum(status.counts.values()) == len(list(status.resources))
-    assert session.quiet in {True, False}
+    assert session.synced in {True, False}
     deadline = session.deadline()
     assert deadline is None or deadline >= 0
 

@@ -12,7 +12,7 @@ from tests.protocol.stream import Stream, world
 from tests.server.proxies import DELTA_REQUEST, REQUEST
 from xds.protocol.limits import Budgets, LimitError, Limits, RequestError, size_of
 from xds.protocol.session import Session, Variant
-from xds.protocol.wire import LONGEST_ID, MAX_CLIENT_FEATURES, parse_delta_request, parse_request
+from xds.protocol.wire import MAX_CLIENT_FEATURES, MAX_ID_LENGTH, parse_delta_request, parse_request
 from xds.snapshot import ENDPOINT
 
 NODE = {"id": "proxy"}
@@ -68,12 +68,12 @@ def test_default_limits_hold_where_none_are_given(variant):
 @pytest.mark.parametrize(
     ("what", "fields"),
     [
-        ("node.id", {"node": {"id": "é" * (LONGEST_ID // 2) + "x"}}),
-        ("node.cluster", {"node": NODE | {"cluster": "x" * (LONGEST_ID + 1)}}),
-        ("node.user_agent_name", {"node": NODE | {"user_agent_name": "x" * (LONGEST_ID + 1)}}),
-        ("node.user_agent_version", {"node": NODE | {"user_agent_version": "x" * (LONGEST_ID + 1)}}),
-        ("node.client_features", {"node": NODE | {"client_features": ["x", "x" * (LONGEST_ID + 1)]}}),
-        ("type_url", {"type_url": "x" * (LONGEST_ID + 1)}),
+        ("node.id", {"node": {"id": "é" * (MAX_ID_LENGTH // 2) + "x"}}),
+        ("node.cluster", {"node": NODE | {"cluster": "x" * (MAX_ID_LENGTH + 1)}}),
+        ("node.user_agent_name", {"node": NODE | {"user_agent_name": "x" * (MAX_ID_LENGTH + 1)}}),
+        ("node.user_agent_version", {"node": NODE | {"user_agent_version": "x" * (MAX_ID_LENGTH + 1)}}),
+        ("node.client_features", {"node": NODE | {"client_features": ["x", "x" * (MAX_ID_LENGTH + 1)]}}),
+        ("type_url", {"type_url": "x" * (MAX_ID_LENGTH + 1)}),
     ],
 )
 def test_r60_what_is_kept_and_logged_has_a_longest_form_and_a_longer_one_is_not_quoted(variant, what, fields):
@@ -81,9 +81,9 @@ def test_r60_what_is_kept_and_logged_has_a_longest_form_and_a_longer_one_is_not_
     with pytest.raises(RequestError) as refusal:
         session.receive(opening(variant, **fields), 0.0)
     assert str(refusal.value) == f"{what} is longer than 1,024 bytes"
-    session.receive(opening(variant, node={"id": "é" * (LONGEST_ID // 2)}), 0.0)
+    session.receive(opening(variant, node={"id": "é" * (MAX_ID_LENGTH // 2)}), 0.0)
     assert session.node
-    assert session.node.id == "é" * (LONGEST_ID // 2)
+    assert session.node.id == "é" * (MAX_ID_LENGTH // 2)
 
 
 def test_r60_node_has_a_limited_number_of_client_features(variant):
@@ -169,7 +169,7 @@ def test_replaced_subscription_leaves_nothing_behind(variant):
     assert stream.session.size == len("".join(names))
     kept = (watch.sent, watch._dirty, watch._forced, watch._pushed, watch.lingering, watch.gone)
     assert all(len(each) <= 3 for each in kept)
-    assert not watch.answers.unanswered
+    assert not watch.acks.unanswered
 
 
 def test_names_that_the_server_knows_are_its_own_strings(variant):

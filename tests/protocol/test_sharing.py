@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.protocol.stream import Stream, world
 from xds.protocol import responses
-from xds.protocol.responses import delta_response, first_part
+from xds.protocol.responses import encode_delta_response, first_part
 from xds.protocol.session import Variant
 from xds.snapshot import CLUSTER, Resource
 
@@ -20,8 +20,8 @@ def test_the_same_resources_are_joined_once():
     taken, joined = first_part(resources, BUDGET)
     assert taken == resources
     assert first_part((*resources,), BUDGET)[1] is joined
-    plain = delta_response(type_url=CLUSTER, version="1", nonce="2", resources=resources)
-    assert delta_response(type_url=CLUSTER, version="1", nonce="2", joined=joined) == plain
+    plain = encode_delta_response(type_url=CLUSTER, version="1", nonce="2", resources=resources)
+    assert encode_delta_response(type_url=CLUSTER, version="1", nonce="2", joined=joined) == plain
 
 
 def test_equal_resources_that_are_not_the_same_are_not_mistaken_for_them():
@@ -36,9 +36,9 @@ def test_another_budget_gives_another_part():
 
 
 def test_what_was_joined_is_not_kept_for_ever():
-    for _ in range(3 * responses._MOST_PARTS):
+    for _ in range(3 * responses._MAX_CACHED_PARTS):
         first_part(some(2), BUDGET)
-    assert len(responses._parts) == responses._MOST_PARTS
+    assert len(responses._parts) == responses._MAX_CACHED_PARTS
 
 
 def test_streams_that_get_the_same_get_it_in_the_same_bytes():

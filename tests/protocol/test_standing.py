@@ -1,4 +1,4 @@
-"""Rejections that stand: what is kept for a client that goes on with what it had, for how long, and what is not."""
+"""RejectionTracker that stand: what is kept for a client that goes on with what it had, for how long, and what is not."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ def states(stream: Stream, short: str) -> dict[str, State]:
 
 def waits(stream: Stream, short: str) -> tuple[str, float] | None:
     waiting = status(stream, short).waiting
-    return (SHORT.get(waiting.for_, waiting.for_), waiting.since) if waiting else None
+    return (SHORT.get(waiting.reason, waiting.reason), waiting.since) if waiting else None
 
 
 def test_only_what_was_asked_for_is_told_in_the_order_in_which_it_is_sent(variant):
@@ -67,12 +67,12 @@ def test_a_resource_is_not_sent_then_stale_then_synced_and_stale_again_when_a_ne
 
 def test_one_resource_can_be_looked_at(variant):
     stream = Stream(variant, world(SDS="a=1"))
-    assert stream.session.look(SECRET, "a") is None
-    assert stream.session.look("of no type", "a") is None
+    assert stream.session.resource_status(SECRET, "a") is None
+    assert stream.session.resource_status("of no type", "a") is None
     stream.ask("SDS", "a")
-    assert stream.session.look(SECRET, "b") is None
+    assert stream.session.resource_status(SECRET, "b") is None
     stream.settle()
-    found = stream.session.look(SECRET, "a")
+    found = stream.session.resource_status(SECRET, "a")
     assert found == next(status(stream, "SDS").resources)
     assert found.state is State.SYNCED
 
@@ -110,8 +110,8 @@ def test_times_are_not_kept_for_what_is_gone_or_given_up(variant):
         stream.serve(world(CDS=f"c{number}=1", EDS=f"c{number}=1"))
         stream.ask("EDS", f"c{number}", unsubscribe=(f"c{number - 1}",))
         stream.settle()
-    assert len(stream.session._watches[CLUSTER].answers._times) == 1
-    assert sum(len(watch.answers._times) for watch in stream.session._watches.values()) <= 2
+    assert len(stream.session._watches[CLUSTER].acks._times) == 1
+    assert sum(len(watch.acks._times) for watch in stream.session._watches.values()) <= 2
 
 
 def test_what_a_client_brought_is_synced_and_has_no_time():
@@ -348,14 +348,14 @@ def test_the_session_says_what_it_has_just_handed_out(variant):
 
 def test_a_session_is_quiet_when_the_client_has_all_that_is_served_and_said_so(variant):
     stream = Stream(variant, world(CDS="a=1", EDS="a=1"))
-    assert stream.session.quiet
+    assert stream.session.synced
     stream.ask("other", "x")
     stream.ask("CDS")
-    assert not stream.session.quiet
+    assert not stream.session.synced
     stream.get()
-    assert not stream.session.quiet
+    assert not stream.session.synced
     stream.ack("CDS")
-    assert stream.session.quiet
+    assert stream.session.synced
 
 
 def test_a_client_that_says_nothing_more_is_not_waited_for(variant):
@@ -363,7 +363,7 @@ def test_a_client_that_says_nothing_more_is_not_waited_for(variant):
     stream.ask("CDS")
     stream.ask("LDS")
     assert stream.get() == ["CDS a=1"]
-    stream.session.expect_no_answers()
+    stream.session.expect_no_acks()
     assert stream.get() == ["LDS l=1"]
 
 

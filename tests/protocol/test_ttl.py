@@ -119,7 +119,7 @@ def test_r44_a_client_that_does_not_answer_gets_a_bounded_number_of_heartbeats()
     for beat in range(1, 200):
         stream.now = 5.0 * beat
         stream.get()
-    assert len(stream.session._watches[SECRET].answers.unanswered) == 64
+    assert len(stream.session._watches[SECRET].acks.unanswered) == 64
     assert stream.session.deadline() is None
     stream.ack("SDS", nonce=stream.replies[1].nonce)
     assert stream.get() == ["SDS ~s=1"]

@@ -136,4 +136,4 @@ def test_o16_an_assignment_that_does_not_exist_is_answered_again_when_what_it_wa
     stream.serve(world(CDS="a=1 b=1", EDS="b=2"))
     assert stream.settle() == ["EDS a=empty b=2"]
     stream.ack("CDS")
-    assert stream.session.quiet
+    assert stream.session.synced

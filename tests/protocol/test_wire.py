@@ -19,7 +19,7 @@ from envoy_data_plane.google.rpc import Status
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from xds.protocol.responses import delta_response, response, size
+from xds.protocol.responses import encode_delta_response, response, size
 from xds.protocol.wire import (
     DeltaRequest,
     ErrorDetail,
@@ -29,7 +29,7 @@ from xds.protocol.wire import (
     parse_delta_request,
     parse_request,
 )
-from xds.snapshot import CLUSTER, LONGEST_TTL, SECRET, VIRTUAL_HOST, Resource
+from xds.snapshot import CLUSTER, MAX_TTL, SECRET, VIRTUAL_HOST, Resource
 
 NAMES = st.lists(st.text(max_size=8), max_size=4)
 SIZES = st.sampled_from([0, 1, 0x7F, 0x80, 0x3FFF, 0x4000, 0x1FFFFF, 0x200000])
@@ -128,7 +128,7 @@ def test_the_other_codec_reads_a_response(names, body, identifier):
 )
 def test_the_other_codec_reads_a_delta_response(names, body, removed, identifier):
     resources = [Resource.of(CLUSTER, name, b"x" * body, version="1") for name in names]
-    data = delta_response(
+    data = encode_delta_response(
         type_url=CLUSTER, version="v", nonce="1", resources=resources, removed=removed, identifier=identifier
     )
     message = DeltaDiscoveryResponse.parse(data)
@@ -142,15 +142,15 @@ def test_the_other_codec_reads_a_delta_response(names, body, removed, identifier
 
 
 @given(
-    ttl=st.one_of(st.none(), st.floats(min_value=0.001, max_value=LONGEST_TTL)),
+    ttl=st.one_of(st.none(), st.floats(min_value=0.001, max_value=MAX_TTL)),
     aliases=st.lists(st.text(max_size=8), max_size=3),
 )
 @example(ttl=1.0, aliases=[])
 @example(ttl=0.5, aliases=["r/a"])
-@example(ttl=LONGEST_TTL, aliases=[])
+@example(ttl=MAX_TTL, aliases=[])
 def test_the_other_codec_reads_what_goes_with_a_resource(ttl, aliases):
     resource = Resource.of(VIRTUAL_HOST, "r/v", b"body", aliases=tuple(aliases), ttl=ttl)
-    data = delta_response(
+    data = encode_delta_response(
         type_url=VIRTUAL_HOST,
         version="v",
         nonce="1",
@@ -175,14 +175,14 @@ def test_the_other_codec_reads_what_goes_with_a_resource(ttl, aliases):
 @given(body=SIZES)
 def test_the_size_of_a_resource_is_what_it_adds_to_a_response(body):
     resource = Resource.of(VIRTUAL_HOST, "a", b"x" * body, aliases=("b", "c"), ttl=300.0)
-    without = delta_response(type_url=VIRTUAL_HOST, version="v", nonce="1", resources=[])
-    assert len(delta_response(type_url=VIRTUAL_HOST, version="v", nonce="1", resources=[resource])) - len(
-        without
-    ) == size(resource)
+    without = encode_delta_response(type_url=VIRTUAL_HOST, version="v", nonce="1", resources=[])
+    assert len(
+        encode_delta_response(type_url=VIRTUAL_HOST, version="v", nonce="1", resources=[resource])
+    ) - len(without) == size(resource)
 
 
 def test_the_other_codec_reads_why_there_is_no_resource():
-    data = delta_response(
+    data = encode_delta_response(
         type_url=SECRET, version="v", nonce="1", removed=["a", "b"], errors=[("a", "not yours"), ("b", "")]
     )
     message = DeltaDiscoveryResponse.parse(data)

@@ -1,7 +1,7 @@
 """What envoy_data_plane's classes say about the protobuf files they were generated from.
 
 The generated classes keep every name, number, type and oneof in their field metadata, so a package can be described
-again as a `FileDescriptorProto`. Packages never import each other in a circle: one file per package is enough.
+again as a `FileDescriptorProto`. PackageDatabase never import each other in a circle: one file per package is enough.
 """
 
 from __future__ import annotations

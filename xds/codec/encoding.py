@@ -26,7 +26,7 @@ _Write: TypeAlias = Callable[[Any, Any], None]
 _Step: TypeAlias = tuple[str, bool, _Write]
 """An attribute, whether its default is None (and every other value counts as set), and how to write it."""
 
-encoded: Final[Counter[str]] = Counter()
+encode_counts: Final[Counter[str]] = Counter()
 """How many messages this process has encoded, by full name. It grows with distinct contents, not with proxies."""
 
 
@@ -37,12 +37,12 @@ def encode(message: betterproto2.Message) -> bytes:
     """
     target = message_class(full_name(type(message)))()
     _copy(target, message)
-    return serialise(target)
+    return serialize(target)
 
 
-def serialise(message: Message) -> bytes:
+def serialize(message: Message) -> bytes:
     """Encode a protobuf message that was filled in without betterproto2; counted, and deterministic like `encode`."""
-    encoded[message.DESCRIPTOR.full_name] += 1
+    encode_counts[message.DESCRIPTOR.full_name] += 1
     body: bytes = message.SerializeToString(deterministic=True)
     return body
 

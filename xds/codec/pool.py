@@ -19,7 +19,7 @@ _SYMBOL = re.compile(r"([a-z][a-z0-9_]*(?:\.[a-z][a-z0-9_]*)*)(?:\.[A-Z]\w*(?:\.
 """A package in lower case, then perhaps a message, enum or service and what is inside. Every name in the API is so."""
 
 
-class Packages:
+class PackageDatabase:
     """A descriptor database: finds the file of a package by importing it, and only it, from envoy_data_plane.
 
     What is not there is looked for in protobuf's own default pool: the well-known types, and the files of gRPC's
@@ -52,7 +52,7 @@ def _copy(serialized: bytes) -> FileDescriptorProto:
     return FileDescriptorProto.FromString(serialized)
 
 
-pool: Final = descriptor_pool.DescriptorPool(descriptor_db=Packages())
+pool: Final = descriptor_pool.DescriptorPool(descriptor_db=PackageDatabase())
 """Every message, enum and service of envoy_data_plane, and the real google.protobuf.*."""
 
 

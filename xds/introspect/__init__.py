@@ -14,10 +14,10 @@ from grpc_health.v1 import health  # type: ignore[import-untyped]
 
 from xds.introspect import reflection
 from xds.introspect.csds import add_csds
-from xds.introspect.guard import Admit, Guarded
+from xds.introspect.guard import Admit, GuardedServer
 from xds.server import DiscoveryService
 
-Add: TypeAlias = Callable[[Guarded, DiscoveryService], None]
+Add: TypeAlias = Callable[[GuardedServer, DiscoveryService], None]
 """Adds a service."""
 
 
@@ -34,7 +34,7 @@ class Introspection:
         added: Iterable[Add] = (),
         *,
         admit: Admit | None = None,
-        documented: reflection.Documented = lambda _: None,
+        documented: reflection.DescriptorLookup = lambda _: None,
     ) -> None:
         self._added = tuple(added)
         self._documented = documented
@@ -42,7 +42,7 @@ class Introspection:
 
     def __call__(self, server: grpc.aio.Server, discovery: DiscoveryService) -> None:
         """Add them. A server that runs already answers them from then on."""
-        guarded = Guarded(server, self._admit, discovery.connections)
+        guarded = GuardedServer(server, self._admit, discovery.connections)
         channelz_pb2_grpc.add_ChannelzServicer_to_server(channelz.aio.ChannelzServicer(), guarded)
         for add in (add_csds, *self._added):
             add(guarded, discovery)

@@ -22,7 +22,7 @@ class Clock:
         """Compare them."""
         return cls(time.time() - now())
 
-    def at(self, moment: float) -> Timestamp:
+    def to_timestamp(self, moment: float) -> Timestamp:
         """Return a moment of the event loop's clock as everybody would say it."""
         stamp = Timestamp()
         stamp.FromMilliseconds(round((moment + self.offset) * 1000))

@@ -8,14 +8,14 @@ from typing import Final
 
 from xds.protocol.status import ResourceStatus, TypeStatus
 
-SLICE: Final = 0.003
+TIME_SLICE: Final = 0.003
 """Seconds of work after which the event loop gets its turn. What is done between two looks at the clock comes on top."""
 
-AT_ONCE: Final = 200
+BATCH_SIZE: Final = 200
 """Resources that are looked at between two looks at the clock."""
 
 
-class Breath:
+class Checkpoint:
     """Gives the event loop its turn if it is time."""
 
     def __init__(self) -> None:
@@ -24,14 +24,14 @@ class Breath:
 
     async def __call__(self) -> None:
         """Go on at once, or after the others."""
-        if self._loop.time() >= self._turn + SLICE:
+        if self._loop.time() >= self._turn + TIME_SLICE:
             await asyncio.sleep(0)
             self._turn = self._loop.time()
 
 
-async def portions(kind: TypeStatus, breathe: Breath) -> AsyncIterator[tuple[ResourceStatus, ...]]:
+async def batches(kind: TypeStatus, checkpoint: Checkpoint) -> AsyncIterator[tuple[ResourceStatus, ...]]:
     """Go through the resources of a type, each portion as it is when its turn comes."""
     names = kind.watch.known()
-    for start in range(0, len(names), AT_ONCE):
-        await breathe()
-        yield tuple(kind.look(names[start : start + AT_ONCE]))
+    for start in range(0, len(names), BATCH_SIZE):
+        await checkpoint()
+        yield tuple(kind.resource_statuses(names[start : start + BATCH_SIZE]))

@@ -17,9 +17,9 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 
 from xds.codec import message_class
-from xds.introspect.cooperative import Breath, portions
-from xds.introspect.guard import Guarded
-from xds.introspect.redaction import redacted
+from xds.introspect.cooperative import Checkpoint, batches
+from xds.introspect.guard import GuardedServer
+from xds.introspect.redaction import redact
 from xds.protocol.limits import RequestError
 from xds.protocol.status import ResourceStatus
 from xds.server import ADS, DiscoveryService, Stream
@@ -27,9 +27,9 @@ from xds.snapshot import Resource
 
 SERVICE: Final = "envoy.service.status.v3.ClientStatusDiscoveryService"
 
-PART: Final = 3 * 1024 * 1024
+MAX_PART_SIZE: Final = 3 * 1024 * 1024
 """Bytes above which an answer on a stream is continued in another message: many clients refuse more than 4 MiB."""
-LARGEST: Final = 16 * 1024 * 1024
+MAX_RESPONSE_SIZE: Final = 16 * 1024 * 1024
 """Bytes above which there is no answer in one message."""
 _OVERHEAD: Final = 16
 """Bytes that a resource takes in an answer besides its own, at most."""
@@ -48,7 +48,7 @@ class _TooLargeError(Exception):
     """There is too much to say; the message tells what to do."""
 
 
-def add_csds(server: Guarded, discovery: DiscoveryService) -> None:
+def add_csds(server: GuardedServer, discovery: DiscoveryService) -> None:
     """Add the service to a server."""
     status = _ClientStatus(discovery)
     methods = {
@@ -71,7 +71,7 @@ class _ClientStatus:
     async def fetch(self, body: bytes, context: grpc.aio.ServicerContext) -> bytes:
         """Answer one request with one message."""
         try:
-            (answer,) = [part async for part in self._answer(body, LARGEST, whole=True)]
+            (answer,) = [part async for part in self._answer(body, MAX_RESPONSE_SIZE, whole=True)]
         except RequestError as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except _TooLargeError as error:
@@ -84,7 +84,7 @@ class _ClientStatus:
         """Answer each request, in parts if it takes much."""
         try:
             async for body in bodies:
-                async for part in self._answer(body, PART):
+                async for part in self._answer(body, MAX_PART_SIZE):
                     yield part
         except RequestError as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
@@ -102,12 +102,12 @@ class _ClientStatus:
         wanted = _wanted(request.node_matchers)
         contents = None if request.exclude_resource_contents else _Contents()
         response, size = self._response(), 0
-        breathe = Breath()
+        checkpoint = Checkpoint()
         for stream in sorted(self._discovery.streams, key=lambda each: (each.node.id, each.opened_at)):
             if not wanted(stream.node.id):
                 continue
             client = _add_client(response, stream)
-            async for resource in self._resources(stream, contents, breathe):
+            async for resource in self._resources(stream, contents, checkpoint):
                 more = resource.ByteSize() + _OVERHEAD
                 if size and size + more > limit:
                     if whole:
@@ -123,16 +123,16 @@ class _ClientStatus:
         yield response.SerializeToString()
 
     async def _resources(
-        self, stream: Stream, contents: _Contents | None, breathe: Breath
+        self, stream: Stream, contents: _Contents | None, checkpoint: Checkpoint
     ) -> AsyncIterator[Any]:
         """Go through what is known of a client's resources, giving the event loop its turn."""
-        await breathe()
+        await checkpoint()
         for kind in stream.session.status():
-            async for portion in portions(kind, breathe):
+            async for portion in batches(kind, checkpoint):
                 if contents:
                     await contents.look_through(portion)
                 for status in portion:
-                    await breathe()
+                    await checkpoint()
                     yield self._describe(kind.type_url, status, contents)
 
     def _describe(self, type_url: str, status: ResourceStatus, contents: _Contents | None) -> Any:
@@ -173,7 +173,7 @@ class _Contents:
 
     def _look_through(self, resources: Iterable[Resource]) -> None:
         for resource in resources:
-            self._shown[id(resource.body)] = resource.body, redacted(resource.type_url, resource.body)
+            self._shown[id(resource.body)] = resource.body, redact(resource.type_url, resource.body)
 
     def put(self, packed: Any, resource: Resource) -> None:
         """Fill an Any with what was looked through, unless it is not known what is in it."""

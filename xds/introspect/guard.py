@@ -37,7 +37,7 @@ async def local_only(context: grpc.aio.ServicerContext) -> None:
         raise Refused(grpc.StatusCode.PERMISSION_DENIED, REFUSAL.format(peer=context.peer()))
 
 
-class Guarded(Checked):
+class GuardedServer(Checked):
     """A server as the generated `add_..._to_server` functions see it: what they add answers only who is let in.
 
     `admit` decides about callers over TLS; those in plaintext are to be local. None: all are. `connections` is told of each call.

@@ -25,7 +25,7 @@ _TLS = "envoy.extensions.transport_sockets.tls.v3"
 _AWS = "envoy.extensions.common.aws.v3"
 _REDIS = "envoy.extensions.filters.network.redis_proxy.v3"
 
-MARKED = frozenset(
+SENSITIVE_FIELDS = frozenset(
     {
         f"{_TLS}.GenericSecret.secret",
         f"{_TLS}.GenericSecret.secrets",
@@ -69,7 +69,7 @@ MARKED = frozenset(
 )
 """What Envoy's API marks as secret, v2 included: nothing is served in it, but an Any may have it."""
 
-_SECRET = MARKED | {
+_SECRET = SENSITIVE_FIELDS | {
     f"{_GOOGLE}.CallCredentials.access_token",
     f"{_GOOGLE}.CallCredentials.google_refresh_token",
     f"{_GOOGLE}.CallCredentials.ServiceAccountJWTAccessCredentials.json_key",
@@ -78,7 +78,7 @@ _SECRET = MARKED | {
 """And what it does not mark, but is no less."""
 
 
-def redacted(type_url: str, body: bytes) -> bytes | None:
+def redact(type_url: str, body: bytes) -> bytes | None:
     """Return an encoded resource without its secrets; None if it cannot be known that there are none in it.
 
     That is so if its type is not known, or if it still has a private key in PEM, in some text say. What is in an Any of

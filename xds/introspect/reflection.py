@@ -17,7 +17,7 @@ from google.protobuf import descriptor_pool, text_format
 from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorProto
 from grpc_reflection.v1alpha import reflection_pb2  # type: ignore[import-untyped]
 
-from xds.codec.pool import Packages
+from xds.codec.pool import PackageDatabase
 
 V1 = "grpc.reflection.v1.ServerReflection"
 V1ALPHA = "grpc.reflection.v1alpha.ServerReflection"
@@ -25,17 +25,17 @@ V1ALPHA = "grpc.reflection.v1alpha.ServerReflection"
 _V1_PACKAGE = "grpc.reflection.v1."
 
 _METHOD = "ServerReflectionInfo"
-_MOST_SYMBOLS = 1024
+_MAX_SYMBOLS = 1024
 """Whose file is remembered; a client may ask for any."""
 
-Documented: TypeAlias = Callable[[str], FileDescriptorProto | None]
+DescriptorLookup: TypeAlias = Callable[[str], FileDescriptorProto | None]
 """Returns the file of this name with its comments, which generated code lacks; None for an unknown file."""
 
-_packages = Packages()
+_packages = PackageDatabase()
 
 
 def handlers(
-    services: Iterable[str], documented: Documented = lambda _: None
+    services: Iterable[str], documented: DescriptorLookup = lambda _: None
 ) -> tuple[grpc.GenericRpcHandler, ...]:
     """Return both versions of the service, which are the same on the wire. They list `services` and themselves."""
     listed = sorted({*services, V1, V1ALPHA})
@@ -53,7 +53,7 @@ def handlers(
     return tuple(grpc.method_handlers_generic_handler(name, {_METHOD: method}) for name in (V1, V1ALPHA))
 
 
-async def _answer(request: Any, listed: list[str], told: set[str], documented: Documented) -> Any:
+async def _answer(request: Any, listed: list[str], told: set[str], documented: DescriptorLookup) -> Any:
     """Answer one request; `told` are the files that this stream has already."""
     response = reflection_pb2.ServerReflectionResponse(valid_host=request.host, original_request=request)
     try:
@@ -79,9 +79,9 @@ async def _answer(request: Any, listed: list[str], told: set[str], documented: D
     return response
 
 
-async def _tell(response: Any, name: str, told: set[str], documented: Documented) -> None:
+async def _tell(response: Any, name: str, told: set[str], documented: DescriptorLookup) -> None:
     """Put a file into a response, and what it needs and the client has not been told."""
-    needed = await asyncio.to_thread(closure, name)
+    needed = await asyncio.to_thread(dependency_closure, name)
     for file in needed:
         if file == name or file not in told:
             response.file_descriptor_response.file_descriptor_proto.append(
@@ -95,7 +95,7 @@ def _refuse(response: Any, code: grpc.StatusCode, message: str) -> None:
     response.error_response.error_message = message
 
 
-@lru_cache(_MOST_SYMBOLS)
+@lru_cache(_MAX_SYMBOLS)
 def file_of(symbol: str) -> str:
     """Return the name of the file that declares a symbol: a service or method, a message or field, an enum or value.
 
@@ -119,7 +119,7 @@ def _find(symbol: str) -> FileDescriptorProto:
 
 
 @cache
-def _file(name: str, documented: Documented = lambda _: None) -> FileDescriptorProto:
+def _file(name: str, documented: DescriptorLookup = lambda _: None) -> FileDescriptorProto:
     """Return the file of this name with every field's JSON name, which some clients do not make themselves."""
     try:
         file = _v1() if name == _v1().name else documented(name) or _packages.FindFileByName(name)
@@ -144,11 +144,11 @@ def _json_name(name: str) -> str:
 
 
 @cache
-def closure(name: str) -> tuple[str, ...]:
+def dependency_closure(name: str) -> tuple[str, ...]:
     """Return the names of a file and of all that it needs, to any depth. KeyError: there is no such file."""
     found = dict.fromkeys((name,))
     for dependency in _file(name).dependency:
-        found |= dict.fromkeys(closure(dependency))
+        found |= dict.fromkeys(dependency_closure(dependency))
     return tuple(found)
 
 

@@ -10,7 +10,7 @@ from xds.protocol.events import Acked, Nacked, Response, acked, nacked
 from xds.protocol.limits import size_of
 from xds.protocol.wire import ErrorDetail
 
-MOST_UNANSWERED = 64
+MAX_UNANSWERED = 64
 """Responses of a type that a client may leave unanswered before it is held: each has to be remembered."""
 
 
@@ -28,23 +28,23 @@ class Rejection:
     """The objects that what was rejected was made from."""
 
 
-class Answers:
+class AckTracker:
     """The responses of one type that are not answered yet, and what is known from the answers to the others.
 
     What it costs is in proportion to what is unanswered, rejected, or has changed since the first answer.
     """
 
     __slots__ = (
-        "_behind",
-        "_came",
         "_first",
+        "_first_sent",
+        "_never_acked",
+        "_outdated",
         "_times",
-        "_untaken",
         "acked_at",
-        "brought",
         "last_error",
         "names",
         "rejected",
+        "resumed",
         "sent_at",
         "size",
         "unanswered",
@@ -64,13 +64,13 @@ class Answers:
         """By name, until it is taken or goes away."""
         self.last_error: Rejection | None = None
         """The last one; None once all that was rejected is taken or gone."""
-        self.brought = False
+        self.resumed = False
         """Whether the client has some of what it has from an earlier stream."""
-        self._behind: dict[str, float] = {}
+        self._outdated: dict[str, float] = {}
         """Since when the client goes on with an older version of what it rejected, by name."""
-        self._untaken: set[str] = set()
+        self._never_acked: set[str] = set()
         """What the client was sent and never took, in any version."""
-        self._came: dict[str, float] = {}
+        self._first_sent: dict[str, float] = {}
         """When the client was first sent what it did not get at the beginning."""
         self._first: float | None = None
         self._times: dict[str, float] = {}
@@ -81,12 +81,12 @@ class Answers:
         return next((response.sent_at for response in self.unanswered.values()), None)
 
     @property
-    def held_since(self) -> float | None:
+    def blocked_since(self) -> float | None:
         """Since when the client owes so many answers that it gets nothing more; None if it does not."""
-        return self.waiting_since if len(self.unanswered) >= MOST_UNANSWERED else None
+        return self.waiting_since if len(self.unanswered) >= MAX_UNANSWERED else None
 
     @property
-    def unsure(self) -> set[str]:
+    def unacked(self) -> set[str]:
         """What may have been news to the client in a response that it has not answered."""
         return {resource.name for response in self.unanswered.values() for resource in response.fresh}
 
@@ -97,38 +97,38 @@ class Answers:
         """
         return self._times.get(name, self._first)
 
-    def came_at(self, name: str) -> float:
+    def first_sent_at(self, name: str) -> float:
         """Return when the client was first sent something; minus infinity if it has had it from the beginning."""
-        return self._came.get(name, -inf)
+        return self._first_sent.get(name, -inf)
 
     @property
-    def behind_since(self) -> float:
+    def outdated_since(self) -> float:
         """When the client last began to go on with an older version of something; minus infinity if it does not.
 
         What it was first sent after that is used by none of these. It does not go on with what it never took.
         """
-        return max(self._behind.values(), default=-inf)
+        return max(self._outdated.values(), default=-inf)
 
     def expect(self, response: Response, new: Iterable[str] = ()) -> None:
         """Expect an answer to a response, and no longer to the oldest if there are too many.
 
         `new` are the names of what the client does not have in any version.
         """
-        if len(self.unanswered) >= MOST_UNANSWERED:
+        if len(self.unanswered) >= MAX_UNANSWERED:
             self._give_up(next(iter(self.unanswered)))
         self.unanswered[response.nonce] = response
         self.names += len(response.removed)
         self.size += size_of(response.removed)
         self.sent_at = response.sent_at
-        if self.acked_at is None and not self.last_error and not self.brought:
+        if self.acked_at is None and not self.last_error and not self.resumed:
             self._first = response.sent_at
         else:
             self._times.update(dict.fromkeys((each.name for each in response.fresh), response.sent_at))
-            self._came.update(dict.fromkeys(new, response.sent_at))
-        self._untaken.update(new)
+            self._first_sent.update(dict.fromkeys(new, response.sent_at))
+        self._never_acked.update(new)
         for name in response.removed:
             self._times.pop(name, None)
-            self._came.pop(name, None)
+            self._first_sent.pop(name, None)
 
     def skip(self, nonce: str) -> list[Response]:
         """Give up on answers to what was sent before a response; return that."""
@@ -144,10 +144,10 @@ class Answers:
         response = self._pop(nonce)
         if error:
             event = nacked(response, error, now)
-            self._reject(event, now)
+            self._handle_nack(event, now)
             return event
         self.acked_at, self.version = now, response.version
-        if self.last_error or self._untaken or self._behind:
+        if self.last_error or self._never_acked or self._outdated:
             self.forgive((*(resource.name for resource in response.fresh), *response.removed))
         return acked(response, now)
 
@@ -155,23 +155,23 @@ class Answers:
         """Forget that these were rejected: they were taken, or are gone."""
         for name in names:
             self.rejected.pop(name, None)
-            self._behind.pop(name, None)
-            self._untaken.discard(name)
+            self._outdated.pop(name, None)
+            self._never_acked.discard(name)
         if not self.rejected:
             self.last_error = None
 
     def forget(self, covers: Callable[[str], bool]) -> None:
         """Forget what the client has given up."""
-        doubted = self.rejected.keys() | self._behind.keys() | self._untaken
+        doubted = self.rejected.keys() | self._outdated.keys() | self._never_acked
         self.forgive([name for name in doubted if not covers(name)])
-        for times in (self._times, self._came):
+        for times in (self._times, self._first_sent):
             for name in [name for name in times if not covers(name)]:
                 del times[name]
 
     def _give_up(self, nonce: str) -> Response:
         """Expect no answer to a response any more. The client may have taken it."""
         response = self._pop(nonce)
-        self._untaken.difference_update(resource.name for resource in response.fresh)
+        self._never_acked.difference_update(resource.name for resource in response.fresh)
         return response
 
     def _pop(self, nonce: str) -> Response:
@@ -180,15 +180,15 @@ class Answers:
         self.size -= size_of(response.removed)
         return response
 
-    def _reject(self, event: Nacked, now: float) -> None:
+    def _handle_nack(self, event: Nacked, now: float) -> None:
         suspects = {resource.name for resource in event.suspects}
         others = {resource.name for resource in event.fresh} - suspects
-        self._untaken -= others
+        self._never_acked -= others
         if event.culprits:
             self.forgive(others)
         for resource in event.culprits or event.fresh:
-            if resource.name not in self._untaken:
-                self._behind.setdefault(resource.name, now)
+            if resource.name not in self._never_acked:
+                self._outdated.setdefault(resource.name, now)
         self.last_error = Rejection(
             version=event.version, code=event.code, message=event.message, at=now, sources=event.sources
         )

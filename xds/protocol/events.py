@@ -11,7 +11,7 @@ from xds.protocol.nacks import culprits
 from xds.protocol.wire import ErrorDetail, Node
 from xds.snapshot import Resource
 
-_LONGEST_MESSAGE = 4096
+_MAX_MESSAGE_LENGTH = 4096
 """Of a client's error message; what goes beyond says nothing new, and is searched for every resource's name."""
 
 _WORD = re.compile(r"\w+")
@@ -101,7 +101,7 @@ class Response:
     fresh: tuple[Resource, ...] = ()
     """Those of the resources that may be news to the client."""
     sent_at: float
-    edition: int = -1
+    generation: int = -1
     """Of the snapshot of which nothing remains to be sent after this; -1: more is to come."""
 
 
@@ -119,7 +119,7 @@ def acked(response: Response, now: float) -> Acked:
 
 def nacked(response: Response, error: ErrorDetail, now: float) -> Nacked:
     """Make the event of a response that was rejected."""
-    message = _without_keys(error.message[:_LONGEST_MESSAGE])
+    message = _without_keys(error.message[:_MAX_MESSAGE_LENGTH])
     found = culprits(error.message, response.resources)
     return Nacked(
         type_url=response.type_url,

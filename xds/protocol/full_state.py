@@ -11,7 +11,7 @@ from xds.protocol.wire import ErrorDetail, Request
 from xds.snapshot import CLUSTER, Resource, ResourceSet
 
 
-class WorldWatch(SotwWatch):
+class FullStateWatch(SotwWatch):
     """A watch of a type that is sent in full.
 
     What the client rejected by itself is not sent again until it changes. It must not be left out either, or the client
@@ -30,7 +30,7 @@ class WorldWatch(SotwWatch):
 
     def receive(self, request: Request, now: float) -> list[Event]:
         """Take a request. One that begins with a version comes from a client that has something already."""
-        first = not self.begun
+        first = not self.requested
         if first:
             self._was_here = bool(request.version)
         events = super().receive(request, now)
@@ -49,16 +49,16 @@ class WorldWatch(SotwWatch):
         """From now on the client should have these; what it has is remembered until it takes the new ones."""
         if resources is self.resources:
             return
-        before, unsure = self.resources, self.answers.unsure.union(self.rejections.names())
+        before, unacked = self.resources, self.acks.unacked.union(self.rejections.names())
         lingering = {name: item.resource for name, item in self.lingering.items()}
         super().serve(resources)
         for name in self._dirty:
             old = before.get(name) or lingering.get(name)
-            if old and self.sent.get(name) == old.version and name not in unsure:
+            if old and self.sent.get(name) == old.version and name not in unacked:
                 self._taken[name] = old
         self._reject_held()
         over = [name for name in self._held if self._has(name) or not self.get(name)]
-        self.answers.forgive(over)
+        self.acks.forgive(over)
         for name in over:
             del self._held[name]
             self.rejections.discard(name)
@@ -71,7 +71,7 @@ class WorldWatch(SotwWatch):
         return composed
 
     def _content(self, due: list[tuple[str, Resource | None]]) -> Content:  # noqa: ARG002
-        resources, version = self._world()
+        resources, version = self._full_state()
         names = {resource.name for resource in resources}
         if not self._nonce and self._was_here:
             self._unknown = names
@@ -89,7 +89,7 @@ class WorldWatch(SotwWatch):
         self._dirty.clear()
         return content
 
-    def _world(self) -> tuple[list[Resource], str]:
+    def _full_state(self) -> tuple[list[Resource], str]:
         """Return all that the client should have, and the version of that."""
         covers = self.covers
         resources = [resource for name, resource in self.resources.items() if covers(name)]
@@ -97,10 +97,10 @@ class WorldWatch(SotwWatch):
         self._held = {name: version for name, version in self._held.items() if self._is_held(name)}
         if not lingering and not self._held:
             return resources, self.resources.version
-        resources = [each for resource in resources + lingering if (each := self._instead(resource))]
+        resources = [each for resource in resources + lingering if (each := self._replacement(resource))]
         return resources, ResourceSet(resources).version
 
-    def _instead(self, resource: Resource) -> Resource | None:
+    def _replacement(self, resource: Resource) -> Resource | None:
         """Return what to send for a resource: what the client had before, if it rejected this."""
         name = resource.name
         if name not in self._held or (name in self._unknown and name not in self._taken):
@@ -128,21 +128,21 @@ class WorldWatch(SotwWatch):
 
     def _news(self, resources: list[Resource]) -> list[Resource]:
         """Return those that the client may not have as they are: new, changed, rejected, or not acknowledged yet."""
-        unsure = self.answers.unsure.union(self.rejections.names())
+        unacked = self.acks.unacked.union(self.rejections.names())
         return [
             resource
             for resource in resources
             if not (resource.name in self._held and resource is self._taken.get(resource.name))
-            and (self.sent.get(resource.name) != resource.version or resource.name in unsure)
+            and (self.sent.get(resource.name) != resource.version or resource.name in unacked)
         ]
 
     def _ask(self, names: Iterable[str]) -> None:
-        self._owed |= any(True for _ in names)
+        self._response_due |= any(True for _ in names)
 
-    def _answer(self, nonce: str, error: ErrorDetail | None, now: float) -> list[Acked | Nacked]:
+    def _handle_answer(self, nonce: str, error: ErrorDetail | None, now: float) -> list[Acked | Nacked]:
         """Take the answer to a response."""
-        answered = self.answers.unanswered.get(nonce)
-        events = super()._answer(nonce, error, now)
+        answered = self.acks.unanswered.get(nonce)
+        events = super()._handle_answer(nonce, error, now)
         fresh = answered.fresh if answered else ()
         for event in events:
             if isinstance(event, Acked):
@@ -166,7 +166,7 @@ class WorldWatch(SotwWatch):
             else:
                 self._taken[resource.name] = resource
 
-    def _reject(self, event: Nacked) -> None:
+    def _handle_nack(self, event: Nacked) -> None:
         """Keep what was rejected by itself from being sent again. If it was rejected together, it goes together."""
         others = self._bystanders(event)
         held = event.culprits if others is None else event.suspects
@@ -175,7 +175,7 @@ class WorldWatch(SotwWatch):
             together = event.fresh or event.resources
             self.rejections.add_each(frozenset(each.name for each in together if self._is_wanted(each)))
         for name in others or ():
-            self._touch(name, force=True)
+            self._mark_dirty(name, force=True)
         self._reject_held()
 
     def _bystanders(self, event: Nacked) -> frozenset[str] | None:
@@ -203,5 +203,5 @@ class WorldWatch(SotwWatch):
     def _is_outdated(self, resource: Resource) -> bool:
         return not self._is_held(resource.name) and super()._is_outdated(resource)
 
-    def _tells_absence(self, name: str) -> bool:
+    def _needs_removal(self, name: str) -> bool:
         return name in self.sent

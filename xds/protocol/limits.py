@@ -76,7 +76,7 @@ class Limits:
             )
 
 
-DEFAULT = Limits()
+DEFAULT_LIMITS = Limits()
 
 
 def size_of(strings: Collection[str]) -> int:
@@ -99,14 +99,14 @@ class _Account:
 class Budgets:
     """What each client uses of its limits. A client without streams leaves nothing behind."""
 
-    def __init__(self, limits: Limits = DEFAULT) -> None:
+    def __init__(self, limits: Limits = DEFAULT_LIMITS) -> None:
         self.limits = limits
         self._accounts: dict[Hashable, _Account] = {}
 
     def __len__(self) -> int:
         return len(self._accounts)
 
-    def open(self, client: Hashable) -> Lease:
+    def open(self, client: Hashable) -> Reservation:
         """Count another stream of a client. LimitError: it has too many."""
         account = self._accounts.get(client)
         if (account.streams if account else 0) >= self.limits.streams:
@@ -114,7 +114,7 @@ class Budgets:
                 f"the limit is {self.limits.streams:,} streams per client at the same time: close one, or raise the "
                 "server's limit"
             )
-        return Lease(self, client)
+        return Reservation(self, client)
 
     def _add(self, client: Hashable, names: int, size: int, streams: int) -> _Account:
         account = self._accounts.setdefault(client, _Account())
@@ -126,7 +126,7 @@ class Budgets:
         return account
 
 
-class Lease:
+class Reservation:
     """What one stream uses of its client's budget, until it is closed."""
 
     __slots__ = ("_budgets", "_client", "_names", "_size")

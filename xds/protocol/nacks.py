@@ -16,7 +16,7 @@ _GRPC = re.compile(r"resource index (\d+): ")
 _SEPARATOR = re.compile(r", |\n")
 _COLON = ": "
 
-_LONGEST = 64 * 1024
+_MAX_MESSAGE_LENGTH = 64 * 1024
 _CUT = "...(truncated)"
 """What Envoy ends with when it leaves out the rest of the message."""
 
@@ -26,7 +26,7 @@ def culprits(message: str, resources: Sequence[Resource]) -> tuple[Resource, ...
 
     Envoy does so for clusters and listeners, and rejects a response as a whole if it cannot be read. gRPC always does.
     """
-    if len(message) > _LONGEST or message.endswith(_CUT):
+    if len(message) > _MAX_MESSAGE_LENGTH or message.endswith(_CUT):
         return ()
     if envoy := _ENVOY.match(message):
         accused = _accused(message[envoy.end() :], {resource.name for resource in resources})

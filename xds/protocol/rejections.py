@@ -11,7 +11,7 @@ from collections.abc import Callable
 _UNTIL_IT_RETURNS: frozenset[str] = frozenset()
 
 
-class Rejections:
+class RejectionTracker:
     """By name, what may be the cause: a set of names that came in the same response, its own among them."""
 
     __slots__ = ("_causes",)

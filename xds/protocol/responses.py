@@ -22,7 +22,7 @@ def response(
     return b"".join(parts)
 
 
-def delta_response(
+def encode_delta_response(
     *,
     type_url: str,
     version: str,
@@ -52,7 +52,7 @@ def delta_response(
     return b"".join(parts)
 
 
-_MOST_PARTS = 8
+_MAX_CACHED_PARTS = 8
 _parts: dict[tuple[int, ...], tuple[tuple[Resource, ...], tuple[Resource, ...], bytes]] = {}
 """By the ids of resources, for that is quick to look up: these, so that their ids stay theirs, and what is made of them."""
 
@@ -69,7 +69,7 @@ def first_part(resources: tuple[Resource, ...], budget: int) -> tuple[tuple[Reso
     if known is None:
         taken = resources[: fitting(resources, budget)]
         joined = b"".join(part for each in taken for part in (_resource_head(each), each.body))
-        if len(_parts) >= _MOST_PARTS:
+        if len(_parts) >= _MAX_CACHED_PARTS:
             del _parts[next(iter(_parts))]
         known = _parts[key] = resources, taken, joined
     return known[1:]

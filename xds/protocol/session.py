@@ -20,11 +20,11 @@ from math import inf
 from xds.protocol.acks import Rejection
 from xds.protocol.delta import DeltaWatch
 from xds.protocol.events import Connected, Event, Response
-from xds.protocol.full_state import WorldWatch
-from xds.protocol.limits import DEFAULT, LimitError, Limits, RequestError
+from xds.protocol.full_state import FullStateWatch
+from xds.protocol.limits import DEFAULT_LIMITS, LimitError, Limits, RequestError
 from xds.protocol.order import AFTER_CLUSTERS, ORDER, USERS, WILDCARD_TYPES
 from xds.protocol.sotw import SotwWatch
-from xds.protocol.status import SNAPSHOT, ResourceStatus, TypeStatus, Waiting, type_status, waiting
+from xds.protocol.status import SNAPSHOT, ResourceStatus, TypeStatus, WaitReason, type_status, wait_reason
 from xds.protocol.watch import Watch
 from xds.protocol.wire import (
     DeltaRequest,
@@ -35,13 +35,13 @@ from xds.protocol.wire import (
 )
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET, Resource, Snapshot
 
-_ALWAYS = (CLUSTER, ENDPOINT, SECRET, LISTENER, ROUTE)
+_COMMON_TYPES = (CLUSTER, ENDPOINT, SECRET, LISTENER, ROUTE)
 """Types that nearly every client asks for; the others take no room on streams without them."""
 
-_RESUMPTION = 1.0
+_RESUME_TIMEOUT = 1.0
 """Seconds that a client which was here before has to ask again for all that it wants: it does so at once."""
 
-_LONGEST_REJECTED = 86400.0
+_MAX_REJECTED_AGE = 86400.0
 """Seconds for which what is gone is kept for a client that may go on using it because it rejected the change.
 
 Taking it away breaks traffic, so there must be time for somebody to mend the change, in the morning too. It costs little: what
@@ -71,7 +71,7 @@ class Session:
         *,
         type_url: str = "",
         identifier: str = "",
-        limits: Limits = DEFAULT,
+        limits: Limits = DEFAULT_LIMITS,
         patience: float = 20.0,
         grace: float = 60.0,
     ) -> None:
@@ -85,15 +85,15 @@ class Session:
         self._patience = patience
         self._grace = grace
         self._snapshot: Snapshot | None = None
-        self._watches: dict[str, Watch] = {known: self._new_watch(known) for known in _ALWAYS}
+        self._watches: dict[str, Watch] = {known: self._new_watch(known) for known in _COMMON_TYPES}
         """By type, in the order in which they are sent."""
         self._nonces = 0
         self._left_warming = False
         """Whether clusters are warming that the client has not asked for yet."""
-        self._opened = inf
-        self._heard = -inf
-        self._handed_out = inf
-        self._began = inf
+        self._opened_at = inf
+        self._last_request_at = -inf
+        self._last_response_at = inf
+        self._started_at = inf
         self._deadline = inf
 
     def serve(self, snapshot: Snapshot) -> None:
@@ -105,16 +105,16 @@ class Session:
             # A cluster that has been sent may not have its assignment yet, and is not acknowledged without it.
             for type_url, name in self._watches[CLUSTER].lingering_refs():
                 self._watch(type_url).keep(name, before.of(type_url).get(name))
-        if not self._watches[CLUSTER].begun:
-            self._stand_in()
+        if not self._watches[CLUSTER].requested:
+            self._answer_missing_assignments()
 
     def receive(self, message: bytes, now: float) -> list[Event]:
         """Take a request and say what it meant. RequestError, LimitError: the stream must end."""
         parse = parse_request if self._variant is Variant.SOTW else parse_delta_request
         request = parse(message, self._limits)
         events: list[Event] = []
-        self._opened = min(self._opened, now)
-        self._heard = now
+        self._opened_at = min(self._opened_at, now)
+        self._last_request_at = now
         if not self.node:
             if not request.node or not request.node.id:
                 raise RequestError("the first request of a stream must have node.id")
@@ -128,14 +128,14 @@ class Session:
         if type_url not in self._watches and not self._knows(type_url):
             self._check_unknown_types()
         watch = self._watch(type_url)
-        left_warming = type_url == ENDPOINT and not watch.begun and self._seems_warming(request)
+        left_warming = type_url == ENDPOINT and not watch.requested and self._lost_while_warming(request)
         events += watch.receive(request, now)
         self._limits.check(self.names, self.size, "this stream has")
         if type_url == ENDPOINT:
-            self._stand_in()
+            self._answer_missing_assignments()
         if left_warming:
             self._left_warming = True
-            watch.push_again(tuple(watch.sent))
+            watch.resend(tuple(watch.sent))
         elif type_url == CLUSTER:
             self._left_warming = False
         return events
@@ -150,7 +150,7 @@ class Session:
         """How many bytes these names take, and the versions that came with them."""
         return sum(watch.size for watch in self._watches.values())
 
-    def expect_no_answers(self) -> None:
+    def expect_no_acks(self) -> None:
         """The client says nothing more: what waits for its answers goes out at once."""
         self._patience = 0.0
 
@@ -160,12 +160,12 @@ class Session:
         self.sent = None
         if not self._snapshot:
             return None
-        self._began = min(self._began, now)
-        self._let_go(now)
+        self._started_at = min(self._started_at, now)
+        self._release_unused(now)
         for watch in self._watches.values():
             if not self._serves(watch.type_url):
                 continue  # The client may wait, but the others must not suffer.
-            opens = self._opens(watch)
+            opens = self._earliest_send(watch)
             if now < opens:
                 if watch.pending:
                     self._deadline = min(self._deadline, opens)
@@ -173,7 +173,7 @@ class Session:
             composed = watch.compose(str(self._nonces + 1), now, self._identifier)
             if composed:
                 if watch.type_url == CLUSTER:
-                    self._warm(composed[0].fresh)
+                    self._resend_assignments(composed[0].fresh)
                 return self._hand_out(*composed)
         return self._heartbeat(now)
 
@@ -182,73 +182,79 @@ class Session:
         return None if self._deadline == inf else self._deadline
 
     @property
-    def quiet(self) -> bool:
+    def synced(self) -> bool:
         """Whether the client has what it should have of all that it asked for, and said so."""
-        begun = (watch for watch in self._watches.values() if watch.begun)
-        return all(watch.quiet for watch in begun if self._serves(watch.type_url))
+        requested = (watch for watch in self._watches.values() if watch.requested)
+        return all(watch.synced for watch in requested if self._serves(watch.type_url))
 
     def status(self) -> tuple[TypeStatus, ...]:
         """Say how far the client is with each type that it asked for, in the order in which they are sent."""
         return tuple(
-            type_status(watch, self._waiting(watch)) for watch in self._watches.values() if watch.begun
+            type_status(watch, self._wait_reason(watch))
+            for watch in self._watches.values()
+            if watch.requested
         )
 
     @property
-    def edition(self) -> int:
+    def generation(self) -> int:
         """Of the snapshot that is served; -1: none is."""
-        return self._snapshot.edition if self._snapshot else -1
+        return self._snapshot.generation if self._snapshot else -1
 
-    def reached(self, type_url: str) -> int:
-        """Return the edition of the last snapshot of which the client has answered all that there is of a type; -1: of none.
+    def acked_generation(self, type_url: str) -> int:
+        """Return the generation of the last snapshot of which the client has answered all that there is of a type; -1: of none.
 
         What it has not asked for it cannot be using, unless something that it has names it.
         """
         watch = self._watch(type_url)
-        if watch.begun or not self._snapshot:
-            return watch.reached if self._snapshot else -1
+        if watch.requested or not self._snapshot:
+            return watch.acked_generation if self._snapshot else -1
         named = (ref for each in self._watches.values() for ref in each.refs())
-        return -1 if any(kind == type_url for kind, _ in named) else self.edition
+        return -1 if any(kind == type_url for kind, _ in named) else self.generation
 
-    def in_force(self, type_url: str, names: Iterable[str]) -> bool:
+    def has_acked(self, type_url: str, names: Iterable[str]) -> bool:
         """Whether the client took these as they should be now, and all that they name."""
         watch = self._watch(type_url)
         for name in names:
-            if not watch.begun or not watch.has(name):
+            if not watch.requested or not watch.has_acked(name):
                 return False
             resource = watch.get(name)
-            if not all(self._watch(kind).has(ref) for kind, ref in (resource.refs if resource else ())):
+            if not all(self._watch(kind).has_acked(ref) for kind, ref in (resource.refs if resource else ())):
                 return False
         return True
 
-    def has_asked(self, type_url: str) -> bool:
+    def is_subscribed(self, type_url: str) -> bool:
         """Whether the client has asked for anything of a type."""
-        return self._watch(type_url).begun
+        return self._watch(type_url).requested
 
     def tagged(self, type_url: str) -> list[str]:
         """Return the names of what the client should have of a type that has a tag."""
         return self._snapshot.of(type_url).tagged if self._snapshot else []
 
-    def brought(self, type_url: str) -> tuple[str, ...]:
+    def initial_versions(self, type_url: str) -> tuple[str, ...]:
         """Return the versions of what the client had of a type when it came: each resource's, or (SotW) that of all."""
-        return self._watch(type_url).brought
+        return self._watch(type_url).initial_versions
 
     def rejected(self, type_url: str) -> Mapping[str, Rejection]:
         """Return what the client last rejected of a type, by name, until it is taken or goes away."""
-        return self._watch(type_url).answers.rejected
+        return self._watch(type_url).acks.rejected
 
-    def look(self, type_url: str, name: str) -> ResourceStatus | None:
+    def resource_status(self, type_url: str, name: str) -> ResourceStatus | None:
         """Say how one resource stands with the client; None: it did not ask for that by name. Costs next to nothing."""
         watch = self._watches.get(type_url)
         if watch is None or name not in watch.subscription.names:
             return None
-        return next(type_status(watch, None).look([name]))
+        return next(type_status(watch, None).resource_statuses([name]))
 
-    def _waiting(self, watch: Watch) -> Waiting | None:
+    def _wait_reason(self, watch: Watch) -> WaitReason | None:
         if not self._serves(watch.type_url):
-            return Waiting(for_=SNAPSHOT, since=self._opened)
-        since = self._opened if self._handed_out == inf else self._handed_out
-        return waiting(
-            watch, self._watches, handed_out=since, heard=self._heard, aggregated=not self._type_url
+            return WaitReason(reason=SNAPSHOT, since=self._opened_at)
+        since = self._opened_at if self._last_response_at == inf else self._last_response_at
+        return wait_reason(
+            watch,
+            self._watches,
+            last_response_at=since,
+            last_request_at=self._last_request_at,
+            aggregated=not self._type_url,
         )
 
     def _serves(self, type_url: str) -> bool:
@@ -266,7 +272,7 @@ class Session:
             )
 
     def _hand_out(self, response: Response, message: bytes) -> bytes:
-        self.sent, self._handed_out = response, response.sent_at
+        self.sent, self._last_response_at = response, response.sent_at
         self._nonces += 1
         return message
 
@@ -282,7 +288,7 @@ class Session:
     def _new_watch(self, type_url: str) -> Watch:
         if self._variant is Variant.DELTA:
             return DeltaWatch(type_url)
-        return WorldWatch(type_url) if type_url in WILDCARD_TYPES else SotwWatch(type_url)
+        return FullStateWatch(type_url) if type_url in WILDCARD_TYPES else SotwWatch(type_url)
 
     def _watch(self, type_url: str) -> Watch:
         if type_url not in self._watches:
@@ -297,37 +303,37 @@ class Session:
     @staticmethod
     def _serve(watch: Watch, snapshot: Snapshot) -> None:
         watch.refused = snapshot.refused(watch.type_url)
-        watch.edition = snapshot.edition
+        watch.generation = snapshot.generation
         watch.serve(snapshot.of(watch.type_url))
 
-    def _opens(self, watch: Watch) -> float:
+    def _earliest_send(self, watch: Watch) -> float:
         """Return from when on a type may be sent."""
-        waits = [watch.answers.held_since]
+        waits = [watch.acks.blocked_since]
         if watch.type_url in AFTER_CLUSTERS:
-            waits.append(self._watches[CLUSTER].answers.waiting_since)
+            waits.append(self._watches[CLUSTER].acks.waiting_since)
         opens = [since + self._patience for since in waits if since is not None]
         if watch.withheld:
-            opens.append(self._began + self._patience)
+            opens.append(self._started_at + self._patience)
         if watch.type_url in AFTER_CLUSTERS and self._left_warming:
-            opens.append(self._began + min(_RESUMPTION, self._patience))
+            opens.append(self._started_at + min(_RESUME_TIMEOUT, self._patience))
         return max(opens, default=-inf)
 
-    def _seems_warming(self, request: Request | DeltaRequest) -> bool:
+    def _lost_while_warming(self, request: Request | DeltaRequest) -> bool:
         """Whether a first request for assignments is of a client that lost its last stream while clusters were warming.
 
         Envoy then says nothing of clusters on the new stream either, until they are warm: not that it has them, nor that
         they wait for their assignments, all of which it says it has.
         """
         was_here = request.version if isinstance(request, Request) else request.initial_versions
-        return bool(was_here) and not self._type_url and not self._watches[CLUSTER].begun
+        return bool(was_here) and not self._type_url and not self._watches[CLUSTER].requested
 
-    def _warm(self, clusters: Iterable[Resource]) -> None:
+    def _resend_assignments(self, clusters: Iterable[Resource]) -> None:
         """Send the assignments of clusters again: a cluster that is new or changed does not use what was there."""
-        self._watches[ENDPOINT].push_again(
+        self._watches[ENDPOINT].resend(
             name for cluster in clusters for type_url, name in cluster.refs if type_url == ENDPOINT
         )
 
-    def _stand_in(self) -> None:
+    def _answer_missing_assignments(self) -> None:
         """Answer for the assignments that clusters have not got, where it cannot be said that there is none."""
         assignments, clusters = self._watches[ENDPOINT], self._watches[CLUSTER]
         if (
@@ -337,11 +343,11 @@ class Session:
         ):
             return
         served = self._snapshot.of(CLUSTER).values()
-        refs = clusters.refs() if clusters.begun else (ref for each in served for ref in each.refs)
+        refs = clusters.refs() if clusters.requested else (ref for each in served for ref in each.refs)
         used = {name for type_url, name in refs if type_url == ENDPOINT}
-        assignments.stand_in(name for name in missing if name in used)
+        assignments.add_empty(name for name in missing if name in used)
 
-    def _let_go(self, now: float) -> None:
+    def _release_unused(self, now: float) -> None:
         """Release what lingers and is used no more, or has been there for too long."""
         for watch in self._watches.values():
             if watch.type_url not in USERS:
@@ -353,15 +359,15 @@ class Session:
             users = [self._watches[user] for user in by if user in self._watches]
             if not watch.lingering or (watch.resumed and self._expects_listeners(now)):
                 continue
-            if all(self._settled(user) for user in users):
+            if all(self._is_settled(user) for user in users):
                 watch.release(tuple(watch.lingering))
             else:
                 self._expire(watch, users, now)
 
     def _expire(self, watch: Watch, users: Sequence[Watch], now: float) -> None:
         """Release what has lingered for too long, which is counted from when nobody is known to use it."""
-        behind_since = max(user.answers.behind_since for user in users)
-        behind = behind_since > -inf
+        outdated_since = max(user.acks.outdated_since for user in users)
+        behind = outdated_since > -inf
         used = {ref for user in users for ref in user.lingering_refs()}
         for name, lingering in tuple(watch.lingering.items()):
             if (watch.type_url, name) in used:
@@ -372,8 +378,8 @@ class Session:
                 continue
             if lingering.since is None:
                 lingering.since = now
-            end = lingering.since + _LONGEST_REJECTED
-            if behind and watch.answers.came_at(name) <= behind_since and now < end:
+            end = lingering.since + _MAX_REJECTED_AGE
+            if behind and watch.acks.first_sent_at(name) <= outdated_since and now < end:
                 lingering.until = None  # The client may go on with what uses it.
                 self._deadline = min(self._deadline, end)
                 continue
@@ -384,23 +390,23 @@ class Session:
             else:
                 self._deadline = min(self._deadline, lingering.until)
 
-    def _settled(self, user: Watch) -> bool:
+    def _is_settled(self, user: Watch) -> bool:
         """Whether a client has what it should have of a type, to the last resource that it waits for, and no more.
 
         Envoy goes on with the routes of a listener that is gone, and keeps their names, until its connections are.
         """
-        has_it = user.quiet and all(self._arrived(*ref) for ref in user.refs())
+        has_it = user.synced and all(self._has_arrived(*ref) for ref in user.refs())
         return has_it and not user.lingering and not user.gone
 
     def _expects_listeners(self, now: float) -> bool:
         """Whether a client that takes up its subscriptions again may be about to say that it uses clusters."""
-        end = self._began + _RESUMPTION
-        if self._type_url or self._watches[LISTENER].begun or now >= end:
+        end = self._started_at + _RESUME_TIMEOUT
+        if self._type_url or self._watches[LISTENER].requested or now >= end:
             return False
         self._deadline = min(self._deadline, end)
         return True
 
-    def _arrived(self, type_url: str, name: str) -> bool:
+    def _has_arrived(self, type_url: str, name: str) -> bool:
         """Whether a resource that another one refers to is with the client."""
         watch = self._watches.get(type_url)
-        return watch is not None and watch.covers(name) and watch.quiet
+        return watch is not None and watch.covers(name) and watch.synced

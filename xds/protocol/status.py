@@ -17,13 +17,13 @@ from xds.protocol.watch import Watch
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, VIRTUAL_HOST, Resource
 
 ACK = "ACK"
-"""Waiting for the client to answer a response."""
+"""WaitReason for the client to answer a response."""
 
 READ = "READ"
-"""Waiting for the client to read: something is due, and what was handed out before is not written yet."""
+"""WaitReason for the client to read: something is due, and what was handed out before is not written yet."""
 
 SNAPSHOT = "SNAPSHOT"
-"""Waiting for the server to have anything of the type to serve."""
+"""WaitReason for the server to have anything of the type to serve."""
 
 
 class State(Enum):
@@ -56,10 +56,10 @@ class ResourceStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Waiting:
+class WaitReason:
     """What keeps a type from being as it should."""
 
-    for_: str
+    reason: str
     """ACK, READ or SNAPSHOT, or the URL of the type that has to arrive first."""
     since: float
 
@@ -79,7 +79,7 @@ class TypeStatus:
     """Of the type, as the last response that the client took said it; empty if it took none."""
     unanswered: int
     """Responses that the client has not answered."""
-    waiting: Waiting | None
+    waiting: WaitReason | None
     last_error: Rejection | None
     """The last rejection, until all that was rejected is taken or gone."""
     synced: bool
@@ -92,7 +92,7 @@ class TypeStatus:
         watch = self.watch
         by_name = self.type_url != VIRTUAL_HOST and not watch.subscription.collections
         ends = watch.lingering or watch.gone
-        if self.synced and by_name and not ends and not watch.answers.rejected:
+        if self.synced and by_name and not ends and not watch.acks.rejected:
             absent = len(watch.subscription.names.difference(watch.sent))
             return Counter({State.SYNCED: len(watch.sent), State.NOT_SENT: absent})
         return Counter(resource.state for resource in self.resources)
@@ -100,90 +100,95 @@ class TypeStatus:
     @property
     def resources(self) -> Iterator[ResourceStatus]:
         """Go through all that the client should have, has, or asked for, as it is now: do not keep the iterator."""
-        yield from self.look(self.watch.known())
+        yield from self.resource_statuses(self.watch.known())
 
-    def look(self, names: Iterable[str]) -> Iterator[ResourceStatus]:
+    def resource_statuses(self, names: Iterable[str]) -> Iterator[ResourceStatus]:
         """Go through some of these resources, as they are now: do not keep the iterator."""
-        unsure = self.watch.answers.unsure
+        unacked = self.watch.acks.unacked
         for name in names:
-            yield _resource_status(self.watch, name, unsure)
+            yield _resource_status(self.watch, name, unacked)
 
 
-def type_status(watch: Watch, waiting: Waiting | None) -> TypeStatus:
+def type_status(watch: Watch, waiting: WaitReason | None) -> TypeStatus:
     """Put together the status of one type."""
-    answers = watch.answers
+    acks = watch.acks
     return TypeStatus(
         type_url=watch.type_url,
         names=watch.subscription.names,
         wildcard=watch.subscription.wildcard,
-        sent_at=answers.sent_at,
-        acked_at=answers.acked_at,
-        version=answers.version,
-        unanswered=len(answers.unanswered),
+        sent_at=acks.sent_at,
+        acked_at=acks.acked_at,
+        version=acks.version,
+        unanswered=len(acks.unanswered),
         waiting=waiting,
-        last_error=answers.last_error,
-        synced=watch.quiet and not waiting,
+        last_error=acks.last_error,
+        synced=watch.synced and not waiting,
         watch=watch,
     )
 
 
-def waiting(
-    watch: Watch, watches: Mapping[str, Watch], *, handed_out: float, heard: float, aggregated: bool
-) -> Waiting | None:
+def wait_reason(
+    watch: Watch,
+    watches: Mapping[str, Watch],
+    *,
+    last_response_at: float,
+    last_request_at: float,
+    aggregated: bool,
+) -> WaitReason | None:
     """Say what a type waits for that is served.
 
-    `handed_out` is when the last response of the stream was, and `heard` when the client last said anything. What other
+    `last_response_at` is when the last response of the stream was, and `last_request_at` when the client last said anything. What other
     types have to bring is only known of a stream that is `aggregated`.
     """
-    unanswered, clusters = watch.answers.waiting_since, watches[CLUSTER].answers.waiting_since
+    unanswered, clusters = watch.acks.waiting_since, watches[CLUSTER].acks.waiting_since
     if unanswered is not None:
         # A client that has been silent since then may be hung: nothing tells that it waits for more.
-        warms = aggregated and watch.type_url == CLUSTER and heard >= unanswered
-        needed = _needed(watch, watches, handed_out) if warms else None
-        return Waiting(for_=needed[0] if needed else ACK, since=unanswered)
+        warms = aggregated and watch.type_url == CLUSTER and last_request_at >= unanswered
+        needed = _needed(watch, watches, last_response_at) if warms else None
+        return WaitReason(reason=needed[0] if needed else ACK, since=unanswered)
     if watch.pending:
         if watch.type_url in AFTER_CLUSTERS and clusters is not None:
-            return Waiting(for_=CLUSTER, since=clusters)
-        return Waiting(for_=LISTENER if watch.withheld else READ, since=handed_out)
-    if aggregated and watch.type_url == LISTENER and (needed := _needed(watch, watches, handed_out)):
-        return Waiting(for_=needed[0], since=needed[1])
+            return WaitReason(reason=CLUSTER, since=clusters)
+        return WaitReason(reason=LISTENER if watch.withheld else READ, since=last_response_at)
+    if aggregated and watch.type_url == LISTENER and (needed := _needed(watch, watches, last_response_at)):
+        return WaitReason(reason=needed[0], since=needed[1])
     return None
 
 
 def _needed(watch: Watch, watches: Mapping[str, Watch], brought: float) -> tuple[str, float] | None:
     """Return the type that what a client took of another waits for, and since when: `brought` for what it had already."""
-    unsure = {type_url: each.answers.unsure for type_url, each in watches.items()}
+    unacked = {type_url: each.acks.unacked for type_url, each in watches.items()}
     waits: dict[str, float] = {}
     for name in watch.sent:
         resource = watch.get(name)
-        if not resource or name in watch.answers.rejected:
+        if not resource or name in watch.acks.rejected:
             continue
         for type_url, ref in resource.refs:
             used = watches.get(type_url)
-            if used and _lacks(used, ref, unsure[type_url]):
-                since = watch.answers.updated_at(name) or brought
+            if used and _lacks(used, ref, unacked[type_url]):
+                since = watch.acks.updated_at(name) or brought
                 waits[type_url] = min(waits.get(type_url, since), since)
     return min(waits.items(), key=lambda item: item[1]) if waits else None
 
 
-def _lacks(watch: Watch, name: str, unsure: set[str]) -> bool:
+def _lacks(watch: Watch, name: str, unacked: set[str]) -> bool:
     """Whether a client has yet to ask for, get or take something that another resource refers to."""
     if not watch.subscription.covers(name):
         return True
     if watch.type_url == ENDPOINT and not watch.get(name):
         return False  # It was told that there is none, and goes on.
-    return name not in watch.sent or name in unsure or name in watch.answers.rejected
+    return name not in watch.sent or name in unacked or name in watch.acks.rejected
 
 
-def _resource_status(watch: Watch, name: str, unsure: set[str]) -> ResourceStatus:
+def _resource_status(watch: Watch, name: str, unacked: set[str]) -> ResourceStatus:
     resource = watch.get(name)
     version = watch.sent.get(name, "")
-    error = watch.answers.rejected.get(name)
-    if error and resource and error.version == resource.version and name not in unsure:
+    error = watch.acks.rejected.get(name)
+    if error and resource and error.version == resource.version and name not in unacked:
         state = State.ERROR
     elif name not in watch.sent:
         state = State.NOT_SENT
-    elif name in unsure or not resource or resource.version != version or name in watch.lingering:
+    elif name in unacked or not resource or resource.version != version or name in watch.lingering:
         state = State.STALE
     else:
         state = State.STALE if name in watch.rejections or watch.is_due(name) else State.SYNCED
@@ -192,6 +197,6 @@ def _resource_status(watch: Watch, name: str, unsure: set[str]) -> ResourceStatu
         state=state,
         version=version,
         resource=resource,
-        updated_at=watch.answers.updated_at(name) if name in watch.sent else None,
+        updated_at=watch.acks.updated_at(name) if name in watch.sent else None,
         error=error,
     )

@@ -24,7 +24,7 @@ def collection(name: str) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Difference:
+class SubscriptionChange:
     """What a request changed in a subscription."""
 
     asked: tuple[str, ...] = ()
@@ -66,13 +66,13 @@ class Subscription:
             or (bool(self.collections) and collection(name) in self.collections)
         )
 
-    def replace(self, names: Collection[str]) -> Difference:
+    def replace(self, names: Collection[str]) -> SubscriptionChange:
         """Take the whole list of a state-of-the-world request."""
         if names:
             self._legacy = False
         wildcard = WILDCARD in names or self._legacy
         wanted = dict.fromkeys(name for name in names if name != WILDCARD)
-        difference = Difference(
+        difference = SubscriptionChange(
             asked=tuple(name for name in wanted if name not in self.names),
             entered=wildcard and not self.wildcard,
             dropped=(self.wildcard and not wildcard) or any(name not in wanted for name in self.names),
@@ -84,7 +84,7 @@ class Subscription:
             self.wildcard = wildcard
         return difference
 
-    def change(self, subscribe: Iterable[str], unsubscribe: Iterable[str]) -> Difference:
+    def change(self, subscribe: Iterable[str], unsubscribe: Iterable[str]) -> SubscriptionChange:
         """Apply a delta request: first what it adds, then what it takes away."""
         added, taken = dict.fromkeys(subscribe), dict.fromkeys(unsubscribe)
         before = self.wildcard
@@ -106,7 +106,7 @@ class Subscription:
         # A client may subscribe again to what it has lost, and one that takes a name back from a subscription to
         # everything has forgotten the resource, though it still wants it: both wait for an answer.
         asked = (*(name for name in added if name in self.names), *(gone if self.wildcard else ()))
-        return Difference(
+        return SubscriptionChange(
             asked=asked,
             entered=self.wildcard and not before,
             dropped=(before and not self.wildcard) or bool(gone),

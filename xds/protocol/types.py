@@ -15,7 +15,7 @@ from xds.snapshot import (
     VIRTUAL_HOST,
 )
 
-SHORT = {
+SHORT_NAMES = {
     CLUSTER: "CDS",
     ENDPOINT: "EDS",
     SECRET: "SDS",
@@ -30,6 +30,6 @@ SHORT = {
 """By type, what the service that serves it is called for short, as in Envoy's documentation."""
 
 
-def short(type_url: str) -> str:
+def short_name(type_url: str) -> str:
     """Return what people call a type: `CDS`, or the message's name if its service has no such name."""
-    return SHORT.get(type_url) or type_url.rpartition("/")[2].rpartition(".")[2] or type_url
+    return SHORT_NAMES.get(type_url) or type_url.rpartition("/")[2].rpartition(".")[2] or type_url

@@ -13,12 +13,12 @@ from itertools import takewhile
 from math import inf
 from typing import Any
 
-from xds.protocol.acks import Answers
+from xds.protocol.acks import AckTracker
 from xds.protocol.events import Acked, Event, Nacked, Response, Subscribed
 from xds.protocol.order import WILDCARD_TYPES
-from xds.protocol.rejections import Rejections
+from xds.protocol.rejections import RejectionTracker
 from xds.protocol.responses import absence, first_part, fitting
-from xds.protocol.subscription import Difference, Subscription, collection
+from xds.protocol.subscription import Subscription, SubscriptionChange, collection
 from xds.protocol.wire import ErrorDetail
 from xds.snapshot import EMPTY, VIRTUAL_HOST, Resource, ResourceKey, ResourceSet, difference
 
@@ -43,7 +43,7 @@ class Watch(ABC):
 
     def __init__(self, type_url: str) -> None:
         self.type_url = type_url
-        self.begun = False
+        self.requested = False
         """Whether the client has asked for anything of this type."""
         self.resources: ResourceSet = EMPTY
         self.refused: Mapping[str, str] = {}
@@ -56,22 +56,22 @@ class Watch(ABC):
         self.lingering: dict[str, Lingering] = {}
         self.gone: set[str] = set()
         """What the client had and may still use, for it has not given up the name. Clusters and listeners just go."""
-        self.rejections = Rejections()
+        self.rejections = RejectionTracker()
         self._dirty: dict[str, None] = {}
         self._forced: set[str] = set()
         """What to send although the client has been sent it: because it asked, or may not have taken it,"""
         self._pushed: set[str] = set()
         """or because it waits for it, unless it turns out to have rejected it."""
-        self._owed = False
+        self._response_due = False
         self._retried: dict[str, str] = {}
         """Name and version of what was sent again without what its response was rejected for."""
-        self.answers = Answers()
-        self.edition = 0
+        self.acks = AckTracker()
+        self.generation = 0
         """Of the snapshot that the resources are from."""
-        self.brought: tuple[str, ...] = ()
+        self.initial_versions: tuple[str, ...] = ()
         """Versions of what the client had when it came: of each resource in the delta variant, of them all in the other."""
-        self._reached = -1
-        self._brought_names = self._brought_size = 0
+        self._acked_generation = -1
+        self._initial_names = self._initial_size = 0
 
     @abstractmethod
     def receive(self, request: Any, now: float) -> list[Event]:
@@ -84,37 +84,37 @@ class Watch(ABC):
     @property
     def names(self) -> int:
         """How many names are kept because the client said them."""
-        return len(self.subscription.names) + self._brought_names + self.answers.names
+        return len(self.subscription.names) + self._initial_names + self.acks.names
 
     @property
     def size(self) -> int:
         """How many bytes these names take, and the versions that came with them."""
-        return self.subscription.size + self._brought_size + self.answers.size
+        return self.subscription.size + self._initial_size + self.acks.size
 
     @property
     def pending(self) -> bool:
         """Whether there is something to send."""
-        return self._owed or bool(self._due())
+        return self._response_due or bool(self._due())
 
     @property
-    def quiet(self) -> bool:
+    def synced(self) -> bool:
         """Whether the client has all that it should have, and said so."""
-        return not self.answers.unanswered and not self.rejections and not self.pending
+        return not self.acks.unanswered and not self.rejections and not self.pending
 
     @property
-    def reached(self) -> int:
-        """The edition of the last snapshot of which the client has answered everything; -1: of none."""
-        return self._reached if self.answers.unanswered or self.pending else self.edition
+    def acked_generation(self) -> int:
+        """The generation of the last snapshot of which the client has answered everything; -1: of none."""
+        return self._acked_generation if self.acks.unanswered or self.pending else self.generation
 
-    def has(self, name: str) -> bool:
+    def has_acked(self, name: str) -> bool:
         """Whether the client has, and took, a resource as it should be."""
         resource = self.get(name)
         taken = resource is not None and self.covers(name) and self.sent.get(name) == resource.version
         return (
             taken
             and not self.is_due(name)
-            and name not in self.answers.unsure
-            and name not in self.answers.rejected
+            and name not in self.acks.unacked
+            and name not in self.acks.rejected
         )
 
     @property
@@ -155,7 +155,7 @@ class Watch(ABC):
 
     def known(self) -> list[str]:
         """Return the names of all that the client should have, has or asked for."""
-        names = {meant for name in self.subscription.names for meant in self._meant(name)}
+        names = {meant for name in self.subscription.names for meant in self._resolve(name)}
         if self.subscription.wildcard:
             names.update(self.resources, self.lingering, self.sent)
         return sorted(names)
@@ -178,7 +178,7 @@ class Watch(ABC):
         if resources is self.resources:
             return
         before, self.resources = self.resources, resources
-        if before is EMPTY and self.begun:
+        if before is EMPTY and self.requested:
             self._share_names()
         names = difference(before, resources)
         if self.lingering:
@@ -198,14 +198,14 @@ class Watch(ABC):
 
     def _share_names(self) -> None:
         """Replace the client's copies of names and versions by those of the server, which many clients share."""
-        self.subscription.share(self._own)
+        self.subscription.share(self._share_strings)
         for name, version in tuple(self.sent.items()):
             known = self.resources.get(name)
             if known is not None:
                 del self.sent[name]
                 self.sent[known.name] = known.version if known.version == version else version
 
-    def _own(self, names: Iterable[str]) -> tuple[str, ...]:
+    def _share_strings(self, names: Iterable[str]) -> tuple[str, ...]:
         """Return names from a request, as the server's own strings where it knows them.
 
         A thousand clients name the same resources. Interning would share the strings too, but since Python 3.12 an interned
@@ -227,17 +227,17 @@ class Watch(ABC):
                 self.gone.add(name)
             self._change(name)
             self.rejections.discard(name)
-            self.answers.forgive((name,))
+            self.acks.forgive((name,))
 
-    def push_again(self, names: Iterable[str]) -> None:
+    def resend(self, names: Iterable[str]) -> None:
         """Send resources although the client has them, because it now waits for them anew."""
         for name in names:
             if name in self.rejections:
                 continue
             if not self.get(name) and self.subscription.covers(name):
-                self._tell_absence(name)
+                self._answer_absence(name)
             elif name in self.sent:
-                self._touch(name)
+                self._mark_dirty(name)
                 self._pushed.add(name)
 
     def _is_rejected(self, name: str) -> bool:
@@ -251,7 +251,7 @@ class Watch(ABC):
         now = self.get(resource.name)
         return now is not None and now.version == resource.version and self.covers(resource.name)
 
-    def _subscribe(self, difference: Difference) -> list[Event]:
+    def _subscribe(self, difference: SubscriptionChange) -> list[Event]:
         """Follow a change of the subscription."""
         if not difference:
             return []
@@ -259,14 +259,14 @@ class Watch(ABC):
             self._forget()
         if difference.entered:
             for name in self.resources:
-                self._touch(name)
+                self._mark_dirty(name)
         return [
             Subscribed(
                 type_url=self.type_url, names=self.subscription.names, wildcard=self.subscription.wildcard
             )
         ]
 
-    def _meant(self, name: str) -> Iterable[str]:
+    def _resolve(self, name: str) -> Iterable[str]:
         """Return the names of what a client asks for by a name."""
         if self.subscription.is_collection(name):
             return [each for each in (*self.resources, *self.lingering) if collection(each) == name]
@@ -285,18 +285,18 @@ class Watch(ABC):
         for forced in (self._forced, self._pushed):
             forced.difference_update([name for name in forced if not covers(name)])
         self.gone.intersection_update(self.subscription.names)
-        self.answers.forget(covers)
+        self.acks.forget(covers)
 
     def _change(self, name: str) -> None:
         """Look at a name again because it is not what it was, and at what was rejected with it."""
-        self._touch(name)
+        self._mark_dirty(name)
         for other in self.rejections.change(name, self._exists):
-            self._touch(other, force=True)
+            self._mark_dirty(other, force=True)
 
     def _exists(self, name: str) -> bool:
         return name in self.resources
 
-    def _touch(self, name: str, *, force: bool = False) -> None:
+    def _mark_dirty(self, name: str, *, force: bool = False) -> None:
         """Look at a name before the next response, and `force`: send it in any case."""
         self._dirty[name] = None
         if force:
@@ -312,13 +312,13 @@ class Watch(ABC):
             forced = name in self._forced or name in self._pushed
             if resource and (forced or self._is_outdated(resource)):
                 present.append((name, resource))
-            elif not resource and self._tells_absence(name):
+            elif not resource and self._needs_removal(name):
                 absent.append((name, None))
             else:
                 idle.append(name)
                 if resource:
                     self.gone.discard(name)
-        self._done(idle)
+        self._clear_dirty(idle)
         return present + absent
 
     def _is_outdated(self, resource: Resource) -> bool:
@@ -327,20 +327,20 @@ class Watch(ABC):
         return sent != resource.version and not (sent and resource.name in self.lingering)
 
     @abstractmethod
-    def _tells_absence(self, name: str) -> bool:
+    def _needs_removal(self, name: str) -> bool:
         """Whether the client has yet to learn that there is no resource of this name."""
 
-    def _tell_absence(self, name: str) -> None:
+    def _answer_absence(self, name: str) -> None:
         """Say that there is no resource of this name to a client that waits for one."""
-        self._touch(name, force=True)
+        self._mark_dirty(name, force=True)
 
     @staticmethod
-    def _fitting(resources: list[Resource]) -> list[Resource]:
+    def _take_fitting(resources: list[Resource]) -> list[Resource]:
         """Take as many as fit into one response, and at least one."""
         return resources[: fitting(resources, RESPONSE_BUDGET)]
 
     @staticmethod
-    def _part(due: list[tuple[str, Resource | None]]) -> tuple[tuple[Resource, ...], bytes, list[str]]:
+    def _take_part(due: list[tuple[str, Resource | None]]) -> tuple[tuple[Resource, ...], bytes, list[str]]:
         """Take as much as fits into one response, and at least something: resources, joined, and names of what is gone."""
         resources = tuple(resource for _, resource in due if resource)
         taken, joined = first_part(resources, RESPONSE_BUDGET)
@@ -353,7 +353,7 @@ class Watch(ABC):
             absent.append(name)
         return taken, joined, absent
 
-    def _sent(self, resources: Iterable[Resource]) -> None:
+    def _mark_sent(self, resources: Iterable[Resource]) -> None:
         """The client gets these, and another chance to take them if it had rejected them."""
         sent = {resource.name: resource.version for resource in resources}
         self.sent.update(sent)
@@ -361,30 +361,30 @@ class Watch(ABC):
         if self.rejections:
             for name in sent:
                 self.rejections.discard(name)
-        self._done(sent)
+        self._clear_dirty(sent)
 
-    def _done(self, names: Iterable[str]) -> None:
+    def _clear_dirty(self, names: Iterable[str]) -> None:
         for name in names:
             self._dirty.pop(name, None)
         for forced in (self._forced, self._pushed):
             if forced:
                 forced.difference_update(names)
 
-    def _answer(self, nonce: str, error: ErrorDetail | None, now: float) -> list[Acked | Nacked]:
+    def _handle_answer(self, nonce: str, error: ErrorDetail | None, now: float) -> list[Acked | Nacked]:
         """Take the answer to a response."""
-        answered = self.answers.unanswered.get(nonce)
-        if answered and answered is next(iter(self.answers.unanswered.values())):
-            self._reached = max(self._reached, answered.edition)
-        event = self.answers.take(nonce, error, now)
+        answered = self.acks.unanswered.get(nonce)
+        if answered and answered is next(iter(self.acks.unanswered.values())):
+            self._acked_generation = max(self._acked_generation, answered.generation)
+        event = self.acks.take(nonce, error, now)
         if isinstance(event, Nacked):
-            self._reject(event)
+            self._handle_nack(event)
             if given_up := [each.name for each in event.suspects if not self.covers(each.name)]:
-                self.answers.forgive(given_up)
+                self.acks.forgive(given_up)
         elif event:
             self._retried.clear()
         return [event] if event else []
 
-    def _reject(self, event: Nacked) -> None:
+    def _handle_nack(self, event: Nacked) -> None:
         """Keep what was rejected from being sent as it was; if some of it has changed, the rest goes out again."""
         others = self._bystanders(event)
         rejected = event.culprits or (event.resources if others is None else event.suspects)
@@ -399,7 +399,7 @@ class Watch(ABC):
         else:
             others = names
         for name in others or ():
-            self._touch(name, force=True)
+            self._mark_dirty(name, force=True)
 
     def _bystanders(self, event: Nacked) -> frozenset[str] | None:
         """Return what a client did not take because of others that it names, and may take without these: try that once.

@@ -14,7 +14,7 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 
-from xds.protocol.limits import DEFAULT, Limits, RequestError
+from xds.protocol.limits import DEFAULT_LIMITS, Limits, RequestError
 
 _PACKAGE = "xds.protocol.wire"
 
@@ -56,10 +56,10 @@ _SCHEMA = {
 }
 
 
-LONGEST_ID = 1024
+MAX_ID_LENGTH = 1024
 """Bytes of the longest node.id, type_url and other text of a node: they are kept for each stream, and said in the log."""
 MAX_CLIENT_FEATURES = 256
-"""Items of node.client_features, of at most LONGEST_ID bytes each: Envoy has fewer than ten."""
+"""Items of node.client_features, of at most MAX_ID_LENGTH bytes each: Envoy has fewer than ten."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +108,7 @@ class DeltaRequest:
     """Name and version of what the client has from an earlier stream."""
 
 
-def parse_request(data: bytes, limits: Limits = DEFAULT) -> Request:
+def parse_request(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Request:
     """Read a DiscoveryRequest. RequestError: it is malformed; LimitError: it has too many names, or too long ones."""
     message = _decode(_REQUEST, data)
     _check(message, limits, "resource_names")
@@ -124,7 +124,7 @@ def parse_request(data: bytes, limits: Limits = DEFAULT) -> Request:
     )
 
 
-def parse_delta_request(data: bytes, limits: Limits = DEFAULT) -> DeltaRequest:
+def parse_delta_request(data: bytes, limits: Limits = DEFAULT_LIMITS) -> DeltaRequest:
     """Read a DeltaDiscoveryRequest. RequestError: it is malformed; LimitError: it has too many names, or too long ones."""
     message = _decode(_DELTA_REQUEST, data)
     _check(
@@ -165,8 +165,8 @@ def _check(message: Any, limits: Limits, *lists: str) -> None:
         ("type_url", message.type_url),
     )
     for name, value in kept:
-        if len(value.encode()) > LONGEST_ID:
-            raise RequestError(f"{name} is longer than {LONGEST_ID:,} bytes")
+        if len(value.encode()) > MAX_ID_LENGTH:
+            raise RequestError(f"{name} is longer than {MAX_ID_LENGTH:,} bytes")
     if len(node.client_features) > MAX_CLIENT_FEATURES:
         raise RequestError(f"node.client_features has more than {MAX_CLIENT_FEATURES} items")
 

@@ -66,8 +66,8 @@ async def fetch(
     wanted.replace(request.names)
     try:
         with connected(proxies, budgets, request.node, info) as subscriber:
-            assert subscriber.lease  # noqa: S101 - it is open in this block
-            subscriber.lease.use(len(wanted.names), wanted.size)
+            assert subscriber.reservation  # noqa: S101 - it is open in this block
+            subscriber.reservation.use(len(wanted.names), wanted.size)
             proxies.observe(
                 subscriber, Subscribed(type_url=type_url, names=wanted.names, wildcard=wanted.wildcard)
             )

@@ -9,13 +9,13 @@ from xds.protocol.acks import Rejection
 from xds.protocol.status import SNAPSHOT, TypeStatus
 from xds.protocol.wire import Node
 from xds.server import StreamInfo, Subscriber
-from xds.store.scopes import Scope, View
+from xds.store.scopes import Scope, ScopeView
 
-_AGAIN = 0.01
+_POLL_INTERVAL = 0.01
 """Seconds after which a stream is looked at again that had no turn yet since it was given something."""
-_MOST_NAMES = 10
+_MAX_NAMES = 10
 """Of resources in one error."""
-_AT_ONCE = 100
+_BATCH_SIZE = 100
 """Clients that are looked at before the event loop gets its turn: a few milliseconds."""
 
 
@@ -32,13 +32,13 @@ class NackError(Exception):
         self.sources = rejection.sources
         """The objects that what it rejected was made from."""
         kind = self.type_url.rpartition(".")[2]
-        super().__init__(f"{node.id} rejected {kind} {', '.join(self.names[:_MOST_NAMES])}: {self.message}")
+        super().__init__(f"{node.id} rejected {kind} {', '.join(self.names[:_MAX_NAMES])}: {self.message}")
 
 
 class Client(Subscriber):
     """A stream, and what it is to get."""
 
-    def __init__(self, node: Node, stream: StreamInfo, view: View, group: str) -> None:
+    def __init__(self, node: Node, stream: StreamInfo, view: ScopeView, group: str) -> None:
         super().__init__(node, stream)
         self.view = view
         self.group = group
@@ -47,11 +47,11 @@ class Client(Subscriber):
         """Whether it is one of those that a scope is for."""
         return scope.node in {"", self.node.id} and scope.group in {"", self.group}
 
-    def has_all(self) -> bool:
+    def is_synced(self) -> bool:
         """Whether the client has what it should, and said so. NackError: it rejected something."""
         if not self.session or not self.snapshot:
             return False
-        if self.session.quiet:
+        if self.session.synced:
             return all(status.synced or _is_unserved(status) for status in self.session.status())
         for status in self.session.status():
             if status.last_error and not status.waiting:
@@ -60,10 +60,10 @@ class Client(Subscriber):
 
 
 def _is_unserved(status: TypeStatus) -> bool:
-    return status.waiting is not None and status.waiting.for_ == SNAPSHOT
+    return status.waiting is not None and status.waiting.reason == SNAPSHOT
 
 
-class Wait:
+class AppliedWaiter:
     """Waits until clients have what they should."""
 
     def __init__(self, clients: Iterable[Client]) -> None:
@@ -72,14 +72,14 @@ class Wait:
         """Those of them that may have it now."""
         self._wake = asyncio.Event()
 
-    def look_at(self, client: Client) -> None:
+    def notify(self, client: Client) -> None:
         """Something happened to a client."""
         if client in self._left:
             self._due.add(client)
             self._wake.set()
 
-    def leave_out(self, client: Client) -> None:
-        """Wait for a client no more."""
+    def discard(self, client: Client) -> None:
+        """AppliedWaiter for a client no more."""
         self._left.discard(client)
         self._due.discard(client)
         self._wake.set()
@@ -92,11 +92,11 @@ class Wait:
             for number, client in enumerate(tuple(self._due), 1):
                 if not client.changed.is_set():
                     self._due.discard(client)
-                    if client.has_all():
+                    if client.is_synced():
                         self._left.discard(client)
-                if number % _AT_ONCE == 0:
+                if number % _BATCH_SIZE == 0:
                     await asyncio.sleep(0)
             if self._due:
-                await asyncio.sleep(_AGAIN)
+                await asyncio.sleep(_POLL_INTERVAL)
             elif self._left:
                 await self._wake.wait()

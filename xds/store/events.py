@@ -42,7 +42,7 @@ class Events:
         self.missed = 0
         """How many were dropped."""
         self._limit = limit
-        self._kept: deque[tuple[Subscriber, Event]] = deque()
+        self._queue: deque[tuple[Subscriber, Event]] = deque()
         self._names = 0
         """How many names the events have."""
         self._wake = asyncio.Event()
@@ -50,9 +50,9 @@ class Events:
 
     def put(self, subscriber: Subscriber, event: Event) -> None:
         """Add what happened."""
-        self._kept.append((subscriber, event))
+        self._queue.append((subscriber, event))
         self._names += _names(event)
-        while len(self._kept) > self._limit or (self._names > MAX_NAMES and len(self._kept) > 1):
+        while len(self._queue) > self._limit or (self._names > MAX_NAMES and len(self._queue) > 1):
             if not self.missed:
                 log.warning("events are dropped: they are not taken as fast as they come", limit=self._limit)
             self.missed += 1
@@ -68,7 +68,7 @@ class Events:
         return self
 
     async def __anext__(self) -> tuple[Subscriber, Event]:
-        while not self._kept:
+        while not self._queue:
             if self._closed:
                 raise StopAsyncIteration
             self._wake.clear()
@@ -76,7 +76,7 @@ class Events:
         return self._take()
 
     def _take(self) -> tuple[Subscriber, Event]:
-        subscriber, event = self._kept.popleft()
+        subscriber, event = self._queue.popleft()
         self._names -= _names(event)
         return subscriber, event
 

@@ -12,9 +12,9 @@ from xds.protocol.events import Acked, Connected, Nacked, Subscribed
 from xds.protocol.wire import Node
 from xds.server import StreamInfo, Subscriber
 from xds.snapshot import Snapshot
-from xds.store.clients import Client, Wait
+from xds.store.clients import AppliedWaiter, Client
 from xds.store.events import Disconnected, Event, Events
-from xds.store.scopes import Change, Contents, Resourceful, Scope
+from xds.store.scopes import Change, Contents, ResourceLike, Scope
 
 
 class Store:
@@ -34,14 +34,14 @@ class Store:
         self._group = group
         self._contents = Contents()
         self._clients: dict[Subscriber, Client] = {}
-        self._followers: WeakSet[Events] = WeakSet()
-        self._waits: set[Wait] = set()
+        self._event_streams: WeakSet[Events] = WeakSet()
+        self._waits: set[AppliedWaiter] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         """Where it is used; None as long as that is before any loop."""
 
     # --- what is served ----------------------------------------------------------------------------------------------
 
-    def set(self, *resources: Resourceful, node: str = "", group: str = "") -> None:
+    def set(self, *resources: ResourceLike, node: str = "", group: str = "") -> None:
         """Set resources for everybody, or for one node or group, as Change.set does."""
         with self.change() as change:
             change.set(*resources, node=node, group=group)
@@ -50,15 +50,15 @@ class Store:
     def remove(self, type_url: str, /, *names: str, node: str = "", group: str = "") -> None: ...
 
     @overload
-    def remove(self, *resources: Resourceful, node: str = "", group: str = "") -> None: ...
+    def remove(self, *resources: ResourceLike, node: str = "", group: str = "") -> None: ...
 
-    def remove(self, *what: str | Resourceful, node: str = "", group: str = "") -> None:
+    def remove(self, *what: str | ResourceLike, node: str = "", group: str = "") -> None:
         """Take away what is set in exactly this scope, as Change.remove does."""
         with self.change() as change:
             change.remove(*what, node=node, group=group)  # type: ignore[arg-type]
 
     def replace(
-        self, resources: Iterable[Resourceful], *, node: str = "", group: str = "", type_url: str = ""
+        self, resources: Iterable[ResourceLike], *, node: str = "", group: str = "", type_url: str = ""
     ) -> None:
         """Set these and nothing else in a scope, as Change.replace does."""
         with self.change() as change:
@@ -72,14 +72,14 @@ class Store:
         try:
             yield change
         finally:
-            change.ended = True
+            change.closed = True
         self._contents.apply(change)
         now = self._loop.time() if self._loop else None
         for client in self._clients.values():
             if client.snapshot is not client.view.snapshot:
                 client.publish(client.view.snapshot, now)
                 for wait in self._waits:
-                    wait.look_at(client)
+                    wait.notify(client)
 
     def view(self, node: str, group: str = "") -> Snapshot:
         """Return what a node of a group gets, whether or not it is connected."""
@@ -97,11 +97,11 @@ class Store:
         """Return what happens from now on, to iterate over: pairs of a stream and what it did."""
         self._check_thread()
         events = Events(limit)
-        self._followers.add(events)
+        self._event_streams.add(events)
         return events
 
     async def applied(self, *, node: str = "", group: str = "") -> None:
-        """Wait until every client that is connected now (of a node or group) has what it should, and said so.
+        """AppliedWaiter until every client that is connected now (of a node or group) has what it should, and said so.
 
         What is meant is all that it asks for, and what that makes it ask for; what is removed may outlast this, for as
         long as something uses it. There is no time limit but the caller's.
@@ -110,12 +110,12 @@ class Store:
         RuntimeError: nothing was ever set, so that nobody is told anything and there is nothing to wait for.
         """
         self._check_thread()
-        if not self._contents.begun:
+        if not self._contents.initialized:
             raise RuntimeError(
                 "nothing is told to clients before the first change: set something, or say replace([]), before applied()"
             )
         scope = Scope.of(node, group)
-        wait = Wait(client for client in self._clients.values() if client.is_in(scope))
+        wait = AppliedWaiter(client for client in self._clients.values() if client.is_in(scope))
         self._waits.add(wait)
         try:
             await wait.done()
@@ -133,25 +133,25 @@ class Store:
                 f"Store(group=...) says that {node.id} is in group {group!r}: it must return a name, or '' for none"
             )
         client = Client(node, stream, self._contents.view(node.id, group), group)
-        if self._contents.begun:
+        if self._contents.initialized:
             client.publish(client.view.snapshot)
         self._clients[client] = client
-        self._tell(client, Connected(node=node))
+        self._emit(client, Connected(node=node))
         return client
 
     def disconnect(self, subscriber: Subscriber) -> None:
         """Forget a stream that has ended."""
         client = self._clients.pop(subscriber)
         for wait in self._waits:
-            wait.leave_out(client)
-        self._tell(client, Disconnected(node=client.node))
+            wait.discard(client)
+        self._emit(client, Disconnected(node=client.node))
 
     def observe(self, subscriber: Subscriber, event: Subscribed | Acked | Nacked) -> None:
         """Take note of what a node wants, took or rejected."""
         client = self._clients[subscriber]
         for wait in self._waits:
-            wait.look_at(client)
-        self._tell(client, event)
+            wait.notify(client)
+        self._emit(client, event)
 
     def _check_thread(self) -> None:
         """Remember the event loop. RuntimeError: it is another thread's."""
@@ -167,6 +167,6 @@ class Store:
                 " say loop.call_soon_threadsafe(store.set, ...), with that loop"
             )
 
-    def _tell(self, client: Client, event: Event) -> None:
-        for events in self._followers:
+    def _emit(self, client: Client, event: Event) -> None:
+        for events in self._event_streams:
             events.put(client, event)

@@ -223,7 +223,7 @@ class Hub:
         )
 
     def _lags(self, subscriber: Subscriber) -> bool:
-        found = subscriber.session.look(SECRET, ROOTS) if subscriber.session else None
+        found = subscriber.session.resource_status(SECRET, ROOTS) if subscriber.session else None
         return found is not None and not (
             found.state is State.SYNCED and found.version == self._roots.version
         )
@@ -392,7 +392,7 @@ class Hub:
             else:
                 continue  # It came meanwhile, is the first that may have a key, and is served next.
             had = subscriber.snapshot
-            if had is None or had != found or had.edition != found.edition:
+            if had is None or had != found or had.generation != found.generation:
                 subscriber.publish(found, changed_at)
 
     def _may_have_key(self, subscriber: Subscriber) -> bool:

@@ -77,7 +77,7 @@ class Lock(NamedTuple):
     """A port that was closed to plaintext."""
 
     port: int
-    edition: int
+    generation: int
     """The snapshots since which it is closed."""
 
 
@@ -110,9 +110,9 @@ class Cuts:
         )
         async with session, asyncio.TaskGroup() as group:
 
-            def begin(key: PortKey, edition: int) -> None:
+            def begin(key: PortKey, generation: int) -> None:
                 pod, port = key
-                lock = Lock(port, edition)
+                lock = Lock(port, generation)
                 if pod in self._counting:
                     self._counting[pod].append(lock)
                 elif not self._hub.rolling.is_elsewhere((pod.namespace, pod.name)):
@@ -121,7 +121,7 @@ class Cuts:
 
             nobody = rollout.closed
             # It is said in the thread in which the rollout takes its steps.
-            rollout.closed = lambda key, edition: loop.call_soon_threadsafe(begin, key, edition)
+            rollout.closed = lambda key, generation: loop.call_soon_threadsafe(begin, key, generation)
             try:
                 await loop.create_future()
             finally:
@@ -165,7 +165,7 @@ class Cuts:
             if (now := self._pod(ref)).address != pod.address or now.meta.uid != pod.meta.uid:
                 raise ValueError("it is another pod now")
             page = await self._ask(session, url)
-            known = max(lock.edition for lock in locks) <= in_force
+            known = max(lock.generation for lock in locks) <= in_force
             if known and not page.draining and len(locks) == len(self._counting[ref]):
                 return page
 

@@ -15,15 +15,15 @@ import grpc
 import grpc.aio
 
 from xds.introspect.clock import Clock
-from xds.introspect.cooperative import Breath, portions
-from xds.introspect.guard import Guarded
+from xds.introspect.cooperative import Checkpoint, batches
+from xds.introspect.guard import GuardedServer
 from xds.mesh.controlplane.absence import Absences, Absent
 from xds.mesh.controlplane.status import pod, settled
 from xds.mesh.model.objects import Problem, printable
 from xds.mesh.v1 import proxies_pb2 as pb
 from xds.protocol.acks import Rejection
 from xds.protocol.session import Variant
-from xds.protocol.status import ACK, READ, SNAPSHOT, ResourceStatus, State, TypeStatus, Waiting
+from xds.protocol.status import ACK, READ, SNAPSHOT, ResourceStatus, State, TypeStatus, WaitReason
 from xds.server import DiscoveryService, Stream, Subscriber
 from xds.server.stream import now
 
@@ -72,24 +72,24 @@ class ProxiesService:
         self._absences = absences
         self._problems = problems
 
-    def __call__(self, server: Guarded, discovery: DiscoveryService) -> None:
+    def __call__(self, server: GuardedServer, discovery: DiscoveryService) -> None:
         """Add it, before the server starts."""
 
         async def list_(
             request: pb.ListProxiesRequest, _: grpc.aio.ServicerContext
         ) -> pb.ListProxiesResponse:
             clock = Clock.read()
-            breathe = Breath()
+            checkpoint = Checkpoint()
             proxies = []
             absences = self._absences()
             chosen, absent = _chosen(discovery, absences, request)
             for streams in chosen.values():
                 missing = self._why(streams)
-                proxies.append(await _proxy(streams, missing, clock, breathe, unsynced=request.unsynced))
+                proxies.append(await _proxy(streams, missing, clock, checkpoint, unsynced=request.unsynced))
             warnings = [_warning(problem) for problem in self._problems() if not problem.notice]
             return pb.ListProxiesResponse(
                 proxies=proxies,
-                time=clock.at(now()),
+                time=clock.to_timestamp(now()),
                 not_connected=_not_connected(absent, clock, elsewhere=absences.elsewhere),
                 warnings=warnings[:MAX_WARNINGS],
                 more_warnings=len(warnings[MAX_WARNINGS:]),
@@ -149,7 +149,7 @@ class _Watched:
         """Return what has changed since the last look, the first time everything; None if nothing has."""
         before, self._seen = self._seen, {}
         changed = []
-        breathe = Breath()
+        checkpoint = Checkpoint()
         absences = self._absences()
         chosen, absent = _chosen(discovery, absences, self._request)
         for node_id, streams in chosen.items():
@@ -157,12 +157,14 @@ class _Watched:
             marks = (missing, *((stream, stream.moves, stream.subscriber.snapshot) for stream in streams))
             seen = before.get(node_id) if before else None
             if seen is None or seen.marks != marks or _may_be_done(seen):
-                proxy = await _proxy(streams, missing, self._clock, breathe, unsynced=self._request.unsynced)
+                proxy = await _proxy(
+                    streams, missing, self._clock, checkpoint, unsynced=self._request.unsynced
+                )
                 if seen is None or seen.proxy != proxy:
                     changed.append(proxy)
                 seen = _Seen(marks, proxy, now())
             self._seen[node_id] = seen
-            await breathe()
+            await checkpoint()
         gone = before.keys() - self._seen.keys() if before else ()
         known, self._absent = self._absent, (absent, absences.elsewhere)
         if before is not None and not changed and not gone and known == self._absent:
@@ -170,7 +172,7 @@ class _Watched:
         return pb.WatchProxiesResponse(
             proxies=changed,
             gone=sorted(gone),
-            time=self._clock.at(now()),
+            time=self._clock.to_timestamp(now()),
             not_connected=None
             if known == self._absent
             else _not_connected(absent, self._clock, elsewhere=absences.elsewhere),
@@ -218,7 +220,7 @@ def _not_connected(absent: Sequence[Absent], clock: Clock, *, elsewhere: bool) -
             pb.AbsentSidecar(
                 namespace=each.namespace,
                 pod=each.pod,
-                since=None if each.since is None else clock.at(each.since),
+                since=None if each.since is None else clock.to_timestamp(each.since),
             )
             for each in absent[:MAX_NOT_CONNECTED]
         ],
@@ -237,7 +239,7 @@ def _warning(problem: Problem) -> pb.ObjectWarning:
 
 
 async def _proxy(
-    streams: Sequence[Stream], missing: str, clock: Clock, breathe: Breath, *, unsynced: bool
+    streams: Sequence[Stream], missing: str, clock: Clock, checkpoint: Checkpoint, *, unsynced: bool
 ) -> pb.Proxy:
     node = streams[-1].node
     namespace, name = pod(node.id)
@@ -250,26 +252,26 @@ async def _proxy(
         missing=missing,
     )
     for stream in streams:
-        await breathe()
+        await checkpoint()
         statuses = stream.session.status()
         proxy.streams.add(
             peer=stream.info.peer,
             variant=_VARIANTS[stream.info.variant],
             type_url=stream.info.type_url,
-            connected_at=clock.at(stream.opened_at),
-            types=[await _type(status, clock, breathe, unsynced=unsynced) for status in statuses],
+            connected_at=clock.to_timestamp(stream.opened_at),
+            types=[await _type(status, clock, checkpoint, unsynced=unsynced) for status in statuses],
         )
     return proxy
 
 
-async def _type(status: TypeStatus, clock: Clock, breathe: Breath, *, unsynced: bool) -> pb.Type:
+async def _type(status: TypeStatus, clock: Clock, checkpoint: Checkpoint, *, unsynced: bool) -> pb.Type:
     error = status.last_error
     state = pb.REJECTED if error else pb.SYNCED if status.synced else pb.WAITING
     counts = status.counts
     listed = error or (unsynced and counts.total() > counts[State.SYNCED])
     resources: list[ResourceStatus] = []
     if listed:
-        async for portion in portions(status, breathe):
+        async for portion in batches(status, checkpoint):
             resources += (each for each in portion if each.state is not State.SYNCED)
     rejected = {each.name: each.error for each in resources if each.error}
     return pb.Type(
@@ -286,17 +288,17 @@ async def _type(status: TypeStatus, clock: Clock, breathe: Breath, *, unsynced: 
         wildcard=status.wildcard,
         names=len(status.names),
         version=status.version,
-        sent_at=None if status.sent_at is None else clock.at(status.sent_at),
-        acked_at=None if status.acked_at is None else clock.at(status.acked_at),
+        sent_at=None if status.sent_at is None else clock.to_timestamp(status.sent_at),
+        acked_at=None if status.acked_at is None else clock.to_timestamp(status.acked_at),
         unanswered=status.unanswered,
         unsynced=[_resource(each, clock) for each in resources] if unsynced else (),
     )
 
 
-def _waiting(waiting: Waiting, clock: Clock) -> pb.Waiting:
-    reason = _REASONS.get(waiting.for_, pb.Waiting.TYPE)
-    type_url = waiting.for_ if reason == pb.Waiting.TYPE else ""
-    return pb.Waiting(reason=reason, type_url=type_url, since=clock.at(waiting.since))
+def _waiting(waiting: WaitReason, clock: Clock) -> pb.Waiting:
+    reason = _REASONS.get(waiting.reason, pb.Waiting.TYPE)
+    type_url = waiting.reason if reason == pb.Waiting.TYPE else ""
+    return pb.Waiting(reason=reason, type_url=type_url, since=clock.to_timestamp(waiting.since))
 
 
 def _rejection(rejection: Rejection, clock: Clock, of: Mapping[str, Rejection]) -> pb.Rejection:
@@ -306,7 +308,7 @@ def _rejection(rejection: Rejection, clock: Clock, of: Mapping[str, Rejection]) 
         version=rejection.version,
         code=rejection.code,
         message=rejection.message,
-        time=clock.at(rejection.at),
+        time=clock.to_timestamp(rejection.at),
         resources=of,
         sources=rejection.sources,
         causes=causes,
@@ -319,6 +321,6 @@ def _resource(status: ResourceStatus, clock: Clock) -> pb.Resource:
         state=_STATES[status.state],
         sent_version=status.version,
         version=status.resource.version if status.resource else "",
-        updated_at=None if status.updated_at is None else clock.at(status.updated_at),
+        updated_at=None if status.updated_at is None else clock.to_timestamp(status.updated_at),
         rejection=_rejection(status.error, clock, {status.name: status.error}) if status.error else None,
     )

@@ -12,8 +12,8 @@ import grpc
 import grpc.aio
 
 from xds.introspect.clock import Clock
-from xds.introspect.cooperative import Breath
-from xds.introspect.guard import Guarded
+from xds.introspect.cooperative import Checkpoint
+from xds.introspect.guard import GuardedServer
 from xds.mesh.controlplane.controller import Hub
 from xds.mesh.controlplane.dropped_connections import Cuts
 from xds.mesh.model.objects import Mode
@@ -45,7 +45,7 @@ class RolloutsService:
     def __init__(self, hub: Hub, cuts: Cuts) -> None:
         self._hub, self._cuts = hub, cuts
 
-    def __call__(self, server: Guarded, _: DiscoveryService) -> None:
+    def __call__(self, server: GuardedServer, _: DiscoveryService) -> None:
         """Add it, before the server starts."""
 
         async def list_(
@@ -77,7 +77,7 @@ class RolloutsService:
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
 
     async def _look(self, request: pb.ListRolloutsRequest, clock: Clock) -> pb.ListRolloutsResponse:
-        rollout, breathe = self._hub.rolling.rollout, Breath()
+        rollout, checkpoint = self._hub.rolling.rollout, Checkpoint()
         async with self._hub.at_rest:
             moment = now()
             response = pb.ListRolloutsResponse(
@@ -86,11 +86,11 @@ class RolloutsService:
                 draining=self._cuts.counting,
                 unknown=self._cuts.unknown,
                 passed_over=rollout.passed_over,
-                time=clock.at(moment),
+                time=clock.to_timestamp(moment),
             )
             for service in progress(self._hub.mesh, rollout, request.namespace):
                 response.services.append(_service(service, clock, moment))
-                await breathe()
+                await checkpoint()
             for rule in rules(rollout):
                 if request.namespace in {"", rule.namespace}:
                     response.rules.append(_rule(rule, clock, moment))
@@ -126,7 +126,7 @@ def _waiting(waiting: Waiting, clock: Clock) -> pb.WaitingEndpoint:
         port=waiting.port,
         wanted=_MODES[waiting.wanted],
         awaited=_AWAITED[waiting.stage],
-        since=clock.at(waiting.since),
+        since=clock.to_timestamp(waiting.since),
         clients=clients[:MOST_CLIENTS],
         more_clients=len(clients[MOST_CLIENTS:]),
         replicas=replicas,
@@ -144,7 +144,7 @@ def _rule(rule: RuleProgress, clock: Clock, moment: float) -> pb.RuleRollout:
         host=rule.host,
         deleted=rule.deleted,
         held=rule.held,
-        since=clock.at(rule.since),
+        since=clock.to_timestamp(rule.since),
         clients=rule.laggards[:MOST_CLIENTS],
         more_clients=len(rule.laggards[MOST_CLIENTS:]),
         rejection=rule.rejection,

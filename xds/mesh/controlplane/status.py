@@ -11,7 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from xds.mesh.envoy.names import NodeId
 from xds.mesh.model.objects import printable
 from xds.mesh.v1 import proxies_pb2 as pb
-from xds.protocol.types import short
+from xds.protocol.types import short_name
 
 _MOST_CAUSES = 2
 """Objects that one line names."""
@@ -54,7 +54,7 @@ def resource_words(resource: pb.Resource, now: Timestamp) -> str:
 def stream_words(stream: pb.Stream, now: Timestamp) -> str:
     """Say what a stream is: `delta ADS from ipv4:127.0.0.1:41234, connected 14s ago`."""
     variant = pb.Stream.Variant.Name(stream.variant).lower()
-    what = short(stream.type_url) if stream.type_url else "ADS"
+    what = short_name(stream.type_url) if stream.type_url else "ADS"
     return printable(f"{variant} {what} from {stream.peer}, connected {_since(stream.connected_at, now)} ago")
 
 
@@ -119,7 +119,7 @@ def _awaited(waiting: pb.Waiting) -> str:
         case pb.Waiting.READ:
             return "it to read"
         case pb.Waiting.TYPE:
-            return short(waiting.type_url)
+            return short_name(waiting.type_url)
         case _:
             return "its configuration"
 

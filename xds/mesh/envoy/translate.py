@@ -69,7 +69,7 @@ def steps(mesh: Mesh, pod: Pod, secrets: tuple[Resource, ...] = ()) -> Generator
             ROUTE: common.routes,
             SECRET: ResourceSet(secrets),
         },
-        edition=mesh.served.edition,
+        generation=mesh.served.generation,
     )
 
 

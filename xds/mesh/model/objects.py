@@ -425,7 +425,7 @@ ROLLOUT = "sidecar.xds/rollout"
 class Served:
     """Where what is served is not yet what policy wants, because proxies are not as far; made by `xds.mesh.rollout.machine`."""
 
-    edition: int = 0
+    generation: int = 0
     """Grows with each step."""
     modes: Mapping[PortKey, Mode] = field(default_factory=dict)
     """What listeners accept now."""

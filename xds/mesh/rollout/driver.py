@@ -1,6 +1,6 @@
 """Between the streams and `xds.mesh.rollout.machine`: how far each proxy is, as facts for the rollout's next step.
 
-Nothing is kept about resources: a session says up to which edition its client has answered.
+Nothing is kept about resources: a session says up to which generation its client has answered.
 """
 
 from __future__ import annotations
@@ -46,16 +46,16 @@ MOST_STEPS = 8
 
 
 class _Reach:
-    """The newest edition that has been in force for a while."""
+    """The newest generation that has been in force for a while."""
 
     def __init__(self) -> None:
         self._ripe = -1
         self._noted: deque[tuple[int, float]] = deque()
 
-    def note(self, edition: int, now: float) -> int:
-        """Take note that an edition is in force; return the one that has been for long enough."""
-        if edition > (self._noted[-1][0] if self._noted else self._ripe):
-            self._noted.append((edition, now + SETTLE))
+    def note(self, generation: int, now: float) -> int:
+        """Take note that a generation is in force; return the one that has been for long enough."""
+        if generation > (self._noted[-1][0] if self._noted else self._ripe):
+            self._noted.append((generation, now + SETTLE))
         while self._noted and self._noted[0][1] <= now:
             self._ripe, _ = self._noted.popleft()
         return self._ripe
@@ -148,7 +148,7 @@ class Rolling:
         """Take note that a proxy has asked for a type: one that was here before says then what it listens with."""
         session = subscriber.session
         if session and type_url == CLUSTER and key not in self._met:
-            brought = bool(session.brought(CLUSTER))
+            brought = bool(session.initial_versions(CLUSTER))
             self._was_before |= brought
             self._has_met |= brought and self.exchange is not None
             if not brought:
@@ -157,7 +157,7 @@ class Rolling:
             return
         self._met.add(key)
         self._missing.discard(key)
-        if modes := accepting(session.brought(LISTENER)):
+        if modes := accepting(session.initial_versions(LISTENER)):
             self._came_back[Ref("Pod", *key)] = modes
 
     def holds(self, subscriber: Subscriber, key: PodName, now: float) -> bool:
@@ -279,19 +279,21 @@ class Rolling:
     def _may_listen(self, subscriber: Subscriber, now: float) -> bool:
         """Whether a stream is one on which a sidecar gets its listeners, as all have it that use ADS."""
         session = subscriber.session
-        asked = session is not None and session.has_asked(LISTENER)
+        asked = session is not None and session.is_subscribed(LISTENER)
         return asked or (not subscriber.stream.type_url and now < self._streams[subscriber].came + HELLO)
 
     def _reached(self, subscriber: Subscriber, now: float) -> _Reached:
         session, stream = subscriber.session, self._streams[subscriber]
         assert session  # noqa: S101 - whoever is asked for has one
         return _Reached(
-            stream.client.note(min(session.reached(CLUSTER), session.reached(ENDPOINT)), now),
+            stream.client.note(
+                min(session.acked_generation(CLUSTER), session.acked_generation(ENDPOINT)), now
+            ),
             stream.server.note(_listens(session), now),
         )
 
     def in_force(self, key: PodName) -> int:
-        """Return the newest edition of which a pod's sidecar is known to have the listeners in force; -1: of none."""
+        """Return the newest generation of which a pod's sidecar is known to have the listeners in force; -1: of none."""
         sessions = (each.session for each in self._subscribers.get(key, ()))
         return max((_listens(each) for each in sessions if each), default=-1)
 
@@ -437,12 +439,15 @@ def _rules_apart(change: Change) -> tuple[Change, Change]:
 
 def _has_brought(session: Session) -> bool:
     """Whether a proxy has a configuration from before."""
-    return any(session.brought(each) for each in (CLUSTER, ENDPOINT, LISTENER))
+    return any(session.initial_versions(each) for each in (CLUSTER, ENDPOINT, LISTENER))
 
 
 def _has_returned(session: Session) -> bool:
     """Whether a proxy goes on with a configuration from before: it has taken nothing yet."""
-    return _has_brought(session) and min(session.reached(CLUSTER), session.reached(ENDPOINT)) < 0
+    return (
+        _has_brought(session)
+        and min(session.acked_generation(CLUSTER), session.acked_generation(ENDPOINT)) < 0
+    )
 
 
 def _name(key: PodName) -> str:
@@ -456,9 +461,9 @@ def _inbound(session: Session) -> list[str]:
 
 
 def _listens(session: Session) -> int:
-    """Return the edition, if its listeners for what comes for the pod are in force; else -1."""
+    """Return the generation, if its listeners for what comes for the pod are in force; else -1."""
     inbound = _inbound(session)
-    return session.edition if inbound and session.in_force(LISTENER, inbound) else -1
+    return session.generation if inbound and session.has_acked(LISTENER, inbound) else -1
 
 
 def _rejection(session: Session, names: Iterable[str]) -> str:

@@ -48,7 +48,7 @@ class Rollout:
 
     def __init__(self, timeout: float | None = 30.0) -> None:
         self.timeout = timeout
-        self.served = Served(edition=1)
+        self.served = Served(generation=1)
         self.crossings: dict[PortKey, Crossing] = {}
         self.rules: dict[Ref, RuleChange] = {}
         self.late: dict[PortKey, Crossing] = {}
@@ -62,12 +62,12 @@ class Rollout:
         self.finished: Callable[[float], object] = float
         """Told how many seconds a port was on its way, when what is wanted is in force there."""
         self.closed: Callable[[PortKey, int], object] = lambda _, __: None
-        """Told of each port that is closed to plaintext, and since which edition."""
+        """Told of each port that is closed to plaintext, and since which generation."""
         self._wanted: dict[Ref, dict[int, Want]] = {}
         self._listed: dict[ServiceKey, frozenset[PortKey]] = {}
         """What each service leads to."""
         self._lagging: dict[int, Mapping[str, str]] = {}
-        """During a step, the clients that have not reached an edition."""
+        """During a step, the clients that have not reached a generation."""
         self._new: set[PortKey] = set()
         """What has just come, and may be on its way with other replicas."""
         self._opened: list[Crossing] = []
@@ -112,7 +112,7 @@ class Rollout:
             crossing = self._open(mesh, key, want._replace(mode=mode, will=tells), now)
             crossing.wanted, crossing.will = want.mode, want.will
             # Its clients may be sending either.
-            crossing.may_tell, crossing.tells_at = set(_BOTH), self.served.edition
+            crossing.may_tell, crossing.tells_at = set(_BOTH), self.served.generation
 
     def meet(self, now: float) -> None:
         """Learn that a client has come which another replica may have told something else."""
@@ -228,7 +228,7 @@ class Rollout:
     def step(self, mesh: Mesh, known: Known, now: float) -> Step | None:
         """Go on as far as is known to be good; None: nothing is to be served that was not before."""
         self._lagging.clear()
-        edition = self.served.edition + 1
+        generation = self.served.generation + 1
         for key in [key for key in self.crossings if not is_there(mesh, key)]:
             del self.crossings[key]
         self._join(mesh, known.elsewhere, now)
@@ -242,10 +242,10 @@ class Rollout:
         self._confirm_rules(known, now, unread)
         for key, crossing in self.crossings.items():
             self._confirm(key, crossing, known, now, unread)
-        released = self._release_rules(known, edition, now)
+        released = self._release_rules(known, generation, now)
         moved = False
         for key, crossing in tuple(self.crossings.items()):
-            moved |= self._move(key, crossing, known, edition, now)
+            moved |= self._move(key, crossing, known, generation, now)
             if self._is_over(key, crossing, known, now):
                 del self.crossings[key]
                 self.finished(now - crossing.began)
@@ -260,7 +260,7 @@ class Rollout:
         changed = (modes, mtls) != (self.served.modes, self.served.mtls)
         if not (moved or released or changed):
             return None
-        self.served = Served(edition=edition, modes=modes, mtls=mtls)
+        self.served = Served(generation=generation, modes=modes, mtls=mtls)
         return Step(
             self.served,
             Change(
@@ -342,12 +342,12 @@ class Rollout:
             if not self._behind_rule(rule, known):
                 del self.late_rules[ref]
 
-    def _move(self, key: PortKey, crossing: Crossing, known: Known, edition: int, now: float) -> bool:
+    def _move(self, key: PortKey, crossing: Crossing, known: Known, generation: int, now: float) -> bool:
         """Say what to serve; tell whether that is something else."""
         wanted, before = TAKES[crossing.wanted], (crossing.serves, crossing.tells)
         if crossing.immediate:
-            self._serve(key, crossing, crossing.wanted, edition, now)
-            self._say(crossing, crossing.will, edition, now)
+            self._serve(key, crossing, crossing.wanted, generation, now)
+            self._say(crossing, crossing.will, generation, now)
             return before != (crossing.serves, crossing.tells)
         will_work, others = crossing.will in wanted, known.elsewhere
         late = crossing.held_since is not None and self._is_late(crossing.held_since, now)
@@ -362,7 +362,7 @@ class Rollout:
             ):
                 held = who
             if held is None or late:
-                self._say(crossing, crossing.will, edition, now)
+                self._say(crossing, crossing.will, generation, now)
         need = set(wanted)
         if will_work:
             need |= crossing.may_tell & TAKES[crossing.serves]
@@ -377,7 +377,7 @@ class Rollout:
         ):
             narrower = who
         if narrower is None or late:
-            self._serve(key, crossing, crossing.to_serve, edition, now)
+            self._serve(key, crossing, crossing.to_serve, generation, now)
         if narrower is not None:
             held = [*(held or ()), *narrower]
         self._hold(key, crossing, known, held, now, late=late)
@@ -403,17 +403,17 @@ class Rollout:
         if crossing.held_since is None:
             crossing.held_since = now
 
-    def _serve(self, key: PortKey, crossing: Crossing, mode: Mode, edition: int, now: float) -> None:
+    def _serve(self, key: PortKey, crossing: Crossing, mode: Mode, generation: int, now: float) -> None:
         if crossing.serves is not mode:
             if mode is Mode.STRICT:
-                self.closed(key, edition)
+                self.closed(key, generation)
                 self.locked += 1
-            crossing.serves, crossing.serves_at, crossing.served_since = mode, edition, now
+            crossing.serves, crossing.serves_at, crossing.served_since = mode, generation, now
             crossing.may_serve.add(mode)
 
-    def _say(self, crossing: Crossing, send: Send, edition: int, now: float) -> None:
+    def _say(self, crossing: Crossing, send: Send, generation: int, now: float) -> None:
         if crossing.tells is not send:
-            crossing.tells, crossing.tells_at, crossing.told_since = send, edition, now
+            crossing.tells, crossing.tells_at, crossing.told_since = send, generation, now
             crossing.may_tell.add(send)
             crossing.heard_at = None
 
@@ -440,14 +440,14 @@ class Rollout:
         return self._lags(rule.at or 0, known, lambda service: rule.is_about((service,)))
 
     def _lags(
-        self, edition: int, known: Known, concerns: Callable[[tuple[str, int]], bool]
+        self, generation: int, known: Known, concerns: Callable[[tuple[str, int]], bool]
     ) -> Mapping[str, str]:
-        if edition not in self._lagging:
-            lagging = sorted(name for name, reached in known.clients.items() if reached < edition)
-            self._lagging[edition] = dict.fromkeys(lagging, "")
+        if generation not in self._lagging:
+            lagging = sorted(name for name, reached in known.clients.items() if reached < generation)
+            self._lagging[generation] = dict.fromkeys(lagging, "")
         if not known.refusing:
-            return self._lagging[edition]
-        behind = dict(self._lagging[edition])
+            return self._lagging[generation]
+        behind = dict(self._lagging[generation])
         for name, rejected in known.refusing.items():
             for cluster, why in rejected.items():
                 if concerns(service_of(cluster)):
@@ -467,7 +467,7 @@ class Rollout:
                 self.passed_over += 1
                 self.late_rules[ref] = self.rules.pop(ref)
 
-    def _release_rules(self, known: Known, edition: int, now: float) -> dict[Ref, RuleChange]:
+    def _release_rules(self, known: Known, generation: int, now: float) -> dict[Ref, RuleChange]:
         """Put those in force that no server would refuse by which it was not meant to."""
         held = {ref: rule for ref, rule in self.rules.items() if rule.at is None}
         early = {
@@ -478,7 +478,7 @@ class Rollout:
         waiting = rules.together(held, early - late)
         released = {ref: rule for ref, rule in held.items() if ref not in waiting}
         for rule in released.values():
-            rule.at, rule.since = edition, now
+            rule.at, rule.since = generation, now
             rule.told_since = now if rule.told_since is None else rule.told_since
         return released
 

@@ -25,7 +25,7 @@ class RuleChange:
     since: float
     """Since when it is held back, or waited for."""
     at: int | None = None
-    """The edition that it is in force from; None: the old one is in force still."""
+    """The generation that it is in force from; None: the old one is in force still."""
     told_since: float | None = None
     """Since when there are clients that have not taken what they were told of it, be it an earlier change."""
     heard_at: float | None = None

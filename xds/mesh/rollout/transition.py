@@ -24,7 +24,7 @@ class Stage(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Known:
-    """How far proxies are: which edition (`Served.edition`) of what was served is in force."""
+    """How far proxies are: which generation (`Served.generation`) of what was served is in force."""
 
     servers: Mapping[Ref, int] = field(default_factory=dict)
     """By pod, of its inbound listeners with the secrets that these name. Who is not connected is not waited for."""
@@ -48,11 +48,11 @@ class Crossing:
     """What clients are going to send."""
     immediate: bool
     serves: Mode
-    """What its listener accepts, as it was last served; from which edition on, and what may be in force meanwhile."""
+    """What its listener accepts, as it was last served; from which generation on, and what may be in force meanwhile."""
     serves_at: int
     may_serve: set[Mode]
     tells: Send
-    """What clients were last told to send; from which edition on, and what they may still be sending."""
+    """What clients were last told to send; from which generation on, and what they may still be sending."""
     tells_at: int
     may_tell: set[Send]
     hosts: frozenset[tuple[str, int]]

@@ -10,7 +10,7 @@ from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from xds.codec import encoded
+from xds.codec import encode_counts
 from xds.mesh.controlplane.controller import Hub
 from xds.mesh.model.objects import Problem
 from xds.mesh.parse import UNENFORCED
@@ -127,7 +127,7 @@ class Work(Collector):
                 "Messages that were encoded, by full name: once for each distinct content, not for each proxy.",
                 labels=("message",),
             ),
-            (((name,), count) for name, count in tuple(encoded.items())),
+            (((name,), count) for name, count in tuple(encode_counts.items())),
         )
         yield CounterMetricFamily("xds_certificates_issued", "Certificates given out.", certificates.issued)
         yield GaugeMetricFamily("xds_certificates", "Certificates that pods have now.", certificates.held)
