@@ -81,7 +81,7 @@ def test_a_message_says_its_type_and_name(type_url, form):
 def test_of_types_that_do_not_say_their_name_it_is_given(type_url):
     found = resource(NAMELESS[type_url], name="there/x")
     assert (found.type_url, found.name) == (type_url, "there/x")
-    with pytest.raises(ValueError, match="does not say its name: give name="):
+    with pytest.raises(ValueError, match="does not contain its name: give name="):
         resource(NAMELESS[type_url])
 
 
@@ -118,19 +118,19 @@ BAD = {
         "Cluster x: name='y' is not its name",
     ),
     "not a resource": (lambda: resource(Address()), TypeError, r"envoy.config.core.v3.Address is none of"),
-    "a class": (lambda: resource(Cluster), TypeError, "is no protobuf message"),
-    "a dict": (lambda: resource({"name": "x"}), TypeError, "dict is no protobuf message"),
-    "a string": (lambda: resource("x", type_url=CLUSTER), TypeError, "str is no protobuf message"),
+    "a class": (lambda: resource(Cluster), TypeError, "is not a protobuf message"),
+    "a dict": (lambda: resource({"name": "x"}), TypeError, "dict is not a protobuf message"),
+    "a string": (lambda: resource("x", type_url=CLUSTER), TypeError, "str is not a protobuf message"),
     "bytes alone": (lambda: resource(b""), ValueError, r"give resource\(data, type_url=\.\.\.\)"),
     "bytes that may change": (
         lambda: resource(bytearray(), type_url=CLUSTER),
         TypeError,
-        r"bytearray may change: give a copy, resource\(bytes\(data\), type_url=",
+        r"bytearray is mutable: give a copy, resource\(bytes\(data\), type_url=",
     ),
     "bytes of somebody else": (
         lambda: resource(memoryview(b""), type_url=CLUSTER),
         TypeError,
-        "memoryview may change",
+        "memoryview is mutable",
     ),
     "one source": (
         lambda: resource(Cluster(name="x"), sources="clusters.toml:12"),
@@ -143,7 +143,7 @@ BAD = {
         "r/x: aliases='r/x.example' is one str",
     ),
     "one source, ready": (lambda: Resource.of(CLUSTER, "x", b"", sources="y"), TypeError, "is one str"),
-    "no source": (lambda: resource(Cluster(name="x"), sources=[7]), TypeError, "x: in sources there is 7"),
+    "no source": (lambda: resource(Cluster(name="x"), sources=[7]), TypeError, "x: sources contains 7"),
     "a time as text": (lambda: resource(Runtime(name="x"), ttl="5"), TypeError, "x: ttl='5' .* give seconds"),
     "no time": (
         lambda: resource(Runtime(name="x"), ttl=float("nan")),
@@ -170,7 +170,7 @@ BAD = {
     "other bytes": (
         lambda: resource(b"\xff", type_url=CLUSTER),
         ValueError,
-        r"Cluster: the bytes are no envoy.config.cluster.v3.Cluster",
+        r"Cluster: the bytes are not of type envoy.config.cluster.v3.Cluster",
     ),
     "another type": (
         lambda: resource(Cluster(name="x"), type_url=LISTENER),
@@ -187,7 +187,7 @@ BAD = {
             )
         ),
         ValueError,
-        "Cluster x: the bytes are no envoy.*UpstreamTlsContext",
+        "Cluster x: the bytes are not of type envoy.*UpstreamTlsContext",
     ),
 }
 

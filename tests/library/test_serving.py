@@ -179,14 +179,14 @@ def test_events_that_wait_have_a_limited_number_of_names(monkeypatch):
     large = Subscribed(type_url=ROUTE, names=frozenset(map(str, range(11))), wildcard=False)
     events.put(subscriber, large)
     assert events.missed == 20
-    assert [event for _, event in events._kept] == [large]
+    assert [event for _, event in events._queue] == [large]
 
 
 async def test_who_no_longer_listens_costs_nothing(store):
     events = store.events()
-    assert len(store._followers) == 1
+    assert len(store._event_streams) == 1
     del events
-    assert len(store._followers) == 0
+    assert len(store._event_streams) == 0
 
 
 # --- applied ---------------------------------------------------------------------------------------------------------
@@ -276,7 +276,7 @@ async def test_who_leaves_is_not_waited_for(store, channel, variant):
     assert await is_waiting(done)
     node.stream.call.cancel()
     await done
-    assert store._waits == set()
+    assert store._waiters == set()
 
 
 async def test_what_a_stream_had_no_turn_to_look_at_is_not_applied(store):
@@ -312,7 +312,7 @@ async def test_once_there_is_anything_to_say_to_have_nothing_is_to_have_all(stor
     await node.stream.ask(ROUTE, "r")
     while not isinstance((await anext(events))[1], Subscribed):
         pass
-    with pytest.raises(RuntimeError, match=r"before the first change: set something, or say replace\(\[\]\)"):
+    with pytest.raises(RuntimeError, match=r"before the first change: call set\(\.\.\.\) or replace\(\[\]\)"):
         await store.applied()
     store.replace([])
     await store.applied()
