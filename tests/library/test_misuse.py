@@ -34,7 +34,11 @@ BAD = {
         "Cluster a twice in one call",
     ),
     "one twice": (lambda s: s.replace([cluster("a")] * 2), ValueError, "Cluster a twice in one call"),
-    "node and group": (lambda s: s.set(node="n", group="g"), ValueError, "give node='n' or group='g', not both"),
+    "node and group": (
+        lambda s: s.set(node="n", group="g"),
+        ValueError,
+        "give node='n' or group='g', not both",
+    ),
     "a node by what is not its name": (
         lambda s: s.set(node=Node(id="n")),
         TypeError,

@@ -293,4 +293,4 @@ def test_what_nobody_gets_any_more_is_forgotten():
     store.replace([], node="n")
     assert len(contents._sets) == 1
     store.remove(CLUSTER, "c")
-    assert len(contents._known) == 0
+    assert len(contents._shared) == 0

@@ -71,7 +71,7 @@ class DeltaWatch(Watch):
             self.lingering.pop(name, None)
         self._clear_dirty(absent)
         if absent:
-            self._heartbeats.keep(self.sent.__contains__)
+            self._heartbeats.retain(self.sent.__contains__)
         self._response_due = False
         composed = Response(
             type_url=self.type_url,
@@ -131,7 +131,7 @@ class DeltaWatch(Watch):
 
     def _forget(self) -> None:
         super()._forget()
-        self._heartbeats.keep(self.covers)
+        self._heartbeats.retain(self.covers)
 
     def _resume(self, versions: tuple[tuple[str, str], ...], now: float) -> frozenset[str]:
         """Take what a client that was here before has, so that it gets only what differs.

@@ -58,7 +58,7 @@ class FullStateWatch(SotwWatch):
                 self._taken[name] = old
         self._reject_held()
         over = [name for name in self._held if self._has(name) or not self.get(name)]
-        self.acks.forgive(over)
+        self.acks.clear_rejections(over)
         for name in over:
             del self._held[name]
             self.rejections.discard(name)

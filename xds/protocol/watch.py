@@ -227,7 +227,7 @@ class Watch(ABC):
                 self.gone.add(name)
             self._change(name)
             self.rejections.discard(name)
-            self.acks.forgive((name,))
+            self.acks.clear_rejections((name,))
 
     def resend(self, names: Iterable[str]) -> None:
         """Send resources although the client has them, because it now waits for them anew."""
@@ -375,11 +375,11 @@ class Watch(ABC):
         answered = self.acks.unanswered.get(nonce)
         if answered and answered is next(iter(self.acks.unanswered.values())):
             self._acked_generation = max(self._acked_generation, answered.generation)
-        event = self.acks.take(nonce, error, now)
+        event = self.acks.receive(nonce, error, now)
         if isinstance(event, Nacked):
             self._handle_nack(event)
             if given_up := [each.name for each in event.suspects if not self.covers(each.name)]:
-                self.acks.forgive(given_up)
+                self.acks.clear_rejections(given_up)
         elif event:
             self._retried.clear()
         return [event] if event else []
