@@ -9,7 +9,6 @@ from tests.protocol.stream import Stream, world
 from xds.protocol.acks import MAX_UNANSWERED
 from xds.protocol.events import Acked, Subscribed
 from xds.protocol.limits import RequestError
-from xds.protocol.responses import size
 from xds.protocol.session import Variant
 from xds.protocol.watch import RESPONSE_BUDGET
 from xds.snapshot import ENDPOINT, SECRET, Resource, ResourceSet, Snapshot
@@ -86,9 +85,9 @@ def test_r58_one_resource_larger_than_the_limit_is_sent_all_the_same(monkeypatch
 def test_r58_a_response_that_is_full_is_below_3_mib_with_all_that_is_around_it():
     body = bytes(RESPONSE_BUDGET // 2)
     pair = [Resource.of(ENDPOINT, name, body, version="1") for name in "ab"]
-    over = sum(map(size, pair)) - RESPONSE_BUDGET
+    over = sum(map(encoded_size, pair)) - RESPONSE_BUDGET
     full = [pair[0], Resource.of(ENDPOINT, "b", body[over:], version="1")]
-    assert sum(map(size, full)) == RESPONSE_BUDGET
+    assert sum(map(encoded_size, full)) == RESPONSE_BUDGET
     stream = delta(Snapshot({ENDPOINT: ResourceSet(full)}), identifier="x" * 100)
     stream.ask("EDS", "a", "b", "none")
     data = stream.session.next(0.0)

@@ -19,7 +19,7 @@ from envoy_data_plane.google.rpc import Status
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from xds.protocol.responses import encode_delta_response, response, size
+from xds.protocol.responses import encode_delta_response, encode_response, encoded_size
 from xds.protocol.wire import (
     DeltaRequest,
     ErrorDetail,
@@ -110,7 +110,9 @@ def test_a_client_may_call_its_version_what_it_likes():
 @example(names=["a"], body=0, identifier="")
 def test_the_other_codec_reads_a_response(names, body, identifier):
     resources = [Resource.of(CLUSTER, name, b"x" * body) for name in names]
-    data = response(type_url=CLUSTER, version="v", nonce="1", resources=resources, identifier=identifier)
+    data = encode_response(
+        type_url=CLUSTER, version="v", nonce="1", resources=resources, identifier=identifier
+    )
     message = DiscoveryResponse.parse(data)
     assert (message.type_url, message.version_info, message.nonce) == (CLUSTER, "v", "1")
     assert [(each.type_url, each.value) for each in message.resources] == [(CLUSTER, b"x" * body)] * len(
@@ -178,7 +180,7 @@ def test_the_size_of_a_resource_is_what_it_adds_to_a_response(body):
     without = encode_delta_response(type_url=VIRTUAL_HOST, version="v", nonce="1", resources=[])
     assert len(
         encode_delta_response(type_url=VIRTUAL_HOST, version="v", nonce="1", resources=[resource])
-    ) - len(without) == size(resource)
+    ) - len(without) == encoded_size(resource)
 
 
 def test_the_other_codec_reads_why_there_is_no_resource():

@@ -173,7 +173,7 @@ class FullStateWatch(SotwWatch):
         self._held.update((each.name, each.version) for each in held if self._is_wanted(each))
         if not event.culprits:
             together = event.fresh or event.resources
-            self.rejections.add_each(frozenset(each.name for each in together if self._is_wanted(each)))
+            self.rejections.replace(frozenset(each.name for each in together if self._is_wanted(each)))
         for name in others or ():
             self._mark_dirty(name, force=True)
         self._reject_held()

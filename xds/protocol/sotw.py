@@ -8,7 +8,7 @@ from functools import lru_cache
 
 from xds.protocol.events import Acked, Event, Nacked, Response
 from xds.protocol.limits import size_of
-from xds.protocol.responses import response, text
+from xds.protocol.responses import encode_response, encode_string
 from xds.protocol.subscription import SubscriptionChange
 from xds.protocol.watch import Watch
 from xds.protocol.wire import ErrorDetail, Request
@@ -81,7 +81,7 @@ class SotwWatch(Watch):
             generation=-1 if self.pending else self.generation,
         )
         self.acks.expect(composed, new)
-        return composed, response(
+        return composed, encode_response(
             type_url=self.type_url,
             version=content.version,
             nonce=nonce,
@@ -162,4 +162,4 @@ class SotwWatch(Watch):
 @lru_cache(maxsize=1 << 12)
 def empty_assignment(name: str) -> Resource:
     """Return the assignment of a cluster that has no endpoints."""
-    return Resource.of(ENDPOINT, name, text(1, name))
+    return Resource.of(ENDPOINT, name, encode_string(1, name))

@@ -17,7 +17,7 @@ from xds.protocol.acks import AckTracker
 from xds.protocol.events import Acked, Event, Nacked, Response, Subscribed
 from xds.protocol.order import WILDCARD_TYPES
 from xds.protocol.rejections import RejectionTracker
-from xds.protocol.responses import absence, first_part, fitting
+from xds.protocol.responses import count_fitting, first_part, removal_size
 from xds.protocol.subscription import Subscription, SubscriptionChange, collection
 from xds.protocol.wire import ErrorDetail
 from xds.snapshot import EMPTY, VIRTUAL_HOST, Resource, ResourceKey, ResourceSet, difference
@@ -337,7 +337,7 @@ class Watch(ABC):
     @staticmethod
     def _take_fitting(resources: list[Resource]) -> list[Resource]:
         """Take as many as fit into one response, and at least one."""
-        return resources[: fitting(resources, RESPONSE_BUDGET)]
+        return resources[: count_fitting(resources, RESPONSE_BUDGET)]
 
     @staticmethod
     def _take_part(due: list[tuple[str, Resource | None]]) -> tuple[tuple[Resource, ...], bytes, list[str]]:
@@ -347,7 +347,7 @@ class Watch(ABC):
         absent: list[str] = []
         room = RESPONSE_BUDGET - len(joined)
         for name, _ in due[len(resources) :] if len(taken) == len(resources) else ():
-            room -= absence(name)
+            room -= removal_size(name)
             if room < 0 and (taken or absent):
                 break
             absent.append(name)

@@ -9,7 +9,7 @@ import structlog
 
 from xds.protocol.events import Subscribed
 from xds.protocol.limits import Budgets, RequestError
-from xds.protocol.responses import response
+from xds.protocol.responses import encode_response
 from xds.protocol.subscription import Subscription
 from xds.protocol.wire import Request
 from xds.server.proxies import Proxies, Refused, StreamInfo, Subscriber, connected, nothing_known
@@ -34,7 +34,7 @@ class Fetched:
 
     def response(self, identifier: str = "") -> bytes:
         """Return it as a DiscoveryResponse. Its nonce is the version: there is no stream for it to be unique on."""
-        return response(
+        return encode_response(
             type_url=self.type_url,
             version=self.version,
             nonce=self.version,
