@@ -16,19 +16,19 @@ def generation(number: int, *unserved: str, **types: str) -> Snapshot:
 def test_a_client_has_reached_an_edition_once_it_has_answered_all_of_it(variant):
     stream = Stream(variant, generation(1, EDS="a=1 b=1"))
     stream.ask("EDS", "a", "b")
-    assert stream.session.acked_generation(ENDPOINT) == -1
+    assert stream.session.answered_generation(ENDPOINT) == -1
     stream.get()
-    assert stream.session.acked_generation(ENDPOINT) == -1
+    assert stream.session.answered_generation(ENDPOINT) == -1
     stream.ack("EDS")
-    assert (stream.session.acked_generation(ENDPOINT), stream.session.generation) == (1, 1)
+    assert (stream.session.answered_generation(ENDPOINT), stream.session.generation) == (1, 1)
     stream.serve(generation(2, EDS="a=2 b=1"))
-    assert stream.session.acked_generation(ENDPOINT) == 1
+    assert stream.session.answered_generation(ENDPOINT) == 1
     stream.get()
     stream.serve(generation(3, EDS="a=3 b=1"))
     stream.ack("EDS")
-    assert stream.session.acked_generation(ENDPOINT) == 2
+    assert stream.session.answered_generation(ENDPOINT) == 2
     stream.settle()
-    assert stream.session.acked_generation(ENDPOINT) == 3
+    assert stream.session.answered_generation(ENDPOINT) == 3
 
 
 def test_what_is_nothing_new_to_a_client_it_has_reached(variant):
@@ -36,7 +36,7 @@ def test_what_is_nothing_new_to_a_client_it_has_reached(variant):
     stream.ask("EDS", "a")
     stream.settle()
     stream.serve(generation(2, EDS="a=1 b=2"))
-    assert stream.session.acked_generation(ENDPOINT) == 2
+    assert stream.session.answered_generation(ENDPOINT) == 2
 
 
 def test_a_rejection_is_an_answer_and_is_told(variant):
@@ -44,7 +44,7 @@ def test_a_rejection_is_an_answer_and_is_told(variant):
     stream.ask("EDS", "a")
     stream.get()
     stream.nack("EDS", "no such thing")
-    assert stream.session.acked_generation(ENDPOINT) == 1
+    assert stream.session.answered_generation(ENDPOINT) == 1
     assert {name: each.message for name, each in stream.session.rejected(ENDPOINT).items()} == {
         "a": "no such thing"
     }
@@ -59,22 +59,26 @@ def test_answers_out_of_order_count_once_all_are_there():
     stream.get()
     first, second = (reply.nonce for reply in stream.replies)
     stream.ack("EDS", nonce=second)
-    assert stream.session.acked_generation(ENDPOINT) == -1
+    assert stream.session.answered_generation(ENDPOINT) == -1
     stream.ack("EDS", nonce=first)
-    assert stream.session.acked_generation(ENDPOINT) == 2
+    assert stream.session.answered_generation(ENDPOINT) == 2
 
 
 def test_what_a_client_did_not_ask_for_it_does_not_use_unless_something_names_it(variant):
     session = Session(variant)
-    assert (session.generation, session.acked_generation(ENDPOINT), session.tagged(LISTENER)) == (-1, -1, [])
+    assert (session.generation, session.answered_generation(ENDPOINT), session.tagged(LISTENER)) == (
+        -1,
+        -1,
+        [],
+    )
     stream = Stream(variant, generation(4, CDS="a=1"))
-    assert stream.session.acked_generation(ENDPOINT) == 4
+    assert stream.session.answered_generation(ENDPOINT) == 4
     stream.ask("CDS")
     stream.settle()
-    assert stream.session.acked_generation(ENDPOINT) == -1
+    assert stream.session.answered_generation(ENDPOINT) == -1
     stream.ask("EDS", "a")
     stream.settle()
-    assert stream.session.acked_generation(ENDPOINT) == 4
+    assert stream.session.answered_generation(ENDPOINT) == 4
 
 
 def test_a_listener_is_in_force_with_all_that_it_names(variant):

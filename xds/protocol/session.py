@@ -200,14 +200,14 @@ class Session:
         """Of the snapshot that is served; -1: none is."""
         return self._snapshot.generation if self._snapshot else -1
 
-    def acked_generation(self, type_url: str) -> int:
+    def answered_generation(self, type_url: str) -> int:
         """Return the generation of the last snapshot of which the client has answered all that there is of a type; -1: of none.
 
         What it has not asked for it cannot be using, unless something that it has names it.
         """
         watch = self._watch(type_url)
         if watch.requested or not self._snapshot:
-            return watch.acked_generation if self._snapshot else -1
+            return watch.answered_generation if self._snapshot else -1
         named = (ref for each in self._watches.values() for ref in each.refs())
         return -1 if any(kind == type_url for kind, _ in named) else self.generation
 

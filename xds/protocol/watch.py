@@ -70,7 +70,7 @@ class Watch(ABC):
         """Of the snapshot that the resources are from."""
         self.initial_versions: tuple[str, ...] = ()
         """Versions of what the client had when it came: of each resource in the delta variant, of them all in the other."""
-        self._acked_generation = -1
+        self._answered_generation = -1
         self._initial_names = self._initial_size = 0
 
     @abstractmethod
@@ -102,9 +102,9 @@ class Watch(ABC):
         return not self.acks.unanswered and not self.rejections and not self.pending
 
     @property
-    def acked_generation(self) -> int:
+    def answered_generation(self) -> int:
         """The generation of the last snapshot of which the client has answered everything; -1: of none."""
-        return self._acked_generation if self.acks.unanswered or self.pending else self.generation
+        return self._answered_generation if self.acks.unanswered or self.pending else self.generation
 
     def has_acked(self, name: str) -> bool:
         """Whether the client has, and took, a resource as it should be."""
@@ -374,7 +374,7 @@ class Watch(ABC):
         """Take the answer to a response."""
         answered = self.acks.unanswered.get(nonce)
         if answered and answered is next(iter(self.acks.unanswered.values())):
-            self._acked_generation = max(self._acked_generation, answered.generation)
+            self._answered_generation = max(self._answered_generation, answered.generation)
         event = self.acks.receive(nonce, error, now)
         if isinstance(event, Nacked):
             self._handle_nack(event)

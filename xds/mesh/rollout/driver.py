@@ -287,7 +287,7 @@ class Rolling:
         assert session  # noqa: S101 - whoever is asked for has one
         return _Reached(
             stream.client.note(
-                min(session.acked_generation(CLUSTER), session.acked_generation(ENDPOINT)), now
+                min(session.answered_generation(CLUSTER), session.answered_generation(ENDPOINT)), now
             ),
             stream.server.note(_listens(session), now),
         )
@@ -446,7 +446,7 @@ def _has_returned(session: Session) -> bool:
     """Whether a proxy goes on with a configuration from before: it has taken nothing yet."""
     return (
         _has_brought(session)
-        and min(session.acked_generation(CLUSTER), session.acked_generation(ENDPOINT)) < 0
+        and min(session.answered_generation(CLUSTER), session.answered_generation(ENDPOINT)) < 0
     )
 
 
