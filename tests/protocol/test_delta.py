@@ -9,6 +9,7 @@ from tests.protocol.stream import Stream, world
 from xds.protocol.acks import MAX_UNANSWERED
 from xds.protocol.events import Acked, Subscribed
 from xds.protocol.limits import RequestError
+from xds.protocol.responses import encoded_size
 from xds.protocol.session import Variant
 from xds.protocol.watch import RESPONSE_BUDGET
 from xds.snapshot import ENDPOINT, SECRET, Resource, ResourceSet, Snapshot

@@ -31,7 +31,7 @@ class Checkpoint:
 
 async def batches(kind: TypeStatus, checkpoint: Checkpoint) -> AsyncIterator[tuple[ResourceStatus, ...]]:
     """Go through the resources of a type, each portion as it is when its turn comes."""
-    names = kind.watch.known()
+    names = kind.watch.known_names()
     for start in range(0, len(names), BATCH_SIZE):
         await checkpoint()
         yield tuple(kind.resource_statuses(names[start : start + BATCH_SIZE]))

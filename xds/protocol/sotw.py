@@ -1,4 +1,4 @@
-"""The state-of-the-world variant: a request lists all that the client wants, a response answers the latest list."""
+"""The state-of-the-world variant. A request has the client's whole subscription to a type."""
 
 from __future__ import annotations
 
@@ -17,31 +17,35 @@ from xds.snapshot import ENDPOINT, Resource
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Content:
-    """What goes into a response."""
+    """Content of a response."""
 
     resources: list[Resource]
+    """Resources of the response."""
     version: str
+    """Version of the type."""
     fresh: list[Resource]
-    """Those that may be news to the client."""
+    """Resources that may be new to the client."""
     removed: tuple[str, ...] = ()
+    """Names that the client deletes because the response omits them."""
 
 
 class SotwWatch(Watch):
-    """A watch of one type on a state-of-the-world stream.
+    """A watch of a type whose responses need not be complete: all types except clusters, listeners and scoped routes.
 
-    A response says nothing about what it leaves out, so that only what is new is sent, and nothing can be deleted.
+    Clients keep the resources that a response omits. Responses therefore have only new and changed resources, and
+    cannot remove any (Envoy's xDS protocol page, "Deleting resources").
     """
 
     def __init__(self, type_url: str) -> None:
         super().__init__(type_url)
         self._nonce = ""
         self._empty: set[str] = set()
-        """Assignments that do not exist, of clusters that do."""
+        """Names of assignments that do not exist and are served without endpoints, because a cluster uses them."""
 
     def receive(self, request: Request, now: float) -> list[Event]:
-        """Take a request. If it answers an older response than the last, what it asks for is void.
+        """Process a request. The subscription in a request with an older nonce than the last one is ignored.
 
-        The client will ask again when it answers the last.
+        The client sends its subscription again when it answers the last response.
         """
         stale = request.nonce and self._nonce and request.nonce != self._nonce
         if not self.requested and request.version:
@@ -59,14 +63,14 @@ class SotwWatch(Watch):
         ]
 
     def compose(self, nonce: str, now: float, identifier: str) -> tuple[Response, bytes] | None:
-        """Make the response that is due."""
+        """Make the next response, and mark it as sent."""
         due = self._due()
         if not due and not self._response_due:
             return None
         content = self._content(due)
-        new = [each.name for each in content.resources if each.name not in self.sent]
+        new = [resource.name for resource in content.resources if resource.name not in self.sent]
         if self.initial_versions and self.acks.acked_at is None:
-            new = []  # The client may have it from an earlier stream.
+            new = []  # The client may have these resources from an earlier stream.
         self._mark_sent(content.resources)
         self._response_due = False
         self._nonce = nonce
@@ -90,27 +94,31 @@ class SotwWatch(Watch):
         )
 
     def get(self, name: str) -> Resource | None:
-        """Return the resource that the client should have now."""
+        """Return the resource that the client should have now; None if there is none."""
         resource = super().get(name)
         return empty_assignment(name) if resource is None and name in self._empty else resource
 
     def missing(self) -> list[str]:
-        """Return what the client asked for by name, never got and cannot get, as there is none."""
+        """Return the names that the client subscribes to, was never sent, and for which there is no resource."""
         return [name for name in self.subscription.names if name not in self.sent and not self.get(name)]
 
     def add_empty(self, names: Iterable[str]) -> None:
-        """Answer for assignments that do not exist that they have no endpoints.
+        """Serve assignments that do not exist as assignments without endpoints.
 
-        Otherwise a cluster waits for its assignment until a time-out of 15 s, and the client with the acknowledgement.
+        Otherwise Envoy waits for the assignment, and with its ACK of the cluster, until a timeout of 15 s.
         """
         for name in names:
             self._empty.add(name)
             self._mark_dirty(name)
 
     def release(self, names: Iterable[str]) -> None:
-        """Let the client lose what lingered. It has nothing of what it rejected, and may still wait for it."""
-        names, said = tuple(names), self.acks.rejected
-        rejected = [name for name in names if (name in self.rejections or name in said) and self.covers(name)]
+        """Remove lingering resources. A client that rejected one does not have it, and may still wait for it."""
+        names = tuple(names)
+        rejected = [
+            name
+            for name in names
+            if (name in self.rejections or name in self.acks.rejected) and self.covers(name)
+        ]
         super().release(names)
         if self.type_url == ENDPOINT:
             self.add_empty(rejected)
@@ -127,22 +135,24 @@ class SotwWatch(Watch):
     def _ask(self, names: Iterable[str]) -> None:
         for name in names:
             self._response_due |= name in self.subscription.collections
-            for meant in self._resolve(name):
-                self._mark_dirty(meant, force=meant in self.sent)
+            for resolved in self._resolve(name):
+                self._mark_dirty(resolved, force=resolved in self.sent)
 
     def _handle_answer(self, nonce: str, error: ErrorDetail | None, now: float) -> list[Acked | Nacked]:
-        """Take the answer to a response. Older ones without one will not get any, and may have been rejected."""
+        """Process the answer to a response. Older unanswered responses get none, and may have been rejected."""
         for skipped in self.acks.skip(nonce):
             self._skip(skipped)
         return super()._handle_answer(nonce, error, now)
 
     def _skip(self, skipped: Response) -> None:
-        self.resend(resource.name for resource in skipped.resources if self._is_wanted(resource))
+        self.resend(resource.name for resource in skipped.resources if self._is_current(resource))
 
     def _mark_sent(self, resources: Iterable[Resource]) -> None:
         super()._mark_sent(resources)
         if self._empty:
-            self._empty.difference_update(each.name for each in resources if each.name in self.resources)
+            self._empty.difference_update(
+                resource.name for resource in resources if resource.name in self.resources
+            )
 
     def _exists(self, name: str) -> bool:
         return name in self._empty or super()._exists(name)
@@ -161,5 +171,5 @@ class SotwWatch(Watch):
 
 @lru_cache(maxsize=1 << 12)
 def empty_assignment(name: str) -> Resource:
-    """Return the assignment of a cluster that has no endpoints."""
+    """Return an assignment without endpoints."""
     return Resource.of(ENDPOINT, name, encode_string(1, name))
