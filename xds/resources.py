@@ -59,7 +59,7 @@ _NAME_FIELDS = {
     SCOPED_ROUTE: "name",
     RUNTIME: "name",
     EXTENSION_CONFIG: "name",
-    VIRTUAL_HOST: "",  # Clients ask for ROUTE_CONFIGURATION/DOMAIN; the message does not contain the first part.
+    VIRTUAL_HOST: "",  # Its name is ROUTE_CONFIGURATION/DOMAIN; the message lacks the first part.
     LB_ENDPOINT: "",
 }
 """Field with the resource's name, by type; empty if the message does not contain the name."""
@@ -77,9 +77,10 @@ def resource(
 ) -> Resource:
     """Make a resource from a message, or from an encoded message and its type URL.
 
-    The message is encoded at once, so later changes to it have no effect. Encoded messages are served as they are.
-    The references are the resources that the message makes a client subscribe to by name on the same stream, such as
-    the assignment of an EDS cluster or the secrets of a TLS context. This function is thread-safe.
+    The message is encoded at once, so later changes to it have no effect. Encoded messages are served as they
+    are. The references are the resources that the message makes a client subscribe to by name on the same
+    stream, such as the assignment of an EDS cluster or the secrets of a TLS context. This function is
+    thread-safe.
 
     It makes resources of Envoy's own ten types. For other types, use `Resource.of`.
 
@@ -93,10 +94,10 @@ def resource(
         tag: Word that summarizes the content. It becomes a part of the version; see `xds.snapshot.tag_of`.
 
     Raises:
-        TypeError: The message is not a message, clients do not ask for its type, or another argument has the wrong
-            type.
-        ValueError: The message has no name or a name other than `name`, or the bytes do not have the expected type
-            (also inside an Any).
+        TypeError: The message is not a message, clients do not ask for its type, or another argument has the
+            wrong type.
+        ValueError: The message has no name or a name other than `name`, or the bytes do not have the expected
+            type (also inside an Any).
     """
     type_url, body = _encode(message, type_url)
     kind = type_url.rpartition(".")[2]
@@ -165,7 +166,8 @@ def _parse(type_url: str, body: bytes, where: str) -> Any:
         raise ValueError(f"{where}: the bytes are not of type {name}") from error
 
 
-# --- references ------------------------------------------------------------------------------------------------------
+# --- references
+# ------------------------------------------------------------------------------------------------------
 
 
 class _Link(NamedTuple):
@@ -250,7 +252,10 @@ def _fields_with_links(descriptor: Descriptor) -> frozenset[int]:
 
 @cache
 def _may_have_links(descriptor: Descriptor) -> bool:
-    """Whether a message of this type may contain a link, at any depth. Metadata is data, so it is not searched."""
+    """Whether a message of this type may contain a link, at any depth.
+
+    Metadata is data, so it is not searched.
+    """
     seen: set[str] = set()
     unvisited = [descriptor]
     while unvisited:

@@ -35,8 +35,8 @@ ResourceKey: TypeAlias = tuple[str, str]
 def content_version(*parts: bytes) -> str:
     """Return a version that depends on the content alone: 16 hex digits of a SHA-256.
 
-    Equal content has the same version in every process, so clients that reconnect to another server receive only
-    what differs.
+    Equal content has the same version in every process, so clients that reconnect to another server receive
+    only what differs.
     """
     digest = hashlib.sha256()
     for part in parts:
@@ -47,7 +47,10 @@ def content_version(*parts: bytes) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True)
 class Resource:
-    """One xDS resource, encoded and ready to send. Make one with `xds.resources.resource` or with `Resource.of`."""
+    """One xDS resource, encoded and ready to send.
+
+    Make one with `xds.resources.resource` or with `Resource.of`.
+    """
 
     type_url: str
     """Type URL of the resource, such as `type.googleapis.com/envoy.config.cluster.v3.Cluster`."""
@@ -58,16 +61,19 @@ class Resource:
     body: bytes = field(repr=False)
     """Encoded message, without the Any around it."""
     refs: tuple[ResourceKey, ...] = field(default=(), compare=False, repr=False)
-    """Resources that a client subscribes to because of this one (a cluster's assignment, a listener's routes)."""
+    """Resources that a client subscribes to because of this one (a cluster's assignment, a listener's
+    routes).
+    """
     sources: tuple[str, ...] = field(default=(), compare=False, repr=False)
     """Objects that the resource was made from, the most relevant first. Rejections report them."""
     aliases: tuple[str, ...] = field(default=(), repr=False)
     """Other names of a virtual host: ROUTE_CONFIGURATION/DOMAIN for each of its domains."""
     ttl: float | None = None
-    """Seconds after which a client drops the resource unless the server renews it; None means that it never expires.
+    """Seconds after which a client drops the resource unless the server renews it; None means that it never
+    expires.
 
-    The TTL is sent in the delta variant only. In the state-of-the-world variant, Envoy crashes when a TTL expires
-    (envoy#24271).
+    The TTL is sent in the delta variant only. In the state-of-the-world variant, Envoy crashes when a TTL
+    expires (envoy#24271).
     """
     tag: str = ""
     """Word that summarizes the content and is part of the version; see `tag_of`."""
@@ -112,7 +118,8 @@ class Resource:
             raise TypeError(f"{name}: ttl={ttl!r} is not a number: give seconds")
         if ttl is not None and not 0.001 <= ttl <= MAX_TTL:
             raise ValueError(
-                f"{name}: ttl={ttl} is not between 0.001 and {MAX_TTL:.0f} seconds; omit it for a resource that never expires"
+                f"{name}: ttl={ttl} is not between 0.001 and {MAX_TTL:.0f} seconds; "
+                "omit it for a resource that never expires"
             )
         extras = (
             *(alias.encode() for alias in aliases),
@@ -134,8 +141,8 @@ class Resource:
 def tag_of(version: str) -> str:
     """Return the tag of a resource's version, or the concatenated tags of a set's version.
 
-    Clients send the versions of their resources when they reconnect. Tags therefore tell a server that has just
-    started what its clients have.
+    Clients send the versions of their resources when they reconnect. Tags therefore tell a server that has
+    just started what its clients have.
     """
     return version.partition(".")[2]
 
@@ -151,7 +158,10 @@ def _check(type_url: object, name: object, body: object) -> None:
 
 
 def _strings(name: str, argument: str, value: Iterable[str]) -> tuple[str, ...]:
-    """Return sources or aliases as a tuple. Raise TypeError for a single str and for items of another type."""
+    """Return sources or aliases as a tuple.
+
+    Raise TypeError for a single str and for items of another type.
+    """
     if not value:
         return ()
     if isinstance(value, str):
@@ -166,9 +176,10 @@ def _strings(name: str, argument: str, value: Iterable[str]) -> tuple[str, ...]:
 class ResourceSet(Mapping[str, Resource]):
     """Immutable mapping from name to resource, for all resources of one type. Sets are compared by `version`.
 
-    A set with a `base` contains the base's resources and its own; its own replace those of the base with the same
-    name. Such a set costs memory and hashing only for its own resources, so the resources that clients have in common
-    are stored and hashed once. The version depends on the contents alone: it is the same with and without a base.
+    A set with a `base` contains the base's resources and its own; its own replace those of the base with the
+    same name. Such a set costs memory and hashing only for its own resources, so the resources that clients
+    have in common are stored and hashed once. The version depends on the contents alone: it is the same with
+    and without a base.
     """
 
     __slots__ = ("_aliases", "_base", "_depth", "_length", "_own", "_sum", "_tags", "version")
@@ -179,7 +190,7 @@ class ResourceSet(Mapping[str, Resource]):
         self._fill(own, base, _sum(own.values()) - _sum(hidden), len(own) - len(hidden))
 
     def _fill(self, own: dict[str, Resource], base: ResourceSet | None, total: int, count: int) -> None:
-        """Set the set's own resources, and by how much they change the digest sum and the length of the base."""
+        """Set the own resources, and their effect on the digest sum and the length of the base."""
         self._own, self._base = own, base
         self._aliases: dict[str, str] | None = None
         self._depth: int = base._depth + 1 if base is not None else 0
@@ -195,8 +206,9 @@ class ResourceSet(Mapping[str, Resource]):
         )
 
     def updated(self, resources: Iterable[Resource] = (), removed: Iterable[str] = ()) -> ResourceSet:
-        """Return a copy without the names in `removed` and then with `resources`. Only the changes are hashed.
+        """Return a copy without the names in `removed` and then with `resources`.
 
+        Only the changes are hashed.
         The set must not have a base. Names in `removed` that are not in the set are ignored.
         """
         assert self._base is None  # noqa: S101 - a layer cannot change the resources of its base
@@ -214,7 +226,8 @@ class ResourceSet(Mapping[str, Resource]):
             return self._own[name]
         return self._base[name]
 
-    # Mapping implements the next two with exceptions, which is slow: every stream calls them for every resource.
+    # Mapping implements the next two with exceptions, which is slow: every stream calls them for every
+    # resource.
 
     @overload
     def get(self, key: str, /) -> Resource | None: ...
@@ -231,7 +244,10 @@ class ResourceSet(Mapping[str, Resource]):
         return name in self._own or (self._base is not None and name in self._base)
 
     def resolve(self, alias: str) -> str:
-        """Return the name of the resource that has an alias. A name that is not an alias is returned unchanged."""
+        """Return the name of the resource that has an alias.
+
+        A name that is not an alias is returned unchanged.
+        """
         if alias in self:
             return alias
         if self._aliases is None:
@@ -266,7 +282,10 @@ _MODULUS = 1 << 8 * _DIGEST_SIZE
 
 
 def _sum(resources: Iterable[Resource]) -> int:
-    """Return the sum of the resources' digests. A set's version hashes this sum, so a change costs only what changed."""
+    """Return the sum of the resources' digests.
+
+    A set's version hashes this sum, so a change costs only what changed.
+    """
     return sum(_digest(resource.name, resource.version) for resource in resources)
 
 
@@ -276,10 +295,10 @@ def _digest(name: str, version: str) -> int:
 
 
 def difference(before: ResourceSet, after: ResourceSet) -> tuple[str, ...]:
-    """Return the names of the resources that differ between two sets: added and changed ones first, then removed ones.
+    """Return the names that differ between two sets: added and changed resources first, then removed ones.
 
-    The cost is proportional to the differences and to the layers on top of common bases. The difference between two
-    sets without a base is cached, because many streams make the same step.
+    The cost is proportional to the differences and to the layers on top of common bases. The difference
+    between two sets without a base is cached, because many streams make the same step.
     """
     if before.version == after.version:
         return ()
@@ -314,7 +333,10 @@ def _candidates(before: ResourceSet, after: ResourceSet) -> Iterator[str]:
 
 _MAX_COMPARED = 1024
 _compared: dict[tuple[str, str], tuple[str, ...]] = {}
-"""Names that differ, by the versions of the two sets. Keys are versions so that the cache keeps no set alive."""
+"""Names that differ, by the versions of the two sets.
+
+Keys are versions so that the cache keeps no set alive.
+"""
 
 
 def _compare(before: ResourceSet, after: ResourceSet) -> tuple[str, ...]:
@@ -343,7 +365,10 @@ class Snapshot:
     refusals: Mapping[tuple[str, str], str] = field(default_factory=dict)
     """Reasons why the client may not have a resource, by type URL and name. Delta responses report them."""
     generation: int = field(default=0, compare=False)
-    """Number that the author of the snapshot chooses. Sessions report the last generation that a client has ACKed."""
+    """Number that the author of the snapshot chooses.
+
+    Sessions report the last generation that a client has ACKed.
+    """
 
     def of(self, type_url: str) -> ResourceSet:
         """Return the resources of a type."""

@@ -11,7 +11,10 @@ from xds.protocol.limits import size_of
 from xds.protocol.wire import ErrorDetail
 
 MAX_UNANSWERED = 64
-"""Maximum number of unanswered responses of one type. Each is kept in memory, so the client then receives no more."""
+"""Maximum number of unanswered responses of one type.
+
+Each is kept in memory, so the client then receives no more.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +36,8 @@ class Rejection:
 class AckTracker:
     """The unanswered responses of one type, and the results of the answered ones.
 
-    Its memory is proportional to the unanswered responses, the rejected resources, and the resources that have
-    changed since the first answer.
+    Its memory is proportional to the unanswered responses, the rejected resources, and the resources that
+    have changed since the first answer.
     """
 
     __slots__ = (
@@ -90,7 +93,7 @@ class AckTracker:
 
     @property
     def blocked_since(self) -> float | None:
-        """Time since when the client is sent nothing because of too many unanswered responses; None if it is not."""
+        """Time since when too many responses are unanswered, so that nothing is sent; None if not."""
         return self.waiting_since if len(self.unanswered) >= MAX_UNANSWERED else None
 
     @property
@@ -99,9 +102,10 @@ class AckTracker:
         return {resource.name for response in self.unanswered.values() for resource in response.fresh}
 
     def updated_at(self, name: str) -> float | None:
-        """Return when the client was last sent a new version of a resource; None if that was on an earlier stream.
+        """Return when a new version of a resource was last sent; None if that was on an earlier stream.
 
-        Resources that were sent before the first answer share the time of the last response before that answer.
+        Resources that were sent before the first answer share the time of the last response before that
+        answer.
         """
         return self._times.get(name, self._initially_sent_at)
 
@@ -111,10 +115,10 @@ class AckTracker:
 
     @property
     def outdated_since(self) -> float:
-        """Time when the client last began to use an older version of a rejected resource; minus infinity if none.
+        """Time when the client last kept an older version of a rejected resource; minus infinity if never.
 
-        No outdated resource refers to resources that were first sent after this time. Resources that the client has
-        never ACKed are not outdated, because the client does not have them.
+        No outdated resource refers to resources that were first sent after this time. Resources that the
+        client has never ACKed are not outdated, because the client does not have them.
         """
         return max(self._outdated.values(), default=-inf)
 
@@ -151,7 +155,10 @@ class AckTracker:
         return skipped
 
     def receive(self, nonce: str, error: ErrorDetail | None, now: float) -> Acked | Nacked | None:
-        """Process an ACK, or a NACK with its error. Return None if no response with this nonce is unanswered."""
+        """Process an ACK, or a NACK with its error.
+
+        Return None if no response with this nonce is unanswered.
+        """
         if nonce not in self.unanswered:
             return None
         response = self._pop(nonce)

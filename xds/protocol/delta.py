@@ -140,8 +140,8 @@ class DeltaWatch(Watch):
     def _resume(self, versions: tuple[tuple[str, str], ...], now: float) -> frozenset[str]:
         """Record the resources of a client that reconnects, so that it receives only those that differ.
 
-        Secrets are always sent. A cluster that has changed while the client was disconnected waits for its secret, and
-        Envoy does not always subscribe to that secret again.
+        Secrets are always sent. A cluster that has changed while the client was disconnected waits for its
+        secret, and Envoy does not always subscribe to that secret again.
         """
         if self.type_url == SECRET:
             return frozenset()
@@ -158,7 +158,10 @@ class DeltaWatch(Watch):
         return frozenset(reported)
 
     def _handle_nack(self, event: Nacked) -> None:
-        """Do not send rejected resources again unchanged. Removals of the same response are sent again without them."""
+        """Do not send rejected resources again unchanged.
+
+        Removals of the same response are sent again without them.
+        """
         super()._handle_nack(event)
         if event.resources and not event.culprits:
             for name in event.removed:

@@ -12,7 +12,10 @@ from xds.protocol.wire import ErrorDetail, Node
 from xds.snapshot import Resource
 
 _MAX_MESSAGE_LENGTH = 4096
-"""Maximum length of an error message, in characters. Each message is searched for the names of all resources."""
+"""Maximum length of an error message, in characters.
+
+Each message is searched for the names of all resources.
+"""
 
 _WORD = re.compile(r"\w+")
 
@@ -83,7 +86,10 @@ class Nacked:
     suspects: tuple[Resource, ...] = field(repr=False)
     """Resources that the error message names; all resources of the response if it names none."""
     culprits: tuple[Resource, ...] = field(default=(), repr=False)
-    """Resources that the client rejected individually. If there are any, it accepted all others of the response."""
+    """Resources that the client rejected individually.
+
+    If there are any, it accepted all others of the response.
+    """
     waited: float
     """Seconds between the response and the NACK."""
 
@@ -155,7 +161,10 @@ def nacked(response: Response, error: ErrorDetail, now: float) -> Nacked:
 
 
 def _without_keys(message: str) -> str:
-    """Cut a message where PEM begins. Envoy quotes messages that it cannot validate, including private keys."""
+    """Cut a message where PEM begins.
+
+    Envoy quotes messages that it cannot validate, including private keys.
+    """
     return message.partition("-----BEGIN")[0]
 
 

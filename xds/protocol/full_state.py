@@ -1,7 +1,7 @@
 """State-of-the-world watches of the types whose responses are always complete.
 
-Clients delete the clusters, listeners and scoped routes that a response omits (Envoy's xDS protocol page, "Deleting
-resources").
+Clients delete the clusters, listeners and scoped routes that a response omits (Envoy's xDS protocol page,
+"Deleting resources").
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from xds.snapshot import CLUSTER, Resource, ResourceSet
 class FullStateWatch(SotwWatch):
     """A watch of a type whose responses are always complete.
 
-    A resource that the client rejected individually is not sent again until it changes. It cannot be omitted either,
-    because the client would delete its previous version. The previous version is therefore sent in its place.
+    A resource that the client rejected individually is not sent again until it changes. It cannot be omitted
+    either, because the client would delete its previous version. The previous version is therefore sent in
+    its place.
     """
 
     def __init__(self, type_url: str) -> None:
@@ -27,14 +28,19 @@ class FullStateWatch(SotwWatch):
         self._held: dict[str, str] = {}
         """Version of each resource that the client rejected individually, by name."""
         self._previous: dict[str, Resource] = {}
-        """Resource that the client has, where it differs from the desired one: that is due, unanswered or rejected."""
+        """Resource that the client has, where it differs from the desired one: that is due, unanswered or
+        rejected.
+        """
         self._unknown: set[str] = set()
         """Names of resources that the client may have in an unknown version, from an earlier stream."""
         self._was_connected = False
         """Whether the client had an earlier stream."""
 
     def receive(self, request: Request, now: float) -> list[Event]:
-        """Process a request. If the first one has a version, the client has resources from an earlier stream."""
+        """Process a request.
+
+        If the first one has a version, the client has resources from an earlier stream.
+        """
         first = not self.requested
         if first:
             self._was_connected = bool(request.version)
@@ -47,7 +53,7 @@ class FullStateWatch(SotwWatch):
 
     @property
     def withheld(self) -> bool:
-        """Whether a response would omit resources that the client has from an earlier stream and may still use."""
+        """Whether a response would omit resources of an earlier stream that the client may still use."""
         return any(not item.resource and self.covers(name) for name, item in self.lingering.items())
 
     def serve(self, resources: ResourceSet) -> None:
@@ -115,7 +121,7 @@ class FullStateWatch(SotwWatch):
         return self._previous.get(name)
 
     def _has_current(self, name: str) -> bool:
-        """Whether the desired resource is again the one that the client kept when it rejected another version."""
+        """Whether the desired resource is again the one that the client kept when it rejected another."""
         resource, previous = self.get(name), self._previous.get(name)
         return (
             resource is not None
@@ -174,7 +180,10 @@ class FullStateWatch(SotwWatch):
                 self._previous[resource.name] = resource
 
     def _handle_nack(self, event: Nacked) -> None:
-        """Hold individually rejected resources back. Resources that were rejected together are sent together again."""
+        """Hold individually rejected resources back.
+
+        Resources that were rejected together are sent together again.
+        """
         others = self._bystanders(event)
         held = event.culprits if others is None else event.suspects
         self._held.update(
@@ -190,7 +199,7 @@ class FullStateWatch(SotwWatch):
         self._record_held()
 
     def _bystanders(self, event: Nacked) -> frozenset[str] | None:
-        """Return None if the client may have an unknown version of a suspect, which a response must not omit."""
+        """Return None if the client may have an unknown version of a suspect: a response must not omit it."""
         if any(suspect.name in self._unknown.difference(self._previous) for suspect in event.suspects):
             return None
         return super()._bystanders(event)
@@ -202,7 +211,7 @@ class FullStateWatch(SotwWatch):
                 del names[name]
 
     def _skip(self, skipped: Response) -> None:
-        """Keep the resources of a skipped response as previous versions, because the client may have accepted them.
+        """Keep the resources of a skipped response as previous versions: the client may have accepted them.
 
         They need not be sent again: the later response has all of them.
         """

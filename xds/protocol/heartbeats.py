@@ -29,7 +29,10 @@ class Heartbeats:
         self._beats: dict[str, _Beat] = {}
 
     def start(self, resources: Iterable[Resource], now: float) -> None:
-        """Schedule the heartbeats of resources that the client has ACKed now. Those without a TTL need none."""
+        """Schedule the heartbeats of resources that the client has ACKed now.
+
+        Those without a TTL need none.
+        """
         for resource in resources:
             if resource.ttl is not None:
                 self._beats[resource.name] = _Beat(now + resource.ttl / _PER_TTL, replace(resource, body=b""))
@@ -47,11 +50,14 @@ class Heartbeats:
             del self._beats[name]
 
     def next(self, excluded: set[str]) -> float:
-        """Return when the next heartbeat is due, other than for `excluded` names; infinity if there is none."""
+        """Return when the next heartbeat is due, except for `excluded` names; infinity if none is."""
         return min((beat.at for name, beat in self._beats.items() if name not in excluded), default=inf)
 
     def due(self, excluded: set[str], now: float) -> list[Resource]:
-        """Return the resources whose heartbeat is due, other than `excluded` names. Call `start` for those sent."""
+        """Return the resources whose heartbeat is due, other than `excluded` names.
+
+        Call `start` for those sent.
+        """
         return [
             beat.resource for name, beat in self._beats.items() if beat.at <= now and name not in excluded
         ]

@@ -28,27 +28,33 @@ class Limits:
     names: int = 100_000
     """Maximum number of names that the server stores for a client.
 
-    These are names that it subscribes to, resources that it reports from an earlier stream, and removed names that it
-    has not ACKed. A sidecar that reconnects in a mesh of 10,000 clusters needs 31,000, and twice that during a hot
-    restart. Each name takes up to 370 bytes and some microseconds of the event loop.
+    These are names that it subscribes to, resources that it reports from an earlier stream, and removed names
+    that it has not ACKed. A sidecar that reconnects in a mesh of 10,000 clusters needs 31,000, and twice that
+    during a hot restart. Each name takes up to 370 bytes and some microseconds of the event loop.
     """
     size: int = 8 * 1024 * 1024
-    """Maximum size of these names and the versions sent with them, in bytes. 100,000 names of a mesh have 7 MiB."""
+    """Maximum size of these names and the versions sent with them, in bytes.
+
+    100,000 names of a mesh have 7 MiB.
+    """
     request_size: int = 8 * 1024 * 1024
     """Maximum size of one request, in bytes.
 
-    A client that reconnects lists all its resources in one request. In the delta variant, each cluster's endpoints
-    take 164 bytes, so the default is sufficient for 50,000 clusters.
+    A client that reconnects lists all its resources in one request. In the delta variant, each cluster's
+    endpoints take 164 bytes, so the default is sufficient for 50,000 clusters.
     """
     name_length: int = 1024
     """Maximum length of one name, in characters. The longest name of a mesh has about 300 characters."""
     unknown_types: int = 8
-    """Maximum number of types on one stream that the server does not know. Newer clients may know a few more types."""
+    """Maximum number of types on one stream that the server does not know.
+
+    Newer clients may know a few more types.
+    """
     streams: int = 16
     """Maximum number of streams and fetches that a client has open at the same time.
 
-    Envoy opens one stream for ADS and one for SDS. A hot restart doubles them, and a stream that reconnects may
-    overlap with the stream that it replaces.
+    Envoy opens one stream for ADS and one for SDS. A hot restart doubles them, and a stream that reconnects
+    may overlap with the stream that it replaces.
     """
 
     def __post_init__(self) -> None:
@@ -117,8 +123,8 @@ class Budgets:
         account = self._accounts.get(client)
         if (account.streams if account else 0) >= self.limits.streams:
             raise LimitError(
-                f"the limit is {self.limits.streams:,} streams per client at the same time: close one, or raise the "
-                "server's limit"
+                f"the limit is {self.limits.streams:,} streams per client at the same time:"
+                " close one, or raise the server's limit"
             )
         return Reservation(self, client)
 

@@ -8,7 +8,10 @@ from collections.abc import Collection, Sequence
 from xds.snapshot import Resource
 
 _ENVOY = re.compile(r"Error adding/updating (?:cluster|listener)\(s\) ")
-"""Beginning of Envoy's message if it accepted the other resources. `NAME: reason` follows, comma-separated for CDS."""
+"""Beginning of Envoy's message if it accepted the other resources.
+
+`NAME: reason` follows, comma-separated for CDS.
+"""
 
 _GRPC = re.compile(r"resource index (\d+): ")
 """Part of gRPC's message for each rejected resource: its index in the response."""
@@ -24,8 +27,8 @@ _CUT = "...(truncated)"
 def culprits(message: str, resources: Sequence[Resource]) -> tuple[Resource, ...]:
     """Return the resources that a client rejected individually, accepting all others; empty if it did not.
 
-    Envoy rejects clusters and listeners individually, unless it cannot decode the response. gRPC rejects all types
-    individually.
+    Envoy rejects clusters and listeners individually, unless it cannot decode the response. gRPC rejects all
+    types individually.
     """
     if len(message) > _MAX_MESSAGE_LENGTH or message.endswith(_CUT):
         return ()
@@ -39,7 +42,8 @@ def culprits(message: str, resources: Sequence[Resource]) -> tuple[Resource, ...
 def _rejected_names(message: str, names: Collection[str]) -> set[str]:
     """Return the names that are followed by a colon, at the beginning or after a comma or line break.
 
-    The cost is linear in the message and the names, because the client chooses the message and the event loop waits.
+    The cost is linear in the message and the names, because the client chooses the message and the event loop
+    waits.
     """
     longest = max(map(len, names), default=0)
     rejected: set[str] = set()

@@ -1,7 +1,7 @@
 """The order in which types are sent and removed on one stream, so that an update drops no traffic.
 
-Make before break, from Envoy's xDS protocol page: clusters and their endpoints are sent before the listeners and
-routes that use them, and a cluster is removed after the routes that used it.
+Make before break, from Envoy's xDS protocol page: clusters and their endpoints are sent before the listeners
+and routes that use them, and a cluster is removed after the routes that used it.
 """
 
 from __future__ import annotations
@@ -46,14 +46,20 @@ USERS = {
     LB_ENDPOINT: (ENDPOINT,),
     SECRET: (CLUSTER, LISTENER),
 }
-"""Types that use the resources of a type. A resource is removed after those that used it. Users precede used types."""
+"""Types that use the resources of a type.
+
+A resource is removed after those that used it. Users precede used types.
+"""
 
 WILDCARD_TYPES = frozenset({CLUSTER, LISTENER, SCOPED_ROUTE})
-"""Types for which an empty first request is a wildcard subscription, and for which SotW responses hold the full state.
+"""Types for which an empty first request is a wildcard subscription, and for which SotW responses hold the
+full state.
 
-Envoy's xDS protocol page defines this for clusters and listeners. Envoy treats scoped routes in the same way: it
-subscribes without a name, and deletes the resources that a response omits.
+Envoy's xDS protocol page defines this for clusters and listeners. Envoy treats scoped routes in the same way:
+it subscribes without a name, and deletes the resources that a response omits.
 """
 
 NEVER_REMOVED = frozenset({EXTENSION_CONFIG})
-"""Types whose resources are not removed while a client subscribes to them: its listener needs them for each request."""
+"""Types whose resources are not removed while a client subscribes to them: its listener needs them for each
+request.
+"""

@@ -1,7 +1,8 @@
 """Tracking of rejected resources, so that they are not sent again unchanged.
 
-One bad resource can make a client reject a whole response. All resources of that response are therefore suspects,
-and are sent again once one of them changes, because that may remove the cause. A smaller response narrows the cause.
+One bad resource can make a client reject a whole response. All resources of that response are therefore
+suspects, and are sent again once one of them changes, because that may remove the cause. A smaller response
+narrows the cause.
 """
 
 from __future__ import annotations

@@ -78,11 +78,14 @@ Each entry keeps the resources alive, so that no other object can have their ids
 
 
 def first_part(resources: tuple[Resource, ...], budget: int) -> tuple[tuple[Resource, ...], bytes]:
-    """Return the resources that fit into a delta response, and their encoding. Results are cached for all streams.
+    """Return the resources that fit into a delta response, and their encoding.
+
+    Results are cached for all streams.
 
     Args:
         resources: Resources to send.
-        budget: Maximum size of the encoded resources, in bytes. At least one resource is returned regardless of it.
+        budget: Maximum size of the encoded resources, in bytes. At least one resource is returned regardless
+            of it.
     """
     if len(resources) < 2:
         return resources, _join(resources)
@@ -101,7 +104,7 @@ def _join(resources: Iterable[Resource]) -> bytes:
 
 
 def count_fitting(resources: Sequence[Resource], budget: int) -> int:
-    """Return how many of the first resources fit into a response of `budget` bytes: at least one, if there is any."""
+    """Return how many of the first resources fit into `budget` bytes: at least one, if there is any."""
     total = 0
     for count, resource in enumerate(resources):
         total += encoded_size(resource)
@@ -111,7 +114,10 @@ def count_fitting(resources: Sequence[Resource], budget: int) -> int:
 
 
 def encoded_size(resource: Resource) -> int:
-    """Return the size of a resource in a delta response, in bytes. It is slightly smaller in a SotW response."""
+    """Return the size of a resource in a delta response, in bytes.
+
+    It is slightly smaller in a SotW response.
+    """
     return len(_resource_head(resource)) + len(resource.body)
 
 
@@ -120,8 +126,9 @@ def removal_size(name: str) -> int:
     return 15 + 2 * len(name.encode())
 
 
-# The body is by far the largest part of a resource. The caches therefore hold only the bytes before the body, which
-# are few and the same for all streams. Fields can be encoded in any order, so the body can be the last one.
+# The body is by far the largest part of a resource. The caches therefore hold only the bytes before the body,
+# which are few and the same for all streams. Fields can be encoded in any order, so the body can be the last
+# one.
 
 
 @lru_cache(maxsize=1 << 12)

@@ -1,4 +1,6 @@
-"""One discovery stream as a state machine without I/O. It takes snapshots and requests, and returns responses.
+"""One discovery stream as a state machine without I/O.
+
+It takes snapshots and requests, and returns responses:
 
     session = Session(Variant.DELTA)
     session.serve(snapshot)                     # whenever the client's desired state changes
@@ -6,9 +8,10 @@
     while (response := session.next(now)) is not None:
         ...                                     # write it; call next again at session.deadline() at the latest
 
-Types are sent in an order that drops no traffic (Envoy's xDS protocol page, "Eventual consistency considerations"):
-a route is sent after the clusters that it refers to, and a cluster is removed after the routes that refer to it.
-Assignments and secrets are sent at once, because Envoy ACKs a new cluster only after it has received them.
+Types are sent in an order that drops no traffic (Envoy's xDS protocol page, "Eventual consistency
+considerations"): a route is sent after the clusters that it refers to, and a cluster is removed after the
+routes that refer to it. Assignments and secrets are sent at once, because Envoy ACKs a new cluster only after
+it has received them.
 """
 
 from __future__ import annotations
@@ -44,8 +47,8 @@ _RESUME_TIMEOUT = 1.0
 _MAX_REJECTED_AGE = 86400.0
 """Seconds for which a removed resource is served to a client that may use it because it rejected the change.
 
-Removing it drops traffic, so an operator needs time to fix the change, also overnight. The cost is low, because
-resources that were first sent after the rejection are not kept.
+Removing it drops traffic, so an operator needs time to fix the change, also overnight. The cost is low,
+because resources that were first sent after the rejection are not kept.
 """
 
 
@@ -61,17 +64,19 @@ class Variant(Enum):
 class Session:
     """One stream, from its first request to its end.
 
-    The session does no I/O and reads no clock: callers pass the current time as `now`, in seconds of any monotonic
-    clock.
+    The session does no I/O and reads no clock: callers pass the current time as `now`, in seconds of any
+    monotonic clock.
 
     Args:
         variant: Variant of the protocol.
         type_url: Type of the stream; empty for an aggregated stream (ADS).
         identifier: Identifier of the control plane, for responses; empty for none.
         limits: Limits of the client.
-        patience: Seconds to wait for the client to ACK its clusters before listeners and routes are sent regardless.
-        grace: Seconds for which a removed resource is served while the client has not ACKed the removal of its users.
-            If the client rejected that change, the resource is served until it ACKs one, for a day at most.
+        patience: Seconds to wait for the client to ACK its clusters before listeners and routes are sent
+            regardless.
+        grace: Seconds for which a removed resource is served while the client has not ACKed the removal of
+            its users. If the client rejected that change, the resource is served until it ACKs one, for a day
+            at most.
     """
 
     def __init__(
@@ -99,7 +104,9 @@ class Session:
         """Watches by type, in sending order."""
         self._nonces = 0
         self._left_warming = False
-        """Whether the client has warming clusters from an earlier stream and has not subscribed to clusters yet."""
+        """Whether the client has warming clusters from an earlier stream and has not subscribed to clusters
+        yet.
+        """
         self._opened_at = inf
         self._last_request_at = -inf
         self._last_response_at = inf
@@ -170,7 +177,10 @@ class Session:
         return sum(watch.size for watch in self._watches.values())
 
     def expect_no_acks(self) -> None:
-        """Stop waiting for ACKs, because the client sends no more requests. Responses that wait for one are due."""
+        """Stop waiting for ACKs, because the client sends no more requests.
+
+        Responses that wait for one are due.
+        """
         self._patience = 0.0
 
     def next(self, now: float) -> bytes | None:
@@ -197,7 +207,7 @@ class Session:
         return self._heartbeat(now)
 
     def deadline(self) -> float | None:
-        """Return when to call `next` again at the latest, after it has returned None; None if there is no such time."""
+        """Return the latest time to call `next` again, after it has returned None; None if there is none."""
         return None if self._deadline == inf else self._deadline
 
     @property
@@ -220,9 +230,10 @@ class Session:
         return self._snapshot.generation if self._snapshot else -1
 
     def answered_generation(self, type_url: str) -> int:
-        """Return the last generation for which the client has ACKed or NACKed all resources of a type; -1 for none.
+        """Return the last generation whose resources of a type are all ACKed or NACKed; -1 for none.
 
-        A client that has not subscribed to the type does not use it, unless one of its resources refers to the type.
+        A client that has not subscribed to the type does not use it, unless one of its resources refers to
+        the type.
         """
         watch = self._watch(type_url)
         if watch.requested or not self._snapshot:
@@ -231,7 +242,7 @@ class Session:
         return -1 if any(kind == type_url for kind, _ in refs) else self.generation
 
     def has_acked(self, type_url: str, names: Iterable[str]) -> bool:
-        """Whether the client has ACKed the current versions of resources and of all resources they refer to."""
+        """Whether the client has ACKed the current versions of resources and of their references."""
         watch = self._watch(type_url)
         for name in names:
             if not watch.requested or not watch.has_acked(name):
@@ -250,7 +261,7 @@ class Session:
         return self._snapshot.of(type_url).tagged if self._snapshot else []
 
     def initial_versions(self, type_url: str) -> tuple[str, ...]:
-        """Return the versions that the client had when it connected: one per resource (delta), or one for all (SotW)."""
+        """Return the versions that the client reported: one per resource (delta), or one for all (SotW)."""
         return self._watch(type_url).initial_versions
 
     def rejected(self, type_url: str) -> Mapping[str, Rejection]:
@@ -258,7 +269,10 @@ class Session:
         return self._watch(type_url).acks.rejected
 
     def resource_status(self, type_url: str, name: str) -> ResourceStatus | None:
-        """Return the status of one resource; None if the client does not subscribe to it by name. This is cheap."""
+        """Return the status of one resource; None if the client does not subscribe to it by name.
+
+        This is cheap.
+        """
         watch = self._watches.get(type_url)
         if watch is None or name not in watch.subscription.names:
             return None
@@ -338,22 +352,28 @@ class Session:
         return max(times, default=-inf)
 
     def _lost_while_warming(self, request: Request | DeltaRequest) -> bool:
-        """Whether the first request for assignments is from a client that lost its stream while clusters were warming.
+        """Whether a first request for assignments is from a client that reconnects while clusters warm.
 
-        Envoy then sends no request for clusters on the new stream until they are warm, and it reports that it has all
-        assignments, although its clusters wait for them.
+        Envoy then sends no request for clusters on the new stream until they are warm, and it reports that it
+        has all assignments, although its clusters wait for them.
         """
         reconnected = request.version if isinstance(request, Request) else request.initial_versions
         return bool(reconnected) and not self._type_url and not self._watches[CLUSTER].requested
 
     def _resend_assignments(self, clusters: Iterable[Resource]) -> None:
-        """Send the assignments of new and changed clusters again. Such clusters do not use earlier assignments."""
+        """Send the assignments of new and changed clusters again.
+
+        Such clusters do not use earlier assignments.
+        """
         self._watches[ENDPOINT].resend(
             name for cluster in clusters for type_url, name in cluster.refs if type_url == ENDPOINT
         )
 
     def _answer_missing_assignments(self) -> None:
-        """Send empty assignments to clusters whose assignments do not exist. SotW cannot express their absence."""
+        """Send empty assignments to clusters whose assignments do not exist.
+
+        SotW cannot express their absence.
+        """
         assignments, clusters = self._watches[ENDPOINT], self._watches[CLUSTER]
         if (
             not self._snapshot
@@ -384,7 +404,10 @@ class Session:
                 self._expire(watch, users, now)
 
     def _expire(self, watch: Watch, users: Sequence[Watch], now: float) -> None:
-        """Release resources that have lingered for too long. The time starts when no lingering resource uses them."""
+        """Release resources that have lingered for too long.
+
+        The time starts when no lingering resource uses them.
+        """
         outdated_since = max(user.acks.outdated_since for user in users)
         is_outdated = outdated_since > -inf
         used = {ref for user in users for ref in user.lingering_refs()}
@@ -414,7 +437,8 @@ class Session:
     def _is_settled(self, user: Watch) -> bool:
         """Whether a client has exactly the current resources of a type, and all resources that they refer to.
 
-        Envoy uses the routes of a removed listener, and subscribes to them, until the listener's connections close.
+        Envoy uses the routes of a removed listener, and subscribes to them, until the listener's connections
+        close.
         """
         is_complete = user.synced and all(self._has_arrived(*ref) for ref in user.refs())
         return is_complete and not user.lingering and not user.gone

@@ -30,17 +30,19 @@ class Content:
 
 
 class SotwWatch(Watch):
-    """A watch of a type whose responses need not be complete: all types except clusters, listeners and scoped routes.
+    """A watch of a type whose responses need not be complete, such as assignments, routes and secrets.
 
-    Clients keep the resources that a response omits. Responses therefore have only new and changed resources, and
-    cannot remove any (Envoy's xDS protocol page, "Deleting resources").
+    Clients keep the resources that a response omits. Responses therefore have only new and changed resources,
+    and cannot remove any (Envoy's xDS protocol page, "Deleting resources").
     """
 
     def __init__(self, type_url: str) -> None:
         super().__init__(type_url)
         self._nonce = ""
         self._empty: set[str] = set()
-        """Names of assignments that do not exist and are served without endpoints, because a cluster uses them."""
+        """Names of assignments that do not exist and are served without endpoints, because a cluster uses
+        them.
+        """
 
     def receive(self, request: Request, now: float) -> list[Event]:
         """Process a request. The subscription in a request with an older nonce than the last one is ignored.
@@ -99,7 +101,7 @@ class SotwWatch(Watch):
         return empty_assignment(name) if resource is None and name in self._empty else resource
 
     def missing(self) -> list[str]:
-        """Return the names that the client subscribes to, was never sent, and for which there is no resource."""
+        """Return subscribed names that were never sent and for which there is no resource."""
         return [name for name in self.subscription.names if name not in self.sent and not self.get(name)]
 
     def add_empty(self, names: Iterable[str]) -> None:
@@ -112,7 +114,10 @@ class SotwWatch(Watch):
             self._mark_dirty(name)
 
     def release(self, names: Iterable[str]) -> None:
-        """Remove lingering resources. A client that rejected one does not have it, and may still wait for it."""
+        """Remove lingering resources.
+
+        A client that rejected one does not have it, and may still wait for it.
+        """
         names = tuple(names)
         rejected = [
             name
@@ -139,7 +144,10 @@ class SotwWatch(Watch):
                 self._mark_dirty(resolved, force=resolved in self.sent)
 
     def _handle_answer(self, nonce: str, error: ErrorDetail | None, now: float) -> list[Acked | Nacked]:
-        """Process the answer to a response. Older unanswered responses get none, and may have been rejected."""
+        """Process the answer to a response.
+
+        Older unanswered responses get none, and may have been rejected.
+        """
         for skipped in self.acks.skip(nonce):
             self._skip(skipped)
         return super()._handle_answer(nonce, error, now)

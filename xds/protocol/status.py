@@ -1,7 +1,7 @@
 """Status of a client: its subscriptions, ACKs and rejections by type, and what each type waits for.
 
-The status is computed on request from the watches of a stream. Times are in seconds of the clock that the session's
-caller uses.
+The status is computed on request from the watches of a stream. Times are in seconds of the clock that the
+session's caller uses.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ class State(Enum):
     SYNCED = "synced"
     """The client has ACKed the current version."""
     STALE = "stale"
-    """The client has not ACKed the version that it was sent, or a newer version or the resource's removal is due."""
+    """The client has not ACKed the version that it was sent, or a newer version or the resource's removal is
+    due.
+    """
     NOT_SENT = "not sent"
     """The resource was never sent, or the client subscribes to it and there is none (`resource` is None)."""
     ERROR = "error"
@@ -50,7 +52,9 @@ class ResourceStatus:
     version: str
     """Version that the client was last sent; empty if it was sent none."""
     resource: Resource | None
-    """Resource that the client should have, which may be newer than the one it was sent; None if there is none."""
+    """Resource that the client should have, which may be newer than the one it was sent; None if there is
+    none.
+    """
     updated_at: float | None
     """Time when the client was last sent a new version; None if that was not on this stream."""
     error: Rejection | None
@@ -107,7 +111,10 @@ class TypeStatus:
 
     @property
     def resources(self) -> Iterator[ResourceStatus]:
-        """Status of each resource that the client should have, has or subscribes to. Use the iterator at once."""
+        """Status of each resource that the client should have, has or subscribes to.
+
+        Use the iterator at once.
+        """
         yield from self.resource_statuses(self.watch.known_names())
 
     def resource_statuses(self, names: Iterable[str]) -> Iterator[ResourceStatus]:
@@ -168,7 +175,7 @@ def wait_reason(
 
 
 def _needed(watch: Watch, watches: Mapping[str, Watch], default: float) -> tuple[str, float] | None:
-    """Return the type that a client's resources wait for, and since when: `default` for those of an earlier stream."""
+    """Return the type that a client's resources wait for, and since when (`default` if not known)."""
     unacked = {type_url: other.acks.unacked for type_url, other in watches.items()}
     waits: dict[str, float] = {}
     for name in watch.sent:

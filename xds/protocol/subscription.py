@@ -42,8 +42,8 @@ class Subscription:
     """A client's subscription to one type.
 
     Args:
-        legacy: Whether a client that has never named a resource subscribes to all of them, as before the name `*`
-            existed. Envoy's xDS protocol page defines this for listeners and clusters only.
+        legacy: Whether a client that has never named a resource subscribes to all of them, as before the name
+            `*` existed. Envoy's xDS protocol page defines this for listeners and clusters only.
         globs: Whether a name that ends in `/*` subscribes to a collection.
     """
 
@@ -87,7 +87,10 @@ class Subscription:
         return difference
 
     def change(self, subscribe: Iterable[str], unsubscribe: Iterable[str]) -> SubscriptionChange:
-        """Apply a delta request. Names to subscribe to are added before names to unsubscribe from are removed."""
+        """Apply a delta request.
+
+        Names to subscribe to are added before names to unsubscribe from are removed.
+        """
         added, removed = dict.fromkeys(subscribe), dict.fromkeys(unsubscribe)
         was_wildcard = self.wildcard
         self.wildcard = (
@@ -105,9 +108,9 @@ class Subscription:
             self.names = self.names.difference(gone)
             self.collections = self.collections.difference(gone)
         self.size += size_of(new) - size_of(gone)
-        # Two kinds of names require a response. A client may subscribe again to a resource that it has lost. And a
-        # client with a wildcard subscription that unsubscribes from a name has deleted the resource, although the
-        # wildcard still covers it.
+        # Two kinds of names require a response. A client may subscribe again to a resource that it has lost.
+        # And a client with a wildcard subscription that unsubscribes from a name has deleted the resource,
+        # although the wildcard still covers it.
         asked = (*(name for name in added if name in self.names), *(gone if self.wildcard else ()))
         return SubscriptionChange(
             asked=asked,

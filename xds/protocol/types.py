@@ -31,5 +31,5 @@ SHORT_NAMES = {
 
 
 def short_name(type_url: str) -> str:
-    """Return the short name of a type, such as `CDS`, or the name of its message if there is no short name."""
+    """Return the short name of a type, such as `CDS`, or the name of its message if it has none."""
     return SHORT_NAMES.get(type_url) or type_url.rpartition("/")[2].rpartition(".")[2] or type_url

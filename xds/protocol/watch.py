@@ -1,7 +1,8 @@
-"""The state of one type on one stream: the client's subscription, its desired resources, and what it was sent.
+"""The state of one type on one stream: the subscription, the desired and the sent resources.
 
-A watch has no queue of responses. It remembers the names that may have to be sent (`_dirty`), and looks up their
-resources when it sends them. Outdated versions are therefore never sent, and a slow client costs only these names.
+A watch has no queue of responses. It remembers the names that may have to be sent (`_dirty`), and looks up
+their resources when it sends them. Outdated versions are therefore never sent, and a slow client costs only
+these names.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ from xds.protocol.wire import ErrorDetail
 from xds.snapshot import EMPTY, VIRTUAL_HOST, Resource, ResourceKey, ResourceSet, difference
 
 RESPONSE_BUDGET = 3 * 1024 * 1024 - 4096
-"""Maximum size of a response's resources, in bytes. It keeps a response below 3 MiB; many clients reject 4 MiB."""
+"""Maximum size of a response's resources, in bytes.
+
+It keeps a response below 3 MiB; many clients reject 4 MiB.
+"""
 
 
 @dataclass(slots=True)
@@ -57,23 +61,34 @@ class Watch(ABC):
         self.lingering: dict[str, Lingering] = {}
         """Removed resources that the client keeps for now, by name."""
         self.gone: set[str] = set()
-        """Names of removed resources that the client may use while it subscribes to them. Empty for wildcard types."""
+        """Names of removed resources that the client may use while it subscribes to them.
+
+        Empty for wildcard types.
+        """
         self.rejections = RejectionTracker()
         self._dirty: dict[str, None] = {}
         """Names that may have to be sent, in order."""
         self._forced: set[str] = set()
-        """Names to send even if the client has the current version, because it asked again or may have rejected it."""
+        """Names to send even if the client has the current version, because it asked again or may have
+        rejected it.
+        """
         self._pushed: set[str] = set()
-        """Names to send even if the client has the current version, because it waits for them; unless it rejects them."""
+        """Names to send even if the client has the current version, because it waits for them; unless it
+        rejects them.
+        """
         self._response_due = False
         """Whether the client must receive a response even if it is empty."""
         self._retried: dict[str, str] = {}
-        """Versions of resources that were sent again without the resources that their response was rejected for."""
+        """Versions of resources that were sent again without the resources that their response was rejected
+        for.
+        """
         self.acks = AckTracker()
         self.generation = 0
         """Generation of the snapshot that the resources are from."""
         self.initial_versions: tuple[str, ...] = ()
-        """Versions that the client had when it connected: one per resource (delta), or one for all resources (SotW)."""
+        """Versions that the client had when it connected: one per resource (delta), or one for all resources
+        (SotW).
+        """
         self._answered_generation = -1
         self._initial_names = self._initial_size = 0
 
@@ -137,7 +152,12 @@ class Watch(ABC):
         """Whether the client certainly subscribes to all names, without a check of each name."""
         return self.subscription.wildcard or self.subscription.names.issuperset(names)
 
-    def heartbeat(self, nonce: str, now: float, identifier: str) -> tuple[Response, bytes] | None:  # noqa: ARG002
+    def heartbeat(
+        self,
+        nonce: str,
+        now: float,
+        identifier: str,  # noqa: ARG002
+    ) -> tuple[Response, bytes] | None:
         """Make the next heartbeat response, and mark it as sent; return None if no heartbeat is due."""
         return None
 
@@ -212,14 +232,14 @@ class Watch(ABC):
     def _share_strings(self, names: Iterable[str]) -> tuple[str, ...]:
         """Return names of a request as the server's equal strings, where it has them.
 
-        Many clients subscribe to the same names. `sys.intern` would share the strings as well, but since Python 3.12
-        interned strings are never freed, so that a client could exhaust the memory with names.
+        Many clients subscribe to the same names. `sys.intern` would share the strings as well, but since
+        Python 3.12 interned strings are never freed, so that a client could exhaust the memory with names.
         """
         get = self.resources.get
         return tuple(name if (known := get(name)) is None else known.name for name in names)
 
     def linger(self, name: str, resource: Resource | None) -> None:
-        """Keep serving a removed resource that the client does not have yet, because it may still subscribe to it."""
+        """Keep serving a removed resource that the client does not have yet, but may still subscribe to."""
         if resource and not self.get(name):
             self.lingering[name] = Lingering(resource)
 
@@ -277,7 +297,10 @@ class Watch(ABC):
         return (self.resources.resolve(name) if self.type_url == VIRTUAL_HOST else name,)
 
     def _forget(self) -> None:
-        """Forget all names that the client no longer subscribes to. The client may have deleted their resources."""
+        """Forget all names that the client no longer subscribes to.
+
+        The client may have deleted their resources.
+        """
         covers = self.covers
         for name in self.rejections.names():
             if not covers(name):
@@ -301,13 +324,19 @@ class Watch(ABC):
         return name in self.resources
 
     def _mark_dirty(self, name: str, *, force: bool = False) -> None:
-        """Check a name before the next response. With `force`, send it even if the client has the current version."""
+        """Check a name before the next response.
+
+        With `force`, send it even if the client has the current version.
+        """
         self._dirty[name] = None
         if force:
             self._forced.add(name)
 
     def _due(self) -> list[tuple[str, Resource | None]]:
-        """Return what to send: resources first, then the names of removed ones. Clear the other dirty names."""
+        """Return what to send: resources first, then the names of removed ones.
+
+        Clear the other dirty names.
+        """
         present: list[tuple[str, Resource | None]] = []
         absent: list[tuple[str, Resource | None]] = []
         unchanged = []
@@ -326,7 +355,10 @@ class Watch(ABC):
         return present + absent
 
     def _is_outdated(self, resource: Resource) -> bool:
-        """Whether the client needs the current version. A lingering resource that it has in any version is not sent."""
+        """Whether the client needs the current version.
+
+        A lingering resource that it has in any version is not sent.
+        """
         sent = self.sent.get(resource.name)
         return sent != resource.version and not (sent and resource.name in self.lingering)
 
@@ -345,7 +377,7 @@ class Watch(ABC):
 
     @staticmethod
     def _take_part(due: list[tuple[str, Resource | None]]) -> tuple[tuple[Resource, ...], bytes, list[str]]:
-        """Return what fits into one response, and at least one item: resources, their encoding, and removed names."""
+        """Return the resources that fit into one response, their encoding, and removed names."""
         resources = tuple(resource for _, resource in due if resource)
         part, joined = first_part(resources, RESPONSE_BUDGET)
         absent: list[str] = []
@@ -389,7 +421,10 @@ class Watch(ABC):
         return [event] if event else []
 
     def _handle_nack(self, event: Nacked) -> None:
-        """Do not send rejected resources again unchanged. If some have changed since, send the others again."""
+        """Do not send rejected resources again unchanged.
+
+        If some have changed since, send the others again.
+        """
         others = self._bystanders(event)
         rejected = event.culprits or (event.resources if others is None else event.suspects)
         names = frozenset(resource.name for resource in rejected if self._is_current(resource))
@@ -408,9 +443,9 @@ class Watch(ABC):
     def _bystanders(self, event: Nacked) -> frozenset[str] | None:
         """Return the names of resources that a client rejected only because of others in the same response.
 
-        They are sent again once, without the others. The result is None if the client did not blame a part of the
-        response, or if the retry was rejected as well. Envoy rejects a whole response if one resource violates a
-        constraint of its proto.
+        They are sent again once, without the others. The result is None if the client did not blame a part of
+        the response, or if the retry was rejected as well. Envoy rejects a whole response if one resource
+        violates a constraint of its proto.
         """
         suspects = {suspect.name for suspect in event.suspects}
         if event.culprits or len(suspects) == len(event.resources):

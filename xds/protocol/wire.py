@@ -1,7 +1,7 @@
 """The wire format of discovery requests.
 
-The schema below has only the fields that a server uses; other fields of a request are skipped. It is in a descriptor
-pool of its own, so that `xds.protocol` needs no generated code.
+The schema below has only the fields that a server uses; other fields of a request are skipped. It is in a
+descriptor pool of its own, so that `xds.protocol` needs no generated code.
 """
 
 from __future__ import annotations
@@ -57,7 +57,10 @@ _SCHEMA = {
 
 
 MAX_ID_LENGTH = 1024
-"""Maximum length of type_url and of each string of a node, in bytes. They are stored per stream, and logged."""
+"""Maximum length of type_url and of each string of a node, in bytes.
+
+They are stored per stream, and logged.
+"""
 MAX_CLIENT_FEATURES = 256
 """Maximum number of items in node.client_features. Envoy sends fewer than ten."""
 
@@ -123,7 +126,9 @@ class DeltaRequest:
     unsubscribe: tuple[str, ...] = ()
     """Names to unsubscribe from."""
     initial_versions: tuple[tuple[str, str], ...] = ()
-    """Name and version of each resource that the client has from an earlier stream (`initial_resource_versions`)."""
+    """Name and version of each resource that the client has from an earlier stream
+    (`initial_resource_versions`).
+    """
 
 
 def parse_request(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Request:
@@ -180,7 +185,10 @@ def parse_delta_request(data: bytes, limits: Limits = DEFAULT_LIMITS) -> DeltaRe
 
 
 def _check(message: Any, limits: Limits, *lists: str) -> None:
-    """Check a request's size before it is processed. Messages are short, because they are sent in a header."""
+    """Check a request's size before it is processed.
+
+    Messages are short, because they are sent in a header.
+    """
     for name in lists:
         limits.check_count(name, len(getattr(message, name)))
     node = message.node

@@ -50,7 +50,10 @@ class Client(Subscriber):
         return scope.node in {"", self.node.id} and scope.group in {"", self.group}
 
     def is_synced(self) -> bool:
-        """Whether the client has ACKed all that it subscribes to. Raise NackError if it rejected a resource."""
+        """Whether the client has ACKed all that it subscribes to.
+
+        Raise NackError if it rejected a resource.
+        """
         if not self.session or not self.snapshot:
             return False
         if self.session.synced:

@@ -33,8 +33,9 @@ Event: TypeAlias = Connected | Disconnected | Subscribed | Acked | Nacked
 class Events:
     """Asynchronous iterator over the events of a store's clients, as pairs of a stream and an event.
 
-    A reader that is slower than the clients does not slow them down. At most `limit` events and a million names in
-    them are queued; then the oldest events are dropped and counted in `missed`. Iteration ends after `close`.
+    A reader that is slower than the clients does not slow them down. At most `limit` events and a million
+    names in them are queued; then the oldest events are dropped and counted in `missed`. Iteration ends after
+    `close`.
     """
 
     def __init__(self, limit: int) -> None:

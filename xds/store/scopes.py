@@ -1,7 +1,8 @@
 """Resources by scope, and the view of them that each node receives.
 
-A node receives the resources that are set for all nodes, for its group and for itself. Of two resources with the same
-type and name, the one with the narrower scope is served. Nodes share the objects that they have in common.
+A node receives the resources that are set for all nodes, for its group and for itself. Of two resources with
+the same type and name, the one with the narrower scope is served. Nodes share the objects that they have in
+common.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ class Scope:
             raise TypeError(f"node= and group= must be str, not {node!r} and {group!r}")
         if node and group:
             raise ValueError(
-                f"give node={node!r} or group={group!r}, not both: a node receives its group's resources as well"
+                f"give node={node!r} or group={group!r}, not both:"
+                " a node receives its group's resources as well"
             )
         return cls(node, group)
 
@@ -78,7 +80,9 @@ class Change:
         """Whether the block has ended, so that no call can be added."""
 
     def set(self, *resources: ResourceLike, node: str = "", group: str = "") -> None:
-        """Set resources for all nodes, or for one node or group. Each replaces the one with its type and name.
+        """Set resources for all nodes, or for one node or group.
+
+        Each replaces the one with its type and name.
 
         Args:
             resources: Resources, or messages that `xds.resources.resource` accepts.
@@ -87,8 +91,8 @@ class Change:
 
         Raises:
             TypeError: An argument has the wrong type.
-            ValueError: Two resources have the same type and name, a type or name is invalid, or both `node` and
-                `group` are set. No resource of the call is set then.
+            ValueError: Two resources have the same type and name, a type or name is invalid, or both `node`
+                and `group` are set. No resource of the call is set then.
         """
         self._add(_Step(Scope.of(node, group), _to_resources(resources)))
 
@@ -99,9 +103,11 @@ class Change:
     def remove(self, *resources: ResourceLike, node: str = "", group: str = "") -> None: ...
 
     def remove(self, *what: str | ResourceLike, node: str = "", group: str = "") -> None:
-        """Remove resources from exactly this scope. Nodes then receive those of a wider scope, if there are any.
+        """Remove resources from exactly this scope.
 
-        Resources that are not set are ignored. To remove all resources of a type, call `replace` with an empty list.
+        Nodes then receive those of a wider scope, if there are any.
+        Resources that are not set are ignored. To remove all resources of a type, call `replace` with an
+        empty list.
 
         Args:
             what: A type URL and names, or resources with the types and names to remove.
@@ -194,8 +200,9 @@ class Contents:
         self.initialized = False
         """Whether any change was applied. Before that, clients receive no response."""
         self._sets: dict[Scope, dict[str, ResourceSet]] = {ALL_NODES: {}}
-        """Resources that are set in each scope. `ALL_NODES` keeps types that are empty now, so that clients delete
-        their resources.
+        """Resources that are set in each scope.
+
+        `ALL_NODES` keeps types that are empty now, so that clients delete their resources.
         """
         self._all_nodes = ScopeView(ALL_NODES)
         self._groups: WeakValueDictionary[str, ScopeView] = WeakValueDictionary()

@@ -20,19 +20,20 @@ from xds.store.scopes import Change, Contents, ResourceLike, Scope
 class Store:
     """Resources for an XdsServer or a DiscoveryService to serve.
 
-    A node receives the resources that are set for all nodes, for its group and for itself. Of two resources with the
-    same type and name, the one with the narrower scope is served.
+    A node receives the resources that are set for all nodes, for its group and for itself. Of two resources
+    with the same type and name, the one with the narrower scope is served.
 
-    Clients receive no response before the first change, so that a server that starts does not tell its clients to
-    delete everything. If there are no resources, call `store.replace([])`.
+    Clients receive no response before the first change, so that a server that starts does not tell its
+    clients to delete everything. If there are no resources, call `store.replace([])`.
 
     Methods do not block. They must be called on the event loop's thread; a call from another thread raises
-    RuntimeError. Before an event loop runs, any thread may call them. Clients receive changes when the event loop
-    continues: changes without an `await` in between, or in one `change()`, reach each node in one snapshot.
+    RuntimeError. Before an event loop runs, any thread may call them. Clients receive changes when the event
+    loop continues: changes without an `await` in between, or in one `change()`, reach each node in one
+    snapshot.
 
     Args:
-        group: Returns the group of a node; the default is the node's cluster. It may raise `xds.server.Refused`,
-            which ends the node's stream.
+        group: Returns the group of a node; the default is the node's cluster. It may raise
+            `xds.server.Refused`, which ends the node's stream.
     """
 
     def __init__(self, *, group: Callable[[Node], str] = lambda node: node.cluster) -> None:
@@ -44,10 +45,14 @@ class Store:
         self._loop: asyncio.AbstractEventLoop | None = None
         """Event loop that uses the store; None before the first call on a loop."""
 
-    # --- resources -----------------------------------------------------------------------------------------------
+    # --- resources
+    # -----------------------------------------------------------------------------------------------
 
     def set(self, *resources: ResourceLike, node: str = "", group: str = "") -> None:
-        """Set resources for all nodes, or for one node or group. Arguments and errors are those of `Change.set`."""
+        """Set resources for all nodes, or for one node or group.
+
+        Arguments and errors are those of `Change.set`.
+        """
         with self.change() as change:
             change.set(*resources, node=node, group=group)
 
@@ -65,7 +70,10 @@ class Store:
     def replace(
         self, resources: Iterable[ResourceLike], *, node: str = "", group: str = "", type_url: str = ""
     ) -> None:
-        """Set the resources of a scope and remove all others. Arguments and errors are those of `Change.replace`."""
+        """Set the resources of a scope and remove all others.
+
+        Arguments and errors are those of `Change.replace`.
+        """
         with self.change() as change:
             change.replace(resources, node=node, group=group, type_url=type_url)
 
@@ -91,7 +99,8 @@ class Store:
         self._check_thread()
         return self._contents.view(node, group).snapshot
 
-    # --- clients -------------------------------------------------------------------------------------------------
+    # --- clients
+    # -------------------------------------------------------------------------------------------------
 
     @property
     def clients(self) -> Collection[Subscriber]:
@@ -99,11 +108,11 @@ class Store:
         return self._clients.keys()
 
     def events(self, *, limit: int = 4096) -> Events:
-        """Return an asynchronous iterator over the clients' events from now on, as pairs of a stream and an event.
+        """Return an iterator over the clients' events from now on, as pairs of a stream and an event.
 
         Args:
-            limit: Maximum number of queued events. When the reader is slower than the clients, the oldest events are
-                dropped and counted in `Events.missed`.
+            limit: Maximum number of queued events. When the reader is slower than the clients, the oldest
+                events are dropped and counted in `Events.missed`.
         """
         self._check_thread()
         events = Events(limit)
@@ -113,8 +122,9 @@ class Store:
     async def applied(self, *, node: str = "", group: str = "") -> None:
         """Wait until all clients that are connected now have ACKed all resources that they subscribe to.
 
-        This includes the resources that these make a client subscribe to. A client may still have a removed resource
-        afterwards, as long as another resource refers to it. There is no timeout; use `asyncio.timeout`.
+        This includes the resources that these make a client subscribe to. A client may still have a removed
+        resource afterwards, as long as another resource refers to it. There is no timeout; use
+        `asyncio.timeout`.
 
         Args:
             node: ID of the node whose streams to wait for. The default is all clients.
@@ -127,7 +137,8 @@ class Store:
         self._check_thread()
         if not self._contents.initialized:
             raise RuntimeError(
-                "clients receive no response before the first change: call set(...) or replace([]) before applied()"
+                "clients receive no response before the first change:"
+                " call set(...) or replace([]) before applied()"
             )
         scope = Scope.of(node, group)
         waiter = AppliedWaiter(client for client in self._clients.values() if client.is_in(scope))
@@ -137,7 +148,8 @@ class Store:
         finally:
             self._waiters.discard(waiter)
 
-    # --- calls of the discovery service (xds.server.Proxies) -----------------------------------------------------
+    # --- calls of the discovery service (xds.server.Proxies)
+    # -----------------------------------------------------
 
     def connect(self, node: Node, stream: StreamInfo) -> Subscriber:
         """Register a stream that has opened, and publish the node's snapshot to it."""
@@ -145,7 +157,8 @@ class Store:
         group = self._group(node)
         if not isinstance(group, str):
             raise TypeError(
-                f"Store(group=...) returned {group!r} for {node.id}: it must return a name, or '' for no group"
+                f"Store(group=...) returned {group!r} for {node.id}:"
+                " it must return a name, or '' for no group"
             )
         client = Client(node, stream, self._contents.view(node.id, group), group)
         if self._contents.initialized:
