@@ -98,7 +98,7 @@ async def test_both_versions_answer_everything_that_can_be_asked(channel, versio
     assert extension.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
     assert nothing.error_response.error_code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
     assert [each.name for each in files(file)] == [names[0]]
-    assert no_file.error_response.error_message == "there is no file envoy/nothing.proto"
+    assert no_file.error_response.error_message == "no file envoy/nothing.proto"
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ It takes snapshots and requests, and returns responses:
     session.serve(snapshot)                     # whenever the client's desired state changes
     events = session.receive(request, now)      # for each request
     while (response := session.next(now)) is not None:
-        ...                                     # write it; call next again at session.deadline() at the latest
+        ...                                     # write it; call next again by session.deadline()
 
 Types are sent in an order that drops no traffic (Envoy's xDS protocol page, "Eventual consistency
 considerations"): a route is sent after the clusters that it refers to, and a cluster is removed after the

@@ -154,8 +154,8 @@ class Watch(ABC):
 
     def heartbeat(
         self,
-        nonce: str,
-        now: float,
+        nonce: str,  # noqa: ARG002
+        now: float,  # noqa: ARG002
         identifier: str,  # noqa: ARG002
     ) -> tuple[Response, bytes] | None:
         """Make the next heartbeat response, and mark it as sent; return None if no heartbeat is due."""
