@@ -97,7 +97,7 @@ def python_class(name: str) -> Any:
     return default_message_pool.url_to_type[f"type.googleapis.com/{name}"]
 
 
-def test_every_type_that_is_emitted_is_among_those_that_random_messages_are_tried_of():
+def test_all_emitted_types_are_tested_with_random_messages():
     assert {name for name, _ in emitted()} <= {full_name(cls) for cls in USED}
 
 
@@ -122,7 +122,7 @@ def test_there_is_one_of_every_message_that_we_have_a_name_for():
     assert len(named()) > 90
 
 
-def test_what_is_emitted_means_the_same_as_with_betterproto2():
+def test_emitted_messages_equal_those_of_betterproto2():
     for name, body in emitted():
         message = python_class(name).parse(body)
         assert encode(message) == body, name

@@ -173,12 +173,12 @@ def assert_same(message: betterproto2.Message) -> None:
 
 
 @pytest.mark.parametrize("cls", USED, ids=full_name)
-def test_random_messages_of_the_types_we_serve_mean_the_same_as_with_betterproto2(cls: type[Any]) -> None:
+def test_random_served_messages_equal_those_of_betterproto2(cls: type[Any]) -> None:
     for number in range(25):
         assert_same(Maker(f"{cls.__name__} {number}").message(cls))
 
 
-def test_a_random_message_of_every_type_there_is_means_the_same_as_with_betterproto2() -> None:
+def test_random_messages_of_all_types_equal_betterproto2s() -> None:
     for module in pkgutil.walk_packages(envoy_data_plane.__path__, "envoy_data_plane."):
         importlib.import_module(module.name)
     for cls in tuple(default_message_pool.type_to_url):
@@ -237,7 +237,7 @@ def test_durations_are_exact(span: timedelta, text: str) -> None:
     assert to_json_dict(cluster.Cluster(connect_timeout=span)) == {"connect_timeout": text}
 
 
-def test_timestamps_are_instants_whatever_their_zone() -> None:
+def test_timestamps_are_independent_of_the_time_zone() -> None:
     noon = datetime(2030, 1, 1, 12, 0, 0, 5, tzinfo=timezone(timedelta(hours=8)))
     message = status.ClientConfigGenericXdsConfig(last_updated=noon)
     assert to_json_dict(message) == {"last_updated": "2030-01-01T04:00:00.000005Z"}

@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 from xds.codec import encode, full_name, pack, to_dict, to_json_dict, type_url
 
 
-def test_fields_have_their_proto_names_and_anys_are_opened_at_every_depth() -> None:
+def test_json_has_proto_names_and_decoded_anys() -> None:
     router = PackedMessage(type_url="type.googleapis.com/envoy.extensions.filters.http.router.v3.Router")
     manager = hcm.HttpConnectionManager(
         stat_prefix="inbound",

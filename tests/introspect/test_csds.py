@@ -71,7 +71,7 @@ def at(text: str) -> float:
     return datetime.fromisoformat(text).timestamp()
 
 
-async def test_without_proxies_there_is_nothing_to_say(channel, codec):
+async def test_answer_without_proxies_is_empty(channel, codec):
     assert await fetch(channel, codec) == []
 
 
@@ -93,7 +93,7 @@ async def test_a_resource_is_not_sent_then_stale_then_synced(proxies, channel, c
     await until(channel, codec, **(wanted | {"a": "SYNCED"}))
 
 
-async def test_a_rejection_is_told_in_the_proxys_own_words(proxies, channel, codec, variant):
+async def test_rejection_has_the_proxys_message(proxies, channel, codec, variant):
     proxies.publish(clusters(cluster("a"), cluster("b")))
     client = Client(channel, variant)
     await client.ask(CLUSTER)
@@ -152,7 +152,7 @@ async def test_every_stream_is_a_client_of_its_own(channel, codec):
     assert scopes[1].startswith("AggregatedDiscoveryService (delta) from ipv4:127.0.0.1:")
 
 
-async def test_what_a_node_says_of_itself_is_told(channel, codec, server):
+async def test_node_fields_are_reported(channel, codec, server):
     node = {
         "id": "n",
         "cluster": "c",
@@ -184,7 +184,7 @@ async def test_what_a_node_says_of_itself_is_told(channel, codec, server):
         ([{"node_id": {"exact": "app-1"}}, {"node_id": {"prefix": "Oth"}}], ["app-1", "Other"]),
     ],
 )
-async def test_only_matching_nodes_are_told_of(channel, codec, matchers, wanted):
+async def test_only_matching_nodes_are_listed(channel, codec, matchers, wanted):
     async with connected(channel, "app-1", "app-2", "Other"):
         found = await fetch(channel, codec, node_matchers=matchers)
     assert {client["node"]["id"] for client in found} == set(wanted)
@@ -241,9 +241,7 @@ async def test_a_stream_answers_each_request_as_things_are_then(proxies, channel
     assert await watching.code() is grpc.StatusCode.OK
 
 
-async def test_a_large_answer_comes_in_parts_on_a_stream_and_not_at_all_in_one(
-    proxies, channel, codec, monkeypatch
-):
+async def test_large_answer_is_split_on_a_stream_only(proxies, channel, codec, monkeypatch):
     monkeypatch.setattr(csds, "MAX_PART_SIZE", 1000)
     monkeypatch.setattr(csds, "MAX_RESPONSE_SIZE", 1000)
     names = [f"{number:0>100}" for number in range(40)]

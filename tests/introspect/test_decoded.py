@@ -58,7 +58,7 @@ def requests(variant: Variant, snapshot: Snapshot) -> list[dict[str, object]]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_whole_answers_decode_to_the_same_for_others(case, variant, codec):
+def test_answers_decode_equally_with_other_codecs(case, variant, codec):
     kinds, request = set(), REQUEST if variant is Variant.SOTW else DELTA_REQUEST
     for snapshot in snapshots(case):
         session = Session(variant, identifier="xds-test")
@@ -75,7 +75,7 @@ def test_whole_answers_decode_to_the_same_for_others(case, variant, codec):
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.id in {"seed-2-strict", "other-tls"}])
-async def test_grpcurl_shows_what_others_decode(case, variant, codec):
+async def test_grpcurl_output_equals_other_codecs(case, variant, codec):
     snapshot = snapshots(case)[0]
     asked = requests(variant, snapshot)
     server = XdsServer(OneForAll(snapshot), "127.0.0.1:0", grace=0.2, added=[Introspection()])

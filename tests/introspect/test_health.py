@@ -24,7 +24,7 @@ async def test_every_discovery_service_is_healthy_until_the_server_stops(server,
     assert (await watching.read()).status == STATUS.NOT_SERVING
 
 
-async def test_what_is_not_served_is_not_healthy(channel):
+async def test_unserved_service_is_not_healthy(channel):
     health = health_pb2_grpc.HealthStub(channel)
     request = health_pb2.HealthCheckRequest(service="nothing")
     with pytest.raises(grpc.aio.AioRpcError) as refused:

@@ -117,11 +117,11 @@ async def ask(server: XdsServer) -> AsyncIterator[Ask]:
         yield Ask(channel)
 
 
-async def test_nobody_is_connected(ask: Ask):
+async def test_no_proxy_is_connected(ask: Ask):
     assert await ask.list() == []
 
 
-async def test_who_is_connected_and_how(ask: Ask):
+async def test_connected_proxies_are_listed(ask: Ask):
     before = time.time()
     await ask.client("web.shop", Variant.DELTA)
     await ask.client("app.shop", Variant.SOTW)
@@ -144,7 +144,7 @@ async def test_who_is_connected_and_how(ask: Ask):
     assert first.connected_at.ToNanoseconds() <= second.connected_at.ToNanoseconds()
 
 
-async def test_watch_names_pods_without_a_sidecar_only_when_they_change(ask: Ask, absences: list[Absences]):
+async def test_watch_lists_absent_sidecars_only_on_change(ask: Ask, absences: list[Absences]):
     absences[0] = Absences((Absent("shop", "dead", None), Absent("bank", "x", 1.0)))
     watch = ask.watch(namespace="shop")
     first = await watch.read()
@@ -174,7 +174,7 @@ async def test_a_name_means_one_sidecar_connected_or_not(ask: Ask, absences: lis
         assert [each.pod for each in found.not_connected.pods] == absent
 
 
-async def test_a_stream_for_one_type_says_which(server: XdsServer, ask: Ask):
+async def test_stream_for_one_type_has_its_type(server: XdsServer, ask: Ask):
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         method = "/envoy.service.cluster.v3.ClusterDiscoveryService/DeltaClusters"
         client = Client(channel, Variant.DELTA, method=method)
@@ -218,7 +218,7 @@ async def test_a_type_waits_for_another(ask: Ask):
     assert (listener.sent_version, listener.HasField("updated_at")) == ("", False)
 
 
-async def test_a_rejection_names_resources_and_the_objects_that_they_were_made_from(ask: Ask):
+async def test_rejection_has_resources_and_sources(ask: Ask):
     client = Client(ask._channel, Variant.DELTA, node=node("web.shop"))
     await client.ask(CLUSTER)
     response = await client.get()
@@ -240,7 +240,9 @@ async def test_a_rejection_names_resources_and_the_objects_that_they_were_made_f
     assert kind.rejection == rejection
 
 
-async def test_a_proxy_without_configuration_says_why(ask: Ask, proxies: OneForAll, missing: dict[str, str]):
+async def test_proxy_without_configuration_has_a_reason(
+    ask: Ask, proxies: OneForAll, missing: dict[str, str]
+):
     proxies.snapshot = None
     missing[node("web.shop")] = "its pod is not known"
     client = Client(ask._channel, node=node("web.shop"))
@@ -270,7 +272,7 @@ async def test_a_proxy_without_configuration_says_why(ask: Ask, proxies: OneForA
         ({"proxy": "web", "namespace": "shop"}, ["web.shop"]),
     ],
 )
-async def test_who_is_asked_for(ask: Ask, request_: dict[str, str], found: list[str]):
+async def test_proxies_are_filtered(ask: Ask, request_: dict[str, str], found: list[str]):
     for name in ("web.shop2", "web.shop", "web.bank"):
         await ask.client(name)
     assert [f"{each.pod}.{each.namespace}" for each in await ask.list(**request_)] == found
@@ -287,7 +289,7 @@ async def test_no_resource_is_shown(ask: Ask):
             assert resource.body not in shown
 
 
-async def test_watch_tells_everything_and_then_what_changes(ask: Ask, missing: dict[str, str]):
+async def test_watch_sends_everything_and_then_changes(ask: Ask, missing: dict[str, str]):
     first, other = await ask.client("web.shop"), await ask.client("app.shop")
     watch = ask.watch()
     told = await watch.read()
@@ -309,9 +311,7 @@ async def test_watch_tells_everything_and_then_what_changes(ask: Ask, missing: d
     watch.cancel()
 
 
-async def test_watch_says_nothing_while_nothing_changes_and_tells_of_changes_together(
-    server: XdsServer, ask: Ask
-):
+async def test_watch_is_silent_without_changes_and_batches_them(server: XdsServer, ask: Ask):
     client = await ask.client()
     watched = _Watched(pb.WatchProxiesRequest(), lambda _: "")
     discovery = server.discovery
@@ -331,7 +331,7 @@ async def test_watch_says_nothing_while_nothing_changes_and_tells_of_changes_tog
     assert await watched.look(discovery) is None
 
 
-async def test_watch_tells_of_those_only_who_are_asked_for(ask: Ask):
+async def test_watch_is_filtered(ask: Ask):
     client = await ask.client("web.shop")
     watch = ask.watch(namespace="bank")
     told = await watch.read()

@@ -54,7 +54,7 @@ def clear_json_names(file) -> None:
             field.ClearField("json_name")
 
 
-def test_it_is_what_the_definitions_give(tmp_path: Path) -> None:
+def test_generated_code_matches_the_definitions(tmp_path: Path) -> None:
     pytest.importorskip("grpc_tools", reason="needs protoc: pip install --group check")
     (tmp_path / "xds/mesh/v1").mkdir(parents=True)
     arguments = [f"--python_out={tmp_path}", f"--pyi_out={tmp_path}", "--include_source_info"]

@@ -81,7 +81,7 @@ def inside(message):
     return listener
 
 
-def test_what_the_api_marks_is_known_and_nothing_else():
+def test_sensitive_fields_are_exactly_those_of_the_api():
     done = subprocess.run(
         [sys.executable, "-P", Path(__file__).with_name("marked_fields.py")],
         env=xdsprotos.environment(),
@@ -106,7 +106,7 @@ def test_no_secret_field_is_shown_at_any_depth(name, where):
         to_dict(outer.DESCRIPTOR.full_name, shown)
 
 
-def test_what_is_secret_as_a_whole_loses_its_numbers_too_and_keeps_its_keys():
+def test_secret_message_is_redacted_except_map_keys():
     message = with_key(f"{TLS}.PrivateKeyProvider.typed_config")
     message.provider_name = SHOWN
     shown = to_dict(
@@ -122,7 +122,7 @@ def test_what_is_secret_as_a_whole_loses_its_numbers_too_and_keeps_its_keys():
     }
 
 
-def test_a_secret_keeps_what_is_not_secret():
+def test_other_fields_of_a_secret_are_kept():
     secret = message_class(f"{TLS}.Secret")(name="default")
     secret.tls_certificate.certificate_chain.inline_string = SHOWN
     secret.tls_certificate.private_key.inline_string = KEY
@@ -137,7 +137,7 @@ def test_a_secret_keeps_what_is_not_secret():
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_has_no_secret_stays_byte_for_byte(case):
+def test_resource_without_secrets_is_unchanged(case):
     mesh = load(case)
     for pod in [pod for pod in mesh.pods() if pod.has_sidecar][:2]:
         for resources in translate(mesh, pod).types.values():
@@ -145,7 +145,7 @@ def test_what_has_no_secret_stays_byte_for_byte(case):
                 assert redact(resource.type_url, resource.body) == resource.body
 
 
-def test_what_is_not_known_is_not_shown():
+def test_unknown_contents_are_removed():
     body = with_key(f"{TLS}.TlsCertificate.private_key").SerializeToString()
     assert redact(PREFIX + "somebody.else.v1.Thing", body) is None
     assert redact(CLUSTER, b"\xff") is None

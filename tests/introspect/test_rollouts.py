@@ -75,7 +75,7 @@ async def test_nothing_is_on_its_way(plane: Plane):
     assert (is_done(found), found.locks, found.passed_over) == (True, 0, 0)
 
 
-async def test_each_endpoint_goes_its_own_way_as_sidecars_answer(plane: Plane):
+async def test_endpoints_transition_individually_on_acks(plane: Plane):
     ask = Ask(plane.channel)
     before = time.time()
     plane.say("STRICT")
@@ -102,7 +102,7 @@ async def test_each_endpoint_goes_its_own_way_as_sidecars_answer(plane: Plane):
     assert (found.locks, found.passed_over) == (2, 0)
 
 
-async def test_a_rejection_is_told_in_its_own_words(plane: Plane):
+async def test_rejection_has_the_sidecars_message(plane: Plane):
     ask = Ask(plane.channel)
     plane.say("PERMISSIVE")
     await plane.first.answer(LISTENER, error="not to my taste")
@@ -113,7 +113,7 @@ async def test_a_rejection_is_told_in_its_own_words(plane: Plane):
     assert (stopped.rejection, stopped.accepts_plaintext) == ("not to my taste", False)
 
 
-async def test_who_is_passed_over_is_named(plane: Plane):
+async def test_skipped_proxies_are_listed(plane: Plane):
     ask = Ask(plane.channel)
     plane.hub.rolling.rollout.timeout = 0.3
     plane.say("PERMISSIVE")
@@ -143,7 +143,7 @@ async def test_a_rule_that_is_held_back(plane: Plane):
     await ask.until(is_done)
 
 
-async def test_watch_tells_it_again_when_it_changes(plane: Plane):
+async def test_watch_sends_changes(plane: Plane):
     watch = Ask(plane.channel).watch()
     assert is_done(await watch.read())
     plane.say("STRICT")

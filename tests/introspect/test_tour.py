@@ -81,7 +81,7 @@ def run(address: str, folder: Path) -> Iterator[Run]:
 
 
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: f"line-{step.line}")
-def test_every_command_prints_what_the_tour_shows(step: tour.Step, run: Run) -> None:
+def test_commands_print_the_documented_output(step: tour.Step, run: Run) -> None:
     end = time.monotonic() + WITHIN
     while True:
         output = run(step.command)
@@ -92,7 +92,7 @@ def test_every_command_prints_what_the_tour_shows(step: tour.Step, run: Run) -> 
         time.sleep(0.1)
 
 
-def test_the_tour_goes_everywhere() -> None:
+def test_tour_covers_all_services() -> None:
     commands = " ".join(step.command for step in STEPS)
     for file in tour.FOLDER.glob("*.json"):
         assert f" {file.name}" in commands, file
@@ -131,5 +131,5 @@ def test_the_tour_goes_everywhere() -> None:
         ("a.c\n", "abc\n", False),
     ],
 )
-def test_what_is_compared(shown: str, printed: str, fits: bool) -> None:
+def test_comparison_ignores_variable_parts(shown: str, printed: str, fits: bool) -> None:
     assert tour.Step(0, "", shown).fits(printed) is fits

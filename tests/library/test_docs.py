@@ -82,7 +82,7 @@ def test_logging_can_be_configured_as_shown():
         assert "s3cret" not in each.stderr
 
 
-def test_what_is_shown_of_resources_and_scopes_works():
+def test_documented_calls_work():
     names = vars(resources) | {
         "cluster": messages.eds_cluster("web"),
         "listener": messages.listener("web", "default"),

@@ -59,7 +59,7 @@ async def test_when_a_change_is_applied_requests_follow_it(variant, tmp_path):
                 assert (answer.code, answer.text) == ("200", str(app.port))
 
 
-async def test_what_is_for_one_node_is_over_what_is_for_all(variant, tmp_path):
+async def test_node_scope_overrides_all_nodes(variant, tmp_path):
     async with Upstream() as all_get, Upstream() as one_gets:
         port = free_port()
         world = World(listeners={"l": Listener(port, "r")}).having(
@@ -81,7 +81,7 @@ async def test_what_is_for_one_node_is_over_what_is_for_all(variant, tmp_path):
 @pytest.mark.parametrize(
     ("fault", "words"), [("invalid", "ConnectTimeout"), ("unfit", "did not provide one")]
 )
-async def test_what_envoy_rejects_is_raised_in_its_own_words(variant, fault, words, tmp_path):
+async def test_envoys_rejection_is_raised_with_its_message(variant, fault, words, tmp_path):
     async with Upstream() as app:
         port = free_port()
         world = (

@@ -94,7 +94,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_told_and_changes_nothing(case):
+def test_bad_input_raises_and_changes_nothing(case):
     act, kind, message = BAD[case]
     store = Store()
     with pytest.raises(kind, match=message):
@@ -103,7 +103,7 @@ def test_bad_input_is_told_and_changes_nothing(case):
 
 
 @pytest.mark.parametrize("group", [7, None])
-def test_what_is_no_group_is_told(group):
+def test_group_of_the_wrong_type_raises(group):
     store = Store(group=lambda node: group)
     with pytest.raises(TypeError, match=rf"Store\(group=\.\.\.\) returned {group} for n: it must return"):
         connect(store, "n")
@@ -111,7 +111,7 @@ def test_what_is_no_group_is_told(group):
 
 
 @pytest.mark.parametrize("error", [None, ZeroDivisionError])
-def test_a_change_whose_block_has_ended_takes_nothing_more(error):
+def test_change_raises_after_its_block_has_ended(error):
     store = Store()
     with suppress(ZeroDivisionError), store.change() as change:
         change.set(cluster("a"))
@@ -141,7 +141,7 @@ CALLS = {
 
 
 @pytest.mark.parametrize("call", CALLS)
-async def test_a_call_from_another_thread_is_told(call):
+async def test_call_from_another_thread_raises(call):
     store = Store()
     client = connect(store, "n")
     store.set(cluster("a"))
@@ -154,7 +154,7 @@ async def test_a_call_from_another_thread_is_told(call):
         await asyncio.sleep(0)
 
 
-async def test_before_it_is_used_on_a_loop_any_thread_may_fill_a_store():
+async def test_any_thread_may_fill_a_store_before_a_loop_runs():
     store = Store()
     await asyncio.to_thread(store.set, cluster("a"))
     store.set(routes("r"))

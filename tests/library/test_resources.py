@@ -64,7 +64,7 @@ NAMELESS = {VIRTUAL_HOST: VirtualHost(name="x"), LB_ENDPOINT: LbEndpoint()}
 
 @pytest.mark.parametrize("type_url", NAMED)
 @pytest.mark.parametrize("form", ["message", "protobuf", "bytes"])
-def test_a_message_says_its_type_and_name(type_url, form):
+def test_type_and_name_come_from_the_message(type_url, form):
     message, body = NAMED[type_url], encode(NAMED[type_url])
     if form == "message":
         found = resource(message)
@@ -78,14 +78,14 @@ def test_a_message_says_its_type_and_name(type_url, form):
 
 
 @pytest.mark.parametrize("type_url", NAMELESS)
-def test_of_types_that_do_not_say_their_name_it_is_given(type_url):
+def test_types_without_a_name_need_the_name_argument(type_url):
     found = resource(NAMELESS[type_url], name="there/x")
     assert (found.type_url, found.name) == (type_url, "there/x")
     with pytest.raises(ValueError, match="does not contain its name: give name="):
         resource(NAMELESS[type_url])
 
 
-def test_what_is_done_to_a_message_afterwards_changes_nothing():
+def test_later_changes_to_a_message_have_no_effect():
     message = Cluster(name="x")
     made = resource(message)
     message.alt_stat_name = "y"
@@ -101,7 +101,7 @@ def test_a_message_is_encoded_once():
     assert encode_counts["envoy.config.cluster.v3.Cluster"] == before + 2
 
 
-def test_the_sources_are_kept_for_whoever_explains_a_rejection():
+def test_sources_are_kept():
     assert resource(Cluster(name="x"), sources=["here.yaml:3"]).sources == ("here.yaml:3",)
 
 
@@ -193,7 +193,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_told(case):
+def test_bad_input_raises(case):
     act, kind, message = BAD[case]
     with pytest.raises(kind, match=message):
         act()
@@ -324,7 +324,7 @@ REFERENCES = {
 
 
 @pytest.mark.parametrize("case", REFERENCES)
-def test_what_it_makes_a_client_ask_for_is_found(case):
+def test_references_are_found(case):
     message, refs = REFERENCES[case]
     found = resource(message)
     assert {*found.refs} == refs

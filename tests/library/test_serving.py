@@ -64,7 +64,7 @@ class Node:
         return {*found}
 
 
-async def test_what_is_set_changed_and_removed_reaches_those_whom_it_is_for(store, channel, variant):
+async def test_changes_reach_the_nodes_of_their_scope(store, channel, variant):
     store.set(eds_cluster("a"))
     edge, other = Node(channel, variant), Node(channel, variant, "other.1")
     for node in (edge, other):
@@ -93,7 +93,7 @@ async def test_all_of_one_call_is_in_one_response(store, channel, variant):
     assert len(await node.take()) == 50
 
 
-async def test_references_make_the_order_without_being_said(store, channel):
+async def test_references_determine_the_sending_order(store, channel):
     """A cluster's assignment is pushed again when the cluster changes: delta Envoy would wait for it, and not ask."""
     store.set(eds_cluster("c"), assignment("c"))
     node = Node(channel, Variant.DELTA)
@@ -126,7 +126,7 @@ async def test_however_many_connect_everything_is_encoded_once(store, channel, v
 # --- events ----------------------------------------------------------------------------------------------------------
 
 
-async def test_what_a_node_does_is_told_with_the_node(store, channel, variant):
+async def test_events_have_the_node(store, channel, variant):
     events = store.events()
     store.set(eds_cluster("c"))
     node = Node(channel, variant)
@@ -154,7 +154,7 @@ async def test_what_a_node_does_is_told_with_the_node(store, channel, variant):
     assert store.clients == set()
 
 
-async def test_who_does_not_keep_up_misses_the_oldest_and_is_told_how_many(store, channel):
+async def test_slow_reader_misses_the_oldest_events(store, channel):
     slow, fast = store.events(limit=2), store.events()
     for n in range(3):
         node = Node(channel, Variant.SOTW, f"n{n}.x")
@@ -182,7 +182,7 @@ def test_events_that_wait_have_a_limited_number_of_names(monkeypatch):
     assert [event for _, event in events._queue] == [large]
 
 
-async def test_who_no_longer_listens_costs_nothing(store):
+async def test_dropped_iterator_costs_nothing(store):
     events = store.events()
     assert len(store._event_streams) == 1
     del events
@@ -197,7 +197,7 @@ async def is_waiting(task: asyncio.Task[None]) -> bool:
     return not (await asyncio.wait([task], timeout=0.1))[0]
 
 
-async def test_a_change_is_applied_when_every_client_that_asked_for_it_has_taken_it(store, channel, variant):
+async def test_change_is_applied_when_all_clients_have_acked(store, channel, variant):
     store.set(eds_cluster("c"), routes("r"))
     nodes = [Node(channel, variant, name) for name in ("edge.1", "edge.2", "other.1")]
     for node in nodes:
@@ -216,7 +216,7 @@ async def test_a_change_is_applied_when_every_client_that_asked_for_it_has_taken
     await done
 
 
-async def test_what_is_changed_and_changed_back_is_applied(store, channel, variant):
+async def test_reverted_change_is_applied(store, channel, variant):
     store.set(eds_cluster("c"))
     node = Node(channel, variant)
     await node.stream.ask(CLUSTER)
@@ -226,7 +226,7 @@ async def test_what_is_changed_and_changed_back_is_applied(store, channel, varia
     await store.applied()
 
 
-async def test_what_a_change_makes_a_client_ask_for_belongs_to_it(store, channel, variant):
+async def test_applied_waits_for_references(store, channel, variant):
     store.replace([])
     node = Node(channel, variant)
     await node.stream.ask(LISTENER)
@@ -240,9 +240,7 @@ async def test_what_a_change_makes_a_client_ask_for_belongs_to_it(store, channel
     await done
 
 
-async def test_a_rejection_is_raised_with_who_and_why_until_there_is_something_better(
-    store, channel, variant
-):
+async def test_applied_raises_nack_error_until_fixed(store, channel, variant):
     store.set(eds_cluster("c"))
     node, good = Node(channel, variant), Node(channel, variant, "good.1")
     for one in (node, good):
@@ -266,7 +264,7 @@ async def test_a_rejection_is_raised_with_who_and_why_until_there_is_something_b
     await done
 
 
-async def test_who_leaves_is_not_waited_for(store, channel, variant):
+async def test_applied_does_not_wait_for_disconnected_clients(store, channel, variant):
     store.set(eds_cluster("c"))
     node = Node(channel, variant)
     await node.stream.ask(CLUSTER)
@@ -279,7 +277,7 @@ async def test_who_leaves_is_not_waited_for(store, channel, variant):
     assert store._waiters == set()
 
 
-async def test_what_a_stream_had_no_turn_to_look_at_is_not_applied(store):
+async def test_unprocessed_snapshot_is_not_applied(store):
     """As when it is still writing to a client that does not read."""
     store.set(eds_cluster("c"))
     client = store.connect(wire.Node(id="n"), StreamInfo(peer="", variant=Variant.DELTA, type_url=""))
@@ -306,7 +304,7 @@ async def test_what_a_stream_had_no_turn_to_look_at_is_not_applied(store):
     await done
 
 
-async def test_once_there_is_anything_to_say_to_have_nothing_is_to_have_all(store, channel):
+async def test_applied_returns_if_there_are_no_resources(store, channel):
     events = store.events()
     node = Node(channel, Variant.SOTW)
     await node.stream.ask(ROUTE, "r")
@@ -318,7 +316,7 @@ async def test_once_there_is_anything_to_say_to_have_nothing_is_to_have_all(stor
     await store.applied()
 
 
-async def test_a_type_that_nobody_serves_is_not_waited_for(store, channel, variant):
+async def test_applied_does_not_wait_for_unserved_types(store, channel, variant):
     store.set(eds_cluster("c"))
     events = store.events()
     node = Node(channel, variant)
@@ -333,7 +331,7 @@ async def test_a_type_that_nobody_serves_is_not_waited_for(store, channel, varia
 # --- embedding -------------------------------------------------------------------------------------------------------
 
 
-async def test_the_services_go_into_a_server_that_is_there_next_to_others(store, variant):
+async def test_services_can_join_an_existing_server(store, variant):
     store.set(eds_cluster("c"))
     server = grpc.aio.server()
     service = DiscoveryService(store)
@@ -380,7 +378,7 @@ async def test_a_program_can_refuse_a_node():
         assert await friend.take() == {"c"}
 
 
-async def test_what_is_polled_is_told_as_a_short_stream(store, channel):
+async def test_fetch_is_reported_as_a_short_stream(store, channel):
     store.set(eds_cluster("c"))
     events = store.events()
     fetch = channel.unary_unary("/envoy.service.cluster.v3.ClusterDiscoveryService/FetchClusters")

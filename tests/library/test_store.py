@@ -54,7 +54,7 @@ def test_the_narrowest_scope_wins():
     assert not store.view("n1", "edge").of(CLUSTER)
 
 
-def test_a_nodes_group_is_its_cluster_or_what_the_program_says():
+def test_group_is_the_cluster_by_default():
     store = Store()
     store.set(cluster("c"), group="edge")
     assert "c" in connect(store, "n1", "edge").snapshot.of(CLUSTER)
@@ -82,7 +82,7 @@ def made(some) -> list[Resource]:
 
 
 @given(st.lists(st.lists(STEPS, max_size=4), max_size=6))
-def test_after_any_changes_a_node_gets_what_a_model_says(changes):
+def test_views_equal_those_of_a_model(changes):
     store, model = Store(), {}
     clients = [connect(store, node, group) for node in "nx" for group in ("g", "h", "")]
     for steps in changes:
@@ -125,7 +125,7 @@ def test_after_any_changes_a_node_gets_what_a_model_says(changes):
 # --- changes ---------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_changed_together_is_published_once():
+def test_changes_in_one_block_are_published_once():
     store = Store()
     client = connect(store, "n")
     published = []
@@ -178,7 +178,7 @@ def test_to_replace_is_to_have_these_and_no_other_in_that_scope():
     assert {*seen(store.view("n"))} == {(CLUSTER, "x")}
 
 
-def test_nothing_is_told_before_the_first_change_and_then_also_that_there_is_nothing():
+def test_no_response_before_the_first_change():
     store = Store()
     client = connect(store, "n")
     assert client.snapshot is None
@@ -186,7 +186,7 @@ def test_nothing_is_told_before_the_first_change_and_then_also_that_there_is_not
     assert client.snapshot is not None
 
 
-def test_what_is_not_there_need_not_be_removed():
+def test_removing_an_absent_resource_is_ignored():
     store = Store()
     store.remove(CLUSTER, "a")
     store.remove(cluster("a"), node="n")
@@ -207,7 +207,7 @@ def test_a_type_that_is_no_more_is_empty_and_not_unknown():
     assert not client.snapshot.types[own]
 
 
-def test_what_is_equal_changes_nothing():
+def test_equal_resource_changes_nothing():
     store = Store()
     store.set(eds_cluster("c"), assignment("c"))
     client = connect(store, "n")
@@ -238,7 +238,7 @@ def test_nodes_with_the_same_view_share_it():
     assert own[0] is edge[0]
 
 
-def test_what_is_equal_is_there_once_though_set_for_many():
+def test_equal_resources_share_one_object():
     store = Store()
     for node in "abc":
         store.set(eds_cluster("c"), node=node)
@@ -246,7 +246,7 @@ def test_what_is_equal_is_there_once_though_set_for_many():
     assert len({*map(id, bodies)}) == 1
 
 
-def test_one_change_costs_what_changes_however_much_there_is_and_however_many_there_are():
+def test_cost_of_a_change_is_independent_of_the_store():
     store = Store()
     store.set(*(eds_cluster(f"c{n}") for n in range(2000)), *(assignment(f"c{n}") for n in range(2000)))
     for n in range(100):
@@ -268,7 +268,7 @@ def test_one_change_costs_what_changes_however_much_there_is_and_however_many_th
     assert clients[-1].snapshot.of(ENDPOINT)["c7"] is changed
 
 
-def test_a_change_for_one_node_or_group_is_nothing_to_the_others():
+def test_scoped_change_does_not_affect_other_nodes():
     store = Store()
     store.set(cluster("c"))
     one, other, edge = connect(store, "one"), connect(store, "other"), connect(store, "another", "edge")
@@ -281,7 +281,7 @@ def test_a_change_for_one_node_or_group_is_nothing_to_the_others():
     assert not other.changed.is_set()
 
 
-def test_what_nobody_gets_any_more_is_forgotten():
+def test_unused_views_are_freed():
     store = Store()
     store.set(cluster("c"))
     for _ in range(3):

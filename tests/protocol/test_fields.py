@@ -55,7 +55,7 @@ def test_r5_the_version_is_the_same_in_every_process(seed):
     ("short", "names"),
     [("CDS", ()), ("LDS", ()), *((short, ("a",)) for short in ("CDS", "EDS", "LDS", "RDS", "SDS"))],
 )
-def test_r35_a_first_request_with_the_version_that_is_served_is_answered(short, names):
+def test_r35_first_request_with_the_served_version_is_answered(short, names):
     snapshot = world(**{short: "a=1"})
     before = Stream(Variant.SOTW, snapshot)
     before.ask(short, *names)
@@ -66,7 +66,7 @@ def test_r35_a_first_request_with_the_version_that_is_served_is_answered(short, 
 
 
 @pytest.mark.parametrize("version", ["", "an older one", "current"])
-def test_r10_the_version_in_an_answer_says_nothing(version):
+def test_r10_version_of_an_answer_is_ignored(version):
     stream = Stream(Variant.SOTW, world(EDS="a=1"))
     stream.ask("EDS", "a")
     stream.get()

@@ -119,7 +119,7 @@ def take(session: Session, variant: Variant, now: float, nonces: set[str]) -> No
 @example(
     variant=Variant.DELTA, data=[b"\x12\x01t\x2a\x00\x2a\x02\x0a\x00\x2a\x06\x0a\x01a\x12\x01b"], begun=True
 )
-def test_any_bytes_are_taken_or_refused(variant, data, begun):
+def test_any_bytes_are_parsed_or_rejected(variant, data, begun):
     session = Session(variant)
     if begun:
         first = _MESSAGES[variant][0](type_url=TYPES["CDS"])

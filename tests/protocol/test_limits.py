@@ -38,7 +38,7 @@ def filled(field: str, names: tuple[str, ...]) -> object:
 # --- one request -----------------------------------------------------------------------------------------------------
 
 
-def test_r57_request_with_too_many_names_is_refused_before_it_is_applied(variant):
+def test_r57_request_with_too_many_names_is_not_applied(variant):
     for field in lists(variant):
         session = Session(variant, limits=LIMITS)
         with pytest.raises(LimitError, match=f"^{field} has 6 names, and the limit is 5 names per client: "):
@@ -76,7 +76,7 @@ def test_default_limits_hold_where_none_are_given(variant):
         ("type_url", {"type_url": "x" * (MAX_ID_LENGTH + 1)}),
     ],
 )
-def test_r60_what_is_kept_and_logged_has_a_longest_form_and_a_longer_one_is_not_quoted(variant, what, fields):
+def test_r60_stored_strings_are_limited_and_not_quoted(variant, what, fields):
     session = Session(variant)
     with pytest.raises(RequestError) as refusal:
         session.receive(opening(variant, **fields), 0.0)
@@ -134,7 +134,7 @@ def test_bytes_of_names_are_limited(variant):
         stream.ask("RDS", "x" * 11)
 
 
-def test_what_a_client_brings_counts_with_its_versions():
+def test_initial_versions_count_towards_the_size():
     stream = Stream(Variant.DELTA, limits=LIMITS)
     stream.ask("CDS", initial={"a": "x" * 40, "b": "x" * 40})
     assert (stream.session.names, stream.session.size) == (2, 82)

@@ -10,7 +10,7 @@ from xds.protocol.session import Variant
 ALL = world(**dict.fromkeys(TYPES, "a=1 b=1"))
 
 
-def test_r28_nothing_comes_of_types_and_names_that_nobody_asked_for(variant):
+def test_r28_only_subscribed_types_and_names_are_sent(variant):
     stream = Stream(variant, ALL)
     stream.ask("CDS", "a")
     stream.ask("EDS", "b")
@@ -31,7 +31,7 @@ def ask_on_top(stream: Stream, short: str, had: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("short", TYPES)
-def test_r28_what_came_with_all_is_sent_again_to_who_asks_for_it_by_name(variant, short):
+def test_r28_name_after_a_wildcard_is_sent_again(variant, short):
     stream = Stream(variant, world(**{short: "a=1"}))
     stream.ask(short, "*")
     assert stream.settle() == [f"{short} a=1"]
@@ -42,7 +42,7 @@ def test_r28_what_came_with_all_is_sent_again_to_who_asks_for_it_by_name(variant
 
 
 @pytest.mark.parametrize("short", sorted(TYPES.keys() - {"VHDS"}))
-def test_r28_so_is_what_came_with_a_collection(variant, short):
+def test_r28_name_after_a_collection_is_sent_again(variant, short):
     stream = Stream(variant, world(**{short: "zone/a=1 zone/b=1"}))
     stream.ask(short, "zone/*")
     assert stream.settle() == [f"{short} zone/a=1 zone/b=1"]
@@ -51,7 +51,7 @@ def test_r28_so_is_what_came_with_a_collection(variant, short):
     assert stream.settle() == [f"{short} zone/a=1 zone/b=1" if full else f"{short} zone/a=1"]
 
 
-def test_r28_what_is_gone_is_not_sent_to_who_asks_for_it_by_name_too():
+def test_r28_removed_name_is_not_sent_again_after_a_wildcard():
     stream = Stream(Variant.SOTW, world(RTDS="a=1 b=1"))
     stream.ask("RTDS", "*")
     stream.settle()
@@ -62,7 +62,7 @@ def test_r28_what_is_gone_is_not_sent_to_who_asks_for_it_by_name_too():
     assert stream.settle() == ["RTDS a=2"]
 
 
-def test_r30_what_is_asked_for_in_several_ways_comes_once(variant):
+def test_r30_resource_subscribed_in_several_ways_is_sent_once(variant):
     stream = Stream(variant, world(LEDS="zone/a=1 zone/b=1"))
     stream.ask("LEDS", "*", "zone/a", "zone/*", "zone/a", "*")
     assert stream.settle() == ["LEDS zone/a=1 zone/b=1"]
@@ -70,7 +70,7 @@ def test_r30_what_is_asked_for_in_several_ways_comes_once(variant):
     assert stream.settle() == ["LEDS zone/a=2"]
 
 
-def test_r30_what_should_be_gone_and_comes_back_changed_comes_once(variant):
+def test_r30_lingering_resource_that_returns_is_sent_once(variant):
     stream = Stream(variant, world(CDS="old=1", EDS="old=1", LDS="l=1>r", RDS="r=old"))
     for short, names in (("CDS", ()), ("EDS", ("old",)), ("LDS", ()), ("RDS", ("r",))):
         stream.ask(short, *names)

@@ -13,7 +13,7 @@ def generation(number: int, *unserved: str, **types: str) -> Snapshot:
     return replace(world(*unserved, **types), generation=number)
 
 
-def test_a_client_has_reached_an_edition_once_it_has_answered_all_of_it(variant):
+def test_generation_is_answered_once_all_responses_are(variant):
     stream = Stream(variant, generation(1, EDS="a=1 b=1"))
     stream.ask("EDS", "a", "b")
     assert stream.session.answered_generation(ENDPOINT) == -1
@@ -31,7 +31,7 @@ def test_a_client_has_reached_an_edition_once_it_has_answered_all_of_it(variant)
     assert stream.session.answered_generation(ENDPOINT) == 3
 
 
-def test_what_is_nothing_new_to_a_client_it_has_reached(variant):
+def test_unchanged_generation_is_answered_at_once(variant):
     stream = Stream(variant, generation(1, EDS="a=1 b=1"))
     stream.ask("EDS", "a")
     stream.settle()
@@ -39,7 +39,7 @@ def test_what_is_nothing_new_to_a_client_it_has_reached(variant):
     assert stream.session.answered_generation(ENDPOINT) == 2
 
 
-def test_a_rejection_is_an_answer_and_is_told(variant):
+def test_nack_counts_as_an_answer(variant):
     stream = Stream(variant, generation(1, EDS="a=1"))
     stream.ask("EDS", "a")
     stream.get()
@@ -64,7 +64,7 @@ def test_answers_out_of_order_count_once_all_are_there():
     assert stream.session.answered_generation(ENDPOINT) == 2
 
 
-def test_what_a_client_did_not_ask_for_it_does_not_use_unless_something_names_it(variant):
+def test_unsubscribed_type_is_unused_unless_referred_to(variant):
     session = Session(variant)
     assert (session.generation, session.answered_generation(ENDPOINT), session.tagged(LISTENER)) == (
         -1,
@@ -100,7 +100,7 @@ def test_a_listener_is_in_force_with_all_that_it_names(variant):
     assert not stream.session.has_acked(LISTENER, ["none"])
 
 
-def test_a_client_brings_the_versions_of_what_it_has():
+def test_initial_versions_are_reported():
     delta = Stream(Variant.DELTA, generation(1, LDS="l=1"))
     delta.ask("LDS", initial={"l": "0.8080S", "m": "1"})
     assert sorted(delta.session.initial_versions(LISTENER)) == ["0.8080S", "1"]

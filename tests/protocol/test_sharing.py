@@ -24,7 +24,7 @@ def test_the_same_resources_are_joined_once():
     assert encode_delta_response(type_url=CLUSTER, version="1", nonce="2", joined=joined) == plain
 
 
-def test_equal_resources_that_are_not_the_same_are_not_mistaken_for_them():
+def test_equal_resources_are_not_confused_in_the_cache():
     first, second = some(3), tuple(Resource.of(CLUSTER, f"n{number}", b"other") for number in range(3))
     assert first_part(first, BUDGET)[1] != first_part(second, BUDGET)[1]
 
@@ -35,7 +35,7 @@ def test_another_budget_gives_another_part():
     assert len(first_part(resources, 1)[0]) == 1
 
 
-def test_what_was_joined_is_not_kept_for_ever():
+def test_cache_of_joined_parts_is_bounded():
     for _ in range(3 * responses._MAX_CACHED_PARTS):
         first_part(some(2), BUDGET)
     assert len(responses._parts) == responses._MAX_CACHED_PARTS

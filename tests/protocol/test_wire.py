@@ -36,7 +36,7 @@ SIZES = st.sampled_from([0, 1, 0x7F, 0x80, 0x3FFF, 0x4000, 0x1FFFFF, 0x200000])
 
 
 @given(names=NAMES, version=st.text(max_size=5), type_url=st.text(max_size=5), nonce=st.text(max_size=5))
-def test_a_request_means_what_the_other_codec_wrote(names, version, type_url, nonce):
+def test_request_is_decoded_as_the_other_codec_encoded_it(names, version, type_url, nonce):
     message = DiscoveryRequest(
         resource_names=names, version_info=version, type_url=type_url, response_nonce=nonce
     )
@@ -48,7 +48,7 @@ def test_a_request_means_what_the_other_codec_wrote(names, version, type_url, no
 @given(
     names=NAMES, gone=NAMES, versions=st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=3)
 )
-def test_a_delta_request_means_what_the_other_codec_wrote(names, gone, versions):
+def test_delta_request_is_decoded_as_encoded(names, gone, versions):
     message = DeltaDiscoveryRequest(
         type_url=CLUSTER,
         resource_names_subscribe=names,
@@ -94,7 +94,7 @@ def test_the_node_and_the_error_are_read(parse, message):
     assert request.error == ErrorDetail(code=13, message="no")
 
 
-def test_a_client_may_call_its_version_what_it_likes():
+def test_user_agent_version_is_free_text():
     data = bytes(
         DiscoveryRequest(node=NodeMessage(id="me", user_agent_name="gRPC", user_agent_version="1.85 x"))
     )
@@ -150,7 +150,7 @@ def test_the_other_codec_reads_a_delta_response(names, body, removed, identifier
 @example(ttl=1.0, aliases=[])
 @example(ttl=0.5, aliases=["r/a"])
 @example(ttl=MAX_TTL, aliases=[])
-def test_the_other_codec_reads_what_goes_with_a_resource(ttl, aliases):
+def test_other_codec_decodes_aliases_and_ttl(ttl, aliases):
     resource = Resource.of(VIRTUAL_HOST, "r/v", b"body", aliases=tuple(aliases), ttl=ttl)
     data = encode_delta_response(
         type_url=VIRTUAL_HOST,
@@ -175,7 +175,7 @@ def test_the_other_codec_reads_what_goes_with_a_resource(ttl, aliases):
 
 
 @given(body=SIZES)
-def test_the_size_of_a_resource_is_what_it_adds_to_a_response(body):
+def test_encoded_size_is_the_size_in_a_response(body):
     resource = Resource.of(VIRTUAL_HOST, "a", b"x" * body, aliases=("b", "c"), ttl=300.0)
     without = encode_delta_response(type_url=VIRTUAL_HOST, version="v", nonce="1", resources=[])
     assert len(
@@ -207,5 +207,5 @@ def test_any_bytes_are_a_request_or_refused(data):
             parse(data)
 
 
-def test_fields_that_nobody_knows_are_skipped():
+def test_unknown_fields_are_skipped():
     assert parse_request(b"\x22\x01t\xfa\x3e\x03new") == Request(type_url="t")
