@@ -1,4 +1,4 @@
-"""Everything that we send, from the golden meshes: betterproto2's own encoder means the same by it, to the last Any inside."""
+"""All messages of the golden meshes: betterproto2's own encoder gives equal messages."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ Emitted = set[tuple[str, bytes]]
 
 
 def whole() -> Iterator[tuple[str, bytes]]:
-    """What sidecars are sent, and what they start with."""
+    """Resources and bootstraps of all sidecars."""
     for case in CASES:
         mesh = load(case.values[0])
         for pod in (pod for pod in mesh.pods() if pod.has_sidecar):
@@ -71,7 +71,7 @@ def emitted() -> Emitted:
 
 
 def packed(of: tuple[str, bytes]) -> Iterator[tuple[str, bytes]]:
-    """Every Any in a message, and in what it holds."""
+    """Yield each Any in a message, at any depth."""
     for message in inside(message_class(of[0]).FromString(of[1])):
         if message.DESCRIPTOR.full_name == "google.protobuf.Any":
             name = message.type_url.rpartition("/")[2]
@@ -80,7 +80,7 @@ def packed(of: tuple[str, bytes]) -> Iterator[tuple[str, bytes]]:
 
 
 def inside(message: Message) -> Iterator[Message]:
-    """A message, and all that are in it, but for what is in an Any."""
+    """Yield a message and all messages in it, except those in an Any."""
     yield message
     for field, value in message.ListFields():
         if field.message_type is None:
@@ -102,7 +102,7 @@ def test_all_emitted_types_are_tested_with_random_messages():
 
 
 def named() -> set[str]:
-    """Every message of Envoy that the modules which make what is sent have a name for."""
+    """Return all message classes of Envoy that the modules of xds.mesh.envoy import."""
     modules = [
         import_module(each.name)
         for package in (envoy, identity)

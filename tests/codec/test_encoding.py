@@ -1,4 +1,4 @@
-"""`encode` against betterproto2's own encoder, over random messages of every shape."""
+"""`encode` against betterproto2's own encoder, with random messages."""
 
 import dataclasses
 import importlib
@@ -103,7 +103,7 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Maker:
-    """Makes random messages: every field is as often unset as set, less often set deeper down."""
+    """Makes random messages. Fields are set with a probability of one half, and less at greater depths."""
 
     def __init__(self, seed: str, depth: int = 4) -> None:
         self.random = random.Random(seed)
@@ -163,7 +163,7 @@ class Maker:
 
 
 def assert_same(message: betterproto2.Message) -> None:
-    """Both encoders mean the same to both decoders."""
+    """Both encoders give equal messages with both decoders."""
     cls = type(message)
     fast, slow = encode(message), bytes(message)
     assert cls.parse(fast) == cls.parse(slow) == message
@@ -183,9 +183,7 @@ def test_random_messages_of_all_types_equal_betterproto2s() -> None:
         importlib.import_module(module.name)
     for cls in tuple(default_message_pool.type_to_url):
         protobuf = message_class(full_name(cls))
-        if (
-            protobuf.DESCRIPTOR.file.name != "google/protobuf/descriptor.proto"
-        ):  # proto2: its enums are closed
+        if protobuf.DESCRIPTOR.file.name != "google/protobuf/descriptor.proto":  # Enums of proto2 are closed.
             assert_same(Maker(cls.__name__, depth=2).message(cls))
 
 

@@ -1,4 +1,4 @@
-"""The JSON form: names of the .proto files, every Any opened."""
+"""The JSON form has the names of the .proto files and the content of each Any."""
 
 from datetime import timedelta
 

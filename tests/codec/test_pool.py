@@ -1,4 +1,4 @@
-"""The descriptors: complete, lazy, and closed to names from outside."""
+"""The descriptors are complete and lazy, and lookups import no other packages."""
 
 import dataclasses
 import importlib

@@ -1,4 +1,4 @@
-"""The services may be added to any server of grpc.aio, one that runs too."""
+"""The services can be added to any server of grpc.aio, before or after its start."""
 
 from __future__ import annotations
 

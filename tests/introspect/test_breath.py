@@ -1,4 +1,4 @@
-"""Large answers: each part of them is as things are when it is made, and the event loop has its turns."""
+"""Large answers yield to the event loop, and each part is current when it is built."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CSDS: what each proxy has of each resource, and what it said to it."""
+"""CSDS: the status of each resource at each proxy."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def clusters(*resources: Resource) -> Snapshot:
 
 
 async def fetch(channel: grpc.aio.Channel, codec: Codec, **request: object) -> list[dict]:
-    """Ask with raw bytes, and decode with somebody else's classes."""
+    """Send raw bytes, and decode the answer with other generated classes."""
     body = await channel.unary_unary(f"/{FETCH}")(REQUEST(**request).SerializeToString())
     return codec.decode(RESPONSE, body).get("config", [])
 
@@ -56,7 +56,7 @@ def states(client: dict) -> dict[str, str]:
 
 
 async def until(channel, codec, **wanted: str) -> dict:
-    """Ask again until the one client's resources stand so: what a server takes from its clients it takes in its own time."""
+    """Ask until the resources of the only client have these states."""
     async with asyncio.timeout(20):
         seen: dict[str, str] = {}
         while not seen or not wanted.items() <= seen.items():
@@ -107,7 +107,7 @@ async def test_rejection_has_the_proxys_message(proxies, channel, codec, variant
     assert error["version_info"] == cluster("a").version
     assert error["failed_configuration"] == a["xds_config"] == {"@type": CLUSTER, "name": "a"}
     assert abs(at(error["last_update_attempt"]) - time.time()) < 20
-    # What it is mended to is not what was rejected.
+    # The fixed version is not the rejected one.
     mended = cluster("a", alt_stat_name="better")
     proxies.publish(clusters(mended, cluster("b")))
     await client.get()
@@ -126,7 +126,7 @@ async def test_resources_are_left_out_if_so_asked(proxies, channel, codec):
     ((whole),) = await fetch(channel, codec)
     ((short),) = await fetch(channel, codec, exclude_resource_contents=True)
     assert whole["generic_xds_configs"][0].pop("xds_config") == {"@type": CLUSTER, "name": "a"}
-    for found in (whole, short):  # Two clocks are read for it, at two moments.
+    for found in (whole, short):  # Two clocks are read, at slightly different times.
         assert found["generic_xds_configs"][0].pop("last_updated")
     assert short == whole
 
@@ -268,7 +268,7 @@ async def test_private_keys_never_show(proxies, channel, target, codec):
     leaf = authority.issue("spiffe://cluster.local/ns/shop/sa/web", now)
     issued = (certificate_secret(leaf), roots_secret([authority.certificate_pem]))
     pem = message_class("envoy.extensions.transport_sockets.tls.v3.Secret").FromString(issued[0].body)
-    # Without the last, which is of the public key: the certificate has that too.
+    # The last part belongs to the public key, which the certificate also has.
     lines = leaf.key.to_pem().splitlines()[1:-2]
     assert len(lines[0]) > 40
     upstream = message_class("envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext")()

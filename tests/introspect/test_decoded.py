@@ -1,4 +1,4 @@
-"""What is served decodes to the same for us, for somebody else's generated classes, and for grpcurl by our descriptors."""
+"""Answers decode equally with our classes, other generated classes, and grpcurl."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def codec():
 
 
 def snapshots(case) -> list[Snapshot]:
-    """Of one pod of each application, with the roots: all types that are served."""
+    """Resources of one pod of each application, of all served types."""
     mesh = load(case)
     pods = {pod.meta.labels["app"]: pod for pod in mesh.pods() if pod.has_sidecar}
     found = [translate(mesh, pod) for pod in pods.values()]
@@ -47,7 +47,7 @@ def snapshots(case) -> list[Snapshot]:
 
 
 def requests(variant: Variant, snapshot: Snapshot) -> list[dict[str, object]]:
-    """Ask for everything that there is, and for what there is not."""
+    """Subscribe to existing and missing resources."""
     asked: list[dict[str, object]] = []
     for type_url, resources in snapshot.types.items():
         names = [] if type_url in {CLUSTER, LISTENER} else [*resources, "missing"]
@@ -90,7 +90,7 @@ async def test_grpcurl_output_equals_other_codecs(case, variant, codec):
             raw = [body async for body in channel.stream_stream(f"/{ADS}/{METHODS[variant]}")(iter(bodies))]
     finally:
         await server.stop()
-    # What grpcurl printed becomes bytes again without our descriptors.
+    # Encode grpcurl's output without our descriptors.
     read = [codec.decode(name, codec.encode(name, response)) for response in shown]
     wanted = [codec.decode(name, body) for body in raw]
     by_type = {response["type_url"]: response | {"nonce": ""} for response in wanted}

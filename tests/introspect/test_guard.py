@@ -1,4 +1,4 @@
-"""Who is answered: callers of this machine."""
+"""Authorization of callers by address."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ async def test_a_method_that_would_run_in_a_thread_is_refused():
 
 @pytest.mark.netns
 def test_from_another_address_only_discovery_and_health_answer():
-    """A server on every address, asked with the real grpcurl from loopback and from another address of its host."""
+    """Query a server on all addresses with grpcurl, from loopback and from another address."""
     done = subprocess.run(
         ["unshare", "--net", sys.executable, IN_A_NAMESPACE],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""gRPC health: of the server as a whole and of each discovery service, asked once and watched."""
+"""gRPC health of the server and of each discovery service, by Check and Watch."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def test_channelz_knows_the_server_and_its_sockets(target):
         start = int(servers[-1]["ref"]["serverId"]) + 1 if servers else 0
         (page,) = await call(target, f"{channelz}/GetServers", {"startServerId": start})
         servers += page.get("server", [])
-    # Of all servers that this process has had, ours is the one that was just called.
+    # Ours is the server of this process that was called last.
     ours = max(servers, key=lambda each: each["data"].get("lastCallStartedTimestamp", ""))["ref"]["serverId"]
     (found,) = await call(target, f"{channelz}/GetServer", {"serverId": ours})
     assert int(found["server"]["data"]["callsStarted"]) >= 2

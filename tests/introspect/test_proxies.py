@@ -1,4 +1,4 @@
-"""xds.mesh.v1.Proxies: who is connected, how far each proxy is, and what keeps it."""
+"""xds.mesh.v1.Proxies: connected proxies, their status, and what they wait for."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def node(name: str) -> str:
 
 
 class Ask:
-    """A client of the service, and of discovery."""
+    """A client of the service and of discovery."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._channel = channel
@@ -51,14 +51,14 @@ class Ask:
         return list((await self.answer(**request)).proxies)
 
     async def type(self, type_url: str, **request: str | bool) -> pb.Type:
-        """How far the only stream of the only proxy is with a type."""
+        """Return the status of a type on the only stream of the only proxy."""
         [proxy] = await self.list(**request)
         [stream] = proxy.streams
         [found] = [kind for kind in stream.types if kind.type_url == type_url]
         return found
 
     async def until(self, state: pb.State, type_url: str, **request: str | bool) -> pb.Type:
-        """Ask until a type is so: when the server has read what a client wrote, only it knows."""
+        """Ask until a type has a state. Only the server knows when it has read the client's requests."""
         async with asyncio.timeout(WITHIN):
             while (found := await self.type(type_url, **request)).state != state:
                 await asyncio.sleep(0.01)
@@ -73,7 +73,7 @@ class Ask:
         return method(pb.WatchProxiesRequest(**request), timeout=3 * WITHIN)
 
     async def client(self, name: str = "web.shop", variant: Variant = Variant.DELTA) -> Client:
-        """A client that asked for clusters, and was answered."""
+        """A client that has subscribed to clusters and received a response."""
         client = Client(self._channel, variant, node=node(name) if "." in name else name)
         await client.ask(CLUSTER)
         await client.get()
@@ -87,13 +87,13 @@ def proxies() -> OneForAll:
 
 @pytest.fixture
 def missing() -> dict[str, str]:
-    """By node id, why a proxy gets nothing."""
+    """Reasons why proxies have no configuration, by node ID."""
     return {}
 
 
 @pytest.fixture
 def absences() -> list[Absences]:
-    """Who should be connected and is not: one value, which a test may replace."""
+    """Proxies that should be connected. A test may replace the value."""
     return [Absences()]
 
 
@@ -154,7 +154,7 @@ async def test_watch_lists_absent_sidecars_only_on_change(ask: Ask, absences: li
     second = await watch.read()
     assert second.proxies
     assert not second.HasField("not_connected")
-    # Nothing else changes meanwhile: the client has said all that it says.
+    # The client sends nothing more, so nothing else changes.
     absences[0] = Absences((), elsewhere=True)
     while not second.HasField("not_connected"):
         second = await watch.read()
@@ -234,7 +234,7 @@ async def test_rejection_has_resources_and_sources(ask: Ask):
     [rejected] = [each for each in kind.unsynced if each.state == pb.Resource.ERROR]
     assert (rejected.name, rejected.sent_version, rejected.version) == ("b", "1", "1")
     assert list(rejected.rejection.sources) == ["Object ns/b"]
-    # Names are told only to who asks for them; the rejection always.
+    # Names are included on request only, rejections always.
     kind = await ask.type(CLUSTER)
     assert not kind.unsynced
     assert kind.rejection == rejection
@@ -301,7 +301,7 @@ async def test_watch_sends_everything_and_then_changes(ask: Ask, missing: dict[s
     assert told.proxies[0].streams[0].connected_at == connected_at["web"], (
         "what did not change looks the same"
     )
-    # What the proxy itself does not do is told as well.
+    # Changes that the proxy does not cause are sent too.
     missing[node("app.shop")] = "its pod is not known"
     told = await watch.read()
     assert [(each.pod, each.missing) for each in told.proxies] == [("app", "its pod is not known")]
@@ -326,7 +326,7 @@ async def test_watch_is_silent_without_changes_and_batches_them(server: XdsServe
             await asyncio.sleep(0.01)
     told = await watched.look(discovery)
     assert told.proxies[0].streams[0].types[-1].names == 3
-    # A look later it may be written too; then there is silence.
+    # The next check may include the write. Then there are no more changes.
     await watched.look(discovery)
     assert await watched.look(discovery) is None
 

@@ -1,4 +1,4 @@
-"""What is generated from protos/: it fits its runtime, and is what the definitions give."""
+"""The code that is generated from protos/ fits the protobuf runtime and the definitions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def version(text: str) -> tuple[int, ...]:
 
 
 def test_the_oldest_protobuf_that_is_allowed_can_run_it() -> None:
-    """Generated code refuses a runtime that is older than its compiler."""
+    """Generated code rejects a runtime that is older than its compiler."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     [allowed] = [each for each in project["dependencies"] if each.startswith("protobuf")]
     oldest = version(allowed.removeprefix("protobuf>="))

@@ -1,4 +1,4 @@
-"""Secrets are not shown, wherever they are, and everything else is."""
+"""Secrets are redacted wherever they are, and everything else is kept."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TLS = "envoy.extensions.transport_sockets.tls.v3"
 
 
 def fill(message, field: FieldDescriptor, where: str) -> None:
-    """Put the key into a field, and into whatever it takes to have it there."""
+    """Set a field to the key, and create the messages around it."""
     inner = field.message_type
     if inner is None:
         value = KEY.encode() if field.type == FieldDescriptor.TYPE_BYTES else KEY
@@ -47,7 +47,7 @@ def fill(message, field: FieldDescriptor, where: str) -> None:
 
 
 def put(message, where: str) -> None:
-    """Fill a message that is secret as a whole."""
+    """Fill a message that is redacted entirely."""
     match message.DESCRIPTOR.name:
         case "DataSource":
             fill(message, message.DESCRIPTOR.fields_by_name[where], where)
@@ -64,7 +64,7 @@ def put(message, where: str) -> None:
 
 
 def with_key(name: str, where: str = "inline_string"):
-    """Make a message that has the key in the field of this full name."""
+    """Make a message with the key in the field of a full name."""
     owner, _, field = name.rpartition(".")
     message = message_class(owner)()
     fill(message, message.DESCRIPTOR.fields_by_name[field], where)
@@ -72,7 +72,7 @@ def with_key(name: str, where: str = "inline_string"):
 
 
 def inside(message):
-    """Put a message deep into a Listener: into a socket's configuration, which is an Any."""
+    """Put a message into an Any deep inside a Listener."""
     listener = message_class("envoy.config.listener.v3.Listener")(name=SHOWN)
     socket = listener.filter_chains.add().transport_socket
     wrapper = message_class("envoy.config.core.v3.TypedExtensionConfig")(name=SHOWN)

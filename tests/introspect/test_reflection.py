@@ -1,4 +1,4 @@
-"""Reflection, as grpcurl (v1alpha) and a client of our own (v1) use it."""
+"""Reflection with grpcurl (v1alpha) and with a client of our own (v1)."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ async def test_both_versions_answer_everything_that_can_be_asked(channel, versio
     names = [each.name for each in files(cluster)]
     assert names[0] == "envoy/config/cluster/v3.proto"
     assert "envoy/config/core/v3.proto" in names
-    # What a stream was told once, it is not told again, but for what it asks for.
+    # A stream is not sent a dependency twice, only a file that it asks for.
     assert [each.name for each in files(again)] == [names[0]]
     assert files(method)[0].service[0].name == "ServerReflection"
     assert types.all_extension_numbers_response.base_type_name == "envoy.config.cluster.v3.Cluster"

@@ -1,4 +1,4 @@
-"""xds.mesh.v1.Rollouts: how far changes of mode are, as sidecars answer."""
+"""xds.mesh.v1.Rollouts: the progress of mode changes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Ask:
         return response
 
     async def until(self, is_so: Callable[[pb.ListRolloutsResponse], bool]) -> pb.ListRolloutsResponse:
-        """Ask until it is so: only the control plane knows when it has read what a sidecar wrote, and waits a little then."""
+        """Ask until a condition holds. Only the control plane knows when it has read an ACK."""
         async with asyncio.timeout(WITHIN):
             while not is_so(found := await self.list()):
                 await asyncio.sleep(0.01)
@@ -79,9 +79,9 @@ async def test_endpoints_transition_individually_on_acks(plane: Plane):
     ask = Ask(plane.channel)
     before = time.time()
     plane.say("STRICT")
-    # web-1 does not answer, and holds back nobody but itself: clients are told of web-2.
+    # web-1 does not answer, and blocks no other endpoint: clients are switched for web-2.
     await ask.until(awaits(pb.WaitingEndpoint.CLIENTS, "web-2"))
-    # Any sidecar may be a client; only one has not taken what it is to send.
+    # Each sidecar can be a client. Only one has not ACKed the change.
     found = await ask.until(lambda found: list(found.services[0].waiting[1].clients) == ["one.shop"])
     [service] = found.services
     assert (service.namespace, service.service, service.endpoints) == ("shop", "web", 2)

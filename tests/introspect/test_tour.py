@@ -1,4 +1,4 @@
-"""Every command of docs/grpcurl.md, with the real grpcurl and a real `xds serve`, prints what is shown there."""
+"""The commands of docs/grpcurl.md print the documented output, with real tools."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from tests.introspect.grpcurl import GRPCURL, read
 
 STEPS = list(tour.steps(tour.TOUR.read_text()))
 WITHIN = 20.0
-"""Seconds: what a server takes from a proxy, it takes in its own time, so what is shown is asked for again until then."""
+"""Seconds to repeat a command until the server has processed the proxies' requests."""
 
 Run = Callable[[str], str]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the request files, as the tour writes a file beside them."""
+    """A copy of the request files. The tour writes a file beside them."""
     return shutil.copytree(tour.FOLDER, tmp_path_factory.mktemp("tour") / "grpcurl")
 
 
@@ -56,13 +56,13 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def run(address: str, folder: Path) -> Iterator[Run]:
-    """Run a command as in a shell; one that stays runs until all have run."""
+    """Run a command in a shell. A background command runs until the end of the tour."""
     paths = os.pathsep.join((str(GRPCURL.parent), os.environ["PATH"]))
     staying = []
 
     def run(command: str) -> str:
         shell = ["bash", "-c", command.replace(tour.ADDRESS, address).removesuffix("&")]
-        # Where `xds status` asks if not told otherwise cannot be had, as other tests may have the port.
+        # Other tests may use the default port of `xds status`.
         if command.startswith("xds status"):
             shell[-1] += f" --xds-address {address}"
         options = {"cwd": folder, "env": os.environ | {"PATH": paths, "COLUMNS": "200"}, "text": True}

@@ -1,4 +1,4 @@
-"""What is said of the library is so: the programs run, and the tests that are named exist."""
+"""The documentation of the library is correct: its programs run, and the tests that it names exist."""
 
 from __future__ import annotations
 

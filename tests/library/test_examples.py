@@ -1,4 +1,4 @@
-"""The programs of examples/library as they are, with gRPC's own xDS client and a real Envoy."""
+"""The programs of examples/library, with gRPC's own xDS client and a real Envoy."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from tests.support.loopback import free_port
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "library"
 LONG = 60.0
-"""Seconds within which a program says what it should: far more than it takes."""
+"""Maximum time for the output of a program, in seconds. It takes far less."""
 
 
 class Program:
-    """A running example, and what it prints."""
+    """A running example and its output."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
         self.said: list[str] = []
 
     async def says(self, pattern: str) -> re.Match[str]:
-        """Read on until a line has this in it."""
+        """Read until a line contains a text."""
         assert self.process.stdout
         try:
             async with asyncio.timeout(LONG):
@@ -103,7 +103,7 @@ async def test_they_end_quietly_when_they_are_interrupted(name):
 
 
 def test_the_envoy_of_the_example_asks_where_the_programs_serve():
-    """What is in the file, the programs and their description is the same address."""
+    """The address in the file, in the programs and in their documentation is the same."""
     for name in ("api_listener.py", "client.py", "route_every_second.py"):
         assert "127.0.0.1:18000" in (EXAMPLES / name).read_text()
     text = (EXAMPLES / "envoy.yaml").read_text()

@@ -1,4 +1,4 @@
-"""What a program does wrong with a store is told, and changes nothing."""
+"""Invalid calls of a store raise, and change nothing."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_change_raises_after_its_block_has_ended(error):
     assert {*store.view("n").of(CLUSTER)} == (set() if error else {"a"})
 
 
-# --- threads ---------------------------------------------------------------------------------------------------------
+# --- threads ---
 
 CALLS = {
     "set": lambda s: s.set(cluster("b")),

@@ -1,4 +1,4 @@
-"""What is found out about a message: its type, its name, and what it makes a client ask for."""
+"""Type, name and references of a resource are derived from its message."""
 
 from __future__ import annotations
 
@@ -232,7 +232,7 @@ assert len(made) == 8 and all(one == made[0] for one in made), made
 
 
 def test_threads_may_make_resources_at_the_same_time():
-    """In a new process each time: what may go wrong is what is done once."""
+    """Each run is a new process, because the code that may race runs once per process."""
     for _ in range(3):
         subprocess.run([sys.executable, "-c", TOGETHER], cwd=Path(__file__).parents[2], check=True)
 
@@ -334,7 +334,7 @@ def test_references_are_found(case):
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_references_of_every_golden_mesh_are_found(case):
-    """Looked for here in the JSON form, by what the fields are called."""
+    """Search the JSON form by field name."""
     mesh = load(case)
     for pod in (pod for pod in mesh.pods() if pod.has_sidecar):
         for type_url, resources in translate(mesh, pod).types.items():

@@ -35,7 +35,7 @@ async def channel(store) -> AsyncIterator[grpc.aio.Channel]:
 
 
 class Node:
-    """A client that knows what it has."""
+    """A client that tracks its resources."""
 
     def __init__(self, channel: grpc.aio.Channel, variant: Variant, name: str = "edge.1") -> None:
         self.stream = Client(channel, variant, node=name)
@@ -43,7 +43,7 @@ class Node:
         self.last = None
 
     async def take(self, *, error: str = "") -> set[str]:
-        """Take the next response, or reject it; return the names in it."""
+        """ACK or NACK the next response, and return its names."""
         self.last = await self.stream.get()
         there = self.has.setdefault(self.last.type_url, {})
         wrapped = hasattr(self.last, "removed_resources")
@@ -94,7 +94,7 @@ async def test_all_of_one_call_is_in_one_response(store, channel, variant):
 
 
 async def test_references_determine_the_sending_order(store, channel):
-    """A cluster's assignment is pushed again when the cluster changes: delta Envoy would wait for it, and not ask."""
+    """Delta Envoy waits for the assignment of a changed cluster, and does not subscribe again."""
     store.set(eds_cluster("c"), assignment("c"))
     node = Node(channel, Variant.DELTA)
     await node.stream.ask(CLUSTER)
@@ -123,7 +123,7 @@ async def test_however_many_connect_everything_is_encoded_once(store, channel, v
     assert encode_counts.total() == before + 1
 
 
-# --- events ----------------------------------------------------------------------------------------------------------
+# --- events ---
 
 
 async def test_events_have_the_node(store, channel, variant):
@@ -189,11 +189,11 @@ async def test_dropped_iterator_costs_nothing(store):
     assert len(store._event_streams) == 0
 
 
-# --- applied ---------------------------------------------------------------------------------------------------------
+# --- applied ---
 
 
 async def is_waiting(task: asyncio.Task[None]) -> bool:
-    """Whether a task goes on waiting, given the time of a few looks."""
+    """Whether a task still waits after several checks."""
     return not (await asyncio.wait([task], timeout=0.1))[0]
 
 
@@ -278,7 +278,7 @@ async def test_applied_does_not_wait_for_disconnected_clients(store, channel, va
 
 
 async def test_unprocessed_snapshot_is_not_applied(store):
-    """As when it is still writing to a client that does not read."""
+    """The stream still writes to a client that does not read."""
     store.set(eds_cluster("c"))
     client = store.connect(wire.Node(id="n"), StreamInfo(peer="", variant=Variant.DELTA, type_url=""))
     session = client.session = Session(Variant.DELTA)
@@ -328,7 +328,7 @@ async def test_applied_does_not_wait_for_unserved_types(store, channel, variant)
     await store.applied()
 
 
-# --- embedding -------------------------------------------------------------------------------------------------------
+# --- embedding ---
 
 
 async def test_services_can_join_an_existing_server(store, variant):

@@ -1,4 +1,4 @@
-"""Sets of resources: versions that depend on content alone, changes that cost what changes."""
+"""Sets of resources: versions depend on the content alone, and changes cost only what changes."""
 
 from __future__ import annotations
 

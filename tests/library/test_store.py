@@ -1,4 +1,4 @@
-"""What a store has for whom: scopes, changes, sharing. Streams are in test_serving.py."""
+"""Scopes, changes and sharing of a store. test_serving.py has the tests with streams."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def seen(snapshot) -> dict[tuple[str, str], Resource]:
     return {(type_url, name): one for type_url, of in snapshot.types.items() for name, one in of.items()}
 
 
-# --- scopes ----------------------------------------------------------------------------------------------------------
+# --- scopes ---
 
 
 def test_the_narrowest_scope_wins():
@@ -122,7 +122,7 @@ def test_views_equal_those_of_a_model(changes):
             assert of.version == same.of(type_url).version
 
 
-# --- changes ---------------------------------------------------------------------------------------------------------
+# --- changes ---
 
 
 def test_changes_in_one_block_are_published_once():
@@ -196,7 +196,7 @@ def test_removing_an_absent_resource_is_ignored():
 
 
 def test_a_type_that_is_no_more_is_empty_and_not_unknown():
-    """Or a client that has some of it would never be told."""
+    """Otherwise a client that has some of it would not delete it."""
     store = Store()
     own = TYPE_PREFIX + "my.Own"
     client = connect(store, "n")
@@ -219,7 +219,7 @@ def test_equal_resource_changes_nothing():
     assert client.snapshot.of(CLUSTER)["c"].sources == ("said.yaml",)
 
 
-# --- sharing ---------------------------------------------------------------------------------------------------------
+# --- sharing ---
 
 
 def test_nodes_with_the_same_view_share_it():
@@ -257,7 +257,7 @@ def test_cost_of_a_change_is_independent_of_the_store():
     changed = resource(assignment("c7"), ttl=1)
     hashed, made = sum(_digest.cache_info()[:2]), encode_counts.total()
     store.set(changed)
-    # The old and the new one: 2,000 others, and 1,000 nodes, are left alone.
+    # The old and the new resource. The other 2,000 resources and the 1,000 nodes cost nothing.
     assert sum(_digest.cache_info()[:2]) - hashed == 2
     assert encode_counts.total() == made
     assert len({id(client.snapshot.of(ENDPOINT)) for client in clients}) == 1

@@ -1,4 +1,4 @@
-"""What a client did not take because of another resource in the response, which it names: sent again without that, once."""
+"""Resources rejected only because of others in the same response are sent again once, without the others."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def clusters(text: str, route: str = "one"):
 
 
 def connect(variant: Variant, text: str = "one=1") -> Stream:
-    """A client that has clusters and a route, and asks for the assignments of any that may come."""
+    """A client with clusters and a route that subscribes to some assignments."""
     stream = Stream(variant, clusters(text))
     for short, names in (("CDS", ()), ("EDS", ("one", "bad", "new", "also")), ("LDS", ()), ("RDS", ("r",))):
         stream.ask(short, *names)

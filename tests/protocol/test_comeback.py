@@ -1,7 +1,7 @@
-"""Clients that come back to a world that has changed.
+"""Clients that reconnect to a world that has changed.
 
-Envoy asks for clusters last if some were warming when its last stream ended. gRPC names the clusters that it has, and
-drops those that it is not sent.
+Envoy subscribes to clusters last if some were warming when its last stream ended. gRPC names the clusters
+that it has, and deletes those that it is not sent.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ WORLD = world(CDS="a=2 new=1", EDS="a=1 new=1", SDS="s=1", LDS="l=1>r", RDS="r=n
 
 
 def come_back(variant: Variant, **options) -> Stream:
-    """A client that has the old routes, and waits for the assignment of a cluster that has changed."""
+    """A client with the old routes that waits for the assignment of a changed cluster."""
     stream = Stream(variant, WORLD, **options)
     stream.ask("EDS", "a", **brought(variant, a="1"))
     stream.ask("LDS", **brought(variant, l="1"))
@@ -55,7 +55,7 @@ def test_r43_routes_wait_for_clusters_of_a_warming_client(variant):
 
 
 def again(variant: Variant) -> list[str]:
-    """What follows clusters that may all be news."""
+    """Return what follows clusters that may all be new to the client."""
     return ["EDS a=1"] if variant is Variant.SOTW else []
 
 
@@ -93,7 +93,7 @@ def test_r42_routes_of_a_new_client_do_not_wait_for_clusters(variant):
     assert stream.get() == ["EDS a=1", "RDS r=new"]
 
 
-# --- clusters by name ------------------------------------------------------------------------------------------------
+# --- clusters by name ---
 
 MOVED = world(CDS="b=1", EDS="b=1", LDS="l=1>r", RDS="r=b")
 

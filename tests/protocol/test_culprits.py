@@ -1,4 +1,4 @@
-"""What a client rejected by itself, as it says: never sent again, the rest is taken, and what it had before stays."""
+"""Resources that a client rejects individually are not sent again, and its previous versions stay."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def states(stream: Stream) -> dict[str, State]:
     return {each.name: each.state for each in status.resources}
 
 
-# --- what a message says ---------------------------------------------------------------------------------------------
+# --- what a message says ---
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_culprits_are_parsed_from_the_nack_message(message, culprits):
         assert nacked.suspects == nacked.culprits
 
 
-# --- state of the world ----------------------------------------------------------------------------------------------
+# --- state of the world ---
 
 
 def test_r12_rejected_new_resource_is_omitted(short):
@@ -198,7 +198,7 @@ def test_r12_resource_of_an_earlier_stream_is_never_omitted():
     stream.serve(world(CDS="a=2 b=2"))
     assert stream.get() == [
         "CDS a=2 b=2"
-    ]  # Without it the client would lose a version that nobody here knows.
+    ]  # Omitting it would delete a version that the server does not know.
     reject(stream, "CDS", "a")
     stream.serve(world(CDS="a=3 b=2"))
     stream.settle()
@@ -313,7 +313,7 @@ def test_r12_rejected_resource_is_sent_after_resubscription():
     assert stream.get() == ["LDS a=2 b=2"]
 
 
-# --- delta -----------------------------------------------------------------------------------------------------------
+# --- delta ---
 
 
 def test_r12_individual_rejection_holds_only_that_resource(short):
@@ -343,7 +343,7 @@ def test_r12_individual_rejection_holds_only_that_resource(short):
     ],
 )
 def test_time_for_a_rejection_is_linear_in_its_message(text):
-    """Before, a message of 64 KiB took up to a second, and a client may send as many as it likes."""
+    """A quadratic search took up to a second for a message of 64 KiB."""
     message = ENVOY.format("cluster", text * (60_000 // len(text)))
     response = Response(
         type_url=CLUSTER, nonce="1", version="1", resources=MANY, fresh=MANY, sent_at=0.0, removed=()

@@ -1,4 +1,4 @@
-"""Delta: what is sent when, for each rule of the protocol."""
+"""The delta variant, by rule of the protocol."""
 
 from __future__ import annotations
 
@@ -325,7 +325,7 @@ def test_r36_resubscription_to_a_removed_name_is_answered():
     stream = delta(world(CDS="x=1", LDS="l=1"))
     stream.ask("LDS")
     stream.ask("CDS", initial={"gone": "1", "x": "1"})
-    assert stream.get() == ["LDS l=1"]  # It is not acknowledged, so that `gone` has to stay.
+    assert stream.get() == ["LDS l=1"]  # The cluster is not ACKed, so `gone` must stay.
     stream.ask("CDS", "gone")
     assert stream.get() == ["CDS -gone"]
 

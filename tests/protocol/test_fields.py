@@ -1,4 +1,4 @@
-"""Fields of requests and responses: which are believed, which are only passed on, and which mean nothing."""
+"""Fields of requests and responses: which are used, passed on, or ignored."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_r1_another_node_later_on_is_not_believed(variant):
 
 @pytest.mark.parametrize("seed", ["1", "2"])
 def test_r5_the_version_is_the_same_in_every_process(seed):
-    """Names are hashed with a seed, so that each process goes through a set in an order of its own."""
+    """String hashes have a random seed, so the order of a set differs between processes."""
     there = subprocess.run(
         [sys.executable, "-c", SETS],
         env=os.environ | {"PYTHONHASHSEED": seed},

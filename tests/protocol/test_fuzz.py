@@ -1,4 +1,4 @@
-"""Requests that no client should send: refused as such or made the best of, and never an accident."""
+"""Invalid requests are rejected or tolerated, and never cause another exception."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def snapshots(draw) -> Snapshot:
 
 
 def look_at(session: Session) -> None:
-    """Everything that may be asked of a session."""
+    """Call all methods that read the state of a session."""
     for status in session.status():
         assert sum(status.counts.values()) == len(list(status.resources))
     assert session.synced in {True, False}
@@ -95,7 +95,7 @@ def look_at(session: Session) -> None:
 
 
 def take(session: Session, variant: Variant, now: float, nonces: set[str]) -> None:
-    """Take all that there is, which is well-formed, and comes to an end."""
+    """Take all responses. Each is well-formed, and their number is finite."""
     for _ in range(1000):
         data = session.next(now)
         if data is None:

@@ -1,4 +1,4 @@
-"""What a client may have the server remember at most."""
+"""Limits on what one client can make the server store."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def filled(field: str, names: tuple[str, ...]) -> object:
     return dict.fromkeys(names, "1") if field == "initial_resource_versions" else names
 
 
-# --- one request -----------------------------------------------------------------------------------------------------
+# --- one request ---
 
 
 def test_r57_request_with_too_many_names_is_not_applied(variant):
@@ -94,7 +94,7 @@ def test_r60_node_has_a_limited_number_of_client_features(variant):
 
 
 def test_names_from_clients_are_not_interned():
-    """Since Python 3.12 an interned string is never freed."""
+    """Since Python 3.12, interned strings are never freed."""
     for number, parse in enumerate((parse_request, parse_delta_request)):
         name = f"a name that nothing else has interned {number}"
         variant = Variant.SOTW if parse is parse_request else Variant.DELTA
@@ -104,7 +104,7 @@ def test_names_from_clients_are_not_interned():
         assert sys.intern("".join(list(name))) is not taken
 
 
-# --- one stream ------------------------------------------------------------------------------------------------------
+# --- one stream ---
 
 
 def test_r57_more_names_in_several_requests_are_refused():
@@ -146,7 +146,7 @@ def test_initial_versions_count_towards_the_size():
 
 
 def test_unanswered_removals_count_until_they_are_answered():
-    """A client could otherwise name others again and again, and answer nothing."""
+    """Otherwise a client could name new resources again and again without an answer."""
     stream = Stream(Variant.DELTA, world(EDS=""), limits=LIMITS)
     stream.ask("EDS", "a", "b", "c")
     assert stream.get() == ["EDS -a -b -c"]
@@ -173,7 +173,7 @@ def test_replaced_subscription_leaves_nothing_behind(variant):
 
 
 def test_names_that_the_server_knows_are_its_own_strings(variant):
-    """A thousand clients name the same resources."""
+    """A thousand clients subscribe to the same names."""
     served = world(EDS="".join(list("some-name")) + "=1")
     [own] = served.of(ENDPOINT)
     stream = Stream(variant)
@@ -190,7 +190,7 @@ def test_names_that_the_server_knows_are_its_own_strings(variant):
     assert any(name is own for name in watch.subscription.names)
 
 
-# --- several streams -------------------------------------------------------------------------------------------------
+# --- several streams ---
 
 
 def test_streams_of_one_client_share_its_budget():

@@ -1,4 +1,4 @@
-"""What is sent for the names that a client gives: nothing that it did not ask for, and nothing twice."""
+"""Responses have only names that the client subscribes to, and each only once."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_r28_only_subscribed_types_and_names_are_sent(variant):
 
 
 def ask_on_top(stream: Stream, short: str, had: str, name: str) -> None:
-    """Ask for a name besides what was asked for before."""
+    """Subscribe to one more name."""
     names = (had, name) if stream.variant is Variant.SOTW else (name,)
     stream.ask(short, *names, nonce=stream.last[short].nonce)
 
@@ -78,7 +78,7 @@ def test_r30_lingering_resource_that_returns_is_sent_once(variant):
     stream.replies.clear()
     stream.serve(world(CDS="new=1", EDS="new=1", LDS="l=1>r", RDS="r=new"))
     stream.get()
-    # The cluster is kept until its routes are gone, and what comes back takes its place.
+    # The cluster lingers until its routes are removed. The returning one replaces it.
     stream.serve(world(CDS="old=2 new=1", EDS="old=1 new=1", LDS="l=1>r", RDS="r=old"))
     stream.ack("CDS")
     stream.settle()

@@ -1,4 +1,4 @@
-"""Make before break: in which order the types go out, and when what is gone goes."""
+"""Make before break: the order in which types are sent and resources are removed."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_r41_cluster_stays_until_its_routes_are_acked(variant):
     assert stream.get() == ["RDS r=new"]
     stream.ack("RDS")
     assert stream.get() == ["CDS -old" if variant is Variant.DELTA else "CDS new=1"]
-    # And the assignment after the cluster, if the client still wants it then.
+    # The assignment is removed after the cluster, if the client still subscribes to it.
     stream.ack("CDS")
     assert stream.get() == (["EDS -old"] if variant is Variant.DELTA else [])
 
@@ -187,7 +187,7 @@ def test_r41_unknown_resources_of_an_earlier_stream_linger():
     stream = Stream(Variant.DELTA, AFTER)
     stream.ask("CDS", initial={"old": "1", "new": "1"})
     stream.ask("EDS", "old", "new", initial={"old": "1", "new": "1"})
-    assert stream.get() == []  # Its listeners and routes are still to come.
+    assert stream.get() == []  # Its listeners and routes are not sent yet.
     stream.ask("LDS", initial={"l": "1"})
     assert stream.get() == []
     stream.ask("RDS", "r", initial={"r": "old"})

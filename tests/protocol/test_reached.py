@@ -1,4 +1,4 @@
-"""How far a session's client is, in one number, and what a successor of the server learns from versions."""
+"""The answered generation of a session, and the initial versions that a new server learns."""
 
 from __future__ import annotations
 

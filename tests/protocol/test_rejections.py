@@ -1,4 +1,4 @@
-"""A rejected response: never sent again as it was, mended at once, and its cause named."""
+"""Rejected resources are not sent again unchanged, are retried once fixed, and are named."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def test_r12_resource_that_returns_after_a_fix_is_sent():
     stream.get()
     stream.nack("EDS")
     stream.serve(world(CDS="c=1", EDS="bad=1", LDS="l=1"))
-    assert stream.get() == ["EDS bad=1"]  # It might have been the other.
+    assert stream.get() == ["EDS bad=1"]  # The other resource may be the cause.
     stream.nack("EDS")
     stream.serve(world(CDS="c=1", EDS="good=1 bad=1", LDS="l=1"))
     assert stream.get() == ["EDS good=1"]
@@ -188,7 +188,7 @@ def test_r12_rejected_clusters_are_sent_when_others_change():
     stream.nack("CDS")
     stream.ack("EDS")
     stream.serve(world(CDS="good=1 bad=1 new=1", EDS="good=1"))
-    # State of the world: what is left out is deleted. And the client may take `good` only now, and wait for it.
+    # SotW clients delete what a response omits. This client may accept `good` only now, and wait for it.
     assert stream.get() == ["CDS bad=1 good=1 new=1", "EDS good=1"]
 
 
@@ -352,7 +352,7 @@ def test_rejection_of_an_unsubscribed_resource_is_forgotten(variant):
 
 
 def test_r12_unanswered_resource_is_not_omitted():
-    """A client that warms withholds its answer, and gives a later one first."""
+    """A warming client withholds its answer, and answers a later response first."""
     stream = Stream(Variant.SOTW, world(CDS="a=1"))
     stream.ask("CDS")
     stream.settle()

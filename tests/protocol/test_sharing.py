@@ -1,4 +1,4 @@
-"""What many streams are to get is joined once, and kept no longer than it is of use."""
+"""Responses for many streams are joined once, and cached only while they are of use."""
 
 from __future__ import annotations
 

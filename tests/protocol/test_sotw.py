@@ -1,4 +1,4 @@
-"""State of the world: what is sent when, for each rule of the protocol."""
+"""The state-of-the-world variant, by rule of the protocol."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""RejectionTracker that stand: what is kept for a client that goes on with what it had, for how long, and what is not."""
+"""Resources that linger for a client that rejected a change, and for how long."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def mesh(clusters: str, *, listeners: str = "l=1>r", route: str = "1", secrets: 
 
 
 def names(stream: Stream, short: str = "CDS") -> set[str]:
-    """What the client has been told of a type and not to drop."""
+    """Return the resources of a type that the client has."""
     had: set[str] = set()
     for reply in stream.replies:
         if reply.type == short:
@@ -28,7 +28,7 @@ def names(stream: Stream, short: str = "CDS") -> set[str]:
 
 
 def with_rejected_routes(variant: Variant) -> Stream:
-    """A client that goes on with routes to a cluster that is gone."""
+    """A client that uses routes to a removed cluster."""
     stream = connect(variant, BEFORE)
     stream.serve(world(CDS="new=1", EDS="new=1", LDS="l=1>r", RDS="r=new"))
     stream.get()
@@ -114,7 +114,7 @@ def test_r27_removals_are_sent_despite_rejected_clusters(bad):
     assert stream.get() == ["CDS -b"]
     stream.ack("CDS")
     assert stream.get() == []
-    # What the client never had uses nothing; what it had before may use either.
+    # A rejected new resource uses nothing. The previous version may use either.
     for passed in (GRACE,) if bad == "c" else (DAY, DAY + GRACE):
         assert stream.session.deadline() == passed
         stream.now = passed

@@ -1,4 +1,4 @@
-"""What a session says of its client: how far it is with each type and resource, and what it waits for."""
+"""Status of a session: state and time of each type and resource, and what each type waits for."""
 
 from __future__ import annotations
 
@@ -229,7 +229,7 @@ def test_clusters_wait_for_missing_assignments_and_secrets(variant):
     assert waits(stream, "CDS") == (ACK, 1.0)
     stream.now = 2.0
     stream.ask("LDS")
-    assert waits(stream, "CDS") == ("EDS", 1.0)  # It has not even asked.
+    assert waits(stream, "CDS") == ("EDS", 1.0)  # It has not subscribed to them yet.
     stream.ask("EDS", "a")
     assert waits(stream, "CDS") == ("EDS", 1.0)
     stream.get()

@@ -1,4 +1,4 @@
-"""What a client wants, from what it has said so far."""
+"""Subscriptions that result from sequences of requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Resources that a client keeps only as long as it hears that they are good."""
+"""Resources with a TTL, and the heartbeats that renew them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_r44_heartbeats_renew_a_ttl():
     stream = Stream(Variant.DELTA, one(lived("s", "1", 10.0), lived("for-ever", "1", None)))
     stream.ask("SDS", "s", "for-ever")
     assert stream.get() == ["SDS for-ever=1 s=1"]
-    assert stream.session.deadline() is None  # It may still reject it.
+    assert stream.session.deadline() is None  # The client may still reject it.
     stream.ack("SDS")
     assert stream.get() == []
     assert stream.session.deadline() == 5.0
@@ -53,7 +53,7 @@ def test_r44_heartbeats_have_the_acked_version():
     stream.serve(one(lived("s", "2", 10.0)))
     assert stream.get() == ["SDS s=2"]
     stream.now = 5.0
-    assert stream.get() == []  # The client may have either.
+    assert stream.get() == []  # The client may have either version.
     (nacked,) = stream.nack("SDS")
     assert isinstance(nacked, Nacked)
     assert stream.get() == ["SDS ~s=1"]
@@ -132,7 +132,7 @@ def test_o20_sotw_responses_have_no_ttl():
     assert data is not None
     assert (
         str(stream._decode(data)) == "SDS s=1"
-    )  # As an Any of the type itself, without a Resource around it.
+    )  # It is an Any of the type itself, without a Resource around it.
     stream.ack("SDS")
     assert stream.get() == []
     assert stream.session.deadline() is None

@@ -1,4 +1,4 @@
-"""The types that are served in a way of their own: scopes, virtual hosts, runtime layers, filters, collections, time to live."""
+"""Types with rules of their own: scopes, virtual hosts, runtime layers, filters and collections."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def lived(name: str, version: str, ttl: float | None, *, type_url: str = SECRET)
     return Resource.of(type_url, name, f"{name}={version}".encode(), version=version, ttl=ttl)
 
 
-# --- order -----------------------------------------------------------------------------------------------------------
+# --- order ---
 
 
 def test_r40_every_type_has_its_place_whenever_it_is_asked_for():
@@ -87,7 +87,7 @@ def test_r41_resource_is_removed_after_its_users(user, used):
     assert stream.settle() == [f"{used} -y"]
 
 
-# --- SRDS, RTDS, ECDS ------------------------------------------------------------------------------------------------
+# --- SRDS, RTDS, ECDS ---
 
 
 def test_r23_scopes_are_subscribed_by_wildcard_and_sent_in_full(variant):
@@ -127,7 +127,7 @@ def test_r27_subscribed_filter_is_never_removed():
     assert stream.settle() == ["ECDS f=2"]
     stream.serve(world())
     stream.ask("ECDS", "f")
-    assert stream.get() == ["ECDS -f"]  # It asked, so that it has lost it.
+    assert stream.get() == ["ECDS -f"]  # The client subscribed again, so it has lost the resource.
 
 
 def test_r27_filter_of_an_earlier_stream_is_never_removed():
@@ -159,7 +159,7 @@ def test_r3_a_stream_has_a_bounded_number_of_types(variant):
         stream.ask("type.googleapis.com/c", "x")
 
 
-# --- virtual hosts by alias ------------------------------------------------------------------------------------------
+# --- virtual hosts by alias ---
 
 
 def test_r31_virtual_host_is_found_by_an_alias():
@@ -236,7 +236,7 @@ def test_a_virtual_host_may_be_called_like_a_collection():
     assert stream.settle() == ["VHDS r/*=1"]
 
 
-# --- collections -----------------------------------------------------------------------------------------------------
+# --- collections ---
 
 URN = "xdstp://authority/envoy.config.endpoint.v3.LbEndpoint/zone"
 

@@ -1,4 +1,4 @@
-"""Clusters that wait for their assignments: what is sent so that they do not wait for nothing."""
+"""Clusters that wait for their assignments, and how the server avoids unnecessary waits."""
 
 from __future__ import annotations
 
@@ -120,9 +120,9 @@ def test_o16_removed_rejected_assignment_is_sent_empty(variant, mended):
     stream.get()
     stream.nack("EDS")
     if mended:
-        stream.serve(world(CDS="a=1", EDS="a=2"))  # It is gone before it could be sent.
+        stream.serve(world(CDS="a=1", EDS="a=2"))  # It is removed before it could be sent.
     stream.serve(world(CDS="a=1"))
-    assert stream.get() == []  # The cluster may go as well, as it is not acknowledged.
+    assert stream.get() == []  # The cluster may be removed as well, because it is not ACKed.
     stream.now = 60.0
     assert stream.get() == ["EDS a=empty" if variant is Variant.SOTW else "EDS -a"]
 

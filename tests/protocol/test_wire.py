@@ -1,4 +1,4 @@
-"""The wire format against an independent codec, and against bytes that are nothing."""
+"""The wire format against an independent codec, and against invalid bytes."""
 
 from __future__ import annotations
 
