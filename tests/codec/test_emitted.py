@@ -14,7 +14,7 @@ import pytest
 from envoy_data_plane.message_pool import default_message_pool
 from google.protobuf.message import Message
 
-from tests.codec.test_encoding import USED
+from tests.codec.served_types import SERVED_TYPES
 from tests.golden.cases import CASES, load
 from xds.codec import encode, full_name, message_class
 from xds.mesh import envoy, identity
@@ -98,7 +98,7 @@ def python_class(name: str) -> Any:
 
 
 def test_all_emitted_types_are_tested_with_random_messages():
-    assert {name for name, _ in emitted()} <= {full_name(cls) for cls in USED}
+    assert {name for name, _ in emitted()} <= {full_name(cls) for cls in SERVED_TYPES}
 
 
 def named() -> set[str]:

@@ -12,79 +12,19 @@ from typing import Any, get_args, get_type_hints
 import betterproto2
 import envoy_data_plane
 import pytest
-from envoy_data_plane.envoy.config.bootstrap import v3 as bootstrap
 from envoy_data_plane.envoy.config.cluster import v3 as cluster
 from envoy_data_plane.envoy.config.core import v3 as core
 from envoy_data_plane.envoy.config.endpoint import v3 as endpoint
-from envoy_data_plane.envoy.config.grpc_credential import v3 as grpc_credential
-from envoy_data_plane.envoy.config.listener import v3 as listener
-from envoy_data_plane.envoy.config.route import v3 as route
-from envoy_data_plane.envoy.extensions.filters.common.set_filter_state import v3 as filter_state
-from envoy_data_plane.envoy.extensions.filters.http.header_mutation import v3 as header_mutation
-from envoy_data_plane.envoy.extensions.filters.http.health_check import v3 as health_check
-from envoy_data_plane.envoy.extensions.filters.http.router import v3 as router
-from envoy_data_plane.envoy.extensions.filters.http.set_filter_state import v3 as http_filter_state
-from envoy_data_plane.envoy.extensions.filters.listener.http_inspector import v3 as http_inspector
-from envoy_data_plane.envoy.extensions.filters.listener.original_dst import v3 as original_dst
-from envoy_data_plane.envoy.extensions.filters.listener.tls_inspector import v3 as tls_inspector
-from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager import v3 as hcm
-from envoy_data_plane.envoy.extensions.filters.network.set_filter_state import v3 as network_filter_state
 from envoy_data_plane.envoy.extensions.filters.network.tcp_proxy import v3 as tcp_proxy
-from envoy_data_plane.envoy.extensions.retry.host.previous_hosts import v3 as previous_hosts
-from envoy_data_plane.envoy.extensions.transport_sockets.raw_buffer import v3 as raw_buffer
-from envoy_data_plane.envoy.extensions.transport_sockets.tls import v3 as tls
-from envoy_data_plane.envoy.extensions.upstreams.http import v3 as upstreams
-from envoy_data_plane.envoy.service.discovery import v3 as discovery
-from envoy_data_plane.envoy.service.runtime import v3 as runtime
 from envoy_data_plane.envoy.service.status import v3 as status
-from envoy_data_plane.google.protobuf import Any as PackedMessage
-from envoy_data_plane.google.protobuf import ListValue, NullValue, Struct, Value
+from envoy_data_plane.google.protobuf import NullValue, Struct, Value
 from envoy_data_plane.message_pool import default_message_pool
 
+from tests.codec.served_types import SERVED_TYPES
 from xds.codec import encode, full_name, message_class, pack, to_json_dict
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
-USED = [
-    bootstrap.Bootstrap,
-    cluster.Cluster,
-    endpoint.ClusterLoadAssignment,
-    grpc_credential.FileBasedMetadataConfig,
-    filter_state.FilterStateValue,
-    hcm.HttpConnectionManager,
-    header_mutation.HeaderMutation,
-    health_check.HealthCheck,
-    http_filter_state.Config,
-    http_inspector.HttpInspector,
-    listener.Listener,
-    network_filter_state.Config,
-    original_dst.OriginalDst,
-    previous_hosts.PreviousHostsPredicate,
-    raw_buffer.RawBuffer,
-    route.RouteConfiguration,
-    router.Router,
-    status.ClientConfig,
-    tcp_proxy.TcpProxy,
-    tls.DownstreamTlsContext,
-    tls.Secret,
-    tls.UpstreamTlsContext,
-    tls_inspector.TlsInspector,
-    upstreams.HttpProtocolOptions,
-    # Types that programs can serve with the library.
-    core.TypedExtensionConfig,
-    endpoint.LbEndpoint,
-    route.ScopedRouteConfiguration,
-    route.VirtualHost,
-    runtime.Runtime,
-    discovery.DiscoveryRequest,
-    discovery.DiscoveryResponse,
-    discovery.DeltaDiscoveryRequest,
-    discovery.DeltaDiscoveryResponse,
-    core.Node,
-    Struct,
-    ListValue,
-    PackedMessage,
-]
 
 INTEGERS = {
     "int32": (-(2**31), 2**31 - 1),
@@ -172,7 +112,7 @@ def assert_same(message: betterproto2.Message) -> None:
     assert encode(cls.parse(slow)) == fast
 
 
-@pytest.mark.parametrize("cls", USED, ids=full_name)
+@pytest.mark.parametrize("cls", SERVED_TYPES, ids=full_name)
 def test_random_served_messages_equal_those_of_betterproto2(cls: type[Any]) -> None:
     for number in range(25):
         assert_same(Maker(f"{cls.__name__} {number}").message(cls))
@@ -291,7 +231,8 @@ def test_another_process_gives_the_same_bytes() -> None:
         "from xds.codec import encode\n"
         "names = {'namespace', 'name', 'a', 'b', 'c'}\n"
         "fields = {name: Value(number_value=1) for name in names}\n"
-        "print(encode(core.Metadata(filter_metadata={name: Struct(fields=fields) for name in names})).hex())\n"
+        "metadata = core.Metadata(filter_metadata={name: Struct(fields=fields) for name in names})\n"
+        "print(encode(metadata).hex())\n"
     )
     outputs = {
         subprocess.run(

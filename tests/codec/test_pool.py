@@ -143,7 +143,8 @@ def test_only_looked_up_packages_are_imported() -> None:
     script = (
         "import sys; from xds.codec import message_class\\n"
         "message_class('envoy.service.discovery.v3.DiscoveryRequest')\\n"
-        "print(*(name for name in sys.modules if name.startswith('envoy_data_plane.envoy.extensions.filters')))"
+        "filters = 'envoy_data_plane.envoy.extensions.filters'\\n"
+        "print(*(name for name in sys.modules if name.startswith(filters)))"
     ).replace("\\n", "\n")
     done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == ""

@@ -15,7 +15,7 @@ from envoy_data_plane.envoy.config.route.v3 import VirtualHost
 from envoy_data_plane.envoy.service.runtime.v3 import Runtime
 
 from tests.library import messages
-from tests.library.test_examples import running
+from tests.library.programs import running
 from xds import resources
 from xds.codec import encode
 from xds.store import Store
@@ -41,7 +41,7 @@ async def test_the_first_program_runs(tmp_path):
     program = tmp_path / "first.py"
     program.write_text(BLOCKS[0].replace("127.0.0.1:18000", "127.0.0.1:0"))
     async with running(str(program)) as started:
-        await started.says(r"serving xDS .*port=\d+")
+        await started.wait_for(r"serving xDS .*port=\d+")
 
 
 def test_the_bootstrap_that_is_shown_is_the_examples():

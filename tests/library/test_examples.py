@@ -3,89 +3,41 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import re
 import signal
-import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from pathlib import Path
 
 import pytest
 import yaml
 
+from tests.library.programs import EXAMPLES, TIMEOUT, running
 from tests.support.clients import Client
 from tests.support.envoy import EnvoyProcess
 from tests.support.loopback import free_port
 
-EXAMPLES = Path(__file__).parents[2] / "examples" / "library"
-LONG = 60.0
-"""Maximum time for the output of a program, in seconds. It takes far less."""
-
-
-class Program:
-    """A running example and its output."""
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self.process = process
-        self.said: list[str] = []
-
-    async def says(self, pattern: str) -> re.Match[str]:
-        """Read until a line contains a text."""
-        assert self.process.stdout
-        try:
-            async with asyncio.timeout(LONG):
-                while line := (await self.process.stdout.readline()).decode():
-                    self.said.append(line)
-                    if match := re.search(pattern, line):
-                        return match
-        except TimeoutError:
-            pass
-        raise AssertionError(f"it never said {pattern!r} but:\n{''.join(self.said)}")
-
-
-@asynccontextmanager
-async def running(name: str, *arguments: str) -> AsyncIterator[Program]:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        str(EXAMPLES / name),
-        *arguments,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        env={name: value for name, value in os.environ.items() if not name.startswith("GRPC_")},
-    )
-    try:
-        yield Program(process)
-    finally:
-        if process.returncode is None:
-            process.terminate()
-        await process.communicate()
-
 
 async def test_grpc_finds_the_backend_of_the_api_listener():
     async with running("api_listener.py", "127.0.0.1:0") as server:
-        port = (await server.says(r"ask 127\.0\.0\.1:(\d+) where svc is"))[1]
+        port = (await server.wait_for(r"ask 127\.0\.0\.1:(\d+) where svc is"))[1]
         async with running("client.py", f"127.0.0.1:{port}") as client:
-            await client.says("^xds:///svc is SERVING$")
+            await client.wait_for("^xds:///svc is SERVING$")
             for name in ("svc", "svc-routes", "backends", "backends"):
-                await server.says(f"^client-1 took {name}$")
+                await server.wait_for(f"^client-1 took {name}$")
             assert await client.process.wait() == 0
 
 
 @pytest.mark.envoy
 async def test_envoy_gets_a_route_every_second(tmp_path):
     async with running("route_every_second.py", "127.0.0.1:0", "0") as program:
-        port = (await program.says(r"asks 127\.0\.0\.1:(\d+)"))[1]
+        port = (await program.wait_for(r"asks 127\.0\.0\.1:(\d+)"))[1]
         bootstrap = yaml.safe_load((EXAMPLES / "envoy.yaml").read_text())
         bootstrap["admin"]["address"]["socket_address"]["port_value"] = free_port()
         (xds,) = bootstrap["static_resources"]["clusters"]
         (endpoint,) = xds["load_assignment"]["endpoints"][0]["lb_endpoints"]
         endpoint["endpoint"]["address"]["socket_address"]["port_value"] = int(port)
         async with EnvoyProcess("envoy-1", bootstrap, tmp_path) as envoy:
-            await program.says("^envoy-1 asks for routes$")
+            await program.wait_for("^envoy-1 asks for routes$")
             client = Client()
             for number in (1, 2, 3):
-                await program.says(f"^added /{number}: acknowledged$")
+                await program.wait_for(f"^added /{number}: acknowledged$")
                 (listener,) = (await envoy.admin.json("/listeners?format=json"))["listener_statuses"]
                 at = listener["local_address"]["socket_address"]["port_value"]
                 answer = await client.get(f"http://127.0.0.1:{at}/{number}")
@@ -96,9 +48,9 @@ async def test_envoy_gets_a_route_every_second(tmp_path):
 @pytest.mark.parametrize("name", ["api_listener.py", "route_every_second.py"])
 async def test_they_end_quietly_when_they_are_interrupted(name):
     async with running(name, "127.0.0.1:0") as program:
-        await program.says(r"(ask|asks) 127\.0\.0\.1:\d+")
+        await program.wait_for(r"(ask|asks) 127\.0\.0\.1:\d+")
         program.process.send_signal(signal.SIGINT)
-        rest, _ = await asyncio.wait_for(program.process.communicate(), LONG)
+        rest, _ = await asyncio.wait_for(program.process.communicate(), TIMEOUT)
         assert (program.process.returncode, rest.decode()) == (0, "")
 
 

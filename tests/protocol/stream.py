@@ -173,7 +173,7 @@ class Stream:
             for any_ in message.resources:
                 assert any_.type_url == message.type_url
                 name, _, of = any_.value.decode().rpartition("=")
-                if not name:  # Process an event without content.
+                if not name:  # An empty assignment, which the session made itself.
                     name, of = _ASSIGNMENT.FromString(any_.value).cluster_name, "empty"
                     assert any_.value == _ASSIGNMENT(cluster_name=name).SerializeToString()
                 assert name not in resources, (
