@@ -152,9 +152,9 @@ def _encode(message: Any, type_url: str) -> tuple[str, bytes]:
 
 def _check_asked_for(type_url: str) -> None:
     if type_url not in _NAME_FIELDS:
-        known = ", ".join(known.rpartition(".")[2] for known in _NAME_FIELDS)
+        supported = ", ".join(url.rpartition(".")[2] for url in _NAME_FIELDS)
         raise TypeError(
-            f"{type_url.removeprefix(TYPE_PREFIX)} is none of {known}; for other types, use Resource.of"
+            f"{type_url.removeprefix(TYPE_PREFIX)} is none of {supported}; for other types, use Resource.of"
         )
 
 

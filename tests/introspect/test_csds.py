@@ -252,14 +252,14 @@ async def test_large_answer_is_split_on_a_stream_only(proxies, channel, codec, m
             await channel.unary_unary(f"/{FETCH}")(b"")
     assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert "StreamClientStatus" in refused.value.details()
-    told: dict[str, list[str]] = {}
+    listed: dict[str, list[str]] = {}
     for part in parts:
         for client in codec.decode(RESPONSE, part)["config"]:
             assert client["node"]["id"] == "a"
-            told.setdefault(client["client_scope"], []).extend(states(client))
-    assert [*told.values()] == [[*names, "z"]] * 2
+            listed.setdefault(client["client_scope"], []).extend(states(client))
+    assert [*listed.values()] == [[*names, "z"]] * 2
     assert len(parts) > 8
-    assert sorted(map(len, parts))[-3] < 1400, "only what is larger by itself makes a larger part"
+    assert sorted(map(len, parts))[-3] < 1400, "only a larger resource makes a larger part"
 
 
 async def test_private_keys_never_show(proxies, channel, target, codec):

@@ -205,7 +205,7 @@ async def test_a_type_waits_for_an_answer_until_it_is_synced(ask: Ask):
 async def test_a_type_waits_for_another(ask: Ask):
     client = await ask.client()
     kind = await ask.type(CLUSTER)
-    assert kind.waiting.reason == pb.Waiting.ACK, "it said nothing since"
+    assert kind.waiting.reason == pb.Waiting.ACK, "the client has sent nothing since"
     await client.ask(LISTENER)
     async with asyncio.timeout(WITHIN):
         while (kind := await ask.type(CLUSTER)).waiting.reason == pb.Waiting.ACK:
@@ -292,22 +292,22 @@ async def test_no_resource_is_shown(ask: Ask):
 async def test_watch_sends_everything_and_then_changes(ask: Ask, missing: dict[str, str]):
     first, other = await ask.client("web.shop"), await ask.client("app.shop")
     watch = ask.watch()
-    told = await watch.read()
-    assert [each.pod for each in told.proxies] == ["app", "web"]
-    connected_at = {each.pod: each.streams[0].connected_at for each in told.proxies}
+    response = await watch.read()
+    assert [each.pod for each in response.proxies] == ["app", "web"]
+    connected_at = {each.pod: each.streams[0].connected_at for each in response.proxies}
     await first.ask(ROUTE, "r")
-    told = await watch.read()
-    assert ([each.pod for each in told.proxies], list(told.gone)) == (["web"], [])
-    assert told.proxies[0].streams[0].connected_at == connected_at["web"], (
+    response = await watch.read()
+    assert ([each.pod for each in response.proxies], list(response.gone)) == (["web"], [])
+    assert response.proxies[0].streams[0].connected_at == connected_at["web"], (
         "what did not change looks the same"
     )
     # Changes that the proxy does not cause are sent too.
     missing[node("app.shop")] = "its pod is not known"
-    told = await watch.read()
-    assert [(each.pod, each.missing) for each in told.proxies] == [("app", "its pod is not known")]
+    response = await watch.read()
+    assert [(each.pod, each.missing) for each in response.proxies] == [("app", "its pod is not known")]
     other.call.cancel()
-    told = await watch.read()
-    assert (list(told.proxies), list(told.gone)) == ([], [node("app.shop")])
+    response = await watch.read()
+    assert (list(response.proxies), list(response.gone)) == ([], [node("app.shop")])
     watch.cancel()
 
 
@@ -324,8 +324,8 @@ async def test_watch_is_silent_without_changes_and_batches_them(server: XdsServe
     async with asyncio.timeout(WITHIN):
         while stream.moves < before + 3:
             await asyncio.sleep(0.01)
-    told = await watched.look(discovery)
-    assert told.proxies[0].streams[0].types[-1].names == 3
+    response = await watched.look(discovery)
+    assert response.proxies[0].streams[0].types[-1].names == 3
     # The next check may include the write. Then there are no more changes.
     await watched.look(discovery)
     assert await watched.look(discovery) is None
@@ -334,12 +334,12 @@ async def test_watch_is_silent_without_changes_and_batches_them(server: XdsServe
 async def test_watch_is_filtered(ask: Ask):
     client = await ask.client("web.shop")
     watch = ask.watch(namespace="bank")
-    told = await watch.read()
-    assert (list(told.proxies), list(told.gone)) == ([], [])
+    response = await watch.read()
+    assert (list(response.proxies), list(response.gone)) == ([], [])
     await client.ask(ROUTE, "r")
     await ask.client("web.bank")
-    told = await watch.read()
-    assert [each.namespace for each in told.proxies] == ["bank"]
+    response = await watch.read()
+    assert [each.namespace for each in response.proxies] == ["bank"]
     watch.cancel()
 
 

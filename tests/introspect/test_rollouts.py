@@ -161,19 +161,19 @@ async def test_watch_sends_changes(plane: Plane):
     watch.cancel()
 
 
-def told(stage: Stage, *laggards: str) -> pb.WaitingEndpoint:
+def waiting_endpoint(stage: Stage, *laggards: str) -> pb.WaitingEndpoint:
     waiting = Waiting(pod="web-1", port=80, wanted=Mode.STRICT, stage=stage, since=0, laggards=laggards)
     return _waiting(waiting, Clock(0))
 
 
 def test_a_thousand_clients_are_not_all_named():
     many = [f"client-{number:04}.shop" for number in range(1000)]
-    found = told(Stage.CLIENTS, *many)
+    found = waiting_endpoint(Stage.CLIENTS, *many)
     assert (list(found.clients), found.more_clients) == (many[:MOST_CLIENTS], 1000 - MOST_CLIENTS)
 
 
 def test_other_replicas_are_no_clients():
-    found = told(Stage.REPLICAS, "xds-a", "xds-b")
+    found = waiting_endpoint(Stage.REPLICAS, "xds-a", "xds-b")
     assert (found.awaited, list(found.replicas)) == (pb.WaitingEndpoint.REPLICAS, ["xds-a", "xds-b"])
     assert (list(found.clients), found.more_clients) == ([], 0)
 

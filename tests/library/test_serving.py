@@ -134,16 +134,16 @@ async def test_events_have_the_node(store, channel, variant):
     await node.take()
     store.set(eds_cluster("c", "bad"))
     await node.take(error="cluster c: bad")
-    told = []
+    received = []
     async for client, event in events:
         assert client.node.id == "edge.1"
         assert client.stream.variant is variant
-        told.append(event)
+        received.append(event)
         if isinstance(event, Nacked):
             node.stream.call.cancel()
         if isinstance(event, Disconnected):
             events.close()
-    connected, subscribed, acked, nacked, disconnected = told
+    connected, subscribed, acked, nacked, disconnected = received
     assert isinstance(connected, Connected)
     assert isinstance(subscribed, Subscribed)
     assert (subscribed.type_url, subscribed.wildcard) == (CLUSTER, True)

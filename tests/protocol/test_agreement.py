@@ -53,10 +53,10 @@ class Asker:
             self.ask(self.nonce)
         elif said != self.said:
             self.stream.ask(self.short, *(said - self.said), unsubscribe=tuple(self.said - said))
-        told = said ^ self.said
+        pending = said ^ self.said
         self.said = said
         for name in (*NAMES, "none"):
-            if name in told or collection(name) in told or not self.covers(name):
+            if name in pending or collection(name) in pending or not self.covers(name):
                 self.again.add(name)  # R18, R19, R21
         self.have = {name: version for name, version in self.have.items() if self.covers(name)}
         self.given = {name: version for name, version in self.given.items() if self.covers(name)}

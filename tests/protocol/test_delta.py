@@ -106,9 +106,9 @@ def test_r58_removed_names_are_split_too(short):
     while data := stream.session.next(0.0):
         assert len(data) < 3 << 20
         parts.append(DeltaDiscoveryResponse.parse(data))
-    told = [name for part in parts for name in part.removed_resources]
-    told += [resource.name for part in parts for resource in part.resources]
-    assert sorted(told) == sorted(names)
+    sent = [name for part in parts for name in part.removed_resources]
+    sent += [resource.name for part in parts for resource in part.resources]
+    assert sorted(sent) == sorted(names)
 
 
 def test_r8_subscription_applies_whatever_the_nonce():

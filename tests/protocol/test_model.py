@@ -208,7 +208,7 @@ class SessionMachine(ChangingWorld):
         for name, version in reply.resources.items():
             again = (reply.type, name, version) in self.never
             unknown = (reply.type, name) in self.uncertain
-            assert not again or unknown, "R12: what was rejected by itself is never sent again"
+            assert not again or unknown, "R12: individually rejected resources are never sent again"
         if reply.type in self.was_here and self.client.variant is Variant.SOTW:
             self.uncertain.update((reply.type, name) for name in reply.resources)
             self.was_here.discard(reply.type)

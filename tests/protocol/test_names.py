@@ -20,8 +20,8 @@ def test_r28_only_subscribed_types_and_names_are_sent(variant):
     stream.serve(world())
     stream.settle()
     assert {reply.type for reply in stream.replies} == {"CDS", "EDS"}
-    told = {(reply.type, name) for reply in stream.replies for name in reply.removed}
-    assert told == ({("CDS", "a"), ("EDS", "b")} if variant is Variant.DELTA else set())
+    removed = {(reply.type, name) for reply in stream.replies for name in reply.removed}
+    assert removed == ({("CDS", "a"), ("EDS", "b")} if variant is Variant.DELTA else set())
 
 
 def ask_on_top(stream: Stream, short: str, had: str, name: str) -> None:

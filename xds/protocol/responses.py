@@ -127,8 +127,7 @@ def removal_size(name: str) -> int:
 
 
 # The body is by far the largest part of a resource. The caches therefore hold only the bytes before the body,
-# which are few and the same for all streams. Fields can be encoded in any order, so the body can be the last
-# one.
+# which are few and the same for all streams. Fields can be encoded in any order, so the body can be last.
 
 
 @lru_cache(maxsize=1 << 12)

@@ -100,7 +100,7 @@ class Session:
         self._patience = patience
         self._grace = grace
         self._snapshot: Snapshot | None = None
-        self._watches: dict[str, Watch] = {known: self._new_watch(known) for known in _COMMON_TYPES}
+        self._watches: dict[str, Watch] = {type_url: self._new_watch(type_url) for type_url in _COMMON_TYPES}
         """Watches by type, in sending order."""
         self._nonces = 0
         self._left_warming = False
@@ -299,7 +299,7 @@ class Session:
 
     def _check_unknown_types(self) -> None:
         """Raise LimitError if the stream has too many types that the server does not know."""
-        if sum(not self._knows(known) for known in self._watches) >= self._limits.unknown_types:
+        if sum(not self._knows(requested) for requested in self._watches) >= self._limits.unknown_types:
             raise LimitError(
                 f"the limit is {self._limits.unknown_types:,} types per stream that this server does not know"
             )

@@ -118,9 +118,9 @@ class Subscription:
             dropped=(was_wildcard and not self.wildcard) or bool(gone),
         )
 
-    def share(self, known: Callable[[Collection[str]], Collection[str]]) -> None:
+    def share(self, share_strings: Callable[[Collection[str]], Collection[str]]) -> None:
         """Replace the names by the server's equal strings, which all clients share."""
-        self.names = frozenset(known(self.names))
+        self.names = frozenset(share_strings(self.names))
         self.collections = self._collections(self.names)
 
     def is_collection(self, name: str) -> bool:

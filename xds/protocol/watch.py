@@ -224,10 +224,10 @@ class Watch(ABC):
         """Replace names and versions by the server's equal strings, which all clients share."""
         self.subscription.share(self._share_strings)
         for name, version in tuple(self.sent.items()):
-            known = self.resources.get(name)
-            if known is not None:
+            resource = self.resources.get(name)
+            if resource is not None:
                 del self.sent[name]
-                self.sent[known.name] = known.version if known.version == version else version
+                self.sent[resource.name] = resource.version if resource.version == version else version
 
     def _share_strings(self, names: Iterable[str]) -> tuple[str, ...]:
         """Return names of a request as the server's equal strings, where it has them.
@@ -236,7 +236,7 @@ class Watch(ABC):
         Python 3.12 interned strings are never freed, so that a client could exhaust the memory with names.
         """
         get = self.resources.get
-        return tuple(name if (known := get(name)) is None else known.name for name in names)
+        return tuple(name if (resource := get(name)) is None else resource.name for name in names)
 
     def linger(self, name: str, resource: Resource | None) -> None:
         """Keep serving a removed resource that the client does not have yet, but may still subscribe to."""

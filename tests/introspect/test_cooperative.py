@@ -28,21 +28,21 @@ def _always_due(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cooperative, "TIME_SLICE", 0.0)
 
 
-async def test_a_portion_is_as_things_are_when_its_turn_comes() -> None:
+async def test_batch_is_current_when_it_is_yielded() -> None:
     stream = Stream(Variant.DELTA, CLUSTERS)
     stream.ask("CDS")
     stream.get()
     [kind] = stream.session.status()
-    told = []
-    async for portion in batches(kind, Checkpoint()):
-        told.append({status.state for status in portion})
-        if len(told) == 1:
+    states = []
+    async for batch in batches(kind, Checkpoint()):
+        states.append({status.state for status in batch})
+        if len(states) == 1:
             stream.ack("CDS")
-        elif len(told) == 2:
+        elif len(states) == 2:
             stream.serve(world(CDS=" ".join(f"c{number:03}=2" for number in range(3 * BATCH_SIZE))))
             stream.get()
-    assert told == [{State.STALE}, {State.SYNCED}, {State.STALE}], (
-        "the last were sent anew, and not acknowledged"
+    assert states == [{State.STALE}, {State.SYNCED}, {State.STALE}], (
+        "the last batch was sent again, and is not ACKed"
     )
 
 
