@@ -112,7 +112,7 @@ def named() -> set[str]:
     return {full_name(each) for each in classes if each in default_message_pool.type_to_url}
 
 
-def test_there_is_one_of_every_message_that_we_have_a_name_for():
+def test_golden_meshes_use_all_imported_messages():
     there = {
         each.DESCRIPTOR.full_name
         for name, body in emitted()

@@ -87,6 +87,6 @@ def test_an_any_of_an_unknown_type_is_a_key_error_that_names_it() -> None:
         to_json_dict(response)
 
 
-def test_a_body_that_is_no_such_message_is_a_decode_error() -> None:
+def test_invalid_body_raises_decode_error() -> None:
     with pytest.raises(DecodeError):
         to_dict(type_url(tcp_proxy.TcpProxy), b"\xff")

@@ -48,7 +48,7 @@ async def test_batch_is_current_when_it_is_yielded() -> None:
 
 @pytest.mark.usefixtures("_always_due")
 @pytest.mark.parametrize("service", [SERVICE, csds.SERVICE])
-async def test_the_event_loop_has_its_turns_within_one_large_stream(service: str) -> None:
+async def test_large_stream_yields_to_the_event_loop(service: str) -> None:
     server = XdsServer(
         OneForAll(CLUSTERS), "127.0.0.1:0", grace=0.2, added=[Introspection([ProxiesService()])]
     )
@@ -87,7 +87,7 @@ async def test_the_event_loop_has_its_turns_within_one_large_stream(service: str
         await server.stop()
 
 
-async def test_resources_are_looked_through_by_another_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_resources_are_redacted_in_another_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     threads = []
 
     def redact(_: str, body: bytes) -> bytes:

@@ -217,7 +217,7 @@ async def test_a_matcher_that_cannot_be_followed_is_refused_by_name(channel, mat
     assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
-async def test_a_request_that_is_none_is_refused(channel):
+async def test_invalid_request_is_rejected(channel):
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await channel.unary_unary(f"/{FETCH}")(b"\xff")
     assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
@@ -302,7 +302,7 @@ async def test_private_keys_never_show(proxies, channel, target, codec):
     assert "[redacted]" in shown or "W3JlZGFjdGVkXQ==" in shown
 
 
-async def test_grpcurl_shows_it_with_every_any_decoded(proxies, channel, target):
+async def test_grpcurl_decodes_every_any(proxies, channel, target):
     proxies.publish(world(CDS="x=1"))
     proxies.publish(clusters(cluster("a")))
     async with connected(channel, "n"):

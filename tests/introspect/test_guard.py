@@ -48,7 +48,7 @@ def test_callers_of_this_machine_are_local(peer):
         "",
     ],
 )
-def test_all_others_are_not(peer):
+def test_other_peers_are_not_local(peer):
     assert not is_local(peer)
 
 

@@ -14,7 +14,7 @@ STATUS = health_pb2.HealthCheckResponse
 
 
 @pytest.mark.parametrize("service", ["", *SERVICES])
-async def test_every_discovery_service_is_healthy_until_the_server_stops(server, channel, service):
+async def test_discovery_services_are_healthy_until_the_server_stops(server, channel, service):
     health = health_pb2_grpc.HealthStub(channel)
     request = health_pb2.HealthCheckRequest(service=service)
     assert (await health.Check(request)).status == STATUS.SERVING

@@ -161,7 +161,7 @@ async def test_watch_lists_absent_sidecars_only_on_change(ask: Ask, absences: li
     assert (second.not_connected.total, second.not_connected.may_be_elsewhere) == (0, True)
 
 
-async def test_a_name_means_one_sidecar_connected_or_not(ask: Ask, absences: list[Absences]):
+async def test_pod_name_selects_one_sidecar(ask: Ask, absences: list[Absences]):
     absences[0] = Absences((Absent("shop", "web-1", None), Absent("shop", "web", None)))
     await ask.client("web-2.shop")
     for proxy, connected, absent in (
@@ -343,7 +343,7 @@ async def test_watch_is_filtered(ask: Ask):
     watch.cancel()
 
 
-async def test_grpcurl_describes_it_with_comments_and_calls_it(server: XdsServer, ask: Ask):
+async def test_grpcurl_describes_the_service_with_comments(server: XdsServer, ask: Ask):
     target = f"127.0.0.1:{server.port}"
     await ask.client()
     status, output = await grpcurl(target, "list")

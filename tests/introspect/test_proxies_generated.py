@@ -20,7 +20,7 @@ def version(text: str) -> tuple[int, ...]:
     return tuple(map(int, text.split(".")))
 
 
-def test_the_oldest_protobuf_that_is_allowed_can_run_it() -> None:
+def test_oldest_allowed_protobuf_runs_generated_code() -> None:
     """Generated code rejects a runtime that is older than its compiler."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     [allowed] = [each for each in project["dependencies"] if each.startswith("protobuf")]

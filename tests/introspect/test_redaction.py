@@ -174,7 +174,7 @@ def test_unknown_contents_are_removed():
         assert b"MIIEvQ" not in shown
 
 
-def test_a_resource_with_a_key_where_none_belongs_is_not_shown():
+def test_resource_with_an_unexpected_key_is_not_shown():
     cluster = message_class("envoy.config.cluster.v3.Cluster")(name=KEY)
     assert redact(CLUSTER, cluster.SerializeToString()) is None
 

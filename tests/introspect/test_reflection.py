@@ -71,7 +71,7 @@ async def test_grpcurl_describes_services_and_messages(target):
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_both_versions_answer_everything_that_can_be_asked(channel, version):
+async def test_both_versions_answer_all_kinds_of_requests(channel, version):
     services, cluster, again, method, types, extension, nothing, file, no_file = await ask(
         channel,
         version,

@@ -70,7 +70,7 @@ def is_done(response: pb.ListRolloutsResponse) -> bool:
     return not (response.services or response.rules)
 
 
-async def test_nothing_is_on_its_way(plane: Plane):
+async def test_no_transition_is_listed(plane: Plane):
     found = await Ask(plane.channel).list()
     assert (is_done(found), found.locks, found.passed_over) == (True, 0, 0)
 
@@ -178,7 +178,7 @@ def test_other_replicas_are_no_clients():
     assert (list(found.clients), found.more_clients) == ([], 0)
 
 
-async def test_grpcurl_finds_it_and_reads_well(plane: Plane):
+async def test_grpcurl_prints_rollouts(plane: Plane):
     target = f"127.0.0.1:{plane.server.port}"
     status, described = await grpcurl(target, "describe", SERVICE)
     assert status == 0

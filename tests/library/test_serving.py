@@ -108,7 +108,7 @@ async def test_references_determine_the_sending_order(store, channel):
     assert node.last.type_url == ENDPOINT
 
 
-async def test_however_many_connect_everything_is_encoded_once(store, channel, variant):
+async def test_resources_are_encoded_once_for_all_clients(store, channel, variant):
     store.set(eds_cluster("c"), api_listener("l", "r"))
     before = encode_counts.total()
     nodes = [Node(channel, variant, f"{n}.x") for n in range(30)]
@@ -169,7 +169,7 @@ async def test_slow_reader_misses_the_oldest_events(store, channel):
     assert fast.missed == 0
 
 
-def test_events_that_wait_have_a_limited_number_of_names(monkeypatch):
+def test_queued_events_have_a_limited_number_of_names(monkeypatch):
     monkeypatch.setattr("xds.store.events.MAX_NAMES", 10)
     events, subscriber = Events(limit=100), object()
     for number in range(20):

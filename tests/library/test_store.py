@@ -154,7 +154,7 @@ def test_a_change_that_fails_changes_nothing():
     assert store.view("n") is before
 
 
-def test_two_changes_at_the_same_time_do_not_mix():
+def test_concurrent_changes_do_not_mix():
     store = Store()
     with store.change() as one:
         one.set(cluster("a"))
@@ -166,7 +166,7 @@ def test_two_changes_at_the_same_time_do_not_mix():
     assert {*store.view("n").of(CLUSTER)} == {"a", "c"}
 
 
-def test_to_replace_is_to_have_these_and_no_other_in_that_scope():
+def test_replace_removes_all_other_resources_of_the_scope():
     store = Store()
     store.set(cluster("a"), cluster("b"), routes("r"))
     store.set(cluster("d"), node="n")
@@ -195,7 +195,7 @@ def test_removing_an_absent_resource_is_ignored():
     assert not store.view("n").of(CLUSTER)
 
 
-def test_a_type_that_is_no_more_is_empty_and_not_unknown():
+def test_removed_type_is_empty_and_not_unknown():
     """Otherwise a client that has some of it would not delete it."""
     store = Store()
     own = TYPE_PREFIX + "my.Own"

@@ -81,7 +81,7 @@ def test_unsubscribed_type_is_unused_unless_referred_to(variant):
     assert stream.session.answered_generation(ENDPOINT) == 4
 
 
-def test_a_listener_is_in_force_with_all_that_it_names(variant):
+def test_has_acked_includes_references(variant):
     stream = Stream(variant, generation(1, LDS="l=1>r", RDS="r=1"))
     assert not stream.session.has_acked(LISTENER, ["l"])
     assert not stream.session.is_subscribed(LISTENER)

@@ -288,7 +288,7 @@ def test_r36_reconnect_sends_only_what_differs(known, short, names):
 
 @pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize(("short", "names"), [("CDS", ()), ("RDS", ("a", "b"))])
-def test_o14_a_client_that_has_it_all_is_not_answered(known, short, names):
+def test_o14_synced_client_is_not_answered(known, short, names):
     snapshot = world(**{short: "a=1 b=1"})
     stream = delta(snapshot if known else None)
     stream.ask(short, *names, initial={"a": "1", "b": "1"})

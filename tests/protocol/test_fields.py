@@ -29,7 +29,7 @@ print(ResourceSet(Resource.of(CLUSTER, name, name.encode()) for name in {"a", "b
 """
 
 
-def test_r1_another_node_later_on_is_not_believed(variant):
+def test_r1_node_of_a_later_request_is_ignored(variant):
     session = Session(variant)
     request = REQUESTS[variant]
     for node, type_url in ((NODE, CLUSTER), ("somebody-else", CLUSTER), ("", ENDPOINT)):
@@ -89,7 +89,7 @@ def test_r47_locators_in_a_request_are_skipped():
     assert parse_delta_request(bytes(delta)) == DeltaRequest(type_url=CLUSTER, subscribe=("b",))
 
 
-def test_r47_r48_responses_have_no_fields_that_are_for_others(variant):
+def test_r47_r48_responses_have_no_other_fields(variant):
     stream = Stream(variant, world(CDS="a=1 b=1"))
     stream.ask("CDS", "*", "none")
     messages = []

@@ -135,7 +135,7 @@ def test_any_bytes_are_parsed_or_rejected(variant, data, begun):
 
 @settings(deadline=None, max_examples=150)
 @given(data=st.data(), variant=st.sampled_from(Variant))
-def test_odd_requests_are_made_the_best_of(data, variant):
+def test_unusual_requests_are_tolerated(data, variant):
     session = Session(variant, type_url=data.draw(st.sampled_from(["", TYPES["EDS"]])))
     now = 0.0
     nonces: set[str] = set()

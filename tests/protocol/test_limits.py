@@ -46,7 +46,7 @@ def test_r57_request_with_too_many_names_is_not_applied(variant):
         assert session.node is None
 
 
-def test_r57_name_that_is_too_long_is_refused_and_not_quoted(variant):
+def test_r57_too_long_name_is_rejected_and_not_quoted(variant):
     for field in lists(variant):
         session = Session(variant, limits=LIMITS)
         with pytest.raises(LimitError) as refusal:
@@ -107,7 +107,7 @@ def test_names_from_clients_are_not_interned():
 # --- one stream ---
 
 
-def test_r57_more_names_in_several_requests_are_refused():
+def test_r57_too_many_names_in_several_requests_are_rejected():
     stream = Stream(Variant.DELTA, limits=LIMITS)
     stream.ask("EDS", "a", "b", "c")
     stream.ask("EDS", "c", "d")
@@ -172,7 +172,7 @@ def test_replaced_subscription_leaves_nothing_behind(variant):
     assert not watch.acks.unanswered
 
 
-def test_names_that_the_server_knows_are_its_own_strings(variant):
+def test_known_names_are_the_servers_strings(variant):
     """A thousand clients subscribe to the same names."""
     served = world(EDS="".join(list("some-name")) + "=1")
     [own] = served.of(ENDPOINT)

@@ -64,7 +64,7 @@ def test_r41_cluster_stays_while_previous_routes_use_it(variant):
     assert stream.get() == ["CDS -old" if variant is Variant.DELTA else "CDS new=1"]
 
 
-def test_r41_but_not_for_ever(variant):
+def test_r41_lingering_resources_expire(variant):
     stream = with_rejected_routes(variant)
     stream.now = DAY
     assert stream.get() == []
@@ -86,7 +86,7 @@ def test_r41_repeated_rejections_do_not_extend_the_limit(variant):
 
 
 @pytest.mark.parametrize("error", ["no", "Error adding/updating listener(s) m: no"])
-def test_r41_a_listener_that_the_client_never_had_keeps_nothing(variant, error):
+def test_r41_rejected_new_listener_keeps_no_cluster(variant, error):
     stream = with_rejected_listener(variant, error)
     stream.serve(mesh("a=1", listeners="l=1>r m=1"))
     assert stream.get() == []
@@ -157,7 +157,7 @@ def test_r41_a_cluster_that_came_before_the_rejection_is_kept(variant):
     assert stream.session.deadline() == 20.0 + DAY
 
 
-def test_r41_assignments_that_the_client_gave_up_do_not_linger(variant):
+def test_r41_unsubscribed_assignments_do_not_linger(variant):
     stream = connect(variant, mesh("a=1 b=1"), names=("a", "b"))
     stream.serve(mesh("a=bad b=1"))
     stream.get()

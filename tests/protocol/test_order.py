@@ -140,7 +140,7 @@ def test_r41_cluster_stays_until_a_new_listener_has_its_routes(variant):
     assert stream.last["CDS"].removed == ("old",) or stream.last["CDS"].resources == {"new": "1"}
 
 
-def test_r41_a_cluster_that_comes_back_in_time_was_never_away(variant):
+def test_r41_returning_cluster_is_not_removed(variant):
     stream = connect(variant, BEFORE)
     stream.serve(world(CDS="new=1", EDS="new=1", LDS="l=1>r", RDS="r=new"))
     stream.get()

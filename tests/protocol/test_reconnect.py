@@ -35,7 +35,7 @@ def test_r38_reconnect_while_warming_resends_assignments(variant):
     assert stream.get() == []
 
 
-def test_r38_so_is_it_if_the_server_had_nothing_to_serve_yet():
+def test_r38_assignment_is_resent_after_a_late_snapshot():
     stream = Stream(Variant.DELTA)
     stream.ask("EDS", "a", "gone", initial={"a": "1", "gone": "1"})
     assert stream.get() == []
@@ -59,7 +59,7 @@ def again(variant: Variant) -> list[str]:
     return ["EDS a=1"] if variant is Variant.SOTW else []
 
 
-def test_r42_its_routes_do_not_wait_for_ever(variant):
+def test_r42_wait_of_routes_is_limited(variant):
     stream = come_back(variant)
     assert stream.get() == ["EDS a=1"]
     assert stream.session.deadline() == 1.0
@@ -67,7 +67,7 @@ def test_r42_its_routes_do_not_wait_for_ever(variant):
     assert stream.get() == (["RDS r=new"] if variant is Variant.DELTA else ["LDS l=1", "RDS r=new"])
 
 
-def test_r42_and_not_at_all_if_it_can_answer_nothing(variant):
+def test_r42_routes_do_not_wait_without_expected_acks(variant):
     stream = come_back(variant)
     stream.session.expect_no_acks()
     assert stream.get()[-1] == "RDS r=new"
@@ -181,7 +181,7 @@ def test_r41_new_client_keeps_no_removed_cluster():
     assert stream.get() == ["CDS"]
 
 
-def test_r41_nothing_is_kept_where_no_answer_is_heard():
+def test_r41_nothing_lingers_without_expected_acks():
     stream = Stream(Variant.SOTW, MOVED)
     stream.ask("CDS", "a", version="known")
     stream.session.expect_no_acks()

@@ -309,7 +309,7 @@ def test_rejection_reports_sources_of_the_named_resources(variant):
     assert set(nacked.names) == {"c", "c1", "c12", "d"}
 
 
-def test_a_rejection_that_names_nothing_suspects_everything(variant):
+def test_rejection_without_names_suspects_all_resources(variant):
     stream = Stream(variant, world(CDS="one=1 two=1"))
     stream.ask("CDS")
     stream.get()

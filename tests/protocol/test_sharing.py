@@ -41,7 +41,7 @@ def test_cache_of_joined_parts_is_bounded():
     assert len(responses._parts) == responses._MAX_CACHED_PARTS
 
 
-def test_streams_that_get_the_same_get_it_in_the_same_bytes():
+def test_streams_with_equal_responses_share_bytes():
     served = world(CDS="a=1 b=1 c=1")
     streams = [Stream(Variant.DELTA, served) for _ in range(2)]
     for stream in streams:

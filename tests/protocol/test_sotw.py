@@ -79,7 +79,7 @@ def test_r2_the_type_of_a_stream_for_one_type_is_implied():
     assert stream.get() == ["CDS a=1"]
 
 
-def test_r2_a_stream_for_one_type_refuses_another():
+def test_r2_stream_for_one_type_rejects_another():
     stream = sotw(world(LDS="a=1"), type_url=CLUSTER)
     with pytest.raises(RequestError, match="only"):
         stream.ask("LDS")
@@ -190,7 +190,7 @@ def test_r17_fewer_names_are_not_answered(short):
     assert stream.get() == [f"{short} a=2"]
 
 
-def test_o17_no_names_after_names_is_an_end_and_not_a_wildcard():
+def test_o17_empty_list_after_names_ends_the_subscription():
     stream = sotw(world(CDS="a=1", EDS="a=1"))
     stream.ask("CDS", "a")
     stream.ask("EDS", "a")

@@ -65,7 +65,7 @@ def test_state_changes_with_responses_and_acks(variant):
     assert (a.state, a.version, a.updated_at) == (State.STALE, "2", 4.0)
 
 
-def test_one_resource_can_be_looked_at(variant):
+def test_status_of_one_resource(variant):
     stream = Stream(variant, world(SDS="a=1"))
     assert stream.session.resource_status(SECRET, "a") is None
     assert stream.session.resource_status("of no type", "a") is None

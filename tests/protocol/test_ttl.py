@@ -34,7 +34,7 @@ def test_r44_heartbeats_renew_a_ttl():
     assert len({reply.nonce for reply in stream.replies}) == 3
 
 
-def test_r44_many_heartbeats_come_in_parts(monkeypatch):
+def test_r44_many_heartbeats_are_split(monkeypatch):
     names = [f"n{number}" for number in range(5)]
     stream = Stream(Variant.DELTA, one(*(lived(name, "1", 10.0) for name in names)))
     stream.ask("SDS", *names)

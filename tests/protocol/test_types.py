@@ -26,7 +26,7 @@ def lived(name: str, version: str, ttl: float | None, *, type_url: str = SECRET)
 # --- order ---
 
 
-def test_r40_every_type_has_its_place_whenever_it_is_asked_for():
+def test_r40_sending_order_is_independent_of_the_requests():
     stream = Stream(Variant.DELTA, world(**dict.fromkeys(TYPES, "x=1")))
     for short in reversed(TYPES):
         stream.ask(short, "x")
@@ -214,7 +214,7 @@ def test_r31_reconnect_sends_virtual_hosts_that_differ():
     assert stream.settle() == ["VHDS r/w=2"]
 
 
-def test_r31_the_status_is_of_the_resource_that_an_alias_means():
+def test_r31_status_resolves_aliases():
     stream = Stream(Variant.DELTA, one(host("r/v", "r/a.com")))
     stream.ask("VHDS", "r/a.com", "r/none.com")
     stream.settle()

@@ -183,7 +183,7 @@ def test_encoded_size_is_the_size_in_a_response(body):
     ) - len(without) == encoded_size(resource)
 
 
-def test_the_other_codec_reads_why_there_is_no_resource():
+def test_other_codec_decodes_resource_errors():
     data = encode_delta_response(
         type_url=SECRET, version="v", nonce="1", removed=["a", "b"], errors=[("a", "not yours"), ("b", "")]
     )
@@ -201,7 +201,7 @@ def test_the_other_codec_reads_why_there_is_no_resource():
 @example(data=b"\x1a\x02\xff\xfe")
 @example(data=b"\x0a\xff\xff\xff\xff\x0f")
 @example(data=b"\x0b" * 1000)
-def test_any_bytes_are_a_request_or_refused(data):
+def test_any_bytes_are_a_request_or_rejected(data):
     for parse in (parse_request, parse_delta_request):
         with suppress(RequestError):
             parse(data)
