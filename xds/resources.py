@@ -166,8 +166,7 @@ def _parse(type_url: str, body: bytes, where: str) -> Any:
         raise ValueError(f"{where}: the bytes are not of type {name}") from error
 
 
-# --- references
-# ------------------------------------------------------------------------------------------------------
+# --- references ---
 
 
 class _Link(NamedTuple):

@@ -52,14 +52,14 @@ A resource is removed after those that used it. Users precede used types.
 """
 
 WILDCARD_TYPES = frozenset({CLUSTER, LISTENER, SCOPED_ROUTE})
-"""Types for which an empty first request is a wildcard subscription, and for which SotW responses hold the
-full state.
+"""Types with a legacy wildcard (an empty first request), whose SotW responses have the full state.
 
 Envoy's xDS protocol page defines this for clusters and listeners. Envoy treats scoped routes in the same way:
 it subscribes without a name, and deletes the resources that a response omits.
 """
 
 NEVER_REMOVED = frozenset({EXTENSION_CONFIG})
-"""Types whose resources are not removed while a client subscribes to them: its listener needs them for each
-request.
+"""Types whose resources are not removed while a client subscribes to them.
+
+The client's listener needs an extension configuration for each request.
 """

@@ -69,26 +69,18 @@ class Watch(ABC):
         self._dirty: dict[str, None] = {}
         """Names that may have to be sent, in order."""
         self._forced: set[str] = set()
-        """Names to send even if the client has the current version, because it asked again or may have
-        rejected it.
-        """
+        """Names to send in any case, because the client subscribed again or may have rejected them."""
         self._pushed: set[str] = set()
-        """Names to send even if the client has the current version, because it waits for them; unless it
-        rejects them.
-        """
+        """Names to send in any case, because the client waits for them, unless it rejects them."""
         self._response_due = False
         """Whether the client must receive a response even if it is empty."""
         self._retried: dict[str, str] = {}
-        """Versions of resources that were sent again without the resources that their response was rejected
-        for.
-        """
+        """Versions of resources that were sent again without the suspects of their response."""
         self.acks = AckTracker()
         self.generation = 0
         """Generation of the snapshot that the resources are from."""
         self.initial_versions: tuple[str, ...] = ()
-        """Versions that the client had when it connected: one per resource (delta), or one for all resources
-        (SotW).
-        """
+        """Versions that the client reported: one per resource (delta), or one for all (SotW)."""
         self._answered_generation = -1
         self._initial_names = self._initial_size = 0
 

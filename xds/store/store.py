@@ -45,8 +45,7 @@ class Store:
         self._loop: asyncio.AbstractEventLoop | None = None
         """Event loop that uses the store; None before the first call on a loop."""
 
-    # --- resources
-    # -----------------------------------------------------------------------------------------------
+    # --- resources ---
 
     def set(self, *resources: ResourceLike, node: str = "", group: str = "") -> None:
         """Set resources for all nodes, or for one node or group.
@@ -99,8 +98,7 @@ class Store:
         self._check_thread()
         return self._contents.view(node, group).snapshot
 
-    # --- clients
-    # -------------------------------------------------------------------------------------------------
+    # --- clients ---
 
     @property
     def clients(self) -> Collection[Subscriber]:
@@ -148,8 +146,7 @@ class Store:
         finally:
             self._waiters.discard(waiter)
 
-    # --- calls of the discovery service (xds.server.Proxies)
-    # -----------------------------------------------------
+    # --- calls of the discovery service (xds.server.Proxies) ---
 
     def connect(self, node: Node, stream: StreamInfo) -> Subscriber:
         """Register a stream that has opened, and publish the node's snapshot to it."""
