@@ -15,7 +15,7 @@ from typing import Any
 
 from control import answer, read_commands
 
-from xds.codec import encoded
+from xds.codec import encode_counts
 from xds.snapshot import TYPE_PREFIX, Snapshot
 
 _BEAT = 0.005
@@ -58,7 +58,7 @@ class Probe:
             "culprit": self._culprit,
             "late": self._late,
             "collecting": self._collecting,
-            "encoded": dict(encoded),
+            "encoded": dict(encode_counts),
             "contents": self._new_contents(),
         }
         self._block = self._late = self._collecting = 0.0

@@ -1,1 +1,5 @@
-"""An xDS control plane in pure Python: automatic mutual TLS for Envoy sidecars."""
+"""An xDS library in pure Python, and a control plane for Envoy sidecars that is built on it.
+
+The library is `xds.store`, `xds.server`, `xds.resources`, `xds.codec` and `xds.introspect`. The control plane
+is `xds.mesh`, which the library never imports.
+"""

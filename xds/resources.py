@@ -1,8 +1,10 @@
-"""Envoy's messages as resources: encoded once, with the name, the version and the references that their content has.
+"""Make resources from Envoy's messages.
 
-resource(Cluster(name="web", ...))                  # a message of envoy_data_plane
-resource(data, type_url=CLUSTER)                    # ready bytes
-resource(LbEndpoint(...), name="xdstp://...")       # a message that does not say its name
+`resource` encodes a message once, and derives the resource's name, version and references from its content:
+
+    resource(Cluster(name="web", ...))                  # a message of envoy_data_plane
+    resource(data, type_url=CLUSTER)                    # an encoded message
+    resource(LbEndpoint(...), name="xdstp://...")       # a message that does not contain its name
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import betterproto2
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import DecodeError, Message
 
-from xds.codec import encode, full_name, message_class, serialise
+from xds.codec import encode, full_name, message_class, serialize
 from xds.snapshot import (
     CLUSTER,
     ENDPOINT,
@@ -57,10 +59,10 @@ _NAME_FIELDS = {
     SCOPED_ROUTE: "name",
     RUNTIME: "name",
     EXTENSION_CONFIG: "name",
-    VIRTUAL_HOST: "",  # It is asked for as ROUTE_CONFIGURATION/DOMAIN, of which it knows only a part.
+    VIRTUAL_HOST: "",  # Its name is ROUTE_CONFIGURATION/DOMAIN; the message lacks the first part.
     LB_ENDPOINT: "",
 }
-"""By type that clients ask for, the field with the name that they ask by; empty where the message does not say it."""
+"""Field with the resource's name, by type; empty if the message does not contain the name."""
 
 
 def resource(
@@ -73,46 +75,60 @@ def resource(
     ttl: float | None = None,
     tag: str = "",
 ) -> Resource:
-    """Make a resource of a message, or of an encoded one and its `type_url`.
+    """Make a resource from a message, or from an encoded message and its type URL.
 
-    The message is encoded here: what is done to it afterwards changes nothing. Bytes are served as they are. `name` is
-    for types that do not say their own: VirtualHost and LbEndpoint. `sources` are the objects that it was made from, as
-    a rejection is to name them. For `aliases`, `ttl` and `tag` see Resource.
+    The message is encoded at once, so later changes to it have no effect. Encoded messages are served as they
+    are. The references are the resources that the message makes a client subscribe to by name on the same
+    stream, such as the assignment of an EDS cluster or the secrets of a TLS context. This function is
+    thread-safe.
 
-    For types other than Envoy's own ten there is `Resource.of`. It may be called by several threads at the same time.
+    It makes resources of Envoy's own ten types. For other types, use `Resource.of`.
+
+    Args:
+        message: Message of envoy_data_plane, protobuf message, or encoded message.
+        type_url: Type URL; required for an encoded message.
+        name: Name of the resource; required for VirtualHost and LbEndpoint, which do not contain it.
+        sources: Objects that the resource was made from, such as "clusters.toml:12". Rejections report them.
+        aliases: Other names of a virtual host: ROUTE_CONFIGURATION/DOMAIN for each of its domains.
+        ttl: Seconds after which a client drops the resource unless the server renews it (delta variant only).
+        tag: Word that summarizes the content. It becomes a part of the version; see `xds.snapshot.tag_of`.
 
     Raises:
-        TypeError: it is no message, or of no type that clients ask for, or something else is of the wrong type.
-        ValueError: it has no name or another one than `name`, or the bytes are not of that type, here or in an Any inside.
+        TypeError: The message is not a message, clients do not ask for its type, or another argument has the
+            wrong type.
+        ValueError: The message has no name or a name other than `name`, or the bytes do not have the expected
+            type (also inside an Any).
     """
-    type_url, body = _encoded(message, type_url)
+    type_url, body = _encode(message, type_url)
     kind = type_url.rpartition(".")[2]
     parsed = _parse(type_url, body, f"{kind} {name}".rstrip())
     field = _NAME_FIELDS[type_url]
-    own = getattr(parsed, field) if field else name
-    if not own:
+    resource_name = getattr(parsed, field) if field else name
+    if not resource_name:
         raise ValueError(
             f"{kind} without a name: set its {field}"
             if field
-            else f"{kind} does not say its name: give name="
+            else f"{kind} does not contain its name: give name="
         )
-    if name and own != name:
-        raise ValueError(f"{kind} {own}: name={name!r} is not its {field}")
-    refs = tuple(dict.fromkeys(_refs(parsed, parsed, f"{kind} {own}")))
-    return Resource.of(type_url, own, body, refs=refs, sources=sources, aliases=aliases, ttl=ttl, tag=tag)
+    if name and resource_name != name:
+        raise ValueError(f"{kind} {resource_name}: name={name!r} is not its {field}")
+    refs = tuple(dict.fromkeys(_refs(parsed, parsed, f"{kind} {resource_name}")))
+    return Resource.of(
+        type_url, resource_name, body, refs=refs, sources=sources, aliases=aliases, ttl=ttl, tag=tag
+    )
 
 
 def check_type(type_url: str) -> None:
-    """Raise ValueError for what is not the form of a type URL."""
+    """Raise ValueError unless a string has the form of a type URL."""
     if not type_url.startswith(TYPE_PREFIX) or type_url == TYPE_PREFIX:
-        raise ValueError(f"not a type URL: {type_url!r}; it begins with {TYPE_PREFIX}")
+        raise ValueError(f"not a type URL: {type_url!r}; type URLs begin with {TYPE_PREFIX}")
 
 
-def _encoded(message: Any, type_url: str) -> tuple[str, bytes]:
-    """Return a message's type and bytes."""
+def _encode(message: Any, type_url: str) -> tuple[str, bytes]:
+    """Return a message's type URL and encoded form."""
     if isinstance(message, bytes):
         if not type_url:
-            raise ValueError("bytes do not say their type: give resource(data, type_url=...)")
+            raise ValueError("bytes have no type: give resource(data, type_url=...)")
         check_type(type_url)
         _check_asked_for(type_url)
         return type_url, message
@@ -122,23 +138,23 @@ def _encoded(message: Any, type_url: str) -> tuple[str, bytes]:
         own = TYPE_PREFIX + full_name(type(message))
     elif isinstance(message, bytearray | memoryview):
         kind = type(message).__name__
-        raise TypeError(f"{kind} may change: give a copy, resource(bytes(data), type_url=...)")
+        raise TypeError(f"{kind} is mutable: give a copy, resource(bytes(data), type_url=...)")
     else:
         raise TypeError(
-            f"{type(message).__name__} is no protobuf message: give one of envoy_data_plane,"
+            f"{type(message).__name__} is not a protobuf message: give a message of envoy_data_plane,"
             " or bytes as resource(data, type_url=...)"
         )
     if type_url not in ("", own):
         raise ValueError(f"the message is of type {own}, not {type_url}")
     _check_asked_for(own)
-    return own, serialise(message) if isinstance(message, Message) else encode(message)
+    return own, serialize(message) if isinstance(message, Message) else encode(message)
 
 
 def _check_asked_for(type_url: str) -> None:
     if type_url not in _NAME_FIELDS:
-        known = ", ".join(known.rpartition(".")[2] for known in _NAME_FIELDS)
+        supported = ", ".join(url.rpartition(".")[2] for url in _NAME_FIELDS)
         raise TypeError(
-            f"{type_url.removeprefix(TYPE_PREFIX)} is none of {known}; for a type of your own, make a Resource.of"
+            f"{type_url.removeprefix(TYPE_PREFIX)} is none of {supported}; for other types, use Resource.of"
         )
 
 
@@ -147,26 +163,27 @@ def _parse(type_url: str, body: bytes, where: str) -> Any:
     try:
         return message_class(name).FromString(body)
     except DecodeError as error:
-        raise ValueError(f"{where}: the bytes are no {name}") from error
+        raise ValueError(f"{where}: the bytes are not of type {name}") from error
 
 
-# --- references ------------------------------------------------------------------------------------------------------
+# --- references ---
 
 
 class _Link(NamedTuple):
-    """A message that makes a client subscribe to a resource by its name."""
+    """Fields of a message type that make a client subscribe to a resource by name."""
 
     type_url: str
+    """Type URL of the resource."""
     source: str
-    """The field that says where to ask; only what is asked on the same stream counts."""
+    """Field with the config source. Only resources from the same stream count as references."""
     name: str
-    """The field with the resource's name; if it is empty, that is the name of the message around."""
+    """Field with the resource's name. If the field is empty, the name is that of the enclosing message."""
 
 
 _ANY = "google.protobuf.Any"
 _METADATA = "envoy.config.core.v3.Metadata"
 _EDS = 3
-"""`envoy.config.cluster.v3.Cluster.DiscoveryType`."""
+"""Value of EDS in `envoy.config.cluster.v3.Cluster.DiscoveryType`."""
 _LINKS = {
     "envoy.config.cluster.v3.Cluster.EdsClusterConfig": _Link(ENDPOINT, "eds_config", "service_name"),
     "envoy.extensions.filters.network.http_connection_manager.v3.Rds": _Link(
@@ -177,69 +194,74 @@ _LINKS = {
 }
 
 
-def _refs(message: Any, around: Any, where: str) -> Iterator[ResourceKey]:
-    """Go through what a message and all that is in it make a client subscribe to by name."""
+def _refs(message: Any, parent: Any, where: str) -> Iterator[ResourceKey]:
+    """Yield the references of a message, at any depth."""
     kind = message.DESCRIPTOR.full_name
     if kind == _ANY:
-        yield from _refs_in_any(message, around, where)
+        yield from _refs_in_any(message, parent, where)
         return
     if kind in _LINKS:
-        yield from _linked(_LINKS[kind], message, around)
+        yield from _linked(_LINKS[kind], message, parent)
     elif TYPE_PREFIX + kind == SCOPED_ROUTE and message.route_configuration_name:
-        # Where to ask for it is in the listener, which nearly always says the same stream.
+        # The listener has the config source of the routes. It is nearly always the same stream.
         yield ROUTE, message.route_configuration_name
-    followed = _followed(message.DESCRIPTOR)
-    if not followed:
+    fields = _fields_with_links(message.DESCRIPTOR)
+    if not fields:
         return
     for field, value in message.ListFields():
-        if field.number in followed:
-            for part in _parts(value):
-                yield from _refs(part, message, where)
+        if field.number in fields:
+            for child in _children(value):
+                yield from _refs(child, message, where)
 
 
-def _parts(value: Any) -> Iterable[Any]:
-    """Return the messages in a field, whether it is of one, of many, or a map."""
+def _children(value: Any) -> Iterable[Any]:
+    """Return the messages in a field, which may be singular, repeated or a map."""
     if isinstance(value, Message):
         return (value,)
     return value.values() if isinstance(value, Mapping) else value
 
 
-def _refs_in_any(packed: Any, around: Any, where: str) -> Iterator[ResourceKey]:
+def _refs_in_any(packed: Any, parent: Any, where: str) -> Iterator[ResourceKey]:
     try:
         message = _parse(packed.type_url, packed.value, where)
     except KeyError:
-        return  # Not one of envoy_data_plane's types: nobody can say what is in it.
-    yield from _refs(message, around, where)
+        return  # Types that envoy_data_plane does not have cannot be decoded.
+    yield from _refs(message, parent, where)
 
 
-def _linked(link: _Link, message: Any, around: Any) -> Iterator[ResourceKey]:
-    if link.type_url == ENDPOINT and around.type != _EDS:
+def _linked(link: _Link, message: Any, parent: Any) -> Iterator[ResourceKey]:
+    if link.type_url == ENDPOINT and parent.type != _EDS:
         return
     if message.HasField(link.source):
         source = getattr(message, link.source)
-        name = (link.name and getattr(message, link.name)) or around.name
+        name = (link.name and getattr(message, link.name)) or parent.name
         if source.WhichOneof("config_source_specifier") in ("ads", "self"):
             yield link.type_url, name
 
 
 @cache
-def _followed(descriptor: Descriptor) -> frozenset[int]:
-    """Return the fields of a message that there may be links behind."""
+def _fields_with_links(descriptor: Descriptor) -> frozenset[int]:
+    """Return the numbers of the fields that may contain a link, at any depth."""
     return frozenset(
-        field.number for field in descriptor.fields if field.message_type and _leads(field.message_type)
+        field.number
+        for field in descriptor.fields
+        if field.message_type and _may_have_links(field.message_type)
     )
 
 
 @cache
-def _leads(descriptor: Descriptor) -> bool:
-    """Whether there may be a link in a message of this type, at any depth. Metadata is data, not configuration."""
+def _may_have_links(descriptor: Descriptor) -> bool:
+    """Whether a message of this type may contain a link, at any depth.
+
+    Metadata is data, so it is not searched.
+    """
     seen: set[str] = set()
-    ahead = [descriptor]
-    while ahead:
-        one = ahead.pop()
-        if one.full_name == _ANY or one.full_name in _LINKS:
+    unvisited = [descriptor]
+    while unvisited:
+        current = unvisited.pop()
+        if current.full_name == _ANY or current.full_name in _LINKS:
             return True
-        if one.full_name != _METADATA and one.full_name not in seen:
-            seen.add(one.full_name)
-            ahead += [field.message_type for field in one.fields if field.message_type]
+        if current.full_name != _METADATA and current.full_name not in seen:
+            seen.add(current.full_name)
+            unvisited += [field.message_type for field in current.fields if field.message_type]
     return False

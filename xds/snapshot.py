@@ -1,4 +1,7 @@
-"""What a proxy should have: resources encoded once, versioned by content, shared by all who need the same bytes."""
+"""Resources, resource sets and snapshots: the desired state of a client.
+
+A resource is encoded once and versioned by its content. Clients that need the same bytes share one object.
+"""
 
 from __future__ import annotations
 
@@ -20,17 +23,21 @@ LB_ENDPOINT = TYPE_PREFIX + "envoy.config.endpoint.v3.LbEndpoint"
 RUNTIME = TYPE_PREFIX + "envoy.service.runtime.v3.Runtime"
 EXTENSION_CONFIG = TYPE_PREFIX + "envoy.config.core.v3.TypedExtensionConfig"
 
-LONGEST_TTL = 1e8
-"""Seconds: three years. More is a mistake."""
+MAX_TTL = 1e8
+"""Longest time to live of a resource, in seconds (three years). A longer one is a mistake of the caller."""
 
 T = TypeVar("T")
 
 ResourceKey: TypeAlias = tuple[str, str]
-"""type_url, name."""
+"""A resource's type URL and name."""
 
 
 def content_version(*parts: bytes) -> str:
-    """A version that is the same wherever and whenever the content is the same: 16 hex digits of its SHA-256."""
+    """Return a version that depends on the content alone: 16 hex digits of a SHA-256.
+
+    Equal content has the same version in every process, so clients that reconnect to another server receive
+    only what differs.
+    """
     digest = hashlib.sha256()
     for part in parts:
         digest.update(len(part).to_bytes(8, "big"))
@@ -40,26 +47,36 @@ def content_version(*parts: bytes) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True)
 class Resource:
-    """One xDS resource, ready to send."""
+    """One xDS resource, encoded and ready to send.
+
+    Make one with `xds.resources.resource` or with `Resource.of`.
+    """
 
     type_url: str
+    """Type URL of the resource, such as `type.googleapis.com/envoy.config.cluster.v3.Cluster`."""
     name: str
+    """Name that clients subscribe to."""
     version: str
+    """Version of the resource. Two resources with the same type, name and version have the same content."""
     body: bytes = field(repr=False)
-    """The encoded message, without its Any wrapping."""
+    """Encoded message, without the Any around it."""
     refs: tuple[ResourceKey, ...] = field(default=(), compare=False, repr=False)
-    """Resources that this one makes its client subscribe to by name (a cluster's assignment, a listener's routes)."""
+    """Resources that a client subscribes to because of this one (a cluster's assignment, a listener's
+    routes).
+    """
     sources: tuple[str, ...] = field(default=(), compare=False, repr=False)
-    """The objects it was made from, most telling first, for whoever has to explain a rejection."""
+    """Objects that the resource was made from, the most relevant first. Rejections report them."""
     aliases: tuple[str, ...] = field(default=(), repr=False)
-    """Other names that clients ask for it by: of a virtual host, ROUTE_CONFIGURATION/DOMAIN for each of its domains."""
+    """Other names of a virtual host: ROUTE_CONFIGURATION/DOMAIN for each of its domains."""
     ttl: float | None = None
-    """Seconds that a client keeps it without hearing from the server; None: as long as it is not told otherwise.
+    """Seconds after which a client drops the resource unless the server renews it; None means that it never
+    expires.
 
-    Only said in the delta variant: in the other one Envoy crashes when it runs out (envoy#24271).
+    The TTL is sent in the delta variant only. In the state-of-the-world variant, Envoy crashes when a TTL
+    expires (envoy#24271).
     """
     tag: str = ""
-    """What the content comes to, in a word that is part of the version; see `tag_of`."""
+    """Word that summarizes the content and is part of the version; see `tag_of`."""
 
     @classmethod
     def of(
@@ -75,12 +92,22 @@ class Resource:
         aliases: Iterable[str] = (),
         ttl: float | None = None,
     ) -> Resource:
-        """Make a resource whose version is the hash of its body and what goes with it, unless `version` says otherwise.
+        """Make a resource of any type from encoded bytes.
 
-        A `tag` says in a word what the content comes to, for whoever meets the version again: see `tag_of`.
+        Args:
+            type_url: Type URL of the resource.
+            name: Name that clients subscribe to.
+            body: Encoded message, without the Any around it.
+            version: Version of the resource. The default is a hash of the body, the aliases and the TTL.
+            tag: Word that summarizes the content. It becomes a part of the version; see `tag_of`.
+            refs: Type URL and name of each resource that a client subscribes to because of this one.
+            sources: Objects that the resource was made from. Rejections report them.
+            aliases: Other names of a virtual host.
+            ttl: Seconds after which a client drops the resource unless the server renews it.
 
-        TypeError: one of them is of another type than it says here; a single str is neither `sources` nor `aliases`.
-        ValueError: `aliases` of something that is no virtual host, or a `ttl` that is not positive.
+        Raises:
+            TypeError: An argument has the wrong type, for example a single str as `sources` or `aliases`.
+            ValueError: Only a virtual host can have `aliases`, or `ttl` is not between 0.001 and `MAX_TTL`.
         """
         _check(type_url, name, body)
         sources = _strings(name, "sources", sources)
@@ -88,10 +115,11 @@ class Resource:
         if aliases and type_url != VIRTUAL_HOST:
             raise ValueError(f"{name}: only a VirtualHost can have aliases, and this is {type_url}")
         if ttl is not None and not isinstance(ttl, int | float):
-            raise TypeError(f"{name}: ttl={ttl!r} is no number: give seconds")
-        if ttl is not None and not 0.001 <= ttl <= LONGEST_TTL:
+            raise TypeError(f"{name}: ttl={ttl!r} is not a number: give seconds")
+        if ttl is not None and not 0.001 <= ttl <= MAX_TTL:
             raise ValueError(
-                f"{name}: ttl={ttl} is not between 0.001 and {LONGEST_TTL:.0f} seconds; leave it out for ever"
+                f"{name}: ttl={ttl} is not between 0.001 and {MAX_TTL:.0f} seconds; "
+                "omit it for a resource that never expires"
             )
         extras = (
             *(alias.encode() for alias in aliases),
@@ -111,15 +139,16 @@ class Resource:
 
 
 def tag_of(version: str) -> str:
-    """Return the tag in the version of a resource, or those in the version of a set, without anything between them.
+    """Return the tag of a resource's version, or the concatenated tags of a set's version.
 
-    Clients bring the versions of what they have to each stream: so a server that has just started knows what a tag says.
+    Clients send the versions of their resources when they reconnect. Tags therefore tell a server that has
+    just started what its clients have.
     """
     return version.partition(".")[2]
 
 
 def _check(type_url: object, name: object, body: object) -> None:
-    """Raise TypeError for what could not be sent."""
+    """Raise TypeError for arguments that cannot be sent."""
     if not isinstance(type_url, str) or not isinstance(name, str):
         raise TypeError(
             f"a resource is named by a type URL and a name, which are str, not {type_url!r} and {name!r}"
@@ -128,24 +157,29 @@ def _check(type_url: object, name: object, body: object) -> None:
         raise TypeError(f"{name}: the body is {type(body).__name__}, not bytes: give the encoded message")
 
 
-def _strings(name: str, what: str, given: Iterable[str]) -> tuple[str, ...]:
-    """Return sources or aliases as a tuple. TypeError: a str, which would come apart, or something else in it."""
-    if not given:
+def _strings(name: str, argument: str, value: Iterable[str]) -> tuple[str, ...]:
+    """Return sources or aliases as a tuple.
+
+    Raise TypeError for a single str and for items of another type.
+    """
+    if not value:
         return ()
-    if isinstance(given, str):
-        raise TypeError(f"{name}: {what}={given!r} is one str: give a list, {what}=[{given!r}]")
-    found = tuple(given)
-    for one in found:
-        if not isinstance(one, str):
-            raise TypeError(f"{name}: in {what} there is {one!r}, which is no str")
-    return found
+    if isinstance(value, str):
+        raise TypeError(f"{name}: {argument}={value!r} is one str: give a list, {argument}=[{value!r}]")
+    items = tuple(value)
+    for item in items:
+        if not isinstance(item, str):
+            raise TypeError(f"{name}: {argument} contains {item!r}, which is not a str")
+    return items
 
 
 class ResourceSet(Mapping[str, Resource]):
-    """All resources of one type that a proxy may have, by name; immutable, compared by `version`.
+    """Immutable mapping from name to resource, for all resources of one type. Sets are compared by `version`.
 
-    With a `base` it is that set and some more, and costs what is more: what many proxies have in common is kept, and hashed, once.
-    The version says what is in the set, and not how it was put together: it is the same with and without a base.
+    A set with a `base` contains the base's resources and its own; its own replace those of the base with the
+    same name. Such a set costs memory and hashing only for its own resources, so the resources that clients
+    have in common are stored and hashed once. The version depends on the contents alone: it is the same with
+    and without a base.
     """
 
     __slots__ = ("_aliases", "_base", "_depth", "_length", "_own", "_sum", "_tags", "version")
@@ -156,13 +190,13 @@ class ResourceSet(Mapping[str, Resource]):
         self._fill(own, base, _sum(own.values()) - _sum(hidden), len(own) - len(hidden))
 
     def _fill(self, own: dict[str, Resource], base: ResourceSet | None, total: int, count: int) -> None:
-        """Take what is the set's own, and by how much that changes the sum and the length of the base."""
+        """Set the own resources, and their effect on the digest sum and the length of the base."""
         self._own, self._base = own, base
         self._aliases: dict[str, str] | None = None
         self._depth: int = base._depth + 1 if base is not None else 0
         self._length: int = count + (base._length if base is not None else 0)
         self._sum: int = (total + (base._sum if base is not None else 0)) % _MODULUS
-        tags = {name: each.tag for name, each in own.items() if each.tag}
+        tags = {name: resource.tag for name, resource in own.items() if resource.tag}
         if base is not None:
             tags |= {name: tag for name, tag in base._tags.items() if name not in own}
         self._tags: dict[str, str] = tags
@@ -172,18 +206,19 @@ class ResourceSet(Mapping[str, Resource]):
         )
 
     def updated(self, resources: Iterable[Resource] = (), removed: Iterable[str] = ()) -> ResourceSet:
-        """Return a set without the names in `removed` and then with `resources`; it is hashed at the cost of the change.
+        """Return a copy without the names in `removed` and then with `resources`.
 
-        Only for sets without a base. What is removed and was not there is no matter.
+        Only the changes are hashed.
+        The set must not have a base. Names in `removed` that are not in the set are ignored.
         """
-        assert self._base is None  # noqa: S101 - what is below a layer is not the layer's to change
+        assert self._base is None  # noqa: S101 - a layer cannot change the resources of its base
         own = dict(self._own)
-        gone = [own.pop(name) for name in removed if name in own]
-        fresh = {resource.name: resource for resource in resources}
-        gone += [own[name] for name in fresh if name in own]
-        own |= fresh
+        dropped = [own.pop(name) for name in removed if name in own]
+        added = {resource.name: resource for resource in resources}
+        dropped += [own[name] for name in added if name in own]
+        own |= added
         updated = ResourceSet.__new__(ResourceSet)
-        updated._fill(own, None, self._sum + _sum(fresh.values()) - _sum(gone), len(own))
+        updated._fill(own, None, self._sum + _sum(added.values()) - _sum(dropped), len(own))
         return updated
 
     def __getitem__(self, name: str) -> Resource:
@@ -191,33 +226,37 @@ class ResourceSet(Mapping[str, Resource]):
             return self._own[name]
         return self._base[name]
 
-    # What Mapping has for the next two asks for forgiveness, which every stream would pay for every resource.
+    # Mapping implements the next two with exceptions, which is slow: every stream calls them for every
+    # resource.
 
     @overload
     def get(self, key: str, /) -> Resource | None: ...
     @overload
     def get(self, key: str, /, default: Resource | T) -> Resource | T: ...
     def get(self, key: str, /, default: Resource | T | None = None) -> Resource | T | None:
-        """Return the resource of this name, if there is one."""
-        found = self._own.get(key)
-        if found is not None:
-            return found
+        """Return the resource of a name, or `default` if the set has none."""
+        resource = self._own.get(key)
+        if resource is not None:
+            return resource
         return default if self._base is None else self._base.get(key, default)
 
     def __contains__(self, name: object) -> bool:
         return name in self._own or (self._base is not None and name in self._base)
 
     def resolve(self, alias: str) -> str:
-        """Return the name of the resource that has an alias; what is none is returned as it is."""
+        """Return the name of the resource that has an alias.
+
+        A name that is not an alias is returned unchanged.
+        """
         if alias in self:
             return alias
         if self._aliases is None:
-            self._aliases = {alias: each.name for each in self.values() for alias in each.aliases}
+            self._aliases = {alias: resource.name for resource in self.values() for alias in resource.aliases}
         return self._aliases.get(alias, alias)
 
     @property
     def tagged(self) -> list[str]:
-        """The names of the resources that have a tag, sorted."""
+        """Sorted names of the resources that have a tag."""
         return sorted(self._tags)
 
     def __iter__(self) -> Iterator[str]:
@@ -243,7 +282,10 @@ _MODULUS = 1 << 8 * _DIGEST_SIZE
 
 
 def _sum(resources: Iterable[Resource]) -> int:
-    """What resources add to the number that their set's version is made of: a sum, so that one part changes by itself."""
+    """Return the sum of the resources' digests.
+
+    A set's version hashes this sum, so a change costs only what changed.
+    """
     return sum(_digest(resource.name, resource.version) for resource in resources)
 
 
@@ -253,9 +295,10 @@ def _digest(name: str, version: str) -> int:
 
 
 def difference(before: ResourceSet, after: ResourceSet) -> tuple[str, ...]:
-    """Return the names that are not the same in both sets, first those that are in the second one.
+    """Return the names that differ between two sets: added and changed resources first, then removed ones.
 
-    Costs what differs and what is in layers; between sets without a base it is found once for all who make the same step.
+    The cost is proportional to the differences and to the layers on top of common bases. The difference
+    between two sets without a base is cached, because many streams make the same step.
     """
     if before.version == after.version:
         return ()
@@ -272,7 +315,7 @@ def difference(before: ResourceSet, after: ResourceSet) -> tuple[str, ...]:
 
 
 def _candidates(before: ResourceSet, after: ResourceSet) -> Iterator[str]:
-    """Yield at least the names that are not the same."""
+    """Yield at least the names that differ; some may be equal after all."""
     if before.version == after.version:
         return
     if before._depth == after._depth == 0:
@@ -288,20 +331,23 @@ def _candidates(before: ResourceSet, after: ResourceSet) -> Iterator[str]:
     yield from _candidates(old, new)
 
 
-_MOST_COMPARED = 1024
+_MAX_COMPARED = 1024
 _compared: dict[tuple[str, str], tuple[str, ...]] = {}
-"""By the versions of two sets, for it must not keep the sets."""
+"""Names that differ, by the versions of the two sets.
+
+Keys are versions so that the cache keeps no set alive.
+"""
 
 
 def _compare(before: ResourceSet, after: ResourceSet) -> tuple[str, ...]:
-    """Return the names that are not the same in sets without a base."""
+    """Return the names that differ between two sets without a base."""
     key = (before.version, after.version)
     names = _compared.get(key)
     if names is None:
         versions = {resource.name: resource.version for resource in before.values()}
         changed = [name for name, resource in after.items() if versions.get(name) != resource.version]
         names = (*changed, *(name for name in before if name not in after))
-        if len(_compared) >= _MOST_COMPARED:
+        if len(_compared) >= _MAX_COMPARED:
             _compared.clear()
         _compared[key] = names
     return names
@@ -312,18 +358,22 @@ EMPTY = ResourceSet()
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Everything that one proxy should have now, by type. Types that it lacks are empty."""
+    """Desired state of one client: all its resources, by type."""
 
     types: Mapping[str, ResourceSet] = field(default_factory=dict)
+    """Resources by type URL. A type that is missing here is empty."""
     refusals: Mapping[tuple[str, str], str] = field(default_factory=dict)
-    """Why there is no resource of a type and name that it may ask for."""
+    """Reasons why the client may not have a resource, by type URL and name. Delta responses report them."""
     generation: int = field(default=0, compare=False)
-    """A number of its maker's, by which a session says how far its client is."""
+    """Number that the author of the snapshot chooses.
+
+    Sessions report the last generation that a client has ACKed.
+    """
 
     def of(self, type_url: str) -> ResourceSet:
         """Return the resources of a type."""
         return self.types.get(type_url, EMPTY)
 
     def refused(self, type_url: str) -> Mapping[str, str]:
-        """Return which names of a type there are not for this proxy, and why."""
-        return {name: why for (kind, name), why in self.refusals.items() if kind == type_url}
+        """Return the names of a type that the client may not have, each with the reason."""
+        return {name: reason for (kind, name), reason in self.refusals.items() if kind == type_url}

@@ -85,7 +85,7 @@ async def synced(channel: grpc.aio.Channel, server: XdsServer, name: str) -> Cli
     await client.ask(SECRET, nonce=response.nonce)
     streams = [each for each in server.discovery.streams if each.node.id == node(name)]
     async with asyncio.timeout(WITHIN):
-        while not all(stream.session.quiet for stream in streams):
+        while not all(stream.session.synced for stream in streams):
             await asyncio.sleep(0.01)
     return client
 

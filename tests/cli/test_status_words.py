@@ -10,7 +10,7 @@ from xds.mesh.controlplane.status import (
     object_name,
     proxy_name,
     resource_line,
-    short,
+    short_name,
     stream_line,
     type_line,
 )
@@ -115,8 +115,12 @@ def test_a_stream_and_what_it_is_for() -> None:
 
 
 def test_names() -> None:
-    assert (short(CLUSTER), short("type.googleapis.com/a.b.Thing"), short("odd")) == ("CDS", "Thing", "odd")
-    assert (short("type.googleapis.com/evil0"), short("type.googleapis.com/")) == (
+    assert (short_name(CLUSTER), short_name("type.googleapis.com/a.b.Thing"), short_name("odd")) == (
+        "CDS",
+        "Thing",
+        "odd",
+    )
+    assert (short_name("type.googleapis.com/evil0"), short_name("type.googleapis.com/")) == (
         "evil0",
         "type.googleapis.com/",
     )

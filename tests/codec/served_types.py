@@ -1,4 +1,4 @@
-"""The message types that a control plane for sidecars serves."""
+"""Message types that the control plane and programs serve or send."""
 
 from envoy_data_plane.envoy.config.bootstrap import v3 as bootstrap
 from envoy_data_plane.envoy.config.cluster import v3 as cluster
@@ -28,7 +28,7 @@ from envoy_data_plane.envoy.service.status import v3 as status
 from envoy_data_plane.google.protobuf import Any as PackedMessage
 from envoy_data_plane.google.protobuf import ListValue, Struct
 
-USED = [
+SERVED_TYPES = [
     bootstrap.Bootstrap,
     cluster.Cluster,
     endpoint.ClusterLoadAssignment,

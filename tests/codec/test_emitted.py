@@ -1,4 +1,4 @@
-"""Everything that we send, from the golden meshes: betterproto2's own encoder means the same by it, to the last Any inside."""
+"""All messages of the golden meshes: betterproto2's own encoder gives equal messages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from envoy_data_plane.message_pool import default_message_pool
 from google.protobuf.message import Message
 
-from tests.codec.served_types import USED
+from tests.codec.served_types import SERVED_TYPES
 from tests.golden.cases import CASES, load
 from xds.codec import encode, full_name, message_class
 from xds.mesh import envoy, identity
@@ -44,7 +44,7 @@ Emitted = set[tuple[str, bytes]]
 
 
 def whole() -> Iterator[tuple[str, bytes]]:
-    """What sidecars are sent, and what they start with."""
+    """Resources and bootstraps of all sidecars."""
     for case in CASES:
         mesh = load(case.values[0])
         for pod in (pod for pod in mesh.pods() if pod.has_sidecar):
@@ -71,7 +71,7 @@ def emitted() -> Emitted:
 
 
 def packed(of: tuple[str, bytes]) -> Iterator[tuple[str, bytes]]:
-    """Every Any in a message, and in what it holds."""
+    """Yield each Any in a message, at any depth."""
     for message in inside(message_class(of[0]).FromString(of[1])):
         if message.DESCRIPTOR.full_name == "google.protobuf.Any":
             name = message.type_url.rpartition("/")[2]
@@ -80,7 +80,7 @@ def packed(of: tuple[str, bytes]) -> Iterator[tuple[str, bytes]]:
 
 
 def inside(message: Message) -> Iterator[Message]:
-    """A message, and all that are in it, but for what is in an Any."""
+    """Yield a message and all messages in it, except those in an Any."""
     yield message
     for field, value in message.ListFields():
         if field.message_type is None:
@@ -97,12 +97,12 @@ def python_class(name: str) -> Any:
     return default_message_pool.url_to_type[f"type.googleapis.com/{name}"]
 
 
-def test_every_type_that_is_emitted_is_among_those_that_random_messages_are_tried_of():
-    assert {name for name, _ in emitted()} <= {full_name(cls) for cls in USED}
+def test_all_emitted_types_are_tested_with_random_messages():
+    assert {name for name, _ in emitted()} <= {full_name(cls) for cls in SERVED_TYPES}
 
 
 def named() -> set[str]:
-    """Every message of Envoy that the modules which make what is sent have a name for."""
+    """Return all message classes of Envoy that the modules of xds.mesh.envoy import."""
     modules = [
         import_module(each.name)
         for package in (envoy, identity)
@@ -112,7 +112,7 @@ def named() -> set[str]:
     return {full_name(each) for each in classes if each in default_message_pool.type_to_url}
 
 
-def test_there_is_one_of_every_message_that_we_have_a_name_for():
+def test_golden_meshes_use_all_imported_messages():
     there = {
         each.DESCRIPTOR.full_name
         for name, body in emitted()
@@ -122,7 +122,7 @@ def test_there_is_one_of_every_message_that_we_have_a_name_for():
     assert len(named()) > 90
 
 
-def test_what_is_emitted_means_the_same_as_with_betterproto2():
+def test_emitted_messages_equal_those_of_betterproto2():
     for name, body in emitted():
         message = python_class(name).parse(body)
         assert encode(message) == body, name

@@ -1,4 +1,4 @@
-"""The JSON form: names of the .proto files, every Any opened."""
+"""The JSON form has the names of the .proto files and the content of each Any."""
 
 from datetime import timedelta
 
@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 from xds.codec import encode, full_name, pack, to_dict, to_json_dict, type_url
 
 
-def test_fields_have_their_proto_names_and_anys_are_opened_at_every_depth() -> None:
+def test_json_has_proto_names_and_decoded_anys() -> None:
     router = PackedMessage(type_url="type.googleapis.com/envoy.extensions.filters.http.router.v3.Router")
     manager = hcm.HttpConnectionManager(
         stat_prefix="inbound",
@@ -87,6 +87,6 @@ def test_an_any_of_an_unknown_type_is_a_key_error_that_names_it() -> None:
         to_json_dict(response)
 
 
-def test_a_body_that_is_no_such_message_is_a_decode_error() -> None:
+def test_invalid_body_raises_decode_error() -> None:
     with pytest.raises(DecodeError):
         to_dict(type_url(tcp_proxy.TcpProxy), b"\xff")

@@ -28,6 +28,8 @@ from xds.mesh.model.objects import ROLLOUT, Change, Ref
 from xds.mesh.rollout import driver, log
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, SECRET
 
+ROLLOUT_EVENTS = {"rollout in progress", "rollout stalled", "rollout finished"}
+
 
 async def test_clients_migrate_once_the_listener_is_active() -> None:
     disabled = peer("ns", "DISABLE")
@@ -96,7 +98,7 @@ async def test_lagging_client_is_skipped_and_reported(monkeypatch) -> None:
             )
             client.answer(ENDPOINT)
             await eventually(lambda: not controller.rollouts.rollout.skipped_ports, timeout=WITHIN)
-    events = [entry for entry in logs if entry["event"].startswith("rollout ")]
+    events = [entry for entry in logs if entry["event"] in ROLLOUT_EVENTS]
     assert any("web waiting for client.ns" in entry.get("status", "") for entry in events)
     assert any("web skipped client.ns" in entry.get("status", "") for entry in events)
     assert (events[-1]["event"], events[-1]["name"]) == ("rollout finished", "web.ns")
@@ -119,7 +121,7 @@ async def test_rejected_rule_is_logged_only_on_change(
             controller.change(Change(removed=(mutual.ref,)))
             await until_finished(controller)
             await eventually(lambda: not controller.rollouts.rollout.skipped_rules, timeout=WITHIN)
-    events = [entry for entry in logs if entry["event"].startswith("rollout ")]
+    events = [entry for entry in logs if entry["event"] in ROLLOUT_EVENTS]
     statuses = [entry["status"].partition(" (")[0] for entry in events if "status" in entry]
     assert len(statuses) == len(set(statuses)), statuses
     assert "DestinationRule/ns/rule waiting for client.ns, rejected: no" in statuses
@@ -216,7 +218,7 @@ async def test_disconnected_server_counts_until_the_timeout(monkeypatch) -> None
         async with Sidecar(controller, "web", "ns") as web:
             await web.until(lambda: LISTENER in web.has and web.accepts(PORT) == "D")
             await eventually(
-                lambda: web.session.in_force(LISTENER, web.session.tagged(LISTENER)), timeout=WITHIN
+                lambda: web.session.has_acked(LISTENER, web.session.tagged(LISTENER)), timeout=WITHIN
             )
             versions = {
                 kind: {name: resource.version for name, resource in found.items()}

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from tests.policy.world import ROOT, mesh, peer, pod, rule, service
-from xds.codec import encoded
+from xds.codec import encode_counts
 from xds.mesh.envoy import outbound, routes
 from xds.mesh.envoy.translate import translate
 from xds.mesh.model.mesh import Mesh
@@ -44,7 +44,7 @@ def forget_what_does_not_depend_on_the_mesh() -> None:
 
 def count(world: Mesh) -> tuple[Contents, Counter[str]]:
     """Translate for every pod: what there is, and what was encoded for it, by type."""
-    before = encoded.copy()
+    before = encode_counts.copy()
     snapshots = [translate(world, each) for each in world.pods()]
     contents = {
         (type_url, found.name, found.version)
@@ -52,7 +52,7 @@ def count(world: Mesh) -> tuple[Contents, Counter[str]]:
         for type_url in TYPES
         for found in snapshot.of(type_url).values()
     }
-    made = encoded - before
+    made = encode_counts - before
     return contents, Counter({url: made[url.removeprefix(TYPE_PREFIX)] for url in TYPES})
 
 

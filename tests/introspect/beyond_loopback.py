@@ -1,4 +1,4 @@
-"""Run in a network namespace of its own, as root: asks a server that others can reach, as others and as its own host."""
+"""Query a server from loopback and from other addresses. Run as root, in a network namespace."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def listens() -> bool:
 
 
 def described(folder: Path) -> tuple[str, ...]:
-    """Make what describes the services, for who may not ask the server."""
+    """Make a descriptor set of the services, for callers that reflection does not answer."""
     found = folder / "protoset"
     status, output = grpcurl(LOCAL[0], "-protoset-out", str(found), "describe")
     assert status == 0, output
@@ -93,7 +93,7 @@ def check(files: tuple[str, ...]) -> None:
     for target in LOCAL:
         status, output = grpcurl(target, "list")
         assert status == 0, output
-    for method in set(GUARDED) - {WATCH}:  # which does not end by itself
+    for method in set(GUARDED) - {WATCH}:  # It does not end on its own.
         status, output = grpcurl(LOCAL[0], *files, "-d", "{}", method)
         assert status == 0, output
     for target in BEYOND:

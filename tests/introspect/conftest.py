@@ -1,4 +1,4 @@
-"""A server with everything that can be asked about it."""
+"""A server with all introspection services."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ GRPCURL = Path(sys.executable).with_name("grpcurl")
 
 
 async def grpcurl(target: str, *arguments: str, stdin: str = "") -> tuple[int, str]:
-    """Run it, and return its status and all that it prints."""
+    """Run grpcurl, and return its exit status and output."""
     process = await asyncio.create_subprocess_exec(
         GRPCURL,
         *("-plaintext", "-max-time", "30"),
@@ -28,14 +28,14 @@ async def grpcurl(target: str, *arguments: str, stdin: str = "") -> tuple[int, s
 
 
 async def call(target: str, method: str, *requests: dict[str, Any]) -> list[dict[str, Any]]:
-    """Call a method with these requests, which must go well, and return the responses."""
+    """Call a method, which must succeed, and return the responses."""
     status, output = await grpcurl(target, method, stdin="\n".join(map(json.dumps, requests)) or "{}")
     assert status == 0, output
     return read(output)
 
 
 def read(output: str) -> list[dict[str, Any]]:
-    """Read one JSON object after the other."""
+    """Parse a sequence of JSON objects."""
     decoder, found, at = json.JSONDecoder(), [], 0
     while rest := output[at:].lstrip():
         value, length = decoder.raw_decode(rest)

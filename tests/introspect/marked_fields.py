@@ -1,4 +1,4 @@
-"""Run with xds-protos on the path: prints the full name of every field that Envoy's API marks as secret, one a line."""
+"""Print the full names of all sensitive fields of Envoy's API. Run with xds-protos on the path."""
 
 from __future__ import annotations
 

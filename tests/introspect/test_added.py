@@ -1,4 +1,4 @@
-"""The services may be added to any server of grpc.aio, one that runs too."""
+"""The services can be added to any server of grpc.aio, before or after its start."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from xds.server import DiscoveryService
 
 
 @pytest.mark.parametrize("late", [False, True])
-async def test_a_server_answers_what_is_added_before_it_starts_or_after(late: bool) -> None:
+async def test_services_can_be_added_before_or_after_start(late: bool) -> None:
     discovery = DiscoveryService(OneForAll(world()))
     server = grpc.aio.server()
     port = server.add_insecure_port("127.0.0.1:0")

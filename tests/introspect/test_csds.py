@@ -1,4 +1,4 @@
-"""CSDS: what each proxy has of each resource, and what it said to it."""
+"""CSDS: the status of each resource at each proxy."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def clusters(*resources: Resource) -> Snapshot:
 
 
 async def fetch(channel: grpc.aio.Channel, codec: Codec, **request: object) -> list[dict]:
-    """Ask with raw bytes, and decode with somebody else's classes."""
+    """Send raw bytes, and decode the answer with other generated classes."""
     body = await channel.unary_unary(f"/{FETCH}")(REQUEST(**request).SerializeToString())
     return codec.decode(RESPONSE, body).get("config", [])
 
@@ -56,7 +56,7 @@ def states(client: dict) -> dict[str, str]:
 
 
 async def until(channel, codec, **wanted: str) -> dict:
-    """Ask again until the one client's resources stand so: what a server takes from its clients it takes in its own time."""
+    """Ask until the resources of the only client have these states."""
     async with asyncio.timeout(20):
         seen: dict[str, str] = {}
         while not seen or not wanted.items() <= seen.items():
@@ -71,7 +71,7 @@ def at(text: str) -> float:
     return datetime.fromisoformat(text).timestamp()
 
 
-async def test_without_proxies_there_is_nothing_to_say(channel, codec):
+async def test_answer_without_proxies_is_empty(channel, codec):
     assert await fetch(channel, codec) == []
 
 
@@ -93,7 +93,7 @@ async def test_a_resource_is_not_sent_then_stale_then_synced(proxies, channel, c
     await until(channel, codec, **(wanted | {"a": "SYNCED"}))
 
 
-async def test_a_rejection_is_told_in_the_proxys_own_words(proxies, channel, codec, variant):
+async def test_rejection_has_the_proxys_message(proxies, channel, codec, variant):
     proxies.publish(clusters(cluster("a"), cluster("b")))
     client = Client(channel, variant)
     await client.ask(CLUSTER)
@@ -107,7 +107,7 @@ async def test_a_rejection_is_told_in_the_proxys_own_words(proxies, channel, cod
     assert error["version_info"] == cluster("a").version
     assert error["failed_configuration"] == a["xds_config"] == {"@type": CLUSTER, "name": "a"}
     assert abs(at(error["last_update_attempt"]) - time.time()) < 20
-    # What it is mended to is not what was rejected.
+    # The fixed version is not the rejected one.
     mended = cluster("a", alt_stat_name="better")
     proxies.publish(clusters(mended, cluster("b")))
     await client.get()
@@ -126,7 +126,7 @@ async def test_resources_are_left_out_if_so_asked(proxies, channel, codec):
     ((whole),) = await fetch(channel, codec)
     ((short),) = await fetch(channel, codec, exclude_resource_contents=True)
     assert whole["generic_xds_configs"][0].pop("xds_config") == {"@type": CLUSTER, "name": "a"}
-    for found in (whole, short):  # Two clocks are read for it, at two moments.
+    for found in (whole, short):  # Two clocks are read, at slightly different times.
         assert found["generic_xds_configs"][0].pop("last_updated")
     assert short == whole
 
@@ -152,7 +152,7 @@ async def test_every_stream_is_a_client_of_its_own(channel, codec):
     assert scopes[1].startswith("AggregatedDiscoveryService (delta) from ipv4:127.0.0.1:")
 
 
-async def test_what_a_node_says_of_itself_is_told(channel, codec, server):
+async def test_node_fields_are_reported(channel, codec, server):
     node = {
         "id": "n",
         "cluster": "c",
@@ -184,7 +184,7 @@ async def test_what_a_node_says_of_itself_is_told(channel, codec, server):
         ([{"node_id": {"exact": "app-1"}}, {"node_id": {"prefix": "Oth"}}], ["app-1", "Other"]),
     ],
 )
-async def test_only_matching_nodes_are_told_of(channel, codec, matchers, wanted):
+async def test_only_matching_nodes_are_listed(channel, codec, matchers, wanted):
     async with connected(channel, "app-1", "app-2", "Other"):
         found = await fetch(channel, codec, node_matchers=matchers)
     assert {client["node"]["id"] for client in found} == set(wanted)
@@ -217,7 +217,7 @@ async def test_a_matcher_that_cannot_be_followed_is_refused_by_name(channel, mat
     assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
-async def test_a_request_that_is_none_is_refused(channel):
+async def test_invalid_request_is_rejected(channel):
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await channel.unary_unary(f"/{FETCH}")(b"\xff")
     assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
@@ -241,11 +241,9 @@ async def test_a_stream_answers_each_request_as_things_are_then(proxies, channel
     assert await watching.code() is grpc.StatusCode.OK
 
 
-async def test_a_large_answer_comes_in_parts_on_a_stream_and_not_at_all_in_one(
-    proxies, channel, codec, monkeypatch
-):
-    monkeypatch.setattr(csds, "PART", 1000)
-    monkeypatch.setattr(csds, "LARGEST", 1000)
+async def test_large_answer_is_split_on_a_stream_only(proxies, channel, codec, monkeypatch):
+    monkeypatch.setattr(csds, "MAX_PART_SIZE", 1000)
+    monkeypatch.setattr(csds, "MAX_RESPONSE_SIZE", 1000)
     names = [f"{number:0>100}" for number in range(40)]
     proxies.publish(clusters(*map(cluster, names), cluster("z", alt_stat_name="z" * 2000)))
     async with connected(channel, "a"):
@@ -254,14 +252,14 @@ async def test_a_large_answer_comes_in_parts_on_a_stream_and_not_at_all_in_one(
             await channel.unary_unary(f"/{FETCH}")(b"")
     assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert "StreamClientStatus" in refused.value.details()
-    told: dict[str, list[str]] = {}
+    listed: dict[str, list[str]] = {}
     for part in parts:
         for client in codec.decode(RESPONSE, part)["config"]:
             assert client["node"]["id"] == "a"
-            told.setdefault(client["client_scope"], []).extend(states(client))
-    assert [*told.values()] == [[*names, "z"]] * 2
+            listed.setdefault(client["client_scope"], []).extend(states(client))
+    assert [*listed.values()] == [[*names, "z"]] * 2
     assert len(parts) > 8
-    assert sorted(map(len, parts))[-3] < 1400, "only what is larger by itself makes a larger part"
+    assert sorted(map(len, parts))[-3] < 1400, "only a larger resource makes a larger part"
 
 
 async def test_private_keys_never_show(proxies, channel, target, codec):
@@ -270,7 +268,7 @@ async def test_private_keys_never_show(proxies, channel, target, codec):
     leaf = authority.issue("spiffe://cluster.local/ns/shop/sa/web", now)
     issued = (certificate_secret(leaf), roots_secret([authority.certificate_pem]))
     pem = message_class("envoy.extensions.transport_sockets.tls.v3.Secret").FromString(issued[0].body)
-    # Without the last, which is of the public key: the certificate has that too.
+    # The last part belongs to the public key, which the certificate also has.
     lines = leaf.key.to_pem().splitlines()[1:-2]
     assert len(lines[0]) > 40
     upstream = message_class("envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext")()
@@ -304,7 +302,7 @@ async def test_private_keys_never_show(proxies, channel, target, codec):
     assert "[redacted]" in shown or "W3JlZGFjdGVkXQ==" in shown
 
 
-async def test_grpcurl_shows_it_with_every_any_decoded(proxies, channel, target):
+async def test_grpcurl_decodes_every_any(proxies, channel, target):
     proxies.publish(world(CDS="x=1"))
     proxies.publish(clusters(cluster("a")))
     async with connected(channel, "n"):

@@ -1,4 +1,4 @@
-"""What is served decodes to the same for us, for somebody else's generated classes, and for grpcurl by our descriptors."""
+"""Answers decode equally with our classes, other generated classes, and grpcurl."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def codec():
 
 
 def snapshots(case) -> list[Snapshot]:
-    """Of one pod of each application, with the roots: all types that are served."""
+    """Resources of one pod of each application, of all served types."""
     mesh = load(case)
     pods = {pod.meta.labels["app"]: pod for pod in mesh.pods() if pod.has_sidecar}
     found = [translate(mesh, pod) for pod in pods.values()]
@@ -47,7 +47,7 @@ def snapshots(case) -> list[Snapshot]:
 
 
 def requests(variant: Variant, snapshot: Snapshot) -> list[dict[str, object]]:
-    """Ask for everything that there is, and for what there is not."""
+    """Subscribe to existing and missing resources."""
     asked: list[dict[str, object]] = []
     for type_url, resources in snapshot.types.items():
         names = [] if type_url in {CLUSTER, LISTENER} else [*resources, "missing"]
@@ -58,14 +58,14 @@ def requests(variant: Variant, snapshot: Snapshot) -> list[dict[str, object]]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_whole_answers_decode_to_the_same_for_others(case, variant, codec):
+def test_answers_decode_equally_with_other_codecs(case, variant, codec):
     kinds, request = set(), REQUEST if variant is Variant.SOTW else DELTA_REQUEST
     for snapshot in snapshots(case):
         session = Session(variant, identifier="xds-test")
         session.serve(snapshot)
         for asked in requests(variant, snapshot):
             session.receive(request(**asked).SerializeToString(), 0)
-        session.expect_no_answers()
+        session.expect_no_acks()
         while (body := session.next(0)) is not None:
             ours = to_dict(RESPONSES[variant], body)
             assert codec.decode(RESPONSES[variant], body) == ours
@@ -75,7 +75,7 @@ def test_whole_answers_decode_to_the_same_for_others(case, variant, codec):
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.id in {"seed-2-strict", "other-tls"}])
-async def test_grpcurl_shows_what_others_decode(case, variant, codec):
+async def test_grpcurl_output_equals_other_codecs(case, variant, codec):
     snapshot = snapshots(case)[0]
     asked = requests(variant, snapshot)
     server = XdsServer(OneForAll(snapshot), "127.0.0.1:0", grace=0.2, added=[Introspection()])
@@ -90,7 +90,7 @@ async def test_grpcurl_shows_what_others_decode(case, variant, codec):
             raw = [body async for body in channel.stream_stream(f"/{ADS}/{METHODS[variant]}")(iter(bodies))]
     finally:
         await server.stop()
-    # What grpcurl printed becomes bytes again without our descriptors.
+    # Encode grpcurl's output without our descriptors.
     read = [codec.decode(name, codec.encode(name, response)) for response in shown]
     wanted = [codec.decode(name, body) for body in raw]
     by_type = {response["type_url"]: response | {"nonce": ""} for response in wanted}

@@ -1,4 +1,4 @@
-"""Who is answered: callers of this machine."""
+"""Authorization of callers by address."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2_grpc
 
-from xds.introspect.guard import Guarded, is_local
+from xds.introspect.guard import GuardedServer, is_local
 
 IN_A_NAMESPACE = Path(__file__).with_name("beyond_loopback.py")
 
@@ -48,7 +48,7 @@ def test_callers_of_this_machine_are_local(peer):
         "",
     ],
 )
-def test_all_others_are_not(peer):
+def test_other_peers_are_not_local(peer):
     assert not is_local(peer)
 
 
@@ -57,12 +57,12 @@ async def test_a_method_that_would_run_in_a_thread_is_refused():
         pass
 
     with pytest.raises(TypeError, match="is not asynchronous"):
-        health_pb2_grpc.add_HealthServicer_to_server(Blocking(), Guarded(grpc.aio.server()))
+        health_pb2_grpc.add_HealthServicer_to_server(Blocking(), GuardedServer(grpc.aio.server()))
 
 
 @pytest.mark.netns
 def test_from_another_address_only_discovery_and_health_answer():
-    """A server on every address, asked with the real grpcurl from loopback and from another address of its host."""
+    """Query a server on all addresses with grpcurl, from loopback and from another address."""
     done = subprocess.run(
         ["unshare", "--net", sys.executable, IN_A_NAMESPACE],
         capture_output=True,

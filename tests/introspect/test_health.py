@@ -1,4 +1,4 @@
-"""gRPC health: of the server as a whole and of each discovery service, asked once and watched."""
+"""gRPC health of the server and of each discovery service, by Check and Watch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ STATUS = health_pb2.HealthCheckResponse
 
 
 @pytest.mark.parametrize("service", ["", *SERVICES])
-async def test_every_discovery_service_is_healthy_until_the_server_stops(server, channel, service):
+async def test_discovery_services_are_healthy_until_the_server_stops(server, channel, service):
     health = health_pb2_grpc.HealthStub(channel)
     request = health_pb2.HealthCheckRequest(service=service)
     assert (await health.Check(request)).status == STATUS.SERVING
@@ -24,7 +24,7 @@ async def test_every_discovery_service_is_healthy_until_the_server_stops(server,
     assert (await watching.read()).status == STATUS.NOT_SERVING
 
 
-async def test_what_is_not_served_is_not_healthy(channel):
+async def test_unserved_service_is_not_healthy(channel):
     health = health_pb2_grpc.HealthStub(channel)
     request = health_pb2.HealthCheckRequest(service="nothing")
     with pytest.raises(grpc.aio.AioRpcError) as refused:
@@ -48,7 +48,7 @@ async def test_channelz_knows_the_server_and_its_sockets(target):
         start = int(servers[-1]["ref"]["serverId"]) + 1 if servers else 0
         (page,) = await call(target, f"{channelz}/GetServers", {"startServerId": start})
         servers += page.get("server", [])
-    # Of all servers that this process has had, ours is the one that was just called.
+    # Ours is the server of this process that was called last.
     ours = max(servers, key=lambda each: each["data"].get("lastCallStartedTimestamp", ""))["ref"]["serverId"]
     (found,) = await call(target, f"{channelz}/GetServer", {"serverId": ours})
     assert int(found["server"]["data"]["callsStarted"]) >= 2

@@ -1,4 +1,4 @@
-"""xds.mesh.v1.Proxies: who is connected, how far each proxy is, and what keeps it."""
+"""xds.mesh.v1.Proxies: connected proxies, their status, and what they wait for."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def node(name: str) -> str:
 
 
 class Ask:
-    """A client of the service, and of discovery."""
+    """A client of the service and of discovery."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._channel = channel
@@ -51,14 +51,14 @@ class Ask:
         return list((await self.answer(**request)).proxies)
 
     async def type(self, type_url: str, **request: str | bool) -> pb.Type:
-        """How far the only stream of the only proxy is with a type."""
+        """Return the status of a type on the only stream of the only proxy."""
         [proxy] = await self.list(**request)
         [stream] = proxy.streams
         [found] = [kind for kind in stream.types if kind.type_url == type_url]
         return found
 
     async def until(self, state: pb.State, type_url: str, **request: str | bool) -> pb.Type:
-        """Ask until a type is so: when the server has read what a client wrote, only it knows."""
+        """Ask until a type has a state. Only the server knows when it has read the client's requests."""
         async with asyncio.timeout(WITHIN):
             while (found := await self.type(type_url, **request)).state != state:
                 await asyncio.sleep(0.01)
@@ -73,7 +73,7 @@ class Ask:
         return method(pb.WatchProxiesRequest(**request), timeout=3 * WITHIN)
 
     async def client(self, name: str = "web.shop", variant: Variant = Variant.DELTA) -> Client:
-        """A client that asked for clusters, and was answered."""
+        """A client that has subscribed to clusters and received a response."""
         client = Client(self._channel, variant, node=node(name) if "." in name else name)
         await client.ask(CLUSTER)
         await client.get()
@@ -87,13 +87,13 @@ def proxies() -> OneForAll:
 
 @pytest.fixture
 def missing() -> dict[str, str]:
-    """By node id, why a proxy gets nothing."""
+    """Reasons why proxies have no configuration, by node ID."""
     return {}
 
 
 @pytest.fixture
 def absences() -> list[Absences]:
-    """Who should be connected and is not: one value, which a test may replace."""
+    """Proxies that should be connected. A test may replace the value."""
     return [Absences()]
 
 
@@ -117,11 +117,11 @@ async def ask(server: XdsServer) -> AsyncIterator[Ask]:
         yield Ask(channel)
 
 
-async def test_nobody_is_connected(ask: Ask):
+async def test_no_proxy_is_connected(ask: Ask):
     assert await ask.list() == []
 
 
-async def test_who_is_connected_and_how(ask: Ask):
+async def test_connected_proxies_are_listed(ask: Ask):
     before = time.time()
     await ask.client("web.shop", Variant.DELTA)
     await ask.client("app.shop", Variant.SOTW)
@@ -144,7 +144,7 @@ async def test_who_is_connected_and_how(ask: Ask):
     assert first.connected_at.ToNanoseconds() <= second.connected_at.ToNanoseconds()
 
 
-async def test_watch_names_pods_without_a_sidecar_only_when_they_change(ask: Ask, absences: list[Absences]):
+async def test_watch_lists_absent_sidecars_only_on_change(ask: Ask, absences: list[Absences]):
     absences[0] = Absences((Absent("shop", "dead", None), Absent("bank", "x", 1.0)))
     watch = ask.watch(namespace="shop")
     first = await watch.read()
@@ -154,14 +154,14 @@ async def test_watch_names_pods_without_a_sidecar_only_when_they_change(ask: Ask
     second = await watch.read()
     assert second.proxies
     assert not second.HasField("not_connected")
-    # Nothing else changes meanwhile: the client has said all that it says.
+    # The client sends nothing more, so nothing else changes.
     absences[0] = Absences((), may_be_on_other_replica=True)
     while not second.HasField("not_connected"):
         second = await watch.read()
     assert (second.not_connected.total, second.not_connected.may_be_on_other_replica) == (0, True)
 
 
-async def test_a_name_means_one_sidecar_connected_or_not(ask: Ask, absences: list[Absences]):
+async def test_pod_name_selects_one_sidecar(ask: Ask, absences: list[Absences]):
     absences[0] = Absences((Absent("shop", "web-1", None), Absent("shop", "web", None)))
     await ask.client("web-2.shop")
     for proxy, connected, absent in (
@@ -174,7 +174,7 @@ async def test_a_name_means_one_sidecar_connected_or_not(ask: Ask, absences: lis
         assert [each.pod for each in found.not_connected.pods] == absent
 
 
-async def test_a_stream_for_one_type_says_which(server: XdsServer, ask: Ask):
+async def test_stream_for_one_type_has_its_type(server: XdsServer, ask: Ask):
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         method = "/envoy.service.cluster.v3.ClusterDiscoveryService/DeltaClusters"
         client = Client(channel, Variant.DELTA, method=method)
@@ -205,7 +205,7 @@ async def test_a_type_waits_for_an_answer_until_it_is_synced(ask: Ask):
 async def test_a_type_waits_for_another(ask: Ask):
     client = await ask.client()
     kind = await ask.type(CLUSTER)
-    assert kind.waiting.reason == pb.Waiting.ACK, "it said nothing since"
+    assert kind.waiting.reason == pb.Waiting.ACK, "the client has sent nothing since"
     await client.ask(LISTENER)
     async with asyncio.timeout(WITHIN):
         while (kind := await ask.type(CLUSTER)).waiting.reason == pb.Waiting.ACK:
@@ -218,7 +218,7 @@ async def test_a_type_waits_for_another(ask: Ask):
     assert (listener.sent_version, listener.HasField("updated_at")) == ("", False)
 
 
-async def test_a_rejection_names_resources_and_the_objects_that_they_were_made_from(ask: Ask):
+async def test_rejection_has_resources_and_sources(ask: Ask):
     client = Client(ask._channel, Variant.DELTA, node=node("web.shop"))
     await client.ask(CLUSTER)
     response = await client.get()
@@ -234,13 +234,15 @@ async def test_a_rejection_names_resources_and_the_objects_that_they_were_made_f
     [rejected] = [each for each in kind.unsynced if each.state == pb.Resource.ERROR]
     assert (rejected.name, rejected.sent_version, rejected.version) == ("b", "1", "1")
     assert list(rejected.rejection.sources) == ["Object ns/b"]
-    # Names are told only to who asks for them; the rejection always.
+    # Names are included on request only, rejections always.
     kind = await ask.type(CLUSTER)
     assert not kind.unsynced
     assert kind.rejection == rejection
 
 
-async def test_a_proxy_without_configuration_says_why(ask: Ask, proxies: OneForAll, missing: dict[str, str]):
+async def test_proxy_without_configuration_has_a_reason(
+    ask: Ask, proxies: OneForAll, missing: dict[str, str]
+):
     proxies.snapshot = None
     missing[node("web.shop")] = "its pod is not known"
     client = Client(ask._channel, node=node("web.shop"))
@@ -270,7 +272,7 @@ async def test_a_proxy_without_configuration_says_why(ask: Ask, proxies: OneForA
         ({"proxy": "web", "namespace": "shop"}, ["web.shop"]),
     ],
 )
-async def test_who_is_asked_for(ask: Ask, request_: dict[str, str], found: list[str]):
+async def test_proxies_are_filtered(ask: Ask, request_: dict[str, str], found: list[str]):
     for name in ("web.shop2", "web.shop", "web.bank"):
         await ask.client(name)
     assert [f"{each.pod}.{each.namespace}" for each in await ask.list(**request_)] == found
@@ -287,31 +289,29 @@ async def test_no_resource_is_shown(ask: Ask):
             assert resource.body not in shown
 
 
-async def test_watch_tells_everything_and_then_what_changes(ask: Ask, missing: dict[str, str]):
+async def test_watch_sends_everything_and_then_changes(ask: Ask, missing: dict[str, str]):
     first, other = await ask.client("web.shop"), await ask.client("app.shop")
     watch = ask.watch()
-    told = await watch.read()
-    assert [each.pod for each in told.proxies] == ["app", "web"]
-    connected_at = {each.pod: each.streams[0].connected_at for each in told.proxies}
+    response = await watch.read()
+    assert [each.pod for each in response.proxies] == ["app", "web"]
+    connected_at = {each.pod: each.streams[0].connected_at for each in response.proxies}
     await first.ask(ROUTE, "r")
-    told = await watch.read()
-    assert ([each.pod for each in told.proxies], list(told.gone)) == (["web"], [])
-    assert told.proxies[0].streams[0].connected_at == connected_at["web"], (
+    response = await watch.read()
+    assert ([each.pod for each in response.proxies], list(response.gone)) == (["web"], [])
+    assert response.proxies[0].streams[0].connected_at == connected_at["web"], (
         "what did not change looks the same"
     )
-    # What the proxy itself does not do is told as well.
+    # Changes that the proxy does not cause are sent too.
     missing[node("app.shop")] = "its pod is not known"
-    told = await watch.read()
-    assert [(each.pod, each.problem) for each in told.proxies] == [("app", "its pod is not known")]
+    response = await watch.read()
+    assert [(each.pod, each.problem) for each in response.proxies] == [("app", "its pod is not known")]
     other.call.cancel()
-    told = await watch.read()
-    assert (list(told.proxies), list(told.gone)) == ([], [node("app.shop")])
+    response = await watch.read()
+    assert (list(response.proxies), list(response.gone)) == ([], [node("app.shop")])
     watch.cancel()
 
 
-async def test_watch_says_nothing_while_nothing_changes_and_tells_of_changes_together(
-    server: XdsServer, ask: Ask
-):
+async def test_watch_is_silent_without_changes_and_batches_them(server: XdsServer, ask: Ask):
     client = await ask.client()
     watch = _Watch(pb.WatchProxiesRequest(), lambda _: "")
     discovery = server.discovery
@@ -324,26 +324,26 @@ async def test_watch_says_nothing_while_nothing_changes_and_tells_of_changes_tog
     async with asyncio.timeout(WITHIN):
         while stream.moves < before + 3:
             await asyncio.sleep(0.01)
-    told = await watch.next_changes(discovery)
-    assert told.proxies[0].streams[0].types[-1].names == 3
-    # A look later it may be written too; then there is silence.
+    response = await watch.next_changes(discovery)
+    assert response.proxies[0].streams[0].types[-1].names == 3
+    # The next check may include the write. Then there are no more changes.
     await watch.next_changes(discovery)
     assert await watch.next_changes(discovery) is None
 
 
-async def test_watch_tells_of_those_only_who_are_asked_for(ask: Ask):
+async def test_watch_is_filtered(ask: Ask):
     client = await ask.client("web.shop")
     watch = ask.watch(namespace="bank")
-    told = await watch.read()
-    assert (list(told.proxies), list(told.gone)) == ([], [])
+    response = await watch.read()
+    assert (list(response.proxies), list(response.gone)) == ([], [])
     await client.ask(ROUTE, "r")
     await ask.client("web.bank")
-    told = await watch.read()
-    assert [each.namespace for each in told.proxies] == ["bank"]
+    response = await watch.read()
+    assert [each.namespace for each in response.proxies] == ["bank"]
     watch.cancel()
 
 
-async def test_grpcurl_describes_it_with_comments_and_calls_it(server: XdsServer, ask: Ask):
+async def test_grpcurl_describes_the_service_with_comments(server: XdsServer, ask: Ask):
     target = f"127.0.0.1:{server.port}"
     await ask.client()
     status, output = await grpcurl(target, "list")

@@ -1,4 +1,4 @@
-"""What is generated from protos/: it fits its runtime, and is what the definitions give."""
+"""The code that is generated from protos/ fits the protobuf runtime and the definitions."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def version(text: str) -> tuple[int, ...]:
     return tuple(map(int, text.split(".")))
 
 
-def test_the_oldest_protobuf_that_is_allowed_can_run_it() -> None:
-    """Generated code refuses a runtime that is older than its compiler."""
+def test_oldest_allowed_protobuf_runs_generated_code() -> None:
+    """Generated code rejects a runtime that is older than its compiler."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     [allowed] = [each for each in project["dependencies"] if each.startswith("protobuf")]
     oldest = version(allowed.removeprefix("protobuf>="))
@@ -54,7 +54,7 @@ def clear_json_names(file) -> None:
             field.ClearField("json_name")
 
 
-def test_it_is_what_the_definitions_give(tmp_path: Path) -> None:
+def test_generated_code_matches_the_definitions(tmp_path: Path) -> None:
     pytest.importorskip("grpc_tools", reason="needs protoc: pip install --group check")
     (tmp_path / "xds/mesh/v1").mkdir(parents=True)
     arguments = [f"--python_out={tmp_path}", f"--pyi_out={tmp_path}", "--include_source_info"]

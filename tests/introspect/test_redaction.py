@@ -1,4 +1,4 @@
-"""Secrets are not shown, wherever they are, and everything else is."""
+"""Secrets are redacted wherever they are, and everything else is kept."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.golden.cases import CASES, load
 from tests.peers import xdsprotos
 from xds.codec import message_class, pool, to_dict
 from xds.introspect import redaction
-from xds.introspect.redaction import REDACTED, redacted
+from xds.introspect.redaction import REDACTED, redact
 from xds.mesh.envoy.translate import translate
 from xds.snapshot import CLUSTER, LISTENER, SECRET
 
@@ -26,7 +26,7 @@ TLS = "envoy.extensions.transport_sockets.tls.v3"
 
 
 def fill(message, field: FieldDescriptor, where: str) -> None:
-    """Put the key into a field, and into whatever it takes to have it there."""
+    """Set a field to the key, and create the messages around it."""
     inner = field.message_type
     if inner is None:
         value = KEY.encode() if field.type == FieldDescriptor.TYPE_BYTES else KEY
@@ -47,7 +47,7 @@ def fill(message, field: FieldDescriptor, where: str) -> None:
 
 
 def put(message, where: str) -> None:
-    """Fill a message that is secret as a whole."""
+    """Fill a message that is redacted entirely."""
     match message.DESCRIPTOR.name:
         case "DataSource":
             fill(message, message.DESCRIPTOR.fields_by_name[where], where)
@@ -64,7 +64,7 @@ def put(message, where: str) -> None:
 
 
 def with_key(name: str, where: str = "inline_string"):
-    """Make a message that has the key in the field of this full name."""
+    """Make a message with the key in the field of a full name."""
     owner, _, field = name.rpartition(".")
     message = message_class(owner)()
     fill(message, message.DESCRIPTOR.fields_by_name[field], where)
@@ -72,7 +72,7 @@ def with_key(name: str, where: str = "inline_string"):
 
 
 def inside(message):
-    """Put a message deep into a Listener: into a socket's configuration, which is an Any."""
+    """Put a message into an Any deep inside a Listener."""
     listener = message_class("envoy.config.listener.v3.Listener")(name=SHOWN)
     socket = listener.filter_chains.add().transport_socket
     wrapper = message_class("envoy.config.core.v3.TypedExtensionConfig")(name=SHOWN)
@@ -81,7 +81,7 @@ def inside(message):
     return listener
 
 
-def test_what_the_api_marks_is_known_and_nothing_else():
+def test_sensitive_fields_are_exactly_those_of_the_api():
     done = subprocess.run(
         [sys.executable, "-P", Path(__file__).with_name("marked_fields.py")],
         env=xdsprotos.environment(),
@@ -89,7 +89,7 @@ def test_what_the_api_marks_is_known_and_nothing_else():
         text=True,
         check=True,
     )
-    assert set(done.stdout.split()) == redaction.MARKED
+    assert set(done.stdout.split()) == redaction.SENSITIVE_FIELDS
 
 
 @pytest.mark.parametrize("where", WHERE)
@@ -99,19 +99,19 @@ def test_no_secret_field_is_shown_at_any_depth(name, where):
     for outer in (message, inside(message)):
         body = outer.SerializeToString()
         assert b"MIIEvQ" in body
-        shown = redacted(PREFIX + outer.DESCRIPTOR.full_name, body)
+        shown = redact(PREFIX + outer.DESCRIPTOR.full_name, body)
         assert shown is not None
         assert b"MIIEvQ" not in shown
         assert REDACTED.encode() in shown
         to_dict(outer.DESCRIPTOR.full_name, shown)
 
 
-def test_what_is_secret_as_a_whole_loses_its_numbers_too_and_keeps_its_keys():
+def test_secret_message_is_redacted_except_map_keys():
     message = with_key(f"{TLS}.PrivateKeyProvider.typed_config")
     message.provider_name = SHOWN
     shown = to_dict(
         f"{TLS}.PrivateKeyProvider",
-        redacted(PREFIX + f"{TLS}.PrivateKeyProvider", message.SerializeToString()),
+        redact(PREFIX + f"{TLS}.PrivateKeyProvider", message.SerializeToString()),
     )
     assert shown == {
         "provider_name": SHOWN,
@@ -122,11 +122,11 @@ def test_what_is_secret_as_a_whole_loses_its_numbers_too_and_keeps_its_keys():
     }
 
 
-def test_a_secret_keeps_what_is_not_secret():
+def test_other_fields_of_a_secret_are_kept():
     secret = message_class(f"{TLS}.Secret")(name="default")
     secret.tls_certificate.certificate_chain.inline_string = SHOWN
     secret.tls_certificate.private_key.inline_string = KEY
-    shown = to_dict(SECRET, redacted(SECRET, secret.SerializeToString()))
+    shown = to_dict(SECRET, redact(SECRET, secret.SerializeToString()))
     assert shown == {
         "name": "default",
         "tls_certificate": {
@@ -137,18 +137,18 @@ def test_a_secret_keeps_what_is_not_secret():
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_has_no_secret_stays_byte_for_byte(case):
+def test_resource_without_secrets_is_unchanged(case):
     mesh = load(case)
     for pod in [pod for pod in mesh.pods() if pod.has_sidecar][:2]:
         for resources in translate(mesh, pod).types.values():
             for resource in resources.values():
-                assert redacted(resource.type_url, resource.body) == resource.body
+                assert redact(resource.type_url, resource.body) == resource.body
 
 
-def test_what_is_not_known_is_not_shown():
+def test_unknown_contents_are_removed():
     body = with_key(f"{TLS}.TlsCertificate.private_key").SerializeToString()
-    assert redacted(PREFIX + "somebody.else.v1.Thing", body) is None
-    assert redacted(CLUSTER, b"\xff") is None
+    assert redact(PREFIX + "somebody.else.v1.Thing", body) is None
+    assert redact(CLUSTER, b"\xff") is None
 
     listener = message_class("envoy.config.listener.v3.Listener")(name=SHOWN)
     listener.metadata.typed_filter_metadata[SHOWN].CopyFrom(
@@ -157,7 +157,7 @@ def test_what_is_not_known_is_not_shown():
     listener.metadata.typed_filter_metadata["broken"].CopyFrom(
         PackedMessage(type_url=LISTENER, value=b"\xff")
     )
-    shown = redacted(LISTENER, listener.SerializeToString())
+    shown = redact(LISTENER, listener.SerializeToString())
     assert shown
     assert b"MIIEvQ" not in shown
     assert b"somebody.else" in shown
@@ -169,14 +169,14 @@ def test_what_is_not_known_is_not_shown():
         (LISTENER, unknown_field),
         (PREFIX + "google.protobuf.Any", packed.SerializeToString()),
     ):
-        shown = redacted(type_url, message)
+        shown = redact(type_url, message)
         assert shown is not None
         assert b"MIIEvQ" not in shown
 
 
-def test_a_resource_with_a_key_where_none_belongs_is_not_shown():
+def test_resource_with_an_unexpected_key_is_not_shown():
     cluster = message_class("envoy.config.cluster.v3.Cluster")(name=KEY)
-    assert redacted(CLUSTER, cluster.SerializeToString()) is None
+    assert redact(CLUSTER, cluster.SerializeToString()) is None
 
 
 def test_every_secret_field_exists():

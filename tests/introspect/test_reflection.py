@@ -1,4 +1,4 @@
-"""Reflection, as grpcurl (v1alpha) and a client of our own (v1) use it."""
+"""Reflection with grpcurl (v1alpha) and with a client of our own (v1)."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def test_grpcurl_lists_every_service(target):
         assert output.startswith(f"{service}.")
 
 
-async def test_grpcurl_describes_services_messages_nested_enums_and_methods(target):
+async def test_grpcurl_describes_services_and_messages(target):
     described = {
         "": [f"{service} is a service:" for service in LISTED],
         f"{reflection.V1}.ServerReflectionInfo": ["stream .grpc.reflection.v1.ServerReflectionRequest"],
@@ -71,7 +71,7 @@ async def test_grpcurl_describes_services_messages_nested_enums_and_methods(targ
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_both_versions_answer_everything_that_can_be_asked(channel, version):
+async def test_both_versions_answer_all_kinds_of_requests(channel, version):
     services, cluster, again, method, types, extension, nothing, file, no_file = await ask(
         channel,
         version,
@@ -90,7 +90,7 @@ async def test_both_versions_answer_everything_that_can_be_asked(channel, versio
     names = [each.name for each in files(cluster)]
     assert names[0] == "envoy/config/cluster/v3.proto"
     assert "envoy/config/core/v3.proto" in names
-    # What a stream was told once, it is not told again, but for what it asks for.
+    # A stream is not sent a dependency twice, only a file that it asks for.
     assert [each.name for each in files(again)] == [names[0]]
     assert files(method)[0].service[0].name == "ServerReflection"
     assert types.all_extension_numbers_response.base_type_name == "envoy.config.cluster.v3.Cluster"
@@ -98,7 +98,7 @@ async def test_both_versions_answer_everything_that_can_be_asked(channel, versio
     assert extension.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
     assert nothing.error_response.error_code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
     assert [each.name for each in files(file)] == [names[0]]
-    assert no_file.error_response.error_message == "there is no file envoy/nothing.proto"
+    assert no_file.error_response.error_message == "no file envoy/nothing.proto"
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ async def test_both_versions_answer_everything_that_can_be_asked(channel, versio
         "ü",
     ],
 )
-async def test_what_there_is_not_is_not_found_and_the_stream_goes_on(channel, symbol):
+async def test_unknown_symbol_does_not_end_the_stream(channel, symbol):
     missing, found = await ask(
         channel,
         reflection.V1,
@@ -141,7 +141,7 @@ async def test_the_files_of_a_service_make_a_pool_of_its_own(channel):
             assert method.output_type.full_name
 
 
-def test_every_message_and_enum_of_envoy_is_found_in_an_answer_that_every_client_takes() -> None:
+def test_all_messages_and_enums_of_envoy_are_found() -> None:
     names: dict[str, set[str]] = {}
     for module in pkgutil.walk_packages(envoy_data_plane.__path__, "envoy_data_plane."):
         package = module.name.removeprefix("envoy_data_plane.")
@@ -157,11 +157,11 @@ def test_every_message_and_enum_of_envoy_is_found_in_an_answer_that_every_client
         file = reflection.file_of(min(wanted))
         assert file == describe.file_name(package)
         assert wanted <= set(reflection._symbols(reflection._file(file)))
-        whole = sum(reflection._file(each).ByteSize() for each in reflection.closure(file))
+        whole = sum(reflection._file(each).ByteSize() for each in reflection.dependency_closure(file))
         assert whole < 1024 * 1024, file
 
 
-async def test_what_it_takes_to_describe_does_not_hold_up_the_event_loop(channel, monkeypatch):
+async def test_describing_does_not_block_the_event_loop(channel, monkeypatch):
     started, go_on = asyncio.Event(), threading.Event()
     loop = asyncio.get_running_loop()
 
@@ -170,7 +170,7 @@ async def test_what_it_takes_to_describe_does_not_hold_up_the_event_loop(channel
         assert go_on.wait(20)
         return (name,)
 
-    monkeypatch.setattr(reflection, "closure", slow)
+    monkeypatch.setattr(reflection, "dependency_closure", slow)
     asking = asyncio.create_task(
         ask(channel, reflection.V1, {"file_by_filename": "envoy/config/core/v3.proto"})
     )

@@ -1,4 +1,4 @@
-"""xds.mesh.v1.Rollouts: how far changes of mode are, as sidecars answer."""
+"""xds.mesh.v1.Rollouts: the progress of mode changes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Ask:
         return response
 
     async def until(self, is_so: Callable[[pb.ListRolloutsResponse], bool]) -> pb.ListRolloutsResponse:
-        """Ask until it is so: only the control plane knows when it has read what a sidecar wrote, and waits a little then."""
+        """Ask until a condition holds. Only the control plane knows when it has read an ACK."""
         async with asyncio.timeout(WITHIN):
             while not is_so(found := await self.list()):
                 await asyncio.sleep(0.01)
@@ -70,18 +70,18 @@ def is_done(response: pb.ListRolloutsResponse) -> bool:
     return not (response.services or response.rules)
 
 
-async def test_nothing_is_on_its_way(plane: Plane):
+async def test_no_transition_is_listed(plane: Plane):
     found = await Ask(plane.channel).list()
     assert (is_done(found), found.plaintext_disabled, found.skipped) == (True, 0, 0)
 
 
-async def test_each_endpoint_goes_its_own_way_as_sidecars_answer(plane: Plane):
+async def test_endpoints_transition_individually_on_acks(plane: Plane):
     ask = Ask(plane.channel)
     before = time.time()
     plane.set_mode("STRICT")
-    # web-1 does not answer, and holds back nobody but itself: clients are told of web-2.
+    # web-1 does not answer, and blocks no other endpoint: clients are switched for web-2.
     await ask.until(awaits(pb.WaitingEndpoint.CLIENTS, "web-2"))
-    # Any sidecar may be a client; only one has not taken what it is to send.
+    # Each sidecar can be a client. Only one has not ACKed the change.
     found = await ask.until(lambda found: list(found.services[0].waiting[1].clients) == ["one.shop"])
     [service] = found.services
     assert (service.namespace, service.service, service.endpoints) == ("shop", "web", 2)
@@ -102,7 +102,7 @@ async def test_each_endpoint_goes_its_own_way_as_sidecars_answer(plane: Plane):
     assert (found.plaintext_disabled, found.skipped) == (2, 0)
 
 
-async def test_a_rejection_is_told_in_its_own_words(plane: Plane):
+async def test_rejection_has_the_sidecars_message(plane: Plane):
     ask = Ask(plane.channel)
     plane.set_mode("PERMISSIVE")
     await plane.first.answer(LISTENER, error="not to my taste")
@@ -113,7 +113,7 @@ async def test_a_rejection_is_told_in_its_own_words(plane: Plane):
     assert (stopped.rejection, stopped.accepts_plaintext) == ("not to my taste", False)
 
 
-async def test_who_is_passed_over_is_named(plane: Plane):
+async def test_skipped_proxies_are_listed(plane: Plane):
     ask = Ask(plane.channel)
     plane.controller.rollouts.rollout.timeout = 0.3
     plane.set_mode("PERMISSIVE")
@@ -143,7 +143,7 @@ async def test_a_rule_that_is_held_back(plane: Plane):
     await ask.until(is_done)
 
 
-async def test_watch_tells_it_again_when_it_changes(plane: Plane):
+async def test_watch_sends_changes(plane: Plane):
     watch = Ask(plane.channel).watch()
     assert is_done(await watch.read())
     plane.set_mode("STRICT")
@@ -161,7 +161,7 @@ async def test_watch_tells_it_again_when_it_changes(plane: Plane):
     watch.cancel()
 
 
-def told(stage: WaitingFor, *lagging: str) -> pb.WaitingEndpoint:
+def waiting_endpoint(stage: WaitingFor, *lagging: str) -> pb.WaitingEndpoint:
     waiting = WaitingEndpoint(
         pod="web-1", port=80, desired_mode=Mode.STRICT, waiting_for=stage, since=0, lagging=lagging
     )
@@ -170,17 +170,17 @@ def told(stage: WaitingFor, *lagging: str) -> pb.WaitingEndpoint:
 
 def test_a_thousand_clients_are_not_all_named():
     many = [f"client-{number:04}.shop" for number in range(1000)]
-    found = told(WaitingFor.CLIENTS, *many)
+    found = waiting_endpoint(WaitingFor.CLIENTS, *many)
     assert (list(found.clients), found.more_clients) == (many[:MAX_CLIENTS], 1000 - MAX_CLIENTS)
 
 
 def test_other_replicas_are_no_clients():
-    found = told(WaitingFor.REPLICAS, "xds-a", "xds-b")
+    found = waiting_endpoint(WaitingFor.REPLICAS, "xds-a", "xds-b")
     assert (found.waiting_for, list(found.replicas)) == (pb.WaitingEndpoint.REPLICAS, ["xds-a", "xds-b"])
     assert (list(found.clients), found.more_clients) == ([], 0)
 
 
-async def test_grpcurl_finds_it_and_reads_well(plane: Plane):
+async def test_grpcurl_prints_rollouts(plane: Plane):
     target = f"127.0.0.1:{plane.server.port}"
     status, described = await grpcurl(target, "describe", SERVICE)
     assert status == 0

@@ -1,4 +1,4 @@
-"""Every command of docs/how-to/debug-with-grpcurl.md, with the real grpcurl and a real `xds serve`, prints what is shown there."""
+"""The commands of docs/how-to/debug-with-grpcurl.md print the documented output, with real tools."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from tests.introspect.grpcurl import GRPCURL, read
 
 STEPS = list(tour.steps(tour.TOUR.read_text()))
 WITHIN = 20.0
-"""Seconds: what a server takes from a proxy, it takes in its own time, so what is shown is asked for again until then."""
+"""Seconds to repeat a command until the server has processed the proxies' requests."""
 
 Run = Callable[[str], str]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the request files, as the tour writes a file beside them."""
+    """A copy of the request files. The tour writes a file beside them."""
     return shutil.copytree(tour.FOLDER, tmp_path_factory.mktemp("tour") / "grpcurl")
 
 
@@ -56,13 +56,13 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def run(address: str, folder: Path) -> Iterator[Run]:
-    """Run a command as in a shell; one that stays runs until all have run."""
+    """Run a command in a shell. A background command runs until the end of the tour."""
     paths = os.pathsep.join((str(GRPCURL.parent), os.environ["PATH"]))
     staying = []
 
     def run(command: str) -> str:
         shell = ["bash", "-c", command.replace(tour.ADDRESS, address).removesuffix("&")]
-        # Where `xds status` asks if not told otherwise cannot be had, as other tests may have the port.
+        # Other tests may use the default port of `xds status`.
         if command.startswith("xds status"):
             shell[-1] += f" --xds-address {address}"
         options = {"cwd": folder, "env": os.environ | {"PATH": paths, "COLUMNS": "200"}, "text": True}
@@ -81,7 +81,7 @@ def run(address: str, folder: Path) -> Iterator[Run]:
 
 
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: f"line-{step.line}")
-def test_every_command_prints_what_the_tour_shows(step: tour.Step, run: Run) -> None:
+def test_commands_print_the_documented_output(step: tour.Step, run: Run) -> None:
     end = time.monotonic() + WITHIN
     while True:
         output = run(step.command)
@@ -92,7 +92,7 @@ def test_every_command_prints_what_the_tour_shows(step: tour.Step, run: Run) -> 
         time.sleep(0.1)
 
 
-def test_the_tour_goes_everywhere() -> None:
+def test_tour_covers_all_services() -> None:
     commands = " ".join(step.command for step in STEPS)
     for file in tour.FOLDER.glob("*.json"):
         assert f" {file.name}" in commands, file
@@ -131,5 +131,5 @@ def test_the_tour_goes_everywhere() -> None:
         ("a.c\n", "abc\n", False),
     ],
 )
-def test_what_is_compared(shown: str, printed: str, fits: bool) -> None:
+def test_comparison_ignores_variable_parts(shown: str, printed: str, fits: bool) -> None:
     assert tour.Step(0, "", shown).fits(printed) is fits

@@ -1,4 +1,4 @@
-"""The tour in docs/how-to/debug-with-grpcurl.md: its commands, and what they print according to it."""
+"""The commands in docs/how-to/debug-with-grpcurl.md and their documented output."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _VOLATILE = {
     r"\bxds \d+\.\d+\.\d+[^\"]*": "xds RELEASE",
     r"((?:Id|Started|Succeeded)\": \")\d+": r"\1NUMBER",
 }
-"""What is another each time, and what is compared in its place."""
+"""Variable parts of the output, and their replacements in comparisons."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """A command, and what it prints."""
+    """A command and its output."""
 
     line: int
     command: str
@@ -36,16 +36,16 @@ class Step:
 
     @property
     def stays(self) -> bool:
-        """Whether it runs on in the background."""
+        """Whether the command runs in the background."""
         return self.command.endswith("&")
 
     def fits(self, output: str) -> bool:
-        """Whether an output is what the tour shows, in which `...` stands for anything, and alone for any lines."""
+        """Whether an output matches the documented one, in which `...` matches anything."""
         return re.fullmatch(_pattern(self.output), normalised(output)) is not None
 
 
 def steps(text: str) -> Iterator[Step]:
-    """Go through the commands of all console blocks; a command goes on in the next line after a backslash."""
+    """Yield the commands of all console blocks. A backslash continues a command on the next line."""
     inside, line, command, output = False, 0, "", []
     for number, row in enumerate((*text.splitlines(), "```"), 1):
         if not inside:

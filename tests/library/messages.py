@@ -1,4 +1,4 @@
-"""Messages to make resources of."""
+"""Messages to make resources from."""
 
 from __future__ import annotations
 

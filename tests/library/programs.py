@@ -1,4 +1,4 @@
-"""The example programs as processes."""
+"""Example programs, and what they print."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "library"
-LONG = 60.0
-"""Seconds within which a program says what it should: far more than it takes."""
+TIMEOUT = 60.0
+"""Maximum time for the output of a program, in seconds. It takes far less."""
 
 
 class Program:
-    """A running example, and what it prints."""
+    """A running example and its output."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
-        self.said: list[str] = []
+        self.output: list[str] = []
 
-    async def says(self, pattern: str) -> re.Match[str]:
-        """Read on until a line has this in it."""
+    async def wait_for(self, pattern: str) -> re.Match[str]:
+        """Read until a line matches a pattern."""
         assert self.process.stdout
         try:
-            async with asyncio.timeout(LONG):
+            async with asyncio.timeout(TIMEOUT):
                 while line := (await self.process.stdout.readline()).decode():
-                    self.said.append(line)
+                    self.output.append(line)
                     if match := re.search(pattern, line):
                         return match
         except TimeoutError:
             pass
-        raise AssertionError(f"it never said {pattern!r} but:\n{''.join(self.said)}")
+        raise AssertionError(f"no line of the output matches {pattern!r}:\n{''.join(self.output)}")
 
 
 @asynccontextmanager

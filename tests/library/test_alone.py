@@ -1,4 +1,4 @@
-"""The library imports nothing of the mesh, nor what only the mesh needs."""
+"""The library does not import the mesh or its dependencies."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ async def test_the_first_program_runs(tmp_path):
     (first, *_) = re.findall(r"```python\n(.*?)```", TUTORIAL, re.DOTALL)
     program.write_text(first.replace("127.0.0.1:18000", "127.0.0.1:0"))
     async with running(str(program)) as started:
-        await started.says(r"serving xDS .*port=\d+")
+        await started.wait_for(r"serving xDS .*port=\d+")
 
 
 def test_the_bootstrap_that_is_shown_is_the_examples():
@@ -70,7 +70,7 @@ def test_logging_can_be_configured_as_shown():
         assert "s3cret" not in each.stderr
 
 
-def test_what_is_shown_of_resources_and_scopes_works():
+def test_documented_calls_work():
     names = vars(resources) | {
         "cluster": messages.eds_cluster("web"),
         "listener": messages.listener("web", "default"),

@@ -1,4 +1,4 @@
-"""What `applied` promises, with a real Envoy that asks a store."""
+"""`Store.applied` with a real Envoy."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.envoy
 
 @asynccontextmanager
 async def asking(store: Store, variant: Variant, tmp_path, **options) -> AsyncIterator[EnvoyProcess]:
-    """An Envoy, `edge-1` of `tests`, once it has asked for listeners."""
+    """An Envoy, `edge-1` of cluster `tests`, that has subscribed to listeners."""
     server = XdsServer(store, "127.0.0.1:0", grace=0.2)
     await server.start()
     events = store.events()
@@ -40,7 +40,7 @@ async def asking(store: Store, variant: Variant, tmp_path, **options) -> AsyncIt
 
 
 async def test_when_a_change_is_applied_requests_follow_it(variant, tmp_path):
-    """Ten times a new cluster with a new assignment, the routes that lead to it, and the end of the one before."""
+    """Add a cluster with an assignment, move the routes to it, and remove the old one, ten times."""
     async with Upstream() as even, Upstream() as odd:
         port = free_port()
         world = World(listeners={"l": Listener(port, "r")})
@@ -59,7 +59,7 @@ async def test_when_a_change_is_applied_requests_follow_it(variant, tmp_path):
                 assert (answer.code, answer.text) == ("200", str(app.port))
 
 
-async def test_what_is_for_one_node_is_over_what_is_for_all(variant, tmp_path):
+async def test_node_scope_overrides_all_nodes(variant, tmp_path):
     async with Upstream() as all_get, Upstream() as one_gets:
         port = free_port()
         world = World(listeners={"l": Listener(port, "r")}).having(
@@ -81,7 +81,7 @@ async def test_what_is_for_one_node_is_over_what_is_for_all(variant, tmp_path):
 @pytest.mark.parametrize(
     ("fault", "words"), [("invalid", "ConnectTimeout"), ("unfit", "did not provide one")]
 )
-async def test_what_envoy_rejects_is_raised_in_its_own_words(variant, fault, words, tmp_path):
+async def test_envoys_rejection_is_raised_with_its_message(variant, fault, words, tmp_path):
     async with Upstream() as app:
         port = free_port()
         world = (

@@ -1,4 +1,4 @@
-"""What a program does wrong with a store is told, and changes nothing."""
+"""Invalid calls of a store raise, and change nothing."""
 
 from __future__ import annotations
 
@@ -34,20 +34,32 @@ BAD = {
         "Cluster a twice in one call",
     ),
     "one twice": (lambda s: s.replace([cluster("a")] * 2), ValueError, "Cluster a twice in one call"),
-    "node and group": (lambda s: s.set(node="n", group="g"), ValueError, "either node='n' or group='g'"),
-    "a node by what is not its name": (lambda s: s.set(node=Node(id="n")), TypeError, "are names, not Node"),
-    "a list": (lambda s: s.set([cluster("a")]), TypeError, "list is no protobuf message"),
-    "no name": (lambda s: s.set(LbEndpoint()), ValueError, "LbEndpoint does not say its name: give name="),
+    "node and group": (
+        lambda s: s.set(node="n", group="g"),
+        ValueError,
+        "give node='n' or group='g', not both",
+    ),
+    "a node by what is not its name": (
+        lambda s: s.set(node=Node(id="n")),
+        TypeError,
+        "must be str, not Node",
+    ),
+    "a list": (lambda s: s.set([cluster("a")]), TypeError, "list is not a protobuf message"),
+    "no name": (
+        lambda s: s.set(LbEndpoint()),
+        ValueError,
+        "LbEndpoint does not contain its name: give name=",
+    ),
     "a short type": (lambda s: s.remove("Cluster", "a"), ValueError, "not a type URL: 'Cluster'"),
     "not a name": (
         lambda s: s.remove(CLUSTER, cluster("a")),
         TypeError,
-        "after a type URL come names, not Resource",
+        "a type URL must be followed by names, not Resource",
     ),
     "not of the type": (
         lambda s: s.replace([routes("r")], type_url=CLUSTER),
         ValueError,
-        "RouteConfiguration r is not of the type that is replaced, .*Cluster",
+        "RouteConfiguration r is not of the replaced type, .*Cluster",
     ),
     "bytes": (lambda s: s.set(b""), ValueError, r"give resource\(data, type_url=\.\.\.\)"),
     "an empty name": (lambda s: s.set(Resource.of(CLUSTER, "", b"")), ValueError, "Cluster without a name"),
@@ -55,7 +67,7 @@ BAD = {
     "a type without its prefix": (
         lambda s: s.set(Resource.of("my.Type", "x", b"")),
         ValueError,
-        "not a type URL: 'my.Type'; it begins with type.googleapis.com/",
+        "not a type URL: 'my.Type'; type URLs begin with type.googleapis.com/",
     ),
     "no name to remove": (lambda s: s.remove(CLUSTER, ""), ValueError, "Cluster without a name"),
     "all to remove": (
@@ -82,7 +94,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_told_and_changes_nothing(case):
+def test_bad_input_raises_and_changes_nothing(case):
     act, kind, message = BAD[case]
     store = Store()
     with pytest.raises(kind, match=message):
@@ -91,17 +103,15 @@ def test_bad_input_is_told_and_changes_nothing(case):
 
 
 @pytest.mark.parametrize("group", [7, None])
-def test_what_is_no_group_is_told(group):
+def test_group_of_the_wrong_type_raises(group):
     store = Store(group=lambda node: group)
-    with pytest.raises(
-        TypeError, match=rf"Store\(group=\.\.\.\) says that n is in group {group}: it must return"
-    ):
+    with pytest.raises(TypeError, match=rf"Store\(group=\.\.\.\) returned {group} for n: it must return"):
         connect(store, "n")
     assert not store.clients
 
 
 @pytest.mark.parametrize("error", [None, ZeroDivisionError])
-def test_a_change_whose_block_has_ended_takes_nothing_more(error):
+def test_change_raises_after_its_block_has_ended(error):
     store = Store()
     with suppress(ZeroDivisionError), store.change() as change:
         change.set(cluster("a"))
@@ -117,7 +127,7 @@ def test_a_change_whose_block_has_ended_takes_nothing_more(error):
     assert {*store.view("n").of(CLUSTER)} == (set() if error else {"a"})
 
 
-# --- threads ---------------------------------------------------------------------------------------------------------
+# --- threads ---
 
 CALLS = {
     "set": lambda s: s.set(cluster("b")),
@@ -131,11 +141,11 @@ CALLS = {
 
 
 @pytest.mark.parametrize("call", CALLS)
-async def test_a_call_from_another_thread_is_told(call):
+async def test_call_from_another_thread_raises(call):
     store = Store()
     client = connect(store, "n")
     store.set(cluster("a"))
-    with pytest.raises(RuntimeError, match=r"another thread .* loop\.call_soon_threadsafe\(store\.set, "):
+    with pytest.raises(RuntimeError, match=r"event loop's thread.* loop\.call_soon_threadsafe\(store\.set, "):
         await asyncio.to_thread(CALLS[call], store)
     assert {*client.snapshot.of(CLUSTER)} == {"a"}
     assert [*store.clients] == [client]
@@ -144,7 +154,7 @@ async def test_a_call_from_another_thread_is_told(call):
         await asyncio.sleep(0)
 
 
-async def test_before_it_is_used_on_a_loop_any_thread_may_fill_a_store():
+async def test_any_thread_may_fill_a_store_before_a_loop_runs():
     store = Store()
     await asyncio.to_thread(store.set, cluster("a"))
     store.set(routes("r"))

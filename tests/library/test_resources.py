@@ -1,4 +1,4 @@
-"""What is found out about a message: its type, its name, and what it makes a client ask for."""
+"""Type, name and references of a resource are derived from its message."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from envoy_data_plane.google.protobuf import Any
 
 from tests.golden.cases import CASES, load
 from tests.library import messages
-from xds.codec import encode, encoded, full_name, message_class, pack, to_dict
+from xds.codec import encode, encode_counts, full_name, message_class, pack, to_dict
 from xds.mesh.envoy.translate import translate
 from xds.resources import (
     CLUSTER,
@@ -64,7 +64,7 @@ NAMELESS = {VIRTUAL_HOST: VirtualHost(name="x"), LB_ENDPOINT: LbEndpoint()}
 
 @pytest.mark.parametrize("type_url", NAMED)
 @pytest.mark.parametrize("form", ["message", "protobuf", "bytes"])
-def test_a_message_says_its_type_and_name(type_url, form):
+def test_type_and_name_come_from_the_message(type_url, form):
     message, body = NAMED[type_url], encode(NAMED[type_url])
     if form == "message":
         found = resource(message)
@@ -78,14 +78,14 @@ def test_a_message_says_its_type_and_name(type_url, form):
 
 
 @pytest.mark.parametrize("type_url", NAMELESS)
-def test_of_types_that_do_not_say_their_name_it_is_given(type_url):
+def test_types_without_a_name_need_the_name_argument(type_url):
     found = resource(NAMELESS[type_url], name="there/x")
     assert (found.type_url, found.name) == (type_url, "there/x")
-    with pytest.raises(ValueError, match="does not say its name: give name="):
+    with pytest.raises(ValueError, match="does not contain its name: give name="):
         resource(NAMELESS[type_url])
 
 
-def test_what_is_done_to_a_message_afterwards_changes_nothing():
+def test_later_changes_to_a_message_have_no_effect():
     message = Cluster(name="x")
     made = resource(message)
     message.alt_stat_name = "y"
@@ -94,14 +94,14 @@ def test_what_is_done_to_a_message_afterwards_changes_nothing():
 
 
 def test_a_message_is_encoded_once():
-    before = encoded["envoy.config.cluster.v3.Cluster"]
+    before = encode_counts["envoy.config.cluster.v3.Cluster"]
     resource(messages.eds_cluster("x"))
-    assert encoded["envoy.config.cluster.v3.Cluster"] == before + 1
+    assert encode_counts["envoy.config.cluster.v3.Cluster"] == before + 1
     resource(encode(messages.eds_cluster("x")), type_url=CLUSTER)
-    assert encoded["envoy.config.cluster.v3.Cluster"] == before + 2
+    assert encode_counts["envoy.config.cluster.v3.Cluster"] == before + 2
 
 
-def test_the_sources_are_kept_for_whoever_explains_a_rejection():
+def test_sources_are_kept():
     assert resource(Cluster(name="x"), sources=["here.yaml:3"]).sources == ("here.yaml:3",)
 
 
@@ -118,19 +118,19 @@ BAD = {
         "Cluster x: name='y' is not its name",
     ),
     "not a resource": (lambda: resource(Address()), TypeError, r"envoy.config.core.v3.Address is none of"),
-    "a class": (lambda: resource(Cluster), TypeError, "is no protobuf message"),
-    "a dict": (lambda: resource({"name": "x"}), TypeError, "dict is no protobuf message"),
-    "a string": (lambda: resource("x", type_url=CLUSTER), TypeError, "str is no protobuf message"),
+    "a class": (lambda: resource(Cluster), TypeError, "is not a protobuf message"),
+    "a dict": (lambda: resource({"name": "x"}), TypeError, "dict is not a protobuf message"),
+    "a string": (lambda: resource("x", type_url=CLUSTER), TypeError, "str is not a protobuf message"),
     "bytes alone": (lambda: resource(b""), ValueError, r"give resource\(data, type_url=\.\.\.\)"),
     "bytes that may change": (
         lambda: resource(bytearray(), type_url=CLUSTER),
         TypeError,
-        r"bytearray may change: give a copy, resource\(bytes\(data\), type_url=",
+        r"bytearray is mutable: give a copy, resource\(bytes\(data\), type_url=",
     ),
     "bytes of somebody else": (
         lambda: resource(memoryview(b""), type_url=CLUSTER),
         TypeError,
-        "memoryview may change",
+        "memoryview is mutable",
     ),
     "one source": (
         lambda: resource(Cluster(name="x"), sources="clusters.toml:12"),
@@ -143,7 +143,7 @@ BAD = {
         "r/x: aliases='r/x.example' is one str",
     ),
     "one source, ready": (lambda: Resource.of(CLUSTER, "x", b"", sources="y"), TypeError, "is one str"),
-    "no source": (lambda: resource(Cluster(name="x"), sources=[7]), TypeError, "x: in sources there is 7"),
+    "no source": (lambda: resource(Cluster(name="x"), sources=[7]), TypeError, "x: sources contains 7"),
     "a time as text": (lambda: resource(Runtime(name="x"), ttl="5"), TypeError, "x: ttl='5' .* give seconds"),
     "no time": (
         lambda: resource(Runtime(name="x"), ttl=float("nan")),
@@ -170,7 +170,7 @@ BAD = {
     "other bytes": (
         lambda: resource(b"\xff", type_url=CLUSTER),
         ValueError,
-        r"Cluster: the bytes are no envoy.config.cluster.v3.Cluster",
+        r"Cluster: the bytes are not of type envoy.config.cluster.v3.Cluster",
     ),
     "another type": (
         lambda: resource(Cluster(name="x"), type_url=LISTENER),
@@ -187,13 +187,13 @@ BAD = {
             )
         ),
         ValueError,
-        "Cluster x: the bytes are no envoy.*UpstreamTlsContext",
+        "Cluster x: the bytes are not of type envoy.*UpstreamTlsContext",
     ),
 }
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_told(case):
+def test_bad_input_raises(case):
     act, kind, message = BAD[case]
     with pytest.raises(kind, match=message):
         act()
@@ -232,7 +232,7 @@ assert len(made) == 8 and all(one == made[0] for one in made), made
 
 
 def test_threads_may_make_resources_at_the_same_time():
-    """In a new process each time: what may go wrong is what is done once."""
+    """Each run is a new process, because the code that may race runs once per process."""
     for _ in range(3):
         subprocess.run([sys.executable, "-c", TOGETHER], cwd=Path(__file__).parents[2], check=True)
 
@@ -324,7 +324,7 @@ REFERENCES = {
 
 
 @pytest.mark.parametrize("case", REFERENCES)
-def test_what_it_makes_a_client_ask_for_is_found(case):
+def test_references_are_found(case):
     message, refs = REFERENCES[case]
     found = resource(message)
     assert {*found.refs} == refs
@@ -334,7 +334,7 @@ def test_what_it_makes_a_client_ask_for_is_found(case):
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_references_of_every_golden_mesh_are_found(case):
-    """Looked for here in the JSON form, by what the fields are called."""
+    """Search the JSON form by field name."""
     mesh = load(case)
     for pod in (pod for pod in mesh.pods() if pod.has_sidecar):
         for type_url, resources in translate(mesh, pod).types.items():

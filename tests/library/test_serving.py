@@ -12,7 +12,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from tests.library.messages import api_listener, assignment, eds_cluster, routes
 from tests.server.proxies import DELTA_REQUEST, DELTA_RESPONSE, Client
-from xds.codec import encoded
+from xds.codec import encode_counts
 from xds.protocol import wire
 from xds.protocol.session import Session, Variant
 from xds.resources import CLUSTER, ENDPOINT, LISTENER, ROUTE, resource
@@ -35,7 +35,7 @@ async def channel(store) -> AsyncIterator[grpc.aio.Channel]:
 
 
 class Node:
-    """A client that knows what it has."""
+    """A client that tracks its resources."""
 
     def __init__(self, channel: grpc.aio.Channel, variant: Variant, name: str = "edge.1") -> None:
         self.stream = Client(channel, variant, node=name)
@@ -43,7 +43,7 @@ class Node:
         self.last = None
 
     async def take(self, *, error: str = "") -> set[str]:
-        """Take the next response, or reject it; return the names in it."""
+        """ACK or NACK the next response, and return its names."""
         self.last = await self.stream.get()
         there = self.has.setdefault(self.last.type_url, {})
         wrapped = hasattr(self.last, "removed_resources")
@@ -64,7 +64,7 @@ class Node:
         return {*found}
 
 
-async def test_what_is_set_changed_and_removed_reaches_those_whom_it_is_for(store, channel, variant):
+async def test_changes_reach_the_nodes_of_their_scope(store, channel, variant):
     store.set(eds_cluster("a"))
     edge, other = Node(channel, variant), Node(channel, variant, "other.1")
     for node in (edge, other):
@@ -93,8 +93,8 @@ async def test_all_of_one_call_is_in_one_response(store, channel, variant):
     assert len(await node.take()) == 50
 
 
-async def test_references_make_the_order_without_being_said(store, channel):
-    """A cluster's assignment is pushed again when the cluster changes: delta Envoy would wait for it, and not ask."""
+async def test_references_determine_the_sending_order(store, channel):
+    """Delta Envoy waits for the assignment of a changed cluster, and does not subscribe again."""
     store.set(eds_cluster("c"), assignment("c"))
     node = Node(channel, Variant.DELTA)
     await node.stream.ask(CLUSTER)
@@ -108,9 +108,9 @@ async def test_references_make_the_order_without_being_said(store, channel):
     assert node.last.type_url == ENDPOINT
 
 
-async def test_however_many_connect_everything_is_encoded_once(store, channel, variant):
+async def test_resources_are_encoded_once_for_all_clients(store, channel, variant):
     store.set(eds_cluster("c"), api_listener("l", "r"))
-    before = encoded.total()
+    before = encode_counts.total()
     nodes = [Node(channel, variant, f"{n}.x") for n in range(30)]
     for node in nodes:
         await node.stream.ask(CLUSTER)
@@ -120,13 +120,13 @@ async def test_however_many_connect_everything_is_encoded_once(store, channel, v
     for node in nodes:
         await node.take()
         assert node.has[CLUSTER]["c"] == changed.body
-    assert encoded.total() == before + 1
+    assert encode_counts.total() == before + 1
 
 
-# --- events ----------------------------------------------------------------------------------------------------------
+# --- events ---
 
 
-async def test_what_a_node_does_is_told_with_the_node(store, channel, variant):
+async def test_events_have_the_node(store, channel, variant):
     events = store.events()
     store.set(eds_cluster("c"))
     node = Node(channel, variant)
@@ -134,16 +134,16 @@ async def test_what_a_node_does_is_told_with_the_node(store, channel, variant):
     await node.take()
     store.set(eds_cluster("c", "bad"))
     await node.take(error="cluster c: bad")
-    told = []
+    received = []
     async for client, event in events:
         assert client.node.id == "edge.1"
         assert client.stream.variant is variant
-        told.append(event)
+        received.append(event)
         if isinstance(event, Nacked):
             node.stream.call.cancel()
         if isinstance(event, Disconnected):
             events.close()
-    connected, subscribed, acked, nacked, disconnected = told
+    connected, subscribed, acked, nacked, disconnected = received
     assert isinstance(connected, Connected)
     assert isinstance(subscribed, Subscribed)
     assert (subscribed.type_url, subscribed.wildcard) == (CLUSTER, True)
@@ -154,7 +154,7 @@ async def test_what_a_node_does_is_told_with_the_node(store, channel, variant):
     assert store.clients == set()
 
 
-async def test_who_does_not_keep_up_misses_the_oldest_and_is_told_how_many(store, channel):
+async def test_slow_reader_misses_the_oldest_events(store, channel):
     slow, fast = store.events(limit=2), store.events()
     for n in range(3):
         node = Node(channel, Variant.SOTW, f"n{n}.x")
@@ -169,7 +169,7 @@ async def test_who_does_not_keep_up_misses_the_oldest_and_is_told_how_many(store
     assert fast.missed == 0
 
 
-def test_events_that_wait_have_a_limited_number_of_names(monkeypatch):
+def test_queued_events_have_a_limited_number_of_names(monkeypatch):
     monkeypatch.setattr("xds.store.events.MAX_NAMES", 10)
     events, subscriber = Events(limit=100), object()
     for number in range(20):
@@ -179,25 +179,25 @@ def test_events_that_wait_have_a_limited_number_of_names(monkeypatch):
     large = Subscribed(type_url=ROUTE, names=frozenset(map(str, range(11))), wildcard=False)
     events.put(subscriber, large)
     assert events.missed == 20
-    assert [event for _, event in events._kept] == [large]
+    assert [event for _, event in events._queue] == [large]
 
 
-async def test_who_no_longer_listens_costs_nothing(store):
+async def test_dropped_iterator_costs_nothing(store):
     events = store.events()
-    assert len(store._followers) == 1
+    assert len(store._event_streams) == 1
     del events
-    assert len(store._followers) == 0
+    assert len(store._event_streams) == 0
 
 
-# --- applied ---------------------------------------------------------------------------------------------------------
+# --- applied ---
 
 
 async def is_waiting(task: asyncio.Task[None]) -> bool:
-    """Whether a task goes on waiting, given the time of a few looks."""
+    """Whether a task still waits after several checks."""
     return not (await asyncio.wait([task], timeout=0.1))[0]
 
 
-async def test_a_change_is_applied_when_every_client_that_asked_for_it_has_taken_it(store, channel, variant):
+async def test_change_is_applied_when_all_clients_have_acked(store, channel, variant):
     store.set(eds_cluster("c"), routes("r"))
     nodes = [Node(channel, variant, name) for name in ("edge.1", "edge.2", "other.1")]
     for node in nodes:
@@ -216,7 +216,7 @@ async def test_a_change_is_applied_when_every_client_that_asked_for_it_has_taken
     await done
 
 
-async def test_what_is_changed_and_changed_back_is_applied(store, channel, variant):
+async def test_reverted_change_is_applied(store, channel, variant):
     store.set(eds_cluster("c"))
     node = Node(channel, variant)
     await node.stream.ask(CLUSTER)
@@ -226,7 +226,7 @@ async def test_what_is_changed_and_changed_back_is_applied(store, channel, varia
     await store.applied()
 
 
-async def test_what_a_change_makes_a_client_ask_for_belongs_to_it(store, channel, variant):
+async def test_applied_waits_for_references(store, channel, variant):
     store.replace([])
     node = Node(channel, variant)
     await node.stream.ask(LISTENER)
@@ -240,9 +240,7 @@ async def test_what_a_change_makes_a_client_ask_for_belongs_to_it(store, channel
     await done
 
 
-async def test_a_rejection_is_raised_with_who_and_why_until_there_is_something_better(
-    store, channel, variant
-):
+async def test_applied_raises_nack_error_until_fixed(store, channel, variant):
     store.set(eds_cluster("c"))
     node, good = Node(channel, variant), Node(channel, variant, "good.1")
     for one in (node, good):
@@ -266,7 +264,7 @@ async def test_a_rejection_is_raised_with_who_and_why_until_there_is_something_b
     await done
 
 
-async def test_who_leaves_is_not_waited_for(store, channel, variant):
+async def test_applied_does_not_wait_for_disconnected_clients(store, channel, variant):
     store.set(eds_cluster("c"))
     node = Node(channel, variant)
     await node.stream.ask(CLUSTER)
@@ -276,11 +274,11 @@ async def test_who_leaves_is_not_waited_for(store, channel, variant):
     assert await is_waiting(done)
     node.stream.call.cancel()
     await done
-    assert store._waits == set()
+    assert store._waiters == set()
 
 
-async def test_what_a_stream_had_no_turn_to_look_at_is_not_applied(store):
-    """As when it is still writing to a client that does not read."""
+async def test_unprocessed_snapshot_is_not_applied(store):
+    """The stream still writes to a client that does not read."""
     store.set(eds_cluster("c"))
     client = store.connect(wire.Node(id="n"), StreamInfo(peer="", variant=Variant.DELTA, type_url=""))
     session = client.session = Session(Variant.DELTA)
@@ -306,19 +304,19 @@ async def test_what_a_stream_had_no_turn_to_look_at_is_not_applied(store):
     await done
 
 
-async def test_once_there_is_anything_to_say_to_have_nothing_is_to_have_all(store, channel):
+async def test_applied_returns_if_there_are_no_resources(store, channel):
     events = store.events()
     node = Node(channel, Variant.SOTW)
     await node.stream.ask(ROUTE, "r")
     while not isinstance((await anext(events))[1], Subscribed):
         pass
-    with pytest.raises(RuntimeError, match=r"before the first change: set something, or say replace\(\[\]\)"):
+    with pytest.raises(RuntimeError, match=r"before the first change: call set\(\.\.\.\) or replace\(\[\]\)"):
         await store.applied()
     store.replace([])
     await store.applied()
 
 
-async def test_a_type_that_nobody_serves_is_not_waited_for(store, channel, variant):
+async def test_applied_does_not_wait_for_unserved_types(store, channel, variant):
     store.set(eds_cluster("c"))
     events = store.events()
     node = Node(channel, variant)
@@ -330,10 +328,10 @@ async def test_a_type_that_nobody_serves_is_not_waited_for(store, channel, varia
     await store.applied()
 
 
-# --- embedding -------------------------------------------------------------------------------------------------------
+# --- embedding ---
 
 
-async def test_the_services_go_into_a_server_that_is_there_next_to_others(store, variant):
+async def test_services_can_join_an_existing_server(store, variant):
     store.set(eds_cluster("c"))
     server = grpc.aio.server()
     service = DiscoveryService(store)
@@ -358,13 +356,13 @@ async def test_the_services_go_into_a_server_that_is_there_next_to_others(store,
 
 
 async def test_a_program_can_refuse_a_node():
-    class Guarded(Store):
+    class GuardedServer(Store):
         def connect(self, node, stream):
             if node.id != "friend":
                 raise Refused(grpc.StatusCode.PERMISSION_DENIED, f"{node.id} is nobody's friend")
             return super().connect(node, stream)
 
-    store = Guarded()
+    store = GuardedServer()
     store.set(eds_cluster("c"))
     async with (
         XdsServer(store, "127.0.0.1:0") as server,
@@ -380,7 +378,7 @@ async def test_a_program_can_refuse_a_node():
         assert await friend.take() == {"c"}
 
 
-async def test_what_is_polled_is_told_as_a_short_stream(store, channel):
+async def test_fetch_is_reported_as_a_short_stream(store, channel):
     store.set(eds_cluster("c"))
     events = store.events()
     fetch = channel.unary_unary("/envoy.service.cluster.v3.ClusterDiscoveryService/FetchClusters")

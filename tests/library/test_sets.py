@@ -1,4 +1,4 @@
-"""Sets of resources: versions that depend on content alone, changes that cost what changes."""
+"""Sets of resources: versions depend on the content alone, and changes cost only what changes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def flat(contents) -> dict[str, bytes]:
 
 
 @given(layers)
-def test_layers_are_the_same_set_as_one_layer_with_their_content(contents):
+def test_layered_set_equals_the_flat_set(contents):
     together = flat(contents)
     one, many = ResourceSet(resources(together)), layered(contents)
     assert {name: resource.body for name, resource in many.items()} == together
@@ -47,7 +47,7 @@ def test_versions_are_equal_exactly_when_the_content_is(one, other):
 
 
 @given(contents, st.sets(names), contents)
-def test_an_updated_set_is_the_set_of_what_is_then_there(before, removed, changed):
+def test_updated_set_equals_a_new_set(before, removed, changed):
     updated = ResourceSet(resources(before)).updated(resources(changed), removed)
     after = {name: body for name, body in before.items() if name not in removed} | changed
     assert updated == ResourceSet(resources(after))
@@ -55,7 +55,7 @@ def test_an_updated_set_is_the_set_of_what_is_then_there(before, removed, change
 
 
 @given(layers, layers)
-def test_the_difference_is_every_name_that_is_not_the_same_and_no_other(one, other):
+def test_difference_has_exactly_the_changed_names(one, other):
     before, after = flat(one), flat(other)
     found = difference(layered(one), layered(other))
     assert sorted(found) == sorted(name for name in before | after if before.get(name) != after.get(name))
@@ -64,7 +64,7 @@ def test_the_difference_is_every_name_that_is_not_the_same_and_no_other(one, oth
 
 
 @given(layers, contents)
-def test_the_difference_of_sets_on_the_same_base_is_found_in_what_is_above_it(below, own):
+def test_difference_on_a_common_base_skips_the_base(below, own):
     base = layered(below)
     after = ResourceSet(resources(own), base=base)
     assert {*difference(base, after)} == {name for name, body in own.items() if flat(below).get(name) != body}

@@ -1,4 +1,4 @@
-"""What a store has for whom: scopes, changes, sharing. Streams are in test_serving.py."""
+"""Scopes, changes and sharing of a store. test_serving.py has the tests with streams."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.library.messages import assignment, eds_cluster, listener, routes
-from xds.codec import encoded
+from xds.codec import encode_counts
 from xds.protocol.session import Variant
 from xds.protocol.wire import Node
 from xds.resources import CLUSTER, ENDPOINT, LISTENER, ROUTE, Resource, resource
@@ -33,7 +33,7 @@ def seen(snapshot) -> dict[tuple[str, str], Resource]:
     return {(type_url, name): one for type_url, of in snapshot.types.items() for name, one in of.items()}
 
 
-# --- scopes ----------------------------------------------------------------------------------------------------------
+# --- scopes ---
 
 
 def test_the_narrowest_scope_wins():
@@ -54,7 +54,7 @@ def test_the_narrowest_scope_wins():
     assert not store.view("n1", "edge").of(CLUSTER)
 
 
-def test_a_nodes_group_is_its_cluster_or_what_the_program_says():
+def test_group_is_the_cluster_by_default():
     store = Store()
     store.set(cluster("c"), group="edge")
     assert "c" in connect(store, "n1", "edge").snapshot.of(CLUSTER)
@@ -82,7 +82,7 @@ def made(some) -> list[Resource]:
 
 
 @given(st.lists(st.lists(STEPS, max_size=4), max_size=6))
-def test_after_any_changes_a_node_gets_what_a_model_says(changes):
+def test_views_equal_those_of_a_model(changes):
     store, model = Store(), {}
     clients = [connect(store, node, group) for node in "nx" for group in ("g", "h", "")]
     for steps in changes:
@@ -122,10 +122,10 @@ def test_after_any_changes_a_node_gets_what_a_model_says(changes):
             assert of.version == same.of(type_url).version
 
 
-# --- changes ---------------------------------------------------------------------------------------------------------
+# --- changes ---
 
 
-def test_what_is_changed_together_is_published_once():
+def test_changes_in_one_block_are_published_once():
     store = Store()
     client = connect(store, "n")
     published = []
@@ -154,7 +154,7 @@ def test_a_change_that_fails_changes_nothing():
     assert store.view("n") is before
 
 
-def test_two_changes_at_the_same_time_do_not_mix():
+def test_concurrent_changes_do_not_mix():
     store = Store()
     with store.change() as one:
         one.set(cluster("a"))
@@ -166,7 +166,7 @@ def test_two_changes_at_the_same_time_do_not_mix():
     assert {*store.view("n").of(CLUSTER)} == {"a", "c"}
 
 
-def test_to_replace_is_to_have_these_and_no_other_in_that_scope():
+def test_replace_removes_all_other_resources_of_the_scope():
     store = Store()
     store.set(cluster("a"), cluster("b"), routes("r"))
     store.set(cluster("d"), node="n")
@@ -178,7 +178,7 @@ def test_to_replace_is_to_have_these_and_no_other_in_that_scope():
     assert {*seen(store.view("n"))} == {(CLUSTER, "x")}
 
 
-def test_nothing_is_told_before_the_first_change_and_then_also_that_there_is_nothing():
+def test_no_response_before_the_first_change():
     store = Store()
     client = connect(store, "n")
     assert client.snapshot is None
@@ -186,7 +186,7 @@ def test_nothing_is_told_before_the_first_change_and_then_also_that_there_is_not
     assert client.snapshot is not None
 
 
-def test_what_is_not_there_need_not_be_removed():
+def test_removing_an_absent_resource_is_ignored():
     store = Store()
     store.remove(CLUSTER, "a")
     store.remove(cluster("a"), node="n")
@@ -195,8 +195,8 @@ def test_what_is_not_there_need_not_be_removed():
     assert not store.view("n").of(CLUSTER)
 
 
-def test_a_type_that_is_no_more_is_empty_and_not_unknown():
-    """Or a client that has some of it would never be told."""
+def test_removed_type_is_empty_and_not_unknown():
+    """Otherwise a client that has some of it would not delete it."""
     store = Store()
     own = TYPE_PREFIX + "my.Own"
     client = connect(store, "n")
@@ -207,7 +207,7 @@ def test_a_type_that_is_no_more_is_empty_and_not_unknown():
     assert not client.snapshot.types[own]
 
 
-def test_what_is_equal_changes_nothing():
+def test_equal_resource_changes_nothing():
     store = Store()
     store.set(eds_cluster("c"), assignment("c"))
     client = connect(store, "n")
@@ -219,7 +219,7 @@ def test_what_is_equal_changes_nothing():
     assert client.snapshot.of(CLUSTER)["c"].sources == ("said.yaml",)
 
 
-# --- sharing ---------------------------------------------------------------------------------------------------------
+# --- sharing ---
 
 
 def test_nodes_with_the_same_view_share_it():
@@ -238,7 +238,7 @@ def test_nodes_with_the_same_view_share_it():
     assert own[0] is edge[0]
 
 
-def test_what_is_equal_is_there_once_though_set_for_many():
+def test_equal_resources_share_one_object():
     store = Store()
     for node in "abc":
         store.set(eds_cluster("c"), node=node)
@@ -246,7 +246,7 @@ def test_what_is_equal_is_there_once_though_set_for_many():
     assert len({*map(id, bodies)}) == 1
 
 
-def test_one_change_costs_what_changes_however_much_there_is_and_however_many_there_are():
+def test_cost_of_a_change_is_independent_of_the_store():
     store = Store()
     store.set(*(eds_cluster(f"c{n}") for n in range(2000)), *(assignment(f"c{n}") for n in range(2000)))
     for n in range(100):
@@ -255,11 +255,11 @@ def test_one_change_costs_what_changes_however_much_there_is_and_however_many_th
     clusters = {id(client.snapshot.of(CLUSTER)) for client in clients}
     listeners = [client.snapshot.of(LISTENER) for client in clients]
     changed = resource(assignment("c7"), ttl=1)
-    hashed, made = sum(_digest.cache_info()[:2]), encoded.total()
+    hashed, made = sum(_digest.cache_info()[:2]), encode_counts.total()
     store.set(changed)
-    # The old and the new one: 2,000 others, and 1,000 nodes, are left alone.
+    # The old and the new resource. The other 2,000 resources and the 1,000 nodes cost nothing.
     assert sum(_digest.cache_info()[:2]) - hashed == 2
-    assert encoded.total() == made
+    assert encode_counts.total() == made
     assert len({id(client.snapshot.of(ENDPOINT)) for client in clients}) == 1
     assert {id(client.snapshot.of(CLUSTER)) for client in clients} == clusters
     assert all(
@@ -268,7 +268,7 @@ def test_one_change_costs_what_changes_however_much_there_is_and_however_many_th
     assert clients[-1].snapshot.of(ENDPOINT)["c7"] is changed
 
 
-def test_a_change_for_one_node_or_group_is_nothing_to_the_others():
+def test_scoped_change_does_not_affect_other_nodes():
     store = Store()
     store.set(cluster("c"))
     one, other, edge = connect(store, "one"), connect(store, "other"), connect(store, "another", "edge")
@@ -281,7 +281,7 @@ def test_a_change_for_one_node_or_group_is_nothing_to_the_others():
     assert not other.changed.is_set()
 
 
-def test_what_nobody_gets_any_more_is_forgotten():
+def test_unused_views_are_freed():
     store = Store()
     store.set(cluster("c"))
     for _ in range(3):
@@ -293,4 +293,4 @@ def test_what_nobody_gets_any_more_is_forgotten():
     store.replace([], node="n")
     assert len(contents._sets) == 1
     store.remove(CLUSTER, "c")
-    assert len(contents._known) == 0
+    assert len(contents._shared) == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from datetime import UTC, datetime
 
-from xds.codec import encoded
+from xds.codec import encode_counts
 from xds.mesh.controlplane.controller import Controller
 from xds.mesh.identity.ca import Authority
 from xds.mesh.identity.keys import PrivateKey
@@ -50,11 +50,11 @@ async def test_change_for_1000_proxies_is_encoded_once():
         for each in clients
     ]
     await all_have_news(subscribers)
-    before = encoded.copy()
+    before = encode_counts.copy()
     made = controller.stats.translated
     controller.change(Change(applied=(pod("web-2", "10.3.0.2", "web"),)))
     await all_have_news(subscribers)
-    assert encoded - before == {"envoy.config.endpoint.v3.ClusterLoadAssignment": 1}
+    assert encode_counts - before == {"envoy.config.endpoint.v3.ClusterLoadAssignment": 1}
     assert controller.stats.translated - made == PROXIES
     # All proxies share the same bytes.
     name = "outbound|80||web.shop.svc.cluster.local"

@@ -1,4 +1,4 @@
-"""Changes of a world, for a state machine to make in any order."""
+"""Random changes of a world, for state machines."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ FAULTS = ["", BAD, UNREADABLE, NAMELESS]
 
 
 class ChangingWorld(RuleBasedStateMachine):
-    """Clusters, assignments, routes and listeners that come, change, are replaced and go."""
+    """Clusters, assignments, routes and listeners that are added, changed, replaced and removed."""
 
     world: World
     rejecting = False
-    """Whether there are some that the client rejects."""
+    """Whether the client rejects some resources."""
 
     def serve(self) -> None:
-        """Say what there is now."""
+        """Serve the current world."""
         raise NotImplementedError
 
     @rule(name=st.sampled_from(CLUSTERS), bad=st.sampled_from(FAULTS))
@@ -89,7 +89,7 @@ class ChangingWorld(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(LISTENERS), old=st.sampled_from(ROUTES))
     def replace_route(self, name: str, old: str) -> None:
-        """Another listener, another route, another cluster: all at once."""
+        """Replace a listener, its route and its cluster at once."""
         new = next(route for route in ROUTES if route != old)
         if name in self.world.versions["LDS"] and old in self.world.versions["RDS"]:
             used = referred(self.world.versions["RDS"].pop(old))

@@ -1,8 +1,8 @@
-"""A world that changes, and a client that does with it what Envoy was seen to do (O1-O18).
+"""A changing world, and a model of Envoy's observed behaviour (O1-O18).
 
-It subscribes to the assignments of the clusters that it has and to the routes of its listeners, acknowledges clusters only
-when they are warm, keeps a listener in force until the new one has its routes, and takes the good part of a rejected
-response of clusters or listeners but nothing of any other.
+The model subscribes to the assignments of its clusters and to the routes of its listeners, ACKs clusters only
+when they are warm, keeps a listener active until the new one has its routes, and accepts the valid part of a
+rejected response of clusters or listeners, but nothing of another rejected response.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from xds.snapshot import ENDPOINT, ROUTE, Resource, ResourceSet, Snapshot
 
 CLUSTERS, LISTENERS, ROUTES = ("a", "b", "c"), ("l", "m"), ("r", "s")
 STAYS_BAD = "n"
-"""A listener that the client never takes."""
+"""Listener that the client always rejects."""
 FULL = ("CDS", "LDS")
 ORDER = ("CDS", "EDS", "SDS", "LDS", "RDS")
 BAD = "bad"
-"""Of a version: the client rejects this resource."""
+"""Version that the client rejects individually."""
 UNREADABLE = "unreadable"
-"""The client rejects every response that this is in, and says what it is,"""
+"""Version for which the client rejects the whole response, and names the resource."""
 NAMELESS = "unreadable-nameless"
-"""or does not."""
+"""Version for which the client rejects the whole response, and names no resource."""
 EMPTY = "empty"
 
 
 @dataclass
 class World:
-    """What should be, by type and name: the version, which also says what the resource refers to."""
+    """Desired versions by type and name. A version also contains the references of its resource."""
 
     versions: dict[str, dict[str, str]] = field(default_factory=lambda: {short: {} for short in TYPES})
     count: int = 0
@@ -61,21 +61,21 @@ def referred(version: str) -> list[str]:
 
 
 class Client:
-    """A model of Envoy: what it has, and what it says."""
+    """A model of Envoy: its resources and its requests."""
 
     def __init__(self, variant: Variant) -> None:
         self.variant = variant
         self.have: dict[str, dict[str, str]] = {short: {} for short in TYPES}
         self.active: dict[str, str] = {}
-        """The routes of each listener in force."""
+        """Routes of each active listener."""
         self.draining: set[str] = set()
-        """Routes of listeners that are gone, whose connections are not."""
+        """Routes of removed listeners that still have connections."""
         self.warming: set[str] = set()
         self.warm: set[str] = set()
-        """Clusters that have been warm, and so can be used."""
+        """Clusters that have been warm, and can be used."""
 
     def connect(self, stream: Stream) -> None:
-        """Begin a stream, with what it has from the last one."""
+        """Open a stream, and report the resources of the last one."""
         self.stream = stream
         self.inbox: deque[Reply] = deque()
         self.outbox: deque[tuple[str, tuple[str, ...], dict]] = deque()
@@ -83,7 +83,7 @@ class Client:
         self.subscribed: dict[str, tuple[str, ...]] = {}
         self.withheld: list[str] = []
         self.warm |= self.warming
-        self.warming.clear()  # What is warming when a stream breaks has to wait for its time-out.
+        self.warming.clear()  # Resources that warm when a stream breaks wait for their timeout.
         for short, names in (
             ("CDS", ()),
             ("EDS", self.wanted("EDS")),
@@ -108,7 +108,7 @@ class Client:
         return tuple(sorted({*listeners, *self.active.values(), *self.draining}))
 
     def process(self) -> None:
-        """Take the next response, and say what comes of it."""
+        """Process the next response, and send the requests that result from it."""
         reply = self.inbox.popleft()
         short = reply.type
         self.nonces[short] = reply.nonce
@@ -143,7 +143,7 @@ class Client:
             self.resubscribe("EDS")
             self.withheld.append(reply.nonce)
         elif short == "LDS":
-            # The acknowledgement may come first, and then it says nothing of the routes that are still to be asked for.
+            # The ACK may be sent first. It then lacks the routes that the client subscribes to next.
             self.answer(short, reply.nonce)
             self.resubscribe("RDS")
         else:
@@ -181,12 +181,12 @@ class Client:
             self.draining.add(before)
 
     def drain(self) -> None:
-        """The last connections of listeners that are gone are gone."""
+        """Close the last connections of removed listeners."""
         self.draining.clear()
         self.resubscribe("RDS")
 
     def resubscribe(self, short: str) -> None:
-        """Follow what the client has: names come and go with clusters and listeners."""
+        """Subscribe and unsubscribe as clusters and listeners change."""
         names, before = self.wanted(short), self.subscribed.get(short, ())
         if names == before:
             return
@@ -202,6 +202,6 @@ class Client:
 
     def answer(self, short: str, nonce: str, error: str = "") -> None:
         if self.variant is Variant.SOTW and nonce != self.nonces[short]:
-            return  # The answer to the latest response that was read is an answer to all.
+            return  # An answer to the latest response answers all earlier ones.
         names = self.subscribed.get(short, ()) if self.variant is Variant.SOTW else ()
         self.outbox.append((short, names, {"nonce": nonce, "error": error}))

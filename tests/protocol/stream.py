@@ -1,6 +1,6 @@
-"""A client in shorthand: a session, what is asked of it and what it sends, as `CDS a=1 b=2 -gone`.
+"""A client in shorthand: a session, its requests, and its responses as `CDS a=1 b=2 -gone`.
 
-Requests are encoded and responses decoded with classes made from envoy_data_plane's, not with the codec under test.
+Requests are encoded and responses decoded with classes of envoy_data_plane, not with the codec under test.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _MESSAGES = {
 
 
 def world(*unserved: str, **types: str) -> Snapshot:
-    """Make a snapshot: `CDS="a=1 b=2"`, `LDS="l=1>r,s"`. A cluster refers to the assignment of its own name."""
+    """Make a snapshot: `CDS="a=1 b=2"`, `LDS="l=1>r,s"`. A cluster refers to its assignment."""
     sets = {}
     for short, text in types.items():
         url = TYPES.get(short, short)
@@ -75,19 +75,19 @@ def _resource(short: str, url: str, word: str) -> Resource:
 
 @dataclass(frozen=True)
 class Reply:
-    """A response, decoded."""
+    """A decoded response."""
 
     type: str
     nonce: str
     version: str
     resources: Mapping[str, str]
-    """Name and version."""
+    """Versions by name."""
     removed: tuple[str, ...]
     identifier: str
     heartbeats: Mapping[str, str]
-    """Name and version of what came without a body."""
+    """Versions by name, of resources without a body."""
     unknown: tuple[str, ...]
-    """Aliases that are nothing's."""
+    """Aliases of no resource."""
 
     def __str__(self) -> str:
         words = [f"{name}={version}" for name, version in sorted(self.resources.items())]
@@ -97,7 +97,7 @@ class Reply:
 
 
 class Stream:
-    """A session and a client that answers only when told to."""
+    """A session and a client that answers only when the test says so."""
 
     def __init__(self, variant: Variant, snapshot: Snapshot | None = None, **options: object) -> None:
         self.variant = variant
@@ -123,7 +123,7 @@ class Stream:
         initial: Mapping[str, str] | None = None,
         version: str = "",
     ) -> list[Event]:
-        """Send a request. In the delta variant `names` are those to add."""
+        """Send a request. In the delta variant, `names` are added to the subscription."""
         request = _MESSAGES[self.variant][0](type_url=TYPES.get(short, short), response_nonce=nonce)
         if self._node:
             request.node.id, self._node = self._node, ""
@@ -140,24 +140,24 @@ class Stream:
         return self.session.receive(request.SerializeToString(), self.now)
 
     def ack(self, short: str, *, nonce: str = "") -> list[Event]:
-        """Accept the last response of a type."""
+        """ACK the last response of a type."""
         names = self.names[short] if self.variant is Variant.SOTW else ()
         return self.ask(short, *names, nonce=nonce or self.last[short].nonce)
 
     def nack(self, short: str, error: str = "no", *, nonce: str = "") -> list[Event]:
-        """Reject the last response of a type."""
+        """NACK the last response of a type."""
         names = self.names[short] if self.variant is Variant.SOTW else ()
         return self.ask(short, *names, nonce=nonce or self.last[short].nonce, error=error)
 
     def get(self) -> list[str]:
-        """Take everything that there is to take now."""
+        """Return all responses that are due now."""
         taken = []
         while (data := self.session.next(self.now)) is not None:
             taken.append(self._decode(data))
         return [str(reply) for reply in taken]
 
     def settle(self) -> list[str]:
-        """Take everything, accepting it, until there is nothing more."""
+        """ACK all responses until no more are due."""
         taken = []
         while (data := self.session.next(self.now)) is not None:
             reply = self._decode(data)
@@ -173,7 +173,7 @@ class Stream:
             for any_ in message.resources:
                 assert any_.type_url == message.type_url
                 name, _, of = any_.value.decode().rpartition("=")
-                if not name:  # What the session makes of nothing.
+                if not name:  # An empty assignment, which the session made itself.
                     name, of = _ASSIGNMENT.FromString(any_.value).cluster_name, "empty"
                     assert any_.value == _ASSIGNMENT(cluster_name=name).SerializeToString()
                 assert name not in resources, (
@@ -212,7 +212,7 @@ class Stream:
 
 
 def connect(variant: Variant, snapshot, *, names=("old", "new"), **options) -> Stream:
-    """Make a client that has all of a snapshot and said so."""
+    """Make a client that has ACKed all resources of a snapshot."""
     stream = Stream(variant, snapshot, **options)
     stream.ask("CDS")
     stream.ask("EDS", *names)

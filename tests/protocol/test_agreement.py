@@ -1,7 +1,8 @@
-"""The two variants against each other: what clients ask for in either, and are sent, comes to the same.
+"""Both variants, with random subscriptions, send the same resources.
 
-The clients know the protocol and nothing of Envoy: they name what they like of one type, change their minds, enter and
-leave the wildcard, reject, and ask again. What they have in the end is what is in the world of what they asked for.
+The clients know the protocol, but not Envoy's behaviour. They subscribe to any names of one type, change
+their subscriptions, start and end wildcards, reject responses and subscribe again. In the end, each has the
+world's resources that it subscribes to.
 """
 
 from __future__ import annotations
@@ -33,29 +34,29 @@ class Asker:
         self.wanted: frozenset[str] = frozenset()
         self.wildcard = False
         self.said: frozenset[str] = frozenset()
-        """Everything that the server was told of, `*` among it."""
+        """Names that the server knows the client subscribes to, including `*`."""
         self.inbox: deque[Reply] = deque()
         self.nonce = ""
         self.given: dict[str, str] = {}
-        """What the server gave it and has not taken back."""
+        """Versions that the server has sent and not removed."""
         self.again: set[str] = set()
-        """What may be sent though the client was given it."""
+        """Names that may be sent again."""
 
     def covers(self, name: str) -> bool:
         return self.wildcard or not self.wanted.isdisjoint({name, collection(name)})
 
     def want(self, wanted: frozenset[str], *, wildcard: bool) -> None:
-        """Subscribe to just this from now on."""
+        """Change the subscription to exactly these names."""
         self.wanted, self.wildcard = wanted, wildcard
         said = wanted | ({"*"} if wildcard else set())
         if self.variant is Variant.SOTW:
             self.ask(self.nonce)
         elif said != self.said:
             self.stream.ask(self.short, *(said - self.said), unsubscribe=tuple(self.said - said))
-        told = said ^ self.said
+        pending = said ^ self.said
         self.said = said
         for name in (*NAMES, "none"):
-            if name in told or collection(name) in told or not self.covers(name):
+            if name in pending or collection(name) in pending or not self.covers(name):
                 self.again.add(name)  # R18, R19, R21
         self.have = {name: version for name, version in self.have.items() if self.covers(name)}
         self.given = {name: version for name, version in self.given.items() if self.covers(name)}
@@ -65,7 +66,7 @@ class Asker:
         self.stream.ask(self.short, *sorted(names), nonce=nonce, error=error)
 
     def write(self) -> bool:
-        """Have the server send something."""
+        """Let the server send responses."""
         data = self.stream.session.next(0.0)
         if data is None:
             return False
@@ -84,7 +85,7 @@ class Asker:
         return True
 
     def read(self) -> bool:
-        """Take the next response, and answer."""
+        """Process the next response, and answer it."""
         if not self.inbox:
             return False
         reply = self.inbox.popleft()
@@ -104,7 +105,7 @@ class Asker:
         return True
 
     def check(self, versions: dict[str, str]) -> dict[str, str]:
-        """Return what it has of the world, which is all that it wants, and said to be so."""
+        """Return the client's resources that exist in the world, which are all that it subscribes to."""
         wanted = {name: version for name, version in versions.items() if self.covers(name)}
         have = {name: version for name, version in self.have.items() if name in versions}
         assert have == wanted, f"{self.variant}: the view is the subscribed snapshot"
@@ -115,7 +116,7 @@ class Asker:
             assert status.synced
             assert not status.last_error
             states = {each.name: each.state for each in status.resources if each.resource}
-            # In place of an assignment that it rejected and that is gone, an older client is told that there is no endpoint.
+            # SotW replaces a removed assignment that the client rejected by an empty one.
             empty = (
                 states.keys() - versions.keys()
                 if self.variant is Variant.SOTW and self.short == "EDS"
@@ -126,7 +127,7 @@ class Asker:
 
 
 class AgreementMachine(RuleBasedStateMachine):
-    """One world, two clients that want the same of it in two ways."""
+    """One world, and a client of each variant with the same subscription."""
 
     @initialize(short=st.sampled_from(["CDS", "LDS", "SRDS", "EDS", "RTDS", "LEDS"]))
     def begin(self, short: str) -> None:
@@ -159,7 +160,7 @@ class AgreementMachine(RuleBasedStateMachine):
     @rule()
     def want_nothing(self) -> None:
         for client in self.clients:
-            if client.said:  # or it would be the legacy wildcard of some types
+            if client.said:  # An empty list would be the legacy wildcard of some types.
                 client.want(frozenset(), wildcard=False)
 
     @rule(name=st.sampled_from(WISHES))

@@ -1,4 +1,4 @@
-"""What a client did not take because of another resource in the response, which it names: sent again without that, once."""
+"""Resources rejected only because of others in the same response are sent again once, without the others."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def clusters(text: str, route: str = "one"):
 
 
 def connect(variant: Variant, text: str = "one=1") -> Stream:
-    """A client that has clusters and a route, and asks for the assignments of any that may come."""
+    """A client with clusters and a route that subscribes to some assignments."""
     stream = Stream(variant, clusters(text))
     for short, names in (("CDS", ()), ("EDS", ("one", "bad", "new", "also")), ("LDS", ()), ("RDS", ("r",))):
         stream.ask(short, *names)
@@ -36,7 +36,7 @@ def states(stream: Stream) -> dict[str, State]:
     return {each.name: each.state for each in stream.session.status()[0].resources}
 
 
-def test_r12_what_was_rejected_because_of_another_is_sent_without_it(variant):
+def test_r12_bystanders_are_sent_without_the_rejected_resource(variant):
     stream = connect(variant)
     stream.serve(clusters("one=1 bad=1 new=1", "new"))
     stream.get()
@@ -55,7 +55,7 @@ def test_r12_what_was_rejected_because_of_another_is_sent_without_it(variant):
     assert set(states(stream).values()) == {State.SYNCED}
 
 
-def test_r12_what_the_client_had_goes_in_the_place_of_what_others_were_rejected_for():
+def test_r12_previous_version_replaces_the_suspect_in_the_retry():
     stream = connect(Variant.SOTW, "one=1 bad=1")
     stream.serve(clusters("one=1 bad=2 new=1", "new"))
     stream.get()
@@ -66,7 +66,7 @@ def test_r12_what_the_client_had_goes_in_the_place_of_what_others_were_rejected_
     assert states(stream) == {"one": State.SYNCED, "bad": State.ERROR, "new": State.SYNCED}
 
 
-def test_r12_what_came_with_a_rejection_but_was_no_news_is_still_what_the_client_had():
+def test_r12_unchanged_bystander_keeps_its_previous_version():
     stream = connect(Variant.SOTW, "one=1")
     stream.serve(clusters("one=1 new=1"))
     stream.get()
@@ -77,7 +77,7 @@ def test_r12_what_came_with_a_rejection_but_was_no_news_is_still_what_the_client
     assert sent(stream, "CDS") == ["CDS new=1 one=1"]
 
 
-def test_r12_what_the_client_has_is_not_sent_again_for_that(variant):
+def test_r12_unchanged_bystanders_are_not_sent_again(variant):
     stream = connect(variant)
     stream.serve(clusters("one=1 bad=1"))
     stream.get()
@@ -93,7 +93,7 @@ def test_r12_what_the_client_has_is_not_sent_again_for_that(variant):
 
 
 @pytest.mark.parametrize("message", [unfit("new"), "something is wrong"])
-def test_r12_what_is_rejected_without_the_other_too_is_held_until_it_changes(variant, message):
+def test_r12_bystander_rejected_in_the_retry_is_held(variant, message):
     stream = connect(variant)
     stream.serve(clusters("one=1 bad=1 new=1 also=1"))
     stream.get()
@@ -111,7 +111,7 @@ def test_r12_what_is_rejected_without_the_other_too_is_held_until_it_changes(var
     assert states(stream)["also"] is State.SYNCED
 
 
-def test_r12_each_change_is_tried_once_without_what_is_still_rejected(variant):
+def test_r12_each_change_is_retried_once_without_the_rejected(variant):
     stream = connect(variant)
     for version in (1, 2, 3):
         stream.serve(clusters(f"one=1 bad={version} new={version}"))
@@ -124,7 +124,7 @@ def test_r12_each_change_is_tried_once_without_what_is_still_rejected(variant):
         stream.ack("CDS")
 
 
-def test_r12_what_has_been_mended_meanwhile_goes_along_with_what_was_rejected_because_of_it(variant):
+def test_r12_suspect_fixed_meanwhile_is_sent_with_bystanders(variant):
     stream = connect(variant)
     stream.serve(clusters("one=1 bad=1 new=1"))
     stream.get()
@@ -136,7 +136,7 @@ def test_r12_what_has_been_mended_meanwhile_goes_along_with_what_was_rejected_be
     assert sent(stream, "CDS") == ["CDS new=1" if variant is Variant.DELTA else "CDS new=1 one=1"]
 
 
-def test_r12_what_the_client_may_have_in_an_unknown_version_is_not_left_out():
+def test_r12_suspect_with_unknown_version_is_not_omitted():
     stream = Stream(Variant.SOTW, clusters("one=1 bad=1"))
     stream.ask("CDS", version="known")
     stream.get()
@@ -144,7 +144,7 @@ def test_r12_what_the_client_may_have_in_an_unknown_version_is_not_left_out():
     assert sent(stream, "CDS") == []
 
 
-def test_r12_so_are_the_assignments_that_came_with_one_that_was_rejected(variant):
+def test_r12_bystander_assignments_are_sent_again(variant):
     stream = Stream(variant, world(EDS="a=1 b=1"))
     stream.ask("EDS", "a", "b")
     stream.get()

@@ -1,4 +1,4 @@
-"""Delta: what is sent when, for each rule of the protocol."""
+"""The delta variant, by rule of the protocol."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import pytest
 from envoy_data_plane.envoy.service.discovery.v3 import DeltaDiscoveryResponse
 
 from tests.protocol.stream import Stream, world
-from xds.protocol.acks import MOST_UNANSWERED
+from xds.protocol.acks import MAX_UNANSWERED
 from xds.protocol.events import Acked, Subscribed
 from xds.protocol.limits import RequestError
-from xds.protocol.responses import size
+from xds.protocol.responses import encoded_size
 from xds.protocol.session import Variant
 from xds.protocol.watch import RESPONSE_BUDGET
 from xds.snapshot import ENDPOINT, SECRET, Resource, ResourceSet, Snapshot
@@ -20,20 +20,20 @@ def delta(snapshot=None, **options) -> Stream:
 
 
 @pytest.mark.parametrize("short", ["CDS", "LDS"])
-def test_o1_a_client_that_names_nothing_gets_all_clusters_and_listeners(short):
+def test_o1_empty_subscription_gets_all_clusters_and_listeners(short):
     stream = delta(world(**{short: "a=1 b=2"}))
     stream.ask(short)
     assert stream.get() == [f"{short} a=1 b=2"]
 
 
 @pytest.mark.parametrize("short", ["EDS", "RDS", "SDS"])
-def test_r23_a_client_that_names_nothing_of_other_types_gets_nothing(short):
+def test_r23_empty_subscription_to_other_types_gets_nothing(short):
     stream = delta(world(**{short: "a=1"}))
     assert not any(isinstance(event, Subscribed) for event in stream.ask(short))
     assert stream.get() == []
 
 
-def test_o6_the_first_wildcard_request_is_answered_in_an_empty_world():
+def test_o6_first_wildcard_request_gets_an_empty_response():
     stream = delta(world())
     stream.ask("CDS")
     stream.ask("LDS", "*")
@@ -55,7 +55,7 @@ def test_r2_an_aggregated_stream_needs_a_type():
         delta(world()).ask("")
 
 
-def test_r3_a_type_that_nobody_serves_is_held_and_its_names_are_not_said_to_be_missing():
+def test_r3_unserved_type_reports_no_missing_names():
     stream = delta(world(CDS="a=1"))
     stream.ask("other", "x")
     stream.ask("CDS")
@@ -65,7 +65,7 @@ def test_r3_a_type_that_nobody_serves_is_held_and_its_names_are_not_said_to_be_m
     assert stream.get() == ["other -x"]
 
 
-def test_r4_and_r58_a_large_push_is_split_into_responses_with_nonces_of_their_own(monkeypatch):
+def test_r4_and_r58_large_push_is_split_with_separate_nonces(monkeypatch):
     monkeypatch.setattr("xds.protocol.watch.RESPONSE_BUDGET", 190)
     stream = delta(world(CDS=" ".join(f"n{number}=1" for number in range(5))))
     stream.ask("CDS")
@@ -76,19 +76,19 @@ def test_r4_and_r58_a_large_push_is_split_into_responses_with_nonces_of_their_ow
         assert acked.names == tuple(reply.resources)
 
 
-def test_r58_one_resource_larger_than_the_limit_is_sent_all_the_same(monkeypatch):
+def test_r58_resource_larger_than_the_limit_is_sent(monkeypatch):
     monkeypatch.setattr("xds.protocol.watch.RESPONSE_BUDGET", 1)
     stream = delta(world(CDS="a=1"))
     stream.ask("CDS")
     assert stream.get() == ["CDS a=1"]
 
 
-def test_r58_a_response_that_is_full_is_below_3_mib_with_all_that_is_around_it():
+def test_r58_full_response_is_below_3_mib():
     body = bytes(RESPONSE_BUDGET // 2)
     pair = [Resource.of(ENDPOINT, name, body, version="1") for name in "ab"]
-    over = sum(map(size, pair)) - RESPONSE_BUDGET
+    over = sum(map(encoded_size, pair)) - RESPONSE_BUDGET
     full = [pair[0], Resource.of(ENDPOINT, "b", body[over:], version="1")]
-    assert sum(map(size, full)) == RESPONSE_BUDGET
+    assert sum(map(encoded_size, full)) == RESPONSE_BUDGET
     stream = delta(Snapshot({ENDPOINT: ResourceSet(full)}), identifier="x" * 100)
     stream.ask("EDS", "a", "b", "none")
     data = stream.session.next(0.0)
@@ -98,7 +98,7 @@ def test_r58_a_response_that_is_full_is_below_3_mib_with_all_that_is_around_it()
 
 
 @pytest.mark.parametrize("short", ["EDS", "VHDS"])
-def test_r58_what_does_not_exist_is_told_in_parts_too(short):
+def test_r58_removed_names_are_split_too(short):
     stream = delta(world())
     names = [f"{number}{'ü' * 200}" for number in range(10_000)]
     stream.ask(short, *names)
@@ -106,12 +106,12 @@ def test_r58_what_does_not_exist_is_told_in_parts_too(short):
     while data := stream.session.next(0.0):
         assert len(data) < 3 << 20
         parts.append(DeltaDiscoveryResponse.parse(data))
-    told = [name for part in parts for name in part.removed_resources]
-    told += [resource.name for part in parts for resource in part.resources]
-    assert sorted(told) == sorted(names)
+    sent = [name for part in parts for name in part.removed_resources]
+    sent += [resource.name for part in parts for resource in part.resources]
+    assert sorted(sent) == sorted(names)
 
 
-def test_r8_a_subscription_counts_whatever_the_nonce():
+def test_r8_subscription_applies_whatever_the_nonce():
     stream = delta(world(EDS="a=1 b=1"))
     stream.ask("EDS", "a")
     stream.get()
@@ -124,7 +124,7 @@ def test_r8_a_subscription_counts_whatever_the_nonce():
     assert stream.get() == []
 
 
-def test_r13_several_responses_may_be_in_flight_and_each_answer_is_for_one():
+def test_r13_responses_in_flight_are_answered_individually():
     stream = delta(world(EDS="a=1"))
     stream.ask("EDS", "a")
     stream.get()
@@ -138,7 +138,7 @@ def test_r13_several_responses_may_be_in_flight_and_each_answer_is_for_one():
     assert stream.ack("EDS", nonce=first) == []
 
 
-def test_r14_only_what_changed_is_sent():
+def test_r14_only_changes_are_sent():
     stream = delta(world(CDS="a=1 b=1 c=1"))
     stream.ask("CDS")
     stream.settle()
@@ -174,7 +174,7 @@ def test_r19_a_name_that_is_subscribed_to_again_is_sent_again():
     assert stream.get() == ["EDS -gone"]
 
 
-def test_r20_taking_back_what_was_never_asked_for_means_nothing():
+def test_r20_unsubscribing_from_an_unknown_name_is_ignored():
     stream = delta(world(CDS="a=1"))
     stream.ask("CDS")
     stream.settle()
@@ -183,7 +183,7 @@ def test_r20_taking_back_what_was_never_asked_for_means_nothing():
     assert stream.get() == []
 
 
-def test_r21_taking_back_a_name_under_a_wildcard_is_answered_with_what_there_is():
+def test_r21_unsubscribing_under_a_wildcard_is_answered():
     stream = delta(world(CDS="a=1"))
     stream.ask("CDS", "*", "a", "gone")
     assert stream.settle() == ["CDS a=1 -gone"]
@@ -193,7 +193,7 @@ def test_r21_taking_back_a_name_under_a_wildcard_is_answered_with_what_there_is(
     assert stream.settle() == ["CDS -gone"]
 
 
-def test_r22_a_name_on_top_of_the_legacy_wildcard_does_not_end_it():
+def test_r22_name_does_not_end_the_legacy_wildcard():
     stream = delta(world(CDS="a=1"))
     stream.ask("CDS")
     stream.settle()
@@ -214,7 +214,7 @@ def test_r22_names_first_are_no_wildcard():
     assert stream.get() == []
 
 
-def test_r22_a_wildcard_entered_later_brings_only_what_the_client_lacks():
+def test_r22_later_wildcard_sends_only_missing_resources():
     stream = delta(world(CDS="a=1 b=1"))
     stream.ask("CDS", "a")
     stream.settle()
@@ -224,13 +224,13 @@ def test_r22_a_wildcard_entered_later_brings_only_what_the_client_lacks():
     assert stream.settle() == []
 
 
-def test_r22_adding_and_taking_back_everything_is_no_subscription():
+def test_r22_wildcard_added_and_removed_at_once_is_void():
     stream = delta(world(CDS="a=1"))
     stream.ask("CDS", "*", unsubscribe=("*",))
     assert stream.get() == []
 
 
-def test_r24_leaving_the_wildcard_needs_no_answer_and_coming_back_sends_all():
+def test_r24_wildcard_can_end_unanswered_and_start_again():
     stream = delta(world(CDS="a=1"))
     stream.ask("CDS")
     stream.settle()
@@ -240,7 +240,7 @@ def test_r24_leaving_the_wildcard_needs_no_answer_and_coming_back_sends_all():
     assert stream.get() == ["CDS a=1"]
 
 
-def test_r26_a_name_that_does_not_exist_is_said_to_be_missing_once_and_sent_when_it_appears():
+def test_r26_missing_name_is_reported_once_and_sent_later():
     stream = delta(world())
     stream.ask("EDS", "late")
     assert stream.settle() == ["EDS -late"]
@@ -250,7 +250,7 @@ def test_r26_a_name_that_does_not_exist_is_said_to_be_missing_once_and_sent_when
     assert stream.settle() == ["EDS late=1"]
 
 
-def test_r26_a_name_that_appears_and_vanishes_unsent_is_not_said_to_be_missing_again():
+def test_r26_name_that_returns_unsent_is_not_reported_again():
     stream = delta(world())
     stream.ask("EDS", "late")
     stream.settle()
@@ -259,7 +259,7 @@ def test_r26_a_name_that_appears_and_vanishes_unsent_is_not_said_to_be_missing_a
     assert stream.get() == []
 
 
-def test_r27_what_vanishes_is_removed_once():
+def test_r27_removal_is_sent_once():
     stream = delta(world(EDS="a=1", RDS="r=1"))
     stream.ask("EDS", "a")
     stream.ask("RDS", "r")
@@ -277,7 +277,7 @@ def test_r29_subscribing_comes_before_unsubscribing():
 
 @pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize(("short", "names"), [("LDS", ()), ("RDS", ("same", "other", "new", "gone"))])
-def test_r36_a_client_that_was_here_before_gets_only_what_differs(known, short, names):
+def test_r36_reconnect_sends_only_what_differs(known, short, names):
     after = world(**{short: "same=1 other=2 new=1"})
     stream = delta(after if known else None)
     stream.ask(short, *names, initial={"same": "1", "other": "1", "gone": "1"})
@@ -288,7 +288,7 @@ def test_r36_a_client_that_was_here_before_gets_only_what_differs(known, short, 
 
 @pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize(("short", "names"), [("CDS", ()), ("RDS", ("a", "b"))])
-def test_o14_a_client_that_has_it_all_is_not_answered(known, short, names):
+def test_o14_synced_client_is_not_answered(known, short, names):
     snapshot = world(**{short: "a=1 b=1"})
     stream = delta(snapshot if known else None)
     stream.ask(short, *names, initial={"a": "1", "b": "1"})
@@ -303,7 +303,7 @@ def test_r36_names_are_sent_that_the_client_did_not_bring():
     assert sorted(stream.settle()[0].split()) == ["-c", "-d", "RDS", "b=1"]
 
 
-def test_who_asks_for_what_it_must_not_have_is_told_why_there_is_none():
+def test_refused_name_is_reported_with_the_reason():
     served = world(SDS="roots=1")
     stream = delta(Snapshot(served.types, {(SECRET, "default"): "not in plaintext"}))
     stream.ask("SDS", "default", "roots", "other")
@@ -321,22 +321,22 @@ def test_r36_versions_count_only_in_the_first_request_of_a_type():
     assert stream.get() == ["EDS a=1"]
 
 
-def test_r36_asking_again_for_a_brought_name_that_is_gone_is_answered_at_once():
+def test_r36_resubscription_to_a_removed_name_is_answered():
     stream = delta(world(CDS="x=1", LDS="l=1"))
     stream.ask("LDS")
     stream.ask("CDS", initial={"gone": "1", "x": "1"})
-    assert stream.get() == ["LDS l=1"]  # It is not acknowledged, so that `gone` has to stay.
+    assert stream.get() == ["LDS l=1"]  # The cluster is not ACKed, so `gone` must stay.
     stream.ask("CDS", "gone")
     assert stream.get() == ["CDS -gone"]
 
 
-def test_r37_versions_of_what_is_not_subscribed_to_are_ignored():
+def test_r37_initial_versions_without_subscription_are_ignored():
     stream = delta(world(EDS="a=1 b=1"))
     stream.ask("EDS", "a", initial={"b": "0", "c": "1"})
     assert stream.get() == ["EDS a=1"]
 
 
-def test_o5_secrets_are_sent_again_to_a_client_that_was_here_before():
+def test_o5_secrets_are_sent_again_after_a_reconnect():
     stream = delta(world(SDS="default=1"))
     stream.ask("SDS", "default", initial={"default": "1"})
     assert stream.get() == ["SDS default=1"]
@@ -351,22 +351,22 @@ def test_r46_the_system_version_is_that_of_the_type():
     assert (stream.last["CDS"].version, stream.last["CDS"].identifier) == (version, "xds-1")
 
 
-def test_r52_a_client_that_never_answers_is_held_and_costs_a_bounded_number_of_responses():
+def test_r52_client_without_answers_gets_a_bounded_number():
     stream = delta(world(EDS="a=0"), patience=20.0)
     stream.ask("EDS", "a")
     sent = []
-    for version in range(1, 10 * MOST_UNANSWERED):
+    for version in range(1, 10 * MAX_UNANSWERED):
         sent += stream.get()
         stream.serve(world(EDS=f"a={version}"))
-    assert len(sent) == MOST_UNANSWERED
+    assert len(sent) == MAX_UNANSWERED
     assert stream.session.deadline() == 20.0
     stream.now = 20.0
-    assert stream.get() == [f"EDS a={10 * MOST_UNANSWERED - 1}"]
+    assert stream.get() == [f"EDS a={10 * MAX_UNANSWERED - 1}"]
     assert stream.ack("EDS", nonce=stream.replies[0].nonce) == []
     assert stream.ack("EDS", nonce=stream.replies[1].nonce) != []
 
 
-def test_events_say_what_was_taken_and_what_was_removed():
+def test_acked_event_has_resources_and_removed_names():
     stream = delta(world(EDS="a=1"))
     stream.ask("EDS", "a", "gone")
     stream.get()

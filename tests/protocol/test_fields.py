@@ -1,4 +1,4 @@
-"""Fields of requests and responses: which are believed, which are only passed on, and which mean nothing."""
+"""Fields of requests and responses: which are used, passed on, or ignored."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ print(ResourceSet(Resource.of(CLUSTER, name, name.encode()) for name in {"a", "b
 """
 
 
-def test_r1_another_node_later_on_is_not_believed(variant):
+def test_r1_node_of_a_later_request_is_ignored(variant):
     session = Session(variant)
     request = REQUESTS[variant]
     for node, type_url in ((NODE, CLUSTER), ("somebody-else", CLUSTER), ("", ENDPOINT)):
@@ -41,7 +41,7 @@ def test_r1_another_node_later_on_is_not_believed(variant):
 @pytest.mark.parametrize("seed", ["1", "2"])
 @pytest.mark.real
 def test_r5_the_version_is_the_same_in_every_process(seed):
-    """Names are hashed with a seed, so that each process goes through a set in an order of its own."""
+    """String hashes have a random seed, so the order of a set differs between processes."""
     there = subprocess.run(
         [sys.executable, "-c", SETS],
         env=os.environ | {"PYTHONHASHSEED": seed},
@@ -56,7 +56,7 @@ def test_r5_the_version_is_the_same_in_every_process(seed):
     ("short", "names"),
     [("CDS", ()), ("LDS", ()), *((short, ("a",)) for short in ("CDS", "EDS", "LDS", "RDS", "SDS"))],
 )
-def test_r35_a_first_request_with_the_version_that_is_served_is_answered(short, names):
+def test_r35_first_request_with_the_served_version_is_answered(short, names):
     snapshot = world(**{short: "a=1"})
     before = Stream(Variant.SOTW, snapshot)
     before.ask(short, *names)
@@ -67,7 +67,7 @@ def test_r35_a_first_request_with_the_version_that_is_served_is_answered(short, 
 
 
 @pytest.mark.parametrize("version", ["", "an older one", "current"])
-def test_r10_the_version_in_an_answer_says_nothing(version):
+def test_r10_version_of_an_answer_is_ignored(version):
     stream = Stream(Variant.SOTW, world(EDS="a=1"))
     stream.ask("EDS", "a")
     stream.get()
@@ -90,7 +90,7 @@ def test_r47_locators_in_a_request_are_skipped():
     assert parse_delta_request(bytes(delta)) == DeltaRequest(type_url=CLUSTER, subscribe=("b",))
 
 
-def test_r47_r48_responses_have_no_fields_that_are_for_others(variant):
+def test_r47_r48_responses_have_no_other_fields(variant):
     stream = Stream(variant, world(CDS="a=1 b=1"))
     stream.ask("CDS", "*", "none")
     messages = []

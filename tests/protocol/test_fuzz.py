@@ -1,4 +1,4 @@
-"""Requests that no client should send: refused as such or made the best of, and never an accident."""
+"""Invalid requests are rejected or tolerated, and never cause another exception."""
 
 from __future__ import annotations
 
@@ -86,16 +86,16 @@ def snapshots(draw) -> Snapshot:
 
 
 def look_at(session: Session) -> None:
-    """Everything that may be asked of a session."""
+    """Call all methods that read the state of a session."""
     for status in session.status():
         assert sum(status.counts.values()) == len(list(status.resources))
-    assert session.quiet in {True, False}
+    assert session.synced in {True, False}
     deadline = session.deadline()
     assert deadline is None or deadline >= 0
 
 
 def take(session: Session, variant: Variant, now: float, nonces: set[str]) -> None:
-    """Take all that there is, which is well-formed, and comes to an end."""
+    """Take all responses. Each is well-formed, and their number is finite."""
     for _ in range(1000):
         data = session.next(now)
         if data is None:
@@ -119,7 +119,7 @@ def take(session: Session, variant: Variant, now: float, nonces: set[str]) -> No
 @example(
     variant=Variant.DELTA, data=[b"\x12\x01t\x2a\x00\x2a\x02\x0a\x00\x2a\x06\x0a\x01a\x12\x01b"], begun=True
 )
-def test_any_bytes_are_taken_or_refused(variant, data, begun):
+def test_any_bytes_are_parsed_or_rejected(variant, data, begun):
     session = Session(variant)
     if begun:
         first = _MESSAGES[variant][0](type_url=TYPES["CDS"])
@@ -135,7 +135,7 @@ def test_any_bytes_are_taken_or_refused(variant, data, begun):
 
 @settings(deadline=None, max_examples=150)
 @given(data=st.data(), variant=st.sampled_from(Variant))
-def test_odd_requests_are_made_the_best_of(data, variant):
+def test_unusual_requests_are_tolerated(data, variant):
     session = Session(variant, type_url=data.draw(st.sampled_from(["", TYPES["EDS"]])))
     now = 0.0
     nonces: set[str] = set()

@@ -1,4 +1,4 @@
-"""What a client may have the server remember at most."""
+"""Limits on what one client can make the server store."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.protocol.stream import Stream, world
 from tests.server.proxies import DELTA_REQUEST, REQUEST
 from xds.protocol.limits import Budgets, LimitError, Limits, RequestError, size_of
 from xds.protocol.session import Session, Variant
-from xds.protocol.wire import LONGEST_ID, MAX_CLIENT_FEATURES, parse_delta_request, parse_request
+from xds.protocol.wire import MAX_CLIENT_FEATURES, MAX_ID_LENGTH, parse_delta_request, parse_request
 from xds.snapshot import ENDPOINT
 
 NODE = {"id": "proxy"}
@@ -35,10 +35,10 @@ def filled(field: str, names: tuple[str, ...]) -> object:
     return dict.fromkeys(names, "1") if field == "initial_resource_versions" else names
 
 
-# --- one request -----------------------------------------------------------------------------------------------------
+# --- one request ---
 
 
-def test_r57_request_with_too_many_names_is_refused_before_it_is_applied(variant):
+def test_r57_request_with_too_many_names_is_not_applied(variant):
     for field in lists(variant):
         session = Session(variant, limits=LIMITS)
         with pytest.raises(LimitError, match=f"^{field} has 6 names, and the limit is 5 names per client: "):
@@ -46,7 +46,7 @@ def test_r57_request_with_too_many_names_is_refused_before_it_is_applied(variant
         assert session.node is None
 
 
-def test_r57_name_that_is_too_long_is_refused_and_not_quoted(variant):
+def test_r57_too_long_name_is_rejected_and_not_quoted(variant):
     for field in lists(variant):
         session = Session(variant, limits=LIMITS)
         with pytest.raises(LimitError) as refusal:
@@ -68,22 +68,22 @@ def test_default_limits_hold_where_none_are_given(variant):
 @pytest.mark.parametrize(
     ("what", "fields"),
     [
-        ("node.id", {"node": {"id": "é" * (LONGEST_ID // 2) + "x"}}),
-        ("node.cluster", {"node": NODE | {"cluster": "x" * (LONGEST_ID + 1)}}),
-        ("node.user_agent_name", {"node": NODE | {"user_agent_name": "x" * (LONGEST_ID + 1)}}),
-        ("node.user_agent_version", {"node": NODE | {"user_agent_version": "x" * (LONGEST_ID + 1)}}),
-        ("node.client_features", {"node": NODE | {"client_features": ["x", "x" * (LONGEST_ID + 1)]}}),
-        ("type_url", {"type_url": "x" * (LONGEST_ID + 1)}),
+        ("node.id", {"node": {"id": "é" * (MAX_ID_LENGTH // 2) + "x"}}),
+        ("node.cluster", {"node": NODE | {"cluster": "x" * (MAX_ID_LENGTH + 1)}}),
+        ("node.user_agent_name", {"node": NODE | {"user_agent_name": "x" * (MAX_ID_LENGTH + 1)}}),
+        ("node.user_agent_version", {"node": NODE | {"user_agent_version": "x" * (MAX_ID_LENGTH + 1)}}),
+        ("node.client_features", {"node": NODE | {"client_features": ["x", "x" * (MAX_ID_LENGTH + 1)]}}),
+        ("type_url", {"type_url": "x" * (MAX_ID_LENGTH + 1)}),
     ],
 )
-def test_r60_what_is_kept_and_logged_has_a_longest_form_and_a_longer_one_is_not_quoted(variant, what, fields):
+def test_r60_stored_strings_are_limited_and_not_quoted(variant, what, fields):
     session = Session(variant)
     with pytest.raises(RequestError) as refusal:
         session.receive(opening(variant, **fields), 0.0)
     assert str(refusal.value) == f"{what} is longer than 1,024 bytes"
-    session.receive(opening(variant, node={"id": "é" * (LONGEST_ID // 2)}), 0.0)
+    session.receive(opening(variant, node={"id": "é" * (MAX_ID_LENGTH // 2)}), 0.0)
     assert session.node
-    assert session.node.id == "é" * (LONGEST_ID // 2)
+    assert session.node.id == "é" * (MAX_ID_LENGTH // 2)
 
 
 def test_r60_node_has_a_limited_number_of_client_features(variant):
@@ -94,7 +94,7 @@ def test_r60_node_has_a_limited_number_of_client_features(variant):
 
 
 def test_names_from_clients_are_not_interned():
-    """Since Python 3.12 an interned string is never freed."""
+    """Since Python 3.12, interned strings are never freed."""
     for number, parse in enumerate((parse_request, parse_delta_request)):
         name = f"a name that nothing else has interned {number}"
         variant = Variant.SOTW if parse is parse_request else Variant.DELTA
@@ -104,10 +104,10 @@ def test_names_from_clients_are_not_interned():
         assert sys.intern("".join(list(name))) is not taken
 
 
-# --- one stream ------------------------------------------------------------------------------------------------------
+# --- one stream ---
 
 
-def test_r57_more_names_in_several_requests_are_refused():
+def test_r57_too_many_names_in_several_requests_are_rejected():
     stream = Stream(Variant.DELTA, limits=LIMITS)
     stream.ask("EDS", "a", "b", "c")
     stream.ask("EDS", "c", "d")
@@ -134,7 +134,7 @@ def test_bytes_of_names_are_limited(variant):
         stream.ask("RDS", "x" * 11)
 
 
-def test_what_a_client_brings_counts_with_its_versions():
+def test_initial_versions_count_towards_the_size():
     stream = Stream(Variant.DELTA, limits=LIMITS)
     stream.ask("CDS", initial={"a": "x" * 40, "b": "x" * 40})
     assert (stream.session.names, stream.session.size) == (2, 82)
@@ -146,7 +146,7 @@ def test_what_a_client_brings_counts_with_its_versions():
 
 
 def test_unanswered_removals_count_until_they_are_answered():
-    """A client could otherwise name others again and again, and answer nothing."""
+    """Otherwise a client could name new resources again and again without an answer."""
     stream = Stream(Variant.DELTA, world(EDS=""), limits=LIMITS)
     stream.ask("EDS", "a", "b", "c")
     assert stream.get() == ["EDS -a -b -c"]
@@ -169,11 +169,11 @@ def test_replaced_subscription_leaves_nothing_behind(variant):
     assert stream.session.size == len("".join(names))
     kept = (watch.sent, watch._dirty, watch._forced, watch._pushed, watch.lingering, watch.gone)
     assert all(len(each) <= 3 for each in kept)
-    assert not watch.answers.unanswered
+    assert not watch.acks.unanswered
 
 
-def test_names_that_the_server_knows_are_its_own_strings(variant):
-    """A thousand clients name the same resources."""
+def test_known_names_are_the_servers_strings(variant):
+    """A thousand clients subscribe to the same names."""
     served = world(EDS="".join(list("some-name")) + "=1")
     [own] = served.of(ENDPOINT)
     stream = Stream(variant)
@@ -190,7 +190,7 @@ def test_names_that_the_server_knows_are_its_own_strings(variant):
     assert any(name is own for name in watch.subscription.names)
 
 
-# --- several streams -------------------------------------------------------------------------------------------------
+# --- several streams ---
 
 
 def test_streams_of_one_client_share_its_budget():

@@ -1,4 +1,4 @@
-"""Sessions against a model of Envoy, driven at random: what must hold whatever happens in whatever order."""
+"""Sessions against a model of Envoy, with random events: invariants that hold in any order."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from xds.protocol.status import State
 
 
 class SessionMachine(ChangingWorld):
-    """A world that changes, a client, and a network that delivers when it likes."""
+    """A changing world, a client, and a network that delivers messages at random times."""
 
     patience = grace = float("inf")
 
@@ -48,24 +48,24 @@ class SessionMachine(ChangingWorld):
         stream = Stream(self.client.variant, patience=self.patience, grace=self.grace)
         stream.now = self.now
         self.was_here = {short for short in FULL if self.client.have[short]}
-        """Types that the client has something of from before this stream."""
+        """Types of which the client has resources from an earlier stream."""
         self.uncertain: set[tuple[str, str]] = set()
-        """What it may have, for all that the server knows."""
+        """Versions that the client may have, as far as the server knows."""
         self.client.connect(stream)
         self.nonces: set[str] = set()
         self.delivered: dict[tuple[str, str], str] = {}
         self.again: set[tuple[str, str]] = set()
-        """What may be sent though the client was sent it before, for a reason."""
+        """Names that may be sent again, for a valid reason."""
         self.unanswered: dict[str, set[str]] = {}
-        """By nonce, the clusters that were news in a response that the client has not answered."""
+        """New clusters of each unanswered response, by nonce."""
         self.rejected: list[tuple[str, frozenset[tuple[str, str]]]] = []
         self.never: set[tuple[str, str, str]] = set()
-        """What the client rejected by itself."""
+        """Resources that the client rejected individually."""
         self.in_flight: dict[str, list[str]] = {short: [] for short in ORDER}
         """Nonces of responses that the server has no answer to."""
         self.served: dict[str, dict[str, str]] = {}
         self.last_type = 0
-        """The place in the order of what was sent last, since anything else happened."""
+        """Position in the sending order of the last response since the last other event."""
 
     @rule()
     def serve(self) -> None:
@@ -73,7 +73,7 @@ class SessionMachine(ChangingWorld):
         self.served = {short: dict(versions) for short, versions in self.world.versions.items()}
         self.client.stream.serve(self.world.snapshot())
 
-    # --- the network -------------------------------------------------------------------------------------------------
+    # --- the network ---
 
     @rule(steps=st.lists(st.sampled_from(["ask", "write", "read"]), min_size=1, max_size=12))
     def let_some_flow(self, steps: list[str]) -> None:
@@ -97,7 +97,7 @@ class SessionMachine(ChangingWorld):
         else:
             self._note_list(short, names, more)
         if more.get("nonce") in self.unanswered:
-            while more["nonce"] in self.unanswered:  # Those before it will not get an answer any more.
+            while more["nonce"] in self.unanswered:  # Earlier responses are not answered any more.
                 del self.unanswered[next(iter(self.unanswered))]
         if more.get("error"):
             self._note_rejection(short, more["nonce"])
@@ -140,7 +140,7 @@ class SessionMachine(ChangingWorld):
     @rule()
     @precondition(lambda self: self.client.variant is Variant.SOTW)
     def reconnect_sotw(self) -> None:
-        """To the same world, all of which the client has: it cannot say what it has of another."""
+        """Reconnect to the same world. The client cannot report resources of another one."""
         self.flow_and_drain()
         self.connected()
         self.let_everything_flow()
@@ -155,7 +155,7 @@ class SessionMachine(ChangingWorld):
         if name in self.client.subscribed.get("EDS", ()):
             self.client.outbox.append(("EDS", (name,), {}))
 
-    # --- what must hold ----------------------------------------------------------------------------------------------
+    # --- what must hold ---
 
     def _note_list(self, short: str, names: tuple[str, ...], more: dict) -> None:
         last = self.client.stream.last.get(short)
@@ -163,7 +163,7 @@ class SessionMachine(ChangingWorld):
         if short not in FULL and not stale:
             for key in [key for key in self.delivered if key[0] == short and key[1] not in names]:
                 del self.delivered[key]
-            # What it gave up, though it had rejected it, it may ask for again (R18).
+            # A client may subscribe again to a rejected resource that it unsubscribed from (R18).
             self.rejected = [
                 (kind, content)
                 for kind, content in self.rejected
@@ -198,7 +198,7 @@ class SessionMachine(ChangingWorld):
         self.in_flight[reply.type].append(reply.nonce)
 
     def _loses(self, reply: Reply) -> set[str]:
-        """What the client loses by a response, and did not lose by an earlier one."""
+        """Return the names that a response removes and no earlier response has removed."""
         before = {name for short, name in self.delivered if short == reply.type}
         if self.client.variant is Variant.DELTA:
             return set(reply.removed) & before
@@ -208,7 +208,7 @@ class SessionMachine(ChangingWorld):
         for name, version in reply.resources.items():
             again = (reply.type, name, version) in self.never
             unknown = (reply.type, name) in self.uncertain
-            assert not again or unknown, "R12: what was rejected by itself is never sent again"
+            assert not again or unknown, "R12: individually rejected resources are never sent again"
         if reply.type in self.was_here and self.client.variant is Variant.SOTW:
             self.uncertain.update((reply.type, name) for name in reply.resources)
             self.was_here.discard(reply.type)
@@ -229,7 +229,7 @@ class SessionMachine(ChangingWorld):
                 asked = delta and any((short, name) in self.again_asked for name, _ in rejected)
                 assert not as_it_was or asked, "R12: what was rejected is not sent again as it was"
         if reply.type in FULL and not delta:
-            # After another response, the same as before may be needed to take that one back.
+            # After another response, the earlier content may be needed to revert it.
             self.rejected = [each for each in self.rejected if each[0] != reply.type]
         if reply.type == "CDS":
             before = {name for names in self.unanswered.values() for name in names}
@@ -328,7 +328,7 @@ class SessionMachine(ChangingWorld):
 
 
 class RejectingMachine(SessionMachine):
-    """The same with responses that are rejected, and with time limits that run out."""
+    """The same model with rejections and expiring timeouts."""
 
     patience, grace = 20.0, 60.0
     rejecting = True

@@ -1,4 +1,4 @@
-"""What is sent for the names that a client gives: nothing that it did not ask for, and nothing twice."""
+"""Responses have only names that the client subscribes to, and each only once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from xds.protocol.session import Variant
 ALL = world(**dict.fromkeys(TYPES, "a=1 b=1"))
 
 
-def test_r28_nothing_comes_of_types_and_names_that_nobody_asked_for(variant):
+def test_r28_only_subscribed_types_and_names_are_sent(variant):
     stream = Stream(variant, ALL)
     stream.ask("CDS", "a")
     stream.ask("EDS", "b")
@@ -20,18 +20,18 @@ def test_r28_nothing_comes_of_types_and_names_that_nobody_asked_for(variant):
     stream.serve(world())
     stream.settle()
     assert {reply.type for reply in stream.replies} == {"CDS", "EDS"}
-    told = {(reply.type, name) for reply in stream.replies for name in reply.removed}
-    assert told == ({("CDS", "a"), ("EDS", "b")} if variant is Variant.DELTA else set())
+    removed = {(reply.type, name) for reply in stream.replies for name in reply.removed}
+    assert removed == ({("CDS", "a"), ("EDS", "b")} if variant is Variant.DELTA else set())
 
 
 def ask_on_top(stream: Stream, short: str, had: str, name: str) -> None:
-    """Ask for a name besides what was asked for before."""
+    """Subscribe to one more name."""
     names = (had, name) if stream.variant is Variant.SOTW else (name,)
     stream.ask(short, *names, nonce=stream.last[short].nonce)
 
 
 @pytest.mark.parametrize("short", TYPES)
-def test_r28_what_came_with_all_is_sent_again_to_who_asks_for_it_by_name(variant, short):
+def test_r28_name_after_a_wildcard_is_sent_again(variant, short):
     stream = Stream(variant, world(**{short: "a=1"}))
     stream.ask(short, "*")
     assert stream.settle() == [f"{short} a=1"]
@@ -42,7 +42,7 @@ def test_r28_what_came_with_all_is_sent_again_to_who_asks_for_it_by_name(variant
 
 
 @pytest.mark.parametrize("short", sorted(TYPES.keys() - {"VHDS"}))
-def test_r28_so_is_what_came_with_a_collection(variant, short):
+def test_r28_name_after_a_collection_is_sent_again(variant, short):
     stream = Stream(variant, world(**{short: "zone/a=1 zone/b=1"}))
     stream.ask(short, "zone/*")
     assert stream.settle() == [f"{short} zone/a=1 zone/b=1"]
@@ -51,7 +51,7 @@ def test_r28_so_is_what_came_with_a_collection(variant, short):
     assert stream.settle() == [f"{short} zone/a=1 zone/b=1" if full else f"{short} zone/a=1"]
 
 
-def test_r28_what_is_gone_is_not_sent_to_who_asks_for_it_by_name_too():
+def test_r28_removed_name_is_not_sent_again_after_a_wildcard():
     stream = Stream(Variant.SOTW, world(RTDS="a=1 b=1"))
     stream.ask("RTDS", "*")
     stream.settle()
@@ -62,7 +62,7 @@ def test_r28_what_is_gone_is_not_sent_to_who_asks_for_it_by_name_too():
     assert stream.settle() == ["RTDS a=2"]
 
 
-def test_r30_what_is_asked_for_in_several_ways_comes_once(variant):
+def test_r30_resource_subscribed_in_several_ways_is_sent_once(variant):
     stream = Stream(variant, world(LEDS="zone/a=1 zone/b=1"))
     stream.ask("LEDS", "*", "zone/a", "zone/*", "zone/a", "*")
     assert stream.settle() == ["LEDS zone/a=1 zone/b=1"]
@@ -70,7 +70,7 @@ def test_r30_what_is_asked_for_in_several_ways_comes_once(variant):
     assert stream.settle() == ["LEDS zone/a=2"]
 
 
-def test_r30_what_should_be_gone_and_comes_back_changed_comes_once(variant):
+def test_r30_lingering_resource_that_returns_is_sent_once(variant):
     stream = Stream(variant, world(CDS="old=1", EDS="old=1", LDS="l=1>r", RDS="r=old"))
     for short, names in (("CDS", ()), ("EDS", ("old",)), ("LDS", ()), ("RDS", ("r",))):
         stream.ask(short, *names)
@@ -78,7 +78,7 @@ def test_r30_what_should_be_gone_and_comes_back_changed_comes_once(variant):
     stream.replies.clear()
     stream.serve(world(CDS="new=1", EDS="new=1", LDS="l=1>r", RDS="r=new"))
     stream.get()
-    # The cluster is kept until its routes are gone, and what comes back takes its place.
+    # The cluster lingers until its routes are removed. The returning one replaces it.
     stream.serve(world(CDS="old=2 new=1", EDS="old=1 new=1", LDS="l=1>r", RDS="r=old"))
     stream.ack("CDS")
     stream.settle()

@@ -1,4 +1,4 @@
-"""Make before break: in which order the types go out, and when what is gone goes."""
+"""Make before break: the order in which types are sent and resources are removed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_r40_types_go_out_in_the_order_in_which_they_are_needed(variant):
     assert stream.get() == ["LDS l=1", "RDS r=1"]
 
 
-def test_o2_assignments_and_secrets_do_not_wait_for_the_clusters_to_be_acknowledged(variant):
+def test_o2_assignments_and_secrets_need_no_cluster_ack(variant):
     stream = Stream(variant, world(CDS="a=1", EDS="a=1", SDS="s=1"))
     stream.ask("CDS")
     assert stream.get() == ["CDS a=1"]
@@ -33,7 +33,7 @@ def test_o2_assignments_and_secrets_do_not_wait_for_the_clusters_to_be_acknowled
     assert stream.get() == ["EDS a=1", "SDS s=1"]
 
 
-def test_r42_listeners_and_routes_wait_for_the_clusters_but_not_for_ever(variant):
+def test_r42_listeners_and_routes_wait_for_clusters(variant):
     stream = connect(variant, BEFORE, patience=20.0)
     stream.now = 100.0
     stream.serve(world(CDS="old=1 new=1", EDS="old=1 new=1", LDS="l=2>r", RDS="r=new"))
@@ -48,7 +48,7 @@ def test_r42_listeners_and_routes_wait_for_the_clusters_but_not_for_ever(variant
     assert stream.session.deadline() is None
 
 
-def test_r42_the_wait_is_counted_from_the_first_response_that_is_not_answered(variant):
+def test_r42_timeout_starts_at_the_first_unanswered_response(variant):
     stream = connect(variant, BEFORE, patience=20.0)
     for second in range(25):
         stream.now = float(second)
@@ -66,14 +66,14 @@ def test_r42_a_rejection_of_the_clusters_ends_the_wait(variant):
     assert stream.get() == ["LDS l=2"]
 
 
-def test_r42_who_has_no_clusters_does_not_wait_for_them(variant):
+def test_r42_client_without_clusters_does_not_wait(variant):
     stream = Stream(variant, AFTER)
     stream.ask("LDS", "l")
     stream.ask("RDS", "r")
     assert stream.get() == ["LDS l=1", "RDS r=new"]
 
 
-def test_r41_a_cluster_stays_until_the_routes_that_drop_it_are_acknowledged(variant):
+def test_r41_cluster_stays_until_its_routes_are_acked(variant):
     stream = connect(variant, BEFORE)
     stream.serve(AFTER)
     assert stream.get() == ["CDS new=1", "EDS new=1"] or stream.replies[0].resources == {
@@ -85,12 +85,12 @@ def test_r41_a_cluster_stays_until_the_routes_that_drop_it_are_acknowledged(vari
     assert stream.get() == ["RDS r=new"]
     stream.ack("RDS")
     assert stream.get() == ["CDS -old" if variant is Variant.DELTA else "CDS new=1"]
-    # And the assignment after the cluster, if the client still wants it then.
+    # The assignment is removed after the cluster, if the client still subscribes to it.
     stream.ack("CDS")
     assert stream.get() == (["EDS -old"] if variant is Variant.DELTA else [])
 
 
-def test_r41_in_the_union_the_version_is_of_what_was_sent():
+def test_r41_version_covers_lingering_clusters():
     stream = connect(Variant.SOTW, BEFORE)
     stream.serve(AFTER)
     stream.get()
@@ -101,7 +101,7 @@ def test_r41_in_the_union_the_version_is_of_what_was_sent():
     assert union_version != stream.last["CDS"].version == AFTER.of(CLUSTER).version
 
 
-def test_r41_a_cluster_goes_at_once_where_nobody_listens(variant):
+def test_r41_cluster_without_listeners_is_removed_at_once(variant):
     stream = Stream(variant, BEFORE)
     stream.ask("CDS")
     stream.settle()
@@ -109,7 +109,7 @@ def test_r41_a_cluster_goes_at_once_where_nobody_listens(variant):
     assert stream.get() == ["CDS new=1 -old" if variant is Variant.DELTA else "CDS new=1"]
 
 
-def test_r41_a_cluster_goes_in_the_end_though_the_routes_are_never_acknowledged(variant):
+def test_r41_cluster_expires_if_routes_are_never_acked(variant):
     stream = connect(variant, BEFORE, grace=60.0)
     stream.serve(AFTER)
     stream.get()
@@ -123,7 +123,7 @@ def test_r41_a_cluster_goes_in_the_end_though_the_routes_are_never_acknowledged(
     assert "CDS -old" in stream.get() or stream.last["CDS"].resources == {"new": "1"}
 
 
-def test_r41_a_cluster_stays_until_a_new_listener_has_the_routes_that_it_asks_for(variant):
+def test_r41_cluster_stays_until_a_new_listener_has_its_routes(variant):
     stream = connect(variant, BEFORE)
     stream.serve(world(CDS="new=1", EDS="new=1", LDS="l=2>r2", RDS="r2=new"))
     stream.settle()
@@ -140,7 +140,7 @@ def test_r41_a_cluster_stays_until_a_new_listener_has_the_routes_that_it_asks_fo
     assert stream.last["CDS"].removed == ("old",) or stream.last["CDS"].resources == {"new": "1"}
 
 
-def test_r41_a_cluster_that_comes_back_in_time_was_never_away(variant):
+def test_r41_returning_cluster_is_not_removed(variant):
     stream = connect(variant, BEFORE)
     stream.serve(world(CDS="new=1", EDS="new=1", LDS="l=1>r", RDS="r=new"))
     stream.get()
@@ -153,7 +153,7 @@ def test_r41_a_cluster_that_comes_back_in_time_was_never_away(variant):
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_r41_an_assignment_lingers_with_its_cluster_for_a_client_that_comes_to_it_only_now(variant, known):
+def test_r41_assignment_lingers_for_a_later_subscription(variant, known):
     stream = connect(variant, BEFORE, names=("old",) if known else ())
     stream.serve(world(LDS="l=1>r", RDS="r=none"))
     assert stream.get() == ["RDS r=none"]
@@ -163,7 +163,7 @@ def test_r41_an_assignment_lingers_with_its_cluster_for_a_client_that_comes_to_i
     assert stream.get() == ["EDS old=1"]
 
 
-def test_o2_a_cluster_that_is_gone_before_its_assignment_was_asked_for_can_be_acknowledged(variant):
+def test_o2_removed_cluster_can_be_acked_before_its_assignment(variant):
     stream = Stream(variant, BEFORE)
     stream.ask("CDS")
     assert stream.get() == ["CDS old=1"]
@@ -175,7 +175,7 @@ def test_o2_a_cluster_that_is_gone_before_its_assignment_was_asked_for_can_be_ac
     assert stream.get() == ["LDS l=1"]
 
 
-def test_r41_a_lingering_assignment_gives_way_to_the_one_that_comes_back(variant):
+def test_r41_returning_assignment_replaces_the_lingering_one(variant):
     stream = connect(variant, BEFORE, names=())
     stream.serve(world(LDS="l=1>r", RDS="r=none"))
     stream.serve(world(CDS="old=1", EDS="old=2", LDS="l=1>r", RDS="r=none"))
@@ -183,11 +183,11 @@ def test_r41_a_lingering_assignment_gives_way_to_the_one_that_comes_back(variant
     assert stream.settle()[0] == "EDS old=2"
 
 
-def test_r41_what_a_client_brought_and_nobody_knows_goes_last_as_well():
+def test_r41_unknown_resources_of_an_earlier_stream_linger():
     stream = Stream(Variant.DELTA, AFTER)
     stream.ask("CDS", initial={"old": "1", "new": "1"})
     stream.ask("EDS", "old", "new", initial={"old": "1", "new": "1"})
-    assert stream.get() == []  # Its listeners and routes are still to come.
+    assert stream.get() == []  # Its listeners and routes are not sent yet.
     stream.ask("LDS", initial={"l": "1"})
     assert stream.get() == []
     stream.ask("RDS", "r", initial={"r": "old"})
@@ -196,14 +196,14 @@ def test_r41_what_a_client_brought_and_nobody_knows_goes_last_as_well():
     assert stream.get() == ["CDS -old"]
 
 
-def test_r41_what_is_about_to_go_is_not_brought_up_to_date(variant):
+def test_r41_lingering_resource_is_not_updated(variant):
     stream = connect(variant, BEFORE)
     stream.serve(world(CDS="old=2", EDS="old=2", LDS="l=1>r", RDS="r=old"))
     stream.serve(world(LDS="l=1>r", RDS="r=none"))
     assert stream.get() == ["RDS r=none"]
 
 
-def test_r41_an_assignment_can_be_had_though_the_client_brought_it_and_it_is_gone():
+def test_r41_removed_assignment_lingers_after_reconnect():
     stream = Stream(Variant.DELTA, world(CDS="a=2", EDS="a=1", LDS="l=1>r", RDS="r=a"))
     stream.ask("CDS", initial={"a": "1"})
     assert stream.get() == ["CDS a=2"]
@@ -212,7 +212,7 @@ def test_r41_an_assignment_can_be_had_though_the_client_brought_it_and_it_is_gon
     assert stream.get() == ["EDS a=1"]
 
 
-def test_r41_what_a_client_brought_goes_soon_if_it_does_not_ask_for_listeners():
+def test_r41_resumed_clusters_expire_without_listeners():
     stream = Stream(Variant.DELTA, AFTER)
     stream.ask("CDS", initial={"old": "1", "new": "1"})
     assert stream.get() == []
@@ -221,13 +221,13 @@ def test_r41_what_a_client_brought_goes_soon_if_it_does_not_ask_for_listeners():
     assert stream.get() == ["CDS -old"]
 
 
-def test_r41_what_a_client_brought_goes_at_once_on_a_stream_that_has_no_listeners():
+def test_r41_resumed_clusters_are_removed_on_a_cluster_stream():
     stream = Stream(Variant.DELTA, AFTER, type_url=CLUSTER)
     stream.ask("", initial={"old": "1", "new": "1"})
     assert stream.get() == ["CDS -old"]
 
 
-def test_o18_a_cluster_stays_while_connections_of_a_listener_that_is_gone_may_use_its_routes(variant):
+def test_o18_cluster_stays_while_a_removed_listener_drains(variant):
     stream = connect(variant, BEFORE)
     stream.serve(world())
     assert stream.settle() == (["LDS"] if variant is Variant.SOTW else ["LDS -l", "RDS -r"])
@@ -248,7 +248,7 @@ def test_o18_routes_that_come_back_keep_no_cluster_from_going(variant):
     assert stream.last["CDS"].removed == ("old",) or not stream.last["CDS"].resources
 
 
-def test_o18_routes_that_come_back_and_go_again_unsent_still_keep_the_cluster(variant):
+def test_o18_unsent_return_of_routes_still_keeps_the_cluster(variant):
     stream = connect(variant, BEFORE)
     stream.serve(world())
     stream.settle()
@@ -258,7 +258,7 @@ def test_o18_routes_that_come_back_and_go_again_unsent_still_keep_the_cluster(va
     assert "old" in stream.last["CDS"].resources or not stream.last["CDS"].removed
 
 
-def test_o18_routes_that_come_back_as_they_were_keep_no_cluster_from_going():
+def test_o18_unchanged_return_of_routes_releases_the_cluster():
     stream = connect(Variant.SOTW, world(CDS="a=1 b=1", EDS="a=1 b=1", LDS="l=1>r", RDS="r=1"))
     stream.serve(world(CDS="a=1 b=1", EDS="a=1 b=1"))
     assert stream.settle() == ["LDS"]

@@ -1,4 +1,4 @@
-"""A rejected response: never sent again as it was, mended at once, and its cause named."""
+"""Rejected resources are not sent again unchanged, are retried once fixed, and are named."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from xds.protocol.session import Variant
 
 
 @pytest.mark.parametrize("short", ["CDS", "EDS", "LDS", "RDS", "SDS"])
-def test_r12_what_was_rejected_is_not_sent_again_until_it_changes(variant, short):
+def test_r12_rejected_resource_is_not_sent_again_until_changed(variant, short):
     stream = Stream(variant, world(**{short: "a=1"}))
     stream.ask(short, "a")
     stream.get()
@@ -35,7 +35,7 @@ def test_r12_a_newer_version_is_sent_at_once(variant):
     assert stream.get() == ["LDS a=3"]
 
 
-def test_r12_what_was_rejected_together_is_sent_together_once_any_of_it_is_mended(variant):
+def test_r12_resources_rejected_together_are_sent_together(variant):
     stream = Stream(variant, world(EDS="good=1 bad=1"))
     stream.ask("EDS", "good", "bad", "other")
     stream.get()
@@ -50,7 +50,7 @@ def test_r12_what_was_rejected_together_is_sent_together_once_any_of_it_is_mende
     assert stream.get() == ["EDS bad=3"]
 
 
-def test_r12_what_was_rejected_with_something_that_is_mended_already_is_sent_at_once():
+def test_r12_rejection_of_a_fixed_resource_is_retried_at_once():
     stream = Stream(Variant.DELTA, world(EDS="good=1 bad=1"))
     stream.ask("EDS", "good", "bad")
     stream.get()
@@ -60,7 +60,7 @@ def test_r12_what_was_rejected_with_something_that_is_mended_already_is_sent_at_
     assert stream.get() == ["EDS good=1"]
 
 
-def test_r12_what_was_rejected_is_sent_again_when_the_rest_of_it_is_gone():
+def test_r12_rejected_resource_is_retried_after_a_removal():
     stream = Stream(Variant.DELTA, world(EDS="good=1 bad=1"))
     stream.ask("EDS", "good", "bad")
     stream.get()
@@ -69,7 +69,7 @@ def test_r12_what_was_rejected_is_sent_again_when_the_rest_of_it_is_gone():
     assert stream.get() == ["EDS good=1 -bad"]
 
 
-def test_r12_what_was_rejected_is_sent_again_when_the_client_gives_up_the_rest_of_it(variant):
+def test_r12_rejected_resource_is_retried_after_unsubscription(variant):
     stream = Stream(variant, world(EDS="good=1 bad=1"))
     stream.ask("EDS", "good", "bad")
     stream.get()
@@ -81,7 +81,7 @@ def test_r12_what_was_rejected_is_sent_again_when_the_client_gives_up_the_rest_o
     assert stream.get() == ["EDS good=1"]
 
 
-def test_r12_what_was_rejected_twice_holds_back_nothing_when_it_is_mended(variant):
+def test_r12_fixed_resource_holds_back_nothing(variant):
     stream = Stream(variant, world(CDS="bad=1", EDS="good=1 bad=1"))
     stream.ask("CDS")
     stream.ask("EDS", "good", "bad")
@@ -94,7 +94,7 @@ def test_r12_what_was_rejected_twice_holds_back_nothing_when_it_is_mended(varian
     assert stream.get() == ["EDS bad=3 good=1"]
 
 
-def test_r12_a_response_that_gets_no_answer_of_its_own_may_have_been_rejected():
+def test_r12_skipped_response_may_have_been_rejected():
     stream = Stream(Variant.SOTW, world(EDS="good=1 bad=1"))
     stream.ask("EDS", "good", "bad")
     stream.get()
@@ -104,7 +104,7 @@ def test_r12_a_response_that_gets_no_answer_of_its_own_may_have_been_rejected():
     assert stream.get() == ["EDS good=1"]
 
 
-def test_r6_a_rejection_of_an_older_response_is_known_though_its_subscription_is_void():
+def test_r6_stale_nack_is_recorded_without_its_subscription():
     stream = Stream(Variant.SOTW, world(EDS="good=1 bad=1"))
     stream.ask("EDS", "good", "bad")
     stream.get()
@@ -115,7 +115,7 @@ def test_r6_a_rejection_of_an_older_response_is_known_though_its_subscription_is
     assert stream.get() == ["EDS good=1"]
 
 
-def test_r12_a_rejected_resource_that_goes_and_comes_back_is_still_rejected():
+def test_r12_rejected_resource_that_returns_is_still_rejected():
     stream = Stream(Variant.DELTA, world(CDS="c=1", EDS="bad=1", LDS="l=1"))
     stream.ask("CDS")
     stream.ask("LDS")
@@ -128,7 +128,7 @@ def test_r12_a_rejected_resource_that_goes_and_comes_back_is_still_rejected():
     assert stream.get() == []
 
 
-def test_r12_what_was_rejected_on_its_own_waits_for_no_other():
+def test_r12_resource_rejected_alone_waits_for_no_other():
     stream = Stream(Variant.DELTA, world(EDS="good=1 bad=1"))
     stream.ask("EDS", "good", "bad")
     stream.get()
@@ -140,7 +140,7 @@ def test_r12_what_was_rejected_on_its_own_waits_for_no_other():
     assert stream.get() == ["EDS good=2"]
 
 
-def test_r12_what_was_rejected_is_not_pushed_though_that_was_due_already():
+def test_r12_rejected_resource_is_not_pushed():
     stream = Stream(Variant.SOTW, world(CDS="a=1", EDS="a=1"))
     stream.ask("CDS")
     stream.ask("EDS", "a")
@@ -151,7 +151,7 @@ def test_r12_what_was_rejected_is_not_pushed_though_that_was_due_already():
     assert stream.get() == []
 
 
-def test_r12_what_was_rejected_with_others_and_comes_back_when_those_are_mended_is_sent():
+def test_r12_resource_that_returns_after_a_fix_is_sent():
     stream = Stream(Variant.DELTA, world(CDS="c=1", EDS="good=1 bad=1", LDS="l=1"))
     stream.ask("CDS")
     stream.ask("LDS")
@@ -159,13 +159,13 @@ def test_r12_what_was_rejected_with_others_and_comes_back_when_those_are_mended_
     stream.get()
     stream.nack("EDS")
     stream.serve(world(CDS="c=1", EDS="bad=1", LDS="l=1"))
-    assert stream.get() == ["EDS bad=1"]  # It might have been the other.
+    assert stream.get() == ["EDS bad=1"]  # The other resource may be the cause.
     stream.nack("EDS")
     stream.serve(world(CDS="c=1", EDS="good=1 bad=1", LDS="l=1"))
     assert stream.get() == ["EDS good=1"]
 
 
-def test_r12_a_rejection_of_what_is_given_up_already_stands_in_nobodys_way():
+def test_r12_rejection_of_unsubscribed_resources_holds_nothing():
     stream = Stream(Variant.SOTW, world(CDS="a=1 b=1", LDS="l=1>r", RDS="r=1"))
     stream.ask("CDS")
     stream.ask("LDS")
@@ -180,7 +180,7 @@ def test_r12_a_rejection_of_what_is_given_up_already_stands_in_nobodys_way():
     assert stream.settle() == ["LDS", "CDS a=1"]
 
 
-def test_r12_clusters_that_were_rejected_go_along_when_others_change():
+def test_r12_rejected_clusters_are_sent_when_others_change():
     stream = Stream(Variant.SOTW, world(CDS="good=1 bad=1", EDS="good=1"))
     stream.ask("CDS")
     stream.ask("EDS", "good")
@@ -188,11 +188,11 @@ def test_r12_clusters_that_were_rejected_go_along_when_others_change():
     stream.nack("CDS")
     stream.ack("EDS")
     stream.serve(world(CDS="good=1 bad=1 new=1", EDS="good=1"))
-    # State of the world: what is left out is deleted. And the client may take `good` only now, and wait for it.
+    # SotW clients delete what a response omits. This client may accept `good` only now, and wait for it.
     assert stream.get() == ["CDS bad=1 good=1 new=1", "EDS good=1"]
 
 
-def test_r12_an_assignment_that_was_rejected_is_not_pushed_with_its_cluster(variant):
+def test_r12_rejected_assignment_is_not_pushed_with_its_cluster(variant):
     stream = Stream(variant, world(CDS="a=1", EDS="a=1"))
     stream.ask("CDS")
     stream.ask("EDS", "a")
@@ -212,7 +212,7 @@ def test_r11_a_rejection_may_change_the_subscription(variant):
     assert stream.get() == ["EDS b=1"]
 
 
-def test_r19_what_was_rejected_is_sent_when_the_client_asks_for_it():
+def test_r19_rejected_resource_is_sent_on_resubscription():
     stream = Stream(Variant.DELTA, world(EDS="a=1"))
     stream.ask("EDS", "a")
     stream.get()
@@ -229,7 +229,7 @@ def test_r10_only_an_error_makes_a_rejection(variant):
     assert not any(isinstance(event, Nacked) for event in events)
 
 
-def test_o8_what_depends_on_rejected_clusters_is_served(variant):
+def test_o8_users_of_rejected_clusters_are_served(variant):
     stream = Stream(variant, world(CDS="good=1 bad=1", EDS="good=1"))
     stream.ask("CDS")
     stream.get()
@@ -238,7 +238,7 @@ def test_o8_what_depends_on_rejected_clusters_is_served(variant):
     assert stream.get() == ["EDS good=1"]
 
 
-def test_what_is_no_longer_subscribed_to_stands_in_nobodys_way(variant):
+def test_unsubscribed_resource_holds_nothing_back(variant):
     stream = Stream(variant, world(CDS="a=1 b=1", LDS="l=1>r", RDS="r=1"))
     stream.ask("CDS")
     stream.ask("LDS", "l")
@@ -258,7 +258,7 @@ def test_what_is_no_longer_subscribed_to_stands_in_nobodys_way(variant):
     assert stream.last["CDS"].removed == ("b",) or stream.last["CDS"].resources == {"a": "1"}
 
 
-def test_r27_what_was_to_go_with_what_was_rejected_goes_by_itself():
+def test_r27_removal_in_a_rejected_response_is_sent_again():
     stream = Stream(Variant.DELTA, world(LDS="l=1 m=1"))
     stream.ask("LDS")
     stream.settle()
@@ -270,7 +270,7 @@ def test_r27_what_was_to_go_with_what_was_rejected_goes_by_itself():
     assert stream.get() == []
 
 
-def test_r27_what_was_to_go_and_came_back_meanwhile_does_not_go():
+def test_r27_removal_is_dropped_when_the_resource_returns():
     stream = Stream(Variant.DELTA, world(LDS="l=1 m=1"))
     stream.ask("LDS")
     stream.settle()
@@ -292,7 +292,7 @@ def test_a_rejection_that_removes_only_names_parks_nothing():
     assert stream.get() == []
 
 
-def test_a_rejection_names_the_objects_behind_what_the_message_names(variant):
+def test_rejection_reports_sources_of_the_named_resources(variant):
     stream = Stream(variant, world(CDS="c=1 c1=1 c12=1 d=1"))
     stream.ask("CDS")
     stream.get()
@@ -309,7 +309,7 @@ def test_a_rejection_names_the_objects_behind_what_the_message_names(variant):
     assert set(nacked.names) == {"c", "c1", "c12", "d"}
 
 
-def test_a_rejection_that_names_nothing_suspects_everything(variant):
+def test_rejection_without_names_suspects_all_resources(variant):
     stream = Stream(variant, world(CDS="one=1 two=1"))
     stream.ask("CDS")
     stream.get()
@@ -317,7 +317,7 @@ def test_a_rejection_that_names_nothing_suspects_everything(variant):
     assert nacked.sources == ("Object ns/one", "Object ns/two")
 
 
-def test_a_rejection_never_quotes_a_key_and_never_the_whole_configuration(variant):
+def test_rejection_message_is_cut_and_has_no_keys(variant):
     stream = Stream(variant, world(SDS="s=1"))
     stream.ask("SDS", "s")
     stream.get()
@@ -330,7 +330,7 @@ def test_a_rejection_never_quotes_a_key_and_never_the_whole_configuration(varian
 
 
 @pytest.mark.parametrize("short", ["CDS", "EDS", "LDS"])
-def test_r12_what_changed_before_the_rejection_came_is_sent_at_once(variant, short):
+def test_r12_change_before_the_nack_is_sent_at_once(variant, short):
     stream = Stream(variant, world(**{short: "a=1"}))
     stream.ask(short, "a")
     stream.get()
@@ -339,7 +339,7 @@ def test_r12_what_changed_before_the_rejection_came_is_sent_at_once(variant, sho
     assert stream.get() == [f"{short} a=2"]
 
 
-def test_a_rejection_of_what_was_given_up_before_it_came_is_not_kept(variant):
+def test_rejection_of_an_unsubscribed_resource_is_forgotten(variant):
     stream = Stream(variant, world(EDS="a=bad"))
     stream.ask("EDS", "a")
     assert stream.get() == ["EDS a=bad"]
@@ -351,8 +351,8 @@ def test_a_rejection_of_what_was_given_up_before_it_came_is_not_kept(variant):
     assert not status.last_error
 
 
-def test_r12_what_a_client_may_have_that_never_answered_for_it_is_not_left_out():
-    """A client that warms withholds its answer, and gives a later one first."""
+def test_r12_unanswered_resource_is_not_omitted():
+    """A warming client withholds its answer, and answers a later response first."""
     stream = Stream(Variant.SOTW, world(CDS="a=1"))
     stream.ask("CDS")
     stream.settle()

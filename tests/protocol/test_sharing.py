@@ -1,10 +1,10 @@
-"""What many streams are to get is joined once, and kept no longer than it is of use."""
+"""Responses for many streams are joined once, and cached only while they are of use."""
 
 from __future__ import annotations
 
 from tests.protocol.stream import Stream, world
 from xds.protocol import responses
-from xds.protocol.responses import delta_response, first_part
+from xds.protocol.responses import encode_delta_response, first_part
 from xds.protocol.session import Variant
 from xds.snapshot import CLUSTER, Resource
 
@@ -20,11 +20,11 @@ def test_the_same_resources_are_joined_once():
     taken, joined = first_part(resources, BUDGET)
     assert taken == resources
     assert first_part((*resources,), BUDGET)[1] is joined
-    plain = delta_response(type_url=CLUSTER, version="1", nonce="2", resources=resources)
-    assert delta_response(type_url=CLUSTER, version="1", nonce="2", joined=joined) == plain
+    plain = encode_delta_response(type_url=CLUSTER, version="1", nonce="2", resources=resources)
+    assert encode_delta_response(type_url=CLUSTER, version="1", nonce="2", joined=joined) == plain
 
 
-def test_equal_resources_that_are_not_the_same_are_not_mistaken_for_them():
+def test_equal_resources_are_not_confused_in_the_cache():
     first, second = some(3), tuple(Resource.of(CLUSTER, f"n{number}", b"other") for number in range(3))
     assert first_part(first, BUDGET)[1] != first_part(second, BUDGET)[1]
 
@@ -35,13 +35,13 @@ def test_another_budget_gives_another_part():
     assert len(first_part(resources, 1)[0]) == 1
 
 
-def test_what_was_joined_is_not_kept_for_ever():
-    for _ in range(3 * responses._MOST_PARTS):
+def test_cache_of_joined_parts_is_bounded():
+    for _ in range(3 * responses._MAX_CACHED_PARTS):
         first_part(some(2), BUDGET)
-    assert len(responses._parts) == responses._MOST_PARTS
+    assert len(responses._parts) == responses._MAX_CACHED_PARTS
 
 
-def test_streams_that_get_the_same_get_it_in_the_same_bytes():
+def test_streams_with_equal_responses_share_bytes():
     served = world(CDS="a=1 b=1 c=1")
     streams = [Stream(Variant.DELTA, served) for _ in range(2)]
     for stream in streams:

@@ -1,4 +1,4 @@
-"""State of the world: what is sent when, for each rule of the protocol."""
+"""The state-of-the-world variant, by rule of the protocol."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ def sotw(snapshot=None, **options) -> Stream:
 
 
 @pytest.mark.parametrize(("short", "world_of"), [("CDS", "CDS"), ("LDS", "LDS")])
-def test_o1_a_client_that_names_nothing_gets_all_clusters_and_listeners(short, world_of):
+def test_o1_empty_subscription_gets_all_clusters_and_listeners(short, world_of):
     stream = sotw(world(**{world_of: "a=1 b=2"}))
     stream.ask(short)
     assert stream.get() == [f"{short} a=1 b=2"]
 
 
 @pytest.mark.parametrize("short", ["EDS", "RDS", "SDS"])
-def test_r23_a_client_that_names_nothing_of_other_types_gets_nothing(short):
+def test_r23_empty_subscription_to_other_types_gets_nothing(short):
     stream = sotw(world(**{short: "a=1"}))
     assert not any(isinstance(event, Subscribed) for event in stream.ask(short))
     assert stream.get() == []
 
 
 @pytest.mark.parametrize("short", ["CDS", "LDS", "EDS"])
-def test_o6_the_first_wildcard_request_is_answered_in_an_empty_world(short):
+def test_o6_first_wildcard_request_gets_an_empty_response(short):
     stream = sotw(world())
     stream.ask(short, "*")
     assert stream.get() == [short]
@@ -79,13 +79,13 @@ def test_r2_the_type_of_a_stream_for_one_type_is_implied():
     assert stream.get() == ["CDS a=1"]
 
 
-def test_r2_a_stream_for_one_type_refuses_another():
+def test_r2_stream_for_one_type_rejects_another():
     stream = sotw(world(LDS="a=1"), type_url=CLUSTER)
     with pytest.raises(RequestError, match="only"):
         stream.ask("LDS")
 
 
-def test_r3_a_type_that_nobody_serves_is_held_and_the_others_go_on():
+def test_r3_unserved_type_does_not_block_others():
     stream = sotw(world(CDS="a=1"))
     stream.ask("type.googleapis.com/other.Type", "*")
     stream.ask("CDS")
@@ -106,7 +106,7 @@ def test_r4_nonces_are_unique_on_a_stream():
     assert len(nonces) == len(set(nonces)) == 4
 
 
-def test_r5_the_version_is_the_same_on_every_stream_with_the_same_content():
+def test_r5_equal_content_has_equal_versions_on_all_streams():
     versions = []
     for order in ("a=1 b=1", "b=1 a=1"):
         stream = sotw(world(CDS=order))
@@ -129,7 +129,7 @@ def test_r6_a_request_that_answers_an_older_response_is_void():
     assert stream.get() == ["EDS b=1"]
 
 
-def test_r7_a_nonce_from_another_stream_is_no_obstacle_to_a_first_request():
+def test_r7_first_request_may_have_a_nonce_of_another_stream():
     stream = sotw(world(CDS="a=1"))
     stream.ask("CDS", nonce="77")
     assert stream.get() == ["CDS a=1"]
@@ -142,7 +142,7 @@ def test_r9_a_later_request_supersedes_an_earlier_one():
     assert stream.get() == ["EDS b=1"]
 
 
-def test_r14_what_has_not_changed_is_not_sent():
+def test_r14_unchanged_resources_are_not_sent():
     stream = sotw(world(CDS="a=1", EDS="a=1"))
     stream.ask("CDS")
     stream.ask("EDS", "a")
@@ -161,7 +161,7 @@ def test_r15_an_ack_is_not_answered():
     assert stream.get() == []
 
 
-def test_r16_a_new_name_is_answered_with_only_it_under_the_same_version():
+def test_r16_new_name_is_answered_alone():
     stream = sotw(world(EDS="a=1 b=1"))
     stream.ask("EDS", "a")
     stream.settle()
@@ -171,7 +171,7 @@ def test_r16_a_new_name_is_answered_with_only_it_under_the_same_version():
     assert stream.last["EDS"].version == version
 
 
-def test_r16_a_new_name_of_a_cluster_is_answered_with_all_that_are_named():
+def test_r16_new_cluster_name_is_answered_with_all_names():
     stream = sotw(world(CDS="a=1 b=1 c=1"))
     stream.ask("CDS", "a")
     assert stream.settle() == ["CDS a=1"]
@@ -190,7 +190,7 @@ def test_r17_fewer_names_are_not_answered(short):
     assert stream.get() == [f"{short} a=2"]
 
 
-def test_o17_no_names_after_names_is_an_end_and_not_a_wildcard():
+def test_o17_empty_list_after_names_ends_the_subscription():
     stream = sotw(world(CDS="a=1", EDS="a=1"))
     stream.ask("CDS", "a")
     stream.ask("EDS", "a")
@@ -229,7 +229,7 @@ def test_r22_a_wildcard_can_be_entered_from_names():
     assert stream.get() == ["CDS a=1 b=1"]
 
 
-def test_r25_a_name_that_does_not_exist_yet_is_sent_when_it_does():
+def test_r25_missing_name_is_sent_once_it_exists():
     stream = sotw(world(EDS="a=1"))
     stream.ask("EDS", "a", "late")
     assert stream.settle() == ["EDS a=1"]
@@ -237,7 +237,7 @@ def test_r25_a_name_that_does_not_exist_yet_is_sent_when_it_does():
     assert stream.get() == ["EDS late=1"]
 
 
-def test_r25_named_listeners_are_answered_with_those_that_exist_even_if_none():
+def test_r25_named_listeners_are_answered_even_if_none_exists():
     stream = sotw(world())
     stream.ask("LDS", "svc")
     assert stream.settle() == ["LDS"]
@@ -245,13 +245,13 @@ def test_r25_named_listeners_are_answered_with_those_that_exist_even_if_none():
     assert stream.get() == ["LDS svc=1"]
 
 
-def test_r25_a_named_assignment_that_does_not_exist_is_not_answered():
+def test_r25_missing_assignment_is_not_answered():
     stream = sotw(world())
     stream.ask("EDS", "late")
     assert stream.get() == []
 
 
-def test_r27_a_cluster_that_is_gone_is_left_out_of_the_next_response():
+def test_r27_removed_cluster_is_omitted_from_the_next_response():
     stream = sotw(world(CDS="a=1 b=1"))
     stream.ask("CDS")
     stream.settle()
@@ -261,7 +261,7 @@ def test_r27_a_cluster_that_is_gone_is_left_out_of_the_next_response():
     assert stream.settle() == ["CDS"]
 
 
-def test_r27_an_assignment_that_is_gone_changes_nothing_and_its_return_is_sent_only_if_it_differs():
+def test_r27_removed_assignment_is_resent_only_if_it_differs():
     stream = sotw(world(EDS="a=1 b=1"))
     stream.ask("EDS", "a", "b")
     stream.settle()
@@ -286,14 +286,14 @@ def test_r35_a_client_that_reconnects_is_always_answered(short):
     assert stream.get() == [f"{short} a=1"]
 
 
-def test_r46_the_server_says_who_it_is():
+def test_r46_responses_identify_the_control_plane():
     stream = sotw(world(CDS="a=1"), identifier="xds-1")
     stream.ask("CDS")
     stream.get()
     assert stream.last["CDS"].identifier == "xds-1"
 
 
-def test_r52_what_was_overtaken_is_never_sent():
+def test_r52_outdated_versions_are_never_sent():
     stream = sotw(world(CDS="a=1"))
     stream.ask("CDS")
     for version in range(2, 1000):
@@ -301,7 +301,7 @@ def test_r52_what_was_overtaken_is_never_sent():
     assert stream.get() == ["CDS a=999"]
 
 
-def test_r52_what_changed_there_and_back_is_not_sent():
+def test_r52_reverted_change_is_not_sent():
     stream = sotw(world(EDS="a=1"))
     stream.ask("EDS", "a")
     stream.settle()
@@ -310,7 +310,7 @@ def test_r52_what_changed_there_and_back_is_not_sent():
     assert stream.get() == []
 
 
-def test_r58_what_need_not_be_in_one_response_is_split(monkeypatch):
+def test_r58_incomplete_responses_are_split(monkeypatch):
     monkeypatch.setattr("xds.protocol.watch.RESPONSE_BUDGET", 250)
     names = [f"n{number}" for number in range(5)]
     stream = sotw(world(EDS=" ".join(f"{name}=1" for name in names)))
@@ -318,7 +318,7 @@ def test_r58_what_need_not_be_in_one_response_is_split(monkeypatch):
     assert stream.get() == ["EDS n0=1 n1=1", "EDS n2=1 n3=1", "EDS n4=1"]
 
 
-def test_events_say_what_was_subscribed_and_what_was_taken():
+def test_events_report_subscriptions_and_acks():
     stream = sotw(world(EDS="a=1"))
     subscribed = stream.ask("EDS", "a", "b")[-1]
     assert isinstance(subscribed, Subscribed)
@@ -330,7 +330,7 @@ def test_events_say_what_was_subscribed_and_what_was_taken():
     assert (acked.names, acked.waited, acked.version) == (("a",), 1.5, stream.last["EDS"].version)
 
 
-def test_r3_a_type_may_be_asked_for_before_there_is_a_snapshot_that_has_it():
+def test_r3_subscription_may_precede_the_snapshot():
     stream = sotw()
     stream.ask("other", "x")
     assert stream.get() == []

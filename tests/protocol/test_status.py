@@ -1,4 +1,4 @@
-"""What a session says of its client: how far it is with each type and resource, and what it waits for."""
+"""Status of a session: state and time of each type and resource, and what each type waits for."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def states(stream: Stream, short: str) -> dict[str, State]:
 
 def waits(stream: Stream, short: str) -> tuple[str, float] | None:
     waiting = status(stream, short).waiting
-    return (SHORT.get(waiting.for_, waiting.for_), waiting.since) if waiting else None
+    return (SHORT.get(waiting.reason, waiting.reason), waiting.since) if waiting else None
 
 
-def test_only_what_was_asked_for_is_told_in_the_order_in_which_it_is_sent(variant):
+def test_status_has_subscribed_types_in_sending_order(variant):
     stream = Stream(variant, world(CDS="a=1", EDS="a=1"))
     assert stream.session.status() == ()
     stream.ask("RDS", "r")
@@ -34,7 +34,7 @@ def test_only_what_was_asked_for_is_told_in_the_order_in_which_it_is_sent(varian
     assert (status(stream, "EDS").wildcard, status(stream, "EDS").names) == (False, {"a"})
 
 
-def test_a_resource_is_not_sent_then_stale_then_synced_and_stale_again_when_a_newer_one_is_due(variant):
+def test_state_changes_with_responses_and_acks(variant):
     stream = Stream(variant, world(SDS="a=1"))
     stream.now = 1.0
     stream.ask("SDS", "a", "none")
@@ -65,19 +65,19 @@ def test_a_resource_is_not_sent_then_stale_then_synced_and_stale_again_when_a_ne
     assert (a.state, a.version, a.updated_at) == (State.STALE, "2", 4.0)
 
 
-def test_one_resource_can_be_looked_at(variant):
+def test_status_of_one_resource(variant):
     stream = Stream(variant, world(SDS="a=1"))
-    assert stream.session.look(SECRET, "a") is None
-    assert stream.session.look("of no type", "a") is None
+    assert stream.session.resource_status(SECRET, "a") is None
+    assert stream.session.resource_status("of no type", "a") is None
     stream.ask("SDS", "a")
-    assert stream.session.look(SECRET, "b") is None
+    assert stream.session.resource_status(SECRET, "b") is None
     stream.settle()
-    found = stream.session.look(SECRET, "a")
+    found = stream.session.resource_status(SECRET, "a")
     assert found == next(status(stream, "SDS").resources)
     assert found.state is State.SYNCED
 
 
-def test_what_did_not_change_keeps_its_time(variant):
+def test_unchanged_resource_keeps_its_time(variant):
     stream = Stream(variant, world(CDS="a=1 b=1"))
     stream.ask("CDS")
     stream.settle()
@@ -91,7 +91,7 @@ def test_what_did_not_change_keeps_its_time(variant):
     }
 
 
-def test_a_name_that_goes_and_comes_back_has_a_new_time(variant):
+def test_returning_resource_has_a_new_time(variant):
     stream = Stream(variant, world(CDS="a=1"))
     stream.ask("CDS")
     stream.settle()
@@ -102,7 +102,7 @@ def test_a_name_that_goes_and_comes_back_has_a_new_time(variant):
     assert {each.name: each.updated_at for each in status(stream, "CDS").resources} == {"a": 2.0, "b": 3.0}
 
 
-def test_times_are_not_kept_for_what_is_gone_or_given_up(variant):
+def test_times_of_removed_and_unsubscribed_names_are_dropped(variant):
     stream = Stream(variant, world(CDS="a=1", EDS="a=1"))
     stream.ask("CDS")
     stream.settle()
@@ -110,11 +110,11 @@ def test_times_are_not_kept_for_what_is_gone_or_given_up(variant):
         stream.serve(world(CDS=f"c{number}=1", EDS=f"c{number}=1"))
         stream.ask("EDS", f"c{number}", unsubscribe=(f"c{number - 1}",))
         stream.settle()
-    assert len(stream.session._watches[CLUSTER].answers._times) == 1
-    assert sum(len(watch.answers._times) for watch in stream.session._watches.values()) <= 2
+    assert len(stream.session._watches[CLUSTER].acks._times) == 1
+    assert sum(len(watch.acks._times) for watch in stream.session._watches.values()) <= 2
 
 
-def test_what_a_client_brought_is_synced_and_has_no_time():
+def test_resource_of_an_earlier_stream_is_synced_without_time():
     stream = Stream(Variant.DELTA, world(CDS="a=1 b=2"))
     stream.ask("CDS", initial={"a": "1", "b": "1"})
     stream.now = 7.0
@@ -125,7 +125,7 @@ def test_what_a_client_brought_is_synced_and_has_no_time():
     ]
 
 
-def test_a_rejected_resource_says_why_until_it_is_taken(variant):
+def test_rejected_resource_has_an_error_until_acked(variant):
     stream = Stream(variant, world(SDS="good=1 bad=1"))
     stream.ask("SDS", "good", "bad")
     stream.now = 1.0
@@ -162,7 +162,7 @@ def test_a_rejected_resource_says_why_until_it_is_taken(variant):
     assert status(stream, "SDS").last_error is None
 
 
-def test_a_rejection_is_forgotten_with_what_was_rejected(variant):
+def test_rejection_ends_when_the_resource_is_removed(variant):
     stream = Stream(variant, world(EDS="bad=1"))
     stream.ask("EDS", "bad")
     stream.get()
@@ -180,7 +180,7 @@ def test_a_rejection_is_forgotten_with_what_was_rejected(variant):
     assert status(stream, "EDS").last_error is None
 
 
-def test_a_rejected_removal_is_told_until_another_response_is_taken():
+def test_rejected_removal_is_reported_until_the_next_ack():
     stream = Stream(Variant.DELTA, world(SDS="s=1"))
     stream.ask("SDS", "s")
     stream.settle()
@@ -195,7 +195,7 @@ def test_a_rejected_removal_is_told_until_another_response_is_taken():
     assert status(stream, "SDS").last_error is None
 
 
-def test_what_should_be_gone_and_is_not_yet_is_stale(variant):
+def test_lingering_resource_is_stale(variant):
     stream = Stream(variant, world(CDS="old=1", EDS="old=1", LDS="l=1>r", RDS="r=old"))
     stream.ask("CDS")
     stream.ask("EDS", "old")
@@ -207,7 +207,7 @@ def test_what_should_be_gone_and_is_not_yet_is_stale(variant):
     assert states(stream, "CDS") == {"old": State.STALE, "new": State.NOT_SENT}
 
 
-def test_listeners_and_routes_wait_for_clusters_that_are_not_acknowledged(variant):
+def test_listeners_and_routes_wait_for_unacked_clusters(variant):
     stream = Stream(variant, world(CDS="a=1", EDS="a=1", LDS="l=1>r", RDS="r=1"))
     for short, names in (("CDS", ()), ("EDS", ("a",)), ("LDS", ()), ("RDS", ("r",))):
         stream.ask(short, *names)
@@ -221,7 +221,7 @@ def test_listeners_and_routes_wait_for_clusters_that_are_not_acknowledged(varian
     assert waits(stream, "LDS") == waits(stream, "RDS") == (READ, 1.0)
 
 
-def test_clusters_wait_for_assignments_and_secrets_that_the_client_has_not_got(variant):
+def test_clusters_wait_for_missing_assignments_and_secrets(variant):
     stream = Stream(variant, world(CDS="a=1", EDS="a=1"))
     stream.ask("CDS")
     stream.now = 1.0
@@ -229,7 +229,7 @@ def test_clusters_wait_for_assignments_and_secrets_that_the_client_has_not_got(v
     assert waits(stream, "CDS") == (ACK, 1.0)
     stream.now = 2.0
     stream.ask("LDS")
-    assert waits(stream, "CDS") == ("EDS", 1.0)  # It has not even asked.
+    assert waits(stream, "CDS") == ("EDS", 1.0)  # It has not subscribed to them yet.
     stream.ask("EDS", "a")
     assert waits(stream, "CDS") == ("EDS", 1.0)
     stream.get()
@@ -238,7 +238,7 @@ def test_clusters_wait_for_assignments_and_secrets_that_the_client_has_not_got(v
     assert waits(stream, "CDS") == (ACK, 1.0)
 
 
-def test_a_client_that_says_nothing_since_it_was_sent_clusters_owes_an_answer_whatever_it_lacks(variant):
+def test_silent_client_is_waiting_for_an_ack(variant):
     stream = Stream(variant, world(CDS="a=1", EDS="a=1"))
     stream.ask("CDS")
     stream.ask("EDS", "a")
@@ -252,7 +252,7 @@ def test_a_client_that_says_nothing_since_it_was_sent_clusters_owes_an_answer_wh
     assert waits(stream, "CDS") == ("EDS", 5.0)
 
 
-def test_clusters_wait_for_assignments_that_were_rejected_or_sent_anew(variant):
+def test_clusters_wait_for_rejected_or_resent_assignments(variant):
     stream = Stream(variant, world(CDS="a=1", EDS="a=1"))
     stream.ask("CDS")
     stream.ask("EDS", "a")
@@ -271,7 +271,7 @@ def test_clusters_wait_for_assignments_that_were_rejected_or_sent_anew(variant):
     assert waits(stream, "CDS") == (ACK, 3.0)
 
 
-def test_a_listener_waits_for_routes_that_do_not_come_since_it_was_sent(variant):
+def test_listener_waits_for_missing_routes_since_it_was_sent(variant):
     stream = Stream(variant, world(LDS="l=1>r", RDS="r=1"))
     stream.ask("LDS")
     stream.ask("RDS", "r")
@@ -301,7 +301,7 @@ def test_a_rejected_listener_waits_for_nothing(variant):
     assert waits(stream, "LDS") is None
 
 
-def test_a_cluster_does_not_wait_for_an_assignment_that_the_client_was_told_is_not_there():
+def test_cluster_does_not_wait_for_a_missing_assignment():
     stream = Stream(Variant.DELTA, world(CDS="a=1"))
     stream.ask("CDS")
     stream.get()
@@ -311,7 +311,7 @@ def test_a_cluster_does_not_wait_for_an_assignment_that_the_client_was_told_is_n
     assert waits(stream, "CDS") == (ACK, 0.0)
 
 
-def test_a_stream_for_one_type_knows_nothing_of_what_others_bring(variant):
+def test_stream_for_one_type_waits_for_no_other_type(variant):
     stream = Stream(variant, world(CDS="a=1"), type_url=CLUSTER)
     stream.ask("")
     stream.get()
@@ -332,7 +332,7 @@ def test_a_type_waits_for_a_snapshot_that_has_it(variant):
     assert not status(stream, "other").synced
 
 
-def test_the_session_says_what_it_has_just_handed_out(variant):
+def test_session_reports_the_last_response(variant):
     stream = Stream(variant, world(CDS="a=1 b=1"))
     assert stream.session.sent is None
     stream.ask("CDS")
@@ -346,28 +346,28 @@ def test_the_session_says_what_it_has_just_handed_out(variant):
     assert [each.name for each in sent.resources] == (["a"] if variant is Variant.SOTW else [])
 
 
-def test_a_session_is_quiet_when_the_client_has_all_that_is_served_and_said_so(variant):
+def test_session_is_synced_when_everything_is_acked(variant):
     stream = Stream(variant, world(CDS="a=1", EDS="a=1"))
-    assert stream.session.quiet
+    assert stream.session.synced
     stream.ask("other", "x")
     stream.ask("CDS")
-    assert not stream.session.quiet
+    assert not stream.session.synced
     stream.get()
-    assert not stream.session.quiet
+    assert not stream.session.synced
     stream.ack("CDS")
-    assert stream.session.quiet
+    assert stream.session.synced
 
 
-def test_a_client_that_says_nothing_more_is_not_waited_for(variant):
+def test_half_closed_client_is_not_waited_for(variant):
     stream = Stream(variant, world(CDS="a=1", LDS="l=1"))
     stream.ask("CDS")
     stream.ask("LDS")
     assert stream.get() == ["CDS a=1"]
-    stream.session.expect_no_answers()
+    stream.session.expect_no_acks()
     assert stream.get() == ["LDS l=1"]
 
 
-def test_what_is_due_again_is_not_synced_though_it_was_sent():
+def test_resource_to_resend_is_not_synced():
     stream = Stream(Variant.DELTA, world(SDS="good=1 bad=1"))
     stream.ask("SDS", "good", "bad")
     stream.get()
@@ -388,7 +388,7 @@ def test_resources_are_counted_by_state(variant, settled):
     assert +counts == ({State.SYNCED: 2, State.NOT_SENT: 1} if settled else {State.NOT_SENT: 3})
 
 
-def test_what_goes_unsent_leaves_nothing_behind(variant):
+def test_unsent_removal_leaves_no_status(variant):
     stream = Stream(variant, world(SDS="a=1"))
     stream.ask("SDS", "a")
     stream.serve(world())

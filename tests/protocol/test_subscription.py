@@ -1,4 +1,4 @@
-"""What a client wants, from what it has said so far."""
+"""Subscriptions that result from sequences of requests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ NAMES = st.lists(st.sampled_from([WILDCARD, "a", "b", "c"]), max_size=4)
 
 
 @given(history=st.lists(NAMES, min_size=1, max_size=5), legacy=st.booleans())
-def test_r22_the_last_list_is_the_subscription_unless_nothing_was_ever_named(history, legacy):
+def test_r22_last_list_is_the_subscription(history, legacy):
     subscription = Subscription(legacy=legacy)
     for names in history:
         subscription.replace(names)
@@ -34,7 +34,7 @@ def test_r22_r29_changes_add_up_and_adding_comes_first(history, legacy):
     assert all(subscription.covers(name) == (bool(wanted & {WILDCARD, name})) for name in ("a", "b", "c"))
 
 
-def test_r20_what_was_never_named_is_not_dropped():
+def test_r20_unsubscribing_from_an_unnamed_name_drops_nothing():
     subscription = Subscription(legacy=False)
     assert not subscription.change(["a"], ["b"]).dropped
     assert subscription.change([], ["a"]).dropped

@@ -1,4 +1,4 @@
-"""Resources that a client keeps only as long as it hears that they are good."""
+"""Resources with a TTL, and the heartbeats that renew them."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def lived(name: str, version: str, ttl: float | None, *, type_url: str = SECRET)
     return Resource.of(type_url, name, f"{name}={version}".encode(), version=version, ttl=ttl)
 
 
-def test_r44_a_resource_with_a_time_to_live_is_kept_alive_by_heartbeats():
+def test_r44_heartbeats_renew_a_ttl():
     stream = Stream(Variant.DELTA, one(lived("s", "1", 10.0), lived("for-ever", "1", None)))
     stream.ask("SDS", "s", "for-ever")
     assert stream.get() == ["SDS for-ever=1 s=1"]
-    assert stream.session.deadline() is None  # It may still reject it.
+    assert stream.session.deadline() is None  # The client may still reject it.
     stream.ack("SDS")
     assert stream.get() == []
     assert stream.session.deadline() == 5.0
@@ -34,7 +34,7 @@ def test_r44_a_resource_with_a_time_to_live_is_kept_alive_by_heartbeats():
     assert len({reply.nonce for reply in stream.replies}) == 3
 
 
-def test_r44_many_heartbeats_come_in_parts(monkeypatch):
+def test_r44_many_heartbeats_are_split(monkeypatch):
     names = [f"n{number}" for number in range(5)]
     stream = Stream(Variant.DELTA, one(*(lived(name, "1", 10.0) for name in names)))
     stream.ask("SDS", *names)
@@ -45,7 +45,7 @@ def test_r44_many_heartbeats_come_in_parts(monkeypatch):
     assert stream.session.deadline() == 10.0
 
 
-def test_r44_heartbeats_are_of_the_version_that_the_client_took():
+def test_r44_heartbeats_have_the_acked_version():
     stream = Stream(Variant.DELTA, one(lived("s", "1", 10.0)))
     stream.ask("SDS", "s")
     stream.settle()
@@ -53,7 +53,7 @@ def test_r44_heartbeats_are_of_the_version_that_the_client_took():
     stream.serve(one(lived("s", "2", 10.0)))
     assert stream.get() == ["SDS s=2"]
     stream.now = 5.0
-    assert stream.get() == []  # The client may have either.
+    assert stream.get() == []  # The client may have either version.
     (nacked,) = stream.nack("SDS")
     assert isinstance(nacked, Nacked)
     assert stream.get() == ["SDS ~s=1"]
@@ -74,7 +74,7 @@ def test_r44_a_time_to_live_can_be_given_up():
 
 
 @pytest.mark.parametrize("how", ["removed", "unsubscribed"])
-def test_r44_what_is_gone_has_no_heartbeats(how):
+def test_r44_removed_resource_has_no_heartbeats(how):
     stream = Stream(Variant.DELTA, one(lived("s", "1", 10.0)))
     stream.ask("SDS", "s")
     if how == "removed":
@@ -91,7 +91,7 @@ def test_r44_what_is_gone_has_no_heartbeats(how):
     assert stream.get() == []
 
 
-def test_r44_what_is_unsubscribed_later_has_no_heartbeats():
+def test_r44_unsubscribed_resource_has_no_heartbeats():
     stream = Stream(Variant.DELTA, one(lived("s", "1", 10.0)))
     stream.ask("SDS", "s")
     stream.settle()
@@ -100,7 +100,7 @@ def test_r44_what_is_unsubscribed_later_has_no_heartbeats():
     assert stream.get() == []
 
 
-def test_r44_a_client_that_was_here_before_is_told_at_once_that_what_it_has_is_good():
+def test_r44_reconnect_gets_a_heartbeat_at_once():
     stream = Stream(
         Variant.DELTA, one(lived("a", "1", 10.0, type_url=CLUSTER), lived("b", "1", None, type_url=CLUSTER))
     )
@@ -112,27 +112,27 @@ def test_r44_a_client_that_was_here_before_is_told_at_once_that_what_it_has_is_g
     assert stream.session.deadline() == 8.0
 
 
-def test_r44_a_client_that_does_not_answer_gets_a_bounded_number_of_heartbeats():
+def test_r44_heartbeats_without_answers_are_bounded():
     stream = Stream(Variant.DELTA, one(lived("s", "1", 10.0)))
     stream.ask("SDS", "s")
     stream.settle()
     for beat in range(1, 200):
         stream.now = 5.0 * beat
         stream.get()
-    assert len(stream.session._watches[SECRET].answers.unanswered) == 64
+    assert len(stream.session._watches[SECRET].acks.unanswered) == 64
     assert stream.session.deadline() is None
     stream.ack("SDS", nonce=stream.replies[1].nonce)
     assert stream.get() == ["SDS ~s=1"]
 
 
-def test_o20_state_of_the_world_never_says_a_time_to_live():
+def test_o20_sotw_responses_have_no_ttl():
     stream = Stream(Variant.SOTW, one(lived("s", "1", 10.0)))
     stream.ask("SDS", "s")
     data = stream.session.next(0.0)
     assert data is not None
     assert (
         str(stream._decode(data)) == "SDS s=1"
-    )  # As an Any of the type itself, without a Resource around it.
+    )  # It is an Any of the type itself, without a Resource around it.
     stream.ack("SDS")
     assert stream.get() == []
     assert stream.session.deadline() is None
@@ -144,7 +144,7 @@ def test_a_time_to_live_is_some_time(ttl):
         Resource.of(SECRET, "s", b"", ttl=ttl)
 
 
-def test_what_goes_with_a_resource_is_in_its_version():
+def test_version_covers_aliases_and_ttl():
     plain = Resource.of(VIRTUAL_HOST, "v", b"body")
     assert plain.version != Resource.of(VIRTUAL_HOST, "v", b"body", aliases=("a",)).version
     assert plain.version != Resource.of(VIRTUAL_HOST, "v", b"body", ttl=1.0).version

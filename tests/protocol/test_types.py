@@ -1,4 +1,4 @@
-"""The types that are served in a way of their own: scopes, virtual hosts, runtime layers, filters, collections, time to live."""
+"""Types with rules of their own: scopes, virtual hosts, runtime layers, filters and collections."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def lived(name: str, version: str, ttl: float | None, *, type_url: str = SECRET)
     return Resource.of(type_url, name, f"{name}={version}".encode(), version=version, ttl=ttl)
 
 
-# --- order -----------------------------------------------------------------------------------------------------------
+# --- order ---
 
 
-def test_r40_every_type_has_its_place_whenever_it_is_asked_for():
+def test_r40_sending_order_is_independent_of_the_requests():
     stream = Stream(Variant.DELTA, world(**dict.fromkeys(TYPES, "x=1")))
     for short in reversed(TYPES):
         stream.ask(short, "x")
@@ -44,7 +44,7 @@ def test_r40_every_type_has_its_place_whenever_it_is_asked_for():
     ]
 
 
-def test_r42_scopes_and_virtual_hosts_wait_for_clusters_but_filters_and_runtime_do_not(variant):
+def test_r42_scopes_and_virtual_hosts_wait_for_clusters(variant):
     stream = Stream(variant, world(**dict.fromkeys(("CDS", "SRDS", "VHDS", "RTDS", "ECDS"), "x=1")))
     for short in ("CDS", "SRDS", "VHDS", "RTDS", "ECDS"):
         stream.ask(short, "x")
@@ -53,7 +53,7 @@ def test_r42_scopes_and_virtual_hosts_wait_for_clusters_but_filters_and_runtime_
     assert stream.get() == ["SRDS x=1", "VHDS x=1"]
 
 
-def test_r41_a_cluster_stays_until_the_virtual_hosts_that_drop_it_are_acknowledged():
+def test_r41_cluster_stays_until_its_virtual_hosts_are_acked():
     stream = Stream(Variant.DELTA, world(CDS="old=1", EDS="old=1", VHDS="v=old"))
     for short, names in (("CDS", ()), ("EDS", ("old",)), ("VHDS", ("v",))):
         stream.ask(short, *names)
@@ -76,7 +76,7 @@ def test_r41_routes_go_after_the_scopes_that_used_them():
 
 
 @pytest.mark.parametrize(("user", "used"), [("LDS", "SRDS"), ("RDS", "VHDS"), ("EDS", "LEDS")])
-def test_r41_what_was_used_goes_after_its_user_has_let_it_go(user, used):
+def test_r41_resource_is_removed_after_its_users(user, used):
     stream = Stream(Variant.DELTA, world(**{user: "x=1", used: "y=1"}))
     for short, name in ((user, "x"), (used, "y")):
         stream.ask(short, name)
@@ -87,10 +87,10 @@ def test_r41_what_was_used_goes_after_its_user_has_let_it_go(user, used):
     assert stream.settle() == [f"{used} -y"]
 
 
-# --- SRDS, RTDS, ECDS ------------------------------------------------------------------------------------------------
+# --- SRDS, RTDS, ECDS ---
 
 
-def test_r23_scopes_are_asked_for_without_a_name_and_sent_in_full(variant):
+def test_r23_scopes_are_subscribed_by_wildcard_and_sent_in_full(variant):
     stream = Stream(variant, world(SRDS="a=1 b=1"))
     stream.ask("SRDS")
     assert stream.settle() == ["SRDS a=1 b=1"]
@@ -101,13 +101,13 @@ def test_r23_scopes_are_asked_for_without_a_name_and_sent_in_full(variant):
 
 
 @pytest.mark.parametrize("short", ["RTDS", "ECDS", "LEDS", "VHDS"])
-def test_r23_r32_nothing_is_sent_of_other_types_to_who_names_nothing(variant, short):
+def test_r23_r32_empty_subscription_to_other_types_gets_nothing(variant, short):
     stream = Stream(variant, world(**{short: "a=1"}))
     stream.ask(short)
     assert stream.get() == []
 
 
-def test_a_runtime_layer_is_sent_when_it_is_named_and_when_it_changes(variant):
+def test_runtime_layer_is_sent_on_subscription_and_on_change(variant):
     stream = Stream(variant, world(RTDS="layer=1 other=1"))
     stream.ask("RTDS", "layer")
     assert stream.settle() == ["RTDS layer=1"]
@@ -115,7 +115,7 @@ def test_a_runtime_layer_is_sent_when_it_is_named_and_when_it_changes(variant):
     assert stream.settle() == ["RTDS layer=2"]
 
 
-def test_r27_a_filter_that_is_asked_for_is_never_taken_away():
+def test_r27_subscribed_filter_is_never_removed():
     stream = Stream(Variant.DELTA, world(ECDS="f=1"))
     stream.ask("ECDS", "f", "none")
     assert stream.settle() == ["ECDS f=1 -none"]
@@ -127,17 +127,17 @@ def test_r27_a_filter_that_is_asked_for_is_never_taken_away():
     assert stream.settle() == ["ECDS f=2"]
     stream.serve(world())
     stream.ask("ECDS", "f")
-    assert stream.get() == ["ECDS -f"]  # It asked, so that it has lost it.
+    assert stream.get() == ["ECDS -f"]  # The client subscribed again, so it has lost the resource.
 
 
-def test_r27_a_filter_that_a_client_brought_is_not_taken_away_either():
+def test_r27_filter_of_an_earlier_stream_is_never_removed():
     stream = Stream(Variant.DELTA, world(ECDS="g=1"))
     stream.ask("ECDS", "f", "g", initial={"f": "1", "g": "1"})
     assert stream.get() == []
     assert stream.session._watches[EXTENSION_CONFIG].sent == {"f": "1", "g": "1"}
 
 
-def test_r33_a_cluster_is_asked_for_by_name_on_top_of_all_and_said_to_be_missing_at_once():
+def test_r33_missing_on_demand_cluster_is_reported_at_once():
     stream = Stream(Variant.DELTA, world(CDS="a=1"))
     stream.ask("CDS", "*")
     stream.settle()
@@ -159,10 +159,10 @@ def test_r3_a_stream_has_a_bounded_number_of_types(variant):
         stream.ask("type.googleapis.com/c", "x")
 
 
-# --- virtual hosts by alias ------------------------------------------------------------------------------------------
+# --- virtual hosts by alias ---
 
 
-def test_r31_a_virtual_host_asked_for_by_a_domain_comes_under_its_name_with_its_aliases():
+def test_r31_virtual_host_is_found_by_an_alias():
     stream = Stream(Variant.DELTA, one(host("r/v", "r/a.com", "r/b.com"), host("r/w", "r/c.com")))
     stream.ask("VHDS")
     stream.ask("VHDS", "r/a.com")
@@ -177,7 +177,7 @@ def test_r31_a_virtual_host_asked_for_by_a_domain_comes_under_its_name_with_its_
     assert stream.settle() == ["VHDS -r/v"]
 
 
-def test_r31_an_alias_that_is_nothings_is_answered_without_a_body_and_remembered():
+def test_r31_unknown_alias_is_answered_without_a_body():
     stream = Stream(Variant.DELTA, one(host("r/v", "r/a.com")))
     stream.ask("VHDS", "r/late.com")
     assert stream.settle() == ["VHDS ?r/late.com"]
@@ -187,7 +187,7 @@ def test_r31_an_alias_that_is_nothings_is_answered_without_a_body_and_remembered
     assert stream.settle() == ["VHDS r/l=1"]
 
 
-def test_r31_a_virtual_host_is_wanted_until_all_names_for_it_are_taken_back():
+def test_r31_virtual_host_is_covered_by_any_of_its_names():
     stream = Stream(Variant.DELTA, one(host("r/v", "r/a.com", "r/b.com")))
     stream.ask("VHDS", "r/a.com", "r/b.com")
     assert stream.settle() == ["VHDS r/v=1"]
@@ -199,7 +199,7 @@ def test_r31_a_virtual_host_is_wanted_until_all_names_for_it_are_taken_back():
     assert stream.settle() == []
 
 
-def test_r31_the_name_takes_back_what_was_asked_for_by_an_alias():
+def test_r31_name_unsubscribes_from_its_aliases():
     stream = Stream(Variant.DELTA, one(host("r/v", "r/a.com")))
     stream.ask("VHDS", "r/a.com")
     stream.settle()
@@ -208,13 +208,13 @@ def test_r31_the_name_takes_back_what_was_asked_for_by_an_alias():
     assert stream.settle() == []
 
 
-def test_r31_a_client_that_was_here_before_gets_the_virtual_hosts_that_differ():
+def test_r31_reconnect_sends_virtual_hosts_that_differ():
     stream = Stream(Variant.DELTA, one(host("r/v", "r/a.com"), host("r/w", "r/b.com", version="2")))
     stream.ask("VHDS", "r/a.com", "r/b.com", initial={"r/v": "1", "r/w": "1", "r/x": "1"})
     assert stream.settle() == ["VHDS r/w=2"]
 
 
-def test_r31_the_status_is_of_the_resource_that_an_alias_means():
+def test_r31_status_resolves_aliases():
     stream = Stream(Variant.DELTA, one(host("r/v", "r/a.com")))
     stream.ask("VHDS", "r/a.com", "r/none.com")
     stream.settle()
@@ -236,7 +236,7 @@ def test_a_virtual_host_may_be_called_like_a_collection():
     assert stream.settle() == ["VHDS r/*=1"]
 
 
-# --- collections -----------------------------------------------------------------------------------------------------
+# --- collections ---
 
 URN = "xdstp://authority/envoy.config.endpoint.v3.LbEndpoint/zone"
 
@@ -248,7 +248,7 @@ def members(*names: str, version: str = "1") -> Snapshot:
 
 
 @pytest.mark.parametrize(("prefix", "suffix"), [(URN, ""), (URN, "?env=prod"), ("zone", "")])
-def test_r34_a_collection_is_all_that_is_named_like_it_and_no_deeper(variant, prefix, suffix):
+def test_r34_collection_has_direct_members_only(variant, prefix, suffix):
     inside = f"{prefix}/a{suffix}", f"{prefix}/b{suffix}"
     outside = f"{prefix}{suffix}", f"{prefix}/deeper/c{suffix}", "other/d", "e"
     stream = Stream(variant, members(*inside, *outside))
@@ -262,7 +262,7 @@ def test_r34_a_collection_is_all_that_is_named_like_it_and_no_deeper(variant, pr
     assert stream.last["LEDS"].removed == ((inside[1],) if variant is Variant.DELTA else ())
 
 
-def test_r34_parameters_tell_collections_apart():
+def test_r34_parameters_distinguish_collections():
     stream = Stream(Variant.DELTA, members(f"{URN}/a?env=prod", f"{URN}/a?env=test", f"{URN}/a"))
     stream.ask("LEDS", f"{URN}/*?env=test")
     stream.get()
@@ -288,13 +288,13 @@ def test_r34_a_collection_can_be_left_and_asked_for_again():
     assert stream.settle() == []
 
 
-def test_r34_r36_a_client_that_has_the_collection_is_not_answered():
+def test_r34_r36_reconnect_with_current_collection_gets_nothing():
     stream = Stream(Variant.DELTA, members("zone/a", "zone/b"))
     stream.ask("LEDS", "zone/*", initial={"zone/a": "1", "zone/b": "0", "zone/c": "1"})
     assert stream.settle() == ["LEDS zone/b=1 -zone/c"]
 
 
-def test_r21_r34_a_collection_that_is_taken_back_under_a_wildcard_is_no_name():
+def test_r21_r34_unsubscribed_collection_is_not_a_resource_name():
     stream = Stream(Variant.DELTA, world(CDS="g/a=1 b=1"))
     stream.ask("CDS", "*", "g/*")
     assert stream.settle() == ["CDS b=1 g/a=1"]

@@ -1,4 +1,4 @@
-"""The wire format against an independent codec, and against bytes that are nothing."""
+"""The wire format against an independent codec, and against invalid bytes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from envoy_data_plane.google.rpc import Status
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from xds.protocol.responses import delta_response, response, size
+from xds.protocol.responses import encode_delta_response, encode_response, encoded_size
 from xds.protocol.wire import (
     DeltaRequest,
     ErrorDetail,
@@ -29,14 +29,14 @@ from xds.protocol.wire import (
     parse_delta_request,
     parse_request,
 )
-from xds.snapshot import CLUSTER, LONGEST_TTL, SECRET, VIRTUAL_HOST, Resource
+from xds.snapshot import CLUSTER, MAX_TTL, SECRET, VIRTUAL_HOST, Resource
 
 NAMES = st.lists(st.text(max_size=8), max_size=4)
 SIZES = st.sampled_from([0, 1, 0x7F, 0x80, 0x3FFF, 0x4000, 0x1FFFFF, 0x200000])
 
 
 @given(names=NAMES, version=st.text(max_size=5), type_url=st.text(max_size=5), nonce=st.text(max_size=5))
-def test_a_request_means_what_the_other_codec_wrote(names, version, type_url, nonce):
+def test_request_is_decoded_as_the_other_codec_encoded_it(names, version, type_url, nonce):
     message = DiscoveryRequest(
         resource_names=names, version_info=version, type_url=type_url, response_nonce=nonce
     )
@@ -48,7 +48,7 @@ def test_a_request_means_what_the_other_codec_wrote(names, version, type_url, no
 @given(
     names=NAMES, gone=NAMES, versions=st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=3)
 )
-def test_a_delta_request_means_what_the_other_codec_wrote(names, gone, versions):
+def test_delta_request_is_decoded_as_encoded(names, gone, versions):
     message = DeltaDiscoveryRequest(
         type_url=CLUSTER,
         resource_names_subscribe=names,
@@ -94,7 +94,7 @@ def test_the_node_and_the_error_are_read(parse, message):
     assert request.error == ErrorDetail(code=13, message="no")
 
 
-def test_a_client_may_call_its_version_what_it_likes():
+def test_user_agent_version_is_free_text():
     data = bytes(
         DiscoveryRequest(node=NodeMessage(id="me", user_agent_name="gRPC", user_agent_version="1.85 x"))
     )
@@ -110,7 +110,9 @@ def test_a_client_may_call_its_version_what_it_likes():
 @example(names=["a"], body=0, identifier="")
 def test_the_other_codec_reads_a_response(names, body, identifier):
     resources = [Resource.of(CLUSTER, name, b"x" * body) for name in names]
-    data = response(type_url=CLUSTER, version="v", nonce="1", resources=resources, identifier=identifier)
+    data = encode_response(
+        type_url=CLUSTER, version="v", nonce="1", resources=resources, identifier=identifier
+    )
     message = DiscoveryResponse.parse(data)
     assert (message.type_url, message.version_info, message.nonce) == (CLUSTER, "v", "1")
     assert [(each.type_url, each.value) for each in message.resources] == [(CLUSTER, b"x" * body)] * len(
@@ -128,7 +130,7 @@ def test_the_other_codec_reads_a_response(names, body, identifier):
 )
 def test_the_other_codec_reads_a_delta_response(names, body, removed, identifier):
     resources = [Resource.of(CLUSTER, name, b"x" * body, version="1") for name in names]
-    data = delta_response(
+    data = encode_delta_response(
         type_url=CLUSTER, version="v", nonce="1", resources=resources, removed=removed, identifier=identifier
     )
     message = DeltaDiscoveryResponse.parse(data)
@@ -142,15 +144,15 @@ def test_the_other_codec_reads_a_delta_response(names, body, removed, identifier
 
 
 @given(
-    ttl=st.one_of(st.none(), st.floats(min_value=0.001, max_value=LONGEST_TTL)),
+    ttl=st.one_of(st.none(), st.floats(min_value=0.001, max_value=MAX_TTL)),
     aliases=st.lists(st.text(max_size=8), max_size=3),
 )
 @example(ttl=1.0, aliases=[])
 @example(ttl=0.5, aliases=["r/a"])
-@example(ttl=LONGEST_TTL, aliases=[])
-def test_the_other_codec_reads_what_goes_with_a_resource(ttl, aliases):
+@example(ttl=MAX_TTL, aliases=[])
+def test_other_codec_decodes_aliases_and_ttl(ttl, aliases):
     resource = Resource.of(VIRTUAL_HOST, "r/v", b"body", aliases=tuple(aliases), ttl=ttl)
-    data = delta_response(
+    data = encode_delta_response(
         type_url=VIRTUAL_HOST,
         version="v",
         nonce="1",
@@ -173,16 +175,16 @@ def test_the_other_codec_reads_what_goes_with_a_resource(ttl, aliases):
 
 
 @given(body=SIZES)
-def test_the_size_of_a_resource_is_what_it_adds_to_a_response(body):
+def test_encoded_size_is_the_size_in_a_response(body):
     resource = Resource.of(VIRTUAL_HOST, "a", b"x" * body, aliases=("b", "c"), ttl=300.0)
-    without = delta_response(type_url=VIRTUAL_HOST, version="v", nonce="1", resources=[])
-    assert len(delta_response(type_url=VIRTUAL_HOST, version="v", nonce="1", resources=[resource])) - len(
-        without
-    ) == size(resource)
+    without = encode_delta_response(type_url=VIRTUAL_HOST, version="v", nonce="1", resources=[])
+    assert len(
+        encode_delta_response(type_url=VIRTUAL_HOST, version="v", nonce="1", resources=[resource])
+    ) - len(without) == encoded_size(resource)
 
 
-def test_the_other_codec_reads_why_there_is_no_resource():
-    data = delta_response(
+def test_other_codec_decodes_resource_errors():
+    data = encode_delta_response(
         type_url=SECRET, version="v", nonce="1", removed=["a", "b"], errors=[("a", "not yours"), ("b", "")]
     )
     message = DeltaDiscoveryResponse.parse(data)
@@ -199,11 +201,11 @@ def test_the_other_codec_reads_why_there_is_no_resource():
 @example(data=b"\x1a\x02\xff\xfe")
 @example(data=b"\x0a\xff\xff\xff\xff\x0f")
 @example(data=b"\x0b" * 1000)
-def test_any_bytes_are_a_request_or_refused(data):
+def test_any_bytes_are_a_request_or_rejected(data):
     for parse in (parse_request, parse_delta_request):
         with suppress(RequestError):
             parse(data)
 
 
-def test_fields_that_nobody_knows_are_skipped():
+def test_unknown_fields_are_skipped():
     assert parse_request(b"\x22\x01t\xfa\x3e\x03new") == Request(type_url="t")

@@ -102,7 +102,7 @@ def test_a_session_that_expects_no_answers_does_not_wait_for_them(kind, variant)
     session.receive(request(type_url=kind, **named).SerializeToString(), 0)
     assert session.next(0)
     assert session.next(0) is None
-    session.expect_no_answers()
+    session.expect_no_acks()
     assert session.next(0)
     assert session.sent
     assert session.sent.type_url == kind

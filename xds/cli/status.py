@@ -191,7 +191,7 @@ def _lines(proxy: pb.Proxy, now: Timestamp) -> Iterator[_Line]:
 
     from xds.mesh.controlplane.status import proxy_name, type_line  # noqa: PLC0415
     from xds.mesh.v1 import proxies_pb2 as pb  # noqa: PLC0415
-    from xds.protocol.types import short  # noqa: PLC0415
+    from xds.protocol.types import short_name  # noqa: PLC0415
 
     styles = {pb.SYNCED: "green", pb.WAITING: "yellow", pb.REJECTED: "red"}
     name = proxy_name(proxy.node_id)
@@ -204,7 +204,7 @@ def _lines(proxy: pb.Proxy, now: Timestamp) -> Iterator[_Line]:
                 (kind, proxy.problem),
                 (
                     Text(name),
-                    Text(short(kind.type_url)),
+                    Text(short_name(kind.type_url)),
                     Text(f"{count.synced}/{total}"),
                     Text(type_line(kind, proxy.problem, now), styles.get(kind.state, "")),
                 ),
@@ -299,11 +299,11 @@ def _print_resources(listed: Iterable[tuple[pb.Type, pb.Resource]], now: Timesta
 
     from xds.mesh.controlplane.status import resource_line  # noqa: PLC0415
     from xds.mesh.model.objects import printable  # noqa: PLC0415
-    from xds.protocol.types import short  # noqa: PLC0415
+    from xds.protocol.types import short_name  # noqa: PLC0415
 
     table = tables.Table("TYPE", "RESOURCE", "STATE")
     for kind, resource in listed:
         name = Text(printable(resource.name))
-        table.add_row(Text(short(kind.type_url)), name, Text(resource_line(resource, now)))
+        table.add_row(Text(short_name(kind.type_url)), name, Text(resource_line(resource, now)))
     typer.echo()
     table.show()

@@ -1,18 +1,18 @@
-"""Protobuf descriptors, fast encoding and JSON for the messages of envoy_data_plane."""
+"""Protobuf descriptors, fast encoding and JSON for the messages of the package envoy-data-plane."""
 
 from xds.codec.describe import full_name
-from xds.codec.encoding import encode, encoded, pack, serialise
+from xds.codec.encoding import encode, encode_counts, pack, serialize
 from xds.codec.jsonform import to_dict, to_json_dict
 from xds.codec.pool import message_class, pool, type_url
 
 __all__ = [
     "encode",
-    "encoded",
+    "encode_counts",
     "full_name",
     "message_class",
     "pack",
     "pool",
-    "serialise",
+    "serialize",
     "to_dict",
     "to_json_dict",
     "type_url",

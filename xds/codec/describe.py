@@ -1,7 +1,7 @@
-"""What envoy_data_plane's classes say about the protobuf files they were generated from.
+"""Reconstruction of protobuf file descriptors from envoy_data_plane's generated classes.
 
-The generated classes keep every name, number, type and oneof in their field metadata, so a package can be described
-again as a `FileDescriptorProto`. Packages never import each other in a circle: one file per package is enough.
+The field metadata of these classes has all names, numbers, types and oneofs, so each package can be described
+as a `FileDescriptorProto`. One file per package is sufficient, because the packages have no import cycles.
 """
 
 from __future__ import annotations
@@ -33,16 +33,18 @@ from google.protobuf.descriptor_pb2 import (
 
 ROOT = "envoy_data_plane"
 WELL_KNOWN = "google.protobuf"
-"""The one package that is not described again: protobuf's own files are used."""
+"""Package that is not reconstructed, because protobuf has its files."""
 
 WELL_KNOWN_FILES = (any_pb2, duration_pb2, empty_pb2, struct_pb2, timestamp_pb2, wrappers_pb2)
-"""Imported so that protobuf's default pool has them."""
+"""Modules that are imported to add their files to protobuf's default pool."""
 
 _Used: TypeAlias = set[type[Any]]
-"""Classes of messages and enums that a description refers to."""
+"""Message and enum classes that a file refers to."""
 
 ENUM_NAMES = {
-    "envoy.config.core.v3.ProxyProtocolPassThroughTlVsPassTlVsMatchType": "ProxyProtocolPassThroughTLVs.PassTLVsMatchType",
+    "envoy.config.core.v3.ProxyProtocolPassThroughTlVsPassTlVsMatchType": (
+        "ProxyProtocolPassThroughTLVs.PassTLVsMatchType"
+    ),
     "envoy.config.route.v3.RetryPolicyResetHeaderFormat": "RetryPolicy.ResetHeaderFormat",
     "envoy.data.accesslog.v2.HttpAccessLogEntryHttpVersion": "HTTPAccessLogEntry.HTTPVersion",
     "envoy.data.accesslog.v2.TlsPropertiesTlsVersion": "TLSProperties.TLSVersion",
@@ -51,10 +53,12 @@ ENUM_NAMES = {
     "envoy.data.core.v2alpha.HealthCheckFailureType": "HealthCheckFailureType",
     "envoy.data.core.v3.HealthCheckFailureType": "HealthCheckFailureType",
     "envoy.extensions.common.ratelimit.v3.XRateLimitHeadersRfcVersion": "XRateLimitHeadersRFCVersion",
-    "envoy.extensions.filters.http.ratelimit.v3.RateLimitXRateLimitHeadersRfcVersion": "RateLimit.XRateLimitHeadersRFCVersion",
+    "envoy.extensions.filters.http.ratelimit.v3.RateLimitXRateLimitHeadersRfcVersion": (
+        "RateLimit.XRateLimitHeadersRFCVersion"
+    ),
     "envoy.service.status.v3.ClientConfigStatus": "ClientConfigStatus",
 }
-"""Enums whose protobuf name cannot be told from their class: acronyms, and nesting that is ambiguous."""
+"""Protobuf names of enums that cannot be derived from the class: acronyms and ambiguous nesting."""
 
 
 def package_of(module_name: str) -> str:
@@ -78,28 +82,28 @@ def describe(module: ModuleType) -> FileDescriptorProto:
     file = FileDescriptorProto(name=file_name(package), package=package, syntax="proto3")
     used: _Used = set()
     nests: dict[str, DescriptorProto] = {}
-    for cls in sorted(_own(module, _is_message), key=lambda cls: full_name(cls).count(".")):
+    for cls in sorted(_classes(module, _is_message), key=lambda cls: full_name(cls).count(".")):
         path = full_name(cls).removeprefix(package + ".")
         outer, _, name = path.rpartition(".")
         nests[path] = (nests[outer].nested_type if outer else file.message_type).add(name=name)
         _describe_fields(cls, nests[path], used)
-    for cls in _own(module, _is_enum):
+    for cls in _classes(module, _is_enum):
         outer, _, name = enum_name(cls).removeprefix(package + ".").rpartition(".")
         _describe_enum(cls, (nests[outer] if outer else file).enum_type.add(name=name))
-    for cls in _own(module, _is_service):
+    for cls in _classes(module, _is_service):
         _describe_service(cls, file, used)
     file.dependency.extend(sorted({_file_of(cls) for cls in used} - {file.name}))
     return file
 
 
-def _own(module: ModuleType, wanted: Callable[[type[Any]], bool]) -> Iterator[type[Any]]:
+def _classes(module: ModuleType, predicate: Callable[[type[Any]], bool]) -> Iterator[type[Any]]:
     for value in vars(module).values():
-        if isinstance(value, type) and value.__module__ == module.__name__ and wanted(value):
+        if isinstance(value, type) and value.__module__ == module.__name__ and predicate(value):
             yield value
 
 
 def _is_message(cls: type[Any]) -> bool:
-    # Not issubclass(): Message is an ABC, and asking an ABC about every class of every package takes seconds.
+    # Message is an ABC, and issubclass() with an ABC takes seconds for the classes of all packages.
     return cls in default_message_pool.type_to_url
 
 
@@ -136,7 +140,7 @@ def _describe_fields(cls: type[Any], message: DescriptorProto, used: _Used) -> N
             presence.append(field)
     for name in oneofs:
         message.oneof_decl.add(name=name)
-    for field in presence:  # protoc puts the oneofs that stand for `optional` last
+    for field in presence:  # protoc puts the oneofs of `optional` fields last.
         field.proto3_optional = True
         field.oneof_index = len(message.oneof_decl)
         message.oneof_decl.add(name="_" + field.name)
@@ -156,7 +160,7 @@ def _describe_type(
 def _describe_enum(cls: type[betterproto2.Enum], enum: EnumDescriptorProto) -> None:
     renamed = cls.betterproto_value_to_renamed_proto_names()
     members = {proto_name(name): int(member) for name, member in cls.__members__.items()}
-    for name, number in sorted(members.items(), key=lambda item: item[1] != 0):  # proto3: zero comes first
+    for name, number in sorted(members.items(), key=lambda item: item[1] != 0):  # In proto3, zero is first.
         enum.value.add(name=renamed.get(number, name), number=number)
     if len(set(members.values())) < len(members):
         enum.options.allow_alias = True
@@ -166,7 +170,7 @@ def _describe_service(base: type[Any], file: FileDescriptorProto, used: _Used) -
     for path, handler in base().__mapping__().items():
         _, service_name, method_name = path.split("/")
         name = service_name.removeprefix(file.package + ".")
-        service = next((known for known in file.service if known.name == name), None)
+        service = next((service for service in file.service if service.name == name), None)
         method = (service or file.service.add(name=name)).method.add(name=method_name)
         method.input_type = "." + full_name(handler.request_type)
         method.output_type = "." + full_name(handler.reply_type)
@@ -176,25 +180,28 @@ def _describe_service(base: type[Any], file: FileDescriptorProto, used: _Used) -
 
 
 def proto_name(attribute: str) -> str:
-    """Return the protobuf name of a generated attribute, which avoids keywords and leading digits."""
+    """Return the protobuf name of a generated attribute, whose name avoids keywords and leading digits."""
     if attribute.endswith("_") and keyword.iskeyword(attribute[:-1]):
         return attribute[:-1]
     return attribute[1:] if attribute[:1] == "_" and attribute[1:2].isdigit() else attribute
 
 
 def _entry_name(field: str) -> str:
-    """Return the name protoc gives to the message behind a map field."""
+    """Return the name that protoc gives to the entry message of a map field."""
     return "".join(part[:1].upper() + part[1:] for part in field.split("_")) + "Entry"
 
 
 def enum_name(cls: type[Any]) -> str:
-    """Return an enum's protobuf name: unlike a message's, it is not registered, so nesting is told from the names."""
+    """Return the protobuf name of an enum.
+
+    Enums are not registered as messages are, so their nesting is derived from the class names.
+    """
     package = package_of(cls.__module__)
     plain = f"{package}.{cls.__name__}"
     if plain in ENUM_NAMES:
         return f"{package}.{ENUM_NAMES[plain]}"
     outer: type[Any] | None = None
-    for message in _own(sys.modules[cls.__module__], _is_message):
+    for message in _classes(sys.modules[cls.__module__], _is_message):
         rest = cls.__name__.removeprefix(message.__name__)
         deeper = outer is None or len(message.__name__) > len(outer.__name__)
         if rest != cls.__name__ and rest[:1].isupper() and deeper:

@@ -1,8 +1,8 @@
-"""betterproto2 messages to bytes, by way of protobuf's own C implementation.
+"""Encoding of betterproto2 messages with protobuf's C implementation.
 
-`bytes(message)` validates every message again and encodes in Python. Copying the message's values into a protobuf
-message and serialising that is more than twenty times faster, and deterministic: maps are sorted, fields go by number.
-What is copied, and how, is worked out once per class.
+`bytes(message)` validates each message again, and encodes it in Python. Copying the values into a protobuf
+message and serializing that is more than twenty times faster, and deterministic: maps are sorted, and fields
+are in order of their numbers. The steps of copying a message are computed once per class.
 """
 
 from __future__ import annotations
@@ -24,31 +24,37 @@ from xds.codec.pool import message_class, type_url
 _Write: TypeAlias = Callable[[Any, Any], None]
 """Writes a value into a protobuf message: (message, value)."""
 _Step: TypeAlias = tuple[str, bool, _Write]
-"""An attribute, whether its default is None (and every other value counts as set), and how to write it."""
+"""An attribute, whether it has field presence (then all values but None count as set), and how to write it.
+"""
 
-encoded: Final[Counter[str]] = Counter()
-"""How many messages this process has encoded, by full name. It grows with distinct contents, not with proxies."""
+encode_counts: Final[Counter[str]] = Counter()
+"""Number of messages that this process has encoded, by full name.
+
+It grows with distinct contents, not with proxies.
+"""
 
 
 def encode(message: betterproto2.Message) -> bytes:
-    """Encode a message; equal messages give equal bytes, in every process.
+    """Encode a message. Equal messages have equal bytes in every process.
 
-    A value that does not fit its field is a TypeError or ValueError, as are two members of one oneof.
+    Raises:
+        TypeError: A value has the wrong type for its field.
+        ValueError: A value is out of range for its field, or two members of a oneof are set.
     """
     target = message_class(full_name(type(message)))()
     _copy(target, message)
-    return serialise(target)
+    return serialize(target)
 
 
-def serialise(message: Message) -> bytes:
-    """Encode a protobuf message that was filled in without betterproto2; counted, and deterministic like `encode`."""
-    encoded[message.DESCRIPTOR.full_name] += 1
+def serialize(message: Message) -> bytes:
+    """Encode a message of protobuf's own classes. It is counted, and deterministic, as in `encode`."""
+    encode_counts[message.DESCRIPTOR.full_name] += 1
     body: bytes = message.SerializeToString(deterministic=True)
     return body
 
 
 def pack(message: betterproto2.Message) -> PackedMessage:
-    """Wrap a message in an Any."""
+    """Encode a message, and wrap it in an Any."""
     return PackedMessage(type_url=type_url(message), value=encode(message))
 
 
@@ -64,7 +70,7 @@ def _copy(target: Any, message: betterproto2.Message) -> None:
 
 
 class _Steps(dict[type[betterproto2.Message], tuple[_Step, ...]]):
-    """How to copy a message, by its class."""
+    """Steps of copying a message, by its class. They are computed when a class is first encoded."""
 
     def __missing__(self, cls: type[Any]) -> tuple[_Step, ...]:
         steps = self[cls] = tuple(_step(attribute) for attribute in dataclasses.fields(cls))
@@ -110,7 +116,7 @@ def _message(name: str, meta: betterproto2.FieldMetadata) -> _Write:
 
     def write(target: Any, value: Any) -> None:
         part = getattr(target, name)
-        part.SetInParent()  # an empty message counts too
+        part.SetInParent()  # An empty message counts as set.
         copy(part, value)
 
     return write
@@ -140,13 +146,13 @@ def _map(name: str, meta: betterproto2.FieldMetadata) -> _Write:
     def write_messages(target: Any, values: Any) -> None:
         entries = getattr(target, name)
         for key, value in values.items():
-            copy(entries[key], value)  # reading an entry makes it
+            copy(entries[key], value)  # Reading an entry creates it.
 
     return write_messages
 
 
 def _only(group: str, write: _Write) -> _Write:
-    """Refuse a second member of a oneof, which protobuf would silently let win."""
+    """Return a writer that raises ValueError for a second member of a oneof, unlike protobuf."""
 
     def write_only(target: Any, value: Any) -> None:
         if target.WhichOneof(group):
@@ -159,7 +165,10 @@ def _only(group: str, write: _Write) -> _Write:
 
 
 def _copier(meta: betterproto2.FieldMetadata) -> _Write:
-    """Return what copies a message: for some well-known types, betterproto2 has a Python value in its place."""
+    """Return the function that copies a message.
+
+    betterproto2 replaces some well-known types by Python values.
+    """
     wrapper = meta.unwrap() if meta.unwrap else None
     if wrapper is None:
         return _copy

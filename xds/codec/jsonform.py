@@ -1,4 +1,4 @@
-"""Protobuf's JSON form of encoded messages, with the field names of the .proto files and every Any opened."""
+"""Protobuf JSON of encoded messages, with the field names of the .proto files and the content of each Any."""
 
 from __future__ import annotations
 
@@ -14,19 +14,24 @@ from xds.codec.pool import message_class, pool
 
 
 def to_dict(type_name: str, body: bytes) -> dict[str, Any]:
-    """Return the JSON form of an encoded message, given its type URL or its full name.
+    """Return the JSON form of an encoded message.
 
-    A type that is not known, here or in an Any inside, is a KeyError; a body that is no such message is protobuf's
-    DecodeError.
+    Args:
+        type_name: Type URL or full name of the message.
+        body: Encoded message.
+
+    Raises:
+        KeyError: The type, or the type of an Any inside, is unknown.
+        google.protobuf.message.DecodeError: The body is not a message of the type.
     """
     message = message_class(type_name.rpartition("/")[2]).FromString(body)
     try:
         text = json_format.MessageToJson(message, preserving_proto_field_name=True, descriptor_pool=pool)
     except TypeError as error:
         raise KeyError(str(error)) from error
-    # By way of text: MessageToDict gives an Any as an OrderedDict, which not every writer takes.
-    found: dict[str, Any] = json.loads(text)
-    return found
+    # MessageToDict returns an Any as an OrderedDict, which some serializers do not accept.
+    result: dict[str, Any] = json.loads(text)
+    return result
 
 
 def to_json_dict(message: betterproto2.Message) -> dict[str, Any]:

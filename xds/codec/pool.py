@@ -1,4 +1,4 @@
-"""A descriptor pool over everything that envoy_data_plane has, described when first asked for."""
+"""A descriptor pool of all packages of envoy_data_plane, which are described when they are first used."""
 
 from __future__ import annotations
 
@@ -16,30 +16,37 @@ from google.protobuf.message import Message
 from xds.codec.describe import ROOT, WELL_KNOWN, describe, full_name
 
 _SYMBOL = re.compile(r"([a-z][a-z0-9_]*(?:\.[a-z][a-z0-9_]*)*)(?:\.[A-Z]\w*(?:\.\w+)*)?", re.ASCII)
-"""A package in lower case, then perhaps a message, enum or service and what is inside. Every name in the API is so."""
+"""A lower-case package, optionally followed by a message, enum or service and its members.
+
+All names match this.
+"""
 
 
-class Packages:
-    """A descriptor database: finds the file of a package by importing it, and only it, from envoy_data_plane.
+class PackageDatabase:
+    """A descriptor database that describes a package of envoy_data_plane when one of its names is looked up.
 
-    What is not there is looked for in protobuf's own default pool: the well-known types, and the files of gRPC's
-    health, reflection and channelz services once they are imported. Absence is a KeyError, as pools expect.
+    Only that package is imported. Other names are looked up in protobuf's default pool. It has the well-known
+    types, and the files of gRPC's health, reflection and channelz services once they are imported. Unknown
+    names raise KeyError, as descriptor pools expect.
     """
 
     def FindFileByName(self, name: str) -> FileDescriptorProto:  # noqa: N802
-        """Return the file of this name."""
-        found = _described(name.removesuffix(".proto").replace("/", "."))
-        return found or _copy(descriptor_pool.Default().FindFileByName(name).serialized_pb)
+        """Return the file with a name. Raise KeyError if there is none."""
+        file = _describe_package(name.removesuffix(".proto").replace("/", "."))
+        return file or _copy(descriptor_pool.Default().FindFileByName(name).serialized_pb)
 
     def FindFileContainingSymbol(self, symbol: str) -> FileDescriptorProto:  # noqa: N802
-        """Return the file that declares a message, enum, service or method."""
+        """Return the file that declares a message, enum, service or method.
+
+        Raise KeyError if there is none.
+        """
         match = _SYMBOL.fullmatch(symbol)
-        found = _described(match[1]) if match else None
-        return found or _copy(descriptor_pool.Default().FindFileContainingSymbol(symbol).serialized_pb)
+        file = _describe_package(match[1]) if match else None
+        return file or _copy(descriptor_pool.Default().FindFileContainingSymbol(symbol).serialized_pb)
 
 
-def _described(package: str) -> FileDescriptorProto | None:
-    # The name may come from a client: nothing outside envoy_data_plane is ever imported for it.
+def _describe_package(package: str) -> FileDescriptorProto | None:
+    # The name may come from a client, so only packages of envoy_data_plane are imported.
     if package == WELL_KNOWN or not _SYMBOL.fullmatch(package):
         return None
     try:
@@ -52,20 +59,26 @@ def _copy(serialized: bytes) -> FileDescriptorProto:
     return FileDescriptorProto.FromString(serialized)
 
 
-pool: Final = descriptor_pool.DescriptorPool(descriptor_db=Packages())
-"""Every message, enum and service of envoy_data_plane, and the real google.protobuf.*."""
+pool: Final = descriptor_pool.DescriptorPool(descriptor_db=PackageDatabase())
+"""Descriptor pool with all messages, enums and services of envoy_data_plane, and protobuf's own
+google.protobuf.
+"""
 
 
-_filling = threading.RLock()
+_pool_lock = threading.RLock()
 
 
 @cache
 def message_class(name: str) -> type[Message]:
-    """Return the protobuf class of a full name such as `envoy.config.cluster.v3.Cluster`; KeyError if there is none.
+    """Return the protobuf class of a message, given its full name. This function is thread-safe.
 
-    It may be called by several threads at the same time.
+    Args:
+        name: Full name of the message, such as `envoy.config.cluster.v3.Cluster`.
+
+    Raises:
+        KeyError: There is no message with this name.
     """
-    with _filling:  # While the pool imports a package, another thread would have it add the same file again.
+    with _pool_lock:  # Without the lock, another thread could add a file while the pool imports its package.
         return message_factory.GetMessageClass(pool.FindMessageTypeByName(name))
 
 

@@ -1,4 +1,4 @@
-"""What answers questions about a server: reflection, channelz, CSDS, and what others add. Of use to grpcurl and its kind.
+"""Services for grpcurl and similar clients: reflection, channelz, CSDS, and services that the caller adds.
 
 XdsServer(..., added=[Introspection()])
 """
@@ -14,19 +14,24 @@ from grpc_health.v1 import health  # type: ignore[import-untyped]
 
 from xds.introspect import reflection
 from xds.introspect.csds import add_csds
-from xds.introspect.guard import Admit, Guarded
+from xds.introspect.guard import Admit, GuardedServer
 from xds.server import DiscoveryService
 
-Add: TypeAlias = Callable[[Guarded, DiscoveryService], None]
-"""Adds a service."""
+Add: TypeAlias = Callable[[GuardedServer, DiscoveryService], None]
+"""Adds a service to a server."""
 
 
 class Introspection:
-    """Adds these services to a server, and those that are `added`; in plaintext they answer local callers only.
+    """Adds reflection, channelz, CSDS and other services to a server.
 
-    Over TLS `admit` says who is answered, or, if there is none, local callers are. Reflection lists them besides the
-    discovery services and health, which answer anybody. `documented` returns the descriptors of added services
-    with their comments, for `grpcurl describe`.
+    In plaintext, they answer local callers only.
+    Reflection also lists the discovery services and the health service, which answer all callers.
+
+    Args:
+        added: Functions that add more services.
+        admit: Authorizes callers over TLS. It raises `xds.server.Refused` for others. The default admits
+            local callers only.
+        documented: Returns descriptors with comments for added services, for `grpcurl describe`.
     """
 
     def __init__(
@@ -34,15 +39,15 @@ class Introspection:
         added: Iterable[Add] = (),
         *,
         admit: Admit | None = None,
-        documented: reflection.Documented = lambda _: None,
+        documented: reflection.DescriptorLookup = lambda _: None,
     ) -> None:
         self._added = tuple(added)
         self._documented = documented
         self._admit = admit
 
     def __call__(self, server: grpc.aio.Server, discovery: DiscoveryService) -> None:
-        """Add them. A server that runs already answers them from then on."""
-        guarded = Guarded(server, self._admit, discovery.connections)
+        """Add the services to a server, which may be running already."""
+        guarded = GuardedServer(server, self._admit, discovery.connections)
         channelz_pb2_grpc.add_ChannelzServicer_to_server(channelz.aio.ChannelzServicer(), guarded)
         for add in (add_csds, *self._added):
             add(guarded, discovery)

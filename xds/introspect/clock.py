@@ -1,4 +1,4 @@
-"""Moments of the event loop's clock, as answers tell them."""
+"""Conversion of the event loop's clock to timestamps."""
 
 from __future__ import annotations
 
@@ -13,17 +13,21 @@ from xds.server.stream import now
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """The event loop's clock and everybody's, as they stood to each other once: what did not change stays the same."""
+    """A fixed offset between the event loop's clock and the wall clock.
+
+    Equal times of the event loop therefore have equal timestamps.
+    """
 
     offset: float
+    """Seconds to add to a time of the event loop's clock."""
 
     @classmethod
     def read(cls) -> Self:
-        """Compare them."""
+        """Read both clocks."""
         return cls(time.time() - now())
 
-    def at(self, moment: float) -> Timestamp:
-        """Return a moment of the event loop's clock as everybody would say it."""
-        stamp = Timestamp()
-        stamp.FromMilliseconds(round((moment + self.offset) * 1000))
-        return stamp
+    def to_timestamp(self, moment: float) -> Timestamp:
+        """Return a time of the event loop's clock as a timestamp, in milliseconds."""
+        timestamp = Timestamp()
+        timestamp.FromMilliseconds(round((moment + self.offset) * 1000))
+        return timestamp

@@ -1,4 +1,4 @@
-"""How long answers keep the event loop from its other work."""
+"""Yielding to the event loop while a large answer is built."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from typing import Final
 
 from xds.protocol.status import ResourceStatus, TypeStatus
 
-SLICE: Final = 0.003
-"""Seconds of work after which the event loop gets its turn. What is done between two looks at the clock comes on top."""
+TIME_SLICE: Final = 0.003
+"""Seconds of work before yielding to the event loop, plus the work between two checkpoints."""
 
-AT_ONCE: Final = 200
-"""Resources that are looked at between two looks at the clock."""
+BATCH_SIZE: Final = 200
+"""Number of resources to process between two checkpoints."""
 
 
-class Breath:
-    """Gives the event loop its turn if it is time."""
+class Checkpoint:
+    """Yields to the event loop when the time slice is used up."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._turn = self._loop.time()
+        self._slice_start = self._loop.time()
 
     async def __call__(self) -> None:
-        """Go on at once, or after the others."""
-        if self._loop.time() >= self._turn + SLICE:
+        """Return at once, or yield to the event loop first if the time slice is used up."""
+        if self._loop.time() >= self._slice_start + TIME_SLICE:
             await asyncio.sleep(0)
-            self._turn = self._loop.time()
+            self._slice_start = self._loop.time()
 
 
-async def portions(kind: TypeStatus, breathe: Breath) -> AsyncIterator[tuple[ResourceStatus, ...]]:
-    """Go through the resources of a type, each portion as it is when its turn comes."""
-    names = kind.watch.known()
-    for start in range(0, len(names), AT_ONCE):
-        await breathe()
-        yield tuple(kind.look(names[start : start + AT_ONCE]))
+async def batches(kind: TypeStatus, checkpoint: Checkpoint) -> AsyncIterator[tuple[ResourceStatus, ...]]:
+    """Yield the status of a type's resources in batches. Each batch is current when it is yielded."""
+    names = kind.watch.known_names()
+    for start in range(0, len(names), BATCH_SIZE):
+        await checkpoint()
+        yield tuple(kind.resource_statuses(names[start : start + BATCH_SIZE]))

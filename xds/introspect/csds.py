@@ -1,7 +1,8 @@
-"""Envoy's client status discovery service (CSDS): what each proxy has of each resource, and what it said to it.
+"""Envoy's client status discovery service (CSDS): the status of each resource at each client.
 
-`envoy/service/status/v3/csds.proto`, in the part that is a management server's. Every stream is a client of its own: a
-proxy that has two, while it restarts say, is listed twice, and `client_scope` tells which is which.
+This is the management server's part of `envoy/service/status/v3/csds.proto`. Each stream is a client of its
+own. A proxy with two streams, for example during a hot restart, is listed twice, with different values of
+`client_scope`.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 
 from xds.codec import message_class
-from xds.introspect.cooperative import Breath, portions
-from xds.introspect.guard import Guarded
-from xds.introspect.redaction import redacted
+from xds.introspect.cooperative import Checkpoint, batches
+from xds.introspect.guard import GuardedServer
+from xds.introspect.redaction import redact
 from xds.protocol.limits import RequestError
 from xds.protocol.status import ResourceStatus
 from xds.server import ADS, DiscoveryService, Stream
@@ -27,12 +28,15 @@ from xds.snapshot import Resource
 
 SERVICE: Final = "envoy.service.status.v3.ClientStatusDiscoveryService"
 
-PART: Final = 3 * 1024 * 1024
-"""Bytes above which an answer on a stream is continued in another message: many clients refuse more than 4 MiB."""
-LARGEST: Final = 16 * 1024 * 1024
-"""Bytes above which there is no answer in one message."""
+MAX_PART_SIZE: Final = 3 * 1024 * 1024
+"""Maximum size of one message of a streamed answer, in bytes.
+
+Many clients reject messages larger than 4 MiB.
+"""
+MAX_RESPONSE_SIZE: Final = 16 * 1024 * 1024
+"""Maximum size of an answer in one message, in bytes."""
 _OVERHEAD: Final = 16
-"""Bytes that a resource takes in an answer besides its own, at most."""
+"""Maximum size that a resource adds to an answer, beyond its own, in bytes."""
 
 _MATCHES: Final[dict[str, Callable[[str, str], bool]]] = {
     "exact": str.__eq__,
@@ -40,15 +44,15 @@ _MATCHES: Final[dict[str, Callable[[str, str], bool]]] = {
     "suffix": str.endswith,
     "contains": str.__contains__,
 }
-_Wanted: TypeAlias = Callable[[str], bool]
-"""Whether a node of this id is asked for."""
+_NodeFilter: TypeAlias = Callable[[str], bool]
+"""Whether a request selects a node, by the node's ID."""
 
 
 class _TooLargeError(Exception):
-    """There is too much to say; the message tells what to do."""
+    """An answer is too large for one message."""
 
 
-def add_csds(server: Guarded, discovery: DiscoveryService) -> None:
+def add_csds(server: GuardedServer, discovery: DiscoveryService) -> None:
     """Add the service to a server."""
     status = _ClientStatus(discovery)
     methods = {
@@ -59,11 +63,11 @@ def add_csds(server: Guarded, discovery: DiscoveryService) -> None:
 
 
 class _ClientStatus:
-    """The service, as encoded messages in both directions."""
+    """Implementation of the service. Its methods take and return encoded messages."""
 
     def __init__(self, discovery: DiscoveryService) -> None:
         self._discovery = discovery
-        # Found once: to import and describe what they are made of takes a moment.
+        # Look up the classes once: importing and describing their packages is slow.
         self._request: Any = message_class("envoy.service.status.v3.ClientStatusRequest")
         self._response: Any = message_class("envoy.service.status.v3.ClientStatusResponse")
         self._resource: Any = message_class("envoy.service.status.v3.ClientConfig.GenericXdsConfig")
@@ -71,7 +75,7 @@ class _ClientStatus:
     async def fetch(self, body: bytes, context: grpc.aio.ServicerContext) -> bytes:
         """Answer one request with one message."""
         try:
-            (answer,) = [part async for part in self._answer(body, LARGEST, whole=True)]
+            (answer,) = [part async for part in self._answer(body, MAX_RESPONSE_SIZE, whole=True)]
         except RequestError as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except _TooLargeError as error:
@@ -81,63 +85,73 @@ class _ClientStatus:
     async def stream(
         self, bodies: AsyncIterator[bytes], context: grpc.aio.ServicerContext
     ) -> AsyncIterator[bytes]:
-        """Answer each request, in parts if it takes much."""
+        """Answer each request with one or more messages."""
         try:
             async for body in bodies:
-                async for part in self._answer(body, PART):
+                async for part in self._answer(body, MAX_PART_SIZE):
                     yield part
         except RequestError as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
 
     async def _answer(self, body: bytes, limit: int, *, whole: bool = False) -> AsyncIterator[bytes]:
-        """Answer a request with messages of up to `limit` bytes each, but for a resource that alone is larger.
+        """Yield the encoded messages of an answer.
 
-        A client that is not done with at the end of one goes on in the next, under the same node and scope. If there
-        must not be a next one (`whole`), that is a _TooLargeError.
+        A client whose resources do not fit into one message continues in the next one, with the same node and
+        scope.
+
+        Args:
+            body: Encoded request.
+            limit: Maximum size of a message, in bytes. A message with a single resource may be larger.
+            whole: Whether the answer must be one message.
+
+        Raises:
+            RequestError: The request is invalid.
+            _TooLargeError: The answer must be one message, and exceeds `limit`.
         """
         try:
             request = self._request.FromString(body)
         except DecodeError as error:
             raise RequestError("the request is not a ClientStatusRequest") from error
-        wanted = _wanted(request.node_matchers)
-        contents = None if request.exclude_resource_contents else _Contents()
+        selects = _node_filter(request.node_matchers)
+        contents = None if request.exclude_resource_contents else _RedactedContents()
         response, size = self._response(), 0
-        breathe = Breath()
-        for stream in sorted(self._discovery.streams, key=lambda each: (each.node.id, each.opened_at)):
-            if not wanted(stream.node.id):
+        checkpoint = Checkpoint()
+        for stream in sorted(self._discovery.streams, key=lambda stream: (stream.node.id, stream.opened_at)):
+            if not selects(stream.node.id):
                 continue
             client = _add_client(response, stream)
-            async for resource in self._resources(stream, contents, breathe):
-                more = resource.ByteSize() + _OVERHEAD
-                if size and size + more > limit:
+            async for resource in self._resources(stream, contents, checkpoint):
+                added = resource.ByteSize() + _OVERHEAD
+                if size and size + added > limit:
                     if whole:
                         raise _TooLargeError(
-                            f"the answer is larger than {limit >> 20} MiB: name fewer nodes (node_matchers), leave the "
-                            "resources out (exclude_resource_contents), or use StreamClientStatus, which sends it in parts"
+                            f"the answer is larger than {limit >> 20} MiB:"
+                            " select fewer nodes (node_matchers),"
+                            " omit the resources (exclude_resource_contents), or use StreamClientStatus"
                         )
                     yield response.SerializeToString()
                     response, size = self._response(), 0
                     client = _add_client(response, stream)
                 client.generic_xds_configs.append(resource)
-                size += more
+                size += added
         yield response.SerializeToString()
 
     async def _resources(
-        self, stream: Stream, contents: _Contents | None, breathe: Breath
+        self, stream: Stream, contents: _RedactedContents | None, checkpoint: Checkpoint
     ) -> AsyncIterator[Any]:
-        """Go through what is known of a client's resources, giving the event loop its turn."""
-        await breathe()
+        """Yield the status of a client's resources, and yield to the event loop in between."""
+        await checkpoint()
         for kind in stream.session.status():
-            async for portion in portions(kind, breathe):
+            async for batch in batches(kind, checkpoint):
                 if contents:
-                    await contents.look_through(portion)
-                for status in portion:
-                    await breathe()
+                    await contents.prepare(batch)
+                for status in batch:
+                    await checkpoint()
                     yield self._describe(kind.type_url, status, contents)
 
-    def _describe(self, type_url: str, status: ResourceStatus, contents: _Contents | None) -> Any:
-        """Make what is said of one resource."""
-        made = self._resource(
+    def _describe(self, type_url: str, status: ResourceStatus, contents: _RedactedContents | None) -> Any:
+        """Return the message for the status of one resource."""
+        config = self._resource(
             type_url=type_url,
             name=status.name,
             version_info=status.version,
@@ -145,41 +159,41 @@ class _ClientStatus:
         )
         resource, error = status.resource, status.error
         if status.updated_at is not None:
-            _set_time(made.last_updated, status.updated_at)
+            _set_time(config.last_updated, status.updated_at)
         if contents and resource:
-            contents.put(made.xds_config, resource)
+            contents.put(config.xds_config, resource)
         if error:
-            failure = made.error_state
+            failure = config.error_state
             failure.details, failure.version_info = error.message, error.version
             _set_time(failure.last_update_attempt, error.at)
             if contents and resource and resource.version == error.version:
                 contents.put(failure.failed_configuration, resource)
-        return made
+        return config
 
 
-class _Contents:
-    """The resources themselves, without secrets; each is looked through once, however many clients have it."""
+class _RedactedContents:
+    """Contents of resources without secrets. Each resource is redacted once, for all clients that have it."""
 
     def __init__(self) -> None:
-        self._shown: dict[int, tuple[bytes, bytes | None]] = {}
-        """By a body's identity: the body, so that nothing else can get that identity, and what is shown of it."""
+        self._redacted: dict[int, tuple[bytes, bytes | None]] = {}
+        """Original and redacted body, by the identity of the original. Keeping it reserves that identity."""
 
-    async def look_through(self, statuses: Iterable[ResourceStatus]) -> None:
-        """Have a thread look through what is new: to import and describe what is in it may take a while."""
+    async def prepare(self, statuses: Iterable[ResourceStatus]) -> None:
+        """Redact new resources in a thread, because importing and describing their packages is slow."""
         resources = (status.resource for status in statuses)
-        new = [each for each in resources if each and id(each.body) not in self._shown]
+        new = [resource for resource in resources if resource and id(resource.body) not in self._redacted]
         if new:
-            await asyncio.to_thread(self._look_through, new)
+            await asyncio.to_thread(self._redact, new)
 
-    def _look_through(self, resources: Iterable[Resource]) -> None:
+    def _redact(self, resources: Iterable[Resource]) -> None:
         for resource in resources:
-            self._shown[id(resource.body)] = resource.body, redacted(resource.type_url, resource.body)
+            self._redacted[id(resource.body)] = resource.body, redact(resource.type_url, resource.body)
 
     def put(self, packed: Any, resource: Resource) -> None:
-        """Fill an Any with what was looked through, unless it is not known what is in it."""
-        shown = self._shown[id(resource.body)][1]
-        if shown is not None:
-            packed.type_url, packed.value = resource.type_url, shown
+        """Fill an Any with a redacted resource. Leave it empty if the resource cannot be redacted."""
+        body = self._redacted[id(resource.body)][1]
+        if body is not None:
+            packed.type_url, packed.value = resource.type_url, body
 
 
 def _add_client(response: Any, stream: Stream) -> Any:
@@ -195,36 +209,38 @@ def _add_client(response: Any, stream: Stream) -> Any:
 
 
 def _scope(stream: Stream) -> str:
-    """Tell streams of the same node apart: by what they are for, and where they come from."""
+    """Return a description that distinguishes the streams of one node: service, variant and peer."""
     info = stream.info
     service = info.type_url.rpartition(".")[2] or ADS.rpartition(".")[2]
     return f"{service} ({info.variant.value}) from {unquote(info.peer)}"
 
 
 def _set_time(timestamp: Any, at: float) -> None:
-    """Set a Timestamp from a time of the event loop's clock, which is not that of the wall: to the millisecond."""
+    """Set a Timestamp from a time of the event loop's clock, in milliseconds."""
     timestamp.FromMilliseconds(round((time.time() - asyncio.get_running_loop().time() + at) * 1e3))
 
 
-def _wanted(matchers: Iterable[Any]) -> _Wanted:
-    """Return what tells whether a node is asked for: one matcher is enough, and without any all are. RequestError: it cannot be told."""
-    wanted = [_matcher(f"node_matchers[{number}]", matcher) for number, matcher in enumerate(matchers)]
-    return lambda node_id: not wanted or any(each(node_id) for each in wanted)
+def _node_filter(matchers: Iterable[Any]) -> _NodeFilter:
+    """Return a filter for nodes that match one of the matchers. Without matchers, all nodes match.
+
+    Raises:
+        RequestError: A matcher is not supported.
+    """
+    filters = [_matcher(f"node_matchers[{number}]", matcher) for number, matcher in enumerate(matchers)]
+    return lambda node_id: not filters or any(matches(node_id) for matches in filters)
 
 
-def _matcher(where: str, matcher: Any) -> _Wanted:
+def _matcher(where: str, matcher: Any) -> _NodeFilter:
     if matcher.node_metadatas:
-        raise RequestError(
-            f"{where}.node_metadatas is not supported, as metadata of nodes is not kept: use node_id"
-        )
+        raise RequestError(f"{where}.node_metadatas is not supported: use node_id")
     if not matcher.HasField("node_id"):
         return lambda _: True
     pattern = matcher.node_id
     kind = pattern.WhichOneof("match_pattern")
     if kind not in _MATCHES:
-        known = ", ".join(_MATCHES)
+        supported = ", ".join(_MATCHES)
         problem = f"{where}.node_id.{kind} is not supported" if kind else f"{where}.node_id has no pattern"
-        raise RequestError(f"{problem}: use one of {known}")
+        raise RequestError(f"{problem}: use one of {supported}")
     matches, text, ignore_case = _MATCHES[kind], getattr(pattern, kind), pattern.ignore_case
     if ignore_case:
         return lambda node_id: matches(node_id.lower(), text.lower())

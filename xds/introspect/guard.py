@@ -1,7 +1,7 @@
-"""Who may ask about the server: in plaintext callers of this machine, over TLS whom somebody else lets in.
+"""Authorization of the introspection services: local callers in plaintext, and authorized callers over TLS.
 
-What these services show is everything that every proxy is told. In plaintext nobody proves who they are, so only those of this
-machine are answered: where only this machine can reach the server, that is who asks anyway.
+These services show the configuration of all clients. Callers in plaintext are not authenticated, so they must
+be on the same machine.
 """
 
 from __future__ import annotations
@@ -17,14 +17,19 @@ from xds.server.admission import Checked
 from xds.server.connections import ConnectionGuard
 from xds.server.proxies import host_of
 
-REFUSAL = "only callers on this machine's loopback addresses are answered here, and this one is {peer}"
+REFUSAL = "this service answers callers on loopback addresses only, and this caller is {peer}"
+"""Error message for other callers."""
 
 Admit: TypeAlias = Callable[[grpc.aio.ServicerContext], Awaitable[None]]
-"""Lets a caller in, or raises Refused."""
+"""Authorizes a caller, or raises `xds.server.Refused`."""
 
 
 def is_local(peer: str) -> bool:
-    """Whether a peer, in gRPC's form, is on this machine: `ipv4:127.0.0.1:1`, `ipv6:%5B::1%5D:1`, `unix:/path`."""
+    """Whether a peer is on this machine.
+
+    Args:
+        peer: Address in gRPC's form, such as `ipv4:127.0.0.1:1`, `ipv6:%5B::1%5D:1` or `unix:/path`.
+    """
     if peer.partition(":")[0] in {"unix", "unix-abstract"}:
         return True
     host = host_of(peer)
@@ -32,15 +37,19 @@ def is_local(peer: str) -> bool:
 
 
 async def local_only(context: grpc.aio.ServicerContext) -> None:
-    """Let in who is on this machine."""
+    """Admit callers on this machine. Raise Refused for others."""
     if not is_local(context.peer()):
         raise Refused(grpc.StatusCode.PERMISSION_DENIED, REFUSAL.format(peer=context.peer()))
 
 
-class Guarded(Checked):
-    """A server as the generated `add_..._to_server` functions see it: what they add answers only who is let in.
+class GuardedServer(Checked):
+    """A server for the generated `add_..._to_server` functions, whose services answer admitted callers only.
 
-    `admit` decides about callers over TLS; those in plaintext are to be local. None: all are. `connections` is told of each call.
+    Args:
+        server: Server to add the services to.
+        admit: Authorizes callers over TLS. The default admits local callers only. Callers in plaintext must
+            be local.
+        connections: Guard that records for each call whether its caller was admitted.
     """
 
     def __init__(

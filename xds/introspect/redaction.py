@@ -1,7 +1,8 @@
-"""Resources without what is secret in them, as Envoy shows its own configuration: `[redacted]` stands in its place.
+"""Redaction of secrets in resources: `[redacted]` replaces each secret, as in Envoy's config dump.
 
-Envoy's API marks the fields that are secret (`udpa.annotations.sensitive`), but the mark does not reach generated Python
-classes, so they are listed here. What is in such a field is hidden to any depth, inside of an Any too.
+Envoy's API marks sensitive fields (`udpa.annotations.sensitive`), but the generated Python classes do not
+have the annotation, so the fields are listed here. The contents of such a field are redacted at any depth,
+also in an Any.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _TLS = "envoy.extensions.transport_sockets.tls.v3"
 _AWS = "envoy.extensions.common.aws.v3"
 _REDIS = "envoy.extensions.filters.network.redis_proxy.v3"
 
-MARKED = frozenset(
+SENSITIVE_FIELDS = frozenset(
     {
         f"{_TLS}.GenericSecret.secret",
         f"{_TLS}.GenericSecret.secrets",
@@ -67,29 +68,35 @@ MARKED = frozenset(
         "envoy.config.grpc_credential.v2alpha.FileBasedMetadataConfig.secret_data",
     }
 )
-"""What Envoy's API marks as secret, v2 included: nothing is served in it, but an Any may have it."""
+"""Fields that Envoy's API marks as sensitive.
 
-_SECRET = MARKED | {
+Those of API v2 are included, because an Any may contain them.
+"""
+
+_SECRET = SENSITIVE_FIELDS | {
     f"{_GOOGLE}.CallCredentials.access_token",
     f"{_GOOGLE}.CallCredentials.google_refresh_token",
     f"{_GOOGLE}.CallCredentials.ServiceAccountJWTAccessCredentials.json_key",
     "envoy.config.trace.v3.LightstepConfig.access_token",
 }
-"""And what it does not mark, but is no less."""
+"""All fields to redact, including secrets that Envoy's API does not mark."""
 
 
-def redacted(type_url: str, body: bytes) -> bytes | None:
-    """Return an encoded resource without its secrets; None if it cannot be known that there are none in it.
+def redact(type_url: str, body: bytes) -> bytes | None:
+    """Return an encoded resource without its secrets; None if it may still contain secrets.
 
-    That is so if its type is not known, or if it still has a private key in PEM, in some text say. What is in an Any of
-    a type that is not known is left out, and so are fields that are not known.
+    This is the case if its type is unknown, or if the result still contains a private key in PEM, for example
+    in a string. Unknown fields, and the contents of an Any with an unknown type, are removed.
     """
     clean = _clean(type_url, body, wholly=False)
     return None if clean is None or _PEM in clean else clean
 
 
 def _clean(type_url: str, body: bytes, *, wholly: bool) -> bytes | None:
-    """Redact an encoded message, or `wholly`: everything in it; None: it is not known what is in it."""
+    """Redact the secrets of an encoded message, or all its fields (`wholly`).
+
+    Return None if the message cannot be decoded.
+    """
     try:
         message = message_class(type_url.rpartition("/")[2]).FromString(body)
     except (KeyError, DecodeError):
@@ -121,7 +128,7 @@ def _redact(message: Any, *, wholly: bool) -> None:
 
 
 def _redact_map(entries: Any, values: FieldDescriptor, *, wholly: bool) -> None:
-    """Redact the values of a map; its keys stay."""
+    """Redact the values of a map, and keep its keys."""
     for key in list(entries):
         if values.message_type:
             _redact(entries[key], wholly=wholly)
@@ -140,7 +147,7 @@ def _blank(message: Any, field: FieldDescriptor, value: Any) -> None:
 
 
 def _placeholder(field: FieldDescriptor) -> str | bytes | None:
-    """Return what stands for a secret in a field of this type; None if nothing can."""
+    """Return the replacement for a secret in a field; None if the field's type allows none."""
     if field.type == FieldDescriptor.TYPE_STRING:
         return REDACTED
     return REDACTED.encode() if field.type == FieldDescriptor.TYPE_BYTES else None
@@ -148,15 +155,15 @@ def _placeholder(field: FieldDescriptor) -> str | bytes | None:
 
 @cache
 def _may_have_secrets(descriptor: Descriptor) -> bool:
-    """Whether a message of this type can have a secret in it, at any depth; what is in an Any cannot be foreseen."""
-    seen, left = {descriptor.full_name}, [descriptor]
-    while left:
-        current = left.pop()
+    """Whether a message of this type can contain a secret, at any depth. An Any can contain anything."""
+    seen, unvisited = {descriptor.full_name}, [descriptor]
+    while unvisited:
+        current = unvisited.pop()
         if current.full_name == _ANY or any(field.full_name in _SECRET for field in current.fields):
             return True
         for field in current.fields:
             inner = field.message_type
             if inner and inner.full_name not in seen:
                 seen.add(inner.full_name)
-                left.append(inner)
+                unvisited.append(inner)
     return False

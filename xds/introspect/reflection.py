@@ -1,7 +1,7 @@
-"""gRPC server reflection, v1 and v1alpha: what services there are, and the files that describe every message.
+"""gRPC server reflection, v1 and v1alpha: the services of a server, and the files that declare them.
 
-The files come from `xds.codec`: those of Envoy's API are described anew from envoy_data_plane's classes, when they are
-asked for, others are protobuf's own. To describe one the first time takes some milliseconds, which a thread spends.
+The files come from `xds.codec`. Those of Envoy's API are reconstructed from envoy_data_plane's classes on
+request, in a thread, because the first time takes some milliseconds. The others are protobuf's own.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from google.protobuf import descriptor_pool, text_format
 from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorProto
 from grpc_reflection.v1alpha import reflection_pb2  # type: ignore[import-untyped]
 
-from xds.codec.pool import Packages
+from xds.codec.pool import PackageDatabase
 
 V1 = "grpc.reflection.v1.ServerReflection"
 V1ALPHA = "grpc.reflection.v1alpha.ServerReflection"
@@ -25,25 +25,31 @@ V1ALPHA = "grpc.reflection.v1alpha.ServerReflection"
 _V1_PACKAGE = "grpc.reflection.v1."
 
 _METHOD = "ServerReflectionInfo"
-_MOST_SYMBOLS = 1024
-"""Whose file is remembered; a client may ask for any."""
+_MAX_SYMBOLS = 1024
+"""Maximum number of symbols whose file is cached. Clients choose the symbols."""
 
-Documented: TypeAlias = Callable[[str], FileDescriptorProto | None]
-"""Returns the file of this name with its comments, which generated code lacks; None for an unknown file."""
+DescriptorLookup: TypeAlias = Callable[[str], FileDescriptorProto | None]
+"""Returns the file with a name, including the comments that generated code lacks; None for an unknown file.
+"""
 
-_packages = Packages()
+_packages = PackageDatabase()
 
 
 def handlers(
-    services: Iterable[str], documented: Documented = lambda _: None
+    services: Iterable[str], documented: DescriptorLookup = lambda _: None
 ) -> tuple[grpc.GenericRpcHandler, ...]:
-    """Return both versions of the service, which are the same on the wire. They list `services` and themselves."""
+    """Return the handlers of both versions of the service, which are the same on the wire.
+
+    Args:
+        services: Names of the services to list besides reflection.
+        documented: Returns descriptors with comments.
+    """
     listed = sorted({*services, V1, V1ALPHA})
 
     async def info(requests: AsyncIterator[Any], _: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
-        told: set[str] = set()
+        sent: set[str] = set()
         async for request in requests:
-            yield await _answer(request, listed, told, documented)
+            yield await _answer(request, listed, sent, documented)
 
     method = grpc.stream_stream_rpc_method_handler(
         info,
@@ -53,8 +59,8 @@ def handlers(
     return tuple(grpc.method_handlers_generic_handler(name, {_METHOD: method}) for name in (V1, V1ALPHA))
 
 
-async def _answer(request: Any, listed: list[str], told: set[str], documented: Documented) -> Any:
-    """Answer one request; `told` are the files that this stream has already."""
+async def _answer(request: Any, listed: list[str], sent: set[str], documented: DescriptorLookup) -> Any:
+    """Answer one request. The client already has the files in `sent`."""
     response = reflection_pb2.ServerReflectionResponse(valid_host=request.host, original_request=request)
     try:
         match request.WhichOneof("message_request"):
@@ -62,69 +68,73 @@ async def _answer(request: Any, listed: list[str], told: set[str], documented: D
                 for name in listed:
                     response.list_services_response.service.add(name=name)
             case "file_by_filename":
-                await _tell(response, request.file_by_filename, told, documented)
+                await _add_files(response, request.file_by_filename, sent, documented)
             case "file_containing_symbol":
                 name = await asyncio.to_thread(file_of, request.file_containing_symbol)
-                await _tell(response, name, told, documented)
+                await _add_files(response, name, sent, documented)
             case "all_extension_numbers_of_type":
                 await asyncio.to_thread(file_of, request.all_extension_numbers_of_type)
                 response.all_extension_numbers_response.base_type_name = request.all_extension_numbers_of_type
             case "file_containing_extension":
                 extended = request.file_containing_extension.containing_type
-                raise KeyError(f"there is no extension of {extended}")  # noqa: TRY301 - proto3 has none
+                raise KeyError(f"no extension of {extended}")  # noqa: TRY301 - proto3 has none
             case _:
-                _refuse(response, grpc.StatusCode.INVALID_ARGUMENT, "the request asks for nothing")
+                _set_error(response, grpc.StatusCode.INVALID_ARGUMENT, "the request has no message_request")
     except KeyError as error:
-        _refuse(response, grpc.StatusCode.NOT_FOUND, error.args[0])
+        _set_error(response, grpc.StatusCode.NOT_FOUND, error.args[0])
     return response
 
 
-async def _tell(response: Any, name: str, told: set[str], documented: Documented) -> None:
-    """Put a file into a response, and what it needs and the client has not been told."""
-    needed = await asyncio.to_thread(closure, name)
-    for file in needed:
-        if file == name or file not in told:
+async def _add_files(response: Any, name: str, sent: set[str], documented: DescriptorLookup) -> None:
+    """Add a file to a response, and its dependencies that the client does not have."""
+    closure = await asyncio.to_thread(dependency_closure, name)
+    for file in closure:
+        if file == name or file not in sent:
             response.file_descriptor_response.file_descriptor_proto.append(
                 _file(file, documented).SerializeToString()
             )
-    told.update(needed)
+    sent.update(closure)
 
 
-def _refuse(response: Any, code: grpc.StatusCode, message: str) -> None:
+def _set_error(response: Any, code: grpc.StatusCode, message: str) -> None:
     response.error_response.error_code = code.value[0]
     response.error_response.error_message = message
 
 
-@lru_cache(_MOST_SYMBOLS)
+@lru_cache(_MAX_SYMBOLS)
 def file_of(symbol: str) -> str:
-    """Return the name of the file that declares a symbol: a service or method, a message or field, an enum or value.
+    """Return the name of the file that declares a symbol.
 
-    KeyError: there is none.
+    Args:
+        symbol: Full name of a service, method, message, field, enum or enum value.
+
+    Raises:
+        KeyError: There is no such symbol.
     """
-    found = _v1() if symbol.startswith(_V1_PACKAGE) else _find(symbol)
-    if symbol not in set(_symbols(found)):
-        raise KeyError(f"there is no symbol {symbol}")
-    return found.name
+    file = _v1() if symbol.startswith(_V1_PACKAGE) else _find(symbol)
+    if symbol not in set(_symbols(file)):
+        raise KeyError(f"no symbol {symbol}")
+    return file.name
 
 
 def _find(symbol: str) -> FileDescriptorProto:
-    """Find the file of a symbol, or of what it is inside of: databases know methods and fields not always."""
+    """Return the file of a symbol or of its parent. Databases may not find methods and fields themselves."""
     outer = symbol
     while outer:
         try:
             return _packages.FindFileContainingSymbol(outer)
         except KeyError:
             outer = outer.rpartition(".")[0]
-    raise KeyError(f"there is no symbol {symbol}")
+    raise KeyError(f"no symbol {symbol}")
 
 
 @cache
-def _file(name: str, documented: Documented = lambda _: None) -> FileDescriptorProto:
-    """Return the file of this name with every field's JSON name, which some clients do not make themselves."""
+def _file(name: str, documented: DescriptorLookup = lambda _: None) -> FileDescriptorProto:
+    """Return the file with a name. Its fields have their JSON names, which some clients need."""
     try:
         file = _v1() if name == _v1().name else documented(name) or _packages.FindFileByName(name)
     except KeyError:
-        raise KeyError(f"there is no file {name}") from None
+        raise KeyError(f"no file {name}") from None
     for message in _messages(file.message_type):
         for field in message.field:
             field.json_name = _json_name(field.name)
@@ -138,22 +148,25 @@ def _messages(messages: Iterable[DescriptorProto]) -> Iterator[DescriptorProto]:
 
 
 def _json_name(name: str) -> str:
-    """Return a field's name in JSON as protoc does: without underscores, and what follows one in upper case."""
+    """Return the JSON name that protoc gives to a field: in camel case, without underscores."""
     first, *rest = name.split("_")
     return first + "".join(part[:1].upper() + part[1:] for part in rest)
 
 
 @cache
-def closure(name: str) -> tuple[str, ...]:
-    """Return the names of a file and of all that it needs, to any depth. KeyError: there is no such file."""
-    found = dict.fromkeys((name,))
+def dependency_closure(name: str) -> tuple[str, ...]:
+    """Return the names of a file and of its dependencies, at any depth.
+
+    Raise KeyError if there is no such file.
+    """
+    names = dict.fromkeys((name,))
     for dependency in _file(name).dependency:
-        found |= dict.fromkeys(closure(dependency))
-    return tuple(found)
+        names |= dict.fromkeys(dependency_closure(dependency))
+    return tuple(names)
 
 
 def _symbols(file: FileDescriptorProto) -> Iterator[str]:
-    """Go through the full names of all that a file declares."""
+    """Yield the full names of all declarations in a file."""
     prefix = f"{file.package}." if file.package else ""
     for message in file.message_type:
         yield from _inside(message, prefix)
@@ -179,7 +192,10 @@ def _inside(message: DescriptorProto, prefix: str) -> Iterator[str]:
 
 @cache
 def _v1() -> FileDescriptorProto:
-    """Describe v1, which is v1alpha under another name; grpcio-reflection has only that."""
+    """Return the descriptor of v1, made from that of v1alpha.
+
+    grpcio-reflection has only v1alpha; v1 is the same.
+    """
     alpha = FileDescriptorProto.FromString(
         descriptor_pool.Default().FindFileContainingSymbol(V1ALPHA).serialized_pb
     )

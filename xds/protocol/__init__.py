@@ -1,1 +1,4 @@
-"""The xDS protocol as a sans-IO state machine: snapshots and requests in, responses and events out."""
+"""The xDS protocol as a sans-IO state machine.
+
+It takes snapshots and requests, and returns responses and events.
+"""

@@ -1,4 +1,4 @@
-"""What a client was sent of one type, when, and what it said to that."""
+"""Tracking of the responses of one type, and of the client's ACKs and NACKs."""
 
 from __future__ import annotations
 
@@ -10,41 +10,47 @@ from xds.protocol.events import Acked, Nacked, Response, acked, nacked
 from xds.protocol.limits import size_of
 from xds.protocol.wire import ErrorDetail
 
-MOST_UNANSWERED = 64
-"""Responses of a type that a client may leave unanswered before it is held: each has to be remembered."""
+MAX_UNANSWERED = 64
+"""Maximum number of unanswered responses of one type.
+
+Each is kept in memory, so the client then receives no more.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rejection:
-    """Why a client did not take a resource, or a response."""
+    """A client's rejection of a resource or of a response."""
 
     version: str
-    """What was rejected: the version of the resource, or of the type as the response said it."""
+    """Rejected version of the resource, or of the type as in the response."""
     code: int
+    """Status code of the NACK (google.rpc.Code)."""
     message: str
-    """The client's own words, without any key material that they quote."""
+    """Error message of the client, without private keys that it quotes."""
     at: float
+    """Time of the NACK, in seconds of the clock that the session uses."""
     sources: tuple[str, ...] = field(default=(), repr=False)
-    """The objects that what was rejected was made from."""
+    """Objects that the rejected resources were made from."""
 
 
-class Answers:
-    """The responses of one type that are not answered yet, and what is known from the answers to the others.
+class AckTracker:
+    """The unanswered responses of one type, and the results of the answered ones.
 
-    What it costs is in proportion to what is unanswered, rejected, or has changed since the first answer.
+    Its memory is proportional to the unanswered responses, the rejected resources, and the resources that
+    have changed since the first answer.
     """
 
     __slots__ = (
-        "_behind",
-        "_came",
-        "_first",
+        "_first_sent",
+        "_initially_sent_at",
+        "_never_acked",
+        "_outdated",
         "_times",
-        "_untaken",
         "acked_at",
-        "brought",
         "last_error",
         "names",
         "rejected",
+        "resumed",
         "sent_at",
         "size",
         "unanswered",
@@ -53,125 +59,139 @@ class Answers:
 
     def __init__(self) -> None:
         self.unanswered: dict[str, Response] = {}
-        """By nonce, oldest first."""
-        self.names = self.size = 0
-        """How many names of what is gone the unanswered responses have, and how many bytes these take."""
+        """Unanswered responses by nonce, oldest first."""
+        self.names = 0
+        """Number of removed names in the unanswered responses."""
+        self.size = 0
+        """Size of these names, in bytes."""
         self.sent_at: float | None = None
+        """Time of the last response."""
         self.acked_at: float | None = None
+        """Time of the last ACK."""
         self.version = ""
-        """Of the type, as the last response that was taken said it."""
+        """Version of the type in the last ACKed response."""
         self.rejected: dict[str, Rejection] = {}
-        """By name, until it is taken or goes away."""
+        """Last rejection of each resource, until the resource is ACKed or removed."""
         self.last_error: Rejection | None = None
-        """The last one; None once all that was rejected is taken or gone."""
-        self.brought = False
-        """Whether the client has some of what it has from an earlier stream."""
-        self._behind: dict[str, float] = {}
-        """Since when the client goes on with an older version of what it rejected, by name."""
-        self._untaken: set[str] = set()
-        """What the client was sent and never took, in any version."""
-        self._came: dict[str, float] = {}
-        """When the client was first sent what it did not get at the beginning."""
-        self._first: float | None = None
+        """Last rejection; None once all rejected resources are ACKed or removed."""
+        self.resumed = False
+        """Whether the client has resources from an earlier stream."""
+        self._outdated: dict[str, float] = {}
+        """Time since when the client uses an older version of a resource that it rejected, by name."""
+        self._never_acked: set[str] = set()
+        """Names of resources that the client was sent and has not ACKed in any version."""
+        self._first_sent: dict[str, float] = {}
+        """Time when a resource was first sent, for those that were not in the initial responses."""
+        self._initially_sent_at: float | None = None
         self._times: dict[str, float] = {}
+        """Time when a resource was last sent, for those sent after the first answer."""
 
     @property
     def waiting_since(self) -> float | None:
-        """Since when the client owes an answer; None if it does not."""
+        """Time when the oldest unanswered response was sent; None if all are answered."""
         return next((response.sent_at for response in self.unanswered.values()), None)
 
     @property
-    def held_since(self) -> float | None:
-        """Since when the client owes so many answers that it gets nothing more; None if it does not."""
-        return self.waiting_since if len(self.unanswered) >= MOST_UNANSWERED else None
+    def blocked_since(self) -> float | None:
+        """Time since when too many responses are unanswered, so that nothing is sent; None if not."""
+        return self.waiting_since if len(self.unanswered) >= MAX_UNANSWERED else None
 
     @property
-    def unsure(self) -> set[str]:
-        """What may have been news to the client in a response that it has not answered."""
+    def unacked(self) -> set[str]:
+        """Names of resources that may be new to the client and are in an unanswered response."""
         return {resource.name for response in self.unanswered.values() for resource in response.fresh}
 
     def updated_at(self, name: str) -> float | None:
-        """Return when something that the client has was last sent, as news; None if that was on an earlier stream.
+        """Return when a new version of a resource was last sent; None if that was on an earlier stream.
 
-        What it got before it had answered anything of the type counts as sent with the last of that.
+        Resources that were sent before the first answer share the time of the last response before that
+        answer.
         """
-        return self._times.get(name, self._first)
+        return self._times.get(name, self._initially_sent_at)
 
-    def came_at(self, name: str) -> float:
-        """Return when the client was first sent something; minus infinity if it has had it from the beginning."""
-        return self._came.get(name, -inf)
+    def first_sent_at(self, name: str) -> float:
+        """Return when a resource was first sent; minus infinity if it was in the initial responses."""
+        return self._first_sent.get(name, -inf)
 
     @property
-    def behind_since(self) -> float:
-        """When the client last began to go on with an older version of something; minus infinity if it does not.
+    def outdated_since(self) -> float:
+        """Time when the client last kept an older version of a rejected resource; minus infinity if never.
 
-        What it was first sent after that is used by none of these. It does not go on with what it never took.
+        No outdated resource refers to resources that were first sent after this time. Resources that the
+        client has never ACKed are not outdated, because the client does not have them.
         """
-        return max(self._behind.values(), default=-inf)
+        return max(self._outdated.values(), default=-inf)
 
     def expect(self, response: Response, new: Iterable[str] = ()) -> None:
-        """Expect an answer to a response, and no longer to the oldest if there are too many.
+        """Expect an answer to a response. If there are too many, stop expecting one to the oldest response.
 
-        `new` are the names of what the client does not have in any version.
+        Args:
+            response: Response that was sent.
+            new: Names of resources that the client does not have in any version.
         """
-        if len(self.unanswered) >= MOST_UNANSWERED:
-            self._give_up(next(iter(self.unanswered)))
+        if len(self.unanswered) >= MAX_UNANSWERED:
+            self._abandon(next(iter(self.unanswered)))
         self.unanswered[response.nonce] = response
         self.names += len(response.removed)
         self.size += size_of(response.removed)
         self.sent_at = response.sent_at
-        if self.acked_at is None and not self.last_error and not self.brought:
-            self._first = response.sent_at
+        if self.acked_at is None and not self.last_error and not self.resumed:
+            self._initially_sent_at = response.sent_at
         else:
-            self._times.update(dict.fromkeys((each.name for each in response.fresh), response.sent_at))
-            self._came.update(dict.fromkeys(new, response.sent_at))
-        self._untaken.update(new)
+            self._times.update(
+                dict.fromkeys((resource.name for resource in response.fresh), response.sent_at)
+            )
+            self._first_sent.update(dict.fromkeys(new, response.sent_at))
+        self._never_acked.update(new)
         for name in response.removed:
             self._times.pop(name, None)
-            self._came.pop(name, None)
+            self._first_sent.pop(name, None)
 
     def skip(self, nonce: str) -> list[Response]:
-        """Give up on answers to what was sent before a response; return that."""
+        """Stop expecting answers to the responses before `nonce`, and return these responses."""
         skipped = []
         while nonce in self.unanswered and (oldest := next(iter(self.unanswered))) != nonce:
-            skipped.append(self._give_up(oldest))
+            skipped.append(self._abandon(oldest))
         return skipped
 
-    def take(self, nonce: str, error: ErrorDetail | None, now: float) -> Acked | Nacked | None:
-        """Take the answer to a response; an answer to anything else says nothing."""
+    def receive(self, nonce: str, error: ErrorDetail | None, now: float) -> Acked | Nacked | None:
+        """Process an ACK, or a NACK with its error.
+
+        Return None if no response with this nonce is unanswered.
+        """
         if nonce not in self.unanswered:
             return None
         response = self._pop(nonce)
         if error:
             event = nacked(response, error, now)
-            self._reject(event, now)
+            self._record_nack(event, now)
             return event
         self.acked_at, self.version = now, response.version
-        if self.last_error or self._untaken or self._behind:
-            self.forgive((*(resource.name for resource in response.fresh), *response.removed))
+        if self.last_error or self._never_acked or self._outdated:
+            self.clear_rejections((*(resource.name for resource in response.fresh), *response.removed))
         return acked(response, now)
 
-    def forgive(self, names: Iterable[str]) -> None:
-        """Forget that these were rejected: they were taken, or are gone."""
+    def clear_rejections(self, names: Iterable[str]) -> None:
+        """Forget the rejections of resources that are ACKed or removed now."""
         for name in names:
             self.rejected.pop(name, None)
-            self._behind.pop(name, None)
-            self._untaken.discard(name)
+            self._outdated.pop(name, None)
+            self._never_acked.discard(name)
         if not self.rejected:
             self.last_error = None
 
     def forget(self, covers: Callable[[str], bool]) -> None:
-        """Forget what the client has given up."""
-        doubted = self.rejected.keys() | self._behind.keys() | self._untaken
-        self.forgive([name for name in doubted if not covers(name)])
-        for times in (self._times, self._came):
+        """Forget the resources that the client no longer subscribes to."""
+        tracked = self.rejected.keys() | self._outdated.keys() | self._never_acked
+        self.clear_rejections([name for name in tracked if not covers(name)])
+        for times in (self._times, self._first_sent):
             for name in [name for name in times if not covers(name)]:
                 del times[name]
 
-    def _give_up(self, nonce: str) -> Response:
-        """Expect no answer to a response any more. The client may have taken it."""
+    def _abandon(self, nonce: str) -> Response:
+        """Stop expecting an answer to a response. The client may have accepted it."""
         response = self._pop(nonce)
-        self._untaken.difference_update(resource.name for resource in response.fresh)
+        self._never_acked.difference_update(resource.name for resource in response.fresh)
         return response
 
     def _pop(self, nonce: str) -> Response:
@@ -180,15 +200,15 @@ class Answers:
         self.size -= size_of(response.removed)
         return response
 
-    def _reject(self, event: Nacked, now: float) -> None:
+    def _record_nack(self, event: Nacked, now: float) -> None:
         suspects = {resource.name for resource in event.suspects}
         others = {resource.name for resource in event.fresh} - suspects
-        self._untaken -= others
+        self._never_acked -= others
         if event.culprits:
-            self.forgive(others)
+            self.clear_rejections(others)
         for resource in event.culprits or event.fresh:
-            if resource.name not in self._untaken:
-                self._behind.setdefault(resource.name, now)
+            if resource.name not in self._never_acked:
+                self._outdated.setdefault(resource.name, now)
         self.last_error = Rejection(
             version=event.version, code=event.code, message=event.message, at=now, sources=event.sources
         )

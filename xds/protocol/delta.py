@@ -1,4 +1,4 @@
-"""The delta variant: requests change the subscription, responses say what changed, each is answered on its own."""
+"""The delta variant. Requests and responses have only changes, and each response is answered individually."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from xds.protocol.events import Acked, Event, Nacked, Response
 from xds.protocol.heartbeats import Heartbeats
 from xds.protocol.limits import size_of
 from xds.protocol.order import NEVER_REMOVED
-from xds.protocol.responses import delta_response
+from xds.protocol.responses import encode_delta_response
 from xds.protocol.watch import Lingering, Watch
 from xds.protocol.wire import DeltaRequest, ErrorDetail
 from xds.snapshot import CLUSTER, SECRET, VIRTUAL_HOST
@@ -21,58 +21,58 @@ class DeltaWatch(Watch):
     def __init__(self, type_url: str) -> None:
         super().__init__(type_url)
         self._awaited: set[str] = set()
-        """What to push again once the client has said what it brought."""
+        """Names to send again after the client's first request, which reports what it has."""
         self._heartbeats = Heartbeats()
 
     def receive(self, request: DeltaRequest, now: float) -> list[Event]:
-        """Take a request. What it says of the subscription counts whatever it answers."""
-        answered = self._answer(request.nonce, request.error, now)
-        subscribe = self._own(request.subscribe)
-        known = [resource for name in request.unsubscribe if (resource := self.get(name))]
-        aliases = [alias for resource in known for alias in resource.aliases]
+        """Process a request. Its subscription changes apply whichever response it answers."""
+        answered = self._handle_answer(request.nonce, request.error, now)
+        subscribe = self._share_strings(request.subscribe)
+        unsubscribed = [resource for name in request.unsubscribe if (resource := self.get(name))]
+        aliases = [alias for resource in unsubscribed for alias in resource.aliases]
         difference = self.subscription.change(subscribe, (*request.unsubscribe, *aliases))
-        if not self.begun:
-            self.brought = tuple(version for _, version in request.initial_versions)
-            self._brought_names = len(self.brought)
-            self._brought_size = size_of(self.brought) + size_of(
+        if not self.requested:
+            self.initial_versions = tuple(version for _, version in request.initial_versions)
+            self._initial_names = len(self.initial_versions)
+            self._initial_size = size_of(self.initial_versions) + size_of(
                 [name for name, _ in request.initial_versions]
             )
-        brought = self._resume(request.initial_versions, now) if not self.begun else frozenset()
-        if difference.entered and not brought:
-            self._owed = True
+        reported = self._resume(request.initial_versions, now) if not self.requested else frozenset()
+        if difference.entered and not reported:
+            self._response_due = True
         for name in difference.asked:
-            self._owed |= name in self.subscription.collections and not brought
-            for meant in self._meant(name):
-                self._touch(meant, force=meant not in brought)
-        self.begun = True
-        self.push_again(self._awaited)
+            self._response_due |= name in self.subscription.collections and not reported
+            for resolved in self._resolve(name):
+                self._mark_dirty(resolved, force=resolved not in reported)
+        self.requested = True
+        self.resend(self._awaited)
         self._awaited.clear()
         return [*answered, *self._subscribe(difference)]
 
-    def push_again(self, names: Iterable[str]) -> None:
-        """Send resources although the client has them, because it now waits for them anew."""
-        if self.begun:
-            super().push_again(names)
+    def resend(self, names: Iterable[str]) -> None:
+        """Send resources again that the client has, because it waits for them again."""
+        if self.requested:
+            super().resend(names)
         else:
             self._awaited.update(names)
 
     def compose(self, nonce: str, now: float, identifier: str) -> tuple[Response, bytes] | None:
-        """Make the response that is due, or the first part of it if it is large."""
+        """Make the next response, and mark it as sent. A large response is split."""
         due = self._due()
-        if not due and not self._owed:
+        if not due and not self._response_due:
             return None
-        resources, joined, absent = self._part(due)
+        resources, joined, absent = self._take_part(due)
         unknown = [name for name in absent if self.type_url == VIRTUAL_HOST and name not in self.sent]
         removed = [name for name in absent if name not in unknown]
         new = [resource.name for resource in resources if resource.name not in self.sent]
-        self._sent(resources)
+        self._mark_sent(resources)
         for name in absent:
             self.sent.pop(name, None)
             self.lingering.pop(name, None)
-        self._done(absent)
+        self._clear_dirty(absent)
         if absent:
-            self._heartbeats.keep(self.sent.__contains__)
-        self._owed = False
+            self._heartbeats.retain(self.sent.__contains__)
+        self._response_due = False
         composed = Response(
             type_url=self.type_url,
             nonce=nonce,
@@ -83,8 +83,8 @@ class DeltaWatch(Watch):
             sent_at=now,
             generation=-1 if self.pending else self.generation,
         )
-        self.answers.expect(composed, new)
-        return composed, delta_response(
+        self.acks.expect(composed, new)
+        return composed, encode_delta_response(
             type_url=self.type_url,
             version=composed.version,
             nonce=nonce,
@@ -96,18 +96,18 @@ class DeltaWatch(Watch):
         )
 
     def heartbeat(self, nonce: str, now: float, identifier: str) -> tuple[Response, bytes] | None:
-        """Make the response, if it is due, that says what is still good."""
-        if self.answers.held_since is not None:
+        """Make the next heartbeat response, and mark it as sent; return None if no heartbeat is due."""
+        if self.acks.blocked_since is not None:
             return None
-        resources = self._fitting(self._heartbeats.due(self.answers.unsure, now))
+        resources = self._take_fitting(self._heartbeats.due(self.acks.unacked, now))
         if not resources:
             return None
         self._heartbeats.start(resources, now)
         composed = Response(
             type_url=self.type_url, nonce=nonce, version=self.resources.version, resources=(), sent_at=now
         )
-        self.answers.expect(composed)
-        return composed, delta_response(
+        self.acks.expect(composed)
+        return composed, encode_delta_response(
             type_url=self.type_url,
             version=composed.version,
             nonce=nonce,
@@ -117,51 +117,58 @@ class DeltaWatch(Watch):
 
     @property
     def next_heartbeat(self) -> float:
-        """When that is due; infinity if it never is."""
-        return inf if self.answers.held_since is not None else self._heartbeats.next(self.answers.unsure)
+        """Time when the next heartbeat is due; infinity if there is none."""
+        return inf if self.acks.blocked_since is not None else self._heartbeats.next(self.acks.unacked)
 
-    def _answer(self, nonce: str, error: ErrorDetail | None, now: float) -> list[Acked | Nacked]:
-        """Take the answer to a response. What the client took lives from now on."""
-        events = super()._answer(nonce, error, now)
+    def _handle_answer(self, nonce: str, error: ErrorDetail | None, now: float) -> list[Acked | Nacked]:
+        """Process the answer to a response. The TTL of ACKed resources starts now."""
+        events = super()._handle_answer(nonce, error, now)
         for event in events:
             if isinstance(event, Acked):
-                lasting = (each for each in event.resources if each.ttl is None or each.name in self.sent)
-                self._heartbeats.start(lasting, now)
+                kept = (
+                    resource
+                    for resource in event.resources
+                    if resource.ttl is None or resource.name in self.sent
+                )
+                self._heartbeats.start(kept, now)
         return events
 
     def _forget(self) -> None:
         super()._forget()
-        self._heartbeats.keep(self.covers)
+        self._heartbeats.retain(self.covers)
 
     def _resume(self, versions: tuple[tuple[str, str], ...], now: float) -> frozenset[str]:
-        """Take what a client that was here before has, so that it gets only what differs.
+        """Record the resources of a client that reconnects, so that it receives only those that differ.
 
-        Not for secrets: a cluster that changed while the client was away waits for its secret, and the client has
-        been seen not to ask for it again.
+        Secrets are always sent. A cluster that has changed while the client was disconnected waits for its
+        secret, and Envoy does not always subscribe to that secret again.
         """
         if self.type_url == SECRET:
             return frozenset()
-        brought = {name: version for name, version in versions if self.covers(name)}
-        self.answers.brought = bool(brought)
-        self.resumed = bool(brought) and self.type_url == CLUSTER
-        for name, version in brought.items():
+        reported = {name: version for name, version in versions if self.covers(name)}
+        self.acks.resumed = bool(reported)
+        self.resumed = bool(reported) and self.type_url == CLUSTER
+        for name, version in reported.items():
             self.sent[name] = version
             if resource := self.get(name):
                 self._heartbeats.resume(resource, version, now)
             else:
                 self.lingering[name] = Lingering(None)
-            self._touch(name)
-        return frozenset(brought)
+            self._mark_dirty(name)
+        return frozenset(reported)
 
-    def _reject(self, event: Nacked) -> None:
-        """Keep what was rejected from being sent as it was. What was to go with it may go by itself."""
-        super()._reject(event)
+    def _handle_nack(self, event: Nacked) -> None:
+        """Do not send rejected resources again unchanged.
+
+        Removals of the same response are sent again without them.
+        """
+        super()._handle_nack(event)
         if event.resources and not event.culprits:
             for name in event.removed:
                 if self.covers(name) and not self.get(name):
-                    self._touch(name, force=True)
+                    self._mark_dirty(name, force=True)
 
-    def _tells_absence(self, name: str) -> bool:
+    def _needs_removal(self, name: str) -> bool:
         if name in self._forced:
             return True
         return name in self.sent and name not in self.lingering and self.type_url not in NEVER_REMOVED

@@ -1,4 +1,4 @@
-"""What a session learns from its client, as values for the shell to log, count and pass on."""
+"""Events of a session: what its client has subscribed to, ACKed and NACKed."""
 
 from __future__ import annotations
 
@@ -11,77 +11,96 @@ from xds.protocol.nacks import culprits
 from xds.protocol.wire import ErrorDetail, Node
 from xds.snapshot import Resource
 
-_LONGEST_MESSAGE = 4096
-"""Of a client's error message; what goes beyond says nothing new, and is searched for every resource's name."""
+_MAX_MESSAGE_LENGTH = 4096
+"""Maximum length of an error message, in characters.
+
+Each message is searched for the names of all resources.
+"""
 
 _WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Connected:
-    """The first request of a stream said who it is."""
+    """The first request of a stream, which identifies the client's node."""
 
     node: Node
+    """Node of the client."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subscribed:
-    """What the client wants of a type is now this."""
+    """A change of the client's subscription to a type."""
 
     type_url: str
+    """Type URL of the subscription."""
     names: frozenset[str]
+    """All names that the client subscribes to now."""
     wildcard: bool
+    """Whether the client subscribes to all resources of the type."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Acked:
-    """The client took a response."""
+    """The client ACKed a response."""
 
     type_url: str
+    """Type URL of the response."""
     nonce: str
+    """Nonce of the response."""
     version: str
-    """Of the type as a whole, as the response said."""
+    """Version of the type in the response."""
     resources: tuple[Resource, ...] = field(repr=False)
-    """Everything that the response carried."""
+    """All resources in the response."""
     removed: tuple[str, ...] = ()
+    """Names of the resources that the response removed."""
     waited: float
-    """Seconds from when the response was handed out to when the answer came."""
+    """Seconds between the response and the ACK."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of the resources."""
+        """Names of the resources in the response."""
         return tuple(resource.name for resource in self.resources)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Nacked:
-    """The client rejected a response. It may have taken parts of it all the same."""
+    """The client NACKed a response. It may have accepted some of its resources."""
 
     type_url: str
+    """Type URL of the response."""
     nonce: str
+    """Nonce of the response."""
     version: str
+    """Version of the type in the response."""
     code: int
+    """Status code of the NACK (google.rpc.Code)."""
     message: str
-    """The client's own words, without any key material that they quote."""
+    """Error message of the client, without private keys that it quotes."""
     resources: tuple[Resource, ...] = field(repr=False)
-    """Everything that the response carried."""
+    """All resources in the response."""
     removed: tuple[str, ...] = ()
+    """Names of the resources that the response removed."""
     fresh: tuple[Resource, ...] = field(default=(), repr=False)
-    """Those of the resources that may have been news to the client."""
+    """Resources in the response that may have been new to the client."""
     suspects: tuple[Resource, ...] = field(repr=False)
-    """The resources that the message names; all of them if it names none."""
+    """Resources that the error message names; all resources of the response if it names none."""
     culprits: tuple[Resource, ...] = field(default=(), repr=False)
-    """Those that the client rejected each by itself, as it says; then it took all others of the response."""
+    """Resources that the client rejected individually.
+
+    If there are any, it accepted all others of the response.
+    """
     waited: float
+    """Seconds between the response and the NACK."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of the resources."""
+        """Names of the resources in the response."""
         return tuple(resource.name for resource in self.resources)
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """The objects that the suspects were made from, without repetition."""
+        """Objects that the suspects were made from, without duplicates."""
         return tuple(dict.fromkeys(source for suspect in self.suspects for source in suspect.sources))
 
 
@@ -90,23 +109,28 @@ Event: TypeAlias = Connected | Subscribed | Acked | Nacked
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Response:
-    """What a session remembers of a response until it is answered."""
+    """A response, as a session remembers it until the client answers."""
 
     type_url: str
+    """Type URL of the response."""
     nonce: str
+    """Nonce of the response."""
     version: str
+    """Version of the type in the response."""
     resources: tuple[Resource, ...]
+    """Resources in the response."""
     removed: tuple[str, ...] = ()
-    """What the client loses by it: named, or left out of what is all that there is."""
+    """Names of resources that the response removes: it lists them, or omits them from the full state."""
     fresh: tuple[Resource, ...] = ()
-    """Those of the resources that may be news to the client."""
+    """Resources that may be new to the client."""
     sent_at: float
+    """Time when the response was sent, in seconds of the clock that the session uses."""
     generation: int = -1
-    """Of the snapshot of which nothing remains to be sent after this; -1: more is to come."""
+    """Generation of the snapshot that this response completes for the type; -1 if more responses follow."""
 
 
 def acked(response: Response, now: float) -> Acked:
-    """Make the event of a response that was taken."""
+    """Make the event for the ACK of a response."""
     return Acked(
         type_url=response.type_url,
         nonce=response.nonce,
@@ -118,9 +142,9 @@ def acked(response: Response, now: float) -> Acked:
 
 
 def nacked(response: Response, error: ErrorDetail, now: float) -> Nacked:
-    """Make the event of a response that was rejected."""
-    message = _without_keys(error.message[:_LONGEST_MESSAGE])
-    found = culprits(error.message, response.resources)
+    """Make the event for the NACK of a response."""
+    message = _without_keys(error.message[:_MAX_MESSAGE_LENGTH])
+    rejected = culprits(error.message, response.resources)
     return Nacked(
         type_url=response.type_url,
         nonce=response.nonce,
@@ -130,14 +154,17 @@ def nacked(response: Response, error: ErrorDetail, now: float) -> Nacked:
         resources=response.resources,
         removed=response.removed,
         fresh=response.fresh,
-        suspects=found or _suspects(message, response.resources),
-        culprits=found,
+        suspects=rejected or _suspects(message, response.resources),
+        culprits=rejected,
         waited=now - response.sent_at,
     )
 
 
 def _without_keys(message: str) -> str:
-    """Cut a message where PEM begins: Envoy quotes the message that it could not validate, keys and all."""
+    """Cut a message where PEM begins.
+
+    Envoy quotes messages that it cannot validate, including private keys.
+    """
     return message.partition("-----BEGIN")[0]
 
 
@@ -146,7 +173,7 @@ def _suspects(message: str, resources: Sequence[Resource]) -> tuple[Resource, ..
     named = [
         resource
         for resource in resources
-        # Few of many names get through this, and only those need a search of the whole message.
+        # This cheap check rejects most names. Only the others need a search of the whole message.
         if words.issuperset(_WORD.findall(resource.name)) and _names(message, resource.name)
     ]
     longest = [
@@ -158,7 +185,7 @@ def _suspects(message: str, resources: Sequence[Resource]) -> tuple[Resource, ..
 
 
 def _names(message: str, name: str) -> bool:
-    """Whether a message has a name in it, not as a part of a word."""
+    """Whether a message contains a name, and not as a part of a word."""
     start = message.find(name)
     while start >= 0:
         end = start + len(name)

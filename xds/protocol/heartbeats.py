@@ -1,4 +1,4 @@
-"""Resources that a client drops unless it hears in time that they are still good."""
+"""Heartbeats for resources with a TTL, which a client drops unless the server renews them in time."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from math import inf
 from xds.snapshot import Resource
 
 _PER_TTL = 2
-"""Heartbeats in the time that a resource lives without one."""
+"""Heartbeats per TTL of a resource."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Beat:
     at: float
+    """Time of the next heartbeat."""
     resource: Resource
-    """As the client has it. Without its body, which nobody needs again."""
+    """Resource as the client has it, without the body."""
 
 
 class Heartbeats:
-    """When to tell a client what of what it has; it costs what has a time to live."""
+    """Schedules the heartbeats of one client and type. It stores only resources that have a TTL."""
 
     __slots__ = ("_beats",)
 
@@ -28,7 +29,10 @@ class Heartbeats:
         self._beats: dict[str, _Beat] = {}
 
     def start(self, resources: Iterable[Resource], now: float) -> None:
-        """The client has these as of now. Those without a time to live need no heartbeats, or none any more."""
+        """Schedule the heartbeats of resources that the client has ACKed now.
+
+        Those without a TTL need none.
+        """
         for resource in resources:
             if resource.ttl is not None:
                 self._beats[resource.name] = _Beat(now + resource.ttl / _PER_TTL, replace(resource, body=b""))
@@ -36,19 +40,24 @@ class Heartbeats:
                 self._beats.pop(resource.name, None)
 
     def resume(self, resource: Resource, version: str, now: float) -> None:
-        """The client has a version of this from an earlier stream, and its time is running."""
+        """Schedule an immediate heartbeat of a resource that the client has from an earlier stream."""
         if resource.ttl is not None:
             self._beats[resource.name] = _Beat(now, replace(resource, version=version, body=b""))
 
-    def keep(self, wanted: Callable[[str], bool]) -> None:
-        """Forget what the client no longer has."""
-        for name in [name for name in self._beats if not wanted(name)]:
+    def retain(self, predicate: Callable[[str], bool]) -> None:
+        """Forget the resources that do not satisfy a predicate."""
+        for name in [name for name in self._beats if not predicate(name)]:
             del self._beats[name]
 
-    def next(self, silent: set[str]) -> float:
-        """Return when the next one is due of those that are not to be silent; infinity if none is."""
-        return min((beat.at for name, beat in self._beats.items() if name not in silent), default=inf)
+    def next(self, excluded: set[str]) -> float:
+        """Return when the next heartbeat is due, except for `excluded` names; infinity if none is."""
+        return min((beat.at for name, beat in self._beats.items() if name not in excluded), default=inf)
 
-    def due(self, silent: set[str], now: float) -> list[Resource]:
-        """Return what the client is to be told now: `start` those that it is told."""
-        return [beat.resource for name, beat in self._beats.items() if beat.at <= now and name not in silent]
+    def due(self, excluded: set[str], now: float) -> list[Resource]:
+        """Return the resources whose heartbeat is due, other than `excluded` names.
+
+        Call `start` for those sent.
+        """
+        return [
+            beat.resource for name, beat in self._beats.items() if beat.at <= now and name not in excluded
+        ]

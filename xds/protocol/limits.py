@@ -1,4 +1,4 @@
-"""How much one client may have the server remember, and the accounts of who uses how much of it."""
+"""Limits on what one client can make the server store, and the accounting of each client's use."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 
 class RequestError(ValueError):
-    """A request that no client should send; its stream ends with INVALID_ARGUMENT."""
+    """A request is malformed. The server ends the stream with INVALID_ARGUMENT."""
 
 
 class LimitError(RequestError):
-    """A client asks for more than its limits allow; the stream ends with RESOURCE_EXHAUSTED."""
+    """A client exceeds one of its limits. The server ends the stream with RESOURCE_EXHAUSTED."""
 
 
 _ADVICE = ": subscribe to all resources with '*', or raise the server's limit"
@@ -19,32 +19,42 @@ _ADVICE = ": subscribe to all resources with '*', or raise the server's limit"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How much one client may have the server remember; its streams share `names`, `size` and `streams`."""
+    """Limits on what one client can make the server store. Its streams share `names`, `size` and `streams`.
+
+    Raises:
+        ValueError: A limit is negative.
+    """
 
     names: int = 100_000
-    """Names that a client may keep: names it subscribes to, resources it reports to have from an earlier stream, and
-    removed names it has not acknowledged.
+    """Maximum number of names that the server stores for a client.
 
-    A sidecar that reconnects in a mesh of 10,000 clusters needs 31,000, and twice that during a hot restart. Each takes
-    up to 370 bytes and some microseconds of the event loop.
+    These are names that it subscribes to, resources that it reports from an earlier stream, and removed names
+    that it has not ACKed. A sidecar that reconnects in a mesh of 10,000 clusters needs 31,000, and twice that
+    during a hot restart. Each name takes up to 370 bytes and some microseconds of the event loop.
     """
     size: int = 8 * 1024 * 1024
-    """Bytes of these names and of the versions that come with them. 100,000 names of a mesh have 7 MiB."""
-    request_size: int = 8 * 1024 * 1024
-    """Bytes of the largest request that is read.
+    """Maximum size of these names and the versions sent with them, in bytes.
 
-    A client that reconnects names everything that it has in one request. In the delta variant that takes 164 bytes for each
-    cluster's endpoints, so this is enough for 50,000 clusters.
+    100,000 names of a mesh have 7 MiB.
+    """
+    request_size: int = 8 * 1024 * 1024
+    """Maximum size of one request, in bytes.
+
+    A client that reconnects lists all its resources in one request. In the delta variant, each cluster's
+    endpoints take 164 bytes, so the default is sufficient for 50,000 clusters.
     """
     name_length: int = 1024
-    """Characters of one name. The longest name in a mesh has about 300: three DNS labels and the cluster domain."""
+    """Maximum length of one name, in characters. The longest name of a mesh has about 300 characters."""
     unknown_types: int = 8
-    """Types that a stream may ask for although the server does not know them: a newer client may know a few more."""
-    streams: int = 16
-    """Streams and fetches that a client may have open at the same time.
+    """Maximum number of types on one stream that the server does not know.
 
-    Envoy opens one for ADS and one for SDS; a hot restart doubles them, and a stream that reconnects may overlap with
-    the one that it replaces.
+    Newer clients may know a few more types.
+    """
+    streams: int = 16
+    """Maximum number of streams and fetches that a client has open at the same time.
+
+    Envoy opens one stream for ADS and one for SDS. A hot restart doubles them, and a stream that reconnects
+    may overlap with the stream that it replaces.
     """
 
     def __post_init__(self) -> None:
@@ -52,35 +62,37 @@ class Limits:
             if getattr(self, name) < 0:
                 raise ValueError(f"Limits({name}={getattr(self, name)}): a limit is at least 0")
 
-    def check(self, names: int, size: int, what: str) -> None:
-        """Raise LimitError if these are more than `names` or `size`; `what` has them, for the error."""
+    def check(self, names: int, size: int, subject: str) -> None:
+        """Raise LimitError for too many names or too large names. The message begins with `subject`."""
         if names > self.names:
             raise LimitError(
-                f"{what} {names:,} names, and the limit is {self.names:,} names per client{_ADVICE}"
+                f"{subject} {names:,} names, and the limit is {self.names:,} names per client{_ADVICE}"
             )
         if size > self.size:
             raise LimitError(
-                f"{what} names of {size:,} bytes, and the limit is {self.size:,} bytes per client{_ADVICE}"
+                f"{subject} names of {size:,} bytes, and the limit is {self.size:,} bytes per client{_ADVICE}"
             )
 
-    def check_count(self, what: str, count: int) -> None:
-        """Raise LimitError if one list of a request has too many names."""
-        self.check(count, 0, f"{what} has")
+    def check_count(self, field: str, count: int) -> None:
+        """Raise LimitError if a field of a request has too many names."""
+        self.check(count, 0, f"{field} has")
 
-    def check_length(self, what: str, names: Iterable[str]) -> None:
-        """Raise LimitError if a name in one list of a request is too long."""
+    def check_length(self, field: str, names: Iterable[str]) -> None:
+        """Raise LimitError if a name in a field of a request is too long."""
         longest = max(map(len, names), default=0)
         if longest > self.name_length:
             raise LimitError(
-                f"{what}: a name of {longest:,} characters, and the limit is {self.name_length:,} characters per name"
+                f"{field}: a name of {longest:,} characters,"
+                f" and the limit is {self.name_length:,} characters per name"
             )
 
 
-DEFAULT = Limits()
+DEFAULT_LIMITS = Limits()
+"""Limits of a server that sets none."""
 
 
 def size_of(strings: Collection[str]) -> int:
-    """Return how many bytes strings take at most, without what Python adds for each."""
+    """Return an upper bound for the size of strings in bytes, without Python's overhead per string."""
     size = sum(map(len, strings))
     if not all(map(str.isascii, strings)):
         size += 3 * sum(len(string) for string in strings if not string.isascii())
@@ -88,7 +100,7 @@ def size_of(strings: Collection[str]) -> int:
 
 
 class _Account:
-    """What the streams of one client use together."""
+    """Combined use of one client's streams."""
 
     __slots__ = ("names", "size", "streams")
 
@@ -97,24 +109,24 @@ class _Account:
 
 
 class Budgets:
-    """What each client uses of its limits. A client without streams leaves nothing behind."""
+    """Use of the limits by each client. A client without streams takes no memory."""
 
-    def __init__(self, limits: Limits = DEFAULT) -> None:
+    def __init__(self, limits: Limits = DEFAULT_LIMITS) -> None:
         self.limits = limits
         self._accounts: dict[Hashable, _Account] = {}
 
     def __len__(self) -> int:
         return len(self._accounts)
 
-    def open(self, client: Hashable) -> Lease:
-        """Count another stream of a client. LimitError: it has too many."""
+    def open(self, client: Hashable) -> Reservation:
+        """Reserve a stream for a client. Raise LimitError if the client has too many."""
         account = self._accounts.get(client)
         if (account.streams if account else 0) >= self.limits.streams:
             raise LimitError(
-                f"the limit is {self.limits.streams:,} streams per client at the same time: close one, or raise the "
-                "server's limit"
+                f"the limit is {self.limits.streams:,} streams per client at the same time:"
+                " close one, or raise the server's limit"
             )
-        return Lease(self, client)
+        return Reservation(self, client)
 
     def _add(self, client: Hashable, names: int, size: int, streams: int) -> _Account:
         account = self._accounts.setdefault(client, _Account())
@@ -126,8 +138,8 @@ class Budgets:
         return account
 
 
-class Lease:
-    """What one stream uses of its client's budget, until it is closed."""
+class Reservation:
+    """Use of a client's budget by one stream, until `close`."""
 
     __slots__ = ("_budgets", "_client", "_names", "_size")
 
@@ -138,17 +150,21 @@ class Lease:
         budgets._add(client, 0, 0, 1)
 
     def use(self, names: int, size: int) -> None:
-        """Set what the stream uses now. LimitError: the client's streams together use too much, and this one must end."""
+        """Set the current use of the stream.
+
+        Raises:
+            LimitError: The client's streams together exceed a limit. This stream must end.
+        """
         account = self._budgets._add(self._client, names - self._names, size - self._size, 0)
         self._names, self._size = names, size
         self._budgets.limits.check(account.names, account.size, "the streams of this client have")
 
     def move(self, client: Hashable) -> None:
-        """Charge another client for the stream from now on, whatever that one uses already."""
+        """Charge the stream to another client from now on, even if that client exceeds a limit."""
         self.close()
         self._client = client
         self._budgets._add(client, self._names, self._size, 1)
 
     def close(self) -> None:
-        """Give back what the stream used."""
+        """Release what the stream uses."""
         self._budgets._add(self._client, -self._names, -self._size, -1)

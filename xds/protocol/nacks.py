@@ -1,4 +1,4 @@
-"""Which resources of a response a client rejected, if it says so of each by itself."""
+"""Parsing of NACK messages in which a client rejects resources individually."""
 
 from __future__ import annotations
 
@@ -8,45 +8,50 @@ from collections.abc import Collection, Sequence
 from xds.snapshot import Resource
 
 _ENVOY = re.compile(r"Error adding/updating (?:cluster|listener)\(s\) ")
-"""What Envoy begins with when it has taken the rest: then comes `NAME: why`, for clusters with a comma in between."""
+"""Beginning of Envoy's message if it accepted the other resources.
+
+`NAME: reason` follows, comma-separated for CDS.
+"""
 
 _GRPC = re.compile(r"resource index (\d+): ")
-"""What gRPC says of each: its place in the response."""
+"""Part of gRPC's message for each rejected resource: its index in the response."""
 
 _SEPARATOR = re.compile(r", |\n")
 _COLON = ": "
 
-_LONGEST = 64 * 1024
+_MAX_MESSAGE_LENGTH = 64 * 1024
 _CUT = "...(truncated)"
-"""What Envoy ends with when it leaves out the rest of the message."""
+"""End of Envoy's message if Envoy has truncated it."""
 
 
 def culprits(message: str, resources: Sequence[Resource]) -> tuple[Resource, ...]:
-    """Return what a client rejected and took all others; nothing if its message does not say that in so many words.
+    """Return the resources that a client rejected individually, accepting all others; empty if it did not.
 
-    Envoy does so for clusters and listeners, and rejects a response as a whole if it cannot be read. gRPC always does.
+    Envoy rejects clusters and listeners individually, unless it cannot decode the response. gRPC rejects all
+    types individually.
     """
-    if len(message) > _LONGEST or message.endswith(_CUT):
+    if len(message) > _MAX_MESSAGE_LENGTH or message.endswith(_CUT):
         return ()
     if envoy := _ENVOY.match(message):
-        accused = _accused(message[envoy.end() :], {resource.name for resource in resources})
-        return tuple(resource for resource in resources if resource.name in accused)
-    places = {int(place) for place in _GRPC.findall(message)}
-    return tuple(resource for place, resource in enumerate(resources) if place in places)
+        names = _rejected_names(message[envoy.end() :], {resource.name for resource in resources})
+        return tuple(resource for resource in resources if resource.name in names)
+    indexes = {int(index) for index in _GRPC.findall(message)}
+    return tuple(resource for index, resource in enumerate(resources) if index in indexes)
 
 
-def _accused(said: str, names: Collection[str]) -> set[str]:
-    """Return which names are followed by a colon, at the beginning or after a comma or line break.
+def _rejected_names(message: str, names: Collection[str]) -> set[str]:
+    """Return the names that are followed by a colon, at the beginning or after a comma or line break.
 
-    The cost is linear in the message and the names: a client chooses the message, and the event loop waits.
+    The cost is linear in the message and the names, because the client chooses the message and the event loop
+    waits.
     """
     longest = max(map(len, names), default=0)
-    found: set[str] = set()
-    for start in (0, *(separator.end() for separator in _SEPARATOR.finditer(said))):
-        # A name may itself contain colons.
-        end = said.find(_COLON, start, start + longest + len(_COLON))
+    rejected: set[str] = set()
+    for start in (0, *(separator.end() for separator in _SEPARATOR.finditer(message))):
+        # A name may contain colons.
+        end = message.find(_COLON, start, start + longest + len(_COLON))
         while end >= 0:
-            if said[start:end] in names:
-                found.add(said[start:end])
-            end = said.find(_COLON, end + 1, start + longest + len(_COLON))
-    return found
+            if message[start:end] in names:
+                rejected.add(message[start:end])
+            end = message.find(_COLON, end + 1, start + longest + len(_COLON))
+    return rejected

@@ -1,4 +1,8 @@
-"""What has to be in place before what: the order in which the types of a stream are sent, and are taken away."""
+"""The order in which types are sent and removed on one stream, so that an update drops no traffic.
+
+Make before break, from Envoy's xDS protocol page: clusters and their endpoints are sent before the listeners
+and routes that use them, and a cluster is removed after the routes that used it.
+"""
 
 from __future__ import annotations
 
@@ -28,10 +32,10 @@ _IN_ORDER = (
     VIRTUAL_HOST,
 )
 ORDER = {type_url: place for place, type_url in enumerate(_IN_ORDER)}
-"""The order in which types are sent; others come last."""
+"""Position of each type in the sending order. Other types are sent last."""
 
 AFTER_CLUSTERS = frozenset({LISTENER, SCOPED_ROUTE, ROUTE, VIRTUAL_HOST})
-"""Types that name clusters, and so wait until those are in place."""
+"""Types that refer to clusters. They are sent after the client has ACKed its clusters."""
 
 USERS = {
     SCOPED_ROUTE: (LISTENER,),
@@ -42,14 +46,20 @@ USERS = {
     LB_ENDPOINT: (ENDPOINT,),
     SECRET: (CLUSTER, LISTENER),
 }
-"""By type, the types that use its resources: one goes away after those that used it. Users come before used."""
+"""Types that use the resources of a type.
+
+A resource is removed after those that used it. Users precede used types.
+"""
 
 WILDCARD_TYPES = frozenset({CLUSTER, LISTENER, SCOPED_ROUTE})
-"""Types that a client which names nothing wants all of, and that the older variant always sends in full.
+"""Types with a legacy wildcard (an empty first request), whose SotW responses have the full state.
 
-The protocol says so of the first two. Envoy treats the scopes of routes in the same way: it asks for them without a name,
-and drops all that a response leaves out.
+Envoy's xDS protocol page defines this for clusters and listeners. Envoy treats scoped routes in the same way:
+it subscribes without a name, and deletes the resources that a response omits.
 """
 
 NEVER_REMOVED = frozenset({EXTENSION_CONFIG})
-"""Types that a client is not told to drop what it asks for: as long as it asks, a listener needs it for every request."""
+"""Types whose resources are not removed while a client subscribes to them.
+
+The client's listener needs an extension configuration for each request.
+"""

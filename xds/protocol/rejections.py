@@ -1,7 +1,8 @@
-"""What a client rejected, so that it is not sent again as it was.
+"""Tracking of rejected resources, so that they are not sent again unchanged.
 
-One bad resource is enough for a client to take nothing of a response, so all that came together is suspect, and is
-sent again once any of it changes: the cause may be gone then. What was rejected with fewer others is known better.
+One bad resource can make a client reject a whole response. All resources of that response are therefore
+suspects, and are sent again once one of them changes, because that may remove the cause. A smaller response
+narrows the cause.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 _UNTIL_IT_RETURNS: frozenset[str] = frozenset()
+"""Causes of a resource that does not exist now and must be sent once it exists again."""
 
 
-class Rejections:
-    """By name, what may be the cause: a set of names that came in the same response, its own among them."""
+class RejectionTracker:
+    """Possible causes of each resource's rejection: the names in the same response, including its own."""
 
     __slots__ = ("_causes",)
 
@@ -26,45 +28,45 @@ class Rejections:
         return name in self._causes
 
     def is_known(self, name: str) -> bool:
-        """Whether a resource would be rejected as far as one knows, if it is what it was."""
+        """Whether a resource would probably be rejected again if it has not changed."""
         return bool(self._causes.get(name))
 
     def add(self, names: frozenset[str]) -> None:
-        """Note that these were rejected together."""
+        """Record that resources were rejected together."""
         for name in names:
-            before = self._causes.get(name, names)
-            nested = before <= names or names <= before
-            self._causes[name] = min(before, names, key=len) if nested else before | names
+            causes = self._causes.get(name, names)
+            nested = causes <= names or names <= causes
+            self._causes[name] = min(causes, names, key=len) if nested else causes | names
 
-    def add_each(self, names: frozenset[str]) -> None:
-        """Note that these were rejected, without holding one back because of another."""
+    def replace(self, names: frozenset[str]) -> None:
+        """Record rejections of individual resources, and forget all earlier rejections."""
         self._causes = {name: frozenset({name}) for name in names}
 
     def change(self, changed: str, exists: Callable[[str], bool]) -> list[str]:
-        """Return what else is worth another try, now that a resource has changed or gone.
+        """Record that a resource has changed or was removed. Return the other resources to send again.
 
-        What does not exist cannot be sent; it waits until it comes back.
+        A resource that does not exist cannot be sent. It is returned by a later call, once it exists again.
         """
         if changed not in self._causes:
             return []
-        freed = []
+        retried = []
         for name in [name for name, causes in self._causes.items() if changed in causes or name == changed]:
             if exists(name):
                 causes = self._causes.pop(name)
                 if name != changed or not causes:
-                    freed.append(name)
+                    retried.append(name)
             elif len(self._causes[name]) > 1:
                 self._causes[name] = _UNTIL_IT_RETURNS
-        return freed
+        return retried
 
     def discard(self, name: str) -> None:
-        """Forget about a resource: it is sent again, or it is gone."""
+        """Forget the rejection of a resource that is sent again or was removed."""
         self._causes.pop(name, None)
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Forget all rejections."""
         self._causes.clear()
 
     def names(self) -> tuple[str, ...]:
-        """Return what was rejected."""
+        """Return the names of the rejected resources."""
         return tuple(self._causes)

@@ -1,4 +1,4 @@
-"""The wire format of discovery responses, which are joined from bytes that are ready already."""
+"""The wire format of discovery responses, joined from resources that are already encoded."""
 
 from __future__ import annotations
 
@@ -8,21 +8,29 @@ from functools import lru_cache
 from xds.snapshot import Resource
 
 PERMISSION_DENIED = 7
-"""A google.rpc.Code."""
+"""Value of PERMISSION_DENIED in google.rpc.Code."""
 
 
-def response(
+def encode_response(
     *, type_url: str, version: str, nonce: str, resources: Iterable[Resource], identifier: str = ""
 ) -> bytes:
-    """Join a DiscoveryResponse."""
-    parts = [text(1, version)]
+    """Encode a DiscoveryResponse.
+
+    Args:
+        type_url: Type URL of the response.
+        version: Version of the type (`version_info`).
+        nonce: Nonce of the response.
+        resources: Resources of the response.
+        identifier: Identifier of the control plane; empty for none.
+    """
+    parts = [encode_string(1, version)]
     for resource in resources:
         parts += _any_head(resource.type_url, len(resource.body)), resource.body
-    parts += text(4, type_url), text(5, nonce), _control_plane(6, identifier)
+    parts += encode_string(4, type_url), encode_string(5, nonce), _control_plane(6, identifier)
     return b"".join(parts)
 
 
-def delta_response(
+def encode_delta_response(
     *,
     type_url: str,
     version: str,
@@ -35,78 +43,101 @@ def delta_response(
     heartbeats: Iterable[Resource] = (),
     identifier: str = "",
 ) -> bytes:
-    """Join a DeltaDiscoveryResponse.
+    """Encode a DeltaDiscoveryResponse.
 
-    `joined` are resources that `first_part` has joined. `unknown` are aliases that are nothing's: each is answered with a
-    resource without a body. `errors` say of names why the client may not have them. `heartbeats` are resources that the client has and may keep for another `ttl`.
+    Args:
+        type_url: Type URL of the response.
+        version: Version of the type (`system_version_info`).
+        nonce: Nonce of the response.
+        resources: Resources of the response.
+        joined: More resources, as `first_part` has encoded them.
+        removed: Names of removed resources.
+        unknown: Aliases of no resource. Each is answered with a resource without a body.
+        errors: Names that the client may not have, each with the reason.
+        heartbeats: Resources whose TTL starts again.
+        identifier: Identifier of the control plane; empty for none.
     """
-    parts = [text(1, version), joined]
+    parts = [encode_string(1, version), joined]
     for resource in resources:
         parts += _resource_head(resource), resource.body
     parts += map(_heartbeat, heartbeats)
     parts += map(_unknown, unknown)
-    parts += text(4, type_url), text(5, nonce)
+    parts += encode_string(4, type_url), encode_string(5, nonce)
     parts += (_bytes(6, name.encode()) for name in removed)
     parts.append(_control_plane(7, identifier))
-    parts += (_bytes(9, _error(name, why)) for name, why in errors)
+    parts += (_bytes(9, _error(name, reason)) for name, reason in errors)
     return b"".join(parts)
 
 
-_MOST_PARTS = 8
+_MAX_CACHED_PARTS = 8
 _parts: dict[tuple[int, ...], tuple[tuple[Resource, ...], tuple[Resource, ...], bytes]] = {}
-"""By the ids of resources, for that is quick to look up: these, so that their ids stay theirs, and what is made of them."""
+"""Cached results of `first_part`, by the budget and the ids of the resources, which are fast to look up.
+
+Each entry keeps the resources alive, so that no other object can have their ids.
+"""
 
 
 def first_part(resources: tuple[Resource, ...], budget: int) -> tuple[tuple[Resource, ...], bytes]:
-    """Take as many resources as fit into a delta response of so many bytes, and at least one; join them.
+    """Return the resources that fit into a delta response, and their encoding.
 
-    That is done once for all streams that are to send the same.
+    Results are cached for all streams.
+
+    Args:
+        resources: Resources to send.
+        budget: Maximum size of the encoded resources, in bytes. At least one resource is returned regardless
+            of it.
     """
     if len(resources) < 2:
-        return resources, b"".join(part for each in resources for part in (_resource_head(each), each.body))
+        return resources, _join(resources)
     key = (budget, *map(id, resources))
-    known = _parts.get(key)
-    if known is None:
-        taken = resources[: fitting(resources, budget)]
-        joined = b"".join(part for each in taken for part in (_resource_head(each), each.body))
-        if len(_parts) >= _MOST_PARTS:
+    cached = _parts.get(key)
+    if cached is None:
+        part = resources[: count_fitting(resources, budget)]
+        if len(_parts) >= _MAX_CACHED_PARTS:
             del _parts[next(iter(_parts))]
-        known = _parts[key] = resources, taken, joined
-    return known[1:]
+        cached = _parts[key] = resources, part, _join(part)
+    return cached[1:]
 
 
-def fitting(resources: Sequence[Resource], budget: int) -> int:
-    """Return how many resources, from the first on, fit into a response of so many bytes: at least one, if there is any."""
+def _join(resources: Iterable[Resource]) -> bytes:
+    return b"".join(part for resource in resources for part in (_resource_head(resource), resource.body))
+
+
+def count_fitting(resources: Sequence[Resource], budget: int) -> int:
+    """Return how many of the first resources fit into `budget` bytes: at least one, if there is any."""
     total = 0
     for count, resource in enumerate(resources):
-        total += size(resource)
+        total += encoded_size(resource)
         if count and total > budget:
             return count
     return len(resources)
 
 
-def size(resource: Resource) -> int:
-    """Return how many bytes a resource takes in a delta response, which is a little more than in the other kind."""
+def encoded_size(resource: Resource) -> int:
+    """Return the size of a resource in a delta response, in bytes.
+
+    It is slightly smaller in a SotW response.
+    """
     return len(_resource_head(resource)) + len(resource.body)
 
 
-def absence(name: str) -> int:
-    """Return how many bytes it takes at most to say that there is no resource of a name: an alias is said twice."""
+def removal_size(name: str) -> int:
+    """Return the maximum size of a removal in a delta response, in bytes. An alias is encoded twice."""
     return 15 + 2 * len(name.encode())
 
 
-# A resource's body is by far the most of it, so what is kept is only what goes before the body: small, and the
-# same for every stream. The fields of a message may come in any order, so the body can be the last of them.
+# The body is by far the largest part of a resource. The caches therefore hold only the bytes before the body,
+# which are few and the same for all streams. Fields can be encoded in any order, so the body can be last.
 
 
 @lru_cache(maxsize=1 << 12)
 def _any_head(type_url: str, body: int) -> bytes:
-    """Everything of a DiscoveryResponse's `resources` element that goes before the resource's own `body` bytes."""
+    """Encode the part of a DiscoveryResponse's `resources` element that precedes a body of `body` bytes."""
     return _tag(2, _any_size(type_url, body)) + _any(type_url, body)
 
 
 def _resource_head(resource: Resource) -> bytes:
-    """Everything of a DeltaDiscoveryResponse's `resources` element that goes before the resource's own bytes."""
+    """Encode the part of a DeltaDiscoveryResponse's `resources` element that precedes the resource's body."""
     return _named_head(
         resource.type_url,
         resource.name,
@@ -127,7 +158,7 @@ def _named_head(
 
 
 def _heartbeat(resource: Resource) -> bytes:
-    """A resource that is what the client has, which is said by its version alone."""
+    """Encode a Resource without a body, which renews the TTL of the client's version."""
     return _bytes(2, _named(resource.name, resource.version, (), resource.ttl))
 
 
@@ -136,26 +167,31 @@ def _unknown(alias: str) -> bytes:
 
 
 def _named(name: str, version: str, aliases: tuple[str, ...], ttl: float | None) -> bytes:
-    """Everything of a Resource besides what it is."""
-    parts = [text(3, name), *(_bytes(4, alias.encode()) for alias in aliases), text(1, version)]
+    """Encode the fields of a Resource other than the body."""
+    parts = [
+        encode_string(3, name),
+        *(_bytes(4, alias.encode()) for alias in aliases),
+        encode_string(1, version),
+    ]
     if ttl is not None:
         parts.append(_bytes(6, _duration(ttl)))
     return b"".join(parts)
 
 
-def _error(name: str, why: str) -> bytes:
-    """A ResourceError: the resource's name, and a google.rpc.Status."""
-    return _bytes(1, text(1, name)) + _bytes(2, b"\x08" + _varint(PERMISSION_DENIED) + text(2, why))
+def _error(name: str, reason: str) -> bytes:
+    """Encode a ResourceError, which has the resource's name and a google.rpc.Status."""
+    status = b"\x08" + _varint(PERMISSION_DENIED) + encode_string(2, reason)
+    return _bytes(1, encode_string(1, name)) + _bytes(2, status)
 
 
 def _duration(seconds: float) -> bytes:
-    """A google.protobuf.Duration, of positive length."""
+    """Encode a positive google.protobuf.Duration."""
     whole, nanos = divmod(round(seconds * 1e9), 10**9)
     return (b"\x08" + _varint(whole) if whole else b"") + (b"\x10" + _varint(nanos) if nanos else b"")
 
 
 def _any(type_url: str, body: int) -> bytes:
-    return text(1, type_url) + _tag(2, body)
+    return encode_string(1, type_url) + _tag(2, body)
 
 
 def _any_size(type_url: str, body: int) -> int:
@@ -163,11 +199,11 @@ def _any_size(type_url: str, body: int) -> int:
 
 
 def _control_plane(number: int, identifier: str) -> bytes:
-    return _bytes(number, text(1, identifier)) if identifier else b""
+    return _bytes(number, encode_string(1, identifier)) if identifier else b""
 
 
-def text(number: int, value: str) -> bytes:
-    """Encode a field that is a string, of a number below 16."""
+def encode_string(number: int, value: str) -> bytes:
+    """Encode a string field with a number below 16. An empty string is omitted, as in proto3."""
     return _bytes(number, value.encode()) if value else b""
 
 
@@ -176,7 +212,7 @@ def _bytes(number: int, payload: bytes) -> bytes:
 
 
 def _tag(number: int, length: int) -> bytes:
-    """The start of a length-delimited field with a number below 16."""
+    """Encode the tag and the length of a length-delimited field with a number below 16."""
     return bytes((number << 3 | 2,)) + _varint(length)
 
 

@@ -1,7 +1,7 @@
-"""How far a client is: what it has of each type, what it waits for, and what it rejected.
+"""Status of a client: its subscriptions, ACKs and rejections by type, and what each type waits for.
 
-Nothing of this is kept for its own sake: it is put together, when asked for, from what the watches of a stream know.
-Times are those that the session was given.
+The status is computed on request from the watches of a stream. Times are in seconds of the clock that the
+session's caller uses.
 """
 
 from __future__ import annotations
@@ -20,170 +20,194 @@ ACK = "ACK"
 """Waiting for the client to answer a response."""
 
 READ = "READ"
-"""Waiting for the client to read: something is due, and what was handed out before is not written yet."""
+"""Waiting for the client to read. A response is due, and the previous one is not written yet."""
 
 SNAPSHOT = "SNAPSHOT"
-"""Waiting for the server to have anything of the type to serve."""
+"""Waiting for the server to have a snapshot with the type."""
 
 
 class State(Enum):
-    """How a resource stands with a client: the meanings of `ConfigStatus` in envoy.service.status.v3."""
+    """State of a resource at a client, as `ConfigStatus` in envoy.service.status.v3 defines it."""
 
     SYNCED = "synced"
-    """The client has it as it should be, and said so."""
+    """The client has ACKed the current version."""
     STALE = "stale"
-    """It was sent and is not acknowledged: on its way, or rejected together with another. Or a newer one, or its end, is due."""
+    """The client has not ACKed the version that it was sent, or a newer version or the resource's removal is
+    due.
+    """
     NOT_SENT = "not sent"
-    """The client should have it and was never sent it, or asked for it and there is none (`resource` is None)."""
+    """The resource was never sent, or the client subscribes to it and there is none (`resource` is None)."""
     ERROR = "error"
-    """The client rejected what it was sent."""
+    """The client rejected the current version."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResourceStatus:
-    """One resource of one client."""
+    """Status of one resource at one client."""
 
     name: str
+    """Name of the resource."""
     state: State
+    """State of the resource at the client."""
     version: str
-    """Of what the client was last sent; empty if it was sent none."""
+    """Version that the client was last sent; empty if it was sent none."""
     resource: Resource | None
-    """What the client should have now, which may be newer than what it was sent; None if there is none."""
+    """Resource that the client should have, which may be newer than the one it was sent; None if there is
+    none.
+    """
     updated_at: float | None
-    """When it was last sent in a version that was news; None if it was not sent on this stream."""
+    """Time when the client was last sent a new version; None if that was not on this stream."""
     error: Rejection | None
-    """The last rejection of it, until it is taken."""
+    """Last rejection of the resource, until the client ACKs it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Waiting:
-    """What a type waits for."""
+class WaitReason:
+    """Reason why a type is not synced."""
 
-    for_: str
-    """ACK, READ or SNAPSHOT, or the URL of the type that has to arrive first."""
+    reason: str
+    """`ACK`, `READ` or `SNAPSHOT`, or the URL of the type that must arrive first."""
     since: float
+    """Time when the type began to wait."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TypeStatus:
-    """One type of one client."""
+    """Status of one type at one client."""
 
     type_url: str
+    """Type URL of the type."""
     names: frozenset[str]
-    """What the client asked for by name,"""
+    """Names that the client subscribes to."""
     wildcard: bool
-    """and whether it asked for everything."""
+    """Whether the client subscribes to all resources of the type."""
     sent_at: float | None
+    """Time of the last response; None if there was none."""
     acked_at: float | None
+    """Time of the last ACK; None if there was none."""
     version: str
-    """Of the type, as the last response that the client took said it; empty if it took none."""
+    """Version of the type in the last ACKed response; empty if there was none."""
     unanswered: int
-    """Responses that the client has not answered."""
-    waiting: Waiting | None
+    """Number of responses that the client has neither ACKed nor NACKed."""
+    waiting: WaitReason | None
+    """What the type waits for; None if it waits for nothing."""
     last_error: Rejection | None
-    """The last rejection, until all that was rejected is taken or gone."""
+    """Last rejection, until all rejected resources are ACKed or removed."""
     synced: bool
-    """Whether the client has all that it should have of the type, said so, and waits for nothing else to use it."""
+    """Whether the client has ACKed all current resources, and waits for no other type before it uses them."""
     watch: Watch = field(repr=False, compare=False)
+    """Watch that the status was computed from."""
 
     @property
     def counts(self) -> Counter[State]:
-        """Count the resources by state; that costs next to nothing if the client has them all."""
+        """Number of resources by state. Counting is cheap for a synced client."""
         watch = self.watch
         by_name = self.type_url != VIRTUAL_HOST and not watch.subscription.collections
-        ends = watch.lingering or watch.gone
-        if self.synced and by_name and not ends and not watch.answers.rejected:
+        has_removals = watch.lingering or watch.gone
+        if self.synced and by_name and not has_removals and not watch.acks.rejected:
             absent = len(watch.subscription.names.difference(watch.sent))
             return Counter({State.SYNCED: len(watch.sent), State.NOT_SENT: absent})
         return Counter(resource.state for resource in self.resources)
 
     @property
     def resources(self) -> Iterator[ResourceStatus]:
-        """Go through all that the client should have, has, or asked for, as it is now: do not keep the iterator."""
-        yield from self.look(self.watch.known())
+        """Status of each resource that the client should have, has or subscribes to.
 
-    def look(self, names: Iterable[str]) -> Iterator[ResourceStatus]:
-        """Go through some of these resources, as they are now: do not keep the iterator."""
-        unsure = self.watch.answers.unsure
+        Use the iterator at once.
+        """
+        yield from self.resource_statuses(self.watch.known_names())
+
+    def resource_statuses(self, names: Iterable[str]) -> Iterator[ResourceStatus]:
+        """Yield the status of some of these resources. Use the iterator before the session's next call."""
+        unacked = self.watch.acks.unacked
         for name in names:
-            yield _resource_status(self.watch, name, unsure)
+            yield _resource_status(self.watch, name, unacked)
 
 
-def type_status(watch: Watch, waiting: Waiting | None) -> TypeStatus:
-    """Put together the status of one type."""
-    answers = watch.answers
+def type_status(watch: Watch, waiting: WaitReason | None) -> TypeStatus:
+    """Return the status of one type."""
+    acks = watch.acks
     return TypeStatus(
         type_url=watch.type_url,
         names=watch.subscription.names,
         wildcard=watch.subscription.wildcard,
-        sent_at=answers.sent_at,
-        acked_at=answers.acked_at,
-        version=answers.version,
-        unanswered=len(answers.unanswered),
+        sent_at=acks.sent_at,
+        acked_at=acks.acked_at,
+        version=acks.version,
+        unanswered=len(acks.unanswered),
         waiting=waiting,
-        last_error=answers.last_error,
-        synced=watch.quiet and not waiting,
+        last_error=acks.last_error,
+        synced=watch.synced and not waiting,
         watch=watch,
     )
 
 
-def waiting(
-    watch: Watch, watches: Mapping[str, Watch], *, handed_out: float, heard: float, aggregated: bool
-) -> Waiting | None:
-    """Say what a type waits for that is served.
+def wait_reason(
+    watch: Watch,
+    watches: Mapping[str, Watch],
+    *,
+    last_response_at: float,
+    last_request_at: float,
+    aggregated: bool,
+) -> WaitReason | None:
+    """Return what a served type waits for; None if it waits for nothing.
 
-    `handed_out` is when the last response of the stream was, and `heard` when the client last said anything. What other
-    types have to bring is only known of a stream that is `aggregated`.
+    Args:
+        watch: Watch of the type.
+        watches: All watches of the stream, by type.
+        last_response_at: Time of the last response on the stream.
+        last_request_at: Time of the last request on the stream.
+        aggregated: Whether the stream is aggregated. Only then are the resources of other types known.
     """
-    unanswered, clusters = watch.answers.waiting_since, watches[CLUSTER].answers.waiting_since
+    unanswered, clusters = watch.acks.waiting_since, watches[CLUSTER].acks.waiting_since
     if unanswered is not None:
-        # A client that has been silent since then may be hung: nothing tells that it waits for more.
-        warms = aggregated and watch.type_url == CLUSTER and heard >= unanswered
-        needed = _needed(watch, watches, handed_out) if warms else None
-        return Waiting(for_=needed[0] if needed else ACK, since=unanswered)
+        # A client that has sent nothing since then may hang, so it may not be waiting for other types.
+        warms = aggregated and watch.type_url == CLUSTER and last_request_at >= unanswered
+        needed = _needed(watch, watches, last_response_at) if warms else None
+        return WaitReason(reason=needed[0] if needed else ACK, since=unanswered)
     if watch.pending:
         if watch.type_url in AFTER_CLUSTERS and clusters is not None:
-            return Waiting(for_=CLUSTER, since=clusters)
-        return Waiting(for_=LISTENER if watch.withheld else READ, since=handed_out)
-    if aggregated and watch.type_url == LISTENER and (needed := _needed(watch, watches, handed_out)):
-        return Waiting(for_=needed[0], since=needed[1])
+            return WaitReason(reason=CLUSTER, since=clusters)
+        return WaitReason(reason=LISTENER if watch.withheld else READ, since=last_response_at)
+    if aggregated and watch.type_url == LISTENER and (needed := _needed(watch, watches, last_response_at)):
+        return WaitReason(reason=needed[0], since=needed[1])
     return None
 
 
-def _needed(watch: Watch, watches: Mapping[str, Watch], brought: float) -> tuple[str, float] | None:
-    """Return the type that what a client took of another waits for, and since when: `brought` for what it had already."""
-    unsure = {type_url: each.answers.unsure for type_url, each in watches.items()}
+def _needed(watch: Watch, watches: Mapping[str, Watch], default: float) -> tuple[str, float] | None:
+    """Return the type that a client's resources wait for, and since when (`default` if not known)."""
+    unacked = {type_url: other.acks.unacked for type_url, other in watches.items()}
     waits: dict[str, float] = {}
     for name in watch.sent:
         resource = watch.get(name)
-        if not resource or name in watch.answers.rejected:
+        if not resource or name in watch.acks.rejected:
             continue
         for type_url, ref in resource.refs:
             used = watches.get(type_url)
-            if used and _lacks(used, ref, unsure[type_url]):
-                since = watch.answers.updated_at(name) or brought
+            if used and _lacks(used, ref, unacked[type_url]):
+                since = watch.acks.updated_at(name) or default
                 waits[type_url] = min(waits.get(type_url, since), since)
     return min(waits.items(), key=lambda item: item[1]) if waits else None
 
 
-def _lacks(watch: Watch, name: str, unsure: set[str]) -> bool:
-    """Whether a client has yet to ask for, get or take something that another resource refers to."""
+def _lacks(watch: Watch, name: str, unacked: set[str]) -> bool:
+    """Whether a client must still subscribe to, receive or ACK a resource that another one refers to."""
     if not watch.subscription.covers(name):
         return True
     if watch.type_url == ENDPOINT and not watch.get(name):
-        return False  # It was told that there is none, and goes on.
-    return name not in watch.sent or name in unsure or name in watch.answers.rejected
+        return False  # The client knows that there is no assignment, and does not wait for one.
+    return name not in watch.sent or name in unacked or name in watch.acks.rejected
 
 
-def _resource_status(watch: Watch, name: str, unsure: set[str]) -> ResourceStatus:
+def _resource_status(watch: Watch, name: str, unacked: set[str]) -> ResourceStatus:
     resource = watch.get(name)
     version = watch.sent.get(name, "")
-    error = watch.answers.rejected.get(name)
-    if error and resource and error.version == resource.version and name not in unsure:
+    error = watch.acks.rejected.get(name)
+    if error and resource and error.version == resource.version and name not in unacked:
         state = State.ERROR
     elif name not in watch.sent:
         state = State.NOT_SENT
-    elif name in unsure or not resource or resource.version != version or name in watch.lingering:
+    elif name in unacked or not resource or resource.version != version or name in watch.lingering:
         state = State.STALE
     else:
         state = State.STALE if name in watch.rejections or watch.is_due(name) else State.SYNCED
@@ -192,6 +216,6 @@ def _resource_status(watch: Watch, name: str, unsure: set[str]) -> ResourceStatu
         state=state,
         version=version,
         resource=resource,
-        updated_at=watch.answers.updated_at(name) if name in watch.sent else None,
+        updated_at=watch.acks.updated_at(name) if name in watch.sent else None,
         error=error,
     )

@@ -1,4 +1,4 @@
-"""Which resources of one type a client wants: names, or all of them, asked for in the old way or the new."""
+"""A client's subscription to one type: names, glob collections, or a wildcard (legacy or explicit)."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _MEMBERS = "/*"
 
 
 def collection(name: str) -> str:
-    """Return the glob collection that a resource is in by its name: what is before the last slash, and `/*`.
+    """Return the glob collection of a resource name: the part before the last slash, and `/*`.
 
-    The parameters of an xdstp name are those of its collection. Empty: there is no slash in the name.
+    A collection has the context parameters of its xdstp names. The result is empty if the name has no slash.
     """
     path, mark, parameters = name.partition("?") if name.startswith(_URN) else (name, "", "")
     parent, slash, _ = path.rpartition("/")
@@ -24,15 +24,15 @@ def collection(name: str) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Difference:
-    """What a request changed in a subscription."""
+class SubscriptionChange:
+    """Changes that a request made to a subscription."""
 
     asked: tuple[str, ...] = ()
-    """Names that want an answer, whether or not there is such a resource."""
+    """Names that require a response, even if there is no such resource."""
     entered: bool = False
-    """Whether the client wants all resources from now on, and did not before."""
+    """Whether the request started a wildcard subscription."""
     dropped: bool = False
-    """Whether there may be resources that the client no longer wants."""
+    """Whether the client may have unsubscribed from resources."""
 
     def __bool__(self) -> bool:
         return bool(self.asked) or self.entered or self.dropped
@@ -41,9 +41,10 @@ class Difference:
 class Subscription:
     """A client's subscription to one type.
 
-    `legacy` says whether a client that has never named anything wants everything, as it was before `*`. That is so
-    for listeners and clusters; for the other types it would send the whole mesh to those who only said hello. `globs`
-    says whether a name that ends in `/*` stands for a collection.
+    Args:
+        legacy: Whether a client that has never named a resource subscribes to all of them, as before the name
+            `*` existed. Envoy's xDS protocol page defines this for listeners and clusters only.
+        globs: Whether a name that ends in `/*` subscribes to a collection.
     """
 
     __slots__ = ("_globs", "_legacy", "collections", "names", "size", "wildcard")
@@ -51,28 +52,29 @@ class Subscription:
     def __init__(self, *, legacy: bool, globs: bool = True) -> None:
         self.names: frozenset[str] = frozenset()
         self.collections: frozenset[str] = frozenset()
-        """Those of the names that stand for all resources of a collection."""
+        """Names that subscribe to a glob collection."""
         self.wildcard = False
+        """Whether the client subscribes to all resources of the type."""
         self.size = 0
-        """Bytes of the names."""
+        """Size of the names, in bytes."""
         self._legacy = legacy
         self._globs = globs
 
     def covers(self, name: str) -> bool:
-        """Whether the client wants the resource of this name, if there is one."""
+        """Whether the client subscribes to a resource name."""
         return (
             self.wildcard
             or name in self.names
             or (bool(self.collections) and collection(name) in self.collections)
         )
 
-    def replace(self, names: Collection[str]) -> Difference:
-        """Take the whole list of a state-of-the-world request."""
+    def replace(self, names: Collection[str]) -> SubscriptionChange:
+        """Apply a state-of-the-world request, which has all names."""
         if names:
             self._legacy = False
         wildcard = WILDCARD in names or self._legacy
         wanted = dict.fromkeys(name for name in names if name != WILDCARD)
-        difference = Difference(
+        difference = SubscriptionChange(
             asked=tuple(name for name in wanted if name not in self.names),
             entered=wildcard and not self.wildcard,
             dropped=(self.wildcard and not wildcard) or any(name not in wanted for name in self.names),
@@ -84,18 +86,21 @@ class Subscription:
             self.wildcard = wildcard
         return difference
 
-    def change(self, subscribe: Iterable[str], unsubscribe: Iterable[str]) -> Difference:
-        """Apply a delta request: first what it adds, then what it takes away."""
-        added, taken = dict.fromkeys(subscribe), dict.fromkeys(unsubscribe)
-        before = self.wildcard
+    def change(self, subscribe: Iterable[str], unsubscribe: Iterable[str]) -> SubscriptionChange:
+        """Apply a delta request.
+
+        Names to subscribe to are added before names to unsubscribe from are removed.
+        """
+        added, removed = dict.fromkeys(subscribe), dict.fromkeys(unsubscribe)
+        was_wildcard = self.wildcard
         self.wildcard = (
-            before or WILDCARD in added or (self._legacy and not added)
-        ) and WILDCARD not in taken
+            was_wildcard or WILDCARD in added or (self._legacy and not added)
+        ) and WILDCARD not in removed
         self._legacy = False
         added.pop(WILDCARD, None)
-        taken.pop(WILDCARD, None)
+        removed.pop(WILDCARD, None)
         new = [name for name in added if name not in self.names]
-        gone = [name for name in taken if name in self.names or name in added]
+        gone = [name for name in removed if name in self.names or name in added]
         if new:
             self.names = self.names.union(new)
             self.collections = self.collections.union(self._collections(new))
@@ -103,22 +108,23 @@ class Subscription:
             self.names = self.names.difference(gone)
             self.collections = self.collections.difference(gone)
         self.size += size_of(new) - size_of(gone)
-        # A client may subscribe again to what it has lost, and one that takes a name back from a subscription to
-        # everything has forgotten the resource, though it still wants it: both wait for an answer.
+        # Two kinds of names require a response. A client may subscribe again to a resource that it has lost.
+        # And a client with a wildcard subscription that unsubscribes from a name has deleted the resource,
+        # although the wildcard still covers it.
         asked = (*(name for name in added if name in self.names), *(gone if self.wildcard else ()))
-        return Difference(
+        return SubscriptionChange(
             asked=asked,
-            entered=self.wildcard and not before,
-            dropped=(before and not self.wildcard) or bool(gone),
+            entered=self.wildcard and not was_wildcard,
+            dropped=(was_wildcard and not self.wildcard) or bool(gone),
         )
 
-    def share(self, known: Callable[[Collection[str]], Collection[str]]) -> None:
-        """Replace the client's copies of names by those of the server, which many clients share."""
-        self.names = frozenset(known(self.names))
+    def share(self, share_strings: Callable[[Collection[str]], Collection[str]]) -> None:
+        """Replace the names by the server's equal strings, which all clients share."""
+        self.names = frozenset(share_strings(self.names))
         self.collections = self._collections(self.names)
 
     def is_collection(self, name: str) -> bool:
-        """Whether a name stands for all resources of a collection."""
+        """Whether a name subscribes to a glob collection."""
         return self._globs and _MEMBERS in name and name == collection(name)
 
     def _collections(self, names: Iterable[str]) -> frozenset[str]:

@@ -15,7 +15,7 @@ from xds.snapshot import (
     VIRTUAL_HOST,
 )
 
-SHORT = {
+SHORT_NAMES = {
     CLUSTER: "CDS",
     ENDPOINT: "EDS",
     SECRET: "SDS",
@@ -27,9 +27,9 @@ SHORT = {
     RUNTIME: "RTDS",
     EXTENSION_CONFIG: "ECDS",
 }
-"""By type, what the service that serves it is called for short, as in Envoy's documentation."""
+"""Short name of each type's discovery service, as in Envoy's documentation."""
 
 
-def short(type_url: str) -> str:
-    """Return what people call a type: `CDS`, or the message's name if its service has no such name."""
-    return SHORT.get(type_url) or type_url.rpartition("/")[2].rpartition(".")[2] or type_url
+def short_name(type_url: str) -> str:
+    """Return the short name of a type, such as `CDS`, or the name of its message if it has none."""
+    return SHORT_NAMES.get(type_url) or type_url.rpartition("/")[2].rpartition(".")[2] or type_url

@@ -1,7 +1,7 @@
 """The wire format of discovery requests.
 
-Only the fields that a server acts on are described; everything else in a request is skipped. The description is
-this module's own, in a pool of its own, so that the protocol stands without any generated code.
+The schema below has only the fields that a server uses; other fields of a request are skipped. It is in a
+descriptor pool of its own, so that `xds.protocol` needs no generated code.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 
-from xds.protocol.limits import DEFAULT, Limits, RequestError
+from xds.protocol.limits import DEFAULT_LIMITS, Limits, RequestError
 
 _PACKAGE = "xds.protocol.wire"
 
 _STRING = "string"
 _INT = "int32"
-_MANY = "repeated "
+_REPEATED = "repeated "
 
-# Initial versions are a map on the wire, which is the same bytes as repeated pairs.
+# Initial versions are a map. On the wire, a map is the same as repeated pairs.
 _SCHEMA = {
     "Version": (("major", 1, _INT), ("minor", 2, _INT), ("patch", 3, _INT)),
     "Build": (("version", 1, "Version"),),
@@ -32,14 +32,14 @@ _SCHEMA = {
         ("user_agent_name", 6, _STRING),
         ("user_agent_version", 7, _STRING),
         ("user_agent_build_version", 8, "Build"),
-        ("client_features", 10, _MANY + _STRING),
+        ("client_features", 10, _REPEATED + _STRING),
     ),
     "Status": (("code", 1, _INT), ("message", 2, _STRING)),
     "Pair": (("key", 1, _STRING), ("value", 2, _STRING)),
     "Request": (
         ("version_info", 1, _STRING),
         ("node", 2, "Node"),
-        ("resource_names", 3, _MANY + _STRING),
+        ("resource_names", 3, _REPEATED + _STRING),
         ("type_url", 4, _STRING),
         ("response_nonce", 5, _STRING),
         ("error_detail", 6, "Status"),
@@ -47,69 +47,97 @@ _SCHEMA = {
     "DeltaRequest": (
         ("node", 1, "Node"),
         ("type_url", 2, _STRING),
-        ("resource_names_subscribe", 3, _MANY + _STRING),
-        ("resource_names_unsubscribe", 4, _MANY + _STRING),
-        ("initial_resource_versions", 5, _MANY + "Pair"),
+        ("resource_names_subscribe", 3, _REPEATED + _STRING),
+        ("resource_names_unsubscribe", 4, _REPEATED + _STRING),
+        ("initial_resource_versions", 5, _REPEATED + "Pair"),
         ("response_nonce", 6, _STRING),
         ("error_detail", 7, "Status"),
     ),
 }
 
 
-LONGEST_ID = 1024
-"""Bytes of the longest node.id, type_url and other text of a node: they are kept for each stream, and said in the log."""
+MAX_ID_LENGTH = 1024
+"""Maximum length of type_url and of each string of a node, in bytes.
+
+They are stored per stream, and logged.
+"""
 MAX_CLIENT_FEATURES = 256
-"""Items of node.client_features, of at most LONGEST_ID bytes each: Envoy has fewer than ten."""
+"""Maximum number of items in node.client_features. Envoy sends fewer than ten."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """Who is at the other end, in its own words."""
+    """The client's node, as the client describes itself."""
 
     id: str
+    """ID of the node (`node.id`)."""
     cluster: str = ""
+    """Cluster that the node belongs to (`node.cluster`)."""
     user_agent_name: str = ""
+    """Name of the client, such as `envoy` (`node.user_agent_name`)."""
     user_agent_version: str = ""
+    """Version of the client: its build version if it sends one, otherwise `node.user_agent_version`."""
     client_features: tuple[str, ...] = ()
+    """Features that the client supports (`node.client_features`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ErrorDetail:
-    """Why a client rejected a response."""
+    """The error of a NACK (`error_detail`)."""
 
     code: int
+    """Status code (google.rpc.Code)."""
     message: str
+    """Error message of the client."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """A DiscoveryRequest: the whole subscription to a type, and an answer to the response that it names."""
+    """A DiscoveryRequest. It has the whole subscription to a type, and may answer a response."""
 
     node: Node | None = None
-    """Only the first request of a stream is sure to have it."""
+    """Node of the client. Only the first request of a stream must have it."""
     type_url: str = ""
+    """Type URL of the request; empty if the stream is for one type only."""
     nonce: str = ""
+    """Nonce of the response that the request answers; empty if it answers none."""
     error: ErrorDetail | None = None
+    """Error of a NACK; None in an ACK."""
     names: tuple[str, ...] = ()
+    """All names that the client subscribes to."""
     version: str = ""
+    """Version of the last response that the client accepted (`version_info`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeltaRequest:
-    """A DeltaDiscoveryRequest: changes to the subscription to a type, and an answer to one response."""
+    """A DeltaDiscoveryRequest. It changes the subscription to a type, and may answer a response."""
 
     node: Node | None = None
+    """Node of the client. Only the first request of a stream must have it."""
     type_url: str = ""
+    """Type URL of the request; empty if the stream is for one type only."""
     nonce: str = ""
+    """Nonce of the response that the request answers; empty if it answers none."""
     error: ErrorDetail | None = None
+    """Error of a NACK; None in an ACK."""
     subscribe: tuple[str, ...] = ()
+    """Names to subscribe to."""
     unsubscribe: tuple[str, ...] = ()
+    """Names to unsubscribe from."""
     initial_versions: tuple[tuple[str, str], ...] = ()
-    """Name and version of what the client has from an earlier stream."""
+    """Name and version of each resource that the client has from an earlier stream
+    (`initial_resource_versions`).
+    """
 
 
-def parse_request(data: bytes, limits: Limits = DEFAULT) -> Request:
-    """Read a DiscoveryRequest. RequestError: it is malformed; LimitError: it has too many names, or too long ones."""
+def parse_request(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Request:
+    """Decode a DiscoveryRequest.
+
+    Raises:
+        RequestError: The request is malformed.
+        LimitError: The request has too many names, or a name is too long.
+    """
     message = _decode(_REQUEST, data)
     _check(message, limits, "resource_names")
     names = tuple(message.resource_names)
@@ -124,8 +152,13 @@ def parse_request(data: bytes, limits: Limits = DEFAULT) -> Request:
     )
 
 
-def parse_delta_request(data: bytes, limits: Limits = DEFAULT) -> DeltaRequest:
-    """Read a DeltaDiscoveryRequest. RequestError: it is malformed; LimitError: it has too many names, or too long ones."""
+def parse_delta_request(data: bytes, limits: Limits = DEFAULT_LIMITS) -> DeltaRequest:
+    """Decode a DeltaDiscoveryRequest.
+
+    Raises:
+        RequestError: The request is malformed.
+        LimitError: The request has too many names, or a name is too long.
+    """
     message = _decode(_DELTA_REQUEST, data)
     _check(
         message,
@@ -152,11 +185,14 @@ def parse_delta_request(data: bytes, limits: Limits = DEFAULT) -> DeltaRequest:
 
 
 def _check(message: Any, limits: Limits, *lists: str) -> None:
-    """Refuse what is too much before anything is done with it, and say so in few words: they go into a header."""
+    """Check a request's size before it is processed.
+
+    Messages are short, because they are sent in a header.
+    """
     for name in lists:
         limits.check_count(name, len(getattr(message, name)))
     node = message.node
-    kept = (
+    stored = (
         ("node.id", node.id),
         ("node.cluster", node.cluster),
         ("node.user_agent_name", node.user_agent_name),
@@ -164,9 +200,9 @@ def _check(message: Any, limits: Limits, *lists: str) -> None:
         *(("node.client_features", feature) for feature in node.client_features[:MAX_CLIENT_FEATURES]),
         ("type_url", message.type_url),
     )
-    for name, value in kept:
-        if len(value.encode()) > LONGEST_ID:
-            raise RequestError(f"{name} is longer than {LONGEST_ID:,} bytes")
+    for name, value in stored:
+        if len(value.encode()) > MAX_ID_LENGTH:
+            raise RequestError(f"{name} is longer than {MAX_ID_LENGTH:,} bytes")
     if len(node.client_features) > MAX_CLIENT_FEATURES:
         raise RequestError(f"node.client_features has more than {MAX_CLIENT_FEATURES} items")
 
@@ -176,13 +212,13 @@ def _node(message: Any) -> Node | None:
         return None
     node = message.node
     build = node.user_agent_build_version.version
-    numbered = node.HasField("user_agent_build_version")
+    has_build = node.HasField("user_agent_build_version")
     return Node(
         id=node.id,
         cluster=node.cluster,
         user_agent_name=node.user_agent_name,
         user_agent_version=f"{build.major}.{build.minor}.{build.patch}"
-        if numbered
+        if has_build
         else node.user_agent_version,
         client_features=tuple(node.client_features),
     )
@@ -215,12 +251,12 @@ def _schema() -> DescriptorPool:
 
 
 def _field(name: str, number: int, kind: str) -> FieldDescriptorProto:
-    many = kind.startswith(_MANY)
-    kind = kind.removeprefix(_MANY)
+    repeated = kind.startswith(_REPEATED)
+    kind = kind.removeprefix(_REPEATED)
     field = FieldDescriptorProto(
         name=name,
         number=number,
-        label=FieldDescriptorProto.LABEL_REPEATED if many else FieldDescriptorProto.LABEL_OPTIONAL,
+        label=FieldDescriptorProto.LABEL_REPEATED if repeated else FieldDescriptorProto.LABEL_OPTIONAL,
     )
     match kind:
         case "string":

@@ -17,7 +17,7 @@ import grpc.aio
 import structlog
 
 from xds.protocol.events import Connected, Event
-from xds.protocol.limits import DEFAULT, Budgets, LimitError, Limits, RequestError
+from xds.protocol.limits import DEFAULT_LIMITS, Budgets, LimitError, Limits, RequestError
 from xds.protocol.session import Session, Variant
 from xds.protocol.wire import parse_request
 from xds.server.admission import REQUEST_WITHIN
@@ -56,7 +56,7 @@ class DiscoveryService:
         identifier: str = "",
         observer: Observer | None = None,
         authenticate: Authenticate | None = None,
-        limits: Limits = DEFAULT,
+        limits: Limits = DEFAULT_LIMITS,
     ) -> None:
         self._proxies = proxies
         self._authenticate = authenticate

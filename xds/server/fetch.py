@@ -9,7 +9,7 @@ import structlog
 
 from xds.protocol.events import Subscribed
 from xds.protocol.limits import Budgets, RequestError
-from xds.protocol.responses import response
+from xds.protocol.responses import encode_response
 from xds.protocol.subscription import Subscription
 from xds.protocol.wire import Request
 from xds.server.proxies import Proxies, Refused, StreamInfo, Subscriber, connected, nothing_known
@@ -34,7 +34,7 @@ class Fetched:
 
     def response(self, identifier: str = "") -> bytes:
         """Return it as a DiscoveryResponse. Its nonce is the version: there is no stream for it to be unique on."""
-        return response(
+        return encode_response(
             type_url=self.type_url,
             version=self.version,
             nonce=self.version,
@@ -66,8 +66,8 @@ async def fetch(
     wanted.replace(request.names)
     try:
         with connected(proxies, budgets, request.node, info) as subscriber:
-            assert subscriber.lease  # noqa: S101 - it is open in this block
-            subscriber.lease.use(len(wanted.names), wanted.size)
+            assert subscriber.reservation  # noqa: S101 - it is open in this block
+            subscriber.reservation.use(len(wanted.names), wanted.size)
             proxies.observe(
                 subscriber, Subscribed(type_url=type_url, names=wanted.names, wildcard=wanted.wildcard)
             )

@@ -13,7 +13,7 @@ import grpc.aio
 import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
-from xds.protocol.limits import DEFAULT, Limits
+from xds.protocol.limits import DEFAULT_LIMITS, Limits
 from xds.server.admission import Checked
 from xds.server.connections import ConnectionGuard
 from xds.server.discovery import DiscoveryService
@@ -24,7 +24,7 @@ log = structlog.get_logger(__name__)
 
 OPTIONS = (
     # A proxy that reconnects names all that it has, which is more than the default 4 MiB in a large mesh.
-    ("grpc.max_receive_message_length", DEFAULT.request_size),
+    ("grpc.max_receive_message_length", DEFAULT_LIMITS.request_size),
     ("grpc.max_send_message_length", -1),
     # Per connection. A proxy has one stream, or one per type; a stream that was cancelled counts until it is cleared away.
     ("grpc.max_concurrent_streams", 100),
@@ -103,7 +103,7 @@ class XdsServer:
         added: Iterable[Callable[[grpc.aio.Server, DiscoveryService], None]] = (),
         secure: Iterable[tuple[str, grpc.ServerCredentials]] = (),
         authenticate: Authenticate | None = None,
-        limits: Limits = DEFAULT,
+        limits: Limits = DEFAULT_LIMITS,
     ) -> None:
         self.discovery = DiscoveryService(
             proxies, identifier=identifier, observer=observer, authenticate=authenticate, limits=limits

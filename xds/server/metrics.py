@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from xds.protocol.events import Acked, Event, Nacked, Subscribed
 from xds.protocol.session import Variant
-from xds.protocol.types import SHORT
+from xds.protocol.types import SHORT_NAMES
 from xds.server import Stream
 from xds.server.convergence import Waits
 from xds.server.stream import now
@@ -23,7 +23,7 @@ LATENCIES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5,
 
 def label(type_url: str) -> str:
     """Return the value of the label `type`: `cds` and so on; clients may ask for any type, and those are all `other`."""
-    return SHORT.get(type_url, OTHER).lower()
+    return SHORT_NAMES.get(type_url, OTHER).lower()
 
 
 @dataclass(frozen=True, slots=True)

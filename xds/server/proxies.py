@@ -14,7 +14,7 @@ import grpc
 import grpc.aio
 
 from xds.protocol.events import Acked, Nacked, Subscribed
-from xds.protocol.limits import Budgets, Lease, LimitError, RequestError
+from xds.protocol.limits import Budgets, LimitError, RequestError, Reservation
 from xds.protocol.session import Session, Variant
 from xds.protocol.wire import Node
 from xds.snapshot import Snapshot
@@ -109,7 +109,7 @@ class Subscriber:
         self.stream = stream
         self.client: Hashable = node.id
         """Whose budget the stream is charged to. `Proxies` that know more of the client than its node id set another key."""
-        self.lease: Lease | None = None
+        self.reservation: Reservation | None = None
         """What the stream uses of that budget; None before it is open."""
         self.snapshot: Snapshot | None = None
         self.session: Session | None = None
@@ -137,8 +137,8 @@ class Subscriber:
 
     def charge(self, client: Hashable) -> None:
         """Charge the stream to another client's budget from now on."""
-        if self.lease and client != self.client:
-            self.lease.move(client)
+        if self.reservation and client != self.client:
+            self.reservation.move(client)
         self.client = client
 
     def refuse(self, code: grpc.StatusCode, message: str) -> None:
@@ -167,12 +167,12 @@ def connected(proxies: Proxies, budgets: Budgets, node: Node, stream: StreamInfo
     """Let a stream in until the block ends, and charge its client for it. Refused, LimitError: it is not let in."""
     subscriber = proxies.connect(node, stream)
     try:
-        subscriber.lease = budgets.open(subscriber.client)
+        subscriber.reservation = budgets.open(subscriber.client)
         try:
             yield subscriber
         finally:
-            subscriber.lease.close()
-            subscriber.lease = None
+            subscriber.reservation.close()
+            subscriber.reservation = None
     finally:
         proxies.disconnect(subscriber)
         # An event that is still to be taken may keep the subscriber: it need not keep all that the client had.

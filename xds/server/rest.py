@@ -20,7 +20,7 @@ from aiohttp import web
 from google.protobuf import json_format
 
 from xds.codec import message_class, pool, to_dict
-from xds.protocol.limits import DEFAULT, Budgets, Limits, RequestError
+from xds.protocol.limits import DEFAULT_LIMITS, Budgets, Limits, RequestError
 from xds.protocol.session import Variant
 from xds.protocol.wire import Request, parse_request
 from xds.server.fair_share import FairThread
@@ -78,7 +78,7 @@ class RestServer:
         port: int,
         *,
         identifier: str = "",
-        limits: Limits = DEFAULT,
+        limits: Limits = DEFAULT_LIMITS,
         patience: float = PATIENCE,
         failed: Counter[grpc.StatusCode] | None = None,
         names: Iterable[str] = (),

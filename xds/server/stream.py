@@ -127,8 +127,8 @@ class Stream:
     def take(self, events: list[Event], proxies: Proxies, observer: Observer | None) -> None:
         """Charge the client for a request, and tell those who care what it meant. LimitError: the client exceeds its budget."""
         self.moves += 1
-        if self.subscriber.lease:
-            self.subscriber.lease.use(self.session.names, self.session.size)
+        if self.subscriber.reservation:
+            self.subscriber.reservation.use(self.session.names, self.session.size)
         for event in events:
             if observer:
                 observer.received(self, event)
@@ -169,7 +169,7 @@ class Stream:
             if reader.done() and closed_at is None:
                 await reader
                 closed_at = now()
-                self.session.expect_no_answers()
+                self.session.expect_no_acks()
             snapshot = self.subscriber.snapshot
             if snapshot and snapshot is not served:
                 served = snapshot

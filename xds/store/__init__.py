@@ -1,11 +1,11 @@
-"""Resources for those who connect: set, changed and removed by a program, for one node, a group of nodes, or all.
+"""A store of resources that a program sets, for all nodes, a group of nodes, or one node.
 
     store = Store()
     server = XdsServer(store, "127.0.0.1:18000")
-    store.set(cluster, listener)                # for every node
-    store.set(route, node="ingress-1")          # and this for one
+    store.set(cluster, listener)                # for all nodes
+    store.set(route, node="ingress-1")          # for one node
 
-The library stands alone: nothing of the mesh, of Kubernetes or of files is imported for it.
+The library is independent of the control plane in `xds.mesh` and of Kubernetes.
 """
 
 from xds.protocol.events import Acked, Connected, Nacked, Subscribed

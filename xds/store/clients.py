@@ -1,4 +1,4 @@
-"""Who is connected, and whether it has what it should."""
+"""Connected clients, and whether they have ACKed their resources."""
 
 from __future__ import annotations
 
@@ -9,49 +9,54 @@ from xds.protocol.acks import Rejection
 from xds.protocol.status import SNAPSHOT, TypeStatus
 from xds.protocol.wire import Node
 from xds.server import StreamInfo, Subscriber
-from xds.store.scopes import Scope, View
+from xds.store.scopes import Scope, ScopeView
 
-_AGAIN = 0.01
-"""Seconds after which a stream is looked at again that had no turn yet since it was given something."""
-_MOST_NAMES = 10
-"""Of resources in one error."""
-_AT_ONCE = 100
-"""Clients that are looked at before the event loop gets its turn: a few milliseconds."""
+_POLL_INTERVAL = 0.01
+"""Seconds between two checks of a stream that has not processed its latest snapshot yet."""
+_MAX_NAMES = 10
+"""Maximum number of resource names in one error."""
+_BATCH_SIZE = 100
+"""Number of clients to check before yielding to the event loop, which takes a few milliseconds."""
 
 
 class NackError(Exception):
-    """A client rejected what it should have, and is sent nothing in its place until that is changed."""
+    """A client rejected a resource. It keeps its previous version until the resource changes."""
 
     def __init__(self, node: Node, status: TypeStatus, rejection: Rejection) -> None:
         self.node = node
+        """Node of the client."""
         self.type_url = status.type_url
-        self.names = tuple(one.name for one in status.resources if one.error)
-        """Of the resources that it means, as far as it says so; of all that came together if it does not."""
+        """Type URL of the rejected resources."""
+        self.names = tuple(resource.name for resource in status.resources if resource.error)
+        """Names of the rejected resources; those of the whole response if the client names none."""
         self.message = rejection.message
-        """The client's own words, without any key material that they quote."""
+        """Error message of the client, without private keys that it quotes."""
         self.sources = rejection.sources
-        """The objects that what it rejected was made from."""
+        """Objects that the rejected resources were made from."""
         kind = self.type_url.rpartition(".")[2]
-        super().__init__(f"{node.id} rejected {kind} {', '.join(self.names[:_MOST_NAMES])}: {self.message}")
+        super().__init__(f"{node.id} rejected {kind} {', '.join(self.names[:_MAX_NAMES])}: {self.message}")
 
 
 class Client(Subscriber):
-    """A stream, and what it is to get."""
+    """A stream and the view of the store that it receives."""
 
-    def __init__(self, node: Node, stream: StreamInfo, view: View, group: str) -> None:
+    def __init__(self, node: Node, stream: StreamInfo, view: ScopeView, group: str) -> None:
         super().__init__(node, stream)
         self.view = view
         self.group = group
 
     def is_in(self, scope: Scope) -> bool:
-        """Whether it is one of those that a scope is for."""
+        """Whether the client's node is in a scope."""
         return scope.node in {"", self.node.id} and scope.group in {"", self.group}
 
-    def has_all(self) -> bool:
-        """Whether the client has what it should, and said so. NackError: it rejected something."""
+    def is_synced(self) -> bool:
+        """Whether the client has ACKed all that it subscribes to.
+
+        Raise NackError if it rejected a resource.
+        """
         if not self.session or not self.snapshot:
             return False
-        if self.session.quiet:
+        if self.session.synced:
             return all(status.synced or _is_unserved(status) for status in self.session.status())
         for status in self.session.status():
             if status.last_error and not status.waiting:
@@ -60,43 +65,44 @@ class Client(Subscriber):
 
 
 def _is_unserved(status: TypeStatus) -> bool:
-    return status.waiting is not None and status.waiting.for_ == SNAPSHOT
+    return status.waiting is not None and status.waiting.reason == SNAPSHOT
 
 
-class Wait:
-    """Waits until clients have what they should."""
+class AppliedWaiter:
+    """Waits until a set of clients has ACKed its resources."""
 
     def __init__(self, clients: Iterable[Client]) -> None:
-        self._left = set(clients)
-        self._due = set(self._left)
-        """Those of them that may have it now."""
+        self._pending = set(clients)
+        """Clients that have not ACKed everything yet."""
+        self._unchecked = set(self._pending)
+        """Pending clients that have changed since the last check."""
         self._wake = asyncio.Event()
 
-    def look_at(self, client: Client) -> None:
-        """Something happened to a client."""
-        if client in self._left:
-            self._due.add(client)
+    def notify(self, client: Client) -> None:
+        """Check a client again, because its snapshot or its status has changed."""
+        if client in self._pending:
+            self._unchecked.add(client)
             self._wake.set()
 
-    def leave_out(self, client: Client) -> None:
-        """Wait for a client no more."""
-        self._left.discard(client)
-        self._due.discard(client)
+    def discard(self, client: Client) -> None:
+        """Stop waiting for a client."""
+        self._pending.discard(client)
+        self._unchecked.discard(client)
         self._wake.set()
 
-    async def done(self) -> None:
-        """Return when all have. NackError: one will not."""
-        while self._left:
+    async def wait(self) -> None:
+        """Return when all clients have ACKed their resources. Raise NackError if one rejects a resource."""
+        while self._pending:
             self._wake.clear()
-            await asyncio.sleep(0)  # What was published is looked at by the streams first.
-            for number, client in enumerate(tuple(self._due), 1):
+            await asyncio.sleep(0)  # Let the streams process the latest snapshots first.
+            for number, client in enumerate(tuple(self._unchecked), 1):
                 if not client.changed.is_set():
-                    self._due.discard(client)
-                    if client.has_all():
-                        self._left.discard(client)
-                if number % _AT_ONCE == 0:
+                    self._unchecked.discard(client)
+                    if client.is_synced():
+                        self._pending.discard(client)
+                if number % _BATCH_SIZE == 0:
                     await asyncio.sleep(0)
-            if self._due:
-                await asyncio.sleep(_AGAIN)
-            elif self._left:
+            if self._unchecked:
+                await asyncio.sleep(_POLL_INTERVAL)
+            elif self._pending:
                 await self._wake.wait()

@@ -1,4 +1,4 @@
-"""What the nodes did, for programs that follow it."""
+"""Events of a store's clients, as an asynchronous iterator."""
 
 from __future__ import annotations
 
@@ -16,51 +16,53 @@ from xds.server import Subscriber
 log = structlog.get_logger(__name__)
 
 MAX_NAMES = 1_000_000
-"""Names in the subscriptions that wait to be taken: each event has all names of its client, up to 100,000 of them."""
+"""Maximum number of names in queued `Subscribed` events. Each has all names of its client, up to 100,000."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Disconnected:
-    """A stream has ended."""
+    """A client's stream has ended."""
 
     node: Node
+    """Node of the client."""
 
 
 Event: TypeAlias = Connected | Disconnected | Subscribed | Acked | Nacked
 
 
 class Events:
-    """What happens from now on, one pair after the other: the stream (with its `node`), and what it did.
+    """Asynchronous iterator over the events of a store's clients, as pairs of a stream and an event.
 
-    Who does not keep up costs no more than `limit` pairs and a million names in them: the oldest are dropped, and counted in `missed`. Nobody waits.
-    It goes on until `close`, or until nobody has it any more.
+    A reader that is slower than the clients does not slow them down. At most `limit` events and a million
+    names in them are queued; then the oldest events are dropped and counted in `missed`. Iteration ends after
+    `close`.
     """
 
     def __init__(self, limit: int) -> None:
         if limit < 1:
-            raise ValueError(f"limit={limit}: there must be room for at least one event")
+            raise ValueError(f"limit={limit}: the limit must be at least 1")
         self.missed = 0
-        """How many were dropped."""
+        """Number of events that were dropped because the reader was too slow."""
         self._limit = limit
-        self._kept: deque[tuple[Subscriber, Event]] = deque()
+        self._queue: deque[tuple[Subscriber, Event]] = deque()
         self._names = 0
-        """How many names the events have."""
+        """Number of names in the queued events."""
         self._wake = asyncio.Event()
         self._closed = False
 
     def put(self, subscriber: Subscriber, event: Event) -> None:
-        """Add what happened."""
-        self._kept.append((subscriber, event))
+        """Queue an event, and drop the oldest ones if the queue is full."""
+        self._queue.append((subscriber, event))
         self._names += _names(event)
-        while len(self._kept) > self._limit or (self._names > MAX_NAMES and len(self._kept) > 1):
+        while len(self._queue) > self._limit or (self._names > MAX_NAMES and len(self._queue) > 1):
             if not self.missed:
-                log.warning("events are dropped: they are not taken as fast as they come", limit=self._limit)
+                log.warning("events dropped, reader is too slow", limit=self._limit)
             self.missed += 1
             self._take()
         self._wake.set()
 
     def close(self) -> None:
-        """Let whoever iterates come to the end of it: after what is still there, there is nothing more."""
+        """End the iteration after the events that are already queued."""
         self._closed = True
         self._wake.set()
 
@@ -68,7 +70,7 @@ class Events:
         return self
 
     async def __anext__(self) -> tuple[Subscriber, Event]:
-        while not self._kept:
+        while not self._queue:
             if self._closed:
                 raise StopAsyncIteration
             self._wake.clear()
@@ -76,7 +78,7 @@ class Events:
         return self._take()
 
     def _take(self) -> tuple[Subscriber, Event]:
-        subscriber, event = self._kept.popleft()
+        subscriber, event = self._queue.popleft()
         self._names -= _names(event)
         return subscriber, event
 

@@ -1,7 +1,8 @@
-"""What is set, for whom, and what a node gets of it.
+"""Resources by scope, and the view of them that each node receives.
 
-A node gets what is set for everybody, over that what is set for its group, and over that what is set for itself: of
-two resources of one type and name, the narrower one. What is the same for many is the same objects.
+A node receives the resources that are set for all nodes, for its group and for itself. Of two resources with
+the same type and name, the one with the narrower scope is served. Nodes share the objects that they have in
+common.
 """
 
 from __future__ import annotations
@@ -15,249 +16,291 @@ import betterproto2
 from google.protobuf.message import Message
 
 from xds.protocol.subscription import WILDCARD
-from xds.resources import check_type, resource
+from xds.resources import check_type
+from xds.resources import resource as make_resource
 from xds.snapshot import EMPTY, Resource, ResourceKey, ResourceSet, Snapshot
 
-Resourceful: TypeAlias = Resource | betterproto2.Message | Message
-"""A resource, or a message to make one of."""
+ResourceLike: TypeAlias = Resource | betterproto2.Message | Message
+"""A resource, or a message that `xds.resources.resource` makes one from."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """For whom something is: a node, by its id; a group; or everybody."""
+    """The nodes that a resource is for: one node, a group of nodes, or all nodes."""
 
     node: str = ""
+    """ID of the node; empty for a group or for all nodes."""
     group: str = ""
+    """Name of the group; empty for a node or for all nodes."""
 
     @classmethod
     def of(cls, node: object, group: object) -> Scope:
-        """Check what a caller said. TypeError, ValueError: it is no scope."""
+        """Make a scope from a caller's arguments.
+
+        Raises:
+            TypeError: `node` or `group` is not a str.
+            ValueError: Both are set.
+        """
         if not isinstance(node, str) or not isinstance(group, str):
-            raise TypeError(f"node= and group= are names, not {node!r} and {group!r}")
+            raise TypeError(f"node= and group= must be str, not {node!r} and {group!r}")
         if node and group:
             raise ValueError(
-                f"either node={node!r} or group={group!r}: a node gets what is for its group anyway"
+                f"give node={node!r} or group={group!r}, not both:"
+                " a node receives its group's resources as well"
             )
         return cls(node, group)
 
 
-EVERYBODY = Scope()
+ALL_NODES = Scope()
 
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """A part of a change: away with some, or all, then here are others."""
+    """One call of a change: remove some or all resources of a scope, then set others."""
 
     scope: Scope
     resources: tuple[Resource, ...] = ()
     removed: tuple[ResourceKey, ...] = ()
     replaces: bool = False
+    """Whether the step removes all resources of the scope, or of `type_url` in the scope."""
     type_url: str = ""
-    """What is replaced; empty: every type."""
+    """Type that the step replaces; empty for all types."""
 
 
 class Change:
-    """Changes that are made together, in the order in which they are said. They reach every node in one snapshot.
+    """Changes to a store that each node receives in one snapshot. `Store.change` opens one.
 
-    RuntimeError, from every method: the block of `store.change()` has ended, and nothing would come of it.
+    The calls apply in order. Each method raises RuntimeError after the block of `Store.change` has ended.
     """
 
     def __init__(self) -> None:
         self.steps: list[_Step] = []
-        self.ended = False
-        """Whether it is too late to add anything."""
+        """Calls to apply, in order."""
+        self.closed = False
+        """Whether the block has ended, so that no call can be added."""
 
-    def set(self, *resources: Resourceful, node: str = "", group: str = "") -> None:
-        """Set resources for everybody, or for one node or group; each takes the place of one of its type and name.
+    def set(self, *resources: ResourceLike, node: str = "", group: str = "") -> None:
+        """Set resources for all nodes, or for one node or group.
 
-        ValueError: two of a type and name in one call, a type or a name that can be no resource's, or a message that
-        `resource` refuses; nothing of the call counts.
+        Each replaces the one with its type and name.
+
+        Args:
+            resources: Resources, or messages that `xds.resources.resource` accepts.
+            node: ID of the node to set them for.
+            group: Group of nodes to set them for.
+
+        Raises:
+            TypeError: An argument has the wrong type.
+            ValueError: Two resources have the same type and name, a type or name is invalid, or both `node`
+                and `group` are set. No resource of the call is set then.
         """
-        self._add(_Step(Scope.of(node, group), _made(resources)))
+        self._add(_Step(Scope.of(node, group), _to_resources(resources)))
 
     @overload
     def remove(self, type_url: str, /, *names: str, node: str = "", group: str = "") -> None: ...
 
     @overload
-    def remove(self, *resources: Resourceful, node: str = "", group: str = "") -> None: ...
+    def remove(self, *resources: ResourceLike, node: str = "", group: str = "") -> None: ...
 
-    def remove(self, *what: str | Resourceful, node: str = "", group: str = "") -> None:
-        """Take away what is set in exactly this scope: a type URL and names, or resources with these names.
+    def remove(self, *what: str | ResourceLike, node: str = "", group: str = "") -> None:
+        """Remove resources from exactly this scope.
 
-        What a wider scope has of the name is what counts again then. What is not there need not be removed.
+        Nodes then receive those of a wider scope, if there are any.
+        Resources that are not set are ignored. To remove all resources of a type, call `replace` with an
+        empty list.
 
-        ValueError: a type URL without names, or nothing at all; all of a type are removed by `replace`.
+        Args:
+            what: A type URL and names, or resources with the types and names to remove.
+            node: ID of the node to remove them from.
+            group: Group of nodes to remove them from.
+
+        Raises:
+            TypeError: An argument has the wrong type.
+            ValueError: Nothing is given, a type URL has no names, or both `node` and `group` are set.
         """
-        self._add(_Step(Scope.of(node, group), removed=_keys(what)))
+        self._add(_Step(Scope.of(node, group), removed=_to_keys(what)))
 
     def replace(
-        self, resources: Iterable[Resourceful], *, node: str = "", group: str = "", type_url: str = ""
+        self, resources: Iterable[ResourceLike], *, node: str = "", group: str = "", type_url: str = ""
     ) -> None:
-        """Set these and nothing else in a scope; with `type_url`, nothing else of that type."""
+        """Set resources and remove all others of the scope, or all others of one type in the scope.
+
+        Args:
+            resources: Resources, or messages that `xds.resources.resource` accepts.
+            node: ID of the node to set them for.
+            group: Group of nodes to set them for.
+            type_url: Type to replace. The default is to replace all types.
+
+        Raises:
+            TypeError: An argument has the wrong type, for example a single resource instead of a list.
+            ValueError: As in `set`, or a resource is not of type `type_url`.
+        """
         if isinstance(resources, Resource | betterproto2.Message | Message | str | bytes) or not isinstance(
             resources, Iterable
         ):
             raise TypeError(f"replace takes a list of resources, not one {type(resources).__name__}")
-        made = _made(resources)
+        replacements = _to_resources(resources)
         if type_url:
             check_type(type_url)
-            for other in made:
-                if other.type_url != type_url:
-                    raise ValueError(f"{_describe(other)} is not of the type that is replaced, {type_url}")
-        self._add(_Step(Scope.of(node, group), made, replaces=True, type_url=type_url))
+            for replacement in replacements:
+                if replacement.type_url != type_url:
+                    raise ValueError(f"{_describe(replacement)} is not of the replaced type, {type_url}")
+        self._add(_Step(Scope.of(node, group), replacements, replaces=True, type_url=type_url))
 
     def _add(self, step: _Step) -> None:
-        if self.ended:
-            raise RuntimeError(
-                "this change has ended with its block, and nothing more comes of it: open another with store.change()"
-            )
+        if self.closed:
+            raise RuntimeError("this change has ended with its block: open another with store.change()")
         self.steps.append(step)
 
 
-class View:
-    """What the nodes of one scope get, kept as long as somebody gets it."""
+class ScopeView:
+    """The resources that the nodes of one scope receive. A view lives as long as a client uses it."""
 
-    __slots__ = ("__weakref__", "_below", "scope", "snapshot")
+    __slots__ = ("__weakref__", "_parent", "scope", "snapshot")
 
-    def __init__(self, scope: Scope, below: View | None = None) -> None:
+    def __init__(self, scope: Scope, parent: ScopeView | None = None) -> None:
         self.scope = scope
         self.snapshot = Snapshot()
-        self._below = below
-        """What is set for wider scopes."""
+        """Snapshot for the nodes of the scope."""
+        self._parent = parent
+        """View of the next wider scope."""
 
     def update(self, own: dict[str, ResourceSet], types: Iterable[str]) -> None:
-        """Look again at some types, given what is set in the scope itself."""
-        if self._below is None:
+        """Rebuild some types of the snapshot, given the resources that are set in the scope itself."""
+        if self._parent is None:
             self.snapshot = Snapshot(dict(own))
         elif not own:
-            self.snapshot = self._below.snapshot
+            self.snapshot = self._parent.snapshot
         else:
-            below = self._below.snapshot
-            kept = {type_url: self.snapshot.types.get(type_url) for type_url in below.types}
+            inherited = self._parent.snapshot
+            current = {type_url: self.snapshot.types.get(type_url) for type_url in inherited.types}
             self.snapshot = Snapshot(
                 {
-                    type_url: before
-                    if before is not None and type_url not in types
-                    else _layered(own.get(type_url), below.of(type_url))
-                    for type_url, before in kept.items()
+                    type_url: resources
+                    if resources is not None and type_url not in types
+                    else _layered(own.get(type_url), inherited.of(type_url))
+                    for type_url, resources in current.items()
                 }
             )
 
-    def inherits(self, changed: dict[Scope, set[str]]) -> set[str]:
-        """Return the types that a change to some scopes may change here."""
-        above = changed.get(self.scope, set())
-        return above | self._below.inherits(changed) if self._below else above
+    def affected_types(self, changed: dict[Scope, set[str]]) -> set[str]:
+        """Return the types of this view that may differ after changes to scopes."""
+        types = changed.get(self.scope, set())
+        return types | self._parent.affected_types(changed) if self._parent else types
 
 
-def _layered(own: ResourceSet | None, below: ResourceSet) -> ResourceSet:
-    return ResourceSet(own.values(), base=below) if own else below
+def _layered(own: ResourceSet | None, inherited: ResourceSet) -> ResourceSet:
+    return ResourceSet(own.values(), base=inherited) if own else inherited
 
 
 class Contents:
-    """All that is set, by scope, and the views of those who are there to get it."""
+    """All resources of a store by scope, and the views of the connected nodes."""
 
     def __init__(self) -> None:
-        self.begun = False
-        """Whether anything was ever said, be it that there is nothing."""
-        self._sets: dict[Scope, dict[str, ResourceSet]] = {EVERYBODY: {}}
-        """What is set in each scope itself. Everybody's has every type that there ever was: who has some is to lose them."""
-        self._everybody = View(EVERYBODY)
-        self._groups: WeakValueDictionary[str, View] = WeakValueDictionary()
-        self._nodes: WeakValueDictionary[tuple[str, str], View] = WeakValueDictionary()
-        self._known: WeakValueDictionary[tuple[str, str, str], Resource] = WeakValueDictionary()
-        """So that what is equal is there once, though it be set for many nodes one by one."""
+        self.initialized = False
+        """Whether any change was applied. Before that, clients receive no response."""
+        self._sets: dict[Scope, dict[str, ResourceSet]] = {ALL_NODES: {}}
+        """Resources that are set in each scope.
 
-    def view(self, node: str, group: str) -> View:
-        """Return what a node of a group gets."""
-        below = self._everybody
+        `ALL_NODES` keeps types that are empty now, so that clients delete their resources.
+        """
+        self._all_nodes = ScopeView(ALL_NODES)
+        self._groups: WeakValueDictionary[str, ScopeView] = WeakValueDictionary()
+        self._nodes: WeakValueDictionary[tuple[str, str], ScopeView] = WeakValueDictionary()
+        self._shared: WeakValueDictionary[tuple[str, str, str], Resource] = WeakValueDictionary()
+        """One object for each distinct resource, also if a program sets it for many nodes one by one."""
+
+    def view(self, node: str, group: str) -> ScopeView:
+        """Return the view of a node in a group."""
+        parent = self._all_nodes
         if group:
-            below = self._groups.get(group) or self._new(Scope(group=group), below)
-            self._groups[group] = below
-        view = self._nodes.get((group, node)) or self._new(Scope(node=node), below)
+            parent = self._groups.get(group) or self._new_view(Scope(group=group), parent)
+            self._groups[group] = parent
+        view = self._nodes.get((group, node)) or self._new_view(Scope(node=node), parent)
         self._nodes[group, node] = view
         return view
 
-    def _new(self, scope: Scope, below: View) -> View:
-        view = View(scope, below)
-        view.update(self._sets.get(scope, {}), below.snapshot.types)
+    def _new_view(self, scope: Scope, parent: ScopeView) -> ScopeView:
+        view = ScopeView(scope, parent)
+        view.update(self._sets.get(scope, {}), parent.snapshot.types)
         return view
 
     def apply(self, change: Change) -> None:
-        """Make a change, and update the views of those whom it is for."""
-        self.begun = True
+        """Apply a change, and update the views that it affects."""
+        self.initialized = True
         changed: dict[Scope, set[str]] = {}
-        for (scope, type_url), names in self._worked_out(change).items():
-            if self._store(scope, type_url, names):
+        for (scope, type_url), names in self._resolve_steps(change).items():
+            if self._update_scope(scope, type_url, names):
                 changed.setdefault(scope, set()).add(type_url)
-                if type_url not in self._sets[EVERYBODY]:
-                    self._sets[EVERYBODY][type_url] = EMPTY
-                    changed.setdefault(EVERYBODY, set()).add(type_url)
-        for view in (self._everybody, *self._groups.values(), *self._nodes.values()):
-            if types := view.inherits(changed):
+                if type_url not in self._sets[ALL_NODES]:
+                    self._sets[ALL_NODES][type_url] = EMPTY
+                    changed.setdefault(ALL_NODES, set()).add(type_url)
+        for view in (self._all_nodes, *self._groups.values(), *self._nodes.values()):
+            if types := view.affected_types(changed):
                 view.update(self._sets.get(view.scope, {}), types)
 
-    def _worked_out(self, change: Change) -> dict[tuple[Scope, str], dict[str, Resource | None]]:
-        """Return what each name is in the end, None for what is gone."""
-        found: dict[tuple[Scope, str], dict[str, Resource | None]] = {}
+    def _resolve_steps(self, change: Change) -> dict[tuple[Scope, str], dict[str, Resource | None]]:
+        """Return the final resource of each name that the change touches; None for removed names."""
+        result: dict[tuple[Scope, str], dict[str, Resource | None]] = {}
         for step in change.steps:
             if step.replaces:
-                there = {type_url for scope, type_url in found if scope == step.scope}
+                touched = {type_url for scope, type_url in result if scope == step.scope}
                 for type_url in (
-                    (step.type_url,) if step.type_url else there | {*self._sets.get(step.scope, ())}
+                    (step.type_url,) if step.type_url else touched | {*self._sets.get(step.scope, ())}
                 ):
-                    names = found.setdefault((step.scope, type_url), {})
-                    names.update(dict.fromkeys((*self._own(step.scope, type_url), *names)))
+                    names = result.setdefault((step.scope, type_url), {})
+                    names.update(dict.fromkeys((*self._own_set(step.scope, type_url), *names)))
             for type_url, name in step.removed:
-                found.setdefault((step.scope, type_url), {})[name] = None
-            for each in step.resources:
-                found.setdefault((step.scope, each.type_url), {})[each.name] = each
-        return found
+                result.setdefault((step.scope, type_url), {})[name] = None
+            for resource in step.resources:
+                result.setdefault((step.scope, resource.type_url), {})[resource.name] = resource
+        return result
 
-    def _own(self, scope: Scope, type_url: str) -> ResourceSet:
+    def _own_set(self, scope: Scope, type_url: str) -> ResourceSet:
         return self._sets.get(scope, {}).get(type_url, EMPTY)
 
-    def _store(self, scope: Scope, type_url: str, names: dict[str, Resource | None]) -> bool:
-        """Take what names are now, and tell whether that is anything new."""
-        before = self._own(scope, type_url)
-        fresh = [
-            self._shared(each)
-            for each in names.values()
-            if each and not _is_same(before.get(each.name), each)
+    def _update_scope(self, scope: Scope, type_url: str, names: dict[str, Resource | None]) -> bool:
+        """Set and remove resources of one type in a scope. Return whether anything has changed."""
+        current = self._own_set(scope, type_url)
+        added = [
+            self._deduplicate(resource)
+            for resource in names.values()
+            if resource and not _is_identical(current.get(resource.name), resource)
         ]
-        gone = [name for name, each in names.items() if each is None and name in before]
-        if not fresh and not gone:
+        removed = [name for name, resource in names.items() if resource is None and name in current]
+        if not added and not removed:
             return False
         sets = self._sets.setdefault(scope, {})
-        sets[type_url] = before.updated(fresh, gone)
-        if scope != EVERYBODY:
+        sets[type_url] = current.updated(added, removed)
+        if scope != ALL_NODES:
             if not sets[type_url]:
                 del sets[type_url]
             if not sets:
                 del self._sets[scope]
         return True
 
-    def _shared(self, one: Resource) -> Resource:
-        known = self._known.setdefault((one.type_url, one.name, one.version), one)
-        return known if _is_same(known, one) else one
+    def _deduplicate(self, resource: Resource) -> Resource:
+        shared = self._shared.setdefault((resource.type_url, resource.name, resource.version), resource)
+        return shared if _is_identical(shared, resource) else resource
 
 
-def _is_same(one: Resource | None, other: Resource) -> bool:
-    """Whether two resources are the same in all that there is to them, also in what makes no other resource."""
-    return one == other and (one.refs, one.sources) == (other.refs, other.sources)
+def _is_identical(first: Resource | None, second: Resource) -> bool:
+    """Whether two resources are equal, including the fields that `==` ignores."""
+    return first == second and (first.refs, first.sources) == (second.refs, second.sources)
 
 
-def _made(resources: Iterable[Resourceful]) -> tuple[Resource, ...]:
-    """Make resources of messages, each of its own type and name."""
-    found: dict[ResourceKey, Resource] = {}
-    for made in map(_as_resource, resources):
-        if (made.type_url, made.name) in found:
-            raise ValueError(f"{_describe(made)} twice in one call")
-        found[made.type_url, made.name] = made
-    return tuple(found.values())
+def _to_resources(items: Iterable[ResourceLike]) -> tuple[Resource, ...]:
+    """Make resources from messages. Raise ValueError for two resources with the same type and name."""
+    resources: dict[ResourceKey, Resource] = {}
+    for resource in map(_to_resource, items):
+        if (resource.type_url, resource.name) in resources:
+            raise ValueError(f"{_describe(resource)} twice in one call")
+        resources[resource.type_url, resource.name] = resource
+    return tuple(resources.values())
 
 
-def _keys(what: tuple[Any, ...]) -> tuple[ResourceKey, ...]:
-    """Return types and names, said as such or by resources."""
+def _to_keys(what: tuple[Any, ...]) -> tuple[ResourceKey, ...]:
+    """Return the types and names that are given as a type URL and names, or by resources."""
     if what and isinstance(what[0], str):
         type_url, *names = what
         check_type(type_url)
@@ -267,14 +310,15 @@ def _keys(what: tuple[Any, ...]) -> tuple[ResourceKey, ...]:
             )
         for name in names:
             if not isinstance(name, str):
-                raise TypeError(f"after a type URL come names, not {type(name).__name__}")
+                raise TypeError(f"a type URL must be followed by names, not {type(name).__name__}")
             _check_name(type_url, name)
         return tuple((type_url, name) for name in names)
     if not what:
         raise ValueError(
-            "nothing to remove: say which; to remove all of a type, replace([], type_url=...), or all, replace([])"
+            "nothing to remove: give a type URL and names, or resources;"
+            " to remove all of a type, replace([], type_url=...), or all, replace([])"
         )
-    return tuple((each.type_url, each.name) for each in map(_as_resource, what))
+    return tuple((resource.type_url, resource.name) for resource in map(_to_resource, what))
 
 
 def _check_name(type_url: str, name: str) -> None:
@@ -284,16 +328,16 @@ def _check_name(type_url: str, name: str) -> None:
         raise ValueError(f"{kind} without a name: clients ask for resources by name; give it one")
     if name == WILDCARD:
         raise ValueError(
-            f"{kind} {name}: in requests this name means all resources of a type; give it another"
+            f"{kind} {name}: requests use this name for all resources of a type; give it another"
         )
 
 
-def _as_resource(what: Resourceful) -> Resource:
-    made = what if isinstance(what, Resource) else resource(what)
-    check_type(made.type_url)
-    _check_name(made.type_url, made.name)
-    return made
+def _to_resource(item: ResourceLike) -> Resource:
+    resource = item if isinstance(item, Resource) else make_resource(item)
+    check_type(resource.type_url)
+    _check_name(resource.type_url, resource.name)
+    return resource
 
 
-def _describe(one: Resource) -> str:
-    return f"{one.type_url.rpartition('.')[2]} {one.name}"
+def _describe(resource: Resource) -> str:
+    return f"{resource.type_url.rpartition('.')[2]} {resource.name}"

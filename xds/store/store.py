@@ -1,4 +1,4 @@
-"""A store of resources that discovery services serve from."""
+"""The store: resources for discovery services to serve."""
 
 from __future__ import annotations
 
@@ -12,37 +12,46 @@ from xds.protocol.events import Acked, Connected, Nacked, Subscribed
 from xds.protocol.wire import Node
 from xds.server import StreamInfo, Subscriber
 from xds.snapshot import Snapshot
-from xds.store.clients import Client, Wait
+from xds.store.clients import AppliedWaiter, Client
 from xds.store.events import Disconnected, Event, Events
-from xds.store.scopes import Change, Contents, Resourceful, Scope
+from xds.store.scopes import Change, Contents, ResourceLike, Scope
 
 
 class Store:
-    """Resources for those who connect, for a DiscoveryService or XdsServer to serve.
+    """Resources for an XdsServer or a DiscoveryService to serve.
 
-    `group` says which group a node is in; by default its cluster is. It may raise Refused, and its stream ends with that.
+    A node receives the resources that are set for all nodes, for its group and for itself. Of two resources
+    with the same type and name, the one with the narrower scope is served.
 
-    Until the first change nobody is told anything: a server that starts must not say that everything is gone, only
-    because it has not been filled. `store.replace([])` says that there is nothing.
+    Clients receive no response before the first change, so that a server that starts does not tell its
+    clients to delete everything. If there are no resources, call `store.replace([])`.
 
-    Everything is to be called on the event loop's thread (before there is one, on any), and nothing waits: a change is
-    in force when the call returns, and on its way when the event loop goes on. What is changed with no `await` in
-    between, or in one `change()`, reaches each node in one snapshot. RuntimeError: it is called from another thread.
+    Methods do not block. They must be called on the event loop's thread; a call from another thread raises
+    RuntimeError. Before an event loop runs, any thread may call them. Clients receive changes when the event
+    loop continues: changes without an `await` in between, or in one `change()`, reach each node in one
+    snapshot.
+
+    Args:
+        group: Returns the group of a node; the default is the node's cluster. It may raise
+            `xds.server.Refused`, which ends the node's stream.
     """
 
     def __init__(self, *, group: Callable[[Node], str] = lambda node: node.cluster) -> None:
         self._group = group
         self._contents = Contents()
         self._clients: dict[Subscriber, Client] = {}
-        self._followers: WeakSet[Events] = WeakSet()
-        self._waits: set[Wait] = set()
+        self._event_streams: WeakSet[Events] = WeakSet()
+        self._waiters: set[AppliedWaiter] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
-        """Where it is used; None as long as that is before any loop."""
+        """Event loop that uses the store; None before the first call on a loop."""
 
-    # --- what is served ----------------------------------------------------------------------------------------------
+    # --- resources ---
 
-    def set(self, *resources: Resourceful, node: str = "", group: str = "") -> None:
-        """Set resources for everybody, or for one node or group, as Change.set does."""
+    def set(self, *resources: ResourceLike, node: str = "", group: str = "") -> None:
+        """Set resources for all nodes, or for one node or group.
+
+        Arguments and errors are those of `Change.set`.
+        """
         with self.change() as change:
             change.set(*resources, node=node, group=group)
 
@@ -50,123 +59,139 @@ class Store:
     def remove(self, type_url: str, /, *names: str, node: str = "", group: str = "") -> None: ...
 
     @overload
-    def remove(self, *resources: Resourceful, node: str = "", group: str = "") -> None: ...
+    def remove(self, *resources: ResourceLike, node: str = "", group: str = "") -> None: ...
 
-    def remove(self, *what: str | Resourceful, node: str = "", group: str = "") -> None:
-        """Take away what is set in exactly this scope, as Change.remove does."""
+    def remove(self, *what: str | ResourceLike, node: str = "", group: str = "") -> None:
+        """Remove resources from exactly one scope. Arguments and errors are those of `Change.remove`."""
         with self.change() as change:
             change.remove(*what, node=node, group=group)  # type: ignore[arg-type]
 
     def replace(
-        self, resources: Iterable[Resourceful], *, node: str = "", group: str = "", type_url: str = ""
+        self, resources: Iterable[ResourceLike], *, node: str = "", group: str = "", type_url: str = ""
     ) -> None:
-        """Set these and nothing else in a scope, as Change.replace does."""
+        """Set the resources of a scope and remove all others.
+
+        Arguments and errors are those of `Change.replace`.
+        """
         with self.change() as change:
             change.replace(resources, node=node, group=group, type_url=type_url)
 
     @contextmanager
     def change(self) -> Iterator[Change]:
-        """Make several changes together: all of them when the block ends, none if it raises."""
+        """Open a block of changes. They are applied together at its end, or not at all if it raises."""
         self._check_thread()
         change = Change()
         try:
             yield change
         finally:
-            change.ended = True
+            change.closed = True
         self._contents.apply(change)
         now = self._loop.time() if self._loop else None
         for client in self._clients.values():
             if client.snapshot is not client.view.snapshot:
                 client.publish(client.view.snapshot, now)
-                for wait in self._waits:
-                    wait.look_at(client)
+                for waiter in self._waiters:
+                    waiter.notify(client)
 
     def view(self, node: str, group: str = "") -> Snapshot:
-        """Return what a node of a group gets, whether or not it is connected."""
+        """Return the snapshot of a node in a group, whether or not the node is connected."""
         self._check_thread()
         return self._contents.view(node, group).snapshot
 
-    # --- who gets it -------------------------------------------------------------------------------------------------
+    # --- clients ---
 
     @property
     def clients(self) -> Collection[Subscriber]:
-        """The streams that there are now; a node may have several."""
+        """Streams that are open now. A node may have several."""
         return self._clients.keys()
 
     def events(self, *, limit: int = 4096) -> Events:
-        """Return what happens from now on, to iterate over: pairs of a stream and what it did."""
+        """Return an iterator over the clients' events from now on, as pairs of a stream and an event.
+
+        Args:
+            limit: Maximum number of queued events. When the reader is slower than the clients, the oldest
+                events are dropped and counted in `Events.missed`.
+        """
         self._check_thread()
         events = Events(limit)
-        self._followers.add(events)
+        self._event_streams.add(events)
         return events
 
     async def applied(self, *, node: str = "", group: str = "") -> None:
-        """Wait until every client that is connected now (of a node or group) has what it should, and said so.
+        """Wait until all clients that are connected now have ACKed all resources that they subscribe to.
 
-        What is meant is all that it asks for, and what that makes it ask for; what is removed may outlast this, for as
-        long as something uses it. There is no time limit but the caller's.
+        This includes the resources that these make a client subscribe to. A client may still have a removed
+        resource afterwards, as long as another resource refers to it. There is no timeout; use
+        `asyncio.timeout`.
 
-        NackError: a client rejected something, and so will not have it until it is changed.
-        RuntimeError: nothing was ever set, so that nobody is told anything and there is nothing to wait for.
+        Args:
+            node: ID of the node whose streams to wait for. The default is all clients.
+            group: Group of the nodes whose streams to wait for.
+
+        Raises:
+            NackError: A client rejected a resource. It does not receive that resource again until it changes.
+            RuntimeError: The store has had no change yet, so clients receive no response.
         """
         self._check_thread()
-        if not self._contents.begun:
+        if not self._contents.initialized:
             raise RuntimeError(
-                "nothing is told to clients before the first change: set something, or say replace([]), before applied()"
+                "clients receive no response before the first change:"
+                " call set(...) or replace([]) before applied()"
             )
         scope = Scope.of(node, group)
-        wait = Wait(client for client in self._clients.values() if client.is_in(scope))
-        self._waits.add(wait)
+        waiter = AppliedWaiter(client for client in self._clients.values() if client.is_in(scope))
+        self._waiters.add(waiter)
         try:
-            await wait.done()
+            await waiter.wait()
         finally:
-            self._waits.discard(wait)
+            self._waiters.discard(waiter)
 
-    # --- what a discovery service tells (xds.server.Proxies) ---------------------------------------------------------
+    # --- calls of the discovery service (xds.server.Proxies) ---
 
     def connect(self, node: Node, stream: StreamInfo) -> Subscriber:
-        """Let a stream in."""
+        """Register a stream that has opened, and publish the node's snapshot to it."""
         self._check_thread()
         group = self._group(node)
         if not isinstance(group, str):
             raise TypeError(
-                f"Store(group=...) says that {node.id} is in group {group!r}: it must return a name, or '' for none"
+                f"Store(group=...) returned {group!r} for {node.id}:"
+                " it must return a name, or '' for no group"
             )
         client = Client(node, stream, self._contents.view(node.id, group), group)
-        if self._contents.begun:
+        if self._contents.initialized:
             client.publish(client.view.snapshot)
         self._clients[client] = client
-        self._tell(client, Connected(node=node))
+        self._emit(client, Connected(node=node))
         return client
 
     def disconnect(self, subscriber: Subscriber) -> None:
-        """Forget a stream that has ended."""
+        """Unregister a stream that has ended."""
         client = self._clients.pop(subscriber)
-        for wait in self._waits:
-            wait.leave_out(client)
-        self._tell(client, Disconnected(node=client.node))
+        for waiter in self._waiters:
+            waiter.discard(client)
+        self._emit(client, Disconnected(node=client.node))
 
     def observe(self, subscriber: Subscriber, event: Subscribed | Acked | Nacked) -> None:
-        """Take note of what a node wants, took or rejected."""
+        """Record an event of a stream."""
         client = self._clients[subscriber]
-        for wait in self._waits:
-            wait.look_at(client)
-        self._tell(client, event)
+        for waiter in self._waiters:
+            waiter.notify(client)
+        self._emit(client, event)
 
     def _check_thread(self) -> None:
-        """Remember the event loop. RuntimeError: it is another thread's."""
+        """Remember the event loop. Raise RuntimeError on a thread other than the loop's."""
         try:
-            here = asyncio.get_running_loop()
+            running = asyncio.get_running_loop()
         except RuntimeError:
-            here = None
+            running = None
         if self._loop is None or not self._loop.is_running():
-            self._loop = here
-        elif self._loop is not here:
+            self._loop = running
+        elif self._loop is not running:
             raise RuntimeError(
-                "a store is not to be called from another thread than its event loop's:"
-                " say loop.call_soon_threadsafe(store.set, ...), with that loop"
+                "a store must be called on its event loop's thread:"
+                " use loop.call_soon_threadsafe(store.set, ...) with that loop"
             )
 
-    def _tell(self, client: Client, event: Event) -> None:
-        for events in self._followers:
+    def _emit(self, client: Client, event: Event) -> None:
+        for events in self._event_streams:
             events.put(client, event)

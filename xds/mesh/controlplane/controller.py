@@ -235,7 +235,7 @@ class Controller:
         )
 
     def _has_old_roots(self, subscriber: Subscriber) -> bool:
-        status = subscriber.session.look(SECRET, ROOTS) if subscriber.session else None
+        status = subscriber.session.resource_status(SECRET, ROOTS) if subscriber.session else None
         return status is not None and not (
             status.state is State.SYNCED and status.version == self._roots.version
         )

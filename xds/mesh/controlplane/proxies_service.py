@@ -15,15 +15,15 @@ import grpc
 import grpc.aio
 
 from xds.introspect.clock import Clock
-from xds.introspect.cooperative import Breath, portions
-from xds.introspect.guard import Guarded
+from xds.introspect.cooperative import Checkpoint, batches
+from xds.introspect.guard import GuardedServer
 from xds.mesh.controlplane.absence import Absences, Absent
 from xds.mesh.controlplane.status import pod, settled
 from xds.mesh.model.objects import Problem, printable
 from xds.mesh.v1 import proxies_pb2 as pb
 from xds.protocol.acks import Rejection
 from xds.protocol.session import Variant
-from xds.protocol.status import ACK, READ, SNAPSHOT, ResourceStatus, State, TypeStatus, Waiting
+from xds.protocol.status import ACK, READ, SNAPSHOT, ResourceStatus, State, TypeStatus, WaitReason
 from xds.server import DiscoveryService, Stream, Subscriber
 from xds.server.stream import now
 
@@ -72,14 +72,14 @@ class ProxiesService:
         self._absences = absences
         self._problems = problems
 
-    def __call__(self, server: Guarded, discovery: DiscoveryService) -> None:
+    def __call__(self, server: GuardedServer, discovery: DiscoveryService) -> None:
         """Add the service to a server that has not started."""
 
         async def list_(
             request: pb.ListProxiesRequest, _: grpc.aio.ServicerContext
         ) -> pb.ListProxiesResponse:
             clock = Clock.read()
-            breathe = Breath()
+            breathe = Checkpoint()
             proxies = []
             absences = self._absences()
             chosen, absent = _chosen(discovery, absences, request)
@@ -89,7 +89,7 @@ class ProxiesService:
             warnings = [_warning(problem) for problem in self._problems() if not problem.notice]
             return pb.ListProxiesResponse(
                 proxies=proxies,
-                time=clock.at(now()),
+                time=clock.to_timestamp(now()),
                 not_connected=_not_connected(
                     absent, clock, may_be_on_other_replica=absences.may_be_on_other_replica
                 ),
@@ -153,7 +153,7 @@ class _Watch:
         """Return what has changed since the last call, the first time everything. None: nothing has."""
         previous, self._sent = self._sent, {}
         changed = []
-        breathe = Breath()
+        breathe = Checkpoint()
         absences = self._absences()
         chosen, absent = _chosen(discovery, absences, self._request)
         for node_id, streams in chosen.items():
@@ -174,7 +174,7 @@ class _Watch:
         return pb.WatchProxiesResponse(
             proxies=changed,
             gone=sorted(gone),
-            time=self._clock.at(now()),
+            time=self._clock.to_timestamp(now()),
             not_connected=None
             if sent_absent == self._absent
             else _not_connected(
@@ -228,7 +228,7 @@ def _not_connected(
             pb.AbsentSidecar(
                 namespace=sidecar.namespace,
                 pod=sidecar.pod,
-                since=None if sidecar.since is None else clock.at(sidecar.since),
+                since=None if sidecar.since is None else clock.to_timestamp(sidecar.since),
             )
             for sidecar in absent[:MAX_NOT_CONNECTED]
         ],
@@ -247,7 +247,7 @@ def _warning(problem: Problem) -> pb.ObjectWarning:
 
 
 async def _proxy(
-    streams: Sequence[Stream], problem: str, clock: Clock, breathe: Breath, *, unsynced: bool
+    streams: Sequence[Stream], problem: str, clock: Clock, breathe: Checkpoint, *, unsynced: bool
 ) -> pb.Proxy:
     node = streams[-1].node
     namespace, name = pod(node.id)
@@ -266,20 +266,20 @@ async def _proxy(
             peer=stream.info.peer,
             variant=_VARIANTS[stream.info.variant],
             type_url=stream.info.type_url,
-            connected_at=clock.at(stream.opened_at),
+            connected_at=clock.to_timestamp(stream.opened_at),
             types=[await _type(status, clock, breathe, unsynced=unsynced) for status in statuses],
         )
     return proxy
 
 
-async def _type(status: TypeStatus, clock: Clock, breathe: Breath, *, unsynced: bool) -> pb.Type:
+async def _type(status: TypeStatus, clock: Clock, breathe: Checkpoint, *, unsynced: bool) -> pb.Type:
     error = status.last_error
     state = pb.REJECTED if error else pb.SYNCED if status.synced else pb.WAITING
     counts = status.counts
     must_list = error or (unsynced and counts.total() > counts[State.SYNCED])
     resources: list[ResourceStatus] = []
     if must_list:
-        async for portion in portions(status, breathe):
+        async for portion in batches(status, breathe):
             resources += (resource for resource in portion if resource.state is not State.SYNCED)
     rejected = {resource.name: resource.error for resource in resources if resource.error}
     return pb.Type(
@@ -296,17 +296,17 @@ async def _type(status: TypeStatus, clock: Clock, breathe: Breath, *, unsynced: 
         wildcard=status.wildcard,
         names=len(status.names),
         version=status.version,
-        sent_at=None if status.sent_at is None else clock.at(status.sent_at),
-        acked_at=None if status.acked_at is None else clock.at(status.acked_at),
+        sent_at=None if status.sent_at is None else clock.to_timestamp(status.sent_at),
+        acked_at=None if status.acked_at is None else clock.to_timestamp(status.acked_at),
         unanswered=status.unanswered,
         unsynced=[_resource(resource, clock) for resource in resources] if unsynced else (),
     )
 
 
-def _waiting(waiting: Waiting, clock: Clock) -> pb.Waiting:
-    reason = _REASONS.get(waiting.for_, pb.Waiting.TYPE)
-    type_url = waiting.for_ if reason == pb.Waiting.TYPE else ""
-    return pb.Waiting(reason=reason, type_url=type_url, since=clock.at(waiting.since))
+def _waiting(waiting: WaitReason, clock: Clock) -> pb.Waiting:
+    reason = _REASONS.get(waiting.reason, pb.Waiting.TYPE)
+    type_url = waiting.reason if reason == pb.Waiting.TYPE else ""
+    return pb.Waiting(reason=reason, type_url=type_url, since=clock.to_timestamp(waiting.since))
 
 
 def _rejection(rejection: Rejection, clock: Clock, resources: Mapping[str, Rejection]) -> pb.Rejection:
@@ -316,7 +316,7 @@ def _rejection(rejection: Rejection, clock: Clock, resources: Mapping[str, Rejec
         version=rejection.version,
         code=rejection.code,
         message=rejection.message,
-        time=clock.at(rejection.at),
+        time=clock.to_timestamp(rejection.at),
         resources=resources,
         sources=rejection.sources,
         causes=causes,
@@ -329,6 +329,6 @@ def _resource(status: ResourceStatus, clock: Clock) -> pb.Resource:
         state=_STATES[status.state],
         sent_version=status.version,
         version=status.resource.version if status.resource else "",
-        updated_at=None if status.updated_at is None else clock.at(status.updated_at),
+        updated_at=None if status.updated_at is None else clock.to_timestamp(status.updated_at),
         rejection=_rejection(status.error, clock, {status.name: status.error}) if status.error else None,
     )

@@ -12,8 +12,8 @@ import grpc
 import grpc.aio
 
 from xds.introspect.clock import Clock
-from xds.introspect.cooperative import Breath
-from xds.introspect.guard import Guarded
+from xds.introspect.cooperative import Checkpoint
+from xds.introspect.guard import GuardedServer
 from xds.mesh.controlplane.controller import Controller
 from xds.mesh.model.objects import Mode
 from xds.mesh.rollout.progress import (
@@ -50,7 +50,7 @@ class RolloutsService:
     def __init__(self, controller: Controller) -> None:
         self._controller = controller
 
-    def __call__(self, server: Guarded, _: DiscoveryService) -> None:
+    def __call__(self, server: GuardedServer, _: DiscoveryService) -> None:
         """Add the service to a server that has not started."""
 
         async def list_(
@@ -82,13 +82,13 @@ class RolloutsService:
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
 
     async def _response(self, request: pb.ListRolloutsRequest, clock: Clock) -> pb.ListRolloutsResponse:
-        rollout, breathe = self._controller.rollouts.rollout, Breath()
+        rollout, breathe = self._controller.rollouts.rollout, Checkpoint()
         async with self._controller.mesh_lock:
             moment = now()
             response = pb.ListRolloutsResponse(
                 plaintext_disabled=rollout.plaintext_disabled,
                 skipped=rollout.skip_count,
-                time=clock.at(moment),
+                time=clock.to_timestamp(moment),
             )
             for service in service_progress(self._controller.mesh, rollout, request.namespace):
                 response.services.append(_service(service, clock, moment))
@@ -129,7 +129,7 @@ def _waiting(endpoint: WaitingEndpoint, clock: Clock) -> pb.WaitingEndpoint:
         port=endpoint.port,
         desired_mode=_MODES[endpoint.desired_mode],
         waiting_for=_WAITING_FOR[endpoint.waiting_for],
-        since=clock.at(endpoint.since),
+        since=clock.to_timestamp(endpoint.since),
         clients=clients[:MAX_CLIENTS],
         more_clients=len(clients[MAX_CLIENTS:]),
         replicas=replicas,
@@ -147,7 +147,7 @@ def _rule(rule: RuleProgress, clock: Clock, moment: float) -> pb.RuleRollout:
         host=rule.host,
         deleted=rule.deleted,
         held=rule.held,
-        since=clock.at(rule.since),
+        since=clock.to_timestamp(rule.since),
         clients=rule.lagging[:MAX_CLIENTS],
         more_clients=len(rule.lagging[MAX_CLIENTS:]),
         rejection=rule.rejection,

@@ -14,7 +14,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from xds.mesh.envoy.names import NodeId
 from xds.mesh.model.objects import printable
 from xds.mesh.v1 import proxies_pb2 as pb
-from xds.protocol.types import short
+from xds.protocol.types import short_name
 
 _MAX_CAUSES = 2
 """Objects that a line names."""
@@ -63,7 +63,7 @@ def resource_line(resource: pb.Resource, now: Timestamp) -> str:
 def stream_line(stream: pb.Stream, now: Timestamp) -> str:
     """Describe a stream: `delta ADS from ipv4:127.0.0.1:41234, connected 14s ago`."""
     variant = pb.Stream.Variant.Name(stream.variant).lower()
-    kind = short(stream.type_url) if stream.type_url else "ADS"
+    kind = short_name(stream.type_url) if stream.type_url else "ADS"
     return printable(f"{variant} {kind} from {stream.peer}, connected {_since(stream.connected_at, now)} ago")
 
 
@@ -128,7 +128,7 @@ def _awaited(waiting: pb.Waiting) -> str:
         case pb.Waiting.READ:
             return "the proxy to read"
         case pb.Waiting.TYPE:
-            return short(waiting.type_url)
+            return short_name(waiting.type_url)
         case _:
             return "its configuration"
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from xds.codec import message_class, serialise
+from xds.codec import message_class, serialize
 from xds.mesh.model.mesh import Endpoint
 from xds.snapshot import ENDPOINT, TYPE_PREFIX, Resource
 
@@ -69,4 +69,4 @@ def assignment(name: str, targets: Iterable[Target], sources: tuple[str, ...]) -
         entry.health_status = _HEALTHY if target.ready else _UNHEALTHY
         if target.mtls:
             entry.metadata.filter_metadata["envoy.transport_socket_match"]["tlsMode"] = "istio"
-    return Resource.of(ENDPOINT, name, serialise(message), sources=sources)
+    return Resource.of(ENDPOINT, name, serialize(message), sources=sources)

@@ -170,7 +170,7 @@ class RolloutDriver:
         """
         session = subscriber.session
         if session and type_url == CLUSTER and key not in self._reported:
-            had_clusters = bool(session.brought(CLUSTER))
+            had_clusters = bool(session.initial_versions(CLUSTER))
             self._has_reconnects |= had_clusters
             self._must_assume_mixed |= had_clusters and self.sync is not None
             if not had_clusters:
@@ -179,7 +179,7 @@ class RolloutDriver:
             return
         self._reported.add(key)
         self._may_reconnect.discard(key)
-        if modes := accepting(session.brought(LISTENER)):
+        if modes := accepting(session.initial_versions(LISTENER)):
             self.recover(Ref("Pod", *key), modes)
 
     def received(self, subscriber: Subscriber, now: float) -> None:
@@ -336,7 +336,7 @@ class RolloutDriver:
     def _may_be_server(self, subscriber: Subscriber, now: float) -> bool:
         """Return whether a sidecar gets its listeners on this stream, as on every ADS stream."""
         session = subscriber.session
-        has_subscribed = session is not None and session.has_asked(LISTENER)
+        has_subscribed = session is not None and session.is_subscribed(LISTENER)
         return has_subscribed or (
             not subscriber.stream.type_url
             and now < self._streams[subscriber].connected_at + SUBSCRIBE_TIMEOUT
@@ -498,12 +498,12 @@ def _split_rules(change: Change) -> tuple[Change, Change]:
 
 def _has_earlier_configuration(session: Session) -> bool:
     """Return whether a proxy connected with a configuration from an earlier stream."""
-    return any(session.brought(type_url) for type_url in (CLUSTER, ENDPOINT, LISTENER))
+    return any(session.initial_versions(type_url) for type_url in (CLUSTER, ENDPOINT, LISTENER))
 
 
 def _client_generation(session: Session) -> int:
     """Return the newest generation of clusters and endpoints that a client has ACKed; -1 for none."""
-    return min(session.reached(CLUSTER), session.reached(ENDPOINT))
+    return min(session.answered_generation(CLUSTER), session.answered_generation(ENDPOINT))
 
 
 def _name(key: PodName) -> str:
@@ -519,7 +519,7 @@ def _inbound_listeners(session: Session) -> list[str]:
 def _listener_generation(session: Session) -> int:
     """Return the generation if the pod's inbound listeners are ACKed and warm, else -1."""
     listeners = _inbound_listeners(session)
-    return session.generation if listeners and session.in_force(LISTENER, listeners) else -1
+    return session.generation if listeners and session.has_acked(LISTENER, listeners) else -1
 
 
 def _listener_error(session: Session, names: Iterable[str]) -> str:

@@ -10,7 +10,7 @@ from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from xds.codec import encoded
+from xds.codec import encode_counts
 from xds.mesh.controlplane.controller import Controller
 from xds.mesh.model.objects import Problem
 from xds.mesh.parse import UNENFORCED
@@ -135,7 +135,7 @@ class ControllerMetrics(Collector):
                 "Encoded messages, by full name. Each distinct content is encoded once, not once per proxy.",
                 labels=("message",),
             ),
-            (((name,), count) for name, count in tuple(encoded.items())),
+            (((name,), count) for name, count in tuple(encode_counts.items())),
         )
         yield CounterMetricFamily("xds_certificates_issued", "Certificates issued.", certificates.issued)
         yield GaugeMetricFamily("xds_certificates", "Certificates that pods have now.", certificates.current)

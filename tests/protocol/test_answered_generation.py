@@ -1,4 +1,4 @@
-"""How far a session's client is, in one number, and what a successor of the server learns from versions."""
+"""The answered generation of a session, and the initial versions that a new server learns."""
 
 from __future__ import annotations
 
@@ -13,42 +13,42 @@ def generation(number: int, *unserved: str, **types: str) -> Snapshot:
     return replace(world(*unserved, **types), generation=number)
 
 
-def test_a_client_has_reached_an_edition_once_it_has_answered_all_of_it(variant):
+def test_generation_is_answered_once_all_responses_are(variant):
     stream = Stream(variant, generation(1, EDS="a=1 b=1"))
     stream.ask("EDS", "a", "b")
-    assert stream.session.reached(ENDPOINT) == -1
+    assert stream.session.answered_generation(ENDPOINT) == -1
     stream.get()
-    assert stream.session.reached(ENDPOINT) == -1
+    assert stream.session.answered_generation(ENDPOINT) == -1
     stream.ack("EDS")
-    assert (stream.session.reached(ENDPOINT), stream.session.generation) == (1, 1)
+    assert (stream.session.answered_generation(ENDPOINT), stream.session.generation) == (1, 1)
     stream.serve(generation(2, EDS="a=2 b=1"))
-    assert stream.session.reached(ENDPOINT) == 1
+    assert stream.session.answered_generation(ENDPOINT) == 1
     stream.get()
     stream.serve(generation(3, EDS="a=3 b=1"))
     stream.ack("EDS")
-    assert stream.session.reached(ENDPOINT) == 2
+    assert stream.session.answered_generation(ENDPOINT) == 2
     stream.settle()
-    assert stream.session.reached(ENDPOINT) == 3
+    assert stream.session.answered_generation(ENDPOINT) == 3
 
 
-def test_what_is_nothing_new_to_a_client_it_has_reached(variant):
+def test_unchanged_generation_is_answered_at_once(variant):
     stream = Stream(variant, generation(1, EDS="a=1 b=1"))
     stream.ask("EDS", "a")
     stream.settle()
     stream.serve(generation(2, EDS="a=1 b=2"))
-    assert stream.session.reached(ENDPOINT) == 2
+    assert stream.session.answered_generation(ENDPOINT) == 2
 
 
-def test_a_rejection_is_an_answer_and_is_told(variant):
+def test_nack_counts_as_an_answer(variant):
     stream = Stream(variant, generation(1, EDS="a=1"))
     stream.ask("EDS", "a")
     stream.get()
     stream.nack("EDS", "no such thing")
-    assert stream.session.reached(ENDPOINT) == 1
+    assert stream.session.answered_generation(ENDPOINT) == 1
     assert {name: each.message for name, each in stream.session.rejected(ENDPOINT).items()} == {
         "a": "no such thing"
     }
-    assert not stream.session.in_force(ENDPOINT, ["a"])
+    assert not stream.session.has_acked(ENDPOINT, ["a"])
 
 
 def test_answers_out_of_order_count_once_all_are_there():
@@ -59,51 +59,55 @@ def test_answers_out_of_order_count_once_all_are_there():
     stream.get()
     first, second = (reply.nonce for reply in stream.replies)
     stream.ack("EDS", nonce=second)
-    assert stream.session.reached(ENDPOINT) == -1
+    assert stream.session.answered_generation(ENDPOINT) == -1
     stream.ack("EDS", nonce=first)
-    assert stream.session.reached(ENDPOINT) == 2
+    assert stream.session.answered_generation(ENDPOINT) == 2
 
 
-def test_what_a_client_did_not_ask_for_it_does_not_use_unless_something_names_it(variant):
+def test_unsubscribed_type_is_unused_unless_referred_to(variant):
     session = Session(variant)
-    assert (session.generation, session.reached(ENDPOINT), session.tagged(LISTENER)) == (-1, -1, [])
+    assert (session.generation, session.answered_generation(ENDPOINT), session.tagged(LISTENER)) == (
+        -1,
+        -1,
+        [],
+    )
     stream = Stream(variant, generation(4, CDS="a=1"))
-    assert stream.session.reached(ENDPOINT) == 4
+    assert stream.session.answered_generation(ENDPOINT) == 4
     stream.ask("CDS")
     stream.settle()
-    assert stream.session.reached(ENDPOINT) == -1
+    assert stream.session.answered_generation(ENDPOINT) == -1
     stream.ask("EDS", "a")
     stream.settle()
-    assert stream.session.reached(ENDPOINT) == 4
+    assert stream.session.answered_generation(ENDPOINT) == 4
 
 
-def test_a_listener_is_in_force_with_all_that_it_names(variant):
+def test_has_acked_includes_references(variant):
     stream = Stream(variant, generation(1, LDS="l=1>r", RDS="r=1"))
-    assert not stream.session.in_force(LISTENER, ["l"])
-    assert not stream.session.has_asked(LISTENER)
+    assert not stream.session.has_acked(LISTENER, ["l"])
+    assert not stream.session.is_subscribed(LISTENER)
     stream.ask("LDS")
-    assert stream.session.has_asked(LISTENER)
+    assert stream.session.is_subscribed(LISTENER)
     stream.settle()
-    assert not stream.session.in_force(LISTENER, ["l"])
+    assert not stream.session.has_acked(LISTENER, ["l"])
     stream.ask("RDS", "r")
     stream.get()
-    assert not stream.session.in_force(LISTENER, ["l"])
+    assert not stream.session.has_acked(LISTENER, ["l"])
     stream.ack("RDS")
-    assert stream.session.in_force(LISTENER, ["l"])
-    assert stream.session.in_force(ROUTE, ["r"])
+    assert stream.session.has_acked(LISTENER, ["l"])
+    assert stream.session.has_acked(ROUTE, ["r"])
     stream.serve(generation(2, LDS="l=2>r", RDS="r=1"))
-    assert not stream.session.in_force(LISTENER, ["l"])
-    assert not stream.session.in_force(LISTENER, ["none"])
+    assert not stream.session.has_acked(LISTENER, ["l"])
+    assert not stream.session.has_acked(LISTENER, ["none"])
 
 
-def test_a_client_brings_the_versions_of_what_it_has():
+def test_initial_versions_are_reported():
     delta = Stream(Variant.DELTA, generation(1, LDS="l=1"))
     delta.ask("LDS", initial={"l": "0.8080S", "m": "1"})
-    assert sorted(delta.session.brought(LISTENER)) == ["0.8080S", "1"]
+    assert sorted(delta.session.initial_versions(LISTENER)) == ["0.8080S", "1"]
     sotw = Stream(Variant.SOTW, generation(1, LDS="l=1"))
     sotw.ask("LDS", version="abc.8080S")
-    assert sotw.session.brought(LISTENER) == ("abc.8080S",)
-    assert sotw.session.brought(CLUSTER) == ()
+    assert sotw.session.initial_versions(LISTENER) == ("abc.8080S",)
+    assert sotw.session.initial_versions(CLUSTER) == ()
 
 
 def test_tags_are_in_the_versions_of_resources_and_of_sets():

@@ -1,4 +1,4 @@
-"""Large answers: each part of them is as things are when it is made, and the event loop has its turns."""
+"""Large answers yield to the event loop, and each part is current when it is built."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from tests.protocol.stream import Stream, world
 from tests.server.proxies import Client, OneForAll
 from xds.introspect import Introspection, cooperative, csds
-from xds.introspect.cooperative import AT_ONCE, Breath, portions
+from xds.introspect.cooperative import BATCH_SIZE, Checkpoint, batches
 from xds.mesh.controlplane.proxies_service import SERVICE, ProxiesService
 from xds.mesh.v1 import proxies_pb2 as pb
 from xds.protocol.session import Variant
@@ -20,35 +20,35 @@ from xds.server import XdsServer
 from xds.snapshot import CLUSTER, SECRET
 
 WITHIN = 30.0
-CLUSTERS = world(CDS=" ".join(f"c{number:03}=1" for number in range(3 * AT_ONCE)))
+CLUSTERS = world(CDS=" ".join(f"c{number:03}=1" for number in range(3 * BATCH_SIZE)))
 
 
 @pytest.fixture
 def _always_due(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cooperative, "SLICE", 0.0)
+    monkeypatch.setattr(cooperative, "TIME_SLICE", 0.0)
 
 
-async def test_a_portion_is_as_things_are_when_its_turn_comes() -> None:
+async def test_batch_is_current_when_it_is_yielded() -> None:
     stream = Stream(Variant.DELTA, CLUSTERS)
     stream.ask("CDS")
     stream.get()
     [kind] = stream.session.status()
-    told = []
-    async for portion in portions(kind, Breath()):
-        told.append({status.state for status in portion})
-        if len(told) == 1:
+    states = []
+    async for batch in batches(kind, Checkpoint()):
+        states.append({status.state for status in batch})
+        if len(states) == 1:
             stream.ack("CDS")
-        elif len(told) == 2:
-            stream.serve(world(CDS=" ".join(f"c{number:03}=2" for number in range(3 * AT_ONCE))))
+        elif len(states) == 2:
+            stream.serve(world(CDS=" ".join(f"c{number:03}=2" for number in range(3 * BATCH_SIZE))))
             stream.get()
-    assert told == [{State.STALE}, {State.SYNCED}, {State.STALE}], (
-        "the last were sent anew, and not acknowledged"
+    assert states == [{State.STALE}, {State.SYNCED}, {State.STALE}], (
+        "the last batch was sent again, and is not ACKed"
     )
 
 
 @pytest.mark.usefixtures("_always_due")
 @pytest.mark.parametrize("service", [SERVICE, csds.SERVICE])
-async def test_the_event_loop_has_its_turns_within_one_large_stream(service: str) -> None:
+async def test_large_stream_yields_to_the_event_loop(service: str) -> None:
     server = XdsServer(
         OneForAll(CLUSTERS), "127.0.0.1:0", grace=0.2, added=[Introspection([ProxiesService()])]
     )
@@ -68,10 +68,10 @@ async def test_the_event_loop_has_its_turns_within_one_large_stream(service: str
             await client.get()
             [stream] = server.discovery.streams
             looked: list[int] = []
-            look = type(stream.session.status()[0]).look
+            look = type(stream.session.status()[0]).resource_statuses
             with pytest.MonkeyPatch.context() as patched:
                 patched.setattr(
-                    "xds.protocol.status.TypeStatus.look",
+                    "xds.protocol.status.TypeStatus.resource_statuses",
                     lambda kind, names: (looked.append(turns), look(kind, names))[1],
                 )
                 counting = asyncio.create_task(count())
@@ -87,14 +87,14 @@ async def test_the_event_loop_has_its_turns_within_one_large_stream(service: str
         await server.stop()
 
 
-async def test_resources_are_looked_through_by_another_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_resources_are_redacted_in_another_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     threads = []
 
-    def redacted(_: str, body: bytes) -> bytes:
+    def redact(_: str, body: bytes) -> bytes:
         threads.append(threading.current_thread())
         return body
 
-    monkeypatch.setattr(csds, "redacted", redacted)
+    monkeypatch.setattr(csds, "redact", redact)
     server = XdsServer(OneForAll(world(SDS="s=1")), "127.0.0.1:0", grace=0.2, added=[Introspection()])
     await server.start()
     try:

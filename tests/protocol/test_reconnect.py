@@ -1,7 +1,7 @@
-"""Clients that come back to a world that has changed.
+"""Clients that reconnect to a world that has changed.
 
-Envoy asks for clusters last if some were warming when its last stream ended. gRPC names the clusters that it has, and
-drops those that it is not sent.
+Envoy subscribes to clusters last if some were warming when its last stream ended. gRPC names the clusters
+that it has, and deletes those that it is not sent.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ WORLD = world(CDS="a=2 new=1", EDS="a=1 new=1", SDS="s=1", LDS="l=1>r", RDS="r=n
 
 
 def come_back(variant: Variant, **options) -> Stream:
-    """A client that has the old routes, and waits for the assignment of a cluster that has changed."""
+    """A client with the old routes that waits for the assignment of a changed cluster."""
     stream = Stream(variant, WORLD, **options)
     stream.ask("EDS", "a", **brought(variant, a="1"))
     stream.ask("LDS", **brought(variant, l="1"))
@@ -28,14 +28,14 @@ def brought(variant: Variant, **versions: str) -> dict:
     return {"initial": versions} if variant is Variant.DELTA else {"version": "1"}
 
 
-def test_r38_it_is_sent_the_assignments_that_it_says_it_has(variant):
+def test_r38_reconnect_while_warming_resends_assignments(variant):
     stream = come_back(variant)
     assert stream.get() == ["EDS a=1"]
     stream.ack("EDS")
     assert stream.get() == []
 
 
-def test_r38_so_is_it_if_the_server_had_nothing_to_serve_yet():
+def test_r38_assignment_is_resent_after_a_late_snapshot():
     stream = Stream(Variant.DELTA)
     stream.ask("EDS", "a", "gone", initial={"a": "1", "gone": "1"})
     assert stream.get() == []
@@ -43,7 +43,7 @@ def test_r38_so_is_it_if_the_server_had_nothing_to_serve_yet():
     assert stream.get() == ["EDS a=1 -gone"]
 
 
-def test_r43_its_routes_wait_for_the_clusters_that_it_will_ask_for(variant):
+def test_r43_routes_wait_for_clusters_of_a_warming_client(variant):
     stream = come_back(variant)
     stream.get()
     stream.ask("CDS", **brought(variant, a="2"))
@@ -55,11 +55,11 @@ def test_r43_its_routes_wait_for_the_clusters_that_it_will_ask_for(variant):
 
 
 def again(variant: Variant) -> list[str]:
-    """What follows clusters that may all be news."""
+    """Return what follows clusters that may all be new to the client."""
     return ["EDS a=1"] if variant is Variant.SOTW else []
 
 
-def test_r42_its_routes_do_not_wait_for_ever(variant):
+def test_r42_wait_of_routes_is_limited(variant):
     stream = come_back(variant)
     assert stream.get() == ["EDS a=1"]
     assert stream.session.deadline() == 1.0
@@ -67,13 +67,13 @@ def test_r42_its_routes_do_not_wait_for_ever(variant):
     assert stream.get() == (["RDS r=new"] if variant is Variant.DELTA else ["LDS l=1", "RDS r=new"])
 
 
-def test_r42_and_not_at_all_if_it_can_answer_nothing(variant):
+def test_r42_routes_do_not_wait_without_expected_acks(variant):
     stream = come_back(variant)
-    stream.session.expect_no_answers()
+    stream.session.expect_no_acks()
     assert stream.get()[-1] == "RDS r=new"
 
 
-def test_r36_who_asks_for_clusters_first_is_not_sent_the_assignments_that_it_has():
+def test_r36_reported_assignments_are_not_resent_after_clusters():
     stream = Stream(Variant.DELTA, WORLD)
     stream.ask("CDS", initial={"a": "2", "new": "1"})
     stream.ask("EDS", "a", "new", initial={"a": "1", "new": "1"})
@@ -86,14 +86,14 @@ def test_r36_nor_is_a_stream_of_assignments_alone():
     assert stream.get() == []
 
 
-def test_r42_the_routes_of_a_new_client_do_not_wait_for_clusters_that_it_does_not_ask_for(variant):
+def test_r42_routes_of_a_new_client_do_not_wait_for_clusters(variant):
     stream = Stream(variant, WORLD)
     stream.ask("EDS", "a")
     stream.ask("RDS", "r")
     assert stream.get() == ["EDS a=1", "RDS r=new"]
 
 
-# --- clusters by name ------------------------------------------------------------------------------------------------
+# --- clusters by name ---
 
 MOVED = world(CDS="b=1", EDS="b=1", LDS="l=1>r", RDS="r=b")
 
@@ -106,7 +106,7 @@ def named(snapshot=MOVED, *, clusters: tuple[str, ...] = ("a",), users=("LDS", "
     return stream
 
 
-def test_r41_a_client_that_names_clusters_keeps_those_that_are_gone_until_it_has_its_routes():
+def test_r41_resumed_clusters_stay_until_the_routes_are_acked():
     stream = named()
     assert stream.get() == ["LDS l=1", "RDS r=b"]
     stream.ack("LDS")
@@ -117,36 +117,36 @@ def test_r41_a_client_that_names_clusters_keeps_those_that_are_gone_until_it_has
     assert stream.get() == ["CDS b=1"]
     stream.ask("EDS", "a", "b")
     assert stream.get() == ["EDS b=1"]
-    assert not stream.session.quiet
+    assert not stream.session.synced
     for short in ("CDS", "EDS"):
         stream.ack(short)
-    assert stream.session.quiet
+    assert stream.session.synced
 
 
-def test_r41_that_is_what_is_said_of_it():
+def test_r41_status_of_resumed_clusters_waits_for_listeners():
     stream = named()
     stream.now = 3.0
     stream.get()
     clusters = stream.session.status()[0]
     assert clusters.waiting is not None
-    assert (clusters.waiting.for_, clusters.waiting.since) == (LISTENER, 3.0)
+    assert (clusters.waiting.reason, clusters.waiting.since) == (LISTENER, 3.0)
 
 
-def test_r41_what_is_there_again_is_sent_at_once():
+def test_r41_resumed_cluster_that_returns_is_sent_at_once():
     stream = named()
     stream.get()
     stream.serve(world(CDS="a=1 b=1", EDS="b=1", LDS="l=1>r", RDS="r=b"))
     assert stream.get()[0] == "CDS a=1"
 
 
-def test_r41_so_is_what_is_there_once_the_client_gives_up_the_rest():
+def test_r41_clusters_are_sent_once_removed_names_are_dropped():
     stream = named(clusters=("a", "b"))
     stream.get()
     stream.ask("CDS", "b")
     assert stream.get()[0] == "CDS b=1"
 
 
-def test_r41_the_clusters_of_routes_that_are_rejected_are_not_kept_for_ever():
+def test_r41_clusters_of_rejected_routes_expire():
     stream = named()
     stream.get()
     stream.ack("LDS")
@@ -168,11 +168,11 @@ def test_r41_nor_are_those_that_nothing_is_asked_for_to_use():
 
 
 @pytest.mark.parametrize("clusters", [("b",), ()])
-def test_r43_who_names_only_clusters_that_are_there_or_none_gets_them_first(clusters):
+def test_r43_existing_clusters_are_sent_first(clusters):
     assert named(clusters=clusters).get()[0] == "CDS b=1"
 
 
-def test_r41_nothing_is_kept_for_a_new_client_or_on_a_stream_of_clusters_alone():
+def test_r41_new_client_keeps_no_removed_cluster():
     stream = Stream(Variant.SOTW, MOVED)
     stream.ask("CDS", "a")
     assert stream.get() == ["CDS"]
@@ -181,8 +181,8 @@ def test_r41_nothing_is_kept_for_a_new_client_or_on_a_stream_of_clusters_alone()
     assert stream.get() == ["CDS"]
 
 
-def test_r41_nothing_is_kept_where_no_answer_is_heard():
+def test_r41_nothing_lingers_without_expected_acks():
     stream = Stream(Variant.SOTW, MOVED)
     stream.ask("CDS", "a", version="known")
-    stream.session.expect_no_answers()
+    stream.session.expect_no_acks()
     assert stream.get() == ["CDS"]

@@ -1,4 +1,4 @@
-"""Rejections that stand: what is kept for a client that goes on with what it had, for how long, and what is not."""
+"""Resources that linger for a client that rejected a change, and for how long."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def mesh(clusters: str, *, listeners: str = "l=1>r", route: str = "1", secrets: 
 
 
 def names(stream: Stream, short: str = "CDS") -> set[str]:
-    """What the client has been told of a type and not to drop."""
+    """Return the resources of a type that the client has."""
     had: set[str] = set()
     for reply in stream.replies:
         if reply.type == short:
@@ -28,7 +28,7 @@ def names(stream: Stream, short: str = "CDS") -> set[str]:
 
 
 def with_rejected_routes(variant: Variant) -> Stream:
-    """A client that goes on with routes to a cluster that is gone."""
+    """A client that uses routes to a removed cluster."""
     stream = connect(variant, BEFORE)
     stream.serve(world(CDS="new=1", EDS="new=1", LDS="l=1>r", RDS="r=new"))
     stream.get()
@@ -53,7 +53,7 @@ def with_rejected_listener(variant: Variant, error: str = "no") -> Stream:
     return stream
 
 
-def test_r41_a_cluster_stays_as_long_as_the_client_goes_on_with_routes_that_use_it(variant):
+def test_r41_cluster_stays_while_previous_routes_use_it(variant):
     stream = with_rejected_routes(variant)
     stream.now = DAY - 1
     assert stream.get() == []
@@ -64,7 +64,7 @@ def test_r41_a_cluster_stays_as_long_as_the_client_goes_on_with_routes_that_use_
     assert stream.get() == ["CDS -old" if variant is Variant.DELTA else "CDS new=1"]
 
 
-def test_r41_but_not_for_ever(variant):
+def test_r41_lingering_resources_expire(variant):
     stream = with_rejected_routes(variant)
     stream.now = DAY
     assert stream.get() == []
@@ -73,7 +73,7 @@ def test_r41_but_not_for_ever(variant):
     assert stream.get() == ["CDS -old" if variant is Variant.DELTA else "CDS new=1"]
 
 
-def test_r41_the_limit_is_not_set_anew_by_each_rejection(variant):
+def test_r41_repeated_rejections_do_not_extend_the_limit(variant):
     stream = with_rejected_routes(variant)
     for hour in range(1, 24):
         stream.now = hour * 3600.0
@@ -86,7 +86,7 @@ def test_r41_the_limit_is_not_set_anew_by_each_rejection(variant):
 
 
 @pytest.mark.parametrize("error", ["no", "Error adding/updating listener(s) m: no"])
-def test_r41_a_listener_that_the_client_never_had_keeps_nothing(variant, error):
+def test_r41_rejected_new_listener_keeps_no_cluster(variant, error):
     stream = with_rejected_listener(variant, error)
     stream.serve(mesh("a=1", listeners="l=1>r m=1"))
     assert stream.get() == []
@@ -104,7 +104,7 @@ def test_r27_removals_are_sent_though_a_rejection_stands():
 
 
 @pytest.mark.parametrize("bad", ["c", "a"])
-def test_r27_removals_are_sent_though_a_rejection_of_clusters_stands(bad):
+def test_r27_removals_are_sent_despite_rejected_clusters(bad):
     stream = connect(Variant.DELTA, mesh("a=1 b=1", secrets="default=1"), names=("a", "b"))
     stream.serve(mesh(f"a=1 b=1 {bad}=bad" if bad == "c" else "a=bad b=1", secrets="default=1"))
     stream.get()
@@ -114,7 +114,7 @@ def test_r27_removals_are_sent_though_a_rejection_of_clusters_stands(bad):
     assert stream.get() == ["CDS -b"]
     stream.ack("CDS")
     assert stream.get() == []
-    # What the client never had uses nothing; what it had before may use either.
+    # A rejected new resource uses nothing. The previous version may use either.
     for passed in (GRACE,) if bad == "c" else (DAY, DAY + GRACE):
         assert stream.session.deadline() == passed
         stream.now = passed
@@ -122,7 +122,7 @@ def test_r27_removals_are_sent_though_a_rejection_of_clusters_stands(bad):
     assert taken == ["EDS -b", "SDS -default"]
 
 
-def test_r41_what_came_and_went_after_a_rejection_does_not_pile_up(variant):
+def test_r41_resources_added_after_a_rejection_do_not_linger(variant):
     stream = connect(variant, BEFORE)
     stream.replies.append(stream.last["CDS"])
     stream.serve(mesh("old=1", route="bad"))
@@ -157,7 +157,7 @@ def test_r41_a_cluster_that_came_before_the_rejection_is_kept(variant):
     assert stream.session.deadline() == 20.0 + DAY
 
 
-def test_r41_assignments_that_the_client_gave_up_do_not_linger(variant):
+def test_r41_unsubscribed_assignments_do_not_linger(variant):
     stream = connect(variant, mesh("a=1 b=1"), names=("a", "b"))
     stream.serve(mesh("a=bad b=1"))
     stream.get()
@@ -178,7 +178,7 @@ def test_r41_assignments_that_the_client_gave_up_do_not_linger(variant):
     assert stream.get() == (["EDS -b"] if variant is Variant.DELTA else [])
 
 
-def test_r41_a_version_that_was_overtaken_unanswered_may_be_what_the_client_goes_on_with():
+def test_r41_unanswered_version_may_be_in_use():
     stream = connect(Variant.SOTW, BEFORE)
     for version in (1, 2):
         stream.serve(mesh("old=1", listeners=f"l=1>r m={version}", route="old"))
@@ -189,7 +189,7 @@ def test_r41_a_version_that_was_overtaken_unanswered_may_be_what_the_client_goes
     assert stream.session.deadline() == DAY
 
 
-def test_r41_so_may_what_a_client_had_when_it_came():
+def test_r41_version_of_an_earlier_stream_may_be_in_use():
     stream = Stream(Variant.SOTW, BEFORE)
     for short, asked in (("CDS", ()), ("EDS", ("old",)), ("LDS", ()), ("RDS", ("r",))):
         stream.ask(short, *asked, version="known")
@@ -204,7 +204,7 @@ def test_r41_so_may_what_a_client_had_when_it_came():
     assert stream.session.deadline() == DAY
 
 
-def test_a_rejection_is_over_when_it_is_mended_though_another_comes_with_it(variant):
+def test_fixed_rejection_ends_despite_a_new_one(variant):
     stream = connect(variant, mesh("a=1 b=1"), names=("a", "b"))
     stream.serve(mesh("a=bad b=1"))
     stream.get()
@@ -215,7 +215,7 @@ def test_a_rejection_is_over_when_it_is_mended_though_another_comes_with_it(vari
     assert stream.session.rejected(CLUSTER).keys() == {"b"}
 
 
-def test_r41_so_may_what_came_with_what_was_rejected():
+def test_r41_bystander_of_a_rejection_may_be_in_use():
     stream = connect(Variant.DELTA, BEFORE)
     stream.serve(mesh("old=1", listeners="l=1>r m=1 n=1", route="old"))
     assert stream.get() == ["LDS m=1 n=1"]
