@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.protocol.stream import TYPES, Stream, world
+from xds.protocol import types
 from xds.protocol.limits import LimitError, Limits
 from xds.protocol.session import Variant
 from xds.protocol.status import State
@@ -21,6 +22,13 @@ def host(name: str, *aliases: str, version: str = "1") -> Resource:
 
 def lived(name: str, version: str, ttl: float | None, *, type_url: str = SECRET) -> Resource:
     return Resource.of(type_url, name, f"{name}={version}".encode(), version=version, ttl=ttl)
+
+
+@pytest.mark.parametrize(
+    ("type_url", "name"), [(CLUSTER, "CDS"), ("type.googleapis.com/a.b.Thing", "Thing"), ("odd/", "odd/")]
+)
+def test_short_name_of_a_type(type_url, name):
+    assert types.short_name(type_url) == name
 
 
 # --- order ---

@@ -39,9 +39,11 @@ async def test_everything_but_the_key_is_taken_in_plaintext(loopback, tmp_path, 
             async with (Patient if sotw else EnvoyProcess)("web", config, tmp_path) as envoy:
 
                 async def told() -> bool:
-                    [stream] = server.discovery.streams
                     synced = {
-                        each.type_url.rpartition(".")[2] for each in stream.session.status() if each.synced
+                        each.type_url.rpartition(".")[2]
+                        for stream in server.discovery.streams
+                        for each in stream.session.status()
+                        if each.synced
                     }
                     return synced >= {"Secret", "Cluster", "Listener"}
 
