@@ -76,7 +76,7 @@ def test_reach_tells_of_every_hop(folder: Path) -> None:
             "address": "127.9.0.1:8080",
             "outcome": "mtls",
             "reason": "auto-mtls",
-            "because": ["MeshPolicy default"],
+            "decidedBy": ["MeshPolicy default"],
         }
     ]
     assert len(answer("reach", "--manifests", folder, "-o", "json")) == 4
@@ -88,7 +88,7 @@ def test_reach_says_no_with_its_exit_status(folder: Path) -> None:
     assert {row["outcome"] for row in answer(*arguments, "--from", "client.shop")} == {"mtls"}
     [row] = answer(*arguments, "--from", "outsider.shop", status=1)
     assert (row["outcome"], row["reason"]) == ("fails", "server-requires-mtls")
-    assert row["because"] == ["PeerAuthentication shop/default"]
+    assert row["decidedBy"] == ["PeerAuthentication shop/default"]
 
 
 def test_reach_says_what_has_no_effect(folder: Path) -> None:
@@ -108,7 +108,7 @@ def test_reach_as_a_table_has_a_line_for_each_hop(folder: Path) -> None:
     result = xds("reach", "--manifests", folder)
     assert result.exit_code == 0
     header, *lines = result.stdout.splitlines()
-    assert header.split() == ["CLIENT", "SERVICE", "ENDPOINT", "OUTCOME", "REASON", "BECAUSE"]
+    assert header.split() == ["CLIENT", "SERVICE", "ENDPOINT", "OUTCOME", "REASON", "DECIDED", "BY"]
     assert len(lines) == 4
     [line] = [line for line in lines if line.startswith("client.shop")]
     assert line.split() == (

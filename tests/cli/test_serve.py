@@ -118,7 +118,7 @@ def test_it_serves_says_that_it_is_ready_and_ends_cleanly(folder: Path, number: 
         process.process.send_signal(number)
         assert process.process.wait(WITHIN) == 0
         log = process.log.read_text()
-        assert "event=stopped" in log.splitlines()[-1]
+        assert 'event="control plane stopped"' in log.splitlines()[-1]
         assert "Traceback" not in log
         assert log.count("every user of this machine can take any pod's identity") == 1
 
@@ -131,8 +131,8 @@ def test_changes_are_followed_and_problems_logged_once_with_their_line(folder: P
         process.until(lambda: process.logged("applied=1"))
         assert process.ask("more.shop", CLUSTER).resources
         (folder / "bad.yaml").unlink()
-        process.until(lambda: process.logged("event=solved"))
-        [line] = [line for line in process.log.read_text().splitlines() if "event=problem" in line]
+        process.until(lambda: process.logged('event="problem solved"'))
+        [line] = [line for line in process.log.read_text().splitlines() if 'event="problem found"' in line]
         assert f"where={folder}/bad.yaml:4" in line
         assert (
             "what=\"Service shop/bad: spec.ports[0].port must be a number from 1 to 65535, not 'x'; until"
@@ -166,7 +166,7 @@ def test_a_lock_that_locks_nothing_is_reported_until_it_does(folder: Path) -> No
         assert status.stderr == f"{warning.replace(': Peer', ': warning: Peer', 1)}\n"
         (folder / "lock.yaml").write_text(LOCK.format("shop"))
         process.until(lambda: process.get("/ready") == (200, "ready\n"))
-        assert process.logged("event=solved")
+        assert process.logged('event="problem solved"')
 
 
 def test_the_root_survives_a_restart_and_only_we_can_read_its_key(folder: Path, tmp_path: Path) -> None:
@@ -253,7 +253,7 @@ def test_where_others_could_poll_nobody_gets_a_key(folder: Path) -> None:
 def test_logs_cannot_be_forged(folder: Path) -> None:
     (folder / "bad\nlevel=info event=forged.yaml").write_text(BAD)
     with serving(folder) as process:
-        process.until(lambda: process.logged("event=problem"))
+        process.until(lambda: process.logged('event="problem found"'))
         assert not [
             line
             for line in process.log.read_text().splitlines()

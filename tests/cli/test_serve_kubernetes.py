@@ -106,12 +106,14 @@ async def test_it_says_since_when_it_cannot_reach_the_server_and_serves_on(
         assert "xds_source_behind_seconds 0.0" not in metrics
         await server.start()
         await serve.until_ready(200)
-        await eventually(lambda: serve.logged("event=solved", "cannot be reached"), timeout=PATIENCE)
-        assert len(serve.logged("event=problem", "cannot be reached")) == 1
+        await eventually(
+            lambda: serve.logged('event="problem solved"', "cannot be reached"), timeout=PATIENCE
+        )
+        assert len(serve.logged('event="problem found"', "cannot be reached")) == 1
         await server.put("pods", pod("more"))
         await eventually(lambda: len(serve.logged("event=kubernetes applied=1")) == 2, timeout=PATIENCE)
         assert await serve.end() == 0
-        assert serve.logged("event=stopped")
+        assert serve.logged('event="control plane stopped"')
         assert not serve.logged("Traceback")
 
 
@@ -124,7 +126,7 @@ async def test_a_fresh_process_is_not_ready_before_everything_is_known_and_ends_
         assert server.url in said
         assert await serve.get("/healthz") == (200, "ok\n")
         assert (await serve.get("/metrics"))[0] == 200
-        assert not serve.logged("event=ready")
+        assert not serve.logged('event="control plane ready"')
         assert await serve.end() == 0
     async with serving(server, tmp_path) as serve:
         await serve.until_ready(503)

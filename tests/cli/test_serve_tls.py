@@ -23,7 +23,7 @@ FETCH = "/envoy.service.secret.v3.SecretDiscoveryService/FetchSecrets"
 
 
 class Shown(NamedTuple):
-    """Files of a client."""
+    """TokenFiles of a client."""
 
     certificate: Path
     key: Path

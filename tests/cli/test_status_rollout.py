@@ -16,7 +16,7 @@ from tests.controlplane.rollouts import WITHIN, Plane, running
 from tests.policy.world import rule
 from tests.server.proxies import OneForAll
 from xds.cli import app
-from xds.cli.rollout import NOTHING, _notes
+from xds.cli.rollout import NO_TRANSITIONS, _notes
 from xds.mesh.v1.rollouts_pb2 import ListRolloutsResponse
 from xds.server import XdsServer
 from xds.snapshot import ENDPOINT, LISTENER
@@ -46,7 +46,7 @@ async def until(pattern: str, *words: object, port: int) -> Result:
 
 async def test_nothing_is_on_its_way(plane: Plane):
     result = await xds(port=plane.server.port)
-    assert (result.exit_code, result.stdout, result.stderr) == (0, f"{NOTHING}\n", "")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, f"{NO_TRANSITIONS}\n", "")
 
 
 async def test_one_line_for_each_service_and_what_stays_open(plane: Plane):
@@ -63,11 +63,11 @@ async def test_one_line_for_each_service_and_what_stays_open(plane: Plane):
     assert "plaintext connections and responses that are still open when it is locked end at" in notes[1]
     assert len(notes) == 2
     assert (await xds("-n", "shop", port=port)).exit_code == 1
-    assert (await xds("-n", "elsewhere", port=port)).stdout == f"{NOTHING}\n"
+    assert (await xds("-n", "elsewhere", port=port)).stdout == f"{NO_TRANSITIONS}\n"
 
     await plane.first.answer(LISTENER)
     await plane.one.answer(ENDPOINT)
-    result = await until(NOTHING, port=port)
+    result = await until(NO_TRANSITIONS, port=port)
     assert result.exit_code == 0
     ended = (
         "Locked since the control plane started: 2 ports. As the sidecars say that are connected here, that ended 0 "
@@ -127,7 +127,7 @@ async def test_watch_tells_what_changes_until_ctrl_c(plane: Plane, output: str):
 
     try:
         async with asyncio.timeout(3 * WITHIN):
-            await heard(NOTHING if output == "table" else '"services": []')
+            await heard(NO_TRANSITIONS if output == "table" else '"services": []')
             plane.say("STRICT")
             await heard("web-2 waiting for one.shop")
             await plane.first.answer(LISTENER)
@@ -137,7 +137,7 @@ async def test_watch_tells_what_changes_until_ctrl_c(plane: Plane, output: str):
                 assert all(json.loads(line)["time"] for line in lines)
             else:
                 await heard("web.shop: done")
-                await heard(NOTHING)
+                await heard(NO_TRANSITIONS)
                 assert lines.count(TCP) == 1
             process.send_signal(signal.SIGINT)
             _, errors = await process.communicate()

@@ -16,7 +16,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from xds.cli import app
-from xds.cli.token_files import Files
+from xds.cli.token_files import TokenFiles
 from xds.mesh.identity.ca import Authority
 from xds.mesh.identity.claims import Caller, How
 from xds.mesh.identity.keys import PrivateKey
@@ -200,7 +200,7 @@ class Renewing:
     def end(self, number: int = signal.SIGTERM) -> None:
         self.process.send_signal(number)
         assert (self.process.wait(WITHIN), self._said.read_text()) == (0, "")
-        assert "event=stopped" in self.log.splitlines()[-1]
+        assert 'event="control plane stopped"' in self.log.splitlines()[-1]
 
 
 @contextmanager
@@ -271,7 +271,7 @@ def test_a_clock_that_was_set_back_does_not_delay_it(state: Path, tmp_path: Path
     now = datetime.now(UTC)
     times = iter([now, now + timedelta(minutes=29), now - timedelta(days=1)])
     whom = {"web-0.shop": caller("seller")}
-    files = Files(lambda: whom, state, tmp_path / "out", timedelta(hours=1), now=lambda: next(times))
+    files = TokenFiles(lambda: whom, state, tmp_path / "out", timedelta(hours=1), now=lambda: next(times))
     written = []
     for _ in range(3):
         assert not files.write()["web-0.shop"].problem
@@ -283,7 +283,7 @@ def test_what_goes_wrong_for_one_pod_does_not_keep_the_others_waiting(state: Pat
     (tmp_path / "out").mkdir()
     (tmp_path / "out/web-0.shop").write_text("in the way")
     whom = {"web-0.shop": caller("seller"), "web-1.shop": caller("seller", "web-1"), "gone.shop": None}
-    files = Files(lambda: whom, state, tmp_path / "out", timedelta(hours=1))
+    files = TokenFiles(lambda: whom, state, tmp_path / "out", timedelta(hours=1))
     assert {name: outcome.problem for name, outcome in files.write().items()} == {
         "web-0.shop": f"{tmp_path}/out/web-0.shop: File exists",
         "web-1.shop": "",

@@ -7,7 +7,7 @@ import pytest
 
 from xds.demo.curl import curl
 from xds.demo.play import Answer
-from xds.demo.pods import not_listening
+from xds.demo.pods import find_not_listening
 from xds.demo.processes import Processes
 
 pytest.importorskip("httpbin", reason="the extra `demo` is not installed")
@@ -19,7 +19,7 @@ WHERE = ("127.10.9.3", 8080)
 def httpbin(tmp_path_factory):
     with Processes(tmp_path_factory.mktemp("logs")) as processes:
         processes.start("httpbin", sys.executable, "-m", "xds.demo.httpbin", WHERE[0], str(WHERE[1]))
-        processes.until("httpbin", lambda: not_listening({"httpbin": WHERE}))
+        processes.wait_for("httpbin", lambda: find_not_listening({"httpbin": WHERE}))
         yield
 
 
@@ -38,7 +38,7 @@ def test_it_ends_by_itself_from_the_moment_it_listens(tmp_path, attempt):
             "httpbin", sys.executable, "-m", "xds.demo.httpbin", where[0], str(where[1])
         )
         deadline = time.monotonic() + 20
-        while not_listening({"httpbin": where}):  # as closely as can be: `until` looks 50 times a second
+        while find_not_listening({"httpbin": where}):  # as closely as can be: `until` looks 50 times a second
             assert time.monotonic() < deadline
             processes.check()
         httpbin.process.terminate()

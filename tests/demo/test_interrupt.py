@@ -4,13 +4,13 @@ import signal
 
 import pytest
 
-from xds.demo.interrupt import NUMBERS, Interrupted, check, noting_signals
+from xds.demo.interrupt import SIGNALS, Interrupted, check, defer_signals
 from xds.demo.processes import Processes
 
 
-@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_interrupts_at_the_next_check(number):
-    with noting_signals():
+    with defer_signals():
         check()
         signal.raise_signal(number)
         with pytest.raises(Interrupted) as raised:
@@ -19,7 +19,7 @@ def test_a_signal_interrupts_at_the_next_check(number):
 
 
 def test_the_first_of_several_counts():
-    with noting_signals():
+    with defer_signals():
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGTERM)
         with pytest.raises(Interrupted) as raised:
@@ -32,13 +32,13 @@ def test_a_signal_ends_waiting(tmp_path):
         signal.raise_signal(signal.SIGTERM)
         return "everything"
 
-    with noting_signals(), Processes(tmp_path) as processes, pytest.raises(Interrupted):
-        processes.until("a thing", pending)
+    with defer_signals(), Processes(tmp_path) as processes, pytest.raises(Interrupted):
+        processes.wait_for("a thing", pending)
 
 
 def test_afterwards_signals_mean_what_they_did_before():
-    before = [signal.getsignal(number) for number in NUMBERS]
-    with noting_signals():
+    before = [signal.getsignal(number) for number in SIGNALS]
+    with defer_signals():
         signal.raise_signal(signal.SIGHUP)
-    assert [signal.getsignal(number) for number in NUMBERS] == before
+    assert [signal.getsignal(number) for number in SIGNALS] == before
     check()

@@ -9,17 +9,17 @@ from xds.demo.play import (
     FULL_FULL,
     FULL_PARTIAL,
     LEGACY_FULL,
+    MAX_REQUESTS,
     MIXED,
     MTLS,
     NO_ANSWER,
-    PATIENCE,
     PLAINTEXT,
     REQUESTS,
     STEPS,
     UNAVAILABLE,
     Answer,
-    Seen,
     Step,
+    StepResult,
 )
 
 SLEEP = "spiffe://cluster.local/ns/full/sa/sleep"
@@ -28,7 +28,7 @@ MTLS_200, PLAIN_200 = Answer("200", SLEEP), Answer("200")
 
 def seen(expected, pair=FULL_FULL, **counts):
     answers = {"mtls": MTLS_200, "plain": PLAIN_200, "none": Answer("000"), "unavailable": Answer("503")}
-    return Seen(
+    return StepResult(
         Step(name="a step", what="", expected={pair: expected}),
         {pair: Counter({answers[name]: count for name, count in counts.items()})},
     )
@@ -76,21 +76,21 @@ def test_a_difference_names_the_step_the_pair_and_both_sides():
 def test_the_identity_of_another_client_is_a_difference():
     other = Answer("200", "spiffe://cluster.local/ns/full/sa/httpbin")
     step = Step(name="a step", what="", expected={FULL_FULL: MTLS})
-    assert list(Seen(step, {FULL_FULL: Counter({other: 10})}).differences())
+    assert list(StepResult(step, {FULL_FULL: Counter({other: 10})}).differences())
 
 
 def test_requests_end_when_both_kinds_were_seen_but_not_before_the_page_s_ten():
-    assert not MIXED.fulfilled(FULL_PARTIAL, Counter({MTLS_200: 5, PLAIN_200: 4}))
-    assert not MIXED.fulfilled(FULL_PARTIAL, Counter({MTLS_200: REQUESTS}))
-    assert MIXED.fulfilled(FULL_PARTIAL, Counter({MTLS_200: REQUESTS, PLAIN_200: 1}))
+    assert not MIXED.is_settled(FULL_PARTIAL, Counter({MTLS_200: 5, PLAIN_200: 4}))
+    assert not MIXED.is_settled(FULL_PARTIAL, Counter({MTLS_200: REQUESTS}))
+    assert MIXED.is_settled(FULL_PARTIAL, Counter({MTLS_200: REQUESTS, PLAIN_200: 1}))
 
 
 def test_requests_end_even_if_what_is_expected_never_comes():
-    assert MIXED.fulfilled(FULL_PARTIAL, Counter({MTLS_200: PATIENCE}))
+    assert MIXED.is_settled(FULL_PARTIAL, Counter({MTLS_200: MAX_REQUESTS}))
 
 
 def test_what_is_wrong_already_is_not_asked_for_again_and_again():
-    assert MTLS.fulfilled(FULL_FULL, Counter({PLAIN_200: REQUESTS}))
+    assert MTLS.is_settled(FULL_FULL, Counter({PLAIN_200: REQUESTS}))
 
 
 def test_the_steps_are_those_of_the_page_and_of_its_summary():

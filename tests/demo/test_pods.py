@@ -8,7 +8,14 @@ import pytest
 
 from xds.demo.curl import curl, identity
 from xds.demo.play import FULL_FULL, LEGACY_PARTIAL, Answer
-from xds.demo.pods import Client, addresses, application, check_free, clients, not_listening
+from xds.demo.pods import (
+    Client,
+    addresses,
+    application,
+    check_addresses_free,
+    find_not_listening,
+    select_clients,
+)
 from xds.demo.processes import UnavailableError
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import TLS_MODE_LABEL, Meta, Pod, Ref, Service, ServicePort
@@ -63,16 +70,16 @@ def test_an_address_that_is_in_use_is_told_before_anything_starts():
     with socket.create_server(("127.10.9.1", 0)) as taken:
         where = taken.getsockname()
         with pytest.raises(UnavailableError, match=f"httpbin.full cannot listen on 127.10.9.1:{where[1]}"):
-            check_free({where: "httpbin.full"})
+            check_addresses_free({where: "httpbin.full"})
 
 
 def test_an_address_that_the_machine_does_not_have_is_told_too():
     with pytest.raises(UnavailableError, match=r"127\.0\.0\.0/8"):
-        check_free({("192.0.2.1", 8080): "httpbin.full"})
+        check_addresses_free({("192.0.2.1", 8080): "httpbin.full"})
 
 
 def test_a_client_without_a_sidecar_reaches_one_ready_pod_after_the_other(asked):
-    client = clients(MESH, iter([LEGACY_PARTIAL]))["sleep.legacy"]
+    client = select_clients(MESH, iter([LEGACY_PARTIAL]))["sleep.legacy"]
     for _ in range(4):
         client.ask("httpbin.partial")
     assert Counter(options["to"] for _, options in asked) == {
@@ -99,14 +106,16 @@ def test_without_a_sidecar_a_name_that_is_no_service_gives_no_answer(asked):
 
 
 def test_only_the_clients_of_the_step_are_looked_for():
-    assert clients(MESH, iter([FULL_FULL])) == {}
+    assert select_clients(MESH, iter([FULL_FULL])) == {}
 
 
 def test_a_server_that_does_not_listen_is_named():
     with socket.create_server(("127.10.9.1", 0)) as server:
         where = server.getsockname()
-        assert not_listening({"httpbin.full": where}) == ""
-    assert not_listening({"httpbin.full": where}).startswith("httpbin.full does not listen on 127.10.9.1:")
+        assert find_not_listening({"httpbin.full": where}) == ""
+    assert find_not_listening({"httpbin.full": where}).startswith(
+        "httpbin.full does not listen on 127.10.9.1:"
+    )
 
 
 @pytest.mark.parametrize("answer", [b"", b"nonsense\r\n\r\n"])

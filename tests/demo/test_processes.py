@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from xds.demo.processes import TIE, DemoError, Processes
+from xds.demo.processes import PDEATHSIG_SCRIPT, DemoError, Processes
 
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('on', flush=True); time.sleep(60)"
 
@@ -41,10 +41,10 @@ def test_leaving_ends_all_that_were_started(tmp_path):
 
 
 def test_one_that_does_not_end_when_asked_is_killed(tmp_path, monkeypatch):
-    monkeypatch.setattr("xds.demo.processes.GRACE", 0.1)
+    monkeypatch.setattr("xds.demo.processes.STOP_TIMEOUT", 0.1)
     with Processes(tmp_path) as processes:
         running = processes.start("stubborn", sys.executable, "-c", STUBBORN)
-        eventually(lambda: "on" in running.last_words())
+        eventually(lambda: "on" in running.log_tail())
     assert running.process.returncode == -signal.SIGKILL
 
 
@@ -64,7 +64,7 @@ def test_an_exception_ends_them_too(tmp_path):
 def test_a_killed_parent_takes_its_child_along():
     program = f"""
 import os, subprocess, sys, time
-child = subprocess.Popen([sys.executable, "-I", "-S", {str(TIE)!r}, str(os.getpid()), "/bin/sleep", "60"])
+child = subprocess.Popen([sys.executable, "-I", "-S", {str(PDEATHSIG_SCRIPT)!r}, str(os.getpid()), "/bin/sleep", "60"])
 print(child.pid, flush=True)
 time.sleep(60)
 """
@@ -77,26 +77,26 @@ time.sleep(60)
 
 
 def test_a_process_whose_parent_is_gone_already_does_not_start():
-    assert subprocess.run([sys.executable, TIE, "1", "/bin/true"], check=False).returncode == 1
+    assert subprocess.run([sys.executable, PDEATHSIG_SCRIPT, "1", "/bin/true"], check=False).returncode == 1
 
 
 def test_waiting_ends_as_soon_as_nothing_is_missing(tmp_path):
     answers = iter(["much", "little", ""])
     with Processes(tmp_path) as processes:
-        processes.until("a thing", lambda: next(answers))
+        processes.wait_for("a thing", lambda: next(answers))
     assert next(answers, None) is None
 
 
 def test_waiting_says_in_the_end_what_was_still_missing(tmp_path):
     with Processes(tmp_path) as processes, pytest.raises(DemoError, match=r"a thing: a part of it"):
-        processes.until("a thing", lambda: "a part of it", within=0.05)
+        processes.wait_for("a thing", lambda: "a part of it", timeout=0.05)
 
 
 def test_waiting_notices_a_process_that_ended_and_shows_the_end_of_its_log(tmp_path):
     with Processes(tmp_path) as processes:
         processes.start("the one", sys.executable, "-c", "print('out of luck'); raise SystemExit(3)")
         with pytest.raises(DemoError, match="the one ended with status 3:\nout of luck"):
-            processes.until("a thing", lambda: "everything")
+            processes.wait_for("a thing", lambda: "everything")
 
 
 def test_a_process_that_was_stopped_is_not_missed(tmp_path):

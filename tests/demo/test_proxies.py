@@ -2,7 +2,7 @@
 
 import pytest
 
-from xds.demo.proxies import difference, in_force
+from xds.demo.proxies import active_config, difference
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE
 
 
@@ -46,7 +46,7 @@ DUMP = {
         },
     ]
 }
-IN_FORCE = {
+ACTIVE = {
     (CLUSTER, "a"): {"name": "a"},
     (LISTENER, "x"): {"name": "x", "port": 1},
     (ROUTE, "r"): {"name": "r"},
@@ -55,20 +55,20 @@ IN_FORCE = {
 
 
 def test_in_force_is_what_is_active_not_what_is_warming_or_draining():
-    assert in_force(DUMP) == IN_FORCE
+    assert active_config(DUMP) == ACTIVE
 
 
 def test_the_same_configuration_makes_no_difference():
-    assert difference(IN_FORCE, IN_FORCE) == ""
+    assert difference(ACTIVE, ACTIVE) == ""
 
 
 def test_what_is_missing_is_named():
-    assert difference(IN_FORCE | {(LISTENER, "y"): {"name": "y"}}, IN_FORCE) == "has no Listener y"
+    assert difference(ACTIVE | {(LISTENER, "y"): {"name": "y"}}, ACTIVE) == "has no Listener y"
 
 
 def test_what_is_another_than_it_should_be_is_named():
-    changed = IN_FORCE | {(LISTENER, "x"): {"name": "x", "port": 2}}
-    assert difference(changed, IN_FORCE) == "has another Listener x"
+    changed = ACTIVE | {(LISTENER, "x"): {"name": "x", "port": 2}}
+    assert difference(changed, ACTIVE) == "has another Listener x"
 
 
 def test_what_should_be_gone_is_named():

@@ -5,11 +5,11 @@ from collections import Counter
 
 from rich.console import Console
 
-from xds.demo.play import FULL_PARTIAL, LEGACY_FULL, MIXED, NO_ANSWER, Answer, Seen, Step
+from xds.demo.play import FULL_PARTIAL, LEGACY_FULL, MIXED, NO_ANSWER, Answer, Step, StepResult
 from xds.demo.tables import as_json, table
 
 SLEEP = "spiffe://cluster.local/ns/full/sa/sleep"
-SEEN = Seen(
+SEEN = StepResult(
     Step(name="STRICT", what="mutual TLS only", expected={FULL_PARTIAL: MIXED, LEGACY_FULL: NO_ANSWER}),
     {
         FULL_PARTIAL: Counter({Answer("200"): 4, Answer("200", SLEEP): 6}),

@@ -85,16 +85,16 @@ def test_a_sidecar_that_is_behind_is_named(mesh):
     nothing = json.dumps({"configs": []})
     stats = {"stats": [{"name": "listener_manager.total_filter_chains_draining", "value": 1}]}
     shown = f'"sleep.full"\n{nothing}{json.dumps(stats)}\n'
-    assert tour.lacking(mesh, shown, drained=False).startswith("sleep.full has no Cluster ")
-    assert tour.lacking(mesh, "", drained=True) == ""
+    assert tour.find_stale(mesh, shown, drained=False).startswith("sleep.full has no Cluster ")
+    assert tour.find_stale(mesh, "", drained=True) == ""
 
 
 def test_a_sidecar_that_drains_is_named_where_that_matters(mesh, monkeypatch):
     monkeypatch.setattr(proxies, "difference", lambda _wanted, _in_force: "")
     stats = {"stats": [{"name": "listener_manager.total_filter_chains_draining", "value": 1}]}
     shown = f'"sleep.full" {{"configs": []}} {json.dumps(stats)}'
-    assert tour.lacking(mesh, shown, drained=False) == ""
-    assert tour.lacking(mesh, shown, drained=True) == (
+    assert tour.find_stale(mesh, shown, drained=False) == ""
+    assert tour.find_stale(mesh, shown, drained=True) == (
         "sleep.full has listener_manager.total_filter_chains_draining"
     )
 

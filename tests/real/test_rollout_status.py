@@ -17,7 +17,7 @@ from tests.support.controlplane import xds
 from tests.support.envoy import EnvoyProcess
 from tests.support.local import LocalMesh
 from tests.support.waiting import eventually
-from xds.cli.rollout import NOTHING
+from xds.cli.rollout import NO_TRANSITIONS
 
 pytestmark = pytest.mark.envoy
 
@@ -51,7 +51,7 @@ async def test_who_hangs_is_named_until_the_server_is_locked(loopback, tmp_path)
         async def said(pattern: str) -> None:
             await eventually(lambda: says(pattern), timeout=20, what=pattern)
 
-        await said(NOTHING)
+        await said(NO_TRANSITIONS)
         with stopped(mesh.sidecar(client)):
             with stopped(mesh.sidecar(servers[0])):
                 mesh.apply(manifests.peer_authentication("ns", "STRICT"))
@@ -62,7 +62,7 @@ async def test_who_hangs_is_named_until_the_server_is_locked(loopback, tmp_path)
                 )
             one, two = (rf"web-{number} waiting for client\.ns \(\d+ s; {OPEN}\)" for number in (1, 2))
             await said(rf"web\.ns: 0/2 endpoints mTLS, ({two}, {one}|{one}, {two})\n")
-        await said(NOTHING)
+        await said(NO_TRANSITIONS)
         await mesh.settled()
 
 
@@ -119,7 +119,7 @@ async def test_the_sidecar_counts_what_a_lock_ends(loopback, tmp_path):
                 "Locked since the control plane started: 2 ports. As the sidecars say that are connected here, that "
                 "ended 5 plaintext connections or responses."
             )
-            assert said == f"{NOTHING}\n\n{expected}\n"
+            assert said == f"{NO_TRANSITIONS}\n\n{expected}\n"
             return True
 
         await eventually(is_counted, timeout=30, what="status says how many ended")

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from xds.mesh.v1 import proxies_pb2 as pb
     from xds.mesh.v1 import rollouts_pb2 as rollouts_pb
 
-_Answer = TypeVar("_Answer")
+_Response = TypeVar("_Response")
 _Message = TypeVar("_Message", bound="Message")
 
 PROXIES = "xds.mesh.v1.Proxies"
 ROLLOUTS = "xds.mesh.v1.Rollouts"
-WITHIN = 10.0
+RPC_TIMEOUT = 10.0
 """Seconds for an answer."""
-CANNOT_ASK = 3
+EXIT_UNREACHABLE = 3
 """The exit status if there is nobody to ask, or who is there does not answer."""
 
 
@@ -49,7 +49,7 @@ KeyFile = Annotated[Path | None, _file("--key-file", "The key of --cert-file (PE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Proof:
+class ClientCredentials:
     """How to ask over TLS; without roots it is asked in plaintext."""
 
     roots: Path | None = None
@@ -83,10 +83,10 @@ class Proof:
         return made
 
 
-class Asking:
+class AdminClient:
     """A control plane that can be asked; what goes wrong ends the command."""
 
-    def __init__(self, where: Address, proof: Proof = Proof()) -> None:
+    def __init__(self, where: Address, proof: ClientCredentials = ClientCredentials()) -> None:
         import grpc  # noqa: PLC0415
 
         self._where = where
@@ -137,7 +137,7 @@ class Asking:
             request_serializer=type(request).SerializeToString,
             response_deserializer=answer.FromString,
         )
-        found: _Message = self._or_end(service, lambda: ask(request, timeout=WITHIN))
+        found: _Message = self._or_end(service, lambda: ask(request, timeout=RPC_TIMEOUT))
         return found
 
     def _on(self, service: str, request: Message, answer: type[_Message]) -> Iterator[_Message]:
@@ -157,7 +157,7 @@ class Asking:
         except grpc.RpcError as error:
             if error.code() not in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}:
                 self._end(service, error)
-        options.fail(f"the control plane at {self._where} went away", CANNOT_ASK)
+        options.fail(f"the control plane at {self._where} went away", EXIT_UNREACHABLE)
 
     def find(self, proxy: str, namespace: str) -> str:
         """Return what names the one proxy that is meant, or end with what could have been."""
@@ -174,13 +174,13 @@ class Asking:
             known = names(self.list({"proxy": "", "namespace": namespace}, unsynced=False))
             if not known:
                 options.fail(f"there is no proxy {proxy}: none is connected to {self._where}")
-            options.unknown("proxy", proxy, known, "POD.NAMESPACE")
+            options.fail_unknown("proxy", proxy, known, "POD.NAMESPACE")
         if len(found) > 1:
             shown = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
             options.fail(f"{proxy} may be each of {shown}: say which")
         return found[0] if found[0].startswith(proxy) else proxy
 
-    def _or_end(self, service: str, ask: Callable[[], _Answer]) -> _Answer:
+    def _or_end(self, service: str, ask: Callable[[], _Response]) -> _Response:
         import grpc  # noqa: PLC0415
 
         try:
@@ -204,8 +204,8 @@ class Asking:
             case StatusCode.UNIMPLEMENTED:
                 what = f"who answers at {self._where} does not have {service}: it is no `xds serve`, or an older one"
             case StatusCode.DEADLINE_EXCEEDED:
-                what = f"who listens at {self._where} does not answer within {WITHIN:.0f} s"
+                what = f"who listens at {self._where} does not answer within {RPC_TIMEOUT:.0f} s"
             case code:
                 what = f"{self._where} answers {code.name}"
         details = error.details() or ""
-        options.fail(what + (f" ({printable(details)})" if details else ""), CANNOT_ASK)
+        options.fail(what + (f" ({printable(details)})" if details else ""), EXIT_UNREACHABLE)

@@ -48,7 +48,7 @@ def bootstrap(
     from xds.codec import to_json_dict  # noqa: PLC0415
     from xds.mesh.envoy import bootstrap as envoy  # noqa: PLC0415
 
-    where = options.address("--xds-address", xds_address)
+    where = options.parse_address("--xds-address", xds_address)
     if (token_file is None) != (ca_file is None):
         options.fail(
             "--token-file and --ca-file go together: a token is shown to a control plane that is verified"

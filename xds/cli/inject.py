@@ -18,7 +18,7 @@ from xds.mesh.parse import dotted
 if TYPE_CHECKING:
     from xds.mesh.sources.documents import Document
 
-MOST_BYTES = 64 << 20
+MAX_FILE_BYTES = 64 << 20
 """Of a file; etcd takes objects of a fortieth of that, but many may be in one file."""
 
 
@@ -77,7 +77,7 @@ def inject(
     get one, unless they say `sidecar.istio.io/inject: "false"`; other objects pass through. Text that does not have to
     change does not.
     """
-    options.address("--xds-address", xds_address)
+    options.parse_address("--xds-address", xds_address)
     if image_pull_policy not in ("", "Always", "IfNotPresent", "Never"):
         raise typer.BadParameter(
             f"{image_pull_policy!r} is none of Always, IfNotPresent, Never",
@@ -97,7 +97,7 @@ def inject(
             result += "---\n"
         result += text
         problems += found
-    options.show(problems)
+    options.print_problems(problems)
     if any(not problem.notice for problem in problems):
         raise typer.Exit(1)
     _write(output, result)
@@ -107,11 +107,11 @@ def _read(name: str) -> str:
     try:
         stream = sys.stdin.buffer if name == "-" else Path(name).open("rb")  # noqa: SIM115 - closed below
         with stream:
-            data = stream.read(MOST_BYTES + 1)
+            data = stream.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         options.fail(f"{name}: {error.strerror}")
-    if len(data) > MOST_BYTES:
-        options.fail(f"{name}: has more than {MOST_BYTES >> 20} MiB; split it")
+    if len(data) > MAX_FILE_BYTES:
+        options.fail(f"{name}: has more than {MAX_FILE_BYTES >> 20} MiB; split it")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:

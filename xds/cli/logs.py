@@ -8,7 +8,7 @@ from typing import Any
 
 import structlog
 
-_LONGEST = 1000
+_MAX_VALUE_LENGTH = 1000
 """Characters that are shown of a value: some are what proxies say, and they may say much."""
 
 
@@ -52,7 +52,9 @@ def _one_line(_logger: object, _method: str, event: structlog.typing.EventDict) 
         if isinstance(said, str) and key == "stack":
             said = "\n".join(_printable(line) for line in said.splitlines())
         elif isinstance(said, str):
-            said = _printable(said if len(said) <= _LONGEST else f"{said[:_LONGEST]}...").strip()
+            said = _printable(
+                said if len(said) <= _MAX_VALUE_LENGTH else f"{said[:_MAX_VALUE_LENGTH]}..."
+            ).strip()
         if key != "exc_info":
             event[key] = said
     return event

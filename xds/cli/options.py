@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # heavy; every subcommand imports this module
     from xds.mesh.model.objects import MeshConfig, Pod, Problem
     from xds.mesh.sources.settings import Settings
 
-MOST_NOTICES = 20
+MAX_NOTICES = 20
 """How many notices are shown; who passes a whole cluster over to us need not read of each ConfigMap."""
 
 UNREADABLE = (
@@ -85,7 +85,7 @@ class Address(NamedTuple):
             return self.host == "localhost"
 
 
-def address(option: str, text: str) -> Address:
+def parse_address(option: str, text: str) -> Address:
     """Read an option's HOST:PORT; an IPv6 address is in brackets."""
     host, _, port = text.rpartition(":")
     if not host or not port.isdecimal() or int(port) > 65535 or (":" in host and host[0] + host[-1] != "[]"):
@@ -95,17 +95,17 @@ def address(option: str, text: str) -> Address:
     return Address(host.strip("[]"), int(port))
 
 
-def show(problems: Iterable[Problem]) -> None:
+def print_problems(problems: Iterable[Problem]) -> None:
     """Print problems to stderr, one a line, in the form that editors and CI systems find files in."""
     notices = 0
     for problem in problems:
         notices += problem.notice
-        if not problem.notice or notices <= MOST_NOTICES:
+        if not problem.notice or notices <= MAX_NOTICES:
             kind = typer.style("notice", dim=True) if problem.notice else typer.style("problem", fg="red")
             said = problem.what + (f" ({problem.hint})" if problem.hint else "")
             typer.echo(f"{printable(problem.where)}: {kind}: {printable(said)}", err=True)
-    if notices > MOST_NOTICES:
-        typer.echo(f"... and {notices - MOST_NOTICES} more notices", err=True)
+    if notices > MAX_NOTICES:
+        typer.echo(f"... and {notices - MAX_NOTICES} more notices", err=True)
 
 
 def fail(message: str, status: int = 2) -> NoReturn:
@@ -135,7 +135,7 @@ def settings(config: Path | None, assignments: list[str] | None) -> tuple[Settin
     read = Settings(config, assignments or ())
     found, problems = read.load()
     if found is None:
-        show(problems)
+        print_problems(problems)
         raise typer.Exit(2)
     return read, found
 
@@ -143,7 +143,7 @@ def settings(config: Path | None, assignments: list[str] | None) -> tuple[Settin
 def load(manifests: Path, config: Path | None = None, assignments: list[str] | None = None) -> Mesh:
     """Read everything once, and show what is wrong with it; exit with status 2 if that hides which objects there are."""
     mesh, problems = read(manifests, config, assignments)
-    show(problems)
+    print_problems(problems)
     return mesh
 
 
@@ -159,7 +159,7 @@ def read(
     except OSError as error:
         fail(f"{manifests}: {error.strerror}")
     if not report.complete:
-        show(report.problems)
+        print_problems(report.problems)
         fail(UNREADABLE)
     return Mesh(report.change.applied, report.change.config), report.problems
 
@@ -169,11 +169,11 @@ def find_pod(mesh: Mesh, name: str) -> Pod:
     pod, _, namespace = name.rpartition(".")
     found = mesh.pod(namespace, pod)
     if found is None:
-        unknown("pod", name, [f"{pod.name}.{pod.namespace}" for pod in mesh.pods()], "POD.NAMESPACE")
+        fail_unknown("pod", name, [f"{pod.name}.{pod.namespace}" for pod in mesh.pods()], "POD.NAMESPACE")
     return found
 
 
-def unknown(kind: str, name: str, known: list[str], form: str) -> NoReturn:
+def fail_unknown(kind: str, name: str, known: list[str], form: str) -> NoReturn:
     """End because there is nothing of that name; suggest what there is."""
     import difflib  # noqa: PLC0415
 

@@ -33,7 +33,7 @@ class ProblemLog:
             clock: returns the time in seconds.
         """
         self._log = log
-        self._problems, self._notices = _Lines(clock), _Lines(clock)
+        self._problems, self._notices = _LineBudget(clock), _LineBudget(clock)
 
     def add(self, report: Report) -> None:
         """Log what a report adds to what is wrong."""
@@ -46,14 +46,14 @@ class ProblemLog:
                 self._log.warning("problem", **about)
         for problem in report.solved:
             if not problem.notice and self._notices.spend():
-                self._log.info("solved", where=problem.where, what=problem.what)
+                self._log.info("problem solved", where=problem.where, what=problem.what)
         for lines, what in ((self._problems, "problems"), (self._notices, "notices")):
             if omitted := lines.omitted():
                 hint = f"at most {BURST} at once and {RATE:g} per second; see xds_problems in /metrics"
                 self._log.warning(f"{what} not logged", count=omitted, limit=hint)
 
 
-class _Lines:
+class _LineBudget:
     """The lines of one kind that may be logged, and how many more there were."""
 
     def __init__(self, clock: Callable[[], float]) -> None:

@@ -65,7 +65,7 @@ def _read(sds: str) -> Sidecar:
         options.fail(f"{file}: {error.strerror}", 1)
     sidecar, problems = environment.read(variables, labels)
     if problems:
-        options.show(problems)
+        options.print_problems(problems)
         # What the kubelet knows by now it says to a new container only: it starts us again.
         raise typer.Exit(1)
     return sidecar

@@ -64,7 +64,7 @@ def reach(
     ineffective = [each for found in without_effect(mesh).problems.values() for each in found]
     # In a running mesh it is normal that a Service has no endpoints now; in manifests it is worth a look.
     warnings = [*problems, *(replace(each, notice=False) for each in ineffective)]
-    options.show(warnings)
+    options.print_problems(warnings)
     clients = [options.find_pod(mesh, client)] if client else None
     targets = list(_targets(mesh, server)) if server else None
     outcomes = list(predict(mesh, clients, targets))
@@ -87,11 +87,11 @@ def _targets(mesh: Mesh, text: str) -> Iterator[tuple[Service, ServicePort]]:
     service = mesh.service(namespace, short)
     if service is None:
         known = [f"{service.name}.{service.namespace}" for service in mesh.services()]
-        options.unknown("service", name, known, "SERVICE.NAMESPACE")
+        options.fail_unknown("service", name, known, "SERVICE.NAMESPACE")
     ports = [each for each in service.ports if port in ("", str(each.port), each.name)]
     if not ports:
         known = [str(each.port) for each in service.ports]
-        options.unknown("port", port, known, f"of service {name}")
+        options.fail_unknown("port", port, known, f"of service {name}")
     yield from ((service, each) for each in ports)
 
 
@@ -106,14 +106,14 @@ def _row(outcome: Outcome) -> dict[str, Any]:
         "address": str(options.Address(endpoint.address, endpoint.port)) if endpoint else None,
         "outcome": str(outcome.result),
         "reason": str(outcome.reason),
-        "because": [str(ref) for ref in outcome.because],
+        "decidedBy": [str(ref) for ref in outcome.because],
     }
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
     from rich.text import Text  # noqa: PLC0415
 
-    table = tables.Table("CLIENT", "SERVICE", "ENDPOINT", "OUTCOME", "REASON", "BECAUSE")
+    table = tables.Table("CLIENT", "SERVICE", "ENDPOINT", "OUTCOME", "REASON", "DECIDED BY")
     for row in rows:
         where = f"{row['endpoint']} ({row['address']})" if row["endpoint"] else row["address"] or "-"
         table.add_row(
@@ -122,6 +122,6 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
             Text(where),
             Text(row["outcome"], _STYLES[row["outcome"]]),
             Text(row["reason"]),
-            Text(", ".join(row["because"])),
+            Text(", ".join(row["decidedBy"])),
         )
     table.show()

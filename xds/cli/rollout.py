@@ -10,7 +10,7 @@ import typer
 if TYPE_CHECKING:
     from xds.mesh.v1 import rollouts_pb2 as pb
 
-NOTHING = "nothing is on its way"
+NO_TRANSITIONS = "nothing is on its way"
 
 _TCP = "Open TCP connections keep the mode they were opened in until they close."
 _LOCK = (
@@ -34,7 +34,7 @@ def is_done(answer: pb.ListRolloutsResponse) -> bool:
 
 def show(answer: pb.ListRolloutsResponse) -> None:
     """Print a line for each service and DestinationRule, and what else has to be known."""
-    _say([each.status for _, each in _lines(answer)] or [NOTHING])
+    _say([each.status for _, each in _lines(answer)] or [NO_TRANSITIONS])
     if notes := list(_notes(answer)):
         _say(["", *notes])
 
@@ -53,7 +53,7 @@ def follow(answers: Iterable[pb.ListRolloutsResponse]) -> None:
                 _say([said])
         _say(f"{name}: done" for name in before or () if name not in told)
         if not told and before != told:
-            _say([NOTHING])
+            _say([NO_TRANSITIONS])
         notes = [note for note in _notes(answer, counts=is_done(answer)) if note not in noted]
         _say(notes)
         noted.update(notes)

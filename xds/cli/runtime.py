@@ -78,7 +78,7 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Addresses:
+class ListenAddresses:
     """Where to listen."""
 
     xds: Address
@@ -88,34 +88,36 @@ class Addresses:
     """DNS names by which clients may address the REST server."""
 
 
-class Door(NamedTuple):
+class SecureListeners(NamedTuple):
     """Where xDS is served over TLS, and to whom."""
 
     secure: Sequence[tuple[str, grpc.ServerCredentials]]
-    """Addresses, and gRPC's credentials for each."""
+    """ListenAddresses, and gRPC's credentials for each."""
     authenticate: Authenticate
     admit: Admit
     """Lets those in who may ask about the server."""
 
 
-class Serving(NamedTuple):
-    """Whom to serve with, made once the mesh's settings are known."""
+class Components(NamedTuple):
+    """CallerLookup to serve with, made once the mesh's settings are known."""
 
     hub: Hub
     effects: EffectWatcher
     parts: Sequence[Part] = ()
     """What is to run besides."""
-    door: Door | None = None
+    door: SecureListeners | None = None
     """How others than this machine get in."""
     metrics: Sequence[Collector] = ()
     """What the parts count."""
 
 
-Prepare: TypeAlias = Callable[["MeshConfig"], Awaitable[Serving]]
+Prepare: TypeAlias = Callable[["MeshConfig"], Awaitable[Components]]
 """Makes the hub and what runs besides, from the settings of the mesh. May take its time: /ready says what is missing."""
 
 
-async def run(source: Source, prepare: Prepare, at: Addresses, *, max_connection_age: float | None) -> int:
+async def run(
+    source: Source, prepare: Prepare, at: ListenAddresses, *, max_connection_age: float | None
+) -> int:
     """Serve until a signal asks to end; return the exit status."""
     from xds.mesh.controlplane.admin import AdminServer  # noqa: PLC0415
 
@@ -179,7 +181,7 @@ class ControlPlane:
     """A source, and everybody who is served from it."""
 
     def __init__(
-        self, source: Source, prepare: Prepare, at: Addresses, max_connection_age: float | None
+        self, source: Source, prepare: Prepare, at: ListenAddresses, max_connection_age: float | None
     ) -> None:
         self._source = source
         self._prepare = prepare
@@ -219,7 +221,7 @@ class ControlPlane:
             await self._serve(serving, ready, (follow, *(part() for part in serving.parts)))
 
     async def _serve(
-        self, serving: Serving, ready: str, besides: Iterable[Coroutine[Any, Any, None]]
+        self, serving: Components, ready: str, besides: Iterable[Coroutine[Any, Any, None]]
     ) -> None:
         from xds.introspect import Introspection  # noqa: PLC0415
         from xds.mesh.controlplane.dropped_connections import Cuts  # noqa: PLC0415

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from xds.cli import options, tls_options, webhook_options
-from xds.cli.runtime import Addresses, Part, Serving, run
+from xds.cli.runtime import Components, ListenAddresses, Part, run
 from xds.mesh.inject import DEFAULT_IMAGE
 
 if TYPE_CHECKING:
@@ -165,17 +165,17 @@ def serve(
     for option, value in (asked | {"--mesh-config-map": mesh_config_map}).items():
         if value and not kubernetes:
             options.fail(f"{option} is for --kubernetes")
-    where = {"--xds-address": options.address("--xds-address", xds_address)}
+    where = {"--xds-address": options.parse_address("--xds-address", xds_address)}
     if rest_address:
-        where["--rest-address"] = options.address("--rest-address", rest_address)
-    admin = options.address("--admin-address", admin_address)
+        where["--rest-address"] = options.parse_address("--rest-address", rest_address)
+    admin = options.parse_address("--admin-address", admin_address)
     exposed = [f"{option} {at}" for option, at in where.items() if not at.is_loopback]
     if exposed and not insecure_xds:
         options.fail(
             f"{exposed[0]} can be reached by others, and xDS is neither encrypted nor authenticated here. "
             "Listen on 127.0.0.1, or say --insecure-xds (sidecars then get no private keys in plaintext)"
         )
-    opened = tls_options.Doors(
+    opened = tls_options.TlsOptions(
         kubernetes=kubernetes,
         tokens=kubernetes or state_dir is not None,
         tls=xds_tls_address,
@@ -183,7 +183,7 @@ def serve(
         names=tls_names,
         admins=admin_identities,
     )
-    injected = webhook_options.Injecting(
+    injected = webhook_options.WebhookOptions(
         kubernetes=kubernetes, at=webhook_address, image=sidecar_image, xds_address=sidecar_xds_address
     )
     if kubernetes and state_dir:
@@ -212,7 +212,7 @@ def serve(
                 )
             return await run(source, prepare, at, max_connection_age=max_connection_age or None)
 
-    at = Addresses(
+    at = ListenAddresses(
         xds=where["--xds-address"], admin=admin, rest=where.get("--rest-address"), names=tls_names or ()
     )
     logs.configure()
@@ -222,12 +222,12 @@ def serve(
 
 async def _alone(
     exposed: list[str],
-    opened: tls_options.Doors,
+    opened: tls_options.TlsOptions,
     state_dir: Path | None,
     config: MeshConfig,
     *,
     rollout_timeout: float | None,
-) -> Serving:
+) -> Components:
     """Prepare to serve manifests."""
     from datetime import UTC, datetime  # noqa: PLC0415
 
@@ -248,19 +248,19 @@ async def _alone(
     hub = Hub(authority, serve_keys=serve_keys, rollout_timeout=rollout_timeout)
     authorities = Authorities(authority=authority)
     effects = EffectWatcher(lambda: hub.mesh, hub.ready)
-    return Serving(hub, effects, door=await opened.door(hub, lambda: authorities, judge=judge))
+    return Components(hub, effects, door=await opened.door(hub, lambda: authorities, judge=judge))
 
 
 async def _in_cluster(
     exposed: list[str],
-    opened: tls_options.Doors,
+    opened: tls_options.TlsOptions,
     api: KubeApi,
     source: Kubernetes,
     config: MeshConfig,
     *,
-    injected: webhook_options.Injecting,
+    injected: webhook_options.WebhookOptions,
     rollout_timeout: float | None,
-) -> Serving:
+) -> Components:
     """Prepare to serve a cluster, as one of several."""
     from xds.mesh.controlplane.controller import Hub  # noqa: PLC0415
     from xds.mesh.controlplane.effects import EffectWatcher  # noqa: PLC0415
@@ -287,7 +287,7 @@ async def _in_cluster(
     door = await opened.door(
         hub, lambda: replica.authorities, judge=TokenReviews(api), api=api, namespace=namespace
     )
-    return Serving(hub, effects, parts, door, injected.metrics)
+    return Components(hub, effects, parts, door, injected.metrics)
 
 
 def _folder(manifests: Path, settings: Settings) -> Folder:

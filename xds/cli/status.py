@@ -24,7 +24,7 @@ _Key: TypeAlias = tuple[str, int, str]
 
 _TITLES = ("PROXY", "TYPE", "RESOURCES", "STATUS")
 
-_MOST_STREAMS = 8
+_MAX_STREAMS = 8
 """Streams of one proxy that a table has. An Envoy that uses ADS has one, or two while it restarts."""
 
 
@@ -86,9 +86,11 @@ def status(
         options.fail("PROXY and --namespace must not be empty: leave them out to ask for all")
     if rollout and proxy:
         options.fail("--rollout is about services, not about one PROXY: leave one of the two out")
-    where = options.address("--xds-address", xds_address)
-    proof = admin_client.Proof(roots=ca_file, token=token_file, certificate=cert_file, key=key_file)
-    with admin_client.Asking(where, proof) as control_plane:
+    where = options.parse_address("--xds-address", xds_address)
+    proof = admin_client.ClientCredentials(
+        roots=ca_file, token=token_file, certificate=cert_file, key=key_file
+    )
+    with admin_client.AdminClient(where, proof) as control_plane:
         if rollout:
             _rollout(control_plane, namespace or "", output, watch=watch)
             return
@@ -116,7 +118,7 @@ def status(
             raise typer.Exit(1)
 
 
-def _rollout(control_plane: admin_client.Asking, namespace: str, output: Format, *, watch: bool) -> None:
+def _rollout(control_plane: admin_client.AdminClient, namespace: str, output: Format, *, watch: bool) -> None:
     """Say how far changes of mode are."""
     from xds.cli import rollout  # noqa: PLC0415
 
@@ -195,7 +197,7 @@ def _lines(proxy: pb.Proxy, now: Timestamp) -> Iterator[_Line]:
 
     styles = {pb.SYNCED: "green", pb.WAITING: "yellow", pb.REJECTED: "red"}
     name = proxy_name(proxy.node_id)
-    for stream in proxy.streams[:_MOST_STREAMS]:
+    for stream in proxy.streams[:_MAX_STREAMS]:
         for kind in stream.types:
             count = kind.resources
             total = count.synced + count.stale + count.not_sent + count.error
@@ -209,7 +211,7 @@ def _lines(proxy: pb.Proxy, now: Timestamp) -> Iterator[_Line]:
                     Text(words(kind, proxy.missing, now), styles.get(kind.state, "")),
                 ),
             )
-    if more := proxy.streams[_MOST_STREAMS:]:
+    if more := proxy.streams[_MAX_STREAMS:]:
         waiting = sum(any(kind.state != pb.SYNCED for kind in stream.types) for stream in more)
         said = f"{len(more)} more streams, {waiting} of them not synced; -o json has them"
         yield _Line(("", 0, ""), said, (Text(name), Text("-"), Text("-"), Text(said)))
@@ -272,9 +274,9 @@ def _print_proxies(answer: pb.ListProxiesResponse, *, named: bool) -> None:
                 proxy_name(proxy.node_id),
                 printable(f" {proxy.agent} {proxy.agent_version}".rstrip()),
             )
-            for stream in proxy.streams[:_MOST_STREAMS]:
+            for stream in proxy.streams[:_MAX_STREAMS]:
                 typer.echo(f"{name}:{agent}, {stream_words(stream, answer.time)}")
-            if len(proxy.streams) > _MOST_STREAMS:
+            if len(proxy.streams) > _MAX_STREAMS:
                 typer.echo(f"{name}: {len(proxy.streams)} streams in all")
         typer.echo()
     table = tables.Table(*_TITLES)
@@ -288,7 +290,7 @@ def _print_proxies(answer: pb.ListProxiesResponse, *, named: bool) -> None:
     if more := absent.total - len(absent.pods):
         typer.echo(f"{more} more sidecars are not connected", err=True)
     if named:
-        shown = (stream for proxy in answer.proxies for stream in proxy.streams[:_MOST_STREAMS])
+        shown = (stream for proxy in answer.proxies for stream in proxy.streams[:_MAX_STREAMS])
         listed = [(kind, each) for stream in shown for kind in stream.types for each in kind.unsynced]
         if listed:
             _print_resources(listed, answer.time)

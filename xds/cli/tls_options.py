@@ -12,7 +12,7 @@ from xds.cli import options
 from xds.cli.options import Address
 
 if TYPE_CHECKING:
-    from xds.cli.runtime import Door
+    from xds.cli.runtime import SecureListeners
     from xds.mesh.controlplane.controller import Hub
     from xds.mesh.identity.auth import Judge
     from xds.mesh.identity.claims import Identity
@@ -63,7 +63,7 @@ AdminIdentities = Annotated[
 TLS, MTLS = "0.0.0.0:15012", "0.0.0.0:15013"
 
 
-class Doors:
+class TlsOptions:
     """What the options said; `tokens`: somebody can judge them."""
 
     def __init__(
@@ -107,7 +107,7 @@ class Doors:
         judge: Judge | None,
         api: KubeApi | None = None,
         namespace: str = "",
-    ) -> Door | None:
+    ) -> SecureListeners | None:
         """Return what opens; None: nothing does.
 
         `ca` says who issues and which roots are trusted, `judge` whose a token is, `namespace` where the control plane is, if it
@@ -115,7 +115,7 @@ class Doors:
         """
         if not self.addresses:
             return None
-        from xds.cli.runtime import Door  # noqa: PLC0415
+        from xds.cli.runtime import SecureListeners  # noqa: PLC0415
         from xds.mesh.identity.auth import Admins, Authentication  # noqa: PLC0415
         from xds.mesh.identity.keys import IdentityError  # noqa: PLC0415
         from xds.mesh.identity.server_tls import OwnCertificate, Trust, service_names  # noqa: PLC0415
@@ -138,7 +138,7 @@ class Doors:
 
         authentication = Authentication(trust_domains, judge)
         admins = self._admins or (await _own_identity(api) if api else ())
-        return Door(secure, authentication, Admins(authentication, admins, trust_domains))
+        return SecureListeners(secure, authentication, Admins(authentication, admins, trust_domains))
 
 
 async def _own_identity(api: KubeApi) -> tuple[Identity, ...]:
@@ -161,7 +161,7 @@ async def _own_identity(api: KubeApi) -> tuple[Identity, ...]:
 
 
 def _address(option: str, text: str | None) -> Address | None:
-    return options.address(option, text) if text else None
+    return options.parse_address(option, text) if text else None
 
 
 def _identity(text: str) -> Identity:

@@ -12,7 +12,7 @@ import typer
 from xds.cli import options
 
 if TYPE_CHECKING:
-    from xds.cli.token_files import Files, Whom
+    from xds.cli.token_files import CallerLookup, TokenFiles
     from xds.mesh.identity.claims import Caller
 
 
@@ -107,9 +107,9 @@ def token(
         [caller] = filter(None, whom().values())
         _print(caller, state_dir, life)
     else:
-        from xds.cli.token_files import Files  # noqa: PLC0415
+        from xds.cli.token_files import TokenFiles  # noqa: PLC0415
 
-        _write(Files(whom, state_dir, out_dir, life), stay=renew)
+        _write(TokenFiles(whom, state_dir, out_dir, life), stay=renew)
 
 
 def _print(caller: Caller, state_dir: Path, lifetime: timedelta) -> None:
@@ -121,7 +121,7 @@ def _print(caller: Caller, state_dir: Path, lifetime: timedelta) -> None:
         options.fail(f"--state-dir: {error}", 1)
 
 
-def _write(files: Files, *, stay: bool) -> None:
+def _write(files: TokenFiles, *, stay: bool) -> None:
     from xds.cli import logs  # noqa: PLC0415
     from xds.cli.token_files import renew  # noqa: PLC0415
 
@@ -144,7 +144,7 @@ def _unbound(identity: str) -> Caller:
     return Caller(namespace=namespace, service_account=account, how=How.TOKEN)
 
 
-def _without_manifests(named: Iterable[str], account: str) -> Whom:
+def _without_manifests(named: Iterable[str], account: str) -> CallerLookup:
     from xds.mesh.identity.claims import Caller, How  # noqa: PLC0415
     from xds.mesh.parse import names  # noqa: PLC0415
 
@@ -159,13 +159,13 @@ def _without_manifests(named: Iterable[str], account: str) -> Whom:
     return lambda: callers
 
 
-def _in(manifests: Path, named: Iterable[str]) -> Whom:
+def _in(manifests: Path, named: Iterable[str]) -> CallerLookup:
     """Return what tells whom the manifests have, whenever it is asked."""
-    from xds.cli.token_files import Known  # noqa: PLC0415
+    from xds.cli.token_files import ManifestPods  # noqa: PLC0415
 
-    known = Known(manifests)
+    known = ManifestPods(manifests)
     try:
-        options.show(known.load())
+        options.print_problems(known.load())
     except OSError as error:
         options.fail(f"{manifests}: {error.strerror}")
     if not known.complete:

@@ -22,11 +22,11 @@ log = structlog.get_logger("xds.cli.token")
 
 TOKEN, ROOTS = "token", "root-cert.pem"
 
-Whom: TypeAlias = Callable[[], Mapping[str, Caller | None]]
+CallerLookup: TypeAlias = Callable[[], Mapping[str, Caller | None]]
 """Says whom the token of each POD.NAMESPACE is for now; None: there is no such pod."""
 
 
-class Known:
+class ManifestPods:
     """What manifests say of pods now."""
 
     def __init__(self, manifests: Path) -> None:
@@ -51,11 +51,11 @@ class Known:
         for name in names:
             pod, _, namespace = name.rpartition(".")
             known = self.mesh.pod(namespace, pod)
-            found[name] = of_pod(known) if known else None
+            found[name] = caller_of_pod(known) if known else None
         return found
 
 
-def of_pod(pod: Pod) -> Caller:
+def caller_of_pod(pod: Pod) -> Caller:
     """Return who a pod is."""
     return Caller(
         namespace=pod.namespace,
@@ -73,7 +73,7 @@ class _Written(NamedTuple):
     at: datetime
 
 
-class Outcome(NamedTuple):
+class WriteResult(NamedTuple):
     """What became of a pod's files: they were written, were not to be, or cannot be."""
 
     problem: str = ""
@@ -81,12 +81,12 @@ class Outcome(NamedTuple):
     expires: datetime | None = None
 
 
-class Files:
+class TokenFiles:
     """The files of some pods, in a folder for each."""
 
     def __init__(
         self,
-        whom: Whom,
+        whom: CallerLookup,
         state_dir: Path,
         out_dir: Path,
         lifetime: timedelta,
@@ -100,37 +100,37 @@ class Files:
         self._now = now
         self._written: dict[str, _Written] = {}
 
-    def write(self) -> dict[str, Outcome]:
+    def write(self) -> dict[str, WriteResult]:
         """Write what is not good for long enough, as far as that is possible."""
         whom = self._whom()
         try:
             key, roots = state_dir.token_key(self._state_dir), state_dir.roots(self._state_dir)
         except state_dir.StateError as error:
-            return dict.fromkeys(whom, Outcome(str(error)))
+            return dict.fromkeys(whom, WriteResult(str(error)))
         return {name: self._keep(name, caller, key, roots) for name, caller in whom.items()}
 
-    def _keep(self, name: str, caller: Caller | None, key: TokenKey, roots: bytes) -> Outcome:
+    def _keep(self, name: str, caller: Caller | None, key: TokenKey, roots: bytes) -> WriteResult:
         if caller is None:
-            return Outcome("there is no such pod in the manifests any more")
+            return WriteResult("there is no such pod in the manifests any more")
         try:
             return self._write(name, caller, key, roots)
         except OSError as error:
-            return Outcome(f"{error.filename or self._out_dir}: {error.strerror}")
+            return WriteResult(f"{error.filename or self._out_dir}: {error.strerror}")
 
-    def _write(self, name: str, caller: Caller, key: TokenKey, roots: bytes) -> Outcome:
+    def _write(self, name: str, caller: Caller, key: TokenKey, roots: bytes) -> WriteResult:
         now = self._now()
         last = self._written.get(name)
         if last and last == (caller, key, roots, last.at) and last.at <= now < last.at + self._lifetime / 2:
-            return Outcome()
+            return WriteResult()
         folder = self._out_dir / name
         folder.mkdir(parents=True, exist_ok=True)
         state_dir.replace(folder / ROOTS, roots, 0o644)
         state_dir.replace(folder / TOKEN, key.issue(caller, now, self._lifetime).encode(), 0o600)
         self._written[name] = _Written(caller, key, roots, now)
-        return Outcome(written=caller, expires=now + self._lifetime)
+        return WriteResult(written=caller, expires=now + self._lifetime)
 
 
-def renew(files: Files) -> None:
+def renew(files: TokenFiles) -> None:
     """Keep files good until SIGTERM or SIGINT; the log is told what cannot be done, which is tried again."""
     ends = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, ends)  # so that no file is left half made

@@ -47,20 +47,20 @@ SidecarAddress = Annotated[
 ]
 
 
-_LOOK = 5.0
+TRUST_POLL_INTERVAL = 5.0
 """Seconds between looks at who issues: peers trust the CA of before for hours after it was replaced."""
 
 
-class Injecting:
+class WebhookOptions:
     """What the options said."""
 
     def __init__(self, *, kubernetes: bool, at: str | None, image: str, xds_address: str | None) -> None:
-        self._at = options.address("--webhook-address", at) if at else None
+        self._at = options.parse_address("--webhook-address", at) if at else None
         self._image = image
         self._xds_address = xds_address
         self._answers = Counter[str]()
         if xds_address:
-            options.address("--sidecar-xds-address", xds_address)
+            options.parse_address("--sidecar-xds-address", xds_address)
         if at and not kubernetes:
             options.fail("--webhook-address is for --kubernetes: it is an API server that asks there")
 
@@ -112,7 +112,7 @@ class Injecting:
         async def follow() -> None:
             trust = hub.trust
             while True:
-                await asyncio.sleep(_LOOK)
+                await asyncio.sleep(TRUST_POLL_INTERVAL)
                 if hub.trust != trust:
                     trust = hub.trust
                     server.rotated()

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupted(BaseException):
@@ -23,27 +23,27 @@ class Interrupted(BaseException):
         """The exit status that says so, as shells have it."""
 
 
-_noted: list[int] = []
+_received: list[int] = []
 """Signals that came. They are the process's, so this is too."""
 
 
 @contextmanager
-def noting_signals() -> Iterator[None]:
+def defer_signals() -> Iterator[None]:
     """Note signals instead of ending at once; `check` then acts upon them."""
-    before = {number: signal.signal(number, _note) for number in NUMBERS}
+    before = {number: signal.signal(number, _note) for number in SIGNALS}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        _noted.clear()
+        _received.clear()
 
 
 def check() -> None:
     """Raise `Interrupted` if a signal was noted. Called often: whenever the demo waits, and for each request."""
-    if _noted:
-        raise Interrupted(_noted[0])
+    if _received:
+        raise Interrupted(_received[0])
 
 
 def _note(number: int, _frame: FrameType | None) -> None:
-    _noted.append(number)
+    _received.append(number)

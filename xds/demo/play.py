@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeAlias
 REQUESTS = 10
 """Requests per pair, so that both pods of a service are met, and a mode that only sometimes holds shows."""
 
-PATIENCE = 100
+MAX_REQUESTS = 100
 """Requests at most where two kinds of answers are awaited: a balancer that chooses at random may take a while."""
 
 
@@ -72,11 +72,11 @@ class Expected:
             case Shown.SOME:
                 return {with_identity, without}
 
-    def fulfilled(self, pair: Pair, seen: Answers) -> bool:
+    def is_settled(self, pair: Pair, seen: Answers) -> bool:
         """Whether asking on would tell nothing new: all that is expected was seen, or something that is not."""
         wanted = self.answers(pair)
         settled = wanted <= seen.keys() or not seen.keys() <= wanted
-        return seen.total() >= (REQUESTS if settled else PATIENCE)
+        return seen.total() >= (REQUESTS if settled else MAX_REQUESTS)
 
 
 MTLS = Expected("200", Shown.ALL)
@@ -107,7 +107,7 @@ AUTOMATIC: Table = {**ALL_PLAINTEXT, FULL_FULL: MTLS, FULL_PARTIAL: MIXED}
 
 POLICY = "policy.yaml"
 """The file that holds the one Policy `httpbin`: applying another of that name replaces it."""
-RULE = "destination-rule.yaml"
+DESTINATION_RULE = "destination-rule.yaml"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,13 +155,13 @@ STEPS = (
     Step(
         name="DestinationRule override",
         what="clients are to send mutual TLS all the same",
-        apply={RULE: "destination-rule.yaml"},
+        apply={DESTINATION_RULE: "destination-rule.yaml"},
         expected={**AUTOMATIC, FULL_FULL: UNAVAILABLE},
     ),
     Step(
         name="clean-up",
         what="Policy and DestinationRule deleted",
-        delete=(POLICY, RULE),
+        delete=(POLICY, DESTINATION_RULE),
         expected=AUTOMATIC,
     ),
     Step(
@@ -183,12 +183,14 @@ STEPS = (
 )
 
 
-BEGINNING = Step(name="the beginning", what="no policies", delete=(POLICY, RULE), expected=AUTOMATIC)
+INITIAL_STATE = Step(
+    name="the beginning", what="no policies", delete=(POLICY, DESTINATION_RULE), expected=AUTOMATIC
+)
 """Where `--keep` leaves the user, who may then go on alone."""
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class StepResult:
     """What the requests of one step brought."""
 
     step: Step

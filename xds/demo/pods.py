@@ -43,7 +43,7 @@ def addresses(pod: Pod) -> Iterator[tuple[str, int]]:
             yield (pod.address, port)
 
 
-def check_free(wanted: Mapping[tuple[str, int], str]) -> None:
+def check_addresses_free(wanted: Mapping[tuple[str, int], str]) -> None:
     """Raise if an address (with the name of who wants it) cannot be had, before anything is started."""
     for (host, port), name in wanted.items():
         with socket.socket() as probe:
@@ -63,7 +63,7 @@ def _why(error: OSError, port: int) -> str:
     return f"{error.strerror} (every address in 127.0.0.0/8 must be usable, as on any Linux)"
 
 
-def not_listening(servers: Mapping[str, tuple[str, int]]) -> str:
+def find_not_listening(servers: Mapping[str, tuple[str, int]]) -> str:
     """Say which of some servers, given by name, does not accept connections; empty when all do."""
     for name, where in servers.items():
         with socket.socket() as probe:
@@ -99,7 +99,7 @@ class Client:
         return ready[turn % len(ready)] if ready else None
 
 
-def clients(mesh: Mesh, pairs: Iterator[Pair]) -> dict[str, Client]:
+def select_clients(mesh: Mesh, pairs: Iterator[Pair]) -> dict[str, Client]:
     """Return the pods that send requests, by name."""
     wanted = {pair.client for pair in pairs}
     return {name_of(pod): Client(mesh, pod) for pod in mesh.pods() if name_of(pod) in wanted}

@@ -14,10 +14,10 @@ from typing import Self
 
 from xds.demo import interrupt
 
-TIE = Path(__file__).with_name("pdeathsig.py")
-GRACE = 5.0
+PDEATHSIG_SCRIPT = Path(__file__).with_name("pdeathsig.py")
+STOP_TIMEOUT = 5.0
 """Seconds that a process has for ending by itself once asked to."""
-_TICK = 0.02
+POLL_INTERVAL = 0.02
 
 
 class DemoError(Exception):
@@ -41,7 +41,7 @@ class Running:
     process: subprocess.Popen[bytes]
     log: Path
 
-    def last_words(self, lines: int = 15) -> str:
+    def log_tail(self, lines: int = 15) -> str:
         """Return the end of its log."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
@@ -62,7 +62,7 @@ class Processes:
     def start(self, name: str, *command: str, env: Mapping[str, str] | None = None) -> Running:
         """Start a command; its output is added to NAME.log."""
         log = self._logs / f"{name.replace(' ', '-')}.log"
-        tied = [sys.executable, "-I", "-S", str(TIE), str(os.getpid()), *command]
+        tied = [sys.executable, "-I", "-S", str(PDEATHSIG_SCRIPT), str(os.getpid()), *command]
         with log.open("ab") as output:
             process = subprocess.Popen(  # noqa: S603 -- our own command lines
                 tied,
@@ -80,7 +80,7 @@ class Processes:
         """End processes: ask all, then kill what is left, with whatever they started."""
         for each in running:
             _signal(each.process, signal.SIGTERM)
-        deadline = time.monotonic() + GRACE
+        deadline = time.monotonic() + STOP_TIMEOUT
         for each in running:
             try:
                 each.process.wait(max(0.0, deadline - time.monotonic()))
@@ -94,16 +94,16 @@ class Processes:
         interrupt.check()
         for each in self._running:
             if (status := each.process.poll()) is not None:
-                raise DemoError(f"{each.name} ended with status {status}:\n{each.last_words()}")
+                raise DemoError(f"{each.name} ended with status {status}:\n{each.log_tail()}")
 
-    def until(self, what: str, pending: Callable[[], str], *, within: float = 20.0) -> None:
+    def wait_for(self, what: str, pending: Callable[[], str], *, timeout: float = 20.0) -> None:
         """Return once `pending` returns an empty text; otherwise it says what is still missing."""
-        deadline = time.monotonic() + within
+        deadline = time.monotonic() + timeout
         while missing := pending():
             self.check()
             if time.monotonic() > deadline:
-                raise DemoError(f"waited {within:.0f} s for {what}: {missing}")
-            time.sleep(_TICK)
+                raise DemoError(f"waited {timeout:.0f} s for {what}: {missing}")
+            time.sleep(POLL_INTERVAL)
 
 
 def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:

@@ -15,18 +15,18 @@ from xds.mesh.model.objects import ADMIN_PORT, Pod
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, Snapshot
 
 Json: TypeAlias = Mapping[str, Any]
-DRAINING = "/stats?format=json&filter=^listener_manager.total_.*_draining$"
+DRAINING_STATS_PATH = "/stats?format=json&filter=^listener_manager.total_.*_draining$"
 """Where a sidecar's admin page shows how many listeners still serve what they had accepted before they were replaced."""
 Config: TypeAlias = dict[tuple[str, str], Any]
 """Resources in protobuf's JSON form, by type and name."""
 
 
-def configurations(mesh: Mesh) -> list[tuple[Pod, Config]]:
+def expected_configs(mesh: Mesh) -> list[tuple[Pod, Config]]:
     """Return what every sidecar of the mesh should have."""
-    return [(pod, wanted(translate(mesh, pod))) for pod in mesh.pods() if pod.has_sidecar]
+    return [(pod, expected_config(translate(mesh, pod))) for pod in mesh.pods() if pod.has_sidecar]
 
 
-def lacking(configurations: Iterable[tuple[Pod, Config]]) -> str:
+def find_stale(configurations: Iterable[tuple[Pod, Config]]) -> str:
     """Say what a sidecar does not have in force yet; empty when all have everything."""
     for pod, config in configurations:
         if missing := _lacking(pod, config):
@@ -34,16 +34,16 @@ def lacking(configurations: Iterable[tuple[Pod, Config]]) -> str:
     return ""
 
 
-def draining(mesh: Mesh) -> str:
+def find_draining(mesh: Mesh) -> str:
     """Say which sidecar still serves connections of listeners that it has replaced; empty when none does."""
     for pod in mesh.pods():
-        if pod.has_sidecar and (left := still_draining(_get(pod.address, DRAINING))):
+        if pod.has_sidecar and (left := draining_stats(_get(pod.address, DRAINING_STATS_PATH))):
             return f"{name_of(pod)} has {left}"
     return ""
 
 
-def still_draining(shown: Json) -> str:
-    """Say what the admin page shows at DRAINING, if it shows that there is something left."""
+def draining_stats(shown: Json) -> str:
+    """Say what the admin page shows at DRAINING_STATS_PATH, if it shows that there is something left."""
     return ", ".join(stat["name"] for stat in shown["stats"] if stat["value"])
 
 
@@ -52,7 +52,7 @@ def _lacking(pod: Pod, config: Config) -> str:
         dump = _get(pod.address, "/config_dump?include_eds")
     except (OSError, http.client.HTTPException) as error:
         return f"does not answer: {error}"
-    return difference(config, in_force(dump))
+    return difference(config, active_config(dump))
 
 
 def _get(address: str, path: str) -> Json:
@@ -82,7 +82,7 @@ def _short(key: tuple[str, str]) -> str:
     return f"{type_url.rpartition('.')[2]} {name}"
 
 
-def wanted(snapshot: Snapshot) -> Config:
+def expected_config(snapshot: Snapshot) -> Config:
     """Return a snapshot in the terms that `in_force` has for a sidecar."""
     config: Config = {}
     for type_url in (CLUSTER, ENDPOINT, LISTENER, ROUTE):
@@ -92,7 +92,7 @@ def wanted(snapshot: Snapshot) -> Config:
     return config
 
 
-def in_force(dump: Json) -> Config:
+def active_config(dump: Json) -> Config:
     """Return what Envoy's `/config_dump?include_eds` shows as active: warmed, and not about to be replaced."""
     config: Config = {}
     for shown in _each(dump, "dynamic_active_clusters", "cluster"):

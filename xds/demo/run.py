@@ -18,11 +18,11 @@ from typing import TypeAlias
 
 from rich.console import Console
 
-from xds.demo.interrupt import Interrupted, noting_signals
-from xds.demo.play import BEGINNING, STEPS, Seen
+from xds.demo.interrupt import Interrupted, defer_signals
+from xds.demo.play import INITIAL_STATE, STEPS, StepResult
 from xds.demo.processes import DemoError, Processes, UnavailableError
 from xds.demo.stage import EXAMPLES, Stage
-from xds.demo.tables import as_json, table, things_to_try
+from xds.demo.tables import as_json, suggest_commands, table
 
 Progress: TypeAlias = Callable[[str], AbstractContextManager[object]]
 
@@ -47,7 +47,7 @@ def run(options: Options) -> int:
     """Play the demo and return the exit status: 0 as on the page, 1 not so, 2 cannot be played here."""
     errors = Console(stderr=True, highlight=False)
     try:
-        with noting_signals():
+        with defer_signals():
             check_requirements()
             with _folder(errors) as folder, Processes(folder / "logs") as processes:
                 _play(Stage(folder, processes, sotw=options.sotw), processes, options, errors)
@@ -77,7 +77,7 @@ def _play(stage: Stage, processes: Processes, options: Options, errors: Console)
     began = time.monotonic()
     with progress("Starting the control plane, the applications and their sidecars"):
         stage.start()
-    seen: list[Seen] = []
+    seen: list[StepResult] = []
     for number, step in enumerate(STEPS, 1):
         with progress(f"{number}/{len(STEPS)} {step.name}"):
             stage.perform(step)
@@ -102,11 +102,11 @@ def _play(stage: Stage, processes: Processes, options: Options, errors: Console)
 
 def _keep(stage: Stage, processes: Processes, errors: Console, progress: Progress) -> None:
     with progress("Going back to the beginning"):
-        stage.perform(BEGINNING)
-    for line in things_to_try(stage.mesh(), stage.manifests, EXAMPLES, stage.xds, stage.admin):
+        stage.perform(INITIAL_STATE)
+    for line in suggest_commands(stage.mesh(), stage.manifests, EXAMPLES, stage.xds, stage.admin):
         errors.print(line, markup=False, soft_wrap=True)
     with suppress(Interrupted):  # the end that was asked for
-        processes.until("an end", lambda: "a signal", within=math.inf)
+        processes.wait_for("an end", lambda: "a signal", timeout=math.inf)
 
 
 def _progress(errors: Console) -> Progress:

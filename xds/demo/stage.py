@@ -12,8 +12,16 @@ from pathlib import Path
 
 from xds.codec import to_json_dict
 from xds.demo import proxies
-from xds.demo.play import Answers, Pair, Seen, Step
-from xds.demo.pods import addresses, application, check_free, clients, is_httpbin, name_of, not_listening
+from xds.demo.play import Answers, Pair, Step, StepResult
+from xds.demo.pods import (
+    addresses,
+    application,
+    check_addresses_free,
+    find_not_listening,
+    is_httpbin,
+    name_of,
+    select_clients,
+)
 from xds.demo.processes import Processes, Running
 from xds.mesh.envoy.bootstrap import bootstrap
 from xds.mesh.model.mesh import Mesh
@@ -45,7 +53,7 @@ class Stage:
     def start(self) -> None:
         """Start the control plane and every pod."""
         mesh = self.mesh()
-        check_free({where: name_of(pod) for pod in mesh.pods() for where in addresses(pod)})
+        check_addresses_free({where: name_of(pod) for pod in mesh.pods() for where in addresses(pod)})
         applications = {name_of(pod): application(pod) for pod in mesh.pods() if is_httpbin(pod)}
         for name, (host, port) in applications.items():
             self._processes.start(name, sys.executable, "-P", "-m", "xds.demo.httpbin", host, str(port))
@@ -53,7 +61,7 @@ class Stage:
         for pod in mesh.pods():
             if pod.has_sidecar:
                 self._start_sidecar(pod)
-        self._processes.until("httpbin", lambda: not_listening(applications))
+        self._processes.wait_for("httpbin", lambda: find_not_listening(applications))
 
     def install(self, *, auto: bool) -> None:
         """Start the control plane, in place of one that runs: the only way to change the installation's options."""
@@ -70,7 +78,7 @@ class Stage:
             *("--admin-address", self.admin),
             *("--state-dir", str(self._folder / "state")),
         )
-        self._processes.until("the control plane", self._not_ready)
+        self._processes.wait_for("the control plane", self._not_ready)
 
     def _not_ready(self) -> str:
         connection = http.client.HTTPConnection(self.admin, timeout=5.0)
@@ -110,21 +118,21 @@ class Stage:
         if step.auto != self.auto:
             self.install(auto=step.auto)
         mesh = self.mesh()
-        wanted = proxies.configurations(mesh)
-        self._processes.until("the sidecars", lambda: proxies.lacking(wanted))
+        wanted = proxies.expected_configs(mesh)
+        self._processes.wait_for("the sidecars", lambda: proxies.find_stale(wanted))
         if step.drained:
-            self._processes.until("old connections to end", lambda: proxies.draining(mesh))
+            self._processes.wait_for("old connections to end", lambda: proxies.find_draining(mesh))
 
-    def ask(self, step: Step) -> Seen:
+    def ask(self, step: Step) -> StepResult:
         """Send the step's requests: to each pair enough to see all that there is to see."""
-        askers = clients(self.mesh(), iter(step.expected))
+        askers = select_clients(self.mesh(), iter(step.expected))
         seen: dict[Pair, Answers] = {}
         for pair, expected in step.expected.items():
             answers = seen[pair] = Counter()
-            while not expected.fulfilled(pair, answers):
+            while not expected.is_settled(pair, answers):
                 self._processes.check()
                 answers[askers[pair.client].ask(pair.server)] += 1
-        return Seen(step, seen)
+        return StepResult(step, seen)
 
     def mesh(self) -> Mesh:
         """Read the manifests as they are now."""

@@ -8,13 +8,13 @@ from typing import Any
 
 from rich.text import Text
 
-from xds.demo.play import POLICY, Answers, Seen
+from xds.demo.play import POLICY, Answers, StepResult
 from xds.demo.pods import PROXY_PORT, SERVER_PORT, name_of
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import ADMIN_PORT
 
 
-def table(seen: Seen, number: int) -> Text:
+def table(seen: StepResult, number: int) -> Text:
     """Show what one step brought, as the page's commands print it; equal answers once, with how many they were."""
     lines = [Text(f"{number}. {seen.step.name}: {seen.step.what}", style="bold")]
     margin = max(len(str(pair)) for pair in seen.answers) + 2
@@ -33,7 +33,7 @@ def _lines(answers: Answers) -> Iterator[Text]:
         yield Text(f"response code: {answer.code} ({count}x)", style="" if answer.code == "200" else "yellow")
 
 
-def as_json(steps: Iterable[Seen]) -> list[dict[str, Any]]:
+def as_json(steps: Iterable[StepResult]) -> list[dict[str, Any]]:
     """Say the same for programs."""
     return [
         {
@@ -48,7 +48,7 @@ def as_json(steps: Iterable[Seen]) -> list[dict[str, Any]]:
     ]
 
 
-def things_to_try(mesh: Mesh, manifests: Path, examples: Path, xds: str, admin: str) -> list[str]:
+def suggest_commands(mesh: Mesh, manifests: Path, examples: Path, xds: str, admin: str) -> list[str]:
     """Say where everything is that `--keep` keeps running (`xds`, `admin`: HOST:PORT), and what one may do with it."""
     pods = {name_of(pod): pod for pod in mesh.pods()}
     proxy, server = pods["sleep.full"], pods["httpbin.full"]

@@ -17,7 +17,19 @@ from typing import Any
 from rich.console import Console
 
 from xds.demo import proxies, tables
-from xds.demo.play import PATIENCE, POLICY, REQUESTS, RULE, STEPS, Answer, Answers, Pair, Seen, Shown, Step
+from xds.demo.play import (
+    DESTINATION_RULE,
+    MAX_REQUESTS,
+    POLICY,
+    REQUESTS,
+    STEPS,
+    Answer,
+    Answers,
+    Pair,
+    Shown,
+    Step,
+    StepResult,
+)
 from xds.demo.pods import name_of
 from xds.mesh.envoy.translate import translate
 from xds.mesh.model.mesh import Mesh
@@ -49,8 +61,8 @@ def script(mesh: Mesh) -> Iterator[str]:
             yield f"auto {_word(auto)}"
         yield f"settle {_word(auto)} {'drained' if step.drained else 'applied'} {sidecars}"
         for pair, expected in step.expected.items():
-            yield f"ask {pair.client} {pair.server} {PATIENCE // 2 if expected.shown is Shown.SOME else REQUESTS}"
-    yield from (f"delete {name}" for name in (POLICY, RULE))
+            yield f"ask {pair.client} {pair.server} {MAX_REQUESTS // 2 if expected.shown is Shown.SOME else REQUESTS}"
+    yield from (f"delete {name}" for name in (POLICY, DESTINATION_RULE))
     yield "auto true"
 
 
@@ -61,21 +73,23 @@ def _word(value: bool) -> str:
 # --- whether it is in force ----------------------------------------------------------------------------------------------
 
 
-def lacking(mesh: Mesh, shown: str, *, drained: bool) -> str:
+def find_stale(mesh: Mesh, shown: str, *, drained: bool) -> str:
     """Say what a sidecar does not have in force yet; empty when all have everything.
 
     Args:
         mesh: as it should be.
         shown: of each sidecar its pod's name, as a JSON string, then what its admin page has at `/config_dump?include_eds`
-            and at `proxies.DRAINING`.
+            and at `proxies.DRAINING_STATS_PATH`.
         drained: whether connections of before must be gone too.
     """
     values = _values(shown)
     pods = {name_of(pod): pod for pod in mesh.pods()}
     for name, dump, stats in zip(values, values, values, strict=True):
-        if missing := proxies.difference(proxies.wanted(translate(mesh, pods[name])), proxies.in_force(dump)):
+        if missing := proxies.difference(
+            proxies.expected_config(translate(mesh, pods[name])), proxies.active_config(dump)
+        ):
             return f"{name} {missing}"
-        if drained and (left := proxies.still_draining(stats)):
+        if drained and (left := proxies.draining_stats(stats)):
             return f"{name} has {left}"
     return ""
 
@@ -115,9 +129,9 @@ def table(output: str) -> Mapping[Pair, Answers]:
 
 def compare(lines: Iterable[str], out: Console) -> int:
     """Show a table for every step as soon as it is there; return 0 if all is as on the page, 1 if not."""
-    seen: list[Seen] = []
+    seen: list[StepResult] = []
     for step, output in _steps(lines):
-        seen.append(Seen(step, table(output)))
+        seen.append(StepResult(step, table(output)))
         out.print(tables.table(seen[-1], len(seen)) if seen[-1].answers else step.name, end="\n\n")
     differences = [difference for each in seen for difference in each.differences()]
     differences += [f"{step.name}: was not played" for step in STEPS[len(seen) :]]
@@ -150,7 +164,9 @@ def main(arguments: list[str]) -> int:
         case ["script"]:
             print(*script(_mesh(auto=True)), sep="\n")  # noqa: T201 -- the result
         case ["lacking", auto, drained]:
-            if missing := lacking(_mesh(auto=auto == "true"), sys.stdin.read(), drained=drained == "drained"):
+            if missing := find_stale(
+                _mesh(auto=auto == "true"), sys.stdin.read(), drained=drained == "drained"
+            ):
                 print(missing)  # noqa: T201 -- the result
                 return 1
         case ["compare"]:

@@ -113,7 +113,7 @@ class EffectWatcher:
                 log.warning("object has no effect", **said)
         for problem in solved:
             if self._lines.take(now):
-                log.info("solved", where=problem.where, what=problem.what)
+                log.info("problem solved", where=problem.where, what=problem.what)
             else:
                 more += 1
         if more:
