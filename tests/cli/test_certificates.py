@@ -18,19 +18,19 @@ def run(*arguments: str) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("said", ["/run/agent.sock", "unix:agent.sock", "unix:///", "http:///run/agent.sock"])
-def test_sds_is_the_path_of_a_socket(tmp_path: Path, said: str) -> None:
+def test_sds_must_be_the_path_of_a_socket(tmp_path: Path, said: str) -> None:
     status, output = run("serve", f"--manifests={tmp_path}", f"--sds={said}")
     assert status == 2
     assert "is not unix:///PATH with the path of a socket" in output
 
 
-def test_a_cluster_keeps_its_ca_in_a_secret_and_not_in_a_directory(tmp_path: Path) -> None:
+def test_state_dir_is_rejected_with_kubernetes(tmp_path: Path) -> None:
     status, output = run("serve", "--kubernetes", f"--state-dir={tmp_path}")
     assert status == 2
     assert "--state-dir is for --manifests; a cluster keeps its CA in a Secret (xds-ca-secret)" in output
 
 
-def test_a_rotation_needs_a_cluster(tmp_path: Path) -> None:
+def test_rotate_root_requires_a_cluster(tmp_path: Path) -> None:
     config = tmp_path / "config"
     config.write_text(NOWHERE)
     status, output = run("rotate-root", f"--kubeconfig={config}")

@@ -65,7 +65,7 @@ def answer(*words: object, status: int = 0) -> Any:
     return json.loads(result.stdout)
 
 
-def test_reach_tells_of_every_hop(folder: Path) -> None:
+def test_reach_prints_every_connection(folder: Path) -> None:
     rows = answer("reach", "--manifests", folder, "-o", "json", "--from", "client.shop")
     assert rows == [
         {
@@ -82,7 +82,7 @@ def test_reach_tells_of_every_hop(folder: Path) -> None:
     assert len(answer("reach", "--manifests", folder, "-o", "json")) == 4
 
 
-def test_reach_says_no_with_its_exit_status(folder: Path) -> None:
+def test_reach_exits_with_1_if_a_connection_fails(folder: Path) -> None:
     (folder / "strict.yaml").write_text(STRICT)
     arguments = ("reach", "--manifests", folder, "-o", "json", "--to", "web.shop:80")
     assert {row["outcome"] for row in answer(*arguments, "--from", "client.shop")} == {"mtls"}
@@ -91,7 +91,7 @@ def test_reach_says_no_with_its_exit_status(folder: Path) -> None:
     assert row["decidedBy"] == ["PeerAuthentication shop/default"]
 
 
-def test_reach_says_what_has_no_effect(folder: Path) -> None:
+def test_reach_warns_of_an_object_without_effect(folder: Path) -> None:
     (folder / "taker.yaml").write_text(
         "apiVersion: v1\nkind: Service\nmetadata: {name: taker, namespace: zoo}\n"
         "spec: {clusterIP: 10.0.0.1, ports: [{port: 80}]}\n"
@@ -104,7 +104,7 @@ def test_reach_says_what_has_no_effect(folder: Path) -> None:
     ) in result.stderr
 
 
-def test_reach_as_a_table_has_a_line_for_each_hop(folder: Path) -> None:
+def test_reach_table_has_a_line_per_connection(folder: Path) -> None:
     result = xds("reach", "--manifests", folder)
     assert result.exit_code == 0
     header, *lines = result.stdout.splitlines()
@@ -134,7 +134,7 @@ spec: {selector: {matchLabels: {app: wbe}}, mtls: {mode: STRICT}}
 """
 
 
-def test_reach_reports_a_lock_that_locks_nothing(folder: Path) -> None:
+def test_reach_reports_a_strict_policy_without_effect(folder: Path) -> None:
     (folder / "lock.yaml").write_text(TYPO)
     lines = [
         (
@@ -151,7 +151,7 @@ def test_reach_reports_a_lock_that_locks_nothing(folder: Path) -> None:
     assert (result.exit_code, result.stderr) == (0, "")
 
 
-def test_reach_is_strict_about_every_problem_but_not_about_notices(folder: Path) -> None:
+def test_reach_strict_fails_on_problems_not_on_notices(folder: Path) -> None:
     (folder / "map.yaml").write_text(
         "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: x, namespace: shop}\n"
     )
@@ -160,7 +160,7 @@ def test_reach_is_strict_about_every_problem_but_not_about_notices(folder: Path)
     assert xds("reach", "--manifests", folder, "--strict").exit_code == 1
 
 
-def test_reach_that_checks_nothing_is_no_success(tmp_path: Path) -> None:
+def test_reach_fails_if_nothing_was_checked(tmp_path: Path) -> None:
     for manifests, lacking in (
         (STRICT, "Pod"),
         (MANIFESTS.partition("---")[0], "Pod"),
@@ -175,11 +175,11 @@ def test_reach_that_checks_nothing_is_no_success(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("to", ["web.shop", "web.shop.svc", "web.shop.svc.cluster.local:80", "web.shop:http"])
-def test_a_service_can_be_named_in_several_ways(folder: Path, to: str) -> None:
+def test_service_can_be_named_in_several_ways(folder: Path, to: str) -> None:
     assert len(answer("reach", "--manifests", folder, "-o", "json", "--to", to)) == 4
 
 
-def test_settings_change_the_answer(folder: Path, tmp_path: Path) -> None:
+def test_settings_change_the_result(folder: Path, tmp_path: Path) -> None:
     arguments = ("reach", "--manifests", folder, "-o", "json", "--from", "client.shop")
     off = ("--set", "values.global.mtls.auto=false")
     assert answer(*arguments, *off)[0]["outcome"] == "plaintext"
@@ -189,7 +189,7 @@ def test_settings_change_the_answer(folder: Path, tmp_path: Path) -> None:
     assert answer(*arguments, *file, "--set", "meshConfig.enableAutoMtls=true")[0]["outcome"] == "mtls"
 
 
-def test_translate_prints_all_that_a_sidecar_gets(folder: Path) -> None:
+def test_translate_prints_all_resource_types(folder: Path) -> None:
     shown = answer("translate", "client.shop", "--manifests", folder)
     assert list(shown) == ["clusters", "endpoints", "listeners", "routes"]
     name = "outbound|80||web.shop.svc.cluster.local"
@@ -200,14 +200,14 @@ def test_translate_prints_all_that_a_sidecar_gets(folder: Path) -> None:
     assert "PRIVATE KEY" not in json.dumps(shown)
 
 
-def test_translate_prints_one_type_and_yaml(folder: Path) -> None:
+def test_translate_prints_one_type_as_yaml(folder: Path) -> None:
     everything = answer("translate", "client.shop", "--manifests", folder)
     result = xds("translate", "client.shop", "--manifests", folder, "--type", "listeners", "-o", "yaml")
     assert result.exit_code == 0
     assert yaml.safe_load(result.stdout) == {"listeners": everything["listeners"]}
 
 
-def test_bootstrap_with_a_token_asks_over_tls(folder: Path) -> None:
+def test_bootstrap_with_a_token_uses_tls(folder: Path) -> None:
     where = ("--manifests", folder, "--xds-address", "xds.istio-system.svc:15012")
     shown = answer("bootstrap", "client.shop", *where, "--token-file", "/token", "--ca-file", "/roots.pem")
     ads = shown["dynamic_resources"]["ads_config"]
@@ -226,7 +226,7 @@ def test_bootstrap_with_a_token_asks_over_tls(folder: Path) -> None:
     assert not [c for c in shown["static_resources"]["clusters"] if c["name"] == "xds-grpc"]
 
 
-def test_bootstrap_prints_what_envoy_starts_with(folder: Path) -> None:
+def test_bootstrap_prints_node_and_xds_server(folder: Path) -> None:
     shown = answer("bootstrap", "client.shop", "--manifests", folder, "--xds-address", "127.0.0.5:99")
     assert shown["node"]["id"] == "sidecar~127.9.0.2~client.shop~shop.svc.cluster.local"
     assert shown["dynamic_resources"]["ads_config"]["api_type"] == "DELTA_GRPC"
@@ -236,7 +236,7 @@ def test_bootstrap_prints_what_envoy_starts_with(folder: Path) -> None:
     assert '"port_value": 15010' in json.dumps(shown)
 
 
-def test_what_is_wrong_with_manifests_is_said_on_stderr_and_the_answer_is_given(folder: Path) -> None:
+def test_problems_go_to_stderr_and_the_result_to_stdout(folder: Path) -> None:
     (folder / "bad.yaml").write_text(BAD)
     result = xds("reach", "--manifests", folder, "-o", "json")
     assert result.exit_code == 0
@@ -248,7 +248,7 @@ def test_what_is_wrong_with_manifests_is_said_on_stderr_and_the_answer_is_given(
     assert len(json.loads(result.stdout)) == 4
 
 
-def test_notices_do_not_drown_the_rest(folder: Path) -> None:
+def test_notices_are_limited(folder: Path) -> None:
     maps = [
         f"apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: c{n}, namespace: shop}}\n" for n in range(100)
     ]
@@ -291,47 +291,47 @@ def test_notices_do_not_drown_the_rest(folder: Path) -> None:
         (("serve", "--admin-address", ":80"), "':80' is not HOST:PORT"),
     ],
 )
-def test_wrong_use_ends_with_two_and_a_word_of_help(folder: Path, words: tuple[str, ...], said: str) -> None:
+def test_wrong_usage_exits_with_2_and_a_hint(folder: Path, words: tuple[str, ...], said: str) -> None:
     result = xds(*words, "--manifests", folder)
     assert result.exit_code == 2
     assert said in result.stderr
     assert result.stdout == ""
 
 
-def test_a_mesh_config_that_is_wrong_is_wrong_use(folder: Path, tmp_path: Path) -> None:
+def test_invalid_mesh_config_is_wrong_usage(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "mesh.yaml").write_text("trustDomain: spiffe://x\n")
     result = xds("reach", "--manifests", folder, "--mesh-config", tmp_path / "mesh.yaml")
     assert result.exit_code == 2
     assert f"{tmp_path}/mesh.yaml:1: problem: mesh config: trustDomain 'spiffe://x' is not" in result.stderr
 
 
-def test_a_folder_must_be_named_and_be_there(tmp_path: Path) -> None:
+def test_manifests_folder_is_required(tmp_path: Path) -> None:
     assert xds("reach").exit_code == 2
     assert xds("reach", "--manifests", tmp_path / "none").exit_code == 2
 
 
 @pytest.mark.parametrize("command", ["translate", "bootstrap"])
-def test_a_pod_without_an_address_is_a_no(folder: Path, command: str) -> None:
+def test_pod_without_an_address_exits_with_1(folder: Path, command: str) -> None:
     result = xds(command, "new.shop", "--manifests", folder)
     assert result.exit_code == 1
     assert result.stderr == "xds: pod new.shop has no address (status.podIP) yet\n"
 
 
-def test_an_empty_folder_has_nobody_to_mean(tmp_path: Path) -> None:
+def test_empty_folder_has_no_pods(tmp_path: Path) -> None:
     result = xds("translate", "a.b", "--manifests", tmp_path)
     assert result.exit_code == 2
     assert "there is no pod a.b: the manifests have none at all" in result.stderr
 
 
 @pytest.mark.parametrize("command", ["", "serve", "bootstrap", "translate", "reach", "token"])
-def test_help_reads_well(command: str) -> None:
+def test_help_is_plain_text(command: str) -> None:
     result = xds(*command.split(), "--help")
     assert result.exit_code == 0
     assert result.stdout.startswith(f"Usage: xds {command}".rstrip())
     assert not set(result.stdout) & set("`\x1b│╭"), "no markup, no frames"
 
 
-def test_help_names_every_command_without_importing_what_is_heavy() -> None:
+def test_help_lists_commands_without_heavy_imports() -> None:
     code = (
         "import sys; from xds.cli import app\n"
         "try: app(['--help'], prog_name='xds')\n"
@@ -344,11 +344,11 @@ def test_help_names_every_command_without_importing_what_is_heavy() -> None:
         assert f"\n  {command} " in result.stdout
 
 
-def test_the_version_is_told() -> None:
+def test_version_is_printed() -> None:
     assert xds("--version").stdout.startswith("xds ")
 
 
-def test_an_unknown_command_is_wrong_use() -> None:
+def test_unknown_command_is_wrong_usage() -> None:
     result = xds("frobnicate")
     assert result.exit_code == 2
     assert "No such command 'frobnicate'" in result.stderr

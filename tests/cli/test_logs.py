@@ -32,7 +32,7 @@ def run(stderr: int) -> None:
     )
 
 
-def test_logfmt_where_programs_read() -> None:
+def test_logs_are_logfmt_without_a_terminal() -> None:
     read, write = os.pipe()
     run(write)
     os.close(write)
@@ -49,7 +49,7 @@ def test_logfmt_where_programs_read() -> None:
     assert f'stack="line 1\\nline 2 {"z" * 2000}"' in long
 
 
-def test_a_form_that_people_read_on_a_terminal() -> None:
+def test_logs_are_columns_on_a_terminal() -> None:
     master, slave = pty.openpty()
     run(slave)
     os.close(slave)

@@ -110,7 +110,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_it_serves_says_that_it_is_ready_and_ends_cleanly(folder: Path, number: int) -> None:
+def test_serve_becomes_ready_and_stops_cleanly(folder: Path, number: int) -> None:
     with serving(folder) as process:
         assert process.get("/healthz") == (200, "ok\n")
         assert process.get("/ready") == (200, "ready\n")
@@ -123,7 +123,7 @@ def test_it_serves_says_that_it_is_ready_and_ends_cleanly(folder: Path, number: 
         assert log.count("every user of this machine can take any pod's identity") == 1
 
 
-def test_changes_are_followed_and_problems_logged_once_with_their_line(folder: Path) -> None:
+def test_changes_are_applied_and_problems_logged_once(folder: Path) -> None:
     with serving(folder) as process:
         (folder / "bad.yaml").write_text(BAD)
         process.until(lambda: process.logged("level=warning event=problem"))
@@ -148,7 +148,7 @@ spec: {{mtls: {{mode: STRICT}}}}
 """
 
 
-def test_a_lock_that_locks_nothing_is_reported_until_it_does(folder: Path) -> None:
+def test_policy_without_effect_is_reported_until_fixed(folder: Path) -> None:
     (folder / "lock.yaml").write_text(LOCK.format("shpo"))
     warning = (
         f"{folder}/lock.yaml:2: PeerAuthentication shpo/lock: namespace shpo does not exist (no other object is in it), "
@@ -169,7 +169,7 @@ def test_a_lock_that_locks_nothing_is_reported_until_it_does(folder: Path) -> No
         assert process.logged('event="problem solved"')
 
 
-def test_the_root_survives_a_restart_and_only_we_can_read_its_key(folder: Path, tmp_path: Path) -> None:
+def test_root_survives_a_restart_and_its_key_is_private(folder: Path, tmp_path: Path) -> None:
     roots = []
     for _ in range(2):
         with serving(folder, "--state-dir", tmp_path / "state") as process:
@@ -180,7 +180,7 @@ def test_the_root_survives_a_restart_and_only_we_can_read_its_key(folder: Path, 
     assert [stat.S_IMODE(path.stat().st_mode) for path in keys] == [0o600]
 
 
-def test_a_state_dir_that_cannot_be_used_is_said(folder: Path, tmp_path: Path) -> None:
+def test_unusable_state_dir_exits_with_1(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "state").mkdir()
     (tmp_path / "state/root-cert.pem").write_text("not a certificate")
     process = Process(folder, "--state-dir", tmp_path / "state")
@@ -188,7 +188,7 @@ def test_a_state_dir_that_cannot_be_used_is_said(folder: Path, tmp_path: Path) -
     assert "xds: --state-dir: " in process.log.read_text()
 
 
-def test_a_port_that_is_taken_is_said(folder: Path) -> None:
+def test_port_in_use_exits_with_1(folder: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         for option in ("--xds-address", "--admin-address", "--rest-address"):
@@ -198,7 +198,7 @@ def test_a_port_that_is_taken_is_said(folder: Path) -> None:
             assert "Traceback" not in process.log.read_text()
 
 
-def test_where_others_could_listen_nobody_gets_a_key(folder: Path) -> None:
+def test_exposed_plaintext_xds_serves_no_private_keys(folder: Path) -> None:
     with serving(folder, "--insecure-xds", host="0.0.0.0") as process:
         [secret] = process.ask("web.shop", SECRET, "default", "ROOTCA").resources
         assert b"PRIVATE KEY" not in secret.value
@@ -221,7 +221,7 @@ def poll(port: int, what: str, pod: str, *names: str) -> tuple[int, bytes]:
         return error.code, error.read()
 
 
-def test_who_polls_gets_the_same_as_json(folder: Path) -> None:
+def test_rest_serves_the_same_resources_as_json(folder: Path) -> None:
     port = free_port()
     with serving(folder, "--rest-address", f"127.0.0.1:{port}", "--max-connection-age", 60) as process:
         status, body = poll(port, "secrets", "web.shop", "ROOTCA")
@@ -236,7 +236,7 @@ def test_who_polls_gets_the_same_as_json(folder: Path) -> None:
         assert (status, b"POD.NAMESPACE" in body) == (400, True)
 
 
-def test_where_others_could_poll_nobody_gets_a_key(folder: Path) -> None:
+def test_exposed_rest_serves_no_private_keys(folder: Path) -> None:
     port = free_port()
     process = Process(folder, "--rest-address", f"0.0.0.0:{port}")
     assert process.process.wait(WITHIN) == 2
@@ -250,7 +250,7 @@ def test_where_others_could_poll_nobody_gets_a_key(folder: Path) -> None:
         assert b"PRIVATE KEY" not in secret.value
 
 
-def test_logs_cannot_be_forged(folder: Path) -> None:
+def test_file_names_cannot_inject_log_lines(folder: Path) -> None:
     (folder / "bad\nlevel=info event=forged.yaml").write_text(BAD)
     with serving(folder) as process:
         process.until(lambda: process.logged('event="problem found"'))
@@ -261,7 +261,7 @@ def test_logs_cannot_be_forged(folder: Path) -> None:
         ]
 
 
-def test_a_malformed_node_is_told_what_is_expected(folder: Path) -> None:
+def test_malformed_node_id_is_rejected_with_a_hint(folder: Path) -> None:
     with serving(folder) as process, pytest.raises(grpc.RpcError) as refused:
         process.ask("shop", CLUSTER)
     assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT

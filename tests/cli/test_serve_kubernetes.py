@@ -91,7 +91,7 @@ async def serving(server: FakeApiServer, folder: Path, *options: object) -> Asyn
         yield serve
 
 
-async def test_it_says_since_when_it_cannot_reach_the_server_and_serves_on(
+async def test_serve_survives_an_outage_of_the_api_server(
     server: FakeApiServer, tmp_path: Path
 ) -> None:
     async with serving(server, tmp_path) as serve:
@@ -117,7 +117,7 @@ async def test_it_says_since_when_it_cannot_reach_the_server_and_serves_on(
         assert not serve.logged("Traceback")
 
 
-async def test_a_fresh_process_is_not_ready_before_everything_is_known_and_ends_at_once_all_the_same(
+async def test_not_ready_before_the_first_list_and_stops_at_once(
     server: FakeApiServer, tmp_path: Path
 ) -> None:
     await server.stop()
@@ -134,7 +134,7 @@ async def test_a_fresh_process_is_not_ready_before_everything_is_known_and_ends_
         await serve.until_ready(200)
 
 
-async def test_the_settings_and_the_trust_domain_are_the_config_maps(
+async def test_settings_and_trust_domain_come_from_config_map(
     server: FakeApiServer, tmp_path: Path
 ) -> None:
     meta = {"name": "istio", "namespace": "mesh"}
@@ -155,7 +155,7 @@ async def test_the_settings_and_the_trust_domain_are_the_config_maps(
         assert b"over.org" in root.public_bytes(Encoding.DER)
 
 
-async def test_kubeconfig_comes_from_the_environment_too(server: FakeApiServer, tmp_path: Path) -> None:
+async def test_kubeconfig_comes_from_the_environment(server: FakeApiServer, tmp_path: Path) -> None:
     async with Serve(
         tmp_path, "--kubernetes", "--context=fake", *ANY_PORT, kubeconfig=server.kubeconfig()
     ) as serve:
@@ -175,7 +175,7 @@ async def test_kubeconfig_comes_from_the_environment_too(server: FakeApiServer, 
         (("--kubernetes", "--set", "nonsense"), "is not of the form KEY=VALUE"),
     ],
 )
-async def test_wrong_use_is_said(tmp_path: Path, options: tuple[str, ...], said: str) -> None:
+async def test_wrong_usage_exits_with_2(tmp_path: Path, options: tuple[str, ...], said: str) -> None:
     async with Serve(tmp_path, *options) as serve:
         async with asyncio.timeout(PATIENCE):
             assert await serve.process.wait() == 2

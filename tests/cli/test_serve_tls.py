@@ -73,7 +73,7 @@ def status(port: int, *options: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_who_shows_a_certificate_gets_its_own_key_and_admins_may_look(folder: Path, tmp_path: Path) -> None:
+def test_certificate_gets_own_key_and_admin_gets_status(folder: Path, tmp_path: Path) -> None:
     port = free_port()
     options = ("--state-dir", tmp_path / "state", "--xds-mtls-address", f"127.0.0.1:{port}")
     with serving(folder, *options, "--admin-identity", ADMIN) as process:
@@ -103,7 +103,7 @@ def test_who_shows_a_certificate_gets_its_own_key_and_admins_may_look(folder: Pa
         assert log.count("every user of this machine can take any pod's identity") == 1
 
 
-def test_where_others_could_connect_over_tls_plaintext_has_no_keys(folder: Path, tmp_path: Path) -> None:
+def test_plaintext_has_no_keys_if_tls_is_exposed(folder: Path, tmp_path: Path) -> None:
     port = free_port()
     with serving(
         folder, "--state-dir", tmp_path / "state", "--xds-mtls-address", f"0.0.0.0:{port}"
@@ -130,7 +130,7 @@ def test_where_others_could_connect_over_tls_plaintext_has_no_keys(folder: Path,
         (("--xds-tls-address", "127.0.0.1:0"), "takes the tokens of `xds token`: say with --state-dir where"),
     ],
 )
-def test_what_cannot_be_meant_is_said(folder: Path, options: tuple[str, ...], said: str) -> None:
+def test_invalid_options_exit_with_2(folder: Path, options: tuple[str, ...], said: str) -> None:
     process = Process(folder, *options)
     assert process.process.wait(WITHIN) == 2
     assert said in " ".join(process.log.read_text().replace("│", " ").split())
@@ -143,6 +143,6 @@ def test_what_cannot_be_meant_is_said(folder: Path, options: tuple[str, ...], sa
         (("--ca-file", __file__, "--cert-file", __file__), "--cert-file and --key-file go together"),
     ],
 )
-def test_a_credential_that_cannot_be_shown_is_said(options: tuple[str, ...], said: str) -> None:
+def test_status_rejects_incomplete_credentials(options: tuple[str, ...], said: str) -> None:
     asked = status(1, *options)
     assert (asked.returncode, said in asked.stderr) == (2, True)

@@ -117,7 +117,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
         yield made
 
 
-async def test_nobody_gets_another_pods_key(site: Site) -> None:
+async def test_token_gets_only_its_own_pods_key(site: Site) -> None:
     own = site.token("web-1.shop", "--manifests", site.folder)
     code, first = await site.asked(own)
     assert code is grpc.StatusCode.OK, first
@@ -150,13 +150,13 @@ async def test_nobody_gets_another_pods_key(site: Site) -> None:
     assert (site.state / TOKEN_KEY_FILE).read_text().strip() not in log
 
 
-async def test_one_for_another_audience_is_none_for_us(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_token_for_another_audience_is_rejected(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("xds.mesh.identity.tokens.AUDIENCE", "istio-ca")
     code, said = await site.asked(site.signed())
     assert (code, "not for audience xds-ca" in said) == (UNPROVEN, True)
 
 
-async def test_a_stream_ends_with_its_pod_or_its_account(site: Site) -> None:
+async def test_stream_ends_if_its_pod_or_account_changes(site: Site) -> None:
     async with site.channel(site.signed()) as one, site.channel(site.signed(pod="web-2")) as two:
         streams = [
             Client(each, method=f"{SDS}/StreamSecrets", node=NODE.format(name))
@@ -174,7 +174,7 @@ async def test_a_stream_ends_with_its_pod_or_its_account(site: Site) -> None:
         ] is grpc.StatusCode.OK
 
 
-async def test_a_token_outlives_the_control_plane_but_not_its_state(site: Site, tmp_path: Path) -> None:
+async def test_token_survives_a_restart_but_not_a_new_state_dir(site: Site, tmp_path: Path) -> None:
     text = site.signed()
     site.process.process.kill()
     site.process.process.wait()
@@ -186,7 +186,7 @@ async def test_a_token_outlives_the_control_plane_but_not_its_state(site: Site, 
     assert (code, "made with another --state-dir" in said) == (UNPROVEN, True)
 
 
-async def test_plaintext_has_no_keys_where_tokens_are_taken_from_elsewhere(
+async def test_plaintext_has_no_keys_if_token_port_is_exposed(
     site: Site, tmp_path: Path
 ) -> None:
     port = free_port()
@@ -209,7 +209,7 @@ async def test_plaintext_has_no_keys_where_tokens_are_taken_from_elsewhere(
         assert (await site.asked(site.signed()))[0] is grpc.StatusCode.OK
 
 
-def test_the_admin_may_look_with_what_people_have(site: Site, tmp_path: Path) -> None:
+def test_admin_token_works_with_status_and_grpcurl(site: Site, tmp_path: Path) -> None:
     written = tmp_path / "out/admin.ops"
     site.token("admin.ops", "--service-account", "admin", "--out-dir", tmp_path / "out")
     (tmp_path / "web").write_text(site.signed())
@@ -246,7 +246,7 @@ def test_the_admin_may_look_with_what_people_have(site: Site, tmp_path: Path) ->
         assert (refused.returncode != 0, why in refused.stderr) == (True, True), refused.stderr
 
 
-def test_a_key_that_cannot_be_used_is_said(tmp_path: Path) -> None:
+def test_unusable_token_key_exits_with_1(tmp_path: Path) -> None:
     (tmp_path / "m").mkdir()
     (tmp_path / "state").mkdir()
     (tmp_path / "state" / TOKEN_KEY_FILE).write_text("no key")

@@ -104,7 +104,7 @@ async def rejecting(
     return client
 
 
-async def test_one_line_for_each_proxy_and_type(server: XdsServer, channel: grpc.aio.Channel):
+async def test_table_has_a_line_per_proxy_and_type(server: XdsServer, channel: grpc.aio.Channel):
     await synced(channel, server, "good.shop")
     result = await xds(port=server.port)
     assert (result.exit_code, result.stderr) == (0, "")
@@ -131,7 +131,7 @@ async def test_one_line_for_each_proxy_and_type(server: XdsServer, channel: grpc
     assert "\x1b" not in result.stdout
 
 
-async def test_one_proxy_and_its_resources(server: XdsServer, channel: grpc.aio.Channel):
+async def test_one_proxy_is_printed_with_its_resources(server: XdsServer, channel: grpc.aio.Channel):
     await synced(channel, server, "good.shop")
     await rejecting(channel, server, "bad.shop")
     for proxy in ("bad.shop", "bad", node("bad.shop")):
@@ -152,7 +152,7 @@ async def test_one_proxy_and_its_resources(server: XdsServer, channel: grpc.aio.
     assert result.stdout.splitlines()[-1].startswith("good.shop")
 
 
-async def test_json_is_what_the_service_says(server: XdsServer, channel: grpc.aio.Channel):
+async def test_json_is_the_service_response(server: XdsServer, channel: grpc.aio.Channel):
     await rejecting(channel, server, "bad.shop")
     result = await xds("-o", "json", port=server.port)
     assert result.exit_code == 1
@@ -166,7 +166,7 @@ async def test_json_is_what_the_service_says(server: XdsServer, channel: grpc.ai
     assert {each["name"] for each in kind["unsynced"]} == {"a", "b"}
 
 
-async def test_a_row_is_one_line_for_a_program_however_long(server: XdsServer, channel: grpc.aio.Channel):
+async def test_row_is_one_line_when_piped(server: XdsServer, channel: grpc.aio.Channel):
     name = f"{'long-' * 30}name.shop"
     await rejecting(channel, server, name, f"cluster b is {'nonsense ' * 500}")
     result = await xds(port=server.port)
@@ -176,7 +176,7 @@ async def test_a_row_is_one_line_for_a_program_however_long(server: XdsServer, c
     assert line.endswith("(from Object/ns/b)")
 
 
-async def test_the_first_of_many_streams_of_a_proxy(server: XdsServer, channel: grpc.aio.Channel):
+async def test_table_limits_the_streams_of_a_proxy(server: XdsServer, channel: grpc.aio.Channel):
     clients = [Client(channel, Variant.DELTA, node=node("many.shop")) for _ in range(12)]
     for client in clients:
         await client.ask(SECRET, "s")
@@ -198,7 +198,7 @@ async def test_the_first_of_many_streams_of_a_proxy(server: XdsServer, channel: 
     assert len(json.loads(result.stdout)["proxies"][0]["streams"]) == 12
 
 
-async def test_watch_goes_on(server: XdsServer, channel: grpc.aio.Channel):
+async def test_watch_json_streams_until_the_server_stops(server: XdsServer, channel: grpc.aio.Channel):
     client = await synced(channel, server, "good.shop")
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-u", "-m", "xds", "status", "--watch", "-o", "json"),
@@ -225,7 +225,7 @@ async def test_watch_goes_on(server: XdsServer, channel: grpc.aio.Channel):
             await process.wait()
 
 
-async def test_watch_as_a_table_ends_well_on_ctrl_c(server: XdsServer, channel: grpc.aio.Channel):
+async def test_watch_table_exits_with_0_on_ctrl_c(server: XdsServer, channel: grpc.aio.Channel):
     await synced(channel, server, "good.shop")
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-u", "-m", "xds", "status", "-w", "--xds-address", f"127.0.0.1:{server.port}"),
@@ -251,7 +251,7 @@ async def test_watch_as_a_table_ends_well_on_ctrl_c(server: XdsServer, channel: 
             await process.wait()
 
 
-async def test_watch_tells_only_the_lines_that_changed(server: XdsServer, channel: grpc.aio.Channel):
+async def test_watch_prints_only_changed_lines(server: XdsServer, channel: grpc.aio.Channel):
     client = await synced(channel, server, "good.shop")
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-u", "-m", "xds", "status", "-w", "--xds-address", f"127.0.0.1:{server.port}"),
@@ -285,7 +285,7 @@ async def test_watch_tells_only_the_lines_that_changed(server: XdsServer, channe
         await process.wait()
 
 
-async def test_watch_tells_of_sidecars_that_are_not_connected(
+async def test_watch_prints_new_absent_sidecars(
     server: XdsServer, mesh: Mesh, channel: grpc.aio.Channel
 ):
     await synced(channel, server, "good.shop")
@@ -307,7 +307,7 @@ async def test_watch_tells_of_sidecars_that_are_not_connected(
         await process.wait()
 
 
-async def test_nobody_is_connected(server: XdsServer):
+async def test_no_connected_proxy_exits_with_2(server: XdsServer):
     result = await xds(port=server.port)
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr == f"xds: no proxy is connected to 127.0.0.1:{server.port}: nothing was checked\n"
@@ -321,7 +321,7 @@ async def test_nobody_is_connected(server: XdsServer):
     assert "there is no proxy web.shop: none is connected" in result.stderr
 
 
-async def test_a_sidecar_that_is_not_connected_is_no_success(
+async def test_absent_sidecar_exits_with_1(
     server: XdsServer, mesh: Mesh, channel: grpc.aio.Channel
 ):
     await synced(channel, server, "good.shop")
@@ -348,7 +348,7 @@ async def test_a_sidecar_that_is_not_connected_is_no_success(
     assert (found["total"], found["pods"][0]["pod"], found["mayBeElsewhere"]) == (1, "dead", False)
 
 
-async def test_none_of_the_expected_sidecars_is_connected(server: XdsServer, mesh: Mesh):
+async def test_only_absent_sidecars_exits_with_1(server: XdsServer, mesh: Mesh):
     mesh.lacks("web-1.shop", "web-2.shop")
     result = await xds(port=server.port)
     assert (result.exit_code, result.stderr) == (1, "")
@@ -362,7 +362,7 @@ async def test_none_of_the_expected_sidecars_is_connected(server: XdsServer, mes
     assert "web may be each of web-1.shop, web-2.shop: say which" in result.stderr
 
 
-async def test_sidecars_of_another_replica_are_no_failure(
+async def test_sidecars_of_another_replica_do_not_fail(
     server: XdsServer, mesh: Mesh, channel: grpc.aio.Channel
 ):
     mesh.lacks("web-1.shop", "web-2.shop", elsewhere=True)
@@ -382,7 +382,7 @@ async def test_sidecars_of_another_replica_are_no_failure(
     assert "not connected here (never)" in result.stdout
 
 
-async def test_many_sidecars_that_are_not_connected_are_counted(server: XdsServer, mesh: Mesh):
+async def test_many_absent_sidecars_are_counted(server: XdsServer, mesh: Mesh):
     mesh.lacks(*(f"web-{n}.shop" for n in range(1500)))
     result = await xds(port=server.port)
     assert result.exit_code == 1
@@ -390,7 +390,7 @@ async def test_many_sidecars_that_are_not_connected_are_counted(server: XdsServe
     assert result.stderr == "500 more sidecars are not connected\n"
 
 
-async def test_warnings_are_printed_and_do_not_change_the_exit_status(
+async def test_warnings_do_not_change_the_exit_status(
     server: XdsServer, mesh: Mesh, channel: grpc.aio.Channel
 ):
     await synced(channel, server, "good.shop")
@@ -408,7 +408,7 @@ async def test_warnings_are_printed_and_do_not_change_the_exit_status(
     assert (await xds("good", port=server.port)).stderr == ""
 
 
-async def test_a_proxy_that_is_not_there_or_not_the_only_one(server: XdsServer, channel: grpc.aio.Channel):
+async def test_unknown_or_ambiguous_proxy_exits_with_2(server: XdsServer, channel: grpc.aio.Channel):
     for name in ("web-1.shop", "web-2.shop", "db.bank"):
         await synced(channel, server, name)
     result = await xds("webb.shop", port=server.port)
@@ -421,7 +421,7 @@ async def test_a_proxy_that_is_not_there_or_not_the_only_one(server: XdsServer, 
     assert result.exit_code == 2
 
 
-async def test_nobody_listens():
+async def test_unreachable_control_plane_exits_with_3():
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     result = await xds(port=port)
@@ -430,7 +430,7 @@ async def test_nobody_listens():
     assert result.stderr.count("\n") == 1
 
 
-async def test_a_server_that_does_not_have_the_service():
+async def test_server_without_the_service_exits_with_3():
     server = XdsServer(OneForAll(), "127.0.0.1:0", grace=0.2)
     await server.start()
     try:
@@ -442,12 +442,12 @@ async def test_a_server_that_does_not_have_the_service():
 
 
 @pytest.mark.parametrize("words", [("--xds-address", "x"), ("-o", "xml"), ("a", "b"), ("",), ("-n", "")])
-def test_wrong_use(words: tuple[str, ...]):
+def test_wrong_usage_exits_with_2(words: tuple[str, ...]):
     result = CliRunner().invoke(app, ["status", *words], prog_name="xds")
     assert result.exit_code == 2
 
 
-def test_help_says_what_the_exit_status_means():
+def test_help_documents_the_exit_status():
     result = CliRunner().invoke(app, ["status", "--help"], prog_name="xds")
     assert result.exit_code == 0
     said = " ".join(result.stdout.split())

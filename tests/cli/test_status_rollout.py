@@ -44,12 +44,12 @@ async def until(pattern: str, *words: object, port: int) -> Result:
     return result
 
 
-async def test_nothing_is_on_its_way(plane: Plane):
+async def test_no_transitions_exits_with_0(plane: Plane):
     result = await xds(port=plane.server.port)
     assert (result.exit_code, result.stdout, result.stderr) == (0, f"{NO_TRANSITIONS}\n", "")
 
 
-async def test_one_line_for_each_service_and_what_stays_open(plane: Plane):
+async def test_one_line_per_service_then_notes(plane: Plane):
     port = plane.server.port
     plane.say("STRICT", rule("shop", "web.shop.svc.cluster.local", "ISTIO_MUTUAL"))
     result = await until(
@@ -80,7 +80,7 @@ async def test_one_line_for_each_service_and_what_stays_open(plane: Plane):
     assert result.stdout.splitlines()[2:] == [ended + not_known]
 
 
-def test_how_many_ended_is_said_once_it_is_known():
+def test_ended_connections_are_reported_once_known():
     [said] = _notes(ListRolloutsResponse(locks=3, cut=4, draining=2))
     assert said == (
         "Locked since the control plane started: 3 ports. As the sidecars say that are connected here, that ended 4 "
@@ -88,7 +88,7 @@ def test_how_many_ended_is_said_once_it_is_known():
     )
 
 
-async def test_the_way_to_plaintext_needs_no_word_about_locks(plane: Plane):
+async def test_transition_to_plaintext_has_no_lock_note(plane: Plane):
     plane.say("PERMISSIVE")
     result = await until(
         r"web\.shop: 0/2 endpoints mTLS, web-1 waiting for its listener .+", port=plane.server.port
@@ -96,7 +96,7 @@ async def test_the_way_to_plaintext_needs_no_word_about_locks(plane: Plane):
     assert result.stdout.splitlines()[1:] == ["", TCP]
 
 
-async def test_json_is_what_the_service_says(plane: Plane):
+async def test_json_is_the_service_response(plane: Plane):
     plane.say("STRICT")
     await until(r"web\.shop: .*", port=plane.server.port)
     result = await xds("-o", "json", port=plane.server.port)
@@ -110,7 +110,7 @@ async def test_json_is_what_the_service_says(plane: Plane):
 
 
 @pytest.mark.parametrize("output", ["table", "json"])
-async def test_watch_tells_what_changes_until_ctrl_c(plane: Plane, output: str):
+async def test_watch_prints_changes_until_ctrl_c(plane: Plane, output: str):
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-u", "-m", "xds", "status", "--rollout", "-w", "-o", output),
         *("--xds-address", f"127.0.0.1:{plane.server.port}"),
@@ -148,7 +148,7 @@ async def test_watch_tells_what_changes_until_ctrl_c(plane: Plane, output: str):
             await process.wait()
 
 
-async def test_a_server_that_does_not_have_the_service():
+async def test_server_without_the_service_exits_with_3():
     server = XdsServer(OneForAll(), "127.0.0.1:0", grace=0.2)
     await server.start()
     try:
@@ -159,7 +159,7 @@ async def test_a_server_that_does_not_have_the_service():
         await server.stop()
 
 
-def test_it_is_not_about_one_proxy():
+def test_rollout_rejects_a_proxy():
     result = CliRunner().invoke(app, ["status", "--rollout", "web-1.shop"], prog_name="xds")
     assert result.exit_code == 2
     assert "--rollout is about services, not about one PROXY: leave one of the two out" in result.stderr

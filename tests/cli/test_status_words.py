@@ -69,7 +69,7 @@ def rejected(message: str, *causes: str) -> pb.Type:
         (rejected("two\n\tlines\x1b[31m"), "", "rejected: two lines\\x1b[31m"),
     ],
 )
-def test_a_type_in_one_line(kind: pb.Type, missing: str, said: str) -> None:
+def test_type_in_one_line(kind: pb.Type, missing: str, said: str) -> None:
     assert words(kind, missing, at(0)) == said
 
 
@@ -80,7 +80,7 @@ def test_a_type_in_one_line(kind: pb.Type, missing: str, said: str) -> None:
         (3600, "1h"), (3659, "1h"), (3660, "1h1m"), (86399, "23h59m"), (86400, "1d"), (180000, "2d2h"),
     ],
 )  # fmt: skip
-def test_a_length_of_time_has_two_units_at_most(seconds: float, said: str) -> None:
+def test_duration_has_at_most_two_units(seconds: float, said: str) -> None:
     assert duration(seconds) == said
 
 
@@ -103,11 +103,11 @@ def test_a_length_of_time_has_two_units_at_most(seconds: float, said: str) -> No
         (pb.Resource(state=pb.Resource.STALE, sent_version="1", version="1"), "sent, not acknowledged"),
     ],
 )
-def test_a_resource_that_is_not_synced(resource: pb.Resource, said: str) -> None:
+def test_unsynced_resource_in_words(resource: pb.Resource, said: str) -> None:
     assert resource_words(resource, at(0)) == said
 
 
-def test_a_stream_and_what_it_is_for() -> None:
+def test_stream_in_words() -> None:
     stream = pb.Stream(variant=pb.Stream.DELTA, peer="ipv4:127.0.0.1:9", connected_at=at(14))
     assert stream_words(stream, at(0)) == "delta ADS from ipv4:127.0.0.1:9, connected 14s ago"
     stream = pb.Stream(variant=pb.Stream.SOTW, type_url=LISTENER, peer="unix:", connected_at=at(3600))

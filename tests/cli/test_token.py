@@ -61,7 +61,7 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_one_token_is_printed_and_nothing_else(state: Path, folder: Path) -> None:
+def test_token_is_printed_alone(state: Path, folder: Path) -> None:
     for options, who in (
         ((), caller("default")),
         (("--service-account", "seller"), caller("seller")),
@@ -73,7 +73,7 @@ def test_one_token_is_printed_and_nothing_else(state: Path, folder: Path) -> Non
     assert mode(state / TOKEN_KEY_FILE) == 0o600
 
 
-def test_one_of_no_pod_is_for_those_who_look(state: Path) -> None:
+def test_token_without_a_pod_is_for_admins(state: Path) -> None:
     done = xds("--service-account", "ops/admin", "--state-dir", state)
     assert (done.exit_code, done.stderr) == (0, "")
     assert proved(state, done.stdout.strip()) == Caller(
@@ -81,7 +81,7 @@ def test_one_of_no_pod_is_for_those_who_look(state: Path) -> None:
     )
 
 
-def test_it_lives_as_long_as_was_said(state: Path) -> None:
+def test_token_expires_after_its_lifetime(state: Path) -> None:
     for options, seconds in (((), 3600), (("--lifetime", 60), 60)):
         began = datetime.now(UTC)
         text = xds("web-0.shop", "--state-dir", state, *options).stdout.strip()
@@ -90,7 +90,7 @@ def test_it_lives_as_long_as_was_said(state: Path) -> None:
             token_key(state).prove(text, datetime.now(UTC) + timedelta(seconds=seconds))
 
 
-def test_a_folder_for_each_pod_is_written(state: Path, tmp_path: Path) -> None:
+def test_folder_is_written_for_each_pod(state: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     (out / "web-0.shop").mkdir(parents=True)  # as where a volume is mounted
     for _ in range(2):
@@ -131,7 +131,7 @@ def test_a_folder_for_each_pod_is_written(state: Path, tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_cannot_be_meant_is_said(
+def test_invalid_options_exit_with_2(
     state: Path, folder: Path, tmp_path: Path, words: tuple[str, ...], said: str
 ) -> None:
     places = {"M": str(folder), "OUT": str(tmp_path / "out")}
@@ -141,7 +141,7 @@ def test_what_cannot_be_meant_is_said(
     assert not (tmp_path / "out").exists()
 
 
-def test_what_cannot_be_read_or_written_is_said(state: Path, tmp_path: Path) -> None:
+def test_unreadable_or_unwritable_files_are_reported(state: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "empty").mkdir()
     for options, status, said in (
@@ -215,7 +215,7 @@ def renewing(tmp_path: Path, *options: object) -> Iterator[Renewing]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_it_is_renewed_before_it_expires(state: Path, tmp_path: Path, number: int) -> None:
+def test_token_is_renewed_before_it_expires(state: Path, tmp_path: Path, number: int) -> None:
     with renewing(tmp_path, "--lifetime", 10) as process:
         process.until(process.token)
         for _ in range(2):
@@ -227,7 +227,7 @@ def test_it_is_renewed_before_it_expires(state: Path, tmp_path: Path, number: in
         assert not [line for line in process.log.splitlines() if before in line]
 
 
-def test_what_is_not_there_yet_is_waited_for(tmp_path: Path) -> None:
+def test_renew_waits_for_the_root_certificate(tmp_path: Path) -> None:
     (tmp_path / "state").mkdir()
     with renewing(tmp_path) as process:
         process.until(lambda: 'event="no token written"' in process.log)
@@ -238,7 +238,7 @@ def test_what_is_not_there_yet_is_waited_for(tmp_path: Path) -> None:
         assert process.log.count("no token written") == 1
 
 
-def test_it_is_written_anew_when_roots_or_key_are_others(state: Path, tmp_path: Path) -> None:
+def test_files_are_renewed_if_roots_or_key_change(state: Path, tmp_path: Path) -> None:
     with renewing(tmp_path) as process:
         process.until(process.token)
         other = Authority.create(PrivateKey.generate(), "cluster.local", datetime.now(UTC))
@@ -251,7 +251,7 @@ def test_it_is_written_anew_when_roots_or_key_are_others(state: Path, tmp_path: 
         process.end()
 
 
-def test_it_is_written_anew_when_the_pods_account_is_another(
+def test_token_is_renewed_if_the_account_changes(
     state: Path, folder: Path, tmp_path: Path
 ) -> None:
     with renewing(tmp_path, "--manifests", folder) as process:
@@ -267,7 +267,7 @@ def test_it_is_written_anew_when_the_pods_account_is_another(
         process.end()
 
 
-def test_a_clock_that_was_set_back_does_not_delay_it(state: Path, tmp_path: Path) -> None:
+def test_clock_set_back_does_not_delay_renewal(state: Path, tmp_path: Path) -> None:
     now = datetime.now(UTC)
     times = iter([now, now + timedelta(minutes=29), now - timedelta(days=1)])
     whom = {"web-0.shop": caller("seller")}
@@ -279,7 +279,7 @@ def test_a_clock_that_was_set_back_does_not_delay_it(state: Path, tmp_path: Path
     assert written[0] == written[1] != written[2]
 
 
-def test_what_goes_wrong_for_one_pod_does_not_keep_the_others_waiting(state: Path, tmp_path: Path) -> None:
+def test_problem_with_one_pod_does_not_delay_others(state: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/web-0.shop").write_text("in the way")
     whom = {"web-0.shop": caller("seller"), "web-1.shop": caller("seller", "web-1"), "gone.shop": None}

@@ -103,7 +103,7 @@ def start(tmp_path):
 
 
 @pytest.mark.parametrize("options", [(), ("--sotw",)], ids=["delta", "sotw"])
-def test_the_page_comes_true(start, options):
+def test_demo_matches_the_istio_task(start, options):
     demo = start("-o", "json", *options)
     status, output = demo.ended()
     assert status == 0, demo.progress
@@ -121,7 +121,7 @@ def test_the_page_comes_true(start, options):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_half_way_ends_everything(start, number):
+def test_signal_stops_everything(start, number):
     demo = start()
     demo.said("4/9")
     demo.process.send_signal(number)
@@ -131,7 +131,7 @@ def test_a_signal_half_way_ends_everything(start, number):
     assert list(demo.folder.iterdir()) == []
 
 
-def test_even_a_demo_that_is_killed_leaves_nothing_running(start):
+def test_killed_demo_leaves_nothing_running(start):
     demo = start()
     demo.said("1/9")
     assert len(demo.left()) > 7
@@ -140,7 +140,7 @@ def test_even_a_demo_that_is_killed_leaves_nothing_running(start):
     assert demo.nothing_left()
 
 
-def test_a_process_that_ends_by_itself_ends_the_demo_and_its_log_is_kept(start):
+def test_exited_process_fails_the_demo_and_logs_remain(start):
     demo = start()
     demo.said("1/9")
     os.kill(demo.pid_of("sleep.full.json"), signal.SIGKILL)
@@ -151,7 +151,7 @@ def test_a_process_that_ends_by_itself_ends_the_demo_and_its_log_is_kept(start):
     assert list(demo.folder.glob("*/logs/sidecar-of-sleep.full.log"))
 
 
-def test_kept_running_it_says_what_to_try_and_ends_well_on_ctrl_c(start):
+def test_keep_suggests_commands_until_ctrl_c(start):
     demo = start("--keep")
     demo.said("Everything runs until Ctrl-C")
     demo.said("127.10.1.2:15000")
@@ -176,7 +176,7 @@ def test_kept_running_it_says_what_to_try_and_ends_well_on_ctrl_c(start):
     assert list(demo.folder.iterdir()) == []
 
 
-def test_an_address_in_use_is_told_at_once(start):
+def test_address_in_use_exits_with_2(start):
     with socket.create_server(("127.10.1.1", 8080)):
         demo = start()
         status, output = demo.ended()

@@ -24,14 +24,14 @@ def httpbin(tmp_path_factory):
 
 
 @pytest.mark.usefixtures("httpbin")
-def test_it_answers_as_on_the_page():
+def test_httpbin_answers():
     url = "http://httpbin.full:8000/headers"
     assert curl(url, source="127.10.9.4", to=WHERE) == Answer("200")
     assert curl("http://httpbin.full:8000/status/503", source="127.10.9.4", to=WHERE) == Answer("503")
 
 
 @pytest.mark.parametrize("attempt", range(5))
-def test_it_ends_by_itself_from_the_moment_it_listens(tmp_path, attempt):
+def test_httpbin_stops_on_sigterm_once_it_listens(tmp_path, attempt):
     where = (f"127.10.9.{5 + attempt}", 8080)
     with Processes(tmp_path) as processes:
         httpbin = processes.start(

@@ -9,7 +9,7 @@ from xds.demo.processes import Processes
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_signal_interrupts_at_the_next_check(number):
+def test_signal_interrupts_at_the_next_check(number):
     with defer_signals():
         check()
         signal.raise_signal(number)
@@ -18,7 +18,7 @@ def test_a_signal_interrupts_at_the_next_check(number):
     assert raised.value.status == 128 + number
 
 
-def test_the_first_of_several_counts():
+def test_first_of_several_signals_counts():
     with defer_signals():
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGTERM)
@@ -27,7 +27,7 @@ def test_the_first_of_several_counts():
     assert raised.value.status == 130
 
 
-def test_a_signal_ends_waiting(tmp_path):
+def test_signal_ends_a_wait(tmp_path):
     def pending():
         signal.raise_signal(signal.SIGTERM)
         return "everything"
@@ -36,7 +36,7 @@ def test_a_signal_ends_waiting(tmp_path):
         processes.wait_for("a thing", pending)
 
 
-def test_afterwards_signals_mean_what_they_did_before():
+def test_signal_handlers_are_restored():
     before = [signal.getsignal(number) for number in SIGNALS]
     with defer_signals():
         signal.raise_signal(signal.SIGHUP)

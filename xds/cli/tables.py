@@ -39,10 +39,9 @@ class Table:
         widened = any(width > old for width, old in zip(needed, self._widths, strict=True))
         self._widths = [max(pair) for pair in zip(needed, self._widths, strict=True)]
         console = Console(highlight=False)
-        is_terminal = sys.stdout.isatty()
+        taken = sum(self._widths) + _GAP * len(self._widths)
         last_width = max(line[-1].cell_len for line in lines)
-        if is_terminal:
-            taken = sum(self._widths) + _GAP * len(self._widths)
+        if sys.stdout.isatty():
             last_width = min(last_width, max(console.width - taken, _MIN_LAST_WIDTH))
         table = RichTable(
             box=None, padding=(0, _GAP, 0, 0), pad_edge=False, show_header=widened, header_style="bold"
@@ -51,7 +50,7 @@ class Table:
             table.add_column(title, width=width, overflow="fold")
         for row in rows:
             table.add_row(*row)
-        console.width = sum(self._widths) + _GAP * len(self._widths) + last_width
+        console.width = taken + last_width
         with console.capture() as captured:
             console.print(table)
         for line in captured.get().splitlines():
