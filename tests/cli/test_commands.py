@@ -1,4 +1,4 @@
-"""The commands that answer and end: what they print, where, and with which exit status."""
+"""Commands that print a result and exit: their output and exit status."""
 
 from __future__ import annotations
 
@@ -59,14 +59,14 @@ def xds(*words: object) -> Result:
     return CliRunner().invoke(app, [str(word) for word in words], prog_name="xds")
 
 
-def answer(*words: object, status: int = 0) -> Any:
+def run_json(*words: object, status: int = 0) -> Any:
     result = xds(*words)
     assert (result.exit_code, result.stderr) == (status, "")
     return json.loads(result.stdout)
 
 
 def test_reach_prints_every_connection(folder: Path) -> None:
-    rows = answer("reach", "--manifests", folder, "-o", "json", "--from", "client.shop")
+    rows = run_json("reach", "--manifests", folder, "-o", "json", "--from", "client.shop")
     assert rows == [
         {
             "client": "client.shop",
@@ -79,27 +79,27 @@ def test_reach_prints_every_connection(folder: Path) -> None:
             "decidedBy": ["MeshPolicy default"],
         }
     ]
-    assert len(answer("reach", "--manifests", folder, "-o", "json")) == 4
+    assert len(run_json("reach", "--manifests", folder, "-o", "json")) == 4
 
 
 def test_reach_exits_with_1_if_a_connection_fails(folder: Path) -> None:
     (folder / "strict.yaml").write_text(STRICT)
     arguments = ("reach", "--manifests", folder, "-o", "json", "--to", "web.shop:80")
-    assert {row["outcome"] for row in answer(*arguments, "--from", "client.shop")} == {"mtls"}
-    [row] = answer(*arguments, "--from", "outsider.shop", status=1)
+    assert {row["outcome"] for row in run_json(*arguments, "--from", "client.shop")} == {"mtls"}
+    [row] = run_json(*arguments, "--from", "outsider.shop", status=1)
     assert (row["outcome"], row["reason"]) == ("fails", "server-requires-mtls")
     assert row["decidedBy"] == ["PeerAuthentication shop/default"]
 
 
 def test_reach_warns_of_an_object_without_effect(folder: Path) -> None:
-    (folder / "taker.yaml").write_text(
-        "apiVersion: v1\nkind: Service\nmetadata: {name: taker, namespace: zoo}\n"
+    (folder / "duplicate.yaml").write_text(
+        "apiVersion: v1\nkind: Service\nmetadata: {name: duplicate, namespace: zoo}\n"
         "spec: {clusterIP: 10.0.0.1, ports: [{port: 80}]}\n"
     )
     result = xds("reach", "--manifests", folder, "--to", "web.shop")
     assert result.exit_code == 0
     assert (
-        f"{folder}/taker.yaml:1: problem: Service zoo/taker: clusterIP 10.0.0.1 belongs to Service shop/web: "
+        f"{folder}/duplicate.yaml:1: problem: Service zoo/duplicate: clusterIP 10.0.0.1 belongs to Service shop/web: "
         "traffic to it is not sent to this Service\n"
     ) in result.stderr
 
@@ -126,19 +126,19 @@ def test_reach_table_has_a_line_per_connection(folder: Path) -> None:
     assert "\x1b" not in result.stdout
 
 
-TYPO = """
+MISTYPED_SELECTOR = """
 apiVersion: security.istio.io/v1
 kind: PeerAuthentication
-metadata: {name: lock, namespace: shop}
+metadata: {name: strict, namespace: shop}
 spec: {selector: {matchLabels: {app: wbe}}, mtls: {mode: STRICT}}
 """
 
 
 def test_reach_reports_a_strict_policy_without_effect(folder: Path) -> None:
-    (folder / "lock.yaml").write_text(TYPO)
+    (folder / "strict.yaml").write_text(MISTYPED_SELECTOR)
     lines = [
         (
-            f"{folder}/lock.yaml:2: problem: PeerAuthentication shop/lock: selector app=wbe matches no pod in namespace shop, so "
+            f"{folder}/strict.yaml:2: problem: PeerAuthentication shop/strict: selector app=wbe matches no pod in namespace shop, so "
             "it has no effect (did you mean app=web?)"
         )
     ]
@@ -146,7 +146,7 @@ def test_reach_reports_a_strict_policy_without_effect(folder: Path) -> None:
     assert (result.exit_code, result.stderr.splitlines()) == (0, lines)
     result = xds("reach", "--manifests", folder, "--strict")
     assert (result.exit_code, result.stderr.splitlines()) == (1, lines)
-    (folder / "lock.yaml").write_text(TYPO.replace("wbe", "web").replace("STRICT", "PERMISSIVE"))
+    (folder / "strict.yaml").write_text(MISTYPED_SELECTOR.replace("wbe", "web").replace("STRICT", "PERMISSIVE"))
     result = xds("reach", "--manifests", folder, "--strict")
     assert (result.exit_code, result.stderr) == (0, "")
 
@@ -161,7 +161,7 @@ def test_reach_strict_fails_on_problems_not_on_notices(folder: Path) -> None:
 
 
 def test_reach_fails_if_nothing_was_checked(tmp_path: Path) -> None:
-    for manifests, lacking in (
+    for manifests, missing in (
         (STRICT, "Pod"),
         (MANIFESTS.partition("---")[0], "Pod"),
         (MANIFESTS.partition("---")[2], "Service with a TCP port"),
@@ -170,27 +170,27 @@ def test_reach_fails_if_nothing_was_checked(tmp_path: Path) -> None:
         for output in ("table", "json"):
             result = xds("reach", "--manifests", tmp_path, "-o", output)
             assert (result.exit_code, result.stdout) == (2, "")
-            said = f"xds: nothing was checked: there is no {lacking} in {tmp_path}"
-            assert result.stderr.splitlines()[-1] == said
+            error = f"xds: nothing was checked: there is no {missing} in {tmp_path}"
+            assert result.stderr.splitlines()[-1] == error
 
 
 @pytest.mark.parametrize("to", ["web.shop", "web.shop.svc", "web.shop.svc.cluster.local:80", "web.shop:http"])
 def test_service_can_be_named_in_several_ways(folder: Path, to: str) -> None:
-    assert len(answer("reach", "--manifests", folder, "-o", "json", "--to", to)) == 4
+    assert len(run_json("reach", "--manifests", folder, "-o", "json", "--to", to)) == 4
 
 
 def test_settings_change_the_result(folder: Path, tmp_path: Path) -> None:
     arguments = ("reach", "--manifests", folder, "-o", "json", "--from", "client.shop")
     off = ("--set", "values.global.mtls.auto=false")
-    assert answer(*arguments, *off)[0]["outcome"] == "plaintext"
+    assert run_json(*arguments, *off)[0]["outcome"] == "plaintext"
     (tmp_path / "mesh.yaml").write_text("enableAutoMtls: false\n")
     file = ("--mesh-config", tmp_path / "mesh.yaml")
-    assert answer(*arguments, *file)[0]["outcome"] == "plaintext"
-    assert answer(*arguments, *file, "--set", "meshConfig.enableAutoMtls=true")[0]["outcome"] == "mtls"
+    assert run_json(*arguments, *file)[0]["outcome"] == "plaintext"
+    assert run_json(*arguments, *file, "--set", "meshConfig.enableAutoMtls=true")[0]["outcome"] == "mtls"
 
 
 def test_translate_prints_all_resource_types(folder: Path) -> None:
-    shown = answer("translate", "client.shop", "--manifests", folder)
+    shown = run_json("translate", "client.shop", "--manifests", folder)
     assert list(shown) == ["clusters", "endpoints", "listeners", "routes"]
     name = "outbound|80||web.shop.svc.cluster.local"
     [cluster] = [cluster for cluster in shown["clusters"] if cluster["name"] == name]
@@ -201,7 +201,7 @@ def test_translate_prints_all_resource_types(folder: Path) -> None:
 
 
 def test_translate_prints_one_type_as_yaml(folder: Path) -> None:
-    everything = answer("translate", "client.shop", "--manifests", folder)
+    everything = run_json("translate", "client.shop", "--manifests", folder)
     result = xds("translate", "client.shop", "--manifests", folder, "--type", "listeners", "-o", "yaml")
     assert result.exit_code == 0
     assert yaml.safe_load(result.stdout) == {"listeners": everything["listeners"]}
@@ -209,7 +209,7 @@ def test_translate_prints_one_type_as_yaml(folder: Path) -> None:
 
 def test_bootstrap_with_a_token_uses_tls(folder: Path) -> None:
     where = ("--manifests", folder, "--xds-address", "xds.istio-system.svc:15012")
-    shown = answer("bootstrap", "client.shop", *where, "--token-file", "/token", "--ca-file", "/roots.pem")
+    shown = run_json("bootstrap", "client.shop", *where, "--token-file", "/token", "--ca-file", "/roots.pem")
     ads = shown["dynamic_resources"]["ads_config"]
     assert ads["api_type"] == "DELTA_GRPC"
     asked = ads["grpc_services"][0]["google_grpc"]
@@ -227,11 +227,11 @@ def test_bootstrap_with_a_token_uses_tls(folder: Path) -> None:
 
 
 def test_bootstrap_prints_node_and_xds_server(folder: Path) -> None:
-    shown = answer("bootstrap", "client.shop", "--manifests", folder, "--xds-address", "127.0.0.5:99")
+    shown = run_json("bootstrap", "client.shop", "--manifests", folder, "--xds-address", "127.0.0.5:99")
     assert shown["node"]["id"] == "sidecar~127.9.0.2~client.shop~shop.svc.cluster.local"
     assert shown["dynamic_resources"]["ads_config"]["api_type"] == "DELTA_GRPC"
     assert '"port_value": 99' in json.dumps(shown)
-    shown = answer("bootstrap", "client.shop", "--manifests", folder, "--sotw")
+    shown = run_json("bootstrap", "client.shop", "--manifests", folder, "--sotw")
     assert shown["dynamic_resources"]["ads_config"]["api_type"] == "GRPC"
     assert '"port_value": 15010' in json.dumps(shown)
 
@@ -261,12 +261,12 @@ def test_notices_are_limited(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("translate", "clint.shop"), "there is no pod clint.shop (POD.NAMESPACE); did you mean client.shop"),
         (("translate", "web.shop"), "there is no pod web.shop (POD.NAMESPACE); did you mean web-1.shop?"),
         (("bootstrap", "client"), "there is no pod client (POD.NAMESPACE); did you mean client.shop?"),
-        (("reach", "--from", "x.y"), "there is no pod x.y (POD.NAMESPACE); there are client.shop, new.shop"),
+        (("reach", "--from", "x.y"), "there is no pod x.y (POD.NAMESPACE); known: client.shop, new.shop"),
         (
             ("reach", "--to", "wb.shop"),
             "there is no service wb.shop (SERVICE.NAMESPACE); did you mean web.shop?",
@@ -277,7 +277,7 @@ def test_notices_are_limited(folder: Path) -> None:
         ),
         (("reach", "--to", "web.shop:81"), "there is no port 81 (of service web.shop); did you mean 80?"),
         (("bootstrap", "client.shop", "--xds-address", "x"), "'x' is not HOST:PORT"),
-        (("bootstrap", "client.shop", "--token-file", "/x"), "--token-file and --ca-file go together"),
+        (("bootstrap", "client.shop", "--token-file", "/x"), "--token-file and --ca-file must be used together"),
         (("bootstrap", "client.shop", "--xds-address", "x:99999"), "'x:99999' is not HOST:PORT"),
         (("bootstrap", "client.shop", "--xds-address", "::1:15010"), "'::1:15010' is not HOST:PORT"),
         (("reach", "--set", "mtls=true"), "--set mtls=true: problem: mtls is not a setting"),
@@ -285,16 +285,16 @@ def test_notices_are_limited(folder: Path) -> None:
         (("reach", "--set", "meshConfig.foo=x"), "is not a setting (known: values.global.mtls.auto"),
         (("reach", "-o", "xml"), "Invalid value for '-o'"),
         (("reach", "--mesh-config", "/none"), "does not exist"),
-        (("serve", "--xds-address", "0.0.0.0:0"), "--xds-address 0.0.0.0:0 can be reached by others"),
-        (("serve", "--xds-address", "[::]:0"), "--xds-address [::]:0 can be reached by others"),
-        (("serve", "--xds-address", "example.com:0"), "say --insecure-xds"),
+        (("serve", "--xds-address", "0.0.0.0:0"), "--xds-address 0.0.0.0:0 is reachable from other machines"),
+        (("serve", "--xds-address", "[::]:0"), "--xds-address [::]:0 is reachable from other machines"),
+        (("serve", "--xds-address", "example.com:0"), "add --insecure-xds"),
         (("serve", "--admin-address", ":80"), "':80' is not HOST:PORT"),
     ],
 )
-def test_wrong_usage_exits_with_2_and_a_hint(folder: Path, words: tuple[str, ...], said: str) -> None:
+def test_wrong_usage_exits_with_2_and_a_hint(folder: Path, words: tuple[str, ...], message: str) -> None:
     result = xds(*words, "--manifests", folder)
     assert result.exit_code == 2
-    assert said in result.stderr
+    assert message in result.stderr
     assert result.stdout == ""
 
 
@@ -320,7 +320,7 @@ def test_pod_without_an_address_exits_with_1(folder: Path, command: str) -> None
 def test_empty_folder_has_no_pods(tmp_path: Path) -> None:
     result = xds("translate", "a.b", "--manifests", tmp_path)
     assert result.exit_code == 2
-    assert "there is no pod a.b: the manifests have none at all" in result.stderr
+    assert "there is no pod a.b: the manifests contain no pod" in result.stderr
 
 
 @pytest.mark.parametrize("command", ["", "serve", "bootstrap", "translate", "reach", "token"])

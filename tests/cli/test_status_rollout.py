@@ -1,4 +1,4 @@
-"""`xds status --rollout` against a control plane whose sidecars answer when the test says so."""
+"""`xds status --rollout` against a control plane whose sidecars ACK when the test decides."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from xds.mesh.v1.rollouts_pb2 import ListRolloutsResponse
 from xds.server import XdsServer
 from xds.snapshot import ENDPOINT, LISTENER
 
-TCP = "Open TCP connections keep the mode they were opened in until they close."
+TCP = "Open TCP connections keep their mode until they close."
 OPEN = "plaintext is still accepted there"
 
 
@@ -37,7 +37,7 @@ async def xds(*words: object, port: int) -> Result:
 
 
 async def until(pattern: str, *words: object, port: int) -> Result:
-    """Ask until the first line is so."""
+    """Run the command until the first line matches."""
     async with asyncio.timeout(WITHIN):
         while not re.fullmatch(pattern, (result := await xds(*words, port=port)).stdout.splitlines()[0]):
             await asyncio.sleep(0.01)
@@ -60,7 +60,7 @@ async def test_one_line_per_service_then_notes(plane: Plane):
     _, held, blank, *notes = result.stdout.splitlines()
     assert re.fullmatch(r"DestinationRule/shop/rule held back until its servers take it \(\d s\)", held)
     assert (blank, notes[0]) == ("", TCP)
-    assert "plaintext connections and responses that are still open when it is locked end at" in notes[1]
+    assert "plaintext connections and responses that are still open then are closed after" in notes[1]
     assert len(notes) == 2
     assert (await xds("-n", "shop", port=port)).exit_code == 1
     assert (await xds("-n", "elsewhere", port=port)).stdout == f"{NO_TRANSITIONS}\n"
@@ -73,7 +73,7 @@ async def test_one_line_per_service_then_notes(plane: Plane):
         "Locked since the control plane started: 2 ports. As the sidecars say that are connected here, that ended 0 "
         "plaintext connections or responses. "
     )
-    # These pods are nowhere.
+    # No sidecar runs in these pods.
     not_known = (
         "Of 2 of these ports it is not known, because the sidecar could not be asked (docs/metrics.md)."
     )
@@ -154,7 +154,7 @@ async def test_server_without_the_service_exits_with_3():
     try:
         result = await xds(port=server.port)
         assert result.exit_code == 3
-        assert f"who answers at 127.0.0.1:{server.port} does not have xds.mesh.v1.Rollouts" in result.stderr
+        assert f"the server at 127.0.0.1:{server.port} does not implement xds.mesh.v1.Rollouts" in result.stderr
     finally:
         await server.stop()
 
@@ -162,4 +162,4 @@ async def test_server_without_the_service_exits_with_3():
 def test_rollout_rejects_a_proxy():
     result = CliRunner().invoke(app, ["status", "--rollout", "web-1.shop"], prog_name="xds")
     assert result.exit_code == 2
-    assert "--rollout is about services, not about one PROXY: leave one of the two out" in result.stderr
+    assert "--rollout and PROXY cannot be combined: --rollout prints services" in result.stderr

@@ -1,4 +1,4 @@
-"""How far a proxy is, in words."""
+"""The sync status of a proxy in words."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def rejected(message: str, *causes: str) -> pb.Type:
 
 
 @pytest.mark.parametrize(
-    ("kind", "missing", "said"),
+    ("kind", "missing", "text"),
     [
         (pb.Type(state=pb.SYNCED, acked_at=at(2)), "", "synced 2s ago"),
         (pb.Type(state=pb.SYNCED, acked_at=at(-3)), "", "synced 0s ago"),
@@ -69,23 +69,23 @@ def rejected(message: str, *causes: str) -> pb.Type:
         (rejected("two\n\tlines\x1b[31m"), "", "rejected: two lines\\x1b[31m"),
     ],
 )
-def test_type_in_one_line(kind: pb.Type, missing: str, said: str) -> None:
-    assert words(kind, missing, at(0)) == said
+def test_type_in_one_line(kind: pb.Type, missing: str, text: str) -> None:
+    assert words(kind, missing, at(0)) == text
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"),
+    ("seconds", "text"),
     [
         (0, "0s"), (-5, "0s"), (0.4, "0s"), (59.4, "59s"), (59.6, "1m"), (60, "1m"), (61, "1m1s"), (3599, "59m59s"),
         (3600, "1h"), (3659, "1h"), (3660, "1h1m"), (86399, "23h59m"), (86400, "1d"), (180000, "2d2h"),
     ],
 )  # fmt: skip
-def test_duration_has_at_most_two_units(seconds: float, said: str) -> None:
-    assert duration(seconds) == said
+def test_duration_has_at_most_two_units(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
 
 
 @pytest.mark.parametrize(
-    ("resource", "said"),
+    ("resource", "text"),
     [
         (
             pb.Resource(state=pb.Resource.ERROR, rejection=pb.Rejection(sources=[RULE])),
@@ -103,8 +103,8 @@ def test_duration_has_at_most_two_units(seconds: float, said: str) -> None:
         (pb.Resource(state=pb.Resource.STALE, sent_version="1", version="1"), "sent, not acknowledged"),
     ],
 )
-def test_unsynced_resource_in_words(resource: pb.Resource, said: str) -> None:
-    assert resource_words(resource, at(0)) == said
+def test_unsynced_resource_in_words(resource: pb.Resource, text: str) -> None:
+    assert resource_words(resource, at(0)) == text
 
 
 def test_stream_in_words() -> None:
