@@ -27,7 +27,9 @@ def test_sds_must_be_the_path_of_a_socket(tmp_path: Path, path: str) -> None:
 def test_state_dir_is_rejected_with_kubernetes(tmp_path: Path) -> None:
     status, output = run("serve", "--kubernetes", f"--state-dir={tmp_path}")
     assert status == 2
-    assert "--state-dir requires --manifests; with --kubernetes the CA is in a Secret (xds-ca-secret)" in output
+    assert (
+        "--state-dir requires --manifests; with --kubernetes the CA is in a Secret (xds-ca-secret)" in output
+    )
 
 
 def test_rotate_root_requires_a_cluster(tmp_path: Path) -> None:

@@ -146,7 +146,9 @@ def test_reach_reports_a_strict_policy_without_effect(folder: Path) -> None:
     assert (result.exit_code, result.stderr.splitlines()) == (0, lines)
     result = xds("reach", "--manifests", folder, "--strict")
     assert (result.exit_code, result.stderr.splitlines()) == (1, lines)
-    (folder / "strict.yaml").write_text(MISTYPED_SELECTOR.replace("wbe", "web").replace("STRICT", "PERMISSIVE"))
+    (folder / "strict.yaml").write_text(
+        MISTYPED_SELECTOR.replace("wbe", "web").replace("STRICT", "PERMISSIVE")
+    )
     result = xds("reach", "--manifests", folder, "--strict")
     assert (result.exit_code, result.stderr) == (0, "")
 
@@ -277,7 +279,10 @@ def test_notices_are_limited(folder: Path) -> None:
         ),
         (("reach", "--to", "web.shop:81"), "there is no port 81 (of service web.shop); did you mean 80?"),
         (("bootstrap", "client.shop", "--xds-address", "x"), "'x' is not HOST:PORT"),
-        (("bootstrap", "client.shop", "--token-file", "/x"), "--token-file and --ca-file must be used together"),
+        (
+            ("bootstrap", "client.shop", "--token-file", "/x"),
+            "--token-file and --ca-file must be used together",
+        ),
         (("bootstrap", "client.shop", "--xds-address", "x:99999"), "'x:99999' is not HOST:PORT"),
         (("bootstrap", "client.shop", "--xds-address", "::1:15010"), "'::1:15010' is not HOST:PORT"),
         (("reach", "--set", "mtls=true"), "--set mtls=true: problem: mtls is not a setting"),

@@ -1,4 +1,4 @@
-"""Who gets another pod's key from `xds serve --manifests`: nobody. With the tokens of `xds token`, and as processes."""
+"""`xds serve --manifests` with the tokens of `xds token`, as processes: a token gets only its own pod's key."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from tests.cli.test_serve import WITHIN, Process, free_port, serving
+from tests.cli.serve_process import TIMEOUT, ServeProcess, free_port, serving
 from tests.identity.credentials import token
 from tests.introspect.grpcurl import GRPCURL
 from tests.server.doors import DENIED, SDS, UNPROVEN
@@ -50,7 +50,7 @@ class Site:
     folder: Path
     state: Path
     port: int
-    process: Process
+    process: ServeProcess
 
     def options(self) -> tuple[object, ...]:
         where = f"127.0.0.1:{self.port}"
@@ -94,7 +94,7 @@ class Site:
             call = channel.unary_unary(f"{SDS}/FetchSecrets")
             while True:
                 try:
-                    answer = RESPONSE.FromString(await call(request.SerializeToString(), timeout=WITHIN))
+                    answer = RESPONSE.FromString(await call(request.SerializeToString(), timeout=TIMEOUT))
                     break
                 except grpc.aio.AioRpcError as error:
                     if "yet; ask again" not in (
@@ -186,9 +186,7 @@ async def test_token_survives_a_restart_but_not_a_new_state_dir(site: Site, tmp_
     assert (code, "made with another --state-dir" in said) == (UNPROVEN, True)
 
 
-async def test_plaintext_has_no_keys_if_token_port_is_exposed(
-    site: Site, tmp_path: Path
-) -> None:
+async def test_plaintext_has_no_keys_if_token_port_is_exposed(site: Site, tmp_path: Path) -> None:
     port = free_port()
     options = (
         "--state-dir",
@@ -200,10 +198,10 @@ async def test_plaintext_has_no_keys_if_token_port_is_exposed(
     )
     with serving(site.folder, *options) as process:
         [secret] = await asyncio.to_thread(
-            lambda: process.ask("web-1.shop", SECRET, "default", "ROOTCA").resources
+            lambda: process.fetch("web-1.shop", SECRET, "default", "ROOTCA").resources
         )
         assert b"PRIVATE KEY" not in secret.value
-        assert not process.logged("any pod's identity")
+        assert not process.logged("serves private keys")
         assert process.logged('names="control-plane, localhost')
         site.port = port
         assert (await site.asked(site.signed()))[0] is grpc.StatusCode.OK
@@ -250,7 +248,9 @@ def test_unusable_token_key_exits_with_1(tmp_path: Path) -> None:
     (tmp_path / "m").mkdir()
     (tmp_path / "state").mkdir()
     (tmp_path / "state" / TOKEN_KEY_FILE).write_text("no key")
-    process = Process(tmp_path / "m", "--state-dir", tmp_path / "state", "--xds-tls-address", "127.0.0.1:0")
-    assert process.process.wait(WITHIN) == 1
+    process = ServeProcess(
+        tmp_path / "m", "--state-dir", tmp_path / "state", "--xds-tls-address", "127.0.0.1:0"
+    )
+    assert process.process.wait(TIMEOUT) == 1
     log = process.log.read_text()
     assert f"--state-dir: {tmp_path}/state/{TOKEN_KEY_FILE} can be used by others (mode 0644)" in log

@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+from structlog.testing import capture_logs
 from typer.testing import CliRunner, Result
 
 from tests.protocol.stream import world
@@ -62,9 +63,11 @@ async def server(mesh: Mesh) -> AsyncIterator[XdsServer]:
         problems=lambda: mesh.problems,
     )
     server = XdsServer(proxies, "127.0.0.1:0", grace=0.2, added=[Introspection([service])])
-    await server.start()
-    yield server
-    await server.stop()
+    # Without capture_logs, structlog prints to the stdout that CliRunner captures.
+    with capture_logs():
+        await server.start()
+        yield server
+        await server.stop()
 
 
 @pytest.fixture
@@ -285,9 +288,7 @@ async def test_watch_prints_only_changed_lines(server: XdsServer, channel: grpc.
         await process.wait()
 
 
-async def test_watch_prints_new_absent_sidecars(
-    server: XdsServer, mesh: Mesh, channel: grpc.aio.Channel
-):
+async def test_watch_prints_new_absent_sidecars(server: XdsServer, mesh: Mesh, channel: grpc.aio.Channel):
     await synced(channel, server, "good.shop")
     mesh.set_absent("dead.shop")
     process = await asyncio.create_subprocess_exec(
@@ -321,9 +322,7 @@ async def test_no_connected_proxy_exits_with_2(server: XdsServer):
     assert "there is no proxy web.shop: no proxy is connected" in result.stderr
 
 
-async def test_absent_sidecar_exits_with_1(
-    server: XdsServer, mesh: Mesh, channel: grpc.aio.Channel
-):
+async def test_absent_sidecar_exits_with_1(server: XdsServer, mesh: Mesh, channel: grpc.aio.Channel):
     await synced(channel, server, "good.shop")
     assert (await xds(port=server.port)).exit_code == 0
     mesh.set_absent("dead.shop", since=asyncio.get_running_loop().time() - 125)
@@ -436,7 +435,9 @@ async def test_server_without_the_service_exits_with_3():
     try:
         result = await xds(port=server.port)
         assert result.exit_code == 3
-        assert f"the server at 127.0.0.1:{server.port} does not implement xds.mesh.v1.Proxies" in result.stderr
+        assert (
+            f"the server at 127.0.0.1:{server.port} does not implement xds.mesh.v1.Proxies" in result.stderr
+        )
     finally:
         await server.stop()
 

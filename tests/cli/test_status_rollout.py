@@ -10,6 +10,7 @@ import sys
 from collections.abc import AsyncIterator
 
 import pytest
+from structlog.testing import capture_logs
 from typer.testing import CliRunner, Result
 
 from tests.controlplane.rollouts import WITHIN, Plane, running
@@ -27,8 +28,10 @@ OPEN = "plaintext is still accepted there"
 
 @pytest.fixture
 async def plane() -> AsyncIterator[Plane]:
-    async with running("DISABLE") as plane:
-        yield plane
+    # Without capture_logs, structlog prints to the stdout that CliRunner captures.
+    with capture_logs():
+        async with running("DISABLE") as plane:
+            yield plane
 
 
 async def xds(*words: object, port: int) -> Result:
@@ -154,7 +157,9 @@ async def test_server_without_the_service_exits_with_3():
     try:
         result = await xds(port=server.port)
         assert result.exit_code == 3
-        assert f"the server at 127.0.0.1:{server.port} does not implement xds.mesh.v1.Rollouts" in result.stderr
+        assert (
+            f"the server at 127.0.0.1:{server.port} does not implement xds.mesh.v1.Rollouts" in result.stderr
+        )
     finally:
         await server.stop()
 

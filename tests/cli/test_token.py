@@ -251,9 +251,7 @@ def test_files_are_renewed_if_roots_or_key_change(state: Path, tmp_path: Path) -
         process.end()
 
 
-def test_token_is_renewed_if_the_account_changes(
-    state: Path, folder: Path, tmp_path: Path
-) -> None:
+def test_token_is_renewed_if_the_account_changes(state: Path, folder: Path, tmp_path: Path) -> None:
     with renewing(tmp_path, "--manifests", folder) as process:
         process.until(process.token)
         assert proved(state, process.token()) == caller("seller", uid="11-22")

@@ -1,0 +1,95 @@
+"""`xds serve --manifests` as a process, for tests."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+from envoy_data_plane.envoy.config.core.v3 import Node
+from envoy_data_plane.envoy.service.discovery.v3 import DiscoveryRequest, DiscoveryResponse
+
+POD = """
+apiVersion: v1
+kind: Pod
+metadata: {{name: {}, namespace: shop, labels: {{security.istio.io/tlsMode: istio}}}}
+status: {{podIP: 127.9.0.1}}
+"""
+_ADS = "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources"
+TIMEOUT = 20.0
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class ServeProcess:
+    """A running `xds serve`."""
+
+    def __init__(self, folder: Path, *arguments: object, host: str = "127.0.0.1") -> None:
+        self.xds, self.admin = free_port(), free_port()
+        self.log = folder.parent / f"log-{self.xds}"
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "xds", "serve", "--manifests", folder),
+                    *("--xds-address", f"{host}:{self.xds}", "--admin-address", f"127.0.0.1:{self.admin}"),
+                    *map(str, arguments),
+                ],
+                stderr=log,
+                stdout=subprocess.DEVNULL,
+            )
+
+    def get(self, path: str) -> tuple[int, str]:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.admin}{path}", timeout=5) as response:
+                return response.status, response.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+        except OSError as error:
+            return 0, str(error)
+
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        """Poll until the condition is true. AssertionError: the process exited or the time is over."""
+        end = time.monotonic() + TIMEOUT
+        while not condition():
+            assert time.monotonic() < end, self.log.read_text()
+            assert self.process.poll() is None, self.log.read_text()
+            time.sleep(0.02)
+
+    def logged(self, text: str) -> bool:
+        return text in self.log.read_text()
+
+    def fetch(self, pod: str, type_url: str, *names: str) -> DiscoveryResponse:
+        """Return the first response to a sidecar that requests one type over state-of-the-world ADS."""
+        node = Node(id=f"sidecar~127.9.0.1~{pod}~shop.svc.cluster.local")
+        request = DiscoveryRequest(node=node, type_url=type_url, resource_names=list(names))
+
+        async def exchange() -> bytes:
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{self.xds}") as channel:
+                call = channel.stream_stream(_ADS)(timeout=TIMEOUT)
+                await call.write(bytes(request))
+                return await call.read()
+
+        return DiscoveryResponse.parse(asyncio.run(exchange()))
+
+
+@contextmanager
+def serving(folder: Path, *arguments: object, host: str = "127.0.0.1") -> Iterator[ServeProcess]:
+    process = ServeProcess(folder, *arguments, host=host)
+    try:
+        process.wait_for(lambda: process.get("/ready")[0] == 200)
+        yield process
+    finally:
+        process.process.kill()
+        process.process.wait()
