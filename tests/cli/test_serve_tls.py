@@ -81,7 +81,8 @@ def test_certificate_gets_own_key_and_admin_gets_status(folder: Path, tmp_path: 
     with serving(folder, *options, "--admin-identity", ADMIN) as process:
         roots = tmp_path / "state/root-cert.pem"
         web, other, admin = (
-            issue(tmp_path, *who) for who in (("shop", "default"), ("shop", "other"), ADMIN.split("/"))
+            issue(tmp_path, *account)
+            for account in (("shop", "default"), ("shop", "other"), ADMIN.split("/"))
         )
         [secret] = fetch(port, roots, web)
         assert "PRIVATE KEY" in secret

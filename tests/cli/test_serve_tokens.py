@@ -57,7 +57,7 @@ class Site:
         return "--state-dir", self.state, "--xds-tls-address", where, "--admin-identity", "ops/admin"
 
     def token(self, *words: object) -> str:
-        """What a user gets from `xds token`."""
+        """Return the output of `xds token`."""
         command = [sys.executable, "-m", "xds", "token", "--state-dir", self.state, *words]
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=60, check=True)
         return done.stdout.strip()
@@ -72,10 +72,10 @@ class Site:
         age: float = 0,
         key: TokenKey | None = None,
     ) -> str:
-        """One as `xds token` would have signed it so many seconds ago, good for a minute."""
-        whom = Caller(namespace=namespace, service_account=account, pod=pod, pod_uid=uid, how=How.TOKEN)
-        began = datetime.now(UTC) - timedelta(seconds=age)
-        return (key or token_key(self.state)).issue(whom, began, timedelta(minutes=1))
+        """Return a token as `xds token` signs it, issued `age` seconds ago, with a lifetime of one minute."""
+        caller = Caller(namespace=namespace, service_account=account, pod=pod, pod_uid=uid, how=How.TOKEN)
+        issued = datetime.now(UTC) - timedelta(seconds=age)
+        return (key or token_key(self.state)).issue(caller, issued, timedelta(minutes=1))
 
     @asynccontextmanager
     async def channel(self, text: str | None) -> AsyncIterator[grpc.aio.Channel]:
@@ -86,8 +86,8 @@ class Site:
         async with grpc.aio.secure_channel(f"localhost:{self.port}", credentials) as channel:
             yield channel
 
-    async def asked(self, text: str | None, pod: str = "web-1") -> tuple[grpc.StatusCode, str]:
-        """Fetch a pod's key with a token; return the status, and what is wrong or the certificate."""
+    async def fetch_key(self, text: str | None, pod: str = "web-1") -> tuple[grpc.StatusCode, str]:
+        """Fetch a pod's key with a token; return the status, and the error or the certificate."""
         request = REQUEST(resource_names=["default"])
         request.node.id = NODE.format(pod)
         async with self.channel(text) as channel, asyncio.timeout(60):
@@ -99,7 +99,7 @@ class Site:
                 except grpc.aio.AioRpcError as error:
                     if "yet; ask again" not in (
                         error.details() or ""
-                    ):  # Else it came before the first snapshot.
+                    ):  # Otherwise the request came before the first snapshot.
                         return error.code(), error.details() or ""
         [resource] = answer.resources
         secret = _SECRET.FromString(resource.value)
@@ -119,18 +119,18 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 async def test_token_gets_only_its_own_pods_key(site: Site) -> None:
     own = site.token("web-1.shop", "--manifests", site.folder)
-    code, first = await site.asked(own)
+    code, first = await site.fetch_key(own)
     assert code is grpc.StatusCode.OK, first
-    code, second = await site.asked(site.token("web-2.shop", "--service-account", "web"), "web-2")
+    code, second = await site.fetch_key(site.token("web-2.shop", "--service-account", "web"), "web-2")
     assert (code, first == second) == (grpc.StatusCode.OK, False)
-    assert (await site.asked(site.token("--service-account", "shop/web")))[0] is grpc.StatusCode.OK
+    assert (await site.fetch_key(site.token("--service-account", "shop/web")))[0] is grpc.StatusCode.OK
 
-    header, said, _ = own.split(".")
+    header, payload, _ = own.split(".")
     shown = {
         "none": (None, UNPROVEN, "no credential"),
         "garbage": ("garbage", UNPROVEN, "no token of a service account"),
-        "forged": (f"{header}.{said}.AAAA", UNPROVEN, "not signed with the key of this control plane"),
-        "alg none": (f"eyJhbGciOiJub25lIn0.{said}.", UNPROVEN, "not signed with the key"),
+        "forged": (f"{header}.{payload}.AAAA", UNPROVEN, "not signed with the key of this control plane"),
+        "alg none": (f"eyJhbGciOiJub25lIn0.{payload}.", UNPROVEN, "not signed with the key"),
         "a cluster's": (token({"aud": ["xds-ca"], "exp": 2e9}), UNPROVEN, "not signed with the key"),
         "of another key": (site.signed(key=TokenKey.generate()), UNPROVEN, "made with another --state-dir"),
         "expired": (site.signed(age=61), UNPROVEN, "expired at"),
@@ -142,7 +142,7 @@ async def test_token_gets_only_its_own_pods_key(site: Site) -> None:
         "the admin's": (site.token("--service-account", "ops/admin"), DENIED, "in another namespace"),
     }
     for name, (text, code, why) in shown.items():
-        ended = await site.asked(text)
+        ended = await site.fetch_key(text)
         assert (name, ended[0], why in ended[1]) == (name, code, True), ended
     log = site.process.log.read_text()
     assert not [name for name, (text, *_) in shown.items() if text and text in log]
@@ -152,8 +152,8 @@ async def test_token_gets_only_its_own_pods_key(site: Site) -> None:
 
 async def test_token_for_another_audience_is_rejected(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("xds.mesh.identity.tokens.AUDIENCE", "istio-ca")
-    code, said = await site.asked(site.signed())
-    assert (code, "not for audience xds-ca" in said) == (UNPROVEN, True)
+    code, error = await site.fetch_key(site.signed())
+    assert (code, "not for audience xds-ca" in error) == (UNPROVEN, True)
 
 
 async def test_stream_ends_if_its_pod_or_account_changes(site: Site) -> None:
@@ -169,7 +169,7 @@ async def test_stream_ends_if_its_pod_or_account_changes(site: Site) -> None:
         ends = [await stream.end() for stream in streams]
         assert ends[0] == (DENIED, "pod shop/web-1 is gone")
         assert (ends[1][0], "another service account" in ends[1][1]) == (DENIED, True)
-        assert (await site.asked(site.token("web-2.shop", "--manifests", site.folder), "web-2"))[
+        assert (await site.fetch_key(site.token("web-2.shop", "--manifests", site.folder), "web-2"))[
             0
         ] is grpc.StatusCode.OK
 
@@ -179,11 +179,11 @@ async def test_token_survives_a_restart_but_not_a_new_state_dir(site: Site, tmp_
     site.process.process.kill()
     site.process.process.wait()
     with serving(site.folder, *site.options()):
-        assert (await site.asked(text))[0] is grpc.StatusCode.OK
+        assert (await site.fetch_key(text))[0] is grpc.StatusCode.OK
     site.state = tmp_path / "other"
     with serving(site.folder, *site.options()):
-        code, said = await site.asked(text)
-    assert (code, "made with another --state-dir" in said) == (UNPROVEN, True)
+        code, error = await site.fetch_key(text)
+    assert (code, "made with another --state-dir" in error) == (UNPROVEN, True)
 
 
 async def test_plaintext_has_no_keys_if_token_port_is_exposed(site: Site, tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ async def test_plaintext_has_no_keys_if_token_port_is_exposed(site: Site, tmp_pa
         assert not process.logged("serves private keys")
         assert process.logged('names="control-plane, localhost')
         site.port = port
-        assert (await site.asked(site.signed()))[0] is grpc.StatusCode.OK
+        assert (await site.fetch_key(site.signed()))[0] is grpc.StatusCode.OK
 
 
 def test_admin_token_works_with_status_and_grpcurl(site: Site, tmp_path: Path) -> None:
