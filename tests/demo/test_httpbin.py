@@ -1,4 +1,4 @@
-"""The real httpbin, as the demo starts it."""
+"""httpbin, as the demo starts it."""
 
 import sys
 import time
@@ -38,7 +38,7 @@ def test_httpbin_stops_on_sigterm_once_it_listens(tmp_path, attempt):
             "httpbin", sys.executable, "-m", "xds.demo.httpbin", where[0], str(where[1])
         )
         deadline = time.monotonic() + 20
-        while find_not_listening({"httpbin": where}):  # as closely as can be: `until` looks 50 times a second
+        while find_not_listening({"httpbin": where}):  # without a delay, unlike `wait_for`
             assert time.monotonic() < deadline
             processes.check()
         httpbin.process.terminate()

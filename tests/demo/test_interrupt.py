@@ -1,4 +1,4 @@
-"""Signals that ask to end: nothing happens but where it may."""
+"""Termination signals raise at safe points only."""
 
 import signal
 

@@ -1,4 +1,4 @@
-"""The example's objects are what the page's commands make."""
+"""The example's objects are those that the Istio task's commands create."""
 
 import pytest
 import yaml

@@ -1,4 +1,4 @@
-"""The table of what must be seen, and how what was seen is compared with it."""
+"""The expected answers of each step, and their comparison with the actual answers."""
 
 from collections import Counter
 
@@ -69,7 +69,7 @@ def test_difference_names_step_pair_and_answers():
     (difference,) = seen(MTLS, mtls=9, plain=1).differences()
     assert difference == (
         f"a step: sleep.full to httpbin.full: expected 200 with {SLEEP}, "
-        f"saw 1x 200 without an identity, 9x 200 with {SLEEP}"
+        f"got 1x 200 without an identity, 9x 200 with {SLEEP}"
     )
 
 

@@ -1,4 +1,4 @@
-"""Pods as local processes: their addresses, and how a pod `sleep` asks."""
+"""Pods as local processes: their addresses, and the requests of a pod `sleep`."""
 
 import socket
 import threading
@@ -41,7 +41,7 @@ MESH = Mesh([HTTPBIN, SLEEP, MIGRATED, NAKED])
 
 @pytest.fixture
 def asked(monkeypatch):
-    """What curl was told to do, instead of doing it."""
+    """Record the calls of curl instead of sending requests."""
     calls = []
 
     def record(url, **options):
@@ -143,7 +143,7 @@ def test_refused_connection_is_000():
 
 
 def test_identity_is_the_uri_of_the_client_certificate():
-    told = 'By=spiffe://cluster.local/ns/full/sa/httpbin;Hash=0a1b;Subject=\\"\\";URI=spiffe://cluster.local/ns/full/sa/sleep'
-    body = f'{{"headers": {{"X-Forwarded-Client-Cert": "{told}"}}}}'.encode()
+    header = 'By=spiffe://cluster.local/ns/full/sa/httpbin;Hash=0a1b;Subject=\\"\\";URI=spiffe://cluster.local/ns/full/sa/sleep'
+    body = f'{{"headers": {{"X-Forwarded-Client-Cert": "{header}"}}}}'.encode()
     assert identity(body) == "spiffe://cluster.local/ns/full/sa/sleep"
     assert identity(b'{"headers": {"Host": "httpbin.full:8000"}}') == ""

@@ -1,4 +1,4 @@
-"""Nothing that was started outlives the demo."""
+"""Child processes are stopped, however the demo ends."""
 
 import contextlib
 import os
@@ -20,7 +20,7 @@ def alive(pid):
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    # Killed, but not yet reaped by whoever inherited it, is dead enough.
+    # A zombie counts as dead: its new parent has not reaped it yet.
     with contextlib.suppress(FileNotFoundError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return False
@@ -95,7 +95,7 @@ def test_wait_timeout_reports_what_is_missing(tmp_path):
 def test_wait_fails_with_the_log_of_an_exited_process(tmp_path):
     with Processes(tmp_path) as processes:
         processes.start("the one", sys.executable, "-c", "print('out of luck'); raise SystemExit(3)")
-        with pytest.raises(DemoError, match="the one ended with status 3:\nout of luck"):
+        with pytest.raises(DemoError, match="the one exited with status 3:\nout of luck"):
             processes.wait_for("a thing", lambda: "everything")
 
 

@@ -1,4 +1,4 @@
-"""What a sidecar's admin page shows, compared with what it should have."""
+"""The comparison of a sidecar's active configuration with the expected one."""
 
 import pytest
 
@@ -68,7 +68,7 @@ def test_missing_resource_is_named():
 
 def test_changed_resource_is_named():
     changed = ACTIVE | {(LISTENER, "x"): {"name": "x", "port": 2}}
-    assert difference(changed, ACTIVE) == "has another Listener x"
+    assert difference(changed, ACTIVE) == "has a different Listener x"
 
 
 def test_stale_resource_is_named():

@@ -1,4 +1,4 @@
-"""What the demo needs, and how it says that it lacks something."""
+"""The requirements of the demo, its exit status and its temporary folder."""
 
 import io
 
@@ -18,7 +18,7 @@ def test_missing_packages_are_named_with_pip_command(monkeypatch):
 
 def test_other_systems_than_linux_are_rejected(monkeypatch):
     monkeypatch.setattr(demo.sys, "platform", "darwin")
-    with pytest.raises(UnavailableError, match="needs Linux"):
+    with pytest.raises(UnavailableError, match="requires Linux"):
         demo.check_requirements()
 
 
@@ -33,11 +33,11 @@ def test_exit_status_depends_on_the_error(monkeypatch, problem, status):
 
 def folder_after(error):
     console = Console(file=io.StringIO())
-    kept = []
+    folders = []
 
     def use():
         with demo._folder(console) as folder:
-            kept.append(folder)
+            folders.append(folder)
             if error:
                 raise error
 
@@ -46,19 +46,19 @@ def folder_after(error):
             use()
     else:
         use()
-    return kept[0], console.file.getvalue()
+    return folders[0], console.file.getvalue()
 
 
 @pytest.mark.parametrize("error", [None, Interrupted(15), UnavailableError("no")])
 def test_folder_is_removed_afterwards(error, tmp_path, monkeypatch):
     monkeypatch.setattr(demo.tempfile, "tempdir", str(tmp_path))
-    folder, said = folder_after(error)
-    assert (folder.exists(), said) == (False, "")
+    folder, output = folder_after(error)
+    assert (folder.exists(), output) == (False, "")
 
 
 @pytest.mark.parametrize("error", [DemoError("no"), ZeroDivisionError()])
 def test_logs_of_a_failed_demo_remain(error, tmp_path, monkeypatch):
     monkeypatch.setattr(demo.tempfile, "tempdir", str(tmp_path))
-    folder, said = folder_after(error)
+    folder, output = folder_after(error)
     assert folder.exists()
-    assert str(folder / "logs") in said
+    assert str(folder / "logs") in output

@@ -1,4 +1,4 @@
-"""What the user sees."""
+"""The output of the demo."""
 
 import io
 from collections import Counter

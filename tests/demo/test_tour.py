@@ -1,4 +1,4 @@
-"""What the demo in containers is told to do, and what is said of what it saw."""
+"""The steps for the demo in containers, and the comparison of its output."""
 
 import io
 import json
@@ -19,7 +19,7 @@ def mesh() -> Mesh:
 
 
 def printed(pair: Pair, expected: Expected) -> str:
-    """What the page's command prints if all is as it should be."""
+    """Return the output of the Istio task's command for the expected answers."""
     lines = [f"{pair}"]
     for answer in sorted(expected.answers(pair), reverse=True):
         if answer.identity:
@@ -29,7 +29,7 @@ def printed(pair: Pair, expected: Expected) -> str:
 
 
 def transcript() -> list[str]:
-    """What `play` prints if all is as it should be."""
+    """Return the output of examples/envoy/compose/play for the expected answers."""
     text = "".join(
         f"step {step.name}\n" + "".join(printed(pair, expected) for pair, expected in step.expected.items())
         for step in STEPS
@@ -57,28 +57,29 @@ def test_script_contains_all_steps_in_order(mesh):
 
 
 def test_expected_output_matches(mesh):
-    status, said = compared(transcript())
+    status, output = compared(transcript())
     assert status == 0
-    assert f"matches the page: {len(STEPS)} steps" in said
+    assert f"matches the Istio task: {len(STEPS)} steps" in output
     for number, step in enumerate(STEPS, 1):
-        assert f"{number}. {step.name}: {step.what}" in said
+        assert f"{number}. {step.name}: {step.what}" in output
 
 
 def test_unexpected_answer_is_named():
     lines = [line.replace("503", "200") for line in transcript()]
-    status, said = compared(lines)
+    status, output = compared(lines)
     assert status == 1
     assert (
-        f"DestinationRule override: {FULL_FULL}: expected 503 without an identity, saw 1x 200 without" in said
+        f"DestinationRule override: {FULL_FULL}: expected 503 without an identity, got 1x 200 without"
+        in output
     )
 
 
 @pytest.mark.parametrize("end", ["step plaintext policy", "step initial check"])
 def test_incomplete_output_does_not_match(end):
     lines = transcript()
-    status, said = compared(lines[: lines.index(f"{end}\n")])
+    status, output = compared(lines[: lines.index(f"{end}\n")])
     assert status == 1
-    assert f"{STEPS[-1].name}: was not played" in said
+    assert f"{STEPS[-1].name}: was not executed" in output
 
 
 def test_stale_sidecar_is_named(mesh):
@@ -90,7 +91,7 @@ def test_stale_sidecar_is_named(mesh):
 
 
 def test_draining_sidecar_is_named_if_required(mesh, monkeypatch):
-    monkeypatch.setattr(proxies, "difference", lambda _wanted, _in_force: "")
+    monkeypatch.setattr(proxies, "difference", lambda _expected, _active: "")
     stats = {"stats": [{"name": "listener_manager.total_filter_chains_draining", "value": 1}]}
     shown = f'"sleep.full" {{"configs": []}} {json.dumps(stats)}'
     assert tour.find_stale(mesh, shown, drained=False) == ""
