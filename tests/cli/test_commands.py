@@ -99,7 +99,8 @@ def test_reach_warns_of_an_object_without_effect(folder: Path) -> None:
     result = xds("reach", "--manifests", folder, "--to", "web.shop")
     assert result.exit_code == 0
     assert (
-        f"{folder}/duplicate.yaml:1: problem: Service zoo/duplicate: clusterIP 10.0.0.1 belongs to Service shop/web: "
+        f"{folder}/duplicate.yaml:1: problem: Service zoo/duplicate: clusterIP 10.0.0.1 belongs to "
+        f"Service shop/web: "
         "traffic to it is not sent to this Service\n"
     ) in result.stderr
 
@@ -138,7 +139,8 @@ def test_reach_reports_a_strict_policy_without_effect(folder: Path) -> None:
     (folder / "strict.yaml").write_text(MISTYPED_SELECTOR)
     lines = [
         (
-            f"{folder}/strict.yaml:2: problem: PeerAuthentication shop/strict: selector app=wbe matches no pod in namespace shop, so "
+            f"{folder}/strict.yaml:2: problem: PeerAuthentication shop/strict: selector app=wbe "
+            f"matches no pod in namespace shop, so "
             "it has no effect (did you mean app=web?)"
         )
     ]
@@ -243,8 +245,10 @@ def test_problems_go_to_stderr_and_the_result_to_stdout(folder: Path) -> None:
     result = xds("reach", "--manifests", folder, "-o", "json")
     assert result.exit_code == 0
     assert result.stderr == (
-        f"{folder}/bad.yaml:4: problem: Service shop/bad: spec.ports[0].port must be a number from 1 to 65535,"
-        " not 'x'; until it is repaired, a Policy that targets Service bad is STRICT for every port of pods in namespace"
+        f"{folder}/bad.yaml:4: problem: Service shop/bad: spec.ports[0].port must be a number from 1 "
+        f"to 65535,"
+        " not 'x'; until it is repaired, a Policy that targets Service bad is STRICT for every port of "
+        "pods in namespace"
         " shop\n"
     )
     assert len(json.loads(result.stdout)) == 4

@@ -1,4 +1,4 @@
-"""`xds serve` and `xds status` over TLS, as processes, with client certificates; tokens are in test_serve_tokens.py."""
+"""`xds serve` and `xds status` over TLS with client certificates. Tokens: test_serve_tokens.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`xds serve --manifests` with the tokens of `xds token`, as processes: a token gets only its own pod's key."""
+"""`xds serve --manifests` with the tokens of `xds token`: a token gets only its own pod's key."""
 
 from __future__ import annotations
 

@@ -73,7 +73,8 @@ async def test_one_line_per_service_then_notes(plane: Plane):
     result = await until(NO_TRANSITIONS, port=port)
     assert result.exit_code == 0
     ended = (
-        "Locked since the control plane started: 2 ports. As the sidecars say that are connected here, that ended 0 "
+        "Locked since the control plane started: 2 ports. As the sidecars say that are connected here, "
+        "that ended 0 "
         "plaintext connections or responses. "
     )
     # No sidecar runs in these pods.
@@ -86,7 +87,8 @@ async def test_one_line_per_service_then_notes(plane: Plane):
 def test_ended_connections_are_reported_once_known():
     [note] = _notes(ListRolloutsResponse(locks=3, cut=4, draining=2))
     assert note == (
-        "Locked since the control plane started: 3 ports. As the sidecars say that are connected here, that ended 4 "
+        "Locked since the control plane started: 3 ports. As the sidecars say that are connected here, "
+        "that ended 4 "
         "plaintext connections or responses. 2 of these ports still drain."
     )
 

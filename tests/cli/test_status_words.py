@@ -76,8 +76,9 @@ def test_type_in_one_line(kind: pb.Type, missing: str, text: str) -> None:
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [
-        (0, "0s"), (-5, "0s"), (0.4, "0s"), (59.4, "59s"), (59.6, "1m"), (60, "1m"), (61, "1m1s"), (3599, "59m59s"),
-        (3600, "1h"), (3659, "1h"), (3660, "1h1m"), (86399, "23h59m"), (86400, "1d"), (180000, "2d2h"),
+        (0, "0s"), (-5, "0s"), (0.4, "0s"), (59.4, "59s"), (59.6, "1m"), (60, "1m"), (61, "1m1s"),
+        (3599, "59m59s"), (3600, "1h"), (3659, "1h"), (3660, "1h1m"), (86399, "23h59m"),
+        (86400, "1d"), (180000, "2d2h"),
     ],
 )  # fmt: skip
 def test_duration_has_at_most_two_units(seconds: float, text: str) -> None:

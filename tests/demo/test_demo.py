@@ -54,7 +54,10 @@ class Demo:
         return self.process.returncode, output
 
     def find_processes(self):
-        """Return the command lines of running processes by PID. Each process inherits a variable that marks it."""
+        """Return the command lines of running processes by PID.
+
+        Each process inherits a variable that marks it.
+        """
         found = {}
         for environment in Path("/proc").glob("[0-9]*/environ"):
             try:
@@ -66,7 +69,7 @@ class Demo:
         return found
 
     def pid_of(self, text, within=10.0):
-        """Wait for the process with a text in its command line, which is empty during an exec; return its PID."""
+        """Return the PID of the process with a text in its command line, which is empty during an exec."""
         deadline = time.monotonic() + within
         while True:
             running = self.find_processes()
@@ -78,7 +81,7 @@ class Demo:
             time.sleep(0.02)
 
     def has_no_processes(self, within=10.0):
-        """Wait until no process runs: the kernel needs a moment to kill those that the demo could not stop."""
+        """Wait until no process runs: the kernel needs a moment to kill what the demo could not stop."""
         deadline = time.monotonic() + within
         while (found := self.find_processes()) and time.monotonic() < deadline:
             time.sleep(0.02)

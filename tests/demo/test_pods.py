@@ -143,7 +143,8 @@ def test_refused_connection_is_000():
 
 
 def test_identity_is_the_uri_of_the_client_certificate():
-    header = 'By=spiffe://cluster.local/ns/full/sa/httpbin;Hash=0a1b;Subject=\\"\\";URI=spiffe://cluster.local/ns/full/sa/sleep'
+    server, client = (f"spiffe://cluster.local/ns/full/sa/{name}" for name in ("httpbin", "sleep"))
+    header = f'By={server};Hash=0a1b;Subject=\\"\\";URI={client}'
     body = f'{{"headers": {{"X-Forwarded-Client-Cert": "{header}"}}}}'.encode()
     assert identity(body) == "spiffe://cluster.local/ns/full/sa/sleep"
     assert identity(b'{"headers": {"Host": "httpbin.full:8000"}}') == ""

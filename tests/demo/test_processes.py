@@ -12,7 +12,12 @@ import pytest
 
 from xds.demo.processes import PDEATHSIG_SCRIPT, DemoError, Processes
 
-STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('on', flush=True); time.sleep(60)"
+STUBBORN = """
+import signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print('on', flush=True)
+time.sleep(60)
+"""
 
 
 def alive(pid):
@@ -64,7 +69,8 @@ def test_exception_stops_all_processes(tmp_path):
 def test_child_is_killed_with_its_parent():
     program = f"""
 import os, subprocess, sys, time
-child = subprocess.Popen([sys.executable, "-I", "-S", {str(PDEATHSIG_SCRIPT)!r}, str(os.getpid()), "/bin/sleep", "60"])
+script = {str(PDEATHSIG_SCRIPT)!r}
+child = subprocess.Popen([sys.executable, "-I", "-S", script, str(os.getpid()), "/bin/sleep", "60"])
 print(child.pid, flush=True)
 time.sleep(60)
 """

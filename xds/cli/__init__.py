@@ -1,7 +1,7 @@
 """The command `xds`.
 
-Each subcommand is a function in a module of its own, `xds.cli.NAME`. The module is imported when the subcommand runs or prints its
-help, so `xds --help` imports no heavy package.
+Each subcommand is a function in a module of its own, `xds.cli.NAME`. The module is imported when the
+subcommand runs or prints its help, so `xds --help` imports no heavy package.
 """
 
 from __future__ import annotations

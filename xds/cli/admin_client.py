@@ -90,7 +90,8 @@ class AdminClient:
 
     def __init__(self, address: Address, credentials: ClientCredentials = ClientCredentials()) -> None:
         self._address = address
-        # The state of a large mesh exceeds the default of 4 MiB. An HTTP proxy for the web does not reach this port.
+        # The state of a large mesh exceeds the default of 4 MiB. An HTTP proxy for the web does not reach
+        # this port.
         options = (("grpc.max_receive_message_length", -1), ("grpc.enable_http_proxy", 0))
         loaded = credentials.load()
         self._channel: grpc.Channel = (
@@ -128,7 +129,7 @@ class AdminClient:
         return self._stream(ROLLOUTS, request, rollouts_pb2.ListRolloutsResponse)
 
     def resolve_proxy(self, proxy: str, namespace: str) -> str:
-        """Return the filter that selects the one proxy that `proxy` names; exit with similar names if there is none."""
+        """Return the filter that selects the proxy `proxy`; exit if it does not match exactly one."""
 
         def list_names(text: str) -> list[str]:
             response = self.list_proxies({"proxy": text, "namespace": namespace}, unsynced=False)
@@ -184,13 +185,16 @@ class AdminClient:
         match error.code():
             case grpc.StatusCode.UNAVAILABLE:
                 message = (
-                    f"cannot connect to a control plane at {self._address}: start `xds serve`, or set its xDS address with "
-                    f"--xds-address"
+                    f"cannot connect to a control plane at {self._address}: start `xds serve`, or set "
+                    "its xDS address with --xds-address"
                 )
             case grpc.StatusCode.UNAUTHENTICATED | grpc.StatusCode.PERMISSION_DENIED:
                 message = f"{self._address} denied the request"
             case grpc.StatusCode.UNIMPLEMENTED:
-                message = f"the server at {self._address} does not implement {service}: it is not `xds serve`, or an older version"
+                message = (
+                    f"the server at {self._address} does not implement {service}: it is not `xds serve`, or "
+                    "an older version"
+                )
             case grpc.StatusCode.DEADLINE_EXCEEDED:
                 message = f"the server at {self._address} did not answer within {RPC_TIMEOUT:.0f} s"
             case code:

@@ -27,10 +27,10 @@ def demo(
 ) -> None:
     """Run Istio's automatic mutual TLS task with real Envoys on this machine, and verify every response.
 
-    Pods are local processes with loopback addresses. The demo needs no cluster, no root privileges and no Docker, and stops
-    everything that it starts.
+    Pods are local processes with loopback addresses. The demo needs no cluster, no root privileges and no
+    Docker, and stops everything that it starts.
 
-    Exit status: 0 all responses match the Istio task, 1 a response does not match or the demo failed, 2 the demo cannot run on
-    this machine.
+    Exit status: 0 all responses match the Istio task, 1 a response does not match or the demo failed, 2 the
+    demo cannot run on this machine.
     """
     raise typer.Exit(run(Options(keep=keep, sotw=sotw, output=output)))

@@ -70,7 +70,8 @@ def inject(
     native_sidecar: Annotated[
         bool,
         typer.Option(
-            help="Add the sidecar as a restartable init container (Kubernetes 1.29), so that Jobs complete and init "
+            help="Add the sidecar as a restartable init container (Kubernetes 1.29), so that Jobs "
+            "complete and init "
             "containers can use the mesh; otherwise as an ordinary container."
         ),
     ] = True,
@@ -79,9 +80,9 @@ def inject(
 ) -> None:
     """Add sidecars to the pods in manifests, for `kubectl apply -f -`.
 
-    Changes Pods and the templates of Deployments, StatefulSets, DaemonSets, ReplicaSets, ReplicationControllers, Jobs and
-    CronJobs, except those with the label or annotation `sidecar.istio.io/inject: "false"`. Other objects and unrelated text are
-    not changed.
+    Changes Pods and the templates of Deployments, StatefulSets, DaemonSets, ReplicaSets,
+    ReplicationControllers, Jobs and CronJobs, except those with the label or annotation
+    `sidecar.istio.io/inject: "false"`. Other objects and unrelated text are not changed.
     """
     parse_address("--xds-address", xds_address)
     if image_pull_policy not in ("", "Always", "IfNotPresent", "Never"):
@@ -157,7 +158,7 @@ def _inject_text(text: str, file: str, settings: Settings) -> tuple[str, list[Pr
 
 
 def _inject_document(document: Document, settings: Settings) -> tuple[object, list[Problem]]:
-    """Return a document's value with sidecars added, the same object if there are none to add, and the problems found."""
+    """Return a document's value with sidecars added, the same object if unchanged, and the problems."""
     value, problems = document.value, list[Problem]()
     pod_templates = list(templates(value))
     for path, flaw in document.flaws if pod_templates else ():

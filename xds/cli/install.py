@@ -61,7 +61,8 @@ def install(
         list[Part] | None,
         typer.Option(
             "--only",
-            help="Install one part: missing CRDs, the control plane, or the initial policies of the mesh. Can be repeated.",
+            help="Install one part: missing CRDs, the control plane, or the initial policies of the "
+            "mesh. Can be repeated.",
             show_default=False,
         ),
     ] = None,
@@ -77,7 +78,8 @@ def install(
         typer.Option(
             "--api-server-cidr",
             metavar="CIDR",
-            help="Network from which the API server calls the webhook, for the NetworkPolicy. Can be repeated. Default: any "
+            help="Network from which the API server calls the webhook, for the NetworkPolicy. Can be "
+            "repeated. Default: any "
             "address can connect to the webhook.",
             show_default=False,
         ),
@@ -94,13 +96,15 @@ def install(
 ) -> None:
     """Install or upgrade the control plane in a Kubernetes cluster.
 
-    Idempotent: objects that are up to date are left untouched, and so are policies that another client has changed since.
+    Idempotent: objects that are up to date are left untouched, and so are policies that another client has
+    changed since.
 
-    --set values.global.mtls.auto=BOOL sets whether clients use automatic mutual TLS. --set values.global.mtls.enabled=BOOL sets the
-    initial policies: MeshPolicy default is PERMISSIVE (false), or STRICT with a DestinationRule for all services (true).
+    --set values.global.mtls.auto=BOOL sets whether clients use automatic mutual TLS.
+    --set values.global.mtls.enabled=BOOL sets the initial policies: MeshPolicy default is PERMISSIVE (false),
+    or STRICT with a DestinationRule for all services (true).
 
-    Exit status: 0 installed, 1 the API server rejected a request or a kind cannot be used, 2 wrong usage, 3 the API server
-    cannot be reached.
+    Exit status: 0 installed, 1 the API server rejected a request or a kind cannot be used, 2 wrong usage, 3
+    the API server cannot be reached.
     """
     parts = frozenset(only or Part)
     _, config = load_settings(mesh_config, assignments)

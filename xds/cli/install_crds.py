@@ -36,8 +36,8 @@ def install_crds(
 
     Idempotent: existing definitions, such as Istio's, are used and left untouched.
 
-    Exit status: 0 all kinds can be used, 1 a kind cannot be used or the API server rejected a request, 2 wrong usage, 3 the API
-    server cannot be reached.
+    Exit status: 0 all kinds can be used, 1 a kind cannot be used or the API server rejected a request, 2
+    wrong usage, 3 the API server cannot be reached.
     """
     asyncio.run(_install(dry_run, kubeconfig, context))
 

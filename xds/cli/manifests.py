@@ -12,12 +12,12 @@ from xds.mesh.model.objects import MeshConfig, Pod, Problem
 from xds.mesh.sources.files import Folder
 from xds.mesh.sources.settings import Settings
 
-UNREADABLE = "cannot read every document in the manifests, and one that cannot be read may be a policy: fix these first"
+UNREADABLE = "every document of the manifests must be readable, because any of them may be a policy"
 """Error when a document cannot be read: a prediction, a translation or a token could be wrong without it."""
 
 
 def load_settings(config: Path | None, assignments: list[str] | None) -> tuple[Settings, MeshConfig]:
-    """Return the source of the mesh's settings and the settings it has now; exit with status 2 if they are invalid."""
+    """Return a source of the mesh's settings, and the settings; exit with status 2 if they are invalid."""
     settings = Settings(config, assignments or ())
     mesh_config, problems = settings.load()
     if mesh_config is None:
@@ -29,7 +29,7 @@ def load_settings(config: Path | None, assignments: list[str] | None) -> tuple[S
 def read_mesh(
     manifests: Path, config: Path | None = None, assignments: list[str] | None = None
 ) -> tuple[Mesh, tuple[Problem, ...]]:
-    """Return the mesh that the manifests describe, and their problems; exit with status 2 if a document is unreadable."""
+    """Return the mesh in the manifests, and their problems; exit with status 2 if one is unreadable."""
     settings, _ = load_settings(config, assignments)
     try:
         report = Folder(manifests, settings).load()

@@ -13,7 +13,8 @@ _Options = TypeVar("_Options")
 def grouped_options(options: type[_Options]) -> Callable[[Callable[[_Options], None]], Callable[..., None]]:
     """Make a command of a function that takes its options as one dataclass.
 
-    A field is an option, annotated and with a default as a parameter of a command is, or another dataclass of options.
+    A field is an option, annotated and with a default as a parameter of a command is, or another dataclass of
+    options.
     """
 
     def decorate(function: Callable[[_Options], None]) -> Callable[..., None]:

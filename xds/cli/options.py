@@ -1,4 +1,7 @@
-"""Options that several subcommands share, and how a subcommand reports an error and exits. Imports nothing heavy."""
+"""Options that several subcommands share, and how a subcommand reports an error and exits.
+
+Imports nothing heavy.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,8 @@ Assignments = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Override a setting of --mesh-config: meshConfig.KEY=VALUE, values.global.mtls.auto=BOOL (default true) or "
+        help="Override a setting of --mesh-config: meshConfig.KEY=VALUE, values.global.mtls.auto=BOOL "
+        "(default true) or "
         "values.global.mtls.enabled=BOOL (default false). Can be repeated.",
     ),
 ]
@@ -49,7 +53,8 @@ Kubeconfig = Annotated[
         metavar="FILE",
         exists=True,
         dir_okay=False,
-        help="Path to a kubeconfig file. Default: the pod's service account, or else the kubeconfig that kubectl uses.",
+        help="Path to a kubeconfig file. Default: the pod's service account, or else the kubeconfig "
+        "that kubectl uses.",
     ),
 ]
 Context = Annotated[
@@ -87,7 +92,7 @@ def parse_address(option: str, text: str) -> Address:
 
 
 def print_problems(problems: Iterable[Problem]) -> None:
-    """Print problems to stderr, one per line, as FILE:LINE: MESSAGE, which editors and CI systems recognize."""
+    """Print problems to stderr, one per line, in a format that editors and CI systems recognize."""
     notices = 0
     for problem in problems:
         notices += problem.notice

@@ -1,4 +1,7 @@
-"""A rate-limited log of problems in the input. A user who can write objects must not be able to fill the log."""
+"""A rate-limited log of problems in the input.
+
+A user who can write objects must not be able to fill the log.
+"""
 
 from __future__ import annotations
 

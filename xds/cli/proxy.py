@@ -31,7 +31,8 @@ def proxy(
         bool,
         typer.Option(
             "--drain",
-            help="Drain the running sidecar and wait for requests in flight: the preStop hook of its container.",
+            help="Drain the running sidecar and wait for requests in flight: the preStop hook of its "
+            "container.",
         ),
     ] = False,
     envoy: Annotated[
@@ -41,10 +42,12 @@ def proxy(
         str, typer.Option(metavar="unix:///PATH", envvar=settings.SDS.name, help=settings.SDS.about)
     ] = "",
 ) -> None:
-    """Run Envoy as this pod's sidecar, configured by environment variables: the command of a sidecar container.
+    """Run Envoy as this pod's sidecar: the command of a sidecar container.
 
-    Replaces this process with Envoy, so signals and the exit status are Envoy's. POD_NAME, POD_NAMESPACE and INSTANCE_IP are
-    required; docs/sidecar.md lists all variables.
+    Environment variables are the configuration.
+
+    Replaces this process with Envoy, so signals and the exit status are Envoy's. POD_NAME, POD_NAMESPACE and
+    INSTANCE_IP are required; docs/sidecar.md lists all variables.
     """
     sidecar = _read_environment(sds)
     if drain:
@@ -67,7 +70,8 @@ def _read_environment(sds: str) -> Sidecar:
     sidecar, problems = environment.read(variables, labels)
     if problems:
         print_problems(problems)
-        # The kubelet sets downward API variables when a container starts, and restarts this one with newer values.
+        # The kubelet sets downward API variables when a container starts, and restarts this one with newer
+        # values.
         raise typer.Exit(1)
     return sidecar
 

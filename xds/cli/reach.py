@@ -66,11 +66,11 @@ def reach(
 ) -> None:
     """Print whether each client reaches each service port and endpoint (mtls, plaintext or fails), and why.
 
-    The result is predicted from the manifests; no request is sent. Problems of the manifests and objects without effect, such as
-    a policy whose selector matches no pod, are printed to stderr.
+    The result is predicted from the manifests; no request is sent. Problems of the manifests and objects
+    without effect, such as a policy whose selector matches no pod, are printed to stderr.
 
-    Exit status: 0 every connection works, 1 a connection fails (with --strict also: a problem, or an object without effect),
-    2 nothing was checked because there is no Pod or no Service, or wrong usage.
+    Exit status: 0 every connection works, 1 a connection fails (with --strict also: a problem, or an object
+    without effect), 2 nothing was checked because there is no Pod or no Service, or wrong usage.
     """
     mesh, problems = read_mesh(manifests, mesh_config, assignments)
     ineffective = [each for effect in without_effect(mesh).problems.values() for each in effect]

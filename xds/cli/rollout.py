@@ -13,11 +13,13 @@ NO_TRANSITIONS = "no transitions in progress"
 
 _TCP = "Open TCP connections keep their mode until they close."
 _LOCK = (
-    "A server that becomes STRICT accepts plaintext until its transition ends; plaintext connections and responses that are "
+    "A server that becomes STRICT accepts plaintext until its transition ends; plaintext connections "
+    "and responses that are "
     "still open then are closed after its sidecar's drain time."
 )
 _LOCKS = (
-    "Locked since the control plane started: {locks} ports. As the sidecars say that are connected here, that ended {cut} "
+    "Locked since the control plane started: {locks} ports. As the sidecars say that are connected "
+    "here, that ended {cut} "
     "plaintext connections or responses."
 )
 _DRAINING = "{draining} of these ports still drain."

@@ -46,11 +46,12 @@ def rotate_root(
 ) -> None:
     """Start the rotation of the mesh's root certificate, or print the state of a rotation in progress.
 
-    The control plane completes the rotation without failed requests: sidecars trust the new root in addition to the old one, then
-    get certificates from the new root, and stop trusting the old root a day later. To rotate your own CA (Secret cacerts), change
-    that Secret instead.
+    The control plane completes the rotation without failed requests: sidecars trust the new root in addition
+    to the old one, then get certificates from the new root, and stop trusting the old root a day later. To
+    rotate your own CA (Secret cacerts), change that Secret instead.
 
-    Exit status: 0 started or printed, 1 the rotation is not possible, 2 wrong usage, 3 the API server cannot be reached.
+    Exit status: 0 started or printed, 1 the rotation is not possible, 2 wrong usage, 3 the API server cannot
+    be reached.
     """
     asyncio.run(_rotate(status, namespace, trust_domain, kubeconfig, context))
 
@@ -81,7 +82,7 @@ async def _read(secrets: Secrets, namespace: str) -> Authorities:
 
 
 async def _begin(secrets: Secrets, namespace: str, trust_domain: str | None) -> Authorities:
-    """Start a rotation unless one is in progress; retry if another client changes the Secret at the same time."""
+    """Start a rotation unless one is in progress; retry if another client changes the Secret meanwhile."""
     while True:
         now = datetime.now(UTC)
         stored = await secrets.read(now)
@@ -107,11 +108,15 @@ def _describe(authorities: Authorities) -> str:
         case Stage.SPREADING:
             left = max(0.0, WAITS.spread.total_seconds() - elapsed)
             return (
-                f"step 1 of 2, since {duration(elapsed)}: the new root is trusted in addition to the old one; {issuer}. The new "
-                f"root issues certificates in {duration(left)} at the earliest, once every connected sidecar trusts it"
+                f"step 1 of 2, since {duration(elapsed)}: the new root is trusted in addition to the "
+                f"old one; {issuer}. The new root issues certificates in {duration(left)} at the earliest, "
+                "once every connected sidecar trusts it"
             )
         case Stage.RETIRING:
             left = max(0.0, WAITS.retire.total_seconds() - elapsed)
-            return f"step 2 of 2, since {duration(elapsed)}: {issuer}. The old root is no longer trusted in {duration(left)}"
+            return (
+                f"step 2 of 2, since {duration(elapsed)}: {issuer}. The old root is no longer trusted in "
+                f"{duration(left)}"
+            )
         case Stage.STEADY:
             return f"no rotation in progress: {issuer}, until {authorities.authority.expires:%Y-%m-%d}"

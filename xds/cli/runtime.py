@@ -1,4 +1,4 @@
-"""Run the control plane of `xds serve`: its source, controller, servers and background tasks, until a signal."""
+"""The running control plane of `xds serve`: its source, controller, servers and background tasks."""
 
 from __future__ import annotations
 
@@ -122,7 +122,10 @@ class Components(NamedTuple):
 
 
 BuildComponents: TypeAlias = Callable[[MeshConfig], Awaitable[Components]]
-"""Creates the components once the mesh's settings are known. It may take long: /ready returns what is missing."""
+"""Creates the components once the mesh's settings are known.
+
+It may take long: /ready returns what is missing.
+"""
 
 
 async def run(
@@ -175,7 +178,7 @@ async def run(
 
 
 def _raise_file_limit() -> None:
-    """Raise the limit of open files to the maximum: each connection is a file, and many systems default to 1,024."""
+    """Raise the limit of open files to the maximum. Each connection is a file; a common limit is 1,024."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(OSError, ValueError):  # macOS rejects its hard limit as a soft limit.
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -281,7 +284,8 @@ class ControlPlane:
         try:
             await asyncio.wait([*running, is_ready], return_when=asyncio.FIRST_COMPLETED)
             if controller.ready.is_set():
-                # The mesh stays in memory. Freezing it cuts the pauses of later garbage collections to a tenth.
+                # The mesh stays in memory. Freezing it cuts the pauses of later garbage collections to a
+                # tenth.
                 gc.collect()
                 gc.freeze()
                 await _start(*(each for each in (rest, server) if each))

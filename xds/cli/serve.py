@@ -65,7 +65,8 @@ class SourceOptions:
         bool,
         typer.Option(
             "--kubernetes",
-            help="Serve the sidecars of a Kubernetes cluster: the cluster of this pod, or else of the kubeconfig that kubectl "
+            help="Serve the sidecars of a Kubernetes cluster: the cluster of this pod, or else of the "
+            "kubeconfig that kubectl "
             "uses.",
         ),
     ] = False
@@ -76,7 +77,8 @@ class SourceOptions:
         typer.Option(
             "--namespace",
             metavar="NAME",
-            help="Namespace of the control plane. Requires --kubernetes. Default: the namespace of this pod, or else "
+            help="Namespace of the control plane. Requires --kubernetes. Default: the namespace of "
+            "this pod, or else "
             "istio-system.",
             show_default=False,
         ),
@@ -86,7 +88,8 @@ class SourceOptions:
         typer.Option(
             "--mesh-config-map",
             metavar="NAME",
-            help="ConfigMap in that namespace with Istio's MeshConfig in the key mesh; Istio's own is named istio. Requires "
+            help="ConfigMap in that namespace with Istio's MeshConfig in the key mesh; Istio's own is "
+            "named istio. Requires "
             "--kubernetes. Default: xds.",
             show_default=False,
         ),
@@ -100,7 +103,8 @@ class SourceOptions:
             fail("use either --manifests DIR or --kubernetes" + (", not both" if self.kubernetes else ""))
         if self.kubernetes and self.mesh_config:
             fail(
-                "--mesh-config requires --manifests; with --kubernetes the settings are in a ConfigMap (--mesh-config-map)"
+                "--mesh-config requires --manifests; with --kubernetes the settings are in a ConfigMap "
+                "(--mesh-config-map)"
             )
         cluster_options = {
             "--kubeconfig": self.kubeconfig,
@@ -126,7 +130,8 @@ class ListenOptions:
         typer.Option(
             "--rest-address",
             metavar="HOST:PORT",
-            help="Address of the plaintext REST xDS listener (POST /v3/discovery:clusters etc.), which serves no private keys. "
+            help="Address of the plaintext REST xDS listener (POST /v3/discovery:clusters etc.), which "
+            "serves no private keys. "
             "Default: disabled.",
             show_default=False,
         ),
@@ -135,7 +140,8 @@ class ListenOptions:
         bool,
         typer.Option(
             "--insecure-xds",
-            help="Allow --xds-address and --rest-address to be reachable from other machines, without authentication. Plaintext "
+            help="Allow --xds-address and --rest-address to be reachable from other machines, without "
+            "authentication. Plaintext "
             "connections then serve no private keys.",
         ),
     ] = False
@@ -151,19 +157,21 @@ class ListenOptions:
             "--max-connection-age",
             metavar="SECONDS",
             min=0,
-            help="Maximum age of a sidecar's connection, in seconds (+/-10%), after which it reconnects and may reach another "
+            help="Maximum age of a sidecar's connection, in seconds (+/-10%), after which it "
+            "reconnects and may reach another "
             "replica. 0 for no limit.",
         ),
     ] = 1800
 
     def addresses(self) -> tuple[Address, Address, Address | None]:
-        """Return the xDS, admin and REST addresses; exit with status 2 if they are invalid or need --insecure-xds."""
+        """Return the xDS, admin and REST addresses; exit with status 2 if they are not allowed."""
         xds = parse_address("--xds-address", self.xds_address)
         rest = parse_address("--rest-address", self.rest_address) if self.rest_address else None
         admin = parse_address("--admin-address", self.admin_address)
         if (exposed := _exposed(xds, rest)) and not self.insecure_xds:
             fail(
-                f"{exposed[0]} is reachable from other machines, without encryption or authentication: listen on 127.0.0.1, or "
+                f"{exposed[0]} is reachable from other machines, without encryption or authentication: "
+                f"listen on 127.0.0.1, or "
                 "add --insecure-xds (plaintext connections then serve no private keys)"
             )
         return xds, admin, rest
@@ -177,7 +185,8 @@ class RolloutOptions:
         Rollout,
         typer.Option(
             "--rollout",
-            help="How a change of mTLS mode is rolled out. gated: servers accept both modes until all clients have switched, so "
+            help="How a change of mTLS mode is rolled out. gated: servers accept both modes until all "
+            "clients have switched, so "
             "that no request fails. immediate: servers and clients switch at once.",
         ),
     ] = Rollout.GATED
@@ -207,8 +216,10 @@ class IdentityOptions:
             "--state-dir",
             metavar="DIR",
             file_okay=False,
-            help="Directory of the root certificate, its private key and the key that signs tokens; created if missing. It must "
-            "be owned by the user of this process or root, and not be writable by others. Requires --manifests. Default: the "
+            help="Directory of the root certificate, its private key and the key that signs tokens; "
+            "created if missing. It must "
+            "be owned by the user of this process or root, and not be writable by others. Requires "
+            "--manifests. Default: the "
             "root certificate lasts as long as this process.",
             show_default=False,
         ),
@@ -218,7 +229,8 @@ class IdentityOptions:
         typer.Option(
             "--sds",
             metavar="unix:///PATH",
-            help="Socket, in the sidecar's container, that serves certificates and roots instead of the control plane, such as "
+            help="Socket, in the sidecar's container, that serves certificates and roots instead of "
+            "the control plane, such as "
             "the SPIRE agent's (meshConfig.sdsUdsPath).",
             show_default=False,
         ),
@@ -245,14 +257,14 @@ class ServeOptions:
 
 @grouped_options(ServeOptions)
 def serve(options: ServeOptions) -> None:
-    """Run the control plane for a folder of manifests or a Kubernetes cluster, and apply changes as they happen.
+    """Run the control plane for a folder of manifests or a Kubernetes cluster, and apply changes live.
 
-    Errors in an object are logged with its file and line, or its name. The last valid version of the object stays active; a policy
-    without a valid version is STRICT until it is fixed. While the API server cannot be reached, the current configuration stays
-    active.
+    Errors in an object are logged with its file and line, or its name. The last valid version of the object
+    stays active; a policy without a valid version is STRICT until it is fixed. While the API server cannot be
+    reached, the current configuration stays active.
 
-    The control plane serves once every kind has been listed, or every document of the manifests can be read. Until then /ready
-    returns what is missing.
+    The control plane serves once every kind has been listed, or every document of the manifests can be read.
+    Until then /ready returns what is missing.
     """
     source = options.source
     source.validate()
@@ -313,7 +325,8 @@ async def _build_components(
         judge = own_signature(token_key(state_dir)) if state_dir and tls.accept_tokens else None
     except StateError as error:
         fail(f"--state-dir: {error}", 1)
-    # A control plane that other machines can reach serves no keys in plaintext, even on loopback: a forwarded port, too,
+    # A control plane that other machines can reach serves no keys in plaintext, even on loopback: a forwarded
+    # port, too,
     # connects from this machine.
     serve_keys = not exposed and all(each.is_loopback for each in tls.addresses)
     if serve_keys:

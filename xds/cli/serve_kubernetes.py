@@ -139,7 +139,7 @@ async def _build_components(
 
 
 async def _own_identity(api: KubeApi) -> tuple[Identity, ...]:
-    """Return the control plane's own identity; none if it is no service account or the API server does not return it."""
+    """Return the control plane's own identity, if the API server reports a service account."""
     try:
         namespace, account = await own_account(api)
     except KubeError as error:

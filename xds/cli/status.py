@@ -63,7 +63,8 @@ def status(
         str | None,
         typer.Argument(
             metavar="PROXY",
-            help="Print one sidecar, with its resources that are not synced: POD.NAMESPACE, a node id, or a prefix of one.",
+            help="Print one sidecar, with its resources that are not synced: POD.NAMESPACE, a node id, "
+            "or a prefix of one.",
             show_default=False,
         ),
     ] = None,
@@ -77,7 +78,8 @@ def status(
         bool,
         typer.Option(
             "--rollout",
-            help="Print the progress of transitions between plaintext and mutual TLS: one line per service, with what each "
+            help="Print the progress of transitions between plaintext and mutual TLS: one line per "
+            "service, with what each "
             "endpoint waits for.",
         ),
     ] = False,
@@ -89,13 +91,13 @@ def status(
     cert_file: admin_client.CertFile = None,
     key_file: admin_client.KeyFile = None,
 ) -> None:
-    """Print the sync status of each connected sidecar and resource type: synced, waiting or rejected, and why.
+    """Print the sync status of connected sidecars by resource type: synced, waiting or rejected, and why.
 
     Queries a running control plane (gRPC services xds.mesh.v1.Proxies and xds.mesh.v1.Rollouts).
 
-    Exit status: 0 all sidecars are synced, 1 a sidecar is not synced, rejected a resource or is not connected, 2 no sidecar is
-    connected or wrong usage, 3 the control plane cannot be reached. With --rollout: 0 no transition is in progress, 1 a
-    transition is in progress or skipped a lagging sidecar.
+    Exit status: 0 all sidecars are synced, 1 a sidecar is not synced, rejected a resource or is not
+    connected, 2 no sidecar is connected or wrong usage, 3 the control plane cannot be reached. With
+    --rollout: 0 no transition is in progress, 1 a transition is in progress or skipped a lagging sidecar.
     """
     if "" in (proxy, namespace):
         fail("PROXY and --namespace must not be empty: omit them to select all")
@@ -231,7 +233,10 @@ def _add_absent(table: Table, absent: pb.AbsentSidecar, now: Timestamp, *, may_b
 
 
 def _print(response: pb.ListProxiesResponse, *, one_proxy: bool) -> None:
-    """Print a response as tables. With `one_proxy` the streams and unsynced resources of the proxy are included."""
+    """Print a response as tables.
+
+    With `one_proxy` the streams and unsynced resources of the proxy are included.
+    """
     absent = response.not_connected
     if response.proxies or (absent.total and (one_proxy or not absent.may_be_elsewhere)):
         _print_proxies(response, one_proxy=one_proxy)

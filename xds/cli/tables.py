@@ -18,8 +18,9 @@ _MIN_LAST_WIDTH = 10
 class Table:
     """Rows under titles.
 
-    On a terminal, long text in the last column wraps; the other columns never do. Elsewhere each row is one line of any length.
-    A table can be shown repeatedly: each call prints the rows added since, aligned with the earlier ones.
+    On a terminal, long text in the last column wraps; the other columns never do. Elsewhere each row is one
+    line of any length. A table can be shown repeatedly: each call prints the rows added since, aligned with
+    the earlier ones.
     """
 
     def __init__(self, *titles: str) -> None:
@@ -32,7 +33,10 @@ class Table:
         self._rows.append(tuple(Text(cell) if isinstance(cell, str) else cell for cell in cells))
 
     def show(self) -> None:
-        """Print the new rows, and the titles if a column becomes wider; in color on a terminal unless NO_COLOR is set."""
+        """Print the new rows, after the titles if a column has become wider.
+
+        Uses color on a terminal unless NO_COLOR is set.
+        """
         rows, self._rows = self._rows, []
         lines = [tuple(map(Text, self._titles)), *rows]
         needed = [max(line[column].cell_len for line in lines) for column in range(len(self._widths))]

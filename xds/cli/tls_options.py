@@ -33,8 +33,10 @@ class TlsOptions:
         typer.Option(
             "--xds-tls-address",
             metavar="HOST:PORT",
-            help="Address of the TLS xDS listener, for sidecars that authenticate with a service account token. With "
-            "--manifests it requires --state-dir and accepts the tokens of xds token. Default: 0.0.0.0:15012 with "
+            help="Address of the TLS xDS listener, for sidecars that authenticate with a service "
+            "account token. With "
+            "--manifests it requires --state-dir and accepts the tokens of xds token. Default: "
+            "0.0.0.0:15012 with "
             "--kubernetes, else disabled.",
             show_default=False,
         ),
@@ -44,7 +46,8 @@ class TlsOptions:
         typer.Option(
             "--xds-mtls-address",
             metavar="HOST:PORT",
-            help="Address of the mTLS xDS listener, for clients with a certificate signed by the mesh CA. Default: "
+            help="Address of the mTLS xDS listener, for clients with a certificate signed by the mesh "
+            "CA. Default: "
             "0.0.0.0:15013 with --kubernetes, else disabled.",
             show_default=False,
         ),
@@ -54,7 +57,8 @@ class TlsOptions:
         typer.Option(
             "--tls-name",
             metavar="NAME",
-            help="DNS name or IP address to add to the server certificate, in addition to those of the Service and of "
+            help="DNS name or IP address to add to the server certificate, in addition to those of the "
+            "Service and of "
             "localhost. Can be repeated.",
             show_default=False,
         ),
@@ -64,8 +68,10 @@ class TlsOptions:
         typer.Option(
             "--admin-identity",
             metavar="IDENTITY",
-            help="Identity that may use the admin services over TLS (xds status, reflection, CSDS, channelz): "
-            "NAMESPACE/SERVICE_ACCOUNT or a SPIFFE ID. Can be repeated. Default: the control plane's own service account.",
+            help="Identity that may use the admin services over TLS (xds status, reflection, CSDS, "
+            "channelz): "
+            "NAMESPACE/SERVICE_ACCOUNT or a SPIFFE ID. Can be repeated. Default: the control plane's "
+            "own service account.",
             show_default=False,
         ),
     ] = None
@@ -85,7 +91,8 @@ class TlsOptions:
             fail(f"{option} requires --xds-tls-address or --xds-mtls-address")
         if listeners.tls and not can_verify_tokens:
             fail(
-                "--xds-tls-address requires --state-dir, which contains the key that signs the tokens of `xds token`"
+                "--xds-tls-address requires --state-dir, which contains the key that signs the tokens "
+                "of `xds token`"
             )
         return listeners
 

@@ -61,7 +61,8 @@ def token(
         typer.Option(
             "--service-account",
             metavar="NAME",
-            help="Service account of the pods, without --manifests (default: default). Without a pod: NAMESPACE/NAME, for a "
+            help="Service account of the pods, without --manifests (default: default). Without a pod: "
+            "NAMESPACE/NAME, for a "
             "token that is bound to no pod, such as an --admin-identity.",
             show_default=False,
         ),
@@ -78,7 +79,8 @@ def token(
             "--out-dir",
             metavar="DIR",
             file_okay=False,
-            help="Write DIR/POD.NAMESPACE/token and DIR/POD.NAMESPACE/root-cert.pem instead of printing a token.",
+            help="Write DIR/POD.NAMESPACE/token and DIR/POD.NAMESPACE/root-cert.pem instead of "
+            "printing a token.",
             show_default=False,
         ),
     ] = None,
@@ -86,17 +88,19 @@ def token(
         bool,
         typer.Option(
             "--renew",
-            help="Keep running and renew the files at half of the lifetime, and when the roots, the signing key or a pod's "
+            help="Keep running and renew the files at half of the lifetime, and when the roots, the "
+            "signing key or a pod's "
             "service account change. Requires --out-dir.",
         ),
     ] = False,
 ) -> None:
     """Issue tokens that sidecars outside Kubernetes use to authenticate to xds serve --manifests.
 
-    A token is signed with the key in --state-dir, identifies a service account, is bound to a pod and expires. In a Kubernetes
-    cluster, the API server and the kubelet provide such tokens.
+    A token is signed with the key in --state-dir, identifies a service account, is bound to a pod and
+    expires. In a Kubernetes cluster, the API server and the kubelet provide such tokens.
 
-    With --renew the command runs until SIGTERM or Ctrl-C, and waits for a root certificate that does not exist yet.
+    With --renew the command runs until SIGTERM or Ctrl-C, and waits for a root certificate that does not
+    exist yet.
     """
     pod_names = tuple(dict.fromkeys(pods or ()))
     if renew and out_dir is None:
@@ -109,7 +113,8 @@ def token(
     if not pod_names:
         if service_account is None or out_dir:
             fail(
-                "name a pod (POD.NAMESPACE), or use --service-account NAMESPACE/NAME to print a token bound to no pod"
+                "name a pod (POD.NAMESPACE), or use --service-account NAMESPACE/NAME to print a token "
+                "bound to no pod"
             )
         _print(_unbound_caller(service_account), state_dir, duration)
         return

@@ -1,4 +1,4 @@
-"""The files that `xds token --out-dir` writes: a folder for each pod, with its token and the mesh's root certificates."""
+"""The files of `xds token --out-dir`: a folder per pod, with a token and the root certificates."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ class ManifestPods:
         self.mesh = Mesh()
 
     def load(self) -> Iterable[Problem]:
-        """Read what changed, and return the new problems. Raises OSError if the folder cannot be read the first time."""
+        """Read what changed, and return the new problems.
+
+        Raises OSError if the folder cannot be read the first time.
+        """
         report = self._folder.load()
         self.mesh = self.mesh.apply(report.change)
         return report.problems

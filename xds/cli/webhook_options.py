@@ -20,7 +20,8 @@ class WebhookOptions:
         typer.Option(
             "--webhook-address",
             metavar="HOST:PORT",
-            help="Address of the sidecar injection webhook, served over TLS. Requires --kubernetes. Default: disabled.",
+            help="Address of the sidecar injection webhook, served over TLS. Requires --kubernetes. "
+            "Default: disabled.",
             show_default=False,
         ),
     ] = None
@@ -37,7 +38,8 @@ class WebhookOptions:
         typer.Option(
             "--sidecar-xds-address",
             metavar="HOST:PORT",
-            help="xDS address that injected sidecars connect to. Default: port 15012 of Service xds in the control plane's "
+            help="xDS address that injected sidecars connect to. Default: port 15012 of Service xds in "
+            "the control plane's "
             "namespace.",
             show_default=False,
         ),

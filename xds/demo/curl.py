@@ -1,4 +1,4 @@
-"""Requests like the Istio task's `curl http://SERVICE.NAMESPACE:8000/headers`, sent from a pod's own address."""
+"""Requests like the Istio task's `curl http://SERVICE.NAMESPACE:8000/headers`, from a pod's address."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def curl(
 
 
 def identity(headers: bytes) -> str:
-    """Return the SPIFFE ID that the server's sidecar passed to httpbin; empty if the request was plaintext."""
+    """Return the SPIFFE ID that the server's sidecar passed to httpbin; empty for a plaintext request."""
     header = json.loads(headers)["headers"].get("X-Forwarded-Client-Cert", "")
     match = _IDENTITY.search(header)
     return match[1] if match else ""

@@ -1,7 +1,7 @@
 """Deferred handling of termination signals: a handler records the signal, and `check` raises at a safe point.
 
-Raising in the handler is not safe: the exception could occur after a process has started but before it is recorded, and Python
-prints and ignores exceptions in some callbacks.
+Raising in the handler is not safe: the exception could occur after a process has started but before it is
+recorded, and Python prints and ignores exceptions in some callbacks.
 """
 
 from __future__ import annotations
@@ -40,7 +40,10 @@ def defer_signals() -> Iterator[None]:
 
 
 def check() -> None:
-    """Raise `Interrupted` if a signal was recorded. The demo calls this while it waits and before each request."""
+    """Raise `Interrupted` if a signal was recorded.
+
+    The demo calls this while it waits and before each request.
+    """
     if _received:
         raise Interrupted(_received[0])
 

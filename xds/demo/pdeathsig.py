@@ -1,7 +1,8 @@
 """Run a command that cannot outlive its parent: `python pdeathsig.py PARENT_PID COMMAND...`.
 
-The kernel kills the command when the parent exits for any reason (PR_SET_PDEATHSIG). This program sets the signal, and not the
-parent's `preexec_fn`, because running Python code between fork and exec is not safe in a process with threads.
+The kernel kills the command when the parent exits for any reason (PR_SET_PDEATHSIG). This program sets the
+signal, and not the parent's `preexec_fn`, because running Python code between fork and exec is not safe in a
+process with threads.
 """
 
 from __future__ import annotations

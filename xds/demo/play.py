@@ -9,10 +9,10 @@ from enum import Enum
 from typing import NamedTuple, TypeAlias
 
 REQUESTS = 10
-"""Requests per pair: enough to reach both pods of a service, and to detect a mode that applies only at times."""
+"""Requests per pair: enough to reach both pods of a service, and to detect an unstable mode."""
 
 MAX_REQUESTS = 100
-"""Maximum requests per pair if two kinds of answers are expected, from a load balancer that chooses at random."""
+"""Maximum requests per pair if two kinds of answers are expected: Envoy chooses endpoints at random."""
 
 
 class Pair(NamedTuple):
@@ -148,7 +148,8 @@ STEPS = (
         apply={POLICY: "strict.yaml"},
         expected={**AUTOMATIC, LEGACY_FULL: NO_ANSWER},
     ),
-    # The Istio task prints no URI for sleep.full to httpbin.partial in this section, after a single request. The policy is in
+    # The Istio task prints no URI for sleep.full to httpbin.partial in this section, after a single request.
+    # The policy is in
     # another namespace, so the behaviour of that service does not change.
     Step(
         name="plaintext policy",
@@ -179,7 +180,8 @@ STEPS = (
         what="httpbin.full requires mutual TLS, clients send plaintext",
         apply={POLICY: "strict.yaml"},
         auto=False,
-        # Other changes make clients close old connections. This one changes only the server, which answers one more request on
+        # Other changes make clients close old connections. This one changes only the server, which answers
+        # one more request on
         # an old plaintext connection while its listener drains.
         drained=True,
         expected={**ALL_PLAINTEXT, FULL_FULL: UNAVAILABLE, LEGACY_FULL: NO_ANSWER},

@@ -1,4 +1,4 @@
-"""Pods as local processes: an application and, if the pod has one, a sidecar, on loopback addresses of the pod."""
+"""Pods as local processes: an application and possibly a sidecar, on the pod's loopback addresses."""
 
 from __future__ import annotations
 
@@ -44,7 +44,10 @@ def addresses(pod: Pod) -> Iterator[tuple[str, int]]:
 
 
 def check_addresses_free(names: Mapping[tuple[str, int], str]) -> None:
-    """Raise UnavailableError if an address cannot be listened on. The values name the processes that need the addresses."""
+    """Raise UnavailableError if an address cannot be listened on.
+
+    The values name the processes that need the addresses.
+    """
     for (host, port), name in names.items():
         with socket.socket() as probe:
             # As servers do, to ignore connections in TIME_WAIT.

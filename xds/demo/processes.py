@@ -97,7 +97,10 @@ class Processes:
                 raise DemoError(f"{each.name} exited with status {status}:\n{each.log_tail()}")
 
     def wait_for(self, what: str, pending: Callable[[], str], *, timeout: float = 20.0) -> None:
-        """Wait until `pending` returns an empty text. Otherwise it returns what is missing, which a timeout reports."""
+        """Wait until `pending` returns an empty text.
+
+        Otherwise it returns what is missing, which a timeout reports.
+        """
         deadline = time.monotonic() + timeout
         while missing := pending():
             self.check()

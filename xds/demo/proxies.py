@@ -1,4 +1,4 @@
-"""Compare a sidecar's active configuration, from Envoy's admin interface, with the control plane's translation."""
+"""Compare the active configuration in a sidecar's admin interface with the control plane's translation."""
 
 from __future__ import annotations
 

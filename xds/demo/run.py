@@ -1,4 +1,4 @@
-"""Run the demo: start the mesh, execute the steps, compare the responses with the Istio task, and stop everything."""
+"""Run the demo: start the mesh, execute the steps, compare the responses with the Istio task, stop."""
 
 from __future__ import annotations
 
@@ -47,7 +47,10 @@ class Options:
 
 
 def run(options: Options) -> int:
-    """Run the demo; return the exit status: 0 all responses match, 1 some do not or the demo failed, 2 it cannot run here."""
+    """Run the demo and return the exit status.
+
+    0: all responses match. 1: some do not match, or the demo failed. 2: the demo cannot run on this machine.
+    """
     errors = Console(stderr=True, highlight=False)
     try:
         with defer_signals():

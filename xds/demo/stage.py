@@ -48,7 +48,8 @@ class Stage:
         for example in sorted((EXAMPLES / "workloads").iterdir()):
             self._write(example.name, example)
 
-    # --- processes ---------------------------------------------------------------------------------------------------
+    # --- processes
+    # ---------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Start the control plane and every pod."""
@@ -107,7 +108,8 @@ class Stage:
             *("--drain-strategy", "immediate", "--drain-time-s", "5"),
         )
 
-    # --- steps -------------------------------------------------------------------------------------------------------
+    # --- steps
+    # -------------------------------------------------------------------------------------------------------
 
     def perform(self, step: Step) -> None:
         """Apply the changes of a step, and wait until they are active in all sidecars."""

@@ -49,11 +49,14 @@ def as_json(steps: Iterable[StepResult]) -> list[dict[str, Any]]:
 
 
 def suggest_commands(mesh: Mesh, manifests: Path, examples: Path, xds: str, admin: str) -> list[str]:
-    """Return the text that `--keep` prints: commands to try with the running demo. `xds` and `admin` are HOST:PORT."""
+    """Return the text that `--keep` prints: commands to try with the running demo.
+
+    `xds` and `admin` are HOST:PORT.
+    """
     pods = {name_of(pod): pod for pod in mesh.pods()}
     proxy, server = pods["sleep.full"], pods["httpbin.full"]
     return [
-        "The demo runs until Ctrl-C. Send requests to httpbin.full: as sleep.full through its sidecar, and as sleep.legacy:",
+        "The demo runs until Ctrl-C. Send requests to httpbin.full, as sleep.full and as sleep.legacy:",
         f"  curl --proxy http://{proxy.address}:{PROXY_PORT} http://httpbin.full:8000/headers",
         f"  curl http://{server.address}:{SERVER_PORT}/headers",
         "Change the manifests, and send the requests again:",

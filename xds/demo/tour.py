@@ -1,7 +1,8 @@
 """The steps of the demo for other programs, such as the shell script of the demo in containers.
 
-`python -m xds.demo.tour script` prints the steps as commands, one per line. `lacking` prints which sidecar does not have its
-expected configuration. `compare` reads the output of requests, in the format of the Istio task, and compares it.
+`python -m xds.demo.tour script` prints the steps as commands, one per line. `lacking` prints which sidecar
+does not have its expected configuration. `compare` reads the output of requests, in the format of the Istio
+task, and compares it.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ def script(mesh: Mesh) -> Iterator[str]:
             yield f"auto {_word(auto)}"
         yield f"settle {_word(auto)} {'drained' if step.drained else 'applied'} {sidecars}"
         for pair, expected in step.expected.items():
-            yield f"ask {pair.client} {pair.server} {MAX_REQUESTS // 2 if expected.shown is Shown.SOME else REQUESTS}"
+            requests = MAX_REQUESTS // 2 if expected.shown is Shown.SOME else REQUESTS
+            yield f"ask {pair.client} {pair.server} {requests}"
     yield from (f"delete {name}" for name in (POLICY, DESTINATION_RULE))
     yield "auto true"
 
