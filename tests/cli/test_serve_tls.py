@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import ssl
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -104,6 +106,18 @@ def test_certificate_gets_own_key_and_admin_gets_status(folder: Path, tmp_path: 
         log = process.log.read_text()
         assert "PRIVATE KEY" not in log
         assert log.count("any local user can impersonate any workload") == 1
+
+
+def test_failed_handshakes_are_not_logged_by_grpc(folder: Path, tmp_path: Path) -> None:
+    port = free_port()
+    options = ("--state-dir", tmp_path / "state", "--xds-mtls-address", f"127.0.0.1:{port}")
+    with serving(folder, *options) as process:
+        context = ssl.create_default_context()  # does not trust the control plane's root
+        with pytest.raises(ssl.SSLError), socket.create_connection(("127.0.0.1", port)) as connection:
+            context.wrap_socket(connection, server_hostname="localhost")
+        shown = issue(tmp_path, "shop", "default")
+        assert fetch(port, tmp_path / "state/root-cert.pem", shown)
+        assert "Handshake failed" not in process.log.read_text()
 
 
 def test_plaintext_has_no_keys_if_tls_is_exposed(folder: Path, tmp_path: Path) -> None:

@@ -399,7 +399,9 @@ async def test_what_cannot_be_read_is_waited_for_at_start(server: FakeApiServer,
         await waiting.until_ready(200)
         assert not (await waiting.served(1)).takes_plaintext
         await server.put("configmaps", settings("trustDomain: [\n"))
-        await eventually(lambda: len(waiting.logged('event="problem found"', "ConfigMap")) > 1, timeout=PATIENCE)
+        await eventually(
+            lambda: len(waiting.logged('event="problem found"', "ConfigMap")) > 1, timeout=PATIENCE
+        )
         assert (await waiting.get("/ready"))[0] == 200
 
 

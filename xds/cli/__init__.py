@@ -6,6 +6,7 @@ subcommand runs or prints its help, so `xds --help` imports no heavy package.
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from importlib.metadata import version
 from typing import Annotated, Any
@@ -39,6 +40,9 @@ class _LazyGroup(TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002
         if cmd_name not in _COMMANDS:
             return None
+        if cmd_name == "serve":
+            # gRPC logs each failed handshake, without a limit. It reads this variable when it is imported.
+            os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
         name = cmd_name.replace("-", "_")
         module = import_module(f"xds.cli.{name}")
         app = _app()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import resource
 import signal
 from collections.abc import (
@@ -133,8 +132,6 @@ async def run(
 ) -> int:
     """Run until a signal arrives; return the exit status."""
     _raise_file_limit()
-    # gRPC logs each failed handshake, without a limit. It reads this variable at its first use.
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
