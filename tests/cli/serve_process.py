@@ -1,8 +1,9 @@
-"""`xds serve` as a process."""
+"""`xds serve --manifests` as a process, for tests."""
 
 from __future__ import annotations
 
 import asyncio
+import socket
 import subprocess
 import sys
 import time
@@ -16,19 +17,23 @@ import grpc
 from envoy_data_plane.envoy.config.core.v3 import Node
 from envoy_data_plane.envoy.service.discovery.v3 import DiscoveryRequest, DiscoveryResponse
 
-from tests.support.loopback import free_port
-
 POD = """
 apiVersion: v1
 kind: Pod
 metadata: {{name: {}, namespace: shop, labels: {{security.istio.io/tlsMode: istio}}}}
 status: {{podIP: 127.9.0.1}}
 """
-METHOD = "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources"
-WITHIN = 60.0
+_ADS = "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources"
+TIMEOUT = 20.0
 
 
-class Process:
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class ServeProcess:
     """A running `xds serve`."""
 
     def __init__(self, folder: Path, *arguments: object, host: str = "127.0.0.1") -> None:
@@ -54,36 +59,36 @@ class Process:
         except OSError as error:
             return 0, str(error)
 
-    def until(self, what: Callable[[], bool]) -> None:
-        """Ask again and again: a process tells nothing of itself but this."""
-        end = time.monotonic() + WITHIN
-        while not what():
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        """Poll until the condition is true. AssertionError: the process exited or the time is over."""
+        end = time.monotonic() + TIMEOUT
+        while not condition():
             assert time.monotonic() < end, self.log.read_text()
             assert self.process.poll() is None, self.log.read_text()
             time.sleep(0.02)
 
-    def logged(self, words: str) -> bool:
-        return words in self.log.read_text()
+    def logged(self, text: str) -> bool:
+        return text in self.log.read_text()
 
-    def ask(self, pod: str, type_url: str, *names: str) -> DiscoveryResponse:
-        """The first response to a sidecar that asks for one type, state of the world."""
+    def fetch(self, pod: str, type_url: str, *names: str) -> DiscoveryResponse:
+        """Return the first response to a sidecar that requests one type over state-of-the-world ADS."""
         node = Node(id=f"sidecar~127.9.0.1~{pod}~shop.svc.cluster.local")
         request = DiscoveryRequest(node=node, type_url=type_url, resource_names=list(names))
 
-        async def first() -> bytes:
+        async def exchange() -> bytes:
             async with grpc.aio.insecure_channel(f"127.0.0.1:{self.xds}") as channel:
-                call = channel.stream_stream(METHOD)(timeout=WITHIN)
+                call = channel.stream_stream(_ADS)(timeout=TIMEOUT)
                 await call.write(bytes(request))
                 return await call.read()
 
-        return DiscoveryResponse.parse(asyncio.run(first()))
+        return DiscoveryResponse.parse(asyncio.run(exchange()))
 
 
 @contextmanager
-def serving(folder: Path, *arguments: object, host: str = "127.0.0.1") -> Iterator[Process]:
-    process = Process(folder, *arguments, host=host)
+def serving(folder: Path, *arguments: object, host: str = "127.0.0.1") -> Iterator[ServeProcess]:
+    process = ServeProcess(folder, *arguments, host=host)
     try:
-        process.until(lambda: process.get("/ready")[0] == 200)
+        process.wait_for(lambda: process.get("/ready")[0] == 200)
         yield process
     finally:
         process.process.kill()

@@ -1,4 +1,4 @@
-"""The commands that answer and end: what they print, where, and with which exit status."""
+"""Commands that print a result and exit: their output and exit status."""
 
 from __future__ import annotations
 
@@ -59,14 +59,14 @@ def xds(*words: object) -> Result:
     return CliRunner().invoke(app, [str(word) for word in words], prog_name="xds")
 
 
-def answer(*words: object, status: int = 0) -> Any:
+def run_json(*words: object, status: int = 0) -> Any:
     result = xds(*words)
     assert (result.exit_code, result.stderr) == (status, "")
     return json.loads(result.stdout)
 
 
-def test_reach_tells_of_every_hop(folder: Path) -> None:
-    rows = answer("reach", "--manifests", folder, "-o", "json", "--from", "client.shop")
+def test_reach_prints_every_connection(folder: Path) -> None:
+    rows = run_json("reach", "--manifests", folder, "-o", "json", "--from", "client.shop")
     assert rows == [
         {
             "client": "client.shop",
@@ -76,35 +76,36 @@ def test_reach_tells_of_every_hop(folder: Path) -> None:
             "address": "127.9.0.1:8080",
             "outcome": "mtls",
             "reason": "auto-mtls",
-            "decided_by": ["MeshPolicy default"],
+            "decidedBy": ["MeshPolicy default"],
         }
     ]
-    assert len(answer("reach", "--manifests", folder, "-o", "json")) == 4
+    assert len(run_json("reach", "--manifests", folder, "-o", "json")) == 4
 
 
-def test_reach_says_no_with_its_exit_status(folder: Path) -> None:
+def test_reach_exits_with_1_if_a_connection_fails(folder: Path) -> None:
     (folder / "strict.yaml").write_text(STRICT)
     arguments = ("reach", "--manifests", folder, "-o", "json", "--to", "web.shop:80")
-    assert {row["outcome"] for row in answer(*arguments, "--from", "client.shop")} == {"mtls"}
-    [row] = answer(*arguments, "--from", "outsider.shop", status=1)
+    assert {row["outcome"] for row in run_json(*arguments, "--from", "client.shop")} == {"mtls"}
+    [row] = run_json(*arguments, "--from", "outsider.shop", status=1)
     assert (row["outcome"], row["reason"]) == ("fails", "server-requires-mtls")
-    assert row["decided_by"] == ["PeerAuthentication shop/default"]
+    assert row["decidedBy"] == ["PeerAuthentication shop/default"]
 
 
-def test_reach_says_what_has_no_effect(folder: Path) -> None:
-    (folder / "taker.yaml").write_text(
-        "apiVersion: v1\nkind: Service\nmetadata: {name: taker, namespace: zoo}\n"
+def test_reach_warns_of_an_object_without_effect(folder: Path) -> None:
+    (folder / "duplicate.yaml").write_text(
+        "apiVersion: v1\nkind: Service\nmetadata: {name: duplicate, namespace: zoo}\n"
         "spec: {clusterIP: 10.0.0.1, ports: [{port: 80}]}\n"
     )
     result = xds("reach", "--manifests", folder, "--to", "web.shop")
     assert result.exit_code == 0
     assert (
-        f"{folder}/taker.yaml:1: problem: Service zoo/taker: clusterIP 10.0.0.1 belongs to Service shop/web: "
+        f"{folder}/duplicate.yaml:1: problem: Service zoo/duplicate: clusterIP 10.0.0.1 belongs to "
+        f"Service shop/web: "
         "traffic to it is not sent to this Service\n"
     ) in result.stderr
 
 
-def test_reach_as_a_table_has_a_line_for_each_hop(folder: Path) -> None:
+def test_reach_table_has_a_line_per_connection(folder: Path) -> None:
     result = xds("reach", "--manifests", folder)
     assert result.exit_code == 0
     header, *lines = result.stdout.splitlines()
@@ -126,19 +127,20 @@ def test_reach_as_a_table_has_a_line_for_each_hop(folder: Path) -> None:
     assert "\x1b" not in result.stdout
 
 
-TYPO = """
+MISTYPED_SELECTOR = """
 apiVersion: security.istio.io/v1
 kind: PeerAuthentication
-metadata: {name: lock, namespace: shop}
+metadata: {name: strict, namespace: shop}
 spec: {selector: {matchLabels: {app: wbe}}, mtls: {mode: STRICT}}
 """
 
 
-def test_reach_reports_a_lock_that_locks_nothing(folder: Path) -> None:
-    (folder / "lock.yaml").write_text(TYPO)
+def test_reach_reports_a_strict_policy_without_effect(folder: Path) -> None:
+    (folder / "strict.yaml").write_text(MISTYPED_SELECTOR)
     lines = [
         (
-            f"{folder}/lock.yaml:2: problem: PeerAuthentication shop/lock: selector app=wbe matches no pod in namespace shop, so "
+            f"{folder}/strict.yaml:2: problem: PeerAuthentication shop/strict: selector app=wbe "
+            f"matches no pod in namespace shop, so "
             "it has no effect (did you mean app=web?)"
         )
     ]
@@ -146,12 +148,14 @@ def test_reach_reports_a_lock_that_locks_nothing(folder: Path) -> None:
     assert (result.exit_code, result.stderr.splitlines()) == (0, lines)
     result = xds("reach", "--manifests", folder, "--strict")
     assert (result.exit_code, result.stderr.splitlines()) == (1, lines)
-    (folder / "lock.yaml").write_text(TYPO.replace("wbe", "web").replace("STRICT", "PERMISSIVE"))
+    (folder / "strict.yaml").write_text(
+        MISTYPED_SELECTOR.replace("wbe", "web").replace("STRICT", "PERMISSIVE")
+    )
     result = xds("reach", "--manifests", folder, "--strict")
     assert (result.exit_code, result.stderr) == (0, "")
 
 
-def test_reach_is_strict_about_every_problem_but_not_about_notices(folder: Path) -> None:
+def test_reach_strict_fails_on_problems_not_on_notices(folder: Path) -> None:
     (folder / "map.yaml").write_text(
         "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: x, namespace: shop}\n"
     )
@@ -160,8 +164,8 @@ def test_reach_is_strict_about_every_problem_but_not_about_notices(folder: Path)
     assert xds("reach", "--manifests", folder, "--strict").exit_code == 1
 
 
-def test_reach_that_checks_nothing_is_no_success(tmp_path: Path) -> None:
-    for manifests, lacking in (
+def test_reach_fails_if_nothing_was_checked(tmp_path: Path) -> None:
+    for manifests, missing in (
         (STRICT, "Pod"),
         (MANIFESTS.partition("---")[0], "Pod"),
         (MANIFESTS.partition("---")[2], "Service with a TCP port"),
@@ -170,27 +174,27 @@ def test_reach_that_checks_nothing_is_no_success(tmp_path: Path) -> None:
         for output in ("table", "json"):
             result = xds("reach", "--manifests", tmp_path, "-o", output)
             assert (result.exit_code, result.stdout) == (2, "")
-            said = f"xds: nothing was checked: there is no {lacking} in {tmp_path}"
-            assert result.stderr.splitlines()[-1] == said
+            error = f"xds: nothing was checked: there is no {missing} in {tmp_path}"
+            assert result.stderr.splitlines()[-1] == error
 
 
 @pytest.mark.parametrize("to", ["web.shop", "web.shop.svc", "web.shop.svc.cluster.local:80", "web.shop:http"])
-def test_a_service_can_be_named_in_several_ways(folder: Path, to: str) -> None:
-    assert len(answer("reach", "--manifests", folder, "-o", "json", "--to", to)) == 4
+def test_service_can_be_named_in_several_ways(folder: Path, to: str) -> None:
+    assert len(run_json("reach", "--manifests", folder, "-o", "json", "--to", to)) == 4
 
 
-def test_settings_change_the_answer(folder: Path, tmp_path: Path) -> None:
+def test_settings_change_the_result(folder: Path, tmp_path: Path) -> None:
     arguments = ("reach", "--manifests", folder, "-o", "json", "--from", "client.shop")
     off = ("--set", "values.global.mtls.auto=false")
-    assert answer(*arguments, *off)[0]["outcome"] == "plaintext"
+    assert run_json(*arguments, *off)[0]["outcome"] == "plaintext"
     (tmp_path / "mesh.yaml").write_text("enableAutoMtls: false\n")
     file = ("--mesh-config", tmp_path / "mesh.yaml")
-    assert answer(*arguments, *file)[0]["outcome"] == "plaintext"
-    assert answer(*arguments, *file, "--set", "meshConfig.enableAutoMtls=true")[0]["outcome"] == "mtls"
+    assert run_json(*arguments, *file)[0]["outcome"] == "plaintext"
+    assert run_json(*arguments, *file, "--set", "meshConfig.enableAutoMtls=true")[0]["outcome"] == "mtls"
 
 
-def test_translate_prints_all_that_a_sidecar_gets(folder: Path) -> None:
-    shown = answer("translate", "client.shop", "--manifests", folder)
+def test_translate_prints_all_resource_types(folder: Path) -> None:
+    shown = run_json("translate", "client.shop", "--manifests", folder)
     assert list(shown) == ["clusters", "endpoints", "listeners", "routes"]
     name = "outbound|80||web.shop.svc.cluster.local"
     [cluster] = [cluster for cluster in shown["clusters"] if cluster["name"] == name]
@@ -200,16 +204,16 @@ def test_translate_prints_all_that_a_sidecar_gets(folder: Path) -> None:
     assert "PRIVATE KEY" not in json.dumps(shown)
 
 
-def test_translate_prints_one_type_and_yaml(folder: Path) -> None:
-    everything = answer("translate", "client.shop", "--manifests", folder)
+def test_translate_prints_one_type_as_yaml(folder: Path) -> None:
+    everything = run_json("translate", "client.shop", "--manifests", folder)
     result = xds("translate", "client.shop", "--manifests", folder, "--type", "listeners", "-o", "yaml")
     assert result.exit_code == 0
     assert yaml.safe_load(result.stdout) == {"listeners": everything["listeners"]}
 
 
-def test_bootstrap_with_a_token_asks_over_tls(folder: Path) -> None:
+def test_bootstrap_with_a_token_uses_tls(folder: Path) -> None:
     where = ("--manifests", folder, "--xds-address", "xds.istio-system.svc:15012")
-    shown = answer("bootstrap", "client.shop", *where, "--token-file", "/token", "--ca-file", "/roots.pem")
+    shown = run_json("bootstrap", "client.shop", *where, "--token-file", "/token", "--ca-file", "/roots.pem")
     ads = shown["dynamic_resources"]["ads_config"]
     assert ads["api_type"] == "DELTA_GRPC"
     asked = ads["grpc_services"][0]["google_grpc"]
@@ -226,29 +230,31 @@ def test_bootstrap_with_a_token_asks_over_tls(folder: Path) -> None:
     assert not [c for c in shown["static_resources"]["clusters"] if c["name"] == "xds-grpc"]
 
 
-def test_bootstrap_prints_what_envoy_starts_with(folder: Path) -> None:
-    shown = answer("bootstrap", "client.shop", "--manifests", folder, "--xds-address", "127.0.0.5:99")
+def test_bootstrap_prints_node_and_xds_server(folder: Path) -> None:
+    shown = run_json("bootstrap", "client.shop", "--manifests", folder, "--xds-address", "127.0.0.5:99")
     assert shown["node"]["id"] == "sidecar~127.9.0.2~client.shop~shop.svc.cluster.local"
     assert shown["dynamic_resources"]["ads_config"]["api_type"] == "DELTA_GRPC"
     assert '"port_value": 99' in json.dumps(shown)
-    shown = answer("bootstrap", "client.shop", "--manifests", folder, "--sotw")
+    shown = run_json("bootstrap", "client.shop", "--manifests", folder, "--sotw")
     assert shown["dynamic_resources"]["ads_config"]["api_type"] == "GRPC"
     assert '"port_value": 15010' in json.dumps(shown)
 
 
-def test_what_is_wrong_with_manifests_is_said_on_stderr_and_the_answer_is_given(folder: Path) -> None:
+def test_problems_go_to_stderr_and_the_result_to_stdout(folder: Path) -> None:
     (folder / "bad.yaml").write_text(BAD)
     result = xds("reach", "--manifests", folder, "-o", "json")
     assert result.exit_code == 0
     assert result.stderr == (
-        f"{folder}/bad.yaml:4: problem: Service shop/bad: spec.ports[0].port must be a number from 1 to 65535,"
-        " not 'x'; until it is repaired, a Policy that targets Service bad is STRICT for every port of pods in namespace"
+        f"{folder}/bad.yaml:4: problem: Service shop/bad: spec.ports[0].port must be a number from 1 "
+        f"to 65535,"
+        " not 'x'; until it is repaired, a Policy that targets Service bad is STRICT for every port of "
+        "pods in namespace"
         " shop\n"
     )
     assert len(json.loads(result.stdout)) == 4
 
 
-def test_notices_do_not_drown_the_rest(folder: Path) -> None:
+def test_notices_are_limited(folder: Path) -> None:
     maps = [
         f"apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: c{n}, namespace: shop}}\n" for n in range(100)
     ]
@@ -261,12 +267,12 @@ def test_notices_do_not_drown_the_rest(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("translate", "clint.shop"), "there is no pod clint.shop (POD.NAMESPACE); did you mean client.shop"),
         (("translate", "web.shop"), "there is no pod web.shop (POD.NAMESPACE); did you mean web-1.shop?"),
         (("bootstrap", "client"), "there is no pod client (POD.NAMESPACE); did you mean client.shop?"),
-        (("reach", "--from", "x.y"), "there is no pod x.y (POD.NAMESPACE); there are client.shop, new.shop"),
+        (("reach", "--from", "x.y"), "there is no pod x.y (POD.NAMESPACE); known: client.shop, new.shop"),
         (
             ("reach", "--to", "wb.shop"),
             "there is no service wb.shop (SERVICE.NAMESPACE); did you mean web.shop?",
@@ -277,7 +283,10 @@ def test_notices_do_not_drown_the_rest(folder: Path) -> None:
         ),
         (("reach", "--to", "web.shop:81"), "there is no port 81 (of service web.shop); did you mean 80?"),
         (("bootstrap", "client.shop", "--xds-address", "x"), "'x' is not HOST:PORT"),
-        (("bootstrap", "client.shop", "--token-file", "/x"), "--token-file and --ca-file go together"),
+        (
+            ("bootstrap", "client.shop", "--token-file", "/x"),
+            "--token-file and --ca-file must be used together",
+        ),
         (("bootstrap", "client.shop", "--xds-address", "x:99999"), "'x:99999' is not HOST:PORT"),
         (("bootstrap", "client.shop", "--xds-address", "::1:15010"), "'::1:15010' is not HOST:PORT"),
         (("reach", "--set", "mtls=true"), "--set mtls=true: problem: mtls is not a setting"),
@@ -285,53 +294,53 @@ def test_notices_do_not_drown_the_rest(folder: Path) -> None:
         (("reach", "--set", "meshConfig.foo=x"), "is not a setting (known: values.global.mtls.auto"),
         (("reach", "-o", "xml"), "Invalid value for '-o'"),
         (("reach", "--mesh-config", "/none"), "does not exist"),
-        (("serve", "--xds-address", "0.0.0.0:0"), "--xds-address 0.0.0.0:0 can be reached by others"),
-        (("serve", "--xds-address", "[::]:0"), "--xds-address [::]:0 can be reached by others"),
-        (("serve", "--xds-address", "example.com:0"), "say --insecure-xds"),
+        (("serve", "--xds-address", "0.0.0.0:0"), "--xds-address 0.0.0.0:0 is reachable from other machines"),
+        (("serve", "--xds-address", "[::]:0"), "--xds-address [::]:0 is reachable from other machines"),
+        (("serve", "--xds-address", "example.com:0"), "add --insecure-xds"),
         (("serve", "--admin-address", ":80"), "':80' is not HOST:PORT"),
     ],
 )
-def test_wrong_use_ends_with_two_and_a_word_of_help(folder: Path, words: tuple[str, ...], said: str) -> None:
+def test_wrong_usage_exits_with_2_and_a_hint(folder: Path, words: tuple[str, ...], message: str) -> None:
     result = xds(*words, "--manifests", folder)
     assert result.exit_code == 2
-    assert said in result.stderr
+    assert message in result.stderr
     assert result.stdout == ""
 
 
-def test_a_mesh_config_that_is_wrong_is_wrong_use(folder: Path, tmp_path: Path) -> None:
+def test_invalid_mesh_config_is_wrong_usage(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "mesh.yaml").write_text("trustDomain: spiffe://x\n")
     result = xds("reach", "--manifests", folder, "--mesh-config", tmp_path / "mesh.yaml")
     assert result.exit_code == 2
     assert f"{tmp_path}/mesh.yaml:1: problem: mesh config: trustDomain 'spiffe://x' is not" in result.stderr
 
 
-def test_a_folder_must_be_named_and_be_there(tmp_path: Path) -> None:
+def test_manifests_folder_is_required(tmp_path: Path) -> None:
     assert xds("reach").exit_code == 2
     assert xds("reach", "--manifests", tmp_path / "none").exit_code == 2
 
 
 @pytest.mark.parametrize("command", ["translate", "bootstrap"])
-def test_a_pod_without_an_address_is_a_no(folder: Path, command: str) -> None:
+def test_pod_without_an_address_exits_with_1(folder: Path, command: str) -> None:
     result = xds(command, "new.shop", "--manifests", folder)
     assert result.exit_code == 1
     assert result.stderr == "xds: pod new.shop has no address (status.podIP) yet\n"
 
 
-def test_an_empty_folder_has_nobody_to_mean(tmp_path: Path) -> None:
+def test_empty_folder_has_no_pods(tmp_path: Path) -> None:
     result = xds("translate", "a.b", "--manifests", tmp_path)
     assert result.exit_code == 2
-    assert "there is no pod a.b: the manifests have none at all" in result.stderr
+    assert "there is no pod a.b: the manifests contain no pod" in result.stderr
 
 
 @pytest.mark.parametrize("command", ["", "serve", "bootstrap", "translate", "reach", "token"])
-def test_help_reads_well(command: str) -> None:
+def test_help_is_plain_text(command: str) -> None:
     result = xds(*command.split(), "--help")
     assert result.exit_code == 0
     assert result.stdout.startswith(f"Usage: xds {command}".rstrip())
     assert not set(result.stdout) & set("`\x1b│╭"), "no markup, no frames"
 
 
-def test_help_names_every_command_without_importing_what_is_heavy() -> None:
+def test_help_lists_commands_without_heavy_imports() -> None:
     code = (
         "import sys; from xds.cli import app\n"
         "try: app(['--help'], prog_name='xds')\n"
@@ -344,11 +353,11 @@ def test_help_names_every_command_without_importing_what_is_heavy() -> None:
         assert f"\n  {command} " in result.stdout
 
 
-def test_the_version_is_told() -> None:
+def test_version_is_printed() -> None:
     assert xds("--version").stdout.startswith("xds ")
 
 
-def test_an_unknown_command_is_wrong_use() -> None:
+def test_unknown_command_is_wrong_usage() -> None:
     result = xds("frobnicate")
     assert result.exit_code == 2
     assert "No such command 'frobnicate'" in result.stderr

@@ -1,4 +1,4 @@
-"""Logs: for people on a terminal, as logfmt elsewhere, and never more than they should say."""
+"""Logs on a terminal and as logfmt, without control characters, secrets and long values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import logging, structlog
 from xds.cli import logs
 logs.configure()
 log = structlog.get_logger()
-log.info("hello", proxy="a~b", sources=["x", "y z"], said='one\\ntwo\\x1b[31m')
+log.info("hello", proxy="a~b", sources=["x", "y z"], text='one\\ntwo\\x1b[31m')
 logging.getLogger("grpc").warning("from a library")
 log.debug("too much")
 def inner():
@@ -22,7 +22,7 @@ try:
     inner()
 except RuntimeError:
     log.exception("failed")
-log.error("long", said="x" * 2000, names=["y" * 600] * 2, stack="line 1\\nline 2" + "\x1b" + "z" * 2000)
+log.error("long", text="x" * 2000, names=["y" * 600] * 2, stack="line 1\\nline 2" + "\x1b" + "z" * 2000)
 """
 
 
@@ -32,24 +32,24 @@ def run(stderr: int) -> None:
     )
 
 
-def test_logfmt_where_programs_read() -> None:
+def test_logs_are_logfmt_without_a_terminal() -> None:
     read, write = os.pipe()
     run(write)
     os.close(write)
     with os.fdopen(read) as lines:
         hello, library, failed, long = lines.read().splitlines()
     assert hello.startswith("timestamp=")
-    assert hello.endswith('level=info event=hello proxy=a~b sources="x, y z" said="one two [31m"')
+    assert hello.endswith('level=info event=hello proxy=a~b sources="x, y z" text="one two [31m"')
     assert library.endswith('level=warning event="from a library"')
     assert "event=failed" in failed
     assert "RuntimeError: a bug" in failed
     assert "PRIVATE KEY" not in failed.replace('secret = \\"PRIVATE KEY\\"', "")
-    assert f" said={'x' * 1000}... " in long
+    assert f" text={'x' * 1000}... " in long
     assert f' names="{"y" * 600}, {"y" * 398}..." ' in long
     assert f'stack="line 1\\nline 2 {"z" * 2000}"' in long
 
 
-def test_a_form_that_people_read_on_a_terminal() -> None:
+def test_logs_are_columns_on_a_terminal() -> None:
     master, slave = pty.openpty()
     run(slave)
     os.close(slave)

@@ -1,4 +1,4 @@
-"""`xds serve` as a process: ports, signals, logs."""
+"""`xds serve --manifests` as a process: ports, signals, logs."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from tests.cli.serve_process import POD, WITHIN, Process, serving
-from tests.support.loopback import free_port
+from tests.cli.serve_process import POD, TIMEOUT, ServeProcess, free_port, serving
 from xds.snapshot import CLUSTER, SECRET
 
 BAD = "apiVersion: v1\nkind: Service\nmetadata: {name: bad, namespace: shop}\nspec: {ports: [{port: x}]}\n"
@@ -30,29 +29,29 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_it_serves_says_that_it_is_ready_and_ends_cleanly(folder: Path, number: int) -> None:
+def test_serve_becomes_ready_and_stops_cleanly(folder: Path, number: int) -> None:
     with serving(folder) as process:
         assert process.get("/healthz") == (200, "ok\n")
         assert process.get("/ready") == (200, "ready\n")
-        assert process.ask("web.shop", CLUSTER).resources
+        assert process.fetch("web.shop", CLUSTER).resources
         process.process.send_signal(number)
-        assert process.process.wait(WITHIN) == 0
+        assert process.process.wait(TIMEOUT) == 0
         log = process.log.read_text()
-        assert "event=stopped" in log.splitlines()[-1]
+        assert 'event="control plane stopped"' in log.splitlines()[-1]
         assert "Traceback" not in log
-        assert log.count("every user of this machine can take any pod's identity") == 1
+        assert log.count("any local user can impersonate any workload") == 1
 
 
-def test_changes_are_followed_and_problems_logged_once_with_their_line(folder: Path) -> None:
+def test_changes_are_applied_and_problems_logged_once(folder: Path) -> None:
     with serving(folder) as process:
         (folder / "bad.yaml").write_text(BAD)
-        process.until(lambda: process.logged("level=warning event=problem"))
+        process.wait_for(lambda: process.logged('level=warning event="problem found"'))
         (folder / "more.yaml").write_text(POD.format("more"))
-        process.until(lambda: process.logged("applied=1"))
-        assert process.ask("more.shop", CLUSTER).resources
+        process.wait_for(lambda: process.logged("applied=1"))
+        assert process.fetch("more.shop", CLUSTER).resources
         (folder / "bad.yaml").unlink()
-        process.until(lambda: process.logged("event=solved"))
-        [line] = [line for line in process.log.read_text().splitlines() if "event=problem" in line]
+        process.wait_for(lambda: process.logged('event="problem solved"'))
+        [line] = [line for line in process.log.read_text().splitlines() if 'event="problem found"' in line]
         assert f"where={folder}/bad.yaml:4" in line
         assert (
             "what=\"Service shop/bad: spec.ports[0].port must be a number from 1 to 65535, not 'x'; until"
@@ -60,23 +59,24 @@ def test_changes_are_followed_and_problems_logged_once_with_their_line(folder: P
         )
 
 
-LOCK = """
+STRICT = """
 apiVersion: security.istio.io/v1
 kind: PeerAuthentication
-metadata: {{name: lock, namespace: {}}}
+metadata: {{name: strict, namespace: {}}}
 spec: {{mtls: {{mode: STRICT}}}}
 """
 
 
-def test_a_lock_that_locks_nothing_is_reported_until_it_does(folder: Path) -> None:
-    (folder / "lock.yaml").write_text(LOCK.format("shpo"))
+def test_policy_without_effect_is_reported_until_fixed(folder: Path) -> None:
+    (folder / "strict.yaml").write_text(STRICT.format("shpo"))
     warning = (
-        f"{folder}/lock.yaml:2: PeerAuthentication shpo/lock: namespace shpo does not exist (no other object is in it), "
+        f"{folder}/strict.yaml:2: PeerAuthentication shpo/strict: namespace shpo does not exist (no "
+        f"other object is in it), "
         "so it has no effect (did you mean shop?)"
     )
     with serving(folder) as process:
-        assert process.get("/ready") == (200, "ready\n"), "its pods may be about to start"
-        process.until(lambda: process.get("/ready") == (200, f"ready\nwarning: {warning}\n"))
+        assert process.get("/ready") == (200, "ready\n"), "its pods may start soon"
+        process.wait_for(lambda: process.get("/ready") == (200, f"ready\nwarning: {warning}\n"))
         assert process.logged('level=warning event="object has no effect"')
         assert 'xds_problems{severity="problem"} 1.0' in process.get("/metrics")[1]
         command = [sys.executable, "-m", "xds", "status", "--xds-address", f"127.0.0.1:{process.xds}"]
@@ -84,49 +84,49 @@ def test_a_lock_that_locks_nothing_is_reported_until_it_does(folder: Path) -> No
         assert status.returncode == 1
         assert "web.shop  -     -          not connected (never)" in status.stdout
         assert status.stderr == f"{warning.replace(': Peer', ': warning: Peer', 1)}\n"
-        (folder / "lock.yaml").write_text(LOCK.format("shop"))
-        process.until(lambda: process.get("/ready") == (200, "ready\n"))
-        assert process.logged("event=solved")
+        (folder / "strict.yaml").write_text(STRICT.format("shop"))
+        process.wait_for(lambda: process.get("/ready") == (200, "ready\n"))
+        assert process.logged('event="problem solved"')
 
 
-def test_the_root_survives_a_restart_and_only_we_can_read_its_key(folder: Path, tmp_path: Path) -> None:
+def test_root_survives_a_restart_and_its_key_is_private(folder: Path, tmp_path: Path) -> None:
     roots = []
     for _ in range(2):
         with serving(folder, "--state-dir", tmp_path / "state") as process:
-            [roots_secret] = process.ask("web.shop", SECRET, "ROOTCA").resources
+            [roots_secret] = process.fetch("web.shop", SECRET, "ROOTCA").resources
             roots.append(roots_secret.value)
     assert roots[0] == roots[1]
     keys = [path for path in (tmp_path / "state").iterdir() if "key" in path.name]
     assert [stat.S_IMODE(path.stat().st_mode) for path in keys] == [0o600]
 
 
-def test_a_state_dir_that_cannot_be_used_is_said(folder: Path, tmp_path: Path) -> None:
+def test_unusable_state_dir_exits_with_1(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "state").mkdir()
     (tmp_path / "state/root-cert.pem").write_text("not a certificate")
-    process = Process(folder, "--state-dir", tmp_path / "state")
-    assert process.process.wait(WITHIN) == 1
+    process = ServeProcess(folder, "--state-dir", tmp_path / "state")
+    assert process.process.wait(TIMEOUT) == 1
     assert "xds: --state-dir: " in process.log.read_text()
 
 
-def test_a_port_that_is_taken_is_said(folder: Path) -> None:
+def test_port_in_use_exits_with_1(folder: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         for option in ("--xds-address", "--admin-address", "--rest-address"):
-            process = Process(folder, option, f"127.0.0.1:{port}")
-            assert process.process.wait(WITHIN) == 1
+            process = ServeProcess(folder, option, f"127.0.0.1:{port}")
+            assert process.process.wait(TIMEOUT) == 1
             assert "cannot listen" in process.log.read_text()
             assert "Traceback" not in process.log.read_text()
 
 
-def test_where_others_could_listen_nobody_gets_a_key(folder: Path) -> None:
+def test_exposed_plaintext_xds_serves_no_private_keys(folder: Path) -> None:
     with serving(folder, "--insecure-xds", host="0.0.0.0") as process:
-        [secret] = process.ask("web.shop", SECRET, "default", "ROOTCA").resources
+        [secret] = process.fetch("web.shop", SECRET, "default", "ROOTCA").resources
         assert b"PRIVATE KEY" not in secret.value
-        assert process.logged("xDS is neither encrypted nor authenticated, and others can reach it")
+        assert process.logged("plaintext xDS is reachable from other machines")
         assert process.logged("proxy gets no certificate")
-        assert not process.logged("any pod's identity")
+        assert not process.logged("serves private keys")
     with serving(folder) as process:
-        secrets = process.ask("web.shop", SECRET, "default", "ROOTCA").resources
+        secrets = process.fetch("web.shop", SECRET, "default", "ROOTCA").resources
         assert len(secrets) == 2
 
 
@@ -135,19 +135,19 @@ def poll(port: int, what: str, pod: str, *names: str) -> tuple[int, bytes]:
     url, headers = f"http://127.0.0.1:{port}/v3/discovery:{what}", {"Content-Type": "application/json"}
     posted = urllib.request.Request(url, json.dumps(request).encode(), headers)
     try:
-        with urllib.request.urlopen(posted, timeout=WITHIN) as response:
+        with urllib.request.urlopen(posted, timeout=TIMEOUT) as response:
             return response.status, response.read()
     except urllib.error.HTTPError as error:
         return error.code, error.read()
 
 
-def test_who_polls_gets_the_same_as_json(folder: Path) -> None:
+def test_rest_serves_the_same_resources_as_json(folder: Path) -> None:
     port = free_port()
     with serving(folder, "--rest-address", f"127.0.0.1:{port}", "--max-connection-age", 60) as process:
         status, body = poll(port, "secrets", "web.shop", "ROOTCA")
         assert status == 200
         assert [secret["name"] for secret in json.loads(body)["resources"]] == ["ROOTCA"]
-        streamed = process.ask("web.shop", CLUSTER).resources
+        streamed = process.fetch("web.shop", CLUSTER).resources
         status, body = poll(port, "clusters", "web.shop")
         assert len(json.loads(body)["resources"]) == len(streamed) > 0
         status, body = poll(port, "clusters", "other.shop")
@@ -156,24 +156,24 @@ def test_who_polls_gets_the_same_as_json(folder: Path) -> None:
         assert (status, b"POD.NAMESPACE" in body) == (400, True)
 
 
-def test_where_others_could_poll_nobody_gets_a_key(folder: Path) -> None:
+def test_exposed_rest_serves_no_private_keys(folder: Path) -> None:
     port = free_port()
-    process = Process(folder, "--rest-address", f"0.0.0.0:{port}")
-    assert process.process.wait(WITHIN) == 2
-    assert f"--rest-address 0.0.0.0:{port} can be reached by others" in process.log.read_text()
+    process = ServeProcess(folder, "--rest-address", f"0.0.0.0:{port}")
+    assert process.process.wait(TIMEOUT) == 2
+    assert f"--rest-address 0.0.0.0:{port} is reachable from other machines" in process.log.read_text()
     with serving(folder, "--insecure-xds", "--rest-address", f"0.0.0.0:{port}") as process:
         _, body = poll(port, "secrets", "web.shop", "ROOTCA")
         assert [secret["name"] for secret in json.loads(body)["resources"]] == ["ROOTCA"]
         status, body = poll(port, "secrets", "web.shop", "default", "ROOTCA")
         assert (status, b"private keys are not served in plaintext" in body) == (403, True)
-        [secret] = process.ask("web.shop", SECRET, "default", "ROOTCA").resources
+        [secret] = process.fetch("web.shop", SECRET, "default", "ROOTCA").resources
         assert b"PRIVATE KEY" not in secret.value
 
 
-def test_logs_cannot_be_forged(folder: Path) -> None:
+def test_file_names_cannot_inject_log_lines(folder: Path) -> None:
     (folder / "bad\nlevel=info event=forged.yaml").write_text(BAD)
     with serving(folder) as process:
-        process.until(lambda: process.logged("event=problem"))
+        process.wait_for(lambda: process.logged('event="problem found"'))
         assert not [
             line
             for line in process.log.read_text().splitlines()
@@ -181,8 +181,8 @@ def test_logs_cannot_be_forged(folder: Path) -> None:
         ]
 
 
-def test_a_malformed_node_is_told_what_is_expected(folder: Path) -> None:
+def test_malformed_node_id_is_rejected_with_a_hint(folder: Path) -> None:
     with serving(folder) as process, pytest.raises(grpc.RpcError) as refused:
-        process.ask("shop", CLUSTER)
+        process.fetch("shop", CLUSTER)
     assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert "sidecar~ADDRESS~POD.NAMESPACE~NAMESPACE.svc.cluster.local" in refused.value.details()

@@ -1,20 +1,73 @@
-"""`xds serve --kubernetes` as a process: whom it asks, what it says of itself, and how it ends."""
+"""`xds serve --kubernetes` as a process, with a fake API server."""
 
 from __future__ import annotations
 
 import asyncio
+import signal
+import sys
 from base64 import b64decode
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+import aiohttp
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from tests.cli.serve_kubernetes import ANY_PORT, PATIENCE, Serve, serving
 from tests.sources.fake_apiserver import FakeApiServer
+from tests.support.loopback import free_port
 from tests.support.waiting import eventually
+
+TIMEOUT = 30.0
+ANY_PORT = ("--xds-tls-address=127.0.0.1:0", "--xds-mtls-address=127.0.0.1:0")
+
+
+class Serve:
+    """A running `xds serve`."""
+
+    def __init__(self, folder: Path, *options: object, kubeconfig: Path | None = None) -> None:
+        self.log = folder / f"log-{free_port()}"
+        self.admin = f"127.0.0.1:{free_port()}"
+        self._options = [*map(str, options), f"--admin-address={self.admin}", "--xds-address=127.0.0.1:0"]
+        self._env = {"PATH": "/usr/bin", "HOME": str(folder)} | (
+            {"KUBECONFIG": str(kubeconfig)} if kubeconfig else {}
+        )
+
+    async def __aenter__(self) -> Self:
+        with self.log.open("w") as log:
+            self.process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "xds", "serve", *self._options), stdout=log, stderr=log, env=self._env
+            )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self.process.returncode is None:
+            self.process.kill()
+        await self.process.wait()
+
+    async def get(self, path: str) -> tuple[int, str]:
+        async with aiohttp.ClientSession() as session, session.get(f"http://{self.admin}{path}") as response:
+            return response.status, await response.text()
+
+    async def wait_ready(self, status: int, *words: str) -> str:
+        async def check() -> str:
+            assert self.process.returncode is None, self.log.read_text()
+            code, text = await self.get("/ready")
+            assert code == status, (code, text)
+            assert all(word in text for word in words), text
+            return text
+
+        return str(await eventually(check, timeout=TIMEOUT, what=self.log.read_text()))
+
+    async def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(TIMEOUT):
+            return await self.process.wait()
+
+    def logged(self, *words: str) -> list[str]:
+        return [line for line in self.log.read_text().splitlines() if all(word in line for word in words)]
 
 
 @pytest.fixture
@@ -30,50 +83,57 @@ def pod(name: str) -> dict[str, Any]:
     return {"metadata": meta, "status": {"podIP": "127.9.0.1", "phase": "Running"}}
 
 
-async def test_it_says_since_when_it_cannot_reach_the_server_and_serves_on(
-    server: FakeApiServer, tmp_path: Path
-) -> None:
+@asynccontextmanager
+async def serving(server: FakeApiServer, folder: Path, *options: object) -> AsyncIterator[Serve]:
+    async with Serve(
+        folder, "--kubernetes", "--kubeconfig", server.kubeconfig(), *ANY_PORT, *options
+    ) as serve:
+        yield serve
+
+
+async def test_serve_survives_an_outage_of_the_api_server(server: FakeApiServer, tmp_path: Path) -> None:
     async with serving(server, tmp_path) as serve:
-        assert await serve.until_ready(200) == "ready\n"
-        assert serve.logged("event=kubernetes applied=1")
-        assert not serve.logged("any pod's identity"), "on Kubernetes nobody gets a key without a credential"
+        assert await serve.wait_ready(200) == "ready\n"
+        assert serve.logged('event="objects changed" source=kubernetes applied=1')
+        assert not serve.logged("serves private keys"), "on Kubernetes a key requires authentication"
         assert "xds_source_stale_seconds 0.0" in (await serve.get("/metrics"))[1]
         await server.stop()
-        said = await serve.until_ready(200, "cannot be reached since", "stays in force")
-        assert said.startswith(f"ready: the API server at {server.url} cannot be reached since 20")
+        text = await serve.wait_ready(200, "cannot be reached since", "stays in force")
+        assert text.startswith(f"ready: the API server at {server.url} cannot be reached since 20")
         _, metrics = await serve.get("/metrics")
         assert "xds_source_stale_seconds 0.0" not in metrics
         await server.start()
-        await serve.until_ready(200)
-        await eventually(lambda: serve.logged("event=solved", "cannot be reached"), timeout=PATIENCE)
-        assert len(serve.logged("event=problem", "cannot be reached")) == 1
+        await serve.wait_ready(200)
+        await eventually(lambda: serve.logged('event="problem solved"', "cannot be reached"), timeout=TIMEOUT)
+        assert len(serve.logged('event="problem found"', "cannot be reached")) == 1
         await server.put("pods", pod("more"))
-        await eventually(lambda: len(serve.logged("event=kubernetes applied=1")) == 2, timeout=PATIENCE)
-        assert await serve.end() == 0
-        assert serve.logged("event=stopped")
+        await eventually(
+            lambda: len(serve.logged('event="objects changed" source=kubernetes applied=1')) == 2,
+            timeout=TIMEOUT,
+        )
+        assert await serve.stop() == 0
+        assert serve.logged('event="control plane stopped"')
         assert not serve.logged("Traceback")
 
 
-async def test_a_fresh_process_is_not_ready_before_everything_is_known_and_ends_at_once_all_the_same(
+async def test_not_ready_before_the_first_list_and_stops_at_once(
     server: FakeApiServer, tmp_path: Path
 ) -> None:
     await server.stop()
     async with serving(server, tmp_path) as serve:
-        said = await serve.until_ready(503, "waiting for namespaces", "cannot be reached")
-        assert server.url in said
+        text = await serve.wait_ready(503, "waiting for namespaces", "cannot be reached")
+        assert server.url in text
         assert await serve.get("/healthz") == (200, "ok\n")
         assert (await serve.get("/metrics"))[0] == 200
-        assert not serve.logged("event=ready")
-        assert await serve.end() == 0
+        assert not serve.logged('event="control plane ready"')
+        assert await serve.stop() == 0
     async with serving(server, tmp_path) as serve:
-        await serve.until_ready(503)
+        await serve.wait_ready(503)
         await server.start()
-        await serve.until_ready(200)
+        await serve.wait_ready(200)
 
 
-async def test_the_settings_and_the_trust_domain_are_the_config_maps(
-    server: FakeApiServer, tmp_path: Path
-) -> None:
+async def test_settings_and_trust_domain_come_from_config_map(server: FakeApiServer, tmp_path: Path) -> None:
     meta = {"name": "istio", "namespace": "mesh"}
     await server.put("configmaps", {"metadata": meta, "data": {"mesh": "trustDomain: example.org\nbad: 1\n"}})
     options = (
@@ -85,36 +145,36 @@ async def test_the_settings_and_the_trust_domain_are_the_config_maps(
         "meshConfig.trustDomain=over.org",
     )
     async with serving(server, tmp_path, *options) as serve:
-        await serve.until_ready(200)
+        await serve.wait_ready(200)
         assert serve.logged("event=notice", 'where="ConfigMap mesh/istio"', "bad is not a known field")
         secret = server.objects("secrets")["mesh", "xds-ca-secret"]
         root = x509.load_pem_x509_certificate(b64decode(secret["data"]["ca-cert.pem"]))
         assert b"over.org" in root.public_bytes(Encoding.DER)
 
 
-async def test_kubeconfig_comes_from_the_environment_too(server: FakeApiServer, tmp_path: Path) -> None:
+async def test_kubeconfig_comes_from_the_environment(server: FakeApiServer, tmp_path: Path) -> None:
     async with Serve(
         tmp_path, "--kubernetes", "--context=fake", *ANY_PORT, kubeconfig=server.kubeconfig()
     ) as serve:
-        await serve.until_ready(200)
+        await serve.wait_ready(200)
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
-        ((), "say either --manifests DIR or --kubernetes"),
-        (("--kubernetes", "--manifests", "."), "say either --manifests DIR or --kubernetes, not both"),
-        (("--manifests", ".", "--context", "x"), "--context is for --kubernetes"),
-        (("--manifests", ".", "--mesh-config-map", "x"), "--mesh-config-map is for --kubernetes"),
-        (("--kubernetes", "--mesh-config", "/dev/null"), "a cluster's settings are in a ConfigMap"),
+        ((), "use either --manifests DIR or --kubernetes"),
+        (("--kubernetes", "--manifests", "."), "use either --manifests DIR or --kubernetes, not both"),
+        (("--manifests", ".", "--context", "x"), "--context requires --kubernetes"),
+        (("--manifests", ".", "--mesh-config-map", "x"), "--mesh-config-map requires --kubernetes"),
+        (("--kubernetes", "--mesh-config", "/dev/null"), "with --kubernetes the settings are in a ConfigMap"),
         (("--kubernetes", "--kubeconfig", __file__), "cannot be used"),
         (("--kubernetes", "--context", "nowhere"), "kube-config"),
         (("--kubernetes", "--set", "nonsense"), "is not of the form KEY=VALUE"),
     ],
 )
-async def test_wrong_use_is_said(tmp_path: Path, options: tuple[str, ...], said: str) -> None:
+async def test_wrong_usage_exits_with_2(tmp_path: Path, options: tuple[str, ...], message: str) -> None:
     async with Serve(tmp_path, *options) as serve:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             assert await serve.process.wait() == 2
-        assert said in serve.log.read_text()
+        assert message in serve.log.read_text()
         assert "Traceback" not in serve.log.read_text()

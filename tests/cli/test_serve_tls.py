@@ -1,8 +1,10 @@
-"""`xds serve` and `xds status` over TLS, as processes, with client certificates; tokens are in test_serve_tokens.py."""
+"""`xds serve` and `xds status` over TLS with client certificates. Tokens: test_serve_tokens.py."""
 
 from __future__ import annotations
 
 import json
+import socket
+import ssl
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -14,8 +16,7 @@ import pytest
 from envoy_data_plane.envoy.config.core.v3 import Node
 from envoy_data_plane.envoy.service.discovery.v3 import DiscoveryRequest, DiscoveryResponse
 
-from tests.cli.serve_process import POD, WITHIN, Process, serving
-from tests.support.loopback import free_port
+from tests.cli.serve_process import POD, TIMEOUT, ServeProcess, free_port, serving
 from xds.mesh.identity.state_dir import root_authority
 from xds.snapshot import SECRET
 
@@ -23,8 +24,8 @@ ADMIN = "ops/admin"
 FETCH = "/envoy.service.secret.v3.SecretDiscoveryService/FetchSecrets"
 
 
-class Shown(NamedTuple):
-    """Files of a client."""
+class ClientFiles(NamedTuple):
+    """TokenFiles of a client."""
 
     certificate: Path
     key: Path
@@ -37,32 +38,34 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "m"
 
 
-def issued(tmp_path: Path, namespace: str, account: str) -> Shown:
-    """A certificate of the CA that serves."""
+def issue(tmp_path: Path, namespace: str, account: str) -> ClientFiles:
+    """Return a certificate that the control plane's CA issued."""
     now = datetime.now(UTC)
     ca = root_authority(tmp_path / "state", "cluster.local", now)
     leaf = ca.issue(f"spiffe://cluster.local/ns/{namespace}/sa/{account}", now)
-    shown = Shown(tmp_path / f"{account}.pem", tmp_path / f"{account}-key.pem")
-    shown.certificate.write_bytes(leaf.chain)
-    shown.key.write_bytes(leaf.key.to_pem())
-    return shown
+    files = ClientFiles(tmp_path / f"{account}.pem", tmp_path / f"{account}-key.pem")
+    files.certificate.write_bytes(leaf.chain)
+    files.key.write_bytes(leaf.key.to_pem())
+    return files
 
 
-def fetch(port: int, roots: Path, shown: Shown, pod: str = "web.shop") -> list[str]:
-    """Ask for a pod's key; return what came."""
+def fetch(port: int, roots: Path, files: ClientFiles, pod: str = "web.shop") -> list[str]:
+    """Request a pod's key; return the secrets."""
     node = Node(id=f"sidecar~127.9.0.1~{pod}~shop.svc.cluster.local")
     request = bytes(DiscoveryRequest(node=node, type_url=SECRET, resource_names=["default"]))
     credentials = grpc.ssl_channel_credentials(
-        roots.read_bytes(), shown.key.read_bytes(), shown.certificate.read_bytes()
+        roots.read_bytes(), files.key.read_bytes(), files.certificate.read_bytes()
     )
     with grpc.secure_channel(f"localhost:{port}", credentials) as channel:
         call = channel.unary_unary(FETCH)
         while True:
             try:
-                answer = DiscoveryResponse.parse(call(request, timeout=WITHIN))
+                answer = DiscoveryResponse.parse(call(request, timeout=TIMEOUT))
                 break
             except grpc.RpcError as error:
-                if "yet; ask again" not in error.details():  # Else it came before its pod's first snapshot.
+                if (
+                    "yet; ask again" not in error.details()
+                ):  # Otherwise the request came before the pod's first snapshot.
                     raise
     return [each.value.decode(errors="replace") for each in answer.resources]
 
@@ -74,13 +77,14 @@ def status(port: int, *options: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_who_shows_a_certificate_gets_its_own_key_and_admins_may_look(folder: Path, tmp_path: Path) -> None:
+def test_certificate_gets_own_key_and_admin_gets_status(folder: Path, tmp_path: Path) -> None:
     port = free_port()
     options = ("--state-dir", tmp_path / "state", "--xds-mtls-address", f"127.0.0.1:{port}")
     with serving(folder, *options, "--admin-identity", ADMIN) as process:
         roots = tmp_path / "state/root-cert.pem"
         web, other, admin = (
-            issued(tmp_path, *who) for who in (("shop", "default"), ("shop", "other"), ADMIN.split("/"))
+            issue(tmp_path, *account)
+            for account in (("shop", "default"), ("shop", "other"), ADMIN.split("/"))
         )
         [secret] = fetch(port, roots, web)
         assert "PRIVATE KEY" in secret
@@ -88,62 +92,80 @@ def test_who_shows_a_certificate_gets_its_own_key_and_admins_may_look(folder: Pa
             fetch(port, roots, other)
         assert process.logged("may not speak for pod shop/web")
 
-        def asked(shown: Shown) -> subprocess.CompletedProcess[str]:
+        def query(files: ClientFiles) -> subprocess.CompletedProcess[str]:
             return status(
-                port, f"--ca-file={roots}", f"--cert-file={shown.certificate}", f"--key-file={shown.key}"
+                port, f"--ca-file={roots}", f"--cert-file={files.certificate}", f"--key-file={files.key}"
             )
 
-        seen = asked(admin)
+        seen = query(admin)
         found = json.loads(seen.stdout)
         assert (seen.returncode, found["notConnected"]["pods"][0]["pod"]) == (1, "web"), seen.stderr
-        refused = asked(web)
+        refused = query(web)
         assert refused.returncode == 3
-        assert f"localhost:{port} does not let us ask (service account shop/default may not" in refused.stderr
+        assert f"localhost:{port} denied the request (service account shop/default may not" in refused.stderr
         log = process.log.read_text()
         assert "PRIVATE KEY" not in log
-        assert log.count("every user of this machine can take any pod's identity") == 1
+        assert log.count("any local user can impersonate any workload") == 1
 
 
-def test_where_others_could_connect_over_tls_plaintext_has_no_keys(folder: Path, tmp_path: Path) -> None:
+def test_failed_handshakes_are_not_logged_by_grpc(folder: Path, tmp_path: Path) -> None:
+    port = free_port()
+    options = ("--state-dir", tmp_path / "state", "--xds-mtls-address", f"127.0.0.1:{port}")
+    with serving(folder, *options) as process:
+        context = ssl.create_default_context()  # does not trust the control plane's root
+        with pytest.raises(ssl.SSLError), socket.create_connection(("127.0.0.1", port)) as connection:
+            context.wrap_socket(connection, server_hostname="localhost")
+        shown = issue(tmp_path, "shop", "default")
+        assert fetch(port, tmp_path / "state/root-cert.pem", shown)
+        assert "Handshake failed" not in process.log.read_text()
+
+
+def test_plaintext_has_no_keys_if_tls_is_exposed(folder: Path, tmp_path: Path) -> None:
     port = free_port()
     with serving(
         folder, "--state-dir", tmp_path / "state", "--xds-mtls-address", f"0.0.0.0:{port}"
     ) as process:
-        [roots] = process.ask("web.shop", SECRET, "default", "ROOTCA").resources
+        [roots] = process.fetch("web.shop", SECRET, "default", "ROOTCA").resources
         assert b"PRIVATE KEY" not in roots.value
-        shown = issued(tmp_path, "shop", "default")
-        [secret] = fetch(port, tmp_path / "state/root-cert.pem", shown)
+        files = issue(tmp_path, "shop", "default")
+        [secret] = fetch(port, tmp_path / "state/root-cert.pem", files)
         assert "PRIVATE KEY" in secret
-        assert not process.logged("any pod's identity")
+        assert not process.logged("serves private keys")
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
-        (("--tls-name", "xds.example"), "--tls-name is for --xds-tls-address"),
-        (("--admin-identity", "a/b"), "--admin-identity is for --xds-tls-address"),
+        (("--tls-name", "xds.example"), "--tls-name requires --xds-tls-address"),
+        (("--admin-identity", "a/b"), "--admin-identity requires --xds-tls-address"),
         (("--xds-tls-address", "127.0.0.1"), "is not HOST:PORT"),
         (
             ("--xds-tls-address", "127.0.0.1:0", "--admin-identity", "root"),
             "is neither NAMESPACE/SERVICE_ACCOUNT",
         ),
         (("--xds-mtls-address", "127.0.0.1:0", "--tls-name", "not a name"), "'not a name' is no DNS name"),
-        (("--xds-tls-address", "127.0.0.1:0"), "takes the tokens of `xds token`: say with --state-dir where"),
+        (
+            ("--xds-tls-address", "127.0.0.1:0"),
+            "--xds-tls-address requires --state-dir, which contains the key",
+        ),
     ],
 )
-def test_what_cannot_be_meant_is_said(folder: Path, options: tuple[str, ...], said: str) -> None:
-    process = Process(folder, *options)
-    assert process.process.wait(WITHIN) == 2
-    assert said in " ".join(process.log.read_text().replace("│", " ").split())
+def test_invalid_options_exit_with_2(folder: Path, options: tuple[str, ...], message: str) -> None:
+    process = ServeProcess(folder, *options)
+    assert process.process.wait(TIMEOUT) == 2
+    assert message in " ".join(process.log.read_text().replace("│", " ").split())
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
-        (("--token-file", __file__), "say with --ca-file how the control plane is verified"),
-        (("--ca-file", __file__, "--cert-file", __file__), "--cert-file and --key-file go together"),
+        (("--token-file", __file__), "add --ca-file to verify the control plane"),
+        (
+            ("--ca-file", __file__, "--cert-file", __file__),
+            "--cert-file and --key-file must be used together",
+        ),
     ],
 )
-def test_a_credential_that_cannot_be_shown_is_said(options: tuple[str, ...], said: str) -> None:
-    asked = status(1, *options)
-    assert (asked.returncode, said in asked.stderr) == (2, True)
+def test_status_rejects_incomplete_credentials(options: tuple[str, ...], message: str) -> None:
+    result = status(1, *options)
+    assert (result.returncode, message in result.stderr) == (2, True)

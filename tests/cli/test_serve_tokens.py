@@ -1,4 +1,4 @@
-"""Who gets another pod's key from `xds serve --manifests`: nobody. With the tokens of `xds token`, and as processes."""
+"""`xds serve --manifests` with the tokens of `xds token`: a token gets only its own pod's key."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ import grpc
 import grpc.aio
 import pytest
 
-from tests.cli.serve_process import WITHIN, Process, serving
+from tests.cli.serve_process import TIMEOUT, ServeProcess, free_port, serving
 from tests.identity.credentials import token
 from tests.introspect.grpcurl import GRPCURL
 from tests.server.doors import DENIED, SDS, UNPROVEN
 from tests.server.proxies import REQUEST, RESPONSE, Client
-from tests.support.loopback import free_port
 from xds.codec import message_class
 from xds.mesh.identity.claims import Caller, How
 from xds.mesh.identity.state_dir import TOKEN_KEY_FILE, roots, token_key
@@ -51,14 +50,14 @@ class Site:
     folder: Path
     state: Path
     port: int
-    process: Process
+    process: ServeProcess
 
     def options(self) -> tuple[object, ...]:
         where = f"127.0.0.1:{self.port}"
         return "--state-dir", self.state, "--xds-tls-address", where, "--admin-identity", "ops/admin"
 
     def token(self, *words: object) -> str:
-        """What a user gets from `xds token`."""
+        """Return the output of `xds token`."""
         command = [sys.executable, "-m", "xds", "token", "--state-dir", self.state, *words]
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=60, check=True)
         return done.stdout.strip()
@@ -73,10 +72,10 @@ class Site:
         age: float = 0,
         key: TokenKey | None = None,
     ) -> str:
-        """One as `xds token` would have signed it so many seconds ago, good for a minute."""
-        whom = Caller(namespace=namespace, service_account=account, pod=pod, pod_uid=uid, how=How.TOKEN)
-        began = datetime.now(UTC) - timedelta(seconds=age)
-        return (key or token_key(self.state)).issue(whom, began, timedelta(minutes=1))
+        """Return a token as `xds token` signs it, issued `age` seconds ago, with a lifetime of one minute."""
+        caller = Caller(namespace=namespace, service_account=account, pod=pod, pod_uid=uid, how=How.TOKEN)
+        issued = datetime.now(UTC) - timedelta(seconds=age)
+        return (key or token_key(self.state)).issue(caller, issued, timedelta(minutes=1))
 
     @asynccontextmanager
     async def channel(self, text: str | None) -> AsyncIterator[grpc.aio.Channel]:
@@ -87,20 +86,20 @@ class Site:
         async with grpc.aio.secure_channel(f"localhost:{self.port}", credentials) as channel:
             yield channel
 
-    async def asked(self, text: str | None, pod: str = "web-1") -> tuple[grpc.StatusCode, str]:
-        """Fetch a pod's key with a token; return the status, and what is wrong or the certificate."""
+    async def fetch_key(self, text: str | None, pod: str = "web-1") -> tuple[grpc.StatusCode, str]:
+        """Fetch a pod's key with a token; return the status, and the error or the certificate."""
         request = REQUEST(resource_names=["default"])
         request.node.id = NODE.format(pod)
         async with self.channel(text) as channel, asyncio.timeout(60):
             call = channel.unary_unary(f"{SDS}/FetchSecrets")
             while True:
                 try:
-                    answer = RESPONSE.FromString(await call(request.SerializeToString(), timeout=WITHIN))
+                    answer = RESPONSE.FromString(await call(request.SerializeToString(), timeout=TIMEOUT))
                     break
                 except grpc.aio.AioRpcError as error:
                     if "yet; ask again" not in (
                         error.details() or ""
-                    ):  # Else it came before the first snapshot.
+                    ):  # Otherwise the request came before the first snapshot.
                         return error.code(), error.details() or ""
         [resource] = answer.resources
         secret = _SECRET.FromString(resource.value)
@@ -118,20 +117,20 @@ def site(tmp_path: Path) -> Iterator[Site]:
         yield made
 
 
-async def test_nobody_gets_another_pods_key(site: Site) -> None:
+async def test_token_gets_only_its_own_pods_key(site: Site) -> None:
     own = site.token("web-1.shop", "--manifests", site.folder)
-    code, first = await site.asked(own)
+    code, first = await site.fetch_key(own)
     assert code is grpc.StatusCode.OK, first
-    code, second = await site.asked(site.token("web-2.shop", "--service-account", "web"), "web-2")
+    code, second = await site.fetch_key(site.token("web-2.shop", "--service-account", "web"), "web-2")
     assert (code, first == second) == (grpc.StatusCode.OK, False)
-    assert (await site.asked(site.token("--service-account", "shop/web")))[0] is grpc.StatusCode.OK
+    assert (await site.fetch_key(site.token("--service-account", "shop/web")))[0] is grpc.StatusCode.OK
 
-    header, said, _ = own.split(".")
+    header, payload, _ = own.split(".")
     shown = {
         "none": (None, UNPROVEN, "no credential"),
         "garbage": ("garbage", UNPROVEN, "no token of a service account"),
-        "forged": (f"{header}.{said}.AAAA", UNPROVEN, "not signed with the key of this control plane"),
-        "alg none": (f"eyJhbGciOiJub25lIn0.{said}.", UNPROVEN, "not signed with the key"),
+        "forged": (f"{header}.{payload}.AAAA", UNPROVEN, "not signed with the key of this control plane"),
+        "alg none": (f"eyJhbGciOiJub25lIn0.{payload}.", UNPROVEN, "not signed with the key"),
         "a cluster's": (token({"aud": ["xds-ca"], "exp": 2e9}), UNPROVEN, "not signed with the key"),
         "of another key": (site.signed(key=TokenKey.generate()), UNPROVEN, "made with another --state-dir"),
         "expired": (site.signed(age=61), UNPROVEN, "expired at"),
@@ -143,7 +142,7 @@ async def test_nobody_gets_another_pods_key(site: Site) -> None:
         "the admin's": (site.token("--service-account", "ops/admin"), DENIED, "in another namespace"),
     }
     for name, (text, code, why) in shown.items():
-        ended = await site.asked(text)
+        ended = await site.fetch_key(text)
         assert (name, ended[0], why in ended[1]) == (name, code, True), ended
     log = site.process.log.read_text()
     assert not [name for name, (text, *_) in shown.items() if text and text in log]
@@ -151,13 +150,13 @@ async def test_nobody_gets_another_pods_key(site: Site) -> None:
     assert (site.state / TOKEN_KEY_FILE).read_text().strip() not in log
 
 
-async def test_one_for_another_audience_is_none_for_us(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_token_for_another_audience_is_rejected(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("xds.mesh.identity.tokens.AUDIENCE", "istio-ca")
-    code, said = await site.asked(site.signed())
-    assert (code, "not for audience xds-ca" in said) == (UNPROVEN, True)
+    code, error = await site.fetch_key(site.signed())
+    assert (code, "not for audience xds-ca" in error) == (UNPROVEN, True)
 
 
-async def test_a_stream_ends_with_its_pod_or_its_account(site: Site) -> None:
+async def test_stream_ends_if_its_pod_or_account_changes(site: Site) -> None:
     async with site.channel(site.signed()) as one, site.channel(site.signed(pod="web-2")) as two:
         streams = [
             Client(each, method=f"{SDS}/StreamSecrets", node=NODE.format(name))
@@ -170,26 +169,24 @@ async def test_a_stream_ends_with_its_pod_or_its_account(site: Site) -> None:
         ends = [await stream.end() for stream in streams]
         assert ends[0] == (DENIED, "pod shop/web-1 is gone")
         assert (ends[1][0], "another service account" in ends[1][1]) == (DENIED, True)
-        assert (await site.asked(site.token("web-2.shop", "--manifests", site.folder), "web-2"))[
+        assert (await site.fetch_key(site.token("web-2.shop", "--manifests", site.folder), "web-2"))[
             0
         ] is grpc.StatusCode.OK
 
 
-async def test_a_token_outlives_the_control_plane_but_not_its_state(site: Site, tmp_path: Path) -> None:
+async def test_token_survives_a_restart_but_not_a_new_state_dir(site: Site, tmp_path: Path) -> None:
     text = site.signed()
     site.process.process.kill()
     site.process.process.wait()
     with serving(site.folder, *site.options()):
-        assert (await site.asked(text))[0] is grpc.StatusCode.OK
+        assert (await site.fetch_key(text))[0] is grpc.StatusCode.OK
     site.state = tmp_path / "other"
     with serving(site.folder, *site.options()):
-        code, said = await site.asked(text)
-    assert (code, "made with another --state-dir" in said) == (UNPROVEN, True)
+        code, error = await site.fetch_key(text)
+    assert (code, "made with another --state-dir" in error) == (UNPROVEN, True)
 
 
-async def test_plaintext_has_no_keys_where_tokens_are_taken_from_elsewhere(
-    site: Site, tmp_path: Path
-) -> None:
+async def test_plaintext_has_no_keys_if_token_port_is_exposed(site: Site, tmp_path: Path) -> None:
     port = free_port()
     options = (
         "--state-dir",
@@ -201,16 +198,16 @@ async def test_plaintext_has_no_keys_where_tokens_are_taken_from_elsewhere(
     )
     with serving(site.folder, *options) as process:
         [secret] = await asyncio.to_thread(
-            lambda: process.ask("web-1.shop", SECRET, "default", "ROOTCA").resources
+            lambda: process.fetch("web-1.shop", SECRET, "default", "ROOTCA").resources
         )
         assert b"PRIVATE KEY" not in secret.value
-        assert not process.logged("any pod's identity")
+        assert not process.logged("serves private keys")
         assert process.logged('names="control-plane, localhost')
         site.port = port
-        assert (await site.asked(site.signed()))[0] is grpc.StatusCode.OK
+        assert (await site.fetch_key(site.signed()))[0] is grpc.StatusCode.OK
 
 
-def test_the_admin_may_look_with_what_people_have(site: Site, tmp_path: Path) -> None:
+def test_admin_token_works_with_status_and_grpcurl(site: Site, tmp_path: Path) -> None:
     written = tmp_path / "out/admin.ops"
     site.token("admin.ops", "--service-account", "admin", "--out-dir", tmp_path / "out")
     (tmp_path / "web").write_text(site.signed())
@@ -247,11 +244,13 @@ def test_the_admin_may_look_with_what_people_have(site: Site, tmp_path: Path) ->
         assert (refused.returncode != 0, why in refused.stderr) == (True, True), refused.stderr
 
 
-def test_a_key_that_cannot_be_used_is_said(tmp_path: Path) -> None:
+def test_unusable_token_key_exits_with_1(tmp_path: Path) -> None:
     (tmp_path / "m").mkdir()
     (tmp_path / "state").mkdir()
     (tmp_path / "state" / TOKEN_KEY_FILE).write_text("no key")
-    process = Process(tmp_path / "m", "--state-dir", tmp_path / "state", "--xds-tls-address", "127.0.0.1:0")
-    assert process.process.wait(WITHIN) == 1
+    process = ServeProcess(
+        tmp_path / "m", "--state-dir", tmp_path / "state", "--xds-tls-address", "127.0.0.1:0"
+    )
+    assert process.process.wait(TIMEOUT) == 1
     log = process.log.read_text()
     assert f"--state-dir: {tmp_path}/state/{TOKEN_KEY_FILE} can be used by others (mode 0644)" in log

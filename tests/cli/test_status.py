@@ -1,4 +1,4 @@
-"""`xds status` against a real server: what it prints, and with which exit status."""
+"""`xds status` against a real server: its output and exit status."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+from structlog.testing import capture_logs
 from typer.testing import CliRunner, Result
 
 from tests.protocol.stream import world
@@ -26,7 +27,7 @@ from xds.protocol.session import Variant
 from xds.server import XdsServer
 from xds.snapshot import CLUSTER, SECRET
 
-WITHIN = 10.0
+TIMEOUT = 10.0
 MISSING = {"lost.shop": "its pod is not known"}
 
 
@@ -35,13 +36,13 @@ def node(name: str) -> str:
 
 
 class Mesh:
-    """Who should be connected and is not, and what is wrong, as a test says."""
+    """The absent sidecars and the problems that a test sets."""
 
     def __init__(self) -> None:
         self.absences = Absences()
         self.problems: list[Problem] = []
 
-    def lacks(self, *names: str, since: float | None = None, elsewhere: bool = False) -> None:
+    def set_absent(self, *names: str, since: float | None = None, elsewhere: bool = False) -> None:
         parts = (name.partition(".") for name in names)
         pods = tuple(Absent(namespace, pod, since) for pod, _, namespace in parts)
         self.absences = Absences(pods, elsewhere)
@@ -62,9 +63,11 @@ async def server(mesh: Mesh) -> AsyncIterator[XdsServer]:
         problems=lambda: mesh.problems,
     )
     server = XdsServer(proxies, "127.0.0.1:0", grace=0.2, added=[Introspection([service])])
-    await server.start()
-    yield server
-    await server.stop()
+    # Without capture_logs, structlog prints to the stdout that CliRunner captures.
+    with capture_logs():
+        await server.start()
+        yield server
+        await server.stop()
 
 
 @pytest.fixture
@@ -84,7 +87,7 @@ async def synced(channel: grpc.aio.Channel, server: XdsServer, name: str) -> Cli
     response = await client.get()
     await client.ask(SECRET, nonce=response.nonce)
     streams = [each for each in server.discovery.streams if each.node.id == node(name)]
-    async with asyncio.timeout(WITHIN):
+    async with asyncio.timeout(TIMEOUT):
         while not all(stream.session.synced for stream in streams):
             await asyncio.sleep(0.01)
     return client
@@ -98,13 +101,13 @@ async def rejecting(
     response = await client.get()
     await client.ask(CLUSTER, nonce=response.nonce, error=error)
     [stream] = [each for each in server.discovery.streams if each.node.id == node(name)]
-    async with asyncio.timeout(WITHIN):
+    async with asyncio.timeout(TIMEOUT):
         while not any(status.last_error for status in stream.session.status()):
             await asyncio.sleep(0.01)
     return client
 
 
-async def test_one_line_for_each_proxy_and_type(server: XdsServer, channel: grpc.aio.Channel):
+async def test_table_has_a_line_per_proxy_and_type(server: XdsServer, channel: grpc.aio.Channel):
     await synced(channel, server, "good.shop")
     result = await xds(port=server.port)
     assert (result.exit_code, result.stderr) == (0, "")
@@ -131,7 +134,7 @@ async def test_one_line_for_each_proxy_and_type(server: XdsServer, channel: grpc
     assert "\x1b" not in result.stdout
 
 
-async def test_one_proxy_and_its_resources(server: XdsServer, channel: grpc.aio.Channel):
+async def test_one_proxy_is_printed_with_its_resources(server: XdsServer, channel: grpc.aio.Channel):
     await synced(channel, server, "good.shop")
     await rejecting(channel, server, "bad.shop")
     for proxy in ("bad.shop", "bad", node("bad.shop")):
@@ -152,7 +155,7 @@ async def test_one_proxy_and_its_resources(server: XdsServer, channel: grpc.aio.
     assert result.stdout.splitlines()[-1].startswith("good.shop")
 
 
-async def test_json_is_what_the_service_says(server: XdsServer, channel: grpc.aio.Channel):
+async def test_json_is_the_service_response(server: XdsServer, channel: grpc.aio.Channel):
     await rejecting(channel, server, "bad.shop")
     result = await xds("-o", "json", port=server.port)
     assert result.exit_code == 1
@@ -166,7 +169,7 @@ async def test_json_is_what_the_service_says(server: XdsServer, channel: grpc.ai
     assert {each["name"] for each in kind["unsynced"]} == {"a", "b"}
 
 
-async def test_a_row_is_one_line_for_a_program_however_long(server: XdsServer, channel: grpc.aio.Channel):
+async def test_row_is_one_line_when_piped(server: XdsServer, channel: grpc.aio.Channel):
     name = f"{'long-' * 30}name.shop"
     await rejecting(channel, server, name, f"cluster b is {'nonsense ' * 500}")
     result = await xds(port=server.port)
@@ -176,7 +179,7 @@ async def test_a_row_is_one_line_for_a_program_however_long(server: XdsServer, c
     assert line.endswith("(from Object/ns/b)")
 
 
-async def test_the_first_of_many_streams_of_a_proxy(server: XdsServer, channel: grpc.aio.Channel):
+async def test_table_limits_the_streams_of_a_proxy(server: XdsServer, channel: grpc.aio.Channel):
     clients = [Client(channel, Variant.DELTA, node=node("many.shop")) for _ in range(12)]
     for client in clients:
         await client.ask(SECRET, "s")
@@ -186,19 +189,19 @@ async def test_the_first_of_many_streams_of_a_proxy(server: XdsServer, channel: 
     assert [line.split()[:3] for line in lines] == [["many.shop", "SDS", "0/1"]] * 8
     assert rest.split(maxsplit=3) == [
         *("many.shop", "-", "-"),
-        "4 more streams, 4 of them not synced; -o json has them",
+        "4 more streams, 4 of them not synced; -o json prints them",
     ]
     result = await xds("many", port=server.port)
     about, table, resources = result.stdout.split("\n\n")
     assert about.count(" from ipv4:127.0.0.1:") == 8
-    assert about.splitlines()[-1] == "many.shop: 12 streams in all"
+    assert about.splitlines()[-1] == "many.shop: 12 streams in total"
     assert len(table.splitlines()) == 10
     assert len(resources.splitlines()) == 9
     result = await xds("-o", "json", port=server.port)
     assert len(json.loads(result.stdout)["proxies"][0]["streams"]) == 12
 
 
-async def test_watch_goes_on(server: XdsServer, channel: grpc.aio.Channel):
+async def test_watch_json_streams_until_the_server_stops(server: XdsServer, channel: grpc.aio.Channel):
     client = await synced(channel, server, "good.shop")
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-u", "-m", "xds", "status", "--watch", "-o", "json"),
@@ -209,7 +212,7 @@ async def test_watch_goes_on(server: XdsServer, channel: grpc.aio.Channel):
     try:
         assert process.stdout
         assert process.stderr
-        async with asyncio.timeout(3 * WITHIN):
+        async with asyncio.timeout(3 * TIMEOUT):
             first = json.loads(await process.stdout.readline())
             assert [each["pod"] for each in first["proxies"]] == ["good"]
             client.call.cancel()
@@ -217,15 +220,15 @@ async def test_watch_goes_on(server: XdsServer, channel: grpc.aio.Channel):
             assert second["gone"] == [node("good.shop")]
             await server.stop()
             assert await process.wait() == 3
-            said = (await process.stderr.read()).decode()
-            assert said == f"xds: the control plane at 127.0.0.1:{server.port} went away\n"
+            error = (await process.stderr.read()).decode()
+            assert error == f"xds: the control plane at 127.0.0.1:{server.port} closed the stream\n"
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
 
 
-async def test_watch_as_a_table_ends_well_on_ctrl_c(server: XdsServer, channel: grpc.aio.Channel):
+async def test_watch_table_exits_with_0_on_ctrl_c(server: XdsServer, channel: grpc.aio.Channel):
     await synced(channel, server, "good.shop")
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-u", "-m", "xds", "status", "-w", "--xds-address", f"127.0.0.1:{server.port}"),
@@ -234,14 +237,14 @@ async def test_watch_as_a_table_ends_well_on_ctrl_c(server: XdsServer, channel: 
     )
     try:
         assert process.stdout
-        async with asyncio.timeout(3 * WITHIN):
+        async with asyncio.timeout(3 * TIMEOUT):
             assert (await process.stdout.readline()).startswith(b"PROXY ")
             assert (await process.stdout.readline()).startswith(b"good.shop ")
             await rejecting(channel, server, "bad.shop")
-            told = b""
-            while b"rejected: cluster b is nonsense" not in told:
-                told = await process.stdout.readline()
-                assert told.startswith(b"bad.shop "), "what changed, without another header"
+            line = b""
+            while b"rejected: cluster b is nonsense" not in line:
+                line = await process.stdout.readline()
+                assert line.startswith(b"bad.shop "), "a changed line, without another header"
             process.send_signal(signal.SIGINT)
             _, errors = await process.communicate()
             assert (process.returncode, errors) == (0, b"")
@@ -251,7 +254,7 @@ async def test_watch_as_a_table_ends_well_on_ctrl_c(server: XdsServer, channel: 
             await process.wait()
 
 
-async def test_watch_tells_only_the_lines_that_changed(server: XdsServer, channel: grpc.aio.Channel):
+async def test_watch_prints_only_changed_lines(server: XdsServer, channel: grpc.aio.Channel):
     client = await synced(channel, server, "good.shop")
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-u", "-m", "xds", "status", "-w", "--xds-address", f"127.0.0.1:{server.port}"),
@@ -259,7 +262,7 @@ async def test_watch_tells_only_the_lines_that_changed(server: XdsServer, channe
     )
     try:
         assert process.stdout
-        async with asyncio.timeout(3 * WITHIN):
+        async with asyncio.timeout(3 * TIMEOUT):
             header = (await process.stdout.readline()).decode()
             lines = [(await process.stdout.readline()).decode()]
             await client.ask(CLUSTER)
@@ -275,39 +278,37 @@ async def test_watch_tells_only_the_lines_that_changed(server: XdsServer, channe
             while "ended" not in lines[-1]:
                 lines.append((await process.stdout.readline()).decode())
             assert {line.split()[1] for line in lines[:-1]} == {"SDS"}
-            assert lines[-1].startswith("good.shop  -     -          its stream from ipv4:127.0.0.1:")
+            assert lines[-1].startswith("good.shop  -     -          stream from ipv4:127.0.0.1:")
             await synced(channel, server, "longer-than-good.shop")
             again = [(await process.stdout.readline()).decode() for _ in range(2)]
-            assert again[0].split() == header.split(), "columns begin anew"
+            assert again[0].split() == header.split(), "the columns are wider"
             assert again[1].index("1/1") == again[0].index("RESOURCES")
     finally:
         process.kill()
         await process.wait()
 
 
-async def test_watch_tells_of_sidecars_that_are_not_connected(
-    server: XdsServer, mesh: Mesh, channel: grpc.aio.Channel
-):
+async def test_watch_prints_new_absent_sidecars(server: XdsServer, mesh: Mesh, channel: grpc.aio.Channel):
     await synced(channel, server, "good.shop")
-    mesh.lacks("dead.shop")
+    mesh.set_absent("dead.shop")
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-u", "-m", "xds", "status", "-w", "--xds-address", f"127.0.0.1:{server.port}"),
         stdout=asyncio.subprocess.PIPE,
     )
     try:
         assert process.stdout
-        async with asyncio.timeout(3 * WITHIN):
+        async with asyncio.timeout(3 * TIMEOUT):
             lines = [(await process.stdout.readline()).decode() for _ in range(3)]
             assert lines[2].split(maxsplit=3) == ["dead.shop", "-", "-", "not connected (never)\n"]
-            mesh.lacks("dead.shop", "web.shop")
+            mesh.set_absent("dead.shop", "web.shop")
             line = (await process.stdout.readline()).decode()
-            assert line.split(maxsplit=1)[0] == "web.shop", "only what is new"
+            assert line.split(maxsplit=1)[0] == "web.shop", "only new ones"
     finally:
         process.kill()
         await process.wait()
 
 
-async def test_nobody_is_connected(server: XdsServer):
+async def test_no_connected_proxy_exits_with_2(server: XdsServer):
     result = await xds(port=server.port)
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr == f"xds: no proxy is connected to 127.0.0.1:{server.port}: nothing was checked\n"
@@ -318,15 +319,13 @@ async def test_nobody_is_connected(server: XdsServer):
     assert "no proxy of namespace shop is connected" in result.stderr
     result = await xds("web.shop", port=server.port)
     assert result.exit_code == 2
-    assert "there is no proxy web.shop: none is connected" in result.stderr
+    assert "there is no proxy web.shop: no proxy is connected" in result.stderr
 
 
-async def test_a_sidecar_that_is_not_connected_is_no_success(
-    server: XdsServer, mesh: Mesh, channel: grpc.aio.Channel
-):
+async def test_absent_sidecar_exits_with_1(server: XdsServer, mesh: Mesh, channel: grpc.aio.Channel):
     await synced(channel, server, "good.shop")
     assert (await xds(port=server.port)).exit_code == 0
-    mesh.lacks("dead.shop", since=asyncio.get_running_loop().time() - 125)
+    mesh.set_absent("dead.shop", since=asyncio.get_running_loop().time() - 125)
     result = await xds(port=server.port)
     assert (result.exit_code, result.stderr) == (1, "")
     _, good, dead = result.stdout.splitlines()
@@ -348,8 +347,8 @@ async def test_a_sidecar_that_is_not_connected_is_no_success(
     assert (found["total"], found["pods"][0]["pod"], found["mayBeOnOtherReplica"]) == (1, "dead", False)
 
 
-async def test_none_of_the_expected_sidecars_is_connected(server: XdsServer, mesh: Mesh):
-    mesh.lacks("web-1.shop", "web-2.shop")
+async def test_only_absent_sidecars_exits_with_1(server: XdsServer, mesh: Mesh):
+    mesh.set_absent("web-1.shop", "web-2.shop")
     result = await xds(port=server.port)
     assert (result.exit_code, result.stderr) == (1, "")
     assert [line.split(maxsplit=3)[3] for line in result.stdout.splitlines()] == [
@@ -359,13 +358,13 @@ async def test_none_of_the_expected_sidecars_is_connected(server: XdsServer, mes
     ]
     result = await xds("web", port=server.port)
     assert result.exit_code == 2
-    assert "web may be each of web-1.shop, web-2.shop: say which" in result.stderr
+    assert "web is ambiguous: it matches web-1.shop, web-2.shop" in result.stderr
 
 
-async def test_sidecars_of_another_replica_are_no_failure(
+async def test_sidecars_of_another_replica_do_not_fail(
     server: XdsServer, mesh: Mesh, channel: grpc.aio.Channel
 ):
-    mesh.lacks("web-1.shop", "web-2.shop", elsewhere=True)
+    mesh.set_absent("web-1.shop", "web-2.shop", elsewhere=True)
     result = await xds(port=server.port)
     assert (result.exit_code, result.stdout) == (2, ""), "nothing was checked"
     assert "nothing was checked" in result.stderr
@@ -374,7 +373,7 @@ async def test_sidecars_of_another_replica_are_no_failure(
     assert result.exit_code == 0
     assert len(result.stdout.splitlines()) == 2
     assert result.stderr == (
-        "2 sidecars are not connected to this replica, and may be connected to another one (-o json names them)\n"
+        "2 sidecars are not connected to this replica; other replicas may serve them (-o json lists them)\n"
     )
     assert (await xds("web", port=server.port)).exit_code == 0, "the only one that is here"
     result = await xds("web-1", port=server.port)
@@ -382,15 +381,15 @@ async def test_sidecars_of_another_replica_are_no_failure(
     assert "not connected here (never)" in result.stdout
 
 
-async def test_many_sidecars_that_are_not_connected_are_counted(server: XdsServer, mesh: Mesh):
-    mesh.lacks(*(f"web-{n}.shop" for n in range(1500)))
+async def test_many_absent_sidecars_are_counted(server: XdsServer, mesh: Mesh):
+    mesh.set_absent(*(f"web-{n}.shop" for n in range(1500)))
     result = await xds(port=server.port)
     assert result.exit_code == 1
     assert len(result.stdout.splitlines()) == 1001
     assert result.stderr == "500 more sidecars are not connected\n"
 
 
-async def test_warnings_are_printed_and_do_not_change_the_exit_status(
+async def test_warnings_do_not_change_the_exit_status(
     server: XdsServer, mesh: Mesh, channel: grpc.aio.Channel
 ):
     await synced(channel, server, "good.shop")
@@ -408,7 +407,7 @@ async def test_warnings_are_printed_and_do_not_change_the_exit_status(
     assert (await xds("good", port=server.port)).stderr == ""
 
 
-async def test_a_proxy_that_is_not_there_or_not_the_only_one(server: XdsServer, channel: grpc.aio.Channel):
+async def test_unknown_or_ambiguous_proxy_exits_with_2(server: XdsServer, channel: grpc.aio.Channel):
     for name in ("web-1.shop", "web-2.shop", "db.bank"):
         await synced(channel, server, name)
     result = await xds("webb.shop", port=server.port)
@@ -416,40 +415,42 @@ async def test_a_proxy_that_is_not_there_or_not_the_only_one(server: XdsServer, 
     assert "there is no proxy webb.shop (POD.NAMESPACE); did you mean web-" in result.stderr
     result = await xds("web", port=server.port)
     assert result.exit_code == 2
-    assert "web may be each of web-1.shop, web-2.shop: say which" in result.stderr
+    assert "web is ambiguous: it matches web-1.shop, web-2.shop" in result.stderr
     result = await xds("db", "-n", "shop", port=server.port)
     assert result.exit_code == 2
 
 
-async def test_nobody_listens():
+async def test_unreachable_control_plane_exits_with_3():
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     result = await xds(port=port)
     assert (result.exit_code, result.stdout) == (3, "")
-    assert f"no control plane answers at 127.0.0.1:{port}: start `xds serve` first" in result.stderr
+    assert f"cannot connect to a control plane at 127.0.0.1:{port}: start `xds serve`" in result.stderr
     assert result.stderr.count("\n") == 1
 
 
-async def test_a_server_that_does_not_have_the_service():
+async def test_server_without_the_service_exits_with_3():
     server = XdsServer(OneForAll(), "127.0.0.1:0", grace=0.2)
     await server.start()
     try:
         result = await xds(port=server.port)
         assert result.exit_code == 3
-        assert f"who answers at 127.0.0.1:{server.port} does not have xds.mesh.v1.Proxies" in result.stderr
+        assert (
+            f"the server at 127.0.0.1:{server.port} does not implement xds.mesh.v1.Proxies" in result.stderr
+        )
     finally:
         await server.stop()
 
 
 @pytest.mark.parametrize("words", [("--xds-address", "x"), ("-o", "xml"), ("a", "b"), ("",), ("-n", "")])
-def test_wrong_use(words: tuple[str, ...]):
+def test_wrong_usage_exits_with_2(words: tuple[str, ...]):
     result = CliRunner().invoke(app, ["status", *words], prog_name="xds")
     assert result.exit_code == 2
 
 
-def test_help_says_what_the_exit_status_means():
+def test_help_documents_the_exit_status():
     result = CliRunner().invoke(app, ["status", "--help"], prog_name="xds")
     assert result.exit_code == 0
-    said = " ".join(result.stdout.split())
-    assert "Exit status: 0 all sidecars have what they should, 1 some do not" in said
+    text = " ".join(result.stdout.split())
+    assert "Exit status: 0 all sidecars are synced, 1 a sidecar is not synced" in text
     assert not set(result.stdout) & set("`\x1b│╭"), "no markup, no frames"

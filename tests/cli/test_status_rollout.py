@@ -1,4 +1,4 @@
-"""`xds status --rollout` against a control plane whose sidecars answer when the test says so."""
+"""`xds status --rollout` against a control plane whose sidecars ACK when the test decides."""
 
 from __future__ import annotations
 
@@ -10,24 +10,27 @@ import sys
 from collections.abc import AsyncIterator
 
 import pytest
+from structlog.testing import capture_logs
 from typer.testing import CliRunner, Result
 
 from tests.controlplane.rollouts import WITHIN, Plane, running
 from tests.policy.world import rule
 from tests.server.proxies import OneForAll
 from xds.cli import app
-from xds.cli.rollout import NOTHING
+from xds.cli.rollout import NO_TRANSITIONS
 from xds.server import XdsServer
 from xds.snapshot import ENDPOINT, LISTENER
 
-TCP = "Open TCP connections keep the mode they were opened in until they close."
+TCP = "Open TCP connections keep their mode until they close."
 OPEN = "still accepts plaintext"
 
 
 @pytest.fixture
 async def plane() -> AsyncIterator[Plane]:
-    async with running("DISABLE") as plane:
-        yield plane
+    # Without capture_logs, structlog prints to the stdout that CliRunner captures.
+    with capture_logs():
+        async with running("DISABLE") as plane:
+            yield plane
 
 
 async def xds(*words: object, port: int) -> Result:
@@ -36,19 +39,19 @@ async def xds(*words: object, port: int) -> Result:
 
 
 async def until(pattern: str, *words: object, port: int) -> Result:
-    """Ask until the first line is so."""
+    """Run the command until the first line matches."""
     async with asyncio.timeout(WITHIN):
         while not re.fullmatch(pattern, (result := await xds(*words, port=port)).stdout.splitlines()[0]):
             await asyncio.sleep(0.01)
     return result
 
 
-async def test_nothing_is_on_its_way(plane: Plane):
+async def test_no_transitions_exits_with_0(plane: Plane):
     result = await xds(port=plane.server.port)
-    assert (result.exit_code, result.stdout, result.stderr) == (0, f"{NOTHING}\n", "")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, f"{NO_TRANSITIONS}\n", "")
 
 
-async def test_one_line_for_each_service_and_what_stays_open(plane: Plane):
+async def test_one_line_per_service_then_notes(plane: Plane):
     port = plane.server.port
     plane.set_mode("STRICT", rule("shop", "web.shop.svc.cluster.local", "ISTIO_MUTUAL"))
     result = await until(
@@ -59,20 +62,20 @@ async def test_one_line_for_each_service_and_what_stays_open(plane: Plane):
     _, held, blank, *notes = result.stdout.splitlines()
     assert re.fullmatch(r"DestinationRule/shop/rule held until its servers accept it \(\d s\)", held)
     assert (blank, notes[0]) == ("", TCP)
-    assert "plaintext connections and responses that are still open when it is locked end at" in notes[1]
+    assert "plaintext connections and responses that are still open then are closed after" in notes[1]
     assert len(notes) == 2
     assert (await xds("-n", "shop", port=port)).exit_code == 1
-    assert (await xds("-n", "elsewhere", port=port)).stdout == f"{NOTHING}\n"
+    assert (await xds("-n", "elsewhere", port=port)).stdout == f"{NO_TRANSITIONS}\n"
 
     await plane.first.answer(LISTENER)
     await plane.one.answer(ENDPOINT)
-    result = await until(NOTHING, port=port)
+    result = await until(NO_TRANSITIONS, port=port)
     assert result.exit_code == 0
-    closed = "Ports that stopped accepting plaintext since the control plane started: 2."
-    assert result.stdout.splitlines()[2:] == [closed]
+    disabled = "Ports that stopped accepting plaintext since the control plane started: 2."
+    assert result.stdout.splitlines()[2:] == [disabled]
 
 
-async def test_the_way_to_plaintext_needs_no_word_about_locks(plane: Plane):
+async def test_transition_to_plaintext_has_no_lock_note(plane: Plane):
     plane.set_mode("PERMISSIVE")
     result = await until(
         r"web\.shop: 0/2 endpoints mTLS, web-1 waiting for its listener .+", port=plane.server.port
@@ -80,7 +83,7 @@ async def test_the_way_to_plaintext_needs_no_word_about_locks(plane: Plane):
     assert result.stdout.splitlines()[1:] == ["", TCP]
 
 
-async def test_json_is_what_the_service_says(plane: Plane):
+async def test_json_is_the_service_response(plane: Plane):
     plane.set_mode("STRICT")
     await until(r"web\.shop: .*", port=plane.server.port)
     result = await xds("-o", "json", port=plane.server.port)
@@ -94,7 +97,7 @@ async def test_json_is_what_the_service_says(plane: Plane):
 
 
 @pytest.mark.parametrize("output", ["table", "json"])
-async def test_watch_tells_what_changes_until_ctrl_c(plane: Plane, output: str):
+async def test_watch_prints_changes_until_ctrl_c(plane: Plane, output: str):
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-u", "-m", "xds", "status", "--rollout", "-w", "-o", output),
         *("--xds-address", f"127.0.0.1:{plane.server.port}"),
@@ -111,7 +114,7 @@ async def test_watch_tells_what_changes_until_ctrl_c(plane: Plane, output: str):
 
     try:
         async with asyncio.timeout(3 * WITHIN):
-            await heard(NOTHING if output == "table" else '"services": []')
+            await heard(NO_TRANSITIONS if output == "table" else '"services": []')
             plane.set_mode("STRICT")
             await heard("web-2 waiting for one.shop")
             await plane.first.answer(LISTENER)
@@ -121,7 +124,7 @@ async def test_watch_tells_what_changes_until_ctrl_c(plane: Plane, output: str):
                 assert all(json.loads(line)["time"] for line in lines)
             else:
                 await heard("web.shop: done")
-                await heard(NOTHING)
+                await heard(NO_TRANSITIONS)
                 assert lines.count(TCP) == 1
             process.send_signal(signal.SIGINT)
             _, errors = await process.communicate()
@@ -132,18 +135,20 @@ async def test_watch_tells_what_changes_until_ctrl_c(plane: Plane, output: str):
             await process.wait()
 
 
-async def test_a_server_that_does_not_have_the_service():
+async def test_server_without_the_service_exits_with_3():
     server = XdsServer(OneForAll(), "127.0.0.1:0", grace=0.2)
     await server.start()
     try:
         result = await xds(port=server.port)
         assert result.exit_code == 3
-        assert f"who answers at 127.0.0.1:{server.port} does not have xds.mesh.v1.Rollouts" in result.stderr
+        assert (
+            f"the server at 127.0.0.1:{server.port} does not implement xds.mesh.v1.Rollouts" in result.stderr
+        )
     finally:
         await server.stop()
 
 
-def test_it_is_not_about_one_proxy():
+def test_rollout_rejects_a_proxy():
     result = CliRunner().invoke(app, ["status", "--rollout", "web-1.shop"], prog_name="xds")
     assert result.exit_code == 2
-    assert "--rollout is about services, not about one PROXY: leave one of the two out" in result.stderr
+    assert "--rollout and PROXY cannot be combined: --rollout prints services" in result.stderr

@@ -1,4 +1,4 @@
-"""One-line descriptions of a proxy's status."""
+"""The sync status of a proxy in words."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from xds.mesh.controlplane.status import (
     object_name,
     proxy_name,
     resource_line,
-    short_name,
     stream_line,
-    type_line,
 )
 from xds.mesh.v1 import proxies_pb2 as pb
+from xds.protocol.types import short_name
 from xds.snapshot import CLUSTER, LISTENER, ROUTE, SECRET
 
 NOW = 1_000_000.0
@@ -36,7 +35,7 @@ def rejected(message: str, *causes: str) -> pb.Type:
 
 
 @pytest.mark.parametrize(
-    ("kind", "missing", "said"),
+    ("kind", "missing", "text"),
     [
         (pb.Type(state=pb.SYNCED, acked_at=at(2)), "", "synced 2s ago"),
         (pb.Type(state=pb.SYNCED, acked_at=at(-3)), "", "synced 0s ago"),
@@ -69,23 +68,24 @@ def rejected(message: str, *causes: str) -> pb.Type:
         (rejected("two\n\tlines\x1b[31m"), "", "rejected: two lines\\x1b[31m"),
     ],
 )
-def test_a_type_in_one_line(kind: pb.Type, missing: str, said: str) -> None:
-    assert type_line(kind, missing, at(0)) == said
+def test_type_in_one_line(kind: pb.Type, missing: str, text: str) -> None:
+    assert type_line(kind, missing, at(0)) == text
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"),
+    ("seconds", "text"),
     [
-        (0, "0s"), (-5, "0s"), (0.4, "0s"), (59.4, "59s"), (59.6, "1m"), (60, "1m"), (61, "1m1s"), (3599, "59m59s"),
-        (3600, "1h"), (3659, "1h"), (3660, "1h1m"), (86399, "23h59m"), (86400, "1d"), (180000, "2d2h"),
+        (0, "0s"), (-5, "0s"), (0.4, "0s"), (59.4, "59s"), (59.6, "1m"), (60, "1m"), (61, "1m1s"),
+        (3599, "59m59s"), (3600, "1h"), (3659, "1h"), (3660, "1h1m"), (86399, "23h59m"),
+        (86400, "1d"), (180000, "2d2h"),
     ],
 )  # fmt: skip
-def test_a_length_of_time_has_two_units_at_most(seconds: float, said: str) -> None:
-    assert duration(seconds) == said
+def test_duration_has_at_most_two_units(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
 
 
 @pytest.mark.parametrize(
-    ("resource", "said"),
+    ("resource", "text"),
     [
         (
             pb.Resource(state=pb.Resource.ERROR, rejection=pb.Rejection(sources=[RULE])),
@@ -103,11 +103,11 @@ def test_a_length_of_time_has_two_units_at_most(seconds: float, said: str) -> No
         (pb.Resource(state=pb.Resource.STALE, sent_version="1", version="1"), "sent, not ACKed"),
     ],
 )
-def test_a_resource_that_is_not_synced(resource: pb.Resource, said: str) -> None:
-    assert resource_line(resource, at(0)) == said
+def test_unsynced_resource_in_words(resource: pb.Resource, text: str) -> None:
+    assert resource_line(resource, at(0)) == text
 
 
-def test_a_stream_and_what_it_is_for() -> None:
+def test_stream_in_words() -> None:
     stream = pb.Stream(variant=pb.Stream.DELTA, peer="ipv4:127.0.0.1:9", connected_at=at(14))
     assert stream_line(stream, at(0)) == "delta ADS from ipv4:127.0.0.1:9, connected 14s ago"
     stream = pb.Stream(variant=pb.Stream.SOTW, type_url=LISTENER, peer="unix:", connected_at=at(3600))

@@ -1,4 +1,4 @@
-"""Tables on a terminal, and elsewhere."""
+"""Tables on a terminal and in a pipe."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from xds.cli.tables import Table
 NAME = "a-pod-with-a-long-name.and-a-namespace"
 
 
-def on_terminal(made: Table, columns: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Show a table on a terminal of so many columns, and return what is to be seen there."""
+def show_on_terminal(made: Table, columns: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the lines that a terminal of the given width displays."""
     monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setenv("TERM", "xterm")
     other_end, end = pty.openpty()
@@ -25,7 +25,8 @@ def on_terminal(made: Table, columns: int, monkeypatch: pytest.MonkeyPatch) -> l
             patched.setattr(sys, "stdout", stdout)
             made.show()
             stdout.flush()
-            return click.unstyle(os.read(other_end, 1 << 16).decode()).splitlines()
+            shown = click.unstyle(os.read(other_end, 1 << 16).decode())
+            return [line.rstrip() for line in shown.splitlines()]
     finally:
         os.close(other_end)
 
@@ -37,9 +38,9 @@ def table(*rows: tuple[str, str, str]) -> Table:
     return made
 
 
-def test_on_a_terminal_the_last_column_goes_on_below(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_last_column_wraps_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     made = table(("web.shop", "CDS", "rejected: no such certificate"), ("db.shop", "SDS", "synced"))
-    assert on_terminal(made, 36, monkeypatch) == [
+    assert show_on_terminal(made, 36, monkeypatch) == [
         "PROXY     TYPE  STATUS",
         "web.shop  CDS   rejected: no such",
         "                certificate",
@@ -47,19 +48,19 @@ def test_on_a_terminal_the_last_column_goes_on_below(monkeypatch: pytest.MonkeyP
     ]
 
 
-def test_on_a_narrow_terminal_names_stay_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = on_terminal(table((NAME, "CDS", "synced 20s ago")), 40, monkeypatch)
+def test_names_are_not_truncated_on_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = show_on_terminal(table((NAME, "CDS", "synced 20s ago")), 40, monkeypatch)
     assert [line.split() for line in lines[1:]] == [[NAME, "CDS", "synced", "20s"], ["ago"]]
 
 
-def test_where_nobody_looks_a_row_is_a_line(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+def test_row_is_one_line_without_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "40")
-    said = "word " * 1000
-    table((NAME, "CDS", said)).show()
-    assert capsys.readouterr().out.splitlines()[1] == f"{NAME}  CDS   {said.rstrip()}"
+    text = "word " * 1000
+    table((NAME, "CDS", text)).show()
+    assert capsys.readouterr().out.splitlines()[1] == f"{NAME}  CDS   {text.rstrip()}"
 
 
-def test_titles_come_again_only_where_columns_begin_anew(capsys: pytest.CaptureFixture[str]) -> None:
+def test_titles_repeat_only_when_columns_widen(capsys: pytest.CaptureFixture[str]) -> None:
     made = table(("web.shop", "CDS", "x"))
     for name in ("db.shop", "longer.shop", "web.shop"):
         made.show()

@@ -1,4 +1,4 @@
-"""`xds token`: what it prints, writes and renews; what its tokens are good for is in test_serve_tokens.py."""
+"""`xds token`: what it prints, writes and renews. test_serve_tokens.py uses its tokens."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from xds.cli import app
-from xds.cli.token_files import Files
+from xds.cli.token_files import TokenFiles
 from xds.mesh.identity.ca import Authority
-from xds.mesh.identity.claims import Caller, How
+from xds.mesh.identity.claims import Caller, How, NotProvenError
 from xds.mesh.identity.keys import PrivateKey
 from xds.mesh.identity.state_dir import MORE_ROOTS_FILE, TOKEN_KEY_FILE, root_authority, roots, token_key
 
@@ -28,7 +28,7 @@ kind: Pod
 metadata: {{name: web-0, namespace: shop, uid: "11-22"}}
 spec: {{serviceAccountName: {}}}
 """
-WITHIN = 30.0
+TIMEOUT = 30.0
 
 
 @pytest.fixture
@@ -53,35 +53,43 @@ def xds(*words: object) -> Result:
     return CliRunner().invoke(app, ["token", *map(str, words)], prog_name="xds")
 
 
-def proved(state: Path, text: str) -> Caller:
+def verify(state: Path, text: str) -> Caller:
     return token_key(state).prove(text, datetime.now(UTC))
+
+
+def is_valid(state: Path, text: str) -> bool:
+    try:
+        verify(state, text)
+    except NotProvenError:
+        return False
+    return True
 
 
 def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_one_token_is_printed_and_nothing_else(state: Path, folder: Path) -> None:
-    for options, who in (
+def test_token_is_printed_alone(state: Path, folder: Path) -> None:
+    for options, expected in (
         ((), caller("default")),
         (("--service-account", "seller"), caller("seller")),
         (("--manifests", folder), caller("seller", uid="11-22")),
     ):
         done = xds("web-0.shop", "--state-dir", state, *options)
         assert (done.exit_code, done.stderr, done.stdout.count("\n")) == (0, "", 1)
-        assert proved(state, done.stdout.strip()) == who
+        assert verify(state, done.stdout.strip()) == expected
     assert mode(state / TOKEN_KEY_FILE) == 0o600
 
 
-def test_one_of_no_pod_is_for_those_who_look(state: Path) -> None:
+def test_token_without_a_pod_is_for_admins(state: Path) -> None:
     done = xds("--service-account", "ops/admin", "--state-dir", state)
     assert (done.exit_code, done.stderr) == (0, "")
-    assert proved(state, done.stdout.strip()) == Caller(
+    assert verify(state, done.stdout.strip()) == Caller(
         namespace="ops", service_account="admin", how=How.TOKEN
     )
 
 
-def test_it_lives_as_long_as_was_said(state: Path) -> None:
+def test_token_expires_after_its_lifetime(state: Path) -> None:
     for options, seconds in (((), 3600), (("--lifetime", 60), 60)):
         began = datetime.now(UTC)
         text = xds("web-0.shop", "--state-dir", state, *options).stdout.strip()
@@ -90,7 +98,7 @@ def test_it_lives_as_long_as_was_said(state: Path) -> None:
             token_key(state).prove(text, datetime.now(UTC) + timedelta(seconds=seconds))
 
 
-def test_a_folder_for_each_pod_is_written(state: Path, tmp_path: Path) -> None:
+def test_folder_is_written_for_each_pod(state: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     (out / "web-0.shop").mkdir(parents=True)  # as where a volume is mounted
     for _ in range(2):
@@ -100,25 +108,25 @@ def test_a_folder_for_each_pod_is_written(state: Path, tmp_path: Path) -> None:
         found = out / f"{pod}.shop"
         assert {each.name for each in found.iterdir()} == {"token", "root-cert.pem"}
         assert (mode(found / "token"), mode(found / "root-cert.pem")) == (0o600, 0o644)
-        assert proved(state, (found / "token").read_text()) == caller("default", pod)
+        assert verify(state, (found / "token").read_text()) == caller("default", pod)
         assert (found / "root-cert.pem").read_bytes() == roots(state)
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
-        ((), "say for whom: POD.NAMESPACE, or --service-account NAMESPACE/NAME"),
+        ((), "name a pod (POD.NAMESPACE), or use --service-account NAMESPACE/NAME"),
         (
             ("--service-account", "admin"),
-            "--service-account admin: without a pod it has to be NAMESPACE/NAME",
+            "--service-account admin: must be NAMESPACE/NAME without a pod",
         ),
-        (("--service-account", "spiffe://x/ns/a/sa/b"), "without a pod it has to be NAMESPACE/NAME"),
-        (("--service-account", "a/b", "--out-dir", "OUT"), "say for whom: POD.NAMESPACE"),
-        (("a.b", "c.d"), "say with --out-dir where to write several"),
-        (("a.b", "--renew"), "--renew is for --out-dir"),
+        (("--service-account", "spiffe://x/ns/a/sa/b"), "must be NAMESPACE/NAME without a pod"),
+        (("--service-account", "a/b", "--out-dir", "OUT"), "name a pod (POD.NAMESPACE)"),
+        (("a.b", "c.d"), "add --out-dir to write tokens for several pods"),
+        (("a.b", "--renew"), "--renew requires --out-dir"),
         (
             ("a.b", "--service-account", "x", "--manifests", "M"),
-            "--service-account is for pods without --man",
+            "--service-account cannot be combined with --manifests",
         ),
         (("a.b", "--service-account", "x/y"), "--service-account 'x/y' is not a DNS name"),
         (("web",), "'web' is not POD.NAMESPACE, such as web-0.shop"),
@@ -131,20 +139,20 @@ def test_a_folder_for_each_pod_is_written(state: Path, tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_cannot_be_meant_is_said(
-    state: Path, folder: Path, tmp_path: Path, words: tuple[str, ...], said: str
+def test_invalid_options_exit_with_2(
+    state: Path, folder: Path, tmp_path: Path, words: tuple[str, ...], message: str
 ) -> None:
     places = {"M": str(folder), "OUT": str(tmp_path / "out")}
     done = xds(*(places.get(word, word) for word in words), "--state-dir", state)
     assert (done.exit_code, done.stdout) == (2, "")
-    assert said in " ".join(done.stderr.replace("│", " ").split())
+    assert message in " ".join(done.stderr.replace("│", " ").split())
     assert not (tmp_path / "out").exists()
 
 
-def test_what_cannot_be_read_or_written_is_said(state: Path, tmp_path: Path) -> None:
+def test_unreadable_or_unwritable_files_are_reported(state: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "empty").mkdir()
-    for options, status, said in (
+    for options, status, message in (
         (("--state-dir", tmp_path / "none"), 2, "does not exist"),
         (
             ("--state-dir", tmp_path / "empty", "--out-dir", tmp_path / "out"),
@@ -158,9 +166,10 @@ def test_what_cannot_be_read_or_written_is_said(state: Path, tmp_path: Path) -> 
         ),
     ):
         done = xds("web-0.shop", *options)
-        assert (done.exit_code, said in " ".join(done.stderr.replace("│", " ").split())) == (status, True), (
-            said
-        )
+        assert (done.exit_code, message in " ".join(done.stderr.replace("│", " ").split())) == (
+            status,
+            True,
+        ), message
     (state / TOKEN_KEY_FILE).write_text("no key")
     (state / TOKEN_KEY_FILE).chmod(0o600)
     done = xds("web-0.shop", "--state-dir", state)
@@ -172,15 +181,15 @@ class Renewing:
     """`xds token --renew`, as a process."""
 
     def __init__(self, tmp_path: Path, *options: object) -> None:
-        self.out, self._log, self._said = tmp_path / "out/web-0.shop", tmp_path / "log", tmp_path / "stdout"
-        with self._log.open("w") as log, self._said.open("w") as said:
+        self.out, self._log, self._stdout = tmp_path / "out/web-0.shop", tmp_path / "log", tmp_path / "stdout"
+        with self._log.open("w") as log, self._stdout.open("w") as stdout:
             self.process = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "xds", "token", "web-0.shop", "--state-dir", tmp_path / "state"),
                     *("--out-dir", tmp_path / "out", "--renew", *map(str, options)),
                 ],
                 stderr=log,
-                stdout=said,
+                stdout=stdout,
             )
 
     @property
@@ -190,17 +199,17 @@ class Renewing:
     def token(self) -> str:
         return (self.out / "token").read_text() if (self.out / "token").exists() else ""
 
-    def until(self, what: Callable[[], object]) -> None:
-        end = time.monotonic() + WITHIN
-        while not what():
+    def wait_for(self, condition: Callable[[], object]) -> None:
+        end = time.monotonic() + TIMEOUT
+        while not condition():
             assert time.monotonic() < end, self.log
             assert self.process.poll() is None, self.log
             time.sleep(0.02)
 
     def end(self, number: int = signal.SIGTERM) -> None:
         self.process.send_signal(number)
-        assert (self.process.wait(WITHIN), self._said.read_text()) == (0, "")
-        assert "event=stopped" in self.log.splitlines()[-1]
+        assert (self.process.wait(TIMEOUT), self._stdout.read_text()) == (0, "")
+        assert 'event="token renewal stopped"' in self.log.splitlines()[-1]
 
 
 @contextmanager
@@ -215,63 +224,60 @@ def renewing(tmp_path: Path, *options: object) -> Iterator[Renewing]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_it_is_renewed_before_it_expires(state: Path, tmp_path: Path, number: int) -> None:
+def test_token_is_renewed_before_it_expires(state: Path, tmp_path: Path, number: int) -> None:
     with renewing(tmp_path, "--lifetime", 10) as process:
-        process.until(process.token)
+        process.wait_for(process.token)
         for _ in range(2):
             before = process.token()
-            process.until(lambda before=before: process.token() != before)
-            assert proved(state, before) == caller("default")
+            process.wait_for(lambda before=before: process.token() != before)
+            assert verify(state, before) == caller("default")
         process.end(number)
-        assert process.log.count("event=token pod=web-0.shop account=shop/default") == 3
+        assert process.log.count('event="token written" pod=web-0.shop account=shop/default') == 3
         assert not [line for line in process.log.splitlines() if before in line]
 
 
-def test_what_is_not_there_yet_is_waited_for(tmp_path: Path) -> None:
+def test_renew_waits_for_the_root_certificate(tmp_path: Path) -> None:
     (tmp_path / "state").mkdir()
     with renewing(tmp_path) as process:
-        process.until(lambda: 'event="no token written"' in process.log)
+        process.wait_for(lambda: 'event="token not written"' in process.log)
         assert "root-cert.pem is not there yet: xds serve makes it" in process.log
         root_authority(tmp_path / "state", "cluster.local", datetime.now(UTC))
-        process.until(process.token)
+        process.wait_for(process.token)
         process.end()
-        assert process.log.count("no token written") == 1
+        assert process.log.count("token not written") == 1
 
 
-def test_it_is_written_anew_when_roots_or_key_are_others(state: Path, tmp_path: Path) -> None:
+def test_files_are_renewed_if_roots_or_key_change(state: Path, tmp_path: Path) -> None:
     with renewing(tmp_path) as process:
-        process.until(process.token)
+        process.wait_for(process.token)
         other = Authority.create(PrivateKey.generate(), "cluster.local", datetime.now(UTC))
         (state / MORE_ROOTS_FILE).write_bytes(other.certificate_pem)
-        process.until(lambda: other.certificate_pem in (process.out / "root-cert.pem").read_bytes())
-        before = process.token()
+        process.wait_for(lambda: other.certificate_pem in (process.out / "root-cert.pem").read_bytes())
         (state / TOKEN_KEY_FILE).unlink()
-        process.until(lambda: process.token() != before)
-        assert proved(state, process.token()) == caller("default")
+        process.wait_for(lambda: is_valid(state, process.token()))
+        assert verify(state, process.token()) == caller("default")
         process.end()
 
 
-def test_it_is_written_anew_when_the_pods_account_is_another(
-    state: Path, folder: Path, tmp_path: Path
-) -> None:
+def test_token_is_renewed_if_the_account_changes(state: Path, folder: Path, tmp_path: Path) -> None:
     with renewing(tmp_path, "--manifests", folder) as process:
-        process.until(process.token)
-        assert proved(state, process.token()) == caller("seller", uid="11-22")
+        process.wait_for(process.token)
+        assert verify(state, process.token()) == caller("seller", uid="11-22")
         before = process.token()
         (folder / "pod.yaml").unlink()
-        process.until(lambda: "there is no such pod in the manifests any more" in process.log)
+        process.wait_for(lambda: "the pod is not in the manifests any more" in process.log)
         assert process.token() == before
         (folder / "pod.yaml").write_text(POD.format("buyer"))
-        process.until(lambda: process.token() != before)
-        assert proved(state, process.token()) == caller("buyer", uid="11-22")
+        process.wait_for(lambda: process.token() != before)
+        assert verify(state, process.token()) == caller("buyer", uid="11-22")
         process.end()
 
 
-def test_a_clock_that_was_set_back_does_not_delay_it(state: Path, tmp_path: Path) -> None:
+def test_clock_set_back_does_not_delay_renewal(state: Path, tmp_path: Path) -> None:
     now = datetime.now(UTC)
     times = iter([now, now + timedelta(minutes=29), now - timedelta(days=1)])
     whom = {"web-0.shop": caller("seller")}
-    files = Files(lambda: whom, state, tmp_path / "out", timedelta(hours=1), now=lambda: next(times))
+    files = TokenFiles(lambda: whom, state, tmp_path / "out", timedelta(hours=1), now=lambda: next(times))
     written = []
     for _ in range(3):
         assert not files.write()["web-0.shop"].problem
@@ -279,14 +285,14 @@ def test_a_clock_that_was_set_back_does_not_delay_it(state: Path, tmp_path: Path
     assert written[0] == written[1] != written[2]
 
 
-def test_what_goes_wrong_for_one_pod_does_not_keep_the_others_waiting(state: Path, tmp_path: Path) -> None:
+def test_problem_with_one_pod_does_not_delay_others(state: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/web-0.shop").write_text("in the way")
     whom = {"web-0.shop": caller("seller"), "web-1.shop": caller("seller", "web-1"), "gone.shop": None}
-    files = Files(lambda: whom, state, tmp_path / "out", timedelta(hours=1))
+    files = TokenFiles(lambda: whom, state, tmp_path / "out", timedelta(hours=1))
     assert {name: outcome.problem for name, outcome in files.write().items()} == {
         "web-0.shop": f"{tmp_path}/out/web-0.shop: File exists",
         "web-1.shop": "",
-        "gone.shop": "there is no such pod in the manifests any more",
+        "gone.shop": "the pod is not in the manifests any more",
     }
     assert (tmp_path / "out/web-1.shop/token").exists()

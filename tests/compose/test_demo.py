@@ -41,7 +41,7 @@ def test_the_play_matches_the_page(demo: Demo) -> None:
     assert [
         f"{number}. {step.name}: {step.what}" in played.stdout for number, step in enumerate(STEPS, 1)
     ] == [True] * len(STEPS)
-    assert f"matches the page: {len(STEPS)} steps" in played.stdout
+    assert f"matches the Istio task: {len(STEPS)} steps" in played.stdout
     assert not [*(EXAMPLE / "mesh").glob("policy*"), *(EXAMPLE / "mesh").glob("destination-rule*")]
 
 

@@ -89,7 +89,7 @@ async def test_object_is_reported_once_and_solved_once() -> None:
         ]
         world.change(pod("wbe", "shop"))
         await world.until(lambda: not world.watcher.problems)
-        assert [entry["event"] for entry in logs] == ["object has no effect", "solved"]
+        assert [entry["event"] for entry in logs] == ["object has no effect", "problem solved"]
 
 
 async def test_object_briefly_without_effect_is_not_reported(monkeypatch: pytest.MonkeyPatch) -> None:

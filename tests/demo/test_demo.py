@@ -1,4 +1,4 @@
-"""`xds demo` itself, with real Envoys: what it prints, and that nothing is left of it, however it ends."""
+"""`xds demo` with real Envoys: its output, and that it leaves no process or file behind."""
 
 import json
 import os
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.envoy
 
 
 class Demo:
-    """A demo that runs, and all processes that come of it."""
+    """A running demo and all its processes."""
 
     def __init__(self, folder, *options):
         self.mark = f"XDS_DEMO_TEST={uuid.uuid4()}"
@@ -40,21 +40,24 @@ class Demo:
     def progress(self):
         return (self.folder.parent / "stderr").read_text()
 
-    def said(self, text, within=60.0):
-        """Wait until it says something on stderr."""
+    def wait_for_output(self, text, within=60.0):
+        """Wait for a text on stderr."""
         deadline = time.monotonic() + within
         while text not in self.progress:
             assert self.process.poll() is None, self.progress
             assert time.monotonic() < deadline, self.progress
             time.sleep(0.02)
 
-    def ended(self, within=100.0):
-        """Wait for its end; return its exit status and what it printed."""
+    def wait_for_exit(self, within=100.0):
+        """Wait until the demo exits; return the exit status and stdout."""
         output, _ = self.process.communicate(timeout=within)
         return self.process.returncode, output
 
-    def left(self):
-        """What still runs, by pid: every process that it started has its mark."""
+    def find_processes(self):
+        """Return the command lines of running processes by PID.
+
+        Each process inherits a variable that marks it.
+        """
         found = {}
         for environment in Path("/proc").glob("[0-9]*/environ"):
             try:
@@ -66,10 +69,10 @@ class Demo:
         return found
 
     def pid_of(self, text, within=10.0):
-        """Wait for the process with that in its command line, which is empty while a process becomes another program."""
+        """Return the PID of the process with a text in its command line, which is empty during an exec."""
         deadline = time.monotonic() + within
         while True:
-            running = self.left()
+            running = self.find_processes()
             found = [pid for pid, command in running.items() if text in command]
             if found:
                 (pid,) = found
@@ -77,10 +80,10 @@ class Demo:
             assert time.monotonic() < deadline, running
             time.sleep(0.02)
 
-    def nothing_left(self, within=10.0):
-        """Wait until nothing runs: the kernel, which ends what the demo cannot, takes a moment."""
+    def has_no_processes(self, within=10.0):
+        """Wait until no process runs: the kernel needs a moment to kill what the demo could not stop."""
         deadline = time.monotonic() + within
-        while (found := self.left()) and time.monotonic() < deadline:
+        while (found := self.find_processes()) and time.monotonic() < deadline:
             time.sleep(0.02)
         assert found == {}
         return True
@@ -103,9 +106,9 @@ def start(tmp_path):
 
 
 @pytest.mark.parametrize("options", [(), ("--sotw",)], ids=["delta", "sotw"])
-def test_the_page_comes_true(start, options):
+def test_demo_matches_the_istio_task(start, options):
     demo = start("-o", "json", *options)
-    status, output = demo.ended()
+    status, output = demo.wait_for_exit()
     assert status == 0, demo.progress
     rows = {(row["step"], row["from"], row["to"]): row for row in json.loads(output)}
     expected = {(step.name, *pair): (pair, e) for step in STEPS for pair, e in step.expected.items()}
@@ -115,46 +118,46 @@ def test_the_page_comes_true(start, options):
         assert code == e.code, key
         assert rows[key]["codes"][code] >= 10, key
         assert rows[key]["identities"] == ([] if e.shown is Shown.NONE else [pair.identity]), key
-    assert "matches the page: 9 steps, " in demo.progress
-    assert demo.nothing_left()
+    assert "matches the Istio task: 9 steps, " in demo.progress
+    assert demo.has_no_processes()
     assert list(demo.folder.iterdir()) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_half_way_ends_everything(start, number):
+def test_signal_stops_everything(start, number):
     demo = start()
-    demo.said("4/9")
+    demo.wait_for_output("4/9")
     demo.process.send_signal(number)
-    status, _ = demo.ended()
+    status, _ = demo.wait_for_exit()
     assert status == 128 + number
-    assert demo.nothing_left()
+    assert demo.has_no_processes()
     assert list(demo.folder.iterdir()) == []
 
 
-def test_even_a_demo_that_is_killed_leaves_nothing_running(start):
+def test_killed_demo_leaves_nothing_running(start):
     demo = start()
-    demo.said("1/9")
-    assert len(demo.left()) > 7
+    demo.wait_for_output("1/9")
+    assert len(demo.find_processes()) > 7
     demo.process.kill()
-    demo.ended()
-    assert demo.nothing_left()
+    demo.wait_for_exit()
+    assert demo.has_no_processes()
 
 
-def test_a_process_that_ends_by_itself_ends_the_demo_and_its_log_is_kept(start):
+def test_exited_process_fails_the_demo_and_logs_remain(start):
     demo = start()
-    demo.said("1/9")
+    demo.wait_for_output("1/9")
     os.kill(demo.pid_of("sleep.full.json"), signal.SIGKILL)
-    status, _ = demo.ended()
+    status, _ = demo.wait_for_exit()
     assert status == 1
-    assert "sidecar of sleep.full ended with status -9" in demo.progress
-    assert demo.nothing_left()
+    assert "sidecar of sleep.full exited with status -9" in demo.progress
+    assert demo.has_no_processes()
     assert list(demo.folder.glob("*/logs/sidecar-of-sleep.full.log"))
 
 
-def test_kept_running_it_says_what_to_try_and_ends_well_on_ctrl_c(start):
+def test_keep_suggests_commands_until_ctrl_c(start):
     demo = start("--keep")
-    demo.said("Everything runs until Ctrl-C")
-    demo.said("127.10.1.2:15000")
+    demo.wait_for_output("The demo runs until Ctrl-C")
+    demo.wait_for_output("127.10.1.2:15000")
     (proxy,) = (line for line in demo.progress.splitlines() if "curl --proxy" in line)
     body = subprocess.run(proxy.split(), check=True, capture_output=True, text=True).stdout
     assert "URI=spiffe://cluster.local/ns/full/sa/sleep" in body
@@ -170,16 +173,16 @@ def test_kept_running_it_says_what_to_try_and_ends_well_on_ctrl_c(start):
         "httpbin.partial",
     }
     demo.process.send_signal(signal.SIGINT)
-    status, output = demo.ended()
-    assert (status, "matches the page" in output) == (0, True)
-    assert demo.nothing_left()
+    status, output = demo.wait_for_exit()
+    assert (status, "matches the Istio task" in output) == (0, True)
+    assert demo.has_no_processes()
     assert list(demo.folder.iterdir()) == []
 
 
-def test_an_address_in_use_is_told_at_once(start):
+def test_address_in_use_exits_with_2(start):
     with socket.create_server(("127.10.1.1", 8080)):
         demo = start()
-        status, output = demo.ended()
+        status, output = demo.wait_for_exit()
     assert (status, output) == (2, "")
     assert "httpbin.full cannot listen on 127.10.1.1:8080" in demo.progress
-    assert demo.nothing_left()
+    assert demo.has_no_processes()

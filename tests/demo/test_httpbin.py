@@ -1,4 +1,4 @@
-"""The real httpbin, as the demo starts it."""
+"""httpbin, as the demo starts it."""
 
 import sys
 import time
@@ -7,7 +7,7 @@ import pytest
 
 from xds.demo.curl import curl
 from xds.demo.play import Answer
-from xds.demo.pods import not_listening
+from xds.demo.pods import find_not_listening
 from xds.demo.processes import Processes
 
 pytest.importorskip("httpbin", reason="the extra `demo` is not installed")
@@ -19,26 +19,26 @@ WHERE = ("127.10.9.3", 8080)
 def httpbin(tmp_path_factory):
     with Processes(tmp_path_factory.mktemp("logs")) as processes:
         processes.start("httpbin", sys.executable, "-m", "xds.demo.httpbin", WHERE[0], str(WHERE[1]))
-        processes.until("httpbin", lambda: not_listening({"httpbin": WHERE}))
+        processes.wait_for("httpbin", lambda: find_not_listening({"httpbin": WHERE}))
         yield
 
 
 @pytest.mark.usefixtures("httpbin")
-def test_it_answers_as_on_the_page():
+def test_httpbin_answers():
     url = "http://httpbin.full:8000/headers"
     assert curl(url, source="127.10.9.4", to=WHERE) == Answer("200")
     assert curl("http://httpbin.full:8000/status/503", source="127.10.9.4", to=WHERE) == Answer("503")
 
 
 @pytest.mark.parametrize("attempt", range(5))
-def test_it_ends_by_itself_from_the_moment_it_listens(tmp_path, attempt):
+def test_httpbin_stops_on_sigterm_once_it_listens(tmp_path, attempt):
     where = (f"127.10.9.{5 + attempt}", 8080)
     with Processes(tmp_path) as processes:
         httpbin = processes.start(
             "httpbin", sys.executable, "-m", "xds.demo.httpbin", where[0], str(where[1])
         )
         deadline = time.monotonic() + 20
-        while not_listening({"httpbin": where}):  # as closely as can be: `until` looks 50 times a second
+        while find_not_listening({"httpbin": where}):  # without a delay, unlike `wait_for`
             assert time.monotonic() < deadline
             processes.check()
         httpbin.process.terminate()

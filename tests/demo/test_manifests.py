@@ -1,4 +1,4 @@
-"""The example's objects are what the page's commands make."""
+"""The example's objects are those that the Istio task's commands create."""
 
 import pytest
 import yaml
@@ -30,7 +30,7 @@ def mesh():
     return Mesh(facts(*sorted((EXAMPLES / "workloads").iterdir())))
 
 
-def test_only_pods_whose_migration_is_done_have_sidecars(mesh):
+def test_only_migrated_pods_have_sidecars(mesh):
     assert {name_of(pod): pod.has_sidecar for pod in mesh.pods()} == {
         "httpbin.full": True,
         "sleep.full": True,
@@ -42,33 +42,33 @@ def test_only_pods_whose_migration_is_done_have_sidecars(mesh):
 
 
 @pytest.mark.parametrize(("namespace", "pods"), [("full", 1), ("partial", 2), ("legacy", 1)])
-def test_each_httpbin_is_served_by_all_of_its_namespace(mesh, namespace, pods):
+def test_httpbin_has_an_endpoint_per_pod(mesh, namespace, pods):
     service = mesh.service(namespace, "httpbin")
     assert [port.port for port in service.ports] == [8000]
     assert [e.port for e in mesh.endpoints(service, service.ports[0]) if e.ready] == [8080] * pods
 
 
-def test_the_two_pods_of_partial_have_identities_of_their_own(mesh):
+def test_pods_of_partial_have_different_identities(mesh):
     assert mesh.identities(mesh.service("partial", "httpbin")) == (
         "spiffe://cluster.local/ns/partial/sa/default",
         "spiffe://cluster.local/ns/partial/sa/httpbin",
     )
 
 
-def test_no_two_processes_want_the_same_address(mesh):
+def test_addresses_are_unique(mesh):
     wanted = [where for pod in mesh.pods() for where in addresses(pod)]
     assert len(wanted) == len(set(wanted))
 
 
 @pytest.mark.parametrize(("file", "mode"), [("strict.yaml", Mode.STRICT), ("plaintext.yaml", Mode.DISABLE)])
-def test_the_policies_are_the_page_s(file, mode):
+def test_policies_are_those_of_the_istio_task(file, mode):
     policy = step(file)
     assert isinstance(policy, AuthenticationPolicy)
     assert (policy.namespace, policy.name, policy.mode) == ("full", "httpbin", mode)
     assert policy.targets == (Target(service="httpbin"),)
 
 
-def test_the_destination_rule_is_the_page_s():
+def test_destination_rule_is_that_of_the_istio_task():
     rule = step("destination-rule.yaml")
     assert isinstance(rule, DestinationRule)
     assert (rule.namespace, rule.name, rule.host) == (
@@ -79,7 +79,7 @@ def test_the_destination_rule_is_the_page_s():
     assert rule.policy.tls.mode is TlsMode.ISTIO_MUTUAL
 
 
-def test_every_file_that_a_step_applies_is_there():
+def test_files_of_all_steps_exist():
     assert {example for step in STEPS for example in step.apply.values()} == {
         file.name for file in (EXAMPLES / "steps").iterdir()
     }

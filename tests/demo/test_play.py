@@ -1,4 +1,4 @@
-"""The table of what must be seen, and how what was seen is compared with it."""
+"""The expected answers of each step, and their comparison with the actual answers."""
 
 from collections import Counter
 
@@ -9,17 +9,17 @@ from xds.demo.play import (
     FULL_FULL,
     FULL_PARTIAL,
     LEGACY_FULL,
+    MAX_REQUESTS,
     MIXED,
     MTLS,
     NO_ANSWER,
-    PATIENCE,
     PLAINTEXT,
     REQUESTS,
     STEPS,
     UNAVAILABLE,
     Answer,
-    Seen,
     Step,
+    StepResult,
 )
 
 SLEEP = "spiffe://cluster.local/ns/full/sa/sleep"
@@ -28,7 +28,7 @@ MTLS_200, PLAIN_200 = Answer("200", SLEEP), Answer("200")
 
 def seen(expected, pair=FULL_FULL, **counts):
     answers = {"mtls": MTLS_200, "plain": PLAIN_200, "none": Answer("000"), "unavailable": Answer("503")}
-    return Seen(
+    return StepResult(
         Step(name="a step", what="", expected={pair: expected}),
         {pair: Counter({answers[name]: count for name, count in counts.items()})},
     )
@@ -44,7 +44,7 @@ def seen(expected, pair=FULL_FULL, **counts):
         (UNAVAILABLE, {"unavailable": 10}),
     ],
 )
-def test_what_is_expected_makes_no_difference(expected, counts):
+def test_expected_answers_make_no_difference(expected, counts):
     assert list(seen(expected, **counts).differences()) == []
 
 
@@ -61,39 +61,39 @@ def test_what_is_expected_makes_no_difference(expected, counts):
         (UNAVAILABLE, {"none": 10}),
     ],
 )
-def test_anything_else_is_a_difference(expected, counts):
+def test_other_answers_are_a_difference(expected, counts):
     assert len(list(seen(expected, **counts).differences())) == 1
 
 
-def test_a_difference_names_the_step_the_pair_and_both_sides():
+def test_difference_names_step_pair_and_answers():
     (difference,) = seen(MTLS, mtls=9, plain=1).differences()
     assert difference == (
         f"a step: sleep.full to httpbin.full: expected 200 with {SLEEP}, "
-        f"saw 1x 200 without an identity, 9x 200 with {SLEEP}"
+        f"got 1x 200 without an identity, 9x 200 with {SLEEP}"
     )
 
 
-def test_the_identity_of_another_client_is_a_difference():
+def test_wrong_client_identity_is_a_difference():
     other = Answer("200", "spiffe://cluster.local/ns/full/sa/httpbin")
     step = Step(name="a step", what="", expected={FULL_FULL: MTLS})
-    assert list(Seen(step, {FULL_FULL: Counter({other: 10})}).differences())
+    assert list(StepResult(step, {FULL_FULL: Counter({other: 10})}).differences())
 
 
-def test_requests_end_when_both_kinds_were_seen_but_not_before_the_page_s_ten():
-    assert not MIXED.fulfilled(FULL_PARTIAL, Counter({MTLS_200: 5, PLAIN_200: 4}))
-    assert not MIXED.fulfilled(FULL_PARTIAL, Counter({MTLS_200: REQUESTS}))
-    assert MIXED.fulfilled(FULL_PARTIAL, Counter({MTLS_200: REQUESTS, PLAIN_200: 1}))
+def test_mixed_pair_needs_both_kinds_and_ten_requests():
+    assert not MIXED.is_settled(FULL_PARTIAL, Counter({MTLS_200: 5, PLAIN_200: 4}))
+    assert not MIXED.is_settled(FULL_PARTIAL, Counter({MTLS_200: REQUESTS}))
+    assert MIXED.is_settled(FULL_PARTIAL, Counter({MTLS_200: REQUESTS, PLAIN_200: 1}))
 
 
-def test_requests_end_even_if_what_is_expected_never_comes():
-    assert MIXED.fulfilled(FULL_PARTIAL, Counter({MTLS_200: PATIENCE}))
+def test_requests_end_at_the_maximum():
+    assert MIXED.is_settled(FULL_PARTIAL, Counter({MTLS_200: MAX_REQUESTS}))
 
 
-def test_what_is_wrong_already_is_not_asked_for_again_and_again():
-    assert MTLS.fulfilled(FULL_FULL, Counter({PLAIN_200: REQUESTS}))
+def test_unexpected_answer_ends_the_requests():
+    assert MTLS.is_settled(FULL_FULL, Counter({PLAIN_200: REQUESTS}))
 
 
-def test_the_steps_are_those_of_the_page_and_of_its_summary():
+def test_steps_are_those_of_the_istio_task():
     assert [step.name for step in STEPS] == [
         "initial check",
         "PERMISSIVE",
@@ -107,7 +107,7 @@ def test_the_steps_are_those_of_the_page_and_of_its_summary():
     ]
 
 
-def test_each_step_differs_from_automatic_mutual_tls_as_the_page_says():
+def test_step_differences_are_those_of_the_istio_task():
     special = {
         step.name: {pair: e for pair, e in step.expected.items() if e != AUTOMATIC[pair]} for step in STEPS
     }

@@ -1,4 +1,4 @@
-"""Pods as local processes: their addresses, and how a pod `sleep` asks."""
+"""Pods as local processes: their addresses, and the requests of a pod `sleep`."""
 
 import socket
 import threading
@@ -8,7 +8,14 @@ import pytest
 
 from xds.demo.curl import curl, identity
 from xds.demo.play import FULL_FULL, LEGACY_PARTIAL, Answer
-from xds.demo.pods import Client, addresses, application, check_free, clients, not_listening
+from xds.demo.pods import (
+    Client,
+    addresses,
+    application,
+    check_addresses_free,
+    find_not_listening,
+    select_clients,
+)
 from xds.demo.processes import UnavailableError
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import TLS_MODE_LABEL, Meta, Pod, Ref, Service, ServicePort
@@ -34,7 +41,7 @@ MESH = Mesh([HTTPBIN, SLEEP, MIGRATED, NAKED])
 
 @pytest.fixture
 def asked(monkeypatch):
-    """What curl was told to do, instead of doing it."""
+    """Record the calls of curl instead of sending requests."""
     calls = []
 
     def record(url, **options):
@@ -45,12 +52,12 @@ def asked(monkeypatch):
     return calls
 
 
-def test_where_a_sidecar_has_the_pod_s_address_the_application_has_another():
+def test_application_address_depends_on_the_sidecar():
     assert application(MIGRATED) == ("127.20.9.1", 8080)
     assert application(NAKED) == ("127.10.2.2", 8080)
 
 
-def test_a_pod_needs_addresses_for_its_application_and_its_sidecar():
+def test_addresses_of_application_and_sidecar():
     assert set(addresses(SLEEP)) == set()
     assert set(addresses(NAKED)) == {("127.10.2.2", 8080)}
     assert set(addresses(MIGRATED)) == {
@@ -59,20 +66,20 @@ def test_a_pod_needs_addresses_for_its_application_and_its_sidecar():
     }
 
 
-def test_an_address_that_is_in_use_is_told_before_anything_starts():
+def test_address_in_use_is_reported():
     with socket.create_server(("127.10.9.1", 0)) as taken:
         where = taken.getsockname()
         with pytest.raises(UnavailableError, match=f"httpbin.full cannot listen on 127.10.9.1:{where[1]}"):
-            check_free({where: "httpbin.full"})
+            check_addresses_free({where: "httpbin.full"})
 
 
-def test_an_address_that_the_machine_does_not_have_is_told_too():
+def test_unavailable_address_is_reported():
     with pytest.raises(UnavailableError, match=r"127\.0\.0\.0/8"):
-        check_free({("192.0.2.1", 8080): "httpbin.full"})
+        check_addresses_free({("192.0.2.1", 8080): "httpbin.full"})
 
 
-def test_a_client_without_a_sidecar_reaches_one_ready_pod_after_the_other(asked):
-    client = clients(MESH, iter([LEGACY_PARTIAL]))["sleep.legacy"]
+def test_client_without_a_sidecar_alternates_ready_pods(asked):
+    client = select_clients(MESH, iter([LEGACY_PARTIAL]))["sleep.legacy"]
     for _ in range(4):
         client.ask("httpbin.partial")
     assert Counter(options["to"] for _, options in asked) == {
@@ -83,7 +90,7 @@ def test_a_client_without_a_sidecar_reaches_one_ready_pod_after_the_other(asked)
     assert {options["source"] for _, options in asked} == {"127.10.3.2"}
 
 
-def test_a_client_with_a_sidecar_leaves_the_choice_to_it(asked):
+def test_client_with_a_sidecar_uses_its_proxy(asked):
     Client(MESH, pod("sleep", "full", "127.10.1.2", sidecar=True, app="sleep")).ask("httpbin.partial")
     assert asked == [
         (
@@ -93,24 +100,26 @@ def test_a_client_with_a_sidecar_leaves_the_choice_to_it(asked):
     ]
 
 
-def test_without_a_sidecar_a_name_that_is_no_service_gives_no_answer(asked):
+def test_unknown_service_gives_no_answer(asked):
     assert Client(MESH, SLEEP).ask("httpbin.nowhere") == Answer("000")
     assert asked == []
 
 
-def test_only_the_clients_of_the_step_are_looked_for():
-    assert clients(MESH, iter([FULL_FULL])) == {}
+def test_only_the_clients_of_a_step_are_selected():
+    assert select_clients(MESH, iter([FULL_FULL])) == {}
 
 
-def test_a_server_that_does_not_listen_is_named():
+def test_server_that_does_not_listen_is_named():
     with socket.create_server(("127.10.9.1", 0)) as server:
         where = server.getsockname()
-        assert not_listening({"httpbin.full": where}) == ""
-    assert not_listening({"httpbin.full": where}).startswith("httpbin.full does not listen on 127.10.9.1:")
+        assert find_not_listening({"httpbin.full": where}) == ""
+    assert find_not_listening({"httpbin.full": where}).startswith(
+        "httpbin.full does not listen on 127.10.9.1:"
+    )
 
 
 @pytest.mark.parametrize("answer", [b"", b"nonsense\r\n\r\n"])
-def test_a_connection_that_is_closed_without_an_answer_is_000(answer):
+def test_connection_closed_without_an_answer_is_000(answer):
     with socket.create_server(("127.10.9.1", 0)) as server:
         server.settimeout(0.2)
 
@@ -127,14 +136,15 @@ def test_a_connection_that_is_closed_without_an_answer_is_000(answer):
     assert got == Answer("000")
 
 
-def test_a_connection_that_is_refused_is_000():
+def test_refused_connection_is_000():
     with socket.create_server(("127.10.9.1", 0)) as server:
         where = server.getsockname()
     assert curl("http://a.b:8000/headers", source="127.10.9.2", to=where) == Answer("000")
 
 
-def test_the_identity_is_the_uri_of_the_client_s_certificate():
-    told = 'By=spiffe://cluster.local/ns/full/sa/httpbin;Hash=0a1b;Subject=\\"\\";URI=spiffe://cluster.local/ns/full/sa/sleep'
-    body = f'{{"headers": {{"X-Forwarded-Client-Cert": "{told}"}}}}'.encode()
+def test_identity_is_the_uri_of_the_client_certificate():
+    server, client = (f"spiffe://cluster.local/ns/full/sa/{name}" for name in ("httpbin", "sleep"))
+    header = f'By={server};Hash=0a1b;Subject=\\"\\";URI={client}'
+    body = f'{{"headers": {{"X-Forwarded-Client-Cert": "{header}"}}}}'.encode()
     assert identity(body) == "spiffe://cluster.local/ns/full/sa/sleep"
     assert identity(b'{"headers": {"Host": "httpbin.full:8000"}}') == ""

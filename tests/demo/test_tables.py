@@ -1,15 +1,15 @@
-"""What the user sees."""
+"""The output of the demo."""
 
 import io
 from collections import Counter
 
 from rich.console import Console
 
-from xds.demo.play import FULL_PARTIAL, LEGACY_FULL, MIXED, NO_ANSWER, Answer, Seen, Step
+from xds.demo.play import FULL_PARTIAL, LEGACY_FULL, MIXED, NO_ANSWER, Answer, Step, StepResult
 from xds.demo.tables import as_json, table
 
 SLEEP = "spiffe://cluster.local/ns/full/sa/sleep"
-SEEN = Seen(
+SEEN = StepResult(
     Step(name="STRICT", what="mutual TLS only", expected={FULL_PARTIAL: MIXED, LEGACY_FULL: NO_ANSWER}),
     {
         FULL_PARTIAL: Counter({Answer("200"): 4, Answer("200", SLEEP): 6}),
@@ -18,7 +18,7 @@ SEEN = Seen(
 )
 
 
-def test_a_table_speaks_the_page_s_words():
+def test_table_prints_the_output_of_the_istio_task():
     console = Console(width=80, file=io.StringIO())
     console.print(table(SEEN, 4))
     assert [line.rstrip() for line in console.file.getvalue().splitlines()] == [
@@ -30,7 +30,7 @@ def test_a_table_speaks_the_page_s_words():
     ]
 
 
-def test_json_counts_codes_and_lists_the_identities_that_were_shown():
+def test_json_counts_codes_and_lists_identities():
     assert as_json([SEEN]) == [
         {
             "step": "STRICT",

@@ -1,4 +1,4 @@
-"""What the demo in containers is told to do, and what is said of what it saw."""
+"""The steps for the demo in containers, and the comparison of its output."""
 
 import io
 import json
@@ -19,7 +19,7 @@ def mesh() -> Mesh:
 
 
 def printed(pair: Pair, expected: Expected) -> str:
-    """What the page's command prints if all is as it should be."""
+    """Return the output of the Istio task's command for the expected answers."""
     lines = [f"{pair}"]
     for answer in sorted(expected.answers(pair), reverse=True):
         if answer.identity:
@@ -29,7 +29,7 @@ def printed(pair: Pair, expected: Expected) -> str:
 
 
 def transcript() -> list[str]:
-    """What `play` prints if all is as it should be."""
+    """Return the output of examples/envoy/compose/play for the expected answers."""
     text = "".join(
         f"step {step.name}\n" + "".join(printed(pair, expected) for pair, expected in step.expected.items())
         for step in STEPS
@@ -42,7 +42,7 @@ def compared(lines: list[str]) -> tuple[int, str]:
     return tour.compare(lines, out), out.file.getvalue()
 
 
-def test_the_script_does_what_the_play_does_in_its_order(mesh):
+def test_script_contains_all_steps_in_order(mesh):
     lines = list(tour.script(mesh))
     assert [line for line in lines if line.startswith("step ")] == [f"step {step.name}" for step in STEPS]
     strict = lines.index("step STRICT")
@@ -56,54 +56,55 @@ def test_the_script_does_what_the_play_does_in_its_order(mesh):
     assert lines[-3:] == ["delete policy.yaml", "delete destination-rule.yaml", "auto true"]
 
 
-def test_what_is_as_on_the_page_matches(mesh):
-    status, said = compared(transcript())
+def test_expected_output_matches(mesh):
+    status, output = compared(transcript())
     assert status == 0
-    assert f"matches the page: {len(STEPS)} steps" in said
+    assert f"matches the Istio task: {len(STEPS)} steps" in output
     for number, step in enumerate(STEPS, 1):
-        assert f"{number}. {step.name}: {step.what}" in said
+        assert f"{number}. {step.name}: {step.what}" in output
 
 
-def test_an_answer_that_is_not_on_the_page_is_named():
+def test_unexpected_answer_is_named():
     lines = [line.replace("503", "200") for line in transcript()]
-    status, said = compared(lines)
+    status, output = compared(lines)
     assert status == 1
     assert (
-        f"DestinationRule override: {FULL_FULL}: expected 503 without an identity, saw 1x 200 without" in said
+        f"DestinationRule override: {FULL_FULL}: expected 503 without an identity, got 1x 200 without"
+        in output
     )
 
 
 @pytest.mark.parametrize("end", ["step plaintext policy", "step initial check"])
-def test_what_broke_off_does_not_match(end):
+def test_incomplete_output_does_not_match(end):
     lines = transcript()
-    status, said = compared(lines[: lines.index(f"{end}\n")])
+    status, output = compared(lines[: lines.index(f"{end}\n")])
     assert status == 1
-    assert f"{STEPS[-1].name}: was not played" in said
+    assert f"{STEPS[-1].name}: was not executed" in output
 
 
-def test_a_sidecar_that_is_behind_is_named(mesh):
+def test_stale_sidecar_is_named(mesh):
     nothing = json.dumps({"configs": []})
     stats = {"stats": [{"name": "listener_manager.total_filter_chains_draining", "value": 1}]}
     shown = f'"sleep.full"\n{nothing}{json.dumps(stats)}\n'
-    assert tour.lacking(mesh, shown, drained=False).startswith("sleep.full has no Cluster ")
-    assert tour.lacking(mesh, "", drained=True) == ""
+    assert tour.find_stale(mesh, shown, drained=False).startswith("sleep.full has no Cluster ")
+    assert tour.find_stale(mesh, "", drained=True) == ""
 
 
-def test_a_sidecar_that_drains_is_named_where_that_matters(mesh, monkeypatch):
-    monkeypatch.setattr(proxies, "difference", lambda _wanted, _in_force: "")
+def test_draining_sidecar_is_named_if_required(mesh, monkeypatch):
+    monkeypatch.setattr(proxies, "difference", lambda _expected, _active: "")
     stats = {"stats": [{"name": "listener_manager.total_filter_chains_draining", "value": 1}]}
     shown = f'"sleep.full" {{"configs": []}} {json.dumps(stats)}'
-    assert tour.lacking(mesh, shown, drained=False) == ""
-    assert tour.lacking(mesh, shown, drained=True) == (
+    assert tour.find_stale(mesh, shown, drained=False) == ""
+    assert tour.find_stale(mesh, shown, drained=True) == (
         "sleep.full has listener_manager.total_filter_chains_draining"
     )
 
 
-def test_a_code_without_a_uri_before_it_is_plaintext():
+def test_code_without_a_uri_is_plaintext():
     read = tour.answers("URI=spiffe://a/ns/b/sa/c\nresponse code: 200\nresponse code: 000\nresponse 503\n")
     assert read == {Answer("200", "spiffe://a/ns/b/sa/c"): 1, Answer("000"): 1, Answer("503"): 1}
 
 
-def test_wrong_use_is_said(capsys):
+def test_wrong_usage_exits_with_2(capsys):
     assert tour.main(["nonsense"]) == 2
     assert capsys.readouterr().err.startswith("usage: ")

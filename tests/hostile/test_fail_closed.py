@@ -235,7 +235,7 @@ async def test_refused_policies_are_strict_after_a_restart(tmp_path: Path) -> No
         await restarted.until_ready(200)
         assert [number for number in tenants if (await restarted.served(number)).takes_plaintext] == []
         assert (await restarted.served(open_tenant)).takes_plaintext
-        said = restarted.logged("event=problem", "until it is repaired")
+        said = restarted.logged('event="problem found"', "until it is repaired")
         assert {int(number) for line in said for number in re.findall(r"STRICT .+ shop-(\d+)", line)} == {
             *tenants
         }
@@ -314,7 +314,7 @@ async def test_unreadable_documents_are_waited_for_at_start(tmp_path: Path) -> N
         for what, content in hiding.items():
             place(policies, content)
             await waiting.until_ready(503, f"waiting for the manifests to be repaired: {policies}:", what)
-            assert waiting.logged("event=problem", "policies.yaml")
+            assert waiting.logged('event="problem found"', "policies.yaml")
             assert 'xds_problems{severity="problem"} 0.0' not in (await waiting.get("/metrics"))[1]
         place(policies, good)
         await waiting.until_ready(503, f"waiting for the manifests to be repaired: {config}:2")
@@ -324,7 +324,7 @@ async def test_unreadable_documents_are_waited_for_at_start(tmp_path: Path) -> N
         assert not (await waiting.served(1)).takes_plaintext
         place(policies, hiding["cannot be read as YAML"])
         place(config, "rootNamespace: [locked]\n")
-        await eventually(lambda: waiting.logged("event=problem", "rootNamespace"), timeout=PATIENCE)
+        await eventually(lambda: waiting.logged('event="problem found"', "rootNamespace"), timeout=PATIENCE)
         assert not (await waiting.served(1)).takes_plaintext
         assert (await waiting.get("/ready"))[0] == 200
     place(policies, good)
@@ -392,14 +392,16 @@ async def test_what_cannot_be_read_is_waited_for_at_start(server: FakeApiServer,
         allow(server, "peerauthentications")
         await waiting.until_ready(503, "waiting for ConfigMap istio-system/xds: ")
         for kind in ("pods", "configmaps", PEERS, "ConfigMap"):
-            assert waiting.logged("event=problem", kind)
+            assert waiting.logged('event="problem found"', kind)
         assert 'xds_problems{severity="problem"} 1.0' in (await waiting.get("/metrics"))[1]
         assert not await waiting.listens()
         await server.put("configmaps", settings("{}"))
         await waiting.until_ready(200)
         assert not (await waiting.served(1)).takes_plaintext
         await server.put("configmaps", settings("trustDomain: [\n"))
-        await eventually(lambda: len(waiting.logged("event=problem", "ConfigMap")) > 1, timeout=PATIENCE)
+        await eventually(
+            lambda: len(waiting.logged('event="problem found"', "ConfigMap")) > 1, timeout=PATIENCE
+        )
         assert (await waiting.get("/ready"))[0] == 200
 
 

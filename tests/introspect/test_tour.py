@@ -43,7 +43,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         )
     try:
         end = time.monotonic() + 3 * WITHIN
-        while "event=ready" not in log.read_text():
+        while 'event="control plane ready"' not in log.read_text():
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < end, log.read_text()
             time.sleep(0.05)

@@ -102,7 +102,7 @@ REFUSED = [
         "one port set twice", RULE,
         "{host: web, trafficPolicy: {portLevelSettings: [{port: {number: 80}}, {port: {number: 80}}]}}", "set twice",
     ),
-    Case("all namespaces and one of them", RULE, '{host: web, exportTo: ["*", shop]}', "cannot be listed with others"),
+    Case("all namespaces and one of them", RULE, '{host: web, exportTo: ["*", shop]}', "must be the only entry"),
     Case(
         "a time that is none", RULE,
         "{host: web, trafficPolicy: {connectionPool: {tcp: {connectTimeout: 9999999999999h}}}}", "at most 2562047h",

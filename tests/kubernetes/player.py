@@ -8,7 +8,7 @@ from tests.kubernetes import page
 from tests.kubernetes.agent.agent import Agent
 from tests.kubernetes.agent.terminal import Terminal
 from tests.support.waiting import eventually
-from xds.demo.play import Answers, Expected, Pair, Seen, Step
+from xds.demo.play import Answers, Expected, Pair, Step, StepResult
 
 PATIENCE = 90
 """Seconds within which everything is in force, on a machine that does much else at once."""
@@ -37,14 +37,14 @@ class Player:
         _, output, _ = await pod.execute(name, "sh", "-c", f"for i in $(seq {times}); do {request}; done")
         return page.answers(output)
 
-    async def see(self, step: Step) -> Seen:
+    async def see(self, step: Step) -> StepResult:
         """Ask each pair until there is nothing new to see."""
         seen: dict[Pair, Answers] = {}
         for pair, expected in step.expected.items():
             answers = seen[pair] = Counter()
-            while not expected.fulfilled(pair, answers):
+            while not expected.is_settled(pair, answers):
                 answers += await self.ask(pair, 10)
-        return Seen(step, seen)
+        return StepResult(step, seen)
 
     async def holds(self, step: Step) -> bool:
         """Whether the first requests bring what the step says. AssertionError: what they bring instead."""

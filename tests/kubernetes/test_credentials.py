@@ -310,7 +310,7 @@ async def test_only_admins_may_look_over_tls(site: Site, tmp_path: Path) -> None
     why = (
         f"service account {site.namespace}/web may not look at this: only those named by --admin-identity may"
     )
-    assert ends["web"] == (3, f"xds: localhost:{site.tls} does not let us ask ({why})\n")
+    assert ends["web"] == (3, f"xds: localhost:{site.tls} denied the request ({why})\n")
     assert (ends["bad"][0], "does not accept the token" in ends["bad"][1]) == (3, True)
 
 

@@ -52,7 +52,7 @@ async def test_process_waits_for_kinds_and_rights(own_cluster: Cluster, tmp_path
         await eventually(lambda: says(f"waiting for {PEERS}", missing), timeout=PATIENCE)
         await crds.install(cluster.api)
         await eventually(lambda: says(f"waiting for {PEERS}", remedy), timeout=PATIENCE)
-        assert "event=problem" in serving.log.read_text()
+        assert 'event="problem found"' in serving.log.read_text()
         await cluster.kubectl(*admin)
         await serving.until_ready()
 

@@ -154,7 +154,7 @@ async def test_the_two_switches_of_the_page(cluster: Cluster) -> None:
     assert await policies(cluster) == ("PERMISSIVE", [])
     assert await _mesh(cluster) == {"enableAutoMtls": True}
     assert set((await install(cluster, *(each.format("false") for each in page))).values()) <= {
-        *("unchanged", "is there already, and used as it is", "STATUS"),
+        *("unchanged", "exists, left untouched", "STATUS"),
     }
 
     said = await install(cluster, *(each.format("true") for each in page))

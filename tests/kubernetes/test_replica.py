@@ -58,7 +58,7 @@ async def test_two_share_a_ca_and_one_publishes_its_root_until_it_is_killed(
     command = ("rotate-root", f"--kubeconfig={kubeconfig}")
     status, said = await xds(*command)
     assert status == 1
-    assert f"there is no CA yet: xds serve makes the Secret {HOME}/{SECRET}" in said
+    assert f"no CA found: xds serve creates it in the Secret {HOME}/{SECRET}" in said
 
     folders = [tmp_path / "a", tmp_path / "b"]
     for folder in folders:
@@ -71,7 +71,7 @@ async def test_two_share_a_ca_and_one_publishes_its_root_until_it_is_killed(
 
         status, said = await xds(*command, "--status")
         assert status == 0
-        assert "no rotation is under way: certificates are issued by CN=xds root" in said
+        assert "no rotation in progress: certificates are issued by CN=xds root" in said
         status, said = await xds(*command)
         assert status == 0
         assert "step 1 of 2" in said

@@ -315,7 +315,7 @@ def test_problem_log_limits_bursts() -> None:
         log.add(noise(1, notice=True))
     assert lines.take() == []
     log.add(noise(1, notice=False))
-    assert [event for event, _ in lines.take()] == ["problem"], "notices cannot hide a problem"
+    assert [event for event, _ in lines.take()] == ["problem found"], "notices cannot hide a problem"
     now = 1.0
     log.add(noise(1, notice=True))
     told = lines.take()

@@ -93,17 +93,17 @@ class TestFiles:
         kept.write_text(changed.replace("  - ip:", "\t- ip:"))
         other.write_text(text_of(service_at("other", "10.0.0.3")))
         await sidecars.find("other", "10.0.0.3")
-        line = await sidecars.logged("level=warning", "event=problem", str(kept))
+        line = await sidecars.logged("level=warning", 'event="problem found"', str(kept))
 
         number = changed[: changed.index("  - ip:")].count("\n") + 1
         assert f"where={kept}:{number} " in line
         assert await sidecars.addresses("kept") == [{"10.0.0.1"}] * 2
         # Told once, not again with every look at the folder.
-        assert sum(f"event=problem where={kept}" in each for each in sidecars.log()) == 1
+        assert sum(f'event="problem found" where={kept}' in each for each in sidecars.log()) == 1
 
         kept.write_text(changed)
         await sidecars.find("kept", "10.0.0.2")
-        await sidecars.logged("event=solved", str(kept))
+        await sidecars.logged('event="problem solved"', str(kept))
 
 
 @pytest.mark.parametrize("sotw", [True, False], ids=["sotw", "delta"])
@@ -161,7 +161,7 @@ class TestRestart:
         began = time.monotonic()
         assert await mesh.plane.stop() == 0
         assert time.monotonic() - began < DEADLINE
-        assert "event=stopped" in sidecars.log()[-1]
+        assert 'event="control plane stopped"' in sidecars.log()[-1]
         await mesh.plane.start()
 
         for was, pod in zip(before, sidecars.pods, strict=True):

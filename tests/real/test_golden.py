@@ -20,7 +20,7 @@ from tests.support.places import HERE, Namespace, Place, why_no_namespaces
 from tests.support.tcp import Relay
 from tests.support.waiting import eventually
 from xds.codec import to_json_dict
-from xds.demo.proxies import difference, in_force, wanted
+from xds.demo.proxies import active_config, difference, expected_config
 from xds.mesh.envoy.bootstrap import bootstrap
 from xds.mesh.envoy.translate import translate
 from xds.mesh.model.objects import Pod
@@ -119,10 +119,10 @@ async def sidecar(
 
 
 async def has_everything(envoy: EnvoyProcess, snapshot: Snapshot) -> None:
-    config = wanted(snapshot)
+    config = expected_config(snapshot)
 
     async def lacks_nothing() -> bool:
-        found = difference(config, in_force(await envoy.admin.json("/config_dump?include_eds")))
+        found = difference(config, active_config(await envoy.admin.json("/config_dump?include_eds")))
         assert not found, f"{found}\n{await envoy.rejections()}\n{envoy.tail()}"
         return True
 

@@ -17,7 +17,7 @@ from tests.support.controlplane import xds
 from tests.support.envoy import EnvoyProcess
 from tests.support.local import LocalMesh
 from tests.support.waiting import eventually
-from xds.cli.rollout import NOTHING
+from xds.cli.rollout import NO_TRANSITIONS
 
 pytestmark = pytest.mark.envoy
 
@@ -51,7 +51,7 @@ async def test_who_hangs_is_named_until_the_server_is_locked(loopback, tmp_path)
         async def said(pattern: str) -> None:
             await eventually(lambda: says(pattern), timeout=20, what=pattern)
 
-        await said(NOTHING)
+        await said(NO_TRANSITIONS)
         with stopped(mesh.sidecar(client)):
             with stopped(mesh.sidecar(servers[0])):
                 mesh.apply(manifests.peer_authentication("ns", "STRICT"))
@@ -62,7 +62,7 @@ async def test_who_hangs_is_named_until_the_server_is_locked(loopback, tmp_path)
                 )
             one, two = (rf"web-{number} waiting for client\.ns \(\d+ s; {OPEN}\)" for number in (1, 2))
             await said(rf"web\.ns: 0/2 endpoints mTLS, ({two}, {one}|{one}, {two})\n")
-        await said(NOTHING)
+        await said(NO_TRANSITIONS)
         await mesh.settled()
 
 
@@ -115,7 +115,7 @@ async def test_the_sidecar_counts_what_a_lock_ends(loopback, tmp_path):
 
         said = await xds("status", "--rollout", f"--xds-address={mesh.plane.address}")
         closed = "Ports that stopped accepting plaintext since the control plane started: 2."
-        assert said == f"{NOTHING}\n\n{closed}\n"
+        assert said == f"{NO_TRANSITIONS}\n\n{closed}\n"
 
         # The same the other way round: a server that goes to plaintext only ends what is encrypted.
         mesh.apply(manifests.peer_authentication("ns", "DISABLE"))

@@ -100,7 +100,7 @@ class TestDrain:
             status, out, err = await drained(mesh, sidecar, 7)
 
             assert (status, out) == (0, "")
-            assert err == "xds: after 7 s, 1 connections or requests are in flight\n"
+            assert err == "xds: 1 connections or requests are still in flight after 7 s\n"
             assert await conversation.ask("after") == "outsider.outside: after"
         # The application can go on to ask others, too.
         async with mesh["web.ns"].client.tcp(other, 9000) as conversation:

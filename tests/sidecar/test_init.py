@@ -214,7 +214,7 @@ class TestRules:
 
         done = init(place, "-m", "NONE")
 
-        assert (done.returncode, done.stderr) == (0, "interception mode NONE: nothing is redirected\n")
+        assert (done.returncode, done.stderr) == (0, "interception mode is NONE: no traffic is redirected\n")
         assert rules(place) == before
 
     def test_a_rule_that_cannot_be_leaves_all_as_it_was(self, place):
@@ -359,7 +359,7 @@ class TestWhereItCannot:
     [
         (["-b", "http"], "'-b': 'http' is not a port"),
         (["-x", "10.0.0.1/8"], "'-x': 10.0.0.1/8 has host bits set"),
-        (["-x", "*"], "'-x': '*' would be everything"),
+        (["-x", "*"], "'-x': '*' is not allowed here"),
         (["-m", "TPROXY"], "'-m': 'TPROXY' is not REDIRECT or NONE"),
     ],
 )

@@ -26,7 +26,7 @@ from tests.support.places import HERE
 from tests.support.tcp import LineApp, TcpServer
 from tests.support.waiting import eventually
 from xds.codec import to_json_dict
-from xds.demo.proxies import difference, in_force, wanted
+from xds.demo.proxies import active_config, difference, expected_config
 from xds.mesh.envoy.bootstrap import bootstrap
 from xds.mesh.envoy.translate import translate
 from xds.mesh.model.mesh import Mesh
@@ -209,10 +209,10 @@ class LocalMesh:
         pod_name, _, namespace = name.partition(".")
         pod = facts.pod(namespace, pod_name)
         assert pod, f"{name} has no manifest"
-        config = wanted(translate(facts, pod))
+        config = expected_config(translate(facts, pod))
 
         async def lacking() -> bool:
-            found = difference(config, in_force(await envoy.admin.json("/config_dump?include_eds")))
+            found = difference(config, active_config(await envoy.admin.json("/config_dump?include_eds")))
             assert not found, found
             return True
 

@@ -23,7 +23,7 @@ from tests.support.tcp import LineApp, Relay
 from tests.support.waiting import eventually
 from tests.support.wire import Wire
 from xds.codec import to_json_dict
-from xds.demo.proxies import Config, difference, in_force, wanted
+from xds.demo.proxies import Config, active_config, difference, expected_config
 from xds.mesh.envoy.bootstrap import bootstrap
 from xds.mesh.envoy.translate import translate
 from xds.mesh.model.mesh import Mesh as Facts
@@ -205,11 +205,11 @@ class Mesh:
         for address, envoy in self.sidecars.items():
             pod = facts.pod_at(address)
             assert pod is not None, f"{envoy.name} has no manifest"
-            await self._has(envoy, pod, wanted(translate(facts, pod)))
+            await self._has(envoy, pod, expected_config(translate(facts, pod)))
 
     async def _has(self, envoy: EnvoyProcess, pod: Pod, config: Config) -> None:
         async def lacking() -> bool:
-            found = difference(config, in_force(await envoy.admin.json("/config_dump?include_eds")))
+            found = difference(config, active_config(await envoy.admin.json("/config_dump?include_eds")))
             assert not found, found
             return True
 

@@ -1,7 +1,12 @@
-"""The command `xds`. Each subcommand is a module of its own, imported when it is asked for: some are heavy."""
+"""The command `xds`.
+
+Each subcommand is a function in a module of its own, `xds.cli.NAME`. The module is imported when the
+subcommand runs or prints its help, so `xds --help` imports no heavy package.
+"""
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from importlib.metadata import version
 from typing import Annotated, Any
@@ -10,24 +15,24 @@ import typer
 from typer.core import TyperGroup
 
 _COMMANDS = {
-    "serve": "Configure sidecars from a folder of manifests, and follow its changes.",
+    "serve": "Run the control plane for a folder of manifests or a Kubernetes cluster.",
     "bootstrap": "Print the Envoy bootstrap of a pod's sidecar.",
-    "inject": "Add the sidecar to the pods of manifests, for kubectl apply.",
-    "install": "Install the control plane into a Kubernetes cluster, or bring it up to date.",
-    "install-crds": "Create the kinds of objects that a cluster lacks, and leave those that it has.",
-    "rotate-root": "Begin to replace a cluster's root certificate, or say how far that is.",
-    "translate": "Print the configuration that a pod's sidecar gets.",
-    "reach": "Say who reaches whom, encrypted or not, and why.",
-    "status": "Say how far each connected sidecar is: synced, waiting for what, or what it rejected and why.",
-    "proxy": "Become the Envoy of this pod: what a sidecar's container runs.",
-    "init": "Redirect a pod's traffic to its sidecar, with iptables: what an init container does.",
-    "token": "Give sidecars outside of Kubernetes the tokens by which they prove who they are.",
-    "demo": "Play Istio's automatic mutual TLS task with real Envoys.",
+    "inject": "Add sidecars to the pods in manifests.",
+    "install": "Install or upgrade the control plane in a Kubernetes cluster.",
+    "install-crds": "Create missing CustomResourceDefinitions in a Kubernetes cluster.",
+    "rotate-root": "Start or inspect the rotation of a cluster's root certificate.",
+    "translate": "Print the configuration of a pod's sidecar.",
+    "reach": "Print which connections use mutual TLS or plaintext, or fail.",
+    "status": "Print the sync status of connected sidecars, or the progress of rollouts.",
+    "proxy": "Run Envoy in a sidecar container.",
+    "init": "Redirect a pod's traffic to its sidecar with iptables.",
+    "token": "Issue tokens for sidecars outside Kubernetes.",
+    "demo": "Run Istio's automatic mutual TLS task with real Envoys on this machine.",
 }
 
 
-class _Commands(TyperGroup):
-    """The subcommands, by name."""
+class _LazyGroup(TyperGroup):
+    """A group that imports the module of a subcommand on demand."""
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002
         return list(_COMMANDS)
@@ -35,14 +40,27 @@ class _Commands(TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002
         if cmd_name not in _COMMANDS:
             return None
-        app = _app()
+        if cmd_name == "serve":
+            # gRPC logs each failed handshake, without a limit. It reads this variable when it is imported.
+            os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
         name = cmd_name.replace("-", "_")
-        app.command(cmd_name)(getattr(import_module(f"xds.cli.{name}"), name))
+        module = import_module(f"xds.cli.{name}")
+        app = _app()
+        app.command(cmd_name, epilog=_examples(module))(getattr(module, name))
         return typer.main.get_command(app)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
         with formatter.section("Commands"):
             formatter.write_dl(list(_COMMANDS.items()))
+
+
+def _examples(module: Any) -> str | None:
+    """Return the module's EXAMPLES, one command a line, as the end of the help text."""
+    examples = getattr(module, "EXAMPLES", "").strip()
+    if not examples:
+        return None
+    lines = "\n".join(f"  {line}" for line in examples.splitlines())
+    return f"\b\nExamples:\n{lines}"  # click keeps the line breaks of a paragraph that starts with \b
 
 
 def _app(**options: Any) -> typer.Typer:
@@ -61,16 +79,16 @@ def _version(value: bool) -> None:
         raise typer.Exit
 
 
-app = _app(cls=_Commands, no_args_is_help=True)
+app = _app(cls=_LazyGroup, no_args_is_help=True)
 
 
 @app.callback()
 def _root(
     _version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version, and exit.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Automatic mutual TLS for Envoy sidecars: an xDS control plane in pure Python."""
+    """A control plane for Envoy sidecars: automatic mutual TLS between the services of a mesh."""
 
 
 def main() -> None:

@@ -1,102 +1,103 @@
-"""How subcommands ask a running control plane how far its proxies, and changes of mode, are."""
+"""A client of a running control plane's services xds.mesh.v1.Proxies and xds.mesh.v1.Rollouts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Self, TypeVar
+from typing import Annotated, Any, NoReturn, Self, TypeVar
 
+import grpc
 import typer
+from google.protobuf.message import Message
 
-from xds.cli import options
+from xds.cli.options import Address, fail, fail_unknown
+from xds.mesh.controlplane.status import proxy_name
+from xds.mesh.model.objects import printable
+from xds.mesh.v1 import proxies_pb2, rollouts_pb2
 
-if TYPE_CHECKING:
-    import grpc
-    from google.protobuf.message import Message
-
-    from xds.cli.options import Address
-    from xds.mesh.v1 import proxies_pb2 as pb
-    from xds.mesh.v1 import rollouts_pb2 as rollouts_pb
-
-_Answer = TypeVar("_Answer")
-_Message = TypeVar("_Message", bound="Message")
+_Result = TypeVar("_Result")
+_Response = TypeVar("_Response", bound=Message)
 
 PROXIES = "xds.mesh.v1.Proxies"
 ROLLOUTS = "xds.mesh.v1.Rollouts"
-WITHIN = 10.0
-"""Seconds for an answer."""
-CANNOT_ASK = 3
-"""The exit status if there is nobody to ask, or who is there does not answer."""
+RPC_TIMEOUT = 10.0
+"""Timeout of a unary call, in seconds."""
+EXIT_UNREACHABLE = 3
+"""Exit status if the control plane cannot be reached or does not answer."""
 
 
-def _file(option: str, about: str) -> Any:
-    return typer.Option(option, metavar="FILE", exists=True, dir_okay=False, help=about, show_default=False)
+def _file(option: str, help_text: str) -> Any:
+    return typer.Option(
+        option, metavar="FILE", exists=True, dir_okay=False, help=help_text, show_default=False
+    )
 
 
 CaFile = Annotated[
     Path | None,
-    _file("--ca-file", "Ask over TLS, and verify the control plane against these roots (PEM)."),
+    _file(
+        "--ca-file", "Connect over TLS, and verify the control plane against these root certificates (PEM)."
+    ),
 ]
 TokenFile = Annotated[
     Path | None,
-    _file("--token-file", "Over TLS: the token of a service account that may ask (audience xds-ca)."),
+    _file("--token-file", "Token of an admin's service account (audience xds-ca). Requires --ca-file."),
 ]
 CertFile = Annotated[
-    Path | None, _file("--cert-file", "Over TLS: the certificate of a service account that may ask (PEM).")
+    Path | None,
+    _file("--cert-file", "Client certificate of an admin's service account (PEM). Requires --ca-file."),
 ]
-KeyFile = Annotated[Path | None, _file("--key-file", "The key of --cert-file (PEM).")]
+KeyFile = Annotated[Path | None, _file("--key-file", "Private key of --cert-file (PEM).")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Proof:
-    """How to ask over TLS; without roots it is asked in plaintext."""
+class ClientCredentials:
+    """The files that a client needs to connect over TLS."""
 
     roots: Path | None = None
+    """Root certificates to verify the control plane against. Without them the connection is plaintext."""
     token: Path | None = None
+    """Token of a service account."""
     certificate: Path | None = None
+    """Client certificate."""
     key: Path | None = None
+    """Private key of the client certificate."""
 
-    def credentials(self) -> grpc.ChannelCredentials | None:
-        """Read the files. What is missing or cannot be read ends the command."""
-        import grpc  # noqa: PLC0415
-
+    def load(self) -> grpc.ChannelCredentials | None:
+        """Read the files; return None for plaintext. Exit if a file is missing or cannot be used."""
         if (self.certificate is None) != (self.key is None):
-            options.fail("--cert-file and --key-file go together")
+            fail("--cert-file and --key-file must be used together")
         if self.roots is None:
             if self.token or self.certificate:
-                options.fail(
-                    "a credential is shown over TLS only: say with --ca-file how the control plane is verified"
-                )
+                fail("credentials are sent over TLS only: add --ca-file to verify the control plane")
             return None
         try:
-            made = grpc.ssl_channel_credentials(
+            credentials = grpc.ssl_channel_credentials(
                 self.roots.read_bytes(),
                 self.key.read_bytes() if self.key else None,
                 self.certificate.read_bytes() if self.certificate else None,
             )
             if self.token:
                 token = grpc.access_token_call_credentials(self.token.read_text().strip())
-                made = grpc.composite_channel_credentials(made, token)
+                credentials = grpc.composite_channel_credentials(credentials, token)
         except (OSError, ValueError) as error:
-            options.fail(str(error))
-        return made
+            fail(str(error))
+        return credentials
 
 
-class Asking:
-    """A control plane that can be asked; what goes wrong ends the command."""
+class AdminClient:
+    """A connection to a control plane. Any error prints a message and exits."""
 
-    def __init__(self, where: Address, proof: Proof = Proof()) -> None:
-        import grpc  # noqa: PLC0415
-
-        self._where = where
-        # Everything about a large mesh is more than the default 4 MiB, and a proxy for the web cannot know this port.
-        settings = (("grpc.max_receive_message_length", -1), ("grpc.enable_http_proxy", 0))
-        credentials = proof.credentials()
+    def __init__(self, address: Address, credentials: ClientCredentials = ClientCredentials()) -> None:
+        self._address = address
+        # The state of a large mesh exceeds the default of 4 MiB. An HTTP proxy for the web does not reach
+        # this port.
+        options = (("grpc.max_receive_message_length", -1), ("grpc.enable_http_proxy", 0))
+        loaded = credentials.load()
         self._channel: grpc.Channel = (
-            grpc.secure_channel(str(where), credentials, settings)
-            if credentials
-            else grpc.insecure_channel(str(where), settings)
+            grpc.secure_channel(str(address), loaded, options)
+            if loaded
+            else grpc.insecure_channel(str(address), options)
         )
 
     def __enter__(self) -> Self:
@@ -105,107 +106,98 @@ class Asking:
     def __exit__(self, *_: object) -> None:
         self._channel.close()
 
-    def list(self, chosen: dict[str, str], *, unsynced: bool) -> pb.ListProxiesResponse:
-        """Ask how far proxies are."""
-        from xds.mesh.v1 import proxies_pb2 as pb  # noqa: PLC0415
+    def list_proxies(self, filters: dict[str, str], *, unsynced: bool) -> proxies_pb2.ListProxiesResponse:
+        """Return the state of proxies. `unsynced` adds the resources that are not synced."""
+        request = proxies_pb2.ListProxiesRequest(**filters, unsynced=unsynced)
+        return self._call(PROXIES, request, proxies_pb2.ListProxiesResponse)
 
-        request = pb.ListProxiesRequest(**chosen, unsynced=unsynced)
-        return self._once(PROXIES, request, pb.ListProxiesResponse)
+    def watch_proxies(
+        self, filters: dict[str, str], *, unsynced: bool
+    ) -> Iterator[proxies_pb2.WatchProxiesResponse]:
+        """Yield the state of proxies, then its changes until the control plane stops."""
+        request = proxies_pb2.WatchProxiesRequest(**filters, unsynced=unsynced)
+        return self._stream(PROXIES, request, proxies_pb2.WatchProxiesResponse)
 
-    def watch(self, chosen: dict[str, str], *, unsynced: bool) -> Iterator[pb.WatchProxiesResponse]:
-        """Ask how far proxies are, and go on for as long as the control plane is there."""
-        from xds.mesh.v1 import proxies_pb2 as pb  # noqa: PLC0415
+    def list_rollouts(self, namespace: str) -> rollouts_pb2.ListRolloutsResponse:
+        """Return the progress of rollouts."""
+        request = rollouts_pb2.ListRolloutsRequest(namespace=namespace)
+        return self._call(ROLLOUTS, request, rollouts_pb2.ListRolloutsResponse)
 
-        request = pb.WatchProxiesRequest(**chosen, unsynced=unsynced)
-        return self._on(PROXIES, request, pb.WatchProxiesResponse)
+    def watch_rollouts(self, namespace: str) -> Iterator[rollouts_pb2.ListRolloutsResponse]:
+        """Yield the progress of rollouts at each change until the control plane stops."""
+        request = rollouts_pb2.ListRolloutsRequest(namespace=namespace)
+        return self._stream(ROLLOUTS, request, rollouts_pb2.ListRolloutsResponse)
 
-    def rollouts(self, namespace: str) -> rollouts_pb.ListRolloutsResponse:
-        """Ask how far changes of mode are."""
-        from xds.mesh.v1 import rollouts_pb2 as pb  # noqa: PLC0415
+    def resolve_proxy(self, proxy: str, namespace: str) -> str:
+        """Return the filter that selects the proxy `proxy`; exit if it does not match exactly one."""
 
-        return self._once(ROLLOUTS, pb.ListRolloutsRequest(namespace=namespace), pb.ListRolloutsResponse)
+        def list_names(text: str) -> list[str]:
+            response = self.list_proxies({"proxy": text, "namespace": namespace}, unsynced=False)
+            names = dict.fromkeys(proxy_name(each.node_id) for each in response.proxies)
+            if not (names and response.not_connected.may_be_on_other_replica):
+                names |= dict.fromkeys(f"{each.pod}.{each.namespace}" for each in response.not_connected.pods)
+            return list(names)
 
-    def watch_rollouts(self, namespace: str) -> Iterator[rollouts_pb.ListRolloutsResponse]:
-        """Ask how far changes of mode are, and go on for as long as the control plane is there."""
-        from xds.mesh.v1 import rollouts_pb2 as pb  # noqa: PLC0415
+        names = list_names(proxy)
+        if not names:
+            known = list_names("")
+            if not known:
+                fail(f"there is no proxy {proxy}: no proxy is connected to {self._address}")
+            fail_unknown("proxy", proxy, known, "POD.NAMESPACE")
+        if len(names) > 1:
+            shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+            fail(f"{proxy} is ambiguous: it matches {shown}")
+        return names[0] if names[0].startswith(proxy) else proxy
 
-        return self._on(ROLLOUTS, pb.ListRolloutsRequest(namespace=namespace), pb.ListRolloutsResponse)
-
-    def _once(self, service: str, request: Message, answer: type[_Message]) -> _Message:
-        ask = self._channel.unary_unary(
+    def _call(self, service: str, request: Message, response: type[_Response]) -> _Response:
+        method = self._channel.unary_unary(
             f"/{service}/List",
             request_serializer=type(request).SerializeToString,
-            response_deserializer=answer.FromString,
+            response_deserializer=response.FromString,
         )
-        found: _Message = self._or_end(service, lambda: ask(request, timeout=WITHIN))
-        return found
+        result: _Response = self._exit_on_error(service, lambda: method(request, timeout=RPC_TIMEOUT))
+        return result
 
-    def _on(self, service: str, request: Message, answer: type[_Message]) -> Iterator[_Message]:
-        import grpc  # noqa: PLC0415
-
-        ask = self._channel.unary_stream(
+    def _stream(self, service: str, request: Message, response: type[_Response]) -> Iterator[_Response]:
+        method = self._channel.unary_stream(
             f"/{service}/Watch",
             request_serializer=type(request).SerializeToString,
-            response_deserializer=answer.FromString,
+            response_deserializer=response.FromString,
         )
-        responses = iter(ask(request))
-        first = self._or_end(service, lambda: next(responses, None))
+        responses = iter(method(request))
+        first = self._exit_on_error(service, lambda: next(responses, None))
         try:
             if first:
                 yield first
             yield from responses
         except grpc.RpcError as error:
             if error.code() not in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}:
-                self._end(service, error)
-        options.fail(f"the control plane at {self._where} went away", CANNOT_ASK)
+                self._fail(service, error)
+        fail(f"the control plane at {self._address} closed the stream", EXIT_UNREACHABLE)
 
-    def find(self, proxy: str, namespace: str) -> str:
-        """Return what names the one proxy that is meant, or end with what could have been."""
-        from xds.mesh.controlplane.status import proxy_name  # noqa: PLC0415
-
-        def names(answer: pb.ListProxiesResponse) -> list[str]:
-            found = dict.fromkeys(proxy_name(each.node_id) for each in answer.proxies)
-            if not (found and answer.not_connected.may_be_on_other_replica):
-                found |= dict.fromkeys(f"{each.pod}.{each.namespace}" for each in answer.not_connected.pods)
-            return list(found)
-
-        found = names(self.list({"proxy": proxy, "namespace": namespace}, unsynced=False))
-        if not found:
-            known = names(self.list({"proxy": "", "namespace": namespace}, unsynced=False))
-            if not known:
-                options.fail(f"there is no proxy {proxy}: none is connected to {self._where}")
-            options.unknown("proxy", proxy, known, "POD.NAMESPACE")
-        if len(found) > 1:
-            shown = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
-            options.fail(f"{proxy} may be each of {shown}: say which")
-        return found[0] if found[0].startswith(proxy) else proxy
-
-    def _or_end(self, service: str, ask: Callable[[], _Answer]) -> _Answer:
-        import grpc  # noqa: PLC0415
-
+    def _exit_on_error(self, service: str, call: Callable[[], _Result]) -> _Result:
         try:
-            return ask()
+            return call()
         except grpc.RpcError as error:
-            self._end(service, error)
+            self._fail(service, error)
 
-    def _end(self, service: str, error: grpc.RpcError) -> NoReturn:
-        from grpc import StatusCode  # noqa: PLC0415
-
-        from xds.mesh.model.objects import printable  # noqa: PLC0415
-
+    def _fail(self, service: str, error: grpc.RpcError) -> NoReturn:
         match error.code():
-            case StatusCode.UNAVAILABLE:
-                what = (
-                    f"no control plane answers at {self._where}: start `xds serve` first, or say with --xds-address "
-                    f"where it serves xDS"
+            case grpc.StatusCode.UNAVAILABLE:
+                message = (
+                    f"cannot connect to a control plane at {self._address}: start `xds serve`, or set "
+                    "its xDS address with --xds-address"
                 )
-            case StatusCode.UNAUTHENTICATED | StatusCode.PERMISSION_DENIED:
-                what = f"{self._where} does not let us ask"
-            case StatusCode.UNIMPLEMENTED:
-                what = f"who answers at {self._where} does not have {service}: it is no `xds serve`, or an older one"
-            case StatusCode.DEADLINE_EXCEEDED:
-                what = f"who listens at {self._where} does not answer within {WITHIN:.0f} s"
+            case grpc.StatusCode.UNAUTHENTICATED | grpc.StatusCode.PERMISSION_DENIED:
+                message = f"{self._address} denied the request"
+            case grpc.StatusCode.UNIMPLEMENTED:
+                message = (
+                    f"the server at {self._address} does not implement {service}: it is not `xds serve`, or "
+                    "an older version"
+                )
+            case grpc.StatusCode.DEADLINE_EXCEEDED:
+                message = f"the server at {self._address} did not answer within {RPC_TIMEOUT:.0f} s"
             case code:
-                what = f"{self._where} answers {code.name}"
+                message = f"{self._address} answered {code.name}"
         details = error.details() or ""
-        options.fail(what + (f" ({printable(details)})" if details else ""), CANNOT_ASK)
+        fail(message + (f" ({printable(details)})" if details else ""), EXIT_UNREACHABLE)

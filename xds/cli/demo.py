@@ -8,22 +8,29 @@ import typer
 
 from xds.demo.run import Options, Output, run
 
+EXAMPLES = """
+xds demo
+xds demo --keep
+"""
+
 
 def demo(
     *,
     keep: Annotated[
-        bool, typer.Option("--keep", help="Keep everything running afterwards, and say what to try.")
+        bool, typer.Option("--keep", help="Keep the processes running afterwards, and print commands to try.")
     ] = False,
     sotw: Annotated[
-        bool, typer.Option("--sotw", help="Sidecars use state-of-the-world xDS instead of incremental.")
+        bool,
+        typer.Option("--sotw", help="Use state-of-the-world xDS in sidecars instead of incremental xDS."),
     ] = False,
-    output: Annotated[
-        Output, typer.Option("-o", "--output", help="Tables for people, or JSON for programs.")
-    ] = Output.TABLE,
+    output: Annotated[Output, typer.Option("-o", "--output", help="Output format.")] = Output.TABLE,
 ) -> None:
-    """Play Istio's automatic mutual TLS task with real Envoys on this machine, and check every answer.
+    """Run Istio's automatic mutual TLS task with real Envoys on this machine, and verify every response.
 
-    Pods are local processes with loopback addresses of their own: no cluster, no root, no Docker. Nothing is left
-    running. Exit status: 0 all answers are as on Istio's page, 1 some are not, 2 the demo cannot run here.
+    Pods are local processes with loopback addresses. The demo needs no cluster, no root privileges and no
+    Docker, and stops everything that it starts.
+
+    Exit status: 0 all responses match the Istio task, 1 a response does not match or the demo failed, 2 the
+    demo cannot run on this machine.
     """
     raise typer.Exit(run(Options(keep=keep, sotw=sotw, output=output)))

@@ -7,9 +7,15 @@ from typing import Annotated, NoReturn, TypeVar
 
 import typer
 
-from xds.cli import options
+from xds.cli.options import fail
 from xds.mesh.sidecar import iptables, rules
 from xds.mesh.sidecar.settings import NOT_INTERCEPTED, PROXY_ID
+
+EXAMPLES = """
+xds init
+xds init --istio-local-exclude-ports 15020,22 --dry-run
+xds init --undo
+"""
 
 T = TypeVar("T")
 
@@ -20,16 +26,22 @@ def init(
     *,
     envoy_port: Annotated[
         int,
-        typer.Option("--envoy-port", "-p", min=1, max=65535, help="Where the sidecar takes what leaves."),
+        typer.Option(
+            "--envoy-port", "-p", min=1, max=65535, help="Port where the sidecar accepts outbound traffic."
+        ),
     ] = 15001,
     inbound_capture_port: Annotated[
         int,
         typer.Option(
-            "--inbound-capture-port", "-z", min=1, max=65535, help="Where the sidecar takes what comes."
+            "--inbound-capture-port",
+            "-z",
+            min=1,
+            max=65535,
+            help="Port where the sidecar accepts inbound traffic.",
         ),
     ] = 15006,
     proxy_uid: Annotated[
-        int, typer.Option("--proxy-uid", "-u", min=0, help="User that the sidecar runs as.")
+        int, typer.Option("--proxy-uid", "-u", min=0, help="User ID of the sidecar.")
     ] = PROXY_ID,
     proxy_gid: Annotated[
         int,
@@ -37,19 +49,25 @@ def init(
             "--proxy-gid",
             "-g",
             min=0,
-            help="Group that the sidecar runs as. Traffic of processes with this user and this group is left alone.",
+            help="Group ID of the sidecar. Traffic of processes with this user and group is not redirected.",
         ),
     ] = PROXY_ID,
     interception_mode: Annotated[
         str,
         typer.Option(
-            "--istio-inbound-interception-mode", "-m", metavar="|".join(_MODES), help="NONE: change nothing."
+            "--istio-inbound-interception-mode",
+            "-m",
+            metavar="|".join(_MODES),
+            help="Interception mode. NONE redirects nothing.",
         ),
     ] = "REDIRECT",
     service_cidr: Annotated[
         str,
         typer.Option(
-            "--istio-service-cidr", "-i", metavar="NETWORKS", help="Redirect what leaves for these; *: all."
+            "--istio-service-cidr",
+            "-i",
+            metavar="NETWORKS",
+            help="Outbound networks to redirect, or * for all.",
         ),
     ] = "*",
     service_exclude_cidr: Annotated[
@@ -58,19 +76,22 @@ def init(
             "--istio-service-exclude-cidr",
             "-x",
             metavar="NETWORKS",
-            help="Do not redirect what leaves for these.",
+            help="Outbound networks to exclude from redirection.",
         ),
     ] = "",
     inbound_ports: Annotated[
         str,
         typer.Option(
-            "--istio-inbound-ports", "-b", metavar="PORTS", help="Redirect what comes for these; *: all."
+            "--istio-inbound-ports", "-b", metavar="PORTS", help="Inbound ports to redirect, or * for all."
         ),
     ] = "*",
     local_exclude_ports: Annotated[
         str,
         typer.Option(
-            "--istio-local-exclude-ports", "-d", metavar="PORTS", help="Do not redirect what comes for these."
+            "--istio-local-exclude-ports",
+            "-d",
+            metavar="PORTS",
+            help="Inbound ports to exclude from redirection.",
         ),
     ] = ",".join(map(str, NOT_INTERCEPTED)),
     outbound_ports: Annotated[
@@ -79,7 +100,7 @@ def init(
             "--istio-outbound-ports",
             "-q",
             metavar="PORTS",
-            help="Redirect what leaves for these, whatever -i says.",
+            help="Outbound ports to redirect to any network, in addition to -i.",
         ),
     ] = "",
     local_outbound_ports_exclude: Annotated[
@@ -88,66 +109,69 @@ def init(
             "--istio-local-outbound-ports-exclude",
             "-o",
             metavar="PORTS",
-            help="Do not redirect what leaves for these.",
+            help="Outbound ports to exclude from redirection.",
         ),
     ] = "",
     exclude_interfaces: Annotated[
         str,
         typer.Option(
-            "--istio-exclude-interfaces", "-c", metavar="NAMES", help="Leave these interfaces alone."
+            "--istio-exclude-interfaces",
+            "-c",
+            metavar="NAMES",
+            help="Network interfaces to exclude from redirection.",
         ),
     ] = "",
-    undo: Annotated[bool, typer.Option("--undo", help="Take the rules away again.")] = False,
+    undo: Annotated[bool, typer.Option("--undo", help="Remove the rules.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", "-n", help="Print the rules for IPv4, and change nothing.")
+        bool, typer.Option("--dry-run", "-n", help="Print the IPv4 rules without applying them.")
     ] = False,
 ) -> None:
-    """Redirect a pod's traffic to its sidecar, with iptables: what an init container does.
+    """Redirect a pod's traffic to its sidecar with iptables: the command of an init container.
 
-    Takes the flags of Istio's own. To run it twice is to run it once; all of it takes effect at once, or nothing.
+    Accepts the flags of istio-iptables. Idempotent and atomic: all rules take effect at once, or none.
     """
     if interception_mode not in _MODES:
-        _wrong("-m", f"{interception_mode!r} is not {' or '.join(_MODES)}")
-    wanted = rules.Interception(
+        _fail_option("-m", f"{interception_mode!r} is not {' or '.join(_MODES)}")
+    interception = rules.Interception(
         outbound_port=envoy_port,
         inbound_port=inbound_capture_port,
         uid=proxy_uid,
         gid=proxy_gid,
-        inbound_ports=_read("-b", rules.ports, inbound_ports),
-        exclude_inbound_ports=_listed("-d", _read("-d", rules.ports, local_exclude_ports)),
-        networks=_read("-i", rules.networks, service_cidr),
-        exclude_networks=_listed("-x", _read("-x", rules.networks, service_exclude_cidr)),
-        outbound_ports=_listed("-q", _read("-q", rules.ports, outbound_ports)),
-        exclude_outbound_ports=_listed("-o", _read("-o", rules.ports, local_outbound_ports_exclude)),
-        exclude_interfaces=_read("-c", rules.interfaces, exclude_interfaces),
+        inbound_ports=_parse("-b", rules.ports, inbound_ports),
+        exclude_inbound_ports=_require_list("-d", _parse("-d", rules.ports, local_exclude_ports)),
+        networks=_parse("-i", rules.networks, service_cidr),
+        exclude_networks=_require_list("-x", _parse("-x", rules.networks, service_exclude_cidr)),
+        outbound_ports=_require_list("-q", _parse("-q", rules.ports, outbound_ports)),
+        exclude_outbound_ports=_require_list("-o", _parse("-o", rules.ports, local_outbound_ports_exclude)),
+        exclude_interfaces=_parse("-c", rules.interfaces, exclude_interfaces),
     )
     if interception_mode == "NONE":
-        typer.echo("interception mode NONE: nothing is redirected", err=True)
+        typer.echo("interception mode is NONE: no traffic is redirected", err=True)
         return
     if dry_run:
-        typer.echo(rules.redirect(wanted), nl=False)
+        typer.echo(rules.redirect(interception), nl=False)
         return
     try:
         if undo:
             iptables.release()
         else:
-            iptables.intercept(wanted, warn=lambda message: typer.echo(f"xds: {message}", err=True))
+            iptables.intercept(interception, warn=lambda message: typer.echo(f"xds: {message}", err=True))
     except iptables.IptablesError as error:
-        options.fail(str(error), 1)
+        fail(str(error), 1)
 
 
-def _read(option: str, reader: Callable[[str], T], text: str) -> T:
+def _parse(option: str, parser: Callable[[str], T], text: str) -> T:
     try:
-        return reader(text)
+        return parser(text)
     except ValueError as error:
-        _wrong(option, str(error))
+        _fail_option(option, str(error))
 
 
-def _listed(option: str, found: tuple[T, ...] | None) -> tuple[T, ...]:
-    if found is None:
-        _wrong(option, "'*' would be everything: list them")
-    return found
+def _require_list(option: str, values: tuple[T, ...] | None) -> tuple[T, ...]:
+    if values is None:
+        _fail_option(option, "'*' is not allowed here: use a list")
+    return values
 
 
-def _wrong(option: str, message: str) -> NoReturn:
+def _fail_option(option: str, message: str) -> NoReturn:
     raise typer.BadParameter(message, param_hint=f"'{option}'")

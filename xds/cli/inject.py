@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from xds.cli import options
+from xds.cli.manifests import load_settings
+from xds.cli.options import Assignments, MeshConfigFile, fail, parse_address, print_problems
 from xds.mesh.inject import DEFAULT_ADDRESS, DEFAULT_IMAGE, Settings, templates
-from xds.mesh.inject import inject as with_sidecar
+from xds.mesh.inject import inject as add_sidecar
 from xds.mesh.model.objects import Problem
-from xds.mesh.parse import Path as Steps
+from xds.mesh.parse import Path as FieldPath
 from xds.mesh.parse import dotted
+from xds.mesh.sources import documents, rewriting
+from xds.mesh.sources.documents import Document
 
-if TYPE_CHECKING:
-    from xds.mesh.sources.documents import Document
+EXAMPLES = """
+xds inject -f deployment.yaml | kubectl apply -f -
+kubectl get deployment httpbin -o yaml | xds inject -f - | kubectl apply -f -
+"""
 
-MOST_BYTES = 64 << 20
-"""Of a file; etcd takes objects of a fortieth of that, but many may be in one file."""
+MAX_FILE_BYTES = 64 << 20
+"""Maximum size of a file. etcd limits an object to a fortieth of that, but a file can hold many objects."""
 
 
 def inject(
@@ -27,57 +32,59 @@ def inject(
     filenames: Annotated[
         list[str],
         typer.Option(
-            "--filename", "-f", metavar="FILE", help="YAML or JSON; - reads stdin. Can be repeated."
+            "--filename", "-f", metavar="FILE", help="YAML or JSON file, or - for stdin. Can be repeated."
         ),
     ],
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", metavar="FILE", help="Write here instead of to stdout.", show_default=False
+            "--output", "-o", metavar="FILE", help="File to write instead of stdout.", show_default=False
         ),
     ] = None,
     image: Annotated[
-        str, typer.Option("--image", metavar="IMAGE", help="Of the sidecar; its entry point is xds.")
+        str,
+        typer.Option("--image", metavar="IMAGE", help="Image of the sidecar, with xds as its entry point."),
     ] = DEFAULT_IMAGE,
     image_pull_policy: Annotated[
         str,
         typer.Option(
             "--image-pull-policy",
             metavar="POLICY",
-            help="Always, IfNotPresent or Never; without it, Kubernetes goes by the image's tag.",
+            help="Always, IfNotPresent or Never. Default: Kubernetes chooses by the image's tag.",
             show_default=False,
         ),
     ] = "",
     xds_address: Annotated[
         str,
-        typer.Option("--xds-address", metavar="HOST:PORT", help="Where the sidecar finds the control plane."),
+        typer.Option("--xds-address", metavar="HOST:PORT", help="xDS address of the control plane."),
     ] = DEFAULT_ADDRESS,
     sds: Annotated[
         str,
         typer.Option(
             "--sds",
             metavar="unix:///PATH",
-            help="Take certificates from this socket of the node (SPIRE's agent) instead of from the control plane.",
+            help="Socket on the node that serves certificates (SPIRE's agent), instead of the control plane.",
             show_default=False,
         ),
     ] = "",
     native_sidecar: Annotated[
         bool,
         typer.Option(
-            help="Make the sidecar a restartable init container (Kubernetes 1.29), so that Jobs end and init "
-            "containers have the mesh; or one of the pod's ordinary containers."
+            help="Add the sidecar as a restartable init container (Kubernetes 1.29), so that Jobs "
+            "complete and init "
+            "containers can use the mesh; otherwise as an ordinary container."
         ),
     ] = True,
-    mesh_config: options.MeshConfigFile = None,
-    assignments: options.Assignments = None,
+    mesh_config: MeshConfigFile = None,
+    assignments: Assignments = None,
 ) -> None:
-    """Add the sidecar to the pods of manifests, for `kubectl apply -f -`.
+    """Add sidecars to the pods in manifests, for `kubectl apply -f -`.
 
-    Pods and templates of Deployments, StatefulSets, DaemonSets, ReplicaSets, ReplicationControllers, Jobs and CronJobs
-    get one, unless they say `sidecar.istio.io/inject: "false"`; other objects pass through. Text that does not have to
-    change does not.
+    Changes Pods and the templates of Deployments, StatefulSets, DaemonSets, ReplicaSets,
+    ReplicationControllers, Jobs and CronJobs, except those with the label or annotation
+    `sidecar.istio.io/inject: "false"`. Other objects and unrelated text are not changed.
     """
-    options.address("--xds-address", xds_address)
+    parse_address("--xds-address", xds_address)
     if image_pull_policy not in ("", "Always", "IfNotPresent", "Never"):
         raise typer.BadParameter(
             f"{image_pull_policy!r} is none of Always, IfNotPresent, Never",
@@ -85,19 +92,19 @@ def inject(
         )
     if sds and not (sds.startswith("unix:///") and sds.removeprefix("unix://").strip("/").count("/")):
         raise typer.BadParameter(f"{sds!r} is not unix:///DIRECTORY/SOCKET", param_hint="'--sds'")
-    _, config = options.settings(mesh_config, assignments)
+    _, config = load_settings(mesh_config, assignments)
     settings = Settings(
         image=image, pull_policy=image_pull_policy, xds_address=xds_address, sds=sds, native=native_sidecar
     ).under(config)
     result, problems = "", list[Problem]()
     for name in filenames:
-        text, found = _injected(_read(name), "stdin" if name == "-" else name, settings)
+        text, found = _inject_text(_read(name), "stdin" if name == "-" else name, settings)
         if result and not text.startswith("---"):
             result = result if result.endswith("\n") else result + "\n"
             result += "---\n"
         result += text
         problems += found
-    options.show(problems)
+    print_problems(problems)
     if any(not problem.notice for problem in problems):
         raise typer.Exit(1)
     _write(output, result)
@@ -107,15 +114,15 @@ def _read(name: str) -> str:
     try:
         stream = sys.stdin.buffer if name == "-" else Path(name).open("rb")  # noqa: SIM115 - closed below
         with stream:
-            data = stream.read(MOST_BYTES + 1)
+            data = stream.read(MAX_FILE_BYTES + 1)
     except OSError as error:
-        options.fail(f"{name}: {error.strerror}")
-    if len(data) > MOST_BYTES:
-        options.fail(f"{name}: has more than {MOST_BYTES >> 20} MiB; split it")
+        fail(f"{name}: {error.strerror}")
+    if len(data) > MAX_FILE_BYTES:
+        fail(f"{name}: larger than {MAX_FILE_BYTES >> 20} MiB; split the file")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
-        options.fail(f"{name}: is not UTF-8 text")
+        fail(f"{name}: is not UTF-8 text")
 
 
 def _write(output: Path | None, text: str) -> None:
@@ -128,13 +135,11 @@ def _write(output: Path | None, text: str) -> None:
     except BrokenPipeError:
         raise typer.Exit(1) from None
     except OSError as error:
-        options.fail(f"{output or 'stdout'}: {error.strerror}")
+        fail(f"{output or 'stdout'}: {error.strerror}")
 
 
-def _injected(text: str, file: str, settings: Settings) -> tuple[str, list[Problem]]:
-    """Return a file's text with sidecars, and what is to be said about it."""
-    from xds.mesh.sources import documents, rewriting  # noqa: PLC0415
-
+def _inject_text(text: str, file: str, settings: Settings) -> tuple[str, list[Problem]]:
+    """Return a file's text with sidecars added, and the problems found."""
     if text.lstrip().startswith("{"):
         text = documents.joined(text)
     result, problems = "", list[Problem]()
@@ -144,7 +149,7 @@ def _injected(text: str, file: str, settings: Settings) -> tuple[str, list[Probl
             if isinstance(document, Problem):
                 problems.append(document)
             else:
-                value, found = _document(document, settings)
+                value, found = _inject_document(document, settings)
                 changes.append((document, value))
                 problems += found
         changed = any(document.value is not value for document, value in changes)
@@ -152,14 +157,14 @@ def _injected(text: str, file: str, settings: Settings) -> tuple[str, list[Probl
     return result, problems
 
 
-def _document(document: Document, settings: Settings) -> tuple[object, list[Problem]]:
-    """Return a document's value with sidecars: the same object if there are none to add."""
+def _inject_document(document: Document, settings: Settings) -> tuple[object, list[Problem]]:
+    """Return a document's value with sidecars added, the same object if unchanged, and the problems."""
     value, problems = document.value, list[Problem]()
-    found = list(templates(value))
-    for path, what in document.flaws if found else ():
-        problems.append(Problem(where=document.locate(path), what=f"{dotted(path)} {what}"))
-    for template in found:
-        done = with_sidecar(
+    pod_templates = list(templates(value))
+    for path, flaw in document.flaws if pod_templates else ():
+        problems.append(Problem(where=document.locate(path), what=f"{dotted(path)} {flaw}"))
+    for template in pod_templates:
+        injection = add_sidecar(
             template.value,
             settings,
             namespace=template.namespace,
@@ -167,20 +172,20 @@ def _document(document: Document, settings: Settings) -> tuple[object, list[Prob
             path=template.path,
             subject=template.subject,
         )
-        problems += done.problems
-        if done.left:
-            what = f"{template.subject} is left as it is: {done.left}"
+        problems += injection.problems
+        if injection.left:
+            what = f"{template.subject} is left as it is: {injection.left}"
             problems.append(Problem(where=document.locate(template.path), what=what, notice=True))
-        value = _replaced(value, template.path, done.pod)
+        value = _replace(value, template.path, injection.pod)
     return value, problems
 
 
-def _replaced(value: Any, path: Steps, new: Any) -> Any:
-    """Return a value with another at a path; what is beside it is shared."""
+def _replace(value: Any, path: FieldPath, new: Any) -> Any:
+    """Return a value with another one at a path; the siblings are shared."""
     if not path:
         return new
     step, *rest = path
-    inner = _replaced(value[step], tuple(rest), new)
+    inner = _replace(value[step], tuple(rest), new)
     if inner is value[step]:
         return value
     if isinstance(value, list):

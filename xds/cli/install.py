@@ -7,22 +7,36 @@ from collections.abc import Iterable
 from enum import StrEnum
 from ipaddress import ip_network
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
+import yaml
+from rich.text import Text
 
-from xds.cli import options, tables
-from xds.cli.install_crds import DryRun
-from xds.cli.install_crds import show as show_kinds
+from xds.cli import cluster
+from xds.cli.install_crds import DryRun, print_definitions
+from xds.cli.manifests import load_settings
+from xds.cli.options import Assignments, Context, Kubeconfig, MeshConfigFile
+from xds.cli.tables import Table
+from xds.mesh.kube import crds
+from xds.mesh.kube import install as kube
+from xds.mesh.kube.api import Json, KubeApi
+from xds.mesh.kube.install import Done, Installer
+from xds.mesh.model.objects import MeshConfig
+from xds.mesh.parse import merged
+from xds.mesh.sources.documents import Document
+from xds.mesh.sources.documents import read as read_documents
 
-if TYPE_CHECKING:
-    from xds.mesh.kube.api import Json, KubeApi
-    from xds.mesh.kube.install import Done
-    from xds.mesh.model.objects import MeshConfig
+EXAMPLES = """
+xds install --image registry.example/xds:1.0
+xds install --set values.global.mtls.enabled=true
+xds install --dry-run
+xds install -o yaml | kubectl apply -f -
+"""
 
 
 class Part(StrEnum):
-    """What is installed."""
+    """A part of the installation."""
 
     CRDS = "crds"
     CONTROL_PLANE = "control-plane"
@@ -30,7 +44,7 @@ class Part(StrEnum):
 
 
 class Format(StrEnum):
-    """What to print."""
+    """An output format."""
 
     TABLE = "table"
     YAML = "yaml"
@@ -38,17 +52,17 @@ class Format(StrEnum):
 
 def install(
     *,
-    assignments: options.Assignments = None,
-    mesh_config: options.MeshConfigFile = None,
+    assignments: Assignments = None,
+    mesh_config: MeshConfigFile = None,
     image: Annotated[
-        str, typer.Option("--image", metavar="IMAGE", help="The control plane's image.")
+        str, typer.Option("--image", metavar="IMAGE", help="Image of the control plane.")
     ] = "xds:latest",
     only: Annotated[
         list[Part] | None,
         typer.Option(
             "--only",
-            help="One part only: the kinds that the cluster lacks, the control plane, or the mesh's first policies. Can be "
-            "repeated.",
+            help="Install one part: missing CRDs, the control plane, or the initial policies of the "
+            "mesh. Can be repeated.",
             show_default=False,
         ),
     ] = None,
@@ -56,7 +70,7 @@ def install(
         bool,
         typer.Option(
             "--network-policy/--no-network-policy",
-            help="Install a NetworkPolicy that limits who can connect to the control plane; or delete it.",
+            help="Install, or delete, a NetworkPolicy that restricts connections to the control plane.",
         ),
     ] = True,
     api_server_cidr: Annotated[
@@ -64,8 +78,9 @@ def install(
         typer.Option(
             "--api-server-cidr",
             metavar="CIDR",
-            help="Network that the API server calls the webhook from, for the NetworkPolicy. Can be repeated. Without it, "
-            "any address can connect to the webhook.",
+            help="Network from which the API server calls the webhook, for the NetworkPolicy. Can be "
+            "repeated. Default: any "
+            "address can connect to the webhook.",
             show_default=False,
         ),
     ] = None,
@@ -73,36 +88,39 @@ def install(
     output: Annotated[
         Format,
         typer.Option(
-            "-o", "--output", help="A table of what was done; or all objects as YAML, and nothing is done."
+            "-o", "--output", help="Output format. yaml prints the objects and does not install them."
         ),
     ] = Format.TABLE,
-    kubeconfig: options.Kubeconfig = None,
-    context: options.Context = None,
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
 ) -> None:
-    """Install the control plane into a cluster, or bring it up to date: what is there and right is left as it is.
+    """Install or upgrade the control plane in a Kubernetes cluster.
 
-    --set values.global.mtls.auto=true|false is whether clients send mutual TLS by themselves; values.global.mtls.enabled is
-    what the mesh begins with: MeshPolicy default, PERMISSIVE (false) or STRICT with a rule for all services (true). Policies
-    that others have changed since are left as they are. Exit status: 0 done, 1 something was refused or a kind cannot be
-    used, 2 wrong use, 3 the API server cannot be asked.
+    Idempotent: objects that are up to date are left untouched, and so are policies that another client has
+    changed since.
+
+    --set values.global.mtls.auto=BOOL sets whether clients use automatic mutual TLS.
+    --set values.global.mtls.enabled=BOOL sets the initial policies: MeshPolicy default is PERMISSIVE (false),
+    or STRICT with a DestinationRule for all services (true).
+
+    Exit status: 0 installed, 1 the API server rejected a request or a kind cannot be used, 2 wrong usage, 3
+    the API server cannot be reached.
     """
     parts = frozenset(only or Part)
-    _, config = options.settings(mesh_config, assignments)
-    mesh = _mesh(mesh_config, assignments or ())
-    from xds.mesh.kube import install as kube  # noqa: PLC0415
-
+    _, config = load_settings(mesh_config, assignments)
+    mesh = _merge_settings(mesh_config, assignments or ())
     objects = kube.control_plane(image=image, mesh=mesh, api_server_cidrs=_networks(api_server_cidr or ()))
-    switched_off = [each for each in objects if each["kind"] == "NetworkPolicy" and not network_policy]
-    objects = [each for each in objects if each not in switched_off]
+    disabled = [each for each in objects if each["kind"] == "NetworkPolicy" and not network_policy]
+    objects = [each for each in objects if each not in disabled]
     if output is Format.YAML:
-        _print(parts, config, objects)
+        _print_yaml(parts, config, objects)
         return
 
-    async def put() -> bool:
-        async with options.connected(kubeconfig, context) as api:
-            return await _install(api, parts, config, objects, switched_off, dry_run=dry_run)
+    async def connect_and_install() -> bool:
+        async with cluster.connect(kubeconfig, context) as api:
+            return await _install(api, parts, config, objects, disabled, dry_run=dry_run)
 
-    raise typer.Exit(not asyncio.run(put()))
+    raise typer.Exit(not asyncio.run(connect_and_install()))
 
 
 def _networks(texts: Iterable[str]) -> list[str]:
@@ -110,28 +128,20 @@ def _networks(texts: Iterable[str]) -> list[str]:
         return [str(ip_network(text)) for text in texts]
     except ValueError as error:
         raise typer.BadParameter(
-            f"{error}: write a network such as 10.0.0.0/24", param_hint="'--api-server-cidr'"
+            f"{error}: use a network such as 10.0.0.0/24", param_hint="'--api-server-cidr'"
         ) from None
 
 
-def _mesh(file: Path | None, assignments: Iterable[str]) -> dict[str, Any]:
-    """Return the settings as one document; that they are good has been seen to."""
-    from xds.mesh.parse import merged  # noqa: PLC0415
-    from xds.mesh.sources.documents import Document, read  # noqa: PLC0415
-
+def _merge_settings(file: Path | None, assignments: Iterable[str]) -> dict[str, Any]:
+    """Return the settings, which have been validated, as one document."""
     document: dict[str, Any] = {"enableAutoMtls": True}
-    for each in read(file.read_text("utf-8-sig"), str(file)) if file else ():
+    for each in read_documents(file.read_text("utf-8-sig"), str(file)) if file else ():
         if isinstance(each, Document) and isinstance(each.value, dict):
             document |= each.value
     return merged(document, assignments)
 
 
-def _print(parts: frozenset[Part], config: MeshConfig, objects: list[Json]) -> None:
-    import yaml  # noqa: PLC0415
-
-    from xds.mesh.kube import crds  # noqa: PLC0415
-    from xds.mesh.kube import install as kube  # noqa: PLC0415
-
+def _print_yaml(parts: frozenset[Part], config: MeshConfig, objects: list[Json]) -> None:
     objects = [
         *(crds.definitions() if Part.CRDS in parts else ()),
         *((kube.namespace(), *objects) if Part.CONTROL_PLANE in parts else ()),
@@ -145,41 +155,42 @@ async def _install(
     parts: frozenset[Part],
     config: MeshConfig,
     objects: list[Json],
-    switched_off: list[Json],
+    disabled: list[Json],
     *,
     dry_run: bool,
 ) -> bool:
-    """Install the parts, and say what was done; tell whether all kinds can be used.
+    """Install the parts and print the result; return whether all kinds can be used.
 
-    `objects`: the control plane's; `switched_off`: those of them that are not to be there.
+    Args:
+        api: the API server.
+        parts: the parts to install.
+        config: the settings of the mesh.
+        objects: the control plane's objects to create or update.
+        disabled: the control plane's objects to delete.
+        dry_run: whether to change nothing.
     """
-    from xds.mesh.kube import crds  # noqa: PLC0415
-    from xds.mesh.kube.install import Installer  # noqa: PLC0415
-
     usable = True
     if Part.CRDS in parts:
-        kinds = await crds.install(api, dry_run=dry_run)
-        show_kinds(kinds, dry_run=dry_run)
+        definitions = await crds.install(api, dry_run=dry_run)
+        print_definitions(definitions, dry_run=dry_run)
         typer.echo()
-        usable = not any(kind.trouble for kind in kinds)
+        usable = not any(definition.trouble for definition in definitions)
     installer = Installer(api, dry_run=dry_run)
     done: list[Done] = []
     if Part.CONTROL_PLANE in parts:
         done += [await installer.namespace(), *await installer.control_plane(objects)]
-        done += await installer.remove(switched_off)
+        done += await installer.remove(disabled)
     if Part.MESH in parts:
         done += await installer.policies(config, await crds.served(api))
-    _show(done, dry_run=dry_run)
+    _print_results(done, dry_run=dry_run)
     return usable
 
 
-def _show(done: Iterable[Done], *, dry_run: bool) -> None:
-    from rich.text import Text  # noqa: PLC0415
-
-    table = tables.Table("OBJECT", "STATUS")
+def _print_results(done: Iterable[Done], *, dry_run: bool) -> None:
+    table = Table("OBJECT", "STATUS")
     for each in done:
-        said = f"{each.outcome}: {each.why}" if each.why else each.outcome.value
+        status = f"{each.outcome}: {each.why}" if each.why else each.outcome.value
         if dry_run and each.outcome in ("created", "changed", "deleted"):
-            said = f"would be {said}"
-        table.add_row(Text(each.title), Text(said, "yellow" if each.why else ""))
+            status = f"would be {status}"
+        table.add_row(each.title, Text(status, "yellow" if each.why else ""))
     table.show()

@@ -4,56 +4,60 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import Annotated
 
 import typer
+from rich.text import Text
 
-from xds.cli import options, tables
+from xds.cli import cluster
+from xds.cli.options import Context, Kubeconfig
+from xds.cli.tables import Table
+from xds.mesh.kube import crds
+from xds.mesh.kube.crds import Definition
 
-if TYPE_CHECKING:
-    from xds.mesh.kube.crds import Definition
+EXAMPLES = """
+xds install-crds --dry-run
+xds install-crds --context staging
+"""
 
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Ask the API server what would be done, and change nothing.")
+    bool, typer.Option("--dry-run", help="Send dry-run requests to the API server: nothing is changed.")
 ]
 
 
 def install_crds(
     *,
     dry_run: DryRun = False,
-    kubeconfig: options.Kubeconfig = None,
-    context: options.Context = None,
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
 ) -> None:
-    """Create the kinds that the cluster lacks, of Policy, MeshPolicy, PeerAuthentication and DestinationRule.
+    """Create missing CustomResourceDefinitions: Policy, MeshPolicy, PeerAuthentication and DestinationRule.
 
-    Those that are there already, Istio's say, are used as they are: never changed, never deleted. Exit status: 0 all kinds
-    can be used, 1 some cannot or were refused, 2 wrong use, 3 the API server cannot be asked.
+    Idempotent: existing definitions, such as Istio's, are used and left untouched.
+
+    Exit status: 0 all kinds can be used, 1 a kind cannot be used or the API server rejected a request, 2
+    wrong usage, 3 the API server cannot be reached.
     """
     asyncio.run(_install(dry_run, kubeconfig, context))
 
 
-async def _install(dry_run: bool, kubeconfig: options.Kubeconfig, context: options.Context) -> None:
-    from xds.mesh.kube import crds  # noqa: PLC0415
-
-    async with options.connected(kubeconfig, context) as api:
-        found = await crds.install(api, dry_run=dry_run)
-    show(found, dry_run=dry_run)
-    if any(definition.trouble for definition in found):
+async def _install(dry_run: bool, kubeconfig: Path | None, context: str | None) -> None:
+    async with cluster.connect(kubeconfig, context) as api:
+        definitions = await crds.install(api, dry_run=dry_run)
+    print_definitions(definitions, dry_run=dry_run)
+    if any(definition.trouble for definition in definitions):
         raise typer.Exit(1)
 
 
-def show(found: Iterable[Definition], *, dry_run: bool) -> None:
-    """Print what became of each kind."""
-    from rich.text import Text  # noqa: PLC0415
-
-    table = tables.Table("KIND", "VERSIONS", "BY", "STATUS")
-    for definition in found:
-        status = Text("is there already, and used as it is")
+def print_definitions(definitions: Iterable[Definition], *, dry_run: bool) -> None:
+    """Print the status of each definition."""
+    table = Table("KIND", "VERSIONS", "BY", "STATUS")
+    for definition in definitions:
+        status = Text("exists, left untouched")
         if definition.trouble:
-            status = Text(f"is there already, but {definition.trouble}", "red")
+            status = Text(f"exists, but {definition.trouble}", "red")
         elif definition.created:
             status = Text("would be created" if dry_run else "created", "green")
-        table.add_row(
-            Text(definition.name), Text(",".join(definition.versions)), Text(definition.owner or "-"), status
-        )
+        table.add_row(definition.name, ",".join(definition.versions), definition.owner or "-", status)
     table.show()

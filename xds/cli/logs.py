@@ -1,4 +1,4 @@
-"""Logs on stderr: for people on a terminal, as logfmt elsewhere."""
+"""Logs on stderr: colored columns on a terminal, logfmt elsewhere."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Any
 
 import structlog
 
-_LONGEST = 1000
-"""Characters that are shown of a value: some are what proxies say, and they may say much."""
+_MAX_VALUE_LENGTH = 1000
+"""Characters shown of a value. Proxies can send values of any length."""
 
 
 def configure() -> None:
-    """Set up logging for the process; what libraries log comes out in the same form."""
-    terminal = sys.stderr.isatty()
-    before: list[Any] = [
+    """Set up logging for the process. Records of the standard library's logging get the same format."""
+    is_terminal = sys.stderr.isatty()
+    shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
-        structlog.processors.TimeStamper(fmt="%H:%M:%S" if terminal else "iso", utc=not terminal),
-        _one_line,
+        structlog.processors.TimeStamper(fmt="%H:%M:%S" if is_terminal else "iso", utc=not is_terminal),
+        _escape_values,
     ]
-    shown: list[Any] = (
-        # Tracebacks without local variables: there may be keys among them.
+    renderers: list[Any] = (
+        # Tracebacks without local variables, which may contain keys.
         [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
-        if terminal
+        if is_terminal
         else [
             structlog.processors.format_exc_info,
             structlog.processors.LogfmtRenderer(
@@ -33,30 +33,33 @@ def configure() -> None:
         ]
     )
     structlog.configure(
-        processors=[*before, *shown],
+        processors=[*shared, *renderers],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         logger_factory=structlog.WriteLoggerFactory(sys.stderr),
     )
     handler = logging.StreamHandler(sys.stderr)
-    remove = structlog.stdlib.ProcessorFormatter.remove_processors_meta
+    remove_meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta
     handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(foreign_pre_chain=before, processors=[remove, *shown])
+        structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=[remove_meta, *renderers])
     )
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
 
 
-def _one_line(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """Keep what proxies and files say from forging lines or steering a terminal."""
+def _escape_values(
+    _logger: object, _method: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    """Replace control characters, to prevent log and terminal injection, and truncate long values."""
     for key, value in event.items():
-        said = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
-        if isinstance(said, str) and key == "stack":
-            said = "\n".join(_printable(line) for line in said.splitlines())
-        elif isinstance(said, str):
-            said = _printable(said if len(said) <= _LONGEST else f"{said[:_LONGEST]}...").strip()
+        text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
+        if isinstance(text, str) and key == "stack":
+            text = "\n".join(_replace_control_characters(line) for line in text.splitlines())
+        elif isinstance(text, str):
+            short = text if len(text) <= _MAX_VALUE_LENGTH else f"{text[:_MAX_VALUE_LENGTH]}..."
+            text = _replace_control_characters(short).strip()
         if key != "exc_info":
-            event[key] = said
+            event[key] = text
     return event
 
 
-def _printable(text: str) -> str:
+def _replace_control_characters(text: str) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)

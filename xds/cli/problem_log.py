@@ -1,60 +1,60 @@
-"""The log of what is wrong with the input, at a bounded rate: a user who can write objects must not fill the log."""
+"""A rate-limited log of problems in the input.
+
+A user who can write objects must not be able to fill the log.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
+from structlog.typing import FilteringBoundLogger as BoundLogger
+
+from xds.mesh.sources.report import Report
 from xds.server.budget import Budget
 
-if TYPE_CHECKING:
-    from structlog.typing import FilteringBoundLogger as BoundLogger
-
-    from xds.mesh.sources.report import Report
-
 BURST = 200
-"""How many problems are logged at once, and how many notices. A log call takes 0.1 ms of the event loop."""
+"""Problems that are logged at once, and as many notices. A log call takes 0.1 ms of the event loop."""
 RATE = 5.0
-"""How many problems are logged per second after a burst, and how many notices."""
+"""Problems that are logged per second after a burst, and as many notices."""
 
 
 class ProblemLog:
-    """Logs problems, notices and what is solved; what is beyond the rate is only counted.
+    """Logs problems, notices and solved problems; counts those that exceed the rate.
 
-    Problems have a budget of their own, so that notices cannot hide them.
+    Problems and notices have separate budgets, so that notices cannot hide problems.
     """
 
     def __init__(self, log: BoundLogger, clock: Callable[[], float] = time.monotonic) -> None:
-        """Make one.
+        """Create a problem log.
 
         Args:
-            log: where to log.
+            log: the logger to write to.
             clock: returns the time in seconds.
         """
         self._log = log
-        self._problems, self._notices = _Lines(clock), _Lines(clock)
+        self._problems, self._notices = _LineBudget(clock), _LineBudget(clock)
 
     def add(self, report: Report) -> None:
-        """Log what a report adds to what is wrong."""
+        """Log the new and the solved problems of a report."""
         for problem in report.problems:
-            about = {"where": problem.where, "what": problem.what}
-            about |= {"hint": problem.hint} if problem.hint else {}
+            fields = {"where": problem.where, "what": problem.what}
+            fields |= {"hint": problem.hint} if problem.hint else {}
             if problem.notice and self._notices.spend():
-                self._log.info("notice", **about)
+                self._log.info("notice", **fields)
             elif not problem.notice and self._problems.spend():
-                self._log.warning("problem", **about)
+                self._log.warning("problem found", **fields)
         for problem in report.solved:
             if not problem.notice and self._notices.spend():
-                self._log.info("solved", where=problem.where, what=problem.what)
-        for lines, what in ((self._problems, "problems"), (self._notices, "notices")):
-            if omitted := lines.omitted():
-                hint = f"at most {BURST} at once and {RATE:g} per second; see xds_problems in /metrics"
-                self._log.warning(f"{what} not logged", count=omitted, limit=hint)
+                self._log.info("problem solved", where=problem.where, what=problem.what)
+        for budget, kind in ((self._problems, "problems"), (self._notices, "notices")):
+            if omitted := budget.take_omitted():
+                limit = f"{BURST} at once, then {RATE:g} per second; /metrics counts all in xds_problems"
+                self._log.warning(f"{kind} not logged", count=omitted, limit=limit)
 
 
-class _Lines:
-    """The lines of one kind that may be logged, and how many more there were."""
+class _LineBudget:
+    """The log lines of one kind that may still be written, and the number of lines omitted."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -63,15 +63,15 @@ class _Lines:
         self._spent = False
 
     def spend(self) -> bool:
-        """Take one; return whether there was one."""
+        """Take one line; return whether there was one left."""
         if not self._budget.take(self._clock()):
             self._omitted += 1
             return False
         self._spent = True
         return True
 
-    def omitted(self) -> int:
-        """Return how many found nothing since the last time; 0 while nothing else is logged either."""
+    def take_omitted(self) -> int:
+        """Return the number of lines omitted since the last call; 0 if no line was written since then."""
         if not self._spent:
             return 0
         self._spent = False

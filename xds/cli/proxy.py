@@ -5,28 +5,34 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from xds.cli import options
-from xds.mesh.sidecar import settings
+from xds.cli.options import fail, print_problems
+from xds.codec import to_json_dict
+from xds.mesh.envoy.bootstrap import own_address
+from xds.mesh.sidecar import draining, environment, running, settings
+from xds.mesh.sidecar.environment import Sidecar
 
-if TYPE_CHECKING:  # heavy
-    from xds.mesh.sidecar.environment import Sidecar
+EXAMPLES = """
+xds proxy
+xds proxy --dry-run
+xds proxy --drain
+"""
 
 
 def proxy(
     *,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print Envoy's bootstrap, as JSON, and start nothing.")
+        bool, typer.Option("--dry-run", help="Print Envoy's bootstrap as JSON without starting Envoy.")
     ] = False,
     drain: Annotated[
         bool,
         typer.Option(
             "--drain",
-            help="Have the sidecar that runs here give up its connections, and wait for what is in flight: "
-            "the preStop hook of its container.",
+            help="Drain the running sidecar and wait for requests in flight: the preStop hook of its "
+            "container.",
         ),
     ] = False,
     envoy: Annotated[
@@ -36,25 +42,23 @@ def proxy(
         str, typer.Option(metavar="unix:///PATH", envvar=settings.SDS.name, help=settings.SDS.about)
     ] = "",
 ) -> None:
-    """Become the Envoy of this pod, as its environment describes: what a sidecar's container runs.
+    """Run Envoy as this pod's sidecar: the command of a sidecar container.
 
-    Signals and the exit status are Envoy's own. docs/reference/sidecar.md lists the environment: POD_NAME, POD_NAMESPACE
-    and INSTANCE_IP must be there.
+    Environment variables are the configuration.
+
+    Replaces this process with Envoy, so signals and the exit status are Envoy's. POD_NAME, POD_NAMESPACE and
+    INSTANCE_IP are required; docs/sidecar.md lists all variables.
     """
-    sidecar = _read(sds)
+    sidecar = _read_environment(sds)
     if drain:
         _drain(sidecar)
     elif dry_run:
-        from xds.codec import to_json_dict  # noqa: PLC0415
-
         typer.echo(json.dumps(to_json_dict(sidecar.bootstrap()), indent=2))
     else:
-        _become(sidecar, envoy)
+        _become_envoy(sidecar, envoy)
 
 
-def _read(sds: str) -> Sidecar:
-    from xds.mesh.sidecar import environment  # noqa: PLC0415
-
+def _read_environment(sds: str) -> Sidecar:
     variables = os.environ | ({settings.SDS.name: sds} if sds else {})
     file = Path(variables.get(settings.LABELS_FILE.name) or settings.LABELS_FILE.default or "")
     try:
@@ -62,35 +66,32 @@ def _read(sds: str) -> Sidecar:
     except FileNotFoundError:
         labels = ""
     except OSError as error:
-        options.fail(f"{file}: {error.strerror}", 1)
+        fail(f"{file}: {error.strerror}", 1)
     sidecar, problems = environment.read(variables, labels)
     if problems:
-        options.show(problems)
-        # What the kubelet knows by now it says to a new container only: it starts us again.
+        print_problems(problems)
+        # The kubelet sets downward API variables when a container starts, and restarts this one with newer
+        # values.
         raise typer.Exit(1)
     return sidecar
 
 
-def _become(sidecar: Sidecar, envoy: str) -> None:
-    from xds.mesh.sidecar import running  # noqa: PLC0415
-
+def _become_envoy(sidecar: Sidecar, envoy: str) -> None:
     try:
         binary = running.find_envoy(envoy)
         running.wait_for_files(sidecar, say=lambda message: typer.echo(f"xds: {message}", err=True))
         running.become(running.command(sidecar, binary))
     except running.NotStartedError as error:
-        options.fail(str(error), 1)
+        fail(str(error), 1)
 
 
 def _drain(sidecar: Sidecar) -> None:
-    from xds.mesh.envoy.bootstrap import own_address  # noqa: PLC0415
-    from xds.mesh.sidecar import draining  # noqa: PLC0415
-
     try:
         left = draining.drain(own_address(sidecar.pod), sidecar.drain_seconds)
     except draining.DrainError as error:
-        options.fail(str(error), 1)
+        fail(str(error), 1)
     if left:
         typer.echo(
-            f"xds: after {sidecar.drain_seconds} s, {left} connections or requests are in flight", err=True
+            f"xds: {left} connections or requests are still in flight after {sidecar.drain_seconds} s",
+            err=True,
         )

@@ -1,62 +1,65 @@
-"""What `xds status --rollout` prints."""
+"""The output of `xds status --rollout`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
 
 import typer
 
-if TYPE_CHECKING:
-    from xds.mesh.v1 import rollouts_pb2 as pb
+from xds.mesh.model.objects import printable
+from xds.mesh.v1 import rollouts_pb2 as pb
 
-NOTHING = "nothing is on its way"
+NO_TRANSITIONS = "no transitions in progress"
 
-_TCP = "Open TCP connections keep the mode they were opened in until they close."
+_TCP = "Open TCP connections keep their mode until they close."
 _LOCK = (
-    "Where a server is to be locked, plaintext is accepted until then; plaintext connections and responses that are still "
-    "open when it is locked end at its sidecar's drain time."
+    "A server that becomes STRICT accepts plaintext until its transition ends; plaintext connections and "
+    "responses that are still open then are closed after its sidecar's drain time."
 )
-_LOCKS = "Ports that stopped accepting plaintext since the control plane started: {locks}."
+_PLAINTEXT_DISABLED = "Ports that stopped accepting plaintext since the control plane started: {count}."
 
 
-def is_done(answer: pb.ListRolloutsResponse) -> bool:
-    """Whether everything wanted is in force, as far as anybody knows."""
-    return not (answer.services or answer.rules)
+def has_transitions(response: pb.ListRolloutsResponse) -> bool:
+    """Whether a port or a DestinationRule still changes, as far as this control plane knows."""
+    return bool(response.services or response.rules)
 
 
-def show(answer: pb.ListRolloutsResponse) -> None:
-    """Print a line for each service and DestinationRule, and what else has to be known."""
-    _say([each.status for _, each in _lines(answer)] or [NOTHING])
-    if notes := list(_notes(answer)):
-        _say(["", *notes])
+def print_rollouts(response: pb.ListRolloutsResponse) -> None:
+    """Print a line for each service and DestinationRule in transition, then notes."""
+    _print([each.status for _, each in _lines(response)] or [NO_TRANSITIONS])
+    if notes := list(_notes(response)):
+        _print(["", *notes])
 
 
-def follow(answers: Iterable[pb.ListRolloutsResponse]) -> None:
-    """Print what comes, one after the other: the lines that changed, and who is done."""
-    told: dict[str, bytes] | None = None
-    noted: set[str] = set()
-    for answer in answers:
-        before, told = told, {}
-        for name, each in _lines(answer):
-            said = each.status
-            each.ClearField("status")  # The words change with time alone.
-            told[name] = each.SerializeToString(deterministic=True)
-            if before is None or before.get(name) != told[name]:
-                _say([said])
-        _say(f"{name}: done" for name in before or () if name not in told)
-        if not told and before != told:
-            _say([NOTHING])
-        notes = [note for note in _notes(answer, counts=is_done(answer)) if note not in noted]
-        _say(notes)
-        noted.update(notes)
+def follow_rollouts(responses: Iterable[pb.ListRolloutsResponse]) -> None:
+    """Print the lines that changed in each response, and the services and rules that are done."""
+    shown: dict[str, bytes] | None = None
+    printed_notes: set[str] = set()
+    for response in responses:
+        previous, shown = shown, {}
+        for name, each in _lines(response):
+            status = each.status
+            each.ClearField("status")  # The text also changes as time passes.
+            shown[name] = each.SerializeToString(deterministic=True)
+            if previous is None or previous.get(name) != shown[name]:
+                _print([status])
+        _print(f"{name}: done" for name in previous or () if name not in shown)
+        if not shown and previous != shown:
+            _print([NO_TRANSITIONS])
+        notes = [
+            note
+            for note in _notes(response, counts=not has_transitions(response))
+            if note not in printed_notes
+        ]
+        _print(notes)
+        printed_notes.update(notes)
 
 
-def _lines(answer: pb.ListRolloutsResponse) -> Iterator[tuple[str, pb.ServiceRollout | pb.RuleRollout]]:
-    """Go through what there is a line for, each with what to call it."""
-    for service in answer.services:
+def _lines(response: pb.ListRolloutsResponse) -> Iterator[tuple[str, pb.ServiceRollout | pb.RuleRollout]]:
+    """Yield each service and DestinationRule in transition, with its name."""
+    for service in response.services:
         yield f"{service.service}.{service.namespace}", service
-    for rule in answer.rules:
+    for rule in response.rules:
         yield f"DestinationRule/{rule.namespace}/{rule.name}", rule
 
 
@@ -66,11 +69,9 @@ def _notes(answer: pb.ListRolloutsResponse, *, counts: bool = True) -> Iterator[
     if any(each.accepts_plaintext for service in answer.services for each in service.waiting):
         yield _LOCK
     if answer.plaintext_disabled and counts:
-        yield _LOCKS.format(locks=answer.plaintext_disabled)
+        yield _PLAINTEXT_DISABLED.format(count=answer.plaintext_disabled)
 
 
-def _say(lines: Iterable[str]) -> None:
-    from xds.mesh.model.objects import printable  # noqa: PLC0415
-
+def _print(lines: Iterable[str]) -> None:
     for line in lines:
         typer.echo(printable(line))

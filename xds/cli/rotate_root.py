@@ -4,42 +4,54 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
-from xds.cli import options
+from xds.cli import cluster
+from xds.cli.options import Context, Kubeconfig, fail
+from xds.mesh.controlplane.status import duration
+from xds.mesh.identity.ca import Authority
+from xds.mesh.identity.chain import subject
+from xds.mesh.identity.keys import IdentityError, PrivateKey
+from xds.mesh.identity.rotation import WAITS, Authorities, Stage
+from xds.mesh.kube.ca_secret import SECRET, USERS, AuthorityError, Secrets
 
-if TYPE_CHECKING:
-    from xds.mesh.identity.rotation import Authorities
-    from xds.mesh.kube.ca_secret import Secrets
+EXAMPLES = """
+xds rotate-root
+xds rotate-root --status
+"""
 
 
 def rotate_root(
     *,
     status: Annotated[
-        bool, typer.Option("--status", help="Only say how far a rotation is that is under way.")
+        bool, typer.Option("--status", help="Print the state of a rotation without starting one.")
     ] = False,
     namespace: Annotated[
-        str, typer.Option("--namespace", "-n", metavar="NAME", help="Where the control plane is.")
+        str, typer.Option("--namespace", "-n", metavar="NAME", help="Namespace of the control plane.")
     ] = "istio-system",
     trust_domain: Annotated[
         str | None,
         typer.Option(
             "--trust-domain",
             metavar="NAME",
-            help="The new root's. Without it: the old one's.",
+            help="Trust domain of the new root. Default: the trust domain of the current root.",
             show_default=False,
         ),
     ] = None,
-    kubeconfig: options.Kubeconfig = None,
-    context: options.Context = None,
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
 ) -> None:
-    """Begin to replace the mesh's root certificate, or say how far that is.
+    """Start the rotation of the mesh's root certificate, or print the state of a rotation in progress.
 
-    The control plane does the rest, without a request that fails: first the new root is trusted beside the old one, then
-    certificates are issued from it, and after a day the old one goes. A CA of your own (Secret cacerts) is replaced by changing
-    that Secret. Exit status: 0 done, 1 it cannot be done, 2 wrong use, 3 the API server cannot be asked.
+    The control plane completes the rotation without failed requests: sidecars trust the new root in addition
+    to the old one, then get certificates from the new root, and stop trusting the old root a day later. To
+    rotate your own CA (Secret cacerts), change that Secret instead.
+
+    Exit status: 0 started or printed, 1 the rotation is not possible, 2 wrong usage, 3 the API server cannot
+    be reached.
     """
     asyncio.run(_rotate(status, namespace, trust_domain, kubeconfig, context))
 
@@ -48,72 +60,63 @@ async def _rotate(
     status: bool,
     namespace: str,
     trust_domain: str | None,
-    kubeconfig: options.Kubeconfig,
-    context: options.Context,
+    kubeconfig: Path | None,
+    context: str | None,
 ) -> None:
-    from xds.mesh.identity.keys import IdentityError  # noqa: PLC0415
-    from xds.mesh.kube.ca_secret import AuthorityError, Secrets  # noqa: PLC0415
-
-    async with options.connected(kubeconfig, context) as api:
+    async with cluster.connect(kubeconfig, context) as api:
         secrets = Secrets(api, namespace)
         try:
-            found = (
-                await _found(secrets, namespace) if status else await _begun(secrets, namespace, trust_domain)
+            authorities = (
+                await _read(secrets, namespace) if status else await _begin(secrets, namespace, trust_domain)
             )
         except (AuthorityError, IdentityError) as error:
-            options.fail(str(error), 1)
-    typer.echo(_words(found))
+            fail(str(error), 1)
+    typer.echo(_describe(authorities))
 
 
-async def _found(secrets: Secrets, namespace: str) -> Authorities:
-    from xds.mesh.kube.ca_secret import SECRET  # noqa: PLC0415
-
-    kept = await secrets.read(datetime.now(UTC))
-    if kept is None:
-        options.fail(f"there is no CA yet: xds serve makes the Secret {namespace}/{SECRET} when it starts", 1)
-    return kept.authorities
+async def _read(secrets: Secrets, namespace: str) -> Authorities:
+    stored = await secrets.read(datetime.now(UTC))
+    if stored is None:
+        fail(f"no CA found: xds serve creates it in the Secret {namespace}/{SECRET} when it starts", 1)
+    return stored.authorities
 
 
-async def _begun(secrets: Secrets, namespace: str, trust_domain: str | None) -> Authorities:
-    from xds.mesh.identity.ca import Authority  # noqa: PLC0415
-    from xds.mesh.identity.keys import PrivateKey  # noqa: PLC0415
-    from xds.mesh.identity.rotation import Stage  # noqa: PLC0415
-    from xds.mesh.kube.ca_secret import USERS  # noqa: PLC0415
-
+async def _begin(secrets: Secrets, namespace: str, trust_domain: str | None) -> Authorities:
+    """Start a rotation unless one is in progress; retry if another client changes the Secret meanwhile."""
     while True:
         now = datetime.now(UTC)
-        kept = await secrets.read(now)
-        if kept is None or kept.authorities.stage is not Stage.STEADY:
-            return await _found(secrets, namespace)
+        stored = await secrets.read(now)
+        if stored is None or stored.authorities.stage is not Stage.STEADY:
+            return await _read(secrets, namespace)
         if await secrets.users(now):
-            options.fail(
-                f"the mesh's CA is your own: put another into the Secret {namespace}/{USERS}, and the rotation begins",
+            fail(
+                f"the mesh uses your own CA: change the Secret {namespace}/{USERS} to start a rotation",
                 1,
             )
-        domain = trust_domain or kept.authorities.authority.trust_domain
+        domain = trust_domain or stored.authorities.authority.trust_domain
         if not domain:
-            options.fail("the root does not say whose trust domain it is: say --trust-domain", 1)
+            fail("the root certificate names no trust domain: set --trust-domain", 1)
         new = Authority.create(PrivateKey.generate(), domain, now)
-        if written := await secrets.replace(kept, kept.authorities.begin(new, now)):
+        if written := await secrets.replace(stored, stored.authorities.begin(new, now)):
             return written.authorities
 
 
-def _words(found: Authorities) -> str:
-    from xds.mesh.controlplane.status import duration  # noqa: PLC0415
-    from xds.mesh.identity.chain import subject  # noqa: PLC0415
-    from xds.mesh.identity.rotation import WAITS, Stage  # noqa: PLC0415
-
-    issuer = f"certificates are issued by {subject(found.authority.certificate)}"
-    waited = (datetime.now(UTC) - found.since).total_seconds() if found.since else 0.0
-    match found.stage:
+def _describe(authorities: Authorities) -> str:
+    issuer = f"certificates are issued by {subject(authorities.authority.certificate)}"
+    elapsed = (datetime.now(UTC) - authorities.since).total_seconds() if authorities.since else 0.0
+    match authorities.stage:
         case Stage.SPREADING:
-            left = max(0.0, WAITS.spread.total_seconds() - waited)
+            left = max(0.0, WAITS.spread.total_seconds() - elapsed)
             return (
-                f"step 1 of 2, since {duration(waited)}: the new root is trusted beside the old one; {issuer}. In "
-                f"{duration(left)} at the earliest, and once every connected sidecar has taken it, they are the new one's"
+                f"step 1 of 2, since {duration(elapsed)}: the new root is trusted in addition to the "
+                f"old one; {issuer}. The new root issues certificates in {duration(left)} at the earliest, "
+                "once every connected sidecar trusts it"
             )
         case Stage.RETIRING:
-            left = max(0.0, WAITS.retire.total_seconds() - waited)
-            return f"step 2 of 2, since {duration(waited)}: {issuer}. The old root goes in {duration(left)}"
+            left = max(0.0, WAITS.retire.total_seconds() - elapsed)
+            return (
+                f"step 2 of 2, since {duration(elapsed)}: {issuer}. The old root is no longer trusted in "
+                f"{duration(left)}"
+            )
         case Stage.STEADY:
-            return f"no rotation is under way: {issuer}, until {found.authority.expires:%Y-%m-%d}"
+            return f"no rotation in progress: {issuer}, until {authorities.authority.expires:%Y-%m-%d}"

@@ -1,10 +1,9 @@
-"""What runs when `xds serve` does: the controller, its source, the servers, and parts that others add; until a signal."""
+"""The running control plane of `xds serve`: its source, controller, servers and background tasks."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import resource
 import signal
 from collections.abc import (
@@ -21,118 +20,128 @@ from collections.abc import (
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
+import grpc
+import structlog
 import typer
+from prometheus_client.registry import Collector
 
 from xds.cli.options import Address
-from xds.mesh.model.objects import Change, MeshConfig
+from xds.cli.problem_log import ProblemLog
+from xds.introspect import Introspection
+from xds.introspect.guard import Admit
+from xds.mesh.controlplane.admin import AdminServer
+from xds.mesh.controlplane.controller import Controller
+from xds.mesh.controlplane.effects import EffectWatcher
+from xds.mesh.controlplane.metrics.controlplane import Metrics, StartupMetrics
+from xds.mesh.controlplane.proxies_service import ProxiesService
+from xds.mesh.controlplane.rollouts_service import RolloutsService
+from xds.mesh.model.objects import Change, MeshConfig, Problem
+from xds.mesh.sources.report import Report
+from xds.mesh.v1 import described
+from xds.server import Authenticate, XdsServer
+from xds.server.rest import RestServer
 
-if TYPE_CHECKING:
-    import grpc
-    from prometheus_client.registry import Collector
-    from structlog.typing import FilteringBoundLogger as BoundLogger
+log = structlog.get_logger("xds.cli.serve")
 
-    from xds.cli.problem_log import ProblemLog
-    from xds.introspect.guard import Admit
-    from xds.mesh.controlplane.controller import Controller
-    from xds.mesh.controlplane.effects import EffectWatcher
-    from xds.mesh.controlplane.metrics.controlplane import Metrics
-    from xds.mesh.model.objects import Problem
-    from xds.mesh.sources.report import Report
-    from xds.server import Authenticate, XdsServer
-    from xds.server.rest import RestServer
+BackgroundTask: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
+"""Runs from the start until it is cancelled; the control plane stops if it ends earlier.
 
-Part: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
-"""Something that runs in the background from the start, until it is cancelled; if it ends before, so does everything.
-
-What needs facts awaits `controller.ready` itself.
+A task that needs the mesh awaits `controller.ready`.
 """
 
 
 class Source(Protocol):
-    """Where facts come from."""
+    """Where objects and settings come from."""
 
     what: str
-    """What it reads, in a word for the log."""
+    """The kind of source, in one word for the log."""
 
     @property
     def problems(self) -> Collection[Problem]:
-        """What is wrong now."""
+        """The current problems."""
 
     @property
     def unenforced(self) -> Mapping[str, int]:
-        """How many objects there are of each kind that is not enforced."""
+        """The number of objects of each kind that is not enforced."""
 
     def watch(self) -> AsyncGenerator[Report, None]:
-        """Yield everything, then what is different, without end."""
+        """Yield the state, then changes, without end."""
 
     def lacking(self) -> str:
-        """Say what is not known yet, for who asks whether we are ready; empty if everything is."""
+        """Return what has not been read yet, for /ready; empty if everything has been read once."""
 
     def standing(self) -> str:
-        """Say how old what is known is, if it can be out of date; else empty."""
+        """Return how old the state is if it can be out of date; else empty."""
 
     def behind(self) -> float:
-        """Tell for how many seconds it has not been possible to learn of changes."""
+        """Return for how many seconds changes could not be read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Addresses:
-    """Where to listen."""
+class ListenAddresses:
+    """Addresses that the control plane listens on in plaintext."""
 
     xds: Address
+    """Address of the xDS server."""
     admin: Address
+    """Address of /healthz, /ready and /metrics."""
     rest: Address | None = None
+    """Address of the REST server."""
     names: Sequence[str] = ()
-    """DNS names by which clients may address the REST server."""
+    """DNS names that clients of the REST server may use."""
 
 
-class Door(NamedTuple):
-    """Where xDS is served over TLS, and to whom."""
+class SecureListeners(NamedTuple):
+    """The TLS listeners of the xDS server, and the clients they accept."""
 
-    secure: Sequence[tuple[str, grpc.ServerCredentials]]
-    """Addresses, and gRPC's credentials for each."""
+    credentials: Sequence[tuple[str, grpc.ServerCredentials]]
+    """Addresses, each with its gRPC credentials."""
     authenticate: Authenticate
+    """Authenticates the client of a stream."""
     admit: Admit
-    """Lets those in who may ask about the server."""
+    """Authorizes clients of the admin services."""
 
 
-class Serving(NamedTuple):
-    """Whom to serve with, made once the mesh's settings are known."""
+class Components(NamedTuple):
+    """The parts of a control plane that depend on the mesh's settings."""
 
     controller: Controller
+    """The controller."""
     effects: EffectWatcher
-    parts: Sequence[Part] = ()
-    """What is to run besides."""
-    door: Door | None = None
-    """How others than this machine get in."""
+    """Finds objects without effect."""
+    tasks: Sequence[BackgroundTask] = ()
+    """Tasks that run in addition."""
+    listeners: SecureListeners | None = None
+    """TLS listeners; None if there are none."""
     metrics: Sequence[Collector] = ()
-    """What the parts count."""
+    """Metrics of the tasks."""
 
 
-Prepare: TypeAlias = Callable[["MeshConfig"], Awaitable[Serving]]
-"""Makes the controller and what runs besides, from the settings of the mesh. May take its time: /ready says what is missing."""
+BuildComponents: TypeAlias = Callable[[MeshConfig], Awaitable[Components]]
+"""Creates the components once the mesh's settings are known.
+
+It may take long: /ready returns what is missing.
+"""
 
 
-async def run(source: Source, prepare: Prepare, at: Addresses, *, max_connection_age: float | None) -> int:
-    """Serve until a signal asks to end; return the exit status."""
-    from xds.mesh.controlplane.admin import AdminServer  # noqa: PLC0415
-
+async def run(
+    source: Source, build: BuildComponents, addresses: ListenAddresses, *, max_connection_age: float | None
+) -> int:
+    """Run until a signal arrives; return the exit status."""
     _raise_file_limit()
-    # gRPC's own log has a line for each failed handshake, and no limit. It asks for this when it is used for the first time.
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    control_plane = ControlPlane(source, prepare, at, max_connection_age)
+    control_plane = ControlPlane(source, build, addresses, max_connection_age)
 
     def lacking() -> str | None:
         return "shutting down" if stop.is_set() else control_plane.lacking()
 
     admin = AdminServer(
         lacking,
-        *at.admin,
+        *addresses.admin,
         metrics=control_plane.render_metrics,
         note=source.standing,
         warnings=lambda: control_plane.problems,
@@ -140,149 +149,153 @@ async def run(source: Source, prepare: Prepare, at: Addresses, *, max_connection
     try:
         await admin.start()
     except OSError as error:
-        _log().error("cannot listen", problem=str(error))
+        log.error("cannot listen", problem=str(error))  # noqa: TRY400 - no bug, no traceback
         return 1
-    ready = f"http://{at.admin._replace(port=admin.port)}/ready"
-    work = asyncio.create_task(control_plane.run(ready))
-    asked = asyncio.create_task(stop.wait())
+    ready_url = f"http://{addresses.admin._replace(port=admin.port)}/ready"
+    running = asyncio.create_task(control_plane.run(ready_url))
+    stopping = asyncio.create_task(stop.wait())
     try:
-        await asyncio.wait([work, asked], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([running, stopping], return_when=asyncio.FIRST_COMPLETED)
     finally:
-        asked.cancel()
-        work.cancel()
-        [ended] = await asyncio.gather(work, return_exceptions=True)
+        stopping.cancel()
+        running.cancel()
+        [result] = await asyncio.gather(running, return_exceptions=True)
         await admin.stop()
-    if isinstance(ended, CannotListenError):
-        _log().error("cannot listen", problem=str(ended))
-    elif isinstance(ended, typer.Exit):
-        raise ended
-    elif isinstance(ended, Exception):
-        _log().error("stopped by an error", exc_info=ended)
+    if isinstance(result, CannotListenError):
+        log.error("cannot listen", problem=str(result))
+    elif isinstance(result, typer.Exit):
+        raise result
+    elif isinstance(result, Exception):
+        log.error("control plane failed", exc_info=result)
     elif stop.is_set():
-        _log().info("stopped")
+        log.info("control plane stopped")
         return 0
     return 1
 
 
 def _raise_file_limit() -> None:
-    """Let this process open as many files as it may: every connection is one, and soft limits of 1,024 are common."""
+    """Raise the limit of open files to the maximum. Each connection is a file; a common limit is 1,024."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(OSError, ValueError):  # macOS has a hard limit that it does not accept as a soft one.
+    with suppress(OSError, ValueError):  # macOS rejects its hard limit as a soft limit.
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 class CannotListenError(Exception):
-    """An address cannot be had."""
+    """An address cannot be listened on."""
 
 
 class ControlPlane:
-    """A source, and everybody who is served from it."""
+    """A source, and the servers that serve what the controller makes of it."""
 
     def __init__(
-        self, source: Source, prepare: Prepare, at: Addresses, max_connection_age: float | None
+        self,
+        source: Source,
+        build: BuildComponents,
+        addresses: ListenAddresses,
+        max_connection_age: float | None,
     ) -> None:
         self._source = source
-        self._prepare = prepare
-        self._at = at
+        self._build = build
+        self._addresses = addresses
         self._max_connection_age = max_connection_age
         self._metrics: Metrics | None = None
         self._effects: EffectWatcher | None = None
-        self._listening = False
+        self._is_listening = False
 
     def lacking(self) -> str | None:
-        """Say why nobody is served yet; None: they are."""
-        return None if self._listening else self._source.lacking() or "the first configuration is being made"
+        """Return why the xDS server does not listen yet; None if it does."""
+        return None if self._is_listening else self._source.lacking() or "computing the first configuration"
 
     @property
     def problems(self) -> Collection[Problem]:
-        """What is wrong now with objects and settings, and which objects have no effect."""
+        """The current problems of objects and settings, and the objects without effect."""
         return (*self._source.problems, *(self._effects.problems if self._effects else ()))
 
     def render_metrics(self, accept: str) -> tuple[bytes, str]:
-        """Return the metrics: while the source is not complete, those of what is wrong with it."""
-        from xds.mesh.controlplane.metrics.controlplane import StartupMetrics  # noqa: PLC0415
-
+        """Return the metrics and their content type. During startup these are the source's metrics only."""
         start = StartupMetrics(lambda: self._source.problems, self._source.behind)
         return (self._metrics or start).render(accept)
 
-    async def run(self, ready: str) -> None:
-        """Serve until cancelled, or until something fails. CannotListenError, and whatever a part raises."""
-        from xds.cli.problem_log import ProblemLog  # noqa: PLC0415
-
+    async def run(self, ready_url: str) -> None:
+        """Serve until cancelled. Raises CannotListenError, and any error of a background task."""
         async with aclosing(self._source.watch()) as reports:
-            problem_log = ProblemLog(_log())
-            change = await _first(reports, problem_log)
-            serving = await self._prepare(change.config or MeshConfig())
-            serving.controller.change(change)
-            _say(self._source, change)
-            follow = _follow(self._source, reports, serving.controller, problem_log)
-            await self._serve(serving, ready, (follow, *(part() for part in serving.parts)))
+            problem_log = ProblemLog(log)
+            change = await _wait_until_complete(reports, problem_log)
+            components = await self._build(change.config or MeshConfig())
+            components.controller.change(change)
+            _log_change(self._source, change)
+            follow = _follow(self._source, reports, components.controller, problem_log)
+            await self._serve(components, ready_url, (follow, *(task() for task in components.tasks)))
 
     async def _serve(
-        self, serving: Serving, ready: str, besides: Iterable[Coroutine[Any, Any, None]]
+        self, components: Components, ready_url: str, tasks: Iterable[Coroutine[Any, Any, None]]
     ) -> None:
-        from xds.introspect import Introspection  # noqa: PLC0415
-        from xds.mesh.controlplane.metrics.controlplane import Metrics  # noqa: PLC0415
-        from xds.mesh.controlplane.proxies_service import ProxiesService  # noqa: PLC0415
-        from xds.mesh.controlplane.rollouts_service import RolloutsService  # noqa: PLC0415
-        from xds.mesh.v1 import described  # noqa: PLC0415
-        from xds.server import XdsServer  # noqa: PLC0415
-        from xds.server.rest import RestServer  # noqa: PLC0415
-
-        controller, door = serving.controller, serving.door
-        self._effects = serving.effects
+        controller, listeners = components.controller, components.listeners
+        self._effects = components.effects
         self._metrics = Metrics(
             controller, lambda: self.problems, self._source.behind, lambda: self._source.unenforced
         )
-        for collector in serving.metrics:
+        for collector in components.metrics:
             self._metrics.register(collector)
         identifier = f"xds {version('xds-mesh')}"
         proxies = ProxiesService(
             controller.problem_of, absences=controller.absences, problems=lambda: self.problems
         )
-        asked = (proxies, RolloutsService(controller))
+        services = (proxies, RolloutsService(controller))
+        admit = listeners.admit if listeners else None
         server = XdsServer(
             controller,
-            str(self._at.xds),
+            str(self._addresses.xds),
             identifier=identifier,
             max_connection_age=self._max_connection_age,
             observer=self._metrics.streams,
-            added=[Introspection(asked, admit=door.admit if door else None, documented=described)],
-            secure=door.secure if door else (),
-            authenticate=door.authenticate if door else None,
+            added=[Introspection(services, admit=admit, documented=described)],
+            secure=listeners.credentials if listeners else (),
+            authenticate=listeners.authenticate if listeners else None,
         )
-        failed = server.discovery.failed
         rest = (
-            RestServer(controller, *self._at.rest, identifier=identifier, failed=failed, names=self._at.names)
-            if self._at.rest
+            RestServer(
+                controller,
+                *self._addresses.rest,
+                identifier=identifier,
+                failed=server.discovery.failed,
+                names=self._addresses.names,
+            )
+            if self._addresses.rest
             else None
         )
         self._metrics.add_server(server.discovery)
-        work = [
+        running = [
             asyncio.create_task(task)
-            for task in (controller.run(), serving.effects.run(), self._metrics.measure_loop_lag(), *besides)
+            for task in (
+                controller.run(),
+                components.effects.run(),
+                self._metrics.measure_loop_lag(),
+                *tasks,
+            )
         ]
-        known = asyncio.create_task(controller.ready.wait())
+        is_ready = asyncio.create_task(controller.ready.wait())
         try:
-            await asyncio.wait([*work, known], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([*running, is_ready], return_when=asyncio.FIRST_COMPLETED)
             if controller.ready.is_set():
-                # The facts stay: without them a collection of garbage takes a tenth of the time, in which nobody is served.
+                # The mesh stays in memory. Freezing it cuts the pauses of later garbage collections to a
+                # tenth.
                 gc.collect()
                 gc.freeze()
                 await _start(*(each for each in (rest, server) if each))
-                self._listening = True
-                _log().info("ready", admin=ready)
-            await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)
+                self._is_listening = True
+                log.info("control plane ready", admin=ready_url)
+            await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
         finally:
             if rest:
                 await rest.stop()
             await server.stop()
-            for task in (*work, known):
-                task.cancel()
-            ended = await asyncio.gather(*work, return_exceptions=True)
-        for failure in ended:
-            if isinstance(failure, Exception):
-                raise failure
+            for each in (*running, is_ready):
+                each.cancel()
+            results = await asyncio.gather(*running, return_exceptions=True)
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
 
 
 async def _start(*servers: XdsServer | RestServer) -> None:
@@ -293,32 +306,25 @@ async def _start(*servers: XdsServer | RestServer) -> None:
             raise CannotListenError(str(error)) from error
 
 
-async def _first(reports: AsyncIterator[Report], problem_log: ProblemLog) -> Change:
-    """Wait until everything is known; the log is told what stands in the way."""
+async def _wait_until_complete(reports: AsyncIterator[Report], problem_log: ProblemLog) -> Change:
+    """Wait until the source has read everything; log its problems meanwhile."""
     async for report in reports:
         problem_log.add(report)
         if report.complete:
             return report.change
-    raise RuntimeError("the source of facts ended")
+    raise RuntimeError("the source ended before it had read everything")
 
 
 async def _follow(
     source: Source, reports: AsyncIterator[Report], controller: Controller, problem_log: ProblemLog
 ) -> None:
-    """Tell the controller what the source says, and the log what is wrong with it."""
+    """Pass the source's changes to the controller and its problems to the log."""
     async for report in reports:
         problem_log.add(report)
         if report.change != Change():
             controller.change(report.change)
-            _say(source, report.change)
+            _log_change(source, report.change)
 
 
-def _say(source: Source, change: Change) -> None:
-    _log().info(source.what, applied=len(change.applied), removed=len(change.removed))
-
-
-def _log() -> BoundLogger:
-    import structlog  # noqa: PLC0415
-
-    log: BoundLogger = structlog.get_logger("xds.cli.serve")
-    return log
+def _log_change(source: Source, change: Change) -> None:
+    log.info("objects changed", source=source.what, applied=len(change.applied), removed=len(change.removed))

@@ -3,326 +3,345 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
+import structlog
 import typer
 
-from xds.cli import options, tls_options, webhook_options
-from xds.cli.runtime import Addresses, Part, Serving, run
-from xds.mesh.inject import DEFAULT_IMAGE
+from xds.cli import logs
+from xds.cli.manifests import load_settings
+from xds.cli.option_groups import grouped_options
+from xds.cli.options import (
+    MANIFESTS,
+    Address,
+    Assignments,
+    Context,
+    Kubeconfig,
+    MeshConfigFile,
+    fail,
+    parse_address,
+)
+from xds.cli.runtime import Components, ListenAddresses, run
+from xds.cli.tls_options import TlsListeners, TlsOptions
+from xds.cli.webhook_options import WebhookOptions
+from xds.mesh.controlplane.controller import Controller
+from xds.mesh.controlplane.effects import EffectWatcher
+from xds.mesh.envoy.translate import warm
+from xds.mesh.identity.auth import own_signature
+from xds.mesh.identity.rotation import Authorities
+from xds.mesh.identity.state_dir import StateError, root_authority, token_key
+from xds.mesh.model.objects import MeshConfig
+from xds.mesh.sources.files import Folder
+from xds.mesh.sources.settings import Settings
 
-if TYPE_CHECKING:
-    from structlog.typing import FilteringBoundLogger as BoundLogger
+EXAMPLES = """
+xds serve --manifests mesh/
+xds serve --manifests mesh/ --state-dir state/ --xds-tls-address 0.0.0.0:15012
+xds serve --kubernetes --webhook-address 0.0.0.0:15017
+"""
 
-    from xds.mesh.kube.api import KubeApi
-    from xds.mesh.model.objects import MeshConfig
-    from xds.mesh.sources.files import Folder
-    from xds.mesh.sources.kubernetes import Kubernetes
-    from xds.mesh.sources.settings import Settings
+log = structlog.get_logger("xds.cli.serve")
 
 
 class Rollout(StrEnum):
-    """How a change of mode is put in force."""
+    """How a change of mTLS mode is rolled out."""
 
     GATED = "gated"
     IMMEDIATE = "immediate"
 
 
-def serve(
-    *,
-    manifests: Annotated[Path | None, options.MANIFESTS] = None,
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceOptions:
+    """Options for the objects and settings of the mesh."""
+
+    manifests: Annotated[Path | None, MANIFESTS] = None
     kubernetes: Annotated[
         bool,
         typer.Option(
             "--kubernetes",
-            help="Configure the sidecars of a Kubernetes cluster, from its API server: the one that we are a pod of, or "
-            "else the one that kubectl would use (KUBECONFIG, ~/.kube/config).",
+            help="Serve the sidecars of a Kubernetes cluster: the cluster of this pod, or else of the "
+            "kubeconfig that kubectl "
+            "uses.",
         ),
-    ] = False,
-    kubeconfig: options.Kubeconfig = None,
-    context: options.Context = None,
+    ] = False
+    kubeconfig: Kubeconfig = None
+    context: Context = None
     namespace: Annotated[
         str | None,
         typer.Option(
             "--namespace",
             metavar="NAME",
-            help="With --kubernetes: where the control plane is, and what belongs to it. Without it: the pod's own, or "
-            "istio-system if we are no pod.",
+            help="Namespace of the control plane. Requires --kubernetes. Default: the namespace of "
+            "this pod, or else "
+            "istio-system.",
             show_default=False,
         ),
-    ] = None,
+    ] = None
     mesh_config_map: Annotated[
         str | None,
         typer.Option(
             "--mesh-config-map",
             metavar="NAME",
-            help="With --kubernetes: the ConfigMap of that namespace whose key mesh is Istio's MeshConfig; Istio's own "
-            "is named istio. Without it: xds.",
+            help="ConfigMap in that namespace with Istio's MeshConfig in the key mesh; Istio's own is "
+            "named istio. Requires "
+            "--kubernetes. Default: xds.",
             show_default=False,
         ),
-    ] = None,
-    mesh_config: options.MeshConfigFile = None,
-    assignments: options.Assignments = None,
+    ] = None
+    mesh_config: MeshConfigFile = None
+    assignments: Assignments = None
+
+    def validate(self) -> None:
+        """Exit with status 2 if the options are invalid or contradict each other."""
+        if self.kubernetes == (self.manifests is not None):
+            fail("use either --manifests DIR or --kubernetes" + (", not both" if self.kubernetes else ""))
+        if self.kubernetes and self.mesh_config:
+            fail(
+                "--mesh-config requires --manifests; with --kubernetes the settings are in a ConfigMap "
+                "(--mesh-config-map)"
+            )
+        cluster_options = {
+            "--kubeconfig": self.kubeconfig,
+            "--context": self.context,
+            "--namespace": self.namespace,
+            "--mesh-config-map": self.mesh_config_map,
+        }
+        for option, value in cluster_options.items():
+            if value and not self.kubernetes:
+                fail(f"{option} requires --kubernetes")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListenOptions:
+    """Options for plaintext listeners and connections."""
+
     xds_address: Annotated[
-        str, typer.Option("--xds-address", metavar="HOST:PORT", help="Where sidecars connect.")
-    ] = "127.0.0.1:15010",
-    xds_tls_address: tls_options.TlsAddress = None,
-    xds_mtls_address: tls_options.MtlsAddress = None,
-    tls_names: tls_options.TlsNames = None,
-    admin_identities: tls_options.AdminIdentities = None,
-    admin_address: Annotated[
         str,
-        typer.Option("--admin-address", metavar="HOST:PORT", help="Where /healthz, /ready and /metrics are."),
-    ] = "127.0.0.1:15014",
+        typer.Option("--xds-address", metavar="HOST:PORT", help="Address of the plaintext xDS listener."),
+    ] = "127.0.0.1:15010"
     rest_address: Annotated[
         str | None,
         typer.Option(
             "--rest-address",
             metavar="HOST:PORT",
-            help="Where the same is served to who polls with HTTP and JSON (POST /v3/discovery:clusters and so on), "
-            "but for private keys. Off unless said.",
+            help="Address of the plaintext REST xDS listener (POST /v3/discovery:clusters etc.), which "
+            "serves no private keys. "
+            "Default: disabled.",
             show_default=False,
         ),
-    ] = None,
+    ] = None
+    insecure_xds: Annotated[
+        bool,
+        typer.Option(
+            "--insecure-xds",
+            help="Allow --xds-address and --rest-address to be reachable from other machines, without "
+            "authentication. Plaintext "
+            "connections then serve no private keys.",
+        ),
+    ] = False
+    admin_address: Annotated[
+        str,
+        typer.Option(
+            "--admin-address", metavar="HOST:PORT", help="Address of /healthz, /ready and /metrics."
+        ),
+    ] = "127.0.0.1:15014"
     max_connection_age: Annotated[
         float,
         typer.Option(
             "--max-connection-age",
             metavar="SECONDS",
             min=0,
-            help="How long a sidecar's connection lasts, give or take a tenth, before it has to connect anew: so "
-            "sidecars spread over control planes that were added. 0: for ever.",
+            help="Maximum age of a sidecar's connection, in seconds (+/-10%), after which it "
+            "reconnects and may reach another "
+            "replica. 0 for no limit.",
         ),
-    ] = 1800,
+    ] = 1800
+
+    def addresses(self) -> tuple[Address, Address, Address | None]:
+        """Return the xDS, admin and REST addresses; exit with status 2 if they are not allowed."""
+        xds = parse_address("--xds-address", self.xds_address)
+        rest = parse_address("--rest-address", self.rest_address) if self.rest_address else None
+        admin = parse_address("--admin-address", self.admin_address)
+        if (exposed := _exposed(xds, rest)) and not self.insecure_xds:
+            fail(
+                f"{exposed[0]} is reachable from other machines, without encryption or authentication: "
+                f"listen on 127.0.0.1, or "
+                "add --insecure-xds (plaintext connections then serve no private keys)"
+            )
+        return xds, admin, rest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutOptions:
+    """Options for changes of mTLS mode."""
+
     rollout: Annotated[
         Rollout,
         typer.Option(
             "--rollout",
-            help="How a change of mode is put in force. gated: servers take both for as long as clients change over, so "
-            "that no request fails. immediate: at once, on both sides.",
+            help="How a change of mTLS mode is rolled out. gated: servers accept both modes until all "
+            "clients have switched, so "
+            "that no request fails. immediate: servers and clients switch at once.",
         ),
-    ] = Rollout.GATED,
+    ] = Rollout.GATED
     rollout_timeout: Annotated[
         float,
         typer.Option(
             "--rollout-timeout",
             metavar="SECONDS",
             min=0,
-            help="How long a change of mode waits for any sidecar before it goes on without it.",
+            help="Time to wait for a proxy to ACK before continuing without it, in seconds.",
         ),
-    ] = 30,
+    ] = 30
+
+    @property
+    def timeout(self) -> float | None:
+        """The timeout of a gated rollout; None for immediate changes."""
+        return self.rollout_timeout if self.rollout is Rollout.GATED else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IdentityOptions:
+    """Options for the CA and for certificates."""
+
     state_dir: Annotated[
         Path | None,
         typer.Option(
             "--state-dir",
             metavar="DIR",
             file_okay=False,
-            help="Where the root certificate and its key are kept, and the key that signs tokens; made if need be. "
-            "Must belong to the user who runs xds (or root), and be writable by no other. Without it the root lives as long as "
-            "the process.",
+            help="Directory of the root certificate, its private key and the key that signs tokens; "
+            "created if missing. It must "
+            "be owned by the user of this process or root, and not be writable by others. Requires "
+            "--manifests. Default: the "
+            "root certificate lasts as long as this process.",
             show_default=False,
         ),
-    ] = None,
+    ] = None
     sds: Annotated[
         str | None,
         typer.Option(
             "--sds",
             metavar="unix:///PATH",
-            help="Where sidecars get their certificates and roots instead, such as the socket of SPIRE's agent: the "
-            "setting meshConfig.sdsUdsPath. The path is that in the sidecar's container.",
+            help="Socket, in the sidecar's container, that serves certificates and roots instead of "
+            "the control plane, such as "
+            "the SPIRE agent's (meshConfig.sdsUdsPath).",
             show_default=False,
         ),
-    ] = None,
-    webhook_address: webhook_options.WebhookAddress = None,
-    sidecar_image: webhook_options.SidecarImage = DEFAULT_IMAGE,
-    sidecar_xds_address: webhook_options.SidecarAddress = None,
-    insecure_xds: Annotated[
-        bool,
-        typer.Option(
-            "--insecure-xds",
-            help="Allow an --xds-address or --rest-address that others can reach, though nobody has to prove who they are there. "
-            "No sidecar gets a private key in plaintext then.",
-        ),
-    ] = False,
-) -> None:
-    """Configure sidecars from a folder of manifests or from a Kubernetes cluster, and follow its changes.
+    ] = None
 
-    Errors in an object are logged with file and line or its name, and the last good version of it stays in force; a policy
-    without one is STRICT until it is repaired. While the API server cannot be reached, all that is known stays in force. At
-    start /ready says what is waited for: every kind must be listed, and every document of the manifests must be readable.
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeOptions:
+    """Options of `xds serve`."""
+
+    source: SourceOptions
+    """The objects and settings of the mesh."""
+    listen: ListenOptions
+    """Plaintext listeners and connections."""
+    tls: TlsOptions
+    """TLS listeners."""
+    rollout: RolloutOptions
+    """Changes of mTLS mode."""
+    identity: IdentityOptions
+    """The CA and certificates."""
+    webhook: WebhookOptions
+    """The injection webhook."""
+
+
+@grouped_options(ServeOptions)
+def serve(options: ServeOptions) -> None:
+    """Run the control plane for a folder of manifests or a Kubernetes cluster, and apply changes live.
+
+    Errors in an object are logged with its file and line, or its name. The last valid version of the object
+    stays active; a policy without a valid version is STRICT until it is fixed. While the API server cannot be
+    reached, the current configuration stays active.
+
+    The control plane serves once every kind has been listed, or every document of the manifests can be read.
+    Until then /ready returns what is missing.
     """
-    if kubernetes == (manifests is not None):
-        options.fail("say either --manifests DIR or --kubernetes" + (", not both" if kubernetes else ""))
-    if kubernetes and mesh_config:
-        options.fail(
-            "--mesh-config is for --manifests; a cluster's settings are in a ConfigMap (--mesh-config-map)"
-        )
-    asked = {"--kubeconfig": kubeconfig, "--context": context, "--namespace": namespace}
-    for option, value in (asked | {"--mesh-config-map": mesh_config_map}).items():
-        if value and not kubernetes:
-            options.fail(f"{option} is for --kubernetes")
-    where = {"--xds-address": options.address("--xds-address", xds_address)}
-    if rest_address:
-        where["--rest-address"] = options.address("--rest-address", rest_address)
-    admin = options.address("--admin-address", admin_address)
-    exposed = [f"{option} {at}" for option, at in where.items() if not at.is_loopback]
-    if exposed and not insecure_xds:
-        options.fail(
-            f"{exposed[0]} can be reached by others, and xDS is neither encrypted nor authenticated here. "
-            "Listen on 127.0.0.1, or say --insecure-xds (sidecars then get no private keys in plaintext)"
-        )
-    opened = tls_options.Doors(
-        kubernetes=kubernetes,
-        tokens=kubernetes or state_dir is not None,
-        tls=xds_tls_address,
-        mtls=xds_mtls_address,
-        names=tls_names,
-        admins=admin_identities,
+    source = options.source
+    source.validate()
+    xds, admin, rest = options.listen.addresses()
+    state_dir = options.identity.state_dir
+    tls = options.tls.parse(
+        kubernetes=source.kubernetes, can_verify_tokens=source.kubernetes or state_dir is not None
     )
-    injected = webhook_options.Injecting(
-        kubernetes=kubernetes, at=webhook_address, image=sidecar_image, xds_address=sidecar_xds_address
-    )
-    if kubernetes and state_dir:
-        options.fail("--state-dir is for --manifests; a cluster keeps its CA in a Secret (xds-ca-secret)")
-    assignments = [*(assignments or ()), *([f"meshConfig.sdsUdsPath={sds}"] if sds else ())]
-    options.settings(
+    webhook_address = options.webhook.parse(kubernetes=source.kubernetes)
+    if source.kubernetes and state_dir:
+        fail("--state-dir requires --manifests; with --kubernetes the CA is in a Secret (xds-ca-secret)")
+    sds = options.identity.sds
+    assignments = [*(source.assignments or ()), *([f"meshConfig.sdsUdsPath={sds}"] if sds else ())]
+    load_settings(
         None, assignments
-    )  # a wrong --set is wrong use; a file can be repaired, and is waited for
-    from xds.cli import logs  # noqa: PLC0415
-    from xds.mesh.envoy.translate import warm  # noqa: PLC0415
-    from xds.mesh.sources.settings import Settings  # noqa: PLC0415
+    )  # An invalid --set is wrong usage; an invalid file can be fixed while running.
+    exposed = _exposed(xds, rest)
+    addresses = ListenAddresses(xds=xds, admin=admin, rest=rest, names=tls.names)
+    max_connection_age = options.listen.max_connection_age or None
+    running: Coroutine[Any, Any, int]
+    if source.manifests:
+        folder = Folder(source.manifests, Settings(source.mesh_config, assignments))
+        build = partial(_build_components, exposed, tls, state_dir, rollout_timeout=options.rollout.timeout)
+        running = run(folder, build, addresses, max_connection_age=max_connection_age)
+    else:
+        from xds.cli import serve_kubernetes  # noqa: PLC0415 - the Kubernetes client takes long to import
 
-    timeout = rollout_timeout if rollout is Rollout.GATED else None
-
-    async def serving() -> int:
-        async with AsyncExitStack() as stack:
-            source: Folder | Kubernetes
-            if manifests:
-                source = _folder(manifests, Settings(mesh_config, assignments))
-                prepare = partial(_alone, exposed, opened, state_dir, rollout_timeout=timeout)
-            else:
-                api = await stack.enter_async_context(options.connected(kubeconfig, context))
-                source = _cluster(api, assignments, namespace, mesh_config_map)
-                prepare = partial(
-                    _in_cluster, exposed, opened, api, source, injected=injected, rollout_timeout=timeout
-                )
-            return await run(source, prepare, at, max_connection_age=max_connection_age or None)
-
-    at = Addresses(
-        xds=where["--xds-address"], admin=admin, rest=where.get("--rest-address"), names=tls_names or ()
-    )
+        cluster = serve_kubernetes.ClusterOptions(
+            kubeconfig=source.kubeconfig,
+            context=source.context,
+            namespace=source.namespace,
+            mesh_config_map=source.mesh_config_map,
+            assignments=assignments,
+            tls=tls,
+            webhook=options.webhook,
+            webhook_address=webhook_address,
+            rollout_timeout=options.rollout.timeout,
+        )
+        running = serve_kubernetes.run_in_cluster(
+            cluster, addresses, exposed=exposed, max_connection_age=max_connection_age
+        )
     logs.configure()
     warm()
-    raise typer.Exit(asyncio.run(serving()))
+    raise typer.Exit(asyncio.run(running))
 
 
-async def _alone(
+async def _build_components(
     exposed: list[str],
-    opened: tls_options.Doors,
+    tls: TlsListeners,
     state_dir: Path | None,
     config: MeshConfig,
     *,
     rollout_timeout: float | None,
-) -> Serving:
-    """Prepare to serve manifests."""
-    from datetime import UTC, datetime  # noqa: PLC0415
-
-    from xds.mesh.controlplane.controller import Controller  # noqa: PLC0415
-    from xds.mesh.controlplane.effects import EffectWatcher  # noqa: PLC0415
-    from xds.mesh.identity.auth import own_signature  # noqa: PLC0415
-    from xds.mesh.identity.rotation import Authorities  # noqa: PLC0415
-    from xds.mesh.identity.state_dir import StateError, root_authority, token_key  # noqa: PLC0415
-
+) -> Components:
+    """Create the components of a control plane for manifests."""
     try:
         authority = root_authority(state_dir, config.trust_domain, datetime.now(UTC))
-        judge = own_signature(token_key(state_dir)) if state_dir and opened.takes_tokens else None
+        judge = own_signature(token_key(state_dir)) if state_dir and tls.accept_tokens else None
     except StateError as error:
-        options.fail(f"--state-dir: {error}", 1)
-    # Who can be reached by others is no demo, and a forwarded port looks like this machine.
-    serve_keys = not exposed and all(each.is_loopback for each in opened.addresses)
-    _say_what_is_at_stake(exposed, keys=serve_keys, kept=state_dir is not None)
+        fail(f"--state-dir: {error}", 1)
+    # A control plane that other machines can reach serves no keys in plaintext, even on loopback: a forwarded
+    # port, too,
+    # connects from this machine.
+    serve_keys = not exposed and all(each.is_loopback for each in tls.addresses)
+    if serve_keys:
+        log.warning("plaintext xDS serves private keys: any local user can impersonate any workload")
+    elif exposed:
+        log.warning("plaintext xDS is reachable from other machines", address=exposed)
+    if state_dir is None:
+        log.info("root certificate is temporary: set --state-dir to keep it after a restart")
     controller = Controller(authority, serve_keys=serve_keys, rollout_timeout=rollout_timeout)
     authorities = Authorities(authority=authority)
     effects = EffectWatcher(lambda: controller.mesh, controller.ready)
-    return Serving(controller, effects, door=await opened.door(controller, lambda: authorities, judge=judge))
+    return Components(controller, effects, listeners=tls.open(controller, lambda: authorities, judge=judge))
 
 
-async def _in_cluster(
-    exposed: list[str],
-    opened: tls_options.Doors,
-    api: KubeApi,
-    source: Kubernetes,
-    config: MeshConfig,
-    *,
-    injected: webhook_options.Injecting,
-    rollout_timeout: float | None,
-) -> Serving:
-    """Prepare to serve a cluster, as one of several."""
-    from xds.mesh.controlplane.controller import Controller  # noqa: PLC0415
-    from xds.mesh.controlplane.effects import EffectWatcher  # noqa: PLC0415
-    from xds.mesh.kube.ca_secret import AuthorityError  # noqa: PLC0415
-    from xds.mesh.kube.conditions import Conditions  # noqa: PLC0415
-    from xds.mesh.kube.replica import Replica  # noqa: PLC0415
-    from xds.mesh.kube.tokens import TokenReviews  # noqa: PLC0415
-
-    namespace = source.namespace
-    try:
-        replica = await Replica.join(api, namespace, config.trust_domain)
-    except AuthorityError as error:
-        options.fail(str(error), 1)
-    _say_what_is_at_stake(exposed, keys=False, kept=True)
-    kept = replica.authorities
-    controller = Controller(
-        kept.authority, also_trust=kept.also_trust, serve_keys=False, rollout_timeout=rollout_timeout
-    )
-    replica.follow(controller)
-    effects = EffectWatcher(lambda: controller.mesh, controller.ready)
-    told = Conditions(
-        api, lambda: source.problems, lambda: controller.mesh, lambda: effects.by_object, leads=replica.leads
-    )
-    # Each that is to run besides is added here.
-    parts: list[Part] = [*replica.parts, told.run, *injected.parts(controller, api, namespace, replica.leads)]
-    door = await opened.door(
-        controller, lambda: replica.authorities, judge=TokenReviews(api), api=api, namespace=namespace
-    )
-    return Serving(controller, effects, parts, door, injected.metrics)
-
-
-def _folder(manifests: Path, settings: Settings) -> Folder:
-    from xds.mesh.sources.files import Folder  # noqa: PLC0415
-
-    return Folder(manifests, settings)
-
-
-def _cluster(
-    api: KubeApi, assignments: list[str] | None, namespace: str | None, config_map: str | None
-) -> Kubernetes:
-    from xds.mesh.sources.kubernetes import CONFIG_MAP, Kubernetes  # noqa: PLC0415
-
-    source = Kubernetes(
-        api, assignments=assignments or (), namespace=namespace or "", config_map=config_map or CONFIG_MAP
-    )
-    _log().info("kubernetes", server=api.server, namespace=source.namespace)
-    return source
-
-
-def _say_what_is_at_stake(exposed: list[str], *, keys: bool, kept: bool) -> None:
-    if keys:
-        _log().warning(
-            "every user of this machine can take any pod's identity: nobody has to prove who they are"
-        )
-    elif exposed:
-        _log().warning("xDS is neither encrypted nor authenticated, and others can reach it", address=exposed)
-    if not kept:
-        _log().info("the root certificate is new, and lives as long as this process; --state-dir keeps it")
-
-
-def _log() -> BoundLogger:
-    import structlog  # noqa: PLC0415
-
-    log: BoundLogger = structlog.get_logger("xds.cli.serve")
-    return log
+def _exposed(xds: Address, rest: Address | None) -> list[str]:
+    """Return the plaintext listeners that other machines can reach, as OPTION ADDRESS."""
+    addresses = {"--xds-address": xds, "--rest-address": rest}
+    return [f"{option} {each}" for option, each in addresses.items() if each and not each.is_loopback]

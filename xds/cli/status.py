@@ -6,30 +6,52 @@ import json
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeAlias
+from typing import Annotated, Any, NamedTuple, TypeAlias
 
 import typer
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+from rich.text import Text
 
-from xds.cli import admin_client, options, tables
+from xds.cli import admin_client
+from xds.cli.options import fail, parse_address
+from xds.cli.rollout import follow_rollouts, has_transitions, print_rollouts
+from xds.cli.tables import Table
+from xds.mesh.controlplane.status import (
+    absent_line,
+    proxy_name,
+    resource_line,
+    settled,
+    stream_line,
+    type_line,
+    warning_line,
+)
+from xds.mesh.model.objects import printable
+from xds.mesh.v1 import proxies_pb2 as pb
+from xds.protocol.types import short_name
 
-if TYPE_CHECKING:
-    from google.protobuf.message import Message
-    from google.protobuf.timestamp_pb2 import Timestamp
-    from rich.text import Text
+EXAMPLES = """
+xds status
+xds status httpbin-1.shop
+xds status --namespace shop --watch
+xds status --rollout
+xds status --xds-address localhost:15012 --ca-file root-cert.pem --token-file token
+"""
 
-    from xds.mesh.v1 import proxies_pb2 as pb
-
-_Key: TypeAlias = tuple[str, int, str]
-"""A stream's peer and when it came, and the type."""
+_LineKey: TypeAlias = tuple[str, int, str]
+"""A stream's peer, the time it was opened, and a type URL."""
 
 _TITLES = ("PROXY", "TYPE", "RESOURCES", "STATUS")
 
-_MOST_STREAMS = 8
-"""Streams of one proxy that a table has. An Envoy that uses ADS has one, or two while it restarts."""
+_MAX_STREAMS = 8
+"""Streams of one proxy in a table. An Envoy that uses ADS has one, or two during a hot restart."""
+
+_STYLES = {pb.SYNCED: "green", pb.WAITING: "yellow", pb.REJECTED: "red"}
 
 
 class Format(StrEnum):
-    """How to print it."""
+    """An output format."""
 
     TABLE = "table"
     JSON = "json"
@@ -41,126 +63,118 @@ def status(
         str | None,
         typer.Argument(
             metavar="PROXY",
-            help="One sidecar only: POD.NAMESPACE, its node id, or how one of these begins. Its resources that are "
-            "not synced are told too.",
+            help="Print one sidecar, with its resources that are not synced: POD.NAMESPACE, a node id, "
+            "or a prefix of one.",
             show_default=False,
         ),
     ] = None,
     namespace: Annotated[
         str | None,
-        typer.Option("-n", "--namespace", metavar="NS", help="One namespace only.", show_default=False),
+        typer.Option("-n", "--namespace", metavar="NS", help="Print one namespace.", show_default=False),
     ] = None,
-    output: Annotated[
-        Format,
-        typer.Option(
-            "-o", "--output", help="A table for people, or JSON for programs, as grpcurl prints it."
-        ),
-    ] = Format.TABLE,
-    watch: Annotated[
-        bool, typer.Option("-w", "--watch", help="Go on, and tell what changes, until Ctrl-C.")
-    ] = False,
+    output: Annotated[Format, typer.Option("-o", "--output", help="Output format.")] = Format.TABLE,
+    watch: Annotated[bool, typer.Option("-w", "--watch", help="Print changes until Ctrl-C.")] = False,
     rollout: Annotated[
         bool,
         typer.Option(
             "--rollout",
-            help="Say instead how far changes between plaintext and mutual TLS are: a line for each service that is on its "
-            "way, with what each endpoint waits for.",
+            help="Print the progress of transitions between plaintext and mutual TLS: one line per "
+            "service, with what each "
+            "endpoint waits for.",
         ),
     ] = False,
     xds_address: Annotated[
-        str, typer.Option("--xds-address", metavar="HOST:PORT", help="Where the control plane serves xDS.")
+        str, typer.Option("--xds-address", metavar="HOST:PORT", help="xDS address of the control plane.")
     ] = "127.0.0.1:15010",
     ca_file: admin_client.CaFile = None,
     token_file: admin_client.TokenFile = None,
     cert_file: admin_client.CertFile = None,
     key_file: admin_client.KeyFile = None,
 ) -> None:
-    """Say for every connected sidecar and type of resource: synced, waiting for what, or rejected and why.
+    """Print the sync status of connected sidecars by resource type: synced, waiting or rejected, and why.
 
-    A running control plane is asked (services xds.mesh.v1.Proxies and Rollouts). Exit status: 0 all sidecars have what they
-    should, 1 some do not yet, rejected something or are not connected, 2 no sidecar is connected at all or wrong use, 3 the
-    control plane cannot be asked. With --rollout: 0 nothing is on its way, 1 something is, or went on without a sidecar that
-    was not waited for any longer.
+    Queries a running control plane (gRPC services xds.mesh.v1.Proxies and xds.mesh.v1.Rollouts).
+
+    Exit status: 0 all sidecars are synced, 1 a sidecar is not synced, rejected a resource or is not
+    connected, 2 no sidecar is connected or wrong usage, 3 the control plane cannot be reached. With
+    --rollout: 0 no transition is in progress, 1 a transition is in progress or skipped a lagging sidecar.
     """
     if "" in (proxy, namespace):
-        options.fail("PROXY and --namespace must not be empty: leave them out to ask for all")
+        fail("PROXY and --namespace must not be empty: omit them to select all")
     if rollout and proxy:
-        options.fail("--rollout is about services, not about one PROXY: leave one of the two out")
-    where = options.address("--xds-address", xds_address)
-    proof = admin_client.Proof(roots=ca_file, token=token_file, certificate=cert_file, key=key_file)
-    with admin_client.Asking(where, proof) as control_plane:
+        fail("--rollout and PROXY cannot be combined: --rollout prints services")
+    address = parse_address("--xds-address", xds_address)
+    credentials = admin_client.ClientCredentials(
+        roots=ca_file, token=token_file, certificate=cert_file, key=key_file
+    )
+    with admin_client.AdminClient(address, credentials) as client:
         if rollout:
-            _rollout(control_plane, namespace or "", output, watch=watch)
+            _print_rollouts(client, namespace or "", output, watch=watch)
             return
-        chosen = {
-            "proxy": control_plane.find(proxy, namespace or "") if proxy else "",
+        filters = {
+            "proxy": client.resolve_proxy(proxy, namespace or "") if proxy else "",
             "namespace": namespace or "",
         }
         if watch:
-            with suppress(KeyboardInterrupt):  # the end that was asked for
-                _follow(control_plane.watch(chosen, unsynced=output is Format.JSON), output)
+            with suppress(KeyboardInterrupt):
+                _follow(client.watch_proxies(filters, unsynced=output is Format.JSON), output)
             return
-        answer = control_plane.list(chosen, unsynced=bool(proxy) or output is Format.JSON)
-        if output is Format.JSON:
-            typer.echo(json.dumps(_as_json(answer), indent=2))
-        else:
-            _print(answer, named=bool(proxy))
-        absent = answer.not_connected
-        if not answer.proxies and (absent.may_be_on_other_replica or not absent.total):
-            of = f"of namespace {namespace} " if namespace else ""
-            options.fail(f"no proxy {of}is connected to {where}: nothing was checked")
-        from xds.mesh.controlplane.status import settled  # noqa: PLC0415
-
-        is_lacking = absent.total and not absent.may_be_on_other_replica
-        if is_lacking or not all(settled(each) for each in answer.proxies):
-            raise typer.Exit(1)
-
-
-def _rollout(control_plane: admin_client.Asking, namespace: str, output: Format, *, watch: bool) -> None:
-    """Say how far changes of mode are."""
-    from xds.cli import rollout  # noqa: PLC0415
-
-    if watch:
-        answers = control_plane.watch_rollouts(namespace)
-        with suppress(KeyboardInterrupt):  # the end that was asked for
-            if output is Format.JSON:
-                for each in answers:
-                    typer.echo(json.dumps(_as_json(each)))
-            else:
-                rollout.follow(answers)
-        return
-    answer = control_plane.rollouts(namespace)
+        response = client.list_proxies(filters, unsynced=bool(proxy) or output is Format.JSON)
     if output is Format.JSON:
-        typer.echo(json.dumps(_as_json(answer), indent=2))
+        typer.echo(json.dumps(_to_json(response), indent=2))
     else:
-        rollout.show(answer)
-    if not rollout.is_done(answer):
+        _print(response, one_proxy=bool(proxy))
+    absent = response.not_connected
+    if not response.proxies and (absent.may_be_on_other_replica or not absent.total):
+        scope = f"of namespace {namespace} " if namespace else ""
+        fail(f"no proxy {scope}is connected to {address}: nothing was checked")
+    is_absent = absent.total and not absent.may_be_on_other_replica
+    if is_absent or not all(settled(each) for each in response.proxies):
+        raise typer.Exit(1)
+
+
+def _print_rollouts(client: admin_client.AdminClient, namespace: str, output: Format, *, watch: bool) -> None:
+    if watch:
+        responses = client.watch_rollouts(namespace)
+        with suppress(KeyboardInterrupt):
+            if output is Format.JSON:
+                for each in responses:
+                    typer.echo(json.dumps(_to_json(each)))
+            else:
+                follow_rollouts(responses)
+        return
+    response = client.list_rollouts(namespace)
+    if output is Format.JSON:
+        typer.echo(json.dumps(_to_json(response), indent=2))
+    else:
+        print_rollouts(response)
+    if has_transitions(response):
         raise typer.Exit(1)
 
 
 def _follow(responses: Iterable[pb.WatchProxiesResponse], output: Format) -> None:
-    """Print what comes, one after the other: of a proxy that changed, the lines that did."""
+    """Print each response as it arrives. A table gets the lines that changed."""
     if output is Format.JSON:
         for response in responses:
-            typer.echo(json.dumps(_as_json(response)))
+            typer.echo(json.dumps(_to_json(response)))
         return
-    table = tables.Table(*_TITLES)
-    told: dict[str, dict[_Key, Any]] = {}
+    table = Table(*_TITLES)
+    shown: dict[str, dict[_LineKey, Any]] = {}
     absent: set[tuple[str, str]] = set()
     for response in responses:
         for proxy in response.proxies:
-            before = told.get(proxy.node_id, {})
+            previous = shown.get(proxy.node_id, {})
             lines = {line.key: line for line in _lines(proxy, response.time)}
             for line in lines.values():
-                if before.get(line.key) != line.told:
+                if previous.get(line.key) != line.state:
                     table.add_row(*line.cells)
-            for peer, _ in sorted({key[:2] for key in before} - {key[:2] for key in lines}):
+            for peer, _ in sorted({key[:2] for key in previous} - {key[:2] for key in lines}):
                 if peer:
-                    _add_note(table, proxy.node_id, f"its stream from {peer} ended")
-            told[proxy.node_id] = {line.key: line.told for line in lines.values()}
+                    _add_note(table, proxy.node_id, f"stream from {peer} ended")
+            shown[proxy.node_id] = {line.key: line.state for line in lines.values()}
         for node_id in response.gone:
-            told.pop(node_id, None)
-            _add_note(table, node_id, "gone")
+            shown.pop(node_id, None)
+            _add_note(table, node_id, "disconnected")
         if response.HasField("not_connected"):
             missing = response.not_connected
             for each in () if missing.may_be_on_other_replica else missing.pods:
@@ -170,32 +184,25 @@ def _follow(responses: Iterable[pb.WatchProxiesResponse], output: Format) -> Non
         table.show()
 
 
-def _as_json(answer: Message) -> dict[str, Any]:
-    from google.protobuf.json_format import MessageToDict  # noqa: PLC0415
-
-    return MessageToDict(answer, always_print_fields_with_no_presence=True)
+def _to_json(response: Message) -> dict[str, Any]:
+    return MessageToDict(response, always_print_fields_with_no_presence=True)
 
 
 class _Line(NamedTuple):
-    """What a table says of one type of one stream, or of the streams that it does not have."""
+    """A table line: one resource type of one stream, or the streams that the table omits."""
 
-    key: _Key
-    told: Any
-    """What it is told from; the words change with time alone."""
+    key: _LineKey
+    """What the line is about."""
+    state: Any
+    """What the text is derived from. The text itself also changes as time passes."""
     cells: tuple[Text, ...]
+    """The cells of the line."""
 
 
 def _lines(proxy: pb.Proxy, now: Timestamp) -> Iterator[_Line]:
-    """Go through what a table says of a proxy."""
-    from rich.text import Text  # noqa: PLC0415
-
-    from xds.mesh.controlplane.status import proxy_name, type_line  # noqa: PLC0415
-    from xds.mesh.v1 import proxies_pb2 as pb  # noqa: PLC0415
-    from xds.protocol.types import short_name  # noqa: PLC0415
-
-    styles = {pb.SYNCED: "green", pb.WAITING: "yellow", pb.REJECTED: "red"}
+    """Yield the table lines of a proxy."""
     name = proxy_name(proxy.node_id)
-    for stream in proxy.streams[:_MOST_STREAMS]:
+    for stream in proxy.streams[:_MAX_STREAMS]:
         for kind in stream.types:
             count = kind.resources
             total = count.synced + count.stale + count.not_sent + count.error
@@ -206,104 +213,79 @@ def _lines(proxy: pb.Proxy, now: Timestamp) -> Iterator[_Line]:
                     Text(name),
                     Text(short_name(kind.type_url)),
                     Text(f"{count.synced}/{total}"),
-                    Text(type_line(kind, proxy.problem, now), styles.get(kind.state, "")),
+                    Text(type_line(kind, proxy.problem, now), _STYLES.get(kind.state, "")),
                 ),
             )
-    if more := proxy.streams[_MOST_STREAMS:]:
-        waiting = sum(any(kind.state != pb.SYNCED for kind in stream.types) for stream in more)
-        said = f"{len(more)} more streams, {waiting} of them not synced; -o json has them"
-        yield _Line(("", 0, ""), said, (Text(name), Text("-"), Text("-"), Text(said)))
+    if omitted := proxy.streams[_MAX_STREAMS:]:
+        unsynced = sum(any(kind.state != pb.SYNCED for kind in stream.types) for stream in omitted)
+        text = f"{len(omitted)} more streams, {unsynced} of them not synced; -o json prints them"
+        yield _Line(("", 0, ""), text, (Text(name), Text("-"), Text("-"), Text(text)))
 
 
-def _add_note(table: tables.Table, node_id: str, said: str) -> None:
-    from rich.text import Text  # noqa: PLC0415
-
-    from xds.mesh.controlplane.status import proxy_name  # noqa: PLC0415
-    from xds.mesh.model.objects import printable  # noqa: PLC0415
-
-    table.add_row(Text(proxy_name(node_id)), Text("-"), Text("-"), Text(printable(said)))
+def _add_note(table: Table, node_id: str, note: str) -> None:
+    table.add_row(proxy_name(node_id), "-", "-", printable(note))
 
 
 def _add_absent(
-    table: tables.Table, absent: pb.AbsentSidecar, now: Timestamp, *, may_be_on_other_replica: bool
+    table: Table, absent: pb.AbsentSidecar, now: Timestamp, *, may_be_on_other_replica: bool
 ) -> None:
-    from rich.text import Text  # noqa: PLC0415
-
-    from xds.mesh.controlplane.status import absent_line  # noqa: PLC0415
-    from xds.mesh.model.objects import printable  # noqa: PLC0415
-
     name = printable(f"{absent.pod}.{absent.namespace}")
-    said = absent_line(absent, now, may_be_on_other_replica=may_be_on_other_replica)
-    table.add_row(Text(name), Text("-"), Text("-"), Text(said, "" if may_be_on_other_replica else "red"))
+    text = absent_line(absent, now, may_be_on_other_replica=may_be_on_other_replica)
+    table.add_row(name, "-", "-", Text(text, "" if may_be_on_other_replica else "red"))
 
 
-def _print(answer: pb.ListProxiesResponse, *, named: bool) -> None:
-    """Print an answer; `named`: it is about one sidecar, with its streams and resources."""
-    absent = answer.not_connected
-    if answer.proxies or (absent.total and (named or not absent.may_be_on_other_replica)):
-        _print_proxies(answer, named=named)
-    if absent.total and absent.may_be_on_other_replica and not named:
+def _print(response: pb.ListProxiesResponse, *, one_proxy: bool) -> None:
+    """Print a response as tables.
+
+    With `one_proxy` the streams and unsynced resources of the proxy are included.
+    """
+    absent = response.not_connected
+    if response.proxies or (absent.total and (one_proxy or not absent.may_be_on_other_replica)):
+        _print_proxies(response, one_proxy=one_proxy)
+    if absent.total and absent.may_be_on_other_replica and not one_proxy:
         typer.echo(
-            f"{absent.total} sidecars are not connected to this replica, and may be connected to another one "
-            "(-o json names them)",
+            f"{absent.total} sidecars are not connected to this replica; other replicas may serve them "
+            "(-o json lists them)",
             err=True,
         )
-    if not named:
-        _print_warnings(answer)
+    if not one_proxy:
+        for warning in response.warnings:
+            typer.echo(warning_line(warning), err=True)
+        if response.more_warnings:
+            typer.echo(f"... and {response.more_warnings} more warnings", err=True)
 
 
-def _print_warnings(answer: pb.ListProxiesResponse) -> None:
-    from xds.mesh.controlplane.status import warning_line  # noqa: PLC0415
-
-    for warning in answer.warnings:
-        typer.echo(warning_line(warning), err=True)
-    if answer.more_warnings:
-        typer.echo(f"... and {answer.more_warnings} more warnings", err=True)
-
-
-def _print_proxies(answer: pb.ListProxiesResponse, *, named: bool) -> None:
-    from xds.mesh.controlplane.status import proxy_name, stream_line  # noqa: PLC0415
-    from xds.mesh.model.objects import printable  # noqa: PLC0415
-
-    absent = answer.not_connected
-    if named and answer.proxies:
-        for proxy in answer.proxies:
-            name, agent = (
-                proxy_name(proxy.node_id),
-                printable(f" {proxy.agent} {proxy.agent_version}".rstrip()),
-            )
-            for stream in proxy.streams[:_MOST_STREAMS]:
-                typer.echo(f"{name}:{agent}, {stream_line(stream, answer.time)}")
-            if len(proxy.streams) > _MOST_STREAMS:
-                typer.echo(f"{name}: {len(proxy.streams)} streams in all")
+def _print_proxies(response: pb.ListProxiesResponse, *, one_proxy: bool) -> None:
+    absent = response.not_connected
+    if one_proxy and response.proxies:
+        for proxy in response.proxies:
+            name = proxy_name(proxy.node_id)
+            agent = printable(f" {proxy.agent} {proxy.agent_version}".rstrip())
+            for stream in proxy.streams[:_MAX_STREAMS]:
+                typer.echo(f"{name}:{agent}, {stream_line(stream, response.time)}")
+            if len(proxy.streams) > _MAX_STREAMS:
+                typer.echo(f"{name}: {len(proxy.streams)} streams in total")
         typer.echo()
-    table = tables.Table(*_TITLES)
-    for proxy in answer.proxies:
-        for line in _lines(proxy, answer.time):
+    table = Table(*_TITLES)
+    for proxy in response.proxies:
+        for line in _lines(proxy, response.time):
             table.add_row(*line.cells)
-    if named or not absent.may_be_on_other_replica:
+    if one_proxy or not absent.may_be_on_other_replica:
         for each in absent.pods:
-            _add_absent(table, each, answer.time, may_be_on_other_replica=absent.may_be_on_other_replica)
+            _add_absent(table, each, response.time, may_be_on_other_replica=absent.may_be_on_other_replica)
     table.show()
     if more := absent.total - len(absent.pods):
         typer.echo(f"{more} more sidecars are not connected", err=True)
-    if named:
-        shown = (stream for proxy in answer.proxies for stream in proxy.streams[:_MOST_STREAMS])
-        listed = [(kind, each) for stream in shown for kind in stream.types for each in kind.unsynced]
-        if listed:
-            _print_resources(listed, answer.time)
+    if one_proxy:
+        streams = (stream for proxy in response.proxies for stream in proxy.streams[:_MAX_STREAMS])
+        unsynced = [(kind, each) for stream in streams for kind in stream.types for each in kind.unsynced]
+        if unsynced:
+            _print_resources(unsynced, response.time)
 
 
-def _print_resources(listed: Iterable[tuple[pb.Type, pb.Resource]], now: Timestamp) -> None:
-    from rich.text import Text  # noqa: PLC0415
-
-    from xds.mesh.controlplane.status import resource_line  # noqa: PLC0415
-    from xds.mesh.model.objects import printable  # noqa: PLC0415
-    from xds.protocol.types import short_name  # noqa: PLC0415
-
-    table = tables.Table("TYPE", "RESOURCE", "STATE")
-    for kind, resource in listed:
-        name = Text(printable(resource.name))
-        table.add_row(Text(short_name(kind.type_url)), name, Text(resource_line(resource, now)))
+def _print_resources(resources: Iterable[tuple[pb.Type, pb.Resource]], now: Timestamp) -> None:
+    table = Table("TYPE", "RESOURCE", "STATE")
+    for kind, resource in resources:
+        table.add_row(short_name(kind.type_url), printable(resource.name), resource_line(resource, now))
     typer.echo()
     table.show()

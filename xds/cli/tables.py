@@ -1,25 +1,26 @@
-"""Tables as the subcommands print them."""
+"""Tables in kubectl's style: columns separated by spaces, without lines."""
 
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
 
 import typer
-
-if TYPE_CHECKING:
-    from rich.text import Text
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
 
 _GAP = 2
 """Spaces between columns."""
-_LEAST = 10
-"""Columns of the screen that the last column gets, however narrow the terminal is."""
+_MIN_LAST_WIDTH = 10
+"""Width of the last column on a terminal that is too narrow for the others."""
 
 
 class Table:
-    """Rows under titles. On a terminal, what is too long in the last column goes on below; all other columns stay whole.
+    """Rows under titles.
 
-    It may be shown again and again, as rows are added: each is printed once, in the columns of those before.
+    On a terminal, long text in the last column wraps; the other columns never do. Elsewhere each row is one
+    line of any length. A table can be shown repeatedly: each call prints the rows added since, aligned with
+    the earlier ones.
     """
 
     def __init__(self, *titles: str) -> None:
@@ -27,33 +28,34 @@ class Table:
         self._widths = [0] * (len(titles) - 1)
         self._rows: list[tuple[Text, ...]] = []
 
-    def add_row(self, *cells: Text) -> None:
+    def add_row(self, *cells: str | Text) -> None:
         """Add a row, with a cell for each title."""
-        self._rows.append(cells)
+        self._rows.append(tuple(Text(cell) if isinstance(cell, str) else cell for cell in cells))
 
     def show(self) -> None:
-        """Print what was added, in colours on a terminal unless NO_COLOR is set, and titles where columns begin anew."""
-        from rich.console import Console  # noqa: PLC0415
-        from rich.text import Text  # noqa: PLC0415
+        """Print the new rows, after the titles if a column has become wider.
 
+        Uses color on a terminal unless NO_COLOR is set.
+        """
         rows, self._rows = self._rows, []
-        titles = tuple(Text(title, "bold") for title in self._titles)
-        needed = [max(row[number].cell_len for row in (titles, *rows)) for number in range(len(self._widths))]
-        if any(width > had for width, had in zip(needed, self._widths, strict=True)):
-            self._widths = [max(pair) for pair in zip(needed, self._widths, strict=True)]
-            rows.insert(0, titles)
+        lines = [tuple(map(Text, self._titles)), *rows]
+        needed = [max(line[column].cell_len for line in lines) for column in range(len(self._widths))]
+        widened = any(width > old for width, old in zip(needed, self._widths, strict=True))
+        self._widths = [max(pair) for pair in zip(needed, self._widths, strict=True)]
         console = Console(highlight=False)
         taken = sum(self._widths) + _GAP * len(self._widths)
-        # Where nobody looks, a program does: it gets a line for each row, however long.
-        room = max(console.width - taken, _LEAST) if sys.stdout.isatty() else None
-        with console.capture() as drawn:
-            for *cells, last in rows:
-                line = Text()
-                for cell, width in zip(cells, self._widths, strict=True):
-                    line.append_text(cell).append(" " * (width - cell.cell_len + _GAP))
-                for part in last.wrap(console, room, overflow="fold") if room else (last,):
-                    line.append_text(part)
-                    line.rstrip()
-                    console.print(line, soft_wrap=True)
-                    line = Text(" " * taken)
-        typer.echo(drawn.get(), nl=False)
+        last_width = max(line[-1].cell_len for line in lines)
+        if sys.stdout.isatty():
+            last_width = min(last_width, max(console.width - taken, _MIN_LAST_WIDTH))
+        table = RichTable(
+            box=None, padding=(0, _GAP, 0, 0), pad_edge=False, show_header=widened, header_style="bold"
+        )
+        for title, width in zip(self._titles, [*self._widths, last_width], strict=True):
+            table.add_column(title, width=width, overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        console.width = taken + last_width
+        with console.capture() as captured:
+            console.print(table)
+        for line in captured.get().splitlines():
+            typer.echo(line.rstrip())

@@ -1,185 +1,184 @@
-"""How `xds serve` lets others in than this machine: where it listens with TLS, and for whom."""
+"""Options of `xds serve` for xDS over TLS, and the listeners that they configure."""
 
 from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import dataclass
+from typing import Annotated
 
 import typer
 
-from xds.cli import options
-from xds.cli.options import Address
+from xds.cli.options import Address, fail, parse_address
+from xds.cli.runtime import SecureListeners
+from xds.mesh.controlplane.controller import Controller
+from xds.mesh.identity.auth import Admins, Authentication, Judge
+from xds.mesh.identity.claims import Identity
+from xds.mesh.identity.keys import IdentityError
+from xds.mesh.identity.rotation import Authorities
+from xds.mesh.identity.server_tls import OwnCertificate, Trust
 
-if TYPE_CHECKING:
-    from xds.cli.runtime import Door
-    from xds.mesh.controlplane.controller import Controller
-    from xds.mesh.identity.auth import Judge
-    from xds.mesh.identity.claims import Identity
-    from xds.mesh.identity.rotation import Authorities
-    from xds.mesh.kube.api import KubeApi
-
-TlsAddress = Annotated[
-    str | None,
-    typer.Option(
-        "--xds-tls-address",
-        metavar="HOST:PORT",
-        help="Where sidecars connect over TLS, and show a service account's token. With --kubernetes 0.0.0.0:15012 "
-        "unless said. With --manifests off unless said; it takes the tokens of xds token, and needs --state-dir.",
-        show_default=False,
-    ),
-]
-MtlsAddress = Annotated[
-    str | None,
-    typer.Option(
-        "--xds-mtls-address",
-        metavar="HOST:PORT",
-        help="Where the same is served to who shows a client certificate of our CA. With --kubernetes 0.0.0.0:15013 "
-        "unless said.",
-        show_default=False,
-    ),
-]
-TlsNames = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--tls-name",
-        metavar="NAME",
-        help="A DNS name or an address that clients reach us by over TLS, besides those of the Service and of this "
-        "machine. Can be repeated.",
-        show_default=False,
-    ),
-]
-AdminIdentities = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--admin-identity",
-        metavar="IDENTITY",
-        help="Who may ask about the control plane over TLS (xds status, reflection, CSDS, channelz): "
-        "NAMESPACE/SERVICE_ACCOUNT or a SPIFFE id. Can be repeated. Without it: the control plane's own account.",
-        show_default=False,
-    ),
-]
-
-TLS, MTLS = "0.0.0.0:15012", "0.0.0.0:15013"
+DEFAULT_TLS_ADDRESS = "0.0.0.0:15012"
+"""Default of --xds-tls-address with --kubernetes."""
+DEFAULT_MTLS_ADDRESS = "0.0.0.0:15013"
+"""Default of --xds-mtls-address with --kubernetes."""
 
 
-class Doors:
-    """What the options said; `tokens`: somebody can judge them."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsOptions:
+    """Options for xDS over TLS."""
 
-    def __init__(
-        self,
-        *,
-        kubernetes: bool,
-        tokens: bool,
-        tls: str | None,
-        mtls: str | None,
-        names: Iterable[str] | None,
-        admins: Iterable[str] | None,
-    ) -> None:
-        self._tls = _address("--xds-tls-address", tls or (TLS if kubernetes else None))
-        self._mtls = _address("--xds-mtls-address", mtls or (MTLS if kubernetes else None))
-        self._names = tuple(names or ())
-        self._admins = tuple(map(_identity, admins or ()))
-        given = self._names or self._admins
-        if given and not self.addresses:
-            which = "--tls-name" if self._names else "--admin-identity"
-            options.fail(f"{which} is for --xds-tls-address and --xds-mtls-address: say one of them")
-        if self._tls and not tokens:
-            options.fail(
-                "--xds-tls-address takes the tokens of `xds token`: say with --state-dir where the key is kept that signs them"
+    xds_tls_address: Annotated[
+        str | None,
+        typer.Option(
+            "--xds-tls-address",
+            metavar="HOST:PORT",
+            help="Address of the TLS xDS listener, for sidecars that authenticate with a service "
+            "account token. With "
+            "--manifests it requires --state-dir and accepts the tokens of xds token. Default: "
+            "0.0.0.0:15012 with "
+            "--kubernetes, else disabled.",
+            show_default=False,
+        ),
+    ] = None
+    xds_mtls_address: Annotated[
+        str | None,
+        typer.Option(
+            "--xds-mtls-address",
+            metavar="HOST:PORT",
+            help="Address of the mTLS xDS listener, for clients with a certificate signed by the mesh "
+            "CA. Default: "
+            "0.0.0.0:15013 with --kubernetes, else disabled.",
+            show_default=False,
+        ),
+    ] = None
+    tls_names: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--tls-name",
+            metavar="NAME",
+            help="DNS name or IP address to add to the server certificate, in addition to those of the "
+            "Service and of "
+            "localhost. Can be repeated.",
+            show_default=False,
+        ),
+    ] = None
+    admin_identities: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--admin-identity",
+            metavar="IDENTITY",
+            help="Identity that may use the admin services over TLS (xds status, reflection, CSDS, "
+            "channelz): "
+            "NAMESPACE/SERVICE_ACCOUNT or a SPIFFE ID. Can be repeated. Default: the control plane's "
+            "own service account.",
+            show_default=False,
+        ),
+    ] = None
+
+    def parse(self, *, kubernetes: bool, can_verify_tokens: bool) -> TlsListeners:
+        """Validate the options; exit with status 2 if they are invalid."""
+        tls = self.xds_tls_address or (DEFAULT_TLS_ADDRESS if kubernetes else None)
+        mtls = self.xds_mtls_address or (DEFAULT_MTLS_ADDRESS if kubernetes else None)
+        listeners = TlsListeners(
+            tls=parse_address("--xds-tls-address", tls) if tls else None,
+            mtls=parse_address("--xds-mtls-address", mtls) if mtls else None,
+            names=tuple(self.tls_names or ()),
+            admins=tuple(map(_parse_identity, self.admin_identities or ())),
+        )
+        if (listeners.names or listeners.admins) and not listeners.addresses:
+            option = "--tls-name" if listeners.names else "--admin-identity"
+            fail(f"{option} requires --xds-tls-address or --xds-mtls-address")
+        if listeners.tls and not can_verify_tokens:
+            fail(
+                "--xds-tls-address requires --state-dir, which contains the key that signs the tokens "
+                "of `xds token`"
             )
+        return listeners
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsListeners:
+    """The configuration of the TLS listeners."""
+
+    tls: Address | None
+    """Address for clients with or without a certificate; None if there is no such listener."""
+    mtls: Address | None
+    """Address for clients with a certificate; None if there is no such listener."""
+    names: tuple[str, ...]
+    """Additional names in the server certificate."""
+    admins: tuple[Identity, ...]
+    """Identities that may use the admin services."""
 
     @property
-    def takes_tokens(self) -> bool:
-        """Whether somebody has to judge tokens."""
-        return self._tls is not None
+    def accept_tokens(self) -> bool:
+        """Whether clients can authenticate with a token."""
+        return self.tls is not None
 
     @property
     def addresses(self) -> tuple[Address, ...]:
-        """Where TLS is spoken."""
-        return tuple(each for each in (self._tls, self._mtls) if each)
+        """The addresses of the listeners."""
+        return tuple(each for each in (self.tls, self.mtls) if each)
 
-    async def door(
+    def open(
         self,
         controller: Controller,
-        ca: Callable[[], Authorities],
+        authorities: Callable[[], Authorities],
         *,
         judge: Judge | None,
-        api: KubeApi | None = None,
-        namespace: str = "",
-    ) -> Door | None:
-        """Return what opens; None: nothing does.
+        service_names: Iterable[str] = (),
+        own_identity: Iterable[Identity] = (),
+    ) -> SecureListeners | None:
+        """Return what the xDS server needs to listen; None if there are no addresses.
 
-        `ca` says who issues and which roots are trusted, `judge` whose a token is, `namespace` where the control plane is, if it
-        is in a cluster.
+        Args:
+            controller: has the mesh's settings.
+            authorities: returns the issuing CA and the trusted roots.
+            judge: verifies tokens; None if none are accepted.
+            service_names: DNS names of the control plane's Service.
+            own_identity: the control plane's own identity, the default admin.
         """
         if not self.addresses:
             return None
-        from xds.cli.runtime import Door  # noqa: PLC0415
-        from xds.mesh.identity.auth import Admins, Authentication  # noqa: PLC0415
-        from xds.mesh.identity.keys import IdentityError  # noqa: PLC0415
-        from xds.mesh.identity.server_tls import OwnCertificate, Trust, service_names  # noqa: PLC0415
-
-        names = (*(service_names(namespace) if api else ()), *self._names, *_here(self.addresses))
+        names = dict.fromkeys((*service_names, *self.names, *_local_names(self.addresses)))
 
         def trust() -> Trust:
-            now = ca()
-            return Trust(now.authority, now.trusted_pem, now.bridges_pem)
+            current = authorities()
+            return Trust(current.authority, current.trusted_pem, current.bridges_pem)
 
         try:
-            own = OwnCertificate(tuple(dict.fromkeys(names)), trust)
+            certificate = OwnCertificate(tuple(names), trust)
         except IdentityError as error:
-            options.fail(f"--tls-name: {error}")
-        places = [(self._tls, False), (self._mtls, True)]
-        secure = [(str(at), own.credentials(certificate_required=required)) for at, required in places if at]
+            fail(f"--tls-name: {error}")
+        listeners = [(self.tls, False), (self.mtls, True)]
+        credentials = [
+            (str(address), certificate.credentials(certificate_required=required))
+            for address, required in listeners
+            if address
+        ]
 
         def trust_domains() -> Sequence[str]:
             return controller.mesh.config.trust_domains
 
         authentication = Authentication(trust_domains, judge)
-        admins = self._admins or (await _own_identity(api) if api else ())
-        return Door(secure, authentication, Admins(authentication, admins, trust_domains))
+        admins = self.admins or tuple(own_identity)
+        return SecureListeners(credentials, authentication, Admins(authentication, admins, trust_domains))
 
 
-async def _own_identity(api: KubeApi) -> tuple[Identity, ...]:
-    """Return who we are in the cluster; nobody if that is no service account, or cannot be told."""
-    from xds.mesh.identity.claims import Identity  # noqa: PLC0415
-    from xds.mesh.kube.api import KubeError  # noqa: PLC0415
-    from xds.mesh.kube.tokens import own_account  # noqa: PLC0415
-
-    try:
-        namespace, account = await own_account(api)
-    except KubeError as error:
-        import structlog  # noqa: PLC0415
-
-        structlog.get_logger("xds.cli.serve").warning(
-            "nobody may ask about the control plane over TLS: say who with --admin-identity",
-            problem=str(error),
-        )
-        return ()
-    return (Identity(namespace, account),) if account else ()
-
-
-def _address(option: str, text: str | None) -> Address | None:
-    return options.address(option, text) if text else None
-
-
-def _identity(text: str) -> Identity:
-    from xds.mesh.identity.claims import Identity  # noqa: PLC0415
-
+def _parse_identity(text: str) -> Identity:
     try:
         return Identity.parse(text)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="'--admin-identity'") from error
 
 
-def _here(addresses: Iterable[Address]) -> tuple[str, ...]:
-    """Return by which names this machine reaches us, and a forwarded port does."""
-    hosts = [each.host for each in addresses if each.host and not _is_any(each.host)]
+def _local_names(addresses: Iterable[Address]) -> tuple[str, ...]:
+    """Return the names by which this machine, or a forwarded port, reaches the listeners."""
+    hosts = [each.host for each in addresses if each.host and not _is_unspecified(each.host)]
     return ("localhost", "127.0.0.1", "::1", *hosts)
 
 
-def _is_any(host: str) -> bool:
+def _is_unspecified(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_unspecified
     except ValueError:

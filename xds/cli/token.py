@@ -5,15 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from xds.cli import options
+from xds.cli import logs
+from xds.cli.manifests import UNREADABLE, find_pod
+from xds.cli.options import fail, print_problems
+from xds.cli.token_files import CallerLookup, ManifestPods, TokenFiles
+from xds.cli.token_files import renew as renew_files
+from xds.mesh.identity.claims import Caller, How, Identity
+from xds.mesh.identity.state_dir import StateError, token_key
+from xds.mesh.parse import names
 
-if TYPE_CHECKING:
-    from xds.cli.token_files import Files, Whom
-    from xds.mesh.identity.claims import Caller
+EXAMPLES = """
+xds token httpbin-1.shop --state-dir state/
+xds token httpbin-1.shop sleep.shop --state-dir state/ --manifests mesh/ --out-dir tokens/ --renew
+xds token --service-account ops/admin --state-dir state/
+"""
 
 
 def token(
@@ -22,7 +31,7 @@ def token(
         list[str] | None,
         typer.Argument(
             metavar="POD.NAMESPACE",
-            help="For whom. The token is bound to that pod; several need --out-dir.",
+            help="Pod that the token is bound to. Several pods require --out-dir.",
             show_default=False,
         ),
     ] = None,
@@ -33,7 +42,7 @@ def token(
             metavar="DIR",
             exists=True,
             file_okay=False,
-            help="That of xds serve: the key that signs is there.",
+            help="State directory of xds serve, which contains the signing key.",
         ),
     ],
     manifests: Annotated[
@@ -43,7 +52,7 @@ def token(
             metavar="DIR",
             exists=True,
             file_okay=False,
-            help="Where the pods are, and say which service account they have.",
+            help="Folder of manifests with the pods and their service accounts.",
             show_default=False,
         ),
     ] = None,
@@ -52,14 +61,17 @@ def token(
         typer.Option(
             "--service-account",
             metavar="NAME",
-            help="Without --manifests: the account of the pods; default unless said. Without a pod: "
-            "NAMESPACE/NAME, whom a token is for that is bound to no pod, such as that of an --admin-identity.",
+            help="Service account of the pods, without --manifests (default: default). Without a pod: "
+            "NAMESPACE/NAME, for a "
+            "token that is bound to no pod, such as an --admin-identity.",
             show_default=False,
         ),
     ] = None,
     lifetime: Annotated[
         int,
-        typer.Option("--lifetime", metavar="SECONDS", min=10, max=86400, help="How long a token is good."),
+        typer.Option(
+            "--lifetime", metavar="SECONDS", min=10, max=86400, help="Lifetime of a token, in seconds."
+        ),
     ] = 3600,
     out_dir: Annotated[
         Path | None,
@@ -67,7 +79,8 @@ def token(
             "--out-dir",
             metavar="DIR",
             file_okay=False,
-            help="Write DIR/POD.NAMESPACE/token and root-cert.pem, instead of printing a token.",
+            help="Write DIR/POD.NAMESPACE/token and DIR/POD.NAMESPACE/root-cert.pem instead of "
+            "printing a token.",
             show_default=False,
         ),
     ] = None,
@@ -75,101 +88,94 @@ def token(
         bool,
         typer.Option(
             "--renew",
-            help="With --out-dir: stay, and write anew when half of a token's life is over, or when the roots, the key or a "
-            "pod's account are others.",
+            help="Keep running and renew the files at half of the lifetime, and when the roots, the "
+            "signing key or a pod's "
+            "service account change. Requires --out-dir.",
         ),
     ] = False,
 ) -> None:
-    """Give sidecars the tokens by which they prove to xds serve --manifests who they are.
+    """Issue tokens that sidecars outside Kubernetes use to authenticate to xds serve --manifests.
 
-    A token is signed with the key in --state-dir, for one service account, bound to one pod, and good for a short time. What
-    kubelet and API server do in a cluster, this does elsewhere.
+    A token is signed with the key in --state-dir, identifies a service account, is bound to a pod and
+    expires. In a Kubernetes cluster, the API server and the kubelet provide such tokens.
 
-    With --renew it goes on until SIGTERM or Ctrl-C, and waits for a root that is not there yet.
+    With --renew the command runs until SIGTERM or Ctrl-C, and waits for a root certificate that does not
+    exist yet.
     """
-    named = tuple(dict.fromkeys(pods or ()))
+    pod_names = tuple(dict.fromkeys(pods or ()))
     if renew and out_dir is None:
-        options.fail("--renew is for --out-dir: a token that was printed cannot be renewed")
+        fail("--renew requires --out-dir: a printed token cannot be renewed")
     if manifests and service_account:
-        options.fail("--service-account is for pods without --manifests, which say what account a pod has")
-    if len(named) > 1 and out_dir is None:
-        options.fail("one token can be printed: say with --out-dir where to write several")
-    life = timedelta(seconds=lifetime)
-    if not named:
+        fail("--service-account cannot be combined with --manifests, which name the service accounts of pods")
+    if len(pod_names) > 1 and out_dir is None:
+        fail("only one token can be printed: add --out-dir to write tokens for several pods")
+    duration = timedelta(seconds=lifetime)
+    if not pod_names:
         if service_account is None or out_dir:
-            options.fail(
-                "say for whom: POD.NAMESPACE, or --service-account NAMESPACE/NAME to print one of no pod"
+            fail(
+                "name a pod (POD.NAMESPACE), or use --service-account NAMESPACE/NAME to print a token "
+                "bound to no pod"
             )
-        _print(_unbound(service_account), state_dir, life)
+        _print(_unbound_caller(service_account), state_dir, duration)
         return
-    whom = _in(manifests, named) if manifests else _without_manifests(named, service_account or "default")
+    lookup = (
+        _lookup_in_manifests(manifests, pod_names)
+        if manifests
+        else _lookup_without_manifests(pod_names, service_account or "default")
+    )
     if out_dir is None:
-        [caller] = filter(None, whom().values())
-        _print(caller, state_dir, life)
+        [caller] = filter(None, lookup().values())
+        _print(caller, state_dir, duration)
     else:
-        from xds.cli.token_files import Files  # noqa: PLC0415
-
-        _write(Files(whom, state_dir, out_dir, life), stay=renew)
+        _write(TokenFiles(lookup, state_dir, out_dir, duration), renew=renew)
 
 
 def _print(caller: Caller, state_dir: Path, lifetime: timedelta) -> None:
-    from xds.mesh.identity.state_dir import StateError, token_key  # noqa: PLC0415
-
     try:
         typer.echo(token_key(state_dir).issue(caller, datetime.now(UTC), lifetime))
     except StateError as error:
-        options.fail(f"--state-dir: {error}", 1)
+        fail(f"--state-dir: {error}", 1)
 
 
-def _write(files: Files, *, stay: bool) -> None:
-    from xds.cli import logs  # noqa: PLC0415
-    from xds.cli.token_files import renew  # noqa: PLC0415
-
-    if stay:
+def _write(files: TokenFiles, *, renew: bool) -> None:
+    if renew:
         logs.configure()
-        renew(files)
-    elif problems := [outcome.problem for outcome in files.write().values() if outcome.problem]:
-        options.fail("; ".join(dict.fromkeys(problems)), 1)
+        renew_files(files)
+    elif problems := [result.problem for result in files.write().values() if result.problem]:
+        fail("; ".join(dict.fromkeys(problems)), 1)
 
 
-def _unbound(identity: str) -> Caller:
-    from xds.mesh.identity.claims import Caller, How, Identity  # noqa: PLC0415
-
+def _unbound_caller(identity: str) -> Caller:
     try:
         namespace, account, trust_domain = Identity.parse(identity)
     except ValueError:
         trust_domain = identity
     if trust_domain:
-        options.fail(f"--service-account {identity}: without a pod it has to be NAMESPACE/NAME")
+        fail(f"--service-account {identity}: must be NAMESPACE/NAME without a pod")
     return Caller(namespace=namespace, service_account=account, how=How.TOKEN)
 
 
-def _without_manifests(named: Iterable[str], account: str) -> Whom:
-    from xds.mesh.identity.claims import Caller, How  # noqa: PLC0415
-    from xds.mesh.parse import names  # noqa: PLC0415
-
-    if wrong := names.subdomain(account):
-        options.fail(f"--service-account {account!r} {wrong}")
+def _lookup_without_manifests(pod_names: Iterable[str], account: str) -> CallerLookup:
+    if problem := names.subdomain(account):
+        fail(f"--service-account {account!r} {problem}")
     callers = {}
-    for name in named:
+    for name in pod_names:
         pod, _, namespace = name.rpartition(".")
         if names.subdomain(pod) or names.label(namespace):
-            options.fail(f"{name!r} is not POD.NAMESPACE, such as web-0.shop")
+            fail(f"{name!r} is not POD.NAMESPACE, such as web-0.shop")
         callers[name] = Caller(namespace=namespace, service_account=account, pod=pod, how=How.TOKEN)
     return lambda: callers
 
 
-def _in(manifests: Path, named: Iterable[str]) -> Whom:
-    """Return what tells whom the manifests have, whenever it is asked."""
-    from xds.cli.token_files import Known  # noqa: PLC0415
-
-    known = Known(manifests)
+def _lookup_in_manifests(manifests: Path, pod_names: Iterable[str]) -> CallerLookup:
+    """Return a lookup that reads the manifests again at each call."""
+    pods = ManifestPods(manifests)
     try:
-        options.show(known.load())
+        print_problems(pods.load())
     except OSError as error:
-        options.fail(f"{manifests}: {error.strerror}")
-    if not known.complete:
-        options.fail(options.UNREADABLE)
-    for name in named:
-        options.find_pod(known.mesh, name)
-    return lambda: known.callers(named)
+        fail(f"{manifests}: {error.strerror}")
+    if not pods.complete:
+        fail(UNREADABLE)
+    for name in pod_names:
+        find_pod(pods.mesh, name)
+    return lambda: pods.callers(pod_names)

@@ -1,4 +1,4 @@
-"""What `xds token --out-dir` keeps: a folder for each pod, with its token and the mesh's roots."""
+"""The files of `xds token --out-dir`: a folder per pod, with a token and the root certificates."""
 
 from __future__ import annotations
 
@@ -22,41 +22,44 @@ log = structlog.get_logger("xds.cli.token")
 
 TOKEN, ROOTS = "token", "root-cert.pem"
 
-Whom: TypeAlias = Callable[[], Mapping[str, Caller | None]]
-"""Says whom the token of each POD.NAMESPACE is for now; None: there is no such pod."""
+CallerLookup: TypeAlias = Callable[[], Mapping[str, Caller | None]]
+"""Returns the current caller for each POD.NAMESPACE; None if there is no such pod."""
 
 
-class Known:
-    """What manifests say of pods now."""
+class ManifestPods:
+    """The pods in a folder of manifests."""
 
     def __init__(self, manifests: Path) -> None:
         self._folder = Folder(manifests)
         self.mesh = Mesh()
 
     def load(self) -> Iterable[Problem]:
-        """Read what changed; return what is newly wrong with it. OSError: the folder is not there, the first time."""
+        """Read what changed, and return the new problems.
+
+        Raises OSError if the folder cannot be read the first time.
+        """
         report = self._folder.load()
         self.mesh = self.mesh.apply(report.change)
         return report.problems
 
     @property
     def complete(self) -> bool:
-        """Whether the manifests could be read once; before that no pod is known."""
+        """Whether all manifests have been read once; until then no pod is known."""
         return not self._folder.lacking()
 
     def callers(self, names: Iterable[str]) -> Mapping[str, Caller | None]:
-        """Return whom the pods' tokens are for, by what is there now."""
+        """Read the manifests and return the caller for each POD.NAMESPACE."""
         self.load()
-        found: dict[str, Caller | None] = {}
+        callers: dict[str, Caller | None] = {}
         for name in names:
-            pod, _, namespace = name.rpartition(".")
-            known = self.mesh.pod(namespace, pod)
-            found[name] = of_pod(known) if known else None
-        return found
+            pod_name, _, namespace = name.rpartition(".")
+            pod = self.mesh.pod(namespace, pod_name)
+            callers[name] = caller_of_pod(pod) if pod else None
+        return callers
 
 
-def of_pod(pod: Pod) -> Caller:
-    """Return who a pod is."""
+def caller_of_pod(pod: Pod) -> Caller:
+    """Return the identity that a pod's token proves."""
     return Caller(
         namespace=pod.namespace,
         service_account=pod.service_account,
@@ -67,80 +70,92 @@ def of_pod(pod: Pod) -> Caller:
 
 
 class _Written(NamedTuple):
+    """What the files of a pod were made from, and when."""
+
     caller: Caller
     key: TokenKey
     roots: bytes
-    at: datetime
+    time: datetime
 
 
-class Outcome(NamedTuple):
-    """What became of a pod's files: they were written, were not to be, or cannot be."""
+class WriteResult(NamedTuple):
+    """The result of writing a pod's files."""
 
     problem: str = ""
+    """Why the files could not be written; empty if they were, or are still valid."""
     written: Caller | None = None
+    """The caller of the new token; None if no token was written."""
     expires: datetime | None = None
+    """When the new token expires."""
 
 
-class Files:
-    """The files of some pods, in a folder for each."""
+class TokenFiles:
+    """The files of a set of pods, one folder per pod."""
 
     def __init__(
         self,
-        whom: Whom,
+        lookup: CallerLookup,
         state_dir: Path,
         out_dir: Path,
         lifetime: timedelta,
         *,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        self._whom = whom
+        self._lookup = lookup
         self._state_dir = state_dir
         self._out_dir = out_dir
         self._lifetime = lifetime
         self._now = now
         self._written: dict[str, _Written] = {}
 
-    def write(self) -> dict[str, Outcome]:
-        """Write what is not good for long enough, as far as that is possible."""
-        whom = self._whom()
+    def write(self) -> dict[str, WriteResult]:
+        """Write the files that are due for renewal; a problem with one pod does not affect the others."""
+        callers = self._lookup()
         try:
             key, roots = state_dir.token_key(self._state_dir), state_dir.roots(self._state_dir)
         except state_dir.StateError as error:
-            return dict.fromkeys(whom, Outcome(str(error)))
-        return {name: self._keep(name, caller, key, roots) for name, caller in whom.items()}
+            return dict.fromkeys(callers, WriteResult(str(error)))
+        return {name: self._try_write(name, caller, key, roots) for name, caller in callers.items()}
 
-    def _keep(self, name: str, caller: Caller | None, key: TokenKey, roots: bytes) -> Outcome:
+    def _try_write(self, name: str, caller: Caller | None, key: TokenKey, roots: bytes) -> WriteResult:
         if caller is None:
-            return Outcome("there is no such pod in the manifests any more")
+            return WriteResult("the pod is not in the manifests any more")
         try:
             return self._write(name, caller, key, roots)
         except OSError as error:
-            return Outcome(f"{error.filename or self._out_dir}: {error.strerror}")
+            return WriteResult(f"{error.filename or self._out_dir}: {error.strerror}")
 
-    def _write(self, name: str, caller: Caller, key: TokenKey, roots: bytes) -> Outcome:
+    def _write(self, name: str, caller: Caller, key: TokenKey, roots: bytes) -> WriteResult:
         now = self._now()
         last = self._written.get(name)
-        if last and last == (caller, key, roots, last.at) and last.at <= now < last.at + self._lifetime / 2:
-            return Outcome()
+        # A clock that was set back must not delay the renewal.
+        if (
+            last
+            and last == (caller, key, roots, last.time)
+            and last.time <= now < last.time + self._lifetime / 2
+        ):
+            return WriteResult()
         folder = self._out_dir / name
         folder.mkdir(parents=True, exist_ok=True)
         state_dir.replace(folder / ROOTS, roots, 0o644)
         state_dir.replace(folder / TOKEN, key.issue(caller, now, self._lifetime).encode(), 0o600)
         self._written[name] = _Written(caller, key, roots, now)
-        return Outcome(written=caller, expires=now + self._lifetime)
+        return WriteResult(written=caller, expires=now + self._lifetime)
 
 
-def renew(files: Files) -> None:
-    """Keep files good until SIGTERM or SIGINT; the log is told what cannot be done, which is tried again."""
-    ends = {signal.SIGTERM, signal.SIGINT}
-    signal.pthread_sigmask(signal.SIG_BLOCK, ends)  # so that no file is left half made
-    complain = Complaint(log, "no token written")
+def renew(files: TokenFiles) -> None:
+    """Renew files until SIGTERM or SIGINT. Problems are logged and retried."""
+    end_signals = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, end_signals)  # so that a signal does not interrupt a write
+    log_problem = Complaint(log, "token not written")
     while True:
-        for name, outcome in files.write().items():
-            complain(outcome.problem, pod=name)
-            if who := outcome.written:
-                expires = f"{outcome.expires:%Y-%m-%dT%H:%M:%SZ}"
-                log.info("token", pod=name, account=f"{who.namespace}/{who.service_account}", expires=expires)
-        if signal.sigtimedwait(ends, RESCAN):
-            log.info("stopped")
+        for name, result in files.write().items():
+            log_problem(result.problem, pod=name)
+            if caller := result.written:
+                account = f"{caller.namespace}/{caller.service_account}"
+                log.info(
+                    "token written", pod=name, account=account, expires=f"{result.expires:%Y-%m-%dT%H:%M:%SZ}"
+                )
+        if signal.sigtimedwait(end_signals, RESCAN):
+            log.info("token renewal stopped")
             return

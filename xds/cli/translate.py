@@ -7,12 +7,22 @@ from enum import StrEnum
 from typing import Annotated
 
 import typer
+import yaml
 
-from xds.cli import options
+from xds import snapshot
+from xds.cli.manifests import find_pod, load_mesh
+from xds.cli.options import Assignments, Manifests, MeshConfigFile, fail
+from xds.codec import to_dict
+from xds.mesh.envoy import translate as envoy
+
+EXAMPLES = """
+xds translate sleep.shop --manifests mesh/
+xds translate sleep.shop --manifests mesh/ --type listeners -o yaml
+"""
 
 
 class Type(StrEnum):
-    """What to print."""
+    """A resource type."""
 
     CLUSTERS = "clusters"
     ENDPOINTS = "endpoints"
@@ -21,52 +31,48 @@ class Type(StrEnum):
 
 
 class Format(StrEnum):
-    """How to print it."""
+    """An output format."""
 
     JSON = "json"
     YAML = "yaml"
 
 
+_TYPE_URLS = {
+    Type.CLUSTERS: snapshot.CLUSTER,
+    Type.ENDPOINTS: snapshot.ENDPOINT,
+    Type.LISTENERS: snapshot.LISTENER,
+    Type.ROUTES: snapshot.ROUTE,
+}
+
+
 def translate(
     pod: Annotated[
-        str, typer.Argument(metavar="POD.NAMESPACE", help="The sidecar's pod.", show_default=False)
+        str, typer.Argument(metavar="POD.NAMESPACE", help="Pod of the sidecar.", show_default=False)
     ],
     *,
-    manifests: options.Manifests,
-    mesh_config: options.MeshConfigFile = None,
-    assignments: options.Assignments = None,
+    manifests: Manifests,
+    mesh_config: MeshConfigFile = None,
+    assignments: Assignments = None,
     only: Annotated[
-        Type | None, typer.Option("--type", help="Print one type of resources only.", show_default=False)
+        Type | None, typer.Option("--type", help="Print one resource type.", show_default=False)
     ] = None,
-    output: Annotated[Format, typer.Option("-o", "--output", help="How to print it.")] = Format.JSON,
+    output: Annotated[Format, typer.Option("-o", "--output", help="Output format.")] = Format.JSON,
 ) -> None:
-    """Print the configuration that a pod's sidecar gets: clusters, endpoints, listeners and routes.
+    """Print the clusters, endpoints, listeners and routes of a pod's sidecar.
 
-    Field names are protobuf's; an Any is an object with "@type". Secrets are not shown.
+    Fields have their protobuf names; an Any is an object with "@type". Secrets are not printed.
     """
-    from xds import snapshot  # noqa: PLC0415
-    from xds.codec import to_dict  # noqa: PLC0415
-    from xds.mesh.envoy import translate  # noqa: PLC0415
-
-    mesh = options.load(manifests, mesh_config, assignments)
-    found = options.find_pod(mesh, pod)
-    if not found.address:
-        options.fail(f"pod {pod} has no address (status.podIP) yet", 1)
-    translated = translate.translate(mesh, found)
-    urls = {
-        Type.CLUSTERS: snapshot.CLUSTER,
-        Type.ENDPOINTS: snapshot.ENDPOINT,
-        Type.LISTENERS: snapshot.LISTENER,
-        Type.ROUTES: snapshot.ROUTE,
-    }
-    shown = {
+    mesh = load_mesh(manifests, mesh_config, assignments)
+    sidecar = find_pod(mesh, pod)
+    if not sidecar.address:
+        fail(f"pod {pod} has no address (status.podIP) yet", 1)
+    translated = envoy.translate(mesh, sidecar)
+    resources = {
         str(type_): [to_dict(url, resource.body) for resource in translated.of(url).values()]
-        for type_, url in urls.items()
+        for type_, url in _TYPE_URLS.items()
         if only in (None, type_)
     }
     if output is Format.JSON:
-        typer.echo(json.dumps(shown, indent=2))
-        return
-    import yaml  # noqa: PLC0415
-
-    typer.echo(yaml.dump(shown, Dumper=yaml.CSafeDumper, sort_keys=False, width=120), nl=False)
+        typer.echo(json.dumps(resources, indent=2))
+    else:
+        typer.echo(yaml.dump(resources, Dumper=yaml.CSafeDumper, sort_keys=False, width=120), nl=False)

@@ -1,123 +1,55 @@
-"""What `xds serve` needs to add sidecars to pods: options, and what runs for it."""
+"""Options of `xds serve` for the sidecar injection webhook."""
 
 from __future__ import annotations
 
-import asyncio
-from collections import Counter
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import dataclass
+from typing import Annotated
 
 import typer
 
-from xds.cli import options
-from xds.mesh.inject import Settings
-
-if TYPE_CHECKING:
-    from prometheus_client.registry import Collector
-
-    from xds.cli.runtime import Part
-    from xds.mesh.controlplane.controller import Controller
-    from xds.mesh.kube.api import KubeApi
-
-XDS_PORT = 15012
-
-WebhookAddress = Annotated[
-    str | None,
-    typer.Option(
-        "--webhook-address",
-        metavar="HOST:PORT",
-        help="With --kubernetes: where the API server asks, over TLS, what to add to a pod that is created. Off unless said.",
-        show_default=False,
-    ),
-]
-SidecarImage = Annotated[
-    str,
-    typer.Option(
-        "--sidecar-image", metavar="IMAGE", help="Of the sidecars that are added so; its entry point is xds."
-    ),
-]
-SidecarAddress = Annotated[
-    str | None,
-    typer.Option(
-        "--sidecar-xds-address",
-        metavar="HOST:PORT",
-        help="Where these sidecars find the control plane. Without it: port 15012 of Service xds in its namespace.",
-        show_default=False,
-    ),
-]
+from xds.cli.options import Address, fail, parse_address
+from xds.mesh.inject import DEFAULT_IMAGE
 
 
-_LOOK = 5.0
-"""Seconds between looks at who issues: peers trust the CA of before for hours after it was replaced."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebhookOptions:
+    """Options for the sidecar injection webhook."""
 
+    webhook_address: Annotated[
+        str | None,
+        typer.Option(
+            "--webhook-address",
+            metavar="HOST:PORT",
+            help="Address of the sidecar injection webhook, served over TLS. Requires --kubernetes. "
+            "Default: disabled.",
+            show_default=False,
+        ),
+    ] = None
+    sidecar_image: Annotated[
+        str,
+        typer.Option(
+            "--sidecar-image",
+            metavar="IMAGE",
+            help="Image of injected sidecars, with xds as its entry point.",
+        ),
+    ] = DEFAULT_IMAGE
+    sidecar_xds_address: Annotated[
+        str | None,
+        typer.Option(
+            "--sidecar-xds-address",
+            metavar="HOST:PORT",
+            help="xDS address that injected sidecars connect to. Default: port 15012 of Service xds in "
+            "the control plane's "
+            "namespace.",
+            show_default=False,
+        ),
+    ] = None
 
-class Injecting:
-    """What the options said."""
-
-    def __init__(self, *, kubernetes: bool, at: str | None, image: str, xds_address: str | None) -> None:
-        self._at = options.address("--webhook-address", at) if at else None
-        self._image = image
-        self._xds_address = xds_address
-        self._answers = Counter[str]()
-        if xds_address:
-            options.address("--sidecar-xds-address", xds_address)
-        if at and not kubernetes:
-            options.fail("--webhook-address is for --kubernetes: it is an API server that asks there")
-
-    @property
-    def metrics(self) -> list[Collector]:
-        """Return what is counted."""
-        from xds.mesh.controlplane.metrics.admission import AdmissionMetrics  # noqa: PLC0415
-
-        return [AdmissionMetrics(self._answers)] if self._at else []
-
-    def parts(
-        self, controller: Controller, api: KubeApi, namespace: str, leads: Callable[[], bool]
-    ) -> list[Part]:
-        """Return what is to run: nothing unless an address was said.
-
-        Args:
-            controller: has the mesh's settings, and the CA.
-            api: the API server.
-            namespace: the control plane's.
-            leads: says whether this replica may write.
-        """
-        if not self._at:
-            return []
-        from datetime import UTC, datetime  # noqa: PLC0415
-
-        from xds.mesh.identity.server_tls import service_names  # noqa: PLC0415
-        from xds.mesh.inject.webhook import WebhookServer  # noqa: PLC0415
-        from xds.mesh.kube.webhook import CaBundle  # noqa: PLC0415
-
-        names = service_names(namespace)[:2]
-        address = self._xds_address or f"{names[0]}:{XDS_PORT}"
-        settings = Settings(image=self._image, xds_address=address)
-        server = WebhookServer(
-            lambda: settings.under(controller.mesh.config),
-            lambda: controller.trust[0].issue_server(names, datetime.now(UTC)),
-            *self._at,
-            answers=self._answers,
-        )
-        bundle = CaBundle(api, lambda: controller.trust[1], leads=leads)
-
-        async def listen() -> None:
-            from xds.cli.runtime import CannotListenError  # noqa: PLC0415
-
-            # Before the facts are there, the mesh's settings are not either.
-            await controller.ready.wait()
-            try:
-                await server.run()
-            except OSError as error:
-                raise CannotListenError(str(error)) from error
-
-        async def follow() -> None:
-            trust = controller.trust
-            while True:
-                await asyncio.sleep(_LOOK)
-                if controller.trust != trust:
-                    trust = controller.trust
-                    server.rotated()
-                    bundle.changed()
-
-        return [listen, bundle.run, follow]
+    def parse(self, *, kubernetes: bool) -> Address | None:
+        """Validate the options and return the webhook's address; exit with status 2 if they are invalid."""
+        address = parse_address("--webhook-address", self.webhook_address) if self.webhook_address else None
+        if self.sidecar_xds_address:
+            parse_address("--sidecar-xds-address", self.sidecar_xds_address)
+        if address and not kubernetes:
+            fail("--webhook-address requires --kubernetes: the API server calls the webhook")
+        return address

@@ -1,6 +1,6 @@
-"""`xds demo`: Istio's *Automatic mutual TLS* task, played with real Envoys on one machine.
+"""`xds demo`: Istio's task *Automatic mutual TLS* with real Envoys on one machine.
 
-`play` says what is done and what must be seen, `run` does it, the rest are its tools: `processes` (what runs),
-`pods` (which processes a pod is made of), `proxies` (when a sidecar has what it should), `curl` (requests),
-`tables` (output).
+`play` lists the steps and the expected responses, `run` executes them. Tools: `stage` (the running system),
+`processes` (child processes), `pods` (the processes of a pod), `proxies` (the configuration of sidecars),
+`curl` (requests), `tables` (output). `tour` provides the same steps to other programs.
 """

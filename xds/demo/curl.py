@@ -1,4 +1,4 @@
-"""Requests as the page's `curl http://SERVICE.NAMESPACE:8000/headers` sends them, from a pod's own address."""
+"""Requests like the Istio task's `curl http://SERVICE.NAMESPACE:8000/headers`, from a pod's address."""
 
 from __future__ import annotations
 
@@ -15,9 +15,16 @@ _IDENTITY = re.compile(r"URI=(spiffe://[^\s;,\"]+)")
 def curl(
     url: str, *, source: str, to: tuple[str, int], through_proxy: bool = False, timeout: float = 5.0
 ) -> Answer:
-    """Ask an httpbin for the headers that reached it: GET `url` from the address `source`.
+    """Request `url` from httpbin, which returns the headers that it received.
 
-    Sent to `to`, the server, or the HTTP proxy that finds it. One connection for each request, as curl does.
+    Like curl, it opens a connection for each request.
+
+    Args:
+        url: the URL to get.
+        source: the local address to connect from.
+        to: the address of the server, or of an HTTP proxy.
+        through_proxy: whether `to` is an HTTP proxy.
+        timeout: the timeout of each operation on the connection, in seconds.
     """
     target = urlsplit(url)
     connection = http.client.HTTPConnection(*to, timeout=timeout, source_address=(source, 0))
@@ -33,7 +40,7 @@ def curl(
 
 
 def identity(headers: bytes) -> str:
-    """Return the SPIFFE id that a sidecar told httpbin of; empty when the request came in plaintext."""
-    told = json.loads(headers)["headers"].get("X-Forwarded-Client-Cert", "")
-    found = _IDENTITY.search(told)
-    return found[1] if found else ""
+    """Return the SPIFFE ID that the server's sidecar passed to httpbin; empty for a plaintext request."""
+    header = json.loads(headers)["headers"].get("X-Forwarded-Client-Cert", "")
+    match = _IDENTITY.search(header)
+    return match[1] if match else ""

@@ -1,4 +1,4 @@
-"""The real httpbin on one address: `python -m xds.demo.httpbin HOST PORT`."""
+"""Serve httpbin on one address: `python -m xds.demo.httpbin HOST PORT`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import sys
 
 
 def main() -> None:
-    """Serve until asked to end, as the first process of a container too, where SIGTERM would have no effect."""
-    # Not an exception: werkzeug listens before it catches any, and some callbacks of an import swallow them.
+    """Serve until SIGTERM, which the first process of a container ignores unless it has a handler."""
+    # An exception would not do: werkzeug listens before it catches exceptions, and import callbacks can
+    # swallow one.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-    from httpbin import app  # noqa: PLC0415 -- the extra `demo`: the rest of the package must import without it
-    from werkzeug.serving import make_server  # noqa: PLC0415 -- likewise
+    from httpbin import app  # noqa: PLC0415 -- an optional dependency (extra `demo`)
+    from werkzeug.serving import make_server  # noqa: PLC0415 -- installed with httpbin
 
     make_server(sys.argv[1], int(sys.argv[2]), app, threaded=True).serve_forever()
 

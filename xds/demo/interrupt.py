@@ -1,7 +1,7 @@
-"""Signals that ask the demo to end are noted, and acted upon where nothing can be left behind.
+"""Deferred handling of termination signals: a handler records the signal, and `check` raises at a safe point.
 
-Raising from the handler would not do: the exception may come between starting a process and knowing of it, and where it
-comes inside of a library's callback, Python prints it and goes on.
+Raising in the handler is not safe: the exception could occur after a process has started but before it is
+recorded, and Python prints and ignores exceptions in some callbacks.
 """
 
 from __future__ import annotations
@@ -11,39 +11,42 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupted(BaseException):
-    """A signal asked the demo to end."""
+    """A termination signal arrived."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
         self.status = 128 + number
-        """The exit status that says so, as shells have it."""
+        """The exit status of a process that a signal terminated, as in a shell."""
 
 
-_noted: list[int] = []
-"""Signals that came. They are the process's, so this is too."""
+_received: list[int] = []
+"""Signals that arrived. Signals belong to the process, and so does this list."""
 
 
 @contextmanager
-def noting_signals() -> Iterator[None]:
-    """Note signals instead of ending at once; `check` then acts upon them."""
-    before = {number: signal.signal(number, _note) for number in NUMBERS}
+def defer_signals() -> Iterator[None]:
+    """Record termination signals instead of terminating; `check` then raises."""
+    previous = {number: signal.signal(number, _record) for number in SIGNALS}
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
-        _noted.clear()
+        _received.clear()
 
 
 def check() -> None:
-    """Raise `Interrupted` if a signal was noted. Called often: whenever the demo waits, and for each request."""
-    if _noted:
-        raise Interrupted(_noted[0])
+    """Raise `Interrupted` if a signal was recorded.
+
+    The demo calls this while it waits and before each request.
+    """
+    if _received:
+        raise Interrupted(_received[0])
 
 
-def _note(number: int, _frame: FrameType | None) -> None:
-    _noted.append(number)
+def _record(number: int, _frame: FrameType | None) -> None:
+    _received.append(number)

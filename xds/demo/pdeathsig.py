@@ -1,7 +1,8 @@
-"""Run a command that cannot outlive its parent: `python tie.py PARENT_PID COMMAND...`.
+"""Run a command that cannot outlive its parent: `python pdeathsig.py PARENT_PID COMMAND...`.
 
-The kernel kills it when the parent ends, however that happens. Set in the child's own program, because running Python
-between fork and exec (preexec_fn) is not safe in a parent with threads.
+The kernel kills the command when the parent exits for any reason (PR_SET_PDEATHSIG). This program sets the
+signal, and not the parent's `preexec_fn`, because running Python code between fork and exec is not safe in a
+process with threads.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
-    """Tie this process to its parent, then become the command."""
+    """Set the parent death signal, then execute the command."""
     parent, command = int(sys.argv[1]), sys.argv[2:]
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before the tie was made
+    if os.getppid() != parent:  # the parent exited before the signal was set
         sys.exit(1)
-    os.execv(command[0], command)  # noqa: S606 -- a shell is what nobody wants here
+    os.execv(command[0], command)  # noqa: S606 -- no shell is needed
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The play: what is applied in which order, and what every request must then show. A table, and its comparison."""
+"""The steps of the Istio task, the expected responses, and their comparison with the actual responses."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from enum import Enum
 from typing import NamedTuple, TypeAlias
 
 REQUESTS = 10
-"""Requests per pair, so that both pods of a service are met, and a mode that only sometimes holds shows."""
+"""Requests per pair: enough to reach both pods of a service, and to detect an unstable mode."""
 
-PATIENCE = 100
-"""Requests at most where two kinds of answers are awaited: a balancer that chooses at random may take a while."""
+MAX_REQUESTS = 100
+"""Maximum requests per pair if two kinds of answers are expected: Envoy chooses endpoints at random."""
 
 
 class Pair(NamedTuple):
-    """Who asks whom, as `NAME.NAMESPACE`: a pod, and a service."""
+    """A client pod and a server's service, each as `NAME.NAMESPACE`."""
 
     client: str
     server: str
@@ -26,18 +26,18 @@ class Pair(NamedTuple):
 
     @property
     def identity(self) -> str:
-        """The SPIFFE id that the client's certificate shows to a server."""
+        """The SPIFFE ID in the client's certificate."""
         name, namespace = self.client.split(".")
         return f"spiffe://cluster.local/ns/{namespace}/sa/{name}"
 
 
 class Answer(NamedTuple):
-    """What one request brought, in the page's terms."""
+    """The result of one request, as the Istio task prints it."""
 
     code: str
-    """curl's `%{http_code}`: `000` when there was no answer."""
+    """curl's `%{http_code}`: `000` if there was no response."""
     identity: str = ""
-    """The SPIFFE id that the server was shown; empty for plaintext."""
+    """The SPIFFE ID that the server received; empty for plaintext."""
 
     def __str__(self) -> str:
         return f"{self.code} with {self.identity}" if self.identity else f"{self.code} without an identity"
@@ -47,7 +47,7 @@ Answers: TypeAlias = Counter[Answer]
 
 
 class Shown(Enum):
-    """How many of a pair's requests show the client's identity, that is, use mutual TLS."""
+    """How many requests of a pair carry the client's identity, which means mutual TLS."""
 
     ALL = "with"
     SOME = "with and without"
@@ -56,13 +56,13 @@ class Shown(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What all requests of a pair must bring."""
+    """The expected answers to the requests of a pair."""
 
     code: str
     shown: Shown
 
     def answers(self, pair: Pair) -> set[Answer]:
-        """Return the kinds of answers that must all be seen, and nothing else."""
+        """Return the kinds of answers that must all occur, without any other."""
         with_identity, without = Answer(self.code, pair.identity), Answer(self.code)
         match self.shown:
             case Shown.ALL:
@@ -72,11 +72,11 @@ class Expected:
             case Shown.SOME:
                 return {with_identity, without}
 
-    def fulfilled(self, pair: Pair, seen: Answers) -> bool:
-        """Whether asking on would tell nothing new: all that is expected was seen, or something that is not."""
-        wanted = self.answers(pair)
-        settled = wanted <= seen.keys() or not seen.keys() <= wanted
-        return seen.total() >= (REQUESTS if settled else PATIENCE)
+    def is_settled(self, pair: Pair, seen: Answers) -> bool:
+        """Whether further requests cannot change the result."""
+        expected = self.answers(pair)
+        is_decided = expected <= seen.keys() or not seen.keys() <= expected
+        return seen.total() >= (REQUESTS if is_decided else MAX_REQUESTS)
 
 
 MTLS = Expected("200", Shown.ALL)
@@ -103,34 +103,38 @@ ALL_PLAINTEXT: Table = {
     LEGACY_LEGACY: PLAINTEXT,
 }
 AUTOMATIC: Table = {**ALL_PLAINTEXT, FULL_FULL: MTLS, FULL_PARTIAL: MIXED}
-"""Mutual TLS wherever both ends have a sidecar."""
+"""Mutual TLS between pods that both have a sidecar."""
 
 POLICY = "policy.yaml"
-"""The file that holds the one Policy `httpbin`: applying another of that name replaces it."""
-RULE = "destination-rule.yaml"
+"""The file of Policy `httpbin`. A later step replaces it."""
+DESTINATION_RULE = "destination-rule.yaml"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One section of the page: what changes, and what requests then show."""
+    """A section of the Istio task: the changes, and the expected responses afterwards."""
 
     name: str
+    """The name of the section."""
     what: str
+    """A description of the state."""
     expected: Table
+    """The expected answers of each pair."""
     apply: Mapping[str, str] = field(default_factory=dict)
-    """File in the manifests folder: the example that it is to hold."""
+    """Files in the manifests folder to write, each with the name of the example to copy."""
     delete: tuple[str, ...] = ()
+    """Files in the manifests folder to delete."""
     auto: bool = True
-    """values.global.mtls.auto."""
+    """The setting values.global.mtls.auto."""
     drained: bool = False
-    """Whether to wait until connections from before the change are gone too, which clients may still use."""
+    """Whether to wait until connections from before the change, which clients can still use, are closed."""
 
 
 STEPS = (
-    Step(name="initial check", what="installed and deployed, no policies", expected=AUTOMATIC),
+    Step(name="initial check", what="installed, no policies", expected=AUTOMATIC),
     Step(
         name="PERMISSIVE",
-        what="clients send mutual TLS to the pods that can take it",
+        what="clients use mutual TLS for pods with a sidecar",
         expected=AUTOMATIC,
     ),
     Step(
@@ -144,8 +148,9 @@ STEPS = (
         apply={POLICY: "strict.yaml"},
         expected={**AUTOMATIC, LEGACY_FULL: NO_ANSWER},
     ),
-    # The page prints no URI for sleep.full to httpbin.partial in this section, where it asked once; the policy is of
-    # another namespace, so that service stays as it was.
+    # The Istio task prints no URI for sleep.full to httpbin.partial in this section, after a single request.
+    # The policy is in
+    # another namespace, so the behaviour of that service does not change.
     Step(
         name="plaintext policy",
         what="Policy full/httpbin: no mutual TLS",
@@ -154,61 +159,64 @@ STEPS = (
     ),
     Step(
         name="DestinationRule override",
-        what="clients are to send mutual TLS all the same",
-        apply={RULE: "destination-rule.yaml"},
+        what="DestinationRule requires mutual TLS to httpbin.full",
+        apply={DESTINATION_RULE: "destination-rule.yaml"},
         expected={**AUTOMATIC, FULL_FULL: UNAVAILABLE},
     ),
     Step(
         name="clean-up",
         what="Policy and DestinationRule deleted",
-        delete=(POLICY, RULE),
+        delete=(POLICY, DESTINATION_RULE),
         expected=AUTOMATIC,
     ),
     Step(
         name="auto=false",
-        what="installed without it, traffic falls back to plaintext",
+        what="installed without automatic mutual TLS, traffic is plaintext",
         auto=False,
         expected=ALL_PLAINTEXT,
     ),
     Step(
         name="auto=false, STRICT",
-        what="httpbin.full wants what nobody sends any more",
+        what="httpbin.full requires mutual TLS, clients send plaintext",
         apply={POLICY: "strict.yaml"},
         auto=False,
-        # Elsewhere a change makes clients leave their old connections at once. Here it concerns only the server, which
-        # lets a plaintext connection of before have one more answer while it drains.
+        # Other changes make clients close old connections. This one changes only the server, which answers
+        # one more request on
+        # an old plaintext connection while its listener drains.
         drained=True,
         expected={**ALL_PLAINTEXT, FULL_FULL: UNAVAILABLE, LEGACY_FULL: NO_ANSWER},
     ),
 )
 
 
-BEGINNING = Step(name="the beginning", what="no policies", delete=(POLICY, RULE), expected=AUTOMATIC)
-"""Where `--keep` leaves the user, who may then go on alone."""
+INITIAL_STATE = Step(
+    name="initial state", what="no policies", delete=(POLICY, DESTINATION_RULE), expected=AUTOMATIC
+)
+"""The state that `--keep` restores at the end."""
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """What the requests of one step brought."""
+class StepResult:
+    """The answers to the requests of one step."""
 
     step: Step
     answers: Mapping[Pair, Answers]
 
     @property
     def requests(self) -> int:
-        """How many requests were sent."""
+        """The number of requests."""
         return sum(answers.total() for answers in self.answers.values())
 
     def differences(self) -> Iterator[str]:
-        """Yield a sentence for every pair that did not bring what it should."""
+        """Yield a message for each pair with unexpected answers."""
         for pair, expected in self.step.expected.items():
-            wanted, seen = expected.answers(pair), self.answers.get(pair, Counter())
-            if wanted != seen.keys():
+            kinds, answers = expected.answers(pair), self.answers.get(pair, Counter())
+            if kinds != answers.keys():
                 yield (
-                    f"{self.step.name}: {pair}: expected {_list(wanted)}, saw "
-                    f"{', '.join(f'{n}x {answer}' for answer, n in sorted(seen.items())) or 'nothing'}"
+                    f"{self.step.name}: {pair}: expected {_join(kinds)}, got "
+                    f"{', '.join(f'{n}x {answer}' for answer, n in sorted(answers.items())) or 'nothing'}"
                 )
 
 
-def _list(answers: set[Answer]) -> str:
+def _join(answers: set[Answer]) -> str:
     return " and ".join(str(answer) for answer in sorted(answers, reverse=True))

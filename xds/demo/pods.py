@@ -1,4 +1,4 @@
-"""What a pod is on one machine: an application and perhaps a sidecar, processes with the pod's loopback addresses."""
+"""Pods as local processes: an application and possibly a sidecar, on the pod's loopback addresses."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from xds.mesh.model.objects import ADMIN_PORT, HEALTH_PORT, MeshConfig, Pod, Ser
 
 PROXY_PORT = MeshConfig().proxy_http_port
 SERVER_PORT = 8080
-"""The services' targetPort: below 1024 would need root."""
+"""The services' targetPort. Ports below 1024 need root privileges."""
 
 
 def name_of(pod: Pod) -> str:
-    """Return the name that the page and the commands use: `httpbin.full`."""
+    """Return the name that the Istio task and the commands use, such as `httpbin.full`."""
     return f"{pod.name}.{pod.namespace}"
 
 
 def is_httpbin(pod: Pod) -> bool:
-    """Whether an httpbin runs in the pod; in the others only requests are made."""
+    """Whether httpbin runs in the pod; the other pods only send requests."""
     return pod.meta.labels.get("app") == "httpbin"
 
 
 def application(pod: Pod) -> tuple[str, int]:
-    """Return where the pod's application listens: where the sidecar takes the pod's own address, elsewhere."""
+    """Return the address of the pod's application, which is not the pod's own if a sidecar listens there."""
     return (pod.app_address if pod.has_sidecar else pod.address, SERVER_PORT)
 
 
 def addresses(pod: Pod) -> Iterator[tuple[str, int]]:
-    """Yield all that the pod's processes will listen on."""
+    """Yield the addresses that the pod's processes listen on."""
     if is_httpbin(pod):
         yield application(pod)
     if pod.has_sidecar:
@@ -43,28 +43,31 @@ def addresses(pod: Pod) -> Iterator[tuple[str, int]]:
             yield (pod.address, port)
 
 
-def check_free(wanted: Mapping[tuple[str, int], str]) -> None:
-    """Raise if an address (with the name of who wants it) cannot be had, before anything is started."""
-    for (host, port), name in wanted.items():
+def check_addresses_free(names: Mapping[tuple[str, int], str]) -> None:
+    """Raise UnavailableError if an address cannot be listened on.
+
+    The values name the processes that need the addresses.
+    """
+    for (host, port), name in names.items():
         with socket.socket() as probe:
-            # As servers do: the remains of closed connections are no hindrance.
+            # As servers do, to ignore connections in TIME_WAIT.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((host, port))
             except OSError as error:
                 raise UnavailableError(
-                    f"{name} cannot listen on {host}:{port}: {_why(error, port)}"
+                    f"{name} cannot listen on {host}:{port}: {_explain(error, port)}"
                 ) from error
 
 
-def _why(error: OSError, port: int) -> str:
+def _explain(error: OSError, port: int) -> str:
     if error.errno == errno.EADDRINUSE:
-        return f"something else does, perhaps another demo (ss -ltnp 'sport = :{port}' shows what)"
-    return f"{error.strerror} (every address in 127.0.0.0/8 must be usable, as on any Linux)"
+        return f"address in use, perhaps by another demo (find the process with: ss -ltnp 'sport = :{port}')"
+    return f"{error.strerror} (the demo needs all addresses in 127.0.0.0/8, as Linux provides them)"
 
 
-def not_listening(servers: Mapping[str, tuple[str, int]]) -> str:
-    """Say which of some servers, given by name, does not accept connections; empty when all do."""
+def find_not_listening(servers: Mapping[str, tuple[str, int]]) -> str:
+    """Return which of the named servers does not accept connections; empty if all do."""
     for name, where in servers.items():
         with socket.socket() as probe:
             if probe.connect_ex(where) != 0:
@@ -74,7 +77,7 @@ def not_listening(servers: Mapping[str, tuple[str, int]]) -> str:
 
 @dataclass(slots=True)
 class Client:
-    """A pod `sleep`: asks services by name, through its sidecar or without one."""
+    """A pod `sleep`, which sends requests to services by name, through its sidecar if it has one."""
 
     mesh: Mesh
     pod: Pod
@@ -93,13 +96,13 @@ class Client:
         return curl(url, source=self.pod.address, to=backend) if backend else Answer("000")
 
     def _next(self, service: Service, port: ServicePort) -> tuple[str, int] | None:
-        """Choose where a connection goes without a sidecar: as kube-proxy, one ready pod after the other."""
+        """Choose an endpoint for a client without a sidecar: ready pods in turn, as kube-proxy does."""
         ready = [(e.address, e.port) for e in self.mesh.endpoints(service, port) if e.ready]
         turn = next(self._turns.setdefault(service.host, itertools.count()))
         return ready[turn % len(ready)] if ready else None
 
 
-def clients(mesh: Mesh, pairs: Iterator[Pair]) -> dict[str, Client]:
-    """Return the pods that send requests, by name."""
-    wanted = {pair.client for pair in pairs}
-    return {name_of(pod): Client(mesh, pod) for pod in mesh.pods() if name_of(pod) in wanted}
+def select_clients(mesh: Mesh, pairs: Iterator[Pair]) -> dict[str, Client]:
+    """Return the client pods of the pairs, by name."""
+    names = {pair.client for pair in pairs}
+    return {name_of(pod): Client(mesh, pod) for pod in mesh.pods() if name_of(pod) in names}

@@ -1,4 +1,4 @@
-"""What the demo starts: processes with a name and a log, none of which outlives it."""
+"""Child processes with a name and a log file. None outlives the demo."""
 
 from __future__ import annotations
 
@@ -14,40 +14,40 @@ from typing import Self
 
 from xds.demo import interrupt
 
-TIE = Path(__file__).with_name("pdeathsig.py")
-GRACE = 5.0
-"""Seconds that a process has for ending by itself once asked to."""
-_TICK = 0.02
+PDEATHSIG_SCRIPT = Path(__file__).with_name("pdeathsig.py")
+STOP_TIMEOUT = 5.0
+"""Seconds between SIGTERM and SIGKILL."""
+POLL_INTERVAL = 0.02
 
 
 class DemoError(Exception):
-    """The demo did not go as it should: the text says why."""
+    """The demo failed."""
 
     status = 1
-    """The exit status of the command."""
+    """Exit status of the command."""
 
 
 class UnavailableError(DemoError):
-    """The demo cannot be played here: the text says what to do about it."""
+    """The demo cannot run on this machine. The message contains the remedy."""
 
     status = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A process that was started."""
+    """A started process."""
 
     name: str
     process: subprocess.Popen[bytes]
     log: Path
 
-    def last_words(self, lines: int = 15) -> str:
-        """Return the end of its log."""
+    def log_tail(self, lines: int = 15) -> str:
+        """Return the last lines of the log."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
 
 class Processes:
-    """Processes that run at the same time: started by name, watched while waiting, and ended together."""
+    """Processes that are started by name, monitored during waits, and stopped together."""
 
     def __init__(self, logs: Path) -> None:
         self._logs = logs
@@ -60,27 +60,27 @@ class Processes:
         self.stop(*self._running)
 
     def start(self, name: str, *command: str, env: Mapping[str, str] | None = None) -> Running:
-        """Start a command; its output is added to NAME.log."""
+        """Start a command, and append its output to NAME.log."""
         log = self._logs / f"{name.replace(' ', '-')}.log"
-        tied = [sys.executable, "-I", "-S", str(TIE), str(os.getpid()), *command]
+        arguments = [sys.executable, "-I", "-S", str(PDEATHSIG_SCRIPT), str(os.getpid()), *command]
         with log.open("ab") as output:
             process = subprocess.Popen(  # noqa: S603 -- our own command lines
-                tied,
+                arguments,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **(env or {})},
-                start_new_session=True,  # Ctrl-C is for the demo, which ends the others in order
+                start_new_session=True,  # Ctrl-C must reach the demo only, which stops its processes in order
             )
         running = Running(name, process, log)
         self._running.append(running)
         return running
 
     def stop(self, *running: Running) -> None:
-        """End processes: ask all, then kill what is left, with whatever they started."""
+        """Stop processes and their children: send SIGTERM to all, then SIGKILL after STOP_TIMEOUT."""
         for each in running:
             _signal(each.process, signal.SIGTERM)
-        deadline = time.monotonic() + GRACE
+        deadline = time.monotonic() + STOP_TIMEOUT
         for each in running:
             try:
                 each.process.wait(max(0.0, deadline - time.monotonic()))
@@ -90,22 +90,25 @@ class Processes:
         self._running = [each for each in self._running if each not in running]
 
     def check(self) -> None:
-        """Raise if one of them ended, which none does by itself, or if a signal asks for the end of all."""
+        """Raise DemoError if a process exited, or Interrupted if a termination signal arrived."""
         interrupt.check()
         for each in self._running:
             if (status := each.process.poll()) is not None:
-                raise DemoError(f"{each.name} ended with status {status}:\n{each.last_words()}")
+                raise DemoError(f"{each.name} exited with status {status}:\n{each.log_tail()}")
 
-    def until(self, what: str, pending: Callable[[], str], *, within: float = 20.0) -> None:
-        """Return once `pending` returns an empty text; otherwise it says what is still missing."""
-        deadline = time.monotonic() + within
+    def wait_for(self, what: str, pending: Callable[[], str], *, timeout: float = 20.0) -> None:
+        """Wait until `pending` returns an empty text.
+
+        Otherwise it returns what is missing, which a timeout reports.
+        """
+        deadline = time.monotonic() + timeout
         while missing := pending():
             self.check()
             if time.monotonic() > deadline:
-                raise DemoError(f"waited {within:.0f} s for {what}: {missing}")
-            time.sleep(_TICK)
+                raise DemoError(f"timed out after {timeout:.0f} s waiting for {what}: {missing}")
+            time.sleep(POLL_INTERVAL)
 
 
 def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    if process.poll() is None:  # not reaped yet, so neither its id nor its group can be another's
+    if process.poll() is None:  # not reaped yet, so its process group ID cannot be reused
         os.killpg(process.pid, number)

@@ -1,4 +1,4 @@
-"""When a sidecar has what it should: its own admin page shows what the control plane's translation says."""
+"""Compare the active configuration in a sidecar's admin interface with the control plane's translation."""
 
 from __future__ import annotations
 
@@ -15,44 +15,44 @@ from xds.mesh.model.objects import ADMIN_PORT, Pod
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, Snapshot
 
 Json: TypeAlias = Mapping[str, Any]
-DRAINING = "/stats?format=json&filter=^listener_manager.total_.*_draining$"
-"""Where a sidecar's admin page shows how many listeners still serve what they had accepted before they were replaced."""
+DRAINING_STATS_PATH = "/stats?format=json&filter=^listener_manager.total_.*_draining$"
+"""Path of the admin interface with the number of replaced listeners that still drain connections."""
 Config: TypeAlias = dict[tuple[str, str], Any]
-"""Resources in protobuf's JSON form, by type and name."""
+"""Resources in protobuf's JSON form, by type URL and name."""
 
 
-def configurations(mesh: Mesh) -> list[tuple[Pod, Config]]:
-    """Return what every sidecar of the mesh should have."""
-    return [(pod, wanted(translate(mesh, pod))) for pod in mesh.pods() if pod.has_sidecar]
+def expected_configs(mesh: Mesh) -> list[tuple[Pod, Config]]:
+    """Return the expected configuration of each sidecar in the mesh."""
+    return [(pod, expected_config(translate(mesh, pod))) for pod in mesh.pods() if pod.has_sidecar]
 
 
-def lacking(configurations: Iterable[tuple[Pod, Config]]) -> str:
-    """Say what a sidecar does not have in force yet; empty when all have everything."""
+def find_stale(configurations: Iterable[tuple[Pod, Config]]) -> str:
+    """Return which sidecar differs from its expected configuration, and how; empty if none does."""
     for pod, config in configurations:
-        if missing := _lacking(pod, config):
-            return f"{name_of(pod)} {missing}"
+        if mismatch := _find_mismatch(pod, config):
+            return f"{name_of(pod)} {mismatch}"
     return ""
 
 
-def draining(mesh: Mesh) -> str:
-    """Say which sidecar still serves connections of listeners that it has replaced; empty when none does."""
+def find_draining(mesh: Mesh) -> str:
+    """Return which sidecar still drains connections of replaced listeners; empty if none does."""
     for pod in mesh.pods():
-        if pod.has_sidecar and (left := still_draining(_get(pod.address, DRAINING))):
-            return f"{name_of(pod)} has {left}"
+        if pod.has_sidecar and (stats := draining_stats(_get(pod.address, DRAINING_STATS_PATH))):
+            return f"{name_of(pod)} has {stats}"
     return ""
 
 
-def still_draining(shown: Json) -> str:
-    """Say what the admin page shows at DRAINING, if it shows that there is something left."""
-    return ", ".join(stat["name"] for stat in shown["stats"] if stat["value"])
+def draining_stats(stats: Json) -> str:
+    """Return the names of the statistics at DRAINING_STATS_PATH that are not zero."""
+    return ", ".join(stat["name"] for stat in stats["stats"] if stat["value"])
 
 
-def _lacking(pod: Pod, config: Config) -> str:
+def _find_mismatch(pod: Pod, config: Config) -> str:
     try:
         dump = _get(pod.address, "/config_dump?include_eds")
     except (OSError, http.client.HTTPException) as error:
-        return f"does not answer: {error}"
-    return difference(config, in_force(dump))
+        return f"does not respond: {error}"
+    return difference(config, active_config(dump))
 
 
 def _get(address: str, path: str) -> Json:
@@ -65,16 +65,16 @@ def _get(address: str, path: str) -> Json:
         connection.close()
 
 
-def difference(wanted: Config, in_force: Config) -> str:
-    """Say in what a sidecar's configuration is not what it should be."""
-    for key in wanted:
-        if key not in in_force:
+def difference(expected: Config, active: Config) -> str:
+    """Return the first difference between two configurations of a sidecar; empty if there is none."""
+    for key in expected:
+        if key not in active:
             return f"has no {_short(key)}"
-        if wanted[key] != in_force[key]:
-            return f"has another {_short(key)}"
-    # Others show more than they were sent: endpoints of static clusters, and routes that a draining listener uses.
-    left = next((key for key in in_force if key not in wanted and key[0] in (CLUSTER, LISTENER)), None)
-    return f"still has {_short(left)}" if left else ""
+        if expected[key] != active[key]:
+            return f"has a different {_short(key)}"
+    # Envoy also lists endpoints of static clusters, and routes of draining listeners.
+    stale = next((key for key in active if key not in expected and key[0] in (CLUSTER, LISTENER)), None)
+    return f"still has {_short(stale)}" if stale else ""
 
 
 def _short(key: tuple[str, str]) -> str:
@@ -82,8 +82,8 @@ def _short(key: tuple[str, str]) -> str:
     return f"{type_url.rpartition('.')[2]} {name}"
 
 
-def wanted(snapshot: Snapshot) -> Config:
-    """Return a snapshot in the terms that `in_force` has for a sidecar."""
+def expected_config(snapshot: Snapshot) -> Config:
+    """Return a snapshot in the form of `active_config`."""
     config: Config = {}
     for type_url in (CLUSTER, ENDPOINT, LISTENER, ROUTE):
         for name, resource in snapshot.of(type_url).items():
@@ -92,8 +92,8 @@ def wanted(snapshot: Snapshot) -> Config:
     return config
 
 
-def in_force(dump: Json) -> Config:
-    """Return what Envoy's `/config_dump?include_eds` shows as active: warmed, and not about to be replaced."""
+def active_config(dump: Json) -> Config:
+    """Return the active resources in Envoy's `/config_dump?include_eds`: not those that warm or drain."""
     config: Config = {}
     for shown in _each(dump, "dynamic_active_clusters", "cluster"):
         config[CLUSTER, shown["name"]] = shown
@@ -118,7 +118,7 @@ def _plain(packed: Json) -> Json:
 
 
 def _endpoints(assignment: Json) -> set[tuple[str, int, str]]:
-    """Reduce an assignment to what decides about a request: Envoy shows the rest in another form than it got it."""
+    """Reduce an assignment to addresses and TLS modes: Envoy prints the other fields in a different form."""
     return {
         (address["address"], address["port_value"], _tls_mode(endpoint))
         for locality in assignment.get("endpoints", ())

@@ -1,4 +1,4 @@
-"""Play it: start everything, perform the steps, say whether what was seen is what the page says, and end everything."""
+"""Run the demo: start the mesh, execute the steps, compare the responses with the Istio task, stop."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from typing import TypeAlias
 
 from rich.console import Console
 
-from xds.demo.interrupt import Interrupted, noting_signals
-from xds.demo.play import BEGINNING, STEPS, Seen
+from xds.demo.interrupt import Interrupted, defer_signals
+from xds.demo.play import INITIAL_STATE, STEPS, StepResult
 from xds.demo.processes import DemoError, Processes, UnavailableError
 from xds.demo.stage import EXAMPLES, Stage
-from xds.demo.tables import as_json, table, things_to_try
+from xds.demo.tables import as_json, suggest_commands, table
 
 Progress: TypeAlias = Callable[[str], AbstractContextManager[object]]
 
 
 class Output(StrEnum):
-    """How the result is printed."""
+    """An output format."""
 
     TABLE = "table"
     JSON = "json"
@@ -36,62 +36,66 @@ class Output(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What was asked for on the command line."""
+    """Options of the command line."""
 
     keep: bool = False
+    """Whether to keep the processes running after the last step."""
     sotw: bool = False
+    """Whether sidecars use state-of-the-world xDS."""
     output: Output = Output.TABLE
+    """The output format."""
 
 
 def run(options: Options) -> int:
-    """Play the demo and return the exit status: 0 as on the page, 1 not so, 2 cannot be played here."""
+    """Run the demo and return the exit status.
+
+    0: all responses match. 1: some do not match, or the demo failed. 2: the demo cannot run on this machine.
+    """
     errors = Console(stderr=True, highlight=False)
     try:
-        with noting_signals():
+        with defer_signals():
             check_requirements()
             with _folder(errors) as folder, Processes(folder / "logs") as processes:
-                _play(Stage(folder, processes, sotw=options.sotw), processes, options, errors)
+                _run_steps(Stage(folder, processes, sotw=options.sotw), processes, options, errors)
     except Interrupted as interrupted:
         return interrupted.status
-    except DemoError as problem:
-        errors.print(f"xds demo: {problem}", style="red", markup=False, soft_wrap=True)
-        return problem.status
+    except DemoError as error:
+        errors.print(f"xds demo: {error}", style="red", markup=False, soft_wrap=True)
+        return error.status
     return 0
 
 
 def check_requirements() -> None:
-    """Raise if something is missing that the demo cannot do without."""
+    """Raise UnavailableError if a requirement of the demo is missing."""
     if sys.platform != "linux":
-        raise UnavailableError(
-            "needs Linux, where every pod can have a loopback address (127.x.y.z) of its own"
-        )
+        raise UnavailableError("requires Linux, where each pod can have its own loopback address (127.x.y.z)")
     missing = [package for package in ("envoy", "httpbin") if not importlib.util.find_spec(package)]
     if missing:
-        raise UnavailableError(f"needs {' and '.join(missing)}: pip install 'xds-mesh[demo]'")
+        raise UnavailableError(f"requires {' and '.join(missing)}: pip install 'xds-mesh[demo]'")
 
 
-def _play(stage: Stage, processes: Processes, options: Options, errors: Console) -> None:
+def _run_steps(stage: Stage, processes: Processes, options: Options, errors: Console) -> None:
     as_table = options.output is Output.TABLE
     out = Console(highlight=False)
     progress = _progress(errors)
-    began = time.monotonic()
-    with progress("Starting the control plane, the applications and their sidecars"):
+    start_time = time.monotonic()
+    with progress("Starting the control plane, applications and sidecars"):
         stage.start()
-    seen: list[Seen] = []
+    seen: list[StepResult] = []
     for number, step in enumerate(STEPS, 1):
         with progress(f"{number}/{len(STEPS)} {step.name}"):
             stage.perform(step)
             seen.append(stage.ask(step))
         if as_table:
             out.print(table(seen[-1], number), end="\n\n")
-    took = time.monotonic() - began
+    duration = time.monotonic() - start_time
     if options.output is Output.JSON:
         print(json.dumps(as_json(seen), indent=2), flush=True)  # noqa: T201 -- the result, not a message
     differences = [difference for each in seen for difference in each.differences()]
-    figures = f"{len(seen)} steps, {sum(each.requests for each in seen)} requests, {took:.0f} s"
-    failure = "\n  ".join([f"does not match the page: {figures}", *differences])
+    summary = f"{len(seen)} steps, {sum(each.requests for each in seen)} requests, {duration:.0f} s"
+    failure = "\n  ".join([f"does not match the Istio task: {summary}", *differences])
     if not differences:
-        (out if as_table else errors).print(f"matches the page: {figures}", style="bold green")
+        (out if as_table else errors).print(f"matches the Istio task: {summary}", style="bold green")
     if options.keep:
         if differences:
             errors.print(failure, style="red", markup=False, soft_wrap=True)
@@ -101,29 +105,29 @@ def _play(stage: Stage, processes: Processes, options: Options, errors: Console)
 
 
 def _keep(stage: Stage, processes: Processes, errors: Console, progress: Progress) -> None:
-    with progress("Going back to the beginning"):
-        stage.perform(BEGINNING)
-    for line in things_to_try(stage.mesh(), stage.manifests, EXAMPLES, stage.xds, stage.admin):
+    with progress("Restoring the initial state"):
+        stage.perform(INITIAL_STATE)
+    for line in suggest_commands(stage.mesh(), stage.manifests, EXAMPLES, stage.xds, stage.admin):
         errors.print(line, markup=False, soft_wrap=True)
-    with suppress(Interrupted):  # the end that was asked for
-        processes.until("an end", lambda: "a signal", within=math.inf)
+    with suppress(Interrupted):  # Ctrl-C ends the demo
+        processes.wait_for("Ctrl-C", lambda: "no signal", timeout=math.inf)
 
 
 def _progress(errors: Console) -> Progress:
-    """Show what is going on: a line that moves on a terminal, a line for each thing elsewhere."""
+    """Return a function that shows progress: a spinner on a terminal, a line per task elsewhere."""
 
-    def started(what: str) -> AbstractContextManager[object]:
+    def show(what: str) -> AbstractContextManager[object]:
         if errors.is_terminal:
             return errors.status(what)
         errors.print(f"{what} ...", markup=False, soft_wrap=True)
         return nullcontext()
 
-    return started
+    return show
 
 
 @contextmanager
 def _folder(errors: Console) -> Iterator[Path]:
-    """Make a folder that is gone afterwards, unless its logs may tell what went wrong."""
+    """Create a temporary folder. It is removed afterwards, unless the demo failed and its logs can help."""
     folder = Path(tempfile.mkdtemp(prefix="xds-demo-"))
     keep = False
     try:

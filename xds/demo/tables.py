@@ -1,4 +1,4 @@
-"""What the user sees: the page's tables, or JSON."""
+"""The output of the demo: tables in the format of the Istio task, JSON, and commands to try."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Any
 
 from rich.text import Text
 
-from xds.demo.play import POLICY, Answers, Seen
+from xds.demo.play import POLICY, Answers, StepResult
 from xds.demo.pods import PROXY_PORT, SERVER_PORT, name_of
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import ADMIN_PORT
 
 
-def table(seen: Seen, number: int) -> Text:
-    """Show what one step brought, as the page's commands print it; equal answers once, with how many they were."""
+def table(seen: StepResult, number: int) -> Text:
+    """Return the answers of a step as the Istio task's commands print them, with a count of equal answers."""
     lines = [Text(f"{number}. {seen.step.name}: {seen.step.what}", style="bold")]
     margin = max(len(str(pair)) for pair in seen.answers) + 2
     for pair, answers in seen.answers.items():
-        who = str(pair)
+        title = str(pair)
         for line in _lines(answers):
-            lines.append(Text.assemble(who.ljust(margin), line))
-            who = ""
+            lines.append(Text.assemble(title.ljust(margin), line))
+            title = ""
     return Text("\n").join(lines)
 
 
@@ -33,8 +33,8 @@ def _lines(answers: Answers) -> Iterator[Text]:
         yield Text(f"response code: {answer.code} ({count}x)", style="" if answer.code == "200" else "yellow")
 
 
-def as_json(steps: Iterable[Seen]) -> list[dict[str, Any]]:
-    """Say the same for programs."""
+def as_json(steps: Iterable[StepResult]) -> list[dict[str, Any]]:
+    """Return the answers of the steps as JSON values, one object per step and pair."""
     return [
         {
             "step": seen.step.name,
@@ -48,21 +48,24 @@ def as_json(steps: Iterable[Seen]) -> list[dict[str, Any]]:
     ]
 
 
-def things_to_try(mesh: Mesh, manifests: Path, examples: Path, xds: str, admin: str) -> list[str]:
-    """Say where everything is that `--keep` keeps running (`xds`, `admin`: HOST:PORT), and what one may do with it."""
+def suggest_commands(mesh: Mesh, manifests: Path, examples: Path, xds: str, admin: str) -> list[str]:
+    """Return the text that `--keep` prints: commands to try with the running demo.
+
+    `xds` and `admin` are HOST:PORT.
+    """
     pods = {name_of(pod): pod for pod in mesh.pods()}
     proxy, server = pods["sleep.full"], pods["httpbin.full"]
     return [
-        "Everything runs until Ctrl-C. Ask httpbin.full as sleep.full does, through its sidecar, and as sleep.legacy does:",
+        "The demo runs until Ctrl-C. Send requests to httpbin.full, as sleep.full and as sleep.legacy:",
         f"  curl --proxy http://{proxy.address}:{PROXY_PORT} http://httpbin.full:8000/headers",
         f"  curl http://{server.address}:{SERVER_PORT}/headers",
-        "Change what is in the manifests folder, and ask again:",
+        "Change the manifests, and send the requests again:",
         f"  cp {examples / 'steps' / 'strict.yaml'} {manifests / POLICY}",
         f"  xds reach --manifests {manifests}",
-        "See how far each sidecar is, and what the control plane counts:",
+        "Print the sync status of each sidecar, and the metrics of the control plane:",
         f"  xds status --xds-address {xds}",
         f"  curl http://{admin}/metrics",
-        "Sidecars' admin pages:",
+        "Open the admin interfaces of the sidecars:",
         *(f"  http://{p.address}:{ADMIN_PORT}  {name}" for name, p in pods.items() if p.has_sidecar),
     ]
 

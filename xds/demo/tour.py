@@ -1,7 +1,8 @@
-"""The play for those who perform it by other means, such as the shell script of the demo in containers.
+"""The steps of the demo for other programs, such as the shell script of the demo in containers.
 
-`python -m xds.demo.tour script` says what to do, line by line; `lacking` whether sidecars have what they should; `compare`
-reads what requests printed, as on Istio's page, and says whether it matches.
+`python -m xds.demo.tour script` prints the steps as commands, one per line. `lacking` prints which sidecar
+does not have its expected configuration. `compare` reads the output of requests, in the format of the Istio
+task, and compares it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,19 @@ from typing import Any
 from rich.console import Console
 
 from xds.demo import proxies, tables
-from xds.demo.play import PATIENCE, POLICY, REQUESTS, RULE, STEPS, Answer, Answers, Pair, Seen, Shown, Step
+from xds.demo.play import (
+    DESTINATION_RULE,
+    MAX_REQUESTS,
+    POLICY,
+    REQUESTS,
+    STEPS,
+    Answer,
+    Answers,
+    Pair,
+    Shown,
+    Step,
+    StepResult,
+)
 from xds.demo.pods import name_of
 from xds.mesh.envoy.translate import translate
 from xds.mesh.model.mesh import Mesh
@@ -28,15 +41,17 @@ MANIFESTS = Path("/mesh")
 _TITLE = re.compile(r"^(sleep\.\w+ to httpbin\.\w+)$", flags=re.MULTILINE)
 
 
-# --- what to do ----------------------------------------------------------------------------------------------------------
+# --- steps --------------------------------------------------------------------------------------------------
 
 
 def script(mesh: Mesh) -> Iterator[str]:
-    """Yield what to do: one thing a line, a verb and its words.
+    """Yield the steps as commands, each a verb and its arguments.
 
-    apply FILE EXAMPLE, delete FILE: in the folder of manifests. auto true|false: install with that. settle AUTO
-    drained|applied POD...: wait until these pods' sidecars lack nothing. ask POD SERVICE TIMES: send requests. step NAME:
-    what is printed from here on belongs to it.
+    step NAME: start a step; later output belongs to it.
+    apply FILE EXAMPLE, delete FILE: change the manifests folder.
+    auto true|false: install with this value of values.global.mtls.auto.
+    settle AUTO drained|applied POD...: wait until the sidecars of the pods have their expected configuration.
+    ask POD SERVICE TIMES: send requests.
     """
     sidecars = " ".join(name_of(pod) for pod in mesh.pods() if pod.has_sidecar)
     auto = True
@@ -49,8 +64,9 @@ def script(mesh: Mesh) -> Iterator[str]:
             yield f"auto {_word(auto)}"
         yield f"settle {_word(auto)} {'drained' if step.drained else 'applied'} {sidecars}"
         for pair, expected in step.expected.items():
-            yield f"ask {pair.client} {pair.server} {PATIENCE // 2 if expected.shown is Shown.SOME else REQUESTS}"
-    yield from (f"delete {name}" for name in (POLICY, RULE))
+            requests = MAX_REQUESTS // 2 if expected.shown is Shown.SOME else REQUESTS
+            yield f"ask {pair.client} {pair.server} {requests}"
+    yield from (f"delete {name}" for name in (POLICY, DESTINATION_RULE))
     yield "auto true"
 
 
@@ -58,25 +74,27 @@ def _word(value: bool) -> str:
     return str(value).lower()
 
 
-# --- whether it is in force ----------------------------------------------------------------------------------------------
+# --- configuration of sidecars ------------------------------------------------------------------------------
 
 
-def lacking(mesh: Mesh, shown: str, *, drained: bool) -> str:
-    """Say what a sidecar does not have in force yet; empty when all have everything.
+def find_stale(mesh: Mesh, shown: str, *, drained: bool) -> str:
+    """Return which sidecar differs from its expected configuration, and how; empty if none does.
 
     Args:
-        mesh: as it should be.
-        shown: of each sidecar its pod's name, as a JSON string, then what its admin page has at `/config_dump?include_eds`
-            and at `proxies.DRAINING`.
-        drained: whether connections of before must be gone too.
+        mesh: the expected mesh.
+        shown: for each sidecar the name of its pod as a JSON string, then the admin interface's responses for
+            `/config_dump?include_eds` and `proxies.DRAINING_STATS_PATH`.
+        drained: whether connections from before the change must be closed, too.
     """
     values = _values(shown)
     pods = {name_of(pod): pod for pod in mesh.pods()}
     for name, dump, stats in zip(values, values, values, strict=True):
-        if missing := proxies.difference(proxies.wanted(translate(mesh, pods[name])), proxies.in_force(dump)):
-            return f"{name} {missing}"
-        if drained and (left := proxies.still_draining(stats)):
-            return f"{name} has {left}"
+        if mismatch := proxies.difference(
+            proxies.expected_config(translate(mesh, pods[name])), proxies.active_config(dump)
+        ):
+            return f"{name} {mismatch}"
+        if drained and (draining := proxies.draining_stats(stats)):
+            return f"{name} has {draining}"
     return ""
 
 
@@ -88,24 +106,24 @@ def _values(text: str) -> Iterator[Any]:
         rest = rest[end:].lstrip()
 
 
-# --- what was seen -------------------------------------------------------------------------------------------------------
+# --- output of requests -------------------------------------------------------------------------------------
 
 
 def answers(output: str) -> Answers:
-    """Read what the page's command prints for one pair, any number of times."""
+    """Parse the output of the Istio task's command for one pair, repeated any number of times."""
     seen: Answers = Counter()
     identity = ""
     for line in output.splitlines():
         if line.startswith("URI="):
             identity = line.removeprefix("URI=")
-        elif found := re.fullmatch(r"response(?: code:)? (\d+)", line):
-            seen[Answer(found[1], identity)] += 1
+        elif match := re.fullmatch(r"response(?: code:)? (\d+)", line):
+            seen[Answer(match[1], identity)] += 1
             identity = ""
     return seen
 
 
 def table(output: str) -> Mapping[Pair, Answers]:
-    """Read what it prints for every pair: `sleep.full to httpbin.full`, then the answers."""
+    """Parse the output for several pairs: a title such as `sleep.full to httpbin.full`, then the answers."""
     _, *sections = _TITLE.split(output)
     return {
         Pair(*title.split(" to ")): answers(text)
@@ -114,23 +132,23 @@ def table(output: str) -> Mapping[Pair, Answers]:
 
 
 def compare(lines: Iterable[str], out: Console) -> int:
-    """Show a table for every step as soon as it is there; return 0 if all is as on the page, 1 if not."""
-    seen: list[Seen] = []
+    """Print a table for each step as it arrives; return 0 if all answers match the Istio task, 1 if not."""
+    seen: list[StepResult] = []
     for step, output in _steps(lines):
-        seen.append(Seen(step, table(output)))
+        seen.append(StepResult(step, table(output)))
         out.print(tables.table(seen[-1], len(seen)) if seen[-1].answers else step.name, end="\n\n")
     differences = [difference for each in seen for difference in each.differences()]
-    differences += [f"{step.name}: was not played" for step in STEPS[len(seen) :]]
-    figures = f"{len(seen)} steps, {sum(each.requests for each in seen)} requests"
+    differences += [f"{step.name}: was not executed" for step in STEPS[len(seen) :]]
+    summary = f"{len(seen)} steps, {sum(each.requests for each in seen)} requests"
     if differences:
-        out.print("\n  ".join([f"does not match the page: {figures}", *differences]), style="red")
+        out.print("\n  ".join([f"does not match the Istio task: {summary}", *differences]), style="red")
         return 1
-    out.print(f"matches the page: {figures}", style="bold green")
+    out.print(f"matches the Istio task: {summary}", style="bold green")
     return 0
 
 
 def _steps(lines: Iterable[str]) -> Iterator[tuple[Step, str]]:
-    """Yield each step that was played to its end, in the order of the play."""
+    """Yield each completed step with its output."""
     names = [step.name for step in STEPS]
     output: list[str] = []
     step: Step | None = None
@@ -145,12 +163,14 @@ def _steps(lines: Iterable[str]) -> Iterator[tuple[Step, str]]:
 
 
 def main(arguments: list[str]) -> int:
-    """Do what the command line says, and return an exit status."""
+    """Run a subcommand; return the exit status."""
     match arguments:
         case ["script"]:
             print(*script(_mesh(auto=True)), sep="\n")  # noqa: T201 -- the result
         case ["lacking", auto, drained]:
-            if missing := lacking(_mesh(auto=auto == "true"), sys.stdin.read(), drained=drained == "drained"):
+            if missing := find_stale(
+                _mesh(auto=auto == "true"), sys.stdin.read(), drained=drained == "drained"
+            ):
                 print(missing)  # noqa: T201 -- the result
                 return 1
         case ["compare"]:
@@ -158,7 +178,7 @@ def main(arguments: list[str]) -> int:
         case _:
             print(  # noqa: T201
                 "usage: python -m xds.demo.tour script | lacking AUTO DRAINED | compare\n"
-                "These are what a performance of the play asks: ./play, in examples/envoy/compose, is one.",
+                "Programs such as examples/envoy/compose/play use these subcommands.",
                 file=sys.stderr,
             )
             return 2

@@ -159,7 +159,7 @@ class ControlPlane:
 
     def until_ready(self) -> None:
         """Wait until the API server is ready for calls. DemoError: it ended, or is late; its log is in the text."""
-        self._processes.until("the API server", lambda: self._why_not("/readyz"), within=_START)
+        self._processes.wait_for("the API server", lambda: self._why_not("/readyz"), timeout=_START)
 
     def start_controllers(self) -> None:
         """Start the controller manager, if there is one, unless it runs: without an API server it gives up after 10 s."""
@@ -190,7 +190,7 @@ class ControlPlane:
         """Wait until the controllers, if there are any, have begun. DemoError."""
         if self.has_controllers:
             account = "/api/v1/namespaces/default/serviceaccounts/default"
-            self._controllers.until("the controllers", lambda: self._why_not(account), within=_START)
+            self._controllers.wait_for("the controllers", lambda: self._why_not(account), timeout=_START)
 
     def compact(self) -> int:
         """Forget all revisions but the newest, in etcd alone; return that one."""

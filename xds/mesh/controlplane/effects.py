@@ -114,7 +114,7 @@ class EffectWatcher:
                 log.warning("object has no effect", **fields)
         for problem in solved:
             if self._lines.take(now):
-                log.info("solved", where=problem.where, what=problem.what)
+                log.info("problem solved", where=problem.where, what=problem.what)
             else:
                 suppressed += 1
         if suppressed:

@@ -1,0 +1,57 @@
+"""Read a folder of manifests once, for subcommands that print an answer and exit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from xds.cli.options import fail, fail_unknown, print_problems
+from xds.mesh.model.mesh import Mesh
+from xds.mesh.model.objects import MeshConfig, Pod, Problem
+from xds.mesh.sources.files import Folder
+from xds.mesh.sources.settings import Settings
+
+UNREADABLE = "every document of the manifests must be readable, because any of them may be a policy"
+"""Error when a document cannot be read: a prediction, a translation or a token could be wrong without it."""
+
+
+def load_settings(config: Path | None, assignments: list[str] | None) -> tuple[Settings, MeshConfig]:
+    """Return a source of the mesh's settings, and the settings; exit with status 2 if they are invalid."""
+    settings = Settings(config, assignments or ())
+    mesh_config, problems = settings.load()
+    if mesh_config is None:
+        print_problems(problems)
+        raise typer.Exit(2)
+    return settings, mesh_config
+
+
+def read_mesh(
+    manifests: Path, config: Path | None = None, assignments: list[str] | None = None
+) -> tuple[Mesh, tuple[Problem, ...]]:
+    """Return the mesh in the manifests, and their problems; exit with status 2 if one is unreadable."""
+    settings, _ = load_settings(config, assignments)
+    try:
+        report = Folder(manifests, settings).load()
+    except OSError as error:
+        fail(f"{manifests}: {error.strerror}")
+    if not report.complete:
+        print_problems(report.problems)
+        fail(UNREADABLE)
+    return Mesh(report.change.applied, report.change.config), report.problems
+
+
+def load_mesh(manifests: Path, config: Path | None = None, assignments: list[str] | None = None) -> Mesh:
+    """Return the mesh that the manifests describe; print their problems. Exit as `read_mesh` does."""
+    mesh, problems = read_mesh(manifests, config, assignments)
+    print_problems(problems)
+    return mesh
+
+
+def find_pod(mesh: Mesh, name: str) -> Pod:
+    """Return the pod POD.NAMESPACE, or exit with similar names."""
+    pod_name, _, namespace = name.rpartition(".")
+    pod = mesh.pod(namespace, pod_name)
+    if pod is None:
+        fail_unknown("pod", name, [f"{pod.name}.{pod.namespace}" for pod in mesh.pods()], "POD.NAMESPACE")
+    return pod

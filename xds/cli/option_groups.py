@@ -1,0 +1,53 @@
+"""Dataclasses of command line options: typer shows each field as an option of the command."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from inspect import Parameter, Signature
+from typing import Any, TypeVar, get_type_hints
+
+_Options = TypeVar("_Options")
+
+
+def grouped_options(options: type[_Options]) -> Callable[[Callable[[_Options], None]], Callable[..., None]]:
+    """Make a command of a function that takes its options as one dataclass.
+
+    A field is an option, annotated and with a default as a parameter of a command is, or another dataclass of
+    options.
+    """
+
+    def decorate(function: Callable[[_Options], None]) -> Callable[..., None]:
+        def command(**values: Any) -> None:
+            function(_build(options, values))
+
+        command.__doc__ = function.__doc__
+        command.__name__ = function.__name__
+        command.__annotations__ = {}
+        command.__signature__ = Signature(list(_parameters(options)))  # type: ignore[attr-defined]
+        return command
+
+    return decorate
+
+
+def _parameters(options: type[Any]) -> Iterator[Parameter]:
+    hints: dict[str, Any] = get_type_hints(options, include_extras=True)
+    for field in fields(options):
+        if is_dataclass(hints[field.name]):
+            yield from _parameters(hints[field.name])
+        else:
+            yield Parameter(
+                field.name, Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
+            )
+
+
+def _build(options: type[Any], values: Mapping[str, Any]) -> Any:
+    hints: dict[str, Any] = get_type_hints(options)
+    return options(
+        **{
+            field.name: _build(hints[field.name], values)
+            if is_dataclass(hints[field.name])
+            else values[field.name]
+            for field in fields(options)
+        }
+    )

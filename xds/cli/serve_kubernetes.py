@@ -1,0 +1,211 @@
+"""The part of `xds serve` that depends on a Kubernetes cluster."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+import structlog
+from prometheus_client.registry import Collector
+
+from xds.cli import cluster
+from xds.cli.options import Address, fail
+from xds.cli.runtime import BackgroundTask, CannotListenError, Components, ListenAddresses, run
+from xds.cli.tls_options import TlsListeners
+from xds.cli.webhook_options import WebhookOptions
+from xds.mesh.controlplane.controller import Controller
+from xds.mesh.controlplane.effects import EffectWatcher
+from xds.mesh.controlplane.metrics.admission import AdmissionMetrics
+from xds.mesh.identity.claims import Identity
+from xds.mesh.identity.server_tls import service_names
+from xds.mesh.inject import Settings
+from xds.mesh.inject.webhook import WebhookServer
+from xds.mesh.kube.api import KubeApi, KubeError
+from xds.mesh.kube.ca_secret import AuthorityError
+from xds.mesh.kube.conditions import Conditions
+from xds.mesh.kube.replica import Replica
+from xds.mesh.kube.tokens import TokenReviews, own_account
+from xds.mesh.kube.webhook import CaBundle
+from xds.mesh.model.objects import MeshConfig
+from xds.mesh.sources.kubernetes import CONFIG_MAP, Kubernetes
+
+log = structlog.get_logger("xds.cli.serve")
+
+XDS_PORT = 15012
+"""Port of the control plane's Service that injected sidecars connect to."""
+
+TRUST_POLL_INTERVAL = 5.0
+"""Seconds between checks for a new CA. Peers trust the old one for hours after a rotation."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterOptions:
+    """Options of a control plane for a cluster."""
+
+    kubeconfig: Path | None
+    """Path to a kubeconfig file; None: see --kubeconfig."""
+    context: str | None
+    """Context of the kubeconfig."""
+    namespace: str | None
+    """Namespace of the control plane; None: see --namespace."""
+    mesh_config_map: str | None
+    """Name of the ConfigMap with the mesh's settings; None for the default."""
+    assignments: list[str]
+    """Settings that override the ConfigMap."""
+    tls: TlsListeners
+    """Configuration of the TLS listeners."""
+    webhook: WebhookOptions
+    """Options of the injection webhook."""
+    webhook_address: Address | None
+    """Address of the injection webhook; None if it is disabled."""
+    rollout_timeout: float | None
+    """Timeout of a gated rollout; None for immediate changes."""
+
+
+async def run_in_cluster(
+    options: ClusterOptions,
+    addresses: ListenAddresses,
+    *,
+    exposed: list[str],
+    max_connection_age: float | None,
+) -> int:
+    """Run until a signal arrives, as one of several replicas; return the exit status."""
+    async with cluster.connect(options.kubeconfig, options.context) as api:
+        source = Kubernetes(
+            api,
+            assignments=options.assignments,
+            namespace=options.namespace or "",
+            config_map=options.mesh_config_map or CONFIG_MAP,
+        )
+        log.info("kubernetes source configured", server=api.server, namespace=source.namespace)
+        build = partial(_build_components, options, api, source, exposed)
+        return await run(source, build, addresses, max_connection_age=max_connection_age)
+
+
+async def _build_components(
+    options: ClusterOptions, api: KubeApi, source: Kubernetes, exposed: list[str], config: MeshConfig
+) -> Components:
+    """Create the components of a control plane for a cluster."""
+    namespace = source.namespace
+    try:
+        replica = await Replica.join(api, namespace, config.trust_domain)
+    except AuthorityError as error:
+        fail(str(error), 1)
+    if exposed:
+        log.warning("plaintext xDS is reachable from other machines", address=exposed)
+    authorities = replica.authorities
+    controller = Controller(
+        authorities.authority,
+        also_trust=authorities.also_trust,
+        serve_keys=False,
+        rollout_timeout=options.rollout_timeout,
+    )
+    replica.follow(controller)
+    effects = EffectWatcher(lambda: controller.mesh, controller.ready)
+    conditions = Conditions(
+        api,
+        lambda: source.problems,
+        lambda: controller.mesh,
+        lambda: effects.by_object,
+        leads=replica.leads,
+    )
+    tasks: list[BackgroundTask] = [*replica.parts, conditions.run]
+    metrics: list[Collector] = []
+    if options.webhook_address:
+        webhook = _Webhook(
+            options.webhook,
+            options.webhook_address,
+            controller=controller,
+            api=api,
+            namespace=namespace,
+            leads=replica.leads,
+        )
+        tasks += webhook.tasks
+        metrics += webhook.metrics
+    needs_default_admin = options.tls.addresses and not options.tls.admins
+    listeners = options.tls.open(
+        controller,
+        lambda: replica.authorities,
+        judge=TokenReviews(api),
+        service_names=service_names(namespace),
+        own_identity=await _own_identity(api) if needs_default_admin else (),
+    )
+    return Components(controller, effects, tasks, listeners, metrics)
+
+
+async def _own_identity(api: KubeApi) -> tuple[Identity, ...]:
+    """Return the control plane's own identity, if the API server reports a service account."""
+    try:
+        namespace, account = await own_account(api)
+    except KubeError as error:
+        log.warning(
+            "admin services accept no client over TLS: own service account is unknown, set --admin-identity",
+            problem=str(error),
+        )
+        return ()
+    return (Identity(namespace, account),) if account else ()
+
+
+class _Webhook:
+    """The sidecar injection webhook."""
+
+    def __init__(
+        self,
+        options: WebhookOptions,
+        address: Address,
+        *,
+        controller: Controller,
+        api: KubeApi,
+        namespace: str,
+        leads: Callable[[], bool],
+    ) -> None:
+        """Create a webhook.
+
+        Args:
+            options: the options of the webhook.
+            address: the address to listen on.
+            controller: has the mesh's settings and the CA.
+            api: the API server.
+            namespace: the namespace of the control plane.
+            leads: returns whether this replica is the leader, which may write objects.
+        """
+        names = service_names(namespace)[:2]
+        settings = Settings(
+            image=options.sidecar_image,
+            xds_address=options.sidecar_xds_address or f"{names[0]}:{XDS_PORT}",
+        )
+        results = Counter[str]()
+        self._controller = controller
+        self._server = WebhookServer(
+            lambda: settings.under(controller.mesh.config),
+            lambda: controller.trust[0].issue_server(names, datetime.now(UTC)),
+            *address,
+            answers=results,
+        )
+        self._bundle = CaBundle(api, lambda: controller.trust[1], leads=leads)
+        self.metrics: list[Collector] = [AdmissionMetrics(results)]
+        """Metrics of the webhook."""
+        self.tasks: list[BackgroundTask] = [self._listen, self._bundle.run, self._follow_trust]
+        """Tasks that run the webhook."""
+
+    async def _listen(self) -> None:
+        await self._controller.ready.wait()  # The mesh's settings are not known earlier.
+        try:
+            await self._server.run()
+        except OSError as error:
+            raise CannotListenError(str(error)) from error
+
+    async def _follow_trust(self) -> None:
+        """Renew the server certificate and the CA bundle after a change of the CA."""
+        trust = self._controller.trust
+        while True:
+            await asyncio.sleep(TRUST_POLL_INTERVAL)
+            if self._controller.trust != trust:
+                trust = self._controller.trust
+                self._server.rotated()
+                self._bundle.changed()
