@@ -10,7 +10,7 @@ import pytest
 
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.sources.files import Folder
-from xds.mesh.sources.settings import Settings
+from xds.mesh.sources.settings import SettingsLoader
 
 HERE = Path(__file__).parent
 CASES = [pytest.param(path.parent, id=path.parent.name) for path in sorted(HERE.glob("*/in.yaml"))]
@@ -29,6 +29,6 @@ def load(case: Path) -> Mesh:
     """The mesh that a case describes, which must have no problem."""
     with tempfile.TemporaryDirectory() as folder:
         shutil.copy(case / "in.yaml", folder)
-        report = Folder(Path(folder), Settings(*options(case))).load()
+        report = Folder(Path(folder), SettingsLoader(*options(case))).load()
     assert [str(problem) for problem in report.problems if not problem.notice] == []
     return Mesh().apply(report.change)

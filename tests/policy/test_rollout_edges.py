@@ -10,7 +10,7 @@ from tests.policy.rollout_world import Proxies, Server
 from tests.policy.world import peer, pod, rule
 from xds.mesh.controlplane.controller import ROLL_ANYWAY
 from xds.mesh.envoy.inbound import accepting
-from xds.mesh.kube.report_codec import report_of
+from xds.mesh.kube.report_codec import decode_report
 from xds.mesh.model.objects import TLS_MODE_LABEL, Change, Mode, Ref
 from xds.mesh.policy.mtls import served_mode
 from xds.mesh.rollout.driver import Rolling
@@ -156,4 +156,4 @@ def test_others_are_heard_soon_though_proxies_are_still_being_served():
 def test_versions_and_reports_may_be_anything():
     assert accepting(["x", "0.P8080S", f"x.{'1' * 5000}D"]) != {}
     for text in ('{"number":1e999,"view":""}', '{"number":' + "[" * 100_000 + "}", "{}", "?"):
-        assert report_of(text).stands is None
+        assert decode_report(text).stands is None

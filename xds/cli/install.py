@@ -17,7 +17,7 @@ from xds.cli.install_crds import show as show_kinds
 
 if TYPE_CHECKING:
     from xds.mesh.kube.api import Json, KubeApi
-    from xds.mesh.kube.install import Done
+    from xds.mesh.kube.install import InstallResult
     from xds.mesh.model.objects import MeshConfig
 
 
@@ -117,10 +117,10 @@ def _networks(texts: Iterable[str]) -> list[str]:
 def _mesh(file: Path | None, assignments: Iterable[str]) -> dict[str, Any]:
     """Return the settings as one document; that they are good has been seen to."""
     from xds.mesh.parse import merged  # noqa: PLC0415
-    from xds.mesh.sources.documents import Document, read  # noqa: PLC0415
+    from xds.mesh.sources.documents import Document, read_documents  # noqa: PLC0415
 
     document: dict[str, Any] = {"enableAutoMtls": True}
-    for each in read(file.read_text("utf-8-sig"), str(file)) if file else ():
+    for each in read_documents(file.read_text("utf-8-sig"), str(file)) if file else ():
         if isinstance(each, Document) and isinstance(each.value, dict):
             document |= each.value
     return merged(document, assignments)
@@ -135,7 +135,7 @@ def _print(parts: frozenset[Part], config: MeshConfig, objects: list[Json]) -> N
     objects = [
         *(crds.definitions() if Part.CRDS in parts else ()),
         *((kube.namespace(), *objects) if Part.CONTROL_PLANE in parts else ()),
-        *(kube.first_policies(config) if Part.MESH in parts else ()),
+        *(kube.default_policies(config) if Part.MESH in parts else ()),
     ]
     typer.echo(yaml.safe_dump_all(objects, sort_keys=False, width=120), nl=False)
 
@@ -161,19 +161,19 @@ async def _install(
         kinds = await crds.install(api, dry_run=dry_run)
         show_kinds(kinds, dry_run=dry_run)
         typer.echo()
-        usable = not any(kind.trouble for kind in kinds)
+        usable = not any(kind.problem for kind in kinds)
     installer = Installer(api, dry_run=dry_run)
-    done: list[Done] = []
+    done: list[InstallResult] = []
     if Part.CONTROL_PLANE in parts:
         done += [await installer.namespace(), *await installer.control_plane(objects)]
         done += await installer.remove(switched_off)
     if Part.MESH in parts:
-        done += await installer.policies(config, await crds.served(api))
+        done += await installer.policies(config, await crds.served_versions(api))
     _show(done, dry_run=dry_run)
     return usable
 
 
-def _show(done: Iterable[Done], *, dry_run: bool) -> None:
+def _show(done: Iterable[InstallResult], *, dry_run: bool) -> None:
     from rich.text import Text  # noqa: PLC0415
 
     table = tables.Table("OBJECT", "STATUS")

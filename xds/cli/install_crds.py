@@ -11,7 +11,7 @@ import typer
 from xds.cli import options, tables
 
 if TYPE_CHECKING:
-    from xds.mesh.kube.crds import Definition
+    from xds.mesh.kube.crds import CrdStatus
 
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Ask the API server what would be done, and change nothing.")
@@ -38,19 +38,19 @@ async def _install(dry_run: bool, kubeconfig: options.Kubeconfig, context: optio
     async with options.connected(kubeconfig, context) as api:
         found = await crds.install(api, dry_run=dry_run)
     show(found, dry_run=dry_run)
-    if any(definition.trouble for definition in found):
+    if any(definition.problem for definition in found):
         raise typer.Exit(1)
 
 
-def show(found: Iterable[Definition], *, dry_run: bool) -> None:
+def show(found: Iterable[CrdStatus], *, dry_run: bool) -> None:
     """Print what became of each kind."""
     from rich.text import Text  # noqa: PLC0415
 
     table = tables.Table("KIND", "VERSIONS", "BY", "STATUS")
     for definition in found:
         status = Text("is there already, and used as it is")
-        if definition.trouble:
-            status = Text(f"is there already, but {definition.trouble}", "red")
+        if definition.problem:
+            status = Text(f"is there already, but {definition.problem}", "red")
         elif definition.created:
             status = Text("would be created" if dry_run else "created", "green")
         table.add_row(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # heavy; every subcommand imports this module
     from xds.mesh.kube.api import KubeApi
     from xds.mesh.model.mesh import Mesh
     from xds.mesh.model.objects import MeshConfig, Pod, Problem
-    from xds.mesh.sources.settings import Settings
+    from xds.mesh.sources.settings import SettingsLoader
 
 MOST_NOTICES = 20
 """How many notices are shown; who passes a whole cluster over to us need not read of each ConfigMap."""
@@ -128,11 +128,11 @@ async def connected(kubeconfig: Path | None, context: str | None) -> AsyncIterat
         fail(str(error), 1 if error.status else 3)
 
 
-def settings(config: Path | None, assignments: list[str] | None) -> tuple[Settings, MeshConfig]:
+def settings(config: Path | None, assignments: list[str] | None) -> tuple[SettingsLoader, MeshConfig]:
     """Return the mesh's settings, to be read again, and as they are now; exit with status 2 if they cannot be used."""
-    from xds.mesh.sources.settings import Settings  # noqa: PLC0415
+    from xds.mesh.sources.settings import SettingsLoader  # noqa: PLC0415
 
-    read = Settings(config, assignments or ())
+    read = SettingsLoader(config, assignments or ())
     found, problems = read.load()
     if found is None:
         show(problems)

@@ -11,7 +11,7 @@ from xds.server.budget import Budget
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger as BoundLogger
 
-    from xds.mesh.sources.report import Report
+    from xds.mesh.sources.report import SourceUpdate
 
 BURST = 200
 """How many problems are logged at once, and how many notices. A log call takes 0.1 ms of the event loop."""
@@ -35,7 +35,7 @@ class ProblemLog:
         self._log = log
         self._problems, self._notices = _Lines(clock), _Lines(clock)
 
-    def add(self, report: Report) -> None:
+    def add(self, report: SourceUpdate) -> None:
         """Log what a report adds to what is wrong."""
         for problem in report.problems:
             about = {"where": problem.where, "what": problem.what}

@@ -12,7 +12,7 @@ from xds.cli import options
 
 if TYPE_CHECKING:
     from xds.mesh.identity.rotation import Authorities
-    from xds.mesh.kube.ca_secret import Secrets
+    from xds.mesh.kube.ca_secret import CaSecrets
 
 
 def rotate_root(
@@ -52,10 +52,10 @@ async def _rotate(
     context: options.Context,
 ) -> None:
     from xds.mesh.identity.keys import IdentityError  # noqa: PLC0415
-    from xds.mesh.kube.ca_secret import AuthorityError, Secrets  # noqa: PLC0415
+    from xds.mesh.kube.ca_secret import AuthorityError, CaSecrets  # noqa: PLC0415
 
     async with options.connected(kubeconfig, context) as api:
-        secrets = Secrets(api, namespace)
+        secrets = CaSecrets(api, namespace)
         try:
             found = (
                 await _found(secrets, namespace) if status else await _begun(secrets, namespace, trust_domain)
@@ -65,7 +65,7 @@ async def _rotate(
     typer.echo(_words(found))
 
 
-async def _found(secrets: Secrets, namespace: str) -> Authorities:
+async def _found(secrets: CaSecrets, namespace: str) -> Authorities:
     from xds.mesh.kube.ca_secret import SECRET  # noqa: PLC0415
 
     kept = await secrets.read(datetime.now(UTC))
@@ -74,20 +74,20 @@ async def _found(secrets: Secrets, namespace: str) -> Authorities:
     return kept.authorities
 
 
-async def _begun(secrets: Secrets, namespace: str, trust_domain: str | None) -> Authorities:
+async def _begun(secrets: CaSecrets, namespace: str, trust_domain: str | None) -> Authorities:
     from xds.mesh.identity.ca import Authority  # noqa: PLC0415
     from xds.mesh.identity.keys import PrivateKey  # noqa: PLC0415
     from xds.mesh.identity.rotation import Stage  # noqa: PLC0415
-    from xds.mesh.kube.ca_secret import USERS  # noqa: PLC0415
+    from xds.mesh.kube.ca_secret import USER_SECRET  # noqa: PLC0415
 
     while True:
         now = datetime.now(UTC)
         kept = await secrets.read(now)
         if kept is None or kept.authorities.stage is not Stage.STEADY:
             return await _found(secrets, namespace)
-        if await secrets.users(now):
+        if await secrets.read_user_authority(now):
             options.fail(
-                f"the mesh's CA is your own: put another into the Secret {namespace}/{USERS}, and the rotation begins",
+                f"the mesh's CA is your own: put another into the Secret {namespace}/{USER_SECRET}, and the rotation begins",
                 1,
             )
         domain = trust_domain or kept.authorities.authority.trust_domain

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from xds.mesh.controlplane.effects import EffectWatcher
     from xds.mesh.controlplane.metrics.controlplane import Metrics
     from xds.mesh.model.objects import Problem
-    from xds.mesh.sources.report import Report
+    from xds.mesh.sources.report import SourceUpdate
     from xds.server import Authenticate, XdsServer
     from xds.server.rest import RestServer
 
@@ -64,16 +64,16 @@ class Source(Protocol):
     def unenforced(self) -> Mapping[str, int]:
         """How many objects there are of each kind that is not enforced."""
 
-    def watch(self) -> AsyncGenerator[Report, None]:
+    def watch(self) -> AsyncGenerator[SourceUpdate, None]:
         """Yield everything, then what is different, without end."""
 
-    def lacking(self) -> str:
+    def pending_reason(self) -> str:
         """Say what is not known yet, for who asks whether we are ready; empty if everything is."""
 
-    def standing(self) -> str:
+    def staleness(self) -> str:
         """Say how old what is known is, if it can be out of date; else empty."""
 
-    def behind(self) -> float:
+    def stale_seconds(self) -> float:
         """Tell for how many seconds it has not been possible to learn of changes."""
 
 
@@ -134,7 +134,7 @@ async def run(source: Source, prepare: Prepare, at: Addresses, *, max_connection
         lacking,
         *at.admin,
         metrics=control_plane.exposed,
-        standing=source.standing,
+        standing=source.staleness,
         warnings=lambda: control_plane.problems,
     )
     try:
@@ -191,7 +191,11 @@ class ControlPlane:
 
     def lacking(self) -> str | None:
         """Say why nobody is served yet; None: they are."""
-        return None if self._listening else self._source.lacking() or "the first configuration is being made"
+        return (
+            None
+            if self._listening
+            else self._source.pending_reason() or "the first configuration is being made"
+        )
 
     @property
     def problems(self) -> Collection[Problem]:
@@ -202,7 +206,7 @@ class ControlPlane:
         """Return the metrics: while the source is not complete, those of what is wrong with it."""
         from xds.mesh.controlplane.metrics.controlplane import StartMetrics  # noqa: PLC0415
 
-        start = StartMetrics(lambda: self._source.problems, self._source.behind)
+        start = StartMetrics(lambda: self._source.problems, self._source.stale_seconds)
         return (self._metrics or start).exposed(accept)
 
     async def run(self, ready: str) -> None:
@@ -234,7 +238,7 @@ class ControlPlane:
         self._effects = serving.effects
         cuts = Cuts(hub)
         self._metrics = Metrics(
-            hub, cuts, lambda: self.problems, self._source.behind, lambda: self._source.unenforced
+            hub, cuts, lambda: self.problems, self._source.stale_seconds, lambda: self._source.unenforced
         )
         for collector in serving.metrics:
             self._metrics.register(collector)
@@ -293,7 +297,7 @@ async def _start(*servers: XdsServer | RestServer) -> None:
             raise CannotListenError(str(error)) from error
 
 
-async def _first(reports: AsyncIterator[Report], problem_log: ProblemLog) -> Change:
+async def _first(reports: AsyncIterator[SourceUpdate], problem_log: ProblemLog) -> Change:
     """Wait until everything is known; the log is told what stands in the way."""
     async for report in reports:
         problem_log.add(report)
@@ -302,7 +306,9 @@ async def _first(reports: AsyncIterator[Report], problem_log: ProblemLog) -> Cha
     raise RuntimeError("the source of facts ended")
 
 
-async def _follow(source: Source, reports: AsyncIterator[Report], hub: Hub, problem_log: ProblemLog) -> None:
+async def _follow(
+    source: Source, reports: AsyncIterator[SourceUpdate], hub: Hub, problem_log: ProblemLog
+) -> None:
     """Tell the hub what the source says, and the log what is wrong with it."""
     async for report in reports:
         problem_log.add(report)

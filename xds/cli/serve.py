@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from xds.mesh.model.objects import MeshConfig
     from xds.mesh.sources.files import Folder
     from xds.mesh.sources.kubernetes import Kubernetes
-    from xds.mesh.sources.settings import Settings
+    from xds.mesh.sources.settings import SettingsLoader
 
 
 class Rollout(StrEnum):
@@ -194,7 +194,7 @@ def serve(
     )  # a wrong --set is wrong use; a file can be repaired, and is waited for
     from xds.cli import logs  # noqa: PLC0415
     from xds.mesh.envoy.translate import warm  # noqa: PLC0415
-    from xds.mesh.sources.settings import Settings  # noqa: PLC0415
+    from xds.mesh.sources.settings import SettingsLoader  # noqa: PLC0415
 
     timeout = rollout_timeout if rollout is Rollout.GATED else None
 
@@ -202,7 +202,7 @@ def serve(
         async with AsyncExitStack() as stack:
             source: Folder | Kubernetes
             if manifests:
-                source = _folder(manifests, Settings(mesh_config, assignments))
+                source = _folder(manifests, SettingsLoader(mesh_config, assignments))
                 prepare = partial(_alone, exposed, opened, state_dir, rollout_timeout=timeout)
             else:
                 api = await stack.enter_async_context(options.connected(kubeconfig, context))
@@ -265,9 +265,9 @@ async def _in_cluster(
     from xds.mesh.controlplane.controller import Hub  # noqa: PLC0415
     from xds.mesh.controlplane.effects import EffectWatcher  # noqa: PLC0415
     from xds.mesh.kube.ca_secret import AuthorityError  # noqa: PLC0415
-    from xds.mesh.kube.conditions import Conditions  # noqa: PLC0415
+    from xds.mesh.kube.conditions import ConditionPublisher  # noqa: PLC0415
     from xds.mesh.kube.replica import Replica  # noqa: PLC0415
-    from xds.mesh.kube.tokens import TokenReviews  # noqa: PLC0415
+    from xds.mesh.kube.tokens import TokenReviewer  # noqa: PLC0415
 
     namespace = source.namespace
     try:
@@ -277,20 +277,20 @@ async def _in_cluster(
     _say_what_is_at_stake(exposed, keys=False, kept=True)
     kept = replica.authorities
     hub = Hub(kept.authority, also_trust=kept.also_trust, serve_keys=False, rollout_timeout=rollout_timeout)
-    replica.follow(hub)
+    replica.attach(hub)
     effects = EffectWatcher(lambda: hub.mesh, hub.ready)
-    told = Conditions(
+    told = ConditionPublisher(
         api, lambda: source.problems, lambda: hub.mesh, lambda: effects.by_object, leads=replica.leads
     )
     # Each that is to run besides is added here.
     parts: list[Part] = [*replica.parts, told.run, *injected.parts(hub, api, namespace, replica.leads)]
     door = await opened.door(
-        hub, lambda: replica.authorities, judge=TokenReviews(api), api=api, namespace=namespace
+        hub, lambda: replica.authorities, judge=TokenReviewer(api), api=api, namespace=namespace
     )
     return Serving(hub, effects, parts, door, injected.metrics)
 
 
-def _folder(manifests: Path, settings: Settings) -> Folder:
+def _folder(manifests: Path, settings: SettingsLoader) -> Folder:
     from xds.mesh.sources.files import Folder  # noqa: PLC0415
 
     return Folder(manifests, settings)

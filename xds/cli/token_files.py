@@ -13,10 +13,10 @@ import structlog
 from xds.mesh.identity import state_dir
 from xds.mesh.identity.claims import Caller, How
 from xds.mesh.identity.tokens import TokenKey
-from xds.mesh.kube.log_once import Complaint
+from xds.mesh.kube.log_once import OnceLogger
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Pod, Problem
-from xds.mesh.sources.files import RESCAN, Folder
+from xds.mesh.sources.files import RESCAN_INTERVAL, Folder
 
 log = structlog.get_logger("xds.cli.token")
 
@@ -42,7 +42,7 @@ class Known:
     @property
     def complete(self) -> bool:
         """Whether the manifests could be read once; before that no pod is known."""
-        return not self._folder.lacking()
+        return not self._folder.pending_reason()
 
     def callers(self, names: Iterable[str]) -> Mapping[str, Caller | None]:
         """Return whom the pods' tokens are for, by what is there now."""
@@ -134,13 +134,13 @@ def renew(files: Files) -> None:
     """Keep files good until SIGTERM or SIGINT; the log is told what cannot be done, which is tried again."""
     ends = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, ends)  # so that no file is left half made
-    complain = Complaint(log, "no token written")
+    complain = OnceLogger(log, "no token written")
     while True:
         for name, outcome in files.write().items():
             complain(outcome.problem, pod=name)
             if who := outcome.written:
                 expires = f"{outcome.expires:%Y-%m-%dT%H:%M:%SZ}"
                 log.info("token", pod=name, account=f"{who.namespace}/{who.service_account}", expires=expires)
-        if signal.sigtimedwait(ends, RESCAN):
+        if signal.sigtimedwait(ends, RESCAN_INTERVAL):
             log.info("stopped")
             return

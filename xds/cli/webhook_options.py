@@ -86,7 +86,7 @@ class Injecting:
 
         from xds.mesh.identity.server_tls import service_names  # noqa: PLC0415
         from xds.mesh.inject.webhook import WebhookServer  # noqa: PLC0415
-        from xds.mesh.kube.webhook import CaBundle  # noqa: PLC0415
+        from xds.mesh.kube.webhook import CaBundlePublisher  # noqa: PLC0415
 
         names = service_names(namespace)[:2]
         address = self._xds_address or f"{names[0]}:{XDS_PORT}"
@@ -97,7 +97,7 @@ class Injecting:
             *self._at,
             answers=self._answers,
         )
-        bundle = CaBundle(api, lambda: hub.trust[1], leads=leads)
+        bundle = CaBundlePublisher(api, lambda: hub.trust[1], leads=leads)
 
         async def listen() -> None:
             from xds.cli.runtime import CannotListenError  # noqa: PLC0415
@@ -116,6 +116,6 @@ class Injecting:
                 if hub.trust != trust:
                     trust = hub.trust
                     server.rotated()
-                    bundle.changed()
+                    bundle.trigger()
 
         return [listen, bundle.run, follow]

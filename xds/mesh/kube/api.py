@@ -19,29 +19,35 @@ from kubernetes.aio import client, config
 from kubernetes.aio.client.exceptions import ApiException
 from kubernetes.aio.config.config_exception import ConfigException
 
-from xds.mesh.kube.decoding import decoded
+from xds.mesh.kube.decoding import decode_json
 
 Json: TypeAlias = dict[str, Any]
 
-MERGE = "application/merge-patch+json"
+MERGE_PATCH = "application/merge-patch+json"
 JSON_PATCH = "application/json-patch+json"
-APPLY = "application/apply-patch+yaml"
+APPLY_PATCH = "application/apply-patch+yaml"
 """Server-side apply: needs the query parameters `fieldManager` and, to take fields over, `force`."""
 
 _NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
-_TIMEOUT = 30.0
-_CONNECT = 5.0
+_REQUEST_TIMEOUT = 30.0
+_CONNECT_TIMEOUT = 5.0
 
 
 class KubeConfigError(Exception):
-    """There is no telling where the API server is, or who we are there: the text says what is missing."""
+    """There is no telling where the API server is, or who we are there: the text says what is is_not_found."""
 
 
 class KubeError(Exception):
     """The API server refused a call, or could not be reached (`status` 0)."""
 
     def __init__(
-        self, status: int, message: str, *, reason: str = "", body: Json | None = None, wait: float = 0.0
+        self,
+        status: int,
+        message: str,
+        *,
+        reason: str = "",
+        body: Json | None = None,
+        retry_after: float = 0.0,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -49,16 +55,16 @@ class KubeError(Exception):
         self.reason = reason
         """Of Kubernetes' Status: `NotFound`, `AlreadyExists`, `Conflict`, `Expired`, ..."""
         self.body = body or {}
-        self.wait = wait
-        """Seconds that the server asks to wait before the next try; 0: it does not."""
+        self.retry_after = retry_after
+        """Seconds that the server asks to retry_after before the next try; 0: it does not."""
 
     @property
-    def missing(self) -> bool:
+    def is_not_found(self) -> bool:
         """Whether what was asked for does not exist."""
         return self.status == HTTPStatus.NOT_FOUND
 
     @property
-    def ending(self) -> bool:
+    def is_namespace_terminating(self) -> bool:
         """Whether nothing can be created because the namespace is being deleted."""
         causes = (self.body.get("details") or {}).get("causes") or ()
         return self.status == HTTPStatus.FORBIDDEN and any(
@@ -133,7 +139,7 @@ class KubeApi:
         """Read an object or a list. KubeError."""
         return await self.call("GET", path, query=query)
 
-    async def all(self, path: str, **query: Any) -> list[Json]:
+    async def list_all(self, path: str, **query: Any) -> list[Json]:
         """Read all objects of a list, page by page. KubeError: 410 if it takes longer than the server remembers."""
         found: list[Json] = []
         more = ""
@@ -149,7 +155,7 @@ class KubeApi:
         try:
             return await self.get(path)
         except KubeError as error:
-            if error.missing:
+            if error.is_not_found:
                 return None
             raise
 
@@ -161,8 +167,8 @@ class KubeApi:
         """Replace an object. KubeError: 409 if its resourceVersion is not the current one any more."""
         return await self.call("PUT", path, body, query=query)
 
-    async def patch(self, path: str, body: Any, *, kind: str = MERGE, **query: Any) -> Json:
-        """Change an object, in one of the ways MERGE, JSON_PATCH and APPLY. KubeError."""
+    async def patch(self, path: str, body: Any, *, kind: str = MERGE_PATCH, **query: Any) -> Json:
+        """Change an object, in one of the ways MERGE_PATCH, JSON_PATCH and APPLY_PATCH. KubeError."""
         return await self.call("PATCH", path, body, query=query, content_type=kind)
 
     async def delete(self, path: str, **query: Any) -> Json:
@@ -177,18 +183,18 @@ class KubeApi:
         *,
         query: Mapping[str, Any] | None = None,
         content_type: str = "application/json",
-        timeout: float = _TIMEOUT,  # noqa: ASYNC109 - of the HTTP client
+        timeout: float = _REQUEST_TIMEOUT,  # noqa: ASYNC109 - of the HTTP client
     ) -> Json:
         """Call the server and return its JSON. KubeError."""
-        limit = aiohttp.ClientTimeout(total=timeout, sock_connect=_CONNECT)
+        limit = aiohttp.ClientTimeout(total=timeout, sock_connect=_CONNECT_TIMEOUT)
         async with self._request(
             method, path, query or {}, limit, body=body, content_type=content_type
         ) as response:
             try:
                 text = await response.read()
-                answer = decoded(text) if text else {}
+                answer = decode_json(text) if text else {}
             except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-                raise _unreachable(self.server, error) from error
+                raise _unreachable_error(self.server, error) from error
         if not isinstance(answer, dict):
             raise KubeError(0, f"{self.server} answered {method} {path} with JSON that is no object")
         return answer
@@ -196,7 +202,7 @@ class KubeApi:
     @asynccontextmanager
     async def stream(self, path: str, *, idle: float, **query: Any) -> AsyncIterator[aiohttp.StreamReader]:
         """Open an answer that goes on, such as a watch's; reading fails after `idle` seconds without a byte. KubeError."""
-        limit = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT, sock_read=idle)
+        limit = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT, sock_read=idle)
         async with self._request("GET", path, query, limit) as response:
             yield response.content
 
@@ -213,12 +219,12 @@ class KubeApi:
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         used = self._token
         response = await self._send(method, path, query, limit, body, content_type)
-        if response.status == HTTPStatus.UNAUTHORIZED and await self._renewed(used):
+        if response.status == HTTPStatus.UNAUTHORIZED and await self._refresh_token(used):
             response.release()
             response = await self._send(method, path, query, limit, body, content_type)
         try:
             if response.status >= HTTPStatus.BAD_REQUEST:
-                raise await _refused(method, path, response)
+                raise await _read_error(method, path, response)
             yield response
         except asyncio.CancelledError:
             response.close()
@@ -240,14 +246,16 @@ class KubeApi:
             call = await self._client.param_serialize(
                 method,
                 path,
-                query_params=[(name, _query(value)) for name, value in query.items() if value is not None],
+                query_params=[
+                    (name, _query_value(value)) for name, value in query.items() if value is not None
+                ],
                 header_params={"Accept": "application/json", "Content-Type": content_type},
                 body=body,
                 auth_settings=["BearerToken"],
             )
             found = await self._client.call_api(*call, _request_timeout=limit)
         except (aiohttp.ClientError, ApiException, TimeoutError, OSError) as error:
-            raise _unreachable(self.server, error) from error
+            raise _unreachable_error(self.server, error) from error
         response: aiohttp.ClientResponse = found.response
         return response
 
@@ -256,7 +264,7 @@ class KubeApi:
         token: str | None = self._configuration.api_key.get("BearerToken")
         return token
 
-    async def _renewed(self, used: str | None) -> bool:
+    async def _refresh_token(self, used: str | None) -> bool:
         """Read again who we are, unless somebody has; tell whether it is another token than the one that was used."""
         if self._renew and self._token == used:
             try:
@@ -280,15 +288,15 @@ def _own_namespace() -> str:
     return _NAMESPACE.read_text().strip() if _NAMESPACE.exists() else ""
 
 
-def _query(value: object) -> str:
+def _query_value(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _unreachable(server: str, error: BaseException) -> KubeError:
+def _unreachable_error(server: str, error: BaseException) -> KubeError:
     return KubeError(0, f"the API server at {server} cannot be reached: {str(error) or type(error).__name__}")
 
 
-async def _refused(method: str, path: str, response: aiohttp.ClientResponse) -> KubeError:
+async def _read_error(method: str, path: str, response: aiohttp.ClientResponse) -> KubeError:
     try:
         body = json.loads(await response.read())
     except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
@@ -301,5 +309,5 @@ async def _refused(method: str, path: str, response: aiohttp.ClientResponse) -> 
         str(message),
         reason=str(body.get("reason", "")),
         body=body,
-        wait=float(asked) if asked.isdecimal() else 0.0,
+        retry_after=float(asked) if asked.isdecimal() else 0.0,
     )

@@ -25,16 +25,16 @@ from xds.mesh.identity.ca import Authority
 from xds.mesh.identity.keys import IdentityError, PrivateKey
 from xds.mesh.identity.rotation import Authorities, Stage, Waits
 from xds.mesh.kube.api import Json, KubeApi, KubeError
-from xds.mesh.kube.log_once import Complaint
+from xds.mesh.kube.log_once import OnceLogger
 
 log = structlog.get_logger(__name__)
 
 SECRET = "xds-ca-secret"  # noqa: S105 - a name
-USERS = "cacerts"
+USER_SECRET = "cacerts"  # noqa: S105 - a name
 """The Secret with a CA of the user's own, as Istio names it and the keys in it."""
-NOTICE = timedelta(days=30)
+EXPIRY_WARNING = timedelta(days=30)
 """How long before the CA's end the log says so, once a day."""
-POLL = 10.0
+POLL_INTERVAL = 10.0
 """Seconds after which the Secrets are looked at again."""
 
 
@@ -43,11 +43,11 @@ class AuthorityError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class StoredAuthorities:
     """What the Secret held."""
 
     authorities: Authorities
-    rest: Json = field(repr=False)
+    without_data: Json = field(repr=False)
     """All of the Secret but its data: what others put there stays."""
 
 
@@ -56,25 +56,29 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-async def kept_authority(api: KubeApi, namespace: str, trust_domain: str, now: datetime) -> Authorities:
+async def load_or_create_authorities(
+    api: KubeApi, namespace: str, trust_domain: str, now: datetime
+) -> Authorities:
     """Return the CA that all replicas share, made on first use.
 
     AuthorityError: a Secret holds something that cannot be used. KubeError: the API server cannot be asked, or refuses.
     """
-    secrets = Secrets(api, namespace)
-    users = await secrets.users(now)
+    secrets = CaSecrets(api, namespace)
+    user_authority = await secrets.read_user_authority(now)
     while True:
         found = await secrets.read(now)
         if found is None:
-            made = Authorities(authority=users or Authority.create(PrivateKey.generate(), trust_domain, now))
+            made = Authorities(
+                authority=user_authority or Authority.create(PrivateKey.generate(), trust_domain, now)
+            )
             if await secrets.create(made):
-                source = USERS if users else "new"
+                source = USER_SECRET if user_authority else "new"
                 log.info("the mesh's CA is set up", secret=f"{namespace}/{SECRET}", source=source)
                 return made
-        elif users is None or is_target(found.authorities, users):
+        elif user_authority is None or is_target(found.authorities, user_authority):
             return found.authorities
-        elif begun := await secrets.replace(found, found.authorities.begin(users, now)):
-            log.info("another CA", secret=f"{namespace}/{USERS}", stage=begun.authorities.stage.value)
+        elif begun := await secrets.replace(found, found.authorities.begin(user_authority, now)):
+            log.info("another CA", secret=f"{namespace}/{USER_SECRET}", stage=begun.authorities.stage.value)
             return begun.authorities
 
 
@@ -84,7 +88,7 @@ def is_target(authorities: Authorities, ca: Authority) -> bool:
     return (target.certificate, target.roots) == (ca.certificate, ca.roots)
 
 
-class Secrets:
+class CaSecrets:
     """The Secrets with CAs in a namespace."""
 
     def __init__(self, api: KubeApi, namespace: str) -> None:
@@ -92,53 +96,53 @@ class Secrets:
         self._namespace = namespace
         self._path = f"/api/v1/namespaces/{namespace}/secrets"
 
-    async def users(self, now: datetime) -> Authority | None:
+    async def read_user_authority(self, now: datetime) -> Authority | None:
         """Return the user's own CA; None: there is none. AuthorityError, KubeError."""
-        found = await self._api.find(f"{self._path}/{USERS}")
+        found = await self._api.find(f"{self._path}/{USER_SECRET}")
         if found is None:
             return None
         try:
-            return rotation.authority(_data(found), now)
+            return rotation.authority(_decode_data(found), now)
         except IdentityError as error:
             raise AuthorityError(
-                f"the Secret {self._namespace}/{USERS} cannot be used as the mesh's CA: {error}. Put ca-cert.pem, "
+                f"the Secret {self._namespace}/{USER_SECRET} cannot be used as the mesh's CA: {error}. Put ca-cert.pem, "
                 f"ca-key.pem, root-cert.pem and cert-chain.pem right, or remove the Secret (kubectl -n "
-                f"{self._namespace} delete secret {USERS}) to go on with a CA of xds's own"
+                f"{self._namespace} delete secret {USER_SECRET}) to go on with a CA of xds's own"
             ) from error
 
-    async def read(self, now: datetime) -> Kept | None:
+    async def read(self, now: datetime) -> StoredAuthorities | None:
         """Return what is kept; None: nothing is. AuthorityError, KubeError."""
         found = await self._api.find(f"{self._path}/{SECRET}")
         if found is None:
             return None
         try:
-            return Kept(Authorities.from_data(_data(found), now), _rest(found))
+            return StoredAuthorities(Authorities.from_data(_decode_data(found), now), _without_data(found))
         except IdentityError as error:
             raise AuthorityError(
                 f"the Secret {self._namespace}/{SECRET} holds a CA that cannot be used: {error}. Restore it, or remove it "
                 f"(kubectl -n {self._namespace} delete secret {SECRET}) to start with a new root: requests fail then "
-                "until every sidecar has it"
+                "until poll_interval sidecar has it"
             ) from error
 
     async def create(self, authorities: Authorities) -> bool:
         """Keep them, unless somebody was faster: False. KubeError."""
         try:
-            await self._api.create(self._path, self._new() | _as_data(authorities))
+            await self._api.create(self._path, self._new() | _encode_data(authorities))
         except KubeError as error:
             if error.reason != "AlreadyExists":
                 raise
             return False
         return True
 
-    async def replace(self, old: Kept, new: Authorities) -> Kept | None:
+    async def replace(self, old: StoredAuthorities, new: Authorities) -> StoredAuthorities | None:
         """Keep others; None: somebody has written there since. KubeError."""
         try:
-            written = await self._api.replace(f"{self._path}/{SECRET}", old.rest | _as_data(new))
+            written = await self._api.replace(f"{self._path}/{SECRET}", old.without_data | _encode_data(new))
         except KubeError as error:
             if error.status not in {HTTPStatus.CONFLICT, HTTPStatus.NOT_FOUND}:
                 raise
             return None
-        return Kept(new, _rest(written))
+        return StoredAuthorities(new, _without_data(written))
 
     def _new(self) -> Json:
         return {
@@ -153,7 +157,7 @@ class Secrets:
         }
 
 
-class Rotation:
+class RotationController:
     """Follows the Secrets, and takes the steps of a rotation when it is time.
 
     Every replica follows; the one that leads writes.
@@ -161,50 +165,50 @@ class Rotation:
 
     def __init__(
         self,
-        secrets: Secrets,
+        secrets: CaSecrets,
         first: Authorities,
         *,
-        taken: Callable[[Authorities], None],
+        on_change: Callable[[Authorities], None],
         lagging: Callable[[], Sequence[str]],
         leads: Callable[[], bool],
         now: Callable[[], datetime] = utc_now,
         waits: Waits = rotation.WAITS,
-        every: float = POLL,
+        poll_interval: float = POLL_INTERVAL,
     ) -> None:
-        """Make one for what `kept_authority` returned.
+        """Make one for what `load_or_create_authorities` returned.
 
         Args:
             secrets: where the CA is kept.
             first: what holds.
-            taken: told what holds from now on.
-            lagging: says which proxies have not taken the roots that hold now.
+            on_change: told what holds from now on.
+            lagging: says which proxies have not on_change the roots that hold now.
             leads: says whether this replica may write.
             now: a clock.
             waits: how long the steps last.
-            every: seconds after which the Secrets are looked at again.
+            poll_interval: seconds after which the Secrets are looked at again.
         """
         self.current = first
         """What holds."""
         self._secrets = secrets
-        self._taken, self._lagging, self._leads = taken, lagging, leads
-        self._now, self._waits, self._every = now, waits, every
+        self._on_change, self._lagging, self._leads = on_change, lagging, leads
+        self._now, self._waits, self._poll_interval = now, waits, poll_interval
         what = "the CA's Secret cannot be followed; what is known stays in force"
-        self._complain = Complaint(log, what, level="error")
-        self._held_up_by = 0
+        self._log_problem = OnceLogger(log, what, level="error")
+        self._blocking_count = 0
         self._warned: date | None = None
 
     async def run(self) -> None:
         """Work until cancelled."""
         while True:
-            await asyncio.sleep(self._every)
+            await asyncio.sleep(self._poll_interval)
             try:
-                await self.look()
+                await self.sync()
             except (AuthorityError, KubeError) as error:
-                self._complain(str(error))
+                self._log_problem(str(error))
             else:
-                self._complain("")
+                self._log_problem("")
 
-    async def look(self) -> None:
+    async def sync(self) -> None:
         """Look at the Secrets once. AuthorityError, KubeError."""
         now = self._now()
         found = await self._secrets.read(now)
@@ -213,35 +217,37 @@ class Rotation:
             await self._secrets.create(self.current)
             return
         if found.authorities.to_data() != self.current.to_data():
-            self._take(found.authorities)
-        self._warn_of_the_end(now)
+            self._adopt(found.authorities)
+        self._warn_of_expiry(now)
         if not self._leads():
             return
-        next_ = await self._next(found.authorities, now)
-        if next_ is not found.authorities and await self._secrets.replace(found, next_):
-            self._take(next_)
+        following = await self._next_state(found.authorities, now)
+        if following is not found.authorities and await self._secrets.replace(found, following):
+            self._adopt(following)
 
-    async def _next(self, found: Authorities, now: datetime) -> Authorities:
-        users = await self._secrets.users(now)
-        if users and not is_target(found, users):
-            return found.begin(users, now)
+    async def _next_state(self, found: Authorities, now: datetime) -> Authorities:
+        user_authority = await self._secrets.read_user_authority(now)
+        if user_authority and not is_target(found, user_authority):
+            return found.begin(user_authority, now)
         lagging = self._lagging() if found.stage is Stage.SPREADING else ()
-        next_ = found.advance(now, everybody_trusts=not lagging, waits=self._waits)
-        held_up = (
+        following = found.advance(now, everybody_trusts=not lagging, waits=self._waits)
+        is_blocked = (
             lagging
-            and next_ is found
+            and following is found
             and found.advance(now, everybody_trusts=True, waits=self._waits) is not found
         )
-        if held_up and len(lagging) != self._held_up_by:
+        if is_blocked and len(lagging) != self._blocking_count:
             log.warning(
-                "the new root waits for proxies that have not taken it", count=len(lagging), first=lagging[0]
+                "the new root waits for proxies that have not on_change it",
+                count=len(lagging),
+                first=lagging[0],
             )
-        self._held_up_by = len(lagging) if held_up else 0
-        return next_
+        self._blocking_count = len(lagging) if is_blocked else 0
+        return following
 
-    def _take(self, authorities: Authorities) -> None:
+    def _adopt(self, authorities: Authorities) -> None:
         self.current = authorities
-        self._taken(authorities)
+        self._on_change(authorities)
         issuer = authorities.authority.certificate.fingerprint(hashes.SHA256()).hex()[:16]
         log.info(
             "the mesh's roots changed",
@@ -250,20 +256,20 @@ class Rotation:
             issuer=issuer,
         )
 
-    def _warn_of_the_end(self, now: datetime) -> None:
+    def _warn_of_expiry(self, now: datetime) -> None:
         left = self.current.authority.expires - now
-        if left < NOTICE and self._warned != now.date():
+        if left < EXPIRY_WARNING and self._warned != now.date():
             self._warned = now.date()
             log.warning("the mesh's CA ends: replace it", expires=self.current.authority.expires.isoformat())
 
 
-def _rest(secret: Json) -> Json:
+def _without_data(secret: Json) -> Json:
     return {name: value for name, value in secret.items() if name != "data"}
 
 
-def _as_data(authorities: Authorities) -> Json:
+def _encode_data(authorities: Authorities) -> Json:
     return {"data": {name: b64encode(pem).decode() for name, pem in authorities.to_data().items()}}
 
 
-def _data(secret: Json) -> dict[str, bytes]:
+def _decode_data(secret: Json) -> dict[str, bytes]:
     return {name: b64decode(value) for name, value in (secret.get("data") or {}).items()}

@@ -23,7 +23,7 @@ from typing import NamedTuple, TypeAlias
 import structlog
 
 from xds.mesh.kube.api import Json, KubeApi, KubeError
-from xds.mesh.kube.log_once import Complaint
+from xds.mesh.kube.log_once import OnceLogger
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Problem, Ref, printable
 from xds.mesh.policy.conflicts import overridden
@@ -31,21 +31,21 @@ from xds.mesh.policy.conflicts import overridden
 log = structlog.get_logger(__name__)
 
 FIELD_MANAGER = "xds-status"
-ACCEPTED, IN_FORCE = "Accepted", "ModeDecision"
+ACCEPTED, ENFORCED = "Accepted", "Enforced"
 
-EVERY = 60.0
+RESYNC_INTERVAL = 60.0
 """Seconds after which all is compared, though nothing is known to have changed."""
-REST = 2.0
+POLL_INTERVAL = 2.0
 """Seconds between two looks at whether something changed."""
-AGAIN = 10.0
+RETRY_DELAY = 10.0
 """Seconds after which what failed is tried again."""
-PACE = 0.05
+WRITE_INTERVAL = 0.05
 """Seconds between two writes."""
-_IDLE = 20
+_IDLE_FACTOR = 20
 """How many times as long as the last look took nothing is done after it: it may take long in a large mesh."""
-_LONGEST = 1000
+_MAX_MESSAGE_LENGTH = 1000
 """Characters of a message: that is what an Event takes."""
-_MOST_NAMED = 3
+_MAX_NAMES = 3
 
 _POLICIES = {
     "Policy": ("authentication.istio.io", "policies"),
@@ -53,7 +53,7 @@ _POLICIES = {
     "PeerAuthentication": ("security.istio.io", "peerauthentications"),
     "DestinationRule": ("networking.istio.io", "destinationrules"),
 }
-_OTHERS = {
+_EVENT_KINDS = {
     "Pod": ("v1", "pods"),
     "Service": ("v1", "services"),
     "ServiceAccount": ("v1", "serviceaccounts"),
@@ -61,22 +61,22 @@ _OTHERS = {
     "ConfigMap": ("v1", "configmaps"),
     "EndpointSlice": ("discovery.k8s.io/v1", "endpointslices"),
 }
-_NONE: Mapping[Ref, tuple[Problem, ...]] = {}
-_WHERE = re.compile(r"([A-Za-z]+) (?:([^/ ]+)/)?([^/ ]+)")
+_NO_PROBLEMS: Mapping[Ref, tuple[Problem, ...]] = {}
+_OBJECT_NAME = re.compile(r"([A-Za-z]+) (?:([^/ ]+)/)?([^/ ]+)")
 
 
-class Said(NamedTuple):
+class FalseCondition(NamedTuple):
     """Why a condition is False."""
 
     reason: str
     message: str
 
 
-Wanted: TypeAlias = Mapping[Ref, Mapping[str, Said]]
+DesiredConditions: TypeAlias = Mapping[Ref, Mapping[str, FalseCondition]]
 """By object and condition, what is to be said."""
 
 
-class Conditions:
+class ConditionPublisher:
     """Keeps what is said on objects right; `run` works until cancelled. The replica that leads writes."""
 
     def __init__(
@@ -100,17 +100,17 @@ class Conditions:
         self._api = api
         self._problems, self._mesh, self._leads = problems, mesh, leads
         self._without_effect = without_effect
-        self._told: set[tuple[Ref, Said]] = set()
+        self._reported: set[tuple[Ref, FalseCondition]] = set()
         """What Events were made of."""
-        self._complain = Complaint(log, "what is wrong cannot be said on the objects themselves")
+        self._log_problem = OnceLogger(log, "what is wrong cannot be said on the objects themselves")
 
     async def run(self) -> None:
         """Work until cancelled."""
         seen: tuple[Mesh, tuple[Problem, ...], Mapping[Ref, tuple[Problem, ...]]] | None = None
-        wanted: Wanted = {}
+        desired: DesiredConditions = {}
         due, took = 0.0, 0.0
         while True:
-            await asyncio.sleep(max(REST, _IDLE * took))
+            await asyncio.sleep(max(POLL_INTERVAL, _IDLE_FACTOR * took))
             if not self._leads():
                 seen = None
                 continue
@@ -118,51 +118,53 @@ class Conditions:
             if seen is None or now[0] is not seen[0] or now[1:] != seen[1:]:
                 began = time.perf_counter()
                 try:
-                    found = await asyncio.to_thread(standing, *now)
+                    found = await asyncio.to_thread(desired_conditions, *now)
                 except Exception as error:  # noqa: BLE001 - nobody is served any worse for it
-                    self._complain(f"{type(error).__name__}: {error}")
+                    self._log_problem(f"{type(error).__name__}: {error}")
                     continue
                 took = time.perf_counter() - began
-                if seen is None or found != wanted:
+                if seen is None or found != desired:
                     due = 0.0
-                seen, wanted = now, found
+                seen, desired = now, found
             if time.monotonic() >= due:
-                due = time.monotonic() + (EVERY if await self.compare(wanted) else AGAIN)
+                due = time.monotonic() + (RESYNC_INTERVAL if await self.reconcile(desired) else RETRY_DELAY)
 
-    async def compare(self, wanted: Wanted) -> bool:
+    async def reconcile(self, desired: DesiredConditions) -> bool:
         """Put right what is not; tell whether that worked everywhere."""
         try:
-            left = dict(wanted)
+            left = dict(desired)
             for kind, (group, plural) in _POLICIES.items():
-                version, has_status = await self._served(group, plural)
+                version, has_status = await self._served_version(group, plural)
                 if has_status:
-                    for obj in await self._api.all(f"/apis/{group}/{version}/{plural}"):
+                    for obj in await self._api.list_all(f"/apis/{group}/{version}/{plural}"):
                         ref = _ref(kind, obj)
-                        await self._say(ref, f"{group}/{version}", plural, obj, left.pop(ref, {}))
+                        await self._patch_status(ref, f"{group}/{version}", plural, obj, left.pop(ref, {}))
                 elif version:
                     for ref in [ref for ref in left if ref.kind == kind]:
-                        await self._tell(ref, f"{group}/{version}", plural, left.pop(ref))
+                        await self._create_events(ref, f"{group}/{version}", plural, left.pop(ref))
             for ref, said in left.items():
-                if ref.kind in _OTHERS:
-                    await self._tell(ref, *_OTHERS[ref.kind], said)
+                if ref.kind in _EVENT_KINDS:
+                    await self._create_events(ref, *_EVENT_KINDS[ref.kind], said)
         except KubeError as error:
-            self._complain(str(error))
+            self._log_problem(str(error))
             return False
         # What is mended and breaks again is told again.
-        self._told = {(ref, said) for ref, said in self._told if said in wanted.get(ref, {}).values()}
-        self._complain("")
+        self._reported = {
+            (ref, said) for ref, said in self._reported if said in desired.get(ref, {}).values()
+        }
+        self._log_problem("")
         return True
 
     # --- conditions --------------------------------------------------------------------------------------------------
 
-    async def _say(
-        self, ref: Ref, api_version: str, plural: str, obj: Json, wanted: Mapping[str, Said]
+    async def _patch_status(
+        self, ref: Ref, api_version: str, plural: str, obj: Json, desired: Mapping[str, FalseCondition]
     ) -> None:
         meta = obj["metadata"]
         status = obj.get("status")
         had = status.get("conditions") if isinstance(status, dict) else None
         have = [each for each in had if isinstance(each, dict)] if isinstance(had, list) else []
-        conditions = _conditions(have, wanted, int(meta.get("generation") or 0))
+        conditions = _merge_conditions(have, desired, int(meta.get("generation") or 0))
         if conditions == have or not self._leads():
             return
         where = f"namespaces/{meta['namespace']}/{plural}" if meta.get("namespace") else plural
@@ -176,41 +178,43 @@ class Conditions:
             await self._api.patch(path, patch, fieldManager=FIELD_MANAGER)
         except KubeError as error:
             if error.status == HTTPStatus.UNPROCESSABLE_ENTITY:  # another's definition, with another status
-                await self._tell(ref, api_version, plural, wanted)
+                await self._create_events(ref, api_version, plural, desired)
             elif error.status not in {HTTPStatus.CONFLICT, HTTPStatus.NOT_FOUND}:
                 raise
-        await asyncio.sleep(PACE)
+        await asyncio.sleep(WRITE_INTERVAL)
 
-    async def _served(self, group: str, plural: str) -> tuple[str, bool]:
+    async def _served_version(self, group: str, plural: str) -> tuple[str, bool]:
         """Return the version of a group to use (empty: there is none), and whether a kind of it has a status."""
         try:
             version = str((await self._api.get(f"/apis/{group}"))["preferredVersion"]["version"])
             names = {each["name"] for each in (await self._api.get(f"/apis/{group}/{version}"))["resources"]}
         except KubeError as error:
-            if error.missing:
+            if error.is_not_found:
                 return "", False
             raise
         return (version if plural in names else ""), f"{plural}/status" in names
 
     # --- events ------------------------------------------------------------------------------------------------------
 
-    async def _tell(self, ref: Ref, api_version: str, plural: str, said: Mapping[str, Said]) -> None:
+    async def _create_events(
+        self, ref: Ref, api_version: str, plural: str, said: Mapping[str, FalseCondition]
+    ) -> None:
         """Make an Event of each condition, once for an object and what is said of it."""
-        new = [each for each in said.values() if (ref, each) not in self._told]
+        new = [each for each in said.values() if (ref, each) not in self._reported]
         root = f"/apis/{api_version}" if "/" in api_version else f"/api/{api_version}"
         scope = f"namespaces/{ref.namespace}/" if ref.namespace else ""
         if new:
             query = {"fieldSelector": f"metadata.name={ref.name}"}
-            for obj in await self._api.all(f"{root}/{scope}{plural}", **query):
+            for obj in await self._api.list_all(f"{root}/{scope}{plural}", **query):
                 for each in new if self._leads() else ():
                     await self._create_event(ref, api_version, obj["metadata"]["uid"], each)
-                    self._told.add((ref, each))
+                    self._reported.add((ref, each))
 
-    async def _create_event(self, ref: Ref, api_version: str, uid: str, said: Said) -> None:
+    async def _create_event(self, ref: Ref, api_version: str, uid: str, said: FalseCondition) -> None:
         # Whoever else says the same of the same object gives it the same name.
         digest = hashlib.sha256("\0".join((uid, *ref, *said)).encode()).hexdigest()[:16]
         namespace = ref.namespace or "default"
-        now = _stamp()
+        now = _timestamp()
         event = {
             "apiVersion": "v1",
             "kind": "Event",
@@ -233,44 +237,46 @@ class Conditions:
         try:
             await self._api.create(f"/api/v1/namespaces/{namespace}/events", event)
         except KubeError as error:
-            if error.reason != "AlreadyExists" and not error.ending:
+            if error.reason != "AlreadyExists" and not error.is_namespace_terminating:
                 raise
-        await asyncio.sleep(PACE)
+        await asyncio.sleep(WRITE_INTERVAL)
 
 
-def standing(
-    mesh: Mesh, problems: Iterable[Problem], without_effect: Mapping[Ref, tuple[Problem, ...]] = _NONE
-) -> Wanted:
+def desired_conditions(
+    mesh: Mesh, problems: Iterable[Problem], without_effect: Mapping[Ref, tuple[Problem, ...]] = _NO_PROBLEMS
+) -> DesiredConditions:
     """Return what is to be said of which objects. May run in a thread: of the mesh, only the facts are used."""
     refused: dict[Ref, list[str]] = {}
     for problem in problems:
-        match = None if problem.notice else _WHERE.fullmatch(problem.where)
+        match = None if problem.notice else _OBJECT_NAME.fullmatch(problem.where)
         if match:
             refused.setdefault(Ref(match[1], match[2] or "", match[3]), []).append(_text(problem))
-    wanted: dict[Ref, dict[str, Said]] = {}
+    desired: dict[Ref, dict[str, FalseCondition]] = {}
     for ref, texts in refused.items():
-        wanted[ref] = {ACCEPTED: Said("Refused", _cut("; ".join(texts)))}
+        desired[ref] = {ACCEPTED: FalseCondition("Refused", _truncate("; ".join(texts)))}
     for ref, lost in overridden(Mesh(mesh.facts(), mesh.config)).items():
-        by = ", ".join(map(str, lost.by[:_MOST_NAMED])) + (", ..." if len(lost.by) > _MOST_NAMED else "")
+        by = ", ".join(map(str, lost.by[:_MAX_NAMES])) + (", ..." if len(lost.by) > _MAX_NAMES else "")
         message = f"{by} decides instead" + (f" of {lost.what}" if lost.what else "")
-        wanted.setdefault(ref, {})[IN_FORCE] = Said("Overridden", _cut(message))
+        desired.setdefault(ref, {})[ENFORCED] = FalseCondition("Overridden", _truncate(message))
     for ref, found in without_effect.items():
         texts = [_text(problem) for problem in found if not problem.notice]
         if texts:
-            before = wanted.setdefault(ref, {}).get(IN_FORCE)
+            before = desired.setdefault(ref, {}).get(ENFORCED)
             message = "; ".join((*([before.message] if before else ()), *texts))
-            wanted[ref][IN_FORCE] = Said(before.reason if before else "NoEffect", _cut(message))
-    return wanted
+            desired[ref][ENFORCED] = FalseCondition(
+                before.reason if before else "NoEffect", _truncate(message)
+            )
+    return desired
 
 
 def _text(problem: Problem) -> str:
     return problem.what + (f" ({problem.hint})" if problem.hint else "")
 
 
-def _conditions(have: list[Json], wanted: Mapping[str, Said], generation: int) -> list[Json]:
+def _merge_conditions(have: list[Json], desired: Mapping[str, FalseCondition], generation: int) -> list[Json]:
     """Return the conditions as they should be: ours where something is to be said, and everybody else's as they are."""
-    found = [each for each in have if each.get("type") not in {ACCEPTED, IN_FORCE} or each["type"] in wanted]
-    for kind, said in wanted.items():
+    found = [each for each in have if each.get("type") not in {ACCEPTED, ENFORCED} or each["type"] in desired]
+    for kind, said in desired.items():
         old = next((each for each in found if each.get("type") == kind), None)
         same = old is not None and old.get("status") == "False"
         new = {
@@ -279,7 +285,7 @@ def _conditions(have: list[Json], wanted: Mapping[str, Said], generation: int) -
             "reason": said.reason,
             "message": said.message,
             "observedGeneration": generation,
-            "lastTransitionTime": old.get("lastTransitionTime") if old and same else _stamp(),
+            "lastTransitionTime": old.get("lastTransitionTime") if old and same else _timestamp(),
         }
         found = [new if each is old else each for each in found] if old else [*found, new]
     return found
@@ -290,10 +296,10 @@ def _ref(kind: str, obj: Json) -> Ref:
     return Ref(kind, str(meta.get("namespace") or ""), str(meta["name"]))
 
 
-def _cut(text: str) -> str:
+def _truncate(text: str) -> str:
     text = printable(text)
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+    return text if len(text) <= _MAX_MESSAGE_LENGTH else f"{text[: _MAX_MESSAGE_LENGTH - 3]}..."
 
 
-def _stamp() -> str:
+def _timestamp() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -7,7 +7,7 @@ import json
 import re
 from typing import Any
 
-DEEPEST = 100
+MAX_DEPTH = 100
 """Levels that are read; no object that means anything comes near."""
 TOO_DEEP = b'"(nested too deeply)"'
 """What is read in place of what is deeper."""
@@ -15,19 +15,19 @@ TOO_DEEP = b'"(nested too deeply)"'
 _TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*+"|[\[{]|[\]}]', re.DOTALL)
 
 
-def decoded(text: bytes) -> Any:
+def decode_json(text: bytes) -> Any:
     """Read JSON. ValueError: it is none.
 
     An object may be nested as deeply as its author likes where its kind has no schema, and Python's reader gives up at about a
     thousand levels; with it a whole page of a list would be lost.
     """
     try:
-        return _loaded(text)
+        return _load(text)
     except RecursionError:
-        return _loaded(_shallow(text))
+        return _load(_truncate_depth(text))
 
 
-def _loaded(text: bytes) -> Any:
+def _load(text: bytes) -> Any:
     # Nothing of it is garbage yet, and looking for some takes three times as long as reading a page of pods does.
     collecting = gc.isenabled()
     gc.disable()
@@ -38,17 +38,17 @@ def _loaded(text: bytes) -> Any:
             gc.enable()
 
 
-def _shallow(text: bytes) -> bytes:
+def _truncate_depth(text: bytes) -> bytes:
     parts: list[bytes] = []
     depth = kept = 0
     for found in _TOKEN.finditer(text):
         token = found[0]
         if token in b"[{":
             depth += 1
-            if depth == DEEPEST + 1:
+            if depth == MAX_DEPTH + 1:
                 parts += [text[kept : found.start()], TOO_DEEP]
         elif token in b"]}":
             depth -= 1
-            if depth == DEEPEST:
+            if depth == MAX_DEPTH:
                 kept = found.end()
     return b"".join([*parts, text[kept:]])

@@ -16,12 +16,12 @@ from http import HTTPStatus
 import structlog
 
 from xds.mesh.kube.api import Json, KubeApi, KubeError
-from xds.mesh.kube.log_once import Complaint
+from xds.mesh.kube.log_once import OnceLogger
 
 log = structlog.get_logger(__name__)
 
-NAME = "xds-leader"
-DURATION = 15.0
+LEASE_NAME = "xds-leader"
+LEASE_DURATION = 15.0
 """Seconds without a renewal after which another may take over."""
 
 
@@ -29,28 +29,34 @@ class Lease:
     """Our claim to a Lease; `run` keeps it up."""
 
     def __init__(
-        self, api: KubeApi, namespace: str, identity: str, *, name: str = NAME, duration: float = DURATION
+        self,
+        api: KubeApi,
+        namespace: str,
+        identity: str,
+        *,
+        name: str = LEASE_NAME,
+        duration: float = LEASE_DURATION,
     ) -> None:
         self._api = api
         self._path = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
         self._namespace, self._name, self._identity = namespace, name, identity
         self._duration = duration
-        self._until = 0.0
+        self._held_until = 0.0
         """Up to when it is ours for certain; in seconds of the event loop's clock."""
-        self._seen: tuple[str, float] | None = None
+        self._observed: tuple[str, float] | None = None
         """The version of another's claim, and when we first saw it."""
-        self._complain = Complaint(log, "the Lease cannot be kept up")
+        self._log_problem = OnceLogger(log, "the Lease cannot be kept up")
 
     @property
     def held(self) -> bool:
         """Whether we may write. False a third of the duration before another could think so."""
-        return asyncio.get_running_loop().time() < self._until
+        return asyncio.get_running_loop().time() < self._held_until
 
     async def run(self) -> None:
         """Try to get it, and keep it, until cancelled; then give it back."""
         try:
             while True:
-                await self._try()
+                await self._try_to_hold()
                 # Replicas that started together do not ask together.
                 await asyncio.sleep(self._duration / 6 * random.uniform(0.8, 1.2))  # noqa: S311
         finally:
@@ -58,7 +64,7 @@ class Lease:
             if self.held:
                 await self._release()
 
-    async def _try(self) -> None:
+    async def _try_to_hold(self) -> None:
         loop = asyncio.get_running_loop()
         began, had = loop.time(), self.held
         lease = f"{self._namespace}/{self._name}"
@@ -66,14 +72,14 @@ class Lease:
             async with asyncio.timeout(self._duration / 3):
                 got = await self._claim(began)
         except TimeoutError:
-            self._complain("the API server did not answer in time", lease=lease)
+            self._log_problem("the API server did not answer in time", lease=lease)
             return
         except KubeError as error:
-            self._complain(str(error), lease=lease)
+            self._log_problem(str(error), lease=lease)
             return
-        self._complain("", lease=lease)
+        self._log_problem("", lease=lease)
         # Counted from before the request: the server may have written it at any moment since.
-        self._until = began + self._duration * 2 / 3 if got else 0.0
+        self._held_until = began + self._duration * 2 / 3 if got else 0.0
         if got and not had:
             log.info("this replica leads", lease=lease, identity=self._identity)
 
@@ -85,10 +91,10 @@ class Lease:
         if holder in {"", self._identity}:
             return await self._write(found)
         version = found["metadata"]["resourceVersion"]
-        if self._seen is None or self._seen[0] != version:
-            self._seen = (version, now)
+        if self._observed is None or self._observed[0] != version:
+            self._observed = (version, now)
         duration = max(float(found["spec"].get("leaseDurationSeconds") or 0), self._duration)
-        return now >= self._seen[1] + duration and await self._write(found)
+        return now >= self._observed[1] + duration and await self._write(found)
 
     async def _write(self, old: Json | None, *, release: bool = False) -> bool:
         """Write our claim; False: somebody was faster."""
@@ -121,7 +127,7 @@ class Lease:
         return True
 
     async def _release(self) -> None:
-        self._until = 0.0
+        self._held_until = 0.0
         try:
             async with asyncio.timeout(self._duration / 3):
                 found = await self._api.get(f"{self._path}/{self._name}")

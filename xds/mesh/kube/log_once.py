@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 
-class Complaint:
+class OnceLogger:
     """Tells a log what is wrong: again only if it is something else by then, or was right meanwhile."""
 
     def __init__(self, log: Any, event: str, *, level: str = "warning") -> None:

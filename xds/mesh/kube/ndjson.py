@@ -8,11 +8,13 @@ import aiohttp
 
 from xds.mesh.kube.api import KubeError
 
-LONGEST = 32 * 2**20
+MAX_LINE_LENGTH = 32 * 2**20
 """Bytes of a line that is still read; objects of the API server have no more than 3 MiB."""
 
 
-async def lines(stream: aiohttp.StreamReader, longest: int = LONGEST) -> AsyncIterator[list[bytes]]:
+async def read_lines(
+    stream: aiohttp.StreamReader, max_length: int = MAX_LINE_LENGTH
+) -> AsyncIterator[list[bytes]]:
     """Yield whole lines, those together that came together, until the server ends the answer.
 
     KubeError: the answer broke off, nothing came for too long, or a line has no end.
@@ -33,7 +35,7 @@ async def lines(stream: aiohttp.StreamReader, longest: int = LONGEST) -> AsyncIt
             yield [line for line in whole if line.strip()]
         parts.append(rest)
         size += len(rest)
-        if size > longest:
-            raise KubeError(0, f"the answer has a line of more than {longest >> 20} MiB")
+        if size > max_length:
+            raise KubeError(0, f"the answer has a line of more than {max_length >> 20} MiB")
     if size:
         raise KubeError(0, "the answer broke off in the middle of a line")

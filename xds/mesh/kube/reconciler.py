@@ -13,19 +13,19 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from xds.mesh.kube.api import KubeApi, KubeError
-from xds.mesh.kube.ndjson import lines
+from xds.mesh.kube.ndjson import read_lines
 
-EVERY = 60.0
+RESYNC_INTERVAL = 60.0
 """Seconds after which all is compared, though nothing is known to have changed."""
-REST = 0.5
+MIN_INTERVAL = 0.5
 """Seconds between two comparisons: somebody who keeps changing it back costs a write in that time, no more."""
-AGAIN = 5.0
+RETRY_DELAY = 5.0
 """Seconds after which what failed is tried again."""
-_WATCH = 290
+_WATCH_TIMEOUT = 290
 """Seconds for which the API server is asked to tell changes; then it is asked again."""
 
 
-class Watched(NamedTuple):
+class WatchTarget(NamedTuple):
     """Where changes are."""
 
     path: str
@@ -33,56 +33,56 @@ class Watched(NamedTuple):
     """Only of the objects with this name."""
 
 
-class Keeping:
-    """Compares; `run` does until it is cancelled. `compare` puts right what is not, and tells whether that worked."""
+class Reconciler:
+    """Compares; `run` does until it is cancelled. `reconcile` puts right what is not, and tells whether that worked."""
 
     def __init__(
         self,
         api: KubeApi,
-        compare: Callable[[], Awaitable[bool]],
-        watched: Sequence[Watched],
+        reconcile: Callable[[], Awaitable[bool]],
+        targets: Sequence[WatchTarget],
         *,
         leads: Callable[[], bool],
     ) -> None:
         self._api = api
-        self._compare = compare
-        self._watched = watched
+        self._reconcile = reconcile
+        self._targets = targets
         self._leads = leads
         self._changed = asyncio.Event()
 
-    def changed(self) -> None:
+    def trigger(self) -> None:
         """Compare soon."""
         self._changed.set()
 
     async def run(self) -> None:
         """Work until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            for watched in self._watched:
-                tasks.create_task(self._listen(watched))
-            tasks.create_task(self._keep())
+            for targets in self._targets:
+                tasks.create_task(self._watch(targets))
+            tasks.create_task(self._reconcile_loop())
 
-    async def _keep(self) -> None:
+    async def _reconcile_loop(self) -> None:
         while True:
             self._changed.clear()
-            wait = EVERY
+            wait = RESYNC_INTERVAL
             if not self._leads():
-                wait = REST
-            elif not await self._compare():
-                wait = AGAIN
-            await asyncio.sleep(REST)
+                wait = MIN_INTERVAL
+            elif not await self._reconcile():
+                wait = RETRY_DELAY
+            await asyncio.sleep(MIN_INTERVAL)
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait):
                     await self._changed.wait()
 
-    async def _listen(self, watched: Watched) -> None:
+    async def _watch(self, targets: WatchTarget) -> None:
         """Have all compared whenever something changes. What changed is of no interest, nor whether something was missed."""
-        only = {"fieldSelector": f"metadata.name={watched.name}"} if watched.name else {}
+        only = {"fieldSelector": f"metadata.name={targets.name}"} if targets.name else {}
         while True:
             with suppress(KubeError):
                 async with self._api.stream(
-                    watched.path, idle=_WATCH + 30, watch=True, timeoutSeconds=_WATCH, **only
+                    targets.path, idle=_WATCH_TIMEOUT + 30, watch=True, timeoutSeconds=_WATCH_TIMEOUT, **only
                 ) as stream:
-                    async for _ in lines(stream):
+                    async for _ in read_lines(stream):
                         self._changed.set()
-            await asyncio.sleep(AGAIN * random.uniform(0.5, 1))  # noqa: S311
+            await asyncio.sleep(RETRY_DELAY * random.uniform(0.5, 1))  # noqa: S311
             self._changed.set()

@@ -15,19 +15,19 @@ import structlog
 from xds.mesh.identity.ca import Authority
 from xds.mesh.identity.rotation import Authorities
 from xds.mesh.kube.api import KubeApi, KubeError
-from xds.mesh.kube.ca_secret import Rotation, Secrets, kept_authority, utc_now
+from xds.mesh.kube.ca_secret import CaSecrets, RotationController, load_or_create_authorities, utc_now
 from xds.mesh.kube.lease import Lease
-from xds.mesh.kube.replica_leases import Reports
-from xds.mesh.kube.root_publisher import Roots
+from xds.mesh.kube.replica_leases import ReplicaLeases
+from xds.mesh.kube.root_publisher import RootPublisher
 from xds.mesh.rollout.replica_sync import Exchange
 
 log = structlog.get_logger(__name__)
 
-AGAIN = 3.0
+RETRY_DELAY = 3.0
 """Seconds after which the CA is asked for again, if the API server would not say."""
 
 
-class Rotating(Protocol):
+class RotationTarget(Protocol):
     """Whoever gives out certificates and roots: `xds.mesh.controlplane.controller.Hub`."""
 
     def rotate(self, authority: Authority, also_trust: Iterable[bytes]) -> None:
@@ -37,7 +37,7 @@ class Rotating(Protocol):
         """Return the proxies that have not taken the roots that hold now."""
 
 
-class Sharing(Rotating, Protocol):
+class SyncedController(RotationTarget, Protocol):
     """Whoever changes modes step by step: `xds.mesh.controlplane.controller.Hub`."""
 
     def share(self) -> Exchange | None:
@@ -54,13 +54,13 @@ class Replica:
         self._api, self._namespace = api, namespace
         self._identity = f"{socket.gethostname()}_{uuid4().hex[:8]}"
         self.lease = Lease(api, namespace, self._identity)
-        self._reports: list[Reports] = []
-        self._hubs: list[Rotating] = []
-        self._roots = Roots(api, lambda: self.authorities.trusted_pem, leads=self.leads)
-        self._rotation = Rotation(
-            Secrets(api, namespace),
+        self._replica_leases: list[ReplicaLeases] = []
+        self._hubs: list[RotationTarget] = []
+        self._roots = RootPublisher(api, lambda: self.authorities.trusted_pem, leads=self.leads)
+        self._rotation = RotationController(
+            CaSecrets(api, namespace),
             first,
-            taken=self._take,
+            on_change=self._adopt,
             lagging=lambda: [proxy for hub in self._hubs for proxy in hub.distrusting()],
             leads=self.leads,
         )
@@ -73,18 +73,22 @@ class Replica:
         said = ""
         while True:
             try:
-                return cls(api, namespace, await kept_authority(api, namespace, trust_domain, now()))
+                return cls(
+                    api, namespace, await load_or_create_authorities(api, namespace, trust_domain, now())
+                )
             except KubeError as error:
                 if str(error) != said:
                     said = str(error)
                     log.error("the mesh's CA cannot be had yet", namespace=namespace, problem=said)  # noqa: TRY400
-            await asyncio.sleep(AGAIN * random.uniform(0.5, 1))  # noqa: S311
+            await asyncio.sleep(RETRY_DELAY * random.uniform(0.5, 1))  # noqa: S311
 
-    def follow(self, hub: Sharing) -> None:
+    def attach(self, hub: SyncedController) -> None:
         """Have a hub's proxies trust and show what holds, and its rollouts wait for those of other replicas."""
         self._hubs.append(hub)
         if exchange := hub.share():
-            self._reports.append(Reports(self._api, self._namespace, self._identity, exchange, hub.hear))
+            self._replica_leases.append(
+                ReplicaLeases(self._api, self._namespace, self._identity, exchange, hub.hear)
+            )
 
     @property
     def authorities(self) -> Authorities:
@@ -102,10 +106,10 @@ class Replica:
             self.lease.run,
             self._rotation.run,
             self._roots.run,
-            *(each.run for each in self._reports),
+            *(each.run for each in self._replica_leases),
         ]
 
-    def _take(self, authorities: Authorities) -> None:
+    def _adopt(self, authorities: Authorities) -> None:
         for hub in self._hubs:
             hub.rotate(authorities.authority, authorities.also_trust)
-        self._roots.changed()
+        self._roots.trigger()

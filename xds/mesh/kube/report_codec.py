@@ -12,18 +12,18 @@ from xds.mesh.model.objects import Mode, PortKey, Ref
 from xds.mesh.policy.mtls import Send
 from xds.mesh.rollout.peers import Report, Stand
 
-MOST = 200 * 1024
+MAX_LENGTH = 200 * 1024
 """Characters of a report; the API server takes 256 KiB of annotations."""
-PLAIN = 2000
+MAX_PLAIN_LENGTH = 2000
 """Characters up to which a report can be read as it is."""
-_LARGEST = 16 * 2**20
+_MAX_UNPACKED_LENGTH = 16 * 2**20
 """Characters of a packed report that is still read."""
 
 _MODES = {mode.value[0]: mode for mode in Mode}
 _SENDS = {send.value[0]: send for send in Send}
 
 
-def text_of(report: Report) -> str | None:
+def encode_report(report: Report) -> str | None:
     """Return a report as text; None: it would be too large.
 
     Ports with the same stand are together: {"mPS+pm": {"namespace": {"pod": [8080]}}} are on their way, those without `+` are
@@ -31,14 +31,14 @@ def text_of(report: Report) -> str | None:
     """
     found: dict[str, object] = {"number": report.number, "view": report.view}
     if report.stands is not None:
-        found["stands"] = _grouped(report.stands)
+        found["stands"] = _group(report.stands)
     text = json.dumps(found, separators=(",", ":"))
-    if len(text) > PLAIN:
+    if len(text) > MAX_PLAIN_LENGTH:
         text = b64encode(zlib.compress(text.encode(), 6)).decode()
-    return text if len(text) <= MOST else None
+    return text if len(text) <= MAX_LENGTH else None
 
 
-def _grouped(stands: Mapping[PortKey, Stand]) -> dict[str, dict[str, dict[str, list[int]]]]:
+def _group(stands: Mapping[PortKey, Stand]) -> dict[str, dict[str, dict[str, list[int]]]]:
     groups: dict[str, dict[str, dict[str, list[int]]]] = {}
     for (pod, port), stand in sorted(stands.items()):
         modes, sends = (
@@ -49,15 +49,15 @@ def _grouped(stands: Mapping[PortKey, Stand]) -> dict[str, dict[str, dict[str, l
     return groups
 
 
-def report_of(text: str) -> Report:
+def decode_report(text: str) -> Report:
     """Read a report. One that cannot be read, because another version of the control plane wrote it, says nothing."""
     try:
         if not text.startswith("{"):
-            text = zlib.decompressobj().decompress(b64decode(text), _LARGEST).decode()
+            text = zlib.decompressobj().decompress(b64decode(text), _MAX_UNPACKED_LENGTH).decode()
         found = json.loads(text)
         stands = found.get("stands")
         return Report(
-            int(found["number"]), str(found["view"]), None if stands is None else dict(_ungrouped(stands))
+            int(found["number"]), str(found["view"]), None if stands is None else dict(_ungroup(stands))
         )
     except (
         Error,
@@ -72,7 +72,7 @@ def report_of(text: str) -> Report:
         return Report(0, "", None)
 
 
-def _ungrouped(groups: Mapping[str, Mapping[str, Mapping[str, list[int]]]]) -> list[tuple[PortKey, Stand]]:
+def _ungroup(groups: Mapping[str, Mapping[str, Mapping[str, list[int]]]]) -> list[tuple[PortKey, Stand]]:
     found = []
     for name, namespaces in groups.items():
         modes, _, sends = name.removesuffix("+").partition("/")

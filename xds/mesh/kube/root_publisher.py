@@ -13,9 +13,9 @@ from collections.abc import Callable, Collection
 import structlog
 
 from xds.mesh.identity import ROOT_CONFIG_MAP
-from xds.mesh.kube.api import APPLY, KubeApi, KubeError
-from xds.mesh.kube.log_once import Complaint
-from xds.mesh.kube.reconciler import Keeping, Watched
+from xds.mesh.kube.api import APPLY_PATCH, KubeApi, KubeError
+from xds.mesh.kube.log_once import OnceLogger
+from xds.mesh.kube.reconciler import Reconciler, WatchTarget
 
 log = structlog.get_logger(__name__)
 
@@ -26,11 +26,11 @@ FIELD_MANAGER = "xds-roots"
 _NAMESPACES = "/api/v1/namespaces"
 _MAPS = "/api/v1/configmaps"
 
-PACE = 0.02
+WRITE_INTERVAL = 0.02
 """Seconds between two writes."""
 
 
-class Roots:
+class RootPublisher:
     """Publishes the roots; `run` keeps them right."""
 
     def __init__(
@@ -53,27 +53,27 @@ class Roots:
         self._roots = roots
         self._leads = leads
         self._exclude = frozenset(exclude)
-        watched = (Watched(_NAMESPACES), Watched(_MAPS, NAME))
-        self._keeping = Keeping(api, self.compare, watched, leads=leads)
-        self._complain = Complaint(log, "the roots cannot be published")
+        watched = (WatchTarget(_NAMESPACES), WatchTarget(_MAPS, NAME))
+        self._reconciler = Reconciler(api, self.reconcile, watched, leads=leads)
+        self._log_problem = OnceLogger(log, "the roots cannot be published")
 
-    def changed(self) -> None:
+    def trigger(self) -> None:
         """Compare, because the roots changed or this replica has begun to lead."""
-        self._keeping.changed()
+        self._reconciler.trigger()
 
     async def run(self) -> None:
         """Work until cancelled."""
-        await self._keeping.run()
+        await self._reconciler.run()
 
-    async def compare(self) -> bool:
+    async def reconcile(self) -> bool:
         """Put right what is not; tell whether that worked everywhere."""
         try:
-            namespaces = await self._api.all(_NAMESPACES)
-            found = await self._api.all(_MAPS, fieldSelector=f"metadata.name={NAME}")
+            namespaces = await self._api.list_all(_NAMESPACES)
+            found = await self._api.list_all(_MAPS, fieldSelector=f"metadata.name={NAME}")
         except KubeError as error:
-            self._complain(str(error), namespace="(all)")
+            self._log_problem(str(error), namespace="(all)")
             return False
-        self._complain("", namespace="(all)")
+        self._log_problem("", namespace="(all)")
         roots = self._roots().decode()
         have = {each["metadata"]["namespace"]: (each.get("data") or {}).get(KEY) for each in found}
         good = True
@@ -85,7 +85,7 @@ class Roots:
             if not self._leads():
                 return True
             good &= await self._write(name, roots)
-            await asyncio.sleep(PACE)
+            await asyncio.sleep(WRITE_INTERVAL)
         return good
 
     async def _write(self, namespace: str, roots: str) -> bool:
@@ -101,11 +101,11 @@ class Roots:
         }
         path = f"{_NAMESPACES}/{namespace}/configmaps/{NAME}"
         try:
-            await self._api.patch(path, body, kind=APPLY, fieldManager=FIELD_MANAGER, force=True)
+            await self._api.patch(path, body, kind=APPLY_PATCH, fieldManager=FIELD_MANAGER, force=True)
         except KubeError as error:
-            if error.missing or error.ending:
+            if error.is_not_found or error.is_namespace_terminating:
                 return True
-            self._complain(str(error), namespace=namespace)
+            self._log_problem(str(error), namespace=namespace)
             return False
-        self._complain("", namespace=namespace)
+        self._log_problem("", namespace=namespace)
         return True

@@ -15,8 +15,8 @@ from http import HTTPStatus
 import structlog
 
 from xds.mesh.kube.api import JSON_PATCH, Json, KubeApi, KubeError
-from xds.mesh.kube.log_once import Complaint
-from xds.mesh.kube.reconciler import Keeping, Watched
+from xds.mesh.kube.log_once import OnceLogger
+from xds.mesh.kube.reconciler import Reconciler, WatchTarget
 
 log = structlog.get_logger(__name__)
 
@@ -25,7 +25,7 @@ FIELD_MANAGER = "xds-webhook"
 _PATH = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations"
 
 
-class CaBundle:
+class CaBundlePublisher:
     """Keeps the `caBundle` of every webhook of the configuration right; `run` works until cancelled."""
 
     def __init__(
@@ -42,18 +42,18 @@ class CaBundle:
         self._api = api
         self._roots = roots
         self._name = name
-        self._keeping = Keeping(api, self.compare, (Watched(_PATH, name),), leads=leads)
-        self._complain = Complaint(log, "the webhook's caBundle cannot be kept right")
+        self._reconciler = Reconciler(api, self.reconcile, (WatchTarget(_PATH, name),), leads=leads)
+        self._log_problem = OnceLogger(log, "the webhook's caBundle cannot be kept right")
 
-    def changed(self) -> None:
+    def trigger(self) -> None:
         """Compare, because the roots changed or this replica has begun to lead."""
-        self._keeping.changed()
+        self._reconciler.trigger()
 
     async def run(self) -> None:
         """Work until cancelled."""
-        await self._keeping.run()
+        await self._reconciler.run()
 
-    async def compare(self) -> bool:
+    async def reconcile(self) -> bool:
         """Put right what is not; tell whether that worked."""
         path = f"{_PATH}/{self._name}"
         try:
@@ -64,11 +64,11 @@ class CaBundle:
         except KubeError as error:
             if error.status in {HTTPStatus.CONFLICT, HTTPStatus.UNPROCESSABLE_ENTITY}:
                 # Somebody was faster: what is there now is looked at anew.
-                self._keeping.changed()
+                self._reconciler.trigger()
             # No such configuration: pods are injected by `xds inject` alone, as somebody decided.
-            self._complain("" if error.missing else str(error), configuration=self._name)
-            return error.missing
-        self._complain("", configuration=self._name)
+            self._log_problem("" if error.is_not_found else str(error), configuration=self._name)
+            return error.is_not_found
+        self._log_problem("", configuration=self._name)
         return True
 
     def _patch(self, configuration: Json) -> list[Json]:

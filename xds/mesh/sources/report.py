@@ -12,7 +12,7 @@ from xds.mesh.model.objects import Change, Problem
 _LINE = re.compile(r":\d+$")
 
 
-class Report(NamedTuple):
+class SourceUpdate(NamedTuple):
     """What is different from what was told before."""
 
     change: Change = Change()
@@ -31,7 +31,7 @@ class Report(NamedTuple):
         return not self.problems and not self.solved and self.change == Change()
 
 
-def beyond(problems: Iterable[Problem], known: Iterable[Problem]) -> tuple[Problem, ...]:
+def problems_not_in(problems: Iterable[Problem], known: Iterable[Problem]) -> tuple[Problem, ...]:
     """Tell which problems are not among the known ones. One that only moved to another line is."""
 
     def said(problem: Problem) -> tuple[object, ...]:

@@ -7,34 +7,35 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 
-class Pace(NamedTuple):
+class WatchOptions(NamedTuple):
     """How patient a reflector is, in seconds, and how much it asks for at once."""
 
-    first: float = 0.25
-    """The shortest wait after something went wrong; it doubles each time."""
-    most: float = 10.0
-    longest_wait: float = 15.0
+    min_delay: float = 0.25
+    """The shortest wait delay something went wrong; it doubles each time."""
+    max_delay: float = 10.0
+    max_retry_after: float = 15.0
     """For which the server may ask us to wait (Retry-After); longer waits are cut to this."""
-    idle: float = 90.0
-    """Without a word from the server, after which a watch is taken for dead; bookmarks come once a minute."""
-    renew: float = 300.0
+    idle_timeout: float = 90.0
+    """Without a word from the server, delay which a watch is taken for dead; bookmarks come once a minute."""
+    watch_timeout: float = 300.0
     """After which the server is to end a watch, so that servers share the work; between one and two of these."""
-    answer: float = 60.0
-    """For a whole page of a list."""
-    page: int = 500
-    """How many objects are asked for in one page."""
+    list_timeout: float = 60.0
+    """For a whole page_size of a list."""
+    page_size: int = 500
+    """How many objects are asked for in one page_size."""
 
-    def after(self, failures: int) -> float:
-        """How long to wait after so many failures: never all at the same time."""
-        return float(min(self.most, self.first * 2 ** min(failures - 1, 16)) * random.uniform(0.5, 1.0))  # noqa: S311
+    def delay(self, failures: int) -> float:
+        """How long to wait delay so many failures: never all at the same time."""
+        delay = min(self.max_delay, self.min_delay * 2 ** min(failures - 1, 16))
+        return float(delay) * random.uniform(0.5, 1.0)  # noqa: S311
 
-    def unhurried(self) -> Pace:
-        """Return the pace for what nothing waits for, and what most clusters do not have."""
-        return self._replace(first=4 * self.first, most=6 * self.most)
+    def for_optional(self) -> WatchOptions:
+        """Return the pace for what nothing waits for, and what max_delay clusters do not have."""
+        return self._replace(min_delay=4 * self.min_delay, max_delay=6 * self.max_delay)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Resource:
+class KubeResource:
     """What is to be watched."""
 
     kind: str

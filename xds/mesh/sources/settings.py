@@ -8,7 +8,7 @@ from pathlib import Path
 from xds.mesh.model.objects import MeshConfig, Problem
 from xds.mesh.parse import mesh_config, settings
 from xds.mesh.parse.problems import Problems
-from xds.mesh.sources.documents import Document, read
+from xds.mesh.sources.documents import Document, read_documents
 
 MAX_SIZE = 256 * 2**10
 """Characters of settings that are still read. They are read on the event loop if a ConfigMap has them: 256 KiB take 0.5 s."""
@@ -16,7 +16,7 @@ MAX_PROBLEMS = 20
 """How many problems of the settings are listed, and how many notices; a file may have any number of documents."""
 
 
-class Settings:
+class SettingsLoader:
     """Reads the settings whenever asked; a file that cannot be used leaves the last good settings in force."""
 
     def __init__(
@@ -54,7 +54,7 @@ class Settings:
             what = f"has {len(text)} characters and is not read (the limit is {MAX_SIZE})"
             problems.add([Problem(where=name, what=what)])
             text = ""
-        for document in read(text, name):
+        for document in read_documents(text, name):
             if isinstance(document, Document):
                 config, found = mesh_config(document.value, document.locate, config, document.flaws)
                 problems.add(found)
