@@ -1,4 +1,4 @@
-"""JSON of an API server, whatever others have stored there."""
+"""Decoding of JSON from an API server, robust against deeply nested objects."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import re
 from typing import Any
 
 MAX_DEPTH = 100
-"""Levels that are read; no object that means anything comes near."""
+"""Maximum nesting depth. Real objects are far below it."""
 TOO_DEEP = b'"(nested too deeply)"'
-"""What is read in place of what is deeper."""
+"""JSON that replaces values below the maximum depth."""
 
 _TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*+"|[\[{]|[\]}]', re.DOTALL)
 
@@ -28,7 +28,7 @@ def decode_json(text: bytes) -> Any:
 
 
 def _load(text: bytes) -> Any:
-    # Nothing of it is garbage yet, and looking for some takes three times as long as reading a page of pods does.
+    # No new object is garbage yet, and a collection takes three times as long as decoding a page of pods.
     collecting = gc.isenabled()
     gc.disable()
     try:

@@ -22,11 +22,11 @@ log = structlog.get_logger(__name__)
 
 LEASE_NAME = "xds-leader"
 LEASE_DURATION = 15.0
-"""Seconds without a renewal after which another may take over."""
+"""Seconds without a renewal after which another replica may take over."""
 
 
 class Lease:
-    """Our claim to a Lease; `run` keeps it up."""
+    """Leader election through a Lease. `run` acquires and renews it."""
 
     def __init__(
         self,
@@ -42,25 +42,25 @@ class Lease:
         self._namespace, self._name, self._identity = namespace, name, identity
         self._duration = duration
         self._held_until = 0.0
-        """Up to when it is ours for certain; in seconds of the event loop's clock."""
+        """Time until which this replica certainly holds the Lease, in seconds of the event loop's clock."""
         self._observed: tuple[str, float] | None = None
-        """The version of another's claim, and when we first saw it."""
-        self._log_problem = OnceLogger(log, "the Lease cannot be kept up")
+        """Version of another replica's Lease, and the time it was first seen."""
+        self._log_problem = OnceLogger(log, "cannot renew the leader Lease")
 
     @property
     def held(self) -> bool:
-        """Whether we may write. False a third of the duration before another could think so."""
+        """Whether this replica is the leader. It becomes False a third of the duration before a takeover is possible."""
         return asyncio.get_running_loop().time() < self._held_until
 
     async def run(self) -> None:
-        """Try to get it, and keep it, until cancelled; then give it back."""
+        """Acquire and renew the Lease until cancelled, then release it."""
         try:
             while True:
                 await self._try_to_hold()
-                # Replicas that started together do not ask together.
+                # Jitter: replicas that started together must not send requests together.
                 await asyncio.sleep(self._duration / 6 * random.uniform(0.8, 1.2))  # noqa: S311
         finally:
-            # A cancelled task may still await: the next one has it sooner for that.
+            # A cancelled task may still await. Releasing the Lease speeds up the takeover.
             if self.held:
                 await self._release()
 
@@ -78,10 +78,10 @@ class Lease:
             self._log_problem(str(error), lease=lease)
             return
         self._log_problem("", lease=lease)
-        # Counted from before the request: the server may have written it at any moment since.
+        # Count from before the request: the server may have stored the renewal at any time since then.
         self._held_until = began + self._duration * 2 / 3 if got else 0.0
         if got and not had:
-            log.info("this replica leads", lease=lease, identity=self._identity)
+            log.info("became leader", lease=lease, identity=self._identity)
 
     async def _claim(self, now: float) -> bool:
         found = await self._api.find(f"{self._path}/{self._name}")
@@ -97,7 +97,7 @@ class Lease:
         return now >= self._observed[1] + duration and await self._write(found)
 
     async def _write(self, old: Json | None, *, release: bool = False) -> bool:
-        """Write our claim; False: somebody was faster."""
+        """Write the Lease. Return False if another replica has changed it."""
         spec = dict((old or {}).get("spec") or {})
         stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         if spec.get("holderIdentity") != self._identity:

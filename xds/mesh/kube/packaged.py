@@ -1,4 +1,4 @@
-"""The Kubernetes objects that are part of this package."""
+"""Kubernetes objects that are part of this package."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import yaml
 from xds.mesh.kube.api import Json
 
 FIELD_MANAGER = "xds-install"
-"""Who owns the fields of what is installed from here."""
+"""Field manager of the installed objects."""
 
 
 def load_packaged(folder: str) -> Iterator[tuple[str, Json]]:
-    """Yield the objects of one of our kustomizations, as they are in its files, each with its file's name."""
+    """Yield the objects of a packaged kustomization, each with the name of its file."""
     directory = files("xds.mesh.kube") / folder
     kustomization = yaml.load(directory.joinpath("kustomization.yaml").read_text("utf-8"), yaml.CSafeLoader)
     for name in kustomization["resources"]:

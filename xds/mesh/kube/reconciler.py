@@ -1,7 +1,7 @@
-"""Keeps something in a cluster as it should be, whoever changes it.
+"""Level-triggered reconciliation of objects in a cluster.
 
-What is there is compared with what should be: whenever something of it changes, and now and then. So it does not matter what
-happened, or in what order. The replica that leads writes.
+The actual state is compared with the desired state after every change and at a regular interval, so missed
+events and their order do not matter. Only the leader writes.
 """
 
 from __future__ import annotations
@@ -16,25 +16,26 @@ from xds.mesh.kube.api import KubeApi, KubeError
 from xds.mesh.kube.ndjson import read_lines
 
 RESYNC_INTERVAL = 60.0
-"""Seconds after which all is compared, though nothing is known to have changed."""
+"""Seconds between two runs without a change."""
 MIN_INTERVAL = 0.5
-"""Seconds between two comparisons: somebody who keeps changing it back costs a write in that time, no more."""
+"""Minimum seconds between two runs. It limits writes if another controller keeps reverting them."""
 RETRY_DELAY = 5.0
-"""Seconds after which what failed is tried again."""
+"""Seconds before a failed run or watch is retried."""
 _WATCH_TIMEOUT = 290
-"""Seconds for which the API server is asked to tell changes; then it is asked again."""
+"""Lifetime of a watch, in seconds. An expired watch is opened again."""
 
 
 class WatchTarget(NamedTuple):
-    """Where changes are."""
+    """A collection whose changes trigger a run."""
 
     path: str
+    """URL path of the collection."""
     name: str = ""
-    """Only of the objects with this name."""
+    """Name of the only objects to watch; empty for all."""
 
 
 class Reconciler:
-    """Compares; `run` does until it is cancelled. `reconcile` puts right what is not, and tells whether that worked."""
+    """Calls `reconcile` after changes and periodically. `reconcile` returns whether it succeeded."""
 
     def __init__(
         self,
@@ -51,14 +52,14 @@ class Reconciler:
         self._changed = asyncio.Event()
 
     def trigger(self) -> None:
-        """Compare soon."""
+        """Request a run soon."""
         self._changed.set()
 
     async def run(self) -> None:
-        """Work until cancelled."""
+        """Run until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            for targets in self._targets:
-                tasks.create_task(self._watch(targets))
+            for target in self._targets:
+                tasks.create_task(self._watch(target))
             tasks.create_task(self._reconcile_loop())
 
     async def _reconcile_loop(self) -> None:
@@ -74,13 +75,17 @@ class Reconciler:
                 async with asyncio.timeout(wait):
                     await self._changed.wait()
 
-    async def _watch(self, targets: WatchTarget) -> None:
-        """Have all compared whenever something changes. What changed is of no interest, nor whether something was missed."""
-        only = {"fieldSelector": f"metadata.name={targets.name}"} if targets.name else {}
+    async def _watch(self, target: WatchTarget) -> None:
+        """Trigger a run after every change. The content of events is ignored, so missed events do no harm."""
+        selector = {"fieldSelector": f"metadata.name={target.name}"} if target.name else {}
         while True:
             with suppress(KubeError):
                 async with self._api.stream(
-                    targets.path, idle=_WATCH_TIMEOUT + 30, watch=True, timeoutSeconds=_WATCH_TIMEOUT, **only
+                    target.path,
+                    idle=_WATCH_TIMEOUT + 30,
+                    watch=True,
+                    timeoutSeconds=_WATCH_TIMEOUT,
+                    **selector,
                 ) as stream:
                     async for _ in read_lines(stream):
                         self._changed.set()

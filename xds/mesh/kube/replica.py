@@ -1,4 +1,4 @@
-"""One of several control planes of a cluster: the CA that it shares with the others, and what the one that leads does."""
+"""One of several control-plane replicas in a cluster: the shared CA, and the tasks of the leader."""
 
 from __future__ import annotations
 
@@ -24,31 +24,31 @@ from xds.mesh.rollout.replica_sync import Exchange
 log = structlog.get_logger(__name__)
 
 RETRY_DELAY = 3.0
-"""Seconds after which the CA is asked for again, if the API server would not say."""
+"""Seconds before the CA is requested again after an error of the API server."""
 
 
 class RotationTarget(Protocol):
-    """Whoever gives out certificates and roots: `xds.mesh.controlplane.controller.Hub`."""
+    """Serves certificates and roots: `xds.mesh.controlplane.controller.Hub`."""
 
     def rotate(self, authority: Authority, also_trust: Iterable[bytes]) -> None:
-        """Trust these from now on, and give out this authority's."""
+        """Issue certificates with a CA, and trust additional roots."""
 
     def distrusting(self) -> Sequence[str]:
-        """Return the proxies that have not taken the roots that hold now."""
+        """Return the proxies that have not accepted the current roots."""
 
 
 class SyncedController(RotationTarget, Protocol):
-    """Whoever changes modes step by step: `xds.mesh.controlplane.controller.Hub`."""
+    """Rolls out changes of modes: `xds.mesh.controlplane.controller.Hub`."""
 
     def share(self) -> Exchange | None:
-        """Begin to reckon with other replicas; None: it waits for nobody anyway."""
+        """Synchronize rollouts with other replicas. Return None if rollouts wait for no proxies."""
 
     def hear(self) -> None:
-        """Take note that others have said something."""
+        """Handle new reports of other replicas."""
 
 
 class Replica:
-    """What a control plane shares with others in a cluster. Made with `join`; `parts` are to run."""
+    """The state that a control plane shares with its replicas. Create it with `join`, and run its `parts`."""
 
     def __init__(self, api: KubeApi, namespace: str, first: Authorities) -> None:
         self._api, self._namespace = api, namespace
@@ -69,21 +69,21 @@ class Replica:
     async def join(
         cls, api: KubeApi, namespace: str, trust_domain: str, now: Callable[[], datetime] = utc_now
     ) -> Replica:
-        """Get the CA, however long the API server takes. AuthorityError: there is one that cannot be used."""
-        said = ""
+        """Load the CA, with retries while the API server fails. AuthorityError: the CA cannot be used."""
+        last_problem = ""
         while True:
             try:
                 return cls(
                     api, namespace, await load_or_create_authorities(api, namespace, trust_domain, now())
                 )
             except KubeError as error:
-                if str(error) != said:
-                    said = str(error)
-                    log.error("the mesh's CA cannot be had yet", namespace=namespace, problem=said)  # noqa: TRY400
+                if str(error) != last_problem:
+                    last_problem = str(error)
+                    log.error("cannot load the mesh CA, retrying", namespace=namespace, problem=last_problem)  # noqa: TRY400
             await asyncio.sleep(RETRY_DELAY * random.uniform(0.5, 1))  # noqa: S311
 
     def attach(self, hub: SyncedController) -> None:
-        """Have a hub's proxies trust and show what holds, and its rollouts wait for those of other replicas."""
+        """Pass CA rotations to a controller, and synchronize its rollouts with those of other replicas."""
         self._hubs.append(hub)
         if exchange := hub.share():
             self._replica_leases.append(
@@ -92,16 +92,16 @@ class Replica:
 
     @property
     def authorities(self) -> Authorities:
-        """The CA that issues, and the roots that are trusted now."""
+        """CAs and trusted roots in use."""
         return self._rotation.current
 
     def leads(self) -> bool:
-        """Whether this one may write what only one writes."""
+        """Return whether this replica is the leader."""
         return self.lease.held
 
     @property
     def parts(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
-        """What is to run as long as the control plane does."""
+        """Background tasks, to run as long as the control plane."""
         return [
             self.lease.run,
             self._rotation.run,

@@ -1,8 +1,9 @@
-"""The mesh's roots in every namespace, as a ConfigMap that pods mount to know the control plane by.
+"""Publishes the mesh's roots to every namespace, in a ConfigMap with which pods verify the control plane.
 
-It is compared whenever a namespace or one of these ConfigMaps changes (`xds.mesh.kube.reconciler`).
+It reconciles after a change of a namespace or of one of these ConfigMaps (`xds.mesh.kube.reconciler`).
 
-Needs in the cluster: namespaces: list, watch; configmaps `xds-ca-root-cert`: list, watch, create, patch.
+Required cluster permissions: list and watch namespaces; list, watch, create and patch configmaps
+`xds-ca-root-cert`.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ _NAMESPACES = "/api/v1/namespaces"
 _MAPS = "/api/v1/configmaps"
 
 WRITE_INTERVAL = 0.02
-"""Seconds between two writes."""
+"""Minimum seconds between two writes."""
 
 
 class RootPublisher:
-    """Publishes the roots; `run` keeps them right."""
+    """Keeps the ConfigMap with the roots up to date in every namespace."""
 
     def __init__(
         self,
@@ -41,13 +42,13 @@ class RootPublisher:
         leads: Callable[[], bool],
         exclude: Collection[str] = (),
     ) -> None:
-        """Make one.
+        """Create a publisher.
 
         Args:
             api: the API server.
-            roots: returns the roots that are trusted now, in PEM form.
-            leads: says whether this replica may write.
-            exclude: namespaces that are left alone.
+            roots: returns the trusted roots, in PEM format.
+            leads: returns whether this replica is the leader.
+            exclude: namespaces to ignore.
         """
         self._api = api
         self._roots = roots
@@ -55,18 +56,18 @@ class RootPublisher:
         self._exclude = frozenset(exclude)
         watched = (WatchTarget(_NAMESPACES), WatchTarget(_MAPS, NAME))
         self._reconciler = Reconciler(api, self.reconcile, watched, leads=leads)
-        self._log_problem = OnceLogger(log, "the roots cannot be published")
+        self._log_problem = OnceLogger(log, "cannot publish the roots")
 
     def trigger(self) -> None:
-        """Compare, because the roots changed or this replica has begun to lead."""
+        """Reconcile soon, after the roots changed."""
         self._reconciler.trigger()
 
     async def run(self) -> None:
-        """Work until cancelled."""
+        """Run until cancelled."""
         await self._reconciler.run()
 
     async def reconcile(self) -> bool:
-        """Put right what is not; tell whether that worked everywhere."""
+        """Update all outdated ConfigMaps. Return whether all updates succeeded."""
         try:
             namespaces = await self._api.list_all(_NAMESPACES)
             found = await self._api.list_all(_MAPS, fieldSelector=f"metadata.name={NAME}")
