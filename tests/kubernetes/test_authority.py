@@ -274,7 +274,7 @@ async def test_that_the_ca_ends_is_said_in_time_and_once_a_day(cluster: Cluster,
         with capture_logs() as logs:
             await follower.look(timedelta(days=after))
         said.append([entry["event"] for entry in logs])
-    assert said == [[], [], ["the mesh's CA ends: replace it"], [], ["the mesh's CA ends: replace it"]]
+    assert said == [[], [], ["mesh CA certificate expires soon"], [], ["mesh CA certificate expires soon"]]
 
 
 async def test_a_bad_ca_of_the_users_changes_nothing_of_what_runs(cluster: Cluster, namespace: str) -> None:

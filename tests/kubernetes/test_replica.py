@@ -79,7 +79,7 @@ async def test_two_share_a_ca_and_one_publishes_its_root_until_it_is_killed(
         new = (await kept(cluster))["next-ca-cert.pem"]
         await until_published(cluster, "default", old, new)
 
-        leads = [b"this replica leads" in each.log.read_bytes() for each in (first, second)]
+        leads = [b"became leader" in each.log.read_bytes() for each in (first, second)]
         assert sorted(leads) == [False, True]
         leader = (first, second)[leads.index(True)]
         leader._process.send_signal(signal.SIGKILL)

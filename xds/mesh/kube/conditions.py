@@ -1,12 +1,14 @@
-"""What is wrong with an object is said on the object: in `status.conditions` where its kind has a status, else as an Event.
+"""Publishes problems of objects: in `status.conditions` if the kind has a status, else as Events.
 
-Two conditions, each there only as long as it is so: `Accepted: False` (it cannot be used: what was known of it before stays in
-force, or its scope is STRICT), and `ModeDecision: False` (others decide instead, or nothing in the mesh matches it). What is there is compared with what should be, so it does not matter which
-replica wrote it. Objects of which nothing is to be said, and nothing was, are never written; conditions of others are left alone.
+There are two conditions, and each exists only while it is False. `Accepted: False` means that the object cannot
+be used; its last good version is used instead or, without one, its scope is STRICT. `Enforced: False` means that
+other objects override it or that nothing in the mesh matches it. The actual conditions are compared with the
+desired ones, so any replica can take over. Objects without problems are never written, except to remove our
+conditions. Conditions of other controllers are preserved.
 
-Needs in the cluster: policies, meshpolicies, peerauthentications, destinationrules: list; their `/status`: patch; events: create;
-and, to name them in Events, list of what else may be wrong: pods, services, serviceaccounts, namespaces, endpointslices. In its own
-namespace: configmaps, list of the one with the mesh's settings.
+Required cluster permissions: list policies, meshpolicies, peerauthentications and destinationrules; patch their
+`/status`; create events; and, for Events of other objects, list pods, services, serviceaccounts, namespaces and
+endpointslices. In its own namespace: list the configmap with the mesh's settings.
 """
 
 from __future__ import annotations
@@ -34,18 +36,19 @@ FIELD_MANAGER = "xds-status"
 ACCEPTED, ENFORCED = "Accepted", "Enforced"
 
 RESYNC_INTERVAL = 60.0
-"""Seconds after which all is compared, though nothing is known to have changed."""
+"""Seconds between two full comparisons without a change."""
 POLL_INTERVAL = 2.0
-"""Seconds between two looks at whether something changed."""
+"""Seconds between two checks for changes."""
 RETRY_DELAY = 10.0
-"""Seconds after which what failed is tried again."""
+"""Seconds before a failed update is retried."""
 WRITE_INTERVAL = 0.05
-"""Seconds between two writes."""
+"""Minimum seconds between two writes."""
 _IDLE_FACTOR = 20
-"""How many times as long as the last look took nothing is done after it: it may take long in a large mesh."""
+"""Ratio of idle time to computing time. It limits the CPU usage in a large mesh."""
 _MAX_MESSAGE_LENGTH = 1000
-"""Characters of a message: that is what an Event takes."""
+"""Maximum characters of a message, as for an Event."""
 _MAX_NAMES = 3
+"""Maximum objects that a message names."""
 
 _POLICIES = {
     "Policy": ("authentication.istio.io", "policies"),
@@ -66,18 +69,20 @@ _OBJECT_NAME = re.compile(r"([A-Za-z]+) (?:([^/ ]+)/)?([^/ ]+)")
 
 
 class FalseCondition(NamedTuple):
-    """Why a condition is False."""
+    """Reason and message of a condition that is False."""
 
     reason: str
+    """Reason in CamelCase."""
     message: str
+    """Message for users."""
 
 
 DesiredConditions: TypeAlias = Mapping[Ref, Mapping[str, FalseCondition]]
-"""By object and condition, what is to be said."""
+"""Desired conditions, by object and condition type."""
 
 
 class ConditionPublisher:
-    """Keeps what is said on objects right; `run` works until cancelled. The replica that leads writes."""
+    """Keeps conditions and Events up to date. Only the leader writes."""
 
     def __init__(
         self,
@@ -88,24 +93,24 @@ class ConditionPublisher:
         *,
         leads: Callable[[], bool],
     ) -> None:
-        """Make one.
+        """Create a publisher.
 
         Args:
             api: the API server.
-            problems: returns what is wrong now, each with the object (`KIND NAMESPACE/NAME`) as its `where`.
-            mesh: returns what is in force.
-            without_effect: returns the objects that have no effect; of notices nothing is said on objects.
-            leads: says whether this replica may write.
+            problems: returns the current problems, each with the object (`KIND NAMESPACE/NAME`) in `where`.
+            mesh: returns the current mesh.
+            without_effect: returns the objects that have no effect. Notices are ignored.
+            leads: returns whether this replica is the leader.
         """
         self._api = api
         self._problems, self._mesh, self._leads = problems, mesh, leads
         self._without_effect = without_effect
         self._reported: set[tuple[Ref, FalseCondition]] = set()
-        """What Events were made of."""
-        self._log_problem = OnceLogger(log, "what is wrong cannot be said on the objects themselves")
+        """Conditions for which Events were created."""
+        self._log_problem = OnceLogger(log, "cannot publish conditions")
 
     async def run(self) -> None:
-        """Work until cancelled."""
+        """Run until cancelled."""
         seen: tuple[Mesh, tuple[Problem, ...], Mapping[Ref, tuple[Problem, ...]]] | None = None
         desired: DesiredConditions = {}
         due, took = 0.0, 0.0
@@ -119,7 +124,7 @@ class ConditionPublisher:
                 began = time.perf_counter()
                 try:
                     found = await asyncio.to_thread(desired_conditions, *now)
-                except Exception as error:  # noqa: BLE001 - nobody is served any worse for it
+                except Exception as error:  # noqa: BLE001 - conditions must not stop the control plane
                     self._log_problem(f"{type(error).__name__}: {error}")
                     continue
                 took = time.perf_counter() - began
@@ -130,27 +135,31 @@ class ConditionPublisher:
                 due = time.monotonic() + (RESYNC_INTERVAL if await self.reconcile(desired) else RETRY_DELAY)
 
     async def reconcile(self, desired: DesiredConditions) -> bool:
-        """Put right what is not; tell whether that worked everywhere."""
+        """Update all outdated conditions. Return whether all updates succeeded."""
         try:
-            left = dict(desired)
+            remaining = dict(desired)
             for kind, (group, plural) in _POLICIES.items():
                 version, has_status = await self._served_version(group, plural)
                 if has_status:
                     for obj in await self._api.list_all(f"/apis/{group}/{version}/{plural}"):
                         ref = _ref(kind, obj)
-                        await self._patch_status(ref, f"{group}/{version}", plural, obj, left.pop(ref, {}))
+                        await self._patch_status(
+                            ref, f"{group}/{version}", plural, obj, remaining.pop(ref, {})
+                        )
                 elif version:
-                    for ref in [ref for ref in left if ref.kind == kind]:
-                        await self._create_events(ref, f"{group}/{version}", plural, left.pop(ref))
-            for ref, said in left.items():
+                    for ref in [ref for ref in remaining if ref.kind == kind]:
+                        await self._create_events(ref, f"{group}/{version}", plural, remaining.pop(ref))
+            for ref, conditions in remaining.items():
                 if ref.kind in _EVENT_KINDS:
-                    await self._create_events(ref, *_EVENT_KINDS[ref.kind], said)
+                    await self._create_events(ref, *_EVENT_KINDS[ref.kind], conditions)
         except KubeError as error:
             self._log_problem(str(error))
             return False
-        # What is mended and breaks again is told again.
+        # A problem that was solved and returns gets a new Event.
         self._reported = {
-            (ref, said) for ref, said in self._reported if said in desired.get(ref, {}).values()
+            (ref, condition)
+            for ref, condition in self._reported
+            if condition in desired.get(ref, {}).values()
         }
         self._log_problem("")
         return True
@@ -168,7 +177,7 @@ class ConditionPublisher:
         if conditions == have or not self._leads():
             return
         where = f"namespaces/{meta['namespace']}/{plural}" if meta.get("namespace") else plural
-        # The version: should somebody have written meanwhile, conditions of theirs must not be lost.
+        # The resourceVersion prevents the loss of conditions that another controller has just written.
         patch = {
             "metadata": {"resourceVersion": meta["resourceVersion"]},
             "status": {"conditions": conditions},
@@ -177,14 +186,14 @@ class ConditionPublisher:
             path = f"/apis/{api_version}/{where}/{meta['name']}/status"
             await self._api.patch(path, patch, fieldManager=FIELD_MANAGER)
         except KubeError as error:
-            if error.status == HTTPStatus.UNPROCESSABLE_ENTITY:  # another's definition, with another status
+            if error.status == HTTPStatus.UNPROCESSABLE_ENTITY:  # the CRD has another schema for status
                 await self._create_events(ref, api_version, plural, desired)
             elif error.status not in {HTTPStatus.CONFLICT, HTTPStatus.NOT_FOUND}:
                 raise
         await asyncio.sleep(WRITE_INTERVAL)
 
     async def _served_version(self, group: str, plural: str) -> tuple[str, bool]:
-        """Return the version of a group to use (empty: there is none), and whether a kind of it has a status."""
+        """Return the preferred version of a kind (empty if it is not served), and whether it has a status."""
         try:
             version = str((await self._api.get(f"/apis/{group}"))["preferredVersion"]["version"])
             names = {each["name"] for each in (await self._api.get(f"/apis/{group}/{version}"))["resources"]}
@@ -197,10 +206,10 @@ class ConditionPublisher:
     # --- events ------------------------------------------------------------------------------------------------------
 
     async def _create_events(
-        self, ref: Ref, api_version: str, plural: str, said: Mapping[str, FalseCondition]
+        self, ref: Ref, api_version: str, plural: str, conditions: Mapping[str, FalseCondition]
     ) -> None:
-        """Make an Event of each condition, once for an object and what is said of it."""
-        new = [each for each in said.values() if (ref, each) not in self._reported]
+        """Create an Event for each condition that has none yet."""
+        new = [each for each in conditions.values() if (ref, each) not in self._reported]
         root = f"/apis/{api_version}" if "/" in api_version else f"/api/{api_version}"
         scope = f"namespaces/{ref.namespace}/" if ref.namespace else ""
         if new:
@@ -210,9 +219,9 @@ class ConditionPublisher:
                     await self._create_event(ref, api_version, obj["metadata"]["uid"], each)
                     self._reported.add((ref, each))
 
-    async def _create_event(self, ref: Ref, api_version: str, uid: str, said: FalseCondition) -> None:
-        # Whoever else says the same of the same object gives it the same name.
-        digest = hashlib.sha256("\0".join((uid, *ref, *said)).encode()).hexdigest()[:16]
+    async def _create_event(self, ref: Ref, api_version: str, uid: str, condition: FalseCondition) -> None:
+        # A deterministic name: replicas do not create duplicates.
+        digest = hashlib.sha256("\0".join((uid, *ref, *condition)).encode()).hexdigest()[:16]
         namespace = ref.namespace or "default"
         now = _timestamp()
         event = {
@@ -227,8 +236,8 @@ class ConditionPublisher:
                 "uid": uid,
             },
             "type": "Warning",
-            "reason": said.reason,
-            "message": said.message,
+            "reason": condition.reason,
+            "message": condition.message,
             "source": {"component": "xds"},
             "firstTimestamp": now,
             "lastTimestamp": now,
@@ -245,14 +254,14 @@ class ConditionPublisher:
 def desired_conditions(
     mesh: Mesh, problems: Iterable[Problem], without_effect: Mapping[Ref, tuple[Problem, ...]] = _NO_PROBLEMS
 ) -> DesiredConditions:
-    """Return what is to be said of which objects. May run in a thread: of the mesh, only the facts are used."""
-    refused: dict[Ref, list[str]] = {}
+    """Return the desired conditions of all objects. May run in a thread: it uses only the facts of the mesh."""
+    rejected: dict[Ref, list[str]] = {}
     for problem in problems:
         match = None if problem.notice else _OBJECT_NAME.fullmatch(problem.where)
         if match:
-            refused.setdefault(Ref(match[1], match[2] or "", match[3]), []).append(_text(problem))
+            rejected.setdefault(Ref(match[1], match[2] or "", match[3]), []).append(_text(problem))
     desired: dict[Ref, dict[str, FalseCondition]] = {}
-    for ref, texts in refused.items():
+    for ref, texts in rejected.items():
         desired[ref] = {ACCEPTED: FalseCondition("Refused", _truncate("; ".join(texts)))}
     for ref, lost in overridden(Mesh(mesh.facts(), mesh.config)).items():
         by = ", ".join(map(str, lost.by[:_MAX_NAMES])) + (", ..." if len(lost.by) > _MAX_NAMES else "")
@@ -274,16 +283,16 @@ def _text(problem: Problem) -> str:
 
 
 def _merge_conditions(have: list[Json], desired: Mapping[str, FalseCondition], generation: int) -> list[Json]:
-    """Return the conditions as they should be: ours where something is to be said, and everybody else's as they are."""
+    """Return the conditions with ours set or removed, and those of other controllers unchanged."""
     found = [each for each in have if each.get("type") not in {ACCEPTED, ENFORCED} or each["type"] in desired]
-    for kind, said in desired.items():
+    for kind, condition in desired.items():
         old = next((each for each in found if each.get("type") == kind), None)
         same = old is not None and old.get("status") == "False"
         new = {
             "type": kind,
             "status": "False",
-            "reason": said.reason,
-            "message": said.message,
+            "reason": condition.reason,
+            "message": condition.message,
             "observedGeneration": generation,
             "lastTransitionTime": old.get("lastTransitionTime") if old and same else _timestamp(),
         }

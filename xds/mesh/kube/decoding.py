@@ -16,10 +16,10 @@ _TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*+"|[\[{]|[\]}]', re.DOTALL)
 
 
 def decode_json(text: bytes) -> Any:
-    """Read JSON. ValueError: it is none.
+    """Decode JSON. ValueError: the text is not JSON.
 
-    An object may be nested as deeply as its author likes where its kind has no schema, and Python's reader gives up at about a
-    thousand levels; with it a whole page of a list would be lost.
+    Kinds without a schema allow any nesting depth, but Python's decoder fails at about 1000 levels, and a whole
+    page of a list would be lost. In that case, values below MAX_DEPTH are replaced by TOO_DEEP.
     """
     try:
         return _load(text)

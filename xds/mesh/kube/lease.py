@@ -1,9 +1,9 @@
-"""One of several replicas at a time may write: a Lease says which.
+"""Leader election through a Lease, as in client-go. Only the leader writes shared objects.
 
-As client-go's leader election: whoever holds the Lease renews it, and another takes it over once nothing has changed in it for
-its whole duration *as seen by the one who takes it*: clocks of two machines are never compared.
+The holder renews the Lease. Another replica takes it over after it has seen no change of the Lease for its
+whole duration. Each replica measures that time with its own clock; clocks of two machines are never compared.
 
-Needs in its own namespace: coordination.k8s.io leases `xds-leader`: get, update; leases: create.
+Required permissions in its own namespace: get and update coordination.k8s.io leases `xds-leader`; create leases.
 """
 
 from __future__ import annotations

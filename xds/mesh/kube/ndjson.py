@@ -17,7 +17,7 @@ async def read_lines(
 ) -> AsyncIterator[list[bytes]]:
     """Yield batches of complete lines as they arrive, until the server ends the response.
 
-    KubeError: the answer broke off, nothing came for too long, or a line has no end.
+    KubeError: the response ended early, the read timed out, or a line is too long.
     """
     parts: list[bytes] = []
     size = 0
