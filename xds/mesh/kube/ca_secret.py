@@ -2,7 +2,8 @@
 
 The first replica creates the Secret. If several start at once, one succeeds and the others read it. A user's
 own CA in Istio's Secret `cacerts` takes precedence. It is copied into our Secret: after the user replaces
-`cacerts`, the old CA continues to issue until the new root is trusted everywhere (`xds.mesh.identity.rotation`).
+`cacerts`, the old CA continues to issue until the new root is trusted everywhere
+(`xds.mesh.identity.rotation`).
 
 Required permissions in its own namespace (a Role, not a ClusterRole): get secrets `xds-ca-secret` and
 `cacerts`; update `xds-ca-secret`; create secrets (RBAC cannot restrict `create` to a name). Keys are never

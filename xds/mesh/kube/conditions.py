@@ -1,14 +1,14 @@
 """Publishes problems of objects: in `status.conditions` if the kind has a status, else as Events.
 
-There are two conditions, and each exists only while it is False. `Accepted: False` means that the object cannot
-be used; its last good version is used instead or, without one, its scope is STRICT. `Enforced: False` means that
-other objects override it or that nothing in the mesh matches it. The actual conditions are compared with the
-desired ones, so any replica can take over. Objects without problems are never written, except to remove our
-conditions. Conditions of other controllers are preserved.
+There are two conditions, and each exists only while it is False. `Accepted: False` means that the object
+cannot be used; its last good version is used instead or, without one, its scope is STRICT. `Enforced: False`
+means that other objects override it or that nothing in the mesh matches it. The actual conditions are
+compared with the desired ones, so any replica can take over. Objects without problems are never written,
+except to remove our conditions. Conditions of other controllers are preserved.
 
-Required cluster permissions: list policies, meshpolicies, peerauthentications and destinationrules; patch their
-`/status`; create events; and, for Events of other objects, list pods, services, serviceaccounts, namespaces and
-endpointslices. In its own namespace: list the configmap with the mesh's settings.
+Required cluster permissions: list policies, meshpolicies, peerauthentications and destinationrules; patch
+their `/status`; create events; and, for Events of other objects, list pods, services, serviceaccounts,
+namespaces and endpointslices. In its own namespace: list the configmap with the mesh's settings.
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ _TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*+"|[\[{]|[\]}]', re.DOTALL)
 def decode_json(text: bytes) -> Any:
     """Decode JSON. ValueError: the text is not JSON.
 
-    Kinds without a schema allow any nesting depth, but Python's decoder fails at about 1000 levels, and a whole
-    page of a list would be lost. In that case, values below MAX_DEPTH are replaced by TOO_DEEP.
+    Kinds without a schema allow any nesting depth, but Python's decoder fails at about 1000 levels, and a
+    whole page of a list would be lost. In that case, values below MAX_DEPTH are replaced by TOO_DEEP.
     """
     try:
         return _load(text)

@@ -3,7 +3,8 @@
 The holder renews the Lease. Another replica takes it over after it has seen no change of the Lease for its
 whole duration. Each replica measures that time with its own clock; clocks of two machines are never compared.
 
-Required permissions in its own namespace: get and update coordination.k8s.io leases `xds-leader`; create leases.
+Required permissions in its own namespace: get and update coordination.k8s.io leases `xds-leader`; create
+leases.
 """
 
 from __future__ import annotations

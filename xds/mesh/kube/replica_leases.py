@@ -1,8 +1,9 @@
 """What replicas tell each other of how far their proxies are (`xds.mesh.rollout.peers`): each has a Lease, with an annotation.
 
-A Lease is renewed every few seconds, and written whenever there is something new to say. All are watched together, so everybody
-reads them in the order in which they were written, one's own included. A replica that ends leaves its Lease behind: its proxies
-go to another one, and until they have, they are reckoned with. Whoever sees that a Lease has ended deletes it.
+A Lease is renewed every few seconds, and written whenever there is something new to say. All are watched
+together, so everybody reads them in the order in which they were written, one's own included. A replica that
+ends leaves its Lease behind: its proxies go to another one, and until they have, they are reckoned with.
+Whoever sees that a Lease has ended deletes it.
 
 Needs in its own namespace: coordination.k8s.io leases: list, watch, create, update, delete.
 """
@@ -128,7 +129,8 @@ class ReplicaLeases:
             else:
                 found = await self._api.create(self._path, body)
         except KubeError as error:
-            # A write whose answer we missed was done after all, or somebody took us for gone: `_read` says which.
+            # A write whose answer we missed was done after all, or somebody took us for gone: `_read` says
+            # which.
             if error.is_not_found:
                 self._version = ""
             if error.status in _NOT_WRITTEN:

@@ -26,8 +26,8 @@ _SENDS = {send.value[0]: send for send in Send}
 def encode_report(report: Report) -> str | None:
     """Return a report as text; None: it would be too large.
 
-    Ports with the same stand are together: {"mPS+pm": {"namespace": {"pod": [8080]}}} are on their way, those without `+` are
-    told because somebody else has them on their way.
+    Ports with the same stand are together: {"mPS+pm": {"namespace": {"pod": [8080]}}} are on their way, those
+    without `+` are told because somebody else has them on their way.
     """
     found: dict[str, object] = {"number": report.number, "view": report.view}
     if report.stands is not None:

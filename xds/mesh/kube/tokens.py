@@ -1,8 +1,8 @@
 """Whose token it is, asked of the API server by TokenReview; what it said is remembered for a moment.
 
-Anybody who reaches our port can show tokens, so what an attacker can make us ask is limited: what is plainly no good is not shown to
-the API server, concurrent questions about one token are one, few are asked at a time, and an address whose tokens are
-refused has to wait.
+Anybody who reaches our port can show tokens, so what an attacker can make us ask is limited: what is plainly
+no good is not shown to the API server, concurrent questions about one token are one, few are asked at a time,
+and an address whose tokens are refused has to wait.
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ class TokenReviewer:
     async def __call__(self, token: str, peer: str) -> Caller:
         """Return whose token it is; `peer` is who shows it, in gRPC's form.
 
-        NotProvenError: nobody's. UndecidedError: the API server cannot be asked. TooManyError: it is not, for now.
+        NotProvenError: nobody's. UndecidedError: the API server cannot be asked. TooManyError: it is not, for
+        now.
         """
         end = claims.end_of_token(token, self._now(), self._audience)
         key = hashlib.sha256(token.encode()).digest()

@@ -1,7 +1,8 @@
 """YAML and JSON text as kubectl understands it: plain values, and the line that each of them is on.
 
-kubectl turns YAML into JSON first, so keys are strings, times stay text, and 1:30 is no number. A document that cannot be
-read does not take the others of its file with it. What is read is bounded, whatever aliases make of it.
+kubectl turns YAML into JSON first, so keys are strings, times stay text, and 1:30 is no number. A document
+that cannot be read does not take the others of its file with it. What is read is bounded, whatever aliases
+make of it.
 """
 
 from __future__ import annotations
@@ -21,15 +22,19 @@ from xds.mesh.model.objects import Problem
 from xds.mesh.parse import Flaw, Path, dotted
 
 MAX_ALIASED_VALUES = 50_000
-"""How many values, keys included, aliases may repeat in a document: a few lines of nested aliases could stand for billions."""
+"""How many values, keys included, aliases may repeat in a document: a few lines of nested aliases could stand
+for billions."""
 _CHARACTERS_PER_VALUE = 100
-"""As many characters that an alias repeats count as one more value: an alias may stand for a text of megabytes."""
+"""As many characters that an alias repeats count as one more value: an alias may stand for a text of
+megabytes."""
 MAX_DEPTH = 60
 """How deep values may be nested; no Kubernetes object comes near."""
 MAX_VALUES = 1_000_000
-"""How many values a document may have, keys included. Each takes about 300 bytes of memory while it is read, and 3 µs."""
+"""How many values a document may have, keys included. Each takes about 300 bytes of memory while it is read,
+and 3 µs."""
 MAX_FLAWS = 1000
-"""How many mistakes of a document's text are noted one by one. With more of them, all of the document is unreadable."""
+"""How many mistakes of a document's text are noted one by one. With more of them, all of the document is
+unreadable."""
 MAX_TAG_DIRECTIVES = 100
 """How many %TAG directives a document may have: libyaml compares each with all the others."""
 

@@ -1,10 +1,11 @@
 """Facts from a folder of kubectl-shaped files, and from nothing but what is good in them.
 
-A `Folder` is read again and again; each reading tells only what became different. What is wrong is told once, with file
-and line, and changes nothing: the last good version of the object that was meant stays in force. A policy that has none is STRICT.
+A `Folder` is read again and again; each reading tells only what became different. What is wrong is told once,
+with file and line, and changes nothing: the last good version of the object that was meant stays in force. A
+policy that has none is STRICT.
 
-Nothing is told before the settings and every file have been read once, and every document says which object it is: a document
-that cannot be read may be the policy that locks the mesh (ADR 0017).
+Nothing is told before the settings and every file have been read once, and every document says which object
+it is: a document that cannot be read may be the policy that locks the mesh (ADR 0017).
 """
 
 from __future__ import annotations
@@ -38,9 +39,11 @@ SETTLE_TIME = 0.05
 MAX_SETTLING = 5.0
 """Seconds for which the first reading waits until files rest."""
 MAX_PROBLEMS = 100
-"""How many problems of one file are listed, and how many notices; likewise of names that are used twice in the folder."""
+"""How many problems of one file are listed, and how many notices; likewise of names that are used twice in
+the folder."""
 RESCAN_INTERVAL = 0.5
-"""Seconds between looks at what cannot tell of its changes (network file systems, links that lead elsewhere)."""
+"""Seconds between looks at what cannot tell of its changes (network file systems, links that lead
+elsewhere)."""
 
 Signature: TypeAlias = tuple[int, ...]
 """What changes when a file does: its times, its size, and which file it is."""
@@ -213,8 +216,8 @@ def _is_resting(found: os.stat_result, now: float) -> bool:
 def _walk(folder: Path, seen: set[tuple[int, int]]) -> Iterator[tuple[Path, os.stat_result | OSError]]:
     """Yield the files below a folder in order of their names, each once, and what cannot be looked at.
 
-    Names that begin with a dot are left out: Kubernetes keeps the versions of a mounted ConfigMap below `..data`, and
-    who replaces files atomically writes them under such a name first.
+    Names that begin with a dot are left out: Kubernetes keeps the versions of a mounted ConfigMap below
+    `..data`, and who replaces files atomically writes them under such a name first.
     """
     try:
         with os.scandir(folder) as listing:

@@ -1,8 +1,8 @@
-"""Facts from a Kubernetes API server: the same as from files, and kept up to date.
+"""Source of objects from a Kubernetes API server.
 
-Nothing is told before every kind has been listed and the settings are known. A kind that may not be read, or that the server
-does not serve, is waited for: nobody knows which policies there are (ADR 0017). From then on each change is told as it comes;
-while the server is away, refuses to answer, or says nonsense, all that is known stays in force.
+The source yields no objects before it has listed every kind and has usable settings. It also waits for kinds
+that RBAC denies or that the server does not serve, because they may contain policies (ADR 0017). After that,
+it yields each change. While the server is unreachable or sends errors, the last known objects are used.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from xds.mesh.sources.resource import KubeResource, WatchOptions
 from xds.mesh.sources.settings import SettingsLoader
 
 CONFIG_MAP = "xds"
-"""The ConfigMap that has the settings of the mesh, unless another is named."""
+"""Default name of the ConfigMap with the mesh's settings."""
 ROOT_NAMESPACE = "istio-system"
-"""Where it is, unless we are a pod: then it is in our own namespace."""
+"""Namespace of the ConfigMap outside a pod. In a pod, it is the pod's own namespace."""
 
 _PLURALS = {
     "Namespace": "namespaces",
@@ -39,12 +39,12 @@ _PLURALS = {
     "PeerAuthentication": "peerauthentications",
     "DestinationRule": "destinationrules",
 }
-"""What is watched. No Endpoints: Kubernetes makes EndpointSlices of each."""
+"""Watched kinds. Endpoints are not needed: Kubernetes mirrors them to EndpointSlices."""
 _NOISE = (
     "kubectl.kubernetes.io/last-applied-configuration",
     "endpoints.kubernetes.io/last-change-trigger-time",
 )
-"""Annotations that are large or always new, and mean nothing."""
+"""Annotations that are large or change often, and have no effect here."""
 _LINE = re.compile(r":(\d+)$")
 
 
@@ -77,7 +77,7 @@ class Kubernetes:
     """
 
     what = "kubernetes"
-    """What it reads, in a word for the log."""
+    """Name of the source in logs."""
 
     def __init__(
         self,
@@ -120,22 +120,22 @@ class Kubernetes:
 
     @property
     def problems(self) -> tuple[Problem, ...]:
-        """What is wrong now."""
+        """Current problems."""
         of_objects = [problem for found in self._of_objects.values() for problem in found]
         return (*self._watch_problem_list, *self._config_problems, *of_objects)
 
     @property
     def complete(self) -> bool:
-        """Whether everything is known."""
+        """Whether every kind has been listed and the settings are usable."""
         return all(reflector.complete for reflector in self._reflectors) and self._config is not None
 
     @property
     def unenforced(self) -> Mapping[str, int]:
-        """How many objects there are of each kind that is not enforced."""
+        """Number of objects of each kind that is not enforced."""
         return {each.resource.kind: len(each.objects) for each in self._optional if each.objects}
 
     def pending_reason(self) -> str:
-        """Say what is not known yet, and for each kind why, and what to do; empty if nothing."""
+        """Return why the source is not complete and what to do about it; empty if it is complete."""
         missing = [reflector for reflector in self._reflectors if not reflector.complete]
         if missing and (away := self._outage_reason()):
             titles = ", ".join(reflector.resource.title for reflector in missing)
@@ -153,7 +153,7 @@ class Kubernetes:
         return "\n".join(f"waiting for {line}" for line in lines)
 
     def staleness(self) -> str:
-        """Say since when changes cannot be learned of; empty if they can."""
+        """Return since when changes cannot be received; empty if they can."""
         behind = self.stale_seconds()
         since = f"{datetime.now(UTC) - timedelta(seconds=behind):%Y-%m-%dT%H:%M:%SZ} ({behind:.0f} s)"
         if away := self._outage_reason():
@@ -164,16 +164,16 @@ class Kubernetes:
         return ""
 
     def stale_seconds(self) -> float:
-        """Tell for how many seconds it has not been possible to learn of changes."""
+        """Return the seconds since changes could last be received; 0 if they can."""
         now = asyncio.get_running_loop().time()
         return max((now - failure.since for _, failure in self._stale()), default=0.0)
 
     def _stale(self) -> Iterator[tuple[_AnyReflector, WatchFailure]]:
-        """Yield what was read before, or is to be read, and cannot be now."""
+        """Yield the reflectors that have a failure."""
         yield from self._failures(*FailureCause)
 
     async def watch(self) -> AsyncGenerator[SourceUpdate, None]:
-        """Tell everything, then follow it: whenever something is different, tell what."""
+        """Yield everything once, then each change."""
         reflectors = (*self._reflectors, *self._optional)
         work = [asyncio.create_task(reflector.run()) for reflector in reflectors]
         try:
@@ -191,7 +191,7 @@ class Kubernetes:
             await asyncio.gather(*work, return_exceptions=True)
 
     async def _wait(self, work: Sequence[asyncio.Task[None]]) -> None:
-        """Wait until a reflector has something to tell; none of them ends but by a mistake of ours."""
+        """Wait until a reflector has changes. Raise the error of a reflector that has failed unexpectedly."""
         waking = asyncio.create_task(self._changed.wait())
         try:
             await asyncio.wait([waking, *work], return_when=asyncio.FIRST_COMPLETED)
@@ -204,7 +204,7 @@ class Kubernetes:
 
     @property
     def _reflectors(self) -> tuple[_AnyReflector, ...]:
-        """What has to be known before anything is told."""
+        """Reflectors that must be complete before objects are yielded."""
         return (*self._kinds, self._config_maps)
 
     # --- what is kept ------------------------------------------------------------------------------------------------
@@ -291,7 +291,7 @@ class Kubernetes:
                 yield reflector, reflector.failure
 
     def _outage_reason(self) -> str:
-        """Say why the server cannot be reached; empty if it can."""
+        """Return why the server cannot be reached; empty if it can."""
         said = next((failure.message for _, failure in self._failures(FailureCause.UNREACHABLE)), "")
         return said.removeprefix(f"the API server at {self._api.server} cannot be reached: ")
 
@@ -307,7 +307,7 @@ class Kubernetes:
             if each.failure and each.failure.cause is FailureCause.FORBIDDEN
         ]
         away = self._outage_reason()
-        # All that is watched breaks at once: it is told once, in the words of the first.
+        # All watches fail at the same time: report the failure once, with the first message.
         problem = Problem(where=self._api.server, what=f"the API server cannot be reached: {away}")
         self._outage = (self._outage or problem) if away else None
         if self._outage:
@@ -333,7 +333,7 @@ def _unenforced_resource(kind: Unenforced) -> KubeResource:
 
 
 def _read_unenforced(kind: Unenforced, obj: Json, _: ObjectState | None) -> ObjectState:
-    """Keep that an object is not enforced, and nothing else of it."""
+    """Return the warning that an object is not enforced."""
     meta = obj["metadata"]
     name = str(Ref(kind.name, str(meta.get("namespace") or ""), str(meta["name"])))
     document = {"apiVersion": f"{kind.group}/{kind.versions[-1]}", "kind": kind.name, "metadata": meta}
@@ -343,7 +343,7 @@ def _read_unenforced(kind: Unenforced, obj: Json, _: ObjectState | None) -> Obje
 
 
 def _read_object(kind: Kind, obj: Json, before: ObjectState | None) -> ObjectState:
-    """Read an object; the last good version of it stays where the new one cannot be used."""
+    """Parse an object. If it is invalid, use its last good version."""
     meta = obj["metadata"]
     uid = str(meta.get("uid") or "")
     ref = Ref(kind.name, str(meta.get("namespace") or "") if kind.namespaced else "", str(meta["name"]))
@@ -364,7 +364,7 @@ def _object_state(parsed: Parsed, before: ObjectState | None, uid: str) -> Objec
     """Return what to keep of an object: what was read, else its last good version, else what fails closed."""
     if not parsed.refused:
         return ObjectState(fact=parsed.fact, problems=parsed.problems)
-    # Another object of the same name is no earlier version.
+    # An object with the same name and another UID is not an earlier version.
     if before and before.fact and not before.fails_closed and before.fact.meta.uid == uid:
         return ObjectState(fact=before.fact, problems=parsed.problems)
     closed = parsed.fails_closed
@@ -372,7 +372,7 @@ def _object_state(parsed: Parsed, before: ObjectState | None, uid: str) -> Objec
 
 
 def _without_line(problem: Problem) -> Problem:
-    """Name the ConfigMap, and say in words where in it."""
+    """Move the line number from `where` to the text, so that `where` is the ConfigMap."""
     line = _LINE.search(problem.where)
     if not line:
         return problem
@@ -382,7 +382,7 @@ def _without_line(problem: Problem) -> Problem:
 
 
 def _access_problem(reflector: Reflector[Any], failure: WatchFailure) -> Problem:
-    """Say why a kind cannot be read, what that means, and what to do."""
+    """Return a problem that says why a kind cannot be read, the effect, and what to do."""
     resource = reflector.resource
     what = (
         "what was known stays in force" if reflector.complete else "no sidecar is configured until it can be"

@@ -1,7 +1,7 @@
-"""One resource of an API server, listed and then watched: what became different, and never more than that.
+"""A local copy of one resource type of an API server, with a list and then a watch, as in client-go.
 
-A watch goes on from the last version that was heard of, whatever broke it. Only when the server no longer knows that version
-is everything listed again, and compared with what is known; whatever cannot be learned of meanwhile stays as it was.
+An interrupted watch resumes at the last known resourceVersion. Everything is listed again only if the server
+no longer has that version. During a failure, the last known objects remain.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from xds.mesh.sources.resource import KubeResource, WatchOptions
 T = TypeVar("T")
 
 Key: TypeAlias = tuple[str, str]
-"""namespace (empty for cluster-scoped kinds), name."""
+"""Namespace (empty for cluster-scoped kinds) and name of an object."""
 
 TIME_SLICE = 0.005
-"""Seconds of work after which the event loop gets its turn."""
+"""Seconds of work after which the reflector yields to the event loop."""
 MAX_EMPTY_WATCHES = 3
-"""After how many watches in a row that brought nothing everything is listed again."""
+"""Number of consecutive watches without events after which everything is listed again."""
 
 
 _UNRELATED_TO_VERSION = frozenset(
@@ -38,38 +38,40 @@ _UNRELATED_TO_VERSION = frozenset(
         HTTPStatus.SERVICE_UNAVAILABLE,
     }
 )
-"""Statuses that say nothing about the version that was asked for."""
+"""Statuses of errors that are not related to the requested resourceVersion."""
 
 
 class FailureCause(Enum):
-    """Why what is known of a resource may be out of date."""
+    """Reason why the local copy may be outdated."""
 
-    UNREACHABLE = "away"
-    """The server cannot be reached, or does not answer as it should."""
-    FORBIDDEN = "refused"
-    """The server does not allow us to read it."""
-    NOT_SERVED = "missing"
-    """The server does not serve it, or in no version that can be read here."""
+    UNREACHABLE = "unreachable"
+    """The server cannot be reached, or sends invalid responses."""
+    FORBIDDEN = "forbidden"
+    """RBAC denies access."""
+    NOT_SERVED = "not served"
+    """The server does not serve the resource, or only in unsupported versions."""
 
 
 class WatchFailure(NamedTuple):
-    """What stands in the way of a reflector."""
+    """The current failure of a reflector."""
 
     cause: FailureCause
+    """Type of the failure."""
     since: float
-    """In the event loop's time."""
+    """Time of the first failure, in seconds of the event loop's clock."""
     message: str
+    """The last error."""
 
 
 class ExpiredError(Exception):
-    """The server no longer knows the version that we are at."""
+    """The server no longer has the requested resourceVersion."""
 
 
 class Reflector(Generic[T]):
-    """Keeps up with a resource.
+    """Keeps a local copy of a resource type up to date.
 
-    `keep` makes of an object, and of what is kept of it so far, what is to be kept; it must not raise. `wake` is called
-    whenever there is something new to `take`, or `state` is another.
+    `keep` converts an object, given the result for its previous version, and must not raise. `wake` is called
+    when there are changes to `take`, or when `failure` changes.
     """
 
     def __init__(
@@ -82,41 +84,42 @@ class Reflector(Generic[T]):
     ) -> None:
         self.resource = resource
         self.objects: dict[Key, T] = {}
-        """What is kept of each object that is there."""
+        """Converted objects."""
         self.complete = False
-        """Whether the resource has been listed: only then is it known which objects there are."""
+        """Whether the resource has been listed at least once."""
         self.failure: WatchFailure | None = None
+        """The current failure, or None."""
         self._api = api
         self._keep = keep
         self._wake = wake
         self._options = options
         self._changed: dict[Key, T | None] = {}
-        """What was kept, when it was last taken, of each object that became different since."""
+        """Previous values of the objects that have changed since the last `take`."""
         self._api_version = "" if resource.custom else resource.versions[-1]
-        """The API version that is used; empty: to be found out."""
+        """API version in use; empty if it must be discovered."""
         self._version = ""
-        """The resourceVersion that we are at; empty: everything is to be listed."""
+        """resourceVersion of the local copy; empty if everything must be listed."""
         self._failures = 0
         self._empty_watches = 0
-        """How many watches in a row the server answered, and brought nothing."""
+        """Number of consecutive watches that were opened and failed without an event."""
         self._expirations = 0
-        """How often in a row the version that we were at was gone, though it had just been listed."""
+        """Number of consecutive times that a version expired directly after a list."""
         self._is_open = False
-        """Whether the server answered the current watch."""
+        """Whether the server accepted the current watch."""
         self._failing_since = 0.0
-        """When what fails now failed first."""
+        """Time of the first of the consecutive failures."""
         self._last_contact = 0.0
         self._last_yield = 0.0
 
     def take(self) -> dict[Key, tuple[T | None, T | None]]:
-        """Return what became different since the last call: what was kept of it, and what is."""
-        before, self._changed = self._changed, {}
-        return {key: (old, self.objects.get(key)) for key, old in before.items()}
+        """Return the changes since the last call, as old and new values."""
+        changed, self._changed = self._changed, {}
+        return {key: (old, self.objects.get(key)) for key, old in changed.items()}
 
     async def run(self) -> None:
-        """Keep up, until cancelled."""
+        """List and watch until cancelled."""
         while True:
-            failed = None
+            failure = None
             self._is_open = False
             try:
                 if not self._api_version:
@@ -126,18 +129,18 @@ class Reflector(Generic[T]):
                 await self._watch()
             except ExpiredError:
                 self._version = ""
-                failed = KubeError(HTTPStatus.GONE, "the version that we were at is gone")
+                failure = KubeError(HTTPStatus.GONE, "the resourceVersion has expired")
             except KubeError as error:
-                failed = error
-            wait = self._handle_failure(failed) if failed else 0.0
+                failure = error
+            wait = self._handle_failure(failure) if failure else 0.0
             if self._changed:
                 self._wake()
             await asyncio.sleep(wait)
 
     def _handle_failure(self, error: KubeError) -> float:
-        """Take note of a failure; return how long to wait."""
+        """Record a failure. Return the retry delay in seconds."""
         if not self._failures:
-            # Who says nothing any more has been away since the last word.
+            # After a timeout, the failure started at the last contact.
             silent = isinstance(error.__cause__, TimeoutError) and self._last_contact
             self._failing_since = self._last_contact if silent else asyncio.get_running_loop().time()
         self._failures += 1
@@ -151,40 +154,40 @@ class Reflector(Generic[T]):
         self._empty_watches += self._is_open or error.status not in _UNRELATED_TO_VERSION
         if self._empty_watches >= MAX_EMPTY_WATCHES or gone:
             self._version, self._empty_watches = "", 0
-        # A watch that broke is opened again, and only if that fails there is something to tell.
+        # An interrupted watch is opened again first. Only a second failure is reported.
         if not self.complete or (self._failures > 1 and not gone):
             refused = error.status == HTTPStatus.FORBIDDEN
-            trouble = (
+            cause = (
                 FailureCause.NOT_SERVED
                 if missing
                 else FailureCause.FORBIDDEN
                 if refused
                 else FailureCause.UNREACHABLE
             )
-            self._set_failure(trouble, str(error))
+            self._set_failure(cause, str(error))
         if not gone:
             return wait
-        # That it can be listed is no success here: who lists again and again at once keeps a server in trouble there.
+        # Back off although the list succeeded: repeated lists without delay would keep the server overloaded.
         self._expirations += 1
         return max(wait, self._options.delay(self._expirations - 1)) if self._expirations > 1 else 0.0
 
-    def _set_failure(self, trouble: FailureCause, what: str) -> None:
-        before = self.failure if self.failure and self.failure.cause is trouble else None
-        self.failure = WatchFailure(trouble, before.since if before else self._failing_since, what)
+    def _set_failure(self, cause: FailureCause, message: str) -> None:
+        before = self.failure if self.failure and self.failure.cause is cause else None
+        self.failure = WatchFailure(cause, before.since if before else self._failing_since, message)
         if not before:
             self._wake()
 
     def _clear_failure(self) -> None:
-        """Take note that the server answers as it should."""
+        """Record a successful response."""
         self._last_contact = asyncio.get_running_loop().time()
         if self.failure:
             self.failure = None
             self._wake()
 
-    # --- which version -----------------------------------------------------------------------------------------------
+    # --- version discovery -------------------------------------------------------------------------------------------
 
     async def _find_version(self) -> None:
-        """Find the API version to use. KubeError 404: there is none that we could read."""
+        """Discover the API version to use. KubeError 404: no supported version is served."""
         group = self.resource.group
         try:
             found = await self._api.get(f"/apis/{group}")
@@ -209,10 +212,10 @@ class Reflector(Generic[T]):
         versions = self.resource.versions
         return versions.index(version) if version in versions else -1
 
-    # --- everything --------------------------------------------------------------------------------------------------
+    # --- list --------------------------------------------------------------------------------------------------------
 
     async def _list(self) -> None:
-        """List everything, and take note of what is different from what is known."""
+        """List everything, and record the differences from the local copy."""
         seen: dict[Key, T] = {}
         limit: int | None = self._options.page_size
         following: str | None = None
@@ -223,7 +226,7 @@ class Reflector(Generic[T]):
             except KubeError as error:
                 if error.status != HTTPStatus.GONE or not following:
                     raise
-                # The rest of the list is gone: compacted away while we read. In one piece it cannot be.
+                # The continue token has expired. A list in one page cannot expire.
                 seen, limit, following = {}, None, None
                 continue
             for item in _mappings(page.get("items")):
@@ -254,10 +257,10 @@ class Reflector(Generic[T]):
     def _selector(self) -> str | None:
         return f"metadata.name={self.resource.name}" if self.resource.name else None
 
-    # --- what comes --------------------------------------------------------------------------------------------------
+    # --- watch -------------------------------------------------------------------------------------------------------
 
     async def _watch(self) -> None:
-        """Take note of what comes, until the server ends the answer. ExpiredError, KubeError."""
+        """Apply events until the server ends the watch. ExpiredError, KubeError."""
         loop = asyncio.get_running_loop()
         query = {
             "watch": True,
@@ -300,10 +303,10 @@ class Reflector(Generic[T]):
         if isinstance(meta, dict) and (version := meta.get("resourceVersion")):
             self._version = str(version)
 
-    # --- what is kept ------------------------------------------------------------------------------------------------
+    # --- local copy --------------------------------------------------------------------------------------------------
 
     def _read_object(self, obj: Json, key: Key) -> T:
-        # Members of a list do not say what they are.
+        # Items of a list have no kind and apiVersion.
         obj.setdefault("kind", self.resource.kind)
         obj.setdefault("apiVersion", self.resource.api_version(self._api_version))
         return self._keep(obj, self.objects.get(key))
@@ -319,7 +322,7 @@ class Reflector(Generic[T]):
             self.objects[key] = kept
 
     async def _yield_to_loop(self) -> None:
-        """Give the event loop its turn if it is time."""
+        """Yield to the event loop if the time slice is over."""
         loop = asyncio.get_running_loop()
         if loop.time() >= self._last_yield + TIME_SLICE:
             await asyncio.sleep(0)

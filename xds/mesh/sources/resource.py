@@ -19,7 +19,8 @@ class WatchOptions(NamedTuple):
     idle_timeout: float = 90.0
     """Time without data after which a watch is considered broken. The server sends bookmarks every minute."""
     watch_timeout: float = 300.0
-    """Lifetime requested for a watch, so that load spreads over API servers. The actual value is 1 to 2 times this."""
+    """Lifetime requested for a watch, so that load spreads over API servers. The actual value is 1 to 2 times
+    this."""
     list_timeout: float = 60.0
     """Timeout of the request for one page of a list."""
     page_size: int = 500

@@ -1,7 +1,7 @@
 """Text that says something else than before, and is otherwise as it was: comments, order, quotes and spaces stay.
 
-Only the lines that change are written anew. Where that is not possible (what changes is said by an alias, say), the
-document is written as a whole, and means the same.
+Only the lines that change are written anew. Where that is not possible (what changes is said by an alias,
+say), the document is written as a whole, and means the same.
 """
 
 from __future__ import annotations

@@ -73,7 +73,8 @@ def control_plane(
         mesh: the settings of the mesh, as Istio's MeshConfig; None: the defaults.
         api_server_cidrs: the networks that may connect to the webhook's port; none: any address may.
     """
-    # An anchor's value is one object wherever it is used: what is changed in one place would be in the others.
+    # An anchor's value is one object wherever it is used: what is changed in one place would be in the
+    # others.
     objects = [deepcopy(each) for name, each in load_packaged("install") if name != _JOB]
     for each in objects:
         if each["kind"] == "ConfigMap" and mesh is not None:
@@ -156,7 +157,8 @@ class Installer:
     ) -> list[InstallResult]:
         """Make the mesh's first policies; what somebody else has changed is left as it is. KubeError.
 
-        `served`: the versions of each kind that the cluster serves and we read; a dry run may find none of a kind.
+        `served`: the versions of each kind that the cluster serves and we read; a dry run may find none of a
+        kind.
         """
         desired = default_policies(config, next(iter(served.get(_RULES, ())), "v1"))
         done = [await self._apply(each, force=False) for each in desired]
