@@ -164,7 +164,7 @@ class ConditionPublisher:
         self._log_problem("")
         return True
 
-    # --- conditions --------------------------------------------------------------------------------------------------
+    # --- conditions ---
 
     async def _patch_status(
         self, ref: Ref, api_version: str, plural: str, obj: Json, desired: Mapping[str, FalseCondition]
@@ -203,7 +203,7 @@ class ConditionPublisher:
             raise
         return (version if plural in names else ""), f"{plural}/status" in names
 
-    # --- events ------------------------------------------------------------------------------------------------------
+    # --- events ---
 
     async def _create_events(
         self, ref: Ref, api_version: str, plural: str, conditions: Mapping[str, FalseCondition]

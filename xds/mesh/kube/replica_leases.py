@@ -1,11 +1,11 @@
-"""What replicas tell each other of how far their proxies are (`xds.mesh.rollout.peers`): each has a Lease, with an annotation.
+"""Exchange of the replicas' rollout reports (`xds.mesh.rollout.peers`) through annotations of Leases.
 
-A Lease is renewed every few seconds, and written whenever there is something new to say. All are watched
-together, so everybody reads them in the order in which they were written, one's own included. A replica that
-ends leaves its Lease behind: its proxies go to another one, and until they have, they are reckoned with.
-Whoever sees that a Lease has ended deletes it.
+Each replica has a Lease. It renews the Lease every few seconds, and writes it after each change of its
+report. All Leases are watched together, so every replica reads them in the order of the writes, including its
+own. A replica that ends leaves its Lease behind: its proxies count until they connect to another replica or
+the Lease expires. Any replica deletes expired Leases.
 
-Needs in its own namespace: coordination.k8s.io leases: list, watch, create, update, delete.
+Required permissions in its own namespace: list, watch, create, update and delete coordination.k8s.io leases.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ from xds.mesh.rollout.replica_sync import Exchange
 log = structlog.get_logger(__name__)
 
 PREFIX = "xds-replica-"
-"""What the names of these Leases begin with; the rest names the replica."""
+"""Prefix of the Leases' names, before the name of the replica."""
 LABEL = "sidecar.xds/replica"
 ANNOTATION = "sidecar.xds/rollout"
 
 WRITE_INTERVAL = 0.2
-"""Seconds between two writes,"""
+"""Minimum seconds between two writes of small reports."""
 LARGE_WRITE_INTERVAL = 2.0
-"""and between two that are as large as they may be; those in between come in between."""
+"""Minimum seconds between two writes of the largest reports; other sizes are interpolated."""
 RETRY_DELAY = 1.0
-"""Seconds after which what failed is tried again."""
+"""Seconds before a failed request is retried."""
 _WATCH_TIMEOUT = 290
-"""Seconds for which the API server is asked to tell changes; then it is asked again."""
+"""Lifetime of a watch, in seconds. An expired watch is opened again."""
 
 
 _NOT_WRITTEN = frozenset({HTTPStatus.BAD_REQUEST, 401, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND, 413, 422})
-"""Answers after which nothing was written for certain."""
+"""Statuses that guarantee that nothing was written."""
 
 
 class ReplicaLeases:
-    """Writes a replica's reports, and reads everybody's; `run` does until it is cancelled. `heard` is called after something new."""
+    """Writes the report of this replica, and reads those of all. `heard` is called after each change."""
 
     def __init__(
         self, api: KubeApi, namespace: str, identity: str, exchange: Exchange, heard: Callable[[], None]
@@ -65,16 +65,16 @@ class ReplicaLeases:
         self._news = asyncio.Event()
         exchange.on_news = self._news.set
         self._version = ""
-        """The resourceVersion of our Lease, as it was written last; empty: there is none."""
-        self._log_problem = OnceLogger(log, "replicas do not hear of each other")
+        """resourceVersion of our Lease; empty if it does not exist."""
+        self._log_problem = OnceLogger(log, "cannot exchange reports with other replicas")
 
     async def run(self) -> None:
-        """Work until cancelled."""
+        """Run until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._write())
             tasks.create_task(self._read())
 
-    # --- ours --------------------------------------------------------------------------------------------------------
+    # --- ours ---
 
     async def _write(self) -> None:
         while True:
@@ -97,11 +97,11 @@ class ReplicaLeases:
                         await self._news.wait()
 
     async def _put_lease(self) -> int:
-        """Write a report; return its size."""
+        """Write the report to the Lease. Return its size."""
         loop = asyncio.get_running_loop()
         began = loop.time()
         report = self._exchange.write(began)
-        # What is large takes a while to pack.
+        # Compressing a large report takes a while.
         text = await asyncio.to_thread(encode_report, report)
         if text is None:
             self._exchange.retract()
@@ -155,7 +155,7 @@ class ReplicaLeases:
                 if not error.is_not_found and error.status != HTTPStatus.CONFLICT:
                     raise
 
-    # --- everybody's -------------------------------------------------------------------------------------------------
+    # --- everybody's ---
 
     async def _read(self) -> None:
         while True:
@@ -185,14 +185,14 @@ class ReplicaLeases:
         return str(found["metadata"]["resourceVersion"])
 
     async def _watch(self, version: str) -> None:
-        """Read what comes, until the server ends the answer. KubeError."""
+        """Apply events until the server ends the watch. KubeError."""
         query = {
             "labelSelector": f"{LABEL}=true",
             "resourceVersion": version,
             "watch": True,
             "timeoutSeconds": _WATCH_TIMEOUT,
         }
-        # Our own renewals come at least: if they do not, nothing does.
+        # Our own renewals arrive within the duration. Without them, the watch is broken.
         async with self._api.stream(self._path, idle=self._exchange.duration, **query) as stream:
             async for some in read_lines(stream):
                 for line in some:

@@ -1,4 +1,4 @@
-"""A report of a replica (`xds.mesh.rollout.peers`), as the text of an annotation."""
+"""Encoding of a replica's report (`xds.mesh.rollout.peers`) as the text of an annotation."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from xds.mesh.policy.mtls import Send
 from xds.mesh.rollout.peers import Report, Stand
 
 MAX_LENGTH = 200 * 1024
-"""Characters of a report; the API server takes 256 KiB of annotations."""
+"""Maximum characters of a report. The API server limits annotations to 256 KiB."""
 MAX_PLAIN_LENGTH = 2000
-"""Characters up to which a report can be read as it is."""
+"""Maximum characters of an uncompressed report."""
 _MAX_UNPACKED_LENGTH = 16 * 2**20
-"""Characters of a packed report that is still read."""
+"""Maximum characters of a decompressed report."""
 
 _MODES = {mode.value[0]: mode for mode in Mode}
 _SENDS = {send.value[0]: send for send in Send}
 
 
 def encode_report(report: Report) -> str | None:
-    """Return a report as text; None: it would be too large.
+    """Return a report as text, or None if it is too large.
 
     Ports with the same stand are together: {"mPS+pm": {"namespace": {"pod": [8080]}}} are on their way, those
     without `+` are told because somebody else has them on their way.

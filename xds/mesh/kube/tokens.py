@@ -1,8 +1,8 @@
-"""Whose token it is, asked of the API server by TokenReview; what it said is remembered for a moment.
+"""Verification of service account tokens by TokenReview, with a short-lived cache.
 
-Anybody who reaches our port can show tokens, so what an attacker can make us ask is limited: what is plainly
-no good is not shown to the API server, concurrent questions about one token are one, few are asked at a time,
-and an address whose tokens are refused has to wait.
+Anyone who can connect can send tokens, so requests to the API server are limited: malformed or expired tokens
+are rejected locally, concurrent requests for one token share a review, the number of concurrent reviews is
+bounded, and an address whose tokens are rejected must wait.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ log = structlog.get_logger(__name__)
 PATH = "/apis/authentication.k8s.io/v1/tokenreviews"
 
 ACCEPTED_TTL = 30.0
-"""Seconds that a token counts as good after it was found to be, unless it expires before."""
+"""Seconds for which an accepted token is cached, unless it expires earlier."""
 REJECTED_TTL = 10.0
-"""Seconds that it counts as bad: who mounted the wrong one tries again and again."""
+"""Seconds for which a rejected token is cached. A misconfigured client retries with the same token."""
 MAX_CACHED_TOKENS = 8192
-"""Tokens of each kind that are remembered."""
+"""Maximum number of accepted, and of rejected, tokens in the cache."""
 
 MAX_CONCURRENT_REVIEWS = 16
-"""Reviews that are under way at the API server."""
+"""Maximum number of concurrent requests to the API server."""
 MAX_PENDING_REVIEWS = 4096
-"""Reviews that are under way or wait for that: a large mesh after a cold start."""
+"""Maximum number of running and queued reviews. Large enough for a cold start of a large mesh."""
 MAX_REFUSALS = 32.0
-"""Tokens from one address that may be refused one after the other,"""
+"""Burst of rejected tokens that is allowed for an address."""
 REFILL_RATE = 2.0
-"""and how many more per second after that."""
+"""Rejected tokens per second that are allowed after the burst."""
 MAX_BUDGETS = 4096
 _REVIEW_TIMEOUT = 10.0
-"""Seconds for an answer of the API server."""
+"""Timeout of a review, in seconds."""
 
 _Key: TypeAlias = bytes
 _Answer: TypeAlias = Caller | NotProvenError | UndecidedError
@@ -54,7 +54,7 @@ class _CachedAnswer(NamedTuple):
 
 
 class TokenReviewer:
-    """Tells whose tokens are. `clock` is in seconds, `now` the time of day."""
+    """Returns the caller that a token identifies. `clock` counts seconds; `now` returns the time of day."""
 
     def __init__(
         self,
@@ -70,12 +70,12 @@ class TokenReviewer:
         self._clock = clock
         self._accepted: OrderedDict[_Key, _CachedAnswer] = OrderedDict()
         self._rejected: OrderedDict[_Key, _CachedAnswer] = OrderedDict()
-        """Apart, so that bad ones do not push out the good."""
+        """A separate cache, so that rejected tokens do not evict accepted ones."""
         self._pending: dict[_Key, asyncio.Task[_Answer]] = {}
         self._slots = asyncio.Semaphore(MAX_CONCURRENT_REVIEWS)
         self._budgets = _RefusalBudgets(clock)
         self._last_problem = ""
-        """What the log was last told that the API server cannot be asked."""
+        """The last logged error of the API server."""
 
     async def __call__(self, token: str, peer: str) -> Caller:
         """Return whose token it is; `peer` is who shows it, in gRPC's form.
@@ -111,7 +111,7 @@ class TokenReviewer:
         task.add_done_callback(lambda _: self._pending.pop(key))
 
     async def _review(self, key: _Key, token: str, address: str, end: datetime) -> _Answer:
-        """Return what is to be told; nothing is raised, as perhaps nobody waits any longer."""
+        """Return the caller or an error. Nothing is raised, because the waiting calls may have been cancelled."""
         body = {
             "apiVersion": "authentication.k8s.io/v1",
             "kind": "TokenReview",
@@ -149,15 +149,15 @@ def _store(known: OrderedDict[_Key, _CachedAnswer], key: _Key, found: _CachedAns
 
 
 class _RefusalBudgets:
-    """How many tokens may be shown from an address: each takes one of a few, and gives it back if it was no bad one."""
+    """Budgets of rejected tokens by address. Each review spends one, and returns it unless it is rejected."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._budgets: OrderedDict[str, tuple[float, float]] = OrderedDict()
-        """How many are missing of which address, and when that was so."""
+        """Spent budget by address, and the time of the last update."""
 
     def take(self, address: str) -> None:
-        """Take one. TooManyError: there is none left."""
+        """Spend one token of the budget. TooManyError: the budget is exhausted."""
         taken = self._spent(address) + 1
         if taken > MAX_REFUSALS:
             raise TooManyError("too many tokens from this address were refused; try again in a few seconds")

@@ -1,4 +1,4 @@
-"""YAML and JSON text as kubectl understands it: plain values, and the line that each of them is on.
+"""Parser for YAML and JSON as kubectl reads them, which records the line of each value.
 
 kubectl turns YAML into JSON first, so keys are strings, times stay text, and 1:30 is no number. A document
 that cannot be read does not take the others of its file with it. What is read is bounded, whatever aliases

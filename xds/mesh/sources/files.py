@@ -1,11 +1,11 @@
-"""Facts from a folder of kubectl-shaped files, and from nothing but what is good in them.
+"""Source of objects from a folder of manifests.
 
-A `Folder` is read again and again; each reading tells only what became different. What is wrong is told once,
-with file and line, and changes nothing: the last good version of the object that was meant stays in force. A
-policy that has none is STRICT.
+A `Folder` is read repeatedly, and each update contains only differences. An error is reported once, with file
+and line, and the last good version of the object is used. A policy without a good version is STRICT.
 
-Nothing is told before the settings and every file have been read once, and every document says which object
-it is: a document that cannot be read may be the policy that locks the mesh (ADR 0017).
+The source yields no objects before it has read the settings and every file, and can identify the object of
+every
+document: an unreadable document may be the policy that makes the mesh STRICT (ADR 0017).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from xds.mesh.sources.settings import SettingsLoader
 
 SUFFIXES = frozenset({".yaml", ".yml", ".json"})
 MAX_FILE_SIZE = 32 * 2**20
-"""Bytes of a file that is still read."""
+"""Maximum size of a file, in bytes."""
 MAX_REASONS = 10
 """Problems that /ready names while the manifests are waited for: its answer must not grow with the folder."""
 SETTLE_TIME = 0.05
@@ -46,7 +46,7 @@ RESCAN_INTERVAL = 0.5
 elsewhere)."""
 
 Signature: TypeAlias = tuple[int, ...]
-"""What changes when a file does: its times, its size, and which file it is."""
+"""Times, size and identity of a file, to detect changes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,7 @@ class Folder:
 
     @property
     def problems(self) -> tuple[Problem, ...]:
-        """What is wrong now."""
+        """Current problems."""
         return self._problems
 
     @property
@@ -137,7 +137,7 @@ class Folder:
         return Counter(each.unenforced for file in files for each in file.objects if each.unenforced)
 
     def pending_reason(self) -> str:
-        """Say what is not known yet; empty if nothing."""
+        """Return why the source is not complete; empty if it is complete."""
         if self._complete:
             return ""
         if not self._blocking_problems:
@@ -151,15 +151,15 @@ class Folder:
         return "\n".join(lines)
 
     def staleness(self) -> str:
-        """Say how old what is known is: files are at hand."""
+        """Return an empty text: files are never stale."""
         return ""
 
     def stale_seconds(self) -> float:
-        """Tell for how many seconds it has not been possible to learn of changes."""
+        """Return the seconds since changes could last be read."""
         return 0.0
 
     async def watch(self) -> AsyncGenerator[SourceUpdate, None]:
-        """Read the folder, then follow it: whenever something is different, tell what."""
+        """Yield everything once, then each change."""
         await self._wait_until_settled()
         report = await asyncio.to_thread(self.load)
         yield report
@@ -183,7 +183,7 @@ class Folder:
             await asyncio.sleep(SETTLE_TIME)
 
     def _scan(self) -> tuple[dict[Path, _File], list[Problem], bool]:
-        """Look at all files, and read those that are not as they were."""
+        """Scan all files, and read those that have changed."""
         known = self._files or {}
         files: dict[Path, _File] = {}
         unread: list[Problem] = []
@@ -247,7 +247,7 @@ def _walk(folder: Path, seen: set[tuple[int, int]]) -> Iterator[tuple[Path, os.s
 
 
 def _read_file(path: Path, signature: Signature | None, size: int) -> _File:
-    """Read a file; what is wrong with it is part of the result."""
+    """Read a file. The result contains its problems."""
     name = str(path)
     if size > MAX_FILE_SIZE:
         problem = Problem(where=name, what=f"is larger than {MAX_FILE_SIZE >> 20} MiB and is not read")
@@ -310,7 +310,7 @@ def _listed_problems(files: Mapping[Path, _File], held: Mapping[Ref, _AppliedFac
 def _resolve(
     files: Mapping[Path, _File], before: Mapping[Ref, _AppliedFact]
 ) -> tuple[dict[Ref, _AppliedFact], Problems]:
-    """Tell which version of each object is in force, and complain of names that are used twice."""
+    """Return the version of each object to use, and the problems of duplicate names."""
     claims: dict[Ref, list[tuple[Path, Parsed]]] = {}
     for path, file in files.items():
         for parsed in file.objects:

@@ -207,7 +207,7 @@ class Kubernetes:
         """Reflectors that must be complete before objects are yielded."""
         return (*self._kinds, self._config_maps)
 
-    # --- what is kept ------------------------------------------------------------------------------------------------
+    # --- what is kept ---
 
     def _read_config_map(self, obj: Json, _: ConfigState | None) -> ConfigState:
         data = obj.get("data")
@@ -229,7 +229,7 @@ class Kubernetes:
             config=config if usable else None, problems=tuple(_without_line(problem) for problem in problems)
         )
 
-    # --- what is told ------------------------------------------------------------------------------------------------
+    # --- what is told ---
 
     def _problems_update(self) -> SourceUpdate:
         new, solved = self._watch_problems()
@@ -283,7 +283,7 @@ class Kubernetes:
         )
         return self._default.config, (*self._default.problems, none)
 
-    # --- what stands in the way --------------------------------------------------------------------------------------
+    # --- what stands in the way ---
 
     def _failures(self, *which: FailureCause) -> Iterator[tuple[_AnyReflector, WatchFailure]]:
         for reflector in self._reflectors:

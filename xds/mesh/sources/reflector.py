@@ -184,7 +184,7 @@ class Reflector(Generic[T]):
             self.failure = None
             self._wake()
 
-    # --- version discovery -------------------------------------------------------------------------------------------
+    # --- version discovery ---
 
     async def _find_version(self) -> None:
         """Discover the API version to use. KubeError 404: no supported version is served."""
@@ -212,7 +212,7 @@ class Reflector(Generic[T]):
         versions = self.resource.versions
         return versions.index(version) if version in versions else -1
 
-    # --- list --------------------------------------------------------------------------------------------------------
+    # --- list ---
 
     async def _list(self) -> None:
         """List everything, and record the differences from the local copy."""
@@ -257,7 +257,7 @@ class Reflector(Generic[T]):
     def _selector(self) -> str | None:
         return f"metadata.name={self.resource.name}" if self.resource.name else None
 
-    # --- watch -------------------------------------------------------------------------------------------------------
+    # --- watch ---
 
     async def _watch(self) -> None:
         """Apply events until the server ends the watch. ExpiredError, KubeError."""
@@ -303,7 +303,7 @@ class Reflector(Generic[T]):
         if isinstance(meta, dict) and (version := meta.get("resourceVersion")):
             self._version = str(version)
 
-    # --- local copy --------------------------------------------------------------------------------------------------
+    # --- local copy ---
 
     def _read_object(self, obj: Json, key: Key) -> T:
         # Items of a list have no kind and apiVersion.

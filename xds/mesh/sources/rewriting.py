@@ -1,7 +1,7 @@
-"""Text that says something else than before, and is otherwise as it was: comments, order, quotes and spaces stay.
+"""Editing of YAML and JSON text that preserves comments, order, quotes and spaces.
 
-Only the lines that change are written anew. Where that is not possible (what changes is said by an alias,
-say), the document is written as a whole, and means the same.
+Only changed lines are written. If that is not possible, for example because the changed value comes from an
+alias, the whole document is written with the same meaning.
 """
 
 from __future__ import annotations

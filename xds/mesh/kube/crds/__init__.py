@@ -1,4 +1,4 @@
-"""Custom resource definitions: our own, for kinds that a cluster lacks. Those that are there are used as they are."""
+"""Installation of the custom resource definitions. Existing definitions are left untouched."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ PATH = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 _SERVED_TIMEOUT = 30.0
 _POLL_INTERVAL = 0.1
 _OWNERS = ("app.kubernetes.io/managed-by", "app.kubernetes.io/part-of", "operator.istio.io/component", "app")
-"""Labels that say who installed something; the first that is there counts."""
+"""Labels that name the owner of an object, in order of precedence."""
 
 
 @dataclass(frozen=True, slots=True)
 class CrdStatus:
-    """What became of one kind."""
+    """Result of the installation of one kind."""
 
     kind: str
     name: str
     """PLURAL.GROUP."""
     created: bool
-    """False: it was there."""
+    """Whether it was created, and did not exist before."""
     versions: tuple[str, ...]
-    """What the cluster serves, newest first."""
+    """Versions that the cluster serves, newest first."""
     owner: str = ""
     """Who installed it, as far as that can be told."""
     problem: str = ""
-    """Why it is of no use as it is; empty: it is."""
+    """Why xds cannot use the definition; empty if it can."""
 
 
 def definitions() -> tuple[Json, ...]:

@@ -1,4 +1,4 @@
-"""What installing puts into a cluster: the control plane, the settings of the mesh, and the mesh's first policies."""
+"""Installation of the control plane, the mesh's settings and its default policies."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NAMESPACE = "istio-system"
 IMAGE = "xds:latest"
 
 _JOB = "job.yaml"
-"""Does from inside the cluster what we do."""
+"""Manifest of the Job that installs from inside the cluster."""
 _OWNED = {"app.kubernetes.io/name": "xds", "app.kubernetes.io/managed-by": FIELD_MANAGER}
 _ALPHA = "authentication.istio.io/v1alpha1"
 _RULES = "destinationrules.networking.istio.io"
@@ -43,7 +43,7 @@ _NAMESPACELESS = (
 
 
 class Outcome(StrEnum):
-    """What became of an object."""
+    """What happened to an object."""
 
     CREATED = "created"
     CHANGED = "changed"
@@ -54,13 +54,13 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class InstallResult:
-    """What became of which object."""
+    """Result of the installation of an object."""
 
     title: str
     """KIND NAMESPACE/NAME."""
     outcome: Outcome
     why: str = ""
-    """Why it is left as it is."""
+    """Why the object was not changed; empty otherwise."""
 
 
 def control_plane(
@@ -121,7 +121,7 @@ class Installer:
         self._api = api
         self._dry_run = {"dryRun": "All"} if dry_run else {}
         self._missing: set[str] = set()
-        """Namespaces that a dry run did not create."""
+        """Namespaces that only the dry run would create."""
 
     async def namespace(self) -> InstallResult:
         """Create the namespace, if there is none. KubeError."""
