@@ -50,7 +50,7 @@ class Lease:
 
     @property
     def held(self) -> bool:
-        """Whether this replica is the leader. It becomes False a third of the duration before a takeover is possible."""
+        """Whether this replica leads; False from a third of the duration before a takeover is possible."""
         return asyncio.get_running_loop().time() < self._held_until
 
     async def run(self) -> None:

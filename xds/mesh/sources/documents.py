@@ -28,7 +28,7 @@ _CHARACTERS_PER_VALUE = 100
 """As many characters that an alias repeats count as one more value: an alias may stand for a text of
 megabytes."""
 MAX_DEPTH = 60
-"""How deep values may be nested; no Kubernetes object comes near."""
+"""Maximum nesting depth of values. Kubernetes objects are far below it."""
 MAX_VALUES = 1_000_000
 """How many values a document may have, keys included. Each takes about 300 bytes of memory while it is read,
 and 3 µs."""
