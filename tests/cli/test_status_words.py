@@ -11,6 +11,7 @@ from xds.mesh.controlplane.status import (
     proxy_name,
     resource_line,
     stream_line,
+    type_line,
 )
 from xds.mesh.v1 import proxies_pb2 as pb
 from xds.protocol.types import short_name

@@ -9,7 +9,7 @@ import pytest
 
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.sources.files import Folder
-from xds.mesh.sources.settings import Settings
+from xds.mesh.sources.settings import SettingsLoader
 
 HERE = Path(__file__).parent
 BASE = HERE / "base"
@@ -47,6 +47,6 @@ def load(case: Path) -> Mesh:
     """Return the mesh of a case. Its manifests have no problems."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "in.yaml").write_text(manifests(case))
-        report = Folder(Path(folder), Settings(*options(case))).load()
+        report = Folder(Path(folder), SettingsLoader(*options(case))).load()
     assert [str(problem) for problem in report.problems if not problem.notice] == []
     return Mesh().apply(report.change)

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from xds.cli import app
 from xds.mesh.inject import templates
-from xds.mesh.sources.documents import Document, joined, read
+from xds.mesh.sources.documents import Document, join_surrogates, read_documents
 
 CASES = sorted(
     path for path in (Path(__file__).parent / "cases").iterdir() if path.suffix in {".yaml", ".json"}
@@ -27,7 +27,7 @@ def injected(text: str, *options: str):
 
 
 def values(text: str) -> list[object]:
-    documents = list(read(text, ""))
+    documents = list(read_documents(text, ""))
     assert all(isinstance(document, Document) and not document.flaws for document in documents)
     return [document.value for document in documents]
 
@@ -93,4 +93,4 @@ def test_what_is_written_means_the_same_to_another_reader(case: Path) -> None:
 
 
 def test_a_surrogate_pair_is_a_character() -> None:
-    assert values(joined('{"a": "\\ud83d\\ude00"}')) == [{"a": "😀"}]
+    assert values(join_surrogates('{"a": "\\ud83d\\ude00"}')) == [{"a": "😀"}]

@@ -11,12 +11,12 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xds.mesh.sources.documents import Document, chunks, parsed
-from xds.mesh.sources.rewriting import rewritten
+from xds.mesh.sources.documents import Document, parse_chunk, split_documents
+from xds.mesh.sources.rewriting import rewrite
 
 
 def documents(text: str) -> list[Document]:
-    found = list(parsed(text, "", 1))
+    found = list(parse_chunk(text, "", 1))
     assert all(isinstance(document, Document) and not document.flaws for document in found)
     return found  # type: ignore[return-value]
 
@@ -24,7 +24,7 @@ def documents(text: str) -> list[Document]:
 def changed(text: str, *values: Any) -> str:
     found = documents(text)
     assert len(found) == len(values)
-    result = rewritten(text, list(zip(found, values, strict=True)))
+    result = rewrite(text, list(zip(found, values, strict=True)))
     said = [document.value for document in documents(result)]
     assert json.dumps(said) == json.dumps(list(values))
     return result
@@ -95,7 +95,7 @@ def test_a_word_that_could_be_something_else_is_quoted(word: str) -> None:
 
 def test_pieces_are_the_text() -> None:
     text = "%YAML 1.1\n---\na: |\n  ---x\n--- # two\nb: 1\n---\n"
-    pieces = list(chunks(text))
+    pieces = list(split_documents(text))
     assert "".join(piece for _, piece in pieces) == text
     assert [line for line, _ in pieces] == [1, 5, 7]
 
@@ -119,6 +119,6 @@ def test_whatever_changes_is_said_and_nothing_else(
     after = copy.deepcopy(before)
     assert isinstance(after, dict)
     after |= data.draw(st.dictionaries(KEYS, VALUES, max_size=2))
-    rewritten_ = rewritten(text, [(documents(text)[0], after)])
+    rewritten_ = rewrite(text, [(documents(text)[0], after)])
     assert json.dumps(documents(rewritten_)[0].value, sort_keys=True) == json.dumps(after, sort_keys=True)
-    assert rewritten(text, [(documents(text)[0], before)]) == text
+    assert rewrite(text, [(documents(text)[0], before)]) == text

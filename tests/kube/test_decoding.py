@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from xds.mesh.kube.decoding import DEEPEST, TOO_DEEP, decoded
+from xds.mesh.kube.decoding import MAX_DEPTH, TOO_DEEP, decode_json
 
 CUT = json.loads(TOO_DEEP)
 
@@ -24,23 +24,23 @@ def depth_of(value: object) -> tuple[int, object]:
 
 def test_what_is_around_it_is_read() -> None:
     text = f'{{"items": [{{"name": "a}}]"}}, {nested(5000, "1")}, {{"name": "\\"["}}, {"[" * 3000 + "]" * 3000}, 1]}}'
-    first, deep, last, row, one = decoded(text.encode())["items"]
+    first, deep, last, row, one = decode_json(text.encode())["items"]
     assert (first, last, one) == ({"name": "a}]"}, {"name": '"['}, 1)
-    assert depth_of(deep) == (DEEPEST - 2, CUT)
+    assert depth_of(deep) == (MAX_DEPTH - 2, CUT)
     assert row
 
 
-@pytest.mark.parametrize("depth", [1, DEEPEST, DEEPEST + 1, 900])
+@pytest.mark.parametrize("depth", [1, MAX_DEPTH, MAX_DEPTH + 1, 900])
 def test_what_can_be_read_is_not_cut(depth: int) -> None:
-    assert depth_of(decoded(nested(depth, '"x"').encode())) == (depth, "x")
+    assert depth_of(decode_json(nested(depth, '"x"').encode())) == (depth, "x")
 
 
 def test_strings_of_any_length_are_no_trouble() -> None:
     text = json.dumps({"long": '\\"{[' * 300_000, "deep": None}).replace("null", nested(2000, "1"))
-    assert decoded(text.encode())["long"] == '\\"{[' * 300_000
+    assert decode_json(text.encode())["long"] == '\\"{[' * 300_000
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[1,", b"{" * 5000, b"[" * 5000 + b"]" * 4999])
 def test_what_is_no_json_is_said_to_be_none(text: bytes) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - json's own
-        decoded(text)
+        decode_json(text)

@@ -16,7 +16,7 @@ from tests.support.listening import listen
 from xds.mesh.identity.claims import Caller, How, NotProvenError, TooManyError, UndecidedError
 from xds.mesh.kube import tokens
 from xds.mesh.kube.api import KubeApi
-from xds.mesh.kube.tokens import TokenReviews
+from xds.mesh.kube.tokens import TokenReviewer
 
 NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)
 PEER = "ipv4:10.0.0.7:4711"
@@ -82,17 +82,17 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-async def reviews(server, clock) -> AsyncIterator[TokenReviews]:
+async def reviews(server, clock) -> AsyncIterator[TokenReviewer]:
     app = web.Application()
     app.router.add_post(tokens.PATH, server.review)
     runner = await listen(app, "127.0.0.1", 0)
     configuration = client.Configuration(host=f"http://127.0.0.1:{runner.addresses[0][1]}")
     async with KubeApi(configuration, "default") as api:
-        yield TokenReviews(api, now=lambda: NOW + timedelta(seconds=clock.seconds), clock=clock)
+        yield TokenReviewer(api, now=lambda: NOW + timedelta(seconds=clock.seconds), clock=clock)
     await runner.cleanup()
 
 
-async def refusal(reviews: TokenReviews, shown: str, peer: str = PEER) -> str:
+async def refusal(reviews: TokenReviewer, shown: str, peer: str = PEER) -> str:
     with pytest.raises(NotProvenError) as refused:
         await reviews(shown, peer)
     return str(refused.value)
@@ -100,10 +100,10 @@ async def refusal(reviews: TokenReviews, shown: str, peer: str = PEER) -> str:
 
 async def test_what_the_api_server_said_is_remembered_for_a_moment(server, clock, reviews):
     assert await reviews(made(), PEER) == SLEEP
-    clock.seconds = tokens.GOOD_FOR - 1
+    clock.seconds = tokens.ACCEPTED_TTL - 1
     assert await reviews(made(), PEER) == SLEEP
     assert server.asked == 1
-    clock.seconds = tokens.GOOD_FOR
+    clock.seconds = tokens.ACCEPTED_TTL
     server.accepted.clear()
     assert "does not accept" in await refusal(reviews, made())
     assert server.asked == 2
@@ -120,7 +120,7 @@ async def test_a_token_never_counts_as_good_after_its_end(server, clock, reviews
 async def test_a_bad_token_is_not_looked_at_again_and_again(server, clock, reviews):
     said = {await refusal(reviews, made("bad")) for _ in range(100)}
     assert (server.asked, len(said)) == (1, 1)
-    clock.seconds = tokens.BAD_FOR
+    clock.seconds = tokens.REJECTED_TTL
     await refusal(reviews, made("bad"))
     assert server.asked == 2
 
@@ -145,7 +145,7 @@ async def test_few_are_asked_at_a_time(server, reviews):
     callers = [reviews(made(f"good-{number}"), f"ipv4:10.0.0.{number}:1") for number in range(100)]
     assert await asyncio.gather(*callers) == [SLEEP] * 100
     assert server.asked == 100
-    assert server.most <= tokens.AT_ONCE
+    assert server.most <= tokens.MAX_CONCURRENT_REVIEWS
 
 
 async def test_a_storm_of_bad_tokens_from_an_address_does_not_get_through(server, clock, reviews):
@@ -155,7 +155,7 @@ async def test_a_storm_of_bad_tokens_from_an_address_does_not_get_through(server
         return refused.type
 
     kinds = await asyncio.gather(*(show(number) for number in range(1000)))
-    assert server.asked == kinds.count(NotProvenError) == tokens.FAILURES
+    assert server.asked == kinds.count(NotProvenError) == tokens.MAX_REFUSALS
     with pytest.raises(TooManyError, match="from this address"):
         await reviews(made(), PEER)
     assert await reviews(made(), "ipv4:10.0.0.8:4711") == SLEEP
@@ -170,7 +170,7 @@ async def test_good_tokens_from_one_address_are_not_limited(server, reviews):
 
 
 async def test_there_are_only_so_many_that_wait(server, reviews, monkeypatch):
-    monkeypatch.setattr(tokens, "MOST_WAITING", 2)
+    monkeypatch.setattr(tokens, "MAX_PENDING_REVIEWS", 2)
     server.go_on.clear()
     asking = [asyncio.create_task(reviews(made(f"good-{number}"), PEER)) for number in range(2)]
     await server.came.wait()
@@ -183,8 +183,8 @@ async def test_there_are_only_so_many_that_wait(server, reviews, monkeypatch):
 async def test_what_is_remembered_is_bounded_and_bad_ones_do_not_push_out_the_good(
     server, reviews, monkeypatch
 ):
-    monkeypatch.setattr(tokens, "MOST_KEPT", 3)
-    monkeypatch.setattr(tokens, "MOST_ADDRESSES", 3)
+    monkeypatch.setattr(tokens, "MAX_CACHED_TOKENS", 3)
+    monkeypatch.setattr(tokens, "MAX_BUDGETS", 3)
     await reviews(made(), PEER)
     for number in range(10):
         await refusal(reviews, made(f"bad-{number}"), f"ipv4:10.0.1.{number}:1")
@@ -194,7 +194,7 @@ async def test_what_is_remembered_is_bounded_and_bad_ones_do_not_push_out_the_go
     assert server.asked == 11
     await refusal(reviews, made("bad-0"), "ipv4:10.0.1.0:1")
     assert server.asked == 12
-    assert (len(reviews._good), len(reviews._bad), len(reviews._failures._taken)) == (1, 3, 3)
+    assert (len(reviews._accepted), len(reviews._rejected), len(reviews._budgets._budgets)) == (1, 3, 3)
 
 
 @pytest.mark.parametrize("status", [403, 429, 500, 503])
@@ -215,7 +215,7 @@ async def test_an_api_server_that_does_not_answer_leaves_it_open(server, reviews
 async def test_no_api_server_leaves_it_open():
     async with KubeApi(client.Configuration(host="http://127.0.0.1:1"), "default") as api:
         with pytest.raises(UndecidedError):
-            await TokenReviews(api, now=lambda: NOW)(made(), PEER)
+            await TokenReviewer(api, now=lambda: NOW)(made(), PEER)
 
 
 async def test_no_token_is_in_the_log(server, reviews):

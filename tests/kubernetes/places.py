@@ -15,7 +15,7 @@ from tests.kubernetes.environment.cluster import Cluster
 from tests.sources.fake_apiserver import NOBODY, FakeApiServer
 from xds.mesh.kube import crds
 from xds.mesh.kube.api import KubeApi
-from xds.mesh.sources.resource import Resource
+from xds.mesh.sources.resource import KubeResource
 
 NAMED = os.environ.get("XDS_TEST_KUBECONFIG", "")
 """A kubeconfig: its cluster is asked too, in namespaces and with CRDs of the tests' own."""
@@ -38,8 +38,8 @@ class Place:
         return f"/api/v1/namespaces/{self.namespace}/{plural}" + (f"/{name}" if name else "")
 
     @property
-    def maps(self) -> Resource:
-        return Resource(kind="ConfigMap", plural="configmaps", namespace=self.namespace)
+    def maps(self) -> KubeResource:
+        return KubeResource(kind="ConfigMap", plural="configmaps", namespace=self.namespace)
 
     async def put(self, name: str, **data: str) -> None:
         await self.other.create(self.path("configmaps"), {"metadata": {"name": name}, "data": data})

@@ -19,11 +19,18 @@ from tests.kubernetes.secret_objects import put
 from xds.mesh.identity.ca import Authority
 from xds.mesh.identity.rotation import Authorities, Stage, Waits
 from xds.mesh.kube.api import KubeApi, KubeError
-from xds.mesh.kube.ca_secret import SECRET, USERS, AuthorityError, Rotation, Secrets, kept_authority
+from xds.mesh.kube.ca_secret import (
+    SECRET,
+    USER_SECRET,
+    AuthorityError,
+    CaSecrets,
+    RotationController,
+    load_or_create_authorities,
+)
 
 NOW = datetime.now(UTC)
 RULES = [
-    {"apiGroups": [""], "resources": ["secrets"], "resourceNames": [SECRET, USERS], "verbs": ["get"]},
+    {"apiGroups": [""], "resources": ["secrets"], "resourceNames": [SECRET, USER_SECRET], "verbs": ["get"]},
     {"apiGroups": [""], "resources": ["secrets"], "resourceNames": [SECRET], "verbs": ["update"]},
     {"apiGroups": [""], "resources": ["secrets"], "verbs": ["create"]},
 ]
@@ -44,7 +51,7 @@ async def users_ca(cluster: Cluster, namespace: str, company: Company, root: Com
         "root-cert.pem": pem(root),
         "cert-chain.pem": pem(company) + pem(root),
     }
-    await put(cluster, namespace, USERS, data)
+    await put(cluster, namespace, USER_SECRET, data)
 
 
 async def kept(cluster: Cluster, namespace: str) -> dict[str, bytes]:
@@ -53,7 +60,7 @@ async def kept(cluster: Cluster, namespace: str) -> dict[str, bytes]:
 
 
 async def authorities(api: KubeApi, namespace: str) -> Authorities:
-    return await kept_authority(api, namespace, "cluster.local", NOW)
+    return await load_or_create_authorities(api, namespace, "cluster.local", NOW)
 
 
 async def test_ten_replicas_that_start_at_once_agree_on_one_root(cluster: Cluster, namespace: str) -> None:
@@ -87,7 +94,7 @@ async def until_allowed(api: KubeApi, namespace: str) -> None:
     async with asyncio.timeout(30):
         while True:
             try:
-                await Secrets(api, namespace).read(NOW)
+                await CaSecrets(api, namespace).read(NOW)
             except KubeError as error:
                 if error.status != 403:
                     raise
@@ -111,7 +118,7 @@ async def test_the_users_own_ca_is_taken_with_its_chain(cluster: Cluster, namesp
     assert found.authority.root_pem == pem(root)
     assert found.stage is Stage.STEADY
     # Another replica has the same, from our copy as well as from the user's Secret.
-    await cluster.api.delete(f"/api/v1/namespaces/{namespace}/secrets/{USERS}")
+    await cluster.api.delete(f"/api/v1/namespaces/{namespace}/secrets/{USER_SECRET}")
     again = await authorities(cluster.api, namespace)
     assert again.authority.certificate == issuing.certificate
     assert again.authority.above == (root.certificate,)
@@ -140,7 +147,7 @@ async def test_a_bad_ca_of_the_users_is_refused_with_the_remedy_and_not_silently
 ) -> None:
     root = Company.root("Root", NOW)
     data = {"ca-cert.pem": pem(root), "ca-key.pem": key_pem(root), "root-cert.pem": pem(root), name: value}
-    await put(cluster, namespace, USERS, {key: each for key, each in data.items() if each is not None})
+    await put(cluster, namespace, USER_SECRET, {key: each for key, each in data.items() if each is not None})
     with pytest.raises(AuthorityError, match=complaint) as refusal:
         await authorities(cluster.api, namespace)
     assert f"{namespace}/cacerts" in str(refusal.value)
@@ -148,7 +155,7 @@ async def test_a_bad_ca_of_the_users_is_refused_with_the_remedy_and_not_silently
     assert "c2VjcmV0" not in str(refusal.value)
     with pytest.raises(KubeError) as missing:
         await kept(cluster, namespace)
-    assert missing.value.missing
+    assert missing.value.is_not_found
 
 
 async def test_what_we_kept_and_somebody_damaged_is_refused_with_the_remedy(
@@ -181,10 +188,10 @@ class Replica:
         self.lagging: Sequence[str] = ()
         self.leads = True
         self.time = NOW
-        self.rotation = Rotation(
-            Secrets(api, namespace),
+        self.rotation = RotationController(
+            CaSecrets(api, namespace),
             first,
-            taken=self.told.append,
+            on_change=self.told.append,
             lagging=lambda: self.lagging,
             leads=lambda: self.leads,
             now=lambda: self.time,
@@ -194,7 +201,7 @@ class Replica:
 
     async def look(self, after: timedelta = timedelta()) -> Stage:
         self.time += after
-        await self.rotation.look()
+        await self.rotation.sync()
         return self.rotation.current.stage
 
 
@@ -254,13 +261,13 @@ async def test_that_the_ca_ends_is_said_in_time_and_once_a_day(cluster: Cluster,
         with capture_logs() as logs:
             await follower.look(timedelta(days=after))
         said.append([entry["event"] for entry in logs])
-    assert said == [[], [], ["the mesh's CA ends: replace it"], [], ["the mesh's CA ends: replace it"]]
+    assert said == [[], [], ["mesh CA certificate expires soon"], [], ["mesh CA certificate expires soon"]]
 
 
 async def test_a_bad_ca_of_the_users_changes_nothing_of_what_runs(cluster: Cluster, namespace: str) -> None:
     leader, _ = await replicas(cluster, namespace)
     before = await kept(cluster, namespace)
-    await put(cluster, namespace, USERS, {"ca-cert.pem": b"x"})
+    await put(cluster, namespace, USER_SECRET, {"ca-cert.pem": b"x"})
     with pytest.raises(AuthorityError):
         await leader.look()
     assert await kept(cluster, namespace) == before
@@ -319,7 +326,7 @@ async def test_it_follows_by_itself_and_says_once_what_is_wrong(cluster: Cluster
         await look()
 
     follower.rotation.look = counted
-    await put(cluster, namespace, USERS, {"ca-cert.pem": b"x"})
+    await put(cluster, namespace, USER_SECRET, {"ca-cert.pem": b"x"})
     with capture_logs() as logs:
         task = asyncio.create_task(follower.rotation.run())
         async with asyncio.timeout(30):
@@ -336,6 +343,6 @@ async def test_it_follows_by_itself_and_says_once_what_is_wrong(cluster: Cluster
 
 
 async def test_the_ca_made_here_is_the_trust_domains(cluster: Cluster, namespace: str) -> None:
-    made = await kept_authority(cluster.api, namespace, "prod.example", NOW)
+    made = await load_or_create_authorities(cluster.api, namespace, "prod.example", NOW)
     assert isinstance(made.authority, Authority)
     assert "prod.example" in made.authority.certificate.subject.rfc4514_string()

@@ -20,7 +20,7 @@ from tests.support.waiting import eventually
 from xds.mesh.kube import conditions as module
 from xds.mesh.kube import crds
 from xds.mesh.kube.api import KubeApi, KubeError
-from xds.mesh.kube.conditions import Conditions, Said, standing
+from xds.mesh.kube.conditions import ConditionPublisher, FalseCondition, desired_conditions
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Problem, Ref, ServicePort
 from xds.mesh.policy.effect import without_effect
@@ -60,9 +60,9 @@ def control_plane(bare: ControlPlane) -> ControlPlane:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "REST", 0.01)
-    monkeypatch.setattr(module, "PACE", 0.0)
-    monkeypatch.setattr(module, "AGAIN", 0.1)
+    monkeypatch.setattr(module, "POLL_INTERVAL", 0.01)
+    monkeypatch.setattr(module, "WRITE_INTERVAL", 0.0)
+    monkeypatch.setattr(module, "RETRY_DELAY", 0.1)
 
 
 class World:
@@ -76,8 +76,8 @@ class World:
         self.leads = True
         self.conditions = self.another(api)
 
-    def another(self, api: KubeApi) -> Conditions:
-        return Conditions(
+    def another(self, api: KubeApi) -> ConditionPublisher:
+        return ConditionPublisher(
             api,
             lambda: self.problems,
             lambda: self.mesh,
@@ -85,9 +85,9 @@ class World:
             leads=lambda: self.leads,
         )
 
-    async def compare(self, conditions: Conditions | None = None) -> bool:
-        wanted = standing(self.mesh, self.problems, self.without_effect)
-        return await (conditions or self.conditions).compare(wanted)
+    async def reconcile(self, conditions: ConditionPublisher | None = None) -> bool:
+        wanted = desired_conditions(self.mesh, self.problems, self.without_effect)
+        return await (conditions or self.conditions).reconcile(wanted)
 
     def refuse(self, kind: str, name: str, what: str = REFUSED) -> None:
         where = str(Ref(kind, "" if kind in ("MeshPolicy", "Namespace") else self.namespace, name))
@@ -138,12 +138,12 @@ def test_what_is_said_of_what() -> None:
         Problem(where="Service ns/web", what="was passed over", notice=True),
         Problem(where="https://10.0.0.1:443", what="cannot be reached"),
     ]
-    said = standing(mesh(*facts), problems)
+    said = desired_conditions(mesh(*facts), problems)
     assert said[Ref("PeerAuthentication", "ns", "young")] == {
-        "Accepted": Said("Refused", r"is odd (make it even); is long\nand broken"),
-        "ModeDecision": Said("Overridden", "PeerAuthentication ns/old decides instead"),
+        "Accepted": FalseCondition("Refused", r"is odd (make it even); is long\nand broken"),
+        "Enforced": FalseCondition("Overridden", "PeerAuthentication ns/old decides instead"),
     }
-    assert said[Ref("MeshPolicy", "", "other")] == {"Accepted": Said("Refused", "is wrong")}
+    assert said[Ref("MeshPolicy", "", "other")] == {"Accepted": FalseCondition("Refused", "is wrong")}
     assert set(said) == {
         Ref("PeerAuthentication", "ns", "young"),
         Ref("MeshPolicy", "", "other"),
@@ -156,9 +156,9 @@ def test_what_has_no_effect_is_said_of_services_and_endpointslices() -> None:
     same = [service("web", "aaa", admin, age=age) for age in (9, 1)]
     taker = replace(same[1], meta=replace(same[1].meta, ref=Ref("Service", "aaa", "web-too")))
     world = mesh(pod("web", "aaa"), same[0], taker)
-    said = standing(world, (), without_effect(world).problems)
+    said = desired_conditions(world, (), without_effect(world).problems)
     closed = "port 80 leads to port 15000, which is the sidecar's own and not served"
-    told = {ref.name: text["ModeDecision"] for ref, text in said.items() if ref.kind == "Service"}
+    told = {ref.name: text["Enforced"] for ref, text in said.items() if ref.kind == "Service"}
     assert told["web"].message.startswith(closed)
     assert told["web"].reason == told["web-too"].reason == "NoEffect"
     assert told["web-too"].message.startswith(f"clusterIP {taker.addresses[0]} belongs to Service aaa/web: ")
@@ -176,14 +176,14 @@ def test_an_object_without_effect_is_not_in_force() -> None:
         rule("ns", "web.ns.svc.cluster.local", "DISABLE", name="younger", selector={"app": "x"}),
     ]
     world = mesh(*facts)
-    said = standing(world, (), without_effect(world).problems)
+    said = desired_conditions(world, (), without_effect(world).problems)
     lock = "selector app=wbe matches no pod in namespace ns, so it has no effect (did you mean app=web?)"
     clients = "workloadSelector app=x matches no pod in namespace ns, so it has no effect"
     assert {ref.name: conditions for ref, conditions in said.items() if ref.kind != "MeshPolicy"} == {
-        "lock": {"ModeDecision": Said("NoEffect", lock)},
-        "young": {"ModeDecision": Said("NoEffect", clients)},
+        "lock": {"Enforced": FalseCondition("NoEffect", lock)},
+        "young": {"Enforced": FalseCondition("NoEffect", clients)},
         "younger": {
-            "ModeDecision": Said("Overridden", f"DestinationRule ns/young decides instead; {clients}")
+            "Enforced": FalseCondition("Overridden", f"DestinationRule ns/young decides instead; {clients}")
         },
     }, "that a Service has no endpoints now is not said on it"
 
@@ -195,7 +195,7 @@ async def test_a_condition_of_no_effect_goes_when_it_applies(world: World) -> No
     async with running(world.conditions):
         await eventually(lambda: world.conditions_of("default"), timeout=30)
         (condition,) = (await world.conditions_of("default")).values()
-        assert (condition["type"], condition["status"]) == ("ModeDecision", "False")
+        assert (condition["type"], condition["status"]) == ("Enforced", "False")
         assert (condition["reason"], condition["message"]) == ("NoEffect", "matches nothing")
         world.without_effect = {}
 
@@ -209,7 +209,7 @@ async def test_a_condition_is_there_as_long_as_it_is_so(world: World) -> None:
     made = await world.apply("default")
     await world.apply("fine")
     world.refuse("PeerAuthentication", "default")
-    assert await world.compare()
+    assert await world.reconcile()
     found = await world.conditions_of("default")
     assert found == {
         "Accepted": {
@@ -232,14 +232,14 @@ async def test_a_condition_is_there_as_long_as_it_is_so(world: World) -> None:
     )
     await world.apply("default", "DISABLE")
     world.refuse("PeerAuthentication", "default", "is wrong otherwise")
-    assert await world.compare()
+    assert await world.reconcile()
     again = (await world.conditions_of("default"))["Accepted"]
     assert again["message"] == "is wrong otherwise"
     assert again["lastTransitionTime"] == "2001-01-01T00:00:00Z"
     assert again["observedGeneration"] == made["metadata"]["generation"] + 1
 
     world.problems = []
-    assert await world.compare()
+    assert await world.reconcile()
     assert await world.conditions_of("default") == {}
 
 
@@ -249,15 +249,15 @@ async def test_nothing_is_written_that_is_there_and_others_conditions_stay(world
     path = f"{PEER.format(world.namespace)}/default"
     await world.api.patch(f"{path}/status", {"status": {"conditions": [theirs], "observedGeneration": 7}})
     world.refuse("PeerAuthentication", "default")
-    assert await world.compare()
+    assert await world.reconcile()
     before = await world.get("default")
     assert [each["type"] for each in before["status"]["conditions"]] == ["Reconciled", "Accepted"]
     # This replica and another find nothing to do.
-    assert await world.compare()
-    assert await world.compare(world.another(world.api))
+    assert await world.reconcile()
+    assert await world.reconcile(world.another(world.api))
     assert await world.get("default") == before
     world.problems = []
-    assert await world.compare(world.another(world.api))
+    assert await world.reconcile(world.another(world.api))
     assert (await world.get("default"))["status"] == {"conditions": [theirs], "observedGeneration": 7}
 
 
@@ -265,7 +265,7 @@ async def test_who_does_not_lead_writes_nothing(world: World) -> None:
     await world.apply("default")
     world.refuse("PeerAuthentication", "default")
     world.leads = False
-    await world.compare()
+    await world.reconcile()
     assert await world.conditions_of("default") == {}
 
 
@@ -278,17 +278,17 @@ async def test_a_kind_without_a_status_gets_an_event_and_no_second_one(world: Wo
     made = await world.api.create(f"/api/v1/namespaces/{world.namespace}/pods", plain)
     world.refuse("Pod", "web")
     for conditions in (world.conditions, world.conditions, world.another(world.api)):
-        assert await world.compare(conditions)
+        assert await world.reconcile(conditions)
     (event,) = await world.events("Pod")
     assert event["involvedObject"]["uid"] == made["metadata"]["uid"]
     assert (event["type"], event["reason"], event["message"]) == ("Warning", "Refused", REFUSED)
     # Something else that is wrong is news.
     world.refuse("Pod", "web", "claims the address of another")
-    assert await world.compare()
+    assert await world.reconcile()
     assert len(await world.events("Pod")) == 2
     # Of what is gone nothing is said.
     world.refuse("Pod", "gone")
-    assert await world.compare()
+    assert await world.reconcile()
     assert len(await world.events("Pod")) == 2
 
 
@@ -296,7 +296,7 @@ async def test_settings_that_cannot_be_used_are_told_of_their_config_map(world: 
     maps = f"/api/v1/namespaces/{world.namespace}/configmaps"
     await world.api.create(maps, {"metadata": {"name": "xds"}, "data": {"mesh": "enableAutoMtls: maybe"}})
     world.refuse("ConfigMap", "xds", "must be true or false, in line 1 of mesh")
-    assert await world.compare()
+    assert await world.reconcile()
     (event,) = await world.events("ConfigMap")
     assert event["message"] == "must be true or false, in line 1 of mesh"
 
@@ -355,7 +355,7 @@ async def test_a_foreign_definition_that_has_no_place_for_conditions_gets_events
 
     async def said() -> bool:
         # Discovery hears of the definition's change a moment later.
-        assert await world.compare(world.another(world.api))
+        assert await world.reconcile(world.another(world.api))
         return bool(await world.events("MeshPolicy", "default"))
 
     await eventually(said, timeout=30)
@@ -367,7 +367,7 @@ async def test_kinds_that_the_cluster_lacks_are_passed_over(own_cluster: Cluster
     world = World(own_cluster.api, "default")
     world.refuse("PeerAuthentication", "default")
     with capture_logs() as logs:
-        assert await world.compare()
+        assert await world.reconcile()
     assert logs == []
 
 
@@ -377,8 +377,8 @@ async def test_needs_no_more_than_it_says_and_says_once_what_it_lacks(world: Wor
         conditions = world.another(api)
         world.refuse("PeerAuthentication", "default")
         with capture_logs() as logs:
-            assert not await world.compare(conditions)
-            assert not await world.compare(conditions)
+            assert not await world.reconcile(conditions)
+            assert not await world.reconcile(conditions)
         assert len(logs) == 1
         assert "cannot list resource" in logs[0]["problem"]
 
@@ -411,7 +411,7 @@ async def test_it_follows_by_itself_and_survives_a_mistake_of_ours(
         async with running(world.conditions):
             await eventually(lambda: logs, timeout=30)
             patched.undo()
-            monkeypatch.setattr(module, "REST", 0.01)
+            monkeypatch.setattr(module, "POLL_INTERVAL", 0.01)
             world.refuse("PeerAuthentication", "default")
             await eventually(lambda: world.conditions_of("default"), timeout=30)
             before = await world.get("default")
@@ -429,7 +429,7 @@ async def test_it_follows_by_itself_and_survives_a_mistake_of_ours(
 
 
 @asynccontextmanager
-async def running(conditions: Conditions) -> AsyncIterator[None]:
+async def running(conditions: ConditionPublisher) -> AsyncIterator[None]:
     task = asyncio.create_task(conditions.run())
     try:
         yield

@@ -19,7 +19,7 @@ from xds.mesh.kube import crds
 from xds.mesh.kube.api import KubeApi, KubeError
 from xds.mesh.model.objects import Problem
 from xds.mesh.parse import Parsed, parse
-from xds.mesh.sources.documents import read
+from xds.mesh.sources.documents import read_documents
 
 FOLDER = Path(crds.__file__).parent
 
@@ -56,7 +56,7 @@ def plural(document: dict) -> str:
 
 def the_object(text: str) -> tuple[dict, bool]:
     """Return what kubectl would send, and whether parse refuses it."""
-    [document] = read(text, "case.yaml")
+    [document] = read_documents(text, "case.yaml")
     assert not isinstance(document, Problem), document
     [parsed] = parse(document.value, document.locate, document.flaws)
     return document.value, parsed.refused  # type: ignore[return-value]
@@ -166,7 +166,7 @@ async def test_the_status_is_written_apart_from_what_it_is_about(kinds: Cluster)
     path = f"{plural(document)}/web"
     try:
         condition = {
-            "type": "ModeDecision",
+            "type": "Enforced",
             "status": "False",
             "reason": "Overridden",
             "message": "an older one decides",
@@ -204,8 +204,8 @@ async def test_only_kinds_that_are_lacking_are_created(own_cluster: Cluster) -> 
 
     policies, mesh_policies, peers, rules = await crds.install(own_cluster.api)
     assert (policies.created, mesh_policies.created) == (True, True)
-    assert (peers.created, peers.versions, peers.owner, peers.trouble) == (False, ("v1beta1",), "Helm", "")
-    assert rules.trouble == "serves v9, and xds reads v1, v1alpha3, v1beta1"
+    assert (peers.created, peers.versions, peers.owner, peers.problem) == (False, ("v1beta1",), "Helm", "")
+    assert rules.problem == "serves v9, and xds reads v1, v1alpha3, v1beta1"
     await own_cluster.api.create(
         "/apis/authentication.istio.io/v1alpha1/meshpolicies", the_object(MESH)[0], dryRun="All"
     )
@@ -223,7 +223,7 @@ async def test_several_may_install_at_once(own_cluster: Cluster) -> None:
     found = await asyncio.gather(*(crds.install(own_cluster.api) for _ in range(4)))
     for definitions in zip(*found, strict=True):
         assert sum(definition.created for definition in definitions) == 1
-        assert not any(definition.trouble for definition in definitions)
+        assert not any(definition.problem for definition in definitions)
 
 
 async def test_the_command_says_what_it_did(own_cluster: Cluster) -> None:

@@ -37,7 +37,7 @@ from xds.mesh.identity.rotation import authority
 from xds.mesh.kube import crds
 from xds.mesh.kube.ca_secret import SECRET as CA_SECRET
 from xds.mesh.kube.root_publisher import KEY, NAME
-from xds.mesh.kube.tokens import PATH, TokenReviews
+from xds.mesh.kube.tokens import PATH, TokenReviewer
 from xds.protocol.session import Variant
 from xds.snapshot import SECRET
 
@@ -333,7 +333,7 @@ async def test_a_storm_of_bad_tokens_hardly_reaches_the_api_server(cluster: Clus
     async with cluster.namespace() as namespace:
         good = await cluster.token(namespace, "default", audience="xds-ca")
         api = _Counting(cluster.api)
-        reviews = TokenReviews(api)  # type: ignore[arg-type]
+        reviews = TokenReviewer(api)  # type: ignore[arg-type]
         said = claims(good)
 
         async def show(number: int) -> str:

@@ -67,7 +67,7 @@ async def test_what_was_known_stays_without_rights_and_kinds(own_cluster: Cluste
     await cluster.api.create(path, STRICT)
     known = {"PeerAuthentication shop/default"}
     async with await KubeApi.connect(await cluster.kubeconfig(USER)) as api:
-        source = Kubernetes(api, pace=QUICK)
+        source = Kubernetes(api, options=QUICK)
         async with Followed(source) as followed:
 
             def locked() -> bool:
@@ -78,23 +78,25 @@ async def test_what_was_known_stays_without_rights_and_kinds(own_cluster: Cluste
             await cluster.kubectl("delete", "clusterrolebinding", "ours")
             cluster.stop_api_server()  # a watch that is open goes on without the right to it
             await cluster.start_api_server()
-            await followed.until(lambda: PEERS in source.standing() and "be reached" not in source.standing())
+            await followed.until(
+                lambda: PEERS in source.staleness() and "be reached" not in source.staleness()
+            )
             assert locked()
             await cluster.kubectl(
                 "create", "clusterrolebinding", "ours", "--clusterrole=ours", f"--user={USER}"
             )
-            await followed.until(lambda: source.standing() == "")
+            await followed.until(lambda: source.staleness() == "")
             assert locked()
 
             definition = await cluster.api.get(f"{crds.PATH}/{PEERS}")
             for served in (False, True):
                 versions = [{**each, "served": served} for each in definition["spec"]["versions"]]
                 await cluster.api.patch(f"{crds.PATH}/{PEERS}", {"spec": {"versions": versions}})
-                await followed.until(lambda served=served: bool(source.standing()) is not served)
+                await followed.until(lambda served=served: bool(source.staleness()) is not served)
                 assert locked()
 
             # With its definition each object is deleted, one by one.
             await cluster.api.delete(f"{crds.PATH}/{PEERS}")
-            await followed.until(lambda: PEERS in source.standing())
+            await followed.until(lambda: PEERS in source.staleness())
             assert not locked()
-            assert source.lacking() == ""
+            assert source.pending_reason() == ""

@@ -13,8 +13,8 @@ from tests.kubernetes.environment.cluster import Cluster
 from tests.kubernetes.installing import KUSTOMIZATION, SYSTEM, install, run, unused
 from tests.kubernetes.recorder import Recorder, granted
 from xds.mesh.kube import crds
-from xds.mesh.kube.install import control_plane, first_policies
-from xds.mesh.kube.webhook import CaBundle
+from xds.mesh.kube.install import control_plane, default_policies
+from xds.mesh.kube.webhook import CaBundlePublisher
 from xds.mesh.model.defaults import default_objects
 from xds.mesh.model.objects import MeshConfig
 from xds.mesh.parse import merged, parse
@@ -60,7 +60,7 @@ async def test_what_the_control_plane_writes_stays_when_it_is_applied_again(clus
     await cluster.kubectl("apply", "-k", KUSTOMIZATION)
     webhook = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/xds-sidecar-injector"
     roots = lambda: b"-----BEGIN CERTIFICATE-----\n"  # noqa: E731
-    await CaBundle(cluster.api, roots, leads=lambda: True).compare()
+    await CaBundlePublisher(cluster.api, roots, leads=lambda: True).reconcile()
     written = (await cluster.api.get(webhook))["webhooks"]
     assert all("caBundle" in each["clientConfig"] for each in written)
     await cluster.kubectl("apply", "-k", KUSTOMIZATION)
@@ -252,7 +252,7 @@ async def test_wrong_use_touches_nothing(cluster: Cluster) -> None:
 @pytest.mark.parametrize("enabled", [True, False])
 def test_the_first_policies_are_those_that_files_would_have(enabled: bool) -> None:
     config = MeshConfig(mtls_enabled=enabled)
-    read = [parse(each, str)[0].fact for each in first_policies(config)]
+    read = [parse(each, str)[0].fact for each in default_policies(config)]
     assert [replace(each.meta, labels={}) for each in read if each] == [
         each.meta for each in default_objects(config)
     ]

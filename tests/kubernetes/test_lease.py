@@ -116,7 +116,7 @@ async def test_one_that_cannot_reach_the_server_stops_before_another_may_begin(
         with capture_logs() as logs:
             await holder._try()
             await holder._try()
-    assert [entry["event"] for entry in logs] == ["the Lease cannot be kept up"]
+    assert [entry["event"] for entry in logs] == ["cannot renew the leader Lease"]
     assert "leases" in logs[0]["problem"]
     await eventually(lambda: not holder.held, timeout=30)
 

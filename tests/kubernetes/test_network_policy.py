@@ -57,7 +57,7 @@ def query(selector: dict[str, Any]) -> str:
 async def selected(cluster: Cluster, namespaces: list[str], selector: dict[str, Any]) -> set[str]:
     """Return the pods that a selector selects, as the API server understands it."""
     lists = [
-        await cluster.api.all(f"/api/v1/namespaces/{each}/pods", labelSelector=query(selector))
+        await cluster.api.list_all(f"/api/v1/namespaces/{each}/pods", labelSelector=query(selector))
         for each in namespaces
     ]
     return {each["metadata"]["name"] for items in lists for each in items}
@@ -75,7 +75,7 @@ async def allowed(cluster: Cluster, policy: dict[str, Any], port: int) -> set[st
             elif "ipBlock" in peer:
                 who.add(peer["ipBlock"]["cidr"])
             else:
-                found = await cluster.api.all(
+                found = await cluster.api.list_all(
                     "/api/v1/namespaces", labelSelector=query(peer["namespaceSelector"])
                 )
                 names = [each["metadata"]["name"] for each in found]

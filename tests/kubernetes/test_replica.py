@@ -15,7 +15,7 @@ from tests.kubernetes.environment.cluster import Cluster
 from tests.kubernetes.serving import Serving
 from xds.mesh.identity import chain
 from xds.mesh.kube import crds
-from xds.mesh.kube.ca_secret import SECRET, USERS
+from xds.mesh.kube.ca_secret import SECRET, USER_SECRET
 from xds.mesh.kube.root_publisher import KEY, NAME
 
 PATIENCE = 90.0
@@ -79,7 +79,7 @@ async def test_two_share_a_ca_and_one_publishes_its_root_until_it_is_killed(
         new = (await kept(cluster))["next-ca-cert.pem"]
         await until_published(cluster, "default", old, new)
 
-        leads = [b"this replica leads" in each.log.read_bytes() for each in (first, second)]
+        leads = [b"became leader" in each.log.read_bytes() for each in (first, second)]
         assert sorted(leads) == [False, True]
         leader = (first, second)[leads.index(True)]
         leader._process.send_signal(signal.SIGKILL)
@@ -160,12 +160,12 @@ async def test_a_bad_ca_of_the_users_is_a_start_refused_that_says_how_to_mend_it
     await crds.install(cluster.api)
     kubeconfig = await cluster.kubeconfig()
     await cluster.api.create("/api/v1/namespaces", {"metadata": {"name": HOME}})
-    body = {"metadata": {"name": USERS}, "data": {"ca-cert.pem": b64encode(b"x").decode()}}
+    body = {"metadata": {"name": USER_SECRET}, "data": {"ca-cert.pem": b64encode(b"x").decode()}}
     await cluster.api.create(f"/api/v1/namespaces/{HOME}/secrets", body)
     status, said = await xds(
         *("serve", "--kubernetes", f"--kubeconfig={kubeconfig}", "--xds-address=127.0.0.1:0"),
         "--admin-address=127.0.0.1:0",
     )
     assert status == 1
-    assert f"the Secret {HOME}/{USERS} cannot be used as the mesh's CA: ca-key.pem is missing" in said
+    assert f"the Secret {HOME}/{USER_SECRET} cannot be used as the mesh's CA: ca-key.pem is missing" in said
     assert "kubectl -n istio-system delete secret cacerts" in said

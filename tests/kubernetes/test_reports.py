@@ -10,7 +10,7 @@ import pytest
 
 from tests.kubernetes.environment.cluster import Cluster
 from tests.support.waiting import eventually
-from xds.mesh.kube.replica_leases import ANNOTATION, Reports
+from xds.mesh.kube.replica_leases import ANNOTATION, ReplicaLeases
 from xds.mesh.model.objects import Mode, Ref
 from xds.mesh.policy.mtls import Send
 from xds.mesh.rollout.peers import PortReport
@@ -30,7 +30,7 @@ async def namespace(cluster: Cluster) -> AsyncIterator[str]:
 async def replica(cluster: Cluster, namespace: str, name: str) -> AsyncIterator[tuple[ReplicaSync, str]]:
     """Run one until its report was read back; yield it, and where its Lease is."""
     exchange = ReplicaSync(duration=6.0)
-    reports = Reports(cluster.api, namespace, name, exchange, lambda: None)
+    reports = ReplicaLeases(cluster.api, namespace, name, exchange, lambda: None)
     task = asyncio.create_task(reports.run())
     try:
         await until(lambda: exchange.is_synced, "it reads itself")

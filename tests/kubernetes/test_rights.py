@@ -18,14 +18,14 @@ from tests.kubernetes.serving import Serving
 from tests.support.waiting import eventually
 from xds.mesh.kube import crds
 from xds.mesh.kube.api import Json, KubeApi, KubeError
-from xds.mesh.kube.ca_secret import Secrets, kept_authority
-from xds.mesh.kube.conditions import Conditions, standing
+from xds.mesh.kube.ca_secret import CaSecrets, load_or_create_authorities
+from xds.mesh.kube.conditions import ConditionPublisher, desired_conditions
 from xds.mesh.kube.install import control_plane
 from xds.mesh.kube.lease import Lease
-from xds.mesh.kube.replica_leases import Reports
-from xds.mesh.kube.root_publisher import Roots
-from xds.mesh.kube.tokens import TokenReviews
-from xds.mesh.kube.webhook import CaBundle
+from xds.mesh.kube.replica_leases import ReplicaLeases
+from xds.mesh.kube.root_publisher import RootPublisher
+from xds.mesh.kube.tokens import TokenReviewer
+from xds.mesh.kube.webhook import CaBundlePublisher
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Problem, Ref
 from xds.mesh.parse import UNENFORCED
@@ -161,8 +161,8 @@ async def _do_all_that_needs_the_server(cluster: Cluster, api: KubeApi, recorder
 
         await eventually(watched, timeout=30, what="everything is watched")
     now = datetime.now(UTC)
-    first = await kept_authority(api, SYSTEM, "cluster.local", now)
-    secrets = Secrets(api, SYSTEM)
+    first = await load_or_create_authorities(api, SYSTEM, "cluster.local", now)
+    secrets = CaSecrets(api, SYSTEM)
     kept = await secrets.read(now)
     assert kept
     assert await secrets.replace(kept, first)
@@ -174,7 +174,8 @@ async def _do_all_that_needs_the_server(cluster: Cluster, api: KubeApi, recorder
     await _tell_other_replicas(api)
 
     bundle, roots = (
-        kind(api, lambda: b"-----BEGIN CERTIFICATE-----\n", leads=lambda: True) for kind in (CaBundle, Roots)
+        kind(api, lambda: b"-----BEGIN CERTIFICATE-----\n", leads=lambda: True)
+        for kind in (CaBundlePublisher, RootPublisher)
     )
     working = [asyncio.create_task(each.run()) for each in (bundle, roots)]
     await cluster.until("/api/v1/namespaces/default/configmaps/xds-ca-root-cert", lambda _: True)
@@ -184,12 +185,12 @@ async def _do_all_that_needs_the_server(cluster: Cluster, api: KubeApi, recorder
         return {"xds-sidecar-injector", "xds-ca-root-cert"} <= watches
 
     await eventually(kept_right, timeout=30, what="the webhook and the roots are watched")
-    assert await roots.compare()
-    await bundle.compare()
+    assert await roots.reconcile()
+    await bundle.reconcile()
 
     await _say_what_is_wrong(cluster, api)
     token = await cluster.token(SYSTEM, "xds", audience="xds-ca")
-    assert (await TokenReviews(api)(token, "ipv4:127.0.0.1:1")).service_account == "xds"
+    assert (await TokenReviewer(api)(token, "ipv4:127.0.0.1:1")).service_account == "xds"
     for task in (leading, *working):
         task.cancel()
     await asyncio.gather(leading, *working, return_exceptions=True)
@@ -199,7 +200,7 @@ async def _tell_other_replicas(api: KubeApi) -> None:
     """See another replica come, and end without a word."""
     ours, others = ReplicaSync(duration=3.0), ReplicaSync(duration=3.0)
     here, there = (
-        asyncio.create_task(Reports(api, SYSTEM, name, exchange, lambda: None).run())
+        asyncio.create_task(ReplicaLeases(api, SYSTEM, name, exchange, lambda: None).run())
         for name, exchange in (("here", ours), ("there", others))
     )
     await eventually(lambda: ours.is_synced and ours.names, timeout=30, what="they know of each other")
@@ -224,7 +225,9 @@ async def _say_what_is_wrong(cluster: Cluster, api: KubeApi) -> None:
             await cluster.api.create(f"/apis/{version}/{path}", body)
         ref = Ref(kind, "" if its_spec is None else SYSTEM, "default")
         problems.append(Problem(where=str(ref), what="is only said to be wrong"))
-    assert await Conditions(api, lambda: (), Mesh, leads=lambda: True).compare(standing(Mesh(), problems))
+    assert await ConditionPublisher(api, lambda: (), Mesh, leads=lambda: True).reconcile(
+        desired_conditions(Mesh(), problems)
+    )
     for version, path, _ in objects.values():
         found = await cluster.api.get(f"/apis/{version}/{path}/default")
         assert [each["type"] for each in found["status"]["conditions"]] == ["Accepted"]

@@ -17,7 +17,7 @@ from xds.mesh.kube import reconciler
 from xds.mesh.kube import root_publisher as module
 from xds.mesh.kube.api import KubeApi, KubeError
 from xds.mesh.kube.lease import Lease
-from xds.mesh.kube.root_publisher import KEY, NAME, Roots
+from xds.mesh.kube.root_publisher import KEY, NAME, RootPublisher
 
 RULES = [
     {"apiGroups": [""], "resources": ["namespaces"], "verbs": ["list", "watch"]},
@@ -39,13 +39,13 @@ def control_plane(bare: ControlPlane) -> ControlPlane:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reconciler, "REST", 0.01)
-    monkeypatch.setattr(reconciler, "AGAIN", 0.2)
-    monkeypatch.setattr(module, "PACE", 0.0)
+    monkeypatch.setattr(reconciler, "MIN_INTERVAL", 0.01)
+    monkeypatch.setattr(reconciler, "RETRY_DELAY", 0.2)
+    monkeypatch.setattr(module, "WRITE_INTERVAL", 0.0)
 
 
 @asynccontextmanager
-async def running(part: Roots | Lease) -> AsyncIterator[asyncio.Task[None]]:
+async def running(part: RootPublisher | Lease) -> AsyncIterator[asyncio.Task[None]]:
     task = asyncio.create_task(part.run())
     try:
         yield task
@@ -63,20 +63,20 @@ async def until(cluster: Cluster, namespace: str, text: str) -> dict[str, Any]:
     return await cluster.until(path(namespace), lambda found: found.get("data", {}).get(KEY) == text)
 
 
-def leading(cluster: Cluster, text: str, **how: Any) -> Roots:
-    return Roots(cluster.api, text.encode, leads=lambda: True, **how)
+def leading(cluster: Cluster, text: str, **how: Any) -> RootPublisher:
+    return RootPublisher(cluster.api, text.encode, leads=lambda: True, **how)
 
 
 async def test_are_in_every_namespace_in_new_ones_too_and_follow_a_rotation(cluster: Cluster) -> None:
     said = b"first"
-    roots = Roots(cluster.api, lambda: said, leads=lambda: True)
+    roots = RootPublisher(cluster.api, lambda: said, leads=lambda: True)
     async with cluster.namespace() as old, running(roots):
         for namespace in (old, "default", "kube-system"):
             await until(cluster, namespace, "first")
         async with cluster.namespace() as new:
             await until(cluster, new, "first")
             said = b"second"
-            roots.changed()
+            roots.trigger()
             for namespace in (old, new, "default"):
                 await until(cluster, namespace, "second")
 
@@ -95,20 +95,20 @@ async def test_what_somebody_changed_or_removed_is_put_back(cluster: Cluster) ->
 async def test_nothing_is_written_while_all_is_right(cluster: Cluster) -> None:
     roots = leading(cluster, "right")
     async with cluster.namespace() as namespace:
-        assert await roots.compare()
+        assert await roots.reconcile()
         before = (await until(cluster, namespace, "right"))["metadata"]["resourceVersion"]
-        assert await roots.compare()
+        assert await roots.reconcile()
         after = (await until(cluster, namespace, "right"))["metadata"]["resourceVersion"]
     assert before == after
 
 
 async def test_namespaces_that_are_named_are_left_alone(cluster: Cluster) -> None:
     async with cluster.namespace() as excluded, cluster.namespace() as namespace:
-        assert await leading(cluster, "right", exclude=[excluded]).compare()
+        assert await leading(cluster, "right", exclude=[excluded]).reconcile()
         await until(cluster, namespace, "right")
         with pytest.raises(KubeError) as missing:
             await cluster.api.get(path(excluded))
-    assert missing.value.missing
+    assert missing.value.is_not_found
 
 
 async def test_a_namespace_that_is_being_deleted_is_no_news(cluster: Cluster) -> None:
@@ -120,7 +120,7 @@ async def test_a_namespace_that_is_being_deleted_is_no_news(cluster: Cluster) ->
     try:
         roots = leading(cluster, "right")
         with capture_logs() as logs:
-            assert await roots.compare()
+            assert await roots.reconcile()
             # Even if it was not known to be ending when it was read.
             assert await roots._write(namespace, "right")
             assert await roots._write("never-there", "right")
@@ -135,10 +135,10 @@ async def test_needs_no_more_than_it_says_and_says_once_what_it_lacks(cluster: C
     async with AsyncExitStack() as stack:
         namespace = await stack.enter_async_context(cluster.namespace())
         api: KubeApi = await stack.enter_async_context(await cluster.connect("publisher"))
-        roots = Roots(api, lambda: b"right", leads=lambda: True)
+        roots = RootPublisher(api, lambda: b"right", leads=lambda: True)
         with capture_logs() as logs:
-            assert not await roots.compare()
-            assert not await roots.compare()
+            assert not await roots.reconcile()
+            assert not await roots.reconcile()
         assert len(logs) == 1
         assert 'cannot list resource "namespaces"' in logs[0]["problem"]
 
@@ -164,7 +164,7 @@ async def test_when_the_replica_that_writes_is_killed_another_goes_on(cluster: C
         texts = dict(zip(leases, ("by a", "by b"), strict=True))
         tasks = {}
         for lease, text in texts.items():
-            roots = Roots(cluster.api, text.encode, leads=lambda lease=lease: lease.held)
+            roots = RootPublisher(cluster.api, text.encode, leads=lambda lease=lease: lease.held)
             tasks[lease] = [await stack.enter_async_context(_killable(part)) for part in (lease, roots)]
         (holder,) = await eventually(lambda: [lease for lease in leases if lease.held], timeout=60)
         await until(cluster, namespace, texts[holder])
@@ -181,7 +181,7 @@ async def _nothing() -> None:
 
 
 @asynccontextmanager
-async def _killable(part: Roots | Lease) -> AsyncIterator[asyncio.Task[None]]:
+async def _killable(part: RootPublisher | Lease) -> AsyncIterator[asyncio.Task[None]]:
     task = asyncio.create_task(part.run())
     try:
         yield task

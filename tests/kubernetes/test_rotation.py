@@ -28,9 +28,9 @@ from xds.mesh.identity import chain
 from xds.mesh.identity.ca import Authority
 from xds.mesh.identity.keys import PrivateKey
 from xds.mesh.identity.rotation import Authorities, Stage, Waits
-from xds.mesh.kube.ca_secret import USERS, Rotation, Secrets, kept_authority
+from xds.mesh.kube.ca_secret import USER_SECRET, CaSecrets, RotationController, load_or_create_authorities
 from xds.mesh.sources.files import Folder
-from xds.mesh.sources.settings import Settings
+from xds.mesh.sources.settings import SettingsLoader
 from xds.server import XdsServer
 
 pytestmark = [pytest.mark.envoy, pytest.mark.timeout(300)]
@@ -73,7 +73,7 @@ class Plane:
     def __init__(self, manifests: Path, authorities: Authorities) -> None:
         self.controller = Controller(authorities.authority, also_trust=authorities.also_trust)
         self.port = 0
-        self._folder = Folder(manifests, Settings(None, ()))
+        self._folder = Folder(manifests, SettingsLoader(None, ()))
         self._exits = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -218,14 +218,14 @@ async def test_no_request_fails_while_the_user_replaces_the_ca(
     now = datetime.now(UTC)
     clock = now
     async with cluster.namespace("rotation") as namespace:
-        first = await kept_authority(cluster.api, namespace, "cluster.local", now)
+        first = await load_or_create_authorities(cluster.api, namespace, "cluster.local", now)
         old = first.authority
         async with running(loopback, tmp_path, first) as world:
             controller = world.plane.controller
-            rotation = Rotation(
-                Secrets(cluster.api, namespace),
+            rotation = RotationController(
+                CaSecrets(cluster.api, namespace),
                 first,
-                taken=world.plane.take,
+                on_change=world.plane.take,
                 lagging=controller.proxies_with_old_roots,
                 leads=lambda: True,
                 now=lambda: clock,
@@ -237,7 +237,7 @@ async def test_no_request_fails_while_the_user_replaces_the_ca(
             await put(
                 cluster,
                 namespace,
-                USERS,
+                USER_SECRET,
                 {
                     "ca-cert.pem": pem(issuing),
                     "ca-key.pem": key_pem(issuing),
@@ -248,7 +248,7 @@ async def test_no_request_fails_while_the_user_replaces_the_ca(
 
             # (a) Both are trusted; but the clients do not hear of it, and so nothing goes on.
             world.plane.dam.open.clear()
-            await rotation.look()
+            await rotation.sync()
             assert rotation.current.stage is Stage.SPREADING
             await eventually(
                 lambda: len(controller.proxies_with_old_roots()) == 2,
@@ -259,7 +259,7 @@ async def test_no_request_fails_while_the_user_replaces_the_ca(
                 client.full_name for client in world.clients
             }
             for _ in range(3):
-                await rotation.look()
+                await rotation.sync()
             assert rotation.current.stage is Stage.SPREADING
             await world.more()
             world.plane.dam.open.set()
@@ -270,7 +270,7 @@ async def test_no_request_fails_while_the_user_replaces_the_ca(
             assert await world.shown() == before
 
             # (b) Certificates are the new one's.
-            await rotation.look()
+            await rotation.sync()
             assert rotation.current.stage is Stage.RETIRING
 
             await world.until_issued_by(issuing, before)
@@ -279,7 +279,7 @@ async def test_no_request_fails_while_the_user_replaces_the_ca(
 
             # (c) The old root goes.
             clock = now + timedelta(hours=2)
-            await rotation.look()
+            await rotation.sync()
             assert rotation.current.stage is Stage.STEADY
             await world.until_trusted(pem(root))
             await world.more()

@@ -21,7 +21,7 @@ from xds.codec import message_class
 from xds.mesh.envoy.inbound import accepting
 from xds.mesh.kube import crds
 from xds.mesh.kube.replica_leases import ANNOTATION, LABEL
-from xds.mesh.kube.report_codec import report_of
+from xds.mesh.kube.report_codec import decode_report
 from xds.mesh.model.objects import Mode, Ref
 from xds.mesh.policy.mtls import Send
 from xds.mesh.rollout.peers import PortReport
@@ -135,12 +135,13 @@ class Reports:
         self._key = (Ref("Pod", namespace, "web-1"), 8080)
 
     async def leases(self) -> dict[str, dict[str, Any]]:
-        found = await self._cluster.api.all(LEASES, labelSelector=f"{LABEL}=true")
+        found = await self._cluster.api.list_all(LEASES, labelSelector=f"{LABEL}=true")
         return {each["metadata"]["name"]: each for each in found}
 
     async def stands(self) -> list[PortReport]:
         reports = [
-            report_of(each["metadata"]["annotations"][ANNOTATION]) for each in (await self.leases()).values()
+            decode_report(each["metadata"]["annotations"][ANNOTATION])
+            for each in (await self.leases()).values()
         ]
         return [each.ports[self._key] for each in reports if each.ports and self._key in each.ports]
 

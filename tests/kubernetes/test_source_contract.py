@@ -55,7 +55,7 @@ async def test_facts_are_those_of_the_same_objects_in_files(place: Place, tmp_pa
             }
         ],
     }
-    source = Kubernetes(place.api, pace=QUICK)
+    source = Kubernetes(place.api, options=QUICK)
     async with Followed(source) as followed:
         await followed.until(lambda: followed.complete)
         service["metadata"]["annotations"] = last  # type: ignore[index]
@@ -94,7 +94,7 @@ async def test_facts_are_those_of_the_same_objects_in_files(place: Place, tmp_pa
 
 async def test_a_bad_version_of_an_object_is_told_by_name_and_the_last_good_one_stays(place: Place) -> None:
     ref = Ref("Pod", place.namespace, "web")
-    async with Followed(Kubernetes(place.api, pace=QUICK)) as followed:
+    async with Followed(Kubernetes(place.api, options=QUICK)) as followed:
         await followed.until(lambda: followed.complete)
         await place.other.create(place.path("pods"), POD)
         good = await followed.until(lambda: followed.facts.get(ref))
@@ -126,7 +126,7 @@ async def test_the_settings_of_the_mesh_are_in_a_config_map_and_over_it_is_what_
         assignments=["values.global.mtls.auto=false"],
         namespace=place.namespace,
         config_map="istio",
-        pace=QUICK,
+        options=QUICK,
     )
     where = f"ConfigMap {place.namespace}/istio"
     async with Followed(source) as followed:
@@ -153,12 +153,12 @@ async def test_the_settings_of_the_mesh_are_in_a_config_map_and_over_it_is_what_
 
 async def test_nothing_is_told_before_everything_is_known(place: Place) -> None:
     await place.other.create(place.path("pods"), POD)
-    source = Kubernetes(place.api, pace=QUICK)
-    assert source.lacking().startswith("waiting for namespaces, serviceaccounts, services, pods")
+    source = Kubernetes(place.api, options=QUICK)
+    assert source.pending_reason().startswith("waiting for namespaces, serviceaccounts, services, pods")
     async with Followed(source) as followed:
         await followed.until(lambda: followed.complete)
         first = next(report for report in followed.reports if report.complete)
         assert f"Pod {place.namespace}/web" in refs(fact.ref for fact in first.change.applied)
         assert first.change.config
-        assert source.lacking() == source.standing() == ""
-        assert source.behind() == 0
+        assert source.pending_reason() == source.staleness() == ""
+        assert source.stale_seconds() == 0

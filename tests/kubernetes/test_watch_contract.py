@@ -13,8 +13,8 @@ import pytest
 from tests.kubernetes.environment.cluster import Cluster
 from tests.kubernetes.places import Place, fake, real
 from tests.sources.following import QUICK, Following
-from xds.mesh.sources.reflector import Trouble
-from xds.mesh.sources.resource import Resource
+from xds.mesh.sources.reflector import FailureCause
+from xds.mesh.sources.resource import KubeResource
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ async def test_a_watch_that_the_server_ends_goes_on_where_it_was(place: Place) -
         await place.put("one")
         await following.until(lambda: "one" in following.names)
         assert following.lists == 1
-        assert following.reflector.state is None
+        assert following.reflector.failure is None
 
 
 async def test_a_version_that_is_forgotten_is_listed_anew_by_a_fake_server(fake_place: Place) -> None:
@@ -124,12 +124,12 @@ async def test_one_object_can_be_followed_by_its_name(place: Place) -> None:
 
 async def test_who_may_not_read_is_told_so_with_the_rule_that_is_missing(place: Place) -> None:
     async with Following(await place.nobody(), place.maps) as following:
-        await following.until(lambda: following.reflector.state)
-        state = following.reflector.state
-        assert state
-        assert state.trouble is Trouble.REFUSED
+        await following.until(lambda: following.reflector.failure)
+        failure = following.reflector.failure
+        assert failure
+        assert failure.cause is FailureCause.FORBIDDEN
         assert not following.reflector.complete
-        assert 'cannot list resource "configmaps"' in state.what
+        assert 'cannot list resource "configmaps"' in failure.message
         assert not following.told
 
 
@@ -151,7 +151,7 @@ def definition(group: str, **served: bool) -> dict[str, Any]:
 
 async def test_a_custom_resource_may_come_be_served_otherwise_and_go(place: Place) -> None:
     group = f"t{uuid4().hex[:12]}.example.com"
-    things = Resource(
+    things = KubeResource(
         kind="Thing",
         plural="things",
         group=group,
@@ -174,25 +174,25 @@ async def test_a_custom_resource_may_come_be_served_otherwise_and_go(place: Plac
 
     async with Following(place.api, things) as following:
         reflector = following.reflector
-        await following.until(lambda: reflector.state)
-        assert reflector.state
-        assert reflector.state.trouble is Trouble.MISSING
+        await following.until(lambda: reflector.failure)
+        assert reflector.failure
+        assert reflector.failure.cause is FailureCause.NOT_SERVED
         assert not reflector.complete
         await place.other.create(definitions, definition(group, v2=False, v1=False, v1beta1=True))
         try:
-            await following.until(lambda: reflector.state is None)
+            await following.until(lambda: reflector.failure is None)
             await make("one", "v1beta1")
             await following.until(lambda: following.names == {"one"})
             await serve(v2=True, v1=True, v1beta1=False)
-            await following.until(lambda: reflector._served == "v1" and reflector.state is None)
+            await following.until(lambda: reflector._api_version == "v1" and reflector.failure is None)
             await make("two", "v1")
             await following.until(lambda: following.names == {"one", "two"})
             assert following.told == [{"one": {"key": "one"}}, {"two": {"key": "two"}}]
             await serve(v2=True, v1=False, v1beta1=False)
             unread = "serves v2 of it, and only v1beta1 and v1 can be read"
-            await following.until(lambda: reflector.state and unread in reflector.state.what)
+            await following.until(lambda: reflector.failure and unread in reflector.failure.message)
         finally:
             await place.other.delete(f"{definitions}/things.{group}")
-        await following.until(lambda: reflector.state and "no such kind" in reflector.state.what)
+        await following.until(lambda: reflector.failure and "no such kind" in reflector.failure.message)
         # Nobody saw that they were deleted.
         assert following.names == {"one", "two"}

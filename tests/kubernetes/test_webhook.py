@@ -25,7 +25,7 @@ from xds.mesh.inject import STATUS, Settings
 from xds.mesh.inject.webhook import WebhookServer
 from xds.mesh.kube import crds
 from xds.mesh.kube.api import KubeApi, KubeError
-from xds.mesh.kube.webhook import FIELD_MANAGER, CaBundle
+from xds.mesh.kube.webhook import FIELD_MANAGER, CaBundlePublisher
 
 CONFIGURATIONS = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations"
 INSTALLED = Path("xds/mesh/kube/install/webhook.yaml")
@@ -82,7 +82,7 @@ class Mesh:
         await self.cluster.service_here(self.namespace, "xds", port=443, target=self._port)
         await self.cluster.api.create(CONFIGURATIONS, self.configuration())
         self.api = await self._with_least_privileges()
-        self.bundle = CaBundle(self.api, self.roots, leads=lambda: self.leads, name=self.name)
+        self.bundle = CaBundlePublisher(self.api, self.roots, leads=lambda: self.leads, name=self.name)
         self._tasks.append(asyncio.create_task(self.bundle.run()))
         await self.until_trusted()
 
@@ -268,7 +268,7 @@ async def test_a_root_that_takes_over_is_followed_and_pods_go_on_being_injected(
     async with mesh.namespace_of("enabled") as namespace:
         for trusted, issuing in (([old, new], old), ([new, old], new), ([new], new)):
             mesh.trusted, mesh.ca = trusted, issuing
-            mesh.bundle.changed()
+            mesh.bundle.trigger()
             assert mesh.server
             mesh.server.rotated()
             await mesh.until_trusted()
@@ -283,7 +283,9 @@ async def test_who_does_not_lead_writes_nothing(mesh: Mesh) -> None:
         return False
 
     other = authority().certificate_pem
-    task = asyncio.create_task(CaBundle(mesh.cluster.api, lambda: other, leads=leads, name=mesh.name).run())
+    task = asyncio.create_task(
+        CaBundlePublisher(mesh.cluster.api, lambda: other, leads=leads, name=mesh.name).run()
+    )
     try:
         async with asyncio.timeout(60):
             for _ in range(3):  # by the third time, two rounds are over
@@ -300,12 +302,14 @@ async def test_who_does_not_lead_writes_nothing(mesh: Mesh) -> None:
 async def test_a_configuration_that_is_not_there_is_somebodys_choice_and_one_that_is_forbidden_is_told(
     mesh: Mesh,
 ) -> None:
-    assert await CaBundle(mesh.cluster.api, mesh.roots, leads=lambda: True, name="no-such").compare()
+    assert await CaBundlePublisher(
+        mesh.cluster.api, mesh.roots, leads=lambda: True, name="no-such"
+    ).reconcile()
     assert mesh.api
-    forbidden = CaBundle(mesh.api, mesh.roots, leads=lambda: True, name="another")
+    forbidden = CaBundlePublisher(mesh.api, mesh.roots, leads=lambda: True, name="another")
     with capture_logs() as logs:
-        assert not await forbidden.compare()
-        assert not await forbidden.compare()
+        assert not await forbidden.reconcile()
+        assert not await forbidden.reconcile()
     (said,) = [entry for entry in logs if entry["log_level"] == "warning"]
     assert 'cannot get resource "mutatingwebhookconfigurations"' in said["problem"]
 

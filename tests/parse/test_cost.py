@@ -15,7 +15,7 @@ import xds.mesh.parse
 from tests.parse.junk import JUNK, MESH, OBJECTS, places
 from tests.parse.steps import assert_linear, assert_quick
 from xds.cli.problem_log import BURST, ProblemLog
-from xds.mesh.kube.conditions import standing
+from xds.mesh.kube.conditions import desired_conditions
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import MAX_PROBLEM_TEXT, MeshConfig, Problem, Ref
 from xds.mesh.parse import (
@@ -36,7 +36,7 @@ from xds.mesh.parse.problems import Problems
 from xds.mesh.parse.reading import MAX_PROBLEMS, MAX_UNKNOWN
 from xds.mesh.sources import documents, files, kubernetes, report, rewriting
 from xds.mesh.sources import settings as settings_module
-from xds.mesh.sources.report import Report
+from xds.mesh.sources.report import SourceUpdate
 
 MODULES = (
     *(xds.mesh.parse, authentication, core, destinationrule, endpoints, meshconfig, names, reading),
@@ -276,7 +276,7 @@ def test_problem_texts_are_cut_and_keep_the_line() -> None:
 def test_condition_message_fits_into_an_event() -> None:
     where = "DestinationRule shop/web"
     problems = [Problem(where=where, what="\x00" * 1000, hint="\U000e0001" * 1000) for _ in range(20)]
-    [said] = standing(Mesh(), problems)[Ref("DestinationRule", "shop", "web")].values()
+    [said] = desired_conditions(Mesh(), problems)[Ref("DestinationRule", "shop", "web")].values()
     assert len(said.message) == 1000
 
 
@@ -299,8 +299,8 @@ class Lines:
         return taken
 
 
-def noise(count: int, *, notice: bool) -> Report:
-    return Report(problems=tuple(Problem(where="a", what=str(n), notice=notice) for n in range(count)))
+def noise(count: int, *, notice: bool) -> SourceUpdate:
+    return SourceUpdate(problems=tuple(Problem(where="a", what=str(n), notice=notice) for n in range(count)))
 
 
 def test_problem_log_limits_bursts() -> None:

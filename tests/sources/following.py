@@ -11,20 +11,31 @@ from xds.mesh.kube.api import KubeApi
 from xds.mesh.model.objects import Change, Fact, MeshConfig, Problem, Ref
 from xds.mesh.sources.kubernetes import Kubernetes
 from xds.mesh.sources.reflector import Reflector
-from xds.mesh.sources.report import Report
-from xds.mesh.sources.resource import Pace, Resource
+from xds.mesh.sources.report import SourceUpdate
+from xds.mesh.sources.resource import KubeResource, WatchOptions
 
 PATIENCE = 30.0
 """Seconds within which what is to come has come, on a machine that does much else at once."""
-QUICK = Pace(first=0.01, most=0.2, longest_wait=0.1, idle=30.0, renew=60.0, answer=30.0)
-CONFIG_MAPS = Resource(kind="ConfigMap", plural="configmaps")
+QUICK = WatchOptions(
+    min_delay=0.01,
+    max_delay=0.2,
+    max_retry_after=0.1,
+    idle_timeout=30.0,
+    watch_timeout=60.0,
+    list_timeout=30.0,
+)
+CONFIG_MAPS = KubeResource(kind="ConfigMap", plural="configmaps")
 
 
 class Following:
     """A reflector inside an `async with` block; of each ConfigMap its data are kept."""
 
     def __init__(
-        self, api: KubeApi, resource: Resource = CONFIG_MAPS, pace: Pace = QUICK, keep: Any = None
+        self,
+        api: KubeApi,
+        resource: KubeResource = CONFIG_MAPS,
+        options: WatchOptions = QUICK,
+        keep: Any = None,
     ) -> None:
         self.lists = self.watches = 0
         """How often the server was asked."""
@@ -32,7 +43,7 @@ class Following:
         """What was different, each time it was: by name what is kept now, None if it is gone."""
         self._count(api)
         self.reflector: Reflector[Any] = Reflector(
-            api, resource, keep or (lambda obj, _: obj.get("data") or {}), self._take, pace
+            api, resource, keep or (lambda obj, _: obj.get("data") or {}), self._take, options
         )
 
     async def __aenter__(self) -> Self:
@@ -51,7 +62,7 @@ class Following:
         return {name for _, name in self.reflector.objects}
 
     async def until(self, check: Callable[[], Any]) -> None:
-        await eventually(check, timeout=PATIENCE, what=f"with {self.reflector.state}: {self.names}")
+        await eventually(check, timeout=PATIENCE, what=f"with {self.reflector.failure}: {self.names}")
         assert not self._task.done()
 
     def _take(self) -> None:
@@ -62,7 +73,9 @@ class Following:
         call, stream = api.call, api.stream
 
         async def counted(method: str, path: str, *args: Any, **kwargs: Any) -> Any:
-            self.lists += method == "GET" and path == self.reflector.resource.path(self.reflector._served)
+            self.lists += method == "GET" and path == self.reflector.resource.path(
+                self.reflector._api_version
+            )
             return await call(method, path, *args, **kwargs)
 
         def streamed(*args: Any, **kwargs: Any) -> Any:
@@ -80,7 +93,7 @@ class Followed:
         self.facts: dict[Ref, Fact] = {}
         self.config: MeshConfig | None = None
         self.problems: list[Problem] = []
-        self.reports: list[Report] = []
+        self.reports: list[SourceUpdate] = []
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._follow())

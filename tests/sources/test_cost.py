@@ -16,10 +16,10 @@ from xds.mesh.model.objects import MAX_PROBLEM_TEXT, MeshConfig, Problem
 from xds.mesh.parse import parse
 from xds.mesh.sources import documents, files
 from xds.mesh.sources import settings as settings_module
-from xds.mesh.sources.documents import MAX_FLAWS, MOST_ALIASED, Document, chunks, parsed
+from xds.mesh.sources.documents import MAX_ALIASED_VALUES, MAX_FLAWS, Document, parse_chunk, split_documents
 from xds.mesh.sources.files import Folder
-from xds.mesh.sources.rewriting import rewritten
-from xds.mesh.sources.settings import Settings
+from xds.mesh.sources.rewriting import rewrite
+from xds.mesh.sources.settings import SettingsLoader
 
 POOL = RULE.partition("    connectionPool:\n")[0] + "    connectionPool:\n"
 """A DestinationRule to whose connectionPool fields can be added."""
@@ -29,7 +29,7 @@ LIST = "apiVersion: v1\nkind: List\nitems:\n"
 def read(text: str, *, json: bool = False) -> list[Problem]:
     """Read a text as a file of manifests is read, and return its problems."""
     problems: list[Problem] = []
-    for document in documents.read(text, "in.yaml", json=json):
+    for document in documents.read_documents(text, "in.yaml", json=json):
         if isinstance(document, Problem):
             problems.append(document)
         else:
@@ -168,14 +168,14 @@ def test_what_aliases_repeat_is_counted(text: str) -> None:
 
 
 def test_an_object_may_repeat_as_much_as_aliases_may_stand_for() -> None:
-    text = f"a: &a [{'1, ' * 99}]\nb: [{'*a, ' * (MOST_ALIASED // 100)}]\n"
-    [document] = documents.read(text, "in.yaml")
+    text = f"a: &a [{'1, ' * 99}]\nb: [{'*a, ' * (MAX_ALIASED_VALUES // 100)}]\n"
+    [document] = documents.read_documents(text, "in.yaml")
     assert isinstance(document, Document)
     assert document.flaws == []
-    [document] = documents.read(text + "c: *a", "in.yaml")
+    [document] = documents.read_documents(text + "c: *a", "in.yaml")
     assert isinstance(document, Document)
     assert [what for _, what in document.flaws] == [
-        f"is where aliases stand for more than {MOST_ALIASED} values"
+        f"is where aliases stand for more than {MAX_ALIASED_VALUES} values"
     ]
 
 
@@ -198,7 +198,7 @@ def test_what_is_nested_too_deep_is_a_problem(text: str) -> None:
 
 def test_a_document_of_too_many_values_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(documents, "MAX_VALUES", 100)
-    [good, bad] = documents.read("---\n[" + "1," * 99 + "]\n---\n[" + "1," * 100 + "]\n", "in.yaml")
+    [good, bad] = documents.read_documents("---\n[" + "1," * 99 + "]\n---\n[" + "1," * 100 + "]\n", "in.yaml")
     assert isinstance(good, Document)
     assert (
         str(bad) == "in.yaml:3: cannot be read as YAML: it has more than 100 values (write several documents)"
@@ -209,7 +209,7 @@ def test_too_many_mistakes_make_the_whole_document_unreadable() -> None:
     """A flaw that is not noted could let an object through that has lost half of itself."""
     items = f"apiVersion: v1\nkind: List\nitems:\n{'- {a: 1, a: 2}' + chr(10)}"
     text = items + "- {a: 1, a: 2}\n" * MAX_FLAWS
-    [problem] = documents.read("# first\n" + text, "in.yaml")
+    [problem] = documents.read_documents("# first\n" + text, "in.yaml")
     assert isinstance(problem, Problem)
     assert str(problem) == (
         f"in.yaml:2: cannot be read as YAML: it has more than {MAX_FLAWS} mistakes, the first of which:"
@@ -223,8 +223,8 @@ def test_too_many_mistakes_make_the_whole_document_unreadable() -> None:
 @given(TEXTS, TEXTS, TEXTS)
 def test_chunks_together_are_the_text(before: str, middle: str, after: str) -> None:
     text = before + "\n" + middle + "\n---\n" + after
-    assert "".join(chunk for _, chunk in chunks(text)) == text
-    for line, chunk in chunks(text):
+    assert "".join(chunk for _, chunk in split_documents(text)) == text
+    for line, chunk in split_documents(text):
         assert text.split("\n")[line - 1 :][0].startswith(chunk.split("\n")[0])
 
 
@@ -242,12 +242,12 @@ def test_chunks_together_are_the_text(before: str, middle: str, after: str) -> N
     ],
 )
 def test_a_document_begins_with_its_directives(text: str, lines: list[int]) -> None:
-    assert [line for line, _ in chunks(text)] == lines
+    assert [line for line, _ in split_documents(text)] == lines
 
 
 def test_problems_have_the_line_of_the_last_of_equal_keys_and_of_what_is_merged() -> None:
     text = "base: &b\n  deep: 1\nmore: &m\n  <<: *b\n  own: 1\nit:\n  <<: [*m]\n  twice: 1\n  twice: 2\n"
-    [document] = documents.read(text, "f")
+    [document] = documents.read_documents(text, "f")
     assert isinstance(document, Document)
     places = {
         ("it", "deep"): 2,
@@ -267,7 +267,7 @@ def test_what_comes_first_wins_a_merge(parts: list[list[tuple[str, int]]]) -> No
     text = "a: own\n" + "".join(
         f"<<: {yaml.safe_dump(part, default_flow_style=True, sort_keys=False)}" for part in merges
     )
-    [document] = documents.read(text, "f")
+    [document] = documents.read_documents(text, "f")
     wanted: dict[str, object] = {"a": "own"}
     for part in merges:
         wanted = part | wanted
@@ -283,14 +283,14 @@ def test_what_comes_first_wins_a_merge(parts: list[list[tuple[str, int]]]) -> No
 def test_many_changes_of_a_large_text_are_made_quickly() -> None:
     comment = "  # " + "x" * 4000 + "\n"
     text = "a:\n" + "".join(f"- {{name: n{number}, v: 1}}{comment}" for number in range(5000))
-    [document] = parsed(text, "f", 1)
+    [document] = parse_chunk(text, "f", 1)
     assert isinstance(document, Document)
     items = [{"name": f"n{number}", "v": 2, "extra": number} for number in range(5000)]
     result = ""
 
     def work() -> None:
         nonlocal result
-        result = rewritten(text, [(document, {"a": items})])
+        result = rewrite(text, [(document, {"a": items})])
 
     assert_quick(work)
     assert result.count('v: 2, "extra": 4999}') == 1
@@ -351,14 +351,14 @@ def test_objects_that_leave_a_file_with_a_bad_one_cost_time_in_proportion(tmp_pa
     path.write_text(renamed + "---\n{apiVersion: v1, kind: Pod, metadata: {name: x}, spec: 1}\n")
     assert folder._files is not None
     loaded = {path: files._read_file(path, None, 1)}
-    assert_quick(lambda: files._resolve(loaded, folder._held), 2.0)
+    assert_quick(lambda: files._resolve(loaded, folder._applied), 2.0)
 
 
 # --- settings -------------------------------------------------------------------------------------------------------
 
 
 def test_settings_that_are_too_large_are_not_read() -> None:
-    config, [problem] = Settings().read(
+    config, [problem] = SettingsLoader().read(
         "enableAutoMtls: false\n#" + "x" * settings_module.MAX_SIZE, "mesh.yaml"
     )
     assert config == MeshConfig()
@@ -367,6 +367,6 @@ def test_settings_that_are_too_large_are_not_read() -> None:
 
 def test_settings_of_many_documents_list_a_few_problems() -> None:
     text = "---\n{enableAutoMtls: 1, x: 1}\n" * 500
-    _, problems = Settings().read(text, "mesh.yaml")
+    _, problems = SettingsLoader().read(text, "mesh.yaml")
     assert len(problems) == 2 * (settings_module.MAX_PROBLEMS + 1)
-    assert_quick(lambda: Settings().read(text, "mesh.yaml"))
+    assert_quick(lambda: SettingsLoader().read(text, "mesh.yaml"))

@@ -9,9 +9,9 @@ import pytest
 
 from tests.sources.files import place
 from xds.mesh.model.objects import AuthenticationPolicy, Change, MeshConfig, Mode, Pod, Problem, Ref
-from xds.mesh.sources.documents import Document, read
+from xds.mesh.sources.documents import Document, read_documents
 from xds.mesh.sources.files import Folder
-from xds.mesh.sources.settings import Settings
+from xds.mesh.sources.settings import SettingsLoader
 
 NAMESPACE = "apiVersion: v1\nkind: Namespace\nmetadata: {{name: {}}}\n"
 POLICY = (
@@ -232,7 +232,7 @@ def test_a_folder_must_be_there_at_first_and_may_go_missing_later(tmp_path: Path
 
 
 def test_a_file_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("xds.mesh.sources.files.LARGEST", 2**20)
+    monkeypatch.setattr("xds.mesh.sources.files.MAX_FILE_SIZE", 2**20)
     place(tmp_path / "a.yaml", "#" * (2**20 + 1))
     assert "is larger than 1 MiB" in Folder(tmp_path).load().problems[0].what
 
@@ -256,7 +256,7 @@ def test_a_file_that_may_not_be_read_is_tried_again(tmp_path: Path, monkeypatch:
 def test_mesh_settings_come_with_the_facts_and_stay_when_their_file_goes_bad(tmp_path: Path) -> None:
     place(tmp_path / "mesh.yaml", "trustDomain: shop.example\nenableAutoMtls: false\n")
     (tmp_path / "m").mkdir()
-    folder = Folder(tmp_path / "m", Settings(tmp_path / "mesh.yaml", ["values.global.mtls.auto=true"]))
+    folder = Folder(tmp_path / "m", SettingsLoader(tmp_path / "mesh.yaml", ["values.global.mtls.auto=true"]))
     assert folder.load().change.config == MeshConfig(trust_domain="shop.example")
     assert folder.load().change.config is None
 
@@ -279,7 +279,7 @@ def test_mesh_settings_come_with_the_facts_and_stay_when_their_file_goes_bad(tmp
 def documents(text: str, *, json: bool = False) -> list[object]:
     return [
         document.value if isinstance(document, Document) else str(document)
-        for document in read(text, "f", json=json)
+        for document in read_documents(text, "f", json=json)
     ]
 
 
@@ -329,7 +329,7 @@ def test_json_with_what_yaml_does_not_know() -> None:
 
 
 def test_lines_lead_through_lists_merges_and_aliases() -> None:
-    [document] = read("# x\na: &a\n  b:\n  - c: 1\n  - c: 2\nd:\n  <<: *a\n", "f")
+    [document] = read_documents("# x\na: &a\n  b:\n  - c: 1\n  - c: 2\nd:\n  <<: *a\n", "f")
     assert isinstance(document, Document)
     assert document.locate(()) == "f:2"
     assert document.locate(("a", "b", 1, "c")) == "f:5"
@@ -365,7 +365,7 @@ def test_unreadable_documents_are_waited_for_and_named(tmp_path: Path) -> None:
     folder = Folder(tmp_path)
     report = folder.load()
     assert (report.complete, report.change) == (False, Change())
-    lines = folder.lacking().splitlines()
+    lines = folder.pending_reason().splitlines()
     assert lines[0].startswith(
         f"waiting for the manifests to be repaired: {tmp_path}/00.yaml:1: apiVersion is required"
     )
@@ -374,7 +374,7 @@ def test_unreadable_documents_are_waited_for_and_named(tmp_path: Path) -> None:
         (tmp_path / f"{number:02}.yaml").unlink()
     report = folder.load()
     assert report.complete
-    assert folder.lacking() == ""
+    assert folder.pending_reason() == ""
     assert names(report.change) == ["default"]
     assert len(report.solved) == 12
 

@@ -17,10 +17,10 @@ from tests.sources.following import QUICK, Followed, refs
 from xds.mesh.kube.api import KubeApi
 from xds.mesh.model.objects import Change, Fact, Mode, PeerAuthentication, Ref
 from xds.mesh.parse import KINDS
-from xds.mesh.sources.documents import Document, read
+from xds.mesh.sources.documents import Document, read_documents
 from xds.mesh.sources.files import Folder
 from xds.mesh.sources.kubernetes import Kubernetes
-from xds.mesh.sources.settings import Settings
+from xds.mesh.sources.settings import SettingsLoader
 
 PLURALS = {
     "Namespace": ("", "namespaces"),
@@ -78,8 +78,8 @@ async def test_golden_meshes_are_the_same_from_files_and_from_an_api_server(
     server.serve_istio("v1beta1" if "v1beta1" in manifests(case) else "v1")
     (tmp_path / "files").mkdir()
     (tmp_path / "files/in.yaml").write_text(manifests(case))
-    folder = Folder(tmp_path / "files", Settings(mesh, assignments)).load().change
-    for document in read(manifests(case), "in.yaml"):
+    folder = Folder(tmp_path / "files", SettingsLoader(mesh, assignments)).load().change
+    for document in read_documents(manifests(case), "in.yaml"):
         assert isinstance(document, Document)
         assert isinstance(document.value, dict)
         if document.value["kind"] in PLURALS:
@@ -88,7 +88,7 @@ async def test_golden_meshes_are_the_same_from_files_and_from_an_api_server(
         data = {"mesh": mesh.read_text()}
         metadata = {"name": "xds", "namespace": "istio-system"}
         await put(server, {"kind": "ConfigMap", "metadata": metadata, "data": data})
-    async with Followed(Kubernetes(api, assignments=assignments, pace=QUICK)) as followed:
+    async with Followed(Kubernetes(api, assignments=assignments, options=QUICK)) as followed:
         await followed.until(lambda: followed.complete)
         assert followed.said() == []
         assert followed.config == folder.config
@@ -109,7 +109,7 @@ async def test_what_a_server_adds_to_objects_is_no_news(server: FakeApiServer, a
         meta = {"name": "it", "annotations": dict(annotations), "generation": 3, "ownerReferences": []}
         await put(server, {"kind": kind, "metadata": meta, **body})
     await put(server, {**policy("STRICT"), "status": {"observedGeneration": "1"}})
-    async with Followed(Kubernetes(api, pace=QUICK)) as followed:
+    async with Followed(Kubernetes(api, options=QUICK)) as followed:
         await followed.until(lambda: followed.complete)
         assert [
             line for line in followed.said(notices=True) if "is not there: the defaults" not in line
@@ -127,7 +127,7 @@ async def test_a_bad_policy_is_told_by_name_and_gone_when_it_is_deleted(
     ref = Ref("PeerAuthentication", "shop", "default")
     await put(server, policy("STRICT"))
     await put(server, policy("SOMETIMES", "other"))
-    async with Followed(Kubernetes(api, pace=QUICK)) as followed:
+    async with Followed(Kubernetes(api, options=QUICK)) as followed:
         await followed.until(lambda: followed.complete)
         assert refs(followed.facts) == {str(ref), "PeerAuthentication shop/other"}
         wrong = "spec.mtls.mode must be one of UNSET, DISABLE, PERMISSIVE, STRICT, not 'SOMETIMES'"
@@ -152,7 +152,7 @@ async def test_a_bad_policy_is_told_by_name_and_gone_when_it_is_deleted(
 async def test_a_bad_successor_of_the_same_name_fails_closed(server: FakeApiServer, api: KubeApi) -> None:
     ref = Ref("PeerAuthentication", "shop", "default")
     await put(server, policy("PERMISSIVE"))
-    async with Followed(Kubernetes(api, pace=QUICK)) as followed:
+    async with Followed(Kubernetes(api, options=QUICK)) as followed:
         await followed.until(lambda: ref in followed.facts)
         await server.stop()
         await server.remove("peerauthentications", "shop", "default", "security.istio.io")
@@ -172,7 +172,7 @@ async def test_a_bad_successor_of_the_same_name_fails_closed(server: FakeApiServ
 
 
 async def test_kinds_that_may_not_be_read_are_waited_for(server: FakeApiServer) -> None:
-    async with await server.connect(NOBODY) as api, Followed(Kubernetes(api, pace=QUICK)) as followed:
+    async with await server.connect(NOBODY) as api, Followed(Kubernetes(api, options=QUICK)) as followed:
         await followed.until(lambda: len(followed.said()) == 10)
         said = {problem.where: problem for problem in followed.problems}
         assert said["destinationrules.networking.istio.io"].hint == (
@@ -189,7 +189,7 @@ async def test_kinds_that_may_not_be_read_are_waited_for(server: FakeApiServer) 
         await followed.until(lambda: len(server.asked_for("list pods")) > asked + 5)
         assert sum(len(report.problems) for report in followed.reports) == told
         assert not followed.complete
-        lines = followed.source.lacking().splitlines()
+        lines = followed.source.pending_reason().splitlines()
         assert len(lines) == 10
         [pods] = [each for each in lines if each.startswith("waiting for pods: may not be read")]
         assert 'User "nobody" cannot list resource "pods"' in pods
@@ -200,7 +200,7 @@ async def test_what_may_no_longer_be_read_is_said_with_since_when_and_stays(
     server: FakeApiServer, api: KubeApi
 ) -> None:
     await put(server, policy("STRICT"))
-    source = Kubernetes(api, pace=QUICK)
+    source = Kubernetes(api, options=QUICK)
     async with Followed(source) as followed:
         await followed.until(lambda: followed.complete)
         for what in ("list", "watch"):
@@ -208,18 +208,18 @@ async def test_what_may_no_longer_be_read_is_said_with_since_when_and_stays(
         await server.cut()
         [said] = await followed.until(lambda: [line for line in followed.said() if "may not be read" in line])
         assert "so what was known stays in force" in said
-        assert source.standing().startswith("peerauthentications.security.istio.io cannot be read since 20")
-        assert source.lacking() == ""
-        assert source.behind() > 0
+        assert source.staleness().startswith("peerauthentications.security.istio.io cannot be read since 20")
+        assert source.pending_reason() == ""
+        assert source.stale_seconds() > 0
         assert refs(followed.facts) == {"PeerAuthentication shop/default"}
         server.faults.clear()
-        await followed.until(lambda: source.standing() == "" and followed.said() == [])
+        await followed.until(lambda: source.staleness() == "" and followed.said() == [])
 
 
 async def test_kinds_that_a_cluster_lacks_are_waited_for(server: FakeApiServer, api: KubeApi) -> None:
     for group, _, plural, _ in ISTIO:
         del server._kinds[group, plural]
-    async with Followed(Kubernetes(api, pace=QUICK)) as followed:
+    async with Followed(Kubernetes(api, options=QUICK)) as followed:
         await followed.until(lambda: len(followed.said()) == 4)
         assert (
             "peerauthentications.security.istio.io: cannot be watched, so no sidecar is configured until it can be: the "
@@ -228,17 +228,17 @@ async def test_kinds_that_a_cluster_lacks_are_waited_for(server: FakeApiServer, 
         asked = len(server.asked_for("discovery security.istio.io"))
         await followed.until(lambda: len(server.asked_for("discovery security.istio.io")) > asked + 5)
         assert not followed.complete
-        assert followed.source.lacking().count("; xds install-crds adds it") == 4
+        assert followed.source.pending_reason().count("; xds install-crds adds it") == 4
         server.serve_istio()
         await followed.until(lambda: followed.complete)
-        assert followed.source.lacking() == ""
+        assert followed.source.pending_reason() == ""
         assert followed.said() == []
 
 
 async def test_a_version_that_cannot_be_read_is_waited_for(server: FakeApiServer, api: KubeApi) -> None:
     server.serve_istio("v2")
-    async with Followed(Kubernetes(api, pace=QUICK)) as followed:
-        await followed.until(lambda: "serves v2 of it" in followed.source.lacking())
+    async with Followed(Kubernetes(api, options=QUICK)) as followed:
+        await followed.until(lambda: "serves v2 of it" in followed.source.pending_reason())
         assert not followed.complete
         server.serve_istio("v1")
         await followed.until(lambda: followed.complete)
@@ -246,7 +246,7 @@ async def test_a_version_that_cannot_be_read_is_waited_for(server: FakeApiServer
 
 async def test_objects_of_a_kind_that_disappears_stay_in_force(server: FakeApiServer, api: KubeApi) -> None:
     await put(server, policy("STRICT"))
-    source = Kubernetes(api, pace=QUICK)
+    source = Kubernetes(api, options=QUICK)
     async with Followed(source) as followed:
         await followed.until(lambda: followed.complete)
         del server._kinds["security.istio.io", "peerauthentications"]
@@ -255,11 +255,11 @@ async def test_objects_of_a_kind_that_disappears_stay_in_force(server: FakeApiSe
         assert said.startswith(
             "peerauthentications.security.istio.io: cannot be watched, so what was known stays in force: "
         )
-        assert "peerauthentications.security.istio.io cannot be read since" in source.standing()
+        assert "peerauthentications.security.istio.io cannot be read since" in source.staleness()
         assert refs(followed.facts) == {"PeerAuthentication shop/default"}
         server.serve_istio()
         await followed.until(lambda: not followed.facts)
-        assert source.standing() == ""
+        assert source.staleness() == ""
 
 
 MALFORMED = {"YAML": "{trustDomain: [", "value": "enableAutoMtls: 'no'"}
@@ -276,11 +276,11 @@ async def test_malformed_settings_are_waited_for_at_start(
 ) -> None:
     await put(server, policy("STRICT"))
     await put(server, settings_map(MALFORMED[what]))
-    async with Followed(Kubernetes(api, pace=QUICK)) as followed:
+    async with Followed(Kubernetes(api, options=QUICK)) as followed:
         [said] = await followed.until(followed.said)
         assert said.startswith("ConfigMap istio-system/xds: ")
         assert not followed.complete
-        assert followed.source.lacking().startswith("waiting for ConfigMap istio-system/xds: ")
+        assert followed.source.pending_reason().startswith("waiting for ConfigMap istio-system/xds: ")
         await put(server, settings_map("trustDomain: example.org"))
         await followed.until(lambda: followed.complete)
         assert followed.said() == []
@@ -290,7 +290,7 @@ async def test_malformed_settings_are_waited_for_at_start(
         await put(server, settings_map(MALFORMED[what]))
         await followed.until(followed.said)
         assert followed.config.trust_domain == "example.org"
-        assert followed.source.lacking() == ""
+        assert followed.source.pending_reason() == ""
 
 
 async def test_a_server_that_is_away_from_the_start_is_told_once_and_nothing_is_complete(
@@ -298,15 +298,15 @@ async def test_a_server_that_is_away_from_the_start_is_told_once_and_nothing_is_
 ) -> None:
     await put(server, policy("STRICT"))
     await server.stop()
-    source = Kubernetes(api, pace=QUICK)
+    source = Kubernetes(api, options=QUICK)
     async with Followed(source) as followed:
         [said] = await followed.until(followed.said)
         assert said.startswith(f"{server.url}: the API server cannot be reached: ")
-        await followed.until(lambda: source.behind() > 1)
+        await followed.until(lambda: source.stale_seconds() > 1)
         assert len(followed.reports) == 1
         assert not followed.complete
-        assert source.lacking().startswith("waiting for namespaces, ")
-        assert f"the API server at {server.url} cannot be reached" in source.lacking()
+        assert source.pending_reason().startswith("waiting for namespaces, ")
+        assert f"the API server at {server.url} cannot be reached" in source.pending_reason()
         await server.start()
         await followed.until(lambda: followed.complete)
         assert refs(followed.facts) == {"PeerAuthentication shop/default"}
@@ -317,22 +317,22 @@ async def test_what_is_known_stays_while_the_server_is_away_and_it_is_said_since
     server: FakeApiServer, api: KubeApi
 ) -> None:
     await put(server, policy("STRICT"))
-    source = Kubernetes(api, pace=QUICK)
+    source = Kubernetes(api, options=QUICK)
     async with Followed(source) as followed:
         await followed.until(lambda: followed.complete)
         known = dict(followed.facts)
         await server.stop()
-        await followed.until(lambda: source.behind() > 1)
+        await followed.until(lambda: source.stale_seconds() > 1)
         assert followed.facts == known
         assert len(followed.said()) == 1
-        assert source.lacking() == ""
-        standing = source.standing()
+        assert source.pending_reason() == ""
+        standing = source.staleness()
         assert standing.startswith(f"the API server at {server.url} cannot be reached since 20")
         assert "s), and what was known then stays in force: Cannot connect" in standing
         await put(server, policy("DISABLE"))
         await server.start()
         await followed.until(lambda: followed.facts != known)
-        await followed.until(lambda: source.standing() == "" and source.behind() == 0)
+        await followed.until(lambda: source.staleness() == "" and source.stale_seconds() == 0)
         assert followed.said() == []
         assert all(report.change == Change() or report.complete for report in followed.reports)
 
@@ -348,7 +348,7 @@ async def test_a_nonsensical_object_takes_nothing_with_it(server: FakeApiServer,
         await put(server, {**policy("STRICT", name), "spec": spec})
     odd = {"kind": "Pod", "metadata": {"name": "odd", "namespace": "shop", "labels": [1], "annotations": "x"}}
     await put(server, odd)
-    async with Followed(Kubernetes(api, pace=QUICK)) as followed:
+    async with Followed(Kubernetes(api, options=QUICK)) as followed:
         await followed.until(lambda: followed.complete)
         closed = {f"PeerAuthentication shop/{name}" for name in "abcd"}
         assert refs(followed.facts) == {"PeerAuthentication shop/default"} | closed
@@ -359,10 +359,10 @@ async def test_a_list_that_is_refused_by_and_by_is_told_as_the_server_that_canno
     server: FakeApiServer, api: KubeApi
 ) -> None:
     server.fail("list pods", *(status(500, "InternalError", "etcdserver: no leader") for _ in range(10_000)))
-    async with Followed(Kubernetes(api, pace=QUICK)) as followed:
+    async with Followed(Kubernetes(api, options=QUICK)) as followed:
         [said] = await followed.until(followed.said)
         assert said == f"{server.url}: the API server cannot be reached: etcdserver: no leader"
-        assert "pods" in followed.source.lacking()
+        assert "pods" in followed.source.pending_reason()
         server.faults.clear()
         await followed.until(lambda: followed.complete)
 
@@ -372,7 +372,7 @@ def deny_all(name: str) -> dict[str, Any]:
 
 
 async def test_objects_that_are_not_enforced_are_warnings(server: FakeApiServer, api: KubeApi) -> None:
-    source = Kubernetes(api, pace=QUICK)
+    source = Kubernetes(api, options=QUICK)
     async with Followed(source) as followed:
         await followed.until(lambda: followed.complete)
         assert followed.said() == []
@@ -390,8 +390,8 @@ async def test_objects_that_are_not_enforced_are_warnings(server: FakeApiServer,
         await server.cut()
         unread = "objects of kind AuthorizationPolicy are not enforced, and cannot be named"
         await followed.until(lambda: unread in str(followed.said(notices=True)))
-        assert source.standing() == source.lacking() == ""
-    async with Followed(Kubernetes(api, pace=QUICK)) as restarted:
+        assert source.staleness() == source.pending_reason() == ""
+    async with Followed(Kubernetes(api, options=QUICK)) as restarted:
         await restarted.until(lambda: restarted.complete and unread in str(restarted.said(notices=True)))
         server.faults.clear()
         await restarted.until(lambda: len(restarted.said()) == 1)
@@ -404,7 +404,7 @@ async def test_an_object_of_a_hundred_thousand_unknown_fields_adds_a_few_notices
     spec = {"host": "web.shop.svc.cluster.local", "trafficPolicy": policy}
     meta = {"name": "web", "namespace": "shop"}
     await put(server, {"kind": "DestinationRule", "metadata": meta, "spec": spec})
-    async with Followed(Kubernetes(api, pace=QUICK)) as followed:
+    async with Followed(Kubernetes(api, options=QUICK)) as followed:
         await followed.until(lambda: followed.complete)
         assert Ref("DestinationRule", "shop", "web") in followed.facts
         notices = [p for p in followed.source.problems if p.where == "DestinationRule shop/web"]

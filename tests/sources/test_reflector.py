@@ -15,9 +15,9 @@ from tests.sources.fake_apiserver import FakeApiServer, line
 from tests.sources.faults import events, silence, slow, status
 from tests.sources.following import QUICK, Following
 from xds.mesh.kube.api import KubeApi
-from xds.mesh.kube.ndjson import LONGEST
-from xds.mesh.sources.reflector import Trouble
-from xds.mesh.sources.resource import Pace, Resource
+from xds.mesh.kube.ndjson import MAX_LINE_LENGTH
+from xds.mesh.sources.reflector import FailureCause
+from xds.mesh.sources.resource import KubeResource, WatchOptions
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ async def test_a_watch_that_breaks_goes_on_where_it_was(
     await fill(server, "a")
     content, then = BROKEN[how]
     server.fail("watch configmaps", events(content, then=then))
-    async with Following(api, pace=QUICK._replace(idle=1.0)) as following:
+    async with Following(api, options=QUICK._replace(idle_timeout=1.0)) as following:
         await following.until(lambda: following.watches > 1)
         await server.put("configmaps", config_map("c", key="new"))
         await following.until(lambda: "c" in following.names)
@@ -80,7 +80,7 @@ async def test_a_watch_that_breaks_goes_on_where_it_was(
         got = "key" in str(content) and content.endswith(b"\n")
         assert (first.query["resourceVersion"], second.query["resourceVersion"]) == ("101", "101")
         assert ("b" in following.names) == got
-        assert following.reflector.state is None
+        assert following.reflector.failure is None
 
 
 async def test_what_comes_a_byte_at_a_time_is_the_same(server: FakeApiServer, api: KubeApi) -> None:
@@ -103,7 +103,10 @@ async def test_objects_may_be_larger_than_any_buffer(server: FakeApiServer, api:
 async def test_a_line_without_an_end_is_not_kept_in_memory_for_ever(
     server: FakeApiServer, api: KubeApi
 ) -> None:
-    endless = [b'{"type": "ADDED", "object": {"data": {"key": "', *[b"x" * (1 << 20)] * ((LONGEST >> 20) + 2)]
+    endless = [
+        b'{"type": "ADDED", "object": {"data": {"key": "',
+        *[b"x" * (1 << 20)] * ((MAX_LINE_LENGTH >> 20) + 2),
+    ]
     server.fail("watch configmaps", events(*endless, then="more"))
     async with Following(api) as following:
         await following.until(lambda: following.watches > 1)
@@ -138,7 +141,7 @@ async def test_pages_that_were_compacted_away_are_listed_in_one_piece(
             server._pages.clear()  # as a compaction does
         return dict(obj["data"])
 
-    async with Following(api, pace=QUICK._replace(page=2), keep=keep) as following:
+    async with Following(api, options=QUICK._replace(page_size=2), keep=keep) as following:
         await following.until(lambda: following.reflector.complete)
         assert following.names == names
         assert [request.query.get("limit") for request in server.asked_for("list configmaps")] == [
@@ -171,7 +174,7 @@ async def test_a_list_that_breaks_off_or_is_slow_takes_nothing_away(
         await following.until(lambda: following.names == {"b", "c"})
         assert [each for each in following.told[told:] if "b" in each] == []
         assert following.lists == 6
-        await following.until(lambda: following.reflector.state is None)
+        await following.until(lambda: following.reflector.failure is None)
 
 
 async def test_a_server_that_is_away_is_known_as_it_was_and_asked_less_and_less(
@@ -181,17 +184,17 @@ async def test_a_server_that_is_away_is_known_as_it_was_and_asked_less_and_less(
     async with Following(api) as following:
         await following.until(lambda: following.watches == 1)
         await server.stop()
-        await following.until(lambda: following.reflector.state)
-        state = following.reflector.state
-        assert state
-        assert state.trouble is Trouble.AWAY
-        assert "cannot be reached" in state.what
+        await following.until(lambda: following.reflector.failure)
+        failure = following.reflector.failure
+        assert failure
+        assert failure.cause is FailureCause.UNREACHABLE
+        assert "cannot be reached" in failure.message
         await following.until(lambda: following.watches > 6)
         assert following.names == {"a"}
-        assert following.reflector.state
-        assert following.reflector.state.since == state.since
+        assert following.reflector.failure
+        assert following.reflector.failure.since == failure.since
         await server.start()
-        await following.until(lambda: following.reflector.state is None)
+        await following.until(lambda: following.reflector.failure is None)
         await fill(server, "b")
         await following.until(lambda: following.names == {"a", "b"})
         assert following.lists == 1, "it was away, and forgot nothing"
@@ -202,21 +205,21 @@ async def test_a_connection_that_is_half_open_is_noticed_and_old_is_what_is_know
 ) -> None:
     await fill(server, "a")
     server.fail("watch configmaps", *(silence() for _ in range(MANY)))
-    async with Following(api, pace=QUICK._replace(idle=0.2)) as following:
-        await following.until(lambda: following.reflector.state)
-        assert following.reflector.state
-        assert following.reflector.state.since == following.reflector._heard > 0, (
+    async with Following(api, options=QUICK._replace(idle_timeout=0.2)) as following:
+        await following.until(lambda: following.reflector.failure)
+        assert following.reflector.failure
+        assert following.reflector.failure.since == following.reflector._last_contact > 0, (
             "since the last word, not since now"
         )
         server.faults.clear()
-        await following.until(lambda: following.reflector.state is None)
+        await following.until(lambda: following.reflector.failure is None)
         assert following.names == {"a"}
 
 
 async def test_a_server_that_asks_to_wait_is_waited_for(server: FakeApiServer, api: KubeApi) -> None:
     server.fail("list configmaps", status(429, "TooManyRequests", "too many", Retry_After="1"))
     began = time.monotonic()
-    async with Following(api, pace=QUICK._replace(longest_wait=5.0)) as following:
+    async with Following(api, options=QUICK._replace(max_retry_after=5.0)) as following:
         await following.until(lambda: following.reflector.complete)
         assert time.monotonic() - began >= 1.0
 
@@ -226,22 +229,22 @@ async def test_a_token_that_expired_is_read_anew(server: FakeApiServer, api: Kub
         await following.until(lambda: following.watches == 1)
         server.token = "renewed"
         await server.cut()
-        await following.until(lambda: following.reflector.state)
-        assert following.reflector.state
-        assert following.reflector.state.trouble is Trouble.AWAY
+        await following.until(lambda: following.reflector.failure)
+        assert following.reflector.failure
+        assert following.reflector.failure.cause is FailureCause.UNREACHABLE
         server.token_file.write_text("renewed")
         await fill(server, "a")
         await following.until(lambda: following.names == {"a"})
         assert following.lists == 1
 
 
-POLICIES = Resource(
+POLICIES = KubeResource(
     kind="Policy", plural="policies", versions=("v1alpha1",), group="authentication.istio.io", custom=True
 )
 REFUSALS = {
-    "forbidden": (status(403, "Forbidden"), Trouble.REFUSED),
-    "not served": (status(404, "NotFound"), Trouble.MISSING),
-    "not ready": (status(503, "ServiceUnavailable"), Trouble.AWAY),
+    "forbidden": (status(403, "Forbidden"), FailureCause.FORBIDDEN),
+    "not served": (status(404, "NotFound"), FailureCause.NOT_SERVED),
+    "not ready": (status(503, "ServiceUnavailable"), FailureCause.UNREACHABLE),
 }
 
 
@@ -256,12 +259,12 @@ async def test_refused_list_is_retried_and_never_complete(
     async with Following(api, POLICIES) as following:
         await following.until(lambda: following.lists > 8)
         assert not following.reflector.complete
-        assert following.reflector.state
-        assert following.reflector.state.trouble is trouble
+        assert following.reflector.failure
+        assert following.reflector.failure.cause is trouble
         server.faults.clear()
         await following.until(lambda: following.reflector.complete)
         assert following.names == {"a"}
-        assert following.reflector.state is None
+        assert following.reflector.failure is None
 
 
 @pytest.mark.parametrize("why", REFUSALS)
@@ -276,13 +279,13 @@ async def test_objects_stay_while_a_watch_is_refused(server: FakeApiServer, api:
         await server.cut()
         await following.until(lambda: following.lists + following.watches > 12)
         assert following.names == {"a"}
-        assert following.reflector.state
-        assert following.reflector.state.trouble is trouble
+        assert following.reflector.failure
+        assert following.reflector.failure.cause is trouble
         await server.remove("policies", "shop", "a", POLICIES.group)
         await server.put("policies", config_map("b"), POLICIES.group)
         server.faults.clear()
         await following.until(lambda: following.names == {"b"})
-        assert following.reflector.state is None
+        assert following.reflector.failure is None
 
 
 async def test_what_was_known_of_what_may_no_longer_be_read_stays(
@@ -294,12 +297,12 @@ async def test_what_was_known_of_what_may_no_longer_be_read_stays(
         server.fail("watch configmaps", *(status(403, "Forbidden") for _ in range(30)))
         server.fail("list configmaps", *(status(403, "Forbidden") for _ in range(2)))
         await server.cut()
-        await following.until(lambda: following.reflector.state)
-        assert following.reflector.state
-        await following.until(lambda: following.reflector.state.trouble is Trouble.REFUSED)
+        await following.until(lambda: following.reflector.failure)
+        assert following.reflector.failure
+        await following.until(lambda: following.reflector.failure.cause is FailureCause.FORBIDDEN)
         assert following.names == {"a"}
         server.faults.clear()
-        await following.until(lambda: following.reflector.state is None)
+        await following.until(lambda: following.reflector.failure is None)
 
 
 async def test_a_version_that_never_gets_on_is_given_up(server: FakeApiServer, api: KubeApi) -> None:
@@ -321,18 +324,18 @@ async def test_a_server_that_forgets_what_it_has_just_listed_is_asked_less_and_l
     server.fail("watch configmaps", *(forgets * MANY))
     waits: list[int] = []
 
-    class Counted(Pace):
-        def after(self, failures: int) -> float:
+    class Counted(WatchOptions):
+        def delay(self, failures: int) -> float:
             waits.append(failures)
-            return super().after(failures)
+            return super().delay(failures)
 
-    async with Following(api, pace=Counted(*QUICK)) as following:
+    async with Following(api, options=Counted(*QUICK)) as following:
         await following.until(lambda: following.lists > 5)
         assert set(range(1, 5)) <= set(waits), "the first time it is listed at once, and then later each time"
         server.faults.clear()
         await fill(server, "b")
-        await following.until(lambda: following.names == {"a", "b"} and following.reflector._expired == 0)
-        assert following.reflector.state is None
+        await following.until(lambda: following.names == {"a", "b"} and following.reflector._expirations == 0)
+        assert following.reflector.failure is None
         lists = following.lists
         await server.compact()
         await fill(server, "c")
@@ -379,8 +382,8 @@ async def test_many_objects_do_not_keep_the_event_loop_from_others(
 
 
 def test_waits_double_up_to_a_limit_and_are_never_the_same() -> None:
-    pace = Pace(first=1.0, most=10.0)
+    options = WatchOptions(min_delay=1.0, max_delay=10.0)
     for failures, longest in ((1, 1.0), (2, 2.0), (4, 8.0), (5, 10.0), (10_000, 10.0)):
-        waits = {pace.after(failures) for _ in range(50)}
+        waits = {options.delay(failures) for _ in range(50)}
         assert all(longest / 2 <= wait <= longest for wait in waits)
         assert len(waits) > 40

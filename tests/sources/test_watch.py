@@ -14,7 +14,7 @@ import pytest
 from xds.mesh.model.objects import Change, Ref
 from xds.mesh.sources import files
 from xds.mesh.sources.files import Folder
-from xds.mesh.sources.report import Report
+from xds.mesh.sources.report import SourceUpdate
 
 WITHIN = 3.0
 """The promise is one second; machines that are busy get three times that."""
@@ -24,7 +24,7 @@ NAMESPACE = "apiVersion: v1\nkind: Namespace\nmetadata: {{name: {}}}\n"
 class Watched:
     """What is in force, as somebody who listens knows it."""
 
-    def __init__(self, reports: AsyncIterator[Report]) -> None:
+    def __init__(self, reports: AsyncIterator[SourceUpdate]) -> None:
         self._reports = reports
         self.names: set[str] = set()
         self.problems: list[str] = []
@@ -34,7 +34,7 @@ class Watched:
             while self.names != set(names):
                 await self.next()
 
-    async def next(self) -> Report:
+    async def next(self) -> SourceUpdate:
         report = await anext(self._reports)
         self.names |= {fact.name for fact in report.change.applied}
         self.names -= {ref.name for ref in report.change.removed}

@@ -32,7 +32,7 @@ from xds.mesh.envoy.translate import translate
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.namespace import covers
 from xds.mesh.sources.files import Folder
-from xds.mesh.sources.settings import Settings
+from xds.mesh.sources.settings import SettingsLoader
 
 PROXY_PORT = 15002
 RECONNECTED = 45.0
@@ -229,7 +229,7 @@ class LocalMesh:
 
     def facts(self) -> Mesh:
         """Read the manifests as they are now."""
-        report = Folder(self.manifests.directory, Settings(None, self._settings)).load()
+        report = Folder(self.manifests.directory, SettingsLoader(None, self._settings)).load()
         problems = [str(problem) for problem in report.problems if not problem.notice]
         assert not problems, problems
         return Mesh(report.change.applied, report.change.config)

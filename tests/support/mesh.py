@@ -30,7 +30,7 @@ from xds.mesh.model.mesh import Mesh as Facts
 from xds.mesh.model.namespace import covers
 from xds.mesh.model.objects import Pod
 from xds.mesh.sources.files import Folder
-from xds.mesh.sources.settings import Settings
+from xds.mesh.sources.settings import SettingsLoader
 
 _DOOR = 15010
 """Port in every pod that leads to the control plane."""
@@ -216,7 +216,7 @@ class Mesh:
         await eventually(lacking, timeout=60, every=0.05, what=f"{envoy.name} has what it should")
 
     def _facts(self) -> Facts:
-        read = Folder(self.manifests.directory, Settings(self._settings)).load()
+        read = Folder(self.manifests.directory, SettingsLoader(self._settings)).load()
         assert not read.problems, read.problems
         return Facts(read.change.applied, read.change.config)
 

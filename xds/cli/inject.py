@@ -141,11 +141,11 @@ def _write(output: Path | None, text: str) -> None:
 def _inject_text(text: str, file: str, settings: Settings) -> tuple[str, list[Problem]]:
     """Return a file's text with sidecars added, and the problems found."""
     if text.lstrip().startswith("{"):
-        text = documents.joined(text)
+        text = documents.join_surrogates(text)
     result, problems = "", list[Problem]()
-    for line, chunk in documents.chunks(text):
+    for line, chunk in documents.split_documents(text):
         changes: list[tuple[Document, object]] = []
-        for document in documents.parsed(chunk, file, line):
+        for document in documents.parse_chunk(chunk, file, line):
             if isinstance(document, Problem):
                 problems.append(document)
             else:
@@ -153,7 +153,7 @@ def _inject_text(text: str, file: str, settings: Settings) -> tuple[str, list[Pr
                 changes.append((document, value))
                 problems += found
         changed = any(document.value is not value for document, value in changes)
-        result += rewriting.rewritten(chunk, changes) if changed else chunk
+        result += rewriting.rewrite(chunk, changes) if changed else chunk
     return result, problems
 
 

@@ -21,11 +21,10 @@ from xds.cli.tables import Table
 from xds.mesh.kube import crds
 from xds.mesh.kube import install as kube
 from xds.mesh.kube.api import Json, KubeApi
-from xds.mesh.kube.install import Done, Installer
+from xds.mesh.kube.install import Installer, InstallResult
 from xds.mesh.model.objects import MeshConfig
 from xds.mesh.parse import merged
-from xds.mesh.sources.documents import Document
-from xds.mesh.sources.documents import read as read_documents
+from xds.mesh.sources.documents import Document, read_documents
 
 EXAMPLES = """
 xds install --image registry.example/xds:1.0
@@ -145,7 +144,7 @@ def _print_yaml(parts: frozenset[Part], config: MeshConfig, objects: list[Json])
     objects = [
         *(crds.definitions() if Part.CRDS in parts else ()),
         *((kube.namespace(), *objects) if Part.CONTROL_PLANE in parts else ()),
-        *(kube.first_policies(config) if Part.MESH in parts else ()),
+        *(kube.default_policies(config) if Part.MESH in parts else ()),
     ]
     typer.echo(yaml.safe_dump_all(objects, sort_keys=False, width=120), nl=False)
 
@@ -174,19 +173,19 @@ async def _install(
         definitions = await crds.install(api, dry_run=dry_run)
         print_definitions(definitions, dry_run=dry_run)
         typer.echo()
-        usable = not any(definition.trouble for definition in definitions)
+        usable = not any(definition.problem for definition in definitions)
     installer = Installer(api, dry_run=dry_run)
-    done: list[Done] = []
+    done: list[InstallResult] = []
     if Part.CONTROL_PLANE in parts:
         done += [await installer.namespace(), *await installer.control_plane(objects)]
         done += await installer.remove(disabled)
     if Part.MESH in parts:
-        done += await installer.policies(config, await crds.served(api))
+        done += await installer.policies(config, await crds.served_versions(api))
     _print_results(done, dry_run=dry_run)
     return usable
 
 
-def _print_results(done: Iterable[Done], *, dry_run: bool) -> None:
+def _print_results(done: Iterable[InstallResult], *, dry_run: bool) -> None:
     table = Table("OBJECT", "STATUS")
     for each in done:
         status = f"{each.outcome}: {each.why}" if each.why else each.outcome.value

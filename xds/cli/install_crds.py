@@ -14,7 +14,7 @@ from xds.cli import cluster
 from xds.cli.options import Context, Kubeconfig
 from xds.cli.tables import Table
 from xds.mesh.kube import crds
-from xds.mesh.kube.crds import Definition
+from xds.mesh.kube.crds import CrdStatus
 
 EXAMPLES = """
 xds install-crds --dry-run
@@ -46,17 +46,17 @@ async def _install(dry_run: bool, kubeconfig: Path | None, context: str | None) 
     async with cluster.connect(kubeconfig, context) as api:
         definitions = await crds.install(api, dry_run=dry_run)
     print_definitions(definitions, dry_run=dry_run)
-    if any(definition.trouble for definition in definitions):
+    if any(definition.problem for definition in definitions):
         raise typer.Exit(1)
 
 
-def print_definitions(definitions: Iterable[Definition], *, dry_run: bool) -> None:
+def print_definitions(definitions: Iterable[CrdStatus], *, dry_run: bool) -> None:
     """Print the status of each definition."""
     table = Table("KIND", "VERSIONS", "BY", "STATUS")
     for definition in definitions:
         status = Text("exists, left untouched")
-        if definition.trouble:
-            status = Text(f"exists, but {definition.trouble}", "red")
+        if definition.problem:
+            status = Text(f"exists, but {definition.problem}", "red")
         elif definition.created:
             status = Text("would be created" if dry_run else "created", "green")
         table.add_row(definition.name, ",".join(definition.versions), definition.owner or "-", status)

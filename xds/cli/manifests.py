@@ -10,15 +10,15 @@ from xds.cli.options import fail, fail_unknown, print_problems
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import MeshConfig, Pod, Problem
 from xds.mesh.sources.files import Folder
-from xds.mesh.sources.settings import Settings
+from xds.mesh.sources.settings import SettingsLoader
 
 UNREADABLE = "every document of the manifests must be readable, because any of them may be a policy"
 """Error when a document cannot be read: a prediction, a translation or a token could be wrong without it."""
 
 
-def load_settings(config: Path | None, assignments: list[str] | None) -> tuple[Settings, MeshConfig]:
+def load_settings(config: Path | None, assignments: list[str] | None) -> tuple[SettingsLoader, MeshConfig]:
     """Return a source of the mesh's settings, and the settings; exit with status 2 if they are invalid."""
-    settings = Settings(config, assignments or ())
+    settings = SettingsLoader(config, assignments or ())
     mesh_config, problems = settings.load()
     if mesh_config is None:
         print_problems(problems)

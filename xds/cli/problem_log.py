@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from structlog.typing import FilteringBoundLogger as BoundLogger
 
-from xds.mesh.sources.report import Report
+from xds.mesh.sources.report import SourceUpdate
 from xds.server.budget import Budget
 
 BURST = 200
@@ -35,7 +35,7 @@ class ProblemLog:
         self._log = log
         self._problems, self._notices = _LineBudget(clock), _LineBudget(clock)
 
-    def add(self, report: Report) -> None:
+    def add(self, report: SourceUpdate) -> None:
         """Log the new and the solved problems of a report."""
         for problem in report.problems:
             fields = {"where": problem.where, "what": problem.what}

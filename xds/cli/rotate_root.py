@@ -16,7 +16,7 @@ from xds.mesh.identity.ca import Authority
 from xds.mesh.identity.chain import subject
 from xds.mesh.identity.keys import IdentityError, PrivateKey
 from xds.mesh.identity.rotation import WAITS, Authorities, Stage
-from xds.mesh.kube.ca_secret import SECRET, USERS, AuthorityError, Secrets
+from xds.mesh.kube.ca_secret import SECRET, USER_SECRET, AuthorityError, CaSecrets
 
 EXAMPLES = """
 xds rotate-root
@@ -64,7 +64,7 @@ async def _rotate(
     context: str | None,
 ) -> None:
     async with cluster.connect(kubeconfig, context) as api:
-        secrets = Secrets(api, namespace)
+        secrets = CaSecrets(api, namespace)
         try:
             authorities = (
                 await _read(secrets, namespace) if status else await _begin(secrets, namespace, trust_domain)
@@ -74,23 +74,23 @@ async def _rotate(
     typer.echo(_describe(authorities))
 
 
-async def _read(secrets: Secrets, namespace: str) -> Authorities:
+async def _read(secrets: CaSecrets, namespace: str) -> Authorities:
     stored = await secrets.read(datetime.now(UTC))
     if stored is None:
         fail(f"no CA found: xds serve creates it in the Secret {namespace}/{SECRET} when it starts", 1)
     return stored.authorities
 
 
-async def _begin(secrets: Secrets, namespace: str, trust_domain: str | None) -> Authorities:
+async def _begin(secrets: CaSecrets, namespace: str, trust_domain: str | None) -> Authorities:
     """Start a rotation unless one is in progress; retry if another client changes the Secret meanwhile."""
     while True:
         now = datetime.now(UTC)
         stored = await secrets.read(now)
         if stored is None or stored.authorities.stage is not Stage.STEADY:
             return await _read(secrets, namespace)
-        if await secrets.users(now):
+        if await secrets.read_user_authority(now):
             fail(
-                f"the mesh uses your own CA: change the Secret {namespace}/{USERS} to start a rotation",
+                f"the mesh uses your own CA: change the Secret {namespace}/{USER_SECRET} to start a rotation",
                 1,
             )
         domain = trust_domain or stored.authorities.authority.trust_domain

@@ -38,7 +38,7 @@ from xds.mesh.controlplane.metrics.controlplane import Metrics, StartupMetrics
 from xds.mesh.controlplane.proxies_service import ProxiesService
 from xds.mesh.controlplane.rollouts_service import RolloutsService
 from xds.mesh.model.objects import Change, MeshConfig, Problem
-from xds.mesh.sources.report import Report
+from xds.mesh.sources.report import SourceUpdate
 from xds.mesh.v1 import described
 from xds.server import Authenticate, XdsServer
 from xds.server.rest import RestServer
@@ -66,16 +66,16 @@ class Source(Protocol):
     def unenforced(self) -> Mapping[str, int]:
         """The number of objects of each kind that is not enforced."""
 
-    def watch(self) -> AsyncGenerator[Report, None]:
+    def watch(self) -> AsyncGenerator[SourceUpdate, None]:
         """Yield the state, then changes, without end."""
 
-    def lacking(self) -> str:
+    def pending_reason(self) -> str:
         """Return what has not been read yet, for /ready; empty if everything has been read once."""
 
-    def standing(self) -> str:
+    def staleness(self) -> str:
         """Return how old the state is if it can be out of date; else empty."""
 
-    def behind(self) -> float:
+    def stale_seconds(self) -> float:
         """Return for how many seconds changes could not be read."""
 
 
@@ -143,7 +143,7 @@ async def run(
         lacking,
         *addresses.admin,
         metrics=control_plane.render_metrics,
-        note=source.standing,
+        note=source.staleness,
         warnings=lambda: control_plane.problems,
     )
     try:
@@ -204,7 +204,11 @@ class ControlPlane:
 
     def lacking(self) -> str | None:
         """Return why the xDS server does not listen yet; None if it does."""
-        return None if self._is_listening else self._source.lacking() or "computing the first configuration"
+        return (
+            None
+            if self._is_listening
+            else self._source.pending_reason() or "computing the first configuration"
+        )
 
     @property
     def problems(self) -> Collection[Problem]:
@@ -213,7 +217,7 @@ class ControlPlane:
 
     def render_metrics(self, accept: str) -> tuple[bytes, str]:
         """Return the metrics and their content type. During startup these are the source's metrics only."""
-        start = StartupMetrics(lambda: self._source.problems, self._source.behind)
+        start = StartupMetrics(lambda: self._source.problems, self._source.stale_seconds)
         return (self._metrics or start).render(accept)
 
     async def run(self, ready_url: str) -> None:
@@ -233,7 +237,7 @@ class ControlPlane:
         controller, listeners = components.controller, components.listeners
         self._effects = components.effects
         self._metrics = Metrics(
-            controller, lambda: self.problems, self._source.behind, lambda: self._source.unenforced
+            controller, lambda: self.problems, self._source.stale_seconds, lambda: self._source.unenforced
         )
         for collector in components.metrics:
             self._metrics.register(collector)
@@ -306,7 +310,7 @@ async def _start(*servers: XdsServer | RestServer) -> None:
             raise CannotListenError(str(error)) from error
 
 
-async def _wait_until_complete(reports: AsyncIterator[Report], problem_log: ProblemLog) -> Change:
+async def _wait_until_complete(reports: AsyncIterator[SourceUpdate], problem_log: ProblemLog) -> Change:
     """Wait until the source has read everything; log its problems meanwhile."""
     async for report in reports:
         problem_log.add(report)
@@ -316,7 +320,7 @@ async def _wait_until_complete(reports: AsyncIterator[Report], problem_log: Prob
 
 
 async def _follow(
-    source: Source, reports: AsyncIterator[Report], controller: Controller, problem_log: ProblemLog
+    source: Source, reports: AsyncIterator[SourceUpdate], controller: Controller, problem_log: ProblemLog
 ) -> None:
     """Pass the source's changes to the controller and its problems to the log."""
     async for report in reports:

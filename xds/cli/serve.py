@@ -38,7 +38,7 @@ from xds.mesh.identity.rotation import Authorities
 from xds.mesh.identity.state_dir import StateError, root_authority, token_key
 from xds.mesh.model.objects import MeshConfig
 from xds.mesh.sources.files import Folder
-from xds.mesh.sources.settings import Settings
+from xds.mesh.sources.settings import SettingsLoader
 
 EXAMPLES = """
 xds serve --manifests mesh/
@@ -286,7 +286,7 @@ def serve(options: ServeOptions) -> None:
     max_connection_age = options.listen.max_connection_age or None
     running: Coroutine[Any, Any, int]
     if source.manifests:
-        folder = Folder(source.manifests, Settings(source.mesh_config, assignments))
+        folder = Folder(source.manifests, SettingsLoader(source.mesh_config, assignments))
         build = partial(_build_components, exposed, tls, state_dir, rollout_timeout=options.rollout.timeout)
         running = run(folder, build, addresses, max_connection_age=max_connection_age)
     else:

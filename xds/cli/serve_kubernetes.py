@@ -27,10 +27,10 @@ from xds.mesh.inject import Settings
 from xds.mesh.inject.webhook import WebhookServer
 from xds.mesh.kube.api import KubeApi, KubeError
 from xds.mesh.kube.ca_secret import AuthorityError
-from xds.mesh.kube.conditions import Conditions
+from xds.mesh.kube.conditions import ConditionPublisher
 from xds.mesh.kube.replica import Replica
-from xds.mesh.kube.tokens import TokenReviews, own_account
-from xds.mesh.kube.webhook import CaBundle
+from xds.mesh.kube.tokens import TokenReviewer, own_account
+from xds.mesh.kube.webhook import CaBundlePublisher
 from xds.mesh.model.objects import MeshConfig
 from xds.mesh.sources.kubernetes import CONFIG_MAP, Kubernetes
 
@@ -105,9 +105,9 @@ async def _build_components(
         serve_keys=False,
         rollout_timeout=options.rollout_timeout,
     )
-    replica.follow(controller)
+    replica.attach(controller)
     effects = EffectWatcher(lambda: controller.mesh, controller.ready)
-    conditions = Conditions(
+    conditions = ConditionPublisher(
         api,
         lambda: source.problems,
         lambda: controller.mesh,
@@ -131,7 +131,7 @@ async def _build_components(
     listeners = options.tls.open(
         controller,
         lambda: replica.authorities,
-        judge=TokenReviews(api),
+        judge=TokenReviewer(api),
         service_names=service_names(namespace),
         own_identity=await _own_identity(api) if needs_default_admin else (),
     )
@@ -187,7 +187,7 @@ class _Webhook:
             *address,
             answers=results,
         )
-        self._bundle = CaBundle(api, lambda: controller.trust[1], leads=leads)
+        self._bundle = CaBundlePublisher(api, lambda: controller.trust[1], leads=leads)
         self.metrics: list[Collector] = [AdmissionMetrics(results)]
         """Metrics of the webhook."""
         self.tasks: list[BackgroundTask] = [self._listen, self._bundle.run, self._follow_trust]
@@ -208,4 +208,4 @@ class _Webhook:
             if self._controller.trust != trust:
                 trust = self._controller.trust
                 self._server.rotated()
-                self._bundle.changed()
+                self._bundle.trigger()

@@ -13,10 +13,10 @@ import structlog
 from xds.mesh.identity import state_dir
 from xds.mesh.identity.claims import Caller, How
 from xds.mesh.identity.tokens import TokenKey
-from xds.mesh.kube.log_once import Complaint
+from xds.mesh.kube.log_once import OnceLogger
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Pod, Problem
-from xds.mesh.sources.files import RESCAN, Folder
+from xds.mesh.sources.files import RESCAN_INTERVAL, Folder
 
 log = structlog.get_logger("xds.cli.token")
 
@@ -45,7 +45,7 @@ class ManifestPods:
     @property
     def complete(self) -> bool:
         """Whether all manifests have been read once; until then no pod is known."""
-        return not self._folder.lacking()
+        return not self._folder.pending_reason()
 
     def callers(self, names: Iterable[str]) -> Mapping[str, Caller | None]:
         """Read the manifests and return the caller for each POD.NAMESPACE."""
@@ -147,7 +147,7 @@ def renew(files: TokenFiles) -> None:
     """Renew files until SIGTERM or SIGINT. Problems are logged and retried."""
     end_signals = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, end_signals)  # so that a signal does not interrupt a write
-    log_problem = Complaint(log, "token not written")
+    log_problem = OnceLogger(log, "token not written")
     while True:
         for name, result in files.write().items():
             log_problem(result.problem, pod=name)
@@ -156,6 +156,6 @@ def renew(files: TokenFiles) -> None:
                 log.info(
                     "token written", pod=name, account=account, expires=f"{result.expires:%Y-%m-%dT%H:%M:%SZ}"
                 )
-        if signal.sigtimedwait(end_signals, RESCAN):
+        if signal.sigtimedwait(end_signals, RESCAN_INTERVAL):
             log.info("token renewal stopped")
             return

@@ -143,7 +143,7 @@ class Agent:
             try:
                 return (await self._api.get(path))["spec"]["clusterIP"]
             except KubeError as error:
-                if error.missing:
+                if error.is_not_found:
                     return None
                 raise
 

@@ -60,7 +60,7 @@ async def data(api: KubeApi, resource: str, key: Key, *, optional: bool) -> dict
     try:
         found = await api.get(f"/api/v1/namespaces/{key.namespace}/{resource}/{key.name}")
     except KubeError as error:
-        if error.missing and optional:
+        if error.is_not_found and optional:
             return {}
         raise NotYetError(str(error)) from error
     return content(found)

@@ -178,7 +178,7 @@ class Pod:
             try:
                 await self._around.api.call("DELETE", self._path, body)
             except KubeError as error:
-                if error.missing or error.status == 409:
+                if error.is_not_found or error.status == 409:
                     return
                 await asyncio.sleep(_RETRY)
             else:
@@ -192,7 +192,7 @@ class Pod:
             try:
                 await self._around.api.patch(f"{self._path}/status", {"status": self._status()})
             except KubeError as error:
-                if error.missing:
+                if error.is_not_found:
                     return
                 self._changed.set()
                 await asyncio.sleep(_RETRY)

@@ -1,1 +1,1 @@
-"""A Kubernetes cluster, as far as we ask it or write to it: what is watched there is in `xds.mesh.sources.kubernetes`."""
+"""Access to a Kubernetes cluster: API client, leader election, CA Secret, conditions, installation."""

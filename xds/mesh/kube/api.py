@@ -1,7 +1,7 @@
-"""Raw calls to a Kubernetes API server: JSON in and out, and errors that say what to do.
+"""Client for a Kubernetes API server that sends and returns JSON.
 
-The client of the package `kubernetes` makes the connections (kubeconfig, in-cluster configuration, credentials and their
-renewal); its models are left aside, because decoding into them takes ten times as long.
+The package `kubernetes` handles connections (kubeconfig, in-cluster configuration, credentials and their
+renewal). Its models are not used, because decoding into them takes ten times as long.
 """
 
 from __future__ import annotations
@@ -19,47 +19,54 @@ from kubernetes.aio import client, config
 from kubernetes.aio.client.exceptions import ApiException
 from kubernetes.aio.config.config_exception import ConfigException
 
-from xds.mesh.kube.decoding import decoded
+from xds.mesh.kube.decoding import decode_json
 
 Json: TypeAlias = dict[str, Any]
 
-MERGE = "application/merge-patch+json"
+MERGE_PATCH = "application/merge-patch+json"
 JSON_PATCH = "application/json-patch+json"
-APPLY = "application/apply-patch+yaml"
-"""Server-side apply: needs the query parameters `fieldManager` and, to take fields over, `force`."""
+APPLY_PATCH = "application/apply-patch+yaml"
+"""Server-side apply. It needs the query parameter `fieldManager` and, to take over fields, `force`."""
 
 _NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
-_TIMEOUT = 30.0
-_CONNECT = 5.0
+_REQUEST_TIMEOUT = 30.0
+_CONNECT_TIMEOUT = 5.0
 
 
 class KubeConfigError(Exception):
-    """There is no telling where the API server is, or who we are there: the text says what is missing."""
+    """No usable kubeconfig or in-cluster configuration. The message says what is missing."""
 
 
 class KubeError(Exception):
-    """The API server refused a call, or could not be reached (`status` 0)."""
+    """The API server rejected a request, or could not be reached (`status` 0)."""
 
     def __init__(
-        self, status: int, message: str, *, reason: str = "", body: Json | None = None, wait: float = 0.0
+        self,
+        status: int,
+        message: str,
+        *,
+        reason: str = "",
+        body: Json | None = None,
+        retry_after: float = 0.0,
     ) -> None:
         super().__init__(message)
         self.status = status
-        """HTTP status; 0: no answer."""
+        """HTTP status, or 0 without a response."""
         self.reason = reason
-        """Of Kubernetes' Status: `NotFound`, `AlreadyExists`, `Conflict`, `Expired`, ..."""
+        """Reason in the Status object: `NotFound`, `AlreadyExists`, `Conflict`, `Expired`, ..."""
         self.body = body or {}
-        self.wait = wait
-        """Seconds that the server asks to wait before the next try; 0: it does not."""
+        """The Status object."""
+        self.retry_after = retry_after
+        """Seconds to wait before a retry, from the header Retry-After; 0 without it."""
 
     @property
-    def missing(self) -> bool:
-        """Whether what was asked for does not exist."""
+    def is_not_found(self) -> bool:
+        """Whether the requested object or kind does not exist."""
         return self.status == HTTPStatus.NOT_FOUND
 
     @property
-    def ending(self) -> bool:
-        """Whether nothing can be created because the namespace is being deleted."""
+    def is_namespace_terminating(self) -> bool:
+        """Whether creation failed because the namespace is being deleted."""
         causes = (self.body.get("details") or {}).get("causes") or ()
         return self.status == HTTPStatus.FORBIDDEN and any(
             cause.get("reason") == "NamespaceTerminating" for cause in causes
@@ -67,7 +74,7 @@ class KubeError(Exception):
 
 
 class KubeApi:
-    """An API server, and who we are there. Made with `connect`; to be closed."""
+    """Connection to an API server. Create it with `connect`, and close it after use."""
 
     def __init__(
         self,
@@ -81,22 +88,22 @@ class KubeApi:
         self._client = client.ApiClient(configuration)
         self._renew = renew
         self.server: str = configuration.host
-        """Its URL, for messages."""
+        """URL of the server, for messages."""
         self.namespace = namespace
-        """The pod's own, or that of the kubeconfig's context."""
+        """Namespace of this pod or of the kubeconfig's context."""
         self.in_cluster = in_cluster
-        """Whether we are one of the cluster's pods."""
+        """Whether this process runs in a pod of the cluster."""
 
     @classmethod
     async def connect(cls, kubeconfig: Path | None = None, context: str | None = None) -> Self:
-        """Read where the API server is: from a kubeconfig if one is named, else from inside a pod, else where kubectl looks.
+        """Load the configuration: from `kubeconfig` or `context`, else in-cluster, else as kubectl does.
 
-        KubeConfigError: there is none, or it cannot be used. Nothing is asked of the server yet.
+        No request is sent yet. KubeConfigError: the configuration is missing or invalid.
         """
 
         async def read() -> tuple[client.Configuration, str, bool]:
             configuration = client.Configuration()
-            configuration.connection_pool_maxsize = 100  # each watch has a connection of its own
+            configuration.connection_pool_maxsize = 100  # each watch uses one connection
             if kubeconfig is None and context is None and _in_cluster(configuration):
                 return configuration, _own_namespace() or "default", True
             loader = await config.load_kube_config(  # type: ignore[no-untyped-call]
@@ -114,7 +121,7 @@ class KubeApi:
             configuration, namespace, in_cluster = await read()
         except (ConfigException, OSError) as error:
             raise KubeConfigError(str(error)) from error
-        except Exception as error:  # whatever else is wrong with the file, the library stumbles over it
+        except Exception as error:  # the library raises any type of error for an invalid file
             what = f"{kubeconfig or 'the kubeconfig'} cannot be used: {type(error).__name__}: {error}"
             raise KubeConfigError(what) from error
         return cls(configuration, namespace, in_cluster=in_cluster, renew=renew)
@@ -126,30 +133,30 @@ class KubeApi:
         await self.close()
 
     async def close(self) -> None:
-        """Close its connections."""
+        """Close all connections."""
         await self._client.close()  # type: ignore[no-untyped-call]
 
     async def get(self, path: str, **query: Any) -> Json:
         """Read an object or a list. KubeError."""
         return await self.call("GET", path, query=query)
 
-    async def all(self, path: str, **query: Any) -> list[Json]:
-        """Read all objects of a list, page by page. KubeError: 410 if it takes longer than the server remembers."""
-        found: list[Json] = []
+    async def list_all(self, path: str, **query: Any) -> list[Json]:
+        """Read all objects of a list, page by page. KubeError: also 410 if the server drops the list meanwhile."""
+        items: list[Json] = []
         more = ""
         while True:
             page = await self.get(path, limit=500, **query, **({"continue": more} if more else {}))
-            found += page.get("items") or ()
+            items += page.get("items") or ()
             more = page["metadata"].get("continue") or ""
             if not more:
-                return found
+                return items
 
     async def find(self, path: str) -> Json | None:
-        """Read an object; None: there is none. KubeError: it cannot be told."""
+        """Read an object, or return None if it does not exist. KubeError: any other error."""
         try:
             return await self.get(path)
         except KubeError as error:
-            if error.missing:
+            if error.is_not_found:
                 return None
             raise
 
@@ -158,11 +165,11 @@ class KubeApi:
         return await self.call("POST", path, body, query=query)
 
     async def replace(self, path: str, body: Json, **query: Any) -> Json:
-        """Replace an object. KubeError: 409 if its resourceVersion is not the current one any more."""
+        """Replace an object. KubeError: 409 if its resourceVersion is outdated."""
         return await self.call("PUT", path, body, query=query)
 
-    async def patch(self, path: str, body: Any, *, kind: str = MERGE, **query: Any) -> Json:
-        """Change an object, in one of the ways MERGE, JSON_PATCH and APPLY. KubeError."""
+    async def patch(self, path: str, body: Any, *, kind: str = MERGE_PATCH, **query: Any) -> Json:
+        """Patch an object, with `kind` MERGE_PATCH, JSON_PATCH or APPLY_PATCH. KubeError."""
         return await self.call("PATCH", path, body, query=query, content_type=kind)
 
     async def delete(self, path: str, **query: Any) -> Json:
@@ -177,26 +184,26 @@ class KubeApi:
         *,
         query: Mapping[str, Any] | None = None,
         content_type: str = "application/json",
-        timeout: float = _TIMEOUT,  # noqa: ASYNC109 - of the HTTP client
+        timeout: float = _REQUEST_TIMEOUT,  # noqa: ASYNC109 - of the HTTP client
     ) -> Json:
-        """Call the server and return its JSON. KubeError."""
-        limit = aiohttp.ClientTimeout(total=timeout, sock_connect=_CONNECT)
+        """Send a request and return the JSON of the response. KubeError."""
+        limit = aiohttp.ClientTimeout(total=timeout, sock_connect=_CONNECT_TIMEOUT)
         async with self._request(
             method, path, query or {}, limit, body=body, content_type=content_type
         ) as response:
             try:
                 text = await response.read()
-                answer = decoded(text) if text else {}
+                answer = decode_json(text) if text else {}
             except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-                raise _unreachable(self.server, error) from error
+                raise _unreachable_error(self.server, error) from error
         if not isinstance(answer, dict):
-            raise KubeError(0, f"{self.server} answered {method} {path} with JSON that is no object")
+            raise KubeError(0, f"{self.server} answered {method} {path} with JSON that is not an object")
         return answer
 
     @asynccontextmanager
     async def stream(self, path: str, *, idle: float, **query: Any) -> AsyncIterator[aiohttp.StreamReader]:
-        """Open an answer that goes on, such as a watch's; reading fails after `idle` seconds without a byte. KubeError."""
-        limit = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT, sock_read=idle)
+        """Open a streamed response, such as a watch. Reads time out after `idle` seconds without data. KubeError."""
+        limit = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT, sock_read=idle)
         async with self._request("GET", path, query, limit) as response:
             yield response.content
 
@@ -213,18 +220,18 @@ class KubeApi:
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         used = self._token
         response = await self._send(method, path, query, limit, body, content_type)
-        if response.status == HTTPStatus.UNAUTHORIZED and await self._renewed(used):
+        if response.status == HTTPStatus.UNAUTHORIZED and await self._refresh_token(used):
             response.release()
             response = await self._send(method, path, query, limit, body, content_type)
         try:
             if response.status >= HTTPStatus.BAD_REQUEST:
-                raise await _refused(method, path, response)
+                raise await _read_error(method, path, response)
             yield response
         except asyncio.CancelledError:
             response.close()
             raise
         finally:
-            # An answer that goes on cannot be read to its end: its connection is of no more use.
+            # A streamed response has no end to read up to, so its connection cannot be reused.
             response.close() if limit.total is None else response.release()
 
     async def _send(  # noqa: PLR0917
@@ -240,15 +247,17 @@ class KubeApi:
             call = await self._client.param_serialize(
                 method,
                 path,
-                query_params=[(name, _query(value)) for name, value in query.items() if value is not None],
+                query_params=[
+                    (name, _query_value(value)) for name, value in query.items() if value is not None
+                ],
                 header_params={"Accept": "application/json", "Content-Type": content_type},
                 body=body,
                 auth_settings=["BearerToken"],
             )
-            found = await self._client.call_api(*call, _request_timeout=limit)
+            result = await self._client.call_api(*call, _request_timeout=limit)
         except (aiohttp.ClientError, ApiException, TimeoutError, OSError) as error:
-            raise _unreachable(self.server, error) from error
-        response: aiohttp.ClientResponse = found.response
+            raise _unreachable_error(self.server, error) from error
+        response: aiohttp.ClientResponse = result.response
         return response
 
     @property
@@ -256,8 +265,8 @@ class KubeApi:
         token: str | None = self._configuration.api_key.get("BearerToken")
         return token
 
-    async def _renewed(self, used: str | None) -> bool:
-        """Read again who we are, unless somebody has; tell whether it is another token than the one that was used."""
+    async def _refresh_token(self, used: str | None) -> bool:
+        """Reload the credentials unless another request has. Return whether the token has changed."""
         if self._renew and self._token == used:
             try:
                 read = await self._renew()
@@ -280,26 +289,26 @@ def _own_namespace() -> str:
     return _NAMESPACE.read_text().strip() if _NAMESPACE.exists() else ""
 
 
-def _query(value: object) -> str:
+def _query_value(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _unreachable(server: str, error: BaseException) -> KubeError:
+def _unreachable_error(server: str, error: BaseException) -> KubeError:
     return KubeError(0, f"the API server at {server} cannot be reached: {str(error) or type(error).__name__}")
 
 
-async def _refused(method: str, path: str, response: aiohttp.ClientResponse) -> KubeError:
+async def _read_error(method: str, path: str, response: aiohttp.ClientResponse) -> KubeError:
     try:
         body = json.loads(await response.read())
     except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
         body = {}
     body = body if isinstance(body, dict) else {}
     message = body.get("message") or f"{method} {path}: {response.status} {response.reason}"
-    asked = response.headers.get("Retry-After", "")
+    retry_after = response.headers.get("Retry-After", "")
     return KubeError(
         response.status,
         str(message),
         reason=str(body.get("reason", "")),
         body=body,
-        wait=float(asked) if asked.isdecimal() else 0.0,
+        retry_after=float(retry_after) if retry_after.isdecimal() else 0.0,
     )

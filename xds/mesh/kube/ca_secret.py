@@ -1,11 +1,13 @@
-"""The mesh's CA in a cluster: its key lives in a Secret that all replicas share.
+"""Storage and rotation of the mesh CA, whose key is in a Secret that all replicas share.
 
-Whoever comes first makes it: of any number of replicas that start at once, one can create the Secret, and the others read it.
-A CA of the user's own, in Istio's Secret `cacerts`, is preferred. It is copied into ours: when the user puts another into
-`cacerts`, the old one has to go on issuing until the new root is trusted everywhere (`xds.mesh.identity.rotation`).
+The first replica creates the Secret. If several start at once, one succeeds and the others read it. A user's
+own CA in Istio's Secret `cacerts` takes precedence. It is copied into our Secret: after the user replaces
+`cacerts`, the old CA continues to issue until the new root is trusted everywhere
+(`xds.mesh.identity.rotation`).
 
-Needs in its own namespace (a Role, not a ClusterRole): secrets `xds-ca-secret` and `cacerts`: get; `xds-ca-secret`: update;
-secrets: create (RBAC cannot restrict that to a name). Keys never get into a log, an event or an error.
+Required permissions in its own namespace (a Role, not a ClusterRole): get secrets `xds-ca-secret` and
+`cacerts`; update `xds-ca-secret`; create secrets (RBAC cannot restrict `create` to a name). Keys are never
+written to a log, an event or an error.
 """
 
 from __future__ import annotations
@@ -25,120 +27,131 @@ from xds.mesh.identity.ca import Authority
 from xds.mesh.identity.keys import IdentityError, PrivateKey
 from xds.mesh.identity.rotation import Authorities, Stage, Waits
 from xds.mesh.kube.api import Json, KubeApi, KubeError
-from xds.mesh.kube.log_once import Complaint
+from xds.mesh.kube.log_once import OnceLogger
 
 log = structlog.get_logger(__name__)
 
 SECRET = "xds-ca-secret"  # noqa: S105 - a name
-USERS = "cacerts"
-"""The Secret with a CA of the user's own, as Istio names it and the keys in it."""
-NOTICE = timedelta(days=30)
-"""How long before the CA's end the log says so, once a day."""
-POLL = 10.0
-"""Seconds after which the Secrets are looked at again."""
+USER_SECRET = "cacerts"  # noqa: S105 - a name
+"""Secret with the user's own CA. Its name and its keys are those of Istio."""
+EXPIRY_WARNING = timedelta(days=30)
+"""Time before the CA expires from which a warning is logged once a day."""
+POLL_INTERVAL = 10.0
+"""Seconds between two reads of the Secrets."""
 
 
 class AuthorityError(Exception):
-    """There is no CA to issue certificates with: what is wrong, and how to mend it."""
+    """No usable CA. The message says what is wrong and how to fix it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """What the Secret held."""
+class StoredAuthorities:
+    """Content of the Secret."""
 
     authorities: Authorities
-    rest: Json = field(repr=False)
-    """All of the Secret but its data: what others put there stays."""
+    """CAs and roots in the Secret."""
+    without_data: Json = field(repr=False)
+    """The Secret without its data, so that labels and annotations of other tools are preserved."""
 
 
 def utc_now() -> datetime:
-    """Return the time."""
+    """Return the current time."""
     return datetime.now(UTC)
 
 
-async def kept_authority(api: KubeApi, namespace: str, trust_domain: str, now: datetime) -> Authorities:
-    """Return the CA that all replicas share, made on first use.
+async def load_or_create_authorities(
+    api: KubeApi, namespace: str, trust_domain: str, now: datetime
+) -> Authorities:
+    """Return the CA that all replicas share. Create it on first use.
 
-    AuthorityError: a Secret holds something that cannot be used. KubeError: the API server cannot be asked, or refuses.
+    Raises:
+        AuthorityError: a Secret has invalid content.
+        KubeError: the API server cannot be reached or rejects a request.
     """
-    secrets = Secrets(api, namespace)
-    users = await secrets.users(now)
+    secrets = CaSecrets(api, namespace)
+    user_authority = await secrets.read_user_authority(now)
     while True:
-        found = await secrets.read(now)
-        if found is None:
-            made = Authorities(authority=users or Authority.create(PrivateKey.generate(), trust_domain, now))
-            if await secrets.create(made):
-                source = USERS if users else "new"
-                log.info("the mesh's CA is set up", secret=f"{namespace}/{SECRET}", source=source)
-                return made
-        elif users is None or is_target(found.authorities, users):
-            return found.authorities
-        elif begun := await secrets.replace(found, found.authorities.begin(users, now)):
-            log.info("another CA", secret=f"{namespace}/{USERS}", stage=begun.authorities.stage.value)
+        stored = await secrets.read(now)
+        if stored is None:
+            created = Authorities(
+                authority=user_authority or Authority.create(PrivateKey.generate(), trust_domain, now)
+            )
+            if await secrets.create(created):
+                source = USER_SECRET if user_authority else "new"
+                log.info("mesh CA created", secret=f"{namespace}/{SECRET}", source=source)
+                return created
+        elif user_authority is None or is_target(stored.authorities, user_authority):
+            return stored.authorities
+        elif begun := await secrets.replace(stored, stored.authorities.begin(user_authority, now)):
+            log.info(
+                "mesh CA rotation started",
+                secret=f"{namespace}/{USER_SECRET}",
+                stage=begun.authorities.stage.value,
+            )
             return begun.authorities
 
 
 def is_target(authorities: Authorities, ca: Authority) -> bool:
-    """Tell whether a CA is the one that issues, or will once a rotation that is under way is over."""
+    """Return whether a CA issues certificates, or will after the current rotation."""
     target = authorities.upcoming or authorities.authority
     return (target.certificate, target.roots) == (ca.certificate, ca.roots)
 
 
-class Secrets:
-    """The Secrets with CAs in a namespace."""
+class CaSecrets:
+    """Reads and writes the Secrets of a namespace that contain CAs."""
 
     def __init__(self, api: KubeApi, namespace: str) -> None:
         self._api = api
         self._namespace = namespace
         self._path = f"/api/v1/namespaces/{namespace}/secrets"
 
-    async def users(self, now: datetime) -> Authority | None:
-        """Return the user's own CA; None: there is none. AuthorityError, KubeError."""
-        found = await self._api.find(f"{self._path}/{USERS}")
+    async def read_user_authority(self, now: datetime) -> Authority | None:
+        """Return the user's own CA, or None. AuthorityError, KubeError."""
+        found = await self._api.find(f"{self._path}/{USER_SECRET}")
         if found is None:
             return None
         try:
-            return rotation.authority(_data(found), now)
+            return rotation.authority(_decode_data(found), now)
         except IdentityError as error:
             raise AuthorityError(
-                f"the Secret {self._namespace}/{USERS} cannot be used as the mesh's CA: {error}. Put ca-cert.pem, "
-                f"ca-key.pem, root-cert.pem and cert-chain.pem right, or remove the Secret (kubectl -n "
-                f"{self._namespace} delete secret {USERS}) to go on with a CA of xds's own"
+                f"the Secret {self._namespace}/{USER_SECRET} cannot be used as the mesh's CA: {error}. Correct ca-cert.pem, "
+                f"ca-key.pem, root-cert.pem and cert-chain.pem, or delete the Secret (kubectl -n "
+                f"{self._namespace} delete secret {USER_SECRET}) to use a CA that xds creates"
             ) from error
 
-    async def read(self, now: datetime) -> Kept | None:
-        """Return what is kept; None: nothing is. AuthorityError, KubeError."""
+    async def read(self, now: datetime) -> StoredAuthorities | None:
+        """Return the stored CAs, or None if the Secret does not exist. AuthorityError, KubeError."""
         found = await self._api.find(f"{self._path}/{SECRET}")
         if found is None:
             return None
         try:
-            return Kept(Authorities.from_data(_data(found), now), _rest(found))
+            return StoredAuthorities(Authorities.from_data(_decode_data(found), now), _without_data(found))
         except IdentityError as error:
             raise AuthorityError(
-                f"the Secret {self._namespace}/{SECRET} holds a CA that cannot be used: {error}. Restore it, or remove it "
-                f"(kubectl -n {self._namespace} delete secret {SECRET}) to start with a new root: requests fail then "
-                "until every sidecar has it"
+                f"the Secret {self._namespace}/{SECRET} contains a CA that cannot be used: {error}. Restore "
+                f"it, or delete it (kubectl -n {self._namespace} delete secret {SECRET}) to create a new root; "
+                "requests then fail until every sidecar has the new root"
             ) from error
 
     async def create(self, authorities: Authorities) -> bool:
-        """Keep them, unless somebody was faster: False. KubeError."""
+        """Create the Secret. Return False if it exists already. KubeError."""
         try:
-            await self._api.create(self._path, self._new() | _as_data(authorities))
+            await self._api.create(self._path, self._new() | _encode_data(authorities))
         except KubeError as error:
             if error.reason != "AlreadyExists":
                 raise
             return False
         return True
 
-    async def replace(self, old: Kept, new: Authorities) -> Kept | None:
-        """Keep others; None: somebody has written there since. KubeError."""
+    async def replace(self, old: StoredAuthorities, new: Authorities) -> StoredAuthorities | None:
+        """Replace the stored CAs. Return None if the Secret has changed since it was read. KubeError."""
         try:
-            written = await self._api.replace(f"{self._path}/{SECRET}", old.rest | _as_data(new))
+            written = await self._api.replace(f"{self._path}/{SECRET}", old.without_data | _encode_data(new))
         except KubeError as error:
             if error.status not in {HTTPStatus.CONFLICT, HTTPStatus.NOT_FOUND}:
                 raise
             return None
-        return Kept(new, _rest(written))
+        return StoredAuthorities(new, _without_data(written))
 
     def _new(self) -> Json:
         return {
@@ -153,117 +166,122 @@ class Secrets:
         }
 
 
-class Rotation:
-    """Follows the Secrets, and takes the steps of a rotation when it is time.
+class RotationController:
+    """Polls the Secrets, and starts each stage of a rotation when it is due.
 
-    Every replica follows; the one that leads writes.
+    Every replica reads them; only the leader writes.
     """
 
     def __init__(
         self,
-        secrets: Secrets,
+        secrets: CaSecrets,
         first: Authorities,
         *,
-        taken: Callable[[Authorities], None],
+        on_change: Callable[[Authorities], None],
         lagging: Callable[[], Sequence[str]],
         leads: Callable[[], bool],
         now: Callable[[], datetime] = utc_now,
         waits: Waits = rotation.WAITS,
-        every: float = POLL,
+        poll_interval: float = POLL_INTERVAL,
     ) -> None:
-        """Make one for what `kept_authority` returned.
+        """Create a controller.
 
         Args:
-            secrets: where the CA is kept.
-            first: what holds.
-            taken: told what holds from now on.
-            lagging: says which proxies have not taken the roots that hold now.
-            leads: says whether this replica may write.
-            now: a clock.
-            waits: how long the steps last.
-            every: seconds after which the Secrets are looked at again.
+            secrets: the Secrets to read and write.
+            first: the CAs that `load_or_create_authorities` returned.
+            on_change: called with the new CAs after each change.
+            lagging: returns the proxies that have not accepted the current roots.
+            leads: returns whether this replica is the leader.
+            now: the clock.
+            waits: the durations of the stages.
+            poll_interval: seconds between two reads of the Secrets.
         """
         self.current = first
-        """What holds."""
+        """CAs and roots in use."""
         self._secrets = secrets
-        self._taken, self._lagging, self._leads = taken, lagging, leads
-        self._now, self._waits, self._every = now, waits, every
-        what = "the CA's Secret cannot be followed; what is known stays in force"
-        self._complain = Complaint(log, what, level="error")
-        self._held_up_by = 0
+        self._on_change, self._lagging, self._leads = on_change, lagging, leads
+        self._now, self._waits, self._poll_interval = now, waits, poll_interval
+        self._log_problem = OnceLogger(
+            log, "cannot read the CA Secret, using the last known CA", level="error"
+        )
+        self._blocking_count = 0
         self._warned: date | None = None
 
     async def run(self) -> None:
-        """Work until cancelled."""
+        """Run until cancelled."""
         while True:
-            await asyncio.sleep(self._every)
+            await asyncio.sleep(self._poll_interval)
             try:
-                await self.look()
+                await self.sync()
             except (AuthorityError, KubeError) as error:
-                self._complain(str(error))
+                self._log_problem(str(error))
             else:
-                self._complain("")
+                self._log_problem("")
 
-    async def look(self) -> None:
-        """Look at the Secrets once. AuthorityError, KubeError."""
+    async def sync(self) -> None:
+        """Read the Secrets once, and continue a rotation. AuthorityError, KubeError."""
         now = self._now()
-        found = await self._secrets.read(now)
-        if found is None:
-            # Somebody removed it. What everybody trusts is better put back than replaced by something new.
+        stored = await self._secrets.read(now)
+        if stored is None:
+            # The Secret was deleted. Restore the CA that all proxies trust.
             await self._secrets.create(self.current)
             return
-        if found.authorities.to_data() != self.current.to_data():
-            self._take(found.authorities)
-        self._warn_of_the_end(now)
+        if stored.authorities.to_data() != self.current.to_data():
+            self._adopt(stored.authorities)
+        self._warn_of_expiry(now)
         if not self._leads():
             return
-        next_ = await self._next(found.authorities, now)
-        if next_ is not found.authorities and await self._secrets.replace(found, next_):
-            self._take(next_)
+        following = await self._next_state(stored.authorities, now)
+        if following is not stored.authorities and await self._secrets.replace(stored, following):
+            self._adopt(following)
 
-    async def _next(self, found: Authorities, now: datetime) -> Authorities:
-        users = await self._secrets.users(now)
-        if users and not is_target(found, users):
-            return found.begin(users, now)
-        lagging = self._lagging() if found.stage is Stage.SPREADING else ()
-        next_ = found.advance(now, everybody_trusts=not lagging, waits=self._waits)
-        held_up = (
+    async def _next_state(self, current: Authorities, now: datetime) -> Authorities:
+        user_authority = await self._secrets.read_user_authority(now)
+        if user_authority and not is_target(current, user_authority):
+            return current.begin(user_authority, now)
+        lagging = self._lagging() if current.stage is Stage.SPREADING else ()
+        following = current.advance(now, everybody_trusts=not lagging, waits=self._waits)
+        is_blocked = (
             lagging
-            and next_ is found
-            and found.advance(now, everybody_trusts=True, waits=self._waits) is not found
+            and following is current
+            and current.advance(now, everybody_trusts=True, waits=self._waits) is not current
         )
-        if held_up and len(lagging) != self._held_up_by:
+        if is_blocked and len(lagging) != self._blocking_count:
             log.warning(
-                "the new root waits for proxies that have not taken it", count=len(lagging), first=lagging[0]
+                "CA rotation is waiting for proxies to accept the new root",
+                count=len(lagging),
+                first=lagging[0],
             )
-        self._held_up_by = len(lagging) if held_up else 0
-        return next_
+        self._blocking_count = len(lagging) if is_blocked else 0
+        return following
 
-    def _take(self, authorities: Authorities) -> None:
+    def _adopt(self, authorities: Authorities) -> None:
         self.current = authorities
-        self._taken(authorities)
+        self._on_change(authorities)
         issuer = authorities.authority.certificate.fingerprint(hashes.SHA256()).hex()[:16]
         log.info(
-            "the mesh's roots changed",
+            "mesh roots changed",
             stage=authorities.stage.value,
             roots=len(authorities.trusted),
             issuer=issuer,
         )
 
-    def _warn_of_the_end(self, now: datetime) -> None:
+    def _warn_of_expiry(self, now: datetime) -> None:
         left = self.current.authority.expires - now
-        if left < NOTICE and self._warned != now.date():
+        if left < EXPIRY_WARNING and self._warned != now.date():
             self._warned = now.date()
-            log.warning("the mesh's CA ends: replace it", expires=self.current.authority.expires.isoformat())
+            log.warning(
+                "mesh CA certificate expires soon", expires=self.current.authority.expires.isoformat()
+            )
 
 
-def _rest(secret: Json) -> Json:
+def _without_data(secret: Json) -> Json:
     return {name: value for name, value in secret.items() if name != "data"}
 
 
-def _as_data(authorities: Authorities) -> Json:
+def _encode_data(authorities: Authorities) -> Json:
     return {"data": {name: b64encode(pem).decode() for name, pem in authorities.to_data().items()}}
 
 
-def _data(secret: Json) -> dict[str, bytes]:
+def _decode_data(secret: Json) -> dict[str, bytes]:
     return {name: b64decode(value) for name, value in (secret.get("data") or {}).items()}

@@ -1,12 +1,14 @@
-"""What is wrong with an object is said on the object: in `status.conditions` where its kind has a status, else as an Event.
+"""Publishes problems of objects: in `status.conditions` if the kind has a status, else as Events.
 
-Two conditions, each there only as long as it is so: `Accepted: False` (it cannot be used: what was known of it before stays in
-force, or its scope is STRICT), and `ModeDecision: False` (others decide instead, or nothing in the mesh matches it). What is there is compared with what should be, so it does not matter which
-replica wrote it. Objects of which nothing is to be said, and nothing was, are never written; conditions of others are left alone.
+There are two conditions, and each exists only while it is False. `Accepted: False` means that the object
+cannot be used; its last good version is used instead or, without one, its scope is STRICT. `Enforced: False`
+means that other objects override it or that nothing in the mesh matches it. The actual conditions are
+compared with the desired ones, so any replica can take over. Objects without problems are never written,
+except to remove our conditions. ConditionPublisher of other controllers are preserved.
 
-Needs in the cluster: policies, meshpolicies, peerauthentications, destinationrules: list; their `/status`: patch; events: create;
-and, to name them in Events, list of what else may be wrong: pods, services, serviceaccounts, namespaces, endpointslices. In its own
-namespace: configmaps, list of the one with the mesh's settings.
+Required cluster permissions: list policies, meshpolicies, peerauthentications and destinationrules; patch
+their `/status`; create events; and, for Events of other objects, list pods, services, serviceaccounts,
+namespaces and endpointslices. In its own namespace: list the configmap with the mesh's settings.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from typing import NamedTuple, TypeAlias
 import structlog
 
 from xds.mesh.kube.api import Json, KubeApi, KubeError
-from xds.mesh.kube.log_once import Complaint
+from xds.mesh.kube.log_once import OnceLogger
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Problem, Ref, printable
 from xds.mesh.policy.conflicts import overridden
@@ -31,21 +33,22 @@ from xds.mesh.policy.conflicts import overridden
 log = structlog.get_logger(__name__)
 
 FIELD_MANAGER = "xds-status"
-ACCEPTED, IN_FORCE = "Accepted", "ModeDecision"
+ACCEPTED, ENFORCED = "Accepted", "Enforced"
 
-EVERY = 60.0
-"""Seconds after which all is compared, though nothing is known to have changed."""
-REST = 2.0
-"""Seconds between two looks at whether something changed."""
-AGAIN = 10.0
-"""Seconds after which what failed is tried again."""
-PACE = 0.05
-"""Seconds between two writes."""
-_IDLE = 20
-"""How many times as long as the last look took nothing is done after it: it may take long in a large mesh."""
-_LONGEST = 1000
-"""Characters of a message: that is what an Event takes."""
-_MOST_NAMED = 3
+RESYNC_INTERVAL = 60.0
+"""Seconds between two full comparisons without a change."""
+POLL_INTERVAL = 2.0
+"""Seconds between two checks for changes."""
+RETRY_DELAY = 10.0
+"""Seconds before a failed update is retried."""
+WRITE_INTERVAL = 0.05
+"""Minimum seconds between two writes."""
+_IDLE_FACTOR = 20
+"""Ratio of idle time to computing time. It limits the CPU usage in a large mesh."""
+_MAX_MESSAGE_LENGTH = 1000
+"""Maximum characters of a message, as for an Event."""
+_MAX_NAMES = 3
+"""Maximum objects that a message names."""
 
 _POLICIES = {
     "Policy": ("authentication.istio.io", "policies"),
@@ -53,7 +56,7 @@ _POLICIES = {
     "PeerAuthentication": ("security.istio.io", "peerauthentications"),
     "DestinationRule": ("networking.istio.io", "destinationrules"),
 }
-_OTHERS = {
+_EVENT_KINDS = {
     "Pod": ("v1", "pods"),
     "Service": ("v1", "services"),
     "ServiceAccount": ("v1", "serviceaccounts"),
@@ -61,23 +64,25 @@ _OTHERS = {
     "ConfigMap": ("v1", "configmaps"),
     "EndpointSlice": ("discovery.k8s.io/v1", "endpointslices"),
 }
-_NONE: Mapping[Ref, tuple[Problem, ...]] = {}
-_WHERE = re.compile(r"([A-Za-z]+) (?:([^/ ]+)/)?([^/ ]+)")
+_NO_PROBLEMS: Mapping[Ref, tuple[Problem, ...]] = {}
+_OBJECT_NAME = re.compile(r"([A-Za-z]+) (?:([^/ ]+)/)?([^/ ]+)")
 
 
-class Said(NamedTuple):
-    """Why a condition is False."""
+class FalseCondition(NamedTuple):
+    """Reason and message of a condition that is False."""
 
     reason: str
+    """Reason in CamelCase."""
     message: str
+    """Message for users."""
 
 
-Wanted: TypeAlias = Mapping[Ref, Mapping[str, Said]]
-"""By object and condition, what is to be said."""
+DesiredConditions: TypeAlias = Mapping[Ref, Mapping[str, FalseCondition]]
+"""Desired conditions, by object and condition type."""
 
 
-class Conditions:
-    """Keeps what is said on objects right; `run` works until cancelled. The replica that leads writes."""
+class ConditionPublisher:
+    """Keeps conditions and Events up to date. Only the leader writes."""
 
     def __init__(
         self,
@@ -88,29 +93,29 @@ class Conditions:
         *,
         leads: Callable[[], bool],
     ) -> None:
-        """Make one.
+        """Create a publisher.
 
         Args:
             api: the API server.
-            problems: returns what is wrong now, each with the object (`KIND NAMESPACE/NAME`) as its `where`.
-            mesh: returns what is in force.
-            without_effect: returns the objects that have no effect; of notices nothing is said on objects.
-            leads: says whether this replica may write.
+            problems: returns the current problems, each with the object (`KIND NAMESPACE/NAME`) in `where`.
+            mesh: returns the current mesh.
+            without_effect: returns the objects that have no effect. Notices are ignored.
+            leads: returns whether this replica is the leader.
         """
         self._api = api
         self._problems, self._mesh, self._leads = problems, mesh, leads
         self._without_effect = without_effect
-        self._told: set[tuple[Ref, Said]] = set()
-        """What Events were made of."""
-        self._complain = Complaint(log, "what is wrong cannot be said on the objects themselves")
+        self._reported: set[tuple[Ref, FalseCondition]] = set()
+        """ConditionPublisher for which Events were created."""
+        self._log_problem = OnceLogger(log, "cannot publish conditions")
 
     async def run(self) -> None:
-        """Work until cancelled."""
+        """Run until cancelled."""
         seen: tuple[Mesh, tuple[Problem, ...], Mapping[Ref, tuple[Problem, ...]]] | None = None
-        wanted: Wanted = {}
+        desired: DesiredConditions = {}
         due, took = 0.0, 0.0
         while True:
-            await asyncio.sleep(max(REST, _IDLE * took))
+            await asyncio.sleep(max(POLL_INTERVAL, _IDLE_FACTOR * took))
             if not self._leads():
                 seen = None
                 continue
@@ -118,55 +123,61 @@ class Conditions:
             if seen is None or now[0] is not seen[0] or now[1:] != seen[1:]:
                 began = time.perf_counter()
                 try:
-                    found = await asyncio.to_thread(standing, *now)
-                except Exception as error:  # noqa: BLE001 - nobody is served any worse for it
-                    self._complain(f"{type(error).__name__}: {error}")
+                    found = await asyncio.to_thread(desired_conditions, *now)
+                except Exception as error:  # noqa: BLE001 - conditions must not stop the control plane
+                    self._log_problem(f"{type(error).__name__}: {error}")
                     continue
                 took = time.perf_counter() - began
-                if seen is None or found != wanted:
+                if seen is None or found != desired:
                     due = 0.0
-                seen, wanted = now, found
+                seen, desired = now, found
             if time.monotonic() >= due:
-                due = time.monotonic() + (EVERY if await self.compare(wanted) else AGAIN)
+                due = time.monotonic() + (RESYNC_INTERVAL if await self.reconcile(desired) else RETRY_DELAY)
 
-    async def compare(self, wanted: Wanted) -> bool:
-        """Put right what is not; tell whether that worked everywhere."""
+    async def reconcile(self, desired: DesiredConditions) -> bool:
+        """Update all outdated conditions. Return whether all updates succeeded."""
         try:
-            left = dict(wanted)
+            remaining = dict(desired)
             for kind, (group, plural) in _POLICIES.items():
-                version, has_status = await self._served(group, plural)
+                version, has_status = await self._served_version(group, plural)
                 if has_status:
-                    for obj in await self._api.all(f"/apis/{group}/{version}/{plural}"):
+                    for obj in await self._api.list_all(f"/apis/{group}/{version}/{plural}"):
                         ref = _ref(kind, obj)
-                        await self._say(ref, f"{group}/{version}", plural, obj, left.pop(ref, {}))
+                        await self._patch_status(
+                            ref, f"{group}/{version}", plural, obj, remaining.pop(ref, {})
+                        )
                 elif version:
-                    for ref in [ref for ref in left if ref.kind == kind]:
-                        await self._tell(ref, f"{group}/{version}", plural, left.pop(ref))
-            for ref, said in left.items():
-                if ref.kind in _OTHERS:
-                    await self._tell(ref, *_OTHERS[ref.kind], said)
+                    for ref in [ref for ref in remaining if ref.kind == kind]:
+                        await self._create_events(ref, f"{group}/{version}", plural, remaining.pop(ref))
+            for ref, conditions in remaining.items():
+                if ref.kind in _EVENT_KINDS:
+                    await self._create_events(ref, *_EVENT_KINDS[ref.kind], conditions)
         except KubeError as error:
-            self._complain(str(error))
+            self._log_problem(str(error))
             return False
-        # What is mended and breaks again is told again.
-        self._told = {(ref, said) for ref, said in self._told if said in wanted.get(ref, {}).values()}
-        self._complain("")
+        # A problem that was solved and returns gets a new Event.
+        self._reported = {
+            (ref, condition)
+            for ref, condition in self._reported
+            if condition in desired.get(ref, {}).values()
+        }
+        self._log_problem("")
         return True
 
-    # --- conditions --------------------------------------------------------------------------------------------------
+    # --- conditions ---
 
-    async def _say(
-        self, ref: Ref, api_version: str, plural: str, obj: Json, wanted: Mapping[str, Said]
+    async def _patch_status(
+        self, ref: Ref, api_version: str, plural: str, obj: Json, desired: Mapping[str, FalseCondition]
     ) -> None:
         meta = obj["metadata"]
         status = obj.get("status")
         had = status.get("conditions") if isinstance(status, dict) else None
         have = [each for each in had if isinstance(each, dict)] if isinstance(had, list) else []
-        conditions = _conditions(have, wanted, int(meta.get("generation") or 0))
+        conditions = _merge_conditions(have, desired, int(meta.get("generation") or 0))
         if conditions == have or not self._leads():
             return
         where = f"namespaces/{meta['namespace']}/{plural}" if meta.get("namespace") else plural
-        # The version: should somebody have written meanwhile, conditions of theirs must not be lost.
+        # The resourceVersion prevents the loss of conditions that another controller has just written.
         patch = {
             "metadata": {"resourceVersion": meta["resourceVersion"]},
             "status": {"conditions": conditions},
@@ -175,42 +186,44 @@ class Conditions:
             path = f"/apis/{api_version}/{where}/{meta['name']}/status"
             await self._api.patch(path, patch, fieldManager=FIELD_MANAGER)
         except KubeError as error:
-            if error.status == HTTPStatus.UNPROCESSABLE_ENTITY:  # another's definition, with another status
-                await self._tell(ref, api_version, plural, wanted)
+            if error.status == HTTPStatus.UNPROCESSABLE_ENTITY:  # the CRD has another schema for status
+                await self._create_events(ref, api_version, plural, desired)
             elif error.status not in {HTTPStatus.CONFLICT, HTTPStatus.NOT_FOUND}:
                 raise
-        await asyncio.sleep(PACE)
+        await asyncio.sleep(WRITE_INTERVAL)
 
-    async def _served(self, group: str, plural: str) -> tuple[str, bool]:
-        """Return the version of a group to use (empty: there is none), and whether a kind of it has a status."""
+    async def _served_version(self, group: str, plural: str) -> tuple[str, bool]:
+        """Return the preferred version of a kind (empty if it is not served), and whether it has a status."""
         try:
             version = str((await self._api.get(f"/apis/{group}"))["preferredVersion"]["version"])
             names = {each["name"] for each in (await self._api.get(f"/apis/{group}/{version}"))["resources"]}
         except KubeError as error:
-            if error.missing:
+            if error.is_not_found:
                 return "", False
             raise
         return (version if plural in names else ""), f"{plural}/status" in names
 
-    # --- events ------------------------------------------------------------------------------------------------------
+    # --- events ---
 
-    async def _tell(self, ref: Ref, api_version: str, plural: str, said: Mapping[str, Said]) -> None:
-        """Make an Event of each condition, once for an object and what is said of it."""
-        new = [each for each in said.values() if (ref, each) not in self._told]
+    async def _create_events(
+        self, ref: Ref, api_version: str, plural: str, conditions: Mapping[str, FalseCondition]
+    ) -> None:
+        """Create an Event for each condition that has none yet."""
+        new = [each for each in conditions.values() if (ref, each) not in self._reported]
         root = f"/apis/{api_version}" if "/" in api_version else f"/api/{api_version}"
         scope = f"namespaces/{ref.namespace}/" if ref.namespace else ""
         if new:
             query = {"fieldSelector": f"metadata.name={ref.name}"}
-            for obj in await self._api.all(f"{root}/{scope}{plural}", **query):
+            for obj in await self._api.list_all(f"{root}/{scope}{plural}", **query):
                 for each in new if self._leads() else ():
                     await self._create_event(ref, api_version, obj["metadata"]["uid"], each)
-                    self._told.add((ref, each))
+                    self._reported.add((ref, each))
 
-    async def _create_event(self, ref: Ref, api_version: str, uid: str, said: Said) -> None:
-        # Whoever else says the same of the same object gives it the same name.
-        digest = hashlib.sha256("\0".join((uid, *ref, *said)).encode()).hexdigest()[:16]
+    async def _create_event(self, ref: Ref, api_version: str, uid: str, condition: FalseCondition) -> None:
+        # A deterministic name: replicas do not create duplicates.
+        digest = hashlib.sha256("\0".join((uid, *ref, *condition)).encode()).hexdigest()[:16]
         namespace = ref.namespace or "default"
-        now = _stamp()
+        now = _timestamp()
         event = {
             "apiVersion": "v1",
             "kind": "Event",
@@ -223,8 +236,8 @@ class Conditions:
                 "uid": uid,
             },
             "type": "Warning",
-            "reason": said.reason,
-            "message": said.message,
+            "reason": condition.reason,
+            "message": condition.message,
             "source": {"component": "xds"},
             "firstTimestamp": now,
             "lastTimestamp": now,
@@ -233,53 +246,55 @@ class Conditions:
         try:
             await self._api.create(f"/api/v1/namespaces/{namespace}/events", event)
         except KubeError as error:
-            if error.reason != "AlreadyExists" and not error.ending:
+            if error.reason != "AlreadyExists" and not error.is_namespace_terminating:
                 raise
-        await asyncio.sleep(PACE)
+        await asyncio.sleep(WRITE_INTERVAL)
 
 
-def standing(
-    mesh: Mesh, problems: Iterable[Problem], without_effect: Mapping[Ref, tuple[Problem, ...]] = _NONE
-) -> Wanted:
-    """Return what is to be said of which objects. May run in a thread: of the mesh, only the facts are used."""
-    refused: dict[Ref, list[str]] = {}
+def desired_conditions(
+    mesh: Mesh, problems: Iterable[Problem], without_effect: Mapping[Ref, tuple[Problem, ...]] = _NO_PROBLEMS
+) -> DesiredConditions:
+    """Return the desired conditions of all objects. May run in a thread: it uses only the facts of the mesh."""
+    rejected: dict[Ref, list[str]] = {}
     for problem in problems:
-        match = None if problem.notice else _WHERE.fullmatch(problem.where)
+        match = None if problem.notice else _OBJECT_NAME.fullmatch(problem.where)
         if match:
-            refused.setdefault(Ref(match[1], match[2] or "", match[3]), []).append(_text(problem))
-    wanted: dict[Ref, dict[str, Said]] = {}
-    for ref, texts in refused.items():
-        wanted[ref] = {ACCEPTED: Said("Refused", _cut("; ".join(texts)))}
+            rejected.setdefault(Ref(match[1], match[2] or "", match[3]), []).append(_text(problem))
+    desired: dict[Ref, dict[str, FalseCondition]] = {}
+    for ref, texts in rejected.items():
+        desired[ref] = {ACCEPTED: FalseCondition("Refused", _truncate("; ".join(texts)))}
     for ref, lost in overridden(Mesh(mesh.facts(), mesh.config)).items():
-        by = ", ".join(map(str, lost.by[:_MOST_NAMED])) + (", ..." if len(lost.by) > _MOST_NAMED else "")
+        by = ", ".join(map(str, lost.by[:_MAX_NAMES])) + (", ..." if len(lost.by) > _MAX_NAMES else "")
         message = f"{by} decides instead" + (f" of {lost.what}" if lost.what else "")
-        wanted.setdefault(ref, {})[IN_FORCE] = Said("Overridden", _cut(message))
+        desired.setdefault(ref, {})[ENFORCED] = FalseCondition("Overridden", _truncate(message))
     for ref, found in without_effect.items():
         texts = [_text(problem) for problem in found if not problem.notice]
         if texts:
-            before = wanted.setdefault(ref, {}).get(IN_FORCE)
+            before = desired.setdefault(ref, {}).get(ENFORCED)
             message = "; ".join((*([before.message] if before else ()), *texts))
-            wanted[ref][IN_FORCE] = Said(before.reason if before else "NoEffect", _cut(message))
-    return wanted
+            desired[ref][ENFORCED] = FalseCondition(
+                before.reason if before else "NoEffect", _truncate(message)
+            )
+    return desired
 
 
 def _text(problem: Problem) -> str:
     return problem.what + (f" ({problem.hint})" if problem.hint else "")
 
 
-def _conditions(have: list[Json], wanted: Mapping[str, Said], generation: int) -> list[Json]:
-    """Return the conditions as they should be: ours where something is to be said, and everybody else's as they are."""
-    found = [each for each in have if each.get("type") not in {ACCEPTED, IN_FORCE} or each["type"] in wanted]
-    for kind, said in wanted.items():
+def _merge_conditions(have: list[Json], desired: Mapping[str, FalseCondition], generation: int) -> list[Json]:
+    """Return the conditions with ours set or removed, and those of other controllers unchanged."""
+    found = [each for each in have if each.get("type") not in {ACCEPTED, ENFORCED} or each["type"] in desired]
+    for kind, condition in desired.items():
         old = next((each for each in found if each.get("type") == kind), None)
         same = old is not None and old.get("status") == "False"
         new = {
             "type": kind,
             "status": "False",
-            "reason": said.reason,
-            "message": said.message,
+            "reason": condition.reason,
+            "message": condition.message,
             "observedGeneration": generation,
-            "lastTransitionTime": old.get("lastTransitionTime") if old and same else _stamp(),
+            "lastTransitionTime": old.get("lastTransitionTime") if old and same else _timestamp(),
         }
         found = [new if each is old else each for each in found] if old else [*found, new]
     return found
@@ -290,10 +305,10 @@ def _ref(kind: str, obj: Json) -> Ref:
     return Ref(kind, str(meta.get("namespace") or ""), str(meta["name"]))
 
 
-def _cut(text: str) -> str:
+def _truncate(text: str) -> str:
     text = printable(text)
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+    return text if len(text) <= _MAX_MESSAGE_LENGTH else f"{text[: _MAX_MESSAGE_LENGTH - 3]}..."
 
 
-def _stamp() -> str:
+def _timestamp() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

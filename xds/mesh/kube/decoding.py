@@ -1,4 +1,4 @@
-"""JSON of an API server, whatever others have stored there."""
+"""Decoding of JSON from an API server, robust against deeply nested objects."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ import json
 import re
 from typing import Any
 
-DEEPEST = 100
-"""Levels that are read; no object that means anything comes near."""
+MAX_DEPTH = 100
+"""Maximum nesting depth. Real objects are far below it."""
 TOO_DEEP = b'"(nested too deeply)"'
-"""What is read in place of what is deeper."""
+"""JSON that replaces values below the maximum depth."""
 
 _TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*+"|[\[{]|[\]}]', re.DOTALL)
 
 
-def decoded(text: bytes) -> Any:
-    """Read JSON. ValueError: it is none.
+def decode_json(text: bytes) -> Any:
+    """Decode JSON. ValueError: the text is not JSON.
 
-    An object may be nested as deeply as its author likes where its kind has no schema, and Python's reader gives up at about a
-    thousand levels; with it a whole page of a list would be lost.
+    Kinds without a schema allow any nesting depth, but Python's decoder fails at about 1000 levels, and a
+    whole page of a list would be lost. In that case, values below MAX_DEPTH are replaced by TOO_DEEP.
     """
     try:
-        return _loaded(text)
+        return _load(text)
     except RecursionError:
-        return _loaded(_shallow(text))
+        return _load(_truncate_depth(text))
 
 
-def _loaded(text: bytes) -> Any:
-    # Nothing of it is garbage yet, and looking for some takes three times as long as reading a page of pods does.
+def _load(text: bytes) -> Any:
+    # No new object is garbage yet, and a collection takes three times as long as decoding a page of pods.
     collecting = gc.isenabled()
     gc.disable()
     try:
@@ -38,17 +38,17 @@ def _loaded(text: bytes) -> Any:
             gc.enable()
 
 
-def _shallow(text: bytes) -> bytes:
+def _truncate_depth(text: bytes) -> bytes:
     parts: list[bytes] = []
     depth = kept = 0
     for found in _TOKEN.finditer(text):
         token = found[0]
         if token in b"[{":
             depth += 1
-            if depth == DEEPEST + 1:
+            if depth == MAX_DEPTH + 1:
                 parts += [text[kept : found.start()], TOO_DEEP]
         elif token in b"]}":
             depth -= 1
-            if depth == DEEPEST:
+            if depth == MAX_DEPTH:
                 kept = found.end()
     return b"".join([*parts, text[kept:]])

@@ -1,9 +1,10 @@
-"""One of several replicas at a time may write: a Lease says which.
+"""Leader election through a Lease, as in client-go. Only the leader writes shared objects.
 
-As client-go's leader election: whoever holds the Lease renews it, and another takes it over once nothing has changed in it for
-its whole duration *as seen by the one who takes it*: clocks of two machines are never compared.
+The holder renews the Lease. Another replica takes it over after it has seen no change of the Lease for its
+whole duration. Each replica measures that time with its own clock; clocks of two machines are never compared.
 
-Needs in its own namespace: coordination.k8s.io leases `xds-leader`: get, update; leases: create.
+Required permissions in its own namespace: get and update coordination.k8s.io leases `xds-leader`; create
+leases.
 """
 
 from __future__ import annotations
@@ -16,49 +17,55 @@ from http import HTTPStatus
 import structlog
 
 from xds.mesh.kube.api import Json, KubeApi, KubeError
-from xds.mesh.kube.log_once import Complaint
+from xds.mesh.kube.log_once import OnceLogger
 
 log = structlog.get_logger(__name__)
 
-NAME = "xds-leader"
-DURATION = 15.0
-"""Seconds without a renewal after which another may take over."""
+LEASE_NAME = "xds-leader"
+LEASE_DURATION = 15.0
+"""Seconds without a renewal after which another replica may take over."""
 
 
 class Lease:
-    """Our claim to a Lease; `run` keeps it up."""
+    """Leader election through a Lease. `run` acquires and renews it."""
 
     def __init__(
-        self, api: KubeApi, namespace: str, identity: str, *, name: str = NAME, duration: float = DURATION
+        self,
+        api: KubeApi,
+        namespace: str,
+        identity: str,
+        *,
+        name: str = LEASE_NAME,
+        duration: float = LEASE_DURATION,
     ) -> None:
         self._api = api
         self._path = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
         self._namespace, self._name, self._identity = namespace, name, identity
         self._duration = duration
-        self._until = 0.0
-        """Up to when it is ours for certain; in seconds of the event loop's clock."""
-        self._seen: tuple[str, float] | None = None
-        """The version of another's claim, and when we first saw it."""
-        self._complain = Complaint(log, "the Lease cannot be kept up")
+        self._held_until = 0.0
+        """Time until which this replica certainly holds the Lease, in seconds of the event loop's clock."""
+        self._observed: tuple[str, float] | None = None
+        """Version of another replica's Lease, and the time it was first seen."""
+        self._log_problem = OnceLogger(log, "cannot renew the leader Lease")
 
     @property
     def held(self) -> bool:
-        """Whether we may write. False a third of the duration before another could think so."""
-        return asyncio.get_running_loop().time() < self._until
+        """Whether this replica leads; False from a third of the duration before a takeover is possible."""
+        return asyncio.get_running_loop().time() < self._held_until
 
     async def run(self) -> None:
-        """Try to get it, and keep it, until cancelled; then give it back."""
+        """Acquire and renew the Lease until cancelled, then release it."""
         try:
             while True:
-                await self._try()
-                # Replicas that started together do not ask together.
+                await self._try_to_hold()
+                # Jitter: replicas that started together must not send requests together.
                 await asyncio.sleep(self._duration / 6 * random.uniform(0.8, 1.2))  # noqa: S311
         finally:
-            # A cancelled task may still await: the next one has it sooner for that.
+            # A cancelled task may still await. Releasing the Lease speeds up the takeover.
             if self.held:
                 await self._release()
 
-    async def _try(self) -> None:
+    async def _try_to_hold(self) -> None:
         loop = asyncio.get_running_loop()
         began, had = loop.time(), self.held
         lease = f"{self._namespace}/{self._name}"
@@ -66,16 +73,16 @@ class Lease:
             async with asyncio.timeout(self._duration / 3):
                 got = await self._claim(began)
         except TimeoutError:
-            self._complain("the API server did not answer in time", lease=lease)
+            self._log_problem("the API server did not answer in time", lease=lease)
             return
         except KubeError as error:
-            self._complain(str(error), lease=lease)
+            self._log_problem(str(error), lease=lease)
             return
-        self._complain("", lease=lease)
-        # Counted from before the request: the server may have written it at any moment since.
-        self._until = began + self._duration * 2 / 3 if got else 0.0
+        self._log_problem("", lease=lease)
+        # Count from before the request: the server may have stored the renewal at any time since then.
+        self._held_until = began + self._duration * 2 / 3 if got else 0.0
         if got and not had:
-            log.info("this replica leads", lease=lease, identity=self._identity)
+            log.info("became leader", lease=lease, identity=self._identity)
 
     async def _claim(self, now: float) -> bool:
         found = await self._api.find(f"{self._path}/{self._name}")
@@ -85,13 +92,13 @@ class Lease:
         if holder in {"", self._identity}:
             return await self._write(found)
         version = found["metadata"]["resourceVersion"]
-        if self._seen is None or self._seen[0] != version:
-            self._seen = (version, now)
+        if self._observed is None or self._observed[0] != version:
+            self._observed = (version, now)
         duration = max(float(found["spec"].get("leaseDurationSeconds") or 0), self._duration)
-        return now >= self._seen[1] + duration and await self._write(found)
+        return now >= self._observed[1] + duration and await self._write(found)
 
     async def _write(self, old: Json | None, *, release: bool = False) -> bool:
-        """Write our claim; False: somebody was faster."""
+        """Write the Lease. Return False if another replica has changed it."""
         spec = dict((old or {}).get("spec") or {})
         stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         if spec.get("holderIdentity") != self._identity:
@@ -121,7 +128,7 @@ class Lease:
         return True
 
     async def _release(self) -> None:
-        self._until = 0.0
+        self._held_until = 0.0
         try:
             async with asyncio.timeout(self._duration / 3):
                 found = await self._api.get(f"{self._path}/{self._name}")

@@ -1,23 +1,23 @@
-"""What goes wrong again and again is told once."""
+"""A logger for recurring problems that omits repetitions."""
 
 from __future__ import annotations
 
 from typing import Any
 
 
-class Complaint:
-    """Tells a log what is wrong: again only if it is something else by then, or was right meanwhile."""
+class OnceLogger:
+    """Logs a problem once, and again only after it has changed or was solved in between."""
 
     def __init__(self, log: Any, event: str, *, level: str = "warning") -> None:
         self._log, self._event, self._level = log, event, level
-        self._said: dict[tuple[tuple[str, object], ...], str] = {}
+        self._last: dict[tuple[tuple[str, object], ...], str] = {}
 
-    def __call__(self, problem: str, **about: object) -> None:
-        """Say what is wrong with what `about` names; empty: nothing is any more."""
-        key = tuple(about.items())
-        if problem and problem != self._said.get(key):
-            getattr(self._log, self._level)(self._event, **about, problem=problem)
+    def __call__(self, problem: str, **facts: object) -> None:
+        """Log a problem, unless it is the last one logged for these facts. An empty problem means solved."""
+        key = tuple(facts.items())
+        if problem and problem != self._last.get(key):
+            getattr(self._log, self._level)(self._event, **facts, problem=problem)
         if problem:
-            self._said[key] = problem
+            self._last[key] = problem
         else:
-            self._said.pop(key, None)
+            self._last.pop(key, None)

@@ -1,4 +1,4 @@
-"""Lines of an answer that goes on, however long they are and however they come."""
+"""Lines of a streamed response."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ import aiohttp
 
 from xds.mesh.kube.api import KubeError
 
-LONGEST = 32 * 2**20
-"""Bytes of a line that is still read; objects of the API server have no more than 3 MiB."""
+MAX_LINE_LENGTH = 32 * 2**20
+"""Maximum length of a line, in bytes. Objects of the API server have at most 3 MiB."""
 
 
-async def lines(stream: aiohttp.StreamReader, longest: int = LONGEST) -> AsyncIterator[list[bytes]]:
-    """Yield whole lines, those together that came together, until the server ends the answer.
+async def read_lines(
+    stream: aiohttp.StreamReader, max_length: int = MAX_LINE_LENGTH
+) -> AsyncIterator[list[bytes]]:
+    """Yield batches of complete lines as they arrive, until the server ends the response.
 
-    KubeError: the answer broke off, nothing came for too long, or a line has no end.
+    KubeError: the response ended early, the read timed out, or a line is too long.
     """
     parts: list[bytes] = []
     size = 0
@@ -23,7 +25,7 @@ async def lines(stream: aiohttp.StreamReader, longest: int = LONGEST) -> AsyncIt
         try:
             data = await stream.readany()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise KubeError(0, f"the answer broke off: {str(error) or type(error).__name__}") from error
+            raise KubeError(0, f"the response ended early: {str(error) or type(error).__name__}") from error
         if not data:
             break
         *whole, rest = data.split(b"\n")
@@ -33,7 +35,7 @@ async def lines(stream: aiohttp.StreamReader, longest: int = LONGEST) -> AsyncIt
             yield [line for line in whole if line.strip()]
         parts.append(rest)
         size += len(rest)
-        if size > longest:
-            raise KubeError(0, f"the answer has a line of more than {longest >> 20} MiB")
+        if size > max_length:
+            raise KubeError(0, f"the response has a line of more than {max_length >> 20} MiB")
     if size:
-        raise KubeError(0, "the answer broke off in the middle of a line")
+        raise KubeError(0, "the response ended in the middle of a line")

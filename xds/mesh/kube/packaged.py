@@ -1,4 +1,4 @@
-"""The Kubernetes objects that are part of this package."""
+"""Kubernetes objects that are part of this package."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import yaml
 from xds.mesh.kube.api import Json
 
 FIELD_MANAGER = "xds-install"
-"""Who owns the fields of what is installed from here."""
+"""Field manager of the installed objects."""
 
 
-def packaged(folder: str) -> Iterator[tuple[str, Json]]:
-    """Yield the objects of one of our kustomizations, as they are in its files, each with its file's name."""
-    at = files("xds.mesh.kube") / folder
-    listed = yaml.load(at.joinpath("kustomization.yaml").read_text("utf-8"), yaml.CSafeLoader)
-    for name in listed["resources"]:
-        for each in yaml.load_all(at.joinpath(name).read_text("utf-8"), yaml.CSafeLoader):
+def load_packaged(folder: str) -> Iterator[tuple[str, Json]]:
+    """Yield the objects of a packaged kustomization, each with the name of its file."""
+    directory = files("xds.mesh.kube") / folder
+    kustomization = yaml.load(directory.joinpath("kustomization.yaml").read_text("utf-8"), yaml.CSafeLoader)
+    for name in kustomization["resources"]:
+        for each in yaml.load_all(directory.joinpath(name).read_text("utf-8"), yaml.CSafeLoader):
             yield name, each

@@ -1,7 +1,7 @@
-"""Keeps something in a cluster as it should be, whoever changes it.
+"""Level-triggered reconciliation of objects in a cluster.
 
-What is there is compared with what should be: whenever something of it changes, and now and then. So it does not matter what
-happened, or in what order. The replica that leads writes.
+The actual state is compared with the desired state after every change and at a regular interval, so missed
+events and their order do not matter. Only the leader writes.
 """
 
 from __future__ import annotations
@@ -13,76 +13,81 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from xds.mesh.kube.api import KubeApi, KubeError
-from xds.mesh.kube.ndjson import lines
+from xds.mesh.kube.ndjson import read_lines
 
-EVERY = 60.0
-"""Seconds after which all is compared, though nothing is known to have changed."""
-REST = 0.5
-"""Seconds between two comparisons: somebody who keeps changing it back costs a write in that time, no more."""
-AGAIN = 5.0
-"""Seconds after which what failed is tried again."""
-_WATCH = 290
-"""Seconds for which the API server is asked to tell changes; then it is asked again."""
+RESYNC_INTERVAL = 60.0
+"""Seconds between two runs without a change."""
+MIN_INTERVAL = 0.5
+"""Minimum seconds between two runs. It limits writes if another controller keeps reverting them."""
+RETRY_DELAY = 5.0
+"""Seconds before a failed run or watch is retried."""
+_WATCH_TIMEOUT = 290
+"""Lifetime of a watch, in seconds. An expired watch is opened again."""
 
 
-class Watched(NamedTuple):
-    """Where changes are."""
+class WatchTarget(NamedTuple):
+    """A collection whose changes trigger a run."""
 
     path: str
+    """URL path of the collection."""
     name: str = ""
-    """Only of the objects with this name."""
+    """Name of the only objects to watch; empty for all."""
 
 
-class Keeping:
-    """Compares; `run` does until it is cancelled. `compare` puts right what is not, and tells whether that worked."""
+class Reconciler:
+    """Calls `reconcile` after changes and periodically. `reconcile` returns whether it succeeded."""
 
     def __init__(
         self,
         api: KubeApi,
-        compare: Callable[[], Awaitable[bool]],
-        watched: Sequence[Watched],
+        reconcile: Callable[[], Awaitable[bool]],
+        targets: Sequence[WatchTarget],
         *,
         leads: Callable[[], bool],
     ) -> None:
         self._api = api
-        self._compare = compare
-        self._watched = watched
+        self._reconcile = reconcile
+        self._targets = targets
         self._leads = leads
         self._changed = asyncio.Event()
 
-    def changed(self) -> None:
-        """Compare soon."""
+    def trigger(self) -> None:
+        """Request a run soon."""
         self._changed.set()
 
     async def run(self) -> None:
-        """Work until cancelled."""
+        """Run until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            for watched in self._watched:
-                tasks.create_task(self._listen(watched))
-            tasks.create_task(self._keep())
+            for target in self._targets:
+                tasks.create_task(self._watch(target))
+            tasks.create_task(self._reconcile_loop())
 
-    async def _keep(self) -> None:
+    async def _reconcile_loop(self) -> None:
         while True:
             self._changed.clear()
-            wait = EVERY
+            wait = RESYNC_INTERVAL
             if not self._leads():
-                wait = REST
-            elif not await self._compare():
-                wait = AGAIN
-            await asyncio.sleep(REST)
+                wait = MIN_INTERVAL
+            elif not await self._reconcile():
+                wait = RETRY_DELAY
+            await asyncio.sleep(MIN_INTERVAL)
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait):
                     await self._changed.wait()
 
-    async def _listen(self, watched: Watched) -> None:
-        """Have all compared whenever something changes. What changed is of no interest, nor whether something was missed."""
-        only = {"fieldSelector": f"metadata.name={watched.name}"} if watched.name else {}
+    async def _watch(self, target: WatchTarget) -> None:
+        """Trigger a run after every change. The content of events is ignored, so missed events do no harm."""
+        selector = {"fieldSelector": f"metadata.name={target.name}"} if target.name else {}
         while True:
             with suppress(KubeError):
                 async with self._api.stream(
-                    watched.path, idle=_WATCH + 30, watch=True, timeoutSeconds=_WATCH, **only
+                    target.path,
+                    idle=_WATCH_TIMEOUT + 30,
+                    watch=True,
+                    timeoutSeconds=_WATCH_TIMEOUT,
+                    **selector,
                 ) as stream:
-                    async for _ in lines(stream):
+                    async for _ in read_lines(stream):
                         self._changed.set()
-            await asyncio.sleep(AGAIN * random.uniform(0.5, 1))  # noqa: S311
+            await asyncio.sleep(RETRY_DELAY * random.uniform(0.5, 1))  # noqa: S311
             self._changed.set()

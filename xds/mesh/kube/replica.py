@@ -1,4 +1,4 @@
-"""One of several control planes of a cluster: the CA that it shares with the others, and what the one that leads does."""
+"""One of several control-plane replicas in a cluster: the shared CA, and the tasks of the leader."""
 
 from __future__ import annotations
 
@@ -15,52 +15,52 @@ import structlog
 from xds.mesh.identity.ca import Authority
 from xds.mesh.identity.rotation import Authorities
 from xds.mesh.kube.api import KubeApi, KubeError
-from xds.mesh.kube.ca_secret import Rotation, Secrets, kept_authority, utc_now
+from xds.mesh.kube.ca_secret import CaSecrets, RotationController, load_or_create_authorities, utc_now
 from xds.mesh.kube.lease import Lease
-from xds.mesh.kube.replica_leases import Reports
-from xds.mesh.kube.root_publisher import Roots
+from xds.mesh.kube.replica_leases import ReplicaLeases
+from xds.mesh.kube.root_publisher import RootPublisher
 from xds.mesh.rollout.replica_sync import ReplicaSync
 
 log = structlog.get_logger(__name__)
 
-AGAIN = 3.0
-"""Seconds after which the CA is asked for again, if the API server would not say."""
+RETRY_DELAY = 3.0
+"""Seconds before the CA is requested again after an error of the API server."""
 
 
-class Rotating(Protocol):
-    """Whoever gives out certificates and roots: `xds.mesh.controlplane.controller.Controller`."""
+class RotationTarget(Protocol):
+    """Serves certificates and roots: `xds.mesh.controlplane.controller.Controller`."""
 
     def rotate(self, authority: Authority, also_trust: Iterable[bytes]) -> None:
-        """Trust these from now on, and give out this authority's."""
+        """Issue certificates with a CA, and trust additional roots."""
 
     def proxies_with_old_roots(self) -> Sequence[str]:
-        """Return the proxies that have not taken the roots that hold now."""
+        """Return the proxies that have not accepted the current roots."""
 
 
-class Sharing(Rotating, Protocol):
-    """Whoever changes modes step by step: `xds.mesh.controlplane.controller.Controller`."""
+class SyncedController(RotationTarget, Protocol):
+    """Rolls out changes of modes: `xds.mesh.controlplane.controller.Controller`."""
 
     def enable_sync(self) -> ReplicaSync | None:
-        """Begin to reckon with other replicas; None: it waits for nobody anyway."""
+        """Synchronize rollouts with other replicas. Return None if rollouts wait for no proxies."""
 
     def peers_changed(self) -> None:
-        """Take note that others have said something."""
+        """Handle new reports of other replicas."""
 
 
 class Replica:
-    """What a control plane shares with others in a cluster. Made with `join`; `parts` are to run."""
+    """The state that a control plane shares with its replicas. Create it with `join`, and run its `parts`."""
 
     def __init__(self, api: KubeApi, namespace: str, first: Authorities) -> None:
         self._api, self._namespace = api, namespace
         self._identity = f"{socket.gethostname()}_{uuid4().hex[:8]}"
         self.lease = Lease(api, namespace, self._identity)
-        self._reports: list[Reports] = []
-        self._controllers: list[Rotating] = []
-        self._roots = Roots(api, lambda: self.authorities.trusted_pem, leads=self.leads)
-        self._rotation = Rotation(
-            Secrets(api, namespace),
+        self._replica_leases: list[ReplicaLeases] = []
+        self._controllers: list[RotationTarget] = []
+        self._roots = RootPublisher(api, lambda: self.authorities.trusted_pem, leads=self.leads)
+        self._rotation = RotationController(
+            CaSecrets(api, namespace),
             first,
-            taken=self._take,
+            on_change=self._adopt,
             lagging=lambda: [
                 proxy for controller in self._controllers for proxy in controller.proxies_with_old_roots()
             ],
@@ -71,45 +71,47 @@ class Replica:
     async def join(
         cls, api: KubeApi, namespace: str, trust_domain: str, now: Callable[[], datetime] = utc_now
     ) -> Replica:
-        """Get the CA, however long the API server takes. AuthorityError: there is one that cannot be used."""
-        said = ""
+        """Load the CA, with retries while the API server fails. AuthorityError: the CA cannot be used."""
+        last_problem = ""
         while True:
             try:
-                return cls(api, namespace, await kept_authority(api, namespace, trust_domain, now()))
+                return cls(
+                    api, namespace, await load_or_create_authorities(api, namespace, trust_domain, now())
+                )
             except KubeError as error:
-                if str(error) != said:
-                    said = str(error)
-                    log.error("the mesh's CA cannot be had yet", namespace=namespace, problem=said)  # noqa: TRY400
-            await asyncio.sleep(AGAIN * random.uniform(0.5, 1))  # noqa: S311
+                if str(error) != last_problem:
+                    last_problem = str(error)
+                    log.error("cannot load the mesh CA, retrying", namespace=namespace, problem=last_problem)  # noqa: TRY400
+            await asyncio.sleep(RETRY_DELAY * random.uniform(0.5, 1))  # noqa: S311
 
-    def follow(self, controller: Sharing) -> None:
-        """Have a controller's proxies trust and show what holds, and its rollouts wait for those of other replicas."""
+    def attach(self, controller: SyncedController) -> None:
+        """Pass CA rotations to a controller, and synchronize its rollouts with those of other replicas."""
         self._controllers.append(controller)
         if exchange := controller.enable_sync():
-            self._reports.append(
-                Reports(self._api, self._namespace, self._identity, exchange, controller.peers_changed)
+            self._replica_leases.append(
+                ReplicaLeases(self._api, self._namespace, self._identity, exchange, controller.peers_changed)
             )
 
     @property
     def authorities(self) -> Authorities:
-        """The CA that issues, and the roots that are trusted now."""
+        """CAs and trusted roots in use."""
         return self._rotation.current
 
     def leads(self) -> bool:
-        """Whether this one may write what only one writes."""
+        """Return whether this replica is the leader."""
         return self.lease.held
 
     @property
     def parts(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
-        """What is to run as long as the control plane does."""
+        """Background tasks, to run as long as the control plane."""
         return [
             self.lease.run,
             self._rotation.run,
             self._roots.run,
-            *(each.run for each in self._reports),
+            *(each.run for each in self._replica_leases),
         ]
 
-    def _take(self, authorities: Authorities) -> None:
+    def _adopt(self, authorities: Authorities) -> None:
         for controller in self._controllers:
             controller.rotate(authorities.authority, authorities.also_trust)
-        self._roots.changed()
+        self._roots.trigger()

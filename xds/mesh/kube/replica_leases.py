@@ -1,10 +1,11 @@
-"""What replicas tell each other of how far their proxies are (`xds.mesh.rollout.peers`): each has a Lease, with an annotation.
+"""Exchange of the replicas' rollout reports (`xds.mesh.rollout.peers`) through annotations of Leases.
 
-A Lease is renewed every few seconds, and written whenever there is something new to say. All are watched together, so everybody
-reads them in the order in which they were written, one's own included. A replica that ends leaves its Lease behind: its proxies
-go to another one, and until they have, they are reckoned with. Whoever sees that a Lease has ended deletes it.
+Each replica has a Lease. It renews the Lease every few seconds, and writes it after each change of its
+report. All Leases are watched together, so every replica reads them in the order of the writes, including its
+own. A replica that ends leaves its Lease behind: its proxies count until they connect to another replica or
+the Lease expires. Any replica deletes expired Leases.
 
-Needs in its own namespace: coordination.k8s.io leases: list, watch, create, update, delete.
+Required permissions in its own namespace: list, watch, create, update and delete coordination.k8s.io leases.
 """
 
 from __future__ import annotations
@@ -20,36 +21,36 @@ from http import HTTPStatus
 import structlog
 
 from xds.mesh.kube.api import Json, KubeApi, KubeError
-from xds.mesh.kube.decoding import decoded
-from xds.mesh.kube.log_once import Complaint
-from xds.mesh.kube.ndjson import lines
-from xds.mesh.kube.report_codec import report_of, text_of
+from xds.mesh.kube.decoding import decode_json
+from xds.mesh.kube.log_once import OnceLogger
+from xds.mesh.kube.ndjson import read_lines
+from xds.mesh.kube.report_codec import decode_report, encode_report
 from xds.mesh.rollout.peers import ReplicaReport
 from xds.mesh.rollout.replica_sync import ReplicaSync
 
 log = structlog.get_logger(__name__)
 
 PREFIX = "xds-replica-"
-"""What the names of these Leases begin with; the rest names the replica."""
+"""Prefix of the Leases' names, before the name of the replica."""
 LABEL = "sidecar.xds/replica"
 ANNOTATION = "sidecar.xds/rollout"
 
-PACE = 0.2
-"""Seconds between two writes,"""
-PACE_OF_LARGE = 2.0
-"""and between two that are as large as they may be; those in between come in between."""
-AGAIN = 1.0
-"""Seconds after which what failed is tried again."""
-_WATCH = 290
-"""Seconds for which the API server is asked to tell changes; then it is asked again."""
+WRITE_INTERVAL = 0.2
+"""Minimum seconds between two writes of small reports."""
+LARGE_WRITE_INTERVAL = 2.0
+"""Minimum seconds between two writes of the largest reports; other sizes are interpolated."""
+RETRY_DELAY = 1.0
+"""Seconds before a failed request is retried."""
+_WATCH_TIMEOUT = 290
+"""Lifetime of a watch, in seconds. An expired watch is opened again."""
 
 
-_REFUSALS = frozenset({HTTPStatus.BAD_REQUEST, 401, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND, 413, 422})
-"""Answers after which nothing was written for certain."""
+_NOT_WRITTEN = frozenset({HTTPStatus.BAD_REQUEST, 401, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND, 413, 422})
+"""Statuses that guarantee that nothing was written."""
 
 
-class Reports:
-    """Writes a replica's reports, and reads everybody's; `run` does until it is cancelled. `heard` is called after something new."""
+class ReplicaLeases:
+    """Writes the report of this replica, and reads those of all. `heard` is called after each change."""
 
     def __init__(
         self, api: KubeApi, namespace: str, identity: str, exchange: ReplicaSync, heard: Callable[[], None]
@@ -64,48 +65,48 @@ class Reports:
         self._news = asyncio.Event()
         exchange.on_change = self._news.set
         self._version = ""
-        """The resourceVersion of our Lease, as it was written last; empty: there is none."""
-        self._complain = Complaint(log, "replicas do not hear of each other")
+        """resourceVersion of our Lease; empty if it does not exist."""
+        self._log_problem = OnceLogger(log, "cannot exchange reports with other replicas")
 
     async def run(self) -> None:
-        """Work until cancelled."""
+        """Run until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._write())
             tasks.create_task(self._read())
 
-    # --- ours --------------------------------------------------------------------------------------------------------
+    # --- ours ---
 
     async def _write(self) -> None:
         while True:
             self._news.clear()
-            rest = AGAIN
+            rest = RETRY_DELAY
             try:
                 async with asyncio.timeout(self._exchange.duration / 3):
-                    size = await self._put()
+                    size = await self._put_lease()
                     await self._delete_ended()
-                self._complain("", task="write")
-                rest = PACE + (PACE_OF_LARGE - PACE) * size / (256 * 1024)
+                self._log_problem("", task="write")
+                rest = WRITE_INTERVAL + (LARGE_WRITE_INTERVAL - WRITE_INTERVAL) * size / (256 * 1024)
             except TimeoutError:
-                self._complain("the API server did not answer in time", task="write")
+                self._log_problem("the API server did not answer in time", task="write")
             except KubeError as error:
-                self._complain(str(error), task="write")
+                self._log_problem(str(error), task="write")
             await asyncio.sleep(rest)
             if not self._exchange.has_unpublished:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(self._exchange.duration / 3 * random.uniform(0.8, 1.0)):  # noqa: S311
                         await self._news.wait()
 
-    async def _put(self) -> int:
-        """Write a report; return its size."""
+    async def _put_lease(self) -> int:
+        """Write the report to the Lease. Return its size."""
         loop = asyncio.get_running_loop()
         began = loop.time()
         report = self._exchange.start_write(began)
-        # What is large takes a while to pack.
-        text = await asyncio.to_thread(text_of, report)
+        # Compressing a large report takes a while.
+        text = await asyncio.to_thread(encode_report, report)
         if text is None:
             self._exchange.retract()
             report = self._exchange.start_write(began, too_large=True)
-            text = text_of(report) or ""
+            text = encode_report(report) or ""
         body: Json = {
             "apiVersion": "coordination.k8s.io/v1",
             "kind": "Lease",
@@ -128,10 +129,11 @@ class Reports:
             else:
                 found = await self._api.create(self._path, body)
         except KubeError as error:
-            # A write whose answer we missed was done after all, or somebody took us for gone: `_read` says which.
-            if error.missing:
+            # A write whose answer we missed was done after all, or somebody took us for gone: `_read` says
+            # which.
+            if error.is_not_found:
                 self._version = ""
-            if error.status in _REFUSALS:
+            if error.status in _NOT_WRITTEN:
                 self._exchange.retract()
             if error.status == HTTPStatus.CONFLICT:
                 await self._list()
@@ -150,20 +152,20 @@ class Reports:
             try:
                 await self._api.call("DELETE", f"{self._path}/{PREFIX}{name}", options)
             except KubeError as error:
-                if not error.missing and error.status != HTTPStatus.CONFLICT:
+                if not error.is_not_found and error.status != HTTPStatus.CONFLICT:
                     raise
 
-    # --- everybody's -------------------------------------------------------------------------------------------------
+    # --- everybody's ---
 
     async def _read(self) -> None:
         while True:
             try:
                 await self._watch(await self._list())
-                self._complain("", task="read")
+                self._log_problem("", task="read")
             except KubeError as error:
                 if error.status != HTTPStatus.GONE:
-                    self._complain(str(error), task="read")
-                await asyncio.sleep(AGAIN * random.uniform(0.5, 1))  # noqa: S311
+                    self._log_problem(str(error), task="read")
+                await asyncio.sleep(RETRY_DELAY * random.uniform(0.5, 1))  # noqa: S311
 
     async def _list(self) -> str:
         """Read all, as they are now; return the version of that."""
@@ -176,37 +178,37 @@ class Reports:
         for lease in sorted(leases, key=lambda each: bool(each["metadata"]["name"] == self.name)):
             if lease["metadata"]["name"] == self.name:
                 self._version = lease["metadata"]["resourceVersion"]
-            self._take(lease)
+            self._receive(lease)
         for name in self._exchange.names - {each.removeprefix(PREFIX) for each in names}:
             self._exchange.forget(name)
         self._heard()
         return str(found["metadata"]["resourceVersion"])
 
     async def _watch(self, version: str) -> None:
-        """Read what comes, until the server ends the answer. KubeError."""
+        """Apply events until the server ends the watch. KubeError."""
         query = {
             "labelSelector": f"{LABEL}=true",
             "resourceVersion": version,
             "watch": True,
-            "timeoutSeconds": _WATCH,
+            "timeoutSeconds": _WATCH_TIMEOUT,
         }
-        # Our own renewals come at least: if they do not, nothing does.
+        # Our own renewals arrive within the duration. Without them, the watch is broken.
         async with self._api.stream(self._path, idle=self._exchange.duration, **query) as stream:
-            async for some in lines(stream):
+            async for some in read_lines(stream):
                 for line in some:
-                    event = decoded(line)
+                    event = decode_json(line)
                     lease = event["object"]
                     if event["type"] == "ERROR":
                         raise KubeError(int(lease.get("code") or 0), str(lease.get("message")))
                     if event["type"] == "DELETED":
                         self._exchange.forget(lease["metadata"]["name"].removeprefix(PREFIX))
                     elif event["type"] != "BOOKMARK":
-                        self._take(lease)
+                        self._receive(lease)
                 self._heard()
 
-    def _take(self, lease: Json) -> None:
+    def _receive(self, lease: Json) -> None:
         meta, now = lease["metadata"], asyncio.get_running_loop().time()
-        report: ReplicaReport = report_of((meta.get("annotations") or {}).get(ANNOTATION, ""))
+        report: ReplicaReport = decode_report((meta.get("annotations") or {}).get(ANNOTATION, ""))
         if meta["name"] == self.name:
             self._exchange.read_back(report.number, now)
             return

@@ -1,4 +1,4 @@
-"""A report of a replica (`xds.mesh.rollout.peers`), as the text of an annotation."""
+"""Encoding of a replica's report (`xds.mesh.rollout.peers`) as the text of an annotation."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from xds.mesh.model.objects import Mode, PortKey, Ref
 from xds.mesh.policy.mtls import Send
 from xds.mesh.rollout.peers import PortReport, ReplicaReport
 
-MOST = 200 * 1024
-"""Characters of a report; the API server takes 256 KiB of annotations."""
-PLAIN = 2000
-"""Characters up to which a report can be read as it is."""
-_LARGEST = 16 * 2**20
-"""Characters of a packed report that is still read."""
+MAX_LENGTH = 200 * 1024
+"""Maximum characters of a report. The API server limits annotations to 256 KiB."""
+MAX_PLAIN_LENGTH = 2000
+"""Maximum characters of an uncompressed report."""
+_MAX_UNPACKED_LENGTH = 16 * 2**20
+"""Maximum characters of a decompressed report."""
 
 _MODES = {mode.value[0]: mode for mode in Mode}
 _SENDS = {send.value[0]: send for send in Send}
 
 
-def text_of(report: ReplicaReport) -> str | None:
-    """Return a report as text; None: it would be too large.
+def encode_report(report: ReplicaReport) -> str | None:
+    """Return a report as text, or None if it is too large.
 
-    Ports with the same stand are together: {"mPS+pm": {"namespace": {"pod": [8080]}}} are on their way, those without `+` are
-    told because somebody else has them on their way.
+    Ports with the same stand are together: {"mPS+pm": {"namespace": {"pod": [8080]}}} are on their way, those
+    without `+` are told because somebody else has them on their way.
     """
     found: dict[str, object] = {"number": report.number, "view": report.rules_version}
     if report.ports is not None:
-        found["stands"] = _grouped(report.ports)
+        found["stands"] = _group(report.ports)
     text = json.dumps(found, separators=(",", ":"))
-    if len(text) > PLAIN:
+    if len(text) > MAX_PLAIN_LENGTH:
         text = b64encode(zlib.compress(text.encode(), 6)).decode()
-    return text if len(text) <= MOST else None
+    return text if len(text) <= MAX_LENGTH else None
 
 
-def _grouped(stands: Mapping[PortKey, PortReport]) -> dict[str, dict[str, dict[str, list[int]]]]:
+def _group(stands: Mapping[PortKey, PortReport]) -> dict[str, dict[str, dict[str, list[int]]]]:
     groups: dict[str, dict[str, dict[str, list[int]]]] = {}
     for (pod, port), stand in sorted(stands.items()):
         modes, sends = (
@@ -49,15 +49,15 @@ def _grouped(stands: Mapping[PortKey, PortReport]) -> dict[str, dict[str, dict[s
     return groups
 
 
-def report_of(text: str) -> ReplicaReport:
+def decode_report(text: str) -> ReplicaReport:
     """Read a report. One that cannot be read, because another version of the control plane wrote it, says nothing."""
     try:
         if not text.startswith("{"):
-            text = zlib.decompressobj().decompress(b64decode(text), _LARGEST).decode()
+            text = zlib.decompressobj().decompress(b64decode(text), _MAX_UNPACKED_LENGTH).decode()
         found = json.loads(text)
         stands = found.get("stands")
         return ReplicaReport(
-            int(found["number"]), str(found["view"]), None if stands is None else dict(_ungrouped(stands))
+            int(found["number"]), str(found["view"]), None if stands is None else dict(_ungroup(stands))
         )
     except (
         Error,
@@ -72,9 +72,7 @@ def report_of(text: str) -> ReplicaReport:
         return ReplicaReport(0, "", None)
 
 
-def _ungrouped(
-    groups: Mapping[str, Mapping[str, Mapping[str, list[int]]]],
-) -> list[tuple[PortKey, PortReport]]:
+def _ungroup(groups: Mapping[str, Mapping[str, Mapping[str, list[int]]]]) -> list[tuple[PortKey, PortReport]]:
     found = []
     for name, namespaces in groups.items():
         modes, _, sends = name.removesuffix("+").partition("/")

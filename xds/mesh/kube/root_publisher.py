@@ -1,8 +1,9 @@
-"""The mesh's roots in every namespace, as a ConfigMap that pods mount to know the control plane by.
+"""Publishes the mesh's roots to every namespace, in a ConfigMap with which pods verify the control plane.
 
-It is compared whenever a namespace or one of these ConfigMaps changes (`xds.mesh.kube.reconciler`).
+It reconciles after a change of a namespace or of one of these ConfigMaps (`xds.mesh.kube.reconciler`).
 
-Needs in the cluster: namespaces: list, watch; configmaps `xds-ca-root-cert`: list, watch, create, patch.
+Required cluster permissions: list and watch namespaces; list, watch, create and patch configmaps
+`xds-ca-root-cert`.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from collections.abc import Callable, Collection
 import structlog
 
 from xds.mesh.identity import ROOT_CONFIG_MAP
-from xds.mesh.kube.api import APPLY, KubeApi, KubeError
-from xds.mesh.kube.log_once import Complaint
-from xds.mesh.kube.reconciler import Keeping, Watched
+from xds.mesh.kube.api import APPLY_PATCH, KubeApi, KubeError
+from xds.mesh.kube.log_once import OnceLogger
+from xds.mesh.kube.reconciler import Reconciler, WatchTarget
 
 log = structlog.get_logger(__name__)
 
@@ -26,12 +27,12 @@ FIELD_MANAGER = "xds-roots"
 _NAMESPACES = "/api/v1/namespaces"
 _MAPS = "/api/v1/configmaps"
 
-PACE = 0.02
-"""Seconds between two writes."""
+WRITE_INTERVAL = 0.02
+"""Minimum seconds between two writes."""
 
 
-class Roots:
-    """Publishes the roots; `run` keeps them right."""
+class RootPublisher:
+    """Keeps the ConfigMap with the roots up to date in every namespace."""
 
     def __init__(
         self,
@@ -41,39 +42,39 @@ class Roots:
         leads: Callable[[], bool],
         exclude: Collection[str] = (),
     ) -> None:
-        """Make one.
+        """Create a publisher.
 
         Args:
             api: the API server.
-            roots: returns the roots that are trusted now, in PEM form.
-            leads: says whether this replica may write.
-            exclude: namespaces that are left alone.
+            roots: returns the trusted roots, in PEM format.
+            leads: returns whether this replica is the leader.
+            exclude: namespaces to ignore.
         """
         self._api = api
         self._roots = roots
         self._leads = leads
         self._exclude = frozenset(exclude)
-        watched = (Watched(_NAMESPACES), Watched(_MAPS, NAME))
-        self._keeping = Keeping(api, self.compare, watched, leads=leads)
-        self._complain = Complaint(log, "the roots cannot be published")
+        watched = (WatchTarget(_NAMESPACES), WatchTarget(_MAPS, NAME))
+        self._reconciler = Reconciler(api, self.reconcile, watched, leads=leads)
+        self._log_problem = OnceLogger(log, "cannot publish the roots")
 
-    def changed(self) -> None:
-        """Compare, because the roots changed or this replica has begun to lead."""
-        self._keeping.changed()
+    def trigger(self) -> None:
+        """Reconcile soon, after the roots changed."""
+        self._reconciler.trigger()
 
     async def run(self) -> None:
-        """Work until cancelled."""
-        await self._keeping.run()
+        """Run until cancelled."""
+        await self._reconciler.run()
 
-    async def compare(self) -> bool:
-        """Put right what is not; tell whether that worked everywhere."""
+    async def reconcile(self) -> bool:
+        """Update all outdated ConfigMaps. Return whether all updates succeeded."""
         try:
-            namespaces = await self._api.all(_NAMESPACES)
-            found = await self._api.all(_MAPS, fieldSelector=f"metadata.name={NAME}")
+            namespaces = await self._api.list_all(_NAMESPACES)
+            found = await self._api.list_all(_MAPS, fieldSelector=f"metadata.name={NAME}")
         except KubeError as error:
-            self._complain(str(error), namespace="(all)")
+            self._log_problem(str(error), namespace="(all)")
             return False
-        self._complain("", namespace="(all)")
+        self._log_problem("", namespace="(all)")
         roots = self._roots().decode()
         have = {each["metadata"]["namespace"]: (each.get("data") or {}).get(KEY) for each in found}
         good = True
@@ -85,7 +86,7 @@ class Roots:
             if not self._leads():
                 return True
             good &= await self._write(name, roots)
-            await asyncio.sleep(PACE)
+            await asyncio.sleep(WRITE_INTERVAL)
         return good
 
     async def _write(self, namespace: str, roots: str) -> bool:
@@ -101,11 +102,11 @@ class Roots:
         }
         path = f"{_NAMESPACES}/{namespace}/configmaps/{NAME}"
         try:
-            await self._api.patch(path, body, kind=APPLY, fieldManager=FIELD_MANAGER, force=True)
+            await self._api.patch(path, body, kind=APPLY_PATCH, fieldManager=FIELD_MANAGER, force=True)
         except KubeError as error:
-            if error.missing or error.ending:
+            if error.is_not_found or error.is_namespace_terminating:
                 return True
-            self._complain(str(error), namespace=namespace)
+            self._log_problem(str(error), namespace=namespace)
             return False
-        self._complain("", namespace=namespace)
+        self._log_problem("", namespace=namespace)
         return True

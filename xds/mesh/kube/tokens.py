@@ -1,8 +1,8 @@
-"""Whose token it is, asked of the API server by TokenReview; what it said is remembered for a moment.
+"""Verification of service account tokens by TokenReview, with a short-lived cache.
 
-Anybody who reaches our port can show tokens, so what an attacker can make us ask is limited: what is plainly no good is not shown to
-the API server, concurrent questions about one token are one, few are asked at a time, and an address whose tokens are
-refused has to wait.
+Anyone who can connect can send tokens, so requests to the API server are limited: malformed or expired tokens
+are rejected locally, concurrent requests for one token share a review, the number of concurrent reviews is
+bounded, and an address whose tokens are rejected must wait.
 """
 
 from __future__ import annotations
@@ -25,36 +25,36 @@ log = structlog.get_logger(__name__)
 
 PATH = "/apis/authentication.k8s.io/v1/tokenreviews"
 
-GOOD_FOR = 30.0
-"""Seconds that a token counts as good after it was found to be, unless it expires before."""
-BAD_FOR = 10.0
-"""Seconds that it counts as bad: who mounted the wrong one tries again and again."""
-MOST_KEPT = 8192
-"""Tokens of each kind that are remembered."""
+ACCEPTED_TTL = 30.0
+"""Seconds for which an accepted token is cached, unless it expires earlier."""
+REJECTED_TTL = 10.0
+"""Seconds for which a rejected token is cached. A misconfigured client retries with the same token."""
+MAX_CACHED_TOKENS = 8192
+"""Maximum number of accepted, and of rejected, tokens in the cache."""
 
-AT_ONCE = 16
-"""Reviews that are under way at the API server."""
-MOST_WAITING = 4096
-"""Reviews that are under way or wait for that: a large mesh after a cold start."""
-FAILURES = 32.0
-"""Tokens from one address that may be refused one after the other,"""
-RECOVERY = 2.0
-"""and how many more per second after that."""
-MOST_ADDRESSES = 4096
-_WITHIN = 10.0
-"""Seconds for an answer of the API server."""
+MAX_CONCURRENT_REVIEWS = 16
+"""Maximum number of concurrent requests to the API server."""
+MAX_PENDING_REVIEWS = 4096
+"""Maximum number of running and queued reviews. Large enough for a cold start of a large mesh."""
+MAX_REFUSALS = 32.0
+"""Burst of rejected tokens that is allowed for an address."""
+REFILL_RATE = 2.0
+"""Rejected tokens per second that are allowed after the burst."""
+MAX_BUDGETS = 4096
+_REVIEW_TIMEOUT = 10.0
+"""Timeout of a review, in seconds."""
 
 _Key: TypeAlias = bytes
 _Answer: TypeAlias = Caller | NotProvenError | UndecidedError
 
 
-class _Known(NamedTuple):
+class _CachedAnswer(NamedTuple):
     answer: Caller | NotProvenError
     until: float
 
 
-class TokenReviews:
-    """Tells whose tokens are. `clock` is in seconds, `now` the time of day."""
+class TokenReviewer:
+    """Returns the caller that a token identifies. `clock` counts seconds; `now` returns the time of day."""
 
     def __init__(
         self,
@@ -68,49 +68,50 @@ class TokenReviews:
         self._audience = audience
         self._now = now
         self._clock = clock
-        self._good: OrderedDict[_Key, _Known] = OrderedDict()
-        self._bad: OrderedDict[_Key, _Known] = OrderedDict()
-        """Apart, so that bad ones do not push out the good."""
-        self._under_way: dict[_Key, asyncio.Task[_Answer]] = {}
-        self._slots = asyncio.Semaphore(AT_ONCE)
-        self._failures = _Failures(clock)
-        self._said = ""
-        """What the log was last told that the API server cannot be asked."""
+        self._accepted: OrderedDict[_Key, _CachedAnswer] = OrderedDict()
+        self._rejected: OrderedDict[_Key, _CachedAnswer] = OrderedDict()
+        """A separate cache, so that rejected tokens do not evict accepted ones."""
+        self._pending: dict[_Key, asyncio.Task[_Answer]] = {}
+        self._slots = asyncio.Semaphore(MAX_CONCURRENT_REVIEWS)
+        self._budgets = _RefusalBudgets(clock)
+        self._last_problem = ""
+        """The last logged error of the API server."""
 
     async def __call__(self, token: str, peer: str) -> Caller:
         """Return whose token it is; `peer` is who shows it, in gRPC's form.
 
-        NotProvenError: nobody's. UndecidedError: the API server cannot be asked. TooManyError: it is not, for now.
+        NotProvenError: nobody's. UndecidedError: the API server cannot be asked. TooManyError: it is not, for
+        now.
         """
         end = claims.end_of_token(token, self._now(), self._audience)
         key = hashlib.sha256(token.encode()).digest()
-        answer = self._remembered(key)
+        answer = self._cached(key)
         if answer is None:
-            if key not in self._under_way:
-                self._begin(key, token, peer.rpartition(":")[0], end)
-            answer = await asyncio.shield(self._under_way[key])
+            if key not in self._pending:
+                self._start_review(key, token, peer.rpartition(":")[0], end)
+            answer = await asyncio.shield(self._pending[key])
         if isinstance(answer, Exception):
             raise type(answer)(*answer.args)
         return answer
 
-    def _remembered(self, key: _Key) -> _Answer | None:
-        for known in (self._good, self._bad):
+    def _cached(self, key: _Key) -> _Answer | None:
+        for known in (self._accepted, self._rejected):
             if found := known.get(key):
                 if self._clock() < found.until:
                     return found.answer
                 del known[key]
         return None
 
-    def _begin(self, key: _Key, token: str, address: str, end: datetime) -> None:
-        if len(self._under_way) >= MOST_WAITING:
+    def _start_review(self, key: _Key, token: str, address: str, end: datetime) -> None:
+        if len(self._pending) >= MAX_PENDING_REVIEWS:
             raise TooManyError("too many tokens are being looked at; try again")
-        self._failures.take(address)
-        task = asyncio.create_task(self._ask(key, token, address, end))
-        self._under_way[key] = task
-        task.add_done_callback(lambda _: self._under_way.pop(key))
+        self._budgets.take(address)
+        task = asyncio.create_task(self._review(key, token, address, end))
+        self._pending[key] = task
+        task.add_done_callback(lambda _: self._pending.pop(key))
 
-    async def _ask(self, key: _Key, token: str, address: str, end: datetime) -> _Answer:
-        """Return what is to be told; nothing is raised, as perhaps nobody waits any longer."""
+    async def _review(self, key: _Key, token: str, address: str, end: datetime) -> _Answer:
+        """Return the caller or an error. Nothing is raised, because the waiting calls may have been cancelled."""
         body = {
             "apiVersion": "authentication.k8s.io/v1",
             "kind": "TokenReview",
@@ -118,63 +119,63 @@ class TokenReviews:
         }
         try:
             async with self._slots:
-                review = await self._api.call("POST", PATH, body, timeout=_WITHIN)
-            self._said = ""
+                review = await self._api.call("POST", PATH, body, timeout=_REVIEW_TIMEOUT)
+            self._last_problem = ""
             caller = claims.from_review(review.get("status"), self._audience)
         except KubeError as error:
-            self._failures.give_back(address)
+            self._budgets.give_back(address)
             return self._undecided(error)
         except NotProvenError as error:
-            _keep(self._bad, key, _Known(error, self._clock() + BAD_FOR))
+            _store(self._rejected, key, _CachedAnswer(error, self._clock() + REJECTED_TTL))
             return error
-        self._failures.give_back(address)
+        self._budgets.give_back(address)
         left = (end - self._now()).total_seconds()
-        _keep(self._good, key, _Known(caller, self._clock() + min(GOOD_FOR, left)))
+        _store(self._accepted, key, _CachedAnswer(caller, self._clock() + min(ACCEPTED_TTL, left)))
         return caller
 
     def _undecided(self, error: KubeError) -> UndecidedError:
         said = str(error)
-        if said != self._said:
-            self._said = said
+        if said != self._last_problem:
+            self._last_problem = said
             hint = "allow create on tokenreviews in authentication.k8s.io" if error.status == 403 else ""
             log.error("tokens cannot be reviewed", problem=said, **({"hint": hint} if hint else {}))
         return UndecidedError("the API server cannot be asked whose token it is; try again")
 
 
-def _keep(known: OrderedDict[_Key, _Known], key: _Key, found: _Known) -> None:
+def _store(known: OrderedDict[_Key, _CachedAnswer], key: _Key, found: _CachedAnswer) -> None:
     known[key] = found
-    if len(known) > MOST_KEPT:
+    if len(known) > MAX_CACHED_TOKENS:
         known.popitem(last=False)
 
 
-class _Failures:
-    """How many tokens may be shown from an address: each takes one of a few, and gives it back if it was no bad one."""
+class _RefusalBudgets:
+    """Budgets of rejected tokens by address. Each review spends one, and returns it unless it is rejected."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._taken: OrderedDict[str, tuple[float, float]] = OrderedDict()
-        """How many are missing of which address, and when that was so."""
+        self._budgets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        """Spent budget by address, and the time of the last update."""
 
     def take(self, address: str) -> None:
-        """Take one. TooManyError: there is none left."""
-        taken = self._missing(address) + 1
-        if taken > FAILURES:
+        """Spend one token of the budget. TooManyError: the budget is exhausted."""
+        taken = self._spent(address) + 1
+        if taken > MAX_REFUSALS:
             raise TooManyError("too many tokens from this address were refused; try again in a few seconds")
         self._set(address, taken)
 
     def give_back(self, address: str) -> None:
-        self._set(address, self._missing(address) - 1)
+        self._set(address, self._spent(address) - 1)
 
-    def _missing(self, address: str) -> float:
-        taken, at = self._taken.get(address, (0.0, 0.0))
-        return max(taken - (self._clock() - at) * RECOVERY, 0.0)
+    def _spent(self, address: str) -> float:
+        taken, at = self._budgets.get(address, (0.0, 0.0))
+        return max(taken - (self._clock() - at) * REFILL_RATE, 0.0)
 
     def _set(self, address: str, taken: float) -> None:
-        self._taken.pop(address, None)
+        self._budgets.pop(address, None)
         if taken > 0:
-            self._taken[address] = taken, self._clock()
-        if len(self._taken) > MOST_ADDRESSES:
-            self._taken.popitem(last=False)
+            self._budgets[address] = taken, self._clock()
+        if len(self._budgets) > MAX_BUDGETS:
+            self._budgets.popitem(last=False)
 
 
 async def own_account(api: KubeApi) -> tuple[str, str]:

@@ -1,9 +1,9 @@
-"""The webhook's configuration: the API server must trust the CA that our certificates are from.
+"""Publishes the mesh's roots to the webhook's configuration, so that the API server trusts the webhook.
 
-The configuration is installed with everything else and belongs to the operator; we write its `caBundle` and nothing else
+The installation creates the configuration, and users own it. The control plane writes only its `caBundle`
 (`xds.mesh.kube.reconciler`).
 
-Needs in the cluster: mutatingwebhookconfigurations `xds-sidecar-injector`: get, watch, patch.
+Required cluster permissions: get, watch and patch mutatingwebhookconfigurations `xds-sidecar-injector`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from http import HTTPStatus
 import structlog
 
 from xds.mesh.kube.api import JSON_PATCH, Json, KubeApi, KubeError
-from xds.mesh.kube.log_once import Complaint
-from xds.mesh.kube.reconciler import Keeping, Watched
+from xds.mesh.kube.log_once import OnceLogger
+from xds.mesh.kube.reconciler import Reconciler, WatchTarget
 
 log = structlog.get_logger(__name__)
 
@@ -25,50 +25,50 @@ FIELD_MANAGER = "xds-webhook"
 _PATH = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations"
 
 
-class CaBundle:
-    """Keeps the `caBundle` of every webhook of the configuration right; `run` works until cancelled."""
+class CaBundlePublisher:
+    """Keeps the `caBundle` of every webhook in the configuration up to date."""
 
     def __init__(
         self, api: KubeApi, roots: Callable[[], bytes], *, leads: Callable[[], bool], name: str = NAME
     ) -> None:
-        """Make one.
+        """Create a publisher.
 
         Args:
             api: the API server.
-            roots: returns the roots that are trusted now, in PEM form.
-            leads: says whether this replica may write.
-            name: the configuration's.
+            roots: returns the trusted roots, in PEM format.
+            leads: returns whether this replica is the leader.
+            name: the name of the configuration.
         """
         self._api = api
         self._roots = roots
         self._name = name
-        self._keeping = Keeping(api, self.compare, (Watched(_PATH, name),), leads=leads)
-        self._complain = Complaint(log, "the webhook's caBundle cannot be kept right")
+        self._reconciler = Reconciler(api, self.reconcile, (WatchTarget(_PATH, name),), leads=leads)
+        self._log_problem = OnceLogger(log, "cannot update the webhook caBundle")
 
-    def changed(self) -> None:
-        """Compare, because the roots changed or this replica has begun to lead."""
-        self._keeping.changed()
+    def trigger(self) -> None:
+        """Reconcile soon, after the roots changed."""
+        self._reconciler.trigger()
 
     async def run(self) -> None:
-        """Work until cancelled."""
-        await self._keeping.run()
+        """Run until cancelled."""
+        await self._reconciler.run()
 
-    async def compare(self) -> bool:
-        """Put right what is not; tell whether that worked."""
+    async def reconcile(self) -> bool:
+        """Update the configuration if it is outdated. Return whether that succeeded."""
         path = f"{_PATH}/{self._name}"
         try:
             patch = self._patch(await self._api.get(path))
             if patch:
                 await self._api.patch(path, patch, kind=JSON_PATCH, fieldManager=FIELD_MANAGER)
-                log.info("the webhook's caBundle is put right", configuration=self._name)
+                log.info("webhook caBundle updated", configuration=self._name)
         except KubeError as error:
             if error.status in {HTTPStatus.CONFLICT, HTTPStatus.UNPROCESSABLE_ENTITY}:
-                # Somebody was faster: what is there now is looked at anew.
-                self._keeping.changed()
-            # No such configuration: pods are injected by `xds inject` alone, as somebody decided.
-            self._complain("" if error.missing else str(error), configuration=self._name)
-            return error.missing
-        self._complain("", configuration=self._name)
+                # The configuration has changed since it was read: read it again.
+                self._reconciler.trigger()
+            # Without the configuration, pods are injected by `xds inject` only. That is a valid installation.
+            self._log_problem("" if error.is_not_found else str(error), configuration=self._name)
+            return error.is_not_found
+        self._log_problem("", configuration=self._name)
         return True
 
     def _patch(self, configuration: Json) -> list[Json]:

@@ -1,1 +1,1 @@
-"""Where facts come from; every source yields the same changes."""
+"""Sources of objects: manifest files and Kubernetes. All sources yield the same updates."""

@@ -1,7 +1,8 @@
-"""YAML and JSON text as kubectl understands it: plain values, and the line that each of them is on.
+"""Parser for YAML and JSON as kubectl reads them, which records the line of each value.
 
-kubectl turns YAML into JSON first, so keys are strings, times stay text, and 1:30 is no number. A document that cannot be
-read does not take the others of its file with it. What is read is bounded, whatever aliases make of it.
+kubectl turns YAML into JSON first, so keys are strings, times stay text, and 1:30 is no number. A document
+that cannot be read does not take the others of its file with it. What is read is bounded, whatever aliases
+make of it.
 """
 
 from __future__ import annotations
@@ -20,16 +21,20 @@ from yaml.resolver import BaseResolver
 from xds.mesh.model.objects import Problem
 from xds.mesh.parse import Flaw, Path, dotted
 
-MOST_ALIASED = 50_000
-"""How many values, keys included, aliases may repeat in a document: a few lines of nested aliases could stand for billions."""
-_ALIASED_CHARACTERS = 100
-"""As many characters that an alias repeats count as one more value: an alias may stand for a text of megabytes."""
-DEEPEST = 60
-"""How deep values may be nested; no Kubernetes object comes near."""
+MAX_ALIASED_VALUES = 50_000
+"""How many values, keys included, aliases may repeat in a document: a few lines of nested aliases could stand
+for billions."""
+_CHARACTERS_PER_VALUE = 100
+"""As many characters that an alias repeats count as one more value: an alias may stand for a text of
+megabytes."""
+MAX_DEPTH = 60
+"""Maximum nesting depth of values. Kubernetes objects are far below it."""
 MAX_VALUES = 1_000_000
-"""How many values a document may have, keys included. Each takes about 300 bytes of memory while it is read, and 3 µs."""
+"""How many values a document may have, keys included. Each takes about 300 bytes of memory while it is read,
+and 3 µs."""
 MAX_FLAWS = 1000
-"""How many mistakes of a document's text are noted one by one. With more of them, all of the document is unreadable."""
+"""How many mistakes of a document's text are noted one by one. With more of them, all of the document is
+unreadable."""
 MAX_TAG_DIRECTIVES = 100
 """How many %TAG directives a document may have: libyaml compares each with all the others."""
 
@@ -83,14 +88,14 @@ class Document:
     """The line of the file that the parser called its first; counted from 1."""
     flaws: list[Flaw] = field(default_factory=list)
     value: object = None
-    _seen: set[int] = field(default_factory=set)
-    _open: set[int] = field(default_factory=set)
-    _repeated: int = 0
+    _visited: set[int] = field(default_factory=set)
+    _ancestors: set[int] = field(default_factory=set)
+    _aliased_values: int = 0
     _children: dict[int, Mapping[str | int, _Child]] = field(default_factory=dict)
     """By the id of a mapping, where its keys are; only of mappings that were looked into."""
 
     def __post_init__(self) -> None:
-        self.value = self._plain(self.root, ())
+        self.value = self._to_value(self.root, ())
 
     def locate(self, path: Path) -> str:
         """Tell `FILE:LINE` of a path, or of what is nearest to it."""
@@ -115,40 +120,40 @@ class Document:
             raise MarkedYAMLError(problem=what, problem_mark=self.root.start_mark)
         self.flaws.append((path, what))
 
-    def _plain(self, node: Node, path: Path) -> object:
+    def _to_value(self, node: Node, path: Path) -> object:
         """Make a plain value of a node; what cannot be is noted as a flaw, and None."""
-        if id(node) in self._open:
+        if id(node) in self._ancestors:
             self._flaw(path, "contains itself")
             return None
         # Not the path's length: what is merged (<<) is nested as well, and adds no step to the path.
-        if len(self._open) > DEEPEST:
+        if len(self._ancestors) > MAX_DEPTH:
             self._flaw(path[:3], "is nested too deep")
             return None
-        if self._repeated > MOST_ALIASED:
+        if self._aliased_values > MAX_ALIASED_VALUES:
             return None
-        if id(node) in self._seen:
-            self._repeated += _size(node)
-            if self._repeated > MOST_ALIASED:
-                self._flaw(path, f"is where aliases stand for more than {MOST_ALIASED} values")
+        if id(node) in self._visited:
+            self._aliased_values += _size(node)
+            if self._aliased_values > MAX_ALIASED_VALUES:
+                self._flaw(path, f"is where aliases stand for more than {MAX_ALIASED_VALUES} values")
                 return None
-        self._seen.add(id(node))
+        self._visited.add(id(node))
         if isinstance(node, ScalarNode):
-            return self._scalar(node, path)
-        self._open.add(id(node))
+            return self._scalar_value(node, path)
+        self._ancestors.add(id(node))
         try:
             if isinstance(node, SequenceNode):
-                return [self._plain(item, (*path, index)) for index, item in enumerate(node.value)]
-            return self._mapping(node, path) if isinstance(node, MappingNode) else None
+                return [self._to_value(item, (*path, index)) for index, item in enumerate(node.value)]
+            return self._mapping_value(node, path) if isinstance(node, MappingNode) else None
         finally:
-            self._open.discard(id(node))
+            self._ancestors.discard(id(node))
 
-    def _mapping(self, node: MappingNode, path: Path) -> dict[str, object]:
+    def _mapping_value(self, node: MappingNode, path: Path) -> dict[str, object]:
         read: dict[str, object] = {}
         merged: list[object] = []
         for key_node, value in node.value:
             if _is_merge(key_node):
                 several = isinstance(value, SequenceNode)
-                merged += [self._plain(part, path) for part in (value.value if several else [value])]
+                merged += [self._to_value(part, path) for part in (value.value if several else [value])]
                 continue
             key = _key(key_node)
             if key is None:
@@ -156,7 +161,7 @@ class Document:
             elif key in read:
                 self._flaw((*path, key), "is there twice")
             else:
-                read[key] = self._plain(value, (*path, key))
+                read[key] = self._to_value(value, (*path, key))
         if not merged:
             return read
         result: dict[str, object] = {}
@@ -167,9 +172,9 @@ class Document:
                 self._flaw(path, "merges (<<) something that is no mapping")
         return result | read
 
-    def _scalar(self, node: ScalarNode, path: Path) -> object:
+    def _scalar_value(self, node: ScalarNode, path: Path) -> object:
         text = str(node.value)
-        if node.tag in _NUMBERS and len(text) > _MOST_DIGITS:
+        if node.tag in _NUMBERS and len(text) > _MAX_DIGITS:
             self._flaw(path, "is no number")
             return None
         try:
@@ -179,7 +184,7 @@ class Document:
                 case "bool":
                     return text.lower() in ("yes", "true", "on")
                 case "int":
-                    return _integer(text)
+                    return _parse_integer(text)
                 case "float":
                     return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
                 case "str" | "merge" | "binary" | "timestamp":
@@ -187,18 +192,18 @@ class Document:
         except ValueError:
             self._flaw(path, "is no number")
             return None
-        self._flaw(path, f"has the tag {node.tag[:_SHOWN_TAG]}, which means nothing here")
+        self._flaw(path, f"has the tag {node.tag[:_MAX_TAG_LENGTH]}, which means nothing here")
         return None
 
 
-_MOST_DIGITS = 1000
+_MAX_DIGITS = 1000
 """Python writes no longer number out in decimal, as an error about it would have to."""
 _NUMBERS = frozenset({_TAG + "int", _TAG + "float"})
-_SHOWN_TAG = 100
+_MAX_TAG_LENGTH = 100
 """Characters of a tag that a flaw repeats."""
 
 
-def _integer(text: str) -> int:
+def _parse_integer(text: str) -> int:
     """Read a number as YAML 1.1 writes it: decimal, 0x, 0b, and octal with 0 or 0o before it."""
     digits = text.replace("_", "").lower()
     sign = -1 if digits.startswith("-") else 1
@@ -251,22 +256,22 @@ def _size(node: Node) -> int:
     """Return what repeating a node costs, in values: with its keys, without the values of its members."""
     if isinstance(node, MappingNode):
         characters = sum(len(key.value) for key, _ in node.value if isinstance(key, ScalarNode))
-        return 1 + len(node.value) + characters // _ALIASED_CHARACTERS
-    return 1 + (len(node.value) // _ALIASED_CHARACTERS if isinstance(node, ScalarNode) else 0)
+        return 1 + len(node.value) + characters // _CHARACTERS_PER_VALUE
+    return 1 + (len(node.value) // _CHARACTERS_PER_VALUE if isinstance(node, ScalarNode) else 0)
 
 
-def read(text: str, file: str, *, json: bool = False) -> Iterator[Document | Problem]:
+def read_documents(text: str, file: str, *, json: bool = False) -> Iterator[Document | Problem]:
     """Yield a file's documents; in place of one that cannot be read, a Problem."""
-    for line, chunk in chunks(joined(text) if json else text):
-        yield from parsed(chunk, file, line)
+    for line, chunk in split_documents(join_surrogates(text) if json else text):
+        yield from parse_chunk(chunk, file, line)
 
 
-def joined(json: str) -> str:
+def join_surrogates(json: str) -> str:
     """Return JSON as YAML: it writes what is beyond 16 bits as two escapes, which YAML does not know."""
-    return _SURROGATES.sub(lambda m: m[1] + chr(_beyond(int(m[2], 16), int(m[3], 16))), json)
+    return _SURROGATES.sub(lambda m: m[1] + chr(_code_point(int(m[2], 16), int(m[3], 16))), json)
 
 
-def chunks(text: str) -> Iterator[tuple[int, str]]:
+def split_documents(text: str) -> Iterator[tuple[int, str]]:
     """Yield parts of a text that can be read each for itself, and the line that each begins on; together they are it."""
     starts = [0]
     begins, ended = 0, -1
@@ -286,7 +291,7 @@ def chunks(text: str) -> Iterator[tuple[int, str]]:
         line += text.count("\n", start, end)
 
 
-def parsed(chunk: str, file: str, line: int) -> Iterator[Document | Problem]:
+def parse_chunk(chunk: str, file: str, line: int) -> Iterator[Document | Problem]:
     """Yield the documents of a chunk; in place of what cannot be read, a Problem."""
     if sum(1 for _ in _TAG_DIRECTIVE.finditer(chunk)) > MAX_TAG_DIRECTIVES:
         what = f"cannot be read as YAML: it has more than {MAX_TAG_DIRECTIVES} %TAG directives"
@@ -300,14 +305,14 @@ def parsed(chunk: str, file: str, line: int) -> Iterator[Document | Problem]:
             if document and (document.value is not None or document.flaws):
                 yield document
     except YAMLError as error:
-        yield _unreadable(error, chunk, file, line)
+        yield _yaml_problem(error, chunk, file, line)
 
 
-def _beyond(high: int, low: int) -> int:
+def _code_point(high: int, low: int) -> int:
     return 0x10000 + ((high - 0xD800) << 10) + (low - 0xDC00)
 
 
-def _unreadable(error: YAMLError, chunk: str, file: str, first_line: int) -> Problem:
+def _yaml_problem(error: YAMLError, chunk: str, file: str, first_line: int) -> Problem:
     line, what, hint = 0, str(error), ""
     if isinstance(error, MarkedYAMLError):
         # An unclosed quote is noticed at the end, and is to be mended where it begins.

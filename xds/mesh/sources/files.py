@@ -1,10 +1,11 @@
-"""Facts from a folder of kubectl-shaped files, and from nothing but what is good in them.
+"""Source of objects from a folder of manifests.
 
-A `Folder` is read again and again; each reading tells only what became different. What is wrong is told once, with file
-and line, and changes nothing: the last good version of the object that was meant stays in force. A policy that has none is STRICT.
+A `Folder` is read repeatedly, and each update contains only differences. An error is reported once, with file
+and line, and the last good version of the object is used. A policy without a good version is STRICT.
 
-Nothing is told before the settings and every file have been read once, and every document says which object it is: a document
-that cannot be read may be the policy that locks the mesh (ADR 0017).
+The source yields no objects before it has read the settings and every file, and can identify the object of
+every
+document: an unreadable document may be the policy that makes the mesh STRICT (ADR 0017).
 """
 
 from __future__ import annotations
@@ -24,26 +25,28 @@ from watchfiles import awatch
 from xds.mesh.model.objects import Change, Fact, MeshConfig, Problem, Ref
 from xds.mesh.parse import Parsed, parse
 from xds.mesh.parse.problems import Problems
-from xds.mesh.sources.documents import read
-from xds.mesh.sources.report import Report, beyond
-from xds.mesh.sources.settings import Settings
+from xds.mesh.sources.documents import read_documents
+from xds.mesh.sources.report import SourceUpdate, problems_not_in
+from xds.mesh.sources.settings import SettingsLoader
 
 SUFFIXES = frozenset({".yaml", ".yml", ".json"})
-LARGEST = 32 * 2**20
-"""Bytes of a file that is still read."""
+MAX_FILE_SIZE = 32 * 2**20
+"""Maximum size of a file, in bytes."""
 MAX_REASONS = 10
 """Problems that /ready names while the manifests are waited for: its answer must not grow with the folder."""
-SETTLED = 0.05
+SETTLE_TIME = 0.05
 """Seconds that a file must have rested before it is read, for it may be half written."""
 MAX_SETTLING = 5.0
 """Seconds for which the first reading waits until files rest."""
 MAX_PROBLEMS = 100
-"""How many problems of one file are listed, and how many notices; likewise of names that are used twice in the folder."""
-RESCAN = 0.5
-"""Seconds between looks at what cannot tell of its changes (network file systems, links that lead elsewhere)."""
+"""How many problems of one file are listed, and how many notices; likewise of names that are used twice in
+the folder."""
+RESCAN_INTERVAL = 0.5
+"""Seconds between looks at what cannot tell of its changes (network file systems, links that lead
+elsewhere)."""
 
 Signature: TypeAlias = tuple[int, ...]
-"""What changes when a file does: its times, its size, and which file it is."""
+"""Times, size and identity of a file, to detect changes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +63,7 @@ class _File:
     """Whether it holds something without a name that may be a bad version of an object."""
 
 
-class _Held(NamedTuple):
+class _AppliedFact(NamedTuple):
     """A fact in force, and the file it was read from."""
 
     fact: Fact
@@ -75,54 +78,56 @@ class Folder:
     what = "manifests"
     """What it reads, in a word for the log."""
 
-    def __init__(self, root: Path, settings: Settings | None = None) -> None:
+    def __init__(self, root: Path, settings: SettingsLoader | None = None) -> None:
         self.root = root
-        self._settings = settings or Settings()
+        self._settings = settings or SettingsLoader()
         self._config: MeshConfig | None = None
         self._files: dict[Path, _File] | None = None
         self._complete = False
-        self._unknown: tuple[Problem, ...] = ()
+        self._blocking_problems: tuple[Problem, ...] = ()
         """Why it is not known yet which objects there are."""
-        self._held: dict[Ref, _Held] = {}
+        self._applied: dict[Ref, _AppliedFact] = {}
         self._of_objects: tuple[Problem, ...] = ()
         self._problems: tuple[Problem, ...] = ()
 
-    def load(self) -> Report:
+    def load(self) -> SourceUpdate:
         """Read what changed since the last time. The first time that is everything, and the folder must exist."""
         files, unread, unsettled = self._scan()
         config, of_settings = self._settings.load()
-        self._unknown = (
-            () if self._complete else _unknown(files, unread, of_settings if config is None else ())
+        self._blocking_problems = (
+            () if self._complete else _blocking_problems(files, unread, of_settings if config is None else ())
         )
-        if self._unknown:
+        if self._blocking_problems:
             self._files = files
-            return self._report(Change(), (*of_settings, *unread, *_told(files, {})), unsettled)
-        before = self._held
+            return self._make_update(
+                Change(), (*of_settings, *unread, *_listed_problems(files, {})), unsettled
+            )
+        before = self._applied
         if files != self._files or not self._complete:
             self._files = files
-            self._held, conflicts = _resolve(files, before)
-            self._of_objects = (*_told(files, self._held), *conflicts.listed(str(self.root)))
+            self._applied, conflicts = _resolve(files, before)
+            self._of_objects = (*_listed_problems(files, self._applied), *conflicts.listed(str(self.root)))
         self._complete = True
         change = Change(
             applied=tuple(
                 held.fact
-                for ref, held in self._held.items()
+                for ref, held in self._applied.items()
                 if ref not in before or before[ref].fact != held.fact
             ),
-            removed=tuple(ref for ref in before if ref not in self._held),
+            removed=tuple(ref for ref in before if ref not in self._applied),
             config=config if config != self._config else None,
         )
         self._config = config
-        return self._report(change, (*of_settings, *unread, *self._of_objects), unsettled)
+        return self._make_update(change, (*of_settings, *unread, *self._of_objects), unsettled)
 
-    def _report(self, change: Change, problems: tuple[Problem, ...], unsettled: bool) -> Report:
+    def _make_update(self, change: Change, problems: tuple[Problem, ...], unsettled: bool) -> SourceUpdate:
         known, self._problems = self._problems, problems
-        new, solved = beyond(problems, known), beyond(known, problems)
-        return Report(change, new, solved, unsettled, self._complete)
+        new, solved = problems_not_in(problems, known), problems_not_in(known, problems)
+        return SourceUpdate(change, new, solved, unsettled, self._complete)
 
     @property
     def problems(self) -> tuple[Problem, ...]:
-        """What is wrong now."""
+        """Current problems."""
         return self._problems
 
     @property
@@ -131,33 +136,34 @@ class Folder:
         files = (self._files or {}).values()
         return Counter(each.unenforced for file in files for each in file.objects if each.unenforced)
 
-    def lacking(self) -> str:
-        """Say what is not known yet; empty if nothing."""
+    def pending_reason(self) -> str:
+        """Return why the source is not complete; empty if it is complete."""
         if self._complete:
             return ""
-        if not self._unknown:
+        if not self._blocking_problems:
             return "the manifests are being read"
         lines = [
-            f"waiting for the manifests to be repaired: {problem}" for problem in self._unknown[:MAX_REASONS]
+            f"waiting for the manifests to be repaired: {problem}"
+            for problem in self._blocking_problems[:MAX_REASONS]
         ]
-        if more := len(self._unknown) - len(lines):
+        if more := len(self._blocking_problems) - len(lines):
             lines.append(f"and {more} more problems, which the log names")
         return "\n".join(lines)
 
-    def standing(self) -> str:
-        """Say how old what is known is: files are at hand."""
+    def staleness(self) -> str:
+        """Return an empty text: files are never stale."""
         return ""
 
-    def behind(self) -> float:
-        """Tell for how many seconds it has not been possible to learn of changes."""
+    def stale_seconds(self) -> float:
+        """Return the seconds since changes could last be read."""
         return 0.0
 
-    async def watch(self) -> AsyncGenerator[Report, None]:
-        """Read the folder, then follow it: whenever something is different, tell what."""
-        await self._settled()
+    async def watch(self) -> AsyncGenerator[SourceUpdate, None]:
+        """Yield everything once, then each change."""
+        await self._wait_until_settled()
         report = await asyncio.to_thread(self.load)
         yield report
-        async for _ in _signs_of_change(self.root):
+        async for _ in _change_events(self.root):
             unsettled = True
             while unsettled:
                 told, report = report.complete, await asyncio.to_thread(self.load)
@@ -165,19 +171,19 @@ class Folder:
                     yield report
                 unsettled = report.unsettled
                 if unsettled:
-                    await asyncio.sleep(SETTLED)
+                    await asyncio.sleep(SETTLE_TIME)
 
-    async def _settled(self) -> None:
+    async def _wait_until_settled(self) -> None:
         """Wait until no file is being written, such as the policy that locks the mesh; for MAX_SETTLING at most."""
-        for _ in range(round(MAX_SETTLING / SETTLED)):
+        for _ in range(round(MAX_SETTLING / SETTLE_TIME)):
             now = time.time()
             entries = await asyncio.to_thread(lambda: list(_walk(self.root, set())))
             if all(isinstance(found, OSError) or _is_resting(found, now) for _, found in entries):
                 return
-            await asyncio.sleep(SETTLED)
+            await asyncio.sleep(SETTLE_TIME)
 
     def _scan(self) -> tuple[dict[Path, _File], list[Problem], bool]:
-        """Look at all files, and read those that are not as they were."""
+        """Scan all files, and read those that have changed."""
         known = self._files or {}
         files: dict[Path, _File] = {}
         unread: list[Problem] = []
@@ -204,14 +210,14 @@ class Folder:
 
 def _is_resting(found: os.stat_result, now: float) -> bool:
     """Whether a file was not written just before; a time in the future says nothing."""
-    return not 0 <= now - found.st_mtime < SETTLED
+    return not 0 <= now - found.st_mtime < SETTLE_TIME
 
 
 def _walk(folder: Path, seen: set[tuple[int, int]]) -> Iterator[tuple[Path, os.stat_result | OSError]]:
     """Yield the files below a folder in order of their names, each once, and what cannot be looked at.
 
-    Names that begin with a dot are left out: Kubernetes keeps the versions of a mounted ConfigMap below `..data`, and
-    who replaces files atomically writes them under such a name first.
+    Names that begin with a dot are left out: Kubernetes keeps the versions of a mounted ConfigMap below
+    `..data`, and who replaces files atomically writes them under such a name first.
     """
     try:
         with os.scandir(folder) as listing:
@@ -241,10 +247,10 @@ def _walk(folder: Path, seen: set[tuple[int, int]]) -> Iterator[tuple[Path, os.s
 
 
 def _read_file(path: Path, signature: Signature | None, size: int) -> _File:
-    """Read a file; what is wrong with it is part of the result."""
+    """Read a file. The result contains its problems."""
     name = str(path)
-    if size > LARGEST:
-        problem = Problem(where=name, what=f"is larger than {LARGEST >> 20} MiB and is not read")
+    if size > MAX_FILE_SIZE:
+        problem = Problem(where=name, what=f"is larger than {MAX_FILE_SIZE >> 20} MiB and is not read")
         return _File(signature, problems=(problem,), unreadable=True)
     try:
         data = path.read_bytes()
@@ -260,7 +266,7 @@ def _read_file(path: Path, signature: Signature | None, size: int) -> _File:
     objects: list[Parsed] = []
     problems = Problems(MAX_PROBLEMS)
     unreadable = False
-    for document in read(text, name, json=path.suffix == ".json"):
+    for document in read_documents(text, name, json=path.suffix == ".json"):
         if isinstance(document, Problem):
             problems.add([document])
             unreadable = True
@@ -281,7 +287,7 @@ def _read_file(path: Path, signature: Signature | None, size: int) -> _File:
     return _File(signature, tuple(objects), problems.listed(name), unreadable)
 
 
-def _unknown(
+def _blocking_problems(
     files: Mapping[Path, _File], unread: Iterable[Problem], of_settings: Iterable[Problem]
 ) -> tuple[Problem, ...]:
     """Return what hides which objects there are: settings, files and documents that cannot be read or told by name."""
@@ -289,7 +295,7 @@ def _unknown(
     return tuple(problem for problem in (*of_settings, *unread, *of_files) if not problem.notice)
 
 
-def _told(files: Mapping[Path, _File], held: Mapping[Ref, _Held]) -> Iterator[Problem]:
+def _listed_problems(files: Mapping[Path, _File], held: Mapping[Ref, _AppliedFact]) -> Iterator[Problem]:
     """Yield what is wrong with each file and its objects; of those that fail closed, also what that means."""
     for path, file in files.items():
         yield from file.problems
@@ -301,14 +307,16 @@ def _told(files: Mapping[Path, _File], held: Mapping[Ref, _Held]) -> Iterator[Pr
         yield from problems.listed(str(path))
 
 
-def _resolve(files: Mapping[Path, _File], before: Mapping[Ref, _Held]) -> tuple[dict[Ref, _Held], Problems]:
-    """Tell which version of each object is in force, and complain of names that are used twice."""
+def _resolve(
+    files: Mapping[Path, _File], before: Mapping[Ref, _AppliedFact]
+) -> tuple[dict[Ref, _AppliedFact], Problems]:
+    """Return the version of each object to use, and the problems of duplicate names."""
     claims: dict[Ref, list[tuple[Path, Parsed]]] = {}
     for path, file in files.items():
         for parsed in file.objects:
             if parsed.ref:
                 claims.setdefault(parsed.ref, []).append((path, parsed))
-    held: dict[Ref, _Held] = {}
+    held: dict[Ref, _AppliedFact] = {}
     conflicts = Problems(MAX_PROBLEMS)
     for ref, claimants in claims.items():
         path, chosen = _choose(claimants, before.get(ref))
@@ -316,7 +324,7 @@ def _resolve(files: Mapping[Path, _File], before: Mapping[Ref, _Held]) -> tuple[
         if chosen.refused and last and not last.fails_closed:
             held[ref] = last
         elif fact := chosen.fails_closed.fact if chosen.refused else chosen.fact:
-            held[ref] = _Held(fact, path, chosen.refused)
+            held[ref] = _AppliedFact(fact, path, chosen.refused)
         conflicts.add(
             Problem(
                 where=parsed.origin,
@@ -326,7 +334,7 @@ def _resolve(files: Mapping[Path, _File], before: Mapping[Ref, _Held]) -> tuple[
             for _, parsed in claimants
             if parsed is not chosen
         )
-    hiding = {path for path, file in files.items() if _hides_something(file, before)}
+    hiding = {path for path, file in files.items() if _may_hide_object(file, before)}
     for ref, kept in before.items():
         if ref not in claims and kept.path in hiding:
             held[ref] = kept
@@ -335,12 +343,12 @@ def _resolve(files: Mapping[Path, _File], before: Mapping[Ref, _Held]) -> tuple[
     return held, conflicts
 
 
-def _hides_something(file: _File, before: Mapping[Ref, _Held]) -> bool:
+def _may_hide_object(file: _File, before: Mapping[Ref, _AppliedFact]) -> bool:
     """Whether something in a file may be a new, bad version of an object that is missing from it."""
     return file.unreadable or any(parsed.refused and parsed.ref not in before for parsed in file.objects)
 
 
-def _choose(claimants: list[tuple[Path, Parsed]], before: _Held | None) -> tuple[Path, Parsed]:
+def _choose(claimants: list[tuple[Path, Parsed]], before: _AppliedFact | None) -> tuple[Path, Parsed]:
     """Choose who has a name: what is in force already, else the first that fails closed, else the first that is good."""
 
     def unfit(claimant: tuple[Path, Parsed]) -> tuple[bool, bool]:
@@ -353,7 +361,7 @@ def _choose(claimants: list[tuple[Path, Parsed]], before: _Held | None) -> tuple
     return min(claimants, key=unfit)
 
 
-async def _signs_of_change(root: Path) -> AsyncIterator[None]:
+async def _change_events(root: Path) -> AsyncIterator[None]:
     """Come back whenever the folder says that something changed, and now and then because it may not say so."""
     try:
         async for _ in awatch(
@@ -361,7 +369,7 @@ async def _signs_of_change(root: Path) -> AsyncIterator[None]:
             watch_filter=None,
             debounce=200,
             step=20,
-            rust_timeout=round(RESCAN * 1000),
+            rust_timeout=round(RESCAN_INTERVAL * 1000),
             yield_on_timeout=True,
         ):
             yield
@@ -369,5 +377,5 @@ async def _signs_of_change(root: Path) -> AsyncIterator[None]:
         # The kernel has no more watches to give: looking is slower than being told, and works.
         pass
     while True:
-        await asyncio.sleep(RESCAN)
+        await asyncio.sleep(RESCAN_INTERVAL)
         yield

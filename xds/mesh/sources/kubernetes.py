@@ -1,8 +1,8 @@
-"""Facts from a Kubernetes API server: the same as from files, and kept up to date.
+"""Source of objects from a Kubernetes API server.
 
-Nothing is told before every kind has been listed and the settings are known. A kind that may not be read, or that the server
-does not serve, is waited for: nobody knows which policies there are (ADR 0017). From then on each change is told as it comes;
-while the server is away, refuses to answer, or says nonsense, all that is known stays in force.
+The source yields no objects before it has listed every kind and has usable settings. It also waits for kinds
+that RBAC denies or that the server does not serve, because they may contain policies (ADR 0017). After that,
+it yields each change. While the server is unreachable or sends errors, the last known objects are used.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from typing import Any, TypeAlias
 from xds.mesh.kube.api import Json, KubeApi
 from xds.mesh.model.objects import Change, Fact, MeshConfig, Problem, Ref, printable
 from xds.mesh.parse import KINDS, UNENFORCED, Kind, Parsed, Unenforced, parse, unreadable
-from xds.mesh.sources.reflector import Key, Reflector, State, Trouble
-from xds.mesh.sources.report import Report, beyond
-from xds.mesh.sources.resource import Pace, Resource
-from xds.mesh.sources.settings import Settings
+from xds.mesh.sources.reflector import FailureCause, Key, Reflector, WatchFailure
+from xds.mesh.sources.report import SourceUpdate, problems_not_in
+from xds.mesh.sources.resource import KubeResource, WatchOptions
+from xds.mesh.sources.settings import SettingsLoader
 
 CONFIG_MAP = "xds"
-"""The ConfigMap that has the settings of the mesh, unless another is named."""
+"""Default name of the ConfigMap with the mesh's settings."""
 ROOT_NAMESPACE = "istio-system"
-"""Where it is, unless we are a pod: then it is in our own namespace."""
+"""Namespace of the ConfigMap outside a pod. In a pod, it is the pod's own namespace."""
 
 _PLURALS = {
     "Namespace": "namespaces",
@@ -39,17 +39,17 @@ _PLURALS = {
     "PeerAuthentication": "peerauthentications",
     "DestinationRule": "destinationrules",
 }
-"""What is watched. No Endpoints: Kubernetes makes EndpointSlices of each."""
+"""Watched kinds. Endpoints are not needed: Kubernetes mirrors them to EndpointSlices."""
 _NOISE = (
     "kubectl.kubernetes.io/last-applied-configuration",
     "endpoints.kubernetes.io/last-change-trigger-time",
 )
-"""Annotations that are large or always new, and mean nothing."""
+"""Annotations that are large or change often, and have no effect here."""
 _LINE = re.compile(r":(\d+)$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Held:
+class ObjectState:
     """What is kept of an object."""
 
     fact: Fact | None = None
@@ -59,7 +59,7 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HeldConfig:
+class ConfigState:
     """What is kept of the ConfigMap with the mesh's settings."""
 
     config: MeshConfig | None
@@ -67,7 +67,7 @@ class HeldConfig:
     problems: tuple[Problem, ...] = ()
 
 
-_Watched: TypeAlias = Reflector[Held] | Reflector[HeldConfig]
+_AnyReflector: TypeAlias = Reflector[ObjectState] | Reflector[ConfigState]
 
 
 class Kubernetes:
@@ -77,7 +77,7 @@ class Kubernetes:
     """
 
     what = "kubernetes"
-    """What it reads, in a word for the log."""
+    """Name of the source in logs."""
 
     def __init__(
         self,
@@ -86,86 +86,94 @@ class Kubernetes:
         assignments: Sequence[str] = (),
         namespace: str = "",
         config_map: str = CONFIG_MAP,
-        pace: Pace = Pace(),  # noqa: B008 - immutable
+        options: WatchOptions = WatchOptions(),  # noqa: B008 - immutable
     ) -> None:
         self._api = api
         self.namespace = namespace or (api.namespace if api.in_cluster else ROOT_NAMESPACE)
         """Where the control plane, and its ConfigMap, is."""
-        self._settings = Settings(None, assignments, MeshConfig(root_namespace=self.namespace))
-        self._map = Ref("ConfigMap", self.namespace, config_map)
+        self._settings = SettingsLoader(None, assignments, MeshConfig(root_namespace=self.namespace))
+        self._config_map = Ref("ConfigMap", self.namespace, config_map)
         self._default = self._read_config("")
-        self._woken = asyncio.Event()
+        self._changed = asyncio.Event()
         self._kinds = [
-            Reflector(api, _resource(kind), partial(_keep, kind), self._woken.set, pace)
+            Reflector(api, _resource(kind), partial(_read_object, kind), self._changed.set, options)
             for kind in KINDS
             if kind.name in _PLURALS
         ]
-        mesh = Resource(kind="ConfigMap", plural="configmaps", namespace=self.namespace, name=config_map)
+        mesh = KubeResource(kind="ConfigMap", plural="configmaps", namespace=self.namespace, name=config_map)
         self._optional = [
             Reflector(
-                api, _unenforced_resource(kind), partial(_warn, kind), self._woken.set, pace.unhurried()
+                api,
+                _unenforced_resource(kind),
+                partial(_read_unenforced, kind),
+                self._changed.set,
+                options.for_optional(),
             )
             for kind in UNENFORCED
         ]
-        self._maps = Reflector(api, mesh, self._keep_config, self._woken.set, pace)
+        self._config_maps = Reflector(api, mesh, self._read_config_map, self._changed.set, options)
         self._config: MeshConfig | None = None
         self._config_problems: tuple[Problem, ...] = ()
         self._of_objects: dict[tuple[str, Key], tuple[Problem, ...]] = {}
-        self._of_watching: tuple[Problem, ...] = ()
-        self._away: Problem | None = None
+        self._watch_problem_list: tuple[Problem, ...] = ()
+        self._outage: Problem | None = None
 
     @property
     def problems(self) -> tuple[Problem, ...]:
-        """What is wrong now."""
+        """Current problems."""
         of_objects = [problem for found in self._of_objects.values() for problem in found]
-        return (*self._of_watching, *self._config_problems, *of_objects)
+        return (*self._watch_problem_list, *self._config_problems, *of_objects)
 
     @property
     def complete(self) -> bool:
-        """Whether everything is known."""
+        """Whether every kind has been listed and the settings are usable."""
         return all(reflector.complete for reflector in self._reflectors) and self._config is not None
 
     @property
     def unenforced(self) -> Mapping[str, int]:
-        """How many objects there are of each kind that is not enforced."""
+        """Number of objects of each kind that is not enforced."""
         return {each.resource.kind: len(each.objects) for each in self._optional if each.objects}
 
-    def lacking(self) -> str:
-        """Say what is not known yet, and for each kind why, and what to do; empty if nothing."""
+    def pending_reason(self) -> str:
+        """Return why the source is not complete and what to do about it; empty if it is complete."""
         missing = [reflector for reflector in self._reflectors if not reflector.complete]
-        if missing and (away := self._reason()):
+        if missing and (away := self._outage_reason()):
             titles = ", ".join(reflector.resource.title for reflector in missing)
             return f"waiting for {titles}: the API server at {self._api.server} cannot be reached: {away}"
-        blocked = [reflector for reflector in missing if reflector.state]
-        lines = [_told(_denied(reflector, reflector.state)) for reflector in blocked if reflector.state]
+        blocked = [reflector for reflector in missing if reflector.failure]
+        lines = [
+            _describe(_access_problem(reflector, reflector.failure))
+            for reflector in blocked
+            if reflector.failure
+        ]
         if not missing and self._config is None:
-            lines = [_told(problem) for problem in self._config_problems if not problem.notice]
-        if listing := [reflector.resource.title for reflector in missing if not reflector.state]:
+            lines = [_describe(problem) for problem in self._config_problems if not problem.notice]
+        if listing := [reflector.resource.title for reflector in missing if not reflector.failure]:
             lines.append(", ".join(listing))
         return "\n".join(f"waiting for {line}" for line in lines)
 
-    def standing(self) -> str:
-        """Say since when changes cannot be learned of; empty if they can."""
-        behind = self.behind()
+    def staleness(self) -> str:
+        """Return since when changes cannot be received; empty if they can."""
+        behind = self.stale_seconds()
         since = f"{datetime.now(UTC) - timedelta(seconds=behind):%Y-%m-%dT%H:%M:%SZ} ({behind:.0f} s)"
-        if away := self._reason():
+        if away := self._outage_reason():
             what = f"the API server at {self._api.server} cannot be reached since {since}"
             return f"{what}, and what was known then stays in force: {away}"
         if stale := [reflector.resource.title for reflector, _ in self._stale()]:
             return f"{', '.join(stale)} cannot be read since {since}, and what was known then stays in force"
         return ""
 
-    def behind(self) -> float:
-        """Tell for how many seconds it has not been possible to learn of changes."""
+    def stale_seconds(self) -> float:
+        """Return the seconds since changes could last be received; 0 if they can."""
         now = asyncio.get_running_loop().time()
-        return max((now - state.since for _, state in self._stale()), default=0.0)
+        return max((now - failure.since for _, failure in self._stale()), default=0.0)
 
-    def _stale(self) -> Iterator[tuple[_Watched, State]]:
-        """Yield what was read before, or is to be read, and cannot be now."""
-        yield from self._troubles(*Trouble)
+    def _stale(self) -> Iterator[tuple[_AnyReflector, WatchFailure]]:
+        """Yield the reflectors that have a failure."""
+        yield from self._failures(*FailureCause)
 
-    async def watch(self) -> AsyncGenerator[Report, None]:
-        """Tell everything, then follow it: whenever something is different, tell what."""
+    async def watch(self) -> AsyncGenerator[SourceUpdate, None]:
+        """Yield everything once, then each change."""
         reflectors = (*self._reflectors, *self._optional)
         work = [asyncio.create_task(reflector.run()) for reflector in reflectors]
         try:
@@ -173,7 +181,7 @@ class Kubernetes:
             while True:
                 await self._wait(work)
                 listed = all(reflector.complete for reflector in self._reflectors)
-                report = self._report() if listed else self._only_problems()
+                report = self._make_update() if listed else self._problems_update()
                 first, told = report.complete and not told, report.complete
                 if first or not report.empty:
                     yield report
@@ -183,30 +191,30 @@ class Kubernetes:
             await asyncio.gather(*work, return_exceptions=True)
 
     async def _wait(self, work: Sequence[asyncio.Task[None]]) -> None:
-        """Wait until a reflector has something to tell; none of them ends but by a mistake of ours."""
-        waking = asyncio.create_task(self._woken.wait())
+        """Wait until a reflector has changes. Raise the error of a reflector that has failed unexpectedly."""
+        waking = asyncio.create_task(self._changed.wait())
         try:
             await asyncio.wait([waking, *work], return_when=asyncio.FIRST_COMPLETED)
         finally:
             waking.cancel()
-        self._woken.clear()
+        self._changed.clear()
         for task in work:
             if task.done():
                 task.result()
 
     @property
-    def _reflectors(self) -> tuple[_Watched, ...]:
-        """What has to be known before anything is told."""
-        return (*self._kinds, self._maps)
+    def _reflectors(self) -> tuple[_AnyReflector, ...]:
+        """Reflectors that must be complete before objects are yielded."""
+        return (*self._kinds, self._config_maps)
 
-    # --- what is kept ------------------------------------------------------------------------------------------------
+    # --- what is kept ---
 
-    def _keep_config(self, obj: Json, _: HeldConfig | None) -> HeldConfig:
+    def _read_config_map(self, obj: Json, _: ConfigState | None) -> ConfigState:
         data = obj.get("data")
         text = data.get("mesh") if isinstance(data, dict) else None
         if not isinstance(text, str):
             problem = Problem(
-                where=str(self._map),
+                where=str(self._config_map),
                 what="has no key mesh: nothing is set",
                 hint="put Istio's MeshConfig there, as YAML",
                 notice=True,
@@ -214,29 +222,29 @@ class Kubernetes:
             return replace(self._default, problems=(*self._default.problems, problem))
         return self._read_config(text)
 
-    def _read_config(self, text: str) -> HeldConfig:
-        config, problems = self._settings.read(text, str(self._map))
+    def _read_config(self, text: str) -> ConfigState:
+        config, problems = self._settings.read(text, str(self._config_map))
         usable = all(problem.notice for problem in problems)
-        return HeldConfig(
+        return ConfigState(
             config=config if usable else None, problems=tuple(_without_line(problem) for problem in problems)
         )
 
-    # --- what is told ------------------------------------------------------------------------------------------------
+    # --- what is told ---
 
-    def _only_problems(self) -> Report:
-        new, solved = self._watching()
-        return Report(problems=new, solved=solved, complete=False)
+    def _problems_update(self) -> SourceUpdate:
+        new, solved = self._watch_problems()
+        return SourceUpdate(problems=new, solved=solved, complete=False)
 
-    def _report(self) -> Report:
+    def _make_update(self) -> SourceUpdate:
         """Tell what became different since the last time; nothing but problems while there are no usable settings."""
-        new, solved = (list(problems) for problems in self._watching())
-        held, found = self._settings_now()
-        new += beyond(found, self._config_problems)
-        solved += beyond(self._config_problems, found)
+        new, solved = (list(problems) for problems in self._watch_problems())
+        held, found = self._current_settings()
+        new += problems_not_in(found, self._config_problems)
+        solved += problems_not_in(self._config_problems, found)
         self._config_problems = found
         config = held or self._config
         if config is None:
-            return Report(problems=tuple(new), solved=tuple(solved), complete=False)
+            return SourceUpdate(problems=tuple(new), solved=tuple(solved), complete=False)
         applied: list[Fact] = []
         removed: list[Ref] = []
         for reflector in (*self._kinds, *self._optional):
@@ -247,66 +255,69 @@ class Kubernetes:
                 elif old and not fact:
                     removed.append(old.ref)
                 known, told = (each.problems if each else () for each in (before, after))
-                new += beyond(told, known)
-                solved += beyond(known, told)
-                self._note((reflector.resource.kind, key), told)
+                new += problems_not_in(told, known)
+                solved += problems_not_in(known, told)
+                self._record_problems((reflector.resource.kind, key), told)
         change = Change(
             applied=tuple(applied),
             removed=tuple(removed),
             config=config if config != self._config else None,
         )
         self._config = config
-        return Report(change, tuple(new), tuple(solved))
+        return SourceUpdate(change, tuple(new), tuple(solved))
 
-    def _note(self, what: tuple[str, Key], problems: tuple[Problem, ...]) -> None:
+    def _record_problems(self, what: tuple[str, Key], problems: tuple[Problem, ...]) -> None:
         if problems:
             self._of_objects[what] = problems
         else:
             self._of_objects.pop(what, None)
 
-    def _settings_now(self) -> tuple[MeshConfig | None, tuple[Problem, ...]]:
+    def _current_settings(self) -> tuple[MeshConfig | None, tuple[Problem, ...]]:
         """Return the settings, None if they cannot be used, and what is wrong with them."""
-        self._maps.take()
-        held = next(iter(self._maps.objects.values()), None)
+        self._config_maps.take()
+        held = next(iter(self._config_maps.objects.values()), None)
         if held:
             return held.config, held.problems
-        none = Problem(where=str(self._map), what="is not there: the defaults are in force", notice=True)
+        none = Problem(
+            where=str(self._config_map), what="is not there: the defaults are in force", notice=True
+        )
         return self._default.config, (*self._default.problems, none)
 
-    # --- what stands in the way --------------------------------------------------------------------------------------
+    # --- what stands in the way ---
 
-    def _troubles(self, *which: Trouble) -> Iterator[tuple[_Watched, State]]:
+    def _failures(self, *which: FailureCause) -> Iterator[tuple[_AnyReflector, WatchFailure]]:
         for reflector in self._reflectors:
-            if reflector.state and reflector.state.trouble in which:
-                yield reflector, reflector.state
+            if reflector.failure and reflector.failure.cause in which:
+                yield reflector, reflector.failure
 
-    def _reason(self) -> str:
-        """Say why the server cannot be reached; empty if it can."""
-        said = next((state.what for _, state in self._troubles(Trouble.AWAY)), "")
+    def _outage_reason(self) -> str:
+        """Return why the server cannot be reached; empty if it can."""
+        said = next((failure.message for _, failure in self._failures(FailureCause.UNREACHABLE)), "")
         return said.removeprefix(f"the API server at {self._api.server} cannot be reached: ")
 
-    def _watching(self) -> tuple[tuple[Problem, ...], tuple[Problem, ...]]:
+    def _watch_problems(self) -> tuple[tuple[Problem, ...], tuple[Problem, ...]]:
         """Tell what is new and what is solved of what stands in the way."""
         found = [
-            _denied(reflector, state) for reflector, state in self._troubles(Trouble.REFUSED, Trouble.MISSING)
+            _access_problem(reflector, failure)
+            for reflector, failure in self._failures(FailureCause.FORBIDDEN, FailureCause.NOT_SERVED)
         ]
         found += [
-            _unwatched(each)
+            _optional_problem(each)
             for each in self._optional
-            if each.state and each.state.trouble is Trouble.REFUSED
+            if each.failure and each.failure.cause is FailureCause.FORBIDDEN
         ]
-        away = self._reason()
-        # All that is watched breaks at once: it is told once, in the words of the first.
+        away = self._outage_reason()
+        # All watches fail at the same time: report the failure once, with the first message.
         problem = Problem(where=self._api.server, what=f"the API server cannot be reached: {away}")
-        self._away = (self._away or problem) if away else None
-        if self._away:
-            found.insert(0, self._away)
-        known, self._of_watching = self._of_watching, tuple(found)
-        return beyond(found, known), beyond(known, found)
+        self._outage = (self._outage or problem) if away else None
+        if self._outage:
+            found.insert(0, self._outage)
+        known, self._watch_problem_list = self._watch_problem_list, tuple(found)
+        return problems_not_in(found, known), problems_not_in(known, found)
 
 
-def _resource(kind: Kind) -> Resource:
-    return Resource(
+def _resource(kind: Kind) -> KubeResource:
+    return KubeResource(
         kind=kind.name,
         plural=_PLURALS[kind.name],
         versions=kind.versions,
@@ -315,22 +326,24 @@ def _resource(kind: Kind) -> Resource:
     )
 
 
-def _unenforced_resource(kind: Unenforced) -> Resource:
-    return Resource(kind=kind.name, plural=kind.plural, versions=kind.versions, group=kind.group, custom=True)
+def _unenforced_resource(kind: Unenforced) -> KubeResource:
+    return KubeResource(
+        kind=kind.name, plural=kind.plural, versions=kind.versions, group=kind.group, custom=True
+    )
 
 
-def _warn(kind: Unenforced, obj: Json, _: Held | None) -> Held:
-    """Keep that an object is not enforced, and nothing else of it."""
+def _read_unenforced(kind: Unenforced, obj: Json, _: ObjectState | None) -> ObjectState:
+    """Return the warning that an object is not enforced."""
     meta = obj["metadata"]
     name = str(Ref(kind.name, str(meta.get("namespace") or ""), str(meta["name"])))
     document = {"apiVersion": f"{kind.group}/{kind.versions[-1]}", "kind": kind.name, "metadata": meta}
-    return Held(
+    return ObjectState(
         problems=tuple(problem for parsed in parse(document, lambda _: name) for problem in parsed.problems)
     )
 
 
-def _keep(kind: Kind, obj: Json, before: Held | None) -> Held:
-    """Read an object; the last good version of it stays where the new one cannot be used."""
+def _read_object(kind: Kind, obj: Json, before: ObjectState | None) -> ObjectState:
+    """Parse an object. If it is invalid, use its last good version."""
     meta = obj["metadata"]
     uid = str(meta.get("uid") or "")
     ref = Ref(kind.name, str(meta.get("namespace") or "") if kind.namespaced else "", str(meta["name"]))
@@ -344,22 +357,22 @@ def _keep(kind: Kind, obj: Json, before: Held | None) -> Held:
     except Exception as error:  # noqa: BLE001 - whatever is wrong with one object, the others go on
         what = f"cannot be read: {type(error).__name__}: {error}"
         parsed = unreadable(kind, ref, Problem(where=name, what=what, hint="please report this"))
-    return _held(parsed, before, uid)
+    return _object_state(parsed, before, uid)
 
 
-def _held(parsed: Parsed, before: Held | None, uid: str) -> Held:
+def _object_state(parsed: Parsed, before: ObjectState | None, uid: str) -> ObjectState:
     """Return what to keep of an object: what was read, else its last good version, else what fails closed."""
     if not parsed.refused:
-        return Held(fact=parsed.fact, problems=parsed.problems)
-    # Another object of the same name is no earlier version.
+        return ObjectState(fact=parsed.fact, problems=parsed.problems)
+    # An object with the same name and another UID is not an earlier version.
     if before and before.fact and not before.fails_closed and before.fact.meta.uid == uid:
-        return Held(fact=before.fact, problems=parsed.problems)
+        return ObjectState(fact=before.fact, problems=parsed.problems)
     closed = parsed.fails_closed
-    return Held(fact=closed.fact, problems=closed.problems, fails_closed=True)
+    return ObjectState(fact=closed.fact, problems=closed.problems, fails_closed=True)
 
 
 def _without_line(problem: Problem) -> Problem:
-    """Name the ConfigMap, and say in words where in it."""
+    """Move the line number from `where` to the text, so that `where` is the ConfigMap."""
     line = _LINE.search(problem.where)
     if not line:
         return problem
@@ -368,32 +381,32 @@ def _without_line(problem: Problem) -> Problem:
     )
 
 
-def _denied(reflector: Reflector[Any], state: State) -> Problem:
-    """Say why a kind cannot be read, what that means, and what to do."""
+def _access_problem(reflector: Reflector[Any], failure: WatchFailure) -> Problem:
+    """Return a problem that says why a kind cannot be read, the effect, and what to do."""
     resource = reflector.resource
     what = (
         "what was known stays in force" if reflector.complete else "no sidecar is configured until it can be"
     )
-    if state.trouble is Trouble.REFUSED:
+    if failure.cause is FailureCause.FORBIDDEN:
         role = f"a Role in namespace {resource.namespace}" if resource.namespace else "the ClusterRole"
         return Problem(
             where=resource.title,
-            what=f"may not be read, so {what}: {state.what}",
+            what=f"may not be read, so {what}: {failure.message}",
             hint=f"add to the rules of {role}: - {resource.rule}",
         )
     return Problem(
         where=resource.title,
-        what=f"cannot be watched, so {what}: {state.what}",
+        what=f"cannot be watched, so {what}: {failure.message}",
         hint="xds install-crds adds it",
     )
 
 
-def _unwatched(reflector: Reflector[Held]) -> Problem:
+def _optional_problem(reflector: Reflector[ObjectState]) -> Problem:
     resource = reflector.resource
     what = f"may not be read: objects of kind {resource.kind} are not enforced, and cannot be named"
     hint = f"add to the rules of the ClusterRole: - {resource.rule}"
     return Problem(where=resource.title, what=what, hint=hint, notice=True)
 
 
-def _told(problem: Problem) -> str:
+def _describe(problem: Problem) -> str:
     return printable(f"{problem.where}: {problem.what}; {problem.hint}".removesuffix("; "))

@@ -1,7 +1,7 @@
-"""One resource of an API server, listed and then watched: what became different, and never more than that.
+"""A local copy of one resource type of an API server, with a list and then a watch, as in client-go.
 
-A watch goes on from the last version that was heard of, whatever broke it. Only when the server no longer knows that version
-is everything listed again, and compared with what is known; whatever cannot be learned of meanwhile stays as it was.
+An interrupted watch resumes at the last known resourceVersion. Everything is listed again only if the server
+no longer has that version. During a failure, the last known objects remain.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from http import HTTPStatus
 from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 from xds.mesh.kube.api import Json, KubeApi, KubeError
-from xds.mesh.kube.decoding import decoded
-from xds.mesh.kube.ndjson import lines
-from xds.mesh.sources.resource import Pace, Resource
+from xds.mesh.kube.decoding import decode_json
+from xds.mesh.kube.ndjson import read_lines
+from xds.mesh.sources.resource import KubeResource, WatchOptions
 
 T = TypeVar("T")
 
 Key: TypeAlias = tuple[str, str]
-"""namespace (empty for cluster-scoped kinds), name."""
+"""Namespace (empty for cluster-scoped kinds) and name of an object."""
 
-SLICE = 0.005
-"""Seconds of work after which the event loop gets its turn."""
-STUBBORN = 3
-"""After how many watches in a row that brought nothing everything is listed again."""
+TIME_SLICE = 0.005
+"""Seconds of work after which the reflector yields to the event loop."""
+MAX_EMPTY_WATCHES = 3
+"""Number of consecutive watches without events after which everything is listed again."""
 
 
-_NO_ANSWER = frozenset(
+_UNRELATED_TO_VERSION = frozenset(
     {
         0,
         HTTPStatus.UNAUTHORIZED,
@@ -38,152 +38,161 @@ _NO_ANSWER = frozenset(
         HTTPStatus.SERVICE_UNAVAILABLE,
     }
 )
-"""Statuses that say nothing about the version that was asked for."""
+"""Statuses of errors that are not related to the requested resourceVersion."""
 
 
-class Trouble(Enum):
-    """Why what is known of a resource may be out of date."""
+class FailureCause(Enum):
+    """Reason why the local copy may be outdated."""
 
-    AWAY = "away"
-    """The server cannot be reached, or does not answer as it should."""
-    REFUSED = "refused"
-    """The server does not allow us to read it."""
-    MISSING = "missing"
-    """The server does not serve it, or in no version that can be read here."""
+    UNREACHABLE = "unreachable"
+    """The server cannot be reached, or sends invalid responses."""
+    FORBIDDEN = "forbidden"
+    """RBAC denies access."""
+    NOT_SERVED = "not served"
+    """The server does not serve the resource, or only in unsupported versions."""
 
 
-class State(NamedTuple):
-    """What stands in the way of a reflector."""
+class WatchFailure(NamedTuple):
+    """The current failure of a reflector."""
 
-    trouble: Trouble
+    cause: FailureCause
+    """Type of the failure."""
     since: float
-    """In the event loop's time."""
-    what: str
+    """Time of the first failure, in seconds of the event loop's clock."""
+    message: str
+    """The last error."""
 
 
 class ExpiredError(Exception):
-    """The server no longer knows the version that we are at."""
+    """The server no longer has the requested resourceVersion."""
 
 
 class Reflector(Generic[T]):
-    """Keeps up with a resource.
+    """Keeps a local copy of a resource type up to date.
 
-    `keep` makes of an object, and of what is kept of it so far, what is to be kept; it must not raise. `wake` is called
-    whenever there is something new to `take`, or `state` is another.
+    `keep` converts an object, given the result for its previous version, and must not raise. `wake` is called
+    when there are changes to `take`, or when `failure` changes.
     """
 
     def __init__(
         self,
         api: KubeApi,
-        resource: Resource,
+        resource: KubeResource,
         keep: Callable[[Json, T | None], T],
         wake: Callable[[], None],
-        pace: Pace = Pace(),  # noqa: B008 - immutable
+        options: WatchOptions = WatchOptions(),  # noqa: B008 - immutable
     ) -> None:
         self.resource = resource
         self.objects: dict[Key, T] = {}
-        """What is kept of each object that is there."""
+        """Converted objects."""
         self.complete = False
-        """Whether the resource has been listed: only then is it known which objects there are."""
-        self.state: State | None = None
+        """Whether the resource has been listed at least once."""
+        self.failure: WatchFailure | None = None
+        """The current failure, or None."""
         self._api = api
         self._keep = keep
         self._wake = wake
-        self._pace = pace
-        self._before: dict[Key, T | None] = {}
-        """What was kept, when it was last taken, of each object that became different since."""
-        self._served = "" if resource.custom else resource.versions[-1]
-        """The API version that is used; empty: to be found out."""
+        self._options = options
+        self._changed: dict[Key, T | None] = {}
+        """Previous values of the objects that have changed since the last `take`."""
+        self._api_version = "" if resource.custom else resource.versions[-1]
+        """API version in use; empty if it must be discovered."""
         self._version = ""
-        """The resourceVersion that we are at; empty: everything is to be listed."""
+        """resourceVersion of the local copy; empty if everything must be listed."""
         self._failures = 0
-        self._barren = 0
-        """How many watches in a row the server answered, and brought nothing."""
-        self._expired = 0
-        """How often in a row the version that we were at was gone, though it had just been listed."""
-        self._opened = False
-        """Whether the server answered the current watch."""
-        self._broke = 0.0
-        """When what fails now failed first."""
-        self._heard = 0.0
-        self._turn = 0.0
+        self._empty_watches = 0
+        """Number of consecutive watches that were opened and failed without an event."""
+        self._expirations = 0
+        """Number of consecutive times that a version expired directly after a list."""
+        self._is_open = False
+        """Whether the server accepted the current watch."""
+        self._failing_since = 0.0
+        """Time of the first of the consecutive failures."""
+        self._last_contact = 0.0
+        self._last_yield = 0.0
 
     def take(self) -> dict[Key, tuple[T | None, T | None]]:
-        """Return what became different since the last call: what was kept of it, and what is."""
-        before, self._before = self._before, {}
-        return {key: (old, self.objects.get(key)) for key, old in before.items()}
+        """Return the changes since the last call, as old and new values."""
+        changed, self._changed = self._changed, {}
+        return {key: (old, self.objects.get(key)) for key, old in changed.items()}
 
     async def run(self) -> None:
-        """Keep up, until cancelled."""
+        """List and watch until cancelled."""
         while True:
-            failed = None
-            self._opened = False
+            failure = None
+            self._is_open = False
             try:
-                if not self._served:
-                    await self._find()
+                if not self._api_version:
+                    await self._find_version()
                 if not self._version:
                     await self._list()
                 await self._watch()
             except ExpiredError:
                 self._version = ""
-                failed = KubeError(HTTPStatus.GONE, "the version that we were at is gone")
+                failure = KubeError(HTTPStatus.GONE, "the resourceVersion has expired")
             except KubeError as error:
-                failed = error
-            wait = self._failed(failed) if failed else 0.0
-            if self._before:
+                failure = error
+            wait = self._handle_failure(failure) if failure else 0.0
+            if self._changed:
                 self._wake()
             await asyncio.sleep(wait)
 
-    def _failed(self, error: KubeError) -> float:
-        """Take note of a failure; return how long to wait."""
+    def _handle_failure(self, error: KubeError) -> float:
+        """Record a failure. Return the retry delay in seconds."""
         if not self._failures:
-            # Who says nothing any more has been away since the last word.
-            silent = isinstance(error.__cause__, TimeoutError) and self._heard
-            self._broke = self._heard if silent else asyncio.get_running_loop().time()
+            # After a timeout, the failure started at the last contact.
+            silent = isinstance(error.__cause__, TimeoutError) and self._last_contact
+            self._failing_since = self._last_contact if silent else asyncio.get_running_loop().time()
         self._failures += 1
-        wait = max(self._pace.after(self._failures), min(error.wait, self._pace.longest_wait))
-        missing = error.missing and self.resource.custom
-        if missing and self._served:
-            self._served = self._version = ""  # it may be served in another version
+        wait = max(self._options.delay(self._failures), min(error.retry_after, self._options.max_retry_after))
+        missing = error.is_not_found and self.resource.custom
+        if missing and self._api_version:
+            self._api_version = self._version = ""  # it may be served in another version
             if self._failures == 1:
                 return 0.0
         gone = error.status == HTTPStatus.GONE
-        self._barren += self._opened or error.status not in _NO_ANSWER
-        if self._barren >= STUBBORN or gone:
-            self._version, self._barren = "", 0
-        # A watch that broke is opened again, and only if that fails there is something to tell.
+        self._empty_watches += self._is_open or error.status not in _UNRELATED_TO_VERSION
+        if self._empty_watches >= MAX_EMPTY_WATCHES or gone:
+            self._version, self._empty_watches = "", 0
+        # An interrupted watch is opened again first. Only a second failure is reported.
         if not self.complete or (self._failures > 1 and not gone):
             refused = error.status == HTTPStatus.FORBIDDEN
-            trouble = Trouble.MISSING if missing else Trouble.REFUSED if refused else Trouble.AWAY
-            self._troubled(trouble, str(error))
+            cause = (
+                FailureCause.NOT_SERVED
+                if missing
+                else FailureCause.FORBIDDEN
+                if refused
+                else FailureCause.UNREACHABLE
+            )
+            self._set_failure(cause, str(error))
         if not gone:
             return wait
-        # That it can be listed is no success here: who lists again and again at once keeps a server in trouble there.
-        self._expired += 1
-        return max(wait, self._pace.after(self._expired - 1)) if self._expired > 1 else 0.0
+        # Back off although the list succeeded: repeated lists without delay would keep the server overloaded.
+        self._expirations += 1
+        return max(wait, self._options.delay(self._expirations - 1)) if self._expirations > 1 else 0.0
 
-    def _troubled(self, trouble: Trouble, what: str) -> None:
-        before = self.state if self.state and self.state.trouble is trouble else None
-        self.state = State(trouble, before.since if before else self._broke, what)
+    def _set_failure(self, cause: FailureCause, message: str) -> None:
+        before = self.failure if self.failure and self.failure.cause is cause else None
+        self.failure = WatchFailure(cause, before.since if before else self._failing_since, message)
         if not before:
             self._wake()
 
-    def _well(self) -> None:
-        """Take note that the server answers as it should."""
-        self._heard = asyncio.get_running_loop().time()
-        if self.state:
-            self.state = None
+    def _clear_failure(self) -> None:
+        """Record a successful response."""
+        self._last_contact = asyncio.get_running_loop().time()
+        if self.failure:
+            self.failure = None
             self._wake()
 
-    # --- which version -----------------------------------------------------------------------------------------------
+    # --- version discovery ---
 
-    async def _find(self) -> None:
-        """Find the API version to use. KubeError 404: there is none that we could read."""
+    async def _find_version(self) -> None:
+        """Discover the API version to use. KubeError 404: no supported version is served."""
         group = self.resource.group
         try:
             found = await self._api.get(f"/apis/{group}")
         except KubeError as error:
-            if error.missing:
+            if error.is_not_found:
                 raise KubeError(error.status, "the cluster has no such kind") from error
             raise
         served = [str(each.get("version")) for each in _mappings(found.get("versions"))]
@@ -192,7 +201,7 @@ class Reflector(Generic[T]):
             listed = await self._api.get(f"/apis/{group}/{version}")
             if any(each.get("name") == self.resource.plural for each in _mappings(listed.get("resources"))):
                 if version in self.resource.versions:
-                    self._served = version
+                    self._api_version = version
                     return
                 others.append(version)
         known = " and ".join(self.resource.versions)
@@ -203,12 +212,12 @@ class Reflector(Generic[T]):
         versions = self.resource.versions
         return versions.index(version) if version in versions else -1
 
-    # --- everything --------------------------------------------------------------------------------------------------
+    # --- list ---
 
     async def _list(self) -> None:
-        """List everything, and take note of what is different from what is known."""
+        """List everything, and record the differences from the local copy."""
         seen: dict[Key, T] = {}
-        limit: int | None = self._pace.page
+        limit: int | None = self._options.page_size
         following: str | None = None
         while True:
             query = {"limit": limit, "continue": following, "fieldSelector": self._selector}
@@ -217,13 +226,13 @@ class Reflector(Generic[T]):
             except KubeError as error:
                 if error.status != HTTPStatus.GONE or not following:
                     raise
-                # The rest of the list is gone: compacted away while we read. In one piece it cannot be.
+                # The continue token has expired. A list in one page cannot expire.
                 seen, limit, following = {}, None, None
                 continue
             for item in _mappings(page.get("items")):
                 if key := _key(item):
-                    seen[key] = self._kept(item, key)
-                await self._breathe()
+                    seen[key] = self._read_object(item, key)
+                await self._yield_to_loop()
             meta = page.get("metadata") or {}
             following = meta.get("continue") or None
             if not following:
@@ -236,48 +245,48 @@ class Reflector(Generic[T]):
         for key, kept in seen.items():
             self._put(key, kept)
         self._version, self.complete = version, True
-        self._failures = self._barren = 0
-        self._well()
+        self._failures = self._empty_watches = 0
+        self._clear_failure()
         self._wake()
 
     async def _call(self, query: Mapping[str, Any]) -> Json:
-        path = self.resource.path(self._served)
-        return await self._api.call("GET", path, query=query, timeout=self._pace.answer)
+        path = self.resource.path(self._api_version)
+        return await self._api.call("GET", path, query=query, timeout=self._options.list_timeout)
 
     @property
     def _selector(self) -> str | None:
         return f"metadata.name={self.resource.name}" if self.resource.name else None
 
-    # --- what comes --------------------------------------------------------------------------------------------------
+    # --- watch ---
 
     async def _watch(self) -> None:
-        """Take note of what comes, until the server ends the answer. ExpiredError, KubeError."""
+        """Apply events until the server ends the watch. ExpiredError, KubeError."""
         loop = asyncio.get_running_loop()
         query = {
             "watch": True,
             "allowWatchBookmarks": True,
             "resourceVersion": self._version,
-            "timeoutSeconds": round(self._pace.renew * random.uniform(1.0, 2.0)),  # noqa: S311
+            "timeoutSeconds": round(self._options.watch_timeout * random.uniform(1.0, 2.0)),  # noqa: S311
             "fieldSelector": self._selector,
         }
-        path, began = self.resource.path(self._served), loop.time()
-        async with self._api.stream(path, idle=self._pace.idle, **query) as stream:
-            self._opened = True
-            self._well()
-            opened = self._heard
-            async for batch in lines(stream):
+        path, began = self.resource.path(self._api_version), loop.time()
+        async with self._api.stream(path, idle=self._options.idle_timeout, **query) as stream:
+            self._is_open = True
+            self._clear_failure()
+            opened = self._last_contact
+            async for batch in read_lines(stream):
                 for line in batch:
-                    await self._breathe()
-                    self._event(_decoded(line))
-                self._failures = self._barren = self._expired = 0
-                self._well()
-                if self._before:
+                    await self._yield_to_loop()
+                    self._handle_event(_decode_event(line))
+                self._failures = self._empty_watches = self._expirations = 0
+                self._clear_failure()
+                if self._changed:
                     self._wake()
-        if loop.time() - began < self._pace.first and self._heard == opened:
+        if loop.time() - began < self._options.min_delay and self._last_contact == opened:
             raise KubeError(0, f"{self._api.server} ends every watch at once")
-        self._failures = self._expired = 0
+        self._failures = self._expirations = 0
 
-    def _event(self, event: Json) -> None:
+    def _handle_event(self, event: Json) -> None:
         kind, obj = event.get("type"), event.get("object")
         if not isinstance(obj, dict):
             raise KubeError(0, f"{self._api.server} answered a watch with something that is no event")
@@ -289,40 +298,40 @@ class Reflector(Generic[T]):
                 code if isinstance(code, int) else 0, str(obj.get("message") or "the watch failed")
             )
         if kind in {"ADDED", "MODIFIED", "DELETED"} and (key := _key(obj)):
-            self._put(key, None if kind == "DELETED" else self._kept(obj, key))
+            self._put(key, None if kind == "DELETED" else self._read_object(obj, key))
         meta = obj.get("metadata")
         if isinstance(meta, dict) and (version := meta.get("resourceVersion")):
             self._version = str(version)
 
-    # --- what is kept ------------------------------------------------------------------------------------------------
+    # --- local copy ---
 
-    def _kept(self, obj: Json, key: Key) -> T:
-        # Members of a list do not say what they are.
+    def _read_object(self, obj: Json, key: Key) -> T:
+        # Items of a list have no kind and apiVersion.
         obj.setdefault("kind", self.resource.kind)
-        obj.setdefault("apiVersion", self.resource.api_version(self._served))
+        obj.setdefault("apiVersion", self.resource.api_version(self._api_version))
         return self._keep(obj, self.objects.get(key))
 
     def _put(self, key: Key, kept: T | None) -> None:
         old = self.objects.get(key)
         if old == kept:
             return
-        self._before.setdefault(key, old)
+        self._changed.setdefault(key, old)
         if kept is None:
             del self.objects[key]
         else:
             self.objects[key] = kept
 
-    async def _breathe(self) -> None:
-        """Give the event loop its turn if it is time."""
+    async def _yield_to_loop(self) -> None:
+        """Yield to the event loop if the time slice is over."""
         loop = asyncio.get_running_loop()
-        if loop.time() >= self._turn + SLICE:
+        if loop.time() >= self._last_yield + TIME_SLICE:
             await asyncio.sleep(0)
-            self._turn = loop.time()
+            self._last_yield = loop.time()
 
 
-def _decoded(line: bytes) -> Json:
+def _decode_event(line: bytes) -> Json:
     try:
-        event = decoded(line)
+        event = decode_json(line)
     except ValueError as error:
         raise KubeError(0, f"an event could not be read: {error}") from error
     if not isinstance(event, dict):

@@ -1,4 +1,4 @@
-"""What a source tells: what changed, and what is wrong that was not, or is no longer."""
+"""Updates that sources produce: changed objects, new problems and solved problems."""
 
 from __future__ import annotations
 
@@ -12,36 +12,37 @@ from xds.mesh.model.objects import Change, Problem
 _LINE = re.compile(r":\d+$")
 
 
-class Report(NamedTuple):
-    """What is different from what was told before."""
+class SourceUpdate(NamedTuple):
+    """Differences from the previous update of a source."""
 
     change: Change = Change()
+    """Changed objects and settings."""
     problems: tuple[Problem, ...] = ()
-    """Those that are new."""
+    """New problems."""
     solved: tuple[Problem, ...] = ()
-    """Those that are gone."""
+    """Solved problems."""
     unsettled: bool = False
-    """Whether something was left for later, because it is being written."""
+    """Whether a file is being written, so that it must be read again soon."""
     complete: bool = True
-    """Whether everything is known. Before, only problems are told."""
+    """Whether the source has read everything once. Before that, updates contain only problems."""
 
     @property
     def empty(self) -> bool:
-        """Whether there is nothing to tell."""
+        """Whether there are no differences."""
         return not self.problems and not self.solved and self.change == Change()
 
 
-def beyond(problems: Iterable[Problem], known: Iterable[Problem]) -> tuple[Problem, ...]:
-    """Tell which problems are not among the known ones. One that only moved to another line is."""
+def problems_not_in(problems: Iterable[Problem], known: Iterable[Problem]) -> tuple[Problem, ...]:
+    """Return the problems that are not among the known ones. Line numbers are ignored."""
 
-    def said(problem: Problem) -> tuple[object, ...]:
+    def identity(problem: Problem) -> tuple[object, ...]:
         return _LINE.sub("", problem.where), problem.what, problem.hint, problem.notice
 
-    left = Counter(said(problem) for problem in known)
+    left = Counter(identity(problem) for problem in known)
     new: list[Problem] = []
     for problem in problems:
-        if left[said(problem)]:
-            left[said(problem)] -= 1
+        if left[identity(problem)]:
+            left[identity(problem)] -= 1
         else:
             new.append(problem)
     return tuple(new)

@@ -1,4 +1,4 @@
-"""What is watched of an API server, and how patiently."""
+"""Resource types to watch on an API server, and the timing of the watches."""
 
 from __future__ import annotations
 
@@ -7,59 +7,65 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 
-class Pace(NamedTuple):
-    """How patient a reflector is, in seconds, and how much it asks for at once."""
+class WatchOptions(NamedTuple):
+    """Timeouts, retry delays and page size of a reflector. Times are in seconds."""
 
-    first: float = 0.25
-    """The shortest wait after something went wrong; it doubles each time."""
-    most: float = 10.0
-    longest_wait: float = 15.0
-    """For which the server may ask us to wait (Retry-After); longer waits are cut to this."""
-    idle: float = 90.0
-    """Without a word from the server, after which a watch is taken for dead; bookmarks come once a minute."""
-    renew: float = 300.0
-    """After which the server is to end a watch, so that servers share the work; between one and two of these."""
-    answer: float = 60.0
-    """For a whole page of a list."""
-    page: int = 500
-    """How many objects are asked for in one page."""
+    min_delay: float = 0.25
+    """Delay before the first retry. It doubles with each consecutive failure."""
+    max_delay: float = 10.0
+    """Upper limit of the retry delay."""
+    max_retry_after: float = 15.0
+    """Upper limit of a delay that the server requests with Retry-After."""
+    idle_timeout: float = 90.0
+    """Time without data after which a watch is considered broken. The server sends bookmarks every minute."""
+    watch_timeout: float = 300.0
+    """Lifetime requested for a watch, so that load spreads over API servers. The actual value is 1 to 2 times
+    this."""
+    list_timeout: float = 60.0
+    """Timeout of the request for one page of a list."""
+    page_size: int = 500
+    """Number of objects in one page of a list."""
 
-    def after(self, failures: int) -> float:
-        """How long to wait after so many failures: never all at the same time."""
-        return float(min(self.most, self.first * 2 ** min(failures - 1, 16)) * random.uniform(0.5, 1.0))  # noqa: S311
+    def delay(self, failures: int) -> float:
+        """Return the retry delay after a number of consecutive failures, with jitter."""
+        delay = min(self.max_delay, self.min_delay * 2 ** min(failures - 1, 16))
+        return float(delay) * random.uniform(0.5, 1.0)  # noqa: S311
 
-    def unhurried(self) -> Pace:
-        """Return the pace for what nothing waits for, and what most clusters do not have."""
-        return self._replace(first=4 * self.first, most=6 * self.most)
+    def for_optional(self) -> WatchOptions:
+        """Return the options for optional kinds, which most clusters do not have and which block nothing."""
+        return self._replace(min_delay=4 * self.min_delay, max_delay=6 * self.max_delay)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Resource:
-    """What is to be watched."""
+class KubeResource:
+    """A resource type to watch."""
 
     kind: str
+    """Kind of the objects."""
     plural: str
+    """Plural name, as in URLs."""
     versions: tuple[str, ...] = ("v1",)
-    """Those that can be read; the last one is asked for if it is served."""
+    """Versions that can be parsed. The last one that the server serves is used."""
     group: str = ""
+    """API group; empty for the core group."""
     custom: bool = False
-    """Whether a CustomResourceDefinition is needed for it, which may be missing."""
+    """Whether the kind is defined by a CustomResourceDefinition, which may be missing."""
     namespace: str = ""
-    """Only objects of this namespace."""
+    """Namespace to watch; empty for all."""
     name: str = ""
-    """Only this object."""
+    """Name of the only object to watch; empty for all."""
 
     @property
     def title(self) -> str:
-        """Its name, as kubectl takes it."""
+        """Full name, as kubectl takes it."""
         return f"{self.plural}.{self.group}" if self.group else self.plural
 
     def api_version(self, version: str) -> str:
-        """Return the apiVersion of its objects."""
+        """Return the apiVersion of the objects."""
         return f"{self.group}/{version}" if self.group else version
 
     def path(self, version: str) -> str:
-        """Return where it is."""
+        """Return the URL path of the collection."""
         root = f"/apis/{self.group}/{version}" if self.group else f"/api/{version}"
         return (
             f"{root}/namespaces/{self.namespace}/{self.plural}" if self.namespace else f"{root}/{self.plural}"
@@ -67,6 +73,6 @@ class Resource:
 
     @property
     def rule(self) -> str:
-        """What RBAC must grant, as YAML on one line."""
+        """RBAC rule that grants access, as YAML on one line."""
         only = f'resourceNames: ["{self.name}"], ' if self.name else ""
         return f'{{apiGroups: ["{self.group}"], resources: ["{self.plural}"], {only}verbs: ["get", "list", "watch"]}}'

@@ -1,7 +1,7 @@
-"""Text that says something else than before, and is otherwise as it was: comments, order, quotes and spaces stay.
+"""Editing of YAML and JSON text that preserves comments, order, quotes and spaces.
 
-Only the lines that change are written anew. Where that is not possible (what changes is said by an alias, say), the
-document is written as a whole, and means the same.
+Only changed lines are written. If that is not possible, for example because the changed value comes from an
+alias, the whole document is written with the same meaning.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import yaml
 from yaml import CollectionNode, MappingNode, Node, ScalarNode, SequenceNode
 
 from xds.mesh.inject.jsonpatch import alike
-from xds.mesh.sources.documents import Document, Parser, parsed
+from xds.mesh.sources.documents import Document, Parser, parse_chunk
 
 
 class _Edit(NamedTuple):
@@ -35,11 +35,11 @@ for _first, _resolvers in Parser.yaml_implicit_resolvers.items():
         _Dumper.add_implicit_resolver(_tag, _pattern, [_first])
 
 
-def rewritten(text: str, changes: Sequence[tuple[Document, Any]]) -> str:
+def rewrite(text: str, changes: Sequence[tuple[Document, Any]]) -> str:
     """Return a text in which documents have other values.
 
     Args:
-        text: YAML or JSON, as it was given to `documents.parsed`.
+        text: YAML or JSON, as it was given to `documents.parse_chunk`.
         changes: every document of the text, and what it is to say.
     """
     wanted = [value for _, value in changes]
@@ -54,11 +54,11 @@ def rewritten(text: str, changes: Sequence[tuple[Document, Any]]) -> str:
         parts += [text[kept:start], new.replace("\n", ends)]
         kept = max(kept, end)
     result = "".join([*parts, text[kept:]])
-    return result if _says(result, wanted) else "".join(f"---\n{_dump(value)}" for value in wanted)
+    return result if _has_values(result, wanted) else "".join(f"---\n{_dump(value)}" for value in wanted)
 
 
-def _says(text: str, wanted: list[Any]) -> bool:
-    documents = list(parsed(text, "", 1))
+def _has_values(text: str, wanted: list[Any]) -> bool:
+    documents = list(parse_chunk(text, "", 1))
     read = [document.value for document in documents if isinstance(document, Document)]
     return len(read) == len(documents) and _plain(read) == _plain(wanted)
 
@@ -97,9 +97,9 @@ def _mapping(text: str, node: MappingNode, before: dict[str, Any], after: dict[s
         return
     if node.flow_style:
         parts = [f"{_json(name)}: {_json(value)}" for name, value in new.items()]
-        yield _into_flow(node, key, node.value[-1][1], parts)
+        yield _append_to_flow(node, key, node.value[-1][1], parts)
     else:
-        yield _after(text, node, _indented(_dump(new), key.start_mark.column))
+        yield _insert_after(text, node, _indented(_dump(new), key.start_mark.column))
 
 
 def _sequence(text: str, node: SequenceNode, before: list[Any], after: list[Any]) -> Iterator[_Edit]:
@@ -112,14 +112,14 @@ def _sequence(text: str, node: SequenceNode, before: list[Any], after: list[Any]
     elif new and node.flow_style:
         parts = [_json(item) for item in new]
         if start == len(before):
-            yield _into_flow(node, node.value[0], node.value[-1], parts)
+            yield _append_to_flow(node, node.value[0], node.value[-1], parts)
         else:
             at = node.value[start].start_mark.index
             yield _Edit(at, at, "".join(f"{part}, " for part in parts))
     elif new:
         lines = _indented(_dump(new), node.start_mark.column)
         if start == len(before):
-            yield _after(text, node, lines)
+            yield _insert_after(text, node, lines)
         else:
             at = text.rfind("\n", 0, node.value[start].start_mark.index) + 1
             yield _Edit(at, at, lines)
@@ -140,7 +140,7 @@ def _replaced(text: str, node: Node, after: Any, column: int | None) -> _Edit:
     return _Edit(start, end, gap + _json(after))
 
 
-def _after(text: str, node: Node, lines: str) -> _Edit:
+def _insert_after(text: str, node: Node, lines: str) -> _Edit:
     """Add lines below the last one of a node in block style."""
     end = _end(node)
     if text[end - 1 : end] == "\n":
@@ -149,7 +149,7 @@ def _after(text: str, node: Node, lines: str) -> _Edit:
     return _Edit(found + 1, found + 1, lines) if found >= 0 else _Edit(len(text), len(text), "\n" + lines)
 
 
-def _into_flow(node: Node, first: Node, last: Node, parts: list[str]) -> _Edit:
+def _append_to_flow(node: Node, first: Node, last: Node, parts: list[str]) -> _Edit:
     """Add members at the end of a node in flow style; on lines of their own if its members are."""
     alone = first.start_mark.line != node.start_mark.line
     gap = "\n" + " " * first.start_mark.column if alone else " "

@@ -1,4 +1,4 @@
-"""The settings of the mesh: Istio's MeshConfig from a file (`--mesh-config`), and `--set` over it."""
+"""Loading of the mesh's settings: Istio's MeshConfig from a file (`--mesh-config`), overridden by `--set`."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from pathlib import Path
 from xds.mesh.model.objects import MeshConfig, Problem
 from xds.mesh.parse import mesh_config, settings
 from xds.mesh.parse.problems import Problems
-from xds.mesh.sources.documents import Document, read
+from xds.mesh.sources.documents import Document, read_documents
 
 MAX_SIZE = 256 * 2**10
-"""Characters of settings that are still read. They are read on the event loop if a ConfigMap has them: 256 KiB take 0.5 s."""
+"""Characters of settings that are still read. They are read on the event loop if a ConfigMap has them: 256
+KiB take 0.5 s."""
 MAX_PROBLEMS = 20
-"""How many problems of the settings are listed, and how many notices; a file may have any number of documents."""
+"""Maximum number of problems that are listed, and of notices."""
 
 
-class Settings:
-    """Reads the settings whenever asked; a file that cannot be used leaves the last good settings in force."""
+class SettingsLoader:
+    """Loads the settings. If the file is invalid, the last good settings are used."""
 
     def __init__(
         self, file: Path | None = None, assignments: Sequence[str] = (), base: MeshConfig | None = None
@@ -30,7 +31,7 @@ class Settings:
         self._problems: tuple[Problem, ...] = ()
 
     def load(self) -> tuple[MeshConfig | None, tuple[Problem, ...]]:
-        """Return the last good settings (None: there are none yet), and what is wrong with those that were asked for."""
+        """Return the last good settings (None before the first), and the problems of the current ones."""
         try:
             text = self._file.read_text("utf-8-sig") if self._file else ""
         except (OSError, UnicodeDecodeError) as error:
@@ -47,14 +48,14 @@ class Settings:
         return self._config, self._problems
 
     def read(self, text: str, name: str) -> tuple[MeshConfig, list[Problem]]:
-        """Read Istio's MeshConfig, as YAML, and what is set over it; `name` is the file's, for problems."""
+        """Parse a MeshConfig as YAML and apply `--set`. `name` is the file name in problems."""
         problems = Problems(MAX_PROBLEMS)
         config = self._base
         if len(text) > MAX_SIZE:
             what = f"has {len(text)} characters and is not read (the limit is {MAX_SIZE})"
             problems.add([Problem(where=name, what=what)])
             text = ""
-        for document in read(text, name):
+        for document in read_documents(text, name):
             if isinstance(document, Document):
                 config, found = mesh_config(document.value, document.locate, config, document.flaws)
                 problems.add(found)

@@ -1,4 +1,4 @@
-"""Custom resource definitions: our own, for kinds that a cluster lacks. Those that are there are used as they are."""
+"""Installation of the custom resource definitions. Existing definitions are left untouched."""
 
 from __future__ import annotations
 
@@ -6,72 +6,72 @@ import asyncio
 from dataclasses import dataclass
 
 from xds.mesh.kube.api import Json, KubeApi, KubeError
-from xds.mesh.kube.packaged import FIELD_MANAGER, packaged
+from xds.mesh.kube.packaged import FIELD_MANAGER, load_packaged
 
 PATH = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 
-_SERVED_WITHIN = 30.0
-_TICK = 0.1
+_SERVED_TIMEOUT = 30.0
+_POLL_INTERVAL = 0.1
 _OWNERS = ("app.kubernetes.io/managed-by", "app.kubernetes.io/part-of", "operator.istio.io/component", "app")
-"""Labels that say who installed something; the first that is there counts."""
+"""Labels that name the owner of an object, in order of precedence."""
 
 
 @dataclass(frozen=True, slots=True)
-class Definition:
-    """What became of one kind."""
+class CrdStatus:
+    """Result of the installation of one kind."""
 
     kind: str
     name: str
     """PLURAL.GROUP."""
     created: bool
-    """False: it was there."""
+    """Whether it was created, and did not exist before."""
     versions: tuple[str, ...]
-    """What the cluster serves, newest first."""
+    """Versions that the cluster serves, newest first."""
     owner: str = ""
     """Who installed it, as far as that can be told."""
-    trouble: str = ""
-    """Why it is of no use as it is; empty: it is."""
+    problem: str = ""
+    """Why xds cannot use the definition; empty if it can."""
 
 
 def definitions() -> tuple[Json, ...]:
     """Return our own definitions."""
-    return tuple(each for _, each in packaged("crds"))
+    return tuple(each for _, each in load_packaged("crds"))
 
 
-async def install(api: KubeApi, *, dry_run: bool = False) -> list[Definition]:
+async def install(api: KubeApi, *, dry_run: bool = False) -> list[CrdStatus]:
     """Create the kinds that the cluster lacks, and wait until they are served. What is there is not touched.
 
     `dry_run`: the API server is asked whether it would create them. KubeError.
     """
-    found: list[Definition] = []
+    found: list[CrdStatus] = []
     for ours in definitions():
-        there = await _read(api, ours["metadata"]["name"]) or await _created(api, ours, dry_run=dry_run)
-        found.append(_as_it_is(there, ours) if there else _as_it_is(ours, ours, created=True))
+        there = await _read(api, ours["metadata"]["name"]) or await _create(api, ours, dry_run=dry_run)
+        found.append(_status_of(there, ours) if there else _status_of(ours, ours, created=True))
     if not dry_run:
-        await _until_served(api, [definition.name for definition in found if not definition.trouble])
+        await _wait_until_served(api, [definition.name for definition in found if not definition.problem])
     return found
 
 
-async def served(api: KubeApi) -> dict[str, tuple[str, ...]]:
+async def served_versions(api: KubeApi) -> dict[str, tuple[str, ...]]:
     """Return the versions of each kind that the cluster serves and we read, newest first; kinds that it lacks are left out."""
     found: dict[str, tuple[str, ...]] = {}
     for ours in definitions():
         there = await _read(api, ours["metadata"]["name"])
-        if there and not (definition := _as_it_is(there, ours)).trouble:
+        if there and not (definition := _status_of(there, ours)).problem:
             readable = [version["name"] for version in ours["spec"]["versions"]]
             found[definition.name] = tuple(name for name in readable if name in definition.versions)
     return found
 
 
-async def _until_served(api: KubeApi, names: list[str]) -> None:
+async def _wait_until_served(api: KubeApi, names: list[str]) -> None:
     try:
-        async with asyncio.timeout(_SERVED_WITHIN):
+        async with asyncio.timeout(_SERVED_TIMEOUT):
             for name in names:
-                while _holds(await _read(api, name), "Established") != "True":  # noqa: ASYNC110
-                    await asyncio.sleep(_TICK)
+                while _condition(await _read(api, name), "Established") != "True":  # noqa: ASYNC110
+                    await asyncio.sleep(_POLL_INTERVAL)
     except TimeoutError as error:
         raise KubeError(
-            0, f"{api.server} does not serve {name}, {_SERVED_WITHIN:g}s after it was created"
+            0, f"{api.server} does not serve {name}, {_SERVED_TIMEOUT:g}s after it was created"
         ) from error
 
 
@@ -79,7 +79,7 @@ async def _read(api: KubeApi, name: str) -> Json | None:
     return await api.find(f"{PATH}/{name}")
 
 
-async def _created(api: KubeApi, ours: Json, *, dry_run: bool) -> Json | None:
+async def _create(api: KubeApi, ours: Json, *, dry_run: bool) -> Json | None:
     """Create a kind; if another did so meanwhile, return what that one made."""
     try:
         await api.create(PATH, ours, fieldManager=FIELD_MANAGER, dryRun="All" if dry_run else None)
@@ -90,30 +90,30 @@ async def _created(api: KubeApi, ours: Json, *, dry_run: bool) -> Json | None:
     return None
 
 
-def _as_it_is(there: Json, ours: Json, *, created: bool = False) -> Definition:
+def _status_of(there: Json, ours: Json, *, created: bool = False) -> CrdStatus:
     spec = ours["spec"]
     served = tuple(version["name"] for version in there["spec"]["versions"] if version["served"])
     readable = {version["name"] for version in spec["versions"]}
-    trouble = ""
+    problem = ""
     if not readable & set(served):
-        trouble = f"serves {', '.join(served) or 'no version'}, and xds reads {', '.join(sorted(readable))}"
+        problem = f"serves {', '.join(served) or 'no version'}, and xds reads {', '.join(sorted(readable))}"
     elif there["spec"]["scope"] != spec["scope"]:
-        trouble = f"is of scope {there['spec']['scope']}, and should be {spec['scope']}"
-    elif _holds(there, "Terminating") == "True":
-        trouble = "is being deleted, with all objects of it"
-    elif _holds(there, "NamesAccepted") == "False":
-        trouble = "its names are another kind's"
-    return Definition(
+        problem = f"is of scope {there['spec']['scope']}, and should be {spec['scope']}"
+    elif _condition(there, "Terminating") == "True":
+        problem = "is being deleted, with all objects of it"
+    elif _condition(there, "NamesAccepted") == "False":
+        problem = "its names are another kind's"
+    return CrdStatus(
         kind=spec["names"]["kind"],
         name=ours["metadata"]["name"],
         created=created,
         versions=served,
         owner=_owner(there),
-        trouble=trouble,
+        problem=problem,
     )
 
 
-def _holds(definition: Json | None, condition: str) -> str:
+def _condition(definition: Json | None, condition: str) -> str:
     """Tell a condition's status: `True`, `False` or `Unknown`; empty: nothing is said of it."""
     said = ((definition or {}).get("status") or {}).get("conditions") or ()
     return next((str(each["status"]) for each in said if each["type"] == condition), "")

@@ -1,4 +1,4 @@
-"""What installing puts into a cluster: the control plane, the settings of the mesh, and the mesh's first policies."""
+"""Installation of the control plane, the mesh's settings and its default policies."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
-from xds.mesh.kube.api import APPLY, Json, KubeApi, KubeError
-from xds.mesh.kube.packaged import FIELD_MANAGER, packaged
+from xds.mesh.kube.api import APPLY_PATCH, Json, KubeApi, KubeError
+from xds.mesh.kube.packaged import FIELD_MANAGER, load_packaged
 from xds.mesh.model.defaults import default_objects
 from xds.mesh.model.objects import AuthenticationPolicy, DestinationRule, Fact, MeshConfig
 
@@ -20,7 +20,7 @@ NAMESPACE = "istio-system"
 IMAGE = "xds:latest"
 
 _JOB = "job.yaml"
-"""Does from inside the cluster what we do."""
+"""Manifest of the Job that installs from inside the cluster."""
 _OWNED = {"app.kubernetes.io/name": "xds", "app.kubernetes.io/managed-by": FIELD_MANAGER}
 _ALPHA = "authentication.istio.io/v1alpha1"
 _RULES = "destinationrules.networking.istio.io"
@@ -43,7 +43,7 @@ _NAMESPACELESS = (
 
 
 class Outcome(StrEnum):
-    """What became of an object."""
+    """What happened to an object."""
 
     CREATED = "created"
     CHANGED = "changed"
@@ -53,14 +53,14 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
-    """What became of which object."""
+class InstallResult:
+    """Result of the installation of an object."""
 
     title: str
     """KIND NAMESPACE/NAME."""
     outcome: Outcome
     why: str = ""
-    """Why it is left as it is."""
+    """Why the object was not changed; empty otherwise."""
 
 
 def control_plane(
@@ -73,8 +73,9 @@ def control_plane(
         mesh: the settings of the mesh, as Istio's MeshConfig; None: the defaults.
         api_server_cidrs: the networks that may connect to the webhook's port; none: any address may.
     """
-    # An anchor's value is one object wherever it is used: what is changed in one place would be in the others.
-    objects = [deepcopy(each) for name, each in packaged("install") if name != _JOB]
+    # An anchor's value is one object wherever it is used: what is changed in one place would be in the
+    # others.
+    objects = [deepcopy(each) for name, each in load_packaged("install") if name != _JOB]
     for each in objects:
         if each["kind"] == "ConfigMap" and mesh is not None:
             each["data"] = {"mesh": yaml.safe_dump(dict(mesh), sort_keys=False)}
@@ -87,7 +88,7 @@ def control_plane(
     return objects
 
 
-def first_policies(config: MeshConfig, rules_version: str = "v1") -> list[Json]:
+def default_policies(config: MeshConfig, rules_version: str = "v1") -> list[Json]:
     """Return what the switch `values.global.mtls.enabled` creates, as objects (see `xds.mesh.model.defaults`)."""
     return [_manifest(fact, f"networking.istio.io/{rules_version}") for fact in default_objects(config)]
 
@@ -118,74 +119,77 @@ class Installer:
 
     def __init__(self, api: KubeApi, *, dry_run: bool = False) -> None:
         self._api = api
-        self._asking = {"dryRun": "All"} if dry_run else {}
+        self._dry_run = {"dryRun": "All"} if dry_run else {}
         self._missing: set[str] = set()
-        """Namespaces that a dry run did not create."""
+        """Namespaces that only the dry run would create."""
 
-    async def namespace(self) -> Done:
+    async def namespace(self) -> InstallResult:
         """Create the namespace, if there is none. KubeError."""
         body = namespace()
         title = _title(body)
         if await self._read(body):
-            return Done(title, Outcome.UNCHANGED)
+            return InstallResult(title, Outcome.UNCHANGED)
         try:
-            await self._api.create("/api/v1/namespaces", body, **self._asking)
+            await self._api.create("/api/v1/namespaces", body, **self._dry_run)
         except KubeError as error:
             if error.reason != "AlreadyExists":
                 raise
-            return Done(title, Outcome.UNCHANGED)
-        if self._asking:
+            return InstallResult(title, Outcome.UNCHANGED)
+        if self._dry_run:
             self._missing.add(NAMESPACE)
-        return Done(title, Outcome.CREATED)
+        return InstallResult(title, Outcome.CREATED)
 
-    async def control_plane(self, objects: Iterable[Json]) -> list[Done]:
+    async def control_plane(self, objects: Iterable[Json]) -> list[InstallResult]:
         """Make the control plane's objects as they should be, whoever changed them meanwhile. KubeError."""
-        return [await self._applied(each, force=True) for each in objects]
+        return [await self._apply(each, force=True) for each in objects]
 
-    async def remove(self, objects: Iterable[Json]) -> list[Done]:
+    async def remove(self, objects: Iterable[Json]) -> list[InstallResult]:
         """Delete objects of the control plane, if they are there. KubeError."""
         done = []
         for each in objects:
             if await self._read(each):
-                await self._api.delete(_path(each), **self._asking)
-                done.append(Done(_title(each), Outcome.DELETED))
+                await self._api.delete(_path(each), **self._dry_run)
+                done.append(InstallResult(_title(each), Outcome.DELETED))
         return done
 
-    async def policies(self, config: MeshConfig, served: Mapping[str, tuple[str, ...]]) -> list[Done]:
+    async def policies(
+        self, config: MeshConfig, served: Mapping[str, tuple[str, ...]]
+    ) -> list[InstallResult]:
         """Make the mesh's first policies; what somebody else has changed is left as it is. KubeError.
 
-        `served`: the versions of each kind that the cluster serves and we read; a dry run may find none of a kind.
+        `served`: the versions of each kind that the cluster serves and we read; a dry run may find none of a
+        kind.
         """
-        wanted = first_policies(config, next(iter(served.get(_RULES, ())), "v1"))
-        done = [await self._applied(each, force=False) for each in wanted]
-        names = {each["metadata"]["name"] for each in wanted if each["kind"] == "DestinationRule"}
+        desired = default_policies(config, next(iter(served.get(_RULES, ())), "v1"))
+        done = [await self._apply(each, force=False) for each in desired]
+        names = {each["metadata"]["name"] for each in desired if each["kind"] == "DestinationRule"}
         for version in served.get(_RULES, ())[:1]:
             for name in _RULE_NAMES:
                 if name not in names:
-                    done += await self._taken_back(version, config.root_namespace, name)
+                    done += await self._delete_default_rule(version, config.root_namespace, name)
         return done
 
-    async def _applied(self, wanted: Json, *, force: bool) -> Done:
-        title = _title(wanted)
-        if wanted["metadata"].get("namespace") in self._missing:
-            return Done(title, Outcome.CREATED)
-        before = await self._read(wanted)
-        query: dict[str, Any] = {"fieldManager": FIELD_MANAGER, "force": force, **self._asking}
+    async def _apply(self, desired: Json, *, force: bool) -> InstallResult:
+        title = _title(desired)
+        if desired["metadata"].get("namespace") in self._missing:
+            return InstallResult(title, Outcome.CREATED)
+        before = await self._read(desired)
+        query: dict[str, Any] = {"fieldManager": FIELD_MANAGER, "force": force, **self._dry_run}
         try:
-            after = await self._api.patch(_path(wanted), wanted, kind=APPLY, **query)
+            after = await self._api.patch(_path(desired), desired, kind=APPLY_PATCH, **query)
         except KubeError as error:
             if error.status == HTTPStatus.CONFLICT and not force:
-                return Done(title, Outcome.LEFT, _owners(error))
-            if error.missing and self._asking and not before:
-                return Done(
+                return InstallResult(title, Outcome.LEFT, _owners(error))
+            if error.is_not_found and self._dry_run and not before:
+                return InstallResult(
                     title, Outcome.CREATED
                 )  # its kind, which the dry run did not create, is not served
             raise
         if before is None:
-            return Done(title, Outcome.CREATED)
-        return Done(title, Outcome.UNCHANGED if _same(before, after) else Outcome.CHANGED)
+            return InstallResult(title, Outcome.CREATED)
+        return InstallResult(title, Outcome.UNCHANGED if _is_same(before, after) else Outcome.CHANGED)
 
-    async def _taken_back(self, version: str, where: str, name: str) -> list[Done]:
+    async def _delete_default_rule(self, version: str, where: str, name: str) -> list[InstallResult]:
         """Delete a rule that an earlier installation made, unless somebody has changed it since."""
         meta = {"name": name, "namespace": where}
         rule = {"apiVersion": f"networking.istio.io/{version}", "kind": "DestinationRule", "metadata": meta}
@@ -201,12 +205,12 @@ class Installer:
             if each["manager"] != FIELD_MANAGER and not each.get("subresource")
         }
         if others:
-            return [Done(_title(rule), Outcome.LEFT, f"changed by {', '.join(sorted(others))}")]
-        await self._api.delete(_path(rule), **self._asking)
-        return [Done(_title(rule), Outcome.DELETED)]
+            return [InstallResult(_title(rule), Outcome.LEFT, f"changed by {', '.join(sorted(others))}")]
+        await self._api.delete(_path(rule), **self._dry_run)
+        return [InstallResult(_title(rule), Outcome.DELETED)]
 
-    async def _read(self, wanted: Json) -> Json | None:
-        return await self._api.find(_path(wanted))
+    async def _read(self, desired: Json) -> Json | None:
+        return await self._api.find(_path(desired))
 
 
 def _path(body: Json) -> str:
@@ -223,7 +227,7 @@ def _title(body: Json) -> str:
     return f"{body['kind']} {where}{meta['name']}"
 
 
-def _same(before: Json, after: Json) -> bool:
+def _is_same(before: Json, after: Json) -> bool:
     def told(body: Json) -> Json:
         ours = {"managedFields", "resourceVersion", "generation"}
         return {**body, "metadata": {name: v for name, v in body["metadata"].items() if name not in ours}}

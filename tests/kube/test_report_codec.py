@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xds.mesh.kube.report_codec import MOST, report_of, text_of
+from xds.mesh.kube.report_codec import MAX_LENGTH, decode_report, encode_report
 from xds.mesh.model.objects import Mode, Ref
 from xds.mesh.policy.mtls import Send
 from xds.mesh.rollout.peers import UNKNOWN_POD, PortReport, ReplicaReport
@@ -32,9 +32,9 @@ reports = st.builds(
 
 @given(reports)
 def test_what_is_written_is_read(report: ReplicaReport) -> None:
-    text = text_of(report)
+    text = encode_report(report)
     assert text is not None
-    assert report_of(text) == report
+    assert decode_report(text) == report
 
 
 def test_a_small_one_can_be_read_by_people() -> None:
@@ -48,7 +48,7 @@ def test_a_small_one_can_be_read_by_people() -> None:
         "e1",
         {(Ref("Pod", "ns", "web-1"), 80): stand, (Ref("Pod", "ns", "web-1"), 90): UNKNOWN_POD},
     )
-    assert text_of(report) == (
+    assert encode_report(report) == (
         '{"number":7,"view":"e1","stands":{"PS/mp+":{"ns":{"web-1":[80]}},"/":{"ns":{"web-1":[90]}}}}'
     )
 
@@ -67,11 +67,11 @@ def many(count: int) -> ReplicaReport:
 
 
 def test_ten_thousand_ports_fit_and_what_does_not_is_not_written() -> None:
-    text = text_of(report := many(10_000))
+    text = encode_report(report := many(10_000))
     assert text is not None
-    assert len(text) <= MOST
-    assert report_of(text) == report
-    assert text_of(many(60_000)) is None
+    assert len(text) <= MAX_LENGTH
+    assert decode_report(text) == report
+    assert encode_report(many(60_000)) is None
 
 
 @pytest.mark.parametrize(
@@ -89,4 +89,4 @@ def test_ten_thousand_ports_fit_and_what_does_not_is_not_written() -> None:
     ],
 )
 def test_what_cannot_be_read_says_nothing(text: str) -> None:
-    assert report_of(text).ports is None
+    assert decode_report(text).ports is None
