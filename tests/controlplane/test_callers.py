@@ -24,7 +24,7 @@ from xds.protocol.limits import Budgets, LimitError, Limits
 from xds.protocol.wire import parse_request
 from xds.server import Refused, StreamInfo, Subscriber
 from xds.server.fetch import fetch
-from xds.server.proxies import connected
+from xds.server.proxies import open_subscriber
 from xds.snapshot import CLUSTER, SECRET
 
 CERTIFICATE = Caller(namespace="shop", service_account="web", how=How.CERTIFICATE)
@@ -104,7 +104,9 @@ async def test_who_is_refused_a_pod_when_it_comes_is_not_given_its_key_first():
     wanted = DiscoveryRequest(node=EnvoyNode(id=node("a").id), resource_names=["default"])
     async with running() as hub:
         asking = asyncio.create_task(
-            fetch(hub, parse_request(bytes(wanted)), of(other, SECRET), Budgets(), patience=30.0)
+            fetch(
+                hub, parse_request(bytes(wanted)), of(other, SECRET), Budgets(), first_snapshot_timeout=30.0
+            )
         )
         waiting = hub.connect(node("a"), of(other))
         owner = hub.connect(node("a"), of(TOKEN))
@@ -212,7 +214,7 @@ async def test_stream_has_the_budget_of_its_pod_once_that_is_known():
         with ExitStack() as streams:
 
             def connect(name: str) -> Subscriber:
-                return streams.enter_context(connected(hub, budgets, node(name), of(CERTIFICATE)))
+                return streams.enter_context(open_subscriber(hub, budgets, node(name), of(CERTIFICATE)))
 
             connect("known")
             waiting = connect("a")

@@ -22,7 +22,7 @@ from tests.support.listening import listen
 from xds.mesh.controlplane import dropped_connections
 from xds.mesh.controlplane.dropped_connections import Page, read
 from xds.mesh.model.objects import METRICS_PORT, Change, Ref
-from xds.server.proxies import host_of
+from xds.server.proxies import peer_address
 from xds.snapshot import ENDPOINT, LISTENER
 
 Shown: TypeAlias = str | Callable[[], web.Response]
@@ -295,4 +295,4 @@ def test_any_text_can_be_looked_at(text: str):
     ],
 )
 def test_where_a_stream_comes_from(peer: str, host: str):
-    assert str(host_of(peer)) == host
+    assert str(peer_address(peer)) == host

@@ -19,7 +19,7 @@ from tests.server.proxies import DELTA_REQUEST, DELTA_RESPONSE, REQUEST, Client
 from xds.protocol.limits import Limits
 from xds.protocol.session import Variant
 from xds.server import ADS
-from xds.server.discovery import OPENING_FACTOR
+from xds.server.discovery import PENDING_CALLS_FACTOR
 from xds.snapshot import CLUSTER, ENDPOINT
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -289,7 +289,7 @@ async def test_flood_of_rejections(shared) -> None:
 
 async def test_streams_without_a_request(shared) -> None:
     """A caller must not take all places of those whose first request is awaited."""
-    limit = OPENING_FACTOR * LIMITS.streams
+    limit = PENDING_CALLS_FACTOR * LIMITS.streams
     async with AsyncExitStack() as stack, shared.watched() as cost:
         channels = [await stack.enter_async_context(attacker(shared, "evil-5")) for _ in range(2)]
         attacks = [Attack(channel) for channel in channels for _ in range(limit // 2 + 10)]

@@ -318,11 +318,11 @@ async def test_watch_says_nothing_while_nothing_changes_and_tells_of_changes_tog
     [stream] = discovery.streams
     assert (await watched.look(discovery)).proxies
     assert await watched.look(discovery) is None
-    before = stream.moves
+    before = stream.message_count
     for name in ("r", "s", "t"):
         await client.ask(ROUTE, name)
     async with asyncio.timeout(WITHIN):
-        while stream.moves < before + 3:
+        while stream.message_count < before + 3:
             await asyncio.sleep(0.01)
     told = await watched.look(discovery)
     assert told.proxies[0].streams[0].types[-1].names == 3

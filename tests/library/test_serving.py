@@ -352,7 +352,7 @@ async def test_the_services_go_into_a_server_that_is_there_next_to_others(store,
         )
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
         assert len(service.streams) == 1
-        await service.drain(within=5)
+        await service.drain(grace=5)
         assert (await node.stream.end())[0] == grpc.StatusCode.UNAVAILABLE
     await server.stop(None)
 

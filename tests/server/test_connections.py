@@ -20,7 +20,7 @@ from tests.protocol.stream import world
 from tests.server.proxies import Client
 from xds.server import Refused, XdsServer, connections, discovery, listening
 from xds.server.blocking import block, network_of
-from xds.server.budget import Budget
+from xds.server.token_bucket import TokenBucket
 from xds.snapshot import CLUSTER
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits of connections need Linux")
@@ -48,7 +48,7 @@ async def ask(peer: http2.Peer, path: str, body: bytes = b"") -> None:
 
 
 async def test_a_budget_is_used_up_and_comes_back():
-    budget = Budget(2, 10)
+    budget = TokenBucket(2, 10)
     assert [budget.take(5.0) for _ in range(3)] == [True, True, False]
     assert not budget.take(5.05)
     assert budget.take(5.11)
@@ -260,14 +260,14 @@ def test_the_kernel_drops_what_is_blocked(family, source, other):
 
 async def test_calls_that_ask_for_nothing_are_limited(proxies, server, channel, monkeypatch):
     proxies.publish(world(CDS="a=1"))
-    monkeypatch.setattr(discovery, "MAX_UNHEARD", 2)
+    monkeypatch.setattr(discovery, "MAX_PENDING_CALLS", 2)
     silent = [Client(channel) for _ in range(2)]
     async with asyncio.timeout(LATE):
-        while len(server.discovery._unheard) < 2:
+        while len(server.discovery._pending) < 2:
             await asyncio.sleep(0.02)
         code, details = await Client(channel).end()
         assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert "MAX_UNHEARD" in details
+        assert "MAX_PENDING_CALLS" in details
         for client in silent:
             await client.ask(CLUSTER)
             await client.get()

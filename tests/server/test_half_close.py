@@ -52,7 +52,7 @@ async def test_it_waits_for_the_first_snapshot(proxies, channel, variant):
 
 
 async def test_it_is_told_if_nothing_is_known_for_it(proxies, channel, variant, monkeypatch):
-    monkeypatch.setattr(stream, "FIRST_SNAPSHOT", 0.05)
+    monkeypatch.setattr(stream, "FIRST_SNAPSHOT_TIMEOUT", 0.05)
     proxies.snapshot = None
     client = Client(channel, variant, node="nobody")
     await client.ask(CLUSTER)

@@ -17,7 +17,7 @@ from tests.server.proxies import OneForAll
 from xds.codec import encode
 from xds.protocol.session import Variant
 from xds.server import Refused
-from xds.server.rest import MAX_REQUEST, TYPES, RestServer
+from xds.server.rest import MAX_REQUEST_SIZE, TYPES_BY_PATH, RestServer
 from xds.snapshot import CLUSTER, ENDPOINT, Resource, ResourceSet, Snapshot
 
 NODE = {"id": "sidecar~127.0.0.1~client.ns~ns.svc.cluster.local"}
@@ -44,7 +44,7 @@ def proxies() -> OneForAll:
 
 @pytest.fixture
 async def server(proxies) -> AsyncIterator[RestServer]:
-    server = RestServer(proxies, "127.0.0.1", 0, identifier="xds-test", patience=0.05)
+    server = RestServer(proxies, "127.0.0.1", 0, identifier="xds-test", first_snapshot_timeout=0.05)
     await server.start()
     yield server
     await server.stop()
@@ -73,7 +73,7 @@ async def poller(server) -> AsyncIterator[Poller]:
 
 
 def test_r49_the_paths_are_those_of_envoys_protos():
-    assert list(TYPES) == [
+    assert list(TYPES_BY_PATH) == [
         "/v3/discovery:clusters",
         "/v3/discovery:endpoints",
         "/v3/discovery:listeners",
@@ -170,7 +170,7 @@ async def test_elsewhere_there_is_nothing(poller):
 
 
 async def test_a_request_beyond_the_limit_is_413(poller):
-    assert (await poller.send("/v3/discovery:clusters", io.BytesIO(bytes(MAX_REQUEST + 1))))[0] == 413
+    assert (await poller.send("/v3/discovery:clusters", io.BytesIO(bytes(MAX_REQUEST_SIZE + 1))))[0] == 413
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,7 @@ async def test_a_call_without_a_request_is_malformed_and_one_is_not_waited_for_f
         call = channel.stream_unary(method)()
         await call.done_writing()
         assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
-    monkeypatch.setattr(admission, "REQUEST_WITHIN", 0.1)
+    monkeypatch.setattr(admission, "FIRST_REQUEST_TIMEOUT", 0.1)
     assert await channel.stream_unary(HEALTH)().code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
 

@@ -29,32 +29,32 @@ async def silent(server: XdsServer, channel: grpc.aio.Channel) -> Client:
     client = Client(channel)
     async with asyncio.timeout(10):
         await client.call.wait_for_connection()
-        while not server.discovery._unheard:
+        while not server.discovery._pending:
             await asyncio.sleep(0.001)
     return client
 
 
 async def test_a_stream_without_a_request_ends(proxies, server, channel, monkeypatch):
-    monkeypatch.setattr(discovery, "REQUEST_WITHIN", 0.05)
+    monkeypatch.setattr(discovery, "FIRST_REQUEST_TIMEOUT", 0.05)
     with capture_logs() as logs:
         code, details = await asyncio.wait_for(Client(channel).end(), 10)
     assert code == grpc.StatusCode.DEADLINE_EXCEEDED
     assert details == "no request came within 0.05 s; send the first one when the stream is opened"
     assert [line["event"] for line in logs] == ["stream without a request"]
     assert server.discovery.failed[grpc.StatusCode.DEADLINE_EXCEEDED] == 1
-    assert not server.discovery._unheard
+    assert not server.discovery._pending
     assert proxies.streams == []
 
 
 async def test_a_stream_whose_request_came_in_time_goes_on(proxies, server, channel, monkeypatch):
-    monkeypatch.setattr(discovery, "REQUEST_WITHIN", 0.2)
+    monkeypatch.setattr(discovery, "FIRST_REQUEST_TIMEOUT", 0.2)
     client = Client(channel)
     await client.ask(CLUSTER)
     await client.get()
     await asyncio.sleep(0.4)
     proxies.publish(world(CDS="a=2"))
     assert b"a=2" in (await asyncio.wait_for(client.get(), 10)).SerializeToString()
-    assert not server.discovery._unheard
+    assert not server.discovery._pending
 
 
 @pytest.mark.parametrize("how", ["stop", "drain"])
@@ -64,7 +64,7 @@ async def test_a_stream_without_a_request_does_not_hold_up_shutdown(server, chan
         if how == "stop":
             server.discovery.stop()
         else:
-            await server.discovery.drain(within=60)
+            await server.discovery.drain(grace=60)
         assert await client.end() == (grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
         await server.stop()
 

@@ -329,7 +329,7 @@ async def test_a_server_of_ones_own_can_be_drained(proxies):
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         client = await good(proxies, channel)
-        await service.drain(within=5)
+        await service.drain(grace=5)
         assert not service.streams
         assert (await client.end())[0] == grpc.StatusCode.UNAVAILABLE
         method = "/envoy.service.cluster.v3.ClusterDiscoveryService/FetchClusters"

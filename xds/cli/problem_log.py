@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from xds.server.budget import Budget
+from xds.server.token_bucket import TokenBucket
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger as BoundLogger
@@ -58,7 +58,7 @@ class _Lines:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._budget = Budget(BURST, RATE)
+        self._budget = TokenBucket(BURST, RATE)
         self._omitted = 0
         self._spent = False
 

@@ -13,9 +13,9 @@ import grpc
 import grpc.aio
 
 from xds.server import Refused, is_encrypted
-from xds.server.admission import Checked
+from xds.server.admission import CheckedServer
 from xds.server.connections import ConnectionGuard
-from xds.server.proxies import host_of
+from xds.server.proxies import peer_address
 
 REFUSAL = "only callers on this machine's loopback addresses are answered here, and this one is {peer}"
 
@@ -27,7 +27,7 @@ def is_local(peer: str) -> bool:
     """Whether a peer, in gRPC's form, is on this machine: `ipv4:127.0.0.1:1`, `ipv6:%5B::1%5D:1`, `unix:/path`."""
     if peer.partition(":")[0] in {"unix", "unix-abstract"}:
         return True
-    host = host_of(peer)
+    host = peer_address(peer)
     return host is not None and host.is_loopback
 
 
@@ -37,7 +37,7 @@ async def local_only(context: grpc.aio.ServicerContext) -> None:
         raise Refused(grpc.StatusCode.PERMISSION_DENIED, REFUSAL.format(peer=context.peer()))
 
 
-class Guarded(Checked):
+class Guarded(CheckedServer):
     """A server as the generated `add_..._to_server` functions see it: what they add answers only who is let in.
 
     `admit` decides about callers over TLS; those in plaintext are to be local. None: all are. `connections` is told of each call.
@@ -55,6 +55,6 @@ class Guarded(Checked):
         try:
             await admit(context)
         except Refused as refused:
-            self._connections.unproven(context)
+            self._connections.record_unproven(context)
             await context.abort(refused.code, refused.message)
-        self._connections.proved(context)
+        self._connections.mark_proven(context)

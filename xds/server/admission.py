@@ -15,16 +15,16 @@ from typing import Any, TypeAlias
 import grpc
 import grpc.aio
 
-REQUEST_WITHIN = 30.0
+FIRST_REQUEST_TIMEOUT = 30.0
 """Seconds in which a call's first request has to come."""
 
 Check: TypeAlias = Callable[[grpc.aio.ServicerContext], Awaitable[None]]
 """Lets a caller in, or aborts the call."""
 
-_Behaviour: TypeAlias = Callable[[Any, grpc.aio.ServicerContext], Any]
+_Behavior: TypeAlias = Callable[[Any, grpc.aio.ServicerContext], Any]
 
 
-class Checked:
+class CheckedServer:
     """A server as the generated `add_..._to_server` functions see it: what they add reads nothing of who is not let in."""
 
     def __init__(self, server: grpc.aio.Server, check: Check) -> None:
@@ -36,55 +36,57 @@ class Checked:
     def add_generic_rpc_handlers(self, handlers: Sequence[grpc.ServiceRpcHandler]) -> None:
         """Add services. TypeError: one of their methods is not asynchronous."""
         self.services += (handler.service_name() for handler in handlers)
-        self._server.add_generic_rpc_handlers(tuple(_Service(handler, self._checked) for handler in handlers))
+        self._server.add_generic_rpc_handlers(
+            tuple(_Service(handler, self._wrap_handler) for handler in handlers)
+        )
 
     def add_registered_method_handlers(
         self, service: str, methods: Mapping[str, grpc.RpcMethodHandler]
     ) -> None:
         """Add the methods of a service by name, which gRPC does besides."""
-        checked = {name: self._checked(handler) for name, handler in methods.items()}
-        self._server.add_registered_method_handlers(service, checked)
+        wrapped = {name: self._wrap_handler(handler) for name, handler in methods.items()}
+        self._server.add_registered_method_handlers(service, wrapped)
 
-    def _checked(self, handler: grpc.RpcMethodHandler) -> grpc.RpcMethodHandler:
+    def _wrap_handler(self, handler: grpc.RpcMethodHandler) -> grpc.RpcMethodHandler:
         request = "stream" if handler.request_streaming else "unary"
         response = "stream" if handler.response_streaming else "unary"
-        behaviour = self._behaviour(
+        behavior = self._wrap_behavior(
             getattr(handler, f"{request}_{response}"), streaming=handler.request_streaming
         )
         make = getattr(grpc, f"stream_{response}_rpc_method_handler")
-        return make(behaviour, handler.request_deserializer, handler.response_serializer)
+        return make(behavior, handler.request_deserializer, handler.response_serializer)
 
-    def _behaviour(self, behaviour: _Behaviour, *, streaming: bool) -> _Behaviour:
-        async def let_in(requests: Any, context: grpc.aio.ServicerContext) -> Any:
+    def _wrap_behavior(self, behavior: _Behavior, *, streaming: bool) -> _Behavior:
+        async def admit(requests: Any, context: grpc.aio.ServicerContext) -> Any:
             await self._check(context)
-            return requests if streaming else await self._read(context)
+            return requests if streaming else await self._read_request(context)
 
-        if inspect.isasyncgenfunction(behaviour):
+        if inspect.isasyncgenfunction(behavior):
 
             async def stream(requests: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
-                request = await let_in(requests, context)
-                async with aclosing(behaviour(request, context)) as responses:
+                request = await admit(requests, context)
+                async with aclosing(behavior(request, context)) as responses:
                     async for response in responses:
                         yield response
 
             return stream
-        if not inspect.iscoroutinefunction(behaviour):
+        if not inspect.iscoroutinefunction(behavior):
             raise TypeError(
-                f"{behaviour!r} is not asynchronous: it would run in a thread, beside the event loop"
+                f"{behavior!r} is not asynchronous: it would run in a thread, beside the event loop"
             )
 
         async def call(requests: Any, context: grpc.aio.ServicerContext) -> Any:
-            return await behaviour(await let_in(requests, context), context)
+            return await behavior(await admit(requests, context), context)
 
         return call
 
-    async def _read(self, context: grpc.aio.ServicerContext) -> Any:
+    async def _read_request(self, context: grpc.aio.ServicerContext) -> Any:
         try:
-            async with asyncio.timeout(REQUEST_WITHIN):
+            async with asyncio.timeout(FIRST_REQUEST_TIMEOUT):
                 request = await context.read()
         except TimeoutError:
             await context.abort(
-                grpc.StatusCode.DEADLINE_EXCEEDED, f"no request came within {REQUEST_WITHIN:g} s"
+                grpc.StatusCode.DEADLINE_EXCEEDED, f"no request came within {FIRST_REQUEST_TIMEOUT:g} s"
             )
         if request is grpc.aio.EOF:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "there is no request in this call")
@@ -95,11 +97,11 @@ class _Service(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no typ
     def __init__(
         self,
         inner: grpc.GenericRpcHandler,
-        checked: Callable[[grpc.RpcMethodHandler], grpc.RpcMethodHandler],
+        wrap_handler: Callable[[grpc.RpcMethodHandler], grpc.RpcMethodHandler],
     ) -> None:
         self._inner = inner
-        self._checked = checked
+        self._wrap_handler = wrap_handler
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
         handler = self._inner.service(details)
-        return handler and self._checked(handler)
+        return handler and self._wrap_handler(handler)

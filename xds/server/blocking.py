@@ -21,7 +21,7 @@ _DETACH_FILTER: Final = 27
 _IP_HEADER: Final = 0x1_0000_0000 - 0x100000
 """SKF_NET_OFF: where the IP header begins; a TCP socket's filter sees the TCP header first."""
 _LOAD_WORD, _LOAD_BYTE, _AND, _EQUALS, _JUMP, _RETURN = 0x20, 0x30, 0x54, 0x15, 0x05, 0x06
-_KEEP: Final = 0xFFFF_FFFF
+_ACCEPT: Final = 0xFFFF_FFFF
 
 
 def network_of(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> Network:
@@ -53,26 +53,26 @@ def _program(networks: Iterable[Network]) -> bytes:
     for network in networks:
         start = int(network.network_address)
         if isinstance(network, ipaddress.IPv4Network):
-            ipv4 += (_instruction(_EQUALS, start, otherwise=1), _instruction(_RETURN, 0))
+            ipv4 += (_instruction(_EQUALS, start, skip_unless_equal=1), _instruction(_RETURN, 0))
         else:
             ipv6 += (
                 _instruction(_LOAD_WORD, _IP_HEADER + 8),
-                _instruction(_EQUALS, start >> 96, otherwise=3),
+                _instruction(_EQUALS, start >> 96, skip_unless_equal=3),
                 _instruction(_LOAD_WORD, _IP_HEADER + 12),
-                _instruction(_EQUALS, start >> 64 & 0xFFFF_FFFF, otherwise=1),
+                _instruction(_EQUALS, start >> 64 & 0xFFFF_FFFF, skip_unless_equal=1),
                 _instruction(_RETURN, 0),
             )
-    ipv4.append(_instruction(_RETURN, _KEEP))
-    ipv6.append(_instruction(_RETURN, _KEEP))
+    ipv4.append(_instruction(_RETURN, _ACCEPT))
+    ipv6.append(_instruction(_RETURN, _ACCEPT))
     version = (
         _instruction(_LOAD_BYTE, _IP_HEADER),
         _instruction(_AND, 0xF0),
-        _instruction(_EQUALS, 0x60, otherwise=1),
+        _instruction(_EQUALS, 0x60, skip_unless_equal=1),
         _instruction(_JUMP, len(ipv4)),
     )
     return b"".join((*version, *ipv4, *ipv6))
 
 
-def _instruction(code: int, operand: int, *, otherwise: int = 0) -> bytes:
+def _instruction(code: int, operand: int, *, skip_unless_equal: int = 0) -> bytes:
     """Encode an instruction; `otherwise`: how many of the next ones a comparison skips that is not true."""
-    return struct.pack("HBBI", code, 0, otherwise, operand)
+    return struct.pack("HBBI", code, 0, skip_unless_equal, operand)

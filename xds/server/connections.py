@@ -29,8 +29,8 @@ import grpc.aio
 import structlog
 
 from xds.server.blocking import Network, block, network_of
-from xds.server.budget import Budget
-from xds.server.proxies import Address, host_of, key_of
+from xds.server.proxies import Address, caller_key, peer_address
+from xds.server.token_bucket import TokenBucket
 
 log = structlog.get_logger(__name__)
 
@@ -64,13 +64,13 @@ _SCAN_INTERVAL_PER_DESCRIPTOR: Final = 0.0002
 
 It is a quarter of that when a connection is to be ended whose descriptor is not known yet.
 """
-_SCANNED_AT_ONCE: Final = 250
+_SCAN_BATCH: Final = 250
 """Descriptors or connections after which other tasks of the event loop get their turn: 2 ms."""
-_BACKLOG_MEMORY: Final = 60.0
+_BACKLOG_TTL: Final = 60.0
 """Seconds for which a backlog is reckoned with after it was seen."""
 _LOG_INTERVAL: Final = 10.0
 """Seconds between two lines of the log."""
-_MAX_BUDGETS: Final = 4_096
+_MAX_BUCKETS: Final = 4_096
 """Addresses and callers whose calls are remembered."""
 _MAX_BLOCKED: Final = 256
 """Addresses that are blocked at the same time; the kernel takes programs of 4,096 instructions, five for each."""
@@ -81,12 +81,19 @@ _BYTES_RECEIVED: Final = struct.Struct("=128xQ")
 _Key = tuple[Address, int]
 
 _NO_PROOF = "no proof in time"
-_CROWDED = "too many connections of one address without proof"
+_TOO_MANY_OF_ADDRESS = "too many connections of one address without proof"
 _TOO_MANY = "too many connections without proof"
 _TOO_MANY_BYTES = "too many bytes without proof"
 _TOO_MANY_UNPROVEN_CALLS = "too many calls without proof"
 _TOO_MANY_CALLS = "too many calls"
-_REASONS = (_NO_PROOF, _CROWDED, _TOO_MANY, _TOO_MANY_BYTES, _TOO_MANY_UNPROVEN_CALLS, _TOO_MANY_CALLS)
+_REASONS = (
+    _NO_PROOF,
+    _TOO_MANY_OF_ADDRESS,
+    _TOO_MANY,
+    _TOO_MANY_BYTES,
+    _TOO_MANY_UNPROVEN_CALLS,
+    _TOO_MANY_CALLS,
+)
 
 
 @dataclass(slots=True, eq=False)
@@ -101,16 +108,16 @@ class _Connection:
     """Seconds for which it has been there while this process had time for it."""
     sockets: dict[int, int] = field(default_factory=dict)
     """Descriptors by inode; none: they were not looked for yet. A client may use one port of its own for several of ours."""
-    proven: Budget | None = None
+    proven: TokenBucket | None = None
     """Calls that are left to a proven caller; None: no caller has proved anything on this connection."""
     is_authenticated: bool = False
     """Whether that caller showed a credential."""
-    doomed: str = ""
+    end_reason: str = ""
     """Why it is to be ended as soon as its descriptor is known."""
 
 
 @dataclass(slots=True)
-class _Ended:
+class _EndedConnections:
     """What the log has not been told yet."""
 
     reasons: Counter[str] = field(default_factory=Counter)
@@ -124,7 +131,7 @@ class ConnectionGuard:
     """
 
     def __init__(self) -> None:
-        self.own: set[str] = set()
+        self.own_services: set[str] = set()
         """Full names of the services that say themselves which calls are let in; all others let in everybody."""
         self.ended: Counter[str] = Counter(dict.fromkeys(_REASONS, 0))
         """Number of connections that were ended, by reason."""
@@ -133,8 +140,8 @@ class ConnectionGuard:
         self._connections: dict[_Key, _Connection] = {}
         self._others: set[int] = set()
         """Inodes of sockets that are not connections of the server."""
-        self._budgets: OrderedDict[Hashable, Budget] = OrderedDict()
-        self._all_unproven = Budget(*ALL_UNPROVEN_CALLS)
+        self._buckets: OrderedDict[Hashable, TokenBucket] = OrderedDict()
+        self._all_unproven_bucket = TokenBucket(*ALL_UNPROVEN_CALLS)
         self._backlog = 0.0
         self._backlog_until = 0.0
         self._running = False
@@ -143,49 +150,49 @@ class ConnectionGuard:
         self._blocked: OrderedDict[Network, float] = OrderedDict()
         """Until when nothing is accepted, by address."""
         self._scanned_at = 0.0
-        self._pause = _SCAN_INTERVAL
-        self._hurry = asyncio.Event()
-        self._untold = _Ended()
-        self._told_at = float("-inf")
+        self._scan_interval = _SCAN_INTERVAL
+        self._wakeup = asyncio.Event()
+        self._unlogged = _EndedConnections()
+        self._logged_at = float("-inf")
         self._failed_at = float("-inf")
 
-    def proved(self, context: grpc.aio.ServicerContext, caller: Any = None) -> None:
+    def mark_proven(self, context: grpc.aio.ServicerContext, caller: Any = None) -> None:
         """Note that a call was let in: its connection is left alone from now on. `caller`: who made it, if that was proved."""
-        if not (connection := self._of(context)):
+        if not (connection := self._connection_of(context)):
             return
         now = _now()
         if connection.proven is None:
             waited = min(now - connection.since, MAX_BACKLOG)
             if waited > self._backlog or now > self._backlog_until:
-                self._backlog, self._backlog_until = waited, now + _BACKLOG_MEMORY
-            connection.proven = self._proven_budget(connection.key[0], caller)
+                self._backlog, self._backlog_until = waited, now + _BACKLOG_TTL
+            connection.proven = self._proven_bucket(connection.key[0], caller)
             connection.is_authenticated = caller is not None
         self._charge(connection, connection.proven, now)
 
-    def unproven(self, context: grpc.aio.ServicerContext, *, undecided: bool = False) -> None:
+    def record_unproven(self, context: grpc.aio.ServicerContext, *, undecided: bool = False) -> None:
         """Note that a call was refused, or was answered without proof.
 
         `undecided`: the credential could not be checked, such as while the API server is down. Honest callers meet
         this all at once, so only the limit of their address applies.
         """
         self.unproven_calls += 1
-        if not (connection := self._of(context)):
+        if not (connection := self._connection_of(context)):
             return
         now = _now()
         if connection.proven:
             self._charge(connection, connection.proven, now)
             return
-        own = self._budget(connection.network, UNPROVEN_CALLS)
-        exceeds_own = not own.take(now)
-        if exceeds_own or not (undecided or self._all_unproven.take(now)):
+        own_bucket = self._bucket(connection.network, UNPROVEN_CALLS)
+        exceeds_bucket = not own_bucket.take(now)
+        if exceeds_bucket or not (undecided or self._all_unproven_bucket.take(now)):
             # An address that makes few calls is not blocked for what all others do.
-            if exceeds_own or own.is_half_spent:
+            if exceeds_bucket or own_bucket.is_half_spent:
                 self._block(connection.network, now)
             self._end(connection, _TOO_MANY_UNPROVEN_CALLS)
 
-    def _charge(self, connection: _Connection, budget: Budget, now: float) -> None:
+    def _charge(self, connection: _Connection, bucket: TokenBucket, now: float) -> None:
         """Count a call of a proven caller; end the connection if it is one too many."""
-        if not budget.take(now):
+        if not bucket.take(now):
             if connection.is_authenticated:  # In plaintext, an address may be that of many clients.
                 self._block(connection.network, now)
             self._end(connection, _TOO_MANY_CALLS)
@@ -204,24 +211,24 @@ class ConnectionGuard:
                 try:
                     await self._scan(frozenset(ports))
                 except Exception as error:  # noqa: BLE001 - the next scan may succeed, and without any there are no limits
-                    self._report(error)
-                await asyncio.sleep(self._pause / 4)
+                    self._log_scan_failure(error)
+                await asyncio.sleep(self._scan_interval / 4)
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(self._pause * 3 / 4):
-                        await self._hurry.wait()
-                self._hurry.clear()
+                    async with asyncio.timeout(self._scan_interval * 3 / 4):
+                        await self._wakeup.wait()
+                self._wakeup.clear()
         finally:
             self._running = False
             self._connections.clear()
             self._blocked.clear()
-            self._filter()
+            self._update_filters()
 
-    def _of(self, context: grpc.aio.ServicerContext) -> _Connection | None:
+    def _connection_of(self, context: grpc.aio.ServicerContext) -> _Connection | None:
         """Return the connection of a call; None: it is not guarded."""
         if not self._running:
             return None
         peer = context.peer()
-        host, port = host_of(peer), peer.rpartition(":")[2]
+        host, port = peer_address(peer), peer.rpartition(":")[2]
         if host is None or not port.isdecimal():
             return None
         key = host, int(port)
@@ -230,53 +237,55 @@ class ConnectionGuard:
             connection = self._connections[key] = _Connection(key, network_of(key[0]), _now())
         return connection
 
-    def _proven_budget(self, address: Address, caller: Any) -> Budget:
+    def _proven_bucket(self, address: Address, caller: Any) -> TokenBucket:
         if caller is None:
-            return self._budget((address, None), PLAINTEXT_CALLS)
-        return self._budget((address, key_of(caller)), PROVEN_CALLS)
+            return self._bucket((address, None), PLAINTEXT_CALLS)
+        return self._bucket((address, caller_key(caller)), PROVEN_CALLS)
 
-    def _budget(self, key: Hashable, calls: tuple[int, int]) -> Budget:
-        budget = self._budgets.pop(key, None) or Budget(*calls)
-        self._budgets[key] = budget
-        if len(self._budgets) > _MAX_BUDGETS:
-            self._budgets.popitem(last=False)
-        return budget
+    def _bucket(self, key: Hashable, calls: tuple[int, int]) -> TokenBucket:
+        bucket = self._buckets.pop(key, None) or TokenBucket(*calls)
+        self._buckets[key] = bucket
+        if len(self._buckets) > _MAX_BUCKETS:
+            self._buckets.popitem(last=False)
+        return bucket
 
     async def _scan(self, ports: Collection[int]) -> None:
         """Find out which connections there are, and end those that have to go."""
         began = _now()
-        seen: set[int] = set()
-        known = {inode: each for each in self._connections.values() for inode in each.sockets}
+        seen_inodes: set[int] = set()
+        connection_by_inode = {
+            inode: connection for connection in self._connections.values() for inode in connection.sockets
+        }
         descriptors = os.listdir(_DESCRIPTORS)  # noqa: PTH208 - there may be 10,000 of them, twice a second
-        for start in range(0, len(descriptors), _SCANNED_AT_ONCE):
-            for descriptor in map(int, descriptors[start : start + _SCANNED_AT_ONCE]):
-                if (inode := _inode(descriptor)) and inode not in seen:
-                    seen.add(inode)
-                    if connection := known.get(inode):
+        for start in range(0, len(descriptors), _SCAN_BATCH):
+            for descriptor in map(int, descriptors[start : start + _SCAN_BATCH]):
+                if (inode := _inode(descriptor)) and inode not in seen_inodes:
+                    seen_inodes.add(inode)
+                    if connection := connection_by_inode.get(inode):
                         connection.sockets[inode] = descriptor
                     elif inode in self._listeners:
                         self._listeners[inode] = descriptor
                     elif inode not in self._others:
-                        self._look(descriptor, inode, ports)
+                        self._classify(descriptor, inode, ports)
             await asyncio.sleep(0)
-        self._others &= seen
-        for inode in self._listeners.keys() - seen:
+        self._others &= seen_inodes
+        for inode in self._listeners.keys() - seen_inodes:
             del self._listeners[inode]
         for key, connection in tuple(self._connections.items()):
-            for inode in connection.sockets.keys() - seen:
+            for inode in connection.sockets.keys() - seen_inodes:
                 del connection.sockets[inode]
             if not connection.sockets and connection.since < began:
                 del self._connections[key]
         now = _now()
-        self._pause = max(_SCAN_INTERVAL, len(descriptors) * _SCAN_INTERVAL_PER_DESCRIPTOR)
-        await self._judge(now, min(now - self._scanned_at, 2 * self._pause))
+        self._scan_interval = max(_SCAN_INTERVAL, len(descriptors) * _SCAN_INTERVAL_PER_DESCRIPTOR)
+        await self._enforce_limits(now, min(now - self._scanned_at, 2 * self._scan_interval))
         self._scanned_at = now
         self._unblock(now)
-        self._tell(now)
+        self._log_ended(now)
 
-    def _look(self, descriptor: int, inode: int, ports: Collection[int]) -> None:
+    def _classify(self, descriptor: int, inode: int, ports: Collection[int]) -> None:
         """Find out what a socket is that was not there in the last scan."""
-        names = _names(descriptor, inode)
+        names = _inspect_socket(descriptor, inode)
         if names is None:
             return  # It is gone already.
         local, key = names
@@ -289,49 +298,49 @@ class ConnectionGuard:
         connection = self._connections.setdefault(key, _Connection(key, network_of(key[0]), _now()))
         connection.sockets[inode] = descriptor
 
-    async def _judge(self, now: float, passed: float) -> None:
+    async def _enforce_limits(self, now: float, passed: float) -> None:
         """End the connections that have to go; `passed`: seconds by which all are older."""
-        crowds: dict[Network, list[_Connection]] = {}
+        by_network: dict[Network, list[_Connection]] = {}
         for connection in tuple(self._connections.values()):
-            if connection.doomed:
-                self._end(connection, connection.doomed)
+            if connection.end_reason:
+                self._end(connection, connection.end_reason)
             elif connection.proven is None and connection.sockets:
-                crowds.setdefault(connection.network, []).append(connection)
-        patience = self._backlog if now <= self._backlog_until else 0.0
-        left: list[tuple[int, float, _Connection]] = []
-        for network, crowd in crowds.items():
-            crowd.sort(key=lambda each: each.since, reverse=True)
-            for rank, connection in enumerate(crowd):
+                by_network.setdefault(connection.network, []).append(connection)
+        extension = self._backlog if now <= self._backlog_until else 0.0
+        remaining: list[tuple[int, float, _Connection]] = []
+        for network, connections in by_network.items():
+            connections.sort(key=lambda connection: connection.since, reverse=True)
+            for rank, connection in enumerate(connections):
                 if connection.proven is not None:  # Meanwhile.
                     continue
-                age = connection.age - patience
+                age = connection.age - extension
                 connection.age += passed
                 if age > PROOF_TIMEOUT:
                     self._end(connection, _NO_PROOF)
                 elif rank >= MAX_UNPROVEN_PER_ADDRESS and age > CROWDED_PROOF_TIMEOUT:
-                    self._end(connection, _CROWDED)
-                elif _received(connection) > MAX_UNPROVEN_BYTES:
+                    self._end(connection, _TOO_MANY_OF_ADDRESS)
+                elif _bytes_received(connection) > MAX_UNPROVEN_BYTES:
                     self._block(network, now)
                     self._end(connection, _TOO_MANY_BYTES)
                 else:
-                    left.append((rank, age, connection))
-                    if len(left) % _SCANNED_AT_ONCE == 0:
+                    remaining.append((rank, age, connection))
+                    if len(remaining) % _SCAN_BATCH == 0:
                         await asyncio.sleep(0)
-        left.sort(key=lambda each: each[:2])  # Those of the addresses that have most are the last.
-        for _, _, connection in left[MAX_UNPROVEN:]:
+        remaining.sort(key=lambda item: item[:2])  # Those of the addresses that have most are the last.
+        for _, _, connection in remaining[MAX_UNPROVEN:]:
             if connection.proven is None:
                 self._end(connection, _TOO_MANY)
 
     def _end(self, connection: _Connection, reason: str) -> None:
         if not connection.sockets:
-            connection.doomed = reason
-            self._hurry.set()
+            connection.end_reason = reason
+            self._wakeup.set()
             return
         for inode, descriptor in connection.sockets.items():
             if _shut_down(descriptor, inode):
                 self.ended[reason] += 1
-                self._untold.reasons[reason] += 1
-                self._untold.addresses.add(connection.key[0])
+                self._unlogged.reasons[reason] += 1
+                self._unlogged.addresses.add(connection.key[0])
                 self._others.add(inode)  # It is not looked at again while gRPC closes it.
         self._connections.pop(connection.key, None)
 
@@ -342,38 +351,38 @@ class ConnectionGuard:
         if len(self._blocked) > _MAX_BLOCKED:
             self._blocked.popitem(last=False)
         if is_new:
-            self._filter()
+            self._update_filters()
 
     def _unblock(self, now: float) -> None:
         """Accept connections again from addresses whose time is over."""
-        over = [network for network, until in self._blocked.items() if until <= now]
-        for network in over:
+        expired = [network for network, until in self._blocked.items() if until <= now]
+        for network in expired:
             del self._blocked[network]
-        if over:
-            self._filter()
+        if expired:
+            self._update_filters()
 
-    def _filter(self) -> None:
+    def _update_filters(self) -> None:
         for inode, descriptor in self._listeners.items():
-            with suppress(OSError), _copy(descriptor, inode) as listener:
+            with suppress(OSError), _duplicate(descriptor, inode) as listener:
                 block(listener, self._blocked)
 
-    def _report(self, error: Exception) -> None:
+    def _log_scan_failure(self, error: Exception) -> None:
         """Log that a scan failed, once in a while."""
         if (now := _now()) >= self._failed_at + _LOG_INTERVAL:
             self._failed_at = now
             log.error("scan of connections failed", problem=f"{type(error).__name__}: {error}")
 
-    def _tell(self, now: float) -> None:
+    def _log_ended(self, now: float) -> None:
         """Say in the log what was ended, in one line for all."""
-        if not self._untold.reasons or now < self._told_at + _LOG_INTERVAL:
+        if not self._unlogged.reasons or now < self._logged_at + _LOG_INTERVAL:
             return
-        self._told_at = now
-        untold, self._untold = self._untold, _Ended()
+        self._logged_at = now
+        ended, self._unlogged = self._unlogged, _EndedConnections()
         log.warning(
             "connections ended",
-            reasons=dict(untold.reasons),
-            addresses=len(untold.addresses),
-            example=str(next(iter(untold.addresses))),
+            reasons=dict(ended.reasons),
+            addresses=len(ended.addresses),
+            example=str(next(iter(ended.addresses))),
         )
 
 
@@ -392,43 +401,43 @@ class _Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc ha
         handler = await continuation(details)
         if handler is None:
             return grpc.stream_stream_rpc_method_handler(self._unknown)
-        if details.method.rpartition("/")[0].lstrip("/") in self._guard.own:
+        if details.method.rpartition("/")[0].lstrip("/") in self._guard.own_services:
             return handler
         request = "stream" if handler.request_streaming else "unary"
         response = "stream" if handler.response_streaming else "unary"
-        behaviour = _telling(getattr(handler, f"{request}_{response}"), self._guard.proved)
+        behavior = _reporting(getattr(handler, f"{request}_{response}"), self._guard.mark_proven)
         make = getattr(grpc, f"{request}_{response}_rpc_method_handler")
-        return make(behaviour, handler.request_deserializer, handler.response_serializer)
+        return make(behavior, handler.request_deserializer, handler.response_serializer)
 
     async def _unknown(self, _: object, context: grpc.aio.ServicerContext) -> None:
-        self._guard.unproven(context)
+        self._guard.record_unproven(context)
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
 
 
-def _telling(behaviour: Callable[..., Any], tell: Callable[[Any], None]) -> Callable[..., Any]:
+def _reporting(behavior: Callable[..., Any], report: Callable[[Any], None]) -> Callable[..., Any]:
     """Return a behaviour of the same kind that tells of each call first."""
-    if inspect.isasyncgenfunction(behaviour):
+    if inspect.isasyncgenfunction(behavior):
 
         async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
-            tell(context)
-            async with aclosing(behaviour(request, context)) as responses:
+            report(context)
+            async with aclosing(behavior(request, context)) as responses:
                 async for response in responses:
                     yield response
 
         return stream
-    if inspect.iscoroutinefunction(behaviour):
+    if inspect.iscoroutinefunction(behavior):
 
         async def call(request: Any, context: Any) -> Any:
-            tell(context)
-            return await behaviour(request, context)
+            report(context)
+            return await behavior(request, context)
 
         return call
 
     loop = asyncio.get_running_loop()
 
     def in_thread(request: Any, context: Any) -> Any:
-        loop.call_soon_threadsafe(tell, context)
-        return behaviour(request, context)
+        loop.call_soon_threadsafe(report, context)
+        return behavior(request, context)
 
     return in_thread
 
@@ -456,7 +465,7 @@ def _borrowed(descriptor: int) -> Iterator[socket.socket]:
         borrowed.detach()
 
 
-def _names(descriptor: int, inode: int) -> tuple[int, _Key | None] | None:
+def _inspect_socket(descriptor: int, inode: int) -> tuple[int, _Key | None] | None:
     """Return the local port and the peer of a TCP socket, (PORT, None) if it listens, (0, None) if it is of another kind.
 
     None: it is gone, or its connection is.
@@ -469,7 +478,7 @@ def _names(descriptor: int, inode: int) -> tuple[int, _Key | None] | None:
                 if borrowed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
                     names = local, None
                 else:
-                    names = local, _key(*borrowed.getpeername()[:2])
+                    names = local, _peer_key(*borrowed.getpeername()[:2])
     except (OSError, ValueError, TypeError, IndexError, AttributeError):
         return (
             None  # gRPC's threads may close it and open a socket of another kind under its number meanwhile.
@@ -477,13 +486,13 @@ def _names(descriptor: int, inode: int) -> tuple[int, _Key | None] | None:
     return names if _inode(descriptor) == inode else None
 
 
-def _key(host: str, port: int) -> _Key:
+def _peer_key(host: str, port: int) -> _Key:
     address = ipaddress.ip_address(host.partition("%")[0])
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     return mapped or address, port
 
 
-def _received(connection: _Connection) -> int:
+def _bytes_received(connection: _Connection) -> int:
     """Return how many bytes a client has sent; 0 if the kernel does not say."""
     total = 0
     for descriptor in connection.sockets.values():
@@ -496,7 +505,7 @@ def _received(connection: _Connection) -> int:
 def _shut_down(descriptor: int, inode: int) -> bool:
     """Shut a socket down, so that gRPC sees its end and closes it. False: it is gone already."""
     try:
-        with _copy(descriptor, inode) as copy:
+        with _duplicate(descriptor, inode) as copy:
             copy.shutdown(socket.SHUT_RDWR)
     except OSError:
         return False
@@ -504,7 +513,7 @@ def _shut_down(descriptor: int, inode: int) -> bool:
 
 
 @contextmanager
-def _copy(descriptor: int, inode: int) -> Iterator[socket.socket]:
+def _duplicate(descriptor: int, inode: int) -> Iterator[socket.socket]:
     """Give a copy of a descriptor, which stays the same socket: no other thread closes it. OSError: the socket is gone."""
     with socket.socket(fileno=os.dup(descriptor)) as copy:
         if _inode(copy.fileno()) != inode:

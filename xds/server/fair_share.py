@@ -12,7 +12,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-class FairSlots:
+class FairSemaphore:
     """A semaphore that serves waiting clients in turn, so that a client with many requests does not delay the others."""
 
     def __init__(self, slots: int, per_client: int) -> None:
@@ -25,13 +25,13 @@ class FairSlots:
         self._free = slots
         self._per_client = per_client
         self._held = Counter[str]()
-        self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+        self._queues: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
 
     @asynccontextmanager
     async def slot(self, client: str) -> AsyncIterator[None]:
         """Hold a slot; wait for the client's turn if there is none."""
         turn = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(client, deque()).append(turn)
+        self._queues.setdefault(client, deque()).append(turn)
         self._assign()
         try:
             await turn
@@ -44,12 +44,12 @@ class FairSlots:
                 self._assign()
 
     def _assign(self) -> None:
-        for client in list(self._waiting):
+        for client in list(self._queues):
             if not self._free:
                 return
             if self._held[client] >= self._per_client:
                 continue
-            turns = self._waiting.pop(client)
+            turns = self._queues.pop(client)
             while turns:
                 turn = turns.popleft()
                 if not turn.done():  # The client may have given up.
@@ -58,7 +58,7 @@ class FairSlots:
                     self._held[client] += 1
                     break
             if turns:
-                self._waiting[client] = turns  # To the end of the queue.
+                self._queues[client] = turns  # To the end of the queue.
 
 
 class CpuShare:
@@ -87,16 +87,16 @@ class CpuShare:
         return self._used <= self.SHARE * (now - self._updated)
 
 
-class FairThread:
+class FairExecutor:
     """Runs functions in a thread, one at a time and one client after the other."""
 
     def __init__(self) -> None:
-        self._slots = FairSlots(1, 1)
+        self._slots = FairSemaphore(1, 1)
 
     async def run(self, client: str, share: CpuShare, function: Callable[[], T]) -> T:
         """Return what the function returns, or raise what it raises, and charge the client's share for its CPU time."""
         async with self._slots.slot(client):
-            work = asyncio.ensure_future(asyncio.to_thread(_timed, function))
+            work = asyncio.ensure_future(asyncio.to_thread(_call_timed, function))
             try:
                 await asyncio.wait([work])
             except asyncio.CancelledError:
@@ -111,7 +111,7 @@ class FairThread:
         return result
 
 
-def _timed(function: Callable[[], T]) -> tuple[T | Exception, float]:
+def _call_timed(function: Callable[[], T]) -> tuple[T | Exception, float]:
     """Call a function; return its result or exception, and the CPU seconds that it took."""
     began = thread_time()
     try:

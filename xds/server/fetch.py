@@ -12,24 +12,24 @@ from xds.protocol.limits import Budgets, RequestError
 from xds.protocol.responses import response
 from xds.protocol.subscription import Subscription
 from xds.protocol.wire import Request
-from xds.server.proxies import Proxies, Refused, StreamInfo, Subscriber, connected, nothing_known
+from xds.server.proxies import Proxies, Refused, StreamInfo, Subscriber, no_snapshot, open_subscriber
 from xds.snapshot import Resource, ResourceSet, Snapshot
 
 log = structlog.get_logger(__name__)
 
-PATIENCE = 0.5
+FIRST_SNAPSHOT_TIMEOUT = 0.5
 """Seconds that a request is held for the first snapshot of its proxy. Envoy gives up on a poll after one, by default."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Fetched:
+class FetchResult:
     """What a proxy should have of what it asked for."""
 
     type_url: str
     version: str
     """Of the resources in here, so that it is another one if other names are asked for."""
     resources: tuple[Resource, ...] = field(repr=False)
-    is_known: bool
+    is_current: bool
     """Whether the request came with this version, as the one that the proxy has."""
 
     def response(self, identifier: str = "") -> bytes:
@@ -49,8 +49,8 @@ async def fetch(
     info: StreamInfo,
     budgets: Budgets,
     *,
-    patience: float = PATIENCE,
-) -> Fetched:
+    first_snapshot_timeout: float = FIRST_SNAPSHOT_TIMEOUT,
+) -> FetchResult:
     """Answer a DiscoveryRequest for the resources and collections that it names, or for all of the type if it names none, or `*`.
 
     The proxy is a subscriber for as long as it takes until it has a snapshot. RequestError: there is something wrong
@@ -62,16 +62,17 @@ async def fetch(
         raise RequestError("a request must have node.id")
     if request.type_url not in {"", type_url}:
         raise RequestError(f"this is for {type_url} only, not for {request.type_url}")
-    wanted = Subscription(legacy=True)
-    wanted.replace(request.names)
+    subscription = Subscription(legacy=True)
+    subscription.replace(request.names)
     try:
-        with connected(proxies, budgets, request.node, info) as subscriber:
+        with open_subscriber(proxies, budgets, request.node, info) as subscriber:
             assert subscriber.lease  # noqa: S101 - it is open in this block
-            subscriber.lease.use(len(wanted.names), wanted.size)
+            subscriber.lease.use(len(subscription.names), subscription.size)
             proxies.observe(
-                subscriber, Subscribed(type_url=type_url, names=wanted.names, wildcard=wanted.wildcard)
+                subscriber,
+                Subscribed(type_url=type_url, names=subscription.names, wildcard=subscription.wildcard),
             )
-            found = await _first_snapshot(subscriber, patience)
+            snapshot = await _first_snapshot(subscriber, first_snapshot_timeout)
     except Refused as refused:
         # Not a warning: who polls comes again and again.
         log.info(
@@ -82,27 +83,27 @@ async def fetch(
             reason=refused.message,
         )
         raise
-    resources = found.of(type_url)
-    if not wanted.wildcard:
-        names = resources if wanted.collections else wanted.names
-        there = [name for name in names if name in resources and wanted.covers(name)]
-        resources = ResourceSet(resources[name] for name in sorted(there))
-    return Fetched(
+    resources = snapshot.of(type_url)
+    if not subscription.wildcard:
+        names = resources if subscription.collections else subscription.names
+        present = [name for name in names if name in resources and subscription.covers(name)]
+        resources = ResourceSet(resources[name] for name in sorted(present))
+    return FetchResult(
         type_url=type_url,
         version=resources.version,
         resources=tuple(resources.values()),
-        is_known=request.version == resources.version,
+        is_current=request.version == resources.version,
     )
 
 
-async def _first_snapshot(subscriber: Subscriber, patience: float) -> Snapshot:
+async def _first_snapshot(subscriber: Subscriber, first_snapshot_timeout: float) -> Snapshot:
     try:
-        async with asyncio.timeout(patience):
+        async with asyncio.timeout(first_snapshot_timeout):
             while subscriber.snapshot is None:
                 subscriber.changed.clear()
                 if subscriber.refused:
                     raise subscriber.refused
                 await subscriber.changed.wait()
     except TimeoutError:
-        raise nothing_known(subscriber.node) from None
+        raise no_snapshot(subscriber.node) from None
     return subscriber.snapshot

@@ -20,7 +20,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Handler
 
-from xds.server.fair_share import CpuShare, FairSlots
+from xds.server.fair_share import CpuShare, FairSemaphore
 
 log = structlog.get_logger(__name__)
 
@@ -218,10 +218,10 @@ class HttpListener:
         loop = asyncio.get_running_loop()
         await self._runner.setup()
         try:
-            found = await loop.getaddrinfo(
+            addresses = await loop.getaddrinfo(
                 self._host or None, self._port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
             )
-            for family, address in dict.fromkeys((info[0], info[4]) for info in found):
+            for family, address in dict.fromkeys((info[0], info[4]) for info in addresses):
                 self._sockets.append(_bind(family, address))
         except OSError as error:
             await self.stop()
@@ -286,8 +286,8 @@ class HttpListener:
             self._log_refusal("connection refused", client=address, limit=_SHARE)
             return None
         client.share.charge(HANDSHAKE_COST if self._tls else CONNECTION_COST, now)
-        if sum(len(each.connections) for each in self._clients.values()) >= self._max_connections:
-            largest = max(self._clients.values(), key=lambda each: len(each.connections))
+        if sum(len(other.connections) for other in self._clients.values()) >= self._max_connections:
+            largest = max(self._clients.values(), key=lambda other: len(other.connections))
             oldest = next(iter(largest.connections))
             del largest.connections[oldest]
             oldest.abort()
@@ -300,11 +300,11 @@ class HttpListener:
         for client in unused:
             del self._clients[client.address]
 
-    def _log_refusal(self, event: str, **about: object) -> None:
+    def _log_refusal(self, event: str, **fields: object) -> None:
         now = asyncio.get_running_loop().time()
         if now >= self._next_log.get(event, 0.0):
             self._next_log[event] = now + LOG_INTERVAL
-            log.warning(event, port=self.port, **about)
+            log.warning(event, port=self.port, **fields)
 
     async def _serve(self, connection: _Connection) -> None:
         try:
@@ -411,7 +411,7 @@ class BodyReader:
     def __init__(self, limit: int) -> None:
         """Create a reader for bodies of at most `limit` bytes."""
         self._limit = limit
-        self._large = FairSlots(LARGE_BODIES, LARGE_BODIES_PER_ADDRESS)
+        self._large = FairSemaphore(LARGE_BODIES, LARGE_BODIES_PER_ADDRESS)
 
     @asynccontextmanager
     async def read(self, request: web.Request) -> AsyncIterator[bytes]:

@@ -14,7 +14,7 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
 from xds.protocol.limits import DEFAULT, Limits
-from xds.server.admission import Checked
+from xds.server.admission import CheckedServer
 from xds.server.connections import ConnectionGuard
 from xds.server.discovery import DiscoveryService
 from xds.server.proxies import Authenticate, Proxies, is_encrypted
@@ -109,7 +109,7 @@ class XdsServer:
             proxies, identifier=identifier, observer=observer, authenticate=authenticate, limits=limits
         )
         self._secure = tuple(secure)
-        self._added = tuple(added)
+        self._services = tuple(added)
         self._health = _Health(self.discovery.connections)
         self._address = address
         self._grace = grace
@@ -117,8 +117,8 @@ class XdsServer:
         size = ("grpc.max_receive_message_length", limits.request_size)
         self._options = dict((*OPTIONS, size, *age, *options))
         self._server: grpc.aio.Server | None = None
-        self._guarding: asyncio.Task[None] | None = None
-        self._is_over = False
+        self._guard_task: asyncio.Task[None] | None = None
+        self._is_stopped = False
         self.port = 0
         """The port that it listens on, once started; of use when the address leaves the choice with port 0."""
         self.secure_ports: tuple[int, ...] = ()
@@ -135,21 +135,21 @@ class XdsServer:
         """Listen. RuntimeError: the address cannot be had, or it was started before."""
         if self._server:
             raise RuntimeError("the server is started already")
-        if self._is_over:
+        if self._is_stopped:
             raise RuntimeError(
                 "the server was stopped, and its clients sent elsewhere: make another XdsServer to serve"
             )
         connections = self.discovery.connections
         # gRPC counts those of each port by itself.
-        most = {"grpc.max_allowed_incoming_connections": max_connections() // (1 + len(self._secure))}
+        max_per_port = {"grpc.max_allowed_incoming_connections": max_connections() // (1 + len(self._secure))}
         server = grpc.aio.server(
-            options=tuple((most | self._options).items()), interceptors=(connections.interceptor(),)
+            options=tuple((max_per_port | self._options).items()), interceptors=(connections.interceptor(),)
         )
         server.add_generic_rpc_handlers(self.discovery.handlers())
-        asked = _AskedForHealth(server, self._health.count)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, asked)
-        connections.own.update(asked.services)
-        for add in self._added:
+        health_server = _HealthServer(server, self._health.record_caller)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, health_server)
+        connections.own_services.update(health_server.services)
+        for add in self._services:
             add(server, self.discovery)
         for handler in self.discovery.handlers():
             await self._health.set(handler.service_name(), health_pb2.HealthCheckResponse.SERVING)
@@ -162,7 +162,7 @@ class XdsServer:
         await server.start()
         self._server = server
         ports = (port for port in (self.port, *self.secure_ports) if port > 1)  # 1: a Unix socket
-        self._guarding = asyncio.create_task(connections.run(tuple(ports)))
+        self._guard_task = asyncio.create_task(connections.run(tuple(ports)))
         log.info("serving xDS", address=self._address, port=self.port)
         for (address, _), port in zip(self._secure, self.secure_ports, strict=True):
             log.info("serving xDS over TLS", address=address, port=port)
@@ -176,16 +176,16 @@ class XdsServer:
             closing = asyncio.create_task(self._server.stop(_UNLIMITED))
             try:
                 await asyncio.gather(
-                    asyncio.wait((closing,), timeout=self._grace), self.discovery.drain(within=self._grace)
+                    asyncio.wait((closing,), timeout=self._grace), self.discovery.drain(grace=self._grace)
                 )
             finally:
                 closing.cancel()
             await self._server.stop(None)
-            await self.discovery.ended(within=self._grace)
-            if self._guarding:
-                self._guarding.cancel()
-                await asyncio.wait((self._guarding,))
-            self._server, self._is_over = None, True
+            await self.discovery.wait_closed(grace=self._grace)
+            if self._guard_task:
+                self._guard_task.cancel()
+                await asyncio.wait((self._guard_task,))
+            self._server, self._is_stopped = None, True
 
 
 def max_connections() -> int:
@@ -204,12 +204,12 @@ class _Health(health.aio.HealthServicer):  # type: ignore[misc]  # it has no typ
         self._connections = connections
         self._watches = 0
 
-    async def count(self, context: grpc.aio.ServicerContext) -> None:
+    async def record_caller(self, context: grpc.aio.ServicerContext) -> None:
         """Let everybody in. Over TLS that proves nothing."""
         if is_encrypted(context):
-            self._connections.unproven(context)
+            self._connections.record_unproven(context)
         else:
-            self._connections.proved(context)
+            self._connections.mark_proven(context)
 
     async def Watch(self, request: Any, context: grpc.aio.ServicerContext) -> None:  # noqa: N802 - gRPC's name for it
         """Watch in plaintext. Over TLS, where anybody may connect, no stream stays open for who has not proved who it is."""
@@ -234,10 +234,12 @@ class _Health(health.aio.HealthServicer):  # type: ignore[misc]  # it has no typ
         )
 
 
-class _AskedForHealth(Checked):
-    async def _read(self, context: grpc.aio.ServicerContext) -> Any:
+class _HealthServer(CheckedServer):
+    async def _read_request(self, context: grpc.aio.ServicerContext) -> Any:
         """Read of which service the health is asked, but not of strangers: all are as well as the server is."""
-        return health_pb2.HealthCheckRequest() if is_encrypted(context) else await super()._read(context)
+        return (
+            health_pb2.HealthCheckRequest() if is_encrypted(context) else await super()._read_request(context)
+        )
 
 
 def _connection_age(seconds: float) -> tuple[tuple[str, int], ...]:

@@ -11,7 +11,7 @@ from xds.protocol.events import Acked, Event, Nacked, Subscribed
 from xds.protocol.session import Variant
 from xds.protocol.types import SHORT
 from xds.server import Stream
-from xds.server.convergence import Waits
+from xds.server.convergence import ConvergenceTracker
 from xds.server.stream import now
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET
 
@@ -21,13 +21,13 @@ LATENCIES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5,
 """Seconds: upper bounds of the histograms' buckets."""
 
 
-def label(type_url: str) -> str:
+def type_label(type_url: str) -> str:
     """Return the value of the label `type`: `cds` and so on; clients may ask for any type, and those are all `other`."""
     return SHORT.get(type_url, OTHER).lower()
 
 
 @dataclass(frozen=True, slots=True)
-class _OfType:
+class _TypeMetrics:
     """The metrics of one type."""
 
     pushes: Counter
@@ -45,7 +45,7 @@ class StreamMetrics:
     """An Observer that counts."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._streams: dict[Stream, Waits] = {}
+        self._streams: dict[Stream, ConvergenceTracker] = {}
         self._opened = Counter(
             "xds_streams_opened", "Streams that were let in.", ("variant",), registry=registry
         )
@@ -73,21 +73,23 @@ class StreamMetrics:
             ),
             histogram("xds_push_to_ack_seconds", "From when a response was sent to when a proxy took it."),
         )
-        self._known: dict[str, _OfType] = {}
+        self._by_type: dict[str, _TypeMetrics] = {}
         for type_url in (CLUSTER, ENDPOINT, SECRET, LISTENER, ROUTE):
-            self._of(type_url)  # So that what has not happened yet is 0, and its first time an increase.
+            self._metrics_of(
+                type_url
+            )  # So that what has not happened yet is 0, and its first time an increase.
 
-    def _of(self, type_url: str) -> _OfType:
+    def _metrics_of(self, type_url: str) -> _TypeMetrics:
         """Return the metrics of a type. Looking labels up costs more than counting, so it is done once."""
-        value = label(type_url)
-        found = self._known.get(value)
-        if found is None:
-            found = self._known[value] = _OfType(*(metric.labels(value) for metric in self._metrics))  # type: ignore[arg-type]
-        return found
+        value = type_label(type_url)
+        metrics = self._by_type.get(value)
+        if metrics is None:
+            metrics = self._by_type[value] = _TypeMetrics(*(metric.labels(value) for metric in self._metrics))  # type: ignore[arg-type]
+        return metrics
 
     def opened(self, stream: Stream) -> None:
         """A stream was let in."""
-        self._streams[stream] = Waits()
+        self._streams[stream] = ConvergenceTracker()
         self._opened.labels(stream.info.variant.value).inc()
 
     def sent(self, stream: Stream, size: int) -> None:
@@ -95,28 +97,28 @@ class StreamMetrics:
         response = stream.session.sent
         if response is None:
             return
-        of = self._of(response.type_url)
-        of.pushes.inc()
-        of.bytes.inc(size)
-        of.resources.inc(len(response.resources))
-        of.removed.inc(len(response.removed))
+        metrics = self._metrics_of(response.type_url)
+        metrics.pushes.inc()
+        metrics.bytes.inc(size)
+        metrics.resources.inc(len(response.resources))
+        metrics.removed.inc(len(response.removed))
         self._streams[stream].sent(stream, response)
 
     def received(self, stream: Stream, event: Event) -> None:
         """A request meant this."""
         match event:
             case Subscribed():
-                self._of(event.type_url).subscriptions.inc()
+                self._metrics_of(event.type_url).subscriptions.inc()
                 self._streams[stream].subscribed(stream, event)
             case Acked():
-                of = self._of(event.type_url)
-                of.acks.inc()
-                of.push_to_ack.observe(event.waited)
+                metrics = self._metrics_of(event.type_url)
+                metrics.acks.inc()
+                metrics.push_to_ack.observe(event.waited)
                 since = self._streams[stream].answered(event)
                 if since is not None:
-                    of.change_to_ack.observe(now() - since)
+                    metrics.change_to_ack.observe(now() - since)
             case Nacked():
-                self._of(event.type_url).nacks.inc()
+                self._metrics_of(event.type_url).nacks.inc()
                 self._streams[stream].answered(event)
 
     def closed(self, stream: Stream) -> None:

@@ -19,7 +19,7 @@ from xds.protocol.session import Session, Variant
 from xds.protocol.wire import Node
 from xds.snapshot import Snapshot
 
-_LONGEST_MESSAGE = 1000
+_MAX_STATUS_MESSAGE = 1000
 """Characters of what a client is told. gRPC sends up to three bytes for each, and clients take 16 KiB of headers."""
 
 
@@ -35,7 +35,7 @@ def is_encrypted(context: grpc.aio.ServicerContext) -> bool:
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
-def host_of(peer: str) -> Address | None:
+def peer_address(peer: str) -> Address | None:
     """Return the address of a peer in gRPC's form, `ipv4:127.0.0.1:1` or `ipv6:%5B::1%5D:1`; None if it has none."""
     host = unquote(peer.partition(":")[2]).rpartition(":")[0].strip("[]").partition("%")[0]
     try:
@@ -47,12 +47,12 @@ def host_of(peer: str) -> Address | None:
     return mapped or address
 
 
-def cut(message: str) -> str:
+def truncate(message: str) -> str:
     """Return a message in a length that can be sent as the status of a call."""
-    return message if len(message) <= _LONGEST_MESSAGE else f"{message[: _LONGEST_MESSAGE - 3]}..."
+    return message if len(message) <= _MAX_STATUS_MESSAGE else f"{message[: _MAX_STATUS_MESSAGE - 3]}..."
 
 
-def status_of(error: RequestError) -> grpc.StatusCode:
+def status_code(error: RequestError) -> grpc.StatusCode:
     """Return the status of a call that ends because of its request."""
     is_limit = isinstance(error, LimitError)
     return grpc.StatusCode.RESOURCE_EXHAUSTED if is_limit else grpc.StatusCode.INVALID_ARGUMENT
@@ -67,12 +67,12 @@ class Refused(Exception):  # noqa: N818 - it is an answer, not an accident
         self.message = message
 
 
-def nothing_known(node: Node) -> Refused:
+def no_snapshot(node: Node) -> Refused:
     """Return how a call ends that does not wait any longer for a first snapshot."""
     return Refused(grpc.StatusCode.UNAVAILABLE, f"nothing is known for {node.id} yet; ask again")
 
 
-def key_of(caller: Any) -> Hashable:
+def caller_key(caller: Any) -> Hashable:
     """Return what limits know a caller by, whatever `authenticate` returns."""
     try:
         hash(caller)
@@ -98,7 +98,7 @@ class StreamInfo:
     @property
     def origin(self) -> Hashable:
         """Whose requests share the event loop's time: a caller at one address, or a connection in plaintext."""
-        return self.peer if self.caller is None else (key_of(self.caller), host_of(self.peer))
+        return self.peer if self.caller is None else (caller_key(self.caller), peer_address(self.peer))
 
 
 class Subscriber:
@@ -163,7 +163,9 @@ class Proxies(Protocol):
 
 
 @contextmanager
-def connected(proxies: Proxies, budgets: Budgets, node: Node, stream: StreamInfo) -> Iterator[Subscriber]:
+def open_subscriber(
+    proxies: Proxies, budgets: Budgets, node: Node, stream: StreamInfo
+) -> Iterator[Subscriber]:
     """Let a stream in until the block ends, and charge its client for it. Refused, LimitError: it is not let in."""
     subscriber = proxies.connect(node, stream)
     try:

@@ -17,21 +17,21 @@ import structlog
 from xds.protocol.events import Acked, Event, Nacked, Subscribed
 from xds.protocol.session import Session
 from xds.protocol.wire import Node
-from xds.server.fairness import PER_REQUEST, PER_WARNING, Turns
-from xds.server.proxies import Proxies, StreamInfo, Subscriber, nothing_known
+from xds.server.proxies import Proxies, StreamInfo, Subscriber, no_snapshot
+from xds.server.scheduling import REQUEST_COST, WARNING_COST, TurnScheduler
 
 log = structlog.get_logger(__name__)
 
-MOST_TAKEN = 4 * 1024 * 1024
+MAX_CLIENT_MESSAGE = 4 * 1024 * 1024
 """Bytes of the largest message that gRPC clients take unless told otherwise."""
 
-FIRST_SNAPSHOT = 5.0
+FIRST_SNAPSHOT_TIMEOUT = 5.0
 """Seconds that a client which asks for nothing more waits at most for there to be anything for it."""
 
-LAST_WRITE = 1.0
+LAST_WRITE_TIMEOUT = 1.0
 """Seconds that a write may still take when the stream should end: gRPC cannot say why it ends before."""
 
-_MOST_NAMES = 10
+_MAX_LOGGED_NAMES = 10
 """Of resources or objects in one line of the log."""
 
 
@@ -60,7 +60,7 @@ class Stream:
         node: Node,
         session: Session,
         subscriber: Subscriber,
-        turns: Turns,
+        scheduler: TurnScheduler,
     ) -> None:
         self.info = info
         self.node = node
@@ -69,17 +69,17 @@ class Stream:
         subscriber.session = session
         self.opened_at = now()
         """In seconds of the event loop's clock, as are all times of its session."""
-        self.moves = 0
+        self.message_count = 0
         """How many requests and responses there were: nothing the client does changes its status without another."""
-        self._turns = turns
-        self._has_asked = False
+        self._scheduler = scheduler
+        self._answers_request = False
         """Whether what is composed next answers a request."""
         self._is_writing = False
-        self._was_too_large = False
+        self._warned_of_size = False
 
-    def stop(self, why: str) -> None:
+    def stop(self, reason: str) -> None:
         """End it with UNAVAILABLE, so that its client goes elsewhere."""
-        self.subscriber.refuse(grpc.StatusCode.UNAVAILABLE, why)
+        self.subscriber.refuse(grpc.StatusCode.UNAVAILABLE, reason)
 
     async def run(
         self, context: grpc.aio.ServicerContext, proxies: Proxies, observer: Observer | None
@@ -88,31 +88,31 @@ class Stream:
         reader = asyncio.create_task(self._read(context, proxies, observer))
         writer = asyncio.current_task()
         assert writer  # noqa: S101 - gRPC runs each stream in a task of its own
-        too_late: asyncio.TimerHandle | None = None
-        gave_up = False
+        write_timer: asyncio.TimerHandle | None = None
+        write_timed_out = False
 
-        def give_up() -> None:
-            nonlocal gave_up
-            gave_up = True
+        def cancel_writer() -> None:
+            nonlocal write_timed_out
+            write_timed_out = True
             writer.cancel()
 
-        def hurry() -> None:
+        def limit_last_write() -> None:
             """Who does not read could otherwise go on with a stream that should end."""
-            nonlocal too_late
-            if self._is_writing and too_late is None:
-                too_late = reader.get_loop().call_later(LAST_WRITE, give_up)
+            nonlocal write_timer
+            if self._is_writing and write_timer is None:
+                write_timer = reader.get_loop().call_later(LAST_WRITE_TIMEOUT, cancel_writer)
 
         def done(reader: asyncio.Task[None]) -> None:
             self.subscriber.changed.set()
             if not reader.cancelled() and reader.exception():
-                hurry()
+                limit_last_write()
 
         reader.add_done_callback(done)
-        self.subscriber.on_refused = hurry
+        self.subscriber.on_refused = limit_last_write
         try:
             await self._write(context, reader, observer)
         except asyncio.CancelledError:
-            if gave_up and not writer.uncancel():
+            if write_timed_out and not writer.uncancel():
                 if self.subscriber.refused:
                     raise self.subscriber.refused from None
                 await reader
@@ -121,20 +121,20 @@ class Stream:
             # Nothing is awaited here: a stream may be cancelled while it ends, and would not be forgotten.
             reader.cancel()
             self.subscriber.on_refused = None  # It keeps all of this.
-            if too_late:
-                too_late.cancel()
+            if write_timer:
+                write_timer.cancel()
 
-    def take(self, events: list[Event], proxies: Proxies, observer: Observer | None) -> None:
+    def receive(self, events: list[Event], proxies: Proxies, observer: Observer | None) -> None:
         """Charge the client for a request, and tell those who care what it meant. LimitError: the client exceeds its budget."""
-        self.moves += 1
+        self.message_count += 1
         if self.subscriber.lease:
             self.subscriber.lease.use(self.session.names, self.session.size)
         for event in events:
             if observer:
                 observer.received(self, event)
             if isinstance(event, Nacked):
-                _log_rejection(self.node, event)
-                self._turns.pace.charge(self.info.origin, PER_WARNING)
+                _log_nack(self.node, event)
+                self._scheduler.pacer.charge(self.info.origin, WARNING_COST)
             if isinstance(event, Subscribed | Acked | Nacked):
                 proxies.observe(self.subscriber, event)
 
@@ -143,14 +143,14 @@ class Stream:
     ) -> None:
         """Take requests until the client has no more."""
         while True:
-            await self._turns.pace.wait(self.info.origin)
+            await self._scheduler.pacer.wait(self.info.origin)
             if (request := await context.read()) is grpc.aio.EOF:
                 return
-            await self._turns.take()
-            with self._turns.pace.working(self.info.origin, PER_REQUEST):
-                self.take(self.session.receive(request, now()), proxies, observer)
+            await self._scheduler.wait_turn()
+            with self._scheduler.pacer.measure(self.info.origin, REQUEST_COST):
+                self.receive(self.session.receive(request, now()), proxies, observer)
             del request  # It may be large, and the next one may not come for long.
-            self._has_asked = True
+            self._answers_request = True
             self.subscriber.changed.set()
 
     async def _write(
@@ -164,7 +164,7 @@ class Stream:
         closed_at: float | None = None
         changed = self.subscriber.changed
         while self.subscriber.refused is None:
-            await self._turns.take()
+            await self._scheduler.wait_turn()
             changed.clear()
             if reader.done() and closed_at is None:
                 await reader
@@ -174,41 +174,41 @@ class Stream:
             if snapshot and snapshot is not served:
                 served = snapshot
                 self.session.serve(snapshot)
-            with self._turns.pace.working(self.info.origin) if self._has_asked else nullcontext():
+            with self._scheduler.pacer.measure(self.info.origin) if self._answers_request else nullcontext():
                 response = self.session.next(now())
             if response:
-                self.moves += 1
-                self._note_size(len(response))
+                self.message_count += 1
+                self._warn_if_too_large(len(response))
                 if observer:
                     observer.sent(self, len(response))
                 self._is_writing = True
                 await context.write(response)
                 self._is_writing = False
                 continue
-            self._has_asked = False
-            until = self.session.deadline()
+            self._answers_request = False
+            deadline = self.session.deadline()
             if closed_at is not None:
                 if snapshot:
                     return
-                until = closed_at + FIRST_SNAPSHOT
-                if now() >= until:
-                    raise nothing_known(self.node)
+                deadline = closed_at + FIRST_SNAPSHOT_TIMEOUT
+                if now() >= deadline:
+                    raise no_snapshot(self.node)
             with suppress(TimeoutError):
-                async with asyncio.timeout_at(until):
+                async with asyncio.timeout_at(deadline):
                     await changed.wait()
         raise self.subscriber.refused
 
-    def _note_size(self, size: int) -> None:
+    def _warn_if_too_large(self, size: int) -> None:
         """Say once if a response is larger than many clients take: they reconnect, and get the same again."""
-        if size <= MOST_TAKEN or self._was_too_large:
+        if size <= MAX_CLIENT_MESSAGE or self._warned_of_size:
             return
-        self._was_too_large = True
+        self._warned_of_size = True
         log.warning(
             "response may be too large for the proxy",
             proxy=self.node.id,
             type=self.session.sent.type_url.rpartition(".")[2] if self.session.sent else "",
             bytes=size,
-            limit=MOST_TAKEN,
+            limit=MAX_CLIENT_MESSAGE,
             hint="gRPC clients take 4 MiB unless told otherwise (Envoy's own takes more): use delta xDS, which sends "
             "many resources in parts, or let the client take more",
         )
@@ -219,13 +219,13 @@ def now() -> float:
     return asyncio.get_running_loop().time()
 
 
-def _log_rejection(node: Node, event: Nacked) -> None:
+def _log_nack(node: Node, event: Nacked) -> None:
     log.warning(
         "proxy rejected configuration",
         proxy=node.id,
         type=event.type_url.rpartition(".")[2],
         version=event.version,
         message=event.message,
-        resources=[resource.name for resource in event.suspects[:_MOST_NAMES]],
-        sources=event.sources[:_MOST_NAMES],
+        resources=[resource.name for resource in event.suspects[:_MAX_LOGGED_NAMES]],
+        sources=event.sources[:_MAX_LOGGED_NAMES],
     )

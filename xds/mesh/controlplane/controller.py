@@ -37,7 +37,7 @@ from xds.protocol.events import Acked, Nacked, Subscribed
 from xds.protocol.status import State
 from xds.protocol.wire import Node
 from xds.server import Refused, StreamInfo, Subscriber
-from xds.server.proxies import Address, host_of
+from xds.server.proxies import Address, peer_address
 from xds.snapshot import SECRET, Resource, Snapshot
 
 log = structlog.get_logger(__name__)
@@ -213,7 +213,7 @@ class Hub:
     def hosts(self, key: PodName) -> Iterator[Address]:
         """Yield the addresses that a pod's streams come from."""
         for subscriber in self._streams.get(key, ()):
-            if host := host_of(subscriber.stream.peer):
+            if host := peer_address(subscriber.stream.peer):
                 yield host
 
     def distrusting(self) -> list[str]:

@@ -15,7 +15,7 @@ import structlog
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Problem, Ref
 from xds.mesh.policy.effect import Ineffective, without_effect
-from xds.server.budget import Budget
+from xds.server.token_bucket import TokenBucket
 
 log = structlog.get_logger(__name__)
 
@@ -48,7 +48,7 @@ class EffectWatcher:
         self._since: dict[_Key, float] = {}
         """When each problem was found first, in seconds of the event loop's clock."""
         self._settled: dict[_Key, Problem] = {}
-        self._lines = Budget(MAX_LOGGED, LOG_RATE)
+        self._lines = TokenBucket(MAX_LOGGED, LOG_RATE)
 
     @property
     def problems(self) -> tuple[Problem, ...]:

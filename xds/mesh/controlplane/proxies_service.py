@@ -154,7 +154,10 @@ class _Watched:
         chosen, absent = _chosen(discovery, absences, self._request)
         for node_id, streams in chosen.items():
             missing = self._why(streams)
-            marks = (missing, *((stream, stream.moves, stream.subscriber.snapshot) for stream in streams))
+            marks = (
+                missing,
+                *((stream, stream.message_count, stream.subscriber.snapshot) for stream in streams),
+            )
             seen = before.get(node_id) if before else None
             if seen is None or seen.marks != marks or _may_be_done(seen):
                 proxy = await _proxy(streams, missing, self._clock, breathe, unsynced=self._request.unsynced)

@@ -15,7 +15,7 @@ from xds.mesh.controlplane.controller import Hub
 from xds.mesh.model.objects import Problem
 from xds.mesh.parse import UNENFORCED
 from xds.server import DiscoveryService
-from xds.server.metrics import label
+from xds.server.metrics import type_label
 
 
 class Build(Collector):
@@ -57,7 +57,7 @@ class Connected(Collector):
             len(self._hub.sidecars.absent),
         )
         kinds = Counter(
-            (stream.info.variant.value, label(stream.info.type_url) if stream.info.type_url else "ads")
+            (stream.info.variant.value, type_label(stream.info.type_url) if stream.info.type_url else "ads")
             for stream in streams
         )
         yield _by(

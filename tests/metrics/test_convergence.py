@@ -11,7 +11,7 @@ from xds.protocol.events import Acked, Response, Subscribed
 from xds.protocol.session import Variant
 from xds.protocol.wire import Node
 from xds.server import StreamInfo, Subscriber
-from xds.server.convergence import _MOST, Waits
+from xds.server.convergence import _MAX_PENDING, ConvergenceTracker
 from xds.snapshot import CLUSTER, ENDPOINT, Resource, ResourceSet, Snapshot
 
 
@@ -22,7 +22,7 @@ class Traced:
         info = StreamInfo(peer="", variant=variant, type_url="")
         self.subscriber = Subscriber(Node(id="n"), info)
         self.stream: Any = SimpleNamespace(subscriber=self.subscriber, info=info)
-        self.waits = Waits()
+        self.tracker = ConvergenceTracker()
         self._nonce = 0
 
     def publish(self, at: float | None, **types: str) -> None:
@@ -33,7 +33,7 @@ class Traced:
 
     def subscribe(self, type_url: str, *names: str) -> None:
         event = Subscribed(type_url=type_url, names=frozenset(names), wildcard=not names)
-        self.waits.subscribed(self.stream, event)
+        self.tracker.subscribed(self.stream, event)
 
     def send(self, type_url: str, text: str = "", removed: tuple[str, ...] = ()) -> str:
         self._nonce += 1
@@ -42,11 +42,13 @@ class Traced:
         response = Response(
             type_url=type_url, nonce=nonce, version="", resources=carried, removed=removed, sent_at=0.0
         )
-        self.waits.sent(self.stream, response)
+        self.tracker.sent(self.stream, response)
         return nonce
 
     def answer(self, nonce: str) -> float | None:
-        return self.waits.answered(Acked(type_url=CLUSTER, nonce=nonce, version="", resources=(), waited=0.0))
+        return self.tracker.answered(
+            Acked(type_url=CLUSTER, nonce=nonce, version="", resources=(), waited=0.0)
+        )
 
 
 def resources(type_url: str, text: str) -> ResourceSet:
@@ -130,11 +132,11 @@ def test_a_collection_is_asked_for_by_one_name() -> None:
 
 
 def test_what_is_never_sent_or_answered_takes_little_room(traced: Traced) -> None:
-    for n in range(3 * _MOST):
+    for n in range(3 * _MAX_PENDING):
         traced.publish(float(n), CDS=f"a={n} b=1", EDS="a=1 b=1")
         traced.send(ENDPOINT)
-    assert len(traced.waits._due[CLUSTER]) == _MOST
-    for n in range(3 * _MOST):
+    assert len(traced.tracker._due[CLUSTER]) == _MAX_PENDING
+    for n in range(3 * _MAX_PENDING):
         traced.publish(float(n), CDS=f"a={n} b=2", EDS="a=1 b=1")
         traced.send(CLUSTER, f"a={n}")
-    assert len(traced.waits._sent) == _MOST
+    assert len(traced.tracker._sent) == _MAX_PENDING

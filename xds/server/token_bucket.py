@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(slots=True)
-class Budget:
+class TokenBucket:
     """A token bucket: `burst` events at once, and `rate` events per second in the long run.
 
     Times are in seconds of any clock that does not run backwards.
@@ -14,19 +14,19 @@ class Budget:
 
     burst: float
     rate: float
-    _spent: float = 0.0
-    _at: float = 0.0
+    _used: float = 0.0
+    _updated: float = 0.0
 
     @property
     def is_half_spent(self) -> bool:
         """Whether at least half of the burst was used, as of the last event."""
-        return self._spent >= self.burst / 2
+        return self._used >= self.burst / 2
 
     def take(self, now: float) -> bool:
         """Count an event, and return whether it is within the budget. Events beyond it are not counted."""
-        self._spent = max(0.0, self._spent - (now - self._at) * self.rate)
-        self._at = now
-        if self._spent + 1 > self.burst:
+        self._used = max(0.0, self._used - (now - self._updated) * self.rate)
+        self._updated = now
+        if self._used + 1 > self.burst:
             return False
-        self._spent += 1
+        self._used += 1
         return True

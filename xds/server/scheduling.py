@@ -9,73 +9,73 @@ from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from weakref import WeakValueDictionary
 
-SLICE = 0.01
+TIME_SLICE = 0.01
 """Seconds of work on streams after which the event loop gets its turn."""
 
-SHARE = 0.25
+CLIENT_SHARE = 0.25
 """Fraction of the event loop's time that the requests of one client may take in the long run."""
 
-BURST = 1.0
+CLIENT_BURST = 1.0
 """Seconds of work that a client may have done before that counts: a sidecar that reconnects to a large mesh takes 0.5 s."""
 
-PER_REQUEST = 0.0001
+REQUEST_COST = 0.0001
 """Seconds that reading one request takes in gRPC, which cannot be measured here."""
 
-PER_WARNING = 0.02
+WARNING_COST = 0.02
 """Seconds of work that a NACK or a refused request counts as, for its line in the log: a client gets 12 of them a second."""
 
-PER_CALL = 0.01
+CALL_COST = 0.01
 """Seconds of work that a call counts as, for the lines that the log has of its beginning and end."""
 
-MAX_OPENING = 4
+MAX_CONCURRENT_FIRST_REQUESTS = 4
 """Streams and fetches of one caller whose first request is read at the same time: each takes up to 30 MiB meanwhile."""
 
-_MIN_ROOM = 1024
+_MIN_CLEANUP_SIZE = 1024
 """Clients that are remembered before those that have made up for their work are looked for and forgotten."""
 
 
-class Pace:
+class RequestPacer:
     """Makes clients wait that take more than their share of the event loop's time: those that flood it with requests."""
 
     def __init__(self) -> None:
         self._free_at: dict[Hashable, float] = {}
         """By client, when it will have made up for all the work that was done for it."""
-        self._room = _MIN_ROOM
-        self._opening: WeakValueDictionary[Hashable, asyncio.Semaphore] = WeakValueDictionary()
+        self._cleanup_size = _MIN_CLEANUP_SIZE
+        self._first_requests: WeakValueDictionary[Hashable, asyncio.Semaphore] = WeakValueDictionary()
 
     @contextmanager
-    def working(self, client: Hashable, besides: float = 0.0) -> Iterator[None]:
-        """Charge a client for the CPU time that a block takes, which has no `await` in it, and for some seconds `besides`."""
+    def measure(self, client: Hashable, extra: float = 0.0) -> Iterator[None]:
+        """Charge a client for the CPU time that a block takes, which has no `await` in it, and for some seconds `extra`."""
         began = time.thread_time()  # What other processes take is not the client's fault.
         try:
             yield
         finally:
-            self.charge(client, time.thread_time() - began + besides)
+            self.charge(client, time.thread_time() - began + extra)
 
-    def opening(self, client: Hashable) -> asyncio.Semaphore:
+    def first_requests(self, client: Hashable) -> asyncio.Semaphore:
         """Return what to hold while a client's first request on a stream is read and parsed."""
-        semaphore = self._opening.get(client)
+        semaphore = self._first_requests.get(client)
         if semaphore is None:
-            semaphore = self._opening[client] = asyncio.Semaphore(MAX_OPENING)
+            semaphore = self._first_requests[client] = asyncio.Semaphore(MAX_CONCURRENT_FIRST_REQUESTS)
         return semaphore
 
     def charge(self, client: Hashable, seconds: float) -> None:
         """Count some seconds of work for a client."""
         now = asyncio.get_running_loop().time()
-        self._free_at[client] = max(self._free_at.get(client, now), now) + seconds / SHARE
-        if len(self._free_at) > self._room:
+        self._free_at[client] = max(self._free_at.get(client, now), now) + seconds / CLIENT_SHARE
+        if len(self._free_at) > self._cleanup_size:
             self._free_at = {client: at for client, at in self._free_at.items() if at > now}
-            self._room = max(_MIN_ROOM, 2 * len(self._free_at))
+            self._cleanup_size = max(_MIN_CLEANUP_SIZE, 2 * len(self._free_at))
 
     async def wait(self, client: Hashable) -> None:
         """Return when the client may have another request read."""
         loop = asyncio.get_running_loop()
-        delay = self._free_at.get(client, 0.0) - BURST / SHARE - loop.time()
+        delay = self._free_at.get(client, 0.0) - CLIENT_BURST / CLIENT_SHARE - loop.time()
         if delay > 0:
             await asyncio.sleep(delay)
 
 
-class Turns:
+class TurnScheduler:
     """Divides the event loop's time between streams: a change of everything makes all of them ready at once.
 
     Whoever asks within a slice may go on. The others wait in line, and as many of them are let go on at once as fitted
@@ -83,36 +83,36 @@ class Turns:
     """
 
     def __init__(self) -> None:
-        self.pace = Pace()
+        self.pacer = RequestPacer()
         self._waiting: deque[asyncio.Future[None]] = deque()
-        self._began: float | None = None
+        self._slice_start: float | None = None
         """When the slice began; None between two."""
-        self._at_once = 1
-        self._let_go = 0
+        self._batch_size = 1
+        self._released = 0
 
-    async def take(self) -> None:
+    async def wait_turn(self) -> None:
         """Return when it is the caller's turn to work, which must be without `await` until it asks again."""
         loop = asyncio.get_running_loop()
-        if self._began is None:
-            self._began = loop.time()
-            loop.call_soon(self._end)
-        elif self._waiting or loop.time() > self._began + SLICE:
+        if self._slice_start is None:
+            self._slice_start = loop.time()
+            loop.call_soon(self._start_slice)
+        elif self._waiting or loop.time() > self._slice_start + TIME_SLICE:
             turn = loop.create_future()
             self._waiting.append(turn)
             await turn
 
-    def _end(self) -> None:
+    def _start_slice(self) -> None:
         """Begin the next slice, now that the event loop has had its turn."""
         loop = asyncio.get_running_loop()
-        if self._let_go and self._began is not None:
-            spent = max(loop.time() - self._began, 1e-6)
-            self._at_once = max(1, min(round(self._let_go * SLICE / spent), 2 * self._let_go))
-        self._began, self._let_go = None, 0
-        while self._waiting and self._let_go < self._at_once:
+        if self._released and self._slice_start is not None:
+            elapsed = max(loop.time() - self._slice_start, 1e-6)
+            self._batch_size = max(1, min(round(self._released * TIME_SLICE / elapsed), 2 * self._released))
+        self._slice_start, self._released = None, 0
+        while self._waiting and self._released < self._batch_size:
             turn = self._waiting.popleft()
             if not turn.done():  # Its stream may have been cancelled.
                 turn.set_result(None)
-                self._let_go += 1
-        if self._let_go:
-            self._began = loop.time()
-            loop.call_soon(self._end)
+                self._released += 1
+        if self._released:
+            self._slice_start = loop.time()
+            loop.call_soon(self._start_slice)
