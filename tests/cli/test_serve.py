@@ -231,7 +231,7 @@ def test_who_polls_gets_the_same_as_json(folder: Path) -> None:
         status, body = poll(port, "clusters", "web.shop")
         assert len(json.loads(body)["resources"]) == len(streamed) > 0
         status, body = poll(port, "clusters", "other.shop")
-        assert (status, b"nothing is known for sidecar~127.9.0.1~other.shop" in body) == (503, True)
+        assert (status, b"no configuration for sidecar~127.9.0.1~other.shop" in body) == (503, True)
         status, body = poll(port, "clusters", "shop")
         assert (status, b"POD.NAMESPACE" in body) == (400, True)
 

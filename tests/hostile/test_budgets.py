@@ -297,7 +297,7 @@ async def test_streams_without_a_request(shared) -> None:
     assert set(ends) == {
         (
             EXHAUSTED,
-            f"{limit} calls of this caller without a request are open already, the limit: send the first requests",
+            f"{limit} calls of this caller without a request are open, the limit: send requests",
         )
     }
     honest_sidecar_is_served(cost)

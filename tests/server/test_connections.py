@@ -216,7 +216,7 @@ async def test_watches_of_health_are_limited(proxies, monkeypatch):
         watches = [stub.Watch(health_pb2.HealthCheckRequest()) for _ in range(2)]
         for watch in watches:
             await watch.read()
-        with pytest.raises(grpc.aio.AioRpcError, match="2 watches already"):
+        with pytest.raises(grpc.aio.AioRpcError, match="2 watches are open"):
             await stub.Watch(health_pb2.HealthCheckRequest()).read()
         watches[0].cancel()
         async with asyncio.timeout(LATE):

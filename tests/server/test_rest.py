@@ -166,7 +166,7 @@ async def test_elsewhere_there_is_nothing(poller):
     assert status == 404
     assert b"/v3/discovery:clusters" in text
     status, text = await poller.send("/v3/discovery:clusters", b"", method="GET")
-    assert (status, text) == (405, b"/v3/discovery:clusters is for POST, not GET\n")
+    assert (status, text) == (405, b"/v3/discovery:clusters accepts POST, not GET\n")
 
 
 async def test_a_request_beyond_the_limit_is_413(poller):
@@ -192,7 +192,7 @@ async def test_r59_as_long_as_nothing_is_known_it_is_503(proxies, poller):
     known, proxies.snapshot = proxies.snapshot, None
     status, text = await poller.ask("clusters")
     assert status == 503
-    assert "nothing is known for sidecar~127.0.0.1~client.ns" in text
+    assert "no configuration for sidecar~127.0.0.1~client.ns" in text
     assert proxies.subscribers == []
     proxies.publish(known)
     assert (await poller.ask("clusters"))[0] == 200
@@ -204,7 +204,7 @@ async def test_an_error_of_ours_is_500_and_logged_once(proxies, poller):
 
     proxies.observe = fail
     with capture_logs() as logs:
-        assert await poller.ask("clusters") == (500, "an error in the server; its log says more\n")
+        assert await poller.ask("clusters") == (500, "internal error; see the log of the server\n")
     (line,) = (line for line in logs if line["log_level"] == "error")
     assert "ZeroDivisionError" in line["stack"]
     assert proxies.subscribers == []

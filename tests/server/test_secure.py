@@ -141,7 +141,7 @@ async def test_strangers_hear_how_the_server_is_and_need_not_have_asked(server):
                 status=health_pb2.HealthCheckResponse.SERVING
             ).SerializeToString()
         )
-        with pytest.raises(grpc.aio.AioRpcError, match="ask Check or Watch"):
+        with pytest.raises(grpc.aio.AioRpcError, match="use Check or Watch"):
             await health_pb2_grpc.HealthStub(channel).List(health_pb2.HealthListRequest())
 
 

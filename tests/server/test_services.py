@@ -188,7 +188,7 @@ async def test_fetch_waits_for_the_first_snapshot_but_not_for_long(proxies, chan
     method = "/envoy.service.cluster.v3.ClusterDiscoveryService/FetchClusters"
     snapshot, proxies.snapshot = proxies.snapshot, None
     began = time.monotonic()
-    with pytest.raises(grpc.aio.AioRpcError, match=f"nothing is known for {NODE} yet") as caught:
+    with pytest.raises(grpc.aio.AioRpcError, match=f"no configuration for {NODE} yet") as caught:
         await fetch(channel, method)
     assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
     assert time.monotonic() - began >= FIRST_SNAPSHOT_TIMEOUT * 0.9

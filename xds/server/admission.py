@@ -1,7 +1,8 @@
-"""Calls with one request, which is read only once the caller is let in.
+"""Authorization of unary calls before their request is read.
 
-gRPC reads the request of a unary call, up to 32 MiB of it, before its handler learns that there is a call: twenty of them, from
-anybody who can connect, are half a gigabyte. A stream of requests, which is the same on the wire, waits to be read.
+gRPC reads the request of a unary call, up to 32 MiB, before the handler knows of the call. Twenty calls of an
+unauthenticated client would hold half a gigabyte. A stream of requests has the same wire format, and gRPC
+reads a request only when the handler asks for it.
 """
 
 from __future__ import annotations
@@ -16,25 +17,34 @@ import grpc
 import grpc.aio
 
 FIRST_REQUEST_TIMEOUT = 30.0
-"""Seconds in which a call's first request has to come."""
+"""Seconds in which the first request of a call must arrive."""
 
 Check: TypeAlias = Callable[[grpc.aio.ServicerContext], Awaitable[None]]
-"""Lets a caller in, or aborts the call."""
+"""Admits a caller, or aborts the call."""
 
 _Behavior: TypeAlias = Callable[[Any, grpc.aio.ServicerContext], Any]
 
 
 class CheckedServer:
-    """A server as the generated `add_..._to_server` functions see it: what they add reads nothing of who is not let in."""
+    """A server for generated `add_..._to_server` functions that reads no request of a refused caller.
+
+    Args:
+        server: Server to add the services to.
+        check: Admits the caller of each call, or aborts the call.
+    """
 
     def __init__(self, server: grpc.aio.Server, check: Check) -> None:
         self._server = server
         self._check = check
         self.services: list[str] = []
-        """The full names of what was added."""
+        """Full names of the added services."""
 
     def add_generic_rpc_handlers(self, handlers: Sequence[grpc.ServiceRpcHandler]) -> None:
-        """Add services. TypeError: one of their methods is not asynchronous."""
+        """Add services.
+
+        Raises:
+            TypeError: a method is not asynchronous.
+        """
         self.services += (handler.service_name() for handler in handlers)
         self._server.add_generic_rpc_handlers(
             tuple(_Service(handler, self._wrap_handler) for handler in handlers)
@@ -43,7 +53,7 @@ class CheckedServer:
     def add_registered_method_handlers(
         self, service: str, methods: Mapping[str, grpc.RpcMethodHandler]
     ) -> None:
-        """Add the methods of a service by name, which gRPC does besides."""
+        """Add the methods of a service by name. gRPC's generated code calls both functions."""
         wrapped = {name: self._wrap_handler(handler) for name, handler in methods.items()}
         self._server.add_registered_method_handlers(service, wrapped)
 
@@ -71,9 +81,7 @@ class CheckedServer:
 
             return stream
         if not inspect.iscoroutinefunction(behavior):
-            raise TypeError(
-                f"{behavior!r} is not asynchronous: it would run in a thread, beside the event loop"
-            )
+            raise TypeError(f"{behavior!r} is not asynchronous: define it with async def")
 
         async def call(requests: Any, context: grpc.aio.ServicerContext) -> Any:
             return await behavior(await admit(requests, context), context)
@@ -89,7 +97,7 @@ class CheckedServer:
                 grpc.StatusCode.DEADLINE_EXCEEDED, f"no request came within {FIRST_REQUEST_TIMEOUT:g} s"
             )
         if request is grpc.aio.EOF:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "there is no request in this call")
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the call has no request")
         return request
 
 

@@ -1,10 +1,13 @@
-"""Limits on connections whose callers have not proved who they are.
+"""Limits for connections whose callers are not authenticated.
 
-gRPC accepts connections itself, tells Python of calls only, and has no limit per address. `ConnectionGuard` therefore looks for the
-connections of a server among the descriptors of this process, learns from calls which of them belong to proven callers, and shuts the
-others down when they stay too long, are too many, or do too much. Calls wait for their turn in one queue, and gRPC leaves those there
-whose connection has ended, so nothing is accepted for a while from an address that makes too many. A connection whose caller has
-proved who it is, is ended only if that caller makes more calls than `PROVEN_CALLS`.
+gRPC accepts connections itself, reports only calls to Python, and has no limit per address. `ConnectionGuard`
+therefore finds the connections of a server among the file descriptors of this process. The services report
+which calls come from proven callers. The guard shuts down other connections that stay too long, are too many,
+or send too much.
+
+Calls wait in one queue, and gRPC does not remove the calls of closed connections from it. An address that
+makes too many calls is therefore blocked for a while. A proven connection is ended only if its caller makes
+more calls than `PROVEN_CALLS`.
 """
 
 from __future__ import annotations
@@ -35,48 +38,67 @@ from xds.server.token_bucket import TokenBucket
 log = structlog.get_logger(__name__)
 
 PROOF_TIMEOUT: Final = 15.0
-"""Time in which a connection has to make a call that is let in, in seconds. Proxies make one as soon as they are connected."""
+"""Seconds in which a connection must make an accepted call. Proxies make one as soon as they connect."""
 CROWDED_PROOF_TIMEOUT: Final = 5.0
-"""The same for connections of an address that has more than MAX_UNPROVEN_PER_ADDRESS of them."""
+"""Seconds for the same, for connections beyond MAX_UNPROVEN_PER_ADDRESS of their address."""
 MAX_UNPROVEN_PER_ADDRESS: Final = 32
-"""Unproven connections of one address that are given the whole PROOF_TIMEOUT: as many pods behind one NAT may connect at once."""
+"""Unproven connections of one address that get the whole PROOF_TIMEOUT.
+
+It is the number of pods behind one NAT that may connect at once.
+"""
 MAX_UNPROVEN: Final = 4_096
-"""Unproven connections in total. One costs about 50 kB over TLS, and a whole mesh that reconnects at once must fit."""
+"""Maximum number of unproven connections in total.
+
+A connection costs about 50 kB over TLS. The limit must allow a whole mesh to reconnect at once.
+"""
 MAX_UNPROVEN_BYTES: Final = 5 << 18
-"""Bytes that an unproven connection may send. Until calls are let in, flow control leaves an honest one 64 KiB for each of its streams,
-of which it has 16 at most."""
+"""Maximum number of bytes that an unproven connection may send.
+
+Until a call is accepted, flow control limits an honest client to 64 KiB for each of at most 16 streams.
+"""
 UNPROVEN_CALLS: Final = (100, 10)
-"""Calls that an address may make without proof: at once, and per second. A proxy with a bad token tries once a second at most."""
+"""Unproven calls of one address: burst and rate per second.
+
+A proxy with an invalid token retries at most once per second.
+"""
 BLOCK_TIME: Final = 5.0
-"""Seconds for which nothing more is accepted from an address that has made more calls or sent more bytes without proof."""
+"""Seconds for which an address is blocked that exceeds the limits of unproven calls or bytes."""
 ALL_UNPROVEN_CALLS: Final = (1_000, 200)
-"""The same for all addresses together, as one attacker may have many. A refused call takes about 0.3 ms of the event loop."""
+"""Unproven calls of all addresses: burst and rate per second.
+
+An attacker may have many addresses. A refused call takes about 0.3 ms of the event loop.
+"""
 PROVEN_CALLS: Final = (1_000, 100)
-"""Calls that a proven caller may make from one address: at once, and per second. A proxy makes one per connection."""
+"""Calls of a proven caller from one address: burst and rate per second. A proxy makes one per connection."""
 PLAINTEXT_CALLS: Final = (20_000, 1_000)
-"""The same in plaintext, where all callers of an address are one."""
+"""Plaintext calls of one address: burst and rate per second. All its callers share the limit."""
 MAX_BACKLOG: Final = 60.0
-"""Time by which PROOF_TIMEOUT is extended at most while honest callers have to wait for their turn, in seconds."""
+"""Maximum extension of PROOF_TIMEOUT in seconds, while honest callers wait for their calls to be handled."""
 
 _SCAN_INTERVAL: Final = 0.5
+"""Minimum seconds between two scans; a quarter of it if a connection to end has no known descriptor."""
 _SCAN_INTERVAL_PER_DESCRIPTOR: Final = 0.0002
-"""Seconds between two scans; the longer if there are many descriptors. To look at one takes 3 µs, and so 1.5 % of the time at most.
+"""Seconds between two scans, for each file descriptor.
 
-It is a quarter of that when a connection is to be ended whose descriptor is not known yet.
+A check of a descriptor takes 3 µs, so scans use at most 1.5 % of the time.
 """
 _SCAN_BATCH: Final = 250
-"""Descriptors or connections after which other tasks of the event loop get their turn: 2 ms."""
+"""Descriptors or connections checked before other tasks run, which takes 2 ms."""
 _BACKLOG_TTL: Final = 60.0
-"""Seconds for which a backlog is reckoned with after it was seen."""
+"""Seconds for which an observed backlog extends the timeouts."""
 _LOG_INTERVAL: Final = 10.0
-"""Seconds between two lines of the log."""
+"""Minimum interval of log lines, in seconds."""
 _MAX_BUCKETS: Final = 4_096
-"""Addresses and callers whose calls are remembered."""
+"""Maximum number of remembered addresses and callers."""
 _MAX_BLOCKED: Final = 256
-"""Addresses that are blocked at the same time; the kernel takes programs of 4,096 instructions, five for each."""
+"""Maximum number of blocked addresses.
+
+The kernel accepts 4,096 instructions, and an address needs up to five.
+"""
 _DESCRIPTORS: Final = "/proc/self/fd"
+"""Directory of the file descriptors of this process."""
 _BYTES_RECEIVED: Final = struct.Struct("=128xQ")
-"""Where Linux's `struct tcp_info` has `tcpi_bytes_received`."""
+"""Offset of `tcpi_bytes_received` in the `struct tcp_info` of Linux."""
 
 _Key = tuple[Address, int]
 
@@ -98,43 +120,49 @@ _REASONS = (
 
 @dataclass(slots=True, eq=False)
 class _Connection:
-    """What is known of a client's address and port."""
+    """A connection, identified by the address and port of the client."""
 
     key: _Key
+    """Address and port of the client."""
     network: Network
+    """Unit of per-address limits that the client belongs to."""
     since: float
-    """Time at which it was first seen, in seconds of the event loop's clock."""
+    """Time it was first seen, in seconds of the event loop's clock."""
     age: float = 0.0
-    """Seconds for which it has been there while this process had time for it."""
+    """Age in seconds, without the time in which this process was too busy to scan."""
     sockets: dict[int, int] = field(default_factory=dict)
-    """Descriptors by inode; none: they were not looked for yet. A client may use one port of its own for several of ours."""
+    """File descriptors by inode; empty until a scan finds them.
+
+    A client may use one local port for connections to several of our ports.
+    """
     proven: TokenBucket | None = None
-    """Calls that are left to a proven caller; None: no caller has proved anything on this connection."""
+    """Calls of its proven caller; None while the connection is unproven."""
     is_authenticated: bool = False
-    """Whether that caller showed a credential."""
+    """Whether that caller presented a credential."""
     end_reason: str = ""
-    """Why it is to be ended as soon as its descriptor is known."""
+    """Reason to end the connection as soon as its descriptor is known; empty to keep it."""
 
 
 @dataclass(slots=True)
 class _EndedConnections:
-    """What the log has not been told yet."""
+    """Ended connections that were not logged yet."""
 
     reasons: Counter[str] = field(default_factory=Counter)
     addresses: set[Address] = field(default_factory=set)
 
 
 class ConnectionGuard:
-    """Ends connections that cost too much without having proved who they are; on Linux, elsewhere it does nothing.
+    """Ends unproven connections that exceed their limits. It works on Linux only.
 
-    The services report which calls are let in (`proved`) and which are not (`unproven`). Without `run` it does nothing.
+    The services report accepted calls with `mark_proven` and other calls with `record_unproven`. Connections
+    are ended only while `run` is active.
     """
 
     def __init__(self) -> None:
         self.own_services: set[str] = set()
-        """Full names of the services that say themselves which calls are let in; all others let in everybody."""
+        """Full names of services that report their calls themselves. All others accept all callers."""
         self.ended: Counter[str] = Counter(dict.fromkeys(_REASONS, 0))
-        """Number of connections that were ended, by reason."""
+        """Number of ended connections, by reason."""
         self.unproven_calls = 0
         """Number of calls that were refused, or were answered without proof."""
         self._connections: dict[_Key, _Connection] = {}
@@ -146,9 +174,9 @@ class ConnectionGuard:
         self._backlog_until = 0.0
         self._running = False
         self._listeners: dict[int, int] = {}
-        """Descriptors by inode."""
+        """File descriptors of listening sockets, by inode."""
         self._blocked: OrderedDict[Network, float] = OrderedDict()
-        """Until when nothing is accepted, by address."""
+        """End time of each block, by address."""
         self._scanned_at = 0.0
         self._scan_interval = _SCAN_INTERVAL
         self._wakeup = asyncio.Event()
@@ -157,7 +185,12 @@ class ConnectionGuard:
         self._failed_at = float("-inf")
 
     def mark_proven(self, context: grpc.aio.ServicerContext, caller: Any = None) -> None:
-        """Note that a call was let in: its connection is left alone from now on. `caller`: who made it, if that was proved."""
+        """Record an accepted call, which proves its connection.
+
+        Args:
+            context: Context of the call.
+            caller: Authenticated caller; None if the call was accepted without a credential.
+        """
         if not (connection := self._connection_of(context)):
             return
         now = _now()
@@ -170,10 +203,12 @@ class ConnectionGuard:
         self._charge(connection, connection.proven, now)
 
     def record_unproven(self, context: grpc.aio.ServicerContext, *, undecided: bool = False) -> None:
-        """Note that a call was refused, or was answered without proof.
+        """Record a call that was refused, or was answered without proof.
 
-        `undecided`: the credential could not be checked, such as while the API server is down. Honest callers meet
-        this all at once, so only the limit of their address applies.
+        Args:
+            context: Context of the call.
+            undecided: Whether the credential could not be checked, such as while the API server is down. This
+                affects all honest callers at once, so only the limit per address applies.
         """
         self.unproven_calls += 1
         if not (connection := self._connection_of(context)):
@@ -185,24 +220,24 @@ class ConnectionGuard:
         own_bucket = self._bucket(connection.network, UNPROVEN_CALLS)
         exceeds_bucket = not own_bucket.take(now)
         if exceeds_bucket or not (undecided or self._all_unproven_bucket.take(now)):
-            # An address that makes few calls is not blocked for what all others do.
+            # Do not block an address with few calls because of the calls of others.
             if exceeds_bucket or own_bucket.is_half_spent:
                 self._block(connection.network, now)
             self._end(connection, _TOO_MANY_UNPROVEN_CALLS)
 
     def _charge(self, connection: _Connection, bucket: TokenBucket, now: float) -> None:
-        """Count a call of a proven caller; end the connection if it is one too many."""
+        """Count a call of a proven caller, and end the connection if it exceeds the limit."""
         if not bucket.take(now):
-            if connection.is_authenticated:  # In plaintext, an address may be that of many clients.
+            if connection.is_authenticated:  # A plaintext address may have many clients.
                 self._block(connection.network, now)
             self._end(connection, _TOO_MANY_CALLS)
 
     def interceptor(self) -> grpc.aio.ServerInterceptor:
-        """Return what tells of the calls of services that are not `own`, and of those that do not exist."""
+        """Return an interceptor that records calls of services not in `own_services`, and of unknown methods."""
         return _Interceptor(self)
 
     async def run(self, ports: Collection[int]) -> None:
-        """Guard the connections to these local ports until cancelled."""
+        """Guard the connections to these local ports, until cancelled."""
         if sys.platform != "linux" or not ports:
             return
         self._running = True
@@ -210,7 +245,7 @@ class ConnectionGuard:
             while True:
                 try:
                     await self._scan(frozenset(ports))
-                except Exception as error:  # noqa: BLE001 - the next scan may succeed, and without any there are no limits
+                except Exception as error:  # noqa: BLE001 - the next scan may succeed
                     self._log_scan_failure(error)
                 await asyncio.sleep(self._scan_interval / 4)
                 with suppress(TimeoutError):
@@ -224,7 +259,7 @@ class ConnectionGuard:
             self._update_filters()
 
     def _connection_of(self, context: grpc.aio.ServicerContext) -> _Connection | None:
-        """Return the connection of a call; None: it is not guarded."""
+        """Return the connection of a call; None if it is not guarded."""
         if not self._running:
             return None
         peer = context.peer()
@@ -250,7 +285,7 @@ class ConnectionGuard:
         return bucket
 
     async def _scan(self, ports: Collection[int]) -> None:
-        """Find out which connections there are, and end those that have to go."""
+        """Update the set of connections, and end those that exceed a limit."""
         began = _now()
         seen_inodes: set[int] = set()
         connection_by_inode = {
@@ -284,10 +319,10 @@ class ConnectionGuard:
         self._log_ended(now)
 
     def _classify(self, descriptor: int, inode: int, ports: Collection[int]) -> None:
-        """Find out what a socket is that was not there in the last scan."""
+        """Classify a socket that the last scan did not have."""
         names = _inspect_socket(descriptor, inode)
         if names is None:
-            return  # It is gone already.
+            return  # Closed since the scan.
         local, key = names
         if local not in ports:
             self._others.add(inode)
@@ -299,7 +334,12 @@ class ConnectionGuard:
         connection.sockets[inode] = descriptor
 
     async def _enforce_limits(self, now: float, passed: float) -> None:
-        """End the connections that have to go; `passed`: seconds by which all are older."""
+        """End the connections that exceed a limit.
+
+        Args:
+            now: Current time, in seconds of the event loop's clock.
+            passed: Seconds to add to the age of all connections.
+        """
         by_network: dict[Network, list[_Connection]] = {}
         for connection in tuple(self._connections.values()):
             if connection.end_reason:
@@ -311,7 +351,7 @@ class ConnectionGuard:
         for network, connections in by_network.items():
             connections.sort(key=lambda connection: connection.since, reverse=True)
             for rank, connection in enumerate(connections):
-                if connection.proven is not None:  # Meanwhile.
+                if connection.proven is not None:  # Proven since the loop started.
                     continue
                 age = connection.age - extension
                 connection.age += passed
@@ -341,11 +381,11 @@ class ConnectionGuard:
                 self.ended[reason] += 1
                 self._unlogged.reasons[reason] += 1
                 self._unlogged.addresses.add(connection.key[0])
-                self._others.add(inode)  # It is not looked at again while gRPC closes it.
+                self._others.add(inode)  # Ignore it while gRPC closes it.
         self._connections.pop(connection.key, None)
 
     def _block(self, network: Network, now: float) -> None:
-        """Accept nothing more from an address for a while."""
+        """Block an address for BLOCK_TIME."""
         is_new = network not in self._blocked
         self._blocked[network] = now + BLOCK_TIME
         if len(self._blocked) > _MAX_BLOCKED:
@@ -354,7 +394,7 @@ class ConnectionGuard:
             self._update_filters()
 
     def _unblock(self, now: float) -> None:
-        """Accept connections again from addresses whose time is over."""
+        """Unblock addresses whose block has expired."""
         expired = [network for network, until in self._blocked.items() if until <= now]
         for network in expired:
             del self._blocked[network]
@@ -367,13 +407,13 @@ class ConnectionGuard:
                 block(listener, self._blocked)
 
     def _log_scan_failure(self, error: Exception) -> None:
-        """Log that a scan failed, once in a while."""
+        """Log a failed scan, at most once per _LOG_INTERVAL."""
         if (now := _now()) >= self._failed_at + _LOG_INTERVAL:
             self._failed_at = now
             log.error("scan of connections failed", problem=f"{type(error).__name__}: {error}")
 
     def _log_ended(self, now: float) -> None:
-        """Say in the log what was ended, in one line for all."""
+        """Log ended connections, in one line for all."""
         if not self._unlogged.reasons or now < self._logged_at + _LOG_INTERVAL:
             return
         self._logged_at = now
@@ -387,7 +427,7 @@ class ConnectionGuard:
 
 
 class _Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
-    """Reports the calls of services that do not report them to the guard themselves."""
+    """Records the calls of services that do not report them to the guard themselves."""
 
     def __init__(self, guard: ConnectionGuard) -> None:
         self._guard = guard
@@ -415,7 +455,7 @@ class _Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc ha
 
 
 def _reporting(behavior: Callable[..., Any], report: Callable[[Any], None]) -> Callable[..., Any]:
-    """Return a behaviour of the same kind that tells of each call first."""
+    """Wrap a behavior, to report each call first."""
     if inspect.isasyncgenfunction(behavior):
 
         async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
@@ -447,7 +487,7 @@ def _now() -> float:
 
 
 def _inode(descriptor: int) -> int:
-    """Return which socket a descriptor is; 0: it is none."""
+    """Return the inode of a socket descriptor; 0 for other descriptors."""
     try:
         status = os.fstat(descriptor)
     except OSError:
@@ -457,7 +497,11 @@ def _inode(descriptor: int) -> int:
 
 @contextmanager
 def _borrowed(descriptor: int) -> Iterator[socket.socket]:
-    """Look at a socket without closing it. OSError: it is none. Another thread may close it meanwhile, and reuse the number."""
+    """Inspect a socket without owning its descriptor. Another thread may close it and reuse the number.
+
+    Raises:
+        OSError: the descriptor is not a socket.
+    """
     borrowed = socket.socket(fileno=descriptor)
     try:
         yield borrowed
@@ -466,9 +510,9 @@ def _borrowed(descriptor: int) -> Iterator[socket.socket]:
 
 
 def _inspect_socket(descriptor: int, inode: int) -> tuple[int, _Key | None] | None:
-    """Return the local port and the peer of a TCP socket, (PORT, None) if it listens, (0, None) if it is of another kind.
+    """Return the local port and the peer of a TCP socket; None if the socket or its connection is closed.
 
-    None: it is gone, or its connection is.
+    A listening socket has no peer (None). Other kinds of sockets have the port 0.
     """
     try:
         with _borrowed(descriptor) as borrowed:
@@ -480,9 +524,8 @@ def _inspect_socket(descriptor: int, inode: int) -> tuple[int, _Key | None] | No
                 else:
                     names = local, _peer_key(*borrowed.getpeername()[:2])
     except (OSError, ValueError, TypeError, IndexError, AttributeError):
-        return (
-            None  # gRPC's threads may close it and open a socket of another kind under its number meanwhile.
-        )
+        # A thread of gRPC may close it, and open another kind of socket with the same number.
+        return None
     return names if _inode(descriptor) == inode else None
 
 
@@ -493,7 +536,7 @@ def _peer_key(host: str, port: int) -> _Key:
 
 
 def _bytes_received(connection: _Connection) -> int:
-    """Return how many bytes a client has sent; 0 if the kernel does not say."""
+    """Return the number of bytes received from a client; 0 if the kernel does not report it."""
     total = 0
     for descriptor in connection.sockets.values():
         with suppress(OSError, struct.error), _borrowed(descriptor) as borrowed:
@@ -503,7 +546,7 @@ def _bytes_received(connection: _Connection) -> int:
 
 
 def _shut_down(descriptor: int, inode: int) -> bool:
-    """Shut a socket down, so that gRPC sees its end and closes it. False: it is gone already."""
+    """Shut down a socket, so that gRPC closes it. Return False if it is already closed."""
     try:
         with _duplicate(descriptor, inode) as copy:
             copy.shutdown(socket.SHUT_RDWR)
@@ -514,7 +557,11 @@ def _shut_down(descriptor: int, inode: int) -> bool:
 
 @contextmanager
 def _duplicate(descriptor: int, inode: int) -> Iterator[socket.socket]:
-    """Give a copy of a descriptor, which stays the same socket: no other thread closes it. OSError: the socket is gone."""
+    """Duplicate a descriptor. The copy stays the same socket, as no other thread closes it.
+
+    Raises:
+        OSError: the socket is closed.
+    """
     with socket.socket(fileno=os.dup(descriptor)) as copy:
         if _inode(copy.fileno()) != inode:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))

@@ -1,6 +1,6 @@
-"""The discovery services as gRPC handlers: who is let in, and which streams there are.
+"""The discovery services as gRPC handlers: authentication, limits and the set of streams.
 
-Who a stream belongs to, what it gets and what becomes of its answers is up to `Proxies`.
+`Proxies` decides what a stream gets, and receives its events.
 """
 
 from __future__ import annotations
@@ -42,19 +42,31 @@ T = TypeVar("T")
 
 _SHUTTING_DOWN = "the server is shutting down"
 MAX_PENDING_CALLS = 5_000
-"""Calls whose caller or first request is not known yet: about 30 kB each. A whole mesh that reconnects sends its requests at once."""
+"""Maximum number of calls without a first request, about 30 kB each.
+
+A mesh that reconnects opens many at once.
+"""
 PENDING_CALLS_FACTOR = 8
-"""How many calls of one caller may wait to have their first request read, for each stream that a client may have."""
+"""Calls of one caller that may wait for their first request to be read, for each stream that a client may
+have.
+"""
 _MAX_DRAIN_INTERVAL = 0.01
-"""Seconds between the ends of two streams on shutdown, if there are few."""
+"""Maximum interval between the ends of two streams during shutdown, in seconds."""
 
 
 class DiscoveryService:
-    """The discovery services as gRPC handlers, for any grpc.aio server: ADS, and those for one type each.
+    """The discovery services as gRPC handlers for any grpc.aio server: ADS, and the services of single types.
 
-    A request that no client should send ends its stream with INVALID_ARGUMENT, an error of ours (in a Proxies, say)
-    with INTERNAL; neither touches another stream. One that exceeds `limits` ends with RESOURCE_EXHAUSTED. `fetch` is asked on behalf of the proxies too, but has no stream.
-    `authenticate` is asked who makes each call, before anything is read of it.
+    An invalid request ends its stream with INVALID_ARGUMENT, an exceeded limit with RESOURCE_EXHAUSTED, and
+    an exception in the server or in `proxies` with INTERNAL. Other streams are not affected.
+
+    Args:
+        proxies: Decides what each client gets, for streams and for unary Fetch calls.
+        identifier: Identifier of the control plane in responses.
+        observer: Observer of all streams.
+        authenticate: Authenticates each call before its first request is read. The default accepts all
+            callers.
+        limits: Limits of each client.
     """
 
     def __init__(
@@ -72,42 +84,44 @@ class DiscoveryService:
         self._observer = observer
         self._budgets = Budgets(limits)
         self.failed: Counter[grpc.StatusCode] = Counter()
-        """How many calls were refused, malformed or went wrong here, by the status that they ended with."""
+        """Number of failed calls, by status: refused, malformed, or ended by an error in the server."""
         self._streams: set[Stream] = set()
         self._pending: set[asyncio.Timeout] = set()
-        """When streams end whose first request has not come."""
+        """Timeouts of the calls whose first request has not arrived."""
         self.connections = ConnectionGuard()
-        """Counts every call here; run it to limit what connections without proof cost."""
+        """Guard that records every call. Its `run` method enforces the limits of unproven connections."""
         self.connections.own_services.update(SERVICES)
         self._pending_by_caller: Counter[Hashable] = Counter()
-        """How many of them each proven caller has."""
+        """Number of such calls of each authenticated caller."""
         self._scheduler = TurnScheduler()
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
 
     @property
     def streams(self) -> Collection[Stream]:
-        """The streams that there are now."""
+        """The open streams."""
         return self._streams
 
     def handlers(self) -> tuple[grpc.GenericRpcHandler, ...]:
-        """Return what to give to a server's `add_generic_rpc_handlers`."""
+        """Return the handlers for a server's `add_generic_rpc_handlers`."""
         return tuple(
             grpc.method_handlers_generic_handler(name, self._methods(service))
             for name, service in SERVICES.items()
         )
 
     def stop(self) -> None:
-        """End all streams, now and from now on, so that their proxies go elsewhere."""
+        """End all streams, and refuse new ones, so that clients reconnect to another server."""
         self._stop_pending()
         for stream in self._streams:
             stream.stop(_SHUTTING_DOWN)
 
     async def drain(self, *, grace: float) -> None:
-        """End the streams one after the other, so that not all proxies go elsewhere at once; return when all have.
+        """End the streams one after the other, so that clients reconnect gradually. Refuse new streams.
 
-        All are told in half of `within` seconds, or as fast as they end if that takes longer. Those that have not ended
-        when the other half is over as well are left: their clients do not read.
+        Args:
+            grace: Seconds for the whole drain. Streams are ended during the first half, or later if ending
+                them takes longer. Clients that do not read keep their streams open beyond it; these are left
+                open.
         """
         self._stop_pending()
         began = now()
@@ -118,12 +132,12 @@ class DiscoveryService:
         await self.wait_closed(grace=max(began + grace - now(), grace / 2))
 
     async def wait_closed(self, *, grace: float) -> None:
-        """Wait until no stream is left, so that everybody was told that it is gone."""
+        """Wait until all streams have ended and their clients have the status, for at most `grace` seconds."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=grace)
 
     def _stop_pending(self) -> None:
-        """Let nobody in from now on, and end the streams that nobody is known to have."""
+        """Refuse new calls, and end the calls whose first request has not arrived."""
         self._stopping = True
         for timeout in self._pending:
             if not timeout.expired():
@@ -159,16 +173,18 @@ class DiscoveryService:
                     context, Variant.SOTW, type_url, lambda _, data: parse_request(data, self._budgets.limits)
                 )
                 if request is None:
-                    raise RequestError("there is no request in this call")
+                    raise RequestError("the call has no request")
                 fetched = await fetch(self._proxies, request, info, self._budgets)
-            # Also to who has this version: there is no status for it, and an empty response would take it away.
+            # The response is sent even if the client has this version. Fetch has no status for it, and an
+            # empty response would delete the resources.
             return fetched.response(self._identifier)
 
-        # The same on the wire as with one request, but that waits to be read: see `xds.server.admission`.
+        # Unary-unary has the same wire format, but gRPC would read the request first: see
+        # `xds.server.admission`.
         return grpc.stream_unary_rpc_method_handler(fetch_once)
 
     def _open_session(self, info: StreamInfo, data: bytes) -> tuple[Session, list[Event]]:
-        """Take the first request of a stream."""
+        """Create a session, and pass it the first request of a stream."""
         limits = self._budgets.limits
         session = Session(info.variant, type_url=info.type_url, identifier=self._identifier, limits=limits)
         return session, session.receive(data, now())
@@ -180,7 +196,7 @@ class DiscoveryService:
         session, events = opened
         node = next(event.node for event in events if isinstance(event, Connected))
         stream_log = log.bind(proxy=node.id, peer=info.peer, variant=info.variant.value)
-        # Nothing is awaited when it ends: a stream may be cancelled meanwhile, and would not be forgotten.
+        # The cleanup must not await: a cancelled stream would not be removed.
         with ExitStack() as cleanup:
             try:
                 subscriber = cleanup.enter_context(open_subscriber(self._proxies, self._budgets, node, info))
@@ -203,7 +219,7 @@ class DiscoveryService:
             if self._observer:
                 self._observer.opened(stream)
             stream.receive(events, self._proxies, self._observer)
-            events.clear()  # They have all names of the first request, which the client may drop soon.
+            events.clear()  # Release the names of the first request.
             await stream.run(context, self._proxies, self._observer)
 
     async def _first_request(
@@ -213,13 +229,18 @@ class DiscoveryService:
         type_url: str,
         parse: Callable[[StreamInfo, bytes], T],
     ) -> tuple[StreamInfo, T | None]:
-        """Return what is known of a call, and what `take` makes of its first request; None if there is no request.
+        """Return the properties of a call and its parsed first request; None if the call has no request.
 
-        The request itself may be large, and is not kept. RequestError: as `take` raises it.
-        Refused: the caller is not let in, no request comes in time, or the server is shutting down.
+        The request may be large, and is released after `parse` has read it.
+
+        Raises:
+            RequestError: `parse` rejects the request.
+            Refused: the caller is refused, the request does not arrive in time, or the server shuts down.
         """
         if len(self._pending) >= MAX_PENDING_CALLS:
-            problem = f"{MAX_PENDING_CALLS} calls without a request are open already, the limit (MAX_PENDING_CALLS): try again later"
+            problem = (
+                f"{MAX_PENDING_CALLS} calls without a request are open (MAX_PENDING_CALLS): try again later"
+            )
             raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, problem)
         info: StreamInfo | None = None
         try:
@@ -256,10 +277,14 @@ class DiscoveryService:
 
     @asynccontextmanager
     async def _reserve_first_request(self, origin: Hashable) -> AsyncIterator[None]:
-        """Let a proven caller have a first request read, a few at a time. Refused: too many of its calls wait for that."""
+        """Hold a slot for the first request of an authenticated caller.
+
+        Raises:
+            Refused: too many calls of the caller wait for their first request.
+        """
         limit = PENDING_CALLS_FACTOR * self._budgets.limits.streams
         if self._pending_by_caller[origin] >= limit:
-            problem = f"{limit} calls of this caller without a request are open already, the limit: send the first requests"
+            problem = f"{limit} calls of this caller without a request are open, the limit: send requests"
             raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, problem)
         self._scheduler.pacer.charge(origin, CALL_COST)
         self._pending_by_caller[origin] += 1
@@ -272,7 +297,11 @@ class DiscoveryService:
                 del self._pending_by_caller[origin]
 
     async def _authenticate_call(self, context: grpc.aio.ServicerContext) -> Any:
-        """Return who calls. Refused: the caller is not let in."""
+        """Return the caller of a call, and record in the connection guard whether it was accepted.
+
+        Raises:
+            Refused: the caller is refused.
+        """
         try:
             caller = await self._authenticate(context) if self._authenticate else None
         except Refused as refused:
@@ -283,7 +312,7 @@ class DiscoveryService:
 
     @asynccontextmanager
     async def _abort_on_error(self, context: grpc.aio.ServicerContext) -> AsyncIterator[None]:
-        """End a call with the status of what goes wrong in it."""
+        """End a call with the status that matches an exception in the block."""
         try:
             yield
         except RequestError as error:
@@ -294,14 +323,15 @@ class DiscoveryService:
             _clear_frames(refused)
             code, message = refused.code, truncate(refused.message)
         except grpc.aio.InternalError as error:
-            # The client was lost during a read or write. Nobody is there to be told how the call ends.
+            # The connection was lost during a read or write: no status can be sent.
             raise asyncio.CancelledError from error
-        except Exception:  # noqa: BLE001 - told in full
-            # As text: who formats tracebacks may show local variables, and there may be keys among them.
+        except Exception:  # noqa: BLE001 - logged with its traceback
+            # Log the traceback as text: a formatter of tracebacks may print local variables, which may
+            # contain keys.
             log.error(  # noqa: TRY400
-                "a call ends with an error of ours", peer=context.peer(), stack=traceback.format_exc()
+                "call failed with an internal error", peer=context.peer(), stack=traceback.format_exc()
             )
-            code, message = grpc.StatusCode.INTERNAL, "an error in the server; its log says more"
+            code, message = grpc.StatusCode.INTERNAL, "internal error; see the log of the server"
         else:
             return
         self.failed[code] += 1
@@ -309,5 +339,5 @@ class DiscoveryService:
 
 
 def _clear_frames(error: Exception) -> None:
-    """Free what the traceback of an error keeps: a request and a session, until the next collection of garbage."""
+    """Release the locals of a traceback, such as a request, before the next garbage collection."""
     traceback.clear_frames(error.__traceback__)

@@ -1,4 +1,4 @@
-"""Discovery without a stream: one request, one response, for gRPC's Fetch methods and for REST."""
+"""Unary discovery, for gRPC's Fetch methods and for REST."""
 
 from __future__ import annotations
 
@@ -18,22 +18,24 @@ from xds.snapshot import Resource, ResourceSet, Snapshot
 log = structlog.get_logger(__name__)
 
 FIRST_SNAPSHOT_TIMEOUT = 0.5
-"""Seconds that a request is held for the first snapshot of its proxy. Envoy gives up on a poll after one, by default."""
+"""Seconds that a request waits for the first snapshot. By default, Envoy's polls time out after 1 s."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FetchResult:
-    """What a proxy should have of what it asked for."""
+    """The requested resources of a proxy."""
 
     type_url: str
+    """Type URL of the resources."""
     version: str
-    """Of the resources in here, so that it is another one if other names are asked for."""
+    """Version of these resources. It depends on the requested names."""
     resources: tuple[Resource, ...] = field(repr=False)
+    """Resources that the request selects."""
     is_current: bool
-    """Whether the request came with this version, as the one that the proxy has."""
+    """Whether the request contains this version, so that the proxy has these resources."""
 
     def response(self, identifier: str = "") -> bytes:
-        """Return it as a DiscoveryResponse. Its nonce is the version: there is no stream for it to be unique on."""
+        """Encode a DiscoveryResponse. Its nonce is the version, as there is no stream."""
         return response(
             type_url=self.type_url,
             version=self.version,
@@ -51,17 +53,27 @@ async def fetch(
     *,
     first_snapshot_timeout: float = FIRST_SNAPSHOT_TIMEOUT,
 ) -> FetchResult:
-    """Answer a DiscoveryRequest for the resources and collections that it names, or for all of the type if it names none, or `*`.
+    """Return the resources that a DiscoveryRequest names; all of its type without names, or with `*`.
 
-    The proxy is a subscriber for as long as it takes until it has a snapshot. RequestError: there is something wrong
-    with the request. LimitError: the proxy exceeds its budget. Refused: it is not let in, or (UNAVAILABLE) had no snapshot
-    after `patience` seconds.
+    The request may name resources and collections. The proxy is a subscriber until it has a snapshot.
+
+    Args:
+        proxies: Decides what the proxy gets.
+        request: Parsed request. It must have `node.id`.
+        info: Caller and type of the call.
+        budgets: Limits that the call counts against.
+        first_snapshot_timeout: Seconds to wait for the first snapshot of the proxy.
+
+    Raises:
+        RequestError: the request is invalid.
+        LimitError: the client exceeds a limit.
+        Refused: the proxy is refused, or has no snapshot after the timeout (UNAVAILABLE).
     """
     type_url = info.type_url
     if not request.node or not request.node.id:
         raise RequestError("a request must have node.id")
     if request.type_url not in {"", type_url}:
-        raise RequestError(f"this is for {type_url} only, not for {request.type_url}")
+        raise RequestError(f"this method serves {type_url}, not {request.type_url}")
     subscription = Subscription(legacy=True)
     subscription.replace(request.names)
     try:
@@ -74,7 +86,7 @@ async def fetch(
             )
             snapshot = await _first_snapshot(subscriber, first_snapshot_timeout)
     except Refused as refused:
-        # Not a warning: who polls comes again and again.
+        # Not a warning, because a polling client repeats it.
         log.info(
             "fetch refused",
             proxy=request.node.id,

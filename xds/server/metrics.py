@@ -1,4 +1,4 @@
-"""What happens on streams, counted as it happens."""
+"""Prometheus metrics of streams."""
 
 from __future__ import annotations
 
@@ -16,19 +16,23 @@ from xds.server.stream import now
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET
 
 OTHER: Final = "other"
+"""Label of types without a short name."""
 
 LATENCIES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
-"""Seconds: upper bounds of the histograms' buckets."""
+"""Upper bounds of histogram buckets, in seconds."""
 
 
 def type_label(type_url: str) -> str:
-    """Return the value of the label `type`: `cds` and so on; clients may ask for any type, and those are all `other`."""
+    """Return the value of the label `type`, such as `cds`.
+
+    Clients can request any type, so all types without a short name share one label value.
+    """
     return SHORT.get(type_url, OTHER).lower()
 
 
 @dataclass(frozen=True, slots=True)
 class _TypeMetrics:
-    """The metrics of one type."""
+    """The metrics of one type, with their label set."""
 
     pushes: Counter
     bytes: Counter
@@ -42,13 +46,15 @@ class _TypeMetrics:
 
 
 class StreamMetrics:
-    """An Observer that counts."""
+    """An `Observer` that counts streams, responses, ACKs and NACKs in Prometheus metrics.
+
+    Args:
+        registry: Registry that the metrics are added to.
+    """
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._streams: dict[Stream, ConvergenceTracker] = {}
-        self._opened = Counter(
-            "xds_streams_opened", "Streams that were let in.", ("variant",), registry=registry
-        )
+        self._opened = Counter("xds_streams_opened", "Accepted streams.", ("variant",), registry=registry)
 
         for variant in Variant:
             self._opened.labels(variant.value)
@@ -60,27 +66,25 @@ class StreamMetrics:
             return Histogram(name, what, ("type",), registry=registry, buckets=LATENCIES)
 
         self._metrics = (
-            counter("xds_pushes", "Responses that were sent."),
-            counter("xds_push_bytes", "Size of the responses that were sent, without gRPC's framing."),
-            counter("xds_resources_sent", "Resources in responses that were sent."),
-            counter("xds_resources_removed", "Resources that responses took away."),
-            counter("xds_acks", "Responses that a proxy took."),
-            counter("xds_nacks", "Responses that a proxy rejected."),
-            counter("xds_subscriptions", "Requests that changed what a proxy asks for."),
+            counter("xds_pushes", "Sent responses."),
+            counter("xds_push_bytes", "Bytes of sent responses, without gRPC framing."),
+            counter("xds_resources_sent", "Resources in sent responses."),
+            counter("xds_resources_removed", "Removed resources in sent responses."),
+            counter("xds_acks", "Responses that a proxy ACKed."),
+            counter("xds_nacks", "Responses that a proxy NACKed."),
+            counter("xds_subscriptions", "Requests that changed a subscription."),
             histogram(
                 "xds_change_to_ack_seconds",
-                "From when a source told of a change to when a proxy took the first response with any of it.",
+                "Time from a change in a source to the ACK of the first response that contains any part of it.",
             ),
-            histogram("xds_push_to_ack_seconds", "From when a response was sent to when a proxy took it."),
+            histogram("xds_push_to_ack_seconds", "Time from sending a response to its ACK."),
         )
         self._by_type: dict[str, _TypeMetrics] = {}
         for type_url in (CLUSTER, ENDPOINT, SECRET, LISTENER, ROUTE):
-            self._metrics_of(
-                type_url
-            )  # So that what has not happened yet is 0, and its first time an increase.
+            self._metrics_of(type_url)  # Export zeros, so that the first event is visible as an increase.
 
     def _metrics_of(self, type_url: str) -> _TypeMetrics:
-        """Return the metrics of a type. Looking labels up costs more than counting, so it is done once."""
+        """Return the metrics of a type. They are cached, because a label lookup costs more than counting."""
         value = type_label(type_url)
         metrics = self._by_type.get(value)
         if metrics is None:
@@ -88,12 +92,12 @@ class StreamMetrics:
         return metrics
 
     def opened(self, stream: Stream) -> None:
-        """A stream was let in."""
+        """Count an opened stream."""
         self._streams[stream] = ConvergenceTracker()
         self._opened.labels(stream.info.variant.value).inc()
 
     def sent(self, stream: Stream, size: int) -> None:
-        """A response of `size` bytes was handed to the stream."""
+        """Count a response of `size` bytes."""
         response = stream.session.sent
         if response is None:
             return
@@ -105,7 +109,7 @@ class StreamMetrics:
         self._streams[stream].sent(stream, response)
 
     def received(self, stream: Stream, event: Event) -> None:
-        """A request meant this."""
+        """Count an event of a request."""
         match event:
             case Subscribed():
                 self._metrics_of(event.type_url).subscriptions.inc()
@@ -122,5 +126,5 @@ class StreamMetrics:
                 self._streams[stream].answered(event)
 
     def closed(self, stream: Stream) -> None:
-        """A stream has ended."""
+        """Forget a closed stream."""
         del self._streams[stream]

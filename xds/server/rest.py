@@ -1,8 +1,8 @@
-"""Discovery by polling: HTTP POST with JSON in both directions, for who does not speak gRPC.
+"""Discovery by polling over HTTP and JSON, for clients without gRPC.
 
-The paths are those in Envoy's protos (`option (google.api.http).post`), and the JSON is protobuf's own form of
-DiscoveryRequest and DiscoveryResponse. All types come in snapshots of their own moment: there is no order between
-them, as there is on one aggregated stream.
+The paths are those of Envoy's protos (`option (google.api.http).post`). The bodies are DiscoveryRequest and
+DiscoveryResponse in protobuf's JSON form. Each poll reads the current snapshot, so types are not ordered as
+they are on an aggregated stream.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 MAX_REQUEST_SIZE = 1 << 20
-"""Bytes of a request: clients have not proved who they are. Envoy's are a few kB."""
+"""Maximum size of a request in bytes, as clients are not authenticated. Requests of Envoy have a few kB."""
 
 TYPES_BY_PATH = {service.path: service.type_url for service in SERVICES.values() if service.path}
-"""By path, the type that is asked for."""
+"""Type URL by HTTP path."""
 
 _DISCOVERY = "envoy.service.discovery.v3"
 _STATUS = {
@@ -59,16 +59,27 @@ _STATUS = {
 
 
 class RestServer:
-    """An HTTP server of the discovery services: POST a DiscoveryRequest to `/v3/discovery:clusters` and the like.
+    """An HTTP server of the discovery services, for POST to `/v3/discovery:clusters` and similar paths.
 
-    200 is a DiscoveryResponse; 304: the request's version_info is what the proxy should have. 400: the request is not
-    one, 404: there is no such path, 503: there is no snapshot yet for this proxy, and whatever `Proxies` refuse with.
-    `limits` say how much each client may ask for. `patience` is how many seconds a request is held for the first snapshot. `failed` counts the requests that were
-    refused, malformed or went wrong here, by the gRPC status that means the same: a DiscoveryService's, say.
+    The body of a request is a DiscoveryRequest. Status codes: 200 with a DiscoveryResponse; 304 if the proxy
+    has the version in the request's `version_info`; 400 for an invalid request; 404 for an unknown path; 503
+    without a snapshot of the proxy; and the equivalents of the statuses that `proxies` refuses with.
 
-    A web page that the user of a browser on this machine visits must not be answered, even if its name resolves to this server
-    (DNS rebinding). Requests from browsers are therefore refused, as are those without `Content-Type: application/json`, and
-    those whose `Host` is a name with a dot that is neither `host` nor one of `names`.
+    A web page in a browser on this machine must not read the configuration, even through DNS rebinding. The
+    server therefore refuses requests from browsers, requests without `Content-Type: application/json`, and
+    requests whose `Host` is a name with a dot that is neither `host` nor one of `names`.
+
+    Args:
+        proxies: Decides what each client gets.
+        host: Name or address to listen on.
+        port: Port to listen on; 0 selects a free port.
+        identifier: Identifier of the control plane in responses.
+        limits: Limits of each client.
+        first_snapshot_timeout: Seconds that a request waits for the first snapshot of its proxy.
+        failed: Counter of failed requests by equivalent gRPC status, such as the one of a `DiscoveryService`.
+        names: Further host names of the server.
+        max_connections: Maximum number of connections.
+        max_connections_per_address: Maximum number of connections of one client address.
     """
 
     def __init__(
@@ -99,10 +110,14 @@ class RestServer:
         self._thread = FairExecutor()
         self._listener: HttpListener | None = None
         self.port = 0
-        """The port that it listens on, once started; of use when the choice was left with port 0."""
+        """Port of the server, after `start`."""
 
     async def start(self) -> None:
-        """Listen. OSError: the address cannot be had."""
+        """Start to listen.
+
+        Raises:
+            OSError: the address cannot be used.
+        """
         app = web.Application(client_max_size=min(MAX_REQUEST_SIZE, self._budgets.limits.request_size))
         for path in TYPES_BY_PATH:
             app.router.add_post(path, self._handle_post)
@@ -117,10 +132,10 @@ class RestServer:
         await listener.start()
         self._listener = listener
         self.port = listener.port
-        log.info("serving xDS by REST", host=self._host, port=self.port)
+        log.info("serving xDS over REST", host=self._host, port=self.port)
 
     async def stop(self) -> None:
-        """Stop listening; requests under way are answered."""
+        """Stop listening, after pending requests are answered."""
         if self._listener:
             await self._listener.stop()
             self._listener = None
@@ -131,7 +146,7 @@ class RestServer:
             return refusal
         try:
             async with self._bodies.read(request) as body:
-                # In a thread, for its cost follows what the client sends.
+                # In a thread, because the cost depends on the client.
                 message = await self._run_in_thread(client, lambda: _parse_json(body, self._budgets.limits))
             fetched = await fetch(
                 self._proxies,
@@ -144,33 +159,33 @@ class RestServer:
             )
             if fetched.is_current:
                 return web.Response(status=304)
-            # In a thread, for its cost follows what is served.
+            # In a thread, because the cost depends on the size of the response.
             content = await self._run_in_thread(
                 client, lambda: _encode_json(fetched.response(self._identifier))
             )
         except RequestError as error:
-            # Clients without a credential can send anything: the client is told, and a metric counts it.
+            # Unauthenticated clients can send anything: report it to the client and in a metric only.
             log.debug("malformed request", peer=peer, path=request.path, problem=truncate(str(error)))
             return self._error_response(status_code(error), str(error))
         except Refused as refused:
             return self._error_response(refused.code, refused.message)
         except web.HTTPException:
             raise
-        except Exception:  # noqa: BLE001 - told in full; for its form see DiscoveryService
+        except Exception:  # noqa: BLE001 - logged as text, as in DiscoveryService
             log.error(  # noqa: TRY400
-                "a call ends with an error of ours",
+                "call failed with an internal error",
                 peer=peer,
                 path=request.path,
                 stack=traceback.format_exc(),
             )
-            return self._error_response(grpc.StatusCode.INTERNAL, "an error in the server; its log says more")
+            return self._error_response(grpc.StatusCode.INTERNAL, "internal error; see the log of the server")
         return web.Response(body=content, content_type="application/json")
 
     async def _run_in_thread(self, client: Client, function: Callable[[], T]) -> T:
         return await self._thread.run(client.address, client.share, function)
 
     def _deny_browsers(self, request: web.Request) -> web.Response | None:
-        """Return how a request is refused that a web page may have sent."""
+        """Return an error response for a request that a web page may have sent."""
         if "Origin" in request.headers or "Sec-Fetch-Site" in request.headers:
             return self._deny(403, "requests from browsers are not answered (Origin or Sec-Fetch-Site)")
         host = _host_name(request.headers.get("Host", ""))
@@ -194,17 +209,17 @@ class RestServer:
 
 async def _handle_unknown(request: web.Request) -> web.Response:
     if request.path in TYPES_BY_PATH:
-        return _text_response(405, f"{request.path} is for POST, not {request.method}")
-    return _text_response(404, f"there is nothing at {request.path}; there are: {', '.join(TYPES_BY_PATH)}")
+        return _text_response(405, f"{request.path} accepts POST, not {request.method}")
+    return _text_response(404, f"unknown path {request.path}; known paths: {', '.join(TYPES_BY_PATH)}")
 
 
 def _parse_json(body: bytes, limits: Limits) -> Request:
-    """Read a DiscoveryRequest that came as JSON. What only a newer client knows of is skipped, as in the other form."""
+    """Parse a DiscoveryRequest in JSON. Unknown fields of newer clients are ignored, as in protobuf."""
     message = message_class(f"{_DISCOVERY}.DiscoveryRequest")()
     try:
         value = read_json(body)
         if isinstance(value, dict) and isinstance(node := value.get("node"), dict):
-            node.pop("extensions", None)  # Nine tenths of what Envoy says of itself, and nothing to us.
+            node.pop("extensions", None)  # Unused, and 90 % of the size of an Envoy node.
         json_format.ParseDict(value, message, ignore_unknown_fields=True, descriptor_pool=pool)
     except (ValueError, TypeError, RecursionError, json_format.ParseError) as error:
         raise RequestError(f"the request is not the JSON form of a DiscoveryRequest: {error}") from error
@@ -216,7 +231,7 @@ def _encode_json(response: bytes) -> bytes:
 
 
 def _host_name(host: str) -> str:
-    """Return a Host header without its port, and without the brackets of an IPv6 address."""
+    """Return the host of a Host header, without the port and the brackets of an IPv6 address."""
     if host.startswith("["):
         return host[1:].partition("]")[0]
     return host.partition(":")[0].rstrip(".").lower()

@@ -1,4 +1,4 @@
-"""How often something may happen."""
+"""A token bucket."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class TokenBucket:
     """A token bucket: `burst` events at once, and `rate` events per second in the long run.
 
-    Times are in seconds of any clock that does not run backwards.
+    All times are in seconds of the same monotonic clock.
     """
 
     burst: float
@@ -19,11 +19,11 @@ class TokenBucket:
 
     @property
     def is_half_spent(self) -> bool:
-        """Whether at least half of the burst was used, as of the last event."""
+        """Whether at least half of the burst was used at the last event."""
         return self._used >= self.burst / 2
 
     def take(self, now: float) -> bool:
-        """Count an event, and return whether it is within the budget. Events beyond it are not counted."""
+        """Return whether an event is within the limit, and count it if so."""
         self._used = max(0.0, self._used - (now - self._updated) * self.rate)
         self._updated = now
         if self._used + 1 > self.burst:
