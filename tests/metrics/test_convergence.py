@@ -135,7 +135,7 @@ def test_what_is_never_sent_or_answered_takes_little_room(traced: Traced) -> Non
     for n in range(3 * _MAX_PENDING):
         traced.publish(float(n), CDS=f"a={n} b=1", EDS="a=1 b=1")
         traced.send(ENDPOINT)
-    assert len(traced.tracker._due[CLUSTER]) == _MAX_PENDING
+    assert len(traced.tracker._unsent[CLUSTER]) == _MAX_PENDING
     for n in range(3 * _MAX_PENDING):
         traced.publish(float(n), CDS=f"a={n} b=2", EDS="a=1 b=1")
         traced.send(CLUSTER, f"a={n}")

@@ -58,7 +58,10 @@ async def test_it_is_told_if_nothing_is_known_for_it(proxies, channel, variant, 
     await client.ask(CLUSTER)
     await client.call.done_writing()
     code, details = await client.end()
-    assert (code, details) == (grpc.StatusCode.UNAVAILABLE, "no configuration for nobody yet; try again later")
+    assert (code, details) == (
+        grpc.StatusCode.UNAVAILABLE,
+        "no configuration for nobody yet; try again later",
+    )
     await proxies.left.get()
 
 

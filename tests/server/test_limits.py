@@ -133,13 +133,13 @@ async def test_polls_have_the_limits_that_the_server_is_given(proxies):
 
 async def test_polls_are_read_in_a_thread(polled, monkeypatch):
     """Reading one may take seconds, in which nobody else would be served."""
-    parse, threads = rest._parse, []
+    parse, threads = rest._parse_json, []
 
     def note(body: bytes, limits: Limits) -> Request:
         threads.append(threading.current_thread())
         return parse(body, limits)
 
-    monkeypatch.setattr(rest, "_parse", note)
+    monkeypatch.setattr(rest, "_parse_json", note)
     body = json.dumps({"node": NODE, "resource_names": ["none"]}).encode()
     assert (await poll(polled, body))[0] == 200
     (thread,) = threads

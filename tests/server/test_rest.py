@@ -147,7 +147,7 @@ async def test_what_there_is_nothing_of_is_an_empty_answer(poller):
         (b'{"node": {"id": 5}}', "Failed to parse id field"),
         (b'{"node": {"id": "x"}, "resource_names": "a"}', "resource_names must be in []"),
         (b'{"node": {"cluster": "x"}}', "node.id"),
-        (b'{"node": {"id": "x"}, "type_url": "y"}', "not for y"),
+        (b'{"node": {"id": "x"}, "type_url": "y"}', "not y"),
         (b"[" * 20_000, "nested too deeply"),
         (b'{"node": {"id": ' + b"1" * 5000 + b"}}", "a number of more than 32 characters"),
     ],

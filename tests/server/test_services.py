@@ -163,7 +163,7 @@ async def test_fetch_says_who_asks_for_what(proxies, channel):
         (b"", "node.id"),
         (
             b'\x12\x03\x0a\x01x"\x01y',
-            "for type.googleapis.com/envoy.config.cluster.v3.Cluster only, not for y",
+            "this method serves type.googleapis.com/envoy.config.cluster.v3.Cluster, not y",
         ),
     ],
 )

@@ -39,7 +39,7 @@ async def test_a_stream_without_a_request_ends(proxies, server, channel, monkeyp
     with capture_logs() as logs:
         code, details = await asyncio.wait_for(Client(channel).end(), 10)
     assert code == grpc.StatusCode.DEADLINE_EXCEEDED
-    assert details == "no request came within 0.05 s; send the first one when the stream is opened"
+    assert details == "no request arrived within 0.05 s; send one when the stream opens"
     assert [line["event"] for line in logs] == ["stream without a request"]
     assert server.discovery.failed[grpc.StatusCode.DEADLINE_EXCEEDED] == 1
     assert not server.discovery._pending

@@ -94,7 +94,7 @@ class CheckedServer:
                 request = await context.read()
         except TimeoutError:
             await context.abort(
-                grpc.StatusCode.DEADLINE_EXCEEDED, f"no request came within {FIRST_REQUEST_TIMEOUT:g} s"
+                grpc.StatusCode.DEADLINE_EXCEEDED, f"no request arrived within {FIRST_REQUEST_TIMEOUT:g} s"
             )
         if request is grpc.aio.EOF:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the call has no request")

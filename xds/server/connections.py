@@ -2,8 +2,8 @@
 
 gRPC accepts connections itself, reports only calls to Python, and has no limit per address. `ConnectionGuard`
 therefore finds the connections of a server among the file descriptors of this process. The services report
-which calls come from proven callers. The guard shuts down other connections that stay too long, are too many,
-or send too much.
+their calls. A connection is proven once a call on it is accepted; in plaintext, any answered call counts. The
+guard shuts down unproven connections that stay too long, are too many, or send too much.
 
 Calls wait in one queue, and gRPC does not remove the calls of closed connections from it. An address that
 makes too many calls is therefore blocked for a while. A proven connection is ended only if its caller makes
@@ -233,7 +233,10 @@ class ConnectionGuard:
             self._end(connection, _TOO_MANY_CALLS)
 
     def interceptor(self) -> grpc.aio.ServerInterceptor:
-        """Return an interceptor that records calls of services not in `own_services`, and of unknown methods."""
+        """Return an interceptor that records calls of services that are not in `own_services`.
+
+        It also records calls of unknown methods.
+        """
         return _Interceptor(self)
 
     async def run(self, ports: Collection[int]) -> None:

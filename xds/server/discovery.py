@@ -132,7 +132,7 @@ class DiscoveryService:
         await self.wait_closed(grace=max(began + grace - now(), grace / 2))
 
     async def wait_closed(self, *, grace: float) -> None:
-        """Wait until all streams have ended and their clients have the status, for at most `grace` seconds."""
+        """Wait until all streams have sent their status and ended, for at most `grace` seconds."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=grace)
 
@@ -269,7 +269,7 @@ class DiscoveryService:
                 )
                 raise Refused(grpc.StatusCode.UNAVAILABLE, problem) from None
             self._scheduler.pacer.charge(info.origin, WARNING_COST)
-            problem = f"no request came within {FIRST_REQUEST_TIMEOUT:g} s; send the first one when the stream is opened"
+            problem = f"no request arrived within {FIRST_REQUEST_TIMEOUT:g} s; send one when the stream opens"
             log.warning("stream without a request", peer=context.peer(), problem=problem)
             raise Refused(grpc.StatusCode.DEADLINE_EXCEEDED, problem) from None
         finally:

@@ -463,8 +463,8 @@ class BodyReader:
                         await stack.enter_async_context(self._large.slot(client_of(request).address))
                 except TimeoutError:
                     raise web.HTTPServiceUnavailable(
-                        text=f"too many requests larger than {MAX_SMALL_BODY} bytes: the limits are {LARGE_BODIES} at the same "
-                        f"time, and {LARGE_BODIES_PER_ADDRESS} of one address; try again later\n"
+                        text=f"too many requests above {MAX_SMALL_BODY} bytes: the limits are {LARGE_BODIES} "
+                        f"in total and {LARGE_BODIES_PER_ADDRESS} per address; try again later\n"
                     ) from None
             yield await _body(request)
 

@@ -250,7 +250,7 @@ class _Health(health.aio.HealthServicer):  # type: ignore[misc]  # it has no typ
 
 class _HealthServer(CheckedServer):
     async def _read_request(self, context: grpc.aio.ServicerContext) -> Any:
-        """Read the request of plaintext callers only. Over TLS, all services share the status of the server."""
+        """Read requests of plaintext callers only. Over TLS, all services share the status of the server."""
         return (
             health_pb2.HealthCheckRequest() if is_encrypted(context) else await super()._read_request(context)
         )

@@ -75,7 +75,7 @@ class StreamMetrics:
             counter("xds_subscriptions", "Requests that changed a subscription."),
             histogram(
                 "xds_change_to_ack_seconds",
-                "Time from a change in a source to the ACK of the first response that contains any part of it.",
+                "Time from a change in a source to the ACK of the first response that contains part of it.",
             ),
             histogram("xds_push_to_ack_seconds", "Time from sending a response to its ACK."),
         )

@@ -76,7 +76,7 @@ class Stream:
         self.subscriber = subscriber
         subscriber.session = session
         self.opened_at = now()
-        """Time the stream was opened, in seconds of the event loop's clock. The session uses the same clock."""
+        """Time the stream was opened, in seconds of the event loop's clock, which the session uses too."""
         self.message_count = 0
         """Number of requests and responses. The status of the client changes only with another message."""
         self._scheduler = scheduler
@@ -226,8 +226,8 @@ class Stream:
             type=self.session.sent.type_url.rpartition(".")[2] if self.session.sent else "",
             bytes=size,
             limit=MAX_CLIENT_MESSAGE,
-            hint="gRPC clients accept 4 MiB by default (Envoy's own client accepts more): use delta xDS, which splits "
-            "large responses, or raise the limit of the client",
+            hint="gRPC clients accept 4 MiB by default (Envoy's own client accepts more): use delta "
+            "xDS, which splits large responses, or raise the limit of the client",
         )
 
 
