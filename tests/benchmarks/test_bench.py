@@ -65,5 +65,5 @@ def test_more_open_files_than_allowed_are_refused_with_what_to_do():
     limited = f"ulimit -n 300 && exec {sys.executable} {BENCH} --quick --streams 1000"
     done = subprocess.run(["bash", "-c", limited], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
-    assert "2200 open files are needed" in done.stderr
+    assert "needs 2200 open files" in done.stderr
     assert "ulimit -Hn 2200" in done.stderr

@@ -370,7 +370,7 @@ def allow(server: FakeApiServer, plural: str) -> None:
         server.faults.pop(f"{verb} {plural}")
 
 
-async def test_what_cannot_be_read_is_waited_for_at_start(server: FakeApiServer, tmp_path: Path) -> None:
+async def test_unreadable_resources_are_waited_for_at_start(server: FakeApiServer, tmp_path: Path) -> None:
     for plural in ("pods", "configmaps", "peerauthentications"):
         deny(server, plural)
     server.serve("peerauthentications", "security.istio.io")
@@ -403,7 +403,7 @@ async def test_what_cannot_be_read_is_waited_for_at_start(server: FakeApiServer,
         assert (await waiting.get("/ready"))[0] == 200
 
 
-async def test_kinds_that_can_no_longer_be_read_stay_in_force(server: FakeApiServer, tmp_path: Path) -> None:
+async def test_kinds_that_become_unreadable_keep_their_policies(server: FakeApiServer, tmp_path: Path) -> None:
     async with ControlPlane(tmp_path, *KUBERNETES, server.kubeconfig()) as running:
         await running.until_ready(200)
         deny(server, "policies")

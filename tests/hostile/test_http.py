@@ -50,7 +50,7 @@ async def target(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Web]
         yield target
 
 
-async def test_idle_connections_lock_nobody_out(target: Web) -> None:
+async def test_idle_connections_do_not_block_others(target: Web) -> None:
     """Before: 1,024 descriptors were taken, xDS accepted nobody, and the log had thousands of lines."""
     resource.prlimit(target.pid, resource.RLIMIT_NOFILE, (1024, 1024))
     async with (

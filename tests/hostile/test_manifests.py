@@ -66,7 +66,7 @@ async def _is_served(target: Target, name: str) -> None:
 
 
 @pytest.mark.timeout(240)
-async def test_good_objects_are_served_beside_hostile_manifests(tmp_path) -> None:
+async def test_valid_objects_are_served_beside_hostile_manifests(tmp_path) -> None:
     async with Target(tmp_path) as target:
         async with target.watched() as cost:
             for name, text in HOSTILE.items():

@@ -67,7 +67,7 @@ def traced() -> Traced:
     return traced
 
 
-def test_the_first_response_with_any_of_a_change_ends_it(traced: Traced) -> None:
+def test_first_response_with_part_of_a_change_ends_it(traced: Traced) -> None:
     traced.publish(5.0, CDS="a=2 b=2", EDS="a=1 b=1")
     first, second = traced.send(CLUSTER, "a=2"), traced.send(CLUSTER, "b=2")
     assert traced.answer(second) is None
@@ -75,7 +75,7 @@ def test_the_first_response_with_any_of_a_change_ends_it(traced: Traced) -> None
     assert traced.answer(first) is None, "an answer counts once"
 
 
-def test_each_type_waits_for_itself(traced: Traced) -> None:
+def test_each_type_is_measured_separately(traced: Traced) -> None:
     traced.publish(5.0, CDS="a=2 b=1", EDS="a=2 b=1")
     nonce = traced.send(CLUSTER, "a=2")
     traced.publish(6.0, CDS="a=2 b=1", EDS="a=3 b=1")
@@ -83,19 +83,19 @@ def test_each_type_waits_for_itself(traced: Traced) -> None:
     assert traced.answer(nonce) == 5.0
 
 
-def test_what_is_sent_again_unchanged_carries_no_change(traced: Traced) -> None:
+def test_unchanged_resend_contains_no_change(traced: Traced) -> None:
     traced.publish(5.0, CDS="a=1 b=1", EDS="a=1 b=2")
     assert traced.answer(traced.send(ENDPOINT, "a=1")) is None
     assert traced.answer(traced.send(ENDPOINT, "b=2")) == 5.0
 
 
-def test_a_change_that_several_snapshots_bring_counts_from_the_first(traced: Traced) -> None:
+def test_change_in_several_snapshots_counts_from_the_first(traced: Traced) -> None:
     traced.publish(5.0, CDS="a=2 b=1", EDS="a=1 b=1")
     traced.publish(6.0, CDS="a=3 b=1", EDS="a=1 b=1")
     assert traced.answer(traced.send(CLUSTER, "a=3")) == 5.0
 
 
-def test_what_is_removed_is_a_change_where_it_can_be_said(traced: Traced) -> None:
+def test_removal_counts_if_the_variant_can_express_it(traced: Traced) -> None:
     traced.publish(5.0, CDS="a=1", EDS="a=1")
     assert traced.answer(traced.send(ENDPOINT, removed=("b",))) == 5.0
     assert traced.answer(traced.send(CLUSTER, removed=("b",))) == 5.0
@@ -111,7 +111,7 @@ def test_what_is_removed_is_a_change_where_it_can_be_said(traced: Traced) -> Non
     assert older.answer(older.send(ENDPOINT, "b=1")) is None
 
 
-def test_what_was_not_asked_for_or_is_given_up_does_not_count(traced: Traced) -> None:
+def test_changes_without_a_subscription_do_not_count(traced: Traced) -> None:
     traced.publish(5.0, CDS="a=1 b=1", EDS="a=1 b=1 c=1")
     traced.subscribe(ENDPOINT, "a", "b", "c")
     assert traced.answer(traced.send(ENDPOINT, "c=1")) is None
@@ -123,7 +123,7 @@ def test_what_was_not_asked_for_or_is_given_up_does_not_count(traced: Traced) ->
     assert traced.answer(traced.send(ENDPOINT, "b=2")) == 6.0
 
 
-def test_a_collection_is_asked_for_by_one_name() -> None:
+def test_collection_is_subscribed_by_one_name() -> None:
     traced = Traced()
     traced.subscribe(ENDPOINT, "xdstp://x/y/*")
     traced.publish(5.0, EDS="xdstp://x/y/a=1 xdstp://x/z/a=1")
@@ -131,7 +131,7 @@ def test_a_collection_is_asked_for_by_one_name() -> None:
     assert traced.answer(traced.send(ENDPOINT, "xdstp://x/y/a=1")) == 5.0
 
 
-def test_what_is_never_sent_or_answered_takes_little_room(traced: Traced) -> None:
+def test_unsent_and_unanswered_changes_are_limited(traced: Traced) -> None:
     for n in range(3 * _MAX_PENDING):
         traced.publish(float(n), CDS=f"a={n} b=1", EDS="a=1 b=1")
         traced.send(ENDPOINT)

@@ -20,7 +20,7 @@ from xds.snapshot import RUNTIME, Resource
 from xds.store import Acked, Store
 
 
-async def test_a_store_is_counted_and_asked():
+async def test_metrics_of_a_store():
     registry = CollectorRegistry()
     store = Store()
     store.set(Resource.of(RUNTIME, "layer", b""))
@@ -48,7 +48,7 @@ async def test_a_store_is_counted_and_asked():
         await server.stop()
 
 
-async def test_how_long_a_change_takes_is_measured():
+async def test_time_of_a_change_is_measured():
     """From the call to the acknowledgement; what a client gets because it asks is no change."""
     registry = CollectorRegistry()
     store = Store()

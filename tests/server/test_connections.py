@@ -47,7 +47,7 @@ async def ask(peer: http2.Peer, path: str, body: bytes = b"") -> None:
             await peer.said.wait()
 
 
-async def test_a_budget_is_used_up_and_comes_back():
+async def test_token_bucket_empties_and_refills():
     budget = TokenBucket(2, 10)
     assert [budget.take(5.0) for _ in range(3)] == [True, True, False]
     assert not budget.take(5.05)
@@ -56,7 +56,7 @@ async def test_a_budget_is_used_up_and_comes_back():
     assert [budget.take(100.0) for _ in range(3)] == [True, True, False]
 
 
-async def test_who_has_proved_nothing_is_ended_and_who_has_is_not(proxies, monkeypatch):
+async def test_unproven_connections_are_ended(proxies, monkeypatch):
     monkeypatch.setattr(connections, "PROOF_TIMEOUT", 2.0)
     async with XdsServer(proxies, "127.0.0.1:0") as server:
         proven = await connected(server)
@@ -71,7 +71,7 @@ async def test_who_has_proved_nothing_is_ended_and_who_has_is_not(proxies, monke
 
 
 @pytest.mark.parametrize("kind", ["coroutine", "generator", "thread"])
-async def test_calls_of_services_of_ones_own_count_as_proof(proxies, monkeypatch, kind):
+async def test_calls_of_added_services_count_as_proof(proxies, monkeypatch, kind):
     monkeypatch.setattr(connections, "PROOF_TIMEOUT", 2.0)
 
     async def coroutine(request: bytes, _: grpc.aio.ServicerContext) -> bytes:
@@ -107,7 +107,7 @@ async def test_calls_of_services_of_ones_own_count_as_proof(proxies, monkeypatch
         known.close()
 
 
-async def test_who_is_refused_too_often_is_ended_and_blocked_and_others_are_not(proxies, monkeypatch):
+async def test_too_many_refusals_block_the_address_only(proxies, monkeypatch):
     monkeypatch.setattr(connections, "UNPROVEN_CALLS", (3, 0))
     async with XdsServer(proxies, "127.0.0.1:0", authenticate=refuse) as server:
         address = "127.0.0.1", server.port
@@ -128,7 +128,7 @@ async def test_who_is_refused_too_often_is_ended_and_blocked_and_others_are_not(
         again.close()
 
 
-async def test_a_proven_caller_may_not_make_any_number_of_calls(proxies, monkeypatch):
+async def test_calls_of_a_proven_caller_are_limited(proxies, monkeypatch):
     monkeypatch.setattr(connections, "PLAINTEXT_CALLS", (3, 0))
     async with XdsServer(proxies, "127.0.0.1:0") as server:
         peer = await connected(server)
@@ -139,7 +139,7 @@ async def test_a_proven_caller_may_not_make_any_number_of_calls(proxies, monkeyp
         assert server.discovery.connections.ended["too many calls"] == 1
 
 
-async def test_an_address_with_many_connections_has_less_time(proxies, monkeypatch):
+async def test_address_with_many_connections_has_less_time(proxies, monkeypatch):
     monkeypatch.setattr(connections, "CROWDED_PROOF_TIMEOUT", 0.2)
     monkeypatch.setattr(connections, "MAX_UNPROVEN_PER_ADDRESS", 2)
     monkeypatch.setattr(connections, "PROOF_TIMEOUT", 1000)
@@ -154,7 +154,7 @@ async def test_an_address_with_many_connections_has_less_time(proxies, monkeypat
             peer.close()
 
 
-async def test_connections_without_proof_are_limited_in_total(proxies, monkeypatch):
+async def test_unproven_connections_are_limited_in_total(proxies, monkeypatch):
     monkeypatch.setattr(connections, "MAX_UNPROVEN", 2)
     async with XdsServer(proxies, "127.0.0.1:0") as server:
         address = "127.0.0.1", server.port
@@ -183,12 +183,12 @@ async def test_connections_are_limited_in_total(proxies):
     ("files", "connections_"),
     [(1024, 512), (4096, 3072), (1_000_000, 30_000), (resource.RLIM_INFINITY, 30_000)],
 )
-def test_connections_leave_files_for_the_rest(monkeypatch, files, connections_):
+def test_connection_limit_reserves_open_files(monkeypatch, files, connections_):
     monkeypatch.setattr(resource, "getrlimit", lambda _: (files, files))
     assert listening.max_connections() == connections_
 
 
-async def test_who_watches_health_and_does_not_read_does_not_hold_up_the_end(proxies):
+async def test_health_watcher_that_does_not_read_cannot_delay_stop(proxies):
     proxies.publish(world(CDS="a=1"))
     server = XdsServer(proxies, "127.0.0.1:0", grace=0.2)
     await server.start()
@@ -204,7 +204,7 @@ async def test_who_watches_health_and_does_not_read_does_not_hold_up_the_end(pro
     peer.close()
 
 
-async def test_watches_of_health_are_limited(proxies, monkeypatch):
+async def test_health_watches_are_limited(proxies, monkeypatch):
     monkeypatch.setattr(listening, "MAX_WATCHES", 2)
     async with (
         XdsServer(proxies, "127.0.0.1:0", grace=0.1) as server,
@@ -230,7 +230,7 @@ async def test_watches_of_health_are_limited(proxies, monkeypatch):
     [(socket.AF_INET, "127.0.0.9", "127.0.0.8"), (socket.AF_INET6, "::1", None)],
     ids=["ipv4", "ipv6"],
 )
-def test_the_kernel_drops_what_is_blocked(family, source, other):
+def test_kernel_drops_packets_of_blocked_addresses(family, source, other):
     def connects(source: str) -> bool:
         with closing(socket.socket(family)) as client:
             client.settimeout(0.3)
@@ -258,7 +258,7 @@ def test_the_kernel_drops_what_is_blocked(family, source, other):
         assert connects(source)
 
 
-async def test_calls_that_ask_for_nothing_are_limited(proxies, server, channel, monkeypatch):
+async def test_calls_without_a_request_are_limited(proxies, server, channel, monkeypatch):
     proxies.publish(world(CDS="a=1"))
     monkeypatch.setattr(discovery, "MAX_PENDING_CALLS", 2)
     silent = [Client(channel) for _ in range(2)]

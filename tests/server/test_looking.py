@@ -57,7 +57,7 @@ async def look(channel: grpc.aio.Channel) -> list[str]:
     return ends
 
 
-async def test_the_control_planes_own_account_may_look_over_tls(site):
+async def test_account_of_the_control_plane_may_introspect(site):
     async with site.token("admin") as channel:
         assert await look(channel) == ["OK"] * 6
     async with site.shows(issued("spiffe://cluster.local/ns/istio-system/sa/xds")) as channel:
@@ -66,7 +66,7 @@ async def test_the_control_planes_own_account_may_look_over_tls(site):
         assert await look(channel) == ["OK"] * 6
 
 
-async def test_others_may_not(site):
+async def test_other_callers_may_not_introspect(site):
     async with site.token("own") as channel:
         found = await look(channel)
     assert len(found) == 6

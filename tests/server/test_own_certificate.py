@@ -80,13 +80,13 @@ def fingerprint(server: XdsServer) -> str:
     return x509.load_pem_x509_certificate(pem.encode()).fingerprint(hashes.SHA256()).hex()
 
 
-async def test_it_has_its_names(server, world):
+async def test_certificate_has_the_names_of_the_server(server, world):
     assert await healthy(server, world.trust.roots)
     assert await healthy(server, world.trust.roots, host="127.0.0.1")
     assert not await healthy(server, authority().root_pem)
 
 
-def test_names_of_a_service():
+def test_certificate_has_the_names_of_the_service():
     assert service_names("istio-system") == (
         "xds.istio-system.svc",
         "xds.istio-system.svc.cluster.local",
@@ -95,7 +95,7 @@ def test_names_of_a_service():
     )
 
 
-async def test_it_stays_until_half_of_its_life_is_over_and_is_another_then(server, world):
+async def test_certificate_is_renewed_at_half_of_its_lifetime(server, world):
     first = await asyncio.to_thread(fingerprint, server)
     world.now = NOW + timedelta(hours=11)
     assert await asyncio.to_thread(fingerprint, server) == first
@@ -103,7 +103,7 @@ async def test_it_stays_until_half_of_its_life_is_over_and_is_another_then(serve
     assert await asyncio.to_thread(fingerprint, server) != first
 
 
-async def test_after_a_rotation_it_is_the_new_cas_without_a_restart(server, world):
+async def test_rotation_reissues_the_certificate_without_a_restart(server, world):
     old, new = world.trust.authority, authority()
     world.trust = Trust(old, old.root_pem + new.root_pem)
     leaf = new.issue("spiffe://cluster.local/ns/a/sa/b", NOW)
@@ -117,7 +117,7 @@ async def test_after_a_rotation_it_is_the_new_cas_without_a_restart(server, worl
     assert not await healthy(server, new.root_pem, port=1, shown=(old_leaf.chain, old_leaf.key.to_pem()))
 
 
-async def test_with_a_bridge_clients_that_know_only_the_old_root_get_through(server, world):
+async def test_bridge_serves_clients_with_the_old_root_only(server, world):
     old, new = world.trust.authority, authority()
     world.trust = Trust(new, new.root_pem, bridge(old, new))
     assert await healthy(server, old.root_pem)
@@ -125,7 +125,7 @@ async def test_with_a_bridge_clients_that_know_only_the_old_root_get_through(ser
     assert not await healthy(server, authority().root_pem)
 
 
-async def test_what_cannot_be_renewed_stays_and_that_is_logged_once(server, world):
+async def test_failed_renewal_is_logged_once_and_keeps_the_certificate(server, world):
     good = world.trust.roots
     with capture_logs() as logs:
         world.trust = Trust(authority(lifetime=timedelta(seconds=-1)), good)
@@ -135,7 +135,7 @@ async def test_what_cannot_be_renewed_stays_and_that_is_logged_once(server, worl
     assert "expired" in line["stack"]
 
 
-def test_the_first_one_has_to_be_made():
+def test_first_certificate_must_be_issued():
     ca = authority(lifetime=timedelta(seconds=-1))
     with pytest.raises(IdentityError, match="expired"):
         OwnCertificate(["x"], lambda: Trust(ca, ca.root_pem))

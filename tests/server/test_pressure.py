@@ -102,7 +102,7 @@ def large(version: int) -> Snapshot:
 
 
 @pytest.mark.usefixtures("files")
-async def test_a_storm_of_streams_is_served_and_all_get_the_next_change(proxies, server):
+async def test_burst_of_streams_is_served_and_gets_the_next_change(proxies, server):
     async with crowd(server, "hold", STORM) as process:
         assert await said(process) == STORM
         assert len(proxies.subscribers) == len(server.discovery.streams) == STORM
@@ -114,7 +114,7 @@ async def test_a_storm_of_streams_is_served_and_all_get_the_next_change(proxies,
 
 
 @pytest.mark.timeout(400)
-async def test_r61_ten_thousand_connects_leave_nothing_behind(proxies, server):
+async def test_r61_ten_thousand_connects_leak_nothing(proxies, server):
     async def churn(many: int) -> tuple[int, int]:
         async with crowd(server, "churn", many) as process:
             assert await said(process, within=300) == many
@@ -129,7 +129,7 @@ async def test_r61_ten_thousand_connects_leave_nothing_behind(proxies, server):
     assert resident() < memory + 16 * MIB
 
 
-async def test_r52_a_client_that_does_not_read_costs_the_same_whatever_changes(proxies, server):
+async def test_r52_client_that_does_not_read_has_constant_cost(proxies, server):
     proxies.observe = lambda *_: None  # or what was ACKed would be kept
     proxies.publish(large(0))
     address = f"127.0.0.1:{server.port}"
@@ -167,7 +167,7 @@ async def test_r52_a_client_that_does_not_read_costs_the_same_whatever_changes(p
         assert len(seen) < 10
 
 
-async def test_r54_a_client_that_hangs_is_let_go(proxies):
+async def test_r54_client_that_hangs_is_disconnected(proxies):
     server = XdsServer(
         proxies,
         "127.0.0.1:0",
@@ -184,7 +184,7 @@ async def test_r54_a_client_that_hangs_is_let_go(proxies):
         await server.stop()
 
 
-async def test_a_client_that_lives_but_does_not_read_is_let_go_with_its_connection(proxies):
+async def test_client_that_never_reads_ends_with_its_connection(proxies):
     server = XdsServer(
         proxies,
         "127.0.0.1:0",
@@ -204,7 +204,7 @@ async def test_a_client_that_lives_but_does_not_read_is_let_go_with_its_connecti
 
 
 @pytest.mark.usefixtures("files")
-async def test_r55_on_shutdown_everybody_is_told_however_many_there_are(proxies, server):
+async def test_r55_shutdown_sends_a_status_to_every_stream(proxies, server):
     async with crowd(server, "stay", STORM) as process:
         assert await said(process) == STORM
         await server.stop()

@@ -52,20 +52,20 @@ async def run(count: int, rounds: Rounds, scheduler: TurnScheduler) -> list[tupl
     return worked
 
 
-async def test_when_time_is_short_one_works_in_each_round_and_all_in_order(rounds, monkeypatch):
+async def test_one_stream_runs_per_round_when_time_is_short(rounds, monkeypatch):
     monkeypatch.setattr(scheduling, "TIME_SLICE", 0.0)
     worked = await run(100, rounds, TurnScheduler())
     assert [number for _, number in worked] == list(range(100))
     assert len({when for when, _ in worked}) == 100
 
 
-async def test_when_there_is_time_all_work_in_one_round(rounds, monkeypatch):
+async def test_all_streams_run_in_one_round_when_there_is_time(rounds, monkeypatch):
     monkeypatch.setattr(scheduling, "TIME_SLICE", 3600.0)
     worked = await run(100, rounds, TurnScheduler())
     assert len({when for when, _ in worked}) == 1
 
 
-async def test_those_who_waited_go_on_together_as_far_as_there_is_time(rounds, monkeypatch):
+async def test_waiting_streams_continue_together_within_a_slice(rounds, monkeypatch):
     monkeypatch.setattr(scheduling, "TIME_SLICE", 0.0)
     scheduler = TurnScheduler()
 
@@ -82,7 +82,7 @@ async def test_those_who_waited_go_on_together_as_far_as_there_is_time(rounds, m
     assert len({when for when, _ in worked}) < 20
 
 
-async def test_one_that_gives_up_holds_up_nobody(rounds, monkeypatch):
+async def test_cancelled_stream_does_not_delay_others(rounds, monkeypatch):
     monkeypatch.setattr(scheduling, "TIME_SLICE", 0.0)
     scheduler = TurnScheduler()
     await scheduler.wait_turn()
@@ -124,7 +124,7 @@ class Noting:
         self.received_in.append(self._rounds.number)
 
 
-async def test_streams_that_are_ready_together_write_and_read_in_turn(rounds, monkeypatch):
+async def test_ready_streams_write_and_read_in_turn(rounds, monkeypatch):
     monkeypatch.setattr(scheduling, "TIME_SLICE", 0.0)
     proxies, noting, scheduler = OneForAll(world(CDS="a=1")), Noting(rounds), TurnScheduler()
     node = Node(id="proxy")
@@ -149,7 +149,7 @@ async def test_streams_that_are_ready_together_write_and_read_in_turn(rounds, mo
     assert len({*noting.sent_in}) == len({*noting.received_in}) == len(peers)
 
 
-async def test_client_that_took_more_than_its_share_waits_and_others_do_not():
+async def test_only_a_client_beyond_its_share_waits():
     pacer, loop = RequestPacer(), asyncio.get_running_loop()
     pacer.charge("a", CLIENT_BURST)
     pacer.charge("b", CLIENT_BURST + 0.2 * CLIENT_SHARE)
@@ -163,7 +163,7 @@ async def test_client_that_took_more_than_its_share_waits_and_others_do_not():
     assert loop.time() - began >= 0.19
 
 
-async def test_work_is_measured_also_when_it_fails():
+async def test_failed_work_is_charged():
     pacer, loop = RequestPacer(), asyncio.get_running_loop()
     with pytest.raises(ValueError, match="bad"), pacer.measure("a", CLIENT_BURST + 0.2 * CLIENT_SHARE):
         raise ValueError("bad")
@@ -172,7 +172,7 @@ async def test_work_is_measured_also_when_it_fails():
     assert loop.time() - began >= 0.19
 
 
-async def test_clients_that_have_made_up_for_their_work_are_forgotten():
+async def test_idle_clients_are_removed():
     pacer = RequestPacer()
     pacer.charge("busy", 10.0)
     for number in range(10_000):
@@ -181,7 +181,7 @@ async def test_clients_that_have_made_up_for_their_work_are_forgotten():
     assert "busy" in pacer._free_at
 
 
-async def test_few_first_requests_of_one_client_are_read_at_the_same_time():
+async def test_concurrent_first_requests_of_a_client_are_limited():
     pacer, held = RequestPacer(), []
     for _ in range(scheduling.MAX_CONCURRENT_FIRST_REQUESTS):
         held.append(pacer.first_requests("a"))

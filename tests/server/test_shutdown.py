@@ -34,7 +34,7 @@ async def silent(server: XdsServer, channel: grpc.aio.Channel) -> Client:
     return client
 
 
-async def test_a_stream_without_a_request_ends(proxies, server, channel, monkeypatch):
+async def test_stream_without_a_request_times_out(proxies, server, channel, monkeypatch):
     monkeypatch.setattr(discovery, "FIRST_REQUEST_TIMEOUT", 0.05)
     with capture_logs() as logs:
         code, details = await asyncio.wait_for(Client(channel).end(), 10)
@@ -46,7 +46,7 @@ async def test_a_stream_without_a_request_ends(proxies, server, channel, monkeyp
     assert proxies.streams == []
 
 
-async def test_a_stream_whose_request_came_in_time_goes_on(proxies, server, channel, monkeypatch):
+async def test_stream_with_a_request_in_time_continues(proxies, server, channel, monkeypatch):
     monkeypatch.setattr(discovery, "FIRST_REQUEST_TIMEOUT", 0.2)
     client = Client(channel)
     await client.ask(CLUSTER)
@@ -58,7 +58,7 @@ async def test_a_stream_whose_request_came_in_time_goes_on(proxies, server, chan
 
 
 @pytest.mark.parametrize("how", ["stop", "drain"])
-async def test_a_stream_without_a_request_does_not_hold_up_shutdown(server, channel, how):
+async def test_stream_without_a_request_does_not_delay_shutdown(server, channel, how):
     client = await silent(server, channel)
     async with asyncio.timeout(20):  # a third of the grace
         if how == "stop":
@@ -69,19 +69,19 @@ async def test_a_stream_without_a_request_does_not_hold_up_shutdown(server, chan
         await server.stop()
 
 
-async def test_a_server_is_started_once(proxies, server):
-    with pytest.raises(RuntimeError, match="started already"):
+async def test_server_starts_only_once(proxies, server):
+    with pytest.raises(RuntimeError, match="already started"):
         await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         client = Client(channel)
         await client.ask(CLUSTER)
         await client.get()
     await server.stop()
-    with pytest.raises(RuntimeError, match="make another XdsServer"):
+    with pytest.raises(RuntimeError, match="create a new XdsServer"):
         await server.start()
 
 
-async def test_a_server_that_could_not_start_may_try_again(proxies, server):
+async def test_server_may_retry_a_failed_start(proxies, server):
     other = XdsServer(proxies, f"127.0.0.1:{server.port}")
     await other.stop()
     with pytest.raises(RuntimeError, match="bind"):
