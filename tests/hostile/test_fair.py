@@ -1,4 +1,4 @@
-"""Fair shares of what clients without a credential can use."""
+"""Fair sharing of capacity between unauthenticated clients."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ async def test_ready_lists_a_limited_number_of_warnings():
         _, text = await get(server.port, "/ready")
         assert len(text.splitlines()) == 22
         assert text.splitlines()[-1] == "981 more warnings: xds status lists them"
-        # Others, such as the kubelet, learn only that there are any.
+        # Remote clients, such as the kubelet, see only the number of warnings.
         transport = Mock()
         transport.get_extra_info.side_effect = {"peername": ("10.0.0.1", 41234)}.get
         response = await server._readiness(make_mocked_request("GET", "/ready", transport=transport))

@@ -1,4 +1,4 @@
-"""Who gets another's identity: nobody, by whichever port and credential. All over real sockets, with a real hub."""
+"""No client gets the identity of another, on any port and with any credential. Uses real sockets."""
 
 from __future__ import annotations
 

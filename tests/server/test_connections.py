@@ -1,4 +1,4 @@
-"""Limits on connections that have proved nothing, on health watches, and on connections in total."""
+"""Limits of unproven connections, of health watches, and of connections in total."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def connected(server: XdsServer) -> http2.Peer:
 
 
 async def ask(peer: http2.Peer, path: str, body: bytes = b"") -> None:
-    """Make a call, and wait until it has ended."""
+    """Make a call, and wait for its end."""
     stream = peer.open(path, body)
     async with asyncio.timeout(LATE):
         while stream not in peer.ended:

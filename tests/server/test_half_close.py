@@ -1,4 +1,4 @@
-"""A client that asks, and says that it asks for nothing more, gets what it asked for before its stream ends."""
+"""A client that half-closes its stream gets its resources before the stream ends."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from xds.server import stream
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, Resource, ResourceSet, Snapshot
 
 SHORT = 10.0
-"""Seconds, less than a client that still might answer is waited for."""
+"""Seconds, less than the wait for a client that could still ACK."""
 
 
 @pytest.fixture

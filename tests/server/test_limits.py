@@ -1,4 +1,4 @@
-"""What one client can do to the server at most: the time it takes, and what it has others read."""
+"""Limits of one client: usage of the server, and the messages it receives."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ async def test_polls_have_the_limits_of_the_server(proxies):
 
 
 async def test_polls_are_read_in_a_thread(polled, monkeypatch):
-    """Reading one may take seconds, in which nobody else would be served."""
+    """Reading a poll may take seconds, which would block the event loop."""
     parse, threads = rest._parse_json, []
 
     def note(body: bytes, limits: Limits) -> Request:

@@ -1,4 +1,4 @@
-"""Who may ask about the control plane: in plaintext who is local, over TLS who is named."""
+"""Authorization of introspection: local callers in plaintext, named callers over TLS."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def site() -> AsyncIterator[Site]:
 
 
 async def look(channel: grpc.aio.Channel) -> list[str]:
-    """Ask in every way that an admin has; return what came."""
+    """Call every introspection service. Return the responses."""
     ends = []
 
     async def end(call) -> None:

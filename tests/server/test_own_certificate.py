@@ -1,4 +1,4 @@
-"""The server's own certificate: renewed and re-issued while it runs, and verified by clients with old roots and new ones."""
+"""The server's certificate: renewal and reissue at run time, and clients with old and new roots."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def authority(trust_domain: str = "cluster.local", **lifetime: timedelta) -> Aut
 
 @dataclass
 class World:
-    """What the certificate depends on."""
+    """The inputs of the certificate."""
 
     trust: Trust
     now: datetime = NOW
@@ -60,7 +60,7 @@ async def healthy(
     host: str = "localhost",
     shown: tuple[bytes, bytes] | None = None,
 ) -> bool:
-    """Whether a client with these roots gets through, on a connection of its own."""
+    """Whether a client with these roots can connect."""
     chain, key = shown or (None, None)
     credentials = grpc.ssl_channel_credentials(roots, key, chain)
     options = [("grpc.use_local_subchannel_pool", 1)]
@@ -145,7 +145,7 @@ def test_first_certificate_must_be_issued():
 
 
 def bridge(old: Authority, new: Authority) -> bytes:
-    """The new CA's name and key, signed by the old CA."""
+    """Return the new CA's name and key in a certificate of the old CA."""
     builder = (
         x509.CertificateBuilder()
         .subject_name(new.certificate.subject)

@@ -1,4 +1,4 @@
-"""The server under pressure: clients that do not read, that come all at once, that come and go, that hang."""
+"""The server under load: clients that do not read, connect at once, reconnect, or hang."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ CONNECTS = 10_000
 WARM_UP = 1_000
 MIB = 1 << 20
 NARROW = (("grpc.http2.lookahead_bytes", 65_535), ("grpc.http2.bdp_probe", 0))
-"""A client that has read as much as this, and nobody takes it, lets its server send no more."""
+"""Bytes after which a client that does not consume its data blocks the server by flow control."""
 KEEPALIVE = {"grpc.keepalive_time_ms", "grpc.keepalive_timeout_ms", "grpc.http2.ping_timeout_ms"}
 OWN = (("grpc.use_local_subchannel_pool", 1),)
-"""A connection that is not shared with other clients of this process."""
+"""Channel options for a connection that is not shared."""
 
 
 @pytest.fixture(autouse=True)
 def quiet() -> AsyncIterator[None]:
-    """Thousands of lines of a log that nobody reads would be what is measured."""
+    """Silence the log, as writing thousands of lines would dominate the measurement."""
     before = structlog.get_config()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     yield
@@ -57,7 +57,7 @@ async def server(proxies) -> AsyncIterator[XdsServer]:
 
 @pytest.fixture
 def files() -> AsyncIterator[None]:
-    """Let this process have a connection for each client."""
+    """Raise the limit of open files for one connection per client."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     if before[1] < STORM + 500:
         pytest.skip(f"needs {STORM + 500} open files; the hard limit (ulimit -Hn) is {before[1]}")
@@ -92,7 +92,7 @@ async def everybody_left(proxies: OneForAll) -> None:
 
 
 def resident() -> int:
-    """Bytes of this process that are in memory."""
+    """Return the resident memory of this process, in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 

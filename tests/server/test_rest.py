@@ -1,4 +1,4 @@
-"""Discovery by REST, over a real socket."""
+"""Discovery over REST, on a real socket."""
 
 from __future__ import annotations
 

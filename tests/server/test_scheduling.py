@@ -1,4 +1,4 @@
-"""Streams that are ready at the same time leave the event loop its turn."""
+"""Scheduling of streams that are ready at the same time, and limits per client."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from xds.snapshot import CLUSTER
 
 
 class Rounds:
-    """Counts the rounds of the event loop."""
+    """Counts iterations of the event loop."""
 
     def __init__(self) -> None:
         self.number = 0
@@ -41,7 +41,7 @@ async def rounds():
 
 
 async def run(count: int, rounds: Rounds, scheduler: TurnScheduler) -> list[tuple[int, int]]:
-    """Let many work once; return who did in which round, in order."""
+    """Run many tasks once. Return the round and the number of each, in order."""
     worked: list[tuple[int, int]] = []
 
     async def work(number: int) -> None:
@@ -97,7 +97,7 @@ async def test_cancelled_stream_does_not_delay_others(rounds, monkeypatch):
 
 
 class Peer:
-    """The other end of a stream: it reads at once, and says what it is told to."""
+    """The client side of a stream, which reads at once and sends queued requests."""
 
     def __init__(self) -> None:
         self.requests: asyncio.Queue[bytes] = asyncio.Queue()
@@ -110,7 +110,7 @@ class Peer:
 
 
 class Noting:
-    """An Observer of the rounds in which streams did something."""
+    """An Observer that records the rounds in which streams were active."""
 
     def __init__(self, rounds: Rounds) -> None:
         self.sent_in: list[int] = []

@@ -1,4 +1,4 @@
-"""TLS beside plaintext, who calls, and streams that a Proxies ends: over real sockets."""
+"""TLS next to plaintext, authentication, and refused streams, on real sockets."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FETCH = "/envoy.service.cluster.v3.ClusterDiscoveryService/FetchClusters"
 
 
 class Door:
-    """Asks everybody for a name in the metadata; plaintext callers have none."""
+    """Authenticates callers by a name in the metadata; plaintext callers have none."""
 
     def __init__(self) -> None:
         self.asked = asyncio.Event()
@@ -115,15 +115,13 @@ async def test_health_answers_all_callers(server):
 
 
 async def test_unauthenticated_call_without_a_request_fails(server):
-    """A request may be 32 MiB: those of strangers must not be in memory."""
+    """A request of an unauthenticated caller, up to 32 MiB, must not be in memory."""
     async with over_tls(server) as channel:
         call = channel.stream_unary(FETCH)()
         assert (await call.code(), await call.details()) == (grpc.StatusCode.UNAUTHENTICATED, "say your name")
 
 
-async def test_fetch_without_a_request_fails_or_times_out(
-    server, channel, monkeypatch
-):
+async def test_fetch_without_a_request_fails_or_times_out(server, channel, monkeypatch):
     for method in (FETCH, HEALTH):
         call = channel.stream_unary(method)()
         await call.done_writing()
@@ -191,7 +189,7 @@ async def test_refused_fetch_ends_with_the_reason(proxies, server, channel):
 
 
 class Picky(OneForAll):
-    """Ends streams that ask for assignments."""
+    """A `Proxies` that refuses subscriptions to assignments."""
 
     def observe(self, subscriber, event):
         if event.type_url == ENDPOINT:

@@ -1,4 +1,4 @@
-"""The discovery services over a real socket."""
+"""The discovery services on a real socket."""
 
 from __future__ import annotations
 
@@ -44,9 +44,7 @@ async def test_client_waits_for_the_first_snapshot(proxies, channel, variant):
     assert (await client.get()).type_url == CLUSTER
 
 
-async def test_nack_is_logged_with_its_objects_and_not_retried(
-    proxies, channel, variant
-):
+async def test_nack_is_logged_with_its_objects_and_not_retried(proxies, channel, variant):
     client = Client(channel, variant)
     await client.ask(CLUSTER)
     response = await client.get()
@@ -144,7 +142,7 @@ async def test_new_stream_during_shutdown_is_unavailable(proxies):
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         service.stop()
-        # It asks for nothing: the call may have ended before it could.
+        # It sends no request, as the call may already have ended.
         assert await Client(channel).end() == (grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
     await server.stop(None)
 

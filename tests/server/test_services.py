@@ -1,4 +1,4 @@
-"""The table of services, and each of them over a real socket: streams in both variants, and Fetch."""
+"""The table of services, and each service on a real socket: streams in both variants, and Fetch."""
 
 from __future__ import annotations
 

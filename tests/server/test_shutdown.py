@@ -1,4 +1,4 @@
-"""How servers and streams end that nobody is served by any more."""
+"""Shutdown of servers, and streams without a request."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ async def server(proxies) -> AsyncIterator[XdsServer]:
 
 
 async def silent(server: XdsServer, channel: grpc.aio.Channel) -> Client:
-    """A stream whose client says nothing."""
+    """Open a stream whose client sends nothing."""
     client = Client(channel)
     async with asyncio.timeout(10):
         await client.call.wait_for_connection()

@@ -1,4 +1,4 @@
-"""What goes wrong on the way: limits, malformed requests, errors of ours, connections and servers that end."""
+"""Failures on the transport: limits, malformed requests, internal errors, lost connections and servers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def sized(type_url: str, count: int, size: int) -> Snapshot:
 
 
 async def good(proxies: OneForAll, channel: grpc.aio.Channel, node: str = "node") -> Client:
-    """A stream on the same connection, that has been served."""
+    """Open a working stream on the same connection."""
     client = Client(channel, node=node)
     await client.ask(CLUSTER)
     await client.get()
@@ -49,7 +49,7 @@ async def goes_on(proxies: OneForAll, client: Client) -> None:
     assert b"a=other" in (await asyncio.wait_for(client.get(), 10)).SerializeToString()
 
 
-# --- how large -------------------------------------------------------------------------------------------------------
+# --- message sizes ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [5 * MIB, 7 * MIB])
@@ -98,7 +98,7 @@ async def test_r58_large_sotw_response_is_warned_of_once(proxies, server):
     assert "delta" in line["hint"]
 
 
-# --- what is no request ----------------------------------------------------------------------------------------------
+# --- malformed requests -------------------------------------------------------------------------------------
 
 NODE = {"id": "proxy"}
 
@@ -118,9 +118,7 @@ NODE = {"id": "proxy"}
         (f"{EDS}/DeltaEndpoints", DELTA_REQUEST(node=NODE, type_url=CLUSTER), "ClusterLoadAssignment only"),
     ],
 )
-async def test_r60_malformed_request_ends_its_stream_only(
-    proxies, channel, method, request_, problem
-):
+async def test_r60_malformed_request_ends_its_stream_only(proxies, channel, method, request_, problem):
     other = await good(proxies, channel)
     bad = Client(channel, method=method)
     await bad.call.write(request_ if isinstance(request_, bytes) else request_.SerializeToString())
@@ -131,7 +129,7 @@ async def test_r60_malformed_request_ends_its_stream_only(
     await goes_on(proxies, other)
 
 
-# --- what is wrong with us -------------------------------------------------------------------------------------------
+# --- internal errors ----------------------------------------------------------------------------------------
 
 
 class Failing:
@@ -204,9 +202,7 @@ async def test_error_in_the_session_ends_the_stream(proxies, channel, variant, w
 
 
 @pytest.mark.parametrize("error", [RequestError("no"), ZeroDivisionError()], ids=["theirs", "ours"])
-async def test_failed_stream_ends_if_its_client_does_not_read(
-    proxies, server, monkeypatch, error
-):
+async def test_failed_stream_ends_if_its_client_does_not_read(proxies, server, monkeypatch, error):
     receive = Session.receive
 
     def fail_later(session: Session, message: bytes, now: float):
@@ -241,7 +237,7 @@ async def test_client_lost_during_a_write_is_no_error(proxies, server, caplog):
     assert caplog.records == []
 
 
-# --- what ends -------------------------------------------------------------------------------------------------------
+# --- ends of connections and streams ------------------------------------------------------------------------
 
 
 async def test_r59_stream_before_readiness_is_unavailable(proxies, channel, variant):
@@ -284,7 +280,7 @@ async def test_r55_maximum_age_of_connections_varies(proxies):
         return loop.time() - began
 
     ages = await asyncio.gather(*(lives(f"node{number}") for number in range(20)))
-    # A machine that is busy makes them longer, and nothing makes them shorter.
+    # A busy machine makes the intervals longer, and nothing makes them shorter.
     assert min(ages) < age
     assert max(ages) - min(ages) > age / 50
     await server.stop()
