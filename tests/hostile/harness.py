@@ -1,11 +1,11 @@
-"""A real `xds serve` under attack, and what the attack costs it.
+"""A real `xds serve` under attack, and the cost of the attack.
 
-    async with Target(tmp_path) as target, target.watched() as cost: await attack(target) assert cost.memory <
-    64 * MIB
+    async with Target(tmp_path) as target, target.watched() as cost:
+        await attack(target)
+    assert cost.memory < 64 * MIB
 
-The attacked process has a plaintext, a TLS and an admin address on loopback. While `watched` is open, a
-sidecar with a good token asks for its configuration again and again: an attack must neither lock it out nor
-make it wait.
+The attacked process has a plaintext, a TLS and an admin address on loopback. While `watched` is open, a sidecar
+with a valid token fetches its configuration repeatedly. An attack must neither block nor delay it.
 """
 
 from __future__ import annotations

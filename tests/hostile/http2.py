@@ -1,7 +1,8 @@
-"""A client that speaks HTTP/2 frame by frame, and keeps to no rule that it is not told to keep.
+"""An HTTP/2 client that sends single frames and enforces no rules of the protocol.
 
-peer = await connect(target.address, tls=target.trust, source="127.0.0.2") stream =
-peer.open("/grpc.health.v1.Health/Watch") await peer.closed.wait()
+peer = await connect(target.address, tls=target.trust, source="127.0.0.2")
+stream = peer.open("/grpc.health.v1.Health/Watch")
+await peer.closed.wait()
 """
 
 from __future__ import annotations

@@ -201,18 +201,22 @@ MISTAKES = {
     "mode of a workload": (OF_WEB, "mode: STRICT", "mode: STRIC"),
     "mode of a port": (PEER.format(name="web", spec=PORT), "mode: STRICT", "mode: STRIC"),
     "age": (
-        PERMISSIVE.replace("name: default", "name: a") + STRICT.replace("NAMESPACE", "NAMESPACE, creationTimestamp: 2020-01-01T00:00:00Z"),
+        PERMISSIVE.replace("name: default", "name: a")
+        + STRICT.replace("NAMESPACE", "NAMESPACE, creationTimestamp: 2020-01-01T00:00:00Z"),
         "2020-01-01T00:00:00Z",
         "yesterday",
     ),
     "peers of a Policy": (ALPHA_OF_WEB, "[{mtls: {}}]", "{mtls: {}}"),
     "targets of a Policy": (ALPHA_OF_WEB, "targets", "target"),
     "Service of a Policy": (
-        ALPHA_PERMISSIVE + POLICY.format(name="front", spec=TARGET.replace("web", "front")) + FRONT, "port: 80,", "port: http,",
+        ALPHA_PERMISSIVE + POLICY.format(name="front", spec=TARGET.replace("web", "front")) + FRONT,
+        "port: 80,",
+        "port: http,",
     ),
     "port of a target": (
         ALPHA_PERMISSIVE
-        + POLICY.format(name="other", spec=TARGET_PORT.replace("mtls: {}", "mtls: {mode: PERMISSIVE}").replace("80", "81"))
+        + POLICY.format(name="other", spec=TARGET_PORT.replace("mtls: {}", "mtls: {mode: PERMISSIVE}"))
+        .replace("80", "81")
         + POLICY.format(name="web", spec=TARGET_PORT),
         "number: 80}",
         "number: http}",

@@ -101,7 +101,7 @@ class Attackers:
         await asyncio.gather(*(attack(peer) for peer in peers))
 
     async def gone(self, but: int = 0) -> None:
-        """Wait until at most `count` connections are open."""
+        """Wait until at most `but` connections are open."""
         async with asyncio.timeout(NEVER):
             while sum(not peer.closed.is_set() for peer in self.peers) > but:
                 await asyncio.sleep(0.05)

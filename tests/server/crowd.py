@@ -1,13 +1,12 @@
-"""Many proxies in a process of their own, each on a connection of its own, that speak just enough HTTP/2.
+"""Many proxies in one process, each with its own connection and a minimal HTTP/2 implementation.
 
-    python crowd.py PORT hold COUNT     connect all at once; a line for each round of responses that all have
-    had python crowd.py PORT stay COUNT     a line when all are served, and one when all have ended: how many
-    were told that the server is shutting down python crowd.py PORT churn COUNT    connect COUNT times, a
-    hundred at once, and leave in each of the ways there are
+    python crowd.py PORT hold COUNT     connect all at once; print a line for each response that all received
+    python crowd.py PORT stay COUNT     print a line when all are served, and one when all have ended: the
+                                        number of streams that ended because of the shutdown
+    python crowd.py PORT churn COUNT    connect COUNT times, a hundred at once, and disconnect in every way
 
-Every other one speaks delta.
-
-It knows nothing of this project: the only thing that it reads are frames.
+Every second proxy uses the delta variant. The program is independent of this project and reads HTTP/2 frames
+only.
 """
 
 from __future__ import annotations
