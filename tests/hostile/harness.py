@@ -4,8 +4,8 @@
         await attack(target)
     assert cost.memory < 64 * MIB
 
-The attacked process has a plaintext, a TLS and an admin address on loopback. While `watched` is open, a sidecar
-with a valid token fetches its configuration repeatedly. An attack must neither block nor delay it.
+The attacked process has a plaintext, a TLS and an admin address on loopback. While `watched` is open, a
+sidecar with a valid token fetches its configuration repeatedly. An attack must neither block nor delay it.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ async def target(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Web]
 
 
 async def test_idle_connections_do_not_block_others(target: Web) -> None:
-    """Regression: all 1,024 descriptors were used, xDS was unavailable, and the log had thousands of lines."""
+    """Regression: all 1,024 descriptors were used, xDS was unavailable, and the log was flooded."""
     resource.prlimit(target.pid, resource.RLIMIT_NOFILE, (1024, 1024))
     async with (
         target.watched(patience=10) as cost,

@@ -47,9 +47,7 @@ MAX_PENDING_CALLS = 5_000
 A mesh that reconnects opens many at once.
 """
 PENDING_CALLS_FACTOR = 8
-"""Calls of one caller that may wait for their first request to be read, for each stream that a client may
-have.
-"""
+"""Maximum number of waiting calls of one caller, as a multiple of its maximum number of streams."""
 _MAX_DRAIN_INTERVAL = 0.01
 """Maximum interval between the ends of two streams during shutdown, in seconds."""
 

@@ -54,6 +54,7 @@ OPTIONS = (
     # Fail if another process listens on the port, instead of sharing it.
     ("grpc.so_reuseport", 0),
 )
+"""Default gRPC channel arguments of a server."""
 
 MAX_CONNECTION_AGE = 30 * 60.0
 """Default maximum age of a connection, in seconds."""
@@ -72,7 +73,7 @@ MAX_SERVICE_NAME = 1_000
 """Maximum characters of a watched service name, which is stored as long as the watch."""
 
 _UNLIMITED = 24 * 3600.0
-"""Grace in seconds for `stop`: gRPC cannot stop accepting without a grace for open calls."""
+"""Grace in seconds that never expires. With it, gRPC stops accepting calls and cancels none."""
 
 
 class XdsServer:
@@ -118,7 +119,7 @@ class XdsServer:
             proxies, identifier=identifier, observer=observer, authenticate=authenticate, limits=limits
         )
         self._secure = tuple(secure)
-        self._services = tuple(added)
+        self._added = tuple(added)
         self._health = _Health(self.discovery.connections)
         self._address = address
         self._grace = grace
@@ -160,7 +161,7 @@ class XdsServer:
         health_server = _HealthServer(server, self._health.record_caller)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, health_server)
         connections.own_services.update(health_server.services)
-        for add in self._services:
+        for add in self._added:
             add(server, self.discovery)
         for handler in self.discovery.handlers():
             await self._health.set(handler.service_name(), health_pb2.HealthCheckResponse.SERVING)
