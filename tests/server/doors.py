@@ -59,7 +59,7 @@ async def judge(token: str, peer: str) -> Caller:
     """Replace TokenReviews. Tests with a real API server are in tests/kubernetes."""
     assert peer.startswith("ipv4:127.0.0.1:")
     if token == "undecided":
-        raise UndecidedError("nobody can be asked")
+        raise UndecidedError("no API server")
     if token == "too-many":
         raise TooManyError("too many tokens")
     if found := TOKENS.get(token):

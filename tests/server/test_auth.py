@@ -73,7 +73,7 @@ async def test_issued_certificate_gets_the_key_of_its_pod(site, variant):
         ("other-pod", DENIED, "its token is bound to pod sleep-2"),
         ("deleted-pod", DENIED, "its token is of an earlier pod of that name"),
         ("admin", DENIED, "that is in another namespace"),
-        ("undecided", grpc.StatusCode.UNAVAILABLE, "nobody can be asked"),
+        ("undecided", grpc.StatusCode.UNAVAILABLE, "no API server"),
         ("too-many", grpc.StatusCode.RESOURCE_EXHAUSTED, "too many tokens"),
     ],
 )
@@ -194,9 +194,9 @@ async def test_repeated_refusal_is_logged_once(site):
         async with site.token("garbage") as channel:
             for _ in range(3):
                 await refused(channel)
-    told = [line["log_level"] for line in logs if line["event"] == "caller refused"]
-    assert told.count("warning") == 1
-    assert told.count("debug") >= 14
+    levels = [line["log_level"] for line in logs if line["event"] == "caller refused"]
+    assert levels.count("warning") == 1
+    assert levels.count("debug") >= 14
     assert "garbage" not in str(logs)
 
 
