@@ -1,7 +1,7 @@
-"""How long a change takes until the last of many clients has it: `make bench`, or `python benchmarks/bench.py --help`.
+"""Time from a change to its arrival at the last of many clients: `make bench`.
 
-Servers, clients and the floor are processes of their own, started and ended by this one. Ratios to the floor, measured
-in the same round, travel between machines; seconds do not.
+`python benchmarks/bench.py --help` lists the options. The server, the clients and the floor are child
+processes. Ratios to the floor of the same round are comparable between machines; seconds are not.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from report import as_json, as_markdown, as_table
 from rounds import Bench, Measured, Size, library, mesh
 
 _SPARE = 200
-"""Open files that a process needs besides its connections."""
+"""Open files of a process in addition to its connections."""
 
 
 def main() -> None:
-    """Measure, and print."""
+    """Run the benchmark and print the results."""
     options = _options()
     size = Size(
         streams=options.streams,
@@ -46,21 +46,29 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     quick = "--quick" in sys.argv
     parser = argparse.ArgumentParser(description=__doc__.split(":")[0] + ".")
-    parser.add_argument("--quick", action="store_true", help="small, to see whether it works: seconds")
+    parser.add_argument(
+        "--quick", action="store_true", help="run a small benchmark of a few seconds, as a test"
+    )
     parser.add_argument("--streams", type=int, default=20 if quick else 1000)
     parser.add_argument("--services", type=int, default=20 if quick else 1000)
-    parser.add_argument("--endpoints", type=int, default=3 if quick else 10, help="of each service")
+    parser.add_argument("--endpoints", type=int, default=3 if quick else 10, help="endpoints of each service")
     parser.add_argument("--namespaces", type=int, default=2 if quick else 10)
     parser.add_argument("--rounds", type=int, default=2 if quick else 7)
-    parser.add_argument("--starts", type=int, default=1 if quick else 3, help="of the server")
+    parser.add_argument(
+        "--starts", type=int, default=1 if quick else 3, help="number of cold starts of the server"
+    )
     parser.add_argument(
         "--kinds",
         type=lambda text: [int(kind) for kind in text.split(",")],
         default=[2] if quick else [1, 5],
-        help="of how many namespaces the sidecars are; several: one after the other (default: %(default)s)",
+        help="number of namespaces with sidecars; a list runs each in turn (default: %(default)s)",
     )
     parser.add_argument(
-        "--only", choices=("library", "mesh"), nargs=1, default=["library", "mesh"], help="one half of it"
+        "--only",
+        choices=("library", "mesh"),
+        nargs=1,
+        default=["library", "mesh"],
+        help="run one half of the benchmark",
     )
     parser.add_argument("-o", "--output", choices=("table", "markdown", "json"), default="table")
     return parser.parse_args()

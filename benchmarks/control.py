@@ -1,4 +1,4 @@
-"""How the benchmark's processes are told what to do: a JSON object a line on stdin, and one back on stdout."""
+"""The protocol of the benchmark processes: one JSON object per line on stdin and on stdout."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ _HERE = Path(__file__).parent
 
 
 def raise_file_limit(needed: int) -> None:
-    """Allow this process and those that it starts so many open files, or end with what to do about it."""
+    """Raise the limit of open files of this process and its children, or exit with instructions."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft >= needed or soft == resource.RLIM_INFINITY:
         return
     if hard not in (resource.RLIM_INFINITY, *range(needed, hard + 1)):
         raise SystemExit(
-            f"{needed} open files are needed in one process, and {hard} is the limit here. "
-            f"Raise it (as root: ulimit -Hn {needed}), or ask for fewer --streams"
+            f"a process needs {needed} open files, and the hard limit is {hard}: "
+            f"raise it (as root: ulimit -Hn {needed}), or reduce --streams"
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def answer(value: dict[str, Any]) -> None:
-    """Say something to who started this process."""
+    """Send a JSON object to the parent process."""
     sys.stdout.write(json.dumps(value) + "\n")
     sys.stdout.flush()
 
 
 def read_commands(do: Callable[[dict[str, Any]], None]) -> None:
-    """Do what stdin, which is readable, asks for; end the process when nobody is there any more."""
+    """Handle one command from stdin, which must be readable. Exit at the end of input."""
     line = sys.stdin.readline()
     if not line:
         raise SystemExit
@@ -43,7 +43,7 @@ def read_commands(do: Callable[[dict[str, Any]], None]) -> None:
 
 
 class Process:
-    """One of the benchmark's processes. Its stderr goes to a file, which is shown if it fails."""
+    """A benchmark process. Its stderr goes to a file, which is printed if the process fails."""
 
     def __init__(self, script: str, *args: str, log: Path) -> None:
         self._name = script
@@ -55,7 +55,7 @@ class Process:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
-                bufsize=0,  # What is read ahead is not seen by select.
+                bufsize=0,  # select cannot see buffered input.
             )
 
     def __enter__(self) -> Self:
@@ -65,7 +65,7 @@ class Process:
         self.stop()
 
     def ask(self, do: str, within: float = 120, **more: Any) -> dict[str, Any]:
-        """Tell it to do something, and return the answer."""
+        """Send a command, and return the response."""
         assert self._process.stdin
         rest = memoryview(json.dumps({"do": do, **more}).encode() + b"\n")
         try:
@@ -76,10 +76,10 @@ class Process:
         return self.hear(within)
 
     def hear(self, within: float = 120) -> dict[str, Any]:
-        """Return the next thing that it says."""
+        """Return the next JSON object from the process."""
         assert self._process.stdout
         if not select.select([self._process.stdout], [], [], within)[0]:
-            self._fail(f"said nothing for {within:.0f} s")
+            self._fail(f"did not respond within {within:.0f} s")
         line = self._process.stdout.readline()
         if not line:
             self._fail("has ended")
@@ -87,7 +87,7 @@ class Process:
         return said
 
     def stop(self) -> None:
-        """End it, and wait until it is gone."""
+        """Terminate the process and wait for it."""
         self._process.terminate()
         try:
             self._process.wait(10)

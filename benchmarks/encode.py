@@ -1,4 +1,7 @@
-"""How much faster `encode` is than `bytes`: python benchmarks/encode.py. The ratios travel between machines."""
+"""Compare the speed of `encode` and `bytes`: python benchmarks/encode.py.
+
+The ratios are comparable between machines.
+"""
 
 from __future__ import annotations
 
@@ -101,7 +104,7 @@ def seconds(run: Callable[[], object], repeat: int) -> float:
 
 
 def compare(name: str, message: betterproto2.Message, repeat: int) -> None:
-    """Alternate the two, so that whatever else the machine does hits both."""
+    """Compare alternately, so that other load of the machine affects both."""
     body = encode(message)
     upb = message_class(
         f"{type(message).__module__.removeprefix('envoy_data_plane.')}.{type(message).__name__}"
@@ -114,8 +117,9 @@ def compare(name: str, message: betterproto2.Message, repeat: int) -> None:
         floor.append(seconds(parsed.SerializeToString, repeat))
     ratio = median(b / a for a, b in zip(fast, slow, strict=True))
     print(
-        f"{name:24} {len(body):7} bytes: bytes() {median(slow) * 1e3:8.3f} ms, encode() {median(fast) * 1e3:7.3f} ms, "
-        f"{ratio:5.0f} times faster (serialising alone {median(floor) * 1e3:.4f} ms)"
+        f"{name:24} {len(body):7} bytes: bytes() {median(slow) * 1e3:8.3f} ms, "
+        f"encode() {median(fast) * 1e3:7.3f} ms, "
+        f"{ratio:5.0f} times faster (serialization alone {median(floor) * 1e3:.4f} ms)"
     )
 
 

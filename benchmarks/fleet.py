@@ -1,4 +1,7 @@
-"""A thousand clients in one process that cost little: delta streams as sidecars hold them, and plain sockets for the floor."""
+"""Many inexpensive clients in one process.
+
+Sidecars use delta streams; clients of the floor use plain sockets.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +25,11 @@ _DISCOVERY = "envoy.service.discovery.v3"
 _HTTP_MANAGER = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 _BUFFER = memoryview(bytearray(4 * 2**20))
 _ANSWER = bytes(100)
-"""About as much as an ACK, for the floor."""
+"""About the size of an ACK, for the floor."""
 
 
 def request(type_url: str, *, names: Iterable[str] = (), node: str = "") -> bytes:
-    """Return a subscription."""
+    """Encode a subscription."""
     found = message_class(f"{_DISCOVERY}.DeltaDiscoveryRequest")(type_url=type_url)
     found.resource_names_subscribe.extend(names)
     if node:
@@ -35,26 +38,26 @@ def request(type_url: str, *, names: Iterable[str] = (), node: str = "") -> byte
 
 
 def ack(type_url: bytes, nonce: bytes) -> bytes:
-    """Return the acceptance of a response."""
+    """Encode an ACK."""
     return b"\x12" + bytes((len(type_url),)) + type_url + b"\x32" + bytes((len(nonce),)) + nonce
 
 
 def type_and_nonce(tail: bytes) -> tuple[bytes, bytes]:
-    """Find out what a response is from its end, where our server has type and nonce."""
+    """Return the type and the nonce from the end of a response, where our server puts them."""
     start = tail.rindex(b"type.googleapis.com/")
     end = start + tail[start - 1]
     return tail[start:end], tail[end + 2 : end + 2 + tail[end + 1]]
 
 
 class Names:
-    """What a sidecar asks for by name because of what it was given: worked out once, for all are given the same."""
+    """The names that follow from the clusters and listeners of a sidecar; all sidecars share them."""
 
     def __init__(self) -> None:
         self._requests: dict[str, list[bytes]] = {}
         self._waiting: list[tuple[str, Callable[[bytes], None]]] = []
 
     def ask(self, given: str, send: Callable[[bytes], None]) -> None:
-        """Send what follows from the clusters or listeners that a client was given, once that is known."""
+        """Send the requests that follow from the clusters or listeners of a client, once they are known."""
         if given in self._requests:
             for asked in self._requests[given]:
                 send(asked)
@@ -62,7 +65,7 @@ class Names:
             self._waiting.append((given, send))
 
     def learn(self, given: str, body: bytes) -> None:
-        """Take the response of the first client that keeps it."""
+        """Compute the requests from the first response that was stored."""
         if given in self._requests or given not in (CLUSTER, LISTENER):
             return
         response = message_class(f"{_DISCOVERY}.DeltaDiscoveryResponse").FromString(body)
@@ -93,7 +96,7 @@ def _routes(listener: Any) -> Iterable[str]:
 
 
 class Sidecar:
-    """Subscribes as Envoy does, and accepts everything."""
+    """A sidecar that subscribes like Envoy and ACKs every response."""
 
     def __init__(self, fleet: Fleet, node: str, connected: socket.socket, *, witness: bool) -> None:
         self._fleet = fleet
@@ -101,13 +104,13 @@ class Sidecar:
         self.stream = Http2Stream(connected, self._receive, keep=witness)
         self.given: set[str] = set()
         self.waits = False
-        """Whether there is something to write that its socket does not take yet."""
+        """Whether data is pending that the socket does not accept yet."""
         self.reached = False
-        """Whether anything has come since the last mark."""
+        """Whether a response has arrived since the last mark."""
         self.stream.send(request(CLUSTER, node=node))
 
     def read(self) -> None:
-        """Take what has arrived. Ended: there is no more."""
+        """Read available data. Raise Ended at the end of the stream."""
         got = self.stream.socket.recv_into(_BUFFER)
         if not got:
             raise Ended("the server closed the connection")
@@ -134,7 +137,7 @@ class Sidecar:
 
 
 class Plain:
-    """Takes bytes until it has as many as it expects, and answers."""
+    """A plain client that reads the expected number of bytes, and answers."""
 
     def __init__(self, fleet: Fleet, connected: socket.socket) -> None:
         self._fleet = fleet
@@ -142,7 +145,7 @@ class Plain:
         self.left = fleet.expected
 
     def read(self) -> None:
-        """Take what has arrived. Ended: there is no more."""
+        """Read available data. Raise Ended at the end of the stream."""
         got = self.socket.recv_into(_BUFFER)
         if not got:
             raise Ended("the floor closed the connection")
@@ -155,7 +158,7 @@ class Plain:
 
 
 class Fleet:
-    """All clients, and what they have seen since the last mark."""
+    """All clients, and what they have received since the last mark."""
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
@@ -163,14 +166,14 @@ class Fleet:
         self._clients: dict[int, Sidecar | Plain] = {}
         self.names = Names()
         self.types: frozenset[str] = frozenset()
-        """What each sidecar is to be given."""
+        """Types that each sidecar waits for."""
         self.expected = 0
         self.witnessed: list[tuple[str, bytes]] = []
         self.failures: Counter[str] = Counter()
         self._mark()
 
     def run(self) -> None:
-        """Work until told otherwise."""
+        """Run until the parent process ends."""
         while True:
             for fd, event in self._epoll.poll():
                 if fd == sys.stdin.fileno():
@@ -184,7 +187,7 @@ class Fleet:
         self._last = time.monotonic()
 
     def count(self, sidecar: Sidecar, type_url: str, message: Received) -> None:
-        """Count a response. What else a server sends (pings, windows) is its own affair."""
+        """Count a response. Other data of the server, such as pings, is not counted."""
         self.took(message.size)
         version = message.head[2:]
         self._responses[type_url] += 1
@@ -194,7 +197,7 @@ class Fleet:
             self._reached += 1
 
     def write(self, sidecar: Sidecar) -> None:
-        """Write as much as the socket takes, and the rest when it takes more."""
+        """Write as much as the socket accepts, and the rest when it is writable."""
         out = sidecar.stream.out
         with suppress(BlockingIOError):
             del out[: sidecar.stream.socket.send(out)]
@@ -281,7 +284,7 @@ class Fleet:
                 client.reached = False
 
     def _seen(self) -> dict[str, Any]:
-        """Tell what has come since the last mark."""
+        """Return what has arrived since the last mark."""
         return {
             "bytes": self._bytes,
             "last": self._last,
@@ -295,7 +298,7 @@ class Fleet:
         }
 
     def _witnessed(self) -> dict[str, Any]:
-        """Tell how many resources the first client has got since the last mark, by type."""
+        """Return the number of resources of the first client since the last mark, by type."""
         found: Counter[str] = Counter()
         for type_url, body in self.witnessed:
             response = message_class(f"{_DISCOVERY}.DeltaDiscoveryResponse").FromString(body)
@@ -304,7 +307,7 @@ class Fleet:
 
 
 def _connected(port: int) -> socket.socket:
-    """Connect; on loopback that takes no time worth overlapping."""
+    """Connect. On loopback this is too fast to overlap."""
     connected = socket.create_connection(("127.0.0.1", port))
     connected.setblocking(False)
     connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -312,7 +315,7 @@ def _connected(port: int) -> socket.socket:
 
 
 if __name__ == "__main__":
-    # Describing a type takes a while, once: it is not to be a part of what is measured.
+    # Build the descriptors before the measurement, because the first use of a type is slow.
     for used in (CLUSTER, LISTENER, f"/{_HTTP_MANAGER}", f"/{_DISCOVERY}.DeltaDiscoveryResponse"):
         message_class(used.rpartition("/")[2])
     answer({"ready": True})

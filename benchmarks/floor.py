@@ -1,4 +1,4 @@
-"""The floor: a server that pushes bytes to many sockets with epoll, and does nothing else."""
+"""The floor: a server that only pushes bytes to many sockets with epoll."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from control import answer, read_commands
 
 
 class Floor:
-    """Sends as many bytes to everybody as it is asked to; takes what they answer."""
+    """Sends the requested number of bytes to all clients, and reads their answers."""
 
     def __init__(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
@@ -82,7 +82,7 @@ class Floor:
 
 
 def _receive(found: socket.socket) -> bool:
-    """Take an answer; tell whether there will be more."""
+    """Read an answer. Return whether the connection is still open."""
     try:
         return bool(found.recv(65536))
     except ConnectionResetError:

@@ -1,6 +1,6 @@
-"""One delta ADS stream on a connection of its own, by hand: as much of HTTP/2 and gRPC as a server can be measured with.
+"""A minimal client for one delta ADS stream on its own connection, with just enough HTTP/2 and gRPC.
 
-Bodies are skipped, not kept or decoded, unless they are asked for: a thousand clients must not cost more than the server.
+Bodies are skipped unless the caller needs them: a thousand clients must cost less than the server.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ _DEFAULT_WINDOW, _DEFAULT_FRAME = 65535, 16384
 _PATH = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
 
 TAIL = 512
-"""Bytes of a response's end that are kept: its type and nonce come after the resources."""
+"""Stored bytes at the end of a response, where the type and the nonce follow the resources."""
 HEAD = 18
-"""Bytes of a response's beginning that are kept: its version comes first."""
+"""Stored bytes at the start of a response, which contain the version."""
 
 
-class Ended(Exception):  # noqa: N818 - told to who started it
+class Ended(Exception):  # noqa: N818 - reported to the parent process
     """The server ended the stream or the connection."""
 
 
 class Received(NamedTuple):
-    """A gRPC message, or what was kept of it."""
+    """A gRPC message, or its stored parts."""
 
     size: int
     head: bytes
     tail: bytes
     body: bytes
-    """Empty if the stream does not keep bodies."""
+    """Body of the message; empty unless the stream stores bodies."""
 
 
 def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
@@ -53,7 +53,8 @@ def _text(text: str) -> bytes:
 
 
 def _headers() -> bytes:
-    # HPACK: indexed fields of the static table, then literals that are not indexed, with a name from it or a new one.
+    # HPACK: indexed fields of the static table, then literals without indexing, with an indexed or a new
+    # name.
     post, http, path, authority = b"\x83", b"\x86", b"\x04", b"\x01"
     return b"".join(
         (
@@ -80,7 +81,7 @@ _OPENING = b"".join(
 
 
 class Http2Stream:
-    """A connection with one stream. `feed` it what arrives; it calls `receive` with every message."""
+    """A connection with one stream. It calls `receive` for each message in the data passed to `feed`."""
 
     def __init__(
         self, connected: socket.socket, receive: Callable[[Received], None], *, keep: bool = False
@@ -89,31 +90,31 @@ class Http2Stream:
         self._receive = receive
         self._keep = keep
         self.out = bytearray(_OPENING)
-        """What is to be written to the socket."""
+        """Data to write to the socket."""
         self._queue = bytearray()
-        """What has to wait for the server's windows, too."""
+        """Messages that wait for the server's flow-control windows."""
         self._windows = [_DEFAULT_WINDOW, _DEFAULT_WINDOW]
-        """Bytes that may be sent: on the connection, on the stream."""
+        """Bytes that may be sent on the connection and on the stream."""
         self._initial, self._frame_size = _DEFAULT_WINDOW, _DEFAULT_FRAME
         self._partial = bytearray()
-        """A frame that is not complete; of data frames, only the head."""
+        """An incomplete frame; for data frames, only the header."""
         self._data = 0
-        """Bytes of a data frame that are still to come,"""
+        """Missing bytes of the current data frame."""
         self._prefix = bytearray()
         self._size = self._message = 0
-        """and of a message, and its size."""
+        """Size of the current message, and its missing bytes."""
         self._head = self._tail = self._body = b""
         self._kept: list[bytes] = []
         self._decoder = Decoder()
         self._taken = 0
 
     def send(self, message: bytes) -> None:
-        """Send a gRPC message, when the server lets it."""
+        """Send a gRPC message when flow control allows it."""
         self._queue += b"\0" + len(message).to_bytes(4, "big") + message
         self._release()
 
     def feed(self, data: memoryview) -> None:
-        """Take what arrived. Ended: there will be no more."""
+        """Process received data. Raise Ended if the server ended the stream."""
         at, end = 0, len(data)
         while at < end:
             if self._data:

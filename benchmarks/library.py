@@ -1,4 +1,4 @@
-"""The library alone, watched: a server that gives everybody the same snapshot, without a mesh behind it."""
+"""A server of the library without the mesh, which serves one snapshot to all clients and measures itself."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def an_assignment(number: int, size: int, port: int) -> Resource:
 
 
 class OneForAll:
-    """Gives every proxy the latest snapshot."""
+    """A `Proxies` that serves the same snapshot to all clients."""
 
     def __init__(self, services: int, endpoints: int) -> None:
         self._size = endpoints
@@ -75,10 +75,10 @@ class OneForAll:
         self._subscribers.discard(subscriber)
 
     def observe(self, subscriber: Subscriber, event: Subscribed | Acked | Nacked) -> None:
-        """Nobody asks."""
+        """Ignore events."""
 
     def change(self, count: int) -> None:
-        """Change so many assignments, and tell everybody; encoding them does not count."""
+        """Change the first `count` assignments and publish the snapshot. The encoding is not measured."""
         self._port += 1
         self._assignments[:count] = [an_assignment(n, self._size, self._port) for n in range(count)]
         probe.changed = time.monotonic()
@@ -106,5 +106,5 @@ async def main(services: int, endpoints: int) -> None:
 probe = Probe()
 
 if __name__ == "__main__":
-    logs.configure()  # To stderr: stdout is for answers.
+    logs.configure()  # Log to stderr: stdout carries responses.
     asyncio.run(main(int(sys.argv[1]), int(sys.argv[2])))

@@ -1,4 +1,4 @@
-"""A mesh as kubectl-shaped files: services with pods behind them, in several namespaces, and its policies."""
+"""Generate a mesh as manifests: services and their pods in several namespaces, and policies."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ PORT = 8000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifests:
-    """A folder with one file for each service: the Service and its pods, all of which have sidecars."""
+    """A directory with one file for each service: the Service and its pods, all with sidecars."""
 
     root: Path
     services: int
     endpoints: int
-    """Of each service."""
+    """Number of endpoints of each service."""
     namespaces: int
 
     def write(self) -> None:
-        """Write everything."""
+        """Write all files."""
         self.root.mkdir(parents=True, exist_ok=True)
         for service in range(self.services):
             self.write_service(service)
 
     def nodes(self, count: int, kinds: int) -> list[str]:
-        """Return the node ids of `count` pods, as many from each of the first `kinds` namespaces.
+        """Return the node IDs of `count` pods, evenly distributed over the first `kinds` namespaces.
 
-        Sidecars of one namespace have their configuration in common, except for their own inbound side.
+        Sidecars of one namespace share their configuration, except the inbound configuration.
         """
         by_kind = [
             [
@@ -43,7 +43,7 @@ class Manifests:
         ]
         each = -(-count // kinds)
         if any(len(pods) < each for pods in by_kind):
-            raise SystemExit(f"{count} streams of {kinds} kinds: there are too few pods in a namespace")
+            raise SystemExit(f"{count} streams of {kinds} kinds need more pods in each namespace")
         chosen = [pod for pods in by_kind for pod in pods[:each]][:count]
         return [
             str(NodeId(_address(*pod), f"svc-{pod[0]:04}-{pod[1]:02}", self._namespace(pod[0])))
@@ -51,7 +51,7 @@ class Manifests:
         ]
 
     def move_endpoint(self, there: bool) -> None:
-        """Give another address to a pod of the last service, or the one it had."""
+        """Change the address of a pod of the last service, or restore it."""
         self.write_service(self.services - 1, moved=there)
 
     def set_mode(self, mode: str) -> None:
@@ -65,7 +65,7 @@ class Manifests:
         self._replace("policy.yaml", [policy])
 
     def write_service(self, service: int, *, moved: bool = False) -> None:
-        """Write the file of one service; `moved`: its last pod has another address."""
+        """Write the file of a service. With `moved`, its last pod has another address."""
         name = f"svc-{service:04}"
         about = {"namespace": self._namespace(service), "labels": {"app": name}}
         objects: list[object] = [
@@ -104,7 +104,7 @@ class Manifests:
         return f"ns-{service % self.namespaces:02}"
 
     def _replace(self, name: str, objects: list[object]) -> None:
-        # JSON is YAML. Renaming keeps half a file from being read.
+        # JSON is valid YAML. Rename the file so that no reader sees a partial one.
         written = self.root / f".{name}"
         written.write_text("\n---\n".join(json.dumps(found, indent=1) for found in objects) + "\n")
         written.rename(self.root / name)

@@ -1,4 +1,4 @@
-"""What is measured inside a server process, and told when it is asked for."""
+"""Measurements inside a server process, sent on request."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from xds.codec import encode_counts
 from xds.snapshot import TYPE_PREFIX, Snapshot
 
 _BEAT = 0.005
-"""Seconds between two looks at whether the event loop is late."""
+"""Interval of the timer that measures the lag of the event loop, in seconds."""
 _PAGE = resource.getpagesize()
 
 
 class Probe:
-    """Watches an event loop: what it does longest without a break, and how late somebody else's turn comes."""
+    """Measures an event loop: its longest callback, and the lag of its timers."""
 
     def __init__(self) -> None:
         self.commands: dict[str, Callable[[], object]] = {"sample": self.sample}
         self.changed = 0.0
-        """When the last change was told to the server, on the system's monotonic clock."""
+        """Time of the last change at the server, on the system's monotonic clock."""
         self._block = 0.0
         self._culprit = ""
         self._late = 0.0
@@ -37,7 +37,12 @@ class Probe:
         self._contents: set[tuple[str, str, str]] = set()
 
     def attach(self, snapshots: Callable[[], Iterable[Snapshot]], idle: Callable[[], bool]) -> None:
-        """Begin; on the event loop. `snapshots`: what the proxies have; `idle`: whether nothing is left to do."""
+        """Start measuring. Must be called on the event loop.
+
+        Args:
+            snapshots: Returns the snapshots of the proxies.
+            idle: Returns whether the server has no pending work.
+        """
         self._snapshots = snapshots
         self._idle = idle
         loop = asyncio.get_running_loop()
@@ -48,7 +53,7 @@ class Probe:
         loop.add_reader(sys.stdin.fileno(), read_commands, self._do)
 
     def sample(self) -> dict[str, Any]:
-        """Tell what was seen since the last time, and begin anew."""
+        """Return the measurements since the last call, and reset them."""
         seen = {
             "idle": self._idle(),
             "changed": self.changed,
@@ -65,7 +70,7 @@ class Probe:
         return seen
 
     def _new_contents(self) -> dict[str, int]:
-        """Count the resources that proxies have and did not have the last time, by type: what had to be encoded."""
+        """Count the new resources of the proxies since the last call, by type, which had to be encoded."""
         sets = {found for snapshot in self._snapshots() for found in snapshot.types.values()}
         contents = {(r.type_url, r.name, r.version) for found in sets for r in found.values()}
         new, self._contents = contents - self._contents, contents
@@ -74,7 +79,7 @@ class Probe:
     def _do(self, command: dict[str, Any]) -> None:
         found = self.commands[command["do"]]()
         answer(found if isinstance(found, dict) else {})
-        self._due = asyncio.get_running_loop().time() + _BEAT  # This is not a part of what is measured.
+        self._due = asyncio.get_running_loop().time() + _BEAT  # Exclude this command from the measurement.
 
     def _beat(self) -> None:
         loop = asyncio.get_running_loop()
@@ -89,7 +94,7 @@ class Probe:
             self._collecting = max(self._collecting, time.thread_time() - self._collection_began)
 
     def _time_callbacks(self) -> None:
-        """Measure everything that the loop runs, in CPU time: others on the machine do not count."""
+        """Measure all callbacks of the loop, in CPU time, to exclude other processes."""
         run = events.Handle._run
 
         def timed(handle: events.Handle) -> None:
@@ -104,7 +109,7 @@ class Probe:
 
 
 def _name(handle: events.Handle) -> str:
-    """Say what a handle runs: the task's coroutine if it is a task."""
+    """Return the name of a callback, or of the coroutine of a task."""
     callback: Any = handle._callback  # type: ignore[attr-defined]
     owner = getattr(callback, "__self__", None)
     if isinstance(owner, asyncio.Task):

@@ -1,4 +1,4 @@
-"""What was measured, for people and for programs."""
+"""Format the results for people and for programs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rounds import Measured, Size
 
 
 def as_json(size: Size, results: dict[str, list[Measured]]) -> str:
-    """Everything, for programs."""
+    """Return all results as JSON."""
     return json.dumps(
         {
             "machine": _machine(),
@@ -31,7 +31,7 @@ def as_json(size: Size, results: dict[str, list[Measured]]) -> str:
 
 
 def as_table(size: Size, results: dict[str, list[Measured]]) -> str:
-    """Medians, with the least and the most where they matter."""
+    """Return a table of medians, with the minimum and the maximum of important values."""
     table = Table(
         title=f"{size.streams:,} delta streams, {size.services:,} services x {size.endpoints} endpoints"
     )
@@ -72,7 +72,9 @@ def as_table(size: Size, results: dict[str, list[Measured]]) -> str:
     console = Console(file=out, width=200)
     console.print(table)
     console.print(
-        "median [[least-most] of the rounds; block: most CPU time in one go; late: a timer of 5 ms; encoded/new: of the first round"
+        "median [min-max] of the rounds; block: CPU time of the longest callback; late: lag of a 5 ms timer; "
+        "encoded/new: of the first round",
+        markup=False,
     )
     for note in notes:
         console.print(note, highlight=False)
@@ -81,9 +83,9 @@ def as_table(size: Size, results: dict[str, list[Measured]]) -> str:
 
 
 def as_markdown(size: Size, results: dict[str, list[Measured]]) -> str:
-    """The table of docs/explanation/performance.md, and what stands below it."""
+    """Return the table of docs/explanation/performance.md, with its notes."""
     lines = [
-        "| | times the floor | last client, s | floor, s | MB in all | server CPU, s | block, ms | late, ms | encoded / new |",
+        f"| | {' | '.join(_COLUMNS)} |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     notes = []
@@ -108,20 +110,30 @@ def as_markdown(size: Size, results: dict[str, list[Measured]]) -> str:
     return "\n".join([*lines, "", *notes, "", about])
 
 
+_COLUMNS = (
+    "times the floor",
+    "last client, s",
+    "floor, s",
+    "MB in total",
+    "server CPU, s",
+    "block, ms",
+    "late, ms",
+    "encoded / new",
+)
 _WORDS = {
-    "read": "manifests read, seconds after the process was started:",
-    "listening": "listening, seconds after that:",
-    "everything": "all clients have everything, seconds after the process was started:",
-    "kib_per_stream": "KiB of server memory for each stream:",
-    "mib": "MiB of server memory in all:",
-    "noticed": "seconds until the changed file was noticed and read:",
+    "read": "seconds from the start of the process until the manifests were read:",
+    "listening": "seconds from then until the server listened:",
+    "everything": "seconds from the start of the process until all clients had all resources:",
+    "kib_per_stream": "KiB of server memory per stream:",
+    "mib": "MiB of server memory in total:",
+    "noticed": "seconds until the server had read the changed file:",
 }
 
 
 def _encodings(found: Measured) -> str:
     kinds = sorted(found.encoded.keys() | found.contents.keys())
     return " ".join(
-        f"{''.join(c for c in kind if c.isupper())} {found.encoded.get(kind, 0)}/{found.contents.get(kind, 0)}"
+        f"{''.join(filter(str.isupper, kind))} {found.encoded.get(kind, 0)}/{found.contents.get(kind, 0)}"
         for kind in kinds
     )
 

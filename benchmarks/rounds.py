@@ -1,4 +1,9 @@
-"""What is measured: a change at the server, until the last client has it, and the same bytes over bare sockets."""
+"""The measurements.
+
+Each measures the time from a change at the server to the last client, and the time for the same bytes on
+plain
+sockets.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +20,15 @@ from manifests import Manifests
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET, TYPE_PREFIX
 
 _POLL = 0.02
-"""Seconds between two questions to the clients."""
+"""Interval of queries to the clients, in seconds."""
 _WITHIN = 120.0
-"""Seconds after which a change must have reached everybody."""
+"""Timeout for a change to reach all clients, in seconds."""
 _TYPES = (CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
-    """How much of everything there is."""
+    """Size of the benchmark."""
 
     streams: int
     services: int
@@ -31,45 +36,46 @@ class Size:
     namespaces: int
     rounds: int
     starts: int
-    """Of the server."""
+    """Number of server starts."""
     quiet: float
-    """Seconds without a byte after which a change has been taken by all."""
+    """Seconds without data after which a change counts as received by all clients."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Measured:
-    """One change, or one start: seconds, bytes, counts."""
+    """Result of one change or one start."""
 
     seconds: float
-    """From the server's learning of it until the last client had the last byte."""
+    """Seconds from the change at the server until the last client has the last byte."""
     floor: float
-    """The same for bare sockets."""
+    """The same for plain sockets."""
     megabytes: float
-    """What all clients together received."""
+    """Data that all clients received, in MB."""
     cpu: float
-    """Seconds of the server process."""
+    """CPU seconds of the server process."""
     block: float
-    """The longest that the event loop was busy with one thing, in CPU seconds,"""
+    """Longest callback of the event loop, in CPU seconds."""
     culprit: str
-    """and what that was."""
+    """Name of that callback."""
     late: float
-    """The most that a timer was late."""
+    """Maximum lag of a timer, in seconds."""
     collecting: float
-    """The longest garbage collection, in CPU seconds; it is a part of a block."""
+    """Longest garbage collection in CPU seconds, which is part of a callback."""
     encoded: dict[str, int]
-    """How many resources were encoded, by type,"""
+    """Number of encoded resources, by type."""
     contents: dict[str, int]
-    """and how many were different from those before."""
+    """Number of changed resources, by type."""
     more: dict[str, float] = field(default_factory=dict)
+    """Further values of a scenario."""
 
     @property
     def ratio(self) -> float:
-        """How many times the floor it took."""
+        """Time as a multiple of the floor."""
         return self.seconds / self.floor
 
 
 class Bench:
-    """The clients and the floor, for all rounds."""
+    """The client and floor processes, for all rounds."""
 
     def __init__(self, size: Size, folder: Path, stack: ExitStack, say: Callable[[str], None]) -> None:
         self.size = size
@@ -81,28 +87,28 @@ class Bench:
         self._floor_port = self.floor.hear()["port"]
 
     def connect(self, port: int, nodes: list[str], types: tuple[str, ...]) -> tuple[float, dict[str, Any]]:
-        """Connect all streams; return when that began, and what they have once they have everything."""
+        """Connect all streams. Return the start time, and their state when they have all resources."""
         began = self.fleet.ask("connect", port=port, nodes=nodes, types=types)["began"]
         return began, self._settled(lambda seen: bool(seen["complete"] == len(nodes)))
 
     def changed(self) -> dict[str, Any]:
-        """Wait until a change has reached every stream; return what they got."""
+        """Wait until a change has reached every stream. Return what the streams received."""
         return self._settled(lambda seen: bool(seen["reached"] == self.size.streams))
 
     def floor_of_start(self, size: int) -> float:
-        """Connect bare sockets that get so many bytes each; return how long that took."""
+        """Connect plain sockets that receive `size` bytes each. Return the seconds it took."""
         self.floor.ask("greet", size=size)
         began = self.fleet.ask("plain", port=self._floor_port, count=self.size.streams, size=size)["began"]
         return float(self._reached()["last"] - began)
 
     def floor_of_push(self, size: int) -> float:
-        """Send so many bytes to each bare socket; return how long that took."""
+        """Send `size` bytes to each plain socket. Return the seconds it took."""
         self.fleet.ask("expect", size=size)
         began = self.floor.ask("push", size=size)["changed"]
         return float(self._reached()["last"] - began)
 
     def _reached(self) -> dict[str, Any]:
-        return self._until(lambda seen: bool(seen["reached"] == self.size.streams), "bare sockets")
+        return self._until(lambda seen: bool(seen["reached"] == self.size.streams), "plain sockets")
 
     def _settled(self, done: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         return self._until(
@@ -118,12 +124,12 @@ class Bench:
             if done(seen):
                 return seen
             if time.monotonic() > end:
-                raise SystemExit(f"not all {what} had everything after {_WITHIN:.0f} s: {seen}")
+                raise SystemExit(f"{what} did not receive everything within {_WITHIN:.0f} s: {seen}")
             time.sleep(_POLL)
 
 
 def settle(server: Process, wait: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Wait for the clients, and for the server to have nothing left to do."""
+    """Wait for the clients, and until the server has no pending work."""
     seen = wait()
     while not (sample := server.ask("sample"))["idle"]:
         seen = wait()
@@ -133,7 +139,7 @@ def settle(server: Process, wait: Callable[[], dict[str, Any]]) -> tuple[dict[st
 def measured(
     before: dict[str, Any], after: dict[str, Any], *, seconds: float, floor: float, size: int, **more: float
 ) -> Measured:
-    """Put together what was seen between two samples of the server."""
+    """Build a result from two samples of the server."""
     known = {name.removeprefix(TYPE_PREFIX) for name in _TYPES}
     encoded = {
         name.rpartition(".")[2]: count - before["encoded"].get(name, 0)
@@ -156,7 +162,7 @@ def measured(
 
 
 def library(bench: Bench, results: dict[str, list[Measured]]) -> None:
-    """Measure the protocol alone: ready resources, one snapshot for all."""
+    """Measure the library alone: prebuilt resources, and one snapshot for all clients."""
     size = bench.size
     args = (str(size.services), str(size.endpoints))
     with Process("library.py", *args, log=bench.folder / "library.log") as server:
@@ -197,7 +203,7 @@ def library(bench: Bench, results: dict[str, list[Measured]]) -> None:
 
 
 def mesh(bench: Bench, kinds: int, results: dict[str, list[Measured]]) -> None:
-    """Measure the whole: `xds serve` with a folder, whose sidecars are of so many namespaces."""
+    """Measure `xds serve` with a directory, and sidecars in `kinds` namespaces."""
     size = bench.size
     title = f"mesh, {kinds} kind{'s' if kinds > 1 else ''}"
     folder = Manifests(
@@ -217,7 +223,7 @@ def mesh(bench: Bench, kinds: int, results: dict[str, list[Measured]]) -> None:
         "127.0.0.1:0",
         "--admin-address",
         "127.0.0.1:0",
-        # How long telling takes is measured, not how long anybody is waited for.
+        # Measure the distribution of changes, not the waiting of a gradual rollout.
         "--rollout",
         "immediate",
     )

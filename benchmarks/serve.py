@@ -1,4 +1,4 @@
-"""`xds serve`, watched: `python benchmarks/serve.py serve --manifests DIR --xds-address 127.0.0.1:0 ...`."""
+"""`xds serve` with measurements: `python benchmarks/serve.py serve --manifests DIR ...`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ probe = Probe()
 
 
 class WatchedController(xds.mesh.controlplane.controller.Controller):
-    """Says when it was told of a change, and has what it does measured."""
+    """Reports the time of each change, and measures the event loop."""
 
     def change(self, change: Change) -> None:
         probe.changed = time.monotonic()
@@ -33,7 +33,7 @@ class WatchedController(xds.mesh.controlplane.controller.Controller):
 
 
 class WatchedServer(xds.server.XdsServer):
-    """Says where it listens, and since when."""
+    """Reports the port and the start time."""
 
     async def start(self) -> None:
         await super().start()

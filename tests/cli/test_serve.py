@@ -151,7 +151,7 @@ def test_rest_serves_the_same_resources_as_json(folder: Path) -> None:
         status, body = poll(port, "clusters", "web.shop")
         assert len(json.loads(body)["resources"]) == len(streamed) > 0
         status, body = poll(port, "clusters", "other.shop")
-        assert (status, b"nothing is known for sidecar~127.9.0.1~other.shop" in body) == (503, True)
+        assert (status, b"no configuration for sidecar~127.9.0.1~other.shop" in body) == (503, True)
         status, body = poll(port, "clusters", "shop")
         assert (status, b"POD.NAMESPACE" in body) == (400, True)
 

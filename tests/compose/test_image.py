@@ -41,7 +41,7 @@ def test_it_says_what_it_is_and_is_nobody_special(image: dict) -> None:
     labels = {
         name.removeprefix("org.opencontainers.image."): value for name, value in config["Labels"].items()
     }
-    assert labels["title"] == PROJECT["name"]
+    assert labels["title"] == "xds"
     assert labels["version"] == PROJECT["version"]
     assert labels["licenses"] == PROJECT["license"]
     assert config["User"] == "1337:1337"  # a number: Kubernetes can tell that it is not root
@@ -58,7 +58,7 @@ def test_it_is_what_constraints_say_and_not_much(docker: Docker, image: dict) ->
     found, wanted = (
         {name.lower().replace("_", "-") for name in names} for names in (done.stdout.split(), pinned)
     )
-    assert found - wanted == {f"xds=={PROJECT['version']}"}
+    assert found - wanted == {f"{PROJECT['name']}=={PROJECT['version']}"}
     base = json.loads(docker.run("image", "inspect", NAME))[0]
     added = (image["Size"] - base["Size"]) / 1e6
     print(f"{added:.0f} MB more than {NAME}")

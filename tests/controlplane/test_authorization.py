@@ -24,7 +24,7 @@ from xds.protocol.limits import Budgets, LimitError, Limits
 from xds.protocol.wire import parse_request
 from xds.server import Refused, StreamInfo, Subscriber
 from xds.server.fetch import fetch
-from xds.server.proxies import connected
+from xds.server.proxies import open_subscriber
 from xds.snapshot import CLUSTER, SECRET
 
 CERTIFICATE = Caller(namespace="shop", service_account="web", how=How.CERTIFICATE)
@@ -104,7 +104,13 @@ async def test_refused_waiting_caller_never_gets_the_key():
     request = DiscoveryRequest(node=EnvoyNode(id=node("a").id), resource_names=["default"])
     async with running() as controller:
         asking = asyncio.create_task(
-            fetch(controller, parse_request(bytes(request)), of(other, SECRET), Budgets(), patience=30.0)
+            fetch(
+                controller,
+                parse_request(bytes(request)),
+                of(other, SECRET),
+                Budgets(),
+                first_snapshot_timeout=30.0,
+            )
         )
         waiting = controller.connect(node("a"), of(other))
         owner = controller.connect(node("a"), of(TOKEN))
@@ -212,7 +218,9 @@ async def test_stream_gets_its_pods_budget_once_the_pod_is_known():
         with ExitStack() as streams:
 
             def connect(name: str) -> Subscriber:
-                return streams.enter_context(connected(controller, budgets, node(name), of(CERTIFICATE)))
+                return streams.enter_context(
+                    open_subscriber(controller, budgets, node(name), of(CERTIFICATE))
+                )
 
             connect("known")
             waiting = connect("a")

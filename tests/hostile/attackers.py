@@ -1,4 +1,4 @@
-"""Raw HTTP connections from a chosen loopback address: what attackers send, and what honest clients get meanwhile."""
+"""Raw HTTP connections from a chosen loopback address, for attackers and honest clients."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Connection:
         self.writer = writer
 
     async def ask(self, request: bytes) -> tuple[int, bytes]:
-        """Send a request; return status and body of the answer. ConnectionError: there is none."""
+        """Send a request. Return status and body. Raise ConnectionError if the connection ends."""
         self.writer.write(request)
         try:
             head = await self.reader.readuntil(b"\r\n\r\n")
@@ -33,7 +33,7 @@ class Connection:
         return int(lines[0].split()[1]), body
 
     async def closed(self) -> None:
-        """Return when the server has closed the connection."""
+        """Wait until the server closes the connection."""
         with suppress(ConnectionError):
             while await self.reader.read(1 << 16):
                 pass
@@ -74,7 +74,7 @@ async def connect(
 async def many(
     address: tuple[str, int], sources: Iterable[str], each: int
 ) -> AsyncIterator[list[Connection]]:
-    """Hold `each` TCP connections from every source address; those that the server refuses count too."""
+    """Hold `each` TCP connections from every source address, including connections that the server closes."""
     found = await asyncio.gather(
         *(connect(address, source) for source in sources for _ in range(each)), return_exceptions=True
     )
@@ -114,7 +114,7 @@ def review(pod: Any) -> bytes:
 
 
 async def until_limited(ask: Callable[[], Awaitable[int]]) -> Counter[int]:
-    """Ask again and again, from ten clients, until one is refused; return the number of answers by status.
+    """Send requests from ten clients until one is refused. Return the number of responses by status.
 
     Args:
         ask: returns the status of the answer. OSError: the connection was refused, which counts as status 0.

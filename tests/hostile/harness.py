@@ -1,11 +1,11 @@
-"""A real `xds serve` under attack, and what the attack costs it.
+"""A real `xds serve` under attack, and the cost of the attack.
 
     async with Target(tmp_path) as target, target.watched() as cost:
         await attack(target)
     assert cost.memory < 64 * MIB
 
-The attacked process has a plaintext, a TLS and an admin address on loopback. While `watched` is open, a sidecar with a good
-token asks for its configuration again and again: an attack must neither lock it out nor make it wait.
+The attacked process has a plaintext, a TLS and an admin address on loopback. While `watched` is open, a
+sidecar with a valid token fetches its configuration repeatedly. An attack must neither block nor delay it.
 """
 
 from __future__ import annotations
@@ -46,22 +46,22 @@ spec: {selector: {app: web}, ports: [{name: http, port: 80, targetPort: 8080}]}
 
 @dataclass
 class Cost:
-    """What an attack cost the attacked process, from the beginning of `watched` on."""
+    """Cost of an attack for the attacked process, since the start of `watched`."""
 
     memory: int = 0
-    """Growth of the resident memory at its highest, in bytes."""
+    """Maximum growth of the resident memory, in bytes."""
     descriptors: int = 0
-    """Growth of the number of open file descriptors at its highest."""
+    """Maximum growth of the number of open file descriptors."""
     log_lines: int = 0
     log_bytes: int = 0
     cpu: float = 0.0
     """CPU time, in seconds."""
     slowest: float = 0.0
-    """Time that the slowest request of the honest sidecar took, in seconds."""
+    """Duration of the slowest request of the honest sidecar, in seconds."""
     served: int = 0
-    """Number of requests of the honest sidecar that were answered."""
+    """Number of answered requests of the honest sidecar."""
     failures: tuple[str, ...] = ()
-    """Why its other requests failed."""
+    """Errors of its other requests."""
 
 
 class Target(ControlPlane):
@@ -87,13 +87,13 @@ class Target(ControlPlane):
         return host, int(port)
 
     def token(self, account: str = "shop/web", pod: str = "") -> str:
-        """Return a token of a service account (NAMESPACE/NAME), bound to a pod of that namespace if one is named."""
+        """Return a token of a service account (NAMESPACE/NAME), bound to a pod of that namespace if given."""
         namespace, _, name = account.partition("/")
         caller = Caller(namespace=namespace, service_account=name, pod=pod, pod_uid="", how=How.TOKEN)
         return token_key(self.state).issue(caller, datetime.now(UTC), timedelta(hours=1))
 
     def channel(self, token: str = "", *options: tuple[str, int]) -> grpc.aio.Channel:
-        """Return a channel to the TLS port with a connection of its own, with a token if one is given."""
+        """Return a channel to the TLS port with its own connection, and optionally a token."""
         credentials = grpc.ssl_channel_credentials(roots(self.state))
         if token:
             call = grpc.access_token_call_credentials(token)
@@ -103,7 +103,7 @@ class Target(ControlPlane):
 
     @asynccontextmanager
     async def watched(self, *, patience: float = 30.0) -> AsyncIterator[Cost]:
-        """Measure until the block ends; `patience`: the deadline of an honest request, in seconds."""
+        """Measure until the block ends. `patience` is the deadline of an honest request, in seconds."""
         cost = Cost()
         memory, descriptors = _memory(self.pid), _descriptors(self.pid)
         cpu, log = _cpu(self.pid), self._log_size()
@@ -161,7 +161,7 @@ async def _fetch(channel: grpc.aio.Channel, patience: float) -> None:
 
 
 async def _finish_one(cost: Cost, asking: asyncio.Task[None], patience: float) -> None:
-    """Wait for one more answer, so that a request that hung during the attack is counted."""
+    """Wait for one more response, to count a request that hung during the attack."""
     seen = cost.served + len(cost.failures)
     with suppress(TimeoutError):
         async with asyncio.timeout(2 * patience):

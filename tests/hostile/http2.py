@@ -1,4 +1,4 @@
-"""A client that speaks HTTP/2 frame by frame, and keeps to no rule that it is not told to keep.
+"""An HTTP/2 client that sends single frames and enforces no rules of the protocol.
 
 peer = await connect(target.address, tls=target.trust, source="127.0.0.2")
 stream = peer.open("/grpc.health.v1.Health/Watch")
@@ -55,12 +55,12 @@ def call_headers(path: str, extra: Iterable[tuple[str, str]] = (), scheme: bytes
 
 
 def message(size: int) -> bytes:
-    """Encode the beginning of a gRPC message of this size; its body are zeros."""
+    """Encode the start of a gRPC message of this size; its body is zeros."""
     return b"\x00" + struct.pack("!I", size) + bytes(size)
 
 
 OPENING = PREFACE + frame(SETTINGS, 0, 0)
-"""What a client sends first."""
+"""Connection preface of a client."""
 
 
 class Peer(asyncio.Protocol):
@@ -70,7 +70,7 @@ class Peer(asyncio.Protocol):
         self.transport: asyncio.Transport
         self.closed = asyncio.Event()
         self.said = asyncio.Event()
-        """Set by whatever the server sends."""
+        """Set when the server sends anything."""
         self.frames: dict[int, int] = {}
         """Number of received frames by kind."""
         self.ended: set[int] = set()
@@ -116,7 +116,7 @@ class Peer(asyncio.Protocol):
             self.transport.write(data)
 
     def open(self, path: str, body: bytes = b"", extra: Iterable[tuple[str, str]] = ()) -> int:
-        """Open a stream, with data that respects no window; return its number."""
+        """Open a stream, and send data regardless of flow control. Return its number."""
         stream, self._next = self._next, self._next + 2
         block = call_headers(path, extra)
         parts = [block[at : at + MAX_FRAME] for at in range(0, len(block), MAX_FRAME)]
@@ -132,7 +132,7 @@ class Peer(asyncio.Protocol):
         self.send(frame(RST_STREAM, 0, stream, CANCEL))
 
     def close(self) -> None:
-        """Close without a word."""
+        """Close the TCP connection without an HTTP/2 message."""
         self.transport.abort()
 
 

@@ -1,4 +1,4 @@
-"""What a sidecar with a good token costs that asks for as much as it can, and what the other sidecars notice of it."""
+"""Cost of a sidecar with a valid token that requests as much as it can, also for other sidecars."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.server.proxies import DELTA_REQUEST, DELTA_RESPONSE, REQUEST, Client
 from xds.protocol.limits import Limits
 from xds.protocol.session import Variant
 from xds.server import ADS
-from xds.server.discovery import OPENING_FACTOR
+from xds.server.discovery import PENDING_CALLS_FACTOR
 from xds.snapshot import CLUSTER, ENDPOINT
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 LIMITS = Limits()
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
 PODS = range(1, 6)
-"""Those of the attacker: each attack is by another, so that it does not wait for what an earlier one did."""
+"""Pods of the attacker. Each attack uses another pod, to be independent of earlier attacks."""
 INVADED = MESH + "".join(
     f"""---
 apiVersion: v1
@@ -41,7 +41,7 @@ status: {{podIP: 127.9.1.{number}}}
 DELTA = f"/{ADS}/DeltaAggregatedResources"
 SOTW = f"/{ADS}/StreamAggregatedResources"
 HONEST = 15.0
-"""Seconds in which an honest request is answered on a busy machine, whatever the attack."""
+"""Maximum seconds of an honest request on a busy machine during an attack."""
 
 
 @asynccontextmanager
@@ -52,7 +52,7 @@ async def attacked(directory: Path) -> AsyncIterator[Target]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Target]:
-    """One process for the attacks whose cost does not depend on what others left in its memory."""
+    """One process for attacks whose cost does not depend on earlier attacks."""
     async with Target(tmp_path_factory.mktemp("shared"), mesh=INVADED) as target:
         yield target
 
@@ -65,7 +65,7 @@ async def attacker(target: Target, pod: str) -> AsyncIterator[grpc.aio.Channel]:
 
 
 class Attack:
-    """A delta stream that reads and does not answer."""
+    """A delta stream that reads and never ACKs."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self.call = channel.stream_stream(DELTA)()
@@ -74,12 +74,12 @@ class Attack:
         self.reading = asyncio.create_task(self._read())
 
     async def ask(self, type_url: str, *names: str, pod: str = "evil-1", **fields: Any) -> None:
-        """Send a request, if the stream is still there."""
+        """Send a request if the stream is open."""
         with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
             await self.call.write(delta(type_url, *names, pod=pod, **fields))
 
     async def responded(self, count: int, within: float = 10.0) -> bool:
-        """Return once there are some responses, or the stream has ended, or time is up; whether it goes on."""
+        """Wait for responses, the end of the stream, or a timeout. Return whether the stream is open."""
         with suppress(TimeoutError):
             async with asyncio.timeout(within):
                 while self.responses < count and not self.reading.done():
@@ -88,7 +88,7 @@ class Attack:
         return not self.reading.done()
 
     async def ended(self) -> tuple[grpc.StatusCode, str]:
-        """Return how the server ended the stream."""
+        """Return the status of the stream."""
         await self.reading
         return await self.call.code(), await self.call.details() or ""
 
@@ -104,7 +104,7 @@ class Attack:
 
 
 def problems(target: Target) -> set[str]:
-    """Return why requests were refused, without the advice: a client that is still sending does not get to see it."""
+    """Return the reasons of refusals without the advice, which a client that still sends may miss."""
     return set(re.findall(r'event="malformed request".* problem="([^:"]*)', target.log.read_text()))
 
 
@@ -124,7 +124,7 @@ def names(count: int, length: int = 64, mark: str = "") -> list[str]:
 
 
 async def first_ends(attacks: Iterable[Attack], count: int) -> list[tuple[grpc.StatusCode, str]]:
-    """Return how the first `count` streams end."""
+    """Return the statuses of the first `count` streams."""
     tasks = [asyncio.create_task(attack.ended()) for attack in attacks]
     async with asyncio.timeout(60):
         ends = [await end for _, end in zip(range(count), asyncio.as_completed(tasks), strict=False)]
@@ -161,7 +161,7 @@ async def endless(call: grpc.aio.StreamStreamCall, requests: list[bytes]) -> Non
 
 
 async def rejecting(call: grpc.aio.StreamStreamCall, pod: str) -> None:
-    """Ask for clusters, reject them, ask again."""
+    """Subscribe to clusters, NACK them, and repeat."""
     await call.write(delta(CLUSTER, "*", pod=pod))
     while (data := await call.read()) is not grpc.aio.EOF:
         nonce = DELTA_RESPONSE.FromString(data).nonce
@@ -241,7 +241,7 @@ async def test_fetches_of_many_names(shared) -> None:
 
 
 async def test_streams_that_do_not_read(shared) -> None:
-    """What a client sends faster than it is read stays with the client."""
+    """Data that the server does not read stays with the client."""
     async with attacker(shared, "evil-2") as channel, shared.watched() as cost:
         lists = [names(6_000, mark=mark) for mark in "ab"]
         requests = [
@@ -258,7 +258,7 @@ async def test_streams_that_do_not_read(shared) -> None:
 
 
 async def test_flood_of_small_requests(shared) -> None:
-    """Each changes one of many names, on as many streams as there may be."""
+    """Each request changes one of many names, on the maximum number of streams."""
     async with attacker(shared, "evil-3") as channel, shared.watched() as cost:
         calls = [channel.stream_stream(DELTA)() for _ in range(LIMITS.streams)]
         first = (
@@ -288,8 +288,8 @@ async def test_flood_of_rejections(shared) -> None:
 
 
 async def test_streams_without_a_request(shared) -> None:
-    """A caller must not take all places of those whose first request is awaited."""
-    limit = OPENING_FACTOR * LIMITS.streams
+    """A caller must not use all slots for calls without a first request."""
+    limit = PENDING_CALLS_FACTOR * LIMITS.streams
     async with AsyncExitStack() as stack, shared.watched() as cost:
         channels = [await stack.enter_async_context(attacker(shared, "evil-5")) for _ in range(2)]
         attacks = [Attack(channel) for channel in channels for _ in range(limit // 2 + 10)]
@@ -297,21 +297,21 @@ async def test_streams_without_a_request(shared) -> None:
     assert set(ends) == {
         (
             EXHAUSTED,
-            f"{limit} calls of this caller without a request are open already, the limit: send the first requests",
+            f"{limit} calls of this caller without a request are open, the limit: send requests",
         )
     }
     honest_sidecar_is_served(cost)
 
 
 async def test_invented_pods(shared) -> None:
-    """A token that is bound to no pod may speak for pods that do not exist yet: they share one budget."""
+    """A token that is bound to no pod may name pods that do not exist yet: they share one limit."""
     count = 60
     async with attacker(shared, "") as channel, shared.watched() as cost:
         attacks = [Attack(channel) for _ in range(count)]
         for number, attack in enumerate(attacks):
             await attack.ask(CLUSTER, pod=f"invented-{number}")
         ends = await first_ends(attacks, count - LIMITS.streams)
-        # A pod that exists is not affected.
+        # An existing pod is not affected.
         known = Client(channel, Variant.DELTA, node=node_of("evil-5"))
         await known.ask(CLUSTER)
         assert (await known.get()).resources

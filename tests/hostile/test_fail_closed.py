@@ -1,4 +1,4 @@
-"""STRICT survives a restart: what cannot be read is waited for or is STRICT, as a client on ADS sees it."""
+"""STRICT survives a restart: unreadable objects delay the start or count as STRICT, as seen on ADS."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ spec: {{clusterIP: None, selector: {{app: {name}}}, ports: [{{name: http, port: 
 PODS = POD.format(name="web", tls="istio", address="WEB") + POD.format(
     name="legacy", tls="none", address="LEGACY"
 )
-"""A server with a sidecar, and one without."""
+"""Pods of a tenant: a server with a sidecar, and one without."""
 PEER = """
 apiVersion: security.istio.io/v1
 kind: PeerAuthentication
@@ -96,7 +96,7 @@ def shop(namespace: str, text: str) -> str:
 
 @dataclass(frozen=True)
 class Served:
-    """What the sidecar of a tenant's pod web is served."""
+    """Configuration that the sidecar of a tenant's pod web receives."""
 
     takes_plaintext: bool
     """Whether its listener accepts plaintext on port 8080."""
@@ -105,7 +105,7 @@ class Served:
 
 
 class ControlPlane(Serve):
-    """`xds serve`, and what it serves to the sidecars of tenants."""
+    """`xds serve`, and the configuration of tenants' sidecars."""
 
     def __init__(self, folder: Path, *options: object) -> None:
         super().__init__(folder, *options)
@@ -113,7 +113,7 @@ class ControlPlane(Serve):
         self._options = [*self._options[:-1], f"--xds-address={self.xds}"]
 
     async def served(self, tenant: int) -> Served:
-        """Subscribe to clusters, endpoints and listeners on one ADS stream, and accept everything."""
+        """Subscribe to clusters, endpoints and listeners on one ADS stream, and ACK everything."""
         async with asyncio.timeout(PATIENCE), grpc.aio.insecure_channel(self.xds) as channel:
             call: Any = channel.stream_stream(STREAM)(wait_for_ready=True)
             found = {}
@@ -149,13 +149,16 @@ class ControlPlane(Serve):
         )
 
     async def has_been_told_nothing(self) -> bool:
-        """Whether a kind could not be read for so long that its absence was once believed (10 s)."""
+        """Whether a kind was unreadable for more than 10 s.
+
+        After this time, earlier versions assumed that the kind was absent.
+        """
         _, metrics = await self.get("/metrics")
         [behind] = [line for line in metrics.splitlines() if line.startswith("xds_source_stale_seconds ")]
         return float(behind.split()[1]) > 12
 
     async def listens(self) -> bool:
-        """Whether anybody listens at the xDS address."""
+        """Whether the xDS address accepts connections."""
         host, _, port = self.xds.rpartition(":")
         try:
             _, writer = await asyncio.open_connection(host, int(port))
@@ -166,13 +169,13 @@ class ControlPlane(Serve):
 
 
 def place(path: Path, content: str | bytes) -> None:
-    """Put a file in place at once."""
+    """Replace a file atomically."""
     new = path.with_name(f".{path.name}")
     new.write_bytes(content if isinstance(content, bytes) else content.encode())
     new.rename(path)
 
 
-# --- a policy with a mistake ------------------------------------------------------------------------------------------
+# --- a policy with an error -----------------------------------------------------------------------
 
 WORKLOAD = "{selector: {matchLabels: {app: web}}, mtls: {mode: STRICT}}"
 PORT = (
@@ -198,18 +201,22 @@ MISTAKES = {
     "mode of a workload": (OF_WEB, "mode: STRICT", "mode: STRIC"),
     "mode of a port": (PEER.format(name="web", spec=PORT), "mode: STRICT", "mode: STRIC"),
     "age": (
-        PERMISSIVE.replace("name: default", "name: a") + STRICT.replace("NAMESPACE", "NAMESPACE, creationTimestamp: 2020-01-01T00:00:00Z"),
+        PERMISSIVE.replace("name: default", "name: a")
+        + STRICT.replace("NAMESPACE", "NAMESPACE, creationTimestamp: 2020-01-01T00:00:00Z"),
         "2020-01-01T00:00:00Z",
         "yesterday",
     ),
     "peers of a Policy": (ALPHA_OF_WEB, "[{mtls: {}}]", "{mtls: {}}"),
     "targets of a Policy": (ALPHA_OF_WEB, "targets", "target"),
     "Service of a Policy": (
-        ALPHA_PERMISSIVE + POLICY.format(name="front", spec=TARGET.replace("web", "front")) + FRONT, "port: 80,", "port: http,",
+        ALPHA_PERMISSIVE + POLICY.format(name="front", spec=TARGET.replace("web", "front")) + FRONT,
+        "port: 80,",
+        "port: http,",
     ),
     "port of a target": (
         ALPHA_PERMISSIVE
-        + POLICY.format(name="other", spec=TARGET_PORT.replace("mtls: {}", "mtls: {mode: PERMISSIVE}").replace("80", "81"))
+        + POLICY.format(name="other", spec=TARGET_PORT.replace("mtls: {}", "mtls: {mode: PERMISSIVE}"))
+        .replace("80", "81")
         + POLICY.format(name="web", spec=TARGET_PORT),
         "number: 80}",
         "number: http}",
@@ -247,7 +254,7 @@ async def test_refused_policies_are_strict_after_a_restart(tmp_path: Path) -> No
 
 
 def reached(manifests: Path, config: MeshConfig | None = None) -> dict[int, object]:
-    """Return, by tenant, what becomes of plaintext that pod legacy sends to pod web."""
+    """Return by tenant what happens to plaintext from pod legacy to pod web."""
     mesh = Mesh(Folder(manifests).load().change.applied, config)
     legacy = [pod for pod in mesh.pods() if pod.name == "legacy"]
     return {
@@ -294,7 +301,7 @@ async def test_refused_rules_send_no_plaintext_after_a_restart(tmp_path: Path) -
         assert sends == {**dict.fromkeys(mistakes, True), 6: False}
 
 
-# --- files that hide which objects there are --------------------------------------------------------------------------
+# --- files with unknown objects -------------------------------------------------------------------
 
 
 async def test_unreadable_documents_are_waited_for_at_start(tmp_path: Path) -> None:
@@ -331,7 +338,7 @@ async def test_unreadable_documents_are_waited_for_at_start(tmp_path: Path) -> N
     assert reached(manifests, MeshConfig(root_namespace="locked")) == {1: Failure.SERVER_REQUIRES_MTLS}
 
 
-# --- an API server that does not tell ---------------------------------------------------------------------------------
+# --- unreadable API resources ---------------------------------------------------------------------
 
 KINDS = {
     "Pod": ("pods", ""),
@@ -360,7 +367,7 @@ def settings(mesh: str) -> dict[str, Any]:
 
 
 def deny(server: FakeApiServer, plural: str) -> None:
-    """Answer 403 to requests for a resource, until further notice."""
+    """Answer 403 to requests for a resource."""
     for verb in ("list", "watch"):
         server.fail(f"{verb} {plural}", *(status(403, "Forbidden") for _ in range(10_000)))
 
@@ -370,7 +377,7 @@ def allow(server: FakeApiServer, plural: str) -> None:
         server.faults.pop(f"{verb} {plural}")
 
 
-async def test_what_cannot_be_read_is_waited_for_at_start(server: FakeApiServer, tmp_path: Path) -> None:
+async def test_unreadable_resources_are_waited_for_at_start(server: FakeApiServer, tmp_path: Path) -> None:
     for plural in ("pods", "configmaps", "peerauthentications"):
         deny(server, plural)
     server.serve("peerauthentications", "security.istio.io")
@@ -405,7 +412,9 @@ async def test_what_cannot_be_read_is_waited_for_at_start(server: FakeApiServer,
         assert (await waiting.get("/ready"))[0] == 200
 
 
-async def test_kinds_that_can_no_longer_be_read_stay_in_force(server: FakeApiServer, tmp_path: Path) -> None:
+async def test_kinds_that_become_unreadable_keep_their_policies(
+    server: FakeApiServer, tmp_path: Path
+) -> None:
     async with ControlPlane(tmp_path, *KUBERNETES, server.kubeconfig()) as running:
         await running.until_ready(200)
         deny(server, "policies")
@@ -427,7 +436,7 @@ async def test_kinds_that_can_no_longer_be_read_stay_in_force(server: FakeApiSer
         assert not (await running.served(2)).takes_plaintext
 
 
-# --- kinds that would protect -----------------------------------------------------------------------------------------
+# --- kinds that are not enforced ------------------------------------------------------------------
 
 DENY = """
 apiVersion: security.istio.io/v1

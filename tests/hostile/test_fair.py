@@ -1,4 +1,4 @@
-"""Fair shares of what clients without a credential can use."""
+"""Fair sharing of capacity between unauthenticated clients."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import threading
 
 import pytest
 
-from xds.server.fair_share import CpuShare, FairSlots, FairThread
+from xds.server.fair_share import CpuShare, FairExecutor, FairSemaphore
 
 
 async def test_clients_get_slots_in_turn() -> None:
-    slots, order = FairSlots(1, 1), []
+    slots, order = FairSemaphore(1, 1), []
 
     async def use(client: str) -> None:
         async with slots.slot(client):
@@ -23,7 +23,7 @@ async def test_clients_get_slots_in_turn() -> None:
 
 
 async def test_one_client_gets_its_share_of_the_slots() -> None:
-    slots, go = FairSlots(3, 2), asyncio.Event()
+    slots, go = FairSemaphore(3, 2), asyncio.Event()
     held: list[str] = []
 
     async def use(client: str) -> None:
@@ -45,7 +45,7 @@ async def test_one_client_gets_its_share_of_the_slots() -> None:
 
 
 async def test_cancelled_client_keeps_the_thread_until_its_work_ends() -> None:
-    thread, share, go, running = FairThread(), CpuShare(), threading.Event(), []
+    thread, share, go, running = FairExecutor(), CpuShare(), threading.Event(), []
 
     def work() -> None:
         running.append(1)

@@ -1,4 +1,4 @@
-"""What callers who have not proved who they are can do to the gRPC ports: nothing that costs more than a small constant."""
+"""Unauthenticated callers of the gRPC ports cause only small, constant costs."""
 
 from __future__ import annotations
 
@@ -47,15 +47,15 @@ METHODS = [
     ),
     "/no.such.Service/Method",
 ]
-"""All that is served over TLS, and what is not."""
+"""Methods served over TLS, and methods that are not."""
 
 NEVER = 60.0
-"""Seconds after which something does not happen any more: several times what it takes on a slow machine."""
+"""Timeout in seconds, several times the expected duration on a slow machine."""
 
 
 @pytest.fixture(autouse=True)
 def files():
-    """Let this process have a connection for each attacker."""
+    """Raise the limit of open files for one connection per attacker."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (before[1], before[1]))
     yield
@@ -69,7 +69,7 @@ async def target(tmp_path) -> AsyncIterator[Target]:
 
 
 class Attackers:
-    """Connections from several addresses to the TLS port, which all are closed at the end."""
+    """Connections from several addresses to the TLS port, which are closed at the end."""
 
     def __init__(self, target: Target) -> None:
         self.tls = http2.trust(roots(target.state))
@@ -84,7 +84,7 @@ class Attackers:
             peer.close()
 
     async def connect(self, source: int = 2, *, tls: bool = True, preface: bytes | None = None) -> http2.Peer:
-        """Connect from 127.0.0.`source`; without TLS nothing but the preface is sent."""
+        """Connect from 127.0.0.`source`. Without TLS, send the preface only."""
         context: ssl.SSLContext | None = self.tls if tls else None
         peer = await http2.connect(
             ("127.0.0.1", self._target.tls_port),
@@ -101,7 +101,7 @@ class Attackers:
         await asyncio.gather(*(attack(peer) for peer in peers))
 
     async def gone(self, but: int = 0) -> None:
-        """Wait until the server has closed all but so many connections."""
+        """Wait until at most `but` connections are open."""
         async with asyncio.timeout(NEVER):
             while sum(not peer.closed.is_set() for peer in self.peers) > but:
                 await asyncio.sleep(0.05)
@@ -116,7 +116,7 @@ async def ended(peer: http2.Peer, streams: list[int]) -> None:
 
 
 def assert_undisturbed(cost: Cost) -> None:
-    """The honest sidecar was served."""
+    """Check that the honest sidecar was served."""
     assert not cost.failures
     assert cost.served
     assert cost.slowest < 15
@@ -137,7 +137,7 @@ async def test_large_requests_for_health_are_not_read(target):
     assert cost.log_lines < 30
 
 
-async def test_no_stream_of_a_stranger_stays_open(target):
+async def test_streams_of_unauthenticated_callers_end(target):
     async def attack(peer: http2.Peer) -> None:
         streams = [peer.open(method, http2.message(1000)) for method in METHODS]
         await ended(peer, streams)
@@ -212,8 +212,11 @@ async def test_floods_of_frames_end_the_connection(target):
     assert 'xds_connections_ended_total{reason="too many bytes without proof"} 0.0' not in metrics
 
 
-async def test_idle_connections_are_ended_and_honest_ones_of_that_address_are_not(target):
-    """By turns: TLS and nothing else, half a handshake, not a byte; 1,000 in all, a quarter of them from the honest sidecar's address."""
+async def test_idle_connections_end_and_honest_ones_continue(target):
+    """Connections after TLS, after half a handshake, and without data: 1,000 in total.
+
+    A quarter of them come from the address of the honest sidecar.
+    """
     half = b"\x16\x03\x01\x02\x00\x01"
     before = _descriptors(target.pid)
     async with target.watched() as cost, Attackers(target) as attackers:
@@ -253,7 +256,7 @@ async def test_calls_of_a_proven_caller_are_limited_too(target):
 
 
 async def test_refusals_are_logged_at_a_limited_rate(target):
-    """From 200 addresses, for two reasons each; and what is no TLS."""
+    """Refusals from 200 addresses for two reasons each, and connections without TLS."""
 
     async def attack(peer: http2.Peer) -> None:
         await ended(peer, [peer.open(ADS, extra=[("authorization", f"Bearer {word}")]) for word in ("", "x")])

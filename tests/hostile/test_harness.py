@@ -1,4 +1,4 @@
-"""The harness sees an attack: without this, a suite of passing attacks would prove nothing."""
+"""The harness detects an attack; otherwise the attack tests would prove nothing."""
 
 from __future__ import annotations
 

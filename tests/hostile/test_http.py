@@ -1,4 +1,4 @@
-"""The HTTP ports of `xds serve` under attack: neither xDS nor an honest client of these ports notices."""
+"""The HTTP ports of `xds serve` under attack: xDS and honest clients are not affected."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ OTHERS = [f"127.0.0.{n}" for n in range(60, 72)]
 
 
 class Web(Target):
-    """`xds serve` with its REST address, too."""
+    """`xds serve` with a REST address."""
 
     def __init__(self, directory: Path, mesh: str = MESH) -> None:
         self.rest = ("127.0.0.1", free_port())
         super().__init__(directory, f"--rest-address=127.0.0.1:{self.rest[1]}", mesh=mesh)
 
     async def get(self, path: str, source: str = HONEST) -> tuple[int, bytes]:
-        """Ask the admin port on a connection of its own."""
+        """Send a request to the admin port on a new connection."""
         async with connected(self.admin, source) as connection, asyncio.timeout(30):
             return await connection.ask(get(path))
 
     async def poll(self, path: str, *names: str, **headers: str) -> tuple[int, bytes]:
-        """Ask the REST port as the sidecar."""
+        """Send a request to the REST port as the sidecar."""
         request = json.dumps({"node": {"id": NODE}, "resource_names": names}).encode()
         async with connected(self.rest, HONEST) as connection, asyncio.timeout(30):
             return await connection.ask(post(path, request, **headers))
@@ -45,13 +45,13 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def target(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Web]:
-    """One process for all tests, which use different addresses: to start one takes longer than an attack."""
+    """One process for all tests, which use different addresses, as a start takes longer than an attack."""
     async with Web(tmp_path_factory.mktemp("hostile-http")) as target:
         yield target
 
 
-async def test_idle_connections_lock_nobody_out(target: Web) -> None:
-    """Before: 1,024 descriptors were taken, xDS accepted nobody, and the log had thousands of lines."""
+async def test_idle_connections_do_not_block_others(target: Web) -> None:
+    """Regression: all 1,024 descriptors were used, xDS was unavailable, and the log was flooded."""
     resource.prlimit(target.pid, resource.RLIMIT_NOFILE, (1024, 1024))
     async with (
         target.watched(patience=10) as cost,
@@ -81,7 +81,7 @@ async def test_connections_beyond_the_limit_of_an_address_are_closed(target: Web
 
 
 async def test_lack_of_descriptors_is_logged_once(target: Web) -> None:
-    """Before: 8,000 lines a second, as asyncio logs each accept that fails and then tries 128 times at once."""
+    """Regression: asyncio logged 8,000 lines a second, as it retries a failed accept 128 times at once."""
     lines, (soft, hard) = (
         target.log.read_bytes().count(b"\n"),
         resource.prlimit(target.pid, resource.RLIMIT_NOFILE),
@@ -111,7 +111,7 @@ SLOW = {
 
 
 async def test_slow_clients_are_disconnected(target: Web) -> None:
-    """Before: after 3,630 s those that say nothing, and those that read nothing never."""
+    """Regression: silent clients were closed after 3,630 s, and clients that did not read, never."""
 
     async def attack(start: bytes) -> None:
         async with connected(
@@ -123,7 +123,7 @@ async def test_slow_clients_are_disconnected(target: Web) -> None:
             connection.writer.write(start)
             while not connection.writer.transport.is_closing():
                 with suppress(OSError):
-                    # A byte of a header each second does not help.
+                    # Sending a header byte per second does not extend the timeout.
                     connection.writer.write(b"a" if start.endswith((b"X: ", b"/heal")) else b"")
                 if reads and connection.reader.at_eof():
                     return
@@ -152,7 +152,7 @@ async def _is_open(port: int, target: Web) -> bool:
 
 
 async def test_large_headers_cost_little_memory(target: Web) -> None:
-    """Before: a megabyte for each connection that does not finish its headers."""
+    """Regression: each connection with incomplete headers used a megabyte."""
     async with AsyncExitStack() as stack:
         before = _memory(target.pid)
         for source in OTHERS:
@@ -168,7 +168,7 @@ async def test_large_headers_cost_little_memory(target: Web) -> None:
 
 
 async def test_web_page_gets_no_answer(target: Web) -> None:
-    """Before: a page whose name resolves to 127.0.0.1 (DNS rebinding) was answered, private keys included."""
+    """Regression: DNS rebinding let a web page read everything, including private keys."""
     assert (await target.poll(CLUSTERS, Host="evil.example.com"))[0] == 421
     assert (await target.poll(CLUSTERS, Origin="http://evil.example.com:15020"))[0] == 403
     assert (await target.poll(CLUSTERS, Sec_Fetch_Site="same-origin"))[0] == 403

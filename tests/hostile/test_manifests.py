@@ -1,4 +1,4 @@
-"""Manifests of a tenant who wants to stop the control plane: others' changes are still served, and the log stays readable."""
+"""Manifests of a hostile tenant: changes of others are still served, and the log stays readable."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ async def _clusters(target: Target) -> bytes:
 
 
 async def _is_served(target: Target, name: str) -> None:
-    """Write a Service, and wait until its clients are sent it."""
+    """Write a Service, and wait until clients receive it."""
     (target.manifests / f"{name}.yaml").write_text(SERVICE.format(name=name))
 
     async def served() -> bool:
@@ -66,7 +66,7 @@ async def _is_served(target: Target, name: str) -> None:
 
 
 @pytest.mark.timeout(240)
-async def test_good_objects_are_served_beside_hostile_manifests(tmp_path) -> None:
+async def test_valid_objects_are_served_beside_hostile_manifests(tmp_path) -> None:
     async with Target(tmp_path) as target:
         async with target.watched() as cost:
             for name, text in HOSTILE.items():
@@ -79,7 +79,7 @@ async def test_good_objects_are_served_beside_hostile_manifests(tmp_path) -> Non
         assert 20 < cost.log_lines < MAX_LOG_LINES
         assert cost.log_bytes < MIB / 2
 
-        # It is read again when the process starts, which waits for what hides the names of objects.
+        # The file is read again at start, which waits for files that hide the names of objects.
         for name in NAMELESS:
             (target.manifests / f"{name}.yaml").unlink()
         await target.stop()

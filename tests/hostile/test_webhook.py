@@ -1,4 +1,4 @@
-"""The webhook under attack: clients without a credential delay no admission, and cost little."""
+"""The webhook under attack: unauthenticated clients delay no admission, and cost little."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ POD = {"metadata": {"generateName": "web-"}, "spec": {"containers": [{"name": "w
 
 
 class Webhook:
-    """A webhook in a process of its own."""
+    """A webhook in its own process."""
 
     def __init__(self, process: asyncio.subprocess.Process, said: dict[str, Any], log: Path) -> None:
         self.pid = process.pid
@@ -33,7 +33,7 @@ class Webhook:
         self.admin = ("127.0.0.1", int(said["admin"]))
         self.log = log
         self.lag = 0.0
-        """Longest delay of its event loop, in seconds."""
+        """Maximum lag of its event loop, in seconds."""
         self._process = process
         self._tls = ssl.create_default_context(cadata=said["ca"])
 
@@ -42,7 +42,7 @@ class Webhook:
         return connected(self.address, source, self._tls, NAME)
 
     async def admit(self, pod: object = POD) -> float:
-        """Admit a pod as the API server does, and return the seconds that it took."""
+        """Admit a pod like the API server. Return the duration in seconds."""
         began = time.monotonic()
         async with self.connected(HONEST) as connection:
             status, answer = await connection.ask(post("/inject", review(pod)))
@@ -102,19 +102,19 @@ async def webhook(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Web
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def limited(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Webhook]:
-    """One in which an address may use a fiftieth of the usual CPU time, so that slow machines reach the limit too."""
+    """A webhook with a fiftieth of the usual CPU share per address, for slow machines."""
     async with serving(tmp_path_factory.mktemp("hostile-limited"), 50) as found:
         yield found
 
 
 def unknown_annotations(size: int) -> bytes:
-    """Return the review of a pod whose annotations look like those that are known."""
+    """Return the review of a pod with annotations that resemble known ones."""
     name = "traffic.sidecar.istio.io/includeOutboundIPRange{:05}"
     return review(POD | {"metadata": {"annotations": {name.format(n): "" for n in range(size // 60)}}})
 
 
 async def test_unknown_annotations_delay_no_admission(webhook: Webhook) -> None:
-    """Before: 0.5 s on the event loop for 64 KiB; six clients delayed an admission by 2 s."""
+    """Regression: 64 KiB took 0.5 s on the event loop, and six clients delayed an admission by 2 s."""
     body, asked = unknown_annotations(64 << 10), Counter[int]()
 
     async def attack() -> None:
@@ -161,7 +161,7 @@ DENSE = {
 
 
 async def test_dense_bodies_cost_little(webhook: Webhook) -> None:
-    """Before: 8 MiB of annotations took 66 s; other bodies of 3 MiB took up to a second."""
+    """Regression: 8 MiB of annotations took 66 s, and other bodies of 3 MiB up to a second."""
     async with asyncio.timeout(40):
         for shape, body in DENSE.items():
             began = webhook.cpu
@@ -184,7 +184,7 @@ async def test_body_above_the_limit_is_refused_unread(webhook: Webhook) -> None:
 
 
 async def test_slow_bodies_delay_no_large_pod(webhook: Webhook) -> None:
-    """Before: 8 connections that send half a body kept every pod of more than 64 KiB waiting until 503."""
+    """Regression: eight connections with half a body delayed every pod above 64 KiB until status 503."""
     head = f"POST /inject HTTP/1.1\r\nHost: x\r\nContent-Length: {MIB}\r\n\r\n{{".encode()
     large = POD | {"metadata": {"annotations": {"a": "b" * (128 << 10)}}}
     async with AsyncExitStack() as stack:
@@ -196,7 +196,7 @@ async def test_slow_bodies_delay_no_large_pod(webhook: Webhook) -> None:
 
 
 async def test_idle_connections_delay_no_admission(webhook: Webhook) -> None:
-    """Before: 1,000 connections that say nothing took 1,000 descriptors, and nobody could connect."""
+    """Regression: 1,000 silent connections used 1,000 descriptors, and no client could connect."""
     resource.prlimit(webhook.pid, resource.RLIMIT_NOFILE, (1024, 1024))
     before, memory, lines = _descriptors(webhook.pid), _memory(webhook.pid), webhook.log_lines
     async with many(webhook.address, [f"127.0.0.{n}" for n in range(60, 72)], 100) as idle:
@@ -211,7 +211,7 @@ async def test_idle_connections_delay_no_admission(webhook: Webhook) -> None:
 
 
 async def test_handshakes_of_an_address_are_limited(limited: Webhook) -> None:
-    """Before: as many as the processor could do, each of them up to 2 ms of the event loop."""
+    """Regression: handshakes were unlimited, and each took up to 2 ms of the event loop."""
 
     async def handshake() -> int:
         async with limited.connected("127.0.0.95"):
@@ -223,7 +223,7 @@ async def test_handshakes_of_an_address_are_limited(limited: Webhook) -> None:
 
 
 async def test_reviews_of_an_address_are_limited(limited: Webhook) -> None:
-    """Before: one address could use the whole processor, one body of 3 MiB after the other."""
+    """Regression: one address could use the whole CPU with bodies of 3 MiB."""
 
     async def ask() -> int:
         async with limited.connected("127.0.0.96") as connection:
@@ -235,7 +235,7 @@ async def test_reviews_of_an_address_are_limited(limited: Webhook) -> None:
 
 
 async def test_scrapes_of_an_address_are_limited(limited: Webhook) -> None:
-    """Before: as many as the processor could do, on the event loop that serves xDS."""
+    """Regression: scrapes were unlimited, on the event loop that serves xDS."""
 
     async def scrape() -> int:
         async with connected(limited.admin, "127.0.0.97") as connection:
@@ -248,7 +248,7 @@ async def test_scrapes_of_an_address_are_limited(limited: Webhook) -> None:
 
 
 async def test_refused_pods_are_logged_in_part(webhook: Webhook) -> None:
-    """Before: each refused pod was a line of the log."""
+    """Regression: each refused pod was logged."""
     before = webhook.log_lines
     refused, statuses = review({"spec": {"containers": [1]}}), Counter[int]()
 

@@ -1,7 +1,7 @@
 """A webhook and an admin port in a process of their own, for attacks.
 
-Prints their ports and the CA as JSON, then the event loop's lag, and serves until its input ends. An argument divides the CPU
-time that an address may use: so a test need not use up all of it.
+Prints their ports and the CA as JSON, then the event loop's lag, and serves until its input ends. An argument
+divides the CPU time that an address may use: so a test need not use up all of it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NAME = "xds.istio-system.svc"
 
 
 async def main() -> None:
-    """Serve until the standard input ends."""
+    """Serve until the end of stdin."""
     structlog.configure(logger_factory=structlog.WriteLoggerFactory(sys.stderr))
     divisor = float(sys.argv[1])
     CpuShare.BURST /= divisor
@@ -48,7 +48,7 @@ async def main() -> None:
 
 
 async def _lag() -> None:
-    """Print the longest delay of the event loop in each half second."""
+    """Print the maximum lag of the event loop every half second."""
     loop = asyncio.get_running_loop()
     while True:
         worst, until = 0.0, loop.time() + 0.5

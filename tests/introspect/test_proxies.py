@@ -318,11 +318,11 @@ async def test_watch_is_silent_without_changes_and_batches_them(server: XdsServe
     [stream] = discovery.streams
     assert (await watch.next_changes(discovery)).proxies
     assert await watch.next_changes(discovery) is None
-    before = stream.moves
+    before = stream.message_count
     for name in ("r", "s", "t"):
         await client.ask(ROUTE, name)
     async with asyncio.timeout(WITHIN):
-        while stream.moves < before + 3:
+        while stream.message_count < before + 3:
             await asyncio.sleep(0.01)
     response = await watch.next_changes(discovery)
     assert response.proxies[0].streams[0].types[-1].names == 3

@@ -350,7 +350,7 @@ async def test_services_can_join_an_existing_server(store, variant):
         )
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
         assert len(service.streams) == 1
-        await service.drain(within=5)
+        await service.drain(grace=5)
         assert (await node.stream.end())[0] == grpc.StatusCode.UNAVAILABLE
     await server.stop(None)
 

@@ -26,7 +26,7 @@ from xds.mesh.identity.keys import PrivateKey
 from xds.mesh.identity.secrets import certificate_secret
 from xds.resources import resource
 from xds.server import XdsServer
-from xds.server.rest import TYPES, RestServer
+from xds.server.rest import TYPES_BY_PATH, RestServer
 from xds.snapshot import (
     CLUSTER,
     ENDPOINT,
@@ -265,7 +265,7 @@ async def test_r49_r50_each_type_comes_on_its_own_and_every_change_of_it(tmp_pat
         envoy = await stack.enter_async_context(EnvoyProcess("proxy", world.bootstrap(port), tmp_path))
         await eventually(lambda: world.check(envoy, 1), timeout=20)
         asked = {stream.type_url for stream in proxies.streams}
-        assert asked == set(TYPES.values())
+        assert asked == set(TYPES_BY_PATH.values())
         proxies.publish(world.snapshot(2))
         await eventually(lambda: world.check(envoy, 2), timeout=20)
         proxies.publish(world.snapshot(1))

@@ -1,4 +1,4 @@
-"""A server over a real socket; tests that want another one have a fixture of that name themselves."""
+"""A server on a real socket. Tests that need another one override the fixture."""
 
 from __future__ import annotations
 

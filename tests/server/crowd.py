@@ -1,13 +1,12 @@
-"""Many proxies in a process of their own, each on a connection of its own, that speak just enough HTTP/2.
+"""Many proxies in one process, each with its own connection and a minimal HTTP/2 implementation.
 
-    python crowd.py PORT hold COUNT     connect all at once; a line for each round of responses that all have had
-    python crowd.py PORT stay COUNT     a line when all are served, and one when all have ended: how many were told that
-                                        the server is shutting down
-    python crowd.py PORT churn COUNT    connect COUNT times, a hundred at once, and leave in each of the ways there are
+    python crowd.py PORT hold COUNT     connect all at once; print a line for each response that all received
+    python crowd.py PORT stay COUNT     print a line when all are served, and one when all have ended: the
+                                        number of streams that ended because of the shutdown
+    python crowd.py PORT churn COUNT    connect COUNT times, a hundred at once, and disconnect in every way
 
-Every other one speaks delta.
-
-It knows nothing of this project: the only thing that it reads are frames.
+Every second proxy uses the delta variant. The program is independent of this project and reads HTTP/2 frames
+only.
 """
 
 from __future__ import annotations
@@ -33,12 +32,12 @@ def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
 
 
 def field(number: int, payload: bytes) -> bytes:
-    """A protobuf field of less than 128 bytes."""
+    """Encode a protobuf field of less than 128 bytes."""
     return bytes([number << 3 | 2, len(payload)]) + payload
 
 
 def text(value: bytes) -> bytes:
-    """An HPACK string of less than 127 bytes, as it is."""
+    """Encode an HPACK string of less than 127 bytes, without Huffman coding."""
     return bytes([len(value)]) + value
 
 
@@ -47,7 +46,7 @@ def message(body: bytes) -> bytes:
 
 
 def opening(number: int) -> bytes:
-    """What a proxy says first: that it wants all clusters."""
+    """Encode the first request of a proxy: a wildcard subscription to clusters."""
     delta = number % 2
     node, type_url = (1, 2) if delta else (2, 4)
     path = _SERVICE + (b"DeltaAggregatedResources" if delta else b"StreamAggregatedResources")
@@ -78,7 +77,7 @@ class Proxy(asyncio.Protocol):
         self._body = bytearray()
         self.responses = 0
         self.headers = b""
-        """The last ones, which say how the stream ended."""
+        """Last headers, with the status of the stream."""
         self.ended = False
         """Whether the server ended the stream or the connection."""
         self.news = asyncio.Event()
@@ -122,14 +121,14 @@ class Proxy(asyncio.Protocol):
             self.news.set()
 
     async def until(self, responses: int) -> bool:
-        """Wait for so many responses; False: the stream ended before."""
+        """Wait for `count` responses. Return False if the stream ended first."""
         while self.responses < responses and not self.ended:
             self.news.clear()
             await self.news.wait()
         return self.responses >= responses
 
     async def leave(self, how: int) -> None:
-        """End, in one of five ways."""
+        """End the stream in one of five ways."""
         match how % 5:
             case 0:  # cancel the stream, as gRPC clients do
                 self.transport.write(frame(_RST_STREAM, 0, 1, struct.pack("!I", 8)))
@@ -168,7 +167,7 @@ async def stay(port: int, count_: int) -> None:
     proxies = await asyncio.gather(*(connect(port, number) for number in range(count_)))
     print(sum(await asyncio.gather(*(proxy.until(1) for proxy in proxies))), flush=True)
     await asyncio.gather(*(proxy.until(1 << 30) for proxy in proxies))
-    # gRPC does not compress what it says here, and refers to nothing that it said before, as there was nothing.
+    # gRPC sends the message as a literal: the dynamic table is empty.
     print(sum(b"the server is shutting down" in proxy.headers for proxy in proxies), flush=True)
 
 

@@ -1,4 +1,4 @@
-"""A control plane with a door for each kind of credential, and who comes to it."""
+"""A control plane with a port for each kind of credential, and its clients."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ TOKENS = {
 
 
 async def judge(token: str, peer: str) -> Caller:
-    """Stand in for TokenReviews: the real API server's are in tests/kubernetes."""
+    """Replace TokenReviews. Tests with a real API server are in tests/kubernetes."""
     assert peer.startswith("ipv4:127.0.0.1:")
     if token == "undecided":
-        raise UndecidedError("nobody can be asked")
+        raise UndecidedError("no API server")
     if token == "too-many":
         raise TooManyError("too many tokens")
     if found := TOKENS.get(token):
@@ -104,7 +104,7 @@ def sleep(uid: str = "1") -> Pod:
 
 @asynccontextmanager
 async def opened() -> AsyncIterator[Site]:
-    """Serve, with a controller that knows pod full/sleep-1."""
+    """Serve a controller that knows pod full/sleep-1."""
     controller = Controller(CA, serve_keys=False)
     async with AsyncExitStack() as stack:
         task = asyncio.create_task(controller.run())
@@ -141,7 +141,7 @@ def issued(identity: str, ca: Authority = CA) -> tuple[bytes, bytes]:
 
 
 async def secret(channel: grpc.aio.Channel, variant: Variant, pod: str = "sleep-1") -> Secret:
-    """Ask for a pod's own secret alone."""
+    """Request the secret of a pod only."""
     word = "Stream" if variant is Variant.SOTW else "Delta"
     client = Client(channel, variant, f"{SDS}/{word}Secrets", node=NODE.format(pod))
     await client.ask(SECRET, "default")
@@ -152,7 +152,7 @@ async def secret(channel: grpc.aio.Channel, variant: Variant, pod: str = "sleep-
 
 
 async def refused(channel: grpc.aio.Channel, pod: str = "sleep-1") -> tuple[grpc.StatusCode, str]:
-    """Ask in every way; return how all of them end. Nobody may get a key in any."""
+    """Request a key in every way. Return the statuses. No request may get a key."""
     ends = [
         await ended(channel, variant, method, pod)
         for variant, word in ((Variant.SOTW, "Stream"), (Variant.DELTA, "Delta"))
@@ -168,13 +168,13 @@ async def refused(channel: grpc.aio.Channel, pod: str = "sleep-1") -> tuple[grpc
 async def ended(
     channel: grpc.aio.Channel, variant: Variant, method: str, pod: str
 ) -> tuple[grpc.StatusCode, str]:
-    """Ask for a key; return how the stream ends."""
+    """Request a key. Return the status of the stream."""
     client = Client(channel, variant, method, node=NODE.format(pod))
     with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
         await client.ask(SECRET, "default")
     end = await client.end()
     if end == (grpc.StatusCode.INTERNAL, "Internal error from Core"):
-        # That is how gRPC's client sees a call that ended while it wrote: the server did not want to read.
+        # gRPC raises this when a call ends during a write.
         return await Client(channel, variant, method).end()
     return end
 

@@ -1,4 +1,4 @@
-"""A controller of a few lines, and a client that speaks raw bytes."""
+"""A minimal `Proxies`, and a client that sends raw bytes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DELTA_RESPONSE = message_class(f"{_DISCOVERY}.DeltaDiscoveryResponse")
 
 
 class OneForAll:
-    """Gives every proxy the same snapshot."""
+    """A `Proxies` that serves the same snapshot to all clients."""
 
     def __init__(self, snapshot: Snapshot | None = None) -> None:
         self.snapshot = snapshot
@@ -59,7 +59,7 @@ class OneForAll:
 
 
 class Client:
-    """One stream."""
+    """A client with one stream."""
 
     def __init__(
         self,
@@ -93,7 +93,7 @@ class Client:
         return (RESPONSE if self._variant is Variant.SOTW else DELTA_RESPONSE).FromString(data)
 
     async def end(self) -> tuple[grpc.StatusCode, str]:
-        """Read to the end, and say how it ended."""
+        """Read to the end of the stream, and return its status."""
         with suppress(grpc.aio.AioRpcError):
             while await self.call.read() is not grpc.aio.EOF:
                 pass

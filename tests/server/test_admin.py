@@ -21,7 +21,7 @@ async def get(port: int, path: str) -> tuple[int, str]:
         return response.status, await response.text()
 
 
-async def test_the_process_is_healthy_at_once_and_ready_when_it_says_so():
+async def test_admin_is_healthy_at_once_and_ready_later():
     missing: str | None = "the manifests are being read"
     server = AdminServer(lambda: missing, "127.0.0.1", 0)
     await server.start()
@@ -38,7 +38,7 @@ async def test_the_process_is_healthy_at_once_and_ready_when_it_says_so():
     await server.stop()
 
 
-async def test_ready_lists_warnings_and_not_all_of_many():
+async def test_ready_lists_a_limited_number_of_warnings():
     problems = [
         Problem(where="m/lock.yaml:3", what="has no effect", hint="mend it"),
         Problem(where="m/x.yaml:1", what="was passed over", notice=True),
@@ -52,7 +52,7 @@ async def test_ready_lists_warnings_and_not_all_of_many():
         _, text = await get(server.port, "/ready")
         assert len(text.splitlines()) == 22
         assert text.splitlines()[-1] == "981 more warnings: xds status lists them"
-        # Others, such as the kubelet, learn only that there are any.
+        # Remote clients, such as the kubelet, see only the number of warnings.
         transport = Mock()
         transport.get_extra_info.side_effect = {"peername": ("10.0.0.1", 41234)}.get
         response = await server._get_readiness(make_mocked_request("GET", "/ready", transport=transport))
@@ -61,7 +61,7 @@ async def test_ready_lists_warnings_and_not_all_of_many():
         await server.stop()
 
 
-async def test_a_port_that_is_taken_is_an_error():
+async def test_port_in_use_is_an_error():
     first = AdminServer(lambda: None, "127.0.0.1", 0)
     await first.start()
     with pytest.raises(OSError, match="address already in use"):
@@ -72,7 +72,7 @@ async def test_a_port_that_is_taken_is_an_error():
 TLS_HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(range(256)) * 2
 
 
-async def test_what_is_no_http_is_refused_without_a_word_in_the_log(caplog):
+async def test_invalid_http_is_refused_without_a_log_line(caplog):
     server = AdminServer(lambda: None, "127.0.0.1", 0)
     await server.start()
     asked = b"GET /healthz HTTP/1.1\r\nHost: x\r\n"
@@ -95,7 +95,7 @@ async def test_what_is_no_http_is_refused_without_a_word_in_the_log(caplog):
     assert [record for record in caplog.records if record.levelno > logging.DEBUG] == []
 
 
-async def test_an_error_of_ours_is_in_the_log(caplog):
+async def test_internal_error_is_logged(caplog):
     async def fail(_: web.Request) -> web.Response:
         raise ZeroDivisionError("a bug")
 

@@ -1,4 +1,4 @@
-"""Who gets another's identity: nobody, by whichever port and credential. All over real sockets, with a real controller."""
+"""No client gets the identity of another, on any port and with any credential. Uses real sockets."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def site() -> AsyncIterator[Site]:
 
 @pytest.mark.parametrize("variant", Variant)
 @pytest.mark.parametrize("token", ["own", "unbound"])
-async def test_a_token_gets_its_own_pods_key(site, token, variant):
+async def test_token_gets_the_key_of_its_own_pod(site, token, variant):
     async with site.token(token) as channel:
         found = await secret(channel, variant)
         assert b"PRIVATE KEY" in found.tls_certificate.private_key.inline_bytes
@@ -56,7 +56,7 @@ async def test_a_token_gets_its_own_pods_key(site, token, variant):
 
 
 @pytest.mark.parametrize("variant", Variant)
-async def test_so_does_a_certificate_that_we_issued(site, variant):
+async def test_issued_certificate_gets_the_key_of_its_pod(site, variant):
     async with site.shows(issued(SLEEP)) as channel:
         found = await secret(channel, variant)
         assert b"PRIVATE KEY" in found.tls_certificate.private_key.inline_bytes
@@ -73,18 +73,18 @@ async def test_so_does_a_certificate_that_we_issued(site, variant):
         ("other-pod", DENIED, "its token is bound to pod sleep-2"),
         ("deleted-pod", DENIED, "its token is of an earlier pod of that name"),
         ("admin", DENIED, "that is in another namespace"),
-        ("undecided", grpc.StatusCode.UNAVAILABLE, "nobody can be asked"),
+        ("undecided", grpc.StatusCode.UNAVAILABLE, "no API server"),
         ("too-many", grpc.StatusCode.RESOURCE_EXHAUSTED, "too many tokens"),
     ],
 )
-async def test_a_token_does_not_get_anothers(site, token, code, why):
+async def test_token_does_not_get_the_key_of_another_pod(site, token, code, why):
     async with site.token(token) as channel:
         ended, said = await refused(channel)
     assert ended is code
     assert why in said
 
 
-async def test_another_scheme_is_no_credential(site):
+async def test_other_authorization_scheme_is_refused(site):
     async with site.token("own", scheme="Basic") as channel:
         assert (await refused(channel))[0] is UNPROVEN
 
@@ -97,7 +97,7 @@ async def test_another_scheme_is_no_credential(site):
     ],
     ids=["namespace", "account"],
 )
-async def test_anothers_certificate_does_not_get_it(site, shown, why):
+async def test_certificate_does_not_get_the_key_of_another_pod(site, shown, why):
     async with site.shows(shown) as channel:
         code, said = await refused(channel)
     assert code is DENIED
@@ -114,7 +114,7 @@ async def test_anothers_certificate_does_not_get_it(site, shown, why):
     ],
     ids=["a DNS name", "no name", "another trust domain", "two names"],
 )
-async def test_a_certificate_of_ours_that_is_no_workloads_proves_nothing(site, shown):
+async def test_certificate_without_workload_identity_is_refused(site, shown):
     async with site.shows(shown) as channel:
         code, said = await refused(channel)
     assert code is UNPROVEN
@@ -130,20 +130,20 @@ async def test_a_certificate_of_ours_that_is_no_workloads_proves_nothing(site, s
     ],
     ids=["foreign CA", "forged", "expired"],
 )
-async def test_a_certificate_of_another_ca_or_time_gets_no_connection(site, shown):
+async def test_foreign_or_expired_certificate_gets_no_connection(site, shown):
     async with site.shows(shown) as channel:
         assert (await refused(channel))[0] is grpc.StatusCode.UNAVAILABLE
     assert not site.server.discovery.failed
 
 
-async def test_where_a_certificate_is_asked_for_a_token_is_no_way_in(site):
+async def test_token_is_refused_on_the_certificate_port(site):
     bearer = grpc.metadata_call_credentials(lambda _, give: give((("authorization", "Bearer own"),), None))
     credentials = grpc.composite_channel_credentials(grpc.ssl_channel_credentials(CA.root_pem), bearer)
     async with grpc.aio.secure_channel(f"localhost:{site.server.secure_ports[1]}", credentials) as channel:
         assert (await refused(channel))[0] is grpc.StatusCode.UNAVAILABLE
 
 
-async def test_in_plaintext_a_token_proves_nothing_and_only_the_key_is_kept_back(site):
+async def test_token_in_plaintext_gets_all_but_the_key(site):
     async with site.plain() as channel:
         for variant in Variant:
             client = Client(
@@ -172,7 +172,7 @@ async def test_in_plaintext_a_token_proves_nothing_and_only_the_key_is_kept_back
 
 
 @pytest.mark.parametrize("token", ["own", "unbound"])
-async def test_the_stream_of_a_deleted_pod_ends(site, token):
+async def test_stream_of_a_deleted_pod_ends(site, token):
     async with site.token(token) as channel:
         client = Client(channel, Variant.DELTA, node=NODE.format("sleep-1"))
         await client.ask(SECRET, "default")
@@ -189,18 +189,18 @@ async def test_the_stream_of_a_deleted_pod_ends(site, token):
             assert (await again.get()).resources
 
 
-async def test_who_is_refused_again_and_again_is_logged_once(site):
+async def test_repeated_refusal_is_logged_once(site):
     with capture_logs() as logs:
         async with site.token("garbage") as channel:
             for _ in range(3):
                 await refused(channel)
-    told = [line["log_level"] for line in logs if line["event"] == "caller refused"]
-    assert told.count("warning") == 1
-    assert told.count("debug") >= 14
+    levels = [line["log_level"] for line in logs if line["event"] == "caller refused"]
+    assert levels.count("warning") == 1
+    assert levels.count("debug") >= 14
     assert "garbage" not in str(logs)
 
 
-async def test_where_no_tokens_are_taken_that_is_said():
+async def test_error_states_that_tokens_are_not_accepted():
     own = OwnCertificate(["localhost"], lambda: Trust(CA, CA.root_pem))
     controller = Controller(CA)
     async with (

@@ -1,4 +1,4 @@
-"""Limits on connections that have proved nothing, on health watches, and on connections in total."""
+"""Limits of unproven connections, of health watches, and of connections in total."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from tests.protocol.stream import world
 from tests.server.proxies import Client
 from xds.server import Refused, XdsServer, connections, discovery, listening
 from xds.server.blocking import block, network_of
-from xds.server.budget import Budget
-from xds.server.proxies import host_of
+from xds.server.proxies import peer_address
+from xds.server.token_bucket import TokenBucket
 from xds.snapshot import CLUSTER
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits of connections need Linux")
@@ -40,7 +40,7 @@ async def connected(server: XdsServer) -> http2.Peer:
 
 
 async def ask(peer: http2.Peer, path: str, body: bytes = b"") -> None:
-    """Make a call, and wait until it has ended."""
+    """Make a call, and wait for its end."""
     stream = peer.open(path, body)
     async with asyncio.timeout(LATE):
         while stream not in peer.ended:
@@ -48,8 +48,8 @@ async def ask(peer: http2.Peer, path: str, body: bytes = b"") -> None:
             await peer.said.wait()
 
 
-async def test_a_budget_is_used_up_and_comes_back():
-    budget = Budget(2, 10)
+async def test_token_bucket_empties_and_refills():
+    budget = TokenBucket(2, 10)
     assert [budget.take(5.0) for _ in range(3)] == [True, True, False]
     assert not budget.take(5.05)
     assert budget.take(5.11)
@@ -57,7 +57,7 @@ async def test_a_budget_is_used_up_and_comes_back():
     assert [budget.take(100.0) for _ in range(3)] == [True, True, False]
 
 
-async def test_who_has_proved_nothing_is_ended_and_who_has_is_not(proxies, monkeypatch):
+async def test_unproven_connections_are_ended(proxies, monkeypatch):
     monkeypatch.setattr(connections, "PROOF_TIMEOUT", 2.0)
     async with XdsServer(proxies, "127.0.0.1:0") as server:
         proven = await connected(server)
@@ -72,7 +72,7 @@ async def test_who_has_proved_nothing_is_ended_and_who_has_is_not(proxies, monke
 
 
 @pytest.mark.parametrize("kind", ["coroutine", "generator", "thread"])
-async def test_calls_of_services_of_ones_own_count_as_proof(proxies, monkeypatch, kind):
+async def test_calls_of_added_services_count_as_proof(proxies, monkeypatch, kind):
     monkeypatch.setattr(connections, "PROOF_TIMEOUT", 2.0)
 
     async def coroutine(request: bytes, _: grpc.aio.ServicerContext) -> bytes:
@@ -108,7 +108,7 @@ async def test_calls_of_services_of_ones_own_count_as_proof(proxies, monkeypatch
         known.close()
 
 
-async def test_who_is_refused_too_often_is_ended_and_blocked_and_others_are_not(proxies, monkeypatch):
+async def test_too_many_refusals_block_the_address_only(proxies, monkeypatch):
     monkeypatch.setattr(connections, "UNPROVEN_CALLS", (3, 0))
     async with XdsServer(proxies, "127.0.0.1:0", authenticate=refuse) as server:
         address = "127.0.0.1", server.port
@@ -129,7 +129,7 @@ async def test_who_is_refused_too_often_is_ended_and_blocked_and_others_are_not(
         again.close()
 
 
-async def test_a_proven_caller_may_not_make_any_number_of_calls(proxies, monkeypatch):
+async def test_calls_of_a_proven_caller_are_limited(proxies, monkeypatch):
     monkeypatch.setattr(connections, "PLAINTEXT_CALLS", (3, 0))
     async with XdsServer(proxies, "127.0.0.1:0") as server:
         peer = await connected(server)
@@ -140,7 +140,7 @@ async def test_a_proven_caller_may_not_make_any_number_of_calls(proxies, monkeyp
         assert server.discovery.connections.ended["too many calls"] == 1
 
 
-async def test_an_address_with_many_connections_has_less_time(proxies, monkeypatch):
+async def test_address_with_many_connections_has_less_time(proxies, monkeypatch):
     monkeypatch.setattr(connections, "CROWDED_PROOF_TIMEOUT", 0.2)
     monkeypatch.setattr(connections, "MAX_UNPROVEN_PER_ADDRESS", 2)
     monkeypatch.setattr(connections, "PROOF_TIMEOUT", 1000)
@@ -155,7 +155,7 @@ async def test_an_address_with_many_connections_has_less_time(proxies, monkeypat
             peer.close()
 
 
-async def test_connections_without_proof_are_limited_in_total(proxies, monkeypatch):
+async def test_unproven_connections_are_limited_in_total(proxies, monkeypatch):
     monkeypatch.setattr(connections, "MAX_UNPROVEN", 2)
     async with XdsServer(proxies, "127.0.0.1:0") as server:
         address = "127.0.0.1", server.port
@@ -184,12 +184,12 @@ async def test_connections_are_limited_in_total(proxies):
     ("files", "connections_"),
     [(1024, 512), (4096, 3072), (1_000_000, 30_000), (resource.RLIM_INFINITY, 30_000)],
 )
-def test_connections_leave_files_for_the_rest(monkeypatch, files, connections_):
+def test_connection_limit_reserves_open_files(monkeypatch, files, connections_):
     monkeypatch.setattr(resource, "getrlimit", lambda _: (files, files))
     assert listening.max_connections() == connections_
 
 
-async def test_who_watches_health_and_does_not_read_does_not_hold_up_the_end(proxies):
+async def test_health_watcher_that_does_not_read_cannot_delay_stop(proxies):
     proxies.publish(world(CDS="a=1"))
     server = XdsServer(proxies, "127.0.0.1:0", grace=0.2)
     await server.start()
@@ -205,7 +205,7 @@ async def test_who_watches_health_and_does_not_read_does_not_hold_up_the_end(pro
     peer.close()
 
 
-async def test_watches_of_health_are_limited(proxies, monkeypatch):
+async def test_health_watches_are_limited(proxies, monkeypatch):
     monkeypatch.setattr(listening, "MAX_WATCHES", 2)
     async with (
         XdsServer(proxies, "127.0.0.1:0", grace=0.1) as server,
@@ -217,7 +217,7 @@ async def test_watches_of_health_are_limited(proxies, monkeypatch):
         watches = [stub.Watch(health_pb2.HealthCheckRequest()) for _ in range(2)]
         for watch in watches:
             await watch.read()
-        with pytest.raises(grpc.aio.AioRpcError, match="2 watches already"):
+        with pytest.raises(grpc.aio.AioRpcError, match="2 watches are open"):
             await stub.Watch(health_pb2.HealthCheckRequest()).read()
         watches[0].cancel()
         async with asyncio.timeout(LATE):
@@ -231,7 +231,7 @@ async def test_watches_of_health_are_limited(proxies, monkeypatch):
     [(socket.AF_INET, "127.0.0.9", "127.0.0.8"), (socket.AF_INET6, "::1", None)],
     ids=["ipv4", "ipv6"],
 )
-def test_the_kernel_drops_what_is_blocked(family, source, other):
+def test_kernel_drops_packets_of_blocked_addresses(family, source, other):
     def connects(source: str) -> bool:
         with closing(socket.socket(family)) as client:
             client.settimeout(0.3)
@@ -259,23 +259,23 @@ def test_the_kernel_drops_what_is_blocked(family, source, other):
         assert connects(source)
 
 
-async def test_calls_that_ask_for_nothing_are_limited(proxies, server, channel, monkeypatch):
+async def test_calls_without_a_request_are_limited(proxies, server, channel, monkeypatch):
     proxies.publish(world(CDS="a=1"))
-    monkeypatch.setattr(discovery, "MAX_UNHEARD", 2)
+    monkeypatch.setattr(discovery, "MAX_PENDING_CALLS", 2)
     silent = [Client(channel) for _ in range(2)]
     async with asyncio.timeout(LATE):
-        while len(server.discovery._unheard) < 2:
+        while len(server.discovery._pending) < 2:
             await asyncio.sleep(0.02)
         code, details = await Client(channel).end()
         assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert "MAX_UNHEARD" in details
+        assert "MAX_PENDING_CALLS" in details
         for client in silent:
             await client.ask(CLUSTER)
             await client.get()
 
 
 @pytest.mark.parametrize(
-    ("peer", "host"),
+    ("peer", "address"),
     [
         ("ipv4:10.0.0.1:4321", "10.0.0.1"),
         ("ipv6:%5B2001:db8::1%5D:4321", "2001:db8::1"),
@@ -285,5 +285,5 @@ async def test_calls_that_ask_for_nothing_are_limited(proxies, server, channel, 
         ("", "None"),
     ],
 )
-def test_where_a_stream_comes_from(peer: str, host: str):
-    assert str(host_of(peer)) == host
+def test_peer_address(peer: str, address: str):
+    assert str(peer_address(peer)) == address

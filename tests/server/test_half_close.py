@@ -1,4 +1,4 @@
-"""A client that asks, and says that it asks for nothing more, gets what it asked for before its stream ends."""
+"""A client that half-closes its stream gets its resources before the stream ends."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from xds.server import stream
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, Resource, ResourceSet, Snapshot
 
 SHORT = 10.0
-"""Seconds, less than a client that still might answer is waited for."""
+"""Seconds, less than the wait for a client that could still ACK."""
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def proxies():
     return OneForAll(world(CDS="a=1", EDS="a=1", LDS="l=1", RDS="r=1"))
 
 
-async def test_every_type_is_answered_without_answers_to_the_clusters(channel, variant):
+async def test_half_closed_stream_gets_all_types_without_acks(channel, variant):
     for _ in range(20):
         client = Client(channel, variant)
         await client.ask(CLUSTER)
@@ -37,7 +37,7 @@ async def test_every_type_is_answered_without_answers_to_the_clusters(channel, v
             assert await client.end() == (grpc.StatusCode.OK, "")
 
 
-async def test_it_waits_for_the_first_snapshot(proxies, channel, variant):
+async def test_half_closed_stream_waits_for_the_first_snapshot(proxies, channel, variant):
     snapshot, proxies.snapshot = proxies.snapshot, None
     client = Client(channel, variant)
     await client.ask(CLUSTER)
@@ -51,18 +51,21 @@ async def test_it_waits_for_the_first_snapshot(proxies, channel, variant):
     await proxies.left.get()
 
 
-async def test_it_is_told_if_nothing_is_known_for_it(proxies, channel, variant, monkeypatch):
-    monkeypatch.setattr(stream, "FIRST_SNAPSHOT", 0.05)
+async def test_half_closed_stream_without_snapshot_is_unavailable(proxies, channel, variant, monkeypatch):
+    monkeypatch.setattr(stream, "FIRST_SNAPSHOT_TIMEOUT", 0.05)
     proxies.snapshot = None
     client = Client(channel, variant, node="nobody")
     await client.ask(CLUSTER)
     await client.call.done_writing()
     code, details = await client.end()
-    assert (code, details) == (grpc.StatusCode.UNAVAILABLE, "nothing is known for nobody yet; ask again")
+    assert (code, details) == (
+        grpc.StatusCode.UNAVAILABLE,
+        "no configuration for nobody yet; try again later",
+    )
     await proxies.left.get()
 
 
-async def test_what_is_sent_in_parts_comes_to_the_last_part(proxies, channel):
+async def test_half_closed_stream_gets_all_parts(proxies, channel):
     body = bytes(RESPONSE_BUDGET // 2 + 1)
     resources = [Resource.of(CLUSTER, f"c{number}", body) for number in range(5)]
     proxies.publish(Snapshot({CLUSTER: ResourceSet(resources)}))
@@ -74,7 +77,7 @@ async def test_what_is_sent_in_parts_comes_to_the_last_part(proxies, channel):
     assert (await client.end())[0] == grpc.StatusCode.OK
 
 
-async def test_a_stream_is_not_kept_for_changes(proxies, channel, variant):
+async def test_half_closed_stream_gets_no_later_changes(proxies, channel, variant):
     client = Client(channel, variant)
     await client.ask(ENDPOINT, "there is none")
     await client.call.done_writing()
@@ -83,7 +86,7 @@ async def test_a_stream_is_not_kept_for_changes(proxies, channel, variant):
     await proxies.left.get()
 
 
-async def test_a_malformed_last_request_still_ends_it_with_its_status(channel, variant):
+async def test_malformed_last_request_ends_the_stream_with_its_status(channel, variant):
     client = Client(channel, variant)
     await client.ask(CLUSTER)
     await client.get()
@@ -93,7 +96,7 @@ async def test_a_malformed_last_request_still_ends_it_with_its_status(channel, v
 
 
 @pytest.mark.parametrize("kind", [LISTENER, ROUTE])
-def test_a_session_that_expects_no_answers_does_not_wait_for_them(kind, variant):
+def test_session_without_acks_does_not_wait_for_them(kind, variant):
     session = Session(variant)
     session.serve(world(CDS="a=1", LDS="r=1", RDS="r=1"))
     request = REQUEST if variant is Variant.SOTW else DELTA_REQUEST

@@ -1,4 +1,4 @@
-"""What one client can do to the server at most: the time it takes, and what it has others read."""
+"""Limits of one client: usage of the server, and the messages it receives."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def poll(server: RestServer, body: bytes) -> tuple[int, str]:
         return response.status, await response.text()
 
 
-async def test_r57_who_asks_for_too_many_names_is_told_so(proxies, channel, variant):
+async def test_r57_too_many_names_on_a_stream_are_an_error(proxies, channel, variant):
     client = Client(channel, variant)
     await client.ask(ENDPOINT, *TOO_MANY)
     code, details = await asyncio.wait_for(client.end(), 30)
@@ -61,14 +61,14 @@ async def test_r57_who_asks_for_too_many_names_is_told_so(proxies, channel, vari
     assert proxies.streams == []
 
 
-async def test_r57_so_is_who_polls(proxies, polled):
+async def test_r57_too_many_names_in_a_poll_are_an_error(proxies, polled):
     request = {"node": NODE, "resource_names": ["x"] * 40_000}
     status, why = await poll(polled, json.dumps(request).encode())
     assert (status, "more than 30000 commas" in why) == (400, True)
     assert proxies.streams == []
 
 
-async def test_r57_so_is_who_fetches(proxies, channel):
+async def test_r57_too_many_names_in_a_fetch_are_an_error(proxies, channel):
     fetch = channel.unary_unary("/envoy.service.cluster.v3.ClusterDiscoveryService/FetchClusters")
     with pytest.raises(grpc.aio.AioRpcError, match="100,001 names"):
         await fetch(REQUEST(node=NODE, resource_names=TOO_MANY).SerializeToString())
@@ -119,7 +119,7 @@ async def test_streams_of_a_client_share_its_budget(proxies, variant):
         await first.get()
 
 
-async def test_polls_have_the_limits_that_the_server_is_given(proxies):
+async def test_polls_have_the_limits_of_the_server(proxies):
     server = RestServer(proxies, "127.0.0.1", 0, limits=Limits(names=1, request_size=1000))
     await server.start()
     status, why = await poll(server, json.dumps({"node": NODE, "resource_names": ["a", "b"]}).encode())
@@ -132,21 +132,21 @@ async def test_polls_have_the_limits_that_the_server_is_given(proxies):
 
 
 async def test_polls_are_read_in_a_thread(polled, monkeypatch):
-    """Reading one may take seconds, in which nobody else would be served."""
-    parse, threads = rest._parse, []
+    """Reading a poll may take seconds, which would block the event loop."""
+    parse, threads = rest._parse_json, []
 
     def note(body: bytes, limits: Limits) -> Request:
         threads.append(threading.current_thread())
         return parse(body, limits)
 
-    monkeypatch.setattr(rest, "_parse", note)
+    monkeypatch.setattr(rest, "_parse_json", note)
     body = json.dumps({"node": NODE, "resource_names": ["none"]}).encode()
     assert (await poll(polled, body))[0] == 200
     (thread,) = threads
     assert thread is not threading.main_thread()
 
 
-async def test_refused_polls_are_counted_with_the_others(proxies, polled):
+async def test_refused_polls_are_counted(proxies, polled):
     assert (await poll(polled, b""))[0] == 400
     proxies.refusal = Refused(grpc.StatusCode.PERMISSION_DENIED, "not you")
     assert (await poll(polled, json.dumps({"node": NODE}).encode()))[0] == 403
@@ -160,7 +160,7 @@ async def test_refused_polls_are_counted_with_the_others(proxies, polled):
 
 
 @pytest.mark.parametrize("word", ["x", "é"])
-async def test_what_a_client_is_told_fits_into_its_headers(proxies, channel, polled, word):
+async def test_status_message_fits_into_the_headers(proxies, channel, polled, word):
     proxies.refusal = Refused(grpc.StatusCode.PERMISSION_DENIED, word * 100_000)
     client = Client(channel)
     await client.ask(CLUSTER)
@@ -171,7 +171,7 @@ async def test_what_a_client_is_told_fits_into_its_headers(proxies, channel, pol
 
 
 @pytest.mark.parametrize("word", ["x", "é"])
-async def test_what_a_client_says_comes_back_in_part_only(proxies, channel, polled, word):
+async def test_status_message_quotes_a_limited_part_of_the_request(proxies, channel, polled, word):
     fetch = channel.unary_unary("/envoy.service.cluster.v3.ClusterDiscoveryService/FetchClusters")
     with capture_logs() as logs:
         with pytest.raises(grpc.aio.AioRpcError) as refused:
@@ -222,7 +222,7 @@ asyncio.run(main())
 """
 
 
-def test_no_local_variable_is_logged_whatever_formats_tracebacks():
+def test_no_traceback_formatter_logs_local_variables():
     pytest.importorskip("rich", reason="structlog shows local variables if rich is there")
     done = subprocess.run(
         [sys.executable, "-c", SECRET_IN_A_LOCAL], capture_output=True, text=True, check=True, timeout=60

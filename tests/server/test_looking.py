@@ -1,4 +1,4 @@
-"""Who may ask about the control plane: in plaintext who is local, over TLS who is named."""
+"""Authorization of introspection: local callers in plaintext, named callers over TLS."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def site() -> AsyncIterator[Site]:
 
 
 async def look(channel: grpc.aio.Channel) -> list[str]:
-    """Ask in every way that an admin has; return what came."""
+    """Call every introspection service. Return the responses."""
     ends = []
 
     async def end(call) -> None:
@@ -57,7 +57,7 @@ async def look(channel: grpc.aio.Channel) -> list[str]:
     return ends
 
 
-async def test_the_control_planes_own_account_may_look_over_tls(site):
+async def test_account_of_the_control_plane_may_introspect(site):
     async with site.token("admin") as channel:
         assert await look(channel) == ["OK"] * 6
     async with site.shows(issued("spiffe://cluster.local/ns/istio-system/sa/xds")) as channel:
@@ -66,7 +66,7 @@ async def test_the_control_planes_own_account_may_look_over_tls(site):
         assert await look(channel) == ["OK"] * 6
 
 
-async def test_others_may_not(site):
+async def test_other_callers_may_not_introspect(site):
     async with site.token("own") as channel:
         found = await look(channel)
     assert len(found) == 6

@@ -1,4 +1,4 @@
-"""Requests that are none, over a real socket: each ends its stream, with its status, and nothing else."""
+"""Malformed requests on a real socket: each ends only its own stream, with a status."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def server(proxies) -> AsyncIterator[XdsServer]:
     await server.stop()
 
 
-async def test_r60_a_malformed_request_during_a_write_ends_its_stream_with_its_status(proxies, server):
+async def test_r60_malformed_request_during_a_write_ends_the_stream(proxies, server):
     proxies.publish(Snapshot({CLUSTER: ResourceSet([Resource.of(CLUSTER, "a", bytes(20 << 20))])}))
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}", options=NARROW) as channel:
         client = Client(channel)
@@ -63,7 +63,7 @@ async def test_r60_a_malformed_request_during_a_write_ends_its_stream_with_its_s
 
 
 def requests(rng: random.Random, variant: Variant) -> Iterator[bytes]:
-    """Go through requests of any content, some of them damaged, and end with bytes that are nothing or nearly so."""
+    """Generate requests of any content, some of them damaged, and arbitrary bytes at the end."""
     for _ in range(rng.randrange(6)):
         message = (REQUEST if variant is Variant.SOTW else DELTA_REQUEST)(
             type_url=rng.choice((*TYPES.values(), "", "other")),
@@ -87,7 +87,7 @@ def requests(rng: random.Random, variant: Variant) -> Iterator[bytes]:
 
 
 def converse(channel: grpc.Channel, variant: Variant, sent: Iterator[bytes]) -> grpc.StatusCode:
-    """Send these and read to the end; return how that was."""
+    """Send the requests, read to the end, and return the status."""
     call = channel.stream_stream(METHODS[variant])(sent, timeout=20)
     with suppress(grpc.RpcError):
         for _ in call:
@@ -95,9 +95,7 @@ def converse(channel: grpc.Channel, variant: Variant, sent: Iterator[bytes]) -> 
     return call.code()
 
 
-async def test_any_bytes_are_served_or_end_their_stream_as_malformed_and_harm_no_other(
-    proxies, server, caplog
-):
+async def test_arbitrary_bytes_affect_only_their_own_stream(proxies, server, caplog):
     seed = int(os.environ.get("XDS_TEST_SEED") or random.randrange(2**32))
     rng = random.Random(seed)
     ended: Counter[grpc.StatusCode] = Counter()

@@ -1,4 +1,4 @@
-"""The server's own certificate: renewed and re-issued while it runs, and verified by clients with old roots and new ones."""
+"""The server's certificate: renewal and reissue at run time, and clients with old and new roots."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import ssl
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 import grpc
 import grpc.aio
@@ -16,11 +16,14 @@ from cryptography.hazmat.primitives import hashes
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from structlog.testing import capture_logs
 
-from tests.identity.bridges import NOW, bridge
-from xds.mesh.identity.ca import Authority
+from tests.identity.companies import SIGNS
+from xds.mesh.identity.ca import ROOT_LIFETIME, Authority
+from xds.mesh.identity.chain import to_pem
 from xds.mesh.identity.keys import IdentityError, PrivateKey
 from xds.mesh.identity.server_tls import OwnCertificate, Trust, service_names
 from xds.server import XdsServer
+
+NOW = datetime.now(UTC)
 
 
 def authority(trust_domain: str = "cluster.local", **lifetime: timedelta) -> Authority:
@@ -29,7 +32,7 @@ def authority(trust_domain: str = "cluster.local", **lifetime: timedelta) -> Aut
 
 @dataclass
 class World:
-    """What the certificate depends on."""
+    """The inputs of the certificate."""
 
     trust: Trust
     now: datetime = NOW
@@ -57,7 +60,7 @@ async def healthy(
     host: str = "localhost",
     shown: tuple[bytes, bytes] | None = None,
 ) -> bool:
-    """Whether a client with these roots gets through, on a connection of its own."""
+    """Whether a client with these roots can connect."""
     chain, key = shown or (None, None)
     credentials = grpc.ssl_channel_credentials(roots, key, chain)
     options = [("grpc.use_local_subchannel_pool", 1)]
@@ -77,13 +80,13 @@ def fingerprint(server: XdsServer) -> str:
     return x509.load_pem_x509_certificate(pem.encode()).fingerprint(hashes.SHA256()).hex()
 
 
-async def test_it_has_its_names(server, world):
+async def test_certificate_has_the_names_of_the_server(server, world):
     assert await healthy(server, world.trust.roots)
     assert await healthy(server, world.trust.roots, host="127.0.0.1")
     assert not await healthy(server, authority().root_pem)
 
 
-def test_names_of_a_service():
+def test_certificate_has_the_names_of_the_service():
     assert service_names("istio-system") == (
         "xds.istio-system.svc",
         "xds.istio-system.svc.cluster.local",
@@ -92,7 +95,7 @@ def test_names_of_a_service():
     )
 
 
-async def test_it_stays_until_half_of_its_life_is_over_and_is_another_then(server, world):
+async def test_certificate_is_renewed_at_half_of_its_lifetime(server, world):
     first = await asyncio.to_thread(fingerprint, server)
     world.now = NOW + timedelta(hours=11)
     assert await asyncio.to_thread(fingerprint, server) == first
@@ -100,7 +103,7 @@ async def test_it_stays_until_half_of_its_life_is_over_and_is_another_then(serve
     assert await asyncio.to_thread(fingerprint, server) != first
 
 
-async def test_after_a_rotation_it_is_the_new_cas_without_a_restart(server, world):
+async def test_rotation_reissues_the_certificate_without_a_restart(server, world):
     old, new = world.trust.authority, authority()
     world.trust = Trust(old, old.root_pem + new.root_pem)
     leaf = new.issue("spiffe://cluster.local/ns/a/sa/b", NOW)
@@ -114,7 +117,7 @@ async def test_after_a_rotation_it_is_the_new_cas_without_a_restart(server, worl
     assert not await healthy(server, new.root_pem, port=1, shown=(old_leaf.chain, old_leaf.key.to_pem()))
 
 
-async def test_with_a_bridge_clients_that_know_only_the_old_root_get_through(server, world):
+async def test_bridge_serves_clients_with_the_old_root_only(server, world):
     old, new = world.trust.authority, authority()
     world.trust = Trust(new, new.root_pem, bridge(old, new))
     assert await healthy(server, old.root_pem)
@@ -122,7 +125,7 @@ async def test_with_a_bridge_clients_that_know_only_the_old_root_get_through(ser
     assert not await healthy(server, authority().root_pem)
 
 
-async def test_what_cannot_be_renewed_stays_and_that_is_logged_once(server, world):
+async def test_failed_renewal_is_logged_once_and_keeps_the_certificate(server, world):
     good = world.trust.roots
     with capture_logs() as logs:
         world.trust = Trust(authority(lifetime=timedelta(seconds=-1)), good)
@@ -132,10 +135,32 @@ async def test_what_cannot_be_renewed_stays_and_that_is_logged_once(server, worl
     assert "expired" in line["stack"]
 
 
-def test_the_first_one_has_to_be_made():
+def test_first_certificate_must_be_issued():
     ca = authority(lifetime=timedelta(seconds=-1))
     with pytest.raises(IdentityError, match="expired"):
         OwnCertificate(["x"], lambda: Trust(ca, ca.root_pem))
     ca = authority()
     with pytest.raises(IdentityError, match="no DNS name"):
         OwnCertificate(["not a name"], lambda: Trust(ca, ca.root_pem))
+
+
+def bridge(old: Authority, new: Authority) -> bytes:
+    """Return the new CA's name and key in a certificate of the old CA."""
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(new.certificate.subject)
+        .issuer_name(old.certificate.subject)
+        .public_key(new.certificate.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(NOW - timedelta(minutes=5))
+        .not_valid_after(NOW + ROOT_LIFETIME)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .add_extension(SIGNS, critical=True)
+        .add_extension(
+            x509.SubjectKeyIdentifier.from_public_key(new.certificate.public_key()), critical=False
+        )
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(old.certificate.public_key()), critical=False
+        )
+    )
+    return to_pem([old.key.sign(builder)])

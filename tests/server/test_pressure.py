@@ -1,4 +1,4 @@
-"""The server under pressure: clients that do not read, that come all at once, that come and go, that hang."""
+"""The server under load: clients that do not read, connect at once, reconnect, or hang."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ CONNECTS = 10_000
 WARM_UP = 1_000
 MIB = 1 << 20
 NARROW = (("grpc.http2.lookahead_bytes", 65_535), ("grpc.http2.bdp_probe", 0))
-"""A client that has read as much as this, and nobody takes it, lets its server send no more."""
+"""Bytes after which a client that does not consume its data blocks the server by flow control."""
 KEEPALIVE = {"grpc.keepalive_time_ms", "grpc.keepalive_timeout_ms", "grpc.http2.ping_timeout_ms"}
 OWN = (("grpc.use_local_subchannel_pool", 1),)
-"""A connection that is not shared with other clients of this process."""
+"""Channel options for a connection that is not shared."""
 
 
 @pytest.fixture(autouse=True)
 def quiet() -> AsyncIterator[None]:
-    """Thousands of lines of a log that nobody reads would be what is measured."""
+    """Silence the log, as writing thousands of lines would dominate the measurement."""
     before = structlog.get_config()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     yield
@@ -57,7 +57,7 @@ async def server(proxies) -> AsyncIterator[XdsServer]:
 
 @pytest.fixture
 def files() -> AsyncIterator[None]:
-    """Let this process have a connection for each client."""
+    """Raise the limit of open files for one connection per client."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     if before[1] < STORM + 500:
         pytest.skip(f"needs {STORM + 500} open files; the hard limit (ulimit -Hn) is {before[1]}")
@@ -92,7 +92,7 @@ async def everybody_left(proxies: OneForAll) -> None:
 
 
 def resident() -> int:
-    """Bytes of this process that are in memory."""
+    """Return the resident memory of this process, in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -102,7 +102,7 @@ def large(version: int) -> Snapshot:
 
 
 @pytest.mark.usefixtures("files")
-async def test_a_storm_of_streams_is_served_and_all_get_the_next_change(proxies, server):
+async def test_burst_of_streams_is_served_and_gets_the_next_change(proxies, server):
     async with crowd(server, "hold", STORM) as process:
         assert await said(process) == STORM
         assert len(proxies.subscribers) == len(server.discovery.streams) == STORM
@@ -114,7 +114,7 @@ async def test_a_storm_of_streams_is_served_and_all_get_the_next_change(proxies,
 
 
 @pytest.mark.timeout(400)
-async def test_r61_ten_thousand_connects_leave_nothing_behind(proxies, server):
+async def test_r61_ten_thousand_connects_leak_nothing(proxies, server):
     async def churn(many: int) -> tuple[int, int]:
         async with crowd(server, "churn", many) as process:
             assert await said(process, within=300) == many
@@ -129,7 +129,7 @@ async def test_r61_ten_thousand_connects_leave_nothing_behind(proxies, server):
     assert resident() < memory + 16 * MIB
 
 
-async def test_r52_a_client_that_does_not_read_costs_the_same_whatever_changes(proxies, server):
+async def test_r52_client_that_does_not_read_has_constant_cost(proxies, server):
     proxies.observe = lambda *_: None  # or what was ACKed would be kept
     proxies.publish(large(0))
     address = f"127.0.0.1:{server.port}"
@@ -167,7 +167,7 @@ async def test_r52_a_client_that_does_not_read_costs_the_same_whatever_changes(p
         assert len(seen) < 10
 
 
-async def test_r54_a_client_that_hangs_is_let_go(proxies):
+async def test_r54_client_that_hangs_is_disconnected(proxies):
     server = XdsServer(
         proxies,
         "127.0.0.1:0",
@@ -184,7 +184,7 @@ async def test_r54_a_client_that_hangs_is_let_go(proxies):
         await server.stop()
 
 
-async def test_a_client_that_lives_but_does_not_read_is_let_go_with_its_connection(proxies):
+async def test_client_that_never_reads_ends_with_its_connection(proxies):
     server = XdsServer(
         proxies,
         "127.0.0.1:0",
@@ -204,7 +204,7 @@ async def test_a_client_that_lives_but_does_not_read_is_let_go_with_its_connecti
 
 
 @pytest.mark.usefixtures("files")
-async def test_r55_on_shutdown_everybody_is_told_however_many_there_are(proxies, server):
+async def test_r55_shutdown_sends_a_status_to_every_stream(proxies, server):
     async with crowd(server, "stay", STORM) as process:
         assert await said(process) == STORM
         await server.stop()

@@ -1,4 +1,4 @@
-"""Discovery by REST, over a real socket."""
+"""Discovery over REST, on a real socket."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.server.proxies import OneForAll
 from xds.codec import encode
 from xds.protocol.session import Variant
 from xds.server import Refused
-from xds.server.rest import MAX_REQUEST, TYPES, RestServer
+from xds.server.rest import MAX_REQUEST_SIZE, TYPES_BY_PATH, RestServer
 from xds.snapshot import CLUSTER, ENDPOINT, Resource, ResourceSet, Snapshot
 
 NODE = {"id": "sidecar~127.0.0.1~client.ns~ns.svc.cluster.local"}
@@ -44,7 +44,7 @@ def proxies() -> OneForAll:
 
 @pytest.fixture
 async def server(proxies) -> AsyncIterator[RestServer]:
-    server = RestServer(proxies, "127.0.0.1", 0, identifier="xds-test", patience=0.05)
+    server = RestServer(proxies, "127.0.0.1", 0, identifier="xds-test", first_snapshot_timeout=0.05)
     await server.start()
     yield server
     await server.stop()
@@ -72,8 +72,8 @@ async def poller(server) -> AsyncIterator[Poller]:
         yield Poller(session, server.port)
 
 
-def test_r49_the_paths_are_those_of_envoys_protos():
-    assert list(TYPES) == [
+def test_r49_paths_are_those_of_envoys_protos():
+    assert list(TYPES_BY_PATH) == [
         "/v3/discovery:clusters",
         "/v3/discovery:endpoints",
         "/v3/discovery:listeners",
@@ -85,7 +85,7 @@ def test_r49_the_paths_are_those_of_envoys_protos():
     ]
 
 
-async def test_r49_a_poll_gets_json_with_every_any_opened(proxies, poller):
+async def test_r49_poll_returns_json_with_expanded_any_messages(proxies, poller):
     status, response = await poller.ask("clusters")
     assert status == 200
     assert response == {
@@ -100,14 +100,14 @@ async def test_r49_a_poll_gets_json_with_every_any_opened(proxies, poller):
     assert proxies.subscribers == []
 
 
-async def test_both_spellings_of_names_are_read_and_what_is_not_known_is_skipped(poller):
+async def test_json_accepts_both_field_spellings_and_unknown_fields(poller):
     request = {"node": NODE | {"newer": [1]}, "resourceNames": ["b"], "typeUrl": ENDPOINT, "newer": {}}
     status, body = await poller.send("/v3/discovery:endpoints", json.dumps(request).encode())
     assert status == 200
     assert [each["cluster_name"] for each in json.loads(body)["resources"]] == ["b"]
 
 
-async def test_r49_who_is_up_to_date_gets_304_until_something_changes(proxies, poller):
+async def test_r49_poll_gets_304_until_a_change(proxies, poller):
     _, response = await poller.ask("clusters")
     version = response["version_info"]
     assert await poller.ask("clusters", version_info=version) == (304, "")
@@ -118,7 +118,7 @@ async def test_r49_who_is_up_to_date_gets_304_until_something_changes(proxies, p
     assert {each["alt_stat_name"] for each in changed["resources"]} == {"other"}
 
 
-async def test_who_asks_for_other_names_is_not_told_that_it_is_up_to_date(poller):
+async def test_poll_for_other_names_does_not_get_304(poller):
     _, response = await poller.ask("endpoints", "a")
     version = response["version_info"]
     assert (await poller.ask("endpoints", "a", version_info=version))[0] == 304
@@ -127,7 +127,7 @@ async def test_who_asks_for_other_names_is_not_told_that_it_is_up_to_date(poller
     assert len(response["resources"]) == 2
 
 
-async def test_what_there_is_nothing_of_is_an_empty_answer(poller):
+async def test_type_without_resources_is_an_empty_response(poller):
     for what, names in (("endpoints", ("none",)), ("runtime", ()), ("secrets", ("default",))):
         status, response = await poller.ask(what, *names)
         assert status == 200
@@ -147,12 +147,12 @@ async def test_what_there_is_nothing_of_is_an_empty_answer(poller):
         (b'{"node": {"id": 5}}', "Failed to parse id field"),
         (b'{"node": {"id": "x"}, "resource_names": "a"}', "resource_names must be in []"),
         (b'{"node": {"cluster": "x"}}', "node.id"),
-        (b'{"node": {"id": "x"}, "type_url": "y"}', "not for y"),
+        (b'{"node": {"id": "x"}, "type_url": "y"}', "not y"),
         (b"[" * 20_000, "nested too deeply"),
         (b'{"node": {"id": ' + b"1" * 5000 + b"}}", "a number of more than 32 characters"),
     ],
 )
-async def test_what_is_no_request_is_400_with_what_and_where(proxies, poller, body, problem):
+async def test_invalid_request_is_400_with_the_reason(proxies, poller, body, problem):
     with capture_logs() as logs:
         status, text = await poller.send("/v3/discovery:clusters", body)
     assert status == 400
@@ -161,16 +161,16 @@ async def test_what_is_no_request_is_400_with_what_and_where(proxies, poller, bo
     assert proxies.streams == []
 
 
-async def test_elsewhere_there_is_nothing(poller):
+async def test_unknown_paths_and_methods_are_errors(poller):
     status, text = await poller.send("/v3/discovery:cluster", b"{}")
     assert status == 404
     assert b"/v3/discovery:clusters" in text
     status, text = await poller.send("/v3/discovery:clusters", b"", method="GET")
-    assert (status, text) == (405, b"/v3/discovery:clusters is for POST, not GET\n")
+    assert (status, text) == (405, b"/v3/discovery:clusters accepts POST, not GET\n")
 
 
-async def test_a_request_beyond_the_limit_is_413(poller):
-    assert (await poller.send("/v3/discovery:clusters", io.BytesIO(bytes(MAX_REQUEST + 1))))[0] == 413
+async def test_request_beyond_the_limit_is_413(poller):
+    assert (await poller.send("/v3/discovery:clusters", io.BytesIO(bytes(MAX_REQUEST_SIZE + 1))))[0] == 413
 
 
 @pytest.mark.parametrize(
@@ -183,40 +183,40 @@ async def test_a_request_beyond_the_limit_is_413(poller):
         (grpc.StatusCode.ABORTED, 500),
     ],
 )
-async def test_a_proxy_that_is_refused_is_told_why(proxies, poller, code, status):
+async def test_refused_proxy_gets_the_reason(proxies, poller, code, status):
     proxies.refusal = Refused(code, "not you")
     assert await poller.ask("clusters") == (status, "not you\n")
 
 
-async def test_r59_as_long_as_nothing_is_known_it_is_503(proxies, poller):
+async def test_r59_poll_without_a_snapshot_is_503(proxies, poller):
     known, proxies.snapshot = proxies.snapshot, None
     status, text = await poller.ask("clusters")
     assert status == 503
-    assert "nothing is known for sidecar~127.0.0.1~client.ns" in text
+    assert "no configuration for sidecar~127.0.0.1~client.ns" in text
     assert proxies.subscribers == []
     proxies.publish(known)
     assert (await poller.ask("clusters"))[0] == 200
 
 
-async def test_an_error_of_ours_is_500_and_logged_once(proxies, poller):
+async def test_internal_error_is_500_and_logged_once(proxies, poller):
     def fail(*_: object) -> None:
         raise ZeroDivisionError("a secret")
 
     proxies.observe = fail
     with capture_logs() as logs:
-        assert await poller.ask("clusters") == (500, "an error in the server; its log says more\n")
+        assert await poller.ask("clusters") == (500, "internal error; see the log of the server\n")
     (line,) = (line for line in logs if line["log_level"] == "error")
     assert "ZeroDivisionError" in line["stack"]
     assert proxies.subscribers == []
 
 
-async def test_a_type_that_has_no_json_form_is_500(proxies, poller):
+async def test_resource_without_json_form_is_500(proxies, poller):
     proxies.publish(Snapshot({CLUSTER: ResourceSet([Resource.of(CLUSTER, "a", b"\xff")])}))
     with capture_logs() as logs:
         assert (await poller.ask("clusters"))[0] == 500
     assert "error" in {line["log_level"] for line in logs}
 
 
-async def test_a_port_that_is_taken_is_an_error(proxies, server):
+async def test_port_in_use_is_an_error(proxies, server):
     with pytest.raises(OSError, match="address already in use"):
         await RestServer(proxies, "127.0.0.1", server.port).start()

@@ -1,4 +1,4 @@
-"""TLS beside plaintext, who calls, and streams that a Proxies ends: over real sockets."""
+"""TLS next to plaintext, authentication, and refused streams, on real sockets."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FETCH = "/envoy.service.cluster.v3.ClusterDiscoveryService/FetchClusters"
 
 
 class Door:
-    """Asks everybody for a name in the metadata; plaintext callers have none."""
+    """Authenticates callers by a name in the metadata; plaintext callers have none."""
 
     def __init__(self) -> None:
         self.asked = asyncio.Event()
@@ -76,7 +76,7 @@ def fetch(channel: grpc.aio.Channel):
 
 
 @pytest.mark.parametrize("variant", Variant)
-async def test_a_stream_knows_who_opened_it(proxies, server, variant):
+async def test_stream_has_its_authenticated_caller(proxies, server, variant):
     async with over_tls(server, "anne") as channel:
         client = Client(channel, variant)
         await client.ask(CLUSTER)
@@ -84,14 +84,14 @@ async def test_a_stream_knows_who_opened_it(proxies, server, variant):
         assert [stream.caller for stream in proxies.streams] == ["anne"]
 
 
-async def test_in_plaintext_the_same_is_served_to_nobody_in_particular(proxies, server, channel):
+async def test_plaintext_serves_streams_without_a_caller(proxies, server, channel):
     client = Client(channel)
     await client.ask(CLUSTER)
     await client.get()
     assert [stream.caller for stream in proxies.streams] == [None]
 
 
-async def test_who_is_not_let_in_is_told_before_anything_is_read(proxies, server):
+async def test_unauthenticated_call_fails_before_its_request_is_read(proxies, server):
     async with over_tls(server) as channel:
         client = Client(channel)
         assert await client.end() == (grpc.StatusCode.UNAUTHENTICATED, "say your name")
@@ -101,38 +101,36 @@ async def test_who_is_not_let_in_is_told_before_anything_is_read(proxies, server
     assert server.discovery.failed == {grpc.StatusCode.UNAUTHENTICATED: 2}
 
 
-async def test_a_fetch_is_somebodys_too(proxies, server):
+async def test_fetch_has_its_authenticated_caller(proxies, server):
     async with over_tls(server, "anne") as channel:
         await fetch(channel)
     assert [stream.caller for stream in proxies.streams] == ["anne"]
 
 
-async def test_health_answers_anybody(server):
+async def test_health_answers_all_callers(server):
     async with over_tls(server) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         answer = await stub.Check(health_pb2.HealthCheckRequest(service=""))
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
-async def test_who_is_not_let_in_need_not_have_sent_a_request(server):
-    """A request may be 32 MiB: those of strangers must not be in memory."""
+async def test_unauthenticated_call_without_a_request_fails(server):
+    """A request of an unauthenticated caller, up to 32 MiB, must not be in memory."""
     async with over_tls(server) as channel:
         call = channel.stream_unary(FETCH)()
         assert (await call.code(), await call.details()) == (grpc.StatusCode.UNAUTHENTICATED, "say your name")
 
 
-async def test_a_call_without_a_request_is_malformed_and_one_is_not_waited_for_for_ever(
-    server, channel, monkeypatch
-):
+async def test_fetch_without_a_request_fails_or_times_out(server, channel, monkeypatch):
     for method in (FETCH, HEALTH):
         call = channel.stream_unary(method)()
         await call.done_writing()
         assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
-    monkeypatch.setattr(admission, "REQUEST_WITHIN", 0.1)
+    monkeypatch.setattr(admission, "FIRST_REQUEST_TIMEOUT", 0.1)
     assert await channel.stream_unary(HEALTH)().code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
-async def test_strangers_hear_how_the_server_is_and_need_not_have_asked(server):
+async def test_health_over_tls_ignores_the_request(server):
     async with over_tls(server) as channel:
         answer = await channel.stream_unary(HEALTH)()
         assert (
@@ -141,11 +139,11 @@ async def test_strangers_hear_how_the_server_is_and_need_not_have_asked(server):
                 status=health_pb2.HealthCheckResponse.SERVING
             ).SerializeToString()
         )
-        with pytest.raises(grpc.aio.AioRpcError, match="ask Check or Watch"):
+        with pytest.raises(grpc.aio.AioRpcError, match="use Check or Watch"):
             await health_pb2_grpc.HealthStub(channel).List(health_pb2.HealthListRequest())
 
 
-async def test_who_is_still_being_asked_does_not_hold_up_the_end(server, door):
+async def test_pending_authentication_does_not_delay_shutdown(server, door):
     door.open.clear()
     async with over_tls(server, "anne") as channel:
         client = Client(channel)
@@ -155,7 +153,7 @@ async def test_who_is_still_being_asked_does_not_hold_up_the_end(server, door):
 
 
 @pytest.mark.parametrize("variant", Variant)
-async def test_a_stream_that_is_not_to_go_on_ends_with_the_reason(proxies, server, channel, variant):
+async def test_refused_stream_ends_with_the_reason(proxies, server, channel, variant):
     client = Client(channel, variant)
     await client.ask(CLUSTER)
     await client.get()
@@ -167,7 +165,7 @@ async def test_a_stream_that_is_not_to_go_on_ends_with_the_reason(proxies, serve
     await proxies.left.get()
 
 
-async def test_a_stream_ends_also_if_its_client_does_not_read(proxies, server, channel):
+async def test_refused_stream_ends_if_its_client_does_not_read(proxies, server, channel):
     client = Client(channel)
     body = bytes(16 * 1024 * 1024)
     proxies.publish(Snapshot({CLUSTER: ResourceSet([Resource.of(CLUSTER, "large", body)])}))
@@ -180,7 +178,7 @@ async def test_a_stream_ends_also_if_its_client_does_not_read(proxies, server, c
     assert server.discovery.failed == {grpc.StatusCode.PERMISSION_DENIED: 1}
 
 
-async def test_a_fetch_that_waits_ends_with_the_reason(proxies, server, channel):
+async def test_refused_fetch_ends_with_the_reason(proxies, server, channel):
     proxies.snapshot = None
     call = fetch(channel)
     while not proxies.subscribers:
@@ -191,7 +189,7 @@ async def test_a_fetch_that_waits_ends_with_the_reason(proxies, server, channel)
 
 
 class Picky(OneForAll):
-    """Ends streams that ask for assignments."""
+    """A `Proxies` that refuses subscriptions to assignments."""
 
     def observe(self, subscriber, event):
         if event.type_url == ENDPOINT:
@@ -199,7 +197,7 @@ class Picky(OneForAll):
 
 
 @pytest.mark.parametrize("variant", Variant)
-async def test_a_stream_that_asks_for_what_it_must_not_ends(variant):
+async def test_forbidden_subscription_ends_the_stream(variant):
     proxies = Picky(world(CDS="a=1"))
     async with (
         XdsServer(proxies, "127.0.0.1:0", grace=0.2) as server,

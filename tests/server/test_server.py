@@ -1,4 +1,4 @@
-"""The discovery services over a real socket."""
+"""The discovery services on a real socket."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from xds.server import ADS, OPTIONS, DiscoveryService, Refused, XdsServer
 from xds.snapshot import CLUSTER, LISTENER, Resource, ResourceSet, Snapshot
 
 
-async def test_a_client_gets_what_it_asks_for_and_every_change(proxies, channel, variant):
+async def test_client_gets_its_resources_and_every_change(proxies, channel, variant):
     client = Client(channel, variant)
     await client.ask(CLUSTER)
     first = await client.get()
@@ -34,7 +34,7 @@ async def test_a_client_gets_what_it_asks_for_and_every_change(proxies, channel,
     assert (proxies.streams[0].variant, proxies.streams[0].type_url) == (variant, "")
 
 
-async def test_a_client_waits_until_there_is_a_snapshot(proxies, channel, variant):
+async def test_client_waits_for_the_first_snapshot(proxies, channel, variant):
     snapshot, proxies.snapshot = proxies.snapshot, None
     client = Client(channel, variant)
     await client.ask(CLUSTER)
@@ -44,9 +44,7 @@ async def test_a_client_waits_until_there_is_a_snapshot(proxies, channel, varian
     assert (await client.get()).type_url == CLUSTER
 
 
-async def test_a_rejection_is_logged_with_the_message_and_the_objects_and_nothing_is_sent_again(
-    proxies, channel, variant
-):
+async def test_nack_is_logged_with_its_objects_and_not_retried(proxies, channel, variant):
     client = Client(channel, variant)
     await client.ask(CLUSTER)
     response = await client.get()
@@ -64,7 +62,7 @@ async def test_a_rejection_is_logged_with_the_message_and_the_objects_and_nothin
     assert b"a=2" in (await client.get()).SerializeToString()
 
 
-async def test_a_malformed_request_in_mid_stream_ends_it(proxies, channel, variant):
+async def test_malformed_later_request_ends_the_stream(proxies, channel, variant):
     client = Client(channel, variant)
     await client.ask(CLUSTER)
     await client.get()
@@ -73,7 +71,7 @@ async def test_a_malformed_request_in_mid_stream_ends_it(proxies, channel, varia
     await proxies.left.get()
 
 
-async def test_a_stream_that_is_refused_gets_the_status_and_the_reason(proxies, channel):
+async def test_refused_stream_gets_the_status_and_the_reason(proxies, channel):
     proxies.refusal = Refused(grpc.StatusCode.PERMISSION_DENIED, "not you")
     client = Client(channel)
     await client.ask(CLUSTER)
@@ -81,7 +79,7 @@ async def test_a_stream_that_is_refused_gets_the_status_and_the_reason(proxies, 
     assert proxies.left.empty()
 
 
-async def test_r61_a_client_that_closes_its_half_is_let_go(proxies, channel, variant):
+async def test_r61_half_closed_stream_ends(proxies, channel, variant):
     client = Client(channel, variant)
     await client.ask(CLUSTER)
     await client.get()
@@ -91,14 +89,14 @@ async def test_r61_a_client_that_closes_its_half_is_let_go(proxies, channel, var
     assert proxies.subscribers == []
 
 
-async def test_a_client_that_says_nothing_and_leaves_is_nobody(proxies, channel):
+async def test_stream_without_a_request_is_no_subscriber(proxies, channel):
     client = Client(channel)
     await client.call.done_writing()
     assert (await client.end())[0] == grpc.StatusCode.OK
     assert proxies.streams == []
 
 
-async def test_r61_streams_that_are_cancelled_leave_nothing_behind(proxies, channel, variant):
+async def test_r61_cancelled_streams_leak_nothing(proxies, channel, variant):
     tasks = len(asyncio.all_tasks())
     for _ in range(50):
         client = Client(channel, variant)
@@ -123,7 +121,7 @@ async def test_r51_streams_of_the_same_proxy_are_independent(proxies, channel):
     await new.get()
 
 
-async def test_on_shutdown_streams_end_as_unavailable_and_health_says_so(proxies, channel, server, variant):
+async def test_shutdown_ends_streams_as_unavailable_and_not_serving(proxies, channel, server, variant):
     health = health_pb2_grpc.HealthStub(channel)
     request = health_pb2.HealthCheckRequest(service=ADS)
     assert (await health.Check(request)).status == health_pb2.HealthCheckResponse.SERVING
@@ -136,7 +134,7 @@ async def test_on_shutdown_streams_end_as_unavailable_and_health_says_so(proxies
     await server.stop()
 
 
-async def test_a_stream_that_comes_during_shutdown_is_sent_elsewhere(proxies):
+async def test_new_stream_during_shutdown_is_unavailable(proxies):
     service = DiscoveryService(proxies)
     server = grpc.aio.server(options=OPTIONS)
     server.add_generic_rpc_handlers(service.handlers())
@@ -144,7 +142,7 @@ async def test_a_stream_that_comes_during_shutdown_is_sent_elsewhere(proxies):
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         service.stop()
-        # It asks for nothing: the call may have ended before it could.
+        # It sends no request, as the call may already have ended.
         assert await Client(channel).end() == (grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
     await server.stop(None)
 
@@ -159,13 +157,13 @@ async def test_shutdown_does_not_wait_for_a_client_that_does_not_read(proxies, c
     assert proxies.subscribers == []
 
 
-async def test_a_port_that_is_taken_is_an_error(proxies, server):
+async def test_port_in_use_is_an_error(proxies, server):
     other = XdsServer(proxies, f"127.0.0.1:{server.port}")
     with pytest.raises(RuntimeError):
         await other.start()
 
 
-async def test_r42_what_waits_for_a_time_limit_is_sent_when_it_is_up(proxies, channel, monkeypatch):
+async def test_r42_delayed_response_is_sent_after_its_time_limit(proxies, channel, monkeypatch):
     monkeypatch.setitem(Session.__init__.__kwdefaults__, "patience", 0.05)
     proxies.publish(world(CDS="a=1", LDS="l=1"))
     client = Client(channel)

@@ -1,4 +1,4 @@
-"""The table of services, and each of them over a real socket: streams in both variants, and Fetch."""
+"""The table of services, and each service on a real socket: streams in both variants, and Fetch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.server.proxies import REQUEST, RESPONSE, Client, OneForAll
 from xds.protocol.events import Subscribed
 from xds.protocol.session import Variant
 from xds.server import Refused, XdsServer
-from xds.server.fetch import PATIENCE
+from xds.server.fetch import FIRST_SNAPSHOT_TIMEOUT
 from xds.server.services import SERVICES
 from xds.snapshot import CLUSTER, ENDPOINT, Resource, ResourceSet, Snapshot
 
@@ -58,7 +58,7 @@ async def fetch(channel: grpc.aio.Channel, method: str, *names: str, **fields: s
     return RESPONSE.FromString(await channel.unary_unary(method)(request.SerializeToString()))
 
 
-def test_r50_the_methods_are_those_of_envoys_protos():
+def test_r50_methods_are_those_of_envoys_protos():
     packages = {name.rpartition(".")[0] for name in SERVICES}
     theirs = {}
     for package in packages:
@@ -102,7 +102,7 @@ async def test_r50_each_type_has_streams_of_its_own(proxies, channel, service, m
 
 
 @pytest.mark.parametrize("method", FETCHES)
-async def test_r49_fetch_gives_what_is_named_or_everything(proxies, channel, method):
+async def test_r49_fetch_returns_named_or_all_resources(proxies, channel, method):
     type_url = FETCHES[method]
     proxies.publish(snapshot(type_url, "a=1", "b=1", "c=1"))
     some = await fetch(channel, method, "c", "a", "none")
@@ -118,14 +118,14 @@ async def test_r49_fetch_gives_what_is_named_or_everything(proxies, channel, met
 
 
 @pytest.mark.parametrize("method", sorted(FETCHES))
-async def test_r34_fetch_gives_a_collection_and_no_deeper(proxies, channel, method):
+async def test_r34_fetch_returns_direct_members_of_a_collection(proxies, channel, method):
     type_url = FETCHES[method]
     proxies.publish(snapshot(type_url, "zone/a=1", "zone/b=1", "zone/deeper/c=1", "other=1", "left-out=1"))
     some = await fetch(channel, method, "zone/*", "other")
     assert [each.value for each in some.resources] == [b"other=1", b"zone/a=1", b"zone/b=1"]
 
 
-async def test_the_version_is_that_of_what_was_asked_for(proxies, channel):
+async def test_version_covers_the_requested_resources(proxies, channel):
     method = "/envoy.service.endpoint.v3.EndpointDiscoveryService/FetchEndpoints"
     proxies.publish(snapshot(ENDPOINT, "a=1", "b=1"))
     before = {names: await fetch(channel, method, *names) for names in [("a",), ("b",), ("a", "b"), ()]}
@@ -136,7 +136,7 @@ async def test_the_version_is_that_of_what_was_asked_for(proxies, channel):
     assert all(after[names].version_info != before[names].version_info for names in [("b",), ("a", "b"), ()])
 
 
-async def test_fetch_answers_also_who_has_it_all(proxies, channel):
+async def test_fetch_answers_a_client_with_the_current_version(proxies, channel):
     method = "/envoy.service.cluster.v3.ClusterDiscoveryService/FetchClusters"
     first = await fetch(channel, method)
     again = await fetch(channel, method, version_info=first.version_info)
@@ -144,7 +144,7 @@ async def test_fetch_answers_also_who_has_it_all(proxies, channel):
     assert len(again.resources) == 1
 
 
-async def test_fetch_says_who_asks_for_what(proxies, channel):
+async def test_fetch_reports_its_node_and_subscription(proxies, channel):
     seen = []
     proxies.observe = lambda subscriber, event: seen.append((subscriber.node.id, event))
     method = "/envoy.service.cluster.v3.ClusterDiscoveryService/FetchClusters"
@@ -163,11 +163,11 @@ async def test_fetch_says_who_asks_for_what(proxies, channel):
         (b"", "node.id"),
         (
             b'\x12\x03\x0a\x01x"\x01y',
-            "for type.googleapis.com/envoy.config.cluster.v3.Cluster only, not for y",
+            "this method serves type.googleapis.com/envoy.config.cluster.v3.Cluster, not y",
         ),
     ],
 )
-async def test_r60_fetch_refuses_what_is_no_request(proxies, channel, message, problem):
+async def test_r60_fetch_refuses_invalid_requests(proxies, channel, message, problem):
     call = channel.unary_unary("/envoy.service.cluster.v3.ClusterDiscoveryService/FetchClusters")(message)
     with pytest.raises(grpc.aio.AioRpcError, match=problem) as caught:
         await call
@@ -184,14 +184,14 @@ async def test_fetch_is_refused_as_a_stream_is(proxies, channel):
     assert proxies.left.empty()
 
 
-async def test_fetch_waits_for_the_first_snapshot_but_not_for_long(proxies, channel):
+async def test_fetch_waits_a_limited_time_for_a_snapshot(proxies, channel):
     method = "/envoy.service.cluster.v3.ClusterDiscoveryService/FetchClusters"
     snapshot, proxies.snapshot = proxies.snapshot, None
     began = time.monotonic()
-    with pytest.raises(grpc.aio.AioRpcError, match=f"nothing is known for {NODE} yet") as caught:
+    with pytest.raises(grpc.aio.AioRpcError, match=f"no configuration for {NODE} yet") as caught:
         await fetch(channel, method)
     assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
-    assert time.monotonic() - began >= PATIENCE * 0.9
+    assert time.monotonic() - began >= FIRST_SNAPSHOT_TIMEOUT * 0.9
     assert proxies.subscribers == []
     asking = asyncio.create_task(fetch(channel, method))
     while not proxies.subscribers:

@@ -1,4 +1,4 @@
-"""What goes wrong on the way: limits, malformed requests, errors of ours, connections and servers that end."""
+"""Failures on the transport: limits, malformed requests, internal errors, lost connections and servers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def sized(type_url: str, count: int, size: int) -> Snapshot:
 
 
 async def good(proxies: OneForAll, channel: grpc.aio.Channel, node: str = "node") -> Client:
-    """A stream on the same connection, that has been served."""
+    """Open a working stream on the same connection."""
     client = Client(channel, node=node)
     await client.ask(CLUSTER)
     await client.get()
@@ -49,11 +49,11 @@ async def goes_on(proxies: OneForAll, client: Client) -> None:
     assert b"a=other" in (await asyncio.wait_for(client.get(), 10)).SerializeToString()
 
 
-# --- how large -------------------------------------------------------------------------------------------------------
+# --- message sizes ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [5 * MIB, 7 * MIB])
-async def test_r57_large_requests_are_taken(proxies, channel, variant, size):
+async def test_r57_large_requests_are_accepted(proxies, channel, variant, size):
     proxies.publish(world(EDS="x=1"))
     names = [f"{number:0>1000}" for number in range(size // 1000)]
     client = Client(channel, variant)
@@ -61,7 +61,7 @@ async def test_r57_large_requests_are_taken(proxies, channel, variant, size):
     assert b"x=1" in (await client.get()).SerializeToString()
 
 
-async def test_r57_a_request_beyond_the_limit_ends_its_stream_and_no_other(proxies, channel, variant):
+async def test_r57_request_beyond_the_limit_ends_its_stream_only(proxies, channel, variant):
     other = await good(proxies, channel)
     client = Client(channel, variant)
     await client.ask(ENDPOINT, "x" * (9 * MIB))
@@ -70,7 +70,7 @@ async def test_r57_a_request_beyond_the_limit_ends_its_stream_and_no_other(proxi
     assert len(proxies.subscribers) == 1
 
 
-async def test_r58_what_is_large_comes_in_parts_that_every_client_takes(proxies, channel, variant):
+async def test_r58_large_responses_are_split(proxies, channel, variant):
     proxies.publish(sized(ENDPOINT, 1000, 10_000))
     client = Client(channel, variant)
     await client.ask(ENDPOINT, *(f"r{number}" for number in range(1000)))
@@ -81,7 +81,7 @@ async def test_r58_what_is_large_comes_in_parts_that_every_client_takes(proxies,
     assert max(response.ByteSize() for response in responses) < 3 * MIB
 
 
-async def test_r58_clusters_that_cannot_come_in_parts_are_warned_of_once(proxies, server):
+async def test_r58_large_sotw_response_is_warned_of_once(proxies, server):
     proxies.publish(sized(CLUSTER, 500, 10_000))
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}", options=UNLIMITED) as channel:
         with capture_logs() as logs:
@@ -98,7 +98,7 @@ async def test_r58_clusters_that_cannot_come_in_parts_are_warned_of_once(proxies
     assert "delta" in line["hint"]
 
 
-# --- what is no request ----------------------------------------------------------------------------------------------
+# --- malformed requests -------------------------------------------------------------------------------------
 
 NODE = {"id": "proxy"}
 
@@ -118,9 +118,7 @@ NODE = {"id": "proxy"}
         (f"{EDS}/DeltaEndpoints", DELTA_REQUEST(node=NODE, type_url=CLUSTER), "ClusterLoadAssignment only"),
     ],
 )
-async def test_r60_a_malformed_request_ends_its_stream_and_no_other(
-    proxies, channel, method, request_, problem
-):
+async def test_r60_malformed_request_ends_its_stream_only(proxies, channel, method, request_, problem):
     other = await good(proxies, channel)
     bad = Client(channel, method=method)
     await bad.call.write(request_ if isinstance(request_, bytes) else request_.SerializeToString())
@@ -131,7 +129,7 @@ async def test_r60_a_malformed_request_ends_its_stream_and_no_other(
     await goes_on(proxies, other)
 
 
-# --- what is wrong with us -------------------------------------------------------------------------------------------
+# --- internal errors ----------------------------------------------------------------------------------------
 
 
 class Failing:
@@ -157,7 +155,7 @@ async def ends_with_internal(proxies: OneForAll, channel: grpc.aio.Channel, vari
         client = Client(channel, variant)
         await client.ask(CLUSTER)
         code, details = await asyncio.wait_for(client.end(), 10)
-    assert (code, details) == (grpc.StatusCode.INTERNAL, "an error in the server; its log says more")
+    assert (code, details) == (grpc.StatusCode.INTERNAL, "internal error; see the log of the server")
     (line,) = (line for line in logs if line["log_level"] == "error")
     assert "ZeroDivisionError" in line["stack"]
     assert "exc_info" not in line
@@ -165,7 +163,7 @@ async def ends_with_internal(proxies: OneForAll, channel: grpc.aio.Channel, vari
 
 
 @pytest.mark.parametrize("what", ["connect", "observe"])
-async def test_an_error_in_who_decides_ends_the_stream(proxies, server, channel, variant, what, monkeypatch):
+async def test_error_in_proxies_ends_the_stream(proxies, server, channel, variant, what, monkeypatch):
     other = await good(proxies, channel)
     subscribers, proxies.subscribers = proxies.subscribers, []
     with monkeypatch.context() as patch:
@@ -176,7 +174,7 @@ async def test_an_error_in_who_decides_ends_the_stream(proxies, server, channel,
     await goes_on(proxies, other)
 
 
-async def test_an_error_while_a_stream_is_forgotten_is_told_too(proxies, server, channel, monkeypatch):
+async def test_error_in_disconnect_is_reported(proxies, server, channel, monkeypatch):
     monkeypatch.setattr(proxies, "disconnect", fail)
     client = await good(proxies, channel)
     with capture_logs() as logs:
@@ -188,7 +186,7 @@ async def test_an_error_while_a_stream_is_forgotten_is_told_too(proxies, server,
 
 
 @pytest.mark.parametrize("where", ["opened", "sent", "received"])
-async def test_an_error_in_who_counts_ends_the_stream(proxies, variant, where):
+async def test_error_in_the_observer_ends_the_stream(proxies, variant, where):
     server = XdsServer(proxies, "127.0.0.1:0", observer=Failing(where))
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
@@ -198,15 +196,13 @@ async def test_an_error_in_who_counts_ends_the_stream(proxies, variant, where):
 
 
 @pytest.mark.parametrize("what", ["serve", "next", "receive"])
-async def test_an_error_in_the_session_ends_the_stream(proxies, channel, variant, what, monkeypatch):
+async def test_error_in_the_session_ends_the_stream(proxies, channel, variant, what, monkeypatch):
     monkeypatch.setattr(Session, what, fail)
     await ends_with_internal(proxies, channel, variant)
 
 
 @pytest.mark.parametrize("error", [RequestError("no"), ZeroDivisionError()], ids=["theirs", "ours"])
-async def test_a_stream_that_should_end_does_though_its_client_does_not_read(
-    proxies, server, monkeypatch, error
-):
+async def test_failed_stream_ends_if_its_client_does_not_read(proxies, server, monkeypatch, error):
     receive = Session.receive
 
     def fail_later(session: Session, message: bytes, now: float):
@@ -228,7 +224,7 @@ async def test_a_stream_that_should_end_does_though_its_client_does_not_read(
         assert not server.discovery.streams
 
 
-async def test_a_client_that_is_lost_during_a_write_is_no_error(proxies, server, caplog):
+async def test_client_lost_during_a_write_is_no_error(proxies, server, caplog):
     proxies.publish(sized(CLUSTER, 1, 20 * MIB))
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}", options=NARROW) as channel:
         await Client(channel).ask(CLUSTER)
@@ -241,17 +237,17 @@ async def test_a_client_that_is_lost_during_a_write_is_no_error(proxies, server,
     assert caplog.records == []
 
 
-# --- what ends -------------------------------------------------------------------------------------------------------
+# --- ends of connections and streams ------------------------------------------------------------------------
 
 
-async def test_r59_who_is_not_ready_sends_its_clients_elsewhere(proxies, channel, variant):
+async def test_r59_stream_before_readiness_is_unavailable(proxies, channel, variant):
     proxies.refusal = Refused(grpc.StatusCode.UNAVAILABLE, "not ready")
     client = Client(channel, variant)
     await client.ask(CLUSTER)
     assert await client.end() == (grpc.StatusCode.UNAVAILABLE, "not ready")
 
 
-async def test_r55_a_connection_is_ended_at_its_age(proxies, variant):
+async def test_r55_connection_ends_at_its_maximum_age(proxies, variant):
     grace = (("grpc.max_connection_age_grace_ms", 100),)
     server = XdsServer(proxies, "127.0.0.1:0", max_connection_age=0.3, options=grace)
     await server.start()
@@ -265,7 +261,7 @@ async def test_r55_a_connection_is_ended_at_its_age(proxies, variant):
     await server.stop()
 
 
-async def test_r55_connections_that_were_made_together_do_not_end_together(proxies):
+async def test_r55_maximum_age_of_connections_varies(proxies):
     age = 4.0
     server = XdsServer(
         proxies,
@@ -284,13 +280,13 @@ async def test_r55_connections_that_were_made_together_do_not_end_together(proxi
         return loop.time() - began
 
     ages = await asyncio.gather(*(lives(f"node{number}") for number in range(20)))
-    # A machine that is busy makes them longer, and nothing makes them shorter.
+    # A busy machine makes the intervals longer, and nothing makes them shorter.
     assert min(ages) < age
     assert max(ages) - min(ages) > age / 50
     await server.stop()
 
 
-async def test_r55_on_shutdown_streams_end_one_after_the_other(proxies, server, channel):
+async def test_r55_shutdown_ends_streams_one_after_the_other(proxies, server, channel):
     left = []
     disconnect = proxies.disconnect
 
@@ -308,7 +304,7 @@ async def test_r55_on_shutdown_streams_end_one_after_the_other(proxies, server, 
     assert 0.15 < left[-1] - left[0] < 0.5
 
 
-async def test_r56_a_connection_carries_as_many_streams_as_are_allowed(proxies):
+async def test_r56_streams_of_a_connection_are_limited(proxies):
     options = (("grpc.max_concurrent_streams", 300),)
     async with (
         XdsServer(proxies, "127.0.0.1:0", options=options) as server,
@@ -321,7 +317,7 @@ async def test_r56_a_connection_carries_as_many_streams_as_are_allowed(proxies):
             assert (await client.get()).type_url == CLUSTER
 
 
-async def test_a_server_of_ones_own_can_be_drained(proxies):
+async def test_discovery_service_can_be_drained(proxies):
     service = DiscoveryService(proxies)
     server = grpc.aio.server(options=OPTIONS)
     server.add_generic_rpc_handlers(service.handlers())
@@ -329,7 +325,7 @@ async def test_a_server_of_ones_own_can_be_drained(proxies):
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         client = await good(proxies, channel)
-        await service.drain(within=5)
+        await service.drain(grace=5)
         assert not service.streams
         assert (await client.end())[0] == grpc.StatusCode.UNAVAILABLE
         method = "/envoy.service.cluster.v3.ClusterDiscoveryService/FetchClusters"
@@ -338,7 +334,7 @@ async def test_a_server_of_ones_own_can_be_drained(proxies):
     await server.stop(None)
 
 
-async def test_options_of_ones_own_are_over_ours(proxies):
+async def test_options_override_the_defaults(proxies):
     server = XdsServer(proxies, "127.0.0.1:0", options=(("grpc.max_receive_message_length", 1000),))
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:

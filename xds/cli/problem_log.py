@@ -11,7 +11,7 @@ from collections.abc import Callable
 from structlog.typing import FilteringBoundLogger as BoundLogger
 
 from xds.mesh.sources.report import SourceUpdate
-from xds.server.budget import Budget
+from xds.server.token_bucket import TokenBucket
 
 BURST = 200
 """Problems that are logged at once, and as many notices. A log call takes 0.1 ms of the event loop."""
@@ -58,7 +58,7 @@ class _LineBudget:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._budget = Budget(BURST, RATE)
+        self._budget = TokenBucket(BURST, RATE)
         self._omitted = 0
         self._spent = False
 

@@ -54,4 +54,4 @@ class Introspection:
         open_to_all = (handler.service_name() for handler in discovery.handlers())
         services = (*open_to_all, health.SERVICE_NAME, *guarded.services)
         guarded.add_generic_rpc_handlers(reflection.handlers(services, self._documented))
-        discovery.connections.own.update(guarded.services)
+        discovery.connections.own_services.update(guarded.services)

@@ -13,9 +13,9 @@ import grpc
 import grpc.aio
 
 from xds.server import Refused, is_encrypted
-from xds.server.admission import Checked
+from xds.server.admission import CheckedServer
 from xds.server.connections import ConnectionGuard
-from xds.server.proxies import host_of
+from xds.server.proxies import peer_address
 
 REFUSAL = "this service answers callers on loopback addresses only, and this caller is {peer}"
 """Error message for other callers."""
@@ -32,7 +32,7 @@ def is_local(peer: str) -> bool:
     """
     if peer.partition(":")[0] in {"unix", "unix-abstract"}:
         return True
-    host = host_of(peer)
+    host = peer_address(peer)
     return host is not None and host.is_loopback
 
 
@@ -42,7 +42,7 @@ async def local_only(context: grpc.aio.ServicerContext) -> None:
         raise Refused(grpc.StatusCode.PERMISSION_DENIED, REFUSAL.format(peer=context.peer()))
 
 
-class GuardedServer(Checked):
+class GuardedServer(CheckedServer):
     """A server for the generated `add_..._to_server` functions, whose services answer admitted callers only.
 
     Args:
@@ -64,6 +64,6 @@ class GuardedServer(Checked):
         try:
             await admit(context)
         except Refused as refused:
-            self._connections.unproven(context)
+            self._connections.record_unproven(context)
             await context.abort(refused.code, refused.message)
-        self._connections.proved(context)
+        self._connections.mark_proven(context)

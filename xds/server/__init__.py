@@ -1,7 +1,8 @@
-"""The discovery services: bytes in both directions, and a Session for each stream in between.
+"""The discovery services over gRPC and REST.
 
-`XdsServer` is a server of its own; `DiscoveryService` goes into one that you have; `xds.server.rest.RestServer` is for
-who polls with HTTP and JSON. All ask a `Proxies` what a client gets.
+`XdsServer` is a complete gRPC server. `DiscoveryService` is a servicer for a server of your own.
+`xds.server.rest.RestServer` serves clients that poll with HTTP and JSON. A `Proxies` object decides what each
+client gets.
 """
 
 from xds.protocol.limits import Limits

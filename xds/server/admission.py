@@ -1,7 +1,8 @@
-"""Calls with one request, which is read only once the caller is let in.
+"""Authorization of unary calls before their request is read.
 
-gRPC reads the request of a unary call, up to 32 MiB of it, before its handler learns that there is a call: twenty of them, from
-anybody who can connect, are half a gigabyte. A stream of requests, which is the same on the wire, waits to be read.
+gRPC reads the request of a unary call, up to 32 MiB, before the handler knows of the call. Twenty calls of an
+unauthenticated client would hold half a gigabyte. A stream of requests has the same wire format, and gRPC
+reads a request only when the handler asks for it.
 """
 
 from __future__ import annotations
@@ -15,79 +16,88 @@ from typing import Any, TypeAlias
 import grpc
 import grpc.aio
 
-REQUEST_WITHIN = 30.0
-"""Seconds in which a call's first request has to come."""
+FIRST_REQUEST_TIMEOUT = 30.0
+"""Seconds in which the first request of a call must arrive."""
 
 Check: TypeAlias = Callable[[grpc.aio.ServicerContext], Awaitable[None]]
-"""Lets a caller in, or aborts the call."""
+"""Admits a caller, or aborts the call."""
 
-_Behaviour: TypeAlias = Callable[[Any, grpc.aio.ServicerContext], Any]
+_Behavior: TypeAlias = Callable[[Any, grpc.aio.ServicerContext], Any]
 
 
-class Checked:
-    """A server as the generated `add_..._to_server` functions see it: what they add reads nothing of who is not let in."""
+class CheckedServer:
+    """A server for generated `add_..._to_server` functions that reads no request of a refused caller.
+
+    Args:
+        server: Server to add the services to.
+        check: Admits the caller of each call, or aborts the call.
+    """
 
     def __init__(self, server: grpc.aio.Server, check: Check) -> None:
         self._server = server
         self._check = check
         self.services: list[str] = []
-        """The full names of what was added."""
+        """Full names of the added services."""
 
     def add_generic_rpc_handlers(self, handlers: Sequence[grpc.ServiceRpcHandler]) -> None:
-        """Add services. TypeError: one of their methods is not asynchronous."""
+        """Add services.
+
+        Raises:
+            TypeError: a method is not asynchronous.
+        """
         self.services += (handler.service_name() for handler in handlers)
-        self._server.add_generic_rpc_handlers(tuple(_Service(handler, self._checked) for handler in handlers))
+        self._server.add_generic_rpc_handlers(
+            tuple(_Service(handler, self._wrap_handler) for handler in handlers)
+        )
 
     def add_registered_method_handlers(
         self, service: str, methods: Mapping[str, grpc.RpcMethodHandler]
     ) -> None:
-        """Add the methods of a service by name, which gRPC does besides."""
-        checked = {name: self._checked(handler) for name, handler in methods.items()}
-        self._server.add_registered_method_handlers(service, checked)
+        """Add the methods of a service by name. gRPC's generated code calls both functions."""
+        wrapped = {name: self._wrap_handler(handler) for name, handler in methods.items()}
+        self._server.add_registered_method_handlers(service, wrapped)
 
-    def _checked(self, handler: grpc.RpcMethodHandler) -> grpc.RpcMethodHandler:
+    def _wrap_handler(self, handler: grpc.RpcMethodHandler) -> grpc.RpcMethodHandler:
         request = "stream" if handler.request_streaming else "unary"
         response = "stream" if handler.response_streaming else "unary"
-        behaviour = self._behaviour(
+        behavior = self._wrap_behavior(
             getattr(handler, f"{request}_{response}"), streaming=handler.request_streaming
         )
         make = getattr(grpc, f"stream_{response}_rpc_method_handler")
-        return make(behaviour, handler.request_deserializer, handler.response_serializer)
+        return make(behavior, handler.request_deserializer, handler.response_serializer)
 
-    def _behaviour(self, behaviour: _Behaviour, *, streaming: bool) -> _Behaviour:
-        async def let_in(requests: Any, context: grpc.aio.ServicerContext) -> Any:
+    def _wrap_behavior(self, behavior: _Behavior, *, streaming: bool) -> _Behavior:
+        async def admit(requests: Any, context: grpc.aio.ServicerContext) -> Any:
             await self._check(context)
-            return requests if streaming else await self._read(context)
+            return requests if streaming else await self._read_request(context)
 
-        if inspect.isasyncgenfunction(behaviour):
+        if inspect.isasyncgenfunction(behavior):
 
             async def stream(requests: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
-                request = await let_in(requests, context)
-                async with aclosing(behaviour(request, context)) as responses:
+                request = await admit(requests, context)
+                async with aclosing(behavior(request, context)) as responses:
                     async for response in responses:
                         yield response
 
             return stream
-        if not inspect.iscoroutinefunction(behaviour):
-            raise TypeError(
-                f"{behaviour!r} is not asynchronous: it would run in a thread, beside the event loop"
-            )
+        if not inspect.iscoroutinefunction(behavior):
+            raise TypeError(f"{behavior!r} is not asynchronous: define it with async def")
 
         async def call(requests: Any, context: grpc.aio.ServicerContext) -> Any:
-            return await behaviour(await let_in(requests, context), context)
+            return await behavior(await admit(requests, context), context)
 
         return call
 
-    async def _read(self, context: grpc.aio.ServicerContext) -> Any:
+    async def _read_request(self, context: grpc.aio.ServicerContext) -> Any:
         try:
-            async with asyncio.timeout(REQUEST_WITHIN):
+            async with asyncio.timeout(FIRST_REQUEST_TIMEOUT):
                 request = await context.read()
         except TimeoutError:
             await context.abort(
-                grpc.StatusCode.DEADLINE_EXCEEDED, f"no request came within {REQUEST_WITHIN:g} s"
+                grpc.StatusCode.DEADLINE_EXCEEDED, f"no request arrived within {FIRST_REQUEST_TIMEOUT:g} s"
             )
         if request is grpc.aio.EOF:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "there is no request in this call")
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the call has no request")
         return request
 
 
@@ -95,11 +105,11 @@ class _Service(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no typ
     def __init__(
         self,
         inner: grpc.GenericRpcHandler,
-        checked: Callable[[grpc.RpcMethodHandler], grpc.RpcMethodHandler],
+        wrap_handler: Callable[[grpc.RpcMethodHandler], grpc.RpcMethodHandler],
     ) -> None:
         self._inner = inner
-        self._checked = checked
+        self._wrap_handler = wrap_handler
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
         handler = self._inner.service(details)
-        return handler and self._checked(handler)
+        return handler and self._wrap_handler(handler)

@@ -1,7 +1,7 @@
-"""Let the kernel drop what some addresses send to a listening socket: nothing is accepted that would have to be refused.
+"""Drop packets of blocked addresses in the kernel, before a connection exists.
 
-A filter of a socket (SO_ATTACH_FILTER, a BPF program of some instructions) needs no privileges. A connection inherits the filter of
-its listener as it is when the connection is made, so those that exist are not affected by what is blocked later.
+A socket filter (SO_ATTACH_FILTER with a classic BPF program) needs no privileges. A connection inherits the
+filter that its listener has when the connection is made. Later changes do not affect it.
 """
 
 from __future__ import annotations
@@ -16,25 +16,34 @@ from typing import Final, TypeAlias
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _ATTACH_FILTER: Final = 26
+"""SO_ATTACH_FILTER, which the socket module lacks."""
 _DETACH_FILTER: Final = 27
-"""SO_ATTACH_FILTER and SO_DETACH_FILTER, which the socket module does not have."""
+"""SO_DETACH_FILTER, which the socket module lacks."""
 _IP_HEADER: Final = 0x1_0000_0000 - 0x100000
-"""SKF_NET_OFF: where the IP header begins; a TCP socket's filter sees the TCP header first."""
+"""SKF_NET_OFF, the offset of the IP header. Plain offsets start at the TCP header."""
 _LOAD_WORD, _LOAD_BYTE, _AND, _EQUALS, _JUMP, _RETURN = 0x20, 0x30, 0x54, 0x15, 0x05, 0x06
-_KEEP: Final = 0xFFFF_FFFF
+_ACCEPT: Final = 0xFFFF_FFFF
 
 
 def network_of(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> Network:
-    """Return what limits treat as one address: an IPv4 address, or a /64 of IPv6, as each host has one."""
+    """Return the unit of per-address limits: an IPv4 address, or an IPv6 /64.
+
+    A single host usually controls a whole /64.
+    """
     if isinstance(address, ipaddress.IPv4Address):
         return ipaddress.IPv4Network(address)
     return ipaddress.IPv6Network((int(address) >> 64 << 64, 64))
 
 
 def block(listener: socket.socket, networks: Iterable[Network]) -> None:
-    """Make a listening socket drop all that comes from these networks, as `network_of` returns them, and from no others.
+    """Make a listening socket drop packets of exactly these networks.
 
-    OSError: the kernel has no such filters.
+    Args:
+        listener: Listening TCP socket.
+        networks: Networks as `network_of` returns them. An empty iterable removes the filter.
+
+    Raises:
+        OSError: the kernel does not support socket filters.
     """
     networks = tuple(networks)
     if not networks:
@@ -53,26 +62,26 @@ def _program(networks: Iterable[Network]) -> bytes:
     for network in networks:
         start = int(network.network_address)
         if isinstance(network, ipaddress.IPv4Network):
-            ipv4 += (_instruction(_EQUALS, start, otherwise=1), _instruction(_RETURN, 0))
+            ipv4 += (_instruction(_EQUALS, start, skip_unless_equal=1), _instruction(_RETURN, 0))
         else:
             ipv6 += (
                 _instruction(_LOAD_WORD, _IP_HEADER + 8),
-                _instruction(_EQUALS, start >> 96, otherwise=3),
+                _instruction(_EQUALS, start >> 96, skip_unless_equal=3),
                 _instruction(_LOAD_WORD, _IP_HEADER + 12),
-                _instruction(_EQUALS, start >> 64 & 0xFFFF_FFFF, otherwise=1),
+                _instruction(_EQUALS, start >> 64 & 0xFFFF_FFFF, skip_unless_equal=1),
                 _instruction(_RETURN, 0),
             )
-    ipv4.append(_instruction(_RETURN, _KEEP))
-    ipv6.append(_instruction(_RETURN, _KEEP))
+    ipv4.append(_instruction(_RETURN, _ACCEPT))
+    ipv6.append(_instruction(_RETURN, _ACCEPT))
     version = (
         _instruction(_LOAD_BYTE, _IP_HEADER),
         _instruction(_AND, 0xF0),
-        _instruction(_EQUALS, 0x60, otherwise=1),
+        _instruction(_EQUALS, 0x60, skip_unless_equal=1),
         _instruction(_JUMP, len(ipv4)),
     )
     return b"".join((*version, *ipv4, *ipv6))
 
 
-def _instruction(code: int, operand: int, *, otherwise: int = 0) -> bytes:
-    """Encode an instruction; `otherwise`: how many of the next ones a comparison skips that is not true."""
-    return struct.pack("HBBI", code, 0, otherwise, operand)
+def _instruction(code: int, operand: int, *, skip_unless_equal: int = 0) -> bytes:
+    """Encode an instruction. A comparison that fails skips the next `skip_unless_equal` instructions."""
+    return struct.pack("HBBI", code, 0, skip_unless_equal, operand)

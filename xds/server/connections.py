@@ -1,10 +1,13 @@
-"""Limits on connections whose callers have not proved who they are.
+"""Limits for connections whose callers are not authenticated.
 
-gRPC accepts connections itself, tells Python of calls only, and has no limit per address. `ConnectionGuard` therefore looks for the
-connections of a server among the descriptors of this process, learns from calls which of them belong to proven callers, and shuts the
-others down when they stay too long, are too many, or do too much. Calls wait for their turn in one queue, and gRPC leaves those there
-whose connection has ended, so nothing is accepted for a while from an address that makes too many. A connection whose caller has
-proved who it is, is ended only if that caller makes more calls than `PROVEN_CALLS`.
+gRPC accepts connections itself, reports only calls to Python, and has no limit per address. `ConnectionGuard`
+therefore finds the connections of a server among the file descriptors of this process. The services report
+their calls. A connection is proven once a call on it is accepted; in plaintext, any answered call counts. The
+guard shuts down unproven connections that stay too long, are too many, or send too much.
+
+Calls wait in one queue, and gRPC does not remove the calls of closed connections from it. An address that
+makes too many calls is therefore blocked for a while. A proven connection is ended only if its caller makes
+more calls than `PROVEN_CALLS`.
 """
 
 from __future__ import annotations
@@ -29,173 +32,215 @@ import grpc.aio
 import structlog
 
 from xds.server.blocking import Network, block, network_of
-from xds.server.budget import Budget
-from xds.server.proxies import Address, host_of, key_of
+from xds.server.proxies import Address, caller_key, peer_address
+from xds.server.token_bucket import TokenBucket
 
 log = structlog.get_logger(__name__)
 
 PROOF_TIMEOUT: Final = 15.0
-"""Time in which a connection has to make a call that is let in, in seconds. Proxies make one as soon as they are connected."""
+"""Seconds in which a connection must make an accepted call. Proxies make one as soon as they connect."""
 CROWDED_PROOF_TIMEOUT: Final = 5.0
-"""The same for connections of an address that has more than MAX_UNPROVEN_PER_ADDRESS of them."""
+"""Seconds for the same, for connections beyond MAX_UNPROVEN_PER_ADDRESS of their address."""
 MAX_UNPROVEN_PER_ADDRESS: Final = 32
-"""Unproven connections of one address that are given the whole PROOF_TIMEOUT: as many pods behind one NAT may connect at once."""
+"""Unproven connections of one address that get the whole PROOF_TIMEOUT.
+
+It is the number of pods behind one NAT that may connect at once.
+"""
 MAX_UNPROVEN: Final = 4_096
-"""Unproven connections in total. One costs about 50 kB over TLS, and a whole mesh that reconnects at once must fit."""
+"""Maximum number of unproven connections in total.
+
+A connection costs about 50 kB over TLS. The limit must allow a whole mesh to reconnect at once.
+"""
 MAX_UNPROVEN_BYTES: Final = 5 << 18
-"""Bytes that an unproven connection may send. Until calls are let in, flow control leaves an honest one 64 KiB for each of its streams,
-of which it has 16 at most."""
+"""Maximum number of bytes that an unproven connection may send.
+
+Until a call is accepted, flow control limits an honest client to 64 KiB for each of at most 16 streams.
+"""
 UNPROVEN_CALLS: Final = (100, 10)
-"""Calls that an address may make without proof: at once, and per second. A proxy with a bad token tries once a second at most."""
+"""Unproven calls of one address: burst and rate per second.
+
+A proxy with an invalid token retries at most once per second.
+"""
 BLOCK_TIME: Final = 5.0
-"""Seconds for which nothing more is accepted from an address that has made more calls or sent more bytes without proof."""
+"""Seconds for which an address is blocked that exceeds the limits of unproven calls or bytes."""
 ALL_UNPROVEN_CALLS: Final = (1_000, 200)
-"""The same for all addresses together, as one attacker may have many. A refused call takes about 0.3 ms of the event loop."""
+"""Unproven calls of all addresses: burst and rate per second.
+
+An attacker may have many addresses. A refused call takes about 0.3 ms of the event loop.
+"""
 PROVEN_CALLS: Final = (1_000, 100)
-"""Calls that a proven caller may make from one address: at once, and per second. A proxy makes one per connection."""
+"""Calls of a proven caller from one address: burst and rate per second. A proxy makes one per connection."""
 PLAINTEXT_CALLS: Final = (20_000, 1_000)
-"""The same in plaintext, where all callers of an address are one."""
+"""Plaintext calls of one address: burst and rate per second. All its callers share the limit."""
 MAX_BACKLOG: Final = 60.0
-"""Time by which PROOF_TIMEOUT is extended at most while honest callers have to wait for their turn, in seconds."""
+"""Maximum extension of PROOF_TIMEOUT in seconds, while honest callers wait for their calls to be handled."""
 
 _SCAN_INTERVAL: Final = 0.5
+"""Minimum seconds between two scans; a quarter of it if a connection to end has no known descriptor."""
 _SCAN_INTERVAL_PER_DESCRIPTOR: Final = 0.0002
-"""Seconds between two scans; the longer if there are many descriptors. To look at one takes 3 µs, and so 1.5 % of the time at most.
+"""Seconds between two scans, for each file descriptor.
 
-It is a quarter of that when a connection is to be ended whose descriptor is not known yet.
+A check of a descriptor takes 3 µs, so scans use at most 1.5 % of the time.
 """
-_SCANNED_AT_ONCE: Final = 250
-"""Descriptors or connections after which other tasks of the event loop get their turn: 2 ms."""
-_BACKLOG_MEMORY: Final = 60.0
-"""Seconds for which a backlog is reckoned with after it was seen."""
+_SCAN_BATCH: Final = 250
+"""Descriptors or connections checked before other tasks run, which takes 2 ms."""
+_BACKLOG_TTL: Final = 60.0
+"""Seconds for which an observed backlog extends the timeouts."""
 _LOG_INTERVAL: Final = 10.0
-"""Seconds between two lines of the log."""
-_MAX_BUDGETS: Final = 4_096
-"""Addresses and callers whose calls are remembered."""
+"""Minimum interval of log lines, in seconds."""
+_MAX_BUCKETS: Final = 4_096
+"""Maximum number of remembered addresses and callers."""
 _MAX_BLOCKED: Final = 256
-"""Addresses that are blocked at the same time; the kernel takes programs of 4,096 instructions, five for each."""
+"""Maximum number of blocked addresses.
+
+The kernel accepts 4,096 instructions, and an address needs up to five.
+"""
 _DESCRIPTORS: Final = "/proc/self/fd"
+"""Directory of the file descriptors of this process."""
 _BYTES_RECEIVED: Final = struct.Struct("=128xQ")
-"""Where Linux's `struct tcp_info` has `tcpi_bytes_received`."""
+"""Offset of `tcpi_bytes_received` in the `struct tcp_info` of Linux."""
 
 _Key = tuple[Address, int]
 
 _NO_PROOF = "no proof in time"
-_CROWDED = "too many connections of one address without proof"
+_TOO_MANY_OF_ADDRESS = "too many connections of one address without proof"
 _TOO_MANY = "too many connections without proof"
 _TOO_MANY_BYTES = "too many bytes without proof"
 _TOO_MANY_UNPROVEN_CALLS = "too many calls without proof"
 _TOO_MANY_CALLS = "too many calls"
-_REASONS = (_NO_PROOF, _CROWDED, _TOO_MANY, _TOO_MANY_BYTES, _TOO_MANY_UNPROVEN_CALLS, _TOO_MANY_CALLS)
+_REASONS = (
+    _NO_PROOF,
+    _TOO_MANY_OF_ADDRESS,
+    _TOO_MANY,
+    _TOO_MANY_BYTES,
+    _TOO_MANY_UNPROVEN_CALLS,
+    _TOO_MANY_CALLS,
+)
 
 
 @dataclass(slots=True, eq=False)
 class _Connection:
-    """What is known of a client's address and port."""
+    """A connection, identified by the address and port of the client."""
 
     key: _Key
+    """Address and port of the client."""
     network: Network
+    """Unit of per-address limits that the client belongs to."""
     since: float
-    """Time at which it was first seen, in seconds of the event loop's clock."""
+    """Time it was first seen, in seconds of the event loop's clock."""
     age: float = 0.0
-    """Seconds for which it has been there while this process had time for it."""
+    """Age in seconds, without the time in which this process was too busy to scan."""
     sockets: dict[int, int] = field(default_factory=dict)
-    """Descriptors by inode; none: they were not looked for yet. A client may use one port of its own for several of ours."""
-    proven: Budget | None = None
-    """Calls that are left to a proven caller; None: no caller has proved anything on this connection."""
+    """File descriptors by inode; empty until a scan finds them.
+
+    A client may use one local port for connections to several of our ports.
+    """
+    proven: TokenBucket | None = None
+    """Calls of its proven caller; None while the connection is unproven."""
     is_authenticated: bool = False
-    """Whether that caller showed a credential."""
-    doomed: str = ""
-    """Why it is to be ended as soon as its descriptor is known."""
+    """Whether that caller presented a credential."""
+    end_reason: str = ""
+    """Reason to end the connection as soon as its descriptor is known; empty to keep it."""
 
 
 @dataclass(slots=True)
-class _Ended:
-    """What the log has not been told yet."""
+class _EndedConnections:
+    """Ended connections that were not logged yet."""
 
     reasons: Counter[str] = field(default_factory=Counter)
     addresses: set[Address] = field(default_factory=set)
 
 
 class ConnectionGuard:
-    """Ends connections that cost too much without having proved who they are; on Linux, elsewhere it does nothing.
+    """Ends unproven connections that exceed their limits. It works on Linux only.
 
-    The services report which calls are let in (`proved`) and which are not (`unproven`). Without `run` it does nothing.
+    The services report accepted calls with `mark_proven` and other calls with `record_unproven`. Connections
+    are ended only while `run` is active.
     """
 
     def __init__(self) -> None:
-        self.own: set[str] = set()
-        """Full names of the services that say themselves which calls are let in; all others let in everybody."""
+        self.own_services: set[str] = set()
+        """Full names of services that report their calls themselves. All others accept all callers."""
         self.ended: Counter[str] = Counter(dict.fromkeys(_REASONS, 0))
-        """Number of connections that were ended, by reason."""
+        """Number of ended connections, by reason."""
         self.unproven_calls = 0
         """Number of calls that were refused, or were answered without proof."""
         self._connections: dict[_Key, _Connection] = {}
         self._others: set[int] = set()
         """Inodes of sockets that are not connections of the server."""
-        self._budgets: OrderedDict[Hashable, Budget] = OrderedDict()
-        self._all_unproven = Budget(*ALL_UNPROVEN_CALLS)
+        self._buckets: OrderedDict[Hashable, TokenBucket] = OrderedDict()
+        self._all_unproven_bucket = TokenBucket(*ALL_UNPROVEN_CALLS)
         self._backlog = 0.0
         self._backlog_until = 0.0
         self._running = False
         self._listeners: dict[int, int] = {}
-        """Descriptors by inode."""
+        """File descriptors of listening sockets, by inode."""
         self._blocked: OrderedDict[Network, float] = OrderedDict()
-        """Until when nothing is accepted, by address."""
+        """End time of each block, by address."""
         self._scanned_at = 0.0
-        self._pause = _SCAN_INTERVAL
-        self._hurry = asyncio.Event()
-        self._untold = _Ended()
-        self._told_at = float("-inf")
+        self._scan_interval = _SCAN_INTERVAL
+        self._wakeup = asyncio.Event()
+        self._unlogged = _EndedConnections()
+        self._logged_at = float("-inf")
         self._failed_at = float("-inf")
 
-    def proved(self, context: grpc.aio.ServicerContext, caller: Any = None) -> None:
-        """Note that a call was let in: its connection is left alone from now on. `caller`: who made it, if that was proved."""
-        if not (connection := self._of(context)):
+    def mark_proven(self, context: grpc.aio.ServicerContext, caller: Any = None) -> None:
+        """Record an accepted call, which proves its connection.
+
+        Args:
+            context: Context of the call.
+            caller: Authenticated caller; None if the call was accepted without a credential.
+        """
+        if not (connection := self._connection_of(context)):
             return
         now = _now()
         if connection.proven is None:
             waited = min(now - connection.since, MAX_BACKLOG)
             if waited > self._backlog or now > self._backlog_until:
-                self._backlog, self._backlog_until = waited, now + _BACKLOG_MEMORY
-            connection.proven = self._proven_budget(connection.key[0], caller)
+                self._backlog, self._backlog_until = waited, now + _BACKLOG_TTL
+            connection.proven = self._proven_bucket(connection.key[0], caller)
             connection.is_authenticated = caller is not None
         self._charge(connection, connection.proven, now)
 
-    def unproven(self, context: grpc.aio.ServicerContext, *, undecided: bool = False) -> None:
-        """Note that a call was refused, or was answered without proof.
+    def record_unproven(self, context: grpc.aio.ServicerContext, *, undecided: bool = False) -> None:
+        """Record a call that was refused, or was answered without proof.
 
-        `undecided`: the credential could not be checked, such as while the API server is down. Honest callers meet
-        this all at once, so only the limit of their address applies.
+        Args:
+            context: Context of the call.
+            undecided: Whether the credential could not be checked, such as while the API server is down. This
+                affects all honest callers at once, so only the limit per address applies.
         """
         self.unproven_calls += 1
-        if not (connection := self._of(context)):
+        if not (connection := self._connection_of(context)):
             return
         now = _now()
         if connection.proven:
             self._charge(connection, connection.proven, now)
             return
-        own = self._budget(connection.network, UNPROVEN_CALLS)
-        exceeds_own = not own.take(now)
-        if exceeds_own or not (undecided or self._all_unproven.take(now)):
-            # An address that makes few calls is not blocked for what all others do.
-            if exceeds_own or own.is_half_spent:
+        own_bucket = self._bucket(connection.network, UNPROVEN_CALLS)
+        exceeds_bucket = not own_bucket.take(now)
+        if exceeds_bucket or not (undecided or self._all_unproven_bucket.take(now)):
+            # Do not block an address with few calls because of the calls of others.
+            if exceeds_bucket or own_bucket.is_half_spent:
                 self._block(connection.network, now)
             self._end(connection, _TOO_MANY_UNPROVEN_CALLS)
 
-    def _charge(self, connection: _Connection, budget: Budget, now: float) -> None:
-        """Count a call of a proven caller; end the connection if it is one too many."""
-        if not budget.take(now):
-            if connection.is_authenticated:  # In plaintext, an address may be that of many clients.
+    def _charge(self, connection: _Connection, bucket: TokenBucket, now: float) -> None:
+        """Count a call of a proven caller, and end the connection if it exceeds the limit."""
+        if not bucket.take(now):
+            if connection.is_authenticated:  # A plaintext address may have many clients.
                 self._block(connection.network, now)
             self._end(connection, _TOO_MANY_CALLS)
 
     def interceptor(self) -> grpc.aio.ServerInterceptor:
-        """Return what tells of the calls of services that are not `own`, and of those that do not exist."""
+        """Return an interceptor that records calls of services that are not in `own_services`.
+
+        It also records calls of unknown methods.
+        """
         return _Interceptor(self)
 
     async def run(self, ports: Collection[int]) -> None:
-        """Guard the connections to these local ports until cancelled."""
+        """Guard the connections to these local ports, until cancelled."""
         if sys.platform != "linux" or not ports:
             return
         self._running = True
@@ -203,25 +248,25 @@ class ConnectionGuard:
             while True:
                 try:
                     await self._scan(frozenset(ports))
-                except Exception as error:  # noqa: BLE001 - the next scan may succeed, and without any there are no limits
-                    self._report(error)
-                await asyncio.sleep(self._pause / 4)
+                except Exception as error:  # noqa: BLE001 - the next scan may succeed
+                    self._log_scan_failure(error)
+                await asyncio.sleep(self._scan_interval / 4)
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(self._pause * 3 / 4):
-                        await self._hurry.wait()
-                self._hurry.clear()
+                    async with asyncio.timeout(self._scan_interval * 3 / 4):
+                        await self._wakeup.wait()
+                self._wakeup.clear()
         finally:
             self._running = False
             self._connections.clear()
             self._blocked.clear()
-            self._filter()
+            self._update_filters()
 
-    def _of(self, context: grpc.aio.ServicerContext) -> _Connection | None:
-        """Return the connection of a call; None: it is not guarded."""
+    def _connection_of(self, context: grpc.aio.ServicerContext) -> _Connection | None:
+        """Return the connection of a call; None if it is not guarded."""
         if not self._running:
             return None
         peer = context.peer()
-        host, port = host_of(peer), peer.rpartition(":")[2]
+        host, port = peer_address(peer), peer.rpartition(":")[2]
         if host is None or not port.isdecimal():
             return None
         key = host, int(port)
@@ -230,55 +275,57 @@ class ConnectionGuard:
             connection = self._connections[key] = _Connection(key, network_of(key[0]), _now())
         return connection
 
-    def _proven_budget(self, address: Address, caller: Any) -> Budget:
+    def _proven_bucket(self, address: Address, caller: Any) -> TokenBucket:
         if caller is None:
-            return self._budget((address, None), PLAINTEXT_CALLS)
-        return self._budget((address, key_of(caller)), PROVEN_CALLS)
+            return self._bucket((address, None), PLAINTEXT_CALLS)
+        return self._bucket((address, caller_key(caller)), PROVEN_CALLS)
 
-    def _budget(self, key: Hashable, calls: tuple[int, int]) -> Budget:
-        budget = self._budgets.pop(key, None) or Budget(*calls)
-        self._budgets[key] = budget
-        if len(self._budgets) > _MAX_BUDGETS:
-            self._budgets.popitem(last=False)
-        return budget
+    def _bucket(self, key: Hashable, calls: tuple[int, int]) -> TokenBucket:
+        bucket = self._buckets.pop(key, None) or TokenBucket(*calls)
+        self._buckets[key] = bucket
+        if len(self._buckets) > _MAX_BUCKETS:
+            self._buckets.popitem(last=False)
+        return bucket
 
     async def _scan(self, ports: Collection[int]) -> None:
-        """Find out which connections there are, and end those that have to go."""
+        """Update the set of connections, and end those that exceed a limit."""
         began = _now()
-        seen: set[int] = set()
-        known = {inode: each for each in self._connections.values() for inode in each.sockets}
+        seen_inodes: set[int] = set()
+        connection_by_inode = {
+            inode: connection for connection in self._connections.values() for inode in connection.sockets
+        }
         descriptors = os.listdir(_DESCRIPTORS)  # noqa: PTH208 - there may be 10,000 of them, twice a second
-        for start in range(0, len(descriptors), _SCANNED_AT_ONCE):
-            for descriptor in map(int, descriptors[start : start + _SCANNED_AT_ONCE]):
-                if (inode := _inode(descriptor)) and inode not in seen:
-                    seen.add(inode)
-                    if connection := known.get(inode):
+        for start in range(0, len(descriptors), _SCAN_BATCH):
+            for descriptor in map(int, descriptors[start : start + _SCAN_BATCH]):
+                if (inode := _inode(descriptor)) and inode not in seen_inodes:
+                    seen_inodes.add(inode)
+                    if connection := connection_by_inode.get(inode):
                         connection.sockets[inode] = descriptor
                     elif inode in self._listeners:
                         self._listeners[inode] = descriptor
                     elif inode not in self._others:
-                        self._look(descriptor, inode, ports)
+                        self._classify(descriptor, inode, ports)
             await asyncio.sleep(0)
-        self._others &= seen
-        for inode in self._listeners.keys() - seen:
+        self._others &= seen_inodes
+        for inode in self._listeners.keys() - seen_inodes:
             del self._listeners[inode]
         for key, connection in tuple(self._connections.items()):
-            for inode in connection.sockets.keys() - seen:
+            for inode in connection.sockets.keys() - seen_inodes:
                 del connection.sockets[inode]
             if not connection.sockets and connection.since < began:
                 del self._connections[key]
         now = _now()
-        self._pause = max(_SCAN_INTERVAL, len(descriptors) * _SCAN_INTERVAL_PER_DESCRIPTOR)
-        await self._judge(now, min(now - self._scanned_at, 2 * self._pause))
+        self._scan_interval = max(_SCAN_INTERVAL, len(descriptors) * _SCAN_INTERVAL_PER_DESCRIPTOR)
+        await self._enforce_limits(now, min(now - self._scanned_at, 2 * self._scan_interval))
         self._scanned_at = now
         self._unblock(now)
-        self._tell(now)
+        self._log_ended(now)
 
-    def _look(self, descriptor: int, inode: int, ports: Collection[int]) -> None:
-        """Find out what a socket is that was not there in the last scan."""
-        names = _names(descriptor, inode)
+    def _classify(self, descriptor: int, inode: int, ports: Collection[int]) -> None:
+        """Classify a socket that the last scan did not have."""
+        names = _inspect_socket(descriptor, inode)
         if names is None:
-            return  # It is gone already.
+            return  # Closed since the scan.
         local, key = names
         if local not in ports:
             self._others.add(inode)
@@ -289,96 +336,101 @@ class ConnectionGuard:
         connection = self._connections.setdefault(key, _Connection(key, network_of(key[0]), _now()))
         connection.sockets[inode] = descriptor
 
-    async def _judge(self, now: float, passed: float) -> None:
-        """End the connections that have to go; `passed`: seconds by which all are older."""
-        crowds: dict[Network, list[_Connection]] = {}
+    async def _enforce_limits(self, now: float, passed: float) -> None:
+        """End the connections that exceed a limit.
+
+        Args:
+            now: Current time, in seconds of the event loop's clock.
+            passed: Seconds to add to the age of all connections.
+        """
+        by_network: dict[Network, list[_Connection]] = {}
         for connection in tuple(self._connections.values()):
-            if connection.doomed:
-                self._end(connection, connection.doomed)
+            if connection.end_reason:
+                self._end(connection, connection.end_reason)
             elif connection.proven is None and connection.sockets:
-                crowds.setdefault(connection.network, []).append(connection)
-        patience = self._backlog if now <= self._backlog_until else 0.0
-        left: list[tuple[int, float, _Connection]] = []
-        for network, crowd in crowds.items():
-            crowd.sort(key=lambda each: each.since, reverse=True)
-            for rank, connection in enumerate(crowd):
-                if connection.proven is not None:  # Meanwhile.
+                by_network.setdefault(connection.network, []).append(connection)
+        extension = self._backlog if now <= self._backlog_until else 0.0
+        remaining: list[tuple[int, float, _Connection]] = []
+        for network, connections in by_network.items():
+            connections.sort(key=lambda connection: connection.since, reverse=True)
+            for rank, connection in enumerate(connections):
+                if connection.proven is not None:  # Proven since the loop started.
                     continue
-                age = connection.age - patience
+                age = connection.age - extension
                 connection.age += passed
                 if age > PROOF_TIMEOUT:
                     self._end(connection, _NO_PROOF)
                 elif rank >= MAX_UNPROVEN_PER_ADDRESS and age > CROWDED_PROOF_TIMEOUT:
-                    self._end(connection, _CROWDED)
-                elif _received(connection) > MAX_UNPROVEN_BYTES:
+                    self._end(connection, _TOO_MANY_OF_ADDRESS)
+                elif _bytes_received(connection) > MAX_UNPROVEN_BYTES:
                     self._block(network, now)
                     self._end(connection, _TOO_MANY_BYTES)
                 else:
-                    left.append((rank, age, connection))
-                    if len(left) % _SCANNED_AT_ONCE == 0:
+                    remaining.append((rank, age, connection))
+                    if len(remaining) % _SCAN_BATCH == 0:
                         await asyncio.sleep(0)
-        left.sort(key=lambda each: each[:2])  # Those of the addresses that have most are the last.
-        for _, _, connection in left[MAX_UNPROVEN:]:
+        remaining.sort(key=lambda item: item[:2])  # Those of the addresses that have most are the last.
+        for _, _, connection in remaining[MAX_UNPROVEN:]:
             if connection.proven is None:
                 self._end(connection, _TOO_MANY)
 
     def _end(self, connection: _Connection, reason: str) -> None:
         if not connection.sockets:
-            connection.doomed = reason
-            self._hurry.set()
+            connection.end_reason = reason
+            self._wakeup.set()
             return
         for inode, descriptor in connection.sockets.items():
             if _shut_down(descriptor, inode):
                 self.ended[reason] += 1
-                self._untold.reasons[reason] += 1
-                self._untold.addresses.add(connection.key[0])
-                self._others.add(inode)  # It is not looked at again while gRPC closes it.
+                self._unlogged.reasons[reason] += 1
+                self._unlogged.addresses.add(connection.key[0])
+                self._others.add(inode)  # Ignore it while gRPC closes it.
         self._connections.pop(connection.key, None)
 
     def _block(self, network: Network, now: float) -> None:
-        """Accept nothing more from an address for a while."""
+        """Block an address for BLOCK_TIME."""
         is_new = network not in self._blocked
         self._blocked[network] = now + BLOCK_TIME
         if len(self._blocked) > _MAX_BLOCKED:
             self._blocked.popitem(last=False)
         if is_new:
-            self._filter()
+            self._update_filters()
 
     def _unblock(self, now: float) -> None:
-        """Accept connections again from addresses whose time is over."""
-        over = [network for network, until in self._blocked.items() if until <= now]
-        for network in over:
+        """Unblock addresses whose block has expired."""
+        expired = [network for network, until in self._blocked.items() if until <= now]
+        for network in expired:
             del self._blocked[network]
-        if over:
-            self._filter()
+        if expired:
+            self._update_filters()
 
-    def _filter(self) -> None:
+    def _update_filters(self) -> None:
         for inode, descriptor in self._listeners.items():
-            with suppress(OSError), _copy(descriptor, inode) as listener:
+            with suppress(OSError), _duplicate(descriptor, inode) as listener:
                 block(listener, self._blocked)
 
-    def _report(self, error: Exception) -> None:
-        """Log that a scan failed, once in a while."""
+    def _log_scan_failure(self, error: Exception) -> None:
+        """Log a failed scan, at most once per _LOG_INTERVAL."""
         if (now := _now()) >= self._failed_at + _LOG_INTERVAL:
             self._failed_at = now
             log.error("scan of connections failed", problem=f"{type(error).__name__}: {error}")
 
-    def _tell(self, now: float) -> None:
-        """Say in the log what was ended, in one line for all."""
-        if not self._untold.reasons or now < self._told_at + _LOG_INTERVAL:
+    def _log_ended(self, now: float) -> None:
+        """Log ended connections, in one line for all."""
+        if not self._unlogged.reasons or now < self._logged_at + _LOG_INTERVAL:
             return
-        self._told_at = now
-        untold, self._untold = self._untold, _Ended()
+        self._logged_at = now
+        ended, self._unlogged = self._unlogged, _EndedConnections()
         log.warning(
             "connections ended",
-            reasons=dict(untold.reasons),
-            addresses=len(untold.addresses),
-            example=str(next(iter(untold.addresses))),
+            reasons=dict(ended.reasons),
+            addresses=len(ended.addresses),
+            example=str(next(iter(ended.addresses))),
         )
 
 
 class _Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
-    """Reports the calls of services that do not report them to the guard themselves."""
+    """Records the calls of services that do not report them to the guard themselves."""
 
     def __init__(self, guard: ConnectionGuard) -> None:
         self._guard = guard
@@ -392,43 +444,43 @@ class _Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc ha
         handler = await continuation(details)
         if handler is None:
             return grpc.stream_stream_rpc_method_handler(self._unknown)
-        if details.method.rpartition("/")[0].lstrip("/") in self._guard.own:
+        if details.method.rpartition("/")[0].lstrip("/") in self._guard.own_services:
             return handler
         request = "stream" if handler.request_streaming else "unary"
         response = "stream" if handler.response_streaming else "unary"
-        behaviour = _telling(getattr(handler, f"{request}_{response}"), self._guard.proved)
+        behavior = _reporting(getattr(handler, f"{request}_{response}"), self._guard.mark_proven)
         make = getattr(grpc, f"{request}_{response}_rpc_method_handler")
-        return make(behaviour, handler.request_deserializer, handler.response_serializer)
+        return make(behavior, handler.request_deserializer, handler.response_serializer)
 
     async def _unknown(self, _: object, context: grpc.aio.ServicerContext) -> None:
-        self._guard.unproven(context)
+        self._guard.record_unproven(context)
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
 
 
-def _telling(behaviour: Callable[..., Any], tell: Callable[[Any], None]) -> Callable[..., Any]:
-    """Return a behaviour of the same kind that tells of each call first."""
-    if inspect.isasyncgenfunction(behaviour):
+def _reporting(behavior: Callable[..., Any], report: Callable[[Any], None]) -> Callable[..., Any]:
+    """Wrap a behavior, to report each call first."""
+    if inspect.isasyncgenfunction(behavior):
 
         async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
-            tell(context)
-            async with aclosing(behaviour(request, context)) as responses:
+            report(context)
+            async with aclosing(behavior(request, context)) as responses:
                 async for response in responses:
                     yield response
 
         return stream
-    if inspect.iscoroutinefunction(behaviour):
+    if inspect.iscoroutinefunction(behavior):
 
         async def call(request: Any, context: Any) -> Any:
-            tell(context)
-            return await behaviour(request, context)
+            report(context)
+            return await behavior(request, context)
 
         return call
 
     loop = asyncio.get_running_loop()
 
     def in_thread(request: Any, context: Any) -> Any:
-        loop.call_soon_threadsafe(tell, context)
-        return behaviour(request, context)
+        loop.call_soon_threadsafe(report, context)
+        return behavior(request, context)
 
     return in_thread
 
@@ -438,7 +490,7 @@ def _now() -> float:
 
 
 def _inode(descriptor: int) -> int:
-    """Return which socket a descriptor is; 0: it is none."""
+    """Return the inode of a socket descriptor; 0 for other descriptors."""
     try:
         status = os.fstat(descriptor)
     except OSError:
@@ -448,7 +500,11 @@ def _inode(descriptor: int) -> int:
 
 @contextmanager
 def _borrowed(descriptor: int) -> Iterator[socket.socket]:
-    """Look at a socket without closing it. OSError: it is none. Another thread may close it meanwhile, and reuse the number."""
+    """Inspect a socket without owning its descriptor. Another thread may close it and reuse the number.
+
+    Raises:
+        OSError: the descriptor is not a socket.
+    """
     borrowed = socket.socket(fileno=descriptor)
     try:
         yield borrowed
@@ -456,10 +512,10 @@ def _borrowed(descriptor: int) -> Iterator[socket.socket]:
         borrowed.detach()
 
 
-def _names(descriptor: int, inode: int) -> tuple[int, _Key | None] | None:
-    """Return the local port and the peer of a TCP socket, (PORT, None) if it listens, (0, None) if it is of another kind.
+def _inspect_socket(descriptor: int, inode: int) -> tuple[int, _Key | None] | None:
+    """Return the local port and the peer of a TCP socket; None if the socket or its connection is closed.
 
-    None: it is gone, or its connection is.
+    A listening socket has no peer (None). Other kinds of sockets have the port 0.
     """
     try:
         with _borrowed(descriptor) as borrowed:
@@ -469,22 +525,21 @@ def _names(descriptor: int, inode: int) -> tuple[int, _Key | None] | None:
                 if borrowed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
                     names = local, None
                 else:
-                    names = local, _key(*borrowed.getpeername()[:2])
+                    names = local, _peer_key(*borrowed.getpeername()[:2])
     except (OSError, ValueError, TypeError, IndexError, AttributeError):
-        return (
-            None  # gRPC's threads may close it and open a socket of another kind under its number meanwhile.
-        )
+        # A thread of gRPC may close it, and open another kind of socket with the same number.
+        return None
     return names if _inode(descriptor) == inode else None
 
 
-def _key(host: str, port: int) -> _Key:
+def _peer_key(host: str, port: int) -> _Key:
     address = ipaddress.ip_address(host.partition("%")[0])
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     return mapped or address, port
 
 
-def _received(connection: _Connection) -> int:
-    """Return how many bytes a client has sent; 0 if the kernel does not say."""
+def _bytes_received(connection: _Connection) -> int:
+    """Return the number of bytes received from a client; 0 if the kernel does not report it."""
     total = 0
     for descriptor in connection.sockets.values():
         with suppress(OSError, struct.error), _borrowed(descriptor) as borrowed:
@@ -494,9 +549,9 @@ def _received(connection: _Connection) -> int:
 
 
 def _shut_down(descriptor: int, inode: int) -> bool:
-    """Shut a socket down, so that gRPC sees its end and closes it. False: it is gone already."""
+    """Shut down a socket, so that gRPC closes it. Return False if it is already closed."""
     try:
-        with _copy(descriptor, inode) as copy:
+        with _duplicate(descriptor, inode) as copy:
             copy.shutdown(socket.SHUT_RDWR)
     except OSError:
         return False
@@ -504,8 +559,12 @@ def _shut_down(descriptor: int, inode: int) -> bool:
 
 
 @contextmanager
-def _copy(descriptor: int, inode: int) -> Iterator[socket.socket]:
-    """Give a copy of a descriptor, which stays the same socket: no other thread closes it. OSError: the socket is gone."""
+def _duplicate(descriptor: int, inode: int) -> Iterator[socket.socket]:
+    """Duplicate a descriptor. The copy stays the same socket, as no other thread closes it.
+
+    Raises:
+        OSError: the socket is closed.
+    """
     with socket.socket(fileno=os.dup(descriptor)) as copy:
         if _inode(copy.fileno()) != inode:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))

@@ -1,4 +1,4 @@
-"""What changed for a stream, and since when that waits to be acknowledged."""
+"""The time from a change to its ACK, for one stream."""
 
 from __future__ import annotations
 
@@ -11,77 +11,78 @@ from xds.protocol.subscription import collection
 from xds.server import Stream
 from xds.snapshot import Snapshot, difference
 
-_MOST = 64
-"""Changes of a type, or responses, that are remembered for one stream."""
+_MAX_PENDING = 64
+"""Maximum number of remembered changes of a type, and of remembered responses."""
 
 
-class Waits:
-    """The changes that one stream has not acknowledged.
+class ConvergenceTracker:
+    """Tracks the changes that one stream has not acknowledged.
 
-    A change counts from when a source told of it to the acknowledgement of the first response that carries any of it.
-    What the client did not ask for does not count, nor does what it rejects.
+    The time of a change starts when its source reports it, and ends at the ACK of the first response that
+    contains any part of it. Resources without a subscription do not count, and a NACK discards the
+    measurement.
     """
 
-    __slots__ = ("_due", "_sent", "_snapshot", "_subscribed")
+    __slots__ = ("_sent", "_snapshot", "_subscribed", "_unsent")
 
     def __init__(self) -> None:
         self._snapshot = Snapshot()
         self._subscribed: dict[str, Subscribed] = {}
-        self._due: dict[str, list[tuple[float, frozenset[str]]]] = {}
-        """By type: since when which resources are not what was sent."""
+        self._unsent: dict[str, list[tuple[float, frozenset[str]]]] = {}
+        """By type, the changes that were not sent yet: time of the change and names of the resources."""
         self._sent: dict[str, float] = {}
-        """By nonce, since when what a response carries had changed."""
+        """By nonce of a response, the time of the oldest change that it contains."""
 
     def sent(self, stream: Stream, response: Response) -> None:
-        """A response was handed out, of what the stream's proxy should have now."""
-        self._look(stream)
-        due = self._due.get(response.type_url)
+        """Record a response, which contains what the snapshot of the stream has now."""
+        self._record_changes(stream)
+        due = self._unsent.get(response.type_url)
         if not due:
             return
         names = {resource.name for resource in response.resources}
         names.update(response.removed)
         carried = [change for change in due if not change[1].isdisjoint(names)]
         if carried:
-            self._due[response.type_url] = [change for change in due if change not in carried]
+            self._unsent[response.type_url] = [change for change in due if change not in carried]
             self._sent[response.nonce] = min(since for since, _ in carried)
-            if len(self._sent) > _MOST:
+            if len(self._sent) > _MAX_PENDING:
                 del self._sent[next(iter(self._sent))]
 
     def answered(self, event: Acked | Nacked) -> float | None:
-        """Return since when what a response carried had changed; None if it was not sent for a change."""
+        """Return the time of the change that an answered response contains; None if it contains no change."""
         return self._sent.pop(event.nonce, None)
 
     def subscribed(self, stream: Stream, event: Subscribed) -> None:
-        """The client wants something else now."""
-        self._look(stream)  # What changed before it asked has not changed for it.
+        """Record a new subscription."""
+        self._record_changes(stream)  # Changes from before the subscription do not count.
         self._subscribed[event.type_url] = event
-        due = self._due.get(event.type_url)
+        due = self._unsent.get(event.type_url)
         if due:
-            still = ((since, frozenset(_wanted(event, names))) for since, names in due)
-            self._due[event.type_url] = [change for change in still if change[1]]
+            pending = ((since, frozenset(_select(event, names))) for since, names in due)
+            self._unsent[event.type_url] = [change for change in pending if change[1]]
 
-    def _look(self, stream: Stream) -> None:
-        """Find out what changed since the last look."""
+    def _record_changes(self, stream: Stream) -> None:
+        """Record what changed since the last call."""
         snapshot = stream.subscriber.snapshot
         if snapshot is None or snapshot is self._snapshot:
             return
-        before, self._snapshot = self._snapshot, snapshot
+        previous, self._snapshot = self._snapshot, snapshot
         since, stream.subscriber.changed_at = stream.subscriber.changed_at, None
         if since is None:
             return
         for type_url, subscription in self._subscribed.items():
-            after = snapshot.of(type_url)
-            changed = _wanted(subscription, difference(before.of(type_url), after))
+            current = snapshot.of(type_url)
+            changed = _select(subscription, difference(previous.of(type_url), current))
             if stream.info.variant is Variant.SOTW and type_url not in WILDCARD_TYPES:
-                changed = (name for name in changed if name in after)  # That one has gone cannot be said.
+                changed = (name for name in changed if name in current)  # SotW cannot express these removals.
             names = frozenset(changed)
             if names:
-                due = self._due.setdefault(type_url, [])
+                due = self._unsent.setdefault(type_url, [])
                 due.append((since, names))
-                del due[:-_MOST]
+                del due[:-_MAX_PENDING]
 
 
-def _wanted(subscription: Subscribed, names: tuple[str, ...] | frozenset[str]) -> Iterator[str]:
+def _select(subscription: Subscribed, names: tuple[str, ...] | frozenset[str]) -> Iterator[str]:
     if subscription.wildcard:
         return iter(names)
     wanted = subscription.names

@@ -1,6 +1,6 @@
-"""The discovery services as gRPC handlers: who is let in, and which streams there are.
+"""The discovery services as gRPC handlers: authentication, limits and the set of streams.
 
-Who a stream belongs to, what it gets and what becomes of its answers is up to `Proxies`.
+`Proxies` decides what a stream gets, and receives its events.
 """
 
 from __future__ import annotations
@@ -20,11 +20,19 @@ from xds.protocol.events import Connected, Event
 from xds.protocol.limits import DEFAULT_LIMITS, Budgets, LimitError, Limits, RequestError
 from xds.protocol.session import Session, Variant
 from xds.protocol.wire import parse_request
-from xds.server.admission import REQUEST_WITHIN
+from xds.server.admission import FIRST_REQUEST_TIMEOUT
 from xds.server.connections import ConnectionGuard
-from xds.server.fairness import PER_CALL, PER_REQUEST, PER_WARNING, Turns
 from xds.server.fetch import fetch
-from xds.server.proxies import Authenticate, Proxies, Refused, StreamInfo, connected, cut, status_of
+from xds.server.proxies import (
+    Authenticate,
+    Proxies,
+    Refused,
+    StreamInfo,
+    open_subscriber,
+    status_code,
+    truncate,
+)
+from xds.server.scheduling import CALL_COST, REQUEST_COST, WARNING_COST, TurnScheduler
 from xds.server.services import SERVICES, Service
 from xds.server.stream import Observer, Stream, now
 
@@ -33,20 +41,30 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 _SHUTTING_DOWN = "the server is shutting down"
-MAX_UNHEARD = 5_000
-"""Calls whose caller or first request is not known yet: about 30 kB each. A whole mesh that reconnects sends its requests at once."""
-OPENING_FACTOR = 8
-"""How many calls of one caller may wait to have their first request read, for each stream that a client may have."""
-_LONGEST_PAUSE = 0.01
-"""Seconds between the ends of two streams on shutdown, if there are few."""
+MAX_PENDING_CALLS = 5_000
+"""Maximum number of calls without a first request, about 30 kB each.
+
+A mesh that reconnects opens many at once.
+"""
+PENDING_CALLS_FACTOR = 8
+"""Maximum number of waiting calls of one caller, as a multiple of its maximum number of streams."""
+_MAX_DRAIN_INTERVAL = 0.01
+"""Maximum interval between the ends of two streams during shutdown, in seconds."""
 
 
 class DiscoveryService:
-    """The discovery services as gRPC handlers, for any grpc.aio server: ADS, and those for one type each.
+    """The discovery services as gRPC handlers for any grpc.aio server: ADS, and the services of single types.
 
-    A request that no client should send ends its stream with INVALID_ARGUMENT, an error of ours (in a Proxies, say)
-    with INTERNAL; neither touches another stream. One that exceeds `limits` ends with RESOURCE_EXHAUSTED. `fetch` is asked on behalf of the proxies too, but has no stream.
-    `authenticate` is asked who makes each call, before anything is read of it.
+    An invalid request ends its stream with INVALID_ARGUMENT, an exceeded limit with RESOURCE_EXHAUSTED, and
+    an exception in the server or in `proxies` with INTERNAL. Other streams are not affected.
+
+    Args:
+        proxies: Decides what each client gets, for streams and for unary Fetch calls.
+        identifier: Identifier of the control plane in responses.
+        observer: Observer of all streams.
+        authenticate: Authenticates each call before its first request is read. The default accepts all
+            callers.
+        limits: Limits of each client.
     """
 
     def __init__(
@@ -64,70 +82,72 @@ class DiscoveryService:
         self._observer = observer
         self._budgets = Budgets(limits)
         self.failed: Counter[grpc.StatusCode] = Counter()
-        """How many calls were refused, malformed or went wrong here, by the status that they ended with."""
+        """Number of failed calls, by status: refused, malformed, or ended by an error in the server."""
         self._streams: set[Stream] = set()
-        self._unheard: set[asyncio.Timeout] = set()
-        """When streams end whose first request has not come."""
+        self._pending: set[asyncio.Timeout] = set()
+        """Timeouts of the calls whose first request has not arrived."""
         self.connections = ConnectionGuard()
-        """Counts every call here; run it to limit what connections without proof cost."""
-        self.connections.own.update(SERVICES)
-        self._unheard_of: Counter[Hashable] = Counter()
-        """How many of them each proven caller has."""
-        self._turns = Turns()
+        """Guard that records every call. Its `run` method enforces the limits of unproven connections."""
+        self.connections.own_services.update(SERVICES)
+        self._pending_by_caller: Counter[Hashable] = Counter()
+        """Number of such calls of each authenticated caller."""
+        self._scheduler = TurnScheduler()
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
 
     @property
     def streams(self) -> Collection[Stream]:
-        """The streams that there are now."""
+        """The open streams."""
         return self._streams
 
     def handlers(self) -> tuple[grpc.GenericRpcHandler, ...]:
-        """Return what to give to a server's `add_generic_rpc_handlers`."""
+        """Return the handlers for a server's `add_generic_rpc_handlers`."""
         return tuple(
             grpc.method_handlers_generic_handler(name, self._methods(service))
             for name, service in SERVICES.items()
         )
 
     def stop(self) -> None:
-        """End all streams, now and from now on, so that their proxies go elsewhere."""
-        self._stop_unheard()
+        """End all streams, and refuse new ones, so that clients reconnect to another server."""
+        self._stop_pending()
         for stream in self._streams:
             stream.stop(_SHUTTING_DOWN)
 
-    async def drain(self, *, within: float) -> None:
-        """End the streams one after the other, so that not all proxies go elsewhere at once; return when all have.
+    async def drain(self, *, grace: float) -> None:
+        """End the streams one after the other, so that clients reconnect gradually. Refuse new streams.
 
-        All are told in half of `within` seconds, or as fast as they end if that takes longer. Those that have not ended
-        when the other half is over as well are left: their clients do not read.
+        Args:
+            grace: Seconds for the whole drain. Streams are ended during the first half, or later if ending
+                them takes longer. Clients that do not read keep their streams open beyond it; these are left
+                open.
         """
-        self._stop_unheard()
+        self._stop_pending()
         began = now()
-        pause = min(_LONGEST_PAUSE, within / 2 / max(len(self._streams), 1))
+        pause = min(_MAX_DRAIN_INTERVAL, grace / 2 / max(len(self._streams), 1))
         for number, stream in enumerate(tuple(self._streams), 1):
             stream.stop(_SHUTTING_DOWN)
             await asyncio.sleep(max(began + number * pause - now(), 0))
-        await self.ended(within=max(began + within - now(), within / 2))
+        await self.wait_closed(grace=max(began + grace - now(), grace / 2))
 
-    async def ended(self, *, within: float) -> None:
-        """Wait until no stream is left, so that everybody was told that it is gone."""
+    async def wait_closed(self, *, grace: float) -> None:
+        """Wait until all streams have sent their status and ended, for at most `grace` seconds."""
         if self._tasks:
-            await asyncio.wait(self._tasks, timeout=within)
+            await asyncio.wait(self._tasks, timeout=grace)
 
-    def _stop_unheard(self) -> None:
-        """Let nobody in from now on, and end the streams that nobody is known to have."""
+    def _stop_pending(self) -> None:
+        """Refuse new calls, and end the calls whose first request has not arrived."""
         self._stopping = True
-        for until in self._unheard:
-            if not until.expired():
-                until.reschedule(now())
+        for timeout in self._pending:
+            if not timeout.expired():
+                timeout.reschedule(now())
 
     def _methods(self, service: Service) -> dict[str, grpc.RpcMethodHandler]:
-        made = {
+        methods = {
             service.stream: self._stream_method(Variant.SOTW, service.type_url),
             service.delta: self._stream_method(Variant.DELTA, service.type_url),
             service.fetch: self._fetch_method(service.type_url),
         }
-        return {name: handler for name, handler in made.items() if name}
+        return {name: handler for name, handler in methods.items() if name}
 
     def _stream_method(self, variant: Variant, type_url: str) -> grpc.RpcMethodHandler:
         async def stream(_: object, context: grpc.aio.ServicerContext) -> None:
@@ -135,65 +155,69 @@ class DiscoveryService:
             assert task  # noqa: S101 - gRPC runs each stream in a task of its own
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-            async with self._ending(context):
+            async with self._abort_on_error(context):
                 if self._stopping:
                     raise Refused(grpc.StatusCode.UNAVAILABLE, _SHUTTING_DOWN)
-                await self._converse(context, variant, type_url)
+                await self._serve_stream(context, variant, type_url)
 
         return grpc.stream_stream_rpc_method_handler(stream)
 
     def _fetch_method(self, type_url: str) -> grpc.RpcMethodHandler:
         async def fetch_once(_: object, context: grpc.aio.ServicerContext) -> bytes:
-            async with self._ending(context):
+            async with self._abort_on_error(context):
                 if self._stopping:
                     raise Refused(grpc.StatusCode.UNAVAILABLE, _SHUTTING_DOWN)
                 info, request = await self._first_request(
                     context, Variant.SOTW, type_url, lambda _, data: parse_request(data, self._budgets.limits)
                 )
                 if request is None:
-                    raise RequestError("there is no request in this call")
+                    raise RequestError("the call has no request")
                 fetched = await fetch(self._proxies, request, info, self._budgets)
-            # Also to who has this version: there is no status for it, and an empty response would take it away.
+            # The response is sent even if the client has this version. Fetch has no status for it, and an
+            # empty response would delete the resources.
             return fetched.response(self._identifier)
 
-        # The same on the wire as with one request, but that waits to be read: see `xds.server.admission`.
+        # Unary-unary has the same wire format, but gRPC would read the request first: see
+        # `xds.server.admission`.
         return grpc.stream_unary_rpc_method_handler(fetch_once)
 
-    def _begin(self, info: StreamInfo, data: bytes) -> tuple[Session, list[Event]]:
-        """Take the first request of a stream."""
+    def _open_session(self, info: StreamInfo, data: bytes) -> tuple[Session, list[Event]]:
+        """Create a session, and pass it the first request of a stream."""
         limits = self._budgets.limits
         session = Session(info.variant, type_url=info.type_url, identifier=self._identifier, limits=limits)
         return session, session.receive(data, now())
 
-    async def _converse(self, context: grpc.aio.ServicerContext, variant: Variant, type_url: str) -> None:
-        info, begun = await self._first_request(context, variant, type_url, self._begin)
-        if not begun:
+    async def _serve_stream(self, context: grpc.aio.ServicerContext, variant: Variant, type_url: str) -> None:
+        info, opened = await self._first_request(context, variant, type_url, self._open_session)
+        if not opened:
             return
-        session, events = begun
+        session, events = opened
         node = next(event.node for event in events if isinstance(event, Connected))
-        about = log.bind(proxy=node.id, peer=info.peer, variant=info.variant.value)
-        # Nothing is awaited when it ends: a stream may be cancelled meanwhile, and would not be forgotten.
-        with ExitStack() as ending:
+        stream_log = log.bind(proxy=node.id, peer=info.peer, variant=info.variant.value)
+        # The cleanup must not await: a cancelled stream would not be removed.
+        with ExitStack() as cleanup:
             try:
-                subscriber = ending.enter_context(connected(self._proxies, self._budgets, node, info))
+                subscriber = cleanup.enter_context(open_subscriber(self._proxies, self._budgets, node, info))
             except Refused as refused:
-                self._turns.pace.charge(info.origin, PER_WARNING)
-                about.warning("proxy refused", code=refused.code.name, reason=refused.message)
+                self._scheduler.pacer.charge(info.origin, WARNING_COST)
+                stream_log.warning("proxy refused", code=refused.code.name, reason=refused.message)
                 raise
             except LimitError:
-                self._turns.pace.charge(info.origin, PER_WARNING)
+                self._scheduler.pacer.charge(info.origin, WARNING_COST)
                 raise
-            about.info("proxy connected", agent=f"{node.user_agent_name} {node.user_agent_version}".strip())
-            ending.callback(about.info, "proxy disconnected")
-            stream = Stream(info, node, session, subscriber, self._turns)
+            stream_log.info(
+                "proxy connected", agent=f"{node.user_agent_name} {node.user_agent_version}".strip()
+            )
+            cleanup.callback(stream_log.info, "proxy disconnected")
+            stream = Stream(info, node, session, subscriber, self._scheduler)
             if self._observer:
-                ending.callback(self._observer.closed, stream)
-            ending.callback(self._streams.discard, stream)
+                cleanup.callback(self._observer.closed, stream)
+            cleanup.callback(self._streams.discard, stream)
             self._streams.add(stream)
             if self._observer:
                 self._observer.opened(stream)
-            stream.take(events, self._proxies, self._observer)
-            events.clear()  # They have all names of the first request, which the client may drop soon.
+            stream.receive(events, self._proxies, self._observer)
+            events.clear()  # Release the names of the first request.
             await stream.run(context, self._proxies, self._observer)
 
     async def _first_request(
@@ -201,103 +225,117 @@ class DiscoveryService:
         context: grpc.aio.ServicerContext,
         variant: Variant,
         type_url: str,
-        take: Callable[[StreamInfo, bytes], T],
+        parse: Callable[[StreamInfo, bytes], T],
     ) -> tuple[StreamInfo, T | None]:
-        """Return what is known of a call, and what `take` makes of its first request; None if there is no request.
+        """Return the properties of a call and its parsed first request; None if the call has no request.
 
-        The request itself may be large, and is not kept. RequestError: as `take` raises it.
-        Refused: the caller is not let in, no request comes in time, or the server is shutting down.
+        The request may be large, and is released after `parse` has read it.
+
+        Raises:
+            RequestError: `parse` rejects the request.
+            Refused: the caller is refused, the request does not arrive in time, or the server shuts down.
         """
-        if len(self._unheard) >= MAX_UNHEARD:
-            problem = f"{MAX_UNHEARD} calls without a request are open already, the limit (MAX_UNHEARD): try again later"
+        if len(self._pending) >= MAX_PENDING_CALLS:
+            problem = (
+                f"{MAX_PENDING_CALLS} calls without a request are open (MAX_PENDING_CALLS): try again later"
+            )
             raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, problem)
         info: StreamInfo | None = None
         try:
-            async with asyncio.timeout(REQUEST_WITHIN) as until:
-                self._unheard.add(until)
-                caller = await self._who(context)
+            async with asyncio.timeout(FIRST_REQUEST_TIMEOUT) as timeout:
+                self._pending.add(timeout)
+                caller = await self._authenticate_call(context)
                 info = StreamInfo(peer=context.peer(), variant=variant, type_url=type_url, caller=caller)
-                async with nullcontext() if caller is None else self._opening(info.origin):
-                    await self._turns.pace.wait(info.origin)
+                async with nullcontext() if caller is None else self._reserve_first_request(info.origin):
+                    await self._scheduler.pacer.wait(info.origin)
                     request = await context.read()
-                    await self._turns.take()
+                    await self._scheduler.wait_turn()
                     if request is grpc.aio.EOF:
                         return info, None
                     try:
-                        with self._turns.pace.working(info.origin, PER_REQUEST):
-                            return info, take(info, request)
+                        with self._scheduler.pacer.measure(info.origin, REQUEST_COST):
+                            return info, parse(info, request)
                     except RequestError:
-                        self._turns.pace.charge(info.origin, PER_WARNING)
+                        self._scheduler.pacer.charge(info.origin, WARNING_COST)
                         raise
         except TimeoutError:
             if self._stopping:
                 raise Refused(grpc.StatusCode.UNAVAILABLE, _SHUTTING_DOWN) from None
             if info is None:
-                problem = f"the caller could not be authenticated within {REQUEST_WITHIN:g} s; try again"
+                problem = (
+                    f"the caller could not be authenticated within {FIRST_REQUEST_TIMEOUT:g} s; try again"
+                )
                 raise Refused(grpc.StatusCode.UNAVAILABLE, problem) from None
-            self._turns.pace.charge(info.origin, PER_WARNING)
-            problem = (
-                f"no request came within {REQUEST_WITHIN:g} s; send the first one when the stream is opened"
-            )
+            self._scheduler.pacer.charge(info.origin, WARNING_COST)
+            problem = f"no request arrived within {FIRST_REQUEST_TIMEOUT:g} s; send one when the stream opens"
             log.warning("stream without a request", peer=context.peer(), problem=problem)
             raise Refused(grpc.StatusCode.DEADLINE_EXCEEDED, problem) from None
         finally:
-            self._unheard.discard(until)
+            self._pending.discard(timeout)
 
     @asynccontextmanager
-    async def _opening(self, origin: Hashable) -> AsyncIterator[None]:
-        """Let a proven caller have a first request read, a few at a time. Refused: too many of its calls wait for that."""
-        limit = OPENING_FACTOR * self._budgets.limits.streams
-        if self._unheard_of[origin] >= limit:
-            problem = f"{limit} calls of this caller without a request are open already, the limit: send the first requests"
+    async def _reserve_first_request(self, origin: Hashable) -> AsyncIterator[None]:
+        """Hold a slot for the first request of an authenticated caller.
+
+        Raises:
+            Refused: too many calls of the caller wait for their first request.
+        """
+        limit = PENDING_CALLS_FACTOR * self._budgets.limits.streams
+        if self._pending_by_caller[origin] >= limit:
+            problem = f"{limit} calls of this caller without a request are open, the limit: send requests"
             raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, problem)
-        self._turns.pace.charge(origin, PER_CALL)
-        self._unheard_of[origin] += 1
+        self._scheduler.pacer.charge(origin, CALL_COST)
+        self._pending_by_caller[origin] += 1
         try:
-            async with self._turns.pace.opening(origin):
+            async with self._scheduler.pacer.first_requests(origin):
                 yield
         finally:
-            self._unheard_of[origin] -= 1
-            if not self._unheard_of[origin]:
-                del self._unheard_of[origin]
+            self._pending_by_caller[origin] -= 1
+            if not self._pending_by_caller[origin]:
+                del self._pending_by_caller[origin]
 
-    async def _who(self, context: grpc.aio.ServicerContext) -> Any:
-        """Return who calls. Refused: the caller is not let in."""
+    async def _authenticate_call(self, context: grpc.aio.ServicerContext) -> Any:
+        """Return the caller of a call, and record in the connection guard whether it was accepted.
+
+        Raises:
+            Refused: the caller is refused.
+        """
         try:
             caller = await self._authenticate(context) if self._authenticate else None
         except Refused as refused:
-            self.connections.unproven(context, undecided=refused.code is grpc.StatusCode.UNAVAILABLE)
+            self.connections.record_unproven(context, undecided=refused.code is grpc.StatusCode.UNAVAILABLE)
             raise
-        self.connections.proved(context, caller)
+        self.connections.mark_proven(context, caller)
         return caller
 
     @asynccontextmanager
-    async def _ending(self, context: grpc.aio.ServicerContext) -> AsyncIterator[None]:
-        """End a call with the status of what goes wrong in it."""
+    async def _abort_on_error(self, context: grpc.aio.ServicerContext) -> AsyncIterator[None]:
+        """End a call with the status that matches an exception in the block."""
         try:
             yield
         except RequestError as error:
-            _free(error)
-            code, message = status_of(error), cut(str(error))
+            _clear_frames(error)
+            code, message = status_code(error), truncate(str(error))
             log.warning("malformed request", peer=context.peer(), problem=message)
         except Refused as refused:
-            _free(refused)
-            code, message = refused.code, cut(refused.message)
+            _clear_frames(refused)
+            code, message = refused.code, truncate(refused.message)
         except grpc.aio.InternalError as error:
-            # The client was lost during a read or write. Nobody is there to be told how the call ends.
+            # The connection was lost during a read or write: no status can be sent.
             raise asyncio.CancelledError from error
-        except Exception:  # noqa: BLE001 - told in full
-            # As text: who formats tracebacks may show local variables, and there may be keys among them.
+        except Exception:  # noqa: BLE001 - logged with its traceback
+            # Log the traceback as text: a formatter of tracebacks may print local variables, which may
+            # contain keys.
             log.error(  # noqa: TRY400
-                "a call ends with an error of ours", peer=context.peer(), stack=traceback.format_exc()
+                "call failed with an internal error", peer=context.peer(), stack=traceback.format_exc()
             )
-            code, message = grpc.StatusCode.INTERNAL, "an error in the server; its log says more"
+            code, message = grpc.StatusCode.INTERNAL, "internal error; see the log of the server"
         else:
             return
         self.failed[code] += 1
         await context.abort(code, message)
 
 
-def _free(error: Exception) -> None:
-    """Free what the traceback of an error keeps: a request and a session, until the next collection of garbage."""
+def _clear_frames(error: Exception) -> None:
+    """Release the locals of a traceback, such as a request, before the next garbage collection."""
     traceback.clear_frames(error.__traceback__)

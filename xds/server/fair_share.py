@@ -1,4 +1,4 @@
-"""Share limited capacity fairly between clients that have not proved who they are: by address, in turn."""
+"""Share capacity fairly between unauthenticated HTTP clients, by address and in turn."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-class FairSlots:
-    """A semaphore that serves waiting clients in turn, so that a client with many requests does not delay the others."""
+class FairSemaphore:
+    """A semaphore that serves clients in turn, so that many requests of one client do not delay others."""
 
     def __init__(self, slots: int, per_client: int) -> None:
-        """Create the slots.
+        """Create the semaphore.
 
         Args:
-            slots: number of holders at the same time.
-            per_client: number of these that one client may have.
+            slots: Maximum number of holders at the same time.
+            per_client: Maximum number of slots that one client may hold.
         """
         self._free = slots
         self._per_client = per_client
         self._held = Counter[str]()
-        self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+        self._queues: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
 
     @asynccontextmanager
     async def slot(self, client: str) -> AsyncIterator[None]:
-        """Hold a slot; wait for the client's turn if there is none."""
+        """Hold a slot. If none is free, wait for the client's turn."""
         turn = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(client, deque()).append(turn)
+        self._queues.setdefault(client, deque()).append(turn)
         self._assign()
         try:
             await turn
@@ -44,12 +44,12 @@ class FairSlots:
                 self._assign()
 
     def _assign(self) -> None:
-        for client in list(self._waiting):
+        for client in list(self._queues):
             if not self._free:
                 return
             if self._held[client] >= self._per_client:
                 continue
-            turns = self._waiting.pop(client)
+            turns = self._queues.pop(client)
             while turns:
                 turn = turns.popleft()
                 if not turn.done():  # The client may have given up.
@@ -58,49 +58,58 @@ class FairSlots:
                     self._held[client] += 1
                     break
             if turns:
-                self._waiting[client] = turns  # To the end of the queue.
+                self._queues[client] = turns  # Move the client to the end of the queue.
 
 
 class CpuShare:
-    """CPU time that one client may use: a burst, and then a share of one core."""
+    """CPU time of one client: a burst, then a share of one core."""
 
     BURST = 1.0
-    """CPU seconds that a client may use at once: the admission of 500 pods, each on a TLS connection of its own."""
+    """Burst in CPU seconds: the admission of 500 pods, each on a TLS connection of its own."""
     SHARE = 0.1
-    """Share of one core that a client may use continuously: 50 such admissions a second."""
+    """Sustained share of one core: 50 such admissions per second."""
 
     def __init__(self) -> None:
         self._used = 0.0
         self._updated = 0.0
 
     def charge(self, seconds: float, now: float) -> None:
-        """Count CPU time as used; `now` is the event loop's clock, in seconds."""
+        """Count used CPU time. `now` is the time of the event loop, in seconds."""
         self._used = max(0.0, self._used - self.SHARE * (now - self._updated)) + seconds
         self._updated = now
 
     def wait(self, now: float) -> float:
-        """Return the seconds until the client may use CPU time again; 0 means now."""
+        """Return the seconds until the client may use CPU time again; 0 if it may now."""
         return max(0.0, (self._used - self.BURST) / self.SHARE - (now - self._updated))
 
     def has_recovered(self, now: float) -> bool:
-        """Whether nothing is counted any longer."""
+        """Whether the whole burst is available again."""
         return self._used <= self.SHARE * (now - self._updated)
 
 
-class FairThread:
-    """Runs functions in a thread, one at a time and one client after the other."""
+class FairExecutor:
+    """Runs functions in a thread, one at a time, for clients in turn."""
 
     def __init__(self) -> None:
-        self._slots = FairSlots(1, 1)
+        self._slots = FairSemaphore(1, 1)
 
     async def run(self, client: str, share: CpuShare, function: Callable[[], T]) -> T:
-        """Return what the function returns, or raise what it raises, and charge the client's share for its CPU time."""
+        """Run a function, and charge its CPU time to the client.
+
+        Args:
+            client: Address of the client.
+            share: CPU share of the client.
+            function: Function that needs no event loop.
+
+        Returns:
+            The result of the function. An exception that it raises is raised here.
+        """
         async with self._slots.slot(client):
-            work = asyncio.ensure_future(asyncio.to_thread(_timed, function))
+            work = asyncio.ensure_future(asyncio.to_thread(_call_timed, function))
             try:
                 await asyncio.wait([work])
             except asyncio.CancelledError:
-                await asyncio.wait([work])  # A thread cannot be cancelled: it keeps its slot.
+                await asyncio.wait([work])  # A thread cannot be cancelled: hold the slot until it ends.
                 raise
             finally:
                 if work.done():
@@ -111,8 +120,8 @@ class FairThread:
         return result
 
 
-def _timed(function: Callable[[], T]) -> tuple[T | Exception, float]:
-    """Call a function; return its result or exception, and the CPU seconds that it took."""
+def _call_timed(function: Callable[[], T]) -> tuple[T | Exception, float]:
+    """Call a function. Return its result or exception, and the CPU seconds it used."""
     began = thread_time()
     try:
         result: T | Exception = function()

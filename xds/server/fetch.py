@@ -1,4 +1,4 @@
-"""Discovery without a stream: one request, one response, for gRPC's Fetch methods and for REST."""
+"""Unary discovery, for gRPC's Fetch methods and for REST."""
 
 from __future__ import annotations
 
@@ -12,28 +12,30 @@ from xds.protocol.limits import Budgets, RequestError
 from xds.protocol.responses import encode_response
 from xds.protocol.subscription import Subscription
 from xds.protocol.wire import Request
-from xds.server.proxies import Proxies, Refused, StreamInfo, Subscriber, connected, nothing_known
+from xds.server.proxies import Proxies, Refused, StreamInfo, Subscriber, no_snapshot, open_subscriber
 from xds.snapshot import Resource, ResourceSet, Snapshot
 
 log = structlog.get_logger(__name__)
 
-PATIENCE = 0.5
-"""Seconds that a request is held for the first snapshot of its proxy. Envoy gives up on a poll after one, by default."""
+FIRST_SNAPSHOT_TIMEOUT = 0.5
+"""Seconds that a request waits for the first snapshot. By default, Envoy's polls time out after 1 s."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Fetched:
-    """What a proxy should have of what it asked for."""
+class FetchResult:
+    """The requested resources of a proxy."""
 
     type_url: str
+    """Type URL of the resources."""
     version: str
-    """Of the resources in here, so that it is another one if other names are asked for."""
+    """Version of these resources. It depends on the requested names."""
     resources: tuple[Resource, ...] = field(repr=False)
-    is_known: bool
-    """Whether the request came with this version, as the one that the proxy has."""
+    """Resources that the request selects."""
+    is_current: bool
+    """Whether the request contains this version, so that the proxy has these resources."""
 
     def response(self, identifier: str = "") -> bytes:
-        """Return it as a DiscoveryResponse. Its nonce is the version: there is no stream for it to be unique on."""
+        """Encode a DiscoveryResponse. Its nonce is the version, as there is no stream."""
         return encode_response(
             type_url=self.type_url,
             version=self.version,
@@ -49,31 +51,42 @@ async def fetch(
     info: StreamInfo,
     budgets: Budgets,
     *,
-    patience: float = PATIENCE,
-) -> Fetched:
-    """Answer a DiscoveryRequest for the resources and collections that it names, or for all of the type if it names none, or `*`.
+    first_snapshot_timeout: float = FIRST_SNAPSHOT_TIMEOUT,
+) -> FetchResult:
+    """Return the resources that a DiscoveryRequest names; all of its type without names, or with `*`.
 
-    The proxy is a subscriber for as long as it takes until it has a snapshot. RequestError: there is something wrong
-    with the request. LimitError: the proxy exceeds its budget. Refused: it is not let in, or (UNAVAILABLE) had no snapshot
-    after `patience` seconds.
+    The request may name resources and collections. The proxy is a subscriber until it has a snapshot.
+
+    Args:
+        proxies: Decides what the proxy gets.
+        request: Parsed request. It must have `node.id`.
+        info: Caller and type of the call.
+        budgets: Limits that the call counts against.
+        first_snapshot_timeout: Seconds to wait for the first snapshot of the proxy.
+
+    Raises:
+        RequestError: the request is invalid.
+        LimitError: the client exceeds a limit.
+        Refused: the proxy is refused, or has no snapshot after the timeout (UNAVAILABLE).
     """
     type_url = info.type_url
     if not request.node or not request.node.id:
         raise RequestError("a request must have node.id")
     if request.type_url not in {"", type_url}:
-        raise RequestError(f"this is for {type_url} only, not for {request.type_url}")
-    wanted = Subscription(legacy=True)
-    wanted.replace(request.names)
+        raise RequestError(f"this method serves {type_url}, not {request.type_url}")
+    subscription = Subscription(legacy=True)
+    subscription.replace(request.names)
     try:
-        with connected(proxies, budgets, request.node, info) as subscriber:
+        with open_subscriber(proxies, budgets, request.node, info) as subscriber:
             assert subscriber.reservation  # noqa: S101 - it is open in this block
-            subscriber.reservation.use(len(wanted.names), wanted.size)
+            subscriber.reservation.use(len(subscription.names), subscription.size)
             proxies.observe(
-                subscriber, Subscribed(type_url=type_url, names=wanted.names, wildcard=wanted.wildcard)
+                subscriber,
+                Subscribed(type_url=type_url, names=subscription.names, wildcard=subscription.wildcard),
             )
-            found = await _first_snapshot(subscriber, patience)
+            snapshot = await _first_snapshot(subscriber, first_snapshot_timeout)
     except Refused as refused:
-        # Not a warning: who polls comes again and again.
+        # Not a warning, because a polling client repeats it.
         log.info(
             "fetch refused",
             proxy=request.node.id,
@@ -82,27 +95,27 @@ async def fetch(
             reason=refused.message,
         )
         raise
-    resources = found.of(type_url)
-    if not wanted.wildcard:
-        names = resources if wanted.collections else wanted.names
-        there = [name for name in names if name in resources and wanted.covers(name)]
-        resources = ResourceSet(resources[name] for name in sorted(there))
-    return Fetched(
+    resources = snapshot.of(type_url)
+    if not subscription.wildcard:
+        names = resources if subscription.collections else subscription.names
+        present = [name for name in names if name in resources and subscription.covers(name)]
+        resources = ResourceSet(resources[name] for name in sorted(present))
+    return FetchResult(
         type_url=type_url,
         version=resources.version,
         resources=tuple(resources.values()),
-        is_known=request.version == resources.version,
+        is_current=request.version == resources.version,
     )
 
 
-async def _first_snapshot(subscriber: Subscriber, patience: float) -> Snapshot:
+async def _first_snapshot(subscriber: Subscriber, first_snapshot_timeout: float) -> Snapshot:
     try:
-        async with asyncio.timeout(patience):
+        async with asyncio.timeout(first_snapshot_timeout):
             while subscriber.snapshot is None:
                 subscriber.changed.clear()
                 if subscriber.refused:
                     raise subscriber.refused
                 await subscriber.changed.wait()
     except TimeoutError:
-        raise nothing_known(subscriber.node) from None
+        raise no_snapshot(subscriber.node) from None
     return subscriber.snapshot

@@ -1,7 +1,7 @@
-"""HTTP listeners whose clients have not proved who they are: what one of them can cost is bounded.
+"""HTTP listeners for unauthenticated clients, with bounded cost for each client address.
 
-aiohttp speaks HTTP; this module accepts connections, counts them by address, closes those that take too long, and limits the
-CPU time of each address. docs/reference/limits.md lists the bounds.
+aiohttp implements HTTP. This module accepts connections, counts them by address, closes slow ones, and limits
+the CPU time of each address. The security documentation lists the limits.
 """
 
 from __future__ import annotations
@@ -20,64 +20,75 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Handler
 
-from xds.server.fair_share import CpuShare, FairSlots
+from xds.server.fair_share import CpuShare, FairSemaphore
 
 log = structlog.get_logger(__name__)
 
 MAX_CONNECTIONS = 128
-"""Connections of one listener. All listeners together use a fraction of the usual 1,024 file descriptors: the rest is for xDS."""
+"""Default maximum number of connections of a listener.
+
+The listeners together use a fraction of the usual 1,024 file descriptors, to leave the rest for xDS.
+"""
 MAX_CONNECTIONS_PER_ADDRESS = 32
-"""Connections of one client address. Prometheus and the kubelet use one or two."""
+"""Default maximum number of connections of a client address. Prometheus and the kubelet use one or two."""
 MAX_ADDRESSES = 1024
-"""Client addresses whose use of CPU time is remembered."""
+"""Maximum number of client addresses whose CPU usage is remembered."""
 
 TLS_HANDSHAKE_TIMEOUT = 5.0
-"""Seconds for a TLS handshake."""
+"""Timeout of a TLS handshake, in seconds."""
 HEADER_TIMEOUT = 10.0
-"""Seconds from a connection, or from the first byte of a later request, until the request's headers are complete."""
+"""Timeout for complete headers in seconds, from the connection or the first byte of a later request."""
 BODY_TIMEOUT = 5.0
-"""Seconds from the headers until the body is complete: 3 MiB at 5 Mbit/s."""
+"""Timeout for the body in seconds, from the headers: 3 MiB at 5 Mbit/s."""
 REQUEST_TIMEOUT = 12.0
-"""Seconds from the headers until the response is written. The API server and Prometheus give up after 10 s."""
+"""Timeout for a written response in seconds, from the headers.
+
+The API server and Prometheus time out after 10 s.
+"""
 IDLE_TIMEOUT = 120.0
-"""Seconds between two requests of a connection. Go clients, such as the API server, close idle connections after 90 s themselves:
-if the server did so first, a request that is just being sent would fail."""
+"""Seconds until an idle connection is closed.
+
+Go clients such as the API server close idle connections after 90 s. If the server closed them first, it could
+fail a request that is just being sent.
+"""
 SHUTDOWN_TIMEOUT = 3.0
-"""Seconds for requests to end when the listener stops, and again for their connections."""
+"""Seconds for pending requests when the listener stops, and again for their connections."""
 THROTTLE_TIMEOUT = 2.0
-"""Seconds that a request waits for CPU time of its address; 429 if that is not enough."""
+"""Maximum seconds that a request waits for CPU time of its address, before it fails with status 429."""
 
 MAX_HEADERS = 64
+"""Maximum number of headers of a request."""
 MAX_HEADER_SIZE = 4096
-"""Bytes of a request line, of a header's name and of its value."""
+"""Maximum bytes of a request line, of a header name and of a header value."""
 MAX_SMALL_BODY = 64 << 10
-"""Bytes of a body that every connection may buffer. Larger ones need one of a few slots."""
+"""Maximum bytes of a body that any connection may buffer. Larger bodies need a slot."""
 LARGE_BODIES = 16
-"""Large bodies of one listener that are in memory at the same time."""
+"""Maximum number of large bodies of a listener in memory at the same time."""
 LARGE_BODIES_PER_ADDRESS = 2
+"""Maximum number of these of one address."""
 MAX_JSON_VALUES = 30_000
-"""Separators in a JSON text. Parsing holds the interpreter's lock, and takes up to 250 ns for each."""
+"""Maximum number of separators in a JSON text. Parsing holds the GIL for up to 250 ns for each."""
 _MAX_DIGITS = 32
-"""Characters of a JSON number: parsing takes quadratic time."""
+"""Maximum characters of a JSON number, because parsing takes quadratic time."""
 
 CONNECTION_COST = 0.0005
-"""CPU seconds that are charged for a connection,"""
+"""CPU seconds charged for a plaintext connection."""
 HANDSHAKE_COST = 0.001
-"""for a TLS handshake,"""
+"""CPU seconds charged for a TLS connection."""
 REQUEST_COST = 0.0005
-"""for a request,"""
+"""CPU seconds charged for a request, in addition to measured work."""
 BODY_COST = 0.002 / (1 << 20)
-"""and for each byte of a body. What a request costs besides is measured."""
+"""CPU seconds charged for each byte of a body."""
 
 ACCEPT_RETRY_DELAY = 1.0
-"""Seconds without accepting after the system had no descriptor left."""
+"""Seconds to pause accepting when the process has no free file descriptors."""
 LOG_INTERVAL = 60.0
-"""Seconds between two log lines of the same event about connections that were not accepted."""
+"""Minimum interval of log lines with the same event about refused connections, in seconds."""
 _BACKLOG = 128
 
 
 class _Log(logging.LoggerAdapter[logging.Logger]):
-    """aiohttp's log, without a traceback for each port scan: a client that sends something else than HTTP is no error here."""
+    """A logger for aiohttp that logs malformed requests, such as port scans, as debug messages."""
 
     def exception(self, msg: object, *args: object, exc_info: Any = True, **kwargs: Any) -> None:
         if isinstance(exc_info, HttpProcessingError):
@@ -87,17 +98,17 @@ class _Log(logging.LoggerAdapter[logging.Logger]):
 
 
 class Client:
-    """An address that connects to a listener, and what it uses of that."""
+    """A client address, with its connections and its CPU share."""
 
     def __init__(self, address: str) -> None:
         self.address = address
         self.connections: dict[_Connection, None] = {}
-        """Its connections, oldest first."""
+        """Open connections, oldest first."""
         self.share = CpuShare()
 
 
 class _Connection(asyncio.Protocol):
-    """Passes a connection's events to aiohttp, and aborts the connection if its next step takes too long."""
+    """A protocol that forwards a connection's events to aiohttp, and aborts the connection on a timeout."""
 
     def __init__(self, client: Client, accepted: socket.socket, http: asyncio.Protocol) -> None:
         self.client = client
@@ -109,13 +120,13 @@ class _Connection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport | None = None
         self.lost = self._loop.create_future()
-        """Done when the connection is closed."""
+        """Future that is done when the connection is closed."""
 
     def abort(self) -> None:
-        """Close the connection, whatever it is doing."""
+        """Close the connection immediately."""
         if self._transport:
             self._transport.abort()
-        else:  # Its first byte, or its TLS handshake, is awaited: that ends with its input.
+        else:  # It waits for its first byte or its TLS handshake, which fails at the end of input.
             with suppress(OSError):
                 self.socket.shutdown(socket.SHUT_RDWR)
 
@@ -164,7 +175,18 @@ class _Connection(asyncio.Protocol):
 
 
 class HttpListener:
-    """Serves a web application at an address."""
+    """Serves an aiohttp application at an address, with limits for connections, time and CPU.
+
+    Args:
+        app: Application. A handler is cancelled when its client disconnects.
+        host: Name or address to listen on.
+        port: Port to listen on; 0 selects a free port.
+        tls: TLS context, to serve HTTPS; None for plaintext.
+        max_connections: Maximum number of connections. Beyond it, a new connection replaces the oldest
+            connection of the address that has the most.
+        max_per_address: Maximum number of connections of one client address. Further connections are closed
+            at once.
+    """
 
     def __init__(
         self,
@@ -176,16 +198,6 @@ class HttpListener:
         max_connections: int = MAX_CONNECTIONS,
         max_per_address: int = MAX_CONNECTIONS_PER_ADDRESS,
     ) -> None:
-        """Create a listener.
-
-        Args:
-            app: what to serve; its handlers are cancelled when their client disconnects.
-            host: name or address to listen on.
-            port: 0 leaves the choice to the system.
-            tls: serve HTTPS with this context's certificate.
-            max_connections: limit of connections. At the limit, the address with most of them loses its oldest to a new one.
-            max_per_address: limit of connections of one client address. Those beyond it are closed at once.
-        """
         app.middlewares.append(_limited)
         self._runner = web.AppRunner(
             app,
@@ -193,7 +205,7 @@ class HttpListener:
             logger=_Log(logging.getLogger("aiohttp.server")),
             handler_cancellation=True,
             shutdown_timeout=SHUTDOWN_TIMEOUT,
-            keepalive_timeout=2 * IDLE_TIMEOUT,  # _Connection has the timeouts.
+            keepalive_timeout=2 * IDLE_TIMEOUT,  # _Connection enforces the timeouts.
             lingering_time=1.0,
             auto_decompress=False,
             max_line_size=MAX_HEADER_SIZE,
@@ -211,17 +223,21 @@ class HttpListener:
         self._tasks: set[asyncio.Task[None]] = set()
         self._next_log: dict[str, float] = {}
         self.port = 0
-        """Port that it listens on, after `start`."""
+        """Port of the listener, after `start`."""
 
     async def start(self) -> None:
-        """Listen. OSError: the address cannot be used."""
+        """Start to listen.
+
+        Raises:
+            OSError: the address cannot be used.
+        """
         loop = asyncio.get_running_loop()
         await self._runner.setup()
         try:
-            found = await loop.getaddrinfo(
+            addresses = await loop.getaddrinfo(
                 self._host or None, self._port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
             )
-            for family, address in dict.fromkeys((info[0], info[4]) for info in found):
+            for family, address in dict.fromkeys((info[0], info[4]) for info in addresses):
                 self._sockets.append(_bind(family, address))
         except OSError as error:
             await self.stop()
@@ -232,21 +248,21 @@ class HttpListener:
         self.port = self._sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
-        """Stop listening, and close all connections once their requests are answered."""
+        """Stop listening, and close all connections after their pending requests."""
         loop = asyncio.get_running_loop()
         for listening in self._sockets:
             loop.remove_reader(listening)
             listening.close()
         self._sockets.clear()
         await self._runner.cleanup()
-        # The rest has not sent a request, or does not read.
+        # The remaining connections have no request, or do not read their response.
         for client in self._clients.values():
             for connection in client.connections:
                 connection.abort()
         await asyncio.gather(*self._tasks)
 
     def _accept(self, listening: socket.socket) -> None:
-        """Accept one connection. The event loop calls this again, after its other work, while there are more."""
+        """Accept one connection. The event loop calls this again while more are pending."""
         loop = asyncio.get_running_loop()
         try:
             accepted, address = listening.accept()
@@ -271,23 +287,23 @@ class HttpListener:
             asyncio.get_running_loop().add_reader(listening, self._accept, listening)
 
     def _admit(self, address: str) -> Client | None:
-        """Charge an address for a connection; None if it may not have one."""
+        """Charge an address for a connection. Return None if it exceeds a limit."""
         now = asyncio.get_running_loop().time()
         if address not in self._clients and len(self._clients) >= MAX_ADDRESSES:
             self._forget_addresses(now)
         client = self._clients.pop(address, None) or Client(address)
-        self._clients[address] = client  # The last that is forgotten.
+        self._clients[address] = client  # Move to the end: least recently used clients are removed first.
         if len(client.connections) >= self._max_per_address:
             self._log_refusal(
                 "connection refused", client=address, limit=f"{self._max_per_address} for one address"
             )
             return None
-        if client.share.wait(now) > THROTTLE_TIMEOUT:  # A request waits as long, too.
+        if client.share.wait(now) > THROTTLE_TIMEOUT:  # The same wait as for a request.
             self._log_refusal("connection refused", client=address, limit=_SHARE)
             return None
         client.share.charge(HANDSHAKE_COST if self._tls else CONNECTION_COST, now)
-        if sum(len(each.connections) for each in self._clients.values()) >= self._max_connections:
-            largest = max(self._clients.values(), key=lambda each: len(each.connections))
+        if sum(len(other.connections) for other in self._clients.values()) >= self._max_connections:
+            largest = max(self._clients.values(), key=lambda other: len(other.connections))
             oldest = next(iter(largest.connections))
             del largest.connections[oldest]
             oldest.abort()
@@ -300,18 +316,18 @@ class HttpListener:
         for client in unused:
             del self._clients[client.address]
 
-    def _log_refusal(self, event: str, **about: object) -> None:
+    def _log_refusal(self, event: str, **fields: object) -> None:
         now = asyncio.get_running_loop().time()
         if now >= self._next_log.get(event, 0.0):
             self._next_log[event] = now + LOG_INTERVAL
-            log.warning(event, port=self.port, **about)
+            log.warning(event, port=self.port, **fields)
 
     async def _serve(self, connection: _Connection) -> None:
         try:
             try:
                 await _readable(connection.socket)
             except TimeoutError:
-                connection.socket.close()  # Later, its transport closes it.
+                connection.socket.close()  # No transport owns it yet.
                 return
             await asyncio.get_running_loop().connect_accepted_socket(
                 lambda: connection,
@@ -322,15 +338,19 @@ class HttpListener:
             )
             await connection.lost
         except OSError as error:
-            # The client disconnected, or does not speak TLS. The traceback is part of a cycle that would keep 0.3 MB for each
-            # such connection until the next full garbage collection.
+            # The client disconnected, or does not use TLS. Without the traceback, no reference cycle keeps
+            # 0.3 MB until the next full garbage collection.
             error.__traceback__ = None
         finally:
             connection.client.connections.pop(connection, None)
 
 
 async def _readable(accepted: socket.socket) -> None:
-    """Wait for the first byte: until then, a connection costs little more than its descriptor. TimeoutError."""
+    """Wait for the first byte. Until then, a connection costs little more than its descriptor.
+
+    Raises:
+        TimeoutError: no byte arrived within HEADER_TIMEOUT.
+    """
     loop = asyncio.get_running_loop()
     readable = asyncio.Event()
     loop.add_reader(accepted, readable.set)
@@ -351,7 +371,11 @@ _SHARE = f"{CpuShare.SHARE:.0%} of a CPU core for one address"
 
 
 def _connection(request: web.Request) -> _Connection:
-    """Return the connection of a request. ConnectionResetError: it is lost."""
+    """Return the connection of a request.
+
+    Raises:
+        ConnectionResetError: the connection is closed.
+    """
     connection = request.transport.get_protocol() if request.transport else None
     if not isinstance(connection, _Connection):
         raise ConnectionResetError("the client disconnected")
@@ -359,13 +383,17 @@ def _connection(request: web.Request) -> _Connection:
 
 
 def client_of(request: web.Request) -> Client:
-    """Return the client of a request. ConnectionResetError: its connection is lost."""
+    """Return the client of a request.
+
+    Raises:
+        ConnectionResetError: the connection is closed.
+    """
     return _connection(request).client
 
 
 @web.middleware
 async def _limited(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Answer a request in time, and at a rate that its client's share of CPU time allows."""
+    """Handle a request within the time limit and the CPU share of its client."""
     try:
         connection = _connection(request)
         connection.begin_request()
@@ -380,9 +408,7 @@ async def _limited(request: web.Request, handler: Handler) -> web.StreamResponse
             return response
         finally:
             connection.end_request()
-    except (
-        ConnectionError
-    ):  # The client disconnected: for aiohttp, an error of the handler, and a traceback in the log.
+    except ConnectionError:  # The client disconnected. aiohttp would log a traceback.
         return web.Response()
 
 
@@ -400,28 +426,35 @@ async def _throttle(share: CpuShare) -> None:
 
 
 async def _write(request: web.Request, response: web.StreamResponse) -> None:
-    """Write a response here, where a client that does not read it is timed out; aiohttp writes no response twice."""
+    """Write the response within the timeout, which aiohttp lacks. aiohttp does not write it again."""
     await response.prepare(request)
     await response.write_eof()
 
 
 class BodyReader:
-    """Reads the bodies of a listener's requests, in bounded memory and time."""
+    """Reads the bodies of a listener's requests, in bounded memory and time.
+
+    Args:
+        limit: Maximum size of a body in bytes.
+    """
 
     def __init__(self, limit: int) -> None:
-        """Create a reader for bodies of at most `limit` bytes."""
         self._limit = limit
-        self._large = FairSlots(LARGE_BODIES, LARGE_BODIES_PER_ADDRESS)
+        self._large = FairSemaphore(LARGE_BODIES, LARGE_BODIES_PER_ADDRESS)
 
     @asynccontextmanager
     async def read(self, request: web.Request) -> AsyncIterator[bytes]:
-        """Return a request's body; large ones count until the block ends. web.HTTPException: 408, 411, 413 or 503."""
+        """Yield the body of a request. A large body holds a slot until the block ends.
+
+        Raises:
+            aiohttp.web.HTTPException: 408, 411, 413 or 503.
+        """
         length = request.content_length
         if length is None:
-            raise web.HTTPLengthRequired(text="a request needs a Content-Length\n")
+            raise web.HTTPLengthRequired(text="the request has no Content-Length header\n")
         if length > self._limit:
             raise web.HTTPRequestEntityTooLarge(
-                self._limit, length, text=f"a request may have {self._limit} bytes, not {length}\n"
+                self._limit, length, text=f"the request body has {length} bytes; the limit is {self._limit}\n"
             )
         async with AsyncExitStack() as stack:
             if length > MAX_SMALL_BODY:
@@ -430,8 +463,8 @@ class BodyReader:
                         await stack.enter_async_context(self._large.slot(client_of(request).address))
                 except TimeoutError:
                     raise web.HTTPServiceUnavailable(
-                        text=f"requests larger than {MAX_SMALL_BODY} bytes: {LARGE_BODIES} at once, "
-                        f"{LARGE_BODIES_PER_ADDRESS} of one address; try again\n"
+                        text=f"too many requests above {MAX_SMALL_BODY} bytes: the limits are {LARGE_BODIES} "
+                        f"in total and {LARGE_BODIES_PER_ADDRESS} per address; try again later\n"
                     ) from None
             yield await _body(request)
 
@@ -443,14 +476,18 @@ async def _body(request: web.Request) -> bytes:
             body = await request.read()
     except TimeoutError:
         raise web.HTTPRequestTimeout(
-            text=f"the request's body was not complete after {BODY_TIMEOUT:.0f} s\n"
+            text=f"the request body was not complete after {BODY_TIMEOUT:.0f} s\n"
         ) from None
     client.share.charge(BODY_COST * len(body), asyncio.get_running_loop().time())
     return body
 
 
 def read_json(body: bytes) -> Any:
-    """Parse JSON in bounded time. ValueError: it is not JSON, or has more than MAX_JSON_VALUES values."""
+    """Parse JSON in bounded time.
+
+    Raises:
+        ValueError: the text is not JSON, or has more than MAX_JSON_VALUES separators.
+    """
     if len(body.translate(None, _NOT_SEPARATORS)) > MAX_JSON_VALUES:
         raise ValueError(f"the JSON has more than {MAX_JSON_VALUES} commas, colons and opening brackets")
     try:

@@ -14,7 +14,7 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
 from xds.protocol.limits import DEFAULT_LIMITS, Limits
-from xds.server.admission import Checked
+from xds.server.admission import CheckedServer
 from xds.server.connections import ConnectionGuard
 from xds.server.discovery import DiscoveryService
 from xds.server.proxies import Authenticate, Proxies, is_encrypted
@@ -23,71 +23,81 @@ from xds.server.stream import Observer
 log = structlog.get_logger(__name__)
 
 OPTIONS = (
-    # A proxy that reconnects names all that it has, which is more than the default 4 MiB in a large mesh.
+    # A reconnecting proxy names all its resources. In a large mesh, that exceeds the default of 4 MiB.
     ("grpc.max_receive_message_length", DEFAULT_LIMITS.request_size),
     ("grpc.max_send_message_length", -1),
-    # Per connection. A proxy has one stream, or one per type; a stream that was cancelled counts until it is cleared away.
+    # Per connection. A proxy has one stream, or one per type. Cancelled streams count until gRPC removes
+    # them.
     ("grpc.max_concurrent_streams", 100),
-    # Bytes that are buffered for a stream before it is read. A message that is read comes at full speed, however large.
+    # Bytes buffered for a stream before it is read. It does not limit the size or the speed of a message.
     ("grpc.http2.lookahead_bytes", 64 * 1024),
-    # Otherwise that grows to 100 MiB for each stream of a fast client.
+    # With the probe, the buffer grows to 100 MiB for each stream of a fast client.
     ("grpc.http2.bdp_probe", 0),
-    # Calls that wait for their turn, in total, about 30 kB each: those of a whole mesh that reconnects at once. A storm of more is
-    # answered with CANCELLED, in part from the first number on.
+    # Total of calls that wait for a handler, about 30 kB each, such as of a whole mesh that reconnects.
+    # Between the two numbers, gRPC cancels some of the calls; above the second, all.
     ("grpc.server.max_pending_requests", 5_000),
     ("grpc.server.max_pending_requests_hard_limit", 10_000),
-    # So are, by default, those whose turn does not come within 30 s: after a cold start of a large mesh, on a busy machine.
+    # By default, gRPC also cancels calls that wait for 30 s, such as after a cold start of a large mesh.
     ("grpc.server_max_unrequested_time_in_server", 600),
-    # Find out that a proxy is gone, and let proxies find out that we are.
+    # Detect lost proxies, and let proxies detect a lost server.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
-    # Without this one the answer to a ping may take a minute, whatever the one above says.
+    # Without this, a ping may be unanswered for a minute regardless of the keepalive timeout.
     ("grpc.http2.ping_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.http2.min_ping_interval_without_data_ms", 15_000),
-    # A connection whose handshakes are not done is closed; by default after two minutes.
+    # Timeout of the TLS and HTTP/2 handshakes. The default is two minutes.
     ("grpc.server_handshake_timeout_ms", 10_000),
-    # So is one without a call: clients make a new one for their next call.
+    # Close idle connections. Clients reconnect for their next call.
     ("grpc.max_connection_idle_ms", 5 * 60_000),
-    # A port that another process has is an error, not something to share.
+    # Fail if another process listens on the port, instead of sharing it.
     ("grpc.so_reuseport", 0),
 )
+"""Default gRPC channel arguments of a server."""
 
 MAX_CONNECTION_AGE = 30 * 60.0
-"""Seconds after which connections have to be made anew, unless told otherwise."""
+"""Default maximum age of a connection, in seconds."""
 
 MAX_CONNECTIONS = 30_000
-"""Connections to one server, if this process may have so many open files. Far fewer may be unproven: see `xds.server.connections`."""
+"""Maximum number of connections to one server, if the limit of open files allows it.
+
+The limit for unproven connections is much lower: see `xds.server.connections`.
+"""
 RESERVED_FILES = 1_024
-"""Open files that connections leave for everything else; at most half of those that this process may have."""
+"""Open files reserved for other purposes; at most half of the limit of the process."""
 
 MAX_WATCHES = 100
-"""Health watches at the same time."""
+"""Maximum number of concurrent health watches."""
 MAX_SERVICE_NAME = 1_000
-"""Characters of the name of a service whose health is watched; it is kept as long as the watch."""
+"""Maximum characters of a watched service name, which is stored as long as the watch."""
 
 _UNLIMITED = 24 * 3600.0
-"""Seconds, as gRPC knows no other way to stop accepting and cancel nothing."""
+"""Grace in seconds that never expires. With it, gRPC stops accepting calls and cancels none."""
 
 
 class XdsServer:
-    """A gRPC server with the discovery services and health, and what else is `added` to it before it starts.
+    """A gRPC server with the discovery services and the health service.
 
-    `max_connection_age` is after how many seconds a connection has to be made anew, give or take a tenth that is
-    drawn for each, so that proxies spread over servers that were added: its client is told to open streams elsewhere
-    (GOAWAY), and those that it has end with UNAVAILABLE ten seconds later. None: never. `grace` is how many seconds
-    streams have to end on shutdown. `options` are gRPC's channel arguments, over those in OPTIONS. It is started once.
+    On Linux, it ends connections whose callers do not authenticate in time: see `xds.server.connections`. In
+    plaintext, any answered call counts as proof. The health service accepts all callers. Over TLS it answers
+    only Check, for the whole server. A server can be started once.
 
-    `limits` say how much each client may ask for; a client that exceeds them gets RESOURCE_EXHAUSTED.
-
-    `address` is in plaintext; `secure` are others with gRPC's credentials for each, where the same is served over TLS.
-    `authenticate` is asked who makes a call, on all of them (`is_encrypted` tells them apart); what it returns is the
-    `caller` in StreamInfo, and Refused ends the call. Health answers anybody, over TLS for the server as a whole and
-    only to Check.
-
-    On Linux connections whose callers have not proved who they are within some seconds are ended, see
-    `xds.server.connections`. In plaintext each call that is answered counts as proof.
+    Args:
+        proxies: Decides what each client gets.
+        address: Address of the plaintext port, such as `127.0.0.1:15010`; port 0 selects a free port.
+        identifier: Identifier of the control plane in responses.
+        grace: Seconds in which streams must end on shutdown.
+        max_connection_age: Maximum age of a connection in seconds, with a random deviation of 10 %; None for
+            no limit. Reconnecting spreads clients over added servers. The client receives a GOAWAY frame, and
+            its streams end with UNAVAILABLE ten seconds later.
+        options: gRPC channel arguments, which override `OPTIONS`.
+        observer: Observer of all streams.
+        added: Functions that add other services before the server starts.
+        secure: TLS ports with the same services: addresses and gRPC credentials.
+        authenticate: Authenticates calls on all ports; `is_encrypted` distinguishes them. The default accepts
+            all callers.
+        limits: Limits of each client. A client that exceeds them gets RESOURCE_EXHAUSTED.
     """
 
     def __init__(
@@ -117,12 +127,12 @@ class XdsServer:
         size = ("grpc.max_receive_message_length", limits.request_size)
         self._options = dict((*OPTIONS, size, *age, *options))
         self._server: grpc.aio.Server | None = None
-        self._guarding: asyncio.Task[None] | None = None
-        self._is_over = False
+        self._guard_task: asyncio.Task[None] | None = None
+        self._is_stopped = False
         self.port = 0
-        """The port that it listens on, once started; of use when the address leaves the choice with port 0."""
+        """Port of `address`, after `start`."""
         self.secure_ports: tuple[int, ...] = ()
-        """Those of `secure`, in that order."""
+        """Ports of `secure` in the same order, after `start`."""
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -132,23 +142,25 @@ class XdsServer:
         await self.stop()
 
     async def start(self) -> None:
-        """Listen. RuntimeError: the address cannot be had, or it was started before."""
+        """Start to listen.
+
+        Raises:
+            RuntimeError: an address cannot be used, or the server was started before.
+        """
         if self._server:
-            raise RuntimeError("the server is started already")
-        if self._is_over:
-            raise RuntimeError(
-                "the server was stopped, and its clients sent elsewhere: make another XdsServer to serve"
-            )
+            raise RuntimeError("the server is already started")
+        if self._is_stopped:
+            raise RuntimeError("the server was stopped: create a new XdsServer")
         connections = self.discovery.connections
-        # gRPC counts those of each port by itself.
-        most = {"grpc.max_allowed_incoming_connections": max_connections() // (1 + len(self._secure))}
+        # gRPC counts the connections of each port separately.
+        max_per_port = {"grpc.max_allowed_incoming_connections": max_connections() // (1 + len(self._secure))}
         server = grpc.aio.server(
-            options=tuple((most | self._options).items()), interceptors=(connections.interceptor(),)
+            options=tuple((max_per_port | self._options).items()), interceptors=(connections.interceptor(),)
         )
         server.add_generic_rpc_handlers(self.discovery.handlers())
-        asked = _AskedForHealth(server, self._health.count)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, asked)
-        connections.own.update(asked.services)
+        health_server = _HealthServer(server, self._health.record_caller)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, health_server)
+        connections.own_services.update(health_server.services)
         for add in self._added:
             add(server, self.discovery)
         for handler in self.discovery.handlers():
@@ -162,34 +174,37 @@ class XdsServer:
         await server.start()
         self._server = server
         ports = (port for port in (self.port, *self.secure_ports) if port > 1)  # 1: a Unix socket
-        self._guarding = asyncio.create_task(connections.run(tuple(ports)))
+        self._guard_task = asyncio.create_task(connections.run(tuple(ports)))
         log.info("serving xDS", address=self._address, port=self.port)
         for (address, _), port in zip(self._secure, self.secure_ports, strict=True):
             log.info("serving xDS over TLS", address=address, port=port)
 
     async def stop(self) -> None:
-        """Stop accepting, end the streams with UNAVAILABLE, one by one, and cancel those left after the grace."""
+        """Stop accepting calls, and end the streams with UNAVAILABLE one by one.
+
+        Streams that are still open after the grace are cancelled.
+        """
         if self._server:
-            with suppress(TimeoutError):  # Who watches and does not read keeps it waiting.
+            with suppress(TimeoutError):  # Watchers that do not read delay it.
                 await asyncio.wait_for(self._health.enter_graceful_shutdown(), self._grace)
-            # gRPC counts the grace from now on, but the last of many streams is told later.
+            # The grace of gRPC starts now, but the drain ends the last stream later.
             closing = asyncio.create_task(self._server.stop(_UNLIMITED))
             try:
                 await asyncio.gather(
-                    asyncio.wait((closing,), timeout=self._grace), self.discovery.drain(within=self._grace)
+                    asyncio.wait((closing,), timeout=self._grace), self.discovery.drain(grace=self._grace)
                 )
             finally:
                 closing.cancel()
             await self._server.stop(None)
-            await self.discovery.ended(within=self._grace)
-            if self._guarding:
-                self._guarding.cancel()
-                await asyncio.wait((self._guarding,))
-            self._server, self._is_over = None, True
+            await self.discovery.wait_closed(grace=self._grace)
+            if self._guard_task:
+                self._guard_task.cancel()
+                await asyncio.wait((self._guard_task,))
+            self._server, self._is_stopped = None, True
 
 
 def max_connections() -> int:
-    """Return how many connections a server may have, given how many files this process may open."""
+    """Return the maximum number of connections, given the limit of open files."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if files == resource.RLIM_INFINITY:
         return MAX_CONNECTIONS
@@ -197,29 +212,29 @@ def max_connections() -> int:
 
 
 class _Health(health.aio.HealthServicer):  # type: ignore[misc]  # it has no types
-    """Health as it is, but for who may watch."""
+    """The health service with limits for Watch."""
 
     def __init__(self, connections: ConnectionGuard) -> None:
         super().__init__()
         self._connections = connections
         self._watches = 0
 
-    async def count(self, context: grpc.aio.ServicerContext) -> None:
-        """Let everybody in. Over TLS that proves nothing."""
+    async def record_caller(self, context: grpc.aio.ServicerContext) -> None:
+        """Accept all callers, and record them. A health check over TLS does not prove an identity."""
         if is_encrypted(context):
-            self._connections.unproven(context)
+            self._connections.record_unproven(context)
         else:
-            self._connections.proved(context)
+            self._connections.mark_proven(context)
 
     async def Watch(self, request: Any, context: grpc.aio.ServicerContext) -> None:  # noqa: N802 - gRPC's name for it
-        """Watch in plaintext. Over TLS, where anybody may connect, no stream stays open for who has not proved who it is."""
+        """Watch in plaintext. Over TLS, unauthenticated callers must not keep streams open."""
         if is_encrypted(context):
-            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "ask Check: there is no Watch over TLS")
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Watch is not available over TLS: use Check")
         if len(request.service) > MAX_SERVICE_NAME:
-            problem = f"the name of the service is longer than {MAX_SERVICE_NAME} characters"
+            problem = f"the service name is longer than {MAX_SERVICE_NAME} characters"
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, problem)
         if self._watches >= MAX_WATCHES:
-            problem = f"there are {MAX_WATCHES} watches already, the limit (MAX_WATCHES): ask Check"
+            problem = f"{MAX_WATCHES} watches are open, the limit (MAX_WATCHES): use Check"
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, problem)
         self._watches += 1
         try:
@@ -228,16 +243,18 @@ class _Health(health.aio.HealthServicer):  # type: ignore[misc]  # it has no typ
             self._watches -= 1
 
     async def List(self, _: object, context: grpc.aio.ServicerContext) -> None:  # noqa: N802 - gRPC's name for it
-        """Say that there is none: what is inherited would say so in a thread."""
+        """Abort as unimplemented. The inherited method would do so in a thread."""
         await context.abort(
-            grpc.StatusCode.UNIMPLEMENTED, "ask Check or Watch; reflection lists the services"
+            grpc.StatusCode.UNIMPLEMENTED, "use Check or Watch; reflection lists the services"
         )
 
 
-class _AskedForHealth(Checked):
-    async def _read(self, context: grpc.aio.ServicerContext) -> Any:
-        """Read of which service the health is asked, but not of strangers: all are as well as the server is."""
-        return health_pb2.HealthCheckRequest() if is_encrypted(context) else await super()._read(context)
+class _HealthServer(CheckedServer):
+    async def _read_request(self, context: grpc.aio.ServicerContext) -> Any:
+        """Read requests of plaintext callers only. Over TLS, all services share the status of the server."""
+        return (
+            health_pb2.HealthCheckRequest() if is_encrypted(context) else await super()._read_request(context)
+        )
 
 
 def _connection_age(seconds: float) -> tuple[tuple[str, int], ...]:

@@ -1,4 +1,4 @@
-"""What happens on streams, counted as it happens."""
+"""Prometheus metrics of streams."""
 
 from __future__ import annotations
 
@@ -11,24 +11,28 @@ from xds.protocol.events import Acked, Event, Nacked, Subscribed
 from xds.protocol.session import Variant
 from xds.protocol.types import SHORT_NAMES
 from xds.server import Stream
-from xds.server.convergence import Waits
+from xds.server.convergence import ConvergenceTracker
 from xds.server.stream import now
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET
 
 OTHER: Final = "other"
+"""Label of types without a short name."""
 
 LATENCIES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
-"""Seconds: upper bounds of the histograms' buckets."""
+"""Upper bounds of histogram buckets, in seconds."""
 
 
-def label(type_url: str) -> str:
-    """Return the value of the label `type`: `cds` and so on; clients may ask for any type, and those are all `other`."""
+def type_label(type_url: str) -> str:
+    """Return the value of the label `type`, such as `cds`.
+
+    Clients can request any type, so all types without a short name share one label value.
+    """
     return SHORT_NAMES.get(type_url, OTHER).lower()
 
 
 @dataclass(frozen=True, slots=True)
-class _OfType:
-    """The metrics of one type."""
+class _TypeMetrics:
+    """The metrics of one type, with their label set."""
 
     pushes: Counter
     bytes: Counter
@@ -42,13 +46,15 @@ class _OfType:
 
 
 class StreamMetrics:
-    """An Observer that counts."""
+    """An `Observer` that counts streams, responses, ACKs and NACKs in Prometheus metrics.
+
+    Args:
+        registry: Registry that the metrics are added to.
+    """
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._streams: dict[Stream, Waits] = {}
-        self._opened = Counter(
-            "xds_streams_opened", "Streams that were let in.", ("variant",), registry=registry
-        )
+        self._streams: dict[Stream, ConvergenceTracker] = {}
+        self._opened = Counter("xds_streams_opened", "Accepted streams.", ("variant",), registry=registry)
 
         for variant in Variant:
             self._opened.labels(variant.value)
@@ -60,65 +66,65 @@ class StreamMetrics:
             return Histogram(name, what, ("type",), registry=registry, buckets=LATENCIES)
 
         self._metrics = (
-            counter("xds_pushes", "Responses that were sent."),
-            counter("xds_push_bytes", "Size of the responses that were sent, without gRPC's framing."),
-            counter("xds_resources_sent", "Resources in responses that were sent."),
-            counter("xds_resources_removed", "Resources that responses took away."),
-            counter("xds_acks", "Responses that a proxy took."),
-            counter("xds_nacks", "Responses that a proxy rejected."),
-            counter("xds_subscriptions", "Requests that changed what a proxy asks for."),
+            counter("xds_pushes", "Sent responses."),
+            counter("xds_push_bytes", "Bytes of sent responses, without gRPC framing."),
+            counter("xds_resources_sent", "Resources in sent responses."),
+            counter("xds_resources_removed", "Removed resources in sent responses."),
+            counter("xds_acks", "Responses that a proxy ACKed."),
+            counter("xds_nacks", "Responses that a proxy NACKed."),
+            counter("xds_subscriptions", "Requests that changed a subscription."),
             histogram(
                 "xds_change_to_ack_seconds",
-                "From when a source told of a change to when a proxy took the first response with any of it.",
+                "Time from a change in a source to the ACK of the first response that contains part of it.",
             ),
-            histogram("xds_push_to_ack_seconds", "From when a response was sent to when a proxy took it."),
+            histogram("xds_push_to_ack_seconds", "Time from sending a response to its ACK."),
         )
-        self._known: dict[str, _OfType] = {}
+        self._by_type: dict[str, _TypeMetrics] = {}
         for type_url in (CLUSTER, ENDPOINT, SECRET, LISTENER, ROUTE):
-            self._of(type_url)  # So that what has not happened yet is 0, and its first time an increase.
+            self._metrics_of(type_url)  # Export zeros, so that the first event is visible as an increase.
 
-    def _of(self, type_url: str) -> _OfType:
-        """Return the metrics of a type. Looking labels up costs more than counting, so it is done once."""
-        value = label(type_url)
-        found = self._known.get(value)
-        if found is None:
-            found = self._known[value] = _OfType(*(metric.labels(value) for metric in self._metrics))  # type: ignore[arg-type]
-        return found
+    def _metrics_of(self, type_url: str) -> _TypeMetrics:
+        """Return the metrics of a type. They are cached, because a label lookup costs more than counting."""
+        value = type_label(type_url)
+        metrics = self._by_type.get(value)
+        if metrics is None:
+            metrics = self._by_type[value] = _TypeMetrics(*(metric.labels(value) for metric in self._metrics))  # type: ignore[arg-type]
+        return metrics
 
     def opened(self, stream: Stream) -> None:
-        """A stream was let in."""
-        self._streams[stream] = Waits()
+        """Count an opened stream."""
+        self._streams[stream] = ConvergenceTracker()
         self._opened.labels(stream.info.variant.value).inc()
 
     def sent(self, stream: Stream, size: int) -> None:
-        """A response of `size` bytes was handed to the stream."""
+        """Count a response of `size` bytes."""
         response = stream.session.sent
         if response is None:
             return
-        of = self._of(response.type_url)
-        of.pushes.inc()
-        of.bytes.inc(size)
-        of.resources.inc(len(response.resources))
-        of.removed.inc(len(response.removed))
+        metrics = self._metrics_of(response.type_url)
+        metrics.pushes.inc()
+        metrics.bytes.inc(size)
+        metrics.resources.inc(len(response.resources))
+        metrics.removed.inc(len(response.removed))
         self._streams[stream].sent(stream, response)
 
     def received(self, stream: Stream, event: Event) -> None:
-        """A request meant this."""
+        """Count an event of a request."""
         match event:
             case Subscribed():
-                self._of(event.type_url).subscriptions.inc()
+                self._metrics_of(event.type_url).subscriptions.inc()
                 self._streams[stream].subscribed(stream, event)
             case Acked():
-                of = self._of(event.type_url)
-                of.acks.inc()
-                of.push_to_ack.observe(event.waited)
+                metrics = self._metrics_of(event.type_url)
+                metrics.acks.inc()
+                metrics.push_to_ack.observe(event.waited)
                 since = self._streams[stream].answered(event)
                 if since is not None:
-                    of.change_to_ack.observe(now() - since)
+                    metrics.change_to_ack.observe(now() - since)
             case Nacked():
-                self._of(event.type_url).nacks.inc()
+                self._metrics_of(event.type_url).nacks.inc()
                 self._streams[stream].answered(event)
 
     def closed(self, stream: Stream) -> None:
-        """A stream has ended."""
+        """Forget a closed stream."""
         del self._streams[stream]

@@ -1,4 +1,4 @@
-"""Who decides what clients get, and what it knows of them."""
+"""The interface between the servers and the program that decides what clients get."""
 
 from __future__ import annotations
 
@@ -19,47 +19,59 @@ from xds.protocol.session import Session, Variant
 from xds.protocol.wire import Node
 from xds.snapshot import Snapshot
 
-_LONGEST_MESSAGE = 1000
-"""Characters of what a client is told. gRPC sends up to three bytes for each, and clients take 16 KiB of headers."""
+_MAX_STATUS_MESSAGE = 1000
+"""Maximum characters of a status message. gRPC encodes a character as up to three bytes, and clients accept
+16 KiB of headers.
+"""
 
 
 Authenticate: TypeAlias = Callable[[grpc.aio.ServicerContext], Awaitable[Any]]
-"""Finds out who makes a call: returns what is then a stream's `caller`, or raises Refused."""
+"""Authenticates a call. Returns the `caller` of its `StreamInfo`, or raises `Refused`."""
 
 
 def is_encrypted(context: grpc.aio.ServicerContext) -> bool:
-    """Whether a call came over TLS, so that somebody may prove in it who they are."""
+    """Whether a call uses TLS, so that its caller can present a credential."""
     return b"ssl" in context.auth_context().get("transport_security_type", ())
 
 
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
+"""Address of a client."""
 
 
-def host_of(peer: str) -> Address | None:
-    """Return the address of a peer in gRPC's form, `ipv4:127.0.0.1:1` or `ipv6:%5B::1%5D:1`; None if it has none."""
+def peer_address(peer: str) -> Address | None:
+    """Return the address of a peer; None if it has none, such as a Unix socket.
+
+    Args:
+        peer: Peer in gRPC's form, such as `ipv4:127.0.0.1:1` or `ipv6:%5B::1%5D:1`.
+    """
     host = unquote(peer.partition(":")[2]).rpartition(":")[0].strip("[]").partition("%")[0]
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
         return None
-    # A dual-stack socket writes an IPv4 address as an IPv6 one.
+    # A dual-stack socket reports an IPv4 address as an IPv6 address.
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     return mapped or address
 
 
-def cut(message: str) -> str:
-    """Return a message in a length that can be sent as the status of a call."""
-    return message if len(message) <= _LONGEST_MESSAGE else f"{message[: _LONGEST_MESSAGE - 3]}..."
+def truncate(message: str) -> str:
+    """Shorten a message so that it can be sent as the status of a call."""
+    return message if len(message) <= _MAX_STATUS_MESSAGE else f"{message[: _MAX_STATUS_MESSAGE - 3]}..."
 
 
-def status_of(error: RequestError) -> grpc.StatusCode:
-    """Return the status of a call that ends because of its request."""
+def status_code(error: RequestError) -> grpc.StatusCode:
+    """Return the status code for an invalid request."""
     is_limit = isinstance(error, LimitError)
     return grpc.StatusCode.RESOURCE_EXHAUSTED if is_limit else grpc.StatusCode.INVALID_ARGUMENT
 
 
-class Refused(Exception):  # noqa: N818 - it is an answer, not an accident
-    """A stream is not let in; it ends with this status. Of the message, a client is told 1,000 characters."""
+class Refused(Exception):  # noqa: N818 - it is a result, not a failure
+    """A call is refused, and ends with a status.
+
+    Args:
+        code: Status code of the call.
+        message: Message for the client, which receives the first 1,000 characters.
+    """
 
     def __init__(self, code: grpc.StatusCode, message: str) -> None:
         super().__init__(message)
@@ -67,13 +79,13 @@ class Refused(Exception):  # noqa: N818 - it is an answer, not an accident
         self.message = message
 
 
-def nothing_known(node: Node) -> Refused:
-    """Return how a call ends that does not wait any longer for a first snapshot."""
-    return Refused(grpc.StatusCode.UNAVAILABLE, f"nothing is known for {node.id} yet; ask again")
+def no_snapshot(node: Node) -> Refused:
+    """Return the refusal of a call whose proxy has no snapshot."""
+    return Refused(grpc.StatusCode.UNAVAILABLE, f"no configuration for {node.id} yet; try again later")
 
 
-def key_of(caller: Any) -> Hashable:
-    """Return what limits know a caller by, whatever `authenticate` returns."""
+def caller_key(caller: Any) -> Hashable:
+    """Return the key of a caller for limits. `authenticate` may return objects that are not hashable."""
     try:
         hash(caller)
     except TypeError:
@@ -83,50 +95,62 @@ def key_of(caller: Any) -> Hashable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamInfo:
-    """What is known of a stream besides what its client says."""
+    """Properties of a stream that do not come from the client's messages."""
 
     peer: str
-    """The client's address, in gRPC's form."""
+    """Address of the client in gRPC's form, such as `ipv4:127.0.0.1:1`."""
     variant: Variant
+    """Variant of the xDS protocol: SotW or delta."""
     type_url: str
-    """The type that the stream is for; empty if it is aggregated."""
+    """Type URL of the service; empty for ADS."""
     caller: Any = None
-    """Who opened it, as `authenticate` said; None if nobody had to prove who they are."""
+    """Caller that `authenticate` returned; None without authentication."""
     keyless: bool = False
-    """Whether no private key may be sent on it, even where plaintext streams get them."""
+    """Whether private keys must not be sent, even if other plaintext streams receive them."""
 
     @property
     def origin(self) -> Hashable:
-        """Whose requests share the event loop's time: a caller at one address, or a connection in plaintext."""
-        return self.peer if self.caller is None else (key_of(self.caller), host_of(self.peer))
+        """Key for the shares of the event loop's time: caller and address, or the connection in plaintext."""
+        return self.peer if self.caller is None else (caller_key(self.caller), peer_address(self.peer))
 
 
 class Subscriber:
-    """A stream that was let in. It gets the latest snapshot; as long as there is none it waits."""
+    """An accepted stream or fetch, and the latest snapshot for it.
+
+    Args:
+        node: Node of the first request.
+        stream: Properties of the stream.
+    """
 
     def __init__(self, node: Node, stream: StreamInfo) -> None:
         self.node = node
         self.stream = stream
         self.client: Hashable = node.id
-        """Whose budget the stream is charged to. `Proxies` that know more of the client than its node id set another key."""
+        """Key of the limits that the stream counts against. `Proxies.connect` may set another key than the
+        node ID.
+        """
         self.reservation: Reservation | None = None
-        """What the stream uses of that budget; None before it is open."""
+        """Usage of these limits; None before the stream is open."""
         self.snapshot: Snapshot | None = None
+        """Latest snapshot; None before the first."""
         self.session: Session | None = None
-        """Knows how far the client is; set before anything is observed. A fetch has none."""
+        """Protocol state of the stream. It is set before the first event; a fetch has none."""
         self.changed = asyncio.Event()
-        """Set to make the stream look again whether there is something to send."""
+        """Event that makes the stream check for something to send."""
         self.changed_at: float | None = None
-        """When the first change was noted that nobody has looked at here since; in seconds of the event loop's clock."""
+        """Time of the oldest change that was not recorded yet, in seconds of the event loop's clock."""
         self.refused: Refused | None = None
-        """How the stream is to end, if it is."""
+        """Status that ends the stream; None while it is accepted."""
         self.on_refused: Callable[[], None] | None = None
-        """Called when that is said, while the stream runs."""
+        """Callback for `refuse` while the stream runs."""
 
     def publish(self, snapshot: Snapshot, changed_at: float | None = None) -> None:
-        """From now on the proxy should have this; `changed_at`: since when, if something changed for it.
+        """Set the snapshot for the proxy. Does nothing after `refuse`.
 
-        Who is refused gets nothing more, however long the stream takes to end.
+        Args:
+            snapshot: Snapshot to serve.
+            changed_at: Time of the change in seconds of the event loop's clock; None if nothing changed for
+                the proxy.
         """
         if self.refused:
             return
@@ -136,13 +160,13 @@ class Subscriber:
         self.changed.set()
 
     def charge(self, client: Hashable) -> None:
-        """Charge the stream to another client's budget from now on."""
+        """Count the stream against the limits of another client."""
         if self.reservation and client != self.client:
             self.reservation.move(client)
         self.client = client
 
     def refuse(self, code: grpc.StatusCode, message: str) -> None:
-        """End the stream with this status; the first one that is said counts."""
+        """End the stream with a status. Later calls do not replace the first status."""
         self.refused = self.refused or Refused(code, message)
         self.changed.set()
         if self.on_refused:
@@ -150,21 +174,38 @@ class Subscriber:
 
 
 class Proxies(Protocol):
-    """Who decides what proxies get. Nothing here may block: it is called on the event loop."""
+    """Decides what proxies get. The methods run on the event loop and must not block."""
 
     def connect(self, node: Node, stream: StreamInfo) -> Subscriber:
-        """Let a stream in, or raise Refused. Two streams of one proxy are two subscribers."""
+        """Accept a stream, and return a new `Subscriber` for it.
+
+        A proxy with two streams has two subscribers.
+
+        Raises:
+            Refused: the stream ends with this status.
+        """
 
     def disconnect(self, subscriber: Subscriber) -> None:
-        """Forget a stream that has ended; called exactly once for each that was let in."""
+        """Remove a stream that has ended. Called exactly once for each accepted stream."""
 
     def observe(self, subscriber: Subscriber, event: Subscribed | Acked | Nacked) -> None:
-        """Learn what a proxy wants, took or rejected. Refused: the stream ends with that."""
+        """Handle a new subscription, an ACK or a NACK.
+
+        Raises:
+            Refused: the stream ends with this status.
+        """
 
 
 @contextmanager
-def connected(proxies: Proxies, budgets: Budgets, node: Node, stream: StreamInfo) -> Iterator[Subscriber]:
-    """Let a stream in until the block ends, and charge its client for it. Refused, LimitError: it is not let in."""
+def open_subscriber(
+    proxies: Proxies, budgets: Budgets, node: Node, stream: StreamInfo
+) -> Iterator[Subscriber]:
+    """Open a subscriber until the block ends, and count it against its client's limits.
+
+    Raises:
+        Refused: the proxy is refused.
+        LimitError: the client exceeds a limit.
+    """
     subscriber = proxies.connect(node, stream)
     try:
         subscriber.reservation = budgets.open(subscriber.client)
@@ -175,5 +216,5 @@ def connected(proxies: Proxies, budgets: Budgets, node: Node, stream: StreamInfo
             subscriber.reservation = None
     finally:
         proxies.disconnect(subscriber)
-        # An event that is still to be taken may keep the subscriber: it need not keep all that the client had.
+        # Unread events may reference the subscriber: release the state of the client.
         subscriber.session = None

@@ -1,8 +1,8 @@
-"""Discovery by polling: HTTP POST with JSON in both directions, for who does not speak gRPC.
+"""Discovery by polling over HTTP and JSON, for clients without gRPC.
 
-The paths are those in Envoy's protos (`option (google.api.http).post`), and the JSON is protobuf's own form of
-DiscoveryRequest and DiscoveryResponse. All types come in snapshots of their own moment: there is no order between
-them, as there is on one aggregated stream.
+The paths are those of Envoy's protos (`option (google.api.http).post`). The bodies are DiscoveryRequest and
+DiscoveryResponse in protobuf's JSON form. Each poll reads the current snapshot, so types are not ordered as
+they are on an aggregated stream.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from xds.codec import message_class, pool, to_dict
 from xds.protocol.limits import DEFAULT_LIMITS, Budgets, Limits, RequestError
 from xds.protocol.session import Variant
 from xds.protocol.wire import Request, parse_request
-from xds.server.fair_share import FairThread
-from xds.server.fetch import PATIENCE, fetch
+from xds.server.fair_share import FairExecutor
+from xds.server.fetch import FIRST_SNAPSHOT_TIMEOUT, fetch
 from xds.server.http import (
     MAX_CONNECTIONS,
     MAX_CONNECTIONS_PER_ADDRESS,
@@ -34,18 +34,18 @@ from xds.server.http import (
     client_of,
     read_json,
 )
-from xds.server.proxies import Proxies, Refused, StreamInfo, cut, status_of
+from xds.server.proxies import Proxies, Refused, StreamInfo, status_code, truncate
 from xds.server.services import SERVICES
 
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
-MAX_REQUEST = 1 << 20
-"""Bytes of a request: clients have not proved who they are. Envoy's are a few kB."""
+MAX_REQUEST_SIZE = 1 << 20
+"""Maximum size of a request in bytes, as clients are not authenticated. Requests of Envoy have a few kB."""
 
-TYPES = {service.path: service.type_url for service in SERVICES.values() if service.path}
-"""By path, the type that is asked for."""
+TYPES_BY_PATH = {service.path: service.type_url for service in SERVICES.values() if service.path}
+"""Type URL by HTTP path."""
 
 _DISCOVERY = "envoy.service.discovery.v3"
 _STATUS = {
@@ -59,16 +59,27 @@ _STATUS = {
 
 
 class RestServer:
-    """An HTTP server of the discovery services: POST a DiscoveryRequest to `/v3/discovery:clusters` and the like.
+    """An HTTP server of the discovery services, for POST to `/v3/discovery:clusters` and similar paths.
 
-    200 is a DiscoveryResponse; 304: the request's version_info is what the proxy should have. 400: the request is not
-    one, 404: there is no such path, 503: there is no snapshot yet for this proxy, and whatever `Proxies` refuse with.
-    `limits` say how much each client may ask for. `patience` is how many seconds a request is held for the first snapshot. `failed` counts the requests that were
-    refused, malformed or went wrong here, by the gRPC status that means the same: a DiscoveryService's, say.
+    The body of a request is a DiscoveryRequest. Status codes: 200 with a DiscoveryResponse; 304 if the proxy
+    has the version in the request's `version_info`; 400 for an invalid request; 404 for an unknown path; 503
+    without a snapshot of the proxy; and the equivalents of the statuses that `proxies` refuses with.
 
-    A web page that the user of a browser on this machine visits must not be answered, even if its name resolves to this server
-    (DNS rebinding). Requests from browsers are therefore refused, as are those without `Content-Type: application/json`, and
-    those whose `Host` is a name with a dot that is neither `host` nor one of `names`.
+    A web page in a browser on this machine must not read the configuration, even through DNS rebinding. The
+    server therefore refuses requests from browsers, requests without `Content-Type: application/json`, and
+    requests whose `Host` is a name with a dot that is neither `host` nor one of `names`.
+
+    Args:
+        proxies: Decides what each client gets.
+        host: Name or address to listen on.
+        port: Port to listen on; 0 selects a free port.
+        identifier: Identifier of the control plane in responses.
+        limits: Limits of each client.
+        first_snapshot_timeout: Seconds that a request waits for the first snapshot of its proxy.
+        failed: Counter of failed requests by equivalent gRPC status, such as the one of a `DiscoveryService`.
+        names: Further host names of the server.
+        max_connections: Maximum number of connections.
+        max_connections_per_address: Maximum number of connections of one client address.
     """
 
     def __init__(
@@ -79,7 +90,7 @@ class RestServer:
         *,
         identifier: str = "",
         limits: Limits = DEFAULT_LIMITS,
-        patience: float = PATIENCE,
+        first_snapshot_timeout: float = FIRST_SNAPSHOT_TIMEOUT,
         failed: Counter[grpc.StatusCode] | None = None,
         names: Iterable[str] = (),
         max_connections: int = MAX_CONNECTIONS,
@@ -90,23 +101,27 @@ class RestServer:
         self._port = port
         self._identifier = identifier
         self._budgets = Budgets(limits)
-        self._patience = patience
+        self._first_snapshot_timeout = first_snapshot_timeout
         self._failed: Counter[grpc.StatusCode] = Counter() if failed is None else failed
         self._max_connections = max_connections
         self._max_connections_per_address = max_connections_per_address
         self._names = frozenset(name.lower() for name in (host, *names))
-        self._bodies = BodyReader(min(MAX_REQUEST, limits.request_size))
-        self._thread = FairThread()
+        self._bodies = BodyReader(min(MAX_REQUEST_SIZE, limits.request_size))
+        self._thread = FairExecutor()
         self._listener: HttpListener | None = None
         self.port = 0
-        """The port that it listens on, once started; of use when the choice was left with port 0."""
+        """Port of the server, after `start`."""
 
     async def start(self) -> None:
-        """Listen. OSError: the address cannot be had."""
-        app = web.Application(client_max_size=min(MAX_REQUEST, self._budgets.limits.request_size))
-        for path in TYPES:
-            app.router.add_post(path, self._poll)
-        app.router.add_route("*", "/{path:.*}", _unknown)
+        """Start to listen.
+
+        Raises:
+            OSError: the address cannot be used.
+        """
+        app = web.Application(client_max_size=min(MAX_REQUEST_SIZE, self._budgets.limits.request_size))
+        for path in TYPES_BY_PATH:
+            app.router.add_post(path, self._handle_post)
+        app.router.add_route("*", "/{path:.*}", _handle_unknown)
         listener = HttpListener(
             app,
             self._host,
@@ -117,101 +132,106 @@ class RestServer:
         await listener.start()
         self._listener = listener
         self.port = listener.port
-        log.info("serving xDS by REST", host=self._host, port=self.port)
+        log.info("serving xDS over REST", host=self._host, port=self.port)
 
     async def stop(self) -> None:
-        """Stop listening; requests under way are answered."""
+        """Stop listening, after pending requests are answered."""
         if self._listener:
             await self._listener.stop()
             self._listener = None
 
-    async def _poll(self, request: web.Request) -> web.Response:
-        peer, client = _peer(request), client_of(request)
-        if (refusal := self._refuse_browsers(request)) is not None:
+    async def _handle_post(self, request: web.Request) -> web.Response:
+        peer, client = _peer_of(request), client_of(request)
+        if (refusal := self._deny_browsers(request)) is not None:
             return refusal
         try:
             async with self._bodies.read(request) as body:
-                # In a thread, for its cost follows what the client sends.
-                message = await self._run(client, lambda: _parse(body, self._budgets.limits))
+                # In a thread, because the cost depends on the client.
+                message = await self._run_in_thread(client, lambda: _parse_json(body, self._budgets.limits))
             fetched = await fetch(
                 self._proxies,
                 message,
-                StreamInfo(peer=peer, variant=Variant.SOTW, type_url=TYPES[request.path], keyless=True),
+                StreamInfo(
+                    peer=peer, variant=Variant.SOTW, type_url=TYPES_BY_PATH[request.path], keyless=True
+                ),
                 self._budgets,
-                patience=self._patience,
+                first_snapshot_timeout=self._first_snapshot_timeout,
             )
-            if fetched.is_known:
+            if fetched.is_current:
                 return web.Response(status=304)
-            # In a thread, for its cost follows what is served.
-            answer = await self._run(client, lambda: _json(fetched.response(self._identifier)))
+            # In a thread, because the cost depends on the size of the response.
+            content = await self._run_in_thread(
+                client, lambda: _encode_json(fetched.response(self._identifier))
+            )
         except RequestError as error:
-            # Clients without a credential can send anything: the client is told, and a metric counts it.
-            log.debug("malformed request", peer=peer, path=request.path, problem=cut(str(error)))
-            return self._refusal(status_of(error), str(error))
+            # Unauthenticated clients can send anything: report it to the client and in a metric only.
+            log.debug("malformed request", peer=peer, path=request.path, problem=truncate(str(error)))
+            return self._error_response(status_code(error), str(error))
         except Refused as refused:
-            return self._refusal(refused.code, refused.message)
+            return self._error_response(refused.code, refused.message)
         except web.HTTPException:
             raise
-        except Exception:  # noqa: BLE001 - told in full; for its form see DiscoveryService
+        except Exception:  # noqa: BLE001 - logged as text, as in DiscoveryService
             log.error(  # noqa: TRY400
-                "a call ends with an error of ours",
+                "call failed with an internal error",
                 peer=peer,
                 path=request.path,
                 stack=traceback.format_exc(),
             )
-            return self._refusal(grpc.StatusCode.INTERNAL, "an error in the server; its log says more")
-        return web.Response(body=answer, content_type="application/json")
+            return self._error_response(grpc.StatusCode.INTERNAL, "internal error; see the log of the server")
+        return web.Response(body=content, content_type="application/json")
 
-    async def _run(self, client: Client, function: Callable[[], T]) -> T:
+    async def _run_in_thread(self, client: Client, function: Callable[[], T]) -> T:
         return await self._thread.run(client.address, client.share, function)
 
-    def _refuse_browsers(self, request: web.Request) -> web.Response | None:
-        """Return how a request is refused that a web page may have sent."""
+    def _deny_browsers(self, request: web.Request) -> web.Response | None:
+        """Return an error response for a request that a web page may have sent."""
         if "Origin" in request.headers or "Sec-Fetch-Site" in request.headers:
-            return self._refused(403, "requests from browsers are not answered (Origin or Sec-Fetch-Site)")
+            return self._deny(403, "requests from browsers are not answered (Origin or Sec-Fetch-Site)")
         host = _host_name(request.headers.get("Host", ""))
         if not (_is_address(host) or "." not in host or host in self._names):
-            return self._refused(
-                421, f"Host is {cut(host)!r}: use the server's address, localhost, or one of its --tls-name"
+            return self._deny(
+                421,
+                f"Host is {truncate(host)!r}: use the server's address, localhost, or one of its --tls-name",
             )
         if request.content_type != "application/json":
-            return self._refused(415, "Content-Type must be application/json")
+            return self._deny(415, "Content-Type must be application/json")
         return None
 
-    def _refused(self, status: int, why: str) -> web.Response:
+    def _deny(self, status: int, reason: str) -> web.Response:
         self._failed[grpc.StatusCode.PERMISSION_DENIED] += 1
-        return _text(status, why)
+        return _text_response(status, reason)
 
-    def _refusal(self, code: grpc.StatusCode, why: str) -> web.Response:
+    def _error_response(self, code: grpc.StatusCode, reason: str) -> web.Response:
         self._failed[code] += 1
-        return _text(_STATUS.get(code, 500), cut(why))
+        return _text_response(_STATUS.get(code, 500), truncate(reason))
 
 
-async def _unknown(request: web.Request) -> web.Response:
-    if request.path in TYPES:
-        return _text(405, f"{request.path} is for POST, not {request.method}")
-    return _text(404, f"there is nothing at {request.path}; there are: {', '.join(TYPES)}")
+async def _handle_unknown(request: web.Request) -> web.Response:
+    if request.path in TYPES_BY_PATH:
+        return _text_response(405, f"{request.path} accepts POST, not {request.method}")
+    return _text_response(404, f"unknown path {request.path}; known paths: {', '.join(TYPES_BY_PATH)}")
 
 
-def _parse(body: bytes, limits: Limits) -> Request:
-    """Read a DiscoveryRequest that came as JSON. What only a newer client knows of is skipped, as in the other form."""
+def _parse_json(body: bytes, limits: Limits) -> Request:
+    """Parse a DiscoveryRequest in JSON. Unknown fields of newer clients are ignored, as in protobuf."""
     message = message_class(f"{_DISCOVERY}.DiscoveryRequest")()
     try:
         value = read_json(body)
         if isinstance(value, dict) and isinstance(node := value.get("node"), dict):
-            node.pop("extensions", None)  # Nine tenths of what Envoy says of itself, and nothing to us.
+            node.pop("extensions", None)  # Unused, and 90 % of the size of an Envoy node.
         json_format.ParseDict(value, message, ignore_unknown_fields=True, descriptor_pool=pool)
     except (ValueError, TypeError, RecursionError, json_format.ParseError) as error:
         raise RequestError(f"the request is not the JSON form of a DiscoveryRequest: {error}") from error
     return parse_request(message.SerializeToString(), limits)
 
 
-def _json(response: bytes) -> bytes:
+def _encode_json(response: bytes) -> bytes:
     return json.dumps(to_dict(f"{_DISCOVERY}.DiscoveryResponse", response)).encode()
 
 
 def _host_name(host: str) -> str:
-    """Return a Host header without its port, and without the brackets of an IPv6 address."""
+    """Return the host of a Host header, without the port and the brackets of an IPv6 address."""
     if host.startswith("["):
         return host[1:].partition("]")[0]
     return host.partition(":")[0].rstrip(".").lower()
@@ -225,11 +245,11 @@ def _is_address(host: str) -> bool:
     return True
 
 
-def _peer(request: web.Request) -> str:
+def _peer_of(request: web.Request) -> str:
     """Return the client's address in gRPC's form."""
     host, port = request.transport.get_extra_info("peername")[:2] if request.transport else ("", 0)
     return f"ipv6:[{host}]:{port}" if ":" in host else f"ipv4:{host}:{port}"
 
 
-def _text(status: int, what: str) -> web.Response:
-    return web.Response(status=status, text=f"{what}\n")
+def _text_response(status: int, text: str) -> web.Response:
+    return web.Response(status=status, text=f"{text}\n")

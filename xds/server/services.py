@@ -1,6 +1,7 @@
-"""The discovery services by name: the type that each is for, and the forms in which it can be asked.
+"""The discovery services: their names, types and methods.
 
-As in Envoy's protos: `envoy/service/discovery/v3/ads.proto`, `envoy/service/cluster/v3/cds.proto` and so on.
+They are those of Envoy's protos: `envoy/service/discovery/v3/ads.proto`, `envoy/service/cluster/v3/cds.proto`
+and so on.
 """
 
 from __future__ import annotations
@@ -21,22 +22,23 @@ from xds.snapshot import (
 )
 
 ADS = "envoy.service.discovery.v3.AggregatedDiscoveryService"
+"""Full name of the aggregated discovery service."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
-    """One discovery service; a form that it does not have is empty."""
+    """A discovery service. The name of a method that it lacks is empty."""
 
     type_url: str = ""
-    """Its type; empty for all of them."""
+    """Type URL of its resources; empty for ADS."""
     stream: str = ""
-    """The method for state-of-the-world streams,"""
+    """Name of the method for state-of-the-world streams."""
     delta: str
-    """for delta streams,"""
+    """Name of the method for delta streams."""
     fetch: str = ""
-    """and for one request and one response."""
+    """Name of the unary method."""
     path: str = ""
-    """Where `fetch` is in the REST form."""
+    """HTTP path of the unary method in REST."""
 
 
 def _service(type_url: str, resources: str, path: str) -> Service:
@@ -70,4 +72,4 @@ SERVICES = {
         EXTENSION_CONFIG, "ExtensionConfigs", "extension_configs"
     ),
 }
-"""By name."""
+"""All discovery services, by full name."""

@@ -1,7 +1,7 @@
-"""One stream of a client: bytes in both directions, and a Session in between.
+"""One stream of a client, which carries the bytes of a `Session`.
 
-A stream has one reader, whoever runs it is its one writer, and there is never more than one write under way:
-whatever changes meanwhile is in the next response.
+A stream has one reader task and one writer, the task that calls `run`. At most one write is pending. The next
+response contains all changes that happen meanwhile.
 """
 
 from __future__ import annotations
@@ -17,42 +17,50 @@ import structlog
 from xds.protocol.events import Acked, Event, Nacked, Subscribed
 from xds.protocol.session import Session
 from xds.protocol.wire import Node
-from xds.server.fairness import PER_REQUEST, PER_WARNING, Turns
-from xds.server.proxies import Proxies, StreamInfo, Subscriber, nothing_known
+from xds.server.proxies import Proxies, StreamInfo, Subscriber, no_snapshot
+from xds.server.scheduling import REQUEST_COST, WARNING_COST, TurnScheduler
 
 log = structlog.get_logger(__name__)
 
-MOST_TAKEN = 4 * 1024 * 1024
-"""Bytes of the largest message that gRPC clients take unless told otherwise."""
+MAX_CLIENT_MESSAGE = 4 * 1024 * 1024
+"""Default maximum size of a message in gRPC clients, in bytes."""
 
-FIRST_SNAPSHOT = 5.0
-"""Seconds that a client which asks for nothing more waits at most for there to be anything for it."""
+FIRST_SNAPSHOT_TIMEOUT = 5.0
+"""Seconds that a half-closed stream waits for the first snapshot."""
 
-LAST_WRITE = 1.0
-"""Seconds that a write may still take when the stream should end: gRPC cannot say why it ends before."""
+LAST_WRITE_TIMEOUT = 1.0
+"""Seconds for a pending write when the stream must end: gRPC can send a status only after it."""
 
-_MOST_NAMES = 10
-"""Of resources or objects in one line of the log."""
+_MAX_LOGGED_NAMES = 10
+"""Maximum number of resources or objects in a log line."""
 
 
 class Observer(Protocol):
-    """Who counts what happens on streams. Nothing here may block: it is called on the event loop."""
+    """Observes streams. The methods run on the event loop and must not block."""
 
     def opened(self, stream: Stream) -> None:
-        """A stream was let in."""
+        """Handle a new stream."""
 
     def sent(self, stream: Stream, size: int) -> None:
-        """A response of `size` bytes was handed to the stream: what `stream.session.sent` says."""
+        """Handle a sent response of `size` bytes; `stream.session.sent` describes it."""
 
     def received(self, stream: Stream, event: Event) -> None:
-        """A request meant this."""
+        """Handle an event of a request."""
 
     def closed(self, stream: Stream) -> None:
-        """A stream has ended."""
+        """Handle the end of a stream."""
 
 
 class Stream:
-    """A stream that was let in, until it ends."""
+    """An accepted stream.
+
+    Args:
+        info: Properties of the stream.
+        node: Node of the first request.
+        session: Protocol state of the stream.
+        subscriber: Subscriber with the snapshot to serve.
+        scheduler: Scheduler that the streams of a server share.
+    """
 
     def __init__(
         self,
@@ -60,7 +68,7 @@ class Stream:
         node: Node,
         session: Session,
         subscriber: Subscriber,
-        turns: Turns,
+        scheduler: TurnScheduler,
     ) -> None:
         self.info = info
         self.node = node
@@ -68,103 +76,112 @@ class Stream:
         self.subscriber = subscriber
         subscriber.session = session
         self.opened_at = now()
-        """In seconds of the event loop's clock, as are all times of its session."""
-        self.moves = 0
-        """How many requests and responses there were: nothing the client does changes its status without another."""
-        self._turns = turns
-        self._has_asked = False
-        """Whether what is composed next answers a request."""
+        """Time the stream was opened, in seconds of the event loop's clock, which the session uses too."""
+        self.message_count = 0
+        """Number of requests and responses. The status of the client changes only with another message."""
+        self._scheduler = scheduler
+        self._answers_request = False
+        """Whether the next response answers a request, so that the client is charged for it."""
         self._is_writing = False
-        self._was_too_large = False
+        self._warned_of_size = False
 
-    def stop(self, why: str) -> None:
-        """End it with UNAVAILABLE, so that its client goes elsewhere."""
-        self.subscriber.refuse(grpc.StatusCode.UNAVAILABLE, why)
+    def stop(self, reason: str) -> None:
+        """End the stream with UNAVAILABLE, so that the client reconnects to another server."""
+        self.subscriber.refuse(grpc.StatusCode.UNAVAILABLE, reason)
 
     async def run(
         self, context: grpc.aio.ServicerContext, proxies: Proxies, observer: Observer | None
     ) -> None:
-        """Read and write until the client or the server ends it. Refused, RequestError: how it is to end."""
+        """Read and write until the client or the server ends the stream.
+
+        Raises:
+            Refused: the status that the stream ends with.
+            RequestError: the client sent an invalid request.
+        """
         reader = asyncio.create_task(self._read(context, proxies, observer))
         writer = asyncio.current_task()
         assert writer  # noqa: S101 - gRPC runs each stream in a task of its own
-        too_late: asyncio.TimerHandle | None = None
-        gave_up = False
+        write_timer: asyncio.TimerHandle | None = None
+        write_timed_out = False
 
-        def give_up() -> None:
-            nonlocal gave_up
-            gave_up = True
+        def cancel_writer() -> None:
+            nonlocal write_timed_out
+            write_timed_out = True
             writer.cancel()
 
-        def hurry() -> None:
-            """Who does not read could otherwise go on with a stream that should end."""
-            nonlocal too_late
-            if self._is_writing and too_late is None:
-                too_late = reader.get_loop().call_later(LAST_WRITE, give_up)
+        def limit_last_write() -> None:
+            """Limit the pending write: a client that does not read must not keep the stream open."""
+            nonlocal write_timer
+            if self._is_writing and write_timer is None:
+                write_timer = reader.get_loop().call_later(LAST_WRITE_TIMEOUT, cancel_writer)
 
         def done(reader: asyncio.Task[None]) -> None:
             self.subscriber.changed.set()
             if not reader.cancelled() and reader.exception():
-                hurry()
+                limit_last_write()
 
         reader.add_done_callback(done)
-        self.subscriber.on_refused = hurry
+        self.subscriber.on_refused = limit_last_write
         try:
             await self._write(context, reader, observer)
         except asyncio.CancelledError:
-            if gave_up and not writer.uncancel():
+            if write_timed_out and not writer.uncancel():
                 if self.subscriber.refused:
                     raise self.subscriber.refused from None
                 await reader
             raise
         finally:
-            # Nothing is awaited here: a stream may be cancelled while it ends, and would not be forgotten.
+            # Do not await here: a cancelled stream would not be removed.
             reader.cancel()
-            self.subscriber.on_refused = None  # It keeps all of this.
-            if too_late:
-                too_late.cancel()
+            self.subscriber.on_refused = None  # The closure references the stream.
+            if write_timer:
+                write_timer.cancel()
 
-    def take(self, events: list[Event], proxies: Proxies, observer: Observer | None) -> None:
-        """Charge the client for a request, and tell those who care what it meant. LimitError: the client exceeds its budget."""
-        self.moves += 1
+    def receive(self, events: list[Event], proxies: Proxies, observer: Observer | None) -> None:
+        """Charge the client for a request, and pass its events to the observer and the proxies.
+
+        Raises:
+            LimitError: the client exceeds a limit.
+        """
+        self.message_count += 1
         if self.subscriber.reservation:
             self.subscriber.reservation.use(self.session.names, self.session.size)
         for event in events:
             if observer:
                 observer.received(self, event)
             if isinstance(event, Nacked):
-                _log_rejection(self.node, event)
-                self._turns.pace.charge(self.info.origin, PER_WARNING)
+                _log_nack(self.node, event)
+                self._scheduler.pacer.charge(self.info.origin, WARNING_COST)
             if isinstance(event, Subscribed | Acked | Nacked):
                 proxies.observe(self.subscriber, event)
 
     async def _read(
         self, context: grpc.aio.ServicerContext, proxies: Proxies, observer: Observer | None
     ) -> None:
-        """Take requests until the client has no more."""
+        """Read requests until the client half-closes the stream."""
         while True:
-            await self._turns.pace.wait(self.info.origin)
+            await self._scheduler.pacer.wait(self.info.origin)
             if (request := await context.read()) is grpc.aio.EOF:
                 return
-            await self._turns.take()
-            with self._turns.pace.working(self.info.origin, PER_REQUEST):
-                self.take(self.session.receive(request, now()), proxies, observer)
-            del request  # It may be large, and the next one may not come for long.
-            self._has_asked = True
+            await self._scheduler.wait_turn()
+            with self._scheduler.pacer.measure(self.info.origin, REQUEST_COST):
+                self.receive(self.session.receive(request, now()), proxies, observer)
+            del request  # Release the memory, as the next request may be far away.
+            self._answers_request = True
             self.subscriber.changed.set()
 
     async def _write(
         self, context: grpc.aio.ServicerContext, reader: asyncio.Task[None], observer: Observer | None
     ) -> None:
-        """Send what is due whenever something happened, until the server ends or the client has all it asked for.
+        """Send responses until the server ends the stream, or a half-closed stream has its responses.
 
-        A client that says that it asks for nothing more is not told of changes either: it could not answer.
+        A client that half-closed the stream receives no later changes, as it could not ACK them.
         """
         served = None
         closed_at: float | None = None
         changed = self.subscriber.changed
         while self.subscriber.refused is None:
-            await self._turns.take()
+            await self._scheduler.wait_turn()
             changed.clear()
             if reader.done() and closed_at is None:
                 await reader
@@ -174,43 +191,43 @@ class Stream:
             if snapshot and snapshot is not served:
                 served = snapshot
                 self.session.serve(snapshot)
-            with self._turns.pace.working(self.info.origin) if self._has_asked else nullcontext():
+            with self._scheduler.pacer.measure(self.info.origin) if self._answers_request else nullcontext():
                 response = self.session.next(now())
             if response:
-                self.moves += 1
-                self._note_size(len(response))
+                self.message_count += 1
+                self._warn_if_too_large(len(response))
                 if observer:
                     observer.sent(self, len(response))
                 self._is_writing = True
                 await context.write(response)
                 self._is_writing = False
                 continue
-            self._has_asked = False
-            until = self.session.deadline()
+            self._answers_request = False
+            deadline = self.session.deadline()
             if closed_at is not None:
                 if snapshot:
                     return
-                until = closed_at + FIRST_SNAPSHOT
-                if now() >= until:
-                    raise nothing_known(self.node)
+                deadline = closed_at + FIRST_SNAPSHOT_TIMEOUT
+                if now() >= deadline:
+                    raise no_snapshot(self.node)
             with suppress(TimeoutError):
-                async with asyncio.timeout_at(until):
+                async with asyncio.timeout_at(deadline):
                     await changed.wait()
         raise self.subscriber.refused
 
-    def _note_size(self, size: int) -> None:
-        """Say once if a response is larger than many clients take: they reconnect, and get the same again."""
-        if size <= MOST_TAKEN or self._was_too_large:
+    def _warn_if_too_large(self, size: int) -> None:
+        """Warn once about a response that many clients reject: they reconnect, and receive it again."""
+        if size <= MAX_CLIENT_MESSAGE or self._warned_of_size:
             return
-        self._was_too_large = True
+        self._warned_of_size = True
         log.warning(
             "response may be too large for the proxy",
             proxy=self.node.id,
             type=self.session.sent.type_url.rpartition(".")[2] if self.session.sent else "",
             bytes=size,
-            limit=MOST_TAKEN,
-            hint="gRPC clients take 4 MiB unless told otherwise (Envoy's own takes more): use delta xDS, which sends "
-            "many resources in parts, or let the client take more",
+            limit=MAX_CLIENT_MESSAGE,
+            hint="gRPC clients accept 4 MiB by default (Envoy's own client accepts more): use delta "
+            "xDS, which splits large responses, or raise the limit of the client",
         )
 
 
@@ -219,13 +236,13 @@ def now() -> float:
     return asyncio.get_running_loop().time()
 
 
-def _log_rejection(node: Node, event: Nacked) -> None:
+def _log_nack(node: Node, event: Nacked) -> None:
     log.warning(
         "proxy rejected configuration",
         proxy=node.id,
         type=event.type_url.rpartition(".")[2],
         version=event.version,
         message=event.message,
-        resources=[resource.name for resource in event.suspects[:_MOST_NAMES]],
-        sources=event.sources[:_MOST_NAMES],
+        resources=[resource.name for resource in event.suspects[:_MAX_LOGGED_NAMES]],
+        sources=event.sources[:_MAX_LOGGED_NAMES],
     )

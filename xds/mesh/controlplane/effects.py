@@ -16,7 +16,7 @@ import structlog
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Problem, Ref
 from xds.mesh.policy.effect import Ineffective, without_effect
-from xds.server.budget import Budget
+from xds.server.token_bucket import TokenBucket
 
 log = structlog.get_logger(__name__)
 
@@ -49,7 +49,7 @@ class EffectWatcher:
         self._since: dict[_Key, float] = {}
         """When each problem was first found, in seconds of the event loop's clock."""
         self._settled: dict[_Key, Problem] = {}
-        self._lines = Budget(MAX_LOGGED, LOG_RATE)
+        self._lines = TokenBucket(MAX_LOGGED, LOG_RATE)
 
     @property
     def problems(self) -> tuple[Problem, ...]:

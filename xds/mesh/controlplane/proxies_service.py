@@ -158,7 +158,10 @@ class _Watch:
         chosen, absent = _chosen(discovery, absences, self._request)
         for node_id, streams in chosen.items():
             problem = self._problem(streams)
-            inputs = (problem, *((stream, stream.moves, stream.subscriber.snapshot) for stream in streams))
+            inputs = (
+                problem,
+                *((stream, stream.message_count, stream.subscriber.snapshot) for stream in streams),
+            )
             sent = previous.get(node_id) if previous else None
             if sent is None or sent.inputs != inputs or _must_recheck(sent):
                 proxy = await _proxy(streams, problem, self._clock, breathe, unsynced=self._request.unsynced)

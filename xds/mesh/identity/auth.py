@@ -19,7 +19,7 @@ from xds.mesh.identity import claims
 from xds.mesh.identity.claims import Caller, Identity, NotProvenError, TooManyError, UndecidedError
 from xds.mesh.identity.tokens import TokenKey
 from xds.server import Refused, is_encrypted
-from xds.server.budget import Budget
+from xds.server.token_bucket import TokenBucket
 
 log = structlog.get_logger(__name__)
 
@@ -59,7 +59,7 @@ class Authentication:
         self._now = now
         self._told: OrderedDict[tuple[str, str], None] = OrderedDict()
         """Who was refused why, so that who comes again and again does not fill the log."""
-        self._budget = Budget(*_REFUSALS_LOGGED)
+        self._budget = TokenBucket(*_REFUSALS_LOGGED)
         self._left_out = 0
 
     async def __call__(self, context: grpc.aio.ServicerContext) -> Caller | None:

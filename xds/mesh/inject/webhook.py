@@ -26,7 +26,7 @@ from xds.mesh.inject import MAX_PROBLEMS, Injection, Settings, difference, injec
 from xds.mesh.model.objects import Problem, printable
 from xds.mesh.parse import dotted
 from xds.mesh.parse.reading import shown
-from xds.server.fair_share import FairThread
+from xds.server.fair_share import FairExecutor
 from xds.server.http import BodyReader, HttpListener, client_of, read_json
 
 Json: TypeAlias = dict[str, Any]
@@ -92,7 +92,7 @@ class WebhookServer:
         self._tls.options |= ssl.OP_NO_RENEGOTIATION
         self._rotated = asyncio.Event()
         self._bodies = BodyReader(MAX_BODY)
-        self._thread = FairThread()
+        self._thread = FairExecutor()
         self._log_quota = _LogQuota()
         self.port = 0
         """The port that it listens on; 0 until it does."""

@@ -15,7 +15,7 @@ from xds.mesh.controlplane.controller import Controller
 from xds.mesh.model.objects import Problem
 from xds.mesh.parse import UNENFORCED
 from xds.server import DiscoveryService
-from xds.server.metrics import label
+from xds.server.metrics import type_label
 
 
 class BuildMetrics(Collector):
@@ -59,7 +59,7 @@ class ConnectionMetrics(Collector):
             len(self._controller.sidecars.absent),
         )
         kinds = Counter(
-            (stream.info.variant.value, label(stream.info.type_url) if stream.info.type_url else "ads")
+            (stream.info.variant.value, type_label(stream.info.type_url) if stream.info.type_url else "ads")
             for stream in streams
         )
         yield _by(

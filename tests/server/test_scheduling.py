@@ -1,4 +1,4 @@
-"""Streams that are ready at the same time leave the event loop its turn."""
+"""Scheduling of streams that are ready at the same time, and limits per client."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from tests.protocol.stream import world
 from tests.server.proxies import DELTA_REQUEST, OneForAll
 from xds.protocol.session import Session, Variant
 from xds.protocol.wire import Node
-from xds.server import StreamInfo, fairness
-from xds.server.fairness import BURST, SHARE, Pace, Turns
+from xds.server import StreamInfo, scheduling
+from xds.server.scheduling import CLIENT_BURST, CLIENT_SHARE, RequestPacer, TurnScheduler
 from xds.server.stream import Stream, now
 from xds.snapshot import CLUSTER
 
 
 class Rounds:
-    """Counts the rounds of the event loop."""
+    """Counts iterations of the event loop."""
 
     def __init__(self) -> None:
         self.number = 0
@@ -40,64 +40,64 @@ async def rounds():
     counted.stop()
 
 
-async def run(count: int, rounds: Rounds, line: Turns) -> list[tuple[int, int]]:
-    """Let many work once; return who did in which round, in order."""
+async def run(count: int, rounds: Rounds, scheduler: TurnScheduler) -> list[tuple[int, int]]:
+    """Run many tasks once. Return the round and the number of each, in order."""
     worked: list[tuple[int, int]] = []
 
     async def work(number: int) -> None:
-        await line.take()
+        await scheduler.wait_turn()
         worked.append((rounds.number, number))
 
     await asyncio.gather(*(work(number) for number in range(count)))
     return worked
 
 
-async def test_when_time_is_short_one_works_in_each_round_and_all_in_order(rounds, monkeypatch):
-    monkeypatch.setattr(fairness, "SLICE", 0.0)
-    worked = await run(100, rounds, Turns())
+async def test_one_stream_runs_per_round_when_time_is_short(rounds, monkeypatch):
+    monkeypatch.setattr(scheduling, "TIME_SLICE", 0.0)
+    worked = await run(100, rounds, TurnScheduler())
     assert [number for _, number in worked] == list(range(100))
     assert len({when for when, _ in worked}) == 100
 
 
-async def test_when_there_is_time_all_work_in_one_round(rounds, monkeypatch):
-    monkeypatch.setattr(fairness, "SLICE", 3600.0)
-    worked = await run(100, rounds, Turns())
+async def test_all_streams_run_in_one_round_when_there_is_time(rounds, monkeypatch):
+    monkeypatch.setattr(scheduling, "TIME_SLICE", 3600.0)
+    worked = await run(100, rounds, TurnScheduler())
     assert len({when for when, _ in worked}) == 1
 
 
-async def test_those_who_waited_go_on_together_as_far_as_there_is_time(rounds, monkeypatch):
-    monkeypatch.setattr(fairness, "SLICE", 0.0)
-    line = Turns()
+async def test_waiting_streams_continue_together_within_a_slice(rounds, monkeypatch):
+    monkeypatch.setattr(scheduling, "TIME_SLICE", 0.0)
+    scheduler = TurnScheduler()
 
     async def plenty() -> None:
-        await line.take()
-        monkeypatch.setattr(fairness, "SLICE", 3600.0)
+        await scheduler.wait_turn()
+        monkeypatch.setattr(scheduling, "TIME_SLICE", 3600.0)
 
     asyncio.get_running_loop().call_soon(lambda: None)
-    first = asyncio.create_task(line.take())
+    first = asyncio.create_task(scheduler.wait_turn())
     second = asyncio.create_task(plenty())
-    worked = await run(100, rounds, line)
+    worked = await run(100, rounds, scheduler)
     await asyncio.gather(first, second)
     assert [number for _, number in worked] == list(range(100))
     assert len({when for when, _ in worked}) < 20
 
 
-async def test_one_that_gives_up_holds_up_nobody(rounds, monkeypatch):
-    monkeypatch.setattr(fairness, "SLICE", 0.0)
-    line = Turns()
-    await line.take()
-    leaving = [asyncio.create_task(line.take()) for _ in range(10)]
-    staying = asyncio.create_task(line.take())
+async def test_cancelled_stream_does_not_delay_others(rounds, monkeypatch):
+    monkeypatch.setattr(scheduling, "TIME_SLICE", 0.0)
+    scheduler = TurnScheduler()
+    await scheduler.wait_turn()
+    leaving = [asyncio.create_task(scheduler.wait_turn()) for _ in range(10)]
+    staying = asyncio.create_task(scheduler.wait_turn())
     await asyncio.sleep(0)
     for task in leaving:
         task.cancel()
     await asyncio.wait_for(staying, 10)
     assert all(task.cancelled() for task in leaving[1:])
-    await asyncio.wait_for(line.take(), 10)
+    await asyncio.wait_for(scheduler.wait_turn(), 10)
 
 
 class Peer:
-    """The other end of a stream: it reads at once, and says what it is told to."""
+    """The client side of a stream, which reads at once and sends queued requests."""
 
     def __init__(self) -> None:
         self.requests: asyncio.Queue[bytes] = asyncio.Queue()
@@ -110,7 +110,7 @@ class Peer:
 
 
 class Noting:
-    """An Observer of the rounds in which streams did something."""
+    """An Observer that records the rounds in which streams were active."""
 
     def __init__(self, rounds: Rounds) -> None:
         self.sent_in: list[int] = []
@@ -124,9 +124,9 @@ class Noting:
         self.received_in.append(self._rounds.number)
 
 
-async def test_streams_that_are_ready_together_write_and_read_in_turn(rounds, monkeypatch):
-    monkeypatch.setattr(fairness, "SLICE", 0.0)
-    proxies, noting, line = OneForAll(world(CDS="a=1")), Noting(rounds), Turns()
+async def test_ready_streams_write_and_read_in_turn(rounds, monkeypatch):
+    monkeypatch.setattr(scheduling, "TIME_SLICE", 0.0)
+    proxies, noting, scheduler = OneForAll(world(CDS="a=1")), Noting(rounds), TurnScheduler()
     node = Node(id="proxy")
     info = StreamInfo(peer="", variant=Variant.DELTA, type_url="")
     peers = [Peer() for _ in range(50)]
@@ -134,7 +134,7 @@ async def test_streams_that_are_ready_together_write_and_read_in_turn(rounds, mo
     for peer in peers:
         session = Session(info.variant)
         session.receive(DELTA_REQUEST(node={"id": node.id}, type_url=CLUSTER).SerializeToString(), now())
-        stream = Stream(info, node, session, proxies.connect(node, info), line)
+        stream = Stream(info, node, session, proxies.connect(node, info), scheduler)
         running.append(asyncio.create_task(stream.run(peer, proxies, noting)))
     async with asyncio.timeout(20):
         while len(noting.sent_in) < len(peers):
@@ -149,44 +149,44 @@ async def test_streams_that_are_ready_together_write_and_read_in_turn(rounds, mo
     assert len({*noting.sent_in}) == len({*noting.received_in}) == len(peers)
 
 
-async def test_client_that_took_more_than_its_share_waits_and_others_do_not():
-    pace, loop = Pace(), asyncio.get_running_loop()
-    pace.charge("a", BURST)
-    pace.charge("b", BURST + 0.2 * SHARE)
+async def test_only_a_client_beyond_its_share_waits():
+    pacer, loop = RequestPacer(), asyncio.get_running_loop()
+    pacer.charge("a", CLIENT_BURST)
+    pacer.charge("b", CLIENT_BURST + 0.2 * CLIENT_SHARE)
     began = loop.time()
-    waiting = asyncio.create_task(pace.wait("b"))
+    waiting = asyncio.create_task(pacer.wait("b"))
     for client in ("a", "c"):
-        await pace.wait(client)
+        await pacer.wait(client)
     await asyncio.sleep(0)
     assert not waiting.done()
     await waiting
     assert loop.time() - began >= 0.19
 
 
-async def test_work_is_measured_also_when_it_fails():
-    pace, loop = Pace(), asyncio.get_running_loop()
-    with pytest.raises(ValueError, match="bad"), pace.working("a", BURST + 0.2 * SHARE):
+async def test_failed_work_is_charged():
+    pacer, loop = RequestPacer(), asyncio.get_running_loop()
+    with pytest.raises(ValueError, match="bad"), pacer.measure("a", CLIENT_BURST + 0.2 * CLIENT_SHARE):
         raise ValueError("bad")
     began = loop.time()
-    await pace.wait("a")
+    await pacer.wait("a")
     assert loop.time() - began >= 0.19
 
 
-async def test_clients_that_have_made_up_for_their_work_are_forgotten():
-    pace = Pace()
-    pace.charge("busy", 10.0)
+async def test_idle_clients_are_removed():
+    pacer = RequestPacer()
+    pacer.charge("busy", 10.0)
     for number in range(10_000):
-        pace.charge(number, 0.0)
-    assert len(pace._free_at) <= 1025
-    assert "busy" in pace._free_at
+        pacer.charge(number, 0.0)
+    assert len(pacer._free_at) <= 1025
+    assert "busy" in pacer._free_at
 
 
-async def test_few_first_requests_of_one_client_are_read_at_the_same_time():
-    pace, held = Pace(), []
-    for _ in range(fairness.MAX_OPENING):
-        held.append(pace.opening("a"))
+async def test_concurrent_first_requests_of_a_client_are_limited():
+    pacer, held = RequestPacer(), []
+    for _ in range(scheduling.MAX_CONCURRENT_FIRST_REQUESTS):
+        held.append(pacer.first_requests("a"))
         await held[-1].acquire()
-    assert pace.opening("a").locked()
-    assert not pace.opening("b").locked()
+    assert pacer.first_requests("a").locked()
+    assert not pacer.first_requests("b").locked()
     held.clear()
-    assert not pace.opening("a").locked()
+    assert not pacer.first_requests("a").locked()

@@ -1,4 +1,4 @@
-"""Measure the time from a change to its ACK: which changes a response carries, and which do not count."""
+"""Since when what changes: which change a response carries, and which ones do not count."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from xds.protocol.events import Acked, Response, Subscribed
 from xds.protocol.session import Variant
 from xds.protocol.wire import Node
 from xds.server import StreamInfo, Subscriber
-from xds.server.convergence import _MOST, Waits
+from xds.server.convergence import _MAX_PENDING, ConvergenceTracker
 from xds.snapshot import CLUSTER, ENDPOINT, Resource, ResourceSet, Snapshot
 
 
 class Traced:
-    """A stream and its measurements."""
+    """A stream and its waits."""
 
     def __init__(self, variant: Variant = Variant.DELTA) -> None:
         info = StreamInfo(peer="", variant=variant, type_url="")
         self.subscriber = Subscriber(Node(id="n"), info)
         self.stream: Any = SimpleNamespace(subscriber=self.subscriber, info=info)
-        self.waits = Waits()
+        self.tracker = ConvergenceTracker()
         self._nonce = 0
 
     def publish(self, at: float | None, **types: str) -> None:
@@ -33,7 +33,7 @@ class Traced:
 
     def subscribe(self, type_url: str, *names: str) -> None:
         event = Subscribed(type_url=type_url, names=frozenset(names), wildcard=not names)
-        self.waits.subscribed(self.stream, event)
+        self.tracker.subscribed(self.stream, event)
 
     def send(self, type_url: str, text: str = "", removed: tuple[str, ...] = ()) -> str:
         self._nonce += 1
@@ -42,11 +42,13 @@ class Traced:
         response = Response(
             type_url=type_url, nonce=nonce, version="", resources=carried, removed=removed, sent_at=0.0
         )
-        self.waits.sent(self.stream, response)
+        self.tracker.sent(self.stream, response)
         return nonce
 
     def answer(self, nonce: str) -> float | None:
-        return self.waits.answered(Acked(type_url=CLUSTER, nonce=nonce, version="", resources=(), waited=0.0))
+        return self.tracker.answered(
+            Acked(type_url=CLUSTER, nonce=nonce, version="", resources=(), waited=0.0)
+        )
 
 
 def resources(type_url: str, text: str) -> ResourceSet:
@@ -55,7 +57,7 @@ def resources(type_url: str, text: str) -> ResourceSet:
 
 @pytest.fixture
 def traced() -> Traced:
-    """A stream that has ACKed a=1 and b=1 of both types."""
+    """A stream that has a=1 and b=1 of both types."""
     traced = Traced()
     traced.subscribe(CLUSTER)
     traced.subscribe(ENDPOINT, "a", "b")
@@ -65,7 +67,7 @@ def traced() -> Traced:
     return traced
 
 
-def test_first_response_of_a_change_ends_the_measurement(traced: Traced) -> None:
+def test_first_response_with_part_of_a_change_ends_it(traced: Traced) -> None:
     traced.publish(5.0, CDS="a=2 b=2", EDS="a=1 b=1")
     first, second = traced.send(CLUSTER, "a=2"), traced.send(CLUSTER, "b=2")
     assert traced.answer(second) is None
@@ -81,19 +83,19 @@ def test_each_type_is_measured_separately(traced: Traced) -> None:
     assert traced.answer(nonce) == 5.0
 
 
-def test_unchanged_resource_carries_no_change(traced: Traced) -> None:
+def test_unchanged_resend_contains_no_change(traced: Traced) -> None:
     traced.publish(5.0, CDS="a=1 b=1", EDS="a=1 b=2")
     assert traced.answer(traced.send(ENDPOINT, "a=1")) is None
     assert traced.answer(traced.send(ENDPOINT, "b=2")) == 5.0
 
 
-def test_change_counts_from_the_first_snapshot(traced: Traced) -> None:
+def test_change_in_several_snapshots_counts_from_the_first(traced: Traced) -> None:
     traced.publish(5.0, CDS="a=2 b=1", EDS="a=1 b=1")
     traced.publish(6.0, CDS="a=3 b=1", EDS="a=1 b=1")
     assert traced.answer(traced.send(CLUSTER, "a=3")) == 5.0
 
 
-def test_removal_is_a_change_where_the_protocol_has_it(traced: Traced) -> None:
+def test_removal_counts_if_the_variant_can_express_it(traced: Traced) -> None:
     traced.publish(5.0, CDS="a=1", EDS="a=1")
     assert traced.answer(traced.send(ENDPOINT, removed=("b",))) == 5.0
     assert traced.answer(traced.send(CLUSTER, removed=("b",))) == 5.0
@@ -104,17 +106,17 @@ def test_removal_is_a_change_where_the_protocol_has_it(traced: Traced) -> None:
     older.send(CLUSTER, "a=1 b=1")
     older.publish(5.0, CDS="a=1", EDS="a=1")
     assert older.answer(older.send(CLUSTER, "a=1", removed=("b",))) == 5.0
-    # No response carries the removal, and a resource that returns is a new change.
+    # Nothing says so, and when the name comes back that is another change.
     older.publish(None, CDS="a=1 b=1", EDS="a=1 b=1")
     assert older.answer(older.send(ENDPOINT, "b=1")) is None
 
 
-def test_unsubscribed_resource_is_not_measured(traced: Traced) -> None:
+def test_changes_without_a_subscription_do_not_count(traced: Traced) -> None:
     traced.publish(5.0, CDS="a=1 b=1", EDS="a=1 b=1 c=1")
     traced.subscribe(ENDPOINT, "a", "b", "c")
     assert traced.answer(traced.send(ENDPOINT, "c=1")) is None
     traced.publish(6.0, CDS="a=1 b=1", EDS="a=2 b=2 c=1")
-    traced.send(CLUSTER)  # a response without resources
+    traced.send(CLUSTER)  # somebody looks
     traced.subscribe(ENDPOINT, "b")
     traced.subscribe(ENDPOINT, "a", "b")
     assert traced.answer(traced.send(ENDPOINT, "a=2")) is None
@@ -129,12 +131,12 @@ def test_collection_is_subscribed_by_one_name() -> None:
     assert traced.answer(traced.send(ENDPOINT, "xdstp://x/y/a=1")) == 5.0
 
 
-def test_pending_measurements_are_bounded(traced: Traced) -> None:
-    for n in range(3 * _MOST):
+def test_unsent_and_unanswered_changes_are_limited(traced: Traced) -> None:
+    for n in range(3 * _MAX_PENDING):
         traced.publish(float(n), CDS=f"a={n} b=1", EDS="a=1 b=1")
         traced.send(ENDPOINT)
-    assert len(traced.waits._due[CLUSTER]) == _MOST
-    for n in range(3 * _MOST):
+    assert len(traced.tracker._unsent[CLUSTER]) == _MAX_PENDING
+    for n in range(3 * _MAX_PENDING):
         traced.publish(float(n), CDS=f"a={n} b=2", EDS="a=1 b=1")
         traced.send(CLUSTER, f"a={n}")
-    assert len(traced.waits._sent) == _MOST
+    assert len(traced.tracker._sent) == _MAX_PENDING

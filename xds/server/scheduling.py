@@ -1,0 +1,125 @@
+"""Divide the event loop's time between streams and between clients."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
+from weakref import WeakValueDictionary
+
+TIME_SLICE = 0.01
+"""Seconds of work on streams until the event loop runs other tasks."""
+
+CLIENT_SHARE = 0.25
+"""Share of the event loop's time that the requests of one client may use in the long run."""
+
+CLIENT_BURST = 1.0
+"""Seconds of work that a client may use at once. A sidecar that reconnects to a large mesh uses 0.5 s."""
+
+REQUEST_COST = 0.0001
+"""Seconds charged for a request, because the time that gRPC needs to read it cannot be measured here."""
+
+WARNING_COST = 0.02
+"""Seconds charged for a NACK or a refused request, because of its log line. It allows 12 per second."""
+
+CALL_COST = 0.01
+"""Seconds charged for a call, because of the log lines at its start and end."""
+
+MAX_CONCURRENT_FIRST_REQUESTS = 4
+"""Calls of one caller whose first request is read at the same time. Each uses up to 30 MiB meanwhile."""
+
+_MIN_CLEANUP_SIZE = 1024
+"""Number of clients from which on idle ones are removed."""
+
+
+class RequestPacer:
+    """Delays the requests of clients that exceed their share of the event loop's time."""
+
+    def __init__(self) -> None:
+        self._free_at: dict[Hashable, float] = {}
+        """By client, the time at which its charged work is repaid; in seconds of the event loop's clock."""
+        self._cleanup_size = _MIN_CLEANUP_SIZE
+        self._first_requests: WeakValueDictionary[Hashable, asyncio.Semaphore] = WeakValueDictionary()
+
+    @contextmanager
+    def measure(self, client: Hashable, extra: float = 0.0) -> Iterator[None]:
+        """Charge a client for the CPU time of a block.
+
+        Args:
+            client: Client to charge.
+            extra: Seconds to charge in addition.
+
+        The block must not contain `await`.
+        """
+        began = time.thread_time()  # CPU time, to exclude other processes.
+        try:
+            yield
+        finally:
+            self.charge(client, time.thread_time() - began + extra)
+
+    def first_requests(self, client: Hashable) -> asyncio.Semaphore:
+        """Return the semaphore to hold while a client's first request on a stream is read and parsed."""
+        semaphore = self._first_requests.get(client)
+        if semaphore is None:
+            semaphore = self._first_requests[client] = asyncio.Semaphore(MAX_CONCURRENT_FIRST_REQUESTS)
+        return semaphore
+
+    def charge(self, client: Hashable, seconds: float) -> None:
+        """Charge a client for seconds of work."""
+        now = asyncio.get_running_loop().time()
+        self._free_at[client] = max(self._free_at.get(client, now), now) + seconds / CLIENT_SHARE
+        if len(self._free_at) > self._cleanup_size:
+            self._free_at = {client: at for client, at in self._free_at.items() if at > now}
+            self._cleanup_size = max(_MIN_CLEANUP_SIZE, 2 * len(self._free_at))
+
+    async def wait(self, client: Hashable) -> None:
+        """Wait until the client's next request may be read."""
+        loop = asyncio.get_running_loop()
+        delay = self._free_at.get(client, 0.0) - CLIENT_BURST / CLIENT_SHARE - loop.time()
+        if delay > 0:
+            await asyncio.sleep(delay)
+
+
+class TurnScheduler:
+    """Divides the event loop's time between streams, as a change can make all of them ready at once.
+
+    A caller within the current slice continues at once. Later callers wait in a queue. Each slice releases as
+    many of them as fitted into the previous slice.
+    """
+
+    def __init__(self) -> None:
+        self.pacer = RequestPacer()
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._slice_start: float | None = None
+        """Start of the current slice, in seconds of the event loop's clock; None between slices."""
+        self._batch_size = 1
+        self._released = 0
+
+    async def wait_turn(self) -> None:
+        """Wait for the caller's turn. The caller then must not await anything until it calls this again."""
+        loop = asyncio.get_running_loop()
+        if self._slice_start is None:
+            self._slice_start = loop.time()
+            loop.call_soon(self._start_slice)
+        elif self._waiting or loop.time() > self._slice_start + TIME_SLICE:
+            turn = loop.create_future()
+            self._waiting.append(turn)
+            await turn
+
+    def _start_slice(self) -> None:
+        """Start the next slice. The event loop has run its other tasks."""
+        loop = asyncio.get_running_loop()
+        if self._released and self._slice_start is not None:
+            elapsed = max(loop.time() - self._slice_start, 1e-6)
+            self._batch_size = max(1, min(round(self._released * TIME_SLICE / elapsed), 2 * self._released))
+        self._slice_start, self._released = None, 0
+        while self._waiting and self._released < self._batch_size:
+            turn = self._waiting.popleft()
+            if not turn.done():  # The stream may have been cancelled.
+                turn.set_result(None)
+                self._released += 1
+        if self._released:
+            self._slice_start = loop.time()
+            loop.call_soon(self._start_slice)
