@@ -1,4 +1,4 @@
-"""What a real API server does not tell, or no longer: it is waited for at start, and later what was known stays in force."""
+"""What a real API server does not tell, or no longer: it is waited for at start, and later the last known state stays in use."""
 
 from __future__ import annotations
 

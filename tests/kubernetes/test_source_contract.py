@@ -134,7 +134,7 @@ async def test_the_settings_of_the_mesh_are_in_a_config_map_and_over_it_is_what_
         assert followed.config
         assert followed.config.root_namespace == place.namespace
         assert not followed.config.enable_auto_mtls
-        assert f"{where}: is not there: the defaults are in force" in followed.said(notices=True)
+        assert f"{where}: does not exist; the defaults apply" in followed.said(notices=True)
         await place.put(
             "istio", mesh="trustDomain: first\nenableAutoMtls: true\ndefaultConfig: {tracing: {}}\n"
         )

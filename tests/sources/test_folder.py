@@ -80,7 +80,7 @@ def test_a_name_used_twice_is_told_with_both_places_and_the_first_stays(tmp_path
     assert fact.mode is Mode.STRICT
     [problem] = report.problems
     assert problem.where == f"{tmp_path}/b.yaml:1"
-    assert f"Policy shop/default is at {tmp_path}/a.yaml:1 already" in problem.what
+    assert f"Policy shop/default is already defined at {tmp_path}/a.yaml:1" in problem.what
 
     (tmp_path / "a.yaml").unlink()
     report = folder.load()
@@ -104,7 +104,7 @@ def test_a_name_used_twice_in_a_file(tmp_path: Path) -> None:
     assert report.change == Change()
     [problem] = report.problems
     assert problem.where == f"{tmp_path}/a.yaml:1"
-    assert f"is at {tmp_path}/a.yaml:6 already" in problem.what
+    assert f"is already defined at {tmp_path}/a.yaml:6" in problem.what
 
 
 def test_of_two_with_a_name_the_good_one_is_used(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_objects_of_a_file_that_cannot_be_read_stay_and_later_documents_are_read
     assert report.change.removed == ()
     assert names(report.change) == ["later"]
     assert [problem.where for problem in report.problems] == [f"{tmp_path}/a.yaml:6", f"{tmp_path}/a.yaml"]
-    assert "Policy shop/default is no longer here, but stays in force" in report.problems[1].what
+    assert "Policy shop/default is missing, but stays in use" in report.problems[1].what
 
     place(tmp_path / "a.yaml", NAMESPACE.format("a"))
     report = folder.load()
@@ -369,7 +369,7 @@ def test_unreadable_documents_are_waited_for_and_named(tmp_path: Path) -> None:
     assert lines[0].startswith(
         f"waiting for the manifests to be repaired: {tmp_path}/00.yaml:1: apiVersion is required"
     )
-    assert (len(lines), lines[-1]) == (11, "and 2 more problems, which the log names")
+    assert (len(lines), lines[-1]) == (11, "and 2 more problems, see the log")
     for number in range(12):
         (tmp_path / f"{number:02}.yaml").unlink()
     report = folder.load()

@@ -112,7 +112,7 @@ async def test_what_a_server_adds_to_objects_is_no_news(server: FakeApiServer, a
     async with Followed(Kubernetes(api, options=QUICK)) as followed:
         await followed.until(lambda: followed.complete)
         assert [
-            line for line in followed.said(notices=True) if "is not there: the defaults" not in line
+            line for line in followed.said(notices=True) if "does not exist; the defaults" not in line
         ] == []
         assert followed.facts[Ref("Pod", "default", "it")].meta.annotations == {}
         assert followed.facts[Ref("Pod", "default", "it")].meta.origin == ""
@@ -207,7 +207,7 @@ async def test_what_may_no_longer_be_read_is_said_with_since_when_and_stays(
             server.fail(f"{what} peerauthentications", *(status(403, "Forbidden") for _ in range(10_000)))
         await server.cut()
         [said] = await followed.until(lambda: [line for line in followed.said() if "may not be read" in line])
-        assert "so what was known stays in force" in said
+        assert "so the last known state stays in use" in said
         assert source.staleness().startswith("peerauthentications.security.istio.io cannot be read since 20")
         assert source.pending_reason() == ""
         assert source.stale_seconds() > 0
@@ -253,7 +253,7 @@ async def test_objects_of_a_kind_that_disappears_stay_in_force(server: FakeApiSe
         await server.cut()
         [said] = await followed.until(followed.said)
         assert said.startswith(
-            "peerauthentications.security.istio.io: cannot be watched, so what was known stays in force: "
+            "peerauthentications.security.istio.io: cannot be watched, so the last known state stays in use: "
         )
         assert "peerauthentications.security.istio.io cannot be read since" in source.staleness()
         assert refs(followed.facts) == {"PeerAuthentication shop/default"}
@@ -328,7 +328,7 @@ async def test_what_is_known_stays_while_the_server_is_away_and_it_is_said_since
         assert source.pending_reason() == ""
         standing = source.staleness()
         assert standing.startswith(f"the API server at {server.url} cannot be reached since 20")
-        assert "s), and what was known then stays in force: Cannot connect" in standing
+        assert "s); the last known state stays in use: Cannot connect" in standing
         await put(server, policy("DISABLE"))
         await server.start()
         await followed.until(lambda: followed.facts != known)

@@ -141,7 +141,7 @@ class KubeApi:
         return await self.call("GET", path, query=query)
 
     async def list_all(self, path: str, **query: Any) -> list[Json]:
-        """Read all objects of a list, page by page. KubeError: also 410 if the server drops the list meanwhile."""
+        """Read all objects of a list, page by page. Raises KubeError, with status 410 if the list expires."""
         items: list[Json] = []
         more = ""
         while True:
@@ -202,7 +202,10 @@ class KubeApi:
 
     @asynccontextmanager
     async def stream(self, path: str, *, idle: float, **query: Any) -> AsyncIterator[aiohttp.StreamReader]:
-        """Open a streamed response, such as a watch. Reads time out after `idle` seconds without data. KubeError."""
+        """Open a streamed response, such as a watch.
+
+        Reads time out after `idle` seconds without data. Raises KubeError.
+        """
         limit = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT, sock_read=idle)
         async with self._request("GET", path, query, limit) as response:
             yield response.content

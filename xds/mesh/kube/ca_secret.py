@@ -114,13 +114,13 @@ class CaSecrets:
             return rotation.authority(_decode_data(found), now)
         except IdentityError as error:
             raise AuthorityError(
-                f"the Secret {self._namespace}/{USER_SECRET} cannot be used as the mesh's CA: {error}. Correct ca-cert.pem, "
-                f"ca-key.pem, root-cert.pem and cert-chain.pem, or delete the Secret (kubectl -n "
-                f"{self._namespace} delete secret {USER_SECRET}) to use a CA that xds creates"
+                f"the Secret {self._namespace}/{USER_SECRET} cannot be used as the mesh's CA: {error}. "
+                "Correct ca-cert.pem, ca-key.pem, root-cert.pem and cert-chain.pem, or delete the Secret "
+                f"(kubectl -n {self._namespace} delete secret {USER_SECRET}) to use a CA that xds creates"
             ) from error
 
     async def read(self, now: datetime) -> StoredAuthorities | None:
-        """Return the stored CAs, or None if the Secret does not exist. AuthorityError, KubeError."""
+        """Return the stored CAs, or None if the Secret does not exist. Raises AuthorityError, KubeError."""
         found = await self._api.find(f"{self._path}/{SECRET}")
         if found is None:
             return None
@@ -129,8 +129,8 @@ class CaSecrets:
         except IdentityError as error:
             raise AuthorityError(
                 f"the Secret {self._namespace}/{SECRET} contains a CA that cannot be used: {error}. Restore "
-                f"it, or delete it (kubectl -n {self._namespace} delete secret {SECRET}) to create a new root; "
-                "requests then fail until every sidecar has the new root"
+                f"it, or delete it (kubectl -n {self._namespace} delete secret {SECRET}) to create a new "
+                "root; requests then fail until every sidecar has the new root"
             ) from error
 
     async def create(self, authorities: Authorities) -> bool:

@@ -254,7 +254,7 @@ class ConditionPublisher:
 def desired_conditions(
     mesh: Mesh, problems: Iterable[Problem], without_effect: Mapping[Ref, tuple[Problem, ...]] = _NO_PROBLEMS
 ) -> DesiredConditions:
-    """Return the desired conditions of all objects. May run in a thread: it uses only the facts of the mesh."""
+    """Return the desired conditions of all objects. Thread-safe: it uses only the facts of the mesh."""
     rejected: dict[Ref, list[str]] = {}
     for problem in problems:
         match = None if problem.notice else _OBJECT_NAME.fullmatch(problem.where)

@@ -50,7 +50,7 @@ def _group(stands: Mapping[PortKey, PortReport]) -> dict[str, dict[str, dict[str
 
 
 def decode_report(text: str) -> ReplicaReport:
-    """Read a report. One that cannot be read, because another version of the control plane wrote it, says nothing."""
+    """Parse a report. A report that cannot be parsed, for example of another version, is empty."""
     try:
         if not text.startswith("{"):
             text = zlib.decompressobj().decompress(b64decode(text), _MAX_UNPACKED_LENGTH).decode()

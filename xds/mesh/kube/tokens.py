@@ -111,7 +111,7 @@ class TokenReviewer:
         task.add_done_callback(lambda _: self._pending.pop(key))
 
     async def _review(self, key: _Key, token: str, address: str, end: datetime) -> _Answer:
-        """Return the caller or an error. Nothing is raised, because the waiting calls may have been cancelled."""
+        """Return the caller or an error. Never raises, because the waiting calls may be cancelled."""
         body = {
             "apiVersion": "authentication.k8s.io/v1",
             "kind": "TokenReview",
@@ -179,7 +179,7 @@ class _RefusalBudgets:
 
 
 async def own_account(api: KubeApi) -> tuple[str, str]:
-    """Return the namespace and name of the service account that we are; both empty if we are none. KubeError."""
+    """Return the namespace and name of our own service account, or empty strings. Raises KubeError."""
     body = {"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}
     review = await api.create("/apis/authentication.k8s.io/v1/selfsubjectreviews", body)
     user = str(review.get("status", {}).get("userInfo", {}).get("username", ""))

@@ -520,8 +520,9 @@ class Rollout:
 def classification_delay(config: MeshConfig) -> float:
     """Return for how long after it was opened a listener may classify a connection.
 
-    A listener waits this long for the client to send first. Clients of a protocol in which the server sends first say
-    nothing, so the listener classifies their connections only then, and refuses those that it no longer accepts.
+    A listener waits this long for the client to send first. Clients of a protocol in which the server sends
+    first say nothing, so the listener classifies their connections only then, and refuses those that it no
+    longer accepts.
     """
     return config.protocol_detection_timeout + _CONNECTION_DELAY
 

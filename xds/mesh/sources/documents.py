@@ -1,8 +1,7 @@
 """Parser for YAML and JSON as kubectl reads them, which records the line of each value.
 
-kubectl turns YAML into JSON first, so keys are strings, times stay text, and 1:30 is no number. A document
-that cannot be read does not take the others of its file with it. What is read is bounded, whatever aliases
-make of it.
+kubectl converts YAML to JSON first: keys are strings, times stay text, and 1:30 is not a number. An unreadable
+document does not affect the others of its file. The size of the result is limited, even with nested aliases.
 """
 
 from __future__ import annotations
@@ -22,21 +21,20 @@ from xds.mesh.model.objects import Problem
 from xds.mesh.parse import Flaw, Path, dotted
 
 MAX_ALIASED_VALUES = 50_000
-"""How many values, keys included, aliases may repeat in a document: a few lines of nested aliases could stand
-for billions."""
+"""Maximum number of values, including keys, that aliases repeat in a document.
+
+A few lines of nested aliases could otherwise expand to billions of values.
+"""
 _CHARACTERS_PER_VALUE = 100
-"""As many characters that an alias repeats count as one more value: an alias may stand for a text of
-megabytes."""
+"""Number of repeated characters that count as one value, because an alias can repeat megabytes of text."""
 MAX_DEPTH = 60
 """Maximum nesting depth of values. Kubernetes objects are far below it."""
 MAX_VALUES = 1_000_000
-"""How many values a document may have, keys included. Each takes about 300 bytes of memory while it is read,
-and 3 µs."""
+"""Maximum number of values in a document, including keys. Each needs about 300 bytes and 3 µs."""
 MAX_FLAWS = 1000
-"""How many mistakes of a document's text are noted one by one. With more of them, all of the document is
-unreadable."""
+"""Maximum number of flaws of a document's text. A document with more is unreadable."""
 MAX_TAG_DIRECTIVES = 100
-"""How many %TAG directives a document may have: libyaml compares each with all the others."""
+"""Maximum number of %TAG directives in a document; libyaml compares each with all others."""
 
 _TAG = "tag:yaml.org,2002:"
 _MARKER = re.compile(r"^(?:%|---(?=\s|$))", re.MULTILINE)
@@ -45,7 +43,7 @@ _SURROGATES = re.compile(r"(?<!\\)((?:\\\\)*)\\u(d[89ab][0-9a-f]{2})\\u(d[c-f][0
 
 
 class Parser(CParser, BaseResolver):
-    """libyaml, with the meanings that kubectl gives to plain words."""
+    """libyaml with kubectl's rules for plain scalars."""
 
     def __init__(self, text: str) -> None:
         CParser.__init__(self, text)
@@ -53,7 +51,7 @@ class Parser(CParser, BaseResolver):
         self._values = 0
 
     def resolve(self, kind: type[Node], value: str | None, implicit: tuple[bool, bool]) -> str:
-        """Return the tag of a value; libyaml asks for it once for each. YAMLError: there are more than MAX_VALUES."""
+        """Return the tag of a value. Raises YAMLError after MAX_VALUES values."""
         self._values += 1
         if self._values > MAX_VALUES:
             raise YAMLError(f"it has more than {MAX_VALUES} values (write several documents)")
@@ -80,25 +78,29 @@ for _kind, _pattern, _first in (
 
 @dataclass(slots=True)
 class Document:
-    """One document: its plain value, and where everything in it is."""
+    """One document: its plain value, and the line of each of its parts."""
 
     root: Node
+    """Root node of the document."""
     file: str
+    """Name of its file."""
     first_line: int
-    """The line of the file that the parser called its first; counted from 1."""
+    """Line of the file where the parsed chunk starts, counted from 1."""
     flaws: list[Flaw] = field(default_factory=list)
+    """Problems of its text."""
     value: object = None
+    """Plain value of the document."""
     _visited: set[int] = field(default_factory=set)
     _ancestors: set[int] = field(default_factory=set)
     _aliased_values: int = 0
     _children: dict[int, Mapping[str | int, _Child]] = field(default_factory=dict)
-    """By the id of a mapping, where its keys are; only of mappings that were looked into."""
+    """Children of the mappings that `locate` has visited, by the mapping's id."""
 
     def __post_init__(self) -> None:
         self.value = self._to_value(self.root, ())
 
     def locate(self, path: Path) -> str:
-        """Tell `FILE:LINE` of a path, or of what is nearest to it."""
+        """Return `FILE:LINE` of a path, or of its closest existing ancestor."""
         node, line = self.root, self.root.start_mark.line
         for step in path:
             child: _Child | None = None
@@ -114,18 +116,19 @@ class Document:
         return f"{self.file}:{self.first_line + line}"
 
     def _flaw(self, path: Path, what: str) -> None:
-        """Note what is wrong at a path. YAMLError: too much is."""
+        """Record a flaw at a path. Raises YAMLError if there are too many."""
         if len(self.flaws) == MAX_FLAWS:
-            what = f"it has more than {MAX_FLAWS} mistakes, the first of which: {dotted(self.flaws[0][0])} {self.flaws[0][1]}"
+            path, what = self.flaws[0]
+            what = f"it has more than {MAX_FLAWS} mistakes, the first of which: {dotted(path)} {what}"
             raise MarkedYAMLError(problem=what, problem_mark=self.root.start_mark)
         self.flaws.append((path, what))
 
     def _to_value(self, node: Node, path: Path) -> object:
-        """Make a plain value of a node; what cannot be is noted as a flaw, and None."""
+        """Return the plain value of a node, or None with a flaw if it has none."""
         if id(node) in self._ancestors:
             self._flaw(path, "contains itself")
             return None
-        # Not the path's length: what is merged (<<) is nested as well, and adds no step to the path.
+        # Merged mappings (<<) are nested too, but add no step to the path.
         if len(self._ancestors) > MAX_DEPTH:
             self._flaw(path[:3], "is nested too deep")
             return None
@@ -197,14 +200,14 @@ class Document:
 
 
 _MAX_DIGITS = 1000
-"""Python writes no longer number out in decimal, as an error about it would have to."""
+"""Maximum number of digits: Python cannot format longer numbers for an error message."""
 _NUMBERS = frozenset({_TAG + "int", _TAG + "float"})
 _MAX_TAG_LENGTH = 100
-"""Characters of a tag that a flaw repeats."""
+"""Maximum length of a tag in a flaw."""
 
 
 def _parse_integer(text: str) -> int:
-    """Read a number as YAML 1.1 writes it: decimal, 0x, 0b, and octal with 0 or 0o before it."""
+    """Parse an integer of YAML 1.1: decimal, 0x, 0b, and octal with the prefix 0 or 0o."""
     digits = text.replace("_", "").lower()
     sign = -1 if digits.startswith("-") else 1
     digits = digits.lstrip("+-")
@@ -218,20 +221,22 @@ def _is_merge(node: Node) -> bool:
 
 
 def _key(node: Node) -> str | None:
-    """Tell a key's name: in JSON every key is a string, `8080: ...` too."""
+    """Return a key as a string, as in JSON: `8080: ...` has the key "8080"."""
     return str(node.value) if isinstance(node, ScalarNode) else None
 
 
 class _Child(NamedTuple):
-    """A value of a mapping or list, and what says where it is: its key, or itself."""
+    """A child of a mapping or list."""
 
     key: Node
+    """Node that gives its line: its key, or the value itself in a list."""
     value: Node
+    """Node of its value."""
 
 
 def _children(node: MappingNode) -> Mapping[str | int, _Child]:
-    """Return what a mapping has and what is merged into it, by key: the last of equal keys, and before what is merged."""
-    found: dict[str | int, _Child] = {}
+    """Return the children of a mapping by key, including merged ones; the last of duplicate keys wins."""
+    children: dict[str | int, _Child] = {}
     todo: list[Node] = [node]
     seen: set[int] = set()
     while todo:
@@ -247,13 +252,13 @@ def _children(node: MappingNode) -> Mapping[str | int, _Child]:
             elif (key := _key(key_node)) is not None:
                 own[key] = _Child(key_node, value)
         for name, child in own.items():
-            found.setdefault(name, child)
+            children.setdefault(name, child)
         todo += reversed(merged)
-    return found
+    return children
 
 
 def _size(node: Node) -> int:
-    """Return what repeating a node costs, in values: with its keys, without the values of its members."""
+    """Return the cost of repeating a node, in values: with its keys, without its children's values."""
     if isinstance(node, MappingNode):
         characters = sum(len(key.value) for key, _ in node.value if isinstance(key, ScalarNode))
         return 1 + len(node.value) + characters // _CHARACTERS_PER_VALUE
@@ -261,22 +266,22 @@ def _size(node: Node) -> int:
 
 
 def read_documents(text: str, file: str, *, json: bool = False) -> Iterator[Document | Problem]:
-    """Yield a file's documents; in place of one that cannot be read, a Problem."""
+    """Yield a file's documents, with a Problem for each unreadable one."""
     for line, chunk in split_documents(join_surrogates(text) if json else text):
         yield from parse_chunk(chunk, file, line)
 
 
 def join_surrogates(json: str) -> str:
-    """Return JSON as YAML: it writes what is beyond 16 bits as two escapes, which YAML does not know."""
+    """Convert JSON to YAML: join surrogate escapes, which YAML does not support."""
     return _SURROGATES.sub(lambda m: m[1] + chr(_code_point(int(m[2], 16), int(m[3], 16))), json)
 
 
 def split_documents(text: str) -> Iterator[tuple[int, str]]:
-    """Yield parts of a text that can be read each for itself, and the line that each begins on; together they are it."""
+    """Split a text into chunks that can be parsed independently; yield the first line and text of each."""
     starts = [0]
     begins, ended = 0, -1
     for match in _MARKER.finditer(text):
-        # Directives belong to the document that begins right after them.
+        # Directives belong to the document that follows them.
         if match.start() != ended:
             begins = match.start()
         if match[0] == "%":
@@ -292,7 +297,7 @@ def split_documents(text: str) -> Iterator[tuple[int, str]]:
 
 
 def parse_chunk(chunk: str, file: str, line: int) -> Iterator[Document | Problem]:
-    """Yield the documents of a chunk; in place of what cannot be read, a Problem."""
+    """Yield the documents of a chunk, with a Problem for an unreadable part."""
     if sum(1 for _ in _TAG_DIRECTIVE.finditer(chunk)) > MAX_TAG_DIRECTIVES:
         what = f"cannot be read as YAML: it has more than {MAX_TAG_DIRECTIVES} %TAG directives"
         yield Problem(where=f"{file}:{line}", what=what)
@@ -315,7 +320,7 @@ def _code_point(high: int, low: int) -> int:
 def _yaml_problem(error: YAMLError, chunk: str, file: str, first_line: int) -> Problem:
     line, what, hint = 0, str(error), ""
     if isinstance(error, MarkedYAMLError):
-        # An unclosed quote is noticed at the end, and is to be mended where it begins.
+        # The parser reports an unclosed quote at the end of the text: report its start instead.
         quoted = "quoted scalar" in (error.context or "")
         mark = (error.context_mark if quoted else None) or error.problem_mark
         line = mark.line if mark else 0

@@ -1,11 +1,10 @@
 """Source of objects from a folder of manifests.
 
 A `Folder` is read repeatedly, and each update contains only differences. An error is reported once, with file
-and line, and the last good version of the object is used. A policy without a good version is STRICT.
+and line, and the last valid version of the object stays in use. A policy without a valid version is STRICT.
 
 The source yields no objects before it has read the settings and every file, and can identify the object of
-every
-document: an unreadable document may be the policy that makes the mesh STRICT (ADR 0017).
+every document. An unreadable document may be the policy that makes the mesh STRICT (ADR 0017).
 """
 
 from __future__ import annotations
@@ -33,17 +32,15 @@ SUFFIXES = frozenset({".yaml", ".yml", ".json"})
 MAX_FILE_SIZE = 32 * 2**20
 """Maximum size of a file, in bytes."""
 MAX_REASONS = 10
-"""Problems that /ready names while the manifests are waited for: its answer must not grow with the folder."""
+"""Maximum number of problems in the response of /ready, which must not grow with the folder."""
 SETTLE_TIME = 0.05
-"""Seconds that a file must have rested before it is read, for it may be half written."""
+"""Seconds without a write before a file is read, because it may be written in parts."""
 MAX_SETTLING = 5.0
-"""Seconds for which the first reading waits until files rest."""
+"""Maximum seconds that the first load waits for writes to end."""
 MAX_PROBLEMS = 100
-"""How many problems of one file are listed, and how many notices; likewise of names that are used twice in
-the folder."""
+"""Maximum number of problems, and of notices, per file; also of duplicate names in the folder."""
 RESCAN_INTERVAL = 0.5
-"""Seconds between looks at what cannot tell of its changes (network file systems, links that lead
-elsewhere)."""
+"""Seconds between scans for changes without events (network file systems, links to other folders)."""
 
 Signature: TypeAlias = tuple[int, ...]
 """Times, size and identity of a file, to detect changes."""
@@ -54,29 +51,31 @@ class _File:
     """A file as it was last read."""
 
     signature: Signature | None
-    """None: to be read again next time."""
+    """Signature of the file; None to read it again at the next scan."""
     objects: tuple[Parsed, ...] = ()
-    """Those that have a name, and those of kinds that are not enforced."""
+    """Objects with a name, and objects of kinds that are not enforced."""
     problems: tuple[Problem, ...] = ()
-    """Of the file itself, its documents and what has no name in it: the first ones."""
+    """The first problems of the file, its documents, and its objects without a name."""
     unreadable: bool = False
-    """Whether it holds something without a name that may be a bad version of an object."""
+    """Whether an unnamed part of the file may be an invalid version of an object."""
 
 
 class _AppliedFact(NamedTuple):
-    """A fact in force, and the file it was read from."""
+    """A fact in use."""
 
     fact: Fact
+    """The fact."""
     path: Path
+    """File that it was read from."""
     fails_closed: bool = False
-    """Whether it applies only because the object was refused: it is no version to go back to."""
+    """Whether it replaces a refused object, and so is not a version to fall back to."""
 
 
 class Folder:
     """All facts below a folder, and the settings of the mesh."""
 
     what = "manifests"
-    """What it reads, in a word for the log."""
+    """Kind of the source, for the log."""
 
     def __init__(self, root: Path, settings: SettingsLoader | None = None) -> None:
         self.root = root
@@ -85,13 +84,13 @@ class Folder:
         self._files: dict[Path, _File] | None = None
         self._complete = False
         self._blocking_problems: tuple[Problem, ...] = ()
-        """Why it is not known yet which objects there are."""
+        """Problems that prevent listing all objects."""
         self._applied: dict[Ref, _AppliedFact] = {}
         self._of_objects: tuple[Problem, ...] = ()
         self._problems: tuple[Problem, ...] = ()
 
     def load(self) -> SourceUpdate:
-        """Read what changed since the last time. The first time that is everything, and the folder must exist."""
+        """Read the changes since the last call. The first call reads everything; the folder must exist."""
         files, unread, unsettled = self._scan()
         config, of_settings = self._settings.load()
         self._blocking_problems = (
@@ -132,7 +131,7 @@ class Folder:
 
     @property
     def unenforced(self) -> Mapping[str, int]:
-        """How many objects there are of each kind that is not enforced."""
+        """The number of objects of each kind that is not enforced."""
         files = (self._files or {}).values()
         return Counter(each.unenforced for file in files for each in file.objects if each.unenforced)
 
@@ -147,7 +146,7 @@ class Folder:
             for problem in self._blocking_problems[:MAX_REASONS]
         ]
         if more := len(self._blocking_problems) - len(lines):
-            lines.append(f"and {more} more problems, which the log names")
+            lines.append(f"and {more} more problems, see the log")
         return "\n".join(lines)
 
     def staleness(self) -> str:
@@ -174,7 +173,10 @@ class Folder:
                     await asyncio.sleep(SETTLE_TIME)
 
     async def _wait_until_settled(self) -> None:
-        """Wait until no file is being written, such as the policy that locks the mesh; for MAX_SETTLING at most."""
+        """Wait until no file is being written, for MAX_SETTLING seconds at most.
+
+        A file that is being written may contain the policy that makes the mesh STRICT.
+        """
         for _ in range(round(MAX_SETTLING / SETTLE_TIME)):
             now = time.time()
             entries = await asyncio.to_thread(lambda: list(_walk(self.root, set())))
@@ -209,15 +211,15 @@ class Folder:
 
 
 def _is_resting(found: os.stat_result, now: float) -> bool:
-    """Whether a file was not written just before; a time in the future says nothing."""
+    """Whether a file was not written recently. A time in the future is ignored."""
     return not 0 <= now - found.st_mtime < SETTLE_TIME
 
 
 def _walk(folder: Path, seen: set[tuple[int, int]]) -> Iterator[tuple[Path, os.stat_result | OSError]]:
-    """Yield the files below a folder in order of their names, each once, and what cannot be looked at.
+    """Yield the files below a folder, sorted by name, each once, and errors of unreadable entries.
 
-    Names that begin with a dot are left out: Kubernetes keeps the versions of a mounted ConfigMap below
-    `..data`, and who replaces files atomically writes them under such a name first.
+    Names that start with a dot are skipped: Kubernetes keeps versions of a mounted ConfigMap below `..data`, and
+    programs that replace files atomically write them under such a name first.
     """
     try:
         with os.scandir(folder) as listing:
@@ -260,7 +262,7 @@ def _read_file(path: Path, signature: Signature | None, size: int) -> _File:
         problem = Problem(where=f"{name}:{line}", what="is not UTF-8 text", hint="save it as UTF-8")
         return _File(signature, problems=(problem,), unreadable=True)
     except OSError as error:
-        # Permissions may be given without the file changing: it is tried again.
+        # Permissions can change without the file: retry.
         problem = Problem(where=name, what=f"cannot be read: {error.strerror}")
         return _File(None, problems=(problem,), unreadable=True)
     objects: list[Parsed] = []
@@ -273,7 +275,7 @@ def _read_file(path: Path, signature: Signature | None, size: int) -> _File:
             continue
         try:
             found = parse(document.value, document.locate, document.flaws)
-        except Exception as error:  # noqa: BLE001 - whatever is wrong with one document, the others go on
+        except Exception as error:  # noqa: BLE001 - one document must not affect the others
             what = f"cannot be read: {type(error).__name__}: {error}"
             problems.add([Problem(where=document.locate(()), what=what, hint="please report this")])
             unreadable = True
@@ -290,19 +292,19 @@ def _read_file(path: Path, signature: Signature | None, size: int) -> _File:
 def _blocking_problems(
     files: Mapping[Path, _File], unread: Iterable[Problem], of_settings: Iterable[Problem]
 ) -> tuple[Problem, ...]:
-    """Return what hides which objects there are: settings, files and documents that cannot be read or told by name."""
+    """Return the problems of settings, files and documents that prevent listing all objects."""
     of_files = (problem for file in files.values() if file.unreadable for problem in file.problems)
     return tuple(problem for problem in (*of_settings, *unread, *of_files) if not problem.notice)
 
 
 def _listed_problems(files: Mapping[Path, _File], held: Mapping[Ref, _AppliedFact]) -> Iterator[Problem]:
-    """Yield what is wrong with each file and its objects; of those that fail closed, also what that means."""
+    """Yield the problems of each file and its objects, with the effect of objects that fail closed."""
     for path, file in files.items():
         yield from file.problems
         problems = Problems(MAX_PROBLEMS)
         for parsed in file.objects:
-            in_force = held.get(parsed.ref) if parsed.ref else None
-            closed = in_force and in_force.fails_closed and in_force.path == path
+            applied = held.get(parsed.ref) if parsed.ref else None
+            closed = applied and applied.fails_closed and applied.path == path
             problems.add((parsed.fails_closed if closed and parsed.refused else parsed).problems)
         yield from problems.listed(str(path))
 
@@ -328,8 +330,8 @@ def _resolve(
         conflicts.add(
             Problem(
                 where=parsed.origin,
-                what=f"{ref} is at {chosen.origin} already, and that one is used",
-                hint="delete one of them, or give it another name",
+                what=f"{ref} is already defined at {chosen.origin}, which is used",
+                hint="delete or rename one of them",
             )
             for _, parsed in claimants
             if parsed is not chosen
@@ -338,23 +340,23 @@ def _resolve(
     for ref, kept in before.items():
         if ref not in claims and kept.path in hiding:
             held[ref] = kept
-            what = f"{ref} is no longer here, but stays in force until all of this file can be used"
+            what = f"{ref} is missing, but stays in use until the whole file is valid"
             conflicts.add([Problem(where=str(kept.path), what=what, notice=True)])
     return held, conflicts
 
 
 def _may_hide_object(file: _File, before: Mapping[Ref, _AppliedFact]) -> bool:
-    """Whether something in a file may be a new, bad version of an object that is missing from it."""
+    """Whether a part of a file may be a new, invalid version of an object that is missing from it."""
     return file.unreadable or any(parsed.refused and parsed.ref not in before for parsed in file.objects)
 
 
 def _choose(claimants: list[tuple[Path, Parsed]], before: _AppliedFact | None) -> tuple[Path, Parsed]:
-    """Choose who has a name: what is in force already, else the first that fails closed, else the first that is good."""
+    """Choose the object for a duplicate name: the one in use, or the first that fails closed, or is valid."""
 
     def unfit(claimant: tuple[Path, Parsed]) -> tuple[bool, bool]:
         path, parsed = claimant
         if before is None:
-            # One that fails closed comes before one that is good: nobody knows which of them was in force.
+            # Fail closed: it is unknown which of them was used before.
             return parsed.fail_closed is None, parsed.fact is None
         return path != before.path, parsed.fact != before.fact
 
@@ -362,7 +364,7 @@ def _choose(claimants: list[tuple[Path, Parsed]], before: _AppliedFact | None) -
 
 
 async def _change_events(root: Path) -> AsyncIterator[None]:
-    """Come back whenever the folder says that something changed, and now and then because it may not say so."""
+    """Yield after each change event of the folder, and every RESCAN_INTERVAL seconds without one."""
     try:
         async for _ in awatch(
             root,
@@ -374,7 +376,7 @@ async def _change_events(root: Path) -> AsyncIterator[None]:
         ):
             yield
     except (OSError, RuntimeError):
-        # The kernel has no more watches to give: looking is slower than being told, and works.
+        # The kernel has no more inotify watches: poll instead.
         pass
     while True:
         await asyncio.sleep(RESCAN_INTERVAL)

@@ -63,7 +63,7 @@ class ConfigState:
     """What is kept of the ConfigMap with the mesh's settings."""
 
     config: MeshConfig | None
-    """None: it cannot be used, and the last good settings stay in force."""
+    """None if it is invalid; the last valid settings stay in use."""
     problems: tuple[Problem, ...] = ()
 
 
@@ -158,9 +158,9 @@ class Kubernetes:
         since = f"{datetime.now(UTC) - timedelta(seconds=behind):%Y-%m-%dT%H:%M:%SZ} ({behind:.0f} s)"
         if away := self._outage_reason():
             what = f"the API server at {self._api.server} cannot be reached since {since}"
-            return f"{what}, and what was known then stays in force: {away}"
+            return f"{what}; the last known state stays in use: {away}"
         if stale := [reflector.resource.title for reflector, _ in self._stale()]:
-            return f"{', '.join(stale)} cannot be read since {since}, and what was known then stays in force"
+            return f"{', '.join(stale)} cannot be read since {since}; the last known state stays in use"
         return ""
 
     def stale_seconds(self) -> float:
@@ -229,14 +229,14 @@ class Kubernetes:
             config=config if usable else None, problems=tuple(_without_line(problem) for problem in problems)
         )
 
-    # --- what is told ---
+    # --- updates ---
 
     def _problems_update(self) -> SourceUpdate:
         new, solved = self._watch_problems()
         return SourceUpdate(problems=new, solved=solved, complete=False)
 
     def _make_update(self) -> SourceUpdate:
-        """Tell what became different since the last time; nothing but problems while there are no usable settings."""
+        """Return the changes since the last update; only problems while there are no valid settings."""
         new, solved = (list(problems) for problems in self._watch_problems())
         held, found = self._current_settings()
         new += problems_not_in(found, self._config_problems)
@@ -278,9 +278,7 @@ class Kubernetes:
         held = next(iter(self._config_maps.objects.values()), None)
         if held:
             return held.config, held.problems
-        none = Problem(
-            where=str(self._config_map), what="is not there: the defaults are in force", notice=True
-        )
+        none = Problem(where=str(self._config_map), what="does not exist; the defaults apply", notice=True)
         return self._default.config, (*self._default.problems, none)
 
     # --- what stands in the way ---
@@ -385,7 +383,9 @@ def _access_problem(reflector: Reflector[Any], failure: WatchFailure) -> Problem
     """Return a problem that says why a kind cannot be read, the effect, and what to do."""
     resource = reflector.resource
     what = (
-        "what was known stays in force" if reflector.complete else "no sidecar is configured until it can be"
+        "the last known state stays in use"
+        if reflector.complete
+        else "no sidecar is configured until it can be"
     )
     if failure.cause is FailureCause.FORBIDDEN:
         role = f"a Role in namespace {resource.namespace}" if resource.namespace else "the ClusterRole"

@@ -75,4 +75,5 @@ class KubeResource:
     def rule(self) -> str:
         """RBAC rule that grants access, as YAML on one line."""
         only = f'resourceNames: ["{self.name}"], ' if self.name else ""
-        return f'{{apiGroups: ["{self.group}"], resources: ["{self.plural}"], {only}verbs: ["get", "list", "watch"]}}'
+        resources = f'apiGroups: ["{self.group}"], resources: ["{self.plural}"]'
+        return f'{{{resources}, {only}verbs: ["get", "list", "watch"]}}'

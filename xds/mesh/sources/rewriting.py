@@ -150,7 +150,7 @@ def _insert_after(text: str, node: Node, lines: str) -> _Edit:
 
 
 def _append_to_flow(node: Node, first: Node, last: Node, parts: list[str]) -> _Edit:
-    """Add members at the end of a node in flow style; on lines of their own if its members are."""
+    """Add items at the end of a node in flow style, on separate lines if its items are."""
     alone = first.start_mark.line != node.start_mark.line
     gap = "\n" + " " * first.start_mark.column if alone else " "
     end = _end(last)
@@ -158,7 +158,7 @@ def _append_to_flow(node: Node, first: Node, last: Node, parts: list[str]) -> _E
 
 
 def _end(node: Node) -> int:
-    """Return where a node's text ends. What the parser calls the end of a block is where the next thing begins."""
+    """Return the end of a node's text. The parser's end of a block is the start of the next token."""
     while isinstance(node, CollectionNode) and not node.flow_style and node.value:
         last = node.value[-1]
         node = last[1] if isinstance(node, MappingNode) else last

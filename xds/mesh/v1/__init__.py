@@ -1,6 +1,7 @@
 """Our own gRPC API, as `make proto` generates it from protos/: messages for the server and for `xds status`.
 
-The generated code has no comments in its descriptors. What describes the files with them is beside it, for reflection.
+The generated code has no comments in its descriptors. What describes the files with them is beside it, for
+reflection.
 """
 
 from __future__ import annotations

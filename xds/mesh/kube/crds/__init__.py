@@ -53,7 +53,7 @@ async def install(api: KubeApi, *, dry_run: bool = False) -> list[CrdStatus]:
 
 
 async def served_versions(api: KubeApi) -> dict[str, tuple[str, ...]]:
-    """Return the versions of each kind that the cluster serves and we read, newest first; kinds that it lacks are left out."""
+    """Return the supported versions of each kind that the cluster serves, newest first."""
     found: dict[str, tuple[str, ...]] = {}
     for ours in definitions():
         there = await _read(api, ours["metadata"]["name"])

@@ -89,7 +89,7 @@ def control_plane(
 
 
 def default_policies(config: MeshConfig, rules_version: str = "v1") -> list[Json]:
-    """Return what the switch `values.global.mtls.enabled` creates, as objects (see `xds.mesh.model.defaults`)."""
+    """Return the default policies as manifests (see `xds.mesh.model.defaults`)."""
     return [_manifest(fact, f"networking.istio.io/{rules_version}") for fact in default_objects(config)]
 
 
