@@ -15,7 +15,7 @@ from envoy_data_plane.envoy.config.core.v3 import Node
 from envoy_data_plane.envoy.service.discovery.v3 import DiscoveryRequest, DiscoveryResponse
 
 from tests.cli.test_serve import POD, WITHIN, Process, free_port, serving
-from xds.mesh.identity.state_dir import root_authority
+from xds.mesh.identity.state_dir import load_or_create_root
 from xds.snapshot import SECRET
 
 ADMIN = "ops/admin"
@@ -39,7 +39,7 @@ def folder(tmp_path: Path) -> Path:
 def issued(tmp_path: Path, namespace: str, account: str) -> Shown:
     """A certificate of the CA that serves."""
     now = datetime.now(UTC)
-    ca = root_authority(tmp_path / "state", "cluster.local", now)
+    ca = load_or_create_root(tmp_path / "state", "cluster.local", now)
     leaf = ca.issue(f"spiffe://cluster.local/ns/{namespace}/sa/{account}", now)
     shown = Shown(tmp_path / f"{account}.pem", tmp_path / f"{account}-key.pem")
     shown.certificate.write_bytes(leaf.chain)

@@ -18,9 +18,15 @@ from typer.testing import CliRunner, Result
 from xds.cli import app
 from xds.cli.token_files import Files
 from xds.mesh.identity.ca import Authority
-from xds.mesh.identity.claims import Caller, How
+from xds.mesh.identity.claims import Caller, Credential
 from xds.mesh.identity.keys import PrivateKey
-from xds.mesh.identity.state_dir import MORE_ROOTS_FILE, TOKEN_KEY_FILE, root_authority, roots, token_key
+from xds.mesh.identity.state_dir import (
+    MORE_ROOTS_FILE,
+    TOKEN_KEY_FILE,
+    load_or_create_root,
+    load_or_create_token_key,
+    roots,
+)
 
 POD = """
 apiVersion: v1
@@ -34,7 +40,7 @@ WITHIN = 30.0
 @pytest.fixture
 def state(tmp_path: Path) -> Path:
     """A state directory that `xds serve` has used."""
-    root_authority(tmp_path / "state", "cluster.local", datetime.now(UTC))
+    load_or_create_root(tmp_path / "state", "cluster.local", datetime.now(UTC))
     return tmp_path / "state"
 
 
@@ -46,7 +52,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 def caller(account: str, pod: str = "web-0", uid: str = "") -> Caller:
-    return Caller(namespace="shop", service_account=account, pod=pod, pod_uid=uid, how=How.TOKEN)
+    return Caller(
+        namespace="shop", service_account=account, pod=pod, pod_uid=uid, credential=Credential.TOKEN
+    )
 
 
 def xds(*words: object) -> Result:
@@ -54,7 +62,7 @@ def xds(*words: object) -> Result:
 
 
 def proved(state: Path, text: str) -> Caller:
-    return token_key(state).prove(text, datetime.now(UTC))
+    return load_or_create_token_key(state).verify(text, datetime.now(UTC))
 
 
 def mode(path: Path) -> int:
@@ -77,7 +85,7 @@ def test_one_of_no_pod_is_for_those_who_look(state: Path) -> None:
     done = xds("--service-account", "ops/admin", "--state-dir", state)
     assert (done.exit_code, done.stderr) == (0, "")
     assert proved(state, done.stdout.strip()) == Caller(
-        namespace="ops", service_account="admin", how=How.TOKEN
+        namespace="ops", service_account="admin", credential=Credential.TOKEN
     )
 
 
@@ -85,9 +93,9 @@ def test_it_lives_as_long_as_was_said(state: Path) -> None:
     for options, seconds in (((), 3600), (("--lifetime", 60), 60)):
         began = datetime.now(UTC)
         text = xds("web-0.shop", "--state-dir", state, *options).stdout.strip()
-        assert token_key(state).prove(text, began + timedelta(seconds=seconds - 1))
+        assert load_or_create_token_key(state).verify(text, began + timedelta(seconds=seconds - 1))
         with pytest.raises(Exception, match="expired"):
-            token_key(state).prove(text, datetime.now(UTC) + timedelta(seconds=seconds))
+            load_or_create_token_key(state).verify(text, datetime.now(UTC) + timedelta(seconds=seconds))
 
 
 def test_a_folder_for_each_pod_is_written(state: Path, tmp_path: Path) -> None:
@@ -232,7 +240,7 @@ def test_what_is_not_there_yet_is_waited_for(tmp_path: Path) -> None:
     with renewing(tmp_path) as process:
         process.until(lambda: 'event="no token written"' in process.log)
         assert "root-cert.pem is not there yet: xds serve makes it" in process.log
-        root_authority(tmp_path / "state", "cluster.local", datetime.now(UTC))
+        load_or_create_root(tmp_path / "state", "cluster.local", datetime.now(UTC))
         process.until(process.token)
         process.end()
         assert process.log.count("no token written") == 1

@@ -9,7 +9,7 @@ import typer
 
 from xds.cli import options
 from xds.mesh.sidecar import iptables, rules
-from xds.mesh.sidecar.settings import NOT_INTERCEPTED, PROXY_ID
+from xds.mesh.sidecar.settings import PROXY_ID, SIDECAR_PORTS
 
 T = TypeVar("T")
 
@@ -72,7 +72,7 @@ def init(
         typer.Option(
             "--istio-local-exclude-ports", "-d", metavar="PORTS", help="Do not redirect what comes for these."
         ),
-    ] = ",".join(map(str, NOT_INTERCEPTED)),
+    ] = ",".join(map(str, SIDECAR_PORTS)),
     outbound_ports: Annotated[
         str,
         typer.Option(
@@ -108,30 +108,30 @@ def init(
     """
     if interception_mode not in _MODES:
         _wrong("-m", f"{interception_mode!r} is not {' or '.join(_MODES)}")
-    wanted = rules.Interception(
+    wanted = rules.RedirectConfig(
         outbound_port=envoy_port,
         inbound_port=inbound_capture_port,
         uid=proxy_uid,
         gid=proxy_gid,
-        inbound_ports=_read("-b", rules.ports, inbound_ports),
-        exclude_inbound_ports=_listed("-d", _read("-d", rules.ports, local_exclude_ports)),
-        networks=_read("-i", rules.networks, service_cidr),
-        exclude_networks=_listed("-x", _read("-x", rules.networks, service_exclude_cidr)),
-        outbound_ports=_listed("-q", _read("-q", rules.ports, outbound_ports)),
-        exclude_outbound_ports=_listed("-o", _read("-o", rules.ports, local_outbound_ports_exclude)),
-        exclude_interfaces=_read("-c", rules.interfaces, exclude_interfaces),
+        inbound_ports=_read("-b", rules.parse_ports, inbound_ports),
+        exclude_inbound_ports=_listed("-d", _read("-d", rules.parse_ports, local_exclude_ports)),
+        networks=_read("-i", rules.parse_networks, service_cidr),
+        exclude_networks=_listed("-x", _read("-x", rules.parse_networks, service_exclude_cidr)),
+        outbound_ports=_listed("-q", _read("-q", rules.parse_ports, outbound_ports)),
+        exclude_outbound_ports=_listed("-o", _read("-o", rules.parse_ports, local_outbound_ports_exclude)),
+        exclude_interfaces=_read("-c", rules.parse_interfaces, exclude_interfaces),
     )
     if interception_mode == "NONE":
         typer.echo("interception mode NONE: nothing is redirected", err=True)
         return
     if dry_run:
-        typer.echo(rules.redirect(wanted), nl=False)
+        typer.echo(rules.redirect_rules(wanted), nl=False)
         return
     try:
         if undo:
-            iptables.release()
+            iptables.remove_rules()
         else:
-            iptables.intercept(wanted, warn=lambda message: typer.echo(f"xds: {message}", err=True))
+            iptables.install_rules(wanted, warn=lambda message: typer.echo(f"xds: {message}", err=True))
     except iptables.IptablesError as error:
         options.fail(str(error), 1)
 

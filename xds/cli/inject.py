@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from xds.cli import options
-from xds.mesh.inject import DEFAULT_ADDRESS, DEFAULT_IMAGE, Settings, templates
+from xds.mesh.inject import DEFAULT_ADDRESS, DEFAULT_IMAGE, InjectionSettings, find_templates
 from xds.mesh.inject import inject as with_sidecar
 from xds.mesh.model.objects import Problem
 from xds.mesh.parse import Path as Steps
@@ -86,9 +86,9 @@ def inject(
     if sds and not (sds.startswith("unix:///") and sds.removeprefix("unix://").strip("/").count("/")):
         raise typer.BadParameter(f"{sds!r} is not unix:///DIRECTORY/SOCKET", param_hint="'--sds'")
     _, config = options.settings(mesh_config, assignments)
-    settings = Settings(
+    settings = InjectionSettings(
         image=image, pull_policy=image_pull_policy, xds_address=xds_address, sds=sds, native=native_sidecar
-    ).under(config)
+    ).with_mesh_config(config)
     result, problems = "", list[Problem]()
     for name in filenames:
         text, found = _injected(_read(name), "stdin" if name == "-" else name, settings)
@@ -131,7 +131,7 @@ def _write(output: Path | None, text: str) -> None:
         options.fail(f"{output or 'stdout'}: {error.strerror}")
 
 
-def _injected(text: str, file: str, settings: Settings) -> tuple[str, list[Problem]]:
+def _injected(text: str, file: str, settings: InjectionSettings) -> tuple[str, list[Problem]]:
     """Return a file's text with sidecars, and what is to be said about it."""
     from xds.mesh.sources import documents, rewriting  # noqa: PLC0415
 
@@ -152,10 +152,10 @@ def _injected(text: str, file: str, settings: Settings) -> tuple[str, list[Probl
     return result, problems
 
 
-def _document(document: Document, settings: Settings) -> tuple[object, list[Problem]]:
+def _document(document: Document, settings: InjectionSettings) -> tuple[object, list[Problem]]:
     """Return a document's value with sidecars: the same object if there are none to add."""
     value, problems = document.value, list[Problem]()
-    found = list(templates(value))
+    found = list(find_templates(value))
     for path, what in document.flaws if found else ():
         problems.append(Problem(where=document.locate(path), what=f"{dotted(path)} {what}"))
     for template in found:
@@ -168,8 +168,8 @@ def _document(document: Document, settings: Settings) -> tuple[object, list[Prob
             subject=template.subject,
         )
         problems += done.problems
-        if done.left:
-            what = f"{template.subject} is left as it is: {done.left}"
+        if done.skip_reason:
+            what = f"{template.subject} is left as it is: {done.skip_reason}"
             problems.append(Problem(where=document.locate(template.path), what=what, notice=True))
         value = _replaced(value, template.path, done.pod)
     return value, problems

@@ -30,10 +30,10 @@ def proxy(
         ),
     ] = False,
     envoy: Annotated[
-        str, typer.Option(metavar="FILE", envvar=settings.ENVOY.name, help=settings.ENVOY.about)
+        str, typer.Option(metavar="FILE", envvar=settings.ENVOY.name, help=settings.ENVOY.description)
     ] = "",
     sds: Annotated[
-        str, typer.Option(metavar="unix:///PATH", envvar=settings.SDS.name, help=settings.SDS.about)
+        str, typer.Option(metavar="unix:///PATH", envvar=settings.SDS.name, help=settings.SDS.description)
     ] = "",
 ) -> None:
     """Become the Envoy of this pod, as its environment describes: what a sidecar's container runs.
@@ -76,9 +76,9 @@ def _become(sidecar: Sidecar, envoy: str) -> None:
 
     try:
         binary = running.find_envoy(envoy)
-        running.wait_for_files(sidecar, say=lambda message: typer.echo(f"xds: {message}", err=True))
-        running.become(running.command(sidecar, binary))
-    except running.NotStartedError as error:
+        running.wait_for_files(sidecar, report=lambda message: typer.echo(f"xds: {message}", err=True))
+        running.exec_envoy(running.envoy_command(sidecar, binary))
+    except running.StartError as error:
         options.fail(str(error), 1)
 
 

@@ -101,19 +101,19 @@ async def _begun(secrets: Secrets, namespace: str, trust_domain: str | None) -> 
 def _words(found: Authorities) -> str:
     from xds.mesh.controlplane.status import duration  # noqa: PLC0415
     from xds.mesh.identity.chain import subject  # noqa: PLC0415
-    from xds.mesh.identity.rotation import WAITS, Stage  # noqa: PLC0415
+    from xds.mesh.identity.rotation import DEFAULT_TIMING, Stage  # noqa: PLC0415
 
     issuer = f"certificates are issued by {subject(found.authority.certificate)}"
     waited = (datetime.now(UTC) - found.since).total_seconds() if found.since else 0.0
     match found.stage:
         case Stage.SPREADING:
-            left = max(0.0, WAITS.spread.total_seconds() - waited)
+            left = max(0.0, DEFAULT_TIMING.spread.total_seconds() - waited)
             return (
                 f"step 1 of 2, since {duration(waited)}: the new root is trusted beside the old one; {issuer}. In "
                 f"{duration(left)} at the earliest, and once every connected sidecar has taken it, they are the new one's"
             )
         case Stage.RETIRING:
-            left = max(0.0, WAITS.retire.total_seconds() - waited)
+            left = max(0.0, DEFAULT_TIMING.retire.total_seconds() - waited)
             return f"step 2 of 2, since {duration(waited)}: {issuer}. The old root goes in {duration(left)}"
         case Stage.STEADY:
             return f"no rotation is under way: {issuer}, until {found.authority.expires:%Y-%m-%d}"

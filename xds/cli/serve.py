@@ -233,13 +233,17 @@ async def _alone(
 
     from xds.mesh.controlplane.controller import Hub  # noqa: PLC0415
     from xds.mesh.controlplane.effects import EffectWatcher  # noqa: PLC0415
-    from xds.mesh.identity.auth import own_signature  # noqa: PLC0415
+    from xds.mesh.identity.auth import own_token_verifier  # noqa: PLC0415
     from xds.mesh.identity.rotation import Authorities  # noqa: PLC0415
-    from xds.mesh.identity.state_dir import StateError, root_authority, token_key  # noqa: PLC0415
+    from xds.mesh.identity.state_dir import StateError, load_or_create_root, load_or_create_token_key  # noqa: PLC0415
 
     try:
-        authority = root_authority(state_dir, config.trust_domain, datetime.now(UTC))
-        judge = own_signature(token_key(state_dir)) if state_dir and opened.takes_tokens else None
+        authority = load_or_create_root(state_dir, config.trust_domain, datetime.now(UTC))
+        judge = (
+            own_token_verifier(load_or_create_token_key(state_dir))
+            if state_dir and opened.takes_tokens
+            else None
+        )
     except StateError as error:
         options.fail(f"--state-dir: {error}", 1)
     # Who can be reached by others is no demo, and a forwarded port looks like this machine.
@@ -276,7 +280,7 @@ async def _in_cluster(
         options.fail(str(error), 1)
     _say_what_is_at_stake(exposed, keys=False, kept=True)
     kept = replica.authorities
-    hub = Hub(kept.authority, also_trust=kept.also_trust, serve_keys=False, rollout_timeout=rollout_timeout)
+    hub = Hub(kept.authority, extra_roots=kept.extra_roots, serve_keys=False, rollout_timeout=rollout_timeout)
     replica.follow(hub)
     effects = EffectWatcher(lambda: hub.mesh, hub.ready)
     told = Conditions(

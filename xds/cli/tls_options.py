@@ -14,7 +14,7 @@ from xds.cli.options import Address
 if TYPE_CHECKING:
     from xds.cli.runtime import Door
     from xds.mesh.controlplane.controller import Hub
-    from xds.mesh.identity.auth import Judge
+    from xds.mesh.identity.auth import TokenVerifier
     from xds.mesh.identity.claims import Identity
     from xds.mesh.identity.rotation import Authorities
     from xds.mesh.kube.api import KubeApi
@@ -104,7 +104,7 @@ class Doors:
         hub: Hub,
         ca: Callable[[], Authorities],
         *,
-        judge: Judge | None,
+        judge: TokenVerifier | None,
         api: KubeApi | None = None,
         namespace: str = "",
     ) -> Door | None:
@@ -116,9 +116,9 @@ class Doors:
         if not self.addresses:
             return None
         from xds.cli.runtime import Door  # noqa: PLC0415
-        from xds.mesh.identity.auth import Admins, Authentication  # noqa: PLC0415
+        from xds.mesh.identity.auth import AdminAuthorizer, Authentication  # noqa: PLC0415
         from xds.mesh.identity.keys import IdentityError  # noqa: PLC0415
-        from xds.mesh.identity.server_tls import OwnCertificate, Trust, service_names  # noqa: PLC0415
+        from xds.mesh.identity.server_tls import ServerCertificate, Trust, service_names  # noqa: PLC0415
 
         names = (*(service_names(namespace) if api else ()), *self._names, *_here(self.addresses))
 
@@ -127,7 +127,7 @@ class Doors:
             return Trust(now.authority, now.trusted_pem, now.bridges_pem)
 
         try:
-            own = OwnCertificate(tuple(dict.fromkeys(names)), trust)
+            own = ServerCertificate(tuple(dict.fromkeys(names)), trust)
         except IdentityError as error:
             options.fail(f"--tls-name: {error}")
         places = [(self._tls, False), (self._mtls, True)]
@@ -138,7 +138,7 @@ class Doors:
 
         authentication = Authentication(trust_domains, judge)
         admins = self._admins or (await _own_identity(api) if api else ())
-        return Door(secure, authentication, Admins(authentication, admins, trust_domains))
+        return Door(secure, authentication, AdminAuthorizer(authentication, admins, trust_domains))
 
 
 async def _own_identity(api: KubeApi) -> tuple[Identity, ...]:

@@ -113,10 +113,10 @@ def token(
 
 
 def _print(caller: Caller, state_dir: Path, lifetime: timedelta) -> None:
-    from xds.mesh.identity.state_dir import StateError, token_key  # noqa: PLC0415
+    from xds.mesh.identity.state_dir import StateError, load_or_create_token_key  # noqa: PLC0415
 
     try:
-        typer.echo(token_key(state_dir).issue(caller, datetime.now(UTC), lifetime))
+        typer.echo(load_or_create_token_key(state_dir).issue(caller, datetime.now(UTC), lifetime))
     except StateError as error:
         options.fail(f"--state-dir: {error}", 1)
 
@@ -133,7 +133,7 @@ def _write(files: Files, *, stay: bool) -> None:
 
 
 def _unbound(identity: str) -> Caller:
-    from xds.mesh.identity.claims import Caller, How, Identity  # noqa: PLC0415
+    from xds.mesh.identity.claims import Caller, Credential, Identity  # noqa: PLC0415
 
     try:
         namespace, account, trust_domain = Identity.parse(identity)
@@ -141,11 +141,11 @@ def _unbound(identity: str) -> Caller:
         trust_domain = identity
     if trust_domain:
         options.fail(f"--service-account {identity}: without a pod it has to be NAMESPACE/NAME")
-    return Caller(namespace=namespace, service_account=account, how=How.TOKEN)
+    return Caller(namespace=namespace, service_account=account, credential=Credential.TOKEN)
 
 
 def _without_manifests(named: Iterable[str], account: str) -> Whom:
-    from xds.mesh.identity.claims import Caller, How  # noqa: PLC0415
+    from xds.mesh.identity.claims import Caller, Credential  # noqa: PLC0415
     from xds.mesh.parse import names  # noqa: PLC0415
 
     if wrong := names.subdomain(account):
@@ -155,7 +155,9 @@ def _without_manifests(named: Iterable[str], account: str) -> Whom:
         pod, _, namespace = name.rpartition(".")
         if names.subdomain(pod) or names.label(namespace):
             options.fail(f"{name!r} is not POD.NAMESPACE, such as web-0.shop")
-        callers[name] = Caller(namespace=namespace, service_account=account, pod=pod, how=How.TOKEN)
+        callers[name] = Caller(
+            namespace=namespace, service_account=account, pod=pod, credential=Credential.TOKEN
+        )
     return lambda: callers
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeAlias
 import structlog
 
 from xds.mesh.identity import state_dir
-from xds.mesh.identity.claims import Caller, How
+from xds.mesh.identity.claims import Caller, Credential
 from xds.mesh.identity.tokens import TokenKey
 from xds.mesh.kube.log_once import Complaint
 from xds.mesh.model.mesh import Mesh
@@ -62,7 +62,7 @@ def of_pod(pod: Pod) -> Caller:
         service_account=pod.service_account,
         pod=pod.name,
         pod_uid=pod.meta.uid,
-        how=How.TOKEN,
+        credential=Credential.TOKEN,
     )
 
 
@@ -104,7 +104,7 @@ class Files:
         """Write what is not good for long enough, as far as that is possible."""
         whom = self._whom()
         try:
-            key, roots = state_dir.token_key(self._state_dir), state_dir.roots(self._state_dir)
+            key, roots = state_dir.load_or_create_token_key(self._state_dir), state_dir.roots(self._state_dir)
         except state_dir.StateError as error:
             return dict.fromkeys(whom, Outcome(str(error)))
         return {name: self._keep(name, caller, key, roots) for name, caller in whom.items()}
@@ -124,8 +124,8 @@ class Files:
             return Outcome()
         folder = self._out_dir / name
         folder.mkdir(parents=True, exist_ok=True)
-        state_dir.replace(folder / ROOTS, roots, 0o644)
-        state_dir.replace(folder / TOKEN, key.issue(caller, now, self._lifetime).encode(), 0o600)
+        state_dir.write_atomically(folder / ROOTS, roots, 0o644)
+        state_dir.write_atomically(folder / TOKEN, key.issue(caller, now, self._lifetime).encode(), 0o600)
         self._written[name] = _Written(caller, key, roots, now)
         return Outcome(written=caller, expires=now + self._lifetime)
 

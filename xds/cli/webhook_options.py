@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from xds.cli import options
-from xds.mesh.inject import Settings
+from xds.mesh.inject import InjectionSettings
 
 if TYPE_CHECKING:
     from prometheus_client.registry import Collector
@@ -90,9 +90,9 @@ class Injecting:
 
         names = service_names(namespace)[:2]
         address = self._xds_address or f"{names[0]}:{XDS_PORT}"
-        settings = Settings(image=self._image, xds_address=address)
+        settings = InjectionSettings(image=self._image, xds_address=address)
         server = WebhookServer(
-            lambda: settings.under(hub.mesh.config),
+            lambda: settings.with_mesh_config(hub.mesh.config),
             lambda: hub.trust[0].issue_server(names, datetime.now(UTC)),
             *self._at,
             answers=self._answers,
@@ -115,7 +115,7 @@ class Injecting:
                 await asyncio.sleep(_LOOK)
                 if hub.trust != trust:
                     trust = hub.trust
-                    server.rotated()
+                    server.trigger_renewal()
                     bundle.changed()
 
         return [listen, bundle.run, follow]

@@ -26,7 +26,7 @@ from xds.mesh.envoy.translate import steps
 from xds.mesh.identity import CERTIFICATE, ROOTS
 from xds.mesh.identity.ca import LEAF_LIFETIME, Authority
 from xds.mesh.identity.chain import bundle, to_pem
-from xds.mesh.identity.claims import Caller, objection
+from xds.mesh.identity.claims import Caller, denial_reason
 from xds.mesh.identity.secrets import Issuer, trusted_roots
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Change, Pod, merge_changes
@@ -73,7 +73,7 @@ class Hub:
         self,
         authority: Authority,
         *,
-        also_trust: Iterable[bytes] = (),
+        extra_roots: Iterable[bytes] = (),
         serve_keys: bool = True,
         lifetime: timedelta = LEAF_LIFETIME,
         rollout_timeout: float | None = ROLLOUT_TIMEOUT,
@@ -83,10 +83,10 @@ class Hub:
         self.ready = asyncio.Event()
         """Set once the first facts are in the mesh."""
         self.work = Work()
-        also_trust = self._also_trust = tuple(also_trust)
+        extra_roots = self._also_trust = tuple(extra_roots)
         self._authority = authority
-        self._roots = trusted_roots(authority, also_trust)
-        self._issuer = Issuer(authority, also_trust=also_trust, lifetime=lifetime)
+        self._roots = trusted_roots(authority, extra_roots)
+        self._issuer = Issuer(authority, extra_roots=extra_roots, lifetime=lifetime)
         self._serve_keys = serve_keys
         self._now = now
         self._streams: dict[PodName, set[Subscriber]] = {}
@@ -127,12 +127,12 @@ class Hub:
         """Who issues now, and the roots that are trusted, in PEM form."""
         return self._authority, bundle((to_pem(self._authority.roots), *self._also_trust))
 
-    def rotate(self, authority: Authority, also_trust: Iterable[bytes] = ()) -> None:
+    def rotate(self, authority: Authority, extra_roots: Iterable[bytes] = ()) -> None:
         """Trust these roots from now on, and give out this authority's certificates; a moment later, everybody has them."""
-        also_trust = self._also_trust = tuple(also_trust)
+        extra_roots = self._also_trust = tuple(extra_roots)
         self._authority = authority
-        self._roots = trusted_roots(authority, also_trust)
-        self._issuer.rotate(authority, also_trust)
+        self._roots = trusted_roots(authority, extra_roots)
+        self._issuer.rotate(authority, extra_roots)
         for key in self._streams:
             if self.mesh.pod(*key):
                 self._want(key)
@@ -148,7 +148,7 @@ class Hub:
             raise Refused(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from error
         key = (name.namespace, name.pod)
         caller: Caller | None = stream.caller
-        if caller and (reason := objection(caller, *key, self.mesh.pod(*key))):
+        if caller and (reason := denial_reason(caller, *key, self.mesh.pod(*key))):
             raise Refused(grpc.StatusCode.PERMISSION_DENIED, reason)
         subscriber = Subscriber(node, stream)
         subscriber.client = client_of(caller, key, is_known=self.mesh.pod(*key) is not None)

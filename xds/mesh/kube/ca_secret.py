@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives import hashes
 from xds.mesh.identity import rotation
 from xds.mesh.identity.ca import Authority
 from xds.mesh.identity.keys import IdentityError, PrivateKey
-from xds.mesh.identity.rotation import Authorities, Stage, Waits
+from xds.mesh.identity.rotation import Authorities, Stage, Timing
 from xds.mesh.kube.api import Json, KubeApi, KubeError
 from xds.mesh.kube.log_once import Complaint
 
@@ -98,7 +98,7 @@ class Secrets:
         if found is None:
             return None
         try:
-            return rotation.authority(_data(found), now)
+            return rotation.read_authority(_data(found), now)
         except IdentityError as error:
             raise AuthorityError(
                 f"the Secret {self._namespace}/{USERS} cannot be used as the mesh's CA: {error}. Put ca-cert.pem, "
@@ -168,7 +168,7 @@ class Rotation:
         lagging: Callable[[], Sequence[str]],
         leads: Callable[[], bool],
         now: Callable[[], datetime] = utc_now,
-        waits: Waits = rotation.WAITS,
+        timing: Timing = rotation.DEFAULT_TIMING,
         every: float = POLL,
     ) -> None:
         """Make one for what `kept_authority` returned.
@@ -180,14 +180,14 @@ class Rotation:
             lagging: says which proxies have not taken the roots that hold now.
             leads: says whether this replica may write.
             now: a clock.
-            waits: how long the steps last.
+            timing: how long the steps last.
             every: seconds after which the Secrets are looked at again.
         """
         self.current = first
         """What holds."""
         self._secrets = secrets
         self._taken, self._lagging, self._leads = taken, lagging, leads
-        self._now, self._waits, self._every = now, waits, every
+        self._now, self._timing, self._every = now, timing, every
         what = "the CA's Secret cannot be followed; what is known stays in force"
         self._complain = Complaint(log, what, level="error")
         self._held_up_by = 0
@@ -226,11 +226,11 @@ class Rotation:
         if users and not is_target(found, users):
             return found.begin(users, now)
         lagging = self._lagging() if found.stage is Stage.SPREADING else ()
-        next_ = found.advance(now, everybody_trusts=not lagging, waits=self._waits)
+        next_ = found.advance(now, is_trusted_everywhere=not lagging, timing=self._timing)
         held_up = (
             lagging
             and next_ is found
-            and found.advance(now, everybody_trusts=True, waits=self._waits) is not found
+            and found.advance(now, is_trusted_everywhere=True, timing=self._timing) is not found
         )
         if held_up and len(lagging) != self._held_up_by:
             log.warning(

@@ -30,7 +30,7 @@ AGAIN = 3.0
 class Rotating(Protocol):
     """Whoever gives out certificates and roots: `xds.mesh.controlplane.controller.Hub`."""
 
-    def rotate(self, authority: Authority, also_trust: Iterable[bytes]) -> None:
+    def rotate(self, authority: Authority, extra_roots: Iterable[bytes]) -> None:
         """Trust these from now on, and give out this authority's."""
 
     def distrusting(self) -> Sequence[str]:
@@ -107,5 +107,5 @@ class Replica:
 
     def _take(self, authorities: Authorities) -> None:
         for hub in self._hubs:
-            hub.rotate(authorities.authority, authorities.also_trust)
+            hub.rotate(authorities.authority, authorities.extra_roots)
         self._roots.changed()

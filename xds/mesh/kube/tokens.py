@@ -18,7 +18,12 @@ from typing import NamedTuple, TypeAlias
 import structlog
 
 from xds.mesh.identity import AUDIENCE, claims
-from xds.mesh.identity.claims import Caller, NotProvenError, TooManyError, UndecidedError
+from xds.mesh.identity.claims import (
+    AuthenticationUnavailableError,
+    Caller,
+    RateLimitedError,
+    UnauthenticatedError,
+)
 from xds.mesh.kube.api import KubeApi, KubeError
 
 log = structlog.get_logger(__name__)
@@ -45,11 +50,11 @@ _WITHIN = 10.0
 """Seconds for an answer of the API server."""
 
 _Key: TypeAlias = bytes
-_Answer: TypeAlias = Caller | NotProvenError | UndecidedError
+_Answer: TypeAlias = Caller | UnauthenticatedError | AuthenticationUnavailableError
 
 
 class _Known(NamedTuple):
-    answer: Caller | NotProvenError
+    answer: Caller | UnauthenticatedError
     until: float
 
 
@@ -80,9 +85,9 @@ class TokenReviews:
     async def __call__(self, token: str, peer: str) -> Caller:
         """Return whose token it is; `peer` is who shows it, in gRPC's form.
 
-        NotProvenError: nobody's. UndecidedError: the API server cannot be asked. TooManyError: it is not, for now.
+        UnauthenticatedError: nobody's. AuthenticationUnavailableError: the API server cannot be asked. RateLimitedError: it is not, for now.
         """
-        end = claims.end_of_token(token, self._now(), self._audience)
+        end = claims.token_expiry(token, self._now(), self._audience)
         key = hashlib.sha256(token.encode()).digest()
         answer = self._remembered(key)
         if answer is None:
@@ -103,7 +108,7 @@ class TokenReviews:
 
     def _begin(self, key: _Key, token: str, address: str, end: datetime) -> None:
         if len(self._under_way) >= MOST_WAITING:
-            raise TooManyError("too many tokens are being looked at; try again")
+            raise RateLimitedError("too many tokens are being looked at; try again")
         self._failures.take(address)
         task = asyncio.create_task(self._ask(key, token, address, end))
         self._under_way[key] = task
@@ -124,7 +129,7 @@ class TokenReviews:
         except KubeError as error:
             self._failures.give_back(address)
             return self._undecided(error)
-        except NotProvenError as error:
+        except UnauthenticatedError as error:
             _keep(self._bad, key, _Known(error, self._clock() + BAD_FOR))
             return error
         self._failures.give_back(address)
@@ -132,13 +137,13 @@ class TokenReviews:
         _keep(self._good, key, _Known(caller, self._clock() + min(GOOD_FOR, left)))
         return caller
 
-    def _undecided(self, error: KubeError) -> UndecidedError:
+    def _undecided(self, error: KubeError) -> AuthenticationUnavailableError:
         said = str(error)
         if said != self._said:
             self._said = said
             hint = "allow create on tokenreviews in authentication.k8s.io" if error.status == 403 else ""
             log.error("tokens cannot be reviewed", problem=said, **({"hint": hint} if hint else {}))
-        return UndecidedError("the API server cannot be asked whose token it is; try again")
+        return AuthenticationUnavailableError("the API server cannot be asked whose token it is; try again")
 
 
 def _keep(known: OrderedDict[_Key, _Known], key: _Key, found: _Known) -> None:
@@ -156,10 +161,12 @@ class _Failures:
         """How many are missing of which address, and when that was so."""
 
     def take(self, address: str) -> None:
-        """Take one. TooManyError: there is none left."""
+        """Take one. RateLimitedError: there is none left."""
         taken = self._missing(address) + 1
         if taken > FAILURES:
-            raise TooManyError("too many tokens from this address were refused; try again in a few seconds")
+            raise RateLimitedError(
+                "too many tokens from this address were refused; try again in a few seconds"
+            )
         self._set(address, taken)
 
     def give_back(self, address: str) -> None:
@@ -182,4 +189,4 @@ async def own_account(api: KubeApi) -> tuple[str, str]:
     body = {"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}
     review = await api.create("/apis/authentication.k8s.io/v1/selfsubjectreviews", body)
     user = str(review.get("status", {}).get("userInfo", {}).get("username", ""))
-    return claims.account(user)
+    return claims.parse_username(user)
