@@ -17,7 +17,7 @@ from envoy_data_plane.envoy.config.core.v3 import Node
 from envoy_data_plane.envoy.service.discovery.v3 import DiscoveryRequest, DiscoveryResponse
 
 from tests.cli.serve_process import POD, TIMEOUT, ServeProcess, free_port, serving
-from xds.mesh.identity.state_dir import root_authority
+from xds.mesh.identity.state_dir import load_or_create_root
 from xds.snapshot import SECRET
 
 ADMIN = "ops/admin"
@@ -41,7 +41,7 @@ def folder(tmp_path: Path) -> Path:
 def issue(tmp_path: Path, namespace: str, account: str) -> ClientFiles:
     """Return a certificate that the control plane's CA issued."""
     now = datetime.now(UTC)
-    ca = root_authority(tmp_path / "state", "cluster.local", now)
+    ca = load_or_create_root(tmp_path / "state", "cluster.local", now)
     leaf = ca.issue(f"spiffe://cluster.local/ns/{namespace}/sa/{account}", now)
     files = ClientFiles(tmp_path / f"{account}.pem", tmp_path / f"{account}-key.pem")
     files.certificate.write_bytes(leaf.chain)

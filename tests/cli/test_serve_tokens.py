@@ -22,8 +22,8 @@ from tests.introspect.grpcurl import GRPCURL
 from tests.server.doors import DENIED, SDS, UNPROVEN
 from tests.server.proxies import REQUEST, RESPONSE, Client
 from xds.codec import message_class
-from xds.mesh.identity.claims import Caller, How
-from xds.mesh.identity.state_dir import TOKEN_KEY_FILE, roots, token_key
+from xds.mesh.identity.claims import Caller, Credential
+from xds.mesh.identity.state_dir import TOKEN_KEY_FILE, load_or_create_token_key, roots
 from xds.mesh.identity.tokens import TokenKey
 from xds.snapshot import SECRET
 
@@ -73,9 +73,11 @@ class Site:
         key: TokenKey | None = None,
     ) -> str:
         """Return a token as `xds token` signs it, issued `age` seconds ago, with a lifetime of one minute."""
-        caller = Caller(namespace=namespace, service_account=account, pod=pod, pod_uid=uid, how=How.TOKEN)
+        caller = Caller(
+            namespace=namespace, service_account=account, pod=pod, pod_uid=uid, credential=Credential.TOKEN
+        )
         issued = datetime.now(UTC) - timedelta(seconds=age)
-        return (key or token_key(self.state)).issue(caller, issued, timedelta(minutes=1))
+        return (key or load_or_create_token_key(self.state)).issue(caller, issued, timedelta(minutes=1))
 
     @asynccontextmanager
     async def channel(self, text: str | None) -> AsyncIterator[grpc.aio.Channel]:

@@ -18,9 +18,15 @@ from typer.testing import CliRunner, Result
 from xds.cli import app
 from xds.cli.token_files import TokenFiles
 from xds.mesh.identity.ca import Authority
-from xds.mesh.identity.claims import Caller, How, NotProvenError
+from xds.mesh.identity.claims import Caller, Credential, UnauthenticatedError
 from xds.mesh.identity.keys import PrivateKey
-from xds.mesh.identity.state_dir import MORE_ROOTS_FILE, TOKEN_KEY_FILE, root_authority, roots, token_key
+from xds.mesh.identity.state_dir import (
+    MORE_ROOTS_FILE,
+    TOKEN_KEY_FILE,
+    load_or_create_root,
+    load_or_create_token_key,
+    roots,
+)
 
 POD = """
 apiVersion: v1
@@ -34,7 +40,7 @@ TIMEOUT = 30.0
 @pytest.fixture
 def state(tmp_path: Path) -> Path:
     """A state directory that `xds serve` has used."""
-    root_authority(tmp_path / "state", "cluster.local", datetime.now(UTC))
+    load_or_create_root(tmp_path / "state", "cluster.local", datetime.now(UTC))
     return tmp_path / "state"
 
 
@@ -46,7 +52,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 def caller(account: str, pod: str = "web-0", uid: str = "") -> Caller:
-    return Caller(namespace="shop", service_account=account, pod=pod, pod_uid=uid, how=How.TOKEN)
+    return Caller(
+        namespace="shop", service_account=account, pod=pod, pod_uid=uid, credential=Credential.TOKEN
+    )
 
 
 def xds(*words: object) -> Result:
@@ -54,13 +62,13 @@ def xds(*words: object) -> Result:
 
 
 def verify(state: Path, text: str) -> Caller:
-    return token_key(state).prove(text, datetime.now(UTC))
+    return load_or_create_token_key(state).verify(text, datetime.now(UTC))
 
 
 def is_valid(state: Path, text: str) -> bool:
     try:
         verify(state, text)
-    except NotProvenError:
+    except UnauthenticatedError:
         return False
     return True
 
@@ -85,7 +93,7 @@ def test_token_without_a_pod_is_for_admins(state: Path) -> None:
     done = xds("--service-account", "ops/admin", "--state-dir", state)
     assert (done.exit_code, done.stderr) == (0, "")
     assert verify(state, done.stdout.strip()) == Caller(
-        namespace="ops", service_account="admin", how=How.TOKEN
+        namespace="ops", service_account="admin", credential=Credential.TOKEN
     )
 
 
@@ -93,9 +101,9 @@ def test_token_expires_after_its_lifetime(state: Path) -> None:
     for options, seconds in (((), 3600), (("--lifetime", 60), 60)):
         began = datetime.now(UTC)
         text = xds("web-0.shop", "--state-dir", state, *options).stdout.strip()
-        assert token_key(state).prove(text, began + timedelta(seconds=seconds - 1))
+        assert load_or_create_token_key(state).verify(text, began + timedelta(seconds=seconds - 1))
         with pytest.raises(Exception, match="expired"):
-            token_key(state).prove(text, datetime.now(UTC) + timedelta(seconds=seconds))
+            load_or_create_token_key(state).verify(text, datetime.now(UTC) + timedelta(seconds=seconds))
 
 
 def test_folder_is_written_for_each_pod(state: Path, tmp_path: Path) -> None:
@@ -241,7 +249,7 @@ def test_renew_waits_for_the_root_certificate(tmp_path: Path) -> None:
     with renewing(tmp_path) as process:
         process.wait_for(lambda: 'event="token not written"' in process.log)
         assert "root-cert.pem is not there yet: xds serve makes it" in process.log
-        root_authority(tmp_path / "state", "cluster.local", datetime.now(UTC))
+        load_or_create_root(tmp_path / "state", "cluster.local", datetime.now(UTC))
         process.wait_for(process.token)
         process.end()
         assert process.log.count("token not written") == 1

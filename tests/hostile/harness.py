@@ -24,8 +24,8 @@ import grpc.aio
 from tests.server.proxies import REQUEST
 from tests.support.controlplane import ControlPlane
 from tests.support.loopback import free_port
-from xds.mesh.identity.claims import Caller, How
-from xds.mesh.identity.state_dir import roots, token_key
+from xds.mesh.identity.claims import Caller, Credential
+from xds.mesh.identity.state_dir import load_or_create_token_key, roots
 
 MIB = 1 << 20
 FETCH_CLUSTERS = "/envoy.service.cluster.v3.ClusterDiscoveryService/FetchClusters"
@@ -89,8 +89,10 @@ class Target(ControlPlane):
     def token(self, account: str = "shop/web", pod: str = "") -> str:
         """Return a token of a service account (NAMESPACE/NAME), bound to a pod of that namespace if given."""
         namespace, _, name = account.partition("/")
-        caller = Caller(namespace=namespace, service_account=name, pod=pod, pod_uid="", how=How.TOKEN)
-        return token_key(self.state).issue(caller, datetime.now(UTC), timedelta(hours=1))
+        caller = Caller(
+            namespace=namespace, service_account=name, pod=pod, pod_uid="", credential=Credential.TOKEN
+        )
+        return load_or_create_token_key(self.state).issue(caller, datetime.now(UTC), timedelta(hours=1))
 
     def channel(self, token: str = "", *options: tuple[str, int]) -> grpc.aio.Channel:
         """Return a channel to the TLS port with its own connection, and optionally a token."""

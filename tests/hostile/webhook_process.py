@@ -17,7 +17,7 @@ from prometheus_client import generate_latest
 from xds.mesh.controlplane.admin import AdminServer
 from xds.mesh.identity.ca import Authority
 from xds.mesh.identity.keys import PrivateKey
-from xds.mesh.inject import Settings
+from xds.mesh.inject import InjectionSettings
 from xds.mesh.inject.webhook import WebhookServer
 from xds.server.fair_share import CpuShare
 
@@ -32,7 +32,7 @@ async def main() -> None:
     CpuShare.SHARE /= divisor
     now = datetime.now(UTC)
     ca = Authority.create(PrivateKey.generate(), "cluster.local", now)
-    server = WebhookServer(Settings, lambda: ca.issue_server([NAME], now), "127.0.0.1", 0)
+    server = WebhookServer(InjectionSettings, lambda: ca.issue_server([NAME], now), "127.0.0.1", 0)
     task = asyncio.create_task(server.run())
     admin = AdminServer(lambda: None, "127.0.0.1", 0, metrics=lambda _: (generate_latest(), "text/plain"))
     await admin.start()

@@ -75,7 +75,7 @@ def test_of_several_roots_the_one_that_it_leads_to_is_its_root() -> None:
 
 def test_text_around_certificates_is_passed_over_as_istios_samples_have_it() -> None:
     told = b"Certificate:\n    Data:\n        Version: 3\n" + pem(ISSUING)
-    assert Authority.load(told, key_pem(ISSUING), NOW, root=b"# ours\n" + pem(ROOT)).above == (
+    assert Authority.load(told, key_pem(ISSUING), NOW, root=b"# ours\n" + pem(ROOT)).issuers == (
         ROOT.certificate,
     )
 

@@ -11,7 +11,7 @@ import pytest
 from tests.identity.credentials import certificate, token
 from xds.mesh.identity import claims
 from xds.mesh.identity.ca import Authority
-from xds.mesh.identity.claims import Caller, How, Identity, NotProvenError
+from xds.mesh.identity.claims import Caller, Credential, Identity, UnauthenticatedError
 from xds.mesh.identity.keys import PrivateKey
 from xds.mesh.model.objects import Meta, Pod, Ref
 
@@ -39,12 +39,12 @@ def review(**changes: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("audience", ["xds-ca", ["xds-ca"], ["other", "xds-ca"]])
 def test_a_token_says_until_when_it_is_good(audience):
-    assert claims.end_of_token(token({"aud": audience, "exp": LATER}), NOW) == NOW + timedelta(hours=1)
+    assert claims.token_expiry(token({"aud": audience, "exp": LATER}), NOW) == NOW + timedelta(hours=1)
 
 
 def test_an_expired_token_is_shown_to_who_issued_it_as_long_as_only_our_clock_may_be_wrong():
     ended = int((NOW - timedelta(minutes=4)).timestamp())
-    assert claims.end_of_token(token({"aud": "xds-ca", "exp": ended}), NOW) < NOW
+    assert claims.token_expiry(token({"aud": "xds-ca", "exp": ended}), NOW) < NOW
 
 
 @pytest.mark.parametrize(
@@ -72,14 +72,14 @@ def test_an_expired_token_is_shown_to_who_issued_it_as_long_as_only_our_clock_ma
     ],
 )
 def test_a_token_that_is_plainly_no_good_is_shown_to_nobody(shown, why):
-    with pytest.raises(NotProvenError, match=why) as refused:
-        claims.end_of_token(shown, NOW)
+    with pytest.raises(UnauthenticatedError, match=why) as refused:
+        claims.token_expiry(shown, NOW)
     assert not shown or shown not in str(refused.value)
 
 
 def test_a_review_tells_the_account_and_the_pod():
     assert claims.from_review(review()) == Caller(
-        namespace="full", service_account="sleep", pod="sleep-1", pod_uid="11-22", how=How.TOKEN
+        namespace="full", service_account="sleep", pod="sleep-1", pod_uid="11-22", credential=Credential.TOKEN
     )
 
 
@@ -108,14 +108,14 @@ def test_a_token_may_be_bound_to_no_pod():
     ],
 )
 def test_a_review_that_proves_nothing(status, why):
-    with pytest.raises(NotProvenError, match=why):
+    with pytest.raises(UnauthenticatedError, match=why):
         claims.from_review(status)
 
 
 def test_a_certificate_that_we_issued_tells_the_account():
     leaf = CA.issue(SLEEP, NOW)
     assert claims.from_certificate(leaf.chain, MESH, NOW) == Caller(
-        namespace="full", service_account="sleep", how=How.CERTIFICATE
+        namespace="full", service_account="sleep", credential=Credential.CERTIFICATE
     )
 
 
@@ -146,13 +146,15 @@ def test_so_does_one_from_before_the_trust_domain_was_another():
     ],
 )
 def test_a_certificate_that_proves_nothing(shown, why):
-    with pytest.raises(NotProvenError, match=why):
+    with pytest.raises(UnauthenticatedError, match=why):
         claims.from_certificate(shown, MESH, NOW)
 
 
-TOKEN = Caller(namespace="full", service_account="sleep", pod="sleep-1", pod_uid="11-22", how=How.TOKEN)
+TOKEN = Caller(
+    namespace="full", service_account="sleep", pod="sleep-1", pod_uid="11-22", credential=Credential.TOKEN
+)
 UNBOUND = replace(TOKEN, pod="", pod_uid="")
-CERTIFICATE = Caller(namespace="full", service_account="sleep", how=How.CERTIFICATE)
+CERTIFICATE = Caller(namespace="full", service_account="sleep", credential=Credential.CERTIFICATE)
 
 
 def pod(account: str = "sleep", uid: str = "11-22") -> Pod:
@@ -162,7 +164,7 @@ def pod(account: str = "sleep", uid: str = "11-22") -> Pod:
 @pytest.mark.parametrize("caller", [TOKEN, UNBOUND, CERTIFICATE])
 @pytest.mark.parametrize("known", [None, pod(), pod(uid="")])
 def test_who_may_speak_for_a_pod(caller, known):
-    assert claims.objection(caller, "full", "sleep-1", known) == ""
+    assert claims.denial_reason(caller, "full", "sleep-1", known) == ""
 
 
 @pytest.mark.parametrize(
@@ -179,7 +181,7 @@ def test_who_may_speak_for_a_pod(caller, known):
     ],
 )
 def test_who_may_not(caller, namespace, name, known, why):
-    said = claims.objection(caller, namespace, name, known)
+    said = claims.denial_reason(caller, namespace, name, known)
     assert why in said
     assert said.startswith(f"service account full/sleep may not speak for pod {namespace}/{name}: ")
 
@@ -187,14 +189,14 @@ def test_who_may_not(caller, namespace, name, known, why):
 @pytest.mark.parametrize("text", ["full/sleep", SLEEP, "spiffe://old.example/ns/full/sa/sleep"])
 def test_an_identity_is_named_by_account_or_spiffe_id(text):
     identity = Identity.parse(text)
-    assert identity.is_of(TOKEN, MESH)
-    assert identity.is_of(CERTIFICATE, MESH)
-    assert not identity.is_of(replace(TOKEN, namespace="legacy"), MESH)
-    assert not identity.is_of(replace(TOKEN, service_account="httpbin"), MESH)
+    assert identity.matches(TOKEN, MESH)
+    assert identity.matches(CERTIFICATE, MESH)
+    assert not identity.matches(replace(TOKEN, namespace="legacy"), MESH)
+    assert not identity.matches(replace(TOKEN, service_account="httpbin"), MESH)
 
 
 def test_an_identity_of_another_trust_domain_is_nobody_here():
-    assert not Identity.parse("spiffe://other/ns/full/sa/sleep").is_of(TOKEN, MESH)
+    assert not Identity.parse("spiffe://other/ns/full/sa/sleep").matches(TOKEN, MESH)
 
 
 @pytest.mark.parametrize(

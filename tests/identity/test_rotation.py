@@ -12,57 +12,59 @@ from tests.identity.companies import Company, key_pem, pem
 from xds.mesh.identity import chain
 from xds.mesh.identity.ca import LEAF_LIFETIME, Authority, Leaf
 from xds.mesh.identity.keys import IdentityError, PrivateKey
-from xds.mesh.identity.rotation import WAITS, Authorities, Stage, authority
+from xds.mesh.identity.rotation import DEFAULT_TIMING, Authorities, Stage, read_authority
 
 NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
 OLD, NEW = (Authority.create(PrivateKey.generate(), "cluster.local", NOW) for _ in range(2))
 STEADY = Authorities(authority=OLD)
 SPREADING = STEADY.begin(NEW, NOW)
-RETIRING = SPREADING.advance(NOW + WAITS.spread, everybody_trusts=True)
+RETIRING = SPREADING.advance(NOW + DEFAULT_TIMING.spread, is_trusted_everywhere=True)
 
 
 def test_first_the_new_root_is_trusted_and_the_old_ca_still_issues() -> None:
     assert SPREADING.stage is Stage.SPREADING
     assert SPREADING.authority is OLD
-    assert SPREADING.also_trust == (NEW.root_pem,)
+    assert SPREADING.extra_roots == (NEW.root_pem,)
     assert SPREADING.trusted_pem == OLD.root_pem + NEW.root_pem
 
 
 def test_then_the_new_ca_issues_and_the_old_root_is_still_trusted() -> None:
     assert RETIRING.stage is Stage.RETIRING
     assert RETIRING.authority is NEW
-    assert RETIRING.also_trust == (OLD.root_pem,)
-    assert RETIRING.since == NOW + WAITS.spread
+    assert RETIRING.extra_roots == (OLD.root_pem,)
+    assert RETIRING.since == NOW + DEFAULT_TIMING.spread
 
 
 def test_at_last_the_old_root_goes() -> None:
-    done = RETIRING.advance(NOW + WAITS.spread + WAITS.retire, everybody_trusts=True)
+    done = RETIRING.advance(NOW + DEFAULT_TIMING.spread + DEFAULT_TIMING.retire, is_trusted_everywhere=True)
     assert done == Authorities(authority=NEW, bridges=RETIRING.bridges)
     assert done.stage is Stage.STEADY
-    assert done.also_trust == ()
+    assert done.extra_roots == ()
 
 
 def test_no_certificate_of_the_old_ca_outlives_the_trust_in_its_root() -> None:
-    assert WAITS.retire > LEAF_LIFETIME
+    assert DEFAULT_TIMING.retire > LEAF_LIFETIME
 
 
 @pytest.mark.parametrize(
-    ("at", "after", "everybody_trusts"),
+    ("at", "after", "is_trusted_everywhere"),
     [
         (STEADY, timedelta(days=365), True),
-        (SPREADING, WAITS.spread - MINUTE, True),
-        (SPREADING, WAITS.give_up - MINUTE, False),
-        (RETIRING, WAITS.spread + WAITS.retire - MINUTE, True),
+        (SPREADING, DEFAULT_TIMING.spread - MINUTE, True),
+        (SPREADING, DEFAULT_TIMING.give_up - MINUTE, False),
+        (RETIRING, DEFAULT_TIMING.spread + DEFAULT_TIMING.retire - MINUTE, True),
     ],
     ids=["nothing to do", "too early", "a proxy lags", "certificates of the old one live"],
 )
-def test_no_step_is_taken_before_its_time(at: Authorities, after: timedelta, everybody_trusts: bool) -> None:
-    assert at.advance(NOW + after, everybody_trusts=everybody_trusts) is at
+def test_no_step_is_taken_before_its_time(
+    at: Authorities, after: timedelta, is_trusted_everywhere: bool
+) -> None:
+    assert at.advance(NOW + after, is_trusted_everywhere=is_trusted_everywhere) is at
 
 
 def test_a_proxy_that_never_takes_the_new_root_does_not_hold_everybody_up_for_ever() -> None:
-    assert SPREADING.advance(NOW + WAITS.give_up, everybody_trusts=False).authority is NEW
+    assert SPREADING.advance(NOW + DEFAULT_TIMING.give_up, is_trusted_everywhere=False).authority is NEW
 
 
 @pytest.mark.parametrize("kept", [STEADY, SPREADING, RETIRING], ids=lambda kept: kept.stage.value)
@@ -78,7 +80,7 @@ def trusted_by_who_knows_only(root: Authority, leaf: Leaf, bridges: bytes) -> No
     verifier = (
         PolicyBuilder()
         .store(Store(root.roots))
-        .time(NOW + WAITS.spread)
+        .time(NOW + DEFAULT_TIMING.spread)
         .build_server_verifier(x509.DNSName("xds.svc"))
     )
     verifier.verify(cert, between)
@@ -86,7 +88,7 @@ def trusted_by_who_knows_only(root: Authority, leaf: Leaf, bridges: bytes) -> No
 
 def test_who_knows_only_an_older_root_knows_the_control_plane_by_a_bridge() -> None:
     third = Authority.create(PrivateKey.generate(), "cluster.local", NOW)
-    twice = RETIRING.begin(third, NOW).advance(NOW + WAITS.spread, everybody_trusts=True)
+    twice = RETIRING.begin(third, NOW).advance(NOW + DEFAULT_TIMING.spread, is_trusted_everywhere=True)
     for kept, roots in ((STEADY, [OLD]), (RETIRING, [OLD, NEW]), (twice, [OLD, NEW, third])):
         leaf = kept.authority.issue_server(["xds.svc"], NOW)
         for root in roots:
@@ -114,18 +116,25 @@ def test_there_is_no_bridge_from_a_ca_that_may_have_none_below(pathlen: int) -> 
     new = Authority.load(pem(issuing), key_pem(issuing), NOW, root=pem(other))
     assert (old.bridge(new, NOW) == b"") is (pathlen < 2)
     assert (
-        Authorities(authority=old).begin(new, NOW).advance(NOW + WAITS.spread, everybody_trusts=True).bridges
+        Authorities(authority=old)
+        .begin(new, NOW)
+        .advance(NOW + DEFAULT_TIMING.spread, is_trusted_everywhere=True)
+        .bridges
         == ()
     )
 
 
 def test_no_bridge_is_kept_after_its_end() -> None:
     short = Authority.create(PrivateKey.generate(), "cluster.local", NOW, timedelta(days=1))
-    once = Authorities(authority=short).begin(NEW, NOW).advance(NOW + WAITS.spread, everybody_trusts=True)
+    once = (
+        Authorities(authority=short)
+        .begin(NEW, NOW)
+        .advance(NOW + DEFAULT_TIMING.spread, is_trusted_everywhere=True)
+    )
     assert len(once.bridges) == 1
     later = NOW + timedelta(days=2)
     third = Authority.create(PrivateKey.generate(), "cluster.local", NOW)
-    again = once.begin(third, later).advance(later + WAITS.spread, everybody_trusts=True)
+    again = once.begin(third, later).advance(later + DEFAULT_TIMING.spread, is_trusted_everywhere=True)
     assert [each.issuer for each in again.bridges] == [NEW.certificate.subject]
 
 
@@ -133,8 +142,8 @@ def test_an_intermediate_is_kept_with_its_chain_and_the_roots_beside_its_own() -
     root, other = Company.root("Root", NOW), Company.root("Other", NOW)
     issuing = root.subsidiary("Issuing", pathlen=0)
     ca = Authority.load(pem(issuing), key_pem(issuing), NOW, root=pem(other) + pem(root))
-    read = authority(Authorities(authority=ca).to_data(), NOW)
-    assert read.above == (root.certificate,)
+    read = read_authority(Authorities(authority=ca).to_data(), NOW)
+    assert read.issuers == (root.certificate,)
     assert read.roots == (root.certificate, other.certificate)
 
 
@@ -152,7 +161,7 @@ def test_going_back_to_a_root_that_is_still_trusted_needs_no_wait() -> None:
     back = RETIRING.begin(OLD, NOW)
     assert back.authority is OLD
     assert len(back.bridges) == 2
-    assert back.also_trust == (NEW.root_pem,)
+    assert back.extra_roots == (NEW.root_pem,)
     assert back.stage is Stage.RETIRING
 
 
@@ -160,7 +169,7 @@ def test_changing_ones_mind_while_the_new_root_spreads_begins_that_step_anew() -
     third = Authority.create(PrivateKey.generate(), "cluster.local", NOW)
     changed = SPREADING.begin(third, NOW + MINUTE)
     assert changed.authority is OLD
-    assert changed.also_trust == (third.root_pem,)
+    assert changed.extra_roots == (third.root_pem,)
     assert changed.since == NOW + MINUTE
     # Even to what is trusted already: nobody knows yet who has it.
     assert SPREADING.begin(NEW, NOW + MINUTE).stage is Stage.SPREADING
@@ -169,10 +178,10 @@ def test_changing_ones_mind_while_the_new_root_spreads_begins_that_step_anew() -
 def test_a_rotation_that_begins_while_an_old_root_retires_keeps_all_three() -> None:
     third = Authority.create(PrivateKey.generate(), "cluster.local", NOW)
     begun = RETIRING.begin(third, NOW)
-    assert begun.also_trust == (third.root_pem, OLD.root_pem)
-    further = begun.advance(NOW + WAITS.spread, everybody_trusts=True)
+    assert begun.extra_roots == (third.root_pem, OLD.root_pem)
+    further = begun.advance(NOW + DEFAULT_TIMING.spread, is_trusted_everywhere=True)
     assert further.authority is third
-    assert further.also_trust == (NEW.root_pem, OLD.root_pem)
+    assert further.extra_roots == (NEW.root_pem, OLD.root_pem)
 
 
 @pytest.mark.parametrize(

@@ -167,7 +167,7 @@ def test_several_roots_are_trusted_each_once_and_the_version_is_the_contents(aut
     assert len(x509.load_pem_x509_certificates(bundle)) == 2
     assert both == roots_secret([new.strip(), old])
     assert both.version != roots_secret([new]).version
-    _, given = Issuer(authority, also_trust=[old]).secrets_for(pod(), "cluster.local", NOW)
+    _, given = Issuer(authority, extra_roots=[old]).secrets_for(pod(), "cluster.local", NOW)
     assert given == both
 
 

@@ -18,10 +18,10 @@ from xds.mesh.identity.state_dir import (
     MORE_ROOTS_FILE,
     TOKEN_KEY_FILE,
     StateError,
-    replace,
-    root_authority,
+    load_or_create_root,
+    load_or_create_token_key,
     roots,
-    token_key,
+    write_atomically,
 )
 
 NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)
@@ -40,7 +40,7 @@ def generous_umask() -> Iterator[None]:
 
 
 def load(state: Path | None, now: datetime = NOW) -> Authority:
-    return root_authority(state, "cluster.local", now)
+    return load_or_create_root(state, "cluster.local", now)
 
 
 def put(path: Path, content: bytes) -> None:
@@ -173,7 +173,7 @@ def race(script: str, state: Path) -> set[str]:
         "import sys",
         "from datetime import UTC, datetime",
         "from pathlib import Path",
-        "from xds.mesh.identity.state_dir import root_authority, token_key",
+        "from xds.mesh.identity.state_dir import load_or_create_root, load_or_create_token_key",
         "state, now = Path(sys.argv[1]), datetime.now(UTC)",
         "print('ready', flush=True)",
         "sys.stdin.readline()",
@@ -200,7 +200,7 @@ def race(script: str, state: Path) -> set[str]:
 @pytest.mark.real
 def test_processes_that_start_at_once_agree_on_one_root(state: Path) -> None:
     printed = race(
-        "root = root_authority(state, 'cluster.local', now)\n"
+        "root = load_or_create_root(state, 'cluster.local', now)\n"
         "leaf = root.issue('spiffe://cluster.local/ns/a/sa/b', now)\n"
         "print(root.certificate_pem.hex())\n",
         state,
@@ -212,7 +212,7 @@ def test_processes_that_start_at_once_agree_on_one_root(state: Path) -> None:
 @pytest.mark.real
 def test_processes_that_start_at_once_agree_on_one_key_for_tokens(state: Path) -> None:
     state.mkdir(mode=0o700)
-    printed = race("print(token_key(state).to_text().decode(), end='')", state)
+    printed = race("print(load_or_create_token_key(state).to_text().decode(), end='')", state)
     assert printed == {(state / TOKEN_KEY_FILE).read_text()}
     assert {file.name for file in state.iterdir()} == {TOKEN_KEY_FILE}
     assert mode(state / TOKEN_KEY_FILE) == 0o600
@@ -220,22 +220,22 @@ def test_processes_that_start_at_once_agree_on_one_key_for_tokens(state: Path) -
 
 def test_the_key_for_tokens_is_made_once_and_only_where_there_is_a_directory(state: Path) -> None:
     with pytest.raises(StateError, match=f"{state}.*No such file"):
-        token_key(state)
+        load_or_create_token_key(state)
     state.mkdir(mode=0o700)
-    assert token_key(state) == token_key(state)
+    assert load_or_create_token_key(state) == load_or_create_token_key(state)
 
 
 def test_a_key_for_tokens_that_cannot_be_used_is_refused_with_the_remedy(state: Path) -> None:
     state.mkdir(mode=0o700)
-    token_key(state)
+    load_or_create_token_key(state)
     file = state / TOKEN_KEY_FILE
     file.chmod(0o644)
     with pytest.raises(StateError, match=rf"run 'chmod 600 {file}'.*remove it to start with a new one"):
-        token_key(state)
+        load_or_create_token_key(state)
     file.chmod(0o600)
     file.write_text("something else")
     with pytest.raises(StateError, match=rf"{file}: this is no key.*refuses all tokens") as refusal:
-        token_key(state)
+        load_or_create_token_key(state)
     assert "something else" not in str(refusal.value)
 
 
@@ -257,13 +257,13 @@ def test_a_file_is_replaced_at_once_whoever_looks_meanwhile(tmp_path: Path) -> N
     file = tmp_path / "token"
     file.write_text("before")
     with file.open() as held:
-        replace(file, b"after", 0o600)
+        write_atomically(file, b"after", 0o600)
         assert held.read() == "before"
     assert (file.read_text(), mode(file)) == ("after", 0o600)
     assert list(tmp_path.iterdir()) == [file]
     (tmp_path / "d").mkdir()
     with pytest.raises(IsADirectoryError):
-        replace(tmp_path / "d", b"", 0o600)
+        write_atomically(tmp_path / "d", b"", 0o600)
     assert {each.name for each in tmp_path.iterdir()} == {"token", "d"}
 
 
@@ -288,7 +288,7 @@ root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give fil
 def filled(state: Path) -> Path:
     """A state directory with everything that may be in one."""
     load(state)
-    token_key(state)
+    load_or_create_token_key(state)
     put(state / MORE_ROOTS_FILE, more_roots())
     return state
 
@@ -296,7 +296,7 @@ def filled(state: Path) -> Path:
 def use(state: Path, name: str) -> None:
     """Read the file in each way in which it is read."""
     if name == TOKEN_KEY_FILE:
-        token_key(state)
+        load_or_create_token_key(state)
         return
     load(state)
     if name != KEY_FILE:
@@ -314,7 +314,13 @@ def refusal(what: Callable[[], object]) -> str:
 def test_a_file_of_another_user_is_refused_with_the_remedy(filled: Path, name: str) -> None:
     use(filled, name)
     os.chown(filled / name, STRANGER, -1)
-    readers = [token_key] if name == TOKEN_KEY_FILE else [load] if name == KEY_FILE else [load, roots]
+    readers = (
+        [load_or_create_token_key]
+        if name == TOKEN_KEY_FILE
+        else [load]
+        if name == KEY_FILE
+        else [load, roots]
+    )
     for reader in readers:
         said = refusal(lambda reader=reader: reader(filled))
         assert f"{filled / name} belongs to user {STRANGER}" in said
@@ -324,7 +330,7 @@ def test_a_file_of_another_user_is_refused_with_the_remedy(filled: Path, name: s
 @root_only
 def test_a_directory_of_another_user_is_refused_with_the_remedy(filled: Path) -> None:
     os.chown(filled, STRANGER, -1)
-    for reader in (load, roots, token_key):
+    for reader in (load, roots, load_or_create_token_key):
         assert f"run 'chown 0 {filled}'" in refusal(lambda reader=reader: reader(filled))
 
 
@@ -343,7 +349,7 @@ def test_roots_that_others_can_write_are_refused_with_the_remedy(filled: Path, n
 @pytest.mark.parametrize("loose", [0o777, 0o1777, 0o702, 0o757])
 def test_a_directory_that_others_can_write_is_refused_with_the_remedy(filled: Path, loose: int) -> None:
     filled.chmod(loose)
-    for reader in (load, roots, token_key):
+    for reader in (load, roots, load_or_create_token_key):
         said = refusal(lambda reader=reader: reader(filled))
         assert f"(mode {loose:04o})" in said
         assert f"run 'chmod go-w {filled}'" in said
@@ -404,11 +410,11 @@ def test_the_file_that_was_checked_is_the_one_that_is_read(
         found = fstat(handle)
         if found.st_ino == inode:
             attempts.append(name)
-            replace(filled / name, b"planted", 0o666)
+            write_atomically(filled / name, b"planted", 0o666)
         return found
 
     monkeypatch.setattr(os, "fstat", exchanging)
-    use_once = token_key if name == TOKEN_KEY_FILE else roots
+    use_once = load_or_create_token_key if name == TOKEN_KEY_FILE else roots
     use_once(filled)
     assert attempts
     assert (filled / name).read_bytes() == b"planted"

@@ -11,15 +11,17 @@ from typing import Any
 import pytest
 
 from tests.identity.credentials import token
-from xds.mesh.identity.claims import Caller, How, NotProvenError
+from xds.mesh.identity.claims import Caller, Credential, UnauthenticatedError
 from xds.mesh.identity.keys import IdentityError
 from xds.mesh.identity.tokens import TokenKey
 
 NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)
 KEY = TokenKey.generate()
-WEB = Caller(namespace="shop", service_account="seller", pod="web-0", pod_uid="11-22", how=How.TOKEN)
-UNBOUND = Caller(namespace="ops", service_account="admin", how=How.TOKEN)
+WEB = Caller(
+    namespace="shop", service_account="seller", pod="web-0", pod_uid="11-22", credential=Credential.TOKEN
+)
+UNBOUND = Caller(namespace="ops", service_account="admin", credential=Credential.TOKEN)
 
 
 def read(part: str) -> dict[str, Any]:
@@ -37,10 +39,10 @@ def altered(shown: str, part: int, **changes: Any) -> str:
 @pytest.mark.parametrize("who", [WEB, UNBOUND], ids=["bound", "unbound"])
 def test_who_shows_a_token_is_whom_it_was_made_for_until_it_expires(who: Caller) -> None:
     shown = KEY.issue(who, NOW, HOUR)
-    assert KEY.prove(shown, NOW) == who
-    assert KEY.prove(shown, NOW + HOUR - timedelta(seconds=1)) == who
-    with pytest.raises(NotProvenError, match="expired at 2030-01-01 13:00 UTC"):
-        KEY.prove(shown, NOW + HOUR)
+    assert KEY.verify(shown, NOW) == who
+    assert KEY.verify(shown, NOW + HOUR - timedelta(seconds=1)) == who
+    with pytest.raises(UnauthenticatedError, match="expired at 2030-01-01 13:00 UTC"):
+        KEY.verify(shown, NOW + HOUR)
 
 
 def test_the_claims_are_those_of_a_projected_token() -> None:
@@ -70,10 +72,10 @@ def test_the_signature_is_that_of_the_standard() -> None:
         ".eyJpc3MiOiJqb2UiLA0KICJleHAiOjEzMDA4MTkzODAsDQogImh0dHA6Ly9leGFtcGxlLmNvbS9pc19yb290Ijp0cnVlfQ"
         ".dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk"
     )
-    with pytest.raises(NotProvenError, match="not for audience xds-ca"):
-        TokenKey(base64.urlsafe_b64decode(key)).prove(shown, NOW)
-    with pytest.raises(NotProvenError, match="not signed"):
-        TokenKey(base64.urlsafe_b64decode(key)).prove(
+    with pytest.raises(UnauthenticatedError, match="not for audience xds-ca"):
+        TokenKey(base64.urlsafe_b64decode(key)).verify(shown, NOW)
+    with pytest.raises(UnauthenticatedError, match="not signed"):
+        TokenKey(base64.urlsafe_b64decode(key)).verify(
             shown[:-1] + "l", NOW
         )  # the same bytes, in another spelling
 
@@ -104,13 +106,13 @@ LATER = int((NOW + HOUR).timestamp())
     ],
 )
 def test_what_proves_nothing(shown: str, why: str) -> None:
-    with pytest.raises(NotProvenError, match=why) as refused:
-        KEY.prove(shown, NOW)
+    with pytest.raises(UnauthenticatedError, match=why) as refused:
+        KEY.verify(shown, NOW)
     assert not shown or shown not in str(refused.value)
 
 
 def test_a_clock_that_is_a_little_ahead_does_no_harm() -> None:
-    assert KEY.prove(KEY.issue(WEB, NOW + timedelta(minutes=4), HOUR), NOW) == WEB
+    assert KEY.verify(KEY.issue(WEB, NOW + timedelta(minutes=4), HOUR), NOW) == WEB
 
 
 def test_the_key_is_kept_as_text_and_shows_itself_nowhere_else() -> None:

@@ -11,7 +11,7 @@ import yaml
 from typer.testing import CliRunner
 
 from xds.cli import app
-from xds.mesh.inject import templates
+from xds.mesh.inject import find_templates
 from xds.mesh.sidecar import environment, probes
 from xds.mesh.sidecar.settings import variables
 
@@ -26,7 +26,7 @@ DOWNWARD = {
 def containers(name: str) -> Iterator[Any]:
     for case in sorted((Path(__file__).parent / "cases").glob("*.yaml.out")):
         for document in yaml.safe_load_all(case.read_text()):
-            for template in templates(document):
+            for template in find_templates(document):
                 spec = template.value["spec"]
                 for container in [*spec.get("initContainers", ()), *spec["containers"]]:
                     if container["name"] == name:

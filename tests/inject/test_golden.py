@@ -13,7 +13,7 @@ import yaml
 from typer.testing import CliRunner
 
 from xds.cli import app
-from xds.mesh.inject import templates
+from xds.mesh.inject import find_templates
 from xds.mesh.sources.documents import Document, join_surrogates, read_documents
 
 CASES = sorted(
@@ -87,8 +87,8 @@ def test_json_stays_json() -> None:
 def test_what_is_written_means_the_same_to_another_reader(case: Path) -> None:
     """Nothing that is added relies on how a plain word is understood: PyYAML's rules are not kubectl's."""
     text = injected(case.read_text()).stdout
-    ours = [template for value in values(text) for template in templates(value)]
-    theirs = [template for value in yaml.safe_load_all(text) for template in templates(value)]
+    ours = [template for value in values(text) for template in find_templates(value)]
+    theirs = [template for value in yaml.safe_load_all(text) for template in find_templates(value)]
     assert ours == theirs
 
 

@@ -12,7 +12,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xds.mesh.inject import Settings, difference, inject, templates
+from xds.mesh.inject import InjectionSettings, create_patch, find_templates, inject
 from xds.mesh.parse import dotted
 
 CASES = Path(__file__).parent / "cases"
@@ -20,7 +20,7 @@ PODS = [
     template.value
     for name in ("probes.yaml", "annotations.yaml", "kinds.yaml")
     for document in yaml.safe_load_all((CASES / name).read_text())
-    for template in templates(document)
+    for template in find_templates(document)
 ]
 
 
@@ -83,10 +83,10 @@ def test_whatever_a_pod_has_it_is_patched_or_left_or_refused(data: st.DataObject
         if path:
             pod = replaced(pod, path, data.draw(ANYTHING))
     kept = copy.deepcopy(pod)
-    result = inject(pod, Settings(native=native), locate=dotted)
+    result = inject(pod, InjectionSettings(native=native), locate=dotted)
     assert pod == kept
-    assert (result.pod is pod) is bool(result.left or result.refused)
-    json.dumps(difference(pod, result.pod))
-    assert len(result.left) < 300
+    assert (result.pod is pod) is bool(result.skip_reason or result.refused)
+    json.dumps(create_patch(pod, result.pod))
+    assert len(result.skip_reason) < 300
     for problem in result.problems:
         assert len(problem.what) < 600

@@ -9,7 +9,7 @@ import jsonpatch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xds.mesh.inject import difference
+from xds.mesh.inject import create_patch
 
 KEYS = st.sampled_from(["name", "a", "b/c", "d~1", ""]) | st.text(max_size=3)
 VALUES = st.recursive(
@@ -22,7 +22,7 @@ VALUES = st.recursive(
 @settings(deadline=None)
 @given(VALUES, VALUES)
 def test_a_patch_makes_one_value_of_another(before: object, after: object) -> None:
-    patch = difference(before, after)
+    patch = create_patch(before, after)
     found = jsonpatch.apply_patch(copy.deepcopy(before), patch)
     assert json.dumps(found, sort_keys=True) == json.dumps(after, sort_keys=True)
 
@@ -30,16 +30,16 @@ def test_a_patch_makes_one_value_of_another(before: object, after: object) -> No
 @settings(deadline=None)
 @given(VALUES)
 def test_there_is_nothing_to_patch_in_what_is_the_same(value: object) -> None:
-    assert difference(value, copy.deepcopy(value)) == []
+    assert create_patch(value, copy.deepcopy(value)) == []
 
 
 def test_what_is_named_keeps_its_place_in_the_patch() -> None:
     before = [{"name": "a", "port": 1}, {"name": "b"}]
     after = [{"name": "new"}, {"name": "a", "port": 2}, {"name": "b"}, {"name": "last"}]
-    assert difference(before, [*before, {"name": "c"}]) == [
+    assert create_patch(before, [*before, {"name": "c"}]) == [
         {"op": "add", "path": "/2", "value": {"name": "c"}}
     ]
-    assert difference(before, after[:3]) == [
+    assert create_patch(before, after[:3]) == [
         {"op": "replace", "path": "/0/port", "value": 2},
         {"op": "add", "path": "/0", "value": {"name": "new"}},
     ]

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xds.mesh.inject import STATUS, Injection, Settings, difference, inject
+from xds.mesh.inject import STATUS, Injection, InjectionSettings, create_patch, inject
 from xds.mesh.inject.containers import PROXY_GROUP
 from xds.mesh.model.objects import MeshConfig
 from xds.mesh.parse import dotted
@@ -23,9 +23,11 @@ def pod(**changes: Any) -> dict[str, Any]:
     return {"metadata": {"name": "web", **meta}, "spec": spec}
 
 
-def injected(value: dict[str, Any], settings: Settings | None = None, namespace: str = "shop") -> Injection:
+def injected(
+    value: dict[str, Any], settings: InjectionSettings | None = None, namespace: str = "shop"
+) -> Injection:
     kept = copy.deepcopy(value)
-    result = inject(value, settings or Settings(), namespace=namespace, locate=dotted)
+    result = inject(value, settings or InjectionSettings(), namespace=namespace, locate=dotted)
     assert value == kept, "the argument was changed"
     return result
 
@@ -87,15 +89,19 @@ def test_interception_comes_first_then_the_sidecar_then_the_rest() -> None:
 
 def test_what_runs_before_an_ordinary_sidecar_is_not_redirected_to_it() -> None:
     first = pod(initContainers=[{"name": "prepare", "image": "web"}])
-    names = [c["name"] for c in injected(first, Settings(native=False)).pod["spec"]["initContainers"]]
+    names = [
+        c["name"] for c in injected(first, InjectionSettings(native=False)).pod["spec"]["initContainers"]
+    ]
     assert names == ["prepare", "xds-init"]
 
 
 def test_an_ordinary_container_comes_last_so_that_exec_and_logs_mean_the_application() -> None:
-    result = injected(pod(), Settings(native=False))
+    result = injected(pod(), InjectionSettings(native=False))
     assert [c["name"] for c in result.pod["spec"]["containers"]] == ["web", "xds-proxy"]
     assert "restartPolicy" not in container(result, "xds-proxy")
-    again = injected(pod(annotations={"sidecar.istio.io/nativeSidecar": "true"}), Settings(native=False))
+    again = injected(
+        pod(annotations={"sidecar.istio.io/nativeSidecar": "true"}), InjectionSettings(native=False)
+    )
     assert container(again, "xds-proxy") in again.pod["spec"]["initContainers"]
 
 
@@ -113,7 +119,7 @@ def test_an_ordinary_container_comes_last_so_that_exec_and_logs_mean_the_applica
 )
 def test_a_pod_decides_for_itself_as_with_istio(labels, annotations, gets: bool) -> None:
     result = injected(pod(labels=labels, annotations=annotations))
-    assert (result.left == "") is gets
+    assert (result.skip_reason == "") is gets
     assert (STATUS in result.pod["metadata"]["annotations"]) is gets
 
 
@@ -132,7 +138,7 @@ def test_a_pod_decides_for_itself_as_with_istio(labels, annotations, gets: bool)
 def test_what_cannot_have_a_sidecar_is_left_as_it_is(changes, namespace) -> None:
     value = pod(**changes)
     result = injected(value, namespace=namespace)
-    assert result.left
+    assert result.skip_reason
     assert result.pod is value
     assert not result.problems
 
@@ -146,7 +152,9 @@ def test_a_port_that_the_sidecar_needs_is_refused(port: int) -> None:
 
 
 def test_the_meshs_own_ports_are_what_counts() -> None:
-    moved = Settings().under(MeshConfig(proxy_listen_port=16001, proxy_inbound_listen_port=16006))
+    moved = InjectionSettings().with_mesh_config(
+        MeshConfig(proxy_listen_port=16001, proxy_inbound_listen_port=16006)
+    )
     value = pod(containers=[{"name": "web", "ports": [{"containerPort": 15001}, {"containerPort": 80}]}])
     result = injected(value, moved)
     assert not result.problems
@@ -256,7 +264,7 @@ def test_probes_of_the_application_are_known_to_the_sidecar() -> None:
 
 
 def test_a_socket_of_the_node_is_mounted_where_the_sidecar_looks() -> None:
-    result = injected(pod(), Settings(sds="unix:///run/spire/agent/sds.sock"))
+    result = injected(pod(), InjectionSettings(sds="unix:///run/spire/agent/sds.sock"))
     assert environment(result)["XDS_SDS"] == "unix:///run/spire/agent/sds.sock"
     assert {"name": "xds-sds", "mountPath": "/run/spire/agent", "readOnly": True} in container(
         result, "xds-proxy"
@@ -307,14 +315,14 @@ PODS = st.fixed_dictionaries(
 @settings(deadline=None)
 @given(PODS, st.booleans())
 def test_twice_is_once_and_the_patch_says_the_same(value: dict[str, Any], native: bool) -> None:
-    settings = Settings(native=native)
+    settings = InjectionSettings(native=native)
     value = json.loads(json.dumps(value))  # no part of it is in two places
     once = injected(value, settings)
     assert not once.refused
     again = injected(dict(once.pod), settings)
     assert again.pod == once.pod
-    assert again.left
-    patch = difference(value, once.pod)
+    assert again.skip_reason
+    patch = create_patch(value, once.pod)
     assert jsonpatch.apply_patch(copy.deepcopy(value), patch) == once.pod
     before = [c["name"] for c in value["spec"]["containers"]]
     assert [c["name"] for c in once.pod["spec"]["containers"]][: len(before)] == before

@@ -24,7 +24,7 @@ from structlog.testing import capture_logs
 from xds.mesh.controlplane.metrics.admission import AdmissionMetrics
 from xds.mesh.identity.ca import Authority, Leaf
 from xds.mesh.identity.keys import IdentityError, PrivateKey
-from xds.mesh.inject import Settings, inject, webhook
+from xds.mesh.inject import InjectionSettings, inject, webhook
 from xds.mesh.inject.webhook import MAX_BODY, WebhookServer
 from xds.mesh.parse import dotted
 from xds.mesh.parse.reading import MAX_PROBLEMS
@@ -80,7 +80,7 @@ async def running(server: WebhookServer) -> AsyncIterator[WebhookServer]:
 async def call() -> AsyncIterator[Call]:
     ca = authority()
     async with running(
-        WebhookServer(Settings, lambda: ca.issue_server([NAME], NOW), "127.0.0.1", 0)
+        WebhookServer(InjectionSettings, lambda: ca.issue_server([NAME], NOW), "127.0.0.1", 0)
     ) as server:
         yield Call(server.port, ca)
 
@@ -112,12 +112,12 @@ async def test_a_pod_gets_what_xds_inject_gives_it(call: Call) -> None:
     assert (response["uid"], response["allowed"]) == ("705ab4f5-6393-11e8-b7cc-42010a800002", True)
     assert response["patchType"] == "JSONPatch"
     patched = jsonpatch.apply_patch(copy.deepcopy(POD), base64.b64decode(response["patch"]).decode())
-    assert patched == inject(POD, Settings(), locate=dotted).pod
+    assert patched == inject(POD, InjectionSettings(), locate=dotted).pod
     assert (await call(review(POD, dryRun=True)))[1] == answered
 
 
 async def test_a_pod_that_has_a_sidecar_is_allowed_as_it_is(call: Call) -> None:
-    injected = inject(POD, Settings(), locate=dotted).pod
+    injected = inject(POD, InjectionSettings(), locate=dotted).pod
     _, answered = await call(review(injected))
     assert answered["response"] == {"uid": review(POD)["request"]["uid"], "allowed": True}
 
@@ -250,13 +250,13 @@ async def test_nothing_else_is_served(call: Call) -> None:
 async def test_another_ca_takes_over_without_a_restart() -> None:
     old, new = authority(), authority()
     current = [old]
-    server = WebhookServer(Settings, lambda: current[0].issue_server([NAME], NOW), "127.0.0.1", 0)
+    server = WebhookServer(InjectionSettings, lambda: current[0].issue_server([NAME], NOW), "127.0.0.1", 0)
     async with running(server):
         assert (await Call(server.port, old)(review(POD)))[0] == 200
         with pytest.raises(aiohttp.ClientConnectorCertificateError):
             await Call(server.port, new)(review(POD))
         current[0] = new
-        server.rotated()
+        server.trigger_renewal()
         async with asyncio.timeout(30):
             while True:
                 with suppress(aiohttp.ClientConnectorCertificateError):
@@ -276,10 +276,10 @@ async def test_a_certificate_that_cannot_be_had_leaves_the_last_one_in_force() -
         issued.append(ca.issue_server([NAME], NOW, timedelta(hours=1)))
         return issued[0]
 
-    server = WebhookServer(Settings, issue, "127.0.0.1", 0)
+    server = WebhookServer(InjectionSettings, issue, "127.0.0.1", 0)
     with capture_logs() as logs:
         async with running(server):
-            server.rotated()
+            server.trigger_renewal()
             async with asyncio.timeout(30):
                 await asked.wait()
             assert (await Call(server.port, ca)(review(POD)))[0] == 200
@@ -292,7 +292,7 @@ async def test_an_address_that_is_taken_is_an_error() -> None:
     ca = authority()
 
     def server(port: int) -> WebhookServer:
-        return WebhookServer(Settings, lambda: ca.issue_server([NAME], NOW), "127.0.0.1", port)
+        return WebhookServer(InjectionSettings, lambda: ca.issue_server([NAME], NOW), "127.0.0.1", port)
 
     async with running(server(0)) as first:
         with pytest.raises(OSError, match="address already in use"):
@@ -301,7 +301,9 @@ async def test_an_address_that_is_taken_is_an_error() -> None:
 
 async def test_requests_are_counted_by_what_became_of_them() -> None:
     ca, answers = authority(), Counter[str]()
-    server = WebhookServer(Settings, lambda: ca.issue_server([NAME], NOW), "127.0.0.1", 0, answers=answers)
+    server = WebhookServer(
+        InjectionSettings, lambda: ca.issue_server([NAME], NOW), "127.0.0.1", 0, answers=answers
+    )
     async with running(server):
         call = Call(server.port, ca)
         for body in (review(POD), review(POD), review(POD, operation="UPDATE"), review({}), b"?"):

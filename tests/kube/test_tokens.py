@@ -13,14 +13,20 @@ from structlog.testing import capture_logs
 
 from tests.identity.credentials import token
 from tests.support.listening import listen
-from xds.mesh.identity.claims import Caller, How, NotProvenError, TooManyError, UndecidedError
+from xds.mesh.identity.claims import (
+    AuthenticationUnavailableError,
+    Caller,
+    Credential,
+    RateLimitedError,
+    UnauthenticatedError,
+)
 from xds.mesh.kube import tokens
 from xds.mesh.kube.api import KubeApi
 from xds.mesh.kube.tokens import TokenReviewer
 
 NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)
 PEER = "ipv4:10.0.0.7:4711"
-SLEEP = Caller(namespace="full", service_account="sleep", how=How.TOKEN)
+SLEEP = Caller(namespace="full", service_account="sleep", credential=Credential.TOKEN)
 
 
 def made(name: str = "good", *, minutes: float = 60) -> str:
@@ -93,7 +99,7 @@ async def reviews(server, clock) -> AsyncIterator[TokenReviewer]:
 
 
 async def refusal(reviews: TokenReviewer, shown: str, peer: str = PEER) -> str:
-    with pytest.raises(NotProvenError) as refused:
+    with pytest.raises(UnauthenticatedError) as refused:
         await reviews(shown, peer)
     return str(refused.value)
 
@@ -150,13 +156,13 @@ async def test_few_are_asked_at_a_time(server, reviews):
 
 async def test_a_storm_of_bad_tokens_from_an_address_does_not_get_through(server, clock, reviews):
     async def show(number: int) -> type[Exception]:
-        with pytest.raises((NotProvenError, TooManyError)) as refused:
+        with pytest.raises((UnauthenticatedError, RateLimitedError)) as refused:
             await reviews(made(f"bad-{number}"), PEER)
         return refused.type
 
     kinds = await asyncio.gather(*(show(number) for number in range(1000)))
-    assert server.asked == kinds.count(NotProvenError) == tokens.MAX_REFUSALS
-    with pytest.raises(TooManyError, match="from this address"):
+    assert server.asked == kinds.count(UnauthenticatedError) == tokens.MAX_REFUSALS
+    with pytest.raises(RateLimitedError, match="from this address"):
         await reviews(made(), PEER)
     assert await reviews(made(), "ipv4:10.0.0.8:4711") == SLEEP
     assert await reviews(made(), PEER) == SLEEP  # for it is known now
@@ -174,7 +180,7 @@ async def test_there_are_only_so_many_that_wait(server, reviews, monkeypatch):
     server.go_on.clear()
     asking = [asyncio.create_task(reviews(made(f"good-{number}"), PEER)) for number in range(2)]
     await server.came.wait()
-    with pytest.raises(TooManyError, match="too many tokens are being looked at"):
+    with pytest.raises(RateLimitedError, match="too many tokens are being looked at"):
         await reviews(made("good-3"), PEER)
     server.go_on.set()
     assert await asyncio.gather(*asking) == [SLEEP, SLEEP]
@@ -202,9 +208,9 @@ async def test_an_api_server_that_does_not_answer_leaves_it_open(server, reviews
     server.status = status
     with capture_logs() as logs:
         for number in range(50):
-            with pytest.raises(UndecidedError, match="cannot be asked") as undecided:
+            with pytest.raises(AuthenticationUnavailableError, match="cannot be asked") as undecided:
                 await reviews(made(), PEER)
-            assert undecided.type is UndecidedError, number
+            assert undecided.type is AuthenticationUnavailableError, number
     assert server.asked == 50
     [line] = [line for line in logs if line["event"] == "tokens cannot be reviewed"]
     assert ("tokenreviews" in line.get("hint", "")) == (status == 403)
@@ -214,7 +220,7 @@ async def test_an_api_server_that_does_not_answer_leaves_it_open(server, reviews
 
 async def test_no_api_server_leaves_it_open():
     async with KubeApi(client.Configuration(host="http://127.0.0.1:1"), "default") as api:
-        with pytest.raises(UndecidedError):
+        with pytest.raises(AuthenticationUnavailableError):
             await TokenReviewer(api, now=lambda: NOW)(made(), PEER)
 
 
@@ -222,7 +228,7 @@ async def test_no_token_is_in_the_log(server, reviews):
     with capture_logs() as logs:
         await refusal(reviews, made("bad"))
         server.status = 500
-        with pytest.raises(UndecidedError):
+        with pytest.raises(AuthenticationUnavailableError):
             await reviews(made("worse"), PEER)
     assert made("bad") not in str(logs)
     assert made("worse") not in str(logs)

@@ -17,7 +17,7 @@ from tests.identity.companies import Company, key_pem, pem
 from tests.kubernetes.environment.cluster import Cluster
 from tests.kubernetes.secret_objects import put
 from xds.mesh.identity.ca import Authority
-from xds.mesh.identity.rotation import Authorities, Stage, Waits
+from xds.mesh.identity.rotation import Authorities, Stage, Timing
 from xds.mesh.kube.api import KubeApi, KubeError
 from xds.mesh.kube.ca_secret import (
     SECRET,
@@ -121,7 +121,7 @@ async def test_the_users_own_ca_is_taken_with_its_chain(cluster: Cluster, namesp
     await cluster.api.delete(f"/api/v1/namespaces/{namespace}/secrets/{USER_SECRET}")
     again = await authorities(cluster.api, namespace)
     assert again.authority.certificate == issuing.certificate
-    assert again.authority.above == (root.certificate,)
+    assert again.authority.issuers == (root.certificate,)
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ class Replica:
             lagging=lambda: self.lagging,
             leads=lambda: self.leads,
             now=lambda: self.time,
-            waits=Waits(timedelta(minutes=1), timedelta(hours=1), timedelta(hours=2)),
+            timing=Timing(timedelta(minutes=1), timedelta(hours=1), timedelta(hours=2)),
             **how,
         )
 
@@ -226,7 +226,7 @@ async def test_another_ca_of_the_users_goes_through_all_steps_and_any_replica_go
     assert await follower.look() is Stage.SPREADING
     for replica in (leader, follower):
         assert replica.told[-1].authority.certificate == old.certificate
-        assert replica.told[-1].also_trust == (pem(root),)
+        assert replica.told[-1].extra_roots == (pem(root),)
 
     # The leader is gone; the follower goes on where it was, and waits for its proxies.
     follower.leads, follower.lagging = True, ["sidecar~10.0.0.1~a.b~b.svc.cluster.local"]
@@ -239,7 +239,7 @@ async def test_another_ca_of_the_users_goes_through_all_steps_and_any_replica_go
     follower.lagging = ()
     assert await follower.look() is Stage.RETIRING
     assert follower.told[-1].authority.certificate == issuing.certificate
-    assert follower.told[-1].also_trust == (old.root_pem,)
+    assert follower.told[-1].extra_roots == (old.root_pem,)
 
     # A replica that starts now finds the same.
     started = await authorities(cluster.api, namespace)
@@ -309,7 +309,7 @@ async def test_two_that_write_at_once_do_not_overwrite_each_other(cluster: Clust
     await asyncio.gather(leader.look(), other.look())
     await asyncio.gather(leader.look(), other.look())
     assert leader.rotation.current.to_data() == other.rotation.current.to_data()
-    assert leader.rotation.current.also_trust == (pem(root),)
+    assert leader.rotation.current.extra_roots == (pem(root),)
 
 
 async def test_it_follows_by_itself_and_says_once_what_is_wrong(cluster: Cluster, namespace: str) -> None:

@@ -13,7 +13,7 @@ import yaml
 
 from tests.kubernetes.environment.cluster import Cluster
 from tests.kubernetes.installing import KUSTOMIZATION, SYSTEM, install, run
-from xds.mesh.inject import Settings, inject
+from xds.mesh.inject import InjectionSettings, inject
 from xds.mesh.kube.api import KubeError
 from xds.mesh.kube.install import control_plane
 from xds.mesh.parse import dotted
@@ -37,7 +37,7 @@ def pod(name: str, **labels: str) -> dict[str, Any]:
 
 def with_sidecar(name: str, **labels: str) -> dict[str, Any]:
     """Return a pod with the labels that injection gives it."""
-    injected = inject(pod(name, **labels), Settings(), namespace="shop", locate=dotted).pod
+    injected = inject(pod(name, **labels), InjectionSettings(), namespace="shop", locate=dotted).pod
     return pod(name, **injected["metadata"]["labels"])
 
 

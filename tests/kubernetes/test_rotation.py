@@ -27,7 +27,7 @@ from xds.mesh.controlplane.controller import Controller
 from xds.mesh.identity import chain
 from xds.mesh.identity.ca import Authority
 from xds.mesh.identity.keys import PrivateKey
-from xds.mesh.identity.rotation import Authorities, Stage, Waits
+from xds.mesh.identity.rotation import Authorities, Stage, Timing
 from xds.mesh.kube.ca_secret import USER_SECRET, CaSecrets, RotationController, load_or_create_authorities
 from xds.mesh.sources.files import Folder
 from xds.mesh.sources.settings import SettingsLoader
@@ -71,7 +71,7 @@ class Plane:
     """The control plane in the test's own process, and the way to it for some."""
 
     def __init__(self, manifests: Path, authorities: Authorities) -> None:
-        self.controller = Controller(authorities.authority, also_trust=authorities.also_trust)
+        self.controller = Controller(authorities.authority, extra_roots=authorities.extra_roots)
         self.port = 0
         self._folder = Folder(manifests, SettingsLoader(None, ()))
         self._exits = AsyncExitStack()
@@ -96,7 +96,7 @@ class Plane:
             self.controller.change(report.change)
 
     def take(self, authorities: Authorities) -> None:
-        self.controller.rotate(authorities.authority, authorities.also_trust)
+        self.controller.rotate(authorities.authority, authorities.extra_roots)
 
 
 def new_connections(host: str) -> Manifest:
@@ -229,7 +229,7 @@ async def test_no_request_fails_while_the_user_replaces_the_ca(
                 lagging=controller.proxies_with_old_roots,
                 leads=lambda: True,
                 now=lambda: clock,
-                waits=Waits(timedelta(), timedelta(days=1), timedelta(hours=1)),
+                timing=Timing(timedelta(), timedelta(days=1), timedelta(hours=1)),
             )
             before = await world.shown()
             root = Company.root("Root", now, key=rsa.generate_private_key(65537, 4096))

@@ -21,7 +21,7 @@ from tests.support.loopback import free_port
 from tests.support.waiting import eventually
 from xds.mesh.identity.ca import Authority
 from xds.mesh.identity.keys import PrivateKey
-from xds.mesh.inject import STATUS, Settings
+from xds.mesh.inject import STATUS, InjectionSettings
 from xds.mesh.inject.webhook import WebhookServer
 from xds.mesh.kube import crds
 from xds.mesh.kube.api import KubeApi, KubeError
@@ -119,7 +119,7 @@ class Mesh:
 
     async def start(self) -> None:
         """Serve, at the port from before if there was one."""
-        server = WebhookServer(Settings, self._issue, own_address(), self._port)
+        server = WebhookServer(InjectionSettings, self._issue, own_address(), self._port)
         self._serving = asyncio.create_task(server.run())
         async with asyncio.timeout(30):
             await server.listening.wait()
@@ -270,7 +270,7 @@ async def test_a_root_that_takes_over_is_followed_and_pods_go_on_being_injected(
             mesh.trusted, mesh.ca = trusted, issuing
             mesh.bundle.trigger()
             assert mesh.server
-            mesh.server.rotated()
+            mesh.server.trigger_renewal()
             await mesh.until_trusted()
             assert has_sidecar(await mesh.create(namespace))
 

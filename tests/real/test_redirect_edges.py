@@ -16,7 +16,7 @@ from tests.support.exchange import FAILS, HTTP1, HTTP2, MTLS, PLAINTEXT, SERVER_
 from tests.support.manifests import Manifest, peer_authentication
 from tests.support.mesh import Mesh
 from tests.support.wire import Wire
-from xds.mesh.sidecar.rules import Interception
+from xds.mesh.sidecar.rules import RedirectConfig
 
 pytestmark = [pytest.mark.netns, pytest.mark.envoy, pytest.mark.asyncio(loop_scope="module")]
 
@@ -113,7 +113,7 @@ class TestAPodThatAsksForItself:
 
 
 class TestTheSidecarsOwnPorts:
-    @pytest.mark.parametrize("port", [Interception().inbound_port, Interception().outbound_port])
+    @pytest.mark.parametrize("port", [RedirectConfig().inbound_port, RedirectConfig().outbound_port])
     @pytest.mark.parametrize(("target", "other"), [(OPEN, STRICT), (STRICT, OPEN)])
     @pytest.mark.parametrize("who", ["outsider", "another with a sidecar", "the pod itself"])
     async def test_are_closed_and_nothing_goes_round_in_circles(self, mesh, who, target, other, port):

@@ -20,7 +20,7 @@ from tests.support.mesh import Mesh
 from tests.support.tcp import Conversation
 from xds.mesh.identity.ca import Authority, Leaf
 from xds.mesh.identity.keys import PrivateKey
-from xds.mesh.identity.state_dir import root_authority
+from xds.mesh.identity.state_dir import load_or_create_root
 
 pytestmark = [pytest.mark.netns, pytest.mark.envoy, pytest.mark.asyncio(loop_scope="module")]
 
@@ -67,7 +67,7 @@ async def mesh(tmp_path_factory):
 @pytest.fixture(scope="module")
 def root(mesh) -> Authority:
     """The authority that the sidecars' certificates are from."""
-    return root_authority(mesh.plane.state, "cluster.local", datetime.now(UTC))
+    return load_or_create_root(mesh.plane.state, "cluster.local", datetime.now(UTC))
 
 
 @pytest.fixture(scope="module")

@@ -22,9 +22,9 @@ from xds.codec import to_json_dict
 from xds.mesh.envoy.bootstrap import TokenFile, bootstrap
 from xds.mesh.identity.auth import Authentication
 from xds.mesh.identity.ca import Authority
-from xds.mesh.identity.claims import Caller, How, NotProvenError
+from xds.mesh.identity.claims import Caller, Credential, UnauthenticatedError
 from xds.mesh.identity.keys import PrivateKey
-from xds.mesh.identity.server_tls import OwnCertificate, Trust
+from xds.mesh.identity.server_tls import ServerCertificate, Trust
 from xds.mesh.model.objects import Interception, Meta, Pod, Ref
 from xds.server import XdsServer
 from xds.store import Store
@@ -62,12 +62,12 @@ class Site:
     async def judge(self, token: str, _: str) -> Caller:
         self.shown.put_nowait(token)
         if token not in self.good:
-            raise NotProvenError("the token expired")
-        return Caller(namespace="ns", service_account=token, how=How.TOKEN)
+            raise UnauthenticatedError("the token expired")
+        return Caller(namespace="ns", service_account=token, credential=Credential.TOKEN)
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[XdsServer]:
-        own = OwnCertificate(["localhost"], lambda: self.trust)
+        own = ServerCertificate(["localhost"], lambda: self.trust)
         async with XdsServer(
             self.store,
             "127.0.0.1:0",

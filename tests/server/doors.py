@@ -18,11 +18,18 @@ from xds.introspect import Introspection
 from xds.mesh.controlplane.controller import Controller
 from xds.mesh.controlplane.proxies_service import ProxiesService
 from xds.mesh.controlplane.rollouts_service import RolloutsService
-from xds.mesh.identity.auth import Admins, Authentication
+from xds.mesh.identity.auth import AdminAuthorizer, Authentication
 from xds.mesh.identity.ca import Authority
-from xds.mesh.identity.claims import Caller, How, Identity, NotProvenError, TooManyError, UndecidedError
+from xds.mesh.identity.claims import (
+    AuthenticationUnavailableError,
+    Caller,
+    Credential,
+    Identity,
+    RateLimitedError,
+    UnauthenticatedError,
+)
 from xds.mesh.identity.keys import PrivateKey
-from xds.mesh.identity.server_tls import OwnCertificate, Trust
+from xds.mesh.identity.server_tls import ServerCertificate, Trust
 from xds.mesh.model.objects import Change, Meta, Pod, Ref
 from xds.mesh.v1 import described
 from xds.protocol.session import Variant
@@ -40,7 +47,9 @@ TRUST_DOMAINS = ("cluster.local",)
 
 
 def caller(namespace: str, account: str, pod: str = "", uid: str = "") -> Caller:
-    return Caller(namespace=namespace, service_account=account, pod=pod, pod_uid=uid, how=How.TOKEN)
+    return Caller(
+        namespace=namespace, service_account=account, pod=pod, pod_uid=uid, credential=Credential.TOKEN
+    )
 
 
 TOKENS = {
@@ -58,12 +67,12 @@ async def judge(token: str, peer: str) -> Caller:
     """Replace TokenReviews. Tests with a real API server are in tests/kubernetes."""
     assert peer.startswith("ipv4:127.0.0.1:")
     if token == "undecided":
-        raise UndecidedError("no API server")
+        raise AuthenticationUnavailableError("no API server")
     if token == "too-many":
-        raise TooManyError("too many tokens")
+        raise RateLimitedError("too many tokens")
     if found := TOKENS.get(token):
         return found
-    raise NotProvenError("the API server does not accept the token")
+    raise UnauthenticatedError("the API server does not accept the token")
 
 
 @dataclass(frozen=True)
@@ -111,9 +120,9 @@ async def opened() -> AsyncIterator[Site]:
         stack.callback(task.cancel)
         controller.change(Change(applied=(sleep(),)))
         await controller.ready.wait()
-        own = OwnCertificate(["localhost"], lambda: Trust(CA, CA.root_pem))
+        own = ServerCertificate(["localhost"], lambda: Trust(CA, CA.root_pem))
         authentication = Authentication(lambda: TRUST_DOMAINS, judge)
-        admins = Admins(authentication, [Identity("istio-system", "xds")], lambda: TRUST_DOMAINS)
+        admins = AdminAuthorizer(authentication, [Identity("istio-system", "xds")], lambda: TRUST_DOMAINS)
         server = XdsServer(
             controller,
             "127.0.0.1:0",

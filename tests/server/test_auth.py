@@ -33,7 +33,7 @@ from tests.server.doors import (
 from tests.server.proxies import REQUEST, Client
 from xds.mesh.controlplane.controller import Controller
 from xds.mesh.identity.auth import Authentication
-from xds.mesh.identity.server_tls import OwnCertificate, Trust
+from xds.mesh.identity.server_tls import ServerCertificate, Trust
 from xds.mesh.model.objects import Change, Ref
 from xds.protocol.session import Variant
 from xds.server import ADS, XdsServer
@@ -201,7 +201,7 @@ async def test_repeated_refusal_is_logged_once(site):
 
 
 async def test_error_states_that_tokens_are_not_accepted():
-    own = OwnCertificate(["localhost"], lambda: Trust(CA, CA.root_pem))
+    own = ServerCertificate(["localhost"], lambda: Trust(CA, CA.root_pem))
     controller = Controller(CA)
     async with (
         XdsServer(

@@ -20,7 +20,7 @@ from tests.identity.companies import SIGNS
 from xds.mesh.identity.ca import ROOT_LIFETIME, Authority
 from xds.mesh.identity.chain import to_pem
 from xds.mesh.identity.keys import IdentityError, PrivateKey
-from xds.mesh.identity.server_tls import OwnCertificate, Trust, service_names
+from xds.mesh.identity.server_tls import ServerCertificate, Trust, service_names
 from xds.server import XdsServer
 
 NOW = datetime.now(UTC)
@@ -46,7 +46,7 @@ def world() -> World:
 
 @pytest.fixture
 async def server(proxies, world) -> AsyncIterator[XdsServer]:
-    own = OwnCertificate(["localhost", "127.0.0.1"], lambda: world.trust, now=lambda: world.now)
+    own = ServerCertificate(["localhost", "127.0.0.1"], lambda: world.trust, now=lambda: world.now)
     secure = [("127.0.0.1:0", own.credentials(certificate_required=required)) for required in (False, True)]
     async with XdsServer(proxies, "127.0.0.1:0", grace=0.2, secure=secure) as server:
         yield server
@@ -138,10 +138,10 @@ async def test_failed_renewal_is_logged_once_and_keeps_the_certificate(server, w
 def test_first_certificate_must_be_issued():
     ca = authority(lifetime=timedelta(seconds=-1))
     with pytest.raises(IdentityError, match="expired"):
-        OwnCertificate(["x"], lambda: Trust(ca, ca.root_pem))
+        ServerCertificate(["x"], lambda: Trust(ca, ca.root_pem))
     ca = authority()
     with pytest.raises(IdentityError, match="no DNS name"):
-        OwnCertificate(["not a name"], lambda: Trust(ca, ca.root_pem))
+        ServerCertificate(["not a name"], lambda: Trust(ca, ca.root_pem))
 
 
 def bridge(old: Authority, new: Authority) -> bytes:

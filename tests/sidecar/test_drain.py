@@ -12,9 +12,9 @@ from tests.support.apps import PIECES_PER_SECOND
 from tests.support.clients import ask
 from tests.support.cluster import Cluster
 from tests.support.waiting import eventually
-from xds.mesh.sidecar.draining import LEAST, in_flight
+from xds.mesh.sidecar.draining import MIN_DRAIN_SECONDS, in_flight
 
-SLOW = LEAST + 3
+SLOW = MIN_DRAIN_SECONDS + 3
 """Seconds of a request that takes longer than a drain at least does."""
 
 

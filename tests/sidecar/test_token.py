@@ -19,10 +19,10 @@ from tests.sidecar.pods import Process, finished
 from tests.support.clients import Client
 from tests.support.loopback import Loopback, free_port
 from tests.support.waiting import eventually
-from xds.mesh.identity.claims import NotProvenError
-from xds.mesh.identity.state_dir import token_key
+from xds.mesh.identity.claims import UnauthenticatedError
+from xds.mesh.identity.state_dir import load_or_create_token_key
 
-LIFETIME = 10
+DEFAULT_LIFETIME = 10
 POD = """
 apiVersion: v1
 kind: Pod
@@ -59,7 +59,7 @@ class Site:
         with self._log.open("ab") as log:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "xds", "token", "web.shop", *map(str, words)),
-                *("--renew", "--lifetime", str(LIFETIME)),
+                *("--renew", "--lifetime", str(DEFAULT_LIFETIME)),
                 stderr=log,
             )
         try:
@@ -83,8 +83,8 @@ class Site:
 
     def has_expired(self, token: str) -> bool:
         try:
-            token_key(self.state).prove(token, datetime.now(UTC))
-        except NotProvenError as error:
+            load_or_create_token_key(self.state).verify(token, datetime.now(UTC))
+        except UnauthenticatedError as error:
             return "expired" in str(error)
         return False
 

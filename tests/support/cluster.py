@@ -14,7 +14,7 @@ from tests.support import rules
 from tests.support.clients import Client
 from tests.support.node import Node, etc
 from tests.support.places import Namespace
-from xds.mesh.sidecar.rules import Interception, redirect
+from xds.mesh.sidecar.rules import RedirectConfig, redirect_rules
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +74,7 @@ class Cluster:
         """Add a pod; with `sidecar`, its traffic is redirected to one from now on."""
         place, address = self._node.add()
         if sidecar:
-            place.run("iptables-restore", "--noflush", stdin=redirect(Interception()))
+            place.run("iptables-restore", "--noflush", stdin=redirect_rules(RedirectConfig()))
 
         def resolve(host: str, port: int) -> list[tuple[str, int]]:
             return [(found, port) for found in self.resolve(host, seen_from=namespace)]

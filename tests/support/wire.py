@@ -7,9 +7,9 @@ from contextlib import suppress
 from typing import Self
 
 from tests.support.places import Namespace
-from xds.mesh.sidecar.rules import Interception
+from xds.mesh.sidecar.rules import RedirectConfig
 
-_INBOUND = Interception().inbound_port
+_INBOUND = RedirectConfig().inbound_port
 _EVERY_PROTOCOL = 0x0003
 _SO_RCVBUFFORCE = 33
 _ETHERNET = 14

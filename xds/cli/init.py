@@ -9,7 +9,7 @@ import typer
 
 from xds.cli.options import fail
 from xds.mesh.sidecar import iptables, rules
-from xds.mesh.sidecar.settings import NOT_INTERCEPTED, PROXY_ID
+from xds.mesh.sidecar.settings import PROXY_ID, SIDECAR_PORTS
 
 EXAMPLES = """
 xds init
@@ -93,7 +93,7 @@ def init(
             metavar="PORTS",
             help="Inbound ports to exclude from redirection.",
         ),
-    ] = ",".join(map(str, NOT_INTERCEPTED)),
+    ] = ",".join(map(str, SIDECAR_PORTS)),
     outbound_ports: Annotated[
         str,
         typer.Option(
@@ -132,30 +132,32 @@ def init(
     """
     if interception_mode not in _MODES:
         _fail_option("-m", f"{interception_mode!r} is not {' or '.join(_MODES)}")
-    interception = rules.Interception(
+    interception = rules.RedirectConfig(
         outbound_port=envoy_port,
         inbound_port=inbound_capture_port,
         uid=proxy_uid,
         gid=proxy_gid,
-        inbound_ports=_parse("-b", rules.ports, inbound_ports),
-        exclude_inbound_ports=_require_list("-d", _parse("-d", rules.ports, local_exclude_ports)),
-        networks=_parse("-i", rules.networks, service_cidr),
-        exclude_networks=_require_list("-x", _parse("-x", rules.networks, service_exclude_cidr)),
-        outbound_ports=_require_list("-q", _parse("-q", rules.ports, outbound_ports)),
-        exclude_outbound_ports=_require_list("-o", _parse("-o", rules.ports, local_outbound_ports_exclude)),
-        exclude_interfaces=_parse("-c", rules.interfaces, exclude_interfaces),
+        inbound_ports=_parse("-b", rules.parse_ports, inbound_ports),
+        exclude_inbound_ports=_require_list("-d", _parse("-d", rules.parse_ports, local_exclude_ports)),
+        networks=_parse("-i", rules.parse_networks, service_cidr),
+        exclude_networks=_require_list("-x", _parse("-x", rules.parse_networks, service_exclude_cidr)),
+        outbound_ports=_require_list("-q", _parse("-q", rules.parse_ports, outbound_ports)),
+        exclude_outbound_ports=_require_list(
+            "-o", _parse("-o", rules.parse_ports, local_outbound_ports_exclude)
+        ),
+        exclude_interfaces=_parse("-c", rules.parse_interfaces, exclude_interfaces),
     )
     if interception_mode == "NONE":
         typer.echo("interception mode is NONE: no traffic is redirected", err=True)
         return
     if dry_run:
-        typer.echo(rules.redirect(interception), nl=False)
+        typer.echo(rules.redirect_rules(interception), nl=False)
         return
     try:
         if undo:
-            iptables.release()
+            iptables.remove_rules()
         else:
-            iptables.intercept(interception, warn=lambda message: typer.echo(f"xds: {message}", err=True))
+            iptables.install_rules(interception, warn=lambda message: typer.echo(f"xds: {message}", err=True))
     except iptables.IptablesError as error:
         fail(str(error), 1)
 

@@ -10,7 +10,7 @@ import typer
 
 from xds.cli.manifests import load_settings
 from xds.cli.options import Assignments, MeshConfigFile, fail, parse_address, print_problems
-from xds.mesh.inject import DEFAULT_ADDRESS, DEFAULT_IMAGE, Settings, templates
+from xds.mesh.inject import DEFAULT_ADDRESS, DEFAULT_IMAGE, InjectionSettings, find_templates
 from xds.mesh.inject import inject as add_sidecar
 from xds.mesh.model.objects import Problem
 from xds.mesh.parse import Path as FieldPath
@@ -93,9 +93,9 @@ def inject(
     if sds and not (sds.startswith("unix:///") and sds.removeprefix("unix://").strip("/").count("/")):
         raise typer.BadParameter(f"{sds!r} is not unix:///DIRECTORY/SOCKET", param_hint="'--sds'")
     _, config = load_settings(mesh_config, assignments)
-    settings = Settings(
+    settings = InjectionSettings(
         image=image, pull_policy=image_pull_policy, xds_address=xds_address, sds=sds, native=native_sidecar
-    ).under(config)
+    ).with_mesh_config(config)
     result, problems = "", list[Problem]()
     for name in filenames:
         text, found = _inject_text(_read(name), "stdin" if name == "-" else name, settings)
@@ -138,7 +138,7 @@ def _write(output: Path | None, text: str) -> None:
         fail(f"{output or 'stdout'}: {error.strerror}")
 
 
-def _inject_text(text: str, file: str, settings: Settings) -> tuple[str, list[Problem]]:
+def _inject_text(text: str, file: str, settings: InjectionSettings) -> tuple[str, list[Problem]]:
     """Return a file's text with sidecars added, and the problems found."""
     if text.lstrip().startswith("{"):
         text = documents.join_surrogates(text)
@@ -157,10 +157,10 @@ def _inject_text(text: str, file: str, settings: Settings) -> tuple[str, list[Pr
     return result, problems
 
 
-def _inject_document(document: Document, settings: Settings) -> tuple[object, list[Problem]]:
+def _inject_document(document: Document, settings: InjectionSettings) -> tuple[object, list[Problem]]:
     """Return a document's value with sidecars added, the same object if unchanged, and the problems."""
     value, problems = document.value, list[Problem]()
-    pod_templates = list(templates(value))
+    pod_templates = list(find_templates(value))
     for path, flaw in document.flaws if pod_templates else ():
         problems.append(Problem(where=document.locate(path), what=f"{dotted(path)} {flaw}"))
     for template in pod_templates:
@@ -173,8 +173,8 @@ def _inject_document(document: Document, settings: Settings) -> tuple[object, li
             subject=template.subject,
         )
         problems += injection.problems
-        if injection.left:
-            what = f"{template.subject} is left as it is: {injection.left}"
+        if injection.skip_reason:
+            what = f"{template.subject} is left as it is: {injection.skip_reason}"
             problems.append(Problem(where=document.locate(template.path), what=what, notice=True))
         value = _replace(value, template.path, injection.pod)
     return value, problems

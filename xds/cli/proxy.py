@@ -36,10 +36,10 @@ def proxy(
         ),
     ] = False,
     envoy: Annotated[
-        str, typer.Option(metavar="FILE", envvar=settings.ENVOY.name, help=settings.ENVOY.about)
+        str, typer.Option(metavar="FILE", envvar=settings.ENVOY.name, help=settings.ENVOY.description)
     ] = "",
     sds: Annotated[
-        str, typer.Option(metavar="unix:///PATH", envvar=settings.SDS.name, help=settings.SDS.about)
+        str, typer.Option(metavar="unix:///PATH", envvar=settings.SDS.name, help=settings.SDS.description)
     ] = "",
 ) -> None:
     """Run Envoy as this pod's sidecar: the command of a sidecar container.
@@ -79,9 +79,9 @@ def _read_environment(sds: str) -> Sidecar:
 def _become_envoy(sidecar: Sidecar, envoy: str) -> None:
     try:
         binary = running.find_envoy(envoy)
-        running.wait_for_files(sidecar, say=lambda message: typer.echo(f"xds: {message}", err=True))
-        running.become(running.command(sidecar, binary))
-    except running.NotStartedError as error:
+        running.wait_for_files(sidecar, report=lambda message: typer.echo(f"xds: {message}", err=True))
+        running.exec_envoy(running.envoy_command(sidecar, binary))
+    except running.StartError as error:
         fail(str(error), 1)
 
 

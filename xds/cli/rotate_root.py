@@ -15,7 +15,7 @@ from xds.mesh.controlplane.status import duration
 from xds.mesh.identity.ca import Authority
 from xds.mesh.identity.chain import subject
 from xds.mesh.identity.keys import IdentityError, PrivateKey
-from xds.mesh.identity.rotation import WAITS, Authorities, Stage
+from xds.mesh.identity.rotation import DEFAULT_TIMING, Authorities, Stage
 from xds.mesh.kube.ca_secret import SECRET, USER_SECRET, AuthorityError, CaSecrets
 
 EXAMPLES = """
@@ -106,14 +106,14 @@ def _describe(authorities: Authorities) -> str:
     elapsed = (datetime.now(UTC) - authorities.since).total_seconds() if authorities.since else 0.0
     match authorities.stage:
         case Stage.SPREADING:
-            left = max(0.0, WAITS.spread.total_seconds() - elapsed)
+            left = max(0.0, DEFAULT_TIMING.spread.total_seconds() - elapsed)
             return (
                 f"step 1 of 2, since {duration(elapsed)}: the new root is trusted in addition to the "
                 f"old one; {issuer}. The new root issues certificates in {duration(left)} at the earliest, "
                 "once every connected sidecar trusts it"
             )
         case Stage.RETIRING:
-            left = max(0.0, WAITS.retire.total_seconds() - elapsed)
+            left = max(0.0, DEFAULT_TIMING.retire.total_seconds() - elapsed)
             return (
                 f"step 2 of 2, since {duration(elapsed)}: {issuer}. The old root is no longer trusted in "
                 f"{duration(left)}"

@@ -33,9 +33,9 @@ from xds.cli.webhook_options import WebhookOptions
 from xds.mesh.controlplane.controller import Controller
 from xds.mesh.controlplane.effects import EffectWatcher
 from xds.mesh.envoy.translate import warm
-from xds.mesh.identity.auth import own_signature
+from xds.mesh.identity.auth import own_token_verifier
 from xds.mesh.identity.rotation import Authorities
-from xds.mesh.identity.state_dir import StateError, root_authority, token_key
+from xds.mesh.identity.state_dir import StateError, load_or_create_root, load_or_create_token_key
 from xds.mesh.model.objects import MeshConfig
 from xds.mesh.sources.files import Folder
 from xds.mesh.sources.settings import SettingsLoader
@@ -321,8 +321,12 @@ async def _build_components(
 ) -> Components:
     """Create the components of a control plane for manifests."""
     try:
-        authority = root_authority(state_dir, config.trust_domain, datetime.now(UTC))
-        judge = own_signature(token_key(state_dir)) if state_dir and tls.accept_tokens else None
+        authority = load_or_create_root(state_dir, config.trust_domain, datetime.now(UTC))
+        judge = (
+            own_token_verifier(load_or_create_token_key(state_dir))
+            if state_dir and tls.accept_tokens
+            else None
+        )
     except StateError as error:
         fail(f"--state-dir: {error}", 1)
     # A control plane that other machines can reach serves no keys in plaintext, even on loopback: a forwarded

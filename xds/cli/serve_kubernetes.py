@@ -23,7 +23,7 @@ from xds.mesh.controlplane.effects import EffectWatcher
 from xds.mesh.controlplane.metrics.admission import AdmissionMetrics
 from xds.mesh.identity.claims import Identity
 from xds.mesh.identity.server_tls import service_names
-from xds.mesh.inject import Settings
+from xds.mesh.inject import InjectionSettings
 from xds.mesh.inject.webhook import WebhookServer
 from xds.mesh.kube.api import KubeApi, KubeError
 from xds.mesh.kube.ca_secret import AuthorityError
@@ -101,7 +101,7 @@ async def _build_components(
     authorities = replica.authorities
     controller = Controller(
         authorities.authority,
-        also_trust=authorities.also_trust,
+        extra_roots=authorities.extra_roots,
         serve_keys=False,
         rollout_timeout=options.rollout_timeout,
     )
@@ -175,14 +175,14 @@ class _Webhook:
             leads: returns whether this replica is the leader, which may write objects.
         """
         names = service_names(namespace)[:2]
-        settings = Settings(
+        settings = InjectionSettings(
             image=options.sidecar_image,
             xds_address=options.sidecar_xds_address or f"{names[0]}:{XDS_PORT}",
         )
         results = Counter[str]()
         self._controller = controller
         self._server = WebhookServer(
-            lambda: settings.under(controller.mesh.config),
+            lambda: settings.with_mesh_config(controller.mesh.config),
             lambda: controller.trust[0].issue_server(names, datetime.now(UTC)),
             *address,
             answers=results,
@@ -207,5 +207,5 @@ class _Webhook:
             await asyncio.sleep(TRUST_POLL_INTERVAL)
             if self._controller.trust != trust:
                 trust = self._controller.trust
-                self._server.rotated()
+                self._server.trigger_renewal()
                 self._bundle.trigger()

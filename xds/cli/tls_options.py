@@ -12,11 +12,11 @@ import typer
 from xds.cli.options import Address, fail, parse_address
 from xds.cli.runtime import SecureListeners
 from xds.mesh.controlplane.controller import Controller
-from xds.mesh.identity.auth import Admins, Authentication, Judge
+from xds.mesh.identity.auth import AdminAuthorizer, Authentication, TokenVerifier
 from xds.mesh.identity.claims import Identity
 from xds.mesh.identity.keys import IdentityError
 from xds.mesh.identity.rotation import Authorities
-from xds.mesh.identity.server_tls import OwnCertificate, Trust
+from xds.mesh.identity.server_tls import ServerCertificate, Trust
 
 DEFAULT_TLS_ADDRESS = "0.0.0.0:15012"
 """Default of --xds-tls-address with --kubernetes."""
@@ -125,7 +125,7 @@ class TlsListeners:
         controller: Controller,
         authorities: Callable[[], Authorities],
         *,
-        judge: Judge | None,
+        judge: TokenVerifier | None,
         service_names: Iterable[str] = (),
         own_identity: Iterable[Identity] = (),
     ) -> SecureListeners | None:
@@ -147,7 +147,7 @@ class TlsListeners:
             return Trust(current.authority, current.trusted_pem, current.bridges_pem)
 
         try:
-            certificate = OwnCertificate(tuple(names), trust)
+            certificate = ServerCertificate(tuple(names), trust)
         except IdentityError as error:
             fail(f"--tls-name: {error}")
         listeners = [(self.tls, False), (self.mtls, True)]
@@ -162,7 +162,9 @@ class TlsListeners:
 
         authentication = Authentication(trust_domains, judge)
         admins = self.admins or tuple(own_identity)
-        return SecureListeners(credentials, authentication, Admins(authentication, admins, trust_domains))
+        return SecureListeners(
+            credentials, authentication, AdminAuthorizer(authentication, admins, trust_domains)
+        )
 
 
 def _parse_identity(text: str) -> Identity:

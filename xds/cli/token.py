@@ -14,8 +14,8 @@ from xds.cli.manifests import UNREADABLE, find_pod
 from xds.cli.options import fail, print_problems
 from xds.cli.token_files import CallerLookup, ManifestPods, TokenFiles
 from xds.cli.token_files import renew as renew_files
-from xds.mesh.identity.claims import Caller, How, Identity
-from xds.mesh.identity.state_dir import StateError, token_key
+from xds.mesh.identity.claims import Caller, Credential, Identity
+from xds.mesh.identity.state_dir import StateError, load_or_create_token_key
 from xds.mesh.parse import names
 
 EXAMPLES = """
@@ -132,7 +132,7 @@ def token(
 
 def _print(caller: Caller, state_dir: Path, lifetime: timedelta) -> None:
     try:
-        typer.echo(token_key(state_dir).issue(caller, datetime.now(UTC), lifetime))
+        typer.echo(load_or_create_token_key(state_dir).issue(caller, datetime.now(UTC), lifetime))
     except StateError as error:
         fail(f"--state-dir: {error}", 1)
 
@@ -152,7 +152,7 @@ def _unbound_caller(identity: str) -> Caller:
         trust_domain = identity
     if trust_domain:
         fail(f"--service-account {identity}: must be NAMESPACE/NAME without a pod")
-    return Caller(namespace=namespace, service_account=account, how=How.TOKEN)
+    return Caller(namespace=namespace, service_account=account, credential=Credential.TOKEN)
 
 
 def _lookup_without_manifests(pod_names: Iterable[str], account: str) -> CallerLookup:
@@ -163,7 +163,9 @@ def _lookup_without_manifests(pod_names: Iterable[str], account: str) -> CallerL
         pod, _, namespace = name.rpartition(".")
         if names.subdomain(pod) or names.label(namespace):
             fail(f"{name!r} is not POD.NAMESPACE, such as web-0.shop")
-        callers[name] = Caller(namespace=namespace, service_account=account, pod=pod, how=How.TOKEN)
+        callers[name] = Caller(
+            namespace=namespace, service_account=account, pod=pod, credential=Credential.TOKEN
+        )
     return lambda: callers
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeAlias
 import structlog
 
 from xds.mesh.identity import state_dir
-from xds.mesh.identity.claims import Caller, How
+from xds.mesh.identity.claims import Caller, Credential
 from xds.mesh.identity.tokens import TokenKey
 from xds.mesh.kube.log_once import OnceLogger
 from xds.mesh.model.mesh import Mesh
@@ -65,7 +65,7 @@ def caller_of_pod(pod: Pod) -> Caller:
         service_account=pod.service_account,
         pod=pod.name,
         pod_uid=pod.meta.uid,
-        how=How.TOKEN,
+        credential=Credential.TOKEN,
     )
 
 
@@ -112,7 +112,7 @@ class TokenFiles:
         """Write the files that are due for renewal; a problem with one pod does not affect the others."""
         callers = self._lookup()
         try:
-            key, roots = state_dir.token_key(self._state_dir), state_dir.roots(self._state_dir)
+            key, roots = state_dir.load_or_create_token_key(self._state_dir), state_dir.roots(self._state_dir)
         except state_dir.StateError as error:
             return dict.fromkeys(callers, WriteResult(str(error)))
         return {name: self._try_write(name, caller, key, roots) for name, caller in callers.items()}
@@ -137,8 +137,8 @@ class TokenFiles:
             return WriteResult()
         folder = self._out_dir / name
         folder.mkdir(parents=True, exist_ok=True)
-        state_dir.replace(folder / ROOTS, roots, 0o644)
-        state_dir.replace(folder / TOKEN, key.issue(caller, now, self._lifetime).encode(), 0o600)
+        state_dir.write_atomically(folder / ROOTS, roots, 0o644)
+        state_dir.write_atomically(folder / TOKEN, key.issue(caller, now, self._lifetime).encode(), 0o600)
         self._written[name] = _Written(caller, key, roots, now)
         return WriteResult(written=caller, expires=now + self._lifetime)
 

@@ -10,7 +10,7 @@ import grpc
 import structlog
 
 from xds.mesh.identity import CERTIFICATE
-from xds.mesh.identity.claims import Caller, objection
+from xds.mesh.identity.claims import Caller, denial_reason
 from xds.mesh.model.objects import Pod
 from xds.server import Subscriber
 from xds.snapshot import SECRET, ResourceSet, Snapshot
@@ -42,7 +42,7 @@ def recheck_caller(
     if pod is None:
         reason = f"pod {title} is gone" if previous else ""
     else:
-        reason = objection(caller, *name, pod)
+        reason = denial_reason(caller, *name, pod)
         if not reason and previous and previous.meta.uid != pod.meta.uid:
             reason = f"pod {title} was replaced"
     if reason:

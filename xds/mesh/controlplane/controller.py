@@ -27,7 +27,7 @@ from xds.mesh.envoy.translate import steps
 from xds.mesh.identity import CERTIFICATE, ROOTS
 from xds.mesh.identity.ca import LEAF_LIFETIME, Authority
 from xds.mesh.identity.chain import bundle, to_pem
-from xds.mesh.identity.claims import Caller, objection
+from xds.mesh.identity.claims import Caller, denial_reason
 from xds.mesh.identity.secrets import Issuer, trusted_roots
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Change, Pod, merge_changes
@@ -74,7 +74,7 @@ class Controller:
         self,
         authority: Authority,
         *,
-        also_trust: Iterable[bytes] = (),
+        extra_roots: Iterable[bytes] = (),
         serve_keys: bool = True,
         lifetime: timedelta = LEAF_LIFETIME,
         rollout_timeout: float | None = ROLLOUT_TIMEOUT,
@@ -84,7 +84,7 @@ class Controller:
 
         Args:
             authority: the CA that issues certificates.
-            also_trust: further trusted root certificates, in PEM form.
+            extra_roots: further trusted root certificates, in PEM form.
             serve_keys: whether plaintext streams get private keys.
             lifetime: the lifetime of certificates.
             rollout_timeout: seconds to wait for a proxy during a rollout. None: serve the desired state at
@@ -97,10 +97,10 @@ class Controller:
         """Set once the first change is applied."""
         self.stats = Stats()
         """Counters for metrics."""
-        also_trust = self._also_trust = tuple(also_trust)
+        extra_roots = self._also_trust = tuple(extra_roots)
         self._authority = authority
-        self._roots = trusted_roots(authority, also_trust)
-        self._issuer = Issuer(authority, also_trust=also_trust, lifetime=lifetime)
+        self._roots = trusted_roots(authority, extra_roots)
+        self._issuer = Issuer(authority, extra_roots=extra_roots, lifetime=lifetime)
         self._serve_keys = serve_keys
         self._now = now
         self._streams: dict[PodName, set[Subscriber]] = {}
@@ -141,12 +141,12 @@ class Controller:
         """The CA that issues certificates now, and all trusted roots in PEM form."""
         return self._authority, bundle((to_pem(self._authority.roots), *self._also_trust))
 
-    def rotate(self, authority: Authority, also_trust: Iterable[bytes] = ()) -> None:
+    def rotate(self, authority: Authority, extra_roots: Iterable[bytes] = ()) -> None:
         """Trust these roots from now on, and replace all certificates with ones of this authority."""
-        also_trust = self._also_trust = tuple(also_trust)
+        extra_roots = self._also_trust = tuple(extra_roots)
         self._authority = authority
-        self._roots = trusted_roots(authority, also_trust)
-        self._issuer.rotate(authority, also_trust)
+        self._roots = trusted_roots(authority, extra_roots)
+        self._issuer.rotate(authority, extra_roots)
         for key in self._streams:
             if self.mesh.pod(*key):
                 self._schedule(key)
@@ -162,7 +162,7 @@ class Controller:
             raise Refused(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from error
         key = (name.namespace, name.pod)
         caller: Caller | None = stream.caller
-        if caller and (reason := objection(caller, *key, self.mesh.pod(*key))):
+        if caller and (reason := denial_reason(caller, *key, self.mesh.pod(*key))):
             raise Refused(grpc.StatusCode.PERMISSION_DENIED, reason)
         subscriber = Subscriber(node, stream)
         subscriber.client = budget_key(caller, key, is_known=self.mesh.pod(*key) is not None)

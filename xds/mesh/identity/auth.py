@@ -1,4 +1,4 @@
-"""Who makes a call: by the certificate that TLS has verified, or by a token that we signed or somebody else can judge.
+"""Who makes a call: by the certificate that TLS has verified, or by a token that we signed or somebody else can verify.
 
 What these prove is said in `xds.mesh.identity.claims`; here they are taken from a call, and what is wrong becomes its status.
 """
@@ -16,29 +16,37 @@ import grpc.aio
 import structlog
 
 from xds.mesh.identity import claims
-from xds.mesh.identity.claims import Caller, Identity, NotProvenError, TooManyError, UndecidedError
+from xds.mesh.identity.claims import (
+    AuthenticationUnavailableError,
+    Caller,
+    Identity,
+    RateLimitedError,
+    UnauthenticatedError,
+)
 from xds.mesh.identity.tokens import TokenKey
 from xds.server import Refused, is_encrypted
 from xds.server.token_bucket import TokenBucket
 
 log = structlog.get_logger(__name__)
 
-Judge: TypeAlias = Callable[[str, str], Awaitable[Caller]]
-"""Says whose a token is that a peer (in gRPC's form) shows, or raises NotProvenError or UndecidedError."""
+TokenVerifier: TypeAlias = Callable[[str, str], Awaitable[Caller]]
+"""Says whose a token is that a peer (in gRPC's form) shows, or raises UnauthenticatedError or AuthenticationUnavailableError."""
 
 _BEARER = "bearer "
-_MOST_TOLD = 1024
-_REFUSALS_LOGGED = (20, 1)
+_MAX_LOGGED_REFUSALS = 1024
+_LOG_BUDGET = (20, 1)
 """Lines of the log about callers that were refused: at once, and per second. An attacker has many addresses and many bad tokens."""
 
 
-def own_signature(key: TokenKey, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> Judge:
-    """Judge tokens that were signed with our own key."""
+def own_token_verifier(
+    key: TokenKey, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)
+) -> TokenVerifier:
+    """Verify tokens that were signed with our own key."""
 
-    async def judge(token: str, _peer: str) -> Caller:
-        return key.prove(token, now())
+    async def verify(token: str, _peer: str) -> Caller:
+        return key.verify(token, now())
 
-    return judge
+    return verify
 
 
 class Authentication:
@@ -50,61 +58,61 @@ class Authentication:
     def __init__(
         self,
         trust_domains: Callable[[], Collection[str]],
-        judge: Judge | None = None,
+        verify: TokenVerifier | None = None,
         *,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._trust_domains = trust_domains
-        self._judge = judge
+        self._verify = verify
         self._now = now
-        self._told: OrderedDict[tuple[str, str], None] = OrderedDict()
+        self._logged: OrderedDict[tuple[str, str], None] = OrderedDict()
         """Who was refused why, so that who comes again and again does not fill the log."""
-        self._budget = TokenBucket(*_REFUSALS_LOGGED)
-        self._left_out = 0
+        self._budget = TokenBucket(*_LOG_BUDGET)
+        self._suppressed = 0
 
     async def __call__(self, context: grpc.aio.ServicerContext) -> Caller | None:
         """Return who calls."""
         if not is_encrypted(context):
             return None
         try:
-            return await self._prove(context)
-        except NotProvenError as error:
+            return await self._authenticate(context)
+        except UnauthenticatedError as error:
             raise self._refused(context, grpc.StatusCode.UNAUTHENTICATED, str(error)) from None
-        except TooManyError as error:
+        except RateLimitedError as error:
             raise self._refused(context, grpc.StatusCode.RESOURCE_EXHAUSTED, str(error)) from None
-        except UndecidedError as error:
+        except AuthenticationUnavailableError as error:
             raise self._refused(context, grpc.StatusCode.UNAVAILABLE, str(error)) from None
 
-    async def _prove(self, context: grpc.aio.ServicerContext) -> Caller:
+    async def _authenticate(self, context: grpc.aio.ServicerContext) -> Caller:
         if certificate := context.auth_context().get("x509_pem_cert"):
             return claims.from_certificate(certificate[0], self._trust_domains(), self._now())
         token = _bearer(context)
         if not token:
-            raise NotProvenError(
+            raise UnauthenticatedError(
                 "no credential: send a token as 'authorization: Bearer TOKEN', or show a client certificate where one "
                 "is asked for"
             )
-        if self._judge is None:
-            raise NotProvenError(
+        if self._verify is None:
+            raise UnauthenticatedError(
                 "no tokens are taken here: show a client certificate, where one is asked for"
             )
-        return await self._judge(token, context.peer())
+        return await self._verify(token, context.peer())
 
-    def _refused(self, context: grpc.aio.ServicerContext, code: grpc.StatusCode, why: str) -> Refused:
-        key = (context.peer().rpartition(":")[0], why)
-        is_known = key in self._told
-        self._told[key] = None
-        if len(self._told) > _MOST_TOLD:
-            self._told.popitem(last=False)
+    def _refused(self, context: grpc.aio.ServicerContext, code: grpc.StatusCode, reason: str) -> Refused:
+        key = (context.peer().rpartition(":")[0], reason)
+        is_known = key in self._logged
+        self._logged[key] = None
+        if len(self._logged) > _MAX_LOGGED_REFUSALS:
+            self._logged.popitem(last=False)
         if is_known:
-            log.debug("caller refused", peer=context.peer(), code=code.name, reason=why)
+            log.debug("caller refused", peer=context.peer(), code=code.name, reason=reason)
         elif self._budget.take(asyncio.get_running_loop().time()):
-            left_out = {"left_out": self._left_out} if self._left_out else {}
-            log.warning("caller refused", peer=context.peer(), code=code.name, reason=why, **left_out)
-            self._left_out = 0
+            suppressed = {"suppressed": self._suppressed} if self._suppressed else {}
+            log.warning("caller refused", peer=context.peer(), code=code.name, reason=reason, **suppressed)
+            self._suppressed = 0
         else:
-            self._left_out += 1
-        return Refused(code, why)
+            self._suppressed += 1
+        return Refused(code, reason)
 
 
 def _bearer(context: grpc.aio.ServicerContext) -> str:
@@ -114,7 +122,7 @@ def _bearer(context: grpc.aio.ServicerContext) -> str:
     return ""
 
 
-class Admins:
+class AdminAuthorizer:
     """Lets those look that are named, for Introspection(admit=...). Refused: PERMISSION_DENIED to all others."""
 
     def __init__(
@@ -131,7 +139,7 @@ class Admins:
         """Return if the caller may look."""
         caller = await self._authentication(context)
         domains = self._trust_domains()
-        if caller is None or not any(each.is_of(caller, domains) for each in self._identities):
+        if caller is None or not any(identity.matches(caller, domains) for identity in self._identities):
             raise Refused(
                 grpc.StatusCode.PERMISSION_DENIED,
                 f"{caller or 'nobody'} may not look at this: only those named by --admin-identity may",

@@ -58,9 +58,9 @@ class Authority:
     certificate: x509.Certificate
     """The one that it signs with: a root's, or an intermediate's."""
     key: PrivateKey
-    above: tuple[x509.Certificate, ...] = ()
+    issuers: tuple[x509.Certificate, ...] = ()
     """What is above an intermediate, its signer first and the root last; nothing above a root."""
-    beside: tuple[x509.Certificate, ...] = ()
+    other_roots: tuple[x509.Certificate, ...] = ()
     """Other roots that came with it: peers trust them as well."""
 
     @classmethod
@@ -113,14 +113,14 @@ class Authority:
             raise IdentityError("the private key is not the certificate's: they are of two different CAs")
         chains.require_valid(own, now)
         between = (*others, *(chains.read(chain) if chain.strip() else ()))
-        above = () if own in roots else chains.path(own, between, roots, now)
-        made = cls(own, private, above)
-        return replace(made, beside=tuple(each for each in roots if each != made.root))
+        issuers = () if own in roots else chains.build_path(own, between, roots, now)
+        authority = cls(own, private, issuers)
+        return replace(authority, other_roots=tuple(other for other in roots if other != authority.root))
 
     @property
     def root(self) -> x509.Certificate:
         """What peers trust."""
-        return self.above[-1] if self.above else self.certificate
+        return self.issuers[-1] if self.issuers else self.certificate
 
     @property
     def root_pem(self) -> bytes:
@@ -130,7 +130,7 @@ class Authority:
     @property
     def roots(self) -> tuple[x509.Certificate, ...]:
         """All that peers trust: its own root, and those beside it."""
-        return (self.root, *self.beside)
+        return (self.root, *self.other_roots)
 
     @property
     def trust_domain(self) -> str:
@@ -150,7 +150,7 @@ class Authority:
     @property
     def expires(self) -> datetime:
         """When the first of the certificates up to the root expires: nothing issued here lives longer."""
-        return min(each.not_valid_after_utc for each in (self.certificate, *self.above))
+        return min(certificate.not_valid_after_utc for certificate in (self.certificate, *self.issuers))
 
     def issue(self, identity: str, now: datetime, lifetime: timedelta = LEAF_LIFETIME) -> Leaf:
         """Issue a certificate for `spiffe://TRUST_DOMAIN/ns/NAMESPACE/sa/SERVICE_ACCOUNT`, with a fresh key.
@@ -191,7 +191,7 @@ class Authority:
             .add_extension(x509.ExtendedKeyUsage(usage), critical=False)
             .add_extension(names, critical=True)  # RFC 5280: critical when the subject is empty
         )
-        intermediates = (self.certificate, *self.above)[:-1]
+        intermediates = (self.certificate, *self.issuers)[:-1]
         return Leaf(
             identity=identity,
             chain=chains.to_pem([certificate, *intermediates]),
@@ -210,12 +210,12 @@ class Authority:
         """
         if other.root in self.roots:
             return b""
-        root, below = other.root, len(other.above)
-        for position, certificate in enumerate((self.certificate, *self.above)):
+        root, below = other.root, len(other.issuers)
+        for position, certificate in enumerate((self.certificate, *self.issuers)):
             allowed = chains.path_length(certificate)
             if allowed is not None and allowed < below + 1 + position:
                 return b""
-        made = self.key.sign(
+        bridge = self.key.sign(
             x509.CertificateBuilder()
             .serial_number(x509.random_serial_number())
             .subject_name(root.subject)
@@ -233,7 +233,7 @@ class Authority:
                 critical=False,
             )
         )
-        return chains.to_pem([made, *(self.certificate, *self.above)[:-1]])
+        return chains.to_pem([bridge, *(self.certificate, *self.issuers)[:-1]])
 
 
 def _identifier(certificate: x509.Certificate) -> x509.SubjectKeyIdentifier:

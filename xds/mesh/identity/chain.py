@@ -9,7 +9,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 
-from xds.mesh.identity.keys import KINDS, IdentityError, is_usable
+from xds.mesh.identity.keys import SUPPORTED_KEYS, IdentityError, is_supported
 
 
 def read(pem: bytes) -> tuple[x509.Certificate, ...]:
@@ -22,7 +22,7 @@ def read(pem: bytes) -> tuple[x509.Certificate, ...]:
 
 def to_pem(certificates: Iterable[x509.Certificate]) -> bytes:
     """Return certificates in PEM form, one after the other."""
-    return b"".join(each.public_bytes(serialization.Encoding.PEM) for each in certificates)
+    return b"".join(certificate.public_bytes(serialization.Encoding.PEM) for certificate in certificates)
 
 
 def bundle(pems: Iterable[bytes]) -> bytes:
@@ -59,8 +59,8 @@ def require_ca(certificate: x509.Certificate, which: str = "the certificate") ->
         extensions = certificate.extensions
     except (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension):
         raise IdentityError(f"{which} is malformed") from None
-    if not is_usable(public):
-        raise IdentityError(f"{which}'s key is of another kind than {KINDS}")
+    if not is_supported(public):
+        raise IdentityError(f"{which}'s key is of another kind than {SUPPORTED_KEYS}")
     try:
         is_ca = extensions.get_extension_for_class(x509.BasicConstraints).value.ca
         signs = extensions.get_extension_for_class(x509.KeyUsage).value.key_cert_sign
@@ -72,7 +72,7 @@ def require_ca(certificate: x509.Certificate, which: str = "the certificate") ->
         raise IdentityError(f"{which} is not a CA's: its keyUsage lacks keyCertSign")
 
 
-def path(
+def build_path(
     certificate: x509.Certificate,
     between: Iterable[x509.Certificate],
     roots: Iterable[x509.Certificate],
@@ -83,10 +83,13 @@ def path(
     Certificates of `between` that are not needed are passed over. IdentityError: no root is reached, or what is on the way is
     not fit (RFC 5280 section 6.1.4, as far as it concerns CAs).
     """
-    found: list[x509.Certificate] = []
+    chain: list[x509.Certificate] = []
     last, left, roots = certificate, list(between), tuple(roots)
-    while not (found and found[-1] in roots):
-        signer = next((each for each in (*roots, *left) if each != last and _signed(last, each)), None)
+    while not (chain and chain[-1] in roots):
+        signer = next(
+            (candidate for candidate in (*roots, *left) if candidate != last and _signed(last, candidate)),
+            None,
+        )
         if signer is None:
             raise IdentityError(
                 f"the chain does not lead to the root: nothing there has signed the certificate {subject(last)}"
@@ -94,16 +97,16 @@ def path(
         which = f"the certificate {subject(signer)}"
         (require_root if signer in roots else require_ca)(signer, which)
         require_valid(signer, now, which)
-        below = 1 + len(found)
+        below = 1 + len(chain)
         allowed = path_length(signer)
         if allowed is not None and allowed < below:
             raise IdentityError(
                 f"{which} allows {allowed} CA certificates below it (pathlen), and there are {below}"
             )
-        found.append(signer)
-        left = [each for each in left if each != signer]
+        chain.append(signer)
+        left = [certificate for certificate in left if certificate != signer]
         last = signer
-    return tuple(found)
+    return tuple(chain)
 
 
 def path_length(certificate: x509.Certificate) -> int | None:

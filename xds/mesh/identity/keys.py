@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 Public: TypeAlias = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
 _Private: TypeAlias = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 
-KINDS = "EC P-256, EC P-384 or RSA with 2048 bits or more"
+SUPPORTED_KEYS = "EC P-256, EC P-384 or RSA with 2048 bits or more"
 """The keys that a certificate authority may have; what we make ourselves is EC P-256."""
 
 
@@ -44,9 +44,9 @@ class PrivateKey:
             ) from None
         except (ValueError, UnsupportedAlgorithm):
             raise IdentityError("this is no private key in PEM form") from None
-        if isinstance(key, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) and is_usable(key.public_key()):
+        if isinstance(key, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) and is_supported(key.public_key()):
             return cls(key)
-        raise IdentityError(f"the private key is of another kind than {KINDS}")
+        raise IdentityError(f"the private key is of another kind than {SUPPORTED_KEYS}")
 
     def to_pem(self) -> bytes:
         """Return the key itself (PKCS #8, not encrypted)."""
@@ -71,7 +71,7 @@ class PrivateKey:
         raise TypeError("a private key is neither copied nor pickled")
 
 
-def is_usable(key: object) -> bool:
+def is_supported(key: object) -> bool:
     """Tell whether a public key is of one of the kinds that a certificate authority may have."""
     if isinstance(key, ec.EllipticCurvePublicKey):
         return isinstance(key.curve, ec.SECP256R1 | ec.SECP384R1)

@@ -27,11 +27,11 @@ OLD_ROOTS, BRIDGES, SINCE, NEXT = "old-roots.pem", "bridges.pem", "rotation-sinc
 """The rest of a rotation's state; the new CA is under the same names with `next-` before them."""
 
 
-MOST_BRIDGES = 8
+MAX_BRIDGES = 8
 """That are kept: they make each handshake with the control plane longer."""
 
 
-class Waits(NamedTuple):
+class Timing(NamedTuple):
     """How long each step of a rotation lasts."""
 
     spread: timedelta = timedelta(minutes=10)
@@ -42,7 +42,7 @@ class Waits(NamedTuple):
     """How long the old root is trusted after that: no certificate of its CA lives longer."""
 
 
-WAITS = Waits()
+DEFAULT_TIMING = Timing()
 
 
 class Stage(StrEnum):
@@ -88,40 +88,44 @@ class Authorities:
         return chain.to_pem(self.trusted)
 
     @property
-    def also_trust(self) -> tuple[bytes, ...]:
+    def extra_roots(self) -> tuple[bytes, ...]:
         """Those that are not the issuing CA's, each in PEM form."""
         return tuple(chain.to_pem([root]) for root in self.trusted if root not in self.authority.roots)
 
     def begin(self, new: Authority, now: datetime) -> Authorities:
         """Take another CA; one whose roots are trusted already issues from now on."""
-        found = replace(self, upcoming=new, since=now)
-        return found._promoted(now) if set(new.roots) <= set(self.trusted) and not self.upcoming else found
+        started = replace(self, upcoming=new, since=now)
+        return started._promote(now) if set(new.roots) <= set(self.trusted) and not self.upcoming else started
 
-    def advance(self, now: datetime, *, everybody_trusts: bool, waits: Waits = WAITS) -> Authorities:
+    def advance(
+        self, now: datetime, *, is_trusted_everywhere: bool, timing: Timing = DEFAULT_TIMING
+    ) -> Authorities:
         """Take the next step if it is time for it; else return the same.
 
         Args:
             now: the time.
-            everybody_trusts: whether all connected proxies have taken the roots that are trusted now.
-            waits: how long the steps last.
+            is_trusted_everywhere: whether all connected proxies have taken the roots that are trusted now.
+            timing: how long the steps last.
         """
-        waited = now - (self.since or now)
+        elapsed = now - (self.since or now)
         match self.stage:
-            case Stage.SPREADING if waited >= waits.spread and (everybody_trusts or waited >= waits.give_up):
-                return self._promoted(now)
-            case Stage.RETIRING if waited >= waits.retire:
+            case Stage.SPREADING if elapsed >= timing.spread and (
+                is_trusted_everywhere or elapsed >= timing.give_up
+            ):
+                return self._promote(now)
+            case Stage.RETIRING if elapsed >= timing.retire:
                 return Authorities(authority=self.authority, bridges=self.bridges)
         return self
 
-    def _promoted(self, now: datetime) -> Authorities:
+    def _promote(self, now: datetime) -> Authorities:
         new = self.upcoming or self.authority
         retired = tuple(root for root in self.trusted if root not in new.roots)
         bridge = self.authority.bridge(new, now)
-        bridges = ((*chain.read(bridge), *self.bridges) if bridge else self.bridges)[:MOST_BRIDGES]
+        bridges = ((*chain.read(bridge), *self.bridges) if bridge else self.bridges)[:MAX_BRIDGES]
         return Authorities(
             authority=new,
             retired=retired,
-            bridges=tuple(each for each in bridges if each.not_valid_after_utc > now),
+            bridges=tuple(bridge for bridge in bridges if bridge.not_valid_after_utc > now),
             since=now if retired else None,
         )
 
@@ -146,7 +150,7 @@ class Authorities:
     @classmethod
     def from_data(cls, data: Mapping[str, bytes], now: datetime) -> Authorities:
         """Read what was kept. IdentityError: it cannot be used, and why."""
-        upcoming = authority(data, now, NEXT) if NEXT + CERTIFICATE in data else None
+        upcoming = read_authority(data, now, NEXT) if NEXT + CERTIFICATE in data else None
         retired = chain.read(data[OLD_ROOTS]) if OLD_ROOTS in data else ()
         bridges = chain.read(data[BRIDGES]) if BRIDGES in data else ()
         since = None
@@ -158,7 +162,7 @@ class Authorities:
             if since.tzinfo is None:
                 raise IdentityError(f"{SINCE} has no time zone")
         return cls(
-            authority=authority(data, now),
+            authority=read_authority(data, now),
             upcoming=upcoming,
             retired=retired,
             bridges=bridges,
@@ -166,7 +170,7 @@ class Authorities:
         )
 
 
-def authority(data: Mapping[str, bytes], now: datetime, prefix: str = "") -> Authority:
+def read_authority(data: Mapping[str, bytes], now: datetime, prefix: str = "") -> Authority:
     """Read a CA that is kept under Istio's names. IdentityError: it cannot be used, and why."""
     for name in (CERTIFICATE, KEY):
         if not data.get(prefix + name, b"").strip():
@@ -177,6 +181,6 @@ def authority(data: Mapping[str, bytes], now: datetime, prefix: str = "") -> Aut
 
 def _to_data(ca: Authority) -> dict[str, bytes]:
     data = {CERTIFICATE: ca.certificate_pem, KEY: ca.key.to_pem(), ROOT: chain.to_pem(ca.roots)}
-    if ca.above:
-        data[CHAIN] = chain.to_pem([ca.certificate, *ca.above])
+    if ca.issuers:
+        data[CHAIN] = chain.to_pem([ca.certificate, *ca.issuers])
     return data

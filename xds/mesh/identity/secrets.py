@@ -47,9 +47,9 @@ def roots_secret(roots: Iterable[bytes]) -> Resource:
     return resource(secret)
 
 
-def trusted_roots(authority: Authority, also_trust: Iterable[bytes] = ()) -> Resource:
+def trusted_roots(authority: Authority, extra_roots: Iterable[bytes] = ()) -> Resource:
     """Return the secret `ROOTCA` of an authority: its roots, and further ones."""
-    return roots_secret((chain.to_pem(authority.roots), *also_trust))
+    return roots_secret((chain.to_pem(authority.roots), *extra_roots))
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,23 +63,23 @@ class Issuer:
     """Gives each pod its secrets, and a new certificate with a new key once half of the old one's life is over."""
 
     def __init__(
-        self, authority: Authority, *, also_trust: Iterable[bytes] = (), lifetime: timedelta = LEAF_LIFETIME
+        self, authority: Authority, *, extra_roots: Iterable[bytes] = (), lifetime: timedelta = LEAF_LIFETIME
     ) -> None:
         self._authority = authority
         self._lifetime = lifetime
-        self.roots = trusted_roots(authority, also_trust)
+        self.roots = trusted_roots(authority, extra_roots)
         """What everybody trusts: the secret `ROOTCA`."""
         self._issued: dict[tuple[str, str], _Issued] = {}
         """By the pod's namespace and name."""
         self.issued = 0
         """How many certificates it has given out."""
 
-    def rotate(self, authority: Authority, also_trust: Iterable[bytes] = ()) -> None:
+    def rotate(self, authority: Authority, extra_roots: Iterable[bytes] = ()) -> None:
         """From now on trust these roots; if the authority is another, everybody's next certificate is due, and is its."""
         if authority.certificate != self._authority.certificate:
             self._issued.clear()
         self._authority = authority
-        self.roots = trusted_roots(authority, also_trust)
+        self.roots = trusted_roots(authority, extra_roots)
 
     def secrets_for(self, pod: Pod, trust_domain: str, now: datetime) -> tuple[Resource, Resource]:
         """Return the pod's `default` and `ROOTCA`: the same as before until renewal is due."""

@@ -35,7 +35,7 @@ def service_names(namespace: str, name: str = NAME) -> tuple[str, ...]:
     return f"{host}.svc", f"{host}.svc.cluster.local", host, name
 
 
-class OwnCertificate:
+class ServerCertificate:
     """A server's certificate for DNS names and addresses, and gRPC's credentials with it.
 
     gRPC asks for it before each handshake: it is made anew when half of its life is over, or `trust` says another CA.
@@ -53,32 +53,32 @@ class OwnCertificate:
         self._trust = trust
         self._now = now
         self._lock = threading.Lock()  # gRPC asks in threads of its own
-        self._made = self._make(trust())
+        self._issued = self._issue(trust())
         self._failure = ""
 
     def credentials(self, *, certificate_required: bool) -> grpc.ServerCredentials:
         """Return credentials for a port; `certificate_required`: clients have to show one that leads to our roots."""
-        given = self._made
+        served = self._issued
 
         def fetch() -> grpc.ServerCertificateConfiguration | None:
-            nonlocal given
+            nonlocal served
             current = self._current()
-            if current is given:
+            if current is served:
                 return None
-            given = current
+            served = current
             return current.configuration
 
         return grpc.dynamic_ssl_server_credentials(
-            given.configuration, fetch, require_client_authentication=certificate_required
+            served.configuration, fetch, require_client_authentication=certificate_required
         )
 
-    def _current(self) -> _Made:
+    def _current(self) -> _Issued:
         with self._lock:
             trust, now = self._trust(), self._now()
-            made = self._made
-            if made.trust != trust or not made.leaf.not_before <= now < made.leaf.renew_at:
+            issued = self._issued
+            if issued.trust != trust or not issued.leaf.not_before <= now < issued.leaf.renew_at:
                 try:
-                    self._made = self._make(trust)
+                    self._issued = self._issue(trust)
                     self._failure = ""
                 except Exception as error:  # noqa: BLE001 - told in full; gRPC would only say that nothing came
                     if str(error) != self._failure:
@@ -86,9 +86,9 @@ class OwnCertificate:
                         log.error(  # noqa: TRY400 - as text: there may be keys among the local variables
                             "the server's certificate could not be renewed", stack=traceback.format_exc()
                         )
-            return self._made
+            return self._issued
 
-    def _make(self, trust: Trust) -> _Made:
+    def _issue(self, trust: Trust) -> _Issued:
         leaf = trust.authority.issue_server(self._names, self._now())
         configuration = grpc.ssl_server_certificate_configuration(
             [(leaf.key.to_pem(), leaf.chain + trust.bridges)], root_certificates=trust.roots
@@ -99,10 +99,10 @@ class OwnCertificate:
             fingerprint=leaf.fingerprint[:16],
             expires=leaf.not_after.isoformat(),
         )
-        return _Made(trust, leaf, configuration)
+        return _Issued(trust, leaf, configuration)
 
 
-class _Made(NamedTuple):
+class _Issued(NamedTuple):
     trust: Trust
     leaf: Leaf
     configuration: grpc.ServerCertificateConfiguration

@@ -34,7 +34,7 @@ class StateError(Exception):
     """The state directory cannot be used: what is wrong, and what to do about it."""
 
 
-def root_authority(directory: Path | None, trust_domain: str, now: datetime) -> Authority:
+def load_or_create_root(directory: Path | None, trust_domain: str, now: datetime) -> Authority:
     """Return the root kept in a directory, made on first use; without a directory, one that lasts as long as we do."""
     if directory is None:
         return Authority.create(PrivateKey.generate(), trust_domain, now)
@@ -59,11 +59,11 @@ def _load_or_create(directory: Path, trust_domain: str, now: datetime) -> Author
     key = _read_private(key_file)
     try:
         if not certificate_file.exists():
-            made = Authority.create(PrivateKey.from_pem(key), trust_domain, now)
-            _create(certificate_file, made.certificate_pem, 0o644)
+            authority = Authority.create(PrivateKey.from_pem(key), trust_domain, now)
+            _create(certificate_file, authority.certificate_pem, 0o644)
         root, more = _read_public(certificate_file), directory / MORE_ROOTS_FILE
-        made = Authority.load(root, key, now)
-        return Authority.load(root, key, now, root=root + _read_public(more)) if more.exists() else made
+        authority = Authority.load(root, key, now)
+        return Authority.load(root, key, now, root=root + _read_public(more)) if more.exists() else authority
     except IdentityError as error:
         raise StateError(
             f"{directory} holds a root that cannot be used: {error}. Put the right {KEY_FILE} and "
@@ -87,7 +87,7 @@ def roots(directory: Path) -> bytes:
         raise StateError(f"{directory} holds roots that cannot be used: {error}") from error
 
 
-def token_key(directory: Path) -> TokenKey:
+def load_or_create_token_key(directory: Path) -> TokenKey:
     """Return the key that signs tokens, made on first use of a directory that is there."""
     file = directory / TOKEN_KEY_FILE
     try:
@@ -103,54 +103,54 @@ def token_key(directory: Path) -> TokenKey:
         ) from error
 
 
-def replace(path: Path, content: bytes, mode: int) -> None:
+def write_atomically(path: Path, content: bytes, mode: int) -> None:
     """Put a whole file in the place of another, at once. OSError."""
-    with _aside(path, content, mode) as aside:
-        aside.replace(path)
+    with _temporary_file(path, content, mode) as temporary:
+        temporary.replace(path)
 
 
 def _check_directory(directory: Path) -> None:
     """Refuse a directory in which another user can put files. OSError, StateError."""
     handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        found = os.fstat(handle)
+        status = os.fstat(handle)
     finally:
         os.close(handle)
-    _check_owner(directory, found)
+    _check_owner(directory, status)
     # Kubernetes makes a volume with an fsGroup writable by that group, which is then one of ours. Members of it can remove files;
     # the files' owners are checked, so they cannot make us use files of theirs.
-    ours = found.st_gid in {os.getegid(), *os.getgroups()}
-    if found.st_mode & (stat.S_IWOTH if ours else stat.S_IWOTH | stat.S_IWGRP):
+    ours = status.st_gid in {os.getegid(), *os.getgroups()}
+    if status.st_mode & (stat.S_IWOTH if ours else stat.S_IWOTH | stat.S_IWGRP):
         raise StateError(
-            f"{directory} can be written by other users ({_mode(found)}): run 'chmod go-w {directory}', or name a "
+            f"{directory} can be written by other users ({_mode(status)}): run 'chmod go-w {directory}', or name a "
             f"directory within it, which is then made with mode 0700"
         )
 
 
 def _read_private(path: Path) -> bytes:
     """Return the content of a key file that only its owner can use. OSError, StateError."""
-    begin_anew = (
+    remedy = (
         "it to start with a new one"
         if path.name == TOKEN_KEY_FILE
         else f"it and {CERTIFICATE_FILE} to start with a new root"
     )
     if path.is_symlink():
         raise StateError(f"{path} is a symbolic link: put the key itself there, as a file of mode 0600")
-    content, found = _read(path, os.O_NOFOLLOW)
-    if found.st_mode & 0o077:
+    content, status = _read(path, os.O_NOFOLLOW)
+    if status.st_mode & 0o077:
         raise StateError(
-            f"{path} can be used by others ({_mode(found)}): run 'chmod 600 {path}', or, if somebody may have read "
-            f"it, remove {begin_anew}"
+            f"{path} can be used by others ({_mode(status)}): run 'chmod 600 {path}', or, if somebody may have read "
+            f"it, remove {remedy}"
         )
     return content
 
 
 def _read_public(path: Path) -> bytes:
     """Return the content of a file that others may read but not write. OSError, StateError."""
-    content, found = _read(path)
-    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    content, status = _read(path)
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise StateError(
-            f"{path} can be written by others ({_mode(found)}), who could add a root of their own: check that it holds "
+            f"{path} can be written by others ({_mode(status)}), who could add a root of their own: check that it holds "
             f"only roots that you trust, then run 'chmod go-w {path}'"
         )
     return content
@@ -160,50 +160,50 @@ def _read(path: Path, flags: int = 0) -> tuple[bytes, os.stat_result]:
     # O_NONBLOCK: to open a FIFO must not wait for a writer.
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | flags)
     with os.fdopen(handle, "rb") as file:
-        found = os.fstat(handle)
-        if not stat.S_ISREG(found.st_mode):
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
             raise StateError(f"{path} is not a regular file: remove it")
-        _check_owner(path, found)
-        return file.read(), found
+        _check_owner(path, status)
+        return file.read(), status
 
 
-def _check_owner(path: Path, found: os.stat_result) -> None:
+def _check_owner(path: Path, status: os.stat_result) -> None:
     us = os.geteuid()
-    if found.st_uid not in {us, 0}:
+    if status.st_uid not in {us, 0}:
         raise StateError(
-            f"{path} belongs to user {found.st_uid}, who can change it; xds runs as user {us}: run 'chown {us} {path}' "
-            f"if its content is yours, or run xds as user {found.st_uid}"
+            f"{path} belongs to user {status.st_uid}, who can change it; xds runs as user {us}: run 'chown {us} {path}' "
+            f"if its content is yours, or run xds as user {status.st_uid}"
         )
 
 
-def _mode(found: os.stat_result) -> str:
-    return f"mode {stat.S_IMODE(found.st_mode):04o}"
+def _mode(status: os.stat_result) -> str:
+    return f"mode {stat.S_IMODE(status.st_mode):04o}"
 
 
 def _create(path: Path, content: bytes, mode: int) -> None:
     """Put a whole file in place, unless another process was faster: then its file stays."""
-    with _aside(path, content, mode) as aside:
+    with _temporary_file(path, content, mode) as temporary:
         try:
-            path.hardlink_to(aside)
+            path.hardlink_to(temporary)
         except FileExistsError:
             return
         _sync_directory(path.parent)
 
 
 @contextmanager
-def _aside(path: Path, content: bytes, mode: int) -> Iterator[Path]:
+def _temporary_file(path: Path, content: bytes, mode: int) -> Iterator[Path]:
     """Write a file beside where it will be; it is removed if it is still there afterwards."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    aside = Path(name)
+    temporary = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
             os.fchmod(handle, mode)
             file.write(content)
             file.flush()
             os.fsync(handle)
-        yield aside
+        yield temporary
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def _sync_directory(directory: Path) -> None:

@@ -14,14 +14,14 @@ from datetime import datetime, timedelta
 from typing import Any, NoReturn
 
 from xds.mesh.identity import AUDIENCE, claims
-from xds.mesh.identity.claims import SKEW, Caller, How, NotProvenError
+from xds.mesh.identity.claims import CLOCK_SKEW, Caller, Credential, UnauthenticatedError
 from xds.mesh.identity.keys import IdentityError
 
-LIFETIME = timedelta(hours=1)
+DEFAULT_LIFETIME = timedelta(hours=1)
 """Of a token, unless told otherwise: what the kubelet asks for, too."""
 
 _ISSUER = "xds"
-_BYTES = 32
+_KEY_BYTES = 32
 
 
 class TokenKey:
@@ -35,7 +35,7 @@ class TokenKey:
     @classmethod
     def generate(cls) -> TokenKey:
         """Make a fresh one."""
-        return cls(secrets.token_bytes(_BYTES))
+        return cls(secrets.token_bytes(_KEY_BYTES))
 
     @classmethod
     def from_text(cls, text: bytes) -> TokenKey:
@@ -44,54 +44,56 @@ class TokenKey:
             key = bytes.fromhex(text.decode())
         except ValueError:
             key = b""
-        if len(key) != _BYTES:
-            raise IdentityError(f"this is no key for tokens ({2 * _BYTES} hexadecimal digits)")
+        if len(key) != _KEY_BYTES:
+            raise IdentityError(f"this is no key for tokens ({2 * _KEY_BYTES} hexadecimal digits)")
         return cls(key)
 
     def to_text(self) -> bytes:
         """Return the key itself."""
         return self._key.hex().encode() + b"\n"
 
-    def issue(self, whom: Caller, now: datetime, lifetime: timedelta = LIFETIME) -> str:
+    def issue(self, caller: Caller, now: datetime, lifetime: timedelta = DEFAULT_LIFETIME) -> str:
         """Return a token by which somebody proves to be this caller, until its lifetime is over."""
         issued = int(now.timestamp())
-        pod = {"name": whom.pod} | ({"uid": whom.pod_uid} if whom.pod_uid else {})
-        said = {
+        pod = {"name": caller.pod} | ({"uid": caller.pod_uid} if caller.pod_uid else {})
+        payload = {
             "iss": _ISSUER,
             "aud": [AUDIENCE],
-            "sub": claims.user(whom.namespace, whom.service_account),
+            "sub": claims.username(caller.namespace, caller.service_account),
             "iat": issued,
             "nbf": issued,
             "exp": int((now + lifetime).timestamp()),
             "kubernetes.io": {
-                "namespace": whom.namespace,
-                "serviceaccount": {"name": whom.service_account},
-                **({"pod": pod} if whom.pod else {}),
+                "namespace": caller.namespace,
+                "serviceaccount": {"name": caller.service_account},
+                **({"pod": pod} if caller.pod else {}),
             },
         }
-        signed = ".".join(map(_part, ({"alg": "HS256", "typ": "JWT"}, said)))
+        signed = ".".join(map(_part, ({"alg": "HS256", "typ": "JWT"}, payload)))
         return f"{signed}.{self._signature(signed)}"
 
-    def prove(self, token: str, now: datetime) -> Caller:
-        """Return who shows a token. NotProvenError: we did not sign it, or it is not good now."""
-        said = claims.said_by(token)
+    def verify(self, token: str, now: datetime) -> Caller:
+        """Return who shows a token. UnauthenticatedError: we did not sign it, or it is not good now."""
+        payload = claims.decode_claims(token)
         signed, _, signature = token.rpartition(".")
         # What the token says of its algorithm is not asked: there is one, and our signature is under that, too.
         if not hmac.compare_digest(signature.encode(), self._signature(signed).encode()):
-            raise NotProvenError(
+            raise UnauthenticatedError(
                 "the token is not signed with the key of this control plane: it is forged, or was made with another --state-dir"
             )
-        claims.end_of_token(token, now, skew=timedelta())
-        if said["nbf"] > (now + SKEW).timestamp():
-            raise NotProvenError("the token is not valid yet: the clock of who made it is ahead of ours")
-        namespace, account = claims.account(said["sub"])
-        pod = said["kubernetes.io"].get("pod", {})
+        claims.token_expiry(token, now, skew=timedelta())
+        if payload["nbf"] > (now + CLOCK_SKEW).timestamp():
+            raise UnauthenticatedError(
+                "the token is not valid yet: the clock of who made it is ahead of ours"
+            )
+        namespace, account = claims.parse_username(payload["sub"])
+        pod = payload["kubernetes.io"].get("pod", {})
         return Caller(
             namespace=namespace,
             service_account=account,
             pod=pod.get("name", ""),
             pod_uid=pod.get("uid", ""),
-            how=How.TOKEN,
+            credential=Credential.TOKEN,
         )
 
     def _signature(self, signed: str) -> str:

@@ -1,9 +1,9 @@
 """Sidecars for pods: a pod's template in, the same with a sidecar out. Pure."""
 
-from xds.mesh.inject.jsonpatch import difference
-from xds.mesh.inject.kinds import Template, templates
+from xds.mesh.inject.jsonpatch import create_patch
+from xds.mesh.inject.kinds import Template, find_templates
 from xds.mesh.inject.patch import MAX_PROBLEMS, STATUS, Injection, inject
-from xds.mesh.inject.settings import DEFAULT_ADDRESS, DEFAULT_IMAGE, Settings
+from xds.mesh.inject.settings import DEFAULT_ADDRESS, DEFAULT_IMAGE, InjectionSettings
 
 __all__ = [
     "DEFAULT_ADDRESS",
@@ -11,9 +11,9 @@ __all__ = [
     "MAX_PROBLEMS",
     "STATUS",
     "Injection",
-    "Settings",
+    "InjectionSettings",
     "Template",
-    "difference",
+    "create_patch",
+    "find_templates",
     "inject",
-    "templates",
 ]

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from xds.mesh.identity import AUDIENCE, ROOT_CONFIG_MAP
 from xds.mesh.inject.choice import INIT, PROXY
-from xds.mesh.inject.settings import Settings
+from xds.mesh.inject.settings import InjectionSettings
 from xds.mesh.model.objects import APP_ADDRESS, HEALTH_PORT, METRICS_PORT, Interception
 from xds.mesh.sidecar import settings as variables
 from xds.mesh.sidecar.settings import PROXY_ID, READY_PATH
@@ -50,7 +50,7 @@ LOG_LEVEL = "sidecar.istio.io/logLevel"
 PROXY_IMAGE = "sidecar.istio.io/proxyImage"
 
 
-def init_container(settings: Settings, arguments: list[str]) -> Json:
+def init_container(settings: InjectionSettings, arguments: list[str]) -> Json:
     """Return the container that sets up interception and ends."""
     return _container(INIT, settings, settings.image, ["init", *arguments]) | {
         "securityContext": {
@@ -70,7 +70,7 @@ def init_container(settings: Settings, arguments: list[str]) -> Json:
 
 
 def proxy_container(
-    settings: Settings,
+    settings: InjectionSettings,
     annotations: Mapping[str, str],
     probes: Mapping[str, Json],
     *,
@@ -125,12 +125,16 @@ def proxy_container(
                 {"name": name, "mountPath": str(variable.default).rpartition("/")[0], "readOnly": True}
                 for name, variable in _FILES.items()
             ),
-            *([{"name": "xds-sds", "mountPath": _sds(settings), "readOnly": True}] if settings.sds else []),
+            *(
+                [{"name": "xds-sds", "mountPath": _sds_directory(settings), "readOnly": True}]
+                if settings.sds
+                else []
+            ),
         ],
     }
 
 
-def volumes(settings: Settings) -> list[Json]:
+def volumes(settings: InjectionSettings) -> list[Json]:
     """Return what the sidecar mounts.
 
     No fsGroup goes with the token: kubelet lets everybody in the pod read it unless the pod has one, and with a pod's own
@@ -150,25 +154,25 @@ def volumes(settings: Settings) -> list[Json]:
             },
         },
         *(
-            [{"name": "xds-sds", "hostPath": {"path": _sds(settings), "type": "Directory"}}]
+            [{"name": "xds-sds", "hostPath": {"path": _sds_directory(settings), "type": "Directory"}}]
             if settings.sds
             else []
         ),
     ]
 
 
-def _container(name: str, settings: Settings, image: str, arguments: list[str]) -> Json:
+def _container(name: str, settings: InjectionSettings, image: str, arguments: list[str]) -> Json:
     pull = {"imagePullPolicy": settings.pull_policy} if settings.pull_policy else {}
     return {"name": name, "image": image, **pull, "args": arguments}
 
 
-def _sds(settings: Settings) -> str:
+def _sds_directory(settings: InjectionSettings) -> str:
     """Return the directory of the socket: the socket itself is another one each time its agent starts."""
     return settings.sds.removeprefix("unix://").rpartition("/")[0]
 
 
 def _environment(
-    settings: Settings,
+    settings: InjectionSettings,
     annotations: Mapping[str, str],
     probes: Mapping[str, Json],
     mode: Interception,
@@ -193,8 +197,8 @@ def _environment(
 
 
 def _resources(annotations: Mapping[str, str]) -> Json:
-    asked: dict[str, dict[str, str]] = {}
+    resources: dict[str, dict[str, str]] = {}
     for name, (kind, resource) in RESOURCE_ANNOTATIONS.items():
         if value := annotations.get(name):
-            asked.setdefault(kind, {})[resource] = value
-    return asked or _RESOURCES
+            resources.setdefault(kind, {})[resource] = value
+    return resources or _RESOURCES

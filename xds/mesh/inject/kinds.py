@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from xds.mesh.parse.reading import Path
 
 _TEMPLATE = ("spec", "template")
-_KINDS: dict[tuple[str, str], Path] = {
+_TEMPLATE_PATHS: dict[tuple[str, str], Path] = {
     ("", "Pod"): (),
     ("", "ReplicationController"): _TEMPLATE,
     ("apps", "Deployment"): _TEMPLATE,
@@ -35,7 +35,7 @@ class Template(NamedTuple):
     """KIND NAME, for messages."""
 
 
-def templates(document: Any, path: Path = (), default_type: str = "") -> Iterator[Template]:
+def find_templates(document: Any, path: Path = (), default_type: str = "") -> Iterator[Template]:
     """Yield all templates of a document: an object, or a List of them. Other kinds have none."""
     if not isinstance(document, Mapping):
         return
@@ -48,15 +48,15 @@ def templates(document: Any, path: Path = (), default_type: str = "") -> Iterato
         items = document.get("items")
         for index, item in enumerate(items if isinstance(items, list) else ()):
             typed = f"{version}/{kind.removesuffix('List')}" if kind != "List" else ""
-            yield from templates(item, (*path, "items", index), typed)
+            yield from find_templates(item, (*path, "items", index), typed)
         return
-    inner = _KINDS.get((version.rpartition("/")[0], kind))
-    if inner is None:
+    template_path = _TEMPLATE_PATHS.get((version.rpartition("/")[0], kind))
+    if template_path is None:
         return
     meta = document.get("metadata")
     meta = meta if isinstance(meta, Mapping) else {}
     value: Any = document
-    for step in inner:
+    for step in template_path:
         value = value.get(step) if isinstance(value, Mapping) else None
     subject = f"{kind} {meta.get('name') or meta.get('generateName') or ''}".rstrip()
-    yield Template((*path, *inner), value, str(meta.get("namespace") or ""), subject)
+    yield Template((*path, *template_path), value, str(meta.get("namespace") or ""), subject)

@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Any, TypeAlias
 
 from xds.mesh.inject import choice, containers, probes, traffic
-from xds.mesh.inject.settings import Settings
+from xds.mesh.inject.settings import InjectionSettings
 from xds.mesh.model.objects import (
     ADMIN_PORT,
     HEALTH_PORT,
@@ -38,10 +38,10 @@ MAX_PORTS = 256
 MAX_VOLUMES = 1024
 """Kubernetes has no limits for these, but each costs time, and the webhook reads pods of clients that it does not know."""
 
-_OWN_PREFIX = "sidecar.istio.io/"
+_ISTIO_PREFIX = "sidecar.istio.io/"
 _KNOWN = frozenset(
     {
-        *(choice.INJECT, STATUS, NATIVE, probes.REWRITE, INTERCEPTION_MODE),
+        *(choice.INJECT_LABEL, STATUS, NATIVE, probes.REWRITE, INTERCEPTION_MODE),
         *(containers.PROXY_IMAGE, containers.LOG_LEVEL),
         *containers.RESOURCE_ANNOTATIONS,
     }
@@ -54,9 +54,9 @@ class Injection:
 
     pod: Mapping[str, Any]
     """With the sidecar, or as it was."""
-    left: str = ""
+    skip_reason: str = ""
     """Why the pod has been left as it was, if it was not refused either."""
-    disappoints: bool = False
+    ignores_request: bool = False
     """Whether it was left although it says that it is to have a sidecar."""
     problems: tuple[Problem, ...] = ()
 
@@ -68,7 +68,7 @@ class Injection:
 
 def inject(
     pod: Mapping[str, Any],
-    settings: Settings,
+    settings: InjectionSettings,
     *,
     namespace: str = "",
     locate: Locate,
@@ -87,24 +87,24 @@ def inject(
     """
     log = Log(locate, subject)
     field = Field(pod, path, log)
-    if not _readable(field):
+    if not _is_well_formed(field):
         return Injection(pod=pod, problems=tuple(log.problems))
-    if left := choice.why_not(field, namespace):
-        disappoints = left != choice.HAS_ONE and choice.is_yes(choice.wish(field))
-        return Injection(pod=pod, left=left, disappoints=disappoints)
+    if reason := choice.skip_reason(field, namespace):
+        ignores_request = reason != choice.ALREADY_INJECTED and choice.is_true(choice.requested(field))
+        return Injection(pod=pod, skip_reason=reason, ignores_request=ignores_request)
     result = _with_sidecar(field, settings)
     if log.refused:
         return Injection(pod=pod, problems=tuple(log.problems))
     return Injection(pod=result, problems=tuple(log.problems))
 
 
-def _readable(pod: Field) -> bool:
+def _is_well_formed(pod: Field) -> bool:
     """Say what is not of the type that it must be; everything after this may rely on it."""
     meta, spec = pod["metadata"].mapping(), pod["spec"].required().mapping()
     for name in ("labels", "annotations"):
         entries = meta[name].mapping().value or {}
-        wrong = (key for key, value in entries.items() if not isinstance(value, str | None))
-        for key in islice(wrong, MAX_PROBLEMS):
+        invalid = (key for key, value in entries.items() if not isinstance(value, str | None))
+        for key in islice(invalid, MAX_PROBLEMS):
             Field(entries[key], (*meta[name].path, str(key)), pod.log).text()
     if not spec:
         return False
@@ -135,12 +135,12 @@ def _items(field: Field, limit: int) -> Iterator[Field]:
             return
 
 
-def _with_sidecar(pod: Field, settings: Settings) -> Json:
+def _with_sidecar(pod: Field, settings: InjectionSettings) -> Json:
     annotations = pod["metadata"]["annotations"]
-    _check(annotations)
-    mode = traffic.interception(annotations)
+    _check_annotations(annotations)
+    mode = traffic.interception_mode(annotations)
     native = _flag(annotations[NATIVE], default=settings.native)
-    rewritten = _flag(annotations[probes.REWRITE], default=True)
+    rewrites_probes = _flag(annotations[probes.REWRITE], default=True)
 
     # A copy of what is changed below; the rest is shared with the pod that came.
     result: Json = dict(pod.value)
@@ -150,8 +150,8 @@ def _with_sidecar(pod: Field, settings: Settings) -> Json:
         if spec.get(name):
             spec[name] = [dict(container) for container in spec[name]]
     originals: dict[str, Json] = {}
-    for container in _application(pod) if rewritten else ():
-        originals |= probes.rewrite(container, _at(result, container.path[len(pod.path) :]))
+    for container in _app_containers(pod) if rewrites_probes else ():
+        originals |= probes.rewrite(container, _resolve(result, container.path[len(pod.path) :]))
 
     proxy = containers.proxy_container(
         settings,
@@ -161,10 +161,10 @@ def _with_sidecar(pod: Field, settings: Settings) -> Json:
         mode=mode,
         grace=pod["spec"]["terminationGracePeriodSeconds"].integer(0, 2**31),
     )
-    first = [containers.init_container(settings, traffic.arguments(annotations, settings))]
-    first = first if mode is Interception.REDIRECT else []
+    init = [containers.init_container(settings, traffic.init_arguments(annotations, settings))]
+    init = init if mode is Interception.REDIRECT else []
     added: dict[str, list[Json]] = {
-        "initContainers": first,
+        "initContainers": init,
         "containers": [],
         "volumes": containers.volumes(settings),
     }
@@ -188,7 +188,7 @@ def _with_sidecar(pod: Field, settings: Settings) -> Json:
     return result
 
 
-def _application(pod: Field) -> Iterator[Field]:
+def _app_containers(pod: Field) -> Iterator[Field]:
     """Yield the containers that run along with the sidecar: their probes are asked while it intercepts."""
     yield from pod["spec"]["containers"].items()
     for container in pod["spec"]["initContainers"].items():
@@ -196,7 +196,7 @@ def _application(pod: Field) -> Iterator[Field]:
             yield container
 
 
-def _at(value: Any, path: Path) -> Any:
+def _resolve(value: Any, path: Path) -> Any:
     for step in path:
         value = value[step]
     return value
@@ -209,7 +209,7 @@ def _flag(field: Field, *, default: bool) -> bool:
     return default if not word else word == "true"
 
 
-def _check(annotations: Field) -> None:
+def _check_annotations(annotations: Field) -> None:
     """Refuse what the sidecar could not start with, and say what is meant for another one."""
     level = annotations[containers.LOG_LEVEL]
     if level and level.text() not in LOG_LEVELS:
@@ -219,7 +219,7 @@ def _check(annotations: Field) -> None:
         )
     if (templates := annotations[choice.TEMPLATES]) and templates.text() != "sidecar":
         templates.refuse(f"asks for {shown(templates.value)}; there is only sidecar here")
-    prefixes = (_OWN_PREFIX, "proxy.istio.io/")
+    prefixes = (_ISTIO_PREFIX, "proxy.istio.io/")
     unknown = (
         name
         for name in annotations.value or ()
@@ -230,41 +230,41 @@ def _check(annotations: Field) -> None:
 
 
 def _refuse_conflicts(
-    pod: Field, settings: Settings, mode: Interception, added: Mapping[str, list[Json]]
+    pod: Field, settings: InjectionSettings, mode: Interception, added: Mapping[str, list[Json]]
 ) -> None:
     """Refuse what would keep the sidecar from working, or work around it."""
     spec = pod["spec"]
     for kind in ("initContainers", "containers", "volumes"):
-        ours = {part["name"] for part in added["volumes" if kind == "volumes" else kind]}
+        own_names = {part["name"] for part in added["volumes" if kind == "volumes" else kind]}
         for part in spec[kind].items():
-            if part["name"].value in ours:
+            if part["name"].value in own_names:
                 part["name"].refuse(
                     f"is {shown(part['name'].value)}, which the sidecar needs", "choose another name"
                 )
-    taken = {
+    reserved = {
         ADMIN_PORT: "the sidecar's admin interface",
         HEALTH_PORT: "the sidecar's health",
         PROBE_PORT: "the sidecar's probes",
         METRICS_PORT: "the sidecar's metrics",
     }
     if mode is Interception.REDIRECT:
-        taken |= {
+        reserved |= {
             settings.outbound_port: "outbound interception",
             settings.inbound_port: "inbound interception",
         }
-    for container in _application(pod):
+    for container in _app_containers(pod):
         for port in container["ports"].items():
             number = port["containerPort"].integer(1, 65535)
-            if number in taken and port["protocol"].value in (None, "TCP"):
+            if number in reserved and port["protocol"].value in (None, "TCP"):
                 port["containerPort"].refuse(
-                    f"is {number}, which {taken[number]} takes", "let the application listen elsewhere"
+                    f"is {number}, which {reserved[number]} takes", "let the application listen elsewhere"
                 )
     # Init containers too: those that come after a native sidecar are intercepted as the application is.
     for owner in (spec, *spec["containers"].items(), *spec["initContainers"].items()):
         for name, number in (("runAsUser", PROXY_ID), ("runAsGroup", containers.PROXY_GROUP)):
-            who = owner["securityContext"][name]
-            if who.value == number and mode is Interception.REDIRECT:
-                who.refuse(
+            field = owner["securityContext"][name]
+            if field.value == number and mode is Interception.REDIRECT:
+                field.refuse(
                     f"is {number}, the sidecar's own: what the application sends could bypass the sidecar",
                     "choose another",
                 )

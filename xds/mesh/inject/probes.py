@@ -1,6 +1,6 @@
 """Probes that pass under STRICT: kubelet has no certificate, so the sidecar asks the application on its behalf.
 
-The paths are Istio's. What a probe was goes to the sidecar as JSON (`XDS_APP_PROBES`), path by path.
+The paths are Istio's. What a probe was goes to the sidecar as JSON (`XDS_APP_PROBE_SUFFIXES`), path by path.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ Json: TypeAlias = dict[str, Any]
 REWRITE = "sidecar.istio.io/rewriteAppHTTPProbers"
 """Pod annotation: `false` leaves probes as they are."""
 
-_PROBES = {"livenessProbe": "livez", "readinessProbe": "readyz", "startupProbe": "startupz"}
-_HOOKS = {"postStart": "poststartz", "preStop": "prestopz"}
-_TIMES = ("timeoutSeconds", "periodSeconds")
+_PROBE_SUFFIXES = {"livenessProbe": "livez", "readinessProbe": "readyz", "startupProbe": "startupz"}
+_HOOK_SUFFIXES = {"postStart": "poststartz", "preStop": "prestopz"}
+_TIMING_FIELDS = ("timeoutSeconds", "periodSeconds")
 _HANDLERS = ("httpGet", "tcpSocket", "grpc")
 
 
@@ -30,22 +30,22 @@ def rewrite(container: Field, result: Json) -> dict[str, Json]:
     """
     name = str(container["name"].value)
     originals = {}
-    for field, last in _PROBES.items():
-        path = f"/app-health/{name}/{last}"
-        if original := _original(container, container[field]):
-            result[field] = _redirected(result[field], path)
+    for field, suffix in _PROBE_SUFFIXES.items():
+        path = f"/app-health/{name}/{suffix}"
+        if original := _original_probe(container, container[field]):
+            result[field] = _redirect(result[field], path)
             originals[path] = original
     hooks = container["lifecycle"]
-    for field, last in _HOOKS.items():
-        path = f"/app-lifecycle/{name}/{last}"
+    for field, suffix in _HOOK_SUFFIXES.items():
+        path = f"/app-lifecycle/{name}/{suffix}"
         # A hook knows no other handler that would reach the application through its network.
-        if hooks[field]["httpGet"] and (original := _original(container, hooks[field])):
-            result["lifecycle"] = result["lifecycle"] | {field: _redirected(result["lifecycle"][field], path)}
+        if hooks[field]["httpGet"] and (original := _original_probe(container, hooks[field])):
+            result["lifecycle"] = result["lifecycle"] | {field: _redirect(result["lifecycle"][field], path)}
             originals[path] = original
     return originals
 
 
-def _original(container: Field, probe: Field) -> Json | None:
+def _original_probe(container: Field, probe: Field) -> Json | None:
     probe.mapping()
     handlers = [name for name in _HANDLERS if isinstance(probe[name].value, Mapping)]
     if len(handlers) != 1:
@@ -53,14 +53,14 @@ def _original(container: Field, probe: Field) -> Json | None:
     handler = probe[handlers[0]]
     if handler["host"].value or handler["port"].value == PROBE_PORT:
         return None
-    port = _number(container, handler["port"])
+    port = _port_number(container, handler["port"])
     if port is None:
         return None
     original: Json = {handlers[0]: {**handler.value, "port": port}}
-    return original | {name: probe[name].value for name in _TIMES if probe[name]}
+    return original | {name: probe[name].value for name in _TIMING_FIELDS if probe[name]}
 
 
-def _number(container: Field, port: Field) -> int | None:
+def _port_number(container: Field, port: Field) -> int | None:
     if isinstance(port.value, str):
         for index, candidate in enumerate(container["ports"].value or ()):
             if isinstance(candidate, Mapping) and candidate.get("name") == port.value:
@@ -71,13 +71,13 @@ def _number(container: Field, port: Field) -> int | None:
     return port.integer(1, 65535)
 
 
-def _redirected(probe: Json, path: str) -> Json:
+def _redirect(probe: Json, path: str) -> Json:
     """Return a probe that asks the sidecar, with the same times; headers stay, as they may say what host is meant."""
-    asked: Json = {"path": path, "port": PROBE_PORT}
+    http_get: Json = {"path": path, "port": PROBE_PORT}
     old = probe.get("httpGet")
     if old and "httpHeaders" in old:
-        asked["httpHeaders"] = old["httpHeaders"]
+        http_get["httpHeaders"] = old["httpHeaders"]
     return {
-        ("httpGet" if key in _HANDLERS else key): (asked if key in _HANDLERS else value)
+        ("httpGet" if key in _HANDLERS else key): (http_get if key in _HANDLERS else value)
         for key, value in probe.items()
     }

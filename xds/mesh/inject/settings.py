@@ -12,7 +12,7 @@ DEFAULT_ADDRESS = str(ADDRESS.default)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class InjectionSettings:
     """How sidecars are to be."""
 
     image: str = DEFAULT_IMAGE
@@ -28,7 +28,7 @@ class Settings:
     outbound_port: int = 15001
     inbound_port: int = 15006
 
-    def under(self, mesh: MeshConfig) -> Settings:
+    def with_mesh_config(self, mesh: MeshConfig) -> InjectionSettings:
         """Return these settings with what the mesh's say about sidecars."""
         return replace(
             self,

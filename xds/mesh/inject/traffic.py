@@ -6,11 +6,11 @@ from collections.abc import Callable
 from itertools import islice
 
 from xds.mesh.inject.containers import PROXY_GROUP
-from xds.mesh.inject.settings import Settings
+from xds.mesh.inject.settings import InjectionSettings
 from xds.mesh.model.objects import INTERCEPTION_MODE, Interception
 from xds.mesh.parse.reading import Field, nearest
 from xds.mesh.sidecar import rules
-from xds.mesh.sidecar.settings import NOT_INTERCEPTED, PROXY_ID
+from xds.mesh.sidecar.settings import PROXY_ID, SIDECAR_PORTS
 
 _PREFIX = "traffic.sidecar.istio.io/"
 
@@ -21,27 +21,27 @@ MAX_SUGGESTIONS = 4
 MAX_NOTICES = 16
 """Unknown annotations that are reported."""
 
-_SHOWN = 200
+_MAX_ERROR_LENGTH = 200
 """Characters of what is wrong with a value that are repeated."""
 _ANNOTATIONS: dict[str, tuple[str, str, Callable[[str], object]]] = {
-    "includeOutboundIPRanges": ("-i", "*", rules.networks),
-    "excludeOutboundIPRanges": ("-x", "", rules.networks),
-    "includeInboundPorts": ("-b", "*", rules.ports),
-    "excludeInboundPorts": ("-d", "", rules.ports),
-    "includeOutboundPorts": ("-q", "", rules.ports),
-    "excludeOutboundPorts": ("-o", "", rules.ports),
-    "excludeInterfaces": ("-c", "", rules.interfaces),
+    "includeOutboundIPRanges": ("-i", "*", rules.parse_networks),
+    "excludeOutboundIPRanges": ("-x", "", rules.parse_networks),
+    "includeInboundPorts": ("-b", "*", rules.parse_ports),
+    "excludeInboundPorts": ("-d", "", rules.parse_ports),
+    "includeOutboundPorts": ("-q", "", rules.parse_ports),
+    "excludeOutboundPorts": ("-o", "", rules.parse_ports),
+    "excludeInterfaces": ("-c", "", rules.parse_interfaces),
 }
 """Flag, default, and what reads it."""
 
 
-def interception(annotations: Field) -> Interception:
+def interception_mode(annotations: Field) -> Interception:
     """Return the interception mode that the pod asks for."""
     mode = annotations[INTERCEPTION_MODE]
     return mode.choice(Interception) or Interception.REDIRECT
 
 
-def arguments(annotations: Field, settings: Settings) -> list[str]:
+def init_arguments(annotations: Field, settings: InjectionSettings) -> list[str]:
     """Return the arguments that make a pod's interception; what cannot be understood is refused.
 
     Guessing would either leave open what was to be intercepted, or cut off what was not.
@@ -58,16 +58,16 @@ def arguments(annotations: Field, settings: Settings) -> list[str]:
         annotations[name].notice("has no effect here", nearest(name, suggested))
     ports = ("-p", str(settings.outbound_port), "-z", str(settings.inbound_port))
     result = [*ports, "-u", str(PROXY_ID), "-g", str(PROXY_GROUP), "-m", "REDIRECT"]
-    for name, (flag, default, read) in _ANNOTATIONS.items():
-        value = _list(annotations[_PREFIX + name], default, read)
+    for name, (flag, default, parse) in _ANNOTATIONS.items():
+        value = _read_list(annotations[_PREFIX + name], default, parse)
         if flag == "-d":
-            value = ",".join([*map(str, NOT_INTERCEPTED), *filter(None, [value])])
+            value = ",".join([*map(str, SIDECAR_PORTS), *filter(None, [value])])
         if value or flag in ("-i", "-x", "-b", "-o"):
             result += [flag, value]
     return result
 
 
-def _list(field: Field, default: str, read: Callable[[str], object]) -> str:
+def _read_list(field: Field, default: str, parse: Callable[[str], object]) -> str:
     text = field.text(default)
     if len(text) > MAX_LIST_LENGTH:
         field.refuse(f"has {len(text)} characters, and {MAX_LIST_LENGTH} are supported")
@@ -77,7 +77,7 @@ def _list(field: Field, default: str, read: Callable[[str], object]) -> str:
         field.refuse('must be a list: "*" would turn interception off', "remove it, or name what is meant")
         return default
     try:
-        read(text)
+        parse(text)
     except ValueError as error:
-        field.refuse(f"is not understood: {str(error)[:_SHOWN]}")
+        field.refuse(f"is not understood: {str(error)[:_MAX_ERROR_LENGTH]}")
     return text

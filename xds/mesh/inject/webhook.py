@@ -22,7 +22,7 @@ from aiohttp import web
 
 from xds.mesh.identity.ca import Leaf
 from xds.mesh.identity.keys import IdentityError
-from xds.mesh.inject import MAX_PROBLEMS, Injection, Settings, difference, inject
+from xds.mesh.inject import MAX_PROBLEMS, Injection, InjectionSettings, create_patch, inject
 from xds.mesh.model.objects import Problem, printable
 from xds.mesh.parse import dotted
 from xds.mesh.parse.reading import shown
@@ -49,13 +49,13 @@ LOG_LINES = 100
 """Log lines about pods,"""
 LOG_PERIOD = 10.0
 """in this many seconds: clients without a credential can cause them."""
-_LONGEST_WARNING = 256
+_MAX_WARNING_LENGTH = 256
 """Characters; the API server cuts what is longer, and others besides."""
-_LONGEST_NAME = 253
+_MAX_NAME_LENGTH = 253
 """Characters of a pod's name, as Kubernetes allows."""
-_LONGEST_REFUSAL = 4096
+_MAX_REFUSAL_LENGTH = 4096
 """Characters of what is told to who creates a pod that cannot have a sidecar."""
-_AGAIN = 60.0
+_RETRY_DELAY = 60.0
 """Seconds after which a certificate that could not be had is asked for again, and between two at least."""
 
 
@@ -64,7 +64,7 @@ class WebhookServer:
 
     def __init__(
         self,
-        settings: Callable[[], Settings],
+        settings: Callable[[], InjectionSettings],
         issue: Callable[[], Leaf],
         host: str,
         port: int,
@@ -90,7 +90,7 @@ class WebhookServer:
         self._now = now
         self._tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         self._tls.options |= ssl.OP_NO_RENEGOTIATION
-        self._rotated = asyncio.Event()
+        self._renewal = asyncio.Event()
         self._bodies = BodyReader(MAX_BODY)
         self._thread = FairExecutor()
         self._log_quota = _LogQuota()
@@ -98,15 +98,15 @@ class WebhookServer:
         """The port that it listens on; 0 until it does."""
         self.listening = asyncio.Event()
 
-    def rotated(self) -> None:
+    def trigger_renewal(self) -> None:
         """Take a certificate from another CA from now on."""
-        self._rotated.set()
+        self._renewal.set()
 
     async def run(self) -> None:
         """Serve, and renew the certificate, until cancelled. OSError: the address cannot be had."""
         app = web.Application(client_max_size=MAX_BODY)
         app.router.add_post(PATH, self._inject)
-        wait = self._renew()
+        delay = self._renew()
         listener = HttpListener(
             app,
             self._host,
@@ -122,10 +122,10 @@ class WebhookServer:
             log.info("webhook is listening", port=self.port)
             while True:
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(wait):
-                        await self._rotated.wait()
-                self._rotated.clear()
-                wait = self._renew()
+                    async with asyncio.timeout(delay):
+                        await self._renewal.wait()
+                self._renewal.clear()
+                delay = self._renew()
         finally:
             self.listening.clear()
             await listener.stop()
@@ -136,9 +136,9 @@ class WebhookServer:
             leaf = self._issue()
         except IdentityError as error:
             log.error("the webhook's certificate cannot be renewed", problem=str(error))  # noqa: TRY400 - it says all
-            return _AGAIN
-        _load(self._tls, leaf)
-        return max(_AGAIN, (leaf.renew_at - self._now()).total_seconds())
+            return _RETRY_DELAY
+        _load_certificate(self._tls, leaf)
+        return max(_RETRY_DELAY, (leaf.renew_at - self._now()).total_seconds())
 
     async def _inject(self, request: web.Request) -> web.Response:
         client = client_of(request)
@@ -146,7 +146,7 @@ class WebhookServer:
         try:
             async with self._bodies.read(request) as body, asyncio.timeout(QUEUE_TIMEOUT):
                 result, text = await self._thread.run(
-                    client.address, client.share, lambda: _answered(body, settings, self._log_quota.take)
+                    client.address, client.share, lambda: _review_body(body, settings, self._log_quota.take)
                 )
         except TimeoutError:
             raise web.HTTPServiceUnavailable(
@@ -158,7 +158,7 @@ class WebhookServer:
         except (ValueError, RecursionError) as error:
             self._answers["malformed"] += 1
             # Clients without a credential can send anything: the client is told, and the log is not.
-            return web.Response(status=400, text=f"{printable(str(error)[:_LONGEST_REFUSAL])}\n")
+            return web.Response(status=400, text=f"{printable(str(error)[:_MAX_REFUSAL_LENGTH])}\n")
         self._answers[result] += 1
         return web.Response(body=text, content_type="application/json")
 
@@ -168,22 +168,22 @@ class _LogQuota:
 
     def __init__(self) -> None:
         self._lines = 0
-        self._began = -LOG_PERIOD
+        self._started = -LOG_PERIOD
 
     def take(self) -> bool:
         """Whether another line may be written."""
         now = time.monotonic()
-        if now >= self._began + LOG_PERIOD:
+        if now >= self._started + LOG_PERIOD:
             if self._lines > LOG_LINES:
                 log.warning("log lines about pods dropped", count=self._lines - LOG_LINES)
-            self._lines, self._began = 0, now
+            self._lines, self._started = 0, now
         self._lines += 1
         return self._lines <= LOG_LINES
 
 
-def _answered(body: bytes, settings: Settings, may_log: Callable[[], bool]) -> tuple[str, bytes]:
+def _review_body(body: bytes, settings: InjectionSettings, may_log: Callable[[], bool]) -> tuple[str, bytes]:
     """Return what becomes of a request, and the answer. ValueError, RecursionError: it is no request."""
-    response = answer(_review(body)["request"], settings, may_log)
+    response = review_pod(_read_review(body)["request"], settings, may_log)
     review = {"apiVersion": API_VERSION, "kind": "AdmissionReview", "response": response}
     return _result(response), json.dumps(review).encode()
 
@@ -194,7 +194,7 @@ def _result(response: Json) -> str:
     return "injected" if "patch" in response else "left"
 
 
-def _load(tls: ssl.SSLContext, leaf: Leaf) -> None:
+def _load_certificate(tls: ssl.SSLContext, leaf: Leaf) -> None:
     """Give a context its certificate. OpenSSL reads files only: this one is in memory, and has no name."""
     file = os.memfd_create("certificate", os.MFD_CLOEXEC)
     with os.fdopen(file, "wb") as stream:
@@ -203,7 +203,7 @@ def _load(tls: ssl.SSLContext, leaf: Leaf) -> None:
         tls.load_cert_chain(f"/proc/self/fd/{file}")
 
 
-def _review(body: bytes) -> Json:
+def _read_review(body: bytes) -> Json:
     """Read an AdmissionReview. ValueError: it is none."""
     try:
         review = read_json(body)
@@ -221,8 +221,8 @@ def _review(body: bytes) -> Json:
     return review
 
 
-def answer(
-    request: Mapping[str, Any], settings: Settings, may_log: Callable[[], bool] = lambda: True
+def review_pod(
+    request: Mapping[str, Any], settings: InjectionSettings, may_log: Callable[[], bool] = lambda: True
 ) -> Json:
     """Return the response to an admission request; `may_log` is asked before it is logged. ValueError: its object is none."""
     response: Json = {"uid": request["uid"], "allowed": True}
@@ -234,22 +234,22 @@ def answer(
         return response
     if not isinstance(pod, dict):
         raise ValueError("the request creates a pod and has none")  # noqa: TRY004 - the caller's error, as others
-    namespace = str(request.get("namespace") or "")[:_LONGEST_NAME]
+    namespace = str(request.get("namespace") or "")[:_MAX_NAME_LENGTH]
     subject = f"Pod {namespace}/{_name(pod)}"
     result = inject(pod, settings, namespace=namespace, locate=dotted, subject=subject)
     if may_log():
         _log(subject, result, dry_run=bool(request.get("dryRun")))
     if result.refused:
         refusals = [problem for problem in result.problems if not problem.notice][:MAX_PROBLEMS]
-        said = "; ".join(_said(problem, _LONGEST_REFUSAL) for problem in refusals)
-        status = {"code": 422, "reason": "Invalid", "message": said[:_LONGEST_REFUSAL]}
+        message = "; ".join(_message(problem, _MAX_REFUSAL_LENGTH) for problem in refusals)
+        status = {"code": 422, "reason": "Invalid", "message": message[:_MAX_REFUSAL_LENGTH]}
         return response | {"allowed": False, "status": status}
-    warnings = [_said(problem, _LONGEST_WARNING) for problem in result.problems[:MAX_PROBLEMS]]
-    if result.disappoints:
-        warnings.append(f"{subject} gets no sidecar: {result.left}"[:_LONGEST_WARNING])
+    warnings = [_message(problem, _MAX_WARNING_LENGTH) for problem in result.problems[:MAX_PROBLEMS]]
+    if result.ignores_request:
+        warnings.append(f"{subject} gets no sidecar: {result.skip_reason}"[:_MAX_WARNING_LENGTH])
     if warnings:
         response["warnings"] = warnings
-    if patch := difference(pod, result.pod):
+    if patch := create_patch(pod, result.pod):
         response |= {"patchType": "JSONPatch", "patch": b64encode(json.dumps(patch).encode()).decode()}
     return response
 
@@ -257,22 +257,24 @@ def answer(
 def _name(pod: Mapping[str, Any]) -> str:
     meta = pod.get("metadata")
     meta = meta if isinstance(meta, dict) else {}
-    return str(meta.get("name") or meta.get("generateName") or "")[:_LONGEST_NAME]
+    return str(meta.get("name") or meta.get("generateName") or "")[:_MAX_NAME_LENGTH]
 
 
-def _said(problem: Problem, longest: int) -> str:
+def _message(problem: Problem, max_length: int) -> str:
     text = f"{problem.what} ({problem.hint})" if problem.hint else problem.what
-    return printable(text[:longest])[:longest]
+    return printable(text[:max_length])[:max_length]
 
 
 def _log(subject: str, result: Injection, *, dry_run: bool) -> None:
-    about = {"dry_run": True} if dry_run else {}
+    dry_run_field = {"dry_run": True} if dry_run else {}
     if result.refused:
-        problems = [problem.what[:_LONGEST_WARNING] for problem in result.problems if not problem.notice]
+        problems = [problem.what[:_MAX_WARNING_LENGTH] for problem in result.problems if not problem.notice]
         log.warning(
-            "pod refused", pod=subject.removeprefix("Pod "), problems=problems[:MAX_PROBLEMS], **about
+            "pod refused", pod=subject.removeprefix("Pod "), problems=problems[:MAX_PROBLEMS], **dry_run_field
         )
-    elif result.left:
-        log.debug("pod left as it is", pod=subject.removeprefix("Pod "), reason=result.left, **about)
+    elif result.skip_reason:
+        log.debug(
+            "pod left as it is", pod=subject.removeprefix("Pod "), reason=result.skip_reason, **dry_run_field
+        )
     else:
-        log.info("sidecar added", pod=subject.removeprefix("Pod "), **about)
+        log.info("sidecar added", pod=subject.removeprefix("Pod "), **dry_run_field)

@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives import hashes
 from xds.mesh.identity import rotation
 from xds.mesh.identity.ca import Authority
 from xds.mesh.identity.keys import IdentityError, PrivateKey
-from xds.mesh.identity.rotation import Authorities, Stage, Waits
+from xds.mesh.identity.rotation import Authorities, Stage, Timing
 from xds.mesh.kube.api import Json, KubeApi, KubeError
 from xds.mesh.kube.log_once import OnceLogger
 
@@ -111,7 +111,7 @@ class CaSecrets:
         if found is None:
             return None
         try:
-            return rotation.authority(_decode_data(found), now)
+            return rotation.read_authority(_decode_data(found), now)
         except IdentityError as error:
             raise AuthorityError(
                 f"the Secret {self._namespace}/{USER_SECRET} cannot be used as the mesh's CA: {error}. "
@@ -181,7 +181,7 @@ class RotationController:
         lagging: Callable[[], Sequence[str]],
         leads: Callable[[], bool],
         now: Callable[[], datetime] = utc_now,
-        waits: Waits = rotation.WAITS,
+        timing: Timing = rotation.DEFAULT_TIMING,
         poll_interval: float = POLL_INTERVAL,
     ) -> None:
         """Create a controller.
@@ -193,14 +193,14 @@ class RotationController:
             lagging: returns the proxies that have not accepted the current roots.
             leads: returns whether this replica is the leader.
             now: the clock.
-            waits: the durations of the stages.
+            timing: the durations of the stages.
             poll_interval: seconds between two reads of the Secrets.
         """
         self.current = first
         """CAs and roots in use."""
         self._secrets = secrets
         self._on_change, self._lagging, self._leads = on_change, lagging, leads
-        self._now, self._waits, self._poll_interval = now, waits, poll_interval
+        self._now, self._timing, self._poll_interval = now, timing, poll_interval
         self._log_problem = OnceLogger(
             log, "cannot read the CA Secret, using the last known CA", level="error"
         )
@@ -240,11 +240,11 @@ class RotationController:
         if user_authority and not is_target(current, user_authority):
             return current.begin(user_authority, now)
         lagging = self._lagging() if current.stage is Stage.SPREADING else ()
-        following = current.advance(now, everybody_trusts=not lagging, waits=self._waits)
+        following = current.advance(now, is_trusted_everywhere=not lagging, timing=self._timing)
         is_blocked = (
             lagging
             and following is current
-            and current.advance(now, everybody_trusts=True, waits=self._waits) is not current
+            and current.advance(now, is_trusted_everywhere=True, timing=self._timing) is not current
         )
         if is_blocked and len(lagging) != self._blocking_count:
             log.warning(

@@ -30,7 +30,7 @@ RETRY_DELAY = 3.0
 class RotationTarget(Protocol):
     """Serves certificates and roots: `xds.mesh.controlplane.controller.Controller`."""
 
-    def rotate(self, authority: Authority, also_trust: Iterable[bytes]) -> None:
+    def rotate(self, authority: Authority, extra_roots: Iterable[bytes]) -> None:
         """Issue certificates with a CA, and trust additional roots."""
 
     def proxies_with_old_roots(self) -> Sequence[str]:
@@ -113,5 +113,5 @@ class Replica:
 
     def _adopt(self, authorities: Authorities) -> None:
         for controller in self._controllers:
-            controller.rotate(authorities.authority, authorities.also_trust)
+            controller.rotate(authorities.authority, authorities.extra_roots)
         self._roots.trigger()

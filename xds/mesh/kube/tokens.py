@@ -18,7 +18,12 @@ from typing import NamedTuple, TypeAlias
 import structlog
 
 from xds.mesh.identity import AUDIENCE, claims
-from xds.mesh.identity.claims import Caller, NotProvenError, TooManyError, UndecidedError
+from xds.mesh.identity.claims import (
+    AuthenticationUnavailableError,
+    Caller,
+    RateLimitedError,
+    UnauthenticatedError,
+)
 from xds.mesh.kube.api import KubeApi, KubeError
 
 log = structlog.get_logger(__name__)
@@ -45,11 +50,11 @@ _REVIEW_TIMEOUT = 10.0
 """Timeout of a review, in seconds."""
 
 _Key: TypeAlias = bytes
-_Answer: TypeAlias = Caller | NotProvenError | UndecidedError
+_Answer: TypeAlias = Caller | UnauthenticatedError | AuthenticationUnavailableError
 
 
 class _CachedAnswer(NamedTuple):
-    answer: Caller | NotProvenError
+    answer: Caller | UnauthenticatedError
     until: float
 
 
@@ -80,10 +85,10 @@ class TokenReviewer:
     async def __call__(self, token: str, peer: str) -> Caller:
         """Return whose token it is; `peer` is who shows it, in gRPC's form.
 
-        NotProvenError: nobody's. UndecidedError: the API server cannot be asked. TooManyError: it is not, for
+        UnauthenticatedError: nobody's. AuthenticationUnavailableError: the API server cannot be asked. RateLimitedError: it is not, for
         now.
         """
-        end = claims.end_of_token(token, self._now(), self._audience)
+        end = claims.token_expiry(token, self._now(), self._audience)
         key = hashlib.sha256(token.encode()).digest()
         answer = self._cached(key)
         if answer is None:
@@ -104,7 +109,7 @@ class TokenReviewer:
 
     def _start_review(self, key: _Key, token: str, address: str, end: datetime) -> None:
         if len(self._pending) >= MAX_PENDING_REVIEWS:
-            raise TooManyError("too many tokens are being looked at; try again")
+            raise RateLimitedError("too many tokens are being looked at; try again")
         self._budgets.take(address)
         task = asyncio.create_task(self._review(key, token, address, end))
         self._pending[key] = task
@@ -125,7 +130,7 @@ class TokenReviewer:
         except KubeError as error:
             self._budgets.give_back(address)
             return self._undecided(error)
-        except NotProvenError as error:
+        except UnauthenticatedError as error:
             _store(self._rejected, key, _CachedAnswer(error, self._clock() + REJECTED_TTL))
             return error
         self._budgets.give_back(address)
@@ -133,13 +138,13 @@ class TokenReviewer:
         _store(self._accepted, key, _CachedAnswer(caller, self._clock() + min(ACCEPTED_TTL, left)))
         return caller
 
-    def _undecided(self, error: KubeError) -> UndecidedError:
+    def _undecided(self, error: KubeError) -> AuthenticationUnavailableError:
         said = str(error)
         if said != self._last_problem:
             self._last_problem = said
             hint = "allow create on tokenreviews in authentication.k8s.io" if error.status == 403 else ""
             log.error("tokens cannot be reviewed", problem=said, **({"hint": hint} if hint else {}))
-        return UndecidedError("the API server cannot be asked whose token it is; try again")
+        return AuthenticationUnavailableError("the API server cannot be asked whose token it is; try again")
 
 
 def _store(known: OrderedDict[_Key, _CachedAnswer], key: _Key, found: _CachedAnswer) -> None:
@@ -157,10 +162,12 @@ class _RefusalBudgets:
         """Spent budget by address, and the time of the last update."""
 
     def take(self, address: str) -> None:
-        """Spend one token of the budget. TooManyError: the budget is exhausted."""
+        """Spend one token of the budget. RateLimitedError: the budget is exhausted."""
         taken = self._spent(address) + 1
         if taken > MAX_REFUSALS:
-            raise TooManyError("too many tokens from this address were refused; try again in a few seconds")
+            raise RateLimitedError(
+                "too many tokens from this address were refused; try again in a few seconds"
+            )
         self._set(address, taken)
 
     def give_back(self, address: str) -> None:
@@ -183,4 +190,4 @@ async def own_account(api: KubeApi) -> tuple[str, str]:
     body = {"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}
     review = await api.create("/apis/authentication.k8s.io/v1/selfsubjectreviews", body)
     user = str(review.get("status", {}).get("userInfo", {}).get("username", ""))
-    return claims.account(user)
+    return claims.parse_username(user)

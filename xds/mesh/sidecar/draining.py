@@ -15,17 +15,18 @@ from collections.abc import Mapping
 
 from xds.mesh.model.objects import ADMIN_PORT
 
-LEAST = 5.0
-"""Seconds in which clients hear that the pod is going, and choose another."""
+MIN_DRAIN_SECONDS = 5.0
+"""Minimum drain time in seconds, in which clients notice the drain and connect elsewhere."""
+_POLL_INTERVAL = 0.25
 
-_ACTIVE = r"^(listener|http)\..*\.downstream_(cx|rq)_active$"
-_LISTENER = re.compile(r"listener\.(?!.*\.(?:worker_\d+|main_thread)\.).*\.downstream_cx_active")
-_CONNECTIONS = re.compile(r"http\..*\.downstream_cx_active")
-_REQUESTS = re.compile(r"http\.(?!(?:admin|health|metrics)\.).*\.downstream_rq_active")
+_STATS_FILTER = r"^(listener|http)\..*\.downstream_(cx|rq)_active$"
+_LISTENER_STAT = re.compile(r"listener\.(?!.*\.(?:worker_\d+|main_thread)\.).*\.downstream_cx_active")
+_HTTP_STAT = re.compile(r"http\..*\.downstream_cx_active")
+_REQUEST_STAT = re.compile(r"http\.(?!(?:admin|health|metrics)\.).*\.downstream_rq_active")
 
 
 class DrainError(Exception):
-    """The sidecar does not answer, or will not drain."""
+    """The sidecar does not respond, or will not drain."""
 
 
 def drain(admin: str, seconds: float) -> int:
@@ -36,17 +37,17 @@ def drain(admin: str, seconds: float) -> int:
         seconds: the longest to wait.
 
     Raises:
-        DrainError: it does not answer.
+        DrainError: it does not respond.
     """
-    began = time.monotonic()
+    start = time.monotonic()
     # Listeners stay open: who has not heard yet is still served, and the application may go on to ask others.
-    _ask(admin, "POST", "/drain_listeners?inboundonly&graceful&skip_exit")
+    _request(admin, "POST", "/drain_listeners?inboundonly&graceful&skip_exit")
     while True:
-        left = in_flight(_active(admin))
-        waited = time.monotonic() - began
-        if waited >= seconds or (not left and waited >= LEAST):
-            return left
-        time.sleep(0.25)
+        active = in_flight(_active(admin))
+        elapsed = time.monotonic() - start
+        if elapsed >= seconds or (not active and elapsed >= MIN_DRAIN_SECONDS):
+            return active
+        time.sleep(_POLL_INTERVAL)
 
 
 def in_flight(stats: Mapping[str, int]) -> int:
@@ -54,27 +55,27 @@ def in_flight(stats: Mapping[str, int]) -> int:
 
     An HTTP connection without a request is none: clients keep those for hours.
     """
-    connections = sum(value for name, value in stats.items() if _LISTENER.fullmatch(name))
-    http_connections = sum(value for name, value in stats.items() if _CONNECTIONS.fullmatch(name))
-    requests = sum(value for name, value in stats.items() if _REQUESTS.fullmatch(name))
+    connections = sum(value for name, value in stats.items() if _LISTENER_STAT.fullmatch(name))
+    http_connections = sum(value for name, value in stats.items() if _HTTP_STAT.fullmatch(name))
+    requests = sum(value for name, value in stats.items() if _REQUEST_STAT.fullmatch(name))
     return max(0, connections - http_connections) + requests
 
 
 def _active(admin: str) -> dict[str, int]:
-    found = json.loads(_ask(admin, "GET", f"/stats?format=json&filter={_ACTIVE}"))
-    return {stat["name"]: stat["value"] for stat in found["stats"] if "name" in stat}
+    stats = json.loads(_request(admin, "GET", f"/stats?format=json&filter={_STATS_FILTER}"))
+    return {stat["name"]: stat["value"] for stat in stats["stats"] if "name" in stat}
 
 
-def _ask(host: str, method: str, path: str) -> str:
+def _request(host: str, method: str, path: str) -> str:
     connection = http.client.HTTPConnection(host, ADMIN_PORT, timeout=5.0)
     try:
         connection.request(method, path)
-        answer = connection.getresponse()
-        text = answer.read().decode(errors="replace")
+        response = connection.getresponse()
+        text = response.read().decode(errors="replace")
     except (OSError, http.client.HTTPException) as error:
-        raise DrainError(f"the sidecar does not answer at {host}:{ADMIN_PORT}: {error}") from error
+        raise DrainError(f"the sidecar does not respond at {host}:{ADMIN_PORT}: {error}") from error
     finally:
         connection.close()
-    if answer.status != 200:
-        raise DrainError(f"the sidecar says {answer.status} to {path}: {text.strip()}")
+    if response.status != 200:
+        raise DrainError(f"the sidecar says {response.status} to {path}: {text.strip()}")
     return text

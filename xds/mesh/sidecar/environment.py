@@ -40,33 +40,35 @@ class Sidecar:
     def bootstrap(self) -> Bootstrap:
         """Return what its Envoy starts with."""
         intercepted = self.pod.interception is Interception.REDIRECT
-        where = "0.0.0.0" if intercepted else self.pod.address
-        metrics = envoy.shown("metrics", where, METRICS_PORT, "/stats/prometheus", "/stats/prometheus")
-        asked = listening(self.probes, where, PROBE_PORT, self.pod.app_address, intercepted=intercepted)
-        added = [metrics, *asked]
+        host = "0.0.0.0" if intercepted else self.pod.address
+        metrics = envoy.shown("metrics", host, METRICS_PORT, "/stats/prometheus", "/stats/prometheus")
+        probe_listeners = listening(
+            self.probes, host, PROBE_PORT, self.pod.app_address, intercepted=intercepted
+        )
+        added = [metrics, *probe_listeners]
         return envoy.bootstrap(self.pod, self.host, self.port, credential=self.credential, added=added)
 
 
-class _Reading:
+class _EnvironmentReader:
     """The environment, and what is found wrong with it."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._environment = environment
         self.problems: list[Problem] = []
 
-    def refuse(self, variable: Variable, what: str, hint: str = "") -> None:
-        self.problems.append(Problem(where=variable.name, what=what, hint=hint))
+    def refuse(self, variable: Variable, message: str, hint: str = "") -> None:
+        self.problems.append(Problem(where=variable.name, what=message, hint=hint))
 
     def text(self, variable: Variable) -> str:
         value = self._environment.get(variable.name, variable.default)
         if not value and variable.default is None:
-            self.refuse(variable, "is empty" if value == "" else "is not set", variable.about)
+            self.refuse(variable, "is empty" if value == "" else "is not set", variable.description)
         return value or ""
 
-    def number(self, variable: Variable, most: int) -> int:
+    def number(self, variable: Variable, maximum: int) -> int:
         text = self.text(variable)
-        if not text.isdecimal() or int(text) > most:
-            self.refuse(variable, f"must be a number from 0 to {most}, not {text!r}")
+        if not text.isdecimal() or int(text) > maximum:
+            self.refuse(variable, f"must be a number from 0 to {maximum}, not {text!r}")
             return 0
         return int(text)
 
@@ -76,10 +78,10 @@ class _Reading:
             self.refuse(variable, f"must be unix:///PATH, not {text!r}")
         return text.removeprefix("unix://")
 
-    def choice(self, variable: Variable, known: tuple[str, ...]) -> str:
+    def choice(self, variable: Variable, choices: tuple[str, ...]) -> str:
         text = self.text(variable)
-        if text not in known:
-            self.refuse(variable, f"must be one of {', '.join(known)}, not {text!r}")
+        if text not in choices:
+            self.refuse(variable, f"must be one of {', '.join(choices)}, not {text!r}")
         return text
 
     def address(self, variable: Variable) -> tuple[str, int]:
@@ -99,38 +101,40 @@ def read(environment: Mapping[str, str], labels: str = "") -> tuple[Sidecar, lis
         environment: the container's environment variables (`settings.variables`).
         labels: the content of the labels file; empty if there is none.
     """
-    reading = _Reading(environment)
-    ref = Ref("Pod", reading.text(names.POD_NAMESPACE), reading.text(names.POD_NAME))
-    mode = reading.choice(names.INTERCEPTION, tuple(Interception))
-    address = reading.text(names.INSTANCE_IP)
+    reader = _EnvironmentReader(environment)
+    ref = Ref("Pod", reader.text(names.POD_NAMESPACE), reader.text(names.POD_NAME))
+    mode = reader.choice(names.INTERCEPTION, tuple(Interception))
+    address = reader.text(names.INSTANCE_IP)
     try:
         ipaddress.ip_address(address or "0.0.0.0")
     except ValueError:
-        reading.refuse(names.INSTANCE_IP, f"is not an IP address: {address!r}")
-    host, port = reading.address(names.ADDRESS)
-    found, problems = probes.read(reading.text(names.APP_PROBES))
+        reader.refuse(names.INSTANCE_IP, f"is not an IP address: {address!r}")
+    host, port = reader.address(names.ADDRESS)
+    app_probes, problems = probes.read(reader.text(names.APP_PROBES))
     pod = Pod(
         meta=Meta(ref=ref, labels=read_labels(labels)),
         address=address,
-        service_account=reading.text(names.SERVICE_ACCOUNT),
+        service_account=reader.text(names.SERVICE_ACCOUNT),
         interception=Interception.NONE if mode == Interception.NONE else Interception.REDIRECT,
     )
     # Without interception, the application need not listen where others look for it: there, the sidecar does.
-    app = reading.text(names.APP_ADDRESS) or (pod.app_address if mode == Interception.NONE else address)
-    roots = reading.text(names.ROOT_FILE)
+    app_address = reader.text(names.APP_ADDRESS) or (
+        pod.app_address if mode == Interception.NONE else address
+    )
+    roots = reader.text(names.ROOT_FILE)
     sidecar = Sidecar(
-        pod=replace(pod, app_address=app),
+        pod=replace(pod, app_address=app_address),
         host=host,
         port=port,
-        credential=envoy.TokenFile(token=reading.text(names.TOKEN_FILE), roots=roots) if roots else None,
-        sds_socket=reading.socket(names.SDS),
-        probes=found,
-        concurrency=reading.number(names.CONCURRENCY, 1024),
-        log_level=reading.choice(names.LOG_LEVEL, names.LOG_LEVELS),
-        wait_seconds=reading.number(names.WAIT_SECONDS, 86400),
-        drain_seconds=reading.number(names.DRAIN_SECONDS, 86400),
+        credential=envoy.TokenFile(token=reader.text(names.TOKEN_FILE), roots=roots) if roots else None,
+        sds_socket=reader.socket(names.SDS),
+        probes=app_probes,
+        concurrency=reader.number(names.CONCURRENCY, 1024),
+        log_level=reader.choice(names.LOG_LEVEL, names.LOG_LEVELS),
+        wait_seconds=reader.number(names.WAIT_SECONDS, 86400),
+        drain_seconds=reader.number(names.DRAIN_SECONDS, 86400),
     )
-    return sidecar, reading.problems + problems
+    return sidecar, reader.problems + problems
 
 
 def read_labels(text: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Puts rules into force with the machine's own iptables, whichever kind it has, in one step per IP version."""
+"""Puts rules into force with the machine's own iptables, whichever variant it has, in one step per IP version."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from xds.mesh.sidecar.rules import Family, Interception, redirect, undo
+from xds.mesh.sidecar.rules import Family, RedirectConfig, redirect_rules, undo_rules
 
 _NET_ADMIN = 12
 _TIMEOUT = 60
 """Seconds. Another that changes rules at the same time is waited for half of that."""
 
-_KINDS = ("", "-nft", "-legacy")
+_VARIANTS = ("", "-nft", "-legacy")
 _INSTALL = (
     "Debian, Ubuntu: apt-get install iptables; Alpine: apk add iptables; Fedora: dnf install iptables-nft"
 )
@@ -25,23 +25,23 @@ class IptablesError(Exception):
     """The rules are not in force. Says why, and what to do."""
 
 
-def intercept(wanted: Interception, *, warn: Callable[[str], object]) -> None:
+def install_rules(config: RedirectConfig, *, warn: Callable[[str], object]) -> None:
     """Redirect the traffic of this network namespace; to do it twice is to do it once.
 
     Args:
-        wanted: what to redirect.
+        config: what to redirect.
         warn: told of what is amiss, but leads nobody past the sidecar.
 
     Raises:
         IptablesError: it cannot be done here.
     """
-    _check_rights()
-    _apply(4, lambda present: redirect(wanted, present, family=4))
+    _check_privileges()
+    _apply(4, lambda current: redirect_rules(config, current, family=4))
     # Not only where the pod has IPv6 addresses: a router's advertisement may give it one at any time.
     if not _has_ipv6():
         return
     try:
-        _apply(6, lambda present: redirect(wanted, present, family=6))
+        _apply(6, lambda current: redirect_rules(config, current, family=6))
     except IptablesError as error:
         if any(not address.startswith("fe80") for address in ipv6_addresses()):
             raise IptablesError(
@@ -54,17 +54,17 @@ def intercept(wanted: Interception, *, warn: Callable[[str], object]) -> None:
             )
 
 
-def release() -> None:
+def remove_rules() -> None:
     """Take the rules away, if they are there.
 
     Raises:
         IptablesError: it cannot be done here.
     """
-    _check_rights()
-    _of_kinds(4, partial(_release, 4))
+    _check_privileges()
+    _try_variants(4, partial(_remove, 4))
     if _has_ipv6():
         try:
-            _of_kinds(6, partial(_release, 6))
+            _try_variants(6, partial(_remove, 6))
         except IptablesError:
             # Where ip6tables does not work, `intercept` set nothing either, unless the pod has addresses.
             if ipv6_addresses():
@@ -93,69 +93,69 @@ def _ipv6_is_enabled() -> bool:
 
 
 def _apply(family: Family, text: Callable[[str], str]) -> None:
-    def apply(kind: str) -> bool:
-        _restore(family, kind, text(_save(family, kind)))
+    def apply(variant: str) -> bool:
+        _restore(family, variant, text(_save(family, variant)))
         return True
 
-    _of_kinds(family, apply)
+    _try_variants(family, apply)
 
 
-def _release(family: Family, kind: str) -> bool:
-    if text := undo(_save(family, kind)):
-        _restore(family, kind, text)
+def _remove(family: Family, variant: str) -> bool:
+    if text := undo_rules(_save(family, variant)):
+        _restore(family, variant, text)
     return bool(text)
 
 
-def _of_kinds(family: Family, do: Callable[[str], bool]) -> None:
-    """Try one kind of iptables after the other, until one has done it. Fail if none works here at all."""
-    failed = []
-    kinds = _kinds(family)
-    for kind in kinds:
+def _try_variants(family: Family, apply: Callable[[str], bool]) -> None:
+    """Try one variant of iptables after the other, until one has done it. Fail if none works here at all."""
+    errors = []
+    variants = _variants(family)
+    for variant in variants:
         try:
-            if do(kind):
+            if apply(variant):
                 return
         except IptablesError as error:
-            failed.append(str(error))
-    if len(failed) == len(kinds):
-        raise IptablesError("; ".join(failed))
+            errors.append(str(error))
+    if len(errors) == len(variants):
+        raise IptablesError("; ".join(errors))
 
 
-def _kinds(family: Family) -> list[str]:
-    """Return the kinds of iptables that are here, the machine's own choice first."""
-    found = [kind for kind in _KINDS if shutil.which(_tool(family, kind, "restore"))]
-    if not found:
+def _variants(family: Family) -> list[str]:
+    """Return the variants of iptables that are here, the machine's own choice first."""
+    variants = [variant for variant in _VARIANTS if shutil.which(_tool(family, variant, "restore"))]
+    if not variants:
         raise IptablesError(f"{_tool(family, '', 'restore')} is missing ({_INSTALL})")
-    return found
+    return variants
 
 
-def _tool(family: Family, kind: str, what: str) -> str:
-    return f"{'iptables' if family == 4 else 'ip6tables'}{kind}-{what}"
+def _tool(family: Family, variant: str, command: str) -> str:
+    return f"{'iptables' if family == 4 else 'ip6tables'}{variant}-{command}"
 
 
-def _save(family: Family, kind: str) -> str:
-    return _run(_tool(family, kind, "save"), "-t", "nat")
+def _save(family: Family, variant: str) -> str:
+    return _run(_tool(family, variant, "save"), "-t", "nat")
 
 
-def _restore(family: Family, kind: str, text: str) -> None:
-    _run(_tool(family, kind, "restore"), "--noflush", f"--wait={_TIMEOUT // 2}", stdin=text)
+def _restore(family: Family, variant: str, text: str) -> None:
+    _run(_tool(family, variant, "restore"), "--noflush", f"--wait={_TIMEOUT // 2}", stdin=text)
 
 
 def _run(*argv: str, stdin: str = "") -> str:
     try:
-        done = subprocess.run(  # noqa: S603  # no shell, and every word is ours
+        process = subprocess.run(  # noqa: S603  # no shell, and every word is ours
             argv, input=stdin, capture_output=True, text=True, check=False, timeout=_TIMEOUT
         )
     except FileNotFoundError:
         raise IptablesError(f"{argv[0]} is missing ({_INSTALL})") from None
     except subprocess.TimeoutExpired:
         raise IptablesError(f"{argv[0]} has not ended after {_TIMEOUT} s") from None
-    if done.returncode:
-        said = " ".join(done.stderr.split()) or "no message"
-        raise IptablesError(f"{argv[0]}: exit status {done.returncode}: {said}")
-    return done.stdout
+    if process.returncode:
+        message = " ".join(process.stderr.split()) or "no message"
+        raise IptablesError(f"{argv[0]}: exit status {process.returncode}: {message}")
+    return process.stdout
 
 
-def _check_rights() -> None:
+def _check_privileges() -> None:
     if os.geteuid() != 0:
         raise IptablesError("needs to be root (securityContext.runAsUser: 0)")
     status = Path("/proc/self/status").read_text(encoding="ascii")

