@@ -90,7 +90,7 @@ def variables() -> str:
         default = (
             "required" if variable.default is None else f"`{variable.default}`" if variable.default else ""
         )
-        rows.append(f"| `{variable.name}` | {default} | {_cell(variable.about)} |")
+        rows.append(f"| `{variable.name}` | {default} | {_cell(variable.description)} |")
     return "\n".join(rows)
 
 

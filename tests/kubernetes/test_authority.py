@@ -315,17 +315,17 @@ async def test_two_that_write_at_once_do_not_overwrite_each_other(cluster: Clust
 async def test_it_follows_by_itself_and_says_once_what_is_wrong(cluster: Cluster, namespace: str) -> None:
     first = await authorities(cluster.api, namespace)
     told = asyncio.Event()
-    follower = Replica(cluster.api, namespace, first, every=0.01)
-    follower.rotation._taken = lambda _: told.set()
+    follower = Replica(cluster.api, namespace, first, poll_interval=0.01)
+    follower.rotation._on_change = lambda _: told.set()
     looks = 0
-    look = follower.rotation.look
+    sync = follower.rotation.sync
 
     async def counted() -> None:
         nonlocal looks
         looks += 1
-        await look()
+        await sync()
 
-    follower.rotation.look = counted
+    follower.rotation.sync = counted
     await put(cluster, namespace, USER_SECRET, {"ca-cert.pem": b"x"})
     with capture_logs() as logs:
         task = asyncio.create_task(follower.rotation.run())

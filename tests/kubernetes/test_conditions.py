@@ -407,7 +407,7 @@ async def test_it_follows_by_itself_and_survives_a_mistake_of_ours(
         raise RuntimeError("a bug")
 
     with monkeypatch.context() as patched, capture_logs() as logs:
-        patched.setattr(module, "standing", broken)
+        patched.setattr(module, "desired_conditions", broken)
         async with running(world.conditions):
             await eventually(lambda: logs, timeout=30)
             patched.undo()

@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 from tests.kubernetes.environment.cluster import Cluster
 from tests.support.waiting import eventually
-from xds.mesh.kube.lease import NAME, Lease
+from xds.mesh.kube.lease import LEASE_NAME, Lease
 
 DURATION = 1.5
 
@@ -42,7 +42,7 @@ async def until_held(*leases: Lease) -> Lease:
 
 
 async def spec(cluster: Cluster, namespace: str) -> dict[str, Any]:
-    path = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases/{NAME}"
+    path = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases/{LEASE_NAME}"
     return (await cluster.api.get(path))["spec"]
 
 
@@ -82,7 +82,7 @@ async def test_a_holder_that_is_gone_without_a_word_is_followed_by_another(
 async def test_the_time_that_is_written_there_counts_for_nothing(cluster: Cluster, namespace: str) -> None:
     holder, other = lease(cluster, namespace, "holder", 60), lease(cluster, namespace, "other", 60)
     await holder._try()
-    path = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases/{NAME}"
+    path = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases/{LEASE_NAME}"
     for stamp in ("2001-01-01T00:00:00.000000Z", "2101-01-01T00:00:00.000000Z"):
         await cluster.api.patch(path, {"spec": {"renewTime": stamp}})
         await other._try()

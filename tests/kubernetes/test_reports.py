@@ -86,7 +86,7 @@ async def test_a_lease_that_somebody_else_wrote_or_deleted_is_put_right(
 async def test_who_is_gone_is_forgotten_and_its_lease_deleted(cluster: Cluster, namespace: str) -> None:
     async with replica(cluster, namespace, "one") as (one, _):
         async with replica(cluster, namespace, "two") as (two, lease):
-            two.say("", {KEY: STAND})
+            two.publish("", {KEY: STAND})
             await until(lambda: heard_of(one) == [STAND], "one hears it")
         # It is reckoned with as long as its sidecars may be on their way.
         assert heard_of(one) == [STAND]

@@ -39,7 +39,7 @@ async def test_everything_is_listed_in_pages(place: Place) -> None:
     names = {f"map-{number}" for number in range(7)}
     for name in names:
         await place.put(name, key=name)
-    async with Following(place.api, place.maps, QUICK._replace(page=3)) as following:
+    async with Following(place.api, place.maps, QUICK._replace(page_size=3)) as following:
         await following.until(lambda: following.reflector.complete)
         assert own(following.names) == names
         assert following.reflector.objects[place.namespace, "map-3"] == {"key": "map-3"}
@@ -72,7 +72,7 @@ async def test_what_changes_nothing_of_what_is_kept_is_not_told(place: Place) ->
 
 
 async def test_a_watch_that_the_server_ends_goes_on_where_it_was(place: Place) -> None:
-    async with Following(place.api, place.maps, QUICK._replace(renew=1.0)) as following:
+    async with Following(place.api, place.maps, QUICK._replace(watch_timeout=1.0)) as following:
         await following.until(lambda: following.watches > 2)
         await place.put("one")
         await following.until(lambda: "one" in following.names)

@@ -1,6 +1,6 @@
-"""The controller: changes in, a new mesh, new snapshots, and sessions that send them.
+"""The controller applies changes to the mesh and publishes a new snapshot to each affected proxy.
 
-One task does all of it. Changes that arrive close together are batched. Proxies are served one at a time, in
+A single task does this. Changes that arrive close together are batched. Proxies are served one at a time, in
 the order in which they became due, and the event loop gets its turn every few milliseconds. A translation
 that newer changes supersede is abandoned, but never twice in a row for the same proxy, so that proxies are
 served even under constant change.
@@ -45,11 +45,11 @@ log = structlog.get_logger(__name__)
 DEBOUNCE = 0.01
 """Seconds without a further change after which pending changes are applied."""
 MAX_DEBOUNCE = 0.05
-"""Seconds after which pending changes are applied although more arrive."""
+"""Seconds after which pending changes are applied, even if more keep arriving."""
 TIME_SLICE = 0.005
 """Seconds of work after which the event loop gets its turn."""
 MAX_ROLLOUT_DELAY = 0.5
-"""Seconds after which rollouts advance although proxies are still being served."""
+"""Seconds after which rollouts advance, even if translations are still queued."""
 RETRY_DELAY = 1.0
 """Seconds after which a failed renewal is retried."""
 ROLLOUT_TIMEOUT = 30.0
@@ -63,7 +63,7 @@ def _utc_now() -> datetime:
 
 
 class Controller:
-    """Keep the mesh and the connected proxies, and publish to each proxy the snapshot that it should have.
+    """Track the mesh and the connected proxies, and publish the current snapshot to each proxy.
 
     A stream with an authenticated caller (`xds.mesh.identity.auth`) may speak only for the pod that the
     caller proved to be, and ends when that is no longer true. A plaintext stream may speak for any pod, and
@@ -111,7 +111,7 @@ class Controller:
         self.mesh_lock = asyncio.Lock()
         """Held while a thread changes the mesh and the rollouts. Hold it to read both consistently."""
         self._due: dict[PodName, float | None] = {}
-        """The pods to translate, in order, with the time of the oldest change that waits for it."""
+        """Queue of pods to translate, each with the time of its oldest unserved change."""
         self._log = RolloutLog()
         self._held: set[PodName] = set()
         """The pods whose reconnected proxies wait until the progress of the others is known."""
@@ -142,7 +142,7 @@ class Controller:
         return self._authority, bundle((to_pem(self._authority.roots), *self._also_trust))
 
     def rotate(self, authority: Authority, extra_roots: Iterable[bytes] = ()) -> None:
-        """Trust these roots from now on, and replace all certificates with ones of this authority."""
+        """Issue all certificates from a new authority, and trust its root and `extra_roots` from now on."""
         extra_roots = self._also_trust = tuple(extra_roots)
         self._authority = authority
         self._roots = trusted_roots(authority, extra_roots)
@@ -155,7 +155,7 @@ class Controller:
     # --- for streams (server.Proxies) -----------------------------------------------------------------------
 
     def connect(self, node: Node, stream: StreamInfo) -> Subscriber:
-        """Admit a sidecar if the caller may speak for its pod. An unknown pod is waited for."""
+        """Admit a sidecar if the caller may act for its pod. If the pod is unknown, the sidecar waits."""
         try:
             name = NodeId.parse(node.id)
         except ValueError as error:
@@ -195,7 +195,8 @@ class Controller:
     def observe(self, subscriber: Subscriber, event: Subscribed | Acked | Nacked) -> None:
         """Record a subscription or an ACK. The server logs NACKs.
 
-        Refused: the proxy subscribes to a private key on a stream for secrets alone, and may not have it.
+        Raises:
+            Refused: the proxy subscribes to a private key that it may not have, on an SDS stream.
         """
         if isinstance(event, Subscribed):
             wants_key = event.type_url == subscriber.stream.type_url == SECRET and CERTIFICATE in event.names
@@ -215,7 +216,7 @@ class Controller:
     # --- status ---------------------------------------------------------------------------------------------
 
     def problem_of(self, subscriber: Subscriber) -> str:
-        """Return why a sidecar gets no configuration, or no newer one. Empty: it does."""
+        """Return why a sidecar gets no new configuration; an empty string if it gets one."""
         key = _pod_name(subscriber)
         return self._errors.get(key, "") if self.mesh.pod(*key) else "its pod is not known"
 
@@ -249,9 +250,9 @@ class Controller:
     # --- replicas -------------------------------------------------------------------------------------------
 
     def enable_sync(self) -> ReplicaSync | None:
-        """Start to coordinate with other replicas: no proxy is served before their transitions are known.
+        """Start coordinating with other replicas. No proxy is served before their transitions are known.
 
-        Return None if there is nothing to coordinate, because rollouts wait for no proxy.
+        Return None if there is nothing to coordinate, because the rollout timeout is disabled.
         """
         return self.rollouts.enable_sync(_clock())
 
@@ -391,7 +392,7 @@ class Controller:
         while self.mesh.failures:
             ref, failure = self.mesh.failures.popitem()
             log.error(
-                "service translation failed, clients keep its configuration",
+                "service translation failed, clients keep its previous configuration",
                 service=str(ref),
                 stack=_traceback(failure),
             )
@@ -402,7 +403,7 @@ class Controller:
             elif with_key:
                 new = snapshot
             else:
-                continue  # The first stream that may have a key has connected meanwhile, and is due next.
+                continue  # A stream that may have a key connected in the meantime; it will be served next.
             current = subscriber.snapshot
             if current is None or current != new or current.generation != new.generation:
                 subscriber.publish(new, changed_at)
@@ -445,7 +446,7 @@ class Controller:
         return True
 
     async def _rest(self) -> None:
-        """Wait for a wake-up call, a due change, a rollout check or a renewal."""
+        """Wait for an event, the end of a debounce, or the next rollout check or renewal."""
         loop = asyncio.get_running_loop()
         if self._pending:
             due_at = min(self._last_change_at + DEBOUNCE, self._first_change_at + MAX_DEBOUNCE)

@@ -43,7 +43,7 @@ def translate(mesh: Mesh, pod: Pod, secrets: tuple[Resource, ...] = ()) -> Snaps
 
 
 def steps(mesh: Mesh, pod: Pod, secrets: tuple[Resource, ...] = ()) -> Generator[None, None, Snapshot]:
-    """Build a pod's snapshot, yielding every few milliseconds so that an event loop can run other tasks."""
+    """Build a pod's snapshot. Yields after each service, so that an event loop can run other tasks."""
     rules = mesh.in_namespace(pod.namespace).rules
     selected = tuple(r.ref for r in rules if r.selector is not None and covers(r.selector, pod.meta.labels))
     kind = ("clients", pod.namespace, selected, pod.interception)
@@ -115,7 +115,7 @@ def _clients(mesh: Mesh, pod: Pod) -> Generator[None, None, _Common]:
     rds: list[Resource] = []
     if intercepted:
         lds.append(outbound.entry(config))
-        # If several services claim an address without an owner, the oldest service gets it.
+        # If several services list an address that no pod or Service owns, the oldest service gets it.
         lds += {r.name: r for service in reversed(by_age) for r in reversed(service.destinations)}.values()
         http = [host for host in hosts if host.protocol.is_http and not host.addressed]
         for number in sorted({host.port for host in http} - own_ports(mesh)):
@@ -165,7 +165,11 @@ class _InboundPort(NamedTuple):
 
 
 def _inbound_ports(mesh: Mesh, pod: Pod) -> tuple[_InboundPort, ...]:
-    """Return the ports that the pod's listeners serve: ports of its services and, if intercepted, others."""
+    """Return the ports that the pod's listeners serve.
+
+    These are the ports of its services and, with interception, those with a port-level mode and 0 for all
+    others.
+    """
     config = mesh.config
     intercepted = pod.interception is Interception.REDIRECT
     taken = config.own_ports(pod.interception)

@@ -215,7 +215,7 @@ class Mesh:
         return (self._given if given else self._all).get(namespace, NOTHING)
 
     def namespaces(self) -> Iterator[str]:
-        """Yield the namespaces that have other than default objects, sorted."""
+        """Yield the namespaces with objects other than the default objects, sorted."""
         yield from sorted(self._given)
 
     def get(self, ref: Ref) -> Fact | None:

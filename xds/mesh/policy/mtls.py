@@ -138,10 +138,13 @@ def _alpha_policies(mesh: Mesh, pod: Pod, port: int) -> Iterator[AuthenticationP
 
 
 def served_mode(mesh: Mesh, pod: Pod, port: int) -> ModeDecision:
-    """Return the served mode of a pod's port: the desired mode, or an earlier one during a rollout."""
+    """Return the mode that a pod's listener is served now.
+
+    During a rollout, this can differ from the mode that `effective_mode` returns.
+    """
     desired = effective_mode(mesh, pod, port)
-    now = mesh.served.modes.get((pod.ref, port))
-    return desired if now is None else desired._replace(mode=now)
+    served = mesh.served.modes.get((pod.ref, port))
+    return desired if served is None else desired._replace(mode=served)
 
 
 class Send(StrEnum):
@@ -181,7 +184,7 @@ class Decision:
 
 
 _BY_ENDPOINT = (Reason.AUTO_MTLS, Reason.SERVER_PLAINTEXT)
-"""Reasons for which the server's mode decides."""
+"""Reasons of decisions that depend on the server's mode."""
 
 _SENDS = {
     TlsMode.DISABLE: Send.PLAINTEXT,
@@ -238,10 +241,13 @@ def decide_for(
 def sends_mtls(
     mesh: Mesh, rule: ClientRule | None, port: ServicePort, endpoint: Endpoint, subset: str = ""
 ) -> bool:
-    """Whether these clients are served mutual TLS: as `decide_for`, or as before during a rollout."""
+    """Whether clients with this rule send mutual TLS now.
+
+    During a rollout, this can differ from the decision of `decide_for`.
+    """
     decision = decide_for(mesh, rule, port, endpoint, subset)
     if mesh.served.mtls and endpoint.pod and decision.reason in _BY_ENDPOINT:
-        now = mesh.served.mtls.get((endpoint.pod.ref, endpoint.port))
-        if now is not None:
-            return now
+        served = mesh.served.mtls.get((endpoint.pod.ref, endpoint.port))
+        if served is not None:
+            return served
     return decision.mode is Send.MTLS

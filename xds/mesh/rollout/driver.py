@@ -1,6 +1,6 @@
-"""Feed the rollout with the progress of streams, and apply its steps to the mesh.
+"""Report the progress of proxies to the rollout, and apply its steps to the mesh.
 
-The driver keeps no state about resources: a session knows up to which generation its proxy has ACKed.
+The driver has no state about resources: the session knows the newest generation that its proxy has ACKed.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ CHECK_INTERVAL = 0.1
 SKIPPED_CHECK_INTERVAL = 1.0
 """Seconds between two checks while only skipped proxies are left."""
 MAX_STEPS = 8
-"""Steps to take in one go. More than one step is possible only where no proxy has to be waited for."""
+"""Maximum number of steps at a time. Several steps are possible only if none has to wait for a proxy."""
 
 
 class _ActiveGeneration:
@@ -50,7 +50,7 @@ class _ActiveGeneration:
     def __init__(self) -> None:
         self._active = -1
         self._pending: deque[tuple[int, float]] = deque()
-        """ACKed generations that worker threads may not use yet, and when they will."""
+        """ACKed generations that are not active yet, with the time when each becomes active."""
 
     def update(self, acked: int, now: float) -> int:
         """Record the newest ACKed generation, and return the newest active one."""
@@ -67,7 +67,8 @@ class _StreamProgress:
     def __init__(self, now: float) -> None:
         self.connected_at = now
         self.caught_up_at: float | None = None
-        """When a client with an earlier configuration had ACKed all of this stream's for the first time."""
+        """Time of the first ACK of a complete configuration, for a client that connected with an earlier
+        one."""
         self.client = _ActiveGeneration()
         self.server = _ActiveGeneration()
 
@@ -81,20 +82,20 @@ class _Progress(NamedTuple):
 
 @dataclass(slots=True)
 class _DisconnectedProxy:
-    """A proxy that has lost its stream, and goes on with the configuration that it has."""
+    """A proxy that has lost its stream. It keeps using its configuration."""
 
     progress: _Progress
     client_until: float
-    """When it no longer counts as a client."""
+    """Time until which it counts as a client."""
     is_server: bool
     """Whether its inbound listeners are active. A server counts until it reconnects or its pod is gone."""
     caught_up_at: float
-    """When it stopped using a configuration from an earlier stream.
+    """Time when it stopped using a configuration from an earlier stream.
 
-    Infinity: it still used one. Minus infinity: it had none.
+    Infinity if it still used one; minus infinity if it never had one.
     """
     uid: str | None = None
-    """The UID of its pod. None: not looked up yet."""
+    """UID of its pod; None until it is looked up."""
 
 
 class RolloutDriver:
@@ -118,21 +119,22 @@ class RolloutDriver:
         self._join_deadline = -inf
         self._rules_version = RulesVersion()
         self._placeholders: set[Ref] = set()
-        """The rules of the installation for which the mesh still has the previous version."""
+        """Default DestinationRules that are held back: the mesh has their previous version as a
+        placeholder."""
         self._port_reports: Mapping[PortKey, PortReport] = {}
         self._must_check = False
         self._must_assume_mixed = False
-        """Whether a client has connected that a peer may have served something else."""
+        """Whether a client connected that may use a different configuration, served by a peer."""
         self._subscribers = streams
         self._streams: dict[Subscriber, _StreamProgress] = {}
         self._disconnected: dict[PodName, _DisconnectedProxy] = {}
         self._reported: set[PodName] = set()
-        """The pods whose listeners, or lack of listeners, are known since they subscribed."""
+        """Pods that have reported their listeners by subscribing to listeners."""
         self._recovered_modes: dict[Ref, Mapping[int, Mode]] = {}
-        """The modes that reconnected servers already had active, until the next step reads them."""
+        """Modes that were active when a server reconnected, until the next step reads them."""
         self._recovery_ends = inf
         self._may_reconnect: set[PodName] = set()
-        """The pods whose sidecars may be about to reconnect."""
+        """Pods whose sidecars may reconnect soon."""
         self._has_reconnects = False
         """Whether any proxy has connected with a configuration from an earlier stream."""
         self.checked_at = -inf
@@ -156,7 +158,7 @@ class RolloutDriver:
                 progress, now + RECONNECT_GRACE, is_server, self._caught_up_at(subscriber)
             )
             if self.sync:
-                self._reported.discard(key)  # It may have been connected to another replica when it returns.
+                self._reported.discard(key)  # It may connect to another replica before it returns.
         if is_last and Ref("Pod", *key) in self._recovered_modes:
             # It reports them again when it reconnects. A step in a thread may have read them by now.
             self._recovered_modes.pop(Ref("Pod", *key), None)
@@ -174,7 +176,7 @@ class RolloutDriver:
             self._has_reconnects |= had_clusters
             self._must_assume_mixed |= had_clusters and self.sync is not None
             if not had_clusters:
-                self._may_reconnect.discard(key)  # It is new, and sends nothing by an earlier configuration.
+                self._may_reconnect.discard(key)  # It is new, so it has no earlier configuration.
         if type_url != LISTENER or not session or key in self._reported or self.rollout.timeout is None:
             return
         self._reported.add(key)
@@ -183,7 +185,7 @@ class RolloutDriver:
             self.recover(Ref("Pod", *key), modes)
 
     def received(self, subscriber: Subscriber, now: float) -> None:
-        """Record a request. With it, a client may have ACKed everything that it lacked when it connected."""
+        """Record a request, which may be the ACK that completes a client's configuration."""
         session, stream = subscriber.session, self._streams[subscriber]
         if session is None or stream.caught_up_at is not None or not _has_earlier_configuration(session):
             return
@@ -222,7 +224,7 @@ class RolloutDriver:
 
     @property
     def is_active(self) -> bool:
-        """Whether there is a transition, or about to be one."""
+        """Whether a transition is in progress or about to start."""
         return bool(
             self.rollout.transitions
             or self.rollout.rule_transitions
@@ -231,7 +233,7 @@ class RolloutDriver:
         )
 
     def next_check(self, now: float) -> float:
-        """Return when to check the progress of proxies again. Infinity: not before something happens."""
+        """Return when to check the progress of proxies again; infinity to wait for an event."""
         if self._must_check:
             return min(now, self.checked_at + CHECK_INTERVAL)
         if self.is_active:
@@ -273,7 +275,7 @@ class RolloutDriver:
                 reconnected.add(name)
             if self._is_client(key, now):
                 clients[name] = min(progress.client, clients.get(name, progress.client))
-            # All servers: the change that this is observed for may start a transition of any of them.
+            # Include all servers: the pending change may start a transition on any of them.
             if subscriber is None or self._may_be_server(subscriber, now):
                 servers[ref] = min(progress.server, servers.get(ref, progress.server))
             if session is None:
@@ -318,7 +320,10 @@ class RolloutDriver:
     def _may_use_earlier_configuration(
         self, mesh: Mesh, key: PodName, subscriber: Subscriber | None, now: float
     ) -> bool:
-        """Return whether a client may have unclassified connections by an earlier stream's configuration."""
+        """Return whether a client may have opened pending connections under an earlier configuration.
+
+        A connection is pending until the server's listener has detected its protocol.
+        """
         caught_up_at = self._caught_up_at(subscriber) if subscriber else self._disconnected[key].caught_up_at
         return self._is_client(key, now) and now < caught_up_at + WORKER_DELAY + classification_delay(
             mesh.config
@@ -334,7 +339,7 @@ class RolloutDriver:
         return stream.caught_up_at
 
     def _may_be_server(self, subscriber: Subscriber, now: float) -> bool:
-        """Return whether a sidecar gets its listeners on this stream, as on every ADS stream."""
+        """Return whether the stream may be the one on which a sidecar gets its listeners."""
         session = subscriber.session
         has_subscribed = session is not None and session.is_subscribed(LISTENER)
         return has_subscribed or (
@@ -360,7 +365,7 @@ class RolloutDriver:
         return peers is None or peers.is_isolated or bool(peers.peers)
 
     def enable_sync(self, now: float) -> ReplicaSync | None:
-        """Start to coordinate with peers. Return None if the rollout waits for no proxy."""
+        """Start coordinating with peers. Return None if the rollout timeout is disabled."""
         self._is_replicated = True
         if self.rollout.timeout is not None:
             self.sync, self._join_deadline = ReplicaSync(), now + JOIN_TIMEOUT
@@ -416,7 +421,7 @@ class RolloutDriver:
     def _changed_installed_rules(
         self, mesh: Mesh, change: Change
     ) -> Mapping[Ref, tuple[DestinationRule, DestinationRule | None]]:
-        """Return the rules of the installation that a change of settings replaces.
+        """Return the default DestinationRules that a change of settings replaces.
 
         Each comes with the version to serve for now, and the new version.
         """
@@ -430,7 +435,7 @@ class RolloutDriver:
         }
 
     def _withdraw_rules(self, mesh: Mesh, now: float) -> Mesh:
-        """Return a mesh without the rules that turn out to be too early."""
+        """Return a mesh without the rules that were served too early."""
         too_early = self.rollout.withdraw_rules(mesh, now)
         removed = tuple(
             ref for ref in too_early if ref not in self._placeholders and _is_user_object(mesh, ref)
@@ -444,7 +449,7 @@ class RolloutDriver:
     def _without_placeholders(self, rules: Change) -> Change:
         """Return the change that serves released rules.
 
-        To serve a rule of the installation, it is enough to remove its placeholder.
+        To serve a default rule, remove its placeholder.
         """
         restored = tuple(rule.ref for rule in rules.applied if rule.ref in self._placeholders)
         self._placeholders.difference_update(restored, rules.removed)

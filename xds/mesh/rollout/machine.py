@@ -30,7 +30,7 @@ _CONNECTION_DELAY = 0.2
 """Seconds that a connection takes from a client's sidecar to the server's sidecar."""
 
 API_SERVER = "the API server"
-"""The name in `Transition.held_by` while peers cannot have read this replica's report."""
+"""Name in `Transition.held_by` until peers can have read this replica's report."""
 
 
 class Step(NamedTuple):
@@ -45,8 +45,7 @@ class Step(NamedTuple):
 class Rollout:
     """The transitions of all ports of all pods.
 
-    `timeout` is how many seconds to wait for a proxy. None: wait for no proxy, and serve the desired state at
-    once.
+    `timeout` is the number of seconds to wait for a proxy. With None, the desired state is served at once.
     """
 
     def __init__(self, timeout: float | None = 30.0) -> None:
@@ -55,13 +54,13 @@ class Rollout:
         self.transitions: dict[PortKey, Transition] = {}
         self.rule_transitions: dict[Ref, RuleTransition] = {}
         self.skipped_ports: dict[PortKey, Transition] = {}
-        """Copies of transitions that went on without a lagging proxy or peer, until it has caught up."""
+        """Copies of transitions that skipped a lagging proxy or peer, until it has caught up."""
         self.skipped_rules: dict[Ref, RuleTransition] = {}
-        """Rule transitions that ended without a lagging client, until it has caught up."""
+        """Rule transitions that skipped a lagging client, until it has caught up."""
         self.skip_count = 0
-        """How many times the rollout went on without a lagging proxy or peer."""
+        """Number of times a lagging proxy or peer was skipped."""
         self.plaintext_disabled = 0
-        """How many times a port stopped accepting plaintext."""
+        """Number of times a port stopped accepting plaintext."""
         self.on_finished: Callable[[float], object] = float
         """Called with the duration of each finished transition, in seconds."""
         self._desired: dict[Ref, dict[int, Desired]] = {}
@@ -74,12 +73,12 @@ class Rollout:
         self._started: list[Transition] = []
         """The transitions that started since the last step."""
         self._peer_transitions: frozenset[PortKey] = frozenset()
-        """The ports that are in transition on a peer, and which peers expect a report about."""
+        """Ports that are in transition on a peer; peers expect a report about them."""
 
     # --- desired state --------------------------------------------------------------------------------------
 
     def update_desired(self, mesh: Mesh, removed: Iterable[Ref], now: float) -> None:
-        """Read the desired state from a mesh; `removed` are the objects that are gone since the last one."""
+        """Read the desired state from a mesh; `removed` are the objects deleted since the last call."""
         for ref in removed:
             self._desired.pop(ref, None)
         names: Collection[ServiceKey] | None = mesh.touched
@@ -97,7 +96,7 @@ class Rollout:
             for key, desired in ports.items():
                 self._set_desired(mesh, key, desired, now)
         for key in gone:
-            # No client uses the port, so its mode changes in one step. If it comes back, it counts as new.
+            # No service leads to the port, so its mode changes in one step. If it returns, it counts as new.
             if key not in self.transitions and not any(
                 key in ports for ports in self._service_ports.values()
             ):
@@ -122,7 +121,7 @@ class Rollout:
     def assume_mixed_clients(self, now: float) -> None:
         """Assume that clients may send either kind of traffic.
 
-        Call it when a client has connected that a peer may have served something else.
+        Call it when a client connects that a peer may have served a different configuration.
         """
         for transition in self.transitions.values():
             if transition.possible_sends == {transition.served_send}:
@@ -195,7 +194,7 @@ class Rollout:
             started_at=now,
         )
         self._started.append(transition)
-        # Proxies that the last transition skipped, and that have not caught up, are waited for this time.
+        # Wait again for proxies that the last transition skipped and that have not caught up.
         skipped = self.skipped_ports.pop(key, None)
         if skipped and skipped.waiting_for is WaitingFor.LISTENER:
             transition.possible_modes |= skipped.possible_modes
@@ -305,7 +304,7 @@ class Rollout:
     ) -> None:
         """Narrow down what may be active, from what proxies have ACKed.
 
-        `classify_delay` is how many seconds a listener may take to classify a new connection.
+        `classify_delay` is the time, in seconds, that a listener may take to detect a connection's protocol.
         """
         pod, _ = key
         active = observed.servers.get(pod)
@@ -424,7 +423,10 @@ class Rollout:
     def _update_hold(
         self, key: PortKey, transition: Transition, held_by: list[str] | None, now: float, *, is_overdue: bool
     ) -> None:
-        """Record which peers block the transition. None: nothing does, not even this replica's own report."""
+        """Record which peers block the transition.
+
+        `held_by` is None if nothing blocks it, and empty while peers have not read this replica's report.
+        """
         if held_by is not None and is_overdue:
             self._skip(key, transition, WaitingFor.REPLICAS, dict.fromkeys(transition.held_by, ""))
         if held_by is None or is_overdue:
@@ -518,11 +520,10 @@ class Rollout:
 
 
 def classification_delay(config: MeshConfig) -> float:
-    """Return for how long after it was opened a listener may classify a connection.
+    """Return the time, in seconds, until a listener has detected the protocol of a new connection.
 
-    A listener waits this long for the client to send first. Clients of a protocol in which the server sends
-    first say nothing, so the listener classifies their connections only then, and refuses those that it no
-    longer accepts.
+    A listener waits this long for the client to send first. Clients of server-first protocols send nothing,
+    so the listener applies its current filter chains only then, and refuses what they no longer accept.
     """
     return config.protocol_detection_timeout + _CONNECTION_DELAY
 

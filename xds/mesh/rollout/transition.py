@@ -36,7 +36,7 @@ class ObservedState:
     clients: Mapping[str, int] = field(default_factory=dict)
     """The active generation of a client's clusters and endpoints, by POD.NAMESPACE."""
     reconnected: frozenset[str] = frozenset()
-    """Clients that may have unclassified connections by a configuration from an earlier stream."""
+    """Clients that may have pending connections that they opened under an earlier configuration."""
     rejected_clusters: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """For each client, the clusters or endpoints that it rejected, with the error."""
     peers: PeerView = field(default_factory=PeerView)
@@ -78,21 +78,21 @@ class Transition:
     started_at: float
     """When the transition started."""
     held_since: float | None = None
-    """When the transition began to wait for peers only. None: it does not."""
+    """Time when the transition began to wait only for peers; None if it does not."""
     held_by: tuple[str, ...] = ()
     """The peers that block the next phase."""
     acked_since: float | None = None
-    """Since when all clients are known to have ACKed. None: some have not."""
+    """Time when the last client was known to have ACKed; None until all have."""
     done_since: float | None = None
-    """Since when the desired state is active on this replica. None: it is not."""
+    """Time when the desired state became active on this replica; None until then."""
     is_settled: bool = False
-    """Whether the desired state is active, on this replica and, as far as is known, on its peers."""
+    """Whether the desired state is active on this replica and on its known peers."""
     waiting_for: WaitingFor | None = None
-    """What blocks the next phase. None: nothing."""
+    """What blocks the next phase; None if nothing does."""
     lagging: tuple[str, ...] = ()
     """The clients, or the peers, that block the next phase or were skipped."""
     rejection: str = ""
-    """The error of a sidecar that rejected its configuration. Empty: none did."""
+    """Error of a sidecar that rejected its configuration; empty if none did."""
 
     @property
     def waiting_since(self) -> float:
@@ -120,7 +120,7 @@ class Transition:
 
 
 def other_than(send: Send) -> Send:
-    """Return the other member of `Send`."""
+    """Return PLAINTEXT for MTLS, and MTLS for anything else."""
     return Send.PLAINTEXT if send is Send.MTLS else Send.MTLS
 
 

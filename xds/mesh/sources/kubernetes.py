@@ -352,7 +352,7 @@ def _read_object(kind: Kind, obj: Json, before: ObjectState | None) -> ObjectSta
         }
     try:
         [parsed] = parse(obj, lambda _: name, served=True)
-    except Exception as error:  # noqa: BLE001 - whatever is wrong with one object, the others go on
+    except Exception as error:  # noqa: BLE001 - one object must not affect the others
         what = f"cannot be read: {type(error).__name__}: {error}"
         parsed = unreadable(kind, ref, Problem(where=name, what=what, hint="please report this"))
     return _object_state(parsed, before, uid)
