@@ -71,7 +71,7 @@ async def test_a_holder_that_is_gone_without_a_word_is_followed_by_another(
     cluster: Cluster, namespace: str
 ) -> None:
     gone, next_ = lease(cluster, namespace, "gone"), lease(cluster, namespace, "next")
-    await gone._try()
+    await gone._try_to_hold()
     assert (await spec(cluster, namespace))["holderIdentity"] == "gone"
     async with running(next_):
         assert await until_held(next_) is next_
@@ -81,24 +81,24 @@ async def test_a_holder_that_is_gone_without_a_word_is_followed_by_another(
 
 async def test_the_time_that_is_written_there_counts_for_nothing(cluster: Cluster, namespace: str) -> None:
     holder, other = lease(cluster, namespace, "holder", 60), lease(cluster, namespace, "other", 60)
-    await holder._try()
+    await holder._try_to_hold()
     path = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases/{LEASE_NAME}"
     for stamp in ("2001-01-01T00:00:00.000000Z", "2101-01-01T00:00:00.000000Z"):
         await cluster.api.patch(path, {"spec": {"renewTime": stamp}})
-        await other._try()
+        await other._try_to_hold()
         assert not other.held
     assert holder.held
 
 
 async def test_a_holder_that_keeps_renewing_keeps_it(cluster: Cluster, namespace: str) -> None:
     holder, other = lease(cluster, namespace, "holder", 60), lease(cluster, namespace, "other", 60)
-    await holder._try()
+    await holder._try_to_hold()
     for _ in range(3):
-        await other._try()
-        assert other._seen is not None
-        other._seen = (other._seen[0], float("-inf"))  # as if it had watched for ever
-        await holder._try()
-        await other._try()
+        await other._try_to_hold()
+        assert other._observed is not None
+        other._observed = (other._observed[0], float("-inf"))  # as if it had watched for ever
+        await holder._try_to_hold()
+        await other._try_to_hold()
         assert holder.held
         assert not other.held
 
@@ -107,15 +107,15 @@ async def test_one_that_cannot_reach_the_server_stops_before_another_may_begin(
     cluster: Cluster, namespace: str
 ) -> None:
     holder = lease(cluster, namespace, "holder")
-    await holder._try()
+    await holder._try_to_hold()
     began = asyncio.get_running_loop().time()
-    assert holder._until < began + DURATION
+    assert holder._held_until < began + DURATION
     nobody = await cluster.connect("nobody")
     async with nobody:
         holder._api = nobody
         with capture_logs() as logs:
-            await holder._try()
-            await holder._try()
+            await holder._try_to_hold()
+            await holder._try_to_hold()
     assert [entry["event"] for entry in logs] == ["cannot renew the leader Lease"]
     assert "leases" in logs[0]["problem"]
     await eventually(lambda: not holder.held, timeout=30)
@@ -123,5 +123,5 @@ async def test_one_that_cannot_reach_the_server_stops_before_another_may_begin(
 
 async def test_two_that_see_it_free_do_not_both_get_it(cluster: Cluster, namespace: str) -> None:
     claims = [lease(cluster, namespace, f"replica-{number}", 60) for number in range(8)]
-    await asyncio.gather(*(claim._try() for claim in claims))
+    await asyncio.gather(*(claim._try_to_hold() for claim in claims))
     assert sum(claim.held for claim in claims) == 1
