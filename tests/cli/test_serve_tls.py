@@ -83,9 +83,9 @@ def test_who_shows_a_certificate_gets_its_own_key_and_admins_may_look(folder: Pa
         )
         [secret] = fetch(port, roots, web)
         assert "PRIVATE KEY" in secret
-        with pytest.raises(grpc.RpcError, match="may not speak for pod shop/web"):
+        with pytest.raises(grpc.RpcError, match="may not act for pod shop/web"):
             fetch(port, roots, other)
-        assert process.logged("may not speak for pod shop/web")
+        assert process.logged("may not act for pod shop/web")
 
         def asked(shown: Shown) -> subprocess.CompletedProcess[str]:
             return status(
@@ -97,7 +97,7 @@ def test_who_shows_a_certificate_gets_its_own_key_and_admins_may_look(folder: Pa
         assert (seen.returncode, found["notConnected"]["pods"][0]["pod"]) == (1, "web"), seen.stderr
         refused = asked(web)
         assert refused.returncode == 3
-        assert f"localhost:{port} does not let us ask (service account shop/default may not" in refused.stderr
+        assert f"localhost:{port} does not let us ask (service account shop/default is not an admin" in refused.stderr
         log = process.log.read_text()
         assert "PRIVATE KEY" not in log
         assert log.count("every user of this machine can take any pod's identity") == 1
@@ -126,7 +126,10 @@ def test_where_others_could_connect_over_tls_plaintext_has_no_keys(folder: Path,
             ("--xds-tls-address", "127.0.0.1:0", "--admin-identity", "root"),
             "is neither NAMESPACE/SERVICE_ACCOUNT",
         ),
-        (("--xds-mtls-address", "127.0.0.1:0", "--tls-name", "not a name"), "'not a name' is no DNS name"),
+        (
+            ("--xds-mtls-address", "127.0.0.1:0", "--tls-name", "not a name"),
+            "'not a name' is neither a lower-case DNS name",
+        ),
         (("--xds-tls-address", "127.0.0.1:0"), "takes the tokens of `xds token`: say with --state-dir where"),
     ],
 )

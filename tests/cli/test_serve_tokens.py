@@ -130,11 +130,15 @@ async def test_nobody_gets_another_pods_key(site: Site) -> None:
     header, said, _ = own.split(".")
     shown = {
         "none": (None, UNPROVEN, "no credential"),
-        "garbage": ("garbage", UNPROVEN, "no token of a service account"),
-        "forged": (f"{header}.{said}.AAAA", UNPROVEN, "not signed with the key of this control plane"),
-        "alg none": (f"eyJhbGciOiJub25lIn0.{said}.", UNPROVEN, "not signed with the key"),
-        "a cluster's": (token({"aud": ["xds-ca"], "exp": 2e9}), UNPROVEN, "not signed with the key"),
-        "of another key": (site.signed(key=TokenKey.generate()), UNPROVEN, "made with another --state-dir"),
+        "garbage": ("garbage", UNPROVEN, "not a service account token"),
+        "forged": (f"{header}.{said}.AAAA", UNPROVEN, "not signed by this control plane"),
+        "alg none": (f"eyJhbGciOiJub25lIn0.{said}.", UNPROVEN, "not signed by this control plane"),
+        "a cluster's": (token({"aud": ["xds-ca"], "exp": 2e9}), UNPROVEN, "not signed by this control plane"),
+        "of another key": (
+            site.signed(key=TokenKey.generate()),
+            UNPROVEN,
+            "created with another --state-dir",
+        ),
         "expired": (site.signed(age=61), UNPROVEN, "expired at"),
         "not valid yet": (site.signed(age=-600), UNPROVEN, "not valid yet"),
         "another namespace's": (site.signed(namespace="other"), DENIED, "in another namespace"),
@@ -185,7 +189,7 @@ async def test_a_token_outlives_the_control_plane_but_not_its_state(site: Site, 
     site.state = tmp_path / "other"
     with serving(site.folder, *site.options()):
         code, said = await site.asked(text)
-    assert (code, "made with another --state-dir" in said) == (UNPROVEN, True)
+    assert (code, "created with another --state-dir" in said) == (UNPROVEN, True)
 
 
 async def test_plaintext_has_no_keys_where_tokens_are_taken_from_elsewhere(
@@ -232,7 +236,7 @@ def test_the_admin_may_look_with_what_people_have(site: Site, tmp_path: Path) ->
     seen = status(written / "token")
     assert (seen.returncode, "time" in json.loads(seen.stdout)) == (1, True), seen.stderr
     refused = status(tmp_path / "web")
-    assert (refused.returncode, "shop/web may not look at this" in refused.stderr) == (3, True)
+    assert (refused.returncode, "shop/web is not an admin" in refused.stderr) == (3, True)
 
     def grpcurl(text: str) -> subprocess.CompletedProcess[str]:
         shown = ("-H", f"authorization: Bearer {text}") if text else ()
@@ -243,7 +247,7 @@ def test_the_admin_may_look_with_what_people_have(site: Site, tmp_path: Path) ->
 
     seen = grpcurl(site.token("--service-account", "ops/admin"))
     assert (seen.returncode, "time" in json.loads(seen.stdout)) == (0, True), seen.stderr
-    for text, why in (("", "no credential"), (site.signed(), "may not look at this")):
+    for text, why in (("", "no credential"), (site.signed(), "is not an admin")):
         refused = grpcurl(text)
         assert (refused.returncode != 0, why in refused.stderr) == (True, True), refused.stderr
 
@@ -255,4 +259,4 @@ def test_a_key_that_cannot_be_used_is_said(tmp_path: Path) -> None:
     process = Process(tmp_path / "m", "--state-dir", tmp_path / "state", "--xds-tls-address", "127.0.0.1:0")
     assert process.process.wait(WITHIN) == 1
     log = process.log.read_text()
-    assert f"--state-dir: {tmp_path}/state/{TOKEN_KEY_FILE} can be used by others (mode 0644)" in log
+    assert f"--state-dir: {tmp_path}/state/{TOKEN_KEY_FILE} is accessible to other users (mode 0644)" in log

@@ -157,7 +157,7 @@ def test_what_cannot_be_read_or_written_is_said(state: Path, tmp_path: Path) -> 
         (
             ("--state-dir", tmp_path / "empty", "--out-dir", tmp_path / "out"),
             1,
-            "root-cert.pem is not there yet",
+            "root-cert.pem does not exist",
         ),
         (
             ("--state-dir", state, "--out-dir", tmp_path / "file/x"),
@@ -173,7 +173,7 @@ def test_what_cannot_be_read_or_written_is_said(state: Path, tmp_path: Path) -> 
     (state / TOKEN_KEY_FILE).chmod(0o600)
     done = xds("web-0.shop", "--state-dir", state)
     assert (done.exit_code, done.stdout) == (1, "")
-    assert f"xds: --state-dir: {state}/{TOKEN_KEY_FILE}: this is no key for tokens" in done.stderr
+    assert f"xds: --state-dir: {state}/{TOKEN_KEY_FILE}: this is not a token key" in done.stderr
 
 
 class Renewing:
@@ -239,7 +239,7 @@ def test_what_is_not_there_yet_is_waited_for(tmp_path: Path) -> None:
     (tmp_path / "state").mkdir()
     with renewing(tmp_path) as process:
         process.until(lambda: 'event="no token written"' in process.log)
-        assert "root-cert.pem is not there yet: xds serve makes it" in process.log
+        assert "root-cert.pem does not exist: xds serve creates it" in process.log
         load_or_create_root(tmp_path / "state", "cluster.local", datetime.now(UTC))
         process.until(process.token)
         process.end()
