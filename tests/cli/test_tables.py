@@ -14,6 +14,9 @@ from xds.cli.tables import Table
 
 NAME = "a-pod-with-a-long-name.and-a-namespace"
 
+END = "\x03"
+"""Marks the end of the output."""
+
 
 def show_on_terminal(made: Table, columns: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return the lines that a terminal of the given width displays."""
@@ -24,9 +27,12 @@ def show_on_terminal(made: Table, columns: int, monkeypatch: pytest.MonkeyPatch)
         with os.fdopen(end, "w") as stdout, monkeypatch.context() as patched:
             patched.setattr(sys, "stdout", stdout)
             made.show()
+            stdout.write(END)
             stdout.flush()
-            shown = click.unstyle(os.read(other_end, 1 << 16).decode())
-            return [line.rstrip() for line in shown.splitlines()]
+            shown = ""
+            while END not in shown:  # A terminal may deliver its output in parts.
+                shown += os.read(other_end, 1 << 16).decode()
+            return [line.rstrip() for line in click.unstyle(shown.partition(END)[0]).splitlines()]
     finally:
         os.close(other_end)
 

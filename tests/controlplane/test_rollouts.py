@@ -98,6 +98,7 @@ async def test_lagging_client_is_skipped_and_reported(monkeypatch) -> None:
             )
             client.answer(ENDPOINT)
             await eventually(lambda: not controller.rollouts.rollout.skipped_ports, timeout=WITHIN)
+            await eventually(lambda: logs[-1]["event"] == "rollout finished", timeout=WITHIN)
     events = [entry for entry in logs if entry["event"] in ROLLOUT_EVENTS]
     assert any("web waiting for client.ns" in entry.get("status", "") for entry in events)
     assert any("web skipped client.ns" in entry.get("status", "") for entry in events)
@@ -121,6 +122,7 @@ async def test_rejected_rule_is_logged_only_on_change(
             controller.change(Change(removed=(mutual.ref,)))
             await until_finished(controller)
             await eventually(lambda: not controller.rollouts.rollout.skipped_rules, timeout=WITHIN)
+            await eventually(lambda: logs[-1]["event"] == "rollout finished", timeout=WITHIN)
     events = [entry for entry in logs if entry["event"] in ROLLOUT_EVENTS]
     statuses = [entry["status"].partition(" (")[0] for entry in events if "status" in entry]
     assert len(statuses) == len(set(statuses)), statuses

@@ -142,16 +142,16 @@ LEAF = ROOT.subsidiary("Leaf", ca=False)
         (lambda: load(ISSUING.subsidiary("Below"), ISSUING), "CN=Issuing allows 0 CA certificates below it"),
         (
             lambda: Authority.load(pem(ISSUING), key_pem(ROOT), NOW, root=pem(ROOT)),
-            "private key is not the certificate's",
+            "private key does not match the certificate",
         ),
         (lambda: Authority.load(pem(ISSUING), key_pem(ISSUING), NOW), "not a root"),
         (
             lambda: Authority.load(pem(ISSUING), key_pem(ISSUING), NOW, root=b"x"),
-            "no certificate in PEM form",
+            "not a PEM certificate",
         ),
         (
             lambda: Authority.load(pem(ISSUING), key_pem(ISSUING), NOW, root=pem(ROOT), chain=b"x"),
-            "no certificate in PEM form",
+            "not a PEM certificate",
         ),
         (
             lambda: load(ISSUING, now=NOW - timedelta(days=1)),
@@ -200,7 +200,7 @@ def test_a_servers_certificate_has_its_names_and_is_for_servers_only() -> None:
     "names", [[], [""], ["*.svc"], ["Xds.svc"], ["a..b"], ["a_b"], ["-a"], ["a" * 64], ["a\n"]]
 )
 def test_a_server_needs_names_that_can_be_asked_for(names: list[str]) -> None:
-    with pytest.raises(IdentityError, match=r"needs a name|is no DNS name"):
+    with pytest.raises(IdentityError, match=r"needs a name|is neither a lower-case DNS name"):
         load(ISSUING).issue_server(names, NOW)
 
 

@@ -50,16 +50,16 @@ def test_an_expired_token_is_shown_to_who_issued_it_as_long_as_only_our_clock_ma
 @pytest.mark.parametrize(
     ("shown", "why"),
     [
-        ("", "no token of a service account"),
-        ("secret", "no token of a service account"),
-        ("a.b", "no token of a service account"),
-        ("a.b.c.d", "no token of a service account"),
-        ("..", "no token of a service account"),
-        ("a.é.c", "no token of a service account"),
-        ("a.AAAA.c", "no token of a service account"),
-        (token([]), "no token of a service account"),
-        (token("x" * 20_000), "no token of a service account"),
-        ("." + "W1tb" * 3000 + ".", "no token of a service account"),
+        ("", "not a service account token"),
+        ("secret", "not a service account token"),
+        ("a.b", "not a service account token"),
+        ("a.b.c.d", "not a service account token"),
+        ("..", "not a service account token"),
+        ("a.é.c", "not a service account token"),
+        ("a.AAAA.c", "not a service account token"),
+        (token([]), "not a service account token"),
+        (token("x" * 20_000), "not a service account token"),
+        ("." + "W1tb" * 3000 + ".", "not a service account token"),
         (token({}), "not for audience xds-ca"),
         (token({"aud": "istio-ca", "exp": LATER}), "not for audience xds-ca"),
         (token({"aud": ["https://kubernetes.default.svc"], "exp": LATER}), "not for audience xds-ca"),
@@ -91,10 +91,10 @@ def test_a_token_may_be_bound_to_no_pod():
 @pytest.mark.parametrize(
     ("status", "why"),
     [
-        (None, "does not accept"),
-        ({}, "does not accept"),
-        (review(authenticated=False, error="token expired"), "does not accept"),
-        (review(authenticated="true"), "does not accept"),
+        (None, "rejects the token"),
+        ({}, "rejects the token"),
+        (review(authenticated=False, error="token expired"), "rejects the token"),
+        (review(authenticated="true"), "rejects the token"),
         (review(audiences=[]), "audience xds-ca"),
         (review(audiences=None), "audience xds-ca"),
         (review(audiences=["istio-ca"]), "audience xds-ca"),
@@ -129,14 +129,14 @@ def test_so_does_one_from_before_the_trust_domain_was_another():
     [
         (b"", "malformed"),
         (b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "malformed"),
-        (CA.issue_server(["xds.istio-system.svc"], NOW).chain, "no SPIFFE id"),
-        (CA.root_pem, "no SPIFFE id"),
-        (certificate(CA, NOW)[0], "no SPIFFE id"),
-        (certificate(CA, NOW, dns=("sleep.full",))[0], "no SPIFFE id"),
-        (certificate(CA, NOW, uris=("spiffe://cluster.local",))[0], "no SPIFFE id"),
-        (certificate(CA, NOW, uris=("https://cluster.local/ns/full/sa/sleep",))[0], "no SPIFFE id"),
-        (certificate(CA, NOW, uris=(f"{SLEEP}/x",))[0], "no SPIFFE id"),
-        (certificate(CA, NOW, uris=(SLEEP, "spiffe://cluster.local/ns/full/sa/x"))[0], "no SPIFFE id"),
+        (CA.issue_server(["xds.istio-system.svc"], NOW).chain, "no SPIFFE ID"),
+        (CA.root_pem, "no SPIFFE ID"),
+        (certificate(CA, NOW)[0], "no SPIFFE ID"),
+        (certificate(CA, NOW, dns=("sleep.full",))[0], "no SPIFFE ID"),
+        (certificate(CA, NOW, uris=("spiffe://cluster.local",))[0], "no SPIFFE ID"),
+        (certificate(CA, NOW, uris=("https://cluster.local/ns/full/sa/sleep",))[0], "no SPIFFE ID"),
+        (certificate(CA, NOW, uris=(f"{SLEEP}/x",))[0], "no SPIFFE ID"),
+        (certificate(CA, NOW, uris=(SLEEP, "spiffe://cluster.local/ns/full/sa/x"))[0], "no SPIFFE ID"),
         (certificate(CA, NOW, uris=("spiffe://other/ns/full/sa/sleep",))[0], "trust domain other"),
         (
             certificate(CA, NOW, uris=(SLEEP,), lifetime=timedelta(seconds=-1))[0],
@@ -183,7 +183,7 @@ def test_who_may_speak_for_a_pod(caller, known):
 def test_who_may_not(caller, namespace, name, known, why):
     said = claims.denial_reason(caller, namespace, name, known)
     assert why in said
-    assert said.startswith(f"service account full/sleep may not speak for pod {namespace}/{name}: ")
+    assert said.startswith(f"service account full/sleep may not act for pod {namespace}/{name}: ")
 
 
 @pytest.mark.parametrize("text", ["full/sleep", SLEEP, "spiffe://old.example/ns/full/sa/sleep"])

@@ -190,10 +190,10 @@ def test_a_rotation_that_begins_while_an_old_root_retires_keeps_all_three() -> N
         ({"ca-key.pem": None}, "ca-key.pem is missing"),
         ({"ca-cert.pem": b" "}, "ca-cert.pem is missing"),
         ({"next-ca-key.pem": None}, "next-ca-key.pem is missing"),
-        ({"rotation-since": None}, "rotation-since does not say since when"),
-        ({"rotation-since": b"yesterday"}, "rotation-since does not say since when"),
+        ({"rotation-since": None}, "rotation-since is missing or not an ISO 8601 time"),
+        ({"rotation-since": b"yesterday"}, "rotation-since is missing or not an ISO 8601 time"),
         ({"rotation-since": b"2030-01-01T12:00:00"}, "rotation-since has no time zone"),
-        ({"ca-key.pem": NEW.key.to_pem()}, "of two different CAs"),
+        ({"ca-key.pem": NEW.key.to_pem()}, "to different CAs"),
     ],
 )
 def test_what_was_kept_and_damaged_is_refused_with_the_reason(

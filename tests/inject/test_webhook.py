@@ -203,13 +203,13 @@ async def test_what_is_too_large_is_refused(call: Call) -> None:
 
 
 async def test_pods_are_read_in_a_thread(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    answer, threads = webhook.answer, []
+    answer, threads = webhook.review_pod, []
 
     def note(*args: Any) -> Any:
         threads.append(threading.current_thread())
         return answer(*args)
 
-    monkeypatch.setattr(webhook, "answer", note)
+    monkeypatch.setattr(webhook, "review_pod", note)
     large = copy.deepcopy(POD) | {"x": "x" * MAX_SMALL_BODY}
     for pod in (POD, large):
         assert (await call(review(pod)))[1]["response"]["allowed"]
@@ -218,13 +218,13 @@ async def test_pods_are_read_in_a_thread(call: Call, monkeypatch: pytest.MonkeyP
 
 
 async def test_request_that_waits_too_long_is_503(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    answer, done = webhook.answer, threading.Event()
+    answer, done = webhook.review_pod, threading.Event()
 
     def wait(*args: Any) -> Any:
         done.wait(30)
         return answer(*args)
 
-    monkeypatch.setattr(webhook, "answer", wait)
+    monkeypatch.setattr(webhook, "review_pod", wait)
     monkeypatch.setattr(webhook, "QUEUE_TIMEOUT", 1.0)
     calls = [asyncio.create_task(call(review(POD))) for _ in range(3)]
     await asyncio.wait(calls[:1], timeout=2)

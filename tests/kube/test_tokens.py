@@ -111,7 +111,7 @@ async def test_what_the_api_server_said_is_remembered_for_a_moment(server, clock
     assert server.asked == 1
     clock.seconds = tokens.ACCEPTED_TTL
     server.accepted.clear()
-    assert "does not accept" in await refusal(reviews, made())
+    assert "rejects the token" in await refusal(reviews, made())
     assert server.asked == 2
 
 

@@ -133,12 +133,12 @@ async def test_the_users_own_ca_is_taken_with_its_chain(cluster: Cluster, namesp
             b"-----BEGIN PRIVATE KEY-----\nc2VjcmV0\n-----END PRIVATE KEY-----\n",
             "no private key",
         ),
-        ("root-cert.pem", b"nothing", "no certificate in PEM form"),
+        ("root-cert.pem", b"nothing", "not a PEM certificate"),
         ("root-cert.pem", pem(Company.root("Other", NOW)), "does not lead to the root"),
         (
             "ca-cert.pem",
             pem(Company.root("Other", NOW - timedelta(days=1000))),
-            "of two different CAs|expired",
+            "to different CAs|expired",
         ),
     ],
 )

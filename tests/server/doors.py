@@ -72,7 +72,7 @@ async def judge(token: str, peer: str) -> Caller:
         raise RateLimitedError("too many tokens")
     if found := TOKENS.get(token):
         return found
-    raise UnauthenticatedError("the API server does not accept the token")
+    raise UnauthenticatedError("the API server rejects the token")
 
 
 @dataclass(frozen=True)

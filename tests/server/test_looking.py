@@ -71,7 +71,7 @@ async def test_other_callers_may_not_introspect(site):
         found = await look(channel)
     assert len(found) == 6
     assert {each.partition(":")[0] for each in found} == {
-        "PERMISSION_DENIED service account full/sleep may not look at this"
+        "PERMISSION_DENIED service account full/sleep is not an admin"
     }
     async with site.shows(issued(SLEEP)) as channel:
         assert await look(channel) == found

@@ -163,7 +163,7 @@ class TestWhatIsWrong:
         status, _, err = await proxy("--drain", **POD | there)
 
         assert status == 1
-        assert "the sidecar does not answer at 127.99.98.97:15000: [Errno 111] Connection refused" in err
+        assert "the sidecar does not respond at 127.99.98.97:15000: [Errno 111] Connection refused" in err
 
 
 class TestWaiting:

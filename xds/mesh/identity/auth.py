@@ -1,6 +1,7 @@
-"""Who makes a call: by the certificate that TLS has verified, or by a token that we signed or somebody else can verify.
+"""Authenticate gRPC calls by client certificate or bearer token.
 
-What these prove is said in `xds.mesh.identity.claims`; here they are taken from a call, and what is wrong becomes its status.
+This module takes the credential from a call, and maps errors to gRPC statuses. `xds.mesh.identity.claims`
+checks what the credential proves.
 """
 
 from __future__ import annotations
@@ -30,18 +31,20 @@ from xds.server.token_bucket import TokenBucket
 log = structlog.get_logger(__name__)
 
 TokenVerifier: TypeAlias = Callable[[str, str], Awaitable[Caller]]
-"""Says whose a token is that a peer (in gRPC's form) shows, or raises UnauthenticatedError or AuthenticationUnavailableError."""
+"""Return the caller for a token and a peer address in gRPC's form.
+
+It raises UnauthenticatedError or AuthenticationUnavailableError."""
 
 _BEARER = "bearer "
 _MAX_LOGGED_REFUSALS = 1024
 _LOG_BUDGET = (20, 1)
-"""Lines of the log about callers that were refused: at once, and per second. An attacker has many addresses and many bad tokens."""
+"""Burst and rate per second of log lines about refused callers; bounds the log under attack."""
 
 
 def own_token_verifier(
     key: TokenKey, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)
 ) -> TokenVerifier:
-    """Verify tokens that were signed with our own key."""
+    """Return a verifier for tokens that are signed with this control plane's own key."""
 
     async def verify(token: str, _peer: str) -> Caller:
         return key.verify(token, now())
@@ -50,9 +53,10 @@ def own_token_verifier(
 
 
 class Authentication:
-    """Finds out who makes a call, for XdsServer(authenticate=...): None for one in plaintext, which proves nothing.
+    """Authenticate callers, for XdsServer(authenticate=...). A call in plaintext has no caller (None).
 
-    Refused: nobody by UNAUTHENTICATED; UNAVAILABLE or RESOURCE_EXHAUSTED: it cannot be told now.
+    Raises Refused with UNAUTHENTICATED for a bad credential, and with UNAVAILABLE or RESOURCE_EXHAUSTED if
+    the credential cannot be checked at present.
     """
 
     def __init__(
@@ -66,12 +70,12 @@ class Authentication:
         self._verify = verify
         self._now = now
         self._logged: OrderedDict[tuple[str, str], None] = OrderedDict()
-        """Who was refused why, so that who comes again and again does not fill the log."""
+        """Address and reason of recent refusals. Repeated refusals are logged at debug level only."""
         self._budget = TokenBucket(*_LOG_BUDGET)
         self._suppressed = 0
 
     async def __call__(self, context: grpc.aio.ServicerContext) -> Caller | None:
-        """Return who calls."""
+        """Return the caller."""
         if not is_encrypted(context):
             return None
         try:
@@ -89,12 +93,12 @@ class Authentication:
         token = _bearer(context)
         if not token:
             raise UnauthenticatedError(
-                "no credential: send a token as 'authorization: Bearer TOKEN', or show a client certificate where one "
-                "is asked for"
+                "no credential: send a token as 'authorization: Bearer TOKEN', or present a client "
+                "certificate to an mTLS listener"
             )
         if self._verify is None:
             raise UnauthenticatedError(
-                "no tokens are taken here: show a client certificate, where one is asked for"
+                "tokens are not accepted here: present a client certificate to an mTLS listener"
             )
         return await self._verify(token, context.peer())
 
@@ -123,7 +127,7 @@ def _bearer(context: grpc.aio.ServicerContext) -> str:
 
 
 class AdminAuthorizer:
-    """Lets those look that are named, for Introspection(admit=...). Refused: PERMISSION_DENIED to all others."""
+    """Admit only the named identities, for Introspection(admit=...). Others get PERMISSION_DENIED."""
 
     def __init__(
         self,
@@ -136,11 +140,12 @@ class AdminAuthorizer:
         self._trust_domains = trust_domains
 
     async def __call__(self, context: grpc.aio.ServicerContext) -> None:
-        """Return if the caller may look."""
+        """Return if the caller is an admin; otherwise raise Refused."""
         caller = await self._authentication(context)
         domains = self._trust_domains()
         if caller is None or not any(identity.matches(caller, domains) for identity in self._identities):
             raise Refused(
                 grpc.StatusCode.PERMISSION_DENIED,
-                f"{caller or 'nobody'} may not look at this: only those named by --admin-identity may",
+                f"{caller or 'an unauthenticated caller'} is not an admin: "
+                "add its identity with --admin-identity",
             )

@@ -1,7 +1,7 @@
-"""A certificate authority for SPIFFE identities, after the X.509-SVID standard.
+"""Certificate authority for SPIFFE identities (X.509-SVID).
 
-Pure, given a key and the time: nothing here reads a clock or a file. What is made here is EC P-256; a CA that somebody
-else made may have an RSA key, and a root above it.
+Pure: this module reads neither the clock nor files. It generates EC P-256 keys. An imported CA may have an
+RSA key, and may be an intermediate.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ROOT_LIFETIME = timedelta(days=3652)
 LEAF_LIFETIME = timedelta(hours=24)
 
 CLOCK_SKEW = timedelta(minutes=5)
-"""How far a certificate's validity reaches back, for peers whose clock is behind ours."""
+"""Time that `not_before` is backdated, for peers with slow clocks."""
 
 _TRUST_DOMAIN = re.compile(r"[a-z0-9._-]{1,255}")
 _SEGMENT = r"(?!\.{1,2}(?:/|$))[A-Za-z0-9._-]+"
@@ -36,44 +36,47 @@ _DNS_NAME = re.compile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Leaf:
-    """A workload's or a server's certificate, with its key."""
+    """Certificate of a workload or server, with its key."""
 
     identity: str
-    """The SPIFFE id, or the first name of a server."""
+    """SPIFFE ID of a workload, or the first name of a server."""
     chain: bytes
-    """The certificate in PEM form, and the intermediates above it. The root is not in it: peers have that already."""
+    """PEM certificate and its intermediates, without the root."""
     key: PrivateKey
+    """Private key of the certificate."""
     fingerprint: str
-    """SHA-256 of the certificate, in hex digits."""
+    """SHA-256 fingerprint of the certificate in hexadecimal."""
     not_before: datetime
+    """Start of the validity."""
     not_after: datetime
+    """End of the validity."""
     renew_at: datetime
-    """When to ask for the next one: half of its life is left then."""
+    """Time to renew: half of the lifetime."""
 
 
 @dataclass(frozen=True, slots=True)
 class Authority:
-    """A CA's certificate and its key: issues leaves."""
+    """CA certificate and key that issue leaf certificates."""
 
     certificate: x509.Certificate
-    """The one that it signs with: a root's, or an intermediate's."""
+    """Signing certificate, a root or an intermediate."""
     key: PrivateKey
     issuers: tuple[x509.Certificate, ...] = ()
-    """What is above an intermediate, its signer first and the root last; nothing above a root."""
+    """Chain above an intermediate, its signer first and the root last. It is empty for a root."""
     other_roots: tuple[x509.Certificate, ...] = ()
-    """Other roots that came with it: peers trust them as well."""
+    """Other roots of the same bundle, which peers also trust."""
 
     @classmethod
     def create(
         cls, key: PrivateKey, trust_domain: str, now: datetime, lifetime: timedelta = ROOT_LIFETIME
     ) -> Authority:
-        """Make a self-signed root for a key."""
+        """Return an authority with a new self-signed root."""
         if not _TRUST_DOMAIN.fullmatch(trust_domain):
             raise IdentityError(
-                f"{trust_domain!r} is no trust domain: lower-case letters, digits, '.', '-' and '_'"
+                f"{trust_domain!r} is not a trust domain: use lower-case letters, digits, '.', '-' and '_'"
             )
         identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key)
-        # No two roots have one name: who looks for a certificate's signer looks by name.
+        # Verifiers find a signer by its name, so each root has a unique name.
         name = x509.Name(
             [
                 x509.NameAttribute(NameOID.ORGANIZATION_NAME, trust_domain[:64]),
@@ -94,23 +97,26 @@ class Authority:
     def load(
         cls, certificate: bytes, key: bytes, now: datetime, *, root: bytes = b"", chain: bytes = b""
     ) -> Authority:
-        """Read a CA from PEM, and say what is wrong if it is not fit to sign with.
+        """Return a CA from PEM. Raise IdentityError if it cannot sign.
 
         Args:
-            certificate: the CA's own; without `root` it has to be a root.
-            key: its key.
-            now: the time.
-            root: what peers trust. Of several, one that the certificate leads to becomes the CA's root; the others are beside it.
-            chain: certificates between the two; the two may be in it.
+            certificate: signing certificate; without `root`, it must be a root.
+            key: private key of the certificate.
+            now: current time.
+            root: trusted roots. The one that signed the chain becomes the CA's root; the others are in
+            `other_roots`.
+            chain: intermediates between the certificate and the root; it may contain both.
         """
         (own, *others) = chains.read(certificate)
         if others and not root:
-            raise IdentityError(f"there are {1 + len(others)} certificates: put the root alone there")
+            raise IdentityError(f"there are {1 + len(others)} certificates: keep only the root")
         private = PrivateKey.from_pem(key)
         roots = tuple(dict.fromkeys(chains.read(root))) if root else (own,)
         (chains.require_root if own in roots else chains.require_ca)(own)
         if own.public_key() != private.public_key:
-            raise IdentityError("the private key is not the certificate's: they are of two different CAs")
+            raise IdentityError(
+                "the private key does not match the certificate: they belong to different CAs"
+            )
         chains.require_valid(own, now)
         between = (*others, *(chains.read(chain) if chain.strip() else ()))
         issuers = () if own in roots else chains.build_path(own, between, roots, now)
@@ -119,7 +125,7 @@ class Authority:
 
     @property
     def root(self) -> x509.Certificate:
-        """What peers trust."""
+        """Root certificate of this CA."""
         return self.issuers[-1] if self.issuers else self.certificate
 
     @property
@@ -129,12 +135,12 @@ class Authority:
 
     @property
     def roots(self) -> tuple[x509.Certificate, ...]:
-        """All that peers trust: its own root, and those beside it."""
+        """All trusted roots, its own first."""
         return (self.root, *self.other_roots)
 
     @property
     def trust_domain(self) -> str:
-        """The trust domain that the root says it is for; empty if it says none."""
+        """Trust domain in the root certificate; empty if it has none."""
         try:
             names = self.root.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         except x509.ExtensionNotFound:
@@ -144,21 +150,21 @@ class Authority:
 
     @property
     def certificate_pem(self) -> bytes:
-        """The CA's own certificate in PEM form."""
+        """Signing certificate in PEM form."""
         return chains.to_pem([self.certificate])
 
     @property
     def expires(self) -> datetime:
-        """When the first of the certificates up to the root expires: nothing issued here lives longer."""
+        """Earliest expiry in the chain, which limits the lifetime of issued certificates."""
         return min(certificate.not_valid_after_utc for certificate in (self.certificate, *self.issuers))
 
     def issue(self, identity: str, now: datetime, lifetime: timedelta = LEAF_LIFETIME) -> Leaf:
         """Issue a certificate for `spiffe://TRUST_DOMAIN/ns/NAMESPACE/sa/SERVICE_ACCOUNT`, with a fresh key.
 
-        It is good for both sides of a connection: a sidecar's, or the control plane's own.
+        The certificate is valid for both TLS client and TLS server authentication.
         """
         if not _IDENTITY.fullmatch(identity) or len(identity) > _IDENTITY_BYTES:
-            raise IdentityError(f"{identity!r} is no SPIFFE id of a service account")
+            raise IdentityError(f"{identity!r} is not the SPIFFE ID of a service account")
         usage = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
         return self._issue(identity, _uri(identity), usage, now, lifetime)
 
@@ -199,14 +205,15 @@ class Authority:
             fingerprint=certificate.fingerprint(hashes.SHA256()).hex(),
             not_before=certificate.not_valid_before_utc,
             not_after=certificate.not_valid_after_utc,
-            # Not half of what the root leaves: towards the root's end, that would be ever sooner.
+            # Half of the requested lifetime, not of the shortened one: renewals would speed up near the CA's
+            # expiry.
             renew_at=min(now + lifetime / 2, certificate.not_valid_after_utc),
         )
 
     def bridge(self, other: Authority, now: datetime) -> bytes:
-        """Certify another CA's root, in PEM form with what is above: who trusts only this one's root then trusts that one's CA.
+        """Cross-sign another CA's root, so that clients that trust only this CA's root accept the other CA.
 
-        Empty if that cannot be: a CA's certificate may say that no other is below it (pathlen).
+        Returns PEM with the intermediates, or empty if a path length constraint forbids it.
         """
         if other.root in self.roots:
             return b""
@@ -258,7 +265,7 @@ def _builder(
 
 
 def _utc(time: datetime) -> datetime:
-    """Whole seconds, as certificates have them, and an error for a time without a zone."""
+    """Convert to UTC and whole seconds, as in certificates. Raise ValueError for a naive time."""
     if time.tzinfo is None:
         raise ValueError(f"{time} has no time zone")
     return time.astimezone(UTC).replace(microsecond=0)
@@ -287,5 +294,5 @@ def _server_name(name: str) -> x509.GeneralName:
         return x509.IPAddress(ipaddress.ip_address(name))
     except ValueError:
         if not _DNS_NAME.fullmatch(name):
-            raise IdentityError(f"{name!r} is no DNS name in lower case, and no address") from None
+            raise IdentityError(f"{name!r} is neither a lower-case DNS name nor an IP address") from None
         return x509.DNSName(name)

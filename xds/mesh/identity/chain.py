@@ -1,4 +1,4 @@
-"""Certificates that somebody else made: read, found fit to sign with, and put in a row up to the root."""
+"""Read and validate imported CA certificates, and build their chain to the root."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from xds.mesh.identity.keys import SUPPORTED_KEYS, IdentityError, is_supported
 
 
 def read(pem: bytes) -> tuple[x509.Certificate, ...]:
-    """Read certificates in PEM form, with or without text between them; IdentityError: there is none, or a broken one."""
+    """Read PEM certificates, ignoring other text. Raise IdentityError if none or an invalid one is found."""
     try:
         return tuple(x509.load_pem_x509_certificates(pem))
     except ValueError:
-        raise IdentityError("this is no certificate in PEM form") from None
+        raise IdentityError("this is not a PEM certificate") from None
 
 
 def to_pem(certificates: Iterable[x509.Certificate]) -> bytes:
-    """Return certificates in PEM form, one after the other."""
+    """Return certificates as concatenated PEM."""
     return b"".join(certificate.public_bytes(serialization.Encoding.PEM) for certificate in certificates)
 
 
 def bundle(pems: Iterable[bytes]) -> bytes:
-    """Return the certificates of several PEM texts as one, each once. IdentityError: as `read`."""
+    """Return the certificates of several PEM texts without duplicates. Raise IdentityError as `read`."""
     return to_pem(dict.fromkeys(certificate for pem in pems for certificate in read(pem)))
 
 
 def subject(certificate: x509.Certificate) -> str:
-    """Name a certificate for a message."""
+    """Return a name of a certificate for messages."""
     return certificate.subject.rfc4514_string() or f"with serial number {certificate.serial_number:x}"
 
 
 def require_valid(certificate: x509.Certificate, now: datetime, which: str = "the certificate") -> None:
-    """Raise IdentityError for a certificate that has expired, or is not valid yet."""
+    """Raise IdentityError if a certificate has expired or is not yet valid."""
     if now >= certificate.not_valid_after_utc:
         raise IdentityError(f"{which} expired at {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC")
     if now < certificate.not_valid_before_utc:
@@ -46,21 +46,21 @@ def require_valid(certificate: x509.Certificate, now: datetime, which: str = "th
 
 
 def require_root(certificate: x509.Certificate, which: str = "the certificate") -> None:
-    """Raise IdentityError for a certificate that is none of a CA, or is not signed with its own key."""
+    """Raise IdentityError if a certificate is not a self-signed CA certificate."""
     require_ca(certificate, which)
     if not _signed(certificate, certificate):
         raise IdentityError(f"{which} is not a root: it is not signed with its own key")
 
 
 def require_ca(certificate: x509.Certificate, which: str = "the certificate") -> None:
-    """Raise IdentityError for a certificate with which none may be signed."""
+    """Raise IdentityError if a certificate may not sign others."""
     try:
         public = certificate.public_key()
         extensions = certificate.extensions
     except (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension):
         raise IdentityError(f"{which} is malformed") from None
     if not is_supported(public):
-        raise IdentityError(f"{which}'s key is of another kind than {SUPPORTED_KEYS}")
+        raise IdentityError(f"{which} has an unsupported key; supported: {SUPPORTED_KEYS}")
     try:
         is_ca = extensions.get_extension_for_class(x509.BasicConstraints).value.ca
         signs = extensions.get_extension_for_class(x509.KeyUsage).value.key_cert_sign
@@ -78,10 +78,10 @@ def build_path(
     roots: Iterable[x509.Certificate],
     now: datetime,
 ) -> tuple[x509.Certificate, ...]:
-    """Return what is above an intermediate, its signer first and the root last.
+    """Return the chain above an intermediate, its signer first and the root last.
 
-    Certificates of `between` that are not needed are passed over. IdentityError: no root is reached, or what is on the way is
-    not fit (RFC 5280 section 6.1.4, as far as it concerns CAs).
+    Unneeded certificates of `between` are ignored. Raises IdentityError if the chain reaches no root, or if a
+    CA in it is invalid (RFC 5280, section 6.1.4).
     """
     chain: list[x509.Certificate] = []
     last, left, roots = certificate, list(between), tuple(roots)
@@ -92,7 +92,8 @@ def build_path(
         )
         if signer is None:
             raise IdentityError(
-                f"the chain does not lead to the root: nothing there has signed the certificate {subject(last)}"
+                "the chain does not lead to the root: "
+                f"no given certificate has signed the certificate {subject(last)}"
             )
         which = f"the certificate {subject(signer)}"
         (require_root if signer in roots else require_ca)(signer, which)
@@ -110,7 +111,7 @@ def build_path(
 
 
 def path_length(certificate: x509.Certificate) -> int | None:
-    """Return how many CAs' certificates there may be below a CA's; None: any number."""
+    """Return the path length constraint of a CA certificate; None if unlimited."""
     return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.path_length
 
 

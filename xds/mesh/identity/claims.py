@@ -1,7 +1,7 @@
-"""Who somebody is: what a credential proves, and for which pod its owner may speak.
+"""Claims of credentials: the caller that a credential proves, and the pods that the caller may act for.
 
-Pure: what an API server says of a token and what TLS says of a certificate are arguments. Whatever is wrong with a credential is
-told without any part of it.
+Pure: the API server's review of a token and the certificate that TLS verified are arguments. Errors never
+contain any part of a credential.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from xds.mesh.identity import AUDIENCE
 from xds.mesh.model.objects import Pod
 
 CLOCK_SKEW = timedelta(minutes=5)
-"""How far our clock may be ahead of the one that a token's end was set by: until then, who issued it is asked."""
+"""Tolerance for expired tokens, if the local clock is fast. Within it, the issuer decides."""
 
 _MAX_TOKEN_LENGTH = 16 * 1024
-"""Characters; Kubernetes' own have less than two thousand."""
+"""Maximum length in characters. Tokens of Kubernetes have less than 2,000."""
 
 _USER = "system:serviceaccount:"
 _EXTRA = "authentication.kubernetes.io/"
@@ -34,50 +34,56 @@ _SPIFFE = re.compile(rf"spiffe://([a-z0-9._-]+)/ns/({_NAME})/sa/({_NAME})")
 
 
 class UnauthenticatedError(Exception):
-    """A credential proves nothing; the text says why."""
+    """A credential is invalid; the text has the reason."""
 
 
 class AuthenticationUnavailableError(Exception):
-    """Who can tell whether a credential is good cannot be asked now; the text says why."""
+    """A credential cannot be checked at present; the text has the reason."""
 
 
 class RateLimitedError(AuthenticationUnavailableError):
-    """Nobody is asked for now, because of how often that was in vain."""
+    """Too many reviews failed, so no more are requested for now."""
 
 
 class Credential(StrEnum):
-    """With what somebody proved who they are."""
+    """Kind of credential of a caller."""
 
-    TOKEN = "token"  # noqa: S105 - the word, not one
+    TOKEN = "token"  # noqa: S105 - not a password
     CERTIFICATE = "certificate"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """Who somebody proved to be."""
+    """Authenticated caller: a service account, and its pod if known."""
 
     namespace: str
+    """Namespace of the service account."""
     service_account: str
+    """Name of the service account."""
     pod: str = ""
-    """The one that the token is bound to; empty if it is to none, and for a certificate."""
+    """Pod that the token is bound to; empty for an unbound token or a certificate."""
     pod_uid: str = ""
+    """UID of that pod."""
     credential: Credential
+    """Kind of credential."""
 
     def __str__(self) -> str:
         return f"service account {self.namespace}/{self.service_account}"
 
 
 class Identity(NamedTuple):
-    """A service account, as options name it: NAMESPACE/SERVICE_ACCOUNT or a SPIFFE id."""
+    """Service account in an option, written NAMESPACE/SERVICE_ACCOUNT or as SPIFFE ID."""
 
     namespace: str
+    """Namespace of the service account."""
     service_account: str
+    """Name of the service account."""
     trust_domain: str = ""
-    """Empty: the mesh's own."""
+    """Trust domain; empty for any of the mesh's."""
 
     @classmethod
     def parse(cls, text: str) -> Identity:
-        """Read one. ValueError: it has another form."""
+        """Parse an identity. Raise ValueError if the format is invalid."""
         if match := _ACCOUNT.fullmatch(text):
             return cls(*match.groups())
         if match := _SPIFFE.fullmatch(text):
@@ -88,7 +94,7 @@ class Identity(NamedTuple):
         )
 
     def matches(self, caller: Caller, trust_domains: Collection[str]) -> bool:
-        """Whether this is who somebody proved to be, in a mesh with these trust domains."""
+        """Return whether a caller has this identity, in a mesh with these trust domains."""
         same = (self.namespace, self.service_account) == (caller.namespace, caller.service_account)
         return same and (not self.trust_domain or self.trust_domain in trust_domains)
 
@@ -96,10 +102,10 @@ class Identity(NamedTuple):
 def token_expiry(
     token: str, now: datetime, audience: str = AUDIENCE, *, skew: timedelta = CLOCK_SKEW
 ) -> datetime:
-    """Return until when a token says that it is good. What it says is proved by nobody yet.
+    """Return the expiry of an unverified token.
 
-    UnauthenticatedError: it need not be shown to an API server, because it is none of a service account (a JSON Web Token,
-    RFC 7519), is not for the audience, or has expired.
+    Raises UnauthenticatedError, without a review by the API server, if the token is not a JSON Web Token (RFC
+    7519), has another audience, or has expired.
     """
     payload = decode_claims(token)
     audiences = payload.get("aud")
@@ -110,14 +116,16 @@ def token_expiry(
     try:
         end = datetime.fromtimestamp(payload["exp"], UTC)
     except (KeyError, TypeError, ValueError, OverflowError, OSError):
-        raise UnauthenticatedError("the token never expires: project one for the pod that does") from None
+        raise UnauthenticatedError(
+            "the token never expires: project a token with an expiry into the pod"
+        ) from None
     if end <= now - skew:
         raise UnauthenticatedError(f"the token expired at {end:%Y-%m-%d %H:%M} UTC")
     return end
 
 
 def decode_claims(token: str) -> Mapping[str, Any]:
-    """Return the claims of a token. UnauthenticatedError: it has not the form of one."""
+    """Return the unverified claims of a token. Raise UnauthenticatedError if it is malformed."""
     parts = token.split(".") if len(token) <= _MAX_TOKEN_LENGTH and token.isascii() else []
     try:
         _, payload, _ = parts
@@ -125,26 +133,27 @@ def decode_claims(token: str) -> Mapping[str, Any]:
     except (ValueError, RecursionError):
         decoded = None
     if not isinstance(decoded, Mapping):
-        raise UnauthenticatedError("this is no token of a service account")
+        raise UnauthenticatedError("this is not a service account token")
     return decoded
 
 
 def from_review(status: Any, audience: str = AUDIENCE) -> Caller:
-    """Return whose token it is by the `status` of a TokenReview (authentication.k8s.io/v1).
+    """Return the caller in the `status` of a TokenReview (authentication.k8s.io/v1).
 
-    UnauthenticatedError: nobody's, not for this audience, or a user's who is no service account.
+    Raises UnauthenticatedError if the token is rejected, has another audience, or belongs to no service
+    account.
     """
     status = status if isinstance(status, Mapping) else {}
     if status.get("authenticated") is not True:
         raise UnauthenticatedError(
-            "the API server does not accept the token: it expired, its pod or its account is gone, or it is forged"
+            "the API server rejects the token: it is expired or forged, or its pod or service account is gone"
         )
     if audience not in (status.get("audiences") or ()):
-        raise UnauthenticatedError(f"the API server does not say that the token is for audience {audience}")
+        raise UnauthenticatedError(f"the API server does not confirm audience {audience} for the token")
     user = status.get("user") or {}
     namespace, name = parse_username(str(user.get("username", "")))
     if not name:
-        raise UnauthenticatedError("the token is of no service account")
+        raise UnauthenticatedError("the token belongs to no service account")
     extra = user.get("extra") or {}
     return Caller(
         namespace=namespace,
@@ -156,12 +165,12 @@ def from_review(status: Any, audience: str = AUDIENCE) -> Caller:
 
 
 def username(namespace: str, account: str) -> str:
-    """Return the user that a service account is."""
+    """Return the Kubernetes user name of a service account."""
     return f"{_USER}{namespace}:{account}"
 
 
 def parse_username(username: str) -> tuple[str, str]:
-    """Return the namespace and name of the service account that a user is; both empty if it is none."""
+    """Return the namespace and name of a service account; both empty for other users."""
     namespace, _, name = username.removeprefix(_USER).partition(":")
     if not username.startswith(_USER) or not _ACCOUNT.fullmatch(f"{namespace}/{name}"):
         return "", ""
@@ -174,9 +183,9 @@ def _only(extra: Mapping[str, Any], key: str) -> str:
 
 
 def from_certificate(pem: bytes, trust_domains: Collection[str], now: datetime) -> Caller:
-    """Return whose certificate it is, one that TLS has found to be of our CA: as the X.509-SVID standard has it.
+    """Return the caller in a certificate (X.509-SVID) that TLS has verified against the mesh's roots.
 
-    UnauthenticatedError: it is none of a workload of these trust domains, or is not valid now.
+    Raises UnauthenticatedError if it has no workload identity of these trust domains, or is not valid now.
     """
     try:
         certificate = x509.load_pem_x509_certificate(pem)
@@ -191,13 +200,11 @@ def from_certificate(pem: bytes, trust_domains: Collection[str], now: datetime) 
     match = _SPIFFE.fullmatch(identities[0]) if len(identities) == 1 else None
     if not match:
         raise UnauthenticatedError(
-            "the certificate has no SPIFFE id of a service account: only a workload's is taken"
+            "the certificate has no SPIFFE ID of a service account: use a workload certificate"
         )
     trust_domain, namespace, account = match.groups()
     if trust_domain not in trust_domains:
-        raise UnauthenticatedError(
-            f"the certificate is of trust domain {trust_domain}, which is not this mesh's"
-        )
+        raise UnauthenticatedError(f"the certificate is from trust domain {trust_domain}, not from this mesh")
     if not certificate.not_valid_before_utc <= now < certificate.not_valid_after_utc:
         raise UnauthenticatedError(
             f"the certificate is valid from {certificate.not_valid_before_utc:%Y-%m-%d %H:%M} "
@@ -207,19 +214,19 @@ def from_certificate(pem: bytes, trust_domains: Collection[str], now: datetime) 
 
 
 def denial_reason(caller: Caller, namespace: str, name: str, pod: Pod | None) -> str:
-    """Say why somebody may not speak for a pod; empty: they may, as far as the pod is known.
+    """Return why a caller may not act for a pod; empty if it may. `pod` is None for an unknown pod.
 
-    A certificate is its service account's, and so good for each of the account's pods; a token may be bound to one pod.
+    A certificate is valid for all pods of its service account. A token can be bound to a single pod.
     """
-    prefix = f"{caller} may not speak for pod {namespace}/{name}"
+    prefix = f"{caller} may not act for pod {namespace}/{name}"
     if caller.namespace != namespace:
-        return f"{prefix}: that is in another namespace"
+        return f"{prefix}: the pod is in another namespace"
     if caller.pod and caller.pod != name:
         return f"{prefix}: its token is bound to pod {caller.pod}"
     if pod is None:
         return ""
     if caller.service_account != pod.service_account:
-        return f"{prefix}: that has another service account"
+        return f"{prefix}: the pod has another service account"
     if caller.pod_uid and pod.meta.uid and caller.pod_uid != pod.meta.uid:
-        return f"{prefix}: its token is of an earlier pod of that name"
+        return f"{prefix}: its token belongs to an earlier pod of that name"
     return ""

@@ -1,4 +1,4 @@
-"""Private keys that never show themselves."""
+"""Private keys that do not leak through repr, copies or pickles."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ Public: TypeAlias = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
 _Private: TypeAlias = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 
 SUPPORTED_KEYS = "EC P-256, EC P-384 or RSA with 2048 bits or more"
-"""The keys that a certificate authority may have; what we make ourselves is EC P-256."""
+"""Supported keys of an imported CA. Generated keys are EC P-256."""
 
 
 class IdentityError(ValueError):
-    """A key or a certificate that cannot be used, and why."""
+    """A key or certificate cannot be used; the text has the reason."""
 
 
 class PrivateKey:
-    """A private key. It signs, and leaves only through `to_pem`, whose result must not be logged."""
+    """Private key for signing. Never log the result of `to_pem`."""
 
     __slots__ = ("_key",)
 
@@ -30,12 +30,12 @@ class PrivateKey:
 
     @classmethod
     def generate(cls) -> PrivateKey:
-        """Make a fresh key: EC P-256."""
+        """Generate an EC P-256 key."""
         return cls(ec.generate_private_key(ec.SECP256R1()))
 
     @classmethod
     def from_pem(cls, pem: bytes) -> PrivateKey:
-        """Read a key; the errors never quote it."""
+        """Read a PEM key. Raise IdentityError, without the key, if it is unsupported."""
         try:
             key = serialization.load_pem_private_key(pem, password=None)
         except TypeError:
@@ -43,20 +43,20 @@ class PrivateKey:
                 "the private key is encrypted with a password: store it without one"
             ) from None
         except (ValueError, UnsupportedAlgorithm):
-            raise IdentityError("this is no private key in PEM form") from None
+            raise IdentityError("this is not a PEM private key") from None
         if isinstance(key, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) and is_supported(key.public_key()):
             return cls(key)
-        raise IdentityError(f"the private key is of another kind than {SUPPORTED_KEYS}")
+        raise IdentityError(f"the private key is unsupported; supported: {SUPPORTED_KEYS}")
 
     def to_pem(self) -> bytes:
-        """Return the key itself (PKCS #8, not encrypted)."""
+        """Return the unencrypted key (PKCS #8)."""
         return self._key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
 
     @property
     def public_key(self) -> Public:
-        """The public half."""
+        """Public key."""
         return self._key.public_key()
 
     def sign(self, certificate: x509.CertificateBuilder) -> x509.Certificate:
@@ -68,11 +68,11 @@ class PrivateKey:
         return "<PrivateKey: hidden>"
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a private key is neither copied nor pickled")
+        raise TypeError("a private key cannot be copied or pickled")
 
 
 def is_supported(key: object) -> bool:
-    """Tell whether a public key is of one of the kinds that a certificate authority may have."""
+    """Return whether a CA may have this public key."""
     if isinstance(key, ec.EllipticCurvePublicKey):
         return isinstance(key.curve, ec.SECP256R1 | ec.SECP384R1)
     return isinstance(key, rsa.RSAPublicKey) and key.key_size >= 2048

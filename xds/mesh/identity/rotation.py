@@ -1,10 +1,10 @@
-"""Another root, without a request that fails: three steps, each a state that can be kept and gone on from by anybody.
+"""Replace the mesh root without failed requests, as a state machine that any replica can resume.
 
-1. SPREADING: the new root is trusted beside the old one; certificates are still the old CA's.
-2. RETIRING: certificates are the new CA's; those of the old one, which peers may show for as long as they live, are trusted.
+1. SPREADING: both roots are trusted; the old CA issues certificates.
+2. RETIRING: the new CA issues certificates; the old root stays trusted until its last certificate expires.
 3. STEADY: only the new root is trusted.
 
-Pure: the time is an argument, and whether everybody trusts the new root is for the caller to know.
+Pure: the caller passes the time, and whether all proxies trust the new root.
 """
 
 from __future__ import annotations
@@ -22,31 +22,31 @@ from xds.mesh.identity.ca import LEAF_LIFETIME, Authority
 from xds.mesh.identity.keys import IdentityError
 
 CERTIFICATE, KEY, ROOT, CHAIN = "ca-cert.pem", "ca-key.pem", "root-cert.pem", "cert-chain.pem"
-"""What a CA is kept under: Istio's names."""
+"""Keys of a stored CA; Istio's names."""
 OLD_ROOTS, BRIDGES, SINCE, NEXT = "old-roots.pem", "bridges.pem", "rotation-since", "next-"
-"""The rest of a rotation's state; the new CA is under the same names with `next-` before them."""
+"""Keys of the rotation state. The keys of the new CA have the prefix `next-`."""
 
 
 MAX_BRIDGES = 8
-"""That are kept: they make each handshake with the control plane longer."""
+"""Maximum number of bridges. Each adds to the handshake with the control plane."""
 
 
 class Timing(NamedTuple):
-    """How long each step of a rotation lasts."""
+    """Durations of the steps of a rotation."""
 
     spread: timedelta = timedelta(minutes=10)
-    """How long a new root is trusted before certificates are its: for replicas, files in pods and proxies to get it."""
+    """Time to distribute the new root to replicas, pods and proxies before the new CA issues certificates."""
     give_up: timedelta = LEAF_LIFETIME
-    """How long a proxy that does not take the new root holds this up. After that it has no valid certificate any more anyway."""
+    """Maximum wait for proxies that do not ACK the new root. By then, their certificates have expired."""
     retire: timedelta = LEAF_LIFETIME + timedelta(hours=1)
-    """How long the old root is trusted after that: no certificate of its CA lives longer."""
+    """Time that the old root stays trusted after that, until its last certificate has expired."""
 
 
 DEFAULT_TIMING = Timing()
 
 
 class Stage(StrEnum):
-    """How far a rotation is."""
+    """Step of a rotation."""
 
     STEADY = "steady"
     SPREADING = "spreading"
@@ -55,57 +55,59 @@ class Stage(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Authorities:
-    """The CA whose certificates are given out, and what becomes or became of others."""
+    """The issuing CA, and the CAs before and after it."""
 
     authority: Authority
-    """The one that issues."""
+    """CA that issues certificates."""
     upcoming: Authority | None = None
-    """The one that will, once its root is trusted everywhere."""
+    """CA that issues next, once its root is trusted everywhere."""
     retired: tuple[x509.Certificate, ...] = ()
-    """Roots of those that did."""
+    """Roots of the previous CAs."""
     bridges: tuple[x509.Certificate, ...] = ()
-    """Certificates of roots by the CAs before them, the newest first. Envoy reads the roots by which it knows the control plane
-    once: a sidecar that is older than a root knows it by these."""
+    """Roots cross-signed by their predecessors, newest first.
+
+    Envoy reads the control plane's roots only at startup. A sidecar older than the current root verifies the
+    control plane through these."""
     since: datetime | None = None
-    """Since when the stage is what it is; None if no rotation is under way."""
+    """Start of the current stage; None without a rotation."""
 
     @property
     def stage(self) -> Stage:
-        """How far the rotation is."""
+        """Current step of the rotation."""
         if self.upcoming:
             return Stage.SPREADING
         return Stage.RETIRING if self.retired else Stage.STEADY
 
     @property
     def trusted(self) -> tuple[x509.Certificate, ...]:
-        """All roots that are trusted, each once; the issuing CA's first."""
+        """All trusted roots without duplicates, those of the issuing CA first."""
         upcoming = self.upcoming.roots if self.upcoming else ()
         return tuple(dict.fromkeys((*self.authority.roots, *upcoming, *self.retired)))
 
     @property
     def trusted_pem(self) -> bytes:
-        """They in PEM form."""
+        """All trusted roots in PEM form."""
         return chain.to_pem(self.trusted)
 
     @property
     def extra_roots(self) -> tuple[bytes, ...]:
-        """Those that are not the issuing CA's, each in PEM form."""
+        """Trusted roots of other CAs, each in PEM form."""
         return tuple(chain.to_pem([root]) for root in self.trusted if root not in self.authority.roots)
 
     def begin(self, new: Authority, now: datetime) -> Authorities:
-        """Take another CA; one whose roots are trusted already issues from now on."""
+        """Start a rotation to another CA. If its roots are already trusted, it issues at once."""
         started = replace(self, upcoming=new, since=now)
         return started._promote(now) if set(new.roots) <= set(self.trusted) and not self.upcoming else started
 
     def advance(
         self, now: datetime, *, is_trusted_everywhere: bool, timing: Timing = DEFAULT_TIMING
     ) -> Authorities:
-        """Take the next step if it is time for it; else return the same.
+        """Return the state after the next step, or this state if the step is not due.
 
         Args:
-            now: the time.
-            is_trusted_everywhere: whether all connected proxies have taken the roots that are trusted now.
-            timing: how long the steps last.
+            now: current time.
+            is_trusted_everywhere: whether all connected proxies have ACKed the currently trusted roots.
+            timing: durations of the steps.
         """
         elapsed = now - (self.since or now)
         match self.stage:
@@ -131,11 +133,11 @@ class Authorities:
 
     @property
     def bridges_pem(self) -> bytes:
-        """The bridges in PEM form: what the control plane shows besides its own chain."""
+        """Bridges in PEM form, which the control plane sends after its own chain."""
         return chain.to_pem(self.bridges)
 
     def to_data(self) -> dict[str, bytes]:
-        """Return what is to be kept, keys and all: it must not be logged."""
+        """Return the state to store. It contains private keys; never log it."""
         data = _to_data(self.authority)
         if self.upcoming:
             data |= {NEXT + name: pem for name, pem in _to_data(self.upcoming).items()}
@@ -149,7 +151,7 @@ class Authorities:
 
     @classmethod
     def from_data(cls, data: Mapping[str, bytes], now: datetime) -> Authorities:
-        """Read what was kept. IdentityError: it cannot be used, and why."""
+        """Read a stored state. Raise IdentityError if it is invalid."""
         upcoming = read_authority(data, now, NEXT) if NEXT + CERTIFICATE in data else None
         retired = chain.read(data[OLD_ROOTS]) if OLD_ROOTS in data else ()
         bridges = chain.read(data[BRIDGES]) if BRIDGES in data else ()
@@ -158,7 +160,7 @@ class Authorities:
             try:
                 since = datetime.fromisoformat(data[SINCE].decode())
             except (KeyError, ValueError):
-                raise IdentityError(f"{SINCE} does not say since when the rotation waits") from None
+                raise IdentityError(f"{SINCE} is missing or not an ISO 8601 time") from None
             if since.tzinfo is None:
                 raise IdentityError(f"{SINCE} has no time zone")
         return cls(
@@ -171,7 +173,7 @@ class Authorities:
 
 
 def read_authority(data: Mapping[str, bytes], now: datetime, prefix: str = "") -> Authority:
-    """Read a CA that is kept under Istio's names. IdentityError: it cannot be used, and why."""
+    """Read a CA stored under Istio's names. Raise IdentityError if it is invalid."""
     for name in (CERTIFICATE, KEY):
         if not data.get(prefix + name, b"").strip():
             raise IdentityError(f"{prefix}{name} is missing")

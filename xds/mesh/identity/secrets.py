@@ -1,6 +1,6 @@
-"""What a sidecar's SDS gives out: its own certificate and key, and the roots that it trusts.
+"""Secrets (SDS) of a sidecar: its certificate with key, and the trusted roots.
 
-Every pod has a key of its own. Keys live in memory only, and no version, name or log is made from them.
+Each pod has its own key. Keys exist only in memory, and never affect versions, names or logs.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ from xds.mesh.model.objects import Pod
 from xds.resources import SECRET, Resource, resource
 
 _Owner: TypeAlias = tuple[str, str, str, datetime | None]
-"""Service account, trust domain, the pod's uid and its creation: whose key it is. A pod's successor of the same name is not
-given its predecessor's key, not even within the second that times are told in."""
+"""Owner of a key: service account, trust domain, pod UID and creation time.
+
+The UID and time ensure that a new pod with the same name gets a new key."""
 
 
 def certificate_secret(leaf: Leaf) -> Resource:
-    """Return a leaf and its key as the secret `default`. Its version is the certificate's, whatever the key."""
+    """Return the secret `default`. Its version depends only on the certificate."""
     secret = Secret(
         name=CERTIFICATE,
         tls_certificate=TlsCertificate(
@@ -41,14 +42,14 @@ def certificate_secret(leaf: Leaf) -> Resource:
 
 
 def roots_secret(roots: Iterable[bytes]) -> Resource:
-    """Return root certificates in PEM form as the secret `ROOTCA`. Several: all are trusted, as a rotation needs."""
+    """Return the secret `ROOTCA`, which trusts all given PEM roots."""
     trusted = DataSource(inline_bytes=chain.bundle(roots))
     secret = Secret(name=ROOTS, validation_context=CertificateValidationContext(trusted_ca=trusted))
     return resource(secret)
 
 
 def trusted_roots(authority: Authority, extra_roots: Iterable[bytes] = ()) -> Resource:
-    """Return the secret `ROOTCA` of an authority: its roots, and further ones."""
+    """Return the secret `ROOTCA` with the roots of an authority and extra roots."""
     return roots_secret((chain.to_pem(authority.roots), *extra_roots))
 
 
@@ -60,7 +61,7 @@ class _Issued:
 
 
 class Issuer:
-    """Gives each pod its secrets, and a new certificate with a new key once half of the old one's life is over."""
+    """Issue the secrets of pods, and renew certificates, with new keys, after half of their lifetime."""
 
     def __init__(
         self, authority: Authority, *, extra_roots: Iterable[bytes] = (), lifetime: timedelta = LEAF_LIFETIME
@@ -68,24 +69,24 @@ class Issuer:
         self._authority = authority
         self._lifetime = lifetime
         self.roots = trusted_roots(authority, extra_roots)
-        """What everybody trusts: the secret `ROOTCA`."""
+        """Secret `ROOTCA`, the same for all pods."""
         self._issued: dict[tuple[str, str], _Issued] = {}
-        """By the pod's namespace and name."""
+        """Issued certificates by namespace and name of the pod."""
         self.issued = 0
-        """How many certificates it has given out."""
+        """Number of issued certificates."""
 
     def rotate(self, authority: Authority, extra_roots: Iterable[bytes] = ()) -> None:
-        """From now on trust these roots; if the authority is another, everybody's next certificate is due, and is its."""
+        """Change the trusted roots. If the authority changed, all certificates are due for renewal."""
         if authority.certificate != self._authority.certificate:
             self._issued.clear()
         self._authority = authority
         self.roots = trusted_roots(authority, extra_roots)
 
     def secrets_for(self, pod: Pod, trust_domain: str, now: datetime) -> tuple[Resource, Resource]:
-        """Return the pod's `default` and `ROOTCA`: the same as before until renewal is due."""
+        """Return the secrets `default` and `ROOTCA` of a pod, unchanged until renewal is due."""
         owner = (pod.service_account, trust_domain, pod.meta.uid, pod.meta.created)
         issued = self._issued.get((pod.namespace, pod.name))
-        # The lower bound: a clock that was set back must not leave a pod with a certificate from the future.
+        # Check not_before: after the clock was set back, the certificate would not be valid yet.
         if (
             issued is None
             or issued.owner != owner
@@ -103,9 +104,9 @@ class Issuer:
         return issued.leaf.renew_at if issued else None
 
     def expiries(self) -> list[datetime]:
-        """Return until when the certificates are good that pods have."""
+        """Return the expiry times of the issued certificates."""
         return [issued.leaf.not_after for issued in self._issued.values()]
 
     def forget(self, pod: Pod) -> None:
-        """Drop the key of a pod that is gone."""
+        """Forget the certificate and key of a deleted pod."""
         self._issued.pop((pod.namespace, pod.name), None)

@@ -1,4 +1,4 @@
-"""The certificate that the control plane shows itself, always from the CA that issues now, without a restart."""
+"""TLS certificate of the control plane's servers, which is renewed without a restart."""
 
 from __future__ import annotations
 
@@ -16,30 +16,32 @@ from xds.mesh.identity.ca import Authority, Leaf
 log = structlog.get_logger(__name__)
 
 NAME = "xds"
-"""Of our Service, unless told otherwise."""
+"""Default name of the control plane's Service."""
 
 
 class Trust(NamedTuple):
-    """By whom we are signed, and whose signature we take."""
+    """The CA of the server certificate, and the roots for client certificates."""
 
     authority: Authority
+    """CA that issues the server certificate."""
     roots: bytes
-    """In PEM form; certificates of clients are verified against them."""
+    """PEM roots that verify client certificates."""
     bridges: bytes = b""
-    """Certificates of the issuing CA by those before it, in PEM form, for clients that still know only an older root."""
+    """PEM roots cross-signed by previous CAs, for clients that have only an older root."""
 
 
 def service_names(namespace: str, name: str = NAME) -> tuple[str, ...]:
-    """Return the DNS names of a Service, the one that clients in other namespaces use first."""
+    """Return the DNS names of a Service; first the one for clients in other namespaces."""
     host = f"{name}.{namespace}"
     return f"{host}.svc", f"{host}.svc.cluster.local", host, name
 
 
 class ServerCertificate:
-    """A server's certificate for DNS names and addresses, and gRPC's credentials with it.
+    """Server certificate for DNS names and addresses, as gRPC credentials.
 
-    gRPC asks for it before each handshake: it is made anew when half of its life is over, or `trust` says another CA.
-    If that fails, the one there is stays. IdentityError: the first one cannot be made.
+    gRPC fetches it before each handshake. It is renewed after half of its lifetime, or when `trust` returns
+    another CA. If renewal fails, the old certificate stays in use. The constructor raises IdentityError if it
+    cannot issue one.
     """
 
     def __init__(
@@ -52,12 +54,12 @@ class ServerCertificate:
         self._names = tuple(names)
         self._trust = trust
         self._now = now
-        self._lock = threading.Lock()  # gRPC asks in threads of its own
+        self._lock = threading.Lock()  # gRPC calls from its own threads
         self._issued = self._issue(trust())
         self._failure = ""
 
     def credentials(self, *, certificate_required: bool) -> grpc.ServerCredentials:
-        """Return credentials for a port; `certificate_required`: clients have to show one that leads to our roots."""
+        """Return credentials for a port; `certificate_required` enables client authentication."""
         served = self._issued
 
         def fetch() -> grpc.ServerCertificateConfiguration | None:
@@ -80,11 +82,11 @@ class ServerCertificate:
                 try:
                     self._issued = self._issue(trust)
                     self._failure = ""
-                except Exception as error:  # noqa: BLE001 - told in full; gRPC would only say that nothing came
+                except Exception as error:  # noqa: BLE001 - gRPC would hide the reason
                     if str(error) != self._failure:
                         self._failure = str(error)
-                        log.error(  # noqa: TRY400 - as text: there may be keys among the local variables
-                            "the server's certificate could not be renewed", stack=traceback.format_exc()
+                        log.error(  # noqa: TRY400 - log.exception would include keys in local variables
+                            "server certificate renewal failed", stack=traceback.format_exc()
                         )
             return self._issued
 
@@ -94,7 +96,7 @@ class ServerCertificate:
             [(leaf.key.to_pem(), leaf.chain + trust.bridges)], root_certificates=trust.roots
         )
         log.info(
-            "certificate of the server",
+            "server certificate issued",
             names=self._names,
             fingerprint=leaf.fingerprint[:16],
             expires=leaf.not_after.isoformat(),

@@ -1,11 +1,12 @@
-"""Where the root and the key for tokens survive a restart: files in the state directory.
+"""State directory: files that preserve the mesh root and the token key across restarts.
 
-Any number of processes may start at once on an empty directory and agree on one root: each file is written aside and
-linked into place, which exactly one of them can do; the others use what they find. The key comes first, so a crash in
-between leaves a key for which the next start makes the certificate.
+Several processes can start at once on an empty directory and agree on one root. Each writes a temporary file
+and hard-links it into place, which succeeds only once; the others read the existing file. The key is written
+first, so that the next start after a crash creates the missing certificate.
 
-Whoever can write these files is the mesh's CA, so every file and the directory must belong to our user or to root, and must not
-be writable by others. Each file is checked after it is opened (fstat), so it cannot be exchanged between check and use.
+A user who can write these files controls the mesh CA. The directory and its files must therefore belong to
+the current user or root, and must not be writable by others. Files are checked after opening (fstat), to
+prevent a swap between check and use.
 """
 
 from __future__ import annotations
@@ -26,16 +27,17 @@ from xds.mesh.identity.tokens import TokenKey
 KEY_FILE = "root-key.pem"
 CERTIFICATE_FILE = "root-cert.pem"
 MORE_ROOTS_FILE = "more-roots.pem"
-"""Roots that are trusted besides; read if somebody put it there. So a root is replaced by hand: docs/how-to/manage-certificates.md."""
-TOKEN_KEY_FILE = "token-key"  # noqa: S105 - a name
+"""Optional file with additional trusted roots, to replace a root manually
+(docs/how-to/manage-certificates.md)."""
+TOKEN_KEY_FILE = "token-key"  # noqa: S105 - a file name
 
 
 class StateError(Exception):
-    """The state directory cannot be used: what is wrong, and what to do about it."""
+    """The state directory cannot be used; the text has the reason and the remedy."""
 
 
 def load_or_create_root(directory: Path | None, trust_domain: str, now: datetime) -> Authority:
-    """Return the root kept in a directory, made on first use; without a directory, one that lasts as long as we do."""
+    """Return the root in a directory, or create it. Without a directory, it is not stored."""
     if directory is None:
         return Authority.create(PrivateKey.generate(), trust_domain, now)
     try:
@@ -48,12 +50,14 @@ def load_or_create_root(directory: Path | None, trust_domain: str, now: datetime
 
 def _load_or_create(directory: Path, trust_domain: str, now: datetime) -> Authority:
     key_file, certificate_file = directory / KEY_FILE, directory / CERTIFICATE_FILE
-    had_certificate = certificate_file.exists()  # asked first: others write the key before the certificate
+    had_certificate = (
+        certificate_file.exists()
+    )  # check first: other processes write the key before the certificate
     if not key_file.exists():
         if had_certificate:
             raise StateError(
-                f"{key_file} is missing, but {certificate_file} is there: "
-                f"put the key back, or remove the certificate to start with a new root"
+                f"{key_file} is missing, but {certificate_file} exists: "
+                f"restore the key, or remove the certificate to create a new root"
             )
         _create(key_file, PrivateKey.generate().to_pem(), 0o600)
     key = _read_private(key_file)
@@ -66,29 +70,29 @@ def _load_or_create(directory: Path, trust_domain: str, now: datetime) -> Author
         return Authority.load(root, key, now, root=root + _read_public(more)) if more.exists() else authority
     except IdentityError as error:
         raise StateError(
-            f"{directory} holds a root that cannot be used: {error}. Put the right {KEY_FILE} and "
-            f"{CERTIFICATE_FILE} there, or remove both to start with a new root"
+            f"{directory} contains an invalid root: {error}. Restore {KEY_FILE} and "
+            f"{CERTIFICATE_FILE}, or remove both to create a new root"
         ) from error
 
 
 def roots(directory: Path) -> bytes:
-    """Return all roots that are trusted, in PEM form, of a directory where there is one; no key is read."""
+    """Return all trusted PEM roots of a directory, without reading keys."""
     certificate, more = directory / CERTIFICATE_FILE, directory / MORE_ROOTS_FILE
     try:
         _check_directory(directory)
         return bundle([_read_public(certificate), *([_read_public(more)] if more.exists() else ())])
     except FileNotFoundError:
         raise StateError(
-            f"{certificate} is not there yet: xds serve makes it when it starts with this --state-dir"
+            f"{certificate} does not exist: xds serve creates it when it starts with this --state-dir"
         ) from None
     except OSError as error:
         raise StateError(f"{error.filename}: {error.strerror}") from error
     except IdentityError as error:
-        raise StateError(f"{directory} holds roots that cannot be used: {error}") from error
+        raise StateError(f"{directory} contains invalid roots: {error}") from error
 
 
 def load_or_create_token_key(directory: Path) -> TokenKey:
-    """Return the key that signs tokens, made on first use of a directory that is there."""
+    """Return the token key in an existing directory, or create it."""
     file = directory / TOKEN_KEY_FILE
     try:
         _check_directory(directory)
@@ -99,65 +103,66 @@ def load_or_create_token_key(directory: Path) -> TokenKey:
         raise StateError(f"{error.filename or file}: {error.strerror}") from error
     except IdentityError as error:
         raise StateError(
-            f"{file}: {error}. Put the right one there, or remove it to start with a new one, which refuses all tokens that there are"
+            f"{file}: {error}. Restore the file, or remove it to create a new key, "
+            "which invalidates all tokens"
         ) from error
 
 
 def write_atomically(path: Path, content: bytes, mode: int) -> None:
-    """Put a whole file in the place of another, at once. OSError."""
+    """Replace a file atomically. Raise OSError on failure."""
     with _temporary_file(path, content, mode) as temporary:
         temporary.replace(path)
 
 
 def _check_directory(directory: Path) -> None:
-    """Refuse a directory in which another user can put files. OSError, StateError."""
+    """Raise StateError if other users can write to the directory; OSError if it cannot be read."""
     handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         status = os.fstat(handle)
     finally:
         os.close(handle)
     _check_owner(directory, status)
-    # Kubernetes makes a volume with an fsGroup writable by that group, which is then one of ours. Members of it can remove files;
-    # the files' owners are checked, so they cannot make us use files of theirs.
+    # With fsGroup, Kubernetes makes the volume writable by one of our groups. Its members can remove files,
+    # but not add their own, as the owners of files are checked.
     ours = status.st_gid in {os.getegid(), *os.getgroups()}
     if status.st_mode & (stat.S_IWOTH if ours else stat.S_IWOTH | stat.S_IWGRP):
         raise StateError(
-            f"{directory} can be written by other users ({_mode(status)}): run 'chmod go-w {directory}', or name a "
-            f"directory within it, which is then made with mode 0700"
+            f"{directory} is writable by other users ({_mode(status)}): run 'chmod go-w {directory}', "
+            f"or use a subdirectory, which is created with mode 0700"
         )
 
 
 def _read_private(path: Path) -> bytes:
-    """Return the content of a key file that only its owner can use. OSError, StateError."""
+    """Return the content of a key file. Raise StateError if other users have access; OSError."""
     remedy = (
-        "it to start with a new one"
+        "it to create a new key"
         if path.name == TOKEN_KEY_FILE
-        else f"it and {CERTIFICATE_FILE} to start with a new root"
+        else f"it and {CERTIFICATE_FILE} to create a new root"
     )
     if path.is_symlink():
-        raise StateError(f"{path} is a symbolic link: put the key itself there, as a file of mode 0600")
+        raise StateError(f"{path} is a symbolic link: replace it with the key, as a file of mode 0600")
     content, status = _read(path, os.O_NOFOLLOW)
     if status.st_mode & 0o077:
         raise StateError(
-            f"{path} can be used by others ({_mode(status)}): run 'chmod 600 {path}', or, if somebody may have read "
-            f"it, remove {remedy}"
+            f"{path} is accessible to other users ({_mode(status)}): run 'chmod 600 {path}', "
+            f"or, if it may have leaked, remove {remedy}"
         )
     return content
 
 
 def _read_public(path: Path) -> bytes:
-    """Return the content of a file that others may read but not write. OSError, StateError."""
+    """Return the content of a public file. Raise StateError if other users can write it; OSError."""
     content, status = _read(path)
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise StateError(
-            f"{path} can be written by others ({_mode(status)}), who could add a root of their own: check that it holds "
-            f"only roots that you trust, then run 'chmod go-w {path}'"
+            f"{path} is writable by other users ({_mode(status)}), so it may contain foreign roots: "
+            f"check it, then run 'chmod go-w {path}'"
         )
     return content
 
 
 def _read(path: Path, flags: int = 0) -> tuple[bytes, os.stat_result]:
-    # O_NONBLOCK: to open a FIFO must not wait for a writer.
+    # O_NONBLOCK: do not block if the path is a FIFO.
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | flags)
     with os.fdopen(handle, "rb") as file:
         status = os.fstat(handle)
@@ -171,8 +176,8 @@ def _check_owner(path: Path, status: os.stat_result) -> None:
     us = os.geteuid()
     if status.st_uid not in {us, 0}:
         raise StateError(
-            f"{path} belongs to user {status.st_uid}, who can change it; xds runs as user {us}: run 'chown {us} {path}' "
-            f"if its content is yours, or run xds as user {status.st_uid}"
+            f"{path} belongs to user {status.st_uid}, but xds runs as user {us}: run 'chown {us} {path}' "
+            f"if you trust its content, or run xds as user {status.st_uid}"
         )
 
 
@@ -181,7 +186,7 @@ def _mode(status: os.stat_result) -> str:
 
 
 def _create(path: Path, content: bytes, mode: int) -> None:
-    """Put a whole file in place, unless another process was faster: then its file stays."""
+    """Create a file atomically, unless another process has already created it."""
     with _temporary_file(path, content, mode) as temporary:
         try:
             path.hardlink_to(temporary)
@@ -192,7 +197,7 @@ def _create(path: Path, content: bytes, mode: int) -> None:
 
 @contextmanager
 def _temporary_file(path: Path, content: bytes, mode: int) -> Iterator[Path]:
-    """Write a file beside where it will be; it is removed if it is still there afterwards."""
+    """Write a temporary file in the same directory, and remove it afterwards."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     temporary = Path(name)
     try:
@@ -207,7 +212,7 @@ def _temporary_file(path: Path, content: bytes, mode: int) -> Iterator[Path]:
 
 
 def _sync_directory(directory: Path) -> None:
-    """Make the new name in the directory survive a power cut."""
+    """Flush the new directory entry to disk."""
     handle = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(handle)

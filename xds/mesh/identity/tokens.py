@@ -1,7 +1,7 @@
-"""Tokens that we sign ourselves, for sidecars whose pods no Kubernetes gives any.
+"""Tokens that the control plane signs, for sidecars outside Kubernetes.
 
-They are JSON Web Tokens (RFC 7519) with the claims of a projected service account token, signed by HMAC with SHA-256 (HS256): who
-issues and who judges them read one directory, so that a public half would be of use to nobody.
+They are JSON Web Tokens (RFC 7519) with the claims of a projected service account token, signed with
+HMAC-SHA256 (HS256). A symmetric key suffices, as issuer and verifier read the same state directory.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from xds.mesh.identity.claims import CLOCK_SKEW, Caller, Credential, Unauthentic
 from xds.mesh.identity.keys import IdentityError
 
 DEFAULT_LIFETIME = timedelta(hours=1)
-"""Of a token, unless told otherwise: what the kubelet asks for, too."""
+"""Default lifetime of a token, the same as the kubelet's."""
 
 _ISSUER = "xds"
 _KEY_BYTES = 32
 
 
 class TokenKey:
-    """The key that signs tokens. It leaves only through `to_text`, whose result must not be logged."""
+    """Key that signs tokens. Never log the result of `to_text`."""
 
     __slots__ = ("_key",)
 
@@ -34,26 +34,26 @@ class TokenKey:
 
     @classmethod
     def generate(cls) -> TokenKey:
-        """Make a fresh one."""
+        """Generate a key."""
         return cls(secrets.token_bytes(_KEY_BYTES))
 
     @classmethod
     def from_text(cls, text: bytes) -> TokenKey:
-        """Read one that `to_text` wrote. IdentityError: it is none; the text is not quoted."""
+        """Read a key in the format of `to_text`. Raise IdentityError, without the text, if it is invalid."""
         try:
             key = bytes.fromhex(text.decode())
         except ValueError:
             key = b""
         if len(key) != _KEY_BYTES:
-            raise IdentityError(f"this is no key for tokens ({2 * _KEY_BYTES} hexadecimal digits)")
+            raise IdentityError(f"this is not a token key ({2 * _KEY_BYTES} hexadecimal digits)")
         return cls(key)
 
     def to_text(self) -> bytes:
-        """Return the key itself."""
+        """Return the key in hexadecimal."""
         return self._key.hex().encode() + b"\n"
 
     def issue(self, caller: Caller, now: datetime, lifetime: timedelta = DEFAULT_LIFETIME) -> str:
-        """Return a token by which somebody proves to be this caller, until its lifetime is over."""
+        """Return a token for a caller."""
         issued = int(now.timestamp())
         pod = {"name": caller.pod} | ({"uid": caller.pod_uid} if caller.pod_uid else {})
         payload = {
@@ -73,19 +73,18 @@ class TokenKey:
         return f"{signed}.{self._signature(signed)}"
 
     def verify(self, token: str, now: datetime) -> Caller:
-        """Return who shows a token. UnauthenticatedError: we did not sign it, or it is not good now."""
+        """Return the caller of a token. Raise UnauthenticatedError if it is not ours, or not valid now."""
         payload = claims.decode_claims(token)
         signed, _, signature = token.rpartition(".")
-        # What the token says of its algorithm is not asked: there is one, and our signature is under that, too.
+        # The token's `alg` is ignored: only HS256 is supported, and the signature covers the header.
         if not hmac.compare_digest(signature.encode(), self._signature(signed).encode()):
             raise UnauthenticatedError(
-                "the token is not signed with the key of this control plane: it is forged, or was made with another --state-dir"
+                "the token is not signed by this control plane: it is forged, or was created with another "
+                "--state-dir"
             )
         claims.token_expiry(token, now, skew=timedelta())
         if payload["nbf"] > (now + CLOCK_SKEW).timestamp():
-            raise UnauthenticatedError(
-                "the token is not valid yet: the clock of who made it is ahead of ours"
-            )
+            raise UnauthenticatedError("the token is not valid yet: the clock of its issuer is ahead")
         namespace, account = claims.parse_username(payload["sub"])
         pod = payload["kubernetes.io"].get("pod", {})
         return Caller(
@@ -108,7 +107,7 @@ class TokenKey:
         return "<TokenKey: hidden>"
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a key is neither copied nor pickled")
+        raise TypeError("a token key cannot be copied or pickled")
 
 
 def _part(value: Any) -> str:
