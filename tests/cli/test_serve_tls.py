@@ -97,7 +97,10 @@ def test_who_shows_a_certificate_gets_its_own_key_and_admins_may_look(folder: Pa
         assert (seen.returncode, found["notConnected"]["pods"][0]["pod"]) == (1, "web"), seen.stderr
         refused = asked(web)
         assert refused.returncode == 3
-        assert f"localhost:{port} does not let us ask (service account shop/default is not an admin" in refused.stderr
+        assert (
+            f"localhost:{port} does not let us ask (service account shop/default is not an admin"
+            in refused.stderr
+        )
         log = process.log.read_text()
         assert "PRIVATE KEY" not in log
         assert log.count("every user of this machine can take any pod's identity") == 1
