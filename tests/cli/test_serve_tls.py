@@ -88,9 +88,9 @@ def test_certificate_gets_own_key_and_admin_gets_status(folder: Path, tmp_path: 
         )
         [secret] = fetch(port, roots, web)
         assert "PRIVATE KEY" in secret
-        with pytest.raises(grpc.RpcError, match="may not speak for pod shop/web"):
+        with pytest.raises(grpc.RpcError, match="may not act for pod shop/web"):
             fetch(port, roots, other)
-        assert process.logged("may not speak for pod shop/web")
+        assert process.logged("may not act for pod shop/web")
 
         def query(files: ClientFiles) -> subprocess.CompletedProcess[str]:
             return status(
@@ -102,7 +102,10 @@ def test_certificate_gets_own_key_and_admin_gets_status(folder: Path, tmp_path: 
         assert (seen.returncode, found["notConnected"]["pods"][0]["pod"]) == (1, "web"), seen.stderr
         refused = query(web)
         assert refused.returncode == 3
-        assert f"localhost:{port} denied the request (service account shop/default may not" in refused.stderr
+        assert (
+            f"localhost:{port} denied the request (service account shop/default is not an admin"
+            in refused.stderr
+        )
         log = process.log.read_text()
         assert "PRIVATE KEY" not in log
         assert log.count("any local user can impersonate any workload") == 1
@@ -143,7 +146,10 @@ def test_plaintext_has_no_keys_if_tls_is_exposed(folder: Path, tmp_path: Path) -
             ("--xds-tls-address", "127.0.0.1:0", "--admin-identity", "root"),
             "is neither NAMESPACE/SERVICE_ACCOUNT",
         ),
-        (("--xds-mtls-address", "127.0.0.1:0", "--tls-name", "not a name"), "'not a name' is no DNS name"),
+        (
+            ("--xds-mtls-address", "127.0.0.1:0", "--tls-name", "not a name"),
+            "'not a name' is neither a lower-case DNS name",
+        ),
         (
             ("--xds-tls-address", "127.0.0.1:0"),
             "--xds-tls-address requires --state-dir, which contains the key",

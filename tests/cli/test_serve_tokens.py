@@ -130,11 +130,15 @@ async def test_token_gets_only_its_own_pods_key(site: Site) -> None:
     header, payload, _ = own.split(".")
     shown = {
         "none": (None, UNPROVEN, "no credential"),
-        "garbage": ("garbage", UNPROVEN, "no token of a service account"),
-        "forged": (f"{header}.{payload}.AAAA", UNPROVEN, "not signed with the key of this control plane"),
-        "alg none": (f"eyJhbGciOiJub25lIn0.{payload}.", UNPROVEN, "not signed with the key"),
-        "a cluster's": (token({"aud": ["xds-ca"], "exp": 2e9}), UNPROVEN, "not signed with the key"),
-        "of another key": (site.signed(key=TokenKey.generate()), UNPROVEN, "made with another --state-dir"),
+        "garbage": ("garbage", UNPROVEN, "not a service account token"),
+        "forged": (f"{header}.{payload}.AAAA", UNPROVEN, "not signed by this control plane"),
+        "alg none": (f"eyJhbGciOiJub25lIn0.{payload}.", UNPROVEN, "not signed by this control plane"),
+        "a cluster's": (token({"aud": ["xds-ca"], "exp": 2e9}), UNPROVEN, "not signed by this control plane"),
+        "of another key": (
+            site.signed(key=TokenKey.generate()),
+            UNPROVEN,
+            "created with another --state-dir",
+        ),
         "expired": (site.signed(age=61), UNPROVEN, "expired at"),
         "not valid yet": (site.signed(age=-600), UNPROVEN, "not valid yet"),
         "another namespace's": (site.signed(namespace="other"), DENIED, "in another namespace"),
@@ -185,7 +189,7 @@ async def test_token_survives_a_restart_but_not_a_new_state_dir(site: Site, tmp_
     site.state = tmp_path / "other"
     with serving(site.folder, *site.options()):
         code, error = await site.fetch_key(text)
-    assert (code, "made with another --state-dir" in error) == (UNPROVEN, True)
+    assert (code, "created with another --state-dir" in error) == (UNPROVEN, True)
 
 
 async def test_plaintext_has_no_keys_if_token_port_is_exposed(site: Site, tmp_path: Path) -> None:
@@ -230,7 +234,7 @@ def test_admin_token_works_with_status_and_grpcurl(site: Site, tmp_path: Path) -
     seen = status(written / "token")
     assert (seen.returncode, "time" in json.loads(seen.stdout)) == (1, True), seen.stderr
     refused = status(tmp_path / "web")
-    assert (refused.returncode, "shop/web may not look at this" in refused.stderr) == (3, True)
+    assert (refused.returncode, "shop/web is not an admin" in refused.stderr) == (3, True)
 
     def grpcurl(text: str) -> subprocess.CompletedProcess[str]:
         shown = ("-H", f"authorization: Bearer {text}") if text else ()
@@ -241,7 +245,7 @@ def test_admin_token_works_with_status_and_grpcurl(site: Site, tmp_path: Path) -
 
     seen = grpcurl(site.token("--service-account", "ops/admin"))
     assert (seen.returncode, "time" in json.loads(seen.stdout)) == (0, True), seen.stderr
-    for text, why in (("", "no credential"), (site.signed(), "may not look at this")):
+    for text, why in (("", "no credential"), (site.signed(), "is not an admin")):
         refused = grpcurl(text)
         assert (refused.returncode != 0, why in refused.stderr) == (True, True), refused.stderr
 
@@ -255,4 +259,4 @@ def test_unusable_token_key_exits_with_1(tmp_path: Path) -> None:
     )
     assert process.process.wait(TIMEOUT) == 1
     log = process.log.read_text()
-    assert f"--state-dir: {tmp_path}/state/{TOKEN_KEY_FILE} can be used by others (mode 0644)" in log
+    assert f"--state-dir: {tmp_path}/state/{TOKEN_KEY_FILE} is accessible to other users (mode 0644)" in log

@@ -165,7 +165,7 @@ def test_unreadable_or_unwritable_files_are_reported(state: Path, tmp_path: Path
         (
             ("--state-dir", tmp_path / "empty", "--out-dir", tmp_path / "out"),
             1,
-            "root-cert.pem is not there yet",
+            "root-cert.pem does not exist",
         ),
         (
             ("--state-dir", state, "--out-dir", tmp_path / "file/x"),
@@ -182,7 +182,7 @@ def test_unreadable_or_unwritable_files_are_reported(state: Path, tmp_path: Path
     (state / TOKEN_KEY_FILE).chmod(0o600)
     done = xds("web-0.shop", "--state-dir", state)
     assert (done.exit_code, done.stdout) == (1, "")
-    assert f"xds: --state-dir: {state}/{TOKEN_KEY_FILE}: this is no key for tokens" in done.stderr
+    assert f"xds: --state-dir: {state}/{TOKEN_KEY_FILE}: this is not a token key" in done.stderr
 
 
 class Renewing:
@@ -248,7 +248,7 @@ def test_renew_waits_for_the_root_certificate(tmp_path: Path) -> None:
     (tmp_path / "state").mkdir()
     with renewing(tmp_path) as process:
         process.wait_for(lambda: 'event="token not written"' in process.log)
-        assert "root-cert.pem is not there yet: xds serve makes it" in process.log
+        assert "root-cert.pem does not exist: xds serve creates it" in process.log
         load_or_create_root(tmp_path / "state", "cluster.local", datetime.now(UTC))
         process.wait_for(process.token)
         process.end()

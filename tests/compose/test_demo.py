@@ -45,11 +45,7 @@ def test_the_play_matches_the_page(demo: Demo) -> None:
     assert not [*(EXAMPLE / "mesh").glob("policy*"), *(EXAMPLE / "mesh").glob("destination-rule*")]
 
 
-def test_a_lock_ends_plaintext_that_lasts_and_the_sidecar_says_how_much(demo: Demo) -> None:
-    def said() -> str:
-        # Exit status 1: something is on its way.
-        return demo.docker.ask("compose", "exec", "-T", "control-plane", "xds", "status", "--rollout").stdout
-
+def test_strict_ends_an_open_plaintext_response(demo: Demo) -> None:
     policy = EXAMPLE / "mesh/policy.yaml"
     lasts = ("curl", "-sN", "-m", "60", "http://httpbin.full:8000/drip?duration=40&numbytes=40&delay=0")
     command = ["docker", "compose", "exec", "-T", "sleep.legacy", *lasts]
@@ -60,13 +56,14 @@ def test_a_lock_ends_plaintext_that_lasts_and_the_sidecar_says_how_much(demo: De
             assert response.stdout.read(1) == b"*"  # type: ignore[union-attr] -- it is a pipe
             policy.write_text((ROOT / "examples/envoy/auto-mtls/steps/strict.yaml").read_text())
             policy.chmod(0o644)
-            until(lambda: "Locked since" in (told := said()) and "still drain" not in told, "all has drained")
-            assert response.wait(PATIENCE) != 0
+            # The sidecar closes it after its drain time, before curl's limit (28: timeout).
+            assert response.wait(PATIENCE) not in (0, 28)
         finally:
             response.kill()
             policy.unlink(missing_ok=True)
-    assert "that ended 1 plaintext connections or responses.\n" in said()
-    until(lambda: "200" in demo.request("sleep.legacy", "httpbin.full"), "plaintext is taken again")
+    status = demo.docker.ask("compose", "exec", "-T", "control-plane", "xds", "status", "--rollout").stdout
+    assert "Ports that stopped accepting plaintext since the control plane started: 2." in status
+    until(lambda: "200" in demo.request("sleep.legacy", "httpbin.full"), "plaintext is accepted again")
 
 
 def test_a_control_plane_that_restarts_costs_no_request(demo: Demo) -> None:

@@ -123,7 +123,7 @@ def test_interception_is_set_up_once_however_often_and_taken_away(docker: Docker
     refused = docker.image("init")
     assert (refused.returncode, refused.stderr) == (
         1,
-        "xds: needs to be root (securityContext.runAsUser: 0)\n",
+        "xds: must run as root (securityContext.runAsUser: 0)\n",
     )
 
 

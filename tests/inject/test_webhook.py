@@ -131,8 +131,8 @@ async def test_a_pod_that_cannot_have_one_is_refused_with_what_to_change(call: C
     assert answered["response"]["status"] == {
         "code": 422,
         "reason": "Invalid",
-        "message": "Pod shop/web-: spec.containers[0].ports[0].containerPort is 15001, which outbound interception takes "
-        "(let the application listen elsewhere)",
+        "message": "Pod shop/web-: spec.containers[0].ports[0].containerPort is 15001, which is reserved for outbound interception "
+        "(use another port)",
     }
     assert [entry["pod"] for entry in logs if entry["event"] == "pod refused"] == ["shop/web-"]
 
@@ -168,16 +168,16 @@ DEEP = b'{"kind":' * 200_000
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        (b"", "no JSON"),
-        (b"{", "no JSON"),
-        (b"\xff", "no JSON"),
-        (b"[]", "no AdmissionReview"),
-        (b"{}", "no AdmissionReview"),
+        (b"", "not valid JSON"),
+        (b"{", "not valid JSON"),
+        (b"\xff", "not valid JSON"),
+        (b"[]", "not an AdmissionReview"),
+        (b"{}", "not an AdmissionReview"),
         (DEEP, ""),
-        (review(POD) | {"apiVersion": "admission.k8s.io/v1beta1"}, "is of 'admission.k8s.io/v1beta1'"),
+        (review(POD) | {"apiVersion": "admission.k8s.io/v1beta1"}, "has version 'admission.k8s.io/v1beta1'"),
         (review(POD) | {"request": None}, "no request with a uid"),
         (review(POD, uid=""), "no request with a uid"),
-        (review(None), "creates a pod and has none"),
+        (review(None), "creates a pod but contains none"),
     ],
     ids=lambda value: str(value)[:30],
 )

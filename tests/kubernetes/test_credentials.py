@@ -196,16 +196,16 @@ async def test_nobody_gets_another_pods_key(site: Site) -> None:
 
     shown = {
         "none": (None, UNPROVEN, "no credential"),
-        "garbage": ("garbage", UNPROVEN, "no token of a service account"),
-        "forged": (token(claims(own)), UNPROVEN, "does not accept the token"),
-        "expired a moment ago": (resigned(cluster, own, seconds=-60), UNPROVEN, "does not accept the token"),
+        "garbage": ("garbage", UNPROVEN, "not a service account token"),
+        "forged": (token(claims(own)), UNPROVEN, "rejects the token"),
+        "expired a moment ago": (resigned(cluster, own, seconds=-60), UNPROVEN, "rejects the token"),
         "expired": (resigned(cluster, own, seconds=-3600), UNPROVEN, "expired at"),
         "wrong audience": (await site.token(audience="istio-ca"), UNPROVEN, "not for audience xds-ca"),
         "the API server's": (await site.token(audience=""), UNPROVEN, "not for audience xds-ca"),
         "another namespace's": (await site.token(namespace=other_namespace), DENIED, "in another namespace"),
         "another account's": (await site.token("other"), DENIED, "another service account"),
         "another pod's": (await site.token(pod="web-2"), DENIED, "bound to pod web-2"),
-        "a deleted pod's": (gone, UNPROVEN, "does not accept the token"),
+        "a deleted pod's": (gone, UNPROVEN, "rejects the token"),
         "the control plane's": (await site.token("xds", namespace=site.home), DENIED, "in another namespace"),
     }
     ends = {}
@@ -244,7 +244,7 @@ async def test_certificates_and_plaintext_do_not_get_it_either(site: Site) -> No
             grpc.StatusCode.UNAVAILABLE,
             "",
         ),
-        "without SPIFFE": (certificate(ca, now, dns=("web-1",)), UNPROVEN, "no SPIFFE id"),
+        "without SPIFFE": (certificate(ca, now, dns=("web-1",)), UNPROVEN, "no SPIFFE ID"),
     }
     for name, (pair, code, why) in shown.items():
         async with site.with_certificate(pair) as channel:
@@ -307,11 +307,9 @@ async def test_only_admins_may_look_over_tls(site: Site, tmp_path: Path) -> None
         ends[name] = process.returncode, said.decode()
     # No sidecar is connected, though pods have one: that the admin was answered is what counts here.
     assert ends["admin"] == (1, ""), ends
-    why = (
-        f"service account {site.namespace}/web may not look at this: only those named by --admin-identity may"
-    )
+    why = f"service account {site.namespace}/web is not an admin: add its identity with --admin-identity"
     assert ends["web"] == (3, f"xds: localhost:{site.tls} denied the request ({why})\n")
-    assert (ends["bad"][0], "does not accept the token" in ends["bad"][1]) == (3, True)
+    assert (ends["bad"][0], "rejects the token" in ends["bad"][1]) == (3, True)
 
 
 async def test_while_the_api_server_is_away_nothing_is_decided_and_then_it_is(site: Site) -> None:

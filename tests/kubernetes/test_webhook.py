@@ -228,7 +228,9 @@ async def test_namespaces_and_pods_choose_as_with_istio(
 async def test_a_pod_that_cannot_have_a_sidecar_is_refused_with_what_to_change(mesh: Mesh) -> None:
     spec = {"containers": [{"name": "web", "image": "web", "ports": [{"containerPort": 15006}]}]}
     async with mesh.namespace_of("enabled") as namespace:
-        with pytest.raises(KubeError, match="containerPort is 15006, which inbound interception takes"):
+        with pytest.raises(
+            KubeError, match="containerPort is 15006, which is reserved for inbound interception"
+        ):
             await mesh.create(namespace, POD | {"spec": spec})
 
 

@@ -67,12 +67,12 @@ async def test_issued_certificate_gets_the_key_of_its_pod(site, variant):
     [
         (None, UNPROVEN, "no credential: send a token"),
         ("", UNPROVEN, "no credential: send a token"),
-        ("garbage", UNPROVEN, "does not accept the token"),
-        ("other-namespace", DENIED, "service account legacy/sleep may not speak for pod full/sleep-1"),
-        ("other-account", DENIED, "that has another service account"),
+        ("garbage", UNPROVEN, "rejects the token"),
+        ("other-namespace", DENIED, "service account legacy/sleep may not act for pod full/sleep-1"),
+        ("other-account", DENIED, "the pod has another service account"),
         ("other-pod", DENIED, "its token is bound to pod sleep-2"),
-        ("deleted-pod", DENIED, "its token is of an earlier pod of that name"),
-        ("admin", DENIED, "that is in another namespace"),
+        ("deleted-pod", DENIED, "its token belongs to an earlier pod of that name"),
+        ("admin", DENIED, "the pod is in another namespace"),
         ("undecided", grpc.StatusCode.UNAVAILABLE, "no API server"),
         ("too-many", grpc.StatusCode.RESOURCE_EXHAUSTED, "too many tokens"),
     ],
@@ -215,4 +215,4 @@ async def test_error_states_that_tokens_are_not_accepted():
     ):
         client = Client(channel, method=f"/{ADS}/StreamAggregatedResources")
         code, said = await client.end()
-    assert (code, "no tokens are taken here" in said) == (UNPROVEN, True)
+    assert (code, "tokens are not accepted here" in said) == (UNPROVEN, True)

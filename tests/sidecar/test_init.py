@@ -330,7 +330,7 @@ class TestWhereItCannot:
 
         done = init(place, before=as_nobody)
 
-        assert (done.returncode, done.stderr) == (1, "xds: needs to be root (securityContext.runAsUser: 0)\n")
+        assert (done.returncode, done.stderr) == (1, "xds: must run as root (securityContext.runAsUser: 0)\n")
 
     def test_the_kind_of_iptables_that_works_is_used(self, place, tmp_path):
         if not shutil.which("iptables-legacy-restore"):

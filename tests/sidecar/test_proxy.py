@@ -95,9 +95,9 @@ class TestWhatIsWrong:
 
         assert (status, out) == (1, "")
         assert err.splitlines() == [
-            "POD_NAMESPACE: problem: is not set (The pod's namespace (metadata.namespace).)",
+            "POD_NAMESPACE: problem: is not set (Namespace of the pod (metadata.namespace).)",
             "XDS_INTERCEPTION_MODE: problem: must be one of REDIRECT, NONE, not 'TPROXY'",
-            "INSTANCE_IP: problem: is empty (The pod's address (status.podIP).)",
+            "INSTANCE_IP: problem: is empty (IP address of the pod (status.podIP).)",
             "XDS_ADDRESS: problem: must be HOST:PORT, not 'nowhere' (write xds.istio-system.svc:15012)",
             "XDS_SDS: problem: must be unix:///PATH, not '/run/spire.sock'",
             "XDS_CONCURRENCY: problem: must be a number from 0 to 1024, not 'many'",
@@ -121,11 +121,11 @@ class TestWhatIsWrong:
             ('{"/a": {"httpGet": {"port": 1, "httpHeaders": [{"value": "x"}]}}}', "name is required"),
             (
                 '{"/a": {"httpGet": {"port": 1, "httpHeaders": [{"name": ":path"}]}}}',
-                "letters, digits and - only",
+                "must contain only letters, digits and -",
             ),
             (
                 '{"/a": {"httpGet": {"port": 1, "httpHeaders": [{"name": "x", "value": "a\\nb"}]}}}',
-                "value has characters that no header can have",
+                "value has characters that are not allowed in a header",
             ),
         ],
     )
@@ -139,7 +139,7 @@ class TestWhatIsWrong:
     async def test_there_is_no_such_envoy(self):
         status, _, err = await proxy("--envoy", "/nowhere/envoy", **POD, XDS_ROOT_FILE="")
 
-        assert (status, err) == (1, "xds: /nowhere/envoy is not there, or cannot be executed\n")
+        assert (status, err) == (1, "xds: /nowhere/envoy is not found, or not executable\n")
 
     async def test_an_envoy_that_is_none(self, tmp_path):
         (tmp_path / "envoy").write_bytes(b"\x7fELF no")
@@ -155,7 +155,7 @@ class TestWhatIsWrong:
         status, _, err = await proxy(**POD, XDS_ROOT_FILE="", XDS_APP_PROBES=json.dumps(probes))
 
         assert status == 1
-        assert "Envoy can be given 131071: this pod has too many probes" in err
+        assert "more than 131071: this pod has too many probes" in err
 
     async def test_nothing_to_drain(self):
         # An address of its own, where no sidecar's admin interface is.
@@ -163,7 +163,7 @@ class TestWhatIsWrong:
         status, _, err = await proxy("--drain", **POD | there)
 
         assert status == 1
-        assert "the sidecar does not respond at 127.99.98.97:15000: [Errno 111] Connection refused" in err
+        assert "no response from the sidecar at 127.99.98.97:15000: [Errno 111] Connection refused" in err
 
 
 class TestWaiting:
@@ -178,9 +178,9 @@ class TestWaiting:
         )
 
         what = (
-            f"the service account token {tmp_path}/token is not there yet and "
+            f"the service account token {tmp_path}/token does not exist yet and "
             f"the root certificate {tmp_path}/root is empty and "
-            f"the certificates' socket {tmp_path}/root is not there yet"
+            f"the SDS socket {tmp_path}/root does not exist yet"
         )
         assert status == 1
         assert err.splitlines() == [f"xds: waiting: {what}", f"xds: {what}, after 1 s"]
@@ -203,12 +203,12 @@ class TestWaiting:
         assert process.stderr
         async with asyncio.timeout(60):
             assert (await process.stderr.readline()).decode() == (
-                f"xds: waiting: the service account token {token} is not there yet and "
-                f"the root certificate {root} is not there yet\n"
+                f"xds: waiting: the service account token {token} does not exist yet and "
+                f"the root certificate {root} does not exist yet\n"
             )
             token.write_text("secret of the token")
             said = (await process.stderr.readline()).decode()
-            assert said == f"xds: waiting: the root certificate {root} is not there yet\n"
+            assert said == f"xds: waiting: the root certificate {root} does not exist yet\n"
             root.write_text("PEM")
             out, err = await process.communicate()
 

@@ -159,7 +159,7 @@ class TestFlags:
 
     @pytest.mark.parametrize("text", ["x", "0", "65536", "80-90", "80;81", "-1", "80,*"])
     def test_what_is_no_port_is_named(self, text):
-        with pytest.raises(ValueError, match=r"is not a port: write numbers with commas between"):
+        with pytest.raises(ValueError, match=r"is not a port: write comma-separated numbers"):
             parse_ports(text)
 
     @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ class TestFlags:
 
     @pytest.mark.parametrize("text", ["x", "10.0.0.1/8", "10.0.0.0/33", "10.0.0.0/8 -j ACCEPT"])
     def test_what_is_no_network_is_named(self, text):
-        with pytest.raises(ValueError, match="write networks with commas between"):
+        with pytest.raises(ValueError, match="write comma-separated networks"):
             parse_networks(text)
 
     def test_interfaces(self):

@@ -1,4 +1,4 @@
-"""Sidecars for pods: a pod's template in, the same with a sidecar out. Pure."""
+"""Sidecar injection: add a sidecar to a pod template. Pure, except for `webhook`."""
 
 from xds.mesh.inject.jsonpatch import create_patch
 from xds.mesh.inject.kinds import Template, find_templates

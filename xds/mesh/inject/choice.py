@@ -1,17 +1,17 @@
-"""Whether a pod gets a sidecar: what Istio's injector goes by."""
+"""Decide whether a pod gets a sidecar, by the rules of Istio's injector."""
 
 from __future__ import annotations
 
 from xds.mesh.parse.reading import Field, shown
 
 INJECT_LABEL = "sidecar.istio.io/inject"
-"""Pod label, or annotation: `true` or `false`. The label counts before the annotation."""
+"""Pod label or annotation, `true` or `false`. The label takes precedence."""
 TEMPLATES = "inject.istio.io/templates"
 
 SYSTEM_NAMESPACES = frozenset({"kube-system", "kube-public", "kube-node-lease"})
-"""Never injected into: a cluster must be able to start without us."""
+"""Namespaces that are never injected, so that a cluster can start without the control plane."""
 
-ALREADY_INJECTED = "it has a sidecar already"
+ALREADY_INJECTED = "it already has a sidecar"
 
 PROXY = "xds-proxy"
 INIT = "xds-init"
@@ -20,9 +20,9 @@ _TRUE = frozenset({"y", "yes", "true", "on"})
 
 
 def skip_reason(pod: Field, namespace: str) -> str:
-    """Say why a pod that may be injected into is left as it is; empty: it gets a sidecar.
+    """Return why a pod gets no sidecar; empty if it gets one.
 
-    Who calls has looked at the namespace's label: in a namespace that is not asked for, nothing comes this far.
+    The caller has already checked the namespace's label.
     """
     spec = pod["spec"]
     names = _container_names(spec)
@@ -34,20 +34,20 @@ def skip_reason(pod: Field, namespace: str) -> str:
     if value and not is_true(value):
         return f"{INJECT_LABEL} is {shown(value)}"
     if namespace in SYSTEM_NAMESPACES:
-        return f"namespace {namespace} is the cluster's own"
+        return f"namespace {namespace} is a system namespace"
     if spec["hostNetwork"].value is True:
-        return "hostNetwork is true: interception would take the traffic of the whole node"
+        return "hostNetwork is true: interception would redirect the traffic of the whole node"
     system = spec["os"]["name"].value or spec["nodeSelector"]["kubernetes.io/os"].value or "linux"
-    return "" if system == "linux" else f"it runs on {shown(system)}, and sidecars on Linux only"
+    return "" if system == "linux" else f"it runs on {shown(system)}; sidecars require Linux"
 
 
 def is_true(value: str) -> bool:
-    """Tell whether what a pod says means that it is to have a sidecar, as YAML 1.1 understands words."""
+    """Return whether the value of a label or annotation is true (as in YAML 1.1)."""
     return value.lower() in _TRUE
 
 
 def requested(pod: Field) -> str:
-    """Return what the pod itself says about having a sidecar; empty: nothing."""
+    """Return the value of the pod's injection label or annotation; empty if unset."""
     meta = pod["metadata"]
     return (meta["labels"][INJECT_LABEL] or meta["annotations"][INJECT_LABEL]).text()
 

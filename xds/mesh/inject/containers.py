@@ -1,4 +1,4 @@
-"""What is added to a pod: two containers, and the volumes that they read."""
+"""Containers and volumes that injection adds to a pod."""
 
 from __future__ import annotations
 
@@ -16,18 +16,20 @@ from xds.mesh.sidecar.settings import PROXY_ID, READY_PATH
 Json: TypeAlias = dict[str, Any]
 
 PROXY_GROUP = 13371
-"""The group that an injected sidecar runs as. `xds init` lets pass what has the sidecar's user *and* group, and nobody can see from
-a pod which user its image names: so this is a group that no image has by chance, unlike 1337, which images made for meshes have."""
+"""Group of an injected sidecar.
+
+`xds init` does not redirect traffic with the sidecar's user and group. The user of an image is unknown at
+injection, and images made for meshes use 1337, so the group must be one that no image uses by chance."""
 
 TOKEN_LIFETIME = 43200
-"""Seconds, as Istio's; kubelet renews the token after four fifths of it."""
+"""Lifetime of the token in seconds, as in Istio. The kubelet renews it after 80 %."""
 
 _FILES = {
     "xds-token": variables.TOKEN_FILE,
     "xds-root": variables.ROOT_FILE,
     "xds-podinfo": variables.LABELS_FILE,
 }
-"""What is mounted where the sidecar looks for it by default."""
+"""Volumes by name, and the variable whose default is the path of the file."""
 
 _DOWNWARD = {
     variables.POD_NAME: "metadata.name",
@@ -39,7 +41,7 @@ _RESOURCES = {
     "requests": {"cpu": "100m", "memory": "128Mi"},
     "limits": {"cpu": "2", "memory": "1Gi"},
 }
-"""Istio's defaults. Annotations change the sidecar's."""
+"""Istio's defaults, which annotations override."""
 RESOURCE_ANNOTATIONS = {
     "sidecar.istio.io/proxyCPU": ("requests", "cpu"),
     "sidecar.istio.io/proxyMemory": ("requests", "memory"),
@@ -51,7 +53,7 @@ PROXY_IMAGE = "sidecar.istio.io/proxyImage"
 
 
 def init_container(settings: InjectionSettings, arguments: list[str]) -> Json:
-    """Return the container that sets up interception and ends."""
+    """Return the init container that installs the redirection rules."""
     return _container(INIT, settings, settings.image, ["init", *arguments]) | {
         "securityContext": {
             "allowPrivilegeEscalation": False,
@@ -78,15 +80,15 @@ def proxy_container(
     mode: Interception,
     grace: int | None,
 ) -> Json:
-    """Return the container of the sidecar.
+    """Return the sidecar container.
 
     Args:
-        settings: how it is to be.
-        annotations: the pod's.
-        probes: the application's own, by the path that kubelet asks.
-        native: a restartable init container.
-        mode: of interception.
-        grace: the pod's terminationGracePeriodSeconds.
+        settings: settings of the operator.
+        annotations: annotations of the pod.
+        probes: original probes of the application, by their path on the sidecar.
+        native: whether it is a restartable init container.
+        mode: interception mode.
+        grace: terminationGracePeriodSeconds of the pod; None if unset.
     """
     ready = {"httpGet": {"path": READY_PATH, "port": HEALTH_PORT}, "timeoutSeconds": 3}
     environment = _environment(settings, annotations, probes, mode, grace)
@@ -106,7 +108,7 @@ def proxy_container(
             {"containerPort": HEALTH_PORT, "name": "http-envoy-live", "protocol": "TCP"},
         ],
         "lifecycle": {"preStop": {"exec": {"command": ["xds", "proxy", "--drain"]}}},
-        # What comes after a native sidecar starts once this has passed: the application finds a mesh that works.
+        # The containers after a native sidecar start only after this probe has passed.
         "startupProbe": ready | {"periodSeconds": 1, "failureThreshold": 600},
         "readinessProbe": ready | {"periodSeconds": 15, "failureThreshold": 4},
         "resources": _resources(annotations),
@@ -135,10 +137,10 @@ def proxy_container(
 
 
 def volumes(settings: InjectionSettings) -> list[Json]:
-    """Return what the sidecar mounts.
+    """Return the volumes of the sidecar.
 
-    No fsGroup goes with the token: kubelet lets everybody in the pod read it unless the pod has one, and with a pod's own
-    fsGroup its group may; one of ours would change the owner of the application's volumes.
+    The token needs no fsGroup: without one, all users in the pod can read it; with the pod's own, its group
+    can. An added fsGroup would change the owner of the application's volumes.
     """
     token = {"path": "xds-token", "audience": AUDIENCE, "expirationSeconds": TOKEN_LIFETIME}
     return [
@@ -167,7 +169,7 @@ def _container(name: str, settings: InjectionSettings, image: str, arguments: li
 
 
 def _sds_directory(settings: InjectionSettings) -> str:
-    """Return the directory of the socket: the socket itself is another one each time its agent starts."""
+    """Return the directory of the SDS socket, which the agent recreates at each start."""
     return settings.sds.removeprefix("unix://").rpartition("/")[0]
 
 
@@ -178,7 +180,7 @@ def _environment(
     mode: Interception,
     grace: int | None,
 ) -> dict[variables.Variable, str]:
-    """Return what is said; what is as `xds proxy` has it by default anyway is not."""
+    """Return the variables that differ from the defaults of `xds proxy`, and the address."""
     values = {variables.ADDRESS: settings.xds_address}
     if settings.sds:
         values[variables.SDS] = settings.sds
@@ -192,7 +194,7 @@ def _environment(
         values[variables.DRAIN_SECONDS] = str(min(max(0, grace - 5), 86400))
     if probes:
         values[variables.APP_PROBES] = json.dumps(probes, separators=(",", ":"))
-    # Kubernetes replaces $(NAME) in values: a header or path that looks like one must stay as it is.
+    # Escape $(NAME), which Kubernetes would expand in headers and paths of probes.
     return {variable: value.replace("$(", "$$(") for variable, value in values.items()}
 
 

@@ -1,4 +1,8 @@
-"""What changes one JSON value into another, as a JSON Patch (RFC 6902)."""
+"""Create a JSON Patch (RFC 6902) from two JSON values.
+
+The `jsonpatch` library creates equally small patches, but takes 0.4 s instead of 1 ms for a pod with 200
+containers, and the webhook handles pods of unauthenticated clients.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +13,15 @@ Json: TypeAlias = dict[str, Any]
 
 
 def create_patch(before: Any, after: Any) -> list[Json]:
-    """Return the operations, in order, that make `after` of `before`.
+    """Return the operations that change `before` to `after`: `add`, `remove` and `replace`.
 
-    Only `add`, `remove` and `replace` are used. What is new in a list is added where it is; its other members stay.
+    Items of a list that stay are not replaced.
     """
     return list(_diff(before, after, ""))
 
 
 def _diff(before: Any, after: Any, path: str) -> Iterator[Json]:
-    if before is after:  # Most of a pod: `inject` shares what it leaves alone.
+    if before is after:  # `inject` shares the unchanged parts, which are most of a pod.
         return
     if isinstance(before, dict) and isinstance(after, dict):
         for key in before.keys() - after.keys():
@@ -47,9 +51,9 @@ def _diff_lists(before: list[Any], after: list[Any], path: str) -> Iterator[Json
 
 
 def common_ends(before: list[Any], after: list[Any]) -> tuple[int, int]:
-    """Return how many members two lists share at their beginning, and how many of the rest at their end.
+    """Return the number of matching items at the start of two lists, and of the remaining ones at the end.
 
-    Shared is what is equal, or has the same name, as containers and volumes do.
+    Items match if they are equal or have the same name, as containers and volumes do.
     """
     shorter = min(len(before), len(after))
     start = next((i for i in range(shorter) if not _matches(before[i], after[i])), shorter)
@@ -65,7 +69,7 @@ def _matches(one: Any, other: Any) -> bool:
 
 
 def _equal(one: Any, other: Any) -> bool:
-    """Whether two values are the same JSON: to Python, True is 1 and 1.0, and to JSON it is neither."""
+    """Return whether two values are equal as JSON, where True, 1 and 1.0 differ."""
     if one is other:
         return True
     if isinstance(one, dict) and isinstance(other, dict):

@@ -1,4 +1,4 @@
-"""Where pods' templates are in Kubernetes' objects."""
+"""Find pod templates in Kubernetes objects."""
 
 from __future__ import annotations
 
@@ -21,22 +21,24 @@ _TEMPLATE_PATHS: dict[tuple[str, str], Path] = {
     ("batch", "Job"): _TEMPLATE,
     ("batch", "CronJob"): ("spec", "jobTemplate", "spec", "template"),
 }
-"""Of any version."""
+"""Path of the pod template by API group and kind, for all versions."""
 
 
 class Template(NamedTuple):
-    """A pod's template within a document."""
+    """Pod template in a document."""
 
     path: Path
+    """Path in the document."""
     value: Any
+    """The template, with `metadata` and `spec`."""
     namespace: str
-    """The object's; empty if it does not say."""
+    """Namespace of the object; empty if unset."""
     subject: str
-    """KIND NAME, for messages."""
+    """KIND NAME of the object, for messages."""
 
 
 def find_templates(document: Any, path: Path = (), default_type: str = "") -> Iterator[Template]:
-    """Yield all templates of a document: an object, or a List of them. Other kinds have none."""
+    """Yield the pod templates of an object, or of the items of a List."""
     if not isinstance(document, Mapping):
         return
     version, kind = document.get("apiVersion"), document.get("kind")

@@ -1,4 +1,4 @@
-"""A pod's template with a sidecar. Pure: the same for `xds inject` and the webhook."""
+"""Add a sidecar to a pod template. Pure; used by `xds inject` and the webhook."""
 
 from __future__ import annotations
 
@@ -26,17 +26,19 @@ from xds.mesh.sidecar.settings import LOG_LEVELS, PROXY_ID
 Json: TypeAlias = dict[str, Any]
 
 STATUS = "sidecar.istio.io/status"
-"""Pod annotation: what was added, as JSON."""
+"""Pod annotation with the added containers and volumes, as JSON."""
 NATIVE = "sidecar.istio.io/nativeSidecar"
-"""Pod annotation: `true` or `false`, over the operator's choice."""
+"""Pod annotation, `true` or `false`, that overrides the operator's setting."""
 
 MAX_PROBLEMS = 16
-"""Problems that are reported of a pod. Reading stops there: a pod can have a hundred thousand."""
+"""Maximum number of problems per pod. Validation stops there, as a pod can have 100,000."""
 MAX_CONTAINERS = 256
+"""Maximum number of containers, and of init containers."""
 MAX_PORTS = 256
-"""Of one container."""
+"""Maximum number of ports per container."""
 MAX_VOLUMES = 1024
-"""Kubernetes has no limits for these, but each costs time, and the webhook reads pods of clients that it does not know."""
+"""Maximum number of volumes. Kubernetes has no such limits; they bound the work for unauthenticated
+clients."""
 
 _ISTIO_PREFIX = "sidecar.istio.io/"
 _KNOWN = frozenset(
@@ -50,19 +52,20 @@ _KNOWN = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Injection:
-    """What became of a pod."""
+    """Result of an injection."""
 
     pod: Mapping[str, Any]
-    """With the sidecar, or as it was."""
+    """The pod with a sidecar, or unchanged."""
     skip_reason: str = ""
-    """Why the pod has been left as it was, if it was not refused either."""
+    """Reason why the pod gets no sidecar; empty if it got one or was refused."""
     ignores_request: bool = False
-    """Whether it was left although it says that it is to have a sidecar."""
+    """Whether the pod was skipped although it requests a sidecar."""
     problems: tuple[Problem, ...] = ()
+    """Errors and notices."""
 
     @property
     def refused(self) -> bool:
-        """Whether the pod should have a sidecar and cannot."""
+        """Return whether the pod needs a sidecar, but errors prevent it."""
         return any(not problem.notice for problem in self.problems)
 
 
@@ -75,15 +78,15 @@ def inject(
     path: Path = (),
     subject: str = "",
 ) -> Injection:
-    """Give a pod, or the template of one, its sidecar.
+    """Add a sidecar to a pod or pod template.
 
     Args:
-        pod: a mapping with `metadata` and `spec`; it is not changed.
-        settings: how the sidecar is to be.
-        namespace: the pod's, as far as it is known.
-        locate: where a path of the document is, for problems.
-        path: where in that document the pod is.
-        subject: what problems call it.
+        pod: mapping with `metadata` and `spec`, which is not modified.
+        settings: settings of the operator.
+        namespace: namespace of the pod; empty if unknown.
+        locate: returns the location of a path in the document, for problems.
+        path: path of the pod in the document.
+        subject: name of the pod in problems.
     """
     log = Log(locate, subject)
     field = Field(pod, path, log)
@@ -99,7 +102,7 @@ def inject(
 
 
 def _is_well_formed(pod: Field) -> bool:
-    """Say what is not of the type that it must be; everything after this may rely on it."""
+    """Check the types of all fields that injection reads, and report problems."""
     meta, spec = pod["metadata"].mapping(), pod["spec"].required().mapping()
     for name in ("labels", "annotations"):
         entries = meta[name].mapping().value or {}
@@ -125,7 +128,7 @@ def _is_well_formed(pod: Field) -> bool:
 
 
 def _items(field: Field, limit: int) -> Iterator[Field]:
-    """Expect a list of at most `limit` members; yield them until enough is wrong."""
+    """Yield the items of a list with at most `limit` items, until MAX_PROBLEMS is reached."""
     if isinstance(field.value, list) and len(field.value) > limit:
         field.refuse(f"has {len(field.value)} items, and {limit} are supported")
         return
@@ -142,7 +145,7 @@ def _with_sidecar(pod: Field, settings: InjectionSettings) -> Json:
     native = _flag(annotations[NATIVE], default=settings.native)
     rewrites_probes = _flag(annotations[probes.REWRITE], default=True)
 
-    # A copy of what is changed below; the rest is shared with the pod that came.
+    # Copy only the parts that change; the rest is shared with the original pod.
     result: Json = dict(pod.value)
     spec: Json = dict(result["spec"])
     result["spec"] = spec
@@ -178,8 +181,8 @@ def _with_sidecar(pod: Field, settings: InjectionSettings) -> Json:
     meta["annotations"] = (meta.get("annotations") or {}) | {STATUS: json.dumps(status)}
     if added["initContainers"]:
         others = spec.get("initContainers") or []
-        # A native sidecar runs while init containers of the application do, and they may need the mesh. Another one does not
-        # run yet: what is redirected to it before the application starts would be lost.
+        # A native sidecar starts before the application's init containers, which may need the mesh. An
+        # ordinary one starts after them, so redirection must start last.
         spec["initContainers"] = (
             added["initContainers"] + others if native else others + added["initContainers"]
         )
@@ -189,7 +192,7 @@ def _with_sidecar(pod: Field, settings: InjectionSettings) -> Json:
 
 
 def _app_containers(pod: Field) -> Iterator[Field]:
-    """Yield the containers that run along with the sidecar: their probes are asked while it intercepts."""
+    """Yield the containers that run with the sidecar: ordinary and restartable init containers."""
     yield from pod["spec"]["containers"].items()
     for container in pod["spec"]["initContainers"].items():
         if container["restartPolicy"].value == "Always":
@@ -210,7 +213,7 @@ def _flag(field: Field, *, default: bool) -> bool:
 
 
 def _check_annotations(annotations: Field) -> None:
-    """Refuse what the sidecar could not start with, and say what is meant for another one."""
+    """Refuse invalid annotations, and report unknown ones."""
     level = annotations[containers.LOG_LEVEL]
     if level and level.text() not in LOG_LEVELS:
         level.refuse(
@@ -218,7 +221,7 @@ def _check_annotations(annotations: Field) -> None:
             nearest(level.text(), LOG_LEVELS),
         )
     if (templates := annotations[choice.TEMPLATES]) and templates.text() != "sidecar":
-        templates.refuse(f"asks for {shown(templates.value)}; there is only sidecar here")
+        templates.refuse(f"requests {shown(templates.value)}; only sidecar is supported")
     prefixes = (_ISTIO_PREFIX, "proxy.istio.io/")
     unknown = (
         name
@@ -232,14 +235,15 @@ def _check_annotations(annotations: Field) -> None:
 def _refuse_conflicts(
     pod: Field, settings: InjectionSettings, mode: Interception, added: Mapping[str, list[Json]]
 ) -> None:
-    """Refuse what would keep the sidecar from working, or work around it."""
+    """Refuse pods that conflict with the sidecar, or could bypass it."""
     spec = pod["spec"]
     for kind in ("initContainers", "containers", "volumes"):
         own_names = {part["name"] for part in added["volumes" if kind == "volumes" else kind]}
         for part in spec[kind].items():
             if part["name"].value in own_names:
                 part["name"].refuse(
-                    f"is {shown(part['name'].value)}, which the sidecar needs", "choose another name"
+                    f"is {shown(part['name'].value)}, which is reserved for the sidecar",
+                    "choose another name",
                 )
     reserved = {
         ADMIN_PORT: "the sidecar's admin interface",
@@ -257,14 +261,14 @@ def _refuse_conflicts(
             number = port["containerPort"].integer(1, 65535)
             if number in reserved and port["protocol"].value in (None, "TCP"):
                 port["containerPort"].refuse(
-                    f"is {number}, which {reserved[number]} takes", "let the application listen elsewhere"
+                    f"is {number}, which is reserved for {reserved[number]}", "use another port"
                 )
-    # Init containers too: those that come after a native sidecar are intercepted as the application is.
+    # Init containers too: a native sidecar intercepts those that start after it.
     for owner in (spec, *spec["containers"].items(), *spec["initContainers"].items()):
         for name, number in (("runAsUser", PROXY_ID), ("runAsGroup", containers.PROXY_GROUP)):
             field = owner["securityContext"][name]
             if field.value == number and mode is Interception.REDIRECT:
                 field.refuse(
-                    f"is {number}, the sidecar's own: what the application sends could bypass the sidecar",
-                    "choose another",
+                    f"is {number}, which is reserved for the sidecar: the application could bypass it",
+                    "use another ID",
                 )

@@ -1,6 +1,7 @@
-"""Probes that pass under STRICT: kubelet has no certificate, so the sidecar asks the application on its behalf.
+"""Rewrite probes so that they pass under STRICT.
 
-The paths are Istio's. What a probe was goes to the sidecar as JSON (`XDS_APP_PROBE_SUFFIXES`), path by path.
+The kubelet has no client certificate, so the sidecar probes the application on its behalf. The paths are
+Istio's. The sidecar gets the original probes by path as JSON (`XDS_APP_PROBES`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from xds.mesh.parse.reading import Field, shown
 Json: TypeAlias = dict[str, Any]
 
 REWRITE = "sidecar.istio.io/rewriteAppHTTPProbers"
-"""Pod annotation: `false` leaves probes as they are."""
+"""Pod annotation; `false` disables the rewriting."""
 
 _PROBE_SUFFIXES = {"livenessProbe": "livez", "readinessProbe": "readyz", "startupProbe": "startupz"}
 _HOOK_SUFFIXES = {"postStart": "poststartz", "preStop": "prestopz"}
@@ -23,10 +24,9 @@ _HANDLERS = ("httpGet", "tcpSocket", "grpc")
 
 
 def rewrite(container: Field, result: Json) -> dict[str, Json]:
-    """Point a container's probes and HTTP hooks at the sidecar, in `result`; return what they were, by path.
+    """Point the probes and HTTP hooks in `result` to the sidecar, and return the originals by path.
 
-    Left as they are: commands, which run in the container; what asks another host than the pod; and a port by a name that
-    the container does not have, which kubelet could not resolve either.
+    Commands, probes of another host, and probes with an unknown port name stay unchanged.
     """
     name = str(container["name"].value)
     originals = {}
@@ -38,7 +38,7 @@ def rewrite(container: Field, result: Json) -> dict[str, Json]:
     hooks = container["lifecycle"]
     for field, suffix in _HOOK_SUFFIXES.items():
         path = f"/app-lifecycle/{name}/{suffix}"
-        # A hook knows no other handler that would reach the application through its network.
+        # HTTP is the only handler of a hook that uses the network.
         if hooks[field]["httpGet"] and (original := _original_probe(container, hooks[field])):
             result["lifecycle"] = result["lifecycle"] | {field: _redirect(result["lifecycle"][field], path)}
             originals[path] = original
@@ -66,13 +66,13 @@ def _port_number(container: Field, port: Field) -> int | None:
             if isinstance(candidate, Mapping) and candidate.get("name") == port.value:
                 path = (*container.path, "ports", index, "containerPort")
                 return Field(candidate.get("containerPort"), path, port.log).integer(1, 65535)
-        port.notice(f"names no port of the container: {shown(port.value)}; the probe is left as it is")
+        port.notice(f"names no port of the container: {shown(port.value)}; the probe stays unchanged")
         return None
     return port.integer(1, 65535)
 
 
 def _redirect(probe: Json, path: str) -> Json:
-    """Return a probe that asks the sidecar, with the same times; headers stay, as they may say what host is meant."""
+    """Return a probe of the sidecar with the same timing and headers (which can include Host)."""
     http_get: Json = {"path": path, "port": PROBE_PORT}
     old = probe.get("httpGet")
     if old and "httpHeaders" in old:

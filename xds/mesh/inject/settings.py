@@ -1,4 +1,4 @@
-"""What an operator decides about sidecars; what a pod decides about its own is in its annotations."""
+"""Injection settings of the operator. Annotations of a pod override some of them."""
 
 from __future__ import annotations
 
@@ -13,23 +13,25 @@ DEFAULT_ADDRESS = str(ADDRESS.default)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InjectionSettings:
-    """How sidecars are to be."""
+    """Injection settings of the operator."""
 
     image: str = DEFAULT_IMAGE
-    """Of both containers; its entry point is `xds`."""
+    """Image of both containers. Its entry point is `xds`."""
     pull_policy: str = ""
-    """`Always`, `IfNotPresent` or `Never`; empty: what Kubernetes makes of the image's tag."""
+    """`Always`, `IfNotPresent` or `Never`; empty for the default of Kubernetes."""
     xds_address: str = DEFAULT_ADDRESS
     """HOST:PORT of the control plane."""
     sds: str = ""
-    """`unix:///PATH` of another source of certificates, such as SPIRE's agent."""
+    """`unix:///PATH` of another SDS server, such as SPIRE's agent; empty for the control plane."""
     native: bool = True
-    """The sidecar is a restartable init container (Kubernetes 1.29), not one of the pod's ordinary containers."""
+    """Whether the sidecar is a restartable init container (Kubernetes 1.29) instead of an ordinary one."""
     outbound_port: int = 15001
+    """Port of the outbound listener."""
     inbound_port: int = 15006
+    """Port of the inbound listener."""
 
     def with_mesh_config(self, mesh: MeshConfig) -> InjectionSettings:
-        """Return these settings with what the mesh's say about sidecars."""
+        """Return these settings with the ports and SDS socket of a MeshConfig."""
         return replace(
             self,
             outbound_port=mesh.proxy_listen_port,

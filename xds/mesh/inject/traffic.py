@@ -1,4 +1,4 @@
-"""What is intercepted: Istio's annotations, as arguments of `xds init`."""
+"""Translate Istio's traffic annotations to arguments of `xds init`."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from xds.mesh.sidecar.settings import PROXY_ID, SIDECAR_PORTS
 _PREFIX = "traffic.sidecar.istio.io/"
 
 MAX_LIST_LENGTH = 4096
-"""Characters of an annotation's list: over 200 networks, each of which is a rule of iptables in the pod."""
+"""Maximum length of a list in characters: over 200 networks, each with its own iptables rule."""
 MAX_SUGGESTIONS = 4
-"""Unknown annotations for which a known one is suggested; that takes 0.2 ms for each. More of them are reported without."""
+"""Maximum number of suggestions for unknown annotations; each takes 0.2 ms to compute."""
 MAX_NOTICES = 16
-"""Unknown annotations that are reported."""
+"""Maximum number of unknown annotations that are reported."""
 
 _MAX_ERROR_LENGTH = 200
-"""Characters of what is wrong with a value that are repeated."""
+"""Maximum length of a parse error in a problem."""
 _ANNOTATIONS: dict[str, tuple[str, str, Callable[[str], object]]] = {
     "includeOutboundIPRanges": ("-i", "*", rules.parse_networks),
     "excludeOutboundIPRanges": ("-x", "", rules.parse_networks),
@@ -32,19 +32,19 @@ _ANNOTATIONS: dict[str, tuple[str, str, Callable[[str], object]]] = {
     "excludeOutboundPorts": ("-o", "", rules.parse_ports),
     "excludeInterfaces": ("-c", "", rules.parse_interfaces),
 }
-"""Flag, default, and what reads it."""
+"""Flag, default and parser by annotation."""
 
 
 def interception_mode(annotations: Field) -> Interception:
-    """Return the interception mode that the pod asks for."""
+    """Return the interception mode of a pod."""
     mode = annotations[INTERCEPTION_MODE]
     return mode.choice(Interception) or Interception.REDIRECT
 
 
 def init_arguments(annotations: Field, settings: InjectionSettings) -> list[str]:
-    """Return the arguments that make a pod's interception; what cannot be understood is refused.
+    """Return the arguments of `xds init` for a pod, and refuse invalid annotations.
 
-    Guessing would either leave open what was to be intercepted, or cut off what was not.
+    A guess could bypass the sidecar, or break traffic that should bypass it.
     """
     unknown = (
         name
@@ -74,10 +74,10 @@ def _read_list(field: Field, default: str, parse: Callable[[str], object]) -> st
         return default
     text = "".join(text.split())
     if text == "*" != default:
-        field.refuse('must be a list: "*" would turn interception off', "remove it, or name what is meant")
+        field.refuse('must be a list: "*" would turn interception off', "remove it, or list the values")
         return default
     try:
         parse(text)
     except ValueError as error:
-        field.refuse(f"is not understood: {str(error)[:_MAX_ERROR_LENGTH]}")
+        field.refuse(f"is invalid: {str(error)[:_MAX_ERROR_LENGTH]}")
     return text

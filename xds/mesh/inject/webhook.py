@@ -1,6 +1,7 @@
-"""The mutating webhook: the API server shows a pod that is to be created, and gets back how to change it.
+"""Mutating admission webhook that injects sidecars into new pods.
 
-Nothing is kept and nothing is written, so a dry run is the same as any other. What decides is `xds.mesh.inject`.
+It has no state and no side effects, so dry runs need no special case. `xds.mesh.inject.patch` makes the
+decision.
 """
 
 from __future__ import annotations
@@ -36,31 +37,31 @@ log = structlog.get_logger(__name__)
 API_VERSION = "admission.k8s.io/v1"
 PATH = "/inject"
 RESULTS = ("injected", "left", "refused", "malformed")
-"""What becomes of a request; `left`: the pod stays as it is."""
+"""Results of requests; `left` means that the pod stays unchanged."""
 MAX_BODY = 3 << 20
-"""Bytes of a request: the API server does not accept larger objects. etcd's limit for what it stores is half of that."""
+"""Maximum size of a request in bytes, as in the API server. etcd's limit is half of that."""
 MAX_CONNECTIONS = 192
-"""Connections, of 0.4 MB each."""
+"""Maximum number of connections; each takes 0.4 MB."""
 MAX_CONNECTIONS_PER_ADDRESS = 128
-"""Connections of one API server, which uses one for each pod that is being created at that moment."""
+"""Maximum number per API server, which uses a connection for each concurrent pod creation."""
 QUEUE_TIMEOUT = 5.0
-"""Seconds that a request waits for its turn. The API server waits 10 s for the answer, as `xds install` configures it."""
+"""Maximum wait of a request in seconds. The API server's timeout is 10 s (`xds install`)."""
 LOG_LINES = 100
-"""Log lines about pods,"""
+"""Maximum number of log lines about pods in LOG_PERIOD. Unauthenticated clients can cause them."""
 LOG_PERIOD = 10.0
-"""in this many seconds: clients without a credential can cause them."""
+"""Period of LOG_LINES in seconds."""
 _MAX_WARNING_LENGTH = 256
-"""Characters; the API server cuts what is longer, and others besides."""
+"""Maximum length of a warning. The API server truncates longer ones."""
 _MAX_NAME_LENGTH = 253
-"""Characters of a pod's name, as Kubernetes allows."""
+"""Maximum length of a pod's name, as in Kubernetes."""
 _MAX_REFUSAL_LENGTH = 4096
-"""Characters of what is told to who creates a pod that cannot have a sidecar."""
+"""Maximum length of the message for a refused pod."""
 _RETRY_DELAY = 60.0
-"""Seconds after which a certificate that could not be had is asked for again, and between two at least."""
+"""Minimum time between renewals, in seconds. Failed renewals are retried after it."""
 
 
 class WebhookServer:
-    """Answers the API server over TLS. `run` serves until it is cancelled."""
+    """HTTPS server for admission reviews. `run` serves until it is cancelled."""
 
     def __init__(
         self,
@@ -72,15 +73,15 @@ class WebhookServer:
         answers: Counter[str] | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """Make one.
+        """Create a server.
 
         Args:
-            settings: how sidecars are to be now.
-            issue: makes the server's certificate, from the CA that the webhook's configuration trusts.
+            settings: returns the current injection settings.
+            issue: issues the server certificate, from the CA that the webhook configuration trusts.
             host: address to listen on.
-            port: 0 leaves the choice to the system.
-            answers: counts requests by what became of them (RESULTS).
-            now: a clock.
+            port: port to listen on; 0 for any free port.
+            answers: counter of requests by result (RESULTS).
+            now: clock.
         """
         self._settings = settings
         self._issue = issue
@@ -95,15 +96,15 @@ class WebhookServer:
         self._thread = FairExecutor()
         self._log_quota = _LogQuota()
         self.port = 0
-        """The port that it listens on; 0 until it does."""
+        """Port that it listens on; 0 before."""
         self.listening = asyncio.Event()
 
     def trigger_renewal(self) -> None:
-        """Take a certificate from another CA from now on."""
+        """Renew the certificate at once, because the CA has changed."""
         self._renewal.set()
 
     async def run(self) -> None:
-        """Serve, and renew the certificate, until cancelled. OSError: the address cannot be had."""
+        """Serve and renew the certificate until cancelled. Raise OSError if it cannot listen."""
         app = web.Application(client_max_size=MAX_BODY)
         app.router.add_post(PATH, self._inject)
         delay = self._renew()
@@ -119,7 +120,7 @@ class WebhookServer:
         try:
             self.port = listener.port
             self.listening.set()
-            log.info("webhook is listening", port=self.port)
+            log.info("webhook listening", port=self.port)
             while True:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(delay):
@@ -131,11 +132,11 @@ class WebhookServer:
             await listener.stop()
 
     def _renew(self) -> float:
-        """Take a fresh certificate for connections from now on; return for how many seconds."""
+        """Renew the certificate for new connections. Return the seconds until the next renewal."""
         try:
             leaf = self._issue()
         except IdentityError as error:
-            log.error("the webhook's certificate cannot be renewed", problem=str(error))  # noqa: TRY400 - it says all
+            log.error("webhook certificate renewal failed", problem=str(error))  # noqa: TRY400 - no traceback needed
             return _RETRY_DELAY
         _load_certificate(self._tls, leaf)
         return max(_RETRY_DELAY, (leaf.renew_at - self._now()).total_seconds())
@@ -157,21 +158,21 @@ class WebhookServer:
             raise
         except (ValueError, RecursionError) as error:
             self._answers["malformed"] += 1
-            # Clients without a credential can send anything: the client is told, and the log is not.
+            # Do not log: unauthenticated clients could flood the log.
             return web.Response(status=400, text=f"{printable(str(error)[:_MAX_REFUSAL_LENGTH])}\n")
         self._answers[result] += 1
         return web.Response(body=text, content_type="application/json")
 
 
 class _LogQuota:
-    """Limits log lines about pods; used by one thread at a time."""
+    """Rate limit of log lines about pods. Not thread-safe."""
 
     def __init__(self) -> None:
         self._lines = 0
         self._started = -LOG_PERIOD
 
     def take(self) -> bool:
-        """Whether another line may be written."""
+        """Return whether another line may be logged."""
         now = time.monotonic()
         if now >= self._started + LOG_PERIOD:
             if self._lines > LOG_LINES:
@@ -182,7 +183,7 @@ class _LogQuota:
 
 
 def _review_body(body: bytes, settings: InjectionSettings, may_log: Callable[[], bool]) -> tuple[str, bytes]:
-    """Return what becomes of a request, and the answer. ValueError, RecursionError: it is no request."""
+    """Return the result and the response. Raise ValueError or RecursionError for a malformed request."""
     response = review_pod(_read_review(body)["request"], settings, may_log)
     review = {"apiVersion": API_VERSION, "kind": "AdmissionReview", "response": response}
     return _result(response), json.dumps(review).encode()
@@ -195,7 +196,7 @@ def _result(response: Json) -> str:
 
 
 def _load_certificate(tls: ssl.SSLContext, leaf: Leaf) -> None:
-    """Give a context its certificate. OpenSSL reads files only: this one is in memory, and has no name."""
+    """Load a certificate into a TLS context. OpenSSL reads only files, so use an anonymous one in memory."""
     file = os.memfd_create("certificate", os.MFD_CLOEXEC)
     with os.fdopen(file, "wb") as stream:
         stream.write(leaf.chain + leaf.key.to_pem())
@@ -204,16 +205,17 @@ def _load_certificate(tls: ssl.SSLContext, leaf: Leaf) -> None:
 
 
 def _read_review(body: bytes) -> Json:
-    """Read an AdmissionReview. ValueError: it is none."""
+    """Parse an AdmissionReview. Raise ValueError if it is invalid."""
     try:
         review = read_json(body)
     except ValueError as error:
-        raise ValueError(f"the request is no JSON that can be read: {error}") from None
+        raise ValueError(f"the request is not valid JSON: {error}") from None
     if not isinstance(review, dict) or review.get("kind") != "AdmissionReview":
-        raise ValueError(f"the request is no AdmissionReview of {API_VERSION}")
+        raise ValueError(f"the request is not an AdmissionReview of {API_VERSION}")
     if review.get("apiVersion") != API_VERSION:
         raise ValueError(
-            f"the AdmissionReview is of {shown(review.get('apiVersion'))}, and here of {API_VERSION}"
+            f"the AdmissionReview has version {shown(review.get('apiVersion'))}; "
+            f"only {API_VERSION} is supported"
         )
     request = review.get("request")
     if not isinstance(request, dict) or not isinstance(request.get("uid"), str) or not request["uid"]:
@@ -224,7 +226,10 @@ def _read_review(body: bytes) -> Json:
 def review_pod(
     request: Mapping[str, Any], settings: InjectionSettings, may_log: Callable[[], bool] = lambda: True
 ) -> Json:
-    """Return the response to an admission request; `may_log` is asked before it is logged. ValueError: its object is none."""
+    """Return the response to an admission request. Raise ValueError if it has no object.
+
+    `may_log` limits the log lines.
+    """
     response: Json = {"uid": request["uid"], "allowed": True}
     resource = request.get("resource")
     if resource != {"group": "", "version": "v1", "resource": "pods"} or request.get("subResource"):
@@ -233,7 +238,7 @@ def review_pod(
     if request.get("operation") != "CREATE":
         return response
     if not isinstance(pod, dict):
-        raise ValueError("the request creates a pod and has none")  # noqa: TRY004 - the caller's error, as others
+        raise ValueError("the request creates a pod but contains none")  # noqa: TRY004 - a malformed request
     namespace = str(request.get("namespace") or "")[:_MAX_NAME_LENGTH]
     subject = f"Pod {namespace}/{_name(pod)}"
     result = inject(pod, settings, namespace=namespace, locate=dotted, subject=subject)
@@ -273,8 +278,6 @@ def _log(subject: str, result: Injection, *, dry_run: bool) -> None:
             "pod refused", pod=subject.removeprefix("Pod "), problems=problems[:MAX_PROBLEMS], **dry_run_field
         )
     elif result.skip_reason:
-        log.debug(
-            "pod left as it is", pod=subject.removeprefix("Pod "), reason=result.skip_reason, **dry_run_field
-        )
+        log.debug("pod skipped", pod=subject.removeprefix("Pod "), reason=result.skip_reason, **dry_run_field)
     else:
-        log.info("sidecar added", pod=subject.removeprefix("Pod "), **dry_run_field)
+        log.info("sidecar injected", pod=subject.removeprefix("Pod "), **dry_run_field)

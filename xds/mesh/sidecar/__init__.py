@@ -1,1 +1,1 @@
-"""What runs inside a pod: the rules that redirect its traffic, and the Envoy that it is redirected to."""
+"""Parts that run inside a pod: traffic redirection, and the startup and drain of Envoy."""

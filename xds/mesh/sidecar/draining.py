@@ -1,8 +1,8 @@
-"""The end of a sidecar without the end of anybody's request.
+"""Drain a sidecar before its pod stops, without failing requests.
 
-Envoy ends at once when it is told to, whatever is in flight; and the kubelet tells all containers of a pod at the same time. So the
-sidecar's preStop hook comes before: clients learn on their connections that they should use others, new ones are still served for as
-long as somebody has not heard, and the hook ends when nothing is in flight.
+On SIGTERM, Envoy exits at once, and the kubelet signals all containers of a pod at the same time. The
+sidecar's preStop hook therefore drains first: Envoy asks clients to close their connections, still accepts
+new ones, and the hook returns when no request is in flight.
 """
 
 from __future__ import annotations
@@ -26,21 +26,22 @@ _REQUEST_STAT = re.compile(r"http\.(?!(?:admin|health|metrics)\.).*\.downstream_
 
 
 class DrainError(Exception):
-    """The sidecar does not respond, or will not drain."""
+    """The admin interface is unreachable, or rejects a request."""
 
 
 def drain(admin: str, seconds: float) -> int:
-    """Have a sidecar give up its inbound connections; return how much is in flight at the end.
+    """Drain inbound connections, and return the number of requests and connections that remain.
 
     Args:
-        admin: the address of its admin interface.
-        seconds: the longest to wait.
+        admin: address of Envoy's admin interface.
+        seconds: maximum time to wait.
 
     Raises:
-        DrainError: it does not respond.
+        DrainError: the admin interface is unreachable, or rejects a request.
     """
     start = time.monotonic()
-    # Listeners stay open: who has not heard yet is still served, and the application may go on to ask others.
+    # Keep listeners open (skip_exit) for clients that have not noticed, and for the application's own
+    # requests.
     _request(admin, "POST", "/drain_listeners?inboundonly&graceful&skip_exit")
     while True:
         active = in_flight(_active(admin))
@@ -51,9 +52,9 @@ def drain(admin: str, seconds: float) -> int:
 
 
 def in_flight(stats: Mapping[str, int]) -> int:
-    """Return how many requests and TCP connections applications have at the moment.
+    """Return the number of active requests and TCP connections of the application.
 
-    An HTTP connection without a request is none: clients keep those for hours.
+    Idle HTTP connections do not count: clients keep them open for hours.
     """
     connections = sum(value for name, value in stats.items() if _LISTENER_STAT.fullmatch(name))
     http_connections = sum(value for name, value in stats.items() if _HTTP_STAT.fullmatch(name))
@@ -73,9 +74,9 @@ def _request(host: str, method: str, path: str) -> str:
         response = connection.getresponse()
         text = response.read().decode(errors="replace")
     except (OSError, http.client.HTTPException) as error:
-        raise DrainError(f"the sidecar does not respond at {host}:{ADMIN_PORT}: {error}") from error
+        raise DrainError(f"no response from the sidecar at {host}:{ADMIN_PORT}: {error}") from error
     finally:
         connection.close()
     if response.status != 200:
-        raise DrainError(f"the sidecar says {response.status} to {path}: {text.strip()}")
+        raise DrainError(f"the sidecar answered {response.status} to {path}: {text.strip()}")
     return text

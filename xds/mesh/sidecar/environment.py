@@ -1,4 +1,4 @@
-"""What the environment of a sidecar's container says, and the bootstrap that comes of it."""
+"""Settings of a sidecar from its container's environment, and the bootstrap that results."""
 
 from __future__ import annotations
 
@@ -21,24 +21,31 @@ _LABEL = re.compile(r'([^=]+)="(.*)"')
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sidecar:
-    """A sidecar that can be started."""
+    """Settings of a sidecar."""
 
     pod: Pod
+    """Pod of the sidecar."""
     host: str
-    """Of the control plane."""
+    """Host of the control plane."""
     port: int
+    """Port of the control plane."""
     credential: envoy.TokenFile | None
-    """None: plaintext, without a token."""
+    """Token and roots for the control plane; None for plaintext."""
     sds_socket: str
-    """The Unix socket where Envoy is told to get its certificate; empty: it comes from the control plane."""
+    """Unix socket of the SDS server; empty if the control plane serves certificates."""
     probes: tuple[AnyProbe, ...]
+    """Rewritten probes of the application."""
     concurrency: int
+    """Number of Envoy's worker threads; 0 for one per CPU."""
     log_level: str
+    """Log level of Envoy."""
     wait_seconds: int
+    """Maximum time to wait for files and sockets at startup."""
     drain_seconds: int
+    """Maximum time to drain."""
 
     def bootstrap(self) -> Bootstrap:
-        """Return what its Envoy starts with."""
+        """Return the bootstrap of its Envoy."""
         intercepted = self.pod.interception is Interception.REDIRECT
         host = "0.0.0.0" if intercepted else self.pod.address
         metrics = envoy.shown("metrics", host, METRICS_PORT, "/stats/prometheus", "/stats/prometheus")
@@ -50,7 +57,7 @@ class Sidecar:
 
 
 class _EnvironmentReader:
-    """The environment, and what is found wrong with it."""
+    """Reads variables, and collects the problems."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._environment = environment
@@ -95,11 +102,11 @@ class _EnvironmentReader:
 
 
 def read(environment: Mapping[str, str], labels: str = "") -> tuple[Sidecar, list[Problem]]:
-    """Return the sidecar that the environment describes, and what is wrong: with problems, it must not be started.
+    """Return the settings in an environment, and the problems. Do not start a sidecar with problems.
 
     Args:
         environment: the container's environment variables (`settings.variables`).
-        labels: the content of the labels file; empty if there is none.
+        labels: content of the labels file; empty if it is missing.
     """
     reader = _EnvironmentReader(environment)
     ref = Ref("Pod", reader.text(names.POD_NAMESPACE), reader.text(names.POD_NAME))
@@ -117,7 +124,7 @@ def read(environment: Mapping[str, str], labels: str = "") -> tuple[Sidecar, lis
         service_account=reader.text(names.SERVICE_ACCOUNT),
         interception=Interception.NONE if mode == Interception.NONE else Interception.REDIRECT,
     )
-    # Without interception, the application need not listen where others look for it: there, the sidecar does.
+    # In mode NONE, the sidecar listens at the pod's address, and the application elsewhere.
     app_address = reader.text(names.APP_ADDRESS) or (
         pod.app_address if mode == Interception.NONE else address
     )
@@ -138,5 +145,5 @@ def read(environment: Mapping[str, str], labels: str = "") -> tuple[Sidecar, lis
 
 
 def read_labels(text: str) -> dict[str, str]:
-    """Read labels as a downward API volume writes them: `NAME="VALUE"`, one a line."""
+    """Parse the labels file of a downward API volume: one `NAME="VALUE"` per line."""
     return {match[1]: match[2] for line in text.splitlines() if (match := _LABEL.fullmatch(line.strip()))}

@@ -1,4 +1,4 @@
-"""Puts rules into force with the machine's own iptables, whichever variant it has, in one step per IP version."""
+"""Install redirection rules with the available iptables variant, atomically per IP version."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from xds.mesh.sidecar.rules import Family, RedirectConfig, redirect_rules, undo_
 
 _NET_ADMIN = 12
 _TIMEOUT = 60
-"""Seconds. Another that changes rules at the same time is waited for half of that."""
+"""Timeout of a command in seconds. The wait for the iptables lock is half of it."""
 
 _VARIANTS = ("", "-nft", "-legacy")
 _INSTALL = (
@@ -22,22 +22,22 @@ _INSTALL = (
 
 
 class IptablesError(Exception):
-    """The rules are not in force. Says why, and what to do."""
+    """The rules cannot be changed; the text has the reason and the remedy."""
 
 
 def install_rules(config: RedirectConfig, *, warn: Callable[[str], object]) -> None:
-    """Redirect the traffic of this network namespace; to do it twice is to do it once.
+    """Redirect the traffic of this network namespace. Idempotent.
 
     Args:
-        config: what to redirect.
-        warn: told of what is amiss, but leads nobody past the sidecar.
+        config: traffic to redirect.
+        warn: receives problems that let no traffic bypass the sidecar at present.
 
     Raises:
-        IptablesError: it cannot be done here.
+        IptablesError: the rules cannot be changed.
     """
     _check_privileges()
     _apply(4, lambda current: redirect_rules(config, current, family=4))
-    # Not only where the pod has IPv6 addresses: a router's advertisement may give it one at any time.
+    # Also without IPv6 addresses: a router advertisement can add one at any time.
     if not _has_ipv6():
         return
     try:
@@ -49,16 +49,16 @@ def install_rules(config: RedirectConfig, *, warn: Callable[[str], object]) -> N
             ) from None
         if _ipv6_is_enabled():
             warn(
-                "IPv6 is not redirected: this pod has no global IPv6 address now, but the traffic of one that it gets later "
+                "IPv6 is not redirected: this pod has no global IPv6 address now, but traffic of a later one "
                 f"would bypass the sidecar: {error}"
             )
 
 
 def remove_rules() -> None:
-    """Take the rules away, if they are there.
+    """Remove the rules if they exist.
 
     Raises:
-        IptablesError: it cannot be done here.
+        IptablesError: the rules cannot be changed.
     """
     _check_privileges()
     _try_variants(4, partial(_remove, 4))
@@ -66,13 +66,13 @@ def remove_rules() -> None:
         try:
             _try_variants(6, partial(_remove, 6))
         except IptablesError:
-            # Where ip6tables does not work, `intercept` set nothing either, unless the pod has addresses.
+            # Without ip6tables, `install_rules` installed nothing, unless the pod has IPv6 addresses.
             if ipv6_addresses():
                 raise
 
 
 def ipv6_addresses() -> list[str]:
-    """Return this network namespace's IPv6 addresses, in 32 digits, loopback's apart; none where IPv6 is off."""
+    """Return the IPv6 addresses of this network namespace as 32 digits, without loopback."""
     try:
         lines = Path("/proc/net/if_inet6").read_text(encoding="ascii").splitlines()
     except FileNotFoundError:
@@ -81,12 +81,12 @@ def ipv6_addresses() -> list[str]:
 
 
 def _has_ipv6() -> bool:
-    """Whether this kernel has IPv6 at all."""
+    """Return whether the kernel supports IPv6."""
     return Path("/proc/net/if_inet6").exists()
 
 
 def _ipv6_is_enabled() -> bool:
-    """Whether an interface of this network namespace can get an IPv6 address, unless a sysctl is changed first."""
+    """Return whether IPv6 is enabled on an interface other than loopback."""
     settings = Path("/proc/sys/net/ipv6/conf").glob("*/disable_ipv6")
     names = {file.parent.name: file.read_text(encoding="ascii").strip() for file in settings}
     return any(value == "0" for name, value in names.items() if name not in {"all", "lo"})
@@ -107,7 +107,7 @@ def _remove(family: Family, variant: str) -> bool:
 
 
 def _try_variants(family: Family, apply: Callable[[str], bool]) -> None:
-    """Try one variant of iptables after the other, until one has done it. Fail if none works here at all."""
+    """Call `apply` with each iptables variant until it returns True. Raise IptablesError if all fail."""
     errors = []
     variants = _variants(family)
     for variant in variants:
@@ -121,7 +121,7 @@ def _try_variants(family: Family, apply: Callable[[str], bool]) -> None:
 
 
 def _variants(family: Family) -> list[str]:
-    """Return the variants of iptables that are here, the machine's own choice first."""
+    """Return the installed iptables variants, the system's default first."""
     variants = [variant for variant in _VARIANTS if shutil.which(_tool(family, variant, "restore"))]
     if not variants:
         raise IptablesError(f"{_tool(family, '', 'restore')} is missing ({_INSTALL})")
@@ -142,13 +142,13 @@ def _restore(family: Family, variant: str, text: str) -> None:
 
 def _run(*argv: str, stdin: str = "") -> str:
     try:
-        process = subprocess.run(  # noqa: S603  # no shell, and every word is ours
+        process = subprocess.run(  # noqa: S603  # no shell, no user input
             argv, input=stdin, capture_output=True, text=True, check=False, timeout=_TIMEOUT
         )
     except FileNotFoundError:
         raise IptablesError(f"{argv[0]} is missing ({_INSTALL})") from None
     except subprocess.TimeoutExpired:
-        raise IptablesError(f"{argv[0]} has not ended after {_TIMEOUT} s") from None
+        raise IptablesError(f"{argv[0]} timed out after {_TIMEOUT} s") from None
     if process.returncode:
         message = " ".join(process.stderr.split()) or "no message"
         raise IptablesError(f"{argv[0]}: exit status {process.returncode}: {message}")
@@ -157,7 +157,7 @@ def _run(*argv: str, stdin: str = "") -> str:
 
 def _check_privileges() -> None:
     if os.geteuid() != 0:
-        raise IptablesError("needs to be root (securityContext.runAsUser: 0)")
+        raise IptablesError("must run as root (securityContext.runAsUser: 0)")
     status = Path("/proc/self/status").read_text(encoding="ascii")
     (effective,) = (line.split()[1] for line in status.splitlines() if line.startswith("CapEff:"))
     if not int(effective, 16) >> _NET_ADMIN & 1:

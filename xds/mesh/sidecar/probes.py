@@ -1,4 +1,4 @@
-"""Reads the probes that injection took out of a pod's containers."""
+"""Parse the application's probes, which injection moved to the sidecar."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from xds.mesh.sidecar.settings import APP_PROBES
 _HEADER_NAME = re.compile(r"[-A-Za-z0-9]+")
 _HANDLERS = ("httpGet", "tcpSocket", "grpc")
 _HOOK_PREFIX = "/app-lifecycle/"
-"""Where the paths of lifecycle hooks begin: Kubernetes gives them no timeout of their own."""
+"""Path prefix of lifecycle hooks, which have no timeout of their own in Kubernetes."""
 
 
 def read(text: str) -> tuple[tuple[AnyProbe, ...], list[Problem]]:
-    """Return the probes of `XDS_APP_PROBES`, and what is wrong with it."""
+    """Return the probes in `XDS_APP_PROBES`, and the problems."""
     log = Log(lambda _: APP_PROBES.name)
     try:
         value = json.loads(text or "{}")
@@ -67,10 +67,10 @@ def _probe(path: str, probe: Field) -> Iterator[AnyProbe]:
 
 
 def _header(header: Field) -> tuple[str, str]:
-    """Read a header. Envoy would not start with one that cannot be sent."""
+    """Return a header. Envoy does not start with an invalid one."""
     name, value = header["name"].required().text(), header["value"].text()
     if name and not _HEADER_NAME.fullmatch(name):
-        header["name"].refuse("must have letters, digits and - only", "as Kubernetes has it")
+        header["name"].refuse("must contain only letters, digits and -", "Kubernetes requires the same")
     if not value.isprintable():
-        header["value"].refuse("has characters that no header can have")
+        header["value"].refuse("has characters that are not allowed in a header")
     return name, value

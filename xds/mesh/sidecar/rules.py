@@ -1,4 +1,7 @@
-"""The rules that redirect a pod's traffic to its sidecar, as text for iptables-restore. Chains are named as Istio's."""
+"""Generate iptables-restore input that redirects a pod's traffic to its sidecar.
+
+The chains have Istio's names.
+"""
 
 from __future__ import annotations
 
@@ -26,44 +29,48 @@ _CHAIN = re.compile(rf":({'|'.join(CHAINS)}) .*")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RedirectConfig:
-    """What of a pod's TCP traffic goes through its sidecar. The defaults are Istio's: nearly all of it."""
+    """TCP traffic that is redirected to the sidecar. The defaults are Istio's: nearly all."""
 
     outbound_port: int = 15001
-    """Where the sidecar takes what leaves the pod."""
+    """Port of the sidecar's outbound listener."""
     inbound_port: int = 15006
-    """Where it takes what comes."""
+    """Port of the sidecar's inbound listener."""
     uid: int = PROXY_ID
-    """The user that the sidecar runs as."""
+    """User of the sidecar."""
     gid: int = PROXY_ID
-    """The group that it runs as. What has both is the sidecar's own traffic; an application may have one of them by chance."""
+    """Group of the sidecar. Only traffic with both the user and the group is the sidecar's own."""
     inbound_ports: tuple[int, ...] | None = None
-    """Redirect only what comes for these ports; None: for every port."""
+    """Inbound ports to redirect; None for all."""
     exclude_inbound_ports: tuple[int, ...] = SIDECAR_PORTS
+    """Inbound ports that are not redirected."""
     networks: tuple[Network, ...] | None = None
-    """Redirect only what leaves for these; None: for everywhere."""
+    """Destination networks to redirect; None for all."""
     exclude_networks: tuple[Network, ...] = ()
+    """Destination networks that are not redirected."""
     outbound_ports: tuple[int, ...] = ()
-    """Redirect what leaves for these ports, wherever to."""
+    """Destination ports to redirect, for all networks."""
     exclude_outbound_ports: tuple[int, ...] = ()
+    """Destination ports that are not redirected."""
     exclude_interfaces: tuple[str, ...] = ()
+    """Network interfaces whose traffic is not redirected."""
 
 
 def redirect_rules(config: RedirectConfig, current: str = "", *, family: Family = 4) -> str:
-    """Return the text for `iptables-restore --noflush` (or ip6tables-restore) that puts the rules into force in one step.
+    """Return the input for `iptables-restore --noflush` that installs the rules atomically.
 
     Args:
-        config: what to redirect.
-        current: what `iptables-save -t nat` shows now: rules of ours that are there already are replaced.
-        family: 4 or 6, for IPv4 or IPv6.
+        config: traffic to redirect.
+        current: output of `iptables-save -t nat`; existing rules of ours are replaced.
+        family: IP version, 4 or 6.
     """
-    # With --noflush, to declare a chain is to make it or to empty it.
+    # With --noflush, declaring a chain creates or flushes it.
     return _nat(
         [*(f":{chain} - [0:0]" for chain in CHAINS), *_delete_jumps(current), *_rules(config, family)]
     )
 
 
 def undo_rules(current: str) -> str:
-    """Return the text that takes away what `redirect` put there; empty if nothing of it is there."""
+    """Return the input that removes the rules of `redirect_rules`; empty if none exist."""
     chains = [match[1] for line in current.splitlines() if (match := _CHAIN.fullmatch(line.strip()))]
     jumps = list(_delete_jumps(current))
     if not chains and not jumps:
@@ -72,7 +79,7 @@ def undo_rules(current: str) -> str:
 
 
 def _delete_jumps(current: str) -> Iterator[str]:
-    """Delete the jumps to our chains, exactly as they were said."""
+    """Yield rules that delete the jumps to our chains, in their exact form."""
     for line in current.splitlines():
         if _JUMP.fullmatch(line.strip()):
             yield "-D" + line.strip().removeprefix("-A")
@@ -89,7 +96,7 @@ def _inbound(config: RedirectConfig) -> Iterator[str]:
     if config.inbound_ports == ():
         return
     yield f"-A PREROUTING -p tcp -j {INBOUND}"
-    # Envoy could pass this on to 127.0.0.1, where its admin interface listens; at the pod's address, nothing listens.
+    # Do not redirect the admin port: Envoy might forward to 127.0.0.1, where its admin interface listens.
     yield f"-A {INBOUND} -p tcp --dport {ADMIN_PORT} -j RETURN"
     yield from (f"-A {INBOUND} -i {name} -j RETURN" for name in config.exclude_interfaces)
     yield from (f"-A {INBOUND} -p tcp --dport {port} -j RETURN" for port in config.exclude_inbound_ports)
@@ -104,15 +111,15 @@ def _outbound(config: RedirectConfig, family: Family) -> Iterator[str]:
     own_traffic = f"-m owner --uid-owner {config.uid} --gid-owner {config.gid}"
     yield f"-A OUTPUT -p tcp -j {OUTBOUND}"
     yield from (f"-A {OUTBOUND} -o {name} -j RETURN" for name in config.exclude_interfaces)
-    # What the sidecar hands to the application, having got it from outside, bears this source.
+    # Inbound traffic from the sidecar to the application has this source address.
     yield f"-A {OUTBOUND} -s {inbound_source} -o lo -j RETURN"
-    # The sidecar calls its own pod (the application asked for a service that the pod serves): as from outside.
+    # The application called a service that its own pod serves: handle it like inbound traffic.
     if config.inbound_ports != ():
         yield f"-A {OUTBOUND} ! -d {localhost} -o lo -p tcp {own_traffic} -j {TO_INBOUND}"
-    # The application calls its own pod's address, or localhost: nobody's business.
+    # Do not redirect calls of the application to localhost or its own pod address.
     yield f"-A {OUTBOUND} -o lo -m owner ! --uid-owner {config.uid} -j RETURN"
     yield f"-A {OUTBOUND} -o lo -m owner ! --gid-owner {config.gid} -j RETURN"
-    # Everything else that the sidecar sends is meant for where it goes.
+    # Other traffic of the sidecar goes directly to its destination.
     yield f"-A {OUTBOUND} {own_traffic} -j RETURN"
     yield f"-A {OUTBOUND} -d {localhost} -j RETURN"
     yield from (f"-A {OUTBOUND} -p tcp --dport {port} -j RETURN" for port in config.exclude_outbound_ports)
@@ -138,26 +145,26 @@ def _nat(lines: Iterable[str]) -> str:
 
 
 def parse_ports(text: str) -> tuple[int, ...] | None:
-    """Read a flag's list of ports as Istio has it: `80,8080`, `*` for all (None), empty for none.
+    """Parse Istio's list of ports: `80,8080`; `*` means all (None), empty means none.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: the list is invalid.
     """
     if text.strip() == "*":
         return None
     result = []
     for part in _split(text):
         if not part.isdecimal() or not 0 < int(part) < 65536:
-            raise ValueError(f"{part!r} is not a port: write numbers with commas between, such as 80,8080")
+            raise ValueError(f"{part!r} is not a port: write comma-separated numbers, such as 80,8080")
         result.append(int(part))
     return tuple(dict.fromkeys(result))
 
 
 def parse_networks(text: str) -> tuple[Network, ...] | None:
-    """Read a flag's list of networks as Istio has it: `10.0.0.0/8,fd00::/8`, `*` for all (None), empty for none.
+    """Parse Istio's list of networks: `10.0.0.0/8,fd00::/8`; `*` means all (None), empty means none.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: the list is invalid.
     """
     if text.strip() == "*":
         return None
@@ -166,15 +173,15 @@ def parse_networks(text: str) -> tuple[Network, ...] | None:
         try:
             result.append(ip_network(part))
         except ValueError as error:
-            raise ValueError(f"{error}: write networks with commas between, such as 10.0.0.0/8") from None
+            raise ValueError(f"{error}: write comma-separated networks, such as 10.0.0.0/8") from None
     return tuple(dict.fromkeys(result))
 
 
 def parse_interfaces(text: str) -> tuple[str, ...]:
-    """Read a flag's list of network interfaces.
+    """Parse a list of network interfaces.
 
     Raises:
-        ValueError: one of them is no name of an interface.
+        ValueError: an interface name is invalid.
     """
     names = tuple(dict.fromkeys(_split(text)))
     for name in names:

