@@ -50,6 +50,21 @@ def test_r12_resources_rejected_together_are_sent_together(variant):
     assert stream.get() == ["EDS bad=3"]
 
 
+def test_r12_bystander_of_two_rejections_is_sent_once_both_are_fixed():
+    """`b` was rejected with `c`. Then `a` and `c` were rejected together, and change together."""
+    stream = Stream(Variant.SOTW, world(EDS="a=1 b=1 c=1"))
+    stream.ask("EDS", "b", "*")
+    stream.get()
+    stream.nack("EDS", "no: a")
+    assert stream.get() == ["EDS b=1 c=1"]
+    stream.nack("EDS", "no: c")
+    stream.ask("EDS", "a", "b", "c")
+    assert stream.get() == ["EDS a=1 c=1"]
+    stream.nack("EDS", "no: a")
+    stream.serve(world(EDS="a=2 b=1 c=2"))
+    assert stream.get() == ["EDS a=2 b=1 c=2"]
+
+
 def test_r12_rejection_of_a_fixed_resource_is_retried_at_once():
     stream = Stream(Variant.DELTA, world(EDS="good=1 bad=1"))
     stream.ask("EDS", "good", "bad")

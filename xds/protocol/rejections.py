@@ -16,10 +16,12 @@ _UNTIL_IT_RETURNS: frozenset[str] = frozenset()
 class RejectionTracker:
     """Possible causes of each resource's rejection: the names in the same response, including its own."""
 
-    __slots__ = ("_causes",)
+    __slots__ = ("_causes", "_suspects")
 
     def __init__(self) -> None:
         self._causes: dict[str, frozenset[str]] = {}
+        self._suspects: set[str] = set()
+        """All causes of these rejections, including causes that have been sent again in the meantime."""
 
     def __bool__(self) -> bool:
         return bool(self._causes)
@@ -33,6 +35,7 @@ class RejectionTracker:
 
     def add(self, names: frozenset[str]) -> None:
         """Record that resources were rejected together."""
+        self._suspects |= names
         for name in names:
             causes = self._causes.get(name, names)
             nested = causes <= names or names <= causes
@@ -41,13 +44,14 @@ class RejectionTracker:
     def replace(self, names: frozenset[str]) -> None:
         """Record rejections of individual resources, and forget all earlier rejections."""
         self._causes = {name: frozenset({name}) for name in names}
+        self._suspects = set(names)
 
     def change(self, changed: str, exists: Callable[[str], bool]) -> list[str]:
         """Record that a resource has changed or was removed. Return the other resources to send again.
 
         A resource that does not exist cannot be sent. It is returned by a later call, once it exists again.
         """
-        if changed not in self._causes:
+        if changed not in self._suspects:
             return []
         retried = []
         for name in [name for name, causes in self._causes.items() if changed in causes or name == changed]:
@@ -57,15 +61,22 @@ class RejectionTracker:
                     retried.append(name)
             elif len(self._causes[name]) > 1:
                 self._causes[name] = _UNTIL_IT_RETURNS
+        self._forget_suspects()
         return retried
 
     def discard(self, name: str) -> None:
         """Forget the rejection of a resource that is sent again or was removed."""
         self._causes.pop(name, None)
+        self._forget_suspects()
 
     def clear(self) -> None:
         """Forget all rejections."""
         self._causes.clear()
+        self._forget_suspects()
+
+    def _forget_suspects(self) -> None:
+        if not self._causes:
+            self._suspects.clear()
 
     def names(self) -> tuple[str, ...]:
         """Return the names of the rejected resources."""
