@@ -65,6 +65,20 @@ def test_r12_bystander_of_two_rejections_is_sent_once_both_are_fixed():
     assert stream.get() == ["EDS a=2 b=1 c=2"]
 
 
+def test_r12_bystander_is_sent_once_the_rejected_one_is_unsubscribed():
+    stream = Stream(Variant.SOTW, world(CDS="a=1 b=1 c=1"))
+    stream.ask("CDS", "a", "*")
+    stream.get()
+    stream.nack("CDS", "no: b")
+    assert stream.get() == ["CDS a=1 c=1"]
+    stream.nack("CDS", "no: c")
+    assert stream.get() == []
+    stream.ask("CDS", "a")
+    assert stream.get() == ["CDS a=1"]
+    stream.ack("CDS")
+    assert stream.get() == []
+
+
 def test_r12_rejection_of_a_fixed_resource_is_retried_at_once():
     stream = Stream(Variant.DELTA, world(EDS="good=1 bad=1"))
     stream.ask("EDS", "good", "bad")

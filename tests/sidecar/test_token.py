@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli import test_serve
-from tests.cli.serve_process import serving
+from tests.cli.serve_process import ServeProcess, serving
 from tests.sidecar.pods import Process, finished
 from tests.support.clients import Client
 from tests.support.loopback import Loopback, free_port
@@ -105,7 +104,7 @@ class Site:
         return await self.certificate() not in {"", certificate}
 
 
-async def is_synced(plane: test_serve.Process) -> bool:
+async def is_synced(plane: ServeProcess) -> bool:
     """Whether the sidecar is connected, and has all that it should."""
     where = f"--xds-address=127.0.0.1:{plane.xds}"
     status, out, err = await finished(sys.executable, "-m", "xds", "status", "web.shop", where)

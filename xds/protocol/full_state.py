@@ -205,7 +205,10 @@ class FullStateWatch(SotwWatch):
         return super()._bystanders(event)
 
     def _forget(self) -> None:
+        count = len(self.rejections.names())
         super()._forget()
+        # Without the resources that are forgotten, the client may accept the others.
+        self._response_due |= 0 < len(self.rejections.names()) < count
         for names in (self._held, self._previous):
             for name in [name for name in names if not self.covers(name)]:
                 del names[name]

@@ -138,7 +138,8 @@ class Subscriber:
         self.changed = asyncio.Event()
         """Event that makes the stream check for something to send."""
         self.changed_at: float | None = None
-        """Time of the oldest change that was not recorded yet, in seconds of the event loop's clock."""
+        """Time of the oldest change that the stream has not processed, in seconds of the event loop's
+        clock."""
         self.refused: Refused | None = None
         """Status that ends the stream; None while it is accepted."""
         self.on_refused: Callable[[], None] | None = None
@@ -200,7 +201,7 @@ class Proxies(Protocol):
 def open_subscriber(
     proxies: Proxies, budgets: Budgets, node: Node, stream: StreamInfo
 ) -> Iterator[Subscriber]:
-    """Open a subscriber until the block ends, and count it against its client's limits.
+    """Keep a subscriber open for the duration of the block, counted against its client's limits.
 
     Raises:
         Refused: the proxy is refused.

@@ -173,7 +173,7 @@ class Stream:
     async def _write(
         self, context: grpc.aio.ServicerContext, reader: asyncio.Task[None], observer: Observer | None
     ) -> None:
-        """Send responses until the server ends the stream, or a half-closed stream has its responses.
+        """Send responses until the server ends the stream, or a half-closed stream has all pending responses.
 
         A client that half-closed the stream receives no later changes, as it could not ACK them.
         """

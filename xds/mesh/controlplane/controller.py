@@ -1,9 +1,9 @@
 """The controller applies changes to the mesh and publishes a new snapshot to each affected proxy.
 
 A single task does this. Changes that arrive close together are batched. Proxies are served one at a time, in
-the order in which they became due, and the event loop gets its turn every few milliseconds. A translation
-that newer changes supersede is abandoned, but never twice in a row for the same proxy, so that proxies are
-served even under constant change.
+the order in which they became due, and the task yields to the event loop every few milliseconds. A
+translation that newer changes supersede is abandoned, but never twice in a row for the same proxy, so that
+proxies are served even under constant change.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ from xds.snapshot import SECRET, Resource, Snapshot
 log = structlog.get_logger(__name__)
 
 DEBOUNCE = 0.01
-"""Seconds without a further change after which pending changes are applied."""
+"""Quiet period before pending changes are applied, in seconds."""
 MAX_DEBOUNCE = 0.05
 """Seconds after which pending changes are applied, even if more keep arriving."""
 TIME_SLICE = 0.005
-"""Seconds of work after which the event loop gets its turn."""
+"""Seconds of work after which the task yields to the event loop."""
 MAX_ROLLOUT_DELAY = 0.5
 """Seconds after which rollouts advance, even if translations are still queued."""
 RETRY_DELAY = 1.0
@@ -65,9 +65,9 @@ def _utc_now() -> datetime:
 class Controller:
     """Track the mesh and the connected proxies, and publish the current snapshot to each proxy.
 
-    A stream with an authenticated caller (`xds.mesh.identity.auth`) may speak only for the pod that the
-    caller proved to be, and ends when that is no longer true. A plaintext stream may speak for any pod, and
-    gets a private key only if `serve_keys` is set, and never over REST.
+    A stream with an authenticated caller (`xds.mesh.identity.auth`) may act only for the pod that the caller
+    authenticated as, and is closed once that no longer holds. A plaintext stream may act for any pod. It gets
+    a private key only if `serve_keys` is set, and never over REST.
     """
 
     def __init__(
@@ -105,16 +105,16 @@ class Controller:
         self._now = now
         self._streams: dict[PodName, set[Subscriber]] = {}
         self.rollouts = RolloutDriver(self._streams, rollout_timeout)
-        """The mode changes in progress."""
+        """Drives the mode changes that are in progress."""
         self.sidecars = SidecarTracker(lambda: self.mesh, self._streams)
-        """The sidecars that should be connected and are not."""
+        """Tracks the sidecars that should be connected and are not."""
         self.mesh_lock = asyncio.Lock()
         """Held while a thread changes the mesh and the rollouts. Hold it to read both consistently."""
         self._due: dict[PodName, float | None] = {}
         """Queue of pods to translate, each with the time of its oldest unserved change."""
         self._log = RolloutLog()
         self._held: set[PodName] = set()
-        """The pods whose reconnected proxies wait until the progress of the others is known."""
+        """Pods that are not served until reconnecting proxies have reported their state."""
         self._superseded: set[PodName] = set()
         """The pods whose last translation was abandoned."""
         self._last_error = ""
@@ -196,7 +196,7 @@ class Controller:
         """Record a subscription or an ACK. The server logs NACKs.
 
         Raises:
-            Refused: the proxy subscribes to a private key that it may not have, on an SDS stream.
+            Refused: on an SDS stream, the proxy requests a private key that it is not allowed to receive.
         """
         if isinstance(event, Subscribed):
             wants_key = event.type_url == subscriber.stream.type_url == SECRET and CERTIFICATE in event.names
@@ -242,7 +242,7 @@ class Controller:
         )
 
     def certificates(self) -> CertificateStats:
-        """Return the counters of certificates."""
+        """Return certificate statistics."""
         expiries = self._issuer.expiries()
         first = min(expiries, default=None)
         return CertificateStats(self._issuer.issued, len(expiries), first, self._authority.expires)
@@ -257,7 +257,7 @@ class Controller:
         return self.rollouts.enable_sync(_clock())
 
     def peers_changed(self) -> None:
-        """Check rollouts soon: a report of a peer has arrived, or this replica's report was read back."""
+        """Check rollouts soon: a peer's report has arrived, or the API server has confirmed our own."""
         self.rollouts.peers_changed()
         self._wake.set()
 
@@ -324,7 +324,7 @@ class Controller:
             self.ready.set()
 
     def _must_advance_rollouts(self) -> bool:
-        """Return whether to check the progress of proxies: once all are served, or after a while."""
+        """Return True once all queued proxies are served, or MAX_ROLLOUT_DELAY has passed."""
         now = _clock()
         due_at = self.rollouts.next_check(now)
         return now >= (due_at + MAX_ROLLOUT_DELAY if self._due else due_at)
@@ -403,7 +403,7 @@ class Controller:
             elif with_key:
                 new = snapshot
             else:
-                continue  # A stream that may have a key connected in the meantime; it will be served next.
+                continue  # A stream that is entitled to a key connected in the meantime; it will be served next.
             current = subscriber.snapshot
             if current is None or current != new or current.generation != new.generation:
                 subscriber.publish(new, changed_at)
@@ -437,7 +437,7 @@ class Controller:
         return self._issuer.secrets_for(pod, self.mesh.config.trust_domain, self._now())
 
     async def _yield_to_loop(self) -> bool:
-        """Give the event loop its turn if the time slice is used up. Return whether it was."""
+        """Yield to the event loop if the time slice is used up. Return whether it was."""
         loop = asyncio.get_running_loop()
         if loop.time() < self._slice_started_at + TIME_SLICE:
             return False
@@ -471,7 +471,7 @@ class Controller:
                 self._schedule(key)
 
     def _renewals(self) -> Iterator[tuple[datetime, PodName]]:
-        """Yield when each connected pod needs a new certificate."""
+        """Yield the renewal time of each connected pod's certificate."""
         for key in self._streams:
             pod = self.mesh.pod(*key)
             if pod and (renew_at := self._issuer.renew_at(pod)):
@@ -485,7 +485,7 @@ def _clock() -> float:
 def _traceback(error: Exception) -> str:
     """Return the traceback as text.
 
-    Log processors that format tracebacks themselves may show local variables, and so private keys.
+    Log processors that format tracebacks themselves may print local variables and so leak private keys.
     """
     return "".join(traceback.format_exception(error))
 

@@ -20,7 +20,7 @@ MTLS_ZONE = "istio"
 
 
 class Target(NamedTuple):
-    """One endpoint of a ClusterLoadAssignment; sorted by locality."""
+    """One endpoint of a ClusterLoadAssignment. The order of fields makes sorting group by locality."""
 
     region: str
     """Region of the locality."""

@@ -1,7 +1,7 @@
 """Translate facts and decisions to the configuration of one proxy: a snapshot of encoded resources.
 
 The configuration for a service is built once for all clients that the same DestinationRule applies to, and
-cached until a change affects the service. Proxies share equal resources as the same objects.
+cached until a change affects the service. Proxies with equal resources share the same Python objects.
 """
 
 from __future__ import annotations
@@ -167,8 +167,8 @@ class _InboundPort(NamedTuple):
 def _inbound_ports(mesh: Mesh, pod: Pod) -> tuple[_InboundPort, ...]:
     """Return the ports that the pod's listeners serve.
 
-    These are the ports of its services and, with interception, those with a port-level mode and 0 for all
-    others.
+    These are the ports of its services. With interception, ports with a port-level mode are added, and port
+    0, which stands for all others.
     """
     config = mesh.config
     intercepted = pod.interception is Interception.REDIRECT

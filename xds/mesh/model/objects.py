@@ -483,7 +483,7 @@ class Served:
     modes: Mapping[PortKey, Mode] = field(default_factory=dict)
     """Served modes of listeners."""
     mtls: Mapping[PortKey, bool] = field(default_factory=dict)
-    """Whether clients without a DestinationRule are served mutual TLS."""
+    """Whether clients without a DestinationRule are configured to send mutual TLS."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

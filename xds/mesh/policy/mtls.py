@@ -1,6 +1,6 @@
 """The mTLS decision: what a server's listener accepts, and what a client therefore sends to each endpoint.
 
-These rules exist only here: the translator and `xds reach` call `decide`.
+These rules exist only here. `xds reach` calls `decide`; the translator calls `served_mode` and `sends_mtls`.
 """
 
 from __future__ import annotations
@@ -40,8 +40,9 @@ class ModeDecision(NamedTuple):
 def effective_mode(mesh: Mesh, pod: Pod, port: int) -> ModeDecision:
     """Return the mTLS mode that policies require on a pod's port, and the object that decided it.
 
-    PeerAuthentication overrides v1alpha1 policies at every level. v1alpha1 policies target Services, so a
-    port belongs to the oldest Service that selects the pod, as in the pod's listener.
+    PeerAuthentication overrides v1alpha1 policies at every level. v1alpha1 policies target Services: if
+    several Services lead to the port, those of the oldest Service apply. The pod's listener uses the same
+    rule.
     """
     alpha = _alpha(mesh, pod, port)
     beta = _peer_authentication(mesh, pod, port)
@@ -83,7 +84,7 @@ def ports_with_own_mode(mesh: Mesh, pod: Pod) -> tuple[int, ...]:
 def _peer_authentication(mesh: Mesh, pod: Pod, port: int) -> ModeDecision | None:
     """Compose modes as Istio does: port over workload over namespace over mesh.
 
-    The oldest object of each level counts.
+    The oldest object of each level applies.
     """
     levels = [level for level in _levels(mesh, pod) if level]
     if not levels:
@@ -131,14 +132,14 @@ def _alpha_policies(mesh: Mesh, pod: Pod, port: int) -> Iterator[AuthenticationP
         if policy.scope_unknown or any(name in names for target in targets for name in target.ports)
     )
     yield from (policy for policy, targets in targeted if any(not target.ports for target in targets))
-    # Namespace and mesh policies also apply to ports of no Service, so that a STRICT mesh has no open port.
-    # A MeshPolicy always exists: `default_objects` creates it.
+    # Namespace and mesh policies also apply to ports of no Service: otherwise, these would accept plaintext
+    # in a STRICT mesh. A MeshPolicy always exists: `default_objects` creates it.
     yield from (policy for policy in policies if not policy.targets and not policy.scope_unknown)
     yield from mesh.in_namespace("").policies
 
 
 def served_mode(mesh: Mesh, pod: Pod, port: int) -> ModeDecision:
-    """Return the mode that a pod's listener is served now.
+    """Return the mode that the listener of a pod's port is currently served with.
 
     During a rollout, this can differ from the mode that `effective_mode` returns.
     """
@@ -222,7 +223,7 @@ def decide(  # noqa: PLR0917
 def decide_for(
     mesh: Mesh, rule: ClientRule | None, port: ServicePort, endpoint: Endpoint, subset: str = ""
 ) -> Decision:
-    """Decide like `decide`, for every client that has a sidecar and the same rule for the service."""
+    """Like `decide`, for all clients with a sidecar that share `rule` for the service."""
     server = endpoint_mode(mesh, endpoint)
     server_objects = (server.decided_by, *server.overridden) if server else ()
     tls = explicit_tls(rule, port.port, subset)

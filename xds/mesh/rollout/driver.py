@@ -31,9 +31,9 @@ WORKER_DELAY = 0.2
 RECONNECT_GRACE = 10.0
 """Grace period for a client that reconnects, in seconds. Envoy reconnects within five."""
 RECOVERY_PERIOD = 6.0
-"""Seconds after the start in which proxies of an earlier control plane reconnect."""
+"""Time after the start to wait for proxies of the previous control plane to reconnect, in seconds."""
 SUBSCRIBE_TIMEOUT = 1.0
-"""Seconds that a reconnected proxy has to subscribe to listeners, and so to report those that it has."""
+"""Time to wait for a reconnected proxy to subscribe to listeners, which reveals those it has, in seconds."""
 JOIN_TIMEOUT = 10.0
 """Seconds after which the control plane starts without its peers. Each step then waits for its timeout."""
 CHECK_INTERVAL = 0.1
@@ -67,8 +67,7 @@ class _StreamProgress:
     def __init__(self, now: float) -> None:
         self.connected_at = now
         self.caught_up_at: float | None = None
-        """Time of the first ACK of a complete configuration, for a client that connected with an earlier
-        one."""
+        """For a client that reconnected: time when it first ACKed a complete configuration on this stream."""
         self.client = _ActiveGeneration()
         self.server = _ActiveGeneration()
 
@@ -88,7 +87,8 @@ class _DisconnectedProxy:
     client_until: float
     """Time until which it counts as a client."""
     is_server: bool
-    """Whether its inbound listeners are active. A server counts until it reconnects or its pod is gone."""
+    """Whether its inbound listeners are active. The rollout waits for a server until it reconnects or its pod
+    is deleted."""
     caught_up_at: float
     """Time when it stopped using a configuration from an earlier stream.
 
@@ -124,7 +124,7 @@ class RolloutDriver:
         self._port_reports: Mapping[PortKey, PortReport] = {}
         self._must_check = False
         self._must_assume_mixed = False
-        """Whether a client connected that may use a different configuration, served by a peer."""
+        """Whether a newly connected client may still use configuration from a peer."""
         self._subscribers = streams
         self._streams: dict[Subscriber, _StreamProgress] = {}
         self._disconnected: dict[PodName, _DisconnectedProxy] = {}
@@ -199,8 +199,8 @@ class RolloutDriver:
     def should_hold(self, subscriber: Subscriber, key: PodName, now: float) -> bool:
         """Return whether a proxy has to wait until reconnecting proxies have reported their progress.
 
-        A reconnected proxy can wait: it has a configuration. A new proxy waits only if others are known to
-        reconnect.
+        A reconnected proxy can wait: it has a configuration. A new proxy waits only if other proxies are
+        known to be reconnecting.
         """
         session = subscriber.session
         if session is None or self.rollout.timeout is None or subscriber.snapshot is not None:
@@ -295,10 +295,11 @@ class RolloutDriver:
         )
 
     def _sessions(self, mesh: Mesh, now: float) -> Iterator[tuple[PodName, Subscriber | None]]:
-        """Yield the streams that count, and None for each proxy that has lost its last one."""
+        """Yield the streams that the rollout waits for, and None for each proxy without a stream."""
         for key, subscribers in self._subscribers.items():
             for subscriber in subscribers if mesh.pod(*key) else ():
-                # A new proxy that has not been served has no configuration to wait for.
+                # A new proxy that has not been served has nothing to ACK, so the rollout need not wait for
+                # it.
                 if subscriber.session and (
                     subscriber.snapshot or _has_earlier_configuration(subscriber.session)
                 ):
@@ -320,7 +321,7 @@ class RolloutDriver:
     def _may_use_earlier_configuration(
         self, mesh: Mesh, key: PodName, subscriber: Subscriber | None, now: float
     ) -> bool:
-        """Return whether a client may have opened pending connections under an earlier configuration.
+        """Return whether a client may have pending connections that it opened under an earlier configuration.
 
         A connection is pending until the server's listener has detected its protocol.
         """
@@ -376,7 +377,7 @@ class RolloutDriver:
         return now if self.sync is None or self.sync.is_synced else max(self._join_deadline, now)
 
     def peers_changed(self) -> None:
-        """Check soon: a report of a peer has arrived, or this replica's report was read back."""
+        """Check soon: a peer's report has arrived, or the API server has confirmed our own."""
         self._must_check = True
 
     def publish(self) -> None:
@@ -447,7 +448,7 @@ class RolloutDriver:
         return mesh.apply(change) if change != Change() else mesh
 
     def _without_placeholders(self, rules: Change) -> Change:
-        """Return the change that serves released rules.
+        """Return the change that puts released rules into effect.
 
         To serve a default rule, remove its placeholder.
         """
@@ -483,7 +484,7 @@ class RolloutDriver:
 
 
 def _is_user_object(mesh: Mesh, ref: Ref) -> bool:
-    """Return whether an object exists that the installation did not create."""
+    """Return whether a user created the object."""
     return ref in mesh.in_namespace(ref.namespace, given=True).facts
 
 
@@ -507,7 +508,7 @@ def _has_earlier_configuration(session: Session) -> bool:
 
 
 def _client_generation(session: Session) -> int:
-    """Return the newest generation of clusters and endpoints that a client has ACKed; -1 for none."""
+    """Return the newest generation of clusters and endpoints that a client has answered; -1 for none."""
     return min(session.answered_generation(CLUSTER), session.answered_generation(ENDPOINT))
 
 

@@ -30,7 +30,7 @@ _CONNECTION_DELAY = 0.2
 """Seconds that a connection takes from a client's sidecar to the server's sidecar."""
 
 API_SERVER = "the API server"
-"""Name in `Transition.held_by` until peers can have read this replica's report."""
+"""Placeholder in `Transition.held_by` until this replica's report is visible to peers."""
 
 
 class Step(NamedTuple):
@@ -96,7 +96,8 @@ class Rollout:
             for key, desired in ports.items():
                 self._set_desired(mesh, key, desired, now)
         for key in gone:
-            # No service leads to the port, so its mode changes in one step. If it returns, it counts as new.
+            # No Service exposes the port, so its mode changes in one step. If exposed again, it is treated as
+            # new.
             if key not in self.transitions and not any(
                 key in ports for ports in self._service_ports.values()
             ):
