@@ -131,7 +131,7 @@ async def test_the_users_own_ca_is_taken_with_its_chain(cluster: Cluster, namesp
         (
             "ca-key.pem",
             b"-----BEGIN PRIVATE KEY-----\nc2VjcmV0\n-----END PRIVATE KEY-----\n",
-            "no private key",
+            "not a PEM private key",
         ),
         ("root-cert.pem", b"nothing", "not a PEM certificate"),
         ("root-cert.pem", pem(Company.root("Other", NOW)), "does not lead to the root"),
