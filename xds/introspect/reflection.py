@@ -29,15 +29,12 @@ _MAX_SYMBOLS = 1024
 """Maximum number of symbols whose file is cached. Clients choose the symbols."""
 
 DescriptorLookup: TypeAlias = Callable[[str], FileDescriptorProto | None]
-"""Returns the file with a name, including the comments that generated code lacks; None for an unknown file.
-"""
+"""Returns a file by name with JSON names and the comments that generated code lacks; None if unknown."""
 
 _packages = PackageDatabase()
 
 
-def handlers(
-    services: Iterable[str], documented: DescriptorLookup = lambda _: None
-) -> tuple[grpc.GenericRpcHandler, ...]:
+def handlers(services: Iterable[str], documented: DescriptorLookup) -> tuple[grpc.GenericRpcHandler, ...]:
     """Return the handlers of both versions of the service, which are the same on the wire.
 
     Args:
@@ -90,9 +87,8 @@ async def _add_files(response: Any, name: str, sent: set[str], documented: Descr
     closure = await asyncio.to_thread(dependency_closure, name)
     for file in closure:
         if file == name or file not in sent:
-            response.file_descriptor_response.file_descriptor_proto.append(
-                _file(file, documented).SerializeToString()
-            )
+            descriptor = documented(file) or _file(file)
+            response.file_descriptor_response.file_descriptor_proto.append(descriptor.SerializeToString())
     sent.update(closure)
 
 
@@ -129,10 +125,10 @@ def _find(symbol: str) -> FileDescriptorProto:
 
 
 @cache
-def _file(name: str, documented: DescriptorLookup = lambda _: None) -> FileDescriptorProto:
+def _file(name: str) -> FileDescriptorProto:
     """Return the file with a name. Its fields have their JSON names, which some clients need."""
     try:
-        file = _v1() if name == _v1().name else documented(name) or _packages.FindFileByName(name)
+        file = _v1() if name == _v1().name else _packages.FindFileByName(name)
     except KeyError:
         raise KeyError(f"no file {name}") from None
     for message in _messages(file.message_type):
