@@ -16,12 +16,12 @@ from tests.sources.fake_apiserver import FakeApiServer
 from tests.support.loopback import free_port
 from tests.support.waiting import eventually
 
-PATIENCE = 30.0
+TIMEOUT = 30.0
 ANY_PORT = ("--xds-tls-address=127.0.0.1:0", "--xds-mtls-address=127.0.0.1:0")
 
 
 class Serve:
-    """The process inside an `async with` block."""
+    """A running `xds serve`."""
 
     def __init__(self, folder: Path, *options: object, kubeconfig: Path | None = None) -> None:
         self.log = folder / f"log-{free_port()}"
@@ -47,19 +47,19 @@ class Serve:
         async with aiohttp.ClientSession() as session, session.get(f"http://{self.admin}{path}") as response:
             return response.status, await response.text()
 
-    async def until_ready(self, status: int, *words: str) -> str:
-        async def asked() -> str:
+    async def wait_ready(self, status: int, *words: str) -> str:
+        async def check() -> str:
             assert self.process.returncode is None, self.log.read_text()
-            found, text = await self.get("/ready")
-            assert found == status, (found, text)
+            code, text = await self.get("/ready")
+            assert code == status, (code, text)
             assert all(word in text for word in words), text
             return text
 
-        return str(await eventually(asked, timeout=PATIENCE, what=self.log.read_text()))
+        return str(await eventually(check, timeout=TIMEOUT, what=self.log.read_text()))
 
-    async def end(self) -> int:
+    async def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             return await self.process.wait()
 
     def logged(self, *words: str) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,8 @@ import grpc
 from envoy_data_plane.envoy.config.core.v3 import Node
 from envoy_data_plane.envoy.service.discovery.v3 import DiscoveryRequest, DiscoveryResponse
 
+from tests.support.loopback import free_port
+
 POD = """
 apiVersion: v1
 kind: Pod
@@ -24,13 +25,7 @@ metadata: {{name: {}, namespace: shop, labels: {{security.istio.io/tlsMode: isti
 status: {{podIP: 127.9.0.1}}
 """
 _ADS = "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources"
-TIMEOUT = 20.0
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
+TIMEOUT = 60.0
 
 
 class ServeProcess:

@@ -15,7 +15,8 @@ from pathlib import Path
 import grpc
 import pytest
 
-from tests.cli.serve_process import POD, TIMEOUT, ServeProcess, free_port, serving
+from tests.cli.serve_process import POD, TIMEOUT, ServeProcess, serving
+from tests.support.loopback import free_port
 from xds.snapshot import CLUSTER, SECRET
 
 BAD = "apiVersion: v1\nkind: Service\nmetadata: {name: bad, namespace: shop}\nspec: {ports: [{port: x}]}\n"

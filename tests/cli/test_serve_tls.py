@@ -16,7 +16,8 @@ import pytest
 from envoy_data_plane.envoy.config.core.v3 import Node
 from envoy_data_plane.envoy.service.discovery.v3 import DiscoveryRequest, DiscoveryResponse
 
-from tests.cli.serve_process import POD, TIMEOUT, ServeProcess, free_port, serving
+from tests.cli.serve_process import POD, TIMEOUT, ServeProcess, serving
+from tests.support.loopback import free_port
 from xds.mesh.identity.state_dir import load_or_create_root
 from xds.snapshot import SECRET
 

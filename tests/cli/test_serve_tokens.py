@@ -16,11 +16,12 @@ import grpc
 import grpc.aio
 import pytest
 
-from tests.cli.serve_process import TIMEOUT, ServeProcess, free_port, serving
+from tests.cli.serve_process import TIMEOUT, ServeProcess, serving
 from tests.identity.credentials import token
 from tests.introspect.grpcurl import GRPCURL
 from tests.server.doors import DENIED, SDS, UNPROVEN
 from tests.server.proxies import REQUEST, RESPONSE, Client
+from tests.support.loopback import free_port
 from xds.codec import message_class
 from xds.mesh.identity.claims import Caller, Credential
 from xds.mesh.identity.state_dir import TOKEN_KEY_FILE, load_or_create_token_key, roots

@@ -55,6 +55,13 @@ class Sidecar:
         await asyncio.gather(self._task, return_exceptions=True)
         self.controller.disconnect(self.subscriber)
 
+    def versions(self) -> dict[str, dict[str, str]]:
+        """Return names and versions of its resources, by type, for the next stream to bring."""
+        return {
+            kind: {name: resource.version for name, resource in resources.items()}
+            for kind, resources in self.has.items()
+        }
+
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait until a condition holds. It is checked after each response to this sidecar."""
         async with asyncio.timeout(WITHIN), self.moved:

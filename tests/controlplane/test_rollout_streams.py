@@ -49,10 +49,7 @@ async def reconnected(controller, before: Sidecar) -> Sidecar:
     while time.monotonic() < due:
         pass  # Keep the loop busy, so that the change is applied before anything else.
     sidecar = Sidecar(controller, before.name, "ns")
-    sidecar.brings = {
-        kind: {name: resource.version for name, resource in found.items()}
-        for kind, found in before.has.items()
-    }
+    sidecar.brings = before.versions()
     sidecar.withholds = before.withholds
     return sidecar
 

@@ -222,10 +222,7 @@ async def test_disconnected_server_counts_until_the_timeout(monkeypatch) -> None
             await eventually(
                 lambda: web.session.has_acked(LISTENER, web.session.tagged(LISTENER)), timeout=WITHIN
             )
-            versions = {
-                kind: {name: resource.version for name, resource in found.items()}
-                for kind, found in web.has.items()
-            }
+            versions = web.versions()
         set_mode(controller, "STRICT")
         await until_waiting_for(controller, "listener")
         await until_checked_twice(controller)
@@ -273,13 +270,7 @@ async def test_new_client_is_held_while_servers_reconnect(
 async def test_restarted_control_plane_recovers_active_modes() -> None:
     """The earlier control plane was killed just after the change to STRICT."""
     async with world(peer("ns", "DISABLE")) as (controller, web, client):
-        versions = {
-            each.name: {
-                kind: {name: resource.version for name, resource in found.items()}
-                for kind, found in each.has.items()
-            }
-            for each in (web, client)
-        }
+        versions = {each.name: each.versions() for each in (web, client)}
     async with running(*FACTS, peer("ns", "STRICT")) as controller, AsyncExitStack() as stack:
         client = Sidecar(controller, "client", "ns")
         client.brings = versions["client"]
@@ -306,13 +297,7 @@ async def test_start_waits_for_unclassified_connections() -> None:
     """A new control plane makes the client send mutual TLS; then the policy changes to STRICT."""
     earlier = rule("ns", "web.ns.svc.cluster.local", "DISABLE")
     async with world(peer("ns", "PERMISSIVE"), earlier) as (_, *sidecars):
-        had = {
-            each.name: {
-                kind: {name: resource.version for name, resource in resources.items()}
-                for kind, resources in each.has.items()
-            }
-            for each in sidecars
-        }
+        had = {each.name: each.versions() for each in sidecars}
     async with running(*FACTS, peer("ns", "PERMISSIVE")) as controller, AsyncExitStack() as stack:
         web, client, other = (Sidecar(controller, name, "ns") for name in ("web", "client", "other"))
         web.brings, client.brings = had["web"], had["client"]

@@ -14,7 +14,7 @@ import grpc.aio
 import pytest
 import yaml
 
-from tests.cli.serve_kubernetes import ANY_PORT, PATIENCE, Serve
+from tests.cli.serve_kubernetes import ANY_PORT, TIMEOUT, Serve
 from tests.server.proxies import REQUEST, RESPONSE
 from tests.sources.fake_apiserver import FakeApiServer
 from tests.sources.faults import status
@@ -114,7 +114,7 @@ class ControlPlane(Serve):
 
     async def served(self, tenant: int) -> Served:
         """Subscribe to clusters, endpoints and listeners on one ADS stream, and ACK everything."""
-        async with asyncio.timeout(PATIENCE), grpc.aio.insecure_channel(self.xds) as channel:
+        async with asyncio.timeout(TIMEOUT), grpc.aio.insecure_channel(self.xds) as channel:
             call: Any = channel.stream_stream(STREAM)(wait_for_ready=True)
             found = {}
             names: list[str] = []
@@ -234,12 +234,12 @@ async def test_refused_policies_are_strict_after_a_restart(tmp_path: Path) -> No
     for number, (good, _, _) in tenants.items():
         place(manifests / f"{number}.yaml", tenant(number, good))
     async with ControlPlane(tmp_path, "--manifests", manifests) as running:
-        await running.until_ready(200)
+        await running.wait_ready(200)
         assert [number for number in tenants if (await running.served(number)).takes_plaintext] == []
     for number, (good, old, new) in tenants.items():
         place(manifests / f"{number}.yaml", tenant(number, new.join(good.rsplit(old, 1))))
     async with ControlPlane(tmp_path, "--manifests", manifests) as restarted:
-        await restarted.until_ready(200)
+        await restarted.wait_ready(200)
         assert [number for number in tenants if (await restarted.served(number)).takes_plaintext] == []
         assert (await restarted.served(open_tenant)).takes_plaintext
         said = restarted.logged('event="problem found"', "until it is repaired")
@@ -276,7 +276,7 @@ async def test_refused_policy_of_the_mesh_is_strict_after_a_restart(tmp_path: Pa
     place(manifests / "policy.yaml", good.replace("mtls", "mtsl"))
     assert reached(manifests) == {1: Failure.SERVER_REQUIRES_MTLS}
     async with ControlPlane(tmp_path, "--manifests", manifests) as restarted:
-        await restarted.until_ready(200)
+        await restarted.wait_ready(200)
         assert not (await restarted.served(1)).takes_plaintext
 
 
@@ -296,7 +296,7 @@ async def test_refused_rules_send_no_plaintext_after_a_restart(tmp_path: Path) -
         assert text.count(old)
         place(manifests / f"{number}.yaml", text.replace(old, new))
     async with ControlPlane(tmp_path, "--manifests", manifests) as restarted:
-        await restarted.until_ready(200)
+        await restarted.wait_ready(200)
         sends = {number: (await restarted.served(number)).sends_mtls for number in (*mistakes, 6)}
         assert sends == {**dict.fromkeys(mistakes, True), 6: False}
 
@@ -320,18 +320,18 @@ async def test_unreadable_documents_are_waited_for_at_start(tmp_path: Path) -> N
     async with ControlPlane(tmp_path, "--manifests", manifests, "--mesh-config", config) as waiting:
         for what, content in hiding.items():
             place(policies, content)
-            await waiting.until_ready(503, f"waiting for the manifests to be repaired: {policies}:", what)
+            await waiting.wait_ready(503, f"waiting for the manifests to be repaired: {policies}:", what)
             assert waiting.logged('event="problem found"', "policies.yaml")
             assert 'xds_problems{severity="problem"} 0.0' not in (await waiting.get("/metrics"))[1]
         place(policies, good)
-        await waiting.until_ready(503, f"waiting for the manifests to be repaired: {config}:2")
+        await waiting.wait_ready(503, f"waiting for the manifests to be repaired: {config}:2")
         assert not await waiting.listens()
         place(config, "rootNamespace: locked\n")
-        await waiting.until_ready(200)
+        await waiting.wait_ready(200)
         assert not (await waiting.served(1)).takes_plaintext
         place(policies, hiding["cannot be read as YAML"])
         place(config, "rootNamespace: [locked]\n")
-        await eventually(lambda: waiting.logged('event="problem found"', "rootNamespace"), timeout=PATIENCE)
+        await eventually(lambda: waiting.logged('event="problem found"', "rootNamespace"), timeout=TIMEOUT)
         assert not (await waiting.served(1)).takes_plaintext
         assert (await waiting.get("/ready"))[0] == 200
     place(policies, good)
@@ -382,7 +382,7 @@ async def test_unreadable_resources_are_waited_for_at_start(server: FakeApiServe
         deny(server, plural)
     server.serve("peerauthentications", "security.istio.io")
     async with ControlPlane(tmp_path, *KUBERNETES, server.kubeconfig()) as waiting:
-        said = await waiting.until_ready(
+        said = await waiting.wait_ready(
             503, "waiting for pods: ", "waiting for configmaps: ", f"waiting for {PEERS}: "
         )
         assert 'resources: ["pods"], verbs: ["get", "list", "watch"]}' in said
@@ -390,24 +390,24 @@ async def test_unreadable_resources_are_waited_for_at_start(server: FakeApiServe
         assert "the cluster has no such kind; xds install-crds" in said
         allow(server, "pods")
         server.serve("peerauthentications", "security.istio.io", "v9")
-        said = await waiting.until_ready(503, "serves v9 of it", "waiting for configmaps: ")
+        said = await waiting.wait_ready(503, "serves v9 of it", "waiting for configmaps: ")
         server.serve("peerauthentications", "security.istio.io", "v1")
-        said = await waiting.until_ready(503, 'resources: ["peerauthentications"], verbs:')
+        said = await waiting.wait_ready(503, 'resources: ["peerauthentications"], verbs:')
         assert "waiting for pods" not in said
         await server.put("configmaps", settings("trustDomain: [\n"))
         allow(server, "configmaps")
         allow(server, "peerauthentications")
-        await waiting.until_ready(503, "waiting for ConfigMap istio-system/xds: ")
+        await waiting.wait_ready(503, "waiting for ConfigMap istio-system/xds: ")
         for kind in ("pods", "configmaps", PEERS, "ConfigMap"):
             assert waiting.logged('event="problem found"', kind)
         assert 'xds_problems{severity="problem"} 1.0' in (await waiting.get("/metrics"))[1]
         assert not await waiting.listens()
         await server.put("configmaps", settings("{}"))
-        await waiting.until_ready(200)
+        await waiting.wait_ready(200)
         assert not (await waiting.served(1)).takes_plaintext
         await server.put("configmaps", settings("trustDomain: [\n"))
         await eventually(
-            lambda: len(waiting.logged('event="problem found"', "ConfigMap")) > 1, timeout=PATIENCE
+            lambda: len(waiting.logged('event="problem found"', "ConfigMap")) > 1, timeout=TIMEOUT
         )
         assert (await waiting.get("/ready"))[0] == 200
 
@@ -416,23 +416,23 @@ async def test_kinds_that_become_unreadable_keep_their_policies(
     server: FakeApiServer, tmp_path: Path
 ) -> None:
     async with ControlPlane(tmp_path, *KUBERNETES, server.kubeconfig()) as running:
-        await running.until_ready(200)
+        await running.wait_ready(200)
         deny(server, "policies")
         server.serve("peerauthentications", "security.istio.io")
         await server.cut()
-        await eventually(running.has_been_told_nothing, timeout=PATIENCE)
+        await eventually(running.has_been_told_nothing, timeout=TIMEOUT)
         for number in (1, 2):
             assert not (await running.served(number)).takes_plaintext
-        await running.until_ready(200, f"ready: {POLICIES}, {PEERS} cannot be read since", "stays in use")
+        await running.wait_ready(200, f"ready: {POLICIES}, {PEERS} cannot be read since", "stays in use")
         allow(server, "policies")
         server.serve("peerauthentications", "security.istio.io", "v1")
-        await running.until_ready(200, "ready\n")
+        await running.wait_ready(200, "ready\n")
         await server.remove("peerauthentications", "shop-1", "default", "security.istio.io")
 
         async def open_again() -> bool:
             return (await running.served(1)).takes_plaintext
 
-        await eventually(open_again, timeout=PATIENCE)
+        await eventually(open_again, timeout=TIMEOUT)
         assert not (await running.served(2)).takes_plaintext
 
 
@@ -459,8 +459,8 @@ async def test_kinds_that_are_not_enforced_are_warnings_at_every_start(
     cluster = (*KUBERNETES, server.kubeconfig())
     for options in (("--manifests", manifests), ("--manifests", manifests), cluster):
         async with ControlPlane(tmp_path, *options) as serving:
-            await serving.until_ready(200)
+            await serving.wait_ready(200)
             words = ("level=warning", "AuthorizationPolicy shop-1/deny-all", NOT_ENFORCED)
-            await eventually(lambda: serving.logged(*words), timeout=PATIENCE)  # noqa: B023
+            await eventually(lambda: serving.logged(*words), timeout=TIMEOUT)  # noqa: B023
             _, metrics = await serving.get("/metrics")
             assert 'xds_unenforced_objects{kind="AuthorizationPolicy"} 1.0' in metrics

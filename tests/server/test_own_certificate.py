@@ -16,9 +16,8 @@ from cryptography.hazmat.primitives import hashes
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from structlog.testing import capture_logs
 
-from tests.identity.companies import SIGNS
-from xds.mesh.identity.ca import ROOT_LIFETIME, Authority
-from xds.mesh.identity.chain import to_pem
+from tests.identity.bridges import bridge
+from xds.mesh.identity.ca import Authority
 from xds.mesh.identity.keys import IdentityError, PrivateKey
 from xds.mesh.identity.server_tls import ServerCertificate, Trust, service_names
 from xds.server import XdsServer
@@ -142,25 +141,3 @@ def test_first_certificate_must_be_issued():
     ca = authority()
     with pytest.raises(IdentityError, match="lower-case DNS name"):
         ServerCertificate(["not a name"], lambda: Trust(ca, ca.root_pem))
-
-
-def bridge(old: Authority, new: Authority) -> bytes:
-    """Return the new CA's name and key in a certificate of the old CA."""
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(new.certificate.subject)
-        .issuer_name(old.certificate.subject)
-        .public_key(new.certificate.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(NOW - timedelta(minutes=5))
-        .not_valid_after(NOW + ROOT_LIFETIME)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .add_extension(SIGNS, critical=True)
-        .add_extension(
-            x509.SubjectKeyIdentifier.from_public_key(new.certificate.public_key()), critical=False
-        )
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_public_key(old.certificate.public_key()), critical=False
-        )
-    )
-    return to_pem([old.key.sign(builder)])
