@@ -1,1 +1,1 @@
-"""Facts: immutable values reduced from Kubernetes objects, and the indexed Mesh that holds them."""
+"""Facts, which are Kubernetes objects reduced to immutable values, and the Mesh, which indexes them."""

@@ -1,4 +1,4 @@
-"""Index of the Pods and Services that have an address, shared by consecutive meshes while it is unchanged."""
+"""Index of Pods and Services by address. Consecutive meshes share it until an address changes."""
 
 from __future__ import annotations
 
@@ -16,30 +16,33 @@ class Addresses:
         self._holders = holders
 
     def changed(self, changes: Iterable[tuple[Ref, Fact | None, Fact | None]]) -> Addresses:
-        """Return the index after changes: names of objects with their old and new versions, or None."""
+        """Return the index after changes.
+
+        Each change is the name of an object, its old version and its new version (None if there is none).
+        """
         holders: dict[str, tuple[Ref, ...]] | None = None
-        for changed, old, new in changes:
-            before, after = addresses_of(old), addresses_of(new)
-            if before == after:
+        for ref, old, new in changes:
+            old_addresses, new_addresses = addresses_of(old), addresses_of(new)
+            if old_addresses == new_addresses:
                 continue
             if holders is None:
                 holders = dict(self._holders)
-            for address in before:
-                left = tuple(ref for ref in holders[address] if ref != changed)
-                if left:
-                    holders[address] = left
+            for address in old_addresses:
+                remaining = tuple(holder for holder in holders[address] if holder != ref)
+                if remaining:
+                    holders[address] = remaining
                 else:
                     del holders[address]
-            for address in after:
+            for address in new_addresses:
                 others = holders.get(address)
-                holders[address] = tuple(sorted((*others, changed))) if others else (changed,)
+                holders[address] = tuple(sorted((*others, ref))) if others else (ref,)
         return self if holders is None else Addresses(holders)
 
     def at(self, address: str) -> tuple[Ref, ...]:
-        """Return the objects that have an address: Pods by namespace and name, then Services."""
+        """Return the objects that have an address: Pods first, then Services, each by namespace and name."""
         return self._holders.get(address, ())
 
 
 def addresses_of(fact: Fact | None) -> tuple[str, ...]:
-    """Return an object's own addresses, without duplicates."""
+    """Return the addresses of a Pod or Service, without duplicates; empty for any other object."""
     return tuple(dict.fromkeys(fact.addresses)) if isinstance(fact, Pod | Service) else ()

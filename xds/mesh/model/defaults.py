@@ -1,4 +1,4 @@
-"""Default objects that exist in every mesh, as Istio's install switches create them."""
+"""Default objects, as Istio's installation creates them. They exist in every mesh."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from xds.mesh.model.objects import (
 from xds.mesh.model.traffic import ClientTls, TlsMode, TrafficPolicy
 
 ORIGIN = "values.global.mtls.enabled"
-"""Setting that creates these objects; their `origin` starts with it."""
+"""Setting that decides which default objects exist. Their `origin` starts with its name."""
 
 
 def default_objects(config: MeshConfig) -> tuple[Fact, ...]:
-    """Return the default objects for `config`. An object of the same name replaces a default object.
+    """Return the default objects for `config`. A user's object of the same name replaces a default object.
 
-    They are those of Istio 1.4's Helm charts: MeshPolicy `default` and, if `values.global.mtls.enabled` is
-    true, the DestinationRules `default` (`*.local`, ISTIO_MUTUAL) and `api-server` (DISABLE).
+    Istio 1.4's Helm charts create the same objects: the MeshPolicy `default` and, if
+    `values.global.mtls.enabled` is true, the DestinationRules `default` (`*.local`, ISTIO_MUTUAL) and
+    `api-server` (DISABLE).
     """
     origin = f"{ORIGIN}={str(config.mtls_enabled).lower()}"
 

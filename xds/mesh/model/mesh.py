@@ -1,8 +1,8 @@
-"""Mesh: the set of facts at one moment, with the indexes that decisions need.
+"""Mesh: all facts at one moment, with the indexes that decisions need.
 
-`apply` returns the next mesh. It shares everything that the change does not affect with the previous one: the
-indexes of other namespaces, and cached results (`memo`) of services that cannot be affected. The cost of a
-change therefore depends on the size of the change, not of the mesh.
+`apply` returns the next mesh. The two meshes share the indexes of namespaces that the change does not affect,
+and the cached results (`memo`) of services that it does not affect. The cost of a change therefore depends on
+the size of the change, not on the size of the mesh.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ ServiceKey: TypeAlias = tuple[str, str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """One address that serves a service port."""
+    """One address and port that serve a service port."""
 
     address: str
     """IP address."""
@@ -50,7 +50,7 @@ class Endpoint:
     ready: bool = True
     """Whether traffic is sent to the endpoint."""
     hostname: str = ""
-    """Name of this endpoint alone, as HOSTNAME.SERVICE; empty if it has none."""
+    """Host name of the endpoint: HOSTNAME.SERVICE resolves to this endpoint only. Empty if it has none."""
     region: str = ""
     """Region of the endpoint's locality."""
     zone: str = ""
@@ -59,34 +59,34 @@ class Endpoint:
     """Sub-zone of the endpoint's locality."""
 
 
-class Listed(NamedTuple):
-    """One entry of an EndpointSlice or Endpoints object, for one service port."""
+class ListedEndpoint(NamedTuple):
+    """An address in an EndpointSlice or Endpoints object, for one service port."""
 
     source: Ref
-    """Object that has the entry."""
+    """EndpointSlice or Endpoints object that contains the entry."""
     entry: EndpointAddress
-    """The entry."""
+    """Entry of the object: an address and its targetRef."""
     port: int
     """Port at the address."""
     pod: Pod | None
-    """Workload behind the address; None if there is none or it is unknown."""
+    """Workload behind the address; None if no pod has the address, or if the pod is unknown."""
 
     @property
     def address(self) -> str:
-        """Address of the entry."""
+        """IP address of the entry."""
         return self.entry.address
 
     @property
     def withheld(self) -> bool:
-        """Whether the entry names a Pod that is not known with this address, so its mode is unknown."""
+        """Whether the entry's Pod is unknown: it may have a sidecar, so its mTLS mode is unknown too."""
         return self.entry.pod is not None and self.pod is None
 
 
 class Exposure(NamedTuple):
-    """A service port that leads to a port of a pod."""
+    """A service port that forwards to a port of a pod."""
 
     service: Service
-    """Service that selects or lists the pod."""
+    """Service that selects the pod, or whose EndpointSlices or Endpoints list it."""
     port: ServicePort
     """Port of the Service."""
     target: int
@@ -96,35 +96,36 @@ class Exposure(NamedTuple):
 class Mesh:
     """All facts at one moment.
 
-    Facts and indexes never change; `apply` returns the next mesh. Caches (`memo`, `scratch`) and `failures`
-    are written while the mesh is in use.
+    Facts and indexes never change; `apply` returns the next mesh. Only the caches (`memo`, `scratch`) and
+    `failures` are written while the mesh is in use.
     """
 
     def __init__(self, facts: Iterable[Fact] = (), config: MeshConfig | None = None) -> None:
         self.config = config or MeshConfig()
-        given = {fact.ref: fact for fact in facts}
-        self._given: Mapping[str, NamespaceFacts] = _by_namespace(given, {})
-        self._addresses = Addresses().changed((ref, None, fact) for ref, fact in given.items())
+        by_ref = {fact.ref: fact for fact in facts}
+        self._without_defaults: Mapping[str, NamespaceFacts] = _by_namespace(by_ref, {})
+        self._addresses = Addresses().changed((ref, None, fact) for ref, fact in by_ref.items())
         self._memos: dict[ServiceKey, dict[Any, Any]] = {}
-        self._exposed_at: dict[str | Ref | None, list[ServiceKey]] | None = None
+        self._listings: dict[str | Ref | None, list[ServiceKey]] | None = None
+        """Services by each address and Pod that their EndpointSlices or Endpoints list; None until needed."""
         self.scratch: dict[Any, Any] = {}
-        """Cached results for the mesh as a whole. The next mesh starts with an empty cache."""
+        """Cached results for the whole mesh. The next mesh starts with an empty cache."""
         self.failures: dict[Ref, Exception] = {}
         """Unexpected errors during translation, by the object that caused them."""
-        self._before: dict[ServiceKey, dict[Any, Any]] = {}
+        self._previous_memos: dict[ServiceKey, dict[Any, Any]] = {}
         self.touched: frozenset[ServiceKey] | None = None
-        """Services that the change from the previous mesh may have affected; None for all."""
+        """Services that the last change may have affected; None for all."""
         self.served = Served()
-        """Where sidecars are served something other than the desired state, during rollouts."""
-        self._add_installed()
+        """Differences between the served and the desired state, during rollouts."""
+        self._add_defaults()
 
-    def _add_installed(self) -> None:
-        extra = {
+    def _add_defaults(self) -> None:
+        defaults = {
             fact.ref: fact
             for fact in default_objects(self.config)
-            if fact.ref not in self.in_namespace(fact.namespace, given=True).facts
+            if fact.ref not in self.in_namespace(fact.namespace, with_defaults=False).facts
         }
-        self._all = _by_namespace(extra, self._given)
+        self._all = _by_namespace(defaults, self._without_defaults)
 
     def apply(self, change: Change) -> Mesh:
         """Return the mesh after a change. `self` is not modified."""
@@ -133,10 +134,10 @@ class Mesh:
         kinds = {ref.kind for ref in facts}
         mesh = Mesh(config=change.config or self.config)
         mesh.served = self.served
-        mesh._given = _by_namespace(facts, self._given)
+        mesh._without_defaults = _by_namespace(facts, self._without_defaults)
         mesh._addresses = self._addresses.changed((ref, self.get(ref), fact) for ref, fact in facts.items())
-        mesh._exposed_at = None if kinds & {"EndpointSlice", "Endpoints"} else self._exposed_at
-        mesh._add_installed()
+        mesh._listings = None if kinds & {"EndpointSlice", "Endpoints"} else self._listings
+        mesh._add_defaults()
         if mesh.config != self.config:
             return mesh
         touched: set[ServiceKey] = set()
@@ -145,48 +146,49 @@ class Mesh:
                 if fact is not None:
                     touched.update(state.touched_by(fact))
         mesh.touched = frozenset(touched)
-        mesh._take_memos(self, touched)
+        mesh._inherit_memos(self, touched)
         return mesh
 
     def with_served(self, served: Served) -> Mesh:
         """Return a mesh with the same facts and another served state. `self` is not modified."""
-        before = self.served
         changed: set[PortKey] = set()
-        for was, now in ((before.modes, served.modes), (before.mtls, served.mtls)):
-            changed |= {key for key in was.keys() | now.keys() if was.get(key) != now.get(key)}
+        for old, new in ((self.served.modes, served.modes), (self.served.mtls, served.mtls)):
+            changed |= {key for key in old.keys() | new.keys() if old.get(key) != new.get(key)}
         pods = {pod.ref: pod for ref, _ in changed if isinstance(pod := self.get(ref), Pod)}
         mesh = Mesh(config=self.config)
-        mesh._given, mesh._all = self._given, self._all
-        mesh._addresses, mesh._exposed_at = self._addresses, self._exposed_at
+        mesh._without_defaults, mesh._all = self._without_defaults, self._all
+        mesh._addresses, mesh._listings = self._addresses, self._listings
         mesh.served = served
         mesh.touched = frozenset(key for pod in pods.values() for key in self.touched_by(pod))
-        mesh._take_memos(self, mesh.touched)
+        mesh._inherit_memos(self, mesh.touched)
         return mesh
 
-    def _take_memos(self, before: Mesh, touched: Collection[ServiceKey]) -> None:
-        memos = before._memos
+    def _inherit_memos(self, previous: Mesh, touched: Collection[ServiceKey]) -> None:
+        memos = previous._memos
         self._memos = {key: memo for key, memo in memos.items() if key not in touched}
-        # A mesh that was never translated has no newer results than its predecessor.
-        self._before = before._before | {
-            key: memo for key, memo in memos.items() if key in touched and not memo.keys() <= _own_keys(memo)
+        # Keep older memos of services that were not translated with the previous mesh.
+        self._previous_memos = previous._previous_memos | {
+            key: memo
+            for key, memo in memos.items()
+            if key in touched and not memo.keys() <= _lookup_keys(memo)
         }
 
     def touched_by(self, fact: Fact) -> Iterator[ServiceKey]:
         """Yield the services whose endpoints, decisions or client settings may depend on a fact."""
         match fact:
             case Pod():
-                # Also services that select the pod but do not list it: their identities include the pod's.
+                # Include services that select the pod but do not list it: their `identities` depend on it.
                 selecting = self.in_namespace(fact.namespace).selecting(fact.meta.labels)
                 yield from ((service.namespace, service.name) for service in selecting)
-                yield from self._listing(fact)
-                yield from self._sharing(fact)
+                yield from self._services_listing(fact)
+                yield from self._services_sharing_address(fact)
             case Endpoints():
                 yield fact.namespace, fact.service
                 entries = [entry for group in fact.groups for entry in group.addresses]
                 pods = [self.get(entry.pod) for entry in entries if entry.pod]
                 pods += [self.pod_at(entry.address, fact.namespace) for entry in entries]
                 if service := self.service(fact.namespace, fact.service):
-                    # EndpointSlices replace the selector.
+                    # EndpointSlices and Endpoints replace the selector, so selected pods are affected too.
                     pods += self._pods_of(service)
                 for pod in {pod.ref: pod for pod in pods if isinstance(pod, Pod)}.values():
                     yield from self.touched_by(pod)
@@ -203,20 +205,19 @@ class Mesh:
                 )
                 if isinstance(fact, Service):
                     yield fact.namespace, fact.name
-                    yield from self._sharing(fact)
-                    # A listed address belongs to the listing Service only while no Service has it as a
-                    # clusterIP.
-                    yield from self._listing(fact)
+                    yield from self._services_sharing_address(fact)
+                    # A Service that lists this Service's clusterIP may not answer it (see `may_answer`).
+                    yield from self._services_listing(fact)
 
     # --- lookups ---------------------------------------------------------------------------------
 
-    def in_namespace(self, namespace: str, *, given: bool = False) -> NamespaceFacts:
-        """Return the facts of a namespace; with `given`, without default objects."""
-        return (self._given if given else self._all).get(namespace, NOTHING)
+    def in_namespace(self, namespace: str, *, with_defaults: bool = True) -> NamespaceFacts:
+        """Return the facts of a namespace, with or without default objects."""
+        return (self._all if with_defaults else self._without_defaults).get(namespace, NOTHING)
 
     def namespaces(self) -> Iterator[str]:
         """Yield the namespaces with objects other than the default objects, sorted."""
-        yield from sorted(self._given)
+        yield from sorted(self._without_defaults)
 
     def get(self, ref: Ref) -> Fact | None:
         """Return an object by name, or None."""
@@ -228,7 +229,7 @@ class Mesh:
             yield from self._all[namespace].facts.values()
 
     def services(self) -> Iterator[Service]:
-        """Yield every service, by namespace, oldest first within it."""
+        """Yield every service, by namespace, oldest first within a namespace."""
         for namespace in sorted(self._all):
             yield from self._all[namespace].services.values()
 
@@ -251,10 +252,10 @@ class Mesh:
         return self.in_namespace(namespace).pods.get(name)
 
     def pod_at(self, address: str, namespace: str = "") -> Pod | None:
-        """Return the pod that has an address, as seen from a namespace (may be empty).
+        """Return the pod that has an address; None if no pod has it.
 
-        If several pods have it (host network, or a claim on a foreign address), pods of the namespace come
-        first, then the first by name.
+        Several pods can have one address: on the host network, or if a tenant's pod claims an address of
+        another namespace. Pods in `namespace` then come first, and the first pod by namespace and name wins.
         """
         pods = self._pods_at(address)
         return next((pod for pod in pods if pod.namespace == namespace), pods[0] if pods else None)
@@ -263,10 +264,10 @@ class Mesh:
         return [pod for ref in self._addresses.at(address) if isinstance(pod := self.get(ref), Pod)]
 
     def owners(self, address: str) -> tuple[Pod | Service, ...]:
-        """Return the owners of an address: the pods that have it, else the oldest Service that has it.
+        """Return the owners of an address: the pods that have it, or else the oldest Service that has it.
 
-        A Service from an API server comes first, because the API server allocated its address. Files can
-        contain any address.
+        If the oldest Service comes from an API server, it is the owner even if pods have the address: the API
+        server allocated its clusterIP. A manifest file can contain any address.
         """
         pods = self._pods_at(address)
         services = [s for ref in self._addresses.at(address) if isinstance(s := self.get(ref), Service)]
@@ -277,8 +278,8 @@ class Mesh:
     def may_answer(self, service: Service, address: str) -> bool:
         """Whether a service may handle connections to an address.
 
-        It may for its own clusterIPs, for pods of its namespace, and for addresses without an owner.
-        Otherwise a tenant could take traffic of other namespaces by listing their addresses.
+        It may handle its own clusterIPs, addresses of pods in its namespace, and addresses without an owner.
+        Otherwise, a tenant could take over traffic of other namespaces by listing their addresses.
         """
         owners = self.owners(address)
         return not owners or any(
@@ -291,62 +292,70 @@ class Mesh:
         return self._memos.setdefault((service.namespace, service.name), {})
 
     def previous_memo(self, service: Service) -> Mapping[Any, Any]:
-        """Return the cache from before the last change that affected the service, as a fallback."""
-        return self._before.get((service.namespace, service.name), {})
+        """Return earlier results for a service, from before a change cleared its `memo`.
+
+        They are the fallback if the service cannot be translated.
+        """
+        return self._previous_memos.get((service.namespace, service.name), {})
 
     # --- endpoints -------------------------------------------------------------------------------
 
     def endpoints(self, service: Service, port: ServicePort) -> tuple[Endpoint, ...]:
-        """Return the endpoints of a service port: from EndpointSlices or Endpoints, else from the selector.
+        """Return the endpoints of a service port, sorted by address and port.
 
-        They are sorted by address and port, so that the result does not depend on the order of the input.
-        Entries whose pod is not known (`withheld`) are left out.
+        Endpoints come from EndpointSlices or Endpoints objects if the service has any, or else from its
+        selector. Entries whose Pod is unknown (`withheld`) are left out.
         """
         memo, key = self.memo(service), ("endpoints", port)
         if key not in memo:
             is_listed = service.name in self.in_namespace(service.namespace).endpoints
-            found = self._listed(service, port) if is_listed else self._selected(service, port)
-            unique = {(endpoint.address, endpoint.port): endpoint for endpoint in found}
+            candidates = self._from_listed(service, port) if is_listed else self._from_selector(service, port)
+            unique = {(endpoint.address, endpoint.port): endpoint for endpoint in candidates}
             memo[key] = tuple(unique[key] for key in sorted(unique))
         endpoints: tuple[Endpoint, ...] = memo[key]
         return endpoints
 
-    def _listed(self, service: Service, port: ServicePort) -> Iterator[Endpoint]:
-        for listed in self.listed(service, port):
+    def _from_listed(self, service: Service, port: ServicePort) -> Iterator[Endpoint]:
+        for listed in self.listed_endpoints(service, port):
             if not listed.withheld:
                 entry = listed.entry
-                found = _endpoint(service, entry.address, listed.port, listed.pod)
+                endpoint = _endpoint(service, entry.address, listed.port, listed.pod)
                 yield replace(
-                    found,
+                    endpoint,
                     ready=entry.ready,
-                    zone=found.zone or entry.zone,
-                    hostname=entry.hostname or found.hostname,
+                    zone=endpoint.zone or entry.zone,
+                    hostname=entry.hostname or endpoint.hostname,
                 )
 
-    def listed(self, service: Service, port: ServicePort) -> Iterator[Listed]:
-        """Yield the entries of EndpointSlices or Endpoints for a service port, in their order."""
+    def listed_endpoints(self, service: Service, port: ServicePort) -> Iterator[ListedEndpoint]:
+        """Yield the entries for a service port in EndpointSlices or Endpoints, in their order."""
         for endpoints in self.in_namespace(service.namespace).endpoints.get(service.name, ()):
             for group in endpoints.groups:
                 for target in (p.port for p in group.ports if p.name == port.name):
                     for entry in group.addresses:
-                        yield Listed(endpoints.ref, entry, target, self._behind(entry, service.namespace))
+                        pod = self._pod_behind(entry, service.namespace)
+                        yield ListedEndpoint(endpoints.ref, entry, target, pod)
 
-    def withheld(self, service: Service, port: ServicePort) -> tuple[Listed, ...]:
-        """Return the entries for a service port that name a Pod that is not known with their address."""
-        return tuple(listed for listed in self.listed(service, port) if listed.withheld)
+    def withheld(self, service: Service, port: ServicePort) -> tuple[ListedEndpoint, ...]:
+        """Return the entries for a service port whose Pod is unknown (`ListedEndpoint.withheld`)."""
+        return tuple(listed for listed in self.listed_endpoints(service, port) if listed.withheld)
 
-    def _behind(self, entry: EndpointAddress, namespace: str) -> Pod | None:
-        """Return the pod behind an entry; None for an unknown Pod, which may have a sidecar."""
+    def _pod_behind(self, entry: EndpointAddress, namespace: str) -> Pod | None:
+        """Return the pod that has an entry's address.
+
+        Return None if the entry's targetRef names an unknown Pod, a Pod without an address, or a Pod with
+        another UID.
+        """
         if entry.pod is None:
             return self.pod_at(entry.address, namespace)
-        named = self.get(entry.pod)
-        if not isinstance(named, Pod) or not named.addresses or _is_another(named, entry.pod_uid):
+        target = self.get(entry.pod)
+        if not isinstance(target, Pod) or not target.addresses or _has_other_uid(target, entry.pod_uid):
             return None
-        # An entry may name a pod that does not have its address.
-        return named if entry.address in named.addresses else self.pod_at(entry.address, namespace)
+        # The targetRef may name a pod that does not have the entry's address.
+        return target if entry.address in target.addresses else self.pod_at(entry.address, namespace)
 
-    def _selected(self, service: Service, port: ServicePort) -> Iterator[Endpoint]:
-        # Like Kubernetes' endpoints controller, but without pods that are not ready.
+    def _from_selector(self, service: Service, port: ServicePort) -> Iterator[Endpoint]:
+        # Like Kubernetes' endpoints controller, but pods that are not ready are left out.
         for pod in self._pods_of(service):
             if pod.address and not pod.ended and (pod.ready or service.publish_not_ready):
                 target = target_port(port, pod)
@@ -357,7 +366,7 @@ class Mesh:
         return self.in_namespace(service.namespace).selected(service.selector)
 
     def exposures(self, pod: Pod) -> tuple[Exposure, ...]:
-        """Return the service ports that lead to a pod, ready or not, oldest service first."""
+        """Return the service ports that forward to a pod, ready or not, oldest service first."""
         return tuple(sorted(self._exposures(pod), key=lambda exposure: exposure.service.meta.age_key))
 
     def _exposures(self, pod: Pod) -> Iterator[Exposure]:
@@ -367,36 +376,36 @@ class Mesh:
                 for port in service.ports:
                     if (target := target_port(port, pod)) is not None:
                         yield Exposure(service, port, target)
-        for namespace, name in self._listing(pod):
-            # Any namespace can list any address; its policies must not apply to pods of other namespaces.
+        for namespace, name in self._services_listing(pod):
+            # A Service can list pods of other namespaces, but its policies must not apply to them.
             if namespace == pod.namespace and (listing := self.service(namespace, name)):
                 for port in listing.ports:
                     for endpoint in self.endpoints(listing, port):
                         if endpoint.pod and endpoint.pod.ref == pod.ref:
                             yield Exposure(listing, port, endpoint.port)
 
-    def _listing(self, fact: Pod | Service) -> Iterable[ServiceKey]:
+    def _services_listing(self, fact: Pod | Service) -> Iterable[ServiceKey]:
         """Return the services whose EndpointSlices or Endpoints list a pod or Service, by name or address."""
-        if self._exposed_at is None:
-            self._exposed_at = {}
+        if self._listings is None:
+            self._listings = {}
             for namespace in sorted(self._all):
                 for name, listed in self._all[namespace].endpoints.items():
                     groups = (group for endpoints in listed for group in endpoints.groups)
                     entries = [entry for group in groups for entry in group.addresses]
                     for key in {entry.address for entry in entries} | {entry.pod for entry in entries}:
-                        self._exposed_at.setdefault(key, []).append((namespace, name))
+                        self._listings.setdefault(key, []).append((namespace, name))
         names: tuple[str | Ref, ...] = (fact.ref, *addresses_of(fact))
-        return dict.fromkeys(key for name in names for key in self._exposed_at.get(name, []))
+        return dict.fromkeys(key for name in names for key in self._listings.get(name, []))
 
-    def _sharing(self, fact: Pod | Service) -> Iterator[ServiceKey]:
-        """Yield the Services that have or claim an address of a pod or Service."""
+    def _services_sharing_address(self, fact: Pod | Service) -> Iterator[ServiceKey]:
+        """Yield the Services whose clusterIP is an address of a pod or Service."""
         for ref in (ref for address in addresses_of(fact) for ref in self._addresses.at(address)):
             if ref.kind == "Service":
                 yield ref.namespace, ref.name
 
     def exposure(self, pod: Pod, port: int) -> Exposure | None:
         """Return the service port that a pod's port belongs to: the first of the oldest service."""
-        return next((found for found in self.exposures(pod) if found.target == port), None)
+        return next((exposure for exposure in self.exposures(pod) if exposure.target == port), None)
 
     def identities(self, service: Service) -> tuple[str, ...]:
         """Return the SPIFFE IDs of a service's pods, ready or not, in every trust domain, sorted."""
@@ -405,14 +414,14 @@ class Mesh:
             pods = {pod.ref: pod for pod in self._pods_of(service)}
             for port in service.ports:
                 pods.update({e.pod.ref: e.pod for e in self.endpoints(service, port) if e.pod})
-            found = {pod.identity(domain) for pod in pods.values() for domain in self.config.trust_domains}
-            memo["identities"] = tuple(sorted(found.union(service.service_accounts)))
+            ids = {pod.identity(domain) for pod in pods.values() for domain in self.config.trust_domains}
+            memo["identities"] = tuple(sorted(ids.union(service.service_accounts)))
         identities: tuple[str, ...] = memo["identities"]
         return identities
 
 
-def _own_keys(memo: Mapping[Any, Any]) -> set[Any]:
-    """Return the keys of a memo that the mesh itself sets."""
+def _lookup_keys(memo: Mapping[Any, Any]) -> set[Any]:
+    """Return the keys of a memo under which lookups of the mesh are cached, not results of translation."""
     return {key for key in memo if key == "identities" or key[0] == "endpoints"}
 
 
@@ -433,8 +442,8 @@ def _by_namespace(
     return {**old, **{namespace: NamespaceFacts(facts) for namespace, facts in changed.items()}}
 
 
-def _is_another(pod: Pod, uid: str) -> bool:
-    """Whether a uid belongs to another pod of the same name; False if one of the uids is unknown."""
+def _has_other_uid(pod: Pod, uid: str) -> bool:
+    """Whether `uid` is the UID of another pod of the same name; False if either UID is unknown."""
     return bool(uid and pod.meta.uid and uid != pod.meta.uid)
 
 
@@ -454,7 +463,7 @@ def _endpoint(service: Service, address: str, port: int, pod: Pod | None) -> End
 
 
 def target_port(port: ServicePort, pod: Pod) -> int | None:
-    """Return the pod's port that a service port leads to; None if the pod has no port of that name."""
+    """Return the pod's port that a service port forwards to; None if the pod has no port of that name."""
     if isinstance(port.target, int):
         return port.target
     return next((p.port for p in pod.ports if p.name == port.target), None)

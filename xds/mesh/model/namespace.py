@@ -1,4 +1,4 @@
-"""The facts of one namespace, with indexes that are computed on demand."""
+"""The facts of one namespace, indexed on demand."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ T = TypeVar("T", bound=Object)
 
 
 def covers(selector: Mapping[str, str], labels: Mapping[str, str]) -> bool:
-    """Whether labels contain every pair of a selector."""
+    """Whether a selector matches labels: they contain all of its pairs."""
     return all(labels.get(key) == value for key, value in selector.items())
 
 
@@ -34,7 +34,7 @@ def oldest_first(objects: Iterable[T]) -> tuple[T, ...]:
 
 
 class NamespaceFacts:
-    """The facts of one namespace (`""`: cluster-scoped facts) by kind, indexed on demand."""
+    """The facts of one namespace, by kind. The namespace `""` contains the cluster-scoped facts."""
 
     def __init__(self, facts: Mapping[Ref, Fact]) -> None:
         self.facts = facts
@@ -49,7 +49,7 @@ class NamespaceFacts:
 
     @cached_property
     def pods(self) -> Mapping[str, Pod]:
-        """Pods by name, sorted by name, so that results do not depend on age."""
+        """Pods by name, sorted by name."""
         return {pod.name: pod for pod in sorted(self._of(Pod), key=lambda pod: pod.name)}
 
     @cached_property
@@ -62,17 +62,17 @@ class NamespaceFacts:
 
     @property
     def labels(self) -> AbstractSet[tuple[str, str]]:
-        """All labels of pods, as pairs of key and value."""
+        """Labels of all pods, as (key, value) pairs."""
         return self._by_label.keys()
 
     def selected(self, selector: Mapping[str, str]) -> Iterator[Pod]:
-        """Yield the pods that a selector matches, sorted by name; an empty selector matches none."""
+        """Yield the pods that a selector matches, sorted by name; an empty selector matches no pod."""
         rarest = min((self._by_label.get(pair, []) for pair in selector.items()), key=len, default=[])
         yield from (pod for pod in rarest if covers(selector, pod.meta.labels))
 
     @cached_property
     def endpoints(self) -> Mapping[str, tuple[Endpoints, ...]]:
-        """EndpointSlices by service name; Endpoints for services without EndpointSlices."""
+        """EndpointSlices by service name, or the Endpoints of a service without EndpointSlices."""
         by_service: dict[str, list[Endpoints]] = {}
         for endpoints in sorted(self._of(Endpoints), key=lambda endpoints: endpoints.name):
             by_service.setdefault(endpoints.service, []).append(endpoints)
@@ -88,17 +88,17 @@ class NamespaceFacts:
 
     @cached_property
     def policies(self) -> tuple[AuthenticationPolicy, ...]:
-        """v1alpha1 Policies (cluster-scoped: MeshPolicies), oldest first."""
+        """v1alpha1 Policies, oldest first; in the namespace `""`, MeshPolicies."""
         return self._of(AuthenticationPolicy)
 
     @cached_property
     def unknown_services(self) -> frozenset[str]:
-        """Names of Services whose pods and ports are unknown."""
+        """Names of Services whose pods and ports are unknown (`UnknownService`)."""
         return frozenset(fact.service for fact in self._of(UnknownService))
 
     @cached_property
     def rules(self) -> tuple[DestinationRule, ...]:
-        """DestinationRules: those with a workloadSelector first, then oldest first."""
+        """DestinationRules, oldest first; rules with a workloadSelector come before all others."""
         return tuple(sorted(self._of(DestinationRule), key=lambda rule: rule.selector is None))
 
     @cached_property

@@ -1,8 +1,8 @@
 """Facts: Kubernetes objects reduced to the fields that decisions need, as immutable values.
 
-`parse` turns kubectl-shaped dicts into facts, `mesh` indexes them, and `policy` decides from them. This
-module knows neither YAML field names nor Envoy. Facts are compared by meaning: the place where an object was
-read does not count.
+`parse` creates facts from Kubernetes objects, `mesh` indexes them, and `policy` makes decisions from them.
+This module does not depend on YAML field names or on Envoy. Two facts with the same content are equal, even
+if they were read from different places.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ CLUSTER_DOMAIN = "cluster.local"
 """DNS suffix of service names. The trust domain is a separate setting of the mesh."""
 
 TLS_MODE_LABEL = "security.istio.io/tlsMode"
-"""Pod label; the value `istio` says that the pod has a sidecar."""
+"""Pod label; its value is `istio` if the pod has a sidecar."""
 
 INTERCEPTION_MODE = "sidecar.istio.io/interceptionMode"
-"""Pod annotation: `REDIRECT` (iptables, the default) or `NONE` (the application connects to the proxy
-itself)."""
+"""Pod annotation: `REDIRECT` (the default: iptables redirects traffic to the sidecar) or `NONE` (the
+application connects to the sidecar itself)."""
 
 APP_ADDRESS = "sidecar.xds/app-address"
-"""Pod annotation: address where the application listens in interception mode NONE."""
+"""Pod annotation: address that the application listens on in interception mode NONE."""
 
 LOCALITY_LABEL = "istio-locality"
-"""Pod label `region.zone.subzone` (Istio's files use slashes) that overrides the pod's locality."""
+"""Pod label with the pod's locality: `region.zone.subzone`, or with slashes as in Istio's manifests."""
 
 
 ADMIN_PORT = 15000
@@ -37,7 +37,7 @@ ADMIN_PORT = 15000
 HEALTH_PORT = 15021
 """Port of a sidecar's readiness check."""
 PROBE_PORT = 15020
-"""Port where a sidecar answers the kubelet's probes on behalf of the application."""
+"""Port on which a sidecar answers the kubelet's probes on behalf of the application."""
 METRICS_PORT = 15090
 """Port of a sidecar's Prometheus metrics (`/stats/prometheus`)."""
 
@@ -51,7 +51,7 @@ class Mode(StrEnum):
 
 
 class Protocol(StrEnum):
-    """Protocol of a service port. AUTO: undeclared, detected per connection."""
+    """Protocol of a service port. AUTO means undeclared: the proxy detects it for each connection."""
 
     HTTP = "http"
     HTTP2 = "http2"
@@ -65,28 +65,28 @@ class Protocol(StrEnum):
 
 
 class Interception(StrEnum):
-    """How traffic reaches a sidecar."""
+    """How a pod's traffic reaches its sidecar."""
 
     REDIRECT = "REDIRECT"
     NONE = "NONE"
 
 
 class Ref(NamedTuple):
-    """The name of an object, for decisions, errors and NACKs to refer to."""
+    """A reference to an object. Decisions, errors and NACKs refer to objects with it."""
 
     kind: str
     """Kind, such as `Service`."""
     namespace: str
     """Namespace; empty for cluster-scoped kinds."""
     name: str
-    """Name in the namespace."""
+    """Name of the object."""
 
     def __str__(self) -> str:
         return f"{self.kind} {self.namespace}/{self.name}" if self.namespace else f"{self.kind} {self.name}"
 
 
 PortKey: TypeAlias = tuple[Ref, int]
-"""A port of a pod."""
+"""A pod and one of its ports."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +102,7 @@ class Meta:
     created: datetime | None = None
     """`metadata.creationTimestamp`, with a time zone; None if the object has none."""
     uid: str = ""
-    """`metadata.uid`, which distinguishes an object from a later one of the same name; empty outside a
+    """`metadata.uid`, which differs from that of an earlier object with the same name; empty outside a
     cluster."""
     origin: str = field(default="", compare=False)
     """Place where the object was read: `FILE:LINE`, or empty."""
@@ -167,16 +167,16 @@ class ServicePort:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service(Object):
-    """v1 Service of type ClusterIP, NodePort or LoadBalancer; headless when it has no virtual addresses."""
+    """v1 Service of type ClusterIP, NodePort or LoadBalancer."""
 
     addresses: tuple[str, ...] = ()
-    """clusterIPs; empty for a headless service and while no address is allocated."""
+    """clusterIPs; empty for a headless Service, and until an address is allocated."""
     headless: bool = False
-    """Whether `clusterIP` is None."""
+    """Whether the Service is headless: its `clusterIP` is None."""
     ports: tuple[ServicePort, ...] = ()
     """TCP ports."""
     selector: Mapping[str, str] = field(default_factory=dict)
-    """Labels of the pods that serve it; empty if the Service selects none."""
+    """Labels of the pods that serve it; empty if the Service has no selector."""
     publish_not_ready: bool = False
     """`publishNotReadyAddresses`."""
     service_accounts: tuple[str, ...] = ()
@@ -190,15 +190,15 @@ class Service(Object):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnknownService(Object):
-    """A Service that was refused, or whose endpoints were: its pods and ports are unknown."""
+    """A Service with unknown pods and ports: it was rejected, or its EndpointSlices or Endpoints were."""
 
     service: str
-    """Name of the Service. Policies that target it may apply to any port of the namespace."""
+    """Name of the Service. A Policy that targets it may apply to any port of any pod in the namespace."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContainerPort:
-    """A declared TCP container port, for named target ports."""
+    """A TCP port that a container declares. A named targetPort refers to it."""
 
     port: int
     """Port number."""
@@ -213,15 +213,15 @@ class Pod(Object):
     address: str = ""
     """status.podIP; empty until it is set."""
     more_addresses: tuple[str, ...] = ()
-    """Other addresses in status.podIPs, such as the IPv6 address of a dual-stack pod."""
+    """Other addresses from status.podIPs, such as the IPv6 address of a dual-stack pod."""
     service_account: str = "default"
     """Name of the service account."""
     ready: bool = True
-    """False if its Ready condition is false, if it ended, or if it is being deleted."""
+    """Whether the pod is running, its Ready condition is not false, and it is not being deleted."""
     ended: bool = False
-    """Whether status.phase is Succeeded or Failed. Its address may be reused."""
+    """Whether status.phase is Succeeded or Failed. Another pod may already have its address."""
     ports: tuple[ContainerPort, ...] = ()
-    """Declared TCP ports of its containers."""
+    """TCP ports that its containers declare."""
     hostname: str = ""
     """spec.hostname. If spec.subdomain is a headless service, HOSTNAME.SUBDOMAIN resolves to this pod."""
     subdomain: str = ""
@@ -229,11 +229,11 @@ class Pod(Object):
     interception: Interception = Interception.REDIRECT
     """How traffic reaches its sidecar."""
     app_address: str = "127.0.0.1"
-    """Address where its application listens in interception mode NONE."""
+    """Address that its application listens on in interception mode NONE."""
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """Current addresses of the pod; empty before it has one and after it ended."""
+        """Current addresses of the pod; empty until it has one, and after it has ended."""
         return (self.address, *self.more_addresses) if self.address and not self.ended else ()
 
     @property
@@ -259,7 +259,7 @@ class EndpointAddress:
     pod_uid: str = ""
     """targetRef.uid; empty if it is absent."""
     hostname: str = ""
-    """Name of this endpoint alone, as HOSTNAME.SERVICE."""
+    """Host name of the address: HOSTNAME.SERVICE resolves to it only. Empty if it has none."""
     zone: str = ""
     """Zone of the endpoint."""
 
@@ -271,7 +271,7 @@ class EndpointPort:
     port: int
     """Port number."""
     name: str = ""
-    """Name of the service port that it serves."""
+    """Name of the corresponding service port; empty for an unnamed port."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -286,17 +286,17 @@ class EndpointGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoints(Object):
-    """discovery.k8s.io/v1 EndpointSlice or v1 Endpoints; `ref.kind` says which."""
+    """discovery.k8s.io/v1 EndpointSlice or v1 Endpoints, depending on `ref.kind`."""
 
     service: str
-    """Name of the Service that it belongs to."""
+    """Name of the Service that the object belongs to."""
     groups: tuple[EndpointGroup, ...] = ()
     """One group for an EndpointSlice, any number for Endpoints."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """A target of a v1alpha1 Policy: a service of its namespace."""
+    """A target of a v1alpha1 Policy: a Service in the Policy's namespace."""
 
     service: str
     """Name or full host name of the service."""
@@ -309,27 +309,32 @@ class AuthenticationPolicy(Object):
     """authentication.istio.io/v1alpha1 Policy or MeshPolicy."""
 
     mode: Mode
-    """Mode of the mtls peer; DISABLE without one."""
+    """Mode of the mtls peer; DISABLE if the policy has no such peer."""
     targets: tuple[Target, ...] = ()
-    """Targeted services; empty for the whole namespace (Policy `default`) or mesh (MeshPolicy `default`)."""
+    """Targeted Services; empty for the whole namespace (Policy `default`) or mesh (MeshPolicy `default`)."""
     scope_unknown: bool = False
-    """Whether its targets could not be read. It then applies to every port of the namespace, as a port-level
-    policy."""
+    """Whether the targets of a rejected Policy are unknown.
+
+    The policy then applies to every port of every pod in the namespace, with the precedence of a policy for a
+    port.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerAuthentication(Object):
-    """security.istio.io PeerAuthentication. The mode None is UNSET: inherited."""
+    """security.istio.io PeerAuthentication."""
 
     mode: Mode | None = None
-    """spec.mtls.mode."""
+    """spec.mtls.mode; None (UNSET) to inherit the mode."""
     selector: Mapping[str, str] = field(default_factory=dict)
     """spec.selector.matchLabels; empty for the whole namespace or mesh."""
     ports: Mapping[int, Mode | None] = field(default_factory=dict)
-    """portLevelMtls, by port of the workload."""
+    """spec.portLevelMtls: modes by port of the workload; None (UNSET) to inherit the mode."""
     scope_unknown: bool = False
-    """Whether its selector could not be read. It then applies to every pod of the namespace, as a workload
-    policy."""
+    """Whether the selector of a rejected PeerAuthentication is unknown.
+
+    The policy then applies to every pod in the namespace, with the precedence of a policy for a workload.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -343,12 +348,12 @@ class DestinationRule(Object):
     subsets: tuple[Subset, ...] = ()
     """spec.subsets."""
     export_to: tuple[str, ...] = ()
-    """spec.exportTo: namespaces, `.` or `*`; empty for the mesh's default."""
+    """spec.exportTo: names of namespaces, `.` or `*`; empty for the mesh's default."""
     selector: Mapping[str, str] | None = None
-    """spec.workloadSelector.matchLabels: labels of the clients it applies to; None for all."""
+    """spec.workloadSelector.matchLabels: labels of the clients that the rule applies to; None for all."""
 
     def is_about(self, host: str) -> bool:
-        """Whether its host matches a service's full name, exactly or by a leading wildcard."""
+        """Whether the rule's host matches a service's full name, exactly or with a wildcard."""
         return self.host == host or (self.host.startswith("*") and host.endswith(self.host[1:]))
 
 
@@ -370,17 +375,20 @@ class MeshConfig:
     """Mesh-wide settings, named as in Istio's MeshConfig. Durations are in seconds."""
 
     enable_auto_mtls: bool = True
-    """Whether clients send mutual TLS to endpoints that accept it, unless a DestinationRule decides."""
+    """Whether clients without TLS settings in a DestinationRule send mutual TLS to endpoints that accept it."""
     trust_domain: str = "cluster.local"
-    """Trust domain of the SPIFFE IDs of workloads."""
+    """Trust domain in the SPIFFE IDs of workloads."""
     trust_domain_aliases: tuple[str, ...] = ()
     """Other trust domains whose identities are accepted."""
     root_namespace: str = "istio-system"
     """Namespace of mesh-wide policies."""
     default_destination_rule_export_to: tuple[str, ...] = ("*",)
-    """exportTo of DestinationRules that have none."""
+    """Default `exportTo` of DestinationRules."""
     protocol_detection_timeout: float = 1.0
-    """Time that a listener waits for a client to send first. Never 0, which would wait forever."""
+    """Time that a listener waits for the client's first bytes to detect the protocol.
+
+    Never 0: Envoy would wait forever.
+    """
     connect_timeout: float = 10.0
     """Timeout of TCP connections to endpoints."""
     allow_any_outbound: bool = True
@@ -388,39 +396,38 @@ class MeshConfig:
     passthrough_inbound: bool = True
     """True for inboundTrafficPolicy PASSTHROUGH, False for LOCALHOST.
 
-    PASSTHROUGH connects to applications at the pod's address, LOCALHOST at 127.0.0.1. Connections to ports of
-    no Service always keep their original destination.
+    The sidecar connects to its application at the pod's address (PASSTHROUGH) or at 127.0.0.1 (LOCALHOST).
+    Connections to a port that belongs to no Service always keep their original destination.
     """
     proxy_listen_port: int = 15001
-    """Port that outbound connections are redirected to."""
+    """Port to which outbound connections are redirected."""
     proxy_inbound_listen_port: int = 15006
-    """Port that inbound connections are redirected to."""
+    """Port to which inbound connections are redirected."""
     proxy_http_port: int = 15002
-    """Port of the HTTP proxy of a sidecar in interception mode NONE."""
+    """Port of a sidecar's HTTP proxy in interception mode NONE."""
     min_tls_version: str = "TLSV1_2"
     """meshMTLS.minProtocolVersion: TLSV1_2 or TLSV1_3."""
     mtls_enabled: bool = False
-    """Install switch values.global.mtls.enabled: mutual TLS is required and sent in the whole mesh."""
+    """Install switch values.global.mtls.enabled: whether mutual TLS is required and sent by default."""
     sds_socket: str = ""
-    """sdsUdsPath: Unix socket where sidecars get certificates and roots, for example SPIRE's; empty for this
-    CA."""
+    """sdsUdsPath: Unix socket of an SDS server, such as SPIRE's; empty to use certificates of the mesh's CA."""
 
     @property
     def intercepting_ports(self) -> frozenset[int]:
-        """Ports that intercepted connections are redirected to. Direct connections to them are refused."""
+        """Ports to which connections are redirected. Direct connections to these ports are refused."""
         return frozenset((self.proxy_listen_port, self.proxy_inbound_listen_port))
 
     def closed_ports(self, interception: Interception) -> frozenset[int]:
-        """Return the sidecar's ports that only its own pod can use; no Service leads to them."""
+        """Return the sidecar's ports that only its own pod can reach, not other pods."""
         proxy = frozenset((self.proxy_http_port,)) if interception is Interception.NONE else frozenset()
         return self.intercepting_ports | {ADMIN_PORT} | proxy
 
     def own_ports(self, interception: Interception) -> frozenset[int]:
-        """Return the sidecar's own ports, which never lead to the application."""
+        """Return all ports that the sidecar listens on itself, instead of the application."""
         return self.closed_ports(interception) | {PROBE_PORT, HEALTH_PORT, METRICS_PORT}
 
     def beside_sidecar(self, interception: Interception) -> frozenset[int]:
-        """Return the pod's ports that the sidecar's inbound listener does not intercept."""
+        """Return the ports of a pod that the sidecar's inbound listener does not intercept."""
         if interception is Interception.NONE:
             return self.own_ports(interception)
         # The iptables rules exclude Istio's telemetry and health ports.
@@ -438,25 +445,21 @@ def printable(text: str) -> str:
 
 
 MAX_PROBLEM_TEXT = 1000
-"""Maximum length of each text of a Problem. Input can contain values of megabytes; problems are logged and
-stored."""
+"""Maximum length of each text of a Problem. Problems are logged and stored, and can quote very long input."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """A problem in the input.
-
-    Each text is cut to MAX_PROBLEM_TEXT characters.
-    """
+    """A problem in the input. Each text is truncated to MAX_PROBLEM_TEXT characters."""
 
     where: str
-    """`FILE:LINE`, or `KIND NAMESPACE/NAME`. Cut at the front, to keep the line number."""
+    """`FILE:LINE`, or `KIND NAMESPACE/NAME`. Truncated at the front, to keep the line number."""
     what: str
     """Description of the problem."""
     hint: str = ""
-    """What to write instead."""
+    """How to fix the problem; empty if unknown."""
     notice: bool = False
-    """Whether the object is used nevertheless, or is ignored on purpose."""
+    """Whether the problem is only a notice: the object is used nevertheless, or is ignored on purpose."""
 
     def __post_init__(self) -> None:
         if len(self.where) > MAX_PROBLEM_TEXT:
@@ -471,27 +474,27 @@ class Problem:
 
 
 ROLLOUT = "sidecar.xds/rollout"
-"""Annotation of a policy; `immediate` applies it at once, without waiting for proxies."""
+"""Annotation of a policy; with the value `immediate`, the policy applies without waiting for proxies."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Served:
-    """Where the served state differs from the desired state, during rollouts."""
+    """Differences between the served state and the desired state, during rollouts."""
 
     generation: int = 0
-    """Number of the served state; each step increments it."""
+    """Generation of the served state; each rollout step increments it."""
     modes: Mapping[PortKey, Mode] = field(default_factory=dict)
-    """Served modes of listeners."""
+    """Modes that listeners are served with."""
     mtls: Mapping[PortKey, bool] = field(default_factory=dict)
-    """Whether clients without a DestinationRule are configured to send mutual TLS."""
+    """Whether clients are configured to send mutual TLS, unless a DestinationRule has TLS settings."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """A change of facts, as a source reports it."""
+    """A change of facts or settings that a source reports."""
 
     applied: tuple[Fact, ...] = ()
-    """New versions of facts. Each replaces the fact of the same Ref."""
+    """New or changed facts. Each replaces the fact with the same Ref."""
     removed: tuple[Ref, ...] = ()
     """Names of deleted objects."""
     config: MeshConfig | None = None
@@ -499,7 +502,7 @@ class Change:
 
 
 def merge_changes(changes: Iterable[Change]) -> Change:
-    """Merge changes into one. The last version of each object wins."""
+    """Merge changes into one. The last version of each object applies."""
     last: dict[Ref, Fact | None] = {}
     config = None
     for change in changes:

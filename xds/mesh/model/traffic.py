@@ -1,4 +1,4 @@
-"""Client settings of a DestinationRule: connections, TLS and load balancing."""
+"""A DestinationRule's settings for clients: connections, TLS and load balancing."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ class ClientTls:
     sni: str = ""
     """Server name; empty for the default."""
     subject_alt_names: tuple[str, ...] = ()
-    """Accepted names of the server's certificate; empty for the default."""
+    """Accepted SANs of the server's certificate; empty for the default."""
     certificate: str = ""
-    """clientCertificate, a path in the sidecar's file system (MUTUAL)."""
+    """clientCertificate (mode MUTUAL): a path in the sidecar's file system."""
     private_key: str = ""
-    """privateKey, also a path, never the key itself."""
+    """privateKey (mode MUTUAL): a path in the sidecar's file system, never the key itself."""
     ca_certificates: str = ""
-    """caCertificates, a path; empty for the system's roots."""
+    """caCertificates: a path in the sidecar's file system; empty for the system's roots."""
     insecure_skip_verify: bool = False
-    """Whether the server's certificate is not verified."""
+    """Whether clients skip verification of the server's certificate."""
 
 
 class LoadBalancing(StrEnum):
@@ -48,12 +48,12 @@ class LoadBalancing(StrEnum):
 
 
 class TcpLimits(NamedTuple):
-    """Timeouts of TCP connections, in seconds; None for no timeout."""
+    """Timeouts of TCP connections, in seconds; None if not set."""
 
     idle_timeout: float | None = None
-    """Time without traffic after which the connection is closed."""
+    """Time without traffic after which a connection is closed."""
     max_duration: float | None = None
-    """Time after which the connection is closed."""
+    """Time after which a connection is closed, even if it is in use."""
 
 
 NO_LIMITS = TcpLimits()
@@ -61,12 +61,15 @@ NO_LIMITS = TcpLimits()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionPool:
-    """A DestinationRule's `connectionPool`, with its field names. Durations are in seconds; None if unset."""
+    """A DestinationRule's `connectionPool`, with the same field names.
+
+    Durations are in seconds. A field is None if it is not set.
+    """
 
     max_connections: int | None = None
     connect_timeout: float | None = None
     tcp_keepalive: tuple[int | None, float | None, float | None] | None = None
-    """Number of probes, time and interval."""
+    """tcpKeepalive: number of probes, time before the first probe, and interval between probes."""
     max_connection_duration: float | None = None
     tcp_idle_timeout: float | None = None
     http1_max_pending_requests: int | None = None
@@ -75,7 +78,7 @@ class ConnectionPool:
     max_retries: int | None = None
     http_idle_timeout: float | None = None
     h2_upgrade: bool | None = None
-    """True for UPGRADE, False for DO_NOT_UPGRADE."""
+    """h2UpgradePolicy: True for UPGRADE, False for DO_NOT_UPGRADE."""
     max_concurrent_streams: int | None = None
 
     @property
@@ -86,7 +89,10 @@ class ConnectionPool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutlierDetection:
-    """A DestinationRule's `outlierDetection`. Durations are in seconds; None if unset."""
+    """A DestinationRule's `outlierDetection`, with the same field names.
+
+    Durations are in seconds. A field is None if it is not set.
+    """
 
     consecutive_5xx: int | None = None
     consecutive_gateway_errors: int | None = None
@@ -100,23 +106,26 @@ class OutlierDetection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrafficPolicy:
-    """A `trafficPolicy` of a DestinationRule, a port or a subset, with its field names; None if unset."""
+    """A `trafficPolicy` of a DestinationRule, a port or a subset, with the same field names.
+
+    A field is None if it is not set.
+    """
 
     tls: ClientTls | None = None
     connection_pool: ConnectionPool | None = None
     outlier_detection: OutlierDetection | None = None
     load_balancer: LoadBalancing | None = None
     ports: Mapping[int, TrafficPolicy] = field(default_factory=dict)
-    """portLevelSettings by service port; their own `ports` is empty."""
+    """portLevelSettings by service port. The `ports` of each entry is empty."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subset:
-    """A DestinationRule's named subset of a service's pods."""
+    """A named subset of a service's pods, defined by a DestinationRule."""
 
     name: str
     """Name of the subset."""
     labels: Mapping[str, str] = field(default_factory=dict)
     """Labels of its pods."""
     policy: TrafficPolicy | None = None
-    """Settings that override the rule's."""
+    """Traffic policy of the subset, which overrides the rule's."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from xds.mesh.model.mesh import Listed, Mesh
+from xds.mesh.model.mesh import ListedEndpoint, Mesh
 from xds.mesh.model.objects import Ref, Service
 from xds.mesh.policy.reach import is_closed
 

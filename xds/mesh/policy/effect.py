@@ -79,7 +79,7 @@ def without_effect(mesh: Mesh, before: Ineffective | None = None) -> Ineffective
     for name in mesh.namespaces():
         if name in missing:
             continue
-        facts = mesh.in_namespace(name, given=True)
+        facts = mesh.in_namespace(name, with_defaults=False)
         cached = known.get(name)
         if cached is None or cached[0] is not facts:
             cached = facts, tuple(_in_namespace(facts, is_root=name == root))
@@ -274,7 +274,7 @@ def _missing_namespaces(mesh: Mesh) -> dict[str, None]:
         name: None
         for name in mesh.namespaces()
         if name not in present
-        and all(isinstance(fact, _POLICIES) for fact in mesh.in_namespace(name, given=True).facts.values())
+        and all(isinstance(fact, _POLICIES) for fact in mesh.in_namespace(name, with_defaults=False).facts.values())
     }
 
 
@@ -283,7 +283,7 @@ def _in_missing(mesh: Mesh, missing: Collection[str]) -> Iterator[_Finding]:
     for name in missing:
         what = f"namespace {name} does not exist (no other object is in it), so it has no effect"
         hint = nearest(name, existing[:MAX_CANDIDATES])
-        for fact in mesh.in_namespace(name, given=True).facts.values():
+        for fact in mesh.in_namespace(name, with_defaults=False).facts.values():
             yield _problem(fact, what, hint)
 
 
@@ -301,7 +301,7 @@ def _disregarded(mesh: Mesh) -> Iterator[_Finding]:
 def _rules(mesh: Mesh, missing: Collection[str]) -> Iterator[_Finding]:
     services = list(mesh.services())
     for name in mesh.namespaces():
-        for rule in () if name in missing else mesh.in_namespace(name, given=True).rules:
+        for rule in () if name in missing else mesh.in_namespace(name, with_defaults=False).rules:
             # During a rollout, a default rule can stand in for a deleted one.
             if rule.host != API_SERVER and not rule.meta.origin.startswith(ORIGIN):
                 yield from _capped(rule, _rule(mesh, rule, services))

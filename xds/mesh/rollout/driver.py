@@ -485,7 +485,7 @@ class RolloutDriver:
 
 def _is_user_object(mesh: Mesh, ref: Ref) -> bool:
     """Return whether a user created the object."""
-    return ref in mesh.in_namespace(ref.namespace, given=True).facts
+    return ref in mesh.in_namespace(ref.namespace, with_defaults=False).facts
 
 
 def _split_rules(change: Change) -> tuple[Change, Change]:
