@@ -1,1 +1,1 @@
-"""Pure functions of the mesh: mTLS modes, DestinationRules, reachability, objects without effect."""
+"""Pure functions of a Mesh: mTLS modes, DestinationRules, reachability, objects without effect."""

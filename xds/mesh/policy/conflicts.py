@@ -1,4 +1,4 @@
-"""Objects that have no effect because other objects override them."""
+"""Find objects that have no effect because other objects override them."""
 
 from __future__ import annotations
 
@@ -11,40 +11,43 @@ from xds.mesh.policy.mtls import effective_mode, ports_with_own_mode
 
 
 class Overridden(NamedTuple):
-    """Why an object, or part of it, has no effect."""
+    """Which objects override an object or parts of it."""
 
     by: tuple[Ref, ...]
-    """Objects that decide instead."""
+    """Objects that override it."""
     what: str
-    """Part that has no effect, as text for users; empty for the whole object."""
+    """Overridden parts, as text for users; empty for the whole object."""
 
 
 def overridden(mesh: Mesh) -> Mapping[Ref, Overridden]:
-    """Return the policies that decide for no port that they apply to, and overridden DestinationRules."""
+    """Return overridden authentication policies and DestinationRules.
+
+    An authentication policy is overridden if other policies decide the mode on every port that it applies to.
+    """
     return {**_authentication(mesh), **dict(_rules(mesh))}
 
 
 def _authentication(mesh: Mesh) -> dict[Ref, Overridden]:
     deciding: set[Ref] = set()
-    lost: dict[Ref, dict[Ref, None]] = {}
+    overridden_by: dict[Ref, dict[Ref, None]] = {}
     for pod in mesh.pods():
         for port in _ports(mesh, pod):
             decision = effective_mode(mesh, pod, port)
             deciding.add(decision.decided_by)
             for ref in decision.overridden:
-                lost.setdefault(ref, {})[decision.decided_by] = None
+                overridden_by.setdefault(ref, {})[decision.decided_by] = None
     return {
         ref: Overridden(tuple(by), "")
-        for ref, by in lost.items()
+        for ref, by in overridden_by.items()
         if ref not in deciding and not _only_inherits(mesh, ref)
     }
 
 
 def _ports(mesh: Mesh, pod: Pod) -> set[int]:
-    """Return the ports whose modes may differ; 0 stands for all other ports."""
+    """Return the ports of a pod whose modes may differ; 0 represents all other ports."""
     if pod.ended or not pod.has_sidecar:
         return set()
-    return {0, *ports_with_own_mode(mesh, pod), *(exposed.target for exposed in mesh.exposures(pod))}
+    return {0, *ports_with_own_mode(mesh, pod), *(exposure.target for exposure in mesh.exposures(pod))}
 
 
 def _only_inherits(mesh: Mesh, ref: Ref) -> bool:
@@ -53,9 +56,10 @@ def _only_inherits(mesh: Mesh, ref: Ref) -> bool:
 
 
 def _rules(mesh: Mesh) -> Iterator[tuple[Ref, Overridden]]:
-    """Yield overridden rules.
+    """Yield rules that an older rule overrides, in full or in part.
 
-    Rules for the same host and clients in a namespace are merged; the oldest wins.
+    Rules in one namespace for the same host and the same clients are merged. If several rules define the same
+    part, the oldest rule applies.
     """
     rules = [fact for fact in mesh.facts() if isinstance(fact, DestinationRule)]
     policies: dict[object, Ref] = {}
@@ -65,14 +69,12 @@ def _rules(mesh: Mesh) -> Iterator[tuple[Ref, Overridden]]:
         key = (rule.namespace, rule.host, frozenset(rule.export_to), selector)
         parts = [
             *([("its trafficPolicy", policies, key)] if rule.policy else []),
-            *((f"its subset {each.name}", subsets, (*key, each.name)) for each in rule.subsets),
+            *((f"its subset {subset.name}", subsets, (*key, subset.name)) for subset in rule.subsets),
         ]
-        lost = [
-            (what, known[key]) for what, known, key in parts if known.setdefault(key, rule.ref) != rule.ref
+        conflicts = [
+            (what, owners[key]) for what, owners, key in parts if owners.setdefault(key, rule.ref) != rule.ref
         ]
-        if lost:
-            by = tuple(dict.fromkeys(ref for _, ref in lost))
-            yield (
-                rule.ref,
-                Overridden(by, "" if len(lost) == len(parts) else ", ".join(what for what, _ in lost)),
-            )
+        if conflicts:
+            by = tuple(dict.fromkeys(ref for _, ref in conflicts))
+            what = "" if len(conflicts) == len(parts) else ", ".join(what for what, _ in conflicts)
+            yield rule.ref, Overridden(by, what)

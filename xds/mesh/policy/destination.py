@@ -1,8 +1,8 @@
 """Select the DestinationRule for a client and a service, and its settings for a port and subset.
 
-Lookup and merging follow Istio's pilot (push context and sidecar scope): the client's namespace, then the
-service's, then the root namespace. The first that has a rule for the host decides; rules are not merged
-across namespaces.
+As in Istio's pilot (push context and sidecar scope), rules are looked up in the client's namespace, then in
+the service's namespace, then in the root namespace. The first namespace with a rule for the host decides.
+Rules in different namespaces are not merged.
 """
 
 from __future__ import annotations
@@ -18,56 +18,59 @@ from xds.mesh.model.traffic import Subset, TrafficPolicy
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientRule:
-    """The DestinationRules of one host in one namespace, merged oldest first."""
+    """DestinationRules for one host in one namespace, merged into one. Older rules take precedence."""
 
     owners: Mapping[str, Ref]
-    """Object that each subset comes from, by subset name; under `""`, the object that the top-level policy
-    comes from."""
+    """DestinationRule that defines each subset, by subset name.
+
+    The key `""` has the DestinationRule that defines the top-level trafficPolicy.
+    """
     host: str
-    """Host of the rules: a full name or a wildcard."""
+    """Host of the merged rules: a full name or a wildcard."""
     policy: TrafficPolicy | None = None
-    """Top-level trafficPolicy."""
+    """Top-level trafficPolicy of the oldest rule that has one."""
     subsets: tuple[Subset, ...] = ()
-    """Subsets of all merged rules."""
+    """Subsets of all merged rules; among subsets with the same name, the oldest rule's."""
     export_to: frozenset[str] = frozenset()
-    """Namespaces whose clients the rule applies to; `*` is every namespace."""
+    """Namespaces whose clients the rule applies to; `*` means every namespace."""
     selector: Mapping[str, str] | None = None
     """Labels of the clients that the rule applies to; None for all."""
 
     @property
     def refs(self) -> tuple[Ref, ...]:
-        """Objects that the rule was merged from."""
+        """DestinationRules that the rule was merged from."""
         return tuple(dict.fromkeys(self.owners.values()))
 
     def subset(self, name: str) -> Subset | None:
-        """Return the subset of that name."""
+        """Return the subset with a name, or None."""
         return next((subset for subset in self.subsets if subset.name == name), None)
 
     def for_port(self, port: int, subset: str = "") -> TrafficPolicy:
-        """Return the settings for a service port and subset (`""`: the service as a whole).
+        """Return the settings for a service port, and for a subset unless `subset` is empty.
 
-        The result's `ports` is empty. A port's entry replaces the whole policy of its level. A subset's
-        fields override those of the service one by one; a subset's entry for the port replaces all four.
+        An entry in `portLevelSettings` replaces the whole trafficPolicy that contains it. If the subset has
+        an entry for the port, only that entry applies. Otherwise, each field of the subset's policy overrides
+        the same field of the rule's policy. The `ports` of the result is empty.
         """
-        base = _at_port(self.policy, port)
+        rule_policy = _at_port(self.policy, port)
         chosen = self.subset(subset)
         if chosen is None or chosen.policy is None:
-            return base
-        own = _at_port(chosen.policy, port)
+            return rule_policy
+        subset_policy = _at_port(chosen.policy, port)
         if port in chosen.policy.ports:
-            return own
+            return subset_policy
         return TrafficPolicy(
-            tls=own.tls or base.tls,
-            connection_pool=own.connection_pool or base.connection_pool,
-            outlier_detection=own.outlier_detection or base.outlier_detection,
-            load_balancer=own.load_balancer or base.load_balancer,
+            tls=subset_policy.tls or rule_policy.tls,
+            connection_pool=subset_policy.connection_pool or rule_policy.connection_pool,
+            outlier_detection=subset_policy.outlier_detection or rule_policy.outlier_detection,
+            load_balancer=subset_policy.load_balancer or rule_policy.load_balancer,
         )
 
     def tls_owner(self, port: int, subset: str = "") -> Ref:
-        """Return the object that sets the `tls` that `for_port` returns."""
+        """Return the DestinationRule whose `tls` settings `for_port` returns."""
         chosen = self.subset(subset)
-        own = chosen is not None and _at_port(chosen.policy, port).tls is not None
-        return self.owners[subset if own else ""]
+        is_set_by_subset = chosen is not None and _at_port(chosen.policy, port).tls is not None
+        return self.owners[subset if is_set_by_subset else ""]
 
 
 def _at_port(policy: TrafficPolicy | None, port: int) -> TrafficPolicy:
@@ -77,26 +80,37 @@ def _at_port(policy: TrafficPolicy | None, port: int) -> TrafficPolicy:
 
 
 def client_rule(mesh: Mesh, namespace: str, labels: Mapping[str, str], service: Service) -> ClientRule | None:
-    """Return the rule for clients with these labels in a namespace that call a service."""
+    """Return the rule that applies to clients of a service.
+
+    Args:
+        mesh: the facts.
+        namespace: the clients' namespace.
+        labels: the clients' labels.
+        service: Service that the clients call.
+    """
     root = mesh.config.root_namespace
-    own = _rules(mesh, namespace, service)
+    client_rules = _rules(mesh, namespace, service)
     if namespace == root:
-        # Public rules of the root namespace are mesh-wide: they come last for its own clients as well.
-        found = _merge(rule for rule in own if rule.export_to == {root})
+        # Exported rules of the root namespace are mesh-wide defaults. The service's namespace overrides them,
+        # even for clients in the root namespace.
+        rules = _merge(rule for rule in client_rules if rule.export_to == {root})
     else:
-        found = _merge(rule for rule in own if rule.export_to & {"*", namespace})
+        rules = _merge(rule for rule in client_rules if rule.export_to & {"*", namespace})
     for owner in dict.fromkeys((service.namespace, root)):
-        if not found:
-            public = (rule for rule in _rules(mesh, owner, service) if rule.export_to != {owner})
-            found = [rule for rule in _merge(public) if rule.export_to & {"*", namespace}]
-    for rule in found:
+        if not rules:
+            exported = (rule for rule in _rules(mesh, owner, service) if rule.export_to != {owner})
+            rules = [rule for rule in _merge(exported) if rule.export_to & {"*", namespace}]
+    for rule in rules:
         if rule.selector is not None and covers(rule.selector, labels):
             return rule
-    return next((rule for rule in reversed(found) if rule.selector is None), None)
+    return next((rule for rule in reversed(rules) if rule.selector is None), None)
 
 
 def _rules(mesh: Mesh, namespace: str, service: Service) -> Iterator[ClientRule]:
-    """Yield a namespace's rules for a service: rules with a workloadSelector first, then oldest first."""
+    """Yield the rules of a namespace for a service, oldest first.
+
+    Rules with a workloadSelector come before all others.
+    """
     default = mesh.config.default_destination_rule_export_to
     for rule in mesh.in_namespace(namespace).rules:
         if rule.is_about(service.host):
@@ -106,7 +120,7 @@ def _rules(mesh: Mesh, namespace: str, service: Service) -> Iterator[ClientRule]
                 host=rule.host,
                 policy=rule.policy,
                 subsets=rule.subsets,
-                # A rule with a workloadSelector never applies to other namespaces.
+                # A rule with a workloadSelector never applies to clients in other namespaces.
                 export_to=frozenset(
                     namespace if name == "." or rule.selector is not None else name for name in names
                 ),
@@ -115,21 +129,25 @@ def _rules(mesh: Mesh, namespace: str, service: Service) -> Iterator[ClientRule]
 
 
 def _merge(rules: Iterable[ClientRule]) -> list[ClientRule]:
-    """Keep the rules with the most specific host; merge those for the same clients, first rule first."""
-    matching = list(rules)
-    best = max((_specificity(rule.host) for rule in matching), default=None)
+    """Keep the rules with the most specific host, and merge rules for the same clients.
+
+    Earlier rules take precedence over later ones.
+    """
+    candidates = list(rules)
+    most_specific = max((_specificity(rule.host) for rule in candidates), default=None)
     merged: list[ClientRule] = []
-    for rule in matching:
-        if _specificity(rule.host) != best:
+    for rule in candidates:
+        if _specificity(rule.host) != most_specific:
             continue
-        for place, other in enumerate(merged):
-            if (other.export_to, other.selector) == (rule.export_to, rule.selector):
-                known = {subset.name for subset in other.subsets}
-                merged[place] = replace(
-                    other,
-                    owners={**rule.owners, **other.owners, "": (other if other.policy else rule).owners[""]},
-                    policy=other.policy or rule.policy,
-                    subsets=other.subsets + tuple(s for s in rule.subsets if s.name not in known),
+        for index, earlier in enumerate(merged):
+            if (earlier.export_to, earlier.selector) == (rule.export_to, rule.selector):
+                defined = {subset.name for subset in earlier.subsets}
+                policy_owner = (earlier if earlier.policy else rule).owners[""]
+                merged[index] = replace(
+                    earlier,
+                    owners={**rule.owners, **earlier.owners, "": policy_owner},
+                    policy=earlier.policy or rule.policy,
+                    subsets=earlier.subsets + tuple(s for s in rule.subsets if s.name not in defined),
                 )
                 break
         else:

@@ -274,7 +274,10 @@ def _missing_namespaces(mesh: Mesh) -> dict[str, None]:
         name: None
         for name in mesh.namespaces()
         if name not in present
-        and all(isinstance(fact, _POLICIES) for fact in mesh.in_namespace(name, with_defaults=False).facts.values())
+        and all(
+            isinstance(fact, _POLICIES)
+            for fact in mesh.in_namespace(name, with_defaults=False).facts.values()
+        )
     }
 
 

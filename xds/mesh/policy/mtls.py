@@ -1,6 +1,7 @@
-"""The mTLS decision: what a server's listener accepts, and what a client therefore sends to each endpoint.
+"""mTLS decisions: the mode that a server's listener accepts, and what a client sends to each endpoint.
 
-These rules exist only here. `xds reach` calls `decide`; the translator calls `served_mode` and `sends_mtls`.
+No other module implements these rules. `xds reach` calls `decide`; the translator calls `served_mode` and
+`sends_mtls`.
 """
 
 from __future__ import annotations
@@ -31,28 +32,31 @@ class ModeDecision(NamedTuple):
     mode: Mode
     """What the pod's listener accepts on the port."""
     decided_by: Ref
-    """Object that set the mode. If no object sets one (PERMISSIVE applies), the most specific object for the
-    port."""
+    """Object that set the mode.
+
+    If all objects for the port leave the mode UNSET, it is PERMISSIVE, and this is the most specific object.
+    """
     overridden: tuple[Ref, ...] = ()
-    """Other objects that apply to the port, most specific first."""
+    """Other objects that apply to the port, in order of precedence."""
 
 
 def effective_mode(mesh: Mesh, pod: Pod, port: int) -> ModeDecision:
     """Return the mTLS mode that policies require on a pod's port, and the object that decided it.
 
-    PeerAuthentication overrides v1alpha1 policies at every level. v1alpha1 policies target Services: if
-    several Services lead to the port, those of the oldest Service apply. The pod's listener uses the same
-    rule.
+    A PeerAuthentication overrides all v1alpha1 policies, even more specific ones. v1alpha1 policies target
+    Services: if several Services forward to the port, the policies for the oldest Service apply. The pod's
+    listener uses the same Service.
     """
-    alpha = _alpha(mesh, pod, port)
-    beta = _peer_authentication(mesh, pod, port)
-    if beta is None:
-        return alpha
-    return ModeDecision(beta.mode, beta.decided_by, (*beta.overridden, alpha.decided_by, *alpha.overridden))
+    v1alpha1 = _v1alpha1(mesh, pod, port)
+    peer = _peer_authentication(mesh, pod, port)
+    if peer is None:
+        return v1alpha1
+    overridden = (*peer.overridden, v1alpha1.decided_by, *v1alpha1.overridden)
+    return ModeDecision(peer.mode, peer.decided_by, overridden)
 
 
 def endpoint_mode(mesh: Mesh, endpoint: Endpoint) -> ModeDecision | None:
-    """Return the mode that policies require at an endpoint, or None if no sidecar is in front of it."""
+    """Return the mode that policies require at an endpoint; None if no sidecar intercepts its traffic."""
     pod = endpoint.pod
     if pod is None or not pod.has_sidecar:
         return None
@@ -62,29 +66,31 @@ def endpoint_mode(mesh: Mesh, endpoint: Endpoint) -> ModeDecision | None:
 
 
 def _levels(mesh: Mesh, pod: Pod) -> tuple[list[PeerAuthentication], ...]:
-    """Return the PeerAuthentications for a pod by level (workload, namespace, mesh), each oldest first."""
+    """Return the PeerAuthentications for a pod's workload, its namespace and the mesh, each oldest first."""
     root = mesh.in_namespace(mesh.config.root_namespace).peer_authentications
-    # A PeerAuthentication with a selector in the root namespace applies to no pod, not even there.
+    # In the root namespace, a PeerAuthentication with a selector applies to no pod.
     mesh_wide = [pa for pa in root if not pa.selector]
     if pod.namespace == mesh.config.root_namespace:
         return [], [], mesh_wide
-    own = mesh.in_namespace(pod.namespace).peer_authentications
+    local = mesh.in_namespace(pod.namespace).peer_authentications
     workload = [
-        pa for pa in own if pa.scope_unknown or (pa.selector and covers(pa.selector, pod.meta.labels))
+        pa for pa in local if pa.scope_unknown or (pa.selector and covers(pa.selector, pod.meta.labels))
     ]
-    return workload, [pa for pa in own if not pa.selector and not pa.scope_unknown], mesh_wide
+    namespace_wide = [pa for pa in local if not pa.selector and not pa.scope_unknown]
+    return workload, namespace_wide, mesh_wide
 
 
 def ports_with_own_mode(mesh: Mesh, pod: Pod) -> tuple[int, ...]:
-    """Return the ports that the pod's workload PeerAuthentication lists in portLevelMtls, sorted."""
+    """Return the ports in `portLevelMtls` of the pod's workload PeerAuthentication, sorted."""
     workload, _, _ = _levels(mesh, pod)
     return tuple(sorted(workload[0].ports)) if workload else ()
 
 
 def _peer_authentication(mesh: Mesh, pod: Pod, port: int) -> ModeDecision | None:
-    """Compose modes as Istio does: port over workload over namespace over mesh.
+    """Return the decision of the PeerAuthentications for a port; None if none applies to the pod.
 
-    The oldest object of each level applies.
+    As in Istio, the mode of the port overrides the workload's, then the namespace's, then the mesh's. At each
+    level, only the oldest object counts.
     """
     levels = [level for level in _levels(mesh, pod) if level]
     if not levels:
@@ -92,56 +98,57 @@ def _peer_authentication(mesh: Mesh, pod: Pod, port: int) -> ModeDecision | None
     oldest = [level[0] for level in levels]
     younger = [pa.ref for level in levels for pa in level[1:]]
     modes = [((pa.ports.get(port) if pa.selector else None) or pa.mode, pa.ref) for pa in oldest]
-    # Objects that inherit their mode (UNSET) come after the object that sets it.
+    # Objects that inherit their mode (UNSET) come last: the first object that sets a mode decides.
     ranked = [
         *((mode, ref) for mode, ref in modes if mode),
         *((None, ref) for mode, ref in modes if not mode),
     ]
-    (mode, decided_by), *rest = ranked
-    return ModeDecision(mode or Mode.PERMISSIVE, decided_by, (*(ref for _, ref in rest), *younger))
+    (mode, decided_by), *others = ranked
+    return ModeDecision(mode or Mode.PERMISSIVE, decided_by, (*(ref for _, ref in others), *younger))
 
 
-def _alpha(mesh: Mesh, pod: Pod, port: int) -> ModeDecision:
+def _v1alpha1(mesh: Mesh, pod: Pod, port: int) -> ModeDecision:
     modes: dict[Ref, Mode] = {}
-    for policy in _alpha_policies(mesh, pod, port):
+    for policy in _v1alpha1_policies(mesh, pod, port):
         modes.setdefault(policy.ref, policy.mode)
-    first, *rest = modes
-    return ModeDecision(modes[first], first, tuple(rest))
+    decided_by, *overridden = modes
+    return ModeDecision(modes[decided_by], decided_by, tuple(overridden))
 
 
-def _alpha_policies(mesh: Mesh, pod: Pod, port: int) -> Iterator[AuthenticationPolicy]:
-    """Yield v1alpha1 policies in Istio 1.5's order: service port, service, namespace, mesh."""
-    exposed = mesh.exposure(pod, port)
-    facts = mesh.in_namespace(exposed.service.namespace if exposed else pod.namespace)
+def _v1alpha1_policies(mesh: Mesh, pod: Pod, port: int) -> Iterator[AuthenticationPolicy]:
+    """Yield v1alpha1 policies in Istio 1.5's order of precedence: service port, service, namespace, mesh."""
+    exposure = mesh.exposure(pod, port)
+    facts = mesh.in_namespace(exposure.service.namespace if exposure else pod.namespace)
     policies = facts.policies
-    # The port may belong to a Service that was refused.
+    # Fail closed: the port may belong to a rejected Service that one of these policies targets.
     yield from (
         replace(policy, mode=Mode.STRICT)
         for policy in policies
         if any(target.service in facts.unknown_services for target in policy.targets)
     )
-    names: tuple[object, ...] = ()
-    hosts: tuple[str, ...] = ()
-    if exposed:
-        names = (exposed.port.port, exposed.port.name or None)
-        hosts = (exposed.service.name, exposed.service.host)
-    targeted = [(policy, [t for t in policy.targets if t.service in hosts]) for policy in policies]
+    port_names: tuple[object, ...] = ()
+    service_names: tuple[str, ...] = ()
+    if exposure:
+        port_names = (exposure.port.port, exposure.port.name or None)
+        service_names = (exposure.service.name, exposure.service.host)
+    targeted = [(policy, [t for t in policy.targets if t.service in service_names]) for policy in policies]
     yield from (
         policy
         for policy, targets in targeted
-        if policy.scope_unknown or any(name in names for target in targets for name in target.ports)
+        if policy.scope_unknown or any(name in port_names for target in targets for name in target.ports)
     )
     yield from (policy for policy, targets in targeted if any(not target.ports for target in targets))
-    # Namespace and mesh policies also apply to ports of no Service: otherwise, these would accept plaintext
-    # in a STRICT mesh. A MeshPolicy always exists: `default_objects` creates it.
+    # Policies for the namespace and the mesh also apply to ports that belong to no Service. Otherwise, these
+    # ports would accept plaintext in a STRICT mesh.
     yield from (policy for policy in policies if not policy.targets and not policy.scope_unknown)
+    # At least one MeshPolicy exists: `default_objects` creates it.
     yield from mesh.in_namespace("").policies
 
 
 def served_mode(mesh: Mesh, pod: Pod, port: int) -> ModeDecision:
-    """Return the mode that the listener of a pod's port is currently served with.
+    """Return the mode with which the listener of a pod's port is currently served.
 
-    During a rollout, this can differ from the mode that `effective_mode` returns.
+    During a rollout, it can differ from the mode that `effective_mode` returns.
     """
     desired = effective_mode(mesh, pod, port)
     served = mesh.served.modes.get((pod.ref, port))
@@ -152,22 +159,28 @@ class Send(StrEnum):
     """What a client sends to an endpoint."""
 
     MTLS = "mtls"
-    """Mutual TLS with certificates of the mesh."""
+    """Mutual TLS with the mesh's certificates."""
     PLAINTEXT = "plaintext"
     """No TLS."""
     TLS = "tls"
-    """TLS as a DestinationRule configures it (SIMPLE, MUTUAL). Sidecars of the mesh do not accept it."""
+    """TLS that a DestinationRule configures (SIMPLE or MUTUAL). Sidecars of the mesh do not terminate it."""
 
 
 class Reason(StrEnum):
-    """Why a client sends what it sends."""
+    """Rule that decides what a client sends."""
 
     CLIENT_WITHOUT_SIDECAR = "client-without-sidecar"
+    """The client has no sidecar, so it sends plaintext."""
     DESTINATION_RULE = "destination-rule"
+    """A DestinationRule has TLS settings for the service port."""
     AUTO_MTLS_OFF = "auto-mtls-off"
+    """Auto mTLS is disabled and no DestinationRule has TLS settings, so the client sends plaintext."""
     ENDPOINT_WITHOUT_SIDECAR = "endpoint-without-sidecar"
+    """Auto mTLS: no sidecar is in front of the endpoint, so the client sends plaintext."""
     SERVER_PLAINTEXT = "server-plaintext"
+    """Auto mTLS: the server's mode is DISABLE, so the client sends plaintext."""
     AUTO_MTLS = "auto-mtls"
+    """Auto mTLS: the server's mode is PERMISSIVE or STRICT, so the client sends mutual TLS."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,9 +192,9 @@ class Decision:
     reason: Reason
     """Rule that decided."""
     decided_by: Ref | None = None
-    """Object that decided; None if no object did (no sidecar, auto mTLS disabled, the default mode)."""
+    """Object that decided; None if the client or endpoint has no sidecar, or if auto mTLS is disabled."""
     overridden: tuple[Ref, ...] = ()
-    """Other objects that apply to this hop, most specific first."""
+    """Other objects for this client and endpoint, in order of precedence."""
 
 
 _BY_ENDPOINT = (Reason.AUTO_MTLS, Reason.SERVER_PLAINTEXT)
@@ -196,18 +209,18 @@ _SENDS = {
 
 
 def explicit_tls(rule: ClientRule | None, port: int, subset: str = "") -> ClientTls | None:
-    """Return a rule's TLS settings for a port and subset, or None if auto mTLS decides."""
+    """Return the TLS settings of a rule for a service port and subset; None if auto mTLS decides."""
     return rule.for_port(port, subset).tls if rule else None
 
 
 def decide(  # noqa: PLR0917
     mesh: Mesh, client: Pod, service: Service, port: ServicePort, endpoint: Endpoint, subset: str = ""
 ) -> Decision:
-    """Decide what a client sends to an endpoint of a service port.
+    """Decide what a client should send to an endpoint of a service port.
 
     Args:
         mesh: the facts.
-        client: pod that sends.
+        client: pod of the client.
         service: Service that the client calls.
         port: port of the Service.
         endpoint: endpoint that the client's load balancer picked.
@@ -223,7 +236,7 @@ def decide(  # noqa: PLR0917
 def decide_for(
     mesh: Mesh, rule: ClientRule | None, port: ServicePort, endpoint: Endpoint, subset: str = ""
 ) -> Decision:
-    """Like `decide`, for all clients with a sidecar that share `rule` for the service."""
+    """Like `decide`, for clients with a sidecar, whose DestinationRule for the service is `rule`."""
     server = endpoint_mode(mesh, endpoint)
     server_objects = (server.decided_by, *server.overridden) if server else ()
     tls = explicit_tls(rule, port.port, subset)
@@ -242,9 +255,9 @@ def decide_for(
 def sends_mtls(
     mesh: Mesh, rule: ClientRule | None, port: ServicePort, endpoint: Endpoint, subset: str = ""
 ) -> bool:
-    """Whether clients with this rule send mutual TLS now.
+    """Whether clients with this DestinationRule are currently configured to send mutual TLS to an endpoint.
 
-    During a rollout, this can differ from the decision of `decide_for`.
+    During a rollout, the answer can differ from the decision of `decide_for`.
     """
     decision = decide_for(mesh, rule, port, endpoint, subset)
     if mesh.served.mtls and endpoint.pod and decision.reason in _BY_ENDPOINT:

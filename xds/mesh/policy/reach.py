@@ -1,4 +1,4 @@
-"""Predict what happens on every hop (client pod, service port, endpoint) before any request is sent."""
+"""Predict the result of a connection from a client pod to each endpoint of a service port."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from xds.mesh.policy.mtls import Decision, ModeDecision, Reason, Send, decide, e
 
 
 class Result(StrEnum):
-    """How a connection is made, or that it fails."""
+    """How a client connects, or that the connection fails."""
 
     MTLS = "mtls"
     PLAINTEXT = "plaintext"
@@ -27,44 +27,44 @@ class Failure(StrEnum):
     NO_ENDPOINT = "no-endpoint"
     """The service port has no ready endpoint."""
     POD_UNKNOWN = "pod-unknown"
-    """The service port has no ready endpoint, and an EndpointSlice names a Pod that is not known with its
-    address."""
+    """The service port has no ready endpoint, and an EndpointSlice names an unknown Pod."""
     PORT_OF_SIDECAR = "port-of-sidecar"
-    """The endpoint's port belongs to its sidecar, which serves it to its own pod only."""
+    """The endpoint's port belongs to its sidecar, and only its own pod can connect to it."""
     SERVER_REQUIRES_MTLS = "server-requires-mtls"
-    """The client sends plaintext to a STRICT server."""
+    """The client sends plaintext to a server in mode STRICT."""
     SERVER_PLAINTEXT = "server-plaintext"
     """The client sends mutual TLS to a server in mode DISABLE."""
     ENDPOINT_WITHOUT_SIDECAR = "endpoint-without-sidecar"
     """The client sends mutual TLS to a pod without a sidecar."""
     IDENTITY_REFUSED = "identity-refused"
-    """The DestinationRule's subjectAltNames exclude the endpoint's identity."""
+    """The DestinationRule's subjectAltNames do not contain the endpoint's identity."""
     TLS_NOT_THE_MESHS = "tls-not-the-meshs"
-    """The client sends SIMPLE or MUTUAL TLS to a sidecar that accepts only mesh certificates or plaintext
-    HTTP."""
+    """The client sends SIMPLE or MUTUAL TLS to a sidecar, which expects mesh mTLS or plaintext HTTP."""
     TLS_LEFT_TO_APPLICATION = "tls-left-to-application"
-    """The client sends SIMPLE or MUTUAL TLS to an application. Whether the application serves TLS is
-    unknown."""
+    """The client sends SIMPLE or MUTUAL TLS to an application, which may not support TLS."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What happens when a client calls a service port and reaches one of its endpoints."""
+    """Predicted result when a client calls a service port and its load balancer picks an endpoint."""
 
     client: Pod
-    """Pod that sends."""
+    """Pod of the client."""
     service: Service
     """Service that the client calls."""
     port: ServicePort
     """Port of the Service."""
     endpoint: Endpoint | None
-    """Endpoint that is reached; None if the service port has none."""
+    """Endpoint that the load balancer picks; None if the service port has no ready endpoint."""
     result: Result
-    """Whether and how the connection is made."""
+    """How the client connects, or that the connection fails."""
     reason: Reason | Failure
     """Rule that decided, or why the connection fails."""
     decided_by: tuple[Ref, ...] = ()
-    """Objects that decided what the client sends, then those that decided what the server accepts."""
+    """Object that decided what the client sends, then the object that decided what the server accepts.
+
+    If an endpoint's Pod is unknown: the EndpointSlices that list it, and the Pods that they name.
+    """
 
 
 def predict(
@@ -72,12 +72,14 @@ def predict(
     clients: Iterable[Pod] | None = None,
     targets: Iterable[tuple[Service, ServicePort]] | None = None,
 ) -> Iterator[Outcome]:
-    """Yield an outcome per client, service port and ready endpoint.
+    """Yield one outcome for each client, service port and ready endpoint.
+
+    A service port without a ready endpoint has one outcome for each client.
 
     Args:
         mesh: the facts.
-        clients: pods that send; default: all running pods.
-        targets: service ports that are called; default: all.
+        clients: client pods; default: all pods that have not ended.
+        targets: service ports that the clients call; default: all.
     """
     called = tuple(targets or ((service, port) for service in mesh.services() for port in service.ports))
     for client in clients if clients is not None else (pod for pod in mesh.pods() if not pod.ended):
@@ -90,7 +92,7 @@ def predict(
 def outcome(
     mesh: Mesh, client: Pod, service: Service, port: ServicePort, endpoint: Endpoint | None
 ) -> Outcome:
-    """Return what happens on one hop."""
+    """Return the outcome for one client and endpoint."""
 
     def outcome_of(result: Result, reason: Reason | Failure, *objects: Ref | None) -> Outcome:
         refs = tuple(dict.fromkeys(ref for ref in objects if ref))
@@ -112,9 +114,13 @@ def outcome(
         return outcome_of(Result.FAILS, Failure.PORT_OF_SIDECAR)
     server = endpoint_mode(mesh, endpoint)
     sent = decide(mesh, client, service, port, endpoint)
-    exposed = mesh.exposure(endpoint.pod, endpoint.port) if endpoint.pod else None
-    failure = _clash(sent, server, http=bool(exposed and exposed.port.protocol.is_http))
-    if failure is None and sent.mode is Send.MTLS and _refuses(mesh, client, service, port, endpoint):
+    exposure = mesh.exposure(endpoint.pod, endpoint.port) if endpoint.pod else None
+    failure = _mismatch(sent, server, http=bool(exposure and exposure.port.protocol.is_http))
+    if (
+        failure is None
+        and sent.mode is Send.MTLS
+        and _rejects_identity(mesh, client, service, port, endpoint)
+    ):
         failure = Failure.IDENTITY_REFUSED
     if failure:
         return outcome_of(Result.FAILS, failure, sent.decided_by, server.decided_by if server else None)
@@ -122,10 +128,13 @@ def outcome(
     return outcome_of(result, sent.reason, sent.decided_by, server.decided_by if server else None)
 
 
-def _clash(sent: Decision, server: ModeDecision | None, *, http: bool) -> Failure | None:
-    """Return why the server does not accept what the client sends; None if it does.
+def _mismatch(sent: Decision, server: ModeDecision | None, *, http: bool) -> Failure | None:
+    """Return why the server does not accept what the client sends, or None if the server accepts it.
 
-    `http`: the server's port is declared as HTTP, so that its sidecar parses requests.
+    Args:
+        sent: what the client sends.
+        server: mode of the server; None if no sidecar is in front of it.
+        http: whether the server's port is declared as HTTP. Its sidecar then parses requests.
     """
     match sent.mode, server and server.mode:
         case Send.MTLS, None:
@@ -144,14 +153,16 @@ def _clash(sent: Decision, server: ModeDecision | None, *, http: bool) -> Failur
 
 
 def is_closed(mesh: Mesh, endpoint: Endpoint) -> bool:
-    """Whether an endpoint's port belongs to its sidecar and is closed to other pods."""
+    """Whether an endpoint's port belongs to its sidecar, which closes it to other pods."""
     pod = endpoint.pod
     if pod is None or not pod.has_sidecar:
         return False
     return endpoint.port in mesh.config.closed_ports(pod.interception)
 
 
-def _refuses(mesh: Mesh, client: Pod, service: Service, port: ServicePort, endpoint: Endpoint) -> bool:
+def _rejects_identity(
+    mesh: Mesh, client: Pod, service: Service, port: ServicePort, endpoint: Endpoint
+) -> bool:
     tls = explicit_tls(client_rule(mesh, client.namespace, client.meta.labels, service), port.port)
     if (
         endpoint.pod is None
