@@ -157,7 +157,7 @@ def test_what_has_no_effect_is_said_of_services_and_endpointslices() -> None:
     taker = replace(same[1], meta=replace(same[1].meta, ref=Ref("Service", "aaa", "web-too")))
     world = mesh(pod("web", "aaa"), same[0], taker)
     said = desired_conditions(world, (), without_effect(world).problems)
-    closed = "port 80 leads to port 15000, which is the sidecar's own and not served"
+    closed = "port 80 forwards to port 15000, which is reserved for the sidecar"
     told = {ref.name: text["Enforced"] for ref, text in said.items() if ref.kind == "Service"}
     assert told["web"].message.startswith(closed)
     assert told["web"].reason == told["web-too"].reason == "NoEffect"

@@ -84,7 +84,7 @@ CLAIMS = {
     "by the name of a Pod that does not exist": (
         [service("aaa", "x"), listing("aaa", "x", DB, {"kind": "Pod", "name": "none"})],
         "EndpointSlice aaa/x-1",
-        f"{DB} is left out until Pod aaa/none is known to have this address, as targetRef says",
+        f"{DB} is ignored until its targetRef Pod aaa/none is known to have this address",
     ),
     "a Service under PASSTHROUGH lists a virtual address": (
         [service("aaa", "x", "10.96.0.8"), listing("aaa", "x", VIRTUAL), passthrough("aaa", "x")],

@@ -32,7 +32,7 @@ WEB = service("web", "shop")
 NAMED = ServicePort(port=80, target="http", name="http")
 SHOP: list[Fact] = [pod("web", "shop"), WEB]
 HOST = "web.shop.svc.cluster.local"
-UNREPORTED = "unless the application listens there undeclared"
+UNREPORTED = "unless the application listens on it anyway"
 
 
 def ports(found: Pod, **named: int) -> Pod:
@@ -81,41 +81,41 @@ INEFFECTIVE: dict[str, tuple[list[Fact], str]] = {
         [replace(service("db", "shop"), ports=()), peer("shop", "STRICT", name="lock", app="db")],
         (
             "notice: PeerAuthentication shop/lock: selector app=db matches no pod in namespace shop, so it has no effect "
-            "(Service db selects the same, and has no pod now either)"
+            "(Service db selects the same workload and has no pods either)"
         ),
     ),
     "a lock of pods without a sidecar": (
         [pod("bare", "shop", sidecar=False), peer("shop", "STRICT", name="lock", app="bare")],
         (
             "PeerAuthentication shop/lock: selector app=bare matches only pods without a sidecar in namespace shop, so it "
-            "has no effect (plaintext is accepted there: inject the sidecar)"
+            "has no effect (inject the sidecar; until then, these pods accept plaintext)"
         ),
     ),
     "a lock of a namespace without sidecars": (
         [pod("x", "bare", sidecar=False), peer("bare", "STRICT")],
         (
-            "PeerAuthentication bare/default: all pods are without a sidecar in namespace bare, so it has no effect "
-            "(plaintext is accepted there: inject the sidecar)"
+            "PeerAuthentication bare/default: no pod in namespace bare has a sidecar, so it has no effect "
+            "(inject the sidecar; until then, these pods accept plaintext)"
         ),
     ),
     "a lock of a namespace that does not exist": (
         [peer("shpo", "STRICT")],
         (
-            "PeerAuthentication shpo/default: namespace shpo does not exist (no other object is in it), so it has no effect "
+            "PeerAuthentication shpo/default: namespace shpo does not exist (it contains only policies), so it has no effect "
             "(did you mean shop?)"
         ),
     ),
     "a selector of a namespace that does not exist, told once": (
         [peer("nowhere", "STRICT", app="web")],
         (
-            "PeerAuthentication nowhere/default: namespace nowhere does not exist (no other object is in it), so it has no "
+            "PeerAuthentication nowhere/default: namespace nowhere does not exist (it contains only policies), so it has no "
             "effect"
         ),
     ),
     "a rule of a namespace that does not exist": (
         [rule("shpo", "nothing", "DISABLE")],
         (
-            "DestinationRule shpo/rule: namespace shpo does not exist (no other object is in it), so it has no effect "
+            "DestinationRule shpo/rule: namespace shpo does not exist (it contains only policies), so it has no effect "
             "(did you mean shop?)"
         ),
     ),
@@ -129,8 +129,8 @@ INEFFECTIVE: dict[str, tuple[list[Fact], str]] = {
     "a port of the Service where the workload's should be": (
         [peer("shop", "DISABLE", name="lock", ports={80: "STRICT"}, app="web")],
         (
-            "PeerAuthentication shop/lock: portLevelMtls 80: no selected pod declares port 80 and no Service leads to it, so "
-            f"it has no effect {UNREPORTED} (port 80 of Service web leads to 8080: write 8080)"
+            "PeerAuthentication shop/lock: portLevelMtls 80: no selected pod declares port 80, and no Service forwards to it, so "
+            f"it has no effect {UNREPORTED} (port 80 of Service web forwards to 8080: write 8080)"
         ),
     ),
     "a port that no pod declares": (
@@ -139,17 +139,17 @@ INEFFECTIVE: dict[str, tuple[list[Fact], str]] = {
             peer("shop", None, name="lock", ports={8081: "STRICT"}, app="alone"),
         ],
         (
-            "PeerAuthentication shop/lock: portLevelMtls 8081: no selected pod declares port 8081 and no Service leads to it, "
+            "PeerAuthentication shop/lock: portLevelMtls 8081: no selected pod declares port 8081, and no Service forwards to it, "
             f"so it has no effect {UNREPORTED}"
         ),
     ),
     "a target that is no Service": (
         [policy("shop", "STRICT", "wbe", name="lock")],
-        "Policy shop/lock: target wbe is no Service in namespace shop, so it has no effect (did you mean web?)",
+        "Policy shop/lock: target wbe is not a Service in namespace shop, so it has no effect (did you mean web?)",
     ),
     "a target in another namespace": (
         [policy("shop", "STRICT", "web.bank.svc.cluster.local", name="lock")],
-        "Policy shop/lock: target web.bank.svc.cluster.local is no Service in namespace shop, so it has no effect",
+        "Policy shop/lock: target web.bank.svc.cluster.local is not a Service in namespace shop, so it has no effect",
     ),
     "a port that a target does not have": (
         [policy("shop", "STRICT", Target(service="web", ports=(80, 8080, "tcp")), name="lock")],
@@ -220,14 +220,14 @@ INEFFECTIVE: dict[str, tuple[list[Fact], str]] = {
     "a targetPort that no container declares": (
         [ports(pod("api", "shop"), web=8080), service("api", "shop", NAMED)],
         (
-            "Service shop/api: targetPort http: no container of its pods declares a port of this name, so port 80 has no "
-            "endpoints (they declare web (8080))"
+            "Service shop/api: targetPort http: no container of its pods declares a port with this name, so port 80 has no "
+            "endpoints (its pods declare web (8080))"
         ),
     ),
     "a targetPort of pods that declare nothing": (
         [pod("api", "shop"), service("api", "shop", NAMED)],
         (
-            "Service shop/api: targetPort http: no container of its pods declares a port of this name, so port 80 has no "
+            "Service shop/api: targetPort http: no container of its pods declares a port with this name, so port 80 has no "
             "endpoints"
         ),
     ),
@@ -252,7 +252,7 @@ INEFFECTIVE: dict[str, tuple[list[Fact], str]] = {
     "a Service that nothing is listed for": (
         [replace(service("api", "shop"), selector={})],
         (
-            "notice: Service shop/api: it has no selector, and nothing lists its addresses, so it has no endpoints "
+            "notice: Service shop/api: it has no selector, and no EndpointSlice with addresses, so it has no endpoints "
             "(add an EndpointSlice or a selector)"
         ),
     ),
@@ -361,7 +361,7 @@ def test_problems_of_one_object_are_limited() -> None:
     subsets = tuple(Subset(name=f"s{n}", labels={"v": str(n)}) for n in range(1000))
     found = said(mesh(*SHOP, rule("shop", HOST, subsets=subsets)))
     assert len(found) == MAX_PER_OBJECT + 1
-    assert found[-1] == f"DestinationRule shop/rule: {1000 - MAX_PER_OBJECT} more of its parts have no effect"
+    assert found[-1] == f"DestinationRule shop/rule: {1000 - MAX_PER_OBJECT} more parts have no effect"
 
 
 def test_long_selector_is_shortened() -> None:

@@ -1,4 +1,8 @@
-"""Find entries of Services, EndpointSlices and Endpoints that are ignored: foreign addresses and ports."""
+"""Find ignored entries of Services, EndpointSlices and Endpoints.
+
+An entry is ignored if its address belongs to another object, its Pod is unknown, or its port belongs to a
+sidecar.
+"""
 
 from __future__ import annotations
 
@@ -11,49 +15,48 @@ from xds.mesh.policy.reach import is_closed
 
 
 class Disregarded(NamedTuple):
-    """An entry of an object that is ignored."""
+    """An ignored entry of an object."""
 
     ref: Ref
-    """Object that has the entry."""
+    """Object that contains the entry."""
     reason: str
     """Machine-readable reason in CamelCase."""
     what: str
-    """Message for users: what is ignored, why, and what to do."""
+    """Message for users: what is ignored and why."""
 
 
 def disregarded(mesh: Mesh) -> Iterator[Disregarded]:
-    """Yield addresses of other owners, unknown Pods and sidecar ports, each once and by namespace."""
-    entries = (entry for service in mesh.services() for entry in _of(mesh, service))
+    """Yield the ignored entries of a mesh without duplicates, by the namespace of their Service."""
+    entries = (entry for service in mesh.services() for entry in _entries_of(mesh, service))
     yield from dict.fromkeys(entries)
 
 
-def _of(mesh: Mesh, service: Service) -> Iterator[Disregarded]:
+def _entries_of(mesh: Mesh, service: Service) -> Iterator[Disregarded]:
     for address in service.addresses:
         if not mesh.may_answer(service, address):
             owners = _owners(mesh, address)
             what = f"clusterIP {address} belongs to {owners}: traffic to it is not sent to this Service"
             yield Disregarded(service.ref, "AddressNotOwned", what)
     for port in service.ports:
-        for listed in mesh.listed(service, port):
-            yield from _listed(mesh, service, listed)
+        for listed in mesh.listed_endpoints(service, port):
+            yield from _listed_entries(mesh, service, listed)
         for endpoint in mesh.endpoints(service, port):
             if is_closed(mesh, endpoint):
                 what = (
-                    f"port {port.port} leads to port {endpoint.port}, "
-                    "which is the sidecar's own and not served: "
-                    "let the application listen on another port"
+                    f"port {port.port} forwards to port {endpoint.port}, "
+                    "which is reserved for the sidecar: use another port for the application"
                 )
                 yield Disregarded(service.ref, "PortOfSidecar", what)
 
 
-def _listed(mesh: Mesh, service: Service, listed: Listed) -> Iterator[Disregarded]:
-    address, named = listed.address, listed.entry.pod
+def _listed_entries(mesh: Mesh, service: Service, listed: ListedEndpoint) -> Iterator[Disregarded]:
+    address, target_ref = listed.address, listed.entry.pod
     if listed.withheld:
-        what = f"{address} is left out until {named} is known to have this address, as targetRef says"
+        what = f"{address} is ignored until its targetRef {target_ref} is known to have this address"
         yield Disregarded(listed.source, "PodUnknown", what)
         return
-    if named and listed.pod and listed.pod.ref != named:
-        what = f"{address} belongs to {listed.pod.ref}: targetRef {named} is ignored"
+    if target_ref and listed.pod and listed.pod.ref != target_ref:
+        what = f"{address} belongs to {listed.pod.ref}: targetRef {target_ref} is ignored"
         yield Disregarded(listed.source, "AddressNotOwned", what)
     if service.headless and not mesh.may_answer(service, address):
         what = (
