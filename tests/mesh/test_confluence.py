@@ -15,7 +15,9 @@ from xds.snapshot import SECRET
 
 WORLDS = {param.id: load(param.values[0]) for param in CASES}
 FACTS = {
-    name: [f for f in world.facts() if world.in_namespace(f.namespace, with_defaults=False).facts.get(f.ref) is f]
+    name: [
+        f for f in world.facts() if world.in_namespace(f.namespace, with_defaults=False).facts.get(f.ref) is f
+    ]
     for name, world in WORLDS.items()
 }
 

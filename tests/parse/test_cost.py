@@ -262,7 +262,7 @@ def test_unlisted_problem_refuses_the_object() -> None:
     assert [str(problem) for problem in problems.listed("f.yaml")] == [
         "a: 0",
         "a: 1",
-        "f.yaml: 3 more problems not listed (the limit is 2) (fix the first ones to see the others)",
+        "f.yaml: 3 more problems not listed (the limit is 2) (fix the listed problems to see the others)",
     ]
 
 

@@ -312,7 +312,7 @@ def test_a_file_lists_its_first_problems_and_counts_the_others(tmp_path: Path) -
     assert len(report.problems) == 2 * (limit + 1)
     assert str(report.problems[limit]) == (
         f"{tmp_path}/bad.yaml: {1500 - limit} more problems not listed (the limit is {limit})"
-        " (fix the first ones to see the others)"
+        " (fix the listed problems to see the others)"
     )
     assert (
         str(report.problems[-1])

@@ -1,7 +1,7 @@
-"""Parse kubectl-shaped objects into facts and problems. Only this package knows YAML field names.
+"""Parse Kubernetes objects into facts and problems. Only this package knows YAML field names.
 
-It does no I/O: its callers read files or an API server, and pass a function that locates a path in the
-document.
+It performs no I/O. Callers read files or an API server, and pass plain values and a function that locates a
+path in the document.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ __all__ = [
 ]
 
 DEFAULT_NAMESPACE = "default"
+"""Namespace of namespaced objects that do not specify one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,32 +46,32 @@ class Parsed:
     """The result of parsing one object."""
 
     ref: Ref | None = None
-    """Name of the object; None if it has no valid name, or its kind is ignored."""
+    """Reference to the object; None if its name is not valid or its kind is ignored."""
     fact: Fact | None = None
-    """The fact; None if the object was refused or its kind is ignored."""
+    """The fact; None if the object is rejected or ignored."""
     origin: str = ""
-    """Place where the object was read."""
+    """Place of the object: `FILE:LINE`, or its name."""
     problems: tuple[Problem, ...] = ()
     """Problems of the object."""
     refused: bool = False
-    """Whether the object is invalid. Its last valid version should stay in use."""
+    """Whether the object is rejected as invalid. The caller should continue to use the last valid version."""
     fail_closed: FailClosed | None = None
-    """Fact that replaces a refused object without an earlier valid version; None to leave the object out."""
+    """Replacement of a rejected object without an earlier valid version; None to ignore the object."""
     unenforced: str = ""
-    """Kind of the object, if it is one of `UNENFORCED`."""
+    """Kind of the object if it is one of `UNENFORCED`, otherwise empty."""
 
     @property
     def fails_closed(self) -> Parsed:
-        """The same result with `fail_closed` as its fact and in the problem's text."""
+        """A copy with the replacement as its fact. Its first problem describes the effect."""
         if self.fail_closed is None:
             return self
         first = next(problem for problem in self.problems if not problem.notice)
-        effect = replace(first, what=f"{first.what}; until it is repaired, {self.fail_closed.effect}")
-        problems = tuple(effect if problem is first else problem for problem in self.problems)
+        described = replace(first, what=f"{first.what}; until it is repaired, {self.fail_closed.effect}")
+        problems = tuple(described if problem is first else problem for problem in self.problems)
         return replace(self, fact=self.fail_closed.fact, problems=problems)
 
 
-FailsClosed: TypeAlias = Callable[[Meta, "Fact | None", Log], FailClosed | None]
+_FailClosedFunction: TypeAlias = Callable[[Meta, "Fact | None", Log], FailClosed | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,17 +81,17 @@ class Kind:
     name: str
     """Kind, such as `Service`."""
     group: str
-    """API group; empty for Kubernetes' core group."""
+    """API group; empty for the core group of Kubernetes."""
     versions: tuple[str, ...]
     """Accepted versions."""
     read: Callable[[Field, Meta], Fact | None]
-    """Parses the object; returns None if it is valid but ignored."""
+    """Function that parses an object. It returns None for a valid object that is ignored."""
     check_name: Callable[[str], str] = names.subdomain
-    """Returns what is wrong with an object's name, or an empty string."""
+    """Function that returns what is wrong with an object's name, or an empty string."""
     namespaced: bool = True
     """Whether objects of the kind are in a namespace."""
-    fail_closed: FailsClosed | None = None
-    """Returns what replaces a refused object, from its metadata and its readable fields."""
+    fail_closed: _FailClosedFunction | None = None
+    """Function that returns the replacement of a rejected object, from its metadata, its fact and its log."""
 
     @property
     def built_in(self) -> bool:
@@ -153,14 +154,14 @@ _BY_TYPE = {(version, kind.name): kind for kind in KINDS for version in kind.api
 
 _UNENFORCED = {(kind.group, kind.name): kind for kind in UNENFORCED}
 
-_OTHERS = frozenset(
+_IGNORED = frozenset(
     {
         *("Binding", "ConfigMap", "Event", "LimitRange", "Node", "PersistentVolume", "PersistentVolumeClaim"),
         *("PodTemplate", "ReplicationController", "ResourceQuota", "Secret"),
         *("Gateway", "ProxyConfig", "ServiceEntry", "WorkloadEntry", "WorkloadGroup"),
     }
 )
-"""Kinds of the same API groups that are ignored. Any other kind of these groups is a spelling mistake."""
+"""Other kinds in the API groups of `KINDS`. They are ignored, even if their names are similar to a known kind."""
 
 _POD_OWNERS = frozenset(
     {"Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "Job", "CronJob", "ReplicationController"}
@@ -179,15 +180,14 @@ _MAX_TIME_LENGTH = 64
 def parse(
     document: object, locate: Locate, flaws: Sequence[Flaw] = (), *, served: bool = False
 ) -> list[Parsed]:
-    """Parse a document: one object, or a List of objects.
+    """Parse a document that contains one object or a List of objects.
 
     Args:
         document: the document as plain values.
-        locate: returns the place of a path in the document.
+        locate: function that returns the place of a path in the document.
         flaws: problems of the document's text, such as duplicate keys.
         served: whether the document comes from an API server. Unknown fields of built-in kinds are then
-        accepted,
-            because the API server may be newer than this program.
+            accepted, because the API server may be newer than this program.
     """
     return list(_objects(Field(document, (), Log(locate)), flaws, served=served))
 
@@ -198,14 +198,14 @@ def _objects(
     log = Log(root.log.locate, root=root.path)
     obj = Field(root.value, root.path, log)
     if not isinstance(obj.value, Mapping):
-        obj.refuse("is no Kubernetes object", "a mapping with apiVersion, kind and metadata")
+        obj.refuse("is not a Kubernetes object", "write a mapping with apiVersion, kind and metadata")
         yield _result(obj, None)
         return
     version, name = obj["apiVersion"].text(), obj["kind"].text()
     if default_type and not version and not name:
         version, _, name = default_type.rpartition("/")
     if name.endswith("List"):
-        yield from _listed(obj, flaws, f"{version}/{name.removesuffix('List')}", served=served)
+        yield from _list_items(obj, flaws, f"{version}/{name.removesuffix('List')}", served=served)
         return
     if unenforced := _UNENFORCED.get((version.rpartition("/")[0], name)):
         yield replace(_unenforced(obj, unenforced), unenforced=unenforced.name)
@@ -228,18 +228,18 @@ def _objects(
 def _unenforced(obj: Field, kind: Unenforced) -> Parsed:
     meta = obj["metadata"]
     namespace, name = (field.value for field in (meta["namespace"], meta["name"]))
-    known = isinstance(name, str) and isinstance(namespace, str | None)
-    obj.log.subject = str(Ref(kind.name, namespace or "", name)) if known else kind.name
+    is_readable = isinstance(name, str) and isinstance(namespace, str | None)
+    obj.log.subject = str(Ref(kind.name, namespace or "", name)) if is_readable else kind.name
     obj.warn(f"NOT enforced: {kind.consequence}")
     return _result(obj, None)
 
 
 def unreadable(kind: Kind, ref: Ref, problem: Problem) -> Parsed:
-    """Return the result for an object of which only the name could be read."""
+    """Return the result for a rejected object whose name is known, but whose content could not be read."""
     log = Log(lambda _: problem.where)
     log.refusals.append(())
-    closed = kind.fail_closed(Meta(ref=ref), None, log) if kind.fail_closed else None
-    return Parsed(ref=ref, origin=problem.where, problems=(problem,), refused=True, fail_closed=closed)
+    replacement = kind.fail_closed(Meta(ref=ref), None, log) if kind.fail_closed else None
+    return Parsed(ref=ref, origin=problem.where, problems=(problem,), refused=True, fail_closed=replacement)
 
 
 def _result(obj: Field, ref: Ref | None, fact: Fact | None = None) -> Parsed:
@@ -252,27 +252,27 @@ def _result(obj: Field, ref: Ref | None, fact: Fact | None = None) -> Parsed:
     )
 
 
-def _listed(obj: Field, flaws: Sequence[Flaw], member_type: str, *, served: bool) -> Iterator[Parsed]:
-    """Parse the items of a List; items of a typed list (PodList) need not repeat their type."""
+def _list_items(obj: Field, flaws: Sequence[Flaw], item_type: str, *, served: bool) -> Iterator[Parsed]:
+    """Parse the items of a List. Items of a typed list, such as PodList, need not repeat their type."""
     obj.mapping("apiVersion kind metadata items")
-    items = obj["items"]
-    members = list(items.items())
-    depth = len(items.path)
-    of_members: dict[str | int, list[Flaw]] = {}
+    items_field = obj["items"]
+    items = list(items_field.items())
+    depth = len(items_field.path)
+    item_flaws: dict[str | int, list[Flaw]] = {}
     for path, what in flaws:
-        if len(path) > depth and path[:depth] == items.path:
-            of_members.setdefault(path[depth], []).append((path, what))
+        if len(path) > depth and path[:depth] == items_field.path:
+            item_flaws.setdefault(path[depth], []).append((path, what))
         else:
             obj.log.add(path, what)
     if obj.log.problems:
         yield _result(obj, None)
-    for member in members:
-        default_type = "" if member_type.endswith("/") else member_type
-        yield from _objects(member, of_members.get(member.path[depth], ()), default_type, served=served)
+    for item in items:
+        default_type = "" if item_type.endswith("/") else item_type
+        yield from _objects(item, item_flaws.get(item.path[depth], ()), default_type, served=served)
 
 
 def _kind(obj: Field, version: str, name: str) -> Kind | None:
-    """Return the kind of an object. An ignored kind gets a notice; a misspelled kind is refused."""
+    """Return the kind of an object, or None: an ignored kind gets a notice, a misspelled kind is an error."""
     if kind := _BY_TYPE.get((version, name)):
         return kind
     for field in (obj["apiVersion"], obj["kind"]):
@@ -280,25 +280,28 @@ def _kind(obj: Field, version: str, name: str) -> Kind | None:
     if obj.log.refused:
         return None
     group = version.rpartition("/")[0]
-    known = _BY_NAME.get(name)
-    if known and (group == known.group or nearest(version, known.api_versions)):
-        versions = " or ".join(known.api_versions)
+    namesake = _BY_NAME.get(name)
+    if namesake and (group == namesake.group or nearest(version, namesake.api_versions)):
+        versions = " or ".join(namesake.api_versions)
         obj["apiVersion"].refuse(f"{version} has no kind {name}", f"write apiVersion: {versions}")
         return None
-    ours = [kind.name for kind in KINDS if kind.group == group]
-    if name not in _OTHERS and not known and (hint := nearest(name, ours)):
-        obj["kind"].refuse(f"{name} is no kind of {version}", hint)
+    group_kinds = [kind.name for kind in KINDS if kind.group == group]
+    if name not in _IGNORED and not namesake and (hint := nearest(name, group_kinds)):
+        obj["kind"].refuse(f"{name} does not exist in {version}", hint)
         return None
-    title = obj["metadata"]["name"].value
+    object_name = obj["metadata"]["name"].value
     obj["kind"].notice(
-        f"{name} {title} is ignored" if isinstance(title, str) else f"{name} is ignored",
+        f"{name} {object_name} is ignored" if isinstance(object_name, str) else f"{name} is ignored",
         "only Pods are read, not the objects that create them" if name in _POD_OWNERS else "",
     )
     return None
 
 
 def _meta(obj: Field, kind: Kind) -> Meta | None:
-    """Parse metadata. The name comes first, so that later problems can name the object."""
+    """Parse metadata; return None if the object's name or namespace is not valid.
+
+    The name is parsed first, because later problems contain it.
+    """
     meta = obj["metadata"].required().mapping()
     namespace = meta["namespace"].name(names.label) if kind.namespaced else ""
     name = meta["name"].name(kind.check_name)
@@ -306,11 +309,11 @@ def _meta(obj: Field, kind: Kind) -> Meta | None:
         ref = Ref(kind.name, namespace or (DEFAULT_NAMESPACE if kind.namespaced else ""), name)
         obj.log.subject = str(ref)
     elif meta and not name:
-        hint = "generateName names nothing in a file" if meta["generateName"] else ""
+        hint = "generateName has no effect in a file" if meta["generateName"] else ""
         meta["name"].refuse("is required", hint)
     meta.mapping(_META)
     if kind.namespaced and meta and not namespace:
-        meta["namespace"].notice("is absent; the namespace is default")
+        meta["namespace"].notice(f"is not set; namespace {DEFAULT_NAMESPACE} is used")
     if not kind.namespaced and meta["namespace"].value:
         meta["namespace"].notice(f"is ignored: a {kind.name} is cluster-scoped")
     labels = names.labels(meta["labels"])
@@ -333,6 +336,6 @@ def _time(field: Field) -> datetime | None:
         if time.tzinfo is not None:
             return time.astimezone(UTC)
     except (ValueError, OverflowError):
-        pass  # refused below
+        pass  # reported below
     field.refuse(f"{shown(text)} is not a time such as 2020-01-31T12:00:00Z")
     return None

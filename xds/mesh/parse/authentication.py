@@ -1,4 +1,4 @@
-"""Parse authentication policies: Policy and MeshPolicy (v1alpha1), PeerAuthentication."""
+"""Parse authentication policies: v1alpha1 Policy and MeshPolicy, and PeerAuthentication."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from xds.mesh.parse.reading import Field, Log, shown
 
 _MAX_PORT_DIGITS = 5
 _MAX_MODE_LENGTH = 20
-"""Maximum length of a mode that a hint repeats."""
+"""Maximum length of a mode that a hint quotes."""
 
 
 class AlphaMode(StrEnum):
-    """mode of a v1alpha1 mtls peer. A policy without such a peer means plaintext."""
+    """`mode` of a v1alpha1 mtls peer. A policy without such a peer requires plaintext."""
 
     STRICT = "STRICT"
     PERMISSIVE = "PERMISSIVE"
 
 
 class PeerMode(StrEnum):
-    """mode of a PeerAuthentication."""
+    """`mode` of a PeerAuthentication."""
 
     UNSET = "UNSET"
     DISABLE = "DISABLE"
@@ -33,10 +33,10 @@ class PeerMode(StrEnum):
 
 
 def policy(obj: Field, meta: Meta) -> AuthenticationPolicy:
-    """Parse a Policy for the services that it targets, or for its namespace."""
-    read = _alpha(obj, meta)
+    """Parse a Policy, which applies to the Services that it targets, or to its whole namespace."""
+    fact = _v1alpha1(obj, meta)
     targets = obj["spec"]["targets"]
-    if meta.ref.name == "default" and read.targets:
+    if meta.ref.name == "default" and fact.targets:
         targets.refuse(
             "must be absent: the Policy named default applies to its whole namespace",
             "use another name for a Policy with targets",
@@ -44,23 +44,23 @@ def policy(obj: Field, meta: Meta) -> AuthenticationPolicy:
     elif meta.ref.name != "default" and not targets.value:
         obj["metadata"]["name"].refuse(
             f"must be default, not {meta.ref.name}, in a Policy without targets",
-            "name it default, or list the services in spec.targets",
+            "name it default, or list Services in spec.targets",
         )
-    return read
+    return fact
 
 
 def mesh_policy(obj: Field, meta: Meta) -> AuthenticationPolicy:
-    """Parse the MeshPolicy, whose name must be default."""
-    read = _alpha(obj, meta)
+    """Parse a MeshPolicy, which must be named default."""
+    fact = _v1alpha1(obj, meta)
     if meta.ref.name != "default":
         obj["metadata"]["name"].refuse(f"must be default, not {meta.ref.name}: a mesh has one MeshPolicy")
-    if read.targets:
-        obj["spec"]["targets"].refuse("must be absent in a MeshPolicy", "write a Policy for some services")
-    return read
+    if fact.targets:
+        obj["spec"]["targets"].refuse("must be absent in a MeshPolicy", "use a Policy to target Services")
+    return fact
 
 
 def _check_rollout_annotation(obj: Field, meta: Meta) -> None:
-    # A notice only: an invalid annotation must not disable the policy.
+    # Only a notice: an invalid annotation must not disable the policy.
     if (value := meta.annotations.get(ROLLOUT, "immediate")) != "immediate":
         obj["metadata"]["annotations"][ROLLOUT].notice(
             f"is ignored: unknown value {shown(value)}",
@@ -68,7 +68,7 @@ def _check_rollout_annotation(obj: Field, meta: Meta) -> None:
         )
 
 
-def _alpha(obj: Field, meta: Meta) -> AuthenticationPolicy:
+def _v1alpha1(obj: Field, meta: Meta) -> AuthenticationPolicy:
     obj.mapping(f"{TOP} spec status", strict=True)
     _check_rollout_annotation(obj, meta)
     spec = obj["spec"].mapping(
@@ -78,19 +78,19 @@ def _alpha(obj: Field, meta: Meta) -> AuthenticationPolicy:
         if spec[name].value:
             spec[name].notice("is ignored", "only mutual TLS is enforced, not JSON Web Tokens")
     return AuthenticationPolicy(
-        meta=meta, mode=_alpha_mode(spec["peers"]), targets=tuple(_targets(spec["targets"]))
+        meta=meta, mode=_v1alpha1_mode(spec["peers"]), targets=tuple(_targets(spec["targets"]))
     )
 
 
-def _alpha_mode(peers: Field) -> Mode:
-    """Return the mode of the first mtls peer, or DISABLE without one."""
+def _v1alpha1_mode(peers: Field) -> Mode:
+    """Return the mode of the first mtls peer, or DISABLE if no peer is an mtls peer."""
     modes: list[Mode] = []
     for peer in peers.items():
         peer.mapping("mtls jwt", strict=True)
         mtls = peer["mtls"].mapping("mode allowTls", strict=True)
         if peer.has("mtls"):
             # `mtls: {}` and `mtls:` both mean STRICT, the first value of the enumeration.
-            modes.append(Mode(_alpha_choice(mtls["mode"]) or AlphaMode.STRICT))
+            modes.append(Mode(_v1alpha1_choice(mtls["mode"]) or AlphaMode.STRICT))
             if mtls["allowTls"].boolean():
                 mtls["allowTls"].notice("is ignored: a client certificate is always requested")
         elif peer.has("jwt"):
@@ -100,9 +100,9 @@ def _alpha_mode(peers: Field) -> Mode:
     return modes[0] if modes else Mode.DISABLE
 
 
-def _alpha_choice(mode: Field) -> AlphaMode | None:
-    is_off = mode.value in ("DISABLE", "NONE", "OFF", False)
-    return mode.choice(AlphaMode, "for plaintext, remove spec.peers" if is_off else "")
+def _v1alpha1_choice(mode: Field) -> AlphaMode | None:
+    is_plaintext = mode.value in ("DISABLE", "NONE", "OFF", False)
+    return mode.choice(AlphaMode, "for plaintext, remove spec.peers" if is_plaintext else "")
 
 
 def _targets(field: Field) -> Iterator[Target]:
@@ -110,15 +110,15 @@ def _targets(field: Field) -> Iterator[Target]:
         item.mapping("name labels ports", strict=True)
         name = item["name"].required().text()
         if "." in name:
-            first = name.partition(".")[0]
+            short_name = name.partition(".")[0]
             item["name"].refuse(
-                f"{shown(name)} must be a service of the Policy's own namespace, without a domain",
-                f"write {first}, in a Policy of that service's namespace",
+                f"{shown(name)} must be the name of a Service in the Policy's namespace, without a domain",
+                f"write {short_name} in a Policy in the Service's namespace",
             )
         elif name:
             item["name"].name(names.label)
         if item["labels"].value:
-            item["labels"].refuse("cannot be targeted", "a PeerAuthentication selects workloads by labels")
+            item["labels"].refuse("is not supported", "a PeerAuthentication selects workloads by labels")
         yield Target(service=name, ports=tuple(_target_ports(item["ports"])))
 
 
@@ -152,7 +152,7 @@ def peer_authentication(obj: Field, meta: Meta) -> PeerAuthentication:
             continue
         ports[int(key)] = _peer_mode(entry)
     if spec["portLevelMtls"] and not ports:
-        spec["portLevelMtls"].refuse("names no port")
+        spec["portLevelMtls"].refuse("must contain at least one valid port")
     if ports and not selector:
         spec["portLevelMtls"].refuse(
             "needs a selector: ports belong to a workload",
@@ -172,9 +172,9 @@ def _peer_mode(field: Field) -> Mode | None:
     return None if mode in (None, PeerMode.UNSET) else Mode(mode)
 
 
-def policy_fail_closed(meta: Meta, read: Fact | None, log: Log) -> FailClosed:
-    """Return what replaces a refused Policy: STRICT for its targets, or for its namespace."""
-    targets = read.targets if isinstance(read, AuthenticationPolicy) else ()
+def policy_fail_closed(meta: Meta, parsed: Fact | None, log: Log) -> FailClosed:
+    """Return the replacement of a rejected Policy: STRICT for its targets, or for its whole namespace."""
+    targets = parsed.targets if isinstance(parsed, AuthenticationPolicy) else ()
     known = log.is_readable("spec", "targets") and log.is_readable("metadata", "name")
     if not targets:
         known = known and log.only_refused_below(("spec", "peers"), ("metadata",))
@@ -182,22 +182,22 @@ def policy_fail_closed(meta: Meta, read: Fact | None, log: Log) -> FailClosed:
         meta=oldest(meta, log), mode=Mode.STRICT, targets=targets if known else (), scope_unknown=not known
     )
     services = ", ".join(dict.fromkeys(target.service for target in fact.targets))
-    what = f"pods of service {services} in" if services else "pods in"
-    return FailClosed(fact, f"STRICT applies to {what} namespace {meta.ref.namespace}")
+    pods = f"pods of service {services}" if services else "pods"
+    return FailClosed(fact, f"STRICT applies to {pods} in namespace {meta.ref.namespace}")
 
 
 def mesh_policy_fail_closed(meta: Meta, _: Fact | None, log: Log) -> FailClosed:
-    """Return what replaces a refused MeshPolicy: STRICT for the mesh."""
+    """Return the replacement of a rejected MeshPolicy: STRICT for the whole mesh."""
     fact = AuthenticationPolicy(meta=oldest(meta, log), mode=Mode.STRICT)
     return FailClosed(fact, "STRICT applies to the whole mesh")
 
 
-def peer_authentication_fail_closed(meta: Meta, read: Fact | None, log: Log) -> FailClosed:
-    """Return what replaces a refused PeerAuthentication: STRICT for its pods, or for its namespace.
+def peer_authentication_fail_closed(meta: Meta, parsed: Fact | None, log: Log) -> FailClosed:
+    """Return the replacement of a rejected PeerAuthentication: STRICT for its pods, or for its namespace.
 
-    All ports of these pods are STRICT, including ports for which the object sets another mode.
+    All ports of the pods are STRICT, including ports for which the object sets another mode.
     """
-    selector: Mapping[str, str] = read.selector if isinstance(read, PeerAuthentication) else {}
+    selector: Mapping[str, str] = parsed.selector if isinstance(parsed, PeerAuthentication) else {}
     known = log.is_readable("spec", "selector")
     if not selector:
         known = known and log.only_refused_below(("spec", "mtls"), ("metadata",))
@@ -211,5 +211,5 @@ def peer_authentication_fail_closed(meta: Meta, read: Fact | None, log: Log) -> 
     if fact.selector:
         labels = ", ".join(f"{key}={value}" for key, value in fact.selector.items())
         return FailClosed(fact, f"STRICT applies to pods in namespace {namespace} with labels {labels}")
-    mesh = f"(if {namespace} is the root namespace, to the whole mesh)"
-    return FailClosed(fact, f"STRICT applies to pods in namespace {namespace} {mesh}")
+    exception = f"(if {namespace} is the root namespace, to the whole mesh)"
+    return FailClosed(fact, f"STRICT applies to pods in namespace {namespace} {exception}")

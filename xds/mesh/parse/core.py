@@ -1,4 +1,4 @@
-"""Parse Kubernetes' core kinds: Namespace, ServiceAccount, Service, Pod."""
+"""Parse core kinds of Kubernetes: Namespace, ServiceAccount, Service and Pod."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def service_account(obj: Field, meta: Meta) -> ServiceAccount:
 
 
 def service(obj: Field, meta: Meta) -> Service | None:
-    """Parse a Service; a Service of type ExternalName is ignored."""
+    """Parse a Service; return None if its type is ExternalName, which is ignored."""
     obj.mapping(f"{TOP} spec status")
     spec = obj["spec"].mapping(
         "allocateLoadBalancerNodePorts clusterIP clusterIPs externalIPs externalName "
@@ -80,8 +80,8 @@ def service(obj: Field, meta: Meta) -> Service | None:
     elif spec["ports"].value and not ports:
         spec["ports"].notice("has no TCP port, and other protocols are ignored")
     if meta.annotations.get(KUBERNETES_ACCOUNTS):
-        where = obj["metadata"]["annotations"][KUBERNETES_ACCOUNTS]
-        where.notice("is ignored", f"write full SPIFFE IDs into {CANONICAL_ACCOUNTS}")
+        annotation = obj["metadata"]["annotations"][KUBERNETES_ACCOUNTS]
+        annotation.notice("is ignored", f"list full SPIFFE IDs in {CANONICAL_ACCOUNTS}")
     accounts = meta.annotations.get(CANONICAL_ACCOUNTS, "").split(",")
     return Service(
         meta=meta,
@@ -103,19 +103,20 @@ def _service_selector(field: Field) -> dict[str, str]:
 
 
 def _cluster_ips(spec: Field) -> tuple[tuple[str, ...], bool]:
-    """Parse the clusterIPs, and whether the Service is headless."""
-    first = spec["clusterIP"].text()
-    listed = [item.text() for item in spec["clusterIPs"].items()]
-    if first and listed and listed[0] != first:
-        spec["clusterIPs"].refuse(f"must begin with clusterIP, {first}")
-    addresses = tuple(dict.fromkeys(text for text in (first, *listed) if text))
+    """Return the clusterIPs, and whether the Service is headless."""
+    cluster_ip = spec["clusterIP"].text()
+    cluster_ips = [item.text() for item in spec["clusterIPs"].items()]
+    if cluster_ip and cluster_ips and cluster_ips[0] != cluster_ip:
+        spec["clusterIPs"].refuse(f"must begin with the clusterIP {cluster_ip}")
+    addresses = tuple(dict.fromkeys(text for text in (cluster_ip, *cluster_ips) if text))
     if addresses == ("None",):
         return (), True
     for text in addresses:
-        if wrong := names.address(text):
-            where = spec["clusterIP" if text == first else "clusterIPs"]
-            where.refuse(
-                f"{shown(text)} {wrong}", "None makes a Service headless" if text.lower() == "none" else ""
+        if error := names.address(text):
+            field = spec["clusterIP" if text == cluster_ip else "clusterIPs"]
+            field.refuse(
+                f"{shown(text)} {error}",
+                "write None for a headless Service" if text.lower() == "none" else "",
             )
     return tuple(dict.fromkeys(map(names.canonical, addresses))), False
 
@@ -138,18 +139,18 @@ def _service_ports(spec: Field) -> Iterator[ServicePort]:
         seen_names.add(name)
         seen_ports.add((number, transport))
         target = _target_port(item["targetPort"], number)
-        spoken = protocol(number, name, item["appProtocol"].text())
+        app_protocol = protocol(number, name, item["appProtocol"].text())
         if transport is Transport.TCP:
-            yield ServicePort(port=number, target=target, name=name, protocol=spoken)
+            yield ServicePort(port=number, target=target, name=name, protocol=app_protocol)
 
 
 def _target_port(field: Field, number: int) -> int | str:
-    """Parse a targetPort, which defaults to the port."""
+    """Parse a targetPort. The default is the service port."""
     if not isinstance(field.value, str):
         return field.port() if field else number
     if field.value.isdecimal():
         field.refuse(
-            f"{shown(field.value)} in quotes is a port's name, not its number", "write it without quotes"
+            f"{shown(field.value)} in quotes is a port name, not a port number", "write it without quotes"
         )
     return field.name(names.port)
 
@@ -170,28 +171,28 @@ def pod(obj: Field, meta: Meta) -> Pod:
     status = obj["status"].mapping()
     phase = status["phase"].choice(Phase) or Phase.RUNNING
     account = spec["serviceAccountName"].name(names.subdomain) or spec["serviceAccount"].name(names.subdomain)
-    listed = [
+    pod_ips = [
         names.canonical(item.mapping("ip")["ip"].required().name(names.address))
         for item in status["podIPs"].items()
         if isinstance(item.mapping().value, dict)
     ]
-    first = listed[0] if listed else ""
+    first_ip = pod_ips[0] if pod_ips else ""
     deleted = bool(obj["metadata"]["deletionTimestamp"])
-    address = names.canonical(status["podIP"].name(names.address)) or first
-    more = tuple(dict.fromkeys(text for text in listed if text and text != address))
+    address = names.canonical(status["podIP"].name(names.address)) or first_ip
+    more_addresses = tuple(dict.fromkeys(ip for ip in pod_ips if ip and ip != address))
     interception = _interception(obj["metadata"]["annotations"][INTERCEPTION_MODE])
-    application = obj["metadata"]["annotations"][APP_ADDRESS]
-    app_address = names.canonical(application.name(names.address)) or "127.0.0.1"
+    annotation = obj["metadata"]["annotations"][APP_ADDRESS]
+    app_address = names.canonical(annotation.name(names.address)) or "127.0.0.1"
     if interception is Interception.NONE and address == app_address:
-        (application or status["podIP"]).refuse(
+        (annotation or status["podIP"]).refuse(
             f"{address} is the address of both the pod and its application: "
             "the sidecar would send requests to itself",
-            f"let the application listen on another address, and set the annotation {APP_ADDRESS} to it",
+            f"make the application listen on another address, and set the annotation {APP_ADDRESS} to it",
         )
     return Pod(
         meta=meta,
         address=address,
-        more_addresses=more,
+        more_addresses=more_addresses,
         service_account=account or "default",
         ready=phase is Phase.RUNNING and not deleted and _is_ready(status),
         ended=phase in (Phase.SUCCEEDED, Phase.FAILED),
@@ -204,7 +205,7 @@ def pod(obj: Field, meta: Meta) -> Pod:
 
 
 def _is_ready(status: Field) -> bool:
-    """Whether the Ready condition is true. A Pod without the condition (written by hand) is ready."""
+    """Whether the Ready condition is true. A Pod without the condition (in a hand-written file) is ready."""
     conditions = [
         (condition.mapping()["type"].text(), condition["status"].text())
         for condition in status["conditions"].items()
@@ -220,7 +221,7 @@ def _interception(field: Field) -> Interception:
 
 
 def _container_ports(spec: Field) -> Iterator[ContainerPort]:
-    """Yield the ports that targetPorts can name: those of containers and of sidecar init containers."""
+    """Yield the ports of containers and of sidecar init containers. A targetPort can name any of them."""
     for container in spec["initContainers"].items():
         if container.mapping()["restartPolicy"].value == "Always":
             yield from _ports_of(container)
@@ -242,12 +243,12 @@ def _ports_of(container: Field) -> Iterator[ContainerPort]:
 
 
 def service_fail_closed(meta: Meta, _: Fact | None, _log: Log) -> FailClosed:
-    """Return what replaces a refused Service, whose ports are unknown."""
+    """Return the replacement of a rejected Service: a Service with unknown ports."""
     return unknown_service(meta, meta.ref.name)
 
 
 def unknown_service(meta: Meta, name: str) -> FailClosed:
-    """Return a fact that makes a Policy for this Service apply to every port of the namespace."""
+    """Return an UnknownService, which makes a Policy for it STRICT for every port in the namespace."""
     namespace = meta.ref.namespace
-    what = f"a Policy that targets Service {name} is STRICT for every port of pods in namespace {namespace}"
-    return FailClosed(UnknownService(meta=meta, service=name), what)
+    effect = f"a Policy that targets Service {name} is STRICT for every port of pods in namespace {namespace}"
+    return FailClosed(UnknownService(meta=meta, service=name), effect)

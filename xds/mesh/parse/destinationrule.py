@@ -29,11 +29,11 @@ _LABELS = {"labels", "matchLabels"}
 """Mappings with arbitrary keys."""
 _MIN_TIMEOUT = 0.001
 _MAX_KEEPALIVE = 2**31 // 3600 * 3600.0
-"""Maximum in seconds: the kernel's setting is a 32-bit integer."""
+"""Maximum of keepalive times, in seconds. The kernel's setting is a 32-bit integer."""
 
 
 class UpgradePolicy(StrEnum):
-    """h2UpgradePolicy of a connection pool."""
+    """`h2UpgradePolicy` of a connection pool."""
 
     DEFAULT = "DEFAULT"
     DO_NOT_UPGRADE = "DO_NOT_UPGRADE"
@@ -41,7 +41,7 @@ class UpgradePolicy(StrEnum):
 
 
 class Simple(StrEnum):
-    """loadBalancer.simple, including LEAST_CONN, the former name of LEAST_REQUEST."""
+    """`loadBalancer.simple`. LEAST_CONN is the former name of LEAST_REQUEST."""
 
     UNSPECIFIED = "UNSPECIFIED"
     LEAST_REQUEST = "LEAST_REQUEST"
@@ -66,32 +66,42 @@ def destination_rule(obj: Field, meta: Meta) -> DestinationRule:
 
 
 def _host(field: Field, namespace: str) -> str:
-    """Resolve a host: a short name belongs to the rule's namespace; a name with a dot is used unchanged."""
-    text = field.name(names.host)
-    if "." not in text and text not in ("", "*"):
-        return f"{text}.{namespace}.svc.{CLUSTER_DOMAIN}"
-    name, _, rest = text.partition(".")
-    if rest and (rest.endswith(".svc") or "." not in rest) and name != "*":
-        full = f"{name}.{rest.removesuffix('.svc')}.svc.{CLUSTER_DOMAIN}"
-        field.notice(f"{text} is used unchanged and matches no service", f"did you mean {full}?")
-    return text
+    """Resolve a host. A name without a dot is a Service in the rule's namespace.
+
+    Any other host is used unchanged.
+    """
+    host = field.name(names.host)
+    if "." not in host and host not in ("", "*"):
+        return f"{host}.{namespace}.svc.{CLUSTER_DOMAIN}"
+    name, _, domain = host.partition(".")
+    if domain and (domain.endswith(".svc") or "." not in domain) and name != "*":
+        full = f"{name}.{domain.removesuffix('.svc')}.svc.{CLUSTER_DOMAIN}"
+        field.notice(f"{host} is used unchanged and matches no service", f"did you mean {full}?")
+    return host
 
 
 def export_to(field: Field, *, private: bool = False) -> tuple[str, ...]:
-    """Parse the namespaces that a rule is exported to: names, `.` (its own) or `*` (all)."""
-    read: dict[str, None] = {}
+    """Parse `exportTo`: names of namespaces, `.` (the rule's own) or `*` (all).
+
+    Args:
+        field: the list.
+        private: whether the rule has a workloadSelector, and so cannot be exported.
+    """
+    namespaces: dict[str, None] = {}
     for item in field.items():
         text = item.required().text()
-        if text not in (".", "*") and (wrong := names.label(text)):
-            item.refuse(f"{shown(text)} {wrong}", "a namespace, '.' (its own) or '*' (all)")
-        if text in read:
+        if text not in (".", "*") and (error := names.label(text)):
+            item.refuse(f"{shown(text)} {error}", "write a namespace, '.' (the rule's own) or '*' (all)")
+        if text in namespaces:
             item.refuse(f"{shown(text)} is listed twice")
         if private and text != ".":
-            item.refuse("must be '.' with a workloadSelector, which only applies to its own namespace")
-        read[text] = None
-    if "*" in read and len(read) > 1:
+            item.refuse(
+                "must be '.', because a rule with a workloadSelector applies only to its own namespace"
+            )
+        namespaces[text] = None
+    if "*" in namespaces and len(namespaces) > 1:
         field.refuse("'*' is every namespace and must be the only entry")
-    return tuple(read)
+    return tuple(namespaces)
 
 
 def _policy(field: Field) -> TrafficPolicy | None:
@@ -102,7 +112,7 @@ def _policy(field: Field) -> TrafficPolicy | None:
         item.mapping(f"port {_POLICY}", strict=True)
         port = item["port"].required().mapping("number")
         if port and not port["number"]:
-            port["number"].refuse("is required", "a port level setting needs the Service's port number")
+            port["number"].refuse("is required", "write the number of a Service port")
         number = port["number"].port()
         if port["number"] and number in ports:
             port["number"].refuse(f"{number} is set twice")
@@ -124,7 +134,7 @@ def _settings(field: Field, ports: dict[int, TrafficPolicy]) -> TrafficPolicy:
 
 
 def _tls(field: Field) -> ClientTls | None:
-    """Parse TLS settings; `{}` means DISABLE, the first value of the enumeration."""
+    """Parse TLS settings. `{}` means DISABLE, the first value of the enumeration."""
     if not field.mapping(
         "mode clientCertificate privateKey caCertificates credentialName subjectAltNames sni "
         "insecureSkipVerify caCrl",
@@ -132,20 +142,20 @@ def _tls(field: Field) -> ClientTls | None:
     ):
         return None
     mode = field["mode"].choice(TlsMode) or TlsMode.DISABLE
-    own = (field["clientCertificate"], field["privateKey"])
+    client_files = (field["clientCertificate"], field["privateKey"])
     if field["credentialName"].value:
-        # Istio's sidecars then send plaintext without any warning.
+        # Istio's sidecars would silently send plaintext.
         field["credentialName"].refuse(
             "names a Secret, which only gateways can read; a sidecar would have to send plaintext",
             "mount the Secret into the pod and give the paths in caCertificates"
             + (", clientCertificate and privateKey" if mode is TlsMode.MUTUAL else ""),
         )
     elif mode is TlsMode.MUTUAL:
-        for path in own:
+        for path in client_files:
             if not path.value:
-                path.refuse("is required in mode MUTUAL", "a path in the sidecar, or use mode ISTIO_MUTUAL")
+                path.refuse("is required in mode MUTUAL", "write a path in the sidecar, or use ISTIO_MUTUAL")
     if mode in (TlsMode.ISTIO_MUTUAL, TlsMode.DISABLE):
-        for path in (*own, field["caCertificates"]):
+        for path in (*client_files, field["caCertificates"]):
             if path.value:
                 path.notice(f"is ignored in mode {mode}", "use mode MUTUAL for your own certificates")
     if field["caCrl"].value:
@@ -162,7 +172,7 @@ def _tls(field: Field) -> ClientTls | None:
 
 
 def _file(field: Field) -> str:
-    """Parse a path in the sidecar's file system. Errors do not quote the value, which may be a key."""
+    """Parse a path in the sidecar's file system. Errors do not quote the value, because it may be a key."""
     text = field.text()
     if text and (not text.startswith("/") or not text.isprintable()):
         field.refuse("must be an absolute path in the sidecar's file system", "not the content of the file")
@@ -254,14 +264,14 @@ def _subsets(field: Field) -> Iterator[Subset]:
         yield Subset(name=name, labels=names.labels(item["labels"]), policy=_policy(item["trafficPolicy"]))
 
 
-def destination_rule_fail_closed(meta: Meta, read: Fact | None, log: Log) -> FailClosed:
-    """Return what replaces a refused DestinationRule: ISTIO_MUTUAL for its host, or for all hosts.
+def destination_rule_fail_closed(meta: Meta, parsed: Fact | None, log: Log) -> FailClosed:
+    """Return the replacement of a rejected DestinationRule: ISTIO_MUTUAL for its host, or for all hosts.
 
-    If only settings unrelated to TLS are refused, only they fall back to their defaults.
+    If only settings unrelated to TLS are invalid, the rule is used with the defaults of these settings.
     """
-    rule = read if isinstance(read, DestinationRule) else DestinationRule(meta=meta, host="")
-    if log.refusals and all(_NOT_TLS & set(at) and not _LABELS & set(at) for at in log.refusals):
-        return FailClosed(rule, "its other settings apply, and the refused ones have their defaults")
+    rule = parsed if isinstance(parsed, DestinationRule) else DestinationRule(meta=meta, host="")
+    if log.refusals and all(_NOT_TLS & set(path) and not _LABELS & set(path) for path in log.refusals):
+        return FailClosed(rule, "its other settings apply, and invalid settings have their default values")
     host = rule.host if rule.host and log.is_readable("spec", "host") else "*"
     fact = DestinationRule(
         meta=oldest(meta, log),
@@ -273,5 +283,5 @@ def destination_rule_fail_closed(meta: Meta, read: Fact | None, log: Log) -> Fai
         export_to=rule.export_to if log.is_readable("spec", "exportTo") else ("*",),
         selector=rule.selector if log.is_readable("spec", "workloadSelector") else {},
     )
-    to = "any host" if host == "*" else host
-    return FailClosed(fact, f"clients that it applies to send mutual TLS (ISTIO_MUTUAL) to {to}")
+    destination = "any host" if host == "*" else host
+    return FailClosed(fact, f"clients that it applies to send mutual TLS (ISTIO_MUTUAL) to {destination}")

@@ -17,7 +17,7 @@ SERVICE_NAME_LABEL = "kubernetes.io/service-name"
 
 
 class AddressType(StrEnum):
-    """addressType of an EndpointSlice."""
+    """`addressType` of an EndpointSlice."""
 
     IPV4 = "IPv4"
     IPV6 = "IPv6"
@@ -25,7 +25,7 @@ class AddressType(StrEnum):
 
 
 def endpoints(obj: Field, meta: Meta) -> Endpoints:
-    """Parse an Endpoints object, whose name is that of its Service."""
+    """Parse an Endpoints object, which has the same name as its Service."""
     obj.mapping(f"{TOP} subsets")
     return Endpoints(meta=meta, service=meta.ref.name, groups=tuple(_groups(obj, meta.ref.namespace)))
 
@@ -41,8 +41,8 @@ def _groups(obj: Field, namespace: str) -> Iterator[EndpointGroup]:
                 pod_uid=item["targetRef"]["uid"].text(),
                 hostname=item["hostname"].name(names.label),
             )
-            for listed, ready in (("addresses", True), ("notReadyAddresses", False))
-            for item in subset[listed].items()
+            for key, ready in (("addresses", True), ("notReadyAddresses", False))
+            for item in subset[key].items()
             if item.mapping("ip hostname nodeName targetRef")
         ]
         yield EndpointGroup(addresses=tuple(addresses), ports=tuple(_endpoint_ports(subset["ports"])))
@@ -59,7 +59,7 @@ def endpoint_slice(obj: Field, meta: Meta) -> Endpoints | None:
     if not owner:
         obj["metadata"]["labels"].notice(
             "do not name the Service, so the object is ignored",
-            f"label it {SERVICE_NAME_LABEL}: NAME",
+            f"add the label {SERVICE_NAME_LABEL}: NAME",
         )
         return None
     addresses = tuple(_slice_addresses(obj["endpoints"], meta.ref.namespace, family))
@@ -77,7 +77,7 @@ def _slice_addresses(field: Field, namespace: str, family: AddressType | None) -
             item["addresses"].refuse("is required")
         addresses = [_address(address, family) for address in item["addresses"].items()]
         if addresses and not terminating:
-            # All addresses of an endpoint reach the same pod. Kubernetes itself uses the first.
+            # All addresses of an endpoint belong to one pod. Like Kubernetes, use the first address.
             yield EndpointAddress(
                 address=addresses[0],
                 ready=ready is not False,
@@ -96,7 +96,7 @@ def _address(field: Field, family: AddressType | None) -> str:
 
 
 def _target_pod(field: Field, namespace: str) -> Ref | None:
-    """Parse the Pod that an address belongs to."""
+    """Parse a targetRef; return None if it does not refer to a Pod."""
     field.mapping("apiVersion fieldPath kind name namespace resourceVersion uid")
     if field["kind"].text() != "Pod":
         return None
@@ -120,6 +120,6 @@ def _endpoint_ports(field: Field) -> Iterator[EndpointPort]:
 
 
 def endpoints_fail_closed(meta: Meta, _: Fact | None, _log: Log) -> FailClosed | None:
-    """Return what replaces refused endpoints, whose Service has unknown ports."""
+    """Return the replacement of rejected endpoints: their Service, with unknown ports."""
     owner = meta.ref.name if meta.ref.kind == "Endpoints" else meta.labels.get(SERVICE_NAME_LABEL, "")
     return unknown_service(meta, owner) if owner else None

@@ -1,7 +1,7 @@
-"""Replacements for refused objects that have no earlier valid version.
+"""Replacements for rejected objects that have no earlier valid version.
 
-A STRICT policy with a typo must not leave its pods open: a refused policy is STRICT for the scope that could
-be parsed. ADR 0017 gives the reasons.
+A typo in a STRICT policy must not open its pods to plaintext: a rejected policy is STRICT for the scope that
+could be parsed. ADR 0017 explains why.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from xds.mesh.parse.reading import Log
 
 
 class FailClosed(NamedTuple):
-    """A fact that replaces a refused object."""
+    """Replacement for a rejected object."""
 
     fact: Fact
-    """The fact."""
+    """Fact that replaces the object."""
     effect: str
     """Effect on traffic, as part of the problem's text."""
 
 
 def oldest(meta: Meta, log: Log) -> Meta:
-    """Return an object's metadata, as the oldest object if its creation time is invalid."""
+    """Return an object's metadata. If its creation time is invalid, the object counts as the oldest."""
     if log.is_readable("metadata", "creationTimestamp"):
         return meta
     return replace(meta, created=datetime.min.replace(tzinfo=UTC))

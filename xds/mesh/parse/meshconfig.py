@@ -1,4 +1,4 @@
-"""Parse mesh-wide settings: Istio's MeshConfig, and `--set` assignments."""
+"""Parse mesh-wide settings from Istio's MeshConfig and from `--set` assignments."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from xds.mesh.parse import names
 from xds.mesh.parse.destinationrule import export_to
 from xds.mesh.parse.reading import Field, Flaw, Locate, Log, nearest, shown
 
-_MAX_SOCKET_LENGTH = 107  # what fits into the kernel's sockaddr_un
+_MAX_SOCKET_LENGTH = 107  # maximum length in the kernel's sockaddr_un
 _SOCKET = re.compile(rf"(?=.{{2,{_MAX_SOCKET_LENGTH}}}$)/[A-Za-z0-9._/@+-]*[A-Za-z0-9._@+-]")
 _MIN_TIMEOUT = 0.001
-"""Seconds. Envoy treats a shorter timeout as 0."""
+"""Minimum timeout in seconds. Envoy treats shorter timeouts as 0."""
 _FIELDS = (
     "enableAutoMtls trustDomain trustDomainAliases rootNamespace defaultDestinationRuleExportTo "
     "protocolDetectionTimeout connectTimeout outboundTrafficPolicy inboundTrafficPolicy proxyListenPort "
@@ -32,30 +32,30 @@ _WITHOUT_EFFECT = (
     "serviceScopeConfigs serviceSettings tcpKeepalive tlsDefaults verifyCertificateAtClient "
     "thriftConfig authPolicy rdsRefreshDelay enableSdsTokenMount"
 )
-"""Istio settings that are valid and have no effect in this control plane."""
+"""Valid Istio settings that have no effect in this control plane."""
 
 _SWITCHES = {"values.global.mtls.auto": "enable_auto_mtls", "values.global.mtls.enabled": "mtls_enabled"}
 _PREFIX = "meshConfig."
 _MAX_DIGITS = 20
-"""Maximum number of digits in `--set`; Python parses at most 4300."""
+"""Maximum number of digits of a number in `--set`; Python parses at most 4300."""
 
 
 class OutboundPolicy(StrEnum):
-    """outboundTrafficPolicy.mode."""
+    """`outboundTrafficPolicy.mode`."""
 
     ALLOW_ANY = "ALLOW_ANY"
     REGISTRY_ONLY = "REGISTRY_ONLY"
 
 
 class InboundPolicy(StrEnum):
-    """inboundTrafficPolicy.mode."""
+    """`inboundTrafficPolicy.mode`."""
 
     PASSTHROUGH = "PASSTHROUGH"
     LOCALHOST = "LOCALHOST"
 
 
 class TlsVersion(StrEnum):
-    """meshMTLS.minProtocolVersion."""
+    """`meshMTLS.minProtocolVersion`."""
 
     TLS_AUTO = "TLS_AUTO"
     TLSV1_2 = "TLSV1_2"
@@ -65,15 +65,18 @@ class TlsVersion(StrEnum):
 def mesh_config(
     document: object, locate: Locate, base: MeshConfig | None = None, flaws: Sequence[Flaw] = ()
 ) -> tuple[MeshConfig, list[Problem]]:
-    """Parse Istio's MeshConfig over `base`. If a problem is not a notice, do not use the result."""
+    """Parse Istio's MeshConfig. Settings that it does not contain keep their values of `base`.
+
+    The configuration is valid only if all problems are notices.
+    """
     log = Log(locate, "mesh config")
     for path, what in flaws:
         log.add(path, what)
-    read = _read(Field(document, (), log), base or MeshConfig())
-    return read, log.problems
+    config = _parse(Field(document, (), log), base or MeshConfig())
+    return config, log.problems
 
 
-def _read(root: Field, base: MeshConfig) -> MeshConfig:
+def _parse(root: Field, base: MeshConfig) -> MeshConfig:
     root.mapping(f"{_FIELDS} {_WITHOUT_EFFECT}")
     for name in _WITHOUT_EFFECT.split():
         if root[name]:
@@ -85,7 +88,7 @@ def _read(root: Field, base: MeshConfig) -> MeshConfig:
     outbound = root["outboundTrafficPolicy"].mapping("mode")["mode"].choice(OutboundPolicy)
     inbound = root["inboundTrafficPolicy"].mapping("mode")["mode"].choice(InboundPolicy)
     version = mesh_mtls["minProtocolVersion"].choice(TlsVersion)
-    said: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "enable_auto_mtls": root["enableAutoMtls"].boolean(),
         "trust_domain": root["trustDomain"].name(names.trust_domain) or None,
         "trust_domain_aliases": tuple(
@@ -104,10 +107,10 @@ def _read(root: Field, base: MeshConfig) -> MeshConfig:
         "min_tls_version": version and (TlsVersion.TLSV1_3 if version is TlsVersion.TLSV1_3 else "TLSV1_2"),
         "sds_socket": _socket(root["sdsUdsPath"]),
     }
-    config = replace(base, **{name: value for name, value in said.items() if value is not None})
+    config = replace(base, **{name: value for name, value in fields.items() if value is not None})
     ports = (config.proxy_listen_port, config.proxy_inbound_listen_port, config.proxy_http_port)
-    if taken := set(ports) & {ADMIN_PORT, HEALTH_PORT}:
-        root.refuse(f"port {min(taken)} is reserved for the sidecar's admin interface or health check")
+    if reserved := set(ports) & {ADMIN_PORT, HEALTH_PORT}:
+        root.refuse(f"port {min(reserved)} is reserved for the sidecar's admin interface or health check")
     if len(set(ports)) < len(ports):
         root.refuse(
             "proxyListenPort, proxyInboundListenPort and proxyHttpPort "
@@ -117,7 +120,10 @@ def _read(root: Field, base: MeshConfig) -> MeshConfig:
 
 
 def _socket(field: Field) -> str | None:
-    """Parse unix:///PATH, or unix:/PATH as in Istio's older documentation; an empty value resets it."""
+    """Parse `unix:///PATH`, or `unix:/PATH` as in older Istio documentation.
+
+    An empty string resets the setting.
+    """
     if field.value is None:
         return None
     text = field.text()
@@ -143,39 +149,42 @@ def _detection_timeout(field: Field) -> float | None:
 
 
 def settings(assignments: Iterable[str], base: MeshConfig) -> tuple[MeshConfig, list[Problem]]:
-    """Parse `--set KEY=VALUE` strings over `base`, in order. An unknown key is an error."""
+    """Apply `--set KEY=VALUE` strings to `base`, in order. An unknown key is an error."""
     config = base
     problems: list[Problem] = []
     for assignment in assignments:
         key, equals, value = assignment.partition("=")
-        log = Log(lambda _, said=assignment: f"--set {said}")  # type: ignore[misc]
+        log = Log(lambda _, text=assignment: f"--set {text}")  # type: ignore[misc]
         root = Field(_value(value), (), log)
         path = key.removeprefix(_PREFIX).split(".")
         if not equals or not key:
             root.refuse("is not of the form KEY=VALUE", "for example values.global.mtls.auto=true")
         elif key in _SWITCHES:
-            on = root.boolean()
-            switched: dict[str, Any] = {} if on is None else {_SWITCHES[key]: on}
-            config = replace(config, **switched)
+            is_on = root.boolean()
+            switch: dict[str, Any] = {} if is_on is None else {_SWITCHES[key]: is_on}
+            config = replace(config, **switch)
         elif key == "profile" or (key.startswith(_PREFIX) and path[0] in _WITHOUT_EFFECT.split()):
             root.notice("has no effect here")
         elif key.startswith(_PREFIX) and path[0] in _FIELDS.split():
-            config, found = mesh_config(_nested(path, root.value), log.locate, config)
-            problems += [replace(problem, notice=False) for problem in found]
+            config, new_problems = mesh_config(_nested(path, root.value), log.locate, config)
+            problems += [replace(problem, notice=False) for problem in new_problems]
         else:
             known = [*_SWITCHES, *(_PREFIX + name for name in _FIELDS.split())]
-            # Compare without the prefix that all keys of meshConfig share.
-            alike = nearest(path[0], _FIELDS.split()) if key.startswith(_PREFIX) else nearest(key, _SWITCHES)
-            hint = alike.replace("mean ", f"mean {_PREFIX}") if key.startswith(_PREFIX) else alike
+            # Compare without the common prefix, which would make all keys similar.
+            if key.startswith(_PREFIX):
+                hint = nearest(path[0], _FIELDS.split()).replace("mean ", f"mean {_PREFIX}")
+            else:
+                hint = nearest(key, _SWITCHES)
             root.refuse(f"{key} is not a setting", hint or f"known: {', '.join(known)}")
         problems += log.problems
     return config, problems
 
 
 def merged(document: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
-    """Merge `--set` assignments that `settings` accepts into Istio's MeshConfig.
+    """Merge `--set` assignments into a document with Istio's MeshConfig.
 
-    `values.global.mtls.enabled` is left out: it is an install switch, not a setting.
+    The assignments must be valid according to `settings`. `values.global.mtls.enabled` is left out, because
+    MeshConfig has no field for this install switch.
     """
     result = dict(document)
     for assignment in assignments:
@@ -183,15 +192,15 @@ def merged(document: Mapping[str, Any], assignments: Iterable[str]) -> dict[str,
         if key == "values.global.mtls.auto":
             result["enableAutoMtls"] = _value(value)
         elif key.startswith(_PREFIX):
-            result = _over(result, _nested(key.removeprefix(_PREFIX).split("."), _value(value)))
+            result = _merge(result, _nested(key.removeprefix(_PREFIX).split("."), _value(value)))
     return result
 
 
-def _over(base: Any, overlay: Any) -> Any:
-    """Merge mappings recursively; the second one wins."""
+def _merge(base: Any, overlay: Any) -> Any:
+    """Merge mappings recursively. Values of `overlay` override values of `base`."""
     if not (isinstance(base, dict) and isinstance(overlay, dict)):
         return overlay
-    return base | {name: _over(base.get(name), value) for name, value in overlay.items()}
+    return base | {name: _merge(base.get(name), value) for name, value in overlay.items()}
 
 
 def _nested(path: list[str], value: object) -> object:

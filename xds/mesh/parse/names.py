@@ -1,4 +1,4 @@
-"""Kubernetes' rules for names. Each function returns what is wrong with a name, or an empty string."""
+"""Kubernetes' rules for names. Each check returns what is wrong with a name, or an empty string."""
 
 from __future__ import annotations
 
@@ -13,39 +13,39 @@ _QUALIFIED = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
 _TRUST_DOMAIN = re.compile(r"[a-z0-9]([-a-z0-9._]*[a-z0-9])?")
 
 _ADDRESS_LENGTH = 64
-"""Maximum length of an address: IPv6 in full, with an interface name."""
+"""Maximum length of an IP address: a full IPv6 address with an interface name."""
 
-_IS_LABEL = "is not a DNS label (a-z, 0-9 and '-', at most 63 characters, neither first nor last a '-')"
+_IS_LABEL = "is not a DNS label (a-z, 0-9 and '-', at most 63 characters, no '-' at the start or end)"
 
 
 def label(name: str) -> str:
-    """RFC 1123 label: namespaces, subsets, port names of services."""
+    """Check an RFC 1123 label: a namespace, a subset or the name of a service port."""
     return "" if len(name) <= 63 and _LABEL.fullmatch(name) else _IS_LABEL
 
 
 def service(name: str) -> str:
-    """RFC 1035 label: services."""
-    if wrong := label(name):
-        return wrong
+    """Check an RFC 1035 label: the name of a Service."""
+    if error := label(name):
+        return error
     return "" if _SERVICE.fullmatch(name) else "does not start with a letter, as the name of a Service must"
 
 
 def subdomain(name: str) -> str:
-    """RFC 1123 subdomain: most objects."""
+    """Check an RFC 1123 subdomain: the name of most kinds of objects."""
     if len(name) <= 253 and name and all(_LABEL.fullmatch(part) for part in name.split(".")):
         return ""
     return "is not a DNS name (a-z, 0-9, '-' and '.', at most 253 characters)"
 
 
 def port(name: str) -> str:
-    """IANA service name: container ports, and target ports that name one."""
+    """Check an IANA service name: the name of a container port, or a targetPort that refers to one."""
     if len(name) <= 15 and _LABEL.fullmatch(name) and "--" not in name and any(c.isalpha() for c in name):
         return ""
     return "is not a port name (a-z, 0-9 and single '-', at least one letter, at most 15 characters)"
 
 
 def label_key(key: str) -> str:
-    """Key of a label or annotation: a name, with an optional DNS prefix before a '/'."""
+    """Check a label's key: a name, with an optional DNS prefix before a '/'."""
     prefix, slash, name = key.rpartition("/")
     if (slash and subdomain(prefix)) or len(name) > 63 or not _QUALIFIED.fullmatch(name):
         return "is not a label's name (like app, or example.com/app)"
@@ -53,14 +53,14 @@ def label_key(key: str) -> str:
 
 
 def label_value(value: str) -> str:
-    """Value of a label."""
+    """Check a label's value."""
     if value == "" or (len(value) <= 63 and _QUALIFIED.fullmatch(value)):
         return ""
     return "is not a label's value (letters, digits, '-', '_' and '.', at most 63 characters)"
 
 
 def address(text: str) -> str:
-    """IP address."""
+    """Check an IP address."""
     if len(text) > _ADDRESS_LENGTH:
         return "is not an IP address"
     try:
@@ -71,47 +71,48 @@ def address(text: str) -> str:
 
 
 def canonical(text: str) -> str:
-    """Return an IP address in canonical form, an IPv4-mapped address as IPv4; any other text unchanged.
+    """Return an IP address in canonical form, and an IPv4-mapped IPv6 address as IPv4.
 
-    Owners of addresses are compared as text, while Envoy accepts every form of an address.
+    Any other text is returned unchanged. Addresses must be canonical because they are compared as text, while
+    Envoy accepts every form of an address.
     """
     try:
-        found = ipaddress.ip_address(text)
+        parsed = ipaddress.ip_address(text)
     except ValueError:
         return text
-    return str((isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped) or found)
+    return str((isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped) or parsed)
 
 
 def host(name: str) -> str:
-    """DNS name that may begin with a wildcard label: `*`, `*.local`, `web`, `web.shop.svc.cluster.local`."""
-    rest = name if name != "*" and not name.startswith("*.") else name[2:]
-    if (rest or name == "*") and (not rest or not subdomain(rest)):
+    """Check a DNS name, a wildcard such as `*.local`, or `*`."""
+    domain = name if name != "*" and not name.startswith("*.") else name[2:]
+    if (domain or name == "*") and (not domain or not subdomain(domain)):
         return ""
-    return "is not a host name (a DNS name; a wildcard is '*', or '*.' before one)"
+    return "is not a host name (a DNS name, '*', or '*.' and a DNS name)"
 
 
 def trust_domain(name: str) -> str:
-    """SPIFFE trust domain."""
+    """Check a SPIFFE trust domain."""
     if len(name) <= 255 and _TRUST_DOMAIN.fullmatch(name):
         return ""
     return "is not a trust domain (a-z, 0-9, '-', '_' and '.'; without spiffe://)"
 
 
 def labels(field: Field) -> dict[str, str]:
-    """Parse labels of an object or a selector."""
-    read: dict[str, str] = {}
+    """Parse the labels of an object or a selector."""
+    parsed: dict[str, str] = {}
     for key, entry in field.entries():
-        if wrong := label_key(key):
-            entry.refuse(wrong)
-        read[key] = entry.name(label_value)
-    return read
+        if error := label_key(key):
+            entry.refuse(error)
+        parsed[key] = entry.name(label_value)
+    return parsed
 
 
 def selected(field: Field) -> dict[str, str] | None:
     """Parse an Istio selector; return None if it is absent.
 
-    Istio supports only `matchLabels`. Other fields are refused, because ignoring them would widen the
-    selection.
+    Istio supports only `matchLabels`. Any other field is an error, because a selector without it could match
+    more workloads.
     """
     if not field.mapping():
         return None

@@ -1,4 +1,4 @@
-"""Transport of a port, and Istio's rules for its application protocol."""
+"""Transport protocol of a port, and Istio's rules for its application protocol."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import StrEnum
 from xds.mesh.model.objects import Protocol
 
 _SERVER_FIRST = frozenset({25, 53, 3306, 27017})
-"""Ports of server-first protocols, which cannot be detected: TCP unless declared otherwise, as in Istio."""
+"""Ports of server-first protocols, which cannot be detected. As in Istio, their default protocol is TCP."""
 
 _APP_PROTOCOLS = {
     "kubernetes.io/h2c": Protocol.HTTP2,
@@ -37,7 +37,7 @@ class Transport(StrEnum):
 
 
 def protocol(number: int, name: str, app_protocol: str = "") -> Protocol:
-    """Return the protocol of a port: from appProtocol, else from the port name up to its first '-'."""
+    """Return the protocol of a port, from appProtocol or else from the prefix of the port's name."""
     declared = (app_protocol or name).lower()
     if app_protocol and declared in _APP_PROTOCOLS:
         return _APP_PROTOCOLS[declared]

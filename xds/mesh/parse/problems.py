@@ -1,4 +1,4 @@
-"""A bounded list of problems, to limit what one object or file can add to the log and to memory."""
+"""Bounded list of problems: one object or file must not fill the log or memory."""
 
 from __future__ import annotations
 
@@ -8,23 +8,26 @@ from xds.mesh.model.objects import Problem
 
 
 class Problems:
-    """The first problems, and the number of the others.
+    """The first problems, and the number of all others.
 
-    Problems and notices have separate limits, so that notices cannot hide a problem.
+    Problems and notices have separate limits, so a large number of notices cannot hide a problem.
     """
 
     def __init__(self, limit: int) -> None:
         """Create an empty list.
 
         Args:
-            limit: maximum number of problems, and of notices, in the list.
+            limit: maximum number of problems in the list, and maximum number of notices.
         """
         self._limit = limit
         self._kept: list[Problem] = []
         self._count = {False: 0, True: 0}
 
     def admit(self, *, notice: bool) -> bool:
-        """Count a problem; return whether there is room for it. If not, the caller need not create it."""
+        """Count a problem, and return whether the list has room for it.
+
+        The caller calls `keep` only if it has, and need not create the problem otherwise.
+        """
         self._count[notice] += 1
         return self._count[notice] <= self._limit
 
@@ -33,21 +36,21 @@ class Problems:
         self._kept.append(problem)
 
     def add(self, problems: Iterable[Problem]) -> None:
-        """Add problems while there is room, and count all of them."""
+        """Count all problems, and add as many as the list has room for."""
         for problem in problems:
             if self.admit(notice=problem.notice):
                 self.keep(problem)
 
     def listed(self, where: str, subject: str = "") -> tuple[Problem, ...]:
-        """Return the first problems, then the number of the others.
+        """Return the first problems, then a summary with the number of all others.
 
         Args:
-            where: place that the summary names.
-            subject: name of the object, if `where` is another text.
+            where: place of the summary.
+            subject: name of the object; empty if `where` already contains it.
         """
         summaries = []
         for notice, word, hint in (
-            (False, "problem", "fix the first ones to see the others"),
+            (False, "problem", "fix the listed problems to see the others"),
             (True, "notice", ""),
         ):
             if (more := self._count[notice] - self._limit) > 0:

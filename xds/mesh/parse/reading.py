@@ -1,8 +1,8 @@
-"""Read kubectl-shaped values. Every problem says where it is, what is wrong, and what to write instead.
+"""Read fields of Kubernetes objects, and report problems with their place and a hint.
 
-A `Field` is a value with its path. Its methods return the value in the expected type; on a mismatch they add
-a problem to the `Log` and return a harmless default. One pass therefore finds all problems of an object. An
-object with a refusal in its log never becomes a fact.
+A `Field` is a value with its path. Its methods return the value with the expected type. If the value has
+another type, they add a problem to the `Log` and return a default, so one pass finds all problems of an
+object. The object is rejected if its log has a problem that is neither a notice nor a warning.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from xds.mesh.parse.problems import Problems
 
 Path: TypeAlias = tuple[str | int, ...]
 Locate: TypeAlias = Callable[[Path], str]
-"""Returns the place of a path in the document: `FILE:LINE`, or the object's name without a file."""
+"""Function that returns the place of a path in its document: `FILE:LINE`, or the object's name."""
 Flaw: TypeAlias = tuple[Path, str]
-"""A path and a problem of the document's text there, such as a duplicate key."""
+"""A problem of a document's text, such as a duplicate key: its path, and its description."""
 
 E = TypeVar("E", bound=StrEnum)
 
@@ -31,22 +31,22 @@ _PART = re.compile(_DURATION_PART)
 _DURATION = re.compile(f"(?:{_DURATION_PART})+")
 _SECONDS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 _MAX_SHOWN = 60
-"""Maximum length of a value in a message."""
+"""Maximum length of a value in a message, in characters."""
 _MAX_SHOWN_KEY = 100
-"""Maximum length of a key in a message."""
+"""Maximum length of a key in a message, in characters."""
 _MAX_SHOWN_BITS = 3000
-"""Maximum size of a number in a message, in bits; Python cannot format numbers with over 4300 digits."""
+"""Maximum size of a number in a message, in bits. Python formats at most 4300 digits."""
 
 MAX_PROBLEMS = 10
-"""Maximum number of problems, and of notices, per object: a tenant's object must not fill the log."""
+"""Maximum number of problems per object, and maximum number of notices: one object must not fill the log."""
 MAX_UNKNOWN = 3
-"""Maximum number of unknown fields of a mapping that are listed one by one; one problem counts the others."""
+"""Maximum number of unknown fields of a mapping with a problem each. One more problem counts all others."""
 MAX_SUGGESTIONS = 5
-"""Maximum number of unknown words per object for which a suggestion is computed, at up to 1 ms each."""
+"""Maximum number of suggestions per object. Computing a suggestion takes up to 1 ms."""
 MAX_SUGGESTION_LENGTH = 64
-"""Maximum length of a word for which a suggestion is computed; the time grows with its square."""
+"""Maximum length of a word with a suggestion. The time to compute it grows with the square of the length."""
 MAX_DURATION_LENGTH = 64
-"""Maximum length of a duration. All units with nine digits each are shorter."""
+"""Maximum length of a duration. A duration with all units and nine digits for each unit is shorter."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -56,13 +56,13 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """
     if len(word) > MAX_SUGGESTION_LENGTH:
         return ""
-    spelled = {candidate.lower(): candidate for candidate in known}
-    matches = difflib.get_close_matches(word.lower(), spelled, n=1, cutoff=0.65)
-    return f"did you mean {spelled[matches[0]]}?" if matches else ""
+    by_lower_case = {candidate.lower(): candidate for candidate in known}
+    matches = difflib.get_close_matches(word.lower(), by_lower_case, n=1, cutoff=0.65)
+    return f"did you mean {by_lower_case[matches[0]]}?" if matches else ""
 
 
 def shown(value: object) -> str:
-    """Return a short representation of a value for messages, in YAML's terms."""
+    """Return a short representation of a value for messages, in YAML terms."""
     match value:
         case Mapping():
             return "a mapping"
@@ -79,7 +79,7 @@ def shown(value: object) -> str:
 
 
 def dotted(path: Path) -> str:
-    """Format a path like kubectl: `spec.ports[0].name`. Long keys are cut."""
+    """Format a path like kubectl: `spec.ports[0].name`. Long keys are truncated."""
     text = ""
     for step in path:
         if isinstance(step, int):
@@ -98,42 +98,42 @@ def _cut_key(key: str) -> str:
 
 
 MAX_DURATION = 2562047 * 3600.0
-"""Maximum duration in seconds that Go, and so Kubernetes and Envoy, can represent: 2^63 ns in whole hours."""
+"""Maximum duration in seconds. Kubernetes and Envoy store durations as 64-bit numbers of nanoseconds."""
 
 
 class Log:
-    """The problems of one object, in order: at most MAX_PROBLEMS, and as many notices."""
+    """The problems of one object, in order: at most MAX_PROBLEMS problems and MAX_PROBLEMS notices."""
 
     def __init__(self, locate: Locate, subject: str = "", root: Path = ()) -> None:
         self.locate = locate
         self.root = root
         """Path of the object in its document."""
         self.subject = subject
-        """Name of the object; empty until it is parsed."""
+        """Name of the object; empty until its name is parsed."""
         self.any_field = False
         """Whether unknown fields are accepted."""
         self.refusals: list[Path] = []
-        """Paths in the object of the problems that make it invalid."""
+        """Paths of the problems that make the object invalid, relative to the object."""
         self._problems = Problems(MAX_PROBLEMS)
         self._suggestions = MAX_SUGGESTIONS
 
     @property
     def problems(self) -> list[Problem]:
-        """The first problems, then the number of the others."""
+        """The first problems, then a summary with the number of all others."""
         where = self.locate(())
         return [*self._problems.listed(where, "" if self.subject == where else self.subject)]
 
     @property
     def refused(self) -> bool:
-        """Whether the object is invalid."""
+        """Whether the object is rejected."""
         return bool(self.refusals)
 
     def is_readable(self, *path: str | int) -> bool:
-        """Whether nothing is refused at a path, above it or below it."""
+        """Whether no problem at a path, above it or below it makes the object invalid."""
         return not any(refused[: len(path)] == path[: len(refused)] for refused in self.refusals)
 
     def only_refused_below(self, *paths: Path) -> bool:
-        """Whether every refusal is at or below one of these paths."""
+        """Whether all problems that make the object invalid are at or below one of these paths."""
         return all(any(refused[: len(path)] == path for path in paths) for refused in self.refusals)
 
     def add(
@@ -151,7 +151,7 @@ class Log:
         self._problems.keep(Problem(where=where, what=prefix + separator + what, hint=hint, notice=notice))
 
     def nearest(self, word: object, known: Iterable[str]) -> str:
-        """Like `nearest`, for the first MAX_SUGGESTIONS unknown words of an object."""
+        """Like the function `nearest`, but for only the first MAX_SUGGESTIONS words of an object."""
         if not isinstance(word, str) or self._suggestions <= 0:
             return ""
         self._suggestions -= 1
@@ -160,17 +160,17 @@ class Log:
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """A value in an object. As in Kubernetes, `null` is the same as absent."""
+    """A value in an object, with its path. As in Kubernetes, `null` is the same as absent."""
 
     value: Any
-    """The value."""
+    """The value; None if it is absent."""
     path: Path
     """Path of the value in its document."""
     log: Log
-    """Log of the object."""
+    """Log for problems of the object."""
 
     def __getitem__(self, name: str) -> Field:
-        """Return a field of this mapping; an absent field if this is not a mapping."""
+        """Return a field of this mapping. The field is absent if this value is not a mapping."""
         value = self.value.get(name) if isinstance(self.value, Mapping) else None
         return Field(value, (*self.path, name), self.log)
 
@@ -183,19 +183,19 @@ class Field:
         return isinstance(self.value, Mapping) and name in self.value
 
     def refuse(self, what: str, hint: str = "") -> None:
-        """Add a problem that makes the object invalid."""
+        """Add a problem that makes the object invalid, so it is rejected."""
         self.log.add(self.path, what, hint)
 
     def notice(self, what: str, hint: str = "") -> None:
-        """Add a notice: something is ignored."""
+        """Add a notice: the value is ignored."""
         self.log.add(self.path, what, hint, notice=True)
 
     def warn(self, what: str, hint: str = "") -> None:
-        """Add a warning: the object is valid, but its author should know."""
+        """Add a problem that does not make the object invalid."""
         self.log.add(self.path, what, hint, warning=True)
 
     def required(self) -> Field:
-        """Refuse the object if the value is absent or, as in Kubernetes, an empty string."""
+        """Reject the object if the value is absent or, as in Kubernetes, an empty string."""
         if self.value is None or self.value == "":
             self.refuse("is required")
         return self
@@ -204,11 +204,11 @@ class Field:
         self.refuse(f"must be {what}, not {shown(self.value)}", hint)
 
     def mapping(self, known: str = "", *, strict: bool = False) -> Field:
-        """Expect a mapping. Unknown fields are ignored with a notice.
+        """Expect a mapping. By default, unknown fields are ignored with a notice.
 
         Args:
-            known: names of known fields, separated by spaces; empty to accept any.
-            strict: whether unknown fields are refused. Required where ignoring a field could weaken security.
+            known: names of known fields, separated by spaces; empty to accept any field.
+            strict: whether unknown fields are errors. Use it where an ignored field could weaken security.
         """
         if self.value is None:
             return self
@@ -226,17 +226,16 @@ class Field:
             else:
                 self[name].notice("is not a known field and is ignored", hint)
         if more := unknown[MAX_UNKNOWN:]:
-            named = ", ".join(map(_cut_key, more[:MAX_UNKNOWN])) + (
-                ", ..." if len(more) > MAX_UNKNOWN else ""
-            )
+            listed = ", ".join(map(_cut_key, more[:MAX_UNKNOWN]))
+            listed += ", ..." if len(more) > MAX_UNKNOWN else ""
             ignored = "" if strict else " that are ignored"
             self.log.add(
-                self.path, f"has {len(more)} more unknown fields{ignored}: {named}", notice=not strict
+                self.path, f"has {len(more)} more unknown fields{ignored}: {listed}", notice=not strict
             )
         return self
 
     def items(self) -> Iterator[Field]:
-        """Expect a list; yield its items."""
+        """Expect a list, and yield its items."""
         if self.value is None:
             return
         if not isinstance(self.value, list):
@@ -250,7 +249,7 @@ class Field:
                 yield item
 
     def entries(self) -> Iterator[tuple[str, Field]]:
-        """Expect a mapping with arbitrary keys; yield its entries."""
+        """Expect a mapping with arbitrary keys, and yield its entries."""
         for name in self.mapping().value or ():
             yield str(name), Field(self.value[name], (*self.path, str(name)), self.log)
 
@@ -264,10 +263,10 @@ class Field:
         return default
 
     def name(self, check: Callable[[str], str], default: str = "") -> str:
-        """Expect a name that `check` accepts (it returns what is wrong), or an empty string."""
+        """Expect a valid name or an empty string. `check` returns what is wrong with a name."""
         text = self.text(default)
-        if text and isinstance(self.value, str) and (wrong := check(text)):
-            self.refuse(f"{shown(text)} {wrong}")
+        if text and isinstance(self.value, str) and (error := check(text)):
+            self.refuse(f"{shown(text)} {error}")
         return text
 
     def boolean(self) -> bool | None:
@@ -282,8 +281,8 @@ class Field:
         if self.value is None:
             return None
         if isinstance(self.value, bool) or not isinstance(self.value, int) or not low <= self.value <= high:
-            quoted = isinstance(self.value, str) and self.value.isdecimal()
-            self._expected(f"a number from {low} to {high}", "without quotes" if quoted else "")
+            is_quoted = isinstance(self.value, str) and self.value.isdecimal()
+            self._expected(f"a number from {low} to {high}", "without quotes" if is_quoted else "")
             return None
         return self.value
 
@@ -292,7 +291,7 @@ class Field:
         return self.integer(1, 65535) or 1
 
     def seconds(self, minimum: float = 0.0, maximum: float = MAX_DURATION) -> float | None:
-        """Expect a duration such as `10s`, `500ms` or `1h30m`; return seconds."""
+        """Expect a duration such as `10s`, `500ms` or `1h30m`, and return it in seconds."""
         if self.value is None:
             return None
         text = self.value if isinstance(self.value, str) else ""
@@ -300,8 +299,9 @@ class Field:
             self.refuse(f"must be a duration of at most {MAX_DURATION_LENGTH} characters, not {len(text)}")
             return None
         if not _DURATION.fullmatch(text):
-            number = isinstance(self.value, int) and not isinstance(self.value, bool)
-            self._expected("a duration such as 10s or 500ms", f"write {shown(self.value)}s" if number else "")
+            is_number = isinstance(self.value, int) and not isinstance(self.value, bool)
+            hint = f"write {shown(self.value)}s" if is_number else ""
+            self._expected("a duration such as 10s or 500ms", hint)
             return None
         total = sum(
             float(part.rstrip("hmsuµn")) * _SECONDS[part.lstrip("0123456789.")]

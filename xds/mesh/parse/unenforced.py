@@ -1,4 +1,4 @@
-"""Istio kinds that this control plane does not enforce; it warns about their objects."""
+"""Istio kinds that this control plane does not enforce. It warns about objects of these kinds."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class Unenforced:
     group: str
     """API group."""
     plural: str
-    """Plural in the API's paths."""
+    """Plural name in API paths."""
     versions: tuple[str, ...]
-    """Versions, any of which may be served."""
+    """Versions that an API server may serve."""
     consequence: str = _WITHOUT_EFFECT
-    """Consequence for traffic, as part of the warning."""
+    """Consequence for traffic, as the end of the warning."""
 
 
 _SECURITY = ("v1beta1", "v1")
