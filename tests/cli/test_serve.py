@@ -71,8 +71,8 @@ spec: {{mtls: {{mode: STRICT}}}}
 def test_policy_without_effect_is_reported_until_fixed(folder: Path) -> None:
     (folder / "strict.yaml").write_text(STRICT.format("shpo"))
     warning = (
-        f"{folder}/strict.yaml:2: PeerAuthentication shpo/strict: namespace shpo does not exist (no "
-        f"other object is in it), "
+        f"{folder}/strict.yaml:2: PeerAuthentication shpo/strict: namespace shpo does not exist (it "
+        f"contains only policies), "
         "so it has no effect (did you mean shop?)"
     )
     with serving(folder) as process:

@@ -310,7 +310,7 @@ async def test_unreadable_documents_are_waited_for_at_start(tmp_path: Path) -> N
     good = shop("locked", STRICT)
     hiding: dict[str, str | bytes] = {
         "cannot be read as YAML": good + "{\n",
-        "PeerAuthenticaton is no kind": good.replace("PeerAuthentication", "PeerAuthenticaton"),
+        "PeerAuthenticaton does not exist": good.replace("PeerAuthentication", "PeerAuthenticaton"),
         "metadata.name is required": good.replace("name: default, ", ""),
         "is not UTF-8": good.encode() + b"# caf\xe9\n",
     }

@@ -638,7 +638,7 @@ def test_ignored_parts_of_a_service_get_a_notice() -> None:
     annotated = (SERVICE % "clusterIP: None").replace(
         "name: web,", "name: web, annotations: {alpha.istio.io/kubernetes-serviceaccounts: a},"
     )
-    assert "write full SPIFFE IDs into alpha.istio.io/canonical-serviceaccounts" in notices(annotated)[0]
+    assert "list full SPIFFE IDs in alpha.istio.io/canonical-serviceaccounts" in notices(annotated)[0]
 
 
 def test_allow_tls_of_alpha_policy_is_ignored() -> None:

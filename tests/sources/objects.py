@@ -243,7 +243,7 @@ BAD = [
     (SERVICE, "port: 81", "port: 80", 15, "spec.ports[1].port 80 is listed twice for TCP"),
     (SERVICE, "name: admin", "name: Admin", 14, "spec.ports[1].name 'Admin' is not a DNS label"),
     (SERVICE, "10.0.0.1", "10.0.0.256", 9, "spec.clusterIP '10.0.0.256' is not an IP address"),
-    (SERVICE, "10.0.0.1", "none", 9, "is not an IP address (None makes a Service headless)"),
+    (SERVICE, "10.0.0.1", "none", 9, "is not an IP address (write None for a headless Service)"),
     (SERVICE, "10.0.0.1", "10.0.0.1\n  clusterIPs: [10.0.0.2]", 10, "must begin with the clusterIP 10.0.0.1"),
     (SERVICE, "10.0.0.1", "10.0.0.1\n  type: Headless", 10, "spec.type must be one of ClusterIP, NodePort"),
     (
@@ -323,7 +323,7 @@ BAD = [
     (POLICY, "mode: STRICT", "mode: DISABLE", 13, "(for plaintext, remove spec.peers)"),
     (POLICY, "  name: web\n  namespace", "  name: default\n  namespace", 7, "targets must be absent"),
     (POLICY, POLICY[POLICY.index("  targets") : POLICY.index("  peers")], "", 4, "must be default, not web"),
-    (POLICY, "- name: web\n", "- name: web.shop.svc.cluster.local\n", 8, "(write web, in a Policy of that"),
+    (POLICY, "- name: web\n", "- name: web.shop.svc.cluster.local\n", 8, "(write web in a Policy in the"),
     (POLICY, "- number: 80", "- 80", 10, "must be a mapping, not 80 (write '- number: 8000' or"),
     (POLICY, "- number: 80", "- {number: 80, name: http}", 10, "must have a number or a name, and not both"),
     (POLICY, "- name: web\n", "- {}\n  - name: web\n", 8, "spec.targets[0].name is required"),
@@ -355,7 +355,13 @@ BAD = [
     ),
     (PEER, "  selector:\n    matchLabels: {app: web}\n", "", 9, "portLevelMtls needs a selector"),
     (PEER, "    8080:", "    http:", 12, "spec.portLevelMtls.http must be a port of the workload, a number"),
-    (PEER, "    8080:\n      mode: DISABLE\n", "    {}\n", 11, "spec.portLevelMtls must contain at least one valid port"),
+    (
+        PEER,
+        "    8080:\n      mode: DISABLE\n",
+        "    {}\n",
+        11,
+        "spec.portLevelMtls must contain at least one valid port",
+    ),
     (PEER, "matchLabels:", "matchExpressions:", 8, "is not supported in a selector (write matchLabels)"),
     # DestinationRule
     (RULE, "host: web", "hosts: web", 6, "spec.host is required"),

@@ -161,7 +161,7 @@ _IGNORED = frozenset(
         *("Gateway", "ProxyConfig", "ServiceEntry", "WorkloadEntry", "WorkloadGroup"),
     }
 )
-"""Other kinds in the API groups of `KINDS`. They are ignored, even if their names are similar to a known kind."""
+"""Other kinds in the API groups of `KINDS`. They are ignored, and their names are not spelling mistakes."""
 
 _POD_OWNERS = frozenset(
     {"Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "Job", "CronJob", "ReplicationController"}
