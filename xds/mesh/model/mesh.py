@@ -48,7 +48,7 @@ class Endpoint:
     pod: Pod | None = None
     """Workload behind the address; None for an address outside the mesh."""
     ready: bool = True
-    """Whether traffic is sent to the endpoint."""
+    """Whether the endpoint receives traffic."""
     hostname: str = ""
     """Host name of the endpoint: HOSTNAME.SERVICE resolves to this endpoint only. Empty if it has none."""
     region: str = ""
@@ -78,7 +78,10 @@ class ListedEndpoint(NamedTuple):
 
     @property
     def withheld(self) -> bool:
-        """Whether the entry's Pod is unknown: it may have a sidecar, so its mTLS mode is unknown too."""
+        """Whether the entry names a Pod, but no known pod has its address.
+
+        The Pod may have a sidecar, so what it accepts is unknown.
+        """
         return self.entry.pod is not None and self.pod is None
 
 
@@ -206,7 +209,7 @@ class Mesh:
                 if isinstance(fact, Service):
                     yield fact.namespace, fact.name
                     yield from self._services_sharing_address(fact)
-                    # A Service that lists this Service's clusterIP may not answer it (see `may_answer`).
+                    # `may_answer` depends on this Service for the Services that list its clusterIP.
                     yield from self._services_listing(fact)
 
     # --- lookups ---------------------------------------------------------------------------------

@@ -375,7 +375,10 @@ class MeshConfig:
     """Mesh-wide settings, named as in Istio's MeshConfig. Durations are in seconds."""
 
     enable_auto_mtls: bool = True
-    """Whether clients without TLS settings in a DestinationRule send mutual TLS to endpoints that accept it."""
+    """Whether clients send mutual TLS to endpoints that accept it, by default.
+
+    TLS settings in a DestinationRule override this.
+    """
     trust_domain: str = "cluster.local"
     """Trust domain in the SPIFFE IDs of workloads."""
     trust_domain_aliases: tuple[str, ...] = ()
@@ -410,7 +413,7 @@ class MeshConfig:
     mtls_enabled: bool = False
     """Install switch values.global.mtls.enabled: whether mutual TLS is required and sent by default."""
     sds_socket: str = ""
-    """sdsUdsPath: Unix socket of an SDS server, such as SPIRE's; empty to use certificates of the mesh's CA."""
+    """sdsUdsPath: Unix socket of an SDS server, such as SPIRE's; empty to use the mesh's CA."""
 
     @property
     def intercepting_ports(self) -> frozenset[int]:

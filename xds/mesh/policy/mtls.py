@@ -90,13 +90,13 @@ def _peer_authentication(mesh: Mesh, pod: Pod, port: int) -> ModeDecision | None
     """Return the decision of the PeerAuthentications for a port; None if none applies to the pod.
 
     As in Istio, the mode of the port overrides the workload's, then the namespace's, then the mesh's. At each
-    level, only the oldest object counts.
+    level, only the oldest object applies.
     """
     levels = [level for level in _levels(mesh, pod) if level]
     if not levels:
         return None
     oldest = [level[0] for level in levels]
-    younger = [pa.ref for level in levels for pa in level[1:]]
+    newer = [pa.ref for level in levels for pa in level[1:]]
     modes = [((pa.ports.get(port) if pa.selector else None) or pa.mode, pa.ref) for pa in oldest]
     # Objects that inherit their mode (UNSET) come last: the first object that sets a mode decides.
     ranked = [
@@ -104,7 +104,7 @@ def _peer_authentication(mesh: Mesh, pod: Pod, port: int) -> ModeDecision | None
         *((None, ref) for mode, ref in modes if not mode),
     ]
     (mode, decided_by), *others = ranked
-    return ModeDecision(mode or Mode.PERMISSIVE, decided_by, (*(ref for _, ref in others), *younger))
+    return ModeDecision(mode or Mode.PERMISSIVE, decided_by, (*(ref for _, ref in others), *newer))
 
 
 def _v1alpha1(mesh: Mesh, pod: Pod, port: int) -> ModeDecision:
