@@ -1,8 +1,8 @@
-"""Endpoints (EDS), marked with whether clients send mutual TLS to them.
+"""Endpoints (EDS), including whether clients send each endpoint mutual TLS.
 
-An endpoint's metadata contains the mark for the cluster's `transport_socket_matches`. The sub-zone of its
-locality contains the mark as well. Envoy drains pooled connections only when a host is replaced, and a
-changed locality replaces the host (ADR 0003).
+An endpoint's metadata and the sub-zone of its locality both contain this setting. The metadata selects the
+transport socket, by the cluster's `transport_socket_matches`. The sub-zone makes Envoy drain pooled
+connections, which it does only when a host is replaced. A changed locality replaces the host (ADR 0003).
 """
 
 from __future__ import annotations

@@ -66,8 +66,8 @@ def chains(config: MeshConfig, port: Port, *, by_port: bool) -> tuple[FilterChai
     """Return the filter chains of a port. With `by_port`, they match the destination port as well."""
     tls_sockets = {is_http: tls.server(config, http=is_http) for is_http in (True, False)}
     is_http = port.protocol.is_http
-    is_detected = port.protocol is Protocol.AUTO
-    http = _http(port) if is_http or is_detected else None
+    detects_protocol = port.protocol is Protocol.AUTO
+    http = _http(port) if is_http or detects_protocol else None
     tcp = filters.tcp(port.cluster)
 
     def chain(
@@ -89,25 +89,25 @@ def chains(config: MeshConfig, port: Port, *, by_port: bool) -> tuple[FilterChai
             transport_socket=socket,
         )
 
-    declared = http if is_http else tcp
+    default_filter = http if is_http else tcp
     result: list[FilterChain] = []
     if port.mode is not Mode.DISABLE:
-        if is_detected:
+        if detects_protocol:
             result.append(chain("mtls-http", http, "tls", tls.HTTP_ALPN, terminates_tls=True))
             result.append(chain("mtls", tcp, "tls", tls.TCP_ALPN, terminates_tls=True))
         else:
             mesh_alpn = (*tls.TCP_ALPN, *tls.HTTP_ALPN)
-            result.append(chain("mtls", declared, "tls", mesh_alpn, terminates_tls=True))
+            result.append(chain("mtls", default_filter, "tls", mesh_alpn, terminates_tls=True))
     if port.mode is Mode.STRICT:
-        if is_detected:
+        if detects_protocol:
             result.append(chain("tls-http", http, "tls", _TLS_ALPN, terminates_tls=True))
-        result.append(chain("tls", declared, "tls", terminates_tls=True))
-    elif is_detected:
+        result.append(chain("tls", default_filter, "tls", terminates_tls=True))
+    elif detects_protocol:
         result.append(chain("plaintext-http", http, "raw_buffer", _PLAINTEXT_ALPN))
         result.append(chain("plaintext", tcp, "raw_buffer"))
         result.append(chain("application-tls", tcp, "tls"))
     else:
-        result.append(chain("plaintext", declared, "raw_buffer"))
+        result.append(chain("plaintext", default_filter, "raw_buffer"))
         if not is_http:
             result.append(chain("application-tls", tcp, "tls"))
     return tuple(result)

@@ -33,8 +33,8 @@ class Destination(NamedTuple):
     limits: TcpLimits = NO_LIMITS
     """Timeouts of TCP connections."""
     service_route: tuple[tuple[str, ...], str] = ((), "")
-    """The service's domains and its cluster, for the address of an endpoint. HTTP requests for these domains
-    go to that cluster instead of the endpoint's."""
+    """Domains and cluster of the service, if the address belongs to one of its endpoints. HTTP requests for
+    these domains go to the service's cluster instead of `cluster`."""
 
 
 @lru_cache(maxsize=1024)
@@ -59,7 +59,7 @@ def redirect_listener(config: MeshConfig) -> Resource:
 
 @lru_cache(maxsize=1024)
 def http_listener(port: int) -> Resource:
-    """Return the listener for an HTTP port of any number of services. Its routes match the host."""
+    """Return the listener for an HTTP port, shared by all services with that port. Routes match the host."""
     name = f"0.0.0.0_{port}"
     listener = Listener(
         name=name,

@@ -156,7 +156,7 @@ def _virtual_host(name: str, domains: tuple[str, ...], host: Host, *, proxied: b
 
 
 def with_ports(hosts: tuple[str, ...], port: int, *, bare: bool) -> tuple[str, ...]:
-    """Return the virtual host domains for hosts: each with the port and, with `bare`, also without it."""
+    """Return virtual host domains for hosts with a port. With `bare`, add each host without the port."""
     bracketed = (f"[{host}]" if ":" in host else host for host in hosts)
     return tuple(domain for host in bracketed for domain in ((host,) if bare else ()) + (f"{host}:{port}",))
 
@@ -176,14 +176,13 @@ def route_configuration(
         allow_any: whether requests for unknown hosts keep their original destination. Ignored if `proxied`.
         proxied: whether applications use the listener as an HTTP proxy for all ports.
     """
-    taken: set[str] = set()
+    used_domains: set[str] = set()
     virtual_hosts: list[VirtualHost] = []
     for host in sorted(hosts, key=lambda host: host.is_endpoint):
         bare = host.port == 80 if proxied else True
-        domains = tuple(
-            d for d in dict.fromkeys(with_ports(host.domains, host.port, bare=bare)) if d.lower() not in taken
-        )
-        taken.update(domain.lower() for domain in domains)
+        candidates = dict.fromkeys(with_ports(host.domains, host.port, bare=bare))
+        domains = tuple(domain for domain in candidates if domain.lower() not in used_domains)
+        used_domains.update(domain.lower() for domain in domains)
         if domains:
             label = f"{host.domains[0]}:{host.port}"
             virtual_hosts.append(_virtual_host(label, domains, host, proxied=proxied))

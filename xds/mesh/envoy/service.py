@@ -54,6 +54,7 @@ def build(
     `same_namespace` is whether the clients are in the service's namespace.
     """
     sources = sources_of(mesh, *(rule.refs if rule else ()), service.ref)
+    # Ignore addresses that belong to another service or namespace.
     service = replace(service, addresses=tuple(a for a in service.addresses if mesh.may_answer(service, a)))
     result = ServiceResources([], [], [], [])
     for port in service.ports:
@@ -97,10 +98,10 @@ class _PortBuilder:
     def assignment(self, name: str, targets: list[endpoints.Target]) -> Resource:
         return self._cached(name, targets, lambda: endpoints.assignment(name, targets, self.sources))
 
-    def _cached(self, name: str, spec: object, build: Callable[[], Resource]) -> Resource:
+    def _cached(self, name: str, spec: object, create: Callable[[], Resource]) -> Resource:
         """Return the resource for a spec.
 
-        Reuse a resource that was built for other clients, or before the last change.
+        Reuse a resource with the same spec that was built for other clients, or before the last change.
         """
         key = ("cached", name)
         cache: list[tuple[object, Resource]] = self.mesh.memo(self.service).setdefault(key, [])
@@ -108,7 +109,7 @@ class _PortBuilder:
         if resource is None:
             previous = self.mesh.previous_memo(self.service).get(key, ())
             resource = (
-                next((resource for old_spec, resource in previous if old_spec == spec), None) or build()
+                next((resource for old_spec, resource in previous if old_spec == spec), None) or create()
             )
             cache.append((spec, resource))
         return resource if resource.sources == self.sources else replace(resource, sources=self.sources)
@@ -139,7 +140,7 @@ class _PortBuilder:
     def add_addressed(self, result: ServiceResources, *, same_namespace: bool) -> Iterator[None]:
         """Add hosts and listeners for the service's names and addresses.
 
-        Also add them for each endpoint, if the service is headless or load balancing is PASSTHROUGH.
+        If the service is headless or its load balancing is PASSTHROUGH, also add each endpoint.
         """
         service, port = self.service, self.port
         name = names.outbound(service.host, port.port)
@@ -154,7 +155,8 @@ class _PortBuilder:
                 self.add_endpoint(result, endpoint, service_route, same_namespace=same_namespace)
                 yield
             for entry in self.mesh.withheld(service, port):
-                # Without a listener for this address, connections would pass through in plaintext.
+                # The entry's pod is unknown, so its mode is too. Without a listener for the address,
+                # connections would pass through in plaintext.
                 if self.mesh.may_answer(service, entry.address):
                     for number in dict.fromkeys((port.port, entry.port)):
                         self.add_listener(result, entry.address, number, names.BLACK_HOLE, service_route)

@@ -46,6 +46,7 @@ def steps(mesh: Mesh, pod: Pod, secrets: tuple[Resource, ...] = ()) -> Generator
     """Build a pod's snapshot. Yields after each service to let the event loop run other tasks."""
     rules = mesh.in_namespace(pod.namespace).rules
     selecting = tuple(r.ref for r in rules if r.selector is not None and covers(r.selector, pod.meta.labels))
+    # Pods with the same key have the same outbound resources.
     key = ("clients", pod.namespace, selecting, pod.interception)
     if key not in mesh.scratch:
         mesh.scratch[key] = yield from _build_outbound(mesh, pod)
@@ -83,7 +84,7 @@ class _OutboundResources(NamedTuple):
 
 
 def _build_outbound(mesh: Mesh, pod: Pod) -> Generator[None, None, _OutboundResources]:
-    """Build the resources that the pod's sidecar shares with other sidecars."""
+    """Build the pod's outbound resources, which other sidecars can share."""
     config = mesh.config
     services: list[ServiceResources] = []
     age_keys: list[tuple[bool, float, str, str]] = []

@@ -98,7 +98,7 @@ class Authentication:
             )
         if self._verify is None:
             raise UnauthenticatedError(
-                "tokens are not accepted here: present a client certificate to an mTLS listener"
+                "this server does not accept tokens: present a client certificate to an mTLS listener"
             )
         return await self._verify(token, context.peer())
 

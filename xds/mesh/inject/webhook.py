@@ -45,7 +45,7 @@ MAX_CONNECTIONS = 192
 MAX_CONNECTIONS_PER_ADDRESS = 128
 """Maximum number of connections per address. An API server opens one for each concurrent pod creation."""
 QUEUE_TIMEOUT = 5.0
-"""Maximum time to queue and process a request, in seconds. The API server's timeout is 10 s (`xds install`)."""
+"""Maximum time to process a request, in seconds. The API server's timeout is 10 s (`xds install`)."""
 LOG_LINES = 100
 """Maximum number of log lines about pods per LOG_PERIOD, because unauthenticated clients can cause them."""
 LOG_PERIOD = 10.0
