@@ -29,7 +29,7 @@ def cluster(
     identities: tuple[str, ...] = SANS,
     **policy,
 ) -> dict[str, Any]:
-    spec = clusters.Outbound(
+    spec = clusters.OutboundSpec(
         name="outbound|80||foo",
         sni="foo.com",
         protocol=protocol,

@@ -38,7 +38,7 @@ Contents = set[tuple[str, str, str]]
 
 @pytest.fixture(autouse=True)
 def forget_what_does_not_depend_on_the_mesh() -> None:
-    outbound.http_port.cache_clear()
+    outbound.http_listener.cache_clear()
     routes.route_configuration.cache_clear()
 
 

@@ -79,11 +79,15 @@ def test_nothing_outside_the_filter_chains_depends_on_policy():
     listener = message_class("envoy.config.listener.v3.Listener")
     seen = set()
     for mode in MODES:
-        body = inbound.intercepted(CONFIG, (port(Protocol.HTTP, mode), port(Protocol.AUTO, mode, 0)), ()).body
+        body = inbound.redirect_listener(
+            CONFIG, (port(Protocol.HTTP, mode), port(Protocol.AUTO, mode, 0)), ()
+        ).body
         message = listener.FromString(body)
         del message.filter_chains[:]
         seen.add(message.SerializeToString(deterministic=True))
-        bound = listener.FromString(inbound.bound(CONFIG, "127.0.0.1", port(Protocol.TCP, mode), ()).body)
+        bound = listener.FromString(
+            inbound.port_listener(CONFIG, "127.0.0.1", port(Protocol.TCP, mode), ()).body
+        )
         assert bound.listener_filters_timeout.seconds == 1
         assert bound.continue_on_listener_filters_timeout
     assert len(seen) == 1

@@ -27,7 +27,7 @@ WEB = service("web", "ns")
 
 
 def test_all_names_of_a_service_route_to_it():
-    names = routes.service_names(WEB, own=True)
+    names = routes.service_names(WEB, same_namespace=True)
     found = domains(routes.Host(names, 80, "c"))
     full = [
         "web.ns.svc.cluster.local",
@@ -44,11 +44,11 @@ def test_all_names_of_a_service_route_to_it():
 
 
 def test_short_name_works_in_its_namespace_only():
-    assert "web" not in routes.service_names(WEB, own=False)
+    assert "web" not in routes.service_names(WEB, same_namespace=False)
 
 
 def test_duplicate_name_goes_to_first_service():
-    pod_host = routes.Host(("web.ns",), 80, "pod", addressed=True)
+    pod_host = routes.Host(("web.ns",), 80, "pod", is_endpoint=True)
     first, second = routes.Host(("web.ns", "x"), 80, "first"), routes.Host(("X", "y"), 80, "second")
     assert domains(pod_host, first, second) == {
         "web.ns": "first",

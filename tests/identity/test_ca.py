@@ -320,8 +320,12 @@ BROKEN = damaged(TRUE, b"\x31" + TRUE[1:])
         (certified(P521_KEY, CA, usage(sign=True)), key_pem(EC_KEY), "certificate has an unsupported key"),
         (DOUBLED, key_pem(EC_KEY), "malformed"),
         (BROKEN, key_pem(EC_KEY), "malformed"),
-        (certified(EC_KEY), key_pem(EC_KEY), "not a CA's: it lacks basicConstraints or keyUsage"),
-        (certified(EC_KEY, CA), key_pem(EC_KEY), "not a CA's: it lacks basicConstraints or keyUsage"),
+        (certified(EC_KEY), key_pem(EC_KEY), "not a CA certificate: it lacks basicConstraints or keyUsage"),
+        (
+            certified(EC_KEY, CA),
+            key_pem(EC_KEY),
+            "not a CA certificate: it lacks basicConstraints or keyUsage",
+        ),
         (
             certified(EC_KEY, x509.BasicConstraints(ca=False, path_length=None), usage(sign=True)),
             key_pem(EC_KEY),

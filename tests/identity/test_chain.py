@@ -128,8 +128,8 @@ LEAF = ROOT.subsidiary("Leaf", ca=False)
             lambda: load(ISSUING, roots=(ISSUING,)),
             "the certificate is not a root: it is not signed with its own",
         ),
-        (lambda: load(LEAF), "not a CA's: its basicConstraints say CA:FALSE"),
-        (lambda: load(LEAF.subsidiary("Below"), LEAF), "certificate CN=Leaf is not a CA's"),
+        (lambda: load(LEAF), "not a CA certificate: its basicConstraints say CA:FALSE"),
+        (lambda: load(LEAF.subsidiary("Below"), LEAF), "certificate CN=Leaf is not a CA certificate"),
         (
             lambda: load(EXPIRED, now=NOW + timedelta(hours=1)),
             "the certificate expired at 2030-01-01 12:00 UTC",

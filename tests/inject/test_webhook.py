@@ -177,7 +177,7 @@ DEEP = b'{"kind":' * 200_000
         (review(POD) | {"apiVersion": "admission.k8s.io/v1beta1"}, "has version 'admission.k8s.io/v1beta1'"),
         (review(POD) | {"request": None}, "no request with a uid"),
         (review(POD, uid=""), "no request with a uid"),
-        (review(None), "creates a pod but contains none"),
+        (review(None), "creates a pod but has no object"),
     ],
     ids=lambda value: str(value)[:30],
 )

@@ -18,7 +18,7 @@ from tests.kubernetes.shop import Shop, address
 from tests.server.proxies import DELTA_REQUEST, DELTA_RESPONSE
 from tests.support.waiting import eventually
 from xds.codec import message_class
-from xds.mesh.envoy.inbound import accepting
+from xds.mesh.envoy.inbound import decode_modes
 from xds.mesh.kube import crds
 from xds.mesh.kube.replica_leases import ANNOTATION, LABEL
 from xds.mesh.kube.report_codec import decode_report
@@ -104,7 +104,7 @@ class Proxy:
             if names:
                 await self._ask(ENDPOINT, *names)
         elif kind == LISTENER:
-            self.mode = accepting(self._has[LISTENER].values()).get(8080)
+            self.mode = decode_modes(self._has[LISTENER].values()).get(8080)
             refs = {ref for body in bodies for ref in resource(body, type_url=LISTENER).refs}
             if routes := sorted(name for type_url, name in refs if type_url == ROUTE):
                 await self._ask(ROUTE, *routes)

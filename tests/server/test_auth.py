@@ -215,4 +215,4 @@ async def test_error_states_that_tokens_are_not_accepted():
     ):
         client = Client(channel, method=f"/{ADS}/StreamAggregatedResources")
         code, said = await client.end()
-    assert (code, "tokens are not accepted here" in said) == (UNPROVEN, True)
+    assert (code, "this server does not accept tokens" in said) == (UNPROVEN, True)

@@ -11,7 +11,7 @@ import typer
 
 from xds.cli.options import fail, print_problems
 from xds.codec import to_json_dict
-from xds.mesh.envoy.bootstrap import own_address
+from xds.mesh.envoy.bootstrap import loopback_address
 from xds.mesh.sidecar import draining, environment, running, settings
 from xds.mesh.sidecar.environment import Sidecar
 
@@ -87,7 +87,7 @@ def _become_envoy(sidecar: Sidecar, envoy: str) -> None:
 
 def _drain(sidecar: Sidecar) -> None:
     try:
-        left = draining.drain(own_address(sidecar.pod), sidecar.drain_seconds)
+        left = draining.drain(loopback_address(sidecar.pod), sidecar.drain_seconds)
     except draining.DrainError as error:
         fail(str(error), 1)
     if left:

@@ -58,16 +58,19 @@ MAX_MESSAGE_BYTES = 32 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenFile:
-    """Files in the sidecar's container with its credential and the control plane's roots."""
+    """Files with a sidecar's token, and with the roots that verify the control plane."""
 
     token: str
-    """Path of a bearer token without a newline. Envoy reads it for each new stream."""
+    """Path of a bearer token without a newline. Envoy reads the file for each new stream."""
     roots: str
-    """Path of the PEM roots that verify the control plane's certificate. Envoy reads it once."""
+    """Path of the PEM roots that verify the control plane's certificate. Envoy reads the file once."""
 
 
-def own_address(pod: Pod) -> str:
-    """Return the loopback address for a sidecar's local listeners: the pod's address if it is loopback."""
+def loopback_address(pod: Pod) -> str:
+    """Return the loopback address of a sidecar's local listeners.
+
+    It is the pod's address if that is a loopback address, so that several sidecars can share a host.
+    """
     if pod.interception is Interception.NONE and _is_loopback(pod.address):
         return pod.address
     return "127.0.0.1"
@@ -90,11 +93,11 @@ def bootstrap(
 
     Args:
         pod: pod of the sidecar, which must have an address.
-        xds_host: address or host name of the control plane. With a credential, its certificate must contain
-        it.
+        xds_host: address or host name of the control plane. With a credential, it must be in the control
+            plane's certificate.
         xds_port: port of the control plane.
         sotw: whether to use the state-of-the-world variant instead of delta.
-        credential: credential for TLS; None for plaintext without authentication.
+        credential: token and roots for TLS; None for plaintext without authentication.
         added: additional static clusters and listeners.
     """
     added = tuple(added)
@@ -104,8 +107,8 @@ def bootstrap(
         grpc_services=[_authenticated(xds_host, xds_port, credential) if credential else _plaintext()],
         set_node_on_first_message_only=True,
     )
-    own = own_address(pod)
-    health = pod.address if pod.interception is Interception.NONE else "0.0.0.0"
+    local_address = loopback_address(pod)
+    health_address = pod.address if pod.interception is Interception.NONE else "0.0.0.0"
     app = pod.meta.labels.get("app", pod.name)
     return Bootstrap(
         node=Node(
@@ -113,18 +116,18 @@ def bootstrap(
             cluster=f"{app}.{pod.namespace}",
             metadata=strings(NAME=pod.name, NAMESPACE=pod.namespace, SERVICE_ACCOUNT=pod.service_account),
         ),
-        admin=Admin(address=address(own, ADMIN_PORT)),
+        admin=Admin(address=address(local_address, ADMIN_PORT)),
         dynamic_resources=BootstrapDynamicResources(
             ads_config=api, cds_config=_ads_without_timeout(), lds_config=_ads_without_timeout()
         ),
         static_resources=BootstrapStaticResources(
             clusters=[
                 *([] if credential else [_control_plane(xds_host, xds_port)]),
-                _cluster(_ADMIN_CLUSTER, own, ADMIN_PORT),
+                _cluster(_ADMIN_CLUSTER, local_address, ADMIN_PORT),
                 *(item for item in added if isinstance(item, Cluster)),
             ],
             listeners=[
-                shown("health", health, HEALTH_PORT, "/healthz/ready", "/ready"),
+                admin_page_listener("health", health_address, HEALTH_PORT, "/healthz/ready", "/ready"),
                 *(item for item in added if isinstance(item, Listener)),
             ],
         ),
@@ -132,9 +135,9 @@ def bootstrap(
 
 
 def _ads_without_timeout() -> ConfigSource:
-    """Return ADS without a fetch timeout.
+    """Return the config source for ADS, without a fetch timeout.
 
-    By default, Envoy becomes ready after 30 s without configuration, and would refuse all traffic.
+    By default, Envoy becomes ready after 30 s without configuration, and refuses all traffic.
     """
     source = ads()
     source.initial_fetch_timeout = timedelta(0)
@@ -142,9 +145,9 @@ def _ads_without_timeout() -> ConfigSource:
 
 
 def _retry_policy() -> RetryPolicy:
-    """Return a policy that reconnects within 5 s; Envoy's default is up to 30 s."""
-    times = BackoffStrategy(base_interval=timedelta(milliseconds=500), max_interval=timedelta(seconds=5))
-    return RetryPolicy(retry_back_off=times)
+    """Return a policy with a backoff of at most 5 s. Envoy's default is 30 s."""
+    backoff = BackoffStrategy(base_interval=timedelta(milliseconds=500), max_interval=timedelta(seconds=5))
+    return RetryPolicy(retry_back_off=backoff)
 
 
 def _plaintext() -> GrpcService:
@@ -154,7 +157,7 @@ def _plaintext() -> GrpcService:
 
 
 def _authenticated(host: str, port: int, credential: TokenFile) -> GrpcService:
-    """Return a service with Google's gRPC client: Envoy's own cannot read a token from a file."""
+    """Return a service that uses Google's gRPC client. Envoy's own client cannot read a token from a file."""
     roots = GrpcServiceGoogleGrpcSslCredentials(root_certs=DataSource(filename=credential.roots))
     bearer = FileBasedMetadataConfig(
         secret_data=DataSource(filename=credential.token), header_prefix="Bearer "
@@ -177,7 +180,7 @@ def _authenticated(host: str, port: int, credential: TokenFile) -> GrpcService:
                     "grpc.keepalive_timeout_ms": 10_000,
                     "grpc.http2.ping_timeout_ms": 10_000,
                     "grpc.http2.max_pings_without_data": 0,
-                    # gRPC's own reconnect backoff is up to two minutes.
+                    # gRPC's default reconnect backoff is up to two minutes.
                     "grpc.initial_reconnect_backoff_ms": 500,
                     "grpc.max_reconnect_backoff_ms": 5000,
                 }
@@ -219,11 +222,11 @@ def _control_plane(host: str, port: int) -> Cluster:
     return cluster
 
 
-def shown(name: str, host: str, port: int, path: str, of_admin: str) -> Listener:
+def admin_page_listener(name: str, host: str, port: int, path: str, admin_path: str) -> Listener:
     """Return a listener that serves a single page of the admin interface at `path`."""
     page = Route(
         match=RouteMatch(path=path),
-        route=RouteAction(cluster=_ADMIN_CLUSTER, prefix_rewrite=of_admin),
+        route=RouteAction(cluster=_ADMIN_CLUSTER, prefix_rewrite=admin_path),
     )
     hosts = [VirtualHost(name=name, domains=["*"], routes=[page])]
     return Listener(

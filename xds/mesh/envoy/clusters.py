@@ -1,4 +1,4 @@
-"""Clusters (CDS): destinations of a sidecar, and how it connects to them."""
+"""Clusters (CDS): the destinations of a sidecar, and how it connects to them."""
 
 from __future__ import annotations
 
@@ -49,29 +49,29 @@ _LB = {
     LoadBalancing.LEAST_REQUEST: ClusterLbPolicy.LEAST_REQUEST,
     LoadBalancing.ROUND_ROBIN: ClusterLbPolicy.ROUND_ROBIN,
     LoadBalancing.RANDOM: ClusterLbPolicy.RANDOM,
-    # PASSTHROUGH: each endpoint has its own cluster. Only requests to the service's name come here.
+    # With PASSTHROUGH, each endpoint has its own cluster. This one gets only requests to the service's name.
     LoadBalancing.PASSTHROUGH: ClusterLbPolicy.LEAST_REQUEST,
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outbound:
+class OutboundSpec:
     """Specification of an outbound cluster."""
 
     name: str
     """Name of the cluster."""
     sni: str
-    """Server name in TLS."""
+    """TLS server name that the sidecar sends."""
     protocol: Protocol
     """Protocol of the service port."""
     policy: TrafficPolicy
-    """Settings of the DestinationRule for the port and subset."""
+    """The DestinationRule's settings for the port and subset."""
     identities: tuple[str, ...]
-    """SPIFFE IDs that are accepted from its endpoints."""
+    """SPIFFE IDs that endpoints may have; empty for any ID of the trust domains."""
 
 
-def outbound(config: MeshConfig, spec: Outbound, sources: tuple[str, ...]) -> Resource:
-    """Return the EDS cluster of a service port (or subset, or single endpoint)."""
+def outbound(config: MeshConfig, spec: OutboundSpec, sources: tuple[str, ...]) -> Resource:
+    """Return the EDS cluster of a service port, a subset or a single endpoint."""
     policy = spec.policy
     pool = policy.connection_pool or ConnectionPool()
     http2 = spec.protocol is Protocol.HTTP2 or (spec.protocol is Protocol.HTTP and pool.h2_upgrade is True)
@@ -91,18 +91,18 @@ def outbound(config: MeshConfig, spec: Outbound, sources: tuple[str, ...]) -> Re
             ),
         ]
     outlier = policy.outlier_detection
-    panic = (outlier.min_health_percent if outlier else None) or 0
+    panic_threshold = (outlier.min_health_percent if outlier else None) or 0
     cluster = Cluster(
         name=spec.name,
-        # The `;` ends the name in statistics, as cluster names can contain any separator.
+        # `;` ends the cluster's name in statistics, because the name can contain dots.
         alt_stat_name=f"{spec.name};",
         type=ClusterDiscoveryType.EDS,
         eds_cluster_config=ClusterEdsClusterConfig(eds_config=ads(), service_name=spec.name),
         connect_timeout=seconds(pool.connect_timeout or config.connect_timeout),
         lb_policy=_LB[policy.load_balancer or LoadBalancing.UNSPECIFIED],
         circuit_breakers=_circuit_breakers(pool),
-        # Endpoints that are not ready are sent as unhealthy. Without panic mode, they never get requests.
-        common_lb_config=ClusterCommonLbConfig(healthy_panic_threshold=Percent(value=float(panic))),
+        # The default of 0 disables panic mode, which would send requests to endpoints that are not ready.
+        common_lb_config=ClusterCommonLbConfig(healthy_panic_threshold=Percent(value=float(panic_threshold))),
         outlier_detection=_outlier_detection(outlier) if outlier else None,
         upstream_connection_options=_keepalive(pool),
         typed_extension_protocol_options=_http_options(spec.protocol, pool, http2=http2),
@@ -144,7 +144,7 @@ def _outlier_detection(policy: OutlierPolicy) -> OutlierDetection:
         interval=seconds(policy.interval),
         base_ejection_time=seconds(policy.base_ejection_time),
         max_ejection_percent=policy.max_ejection_percent,
-        # As in Istio: only the rule's thresholds eject hosts, not success rates.
+        # As in Istio, only the rule's thresholds eject endpoints.
         enforcing_success_rate=0,
     )
 
@@ -165,12 +165,12 @@ def _keepalive(pool: ConnectionPool) -> UpstreamConnectionOptions | None:
 def _http_options(protocol: Protocol, pool: ConnectionPool, *, http2: bool) -> dict[str, Any]:
     if protocol is Protocol.TCP:
         return {}
-    idle, max_requests = pool.http_idle_timeout, pool.max_requests_per_connection or None
+    idle_timeout, max_requests = pool.http_idle_timeout, pool.max_requests_per_connection or None
     h2 = Http2ProtocolOptions(max_concurrent_streams=pool.max_concurrent_streams)
     options = HttpProtocolOptions()
-    if idle is not None or max_requests or pool.max_connection_duration is not None:
+    if idle_timeout is not None or max_requests or pool.max_connection_duration is not None:
         options.common_http_protocol_options = CommonHttpOptions(
-            idle_timeout=seconds(idle),
+            idle_timeout=seconds(idle_timeout),
             max_requests_per_connection=max_requests,
             max_connection_duration=seconds(pool.max_connection_duration),
         )
@@ -192,7 +192,10 @@ def _http_options(protocol: Protocol, pool: ConnectionPool, *, http2: bool) -> d
 def inbound(
     config: MeshConfig, port: int, protocol: Protocol, app_address: str, sources: tuple[str, ...]
 ) -> Resource:
-    """Return the cluster for the application; with an empty address, for the original destination."""
+    """Return the cluster for a port of the application.
+
+    If `app_address` is empty, connections keep their original destination.
+    """
     return replace(_inbound(config, port, protocol, app_address), sources=sources)
 
 
@@ -236,7 +239,7 @@ def _original_destination(
 
 @lru_cache(maxsize=1024)
 def fixed(config: MeshConfig, *, intercepted: bool) -> tuple[Resource, ...]:
-    """Return the clusters of every sidecar; passthrough clusters only with interception."""
+    """Return the clusters that every sidecar has. Only intercepting sidecars have passthrough clusters."""
     black_hole = Cluster(
         name=names.BLACK_HOLE,
         type=ClusterDiscoveryType.STATIC,
@@ -251,7 +254,7 @@ def fixed(config: MeshConfig, *, intercepted: bool) -> tuple[Resource, ...]:
     result = [black_hole, identity]
     if intercepted:
         options = _http_options(Protocol.AUTO, ConnectionPool(), http2=False)
-        outward = _original_destination(config, names.PASSTHROUGH, source="", options=options)
-        inward = _original_destination(config, names.INBOUND_PASSTHROUGH, options=options)
-        result += outward, inward
+        passthrough = _original_destination(config, names.PASSTHROUGH, source="", options=options)
+        inbound_passthrough = _original_destination(config, names.INBOUND_PASSTHROUGH, options=options)
+        result += passthrough, inbound_passthrough
     return tuple(map(resource, result))

@@ -1,4 +1,4 @@
-"""Envoy configuration that several resource types share."""
+"""Envoy messages that several resource types use."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def ads() -> ConfigSource:
 def secrets(config: MeshConfig) -> ConfigSource:
     """Return the config source of certificates and roots: ADS, or the mesh's SDS socket.
 
-    Google's gRPC client needs no cluster for the socket, so it need not be in the bootstrap. The variant is
+    For the socket, use Google's gRPC client, which needs no cluster in the bootstrap. The protocol variant is
     state-of-the-world, the only one that SPIRE's agent supports.
     """
     if not config.sds_socket:
@@ -58,7 +58,7 @@ def secrets(config: MeshConfig) -> ConfigSource:
 
 
 def one_endpoint(cluster: str, host: str, port: int) -> ClusterLoadAssignment:
-    """Return the load assignment for a single address."""
+    """Return a load assignment with a single endpoint."""
     endpoint = LbEndpoint(endpoint=Endpoint(address=address(host, port)))
     return ClusterLoadAssignment(
         cluster_name=cluster, endpoints=[LocalityLbEndpoints(lb_endpoints=[endpoint])]
@@ -66,10 +66,10 @@ def one_endpoint(cluster: str, host: str, port: int) -> ClusterLoadAssignment:
 
 
 def seconds(value: float | None) -> timedelta | None:
-    """Return a duration, or None if it is unset."""
+    """Return a duration; None if the value is None."""
     return None if value is None else timedelta(seconds=value)
 
 
 def strings(**values: str) -> Struct:
-    """Return a Struct of strings."""
+    """Return a Struct with string values."""
     return Struct(fields={key: Value(string_value=value) for key, value in values.items()})

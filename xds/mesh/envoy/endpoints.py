@@ -1,8 +1,8 @@
-"""Endpoints (EDS), each with its mTLS mode.
+"""Endpoints (EDS), including whether clients send each endpoint mutual TLS.
 
-The mode is in the endpoint's metadata, for the cluster's `transport_socket_matches`, and in the sub-zone of
-its locality: Envoy drains pooled connections only when a host is replaced, and a changed locality replaces
-the host (ADR 0003).
+An endpoint's metadata and the sub-zone of its locality both contain this setting. The metadata selects the
+transport socket, by the cluster's `transport_socket_matches`. The sub-zone makes Envoy drain pooled
+connections, which it does only when a host is replaced. A changed locality replaces the host (ADR 0003).
 """
 
 from __future__ import annotations
@@ -14,35 +14,35 @@ from xds.codec import message_class, serialize
 from xds.mesh.model.mesh import Endpoint
 from xds.snapshot import ENDPOINT, TYPE_PREFIX, Resource
 
-_HEALTHY, _UNHEALTHY = 1, 2
-MTLS_ZONE = "istio"
-"""Sub-zone of endpoints that get mutual TLS."""
+_HEALTHY, _UNHEALTHY = 1, 2  # envoy.config.core.v3.HealthStatus
+_MTLS_SUB_ZONE = "istio"
+"""Last part of the sub-zone of endpoints that get mutual TLS."""
 
 
 class Target(NamedTuple):
-    """One endpoint of a ClusterLoadAssignment. The order of fields makes sorting group by locality."""
+    """One endpoint of a ClusterLoadAssignment. Locality fields come first, so sorting groups by locality."""
 
     region: str
     """Region of the locality."""
     zone: str
     """Zone of the locality."""
     sub_zone: str
-    """Sub-zone of the locality, which includes the mode."""
+    """Sub-zone of the locality; it ends in `istio` if `mtls` is set."""
     address: str
     """IP address."""
     port: int
     """Port."""
     ready: bool
-    """Whether it is healthy."""
+    """Whether the endpoint is marked healthy."""
     mtls: bool
-    """Whether clients send mutual TLS."""
+    """Whether clients send mutual TLS to the endpoint."""
 
 
 def target(endpoint: Endpoint, *, mtls: bool) -> Target:
-    """Return the target for an endpoint and its mode."""
+    """Return the target for an endpoint. `mtls` is whether clients send it mutual TLS."""
     sub_zone = endpoint.sub_zone
     if mtls:
-        sub_zone = f"{sub_zone}/{MTLS_ZONE}" if sub_zone else MTLS_ZONE
+        sub_zone = f"{sub_zone}/{_MTLS_SUB_ZONE}" if sub_zone else _MTLS_SUB_ZONE
     return Target(
         endpoint.region, endpoint.zone, sub_zone, endpoint.address, endpoint.port, endpoint.ready, mtls
     )
@@ -51,22 +51,22 @@ def target(endpoint: Endpoint, *, mtls: bool) -> Target:
 def assignment(name: str, targets: Iterable[Target], sources: tuple[str, ...]) -> Resource:
     """Return a cluster's ClusterLoadAssignment.
 
-    This message can be large, so it is built with protobuf directly: ten times faster than betterproto2 (ADR
-    0002).
+    The message can be large. It is built with protobuf, which is ten times faster than betterproto2
+    (ADR 0002).
     """
     message: Any = message_class(ENDPOINT.removeprefix(TYPE_PREFIX))(cluster_name=name)
     group: Any = None
-    zone: tuple[str, str, str] | None = None
+    locality: tuple[str, str, str] | None = None
     for target in sorted(targets):
-        if target[:3] != zone:
-            zone = target[:3]
+        if target[:3] != locality:
+            locality = target[:3]
             group = message.endpoints.add()
             group.locality.SetInParent()
-            group.locality.region, group.locality.zone, group.locality.sub_zone = zone
-        entry = group.lb_endpoints.add()
-        socket = entry.endpoint.address.socket_address
-        socket.address, socket.port_value = target.address, target.port
-        entry.health_status = _HEALTHY if target.ready else _UNHEALTHY
+            group.locality.region, group.locality.zone, group.locality.sub_zone = locality
+        lb_endpoint = group.lb_endpoints.add()
+        socket_address = lb_endpoint.endpoint.address.socket_address
+        socket_address.address, socket_address.port_value = target.address, target.port
+        lb_endpoint.health_status = _HEALTHY if target.ready else _UNHEALTHY
         if target.mtls:
-            entry.metadata.filter_metadata["envoy.transport_socket_match"]["tlsMode"] = "istio"
+            lb_endpoint.metadata.filter_metadata["envoy.transport_socket_match"]["tlsMode"] = "istio"
     return Resource.of(ENDPOINT, name, serialize(message), sources=sources)

@@ -51,7 +51,7 @@ _PEER_ALIASES = (
     "|x-forwarded[^a-z0-9-]client[^a-z0-9]cert"
     "|x-forwarded-client[^a-z0-9-]cert"
 )
-"""Names that differ from x-forwarded-client-cert only in separators. Envoy lower-cases header names."""
+"""Header names that differ from x-forwarded-client-cert only in separators, in lower case as in Envoy."""
 
 
 @lru_cache(maxsize=1)
@@ -84,8 +84,8 @@ def tcp(cluster: str, limits: TcpLimits = NO_LIMITS) -> Filter:
     return Filter(name="envoy.filters.network.tcp_proxy", typed_config=pack(proxy))
 
 
-def closed(ports: Iterable[int]) -> list[FilterChain]:
-    """Return filter chains that refuse connections to some ports."""
+def refusing_chains(ports: Iterable[int]) -> list[FilterChain]:
+    """Return filter chains that refuse connections to these ports."""
     return [
         FilterChain(
             name=f"{BLACK_HOLE}-{port}",
@@ -98,10 +98,10 @@ def closed(ports: Iterable[int]) -> list[FilterChain]:
 
 @lru_cache(maxsize=8)
 def alpn_filter(*protocols: str) -> HttpFilter:
-    """Return the HTTP filter that sets ALPN protocols of the upstream connection, or leaves them if empty.
+    """Return the HTTP filter that sets the ALPN protocols of the upstream connection.
 
-    It replaces Istio's `istio.alpn`, which stock Envoy lacks. The server uses ALPN to distinguish HTTP from
-    TCP.
+    Without protocols, the filter does nothing until a route overrides it. It replaces Istio's `istio.alpn`
+    filter, which stock Envoy lacks. The server's sidecar uses ALPN to distinguish HTTP from TCP.
     """
     values = [
         FilterStateValue(
@@ -117,11 +117,11 @@ def alpn_filter(*protocols: str) -> HttpFilter:
 
 
 def healthy(cluster: str, path: str) -> HttpFilter:
-    """Return the HTTP filter that answers `path`: 200 if all endpoints of a cluster are healthy, else 503."""
-    matcher = HeaderMatcher(name=":path", string_match=StringMatcher(exact=path))
+    """Return the HTTP filter that responds to `path`: 200 if a cluster's endpoints are healthy, else 503."""
+    path_matcher = HeaderMatcher(name=":path", string_match=StringMatcher(exact=path))
     check = HealthCheck(
         pass_through_mode=False,
-        headers=[matcher],
+        headers=[path_matcher],
         cluster_min_healthy_percentages={cluster: Percent(value=100.0)},
     )
     return HttpFilter(name="envoy.filters.http.health_check", typed_config=pack(check))
@@ -129,8 +129,8 @@ def healthy(cluster: str, path: str) -> HttpFilter:
 
 @lru_cache(maxsize=1)
 def _without_peer_aliases() -> HttpFilter:
-    # CGI and WSGI replace "-" with "_", some servers also other characters: applications could not
-    # distinguish a client's x_forwarded_client_cert from the header that Envoy sets.
+    # CGI and WSGI servers map "-" and "_" to the same character, and some servers map more. Their
+    # applications could not distinguish a client's x_forwarded_client_cert from the header that Envoy sets.
     aliases = StringMatcher(safe_regex=RegexMatcher(regex=_PEER_ALIASES))
     removal = HeaderMutation(remove_on_match=HeaderMutationRemoveOnMatch(key_matcher=aliases))
     config = HeaderMutationFilter(mutations=Mutations(request_mutations=[removal]))
@@ -145,10 +145,10 @@ def _router() -> HttpFilter:
 def _manager(stat_prefix: str, *, upgrades: Iterable[str] = ("websocket",)) -> HttpConnectionManager:
     return HttpConnectionManager(
         stat_prefix=stat_prefix,
-        # The sidecar is transparent: no timeouts of its own, and no server header.
+        # The sidecar is transparent: it adds neither timeouts nor a server header.
         stream_idle_timeout=timedelta(0),
         server_header_transformation=HttpConnectionManagerServerHeaderTransformation.PASS_THROUGH,
-        # Accept the same clients as the application without a sidecar.
+        # Accept HTTP/1.0 clients, as the application does without a sidecar.
         http_protocol_options=Http1ProtocolOptions(accept_http_10=True),
         upgrade_configs=[HttpConnectionManagerUpgradeConfig(upgrade_type=name) for name in upgrades],
         normalize_path=True,
@@ -156,7 +156,10 @@ def _manager(stat_prefix: str, *, upgrades: Iterable[str] = ("websocket",)) -> H
 
 
 def http_by_rds(route_config: str, *, proxy: bool = False) -> Filter:
-    """Return the filter for outbound HTTP with routes from RDS; `proxy`: as an explicit HTTP proxy."""
+    """Return the filter for outbound HTTP with routes from RDS.
+
+    `proxy` is whether applications use the listener as an HTTP proxy.
+    """
     manager = _manager(
         f"outbound_{route_config}", upgrades=("websocket", "CONNECT") if proxy else ("websocket",)
     )
@@ -177,10 +180,10 @@ def http_to(
     """Return the filter for HTTP with static routes.
 
     Args:
-        stat_prefix: prefix of its statistics.
-        virtual_hosts: the routes.
-        alpn: ALPN protocol of upstream TLS; empty for the default.
-        first: HTTP filters before the others.
+        stat_prefix: prefix of the filter's statistics.
+        virtual_hosts: virtual hosts with the routes.
+        alpn: ALPN protocol of upstream TLS; empty for the cluster's own.
+        first: HTTP filters that run before the others.
     """
     manager = _manager(stat_prefix)
     manager.route_config = RouteConfiguration(
@@ -191,7 +194,10 @@ def http_to(
 
 
 def http_from_peer(stat_prefix: str, virtual_host: VirtualHost) -> Filter:
-    """Return the filter for inbound HTTP, which tells the application only the peer's identity (ADR 0004)."""
+    """Return the filter for inbound HTTP.
+
+    It replaces X-Forwarded-Client-Cert with the peer's identity (ADR 0004).
+    """
     manager = _manager(stat_prefix)
     manager.route_config = RouteConfiguration(
         name=stat_prefix, virtual_hosts=[virtual_host], validate_clusters=False

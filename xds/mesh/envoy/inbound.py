@@ -1,8 +1,8 @@
 """Inbound listeners (LDS): what a sidecar accepts on each port of its pod.
 
-A filter chain that two modes share has the same bytes in both, and nothing outside `filter_chains` depends on
+A filter chain that two modes share has the same bytes in both. Nothing outside `filter_chains` depends on
 policy. When a mode changes, Envoy therefore replaces only the chains that differ, and keeps connections on
-the others (ADR 0003). Filter chains by mode:
+the other chains (ADR 0003). Filter chains by mode:
 
 | mode       | mutual TLS, mesh ALPN | other TLS     | plaintext            |
 |------------|-----------------------|---------------|----------------------|
@@ -10,7 +10,7 @@ the others (ADR 0003). Filter chains by mode:
 | PERMISSIVE | yes (the same chain)  | forwarded (1) | yes                  |
 | DISABLE    |                       | forwarded (1) | yes (the same chain) |
 
-(1) To the application, which terminates TLS itself. Not on ports that are declared as HTTP.
+(1) To the application, which terminates TLS itself. Ports declared as HTTP refuse such connections.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _TLS_ALPN = ("http/1.0", "http/1.1", "h2")
 
 
 class Port(NamedTuple):
-    """A port of the pod, and how it is served."""
+    """A port of the pod, and how its inbound listener serves it."""
 
     number: int
     """Port number; 0 for all ports without an entry."""
@@ -53,60 +53,61 @@ class Port(NamedTuple):
     mode: Mode
     """Served mTLS mode."""
     cluster: str
-    """Cluster that leads to the application."""
+    """Cluster of the application."""
 
     @property
     def label(self) -> str:
-        """Common prefix of the names of its filter chains."""
+        """Prefix of the names of the port's filter chains."""
         return f"0.0.0.0_{self.number}" if self.number else f"{NAME}-catchall"
 
 
 @lru_cache(maxsize=8192)
 def chains(config: MeshConfig, port: Port, *, by_port: bool) -> tuple[FilterChain, ...]:
-    """Return the filter chains of a port; `by_port`: the listener serves several ports."""
-    secured = {protocol: tls.server(config, http=protocol) for protocol in (True, False)}
+    """Return the filter chains of a port. With `by_port`, they match the destination port as well."""
+    tls_sockets = {is_http: tls.server(config, http=is_http) for is_http in (True, False)}
     is_http = port.protocol.is_http
-    detected = port.protocol is Protocol.AUTO
-    http = _http(port) if is_http or detected else None
+    detects_protocol = port.protocol is Protocol.AUTO
+    http = _http(port) if is_http or detects_protocol else None
     tcp = filters.tcp(port.cluster)
 
     def chain(
         name: str,
-        handler: Filter | None,
+        network_filter: Filter | None,
         transport: str,
         alpn: tuple[str, ...] = (),
         *,
-        terminate: bool = False,
+        terminates_tls: bool = False,
     ) -> FilterChain:
-        socket: TransportSocket | None = secured[handler is http] if terminate else None
+        socket: TransportSocket | None = tls_sockets[network_filter is http] if terminates_tls else None
         match = FilterChainMatch(transport_protocol=transport, application_protocols=list(alpn))
         if by_port and port.number:
             match.destination_port = port.number
         return FilterChain(
             name=f"{port.label};{name}",
             filter_chain_match=match,
-            filters=[handler or tcp],
+            filters=[network_filter or tcp],
             transport_socket=socket,
         )
 
-    main = http if is_http else tcp
+    default_filter = http if is_http else tcp
     result: list[FilterChain] = []
     if port.mode is not Mode.DISABLE:
-        if detected:
-            result.append(chain("mtls-http", http, "tls", tls.HTTP_ALPN, terminate=True))
-            result.append(chain("mtls", tcp, "tls", tls.TCP_ALPN, terminate=True))
+        if detects_protocol:
+            result.append(chain("mtls-http", http, "tls", tls.HTTP_ALPN, terminates_tls=True))
+            result.append(chain("mtls", tcp, "tls", tls.TCP_ALPN, terminates_tls=True))
         else:
-            result.append(chain("mtls", main, "tls", (*tls.TCP_ALPN, *tls.HTTP_ALPN), terminate=True))
+            mesh_alpn = (*tls.TCP_ALPN, *tls.HTTP_ALPN)
+            result.append(chain("mtls", default_filter, "tls", mesh_alpn, terminates_tls=True))
     if port.mode is Mode.STRICT:
-        if detected:
-            result.append(chain("tls-http", http, "tls", _TLS_ALPN, terminate=True))
-        result.append(chain("tls", main, "tls", terminate=True))
-    elif detected:
+        if detects_protocol:
+            result.append(chain("tls-http", http, "tls", _TLS_ALPN, terminates_tls=True))
+        result.append(chain("tls", default_filter, "tls", terminates_tls=True))
+    elif detects_protocol:
         result.append(chain("plaintext-http", http, "raw_buffer", _PLAINTEXT_ALPN))
         result.append(chain("plaintext", tcp, "raw_buffer"))
         result.append(chain("application-tls", tcp, "tls"))
     else:
-        result.append(chain("plaintext", main, "raw_buffer"))
+        result.append(chain("plaintext", default_filter, "raw_buffer"))
         if not is_http:
             result.append(chain("application-tls", tcp, "tls"))
     return tuple(result)
@@ -124,50 +125,50 @@ _LETTERS = {Mode.DISABLE: "D", Mode.PERMISSIVE: "P", Mode.STRICT: "S"}
 _MODES = {letter: mode for mode, letter in _LETTERS.items()}
 
 
-def tag(ports: Iterable[Port]) -> str:
-    """Encode the modes of a listener's ports for its resource version: `0P8080S`."""
+def encode_modes(ports: Iterable[Port]) -> str:
+    """Encode the ports' modes as a tag for the listener's resource version, such as `0P8080S`."""
     return "".join(f"{port.number}{_LETTERS[port.mode]}" for port in ports)
 
 
-def accepting(versions: Iterable[str]) -> dict[int, Mode]:
-    """Return the mode of each port, decoded from the versions of the listeners."""
+def decode_modes(versions: Iterable[str]) -> dict[int, Mode]:
+    """Return the mode of each port, decoded from the resource versions of listeners."""
     tags = "".join(tag_of(version) for version in versions)
     return {int(number): _MODES[letter] for number, letter in re.findall(r"(\d{1,5})([DPS])", tags)}
 
 
 def _inspectors() -> list[ListenerFilter]:
-    # In every mode: nothing outside the filter chains may depend on policy.
+    # Use the same inspectors in every mode: nothing outside the filter chains may depend on policy.
     return [filters.tls_inspector(), filters.http_inspector()]
 
 
-def intercepted(config: MeshConfig, ports: tuple[Port, ...], sources: tuple[str, ...]) -> Resource:
-    """Return the listener that all inbound connections of a pod are redirected to."""
-    return replace(_intercepted(config, ports), sources=sources)
+def redirect_listener(config: MeshConfig, ports: tuple[Port, ...], sources: tuple[str, ...]) -> Resource:
+    """Return the listener that iptables redirects all inbound connections of a pod to."""
+    return replace(_redirect_listener(config, ports), sources=sources)
 
 
 @lru_cache(maxsize=8192)
-def _intercepted(config: MeshConfig, ports: tuple[Port, ...]) -> Resource:
-    result = filters.closed(
+def _redirect_listener(config: MeshConfig, ports: tuple[Port, ...]) -> Resource:
+    filter_chains = filters.refusing_chains(
         # No connection may reach the admin interface, or loop back to the sidecar.
         (config.proxy_listen_port, config.proxy_inbound_listen_port, ADMIN_PORT)
     )
     for port in ports:
-        result.extend(chains(config, port, by_port=True))
+        filter_chains.extend(chains(config, port, by_port=True))
     listener = Listener(
         name=NAME,
         address=address("0.0.0.0", config.proxy_inbound_listen_port),
-        filter_chains=result,
+        filter_chains=filter_chains,
         listener_filters=[filters.original_dst(), *_inspectors()],
         listener_filters_timeout=seconds(config.protocol_detection_timeout),
         continue_on_listener_filters_timeout=True,
         traffic_direction=TrafficDirection.INBOUND,
     )
-    return resource(listener, tag=tag(ports))
+    return resource(listener, tag=encode_modes(ports))
 
 
 @lru_cache(maxsize=8192)
-def bound(config: MeshConfig, host: str, port: Port, sources: tuple[str, ...]) -> Resource:
-    """Return the listener of one port in interception mode NONE, bound to the pod's own address."""
+def port_listener(config: MeshConfig, host: str, port: Port, sources: tuple[str, ...]) -> Resource:
+    """Return the listener of one port in interception mode NONE, bound to the pod's address `host`."""
     name = f"{host}_{port.number}"
     listener = Listener(
         name=name,
@@ -178,4 +179,4 @@ def bound(config: MeshConfig, host: str, port: Port, sources: tuple[str, ...]) -
         continue_on_listener_filters_timeout=True,
         traffic_direction=TrafficDirection.INBOUND,
     )
-    return resource(listener, sources=sources, tag=tag((port,)))
+    return resource(listener, sources=sources, tag=encode_modes((port,)))

@@ -1,4 +1,4 @@
-"""Envoy names in Istio's format: clusters, SNI, node IDs."""
+"""Names in Istio's format: clusters, SNI and node IDs."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from xds.mesh.model.objects import CLUSTER_DOMAIN
 PASSTHROUGH = "PassthroughCluster"
 """Cluster for outbound traffic to unknown destinations; keeps the original destination."""
 INBOUND_PASSTHROUGH = "InboundPassthroughCluster"
-"""Cluster for inbound traffic to ports of no service; keeps the original port."""
+"""Cluster for inbound traffic to ports without a Service; keeps the original destination."""
 BLACK_HOLE = "BlackHoleCluster"
 """Cluster without endpoints, for refused traffic."""
 IDENTITY = "IdentityCluster"
-"""Cluster without traffic, whose TLS settings make every sidecar fetch its secrets at start (ADR 0006)."""
+"""Cluster without endpoints. Its TLS settings make every sidecar fetch its secrets at startup (ADR 0006)."""
 
 HTTP_PROXY = "http_proxy"
 """Name of the listener and the route configuration of a sidecar's HTTP proxy."""
 
 PASSTHROUGH_SOURCE = "127.0.0.6"
-"""Source address of connections from a sidecar to its application, which interception excludes."""
+"""Source address of a sidecar's connections to its application. Interception excludes it."""
 
 
 def outbound(host: str, port: int, subset: str = "") -> str:
@@ -36,7 +36,7 @@ def inbound(port: int) -> str:
 
 
 def sni(host: str, port: int, subset: str = "") -> str:
-    """Return the server name that clients send in TLS."""
+    """Return the TLS server name that clients send for a service port."""
     return f"outbound_.{port}_.{subset}_.{host}"
 
 
@@ -60,10 +60,10 @@ class NodeId(NamedTuple):
         Raises:
             ValueError: the node ID has another format.
         """
-        kind, _, rest = text.partition("~")
-        address, _, rest = rest.partition("~")
-        name, _, domain = rest.partition("~")
-        pod, _, namespace = name.rpartition(".")
+        kind, _, remainder = text.partition("~")
+        address, _, remainder = remainder.partition("~")
+        qualified_name, _, domain = remainder.partition("~")
+        pod, _, namespace = qualified_name.rpartition(".")
         if (
             kind != "sidecar"
             or not (address and pod and namespace)

@@ -1,4 +1,4 @@
-"""Outbound listeners (LDS): how a sidecar handles connections of its application."""
+"""Outbound listeners (LDS): how a sidecar handles its application's connections."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from envoy_data_plane.envoy.config.core.v3 import TrafficDirection
-from envoy_data_plane.envoy.config.listener.v3 import FilterChain, FilterChainMatch, Listener, ListenerFilter
+from envoy_data_plane.envoy.config.listener.v3 import FilterChain, FilterChainMatch, Listener
 from envoy_data_plane.envoy.config.route.v3 import VirtualHost
 
 from xds.mesh.envoy import filters, names
@@ -32,30 +32,34 @@ class Destination(NamedTuple):
     """Cluster that connections go to."""
     limits: TcpLimits = NO_LIMITS
     """Timeouts of TCP connections."""
-    named: tuple[tuple[str, ...], str] = ((), "")
-    """Domains whose HTTP requests go to another cluster, for requests to a service's name at an endpoint's
-    address."""
+    service_route: tuple[tuple[str, ...], str] = ((), "")
+    """Domains and cluster of the service, if the address belongs to one of its endpoints. HTTP requests for
+    these domains go to the service's cluster instead of `cluster`."""
 
 
 @lru_cache(maxsize=1024)
-def entry(config: MeshConfig) -> Resource:
-    """Return the listener that outbound connections are redirected to; it hands them to the others."""
-    onward = names.PASSTHROUGH if config.allow_any_outbound else names.BLACK_HOLE
+def redirect_listener(config: MeshConfig) -> Resource:
+    """Return the listener that iptables redirects all outbound connections to.
+
+    Envoy passes a connection to the listener for its original destination. If there is none, the default
+    filter chain handles it.
+    """
+    default_cluster = names.PASSTHROUGH if config.allow_any_outbound else names.BLACK_HOLE
     listener = Listener(
         name=NAME,
         address=address("0.0.0.0", config.proxy_listen_port),
         use_original_dst=True,
         # Connections to these ports would loop.
-        filter_chains=filters.closed((config.proxy_listen_port, config.proxy_inbound_listen_port)),
-        default_filter_chain=FilterChain(name=onward, filters=[filters.tcp(onward)]),
+        filter_chains=filters.refusing_chains((config.proxy_listen_port, config.proxy_inbound_listen_port)),
+        default_filter_chain=FilterChain(name=default_cluster, filters=[filters.tcp(default_cluster)]),
         traffic_direction=TrafficDirection.OUTBOUND,
     )
     return resource(listener)
 
 
 @lru_cache(maxsize=1024)
-def http_port(port: int) -> Resource:
-    """Return the listener of all services with this HTTP port; routes match by host."""
+def http_listener(port: int) -> Resource:
+    """Return the listener for an HTTP port, shared by all services with that port. Routes match the host."""
     name = f"0.0.0.0_{port}"
     listener = Listener(
         name=name,
@@ -68,8 +72,8 @@ def http_port(port: int) -> Resource:
 
 
 @lru_cache(maxsize=1024)
-def http_proxy(config: MeshConfig, host: str) -> Resource:
-    """Return the listener of the HTTP proxy for interception mode NONE."""
+def http_proxy_listener(config: MeshConfig, host: str) -> Resource:
+    """Return the listener that applications use as an HTTP proxy in interception mode NONE."""
     listener = Listener(
         name=names.HTTP_PROXY,
         address=address(host, config.proxy_http_port),
@@ -81,7 +85,7 @@ def http_proxy(config: MeshConfig, host: str) -> Resource:
     return resource(listener)
 
 
-def destination(config: MeshConfig, spec: Destination, sources: tuple[str, ...]) -> Resource:
+def destination_listener(config: MeshConfig, spec: Destination, sources: tuple[str, ...]) -> Resource:
     """Return the listener for connections to one address and port."""
     name = f"{spec.address}_{spec.port}"
     listener = Listener(
@@ -89,26 +93,25 @@ def destination(config: MeshConfig, spec: Destination, sources: tuple[str, ...])
         address=address(spec.address, spec.port),
         bind_to_port=False,
         filter_chains=list(_chains(spec)),
-        listener_filters=_detectors(spec.protocol),
+        listener_filters=[filters.http_inspector()] if spec.protocol is Protocol.AUTO else [],
         traffic_direction=TrafficDirection.OUTBOUND,
     )
     if spec.protocol is Protocol.AUTO:
-        # After this timeout, a client of a server-first protocol is treated as TCP.
+        # In a server-first protocol, the client sends nothing: treat it as TCP after this timeout.
         listener.listener_filters_timeout = seconds(config.protocol_detection_timeout)
         listener.continue_on_listener_filters_timeout = True
     return resource(listener, sources=sources)
 
 
-def _detectors(protocol: Protocol) -> list[ListenerFilter]:
-    return [filters.http_inspector()] if protocol is Protocol.AUTO else []
-
-
 @lru_cache(maxsize=8192)
 def _chains(spec: Destination) -> tuple[FilterChain, ...]:
-    domains, cluster = spec.named
-    hosts = [VirtualHost(name=spec.cluster, domains=["*"], routes=[to_cluster(spec.cluster)])]
+    domains, service_cluster = spec.service_route
+    virtual_hosts = [VirtualHost(name=spec.cluster, domains=["*"], routes=[to_cluster(spec.cluster)])]
     if domains:
-        hosts.insert(0, VirtualHost(name=cluster, domains=list(domains), routes=[to_cluster(cluster)]))
+        by_name = VirtualHost(
+            name=service_cluster, domains=list(domains), routes=[to_cluster(service_cluster)]
+        )
+        virtual_hosts.insert(0, by_name)
     tcp = FilterChain(name="tcp", filters=[filters.tcp(spec.cluster, spec.limits)])
     match spec.protocol:
         case Protocol.TCP:
@@ -118,13 +121,13 @@ def _chains(spec: Destination) -> tuple[FilterChain, ...]:
                 FilterChain(
                     name="http1",
                     filter_chain_match=FilterChainMatch(application_protocols=["http/1.0", "http/1.1"]),
-                    filters=[filters.http_to(spec.cluster, hosts, alpn="istio-http/1.1")],
+                    filters=[filters.http_to(spec.cluster, virtual_hosts, alpn="istio-http/1.1")],
                 ),
                 FilterChain(
                     name="http2",
                     filter_chain_match=FilterChainMatch(application_protocols=["h2c"]),
-                    filters=[filters.http_to(spec.cluster, hosts, alpn="istio-h2")],
+                    filters=[filters.http_to(spec.cluster, virtual_hosts, alpn="istio-h2")],
                 ),
                 tcp,
             )
-    return (FilterChain(name="http", filters=[filters.http_to(spec.cluster, hosts)]),)
+    return (FilterChain(name="http", filters=[filters.http_to(spec.cluster, virtual_hosts)]),)

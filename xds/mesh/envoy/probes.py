@@ -1,9 +1,10 @@
-"""A static listener that answers the kubelet's probes, because the kubelet cannot send mutual TLS.
+"""A static listener that responds to the kubelet's probes, because the kubelet cannot send mutual TLS.
 
-Every probe has its own path. HTTP probes are forwarded to the application. TCP and gRPC probes are Envoy
-health checks, twice per period of the probe; the listener returns the latest result.
+Every probe has its own path. The sidecar forwards HTTP probes to the application. For a TCP or gRPC probe,
+Envoy runs a health check twice per period, and the listener returns the latest result.
 
-Probes connect to the pod's address, like the kubelet, from a source address that interception excludes.
+Like the kubelet, the sidecar probes the application at the pod's address. It connects from a source address
+that interception excludes.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from xds.mesh.envoy.common import HTTP_OPTIONS, address, one_endpoint, seconds
 NAME = "probes"
 
 _ACCEPTABLE = "/?&=%:@!$'()*+,;~-._[]|{}^\"<>\\`"
-"""Characters that are not escaped in a path."""
+"""Characters that need no escaping in a path."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +51,7 @@ class Probe:
     """A probe of the application."""
 
     path: str
-    """Path where the listener answers it."""
+    """Path of the probe on the listener."""
     port: int
     """Port of the application."""
     host: str = ""
@@ -61,48 +62,48 @@ class Probe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpProbe(Probe):
-    """A GET request, which succeeds with a status from 200 to 399."""
+    """A GET request. A status from 200 to 399 is a success."""
 
     target: str = "/"
     """Path of the request, optionally with a query."""
     https: bool = False
-    """Whether to use TLS. Like the kubelet, it does not verify the certificate."""
+    """Whether to use TLS. Like the kubelet, the sidecar does not verify the certificate."""
     headers: tuple[tuple[str, str], ...] = ()
     """Headers of the request."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Checked(Probe):
-    """A probe that Envoy performs as a health check."""
+class HealthCheckProbe(Probe):
+    """A probe that Envoy runs as a health check."""
 
     period: float = 10.0
     """Period of the kubelet's probe, in seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TcpProbe(Checked):
+class TcpProbe(HealthCheckProbe):
     """A TCP connection, closed at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GrpcProbe(Checked):
-    """A call of the gRPC health service."""
+class GrpcProbe(HealthCheckProbe):
+    """A call to the gRPC health service."""
 
     service: str = ""
-    """Service whose health is checked."""
+    """Service name in the request."""
 
 
 AnyProbe: TypeAlias = HttpProbe | TcpProbe | GrpcProbe
 
 
-def listening(
-    probes: Iterable[AnyProbe], where: str, port: int, app_address: str, *, intercepted: bool = True
+def probe_resources(
+    probes: Iterable[AnyProbe], host: str, port: int, app_address: str, *, intercepted: bool = True
 ) -> list[Cluster | Listener]:
-    """Return the listener for probes and its clusters; an empty list without probes.
+    """Return the listener for probes and its clusters. The list is empty if there are no probes.
 
     Args:
         probes: the probes, each with its own path.
-        where: address to listen on.
+        host: address to listen on.
         port: port to listen on.
         app_address: address where the application listens.
         intercepted: whether the pod's traffic is redirected to the sidecar.
@@ -114,11 +115,11 @@ def listening(
     checks = [
         filters.healthy(_name(probe), probe.path) for probe in probes if not isinstance(probe, HttpProbe)
     ]
-    hosts = [VirtualHost(name=NAME, domains=["*"], routes=routes)]
+    virtual_hosts = [VirtualHost(name=NAME, domains=["*"], routes=routes)]
     listener = Listener(
         name=NAME,
-        address=address(where, port),
-        filter_chains=[FilterChain(filters=[filters.http_to(NAME, hosts, first=checks)])],
+        address=address(host, port),
+        filter_chains=[FilterChain(filters=[filters.http_to(NAME, virtual_hosts, first=checks)])],
     )
     return [*(_cluster(probe, probe.host or app_address, intercepted) for probe in probes), listener]
 
@@ -128,7 +129,7 @@ def _name(probe: Probe) -> str:
 
 
 def _route(probe: HttpProbe, app_address: str) -> Route:
-    unset = dict.fromkeys(name.lower() for name, _ in probe.headers)
+    pending = dict.fromkeys(name.lower() for name, _ in probe.headers)
     hosts = [value for name, value in probe.headers if name.lower() == "host"]
     return Route(
         match=RouteMatch(path=probe.path),
@@ -138,17 +139,17 @@ def _route(probe: HttpProbe, app_address: str) -> Route:
             host_rewrite_literal=hosts[0] if hosts else _authority(probe.host or app_address, probe.port),
             timeout=seconds(probe.timeout),
         ),
-        # The kubelet sends the headers too, if the rewritten probe still has them.
+        # The kubelet sends the headers as well if the rewritten probe still has them.
         request_headers_to_add=[
             HeaderValueOption(
                 header=HeaderValue(key=name, value=value.replace("%", "%%")),
                 append_action=HeaderValueOptionHeaderAppendAction.ADD_IF_ABSENT,
             )
             for name, value in probe.headers
-            if unset.pop(name.lower(), 0) is None and name.lower() != "host"
+            if pending.pop(name.lower(), 0) is None and name.lower() != "host"
         ],
-        # The kubelet would follow a redirect to a path that does not exist here; without `location`, it
-        # succeeds.
+        # The kubelet would follow a redirect to a path that the listener does not have. A redirect without
+        # `location` is a success.
         response_headers_to_remove=["location"],
     )
 
@@ -168,19 +169,19 @@ def _cluster(probe: AnyProbe, host: str, intercepted: bool) -> Cluster:
         kind = ClusterDiscoveryType.STATIC
     except ValueError:
         kind = ClusterDiscoveryType.STRICT_DNS
-    inside = intercepted and not probe.host
+    is_own_pod = intercepted and not probe.host
     return Cluster(
         name=_name(probe),
         type=kind,
         connect_timeout=seconds(probe.timeout or 10.0),
         load_assignment=one_endpoint(_name(probe), host, probe.port),
-        # Otherwise the probes would be redirected to the sidecar itself, and refused under STRICT.
-        upstream_bind_config=_source(host) if inside else None,
+        # Without this address, probes would be redirected to the sidecar, which refuses them under STRICT.
+        upstream_bind_config=_source(host) if is_own_pod else None,
         transport_socket=tls.unverified() if isinstance(probe, HttpProbe) and probe.https else None,
         typed_extension_protocol_options=dict(_options(probe)),
-        health_checks=[_check(probe)] if isinstance(probe, Checked) else [],
-        # The sidecar must start before the application answers.
-        wait_for_warm_on_init=False if isinstance(probe, Checked) else None,
+        health_checks=[_check(probe)] if isinstance(probe, HealthCheckProbe) else [],
+        # The sidecar must become ready before the application does.
+        wait_for_warm_on_init=False if isinstance(probe, HealthCheckProbe) else None,
     )
 
 
@@ -195,24 +196,24 @@ def _options(probe: AnyProbe) -> Iterator[tuple[str, Any]]:
         yield HTTP_OPTIONS, pack(UpstreamOptions(explicit_http_config=http))
     elif isinstance(probe, HttpProbe):
         # A reused connection that the application has closed would fail the probe.
-        once = HttpProtocolOptions(max_requests_per_connection=1)
+        single_use = HttpProtocolOptions(max_requests_per_connection=1)
         http1 = HttpProtocolOptionsExplicitHttpConfig(http_protocol_options=Http1ProtocolOptions())
         yield (
             HTTP_OPTIONS,
-            pack(UpstreamOptions(common_http_protocol_options=once, explicit_http_config=http1)),
+            pack(UpstreamOptions(common_http_protocol_options=single_use, explicit_http_config=http1)),
         )
 
 
-def _check(probe: Checked) -> HealthCheck:
+def _check(probe: HealthCheckProbe) -> HealthCheck:
     interval = seconds(probe.period / 2)
-    # Check an unhealthy application more often, to notice recovery soon.
-    down = seconds(min(1.0, probe.period / 2))
+    # Check an unhealthy application more often, to detect its recovery quickly.
+    unhealthy_interval = seconds(min(1.0, probe.period / 2))
     check = HealthCheck(
         timeout=seconds(probe.timeout or 1.0),
         interval=interval,
         no_traffic_healthy_interval=interval,
-        no_traffic_interval=down,
-        unhealthy_interval=down,
+        no_traffic_interval=unhealthy_interval,
+        unhealthy_interval=unhealthy_interval,
         unhealthy_threshold=1,
         healthy_threshold=1,
         reuse_connection=False,

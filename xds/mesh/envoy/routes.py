@@ -1,4 +1,4 @@
-"""Routes (RDS): the cluster of a request, by its host."""
+"""Routes (RDS): select the cluster for a request by its host."""
 
 from __future__ import annotations
 
@@ -41,44 +41,50 @@ class Host(NamedTuple):
     domains: tuple[str, ...]
     """Host names without ports, most specific first."""
     port: int
-    """Port that requests are for."""
+    """Port that clients use."""
     cluster: str
     """Cluster that requests go to."""
     protocol: Protocol = Protocol.HTTP
     """Protocol of the port."""
-    addressed: bool = False
-    """Whether it is a single endpoint. Names of services take precedence over those of endpoints."""
+    is_endpoint: bool = False
+    """Whether the destination is a single endpoint. Service names take precedence over endpoint names."""
     limits: TcpLimits = NO_LIMITS
     """Timeouts of CONNECT tunnels."""
 
 
-def service_names(service: Service, *, own: bool) -> tuple[str, ...]:
-    """Return the names and addresses of a service that clients use; `own`: clients in its namespace."""
+def service_names(service: Service, *, same_namespace: bool) -> tuple[str, ...]:
+    """Return the names and addresses that clients use for a service.
+
+    `same_namespace` is whether the clients are in the service's namespace.
+    """
     return (
         service.host,
         f"{service.host}.",
         f"{service.name}.{service.namespace}.svc",
         f"{service.name}.{service.namespace}",
-        *((service.name,) if own else ()),
+        *((service.name,) if same_namespace else ()),
         *service.addresses,
     )
 
 
-def pod_names(hostname: str, service: Service, *, own: bool) -> tuple[str, ...]:
-    """Return the names of a headless service's pod that clients use; `own`: clients in its namespace."""
+def pod_names(hostname: str, service: Service, *, same_namespace: bool) -> tuple[str, ...]:
+    """Return the names that clients use for a pod of a headless service.
+
+    `same_namespace` is whether the clients are in the service's namespace.
+    """
     base = f"{hostname}.{service.name}"
     return (
         f"{base}.{service.namespace}.svc.{CLUSTER_DOMAIN}",
         f"{base}.{service.namespace}.svc.{CLUSTER_DOMAIN}.",
         f"{base}.{service.namespace}.svc",
         f"{base}.{service.namespace}",
-        *((base,) if own else ()),
+        *((base,) if same_namespace else ()),
     )
 
 
 @lru_cache(maxsize=1)
 def _retries() -> RetryPolicy:
-    # Istio's defaults: retry if the request was not processed.
+    # Istio's defaults: retry requests that the server did not process.
     return RetryPolicy(
         retry_on="connect-failure,refused-stream,unavailable,cancelled,reset-before-request",
         num_retries=2,
@@ -92,7 +98,7 @@ def _retries() -> RetryPolicy:
 
 
 def to_cluster(cluster: str, *, retries: bool = True) -> Route:
-    """Return a route of all requests to a cluster, without a timeout."""
+    """Return a route that sends all requests to a cluster, without a timeout."""
     return Route(
         match=RouteMatch(prefix="/"),
         route=RouteAction(
@@ -121,12 +127,13 @@ def _tunnel(cluster: str, limits: TcpLimits) -> Route:
 
 
 def _refusals(text: str, *, connect: bool) -> list[Route]:
+    """Return routes that respond with status 502 and a text. With `connect`, include CONNECT requests."""
     body = SubstitutionFormatString(text_format_source=DataSource(inline_string=text))
-    answer = DirectResponseAction(status=502, body_format=body)
-    routes = [Route(match=RouteMatch(prefix="/"), direct_response=answer)]
+    response = DirectResponseAction(status=502, body_format=body)
+    routes = [Route(match=RouteMatch(prefix="/"), direct_response=response)]
     if connect:
         match = RouteMatch(connect_matcher=RouteMatchConnectMatcher())
-        routes.insert(0, Route(match=match, direct_response=answer))
+        routes.insert(0, Route(match=match, direct_response=response))
     return routes
 
 
@@ -149,34 +156,33 @@ def _virtual_host(name: str, domains: tuple[str, ...], host: Host, *, proxied: b
 
 
 def with_ports(hosts: tuple[str, ...], port: int, *, bare: bool) -> tuple[str, ...]:
-    """Return the virtual host domains of hosts: each with the port, and without it if `bare`."""
-    literal = (f"[{name}]" if ":" in name else name for name in hosts)
-    return tuple(text for name in literal for text in ((name,) if bare else ()) + (f"{name}:{port}",))
+    """Return virtual host domains for hosts with a port. With `bare`, add each host without the port."""
+    bracketed = (f"[{host}]" if ":" in host else host for host in hosts)
+    return tuple(domain for host in bracketed for domain in ((host,) if bare else ()) + (f"{host}:{port}",))
 
 
 @lru_cache(maxsize=4096)
 def route_configuration(
     name: str, hosts: tuple[Host, ...], *, allow_any: bool, proxied: bool = False
 ) -> Resource:
-    """Return the routes of a listener.
+    """Return the route configuration of a listener.
+
+    If several hosts have the same domain, services take precedence over endpoints, then the first host wins.
+    If `proxied` is set, host names without a port mean port 80, and TCP ports require CONNECT.
 
     Args:
         name: port of the listener, or `http_proxy`.
-        hosts: the destinations. If several have the same name, services come before endpoints, then the first
-        wins.
-        allow_any: whether requests for unknown hosts keep their original destination.
-        proxied: whether applications use the listener as an HTTP proxy for all ports. Names without a port
-        then mean
-            port 80, TCP uses CONNECT, and no request goes to an address that it names.
+        hosts: the destinations.
+        allow_any: whether requests for unknown hosts keep their original destination. Ignored if `proxied`.
+        proxied: whether applications use the listener as an HTTP proxy for all ports.
     """
-    taken: set[str] = set()
+    used_domains: set[str] = set()
     virtual_hosts: list[VirtualHost] = []
-    for host in sorted(hosts, key=lambda host: host.addressed):
+    for host in sorted(hosts, key=lambda host: host.is_endpoint):
         bare = host.port == 80 if proxied else True
-        domains = tuple(
-            d for d in dict.fromkeys(with_ports(host.domains, host.port, bare=bare)) if d.lower() not in taken
-        )
-        taken.update(domain.lower() for domain in domains)
+        candidates = dict.fromkeys(with_ports(host.domains, host.port, bare=bare))
+        domains = tuple(domain for domain in candidates if domain.lower() not in used_domains)
+        used_domains.update(domain.lower() for domain in domains)
         if domains:
             label = f"{host.domains[0]}:{host.port}"
             virtual_hosts.append(_virtual_host(label, domains, host, proxied=proxied))

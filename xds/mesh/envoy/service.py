@@ -1,4 +1,4 @@
-"""Build the resources for one service in the sidecars of its clients."""
+"""Build the resources for one service in its clients' sidecars."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ _ENDPOINTS_PER_YIELD = 64
 """Number of endpoints after which the build yields to the event loop: about 5 ms of work."""
 
 
-class Outbound(NamedTuple):
+class ServiceResources(NamedTuple):
     """Resources for one service in its clients' sidecars."""
 
     clusters: list[Resource]
-    """Clusters of its ports, subsets and, if headless, endpoints."""
+    """Clusters of the service's ports and subsets, and of its endpoints if clients address them singly."""
     endpoints: list[Resource]
-    """Endpoints of these clusters."""
-    destinations: list[Resource]
+    """Load assignments of these clusters."""
+    listeners: list[Resource]
     """Listeners for the addresses of the service and its endpoints, for intercepted traffic."""
     hosts: list[routes.Host]
-    """Virtual hosts for its names and addresses."""
+    """Hosts that routes match: the names and addresses of the service and its endpoints."""
 
 
 def sources_of(mesh: Mesh, *refs: Ref) -> tuple[str, ...]:
-    """Return names of objects with the places where they were read, to explain rejections."""
+    """Return the objects' names and where they were read, to explain rejections."""
     sources = []
     for ref in dict.fromkeys(refs):
         fact = mesh.get(ref)
@@ -41,32 +41,36 @@ def sources_of(mesh: Mesh, *refs: Ref) -> tuple[str, ...]:
     return tuple(sources)
 
 
-def own_ports(mesh: Mesh) -> frozenset[int]:
-    """Return the ports that an intercepting sidecar binds on every address, so no other listener can."""
+def sidecar_ports(mesh: Mesh) -> frozenset[int]:
+    """Return the ports that an intercepting sidecar binds on every address, so other listeners cannot."""
     return mesh.config.own_ports(Interception.REDIRECT)
 
 
 def build(
-    mesh: Mesh, service: Service, rule: ClientRule | None, *, own: bool
-) -> Generator[None, None, Outbound]:
-    """Build the resources for all clients with the same rule; `own`: clients in the service's namespace."""
+    mesh: Mesh, service: Service, rule: ClientRule | None, *, same_namespace: bool
+) -> Generator[None, None, ServiceResources]:
+    """Build the resources for all clients with the same rule.
+
+    `same_namespace` is whether the clients are in the service's namespace.
+    """
     sources = sources_of(mesh, *(rule.refs if rule else ()), service.ref)
+    # Ignore addresses that belong to another service or namespace.
     service = replace(service, addresses=tuple(a for a in service.addresses if mesh.may_answer(service, a)))
-    result = Outbound([], [], [], [])
+    result = ServiceResources([], [], [], [])
     for port in service.ports:
         subsets = ("", *(subset.name for subset in rule.subsets)) if rule else ("",)
         for subset in dict.fromkeys(subsets):
             policy = rule.for_port(port.port, subset) if rule else TrafficPolicy()
-            part = _ServicePort(mesh, service, port, rule, subset, policy, sources)
-            yield from part.add_balanced(result)
+            builder = _PortBuilder(mesh, service, port, rule, subset, policy, sources)
+            yield from builder.add_balanced(result)
             if not subset:
-                yield from part.add_addressed(result, own=own)
+                yield from builder.add_addressed(result, same_namespace=same_namespace)
     return result
 
 
 @dataclass(frozen=True, slots=True)
-class _ServicePort:
-    """One service port, or a subset of it, for clients with the same rule."""
+class _PortBuilder:
+    """Build the resources of one service port, or a subset of it, for clients with the same rule."""
 
     mesh: Mesh
     service: Service
@@ -82,7 +86,7 @@ class _ServicePort:
         return pool.tcp_limits if pool else NO_LIMITS
 
     def cluster(self, name: str) -> Resource:
-        spec = clusters.Outbound(
+        spec = clusters.OutboundSpec(
             name=name,
             sni=names.sni(self.service.host, self.port.port, self.subset),
             protocol=self.port.protocol,
@@ -94,14 +98,19 @@ class _ServicePort:
     def assignment(self, name: str, targets: list[endpoints.Target]) -> Resource:
         return self._cached(name, targets, lambda: endpoints.assignment(name, targets, self.sources))
 
-    def _cached(self, name: str, spec: object, build: Callable[[], Resource]) -> Resource:
-        """Return the resource for a spec, built for other clients or before the last change if possible."""
+    def _cached(self, name: str, spec: object, create: Callable[[], Resource]) -> Resource:
+        """Return the resource for a spec.
+
+        Reuse a resource with the same spec that was built for other clients, or before the last change.
+        """
         key = ("cached", name)
         cache: list[tuple[object, Resource]] = self.mesh.memo(self.service).setdefault(key, [])
-        resource = next((resource for known, resource in cache if known == spec), None)
+        resource = next((resource for cached_spec, resource in cache if cached_spec == spec), None)
         if resource is None:
             previous = self.mesh.previous_memo(self.service).get(key, ())
-            resource = next((resource for known, resource in previous if known == spec), None) or build()
+            resource = (
+                next((resource for old_spec, resource in previous if old_spec == spec), None) or create()
+            )
             cache.append((spec, resource))
         return resource if resource.sources == self.sources else replace(resource, sources=self.sources)
 
@@ -109,75 +118,87 @@ class _ServicePort:
         mtls = sends_mtls(self.mesh, self.rule, self.port, endpoint, self.subset)
         return endpoints.target(endpoint, mtls=mtls)
 
-    def add_balanced(self, result: Outbound) -> Iterator[None]:
-        """Add the cluster that balances over all endpoints."""
+    def add_balanced(self, result: ServiceResources) -> Iterator[None]:
+        """Add the cluster that load-balances between all endpoints."""
         name = names.outbound(self.service.host, self.port.port, self.subset)
-        chosen = self.rule.subset(self.subset) if self.rule else None
-        labels = chosen.labels if chosen else {}
+        subset = self.rule.subset(self.subset) if self.rule else None
+        subset_labels = subset.labels if subset else {}
         outlier = self.policy.outlier_detection
+        # A panic threshold would send requests to endpoints that are not ready.
         only_ready = bool(outlier and outlier.min_health_percent)
         targets = []
-        for number, endpoint in enumerate(self.mesh.endpoints(self.service, self.port), 1):
+        for count, endpoint in enumerate(self.mesh.endpoints(self.service, self.port), 1):
             pod_labels = endpoint.pod.meta.labels if endpoint.pod else {}
-            if covers(labels, pod_labels) and (endpoint.ready or not only_ready):
+            if covers(subset_labels, pod_labels) and (endpoint.ready or not only_ready):
                 targets.append(self.target(endpoint))
-            if number % _ENDPOINTS_PER_YIELD == 0:
+            if count % _ENDPOINTS_PER_YIELD == 0:
                 yield
         result.clusters.append(self.cluster(name))
         result.endpoints.append(self.assignment(name, targets))
         yield
 
-    def add_addressed(self, result: Outbound, *, own: bool) -> Iterator[None]:
-        """Add hosts and listeners for the service's names and addresses and, if needed, for each endpoint."""
+    def add_addressed(self, result: ServiceResources, *, same_namespace: bool) -> Iterator[None]:
+        """Add hosts and listeners for the service's names and addresses.
+
+        If the service is headless or its load balancing is PASSTHROUGH, also add each endpoint.
+        """
         service, port = self.service, self.port
         name = names.outbound(service.host, port.port)
-        domains = routes.service_names(service, own=own)
+        domains = routes.service_names(service, same_namespace=same_namespace)
         result.hosts.append(routes.Host(domains, port.port, name, port.protocol, limits=self.limits))
-        if not port.protocol.is_http or port.port in own_ports(self.mesh):
+        if not port.protocol.is_http or port.port in sidecar_ports(self.mesh):
             for address in service.addresses:
-                self.add_destination(result, address, port.port, name)
+                self.add_listener(result, address, port.port, name)
         if service.headless or self.policy.load_balancer is LoadBalancing.PASSTHROUGH:
-            named = routes.with_ports(domains, port.port, bare=True)
+            service_route = (routes.with_ports(domains, port.port, bare=True), name)
             for endpoint in self.mesh.endpoints(service, port):
-                self.add_endpoint(result, endpoint, (named, name), own=own)
+                self.add_endpoint(result, endpoint, service_route, same_namespace=same_namespace)
                 yield
             for entry in self.mesh.withheld(service, port):
-                # Without a listener for this address, connections would pass through in plaintext.
+                # The entry's pod is unknown, so its mode is too. Without a listener for the address,
+                # connections would pass through in plaintext.
                 if self.mesh.may_answer(service, entry.address):
                     for number in dict.fromkeys((port.port, entry.port)):
-                        self.add_destination(result, entry.address, number, names.BLACK_HOLE, (named, name))
+                        self.add_listener(result, entry.address, number, names.BLACK_HOLE, service_route)
 
     def add_endpoint(
-        self, result: Outbound, endpoint: Endpoint, named: tuple[tuple[str, ...], str], *, own: bool
+        self,
+        result: ServiceResources,
+        endpoint: Endpoint,
+        service_route: tuple[tuple[str, ...], str],
+        *,
+        same_namespace: bool,
     ) -> None:
-        """Add the cluster of one endpoint, with hosts and listeners for its name and its own address."""
-        by_name = routes.pod_names(endpoint.hostname, self.service, own=own) if endpoint.hostname else ()
-        by_address = (endpoint.address,) if self.mesh.may_answer(self.service, endpoint.address) else ()
-        domains = (*by_name, *by_address)
+        """Add the cluster of one endpoint, with hosts and listeners for its host name and address."""
+        host_names: tuple[str, ...] = ()
+        if endpoint.hostname:
+            host_names = routes.pod_names(endpoint.hostname, self.service, same_namespace=same_namespace)
+        addresses = (endpoint.address,) if self.mesh.may_answer(self.service, endpoint.address) else ()
+        domains = (*host_names, *addresses)
         if not domains:
             return
         name = names.outbound(self.service.host, self.port.port, endpoint.address)
-        # Clients that name a pod reach it even if it is not ready.
-        alone = self.target(endpoint)._replace(ready=True)
+        # Requests to a specific pod reach it even if it is not ready.
+        target = self.target(endpoint)._replace(ready=True)
         result.clusters.append(self.cluster(name))
-        result.endpoints.append(self.assignment(name, [alone]))
+        result.endpoints.append(self.assignment(name, [target]))
         for number in dict.fromkeys((self.port.port, endpoint.port)):
-            result.hosts.append(routes.Host(domains, number, name, self.port.protocol, addressed=True))
-            if by_address:
-                self.add_destination(result, endpoint.address, number, name, named)
+            result.hosts.append(routes.Host(domains, number, name, self.port.protocol, is_endpoint=True))
+            if addresses:
+                self.add_listener(result, endpoint.address, number, name, service_route)
 
-    def add_destination(
+    def add_listener(
         self,
-        result: Outbound,
+        result: ServiceResources,
         address: str,
         number: int,
         cluster: str,
-        named: tuple[tuple[str, ...], str] = ((), ""),
+        service_route: tuple[tuple[str, ...], str] = ((), ""),
     ) -> None:
-        spec = outbound.Destination(address, number, self.port.protocol, cluster, self.limits, named)
+        spec = outbound.Destination(address, number, self.port.protocol, cluster, self.limits, service_route)
         listener = self._cached(
             f"{address}_{number}",
             spec,
-            lambda: outbound.destination(self.mesh.config, spec, self.sources),
+            lambda: outbound.destination_listener(self.mesh.config, spec, self.sources),
         )
-        result.destinations.append(listener)
+        result.listeners.append(listener)

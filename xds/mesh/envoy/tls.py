@@ -30,14 +30,14 @@ from xds.mesh.model.traffic import ClientTls, TlsMode
 MESH_ALPN = ("istio",)
 """ALPN protocol that identifies clients of the mesh."""
 HTTP_ALPN = ("istio-http/1.0", "istio-http/1.1", "istio-h2")
-"""ALPN protocols for detected HTTP on ports without a declared protocol."""
+"""ALPN protocols for HTTP that a sidecar detected on a port without a declared protocol."""
 TCP_ALPN = ("istio-peer-exchange", *MESH_ALPN)
-"""ALPN protocols of connections with any protocol, including those of Istio's sidecars."""
+"""ALPN protocols for connections of any protocol, also from Istio's sidecars."""
 
 SYSTEM_ROOTS = "/etc/ssl/certs/ca-certificates.crt"
 """Path of the system's roots in Debian, Ubuntu, Alpine and Envoy images.
 
-Envoy ignores `system_root_certs` and would verify nothing.
+Envoy ignores `system_root_certs`, and would verify nothing.
 """
 
 _TLS = "envoy.transport_sockets.tls"
@@ -50,7 +50,7 @@ def raw_buffer() -> TransportSocket:
 
 @lru_cache(maxsize=1)
 def unverified() -> TransportSocket:
-    """Return a client's TLS socket that accepts any certificate."""
+    """Return a client's TLS socket that accepts any server certificate."""
     return TransportSocket(name=_TLS, typed_config=pack(UpstreamTlsContext()))
 
 
@@ -87,7 +87,10 @@ def _mesh_context(
 def mutual(
     config: MeshConfig, sni: str, identities: tuple[str, ...], *, http2: bool = False
 ) -> TransportSocket:
-    """Return a client's mTLS socket that accepts these identities; if empty, any of the trust domains."""
+    """Return a client's mTLS socket that accepts servers with these SPIFFE IDs.
+
+    If `identities` is empty, it accepts any SPIFFE ID of the trust domains.
+    """
     peers = [uri(exact=identity) for identity in identities] or _trust_domains(config)
     alpn = (*MESH_ALPN, "h2") if http2 else MESH_ALPN
     context = UpstreamTlsContext(common_tls_context=_mesh_context(config, peers, alpn), sni=sni)
@@ -97,7 +100,7 @@ def mutual(
 def explicit(
     config: MeshConfig, tls: ClientTls, sni: str, identities: tuple[str, ...], *, http2: bool = False
 ) -> TransportSocket | None:
-    """Return the socket for a DestinationRule's TLS settings; None for DISABLE."""
+    """Return a client's socket for a DestinationRule's TLS settings; None for DISABLE."""
     match tls.mode:
         case TlsMode.DISABLE:
             return None
@@ -138,7 +141,7 @@ def explicit(
 
 @lru_cache(maxsize=16)
 def server(config: MeshConfig, *, http: bool) -> TransportSocket:
-    """Return a server's socket, which requires a client certificate of the trust domains."""
+    """Return a server's TLS socket, which requires a client certificate of the trust domains."""
     alpn = ("h2", "http/1.1") if http else ()
     context = DownstreamTlsContext(
         common_tls_context=_mesh_context(config, _trust_domains(config), alpn),

@@ -1,7 +1,7 @@
-"""Translate facts and decisions to the configuration of one proxy: a snapshot of encoded resources.
+"""Build a sidecar's snapshot of encoded resources from facts and policy decisions.
 
-The configuration for a service is built once for all clients that the same DestinationRule applies to, and
-cached until a change affects the service. Proxies with equal resources share the same Python objects.
+A service's outbound resources are built once for all clients that share a DestinationRule. They are cached
+until a change affects the service. Sidecars with equal resources share the same Python objects.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from operator import itemgetter
 from typing import NamedTuple
 
 from xds.mesh.envoy import clusters, inbound, names, outbound, routes
-from xds.mesh.envoy.bootstrap import own_address
-from xds.mesh.envoy.service import Outbound, build, own_ports, sources_of
+from xds.mesh.envoy.bootstrap import loopback_address
+from xds.mesh.envoy.service import ServiceResources, build, sidecar_ports, sources_of
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.namespace import covers
 from xds.mesh.model.objects import (
@@ -33,95 +33,93 @@ from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET, Resource, R
 
 def translate(mesh: Mesh, pod: Pod, secrets: tuple[Resource, ...] = ()) -> Snapshot:
     """Build a pod's snapshot without yielding to the event loop."""
-    run = steps(mesh, pod, secrets)
+    translation = steps(mesh, pod, secrets)
     while True:
         try:
-            next(run)
+            next(translation)
         except StopIteration as done:
             snapshot: Snapshot = done.value
             return snapshot
 
 
 def steps(mesh: Mesh, pod: Pod, secrets: tuple[Resource, ...] = ()) -> Generator[None, None, Snapshot]:
-    """Build a pod's snapshot. Yields after each service, so that an event loop can run other tasks."""
+    """Build a pod's snapshot. Yields after each service to let the event loop run other tasks."""
     rules = mesh.in_namespace(pod.namespace).rules
-    selected = tuple(r.ref for r in rules if r.selector is not None and covers(r.selector, pod.meta.labels))
-    kind = ("clients", pod.namespace, selected, pod.interception)
-    if kind not in mesh.scratch:
-        mesh.scratch[kind] = yield from _clients(mesh, pod)
-    common: _Common = mesh.scratch[kind]
-    ports = _inbound_ports(mesh, pod)
-    sources = sources_of(mesh, *(port.decided_by for port in ports), pod.ref)
-    served = tuple(port.served for port in ports)
+    selecting = tuple(r.ref for r in rules if r.selector is not None and covers(r.selector, pod.meta.labels))
+    # Pods with the same key have the same outbound resources.
+    key = ("clients", pod.namespace, selecting, pod.interception)
+    if key not in mesh.scratch:
+        mesh.scratch[key] = yield from _build_outbound(mesh, pod)
+    shared: _OutboundResources = mesh.scratch[key]
+    decisions = _decide_inbound_ports(mesh, pod)
+    sources = sources_of(mesh, *(decision.decided_by for decision in decisions), pod.ref)
+    ports = tuple(decision.port for decision in decisions)
     if pod.interception is Interception.REDIRECT:
-        listeners = [inbound.intercepted(mesh.config, served, sources)]
+        listeners = [inbound.redirect_listener(mesh.config, ports, sources)]
     else:
-        # A pod without an address has nothing to bind yet.
-        bound = served if pod.address else ()
-        listeners = [inbound.bound(mesh.config, pod.address, port, sources) for port in bound]
-        listeners.append(outbound.http_proxy(mesh.config, own_address(pod)))
-    own = tuple(_inbound_clusters(mesh, pod, served, sources))
+        # Without an address, the pod's ports cannot be bound yet.
+        bound_ports = ports if pod.address else ()
+        listeners = [inbound.port_listener(mesh.config, pod.address, port, sources) for port in bound_ports]
+        listeners.append(outbound.http_proxy_listener(mesh.config, loopback_address(pod)))
+    inbound_clusters = tuple(_inbound_clusters(mesh, pod, ports, sources))
     return Snapshot(
         {
-            CLUSTER: _with(common.clusters, own),
-            ENDPOINT: common.endpoints,
-            LISTENER: _with(common.listeners, tuple(listeners)),
-            ROUTE: common.routes,
+            CLUSTER: _extended(shared.clusters, inbound_clusters),
+            ENDPOINT: shared.endpoints,
+            LISTENER: _extended(shared.listeners, tuple(listeners)),
+            ROUTE: shared.routes,
             SECRET: ResourceSet(secrets),
         },
         generation=mesh.served.generation,
     )
 
 
-class _Common(NamedTuple):
-    """Outbound resources shared by all sidecars that the same rules apply to."""
+class _OutboundResources(NamedTuple):
+    """Outbound resources and fixed clusters, shared by all sidecars that the same rules apply to."""
 
     clusters: ResourceSet
-    """Outbound clusters."""
     endpoints: ResourceSet
-    """Their endpoints."""
     listeners: ResourceSet
-    """Outbound listeners."""
     routes: ResourceSet
-    """Outbound route configurations."""
 
 
-def _clients(mesh: Mesh, pod: Pod) -> Generator[None, None, _Common]:
+def _build_outbound(mesh: Mesh, pod: Pod) -> Generator[None, None, _OutboundResources]:
+    """Build the pod's outbound resources, which other sidecars can share."""
     config = mesh.config
-    services: list[Outbound] = []
-    ages: list[tuple[bool, float, str, str]] = []
+    services: list[ServiceResources] = []
+    age_keys: list[tuple[bool, float, str, str]] = []
     for service in mesh.services():
-        ages.append(service.meta.age_key)
+        age_keys.append(service.meta.age_key)
         rule = client_rule(mesh, pod.namespace, pod.meta.labels, service)
-        own = pod.namespace == service.namespace
-        key = ("outbound", rule.refs if rule else (), own)
+        same_namespace = pod.namespace == service.namespace
+        key = ("outbound", rule.refs if rule else (), same_namespace)
         memo = mesh.memo(service)
         if key not in memo:
             try:
-                memo[key] = yield from build(mesh, service, rule, own=own)
+                memo[key] = yield from build(mesh, service, rule, same_namespace=same_namespace)
             except Exception as error:  # noqa: BLE001 - one service must not affect others
                 mesh.failures[service.ref] = error
-                memo[key] = mesh.previous_memo(service).get(key, Outbound([], [], [], []))
+                memo[key] = mesh.previous_memo(service).get(key, ServiceResources([], [], [], []))
         services.append(memo[key])
         yield
     intercepted = pod.interception is Interception.REDIRECT
     cds = [*clusters.fixed(config, intercepted=intercepted), *(r for s in services for r in s.clusters)]
-    by_age = [service for _, service in sorted(zip(ages, services, strict=True), key=itemgetter(0))]
+    by_age = [service for _, service in sorted(zip(age_keys, services, strict=True), key=itemgetter(0))]
     hosts = (
-        *(host for service in services for host in service.hosts if not host.addressed),
-        *(host for service in by_age for host in service.hosts if host.addressed),
+        *(host for service in services for host in service.hosts if not host.is_endpoint),
+        *(host for service in by_age for host in service.hosts if host.is_endpoint),
     )
     lds: list[Resource] = []
     rds: list[Resource] = []
     if intercepted:
-        lds.append(outbound.entry(config))
+        lds.append(outbound.redirect_listener(config))
         # If several services list an address that no pod or Service owns, the oldest service gets it.
-        lds += {r.name: r for service in reversed(by_age) for r in reversed(service.destinations)}.values()
-        http = [host for host in hosts if host.protocol.is_http and not host.addressed]
-        for number in sorted({host.port for host in http} - own_ports(mesh)):
-            here = tuple(host for host in http if host.port == number)
-            lds.append(outbound.http_port(number))
-            rds.append(routes.route_configuration(str(number), here, allow_any=config.allow_any_outbound))
+        lds += {r.name: r for service in reversed(by_age) for r in reversed(service.listeners)}.values()
+        http_hosts = [host for host in hosts if host.protocol.is_http and not host.is_endpoint]
+        for port in sorted({host.port for host in http_hosts} - sidecar_ports(mesh)):
+            port_hosts = tuple(host for host in http_hosts if host.port == port)
+            lds.append(outbound.http_listener(port))
+            rds.append(routes.route_configuration(str(port), port_hosts, allow_any=config.allow_any_outbound))
             yield
     else:
         rds.append(routes.route_configuration(names.HTTP_PROXY, hosts, allow_any=False, proxied=True))
@@ -129,12 +127,12 @@ def _clients(mesh: Mesh, pod: Pod) -> Generator[None, None, _Common]:
     sets = []
     for resources in (cds, eds, lds, rds):
         yield
-        sets.append(_shared(tuple(resources)))
-    return _Common(*sets)
+        sets.append(_resource_set(tuple(resources)))
+    return _OutboundResources(*sets)
 
 
 def warm() -> None:
-    """Run a small translation, so that the first real one does not block the event loop for 0.3 s."""
+    """Run a small translation. Without it, the first real one would block the event loop for 0.3 s."""
     labels = {"app": "x", TLS_MODE_LABEL: "istio"}
     ports = [ServicePort(port=number, target=number, protocol=p) for number, p in enumerate(Protocol, 1)]
     service = Service(
@@ -150,51 +148,50 @@ def warm() -> None:
 
 
 @lru_cache(maxsize=256)
-def _shared(resources: tuple[Resource, ...]) -> ResourceSet:
+def _resource_set(resources: tuple[Resource, ...]) -> ResourceSet:
     return ResourceSet(resources)
 
 
 @lru_cache(maxsize=16384)
-def _with(base: ResourceSet, own: tuple[Resource, ...]) -> ResourceSet:
-    return ResourceSet(own, base=base)
+def _extended(base: ResourceSet, added: tuple[Resource, ...]) -> ResourceSet:
+    return ResourceSet(added, base=base)
 
 
-class _InboundPort(NamedTuple):
-    served: inbound.Port
+class _PortDecision(NamedTuple):
+    port: inbound.Port
     decided_by: Ref
 
 
-def _inbound_ports(mesh: Mesh, pod: Pod) -> tuple[_InboundPort, ...]:
-    """Return the ports that the pod's listeners serve.
+def _decide_inbound_ports(mesh: Mesh, pod: Pod) -> tuple[_PortDecision, ...]:
+    """Return the ports that the pod's inbound listeners serve, with the object that decided each mode.
 
-    These are the ports of its services. With interception, ports with a port-level mode are added, and port
-    0, which stands for all others.
+    They are the target ports of the pod's services. With interception, they also include ports with a
+    port-level mode, and port 0 for all other ports.
     """
-    config = mesh.config
-    intercepted = pod.interception is Interception.REDIRECT
-    taken = config.own_ports(pod.interception)
+    excluded_ports = mesh.config.own_ports(pod.interception)
     ports: dict[int, tuple[Protocol, str]] = {}
-    for exposed in mesh.exposures(pod):
-        if exposed.target not in taken:
-            ports.setdefault(exposed.target, (exposed.port.protocol, names.inbound(exposed.target)))
-    if intercepted:
+    for exposure in mesh.exposures(pod):
+        if exposure.target not in excluded_ports:
+            ports.setdefault(exposure.target, (exposure.port.protocol, names.inbound(exposure.target)))
+    if pod.interception is Interception.REDIRECT:
         for number in (*ports_with_own_mode(mesh, pod), 0):
-            if number not in taken:
+            if number not in excluded_ports:
                 ports.setdefault(number, (Protocol.AUTO, names.INBOUND_PASSTHROUGH))
-    served = []
+    decisions = []
     for number in sorted(ports):
         protocol, cluster = ports[number]
         mode, decided_by, _ = served_mode(mesh, pod, number)
-        served.append(_InboundPort(inbound.Port(number, protocol, mode, cluster), decided_by))
-    return tuple(served)
+        decisions.append(_PortDecision(inbound.Port(number, protocol, mode, cluster), decided_by))
+    return tuple(decisions)
 
 
 def _inbound_clusters(
     mesh: Mesh, pod: Pod, ports: tuple[inbound.Port, ...], sources: tuple[str, ...]
 ) -> Iterator[Resource]:
-    intercepted = pod.interception is Interception.REDIRECT
-    local = "" if mesh.config.passthrough_inbound else "127.0.0.1"
-    app_address = local if intercepted else pod.app_address
+    if pod.interception is Interception.REDIRECT:
+        app_address = "" if mesh.config.passthrough_inbound else "127.0.0.1"
+    else:
+        app_address = pod.app_address
     for port in ports:
         if port.cluster != names.INBOUND_PASSTHROUGH:
             yield clusters.inbound(mesh.config, port.number, port.protocol, app_address, sources)

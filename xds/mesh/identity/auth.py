@@ -1,7 +1,7 @@
 """Authenticate gRPC calls by client certificate or bearer token.
 
-This module takes the credential from a call, and maps errors to gRPC statuses. `xds.mesh.identity.claims`
-checks what the credential proves.
+This module reads a call's credential and maps errors to gRPC statuses. `xds.mesh.identity.claims` validates
+the credential.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from xds.server.token_bucket import TokenBucket
 log = structlog.get_logger(__name__)
 
 TokenVerifier: TypeAlias = Callable[[str, str], Awaitable[Caller]]
-"""Return the caller for a token and a peer address in gRPC's form.
+"""Function that returns the caller for a token and a peer address in gRPC's format.
 
 It raises UnauthenticatedError or AuthenticationUnavailableError."""
 
 _BEARER = "bearer "
 _MAX_LOGGED_REFUSALS = 1024
 _LOG_BUDGET = (20, 1)
-"""Burst and rate per second of log lines about refused callers; bounds the log under attack."""
+"""Burst and rate per second of log lines about refused callers. They bound the log during an attack."""
 
 
 def own_token_verifier(
     key: TokenKey, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)
 ) -> TokenVerifier:
-    """Return a verifier for tokens that are signed with this control plane's own key."""
+    """Return a verifier for tokens that this control plane signed."""
 
     async def verify(token: str, _peer: str) -> Caller:
         return key.verify(token, now())
@@ -53,10 +53,10 @@ def own_token_verifier(
 
 
 class Authentication:
-    """Authenticate callers, for XdsServer(authenticate=...). A call in plaintext has no caller (None).
+    """Authenticate callers, for XdsServer(authenticate=...). A plaintext call has no caller (None).
 
-    Raises Refused with UNAUTHENTICATED for a bad credential, and with UNAVAILABLE or RESOURCE_EXHAUSTED if
-    the credential cannot be checked at present.
+    Raises Refused: with UNAUTHENTICATED for an invalid credential, and with UNAVAILABLE or RESOURCE_EXHAUSTED
+    if the credential cannot be checked now.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Authentication:
         self._verify = verify
         self._now = now
         self._logged: OrderedDict[tuple[str, str], None] = OrderedDict()
-        """Address and reason of recent refusals. Repeated refusals are logged at debug level only."""
+        """Address and reason of recent refusals. A repeated refusal is logged only at debug level."""
         self._budget = TokenBucket(*_LOG_BUDGET)
         self._suppressed = 0
 
@@ -98,7 +98,7 @@ class Authentication:
             )
         if self._verify is None:
             raise UnauthenticatedError(
-                "tokens are not accepted here: present a client certificate to an mTLS listener"
+                "this server does not accept tokens: present a client certificate to an mTLS listener"
             )
         return await self._verify(token, context.peer())
 
@@ -127,7 +127,7 @@ def _bearer(context: grpc.aio.ServicerContext) -> str:
 
 
 class AdminAuthorizer:
-    """Admit only the named identities, for Introspection(admit=...). Others get PERMISSION_DENIED."""
+    """Admit only admins, for Introspection(admit=...). Other callers get PERMISSION_DENIED."""
 
     def __init__(
         self,

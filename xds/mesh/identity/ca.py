@@ -1,7 +1,7 @@
 """Certificate authority for SPIFFE identities (X.509-SVID).
 
-Pure: this module reads neither the clock nor files. It generates EC P-256 keys. An imported CA may have an
-RSA key, and may be an intermediate.
+Pure: this module reads neither the clock nor files. Generated keys are EC P-256. An imported CA can have an
+RSA key, and can be an intermediate.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ ROOT_LIFETIME = timedelta(days=3652)
 LEAF_LIFETIME = timedelta(hours=24)
 
 CLOCK_SKEW = timedelta(minutes=5)
-"""Time that `not_before` is backdated, for peers with slow clocks."""
+"""Amount by which `not_before` is backdated, for peers with slow clocks."""
 
 _TRUST_DOMAIN = re.compile(r"[a-z0-9._-]{1,255}")
 _SEGMENT = r"(?!\.{1,2}(?:/|$))[A-Za-z0-9._-]+"
 _IDENTITY = re.compile(rf"spiffe://{_TRUST_DOMAIN.pattern}/ns/{_SEGMENT}/sa/{_SEGMENT}")
-_IDENTITY_BYTES = 2048  # the standard's limit
+_MAX_IDENTITY_BYTES = 2048  # limit of the SPIFFE standard
 _DNS_NAME = re.compile(
     r"(?=.{1,253}$)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*"
 )
@@ -47,11 +47,11 @@ class Leaf:
     fingerprint: str
     """SHA-256 fingerprint of the certificate in hexadecimal."""
     not_before: datetime
-    """Start of the validity."""
+    """Start of the validity period."""
     not_after: datetime
-    """End of the validity."""
+    """End of the validity period."""
     renew_at: datetime
-    """Time to renew: half of the lifetime."""
+    """Time to renew the certificate, after half of its lifetime."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class Authority:
     """Signing certificate, a root or an intermediate."""
     key: PrivateKey
     issuers: tuple[x509.Certificate, ...] = ()
-    """Chain above an intermediate, its signer first and the root last. It is empty for a root."""
+    """Chain above an intermediate, its signer first and the root last; empty for a root."""
     other_roots: tuple[x509.Certificate, ...] = ()
     """Other roots of the same bundle, which peers also trust."""
 
@@ -103,24 +103,24 @@ class Authority:
             certificate: signing certificate; without `root`, it must be a root.
             key: private key of the certificate.
             now: current time.
-            root: trusted roots. The one that signed the chain becomes the CA's root; the others are in
-            `other_roots`.
-            chain: intermediates between the certificate and the root; it may contain both.
+            root: trusted roots. The root that signed the chain becomes the CA's root. The others become
+                `other_roots`.
+            chain: intermediates between the certificate and the root. It can also contain these two.
         """
-        (own, *others) = chains.read(certificate)
+        (signing, *others) = chains.read(certificate)
         if others and not root:
             raise IdentityError(f"there are {1 + len(others)} certificates: keep only the root")
-        private = PrivateKey.from_pem(key)
-        roots = tuple(dict.fromkeys(chains.read(root))) if root else (own,)
-        (chains.require_root if own in roots else chains.require_ca)(own)
-        if own.public_key() != private.public_key:
+        private_key = PrivateKey.from_pem(key)
+        roots = tuple(dict.fromkeys(chains.read(root))) if root else (signing,)
+        (chains.require_root if signing in roots else chains.require_ca)(signing)
+        if signing.public_key() != private_key.public_key:
             raise IdentityError(
                 "the private key does not match the certificate: they belong to different CAs"
             )
-        chains.require_valid(own, now)
-        between = (*others, *(chains.read(chain) if chain.strip() else ()))
-        issuers = () if own in roots else chains.build_path(own, between, roots, now)
-        authority = cls(own, private, issuers)
+        chains.require_valid(signing, now)
+        intermediates = (*others, *(chains.read(chain) if chain.strip() else ()))
+        issuers = () if signing in roots else chains.build_path(signing, intermediates, roots, now)
+        authority = cls(signing, private_key, issuers)
         return replace(authority, other_roots=tuple(other for other in roots if other != authority.root))
 
     @property
@@ -130,12 +130,12 @@ class Authority:
 
     @property
     def root_pem(self) -> bytes:
-        """The root certificate in PEM form."""
+        """Root certificate in PEM form."""
         return chains.to_pem([self.root])
 
     @property
     def roots(self) -> tuple[x509.Certificate, ...]:
-        """All trusted roots, its own first."""
+        """All trusted roots, this CA's own root first."""
         return (self.root, *self.other_roots)
 
     @property
@@ -155,7 +155,7 @@ class Authority:
 
     @property
     def expires(self) -> datetime:
-        """Earliest expiry in the chain, which limits the lifetime of issued certificates."""
+        """Earliest expiry in the chain. No issued certificate is valid for longer."""
         return min(certificate.not_valid_after_utc for certificate in (self.certificate, *self.issuers))
 
     def issue(self, identity: str, now: datetime, lifetime: timedelta = LEAF_LIFETIME) -> Leaf:
@@ -163,13 +163,13 @@ class Authority:
 
         The certificate is valid for both TLS client and TLS server authentication.
         """
-        if not _IDENTITY.fullmatch(identity) or len(identity) > _IDENTITY_BYTES:
+        if not _IDENTITY.fullmatch(identity) or len(identity) > _MAX_IDENTITY_BYTES:
             raise IdentityError(f"{identity!r} is not the SPIFFE ID of a service account")
         usage = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
         return self._issue(identity, _uri(identity), usage, now, lifetime)
 
     def issue_server(self, names: Sequence[str], now: datetime, lifetime: timedelta = LEAF_LIFETIME) -> Leaf:
-        """Issue a TLS server's certificate for DNS names (or IP addresses), with a fresh key."""
+        """Issue a TLS server's certificate for DNS names or IP addresses, with a fresh key."""
         if not names:
             raise IdentityError("a server's certificate needs a name")
         alternatives = x509.SubjectAlternativeName([_server_name(name) for name in names])
@@ -205,22 +205,23 @@ class Authority:
             fingerprint=certificate.fingerprint(hashes.SHA256()).hex(),
             not_before=certificate.not_valid_before_utc,
             not_after=certificate.not_valid_after_utc,
-            # Half of the requested lifetime, not of the shortened one: renewals would speed up near the CA's
-            # expiry.
+            # Half of the requested lifetime. With half of the actual lifetime, which the CA's expiry can
+            # shorten, renewals would become ever more frequent.
             renew_at=min(now + lifetime / 2, certificate.not_valid_after_utc),
         )
 
     def bridge(self, other: Authority, now: datetime) -> bytes:
-        """Cross-sign another CA's root, so that clients that trust only this CA's root accept the other CA.
+        """Cross-sign another CA's root. Clients that trust only this CA's root then accept the other CA.
 
-        Returns PEM with the intermediates, or empty if a path length constraint forbids it.
+        Returns the cross-signed root and this CA's intermediates in PEM form. The result is empty if this CA
+        already trusts the root, or if a path length constraint forbids the bridge.
         """
         if other.root in self.roots:
             return b""
-        root, below = other.root, len(other.issuers)
+        root, intermediate_count = other.root, len(other.issuers)
         for position, certificate in enumerate((self.certificate, *self.issuers)):
-            allowed = chains.path_length(certificate)
-            if allowed is not None and allowed < below + 1 + position:
+            max_length = chains.path_length(certificate)
+            if max_length is not None and max_length < intermediate_count + 1 + position:
                 return b""
         bridge = self.key.sign(
             x509.CertificateBuilder()

@@ -13,7 +13,7 @@ from xds.mesh.identity.keys import SUPPORTED_KEYS, IdentityError, is_supported
 
 
 def read(pem: bytes) -> tuple[x509.Certificate, ...]:
-    """Read PEM certificates, ignoring other text. Raise IdentityError if none or an invalid one is found."""
+    """Read PEM certificates, ignoring other text. Raise IdentityError if there is none, or an invalid one."""
     try:
         return tuple(x509.load_pem_x509_certificates(pem))
     except ValueError:
@@ -26,12 +26,12 @@ def to_pem(certificates: Iterable[x509.Certificate]) -> bytes:
 
 
 def bundle(pems: Iterable[bytes]) -> bytes:
-    """Return the certificates of several PEM texts without duplicates. Raise IdentityError as `read`."""
+    """Return the certificates of several PEM texts without duplicates. Raise IdentityError like `read`."""
     return to_pem(dict.fromkeys(certificate for pem in pems for certificate in read(pem)))
 
 
 def subject(certificate: x509.Certificate) -> str:
-    """Return a name of a certificate for messages."""
+    """Return a certificate's subject for messages; its serial number if the subject is empty."""
     return certificate.subject.rfc4514_string() or f"with serial number {certificate.serial_number:x}"
 
 
@@ -53,7 +53,7 @@ def require_root(certificate: x509.Certificate, which: str = "the certificate") 
 
 
 def require_ca(certificate: x509.Certificate, which: str = "the certificate") -> None:
-    """Raise IdentityError if a certificate may not sign others."""
+    """Raise IdentityError if a certificate must not sign others."""
     try:
         public = certificate.public_key()
         extensions = certificate.extensions
@@ -65,47 +65,49 @@ def require_ca(certificate: x509.Certificate, which: str = "the certificate") ->
         is_ca = extensions.get_extension_for_class(x509.BasicConstraints).value.ca
         signs = extensions.get_extension_for_class(x509.KeyUsage).value.key_cert_sign
     except x509.ExtensionNotFound:
-        raise IdentityError(f"{which} is not a CA's: it lacks basicConstraints or keyUsage") from None
+        raise IdentityError(
+            f"{which} is not a CA certificate: it lacks basicConstraints or keyUsage"
+        ) from None
     if not is_ca:
-        raise IdentityError(f"{which} is not a CA's: its basicConstraints say CA:FALSE")
+        raise IdentityError(f"{which} is not a CA certificate: its basicConstraints say CA:FALSE")
     if not signs:
-        raise IdentityError(f"{which} is not a CA's: its keyUsage lacks keyCertSign")
+        raise IdentityError(f"{which} is not a CA certificate: its keyUsage lacks keyCertSign")
 
 
 def build_path(
     certificate: x509.Certificate,
-    between: Iterable[x509.Certificate],
+    intermediates: Iterable[x509.Certificate],
     roots: Iterable[x509.Certificate],
     now: datetime,
 ) -> tuple[x509.Certificate, ...]:
     """Return the chain above an intermediate, its signer first and the root last.
 
-    Unneeded certificates of `between` are ignored. Raises IdentityError if the chain reaches no root, or if a
-    CA in it is invalid (RFC 5280, section 6.1.4).
+    Unneeded intermediates are ignored. Raises IdentityError if the chain does not lead to a root, or if a CA
+    in the chain is invalid (RFC 5280, section 6.1.4).
     """
     chain: list[x509.Certificate] = []
-    last, left, roots = certificate, list(between), tuple(roots)
+    last, unused, roots = certificate, list(intermediates), tuple(roots)
     while not (chain and chain[-1] in roots):
         signer = next(
-            (candidate for candidate in (*roots, *left) if candidate != last and _signed(last, candidate)),
+            (candidate for candidate in (*roots, *unused) if candidate != last and _signed(last, candidate)),
             None,
         )
         if signer is None:
             raise IdentityError(
                 "the chain does not lead to the root: "
-                f"no given certificate has signed the certificate {subject(last)}"
+                f"none of the certificates signed the certificate {subject(last)}"
             )
         which = f"the certificate {subject(signer)}"
         (require_root if signer in roots else require_ca)(signer, which)
         require_valid(signer, now, which)
-        below = 1 + len(chain)
-        allowed = path_length(signer)
-        if allowed is not None and allowed < below:
+        path_below = 1 + len(chain)
+        max_length = path_length(signer)
+        if max_length is not None and max_length < path_below:
             raise IdentityError(
-                f"{which} allows {allowed} CA certificates below it (pathlen), and there are {below}"
+                f"{which} allows {max_length} CA certificates below it (pathlen), but there are {path_below}"
             )
         chain.append(signer)
-        left = [certificate for certificate in left if certificate != signer]
+        unused = [certificate for certificate in unused if certificate != signer]
         last = signer
     return tuple(chain)
 

@@ -1,7 +1,7 @@
-"""Claims of credentials: the caller that a credential proves, and the pods that the caller may act for.
+"""Derive the caller from a credential, and decide which pods the caller may act for.
 
-Pure: the API server's review of a token and the certificate that TLS verified are arguments. Errors never
-contain any part of a credential.
+Pure: the API server's TokenReview and the certificate that TLS has verified are arguments. Error messages
+never contain any part of a credential.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from xds.mesh.identity import AUDIENCE
 from xds.mesh.model.objects import Pod
 
 CLOCK_SKEW = timedelta(minutes=5)
-"""Tolerance for expired tokens, if the local clock is fast. Within it, the issuer decides."""
+"""Tolerance for expired tokens, because the local clock can be fast. Within it, the issuer decides."""
 
 _MAX_TOKEN_LENGTH = 16 * 1024
-"""Maximum length in characters. Tokens of Kubernetes have less than 2,000."""
+"""Maximum length of a token in characters. Kubernetes tokens have fewer than 2,000."""
 
 _USER = "system:serviceaccount:"
 _EXTRA = "authentication.kubernetes.io/"
@@ -38,11 +38,11 @@ class UnauthenticatedError(Exception):
 
 
 class AuthenticationUnavailableError(Exception):
-    """A credential cannot be checked at present; the text has the reason."""
+    """A credential cannot be checked now; the text has the reason."""
 
 
 class RateLimitedError(AuthenticationUnavailableError):
-    """Too many reviews failed, so no more are requested for now."""
+    """A credential is not checked because of a rate limit; the text has the reason."""
 
 
 class Credential(StrEnum):
@@ -72,14 +72,14 @@ class Caller:
 
 
 class Identity(NamedTuple):
-    """Service account in an option, written NAMESPACE/SERVICE_ACCOUNT or as SPIFFE ID."""
+    """Service account in an option, as NAMESPACE/SERVICE_ACCOUNT or SPIFFE ID."""
 
     namespace: str
     """Namespace of the service account."""
     service_account: str
     """Name of the service account."""
     trust_domain: str = ""
-    """Trust domain; empty for any of the mesh's."""
+    """Trust domain; empty for any trust domain of the mesh."""
 
     @classmethod
     def parse(cls, text: str) -> Identity:
@@ -95,23 +95,23 @@ class Identity(NamedTuple):
 
     def matches(self, caller: Caller, trust_domains: Collection[str]) -> bool:
         """Return whether a caller has this identity, in a mesh with these trust domains."""
-        same = (self.namespace, self.service_account) == (caller.namespace, caller.service_account)
-        return same and (not self.trust_domain or self.trust_domain in trust_domains)
+        is_same = (self.namespace, self.service_account) == (caller.namespace, caller.service_account)
+        return is_same and (not self.trust_domain or self.trust_domain in trust_domains)
 
 
 def token_expiry(
     token: str, now: datetime, audience: str = AUDIENCE, *, skew: timedelta = CLOCK_SKEW
 ) -> datetime:
-    """Return the expiry of an unverified token.
+    """Return the expiry of an unverified token. Reject obviously invalid tokens without a TokenReview.
 
-    Raises UnauthenticatedError, without a review by the API server, if the token is not a JSON Web Token (RFC
-    7519), has another audience, or has expired.
+    Raises UnauthenticatedError if the token is not a JSON Web Token (RFC 7519), has another audience, has no
+    expiry, or has expired.
     """
     payload = decode_claims(token)
     audiences = payload.get("aud")
     if audience not in (audiences if isinstance(audiences, list) else [audiences]):
         raise UnauthenticatedError(
-            f"the token is not for audience {audience}: project one for it into the pod"
+            f"the token is not for audience {audience}: project a token with this audience into the pod"
         )
     try:
         end = datetime.fromtimestamp(payload["exp"], UTC)
@@ -140,8 +140,8 @@ def decode_claims(token: str) -> Mapping[str, Any]:
 def from_review(status: Any, audience: str = AUDIENCE) -> Caller:
     """Return the caller in the `status` of a TokenReview (authentication.k8s.io/v1).
 
-    Raises UnauthenticatedError if the token is rejected, has another audience, or belongs to no service
-    account.
+    Raises UnauthenticatedError if the API server rejected the token, if the token has another audience, or if
+    its user is not a service account.
     """
     status = status if isinstance(status, Mapping) else {}
     if status.get("authenticated") is not True:
@@ -158,8 +158,8 @@ def from_review(status: Any, audience: str = AUDIENCE) -> Caller:
     return Caller(
         namespace=namespace,
         service_account=name,
-        pod=_only(extra, "pod-name"),
-        pod_uid=_only(extra, "pod-uid"),
+        pod=_first_extra(extra, "pod-name"),
+        pod_uid=_first_extra(extra, "pod-uid"),
         credential=Credential.TOKEN,
     )
 
@@ -170,22 +170,23 @@ def username(namespace: str, account: str) -> str:
 
 
 def parse_username(username: str) -> tuple[str, str]:
-    """Return the namespace and name of a service account; both empty for other users."""
+    """Return the namespace and name of a service account; two empty strings for other users."""
     namespace, _, name = username.removeprefix(_USER).partition(":")
     if not username.startswith(_USER) or not _ACCOUNT.fullmatch(f"{namespace}/{name}"):
         return "", ""
     return namespace, name
 
 
-def _only(extra: Mapping[str, Any], key: str) -> str:
+def _first_extra(extra: Mapping[str, Any], key: str) -> str:
     values = extra.get(_EXTRA + key) or ("",)
     return str(values[0])
 
 
 def from_certificate(pem: bytes, trust_domains: Collection[str], now: datetime) -> Caller:
-    """Return the caller in a certificate (X.509-SVID) that TLS has verified against the mesh's roots.
+    """Return the caller in a certificate (X.509-SVID) that TLS has verified with the mesh's roots.
 
-    Raises UnauthenticatedError if it has no workload identity of these trust domains, or is not valid now.
+    Raises UnauthenticatedError if the certificate has no workload identity of these trust domains, or is not
+    valid now.
     """
     try:
         certificate = x509.load_pem_x509_certificate(pem)

@@ -21,7 +21,7 @@ class IdentityError(ValueError):
 
 
 class PrivateKey:
-    """Private key for signing. Never log the result of `to_pem`."""
+    """Private key of a certificate. Never log the result of `to_pem`."""
 
     __slots__ = ("_key",)
 
@@ -49,7 +49,7 @@ class PrivateKey:
         raise IdentityError(f"the private key is unsupported; supported: {SUPPORTED_KEYS}")
 
     def to_pem(self) -> bytes:
-        """Return the unencrypted key (PKCS #8)."""
+        """Return the unencrypted key in PEM form (PKCS #8)."""
         return self._key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )

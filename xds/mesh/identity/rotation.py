@@ -26,9 +26,8 @@ CERTIFICATE, KEY, ROOT, CHAIN = "ca-cert.pem", "ca-key.pem", "root-cert.pem", "c
 OLD_ROOTS, BRIDGES, SINCE, NEXT = "old-roots.pem", "bridges.pem", "rotation-since", "next-"
 """Keys of the rotation state. The keys of the new CA have the prefix `next-`."""
 
-
 MAX_BRIDGES = 8
-"""Maximum number of bridges. Each adds to the handshake with the control plane."""
+"""Maximum number of bridges. Every handshake with the control plane includes them."""
 
 
 class Timing(NamedTuple):
@@ -39,7 +38,8 @@ class Timing(NamedTuple):
     give_up: timedelta = LEAF_LIFETIME
     """Maximum wait for proxies that do not ACK the new root. By then, their certificates have expired."""
     retire: timedelta = LEAF_LIFETIME + timedelta(hours=1)
-    """Time that the old root stays trusted after that, until its last certificate has expired."""
+    """Time that the old root stays trusted once the new CA issues certificates. By then, the old CA's last
+    certificate has expired."""
 
 
 DEFAULT_TIMING = Timing()
@@ -55,19 +55,19 @@ class Stage(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Authorities:
-    """The issuing CA, and the CAs before and after it."""
+    """The issuing CA, its successor during a rotation, and the roots of its predecessors."""
 
     authority: Authority
     """CA that issues certificates."""
     upcoming: Authority | None = None
-    """CA that issues next, once its root is trusted everywhere."""
+    """CA that issues certificates once its root is trusted everywhere; None without a rotation."""
     retired: tuple[x509.Certificate, ...] = ()
     """Roots of the previous CAs."""
     bridges: tuple[x509.Certificate, ...] = ()
     """Roots cross-signed by their predecessors, newest first.
 
-    Envoy reads the control plane's roots only at startup. A sidecar older than the current root verifies the
-    control plane through these."""
+    Envoy reads the control plane's roots only at startup. A sidecar that started before the current root
+    existed verifies the control plane through these bridges."""
     since: datetime | None = None
     """Start of the current stage; None without a rotation."""
 
@@ -80,7 +80,7 @@ class Authorities:
 
     @property
     def trusted(self) -> tuple[x509.Certificate, ...]:
-        """All trusted roots without duplicates, those of the issuing CA first."""
+        """All trusted roots without duplicates, the issuing CA's roots first."""
         upcoming = self.upcoming.roots if self.upcoming else ()
         return tuple(dict.fromkeys((*self.authority.roots, *upcoming, *self.retired)))
 
@@ -95,7 +95,7 @@ class Authorities:
         return tuple(chain.to_pem([root]) for root in self.trusted if root not in self.authority.roots)
 
     def begin(self, new: Authority, now: datetime) -> Authorities:
-        """Start a rotation to another CA. If its roots are already trusted, it issues at once."""
+        """Start a rotation to another CA. If its roots are already trusted, the CA issues at once."""
         started = replace(self, upcoming=new, since=now)
         return started._promote(now) if set(new.roots) <= set(self.trusted) and not self.upcoming else started
 
@@ -133,7 +133,7 @@ class Authorities:
 
     @property
     def bridges_pem(self) -> bytes:
-        """Bridges in PEM form, which the control plane sends after its own chain."""
+        """Bridges in PEM form. The control plane sends them after its own chain."""
         return chain.to_pem(self.bridges)
 
     def to_data(self) -> dict[str, bytes]:

@@ -1,4 +1,4 @@
-"""Secrets (SDS) of a sidecar: its certificate with key, and the trusted roots.
+"""Secrets (SDS) of a sidecar: its certificate and key, and the trusted roots.
 
 Each pod has its own key. Keys exist only in memory, and never affect versions, names or logs.
 """
@@ -42,7 +42,7 @@ def certificate_secret(leaf: Leaf) -> Resource:
 
 
 def roots_secret(roots: Iterable[bytes]) -> Resource:
-    """Return the secret `ROOTCA`, which trusts all given PEM roots."""
+    """Return the secret `ROOTCA` with these PEM roots."""
     trusted = DataSource(inline_bytes=chain.bundle(roots))
     secret = Secret(name=ROOTS, validation_context=CertificateValidationContext(trusted_ca=trusted))
     return resource(secret)
@@ -61,7 +61,7 @@ class _Issued:
 
 
 class Issuer:
-    """Issue the secrets of pods, and renew certificates, with new keys, after half of their lifetime."""
+    """Issue the secrets of pods. Certificates are renewed, with a new key, after half of their lifetime."""
 
     def __init__(
         self, authority: Authority, *, extra_roots: Iterable[bytes] = (), lifetime: timedelta = LEAF_LIFETIME
@@ -86,7 +86,7 @@ class Issuer:
         """Return the secrets `default` and `ROOTCA` of a pod, unchanged until renewal is due."""
         owner = (pod.service_account, trust_domain, pod.meta.uid, pod.meta.created)
         issued = self._issued.get((pod.namespace, pod.name))
-        # Check not_before: after the clock was set back, the certificate would not be valid yet.
+        # Check not_before as well: if the clock was set back, the certificate is not valid yet.
         if (
             issued is None
             or issued.owner != owner

@@ -1,4 +1,4 @@
-"""TLS certificate of the control plane's servers, which is renewed without a restart."""
+"""TLS certificate of the control plane's servers. It is renewed without a restart."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class Trust(NamedTuple):
     roots: bytes
     """PEM roots that verify client certificates."""
     bridges: bytes = b""
-    """PEM roots cross-signed by previous CAs, for clients that have only an older root."""
+    """PEM roots cross-signed by previous CAs, for clients that trust only an older root."""
 
 
 def service_names(namespace: str, name: str = NAME) -> tuple[str, ...]:
-    """Return the DNS names of a Service; first the one for clients in other namespaces."""
+    """Return the DNS names of a Service, the name for clients in other namespaces first."""
     host = f"{name}.{namespace}"
     return f"{host}.svc", f"{host}.svc.cluster.local", host, name
 
@@ -39,9 +39,9 @@ def service_names(namespace: str, name: str = NAME) -> tuple[str, ...]:
 class ServerCertificate:
     """Server certificate for DNS names and addresses, as gRPC credentials.
 
-    gRPC fetches it before each handshake. It is renewed after half of its lifetime, or when `trust` returns
-    another CA. If renewal fails, the old certificate stays in use. The constructor raises IdentityError if it
-    cannot issue one.
+    gRPC fetches the certificate before each handshake. It is renewed after half of its lifetime, or when
+    `trust` returns another CA. If renewal fails, the old certificate stays in use. The constructor raises
+    IdentityError if it cannot issue a certificate.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class ServerCertificate:
         self._failure = ""
 
     def credentials(self, *, certificate_required: bool) -> grpc.ServerCredentials:
-        """Return credentials for a port; `certificate_required` enables client authentication."""
+        """Return credentials for a port. With `certificate_required`, clients must present a certificate."""
         served = self._issued
 
         def fetch() -> grpc.ServerCertificateConfiguration | None:

@@ -1,8 +1,9 @@
 """State directory: files that preserve the mesh root and the token key across restarts.
 
-Several processes can start at once on an empty directory and agree on one root. Each writes a temporary file
-and hard-links it into place, which succeeds only once; the others read the existing file. The key is written
-first, so that the next start after a crash creates the missing certificate.
+Several processes can start on an empty directory at the same time, and agree on one root. Each process writes
+a temporary file and hard-links it into place. Only the first link succeeds, and the other processes read the
+existing file. The key is written first. If the process crashes before it writes the certificate, the next
+start creates it.
 
 A user who can write these files controls the mesh CA. The directory and its files must therefore belong to
 the current user or root, and must not be writable by others. Files are checked after opening (fstat), to
@@ -37,7 +38,7 @@ class StateError(Exception):
 
 
 def load_or_create_root(directory: Path | None, trust_domain: str, now: datetime) -> Authority:
-    """Return the root in a directory, or create it. Without a directory, it is not stored."""
+    """Load the root in a directory, or create it. Without a directory, create a root that is not stored."""
     if directory is None:
         return Authority.create(PrivateKey.generate(), trust_domain, now)
     try:
@@ -50,9 +51,8 @@ def load_or_create_root(directory: Path | None, trust_domain: str, now: datetime
 
 def _load_or_create(directory: Path, trust_domain: str, now: datetime) -> Authority:
     key_file, certificate_file = directory / KEY_FILE, directory / CERTIFICATE_FILE
-    had_certificate = (
-        certificate_file.exists()
-    )  # check first: other processes write the key before the certificate
+    # Check the certificate first: another process writes the key before the certificate.
+    had_certificate = certificate_file.exists()
     if not key_file.exists():
         if had_certificate:
             raise StateError(
@@ -65,9 +65,11 @@ def _load_or_create(directory: Path, trust_domain: str, now: datetime) -> Author
         if not certificate_file.exists():
             authority = Authority.create(PrivateKey.from_pem(key), trust_domain, now)
             _create(certificate_file, authority.certificate_pem, 0o644)
-        root, more = _read_public(certificate_file), directory / MORE_ROOTS_FILE
+        root, more_roots_file = _read_public(certificate_file), directory / MORE_ROOTS_FILE
         authority = Authority.load(root, key, now)
-        return Authority.load(root, key, now, root=root + _read_public(more)) if more.exists() else authority
+        if not more_roots_file.exists():
+            return authority
+        return Authority.load(root, key, now, root=root + _read_public(more_roots_file))
     except IdentityError as error:
         raise StateError(
             f"{directory} contains an invalid root: {error}. Restore {KEY_FILE} and "
@@ -76,14 +78,17 @@ def _load_or_create(directory: Path, trust_domain: str, now: datetime) -> Author
 
 
 def roots(directory: Path) -> bytes:
-    """Return all trusted PEM roots of a directory, without reading keys."""
-    certificate, more = directory / CERTIFICATE_FILE, directory / MORE_ROOTS_FILE
+    """Return all trusted PEM roots in a directory, without reading keys."""
+    certificate_file, more_roots_file = directory / CERTIFICATE_FILE, directory / MORE_ROOTS_FILE
     try:
         _check_directory(directory)
-        return bundle([_read_public(certificate), *([_read_public(more)] if more.exists() else ())])
+        pems = [_read_public(certificate_file)]
+        if more_roots_file.exists():
+            pems.append(_read_public(more_roots_file))
+        return bundle(pems)
     except FileNotFoundError:
         raise StateError(
-            f"{certificate} does not exist: xds serve creates it when it starts with this --state-dir"
+            f"{certificate_file} does not exist: xds serve creates it when it starts with this --state-dir"
         ) from None
     except OSError as error:
         raise StateError(f"{error.filename}: {error.strerror}") from error
@@ -92,7 +97,7 @@ def roots(directory: Path) -> bytes:
 
 
 def load_or_create_token_key(directory: Path) -> TokenKey:
-    """Return the token key in an existing directory, or create it."""
+    """Load the token key in an existing directory, or create it."""
     file = directory / TOKEN_KEY_FILE
     try:
         _check_directory(directory)
@@ -122,10 +127,10 @@ def _check_directory(directory: Path) -> None:
     finally:
         os.close(handle)
     _check_owner(directory, status)
-    # With fsGroup, Kubernetes makes the volume writable by one of our groups. Its members can remove files,
-    # but not add their own, as the owners of files are checked.
-    ours = status.st_gid in {os.getegid(), *os.getgroups()}
-    if status.st_mode & (stat.S_IWOTH if ours else stat.S_IWOTH | stat.S_IWGRP):
+    # With fsGroup, Kubernetes makes the volume writable by one of this process's groups. Its members can
+    # remove files. They cannot substitute files, because the owner of each file is checked.
+    is_own_group = status.st_gid in {os.getegid(), *os.getgroups()}
+    if status.st_mode & (stat.S_IWOTH if is_own_group else stat.S_IWOTH | stat.S_IWGRP):
         raise StateError(
             f"{directory} is writable by other users ({_mode(status)}): run 'chmod go-w {directory}', "
             f"or use a subdirectory, which is created with mode 0700"
@@ -133,7 +138,7 @@ def _check_directory(directory: Path) -> None:
 
 
 def _read_private(path: Path) -> bytes:
-    """Return the content of a key file. Raise StateError if other users have access; OSError."""
+    """Return the content of a key file. Raise StateError if other users have access to it, or OSError."""
     remedy = (
         "it to create a new key"
         if path.name == TOKEN_KEY_FILE
@@ -151,7 +156,7 @@ def _read_private(path: Path) -> bytes:
 
 
 def _read_public(path: Path) -> bytes:
-    """Return the content of a public file. Raise StateError if other users can write it; OSError."""
+    """Return the content of a public file. Raise StateError if other users can write to it, or OSError."""
     content, status = _read(path)
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise StateError(
@@ -173,10 +178,10 @@ def _read(path: Path, flags: int = 0) -> tuple[bytes, os.stat_result]:
 
 
 def _check_owner(path: Path, status: os.stat_result) -> None:
-    us = os.geteuid()
-    if status.st_uid not in {us, 0}:
+    user = os.geteuid()
+    if status.st_uid not in {user, 0}:
         raise StateError(
-            f"{path} belongs to user {status.st_uid}, but xds runs as user {us}: run 'chown {us} {path}' "
+            f"{path} belongs to user {status.st_uid}, but xds runs as user {user}: run 'chown {user} {path}' "
             f"if you trust its content, or run xds as user {status.st_uid}"
         )
 
@@ -212,7 +217,7 @@ def _temporary_file(path: Path, content: bytes, mode: int) -> Iterator[Path]:
 
 
 def _sync_directory(directory: Path) -> None:
-    """Flush the new directory entry to disk."""
+    """Flush a new directory entry to disk."""
     handle = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(handle)

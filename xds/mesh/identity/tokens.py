@@ -1,7 +1,7 @@
 """Tokens that the control plane signs, for sidecars outside Kubernetes.
 
 They are JSON Web Tokens (RFC 7519) with the claims of a projected service account token, signed with
-HMAC-SHA256 (HS256). A symmetric key suffices, as issuer and verifier read the same state directory.
+HMAC-SHA256 (HS256). A symmetric key suffices, because issuer and verifier read the same state directory.
 """
 
 from __future__ import annotations
@@ -73,7 +73,10 @@ class TokenKey:
         return f"{signed}.{self._signature(signed)}"
 
     def verify(self, token: str, now: datetime) -> Caller:
-        """Return the caller of a token. Raise UnauthenticatedError if it is not ours, or not valid now."""
+        """Return the caller that a token identifies.
+
+        Raises UnauthenticatedError if this control plane did not sign the token, or if it is not valid now.
+        """
         payload = claims.decode_claims(token)
         signed, _, signature = token.rpartition(".")
         # The token's `alg` is ignored: only HS256 is supported, and the signature covers the header.

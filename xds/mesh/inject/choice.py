@@ -1,4 +1,4 @@
-"""Decide whether a pod gets a sidecar, by the rules of Istio's injector."""
+"""Decide whether a pod gets a sidecar, with the same rules as Istio's injector."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ INJECT_LABEL = "sidecar.istio.io/inject"
 TEMPLATES = "inject.istio.io/templates"
 
 SYSTEM_NAMESPACES = frozenset({"kube-system", "kube-public", "kube-node-lease"})
-"""Namespaces that are never injected, so that a cluster can start without the control plane."""
+"""Namespaces whose pods never get a sidecar. They must be able to start without the control plane."""
 
 ALREADY_INJECTED = "it already has a sidecar"
 

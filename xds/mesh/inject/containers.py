@@ -18,18 +18,19 @@ Json: TypeAlias = dict[str, Any]
 PROXY_GROUP = 13371
 """Group of an injected sidecar.
 
-`xds init` does not redirect traffic with the sidecar's user and group. The user of an image is unknown at
-injection, and images made for meshes use 1337, so the group must be one that no image uses by chance."""
+`xds init` does not redirect traffic with the sidecar's user and group. Images made for meshes often run as
+1337, and injection does not know an image's user. The group must therefore be one that no image uses by
+chance."""
 
 TOKEN_LIFETIME = 43200
-"""Lifetime of the token in seconds, as in Istio. The kubelet renews it after 80 %."""
+"""Lifetime of the token in seconds, as in Istio. The kubelet renews the token after 80% of it."""
 
 _FILES = {
     "xds-token": variables.TOKEN_FILE,
     "xds-root": variables.ROOT_FILE,
     "xds-podinfo": variables.LABELS_FILE,
 }
-"""Volumes by name, and the variable whose default is the path of the file."""
+"""Volumes by name, each with the variable whose default is the path of the volume's file."""
 
 _DOWNWARD = {
     variables.POD_NAME: "metadata.name",
@@ -53,7 +54,7 @@ PROXY_IMAGE = "sidecar.istio.io/proxyImage"
 
 
 def init_container(settings: InjectionSettings, arguments: list[str]) -> Json:
-    """Return the init container that installs the redirection rules."""
+    """Return the init container that installs the iptables rules."""
     return _container(INIT, settings, settings.image, ["init", *arguments]) | {
         "securityContext": {
             "allowPrivilegeEscalation": False,
@@ -86,7 +87,7 @@ def proxy_container(
         settings: settings of the operator.
         annotations: annotations of the pod.
         probes: original probes of the application, by their path on the sidecar.
-        native: whether it is a restartable init container.
+        native: whether the sidecar is a restartable init container.
         mode: interception mode.
         grace: terminationGracePeriodSeconds of the pod; None if unset.
     """
@@ -108,7 +109,7 @@ def proxy_container(
             {"containerPort": HEALTH_PORT, "name": "http-envoy-live", "protocol": "TCP"},
         ],
         "lifecycle": {"preStop": {"exec": {"command": ["xds", "proxy", "--drain"]}}},
-        # The containers after a native sidecar start only after this probe has passed.
+        # Kubernetes starts the containers after a native sidecar only once this probe succeeds.
         "startupProbe": ready | {"periodSeconds": 1, "failureThreshold": 600},
         "readinessProbe": ready | {"periodSeconds": 15, "failureThreshold": 4},
         "resources": _resources(annotations),
@@ -139,8 +140,8 @@ def proxy_container(
 def volumes(settings: InjectionSettings) -> list[Json]:
     """Return the volumes of the sidecar.
 
-    The token needs no fsGroup: without one, all users in the pod can read it; with the pod's own, its group
-    can. An added fsGroup would change the owner of the application's volumes.
+    The token needs no fsGroup. Without one, all users in the pod can read the token. If the pod has an
+    fsGroup, that group can read it. Adding an fsGroup would change the owner of the application's volumes.
     """
     token = {"path": "xds-token", "audience": AUDIENCE, "expirationSeconds": TOKEN_LIFETIME}
     return [
@@ -169,7 +170,7 @@ def _container(name: str, settings: InjectionSettings, image: str, arguments: li
 
 
 def _sds_directory(settings: InjectionSettings) -> str:
-    """Return the directory of the SDS socket, which the agent recreates at each start."""
+    """Return the directory of the SDS socket. The agent recreates the socket, so mount its directory."""
     return settings.sds.removeprefix("unix://").rpartition("/")[0]
 
 
@@ -180,7 +181,7 @@ def _environment(
     mode: Interception,
     grace: int | None,
 ) -> dict[variables.Variable, str]:
-    """Return the variables that differ from the defaults of `xds proxy`, and the address."""
+    """Return the control plane's address, and the variables that differ from the defaults of `xds proxy`."""
     values = {variables.ADDRESS: settings.xds_address}
     if settings.sds:
         values[variables.SDS] = settings.sds

@@ -25,7 +25,7 @@ _TEMPLATE_PATHS: dict[tuple[str, str], Path] = {
 
 
 class Template(NamedTuple):
-    """Pod template in a document."""
+    """A pod template in a document."""
 
     path: Path
     """Path in the document."""
@@ -38,7 +38,10 @@ class Template(NamedTuple):
 
 
 def find_templates(document: Any, path: Path = (), default_type: str = "") -> Iterator[Template]:
-    """Yield the pod templates of an object, or of the items of a List."""
+    """Yield the pod template of an object, or those of the items of a List.
+
+    `default_type` is the VERSION/KIND of an object that has neither, such as an item of a DeploymentList.
+    """
     if not isinstance(document, Mapping):
         return
     version, kind = document.get("apiVersion"), document.get("kind")
@@ -49,8 +52,8 @@ def find_templates(document: Any, path: Path = (), default_type: str = "") -> It
     if kind.endswith("List"):
         items = document.get("items")
         for index, item in enumerate(items if isinstance(items, list) else ()):
-            typed = f"{version}/{kind.removesuffix('List')}" if kind != "List" else ""
-            yield from find_templates(item, (*path, "items", index), typed)
+            item_type = f"{version}/{kind.removesuffix('List')}" if kind != "List" else ""
+            yield from find_templates(item, (*path, "items", index), item_type)
         return
     template_path = _TEMPLATE_PATHS.get((version.rpartition("/")[0], kind))
     if template_path is None:

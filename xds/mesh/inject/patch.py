@@ -31,7 +31,7 @@ NATIVE = "sidecar.istio.io/nativeSidecar"
 """Pod annotation, `true` or `false`, that overrides the operator's setting."""
 
 MAX_PROBLEMS = 16
-"""Maximum number of problems per pod. Validation stops there, as a pod can have 100,000."""
+"""Maximum number of problems per pod. Validation stops there, because a pod can have 100,000."""
 MAX_CONTAINERS = 256
 """Maximum number of containers, and of init containers."""
 MAX_PORTS = 256
@@ -57,7 +57,7 @@ class Injection:
     pod: Mapping[str, Any]
     """The pod with a sidecar, or unchanged."""
     skip_reason: str = ""
-    """Reason why the pod gets no sidecar; empty if it got one or was refused."""
+    """Reason why the pod was skipped; empty if it got a sidecar or was refused."""
     ignores_request: bool = False
     """Whether the pod was skipped although it requests a sidecar."""
     problems: tuple[Problem, ...] = ()
@@ -65,7 +65,7 @@ class Injection:
 
     @property
     def refused(self) -> bool:
-        """Return whether the pod needs a sidecar, but errors prevent it."""
+        """Whether the pod needs a sidecar, but errors prevent injection."""
         return any(not problem.notice for problem in self.problems)
 
 
@@ -130,7 +130,7 @@ def _is_well_formed(pod: Field) -> bool:
 def _items(field: Field, limit: int) -> Iterator[Field]:
     """Yield the items of a list with at most `limit` items, until MAX_PROBLEMS is reached."""
     if isinstance(field.value, list) and len(field.value) > limit:
-        field.refuse(f"has {len(field.value)} items, and {limit} are supported")
+        field.refuse(f"has {len(field.value)} items; at most {limit} are supported")
         return
     for item in field.items():
         yield item
@@ -180,11 +180,11 @@ def _with_sidecar(pod: Field, settings: InjectionSettings) -> Json:
     status = {kind: [part["name"] for part in parts] for kind, parts in added.items()}
     meta["annotations"] = (meta.get("annotations") or {}) | {STATUS: json.dumps(status)}
     if added["initContainers"]:
-        others = spec.get("initContainers") or []
-        # A native sidecar starts before the application's init containers, which may need the mesh. An
-        # ordinary one starts after them, so redirection must start last.
+        existing = spec.get("initContainers") or []
+        # A native sidecar starts before the application's init containers, which can then use the mesh. An
+        # ordinary sidecar starts after them, so redirection must start last.
         spec["initContainers"] = (
-            added["initContainers"] + others if native else others + added["initContainers"]
+            added["initContainers"] + existing if native else existing + added["initContainers"]
         )
     spec["containers"] = [*spec["containers"], *added["containers"]]
     spec["volumes"] = (spec.get("volumes") or []) + added["volumes"]
@@ -192,7 +192,7 @@ def _with_sidecar(pod: Field, settings: InjectionSettings) -> Json:
 
 
 def _app_containers(pod: Field) -> Iterator[Field]:
-    """Yield the containers that run with the sidecar: ordinary and restartable init containers."""
+    """Yield the containers that run alongside the sidecar: all but ordinary init containers."""
     yield from pod["spec"]["containers"].items()
     for container in pod["spec"]["initContainers"].items():
         if container["restartPolicy"].value == "Always":
@@ -206,10 +206,10 @@ def _resolve(value: Any, path: Path) -> Any:
 
 
 def _flag(field: Field, *, default: bool) -> bool:
-    word = field.text().lower()
-    if word not in ("", "true", "false"):
+    text = field.text().lower()
+    if text not in ("", "true", "false"):
         field.refuse(f'must be "true" or "false", not {shown(field.value)}')
-    return default if not word else word == "true"
+    return default if not text else text == "true"
 
 
 def _check_annotations(annotations: Field) -> None:
@@ -238,9 +238,9 @@ def _refuse_conflicts(
     """Refuse pods that conflict with the sidecar, or could bypass it."""
     spec = pod["spec"]
     for kind in ("initContainers", "containers", "volumes"):
-        own_names = {part["name"] for part in added["volumes" if kind == "volumes" else kind]}
+        reserved_names = {part["name"] for part in added[kind]}
         for part in spec[kind].items():
-            if part["name"].value in own_names:
+            if part["name"].value in reserved_names:
                 part["name"].refuse(
                     f"is {shown(part['name'].value)}, which is reserved for the sidecar",
                     "choose another name",
@@ -263,7 +263,7 @@ def _refuse_conflicts(
                 port["containerPort"].refuse(
                     f"is {number}, which is reserved for {reserved[number]}", "use another port"
                 )
-    # Init containers too: a native sidecar intercepts those that start after it.
+    # Check init containers as well: a native sidecar intercepts the ones that start after it.
     for owner in (spec, *spec["containers"].items(), *spec["initContainers"].items()):
         for name, number in (("runAsUser", PROXY_ID), ("runAsGroup", containers.PROXY_GROUP)):
             field = owner["securityContext"][name]

@@ -1,7 +1,7 @@
-"""Rewrite probes so that they pass under STRICT.
+"""Rewrite probes to succeed under STRICT.
 
-The kubelet has no client certificate, so the sidecar probes the application on its behalf. The paths are
-Istio's. The sidecar gets the original probes by path as JSON (`XDS_APP_PROBES`).
+The kubelet has no client certificate, so the sidecar probes the application on the kubelet's behalf. The
+paths are Istio's. The variable `XDS_APP_PROBES` contains the original probes by path, as JSON.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from xds.mesh.parse.reading import Field, shown
 Json: TypeAlias = dict[str, Any]
 
 REWRITE = "sidecar.istio.io/rewriteAppHTTPProbers"
-"""Pod annotation; `false` disables the rewriting."""
+"""Pod annotation; `false` disables probe rewriting."""
 
 _PROBE_SUFFIXES = {"livenessProbe": "livez", "readinessProbe": "readyz", "startupProbe": "startupz"}
 _HOOK_SUFFIXES = {"postStart": "poststartz", "preStop": "prestopz"}
@@ -38,7 +38,7 @@ def rewrite(container: Field, result: Json) -> dict[str, Json]:
     hooks = container["lifecycle"]
     for field, suffix in _HOOK_SUFFIXES.items():
         path = f"/app-lifecycle/{name}/{suffix}"
-        # HTTP is the only handler of a hook that uses the network.
+        # Only HTTP hooks use the network.
         if hooks[field]["httpGet"] and (original := _original_probe(container, hooks[field])):
             result["lifecycle"] = result["lifecycle"] | {field: _redirect(result["lifecycle"][field], path)}
             originals[path] = original
@@ -72,7 +72,7 @@ def _port_number(container: Field, port: Field) -> int | None:
 
 
 def _redirect(probe: Json, path: str) -> Json:
-    """Return a probe of the sidecar with the same timing and headers (which can include Host)."""
+    """Return a probe of the sidecar with the same timing and headers."""
     http_get: Json = {"path": path, "port": PROBE_PORT}
     old = probe.get("httpGet")
     if old and "httpHeaders" in old:

@@ -42,9 +42,9 @@ def interception_mode(annotations: Field) -> Interception:
 
 
 def init_arguments(annotations: Field, settings: InjectionSettings) -> list[str]:
-    """Return the arguments of `xds init` for a pod, and refuse invalid annotations.
+    """Return the arguments of `xds init` for a pod.
 
-    A guess could bypass the sidecar, or break traffic that should bypass it.
+    Refuse invalid annotations. A guess could let traffic bypass the sidecar, or break traffic that should.
     """
     unknown = (
         name
@@ -70,7 +70,7 @@ def init_arguments(annotations: Field, settings: InjectionSettings) -> list[str]
 def _read_list(field: Field, default: str, parse: Callable[[str], object]) -> str:
     text = field.text(default)
     if len(text) > MAX_LIST_LENGTH:
-        field.refuse(f"has {len(text)} characters, and {MAX_LIST_LENGTH} are supported")
+        field.refuse(f"has {len(text)} characters; at most {MAX_LIST_LENGTH} are supported")
         return default
     text = "".join(text.split())
     if text == "*" != default:

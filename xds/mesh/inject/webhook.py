@@ -37,19 +37,19 @@ log = structlog.get_logger(__name__)
 API_VERSION = "admission.k8s.io/v1"
 PATH = "/inject"
 RESULTS = ("injected", "left", "refused", "malformed")
-"""Results of requests; `left` means that the pod stays unchanged."""
+"""Results of requests; `left` means that the webhook left the pod unchanged."""
 MAX_BODY = 3 << 20
-"""Maximum size of a request in bytes, as in the API server. etcd's limit is half of that."""
+"""Maximum size of a request in bytes, the same as the API server's. etcd's limit is half of it."""
 MAX_CONNECTIONS = 192
-"""Maximum number of connections; each takes 0.4 MB."""
+"""Maximum number of connections; each uses 0.4 MB."""
 MAX_CONNECTIONS_PER_ADDRESS = 128
-"""Maximum number per API server, which uses a connection for each concurrent pod creation."""
+"""Maximum number of connections per address. An API server opens one for each concurrent pod creation."""
 QUEUE_TIMEOUT = 5.0
-"""Maximum wait of a request in seconds. The API server's timeout is 10 s (`xds install`)."""
+"""Maximum time to process a request, in seconds. The API server's timeout is 10 s (`xds install`)."""
 LOG_LINES = 100
-"""Maximum number of log lines about pods in LOG_PERIOD. Unauthenticated clients can cause them."""
+"""Maximum number of log lines about pods per LOG_PERIOD, because unauthenticated clients can cause them."""
 LOG_PERIOD = 10.0
-"""Period of LOG_LINES in seconds."""
+"""Period of the log limit, in seconds."""
 _MAX_WARNING_LENGTH = 256
 """Maximum length of a warning. The API server truncates longer ones."""
 _MAX_NAME_LENGTH = 253
@@ -57,7 +57,7 @@ _MAX_NAME_LENGTH = 253
 _MAX_REFUSAL_LENGTH = 4096
 """Maximum length of the message for a refused pod."""
 _RETRY_DELAY = 60.0
-"""Minimum time between renewals, in seconds. Failed renewals are retried after it."""
+"""Minimum time between renewals, in seconds. A failed renewal is retried after this delay."""
 
 
 class WebhookServer:
@@ -81,7 +81,7 @@ class WebhookServer:
             host: address to listen on.
             port: port to listen on; 0 for any free port.
             answers: counter of requests by result (RESULTS).
-            now: clock.
+            now: returns the current time.
         """
         self._settings = settings
         self._issue = issue
@@ -96,15 +96,15 @@ class WebhookServer:
         self._thread = FairExecutor()
         self._log_quota = _LogQuota()
         self.port = 0
-        """Port that it listens on; 0 before."""
+        """Port that the server listens on; 0 until `listening` is set."""
         self.listening = asyncio.Event()
 
     def trigger_renewal(self) -> None:
-        """Renew the certificate at once, because the CA has changed."""
+        """Renew the certificate at once, for example because the CA has changed."""
         self._renewal.set()
 
     async def run(self) -> None:
-        """Serve and renew the certificate until cancelled. Raise OSError if it cannot listen."""
+        """Serve and renew the certificate until cancelled. Raise OSError if the server cannot listen."""
         app = web.Application(client_max_size=MAX_BODY)
         app.router.add_post(PATH, self._inject)
         delay = self._renew()
@@ -136,7 +136,8 @@ class WebhookServer:
         try:
             leaf = self._issue()
         except IdentityError as error:
-            log.error("webhook certificate renewal failed", problem=str(error))  # noqa: TRY400 - no traceback needed
+            problem = str(error)
+            log.error("webhook certificate renewal failed", problem=problem)  # noqa: TRY400 - expected error
             return _RETRY_DELAY
         _load_certificate(self._tls, leaf)
         return max(_RETRY_DELAY, (leaf.renew_at - self._now()).total_seconds())
@@ -146,22 +147,22 @@ class WebhookServer:
         settings = self._settings()
         try:
             async with self._bodies.read(request) as body, asyncio.timeout(QUEUE_TIMEOUT):
-                result, text = await self._thread.run(
+                result, review = await self._thread.run(
                     client.address, client.share, lambda: _review_body(body, settings, self._log_quota.take)
                 )
         except TimeoutError:
             raise web.HTTPServiceUnavailable(
-                text=f"the request was not answered in {QUEUE_TIMEOUT:.0f} s; try again\n"
+                text=f"the request timed out after {QUEUE_TIMEOUT:.0f} s; try again\n"
             ) from None
         except web.HTTPException:
             self._answers["malformed"] += 1
             raise
         except (ValueError, RecursionError) as error:
             self._answers["malformed"] += 1
-            # Do not log: unauthenticated clients could flood the log.
+            # Do not log this error: unauthenticated clients could flood the log.
             return web.Response(status=400, text=f"{printable(str(error)[:_MAX_REFUSAL_LENGTH])}\n")
         self._answers[result] += 1
-        return web.Response(body=text, content_type="application/json")
+        return web.Response(body=review, content_type="application/json")
 
 
 class _LogQuota:
@@ -196,12 +197,12 @@ def _result(response: Json) -> str:
 
 
 def _load_certificate(tls: ssl.SSLContext, leaf: Leaf) -> None:
-    """Load a certificate into a TLS context. OpenSSL reads only files, so use an anonymous one in memory."""
-    file = os.memfd_create("certificate", os.MFD_CLOEXEC)
-    with os.fdopen(file, "wb") as stream:
-        stream.write(leaf.chain + leaf.key.to_pem())
-        stream.flush()
-        tls.load_cert_chain(f"/proc/self/fd/{file}")
+    """Load a certificate into a TLS context. The ssl module reads only files, so use an in-memory file."""
+    descriptor = os.memfd_create("certificate", os.MFD_CLOEXEC)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(leaf.chain + leaf.key.to_pem())
+        file.flush()
+        tls.load_cert_chain(f"/proc/self/fd/{descriptor}")
 
 
 def _read_review(body: bytes) -> Json:
@@ -226,9 +227,9 @@ def _read_review(body: bytes) -> Json:
 def review_pod(
     request: Mapping[str, Any], settings: InjectionSettings, may_log: Callable[[], bool] = lambda: True
 ) -> Json:
-    """Return the response to an admission request. Raise ValueError if it has no object.
+    """Return the response to an admission request. Raise ValueError if it creates a pod without an object.
 
-    `may_log` limits the log lines.
+    `may_log` returns whether another line may be logged.
     """
     response: Json = {"uid": request["uid"], "allowed": True}
     resource = request.get("resource")
@@ -238,23 +239,23 @@ def review_pod(
     if request.get("operation") != "CREATE":
         return response
     if not isinstance(pod, dict):
-        raise ValueError("the request creates a pod but contains none")  # noqa: TRY004 - a malformed request
+        raise ValueError("the request creates a pod but has no object")  # noqa: TRY004 - a malformed request
     namespace = str(request.get("namespace") or "")[:_MAX_NAME_LENGTH]
     subject = f"Pod {namespace}/{_name(pod)}"
-    result = inject(pod, settings, namespace=namespace, locate=dotted, subject=subject)
+    injection = inject(pod, settings, namespace=namespace, locate=dotted, subject=subject)
     if may_log():
-        _log(subject, result, dry_run=bool(request.get("dryRun")))
-    if result.refused:
-        refusals = [problem for problem in result.problems if not problem.notice][:MAX_PROBLEMS]
+        _log(subject, injection, dry_run=bool(request.get("dryRun")))
+    if injection.refused:
+        refusals = [problem for problem in injection.problems if not problem.notice][:MAX_PROBLEMS]
         message = "; ".join(_message(problem, _MAX_REFUSAL_LENGTH) for problem in refusals)
         status = {"code": 422, "reason": "Invalid", "message": message[:_MAX_REFUSAL_LENGTH]}
         return response | {"allowed": False, "status": status}
-    warnings = [_message(problem, _MAX_WARNING_LENGTH) for problem in result.problems[:MAX_PROBLEMS]]
-    if result.ignores_request:
-        warnings.append(f"{subject} gets no sidecar: {result.skip_reason}"[:_MAX_WARNING_LENGTH])
+    warnings = [_message(problem, _MAX_WARNING_LENGTH) for problem in injection.problems[:MAX_PROBLEMS]]
+    if injection.ignores_request:
+        warnings.append(f"{subject} gets no sidecar: {injection.skip_reason}"[:_MAX_WARNING_LENGTH])
     if warnings:
         response["warnings"] = warnings
-    if patch := create_patch(pod, result.pod):
+    if patch := create_patch(pod, injection.pod):
         response |= {"patchType": "JSONPatch", "patch": b64encode(json.dumps(patch).encode()).decode()}
     return response
 
@@ -270,14 +271,17 @@ def _message(problem: Problem, max_length: int) -> str:
     return printable(text[:max_length])[:max_length]
 
 
-def _log(subject: str, result: Injection, *, dry_run: bool) -> None:
+def _log(subject: str, injection: Injection, *, dry_run: bool) -> None:
     dry_run_field = {"dry_run": True} if dry_run else {}
-    if result.refused:
-        problems = [problem.what[:_MAX_WARNING_LENGTH] for problem in result.problems if not problem.notice]
+    if injection.refused:
+        problems = [
+            problem.what[:_MAX_WARNING_LENGTH] for problem in injection.problems if not problem.notice
+        ]
         log.warning(
             "pod refused", pod=subject.removeprefix("Pod "), problems=problems[:MAX_PROBLEMS], **dry_run_field
         )
-    elif result.skip_reason:
-        log.debug("pod skipped", pod=subject.removeprefix("Pod "), reason=result.skip_reason, **dry_run_field)
+    elif injection.skip_reason:
+        reason = injection.skip_reason
+        log.debug("pod skipped", pod=subject.removeprefix("Pod "), reason=reason, **dry_run_field)
     else:
         log.info("sidecar injected", pod=subject.removeprefix("Pod "), **dry_run_field)

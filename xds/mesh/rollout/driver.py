@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from math import inf
 from typing import NamedTuple, TypeAlias
 
-from xds.mesh.envoy.inbound import accepting
+from xds.mesh.envoy.inbound import decode_modes
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Change, DestinationRule, Mode, PortKey, Ref
 from xds.mesh.rollout.machine import Rollout, classification_delay
@@ -181,7 +181,7 @@ class RolloutDriver:
             return
         self._reported.add(key)
         self._may_reconnect.discard(key)
-        if modes := accepting(session.initial_versions(LISTENER)):
+        if modes := decode_modes(session.initial_versions(LISTENER)):
             self.recover(Ref("Pod", *key), modes)
 
     def received(self, subscriber: Subscriber, now: float) -> None:

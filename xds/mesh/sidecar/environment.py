@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from envoy_data_plane.envoy.config.bootstrap.v3 import Bootstrap
 
 from xds.mesh.envoy import bootstrap as envoy
-from xds.mesh.envoy.probes import AnyProbe, listening
+from xds.mesh.envoy.probes import AnyProbe, probe_resources
 from xds.mesh.model.objects import METRICS_PORT, PROBE_PORT, Interception, Meta, Pod, Problem, Ref
 from xds.mesh.sidecar import probes
 from xds.mesh.sidecar import settings as names
@@ -48,8 +48,10 @@ class Sidecar:
         """Return the bootstrap of its Envoy."""
         intercepted = self.pod.interception is Interception.REDIRECT
         host = "0.0.0.0" if intercepted else self.pod.address
-        metrics = envoy.shown("metrics", host, METRICS_PORT, "/stats/prometheus", "/stats/prometheus")
-        probe_listeners = listening(
+        metrics = envoy.admin_page_listener(
+            "metrics", host, METRICS_PORT, "/stats/prometheus", "/stats/prometheus"
+        )
+        probe_listeners = probe_resources(
             self.probes, host, PROBE_PORT, self.pod.app_address, intercepted=intercepted
         )
         added = [metrics, *probe_listeners]
