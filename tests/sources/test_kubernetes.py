@@ -241,7 +241,9 @@ async def test_kinds_that_a_cluster_lacks_are_waited_for(server: FakeApiServer, 
 async def test_a_version_that_cannot_be_read_is_waited_for(server: FakeApiServer, api: KubeApi) -> None:
     server.serve_istio("v2")
     async with Followed(Kubernetes(api, options=QUICK)) as followed:
-        await followed.until(lambda: "serves v2, but xds supports only v1beta1 and v1" in followed.source.pending_reason())
+        await followed.until(
+            lambda: "serves v2, but xds supports only v1beta1 and v1" in followed.source.pending_reason()
+        )
         assert not followed.complete
         server.serve_istio("v1")
         await followed.until(lambda: followed.complete)

@@ -119,18 +119,18 @@ class ConditionPublisher:
             if not self._leads():
                 seen = None
                 continue
-            now = (self._mesh(), tuple(self._problems()), self._without_effect())
-            if seen is None or now[0] is not seen[0] or now[1:] != seen[1:]:
+            inputs = (self._mesh(), tuple(self._problems()), self._without_effect())
+            if seen is None or inputs[0] is not seen[0] or inputs[1:] != seen[1:]:
                 started = time.perf_counter()
                 try:
-                    conditions = await asyncio.to_thread(desired_conditions, *now)
+                    conditions = await asyncio.to_thread(desired_conditions, *inputs)
                 except Exception as error:  # noqa: BLE001 - conditions must not stop the control plane
                     self._log_problem(f"{type(error).__name__}: {error}")
                     continue
                 compute_time = time.perf_counter() - started
                 if seen is None or conditions != desired:
                     due = 0.0
-                seen, desired = now, conditions
+                seen, desired = inputs, conditions
             if time.monotonic() >= due:
                 due = time.monotonic() + (RESYNC_INTERVAL if await self.reconcile(desired) else RETRY_DELAY)
 
@@ -176,14 +176,14 @@ class ConditionPublisher:
         conditions = _merge_conditions(current, desired, int(meta.get("generation") or 0))
         if conditions == current or not self._leads():
             return
-        where = f"namespaces/{meta['namespace']}/{plural}" if meta.get("namespace") else plural
+        collection = f"namespaces/{meta['namespace']}/{plural}" if meta.get("namespace") else plural
         # The resourceVersion prevents overwriting conditions that another controller has just written.
         patch = {
             "metadata": {"resourceVersion": meta["resourceVersion"]},
             "status": {"conditions": conditions},
         }
         try:
-            path = f"/apis/{api_version}/{where}/{meta['name']}/status"
+            path = f"/apis/{api_version}/{collection}/{meta['name']}/status"
             await self._api.patch(path, patch, fieldManager=FIELD_MANAGER)
         except KubeError as error:
             if error.status == HTTPStatus.UNPROCESSABLE_ENTITY:  # the CRD has another schema for status

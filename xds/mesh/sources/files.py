@@ -91,17 +91,17 @@ class Folder:
 
     def load(self) -> SourceUpdate:
         """Read the changes since the last call. The first call reads everything; the folder must exist."""
-        files, unread, unsettled = self._scan()
+        files, scan_problems, unsettled = self._scan()
         config, settings_problems = self._settings.load()
         self._blocking_problems = (
             ()
             if self._complete
-            else _blocking_problems(files, unread, settings_problems if config is None else ())
+            else _blocking_problems(files, scan_problems, settings_problems if config is None else ())
         )
         if self._blocking_problems:
             self._files = files
             return self._make_update(
-                Change(), (*settings_problems, *unread, *_listed_problems(files, {})), unsettled
+                Change(), (*settings_problems, *scan_problems, *_listed_problems(files, {})), unsettled
             )
         before = self._applied
         if files != self._files or not self._complete:
@@ -122,7 +122,9 @@ class Folder:
             config=config if config != self._config else None,
         )
         self._config = config
-        return self._make_update(change, (*settings_problems, *unread, *self._object_problems), unsettled)
+        return self._make_update(
+            change, (*settings_problems, *scan_problems, *self._object_problems), unsettled
+        )
 
     def _make_update(self, change: Change, problems: tuple[Problem, ...], unsettled: bool) -> SourceUpdate:
         known, self._problems = self._problems, problems
@@ -194,14 +196,14 @@ class Folder:
         """Scan all files and read the changed ones. Return files, errors, and whether a file is unsettled."""
         known = self._files or {}
         files: dict[Path, _File] = {}
-        unread: list[Problem] = []
+        scan_problems: list[Problem] = []
         unsettled = False
         now = time.time()
         for path, status in _walk(self.root, set()):
             if isinstance(status, OSError):
                 if path == self.root and self._files is None:
                     raise status
-                unread.append(Problem(where=str(path), what=f"cannot be read: {status.strerror}"))
+                scan_problems.append(Problem(where=str(path), what=f"cannot be read: {status.strerror}"))
                 files |= {below: file for below, file in known.items() if below.is_relative_to(path)}
                 continue
             signature = (status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino, status.st_dev)
@@ -213,7 +215,7 @@ class Folder:
             else:
                 unsettled = True
                 files |= {path: known[path]} if path in known else {}
-        return files, unread, unsettled
+        return files, scan_problems, unsettled
 
 
 def _is_settled(status: os.stat_result, now: float) -> bool:
@@ -296,11 +298,13 @@ def _read_file(path: Path, signature: Signature | None, size: int) -> _File:
 
 
 def _blocking_problems(
-    files: Mapping[Path, _File], unread: Iterable[Problem], settings_problems: Iterable[Problem]
+    files: Mapping[Path, _File], scan_problems: Iterable[Problem], settings_problems: Iterable[Problem]
 ) -> tuple[Problem, ...]:
     """Return the problems of settings, files and documents that prevent listing all objects."""
     file_problems = (problem for file in files.values() if file.unreadable for problem in file.problems)
-    return tuple(problem for problem in (*settings_problems, *unread, *file_problems) if not problem.notice)
+    return tuple(
+        problem for problem in (*settings_problems, *scan_problems, *file_problems) if not problem.notice
+    )
 
 
 def _listed_problems(files: Mapping[Path, _File], facts: Mapping[Ref, _AppliedFact]) -> Iterator[Problem]:
