@@ -31,7 +31,7 @@ class WatchOptions(NamedTuple):
         return float(delay) * random.uniform(0.5, 1.0)  # noqa: S311
 
     def for_optional(self) -> WatchOptions:
-        """Return the options for optional kinds, with longer retry delays: most clusters do not serve them."""
+        """Return the options for optional kinds, with longer retry delays. Most clusters lack them."""
         return self._replace(min_delay=4 * self.min_delay, max_delay=6 * self.max_delay)
 
 
